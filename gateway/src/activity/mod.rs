@@ -1,0 +1,1 @@
+//! The pipeline: consumer -> decode -> resolve -> render -> store -> delivery -> commit.

@@ -1,0 +1,53 @@
+//! Who is asking, and may they: Bearer tokens against remote key sets, Basic users, revocations, and Casbin policies.
+//!
+//! Input: credentials from [`crate::ws`] and [`crate::http`], key sets over HTTP, policy rows from [`crate::store`].
+//! Output: a [`Principal`], or a refusal; and yes or no.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+/// Who a token, or a Basic user, speaks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    /// The subject, with its source's prefix: compared as text everywhere.
+    pub subject: Arc<str>,
+    /// Identifiers of its roles; empty unless the source's roles are trusted.
+    pub roles: Vec<String>,
+    /// How it was authenticated.
+    pub via: Via,
+}
+
+/// How a principal was authenticated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Via {
+    /// A verified token.
+    Token(TokenFacts),
+    /// `Authorization: Basic`: it has no inbox.
+    Basic,
+}
+
+/// What is kept of a verified token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenFacts {
+    /// Name of the source that issued it.
+    pub source: Arc<str>,
+    /// The key that verified it.
+    pub kid: Arc<str>,
+    /// `jti`
+    pub token_id: Option<Arc<str>>,
+    /// `iat`
+    pub issued_at: Option<DateTime<Utc>>,
+    /// `exp`
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+impl Principal {
+    /// The token's facts, unless it is a Basic user.
+    pub fn token(&self) -> Option<&TokenFacts> {
+        match &self.via {
+            Via::Token(facts) => Some(facts),
+            Via::Basic => None,
+        }
+    }
+}

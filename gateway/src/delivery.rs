@@ -1,0 +1,85 @@
+//! A message on its way out: to the hub if its destination is here, to the bus where it may be elsewhere.
+//!
+//! Input: [`crate::ws`], [`crate::http`] and [`crate::activity`]. Output: [`crate::hub`] and [`crate::bus`].
+
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+
+use crate::bus::Bus;
+use crate::hub::Hub;
+use crate::id::Id;
+
+/// Whom a message is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// One connection.
+    Client(Id),
+    /// Every connection of a user.
+    User(Arc<str>),
+    /// Every member of a room.
+    Room(Arc<str>),
+    /// Every authenticated connection.
+    Broadcast,
+}
+
+/// One message on its way.
+#[derive(Debug, Clone)]
+pub struct Dispatch {
+    /// Whom it is for.
+    pub destination: Destination,
+    /// The envelope's event.
+    pub event: Arc<str>,
+    /// The envelope's data, as JSON text.
+    pub data: Arc<RawValue>,
+    /// Connections that do not get it.
+    pub exclude: Arc<[Id]>,
+}
+
+impl Dispatch {
+    /// A message with `data` as its JSON.
+    pub fn new(destination: Destination, event: impl Into<Arc<str>>, data: Arc<RawValue>) -> Self {
+        Self { destination, event: event.into(), data, exclude: Arc::from([]) }
+    }
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// How many connections of this instance it was handed to.
+    pub local: usize,
+    /// Whether the bus took it for other instances.
+    pub published: bool,
+}
+
+/// The way out of every message.
+#[derive(Clone)]
+pub struct Delivery {
+    hub: Hub,
+    bus: Arc<dyn Bus>,
+}
+
+impl Delivery {
+    /// Sends through `hub` and `bus`.
+    pub fn new(hub: Hub, bus: Arc<dyn Bus>) -> Self {
+        Self { hub, bus }
+    }
+
+    /// Delivers here and publishes. A client that is held here is not published.
+    ///
+    /// Best effort: a bus that cannot publish is logged and told in [`Sent::published`], and local delivery has happened by then.
+    pub async fn send(&self, dispatch: &Dispatch) -> Sent {
+        let local = self.hub.deliver(dispatch);
+        if local > 0 && matches!(dispatch.destination, Destination::Client(_)) {
+            return Sent { local, published: false };
+        }
+        let published = match self.bus.publish(dispatch).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%error, "dispatch was delivered here only");
+                false
+            }
+        };
+        Sent { local, published }
+    }
+}

@@ -1,0 +1,249 @@
+//! Snowflake ids of 70 bits and their base62 text (`wire protocol`, "Ids").
+//!
+//! 48 bits of milliseconds since 2025-01-01T00:00:00Z, 10 bits of worker, 12 bits of sequence. The text form is what
+//! travels and is stored: no 64-bit column holds the number, and the text is never an order.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::clock::Clock;
+
+/// 2025-01-01T00:00:00Z in milliseconds since the Unix epoch: the first instant an id can name.
+pub const EPOCH_MS: i64 = 1_735_689_600_000;
+/// The largest worker number that 10 bits hold.
+pub const MAX_WORKER: u16 = 1023;
+/// A clock that steps back this far or less is waited out.
+pub const MAX_STEP_BACK_MS: i64 = 100;
+
+const SEQUENCE_BITS: u32 = 12;
+const WORKER_BITS: u32 = 10;
+const MAX_SEQUENCE: u16 = (1 << SEQUENCE_BITS) - 1;
+const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+const MAX_TEXT: usize = 12;
+
+/// An id in its base62 text, held inline: copying and hashing it allocates nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Id {
+    len: u8,
+    text: [u8; MAX_TEXT],
+}
+
+/// The text is not an id: it is empty, longer than 12 characters, or has a character outside `0-9A-Za-z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an id: want 1 to 12 characters of 0-9A-Za-z")]
+pub struct NotAnId;
+
+impl Id {
+    /// Writes the 70-bit number in base62 without leading zeros.
+    pub fn from_number(mut number: u128) -> Self {
+        let mut digits = [0u8; MAX_TEXT];
+        let mut at = MAX_TEXT;
+        loop {
+            at -= 1;
+            digits[at] = ALPHABET[(number % 62) as usize];
+            number /= 62;
+            if number == 0 || at == 0 {
+                break;
+            }
+        }
+        let mut text = [0u8; MAX_TEXT];
+        let len = MAX_TEXT - at;
+        text[..len].copy_from_slice(&digits[at..]);
+        Self { len: len as u8, text }
+    }
+
+    /// Puts the three parts together. `ms` counts from [`EPOCH_MS`].
+    pub fn from_parts(ms: u64, worker: u16, sequence: u16) -> Self {
+        let number = (u128::from(ms) << (WORKER_BITS + SEQUENCE_BITS))
+            | (u128::from(worker & MAX_WORKER) << SEQUENCE_BITS)
+            | u128::from(sequence & MAX_SEQUENCE);
+        Self::from_number(number)
+    }
+
+    /// Reads the text back as the 70-bit number.
+    pub fn number(&self) -> u128 {
+        self.as_str().bytes().fold(0, |n, b| {
+            let digit = match b {
+                b'0'..=b'9' => b - b'0',
+                b'A'..=b'Z' => b - b'A' + 10,
+                _ => b - b'a' + 36,
+            };
+            n * 62 + u128::from(digit)
+        })
+    }
+
+    /// The worker that made this id.
+    pub fn worker(&self) -> u16 {
+        ((self.number() >> SEQUENCE_BITS) & u128::from(MAX_WORKER)) as u16
+    }
+
+    /// The text form.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.text[..usize::from(self.len)]).expect("an id holds ASCII only")
+    }
+}
+
+impl FromStr for Id {
+    type Err = NotAnId;
+
+    fn from_str(s: &str) -> Result<Self, NotAnId> {
+        if s.is_empty() || s.len() > MAX_TEXT || !s.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return Err(NotAnId);
+        }
+        let mut text = [0u8; MAX_TEXT];
+        text[..s.len()].copy_from_slice(s.as_bytes());
+        Ok(Self { len: s.len() as u8, text })
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl serde::Serialize for Id {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Id {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The clock went back further than is waited out, so an id made now could repeat an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the clock stepped back {by_ms} ms, more than the {MAX_STEP_BACK_MS} ms that are waited out")]
+pub struct ClockStepped {
+    /// How far back, in milliseconds.
+    pub by_ms: i64,
+}
+
+/// Makes ids, unique as long as no other live process has the same worker number.
+#[derive(Clone)]
+pub struct IdGenerator {
+    clock: Arc<dyn Clock>,
+    worker: u16,
+    last: Arc<Mutex<(i64, u16)>>,
+}
+
+impl IdGenerator {
+    /// `worker` is taken modulo 1024.
+    pub fn new(worker: u16, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, worker: worker & MAX_WORKER, last: Arc::new(Mutex::new((i64::MIN, 0))) }
+    }
+
+    /// The worker number in every id this generator makes.
+    pub fn worker(&self) -> u16 {
+        self.worker
+    }
+
+    /// Makes the next id.
+    ///
+    /// Blocks the thread for at most [`MAX_STEP_BACK_MS`] when the clock stepped back a little, and for the rest of the
+    /// millisecond after 4096 ids in it.
+    ///
+    /// # Errors
+    /// [`ClockStepped`] when the clock went back further than that.
+    pub fn next(&self) -> Result<Id, ClockStepped> {
+        loop {
+            let now = self.clock.now_ms() - EPOCH_MS;
+            let mut last = self.last.lock();
+            let (last_ms, sequence) = *last;
+            if now > last_ms {
+                *last = (now, 0);
+                return Ok(Id::from_parts(now.max(0) as u64, self.worker, 0));
+            }
+            let behind = last_ms - now;
+            if behind > MAX_STEP_BACK_MS {
+                return Err(ClockStepped { by_ms: behind });
+            }
+            if behind == 0 && sequence < MAX_SEQUENCE {
+                *last = (last_ms, sequence + 1);
+                return Ok(Id::from_parts(now.max(0) as u64, self.worker, sequence + 1));
+            }
+            drop(last);
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+}
+
+impl fmt::Debug for IdGenerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdGenerator").field("worker", &self.worker).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{FixedClock, SystemClock};
+    use std::collections::HashSet;
+
+    #[test]
+    fn the_first_instant_with_worker_and_sequence_zero_is_0() {
+        assert_eq!(Id::from_parts(0, 0, 0).as_str(), "0");
+        assert_eq!(Id::from_parts(0, 0, 61).as_str(), "z");
+        assert_eq!(Id::from_parts(0, 0, 62).as_str(), "10");
+    }
+
+    #[test]
+    fn the_largest_id_has_twelve_characters_and_reads_back() {
+        let id = Id::from_parts((1 << 48) - 1, 1023, 4095);
+        assert_eq!(id.as_str().len(), 12);
+        assert_eq!(id.number(), (1u128 << 70) - 1);
+        assert_eq!(id.worker(), 1023);
+        assert_eq!(id.as_str().parse::<Id>().unwrap(), id);
+    }
+
+    #[test]
+    fn text_that_is_no_id_is_refused() {
+        for bad in ["", "abcdefghijklm", "a-b", "ws:1", "é"] {
+            assert_eq!(bad.parse::<Id>(), Err(NotAnId), "{bad}");
+        }
+    }
+
+    #[test]
+    fn many_threads_never_see_the_same_id() {
+        let ids = IdGenerator::new(9, Arc::new(SystemClock));
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let ids = ids.clone();
+                std::thread::spawn(move || (0..10_000).map(|_| ids.next().unwrap()).collect::<Vec<_>>())
+            })
+            .collect();
+        let all: HashSet<Id> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+        assert_eq!(all.len(), 40_000);
+        assert!(all.iter().all(|id| id.worker() == 9));
+    }
+
+    #[test]
+    fn a_small_step_back_is_waited_out_and_a_large_one_is_an_error() {
+        let clock = FixedClock::new(chrono::DateTime::from_timestamp_millis(EPOCH_MS + 10_000).unwrap());
+        let ids = IdGenerator::new(9, Arc::new(clock.clone()));
+        let first = ids.next().unwrap();
+        clock.advance_ms(-50);
+        let waiting = std::thread::spawn({
+            let ids = ids.clone();
+            move || ids.next().unwrap()
+        });
+        clock.advance_ms(50);
+        assert_ne!(waiting.join().unwrap(), first);
+        clock.advance_ms(-101);
+        assert_eq!(ids.next(), Err(ClockStepped { by_ms: 101 }));
+    }
+}

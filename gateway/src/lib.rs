@@ -1,0 +1,31 @@
+//! The realtime edge: clients hold a WebSocket to it, services only publish.
+//!
+//! Read a flow from its first module to its last (`ARCHITECTURE.md` walks each one):
+//!
+//! | flow | modules |
+//! |---|---|
+//! | WebSocket frame in | [`ws`] socket -> [`protocol`] envelope -> [`ws`] session -> [`auth`] / [`hub`] |
+//! | message out | [`delivery`] -> [`hub`] if held here, [`bus`] where it may be elsewhere -> outbox -> socket |
+//! | Kafka record in | [`activity`]: consumer -> decode -> resolve -> render -> [`store`] -> [`delivery`] -> commit |
+//! | REST request in | [`http`] route -> extractor -> [`auth`] policy -> [`store`] / [`delivery`] -> response |
+//!
+//! [`app`] builds each part once, wires them, supervises the tasks and drains them in order.
+
+pub mod activity;
+pub mod app;
+pub mod auth;
+pub mod bus;
+pub mod clock;
+pub mod config;
+pub mod delivery;
+pub mod dev;
+pub mod http;
+pub mod hub;
+pub mod id;
+pub mod metrics;
+pub mod notification;
+pub mod protocol;
+pub mod store;
+pub mod telemetry;
+pub mod watch;
+pub mod ws;

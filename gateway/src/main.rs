@@ -1,0 +1,3 @@
+//! Arguments, configuration, telemetry, `run`.
+
+fn main() {}

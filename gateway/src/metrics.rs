@@ -1,0 +1,145 @@
+//! Every metric name of the process in one list. Labels have few, known values: no user, room, client or tenant ever.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// One label whose values the code lists.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Kind {
+    /// What happened: an outcome, a reason or a code, as the metric's help says.
+    pub kind: String,
+}
+
+/// A key source by its configured name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SourceLabel {
+    /// `sources.name`
+    pub source: String,
+}
+
+/// A key source and an outcome.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SourceKind {
+    /// `sources.name`
+    pub source: String,
+    /// `ok`, `error`
+    pub kind: String,
+}
+
+/// A partition of a configured topic.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Partition {
+    /// Topic.
+    pub topic: String,
+    /// Partition number.
+    pub partition: i32,
+}
+
+/// A REST route by its template.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Route {
+    /// `/notifications/{id}`; `unmatched` for none.
+    pub route: String,
+    /// Method.
+    pub method: String,
+    /// Status code.
+    pub status: u16,
+}
+
+/// Build facts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Build {
+    /// The package's version.
+    pub version: String,
+}
+
+type Float = Gauge<f64, AtomicU64>;
+
+macro_rules! metrics {
+    ($($field:ident: $type:ty = $make:expr, $name:literal, $help:literal;)*) => {
+        /// The metrics, and the registry that `/metrics` prints.
+        #[derive(Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            $(#[doc = $help] pub $field: $type,)*
+        }
+
+        impl Metrics {
+            /// A registry of its own: two gateways in one process share nothing.
+            #[expect(clippy::new_without_default, reason = "a registry is made once, on purpose")]
+            pub fn new() -> Arc<Self> {
+                let mut registry = Registry::with_prefix("signal");
+                $(let $field: $type = $make; registry.register($name, $help, $field.clone());)*
+                let metrics = Self { registry, $($field,)* };
+                metrics.build_info.get_or_create(&Build { version: env!("CARGO_PKG_VERSION").into() }).set(1);
+                Arc::new(metrics)
+            }
+        }
+    };
+}
+
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_05, 2.5, 14))
+}
+
+fn sizes() -> Histogram {
+    Histogram::new(exponential_buckets(1.0, 4.0, 9))
+}
+
+metrics! {
+    build_info: Family<Build, Gauge> = Family::default(), "build_info", "Version of the running gateway; always 1";
+    connections: Gauge = Gauge::default(), "connections", "Open WebSocket connections";
+    authenticated: Gauge = Gauge::default(), "connections_authenticated", "Open connections past authentication";
+    encrypted: Gauge = Gauge::default(), "connections_encrypted", "Open connections whose frames are sealed";
+    opened: Counter = Counter::default(), "connections_opened", "WebSocket connections accepted";
+    refused: Family<Kind, Counter> = Family::default(), "connections_refused", "Upgrades refused, by reason";
+    closed: Family<Kind, Counter> = Family::default(), "connections_closed", "Connections ended, by close code; 1006 where no Close frame was sent by either side";
+    authentications: Family<Kind, Counter> = Family::default(), "authentications", "Verdicts on tokens, by outcome";
+    handshake: Histogram = seconds(), "handshake_seconds", "From authenticate to connected";
+    frames_in: Counter = Counter::default(), "frames_received", "Text and binary messages from clients";
+    frames_out: Counter = Counter::default(), "frames_sent", "Messages handed to connections";
+    bytes_out: Counter = Counter::default(), "sent_bytes", "Bytes written to sockets";
+    outbox_bytes: Gauge = Gauge::default(), "outbox_bytes", "Bytes that wait to be written";
+    fan_out: Histogram = sizes(), "fan_out_members", "Local connections a message was handed to";
+    fan_out_time: Histogram = seconds(), "fan_out_seconds", "Time a shard took to hand one batch of messages to its connections";
+    bus_published: Family<Kind, Counter> = Family::default(), "bus_published", "Dispatches given to Redis, by outcome";
+    bus_received: Family<Kind, Counter> = Family::default(), "bus_received", "Payloads heard from Redis, by outcome";
+    bus_subscriptions: Gauge = Gauge::default(), "bus_subscriptions", "Channels subscribed";
+    bus_lag: Float = Float::default(), "bus_lag_seconds", "From publishing to hearing of the last self-ping";
+    bus_deaf: Gauge = Gauge::default(), "bus_deaf", "1 while pushes from elsewhere are being missed";
+    bus_resyncs: Counter = Counter::default(), "bus_resyncs", "Times local clients were told that pushes may have been missed";
+    records: Family<Kind, Counter> = Family::default(), "kafka_records", "Activity records finished, by outcome";
+    rows: Counter = Counter::default(), "notifications_stored", "Notification rows written";
+    dead_letters: Family<Kind, Counter> = Family::default(), "kafka_dead_letters", "Records sent to the dead-letter topic, by reason";
+    lag: Family<Partition, Gauge> = Family::default(), "kafka_lag_records", "Records between the committed offset and the end of the partition";
+    batch: Histogram = sizes(), "kafka_batch_records", "Records stored in one transaction";
+    store_time: Histogram = seconds(), "store_seconds", "Time of one storing transaction";
+    pipeline_retries: Counter = Counter::default(), "kafka_retries", "Batches tried again because a dependency was away";
+    key_age: Family<SourceLabel, Gauge> = Family::default(), "key_set_age_seconds", "Since the last good fetch of a key source";
+    key_fetches: Family<SourceKind, Counter> = Family::default(), "key_set_fetches", "Fetches of key sets, by source and outcome";
+    requests: Family<Route, Counter> = Family::default(), "http_requests", "REST requests, by route template, method and status";
+    request_time: Histogram = seconds(), "http_request_seconds", "Time of one REST request";
+    config_reloads: Family<Kind, Counter> = Family::default(), "config_reloads", "Live settings and catalogs read again, by outcome";
+    draining: Gauge = Gauge::default(), "draining", "1 from SIGTERM or POST /drain on";
+}
+
+impl Metrics {
+    /// The OpenMetrics text of everything.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("a String takes every write");
+        text
+    }
+
+    /// A label with one value.
+    pub fn kind(kind: impl Into<String>) -> Kind {
+        Kind { kind: kind.into() }
+    }
+}

@@ -1,0 +1,98 @@
+//! What an inbox holds: plain data shared by the pipeline, the store, the sockets and REST.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use crate::id::Id;
+
+/// One stored notification of one recipient, in the shape that clients see.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Notification {
+    /// Identity, never an order.
+    pub id: Id,
+    /// Counts up per recipient without reuse: the order, the cursor and the only thing clients compare.
+    pub seq: i64,
+    /// The activity's type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Rendered in [`Notification::locale`].
+    pub title: String,
+    /// Rendered in [`Notification::locale`].
+    pub content: String,
+    /// The activity's parameters, as the producer gave them.
+    pub data: Box<RawValue>,
+    /// Who caused it.
+    pub actor_id: Option<String>,
+    /// Whose inbox it is in.
+    pub recipient_id: String,
+    /// The organizer it concerns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub organizer_id: Option<String>,
+    /// The merchant it concerns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merchant_id: Option<String>,
+    /// The catalog's locale that was used.
+    pub locale: String,
+    /// Whether `readAt` is set.
+    pub is_read: bool,
+    /// When it was first read.
+    #[serde(serialize_with = "rfc3339_opt")]
+    pub read_at: Option<DateTime<Utc>>,
+    /// When it was stored.
+    #[serde(serialize_with = "rfc3339")]
+    pub created_at: DateTime<Utc>,
+}
+
+/// The counters of one inbox, changed in the same transaction as its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InboxState {
+    /// How many notifications are unread.
+    pub unread_count: i64,
+    /// Grows with every change of the inbox, so counts that arrive out of order are told apart.
+    pub version: i64,
+}
+
+/// What the pipeline asks the store to write: one activity with everyone it concerns.
+#[derive(Debug, Clone)]
+pub struct NewActivity {
+    /// CloudEvents `source`, else the topic: with `event_id` the identity of the event.
+    pub source: String,
+    /// Identity of the event within its source.
+    pub event_id: String,
+    /// The activity's type.
+    pub kind: String,
+    /// Rendered title.
+    pub title: String,
+    /// Rendered content.
+    pub content: String,
+    /// The locale that was used.
+    pub locale: String,
+    /// Parameters, stored beside the text.
+    pub data: Box<RawValue>,
+    /// Who caused it.
+    pub actor_id: Option<String>,
+    /// The organizer it concerns.
+    pub organizer_id: Option<String>,
+    /// The merchant it concerns.
+    pub merchant_id: Option<String>,
+    /// Whom it concerns, without repeats; never empty.
+    pub recipients: Arc<[String]>,
+}
+
+/// Writes a time as RFC 3339 in UTC with milliseconds.
+pub fn rfc3339<S: Serializer>(at: &DateTime<Utc>, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(&at.to_rfc3339_opts(SecondsFormat::Millis, true))
+}
+
+/// Writes a time as RFC 3339 in UTC with milliseconds, or null.
+pub fn rfc3339_opt<S: Serializer>(at: &Option<DateTime<Utc>>, s: S) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => rfc3339(at, s),
+        None => s.serialize_none(),
+    }
+}
