@@ -22,6 +22,7 @@ pub mod dev;
 pub mod http;
 pub mod hub;
 pub mod id;
+pub mod lifecycle;
 pub mod metrics;
 pub mod notification;
 pub mod protocol;
