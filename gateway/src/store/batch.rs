@@ -227,8 +227,7 @@ fn refuse_nul(new: &NewActivity) -> Result<(), Nul> {
 /// Whether JSON text holds the escape `\u0000`, told from an escaped backslash in front of `u0000`.
 fn escapes_nul(json: &str) -> bool {
     let bytes = json.as_bytes();
-    memchr::memmem::find_iter(bytes, br"\u0000")
-        .any(|at| bytes[..at].iter().rev().take_while(|b| **b == b'\\').count().is_multiple_of(2))
+    memchr::memmem::find_iter(bytes, br"\u0000").any(|at| bytes[..at].iter().rev().take_while(|b| **b == b'\\').count().is_multiple_of(2))
 }
 
 fn text_bytes(new: &NewActivity) -> usize {

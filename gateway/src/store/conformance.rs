@@ -620,11 +620,16 @@ fn platform() -> Platform {
         PolicyDefinition::may("5", "100", "delete", None),
         PolicyDefinition::may("3", "999", "read", None),
     ];
-    let own = PolicyDefinition { subject: ("User", "17".into()), effect: Some("deny".into()), ..PolicyDefinition::may("", "100", "update", None) };
+    let own = PolicyDefinition {
+        subject: ("User", "17".into()),
+        effect: Some("deny".into()),
+        ..PolicyDefinition::may("", "100", "update", None)
+    };
     let no_action = PolicyDefinition { id: "none".into(), action: None, ..PolicyDefinition::may("3", "100", "", None) };
     // A second role in the same domain does not make the user two recipients, and a role is no user.
     let second = PolicyDefinition::member("17", "5000", Some("Merchant_42"));
-    let a_role = PolicyDefinition { id: "role".into(), subject: ("Role", "21".into()), ..PolicyDefinition::member("", "3", Some("Merchant_42")) };
+    let a_role =
+        PolicyDefinition { id: "role".into(), subject: ("Role", "21".into()), ..PolicyDefinition::member("", "3", Some("Merchant_42")) };
     definitions.extend([own, no_action, second, a_role]);
     Platform {
         permissions: vec![("100".into(), "WebSocketClient.find".into()), ("101".into(), "WebSocketClient.send".into())],
@@ -663,7 +668,8 @@ async fn assert_policies(policies: &dyn PolicyStore) {
             rule("User_17", None, "WebSocketClient.find", "update", false),
         ]
     );
-    let group = |role: &str, domain: Option<&str>| GroupRow { subject: "User_17".into(), role: role.into(), domain: domain.map(Into::into) };
+    let group =
+        |role: &str, domain: Option<&str>| GroupRow { subject: "User_17".into(), role: role.into(), domain: domain.map(Into::into) };
     assert_eq!(groups, [group("Role_3", Some("Merchant_42")), group("Role_4", None), group("Role_5000", Some("Merchant_42"))]);
     let (rules, groups) = policies.rules_of("nobody").await.unwrap();
     assert!(rules.is_empty() && groups.is_empty());
@@ -687,6 +693,7 @@ async fn policies_are_read_with_text_ids(database: &TestDatabase) {
 }
 
 async fn policies_are_read_with_number_ids(database: &TestDatabase) {
+    let policies = database.open().await.policies;
     database
         .execute(
             "CREATE TABLE policy_definition (
@@ -699,14 +706,16 @@ async fn policies_are_read_with_number_ids(database: &TestDatabase) {
         let text = |text: &Option<String>| text.as_ref().map_or("NULL".to_owned(), |text| format!("'{text}'"));
         let (subject, target) = (row.subject, row.target);
         let (action, effect, domain) = (text(&row.action), text(&row.effect), text(&row.domain));
-        let values =
-            format!("'{}', '{}', '{}', {}, '{}', {}, {action}, {effect}, {domain}", row.id, row.variant, subject.0, subject.1, target.0, target.1);
+        let values = format!(
+            "'{}', '{}', '{}', {}, '{}', {}, {action}, {effect}, {domain}",
+            row.id, row.variant, subject.0, subject.1, target.0, target.1
+        );
         database.execute(&format!("INSERT INTO policy_definition VALUES ({values})")).await;
     }
     for (id, code) in platform().permissions {
         database.execute(&format!("INSERT INTO permission VALUES ({id}, '{code}')")).await;
     }
-    assert_policies(&*database.open().await.policies).await;
+    assert_policies(&*policies).await;
 }
 
 async fn policies_may_live_in_another_database(database: &TestDatabase) {
@@ -797,7 +806,8 @@ mod outage {
         database.settings.statement_timeout_ms = 200;
         let store = database.open().await.notifications;
         let id = store.insert(&[activity("e1", &["x"])], at(0)).await.unwrap()[0].notification.id;
-        let mut options = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(database.url().expose()).await.unwrap().begin().await.unwrap();
+        let mut options =
+            sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(database.url().expose()).await.unwrap().begin().await.unwrap();
         sqlx::query("SELECT 1 FROM signal_inbox WHERE recipient_id = 'x' FOR UPDATE").execute(&mut *options).await.unwrap();
         for failed in [
             store.insert(&[activity("e2", &["w", "x"])], at(0)).await.map(drop),
@@ -819,8 +829,7 @@ mod outage {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("url");
         std::fs::write(&file, database.url().expose()).unwrap();
-        let settings =
-            crate::config::Database { url: Secret::default(), url_file: SecretFile::new(&file), ..database.settings.clone() };
+        let settings = crate::config::Database { url: Secret::default(), url_file: SecretFile::new(&file), ..database.settings.clone() };
         let shutdown = CancellationToken::new();
         let stores = open(&settings, &Config::for_tests().policy, ids(), shutdown.clone()).await.unwrap();
         let store = stores.notifications.clone();
@@ -882,30 +891,62 @@ mod outage {
             assert_eq!(store.insert(&batch, at(0)).await.unwrap().len(), 1000);
         }
         let seconds = started.elapsed().as_secs_f64();
-        println!("{:.0} rows/s in batches of 1000 ({:.1} ms each)", f64::from(batches * 1000) / seconds, seconds * 1000.0 / f64::from(batches));
+        println!(
+            "{:.0} rows/s in batches of 1000 ({:.1} ms each)",
+            f64::from(batches * 1000) / seconds,
+            seconds * 1000.0 / f64::from(batches)
+        );
         let commits = database.number("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()").await;
         assert!(commits < 200, "{commits} transactions");
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn the_purge_loop_removes_what_is_past_its_age_and_ends_at_shutdown() {
-    // The store's own thread is not of tokio's clock: time moves only where nothing waits for it.
     let database = TestDatabase::sqlite();
     let store = database.open().await.notifications;
-    store.insert(&[activity("old", &["x"])], at(0)).await.unwrap();
-    store.insert(&[activity("new", &["x"])], at(86_400 * 5)).await.unwrap();
-    let mut settings = database.settings.clone();
-    settings.retention_days = 3;
-    let clock = crate::clock::FixedClock::new(at(86_400 * 5) + TimeDelta::hours(1));
+    let days = |n: i64| at(86_400 * n);
+    store.insert(&[activity("old", &["x"])], days(0)).await.unwrap();
+    store.insert(&[activity("new", &["x"])], days(5)).await.unwrap();
+    let clock = crate::clock::FixedClock::new(days(7));
     let shutdown = CancellationToken::new();
-    let purging = tokio::spawn(purge_loop(store.clone(), settings, Arc::new(clock), shutdown.clone()));
-    let started = tokio::time::Instant::now();
-    while all(&*store, "x").await.len() == 2 {
-        assert!(started.elapsed() < PURGE_INTERVAL * 3);
-        tokio::time::sleep(Duration::from_secs(30)).await;
+    let purge = |retention_days| {
+        let settings = crate::config::Database { retention_days, ..database.settings.clone() };
+        let (clock, interval) = (Arc::new(clock.clone()), Duration::from_millis(5));
+        tokio::spawn(retention::purge_every(interval, store.clone(), settings, clock, shutdown.clone()))
+    };
+    let (off, on) = (purge(0), purge(3));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while seqs(&all(&*store, "x").await) != [2] {
+        assert!(Instant::now() < deadline, "the old one goes");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(seqs(&all(&*store, "x").await), [2]);
+    clock.advance_ms(TimeDelta::days(2).num_milliseconds());
+    while !all(&*store, "x").await.is_empty() {
+        assert!(Instant::now() < deadline, "the new one goes once it is old");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    shutdown.cancel();
+    on.await.unwrap();
+    off.await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_purged_without_a_retention() {
+    let database = TestDatabase::sqlite();
+    let store = database.open().await.notifications;
+    let stored = store.insert(&[activity("e1", &["x", "y"])], at(0)).await.unwrap();
+    store.delete("y", stored[1].notification.id, at(0)).await.unwrap();
+    let clock = crate::clock::FixedClock::new(at(86_400 * 400));
+    let shutdown = CancellationToken::new();
+    let (settings, interval) = (database.settings.clone(), Duration::from_millis(5));
+    let purging = tokio::spawn(retention::purge_every(interval, store.clone(), settings, Arc::new(clock), shutdown.clone()));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while database.number("SELECT count(*) FROM signal_tombstone").await > 0 {
+        assert!(Instant::now() < deadline, "tombstones go in any case");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     shutdown.cancel();
     purging.await.unwrap();
+    assert_eq!(all(&*store, "x").await.len(), 1);
 }

@@ -153,9 +153,10 @@ mod tests {
         for code in ["22021", "22P05", "22001", "23502", "23514", "23503", "54000", "21000", "P0001"] {
             assert!(postgres_refuses(code), "{code}");
         }
-        for code in
-            ["08006", "53300", "57P01", "57014", "40001", "40P01", "55P03", "25006", "23505", "42P01", "42501", "28P01", "3D000", "XX000", ""]
-        {
+        for code in [
+            "08006", "53300", "57P01", "57014", "40001", "40P01", "55P03", "25006", "23505", "42P01", "42501", "28P01", "3D000", "XX000",
+            "",
+        ] {
             assert!(!postgres_refuses(code), "{code}");
         }
         // TOOBIG, CONSTRAINT_NOTNULL, CONSTRAINT_DATATYPE, MISMATCH

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::migrate::{AppliedMigration, Migrate, Migrator};
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{Connection, ConnectOptions};
+use sqlx::{ConnectOptions, Connection};
 use tokio::time::Instant;
 
 use super::OpenError;

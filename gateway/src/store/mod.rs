@@ -102,6 +102,9 @@ pub struct Missed {
     pub inbox: InboxState,
 }
 
+/// What a method answers, later.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
 /// The notification tables.
 ///
 /// - Every method is one transaction, and what it returns is one snapshot: a page and its counters belong together.
@@ -119,48 +122,37 @@ pub trait NotificationStore: Send + Sync + 'static {
     /// the answer: exactly one row exists however often and from however many instances this is called. The answer is in the order of the
     /// batch; within a recipient `seq` rises by one per row in that order, without reuse, and so do unread count and version.
     /// A batch that is [`StoreError::Refused`] left nothing behind; which activity was at fault is found by halving.
-    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> BoxFuture<'a, Result<Vec<Stored>, StoreError>>;
+    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> Answer<'a, Vec<Stored>>;
 
     /// A page of a recipient's inbox, newest first, at most `limit` rows (at least one) with `seq` below `before`.
     ///
     /// Rows that arrive between two pages come before the first: going on at [`Page::next`] repeats and skips nothing.
-    fn list<'a>(
-        &'a self,
-        recipient: &'a str,
-        filter: &'a Filter,
-        before: Option<i64>,
-        limit: u32,
-    ) -> BoxFuture<'a, Result<Page, StoreError>>;
+    fn list<'a>(&'a self, recipient: &'a str, filter: &'a Filter, before: Option<i64>, limit: u32) -> Answer<'a, Page>;
 
     /// One notification; `None` for another recipient's as for none.
-    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> BoxFuture<'a, Result<Option<Notification>, StoreError>>;
+    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> Answer<'a, Option<Notification>>;
 
     /// Removes one, leaving a tombstone; `None` if the recipient has no such row, and then nothing changed.
-    fn delete<'a>(&'a self, recipient: &'a str, id: Id, now: DateTime<Utc>) -> BoxFuture<'a, Result<Option<InboxState>, StoreError>>;
+    fn delete<'a>(&'a self, recipient: &'a str, id: Id, now: DateTime<Utc>) -> Answer<'a, Option<InboxState>>;
 
     /// Marks as read; what is read already keeps its time.
-    fn mark_read<'a>(&'a self, recipient: &'a str, which: &'a Which, now: DateTime<Utc>) -> BoxFuture<'a, Result<Read, StoreError>>;
+    fn mark_read<'a>(&'a self, recipient: &'a str, which: &'a Which, now: DateTime<Utc>) -> Answer<'a, Read>;
 
     /// The counters; zero for a recipient that never got anything.
-    fn inbox<'a>(&'a self, recipient: &'a str) -> BoxFuture<'a, Result<InboxState, StoreError>>;
+    fn inbox<'a>(&'a self, recipient: &'a str) -> Answer<'a, InboxState>;
 
     /// The rows with `seq` above `after`, oldest first, at most `limit` (at least one).
-    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> BoxFuture<'a, Result<Missed, StoreError>>;
+    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> Answer<'a, Missed>;
 
     /// Removes up to `limit` of the oldest notifications created before `before`, adjusting the counters of their inboxes (whose versions grow by
     /// one), and up to `limit` tombstones that were left before `tombstones_before`; says how many rows of both went.
     ///
     /// A notification created since `tombstones_before` leaves a tombstone of its own age: redelivery may still bring it. Of several
     /// instances one purges at a time; the others are told 0.
-    fn purge<'a>(
-        &'a self,
-        before: Option<DateTime<Utc>>,
-        tombstones_before: DateTime<Utc>,
-        limit: u32,
-    ) -> BoxFuture<'a, Result<u64, StoreError>>;
+    fn purge<'a>(&'a self, before: Option<DateTime<Utc>>, tombstones_before: DateTime<Utc>, limit: u32) -> Answer<'a, u64>;
 
     /// Answers when the database does.
-    fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn ping(&self) -> Answer<'_, ()>;
 }
 
 /// A merchant or an organizer, as `policy_definition.domain` writes it.
@@ -212,12 +204,12 @@ pub struct GroupRow {
 /// Ids in them may be numbers or text; they are compared and returned as text. A user is named by id alone (`17`), as tokens and inboxes name it.
 pub trait PolicyStore: Send + Sync + 'static {
     /// The ids of the distinct `User` subjects with a group row in each domain, sorted, in one query. A domain with nobody is absent from the answer.
-    fn users_in<'a>(&'a self, domains: &'a [Domain]) -> BoxFuture<'a, Result<HashMap<Domain, Arc<[String]>>, StoreError>>;
+    fn users_in<'a>(&'a self, domains: &'a [Domain]) -> Answer<'a, HashMap<Domain, Arc<[String]>>>;
 
     /// The distinct domains (`Merchant_42`) in which this user has a group row, sorted; rows without a domain name none.
-    fn domains_of<'a>(&'a self, user: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>>;
+    fn domains_of<'a>(&'a self, user: &'a str) -> Answer<'a, Vec<String>>;
 
     /// Every policy and group row that concerns this user or one of the roles that the user is a member of in any domain.
     /// Policy rows without an action, or whose permission does not exist, are skipped; an effect other than `allow` or none denies.
-    fn rules_of<'a>(&'a self, user: &'a str) -> BoxFuture<'a, Result<(Vec<PolicyRow>, Vec<GroupRow>), StoreError>>;
+    fn rules_of<'a>(&'a self, user: &'a str) -> Answer<'a, (Vec<PolicyRow>, Vec<GroupRow>)>;
 }

@@ -7,13 +7,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
 use sqlx::{ColumnIndex, Decode, Row, Type};
 
 use super::batch::no_nul;
 use super::postgres::Postgres;
 use super::sqlite::{Sqlite, json};
-use super::{Domain, GroupRow, PolicyRow, PolicyStore, StoreError};
+use super::{Answer, Domain, GroupRow, PolicyRow, PolicyStore, StoreError};
 
 macro_rules! users_in {
     ($among:literal) => {
@@ -125,18 +124,18 @@ fn names(domains: &[Domain]) -> Result<Vec<String>, StoreError> {
 }
 
 impl PolicyStore for PostgresPolicies {
-    fn users_in<'a>(&'a self, domains: &'a [Domain]) -> BoxFuture<'a, Result<HashMap<Domain, Arc<[String]>>, StoreError>> {
+    fn users_in<'a>(&'a self, domains: &'a [Domain]) -> Answer<'a, HashMap<Domain, Arc<[String]>>> {
         Box::pin(async move { users(domains, &self.rows(sqlx::query(USERS_IN_POSTGRES).bind(names(domains)?)).await?) })
     }
 
-    fn domains_of<'a>(&'a self, user: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>> {
+    fn domains_of<'a>(&'a self, user: &'a str) -> Answer<'a, Vec<String>> {
         Box::pin(async move {
             no_nul("user", user)?;
             sorted_domains(&self.rows(sqlx::query(DOMAINS_OF).bind(user)).await?)
         })
     }
 
-    fn rules_of<'a>(&'a self, user: &'a str) -> BoxFuture<'a, Result<(Vec<PolicyRow>, Vec<GroupRow>), StoreError>> {
+    fn rules_of<'a>(&'a self, user: &'a str) -> Answer<'a, (Vec<PolicyRow>, Vec<GroupRow>)> {
         Box::pin(async move {
             no_nul("user", user)?;
             rules(&self.rows(sqlx::query(RULES_OF).bind(user)).await?)
@@ -145,21 +144,21 @@ impl PolicyStore for PostgresPolicies {
 }
 
 impl PolicyStore for SqlitePolicies {
-    fn users_in<'a>(&'a self, domains: &'a [Domain]) -> BoxFuture<'a, Result<HashMap<Domain, Arc<[String]>>, StoreError>> {
+    fn users_in<'a>(&'a self, domains: &'a [Domain]) -> Answer<'a, HashMap<Domain, Arc<[String]>>> {
         Box::pin(async move {
             let names = json(&names(domains)?)?;
             users(domains, &sqlx::query(USERS_IN_SQLITE).bind(names).fetch_all(&self.0.read).await?)
         })
     }
 
-    fn domains_of<'a>(&'a self, user: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>> {
+    fn domains_of<'a>(&'a self, user: &'a str) -> Answer<'a, Vec<String>> {
         Box::pin(async move {
             no_nul("user", user)?;
             sorted_domains(&sqlx::query(DOMAINS_OF).bind(user).fetch_all(&self.0.read).await?)
         })
     }
 
-    fn rules_of<'a>(&'a self, user: &'a str) -> BoxFuture<'a, Result<(Vec<PolicyRow>, Vec<GroupRow>), StoreError>> {
+    fn rules_of<'a>(&'a self, user: &'a str) -> Answer<'a, (Vec<PolicyRow>, Vec<GroupRow>)> {
         Box::pin(async move {
             no_nul("user", user)?;
             rules(&sqlx::query(RULES_OF).bind(user).fetch_all(&self.0.read).await?)

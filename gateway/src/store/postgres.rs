@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
-use futures_util::future::BoxFuture;
 use rustc_hash::FxHashSet;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow};
 use sqlx::{Connection, Row as _};
 
 use super::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds, no_nul};
-use super::{Filter, MAX_READ_IDS, Missed, NotificationStore, Page, Read, StoreError, Stored, Which, sql};
+use super::{Answer, Filter, MAX_READ_IDS, Missed, NotificationStore, Page, Read, StoreError, Stored, Which, sql};
 use crate::config;
 use crate::id::{Id, IdGenerator};
 use crate::notification::{InboxState, NewActivity, Notification};
@@ -182,15 +181,13 @@ fn mark(which: &Which) -> &'static str {
 }
 
 /// `$1` recipient, `$2` how many became read.
-const MARKED: &str =
-    "UPDATE signal_inbox SET unread_count = unread_count - $2, version = version + 1 WHERE recipient_id = $1 RETURNING unread_count, version";
+const MARKED: &str = "UPDATE signal_inbox SET unread_count = unread_count - $2, version = version + 1 WHERE recipient_id = $1 RETURNING unread_count, version";
 
 /// `$1` created before, `$2` at most.
 const OLD: &str = "SELECT id, recipient_id FROM signal_notification WHERE created_at < $1 ORDER BY created_at LIMIT $2";
 
 /// `$1` recipients. In order, as everywhere.
-const LOCK_MANY: &str =
-    "SELECT recipient_id FROM signal_inbox WHERE recipient_id = ANY($1) ORDER BY recipient_id FOR UPDATE";
+const LOCK_MANY: &str = "SELECT recipient_id FROM signal_inbox WHERE recipient_id = ANY($1) ORDER BY recipient_id FOR UPDATE";
 
 /// `$1` ids, `$2` tombstones are left for what was created since.
 const PURGE: &str = r"
@@ -302,7 +299,13 @@ impl PostgresStore {
         Ok(known)
     }
 
-    async fn insert_rows(&self, tx: &mut PgConnection, given: &[NewActivity], rows: &[Row<'_>], now: DateTime<Utc>) -> Result<(), StoreError> {
+    async fn insert_rows(
+        &self,
+        tx: &mut PgConnection,
+        given: &[NewActivity],
+        rows: &[Row<'_>],
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
         let (activity, activities) = numbered(rows.iter().map(|r| r.activity));
         let text = |of: fn(&NewActivity) -> &str| -> Vec<&str> { activities.iter().map(|at| of(&given[*at])).collect() };
         let optional = |of: fn(&NewActivity) -> &Option<String>| -> Vec<Option<&str>> {
@@ -405,7 +408,13 @@ impl PostgresStore {
         self.postgres.done(connection, result.map_err(StoreError::from))
     }
 
-    async fn mark(&self, connection: &mut PgConnection, recipient: &str, which: &Which, read_at: DateTime<Utc>) -> Result<Read, sqlx::Error> {
+    async fn mark(
+        &self,
+        connection: &mut PgConnection,
+        recipient: &str,
+        which: &Which,
+        read_at: DateTime<Utc>,
+    ) -> Result<Read, sqlx::Error> {
         let mut tx = self.postgres.step(connection.begin_with(BEGIN)).await?;
         let mut read = Read { ids: Vec::new(), total: 0, read_at, inbox: InboxState::default() };
         if let Some(state) = self.postgres.step(sqlx::query(LOCK).bind(recipient).fetch_optional(&mut *tx)).await? {
@@ -431,6 +440,7 @@ impl PostgresStore {
 
     async fn purge(&self, before: Option<DateTime<Utc>>, tombstones_before: DateTime<Utc>, limit: u32) -> Result<u64, StoreError> {
         let mut connection = self.postgres.acquire().await?;
+        let (before, tombstones_before) = (before.map(milliseconds), milliseconds(tombstones_before));
         let result = self.purge_some(&mut connection, before, tombstones_before, i64::from(limit)).await;
         self.postgres.done(connection, result.map_err(StoreError::from))
     }
@@ -487,50 +497,39 @@ fn numbered(of: impl Iterator<Item = usize>) -> (Vec<i64>, Vec<usize>) {
 }
 
 impl NotificationStore for PostgresStore {
-    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> BoxFuture<'a, Result<Vec<Stored>, StoreError>> {
+    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> Answer<'a, Vec<Stored>> {
         Box::pin(self.insert(batch, now))
     }
 
-    fn list<'a>(
-        &'a self,
-        recipient: &'a str,
-        filter: &'a Filter,
-        before: Option<i64>,
-        limit: u32,
-    ) -> BoxFuture<'a, Result<Page, StoreError>> {
+    fn list<'a>(&'a self, recipient: &'a str, filter: &'a Filter, before: Option<i64>, limit: u32) -> Answer<'a, Page> {
         Box::pin(self.list(recipient, filter, before, limit))
     }
 
-    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> BoxFuture<'a, Result<Option<Notification>, StoreError>> {
+    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> Answer<'a, Option<Notification>> {
         Box::pin(self.get(recipient, id))
     }
 
-    fn delete<'a>(&'a self, recipient: &'a str, id: Id, now: DateTime<Utc>) -> BoxFuture<'a, Result<Option<InboxState>, StoreError>> {
+    fn delete<'a>(&'a self, recipient: &'a str, id: Id, now: DateTime<Utc>) -> Answer<'a, Option<InboxState>> {
         Box::pin(self.delete(recipient, id, now))
     }
 
-    fn mark_read<'a>(&'a self, recipient: &'a str, which: &'a Which, now: DateTime<Utc>) -> BoxFuture<'a, Result<Read, StoreError>> {
+    fn mark_read<'a>(&'a self, recipient: &'a str, which: &'a Which, now: DateTime<Utc>) -> Answer<'a, Read> {
         Box::pin(self.mark_read(recipient, which, now))
     }
 
-    fn inbox<'a>(&'a self, recipient: &'a str) -> BoxFuture<'a, Result<InboxState, StoreError>> {
+    fn inbox<'a>(&'a self, recipient: &'a str) -> Answer<'a, InboxState> {
         Box::pin(self.inbox(recipient))
     }
 
-    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> BoxFuture<'a, Result<Missed, StoreError>> {
+    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> Answer<'a, Missed> {
         Box::pin(self.missed(recipient, after, limit))
     }
 
-    fn purge<'a>(
-        &'a self,
-        before: Option<DateTime<Utc>>,
-        tombstones_before: DateTime<Utc>,
-        limit: u32,
-    ) -> BoxFuture<'a, Result<u64, StoreError>> {
+    fn purge<'a>(&'a self, before: Option<DateTime<Utc>>, tombstones_before: DateTime<Utc>, limit: u32) -> Answer<'a, u64> {
         Box::pin(self.purge(before, tombstones_before, limit))
     }
 
-    fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn ping(&self) -> Answer<'_, ()> {
         Box::pin(async { self.one(sqlx::query("SELECT 1")).await.map(drop) })
     }
 }

@@ -19,7 +19,12 @@ const CHUNK: u32 = 500;
 
 /// Purges every [`PURGE_INTERVAL`] until `shutdown`, beginning one interval after the start. Notifications go only where `retention_days` is set,
 /// tombstones always. Any number of instances may run it.
-pub async fn purge_loop(
+pub async fn purge_loop(store: Arc<dyn NotificationStore>, database: config::Database, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
+    purge_every(PURGE_INTERVAL, store, database, clock, shutdown).await;
+}
+
+pub(super) async fn purge_every(
+    interval: Duration,
     store: Arc<dyn NotificationStore>,
     database: config::Database,
     clock: Arc<dyn Clock>,
@@ -27,7 +32,7 @@ pub async fn purge_loop(
 ) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(PURGE_INTERVAL) => {}
+            () = tokio::time::sleep(interval) => {}
             () = shutdown.cancelled() => return,
         }
         match purge_all(store.as_ref(), &database, clock.now(), &shutdown).await {

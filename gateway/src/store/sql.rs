@@ -17,8 +17,7 @@ macro_rules! columns {
 }
 
 /// `$1` recipient, `$2` id.
-pub(super) const GET: &str =
-    concat!("SELECT ", columns!(), " FROM signal_notification n WHERE n.recipient_id = $1 AND n.id = $2");
+pub(super) const GET: &str = concat!("SELECT ", columns!(), " FROM signal_notification n WHERE n.recipient_id = $1 AND n.id = $2");
 
 /// `$1` recipient.
 pub(super) const INBOX: &str = "SELECT unread_count, version FROM signal_inbox WHERE recipient_id = $1";
@@ -80,10 +79,7 @@ fn cut(rows: &mut Vec<Notification>, limit: u32) -> bool {
 }
 
 /// Reads a row of [`MISSED`] or [`list`]: the counters, zero where there is no inbox, and the notification, if any.
-pub(super) fn read_with_inbox<'r, R: Row>(
-    row: &'r R,
-    time: Time<'r, R>,
-) -> Result<(InboxState, Option<Notification>), sqlx::Error>
+pub(super) fn read_with_inbox<'r, R: Row>(row: &'r R, time: Time<'r, R>) -> Result<(InboxState, Option<Notification>), sqlx::Error>
 where
     &'static str: ColumnIndex<R>,
     i64: Decode<'r, R::Database> + Type<R::Database>,

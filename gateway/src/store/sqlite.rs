@@ -7,13 +7,14 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use futures_util::future::BoxFuture;
 use rustc_hash::FxHashSet;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
 use sqlx::{Row as _, Sqlite as Driver, Transaction};
 
 use super::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds, no_nul};
-use super::{Filter, MAX_READ_IDS, Missed, NotificationStore, Page, Read, StoreError, Stored, Which, sql};
+use super::{Answer, Filter, MAX_READ_IDS, Missed, NotificationStore, Page, Read, StoreError, Stored, Which, sql};
 use crate::config;
 use crate::id::{Id, IdGenerator};
 use crate::notification::{InboxState, NewActivity, Notification};
@@ -98,8 +99,7 @@ INSERT INTO signal_tombstone (source, event_id, recipient_id, deleted_at) VALUES
 ON CONFLICT (source, event_id, recipient_id) DO UPDATE SET deleted_at = excluded.deleted_at";
 
 /// `$1` recipient, `$2` how many fewer are unread.
-const CHANGED: &str =
-    "UPDATE signal_inbox SET unread_count = unread_count - $2, version = version + 1 WHERE recipient_id = $1 RETURNING unread_count, version";
+const CHANGED: &str = "UPDATE signal_inbox SET unread_count = unread_count - $2, version = version + 1 WHERE recipient_id = $1 RETURNING unread_count, version";
 
 /// The two statements of a mark: the newest ids that will change, and the change.
 ///
@@ -349,50 +349,39 @@ fn time(row: &SqliteRow, column: &'static str) -> Result<Option<DateTime<Utc>>, 
 }
 
 impl NotificationStore for SqliteStore {
-    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> BoxFuture<'a, Result<Vec<Stored>, StoreError>> {
+    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> Answer<'a, Vec<Stored>> {
         Box::pin(self.insert(batch, now))
     }
 
-    fn list<'a>(
-        &'a self,
-        recipient: &'a str,
-        filter: &'a Filter,
-        before: Option<i64>,
-        limit: u32,
-    ) -> BoxFuture<'a, Result<Page, StoreError>> {
+    fn list<'a>(&'a self, recipient: &'a str, filter: &'a Filter, before: Option<i64>, limit: u32) -> Answer<'a, Page> {
         Box::pin(self.list(recipient, filter, before, limit))
     }
 
-    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> BoxFuture<'a, Result<Option<Notification>, StoreError>> {
+    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> Answer<'a, Option<Notification>> {
         Box::pin(self.get(recipient, id))
     }
 
-    fn delete<'a>(&'a self, recipient: &'a str, id: Id, now: DateTime<Utc>) -> BoxFuture<'a, Result<Option<InboxState>, StoreError>> {
+    fn delete<'a>(&'a self, recipient: &'a str, id: Id, now: DateTime<Utc>) -> Answer<'a, Option<InboxState>> {
         Box::pin(self.delete(recipient, id, now))
     }
 
-    fn mark_read<'a>(&'a self, recipient: &'a str, which: &'a Which, now: DateTime<Utc>) -> BoxFuture<'a, Result<Read, StoreError>> {
+    fn mark_read<'a>(&'a self, recipient: &'a str, which: &'a Which, now: DateTime<Utc>) -> Answer<'a, Read> {
         Box::pin(self.mark_read(recipient, which, now))
     }
 
-    fn inbox<'a>(&'a self, recipient: &'a str) -> BoxFuture<'a, Result<InboxState, StoreError>> {
+    fn inbox<'a>(&'a self, recipient: &'a str) -> Answer<'a, InboxState> {
         Box::pin(self.inbox(recipient))
     }
 
-    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> BoxFuture<'a, Result<Missed, StoreError>> {
+    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> Answer<'a, Missed> {
         Box::pin(self.missed(recipient, after, limit))
     }
 
-    fn purge<'a>(
-        &'a self,
-        before: Option<DateTime<Utc>>,
-        tombstones_before: DateTime<Utc>,
-        limit: u32,
-    ) -> BoxFuture<'a, Result<u64, StoreError>> {
+    fn purge<'a>(&'a self, before: Option<DateTime<Utc>>, tombstones_before: DateTime<Utc>, limit: u32) -> Answer<'a, u64> {
         Box::pin(self.purge(before, tombstones_before, limit))
     }
 
-    fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn ping(&self) -> Answer<'_, ()> {
         Box::pin(async {
             sqlx::query("SELECT 1").execute(&self.sqlite.read).await?;
             Ok(())

@@ -124,7 +124,8 @@ fn settings(url: &str) -> Database {
     settings
 }
 
-/// The URL of a server where databases can be made: `SIGNAL_TEST_POSTGRES`, or one that this process starts and that ends with it.
+/// The URL of a server where databases can be made: `SIGNAL_TEST_POSTGRES`, or one that this process starts and that
+/// ends with it. An error only where there is none to start.
 fn server() -> Result<&'static str, &'static str> {
     static SERVER: OnceLock<Result<String, String>> = OnceLock::new();
     let server = SERVER.get_or_init(|| match std::env::var("SIGNAL_TEST_POSTGRES") {
@@ -154,8 +155,8 @@ rm -rf "$dir"
 fn start_server() -> Result<String, String> {
     let bin = binaries().ok_or("SIGNAL_TEST_POSTGRES is unset and no server is installed in /usr/lib/postgresql")?;
     let dir = std::env::temp_dir().join(format!("signal-store-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).map_err(|error| error.to_string())?;
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(|error| error.to_string())?.port();
+    std::fs::create_dir_all(&dir).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut child = Command::new("sh")
         .args(["-c", SERVE, "serve"])
         .args([bin.as_os_str(), dir.as_os_str()])
@@ -164,13 +165,13 @@ fn start_server() -> Result<String, String> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .map_err(|error| error.to_string())?;
+        .unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while !ready(port) {
         let ended = child.try_wait().ok().flatten().is_some();
         if ended || Instant::now() > deadline {
             let log = |name| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
-            return Err(format!("the server does not start: {}{}", log("initdb.log"), log("log")));
+            panic!("the server in {} does not start: {}{}", bin.display(), log("initdb.log"), log("log"));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
