@@ -222,7 +222,8 @@ impl Inner {
             match self.look(&parts, &hash, round) {
                 Step::Done(verdict) => return verdict,
                 Step::Wait(fetches, limit) => {
-                    let all = futures_util::future::join_all(fetches.into_iter().map(|mut fetch| async move { fetch.changed().await.is_ok() }));
+                    let all =
+                        futures_util::future::join_all(fetches.into_iter().map(|mut fetch| async move { fetch.changed().await.is_ok() }));
                     // Whether they finished is seen in the table.
                     let _ = tokio::time::timeout(limit, all).await;
                 }
@@ -239,9 +240,9 @@ impl Inner {
         let now = self.clock.now_ms();
         let leeway = leeway_ms(&table);
         let view = table.sources.iter().find(|view| Arc::ptr_eq(&view.source, &source) && view.is_accepted());
-        let stands = view.is_some_and(|view| {
-            view.has(&verified.key) && view.freshness(now, table.keys.max_stale_secs) == Freshness::Usable
-        }) && now < verified.expires_ms.saturating_add(leeway)
+        let stands = view
+            .is_some_and(|view| view.has(&verified.key) && view.freshness(now, table.keys.max_stale_secs) == Freshness::Usable)
+            && now < verified.expires_ms.saturating_add(leeway)
             && now.saturating_add(leeway) >= verified.not_before_ms;
         if !stands {
             // The long way says what is wrong.

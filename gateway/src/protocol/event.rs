@@ -25,6 +25,7 @@ pub mod name {
     pub const RESYNC: &str = "resync";
     pub const NOTIFICATION_CREATED: &str = "notification:created";
     pub const NOTIFICATION_READ: &str = "notification:read";
+    pub const NOTIFICATION_DELETED: &str = "notification:deleted";
     pub const NOTIFICATION_SYNC: &str = "notification:sync";
     pub const NOTIFICATION_SYNCED: &str = "notification:synced";
 }
