@@ -23,8 +23,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::Principal;
-use crate::bus::{Bus, Interest};
+use crate::auth::{Principal, revocation_matches};
+use crate::bus::{Bus, Interest, Revocation};
 use crate::clock::Clock;
 use crate::config::Live;
 use crate::delivery::{Destination, Dispatch};
@@ -315,8 +315,7 @@ impl Hub {
 
     /// Local connections in the order of their ids' text.
     pub async fn list(&self, query: &ClientQuery) -> Vec<ClientInfo> {
-        let mut clients: Vec<ClientInfo> =
-            self.ask_all(|reply| Command::List(query.clone(), reply)).await.into_iter().flatten().collect();
+        let mut clients: Vec<ClientInfo> = self.ask_all(|reply| Command::List(query.clone(), reply)).await.into_iter().flatten().collect();
         clients.sort_unstable_by(|a, b| a.id.as_str().cmp(b.id.as_str()));
         clients.truncate(query.limit.clamp(1, MAX_LISTED));
         clients
@@ -340,6 +339,12 @@ impl Hub {
         self.ask_all(|reply| Command::CloseWhere(Box::new(matches.clone()), close, reply)).await.into_iter().sum()
     }
 
+    /// Closes every local connection whose token a revocation matches (4006); says how many.
+    pub async fn revoke(&self, revocation: &Revocation) -> usize {
+        let revocation = revocation.clone();
+        self.close_where(move |principal| revocation_matches(&revocation, principal), Close::Revoked).await
+    }
+
     /// Closes `count` random authenticated connections with 4009; says how many.
     pub async fn shed(&self, count: usize) -> usize {
         self.close_some(count, true, Close::Rebalanced).await
@@ -361,9 +366,11 @@ impl Hub {
             left -= part;
             part
         });
-        let asked = parts.collect::<Vec<_>>().into_iter().enumerate().map(|(shard, count)| {
-            self.ask(shard as u16, move |reply| Command::CloseSome { count, authenticated_only, close, reply })
-        });
+        let asked = parts
+            .collect::<Vec<_>>()
+            .into_iter()
+            .enumerate()
+            .map(|(shard, count)| self.ask(shard as u16, move |reply| Command::CloseSome { count, authenticated_only, close, reply }));
         futures_util::future::join_all(asked).await.into_iter().flatten().sum()
     }
 

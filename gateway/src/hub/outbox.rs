@@ -249,7 +249,12 @@ impl Outbox {
                         }
                         let mut iv = [0u8; IV_BYTES];
                         rand::rng().fill_bytes(&mut iv);
-                        self.seal.as_ref().expect("a message is only queued for sealing with a cipher").seal(message.payload(), iv, seal, write);
+                        self.seal.as_ref().expect("a message is only queued for sealing with a cipher").seal(
+                            message.payload(),
+                            iv,
+                            seal,
+                            write,
+                        );
                     }
                 }
                 taken += 1;

@@ -52,12 +52,21 @@ pub(super) type Predicate = Box<dyn Fn(&Principal) -> bool + Send>;
 /// What other threads ask of a shard.
 pub(super) enum Command {
     Adopt(Box<Adopted>),
-    Deliver { destination: Destination, message: Message, exclude: Arc<[Id]> },
+    Deliver {
+        destination: Destination,
+        message: Message,
+        exclude: Arc<[Id]>,
+    },
     CloseClient(Id, Close, oneshot::Sender<usize>),
     CloseUser(Arc<str>, Close, oneshot::Sender<usize>),
     CloseWhere(Predicate, Close, oneshot::Sender<usize>),
     /// Closes so many at random; only authenticated ones, or any.
-    CloseSome { count: usize, authenticated_only: bool, close: Close, reply: oneshot::Sender<usize> },
+    CloseSome {
+        count: usize,
+        authenticated_only: bool,
+        close: Close,
+        reply: oneshot::Sender<usize>,
+    },
     List(ClientQuery, oneshot::Sender<Vec<ClientInfo>>),
     Describe(Id, oneshot::Sender<Option<ClientInfo>>),
     Join(Id, Vec<String>, oneshot::Sender<Option<Vec<String>>>),

@@ -392,7 +392,8 @@ impl Connection {
     }
 
     fn recheck(&mut self, now: Instant) {
-        let rooms: Vec<String> = self.shard.rooms_of(&self.link).into_iter().filter(|room| !DEFAULT_ROOMS.contains(&room.as_str())).collect();
+        let rooms: Vec<String> =
+            self.shard.rooms_of(&self.link).into_iter().filter(|room| !DEFAULT_ROOMS.contains(&room.as_str())).collect();
         match self.session.principal().cloned() {
             Some(who) if !rooms.is_empty() => {
                 self.recheck_at = Some(now + self.context.recheck_interval);

@@ -44,7 +44,10 @@ pub(super) enum Outcome {
     Allowed(Vec<String>),
     /// Rooms whose right is gone.
     Lost(Vec<String>),
-    Missed { after: i64, missed: Missed },
+    Missed {
+        after: i64,
+        missed: Missed,
+    },
     Done,
     /// A dependency is away.
     Unavailable,

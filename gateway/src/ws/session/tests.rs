@@ -173,7 +173,11 @@ fn both_names_of_the_client_key_are_read() {
 
 #[test]
 fn a_refused_token_and_a_broken_verification_differ_in_the_error_before_4003() {
-    let bad = [r#"{"event":"authenticate"}"#, r#"{"event":"authenticate","data":{"type":"Basic","token":"t"}}"#, r#"{"event":"authenticate","data":{"type":"Bearer"}}"#];
+    let bad = [
+        r#"{"event":"authenticate"}"#,
+        r#"{"event":"authenticate","data":{"type":"Basic","token":"t"}}"#,
+        r#"{"event":"authenticate","data":{"type":"Bearer"}}"#,
+    ];
     for text in bad {
         let mut fixture = Fixture::new(rules());
         assert_eq!(fixture.text(text), [clear_error("Authentication failed"), "close 4003 Authentication failed".into()]);
