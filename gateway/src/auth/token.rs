@@ -184,6 +184,11 @@ impl Authenticator {
         source.is_some_and(|view| view.has(&facts.thumbprint) || !view.was_fetched())
     }
 
+    /// Whether a principal may go on: nothing revoked it, and the source and key of its token are still there.
+    pub fn stands(&self, principal: &Principal) -> bool {
+        !self.inner.revocations.matches(principal) && principal.token().is_none_or(|facts| self.still_valid(facts))
+    }
+
     /// Is marked changed whenever [`Authenticator::still_valid`] may answer differently than before.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.sets.changes()

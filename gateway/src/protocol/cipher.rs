@@ -89,8 +89,9 @@ impl Cipher {
         unsafe { self.key.assume_init_ref() }
     }
 
-    /// Seals an envelope into a whole `encrypted` text frame. `iv` must be random and used once with this key.
-    pub fn seal(&self, envelope: &[u8], iv: [u8; IV_BYTES], scratch: &mut Vec<u8>) -> Vec<u8> {
+    /// Seals an envelope and appends a whole `encrypted` text frame to `out`. `iv` must be random and used once with this key; `scratch` is
+    /// overwritten.
+    pub fn seal(&self, envelope: &[u8], iv: [u8; IV_BYTES], scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
         scratch.clear();
         scratch.extend_from_slice(envelope);
         let tag = self
@@ -101,14 +102,13 @@ impl Cipher {
         let iv_chars = BASE64.encoded_length(IV_BYTES);
         let ct_chars = BASE64.encoded_length(scratch.len());
         let length = HEAD.len() + iv_chars + MIDDLE.len() + ct_chars + TAIL.len();
-        let mut frame = Vec::with_capacity(header_length(length) + length);
-        put_header(&mut frame, Opcode::Text, length);
-        frame.extend_from_slice(HEAD);
-        BASE64.encode_append(&iv, &mut frame);
-        frame.extend_from_slice(MIDDLE);
-        BASE64.encode_append(&scratch[..], &mut frame);
-        frame.extend_from_slice(TAIL);
-        frame
+        out.reserve(header_length(length) + length);
+        put_header(out, Opcode::Text, length);
+        out.extend_from_slice(HEAD);
+        BASE64.encode_append(iv, out);
+        out.extend_from_slice(MIDDLE);
+        BASE64.encode_append(&scratch[..], out);
+        out.extend_from_slice(TAIL);
     }
 
     /// Opens the data of an `encrypted` event into the inner envelope's text.
@@ -156,6 +156,12 @@ mod tests {
         (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
     }
 
+    fn seal(cipher: &Cipher, envelope: &[u8], iv: [u8; 12]) -> Vec<u8> {
+        let mut out = Vec::new();
+        cipher.seal(envelope, iv, &mut Vec::new(), &mut out);
+        out
+    }
+
     fn payload(frame: &[u8]) -> &str {
         let header = match frame[1] {
             0..=125 => 2,
@@ -168,7 +174,7 @@ mod tests {
     /// McGrew and Viega, "The Galois/Counter Mode of Operation", test case 14, without additional data.
     #[test]
     fn sealing_gives_the_published_gcm_vector() {
-        let frame = Cipher::new(&[0; 32]).seal(&[0; 16], [0; 12], &mut Vec::new());
+        let frame = seal(&Cipher::new(&[0; 32]), &[0; 16], [0; 12]);
         let envelope = Envelope::parse(payload(&frame)).unwrap();
         let sealed: Encrypted<'_> = envelope.read().unwrap();
         let expected = hex("cea7403d4d606b6e074ec5d3baf39d18d0d1c8a799996bf0265b98b5d48ab919");
@@ -207,7 +213,7 @@ mod tests {
         Hkdf::<Sha256>::new(Some(&[3; 32]), shared.raw_secret_bytes()).expand(INFO, &mut key).unwrap();
         for length in [0, 1, 100, 126, 5000, 70_000] {
             let text = "x".repeat(length);
-            let frame = shake.cipher.seal(text.as_bytes(), [9; 12], &mut Vec::new());
+            let frame = seal(&shake.cipher, text.as_bytes(), [9; 12]);
             assert_eq!(frame.len(), Cipher::sealed_length(length));
             let envelope = Envelope::parse(payload(&frame)).unwrap();
             assert_eq!(envelope.event, "encrypted");
@@ -235,7 +241,7 @@ mod tests {
     fn a_changed_frame_does_not_open() {
         let cipher = Cipher::new(&[1; 32]);
         let other = Cipher::new(&[2; 32]);
-        let frame = cipher.seal(b"{\"event\":\"x\"}", [5; 12], &mut Vec::new());
+        let frame = seal(&cipher, b"{\"event\":\"x\"}", [5; 12]);
         let envelope = Envelope::parse(payload(&frame)).unwrap();
         let sealed: Encrypted<'_> = envelope.read().unwrap();
         assert!(cipher.open(&sealed).is_ok());

@@ -157,6 +157,11 @@ pub fn error(message: &str) -> Message {
     of(name::ERROR, &serde_json::json!({ "message": message }))
 }
 
+/// `resync`
+pub fn resync(reason: &str) -> Message {
+    of(name::RESYNC, &serde_json::json!({ "reason": reason }))
+}
+
 /// `expiring`
 pub fn expiring(at: DateTime<Utc>, seconds: i64) -> Message {
     of(name::EXPIRING, &serde_json::json!({ "expiresAt": time(at), "seconds": seconds }))
@@ -182,6 +187,39 @@ pub struct Created<'a> {
 /// `notification:created`
 pub fn created(notification: &Notification, inbox: InboxState) -> Message {
     of(name::NOTIFICATION_CREATED, &Created { notification, unread_count: inbox.unread_count, version: inbox.version })
+}
+
+/// Data of `notification:read` to every connection of a user.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReadByUser<'a> {
+    /// Those that became read.
+    pub ids: &'a [Id],
+    /// When.
+    #[serde(serialize_with = "crate::notification::rfc3339")]
+    pub read_at: DateTime<Utc>,
+    /// The inbox's absolute count.
+    pub unread_count: i64,
+    /// Grows with every change of the inbox.
+    pub version: i64,
+}
+
+/// The `seq` in a `notification:created`, if the message is one.
+pub fn created_seq(message: &Message) -> Option<i64> {
+    #[derive(Deserialize)]
+    struct Row {
+        seq: i64,
+    }
+    #[derive(Deserialize)]
+    struct Data {
+        notification: Row,
+    }
+    let text = std::str::from_utf8(message.payload()).ok()?;
+    let envelope = super::Envelope::parse(text).ok()?;
+    if envelope.event != name::NOTIFICATION_CREATED {
+        return None;
+    }
+    envelope.read::<Data>().ok().map(|data| data.notification.seq)
 }
 
 /// `notification:synced`
