@@ -9,6 +9,8 @@ use serde_json::value::RawValue;
 use crate::id::Id;
 
 /// One stored notification of one recipient, in the shape that clients see.
+///
+/// The texts are shared: a hundred thousand rows of one activity hold its words once.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Notification {
@@ -18,25 +20,25 @@ pub struct Notification {
     pub seq: i64,
     /// The activity's type.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: Arc<str>,
     /// Rendered in [`Notification::locale`].
-    pub title: String,
+    pub title: Arc<str>,
     /// Rendered in [`Notification::locale`].
-    pub content: String,
+    pub content: Arc<str>,
     /// The activity's parameters, as the producer gave them.
-    pub data: Box<RawValue>,
+    pub data: Arc<RawValue>,
     /// Who caused it.
-    pub actor_id: Option<String>,
+    pub actor_id: Option<Arc<str>>,
     /// Whose inbox it is in.
-    pub recipient_id: String,
+    pub recipient_id: Arc<str>,
     /// The organizer it concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub organizer_id: Option<String>,
+    pub organizer_id: Option<Arc<str>>,
     /// The merchant it concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub merchant_id: Option<String>,
+    pub merchant_id: Option<Arc<str>>,
     /// The catalog's locale that was used.
-    pub locale: String,
+    pub locale: Arc<str>,
     /// Whether `readAt` is set.
     pub is_read: bool,
     /// When it was first read.
