@@ -156,9 +156,8 @@ impl File {
     }
 
     fn error(&self, id: &str, problem: String) -> CatalogError {
-        let at = self.resource.source().lines().position(|line| {
-            line.strip_prefix(id).is_some_and(|rest| rest.trim_start().starts_with('='))
-        });
+        let at =
+            self.resource.source().lines().position(|line| line.strip_prefix(id).is_some_and(|rest| rest.trim_start().starts_with('=')));
         CatalogError { at: self.name.clone(), line: at.map(|n| n + 1), problem }
     }
 }
@@ -184,13 +183,18 @@ fn read(dir: Option<&Path>, default_locale: &str) -> Result<Loaded, CatalogError
         let (_, _, given) = locales.entry(locale.to_string()).or_insert_with(|| (locale, Vec::new(), Vec::new()));
         given.push(File::parse(name, text)?);
     }
-    let locales: BTreeMap<String, Catalog> =
-        locales.into_iter().map(|(name, (id, built_in, given))| Ok((name, assemble(&id, &built_in, &given)?))).collect::<Result<_, CatalogError>>()?;
-    if !render::fallbacks(None, default_locale).iter().take_while(|l| **l != render::LAST_LOCALE || default_locale.starts_with("en")).any(|l| locales.contains_key(l.as_ref())) {
+    let locales: BTreeMap<String, Catalog> = locales
+        .into_iter()
+        .map(|(name, (id, built_in, given))| Ok((name, assemble(&id, &built_in, &given)?)))
+        .collect::<Result<_, CatalogError>>()?;
+    if !render::lineage(default_locale).iter().any(|locale| locales.contains_key(locale)) {
         return Err(CatalogError {
             at: "notifications.default_locale".into(),
             line: None,
-            problem: format!("there is no catalog for {default_locale:?}; there are: {}", locales.keys().cloned().collect::<Vec<_>>().join(", ")),
+            problem: format!(
+                "there is no catalog for {default_locale:?}; there are: {}",
+                locales.keys().cloned().collect::<Vec<_>>().join(", ")
+            ),
         });
     }
     Ok(Loaded { locales, revision: watch::revision_of(&revision) })
@@ -229,7 +233,11 @@ fn files(dir: &Path) -> Result<Vec<(LanguageIdentifier, PathBuf)>, CatalogError>
         found.extend(list(&folder)?.into_iter().filter(|(name, _)| name.ends_with(".ftl")).map(|(_, path)| (locale.clone(), path)));
     }
     if found.len() > MAX_FILES {
-        return Err(CatalogError { at: dir.display().to_string(), line: None, problem: format!("holds more than {MAX_FILES} catalog files") });
+        return Err(CatalogError {
+            at: dir.display().to_string(),
+            line: None,
+            problem: format!("holds more than {MAX_FILES} catalog files"),
+        });
     }
     Ok(found)
 }
@@ -295,7 +303,9 @@ impl Names {
         match entry {
             Entry::Message(message) => {
                 let attributes: Vec<&str> = message.attributes.iter().map(|attribute| attribute.id.name).collect();
-                let is_text = attributes.len() == ATTRIBUTES.len() && ATTRIBUTES.iter().all(|name| attributes.contains(name)) && message.value.is_none();
+                let is_text = attributes.len() == ATTRIBUTES.len()
+                    && ATTRIBUTES.iter().all(|name| attributes.contains(name))
+                    && message.value.is_none();
                 // A message with a value and no attributes is there for others to refer to.
                 if !is_text && !(attributes.is_empty() && message.value.is_some()) {
                     return Err(format!("{} must have the attributes .title and .content, and nothing else", message.id.name));
@@ -329,7 +339,8 @@ impl Names {
 
     fn inline(&self, inline: &InlineExpression<&str>) -> Result<(), String> {
         let known = |key: String| if self.0.contains(&key) { Ok(()) } else { Err(format!("refers to {key}, which there is not")) };
-        let with = |attribute: &Option<fluent_syntax::ast::Identifier<&str>>| attribute.as_ref().map_or(String::new(), |a| format!(".{}", a.name));
+        let with =
+            |attribute: &Option<fluent_syntax::ast::Identifier<&str>>| attribute.as_ref().map_or(String::new(), |a| format!(".{}", a.name));
         match inline {
             InlineExpression::MessageReference { id, attribute } => known(format!("{}{}", id.name, with(attribute))),
             InlineExpression::TermReference { id, attribute, arguments } => {
@@ -339,7 +350,9 @@ impl Names {
             InlineExpression::FunctionReference { id, arguments } if id.name == "NUMBER" => self.arguments(arguments),
             InlineExpression::FunctionReference { id, .. } => Err(format!("calls {}; the only function is NUMBER", id.name)),
             InlineExpression::Placeable { expression } => self.expression(expression),
-            InlineExpression::StringLiteral { .. } | InlineExpression::NumberLiteral { .. } | InlineExpression::VariableReference { .. } => Ok(()),
+            InlineExpression::StringLiteral { .. }
+            | InlineExpression::NumberLiteral { .. }
+            | InlineExpression::VariableReference { .. } => Ok(()),
         }
     }
 

@@ -50,7 +50,9 @@ pub fn catalog(locale: &LanguageIdentifier) -> Catalog {
     catalog.set_use_isolating(false);
     catalog.set_formatter(Some(match locale.language.as_str() {
         "vi" | "id" | "de" | "es" | "it" | "pt" | "nl" | "da" | "tr" | "el" | "ro" | "hr" | "sl" | "sr" => dot_and_comma,
-        "fr" | "ru" | "uk" | "be" | "bg" | "cs" | "sk" | "pl" | "sv" | "nb" | "no" | "nn" | "fi" | "hu" | "et" | "lv" | "lt" => space_and_comma,
+        "fr" | "ru" | "uk" | "be" | "bg" | "cs" | "sk" | "pl" | "sv" | "nb" | "no" | "nn" | "fi" | "hu" | "et" | "lv" | "lt" => {
+            space_and_comma
+        }
         _ => comma_and_dot,
     }));
     catalog.add_builtins().expect("a catalog without functions takes the built-in ones");
@@ -69,19 +71,21 @@ pub fn message_id(kind: &str) -> Cow<'_, str> {
     Cow::Owned(prefix.chars().chain(kind.chars().map(|c| if good(c) { c } else { '_' })).collect())
 }
 
-/// The locales to try, best first: the one asked for, each with less after its hyphens, then the default's likewise, then [`LAST_LOCALE`].
-pub fn fallbacks<'l>(asked: Option<&'l str>, default_locale: &'l str) -> Vec<Cow<'l, str>> {
-    let mut chain: Vec<Cow<'l, str>> = Vec::new();
-    for locale in [asked.unwrap_or(default_locale), default_locale, LAST_LOCALE] {
-        let mut locale = canonical(locale);
-        loop {
-            if !chain.contains(&locale) {
-                chain.push(locale.clone());
-            }
-            match locale.rfind('-') {
-                Some(at) => locale = Cow::Owned(locale[..at].to_owned()),
-                None => break,
-            }
+/// A locale, and what is left of it as its last parts go one by one: `vi-VN`, `vi`.
+pub fn lineage(locale: &str) -> Vec<String> {
+    let whole = canonical(locale).into_owned();
+    let ends = whole.match_indices('-').map(|(at, _)| at).chain([whole.len()]);
+    let mut lineage: Vec<String> = ends.map(|end| whole[..end].to_owned()).collect();
+    lineage.reverse();
+    lineage
+}
+
+/// The locales to try, best first: the lineage of the one asked for, that of the default, then [`LAST_LOCALE`].
+pub fn fallbacks(asked: Option<&str>, default_locale: &str) -> Vec<String> {
+    let mut chain: Vec<String> = Vec::new();
+    for locale in lineage(asked.unwrap_or(default_locale)).into_iter().chain(lineage(default_locale)).chain([LAST_LOCALE.to_owned()]) {
+        if !chain.contains(&locale) {
+            chain.push(locale);
         }
     }
     chain
@@ -109,7 +113,7 @@ pub fn render(activity: &Activity, catalogs: &BTreeMap<String, Catalog>, default
     let (locale, catalog, message) = chain
         .iter()
         .find_map(|locale| {
-            let catalog = catalogs.get(locale.as_ref())?;
+            let catalog = catalogs.get(locale)?;
             Some((locale, catalog, catalog.get_message(&id)?))
         })
         .ok_or_else(|| Poison::new(Reason::NoTemplate, format!("no catalog of {} has a message {id}", chain.join(", "))))?;
@@ -126,7 +130,7 @@ pub fn render(activity: &Activity, catalogs: &BTreeMap<String, Catalog>, default
     };
     let title = activity.title.clone().map_or_else(|| pattern("title"), Ok)?;
     let content = activity.content.clone().map_or_else(|| pattern("content"), Ok)?;
-    Ok(Text { title, content, locale: locale.clone().into_owned() })
+    Ok(Text { title, content, locale: locale.clone() })
 }
 
 fn arguments(activity: &Activity) -> FluentArgs<'_> {
@@ -151,7 +155,8 @@ fn arguments(activity: &Activity) -> FluentArgs<'_> {
 fn numeric(number: &serde_json::Number) -> FluentValue<'static> {
     const DIGITS: usize = 15;
     let text = number.to_string();
-    let exact = text.bytes().filter(u8::is_ascii_digit).count() <= DIGITS && text.bytes().all(|b| b.is_ascii_digit() || b == b'-' || b == b'.');
+    let exact =
+        text.bytes().filter(u8::is_ascii_digit).count() <= DIGITS && text.bytes().all(|b| b.is_ascii_digit() || b == b'-' || b == b'.');
     match number.as_f64().filter(|_| exact) {
         Some(value) => FluentValue::Number(FluentNumber::from(value)),
         None => FluentValue::String(text.into()),

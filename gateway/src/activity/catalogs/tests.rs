@@ -90,12 +90,8 @@ async fn a_changed_folder_is_reloaded_and_a_broken_change_leaves_what_was() {
     let dir = folder(&[("en/a.ftl", &welcome("One"))]);
     let catalogs = Arc::new(Catalogs::load(dir.path(), "vi").unwrap());
     let (metrics, shutdown) = (Metrics::new(), CancellationToken::new());
-    let watching = tokio::spawn(catalogs.clone().watch_every(
-        dir.path().to_owned(),
-        Duration::from_millis(10),
-        metrics.clone(),
-        shutdown.clone(),
-    ));
+    let watching =
+        tokio::spawn(catalogs.clone().watch_every(dir.path().to_owned(), Duration::from_millis(10), metrics.clone(), shutdown.clone()));
     let file = dir.path().join("en/a.ftl");
     std::fs::write(&file, welcome("Two")).unwrap();
     until("the change is seen", || title(&catalogs, "WELCOME", "en").as_deref() == Some("Two")).await;

@@ -80,14 +80,9 @@ fn numbers_are_written_as_the_locale_does_and_ids_can_be_left_alone() {
         ("en", "-1234", "-1,234", "-1234 -1,234.00"),
         ("fr", "1234", "1\u{a0}234", "1234 1\u{a0}234,00"),
         ("vi", "999", "999", "999 999,00"),
-        ("en", "0.005", "0.005", "0.005 0.01"),
     ] {
         let text = texts(ftl, locale, &activity(&format!(r#""type":"T","data":{{"n":{n}}}"#))).unwrap();
-        // The third case of rounding is the platform's half-way rule; only its shape matters here.
-        assert_eq!(text.title, title, "{locale} {n}");
-        if n != "0.005" {
-            assert_eq!(text.content, content, "{locale} {n}");
-        }
+        assert_eq!((text.title.as_str(), text.content.as_str()), (title, content), "{locale} {n}");
     }
 }
 
@@ -104,6 +99,11 @@ fn numbers_beyond_a_double_are_texts_and_never_a_panic() {
 
 #[test]
 fn a_parameter_is_shown_as_it_is_without_isolation_marks_or_being_read_as_a_pattern() {
-    let text = texts("T =\n .title = <{ $a }>\n .content = { $b } { $actorId }", "en", &activity(r#""type":"T","actorId":5,"data":{"a":"{ $b } שלום","b":true}"#)).unwrap();
+    let text = texts(
+        "T =\n .title = <{ $a }>\n .content = { $b } { $actorId }",
+        "en",
+        &activity(r#""type":"T","actorId":5,"data":{"a":"{ $b } שלום","b":true}"#),
+    )
+    .unwrap();
     assert_eq!((text.title.as_str(), text.content.as_str()), ("<{ $b } שלום>", "true 5"));
 }
