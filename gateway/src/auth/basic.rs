@@ -143,11 +143,7 @@ impl Basic {
         Self::start_with(settings, crate::watch::INTERVAL, shutdown)
     }
 
-    fn start_with(
-        settings: &config::Basic,
-        interval: Duration,
-        shutdown: CancellationToken,
-    ) -> Result<(Self, JoinHandle<()>), UsersError> {
+    fn start_with(settings: &config::Basic, interval: Duration, shutdown: CancellationToken) -> Result<(Self, JoinHandle<()>), UsersError> {
         let secret = hmac::Key::generate(hmac::HMAC_SHA256, &rand::SystemRandom::new()).expect("the system gives randomness");
         let inner = Arc::new(Inner {
             users: ArcSwapOption::empty(),
@@ -370,8 +366,7 @@ mod tests {
     }
 
     fn users(list: &[(&str, &str, &str)]) -> String {
-        let list: Vec<_> =
-            list.iter().map(|(n, p, s)| serde_json::json!({"name": n, "hash": hash(p, 64), "subject": s})).collect();
+        let list: Vec<_> = list.iter().map(|(n, p, s)| serde_json::json!({"name": n, "hash": hash(p, 64), "subject": s})).collect();
         serde_json::to_string(&list).unwrap()
     }
 
@@ -489,7 +484,8 @@ mod tests {
         let mut told = crate::watch::watch(file.path().to_owned(), Duration::from_millis(10), CancellationToken::new());
         until(|| *told.borrow_and_update() == seen).await;
         std::fs::write(file.path(), users(&[("second", "right", "18")])).unwrap();
-        until(|| basic.inner.users.load().as_ref().is_some_and(|u| u.by_name.contains_key("second") || u.by_name.contains_key("ops"))).await;
+        until(|| basic.inner.users.load().as_ref().is_some_and(|u| u.by_name.contains_key("second") || u.by_name.contains_key("ops")))
+            .await;
         until(|| basic.inner.users.load().as_ref().is_some_and(|u| u.by_name.contains_key("second"))).await;
         assert_eq!(&*basic.verify(&header("second", "right"), HERE).await.unwrap().subject, "18");
     }

@@ -152,8 +152,7 @@ fn rsa_parameters(algorithm: Algorithm) -> Option<&'static signature::RsaParamet
 
 /// What the key can verify, the key, and its canonical JSON for the thumbprint (RFC 7638 section 3.2).
 fn read(jwk: &Jwk) -> Option<(&'static [Algorithm], Public, String)> {
-    const RSA: &[Algorithm] =
-        &[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512];
+    const RSA: &[Algorithm] = &[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512];
     match (jwk.kty.as_str(), jwk.crv.as_deref()) {
         ("EC", Some("P-256")) => {
             let point = point(jwk, 32, &agreement::ECDH_P256)?;
@@ -235,7 +234,7 @@ mod tests {
     }
 
     fn ed25519() -> Value {
-        json!({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwaaPJHURo"})
+        json!({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"})
     }
 
     fn set(keys: &[Value]) -> Vec<Arc<Key>> {

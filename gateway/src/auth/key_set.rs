@@ -427,13 +427,8 @@ impl Kept {
     fn new(source: &Source) -> Self {
         let demand = Demand { running: true, asked: None, last_failed: false, bad_kids: Recent::new(MAX_BAD_KIDS) };
         let feed = Feed { demand: Mutex::new(demand), finished: watch::channel(0).0, client: Mutex::new(None) };
-        let view = View {
-            name: Arc::from(source.name.as_str()),
-            source: Arc::new(source.clone()),
-            set: None,
-            error: None,
-            feed: Arc::new(feed),
-        };
+        let view =
+            View { name: Arc::from(source.name.as_str()), source: Arc::new(source.clone()), set: None, error: None, feed: Arc::new(feed) };
         Self { view, due: Instant::now(), fetching: false, failures: 0 }
     }
 
@@ -556,3 +551,6 @@ impl Table {
         self.sources.iter().filter(named).chain(self.sources.iter().filter(waived))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use casbin::{CoreApi, DefaultModel, Enforcer, MemoryAdapter};
 use casbin::function_map::OperatorFunction;
 use casbin::rhai::{Dynamic, ImmutableString};
+use casbin::{CoreApi, DefaultModel, Enforcer, MemoryAdapter};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
@@ -204,7 +204,8 @@ fn enforcer() -> Enforcer {
         let model = DefaultModel::from_str(MODEL).await?;
         Enforcer::new(model, MemoryAdapter::default()).await
     };
-    let mut enforcer = made.now_or_never().expect("a model in memory is waited for by nobody").expect("the model is a constant that tests load");
+    let mut enforcer =
+        made.now_or_never().expect("a model in memory is waited for by nobody").expect("the model is a constant that tests load");
     enforcer.add_function("codeMatch", OperatorFunction::Arg2(|asked, granted| code_match(&asked, &granted).into()));
     // In the domain that is asked for, roles of that domain and of `*` hold.
     enforcer.get_role_manager().write().matching_fn(None, Some(|asked, held| held == EVERY_DOMAIN || asked == held));
