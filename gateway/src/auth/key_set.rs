@@ -551,3 +551,6 @@ impl Table {
         self.sources.iter().filter(named).chain(self.sources.iter().filter(waived))
     }
 }
+
+#[cfg(test)]
+mod tests;
