@@ -225,6 +225,8 @@ fn check(c: &Config, problems: &mut Vec<String>) {
         ("kafka.concurrency", c.kafka.concurrency),
         ("kafka.max_recipients", c.kafka.max_recipients),
         ("database.max_connections", c.database.max_connections as usize),
+        ("database.acquire_timeout_ms", c.database.acquire_timeout_ms as usize),
+        ("database.statement_timeout_ms", c.database.statement_timeout_ms as usize),
     ] {
         need(value > 0, name, "must be at least 1");
     }
