@@ -307,3 +307,19 @@ async fn a_caller_who_gives_up_leaves_the_question_to_the_next() {
     assert!(access.may(&seventeen, FIND, "read").await.unwrap());
     assert_eq!(rows.asked.load(Ordering::SeqCst), 2);
 }
+
+#[tokio::test]
+async fn a_user_with_thousands_of_merchants_who_asks_for_thousands_of_rooms_keeps_nobody_waiting() {
+    let groups = (0..5000).map(|n| group("User_17", "Role_1", Some(&format!("Merchant_{n}")))).collect();
+    let policies = (0..5000).map(|n| allow("Role_1", Some(&format!("Merchant_{n}")), FIND, "read")).collect();
+    let (access, _) = over(policies, groups);
+    let names: Vec<String> = (4000..6000).map(|n| format!("merchant:{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let began = std::time::Instant::now();
+    let answers = access.may_join(&user("17"), Id::from_number(1), &names).await.unwrap();
+    assert_eq!(answers.iter().filter(|answer| **answer).count(), 1000);
+    assert!(answers[..1000].iter().all(|answer| *answer));
+    assert!(!access.may(&user("17"), FIND, "read").await.unwrap());
+    // Loading all memberships for every few rooms would take over a minute here: adding a link visits every domain that has one.
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
