@@ -177,11 +177,12 @@ impl Connector {
             .response_timeout(self.timeout)
             .retries(3)
             .tcp_settings(TcpSettings::default().set_nodelay(true));
-        if let Some(password) = self.password.read()? {
-            builder = builder.password(password.expose());
-            if !self.username.is_empty() {
-                builder = builder.username(&self.username);
-            }
+        let password = self.password.read()?;
+        if password.is_some() || !self.username.is_empty() {
+            builder = builder.password(password.as_ref().map_or("", config::Secret::expose));
+        }
+        if !self.username.is_empty() {
+            builder = builder.username(&self.username);
         }
         if self.tls {
             builder = builder.tls(TlsMode::Secure).certs(certificates(self.authorities()?));
@@ -270,11 +271,12 @@ impl Connector {
             ConnectionAddr::Tcp(host, port)
         };
         let mut settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_db(database).set_skip_set_lib_name();
-        if let Some(password) = password {
-            settings = settings.set_password(password);
-            if !username.is_empty() {
-                settings = settings.set_username(username);
-            }
+        // A user without a password takes any, and logs in only with one.
+        if password.is_some() || !username.is_empty() {
+            settings = settings.set_password(password.unwrap_or_default());
+        }
+        if !username.is_empty() {
+            settings = settings.set_username(username);
         }
         Ok(address.into_connection_info()?.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true)))
     }
