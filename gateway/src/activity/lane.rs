@@ -496,3 +496,39 @@ fn trace(record: &Record) -> Span {
     }
     span
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activity::testing;
+    use opentelemetry::trace::{TraceContextExt, TracerProvider};
+    use tracing_subscriber::layer::SubscriberExt;
+
+    #[test]
+    fn the_trace_of_the_producer_is_continued() {
+        let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let id = |header: Option<&str>| {
+                let mut record = testing::record("{}");
+                record.headers = header.map(|text| (TRACEPARENT_HEADER.to_owned(), Some(text.as_bytes().to_vec()))).into_iter().collect();
+                trace(&record).context().span().span_context().trace_id().to_string()
+            };
+            let parent = "0af7651916cd43dd8448eb211c80319c";
+            assert_eq!(id(Some(&format!("00-{parent}-b7ad6b7169203331-01"))), parent);
+            for other in [None, Some("not a trace"), Some("00-0-0-01")] {
+                assert_ne!(id(other), parent, "{other:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn delays_grow_to_their_limit_and_are_spread() {
+        let ms = Duration::from_millis;
+        let mut backoff = Backoff { next: ms(200), max: ms(1000), attempts: 0 };
+        for whole in [200, 400, 800, 1000, 1000] {
+            let delay = backoff.next();
+            assert!(delay >= ms(whole) / 2 && delay <= ms(whole), "{delay:?} of {whole}");
+        }
+    }
+}

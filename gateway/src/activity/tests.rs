@@ -13,6 +13,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{DefaultProducerContext, FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
 
 use super::decode::Record;
 use super::replay::{ReplayOptions, replay};
@@ -172,6 +173,19 @@ impl Stage {
             Offset::Offset(offset) => offset,
             _ => 0,
         }
+    }
+
+    /// Ids of the group's members, in order.
+    async fn members(&self) -> Vec<String> {
+        let (client, group) = (self.broker.client(), self.config.group_id.clone());
+        let asked = tokio::task::spawn_blocking(move || {
+            let consumer: BaseConsumer = client.create().unwrap();
+            let groups = consumer.fetch_group_list(Some(&group), PATIENCE).unwrap();
+            let mut ids: Vec<String> = groups.groups().iter().flat_map(|g| g.members().iter().map(|m| m.id().to_owned())).collect();
+            ids.sort();
+            ids
+        });
+        asked.await.unwrap()
     }
 
     async fn until_committed(&self, partition: i32, offset: i64) {
@@ -449,7 +463,7 @@ async fn one_record_for_many_is_stored_in_slices() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_pauses_the_partition_and_every_record_still_comes_once_in_order() {
     let mut stage = Stage::new(Broker::any(), 1).await;
-    (stage.config.partition_queue, stage.config.batch_records) = (50, 20);
+    (stage.config.partition_queue, stage.config.batch_records) = (300, 20);
     stage.produce_many(0, "a", "17", 3000).await;
     let running = stage.run();
     stage.until_committed(0, 3000).await;
@@ -501,6 +515,111 @@ async fn dead_letters_go_back_once_with_their_identity() {
     let records = stage.read(stage.topic(), 5).await;
     let ids: HashSet<String> = records.iter().filter_map(|record| decode::decode(record).ok()).map(|activity| activity.event_id).collect();
     assert_eq!(ids.len(), 1, "{ids:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_that_are_not_confirmed_hold_the_partition_until_they_are() {
+    let mock = MockCluster::new(1).unwrap();
+    let stage = Stage::new(Broker { address: mock.bootstrap_servers(), mock: Some(mock) }, 1).await;
+    let mock = stage.broker.mock.as_ref().unwrap();
+    let letters = format!("{}.dlq", stage.topic());
+    mock.topic_error(&letters, RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED).unwrap();
+    stage.produce_many(0, "a", "17", 1).await;
+    stage.produce(0, "poison").await;
+    stage.produce_many(0, "b", "17", 1).await;
+    let running = stage.run();
+    until("the partition has tried again and again", || stage.metrics.pipeline_retries.get() >= 3).await;
+    assert!(stage.committed(0).await <= 1);
+    assert_eq!(stage.metrics.dead_letters.get_or_create(&Metrics::kind("not_json")).get(), 0);
+    mock.topic_error(&letters, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).unwrap();
+    stage.until_committed(0, 3).await;
+    running.stop().await;
+    stage.dead_letters(1).await;
+    assert_eq!(stage.rows.of("17"), ["a0", "b0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_password_file_moves_the_work_to_a_second_member() {
+    let Some(broker) = Broker::real_or_skip("a_changed_password_file_moves_the_work_to_a_second_member") else { return };
+    let mut stage = Stage::new(broker, 2).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "one").unwrap();
+    // The listener is in the clear, so any password is taken: what is seen here is the change of members.
+    stage.config.password_file = crate::config::SecretFile::new(file.path());
+    let running = stage.run();
+    stage.produce_many(0, "a", "17", 10).await;
+    stage.until_committed(0, 10).await;
+    let before = stage.members().await;
+    std::fs::write(file.path(), "two").unwrap();
+    let started = Instant::now();
+    let mut produced = 10;
+    loop {
+        stage.produce_many(0, &format!("b{produced}-"), "17", 1).await;
+        produced += 1;
+        let members = stage.members().await;
+        if members.len() == 1 && members != before {
+            break;
+        }
+        assert!(started.elapsed() < PATIENCE, "still {members:?}, as {before:?}");
+    }
+    stage.until_committed(0, produced).await;
+    until("the second member owns all", || stage.status.facts().partitions == 2).await;
+    running.stop().await;
+    assert_eq!(stage.rows.count() as i64, produced);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_too_large_for_the_dead_letter_topic_leaves_its_headers_there() {
+    let Some(broker) = Broker::real_or_skip("a_record_too_large_for_the_dead_letter_topic_leaves_its_headers_there") else { return };
+    let mut stage = Stage::new(broker, 1).await;
+    stage.config.dead_letter_suffix = ".small".into();
+    let letters = format!("{}.small", stage.topic());
+    let small = NewTopic::new(&letters, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "2000");
+    stage.broker.admin().create_topics([&small], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+    stage.produce(0, &"x".repeat(10_000)).await;
+    let running = stage.run();
+    stage.until_committed(0, 1).await;
+    running.stop().await;
+    let letter = stage.read(&letters, 1).await.remove(0);
+    assert_eq!((letter.value.as_deref(), letter.header(dead_letter::VALUE)), (None, Some("omitted")));
+    let all = ReplayOptions { topic: stage.topic().into(), reasons: Vec::new(), limit: None, dry_run: false };
+    let report = replay(&stage.config, all.clone()).await.unwrap();
+    assert_eq!((report.total(), report.without_value), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_without_any_dead_letter_topic_does_nothing() {
+    let mut stage = Stage::new(Broker::any(), 1).await;
+    if stage.broker.mock.is_none() {
+        stage.config.dead_letter_suffix = ".none".into();
+    }
+    let all = ReplayOptions { topic: stage.topic().into(), reasons: Vec::new(), limit: None, dry_run: false };
+    assert_eq!(replay(&stage.config, all).await.unwrap(), Default::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_are_refused_end_the_start_at_once() {
+    let mut stage = Stage::new(Broker::any(), 1).await;
+    stage.config.properties.insert("enable.auto.commit".into(), "true".into());
+    let refused = run(stage.parts(), CancellationToken::new()).await;
+    assert!(matches!(refused, Err(PipelineError::Settings(_))), "{refused:?}");
+    stage.config.properties = [("no.such.property".to_owned(), "1".to_owned())].into();
+    let refused = run(stage.parts(), CancellationToken::new()).await;
+    assert!(matches!(refused, Err(PipelineError::Client(_))), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_not_there_yet_is_waited_for_and_a_shutdown_is_not() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut stage = Stage::new(Broker::any(), 1).await;
+    stage.config.brokers = vec![listener.local_addr().unwrap().to_string()];
+    drop(listener);
+    let running = stage.run();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!running.task.is_finished());
+    let started = Instant::now();
+    running.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
