@@ -13,19 +13,12 @@ use crate::{find_program, free_port};
 pub struct Postgres;
 
 impl Postgres {
-    /// The folder with `initdb` and `postgres`: on `PATH`, or the newest of Debian's `/usr/lib/postgresql/*/bin`.
+    /// The folder with the server's programs: where `initdb` on `PATH` really lies, or the newest of Debian's
+    /// `/usr/lib/postgresql/*/bin`.
     pub fn programs() -> Option<PathBuf> {
-        if let Some(initdb) = find_program(&["initdb"]) {
-            return initdb.parent().map(Path::to_owned);
-        }
-        let mut folders: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
-            .ok()?
-            .flatten()
-            .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
-            .filter(|(_, bin)| bin.join("initdb").is_file())
-            .collect();
-        folders.sort();
-        folders.pop().map(|(_, bin)| bin)
+        let on_path = find_program(&["initdb"]).and_then(|initdb| fs::canonicalize(initdb).ok());
+        let on_path = on_path.as_deref().and_then(Path::parent).map(Path::to_owned);
+        on_path.filter(|bin| is_complete(bin)).or_else(newest_of_debian)
     }
 
     /// The URL of database `name` on `server`.
@@ -70,6 +63,16 @@ impl Postgres {
         };
         Server::start("postgres", dir, port, "INT", command, ready)
     }
+}
+
+fn newest_of_debian() -> Option<PathBuf> {
+    let folders = fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
+    let versions = folders.filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin"))));
+    versions.filter(|(_, bin)| is_complete(bin)).max().map(|(_, bin)| bin)
+}
+
+fn is_complete(bin: &Path) -> bool {
+    ["initdb", "postgres", "pg_isready", "psql"].iter().all(|program| bin.join(program).is_file())
 }
 
 fn is_root() -> Result<bool> {
