@@ -146,7 +146,7 @@ pub fn signal(pid: u32, name: &str) {
 
 /// A command that the kernel kills when the thread that spawns it ends, where `setpriv` of util-linux exists.
 /// As root and with `user`, it runs as that user.
-pub(crate) fn bound_command(program: &Path, user: Option<&str>) -> Command {
+pub fn bound_command(program: &Path, user: Option<&str>) -> Command {
     let Some(setpriv) = find_program(&["setpriv"]) else { return Command::new(program) };
     let mut command = Command::new(setpriv);
     command.arg("--pdeathsig=KILL");
@@ -167,7 +167,10 @@ type Request = (Command, Sender<io::Result<Child>>);
 
 /// Spawns from a thread that lives as long as this process: the kernel's parent-death signal follows the spawning *thread*,
 /// and the thread of a test ends with the test.
-pub(crate) fn spawn(command: Command) -> io::Result<Child> {
+///
+/// # Errors
+/// When the program cannot be started.
+pub fn spawn(command: Command) -> io::Result<Child> {
     static SPAWNER: OnceLock<Mutex<Sender<Request>>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
         let (requests, inbox) = channel::<Request>();
