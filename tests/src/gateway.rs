@@ -361,7 +361,7 @@ impl Gateway {
     }
 
     async fn live_revision(&self) -> Value {
-        self.admin("GET", "/status").await.expect(200).json()["revisions"]["live"].clone()
+        self.admin("GET", "/status").await.expect(200).json()["liveRevision"].clone()
     }
 
     /// Kill -9.
