@@ -3,12 +3,13 @@
 //! A module per theme. Every test starts what it needs and shares nothing but the PostgreSQL server and the broker.
 
 mod hostile;
-//mod lifecycle;
-//mod limits;
-//mod pipeline;
-//mod rest;
-//mod routing;
+mod lifecycle;
+mod limits;
+mod pipeline;
+mod rest;
+mod routing;
 mod socket;
+mod storm;
 mod tokens;
 
 use serde_json::json;
@@ -30,7 +31,7 @@ impl Stage {
     async fn with(configure: impl FnOnce(Builder) -> Builder) -> Self {
         let issuer = Issuer::start().await;
         let settings = configure(Gateway::build().trust(&issuer));
-        let policies = Policies::create(settings.database_url()).await.expect("the policy tables");
+        let policies = settings.policies().await;
         let gateway = settings.start().await;
         Self { issuer, policies, gateway }
     }

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use base64_simd::STANDARD;
 use serde_json::{Value, json};
+use signal_tests::client::{made_at, worker_of};
 use signal_tests::raw::{Frame, opcode};
-use signal_tests::wait::until;
+use signal_tests::wait::{now_secs, until};
 use signal_tests::{Client, KeyMember, Raw};
 use tokio::time::Instant;
 
@@ -113,15 +114,8 @@ async fn connected_names_the_connection_its_user_and_the_time() {
 async fn ids_are_snowflakes_of_the_first_worker() {
     let stage = Stage::new().await;
     let client = stage.client("17").await;
-    let digit = |b: u8| match b {
-        b'0'..=b'9' => b - b'0',
-        b'A'..=b'Z' => b - b'A' + 10,
-        _ => b - b'a' + 36,
-    };
-    let number = client.id().bytes().fold(0u128, |number, b| number * 62 + u128::from(digit(b)));
-    assert_eq!((number >> 12) & 1023, 9, "worker of {}", client.id());
-    let seconds = (number >> 22) as i64 / 1000 + 1_735_689_600;
-    assert!((seconds - signal_tests::wait::now_secs()).abs() < 60, "{seconds}");
+    assert_eq!(worker_of(client.id()), 9);
+    assert!((made_at(client.id()) - now_secs()).abs() < 60, "{}", client.id());
 }
 
 #[tokio::test]

@@ -351,6 +351,21 @@ impl Client {
     }
 }
 
+/// The worker number in a client id (`wire-protocol`, "Ids").
+pub fn worker_of(id: &str) -> u16 {
+    ((number_of(id) >> 12) & 1023) as u16
+}
+
+/// When a client id was made, in seconds since the Unix epoch.
+pub fn made_at(id: &str) -> i64 {
+    (number_of(id) >> 22) as i64 / 1000 + 1_735_689_600
+}
+
+fn number_of(id: &str) -> u128 {
+    const DIGITS: &str = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    id.chars().fold(0, |number, c| number * 62 + DIGITS.find(c).expect("a digit of base62") as u128)
+}
+
 fn seal(cipher: &Aes256Gcm, plaintext: &[u8]) -> Value {
     let iv: [u8; 12] = rand::random();
     let ct = cipher.encrypt(&Nonce::from(iv), plaintext).expect("AES-GCM seals");

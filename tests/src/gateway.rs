@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use toml::Table;
 
 use crate::issuer::{AUDIENCE, Issuer};
+use crate::policy::Policies;
 use crate::rest::{self, Answer};
 use crate::services::{Database, scratch, unique};
 use crate::wait::{LIMIT, until, until_within};
@@ -40,7 +41,7 @@ impl Builder {
             .set("server.admin_address", "127.0.0.1:0")
             .set("server.admin_token_file", path("admin-token"))
             .set("workers.shards", 2)
-            .set("database.url", format!("sqlite://{}", path("signal.db")))
+            .set("policy.url", format!("sqlite://{}", path("policy.db")))
             .set("policy.cache_secs", 1)
             .set("drain.endpoint_propagation_ms", 0)
             .set("drain.window_ms", 300)
@@ -98,9 +99,9 @@ impl Builder {
         self.postgres_url(&database.url)
     }
 
-    /// Stores in PostgreSQL at this URL.
+    /// Stores in PostgreSQL at this URL, with the policy tables in the same database.
     pub fn postgres_url(self, url: &str) -> Self {
-        self.set("database.url", url)
+        self.set("database.url", url).set("policy.url", url)
     }
 
     /// The folder of its configuration, for files that settings name.
@@ -108,12 +109,13 @@ impl Builder {
         self.dir.path()
     }
 
-    /// Where it stores: for the policy tables beside the notifications.
+    /// The policy tables it reads, made where they are missing.
     ///
     /// # Panics
-    /// When the URL was not set as text.
-    pub fn database_url(&self) -> &str {
-        self.fixed["database"]["url"].as_str().expect("a URL")
+    /// When the database refuses.
+    pub async fn policies(&self) -> Policies {
+        let url = self.fixed["policy"]["url"].as_str().expect("a URL");
+        Policies::create(url).await.expect("the policy tables")
     }
 
     /// Starts it and waits until it is ready.
@@ -121,8 +123,7 @@ impl Builder {
     /// # Panics
     /// When it ends or is not ready within a minute; its log is shown.
     pub async fn start(self) -> Gateway {
-        let mut gateways = self.start_many(1).await;
-        gateways.pop().expect("one gateway")
+        self.start_number(0).await
     }
 
     /// Starts several with the same settings, each with its own listeners and files.
@@ -141,6 +142,32 @@ impl Builder {
             gateway.expect_ready().await;
         }
         gateways
+    }
+
+    /// Starts it as the instance of this number, for a cluster whose members differ in a setting.
+    ///
+    /// # Panics
+    /// As [`Builder::start`].
+    pub async fn start_number(self, number: usize) -> Gateway {
+        let mut gateway = Gateway::spawn(self, number).await;
+        gateway.listen().await;
+        gateway.expect_ready().await;
+        gateway
+    }
+
+    /// Starts it and waits until it listens, ready or not.
+    ///
+    /// # Panics
+    /// When it ends instead.
+    pub async fn start_unready(self) -> Gateway {
+        let mut gateway = Gateway::spawn(self, 0).await;
+        gateway.listen().await;
+        gateway
+    }
+
+    /// The gateway's program, without arguments.
+    pub async fn program(&self) -> Command {
+        Command::new(binary().await)
     }
 
     /// Writes the configuration and runs it to its end with these arguments before `--config FILE`: for settings that are wrong
@@ -193,6 +220,9 @@ impl Files {
         let file = |name: &str| settings.dir().join(format!("{number}.{name}"));
         let files = Self { config: file("toml"), live: file("live.toml"), log: file("log") };
         let mut fixed = settings.fixed.clone();
+        if !fixed.contains_key("database") {
+            insert(&mut fixed, "database.url", format!("sqlite://{}", file("db").display()).into());
+        }
         fixed.insert("live_file".into(), files.live.display().to_string().into());
         insert(&mut fixed, "server.instance_name", format!("gateway-{number}").into());
         std::fs::write(&files.config, fixed.to_string()).expect("a writable folder");
@@ -216,6 +246,7 @@ impl Gateway {
     }
 
     async fn spawn(settings: Builder, number: usize) -> Self {
+        settings.policies().await;
         let files = Files::write(&settings, number);
         let unset = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut gateway = Self { settings, files, number, child: None, public: unset, admin: unset };
@@ -500,6 +531,6 @@ mod tests {
         let builder = Gateway::build().set("kafka.properties.client", "a").live("limits.outbox_bytes", 5);
         assert_eq!(builder.fixed["kafka"]["properties"]["client"].as_str(), Some("a"));
         assert_eq!(builder.live["limits"]["outbox_bytes"].as_integer(), Some(5));
-        assert!(builder.database_url().starts_with("sqlite:///"));
+        assert!(builder.fixed["policy"]["url"].as_str().unwrap().starts_with("sqlite:///"));
     }
 }

@@ -20,6 +20,18 @@ pub fn http() -> Client {
     Client::builder().timeout(LIMIT).pool_max_idle_per_host(0).connect_timeout(Duration::from_secs(5)).no_proxy().build().expect("a client")
 }
 
+/// The Argon2id hash of a password, with parameters that are quick to check.
+///
+/// # Panics
+/// When the system has no randomness.
+pub fn argon2id(password: &str) -> String {
+    use argon2::password_hash::{PasswordHasher as _, SaltString};
+    let parameters = argon2::Params::new(64, 1, 1, None).expect("good parameters");
+    let hasher = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, parameters);
+    let salt = SaltString::encode_b64(&rand::random::<[u8; 16]>()).expect("16 bytes");
+    hasher.hash_password(password.as_bytes(), &salt).expect("a hash").to_string()
+}
+
 /// An answer, read whole.
 #[derive(Debug, Clone)]
 pub struct Answer {
