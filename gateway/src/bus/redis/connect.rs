@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use redis::aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection};
+use redis::cluster::{ClusterClientBuilder, ClusterConfig};
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
@@ -139,6 +140,7 @@ impl Connector {
         };
         let push = push.map(std::sync::Arc::new);
         let mut last = failed("no node is known");
+        let mut unfit = None;
         for address in ordered(candidates, prefer) {
             let mut config = self.async_config();
             if let Some(push) = &push {
@@ -147,42 +149,49 @@ impl Connector {
             match self.connect(&address, &self.username, &self.password, self.database, config).await {
                 Ok(mut connection) => match self.is_fit(&mut connection).await {
                     Ok(()) => return Ok(Link { connection, address }),
-                    Err(error) => last = error,
+                    Err(error) => {
+                        last = error;
+                        unfit = unfit.or(Some(Link { connection, address }));
+                    }
                 },
                 Err(error) => last = error,
             }
         }
-        Err(last)
+        match unfit {
+            // A cluster that lacks slots still hands messages from node to node.
+            Some(link) if self.mode == BusMode::Cluster => Ok(link),
+            _ => Err(last),
+        }
     }
 
-    /// Connects for key commands; `link` serves where one node holds all keys.
-    pub(super) async fn keys(&self, link: &Link) -> RedisResult<Keys> {
+    /// What key commands go through; `link` serves where one node holds all keys. A cluster is connected to in the background, so that publishing
+    /// does not wait for a node that only keys need.
+    pub(super) fn keys(&self, link: &Link) -> RedisResult<Keys> {
         if self.mode != BusMode::Cluster {
             return Ok(Keys::Node(link.connection.clone()));
         }
         let nodes: Vec<ConnectionInfo> =
             std::iter::once(&link.address).chain(&self.nodes).map(|address| self.info(address, "", None, 0)).collect::<RedisResult<_>>()?;
-        let mut builder = redis::cluster::ClusterClientBuilder::new(nodes)
+        let mut builder = ClusterClientBuilder::new(nodes)
             .connection_timeout(self.timeout)
             .response_timeout(self.timeout)
             .retries(3)
             .tcp_settings(TcpSettings::default().set_nodelay(true));
-        if let Some(password) = self.password.read()? {
-            builder = builder.password(password.expose());
-            if !self.username.is_empty() {
-                builder = builder.username(&self.username);
-            }
+        let password = self.password.read()?;
+        if password.is_some() || !self.username.is_empty() {
+            builder = builder.password(password.as_ref().map_or("", config::Secret::expose));
+        }
+        if !self.username.is_empty() {
+            builder = builder.username(&self.username);
         }
         if self.tls {
             builder = builder.tls(TlsMode::Secure).certs(certificates(self.authorities()?));
         }
-        match tokio::time::timeout(3 * self.timeout, builder.build()?.get_async_connection()).await {
-            Ok(connection) => Ok(Keys::Cluster(connection?)),
-            Err(_) => Err(failed("connecting to the cluster took too long")),
-        }
+        Ok(Keys::Cluster(builder.build()?.get_pending_async_connection_with_config(ClusterConfig::new())))
     }
 
-    /// Refuses a replica that was a master, and a node that has lost its cluster: both take what is published and hand it to nobody.
+    /// Refuses a replica that was a master, and, while there is another, a node that has lost its cluster: both take what is published and hand it
+    /// to nobody else.
     async fn is_fit(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         match self.mode {
             BusMode::Sentinel => {
@@ -262,11 +271,12 @@ impl Connector {
             ConnectionAddr::Tcp(host, port)
         };
         let mut settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_db(database).set_skip_set_lib_name();
-        if let Some(password) = password {
-            settings = settings.set_password(password);
-            if !username.is_empty() {
-                settings = settings.set_username(username);
-            }
+        // A user without a password takes any, and logs in only with one.
+        if password.is_some() || !username.is_empty() {
+            settings = settings.set_password(password.unwrap_or_default());
+        }
+        if !username.is_empty() {
+            settings = settings.set_username(username);
         }
         Ok(address.into_connection_info()?.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true)))
     }

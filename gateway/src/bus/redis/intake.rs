@@ -1,7 +1,7 @@
 //! What every subscriber connection hears ends here: read, sorted, and queued for the hub.
 //!
 //! [`Intake::heard`] is called by a connection's driver and must not wait, so the queue to [`super::BusEvent`]s is bounded by dropping: a
-//! [`BusEvent::Resync`] follows a drop. Two connections overlap while a password changes; [`Intake::hand_over`] makes one continuous stream of them.
+//! [`BusEvent::Resync`] follows a drop. Two connections overlap while a password changes; [`Intake::begin_hand_over`] makes one continuous stream of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;

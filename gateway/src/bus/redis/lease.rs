@@ -153,7 +153,7 @@ async fn renew(shared: &Shared, lease: &Lease) -> bool {
     if ours {
         state.renewed = sent;
     }
-    if state.taken != !ours {
+    if state.taken == ours {
         state.taken = !ours;
         if ours {
             tracing::info!(worker = lease.worker, "the worker number is ours again");

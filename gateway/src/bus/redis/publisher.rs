@@ -1,7 +1,8 @@
 //! The one task that publishes: takes what waits, sends it as one pipeline, tells each sender what became of it.
 //!
 //! One connection and one pipeline at a time keep the order of calls. While there is no connection everything is refused at once; nothing is ever
-//! sent twice. Input: [`Publisher::offer`]. Output: Redis, and [`Shared::keys`] for everyone who needs key commands.
+//! sent twice. Input: [`Publisher`]. Output: Redis, and the connection in [`Shared`] that key commands go
+//! through.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -228,7 +229,7 @@ fn connect(shared: Arc<Shared>) -> BoxFuture<'static, (Link, Keys)> {
             let made: RedisResult<(Link, Keys)> = async {
                 let prefer = shared.subscriber_address().map_or(Prefer::Any, Prefer::Other);
                 let link = shared.connector.link(&prefer, NO_PUSH).await?;
-                let keys = shared.connector.keys(&link).await?;
+                let keys = shared.connector.keys(&link)?;
                 Ok((link, keys))
             }
             .await;

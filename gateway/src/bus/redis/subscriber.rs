@@ -24,6 +24,9 @@ use crate::bus::interests::Waiter;
 /// Most channels in one command.
 const CHUNK: usize = 512;
 
+/// How often the wait for a first ping doubles.
+const MAX_DEAF_DOUBLINGS: u32 = 5;
+
 /// A connection that hears.
 struct Ear {
     link: Link,
@@ -42,13 +45,16 @@ pub(super) struct Subscriber {
     shared: Arc<Shared>,
     credentials: watch::Receiver<String>,
     generation: u64,
+    /// How many connections in a row were replaced for deafness: when the cause is elsewhere, each further one waits longer, or clients would be
+    /// told to sync without end.
+    deaf: u32,
     /// Told when everything is confirmed for the first time.
     ready: Option<oneshot::Sender<()>>,
 }
 
 impl Subscriber {
     pub(super) fn new(shared: Arc<Shared>, credentials: watch::Receiver<String>, ready: oneshot::Sender<()>) -> Self {
-        Self { shared, credentials, generation: 0, ready: Some(ready) }
+        Self { shared, credentials, generation: 0, deaf: 0, ready: Some(ready) }
     }
 
     /// Hears until the future is dropped.
@@ -139,12 +145,17 @@ impl Subscriber {
 
     /// Keeps subscriptions as wanted until the connection has to be replaced.
     async fn serve(&mut self, mut ear: Ear) -> Reason {
-        let deaf_after = self.shared.timing.deaf_after;
+        let mut deaf_after = self.shared.timing.deaf_after * (1 << self.deaf.min(MAX_DEAF_DOUBLINGS));
         let mut since = Instant::now();
         let mut hand_over_at: Option<Instant> = None;
         let mut backoff = Backoff::default();
         loop {
-            let deaf_at = self.shared.intake.pinged().0.max(since) + deaf_after;
+            let pinged = self.shared.intake.pinged().0;
+            if pinged > since && self.deaf > 0 {
+                self.deaf = 0;
+                deaf_after = self.shared.timing.deaf_after;
+            }
+            let deaf_at = pinged.max(since) + deaf_after;
             let leave_at = self.shared.interests.lock().next_leave(self.shared.timing.linger);
             tokio::select! {
                 biased;
@@ -162,7 +173,9 @@ impl Subscriber {
                     }
                 }
                 () = tokio::time::sleep_until(deaf_at) => {
-                    if self.shared.intake.pinged().0.max(since) + deaf_after <= Instant::now() {
+                    let pinged = self.shared.intake.pinged().0;
+                    if pinged.max(since) + deaf_after <= Instant::now() {
+                        self.deaf = if pinged > since { 1 } else { self.deaf + 1 };
                         return DEAF;
                     }
                 }
@@ -224,8 +237,12 @@ impl Subscriber {
         let marker = format!("handover-{:016x}", rand::random::<u64>()).into_bytes();
         self.shared.intake.begin_hand_over(old.generation, ear.generation, marker.clone());
         let _ = self.shared.publisher.signal(self.shared.names.ping.clone(), marker);
-        if tokio::time::timeout(self.shared.connector.timeout(), self.shared.intake.handed_over()).await.is_err() {
+        let in_time = tokio::time::timeout(self.shared.connector.timeout(), self.shared.intake.handed_over()).await.is_ok();
+        if !in_time {
             self.shared.intake.force_hand_over();
+        }
+        // Two nodes do not hear others' messages in the same order: some may have come before the marker on one and after it on the other.
+        if !in_time || ear.link.address != old.link.address {
             self.shared.intake.resync(RECONNECTED);
         }
         self.shared.set_subscriber(Some(ear.link.address.clone()));
@@ -236,7 +253,7 @@ impl Subscriber {
 
 fn tell(waiters: Vec<Waiter>, result: &RedisResult<()>) {
     for waiter in waiters {
-        let _ = waiter.send(result.as_ref().map(|()| ()).map_err(unavailable));
+        let _ = waiter.send(result.as_ref().map_err(unavailable).copied());
     }
 }
 
