@@ -1,7 +1,7 @@
 //! REST: the whole route table on one screen, and what every request passes through.
 //!
 //! Input: requests of the public listener (all but `/stream`) and of the admin listener. Flow: `observe` (request id, metrics, panics)
-//! -> [`origin`] (CORS) -> route -> `extract` (who, may they, what) -> handler -> [`crate::store`] / [`crate::delivery`] -> response or
+//! -> `origin` (CORS) -> route -> `extract` (who, may they, what) -> handler -> [`crate::store`] / [`crate::delivery`] -> response or
 //! `problem`.
 
 mod admin;

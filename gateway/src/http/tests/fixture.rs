@@ -42,9 +42,11 @@ pub(super) const PASSWORD: &str = "open sesame";
 const ISSUER: &str = "https://id.example.com/";
 const AWAY: &str = "https://away.example.com/";
 
+type Answering = Box<dyn Fn(&Ask) -> Answers + Send>;
+
 /// Other instances, played: what they answer is chosen, what they hear is noted.
 pub(super) struct Neighbours {
-    answer: Mutex<Box<dyn Fn(&Ask) -> Answers + Send>>,
+    answer: Mutex<Answering>,
     pub(super) asked: Mutex<Vec<Ask>>,
     pub(super) published: Mutex<Vec<Dispatch>>,
     pub(super) stored: Mutex<Vec<Revocation>>,
