@@ -61,7 +61,7 @@ pub(crate) struct NotificationPage {
     /// The notifications, by falling `seq`.
     data: Vec<Notification>,
     /// `cursor` of the next page; null at the end.
-    #[schema(value_type = Option<String>, required = true)]
+    #[schema(value_type = Option<String>, required = true, example = "ODEy")]
     next: Option<Cursor<i64>>,
     /// The counters of the whole inbox, as they were for this page.
     #[serde(flatten)]

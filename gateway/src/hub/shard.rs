@@ -164,9 +164,9 @@ impl Shard {
         *link.principal.borrow_mut() = Some(principal);
     }
 
-    /// What the bus is to hear for an admitted connection.
+    /// What the bus is to hear for an admitted connection. A client id is a room of its own: whoever does not know it as a client publishes there.
     pub fn interests(&self, link: &Link) -> Vec<Destination> {
-        let mut interests = vec![Destination::Client(link.id)];
+        let mut interests = vec![Destination::Client(link.id), Destination::Room(link.id.as_str().into())];
         interests.extend(link.principal.borrow().as_ref().map(|p| Destination::User(Arc::clone(&p.subject))));
         let rooms = self.rooms.borrow();
         interests.extend(link.seats.borrow().iter().map(|seat| Destination::Room(Arc::clone(&rooms[seat.room as usize].name))));
