@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -237,7 +237,7 @@ impl Assignment {
         if !done.is_empty() {
             let offsets = list(done.iter().map(|(key, next)| (key, *next)));
             if let Err(error) = consumer.commit(&offsets, CommitMode::Async) {
-                self.commit_callback(Err(error), &offsets);
+                tracing::warn!(%error, "offsets were not committed; they are tried again");
             }
         }
         Ok(())
@@ -303,9 +303,14 @@ fn commit_now(consumer: &BaseConsumer<Assignment>, offsets: &TopicPartitionList)
 
 impl ClientContext for Assignment {
     fn stats(&self, statistics: Statistics) {
-        let lanes = self.lanes.lock();
-        for ((topic, partition), lane) in lanes.iter() {
+        let mut lanes = self.lanes.lock();
+        for ((topic, partition), lane) in lanes.iter_mut() {
             let Some(facts) = statistics.topics.get(topic.as_ref()).and_then(|t| t.partitions.get(partition)) else { continue };
+            // A commit in a rebalance may come too late for its generation. librdkafka gives a manual commit no callback that would say so, but
+            // it tells here which offset the broker has taken: another one is committed again.
+            if lane.committed.is_some_and(|committed| committed != facts.committed_offset) {
+                lane.committed = None;
+            }
             // Negative numbers stand for what librdkafka does not know yet.
             if facts.hi_offset < 0 {
                 continue;
@@ -351,20 +356,6 @@ impl ConsumerContext for Assignment {
             // A partition that comes back may have been paused when it left.
             if let Err(error) = consumer.resume(partitions) {
                 tracing::warn!(%error, "assigned partitions cannot be resumed");
-            }
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        let Err(error) = result else { return };
-        if let KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset) = error {
-            return;
-        }
-        tracing::warn!(%error, "offsets were not committed; they are tried again");
-        let mut lanes = self.lanes.lock();
-        for partition in offsets.elements() {
-            if let Some(lane) = lanes.get_mut(&self.key(partition.topic(), partition.partition())) {
-                lane.committed = None;
             }
         }
     }
