@@ -116,7 +116,7 @@ impl Delivery {
                             published.fetch_add(1, Ordering::Relaxed);
                         }
                         Err(BusError::Full) => {}
-                        Err(error @ BusError::Unavailable(_)) => {
+                        Err(error @ (BusError::Unavailable(_) | BusError::Misconfigured(_))) => {
                             if !away.swap(true, Ordering::Relaxed) {
                                 tracing::debug!(%error, "the rest of a batch was delivered here only");
                             }

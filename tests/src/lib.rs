@@ -1,1 +1,36 @@
-//! x
+//! The harness of the end-to-end tests: everything around the gateway, and nothing of it.
+//!
+//! Nothing here uses the gateway's code: the client, the emitter and the tokens are written from the protocol's pages, so
+//! that a mistake in the gateway cannot agree with itself.
+//!
+//! | module | stands for |
+//! |---|---|
+//! | [`gateway`] | `signal-gateway serve` as a real process, alone or several |
+//! | [`client`], [`raw`] | a client that keeps to the protocol, and one that does not |
+//! | [`issuer`] | whoever signs tokens and publishes keys |
+//! | [`emitter`], [`producer`] | services that publish to Redis and produce to Kafka |
+//! | [`policy`] | the platform's policy tables |
+//! | [`services`], [`chaos`] | Redis, PostgreSQL and Kafka, and a proxy that cuts and stalls the way to them |
+
+pub mod chaos;
+pub mod client;
+pub mod emitter;
+pub mod gateway;
+pub mod issuer;
+pub mod policy;
+pub mod producer;
+pub mod raw;
+pub mod rest;
+pub mod services;
+pub mod wait;
+
+pub use chaos::Proxy;
+pub use client::{Client, Envelope, KeyMember};
+pub use emitter::Emitter;
+pub use gateway::Gateway;
+pub use issuer::Issuer;
+pub use policy::Policies;
+pub use producer::Producer;
+pub use raw::Raw;
+pub use services::skip;
+pub use wait::{LIMIT, until};

@@ -1,2 +1,87 @@
-//! x
-fn main() {}
+//! `cargo xtask dev | test | bench | setup`: set-up and runs, nothing else.
+//!
+//! Needs a Rust toolchain and nothing more to build: what the gateway's own build and its tests need is found or installed
+//! by [`setup`], and [`test`] starts the servers that tests talk to.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks to its terminal")]
+
+mod outcome;
+mod setup;
+mod test;
+
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+Set-up and runs of Signal.
+
+Usage: cargo xtask <COMMAND> [ARGUMENTS]
+
+Commands:
+  dev    [ARGUMENTS]           Runs the gateway in dev mode, everything embedded. Arguments go to `signal-gateway dev`
+  test   [--quick] [ARGUMENTS] Format, lints, docs, then every test, with real Kafka, PostgreSQL and Redis.
+                               --quick leaves format, lints and docs out. Arguments go to `cargo test`
+  bench  [ARGUMENTS]           Builds optimized and runs the benchmarks. Arguments go to `cargo bench`
+  setup                        Only checks what building and testing need, and installs what is missing
+  help                         Prints this
+
+Each command first checks what it needs. On Debian and its kin, as root, what is missing is installed with apt-get;
+elsewhere the command ends and says what to install.
+
+Environment:
+  SIGNAL_CACHE   where downloads are kept across runs (default: ~/.cache/signal)
+";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    match run(&command, rest) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
+    match command {
+        "dev" => {
+            setup::build()?;
+            let mut dev = cargo();
+            dev.args(["run", "--quiet", "-p", "signal-gateway", "--", "dev"]).args(arguments);
+            // The gateway takes this process's place, so that signals and the exit code are its own.
+            Err(dev.exec().into())
+        }
+        "test" => test::run(arguments),
+        "bench" => {
+            setup::build()?;
+            let mut bench = cargo();
+            bench.args(["bench", "--workspace"]).args(arguments);
+            Err(bench.exec().into())
+        }
+        "setup" => {
+            setup::build()?;
+            setup::components()?;
+            setup::services()?;
+            println!("everything that building and testing need is here");
+            Ok(ExitCode::SUCCESS)
+        }
+        "" | "help" | "-h" | "--help" => {
+            print!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => bail!("there is no command {other:?}; `cargo xtask help` lists them"),
+    }
+}
+
+/// The toolchain's cargo, in the workspace's root.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    command
+}

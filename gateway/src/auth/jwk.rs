@@ -234,7 +234,7 @@ mod tests {
     }
 
     fn ed25519() -> Value {
-        json!({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwaaPJHURo"})
+        json!({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"})
     }
 
     fn set(keys: &[Value]) -> Vec<Arc<Key>> {

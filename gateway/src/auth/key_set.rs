@@ -518,6 +518,10 @@ fn make_client(source: &Source) -> Result<reqwest::Client, FetchError> {
         .https_only(source.url.scheme() == "https")
         .pool_max_idle_per_host(0)
         .user_agent(concat!("signal-gateway/", env!("CARGO_PKG_VERSION")));
+    if is_loopback(&source.url) {
+        // A proxy named in the environment is for other hosts than this one.
+        builder = builder.no_proxy();
+    }
     if !source.ca_file.as_os_str().is_empty() {
         let pem = std::fs::read(&source.ca_file).map_err(|error| FetchError::Authorities(error.to_string()))?;
         let authorities = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| FetchError::Authorities(error.to_string()))?;
@@ -529,6 +533,15 @@ fn make_client(source: &Source) -> Result<reqwest::Client, FetchError> {
         builder = builder.tls_certs_only([]);
     }
     builder.build().map_err(request_failed)
+}
+
+fn is_loopback(url: &url::Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
 }
 
 /// The error with its causes, without the address: that may hold a secret.
@@ -551,3 +564,6 @@ impl Table {
         self.sources.iter().filter(named).chain(self.sources.iter().filter(waived))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,10 @@ use crate::store::{Domain, GroupRow, PolicyRow, PolicyStore, StoreError};
 const EVERY_DOMAIN: &str = "*";
 /// Users whose rows are kept.
 const MAX_USERS: usize = 8192;
+/// Answers that are kept of one user.
+const MAX_ANSWERS: usize = 64;
+/// Rooms that are decided before others get their turn at the enforcer.
+const ROOMS_AT_ONCE: usize = 32;
 /// Rooms that every connection is in from the start (wire protocol, "After authentication").
 const DEFAULT_ROOMS: [&str; 2] = ["ws-default", "ws-notification"];
 /// What a member of a domain is in the enforcer. No role of the tables has this name: theirs begin with `Role_`.
@@ -67,12 +71,18 @@ struct Inner {
     always_allow_roles: Vec<String>,
     unmatched: Unmatched,
     cache: Duration,
-    rules: Kept<Rules>,
+    rules: Kept<Decided>,
     domains: Kept<Vec<String>>,
     enforcer: Mutex<Enforcer>,
 }
 
 type Rules = (Vec<PolicyRow>, Vec<GroupRow>);
+
+/// A user's rows, and what was decided by them.
+struct Decided {
+    rows: Rules,
+    answers: Mutex<Recent<(String, String), bool>>,
+}
 
 impl Access {
     /// Decides by the rows of `store`.
@@ -102,16 +112,31 @@ impl Access {
             return Ok(true);
         }
         let user = &principal.subject;
-        let rules = self.inner.rules.get(user, || self.inner.store.rules_of(user)).await?;
-        let (policies, groups) = &*rules;
-        let policies = policies.iter().map(|row| {
-            let domain = row.domain.as_deref().unwrap_or(EVERY_DOMAIN);
-            [row.subject.as_str(), domain, &row.code, &row.action, if row.allow { "allow" } else { "deny" }]
-        });
-        let groups = groups.iter().map(|row| [row.subject.as_str(), &row.role, row.domain.as_deref().unwrap_or(EVERY_DOMAIN)]);
+        let read = || async {
+            let rows = self.inner.store.rules_of(user).await?;
+            Ok(Decided { rows, answers: Mutex::new(Recent::new(MAX_ANSWERS)) })
+        };
+        let decided = self.inner.rules.get(user, read).await?;
+        let question = (code.to_owned(), action.to_owned());
+        if let Some(answer) = decided.answers.lock().get(&question) {
+            return Ok(*answer);
+        }
+        let answer = self.decide(&decided.rows, user, code, action);
+        decided.answers.lock().insert(question, answer);
+        Ok(answer)
+    }
+
+    fn decide(&self, (policies, groups): &Rules, user: &str, code: &str, action: &str) -> bool {
+        // Rows of one merchant or organizer cannot match domain `*`, and some users have thousands of them.
+        let everywhere = |domain: &Option<String>| domain.as_deref().is_none_or(|domain| domain == EVERY_DOMAIN);
+        let policies = policies
+            .iter()
+            .filter(|row| everywhere(&row.domain))
+            .map(|row| [row.subject.as_str(), EVERY_DOMAIN, &row.code, &row.action, if row.allow { "allow" } else { "deny" }]);
+        let groups = groups.iter().filter(|row| everywhere(&row.domain)).map(|row| [row.subject.as_str(), &row.role, EVERY_DOMAIN]);
         let mut enforcer = self.inner.enforcer.lock();
         load(&mut enforcer, policies, groups);
-        Ok(enforces(&enforcer, &subject(user), EVERY_DOMAIN, code, action))
+        enforces(&enforcer, &subject(user), EVERY_DOMAIN, code, action)
     }
 
     /// Whether the principal, on the connection `client`, may join each of `rooms`; the answers are in their order.
@@ -136,17 +161,31 @@ impl Access {
         }
         let user = &principal.subject;
         let domains = self.inner.domains.get(user, || self.inner.store.domains_of(user)).await?;
+        let mut answers = Vec::with_capacity(rules.len());
+        for some in rules.chunks(ROOMS_AT_ONCE) {
+            let member_of = self.memberships(user, some, &domains);
+            answers.extend(some.iter().zip(member_of).map(|(rule, member)| member || self.without_store(rule, principal)));
+        }
+        Ok(answers)
+    }
+
+    /// Which of these rooms belong to a merchant or organizer that the user is in. Only the memberships that are asked for are loaded, and a few
+    /// rooms at a time: neither a user with thousands of merchants nor a long list of rooms keeps the enforcer from others.
+    fn memberships(&self, user: &str, rules: &[Rule], domains: &[String]) -> Vec<bool> {
         let subject = subject(user);
-        let mut enforcer = self.inner.enforcer.lock();
+        let asked: Vec<Option<String>> = rules
+            .iter()
+            .map(|rule| match rule {
+                Rule::MemberOf(domain) => Some(domain.to_string()),
+                _ => None,
+            })
+            .collect();
         let policy = [MEMBER, EVERY_DOMAIN, ROOM, JOIN, "allow"];
-        // A membership in `*` would be one in every domain, but belongs to none.
-        let groups = domains.iter().filter(|domain| *domain != EVERY_DOMAIN).map(|domain| [&*subject, MEMBER, domain]);
-        load(&mut enforcer, [policy].into_iter(), groups);
-        let answer = |rule: &Rule| match rule {
-            Rule::MemberOf(domain) => enforces(&enforcer, &subject, &domain.to_string(), ROOM, JOIN),
-            rule => self.without_store(rule, principal),
-        };
-        Ok(rules.iter().map(answer).collect())
+        let held = asked.iter().flatten().filter(|domain| domains.contains(domain));
+        let mut enforcer = self.inner.enforcer.lock();
+        load(&mut enforcer, [policy].into_iter(), held.map(|domain| [subject.as_str(), MEMBER, domain]));
+        let answer = |domain: &Option<String>| domain.as_ref().is_some_and(|domain| enforces(&enforcer, &subject, domain, ROOM, JOIN));
+        asked.iter().map(answer).collect()
     }
 
     /// How often a connection's rooms are to be asked for again with [`Access::may_join`], so that a right that is gone takes the connection out

@@ -41,6 +41,11 @@ impl<K: Hash + Eq, V> Recent<K, V> {
         self.newer.insert(key, value);
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.newer.len() + self.older.len()
+    }
+
     pub(super) fn remove<Q>(&mut self, key: &Q)
     where
         K: Borrow<Q>,
@@ -62,7 +67,7 @@ mod tests {
         recent.insert("used".to_owned(), 0);
         for n in 0..10_000 {
             recent.insert(n.to_string(), n);
-            assert!(recent.newer.len() + recent.older.len() <= 100);
+            assert!(recent.len() <= 100);
             assert_eq!(recent.get("used"), Some(&mut 0));
         }
         assert_eq!(recent.get("0"), None);

@@ -342,6 +342,9 @@ struct Parts<'t> {
     algorithm: Algorithm,
     kid: Option<String>,
     claims: Claims,
+    expires_at: Option<DateTime<Utc>>,
+    issued_at: Option<DateTime<Utc>>,
+    not_before: Option<DateTime<Utc>>,
     message: &'t [u8],
     signature: Vec<u8>,
 }
@@ -391,9 +394,18 @@ impl<'t> Parts<'t> {
             return Err(Reason::UnknownKey);
         }
         let payload = URL_SAFE_NO_PAD.decode_to_vec(payload.as_bytes()).map_err(|_| Reason::Malformed)?;
-        let claims = serde_json::from_slice(&payload).map_err(|_| Reason::Malformed)?;
+        let claims: Claims = serde_json::from_slice(&payload).map_err(|_| Reason::Malformed)?;
         let signature = URL_SAFE_NO_PAD.decode_to_vec(signature.as_bytes()).map_err(|_| Reason::Malformed)?;
-        Ok(Self { algorithm, kid: header.kid, claims, message: message.as_bytes(), signature })
+        Ok(Self {
+            algorithm,
+            kid: header.kid,
+            expires_at: claims.exp.map(time).transpose()?,
+            issued_at: claims.iat.map(time).transpose()?,
+            not_before: claims.nbf.map(time).transpose()?,
+            claims,
+            message: message.as_bytes(),
+            signature,
+        })
     }
 }
 
@@ -433,14 +445,12 @@ fn check(parts: &Parts<'_>, view: &View, key: &Key, now_ms: i64, leeway_ms: i64)
     if !source.skip_audience_check && !claims.aud.as_ref().is_some_and(|aud| aud.holds_one_of(&source.audiences)) {
         return Err(Reason::Audience);
     }
-    let expires_at = claims.exp.ok_or(Reason::Expired).and_then(time)?;
-    let issued_at = claims.iat.map(time).transpose()?;
-    let not_before = claims.nbf.map(time).transpose()?;
+    let expires_at = parts.expires_at.ok_or(Reason::Expired)?;
     if now_ms >= expires_at.timestamp_millis().saturating_add(leeway_ms) {
         return Err(Reason::Expired);
     }
     // A token from the future would outlive `issuedBefore` of a revocation.
-    let not_before_ms = issued_at.into_iter().chain(not_before).map(|at| at.timestamp_millis()).max().unwrap_or(i64::MIN);
+    let not_before_ms = parts.issued_at.into_iter().chain(parts.not_before).map(|at| at.timestamp_millis()).max().unwrap_or(i64::MIN);
     if now_ms.saturating_add(leeway_ms) < not_before_ms {
         return Err(Reason::NotYetValid);
     }
@@ -449,7 +459,7 @@ fn check(parts: &Parts<'_>, view: &View, key: &Key, now_ms: i64, leeway_ms: i64)
         kid: Arc::clone(&key.name),
         thumbprint: key.thumbprint,
         token_id: claims.jti.as_ref().and_then(text).map(Arc::from),
-        issued_at,
+        issued_at: parts.issued_at,
         expires_at: Some(expires_at),
     };
     let principal = Principal {

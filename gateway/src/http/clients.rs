@@ -111,9 +111,10 @@ pub(crate) struct ClientPage {
     /// The connections.
     data: Vec<Client>,
     /// `cursor` of the next page; null at the end.
-    #[schema(value_type = Option<String>, required = true)]
+    #[schema(value_type = Option<String>, required = true, example = "MUtiWjBkVDlYYTQ")]
     next: Option<Cursor<Id>>,
     /// Live instances that did not answer in time: what they hold is not in `data`.
+    #[schema(example = json!(["gateway-2"]))]
     missing: Vec<String>,
 }
 
@@ -188,6 +189,7 @@ pub(crate) struct Closed {
     /// How many, on all instances that answered.
     pub(super) closed: usize,
     /// Live instances that did not answer in time: what they hold may be open.
+    #[schema(example = json!(["gateway-2"]))]
     pub(super) missing: Vec<String>,
 }
 

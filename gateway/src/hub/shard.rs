@@ -60,6 +60,8 @@ pub(super) enum Command {
     CloseClient(Id, Close, oneshot::Sender<usize>),
     CloseUser(Arc<str>, Close, oneshot::Sender<usize>),
     CloseWhere(Predicate, Close, oneshot::Sender<usize>),
+    /// Tells those whose token rests on a source or key that is gone.
+    Fallen(Predicate, oneshot::Sender<usize>),
     /// Closes so many at random; only authenticated ones, or any.
     CloseSome {
         count: usize,
@@ -164,9 +166,9 @@ impl Shard {
         *link.principal.borrow_mut() = Some(principal);
     }
 
-    /// What the bus is to hear for an admitted connection.
+    /// What the bus is to hear for an admitted connection. A client id is a room of its own: whoever does not know it as a client publishes there.
     pub fn interests(&self, link: &Link) -> Vec<Destination> {
-        let mut interests = vec![Destination::Client(link.id)];
+        let mut interests = vec![Destination::Client(link.id), Destination::Room(link.id.as_str().into())];
         interests.extend(link.principal.borrow().as_ref().map(|p| Destination::User(Arc::clone(&p.subject))));
         let rooms = self.rooms.borrow();
         interests.extend(link.seats.borrow().iter().map(|seat| Destination::Room(Arc::clone(&rooms[seat.room as usize].name))));
@@ -336,6 +338,11 @@ impl Shard {
                     let links = self.links.borrow();
                     let matching = links.iter().filter(|(_, link)| link.principal.borrow().as_ref().is_some_and(|p| matches(p)));
                     answer(reply, matching.map(|(_, link)| order(link, close)).sum());
+                }
+                Command::Fallen(matches, reply) => {
+                    let links = self.links.borrow();
+                    let matching = links.iter().filter(|(_, link)| link.principal.borrow().as_ref().is_some_and(|p| matches(p)));
+                    answer(reply, matching.map(|(_, link)| link.tell_fallen()).count());
                 }
                 Command::CloseSome { count, authenticated_only, close, reply } => {
                     answer(reply, self.close_some(count, authenticated_only, close));

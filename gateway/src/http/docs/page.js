@@ -149,7 +149,7 @@ function operation(doc, path, method, op) {
       el("span", { class: `status ${status < 400 ? "good" : "bad"}` }, status),
       codes ? codes.map((code, index) => [index ? ", " : "", el("a", { href: `#${code}` }, code)]) : at.description,
     ])),
-    good && [doc.describe(good.content.schema), json(doc.example(good.content.schema))]);
+    good && [el("h4", null, `Body of ${good.status}`), doc.describe(good.content.schema), json(doc.example(good.content.schema))]);
 }
 
 function problems(doc) {
@@ -164,7 +164,7 @@ function problems(doc) {
 
 function message(doc, id, verb, verbText, at) {
   const payload = doc.resolve(at.payload);
-  const enveloped = payload.properties && payload.properties.event;
+  const enveloped = payload.properties && payload.properties.event && payload.required.includes("event");
   const shape = enveloped ? payload.properties.data : at.payload;
   const example = (at.examples || [])[0];
   return card(id, verb, verbText, at.name, null, el("p", null, inline(at.summary || "")), prose(at.description),
@@ -174,7 +174,7 @@ function message(doc, id, verb, verbText, at) {
 function renderRest(doc, main, contents) {
   const { info, tags, paths } = doc.root;
   document.getElementById("version").textContent = info.version;
-  main.append(el("h1", null, info.title), prose(info.description),
+  main.append(el("h1", null, info.title), ...prose(info.description),
     el("p", null, el("a", { href: "/openapi.json" }, "/openapi.json"), " · ", el("a", { href: "/asyncapi.json" }, "/asyncapi.json")));
   for (const tag of tags) {
     const section = el("section", { id: `tag-${tag.name}` }, el("h2", null, tag.name), el("p", { class: "lead" }, tag.description));
@@ -195,7 +195,8 @@ function renderRest(doc, main, contents) {
 function renderEvents(doc, main, contents) {
   const { channels, operations } = doc.root;
   const key = (reference) => reference.$ref.split("/").pop();
-  for (const [name, channel] of Object.entries(channels)) {
+  const order = Object.entries(channels).sort(([a], [b]) => (b === "stream") - (a === "stream"));
+  for (const [name, channel] of order) {
     const section = el("section", { id: `channel-${name}` }, el("h2", null, channel.title), el("p", { class: "lead" }, el("code", null, channel.address)));
     const links = el("ul");
     const mine = Object.values(operations).filter((op) => key(op.channel) === name);
@@ -241,7 +242,7 @@ async function start() {
     renderRest(rest, main, contents);
     renderEvents(events, main, contents);
     document.getElementById("filter").addEventListener("input", (event) => filterBy(contents, event.target.value.trim().toLowerCase()));
-    if (location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
+    if (location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView({ behavior: "instant" });
   } catch (error) {
     state.textContent = `The documents could not be shown: ${error.message}`;
   }

@@ -1,0 +1,186 @@
+//! One Apache Kafka broker, and the folder of jars it runs from.
+//!
+//! Maven downloads the jars once. Beside them lie a formatted log folder, which every broker starts from as a copy, and a
+//! class data archive, which halves the start. All of it is in the cache folder and made again only when it is missing.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::process::{Server, bound_command};
+use crate::{cache_dir, find_program, free_port, loopback};
+
+const VERSION: &str = "4.3.1";
+/// Grows when anything in the folder is made another way, so that an older one is not used.
+const LAYOUT: u32 = 1;
+const POM: &str = include_str!("../kafka/pom.xml");
+const PROPERTIES: &str = include_str!("../kafka/server.properties");
+const LOGGING: &str = include_str!("../kafka/log4j2.yaml");
+/// Any 16 bytes in URL-safe base64.
+const CLUSTER_ID: &str = "c2lnbmFsLXRlc3RzLTAwMQ";
+const JVM: [&str; 6] = ["-Xms64m", "-Xmx320m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-Djava.awt.headless=true"];
+
+/// The folder with the jars, the formatted log and the class data archive.
+#[derive(Debug, Clone)]
+pub struct KafkaHome(PathBuf);
+
+impl KafkaHome {
+    /// The folder, if [`KafkaHome::ensure`] completed it earlier and Java is installed.
+    pub fn find() -> Option<Self> {
+        find_program(&["java"])?;
+        let home = Self::path().ok()?;
+        home.join("complete").is_file().then_some(Self(home))
+    }
+
+    /// Downloads and prepares what is missing; `say` is told what takes time.
+    ///
+    /// # Errors
+    /// When Java or Maven is missing or fails.
+    pub fn ensure(say: impl Fn(&str)) -> Result<Self> {
+        if let Some(home) = Self::find() {
+            return Ok(home);
+        }
+        let home = Self::path()?;
+        let parent = home.parent().context("the cache folder has a parent")?;
+        fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        // Prepared beside its place and moved there whole, so that two runs at once do not meet half a folder.
+        let draft = parent.join(format!("kafka.{}.draft", std::process::id()));
+        let _ = fs::remove_dir_all(&draft);
+        fs::create_dir_all(&draft)?;
+        say(&format!("downloading Apache Kafka {VERSION} through Maven into {}", home.display()));
+        prepare(&draft, &say)?;
+        fs::write(draft.join("complete"), VERSION)?;
+        if fs::rename(&draft, &home).is_err() {
+            let _ = fs::remove_dir_all(&home);
+            fs::rename(&draft, &home).with_context(|| format!("cannot move Kafka to {}", home.display()))?;
+        }
+        // The archive checks the path of its class path, so it is made where it will be used.
+        say("archiving Kafka's classes for quicker starts");
+        let home = Self(home);
+        if let Err(error) = home.archive() {
+            say(&format!("no class data archive, brokers start a little slower: {error:#}"));
+        }
+        Ok(home)
+    }
+
+    fn path() -> Result<PathBuf> {
+        Ok(cache_dir()?.join(format!("kafka-{VERSION}-{LAYOUT}")))
+    }
+
+    fn java(&self) -> Result<Command> {
+        let java = find_program(&["java"]).context("java is not installed")?;
+        let mut command = bound_command(&java, None);
+        command.args(JVM).arg("-cp").arg(self.0.join("lib/*"));
+        command.arg(format!("-Dlog4j2.configurationFile={}", self.0.join("log4j2.yaml").display()));
+        Ok(command)
+    }
+
+    fn archive(&self) -> Result<()> {
+        let scratch = self.0.join("scratch");
+        let flag = format!("-XX:ArchiveClassesAtExit={}", self.0.join("classes.jsa").display());
+        let mut broker = Kafka::start_with(self, &scratch, Some(flag))?;
+        broker.stop();
+        fs::remove_dir_all(&scratch)?;
+        Ok(())
+    }
+}
+
+/// How to start a broker.
+pub struct Kafka;
+
+impl Kafka {
+    /// Starts a broker with its data in `dir`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(home: &KafkaHome, dir: &Path) -> Result<Server> {
+        let archive = home.0.join("classes.jsa");
+        let flag = archive.is_file().then(|| format!("-XX:SharedArchiveFile={}", archive.display()));
+        Self::start_with(home, dir, flag)
+    }
+
+    fn start_with(home: &KafkaHome, dir: &Path, flag: Option<String>) -> Result<Server> {
+        fs::create_dir_all(dir)?;
+        let log = dir.join("log");
+        copy_folder(&home.0.join("formatted"), &log)?;
+        let (port, controller) = (free_port()?, free_port()?);
+        let properties = dir.join("server.properties");
+        fs::write(&properties, render(&log, port, controller))?;
+        home.java()?;
+        let home = home.clone();
+        let command = move || {
+            let mut command = home.java().expect("java was found a moment ago");
+            command.args(&flag).arg("kafka.Kafka").arg(&properties);
+            command
+        };
+        Server::start("kafka", dir, port, "TERM", command, move || answers(loopback(port)))
+    }
+}
+
+fn prepare(draft: &Path, say: &impl Fn(&str)) -> Result<()> {
+    let maven = find_program(&["mvn"]).context("mvn is not installed")?;
+    fs::write(draft.join("pom.xml"), POM.replace("@KAFKA@", VERSION))?;
+    fs::write(draft.join("log4j2.yaml"), LOGGING)?;
+    let lib = draft.join("lib");
+    let mut copy = Command::new(maven);
+    copy.args(["-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime"]);
+    copy.arg(format!("-DoutputDirectory={}", lib.display())).current_dir(draft);
+    run(&mut copy)?;
+
+    say("formatting a log folder");
+    let home = KafkaHome(draft.to_owned());
+    let properties = draft.join("format.properties");
+    // Ports that are never listened on: only the storage tool reads this file.
+    fs::write(&properties, render(&draft.join("formatted"), 9092, 9093))?;
+    let mut format = home.java()?;
+    format.args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"]).arg(&properties);
+    run(&mut format)
+}
+
+fn render(log: &Path, port: u16, controller: u16) -> String {
+    PROPERTIES
+        .replace("@DATA@", &log.display().to_string())
+        .replace("@CONTROLLER_PORT@", &controller.to_string())
+        .replace("@PORT@", &port.to_string())
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Asks ApiVersions (key 18, version 0) and takes any reply: the broker opens its port before it serves.
+fn answers(address: SocketAddr) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let mut socket = TcpStream::connect_timeout(&address, Duration::from_millis(200))?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.write_all(&[0, 0, 0, 10, 0, 18, 0, 0, 0, 0, 0, 1, 0xff, 0xff])?;
+        let mut reply = [0; 8];
+        socket.read_exact(&mut reply)?;
+        Ok(reply[4..] == [0, 0, 0, 1])
+    };
+    ask().unwrap_or(false)
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    if !output.status.success() {
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        bail!("{command:?} ended with {}:\n{out}{err}", output.status);
+    }
+    Ok(())
+}

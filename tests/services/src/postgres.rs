@@ -1,0 +1,89 @@
+//! A PostgreSQL server with its own cluster.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::process::{Server, bound_command};
+use crate::{find_program, free_port};
+
+/// How to start one.
+pub struct Postgres;
+
+impl Postgres {
+    /// The folder with the server's programs: where `initdb` on `PATH` really lies, or the newest of Debian's
+    /// `/usr/lib/postgresql/*/bin`.
+    pub fn programs() -> Option<PathBuf> {
+        let on_path = find_program(&["initdb"]).and_then(|initdb| fs::canonicalize(initdb).ok());
+        let on_path = on_path.as_deref().and_then(Path::parent).map(Path::to_owned);
+        on_path.filter(|bin| is_complete(bin)).or_else(newest_of_debian)
+    }
+
+    /// The URL of database `name` on `server`.
+    pub fn url(server: &Server, name: &str) -> String {
+        format!("postgres://postgres@{}/{name}", server.address())
+    }
+
+    /// Makes a cluster in `dir` and starts it. `durable` keeps what was committed through a kill -9; without it commits are faster.
+    ///
+    /// The folder is given to the user `postgres` when this process is root, which initdb refuses.
+    ///
+    /// # Errors
+    /// When it is not installed or does not start.
+    pub fn start(dir: &Path, durable: bool) -> Result<Server> {
+        let bin = Self::programs().context("PostgreSQL's server programs are not installed")?;
+        fs::create_dir_all(dir)?;
+        let user = is_root()?.then_some("postgres");
+        if user.is_some() {
+            run(Command::new("chown").arg("postgres:").arg(dir))?;
+        }
+        let data = dir.join("data");
+        let mut initdb = bound_command(&bin.join("initdb"), user);
+        initdb.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]);
+        run(&mut initdb)?;
+
+        let port = free_port()?;
+        let (program, sockets) = (bin.join("postgres"), dir.to_owned());
+        let command = move || {
+            let mut command = bound_command(&program, user);
+            command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-h", "127.0.0.1"]);
+            command.arg("-k").arg(&sockets).args(["-c", "shared_buffers=32MB", "-c", "max_connections=200"]);
+            if !durable {
+                command.args(["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]);
+            }
+            command
+        };
+        let probe = bin.join("pg_isready");
+        let ready = move || {
+            let mut probe = Command::new(&probe);
+            probe.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]);
+            probe.status().is_ok_and(|status| status.success())
+        };
+        Server::start("postgres", dir, port, "INT", command, ready)
+    }
+}
+
+fn newest_of_debian() -> Option<PathBuf> {
+    let folders = fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
+    let versions = folders.filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin"))));
+    versions.filter(|(_, bin)| is_complete(bin)).max().map(|(_, bin)| bin)
+}
+
+fn is_complete(bin: &Path) -> bool {
+    ["initdb", "postgres", "pg_isready", "psql"].iter().all(|program| bin.join(program).is_file())
+}
+
+fn is_root() -> Result<bool> {
+    let id = Command::new("id").arg("-u").output().context("cannot run `id`")?;
+    Ok(id.stdout.trim_ascii() == b"0")
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    if !output.status.success() {
+        bail!("{command:?} ended with {}:\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}

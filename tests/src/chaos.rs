@@ -1,0 +1,164 @@
+//! A TCP proxy that can be cut, stalled and restored, to stand before Redis, PostgreSQL or an issuer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// What the proxy does with bytes and connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Open,
+    /// Connections are dropped, new ones too.
+    Cut,
+    /// Connections stay and are accepted, and no byte passes.
+    Stalled,
+}
+
+/// A running proxy; dropping it drops its connections.
+pub struct Proxy {
+    address: SocketAddr,
+    way: Arc<watch::Sender<Way>>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Listens on a free loopback port and forwards to `upstream`.
+    ///
+    /// # Panics
+    /// When no port can be bound.
+    pub async fn to(upstream: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+        let address = listener.local_addr().expect("a bound address");
+        let way = Arc::new(watch::channel(Way::Open).0);
+        let task = tokio::spawn(accept(listener, upstream, Arc::clone(&way)));
+        Self { address, way, task }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Drops every connection and every new one, until [`Proxy::restore`].
+    pub fn cut(&self) {
+        self.way.send_replace(Way::Cut);
+    }
+
+    /// Lets no byte pass, until [`Proxy::restore`]; what was sent meanwhile passes then.
+    pub fn stall(&self) {
+        self.way.send_replace(Way::Stalled);
+    }
+
+    /// Forwards again.
+    pub fn restore(&self) {
+        self.way.send_replace(Way::Open);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.cut();
+    }
+}
+
+async fn accept(listener: TcpListener, upstream: SocketAddr, way: Arc<watch::Sender<Way>>) {
+    while let Ok((client, _)) = listener.accept().await {
+        if *way.borrow() == Way::Cut {
+            continue;
+        }
+        let (out, back) = (way.subscribe(), way.subscribe());
+        tokio::spawn(async move {
+            let Ok(server) = TcpStream::connect(upstream).await else { return };
+            let _ = (client.set_nodelay(true), server.set_nodelay(true));
+            let ((client_read, client_write), (server_read, server_write)) = (client.into_split(), server.into_split());
+            // When one direction ends, both do: half-open connections are not what is tested through here.
+            tokio::select! {
+                () = copy(client_read, server_write, out) => {}
+                () = copy(server_read, client_write, back) => {}
+            }
+        });
+    }
+}
+
+async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut way: watch::Receiver<Way>) {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let length = tokio::select! {
+            _ = way.wait_for(|way| *way == Way::Cut) => return,
+            read = from.read(&mut buffer) => match read {
+                Ok(length) if length > 0 => length,
+                _ => return,
+            },
+        };
+        match way.wait_for(|way| *way != Way::Stalled).await.map(|way| *way) {
+            Ok(Way::Open) => {}
+            _ => return,
+        }
+        if to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wait::within;
+    use std::time::Duration;
+
+    async fn echo() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut read, mut write) = socket.into_split();
+                    tokio::io::copy(&mut read, &mut write).await
+                });
+            }
+        });
+        address
+    }
+
+    async fn ask(socket: &mut TcpStream, text: &[u8]) -> std::io::Result<Vec<u8>> {
+        socket.write_all(text).await?;
+        let mut answer = vec![0; text.len()];
+        socket.read_exact(&mut answer).await?;
+        Ok(answer)
+    }
+
+    #[tokio::test]
+    async fn a_cut_drops_connections_old_and_new_until_it_is_restored() {
+        let proxy = Proxy::to(echo().await).await;
+        let mut old = TcpStream::connect(proxy.address()).await.unwrap();
+        assert_eq!(within("echo", ask(&mut old, b"one")).await.unwrap(), b"one");
+        proxy.cut();
+        assert!(within("end of the old connection", ask(&mut old, b"two")).await.is_err());
+        let mut new = TcpStream::connect(proxy.address()).await.unwrap();
+        assert!(within("end of a new connection", ask(&mut new, b"three")).await.is_err());
+        proxy.restore();
+        let mut third = TcpStream::connect(proxy.address()).await.unwrap();
+        assert_eq!(within("echo", ask(&mut third, b"four")).await.unwrap(), b"four");
+    }
+
+    #[tokio::test]
+    async fn a_stall_holds_bytes_back_and_delivers_them_later() {
+        let proxy = Proxy::to(echo().await).await;
+        let mut socket = TcpStream::connect(proxy.address()).await.unwrap();
+        assert_eq!(within("echo", ask(&mut socket, b"one")).await.unwrap(), b"one");
+        proxy.stall();
+        socket.write_all(b"two").await.unwrap();
+        let mut answer = [0; 3];
+        let early = tokio::time::timeout(Duration::from_millis(100), socket.read_exact(&mut answer)).await;
+        assert!(early.is_err(), "nothing passes while stalled");
+        proxy.restore();
+        within("what was held back", socket.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"two");
+    }
+}

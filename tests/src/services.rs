@@ -1,0 +1,260 @@
+//! Redis, PostgreSQL and Kafka for one test: what `cargo xtask test` started, or a server of the test's own.
+//!
+//! Where neither is possible the test is skipped: the functions here print `skipped: NAME: REASON` and answer `None`.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use signal_services::{Kafka, KafkaHome, Postgres, Redis, Server};
+use sqlx::{Connection as _, PgConnection};
+use tempfile::TempDir;
+
+/// Says that the running test did nothing, and why. Written past the runner's capture, so that it is seen.
+pub fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let _ = writeln!(std::io::stdout(), "skipped: {}: {reason}", thread.name().unwrap_or("a test"));
+}
+
+/// A name that no other test and no other run uses: for topics, groups and databases.
+pub fn unique(prefix: &str) -> String {
+    format!("{prefix}_{:012x}", rand::random::<u64>() >> 16)
+}
+
+/// A folder that the user `postgres` can reach, gone when dropped.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn scratch() -> TempDir {
+    let dir = tempfile::Builder::new().prefix("signal-tests.").tempdir().expect("a temporary folder");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).expect("permissions of an own folder");
+    dir
+}
+
+/// A server of one test, with its data.
+#[derive(Clone)]
+pub struct Own {
+    server: Arc<Mutex<Server>>,
+    address: SocketAddr,
+    _dir: Arc<TempDir>,
+}
+
+impl Own {
+    /// Where it listens, also after a restart.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Kill -9; its data and its port stay.
+    pub async fn kill(&self) {
+        self.with(Server::kill).await;
+    }
+
+    /// Starts it again and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn restart(&self) {
+        self.with(|server| server.restart().expect("the server restarts")).await;
+    }
+
+    /// SIGSTOP: connections stay open and nothing is answered.
+    pub async fn pause(&self) {
+        self.with(|server| server.pause()).await;
+    }
+
+    /// SIGCONT.
+    pub async fn resume(&self) {
+        self.with(|server| server.resume()).await;
+    }
+
+    async fn with(&self, act: impl FnOnce(&mut Server) + Send + 'static) {
+        let server = Arc::clone(&self.server);
+        tokio::task::spawn_blocking(move || act(&mut server.lock())).await.expect("the server obeys");
+    }
+
+    async fn start(start: impl FnOnce(&Path) -> anyhow::Result<Server> + Send + 'static) -> Self {
+        let started = tokio::task::spawn_blocking(move || {
+            let dir = scratch();
+            start(dir.path()).map(|server| (server, dir))
+        });
+        let (server, dir) = started.await.expect("no panic").expect("the server starts");
+        Self { address: server.address(), server: Arc::new(Mutex::new(server)), _dir: Arc::new(dir) }
+    }
+}
+
+/// A Redis of the test's own: the wire protocol's channels are the same for everyone, so tests do not share one.
+pub async fn redis() -> Option<Own> {
+    if !Redis::is_installed() {
+        skip("redis-server is not installed");
+        return None;
+    }
+    Some(Own::start(|dir| Redis::start(dir, &[])).await)
+}
+
+/// A Kafka broker of the test's own, to be killed and restarted.
+pub async fn own_kafka() -> Option<Own> {
+    let home = kafka_home()?;
+    Some(Own::start(move |dir| Kafka::start(&home, dir)).await)
+}
+
+/// A PostgreSQL server of the test's own that keeps what it committed through a kill -9.
+pub async fn own_postgres() -> Option<Own> {
+    if Postgres::programs().is_none() {
+        skip("PostgreSQL's server programs are not installed");
+        return None;
+    }
+    Some(Own::start(|dir| Postgres::start(dir, true)).await)
+}
+
+/// `host:port` of a broker that tests share; topics and groups are each test's own.
+pub async fn kafka() -> Option<String> {
+    if let Some(address) = environment("SIGNAL_TEST_KAFKA") {
+        return Some(address);
+    }
+    let home = kafka_home()?;
+    static BROKER: OnceLock<Shared> = OnceLock::new();
+    let address = shared(&BROKER, move |dir| Kafka::start(&home, dir)).await;
+    Some(address.to_string())
+}
+
+fn kafka_home() -> Option<KafkaHome> {
+    let home = KafkaHome::find();
+    if home.is_none() {
+        skip("Kafka is not in the cache folder: run `cargo xtask setup`");
+    }
+    home
+}
+
+/// A fresh database on a server that tests share, or on the test's own.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// `postgres://user@host:port/name`
+    pub url: String,
+    /// Where its server listens.
+    pub server: SocketAddr,
+}
+
+impl Database {
+    /// Makes an empty database on a server.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub async fn create(server_url: &str) -> Self {
+        let mut url = url::Url::parse(server_url).expect("a database URL");
+        let server = url.socket_addrs(|| Some(5432)).expect("an address")[0];
+        let name = unique("signal");
+        let mut connection = PgConnection::connect(server_url).await.expect("the shared PostgreSQL answers");
+        let sql = sqlx::AssertSqlSafe(format!("create database {name}"));
+        sqlx::query(sql).execute(&mut connection).await.expect("a database is made");
+        url.set_path(&name);
+        Self { url: url.into(), server }
+    }
+
+    /// The same database, reached at another address: through a proxy.
+    ///
+    /// # Panics
+    /// When the URL takes no port.
+    pub fn through(&self, address: SocketAddr) -> String {
+        let mut url = url::Url::parse(&self.url).expect("a database URL");
+        url.set_port(Some(address.port())).expect("a URL with a host");
+        url.set_host(Some("127.0.0.1")).expect("a host");
+        url.into()
+    }
+}
+
+/// A fresh database on the shared server.
+pub async fn postgres() -> Option<Database> {
+    if let Some(url) = environment("SIGNAL_TEST_POSTGRES") {
+        return Some(Database::create(&url).await);
+    }
+    if Postgres::programs().is_none() {
+        skip("PostgreSQL's server programs are not installed");
+        return None;
+    }
+    static SERVER: OnceLock<Shared> = OnceLock::new();
+    let address = shared(&SERVER, |dir| Postgres::start(dir, false)).await;
+    Some(Database::create(&format!("postgres://postgres@{address}/postgres")).await)
+}
+
+/// A fresh database on a server of the test's own.
+pub async fn database_on(server: &Own) -> Database {
+    Database::create(&format!("postgres://postgres@{}/postgres", server.address())).await
+}
+
+struct Shared {
+    server: Server,
+    _dir: TempDir,
+}
+
+/// Starts it once in this process. It ends with the process: the kernel sees to that, since statics are never dropped.
+async fn shared(slot: &'static OnceLock<Shared>, start: impl FnOnce(&Path) -> anyhow::Result<Server> + Send + 'static) -> SocketAddr {
+    let started = tokio::task::spawn_blocking(move || {
+        let shared = slot.get_or_init(|| {
+            let dir = scratch();
+            Shared { server: start(dir.path()).expect("the shared server starts"), _dir: dir }
+        });
+        shared.server.address()
+    });
+    started.await.expect("the shared server starts")
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::producer::{Producer, payment};
+    use crate::wait::within;
+    use crate::{Emitter, Policies};
+
+    #[tokio::test]
+    async fn an_emitter_reaches_a_subscriber_of_the_named_channel() {
+        let Some(server) = redis().await else { return };
+        let client = redis::Client::open(format!("redis://{}", server.address())).unwrap();
+        let mut subscriber = client.get_async_pubsub().await.unwrap();
+        subscriber.subscribe("ws:room:merchant:42").await.unwrap();
+        let mut emitter = Emitter::connect(server.address()).await.unwrap();
+        assert_eq!(emitter.to_room("merchant:42", "price", json!({"vnd": 1}), &["c1"]).await.unwrap(), 1);
+        let message = within("the message", futures_util::StreamExt::next(&mut subscriber.on_message())).await.unwrap();
+        let payload: serde_json::Value = serde_json::from_str(&message.get_payload::<String>().unwrap()).unwrap();
+        let want = json!({"serverId": "emitter", "type": "room", "target": "merchant:42", "event": "price", "data": {"vnd": 1}, "exclude": ["c1"]});
+        assert_eq!(payload, want);
+    }
+
+    #[tokio::test]
+    async fn what_a_producer_sends_is_read_back_in_order_with_its_headers() {
+        let Some(brokers) = kafka().await else { return };
+        let producer = Producer::new(&brokers).unwrap();
+        let topic = unique("topic");
+        producer.create_topic(&topic, 1).await.unwrap();
+        producer.send(&topic, "42", &payment("evt-1", "42", 5)).await.unwrap();
+        producer.send_raw(&topic, "42", b"not json", &[("traceparent", "00-1-2-01")]).await.unwrap();
+        let records = producer.read(&topic, 2).await.unwrap();
+        assert_eq!(records[0].key, b"42");
+        assert_eq!((records[1].value.as_slice(), records[1].header("traceparent").as_str()), (&b"not json"[..], "00-1-2-01"));
+    }
+
+    #[tokio::test]
+    async fn databases_are_fresh_and_take_the_policy_tables() {
+        let Some(first) = postgres().await else { return };
+        let Some(second) = postgres().await else { return };
+        assert_ne!(first.url, second.url);
+        let policies = Policies::create(&first.url).await.unwrap();
+        policies.join("17", "Merchant_42").await.unwrap();
+        policies.grant("17", "WebSocketClient.find", "read", "allow").await.unwrap();
+        let mut connection = PgConnection::connect(&first.through(first.server)).await.unwrap();
+        let rows: i64 = sqlx::query_scalar("select count(*) from policy_definition").fetch_one(&mut connection).await.unwrap();
+        assert_eq!(rows, 2);
+        policies.leave("17", "Merchant_42").await.unwrap();
+        let left: i64 = sqlx::query_scalar("select count(*) from policy_definition").fetch_one(&mut connection).await.unwrap();
+        assert_eq!(left, 1);
+    }
+}

@@ -1,0 +1,138 @@
+//! What building and testing need from the machine: found, installed, or named.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use signal_services::{KafkaHome, Postgres, Redis, find_program};
+
+use crate::cargo;
+
+/// One thing that must be there.
+struct Need {
+    /// What it is called in messages.
+    name: &'static str,
+    present: fn() -> bool,
+    /// Debian's package.
+    debian: &'static str,
+    /// Homebrew's package.
+    homebrew: &'static str,
+}
+
+const BUILD: [Need; 5] = [
+    Need {
+        name: "a C compiler",
+        present: || find_program(&["cc"]).is_some() && find_program(&["c++"]).is_some() && find_program(&["make"]).is_some(),
+        debian: "build-essential",
+        homebrew: "gcc",
+    },
+    Need { name: "cmake", present: || find_program(&["cmake"]).is_some(), debian: "cmake", homebrew: "cmake" },
+    Need { name: "pkg-config", present: || find_program(&["pkg-config", "pkgconf"]).is_some(), debian: "pkg-config", homebrew: "pkgconf" },
+    Need { name: "libcurl's headers", present: || compiles("curl/curl.h"), debian: "libcurl4-openssl-dev", homebrew: "curl" },
+    Need { name: "OpenSSL's headers", present: || compiles("openssl/ssl.h"), debian: "libssl-dev", homebrew: "openssl@3" },
+];
+
+const SERVICES: [Need; 4] = [
+    Need { name: "Java 17 or newer", present: java_17, debian: "openjdk-17-jre-headless", homebrew: "openjdk" },
+    Need { name: "Maven", present: || find_program(&["mvn"]).is_some(), debian: "maven", homebrew: "maven" },
+    Need { name: "redis-server", present: Redis::is_installed, debian: "redis-server", homebrew: "redis" },
+    Need { name: "PostgreSQL's server", present: || Postgres::programs().is_some(), debian: "postgresql", homebrew: "postgresql@17" },
+];
+
+/// What compiling the gateway needs.
+pub(crate) fn build() -> Result<()> {
+    satisfy(&BUILD)
+}
+
+/// What the tests' servers need, Kafka's jars included.
+pub(crate) fn services() -> Result<KafkaHome> {
+    satisfy(&SERVICES)?;
+    KafkaHome::ensure(|what| println!("xtask: {what}")).context("Kafka cannot be set up")
+}
+
+/// rustfmt and clippy of the toolchain in use.
+pub(crate) fn components() -> Result<()> {
+    for component in ["rustfmt", "clippy"] {
+        let subcommand = if component == "rustfmt" { "fmt" } else { component };
+        if quiet(cargo().args([subcommand, "--version"])) {
+            continue;
+        }
+        println!("xtask: installing {component}");
+        let added = Command::new("rustup").args(["component", "add", component]).status();
+        if !added.is_ok_and(|status| status.success()) {
+            bail!("{component} is missing: run `rustup component add {component}`");
+        }
+    }
+    Ok(())
+}
+
+fn satisfy(needs: &[Need]) -> Result<()> {
+    let missing = missing(needs);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().map(|need| need.name).collect();
+    let packages: Vec<&str> = missing.iter().map(|need| need.debian).collect();
+    let debian = find_program(&["apt-get"]).is_some();
+    if !(debian && is_root()) {
+        let advice = match debian {
+            true => format!("sudo apt-get install -y {}", packages.join(" ")),
+            false if cfg!(target_os = "macos") => {
+                format!("brew install {}", missing.iter().map(|need| need.homebrew).collect::<Vec<_>>().join(" "))
+            }
+            false => format!("install what your system calls Debian's {}", packages.join(", ")),
+        };
+        bail!("missing: {}\n  {advice}", names.join(", "));
+    }
+    println!("xtask: installing {}", packages.join(" "));
+    apt(&["update", "-qq"])?;
+    apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages.as_slice()].concat())?;
+    let still = self::missing(needs);
+    if !still.is_empty() {
+        let names: Vec<&str> = still.iter().map(|need| need.name).collect();
+        bail!("still missing after apt-get: {}", names.join(", "));
+    }
+    Ok(())
+}
+
+fn missing(needs: &[Need]) -> Vec<&Need> {
+    needs.iter().filter(|need| !(need.present)()).collect()
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    // Run level 1 keeps packages from starting their own servers: the tests start theirs.
+    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1").stdin(Stdio::null());
+    let status = command.status().context("cannot run apt-get")?;
+    if !status.success() {
+        bail!("apt-get {} ended with {status}", arguments.join(" "));
+    }
+    Ok(())
+}
+
+/// Whether the C compiler finds a header.
+fn compiles(header: &str) -> bool {
+    let mut command = Command::new("cc");
+    command.args(["-E", "-x", "c", "-o", "/dev/null", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let Ok(mut child) = command.spawn() else { return false };
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = writeln!(stdin, "#include <{header}>");
+    }
+    child.wait().is_ok_and(|status| status.success())
+}
+
+/// `java -version` begins with `openjdk version "17.0.15"`, on standard error.
+fn java_17() -> bool {
+    let Ok(output) = Command::new("java").arg("-version").output() else { return false };
+    let text = String::from_utf8_lossy(&output.stderr);
+    let major = text.split('"').nth(1).and_then(|version| version.split('.').next());
+    major.and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 17)
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout.trim_ascii() == b"0")
+}
+
+fn quiet(command: &mut Command) -> bool {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}

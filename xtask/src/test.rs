@@ -1,0 +1,144 @@
+//! Every check and every test, against servers that live as long as the run.
+
+use std::io::{BufRead, BufReader, Read, Write as _};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use signal_services::{Kafka, KafkaHome, Postgres, Redis, Server};
+
+use crate::outcome::Outcome;
+use crate::{cargo, setup};
+
+/// Everything in order; `--quick` leaves format, lints and docs out, other arguments go to `cargo test`.
+pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
+    let quick = arguments.iter().position(|argument| argument == "--quick").map(|at| arguments.remove(at)).is_some();
+    let begun = Instant::now();
+    setup::build()?;
+    let home = setup::services()?;
+    if !quick {
+        setup::components()?;
+        step("format", cargo().args(["fmt", "--all", "--check"]))?;
+        step("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+        step("docs", cargo().args(["doc", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"))?;
+    }
+    // With the tests, so that the gateway's binary is built with the same features and nothing is compiled twice.
+    step("build", cargo().args(["build", "--workspace", "--bins", "--tests"]))?;
+
+    say(begun, "servers");
+    let servers = Servers::start(&home)?;
+    say(begun, "tests");
+    let outcome = tests(&servers, arguments)?;
+    drop(servers);
+
+    let mut stdout = std::io::stdout().lock();
+    outcome.write(&mut stdout)?;
+    stdout.flush()?;
+    Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One server of each kind, killed on drop.
+struct Servers {
+    kafka: Server,
+    postgres: Server,
+    redis: Server,
+    dir: ScratchDir,
+}
+
+impl Servers {
+    fn start(home: &KafkaHome) -> Result<Self> {
+        let dir = ScratchDir::new()?;
+        Ok(Self {
+            redis: Redis::start(&dir.0.join("redis"), &[])?,
+            postgres: Postgres::start(&dir.0.join("postgres"), false)?,
+            kafka: Kafka::start(home, &dir.0.join("kafka"))?,
+            dir,
+        })
+    }
+
+    fn environment(&self) -> [(&'static str, String); 3] {
+        [
+            ("SIGNAL_TEST_KAFKA", self.kafka.address().to_string()),
+            ("SIGNAL_TEST_POSTGRES", Postgres::url(&self.postgres, "postgres")),
+            ("SIGNAL_TEST_REDIS", format!("redis://{}", self.redis.address())),
+        ]
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        // Before their data goes.
+        self.kafka.kill();
+        self.redis.kill();
+        self.postgres.stop();
+        let _ = std::fs::remove_dir_all(&self.dir.0);
+    }
+}
+
+/// A folder in the system's place for temporary files, which the user `postgres` can reach.
+struct ScratchDir(PathBuf);
+
+impl ScratchDir {
+    fn new() -> Result<Self> {
+        let dir = std::env::temp_dir().join(format!("signal-test.{}", std::process::id()));
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(Self(dir))
+    }
+}
+
+fn step(name: &str, command: &mut Command) -> Result<()> {
+    let begun = Instant::now();
+    println!("xtask: {name}");
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot run {command:?}"))?;
+    if !status.success() {
+        bail!("{name} failed: {command:?} ended with {status}");
+    }
+    say(begun, &format!("{name} passed, this step"));
+    Ok(())
+}
+
+fn say(begun: Instant, what: &str) {
+    println!("xtask: {what} ({:.0} s)", begun.elapsed().as_secs_f32());
+}
+
+/// Runs them all, whichever fail, and copies what they write line by line.
+fn tests(servers: &Servers, arguments: Vec<String>) -> Result<Outcome> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]).args(arguments).envs(servers.environment());
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| command.get_current_dir().unwrap_or(".".as_ref()).join("target"), PathBuf::from);
+    command.env("SIGNAL_TEST_GATEWAY", target.join("debug/signal-gateway"));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().context("cannot run cargo test")?;
+
+    let (lines, inbox) = channel();
+    let readers = [child.stdout.take().map(|out| copy(out, lines.clone())), child.stderr.take().map(|err| copy(err, lines))];
+    let mut outcome = Outcome::default();
+    let mut stdout = std::io::stdout();
+    for line in inbox {
+        outcome.read(&line);
+        writeln!(stdout, "{line}")?;
+    }
+    for reader in readers.into_iter().flatten() {
+        let _ = reader.join();
+    }
+    outcome.exit(child.wait()?.success());
+    Ok(outcome)
+}
+
+fn copy(from: impl Read + Send + 'static, to: Sender<String>) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut from = BufReader::new(from);
+        let mut line = Vec::new();
+        // Bytes, because a test may print what is not UTF-8.
+        while from.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
+            line.clear();
+            if to.send(text).is_err() {
+                return;
+            }
+        }
+    })
+}
