@@ -1,1 +1,616 @@
 //! Builds each part once, wires them, supervises the tasks and drains them in order.
+//!
+//! Ready means every part has started; a task that ends unasked takes the process with it, so that Kubernetes restarts it instead of keeping a pod
+//! that is Ready and deaf.
+
+mod inbound;
+mod settings;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use ring::rand::SystemRandom;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use crate::activity::{self, Catalogs};
+use crate::auth::{Access, Authenticator, Basic, Revocations};
+use crate::bus::{self, Bus, Hearing};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, Invalid, SessionTimes};
+use crate::delivery::Delivery;
+use crate::http;
+use crate::hub::{self, Hub};
+use crate::id::IdGenerator;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::store;
+use crate::telemetry::Telemetry;
+use crate::watch;
+use crate::ws::{self, connection::Connection};
+
+use inbound::Inbound;
+use settings::LiveSettings;
+
+/// How long a revocation is kept: longer than any token lives.
+const TOKEN_LIFE: Duration = Duration::from_secs(31 * 24 * 3600);
+/// How often readiness is looked at.
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+/// Longest time the pipeline may take to finish what it has in hand.
+const PIPELINE_STOP: Duration = Duration::from_secs(15);
+/// Connections of the admin listener at the same time.
+const ADMIN_CONNECTIONS: usize = 256;
+
+/// The listeners, bound before anything else so that a wrong address fails at once.
+#[derive(Debug)]
+pub struct Sockets {
+    /// `/stream` and REST.
+    pub public: TcpListener,
+    /// Probes, metrics, drain.
+    pub admin: TcpListener,
+}
+
+impl Sockets {
+    /// Binds what the settings name.
+    ///
+    /// # Errors
+    /// An address that cannot be bound, by name.
+    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let server = &config.server;
+        let bind = async |name: &str, address: SocketAddr| {
+            TcpListener::bind(address).await.with_context(|| format!("server.{name}: cannot bind {address}"))
+        };
+        Ok(Self { public: bind("public_address", server.public_address).await?, admin: bind("admin_address", server.admin_address).await? })
+    }
+}
+
+/// Checks everything that can be checked without connecting anywhere: the live file, the catalogs, the Kafka settings, the Basic users.
+///
+/// # Errors
+/// All that is wrong, together.
+pub fn check(config: &Config) -> Result<(), Invalid> {
+    let mut problems = Vec::new();
+    if let Err(Invalid(more)) = LiveSettings::load(&config.live_file) {
+        problems.extend(more);
+    }
+    if let Err(error) = Catalogs::load(&config.notifications.catalog_dir, &config.notifications.default_locale) {
+        problems.push(format!("notifications: {error}"));
+    }
+    if config.kafka.enabled {
+        problems.extend(activity::check(&config.kafka));
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Invalid(problems)) }
+}
+
+/// The log filter that the live settings name.
+///
+/// # Errors
+/// All that is wrong with the live file.
+pub fn log_filter(config: &Config) -> Result<String, Invalid> {
+    Ok(LiveSettings::load(&config.live_file)?.current().log_filter.clone())
+}
+
+/// Tasks that run until the process ends; one that ends unasked is told.
+struct Supervisor {
+    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+}
+
+impl Supervisor {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.tasks.spawn(async move { (name, task.await) });
+    }
+
+    /// A task that has no other result than to go on.
+    fn spawn_forever(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(name, async move {
+            task.await;
+            Ok(())
+        });
+    }
+
+    async fn any_ended(&mut self) -> anyhow::Error {
+        match self.tasks.join_next().await {
+            Some(Ok((name, Ok(())))) => anyhow::anyhow!("{name} ended unasked"),
+            Some(Ok((name, Err(error)))) => error.context(format!("{name} failed")),
+            Some(Err(panic)) => anyhow::anyhow!("a task panicked: {panic}"),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Runs the gateway until `lifecycle` asks it to drain; returns after the drain.
+///
+/// # Errors
+/// A part that cannot start, or one that ended unasked.
+pub async fn run(config: Config, sockets: Sockets, lifecycle: Arc<Lifecycle>, telemetry: Option<Telemetry>) -> anyhow::Result<()> {
+    for part in ["bus", "database", "keys"] {
+        lifecycle.set(part, Some("starting".into()));
+    }
+    let stop = CancellationToken::new();
+    let metrics = Metrics::new();
+    let admin = Arc::new(ArcSwap::from_pointee(starting(&metrics)));
+    let public_address = sockets.public.local_addr()?;
+    let admin_address = sockets.admin.local_addr()?;
+    let serving = tokio::spawn(serve_admin(sockets.admin, Arc::clone(&admin), stop.clone()));
+    tracing::info!(public.address = %public_address, admin.address = %admin_address, version = env!("CARGO_PKG_VERSION"), "listening");
+
+    let started = tokio::select! {
+        started = Gateway::start(&config, &lifecycle, &metrics, &stop, telemetry) => Some(started),
+        // Nothing is held yet, so there is nothing to drain.
+        () = lifecycle.drain_requested().cancelled() => None,
+    };
+    let result = match started {
+        Some(Ok(gateway)) => gateway.serve(sockets.public, &admin, &lifecycle).await,
+        Some(Err(error)) => Err(error),
+        None => Ok(()),
+    };
+    stop.cancel();
+    serving.await.ok();
+    result
+}
+
+fn starting(metrics: &Arc<Metrics>) -> Router {
+    let metrics = Arc::clone(metrics);
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(async || (StatusCode::SERVICE_UNAVAILABLE, "starting\n")))
+        .route("/metrics", get(async move || metrics.render()))
+}
+
+async fn serve_admin(socket: TcpListener, router: Arc<ArcSwap<Router>>, stop: CancellationToken) {
+    let permits = Arc::new(tokio::sync::Semaphore::new(ADMIN_CONNECTIONS));
+    loop {
+        let (stream, peer) = tokio::select! {
+            accepted = socket.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed on the admin listener");
+                    tokio::time::sleep(PROBE_INTERVAL).await;
+                    continue;
+                }
+            },
+            () = stop.cancelled() => return,
+        };
+        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
+        let router = Arc::clone(&router);
+        tokio::spawn(async move {
+            let service = service_fn(move |request: axum::http::Request<hyper::body::Incoming>| {
+                let router = Router::clone(&router.load());
+                async move {
+                    let mut request = request.map(axum::body::Body::new);
+                    request.extensions_mut().insert(http::PeerAddress(peer.ip()));
+                    Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {}))
+                }
+            });
+            let mut server = hyper::server::conn::http1::Builder::new();
+            server.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
+            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            drop(permit);
+        });
+    }
+}
+
+/// Every part, started.
+struct Gateway {
+    config: Config,
+    hub: Hub,
+    threads: hub::Threads,
+    bus: Arc<dyn Bus>,
+    stores: store::Stores,
+    supervisor: Supervisor,
+    pipeline: Option<tokio::task::JoinHandle<Result<(), activity::PipelineError>>>,
+    pipeline_stop: CancellationToken,
+    accept_stop: CancellationToken,
+    shards_stop: CancellationToken,
+    listener: ws::Listener,
+    admin: Router,
+    metrics: Arc<Metrics>,
+}
+
+impl Gateway {
+    async fn start(
+        config: &Config,
+        lifecycle: &Arc<Lifecycle>,
+        metrics: &Arc<Metrics>,
+        stop: &CancellationToken,
+        telemetry: Option<Telemetry>,
+    ) -> anyhow::Result<Self> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let settings = LiveSettings::load(&config.live_file)?;
+        let instance: Arc<str> = instance_name(config).into();
+        let mut supervisor = Supervisor { tasks: JoinSet::new() };
+        tell_what_origins_mean(&settings.current().allowed_origins);
+
+        let revocations = Revocations::new(Arc::clone(&clock));
+        let (authenticator, keys) =
+            Authenticator::start(settings.subscribe(), Arc::clone(&clock), Arc::clone(metrics), Arc::clone(&revocations), stop.clone());
+        supervisor.spawn("key sets", async move { Ok(keys.await?) });
+        let (basic, users) = Basic::start(&config.basic, stop.clone())?;
+        supervisor.spawn("Basic users", async move { Ok(users.await?) });
+        let catalogs = Arc::new(Catalogs::load(&config.notifications.catalog_dir, &config.notifications.default_locale)?);
+
+        let bus::Opened { bus, events, worker } =
+            bus::open(&config.bus, &config.ids, instance.to_string(), Arc::clone(&clock), Arc::clone(metrics), stop.clone()).await?;
+        lifecycle.set("bus", None);
+        revocations.extend(bus.revocations().await?);
+        let ids = IdGenerator::new(worker, Arc::clone(&clock));
+        let mut stores = store::open(&config.database, &config.policy, ids.clone(), stop.clone()).await?;
+        lifecycle.set("database", None);
+        for task in std::mem::take(&mut stores.tasks) {
+            supervisor.spawn("database URL", async move { Ok(task.await?) });
+        }
+        let access = Access::new(Arc::clone(&stores.policies), &config.policy, config.rooms);
+
+        // The hub and what its connections use refer to each other: the context is handed to the shards before the first connection.
+        let shards_stop = CancellationToken::new();
+        let context_cell: Arc<std::sync::OnceLock<Arc<ws::Context>>> = Arc::default();
+        let parts = hub::Parts {
+            shards: shard_count(config),
+            live: settings.subscribe(),
+            bus: Arc::clone(&bus),
+            clock: Arc::clone(&clock),
+            metrics: Arc::clone(metrics),
+            shutdown: shards_stop.clone(),
+        };
+        let cell = Arc::clone(&context_cell);
+        let (hub, threads) = Hub::start(parts, move |shard, link, read| {
+            let context = Arc::clone(cell.get().expect("set before the listener accepts"));
+            Connection::new(shard, link, context, read)
+        })?;
+        let delivery = Delivery::new(hub.clone(), Arc::clone(&bus));
+        let context = ws::Context {
+            rules: rules(&config.session, config),
+            echo: config.session.conformance_echo,
+            close_timeout: Duration::from_millis(config.session.close_timeout_ms),
+            subscribe_timeout: Duration::from_millis(config.session.subscribe_timeout_ms),
+            recheck_interval: access.recheck_interval(),
+            authenticator: authenticator.clone(),
+            access: access.clone(),
+            notifications: Arc::clone(&stores.notifications),
+            delivery: delivery.clone(),
+            bus: Arc::clone(&bus),
+            clock: Arc::clone(&clock),
+            metrics: Arc::clone(metrics),
+            live: settings.subscribe(),
+            control: Handle::current(),
+            random: SystemRandom::new(),
+        };
+        context_cell.set(Arc::new(context)).ok().expect("set once");
+
+        let inbound = Inbound {
+            hub: hub.clone(),
+            bus: Arc::clone(&bus),
+            revocations: Arc::clone(&revocations),
+            authenticator: authenticator.clone(),
+            metrics: Arc::clone(metrics),
+        };
+        supervisor.spawn_forever("trust", follow_trust(inbound.clone(), stop.clone()));
+        supervisor.spawn_forever("bus events", inbound.run(events));
+        let closed = Arc::new(AtomicBool::new(false));
+        let probe = Probe {
+            lifecycle: Arc::clone(lifecycle),
+            authenticator: authenticator.clone(),
+            bus: Arc::clone(&bus),
+            hub: hub.clone(),
+            metrics: Arc::clone(metrics),
+            closed: Arc::clone(&closed),
+        };
+        supervisor.spawn_forever("readiness", probe.run(stop.clone()));
+        if !config.live_file.as_os_str().is_empty() {
+            supervisor.spawn_forever("live settings", Arc::clone(&settings).follow(Arc::clone(metrics), stop.clone()));
+        }
+        supervisor.spawn_forever("log filter", follow_filter(Arc::clone(&settings), telemetry, stop.clone()));
+        if !config.notifications.catalog_dir.as_os_str().is_empty() {
+            supervisor.spawn_forever("catalogs", Arc::clone(&catalogs).watch(Arc::clone(metrics), stop.clone()));
+        }
+        let purge = store::purge_loop(Arc::clone(&stores.notifications), config.database.clone(), Arc::clone(&clock), stop.clone());
+        supervisor.spawn_forever("purge", purge);
+
+        let status = Arc::new(activity::Status::default());
+        let pipeline_stop = CancellationToken::new();
+        let pipeline = config.kafka.enabled.then(|| {
+            let parts = activity::Parts {
+                config: config.kafka.clone(),
+                cache_secs: config.policy.cache_secs,
+                notifications: Arc::clone(&stores.notifications),
+                policies: Arc::clone(&stores.policies),
+                delivery: delivery.clone(),
+                catalogs: Arc::clone(&catalogs),
+                clock: Arc::clone(&clock),
+                metrics: Arc::clone(metrics),
+                status: Arc::clone(&status),
+            };
+            tokio::spawn(activity::run(parts, pipeline_stop.clone()))
+        });
+
+        let rest = http::router(http::State {
+            authenticator: authenticator.clone(),
+            basic,
+            access,
+            notifications: Arc::clone(&stores.notifications),
+            delivery,
+            hub: hub.clone(),
+            bus: Arc::clone(&bus),
+            revocations,
+            clock,
+            live: settings.subscribe(),
+            metrics: Arc::clone(metrics),
+            lifecycle: Arc::clone(lifecycle),
+            instance: Arc::clone(&instance),
+            max_body_bytes: config.server.max_body_bytes,
+            token_life: TOKEN_LIFE,
+        });
+        let static_revision = watch::revision_of(&toml::to_string(config)?);
+        let kafka_enabled = config.kafka.enabled;
+        let facts = {
+            let (settings, catalogs) = (Arc::clone(&settings), Arc::clone(&catalogs));
+            move || {
+                let holds = settings.revision();
+                let kafka = if kafka_enabled { serde_json::to_value(status.facts()).unwrap_or_default() } else { serde_json::Value::Null };
+                http::Facts {
+                    static_revision: static_revision.clone(),
+                    live_revision: holds.revision,
+                    live_error: holds.error,
+                    catalogs_revision: catalogs.revision(),
+                    key_sources: authenticator.status(),
+                    kafka,
+                }
+            }
+        };
+        let admin = http::admin_router(http::AdminState {
+            lifecycle: Arc::clone(lifecycle),
+            hub: hub.clone(),
+            bus: Arc::clone(&bus),
+            metrics: Arc::clone(metrics),
+            instance,
+            token_file: config.server.admin_token_file.clone(),
+            facts: Arc::new(facts),
+        });
+        let listener = ws::Listener {
+            server: config.server.clone(),
+            hub: hub.clone(),
+            rest,
+            ids,
+            live: settings.subscribe(),
+            metrics: Arc::clone(metrics),
+            closed,
+        };
+        Ok(Self {
+            config: config.clone(),
+            hub,
+            threads,
+            bus,
+            stores,
+            supervisor,
+            pipeline,
+            pipeline_stop,
+            accept_stop: CancellationToken::new(),
+            shards_stop,
+            listener,
+            admin,
+            metrics: Arc::clone(metrics),
+        })
+    }
+
+    async fn serve(mut self, socket: TcpListener, admin: &ArcSwap<Router>, lifecycle: &Arc<Lifecycle>) -> anyhow::Result<()> {
+        admin.store(Arc::new(self.admin.clone()));
+        let accepting = tokio::spawn(ws::serve(self.listener, socket, self.accept_stop.clone()));
+        let ended = tokio::select! {
+            () = lifecycle.drain_requested().cancelled() => Ok(()),
+            error = self.supervisor.any_ended() => Err(error),
+            () = self.threads.any_ended() => Err(anyhow::anyhow!("a shard ended unasked")),
+            ended = finished(&mut self.pipeline) => Err(ended),
+        };
+        lifecycle.request_drain();
+        self.metrics.draining.set(1);
+        let drain = Drain { config: &self.config, hub: &self.hub, lifecycle };
+        tracing::info!(connections = self.hub.counts().total, "draining");
+        drain.wait(Duration::from_millis(self.config.drain.endpoint_propagation_ms)).await;
+
+        self.pipeline_stop.cancel();
+        if let Some(pipeline) = self.pipeline.take() {
+            match tokio::time::timeout(PIPELINE_STOP, pipeline).await {
+                Ok(Ok(Ok(()))) => tracing::info!("the pipeline has finished what it had in hand"),
+                Ok(Ok(Err(error))) => tracing::error!(%error, "the pipeline failed on its way down"),
+                Ok(Err(error)) => tracing::error!(%error, "the pipeline panicked"),
+                Err(_) => tracing::warn!("the pipeline did not finish in time; what it had in hand is delivered again"),
+            }
+        }
+        self.accept_stop.cancel();
+        drain.close_connections().await;
+        self.shards_stop.cancel();
+        let threads = self.threads;
+        let whole = tokio::task::spawn_blocking(move || threads.join()).await.unwrap_or(false);
+        accepting.abort();
+        self.bus.close().await;
+        self.stores.close().await;
+        tracing::info!("drained");
+        ended?;
+        anyhow::ensure!(whole, "a shard panicked");
+        Ok(())
+    }
+}
+
+/// Ends when the pipeline does, which it should not.
+async fn finished(pipeline: &mut Option<tokio::task::JoinHandle<Result<(), activity::PipelineError>>>) -> anyhow::Error {
+    let Some(running) = pipeline else { return std::future::pending().await };
+    let result = running.await;
+    *pipeline = None;
+    match result {
+        Ok(Ok(())) => anyhow::anyhow!("the pipeline ended unasked"),
+        Ok(Err(error)) => anyhow::Error::new(error).context("the pipeline failed"),
+        Err(error) => anyhow::anyhow!("the pipeline panicked: {error}"),
+    }
+}
+
+/// The way down of the connections.
+struct Drain<'a> {
+    config: &'a Config,
+    hub: &'a Hub,
+    lifecycle: &'a Lifecycle,
+}
+
+impl Drain<'_> {
+    /// Waits, or not when an exit at once is asked for.
+    async fn wait(&self, time: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            () = self.lifecycle.exit_requested().cancelled() => {}
+        }
+    }
+
+    /// Closes everyone in random batches over the window, then lets queues flush.
+    async fn close_connections(&self) {
+        let settings = &self.config.drain;
+        let total = self.hub.counts().total;
+        self.lifecycle.note_connections(total);
+        let batches = (settings.window_ms / settings.batch_interval_ms).max(1);
+        let batch = settings.min_batch.max(total.div_ceil(usize::try_from(batches).unwrap_or(usize::MAX)));
+        let mut told = 0;
+        while told < total && !self.lifecycle.exit_requested().is_cancelled() {
+            let closed = self.hub.close_for_shutdown(batch).await;
+            if closed == 0 {
+                break;
+            }
+            told += closed;
+            if told < total {
+                self.wait(Duration::from_millis(settings.batch_interval_ms)).await;
+            }
+        }
+        // Whoever came in while the listener was still open, or was missed.
+        self.hub.close_for_shutdown(usize::MAX).await;
+        let flushed = async {
+            while self.hub.counts().total > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let limit = Duration::from_millis(settings.flush_ms);
+        tokio::select! {
+            flushed = tokio::time::timeout(limit, flushed) => {
+                if flushed.is_err() {
+                    tracing::warn!(connections = self.hub.counts().total, "some connections did not answer the close in time");
+                }
+            }
+            () = self.lifecycle.exit_requested().cancelled() => {
+                // Close frames are queued; a moment lets them leave.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Looks at what readiness depends on.
+struct Probe {
+    lifecycle: Arc<Lifecycle>,
+    authenticator: Authenticator,
+    bus: Arc<dyn Bus>,
+    hub: Hub,
+    metrics: Arc<Metrics>,
+    closed: Arc<AtomicBool>,
+}
+
+impl Probe {
+    async fn run(self, stop: CancellationToken) {
+        loop {
+            self.lifecycle.set("keys", self.authenticator.ready());
+            let deaf = self.bus.hearing() == Hearing::Deaf;
+            let lapsed = self.bus.lease_lapsed();
+            self.closed.store(lapsed, Ordering::Release);
+            let why =
+                if lapsed { Some("the worker lease has lapsed") } else { deaf.then_some("deaf: pushes from other instances are missed") };
+            self.lifecycle.set("bus", why.map(str::to_owned));
+            self.metrics.outbox_bytes.set(i64::try_from(self.hub.outbox_bytes()).unwrap_or(i64::MAX));
+            tokio::select! {
+                () = tokio::time::sleep(PROBE_INTERVAL) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+}
+
+/// Closes connections whose source or key is gone, whenever key sets change.
+async fn follow_trust(inbound: Inbound, stop: CancellationToken) {
+    let mut changes = inbound.authenticator.changes();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => match changed {
+                Ok(()) => inbound.close_fallen().await,
+                Err(_) => return stop.cancelled().await,
+            },
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Keeps the log filter at what the live settings say.
+async fn follow_filter(settings: Arc<LiveSettings>, telemetry: Option<Telemetry>, stop: CancellationToken) {
+    let mut live = settings.subscribe();
+    loop {
+        tokio::select! {
+            Ok(()) = live.changed() => {
+                let filter = live.borrow_and_update().log_filter.clone();
+                if let Some(telemetry) = &telemetry {
+                    telemetry.set_filter(&filter);
+                }
+            }
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+fn tell_what_origins_mean(allowed: &[String]) {
+    if allowed.is_empty() {
+        tracing::info!("browsers may connect from this gateway's own origin alone; a request without Origin is allowed");
+    } else {
+        tracing::info!(origins = ?allowed, "browsers may connect from this gateway's own origin and these; a request without Origin is allowed");
+    }
+}
+
+fn rules(times: &SessionTimes, config: &Config) -> ws::Rules {
+    let ms = Duration::from_millis;
+    ws::Rules {
+        authenticate_timeout: ms(times.authenticate_timeout_ms),
+        verify_timeout: ms(times.verify_timeout_ms),
+        heartbeat_timeout: ms(times.heartbeat_timeout_ms),
+        sweep_interval: ms(times.sweep_interval_ms),
+        ping_interval: (times.ping_interval_ms > 0).then(|| ms(times.ping_interval_ms)),
+        expiring_lead: Duration::from_secs(times.expiring_lead_secs),
+        encryption: config.encryption,
+    }
+}
+
+fn shard_count(config: &Config) -> usize {
+    match config.workers.shards {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        shards => shards,
+    }
+}
+
+fn instance_name(config: &Config) -> String {
+    if !config.server.instance_name.is_empty() {
+        return config.server.instance_name.clone();
+    }
+    let mut name = [0u8; 256];
+    #[expect(unsafe_code, reason = "the standard library does not tell the host's name")]
+    // SAFETY: the buffer is valid for its length less one, so the result is always terminated.
+    let result = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
+    let end = name.iter().position(|b| *b == 0).unwrap_or(0);
+    match std::str::from_utf8(&name[..end]) {
+        Ok(name) if result == 0 && !name.is_empty() => name.to_owned(),
+        _ => "gateway".to_owned(),
+    }
+}

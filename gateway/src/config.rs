@@ -48,6 +48,8 @@ pub struct Config {
     pub policy: Policy,
     /// Users of `Authorization: Basic`.
     pub basic: Basic,
+    /// Tokens refused before their time.
+    pub revocations: Revocations,
     /// Room names that no rule knows.
     pub rooms: Rooms,
     /// Catalogs of texts.
@@ -324,6 +326,14 @@ pub struct Basic {
     pub users_file: SecretFile,
     /// Failed attempts per address and minute before 429.
     pub max_failures_per_minute: u32,
+}
+
+/// `[revocations]`
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revocations {
+    /// The longest life of a token, in days: how long a revocation is kept.
+    pub token_life_days: u32,
 }
 
 /// `[rooms]`

@@ -125,6 +125,19 @@ impl<'de> serde::Deserialize<'de> for Id {
     }
 }
 
+impl utoipa::PartialSchema for Id {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .description(Some("A Snowflake of 70 bits in base62: an identity, never an order."))
+            .pattern(Some("^[0-9A-Za-z]{1,12}$"))
+            .examples(["1KbZ0dT9Xa4"])
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Id {}
+
 /// The clock went back further than is waited out, so an id made now could repeat an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the clock stepped back {by_ms} ms, more than the {MAX_STEP_BACK_MS} ms that are waited out")]

@@ -1,3 +1,192 @@
-//! Arguments, configuration, telemetry, `run`.
+//! Arguments, configuration, telemetry, `run`; nothing to test here.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use signal_gateway::activity::replay::{self, ReplayOptions};
+use signal_gateway::app::{self, Sockets};
+use signal_gateway::config::{self, Config};
+use signal_gateway::lifecycle::Lifecycle;
+use signal_gateway::{activity, store, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The realtime edge: clients hold a WebSocket to it, services only publish.
+#[derive(Debug, Parser)]
+#[command(name = "signal-gateway", version, about, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM, then drain; a second SIGTERM exits at once
+    Serve(Settings),
+    /// Say everything that is wrong with the settings, and connect nowhere
+    CheckConfig(Settings),
+    /// Bring the notification database to this version's schema, under a lock
+    Migrate(Settings),
+    /// Ask a running gateway's admin listener whether it is ready; exits 0 or 1
+    Healthcheck {
+        #[command(flatten)]
+        settings: Settings,
+        /// Ask /livez instead of /readyz
+        #[arg(long)]
+        live: bool,
+    },
+    /// Work with dead letters
+    #[command(subcommand)]
+    Dlq(Dlq),
+}
+
+#[derive(Debug, Subcommand)]
+enum Dlq {
+    /// Put dead letters back to the topic they came from
+    Replay {
+        #[command(flatten)]
+        settings: Settings,
+        /// The topic the letters came from
+        #[arg(long)]
+        topic: String,
+        /// Only letters with this reason, as their header tells; may be repeated
+        #[arg(long = "reason", value_parser = reason)]
+        reasons: Vec<activity::Reason>,
+        /// Put back at most so many
+        #[arg(long)]
+        limit: Option<u64>,
+        /// Count, put nothing back, commit nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Settings {
+    /// TOML file with static settings; the defaults hold for all it leaves out, and SIGNAL__SECTION__KEY overrides it
+    #[arg(long, value_name = "FILE", env = "SIGNAL_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+impl Settings {
+    fn load(&self) -> anyhow::Result<Config> {
+        Ok(config::load(self.config.as_deref(), std::env::vars())?)
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        Command::Serve(settings) => serve(&settings),
+        Command::CheckConfig(settings) => check(&settings),
+        Command::Migrate(settings) => migrate(&settings),
+        Command::Healthcheck { settings, live } => healthcheck(&settings, live),
+        Command::Dlq(Dlq::Replay { settings, topic, reasons, limit, dry_run }) => {
+            put_back(&settings, ReplayOptions { topic, reasons, limit, dry_run })
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("signal-gateway: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a person at a terminal reads goes to standard error, like the log.
+#[expect(clippy::print_stderr, reason = "the one place that talks to a terminal")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
+    // ring for every TLS client of the process.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")
+}
+
+fn serve(settings: &Settings) -> anyhow::Result<()> {
+    let config = settings.load()?;
+    app::check(&config)?;
+    let filter = app::log_filter(&config)?;
+    let telemetry = telemetry::init(&config.telemetry, &filter, &config.server.instance_name)?;
+    let runtime = runtime(config.workers.control_threads)?;
+    let result = runtime.block_on(async {
+        let lifecycle = Arc::new(Lifecycle::default());
+        // Installed before anything slow, so that an early SIGTERM is not lost.
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let asked = Arc::clone(&lifecycle);
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                if asked.is_draining() { asked.request_exit() } else { asked.request_drain() }
+            }
+        });
+        let sockets = Sockets::bind(&config).await?;
+        app::run(config, sockets, lifecycle, Some(telemetry)).await
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    result
+}
+
+fn check(settings: &Settings) -> anyhow::Result<()> {
+    app::check(&settings.load()?)?;
+    say("the settings are good");
+    Ok(())
+}
+
+fn migrate(settings: &Settings) -> anyhow::Result<()> {
+    let config = settings.load()?;
+    let _telemetry = telemetry::init(&config.telemetry, "info", &config.server.instance_name)?;
+    let migrated = runtime(1)?.block_on(store::migrate(&config.database))?;
+    say(&format!("applied {:?}; the database is at version {}", migrated.applied, migrated.version));
+    Ok(())
+}
+
+fn healthcheck(settings: &Settings, live: bool) -> anyhow::Result<()> {
+    let mut address = settings.load()?.server.admin_address;
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    let path = if live { "livez" } else { "readyz?verbose" };
+    runtime(1)?.block_on(async {
+        let client = reqwest::Client::builder().no_proxy().timeout(std::time::Duration::from_secs(3)).build()?;
+        let response = client.get(format!("http://{address}/{path}")).send().await?;
+        let status = response.status();
+        let text = response.text().await?;
+        anyhow::ensure!(status.is_success(), "{status}: {}", text.trim());
+        say(text.trim());
+        Ok(())
+    })
+}
+
+fn reason(text: &str) -> Result<activity::Reason, String> {
+    let known = activity::Reason::ALL;
+    known.into_iter().find(|reason| reason.as_str() == text).ok_or_else(|| {
+        let names: Vec<_> = known.iter().map(|reason| reason.as_str()).collect();
+        format!("want one of {}", names.join(", "))
+    })
+}
+
+fn put_back(settings: &Settings, options: ReplayOptions) -> anyhow::Result<()> {
+    let config = settings.load()?;
+    let _telemetry = telemetry::init(&config.telemetry, "warn", &config.server.instance_name)?;
+    let report = runtime(1)?.block_on(replay::replay(&config.kafka, options))?;
+    say(&serde_json::to_string_pretty(&report)?);
+    Ok(())
+}

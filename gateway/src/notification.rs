@@ -5,12 +5,20 @@ use std::sync::Arc;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::id::Id;
 
 /// One stored notification of one recipient, in the shape that clients see.
-#[derive(Debug, Clone, Serialize)]
+///
+/// The texts are shared: a hundred thousand rows of one activity hold its words once.
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(description = "One stored notification of one recipient.", example = json!({
+    "id": "1KbZ0dT9Xa4", "seq": 812, "type": "PAYMENT_SUCCESS", "title": "Thanh toán thành công", "content": "Đơn hàng DH-1001 đã được thanh toán 150.000 ₫.",
+    "data": {"amount": 150000, "currency": "VND", "orderId": "DH-1001"}, "actorId": "17", "recipientId": "21", "merchantId": "42",
+    "locale": "vi", "isRead": false, "readAt": null, "createdAt": "2026-11-23T08:00:00.000Z"
+}))]
 pub struct Notification {
     /// Identity, never an order.
     pub id: Id,
@@ -18,29 +26,39 @@ pub struct Notification {
     pub seq: i64,
     /// The activity's type.
     #[serde(rename = "type")]
-    pub kind: String,
-    /// Rendered in [`Notification::locale`].
-    pub title: String,
-    /// Rendered in [`Notification::locale`].
-    pub content: String,
+    #[schema(value_type = String)]
+    pub kind: Arc<str>,
+    /// Rendered in `locale`.
+    #[schema(value_type = String)]
+    pub title: Arc<str>,
+    /// Rendered in `locale`.
+    #[schema(value_type = String)]
+    pub content: Arc<str>,
     /// The activity's parameters, as the producer gave them.
-    pub data: Box<RawValue>,
+    #[schema(value_type = Value)]
+    pub data: Arc<RawValue>,
     /// Who caused it.
-    pub actor_id: Option<String>,
+    #[schema(value_type = Option<String>, required = true)]
+    pub actor_id: Option<Arc<str>>,
     /// Whose inbox it is in.
-    pub recipient_id: String,
+    #[schema(value_type = String)]
+    pub recipient_id: Arc<str>,
     /// The organizer it concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub organizer_id: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub organizer_id: Option<Arc<str>>,
     /// The merchant it concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub merchant_id: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub merchant_id: Option<Arc<str>>,
     /// The catalog's locale that was used.
-    pub locale: String,
+    #[schema(value_type = String)]
+    pub locale: Arc<str>,
     /// Whether `readAt` is set.
     pub is_read: bool,
     /// When it was first read.
     #[serde(serialize_with = "rfc3339_opt")]
+    #[schema(required = true)]
     pub read_at: Option<DateTime<Utc>>,
     /// When it was stored.
     #[serde(serialize_with = "rfc3339")]
@@ -48,7 +66,7 @@ pub struct Notification {
 }
 
 /// The counters of one inbox, changed in the same transaction as its rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InboxState {
     /// How many notifications are unread.

@@ -1,1 +1,177 @@
-//! The pipeline: consumer -> decode -> resolve -> render -> store -> delivery -> commit.
+//! The pipeline: what a producer says happened becomes stored notifications, and appears on the connections of those it concerns.
+//!
+//! Input: records of `kafka.topics`. Output: rows in [`crate::store`], pushes through [`crate::delivery`], dead letters, committed offsets.
+//!
+//! The steps, in this order, for each partition by itself: [`consumer`] -> [`decode`] -> [`resolve`] -> [`render`] -> store -> delivery -> commit.
+//!
+//! | failure | what follows |
+//! |---|---|
+//! | the record can never be a notification ([`Reason`]) | dead-letter topic, confirmed; then committed |
+//! | the database refuses a batch | the batch is halved until the record is alone; then as above, `refused` |
+//! | the database is away, recipients cannot be looked up | the partition waits, longer each time, and tries again; nothing past it is committed |
+//! | the dead-letter topic does not confirm | the same |
+//! | Redis is away | nothing: rows are stored and local connections served, others sync later |
+//! | the partition is revoked, or the process stops | what is being stored is finished and committed, within a limit; the rest is read again |
+//! | the process dies anywhere | records since the last commit are read again; their rows are there already, so nothing changes |
+
+pub mod catalogs;
+mod client;
+mod consumer;
+pub mod dead_letter;
+pub mod decode;
+mod lane;
+pub mod poison;
+pub mod render;
+pub mod replay;
+pub mod resolve;
+mod status;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+pub use catalogs::{CatalogError, Catalogs};
+pub use client::check;
+pub use lane::CREATED_EVENT;
+pub use poison::{Poison, Reason};
+pub use status::{Facts, Status};
+
+use crate::clock::Clock;
+use crate::config;
+use crate::delivery::Delivery;
+use crate::metrics::Metrics;
+use crate::store::{NotificationStore, PolicyStore};
+use crate::watch;
+
+/// How long a changed password is tried before the next attempt.
+const PROBE_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the pipeline is made of.
+pub struct Parts {
+    /// `[kafka]`
+    pub config: config::Kafka,
+    /// `policy.cache_secs`
+    pub cache_secs: u64,
+    /// Where rows go.
+    pub notifications: Arc<dyn NotificationStore>,
+    /// Where recipients come from.
+    pub policies: Arc<dyn PolicyStore>,
+    /// Where pushes go.
+    pub delivery: Delivery,
+    /// Where texts come from.
+    pub catalogs: Arc<Catalogs>,
+    /// Times of rows and dead letters.
+    pub clock: Arc<dyn Clock>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Where the pipeline tells how it is.
+    pub status: Arc<Status>,
+}
+
+/// Why the pipeline cannot start, or ended unasked.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// Settings that only the pipeline can judge, one line each.
+    #[error("wrong Kafka setting(s): {}", .0.join("; "))]
+    Settings(Vec<String>),
+    /// librdkafka refuses its settings, or cannot reach a broker.
+    #[error("the Kafka client: {0}")]
+    Client(#[source] KafkaError),
+    /// The member is of no further use.
+    #[error("the Kafka consumer failed for good: {0}")]
+    Fatal(RDKafkaErrorCode),
+    /// A part of the pipeline panicked.
+    #[error("the work on a partition ended unasked")]
+    Panicked,
+    /// The operating system has no thread for it.
+    #[error("the consumer's thread cannot be started: {0}")]
+    Thread(#[source] std::io::Error),
+}
+
+/// What all lanes share.
+struct Pipeline {
+    config: config::Kafka,
+    resolver: resolve::Resolver,
+    notifications: Arc<dyn NotificationStore>,
+    delivery: Delivery,
+    catalogs: Arc<Catalogs>,
+    dead_letters: dead_letter::DeadLetters,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    status: Arc<Status>,
+    lanes_at_work: Arc<Semaphore>,
+    created_event: Arc<str>,
+}
+
+/// Consumes until `shutdown`; then finishes and commits what is being stored, within a limit, and leaves the group.
+///
+/// A broker that cannot be reached is waited for. A changed password file starts a second member beside the first, which is stopped
+/// once the broker has taken the new password.
+///
+/// # Errors
+/// Settings that are refused, at once; and what ends the pipeline unasked.
+pub async fn run(parts: Parts, shutdown: CancellationToken) -> Result<(), PipelineError> {
+    let Parts { config, cache_secs, notifications, policies, delivery, catalogs, clock, metrics, status } = parts;
+    let mut password = config.password_file.path().map(|path| watch::watch(path.to_owned(), watch::INTERVAL, shutdown.clone()));
+    let pipeline = Arc::new(Pipeline {
+        resolver: resolve::Resolver::new(policies, Duration::from_secs(cache_secs), config.max_recipients),
+        dead_letters: dead_letter::DeadLetters::new(&config)?,
+        lanes_at_work: Arc::new(Semaphore::new(config.concurrency)),
+        created_event: Arc::from(CREATED_EVENT),
+        config,
+        notifications,
+        delivery,
+        catalogs,
+        clock,
+        metrics,
+        status,
+    });
+    let mut member = consumer::Member::start(pipeline.clone())?;
+    let mut is_changed = false;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return member.stop().await,
+            ended = member.ended() => return ended,
+            () = changed(&mut password), if !is_changed => is_changed = true,
+            taken = renewed(&pipeline), if is_changed => if let Some(next) = taken {
+                is_changed = false;
+                std::mem::replace(&mut member, next).stop().await?;
+                tracing::info!("Kafka is connected with the changed password");
+            },
+        }
+    }
+}
+
+async fn changed(password: &mut Option<tokio::sync::watch::Receiver<String>>) {
+    if let Some(password) = password {
+        if password.changed().await.is_ok() {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+/// A member with the password as it is, once a broker has taken it; `None`, after a while, where it has not.
+async fn renewed(pipeline: &Arc<Pipeline>) -> Option<consumer::Member> {
+    let probe = tokio::task::spawn_blocking({
+        let pipeline = pipeline.clone();
+        move || consumer::probe(pipeline, PROBE_LIMIT)
+    });
+    let probed = probe.await.unwrap_or(Err(PipelineError::Panicked));
+    let started = probed.and_then(|()| pipeline.dead_letters.renew()).and_then(|()| consumer::Member::start(pipeline.clone()));
+    match started {
+        Ok(member) => Some(member),
+        Err(error) => {
+            tracing::warn!(%error, "the changed Kafka password is not taken; the connections of the one before stay in use");
+            tokio::time::sleep(watch::INTERVAL).await;
+            None
+        }
+    }
+}

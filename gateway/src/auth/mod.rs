@@ -3,9 +3,28 @@
 //! Input: credentials from [`crate::ws`] and [`crate::http`], key sets over HTTP, policy rows from [`crate::store`].
 //! Output: a [`Principal`], or a refusal; and yes or no.
 
+mod basic;
+#[cfg(test)]
+mod fixture;
+mod jwk;
+mod key_set;
+mod policy;
+mod recent;
+mod revocation;
+mod token;
+
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+
+pub use basic::{Basic, BasicError, UsersError};
+pub use key_set::SourceStatus;
+pub use policy::Access;
+pub use revocation::{Revocations, revocation_matches};
+pub use token::{Authenticator, Reason, VerifyError};
+
+/// SHA-256 of a public key (RFC 7638).
+pub type Thumbprint = [u8; 32];
 
 /// Who a token, or a Basic user, speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +53,8 @@ pub struct TokenFacts {
     pub source: Arc<str>,
     /// The key that verified it.
     pub kid: Arc<str>,
+    /// That key itself: an issuer may put another one behind the same `kid`.
+    pub thumbprint: Thumbprint,
     /// `jti`
     pub token_id: Option<Arc<str>>,
     /// `iat`

@@ -2,6 +2,15 @@
 //!
 //! Input: dispatches from [`crate::delivery`], interests from [`crate::hub`]. Output: [`BusEvent`]s, which `app` hands to the hub.
 //! An instance subscribes only to what it holds, so Redis hands a message to the owning instances and nobody else.
+//!
+//! [`open`] chooses: [`local`](self) for one instance alone, Redis (standalone, Sentinel or Cluster) for several.
+
+#[cfg(test)]
+mod conformance;
+mod interests;
+mod local;
+mod redis;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,23 +18,33 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
+use crate::clock::Clock;
+use crate::config;
 use crate::delivery::{Destination, Dispatch};
 use crate::hub::{ClientInfo, ClientQuery};
 use crate::id::Id;
+use crate::metrics::Metrics;
 
-/// A channel this instance wants to hear: one of its clients, their users, its rooms.
+/// A channel this instance wants to hear: one of its clients, their users, its rooms. Broadcast is always heard.
+///
+/// Each interest is one channel. Senders that do not know whether a name is a client or a room publish to the room, so a
+/// client is reached by all of them only when both `Client(id)` and `Room(id)` are heard.
 pub type Interest = Destination;
 
 /// Why something could not be published or asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BusError {
-    /// Redis cannot be reached or did not answer in time.
+    /// Redis cannot be reached, refused, or did not answer in time.
     #[error("the bus is unavailable: {0}")]
     Unavailable(String),
-    /// Too much waits to be published already.
-    #[error("too many dispatches wait to be published")]
+    /// Too much waits already: dispatches to be published, questions to be answered, or stored revocations.
+    #[error("too much waits on the bus already")]
     Full,
+    /// The settings name something that cannot work, such as an authority file that is no PEM.
+    #[error("the bus cannot be opened: {0}")]
+    Misconfigured(String),
 }
 
 /// What comes in.
@@ -33,7 +52,8 @@ pub enum BusError {
 pub enum BusEvent {
     /// Another instance, or an outside emitter, sent this; never what this instance published itself.
     Dispatch(Dispatch),
-    /// Pushes may have been missed: every local client is to be told.
+    /// Pushes may have been missed: every local client is to be told, and [`Bus::revocations`] read again, since a live
+    /// [`Ask::Revoke`] may be among what was missed. Comes after subscriptions are confirmed again, once per gap.
     Resync(&'static str),
     /// Another instance asks; the answer goes back through the channel, or is dropped for none.
     Asked(Ask, oneshot::Sender<Reply>),
@@ -135,34 +155,56 @@ pub struct Revocation {
 /// How well the bus hears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hearing {
-    /// There is nothing to hear, or the self-ping came back in time.
+    /// There is nothing to hear, or a self-ping came back within `bus.deaf_after_ms`.
     Good,
-    /// Subscriptions are down or the self-ping has not come back: pushes from elsewhere are being missed.
+    /// No self-ping came back for that long, whatever the cause: pushes from elsewhere are being missed. The bus repairs itself
+    /// meanwhile; a connection that breaks and is re-established sooner is a [`BusEvent::Resync`] and never `Deaf`.
     Deaf,
 }
 
 /// What carries dispatches between instances.
 ///
 /// At most once and, per publishing instance and destination, in order. Methods never block on an unreachable server longer than the configured
-/// timeouts. Events are handed out through the receiver that the constructor returns.
+/// timeouts. Events are handed out through the receiver that [`open`] returns; it ends when the bus is closed, and should it end before that, the
+/// bus has failed for good and the process has to go.
 pub trait Bus: Send + Sync + 'static {
     /// Publishes to every other instance that holds the destination; batched with what waits. Returns when the server took it.
+    ///
+    /// Queued when called, in the order of calls, whether or not the future is polled. Never tried twice: after a time-out the server may have
+    /// taken it. While the server is away it fails at once. When an instance that failed to publish can do so again, all others get a
+    /// [`BusEvent::Resync`].
+    ///
+    /// # Errors
+    /// [`BusError::Unavailable`], and [`BusError::Full`] beyond `bus.publish_queue`.
     fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>>;
 
     /// Adds interests, counted: as many `unhear` undo them. The future ends when the server has confirmed all of them (or `Err` when it cannot:
-    /// they are kept and established as soon as it can).
+    /// they are kept and established as soon as it can, followed by a [`BusEvent::Resync`]).
+    ///
+    /// Counted when called: dropping the future changes nothing. While subscriptions are down it fails at once.
     fn hear(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>>;
 
-    /// Takes interests back; the server is told in a batch, later.
+    /// Takes interests back; the server is told in a batch, a little later, so that a client that comes right back costs nothing. Until then their
+    /// messages may still come in. An interest that was never added is ignored.
     fn unhear(&self, interests: Vec<Interest>);
 
-    /// Asks every other live instance and waits for their replies at most the configured time.
+    /// Asks every other live instance and waits for their replies at most the configured time. Instances that are live (or were a few seconds
+    /// ago) and silent are in [`Answers::missing`].
+    ///
+    /// # Errors
+    /// [`BusError::Unavailable`] when it is not known who is live; [`BusError::Full`] when too many questions are open.
     fn ask<'a>(&'a self, ask: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>>;
 
-    /// Stores a revocation for instances that start later.
+    /// Stores a revocation for instances that start later, until its `until_ms`. Storing it again changes nothing.
+    ///
+    /// # Errors
+    /// [`BusError::Unavailable`], and [`BusError::Full`] when [`MAX_REVOCATIONS`] are stored.
     fn store_revocation<'a>(&'a self, revocation: &'a Revocation) -> BoxFuture<'a, Result<(), BusError>>;
 
-    /// Every stored revocation that still matters.
+    /// Every stored revocation that still matters, in no order.
+    ///
+    /// # Errors
+    /// [`BusError::Unavailable`].
     fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>>;
 
     /// Whether the bus hears right now.
@@ -171,16 +213,51 @@ pub trait Bus: Send + Sync + 'static {
     /// Time from publishing to hearing of the last self-ping.
     fn lag(&self) -> Option<Duration>;
 
-    /// Gives up the worker lease and closes; nothing is heard afterwards.
+    /// Whether the worker number may belong to another instance: its lease could not be renewed for as long as it lasts, or somebody else has
+    /// it. The instance then takes no new connections and is not ready. It becomes false again once the lease is renewed.
+    fn lease_lapsed(&self) -> bool;
+
+    /// Gives up the worker lease and closes; nothing is heard or published afterwards. Closing twice changes nothing.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
+
+/// Most revocations that are stored at a time.
+pub const MAX_REVOCATIONS: usize = 100_000;
 
 /// A bus and what comes out of it.
 pub struct Opened {
     /// The bus.
     pub bus: Arc<dyn Bus>,
-    /// What comes in, bounded.
+    /// What comes in, bounded: when nobody takes it for long, dispatches are dropped and a [`BusEvent::Resync`] follows.
     pub events: tokio::sync::mpsc::Receiver<BusEvent>,
     /// The worker number leased for this instance's ids.
     pub worker: u16,
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened").field("worker", &self.worker).finish_non_exhaustive()
+    }
+}
+
+/// Opens the bus that the settings name.
+///
+/// With Redis it returns once connected, subscribed to broadcast, and in possession of a worker lease; until then it keeps trying and logs why,
+/// so that Redis may start later than the gateway. Cancelling `shutdown` ends that, and afterwards closes the bus as [`Bus::close`] does.
+/// Must be called inside a tokio runtime, whose tasks the bus uses.
+///
+/// # Errors
+/// [`BusError::Misconfigured`] for settings that can never work; [`BusError::Unavailable`] when `shutdown` came first.
+pub async fn open(
+    config: &config::Bus,
+    ids: &config::Ids,
+    instance_name: String,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+) -> Result<Opened, BusError> {
+    match config.mode {
+        config::BusMode::Local => Ok(local::open(ids, clock)),
+        _ => redis::open(config, ids, instance_name, clock, metrics, shutdown).await,
+    }
 }

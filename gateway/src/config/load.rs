@@ -183,6 +183,7 @@ fn check(c: &Config, problems: &mut Vec<String>) {
     need(c.server.max_headers > 0, "server.max_headers", "must be at least 1");
     need(c.server.max_body_bytes > 0, "server.max_body_bytes", "must be at least 1");
     need(c.server.header_read_timeout_secs > 0, "server.header_read_timeout_secs", "must be at least 1");
+    need((1..=3660).contains(&c.revocations.token_life_days), "revocations.token_life_days", "must be from 1 to 3660");
     need(c.workers.control_threads > 0, "workers.control_threads", "must be at least 1");
     need(c.workers.shards <= 256, "workers.shards", "must be at most 256");
     need(s.authenticate_timeout_ms > 0, "session.authenticate_timeout_ms", "must be at least 1");
@@ -224,6 +225,8 @@ fn check(c: &Config, problems: &mut Vec<String>) {
         ("kafka.concurrency", c.kafka.concurrency),
         ("kafka.max_recipients", c.kafka.max_recipients),
         ("database.max_connections", c.database.max_connections as usize),
+        ("database.acquire_timeout_ms", c.database.acquire_timeout_ms as usize),
+        ("database.statement_timeout_ms", c.database.statement_timeout_ms as usize),
     ] {
         need(value > 0, name, "must be at least 1");
     }

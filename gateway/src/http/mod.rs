@@ -1,1 +1,142 @@
-//! REST and the admin listener.
+//! REST: the whole route table on one screen, and what every request passes through.
+//!
+//! Input: requests of the public listener (all but `/stream`) and of the admin listener. Flow: `observe` (request id, metrics, panics)
+//! -> [`origin`] (CORS) -> route -> `extract` (who, may they, what) -> handler -> [`crate::store`] / [`crate::delivery`] -> response or
+//! `problem`.
+
+mod admin;
+mod asyncapi;
+mod clients;
+mod documents;
+mod extract;
+mod messages;
+mod notifications;
+mod observe;
+mod openapi;
+mod origin;
+mod problem;
+mod revocations;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{MethodRouter, delete, get, post};
+use tokio::sync::watch;
+
+use crate::auth::{Access, Authenticator, Basic, Revocations};
+use crate::bus::Bus;
+use crate::clock::Clock;
+use crate::config::Live;
+use crate::delivery::Delivery;
+use crate::hub::Hub;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::store::NotificationStore;
+
+pub use admin::{AdminState, Facts};
+pub use extract::{PeerAddress, client_address};
+pub use origin::origin_allowed;
+
+/// Tag of the routes about live connections.
+const CLIENTS: &str = "clients";
+/// Tag of the routes that send.
+const MESSAGES: &str = "messages";
+/// Tag of the documents.
+const DOCUMENTS: &str = "documents";
+/// Tag of the inbox.
+const NOTIFICATIONS: &str = "notifications";
+
+/// What the public routes work with; cheap to clone.
+#[derive(Clone)]
+pub struct State {
+    /// Verifies Bearer tokens.
+    pub authenticator: Authenticator,
+    /// Verifies Basic users.
+    pub basic: Basic,
+    /// Decides what a caller may.
+    pub access: Access,
+    /// The inboxes.
+    pub notifications: Arc<dyn NotificationStore>,
+    /// The way out of every message.
+    pub delivery: Delivery,
+    /// Connections of this instance.
+    pub hub: Hub,
+    /// The other instances.
+    pub bus: Arc<dyn Bus>,
+    /// Tokens refused before their time, as this instance knows them.
+    pub revocations: Arc<Revocations>,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Origins and trusted proxies.
+    pub live: watch::Receiver<Arc<Live>>,
+    /// Requests are counted here.
+    pub metrics: Arc<Metrics>,
+    /// While it drains, callers are told to connect elsewhere.
+    pub lifecycle: Arc<Lifecycle>,
+    /// This instance's name in lists.
+    pub instance: Arc<str>,
+    /// Largest body in bytes.
+    pub max_body_bytes: usize,
+    /// The longest life of a token: how long a revocation is kept.
+    pub token_life: Duration,
+}
+
+/// The public routes, as the documents list them.
+fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
+    vec![
+        ("/socket/websocket/clients", get(clients::list)),
+        ("/socket/websocket/clients/{id}", get(clients::describe).delete(clients::disconnect)),
+        ("/socket/websocket/clients/{id}/rooms", post(clients::join).delete(clients::leave)),
+        ("/socket/websocket/clients/{id}/messages", post(messages::to_client)),
+        ("/socket/websocket/users/{id}/clients", delete(clients::disconnect_user)),
+        ("/socket/websocket/users/{id}/messages", post(messages::to_user)),
+        ("/socket/websocket/rooms/{room}/messages", post(messages::to_room)),
+        ("/socket/websocket/broadcast", post(messages::broadcast)),
+        ("/socket/websocket/revocations", post(revocations::revoke)),
+        ("/notifications", get(notifications::list)),
+        ("/notifications/unread-count", get(notifications::unread_count)),
+        ("/notifications/read", post(notifications::mark_read)),
+        ("/notifications/{id}", get(notifications::get).patch(notifications::patch).delete(notifications::delete)),
+        ("/openapi.json", get(documents::openapi)),
+        ("/asyncapi.json", get(documents::asyncapi)),
+        ("/docs", get(documents::page)),
+        ("/docs/page.js", get(documents::script)),
+        ("/docs/page.css", get(documents::style)),
+    ]
+}
+
+/// The REST routes of the public listener. The accept path puts a [`PeerAddress`] into the extensions of each request.
+pub fn router(state: State) -> Router {
+    let observer = observe::Observer { metrics: state.metrics.clone(), lifecycle: state.lifecycle.clone() };
+    let limit = DefaultBodyLimit::max(state.max_body_bytes);
+    let router = routes().into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods));
+    finish(router, limit)
+        .layer(from_fn_with_state(state.clone(), origin::cors))
+        .layer(from_fn_with_state(observer, observe::observe))
+        .with_state(state)
+}
+
+/// The routes of the admin listener: probes and metrics for anyone who reaches it, the rest for holders of the token.
+pub fn admin_router(state: AdminState) -> Router {
+    let observer = observe::Observer { metrics: state.metrics.clone(), lifecycle: state.lifecycle.clone() };
+    let guarded = from_fn_with_state(state.clone(), admin::guard);
+    let router = Router::new()
+        .route("/livez", get(admin::livez))
+        .route("/readyz", get(admin::readyz))
+        .route("/metrics", get(admin::metrics))
+        .route("/status", get(admin::status).layer(guarded.clone()))
+        .route("/drain", post(admin::drain).layer(guarded.clone()))
+        .route("/shed", post(admin::shed).layer(guarded));
+    finish(router, DefaultBodyLimit::max(admin::MAX_BODY_BYTES)).layer(from_fn_with_state(observer, observe::observe)).with_state(state)
+}
+
+/// What both routers share: the answers of routes that do not exist, and the bound of bodies.
+fn finish<S: Clone + Send + Sync + 'static>(router: Router<S>, limit: DefaultBodyLimit) -> Router<S> {
+    router.fallback(observe::no_route).method_not_allowed_fallback(observe::no_method).layer(limit).layer(from_fn(observe::protect))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,45 @@
-//! Live connections of this instance.
+//! Live connections of this instance, sharded: each thread owns its own, with its own lists of users and members.
+//!
+//! Input: sockets from [`crate::ws`], messages from [`crate::delivery`], commands from [`crate::http`]. Output: bytes on sockets. A message to N
+//! people is encoded once, queued to each connection by reference and then written with one call per connection, straight from the fan-out; only what
+//! a socket does not take waits. The hub never calls a session: it wakes the connection's task.
+
+mod directory;
+mod link;
+mod mailbox;
+mod outbox;
+mod shard;
+mod wheel;
 
 use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
+use crate::auth::{Principal, revocation_matches};
+use crate::bus::{Bus, Interest, Revocation};
+use crate::clock::Clock;
+use crate::config::Live;
 use crate::delivery::{Destination, Dispatch};
 use crate::id::Id;
+use crate::metrics::Metrics;
 use crate::protocol::close::Close;
+use crate::protocol::envelope;
+
+use directory::Directory;
+use mailbox::Mailbox;
+use shard::{Command, ShardCounts};
+
+pub use link::Link;
+pub use outbox::{Bounds, Flushed};
+pub use shard::{Adopted, Caps, DEFAULT_ROOMS, Shard, TooMany};
 
 /// Most connections one instance lists in an answer.
 pub const MAX_LISTED: usize = 1000;
@@ -19,7 +52,7 @@ pub struct ClientInfo {
     pub id: Id,
     /// The user, once authenticated.
     pub user_id: Option<String>,
-    /// `connecting`, `authenticating`, `authenticated` or `encrypted`.
+    /// `connecting`, `authenticating`, `authenticated`, `encrypted` or `closed`.
     pub state: String,
     /// Whether frames to it are sealed.
     pub encrypted: bool,
@@ -67,65 +100,322 @@ pub struct Counts {
     pub encrypted: usize,
 }
 
+/// What all shards and handles share.
+pub(crate) struct Shared {
+    directory: Directory,
+    counts: Box<[ShardCounts]>,
+    outbox_bytes: Arc<AtomicUsize>,
+    live: watch::Receiver<Arc<Live>>,
+    bus: Arc<dyn Bus>,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    control: Handle,
+}
+
+impl Shared {
+    fn hear(&self, interests: Vec<Interest>) {
+        // Nobody waits for a room's subscription: what is sent to it before the server has confirmed reaches those who joined before.
+        let heard = self.bus.hear(interests);
+        self.control.spawn(async move {
+            if let Err(error) = heard.await {
+                tracing::debug!(%error, "rooms will be heard when the bus is back");
+            }
+        });
+    }
+
+    fn unhear(&self, interests: Vec<Interest>) {
+        self.bus.unhear(interests);
+    }
+}
+
+/// A shard's way in from other threads.
+struct Inlet {
+    mailbox: Mailbox<Command>,
+    /// A delivery found the mailbox full: everyone of this shard may have missed something.
+    overflowed: AtomicBool,
+}
+
 /// The handle to every shard's connections; cheap to clone, callable from any thread.
 #[derive(Clone)]
 pub struct Hub {
-    _shards: (),
+    shared: Option<Arc<Shared>>,
+    inlets: Arc<[Arc<Inlet>]>,
+}
+
+/// What a hub is built from.
+pub struct Parts {
+    /// How many shards.
+    pub shards: usize,
+    /// Limits, as they change.
+    pub live: watch::Receiver<Arc<Live>>,
+    /// Hears for what is held here.
+    pub bus: Arc<dyn Bus>,
+    /// Times in lists of connections.
+    pub clock: Arc<dyn Clock>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Stops the shards.
+    pub shutdown: CancellationToken,
+}
+
+/// The threads of a hub.
+#[derive(Debug)]
+pub struct Threads(Vec<(std::thread::JoinHandle<()>, oneshot::Receiver<()>)>);
+
+impl Threads {
+    /// Ends when any shard has ended, asked or not.
+    pub async fn any_ended(&mut self) {
+        futures_util::future::select_all(self.0.iter_mut().map(|(_, ended)| ended)).await.0.ok();
+    }
+
+    /// Waits for all of them; says whether none panicked.
+    pub fn join(self) -> bool {
+        self.0.into_iter().map(|(thread, _)| thread.join().is_ok()).fold(true, |all, one| all && one)
+    }
 }
 
 impl Hub {
     /// A hub without shards: it holds nothing.
     pub fn none() -> Self {
-        Self { _shards: () }
+        Self { shared: None, inlets: Arc::new([]) }
     }
 
-    /// Hands a message to every local connection it is for; says how many those are. Never blocks.
-    pub fn deliver(&self, _dispatch: &Dispatch) -> usize {
-        0
+    /// Starts the shards' threads. `serve` is run for every socket that is taken in; its future is the connection's task. Must be called inside the
+    /// control runtime.
+    ///
+    /// # Errors
+    /// A thread or its runtime cannot be made.
+    pub fn start<S, F>(parts: Parts, serve: S) -> std::io::Result<(Self, Threads)>
+    where
+        S: Fn(Rc<Shard>, Rc<Link>, Bytes) -> F + Clone + Send + 'static,
+        F: Future<Output = ()> + 'static,
+    {
+        let shared = Arc::new(Shared {
+            directory: Directory::new(),
+            counts: (0..parts.shards).map(|_| ShardCounts::default()).collect(),
+            outbox_bytes: Arc::default(),
+            live: parts.live,
+            bus: parts.bus,
+            clock: parts.clock,
+            metrics: parts.metrics,
+            control: Handle::current(),
+        });
+        let inlets: Arc<[Arc<Inlet>]> =
+            (0..parts.shards).map(|_| Arc::new(Inlet { mailbox: Mailbox::new(), overflowed: AtomicBool::new(false) })).collect();
+        let mut threads = Vec::new();
+        for (index, inlet) in inlets.iter().enumerate() {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let (shared, inlet, shutdown, serve) = (Arc::clone(&shared), Arc::clone(inlet), parts.shutdown.clone(), serve.clone());
+            let (ended, end) = oneshot::channel();
+            let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+                let local = tokio::task::LocalSet::new();
+                local.block_on(&runtime, run(index as u16, shared, inlet, shutdown, serve));
+                drop(local);
+                drop(ended);
+            })?;
+            threads.push((thread, end));
+        }
+        Ok((Self { shared: Some(shared), inlets }, Threads(threads)))
+    }
+
+    /// Hands a message to every local connection it is for; says how many those are, counted before exclusions of members that are not in the room.
+    /// Never blocks: a shard that is too far behind tells its clients to resync instead.
+    pub fn deliver(&self, dispatch: &Dispatch) -> usize {
+        let Some(shared) = &self.shared else { return 0 };
+        let holders = self.holders(&dispatch.destination);
+        let mut count: usize = holders.iter().map(|h| h.1 as usize).sum();
+        if count == 0 {
+            return 0;
+        }
+        let excluded = |id: &&Id| !shared.directory.holders(&Destination::Client(**id)).is_empty();
+        count = count.saturating_sub(dispatch.exclude.iter().filter(excluded).count());
+        let message = envelope::encode(&dispatch.event, dispatch.data.get());
+        for (shard, _) in holders {
+            let inlet = &self.inlets[usize::from(shard)];
+            let (destination, exclude) = (dispatch.destination.clone(), Arc::clone(&dispatch.exclude));
+            if inlet.mailbox.push(Command::Deliver { destination, message: message.clone(), exclude }).is_err() {
+                inlet.overflowed.store(true, Ordering::Release);
+            }
+        }
+        count
+    }
+
+    fn holders(&self, destination: &Destination) -> Vec<(u16, u32)> {
+        let Some(shared) = &self.shared else { return Vec::new() };
+        match destination {
+            Destination::Broadcast => {
+                let counts = shared.counts.iter().enumerate();
+                counts.map(|(n, c)| (n as u16, c.authenticated.load(Ordering::Relaxed) as u32)).filter(|h| h.1 > 0).collect()
+            }
+            Destination::Room(name) => {
+                let holders = shared.directory.holders(destination);
+                // A client id is a room of its own.
+                match name.parse() {
+                    Ok(id) if holders.is_empty() => shared.directory.holders(&Destination::Client(id)).to_vec(),
+                    _ => holders.to_vec(),
+                }
+            }
+            Destination::Client(_) | Destination::User(_) => shared.directory.holders(destination).to_vec(),
+        }
     }
 
     /// Whether a destination has a local connection.
-    pub fn holds(&self, _destination: &Destination) -> bool {
-        false
+    pub fn holds(&self, destination: &Destination) -> bool {
+        !self.holders(destination).is_empty()
     }
 
     /// How many connections there are.
     pub fn counts(&self) -> Counts {
-        Counts::default()
+        let Some(shared) = &self.shared else { return Counts::default() };
+        shared.counts.iter().fold(Counts::default(), |sum, c| Counts {
+            total: sum.total + c.total.load(Ordering::Relaxed),
+            authenticated: sum.authenticated + c.authenticated.load(Ordering::Relaxed),
+            encrypted: sum.encrypted + c.encrypted.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Bytes that wait to be written on the whole instance.
+    pub fn outbox_bytes(&self) -> usize {
+        self.shared.as_ref().map_or(0, |s| s.outbox_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Gives a socket to the shard with the fewest connections.
+    pub fn adopt(&self, adopted: Adopted) {
+        let Some(shared) = &self.shared else { return };
+        let fewest = shared.counts.iter().enumerate().min_by_key(|(_, c)| c.total.load(Ordering::Relaxed));
+        let Some((index, counts)) = fewest else { return };
+        counts.total.fetch_add(1, Ordering::Relaxed);
+        shared.metrics.connections.inc();
+        if self.inlets[index].mailbox.push(Command::Adopt(Box::new(adopted))).is_err() {
+            counts.total.fetch_sub(1, Ordering::Relaxed);
+            shared.metrics.connections.dec();
+        }
+    }
+
+    async fn ask<T>(&self, shard: u16, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.inlets[usize::from(shard)].mailbox.push(command(reply)).ok()?;
+        answer.await.ok()
+    }
+
+    async fn ask_all<T>(&self, mut command: impl FnMut(oneshot::Sender<T>) -> Command) -> Vec<T> {
+        let mut answers = Vec::new();
+        for inlet in self.inlets.iter() {
+            let (reply, answer) = oneshot::channel();
+            if inlet.mailbox.push(command(reply)).is_ok() {
+                answers.push(answer);
+            }
+        }
+        futures_util::future::join_all(answers).await.into_iter().flatten().collect()
+    }
+
+    fn shard_of(&self, client: Id) -> Option<u16> {
+        self.shared.as_ref()?.directory.holders(&Destination::Client(client)).first().map(|h| h.0)
     }
 
     /// Local connections in the order of their ids' text.
-    pub async fn list(&self, _query: &ClientQuery) -> Vec<ClientInfo> {
-        Vec::new()
+    pub async fn list(&self, query: &ClientQuery) -> Vec<ClientInfo> {
+        let mut clients: Vec<ClientInfo> = self.ask_all(|reply| Command::List(query.clone(), reply)).await.into_iter().flatten().collect();
+        clients.sort_unstable_by(|a, b| a.id.as_str().cmp(b.id.as_str()));
+        clients.truncate(query.limit.clamp(1, MAX_LISTED));
+        clients
     }
 
     /// One local connection.
-    pub async fn describe(&self, _client: Id) -> Option<ClientInfo> {
-        None
+    pub async fn describe(&self, client: Id) -> Option<ClientInfo> {
+        self.ask_all(|reply| Command::Describe(client, reply)).await.into_iter().flatten().next()
     }
 
     /// Closes local connections; says how many.
-    pub async fn close(&self, _which: &Which, _close: Close) -> usize {
-        0
+    pub async fn close(&self, which: &Which, close: Close) -> usize {
+        match which {
+            Which::Client(id) => self.ask_all(|reply| Command::CloseClient(*id, close, reply)).await.into_iter().sum(),
+            Which::User(user) => self.ask_all(|reply| Command::CloseUser(user.as_str().into(), close, reply)).await.into_iter().sum(),
+        }
     }
 
-    /// Closes `count` random authenticated connections with 4009; says how many.
-    pub async fn shed(&self, _count: usize) -> usize {
-        0
-    }
-
-    /// Puts a local connection into rooms, past the ACL; `None` if it is not held here, else the rooms that are new to it.
-    pub async fn join(&self, _client: Id, _rooms: &[String]) -> Option<Vec<String>> {
-        None
-    }
-
-    /// Takes a local connection out of rooms; `None` if it is not held here, else the rooms it was in.
-    pub async fn leave(&self, _client: Id, _rooms: &[String]) -> Option<Vec<String>> {
-        None
+    /// Closes every local connection whose principal matches; says how many.
+    pub async fn close_where(&self, matches: impl Fn(&Principal) -> bool + Clone + Send + 'static, close: Close) -> usize {
+        self.ask_all(|reply| Command::CloseWhere(Box::new(matches.clone()), close, reply)).await.into_iter().sum()
     }
 
     /// Closes every local connection whose token a revocation matches (4006); says how many.
-    pub async fn revoke(&self, _revocation: &crate::bus::Revocation) -> usize {
-        0
+    pub async fn revoke(&self, revocation: &Revocation) -> usize {
+        let revocation = revocation.clone();
+        self.close_where(move |principal| revocation_matches(&revocation, principal), Close::Revoked).await
+    }
+
+    /// Closes `count` random authenticated connections with 4009; says how many.
+    pub async fn shed(&self, count: usize) -> usize {
+        self.close_some(count, true, Close::Rebalanced).await
+    }
+
+    /// Closes `count` random connections with 1001; says how many.
+    pub async fn close_for_shutdown(&self, count: usize) -> usize {
+        self.close_some(count, false, Close::ShuttingDown).await
+    }
+
+    /// Each shard closes its part of `count`, in proportion to what it holds.
+    async fn close_some(&self, count: usize, authenticated_only: bool, close: Close) -> usize {
+        let Some(shared) = &self.shared else { return 0 };
+        let held: Vec<usize> = shared.counts.iter().map(|c| c.total.load(Ordering::Relaxed)).collect();
+        let total: usize = held.iter().sum();
+        let mut left = count.min(total);
+        let parts = held.iter().map(|held| {
+            let part = (count.min(total) * held).div_ceil(total.max(1)).min(left);
+            left -= part;
+            part
+        });
+        let asked = parts
+            .collect::<Vec<_>>()
+            .into_iter()
+            .enumerate()
+            .map(|(shard, count)| self.ask(shard as u16, move |reply| Command::CloseSome { count, authenticated_only, close, reply }));
+        futures_util::future::join_all(asked).await.into_iter().flatten().sum()
+    }
+
+    /// Puts a local connection into rooms, past the ACL; `None` if it is not held here, else the rooms that are new to it.
+    pub async fn join(&self, client: Id, rooms: &[String]) -> Option<Vec<String>> {
+        self.ask(self.shard_of(client)?, |reply| Command::Join(client, rooms.to_vec(), reply)).await?
+    }
+
+    /// Takes a local connection out of rooms; `None` if it is not held here, else the rooms it was in.
+    pub async fn leave(&self, client: Id, rooms: &[String]) -> Option<Vec<String>> {
+        self.ask(self.shard_of(client)?, |reply| Command::Leave(client, rooms.to_vec(), reply)).await?
+    }
+}
+
+async fn run<S, F>(index: u16, shared: Arc<Shared>, inlet: Arc<Inlet>, shutdown: CancellationToken, serve: S)
+where
+    S: Fn(Rc<Shard>, Rc<Link>, Bytes) -> F,
+    F: Future<Output = ()> + 'static,
+{
+    let shard = Shard::new(index, Arc::clone(&shared));
+    let adopt = |adopted: Adopted| match shard.adopt(adopted) {
+        Ok((link, read)) => {
+            tokio::task::spawn_local(serve(Rc::clone(&shard), link, read));
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a socket could not be registered");
+            shared.counts[usize::from(index)].total.fetch_sub(1, Ordering::Relaxed);
+            shared.metrics.connections.dec();
+        }
+    };
+    let mut live = shared.live.clone();
+    let mut ticks = tokio::time::interval(wheel::TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut due = Vec::new();
+    loop {
+        tokio::select! {
+            batch = inlet.mailbox.take() => {
+                shard.perform(batch, &adopt).await;
+                if inlet.overflowed.swap(false, Ordering::Acquire) {
+                    shard.resync("overloaded").await;
+                }
+            }
+            _ = ticks.tick() => shard.turn(Instant::now(), &mut due),
+            Ok(()) = live.changed() => shard.reload(),
+            () = shutdown.cancelled() => return,
+        }
     }
 }

@@ -80,6 +80,28 @@ impl Close {
         }
     }
 
+    /// The code as a metric's label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Normal => "1000",
+            Self::ShuttingDown => "1001",
+            Self::ProtocolError => "1002",
+            Self::InvalidPayload => "1007",
+            Self::TooBig => "1009",
+            Self::InternalError => "1011",
+            Self::AuthenticationTimeout => "4001",
+            Self::HeartbeatTimeout => "4002",
+            Self::AuthenticationFailed => "4003",
+            Self::EncryptionRequired => "4004",
+            Self::TokenExpired => "4005",
+            Self::Revoked => "4006",
+            Self::Disconnected => "4007",
+            Self::SlowConsumer => "4008",
+            Self::Rebalanced => "4009",
+            Self::LimitExceeded => "4010",
+        }
+    }
+
     /// The reason text on the wire: at most 123 bytes (RFC 6455 section 5.5).
     pub const fn reason(self) -> &'static str {
         match self {
@@ -114,5 +136,6 @@ mod tests {
         codes.dedup();
         assert_eq!(codes.len(), Close::ALL.len());
         assert!(Close::ALL.iter().all(|c| c.reason().len() <= 123));
+        assert!(Close::ALL.iter().all(|c| c.label() == c.code().to_string()));
     }
 }

@@ -1,3 +1,12 @@
-//! What travels on the socket, without any IO: envelopes, events, close codes, the cipher and the frame codec.
+//! What travels on the socket, without any IO: frames, envelopes, events, close codes and the cipher.
+//!
+//! Input: bytes and text from [`crate::ws`]. Output: frames in, [`Message`]s out. Reads no clock; entropy comes in as an argument.
 
+pub mod cipher;
 pub mod close;
+pub mod envelope;
+pub mod event;
+pub mod frame;
+
+pub use envelope::Envelope;
+pub use frame::Message;

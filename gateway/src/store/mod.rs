@@ -1,10 +1,26 @@
 //! Where notifications are kept and policies are read: PostgreSQL, or SQLite for one instance alone.
 //!
 //! Input: activities from [`crate::activity`], questions from [`crate::http`] and [`crate::ws`]. Output: rows as domain types.
+//! [`open`] chooses by the URL, migrates, and follows a changed `url_file`; [`purge_loop`] removes what is old.
+
+mod batch;
+mod error;
+mod migrate;
+mod open;
+pub mod platform;
+mod policy;
+mod postgres;
+mod retention;
+mod sql;
+mod sqlite;
+
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod testing;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
@@ -12,18 +28,15 @@ use futures_util::future::BoxFuture;
 use crate::id::Id;
 use crate::notification::{InboxState, NewActivity, Notification};
 
-/// What went wrong, as far as a caller treats it differently.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The database refuses the value itself, however often it is tried (data exceptions, integrity violations).
-    #[error("the database refuses the value: {0}")]
-    Refused(#[source] sqlx::Error),
-    /// The database cannot be reached, is overloaded, shutting down, or gave up on a conflict: try again.
-    #[error("the database is unavailable: {0}")]
-    Unavailable(#[source] sqlx::Error),
-}
+pub use error::{OpenError, StoreError};
+pub use migrate::{Migrated, migrate};
+pub use open::{Stores, open};
+pub use retention::{PURGE_INTERVAL, purge_loop};
 
-/// What storing one activity did.
+/// Most ids in one [`Read`].
+pub const MAX_READ_IDS: usize = 1000;
+
+/// One row that was stored.
 #[derive(Debug, Clone)]
 pub struct Stored {
     /// Index into the batch that was given.
@@ -68,9 +81,11 @@ pub enum Which {
 /// What marking as read did.
 #[derive(Debug, Clone)]
 pub struct Read {
-    /// Those that were unread until this call.
+    /// Those that were unread until this call, newest first; of more than [`MAX_READ_IDS`] the newest.
     pub ids: Vec<Id>,
-    /// When they became read.
+    /// How many became read, those included that `ids` has no room for.
+    pub total: u64,
+    /// When they became read, to the millisecond.
     pub read_at: DateTime<Utc>,
     /// The inbox afterwards; the version grew if and only if `ids` is not empty.
     pub inbox: InboxState,
@@ -87,52 +102,57 @@ pub struct Missed {
     pub inbox: InboxState,
 }
 
+/// What a method answers, later.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
 /// The notification tables.
 ///
-/// Every method is one transaction. `seq`, unread count and version of a recipient live in one state row, locked in the order of
-/// recipients, so that batches that touch the same people never deadlock. Strings are compared byte by byte.
+/// - Every method is one transaction, and what it returns is one snapshot: a page and its counters belong together.
+/// - `last_seq`, unread count and version of a recipient live in one state row. Whoever changes an inbox locks that row first, several of them in
+///   the order of their recipients, so that batches that touch the same people never deadlock and the counters are never off.
+/// - Strings are compared byte by byte. One that holds a NUL character is [`StoreError::Refused`] wherever it is given, and so is JSON with
+///   the escape `\u0000`: PostgreSQL keeps neither.
+/// - Times are kept to the millisecond.
+/// - After [`StoreError::Unavailable`] it is unknown whether a write took effect; each of them may be repeated.
+/// - Dropping a future undoes its transaction, unless the commit was already on its way.
 pub trait NotificationStore: Send + Sync + 'static {
     /// Stores one row per (activity, recipient) in the order given, all or none.
     ///
-    /// A (source, event, recipient) that has a row, or the tombstone of a deleted one, is left as it is and is **not** in the answer: exactly one
-    /// row exists however often this is called. The answer is in the order of the batch; within a recipient `seq` rises in that order without reuse.
-    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> BoxFuture<'a, Result<Vec<Stored>, StoreError>>;
+    /// A (source, event, recipient) that has a row, or the tombstone of a deleted one, or came earlier in the batch, is left as it is and is **not** in
+    /// the answer: exactly one row exists however often and from however many instances this is called. The answer is in the order of the
+    /// batch; within a recipient `seq` rises by one per row in that order, without reuse, and so do unread count and version.
+    /// A batch that is [`StoreError::Refused`] left nothing behind; which activity was at fault is found by halving.
+    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> Answer<'a, Vec<Stored>>;
 
-    /// A page of a recipient's inbox, newest first, at most `limit` rows with `seq` below `before`.
-    fn list<'a>(
-        &'a self,
-        recipient: &'a str,
-        filter: &'a Filter,
-        before: Option<i64>,
-        limit: u32,
-    ) -> BoxFuture<'a, Result<Page, StoreError>>;
+    /// A page of a recipient's inbox, newest first, at most `limit` rows (at least one) with `seq` below `before`.
+    ///
+    /// Rows that arrive between two pages come before the first: going on at [`Page::next`] repeats and skips nothing.
+    fn list<'a>(&'a self, recipient: &'a str, filter: &'a Filter, before: Option<i64>, limit: u32) -> Answer<'a, Page>;
 
     /// One notification; `None` for another recipient's as for none.
-    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> BoxFuture<'a, Result<Option<Notification>, StoreError>>;
+    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> Answer<'a, Option<Notification>>;
 
-    /// Removes one, leaving a tombstone; `None` if the recipient has no such row.
-    fn delete<'a>(&'a self, recipient: &'a str, id: Id, now: DateTime<Utc>) -> BoxFuture<'a, Result<Option<InboxState>, StoreError>>;
+    /// Removes one, leaving a tombstone; `None` if the recipient has no such row, and then nothing changed.
+    fn delete<'a>(&'a self, recipient: &'a str, id: Id, now: DateTime<Utc>) -> Answer<'a, Option<InboxState>>;
 
     /// Marks as read; what is read already keeps its time.
-    fn mark_read<'a>(&'a self, recipient: &'a str, which: &'a Which, now: DateTime<Utc>) -> BoxFuture<'a, Result<Read, StoreError>>;
+    fn mark_read<'a>(&'a self, recipient: &'a str, which: &'a Which, now: DateTime<Utc>) -> Answer<'a, Read>;
 
     /// The counters; zero for a recipient that never got anything.
-    fn inbox<'a>(&'a self, recipient: &'a str) -> BoxFuture<'a, Result<InboxState, StoreError>>;
+    fn inbox<'a>(&'a self, recipient: &'a str) -> Answer<'a, InboxState>;
 
-    /// The rows with `seq` above `after`, oldest first, at most `limit`.
-    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> BoxFuture<'a, Result<Missed, StoreError>>;
+    /// The rows with `seq` above `after`, oldest first, at most `limit` (at least one).
+    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> Answer<'a, Missed>;
 
-    /// Removes up to `limit` notifications created before `before`, adjusting the counters of their inboxes, and up to `limit` tombstones that
-    /// were left before `tombstones_before`; says how many rows of both went.
-    fn purge<'a>(
-        &'a self,
-        before: Option<DateTime<Utc>>,
-        tombstones_before: DateTime<Utc>,
-        limit: u32,
-    ) -> BoxFuture<'a, Result<u64, StoreError>>;
+    /// Removes up to `limit` of the oldest notifications created before `before`, adjusting the counters of their inboxes (whose versions grow by
+    /// one), and up to `limit` tombstones that were left before `tombstones_before`; says how many rows of both went.
+    ///
+    /// A notification created since `tombstones_before` leaves a tombstone of its own age: redelivery may still bring it. Of several
+    /// instances one purges at a time; the others are told 0.
+    fn purge<'a>(&'a self, before: Option<DateTime<Utc>>, tombstones_before: DateTime<Utc>, limit: u32) -> Answer<'a, u64>;
 
     /// Answers when the database does.
-    fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn ping(&self) -> Answer<'_, ()>;
 }
 
 /// A merchant or an organizer, as `policy_definition.domain` writes it.
@@ -180,24 +200,16 @@ pub struct GroupRow {
 }
 
 /// The platform's policy tables; read only.
+///
+/// Ids in them may be numbers or text; they are compared and returned as text. A user is named by id alone (`17`), as tokens and inboxes name it.
 pub trait PolicyStore: Send + Sync + 'static {
-    /// The distinct `User` subjects with a group row in each domain, in one query. A domain with nobody may be absent from the answer.
-    fn users_in<'a>(&'a self, domains: &'a [Domain]) -> BoxFuture<'a, Result<HashMap<Domain, Arc<[String]>>, StoreError>>;
+    /// The ids of the distinct `User` subjects with a group row in each domain, sorted, in one query. A domain with nobody is absent from the answer.
+    fn users_in<'a>(&'a self, domains: &'a [Domain]) -> Answer<'a, HashMap<Domain, Arc<[String]>>>;
 
-    /// The domains in which this user has a group row.
-    fn domains_of<'a>(&'a self, user: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>>;
+    /// The distinct domains (`Merchant_42`) in which this user has a group row, sorted; rows without a domain name none.
+    fn domains_of<'a>(&'a self, user: &'a str) -> Answer<'a, Vec<String>>;
 
-    /// Every policy and group row that concerns this user or one of the user's roles. Rows without an action are skipped.
-    fn rules_of<'a>(&'a self, user: &'a str) -> BoxFuture<'a, Result<(Vec<PolicyRow>, Vec<GroupRow>), StoreError>>;
+    /// Every policy and group row that concerns this user or one of the roles that the user is a member of in any domain.
+    /// Policy rows without an action, or whose permission does not exist, are skipped; an effect other than `allow` or none denies.
+    fn rules_of<'a>(&'a self, user: &'a str) -> Answer<'a, (Vec<PolicyRow>, Vec<GroupRow>)>;
 }
-
-/// Both stores, opened.
-pub struct Stores {
-    /// The notification tables.
-    pub notifications: Arc<dyn NotificationStore>,
-    /// The policy tables, possibly in another database.
-    pub policies: Arc<dyn PolicyStore>,
-}
-
-/// How long a purge waits between two rounds.
-pub const PURGE_INTERVAL: Duration = Duration::from_secs(600);

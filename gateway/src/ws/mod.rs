@@ -1,1 +1,61 @@
-//! The socket: upgrade, session, connection.
+//! The socket: accept and upgrade, session, connection.
+//!
+//! Input: TCP connections on the public listener. Output: entries in [`crate::hub`], and requests that are not `/stream` to the REST router.
+
+pub mod connection;
+mod listener;
+mod operation;
+pub mod session;
+mod upgrade;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ring::rand::SystemRandom;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::auth::{Access, Authenticator};
+use crate::bus::Bus;
+use crate::clock::Clock;
+use crate::config::Live;
+use crate::delivery::Delivery;
+use crate::metrics::Metrics;
+use crate::store::NotificationStore;
+
+pub use listener::{Listener, serve};
+pub use session::Rules;
+
+/// What every connection uses.
+pub struct Context {
+    /// What sessions go by.
+    pub rules: Rules,
+    /// Serves a plain echo.
+    pub echo: bool,
+    /// How long a close waits for the peer.
+    pub close_timeout: Duration,
+    /// How long `connected` waits for the bus.
+    pub subscribe_timeout: Duration,
+    /// How often the right to rooms is looked at again.
+    pub recheck_interval: Duration,
+    /// Verifies tokens.
+    pub authenticator: Authenticator,
+    /// Decides on rooms.
+    pub access: Access,
+    /// Inboxes.
+    pub notifications: Arc<dyn NotificationStore>,
+    /// The way out.
+    pub delivery: Delivery,
+    /// Hears for what is held here.
+    pub bus: Arc<dyn Bus>,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Live settings.
+    pub live: watch::Receiver<Arc<Live>>,
+    /// Where operations run.
+    pub control: Handle,
+    /// Entropy of handshakes.
+    pub random: SystemRandom,
+}

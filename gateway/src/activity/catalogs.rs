@@ -1,0 +1,365 @@
+//! The catalogs of texts: those that ship with the gateway and, over them, a folder of the operator's that may change while records flow.
+//!
+//! Input: `notifications.catalog_dir`, with one folder per locale and `*.ftl` files in it. Output: an activity's text ([`super::render`]).
+//! A catalog is taken whole or not at all: a broken one is refused at start, and at a change the one before stays.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use fluent_bundle::FluentResource;
+use fluent_syntax::ast::{CallArguments, Entry, Expression, InlineExpression, Pattern, PatternElement};
+use tokio_util::sync::CancellationToken;
+use unic_langid::LanguageIdentifier;
+
+use super::decode::Activity;
+use super::poison::Poison;
+use super::render::{self, Catalog, Text};
+use crate::metrics::Metrics;
+use crate::watch;
+
+/// Largest catalog file, in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Most catalog files.
+const MAX_FILES: usize = 1000;
+/// What a message must have: these attributes, and no others.
+const ATTRIBUTES: [&str; 2] = ["title", "content"];
+
+/// What ships with the gateway: locale, file name, text.
+const BUILT_IN: [(&str, &str, &str); 2] = [
+    ("vi", "built-in vi/notifications.ftl", include_str!("../../catalogs/vi/notifications.ftl")),
+    ("en", "built-in en/notifications.ftl", include_str!("../../catalogs/en/notifications.ftl")),
+];
+
+/// A catalog that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct CatalogError {
+    /// The file, folder or setting.
+    pub at: String,
+    /// The line in the file, from 1.
+    pub line: Option<usize>,
+    /// What is wrong there.
+    pub problem: String,
+}
+
+impl fmt::Display for CatalogError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.at, self.problem),
+            None => write!(f, "{}: {}", self.at, self.problem),
+        }
+    }
+}
+
+/// The catalogs in use.
+pub struct Catalogs {
+    dir: Option<PathBuf>,
+    default_locale: String,
+    current: ArcSwap<Loaded>,
+}
+
+struct Loaded {
+    locales: BTreeMap<String, Catalog>,
+    revision: String,
+}
+
+impl Catalogs {
+    /// Loads the built-in catalogs and, over them, those in `dir`; an empty `dir` means none.
+    ///
+    /// # Errors
+    /// A file cannot be read or is broken, or there is no catalog for `default_locale`.
+    pub fn load(dir: &Path, default_locale: &str) -> Result<Self, CatalogError> {
+        let dir = (!dir.as_os_str().is_empty()).then(|| dir.to_owned());
+        let loaded = read(dir.as_deref(), default_locale)?;
+        Ok(Self { dir, default_locale: default_locale.to_owned(), current: ArcSwap::from_pointee(loaded) })
+    }
+
+    /// A hash of all the texts in use: `sha256:` and 64 hexadecimal digits.
+    pub fn revision(&self) -> String {
+        self.current.load().revision.clone()
+    }
+
+    /// The locales there are texts for.
+    pub fn locales(&self) -> Vec<String> {
+        self.current.load().locales.keys().cloned().collect()
+    }
+
+    /// Renders an activity in the locale it asks for or the best one there is.
+    ///
+    /// # Errors
+    /// [`super::Reason::NoTemplate`], as [`render::render`] says.
+    pub fn render(&self, activity: &Activity) -> Result<Text, Poison> {
+        render::render(activity, &self.current.load().locales, &self.default_locale)
+    }
+
+    /// Reads everything again; says whether anything changed. On an error what was in use stays.
+    ///
+    /// # Errors
+    /// As [`Catalogs::load`].
+    pub fn reload(&self) -> Result<bool, CatalogError> {
+        let loaded = read(self.dir.as_deref(), &self.default_locale)?;
+        let changed = loaded.revision != self.current.load().revision;
+        if changed {
+            self.current.store(Arc::new(loaded));
+        }
+        Ok(changed)
+    }
+
+    /// Reloads whenever the folder changes, until `shutdown`. Ends at once where there is no folder.
+    pub async fn watch(self: Arc<Self>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
+        let Some(dir) = self.dir.clone() else { return };
+        self.watch_every(dir, watch::INTERVAL, metrics, shutdown).await;
+    }
+
+    async fn watch_every(self: Arc<Self>, dir: PathBuf, interval: std::time::Duration, metrics: Arc<Metrics>, shutdown: CancellationToken) {
+        let mut told = watch::watch(dir, interval, shutdown);
+        // What changed between load and here is not told: look once.
+        told.mark_changed();
+        while told.changed().await.is_ok() {
+            told.mark_unchanged();
+            let catalogs = self.clone();
+            let Ok(outcome) = tokio::task::spawn_blocking(move || catalogs.reload()).await else { return };
+            match outcome {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::info!(catalogs.revision = %self.revision(), "catalogs reloaded");
+                    metrics.config_reloads.get_or_create(&Metrics::kind("catalog_ok")).inc();
+                }
+                Err(error) => {
+                    tracing::error!(%error, catalogs.revision = %self.revision(), "changed catalogs are broken; those before stay in use");
+                    metrics.config_reloads.get_or_create(&Metrics::kind("catalog_error")).inc();
+                }
+            }
+        }
+    }
+}
+
+/// One file, parsed.
+struct File {
+    name: String,
+    resource: Arc<FluentResource>,
+}
+
+impl File {
+    fn parse(name: String, text: String) -> Result<Self, CatalogError> {
+        match FluentResource::try_new(text) {
+            Ok(resource) => Ok(Self { name, resource: Arc::new(resource) }),
+            Err((resource, errors)) => {
+                let error = errors.first();
+                let line = error.map(|e| line_at(resource.source(), e.slice.as_ref().map_or(e.pos.start, |s| e.pos.start.max(s.start))));
+                let problem = error.map_or_else(|| "cannot be parsed".into(), ToString::to_string);
+                Err(CatalogError { at: name, line, problem })
+            }
+        }
+    }
+
+    fn error(&self, id: &str, problem: String) -> CatalogError {
+        let at =
+            self.resource.source().lines().position(|line| line.strip_prefix(id).is_some_and(|rest| rest.trim_start().starts_with('=')));
+        CatalogError { at: self.name.clone(), line: at.map(|n| n + 1), problem }
+    }
+}
+
+fn line_at(text: &str, at: usize) -> usize {
+    text.as_bytes().iter().take(at).filter(|b| **b == b'\n').count() + 1
+}
+
+fn read(dir: Option<&Path>, default_locale: &str) -> Result<Loaded, CatalogError> {
+    let mut locales: BTreeMap<String, (LanguageIdentifier, Vec<File>, Vec<File>)> = BTreeMap::new();
+    let mut revision = String::new();
+    for (locale, name, text) in BUILT_IN {
+        let id: LanguageIdentifier = locale.parse().expect("a built-in locale is one");
+        let (_, built_in, _) = locales.entry(id.to_string()).or_insert_with(|| (id, Vec::new(), Vec::new()));
+        built_in.push(File::parse(name.to_owned(), text.to_owned())?);
+        revision += &watch::revision_of(text);
+    }
+    for (locale, path) in dir.map(files).transpose()?.unwrap_or_default() {
+        let name = path.display().to_string();
+        let text = read_file(&path).map_err(|error| CatalogError { at: name.clone(), line: None, problem: error.to_string() })?;
+        revision += &format!("{locale}/{}", path.file_name().unwrap_or_default().to_string_lossy());
+        revision += &watch::revision_of(&text);
+        let (_, _, given) = locales.entry(locale.to_string()).or_insert_with(|| (locale, Vec::new(), Vec::new()));
+        given.push(File::parse(name, text)?);
+    }
+    let locales: BTreeMap<String, Catalog> = locales
+        .into_iter()
+        .map(|(name, (id, built_in, given))| Ok((name, assemble(&id, &built_in, &given)?)))
+        .collect::<Result<_, CatalogError>>()?;
+    if !render::lineage(default_locale).iter().any(|locale| locales.contains_key(locale)) {
+        return Err(CatalogError {
+            at: "notifications.default_locale".into(),
+            line: None,
+            problem: format!(
+                "there is no catalog for {default_locale:?}; there are: {}",
+                locales.keys().cloned().collect::<Vec<_>>().join(", ")
+            ),
+        });
+    }
+    Ok(Loaded { locales, revision: watch::revision_of(&revision) })
+}
+
+fn read_file(path: &Path) -> std::io::Result<String> {
+    if std::fs::metadata(path)?.len() > MAX_FILE_BYTES {
+        return Err(std::io::Error::other(format!("is larger than {MAX_FILE_BYTES} bytes")));
+    }
+    std::fs::read_to_string(path)
+}
+
+/// Every `<locale>/*.ftl` by name. What begins with a dot is none: a kubelet keeps its own folders there.
+fn files(dir: &Path) -> Result<Vec<(LanguageIdentifier, PathBuf)>, CatalogError> {
+    let list = |dir: &Path| -> Result<Vec<(String, PathBuf)>, CatalogError> {
+        let failed = |error: std::io::Error| CatalogError { at: dir.display().to_string(), line: None, problem: error.to_string() };
+        let mut inside = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            inside.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+        }
+        inside.retain(|(name, _)| !name.starts_with('.'));
+        inside.sort();
+        Ok(inside)
+    };
+    let mut found = Vec::new();
+    for (name, folder) in list(dir)? {
+        if !folder.is_dir() {
+            continue;
+        }
+        let locale: LanguageIdentifier = name.parse().map_err(|_| CatalogError {
+            at: folder.display().to_string(),
+            line: None,
+            problem: "the folder's name is no locale, such as vi or en-GB".into(),
+        })?;
+        found.extend(list(&folder)?.into_iter().filter(|(name, _)| name.ends_with(".ftl")).map(|(_, path)| (locale.clone(), path)));
+    }
+    if found.len() > MAX_FILES {
+        return Err(CatalogError {
+            at: dir.display().to_string(),
+            line: None,
+            problem: format!("holds more than {MAX_FILES} catalog files"),
+        });
+    }
+    Ok(found)
+}
+
+/// Puts a locale together: what is given replaces what ships, message by message; nothing may be given twice or refer to nothing.
+fn assemble(locale: &LanguageIdentifier, built_in: &[File], given: &[File]) -> Result<Catalog, CatalogError> {
+    let mut catalog = render::catalog(locale);
+    for file in built_in {
+        catalog.add_resource_overriding(file.resource.clone());
+    }
+    let mut seen: HashMap<String, &str> = HashMap::new();
+    for file in given {
+        for (key, id) in file.resource.entries().filter_map(named) {
+            if let Some(first) = seen.insert(key.clone(), &file.name) {
+                return Err(file.error(&key, format!("{id} is defined already in {first}")));
+            }
+        }
+        catalog.add_resource_overriding(file.resource.clone());
+    }
+    let names = Names::of(built_in.iter().chain(given));
+    for file in built_in.iter().chain(given) {
+        for entry in file.resource.entries() {
+            names.check(entry).map_err(|problem| match named(entry) {
+                Some((key, _)) => file.error(&key, problem),
+                None => CatalogError { at: file.name.clone(), line: None, problem },
+            })?;
+        }
+    }
+    Ok(catalog)
+}
+
+/// How an entry's line begins, and its id.
+fn named<'e>(entry: &Entry<&'e str>) -> Option<(String, &'e str)> {
+    match entry {
+        Entry::Message(message) => Some((message.id.name.to_owned(), message.id.name)),
+        Entry::Term(term) => Some((format!("-{}", term.id.name), term.id.name)),
+        _ => None,
+    }
+}
+
+/// What can be referred to, with attributes after a dot and terms after a hyphen.
+struct Names(std::collections::HashSet<String>);
+
+impl Names {
+    fn of<'f>(files: impl Iterator<Item = &'f File>) -> Self {
+        let mut names = std::collections::HashSet::new();
+        for entry in files.flat_map(|file| file.resource.entries()) {
+            let Some((key, _)) = named(entry) else { continue };
+            let (has_value, attributes) = match entry {
+                Entry::Message(message) => (message.value.is_some(), &message.attributes),
+                Entry::Term(term) => (true, &term.attributes),
+                _ => continue,
+            };
+            names.extend(attributes.iter().map(|attribute| format!("{key}.{}", attribute.id.name)));
+            if has_value {
+                names.insert(key);
+            }
+        }
+        Self(names)
+    }
+
+    fn check(&self, entry: &Entry<&str>) -> Result<(), String> {
+        match entry {
+            Entry::Message(message) => {
+                let attributes: Vec<&str> = message.attributes.iter().map(|attribute| attribute.id.name).collect();
+                let is_text = attributes.len() == ATTRIBUTES.len()
+                    && ATTRIBUTES.iter().all(|name| attributes.contains(name))
+                    && message.value.is_none();
+                // A message with a value and no attributes is there for others to refer to.
+                if !is_text && !(attributes.is_empty() && message.value.is_some()) {
+                    return Err(format!("{} must have the attributes .title and .content, and nothing else", message.id.name));
+                }
+                message.value.iter().chain(message.attributes.iter().map(|a| &a.value)).try_for_each(|pattern| self.pattern(pattern))
+            }
+            Entry::Term(term) => {
+                self.pattern(&term.value)?;
+                term.attributes.iter().try_for_each(|attribute| self.pattern(&attribute.value))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn pattern(&self, pattern: &Pattern<&str>) -> Result<(), String> {
+        pattern.elements.iter().try_for_each(|element| match element {
+            PatternElement::TextElement { .. } => Ok(()),
+            PatternElement::Placeable { expression } => self.expression(expression),
+        })
+    }
+
+    fn expression(&self, expression: &Expression<&str>) -> Result<(), String> {
+        match expression {
+            Expression::Inline(inline) => self.inline(inline),
+            Expression::Select { selector, variants } => {
+                self.inline(selector)?;
+                variants.iter().try_for_each(|variant| self.pattern(&variant.value))
+            }
+        }
+    }
+
+    fn inline(&self, inline: &InlineExpression<&str>) -> Result<(), String> {
+        let known = |key: String| if self.0.contains(&key) { Ok(()) } else { Err(format!("refers to {key}, which there is not")) };
+        let with =
+            |attribute: &Option<fluent_syntax::ast::Identifier<&str>>| attribute.as_ref().map_or(String::new(), |a| format!(".{}", a.name));
+        match inline {
+            InlineExpression::MessageReference { id, attribute } => known(format!("{}{}", id.name, with(attribute))),
+            InlineExpression::TermReference { id, attribute, arguments } => {
+                known(format!("-{}{}", id.name, with(attribute)))?;
+                arguments.as_ref().map_or(Ok(()), |arguments| self.arguments(arguments))
+            }
+            InlineExpression::FunctionReference { id, arguments } if id.name == "NUMBER" => self.arguments(arguments),
+            InlineExpression::FunctionReference { id, .. } => Err(format!("calls {}; the only function is NUMBER", id.name)),
+            InlineExpression::Placeable { expression } => self.expression(expression),
+            InlineExpression::StringLiteral { .. }
+            | InlineExpression::NumberLiteral { .. }
+            | InlineExpression::VariableReference { .. } => Ok(()),
+        }
+    }
+
+    fn arguments(&self, arguments: &CallArguments<&str>) -> Result<(), String> {
+        arguments.positional.iter().chain(arguments.named.iter().map(|n| &n.value)).try_for_each(|inline| self.inline(inline))
+    }
+}
+
+#[cfg(test)]
+mod tests;

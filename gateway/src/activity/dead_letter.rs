@@ -1,0 +1,174 @@
+//! Poison on its way to the dead-letter topic: the record as it was, and headers that say why it is there and where it lay.
+//!
+//! Input: records that a lane gave up. Output: `{topic}{dead_letter_suffix}`, confirmed by every in-sync replica. What is read back by
+//! [`super::replay`] is written here, so both know one set of headers.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use chrono::{DateTime, SecondsFormat, Utc};
+use rdkafka::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::util::Timeout;
+
+use super::decode::{EVENT_ID_HEADER, Record};
+use super::poison::Poison;
+use super::{PipelineError, client};
+use crate::config::Kafka;
+
+/// What every header of ours on a dead letter begins with.
+pub(super) const PREFIX: &str = "signal-dlq-";
+/// Why: the text of a [`super::Reason`].
+pub const REASON: &str = "signal-dlq-reason";
+/// What exactly.
+pub const DETAIL: &str = "signal-dlq-detail";
+/// The topic it lay in.
+pub const TOPIC: &str = "signal-dlq-topic";
+/// The partition it lay in.
+pub const PARTITION: &str = "signal-dlq-partition";
+/// Its offset there.
+pub const OFFSET: &str = "signal-dlq-offset";
+/// The record's own time, in milliseconds since the Unix epoch.
+pub const TIMESTAMP: &str = "signal-dlq-timestamp";
+/// When it became a dead letter, RFC 3339.
+pub const TIME: &str = "signal-dlq-time";
+/// `omitted` where the value was too large for the dead-letter topic: it can be read at its place in the source topic.
+pub const VALUE: &str = "signal-dlq-value";
+
+/// Tells of broken connections once, as warnings: librdkafka goes on trying.
+pub(super) struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "the Kafka producer has trouble");
+    }
+}
+
+/// The way to the dead-letter topics.
+pub(super) struct DeadLetters {
+    producer: ArcSwap<FutureProducer<Quiet>>,
+    config: Kafka,
+}
+
+impl DeadLetters {
+    /// Connects in the background.
+    pub(super) fn new(config: &Kafka) -> Result<Self, PipelineError> {
+        Ok(Self { producer: ArcSwap::from_pointee(producer(config)?), config: config.clone() })
+    }
+
+    /// Makes a new producer beside the one in use, for a changed password or after a fatal error; what is being sent ends with the old one.
+    pub(super) fn renew(&self) -> Result<(), PipelineError> {
+        self.producer.store(Arc::new(producer(&self.config)?));
+        Ok(())
+    }
+
+    /// Sends one and waits until it is confirmed, at most [`client::SEND_TIMEOUT`].
+    ///
+    /// # Errors
+    /// It may or may not have been stored: send it again.
+    pub(super) async fn send(&self, record: &Record, poison: &Poison, now: DateTime<Utc>) -> Result<(), KafkaError> {
+        let headers = headers(record, poison, now);
+        match self.try_send(record, headers.clone(), record.value.as_deref()).await {
+            Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) && record.value.is_some() => {
+                tracing::error!(
+                    kafka.topic = &*record.topic,
+                    kafka.partition = record.partition,
+                    kafka.offset = record.offset,
+                    "the dead-letter topic does not take a record of this size: its value stays in the source topic only"
+                );
+                self.try_send(record, headers.insert(KafkaHeader { key: VALUE, value: Some("omitted") }), None).await
+            }
+            sent => sent,
+        }
+    }
+
+    async fn try_send(&self, record: &Record, headers: OwnedHeaders, value: Option<&[u8]>) -> Result<(), KafkaError> {
+        let topic = format!("{}{}", record.topic, self.config.dead_letter_suffix);
+        let mut letter: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(&topic).headers(headers);
+        letter.key = record.key.as_deref();
+        letter.payload = value;
+        let producer = self.producer.load_full();
+        let sent = producer.send(letter, Timeout::After(client::SEND_TIMEOUT)).await;
+        if producer.client().fatal_error().is_some() {
+            // An idempotent producer that lost its place is of no further use.
+            if let Err(error) = self.renew() {
+                tracing::error!(%error, "the dead-letter producer failed for good and no other can be made");
+            }
+        }
+        sent.map(|_| ()).map_err(|(error, _)| error)
+    }
+}
+
+fn producer(config: &Kafka) -> Result<FutureProducer<Quiet>, PipelineError> {
+    client::producer(config)?.create_with_context(Quiet).map_err(PipelineError::Client)
+}
+
+/// The record's own headers, less those of an earlier stay in the dead-letter topic, then ours.
+fn headers(record: &Record, poison: &Poison, now: DateTime<Utc>) -> OwnedHeaders {
+    let mut headers = OwnedHeaders::new_with_capacity(record.headers.len() + 8);
+    for (name, value) in record.headers.iter().filter(|(name, _)| !name.starts_with(PREFIX)) {
+        headers = headers.insert(KafkaHeader { key: name, value: value.as_deref() });
+    }
+    let ours = [
+        (REASON, poison.reason.as_str().to_owned()),
+        (DETAIL, poison.detail.clone()),
+        (TOPIC, record.topic.to_string()),
+        (PARTITION, record.partition.to_string()),
+        (OFFSET, record.offset.to_string()),
+        (TIMESTAMP, record.timestamp.unwrap_or(-1).to_string()),
+        (TIME, now.to_rfc3339_opts(SecondsFormat::Millis, true)),
+    ];
+    ours.iter().fold(headers, |headers, (key, value)| headers.insert(KafkaHeader { key, value: Some(value) }))
+}
+
+/// The headers a dead letter goes back with: its own, and the identity it had where it lay first.
+pub(super) fn original_headers(letter: &Record) -> Vec<super::decode::Header> {
+    let mut headers: Vec<_> = letter.headers.iter().filter(|(name, _)| !name.starts_with(PREFIX)).cloned().collect();
+    let place = [TOPIC, PARTITION, OFFSET, TIMESTAMP].map(|name| letter.header(name));
+    if let ([Some(topic), Some(partition), Some(offset), Some(timestamp)], None) = (place, letter.header(EVENT_ID_HEADER)) {
+        headers.push((EVENT_ID_HEADER.to_owned(), Some(format!("{topic}/{partition}/{offset}/{timestamp}").into_bytes())));
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activity::Reason;
+    use crate::activity::decode::decode;
+    use crate::activity::testing;
+    use rdkafka::message::Headers;
+
+    fn as_letter(record: &Record) -> Record {
+        let poison = Poison::new(Reason::NoTemplate, "why");
+        let headers = headers(record, &poison, DateTime::UNIX_EPOCH);
+        let headers = headers.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect();
+        Record { topic: "t.dlq".into(), partition: 0, offset: 99, timestamp: Some(5), headers, ..record.clone() }
+    }
+
+    #[test]
+    fn a_dead_letter_says_why_and_where_and_keeps_its_own_headers() {
+        let mut record = Record { partition: 2, offset: 7, ..testing::record(r#"{"type":"T"}"#) };
+        record.headers = vec![("h".into(), None), ("h".into(), Some(vec![0xff])), (REASON.into(), Some(b"stale".to_vec()))];
+        let letter = as_letter(&record);
+        let texts: Vec<_> = [REASON, DETAIL, TOPIC, PARTITION, OFFSET, TIMESTAMP, TIME].map(|name| letter.header(name).unwrap()).into();
+        assert_eq!(texts, ["no_template", "why", "t", "2", "7", "0", "1970-01-01T00:00:00.000Z"]);
+        assert_eq!(letter.headers[..2], record.headers[..2]);
+        assert_eq!(letter.headers.iter().filter(|(name, _)| name == REASON).count(), 1);
+    }
+
+    #[test]
+    fn the_identity_of_a_record_without_id_survives_any_number_of_replays() {
+        let first = Record { partition: 2, offset: 7, timestamp: Some(123), ..testing::record(r#"{"type":"T"}"#) };
+        let id = decode(&first).unwrap().event_id;
+        let mut record = first.clone();
+        for offset in 50..53 {
+            let headers = original_headers(&as_letter(&record));
+            record = Record { offset, timestamp: Some(offset), headers, ..first.clone() };
+            assert_eq!(decode(&record).unwrap().event_id, id);
+        }
+        assert_eq!(record.headers.len(), 1, "{:?}", record.headers);
+    }
+}

@@ -1,0 +1,114 @@
+//! Records that can never become notifications, and the closed list of reasons why.
+
+use std::fmt;
+
+/// Why a record is a dead letter. The text of each is a metric label, a header of the dead letter and a filter of `dlq replay`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// There is no value, or it is no UTF-8 text holding one JSON object.
+    NotJson,
+    /// A field has the wrong type, is too long, or holds a character that no database takes.
+    InvalidField,
+    /// A field that every activity needs is missing.
+    MissingField,
+    /// The attributes of CloudEvents 1.0 are incomplete, or of another version or content type.
+    InvalidCloudEvent,
+    /// `recipientType` is none of `org`, `merchant`, `users`.
+    UnknownRecipientType,
+    /// `recipientType` names an audience whose id is not given.
+    MissingAudience,
+    /// More recipients than `kafka.max_recipients`.
+    TooManyRecipients,
+    /// Nobody was found and there is no `actorId`.
+    Nobody,
+    /// No template for the type, or one that needs parameters which are not given, and no text of the producer's.
+    NoTemplate,
+    /// The database refuses a value.
+    Refused,
+}
+
+impl Reason {
+    /// Every reason there is.
+    pub const ALL: [Self; 10] = [
+        Self::NotJson,
+        Self::InvalidField,
+        Self::MissingField,
+        Self::InvalidCloudEvent,
+        Self::UnknownRecipientType,
+        Self::MissingAudience,
+        Self::TooManyRecipients,
+        Self::Nobody,
+        Self::NoTemplate,
+        Self::Refused,
+    ];
+
+    /// The text of this reason.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotJson => "not_json",
+            Self::InvalidField => "invalid_field",
+            Self::MissingField => "missing_field",
+            Self::InvalidCloudEvent => "invalid_cloud_event",
+            Self::UnknownRecipientType => "unknown_recipient_type",
+            Self::MissingAudience => "missing_audience",
+            Self::TooManyRecipients => "too_many_recipients",
+            Self::Nobody => "nobody",
+            Self::NoTemplate => "no_template",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The text is no [`Reason`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no reason of a dead letter; there are: not_json, invalid_field, missing_field, invalid_cloud_event, \
+         unknown_recipient_type, missing_audience, too_many_recipients, nobody, no_template, refused"
+)]
+pub struct UnknownReason(pub String);
+
+impl std::str::FromStr for Reason {
+    type Err = UnknownReason;
+
+    fn from_str(text: &str) -> Result<Self, UnknownReason> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text).ok_or_else(|| UnknownReason(text.to_owned()))
+    }
+}
+
+/// A record that can never become a notification.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {detail}")]
+pub struct Poison {
+    /// Which kind of wrong.
+    pub reason: Reason,
+    /// What exactly, for whoever mends the producer. Names fields, never what people's fields hold.
+    pub detail: String,
+}
+
+impl Poison {
+    /// `detail` is logged and travels in a header: it must not hold personal data.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_reads_back_from_its_text_and_is_named_by_the_error() {
+        let named = UnknownReason("x".into()).to_string();
+        for reason in Reason::ALL {
+            assert_eq!(reason.as_str().parse(), Ok(reason));
+            assert!(named.contains(reason.as_str()), "{reason}");
+        }
+        assert!("".parse::<Reason>().is_err());
+    }
+}

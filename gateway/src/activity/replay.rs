@@ -1,0 +1,260 @@
+//! `dlq replay`: puts dead letters back where they lay, for a pipeline that can take them by now.
+//!
+//! Input: `{topic}{dead_letter_suffix}`. Output: the same keys, values and headers in the source topic, in the partition they came from, so
+//! that they keep their order among their neighbours' keys; and offsets of groups of its own, so that a second run repeats nothing.
+//!
+//! There is one group per reason, `{kafka.group_id}.dlq-replay.{reason}`: a run for some reasons leaves the others for a later one.
+//! Offsets are committed after the broker has confirmed the records; a run that dies in between puts some back twice, which changes nothing,
+//! since a record keeps its identity.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde::Serialize;
+use tokio::runtime::Handle;
+
+use super::dead_letter::{self, Quiet};
+use super::decode::Record;
+use super::poison::Reason;
+use super::{PipelineError, client, consumer};
+use crate::config::Kafka;
+
+/// Longest wait for one answer of a broker.
+const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+/// Most records that are on their way back before they are confirmed and committed.
+const WINDOW: usize = 500;
+/// Letters whose reason is none of [`Reason::ALL`], such as those of a later release.
+const OTHER: &str = "other";
+
+/// Which dead letters are put back.
+#[derive(Debug, Clone)]
+pub struct ReplayOptions {
+    /// The source topic.
+    pub topic: String,
+    /// Only letters with one of these reasons; empty for all.
+    pub reasons: Vec<Reason>,
+    /// Puts back at most so many; `None` for no limit.
+    pub limit: Option<u64>,
+    /// Counts, puts nothing back, commits nothing.
+    pub dry_run: bool,
+}
+
+/// What a run did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplayReport {
+    /// Letters put back, or that would be in a dry run, by reason.
+    pub replayed: BTreeMap<String, u64>,
+    /// Letters whose value was too large for the dead-letter topic: it can be read in the source topic only.
+    pub without_value: u64,
+    /// Whether letters are left because of the limit.
+    pub is_cut_short: bool,
+}
+
+impl ReplayReport {
+    /// All letters put back.
+    pub fn total(&self) -> u64 {
+        self.replayed.values().sum()
+    }
+}
+
+/// Puts dead letters back, up to the end of the topic as it is when the run begins.
+///
+/// # Errors
+/// Settings that are refused, or a broker that does not answer or confirm; what was committed until then is not repeated by the next run.
+pub async fn replay(config: &Kafka, options: ReplayOptions) -> Result<ReplayReport, PipelineError> {
+    let (config, runtime) = (config.clone(), Handle::current());
+    tokio::task::spawn_blocking(move || Run::new(&config, options, runtime)?.finish()).await.unwrap_or(Err(PipelineError::Panicked))
+}
+
+/// What one reason's group has put back, by partition.
+struct Ledger {
+    consumer: BaseConsumer,
+    next: BTreeMap<i32, i64>,
+}
+
+struct Run {
+    options: ReplayOptions,
+    letters: String,
+    ledgers: BTreeMap<String, Ledger>,
+    reader: BaseConsumer,
+    producer: FutureProducer<Quiet>,
+    source_partitions: i32,
+    runtime: Handle,
+    report: ReplayReport,
+    on_their_way: Vec<DeliveryFuture>,
+}
+
+impl Run {
+    fn new(config: &Kafka, options: ReplayOptions, runtime: Handle) -> Result<Self, PipelineError> {
+        let group = |reason: &str| format!("{}.dlq-replay.{reason}", config.group_id);
+        let reasons: Vec<&str> = if options.reasons.is_empty() {
+            Reason::ALL.iter().map(|reason| reason.as_str()).chain([OTHER]).collect()
+        } else {
+            options.reasons.iter().map(|reason| reason.as_str()).collect()
+        };
+        let mut ledgers = BTreeMap::new();
+        for reason in reasons {
+            let consumer = client::reader(config, &group(reason))?.create().map_err(PipelineError::Client)?;
+            ledgers.insert(reason.to_owned(), Ledger { consumer, next: BTreeMap::new() });
+        }
+        let reader: BaseConsumer = client::reader(config, &group("reader"))?.create().map_err(PipelineError::Client)?;
+        let producer: FutureProducer<Quiet> = client::producer(config)?.create_with_context(Quiet).map_err(PipelineError::Client)?;
+        let source_partitions = partitions(&reader, &options.topic)?;
+        let letters = format!("{}{}", options.topic, config.dead_letter_suffix);
+        Ok(Self {
+            options,
+            letters,
+            ledgers,
+            reader,
+            producer,
+            source_partitions,
+            runtime,
+            report: ReplayReport::default(),
+            on_their_way: Vec::new(),
+        })
+    }
+
+    fn finish(mut self) -> Result<ReplayReport, PipelineError> {
+        for partition in 0..partitions(&self.reader, &self.letters)? {
+            self.partition(partition)?;
+        }
+        Ok(self.report)
+    }
+
+    fn partition(&mut self, partition: i32) -> Result<(), PipelineError> {
+        let (low, high) = self.reader.fetch_watermarks(&self.letters, partition, ANSWER_LIMIT).map_err(PipelineError::Client)?;
+        let mut start = high;
+        for ledger in self.ledgers.values_mut() {
+            let next = ledger.committed(&self.letters, partition)?.map_or(low, |next| next.max(low));
+            ledger.next.insert(partition, next);
+            start = start.min(next);
+        }
+        if start >= high {
+            return Ok(());
+        }
+        let mut at = TopicPartitionList::new();
+        at.add_partition_offset(&self.letters, partition, Offset::Offset(start)).map_err(PipelineError::Client)?;
+        self.reader.assign(&at).map_err(PipelineError::Client)?;
+        let topic: Arc<str> = self.letters.as_str().into();
+        let mut quiet_since = Instant::now();
+        let mut next = start;
+        while next < high {
+            let letter = match self.reader.poll(Duration::from_millis(200)) {
+                None if quiet_since.elapsed() > ANSWER_LIMIT => {
+                    return Err(PipelineError::Client(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut)));
+                }
+                None => continue,
+                // The last offsets of a partition may be marks of transactions, which are no records.
+                Some(Err(KafkaError::PartitionEOF(_))) => break,
+                Some(Err(error)) => return Err(PipelineError::Client(error)),
+                Some(Ok(message)) => consumer::record(topic.clone(), &message),
+            };
+            quiet_since = Instant::now();
+            if letter.offset >= high {
+                break;
+            }
+            if self.options.limit.is_some_and(|limit| self.report.total() >= limit) && self.is_wanted(&letter) {
+                self.report.is_cut_short = true;
+                return self.settle(partition, letter.offset);
+            }
+            self.put_back(&letter)?;
+            next = letter.offset + 1;
+            if self.on_their_way.len() >= WINDOW {
+                self.settle(partition, next)?;
+            }
+        }
+        self.settle(partition, high)
+    }
+
+    fn reason(letter: &Record) -> &str {
+        letter.header(dead_letter::REASON).filter(|text| text.parse::<Reason>().is_ok()).unwrap_or(OTHER)
+    }
+
+    fn is_wanted(&self, letter: &Record) -> bool {
+        let ledger = self.ledgers.get(Self::reason(letter));
+        ledger.is_some_and(|ledger| ledger.next.get(&letter.partition).is_some_and(|next| letter.offset >= *next))
+    }
+
+    fn put_back(&mut self, letter: &Record) -> Result<(), PipelineError> {
+        if !self.is_wanted(letter) {
+            return Ok(());
+        }
+        if letter.header(dead_letter::VALUE).is_some() {
+            tracing::warn!(
+                kafka.topic = letter.header(dead_letter::TOPIC),
+                kafka.partition = letter.header(dead_letter::PARTITION),
+                kafka.offset = letter.header(dead_letter::OFFSET),
+                "a dead letter without its value is left where it is"
+            );
+            self.report.without_value += 1;
+            return Ok(());
+        }
+        *self.report.replayed.entry(Self::reason(letter).to_owned()).or_default() += 1;
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let headers = dead_letter::original_headers(letter);
+        let headers = headers
+            .iter()
+            .fold(OwnedHeaders::new_with_capacity(headers.len()), |all, (key, value)| all.insert(Header { key, value: value.as_deref() }));
+        let from: Option<i32> = letter.header(dead_letter::PARTITION).and_then(|text| text.parse().ok());
+        let topic = self.options.topic.clone();
+        let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(&topic).headers(headers);
+        record.key = letter.key.as_deref();
+        record.payload = letter.value.as_deref();
+        record.partition = from.filter(|partition| (0..self.source_partitions).contains(partition));
+        self.on_their_way.push(self.producer.send_result(record).map_err(|(error, _)| PipelineError::Client(error))?);
+        Ok(())
+    }
+
+    /// Waits until everything put back is confirmed, then commits each group up to `next`.
+    fn settle(&mut self, partition: i32, next: i64) -> Result<(), PipelineError> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        self.producer.flush(client::SEND_TIMEOUT).map_err(PipelineError::Client)?;
+        for confirmed in std::mem::take(&mut self.on_their_way) {
+            match self.runtime.block_on(confirmed) {
+                Ok(Ok(_)) => {}
+                Ok(Err((error, _))) => return Err(PipelineError::Client(error)),
+                Err(_) => return Err(PipelineError::Client(KafkaError::Canceled)),
+            }
+        }
+        for ledger in self.ledgers.values_mut() {
+            if ledger.next.get(&partition).is_some_and(|known| next > *known) {
+                let mut offsets = TopicPartitionList::new();
+                offsets.add_partition_offset(&self.letters, partition, Offset::Offset(next)).map_err(PipelineError::Client)?;
+                ledger.consumer.commit(&offsets, CommitMode::Sync).map_err(PipelineError::Client)?;
+                ledger.next.insert(partition, next);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Ledger {
+    fn committed(&self, topic: &str, partition: i32) -> Result<Option<i64>, PipelineError> {
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition(topic, partition);
+        let known = self.consumer.committed_offsets(asked, ANSWER_LIMIT).map_err(PipelineError::Client)?;
+        Ok(known.elements().first().and_then(|p| p.offset().to_raw()).filter(|offset| *offset >= 0))
+    }
+}
+
+/// How many partitions a topic has; 0 for one that is not there.
+fn partitions(reader: &BaseConsumer, topic: &str) -> Result<i32, PipelineError> {
+    let metadata = reader.fetch_metadata(Some(topic), ANSWER_LIMIT).map_err(PipelineError::Client)?;
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(0) };
+    match found.error().map(RDKafkaErrorCode::from) {
+        None => Ok(i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)),
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(0),
+        Some(code) => Err(PipelineError::Client(KafkaError::MetadataFetch(code))),
+    }
+}

@@ -1,0 +1,200 @@
+//! Whom an activity concerns: the audiences of a whole batch become lists of people with one query.
+//!
+//! Input: audiences from [`super::decode`]. Output: one list of recipients per activity, or the reason why there is none.
+//! What the platform's table said is used for `policy.cache_secs`, since the table gives no change signal.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::decode::{Activity, Audience};
+use super::poison::{Poison, Reason};
+use crate::store::{Domain, PolicyStore, StoreError};
+
+/// Most ids of people that are kept between batches, over all merchants and organizers.
+const MAX_CACHED_IDS: usize = 1_000_000;
+/// Most merchants and organizers that are kept between batches.
+const MAX_CACHED_DOMAINS: usize = 50_000;
+
+/// Recipients of one activity, or why it has none.
+pub type Resolved = Result<Arc<[String]>, Poison>;
+
+/// Looks people up, and remembers them for a while.
+pub struct Resolver {
+    policies: Arc<dyn PolicyStore>,
+    keep: Duration,
+    max_recipients: usize,
+    cache: Mutex<Cache>,
+}
+
+#[derive(Default)]
+struct Cache {
+    known: HashMap<Domain, (Instant, Arc<[String]>)>,
+    ids: usize,
+}
+
+impl Resolver {
+    /// Answers are used for `keep`; an activity with more than `max_recipients` is poison.
+    pub fn new(policies: Arc<dyn PolicyStore>, keep: Duration, max_recipients: usize) -> Self {
+        Self { policies, keep, max_recipients, cache: Mutex::default() }
+    }
+
+    /// Finds the recipients of each activity, in the order given, with at most one query.
+    ///
+    /// An audience that is absent, or in which nobody is found, becomes the actor.
+    ///
+    /// # Errors
+    /// The policy database does not answer, or refuses one of the ids.
+    pub async fn resolve(&self, activities: &[&Activity]) -> Result<Vec<Resolved>, StoreError> {
+        let wanted: HashSet<Domain> = activities.iter().filter_map(|activity| domain(&activity.audience)).collect();
+        let people = self.people(wanted).await?;
+        Ok(activities.iter().map(|activity| self.recipients(activity, &people)).collect())
+    }
+
+    async fn people(&self, wanted: HashSet<Domain>) -> Result<HashMap<Domain, Arc<[String]>>, StoreError> {
+        let mut people = HashMap::with_capacity(wanted.len());
+        let now = Instant::now();
+        let mut unknown = Vec::new();
+        {
+            let cache = self.cache.lock();
+            for domain in wanted {
+                match cache.known.get(&domain) {
+                    Some((until, ids)) if *until > now => {
+                        people.insert(domain, ids.clone());
+                    }
+                    _ => unknown.push(domain),
+                }
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(people);
+        }
+        let mut found = self.policies.users_in(&unknown).await?;
+        let until = Instant::now() + self.keep;
+        let mut cache = self.cache.lock();
+        for domain in unknown {
+            let ids = found.remove(&domain).unwrap_or_else(|| Arc::from([]));
+            if !self.keep.is_zero() {
+                cache.put(domain.clone(), until, ids.clone());
+            }
+            people.insert(domain, ids);
+        }
+        Ok(people)
+    }
+
+    fn recipients(&self, activity: &Activity, people: &HashMap<Domain, Arc<[String]>>) -> Resolved {
+        let found = match &activity.audience {
+            Audience::Users(ids) => Some(ids),
+            other => domain(other).and_then(|domain| people.get(&domain)),
+        };
+        match found.filter(|ids| !ids.is_empty()) {
+            Some(ids) if ids.len() > self.max_recipients => Err(Poison::new(
+                Reason::TooManyRecipients,
+                format!("{} recipients, more than the {} that are allowed", ids.len(), self.max_recipients),
+            )),
+            Some(ids) => Ok(ids.clone()),
+            None => match &activity.actor_id {
+                Some(actor) => Ok(Arc::from([actor.clone()])),
+                None => Err(Poison::new(Reason::Nobody, "nobody was found and there is no actorId")),
+            },
+        }
+    }
+}
+
+impl Cache {
+    fn put(&mut self, domain: Domain, until: Instant, ids: Arc<[String]>) {
+        if ids.len() > MAX_CACHED_IDS {
+            return;
+        }
+        if self.ids + ids.len() > MAX_CACHED_IDS || self.known.len() >= MAX_CACHED_DOMAINS {
+            // Everything goes: what is still in use comes back with the next query, and keeping an order would cost every hit.
+            *self = Self::default();
+        }
+        self.ids += ids.len();
+        if let Some((_, old)) = self.known.insert(domain, (until, ids)) {
+            self.ids -= old.len();
+        }
+    }
+}
+
+fn domain(audience: &Audience) -> Option<Domain> {
+    match audience {
+        Audience::Organizer(id) => Some(Domain::Organizer(id.clone())),
+        Audience::Merchant(id) => Some(Domain::Merchant(id.clone())),
+        Audience::Users(_) | Audience::Actor => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activity::decode::{Record, decode};
+    use crate::activity::testing::Policies;
+
+    fn activity(fields: &str) -> Activity {
+        decode(&Record {
+            topic: "t".into(),
+            partition: 0,
+            offset: 0,
+            timestamp: None,
+            key: None,
+            value: Some(format!(r#"{{"type":"T",{fields}}}"#).into_bytes()),
+            headers: Vec::new(),
+        })
+        .unwrap()
+    }
+
+    async fn one(resolver: &Resolver, fields: &str) -> Resolved {
+        resolver.resolve(&[&activity(fields)]).await.unwrap().remove(0)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_costs_one_query_and_the_next_none_until_the_answer_is_old() {
+        let policies = Policies::new(&[("Merchant_1", &["a", "b"]), ("Organizer_1", &["c"])]);
+        let resolver = Resolver::new(policies.clone(), Duration::from_secs(30), 10);
+        let batch = [
+            activity(r#""recipientType":"merchant","merchantId":1"#),
+            activity(r#""recipientType":"org","organizerId":"1""#),
+            activity(r#""recipientType":"merchant","merchantId":"1""#),
+            activity(r#""recipientType":"merchant","merchantId":"2","actorId":"z""#),
+        ];
+        let batch: Vec<_> = batch.iter().collect();
+        let got: Vec<_> = resolver.resolve(&batch).await.unwrap().into_iter().map(Result::unwrap).collect();
+        assert_eq!(got.iter().map(|ids| ids.join(",")).collect::<Vec<_>>(), ["a,b", "c", "a,b", "z"]);
+        assert!(Arc::ptr_eq(&got[0], &got[2]), "the list of a merchant is shared, not copied");
+        assert_eq!(policies.queries(), 1);
+        resolver.resolve(&batch).await.unwrap();
+        assert_eq!(policies.queries(), 1, "nobody is an answer as well");
+        tokio::time::advance(Duration::from_secs(31)).await;
+        resolver.resolve(&batch).await.unwrap();
+        assert_eq!(policies.queries(), 2);
+    }
+
+    #[tokio::test]
+    async fn nobody_found_means_the_actor_and_no_actor_means_poison() {
+        let resolver = Resolver::new(Policies::new(&[]), Duration::ZERO, 2);
+        assert_eq!(*one(&resolver, r#""actorId":17"#).await.unwrap(), ["17"]);
+        assert_eq!(*one(&resolver, r#""actorId":17,"recipientType":"users","recipientIds":[]"#).await.unwrap(), ["17"]);
+        assert_eq!(*one(&resolver, r#""actorId":17,"recipientType":"users","recipientIds":["b","a","b"]"#).await.unwrap(), ["b", "a"]);
+        assert_eq!(one(&resolver, r#""recipientType":"org","organizerId":9"#).await.unwrap_err().reason, Reason::Nobody);
+        let three = r#""recipientType":"users","recipientIds":["a","b","c"]"#;
+        assert_eq!(one(&resolver, three).await.unwrap_err().reason, Reason::TooManyRecipients);
+    }
+
+    #[test]
+    fn the_cache_is_bounded_by_the_people_in_it() {
+        let mut cache = Cache::default();
+        let many: Arc<[String]> = vec![String::new(); MAX_CACHED_IDS / 2 + 1].into();
+        let until = Instant::now();
+        for n in 0..3 {
+            cache.put(Domain::Merchant(n.to_string()), until, many.clone());
+            cache.put(Domain::Merchant(n.to_string()), until, Arc::from(["x".to_owned()]));
+            assert!(cache.ids <= MAX_CACHED_IDS, "{}", cache.ids);
+        }
+        cache.put(Domain::Merchant("all".into()), until, vec![String::new(); MAX_CACHED_IDS + 1].into());
+        assert!(!cache.known.contains_key(&Domain::Merchant("all".into())));
+    }
+}

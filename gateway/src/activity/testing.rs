@@ -1,0 +1,274 @@
+//! What the pipeline's tests share.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::decode::{Activity, Record, decode};
+use crate::bus::{Answers, Ask, Bus, BusError, Hearing, Interest, Revocation};
+use crate::clock::SystemClock;
+use crate::delivery::Dispatch;
+use crate::id::{Id, IdGenerator};
+use crate::notification::{InboxState, NewActivity, Notification};
+use crate::store::{Domain, Filter, GroupRow, Missed, NotificationStore, Page, PolicyRow, PolicyStore, Read, StoreError, Stored, Which};
+
+/// A record that lies first in partition 0 of topic `t`.
+pub(crate) fn record(value: &str) -> Record {
+    Record {
+        topic: "t".into(),
+        partition: 0,
+        offset: 0,
+        timestamp: Some(0),
+        key: None,
+        value: Some(value.as_bytes().to_vec()),
+        headers: Vec::new(),
+    }
+}
+
+/// A record's activity.
+pub(crate) fn activity(value: &str) -> Activity {
+    decode(&record(value)).unwrap()
+}
+
+/// People of domains, and a count of the questions asked.
+pub(crate) struct Policies {
+    people: HashMap<String, Arc<[String]>>,
+    queries: AtomicUsize,
+}
+
+impl Policies {
+    pub(crate) fn new(people: &[(&str, &[&str])]) -> Arc<Self> {
+        let people = people.iter().map(|(domain, ids)| ((*domain).to_owned(), ids.iter().map(|id| (*id).to_owned()).collect())).collect();
+        Arc::new(Self { people, queries: AtomicUsize::new(0) })
+    }
+
+    pub(crate) fn queries(&self) -> usize {
+        self.queries.load(Ordering::SeqCst)
+    }
+}
+
+impl PolicyStore for Policies {
+    fn users_in<'a>(&'a self, domains: &'a [Domain]) -> BoxFuture<'a, Result<HashMap<Domain, Arc<[String]>>, StoreError>> {
+        self.queries.fetch_add(1, Ordering::SeqCst);
+        let found = domains.iter().filter_map(|domain| Some((domain.clone(), self.people.get(&domain.to_string())?.clone()))).collect();
+        Box::pin(async move { Ok(found) })
+    }
+
+    fn domains_of<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn rules_of<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(Vec<PolicyRow>, Vec<GroupRow>), StoreError>> {
+        Box::pin(async { Ok((Vec::new(), Vec::new())) })
+    }
+}
+
+/// Rows in memory, one per (source, event, recipient), and the faults a database has.
+pub(crate) struct Rows {
+    ids: IdGenerator,
+    inside: Mutex<Inside>,
+    changed: tokio::sync::Notify,
+}
+
+#[derive(Default)]
+struct Inside {
+    rows: Vec<(String, Notification)>,
+    seen: HashSet<(String, String, String)>,
+    inboxes: HashMap<String, (i64, InboxState)>,
+    is_away: bool,
+    is_stuck: bool,
+    calls: Vec<usize>,
+    failures: usize,
+}
+
+impl Rows {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { ids: IdGenerator::new(9, Arc::new(SystemClock)), inside: Mutex::default(), changed: tokio::sync::Notify::new() })
+    }
+
+    /// Event ids of a recipient's rows, in the order they were stored.
+    pub(crate) fn of(&self, recipient: &str) -> Vec<String> {
+        let inside = self.inside.lock();
+        inside.rows.iter().filter(|(_, row)| &*row.recipient_id == recipient).map(|(event, _)| event.clone()).collect()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Notification> {
+        self.inside.lock().rows.iter().map(|(_, row)| row.clone()).collect()
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.inside.lock().rows.len()
+    }
+
+    /// Activities of each call that was answered with rows or a refusal.
+    pub(crate) fn calls(&self) -> Vec<usize> {
+        self.inside.lock().calls.clone()
+    }
+
+    pub(crate) fn failures(&self) -> usize {
+        self.inside.lock().failures
+    }
+
+    /// Nothing answers while away.
+    pub(crate) fn set_away(&self, is_away: bool) {
+        self.inside.lock().is_away = is_away;
+    }
+
+    /// Rows are stored, and the answer never comes while stuck.
+    pub(crate) fn set_stuck(&self, is_stuck: bool) {
+        self.inside.lock().is_stuck = is_stuck;
+        self.changed.notify_waiters();
+    }
+
+    fn store(&self, batch: &[NewActivity], now: DateTime<Utc>) -> Result<Vec<Stored>, StoreError> {
+        let mut inside = self.inside.lock();
+        if inside.is_away {
+            inside.failures += 1;
+            return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut));
+        }
+        inside.calls.push(batch.len());
+        if batch.iter().any(|activity| activity.title.contains("REFUSED")) {
+            return Err(StoreError::Refused(sqlx::Error::RowNotFound));
+        }
+        let mut stored = Vec::new();
+        for (at, new) in batch.iter().enumerate() {
+            for recipient in new.recipients.iter() {
+                if !inside.seen.insert((new.source.clone(), new.event_id.clone(), recipient.clone())) {
+                    continue;
+                }
+                let (seq, inbox) = inside.inboxes.entry(recipient.clone()).or_default();
+                *seq += 1;
+                *inbox = InboxState { unread_count: inbox.unread_count + 1, version: inbox.version + 1 };
+                let notification = Notification {
+                    id: self.ids.next().unwrap(),
+                    seq: *seq,
+                    kind: new.kind.as_str().into(),
+                    title: new.title.as_str().into(),
+                    content: new.content.as_str().into(),
+                    data: new.data.clone().into(),
+                    actor_id: new.actor_id.as_deref().map(Into::into),
+                    recipient_id: recipient.as_str().into(),
+                    organizer_id: new.organizer_id.as_deref().map(Into::into),
+                    merchant_id: new.merchant_id.as_deref().map(Into::into),
+                    locale: new.locale.as_str().into(),
+                    is_read: false,
+                    read_at: None,
+                    created_at: now,
+                };
+                let inbox = *inbox;
+                inside.rows.push((new.event_id.clone(), notification.clone()));
+                stored.push(Stored { activity: at, notification, inbox });
+            }
+        }
+        Ok(stored)
+    }
+}
+
+impl NotificationStore for Rows {
+    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> BoxFuture<'a, Result<Vec<Stored>, StoreError>> {
+        Box::pin(async move {
+            let outcome = self.store(batch, now);
+            loop {
+                let changed = self.changed.notified();
+                if !self.inside.lock().is_stuck {
+                    return outcome;
+                }
+                changed.await;
+            }
+        })
+    }
+
+    fn list<'a>(&'a self, _: &'a str, _: &'a Filter, _: Option<i64>, _: u32) -> BoxFuture<'a, Result<Page, StoreError>> {
+        unused()
+    }
+
+    fn get<'a>(&'a self, _: &'a str, _: Id) -> BoxFuture<'a, Result<Option<Notification>, StoreError>> {
+        unused()
+    }
+
+    fn delete<'a>(&'a self, _: &'a str, _: Id, _: DateTime<Utc>) -> BoxFuture<'a, Result<Option<InboxState>, StoreError>> {
+        unused()
+    }
+
+    fn mark_read<'a>(&'a self, _: &'a str, _: &'a Which, _: DateTime<Utc>) -> BoxFuture<'a, Result<Read, StoreError>> {
+        unused()
+    }
+
+    fn inbox<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<InboxState, StoreError>> {
+        unused()
+    }
+
+    fn missed<'a>(&'a self, _: &'a str, _: i64, _: u32) -> BoxFuture<'a, Result<Missed, StoreError>> {
+        unused()
+    }
+
+    fn purge<'a>(&'a self, _: Option<DateTime<Utc>>, _: DateTime<Utc>, _: u32) -> BoxFuture<'a, Result<u64, StoreError>> {
+        unused()
+    }
+
+    fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        unused()
+    }
+}
+
+fn unused<T: Send + 'static>() -> BoxFuture<'static, Result<T, StoreError>> {
+    panic!("the pipeline asks the notification tables nothing but insert")
+}
+
+/// A bus that keeps what is published, or is away.
+#[derive(Default)]
+pub(crate) struct Published {
+    pub(crate) dispatches: Mutex<Vec<Dispatch>>,
+    pub(crate) is_away: AtomicBool,
+    pub(crate) tries: AtomicUsize,
+}
+
+impl Bus for Published {
+    fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>> {
+        Box::pin(async move {
+            // Gives way, so that publishes really run side by side.
+            tokio::task::yield_now().await;
+            self.tries.fetch_add(1, Ordering::SeqCst);
+            if self.is_away.load(Ordering::SeqCst) {
+                return Err(BusError::Unavailable("away".into()));
+            }
+            self.dispatches.lock().push(dispatch.clone());
+            Ok(())
+        })
+    }
+
+    fn hear(&self, _: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn unhear(&self, _: Vec<Interest>) {}
+
+    fn ask<'a>(&'a self, _: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>> {
+        Box::pin(async { Ok(Answers::default()) })
+    }
+
+    fn store_revocation<'a>(&'a self, _: &'a Revocation) -> BoxFuture<'a, Result<(), BusError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn hearing(&self) -> Hearing {
+        Hearing::Good
+    }
+
+    fn lag(&self) -> Option<Duration> {
+        None
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}

@@ -1,0 +1,106 @@
+//! What the bus hears, handed on: dispatches to the hub, other instances' questions to whoever knows.
+
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::auth::{Authenticator, Revocations};
+use crate::bus::{Ask, Bus, BusEvent, Reply};
+use crate::delivery::{Destination, Dispatch};
+use crate::hub::{Hub, Which};
+use crate::metrics::Metrics;
+use crate::protocol::close::Close;
+use crate::protocol::event::name;
+
+/// Questions that are answered at the same time; those beyond are left unanswered, which the asker is told.
+const ANSWERS_AT_ONCE: usize = 64;
+
+/// Where what is heard goes.
+#[derive(Clone)]
+pub(super) struct Inbound {
+    pub(super) hub: Hub,
+    pub(super) bus: Arc<dyn Bus>,
+    pub(super) revocations: Arc<Revocations>,
+    pub(super) authenticator: Authenticator,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Inbound {
+    /// Runs until the bus is closed.
+    pub(super) async fn run(self, mut events: mpsc::Receiver<BusEvent>) {
+        let permits = Arc::new(Semaphore::new(ANSWERS_AT_ONCE));
+        while let Some(event) = events.recv().await {
+            match event {
+                BusEvent::Dispatch(dispatch) => {
+                    self.hub.deliver(&dispatch);
+                }
+                BusEvent::Resync(reason) => {
+                    self.metrics.bus_resyncs.inc();
+                    tracing::info!(reason, "pushes may have been missed; clients are told to sync");
+                    self.resync(reason);
+                    tokio::spawn(self.clone().reload_revocations());
+                }
+                BusEvent::Asked(ask, reply) => {
+                    if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
+                        let inbound = self.clone();
+                        tokio::spawn(async move {
+                            inbound.answer(ask, reply).await;
+                            drop(permit);
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn resync(&self, reason: &str) {
+        let data: Arc<RawValue> = serde_json::value::to_raw_value(&serde_json::json!({ "reason": reason })).expect("plain data").into();
+        self.hub.deliver(&Dispatch::new(Destination::Broadcast, name::RESYNC, data));
+    }
+
+    /// Revocations that were made while this instance did not hear.
+    async fn reload_revocations(self) {
+        match self.bus.revocations().await {
+            Ok(stored) => {
+                self.revocations.extend(stored);
+                self.close_fallen().await;
+            }
+            Err(error) => tracing::warn!(%error, "stored revocations cannot be read"),
+        }
+    }
+
+    /// Closes connections whose token was revoked, and those whose source or key is gone.
+    pub(super) async fn close_fallen(&self) {
+        let revocations = Arc::clone(&self.revocations);
+        let revoked = self.hub.close_where(move |principal| revocations.matches(principal), Close::Revoked).await;
+        let authenticator = self.authenticator.clone();
+        let ended = self.hub.close_where(move |principal| !authenticator.stands(principal), Close::TokenExpired).await;
+        if revoked + ended > 0 {
+            tracing::info!(revoked, ended, "closed connections whose tokens no longer stand");
+        }
+    }
+
+    async fn answer(&self, ask: Ask, reply: oneshot::Sender<Reply>) {
+        let answer = match ask {
+            Ask::List { query } => Reply::Clients { clients: self.hub.list(&query).await },
+            Ask::Describe { client } => Reply::Clients { clients: self.hub.describe(client).await.into_iter().collect() },
+            Ask::Close { client, user } => {
+                let mut count = 0;
+                for which in [client.map(Which::Client), user.map(Which::User)].into_iter().flatten() {
+                    count += self.hub.close(&which, Close::Disconnected).await;
+                }
+                Reply::Count { count }
+            }
+            Ask::Join { client, rooms } => Reply::Rooms { rooms: self.hub.join(client, &rooms).await },
+            Ask::Leave { client, rooms } => Reply::Rooms { rooms: self.hub.leave(client, &rooms).await },
+            Ask::Holds { client } => Reply::Count { count: usize::from(self.hub.holds(&Destination::Client(client))) },
+            Ask::Revoke { revocation } => {
+                self.revocations.add(revocation.clone());
+                Reply::Count { count: self.hub.revoke(&revocation).await }
+            }
+        };
+        // The asker may have given up.
+        let _ = reply.send(answer);
+    }
+}

@@ -1,0 +1,339 @@
+//! May they? Casbin over the rows of the platform's policy tables: client management, and who may join which room.
+//!
+//! Input: a principal from [`super::token`] or [`super::basic`], rows from [`crate::store::PolicyStore`]. Output: yes or no, or that the store
+//! cannot be asked; an outage is never a yes. What was read of one user is kept for a short time, so decisions are never older than
+//! `policy.cache_secs`. A row without a domain is loaded with domain `*`, which holds in every domain; a deny wins.
+//!
+//! A user's rows are loaded into one small enforcer for each question: users are many, and an enforcer with its script engine of its own
+//! would cost each of them more memory than their connection.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use casbin::function_map::OperatorFunction;
+use casbin::rhai::{Dynamic, ImmutableString};
+use casbin::{CoreApi, DefaultModel, Enforcer, MemoryAdapter};
+use futures_util::FutureExt;
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use super::Principal;
+use super::recent::Recent;
+use crate::config::{self, Unmatched};
+use crate::id::Id;
+use crate::store::{Domain, GroupRow, PolicyRow, PolicyStore, StoreError};
+
+/// The domain of a row that names none, and of a question about the whole cluster.
+const EVERY_DOMAIN: &str = "*";
+/// Users whose rows are kept.
+const MAX_USERS: usize = 8192;
+/// Answers that are kept of one user.
+const MAX_ANSWERS: usize = 64;
+/// Rooms that are decided before others get their turn at the enforcer.
+const ROOMS_AT_ONCE: usize = 32;
+/// Rooms that every connection is in from the start (wire protocol, "After authentication").
+const DEFAULT_ROOMS: [&str; 2] = ["ws-default", "ws-notification"];
+/// What a member of a domain is in the enforcer. No role of the tables has this name: theirs begin with `Role_`.
+const MEMBER: &str = "Member";
+const ROOM: &str = "Room";
+const JOIN: &str = "join";
+/// Client ids have at least this many characters from February 2025 on.
+const MIN_CLIENT_ID: usize = 10;
+
+/// `authorization.md`, "Policies". The cheap comparisons come first.
+const MODEL: &str = r#"
+[request_definition]
+r = sub, dom, obj, act
+
+[policy_definition]
+p = sub, dom, obj, act, eft
+
+[role_definition]
+g = _, _, _
+
+[policy_effect]
+e = some(where (p.eft == allow)) && !some(where (p.eft == deny))
+
+[matchers]
+m = r.act == p.act && (p.dom == "*" || r.dom == p.dom) && codeMatch(r.obj, p.obj) && g(r.sub, p.sub, r.dom)
+"#;
+
+/// Answers whether a principal may. Cheap to clone.
+#[derive(Clone)]
+pub struct Access {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn PolicyStore>,
+    always_allow_roles: Vec<String>,
+    unmatched: Unmatched,
+    cache: Duration,
+    rules: Kept<Decided>,
+    domains: Kept<Vec<String>>,
+    enforcer: Mutex<Enforcer>,
+}
+
+type Rules = (Vec<PolicyRow>, Vec<GroupRow>);
+
+/// A user's rows, and what was decided by them.
+struct Decided {
+    rows: Rules,
+    answers: Mutex<Recent<(String, String), bool>>,
+}
+
+impl Access {
+    /// Decides by the rows of `store`.
+    pub fn new(store: Arc<dyn PolicyStore>, policy: &config::Policy, rooms: config::Rooms) -> Self {
+        let cache = Duration::from_secs(policy.cache_secs);
+        let inner = Inner {
+            store,
+            always_allow_roles: policy.always_allow_roles.clone(),
+            unmatched: rooms.unmatched,
+            cache,
+            rules: Kept::new(cache),
+            domains: Kept::new(cache / 6),
+            enforcer: Mutex::new(enforcer()),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Whether the principal may do `action` (`read`, `execute`, `update`, `delete`, ...) on the permission `code`, in the whole cluster.
+    ///
+    /// Client management knows no domain, so the question is asked in domain `*`: only rows without a domain answer it, and only through roles
+    /// that are held without one. What is granted, or denied, within one merchant or organizer says nothing about everybody's connections.
+    ///
+    /// # Errors
+    /// The store cannot be asked.
+    pub async fn may(&self, principal: &Principal, code: &str, action: &str) -> Result<bool, StoreError> {
+        if principal.roles.iter().any(|role| self.inner.always_allow_roles.contains(role)) {
+            return Ok(true);
+        }
+        let user = &principal.subject;
+        let read = || async {
+            let rows = self.inner.store.rules_of(user).await?;
+            Ok(Decided { rows, answers: Mutex::new(Recent::new(MAX_ANSWERS)) })
+        };
+        let decided = self.inner.rules.get(user, read).await?;
+        let question = (code.to_owned(), action.to_owned());
+        if let Some(answer) = decided.answers.lock().get(&question) {
+            return Ok(*answer);
+        }
+        let answer = self.decide(&decided.rows, user, code, action);
+        decided.answers.lock().insert(question, answer);
+        Ok(answer)
+    }
+
+    fn decide(&self, (policies, groups): &Rules, user: &str, code: &str, action: &str) -> bool {
+        // Rows of one merchant or organizer cannot match domain `*`, and some users have thousands of them.
+        let everywhere = |domain: &Option<String>| domain.as_deref().is_none_or(|domain| domain == EVERY_DOMAIN);
+        let policies = policies
+            .iter()
+            .filter(|row| everywhere(&row.domain))
+            .map(|row| [row.subject.as_str(), EVERY_DOMAIN, &row.code, &row.action, if row.allow { "allow" } else { "deny" }]);
+        let groups = groups.iter().filter(|row| everywhere(&row.domain)).map(|row| [row.subject.as_str(), &row.role, EVERY_DOMAIN]);
+        let mut enforcer = self.inner.enforcer.lock();
+        load(&mut enforcer, policies, groups);
+        enforces(&enforcer, &subject(user), EVERY_DOMAIN, code, action)
+    }
+
+    /// Whether the principal, on the connection `client`, may join each of `rooms`; the answers are in their order.
+    ///
+    /// | room | allowed to |
+    /// |---|---|
+    /// | the connection's own id, `ws-default`, `ws-notification` | this connection |
+    /// | `user:{id}` | that subject |
+    /// | `merchant:{id}`, `organizer:{id}` | who has a group row in `Merchant_{id}`, `Organizer_{id}`; a row without a domain is none |
+    /// | shaped like a client id: 10 to 12 of `0-9A-Za-z`, no leading zero, below 2^70 | nobody: messages to that client would be heard |
+    /// | any other | as `rooms.unmatched` says |
+    ///
+    /// Every id made from February 2025 on has at least ten characters, so shorter words are ordinary names. Roles on the always-allow list
+    /// do not matter here: they manage connections, rooms belong to members.
+    ///
+    /// # Errors
+    /// The store cannot be asked; it is not asked when no room needs it.
+    pub async fn may_join(&self, principal: &Principal, client: Id, rooms: &[&str]) -> Result<Vec<bool>, StoreError> {
+        let rules: Vec<Rule> = rooms.iter().map(|room| Rule::of(room, client)).collect();
+        if !rules.iter().any(|rule| matches!(rule, Rule::MemberOf(_))) {
+            return Ok(rules.iter().map(|rule| self.without_store(rule, principal)).collect());
+        }
+        let user = &principal.subject;
+        let domains = self.inner.domains.get(user, || self.inner.store.domains_of(user)).await?;
+        let mut answers = Vec::with_capacity(rules.len());
+        for some in rules.chunks(ROOMS_AT_ONCE) {
+            let member_of = self.memberships(user, some, &domains);
+            answers.extend(some.iter().zip(member_of).map(|(rule, member)| member || self.without_store(rule, principal)));
+        }
+        Ok(answers)
+    }
+
+    /// Which of these rooms belong to a merchant or organizer that the user is in. Only the memberships that are asked for are loaded, and a few
+    /// rooms at a time: neither a user with thousands of merchants nor a long list of rooms keeps the enforcer from others.
+    fn memberships(&self, user: &str, rules: &[Rule], domains: &[String]) -> Vec<bool> {
+        let subject = subject(user);
+        let asked: Vec<Option<String>> = rules
+            .iter()
+            .map(|rule| match rule {
+                Rule::MemberOf(domain) => Some(domain.to_string()),
+                _ => None,
+            })
+            .collect();
+        let policy = [MEMBER, EVERY_DOMAIN, ROOM, JOIN, "allow"];
+        let held = asked.iter().flatten().filter(|domain| domains.contains(domain));
+        let mut enforcer = self.inner.enforcer.lock();
+        load(&mut enforcer, [policy].into_iter(), held.map(|domain| [subject.as_str(), MEMBER, domain]));
+        let answer = |domain: &Option<String>| domain.as_ref().is_some_and(|domain| enforces(&enforcer, &subject, domain, ROOM, JOIN));
+        asked.iter().map(answer).collect()
+    }
+
+    /// How often a connection's rooms are to be asked for again with [`Access::may_join`], so that a right that is gone takes the connection out
+    /// of the room within `policy.cache_secs`: memberships are read again after a sixth of that time, and two thirds is this.
+    pub fn recheck_interval(&self) -> Duration {
+        (self.inner.cache * 2 / 3).max(Duration::from_secs(1))
+    }
+
+    fn without_store(&self, rule: &Rule, principal: &Principal) -> bool {
+        match rule {
+            Rule::Own => true,
+            Rule::User(id) => **id == *principal.subject,
+            Rule::ForeignClient | Rule::MemberOf(_) => false,
+            Rule::Unmatched => self.inner.unmatched == Unmatched::Allow,
+        }
+    }
+}
+
+/// What a room's name asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Rule {
+    Own,
+    User(String),
+    MemberOf(Domain),
+    ForeignClient,
+    Unmatched,
+}
+
+impl Rule {
+    fn of(room: &str, client: Id) -> Self {
+        if room == client.as_str() || DEFAULT_ROOMS.contains(&room) {
+            return Self::Own;
+        }
+        match room.split_once(':') {
+            Some(("user", id)) => Self::User(id.to_owned()),
+            Some(("merchant", id)) => Self::MemberOf(Domain::Merchant(id.to_owned())),
+            Some(("organizer", id)) => Self::MemberOf(Domain::Organizer(id.to_owned())),
+            _ if is_shaped_like_a_client_id(room) => Self::ForeignClient,
+            _ => Self::Unmatched,
+        }
+    }
+}
+
+/// Ids are written without leading zeros and have 70 bits.
+fn is_shaped_like_a_client_id(room: &str) -> bool {
+    room.len() >= MIN_CLIENT_ID && !room.starts_with('0') && room.parse::<Id>().is_ok_and(|id| id.number() < 1 << 70)
+}
+
+fn subject(user: &str) -> String {
+    format!("User_{user}")
+}
+
+fn enforcer() -> Enforcer {
+    let made = async {
+        let model = DefaultModel::from_str(MODEL).await?;
+        Enforcer::new(model, MemoryAdapter::default()).await
+    };
+    let mut enforcer =
+        made.now_or_never().expect("a model in memory is waited for by nobody").expect("the model is a constant that tests load");
+    enforcer.add_function("codeMatch", OperatorFunction::Arg2(|asked, granted| code_match(&asked, &granted).into()));
+    // In the domain that is asked for, roles of that domain and of `*` hold.
+    enforcer.get_role_manager().write().matching_fn(None, Some(|asked, held| held == EVERY_DOMAIN || asked == held));
+    enforcer
+}
+
+/// `WebSocketClient.*` grants every code that begins with `WebSocketClient.`.
+fn code_match(asked: &Dynamic, granted: &Dynamic) -> bool {
+    let (Some(asked), Some(granted)) = (asked.read_lock::<ImmutableString>(), granted.read_lock::<ImmutableString>()) else { return false };
+    *asked == *granted || granted.strip_suffix('*').is_some_and(|prefix| prefix.ends_with('.') && asked.starts_with(prefix))
+}
+
+/// Puts these lines in the place of those that were there.
+fn load<'r>(enforcer: &mut Enforcer, policies: impl Iterator<Item = [&'r str; 5]>, groups: impl Iterator<Item = [&'r str; 3]>) {
+    let model = enforcer.get_mut_model();
+    model.clear_policy();
+    for line in policies {
+        model.add_policy("p", "p", line.map(str::to_owned).to_vec());
+    }
+    for line in groups {
+        model.add_policy("g", "g", line.map(str::to_owned).to_vec());
+    }
+    enforcer.build_role_links().expect("every group line has the three fields of the model");
+}
+
+/// Casbin's answer; a question it cannot decide is a no.
+fn enforces(enforcer: &Enforcer, subject: &str, domain: &str, code: &str, action: &str) -> bool {
+    enforcer.enforce((subject, domain, code, action)).unwrap_or_else(|error| {
+        tracing::error!(%error, "a policy could not be evaluated: denied");
+        false
+    })
+}
+
+/// What was read of each user, for a while.
+struct Kept<T> {
+    for_how_long: Duration,
+    slots: Mutex<Recent<Arc<str>, Arc<Slot<T>>>>,
+}
+
+struct Slot<T> {
+    /// When reading began, and what was read.
+    read: OnceCell<(Instant, Arc<T>)>,
+    failures: AtomicU64,
+    last_failure: Mutex<String>,
+}
+
+impl<T> Kept<T> {
+    fn new(for_how_long: Duration) -> Self {
+        Self { for_how_long, slots: Mutex::new(Recent::new(MAX_USERS)) }
+    }
+
+    /// What is kept, else what `read` brings. Whoever asks for the same user meanwhile waits for that one answer, or failure. Cancel safe: the
+    /// next who waits reads.
+    async fn get<'s, F>(&self, user: &Arc<str>, read: impl FnOnce() -> F) -> Result<Arc<T>, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>> + 's,
+    {
+        let slot = self.slot(user);
+        let failures = slot.failures.load(Ordering::Acquire);
+        let reading = async {
+            if slot.failures.load(Ordering::Acquire) > failures {
+                // It failed for the one before in the queue: the rest need not find out one by one.
+                return Err(StoreError::Unavailable(sqlx::Error::Protocol(slot.last_failure.lock().clone())));
+            }
+            let began = Instant::now();
+            match read().await {
+                Ok(value) => Ok((began, Arc::new(value))),
+                Err(error) => {
+                    *slot.last_failure.lock() = error.to_string();
+                    slot.failures.fetch_add(1, Ordering::Release);
+                    Err(error)
+                }
+            }
+        };
+        Ok(Arc::clone(&slot.read.get_or_try_init(|| reading).await?.1))
+    }
+
+    fn slot(&self, user: &Arc<str>) -> Arc<Slot<T>> {
+        let mut slots = self.slots.lock();
+        if let Some(slot) = slots.get(user)
+            && slot.read.get().is_none_or(|(began, _)| began.elapsed() < self.for_how_long)
+        {
+            return Arc::clone(slot);
+        }
+        let slot = Arc::new(Slot { read: OnceCell::new(), failures: AtomicU64::new(0), last_failure: Mutex::new(String::new()) });
+        slots.insert(Arc::clone(user), Arc::clone(&slot));
+        slot
+    }
+}
+
+#[cfg(test)]
+mod tests;

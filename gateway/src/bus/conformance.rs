@@ -1,0 +1,62 @@
+//! What every [`Bus`] keeps, run against each implementation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+
+use super::{Ask, Bus, Hearing, Interest, Opened, Revocation};
+use crate::clock::{Clock, FixedClock};
+use crate::delivery::{Destination, Dispatch};
+use crate::id::Id;
+
+/// A dispatch with a number as data.
+pub(super) fn numbered(destination: Destination, n: usize) -> Dispatch {
+    Dispatch::new(destination, "e", Arc::from(RawValue::from_string(n.to_string()).unwrap()))
+}
+
+/// The contract as far as one instance alone can see it. Ends with the bus closed.
+pub(super) async fn alone(opened: Opened, clock: &FixedClock) {
+    let Opened { bus, mut events, .. } = opened;
+    let id: Id = "4bC".parse().unwrap();
+    let interests = vec![Interest::Client(id), Interest::User("17".into()), Interest::Room("r".into()), Interest::Broadcast];
+    bus.hear(interests.clone()).await.unwrap();
+    bus.hear(interests.clone()).await.unwrap();
+    bus.hear(Vec::new()).await.unwrap();
+    assert_eq!(bus.hearing(), Hearing::Good);
+    assert!(!bus.lease_lapsed());
+
+    for destination in interests.clone() {
+        bus.publish(&numbered(destination, 1)).await.unwrap();
+    }
+    let answers = bus.ask(&Ask::Holds { client: id }).await.unwrap();
+    assert!(answers.replies.is_empty() && answers.missing.is_empty(), "nobody else is there");
+
+    revocations(&*bus, clock).await;
+
+    bus.unhear(interests.clone());
+    bus.unhear(interests);
+    bus.unhear(vec![Interest::Room("never heard".into())]);
+    bus.close().await;
+    bus.close().await;
+    let ended = tokio::time::timeout(Duration::from_secs(5), events.recv()).await.unwrap();
+    assert!(ended.is_none(), "an instance hears nothing of what it published itself, and events end: {ended:?}");
+}
+
+async fn revocations(bus: &dyn Bus, clock: &FixedClock) {
+    let now = clock.now_ms();
+    let of = |user: &str, until_ms| Revocation { user_id: Some(user.into()), jti: None, issued_before_ms: now, until_ms };
+    let token = Revocation { user_id: None, jti: Some("t\"1".into()), issued_before_ms: now, until_ms: now + 60_000 };
+    assert!(bus.revocations().await.unwrap().is_empty());
+    for revocation in [&of("a", now + 1_000), &of("b", now + 60_000), &token, &token] {
+        bus.store_revocation(revocation).await.unwrap();
+    }
+    let mut stored = bus.revocations().await.unwrap();
+    stored.sort_by_key(|r| (r.until_ms, r.jti.clone()));
+    assert_eq!(stored, [of("a", now + 1_000), of("b", now + 60_000), token.clone()], "each once");
+    clock.advance_ms(1_000);
+    let stored = bus.revocations().await.unwrap();
+    assert_eq!(stored.len(), 2, "what is over is forgotten: {stored:?}");
+    bus.store_revocation(&of("c", now + 70_000)).await.unwrap();
+    assert_eq!(bus.revocations().await.unwrap().len(), 3);
+}

@@ -1,0 +1,236 @@
+//! Which channels this instance wants: counted, and as state, so that every subscription can be made again on any connection. No IO.
+//!
+//! [`Interests::add`] and [`Interests::remove`] come from the hub; [`Interests::take`], [`Interests::take_left`] and
+//! [`Interests::take_all`] say to the one task that talks to the server what to do next.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use rustc_hash::FxHashMap;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{BusError, Interest};
+
+/// Told when everything that was wanted at the time is confirmed, or cannot be.
+pub(super) type Waiter = oneshot::Sender<Result<(), BusError>>;
+
+struct Entry {
+    count: u32,
+    confirmed: bool,
+    /// When the count fell to 0, as in [`Interests::leaving`].
+    left: Option<Instant>,
+}
+
+/// The state; the subscriber's task and the hub's threads share it behind a lock.
+#[derive(Default)]
+pub(super) struct Interests {
+    wanted: FxHashMap<Interest, Entry>,
+    fresh: Vec<Interest>,
+    leaving: VecDeque<(Instant, Interest)>,
+    waiters: Vec<Waiter>,
+    up: bool,
+}
+
+/// What became of [`Interests::add`].
+pub(super) enum Added {
+    /// The server has confirmed all of them already.
+    Confirmed,
+    /// It will be asked.
+    Waiting(oneshot::Receiver<Result<(), BusError>>),
+    /// There is no subscriber connection; they are kept.
+    Down,
+}
+
+impl Interests {
+    /// Counts interests.
+    pub(super) fn add(&mut self, interests: Vec<Interest>) -> Added {
+        let mut confirmed = true;
+        for interest in interests {
+            let entry = self.wanted.entry(interest.clone()).or_insert_with(|| {
+                self.fresh.push(interest);
+                Entry { count: 0, confirmed: false, left: None }
+            });
+            entry.count += 1;
+            entry.left = None;
+            confirmed &= entry.confirmed;
+        }
+        if !self.up {
+            return Added::Down;
+        }
+        if confirmed {
+            return Added::Confirmed;
+        }
+        let (tell, told) = oneshot::channel();
+        self.waiters.push(tell);
+        Added::Waiting(told)
+    }
+
+    /// Counts interests down.
+    pub(super) fn remove(&mut self, interests: Vec<Interest>, now: Instant) {
+        for interest in interests {
+            let Some(entry) = self.wanted.get_mut(&interest) else { continue };
+            if entry.count == 0 {
+                continue;
+            }
+            entry.count -= 1;
+            if entry.count == 0 {
+                entry.left = Some(now);
+                self.leaving.push_back((now, interest));
+            }
+        }
+    }
+
+    /// Takes what is to be subscribed next, and who waits for it.
+    pub(super) fn take(&mut self) -> (Vec<Interest>, Vec<Waiter>) {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.retain(|interest| match self.wanted.get(interest) {
+            Some(entry) if entry.count == 0 && !entry.confirmed => {
+                self.wanted.remove(interest);
+                false
+            }
+            Some(entry) => !entry.confirmed,
+            None => false,
+        });
+        (fresh, std::mem::take(&mut self.waiters))
+    }
+
+    /// Takes what has been unwanted for longer than `lag` and is to be unsubscribed.
+    pub(super) fn take_left(&mut self, now: Instant, lag: Duration) -> Vec<Interest> {
+        let mut left = Vec::new();
+        while let Some((at, _)) = self.leaving.front() {
+            if *at + lag > now {
+                break;
+            }
+            let Some((at, interest)) = self.leaving.pop_front() else { break };
+            if self.wanted.get(&interest).is_some_and(|entry| entry.left == Some(at)) {
+                let entry = self.wanted.remove(&interest);
+                if entry.is_some_and(|entry| entry.confirmed) {
+                    left.push(interest);
+                }
+            }
+        }
+        left
+    }
+
+    /// When [`Interests::take_left`] has something next.
+    pub(super) fn next_leave(&self, lag: Duration) -> Option<Instant> {
+        self.leaving.front().map(|(at, _)| *at + lag)
+    }
+
+    /// Takes all that a new connection has to subscribe, and who waits for some of it. What nobody wants is forgotten.
+    pub(super) fn take_all(&mut self) -> (Vec<Interest>, Vec<Waiter>) {
+        self.fresh.clear();
+        self.leaving.clear();
+        self.wanted.retain(|_, entry| entry.count > 0);
+        (self.wanted.keys().cloned().collect(), std::mem::take(&mut self.waiters))
+    }
+
+    /// Marks what the server has confirmed.
+    pub(super) fn confirm(&mut self, interests: &[Interest]) {
+        for interest in interests {
+            if let Some(entry) = self.wanted.get_mut(interest) {
+                entry.confirmed = true;
+            }
+        }
+    }
+
+    /// From here on `add` waits for confirmation.
+    pub(super) fn up(&mut self) {
+        self.up = true;
+    }
+
+    /// Nothing is confirmed any more, and who waits is told.
+    pub(super) fn down(&mut self) {
+        self.up = false;
+        for entry in self.wanted.values_mut() {
+            entry.confirmed = false;
+        }
+        for waiter in self.waiters.drain(..) {
+            let _ = waiter.send(Err(BusError::Unavailable("subscriptions are down".into())));
+        }
+    }
+
+    /// How many are wanted or not yet unsubscribed.
+    pub(super) fn len(&self) -> usize {
+        self.wanted.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAG: Duration = Duration::from_secs(2);
+
+    fn room(name: &str) -> Interest {
+        Interest::Room(name.into())
+    }
+
+    fn up() -> Interests {
+        let mut interests = Interests::default();
+        interests.up();
+        interests
+    }
+
+    #[test]
+    fn an_interest_is_subscribed_once_and_left_when_the_last_holder_left() {
+        let (mut interests, now) = (up(), Instant::now());
+        assert!(matches!(interests.add(vec![room("a")]), Added::Waiting(_)));
+        assert!(matches!(interests.add(vec![room("a"), room("b")]), Added::Waiting(_)));
+        let (fresh, waiters) = interests.take();
+        assert_eq!((fresh.len(), waiters.len()), (2, 2));
+        interests.confirm(&fresh);
+        assert!(matches!(interests.add(vec![room("b")]), Added::Confirmed));
+        interests.remove(vec![room("a"), room("b"), room("never")], now);
+        assert!(interests.take_left(now + LAG, LAG).is_empty(), "each is held once more");
+        interests.remove(vec![room("a")], now);
+        assert!(interests.take_left(now, LAG).is_empty(), "it lags");
+        assert_eq!(interests.next_leave(LAG), Some(now + LAG));
+        assert_eq!(interests.take_left(now + LAG, LAG), [room("a")]);
+        assert_eq!(interests.len(), 1);
+    }
+
+    #[test]
+    fn who_comes_right_back_costs_nothing() {
+        let (mut interests, now) = (up(), Instant::now());
+        let _ = interests.add(vec![room("a")]);
+        let (fresh, _) = interests.take();
+        interests.confirm(&fresh);
+        interests.remove(vec![room("a")], now);
+        assert!(matches!(interests.add(vec![room("a")]), Added::Confirmed));
+        assert!(interests.take_left(now + LAG, LAG).is_empty());
+        let later = now + Duration::from_secs(1);
+        interests.remove(vec![room("a")], later);
+        assert!(interests.take_left(now + LAG, LAG).is_empty(), "the lag starts anew");
+        assert_eq!(interests.take_left(later + LAG, LAG), [room("a")]);
+    }
+
+    #[test]
+    fn what_came_and_went_is_never_subscribed() {
+        let (mut interests, now) = (up(), Instant::now());
+        let _ = interests.add(vec![room("a")]);
+        interests.remove(vec![room("a")], now);
+        assert!(interests.take().0.is_empty());
+        assert!(interests.take_left(now + LAG, LAG).is_empty());
+        assert_eq!(interests.len(), 0);
+    }
+
+    #[test]
+    fn a_new_connection_subscribes_all_that_is_wanted_and_waiters_of_the_old_one_are_told() {
+        let (mut interests, now) = (up(), Instant::now());
+        let Added::Waiting(mut told) = interests.add(vec![room("a"), room("b")]) else { panic!("not waiting") };
+        interests.down();
+        assert!(matches!(told.try_recv(), Ok(Err(BusError::Unavailable(_)))));
+        assert!(matches!(interests.add(vec![room("c")]), Added::Down));
+        interests.remove(vec![room("b")], now);
+        let (mut all, _) = interests.take_all();
+        all.sort_by_key(|i| format!("{i:?}"));
+        assert_eq!(all, [room("a"), room("c")]);
+        interests.confirm(&all);
+        interests.up();
+        assert!(matches!(interests.add(all), Added::Confirmed));
+        assert!(matches!(interests.add(vec![room("b")]), Added::Waiting(_)));
+        assert_eq!(interests.take().0, [room("b")]);
+    }
+}

@@ -1,0 +1,370 @@
+//! Connections to whatever `bus.mode` names: one server, the master that sentinels name, a node of a cluster.
+//!
+//! Passwords are read from their files at every connection, so a changed one is used by the next. Pub/Sub in a cluster is classic: any node hands a
+//! message to all others, so one node is enough to publish and to hear, and keys alone need the cluster's routing.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use redis::aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection};
+use redis::cluster::{ClusterClientBuilder, ClusterConfig};
+use redis::cluster_async::ClusterConnection;
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo, ProtocolVersion,
+    RedisConnectionInfo, RedisError, RedisResult, TlsCertificates, TlsMode, Value,
+};
+
+use crate::bus::BusError;
+use crate::config::{self, BusMode, SecretFile};
+
+/// Host and port.
+pub(super) type Address = (String, u16);
+
+/// A connection to one node.
+pub(super) struct Link {
+    pub(super) connection: MultiplexedConnection,
+    pub(super) address: Address,
+}
+
+/// Where a link goes when several nodes would do.
+#[derive(Debug, Clone)]
+pub(super) enum Prefer {
+    /// Anywhere.
+    Any,
+    /// To this node if it can be had: two connections to one node hear the same messages in the same order.
+    Same(Address),
+    /// To another node than this: what goes in there comes out here only while the nodes hear each other.
+    Other(Address),
+}
+
+/// What key commands go through.
+#[derive(Clone)]
+pub(super) enum Keys {
+    /// A server that holds all keys.
+    Node(MultiplexedConnection),
+    /// A cluster that knows which node holds which.
+    Cluster(ClusterConnection),
+}
+
+impl Keys {
+    /// Runs one command.
+    pub(super) async fn query<T: FromRedisValue>(&mut self, cmd: &Cmd) -> RedisResult<T> {
+        match self {
+            Self::Node(connection) => run(connection, cmd).await,
+            Self::Cluster(connection) => run(connection, cmd).await,
+        }
+    }
+}
+
+async fn run<T: FromRedisValue>(connection: &mut (impl ConnectionLike + Send), cmd: &Cmd) -> RedisResult<T> {
+    cmd.query_async(connection).await
+}
+
+/// Makes connections.
+pub(super) struct Connector {
+    mode: BusMode,
+    nodes: Vec<Address>,
+    master: String,
+    database: i64,
+    username: String,
+    password: SecretFile,
+    sentinel_password: SecretFile,
+    tls: bool,
+    ca_file: Option<PathBuf>,
+    timeout: Duration,
+}
+
+impl Connector {
+    /// Reads the settings; nothing is connected yet.
+    pub(super) fn new(config: &config::Bus) -> Result<Self, BusError> {
+        let nodes = config.nodes.iter().map(|node| address(node)).collect::<Result<Vec<_>, _>>()?;
+        if nodes.is_empty() {
+            return Err(BusError::Misconfigured("bus.nodes names no host:port".into()));
+        }
+        let ca_file = (!config.tls_ca_file.as_os_str().is_empty()).then(|| config.tls_ca_file.clone());
+        let connector = Self {
+            mode: config.mode,
+            nodes,
+            master: config.sentinel_master.clone(),
+            database: if config.mode == BusMode::Cluster { 0 } else { config.database },
+            username: config.username.clone(),
+            password: config.password_file.clone(),
+            sentinel_password: config.sentinel_password_file.clone(),
+            tls: config.tls,
+            ca_file,
+            timeout: Duration::from_millis(config.command_timeout_ms.max(1)),
+        };
+        if let (true, Some(path)) = (connector.tls, &connector.ca_file) {
+            let wrong = |text: String| BusError::Misconfigured(format!("bus.tls_ca_file {}: {text}", path.display()));
+            let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+            let nowhere = ConnectionAddr::TcpTls { host: "localhost".into(), port: 1, insecure: false, tls_params: None };
+            if !pem.windows(27).any(|w| w == b"-----BEGIN CERTIFICATE-----") {
+                return Err(wrong("it holds no PEM certificate".into()));
+            }
+            Client::build_with_tls(nowhere.into_connection_info().map_err(|e| wrong(e.to_string()))?, certificates(Some(pem)))
+                .map_err(|error| wrong(error.to_string()))?;
+        }
+        Ok(connector)
+    }
+
+    /// The file whose change asks for new connections.
+    pub(super) fn password_path(&self) -> Option<&Path> {
+        self.password.path()
+    }
+
+    /// How long one answer may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Whether a count of receivers that `PUBLISH` returns is that of all receivers.
+    pub(super) fn counts_all_receivers(&self) -> bool {
+        self.mode != BusMode::Cluster
+    }
+
+    /// Connects to a node that can publish and be heard through. `push` is called with what is heard.
+    pub(super) async fn link(&self, prefer: &Prefer, push: Option<impl AsyncPushSender>) -> RedisResult<Link> {
+        // Names, sentinels and clusters take several steps: the whole has a limit, not each of them alone.
+        match tokio::time::timeout(3 * self.timeout, self.link_unlimited(prefer, push)).await {
+            Ok(link) => link,
+            Err(_) => Err(failed("connecting took too long")),
+        }
+    }
+
+    async fn link_unlimited(&self, prefer: &Prefer, push: Option<impl AsyncPushSender>) -> RedisResult<Link> {
+        let candidates = match self.mode {
+            BusMode::Sentinel => vec![self.ask_sentinels().await?],
+            BusMode::Cluster => self.cluster_nodes().await?,
+            _ => self.nodes.clone(),
+        };
+        let push = push.map(std::sync::Arc::new);
+        let mut last = failed("no node is known");
+        let mut unfit = None;
+        for address in ordered(candidates, prefer) {
+            let mut config = self.async_config();
+            if let Some(push) = &push {
+                config = config.set_push_sender(push.clone());
+            }
+            match self.connect(&address, &self.username, &self.password, self.database, config).await {
+                Ok(mut connection) => match self.is_fit(&mut connection).await {
+                    Ok(()) => return Ok(Link { connection, address }),
+                    Err(error) => {
+                        last = error;
+                        unfit = unfit.or(Some(Link { connection, address }));
+                    }
+                },
+                Err(error) => last = error,
+            }
+        }
+        match unfit {
+            // A cluster that lacks slots still hands messages from node to node.
+            Some(link) if self.mode == BusMode::Cluster => Ok(link),
+            _ => Err(last),
+        }
+    }
+
+    /// What key commands go through; `link` serves where one node holds all keys. A cluster is connected to in the background, so that publishing
+    /// does not wait for a node that only keys need.
+    pub(super) fn keys(&self, link: &Link) -> RedisResult<Keys> {
+        if self.mode != BusMode::Cluster {
+            return Ok(Keys::Node(link.connection.clone()));
+        }
+        let nodes: Vec<ConnectionInfo> =
+            std::iter::once(&link.address).chain(&self.nodes).map(|address| self.info(address, "", None, 0)).collect::<RedisResult<_>>()?;
+        let mut builder = ClusterClientBuilder::new(nodes)
+            .connection_timeout(self.timeout)
+            .response_timeout(self.timeout)
+            .retries(3)
+            .tcp_settings(TcpSettings::default().set_nodelay(true));
+        let password = self.password.read()?;
+        if password.is_some() || !self.username.is_empty() {
+            builder = builder.password(password.as_ref().map_or("", config::Secret::expose));
+        }
+        if !self.username.is_empty() {
+            builder = builder.username(&self.username);
+        }
+        if self.tls {
+            builder = builder.tls(TlsMode::Secure).certs(certificates(self.authorities()?));
+        }
+        Ok(Keys::Cluster(builder.build()?.get_pending_async_connection_with_config(ClusterConfig::new())))
+    }
+
+    /// Refuses a replica that was a master, and, while there is another, a node that has lost its cluster: both take what is published and hand it
+    /// to nobody else.
+    async fn is_fit(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        match self.mode {
+            BusMode::Sentinel => {
+                let role: Vec<Value> = redis::cmd("ROLE").query_async(connection).await?;
+                let role = role.into_iter().next().map(redis::from_redis_value::<String>).transpose()?;
+                (role.as_deref() == Some("master")).then_some(()).ok_or_else(|| failed("the sentinels name a server that is not master"))
+            }
+            BusMode::Cluster => {
+                let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(connection).await?;
+                info.contains("cluster_state:ok").then_some(()).ok_or_else(|| failed("the node says that its cluster is not ok"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn ask_sentinels(&self) -> RedisResult<Address> {
+        let mut last = failed("no sentinel is known");
+        for sentinel in &self.nodes {
+            let answer: RedisResult<Option<(String, u16)>> = async {
+                let mut connection = self.connect(sentinel, "", &self.sentinel_password, 0, self.async_config()).await?;
+                redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master).query_async(&mut connection).await
+            }
+            .await;
+            match answer {
+                Ok(Some(master)) => return Ok(master),
+                Ok(None) => last = failed("the sentinels know no master of that name"),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// The masters of the cluster, as the first node that answers tells them.
+    async fn cluster_nodes(&self) -> RedisResult<Vec<Address>> {
+        let mut last = failed("no node is known");
+        for seed in &self.nodes {
+            let slots: RedisResult<Vec<Value>> = async {
+                let mut connection = self.connect(seed, &self.username, &self.password, 0, self.async_config()).await?;
+                redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await
+            }
+            .await;
+            match slots {
+                Ok(slots) => {
+                    let mut nodes: Vec<Address> = slots.iter().filter_map(|range| master_of(range, &seed.0)).collect();
+                    nodes.sort();
+                    nodes.dedup();
+                    if nodes.is_empty() {
+                        nodes.push(seed.clone());
+                    }
+                    return Ok(nodes);
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect(
+        &self,
+        address: &Address,
+        username: &str,
+        password: &SecretFile,
+        database: i64,
+        config: AsyncConnectionConfig,
+    ) -> RedisResult<MultiplexedConnection> {
+        let password = password.read()?;
+        let info = self.info(address, username, password.as_ref().map(config::Secret::expose), database)?;
+        let client = if self.tls { Client::build_with_tls(info, certificates(self.authorities()?))? } else { Client::open(info)? };
+        client.get_multiplexed_async_connection_with_config(&config).await
+    }
+
+    fn info(&self, (host, port): &Address, username: &str, password: Option<&str>, database: i64) -> RedisResult<ConnectionInfo> {
+        let (host, port) = (host.clone(), *port);
+        let address = if self.tls {
+            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+        } else {
+            ConnectionAddr::Tcp(host, port)
+        };
+        let mut settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_db(database).set_skip_set_lib_name();
+        // A user without a password takes any, and logs in only with one.
+        if password.is_some() || !username.is_empty() {
+            settings = settings.set_password(password.unwrap_or_default());
+        }
+        if !username.is_empty() {
+            settings = settings.set_username(username);
+        }
+        Ok(address.into_connection_info()?.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true)))
+    }
+
+    fn async_config(&self) -> AsyncConnectionConfig {
+        AsyncConnectionConfig::new().set_connection_timeout(Some(self.timeout)).set_response_timeout(Some(self.timeout))
+    }
+
+    fn authorities(&self) -> RedisResult<Option<Vec<u8>>> {
+        Ok(self.ca_file.as_ref().map(std::fs::read).transpose()?)
+    }
+}
+
+fn certificates(root_cert: Option<Vec<u8>>) -> TlsCertificates {
+    TlsCertificates { client_tls: None, root_cert }
+}
+
+/// `host:port`, with an IPv6 host in brackets.
+fn address(text: &str) -> Result<Address, BusError> {
+    let wrong = || BusError::Misconfigured(format!("bus.nodes: {text:?} is not host:port"));
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let port = port.parse().map_err(|_| wrong())?;
+    if host.is_empty() { Err(wrong()) } else { Ok((host.to_owned(), port)) }
+}
+
+/// The master in one entry of `CLUSTER SLOTS`: `[from, to, [host, port, ..], ..]`. A node that does not know its own host sends none.
+fn master_of(range: &Value, seed_host: &str) -> Option<Address> {
+    let Value::Array(range) = range else { return None };
+    let Value::Array(node) = range.get(2)? else { return None };
+    let host = redis::from_redis_value_ref::<Option<String>>(node.first()?).ok()?;
+    let port = redis::from_redis_value_ref::<u16>(node.get(1)?).ok()?;
+    Some((host.filter(|h| !h.is_empty() && h != "?").unwrap_or_else(|| seed_host.to_owned()), port))
+}
+
+/// The order in which nodes are tried: at random where there is no preference, so that instances spread.
+fn ordered(mut nodes: Vec<Address>, prefer: &Prefer) -> Vec<Address> {
+    use rand::seq::SliceRandom;
+    nodes.shuffle(&mut rand::rng());
+    match prefer {
+        Prefer::Any => {}
+        Prefer::Same(same) => nodes.sort_by_key(|node| node != same),
+        Prefer::Other(other) => nodes.sort_by_key(|node| node == other),
+    }
+    nodes
+}
+
+fn failed(text: &'static str) -> RedisError {
+    RedisError::from((ErrorKind::Client, text))
+}
+
+/// What the rest of the gateway is told. A message of the server is kept, since it says what is denied; it never holds a password.
+pub(super) fn unavailable(error: &RedisError) -> BusError {
+    BusError::Unavailable(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_host_and_port() {
+        assert_eq!(address("redis:6379").unwrap(), ("redis".to_owned(), 6379));
+        assert_eq!(address("[::1]:7000").unwrap(), ("::1".to_owned(), 7000));
+        for bad in ["redis", ":6379", "redis:", "redis:99999", "redis:x"] {
+            assert!(matches!(address(bad), Err(BusError::Misconfigured(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_preference_decides_which_node_comes_first_and_none_is_left_out() {
+        let nodes: Vec<Address> = (1..=3).map(|port| ("h".to_owned(), port)).collect();
+        for _ in 0..20 {
+            let same = ordered(nodes.clone(), &Prefer::Same(nodes[1].clone()));
+            assert_eq!((&same[0], same.len()), (&nodes[1], 3));
+            let other = ordered(nodes.clone(), &Prefer::Other(nodes[1].clone()));
+            assert_eq!((&other[2], other.len()), (&nodes[1], 3));
+        }
+    }
+
+    #[test]
+    fn a_cluster_node_that_does_not_know_its_host_is_reached_by_the_seeds() {
+        let node = |host: Value| {
+            Value::Array(vec![Value::Int(0), Value::Int(5), Value::Array(vec![host, Value::Int(7001), Value::BulkString(b"id".to_vec())])])
+        };
+        assert_eq!(master_of(&node(Value::BulkString(b"10.0.0.1".to_vec())), "seed"), Some(("10.0.0.1".into(), 7001)));
+        for unknown in [Value::Nil, Value::BulkString(Vec::new()), Value::BulkString(b"?".to_vec())] {
+            assert_eq!(master_of(&node(unknown), "seed"), Some(("seed".into(), 7001)));
+        }
+    }
+}

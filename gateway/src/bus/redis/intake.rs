@@ -1,0 +1,485 @@
+//! What every subscriber connection hears ends here: read, sorted, and queued for the hub.
+//!
+//! [`Intake::heard`] is called by a connection's driver and must not wait, so the queue to [`super::BusEvent`]s is bounded by dropping: a
+//! [`BusEvent::Resync`] follows a drop. Two connections overlap while a password changes; [`Intake::begin_hand_over`] makes one continuous stream of them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::{PushInfo, PushKind, Value};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::bus::wire::{self, Names};
+use crate::bus::{Ask, BusEvent, Reply};
+use crate::metrics::Metrics;
+
+/// Most bytes heard and not yet handed out.
+const MAX_WAITING_BYTES: usize = 64 << 20;
+/// Most events heard and not yet handed out.
+const MAX_WAITING: usize = 65_536;
+/// What an event costs beside its data.
+const EVENT_BYTES: usize = 128;
+/// Most questions of others that wait for this instance's answer.
+const MAX_ASKED: usize = 256;
+
+/// A question, as it travels.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Question {
+    pub(super) id: u64,
+    pub(super) from: String,
+    #[serde(flatten)]
+    pub(super) ask: Ask,
+}
+
+/// An answer, as it travels.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Answer {
+    pub(super) id: u64,
+    pub(super) from: String,
+    #[serde(flatten)]
+    pub(super) reply: Reply,
+}
+
+/// A question that waits for this instance's answer.
+pub(super) struct Asked {
+    pub(super) id: u64,
+    pub(super) from: String,
+    pub(super) reply: oneshot::Receiver<Reply>,
+}
+
+struct Queued {
+    event: BusEvent,
+    bytes: usize,
+}
+
+/// Which connection is listened to.
+enum Speaking {
+    One(u64),
+    /// Until the marker came through both: what `to` hears after it is held until `from` has heard all before it.
+    Handing {
+        from: u64,
+        to: u64,
+        marker: Vec<u8>,
+        from_done: bool,
+        to_started: bool,
+        held: Vec<(Vec<u8>, Vec<u8>)>,
+        held_bytes: usize,
+    },
+}
+
+/// The state that connections, tasks and callers share.
+pub(super) struct Intake {
+    names: Names,
+    instance: String,
+    metrics: Arc<Metrics>,
+    started: Instant,
+    queue: mpsc::UnboundedSender<Queued>,
+    waiting: AtomicUsize,
+    waiting_bytes: AtomicUsize,
+    /// Something was dropped.
+    overflowed: AtomicBool,
+    speaking: Mutex<Speaking>,
+    handed_over: Notify,
+    pinged: Mutex<(Instant, Option<Duration>)>,
+    /// Another instance says that dispatches of it were lost.
+    peer_lost: Notify,
+    asked: mpsc::Sender<Asked>,
+    open: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
+}
+
+/// The ends that tasks of their own empty.
+pub(super) struct Outlets {
+    queue: mpsc::UnboundedReceiver<Queued>,
+    asked: mpsc::Receiver<Asked>,
+}
+
+impl Intake {
+    pub(super) fn new(names: Names, instance: String, metrics: Arc<Metrics>) -> (Self, Outlets) {
+        let (queue, queued) = mpsc::unbounded_channel();
+        let (ask, asked) = mpsc::channel(MAX_ASKED);
+        let now = Instant::now();
+        let intake = Self {
+            names,
+            instance,
+            metrics,
+            started: now,
+            queue,
+            waiting: AtomicUsize::new(0),
+            waiting_bytes: AtomicUsize::new(0),
+            overflowed: AtomicBool::new(false),
+            speaking: Mutex::new(Speaking::One(0)),
+            handed_over: Notify::new(),
+            pinged: Mutex::new((now, None)),
+            peer_lost: Notify::new(),
+            asked: ask,
+            open: Mutex::default(),
+        };
+        (intake, Outlets { queue: queued, asked })
+    }
+
+    /// Takes a push of connection `generation`.
+    pub(super) fn heard(&self, generation: u64, push: PushInfo) {
+        if push.kind != PushKind::Message {
+            return;
+        }
+        let mut data = push.data.into_iter();
+        let (Some(Value::BulkString(channel)), Some(Value::BulkString(payload))) = (data.next(), data.next()) else { return };
+        // Held over `take`, so that what was held during a hand-over and what comes after it cannot overtake each other.
+        let mut speaking = self.speaking.lock();
+        match &mut *speaking {
+            Speaking::One(current) if *current == generation => self.take(&channel, &payload),
+            Speaking::One(_) => {}
+            Speaking::Handing { from, to, marker, from_done, to_started, held, held_bytes } => {
+                let is_marker = channel == self.names.ping.as_bytes() && payload == *marker;
+                if generation == *from {
+                    if is_marker {
+                        *from_done = true;
+                    } else if !*from_done {
+                        self.take(&channel, &payload);
+                    }
+                } else if generation == *to {
+                    if is_marker {
+                        *to_started = true;
+                    } else if *to_started && *from_done {
+                        self.take(&channel, &payload);
+                    } else if *to_started {
+                        *held_bytes += channel.len() + payload.len();
+                        if *held_bytes > MAX_WAITING_BYTES {
+                            self.drop_one();
+                        } else {
+                            held.push((channel, payload));
+                        }
+                    }
+                }
+                if *from_done && *to_started {
+                    self.end_hand_over(&mut speaking);
+                }
+            }
+        }
+    }
+
+    /// Listens to this connection alone, whatever was before.
+    pub(super) fn listen_to(&self, generation: u64) {
+        *self.speaking.lock() = Speaking::One(generation);
+    }
+
+    /// Goes from one connection to another without a gap or a repeat, at `marker`: a ping that both hear.
+    pub(super) fn begin_hand_over(&self, from: u64, to: u64, marker: Vec<u8>) {
+        *self.speaking.lock() =
+            Speaking::Handing { from, to, marker, from_done: false, to_started: false, held: Vec::new(), held_bytes: 0 };
+    }
+
+    /// Ends when the marker came through both. Only one task may wait.
+    pub(super) async fn handed_over(&self) {
+        loop {
+            let notified = self.handed_over.notified();
+            if matches!(&*self.speaking.lock(), Speaking::One(_)) {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Goes over without waiting for the marker: something may be missed.
+    pub(super) fn force_hand_over(&self) {
+        let mut speaking = self.speaking.lock();
+        self.end_hand_over(&mut speaking);
+    }
+
+    fn end_hand_over(&self, speaking: &mut Speaking) {
+        let Speaking::Handing { to, held, .. } = speaking else { return };
+        for (channel, payload) in std::mem::take(held) {
+            self.take(&channel, &payload);
+        }
+        *speaking = Speaking::One(*to);
+        self.handed_over.notify_waiters();
+    }
+
+    fn take(&self, channel: &[u8], payload: &[u8]) {
+        let Ok(channel) = std::str::from_utf8(channel) else { return self.count("malformed") };
+        if let Some(destination) = self.names.destination(channel) {
+            match wire::decode(&self.instance, destination, payload) {
+                Ok(Some(dispatch)) => {
+                    let bytes = dispatch.data.get().len() + EVENT_BYTES;
+                    if self.enqueue(BusEvent::Dispatch(dispatch), bytes) {
+                        self.count("dispatch");
+                    }
+                }
+                Ok(None) => self.count("own"),
+                Err(why) => {
+                    // Not the channel: it may hold a user's id.
+                    tracing::debug!(reason = %why, bytes = payload.len(), "a payload on the bus was dropped");
+                    self.count("malformed");
+                }
+            }
+        } else if channel == self.names.ping {
+            self.take_ping(payload);
+        } else if channel == self.names.ask {
+            self.take_question(payload);
+        } else if channel == self.names.reply {
+            self.take_answer(payload);
+        } else if channel == self.names.lost && payload != self.instance.as_bytes() {
+            self.count("lost");
+            self.peer_lost.notify_one();
+        }
+    }
+
+    /// The payload of a ping sent now.
+    pub(super) fn ping(&self) -> Vec<u8> {
+        self.started.elapsed().as_micros().to_string().into_bytes()
+    }
+
+    fn take_ping(&self, payload: &[u8]) {
+        let sent = std::str::from_utf8(payload).ok().and_then(|text| text.parse::<u64>().ok()).map(Duration::from_micros);
+        let Some(lag) = sent.and_then(|sent| self.started.elapsed().checked_sub(sent)) else { return };
+        *self.pinged.lock() = (Instant::now(), Some(lag));
+        self.metrics.bus_lag.set(lag.as_secs_f64());
+    }
+
+    /// When a ping last came back, and how long it took.
+    pub(super) fn pinged(&self) -> (Instant, Option<Duration>) {
+        *self.pinged.lock()
+    }
+
+    /// Counts as a ping heard now: a new subscriber connection has been confirmed for the first time.
+    pub(super) fn start_hearing(&self) {
+        self.pinged.lock().0 = Instant::now();
+    }
+
+    fn take_question(&self, payload: &[u8]) {
+        let question: Question = match serde_json::from_slice(payload) {
+            Ok(question) => question,
+            Err(error) => {
+                // A newer instance may ask what this one does not know: it is named as silent there.
+                tracing::debug!(%error, "a question of another instance was not understood");
+                return self.count("malformed");
+            }
+        };
+        if !is_instance(&question.from) {
+            return self.count("malformed");
+        }
+        let (answer, reply) = oneshot::channel();
+        let asked = Asked { id: question.id, from: question.from, reply };
+        if self.asked.try_send(asked).is_ok() && self.enqueue(BusEvent::Asked(question.ask, answer), payload.len() + EVENT_BYTES) {
+            self.count("ask");
+        }
+    }
+
+    fn take_answer(&self, payload: &[u8]) {
+        let Ok(answer) = serde_json::from_slice::<Answer>(payload) else { return self.count("malformed") };
+        self.count("reply");
+        let asker = self.open.lock().get(&answer.id).cloned();
+        if let Some(asker) = asker {
+            // Room for one answer of each that was asked: a further one is nobody's.
+            let _ = asker.try_send(answer);
+        }
+    }
+
+    /// Expects answers to a question; drop the guard to stop.
+    pub(super) fn expect(self: &Arc<Self>, id: u64, most: usize) -> Expected {
+        let (tell, answers) = mpsc::channel(most.max(1));
+        self.open.lock().insert(id, tell);
+        Expected { intake: self.clone(), id, answers }
+    }
+
+    /// Queues a resync behind all that was heard before.
+    pub(super) fn resync(&self, reason: &'static str) {
+        tracing::info!(reason, "pushes may have been missed: local clients are told to sync");
+        self.metrics.bus_resyncs.inc();
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        let _ = self.queue.send(Queued { event: BusEvent::Resync(reason), bytes: 0 });
+    }
+
+    /// Ends when another instance has said that dispatches of it were lost.
+    pub(super) async fn peer_lost(&self) {
+        self.peer_lost.notified().await;
+    }
+
+    fn enqueue(&self, event: BusEvent, bytes: usize) -> bool {
+        let waiting = self.waiting.fetch_add(1, Ordering::AcqRel) + 1;
+        let waiting_bytes = self.waiting_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        if waiting > MAX_WAITING || waiting_bytes > MAX_WAITING_BYTES || self.queue.send(Queued { event, bytes }).is_err() {
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+            self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            self.drop_one();
+            return false;
+        }
+        true
+    }
+
+    fn drop_one(&self) {
+        if !self.overflowed.swap(true, Ordering::AcqRel) {
+            tracing::warn!("dispatches come in faster than they are handed out; some are dropped and clients will be told to sync");
+        }
+        self.count("overflow");
+    }
+
+    fn count(&self, kind: &'static str) {
+        self.metrics.bus_received.get_or_create(&Metrics::kind(kind)).inc();
+    }
+
+    /// Whether a drop is to be told: not before half of the queue is free again.
+    fn overflow_is_over(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) <= MAX_WAITING / 2
+            && self.waiting_bytes.load(Ordering::Acquire) <= MAX_WAITING_BYTES / 2
+            && self.overflowed.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl Outlets {
+    /// Separates the two ends.
+    pub(super) fn split(self) -> (Waiting, mpsc::Receiver<Asked>) {
+        (Waiting(self.queue), self.asked)
+    }
+}
+
+/// What was heard and waits to be handed out.
+pub(super) struct Waiting(mpsc::UnboundedReceiver<Queued>);
+
+impl Waiting {
+    /// Hands events out in order until nobody takes them: the one step that may wait.
+    pub(super) async fn hand_out(mut self, intake: Arc<Intake>, events: mpsc::Sender<BusEvent>) {
+        while let Some(Queued { event, bytes }) = self.0.recv().await {
+            let taken = events.send(event).await;
+            intake.waiting.fetch_sub(1, Ordering::AcqRel);
+            intake.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            if taken.is_err() {
+                return;
+            }
+            if intake.overflow_is_over() {
+                intake.resync("bus_overflow");
+            }
+        }
+    }
+}
+
+/// Answers to one question.
+pub(super) struct Expected {
+    intake: Arc<Intake>,
+    id: u64,
+    pub(super) answers: mpsc::Receiver<Answer>,
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.intake.open.lock().remove(&self.id);
+    }
+}
+
+/// Whether a text is an instance's id: 32 hexadecimal digits.
+pub(super) fn is_instance(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::Destination;
+
+    const ME: &str = "0123456789abcdef0123456789abcdef";
+
+    fn intake() -> (Arc<Intake>, Waiting, mpsc::Receiver<Asked>) {
+        let (intake, outlets) = Intake::new(Names::new("", ME), ME.into(), Metrics::new());
+        let (waiting, asked) = outlets.split();
+        (Arc::new(intake), waiting, asked)
+    }
+
+    fn message(channel: &str, payload: &str) -> PushInfo {
+        let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        PushInfo { kind: PushKind::Message, data: vec![bulk(channel), bulk(payload)] }
+    }
+
+    fn said(n: usize) -> PushInfo {
+        message("ws:room:r", &format!("{{\"serverId\":\"emitter\",\"event\":\"e\",\"data\":{n}}}"))
+    }
+
+    fn drain(waiting: &mut Waiting) -> Vec<String> {
+        std::iter::from_fn(|| waiting.0.try_recv().ok())
+            .map(|queued| match queued.event {
+                BusEvent::Dispatch(dispatch) => {
+                    assert_eq!(dispatch.destination, Destination::Room("r".into()));
+                    dispatch.data.get().to_owned()
+                }
+                other => format!("{other:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_hand_over_is_one_stream_without_gap_or_repeat_whichever_connection_is_faster() {
+        let marker = || message(&format!("signal:ping:{ME}"), "handover-1");
+        // What each connection hears, in order, and all ways to mix the two that the bits of a number can say.
+        for mix in 0..1u32 << 12 {
+            let (intake, mut waiting, _asked) = intake();
+            intake.listen_to(1);
+            intake.begin_hand_over(1, 2, b"handover-1".to_vec());
+            let stream = || [said(1), said(2), marker(), said(3), said(4), said(5)];
+            let (mut old, mut new) = (stream().into_iter(), stream().into_iter());
+            for bit in 0..12 {
+                if mix >> bit & 1 == 0 {
+                    old.next().into_iter().for_each(|push| intake.heard(1, push));
+                } else {
+                    new.next().into_iter().for_each(|push| intake.heard(2, push));
+                }
+            }
+            old.for_each(|push| intake.heard(1, push));
+            new.for_each(|push| intake.heard(2, push));
+            assert_eq!(drain(&mut waiting), ["1", "2", "3", "4", "5"], "{mix:b}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_is_not_listened_to_is_not_heard() {
+        let (intake, mut waiting, _asked) = intake();
+        intake.listen_to(2);
+        intake.heard(1, said(1));
+        intake.heard(2, said(2));
+        assert_eq!(drain(&mut waiting), ["2"]);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_drops_and_a_resync_follows_once_it_is_half_empty() {
+        let (intake, waiting, _asked) = intake();
+        intake.listen_to(1);
+        for n in 0..MAX_WAITING + 10 {
+            intake.heard(1, said(n));
+        }
+        let (events, mut taken) = mpsc::channel(1);
+        let task = tokio::spawn(waiting.hand_out(intake.clone(), events));
+        for n in 0..MAX_WAITING {
+            let Some(BusEvent::Dispatch(dispatch)) = taken.recv().await else { panic!("{n} is missing") };
+            assert_eq!(dispatch.data.get(), n.to_string());
+        }
+        assert!(matches!(taken.recv().await, Some(BusEvent::Resync("bus_overflow"))));
+        intake.heard(1, said(7));
+        assert!(matches!(taken.recv().await, Some(BusEvent::Dispatch(_))));
+        drop(taken);
+        intake.heard(1, said(8));
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn questions_are_bounded_and_garbage_among_them_is_dropped() {
+        let (intake, mut waiting, mut asked) = intake();
+        intake.listen_to(1);
+        let channel = format!("signal:ask:{ME}");
+        for bad in ["", "{}", r#"{"id":1,"from":"x","ask":"holds","client":"4bC"}"#, r#"{"id":1,"from":"00","ask":"unheard-of"}"#] {
+            intake.heard(1, message(&channel, bad));
+        }
+        assert!(asked.try_recv().is_err());
+        let question = Question { id: 7, from: ME.into(), ask: Ask::Holds { client: "4bC".parse().unwrap() } };
+        let payload = serde_json::to_string(&question).unwrap();
+        for _ in 0..MAX_ASKED + 1 {
+            intake.heard(1, message(&channel, &payload));
+        }
+        assert_eq!(std::iter::from_fn(|| asked.try_recv().ok()).count(), MAX_ASKED);
+        let mut events = std::iter::from_fn(|| waiting.0.try_recv().ok());
+        assert!(matches!(events.next().unwrap().event, BusEvent::Asked(Ask::Holds { .. }, _)));
+        assert_eq!(events.count(), MAX_ASKED - 1);
+    }
+}

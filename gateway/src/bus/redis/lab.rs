@@ -1,0 +1,266 @@
+//! Real Redis servers for tests: on loopback, on free ports, gone with the value that stands for them.
+
+use std::fmt::Write as _;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Longest wait for anything in a test.
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
+
+/// Whether there is a `redis-server`; says so where there is none.
+pub(super) fn available(test: &str) -> bool {
+    let found = Command::new("redis-server").arg("--version").output().is_ok_and(|o| o.status.success());
+    if !found {
+        eprintln!("skipped: {test}: there is no redis-server on this machine");
+    }
+    found
+}
+
+/// A port that was free a moment ago, low enough for a cluster's second port.
+pub(super) fn free_port() -> u16 {
+    loop {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let second = if port < 45_000 { port + 10_000 } else { port - 10_000 };
+        if TcpListener::bind(("127.0.0.1", second)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Waits for a condition.
+pub(super) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < LIMIT, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// One server.
+pub(super) struct Server {
+    child: Option<Child>,
+    pub(super) port: u16,
+    pub(super) dir: TempDir,
+    program: &'static str,
+    arguments: Vec<String>,
+    /// Before each command of `redis-cli`.
+    cli: Vec<String>,
+}
+
+impl Server {
+    /// A server with further arguments.
+    pub(super) fn start(arguments: &[&str]) -> Self {
+        Self::start_with(&["--port".into(), "{port}".into()], arguments, &[])
+    }
+
+    /// `{port}` and `{dir}` stand for what is known only later.
+    pub(super) fn start_with(listen: &[String], arguments: &[&str], cli: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), listen, arguments, cli)
+    }
+
+    pub(super) fn start_in(dir: TempDir, listen: &[String], arguments: &[&str], cli: &[&str]) -> Self {
+        let port = free_port();
+        let fill = |text: &str| text.replace("{port}", &port.to_string()).replace("{dir}", dir.path().to_str().unwrap());
+        let base = ["--bind", "127.0.0.1", "--dir", "{dir}", "--save", "", "--appendonly", "no", "--enable-debug-command", "yes"];
+        let all = listen.iter().map(|a| fill(a)).chain(base.iter().map(|a| fill(a))).chain(arguments.iter().map(|a| fill(a)));
+        let arguments: Vec<String> = all.collect();
+        let cli = cli.iter().map(|a| fill(a)).collect();
+        let mut server = Self { child: None, port, dir, program: "redis-server", arguments, cli };
+        server.run();
+        server
+    }
+
+    /// A sentinel with this configuration.
+    pub(super) fn sentinel(configuration: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (port, path) = (free_port(), dir.path().join("sentinel.conf"));
+        let text = format!("port {port}\nbind 127.0.0.1\ndir {}\n{configuration}", dir.path().display());
+        std::fs::write(&path, text).unwrap();
+        let arguments = vec![path.to_str().unwrap().to_owned()];
+        let mut server = Self { child: None, port, dir, program: "redis-sentinel", arguments, cli: Vec::new() };
+        server.run();
+        server
+    }
+
+    /// Starts it, or starts it again.
+    pub(super) fn run(&mut self) {
+        assert!(self.child.is_none(), "it runs");
+        let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
+        let child = Command::new(self.program).args(&self.arguments).stdin(Stdio::null()).stdout(log).spawn().unwrap();
+        self.child = Some(child);
+        wait_for("a Redis server that answers", || {
+            TcpStream::connect(("127.0.0.1", self.port)).is_ok() && self.try_cli(&["PING"]).is_some()
+        });
+    }
+
+    /// `kill -9`.
+    pub(super) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Sends a signal by name.
+    pub(super) fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    /// What `redis-cli` prints; fails the test where it fails.
+    pub(super) fn cli(&self, arguments: &[&str]) -> String {
+        self.try_cli(arguments).unwrap_or_else(|| panic!("redis-cli {arguments:?} failed"))
+    }
+
+    /// The same; `None` where it fails.
+    pub(super) fn try_cli(&self, arguments: &[&str]) -> Option<String> {
+        let mut command = Command::new("redis-cli");
+        command.args(["-e", "-p", &self.port.to_string()]).args(&self.cli).args(arguments).stderr(Stdio::null());
+        let output = command.output().unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    }
+
+    pub(super) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Three masters that share the slots.
+pub(super) fn cluster() -> Vec<Server> {
+    let arguments = ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "2000"];
+    let servers: Vec<Server> = (0..3)
+        .map(|_| {
+            let second = free_port().to_string();
+            Server::start(&[&arguments[..], &["--cluster-port", &second]].concat())
+        })
+        .collect();
+    let mut create = Command::new("redis-cli");
+    create.args(["--cluster", "create"]).args(servers.iter().map(Server::address)).args(["--cluster-replicas", "0", "--cluster-yes"]);
+    let output = create.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    wait_for("a cluster that is ok", || servers.iter().all(|s| s.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")));
+    servers
+}
+
+/// A master, its replica and three sentinels; the master is named `mymaster`.
+pub(super) fn sentinels() -> (Server, Server, Vec<Server>) {
+    let master = Server::start(&[]);
+    let replica = Server::start(&["--replicaof", &format!("127.0.0.1 {}", master.port)]);
+    let mut configuration = format!("sentinel monitor mymaster 127.0.0.1 {} 2\n", master.port);
+    for (setting, value) in [("down-after-milliseconds", 1000), ("failover-timeout", 5000), ("parallel-syncs", 1)] {
+        writeln!(configuration, "sentinel {setting} mymaster {value}").unwrap();
+    }
+    let sentinels: Vec<Server> = (0..3).map(|_| Server::sentinel(&configuration)).collect();
+    wait_for("sentinels that know each other and the replica", || {
+        sentinels.iter().all(|s| {
+            let lines = s.cli(&["SENTINEL", "master", "mymaster"]);
+            let value = |name: &str| lines.lines().skip_while(|l| *l != name).nth(1).and_then(|v| v.parse::<u32>().ok()).unwrap_or(0);
+            value("num-slaves") >= 1 && value("num-other-sentinels") >= 2
+        })
+    });
+    (master, replica, sentinels)
+}
+
+/// An authority and a certificate for 127.0.0.1, made with `openssl`: `ca.pem`, `cert.pem`, `key.pem`.
+pub(super) fn certificates(dir: &Path) {
+    let run = |arguments: &[&str]| {
+        let output = Command::new("openssl").args(arguments).current_dir(dir).output().unwrap();
+        assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    std::fs::write(dir.join("san"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+    let new_key = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    run(&[&new_key[..], &["-x509", "-days", "30", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem"]].concat());
+    run(&[&new_key[..], &["-subj", "/CN=redis", "-keyout", "key.pem", "-out", "csr.pem"]].concat());
+    run(&[
+        "x509",
+        "-req",
+        "-in",
+        "csr.pem",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-days",
+        "30",
+        "-extfile",
+        "san",
+        "-out",
+        "cert.pem",
+    ]);
+}
+
+/// Stands between a bus and its server, and can swallow what the server sends on connections that subscribed.
+pub(super) struct Proxy {
+    port: u16,
+    open: Arc<Mutex<Vec<Arc<Wire>>>>,
+    _end: DropGuard,
+}
+
+#[derive(Default)]
+struct Wire {
+    subscribes: AtomicBool,
+    mute: AtomicBool,
+}
+
+impl Proxy {
+    /// Listens until dropped.
+    pub(super) async fn start(server: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let (port, end) = (listener.local_addr().unwrap().port(), CancellationToken::new());
+        let open = Arc::new(Mutex::new(Vec::new()));
+        let (wires, token) = (open.clone(), end.clone());
+        tokio::spawn(token.run_until_cancelled_owned(async move {
+            while let Ok((here, _)) = listener.accept().await {
+                let Ok(there) = tokio::net::TcpStream::connect(("127.0.0.1", server)).await else { continue };
+                let wire = Arc::new(Wire::default());
+                wires.lock().push(wire.clone());
+                let ((from, to), (back_from, back_to)) = (here.into_split(), there.into_split());
+                tokio::spawn(pass(from, back_to, wire.clone(), |wire, bytes| {
+                    if bytes.windows(9).any(|w| w == b"SUBSCRIBE") {
+                        wire.subscribes.store(true, Ordering::SeqCst);
+                    }
+                    true
+                }));
+                tokio::spawn(pass(back_from, to, wire, |wire, _| !wire.mute.load(Ordering::SeqCst)));
+            }
+        }));
+        Self { port, open, _end: end.drop_guard() }
+    }
+
+    pub(super) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// From here on the connections that have subscribed hear nothing; later ones do.
+    pub(super) fn mute_subscribers(&self) {
+        for wire in self.open.lock().iter().filter(|wire| wire.subscribes.load(Ordering::SeqCst)) {
+            wire.mute.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, wire: Arc<Wire>, passes: fn(&Wire, &[u8]) -> bool) {
+    let mut buffer = vec![0; 16 << 10];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        if passes(&wire, &buffer[..length]) && to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}

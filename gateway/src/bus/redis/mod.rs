@@ -1,0 +1,378 @@
+//! The bus over Redis Pub/Sub: standalone, Sentinel or Cluster.
+//!
+//! | module | does |
+//! |---|---|
+//! | `connect` | makes connections to whatever the mode names |
+//! | `publisher` | one task, one connection: what goes out, in order; key commands share its connection |
+//! | `subscriber` | one task, one connection: keeps every wanted channel confirmed, repairs itself |
+//! | `intake` | what is heard: sorted, bounded, handed out |
+//! | `lease` | the worker number and being listed as alive; the self-ping |
+//! | `ask`, `revocations` | questions between instances; what outlives them |
+//!
+//! All tasks belong to one supervisor: should one end unasked, all end and with them the events.
+
+mod ask;
+mod connect;
+mod intake;
+mod lease;
+mod publisher;
+mod revocations;
+mod subscriber;
+
+#[cfg(test)]
+mod lab;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+use parking_lot::Mutex;
+use redis::{Cmd, FromRedisValue};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::connect::{Address, Connector, Keys, unavailable};
+use self::intake::{Asked, Intake, Waiting};
+use self::lease::Lease;
+use self::publisher::{Publisher, Writer};
+use self::subscriber::Subscriber;
+use super::interests::{Added, Interests};
+use super::wire::{self, Names};
+use super::{Answers, Ask, Bus, BusError, BusEvent, Hearing, Interest, Opened, Revocation};
+use crate::clock::Clock;
+use crate::config;
+use crate::delivery::{Destination, Dispatch};
+use crate::metrics::Metrics;
+
+/// Events handed out and not yet taken; more wait in the intake.
+const EVENTS: usize = 1024;
+
+/// Every interval of the bus.
+#[derive(Debug, Clone)]
+struct Timing {
+    self_ping: Duration,
+    deaf_after: Duration,
+    request: Duration,
+    /// From the last holder's leaving to unsubscribing.
+    linger: Duration,
+    /// How long a worker lease lasts, and how often it is renewed (`contracts.md`, "Redis names of ours").
+    lease: Duration,
+    renew: Duration,
+    /// How often an instance says that it is alive, and for how long it is believed.
+    beat: Duration,
+    live: Duration,
+    /// How often the password file is compared.
+    watch: Duration,
+}
+
+impl Timing {
+    fn of(config: &config::Bus) -> Self {
+        Self {
+            self_ping: Duration::from_millis(config.self_ping_interval_ms.max(1)),
+            deaf_after: Duration::from_millis(config.deaf_after_ms),
+            request: Duration::from_millis(config.request_timeout_ms),
+            linger: Duration::from_secs(2),
+            lease: Duration::from_secs(3600),
+            renew: Duration::from_secs(300),
+            beat: Duration::from_secs(5),
+            live: Duration::from_secs(15),
+            watch: crate::watch::INTERVAL,
+        }
+    }
+}
+
+/// What the tasks and the callers share.
+struct Shared {
+    /// 128 random bits in hexadecimal: the `serverId`.
+    instance: String,
+    /// What people call it.
+    name: String,
+    names: Names,
+    timing: Timing,
+    connector: Connector,
+    intake: Arc<Intake>,
+    publisher: Publisher,
+    interests: Mutex<Interests>,
+    interests_changed: Notify,
+    ping_at_once: Notify,
+    /// How many connections the publisher has had.
+    connected: watch::Sender<u64>,
+    keys: Mutex<Option<(Keys, Address)>>,
+    subscriber: Mutex<Option<Address>>,
+    lease: OnceLock<Lease>,
+    asking: Semaphore,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+}
+
+impl Shared {
+    fn set_publisher(&self, keys: Option<(Keys, Address)>) {
+        let connected = keys.is_some();
+        *self.keys.lock() = keys;
+        if connected {
+            self.connected.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn set_subscriber(&self, address: Option<Address>) {
+        *self.subscriber.lock() = address;
+    }
+
+    fn subscriber_address(&self) -> Option<Address> {
+        self.subscriber.lock().clone()
+    }
+
+    /// Runs a key command.
+    async fn query<T: FromRedisValue>(&self, cmd: &Cmd) -> Result<T, BusError> {
+        let keys = self.keys.lock().as_ref().map(|(keys, _)| keys.clone());
+        let mut keys = keys.ok_or_else(|| BusError::Unavailable("there is no connection to Redis".into()))?;
+        keys.query(cmd).await.map_err(|error| unavailable(&error))
+    }
+
+    /// The channels that every instance hears.
+    fn own_channels(&self) -> Vec<String> {
+        let names = &self.names;
+        vec![names.channel(&Destination::Broadcast), names.ping.clone(), names.ask.clone(), names.reply.clone(), names.lost.clone()]
+    }
+
+    /// This instance among the live ones.
+    fn member(&self) -> String {
+        format!("{} {}", self.instance, self.name)
+    }
+
+    fn hearing(&self) -> Hearing {
+        if self.intake.pinged().0.elapsed() <= self.timing.deaf_after { Hearing::Good } else { Hearing::Deaf }
+    }
+
+    /// Tells local clients to sync when another instance lost what it published; several in a row are one.
+    async fn pass_on_losses(&self) {
+        loop {
+            self.intake.peer_lost().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            self.intake.resync("bus_peer_lost");
+        }
+    }
+}
+
+/// The bus that callers hold.
+struct RedisBus {
+    shared: Arc<Shared>,
+    closing: CancellationToken,
+    closed: watch::Receiver<bool>,
+}
+
+pub(super) async fn open(
+    config: &config::Bus,
+    ids: &config::Ids,
+    name: String,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+) -> Result<Opened, BusError> {
+    open_timed(config, ids, name, clock, metrics, shutdown, Timing::of(config)).await
+}
+
+async fn open_timed(
+    config: &config::Bus,
+    ids: &config::Ids,
+    name: String,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+    timing: Timing,
+) -> Result<Opened, BusError> {
+    let connector = Connector::new(config)?;
+    if config.tls {
+        // Whoever was first has installed the same one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+    let instance = format!("{:032x}", rand::random::<u128>());
+    let names = Names::new(&config.prefix, &instance);
+    let (intake, outlets) = Intake::new(names.clone(), instance.clone(), metrics.clone());
+    let (publisher, writer) = Publisher::new(config.publish_queue, metrics.clone());
+    let shared = Arc::new(Shared {
+        instance,
+        name,
+        names,
+        timing,
+        connector,
+        intake: Arc::new(intake),
+        publisher,
+        interests: Mutex::default(),
+        interests_changed: Notify::new(),
+        ping_at_once: Notify::new(),
+        connected: watch::channel(0).0,
+        keys: Mutex::default(),
+        subscriber: Mutex::default(),
+        lease: OnceLock::new(),
+        asking: Semaphore::new(ask::MAX_OPEN),
+        clock,
+        metrics,
+    });
+    let closing = shutdown.child_token();
+    let (waiting, asked) = outlets.split();
+    let (events_in, events) = mpsc::channel(EVENTS);
+    let (ready_in, ready) = oneshot::channel();
+    let (closed_in, closed) = watch::channel(false);
+    let tasks = Tasks { writer, waiting, asked, events: events_in, ready: ready_in };
+    tokio::spawn(tasks.supervise(shared.clone(), closing.clone(), closed_in));
+
+    // From here on, dropping it (this future's too) closes what was begun.
+    let bus = RedisBus { shared: shared.clone(), closing: closing.clone(), closed };
+    let opening = async {
+        let mut connected = shared.connected.subscribe();
+        connected.wait_for(|count| *count > 0).await.map_err(|_| publisher::closed())?;
+        let lease = lease::acquire(&shared, ids).await;
+        let worker = lease.worker;
+        let _ = shared.lease.set(lease);
+        ready.await.map_err(|_| publisher::closed())?;
+        if let Err(error) = lease::beat(&shared).await {
+            tracing::warn!(%error, "not listed as a live instance yet");
+        }
+        Ok(worker)
+    };
+    let opened = tokio::select! {
+        opened = opening => opened,
+        () = closing.cancelled() => Err(BusError::Unavailable("shut down before Redis was reached".into())),
+    };
+    match opened {
+        Ok(worker) => Ok(Opened { bus: Arc::new(bus), events, worker }),
+        Err(error) => {
+            bus.close().await;
+            Err(error)
+        }
+    }
+}
+
+/// What the tasks start with.
+struct Tasks {
+    writer: Writer,
+    waiting: Waiting,
+    asked: mpsc::Receiver<Asked>,
+    events: mpsc::Sender<BusEvent>,
+    ready: oneshot::Sender<()>,
+}
+
+impl Tasks {
+    /// Runs everything until the bus is closed, then gives up what is held.
+    async fn supervise(self, shared: Arc<Shared>, closing: CancellationToken, closed: watch::Sender<bool>) {
+        let limit = 2 * shared.connector.timeout();
+        let writing = CancellationToken::new();
+        let credentials = match shared.connector.password_path() {
+            Some(path) => crate::watch::watch(path.to_owned(), shared.timing.watch, writing.clone()),
+            None => watch::channel(String::new()).1,
+        };
+        let mut writer = tokio::spawn(self.writer.run(shared.clone(), credentials.clone(), writing.clone()));
+        let mut set = JoinSet::new();
+        set.spawn(Subscriber::new(shared.clone(), credentials, self.ready).run());
+        set.spawn(self.waiting.hand_out(shared.intake.clone(), self.events));
+        let (asker, keeper, pinger, teller) = (shared.clone(), shared.clone(), shared.clone(), shared.clone());
+        set.spawn(async move { ask::answer(&asker, self.asked).await });
+        set.spawn(async move { lease::keep(&keeper, keeper.connected.subscribe()).await });
+        set.spawn(async move { lease::ping(&pinger).await });
+        set.spawn(async move { teller.pass_on_losses().await });
+        tokio::select! {
+            () = closing.cancelled() => {}
+            ended = set.join_next() => match ended {
+                Some(Err(error)) => tracing::error!(%error, "a task of the bus failed: the bus closes"),
+                _ => tracing::info!("events of the bus are no longer taken: it closes"),
+            },
+            ended = &mut writer => tracing::error!(failed = ended.is_err(), "the publisher of the bus ended: the bus closes"),
+        }
+        closing.cancel();
+        set.shutdown().await;
+        shared.interests.lock().down();
+        let goodbye = async {
+            lease::release(&shared).await;
+            writing.cancel();
+            if !writer.is_finished() {
+                let _ = (&mut writer).await;
+            }
+        };
+        if tokio::time::timeout(limit, goodbye).await.is_err() {
+            tracing::warn!("Redis did not answer while the bus was closed");
+        }
+        writing.cancel();
+        writer.abort();
+        shared.set_publisher(None);
+        closed.send_replace(true);
+    }
+}
+
+impl Bus for RedisBus {
+    fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>> {
+        let channel = self.shared.names.channel(&dispatch.destination);
+        let payload = wire::encode(&self.shared.instance, dispatch);
+        match self.shared.publisher.dispatch(channel, payload) {
+            Ok(published) => async move { published.await.unwrap_or_else(|_| Err(publisher::closed())).map(drop) }.boxed(),
+            Err(error) => ready(Err(error)).boxed(),
+        }
+    }
+
+    fn hear(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
+        let interests = interests.into_iter().filter(|interest| *interest != Interest::Broadcast).collect();
+        let added = self.shared.interests.lock().add(interests);
+        match added {
+            Added::Confirmed => ready(Ok(())).boxed(),
+            Added::Down => ready(Err(BusError::Unavailable("subscriptions are down".into()))).boxed(),
+            Added::Waiting(told) => {
+                self.shared.interests_changed.notify_one();
+                let limit = self.shared.connector.timeout();
+                async move {
+                    match tokio::time::timeout(limit, told).await {
+                        Ok(Ok(result)) => result,
+                        Ok(Err(_)) => Err(BusError::Unavailable("the subscriber connection is replaced".into())),
+                        Err(_) => Err(BusError::Unavailable("Redis did not confirm in time".into())),
+                    }
+                }
+                .boxed()
+            }
+        }
+    }
+
+    fn unhear(&self, interests: Vec<Interest>) {
+        self.shared.interests.lock().remove(interests, Instant::now());
+        self.shared.interests_changed.notify_one();
+    }
+
+    fn ask<'a>(&'a self, question: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>> {
+        ask::ask(&self.shared, question).boxed()
+    }
+
+    fn store_revocation<'a>(&'a self, revocation: &'a Revocation) -> BoxFuture<'a, Result<(), BusError>> {
+        revocations::store(&self.shared, revocation).boxed()
+    }
+
+    fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
+        revocations::load(&self.shared).boxed()
+    }
+
+    fn hearing(&self) -> Hearing {
+        self.shared.hearing()
+    }
+
+    fn lag(&self) -> Option<Duration> {
+        self.shared.intake.pinged().1
+    }
+
+    fn lease_lapsed(&self) -> bool {
+        self.shared.lease.get().is_none_or(|lease| lease.lapsed(self.shared.timing.lease))
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.closing.cancel();
+        let mut closed = self.closed.clone();
+        async move { drop(closed.wait_for(|closed| *closed).await) }.boxed()
+    }
+}
+
+impl Drop for RedisBus {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}

@@ -1,0 +1,38 @@
+//! Revocations that outlive this process: one sorted set, by the time they may be forgotten.
+
+use super::Shared;
+use super::lease::script;
+use crate::bus::{BusError, MAX_REVOCATIONS, Revocation};
+
+/// Clocks of instances differ: an entry stays this long past its end, in milliseconds.
+const SLACK_MS: i64 = 300_000;
+
+/// KEYS: the set. ARGV: before this all are forgotten, the most that are kept, the end of this one, this one, slack.
+const STORE: &str = "\
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[1])
+if not redis.call('ZSCORE', KEYS[1], ARGV[4]) and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
+redis.call('ZADD', KEYS[1], ARGV[3], ARGV[4])
+local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2]
+redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', last + ARGV[5]))
+return 1";
+
+pub(super) async fn store(shared: &Shared, revocation: &Revocation) -> Result<(), BusError> {
+    let member = serde_json::to_string(revocation).map_err(|error| BusError::Unavailable(error.to_string()))?;
+    let mut cmd = script(STORE, &shared.names.revocations);
+    cmd.arg(shared.clock.now_ms() - SLACK_MS).arg(MAX_REVOCATIONS).arg(revocation.until_ms).arg(member).arg(SLACK_MS);
+    if shared.query(&cmd).await? { Ok(()) } else { Err(BusError::Full) }
+}
+
+pub(super) async fn load(shared: &Shared) -> Result<Vec<Revocation>, BusError> {
+    let mut cmd = redis::cmd("ZRANGEBYSCORE");
+    cmd.arg(&shared.names.revocations).arg(format!("({}", shared.clock.now_ms())).arg("+inf").arg("LIMIT").arg(0).arg(MAX_REVOCATIONS);
+    let members: Vec<String> = shared.query(&cmd).await?;
+    let read = members.iter().filter_map(|member| match serde_json::from_str(member) {
+        Ok(revocation) => Some(revocation),
+        Err(error) => {
+            tracing::error!(%error, "a stored revocation cannot be read");
+            None
+        }
+    });
+    Ok(read.collect())
+}

@@ -1,0 +1,267 @@
+//! Channels and payloads of the wire protocol, "Redis routing", and the channels and keys of ours under `signal:`. No IO.
+//!
+//! Reading is lenient where senders we do not own may differ: the channel says whom a message is for and the payload's `type` and `target` are
+//! not looked at, so a payload that contradicts its channel goes where it was published.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::delivery::{Destination, Dispatch};
+use crate::id::Id;
+
+const CLIENT: &str = "ws:client:";
+const USER: &str = "ws:user:";
+const ROOM: &str = "ws:room:";
+const BROADCAST: &str = "ws:broadcast";
+
+/// The names of channels and keys, all behind one prefix.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    prefix: String,
+    /// Where this instance hears its own pings.
+    pub(super) ping: String,
+    /// Where it is asked.
+    pub(super) ask: String,
+    /// Where it is answered.
+    pub(super) reply: String,
+    /// Where instances say that what they published was lost.
+    pub(super) lost: String,
+    /// Key: sorted set of live instances.
+    pub(super) instances: String,
+    /// Key: sorted set of revocations.
+    pub(super) revocations: String,
+}
+
+impl Names {
+    pub(super) fn new(prefix: &str, instance: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+            ping: format!("{prefix}signal:ping:{instance}"),
+            ask: ask_channel(prefix, instance),
+            reply: reply_channel(prefix, instance),
+            lost: format!("{prefix}signal:lost"),
+            instances: format!("{prefix}signal:instances"),
+            revocations: format!("{prefix}signal:revocations"),
+        }
+    }
+
+    /// The channel of a destination.
+    pub(super) fn channel(&self, destination: &Destination) -> String {
+        let prefix = &self.prefix;
+        match destination {
+            Destination::Client(id) => format!("{prefix}{CLIENT}{id}"),
+            Destination::User(user) => format!("{prefix}{USER}{user}"),
+            Destination::Room(room) => format!("{prefix}{ROOM}{room}"),
+            Destination::Broadcast => format!("{prefix}{BROADCAST}"),
+        }
+    }
+
+    /// The destination of a channel; `None` for any other channel.
+    pub(super) fn destination(&self, channel: &str) -> Option<Destination> {
+        let name = channel.strip_prefix(self.prefix.as_str())?;
+        if let Some(id) = name.strip_prefix(CLIENT) {
+            id.parse().ok().map(Destination::Client)
+        } else if let Some(user) = name.strip_prefix(USER) {
+            Some(Destination::User(user.into()))
+        } else if let Some(room) = name.strip_prefix(ROOM) {
+            Some(Destination::Room(room.into()))
+        } else {
+            (name == BROADCAST).then_some(Destination::Broadcast)
+        }
+    }
+
+    /// Where another instance is asked.
+    pub(super) fn ask_of(&self, instance: &str) -> String {
+        ask_channel(&self.prefix, instance)
+    }
+
+    /// Where another instance is answered.
+    pub(super) fn reply_of(&self, instance: &str) -> String {
+        reply_channel(&self.prefix, instance)
+    }
+
+    /// Key: the lease of a worker number.
+    pub(super) fn worker(&self, number: u16) -> String {
+        format!("{}signal:worker:{number}", self.prefix)
+    }
+}
+
+fn ask_channel(prefix: &str, instance: &str) -> String {
+    format!("{prefix}signal:ask:{instance}")
+}
+
+fn reply_channel(prefix: &str, instance: &str) -> String {
+    format!("{prefix}signal:reply:{instance}")
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Out<'a> {
+    server_id: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<&'a str>,
+    event: &'a str,
+    data: &'a RawValue,
+    #[serde(skip_serializing_if = "<[Id]>::is_empty")]
+    exclude: &'a [Id],
+}
+
+/// The payload of a dispatch.
+pub(super) fn encode(server_id: &str, dispatch: &Dispatch) -> Vec<u8> {
+    let (kind, target) = match &dispatch.destination {
+        Destination::Client(id) => ("client", Some(id.as_str())),
+        Destination::User(user) => ("user", Some(&**user)),
+        Destination::Room(room) => ("room", Some(&**room)),
+        Destination::Broadcast => ("broadcast", None),
+    };
+    let out = Out { server_id, kind, target, event: &dispatch.event, data: &dispatch.data, exclude: &dispatch.exclude };
+    serde_json::to_vec(&out).expect("strings and JSON are JSON")
+}
+
+/// Why a payload is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Malformed {
+    #[error("it is not a JSON object of the expected members")]
+    NotJson,
+    #[error("it has no serverId")]
+    NoServerId,
+    #[error("it has no event")]
+    NoEvent,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct In<'a> {
+    #[serde(borrow, default)]
+    server_id: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    event: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    exclude: Option<&'a RawValue>,
+}
+
+/// Reads a payload that came for `destination`; `None` when this instance published it itself.
+///
+/// Absent `data` is null. Members of `exclude` that are no client ids exclude nobody.
+pub(super) fn decode(me: &str, destination: Destination, payload: &[u8]) -> Result<Option<Dispatch>, Malformed> {
+    // A list would be read as the members in their order.
+    if payload.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
+        return Err(Malformed::NotJson);
+    }
+    let read: In<'_> = serde_json::from_slice(payload).map_err(|_| Malformed::NotJson)?;
+    let server_id = read.server_id.filter(|s| !s.is_empty()).ok_or(Malformed::NoServerId)?;
+    let event = read.event.filter(|s| !s.is_empty()).ok_or(Malformed::NoEvent)?;
+    if server_id == me {
+        return Ok(None);
+    }
+    let data = read.data.unwrap_or(RawValue::NULL).to_owned();
+    let exclude: Vec<Id> = read
+        .exclude
+        .and_then(|raw| serde_json::from_str::<Vec<serde_json::Value>>(raw.get()).ok())
+        .into_iter()
+        .flatten()
+        .filter_map(|member| member.as_str().and_then(|text| text.parse().ok()))
+        .collect();
+    Ok(Some(Dispatch { destination, event: event.as_ref().into(), data: Arc::from(data), exclude: exclude.into() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn raw(json: &str) -> Arc<RawValue> {
+        Arc::from(RawValue::from_string(json.to_owned()).unwrap())
+    }
+
+    fn read(payload: &str) -> Result<Option<Dispatch>, Malformed> {
+        decode("me", Destination::Broadcast, payload.as_bytes())
+    }
+
+    #[test]
+    fn payloads_are_those_of_the_wire_protocol() {
+        let id: Id = "4bC".parse().unwrap();
+        for (destination, channel, kind, target) in [
+            (Destination::Client(id), "p:ws:client:4bC", "client", Some("4bC")),
+            (Destination::User("17".into()), "p:ws:user:17", "user", Some("17")),
+            (Destination::Room("a:b".into()), "p:ws:room:a:b", "room", Some("a:b")),
+            (Destination::Broadcast, "p:ws:broadcast", "broadcast", None),
+        ] {
+            let mut dispatch = Dispatch::new(destination.clone(), "hi", raw("{\"n\": 1.50}"));
+            dispatch.exclude = Arc::from([id]);
+            let payload: serde_json::Value = serde_json::from_slice(&encode("s1", &dispatch)).unwrap();
+            let mut wanted = json!({"serverId": "s1", "type": kind, "event": "hi", "data": {"n": 1.5}, "exclude": ["4bC"]});
+            if let Some(target) = target {
+                wanted["target"] = json!(target);
+            }
+            assert_eq!(payload, wanted);
+            let names = Names::new("p:", "s1");
+            assert_eq!(names.channel(&destination), channel);
+            assert_eq!(names.destination(channel), Some(destination));
+        }
+        let plain = encode("s1", &Dispatch::new(Destination::Broadcast, "hi", raw("null")));
+        assert_eq!(plain, br#"{"serverId":"s1","type":"broadcast","event":"hi","data":null}"#);
+    }
+
+    #[test]
+    fn data_travels_as_the_text_it_was() {
+        let text = "{\"n\": 1.50, \"n\":9007199254740993,  \"s\":\"\\u00e9\"}";
+        let payload = encode("other", &Dispatch::new(Destination::Broadcast, "hi", raw(text)));
+        let got = decode("me", Destination::Broadcast, &payload).unwrap().unwrap();
+        assert_eq!(got.data.get(), text);
+    }
+
+    #[test]
+    fn what_this_instance_published_is_ignored() {
+        assert!(read(r#"{"serverId":"me","event":"e"}"#).unwrap().is_none());
+    }
+
+    #[test]
+    fn garbage_is_told_apart_from_what_is_missing() {
+        for (payload, wanted) in [
+            ("", Malformed::NotJson),
+            ("nope", Malformed::NotJson),
+            ("[]", Malformed::NotJson),
+            ("[\"emitter\",\"e\",1,[]]", Malformed::NotJson),
+            ("null", Malformed::NotJson),
+            (" {}", Malformed::NoServerId),
+            ("{\"serverId\":1,\"event\":\"e\"}", Malformed::NotJson),
+            ("{\"event\":\"e\"}", Malformed::NoServerId),
+            ("{\"serverId\":\"\",\"event\":\"e\"}", Malformed::NoServerId),
+            ("{\"serverId\":\"x\"}", Malformed::NoEvent),
+            ("{\"serverId\":\"x\",\"event\":null}", Malformed::NoEvent),
+            ("{\"serverId\":\"x\",\"event\":\"\"}", Malformed::NoEvent),
+            ("{\"serverId\":\"x\",\"event\":\"e\",\"data\":{", Malformed::NotJson),
+        ] {
+            assert_eq!(read(payload).unwrap_err(), wanted, "{payload}");
+        }
+        assert_eq!(decode("me", Destination::Broadcast, b"{\"serverId\":\"\xff\",\"event\":\"e\"}").unwrap_err(), Malformed::NotJson);
+    }
+
+    #[test]
+    fn absent_data_is_null_and_odd_members_do_no_harm() {
+        let got = read(r#"{"serverId":"emitter","event":"e","type":7,"target":[],"more":{},"exclude":["4bC",5,"not an id",null]}"#);
+        let got = got.unwrap().unwrap();
+        assert_eq!(got.data.get(), "null");
+        assert_eq!(&*got.exclude, ["4bC".parse::<Id>().unwrap()]);
+        assert!(read(r#"{"serverId":"emitter","event":"e","exclude":"4bC"}"#).unwrap().unwrap().exclude.is_empty());
+    }
+
+    #[test]
+    fn the_channel_says_whom_it_is_for_whatever_the_payload_says() {
+        let names = Names::new("", "i");
+        let destination = names.destination("ws:room:lobby").unwrap();
+        let payload = br#"{"serverId":"emitter","type":"user","target":"17","event":"e"}"#;
+        assert_eq!(decode("i", destination, payload).unwrap().unwrap().destination, Destination::Room("lobby".into()));
+        for foreign in ["ws:broadcast:x", "ws:client:not an id", "signal:ask:i", "other"] {
+            assert_eq!(names.destination(foreign), None, "{foreign}");
+        }
+    }
+}

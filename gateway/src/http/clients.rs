@@ -1,0 +1,321 @@
+//! Live connections of the whole cluster: who is here, where, and the door.
+//!
+//! Input: administrators' requests. Each is answered from this instance's [`crate::hub`] and, by request and reply over the
+//! [`crate::bus`], from every other one; an instance that does not answer is named, never hidden.
+
+use std::net::IpAddr;
+
+use axum::extract::State as Shared;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::extract::{Cursor, Json, Limit, May, Name, NoParams, Params, Permission, RoomName, Segment};
+use super::problem::{Cause, Problem};
+use super::{CLIENTS, State};
+use crate::bus::{Answers, Ask, Reply};
+use crate::hub::{ClientInfo, ClientQuery, Which};
+use crate::id::Id;
+use crate::protocol::close::Close;
+
+/// Most rooms in one request.
+const MAX_ROOMS: usize = 128;
+
+macro_rules! permissions {
+    ($($name:ident: $code:literal, $action:literal;)*) => {$(
+        #[doc = $code]
+        pub(crate) struct $name;
+
+        impl Permission for $name {
+            const CODE: &'static str = concat!("WebSocketClient.", $code);
+            const ACTION: &'static str = $action;
+        }
+    )*};
+}
+
+// authorization.md, "Policies".
+permissions! {
+    Find: "find", "read";
+    FindById: "findById", "read";
+    Send: "send", "execute";
+    Broadcast: "broadcast", "execute";
+    Join: "join", "update";
+    Leave: "leave", "update";
+    Disconnect: "disconnect", "delete";
+}
+
+/// Which connections are listed.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ListParams {
+    /// Only connections of this user.
+    #[param(value_type = Option<String>)]
+    user_id: Option<Name>,
+    /// Only members of this room.
+    #[param(value_type = Option<String>)]
+    room: Option<RoomName>,
+    /// Only connections that this instance holds. Naming the one that answers asks nobody else, so that works without Redis too.
+    #[param(value_type = Option<String>)]
+    instance: Option<Name>,
+    /// `next` of the page before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<Cursor<Id>>,
+    /// Size of the page.
+    #[serde(default)]
+    #[param(value_type = u32, minimum = 1, maximum = 100, default = 50, required = false)]
+    limit: Limit,
+}
+
+/// A live connection.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "id": "1KbZ0dT9Xa4", "userId": "17", "state": "encrypted", "encrypted": true, "rooms": ["ws-default", "ws-notification", "merchant:42"],
+    "connectedAt": "2026-11-23T08:00:00.000Z", "lastSeenAt": "2026-11-23T08:04:10.000Z", "address": "203.0.113.9", "instance": "gateway-0"
+}))]
+pub(crate) struct Client {
+    /// Client id.
+    id: Id,
+    /// The user, once authenticated.
+    #[schema(required = true)]
+    user_id: Option<String>,
+    /// `connecting`, `authenticating`, `authenticated` or `encrypted`.
+    state: String,
+    /// Whether what the gateway sends it is sealed.
+    encrypted: bool,
+    /// Rooms it is in, its own id's excepted.
+    rooms: Vec<String>,
+    /// When it connected.
+    #[schema(format = DateTime)]
+    connected_at: String,
+    /// When its last frame came.
+    #[schema(format = DateTime)]
+    last_seen_at: String,
+    /// Where it connected from.
+    #[schema(value_type = Option<String>, required = true)]
+    address: Option<IpAddr>,
+    /// The instance that holds it.
+    instance: String,
+}
+
+impl Client {
+    fn on(instance: &str, client: ClientInfo) -> Self {
+        let ClientInfo { id, user_id, state, encrypted, rooms, connected_at, last_seen_at, address } = client;
+        Self { id, user_id, state, encrypted, rooms, connected_at, last_seen_at, address, instance: instance.to_owned() }
+    }
+}
+
+/// A page of connections, in the order of their ids' text.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ClientPage {
+    /// The connections.
+    data: Vec<Client>,
+    /// `cursor` of the next page; null at the end.
+    #[schema(value_type = Option<String>, required = true, example = "MUtiWjBkVDlYYTQ")]
+    next: Option<Cursor<Id>>,
+    /// Live instances that did not answer in time: what they hold is not in `data`.
+    #[schema(example = json!(["gateway-2"]))]
+    missing: Vec<String>,
+}
+
+/// Lists live connections of the whole cluster.
+///
+/// Connections that open or close meanwhile may be in or out; every connection that stays open is on exactly one page.
+#[utoipa::path(get, path = "/socket/websocket/clients", operation_id = "listClients", tag = CLIENTS, params(ListParams),
+    responses((status = 200, description = "One page", body = ClientPage)))]
+pub(crate) async fn list(
+    _: May<Find>,
+    Shared(state): Shared<State>,
+    Params(params): Params<ListParams>,
+) -> Result<Json<ClientPage>, Problem> {
+    let limit = params.limit.0 as usize;
+    let after = params.cursor.map(|cursor| cursor.0);
+    let query = ClientQuery { user_id: params.user_id.map(|user| user.0), room: params.room.map(|room| room.0), after, limit: limit + 1 };
+    let wanted = |instance: &str| params.instance.as_ref().is_none_or(|only| only.0 == instance);
+    let only_here = params.instance.as_ref().is_some_and(|only| only.0 == *state.instance);
+
+    let here = async { if wanted(&state.instance) { state.hub.list(&query).await } else { Vec::new() } };
+    let elsewhere = async {
+        if only_here { Ok(Answers::default()) } else { state.bus.ask(&Ask::List { query: query.clone() }).await.map_err(Problem::from) }
+    };
+    let (here, elsewhere) = tokio::join!(here, elsewhere);
+    let Answers { replies, mut missing } = elsewhere?;
+    missing.retain(|instance| wanted(instance));
+
+    let mut data: Vec<Client> = here.into_iter().map(|client| Client::on(&state.instance, client)).collect();
+    for (instance, reply) in replies.into_iter().filter(|(instance, _)| wanted(instance)) {
+        let Reply::Clients { clients } = reply else { continue };
+        data.extend(clients.into_iter().map(|client| Client::on(&instance, client)));
+    }
+    data.retain(|client| after.is_none_or(|after| client.id.as_str() > after.as_str()));
+    data.sort_unstable_by(|a, b| a.id.as_str().cmp(b.id.as_str()));
+    let more = data.len() > limit;
+    data.truncate(limit);
+    let next = data.last().filter(|_| more).map(|last| Cursor(last.id));
+    Ok(Json(ClientPage { data, next, missing }))
+}
+
+/// Describes one connection, wherever it is.
+#[utoipa::path(get, path = "/socket/websocket/clients/{id}", operation_id = "describeClient", tag = CLIENTS, params(("id" = Id, Path, description = "Client id")),
+    responses((status = 200, description = "The connection", body = Client)))]
+pub(crate) async fn describe(
+    _: May<FindById>,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Segment(id): Segment<Id>,
+) -> Result<Json<Client>, Problem> {
+    if let Some(client) = state.hub.describe(id).await {
+        return Ok(Json(Client::on(&state.instance, client)));
+    }
+    let Answers { replies, missing } = state.bus.ask(&Ask::Describe { client: id }).await?;
+    let held = replies.into_iter().find_map(|(instance, reply)| match reply {
+        Reply::Clients { clients } => clients.into_iter().find(|client| client.id == id).map(|client| Client::on(&instance, client)),
+        _ => None,
+    });
+    held.map(Json).ok_or_else(|| nobody_holds(missing))
+}
+
+/// The 404 of a client that nobody holds; as long as an instance has not answered, it may be the one.
+pub(super) fn nobody_holds(missing: Vec<String>) -> Problem {
+    if missing.is_empty() {
+        return Cause::NotFound.because("no instance holds a client with this id");
+    }
+    Cause::InstancesSilent.because("no instance that answered holds this client; nothing was done").with("missing", missing).retry_after(5)
+}
+
+/// How many connections were closed.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Closed {
+    /// How many, on all instances that answered.
+    pub(super) closed: usize,
+    /// Live instances that did not answer in time: what they hold may be open.
+    #[schema(example = json!(["gateway-2"]))]
+    pub(super) missing: Vec<String>,
+}
+
+pub(super) fn counted(replies: &[(String, Reply)]) -> usize {
+    replies.iter().map(|(_, reply)| if let Reply::Count { count } = reply { *count } else { 0 }).sum()
+}
+
+/// Closes one connection, wherever it is, with 4007.
+#[utoipa::path(delete, path = "/socket/websocket/clients/{id}", operation_id = "disconnectClient", tag = CLIENTS, params(("id" = Id, Path, description = "Client id")),
+    responses((status = 200, description = "It is closed", body = Closed)))]
+pub(crate) async fn disconnect(
+    by: May<Disconnect>,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Segment(id): Segment<Id>,
+) -> Result<Json<Closed>, Problem> {
+    let mut closed = state.hub.close(&Which::Client(id), Close::Disconnected).await;
+    if closed == 0 {
+        let Answers { replies, missing } = state.bus.ask(&Ask::Close { client: Some(id), user: None }).await?;
+        closed = counted(&replies);
+        if closed == 0 {
+            return Err(nobody_holds(missing));
+        }
+    }
+    tracing::info!(by = %by.subject, client.id = %id, "client disconnected");
+    Ok(Json(Closed { closed, missing: Vec::new() }))
+}
+
+/// Closes every connection of a user, on all instances, with 4007.
+///
+/// The user may connect again at once; a revocation prevents that. A user without connections is not an error.
+#[utoipa::path(delete, path = "/socket/websocket/users/{id}/clients", operation_id = "disconnectUser", tag = CLIENTS, params(("id" = String, Path, description = "User id")),
+    responses((status = 200, description = "They are closed", body = Closed)))]
+pub(crate) async fn disconnect_user(
+    by: May<Disconnect>,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Segment(Name(user)): Segment<Name>,
+) -> Result<Json<Closed>, Problem> {
+    let which = Which::User(user.clone());
+    let ask = Ask::Close { client: None, user: Some(user.clone()) };
+    let (here, elsewhere) = tokio::join!(state.hub.close(&which, Close::Disconnected), state.bus.ask(&ask));
+    let Answers { replies, missing } = elsewhere.map_err(|error| {
+        tracing::warn!(%error, user.id = %user, "a user's clients were closed on this instance only");
+        Cause::BusUnavailable.because("closed on this instance only; repeat for the others").with("closed", here).retry_after(5)
+    })?;
+    let closed = here + counted(&replies);
+    tracing::info!(by = %by.subject, user.id = %user, closed, "clients of a user disconnected");
+    Ok(Json(Closed { closed, missing }))
+}
+
+/// Rooms to join or leave.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"rooms": ["merchant:42"]}))]
+pub(crate) struct RoomsBody {
+    /// Their names.
+    #[schema(value_type = Vec<String>, min_items = 1, max_items = 128)]
+    rooms: Vec<RoomName>,
+}
+
+impl RoomsBody {
+    fn names(self) -> Result<Vec<String>, Problem> {
+        if self.rooms.is_empty() || self.rooms.len() > MAX_ROOMS {
+            return Err(Cause::InvalidBody.because(format!("rooms must name 1 to {MAX_ROOMS}")));
+        }
+        let mut names: Vec<String> = self.rooms.into_iter().map(|room| room.0).collect();
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+}
+
+/// Which rooms changed.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct RoomsChanged {
+    /// Those that the client was not in before, or was in; the others stay as they were.
+    rooms: Vec<String>,
+    /// The instance that holds the client.
+    instance: String,
+}
+
+/// Puts a connection into rooms, past the room rules.
+///
+/// Rules still hold for what the client itself asks, and do not take it out of these rooms.
+#[utoipa::path(post, path = "/socket/websocket/clients/{id}/rooms", operation_id = "joinRooms", tag = CLIENTS, params(("id" = Id, Path, description = "Client id")),
+    request_body = RoomsBody, responses((status = 200, description = "Rooms that are new to it", body = RoomsChanged)))]
+pub(crate) async fn join(
+    by: May<Join>,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Segment(id): Segment<Id>,
+    Json(body): Json<RoomsBody>,
+) -> Result<Json<RoomsChanged>, Problem> {
+    let rooms = body.names()?;
+    let here = state.hub.join(id, &rooms).await;
+    let changed = changed(&state, here, Ask::Join { client: id, rooms }).await?;
+    tracing::info!(by = %by.subject, client.id = %id, rooms = changed.rooms.len(), "client joined to rooms");
+    Ok(Json(changed))
+}
+
+/// Takes a connection out of rooms.
+#[utoipa::path(delete, path = "/socket/websocket/clients/{id}/rooms", operation_id = "leaveRooms", tag = CLIENTS, params(("id" = Id, Path, description = "Client id")),
+    request_body = RoomsBody, responses((status = 200, description = "Rooms that it was in", body = RoomsChanged)))]
+pub(crate) async fn leave(
+    by: May<Leave>,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Segment(id): Segment<Id>,
+    Json(body): Json<RoomsBody>,
+) -> Result<Json<RoomsChanged>, Problem> {
+    let rooms = body.names()?;
+    let here = state.hub.leave(id, &rooms).await;
+    let changed = changed(&state, here, Ask::Leave { client: id, rooms }).await?;
+    tracing::info!(by = %by.subject, client.id = %id, rooms = changed.rooms.len(), "client taken out of rooms");
+    Ok(Json(changed))
+}
+
+async fn changed(state: &State, here: Option<Vec<String>>, ask: Ask) -> Result<RoomsChanged, Problem> {
+    if let Some(rooms) = here {
+        return Ok(RoomsChanged { rooms, instance: state.instance.to_string() });
+    }
+    let Answers { replies, missing } = state.bus.ask(&ask).await?;
+    let held = replies.into_iter().find_map(|(instance, reply)| match reply {
+        Reply::Rooms { rooms: Some(rooms) } => Some(RoomsChanged { rooms, instance }),
+        _ => None,
+    });
+    held.ok_or_else(|| nobody_holds(missing))
+}

@@ -1,0 +1,420 @@
+//! What handlers take from a request: who is asking, what they may, and checked paths, queries and bodies.
+//!
+//! Input: request heads and bodies. Output: values that need no further checking, or a [`Problem`]. Handlers name the permission
+//! before the path and the body last, so a stranger learns nothing about either.
+
+use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::RequestExt;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::response::{IntoResponse, Response};
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, StatusCode};
+use ipnet::IpNet;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::State;
+use super::problem::{Cause, Problem};
+use crate::auth::{BasicError, Principal, VerifyError};
+use crate::protocol::event::is_room_name;
+
+/// Longest wait for a whole body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest user id, `jti` or notification type in a request, in bytes.
+const MAX_NAME: usize = 256;
+
+const BEARER: &str = "Bearer realm=\"signal\"";
+const BEARER_INVALID: &str = "Bearer realm=\"signal\", error=\"invalid_token\"";
+const BEARER_SCOPE: &str = "Bearer realm=\"signal\", error=\"insufficient_scope\"";
+const BASIC: &str = "Basic realm=\"signal\", charset=\"UTF-8\"";
+
+/// The address of the peer of the TCP connection: the accept path puts it into the extensions of each request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddress(pub IpAddr);
+
+/// Who sent a request through proxies: `X-Forwarded-For` is walked from the right for as long as the one who wrote the entry is trusted.
+///
+/// An entry that is no address ends the walk, so nothing left of it is believed.
+pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
+    let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
+    let mut client = peer.to_canonical();
+    let lines: Vec<&str> = headers.get_all(FORWARDED).iter().map(|line| line.to_str().unwrap_or("")).collect();
+    for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+        if !is_trusted(&client) {
+            break;
+        }
+        let Some(address) = forwarded_address(entry.trim()) else { break };
+        client = address;
+    }
+    client
+}
+
+/// `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:4711`
+fn forwarded_address(entry: &str) -> Option<IpAddr> {
+    let address = entry.parse::<IpAddr>().ok();
+    let with_port = || entry.parse::<std::net::SocketAddr>().ok().map(|address| address.ip());
+    let in_brackets = || entry.strip_prefix('[')?.strip_suffix(']')?.parse::<std::net::Ipv6Addr>().ok().map(IpAddr::V6);
+    address.or_else(with_port).or_else(in_brackets).map(|address| address.to_canonical())
+}
+
+/// The one `Authorization` header: its scheme, what follows it, and the whole.
+pub(super) fn authorization(headers: &HeaderMap) -> Result<Option<(&str, &str, &str)>, Problem> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Cause::InvalidRequest.because("more than one Authorization header"));
+    }
+    let value = value.to_str().map_err(|_| Cause::InvalidRequest.because("the Authorization header is not ASCII"))?;
+    let (scheme, credentials) = value.split_once(' ').unwrap_or((value, ""));
+    Ok(Some((scheme, credentials.trim(), value)))
+}
+
+/// Whoever holds the credentials of this request.
+pub(crate) struct Caller(pub(crate) Principal);
+
+impl FromRequestParts<State> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        match authorization(&parts.headers)? {
+            Some((scheme, token, _)) if scheme.eq_ignore_ascii_case("bearer") => bearer(state, token).await,
+            Some((scheme, _, header)) if scheme.eq_ignore_ascii_case("basic") => basic(state, header, address(parts, state)).await,
+            Some(_) => Err(challenges(Cause::CredentialsMissing.because("Authorization must be Bearer or Basic"))),
+            None => Err(challenges(Cause::CredentialsMissing.because("send Authorization: Bearer or Basic"))),
+        }
+        .map(Self)
+    }
+}
+
+fn challenges(problem: Problem) -> Problem {
+    problem.challenge(BEARER).challenge(BASIC)
+}
+
+fn address(parts: &Parts, state: &State) -> IpAddr {
+    // Without an address everybody shares one allowance: stricter, never looser.
+    let peer = parts.extensions.get::<PeerAddress>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
+    client_address(peer, &parts.headers, &state.live.borrow().trusted_proxies)
+}
+
+async fn bearer(state: &State, token: &str) -> Result<Principal, Problem> {
+    state.authenticator.verify(token).await.map_err(|error| match error {
+        VerifyError::Refused(_) => {
+            tracing::debug!(%error, "a request's token is refused");
+            Cause::CredentialsRefused.because("the token is not valid, has ended or was revoked").challenge(BEARER_INVALID)
+        }
+        VerifyError::Unavailable(_) => {
+            tracing::warn!(%error, "a request's token could not be verified");
+            Cause::KeysUnavailable.because("the issuer's keys are not available; try again").retry_after(5)
+        }
+    })
+}
+
+async fn basic(state: &State, header: &str, from: IpAddr) -> Result<Principal, Problem> {
+    state.basic.verify(header, from).await.map_err(|error| match error {
+        BasicError::Refused => challenges(Cause::CredentialsRefused.because("the name or the password is wrong")),
+        BasicError::TooMany { retry_after_secs } => Cause::TooManyAttempts
+            .because("too many failed attempts from this address, or too many attempts at once")
+            .retry_after(retry_after_secs),
+    })
+}
+
+/// The subject whose inbox is asked for: a token's, never a parameter.
+pub(crate) struct Owner(pub(crate) Arc<str>);
+
+impl FromRequestParts<State> for Owner {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        let Caller(principal) = Caller::from_request_parts(parts, state).await?;
+        match principal.token() {
+            Some(_) => Ok(Self(principal.subject)),
+            None => Err(Cause::NoInbox.because("notifications belong to the subject of a token")),
+        }
+    }
+}
+
+/// A permission of `authorization.md`: its code and the action asked for.
+pub(crate) trait Permission: Send {
+    /// `WebSocketClient.find`
+    const CODE: &'static str;
+    /// `read`
+    const ACTION: &'static str;
+}
+
+/// A caller who has a permission.
+pub(crate) struct May<P> {
+    /// Who.
+    pub(crate) subject: Arc<str>,
+    permission: std::marker::PhantomData<P>,
+}
+
+impl<P: Permission> FromRequestParts<State> for May<P> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        let Caller(principal) = Caller::from_request_parts(parts, state).await?;
+        if state.access.may(&principal, P::CODE, P::ACTION).await? {
+            return Ok(Self { subject: principal.subject, permission: std::marker::PhantomData });
+        }
+        tracing::info!(user.id = %principal.subject, permission = P::CODE, action = P::ACTION, "permission denied");
+        let problem = Cause::Forbidden.because(format!("this needs {} ({})", P::CODE, P::ACTION));
+        Err(if principal.token().is_some() { problem.challenge(BEARER_SCOPE) } else { problem })
+    }
+}
+
+/// One path parameter, checked.
+pub(crate) struct Segment<T>(pub(crate) T);
+
+impl<T, S> FromRequestParts<S> for Segment<T>
+where
+    T: FromStr<Err: Display>,
+    S: Send + Sync,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| Cause::InvalidPath.because("the path is not percent-encoded UTF-8"))?;
+        text.parse().map(Self).map_err(|error: T::Err| Cause::InvalidPath.because(error.to_string()))
+    }
+}
+
+/// The query parameters, checked; unknown and repeated ones are refused by `T`.
+pub(crate) struct Params<T>(pub(crate) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        Query::try_from_uri(&parts.uri).map(|Query(params)| Self(params)).map_err(|rejection| {
+            let text = std::error::Error::source(&rejection).map_or_else(|| rejection.to_string(), ToString::to_string);
+            Cause::InvalidQuery.because(text)
+        })
+    }
+}
+
+/// No query parameter at all.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NoParams {}
+
+/// A JSON body, checked and bounded; unknown and repeated members are refused by `T`.
+pub(crate) struct Json<T>(pub(crate) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        if !is_json(request.headers()) {
+            return Err(Cause::UnsupportedMediaType.because("send Content-Type: application/json"));
+        }
+        let body = tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request.with_limited_body(), state))
+            .await
+            .map_err(|_| Cause::BodyTimeout.because(format!("{} s were not enough", BODY_TIMEOUT.as_secs())))?
+            .map_err(unread)?;
+        serde_json::from_slice(&body).map(Self).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => Cause::InvalidBody.because(error.to_string()),
+            _ => Cause::InvalidJson.because(error.to_string()),
+        })
+    }
+}
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        axum::Json(self.0).into_response()
+    }
+}
+
+/// `application/json` or `application/*+json`, in UTF-8 (RFC 8259 section 8.1).
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(Ok(value)), None) = (values.next().map(|v| v.to_str()), values.next()) else { return false };
+    let mut parts = value.split(';').map(|part| part.trim().to_ascii_lowercase());
+    let essence = parts.next().unwrap_or_default();
+    let json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
+    json && parts.filter_map(|p| p.strip_prefix("charset=").map(str::to_owned)).all(|charset| charset.trim_matches('"') == "utf-8")
+}
+
+fn unread(rejection: BytesRejection) -> Problem {
+    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        return Cause::BodyTooLarge.because("send less, or in several requests");
+    }
+    tracing::debug!(error = %rejection, "a body could not be read");
+    Cause::InvalidRequest.because("the body could not be read to its end")
+}
+
+/// The size of a page: 1 to 100, 50 where none is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u32")]
+pub(crate) struct Limit(pub(crate) u32);
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self(50)
+    }
+}
+
+impl TryFrom<u32> for Limit {
+    type Error = &'static str;
+
+    fn try_from(limit: u32) -> Result<Self, &'static str> {
+        if (1..=100).contains(&limit) { Ok(Self(limit)) } else { Err("limit must be from 1 to 100") }
+    }
+}
+
+/// Where a page ended, in base64url so that nobody builds on what it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cursor<T>(pub(crate) T);
+
+impl<T: Display> Serialize for Cursor<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&base64_simd::URL_SAFE_NO_PAD.encode_to_string(self.0.to_string()))
+    }
+}
+
+impl<'de, T: FromStr + Display> Deserialize<'de> for Cursor<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let decoded = base64_simd::URL_SAFE_NO_PAD.decode_to_vec(&text).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        decoded
+            .and_then(|text| text.parse::<T>().ok().filter(|value| value.to_string() == text))
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom("cursor must be the `next` of an earlier page"))
+    }
+}
+
+/// A user id, a `jti` or a type: 1 to 256 bytes without control characters.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(try_from = "String")]
+#[schema(value_type = String, min_length = 1, max_length = 256)]
+pub(crate) struct Name(pub(crate) String);
+
+impl TryFrom<String> for Name {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        if text.is_empty() || text.len() > MAX_NAME || text.chars().any(char::is_control) {
+            return Err("want 1 to 256 bytes without control characters");
+        }
+        Ok(Self(text))
+    }
+}
+
+impl FromStr for Name {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        text.to_owned().try_into()
+    }
+}
+
+/// A room name: 1 to 256 characters that do not begin with `ws:` (wire protocol, "After authentication").
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(try_from = "String")]
+#[schema(value_type = String, min_length = 1, max_length = 256, pattern = "^(?!ws:)")]
+pub(crate) struct RoomName(pub(crate) String);
+
+impl TryFrom<String> for RoomName {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        if !is_room_name(&text) || text.chars().any(char::is_control) {
+            return Err("a room name has 1 to 256 characters, no control characters, and does not begin with ws:");
+        }
+        Ok(Self(text))
+    }
+}
+
+impl FromStr for RoomName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        text.to_owned().try_into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn address_of(peer: &str, forwarded: &[&'static str]) -> String {
+        let mut headers = HeaderMap::new();
+        for line in forwarded {
+            headers.append("x-forwarded-for", HeaderValue::from_static(line));
+        }
+        let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        client_address(peer.parse().unwrap(), &headers, &trusted).to_string()
+    }
+
+    #[test]
+    fn forwarded_addresses_are_believed_from_trusted_peers_only() {
+        assert_eq!(address_of("192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
+        assert_eq!(address_of("10.0.0.1", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(address_of("::ffff:10.0.0.1", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(address_of("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(address_of("fd00::1", &["2001:db8::9"]), "2001:db8::9");
+    }
+
+    #[test]
+    fn the_walk_ends_at_the_first_stranger_from_the_right() {
+        assert_eq!(address_of("10.0.0.1", &["1.1.1.1, 198.51.100.7, 10.0.0.2"]), "198.51.100.7");
+        assert_eq!(address_of("10.0.0.1", &["1.1.1.1", "198.51.100.7,10.0.0.3", "10.0.0.2"]), "198.51.100.7");
+        assert_eq!(address_of("10.0.0.1", &["10.0.0.9, 10.0.0.2"]), "10.0.0.9");
+        assert_eq!(address_of("10.0.0.1", &["1.1.1.1, unknown, 10.0.0.2"]), "10.0.0.2");
+        assert_eq!(address_of("10.0.0.1", &["1.1.1.1, , 10.0.0.2"]), "10.0.0.2");
+    }
+
+    #[test]
+    fn forwarded_addresses_may_carry_ports_and_brackets() {
+        for (text, address) in [
+            ("192.0.2.1:4711", Some("192.0.2.1")),
+            ("[2001:db8::1]:4711", Some("2001:db8::1")),
+            ("[2001:db8::1]", Some("2001:db8::1")),
+            ("2001:db8::1", Some("2001:db8::1")),
+            ("[192.0.2.1]", None),
+            ("192.0.2", None),
+            ("_hidden", None),
+        ] {
+            assert_eq!(forwarded_address(text).map(|a| a.to_string()).as_deref(), address, "{text}");
+        }
+    }
+
+    #[test]
+    fn json_is_recognized_by_its_media_type() {
+        for (text, good) in [
+            ("application/json", true),
+            ("Application/JSON; charset=UTF-8", true),
+            ("application/merge-patch+json", true),
+            ("application/json; charset=\"utf-8\"", true),
+            ("application/json; charset=latin1", false),
+            ("text/json", false),
+            ("text/plain", false),
+            ("", false),
+        ] {
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(text))]);
+            assert_eq!(is_json(&headers), good, "{text}");
+        }
+        assert!(!is_json(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn cursors_round_trip_and_made_up_ones_are_refused() {
+        let text = serde_json::to_string(&Cursor(41_i64)).unwrap();
+        assert_eq!(serde_json::from_str::<Cursor<i64>>(&text).unwrap(), Cursor(41));
+        for bad in ["\"\"", "\"41\"", "\"NDE=\"", "\"KzQx\"", "\"IDQx\"", "\"_w\"", "\"OTk5OTk5OTk5OTk5OTk5OTk5OTk5\""] {
+            assert!(serde_json::from_str::<Cursor<i64>>(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Messages to a client, a user, a room or everyone: REST's way into [`crate::delivery`].
+//!
+//! Input: `{event, data}` from callers who may. Output: a dispatch, and 202 with what became of it.
+
+use std::sync::Arc;
+
+use axum::extract::State as Shared;
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::clients::{Broadcast, Send, counted, nobody_holds};
+use super::extract::{Json, May, Name, NoParams, Params, RoomName, Segment};
+use super::problem::{Cause, Problem};
+use super::{MESSAGES, State};
+use crate::bus::{Answers, Ask};
+use crate::delivery::{Destination, Dispatch};
+use crate::id::Id;
+use crate::protocol::event::{RESERVED, name};
+
+/// Longest event name in bytes.
+const MAX_EVENT: usize = 128;
+/// How deep `data` may nest: what common parsers still take.
+const MAX_DEPTH: usize = 100;
+/// Most clients that a broadcast leaves out.
+const MAX_EXCLUDED: usize = 1000;
+/// What clients take for the gateway's own word, beside the wire protocol's events.
+const OURS: [&str; 7] = [
+    name::REFRESHED,
+    name::EXPIRING,
+    name::RESYNC,
+    name::NOTIFICATION_CREATED,
+    name::NOTIFICATION_READ,
+    name::NOTIFICATION_DELETED,
+    name::NOTIFICATION_SYNCED,
+];
+
+/// An application's event name.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct EventName(Arc<str>);
+
+impl TryFrom<String> for EventName {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        if text.is_empty() || text.len() > MAX_EVENT || text.chars().any(char::is_control) {
+            return Err("event must have 1 to 128 bytes without control characters");
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl EventName {
+    fn checked(self) -> Result<Arc<str>, Problem> {
+        if RESERVED.contains(&&*self.0) || OURS.contains(&&*self.0) {
+            return Err(Cause::ReservedEvent.because(format!("{} is said by the gateway alone", self.0)));
+        }
+        Ok(self.0)
+    }
+}
+
+/// Any JSON that does not nest too deep.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Box<RawValue>")]
+struct Payload(Arc<RawValue>);
+
+impl TryFrom<Box<RawValue>> for Payload {
+    type Error = &'static str;
+
+    fn try_from(raw: Box<RawValue>) -> Result<Self, &'static str> {
+        if depth(raw.get()) > MAX_DEPTH { Err("data nests deeper than 100") } else { Ok(Self(raw.into())) }
+    }
+}
+
+impl Default for Payload {
+    fn default() -> Self {
+        Self(RawValue::NULL.to_owned().into())
+    }
+}
+
+/// How deep valid JSON nests.
+fn depth(json: &str) -> usize {
+    let (mut depth, mut deepest, mut in_text, mut escaped) = (0_usize, 0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// What is sent.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"event": "order:updated", "data": {"orderId": "DH-1001", "status": "shipped"}}))]
+pub(crate) struct Message {
+    /// The envelope's event; the gateway's own event names are refused.
+    #[schema(value_type = String, min_length = 1, max_length = 128)]
+    event: EventName,
+    /// The envelope's data; null where it is left out.
+    #[serde(default)]
+    #[schema(value_type = Value, required = false)]
+    data: Payload,
+}
+
+/// What is sent to everyone.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"event": "maintenance", "data": {"at": "2026-11-24T01:00:00Z"}, "exclude": ["1KbZ0dT9Xa4"]}))]
+pub(crate) struct BroadcastMessage {
+    /// The envelope's event; the gateway's own event names are refused.
+    #[schema(value_type = String, min_length = 1, max_length = 128)]
+    event: EventName,
+    /// The envelope's data; null where it is left out.
+    #[serde(default)]
+    #[schema(value_type = Value, required = false)]
+    data: Payload,
+    /// Client ids that do not get it.
+    #[serde(default)]
+    #[schema(max_items = 1000, required = false)]
+    exclude: Vec<Id>,
+}
+
+/// What became of a message. Delivery is best effort.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"local": 2, "published": true}))]
+pub(crate) struct Accepted {
+    /// How many connections of the answering instance it was handed to.
+    local: usize,
+    /// Whether it went out to other instances; false for a client that is held here, and while Redis is away.
+    published: bool,
+}
+
+async fn send(state: &State, dispatch: Dispatch) -> Result<Response, Problem> {
+    let sent = state.delivery.send(&dispatch).await;
+    if sent.local == 0 && !sent.published {
+        return Err(Cause::BusUnavailable
+            .because("nobody is connected here and other instances could not be told; try again")
+            .retry_after(5));
+    }
+    Ok((StatusCode::ACCEPTED, Json(Accepted { local: sent.local, published: sent.published })).into_response())
+}
+
+/// Sends to one connection, wherever it is.
+#[utoipa::path(post, path = "/socket/websocket/clients/{id}/messages", operation_id = "sendToClient", tag = MESSAGES, params(("id" = Id, Path, description = "Client id")),
+    request_body = Message, responses((status = 202, description = "On its way", body = Accepted)))]
+pub(crate) async fn to_client(
+    _: May<Send>,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Segment(id): Segment<Id>,
+    Json(message): Json<Message>,
+) -> Result<Response, Problem> {
+    let event = message.event.checked()?;
+    if !state.hub.holds(&Destination::Client(id)) {
+        let Answers { replies, missing } = state.bus.ask(&Ask::Holds { client: id }).await?;
+        if counted(&replies) == 0 {
+            return Err(nobody_holds(missing));
+        }
+    }
+    send(&state, Dispatch::new(Destination::Client(id), event, message.data.0)).await
+}
+
+/// Sends to every connection of a user.
+#[utoipa::path(post, path = "/socket/websocket/users/{id}/messages", operation_id = "sendToUser", tag = MESSAGES, params(("id" = String, Path, description = "User id")),
+    request_body = Message, responses((status = 202, description = "On its way", body = Accepted)))]
+pub(crate) async fn to_user(
+    _: May<Send>,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Segment(Name(user)): Segment<Name>,
+    Json(message): Json<Message>,
+) -> Result<Response, Problem> {
+    send(&state, Dispatch::new(Destination::User(user.into()), message.event.checked()?, message.data.0)).await
+}
+
+/// Sends to every member of a room.
+#[utoipa::path(post, path = "/socket/websocket/rooms/{room}/messages", operation_id = "sendToRoom", tag = MESSAGES, params(("room" = String, Path, description = "Room name")),
+    request_body = Message, responses((status = 202, description = "On its way", body = Accepted)))]
+pub(crate) async fn to_room(
+    _: May<Send>,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Segment(RoomName(room)): Segment<RoomName>,
+    Json(message): Json<Message>,
+) -> Result<Response, Problem> {
+    send(&state, Dispatch::new(Destination::Room(room.into()), message.event.checked()?, message.data.0)).await
+}
+
+/// Sends to every authenticated connection.
+#[utoipa::path(post, path = "/socket/websocket/broadcast", operation_id = "broadcast", tag = MESSAGES, request_body = BroadcastMessage,
+    responses((status = 202, description = "On its way", body = Accepted)))]
+pub(crate) async fn broadcast(
+    by: May<Broadcast>,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Json(message): Json<BroadcastMessage>,
+) -> Result<Response, Problem> {
+    if message.exclude.len() > MAX_EXCLUDED {
+        return Err(Cause::InvalidBody.because(format!("exclude must name at most {MAX_EXCLUDED}")));
+    }
+    let mut dispatch = Dispatch::new(Destination::Broadcast, message.event.checked()?, message.data.0);
+    dispatch.exclude = message.exclude.into();
+    tracing::info!(by = %by.subject, event = %dispatch.event, "broadcast");
+    send(&state, dispatch).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_counts_brackets_outside_texts_only() {
+        for (json, deep) in [("null", 0), ("[]", 1), (r#"{"a":[{}]}"#, 3), (r#"["[[[", "\"[[", "\\"]"#, 1), (r#"[[],[[]]]"#, 3)] {
+            assert_eq!(depth(json), deep, "{json}");
+        }
+    }
+}

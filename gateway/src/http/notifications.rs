@@ -1,0 +1,276 @@
+//! The inbox of whoever asks: lists, counts, reading and removing, and telling the owner's other devices.
+//!
+//! Input: requests whose subject comes from a verified token, never from a parameter. Output: rows of [`crate::store`]; after a
+//! change, an event with the absolute count through [`crate::delivery`].
+
+use std::sync::Arc;
+
+use axum::extract::State as Shared;
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::value::to_raw_value;
+use utoipa::{IntoParams, ToSchema};
+
+use super::extract::{Cursor, Json, Limit, Name, NoParams, Owner, Params, Segment};
+use super::problem::{Cause, Problem};
+use super::{NOTIFICATIONS, State};
+use crate::delivery::{Destination, Dispatch};
+use crate::id::Id;
+use crate::notification::{InboxState, Notification, rfc3339};
+use crate::protocol::event::name;
+use crate::store::{Filter, Read, Which};
+
+/// Most ids in one request, and in one event: what became read beyond that is told in several events.
+const MAX_IDS: usize = 1000;
+
+/// Which notifications are listed.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ListParams {
+    /// Only unread, or only read ones.
+    #[param(inline)]
+    status: Option<Status>,
+    /// Only of this type, exactly.
+    #[serde(rename = "type")]
+    #[param(value_type = Option<String>)]
+    kind: Option<Name>,
+    /// `next` of the page before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<Cursor<i64>>,
+    /// Size of the page.
+    #[serde(default)]
+    #[param(value_type = u32, minimum = 1, maximum = 100, default = 50, required = false)]
+    limit: Limit,
+}
+
+/// Whether it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Status {
+    /// It was not.
+    Unread,
+    /// It was.
+    Read,
+}
+
+/// A page of an inbox, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct NotificationPage {
+    /// The notifications, by falling `seq`.
+    data: Vec<Notification>,
+    /// `cursor` of the next page; null at the end.
+    #[schema(value_type = Option<String>, required = true, example = "ODEy")]
+    next: Option<Cursor<i64>>,
+    /// The counters of the whole inbox, as they were for this page.
+    #[serde(flatten)]
+    inbox: InboxState,
+}
+
+/// Lists the caller's notifications, newest first.
+#[utoipa::path(get, path = "/notifications", operation_id = "listNotifications", tag = NOTIFICATIONS, params(ListParams),
+    responses((status = 200, description = "One page", body = NotificationPage)))]
+pub(crate) async fn list(
+    Owner(subject): Owner,
+    Shared(state): Shared<State>,
+    Params(params): Params<ListParams>,
+) -> Result<Json<NotificationPage>, Problem> {
+    let filter = Filter { is_read: params.status.map(|status| status == Status::Read), kind: params.kind.map(|kind| kind.0) };
+    let before = params.cursor.map(|cursor| cursor.0);
+    let page = state.notifications.list(&subject, &filter, before, params.limit.0).await?;
+    Ok(Json(NotificationPage { data: page.rows, next: page.next.map(Cursor), inbox: page.inbox }))
+}
+
+/// How many are unread.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct UnreadCount {
+    /// In the whole inbox.
+    unread_count: i64,
+}
+
+/// Counts the caller's unread notifications.
+#[utoipa::path(get, path = "/notifications/unread-count", operation_id = "countUnread", tag = NOTIFICATIONS,
+    responses((status = 200, description = "The count", body = UnreadCount)))]
+pub(crate) async fn unread_count(
+    Owner(subject): Owner,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+) -> Result<Json<UnreadCount>, Problem> {
+    let inbox = state.notifications.inbox(&subject).await?;
+    Ok(Json(UnreadCount { unread_count: inbox.unread_count }))
+}
+
+/// Another's notification is told from none by nobody.
+fn no_such() -> Problem {
+    Cause::NotFound.because("you have no notification with this id")
+}
+
+/// Shows one of the caller's notifications.
+#[utoipa::path(get, path = "/notifications/{id}", operation_id = "getNotification", tag = NOTIFICATIONS, params(("id" = Id, Path, description = "Notification id")),
+    responses((status = 200, description = "The notification", body = Notification)))]
+pub(crate) async fn get(
+    Owner(subject): Owner,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Segment(id): Segment<Id>,
+) -> Result<Json<Notification>, Problem> {
+    state.notifications.get(&subject, id).await?.map(Json).ok_or_else(no_such)
+}
+
+/// What a notification becomes.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(as = NotificationPatch, example = json!({"isRead": true}))]
+pub(crate) struct Patch {
+    /// Always true: what was read stays read.
+    is_read: bool,
+}
+
+/// Marks one of the caller's notifications as read.
+///
+/// Sets `readAt` once: repeated calls change nothing. Every device of the caller hears `notification:read`.
+#[utoipa::path(patch, path = "/notifications/{id}", operation_id = "readNotification", tag = NOTIFICATIONS, params(("id" = Id, Path, description = "Notification id")),
+    request_body = Patch, responses((status = 200, description = "The notification as it is", body = Notification)))]
+pub(crate) async fn patch(
+    Owner(subject): Owner,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Segment(id): Segment<Id>,
+    Json(patch): Json<Patch>,
+) -> Result<Json<Notification>, Problem> {
+    if !patch.is_read {
+        return Err(Cause::InvalidBody.because("`isRead` must be true: what was read stays read"));
+    }
+    let read = state.notifications.mark_read(&subject, &Which::Ids(vec![id]), state.clock.now()).await?;
+    tell_read(&state, &subject, &read).await;
+    state.notifications.get(&subject, id).await?.map(Json).ok_or_else(no_such)
+}
+
+/// Which notifications become read: exactly one of the members.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(example = json!({"upTo": 812}), min_properties = 1, max_properties = 1)]
+pub(crate) struct MarkRead {
+    /// These; ids that are not the caller's are ignored.
+    #[schema(min_items = 1, max_items = 1000)]
+    ids: Option<Vec<Id>>,
+    /// All with this `seq` or a lower one.
+    #[schema(minimum = 0)]
+    up_to: Option<i64>,
+    /// All; always true.
+    all: Option<bool>,
+}
+
+impl MarkRead {
+    fn which(self) -> Result<Which, Problem> {
+        match (self.ids, self.up_to, self.all) {
+            (Some(ids), None, None) if (1..=MAX_IDS).contains(&ids.len()) => Ok(Which::Ids(ids)),
+            (Some(_), None, None) => Err(Cause::InvalidBody.because(format!("`ids` must name 1 to {MAX_IDS}"))),
+            (None, Some(seq), None) if seq >= 0 => Ok(Which::UpTo(seq)),
+            (None, Some(_), None) => Err(Cause::InvalidBody.because("`upTo` must not be negative")),
+            (None, None, Some(true)) => Ok(Which::All),
+            (None, None, Some(false)) => Err(Cause::InvalidBody.because("`all` must be true")),
+            _ => Err(Cause::InvalidBody.because("want exactly one of `ids`, `upTo` and `all`")),
+        }
+    }
+}
+
+/// What became read, as devices hear it too.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = NotificationsRead, example = json!({"ids": ["1KbZ0dT9Xa4"], "readAt": "2026-11-23T08:00:00.000Z", "unreadCount": 3, "version": 41}))]
+pub(crate) struct ReadData<'a> {
+    /// Those that were unread before.
+    ids: &'a [Id],
+    /// When.
+    #[serde(serialize_with = "rfc3339")]
+    read_at: chrono::DateTime<chrono::Utc>,
+    /// The counters afterwards.
+    #[serde(flatten)]
+    inbox: InboxState,
+}
+
+impl ReadData<'_> {
+    fn of(read: &Read) -> ReadData<'_> {
+        ReadData { ids: &read.ids, read_at: read.read_at, inbox: read.inbox }
+    }
+}
+
+/// Marks several of the caller's notifications as read.
+///
+/// `ids` of the answer holds those that were unread before: none when the call is repeated. Every device of the caller hears `notification:read`.
+#[utoipa::path(post, path = "/notifications/read", operation_id = "readNotifications", tag = NOTIFICATIONS, request_body = MarkRead,
+    responses((status = 200, description = "What became read", body = ReadData<'_>)))]
+pub(crate) async fn mark_read(
+    Owner(subject): Owner,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Json(body): Json<MarkRead>,
+) -> Result<Response, Problem> {
+    let which = body.which()?;
+    let read = state.notifications.mark_read(&subject, &which, state.clock.now()).await?;
+    tell_read(&state, &subject, &read).await;
+    Ok(Json(ReadData::of(&read)).into_response())
+}
+
+async fn tell_read(state: &State, subject: &Arc<str>, read: &Read) {
+    for ids in read.ids.chunks(MAX_IDS) {
+        let data = ReadData { ids, ..ReadData::of(read) };
+        tell(state, subject, name::NOTIFICATION_READ, &data).await;
+    }
+}
+
+/// What was removed, as devices hear it.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = NotificationsDeleted, example = json!({"ids": ["1KbZ0dT9Xa4"], "unreadCount": 3, "version": 42}))]
+pub(crate) struct DeletedData {
+    /// Which.
+    ids: [Id; 1],
+    /// The counters afterwards.
+    #[serde(flatten)]
+    inbox: InboxState,
+}
+
+/// Removes one of the caller's notifications, for good.
+///
+/// Every device of the caller hears `notification:deleted`.
+#[utoipa::path(delete, path = "/notifications/{id}", operation_id = "deleteNotification", tag = NOTIFICATIONS, params(("id" = Id, Path, description = "Notification id")),
+    responses((status = 204, description = "It is gone")))]
+pub(crate) async fn delete(
+    Owner(subject): Owner,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Segment(id): Segment<Id>,
+) -> Result<StatusCode, Problem> {
+    let inbox = state.notifications.delete(&subject, id, state.clock.now()).await?.ok_or_else(no_such)?;
+    tell(&state, &subject, name::NOTIFICATION_DELETED, &DeletedData { ids: [id], inbox }).await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Best effort: what a device misses, it finds in the inbox.
+async fn tell(state: &State, subject: &Arc<str>, event: &'static str, data: &impl Serialize) {
+    let data = to_raw_value(data).expect("ids, times and numbers serialize");
+    state.delivery.send(&Dispatch::new(Destination::User(subject.clone()), event, data.into())).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn which(json: &str) -> Option<Which> {
+        serde_json::from_str::<MarkRead>(json).ok()?.which().ok()
+    }
+
+    #[test]
+    fn exactly_one_way_of_naming_what_was_read() {
+        assert_eq!(which(r#"{"upTo": 7}"#), Some(Which::UpTo(7)));
+        assert_eq!(which(r#"{"all": true}"#), Some(Which::All));
+        assert_eq!(which(r#"{"ids": ["a"]}"#), Some(Which::Ids(vec!["a".parse().unwrap()])));
+        for bad in ["{}", r#"{"ids": []}"#, r#"{"upTo": -1}"#, r#"{"all": false}"#, r#"{"all": true, "upTo": 7}"#, r#"{"ids": ["a-b"]}"#] {
+            assert_eq!(which(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Tokens that are refused before their time: stored for instances to come, then applied by all that live.
+//!
+//! Input: an administrator's `{userId}` or `{jti}`. Output: the stored revocation, and how many connections it closed.
+
+use std::time::Duration;
+
+use axum::extract::State as Shared;
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::clients::{Disconnect, counted};
+use super::extract::{Json, May, Name, NoParams, Params};
+use super::problem::{Cause, Problem};
+use super::{CLIENTS, State};
+use crate::bus::{Answers, Ask, Revocation};
+
+/// How far `issuedBefore` may lie ahead: an issuer's clock may be that much ahead of ours.
+const MAX_AHEAD: Duration = Duration::from_secs(300);
+
+/// Whose tokens are refused: exactly one of `userId` and `jti`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(as = NewRevocation, example = json!({"userId": "17", "issuedBefore": "2026-11-23T08:00:00Z"}))]
+pub(crate) struct Body {
+    /// All tokens of this subject.
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 256)]
+    user_id: Option<Name>,
+    /// The one token with this `jti`.
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 256)]
+    jti: Option<Name>,
+    /// Only tokens issued before this time, at most 5 minutes ahead; the time of the request where it is left out.
+    issued_before: Option<DateTime<Utc>>,
+}
+
+/// What is refused from here on, and what that closed.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({"closed": 3, "missing": [], "issuedBefore": "2026-11-23T08:00:00.000Z", "until": "2026-12-24T08:00:00.000Z"}))]
+pub(crate) struct Revoked {
+    /// How many connections were closed with 4006, on all instances that answered.
+    closed: usize,
+    /// Live instances that did not answer in time: what they hold may be open until they hear of it.
+    missing: Vec<String>,
+    /// Tokens issued before this time are refused.
+    #[schema(format = DateTime)]
+    issued_before: String,
+    /// When it is forgotten: every such token has ended by then.
+    #[schema(format = DateTime)]
+    until: String,
+}
+
+fn text(ms: i64) -> String {
+    DateTime::<Utc>::from_timestamp_millis(ms).unwrap_or_default().to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+impl Body {
+    fn checked(self, now_ms: i64, token_life: Duration) -> Result<Revocation, Problem> {
+        if self.user_id.is_some() == self.jti.is_some() {
+            return Err(Cause::InvalidBody.because("want exactly one of `userId` and `jti`"));
+        }
+        let issued_before_ms = self.issued_before.map_or(now_ms, |at| at.timestamp_millis());
+        if issued_before_ms > now_ms.saturating_add(MAX_AHEAD.as_millis() as i64) {
+            return Err(Cause::InvalidBody.because("`issuedBefore` is more than 5 minutes ahead"));
+        }
+        // A token issued before `issuedBefore` ends at most its longest life later.
+        let until_ms = issued_before_ms.saturating_add(i64::try_from(token_life.as_millis()).unwrap_or(i64::MAX));
+        if until_ms <= now_ms {
+            return Err(Cause::InvalidBody.because("every token issued before `issuedBefore` has ended"));
+        }
+        Ok(Revocation { user_id: self.user_id.map(|n| n.0), jti: self.jti.map(|n| n.0), issued_before_ms, until_ms })
+    }
+}
+
+/// Refuses tokens before they end, and closes their connections with 4006 on every instance.
+///
+/// It is stored first. Where that fails nothing has happened; repeating a request changes nothing for the worse.
+#[utoipa::path(post, path = "/socket/websocket/revocations", operation_id = "revokeTokens", tag = CLIENTS, request_body = Body,
+    responses((status = 200, description = "They are refused", body = Revoked)))]
+pub(crate) async fn revoke(
+    by: May<Disconnect>,
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    Json(body): Json<Body>,
+) -> Result<Json<Revoked>, Problem> {
+    let revocation = body.checked(state.clock.now_ms(), state.token_life)?;
+    state.bus.store_revocation(&revocation).await.map_err(|error| {
+        tracing::error!(%error, "a revocation could not be stored");
+        Cause::BusUnavailable
+            .because("the revocation could not be stored; nothing is refused and nothing was closed; try again")
+            .retry_after(5)
+    })?;
+    state.revocations.add(revocation.clone());
+    let here = state.hub.revoke(&revocation).await;
+    let Answers { replies, missing } = state.bus.ask(&Ask::Revoke { revocation: revocation.clone() }).await.map_err(|error| {
+        tracing::error!(%error, "a revocation is stored and holds here, other instances could not be told");
+        let detail = "stored, and applied on this instance; the others could not be told; repeat it";
+        Cause::BusUnavailable.because(detail).with("closed", here).retry_after(5)
+    })?;
+    let closed = here + counted(&replies);
+    let Revocation { user_id, jti, issued_before_ms, until_ms } = revocation;
+    tracing::info!(by = %by.subject, user.id = user_id, jti, closed, missing = missing.len(), "tokens revoked");
+    Ok(Json(Revoked { closed, missing, issued_before: text(issued_before_ms), until: text(until_ms) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+    const NOW: i64 = 1_795_000_000_000;
+
+    fn checked(json: &str) -> Result<Revocation, Problem> {
+        serde_json::from_str::<Body>(json).unwrap().checked(NOW, 31 * DAY)
+    }
+
+    #[test]
+    fn exactly_one_of_user_and_token_is_named() {
+        assert!(checked("{}").is_err());
+        assert!(checked(r#"{"userId": "17", "jti": "a"}"#).is_err());
+        assert!(checked(r#"{"userId": null, "jti": "a"}"#).is_ok());
+        assert!(serde_json::from_str::<Body>(r#"{"userId": ""}"#).is_err());
+    }
+
+    #[test]
+    fn a_revocation_is_kept_until_every_such_token_has_ended() {
+        let revocation = checked(r#"{"userId": "17"}"#).unwrap();
+        assert_eq!(revocation.issued_before_ms, NOW);
+        assert_eq!(revocation.until_ms, NOW + 31 * 86_400_000);
+    }
+
+    #[test]
+    fn times_that_cannot_be_meant_are_refused() {
+        let body = |offset_ms: i64| format!(r#"{{"userId": "17", "issuedBefore": "{}"}}"#, text(NOW + offset_ms));
+        assert!(checked(&body(300_000)).is_ok());
+        assert!(checked(&body(300_001)).is_err());
+        assert!(checked(&body(-31 * 86_400_000 + 1)).is_ok());
+        assert!(checked(&body(-31 * 86_400_000)).is_err());
+    }
+}

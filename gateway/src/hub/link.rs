@@ -1,0 +1,222 @@
+//! What a shard and a connection share: the socket, the outbox, and who is on the other end. Lives on one thread.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use smallvec::SmallVec;
+use tokio::net::TcpStream;
+
+use super::outbox::{Bounds, Flushed, Outbox, Overflow, Sink};
+use crate::auth::Principal;
+use crate::id::Id;
+use crate::protocol::Message;
+use crate::protocol::cipher::Cipher;
+use crate::protocol::close::Close;
+
+impl Sink for TcpStream {
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.try_write(bytes)
+    }
+}
+
+/// A room a connection is in, and where in the room's list of members.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seat {
+    pub(super) room: u32,
+    pub(super) at: u32,
+}
+
+/// A connection as its shard sees it.
+pub struct Link {
+    pub(super) id: Id,
+    pub(super) slot: u32,
+    pub(super) peer: IpAddr,
+    pub(super) connected_at_ms: i64,
+    stream: TcpStream,
+    waker: RefCell<Option<Waker>>,
+    out: RefCell<Outbox>,
+    budget: Arc<AtomicUsize>,
+    accounted: Cell<usize>,
+    pub(super) touched: Cell<bool>,
+    pub(super) principal: RefCell<Option<Arc<Principal>>>,
+    pub(super) seats: RefCell<SmallVec<[Seat; 2]>>,
+    pub(super) state: Cell<&'static str>,
+    pub(super) last_seen: Cell<Instant>,
+    /// What the hub wants of the connection.
+    order: Cell<Option<Close>>,
+    /// Tick at which the wheel wakes it next.
+    pub(super) wakes_at: Cell<u64>,
+}
+
+impl Link {
+    pub(super) fn new(id: Id, slot: u32, peer: IpAddr, connected_at_ms: i64, stream: TcpStream, budget: Arc<AtomicUsize>) -> Self {
+        Self {
+            id,
+            slot,
+            peer,
+            connected_at_ms,
+            stream,
+            waker: RefCell::new(None),
+            out: RefCell::default(),
+            budget,
+            accounted: Cell::new(0),
+            touched: Cell::new(false),
+            principal: RefCell::new(None),
+            seats: RefCell::default(),
+            state: Cell::new("connecting"),
+            last_seen: Cell::new(Instant::now()),
+            order: Cell::new(None),
+            wakes_at: Cell::new(u64::MAX),
+        }
+    }
+
+    /// Client id.
+    pub fn id(&self) -> Id {
+        self.id
+    }
+
+    /// Where it connected from.
+    pub fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
+    /// Notes the state's name and the last frame, as lists of connections show them.
+    pub fn note(&self, state: &'static str, last_seen: Instant) {
+        self.state.set(state);
+        self.last_seen.set(last_seen);
+    }
+
+    /// Has the connection's task run soon.
+    pub fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Remembers whom to wake.
+    pub fn register(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// Asks the connection to close; the first reason stands.
+    pub(super) fn order(&self, close: Close) {
+        if self.order.get().is_none() {
+            self.order.set(Some(close));
+            self.wake();
+        }
+    }
+
+    /// What the hub has asked for.
+    pub fn ordered(&self) -> Option<Close> {
+        self.order.get()
+    }
+
+    /// Seals every message from here on.
+    pub fn seal_with(&self, cipher: Rc<Cipher>) {
+        self.out.borrow_mut().seal_with(cipher);
+    }
+
+    /// Holds deliveries back until [`Link::release`].
+    pub fn hold(&self) {
+        self.out.borrow_mut().hold();
+    }
+
+    /// Queues what was held back, as far as `keep` says so.
+    pub fn release(&self, bounds: Bounds, keep: impl FnMut(&Message) -> bool) {
+        let result = self.out.borrow_mut().release(bounds, keep);
+        self.after_push(result);
+    }
+
+    /// Queues a delivery; a reader that is too slow is closed.
+    pub fn deliver(&self, message: &Message, bounds: Bounds) {
+        let result = self.out.borrow_mut().push(message, bounds);
+        self.after_push(result);
+    }
+
+    /// Queues the session's own message, ahead of what is held back.
+    pub fn send(&self, message: &Message, bounds: Bounds) {
+        let result = self.out.borrow_mut().push_now(message, bounds);
+        self.after_push(result);
+    }
+
+    /// Queues a frame that is never sealed.
+    pub fn send_clear(&self, message: &Message, bounds: Bounds) {
+        let result = self.out.borrow_mut().push_clear(message, bounds);
+        self.after_push(result);
+    }
+
+    fn after_push(&self, result: Result<(), Overflow>) {
+        if let Err(Overflow) = result {
+            self.order(Close::SlowConsumer);
+        }
+    }
+
+    /// Queues the last frame. A slow reader's queue is dropped; everyone else gets what was queued before it.
+    pub fn finish(&self, message: &Message, drop_queue: bool) {
+        let mut out = self.out.borrow_mut();
+        if drop_queue {
+            out.finish(message);
+        } else {
+            out.finish_after_queued(message);
+        }
+    }
+
+    /// Writes what waits; says how far it came and how many bytes were written.
+    pub fn flush(&self) -> io::Result<(Flushed, usize)> {
+        let mut out = self.out.borrow_mut();
+        let result = out.flush(&self.stream, Instant::now);
+        let waiting = out.waiting_bytes();
+        let before = self.accounted.replace(waiting);
+        if waiting > before {
+            self.budget.fetch_add(waiting - before, Ordering::Relaxed);
+        } else if before > waiting {
+            self.budget.fetch_sub(before - waiting, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// Whether nothing waits to be written.
+    pub fn is_flushed(&self) -> bool {
+        self.out.borrow().is_empty()
+    }
+
+    /// Since when the socket has taken nothing while something waits.
+    pub fn blocked_since(&self) -> Option<Instant> {
+        self.out.borrow().blocked_since()
+    }
+
+    /// Ready when the socket may have something to read.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_read_ready(cx)
+    }
+
+    /// Ready when the socket may take more.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_write_ready(cx)
+    }
+
+    /// Reads without waiting.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.try_read(buffer)
+    }
+
+    /// Tells the peer that nothing more comes.
+    pub fn shutdown_write(&self) {
+        let _ = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.budget.fetch_sub(self.accounted.get(), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,424 @@
+//! What waits to be written to one connection: shared bytes, bounded, flushed in one call.
+//!
+//! A burst leaves in one write; a message alone is written without being copied. Sealing happens while flushing, straight into the write buffer,
+//! so order is kept and a message that waits costs a reference.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use rand::RngCore;
+use smallvec::SmallVec;
+
+use crate::protocol::Message;
+use crate::protocol::cipher::{Cipher, IV_BYTES};
+
+/// How much is put together for one write.
+const WRITE_BYTES: usize = 64 * 1024;
+
+/// Buffers that all connections of a thread share.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    write: Vec<u8>,
+    seal: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch { write: Vec::with_capacity(WRITE_BYTES), seal: Vec::new() });
+}
+
+/// Where an outbox writes.
+pub(super) trait Sink {
+    /// Writes without waiting.
+    fn write(&self, bytes: &[u8]) -> io::Result<usize>;
+}
+
+#[derive(Debug)]
+enum Item {
+    /// A frame as it is.
+    Raw(Bytes),
+    /// To be sealed.
+    Sealed(Message),
+}
+
+/// Too much waits: the reader is too slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Overflow;
+
+/// How far a flush came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flushed {
+    /// Nothing waits.
+    All,
+    /// The socket takes no more for now.
+    Blocked,
+}
+
+/// Bounds of one outbox.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Bytes that may wait.
+    pub bytes: usize,
+    /// Frames that may wait.
+    pub frames: usize,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    messages: Vec<Message>,
+    bytes: usize,
+}
+
+/// What waits to be written to one connection.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    items: SmallVec<[Item; 1]>,
+    /// How much of the first item has been written.
+    written: usize,
+    /// Whether the first item goes on with a frame whose beginning is on the wire.
+    begun: bool,
+    bytes: usize,
+    seal: Option<Rc<Cipher>>,
+    held: Option<Box<Held>>,
+    blocked_since: Option<Instant>,
+    closing: bool,
+}
+
+impl Outbox {
+    /// Seals every message from here on.
+    pub(super) fn seal_with(&mut self, cipher: Rc<Cipher>) {
+        self.seal = Some(cipher);
+    }
+
+    /// Holds messages back until [`Outbox::release`].
+    pub(super) fn hold(&mut self) {
+        self.held.get_or_insert_default();
+    }
+
+    /// Queues what was held back, as far as `keep` says so.
+    pub(super) fn release(&mut self, bounds: Bounds, mut keep: impl FnMut(&Message) -> bool) -> Result<(), Overflow> {
+        let Some(held) = self.held.take() else { return Ok(()) };
+        held.messages.iter().filter(|m| keep(m)).try_for_each(|message| self.push(message, bounds))
+    }
+
+    /// Queues a message, or holds it back.
+    pub(super) fn push(&mut self, message: &Message, bounds: Bounds) -> Result<(), Overflow> {
+        if let Some(held) = &mut self.held {
+            held.bytes += message.frame().len();
+            held.messages.push(message.clone());
+            let over = held.bytes > bounds.bytes || held.messages.len() > bounds.frames;
+            return if over { Err(Overflow) } else { Ok(()) };
+        }
+        self.push_now(message, bounds)
+    }
+
+    /// Queues a message ahead of what is held back.
+    pub(super) fn push_now(&mut self, message: &Message, bounds: Bounds) -> Result<(), Overflow> {
+        match self.seal {
+            None => self.queue(Item::Raw(message.frame().clone()), message.frame().len(), bounds),
+            Some(_) => self.queue(Item::Sealed(message.clone()), Cipher::sealed_length(message.payload().len()), bounds),
+        }
+    }
+
+    /// Queues a frame as it is: control frames, and what is always in the clear.
+    pub(super) fn push_clear(&mut self, message: &Message, bounds: Bounds) -> Result<(), Overflow> {
+        self.queue(Item::Raw(message.frame().clone()), message.frame().len(), bounds)
+    }
+
+    fn queue(&mut self, item: Item, length: usize, bounds: Bounds) -> Result<(), Overflow> {
+        if self.closing {
+            return Ok(());
+        }
+        self.items.push(item);
+        self.bytes += length;
+        if self.bytes > bounds.bytes || self.items.len() > bounds.frames { Err(Overflow) } else { Ok(()) }
+    }
+
+    /// Drops what waits, but for the rest of a frame that is half written, and queues this as the last frame ever.
+    pub(super) fn finish(&mut self, close: &Message) {
+        self.discard();
+        self.items.push(Item::Raw(close.frame().clone()));
+        self.bytes += close.frame().len();
+        self.closing = true;
+    }
+
+    /// Queues the Close frame behind what waits: nothing is lost on a connection that keeps up.
+    pub(super) fn finish_after_queued(&mut self, close: &Message) {
+        self.held = None;
+        if self.closing {
+            return;
+        }
+        self.items.push(Item::Raw(close.frame().clone()));
+        self.bytes += close.frame().len();
+        self.closing = true;
+    }
+
+    fn discard(&mut self) {
+        self.held = None;
+        self.items.truncate(usize::from(self.begun));
+        self.bytes = match self.items.first() {
+            Some(Item::Raw(rest)) => rest.len() - self.written,
+            _ => 0,
+        };
+    }
+
+    /// Whether nothing waits to be written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Bytes that wait, those held back included.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.bytes + self.held.as_ref().map_or(0, |h| h.bytes)
+    }
+
+    /// Since when the socket has taken nothing while something waits.
+    pub(super) fn blocked_since(&self) -> Option<Instant> {
+        self.blocked_since
+    }
+
+    /// Writes what waits, as far as the sink takes it; says how many bytes that were.
+    pub(super) fn flush(&mut self, sink: &impl Sink, now: impl Fn() -> Instant) -> io::Result<(Flushed, usize)> {
+        let mut total = 0;
+        while !self.items.is_empty() {
+            let (wanted, result) = match self.items.as_slice() {
+                [Item::Raw(_)] => self.write_alone(sink),
+                _ => self.write_together(sink),
+            };
+            let written = match result {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            total += written;
+            self.bytes = self.bytes.saturating_sub(written);
+            if written < wanted {
+                // Whatever moved, the clock starts again: slow is not stuck.
+                if written > 0 || self.blocked_since.is_none() {
+                    self.blocked_since = Some(now());
+                }
+                return Ok((Flushed::Blocked, total));
+            }
+        }
+        self.blocked_since = None;
+        if self.items.spilled() {
+            self.items = SmallVec::new();
+        }
+        Ok((Flushed::All, total))
+    }
+
+    /// Writes the one frame that waits, without copying it.
+    fn write_alone(&mut self, sink: &impl Sink) -> (usize, io::Result<usize>) {
+        let [Item::Raw(frame)] = self.items.as_slice() else { return (0, Ok(0)) };
+        let wanted = frame.len() - self.written;
+        let result = sink.write(&frame[self.written..]);
+        if let Ok(n) = result {
+            self.written += n;
+            self.begun = true;
+            if n == wanted {
+                self.items.clear();
+                self.written = 0;
+                self.begun = false;
+            }
+        }
+        (wanted, result)
+    }
+
+    /// Puts as many items as fit together for one write. What was put together and not written becomes the first item.
+    fn write_together(&mut self, sink: &impl Sink) -> (usize, io::Result<usize>) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Scratch { write, seal } = scratch;
+            write.clear();
+            let mut taken = 0;
+            for item in &self.items {
+                match item {
+                    Item::Raw(frame) => {
+                        let from = if taken == 0 { self.written } else { 0 };
+                        if taken > 0 && write.len() + frame.len() > WRITE_BYTES {
+                            break;
+                        }
+                        write.extend_from_slice(&frame[from..]);
+                    }
+                    Item::Sealed(message) => {
+                        if taken > 0 && write.len() + Cipher::sealed_length(message.payload().len()) > WRITE_BYTES {
+                            break;
+                        }
+                        let mut iv = [0u8; IV_BYTES];
+                        rand::rng().fill_bytes(&mut iv);
+                        self.seal.as_ref().expect("a message is only queued for sealing with a cipher").seal(
+                            message.payload(),
+                            iv,
+                            seal,
+                            write,
+                        );
+                    }
+                }
+                taken += 1;
+            }
+            let wanted = write.len();
+            let result = sink.write(write);
+            let written = match &result {
+                Ok(n) => *n,
+                Err(_) => 0,
+            };
+            // A sealed frame is never sealed twice: its rest stays as the bytes that were begun.
+            let rest = (written < wanted).then(|| Item::Raw(Bytes::copy_from_slice(&write[written..])));
+            self.written = 0;
+            self.items.drain(..taken);
+            self.begun = rest.is_some() && (written > 0 || self.begun);
+            if let Some(rest) = rest {
+                self.items.insert(0, rest);
+            }
+            if write.capacity() > 4 * WRITE_BYTES {
+                *write = Vec::with_capacity(WRITE_BYTES);
+            }
+            if seal.capacity() > 4 * WRITE_BYTES {
+                *seal = Vec::new();
+            }
+            (wanted, result)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    const WIDE: Bounds = Bounds { bytes: 1 << 20, frames: 1000 };
+
+    /// Takes `room` bytes, then blocks.
+    #[derive(Default)]
+    struct Pipe {
+        room: Cell<usize>,
+        got: RefCell<Vec<u8>>,
+        calls: Cell<usize>,
+    }
+
+    impl Sink for Pipe {
+        fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+            self.calls.set(self.calls.get() + 1);
+            let n = bytes.len().min(self.room.get());
+            if n == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.room.set(self.room.get() - n);
+            self.got.borrow_mut().extend_from_slice(&bytes[..n]);
+            Ok(n)
+        }
+    }
+
+    fn message(n: usize) -> Message {
+        Message::text(format!("message {n}").as_bytes())
+    }
+
+    fn frames(bytes: &[u8]) -> Vec<Vec<u8>> {
+        let (mut at, mut frames) = (0, Vec::new());
+        while at < bytes.len() {
+            let (header, length) = match bytes[at + 1] {
+                126 => (4, usize::from(u16::from_be_bytes([bytes[at + 2], bytes[at + 3]]))),
+                short => (2, usize::from(short)),
+            };
+            frames.push(bytes[at + header..at + header + length].to_vec());
+            at += header + length;
+        }
+        frames
+    }
+
+    #[test]
+    fn a_burst_leaves_in_one_write() {
+        let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+        pipe.room.set(usize::MAX);
+        for n in 0..10 {
+            outbox.push(&message(n), WIDE).unwrap();
+        }
+        assert_eq!(outbox.flush(&pipe, Instant::now).unwrap().0, Flushed::All);
+        assert_eq!(pipe.calls.get(), 1);
+        assert_eq!(frames(&pipe.got.borrow()).len(), 10);
+        assert_eq!(outbox.waiting_bytes(), 0);
+        assert!(!outbox.items.spilled(), "a burst leaves no memory behind");
+    }
+
+    #[test]
+    fn whatever_the_socket_takes_at_a_time_the_bytes_are_the_same_and_in_order() {
+        for sealed in [false, true] {
+            for room in [1, 3, 50, 1000] {
+                let cipher = Rc::new(Cipher::new(&[1; 32]));
+                let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+                if sealed {
+                    outbox.seal_with(cipher.clone());
+                }
+                for n in 0..40 {
+                    outbox.push(&message(n), WIDE).unwrap();
+                    pipe.room.set(room);
+                    outbox.flush(&pipe, Instant::now).unwrap();
+                }
+                while !outbox.is_empty() {
+                    pipe.room.set(room);
+                    outbox.flush(&pipe, Instant::now).unwrap();
+                }
+                assert_eq!(outbox.waiting_bytes(), 0);
+                for (n, frame) in frames(&pipe.got.borrow()).iter().enumerate() {
+                    let text = std::str::from_utf8(frame).unwrap();
+                    let clear = if sealed {
+                        let envelope = crate::protocol::Envelope::parse(text).unwrap();
+                        cipher.open(&envelope.read().unwrap()).unwrap()
+                    } else {
+                        text.to_owned()
+                    };
+                    assert_eq!(clear, format!("message {n}"), "room {room}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn too_many_frames_or_bytes_are_an_overflow() {
+        let mut outbox = Outbox::default();
+        let frames = Bounds { bytes: 1 << 20, frames: 3 };
+        let pushed: Vec<_> = (0..4).map(|n| outbox.push(&message(n), frames)).collect();
+        assert_eq!(pushed, [Ok(()), Ok(()), Ok(()), Err(Overflow)]);
+        let mut outbox = Outbox::default();
+        outbox.hold();
+        let bytes = Bounds { bytes: 25, frames: 1000 };
+        let pushed: Vec<_> = (0..3).map(|n| outbox.push(&message(n), bytes)).collect();
+        assert_eq!(pushed, [Ok(()), Ok(()), Err(Overflow)], "what is held back counts as well");
+    }
+
+    #[test]
+    fn finishing_keeps_the_rest_of_a_half_written_frame() {
+        let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+        for n in 0..3 {
+            outbox.push(&message(n), WIDE).unwrap();
+        }
+        pipe.room.set(4);
+        outbox.flush(&pipe, Instant::now).unwrap();
+        assert!(outbox.blocked_since().is_some());
+        outbox.finish(&Message::close(4008, "Slow consumer"));
+        outbox.push(&message(9), WIDE).unwrap();
+        pipe.room.set(usize::MAX);
+        outbox.flush(&pipe, Instant::now).unwrap();
+        let got = frames(&pipe.got.borrow());
+        assert_eq!(got[0], b"message 0");
+        assert_eq!(got.last().unwrap()[..2], 4008u16.to_be_bytes());
+        assert!(!got.iter().any(|f| f == b"message 9"));
+    }
+
+    #[test]
+    fn what_is_held_back_comes_after_what_is_pushed_ahead_of_it() {
+        let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+        pipe.room.set(usize::MAX);
+        outbox.hold();
+        outbox.push(&message(2), WIDE).unwrap();
+        outbox.push(&message(3), WIDE).unwrap();
+        outbox.push_now(&message(1), WIDE).unwrap();
+        outbox.release(WIDE, |m| m.payload() != b"message 3").unwrap();
+        outbox.push(&message(4), WIDE).unwrap();
+        outbox.flush(&pipe, Instant::now).unwrap();
+        assert_eq!(frames(&pipe.got.borrow()), [b"message 1", b"message 2", b"message 4"]);
+    }
+}

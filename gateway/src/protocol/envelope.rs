@@ -1,0 +1,166 @@
+//! The envelope: every text message is one JSON object `{"event": string, "data"?: any, "id"?: string}`.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::Message;
+
+/// An envelope as a client sent it; borrows from the message.
+#[derive(Debug)]
+pub struct Envelope<'m> {
+    /// What it is about; never empty.
+    pub event: Cow<'m, str>,
+    /// The JSON of `data`, unread.
+    pub data: Option<&'m RawValue>,
+}
+
+/// Why a message is no envelope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotAnEnvelope {
+    /// Answered with an `error` event.
+    #[error("not JSON")]
+    NotJson,
+    /// Dropped and logged.
+    #[error("no event")]
+    NoEvent,
+}
+
+impl<'m> Envelope<'m> {
+    /// Reads a message. A member that appears twice counts the last time, as in JavaScript.
+    ///
+    /// # Errors
+    /// [`NotAnEnvelope`], which decides the answer.
+    pub fn parse(text: &'m str) -> Result<Self, NotAnEnvelope> {
+        match serde_json::from_str::<Members<'m>>(text) {
+            Ok(Members { event: Some(event), data }) if !event.is_empty() => Ok(Self { event, data }),
+            Ok(_) => Err(NotAnEnvelope::NoEvent),
+            Err(_) if serde_json::from_str::<IgnoredAny>(text).is_ok() => Err(NotAnEnvelope::NoEvent),
+            Err(_) => Err(NotAnEnvelope::NotJson),
+        }
+    }
+
+    /// Reads `data` as `T`; absent data reads as `null`.
+    pub fn read<T: Deserialize<'m>>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.data.map_or("null", RawValue::get))
+    }
+}
+
+struct Members<'m> {
+    event: Option<Cow<'m, str>>,
+    data: Option<&'m RawValue>,
+}
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = Members { event: None, data: None };
+                while let Some(Text(name)) = map.next_key()? {
+                    match &*name {
+                        "event" => {
+                            let raw: &'de RawValue = map.next_value()?;
+                            members.event = serde_json::from_str::<Text<'de>>(raw.get()).ok().map(|t| t.0);
+                        }
+                        "data" => members.data = Some(map.next_value()?),
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(members)
+            }
+        }
+
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+/// A string, borrowed where it holds no escapes.
+struct Text<'m>(Cow<'m, str>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Borrow;
+
+        impl<'de> Visitor<'de> for Borrow {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E>(self, v: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(v)))
+            }
+
+            fn visit_str<E>(self, v: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(v.to_owned())))
+            }
+        }
+
+        deserializer.deserialize_str(Borrow)
+    }
+}
+
+/// Encodes an envelope, once for all who get it. `data` is JSON text.
+pub fn encode(event: &str, data: &str) -> Message {
+    let mut text = Vec::with_capacity(event.len() + data.len() + 24);
+    text.extend_from_slice(b"{\"event\":");
+    serde_json::to_writer(&mut text, event).expect("a Vec takes every write");
+    text.extend_from_slice(b",\"data\":");
+    text.extend_from_slice(data.as_bytes());
+    text.push(b'}');
+    Message::text(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_envelope_borrows_its_event_and_data() {
+        let envelope = Envelope::parse(r#"{"event":"join","id":"1","data":{"rooms":["a"]}}"#).unwrap();
+        assert!(matches!(envelope.event, Cow::Borrowed("join")));
+        assert_eq!(envelope.data.unwrap().get(), r#"{"rooms":["a"]}"#);
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_from_what_has_no_event() {
+        for text in ["", "hello", "{\"event\":", "{event:1}", "{\"event\":\"a\"} x", "\u{feff}{}", "NaN"] {
+            assert_eq!(Envelope::parse(text).unwrap_err(), NotAnEnvelope::NotJson, "{text}");
+        }
+        for text in ["{}", "[]", "5", "null", "\"event\"", "{\"event\":\"\"}", "{\"event\":7}", "{\"event\":null}", "{\"data\":1}"] {
+            assert_eq!(Envelope::parse(text).unwrap_err(), NotAnEnvelope::NoEvent, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_member_given_twice_counts_the_last_time() {
+        let envelope = Envelope::parse(r#"{"event":"a","data":1,"event":"b\u0021","data":2}"#).unwrap();
+        assert_eq!((&*envelope.event, envelope.data.unwrap().get()), ("b!", "2"));
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_without_overflow() {
+        let deep = format!("{{\"event\":\"a\",\"data\":{}1{}}}", "[".repeat(60_000), "]".repeat(60_000));
+        // serde_json reads raw values without recursion.
+        let _ = Envelope::parse(&deep);
+        assert_eq!(Envelope::parse(&"[".repeat(60_000)).unwrap_err(), NotAnEnvelope::NotJson);
+    }
+
+    #[test]
+    fn an_event_is_escaped_when_encoded() {
+        assert_eq!(encode("a\"b", "null").payload(), br#"{"event":"a\"b","data":null}"#);
+    }
+}

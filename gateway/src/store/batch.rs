@@ -1,0 +1,313 @@
+//! What both databases do alike with a batch, without IO: which rows may be new, their numbers, and the answer.
+//!
+//! Input: activities from the trait's `insert`. Output: [`Row`]s in the order of the batch, then [`Stored`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use rustc_hash::{FxHashMap, FxHashSet};
+use serde_json::value::RawValue;
+
+use super::error::Nul;
+use super::{StoreError, Stored};
+use crate::id::{Id, IdGenerator};
+use crate::notification::{InboxState, NewActivity, Notification};
+
+/// Most rows of one statement.
+pub(super) const CHUNK_ROWS: usize = 5000;
+/// Most bytes of text of one statement, unless a single activity has more.
+pub(super) const CHUNK_BYTES: usize = 8 << 20;
+
+/// One (activity, recipient) that may become a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Candidate {
+    /// Index into the batch.
+    pub(super) activity: usize,
+    /// Index into [`Batch::recipients`].
+    pub(super) recipient: usize,
+}
+
+/// A batch without the repeats within it.
+pub(super) struct Batch<'a> {
+    given: &'a [NewActivity],
+    /// Sorted byte by byte: the order in which state rows are locked.
+    pub(super) recipients: Vec<&'a str>,
+    /// In the order given.
+    pub(super) candidates: Vec<Candidate>,
+}
+
+/// A row about to be written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row<'a> {
+    /// Index into the batch.
+    pub(super) activity: usize,
+    pub(super) recipient: &'a str,
+    pub(super) id: Id,
+    pub(super) seq: i64,
+    pub(super) inbox: InboxState,
+}
+
+/// The counters of an inbox before the batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Base {
+    pub(super) last_seq: i64,
+    pub(super) unread: i64,
+    pub(super) version: i64,
+}
+
+impl<'a> Batch<'a> {
+    /// Refuses what a database would refuse only halfway through.
+    pub(super) fn new(given: &'a [NewActivity]) -> Result<Self, StoreError> {
+        given.iter().try_for_each(refuse_nul)?;
+        let mut recipients: Vec<&str> = given.iter().flat_map(|a| a.recipients.iter().map(String::as_str)).collect();
+        recipients.sort_unstable();
+        recipients.dedup();
+        let index: HashMap<&str, usize> = recipients.iter().enumerate().map(|(at, r)| (*r, at)).collect();
+        let mut events: FxHashMap<(&str, &str), usize> = FxHashMap::default();
+        let mut seen: FxHashSet<(usize, usize)> = FxHashSet::default();
+        let mut candidates = Vec::new();
+        for (activity, new) in given.iter().enumerate() {
+            let fresh = events.len();
+            let event = *events.entry((&new.source, &new.event_id)).or_insert(fresh);
+            for recipient in new.recipients.iter() {
+                let recipient = index[recipient.as_str()];
+                if seen.insert((event, recipient)) {
+                    candidates.push(Candidate { activity, recipient });
+                }
+            }
+        }
+        Ok(Self { given, recipients, candidates })
+    }
+
+    /// How many candidates each recipient has.
+    pub(super) fn counts(&self) -> Vec<i64> {
+        let mut counts = vec![0; self.recipients.len()];
+        for candidate in &self.candidates {
+            counts[candidate.recipient] += 1;
+        }
+        counts
+    }
+
+    /// Takes out the candidates at these places.
+    pub(super) fn remove(&mut self, places: &FxHashSet<usize>) {
+        let mut at = 0;
+        self.candidates.retain(|_| {
+            at += 1;
+            !places.contains(&(at - 1))
+        });
+    }
+
+    /// Gives every candidate its id and numbers, in order, starting at the bases, which are by recipient.
+    pub(super) fn number(&self, mut bases: Vec<Base>, ids: &IdGenerator) -> Result<Vec<Row<'a>>, StoreError> {
+        let number = |candidate: &Candidate| {
+            let base = &mut bases[candidate.recipient];
+            base.last_seq += 1;
+            base.unread += 1;
+            base.version += 1;
+            // The clock catches up, and the next try makes ids again.
+            let id = ids.next().map_err(|stepped| StoreError::Unavailable(sqlx::Error::Io(std::io::Error::other(stepped))))?;
+            let inbox = InboxState { unread_count: base.unread, version: base.version };
+            Ok(Row { activity: candidate.activity, recipient: self.recipients[candidate.recipient], id, seq: base.last_seq, inbox })
+        };
+        self.candidates.iter().map(number).collect()
+    }
+
+    /// The answer: the rows as they are stored.
+    pub(super) fn stored(&self, rows: &[Row<'a>], created_at: DateTime<Utc>) -> Vec<Stored> {
+        let mut answer = Vec::with_capacity(rows.len());
+        let mut shared: Option<(usize, Texts)> = None;
+        for row in rows {
+            let (_, texts) = match shared.take() {
+                Some(same) if same.0 == row.activity => shared.insert(same),
+                _ => shared.insert((row.activity, Texts::of(&self.given[row.activity]))),
+            };
+            answer.push(Stored { activity: row.activity, notification: texts.notification(row, created_at), inbox: row.inbox });
+        }
+        answer
+    }
+
+    /// Cuts rows into pieces for one statement each, by number and by the text of their activities.
+    pub(super) fn chunks<'r>(&self, rows: &'r [Row<'a>]) -> Vec<&'r [Row<'a>]> {
+        let mut chunks = Vec::new();
+        let (mut start, mut bytes) = (0, 0);
+        for (at, row) in rows.iter().enumerate() {
+            let again = at > start && rows[at - 1].activity == row.activity;
+            let more = if again { 0 } else { text_bytes(&self.given[row.activity]) };
+            if at > start && (at - start == CHUNK_ROWS || bytes + more > CHUNK_BYTES) {
+                chunks.push(&rows[start..at]);
+                start = at;
+                bytes = text_bytes(&self.given[row.activity]);
+            } else {
+                bytes += more;
+            }
+        }
+        if start < rows.len() {
+            chunks.push(&rows[start..]);
+        }
+        chunks
+    }
+}
+
+/// The words of one activity, shared by its rows.
+struct Texts {
+    kind: Arc<str>,
+    title: Arc<str>,
+    content: Arc<str>,
+    data: Arc<RawValue>,
+    actor_id: Option<Arc<str>>,
+    organizer_id: Option<Arc<str>>,
+    merchant_id: Option<Arc<str>>,
+    locale: Arc<str>,
+}
+
+impl Texts {
+    fn of(new: &NewActivity) -> Self {
+        let shared = |text: &Option<String>| text.as_deref().map(Arc::from);
+        Self {
+            kind: new.kind.as_str().into(),
+            title: new.title.as_str().into(),
+            content: new.content.as_str().into(),
+            data: new.data.clone().into(),
+            actor_id: shared(&new.actor_id),
+            organizer_id: shared(&new.organizer_id),
+            merchant_id: shared(&new.merchant_id),
+            locale: new.locale.as_str().into(),
+        }
+    }
+
+    fn notification(&self, row: &Row<'_>, created_at: DateTime<Utc>) -> Notification {
+        Notification {
+            id: row.id,
+            seq: row.seq,
+            kind: self.kind.clone(),
+            title: self.title.clone(),
+            content: self.content.clone(),
+            data: self.data.clone(),
+            actor_id: self.actor_id.clone(),
+            recipient_id: row.recipient.into(),
+            organizer_id: self.organizer_id.clone(),
+            merchant_id: self.merchant_id.clone(),
+            locale: self.locale.clone(),
+            is_read: false,
+            read_at: None,
+            created_at,
+        }
+    }
+}
+
+/// Cuts a time to what is kept of it.
+pub(super) fn milliseconds(at: DateTime<Utc>) -> DateTime<Utc> {
+    at.duration_trunc(TimeDelta::milliseconds(1)).unwrap_or(at)
+}
+
+/// Refuses a string with a NUL character. `name` says where it was.
+pub(super) fn no_nul(name: &'static str, text: &str) -> Result<(), Nul> {
+    if memchr::memchr(0, text.as_bytes()).is_some() { Err(Nul(name)) } else { Ok(()) }
+}
+
+fn refuse_nul(new: &NewActivity) -> Result<(), Nul> {
+    for (name, text) in [
+        ("source", &new.source),
+        ("id", &new.event_id),
+        ("type", &new.kind),
+        ("title", &new.title),
+        ("content", &new.content),
+        ("locale", &new.locale),
+    ] {
+        no_nul(name, text)?;
+    }
+    for (name, text) in [("actorId", &new.actor_id), ("organizerId", &new.organizer_id), ("merchantId", &new.merchant_id)] {
+        text.as_deref().map_or(Ok(()), |text| no_nul(name, text))?;
+    }
+    new.recipients.iter().try_for_each(|text| no_nul("recipientIds", text))?;
+    if escapes_nul(new.data.get()) { Err(Nul("data")) } else { Ok(()) }
+}
+
+/// Whether JSON text holds the escape `\u0000`, told from an escaped backslash in front of `u0000`.
+fn escapes_nul(json: &str) -> bool {
+    let bytes = json.as_bytes();
+    memchr::memmem::find_iter(bytes, br"\u0000").any(|at| bytes[..at].iter().rev().take_while(|b| **b == b'\\').count().is_multiple_of(2))
+}
+
+fn text_bytes(new: &NewActivity) -> usize {
+    let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    new.source.len()
+        + new.event_id.len()
+        + new.kind.len()
+        + new.title.len()
+        + new.content.len()
+        + new.locale.len()
+        + new.data.get().len()
+        + optional(&new.actor_id)
+        + optional(&new.organizer_id)
+        + optional(&new.merchant_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{activity, ids};
+    use super::*;
+
+    #[test]
+    fn repeats_within_a_batch_count_once_and_the_first_stays() {
+        let given = [activity("a", &["x", "y", "x"]), activity("b", &["x"]), activity("a", &["z", "y"])];
+        let mut batch = Batch::new(&given).unwrap();
+        assert_eq!(batch.recipients, ["x", "y", "z"]);
+        let places: Vec<_> = batch.candidates.iter().map(|c| (c.activity, batch.recipients[c.recipient])).collect();
+        assert_eq!(places, [(0, "x"), (0, "y"), (1, "x"), (2, "z")]);
+        assert_eq!(batch.counts(), [2, 1, 1]);
+        batch.remove(&FxHashSet::from_iter([0, 3]));
+        let places: Vec<_> = batch.candidates.iter().map(|c| (c.activity, batch.recipients[c.recipient])).collect();
+        assert_eq!(places, [(0, "y"), (1, "x")]);
+    }
+
+    #[test]
+    fn numbers_go_on_from_the_base_in_the_order_of_the_batch() {
+        let given = [activity("a", &["x"]), activity("b", &["y", "x"])];
+        let batch = Batch::new(&given).unwrap();
+        let bases = vec![Base { last_seq: 7, unread: 2, version: 40 }, Base::default()];
+        let rows = batch.number(bases, &ids()).unwrap();
+        let seen: Vec<_> = rows.iter().map(|r| (r.recipient, r.seq, r.inbox.unread_count, r.inbox.version)).collect();
+        assert_eq!(seen, [("x", 8, 3, 41), ("y", 1, 1, 1), ("x", 9, 4, 42)]);
+        let stored = batch.stored(&rows, DateTime::UNIX_EPOCH);
+        assert!(Arc::ptr_eq(&stored[1].notification.title, &stored[2].notification.title));
+        assert_eq!(stored.iter().map(|s| s.activity).collect::<Vec<_>>(), [0, 1, 1]);
+    }
+
+    #[test]
+    fn chunks_are_bounded_by_rows_and_by_text() {
+        let many: Vec<String> = (0..CHUNK_ROWS + 1).map(|n| n.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let mut given = vec![activity("a", &many)];
+        let sizes = |given: &[NewActivity]| -> Vec<usize> {
+            let batch = Batch::new(given).unwrap();
+            let rows = batch.number(vec![Base::default(); batch.recipients.len()], &ids()).unwrap();
+            batch.chunks(&rows).iter().map(|c| c.len()).collect()
+        };
+        assert_eq!(sizes(&given), [CHUNK_ROWS, 1]);
+        given = (0..3).map(|n| activity(&n.to_string(), &["x", "y"])).collect();
+        for new in &mut given {
+            new.content = "c".repeat(CHUNK_BYTES / 2);
+        }
+        assert_eq!(sizes(&given), [2, 2, 2]);
+        assert!(sizes(&[]).is_empty());
+    }
+
+    #[test]
+    fn nul_is_refused_in_text_and_as_an_escape_and_an_escaped_backslash_is_not_one() {
+        for (json, nul) in [
+            (r#""\u0000""#, true),
+            (r#""\\\u0000""#, true),
+            (r#""\\u0000""#, false),
+            (r#""\u0001 u0000""#, false),
+            (r#"{"a\u0000":1}"#, true),
+        ] {
+            assert_eq!(escapes_nul(json), nul, "{json}");
+        }
+        let mut bad = activity("a", &["x"]);
+        bad.title.push('\0');
+        assert!(matches!(Batch::new(&[bad]), Err(StoreError::Refused(_))));
+        assert!(matches!(Batch::new(&[activity("a", &["x\0"])]), Err(StoreError::Refused(_))));
+    }
+}

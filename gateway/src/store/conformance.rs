@@ -1,0 +1,952 @@
+//! One suite for every implementation of the storage traits: it says what their docs mean.
+//!
+//! Each function below runs against SQLite and against a real PostgreSQL, on a database of its own.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::task::JoinSet;
+
+use super::testing::{TestDatabase, activity, ids};
+use super::*;
+use crate::config::{Config, Secret, SecretFile};
+use crate::notification::NewActivity;
+use platform::{Platform, PolicyDefinition};
+use tokio_util::sync::CancellationToken;
+
+macro_rules! conformance {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(&super::TestDatabase::sqlite()).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                if let Some(database) = super::TestDatabase::postgres(stringify!($name)).await {
+                    super::$name(&database).await;
+                }
+            })*
+        }
+    };
+}
+
+conformance! {
+    what_is_stored_reads_back_as_it_was_answered,
+    an_empty_batch_and_an_empty_inbox_are_nothing,
+    a_repeated_event_changes_nothing,
+    concurrent_duplicates_make_exactly_one_row,
+    overlapping_recipients_in_opposite_orders_never_deadlock,
+    a_deleted_notification_does_not_come_back,
+    reading_sets_the_time_once_and_counts_once,
+    marking_a_large_inbox_tells_the_newest_ids_and_the_whole_count,
+    pages_are_stable_while_rows_arrive,
+    lists_are_filtered_by_state_and_type,
+    what_was_missed_comes_in_order_and_says_whether_there_is_more,
+    another_recipients_id_is_like_none,
+    one_activity_may_have_a_hundred_thousand_recipients,
+    a_refused_value_leaves_nothing_behind,
+    a_page_and_its_counters_are_one_snapshot,
+    purging_keeps_counters_right_and_numbers_unused,
+    counters_agree_with_the_rows_after_everything_at_once,
+    an_abandoned_insert_holds_nothing,
+    instances_migrate_together_and_a_later_schema_is_accepted,
+    missing_and_changed_migrations_are_named,
+    policies_are_read_with_text_ids,
+    policies_are_read_with_number_ids,
+    policies_may_live_in_another_database,
+}
+
+fn at(seconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_800_000_000 + seconds, 123_456_789).unwrap()
+}
+
+fn millis(at: DateTime<Utc>) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(at.timestamp_millis()).unwrap()
+}
+
+fn json(notification: &Notification) -> String {
+    serde_json::to_string(notification).unwrap()
+}
+
+async fn all(store: &dyn NotificationStore, recipient: &str) -> Vec<Notification> {
+    store.list(recipient, &Filter::default(), None, 100_000).await.unwrap().rows
+}
+
+fn seqs(rows: &[Notification]) -> Vec<i64> {
+    rows.iter().map(|n| n.seq).collect()
+}
+
+/// The state row says what the rows say.
+async fn assert_counters(store: &dyn NotificationStore, recipient: &str) {
+    let page = store.list(recipient, &Filter::default(), None, 100_000).await.unwrap();
+    assert_eq!(page.rows.iter().filter(|n| !n.is_read).count() as i64, page.inbox.unread_count, "{recipient}");
+}
+
+async fn what_is_stored_reads_back_as_it_was_answered(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    let mut second = activity("e2", &["ánh", "zoe"]);
+    (second.actor_id, second.organizer_id, second.merchant_id) = (None, Some("7".into()), None);
+    let stored = store.insert(&[activity("e1", &["zoe"]), second], at(0)).await.unwrap();
+    let seen: Vec<_> = stored
+        .iter()
+        .map(|s| (s.activity, &*s.notification.recipient_id, s.notification.seq, s.inbox.unread_count, s.inbox.version))
+        .collect();
+    assert_eq!(seen, [(0, "zoe", 1, 1, 1), (1, "ánh", 1, 1, 1), (1, "zoe", 2, 2, 2)]);
+    for one in &stored {
+        let back = store.get(&one.notification.recipient_id, one.notification.id).await.unwrap().unwrap();
+        assert_eq!(json(&back), json(&one.notification));
+        assert_eq!(back.created_at, millis(at(0)));
+        // The producer's own text, white space, escapes and digits included.
+        assert_eq!(back.data.get(), r#"{"z": 1.50, "a":[null, "\u00e9"] }"#);
+    }
+    let later = store.insert(&[activity("e3", &["zoe"])], at(1)).await.unwrap();
+    assert_eq!((later[0].notification.seq, later[0].inbox.version), (3, 3));
+    assert_eq!(seqs(&all(&*store, "zoe").await), [3, 2, 1]);
+    assert_eq!(store.inbox("zoe").await.unwrap(), InboxState { unread_count: 3, version: 3 });
+    store.ping().await.unwrap();
+}
+
+async fn an_empty_batch_and_an_empty_inbox_are_nothing(database: &TestDatabase) {
+    let stores = database.open().await;
+    let store = &stores.notifications;
+    assert!(store.insert(&[], at(0)).await.unwrap().is_empty());
+    assert_eq!(store.inbox("nobody").await.unwrap(), InboxState::default());
+    let page = store.list("nobody", &Filter::default(), None, 50).await.unwrap();
+    assert!(page.rows.is_empty() && page.next.is_none() && page.inbox == InboxState::default());
+    let missed = store.missed("nobody", 0, 50).await.unwrap();
+    assert!(missed.rows.is_empty() && !missed.more && missed.inbox == InboxState::default());
+    for which in [Which::All, Which::UpTo(9), Which::Ids(Vec::new()), Which::Ids(vec!["1".parse().unwrap()])] {
+        let read = store.mark_read("nobody", &which, at(0)).await.unwrap();
+        assert!(read.ids.is_empty() && read.total == 0 && read.inbox == InboxState::default());
+    }
+    assert!(store.delete("nobody", "1".parse().unwrap(), at(0)).await.unwrap().is_none());
+    stores.close().await;
+    assert!(matches!(store.ping().await, Err(StoreError::Unavailable(_))));
+}
+
+async fn a_repeated_event_changes_nothing(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    store.insert(&[activity("e1", &["x", "y"])], at(0)).await.unwrap();
+    let before = all(&*store, "x").await;
+    assert!(store.insert(&[activity("e1", &["y", "x"])], at(5)).await.unwrap().is_empty());
+    assert_eq!(store.inbox("x").await.unwrap(), InboxState { unread_count: 1, version: 1 });
+    assert_eq!(json(&all(&*store, "x").await[0]), json(&before[0]));
+
+    // Partly known, and repeated within the batch with other words: the first stays.
+    let mut again = activity("e2", &["x"]);
+    again.title = "another title".into();
+    let batch = [activity("e1", &["x", "z"]), activity("e2", &["y", "x"]), again, activity("e3", &["x"])];
+    let stored = store.insert(&batch, at(6)).await.unwrap();
+    let seen: Vec<_> = stored.iter().map(|s| (s.activity, &*s.notification.recipient_id, s.notification.seq, s.inbox.version)).collect();
+    assert_eq!(seen, [(0, "z", 1, 1), (1, "y", 2, 2), (1, "x", 2, 2), (3, "x", 3, 3)]);
+    assert_eq!(&*all(&*store, "x").await[1].title, "title of e2");
+
+    // The same id of another source is another event.
+    let mut other = activity("e1", &["x"]);
+    other.source = "bank".into();
+    assert_eq!(store.insert(&[other], at(7)).await.unwrap()[0].notification.seq, 4);
+    assert_counters(&*store, "x").await;
+}
+
+async fn concurrent_duplicates_make_exactly_one_row(database: &TestDatabase) {
+    let recipients = ["a", "b", "c", "d", "e"];
+    let instances = [database.open().await.notifications, database.open().await.notifications];
+    let batch: Vec<NewActivity> = (0..20).map(|n| activity(&format!("e{n}"), &recipients)).collect();
+    let mut tasks = JoinSet::new();
+    for task in 0..10 {
+        let store = instances[task % 2].clone();
+        let mut batch = batch.clone();
+        batch.rotate_left(task * 2);
+        tasks.spawn(async move {
+            let mut answered = Vec::new();
+            for part in batch.chunks(1 + task % 7) {
+                answered.extend(store.insert(part, at(0)).await.unwrap());
+            }
+            answered
+        });
+    }
+    let answered: Vec<Stored> = tasks.join_all().await.into_iter().flatten().collect();
+    assert_eq!(answered.len(), 100, "each row was answered to exactly one of the callers");
+    assert_eq!(answered.iter().map(|s| s.notification.id).collect::<HashSet<_>>().len(), 100);
+    for recipient in recipients {
+        let rows = all(&*instances[0], recipient).await;
+        assert_eq!(seqs(&rows), (1..=20).rev().collect::<Vec<_>>(), "{recipient}");
+        assert_eq!(rows.iter().map(|n| n.title.clone()).collect::<HashSet<_>>().len(), 20);
+        assert_eq!(instances[0].inbox(recipient).await.unwrap(), InboxState { unread_count: 20, version: 20 });
+    }
+    // What was answered is what is stored.
+    for one in &answered {
+        let back = instances[1].get(&one.notification.recipient_id, one.notification.id).await.unwrap().unwrap();
+        assert_eq!(back.seq, one.notification.seq);
+        assert_eq!(one.inbox, InboxState { unread_count: back.seq, version: back.seq });
+    }
+}
+
+async fn overlapping_recipients_in_opposite_orders_never_deadlock(database: &TestDatabase) {
+    let people: Vec<String> = (0..40).map(|n| format!("p{n}")).collect();
+    let instances = [database.open().await.notifications, database.open().await.notifications];
+    let mut tasks = JoinSet::new();
+    for task in 0..8 {
+        let store = instances[task % 2].clone();
+        let mut recipients: Vec<String> = people.iter().skip(task % 3).cloned().collect();
+        if task % 2 == 1 {
+            recipients.reverse();
+        }
+        tasks.spawn(async move {
+            for round in 0..10 {
+                let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+                let batch: Vec<NewActivity> =
+                    recipients.chunks(7).enumerate().map(|(n, some)| activity(&format!("{task}/{round}/{n}"), some)).collect();
+                store.insert(&batch, at(0)).await.unwrap();
+                store.mark_read(recipients[round], &Which::All, at(1)).await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    for person in &people[2..] {
+        assert_eq!(seqs(&all(&*instances[0], person).await), (1..=80).rev().collect::<Vec<_>>(), "{person}");
+        assert_counters(&*instances[0], person).await;
+    }
+    if database.is_postgres() {
+        assert_eq!(database.number("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").await, 0);
+    }
+}
+
+async fn a_deleted_notification_does_not_come_back(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    let stored = store.insert(&[activity("e1", &["x", "y"]), activity("e2", &["x"])], at(0)).await.unwrap();
+    let (first, second) = (stored[0].notification.id, stored[2].notification.id);
+    store.mark_read("x", &Which::Ids(vec![first]), at(1)).await.unwrap();
+    // A read one leaves the count, an unread one takes from it; the version grows either way.
+    assert_eq!(store.delete("x", first, at(2)).await.unwrap(), Some(InboxState { unread_count: 1, version: 4 }));
+    assert_eq!(store.delete("x", second, at(2)).await.unwrap(), Some(InboxState { unread_count: 0, version: 5 }));
+    assert_eq!(store.delete("x", second, at(2)).await.unwrap(), None);
+    assert_eq!(store.inbox("x").await.unwrap().version, 5);
+    assert!(store.get("x", first).await.unwrap().is_none());
+
+    let again = store.insert(&[activity("e1", &["x", "y"]), activity("e2", &["x", "z"])], at(3)).await.unwrap();
+    assert_eq!(again.iter().map(|s| &*s.notification.recipient_id).collect::<Vec<_>>(), ["z"]);
+    assert!(all(&*store, "x").await.is_empty());
+    assert_eq!(all(&*store, "y").await.len(), 1);
+    // Numbers are not used again.
+    assert_eq!(store.insert(&[activity("e3", &["x"])], at(4)).await.unwrap()[0].notification.seq, 3);
+}
+
+async fn reading_sets_the_time_once_and_counts_once(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    let batch: Vec<NewActivity> = (1..=6).map(|n| activity(&format!("e{n}"), &["x", "y"])).collect();
+    let stored = store.insert(&batch, at(0)).await.unwrap();
+    let id = |recipient: &str, seq: i64| {
+        let is = |s: &&Stored| &*s.notification.recipient_id == recipient && s.notification.seq == seq;
+        stored.iter().find(is).unwrap().notification.id
+    };
+    let read = store.mark_read("x", &Which::Ids(vec![id("x", 2), id("y", 3), id("x", 2)]), at(10)).await.unwrap();
+    assert_eq!((read.ids.as_slice(), read.total), (&[id("x", 2)][..], 1));
+    assert_eq!((read.read_at, read.inbox), (millis(at(10)), InboxState { unread_count: 5, version: 7 }));
+    assert_eq!(store.inbox("y").await.unwrap(), InboxState { unread_count: 6, version: 6 });
+
+    let read = store.mark_read("x", &Which::Ids(vec![id("x", 2), id("y", 3)]), at(20)).await.unwrap();
+    assert!(read.ids.is_empty() && read.total == 0);
+    assert_eq!(read.inbox, InboxState { unread_count: 5, version: 7 });
+
+    let read = store.mark_read("x", &Which::UpTo(4), at(30)).await.unwrap();
+    assert_eq!(read.ids, [id("x", 4), id("x", 3), id("x", 1)]);
+    assert_eq!(read.inbox, InboxState { unread_count: 2, version: 8 });
+    let read = store.mark_read("x", &Which::All, at(40)).await.unwrap();
+    assert_eq!(read.ids, [id("x", 6), id("x", 5)]);
+    assert_eq!(read.inbox, InboxState { unread_count: 0, version: 9 });
+    assert_eq!(store.mark_read("x", &Which::All, at(50)).await.unwrap().inbox.version, 9);
+
+    let times: Vec<_> = all(&*store, "x").await.iter().map(|n| (n.seq, n.is_read, n.read_at.unwrap())).collect();
+    let want: Vec<_> = [(6, 40), (5, 40), (4, 30), (3, 30), (2, 10), (1, 30)].map(|(seq, s)| (seq, true, millis(at(s)))).into();
+    assert_eq!(times, want);
+    assert_counters(&*store, "y").await;
+}
+
+async fn marking_a_large_inbox_tells_the_newest_ids_and_the_whole_count(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    let count = MAX_READ_IDS as i64 + 200;
+    let batch: Vec<NewActivity> = (0..count).map(|n| activity(&format!("e{n}"), &["x"])).collect();
+    let stored = store.insert(&batch, at(0)).await.unwrap();
+    let read = store.mark_read("x", &Which::UpTo(count - 1), at(1)).await.unwrap();
+    assert_eq!((read.ids.len(), read.total), (MAX_READ_IDS, count as u64 - 1));
+    assert_eq!(read.inbox, InboxState { unread_count: 1, version: count + 1 });
+    let newest: Vec<Id> = stored.iter().rev().skip(1).take(MAX_READ_IDS).map(|s| s.notification.id).collect();
+    assert_eq!(read.ids, newest);
+    let ids: Vec<Id> = stored.iter().map(|s| s.notification.id).collect();
+    assert_eq!(store.mark_read("x", &Which::Ids(ids), at(2)).await.unwrap().total, 1);
+    assert_counters(&*store, "x").await;
+}
+
+async fn pages_are_stable_while_rows_arrive(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    let insert = async |from: i64, to: i64| {
+        let batch: Vec<NewActivity> = (from..=to).map(|n| activity(&format!("e{n}"), &["x"])).collect();
+        store.insert(&batch, at(0)).await.unwrap();
+    };
+    insert(1, 10).await;
+    let first = store.list("x", &Filter::default(), None, 4).await.unwrap();
+    assert_eq!((seqs(&first.rows), first.next), (vec![10, 9, 8, 7], Some(7)));
+    insert(11, 13).await;
+    store.delete("x", first.rows[3].id, at(1)).await.unwrap();
+    let second = store.list("x", &Filter::default(), first.next, 4).await.unwrap();
+    assert_eq!((seqs(&second.rows), second.next), (vec![6, 5, 4, 3], Some(3)));
+    assert_eq!(second.inbox.unread_count, 12);
+    let last = store.list("x", &Filter::default(), second.next, 4).await.unwrap();
+    assert_eq!((seqs(&last.rows), last.next), (vec![2, 1], None));
+    // A last page that is just full has no next; a limit of none is one.
+    assert_eq!(store.list("x", &Filter::default(), Some(5), 4).await.unwrap().next, None);
+    assert_eq!(seqs(&store.list("x", &Filter::default(), None, 0).await.unwrap().rows), [13]);
+    assert!(store.list("x", &Filter::default(), Some(i64::MIN), 4).await.unwrap().rows.is_empty());
+}
+
+async fn lists_are_filtered_by_state_and_type(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    let batch: Vec<NewActivity> = (1..=8)
+        .map(|n| NewActivity { kind: if n % 2 == 0 { "EVEN" } else { "odd" }.into(), ..activity(&format!("e{n}"), &["x", "y"]) })
+        .collect();
+    store.insert(&batch, at(0)).await.unwrap();
+    store.mark_read("x", &Which::UpTo(5), at(1)).await.unwrap();
+    for (is_read, kind, want) in [
+        (None, None, vec![8, 7, 6, 5, 4, 3, 2, 1]),
+        (Some(true), None, vec![5, 4, 3, 2, 1]),
+        (Some(false), None, vec![8, 7, 6]),
+        (None, Some("EVEN"), vec![8, 6, 4, 2]),
+        (Some(true), Some("EVEN"), vec![4, 2]),
+        (Some(false), Some("odd"), vec![7]),
+        (None, Some("ODD"), vec![]),
+    ] {
+        let filter = Filter { is_read, kind: kind.map(Into::into) };
+        let mut seen = Vec::new();
+        let mut before = None;
+        loop {
+            let page = store.list("x", &filter, before, 2).await.unwrap();
+            assert_eq!(page.inbox, InboxState { unread_count: 3, version: 9 });
+            seen.extend(seqs(&page.rows));
+            before = page.next;
+            if before.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen, want, "{filter:?}");
+    }
+}
+
+async fn what_was_missed_comes_in_order_and_says_whether_there_is_more(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    let batch: Vec<NewActivity> = (1..=5).map(|n| activity(&format!("e{n}"), &["x", "y"])).collect();
+    store.insert(&batch, at(0)).await.unwrap();
+    let missed = store.missed("x", 1, 2).await.unwrap();
+    assert_eq!((seqs(&missed.rows), missed.more), (vec![2, 3], true));
+    assert_eq!(missed.inbox, InboxState { unread_count: 5, version: 5 });
+    let missed = store.missed("x", 3, 2).await.unwrap();
+    assert_eq!((seqs(&missed.rows), missed.more), (vec![4, 5], false));
+    let missed = store.missed("x", 5, 2).await.unwrap();
+    assert!(missed.rows.is_empty() && !missed.more && missed.inbox.unread_count == 5);
+    assert_eq!(seqs(&store.missed("x", i64::MIN, 9).await.unwrap().rows), [1, 2, 3, 4, 5]);
+    assert!(store.missed("x", i64::MAX, 9).await.unwrap().rows.is_empty());
+}
+
+async fn another_recipients_id_is_like_none(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    let stored = store.insert(&[activity("e1", &["x", "X"])], at(0)).await.unwrap();
+    let id = stored[0].notification.id;
+    for stranger in ["X", "x ", "y", "", "%"] {
+        assert!(store.get(stranger, id).await.unwrap().is_none());
+        assert!(store.delete(stranger, id, at(1)).await.unwrap().is_none());
+        assert!(store.mark_read(stranger, &Which::Ids(vec![id]), at(1)).await.unwrap().ids.is_empty());
+    }
+    assert_eq!(store.inbox("X").await.unwrap(), InboxState { unread_count: 1, version: 1 });
+    assert_eq!(json(&store.get("x", id).await.unwrap().unwrap()), json(&stored[0].notification));
+}
+
+async fn one_activity_may_have_a_hundred_thousand_recipients(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    let people: Vec<String> = (0..100_000).map(|n| format!("person-{n}")).collect();
+    let people: Vec<&str> = people.iter().map(String::as_str).collect();
+    store.insert(&[activity("e0", &["person-77"])], at(0)).await.unwrap();
+    let started = Instant::now();
+    let stored = store.insert(&[activity("e1", &people), activity("e2", &["person-1"])], at(1)).await.unwrap();
+    println!("100,001 rows in {:.1} s ({})", started.elapsed().as_secs_f64(), if database.is_postgres() { "PostgreSQL" } else { "SQLite" });
+    assert_eq!(stored.len(), 100_001);
+    let in_order = stored.iter().zip(&people).all(|(s, person)| *s.notification.recipient_id == **person);
+    assert!(in_order);
+    assert_eq!((stored[77].notification.seq, stored[100_000].notification.seq), (2, 2));
+    assert_eq!(database.number("SELECT count(*) FROM signal_notification").await, 100_002);
+    assert_eq!(database.number("SELECT count(*) FROM signal_inbox WHERE last_seq = unread_count AND version = last_seq").await, 100_000);
+    assert!(store.insert(&[activity("e1", &people)], at(2)).await.unwrap().is_empty());
+    assert_eq!(database.number("SELECT count(*) FROM signal_inbox WHERE version <> last_seq OR last_seq > 2").await, 0);
+}
+
+async fn a_refused_value_leaves_nothing_behind(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    let with = |change: fn(&mut NewActivity)| {
+        let mut bad = activity("bad", &["x"]);
+        change(&mut bad);
+        bad
+    };
+    let raw = |json: &str| serde_json::value::RawValue::from_string(json.to_owned()).unwrap();
+    let mut bad = vec![
+        with(|a| a.title.push('\0')),
+        with(|a| a.content.push('\0')),
+        with(|a| a.event_id.push('\0')),
+        with(|a| a.source.push('\0')),
+        with(|a| a.kind.push('\0')),
+        with(|a| a.locale.push('\0')),
+        with(|a| a.actor_id = Some("\0".into())),
+        with(|a| a.organizer_id = Some("\0".into())),
+        with(|a| a.merchant_id = Some("\0".into())),
+        with(|a| a.recipients = Arc::from(["y".to_owned(), "\0".to_owned()])),
+        NewActivity { data: raw(r#"{"a":"\u0000"}"#), ..activity("bad", &["x"]) },
+    ];
+    if database.is_postgres() {
+        // Longer than an index can hold, and not to be compressed below it.
+        let mut long = String::new();
+        let mut state = 1_u64;
+        while long.len() < 20_000 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            long.push_str(&format!("{:x}", state >> 20));
+        }
+        bad.push(NewActivity { event_id: long, ..activity("", &["x"]) });
+    }
+    for bad in bad {
+        let batch = [activity("good", &["x", "y"]), bad];
+        let refused = store.insert(&batch, at(0)).await;
+        assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
+    }
+    assert_eq!(store.inbox("x").await.unwrap(), InboxState::default());
+    assert_eq!(database.number("SELECT count(*) FROM signal_inbox").await, 0);
+    // Text that only looks odd is kept.
+    let mut odd = activity("good", &["x", ""]);
+    odd.title = "\u{1}\u{feff}'; DROP TABLE signal_inbox; -- 🛒\u{10ffff}".into();
+    odd.data = raw(r#"["\\u0000", "\ud83d\ude00", 1e400]"#);
+    let stored = store.insert(&[odd], at(0)).await.unwrap();
+    let back = store.get("x", stored[0].notification.id).await.unwrap().unwrap();
+    assert_eq!((json(&back), back.seq), (json(&stored[0].notification), 1));
+
+    for refused in [
+        store.list("x\0", &Filter::default(), None, 1).await.map(drop),
+        store.list("x", &Filter { kind: Some("\0".into()), is_read: None }, None, 1).await.map(drop),
+        store.get("\0", back.id).await.map(drop),
+        store.delete("\0", back.id, at(0)).await.map(drop),
+        store.mark_read("\0", &Which::All, at(0)).await.map(drop),
+        store.inbox("\0").await.map(drop),
+        store.missed("\0", 0, 1).await.map(drop),
+    ] {
+        assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
+    }
+}
+
+async fn a_page_and_its_counters_are_one_snapshot(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    let writer = {
+        let store = store.clone();
+        tokio::spawn(async move {
+            for n in 0..60 {
+                store.insert(&[activity(&format!("a{n}"), &["x"]), activity(&format!("b{n}"), &["x"])], at(0)).await.unwrap();
+            }
+        })
+    };
+    let mut seen = BTreeSet::new();
+    while !writer.is_finished() {
+        let page = store.list("x", &Filter::default(), None, 3).await.unwrap();
+        let newest = page.rows.first().map_or(0, |n| n.seq);
+        assert_eq!((page.inbox.unread_count, page.inbox.version), (newest, newest));
+        let missed = store.missed("x", newest, 100).await.unwrap();
+        assert_eq!(missed.inbox.version, newest + missed.rows.len() as i64);
+        assert_eq!(newest % 2, 0, "a batch is seen whole");
+        seen.insert(newest);
+    }
+    writer.await.unwrap();
+    assert!(seen.len() > 2, "reads fell between writes: {seen:?}");
+}
+
+async fn purging_keeps_counters_right_and_numbers_unused(database: &TestDatabase) {
+    let stores = [database.open().await.notifications, database.open().await.notifications];
+    let store = &stores[0];
+    for n in 0..30 {
+        store.insert(&[activity(&format!("e{n}"), &["x", "y"])], at(n * 100)).await.unwrap();
+    }
+    store.mark_read("x", &Which::UpTo(5), at(3000)).await.unwrap();
+    let removed = all(&**store, "y").await[29].id;
+    store.delete("y", removed, at(3000)).await.unwrap();
+
+    // Notifications off: only tombstones, and only old ones.
+    assert_eq!(store.purge(None, at(2999), 100).await.unwrap(), 0);
+    // The first ten of each, of which the deleted one is gone already; several instances at once, by sevens.
+    let mut purgers = JoinSet::new();
+    for store in stores.clone() {
+        purgers.spawn(async move {
+            let mut total = 0;
+            for _ in 0..20 {
+                total += store.purge(Some(at(1000)), at(500), 7).await.unwrap();
+            }
+            total
+        });
+    }
+    assert_eq!(purgers.join_all().await.into_iter().sum::<u64>(), 19);
+    assert_eq!(seqs(&all(&**store, "x").await), (11..=30).rev().collect::<Vec<_>>());
+    for person in ["x", "y"] {
+        assert_counters(&**store, person).await;
+        assert_eq!(store.inbox(person).await.unwrap().unread_count, 20);
+    }
+    assert!(store.inbox("x").await.unwrap().version > 31);
+
+    // What a redelivery may still bring stays away (created since 500); what is older than that would be new.
+    assert_eq!(database.number("SELECT count(*) FROM signal_tombstone").await, 11);
+    let back = store.insert(&[activity("e4", &["x"]), activity("e5", &["x"]), activity("e0", &["y"])], at(4000)).await.unwrap();
+    assert_eq!(back.iter().map(|s| (s.activity, s.notification.seq)).collect::<Vec<_>>(), [(0, 31)]);
+    // The tombstones of the purged go by their own age, that of the deleted by its deletion.
+    assert_eq!(store.purge(None, at(3000), 100).await.unwrap(), 10);
+    assert_eq!(store.purge(None, at(3001), 100).await.unwrap(), 1);
+    assert_eq!(store.insert(&[activity("e0", &["y"])], at(4001)).await.unwrap()[0].notification.seq, 31);
+}
+
+async fn counters_agree_with_the_rows_after_everything_at_once(database: &TestDatabase) {
+    let people = ["a", "b", "c"];
+    let mut tasks = JoinSet::new();
+    let stores = [database.open().await.notifications, database.open().await.notifications];
+    for task in 0..6_usize {
+        let store = stores[task % 2].clone();
+        tasks.spawn(async move {
+            for round in 0..15_usize {
+                let person = people[(task + round) % 3];
+                let now = at(round as i64);
+                match (task + round) % 5 {
+                    0 => drop(store.mark_read(person, &Which::UpTo(round as i64), now).await.unwrap()),
+                    1 => {
+                        let page = store.list(person, &Filter::default(), None, 3).await.unwrap();
+                        for n in page.rows {
+                            store.delete(person, n.id, now).await.unwrap();
+                        }
+                    }
+                    2 => drop(store.purge(Some(at(round as i64 - 3)), at(-10), 5).await.unwrap()),
+                    _ => {
+                        let batch = [activity(&format!("{task}/{round}"), &people), activity(&format!("{round}"), &["c", "a"])];
+                        store.insert(&batch, now).await.unwrap();
+                    }
+                }
+            }
+        });
+    }
+    tasks.join_all().await;
+    for person in people {
+        assert_counters(&*stores[0], person).await;
+        let rows = all(&*stores[0], person).await;
+        assert!(rows.windows(2).all(|w| w[0].seq > w[1].seq));
+    }
+    let twice = "SELECT count(*) FROM (SELECT 1 FROM signal_notification GROUP BY source, event_id, recipient_id HAVING count(*) > 1) d";
+    assert_eq!(database.number(twice).await, 0);
+}
+
+async fn an_abandoned_insert_holds_nothing(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    let people: Vec<String> = (0..3000).map(|n| format!("p{n}")).collect();
+    let people: Vec<&str> = people.iter().map(String::as_str).collect();
+    for round in 0..10 {
+        let batch = [activity(&format!("cut{round}"), &people)];
+        // Cut at some point on the way, each time another.
+        let _ = tokio::time::timeout(Duration::from_millis(round * 9), store.insert(&batch, at(0))).await;
+    }
+    let stored = store.insert(&[activity("after", &people)], at(1)).await.unwrap();
+    assert_eq!(stored.len(), people.len());
+    let rows = database.number("SELECT count(*) FROM signal_notification").await;
+    assert_eq!(rows % people.len() as i64, 0, "each batch is there whole or not at all");
+    assert_eq!(database.number("SELECT CAST(sum(unread_count) AS bigint) FROM signal_inbox").await, rows);
+}
+
+async fn instances_migrate_together_and_a_later_schema_is_accepted(database: &TestDatabase) {
+    let mut starts = JoinSet::new();
+    for _ in 0..5 {
+        let settings = database.settings.clone();
+        starts.spawn(async move { migrate(&settings).await.unwrap() });
+    }
+    let done = starts.join_all().await;
+    assert_eq!(done.iter().filter(|m| !m.applied.is_empty()).count(), 1, "{done:?}");
+    assert!(done.iter().all(|m| m.version == done[0].version && m.version >= 1));
+
+    // What the next release will have applied.
+    database
+        .execute(
+            "ALTER TABLE signal_notification ADD COLUMN later text;
+             INSERT INTO signal_migration (version, description, success, checksum, execution_time) VALUES (9999, 'later', true, '', 0)",
+        )
+        .await;
+    let store = database.open().await.notifications;
+    store.insert(&[activity("e1", &["x"])], at(0)).await.unwrap();
+    assert_eq!(all(&*store, "x").await.len(), 1);
+    assert_eq!(migrate(&database.settings).await.unwrap(), Migrated { applied: vec![], version: 9999 });
+    let settings = config_without_migrations(database);
+    open(&settings, &Config::for_tests().policy, ids(), CancellationToken::new()).await.unwrap();
+}
+
+fn config_without_migrations(database: &TestDatabase) -> crate::config::Database {
+    let mut settings = database.settings.clone();
+    settings.migrate = false;
+    settings
+}
+
+async fn missing_and_changed_migrations_are_named(database: &TestDatabase) {
+    let settings = config_without_migrations(database);
+    let open = async |settings| super::open(&settings, &Config::for_tests().policy, ids(), CancellationToken::new()).await.map(drop);
+    let behind = open(settings.clone()).await;
+    assert!(matches!(&behind, Err(OpenError::Behind(missing)) if missing.contains(&1)), "{behind:?}");
+    migrate(&database.settings).await.unwrap();
+    open(settings.clone()).await.unwrap();
+    database.execute("UPDATE signal_migration SET checksum = '' WHERE version = 1").await;
+    for settings in [settings, database.settings.clone()] {
+        let changed = open(settings).await;
+        assert!(matches!(changed, Err(OpenError::Changed(1))), "{changed:?}");
+    }
+    let wrong = crate::config::Database { url: Secret::new("mysql://u:hunter2@h/d"), ..database.settings.clone() };
+    let wrong = open(wrong).await.unwrap_err();
+    assert!(matches!(wrong, OpenError::Setting { .. }) && !wrong.to_string().contains("hunter2"), "{wrong}");
+}
+
+fn platform() -> Platform {
+    let mut definitions = vec![
+        PolicyDefinition::member("17", "3", Some("Merchant_42")),
+        PolicyDefinition::member("17", "4", None),
+        PolicyDefinition::member("18", "3", Some("Merchant_42")),
+        PolicyDefinition::member("18", "3", Some("Organizer_7")),
+        PolicyDefinition::member("19", "3", Some("Merchant_421")),
+        PolicyDefinition::may("3", "100", "read", Some("Merchant_42")),
+        PolicyDefinition::may("4", "101", "execute", None),
+        PolicyDefinition::may("5", "100", "delete", None),
+        PolicyDefinition::may("3", "999", "read", None),
+    ];
+    let own = PolicyDefinition {
+        subject: ("User", "17".into()),
+        effect: Some("deny".into()),
+        ..PolicyDefinition::may("", "100", "update", None)
+    };
+    let no_action = PolicyDefinition { id: "none".into(), action: None, ..PolicyDefinition::may("3", "100", "", None) };
+    // A second role in the same domain does not make the user two recipients, and a role is no user.
+    let second = PolicyDefinition::member("17", "5000", Some("Merchant_42"));
+    let a_role =
+        PolicyDefinition { id: "role".into(), subject: ("Role", "21".into()), ..PolicyDefinition::member("", "3", Some("Merchant_42")) };
+    definitions.extend([own, no_action, second, a_role]);
+    Platform {
+        permissions: vec![("100".into(), "WebSocketClient.find".into()), ("101".into(), "WebSocketClient.send".into())],
+        roles: vec![("3".into(), "cashier".into()), ("4".into(), "sender".into())],
+        definitions,
+    }
+}
+
+async fn assert_policies(policies: &dyn PolicyStore) {
+    let merchant = Domain::Merchant("42".into());
+    let organizer = Domain::Organizer("7".into());
+    let nobody = Domain::Merchant("1'--".into());
+    let users = policies.users_in(&[merchant.clone(), nobody, organizer.clone(), merchant.clone()]).await.unwrap();
+    let want: HashMap<Domain, Arc<[String]>> =
+        HashMap::from([(merchant, Arc::from(["17".to_owned(), "18".to_owned()])), (organizer, Arc::from(["18".to_owned()]))]);
+    assert_eq!(users, want);
+    assert!(policies.users_in(&[]).await.unwrap().is_empty());
+    assert_eq!(policies.domains_of("18").await.unwrap(), ["Merchant_42", "Organizer_7"]);
+    assert!(policies.domains_of("1").await.unwrap().is_empty());
+
+    let (mut rules, mut groups) = policies.rules_of("17").await.unwrap();
+    rules.sort_by(|a, b| (&a.subject, &a.code).cmp(&(&b.subject, &b.code)));
+    groups.sort_by(|a, b| a.role.cmp(&b.role));
+    let rule = |subject: &str, domain: Option<&str>, code: &str, action: &str, allow| PolicyRow {
+        subject: subject.into(),
+        domain: domain.map(Into::into),
+        code: code.into(),
+        action: action.into(),
+        allow,
+    };
+    assert_eq!(
+        rules,
+        [
+            rule("Role_3", Some("Merchant_42"), "WebSocketClient.find", "read", true),
+            rule("Role_4", None, "WebSocketClient.send", "execute", true),
+            rule("User_17", None, "WebSocketClient.find", "update", false),
+        ]
+    );
+    let group =
+        |role: &str, domain: Option<&str>| GroupRow { subject: "User_17".into(), role: role.into(), domain: domain.map(Into::into) };
+    assert_eq!(groups, [group("Role_3", Some("Merchant_42")), group("Role_4", None), group("Role_5000", Some("Merchant_42"))]);
+    let (rules, groups) = policies.rules_of("nobody").await.unwrap();
+    assert!(rules.is_empty() && groups.is_empty());
+    for refused in [
+        policies.users_in(&[Domain::Merchant("\0".into())]).await.map(drop),
+        policies.domains_of("\0").await.map(drop),
+        policies.rules_of("\0").await.map(drop),
+    ] {
+        assert!(matches!(refused, Err(StoreError::Refused(_))));
+    }
+}
+
+async fn policies_are_read_with_text_ids(database: &TestDatabase) {
+    let policies = database.open().await.policies;
+    // Without the tables it is the deployment that is at fault, not the question.
+    assert!(matches!(policies.rules_of("17").await, Err(StoreError::Unavailable(_))));
+    for _ in 0..2 {
+        platform::seed(database.url(), &platform()).await.unwrap();
+    }
+    assert_policies(&*policies).await;
+}
+
+async fn policies_are_read_with_number_ids(database: &TestDatabase) {
+    let policies = database.open().await.policies;
+    database
+        .execute(
+            "CREATE TABLE policy_definition (
+                id varchar(64) NOT NULL PRIMARY KEY, variant varchar(16) NOT NULL, subject_type varchar(16) NOT NULL, subject_id bigint NOT NULL,
+                target_type varchar(16) NOT NULL, target_id integer NOT NULL, action varchar(16), effect varchar(16), domain varchar(64));
+             CREATE TABLE permission (id integer NOT NULL PRIMARY KEY, code varchar(64) NOT NULL);",
+        )
+        .await;
+    for row in platform().definitions {
+        let text = |text: &Option<String>| text.as_ref().map_or("NULL".to_owned(), |text| format!("'{text}'"));
+        let (subject, target) = (row.subject, row.target);
+        let (action, effect, domain) = (text(&row.action), text(&row.effect), text(&row.domain));
+        let values = format!(
+            "'{}', '{}', '{}', {}, '{}', {}, {action}, {effect}, {domain}",
+            row.id, row.variant, subject.0, subject.1, target.0, target.1
+        );
+        database.execute(&format!("INSERT INTO policy_definition VALUES ({values})")).await;
+    }
+    for (id, code) in platform().permissions {
+        database.execute(&format!("INSERT INTO permission VALUES ({id}, '{code}')")).await;
+    }
+    assert_policies(&*policies).await;
+}
+
+async fn policies_may_live_in_another_database(database: &TestDatabase) {
+    // The other kind where there is one, so that nothing is shared by accident.
+    let other = TestDatabase::sqlite();
+    platform::seed(other.url(), &platform()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("url");
+    std::fs::write(&file, format!("{}\n", other.url().expose())).unwrap();
+    let mut policy = Config::for_tests().policy;
+    policy.url_file = SecretFile::new(&file);
+    let shutdown = CancellationToken::new();
+    let stores = open(&database.settings, &policy, ids(), shutdown.clone()).await.unwrap();
+    assert_policies(&*stores.policies).await;
+    stores.notifications.insert(&[activity("e1", &["x"])], at(0)).await.unwrap();
+    assert_eq!(other.number("SELECT count(*) FROM sqlite_master WHERE name LIKE 'signal%'").await, 0);
+    assert_eq!(stores.tasks.len(), 1);
+    shutdown.cancel();
+    for task in stores.tasks {
+        task.await.unwrap();
+    }
+}
+
+/// What only PostgreSQL can do to a gateway.
+mod outage {
+    use super::*;
+
+    async fn until<T>(what: &str, mut holds: impl AsyncFnMut() -> Option<T>) -> T {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(value) = holds().await {
+                return value;
+            }
+            assert!(Instant::now() < deadline, "{what}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The server's own database, from which another can be shut.
+    fn server(database: &TestDatabase) -> (TestDatabase, String) {
+        let mut url = url::Url::parse(database.url().expose()).unwrap();
+        let name = url.path().trim_start_matches('/').to_owned();
+        url.set_path("postgres");
+        (database.at(url.as_str()), name)
+    }
+
+    async fn shut(server: &TestDatabase, name: &str) {
+        server.execute(&format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")).await;
+        server.execute(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_database_that_is_away_is_unavailable_and_used_again_when_it_is_back() {
+        let Some(mut database) = TestDatabase::postgres("outage").await else { return };
+        database.settings.acquire_timeout_ms = 500;
+        let (server, name) = server(&database);
+        let store = database.open().await.notifications;
+        store.insert(&[activity("e1", &["x"])], at(0)).await.unwrap();
+        shut(&server, &name).await;
+        for failed in [
+            store.insert(&[activity("e2", &["x"])], at(0)).await.map(drop),
+            store.insert(&[activity("e2", &["x"])], at(0)).await.map(drop),
+            store.inbox("x").await.map(drop),
+            store.ping().await,
+        ] {
+            assert!(matches!(failed, Err(StoreError::Unavailable(_))), "{failed:?}");
+        }
+        // One that starts meanwhile waits instead of failing, and stops when told.
+        let shutdown = CancellationToken::new();
+        let settings = database.settings.clone();
+        let start = |shutdown: CancellationToken| {
+            let settings = settings.clone();
+            tokio::spawn(async move { open(&settings, &Config::for_tests().policy, ids(), shutdown).await })
+        };
+        let (stopped, waiting) = (start(shutdown.clone()), start(CancellationToken::new()));
+        shutdown.cancel();
+        assert!(matches!(stopped.await.unwrap(), Err(OpenError::Stopped)));
+        assert!(!waiting.is_finished());
+        server.execute(&format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")).await;
+        let later = tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap().unwrap().unwrap().notifications;
+        until("the first instance recovers", async || store.insert(&[activity("e2", &["x"])], at(0)).await.ok()).await;
+        assert_eq!(seqs(&all(&*later, "x").await), [2, 1]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_statement_that_waits_too_long_is_unavailable_and_undone() {
+        let Some(mut database) = TestDatabase::postgres("statement timeout").await else { return };
+        database.settings.statement_timeout_ms = 200;
+        let store = database.open().await.notifications;
+        let id = store.insert(&[activity("e1", &["x"])], at(0)).await.unwrap()[0].notification.id;
+        let mut options =
+            sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(database.url().expose()).await.unwrap().begin().await.unwrap();
+        sqlx::query("SELECT 1 FROM signal_inbox WHERE recipient_id = 'x' FOR UPDATE").execute(&mut *options).await.unwrap();
+        for failed in [
+            store.insert(&[activity("e2", &["w", "x"])], at(0)).await.map(drop),
+            store.mark_read("x", &Which::All, at(0)).await.map(drop),
+            store.delete("x", id, at(0)).await.map(drop),
+        ] {
+            assert!(matches!(failed, Err(StoreError::Unavailable(_))), "{failed:?}");
+        }
+        // Other people's inboxes, and reading, go on.
+        store.insert(&[activity("e3", &["w"])], at(0)).await.unwrap();
+        assert_eq!(store.inbox("x").await.unwrap().unread_count, 1);
+        options.rollback().await.unwrap();
+        assert_eq!(store.insert(&[activity("e2", &["w", "x"])], at(0)).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_changed_url_opens_a_pool_beside_the_old_one() {
+        let Some(database) = TestDatabase::postgres("changed URL").await else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("url");
+        std::fs::write(&file, database.url().expose()).unwrap();
+        let settings = crate::config::Database { url: Secret::default(), url_file: SecretFile::new(&file), ..database.settings.clone() };
+        let shutdown = CancellationToken::new();
+        let stores = open(&settings, &Config::for_tests().policy, ids(), shutdown.clone()).await.unwrap();
+        let store = stores.notifications.clone();
+        store.insert(&[activity("e1", &["x"])], at(0)).await.unwrap();
+
+        let role = format!("rotated_{}", std::process::id());
+        database.execute(&format!("CREATE ROLE {role} SUPERUSER LOGIN")).await;
+        let users = async |who: &str| {
+            let count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'signal-gateway'";
+            database.number(&format!("{count} AND usename = '{who}'")).await
+        };
+        assert!(users("postgres").await > 0);
+        // One that does not work changes nothing.
+        std::fs::write(&file, database.url().expose().replace("postgres@", "nobody@")).unwrap();
+        let changed = Instant::now();
+        while changed.elapsed() < crate::watch::INTERVAL * 2 {
+            store.inbox("x").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(users("postgres").await > 0);
+        std::fs::write(&file, database.url().expose().replace("postgres@", &format!("{role}@"))).unwrap();
+        let mut n = 0;
+        until("the new user is connected and the old one is gone", async || {
+            n += 1;
+            // No call fails on the way.
+            store.insert(&[activity(&format!("n{n}"), &["x"])], at(0)).await.unwrap();
+            (users(&role).await > 0 && users("postgres").await == 0).then_some(())
+        })
+        .await;
+        shutdown.cancel();
+        for task in stores.tasks {
+            task.await.unwrap();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_migration_that_another_holds_is_waited_for_a_bounded_time() {
+        let Some(mut database) = TestDatabase::postgres("migration lock").await else { return };
+        database.settings.migrate_lock_timeout_ms = 300;
+        let other = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(database.url().expose()).await.unwrap();
+        let mut held = other.acquire().await.unwrap();
+        let key = i64::from_be_bytes(*b"sigmigra");
+        sqlx::query("SELECT pg_advisory_lock($1)").bind(key).execute(&mut *held).await.unwrap();
+        assert!(matches!(migrate(&database.settings).await, Err(OpenError::Locked(_))));
+        sqlx::query("SELECT pg_advisory_unlock($1)").bind(key).execute(&mut *held).await.unwrap();
+        assert!(!migrate(&database.settings).await.unwrap().applied.is_empty());
+    }
+
+    /// Not a claim, a figure: the rate is printed. What is claimed is that batches of a thousand are a handful of statements.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_batch_of_a_thousand_is_a_handful_of_statements() {
+        let Some(database) = TestDatabase::postgres("rate").await else { return };
+        let store = database.open().await.notifications;
+        let started = Instant::now();
+        let batches = 20;
+        for batch in 0..batches {
+            let batch: Vec<NewActivity> =
+                (0..1000).map(|n| activity(&format!("{batch}/{n}"), &[&format!("p{}", (batch * 7 + n * 13) % 5000)])).collect();
+            assert_eq!(store.insert(&batch, at(0)).await.unwrap().len(), 1000);
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        println!(
+            "{:.0} rows/s in batches of 1000 ({:.1} ms each)",
+            f64::from(batches * 1000) / seconds,
+            seconds * 1000.0 / f64::from(batches)
+        );
+        let commits = database.number("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()").await;
+        assert!(commits < 200, "{commits} transactions");
+    }
+}
+
+#[tokio::test]
+async fn the_purge_loop_removes_what_is_past_its_age_and_ends_at_shutdown() {
+    let database = TestDatabase::sqlite();
+    let store = database.open().await.notifications;
+    let days = |n: i64| at(86_400 * n);
+    store.insert(&[activity("old", &["x"])], days(0)).await.unwrap();
+    store.insert(&[activity("new", &["x"])], days(5)).await.unwrap();
+    let clock = crate::clock::FixedClock::new(days(7));
+    let shutdown = CancellationToken::new();
+    let purge = |retention_days| {
+        let settings = crate::config::Database { retention_days, ..database.settings.clone() };
+        let (clock, interval) = (Arc::new(clock.clone()), Duration::from_millis(5));
+        tokio::spawn(retention::purge_every(interval, store.clone(), settings, clock, shutdown.clone()))
+    };
+    let (off, on) = (purge(0), purge(3));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while seqs(&all(&*store, "x").await) != [2] {
+        assert!(Instant::now() < deadline, "the old one goes");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    clock.advance_ms(TimeDelta::days(2).num_milliseconds());
+    while !all(&*store, "x").await.is_empty() {
+        assert!(Instant::now() < deadline, "the new one goes once it is old");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    shutdown.cancel();
+    on.await.unwrap();
+    off.await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_purged_without_a_retention() {
+    let database = TestDatabase::sqlite();
+    let store = database.open().await.notifications;
+    let stored = store.insert(&[activity("e1", &["x", "y"])], at(0)).await.unwrap();
+    store.delete("y", stored[1].notification.id, at(0)).await.unwrap();
+    let clock = crate::clock::FixedClock::new(at(86_400 * 400));
+    let shutdown = CancellationToken::new();
+    let (settings, interval) = (database.settings.clone(), Duration::from_millis(5));
+    let purging = tokio::spawn(retention::purge_every(interval, store.clone(), settings, Arc::new(clock), shutdown.clone()));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while database.number("SELECT count(*) FROM signal_tombstone").await > 0 {
+        assert!(Instant::now() < deadline, "tombstones go in any case");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    shutdown.cancel();
+    purging.await.unwrap();
+    assert_eq!(all(&*store, "x").await.len(), 1);
+}

@@ -1,0 +1,270 @@
+//! Opens the stores that the settings name, and follows their URL files.
+//!
+//! Input: `[database]` and `[policy]`. Output: [`Stores`]. A database that is away is waited for, so that a pod does not restart in circles;
+//! a setting that is wrong or a schema that does not fit is an error at once.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
+use tokio::sync::watch::Receiver;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::migrate::prepare;
+use super::policy::{PostgresPolicies, SqlitePolicies};
+use super::postgres::{Postgres, PostgresStore, pool};
+use super::sqlite::{Sqlite, SqliteStore};
+use super::{NotificationStore, OpenError, PolicyStore};
+use crate::config::{self, Secret, SecretFile};
+use crate::id::IdGenerator;
+use crate::watch;
+
+/// Delays between two tries to reach a database: from the first to the last, doubled each time.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_LAST: Duration = Duration::from_secs(10);
+
+/// Both stores, opened.
+pub struct Stores {
+    /// The notification tables.
+    pub notifications: Arc<dyn NotificationStore>,
+    /// The policy tables, possibly in another database.
+    pub policies: Arc<dyn PolicyStore>,
+    /// Tasks that follow the URL files; they end at shutdown and never before.
+    pub tasks: Vec<JoinHandle<()>>,
+    databases: Vec<Database>,
+}
+
+impl Stores {
+    /// Waits until nobody uses a connection, and closes them. For the end of the process, after everything that stores.
+    pub async fn close(&self) {
+        for database in &self.databases {
+            match database {
+                Database::Postgres(postgres) => postgres.close().await,
+                Database::Sqlite(sqlite) => sqlite.close().await,
+            }
+        }
+    }
+}
+
+/// One database that is used.
+#[derive(Clone)]
+enum Database {
+    Postgres(Arc<Postgres>),
+    Sqlite(Sqlite),
+}
+
+impl Database {
+    fn new(place: &Place, database: &config::Database) -> Self {
+        match place {
+            Place::Postgres(options) => Self::Postgres(Postgres::new(options.clone(), database)),
+            Place::Sqlite { options, in_memory } => Self::Sqlite(Sqlite::new(options.clone(), *in_memory, database)),
+        }
+    }
+}
+
+/// What a URL names.
+#[derive(Clone)]
+pub(super) enum Place {
+    Postgres(PgConnectOptions),
+    Sqlite { options: SqliteConnectOptions, in_memory: bool },
+}
+
+/// Reads a URL. The reason given for a wrong one never repeats it.
+pub(super) fn place(setting: &'static str, url: &Secret) -> Result<Place, OpenError> {
+    let text = url.expose();
+    let wrong = |error: sqlx::Error| OpenError::Setting { setting, reason: error.to_string() };
+    if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+        return Ok(Place::Postgres(PgConnectOptions::from_str(text).map_err(wrong)?));
+    }
+    if text.starts_with("sqlite:") {
+        let in_memory = text.contains(":memory:") || text.contains("mode=memory");
+        let options = SqliteConnectOptions::from_str(text).map_err(wrong)?;
+        if let Some(folder) = options.get_filename().parent().filter(|folder| !in_memory && !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|source| OpenError::File { setting, path: folder.to_owned(), source })?;
+        }
+        return Ok(Place::Sqlite { options, in_memory });
+    }
+    Err(OpenError::Setting { setting, reason: "must begin with postgres:// or sqlite:".into() })
+}
+
+/// The URL out of its file, if one is named, else the URL itself.
+pub(super) async fn secret(setting: &'static str, url: &Secret, file: &SecretFile) -> Result<Secret, OpenError> {
+    let Some(path) = file.path().map(ToOwned::to_owned) else { return Ok(url.clone()) };
+    let file = file.clone();
+    let read = tokio::task::spawn_blocking(move || file.read()).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    match read {
+        Ok(secret) => Ok(secret.unwrap_or_default()),
+        Err(source) => Err(OpenError::File { setting, path, source }),
+    }
+}
+
+/// Opens both stores. Returns when the notification database has the schema; the policy tables are looked at with the first question.
+///
+/// A database that is away, or whose migration another instance runs, is tried again with growing delay until `shutdown`, each time logged.
+/// A PostgreSQL URL that comes out of a file is followed: new content opens a pool beside the old one, which is closed when it is idle.
+///
+/// # Errors
+/// A wrong setting, a file that cannot be read, missing migrations where `database.migrate` is off, or one that fails;
+/// [`OpenError::Stopped`] at `shutdown`.
+pub async fn open(
+    database: &config::Database,
+    policy: &config::Policy,
+    ids: IdGenerator,
+    shutdown: CancellationToken,
+) -> Result<Stores, OpenError> {
+    let mut stores = Tasks { tasks: Vec::new(), shutdown: shutdown.clone() };
+    // The revision is taken before the content is read: a change in between is told afterwards.
+    let told = stores.told(&database.url_file);
+    let (url, place) = reach(database, &shutdown).await?;
+    let notifications_in = Database::new(&place, database);
+    if let Some(told) = told {
+        let check = database.clone();
+        let follow = Follow {
+            setting: "database.url_file",
+            file: database.url_file.clone(),
+            settings: database.clone(),
+            check: Box::new(move |place| {
+                let (place, check) = (place.clone(), check.clone());
+                Box::pin(async move { prepare(&place, &check).await })
+            }),
+        };
+        stores.follow(follow, url, notifications_in.clone(), told);
+    }
+
+    let elsewhere = !policy.url.is_empty() || policy.url_file.path().is_some();
+    let mut databases = vec![notifications_in.clone()];
+    let policies_in = if elsewhere {
+        let told = stores.told(&policy.url_file);
+        let url = secret("policy.url_file", &policy.url, &policy.url_file).await?;
+        let policies_in = Database::new(&self::place("policy.url", &url)?, database);
+        databases.push(policies_in.clone());
+        if let Some(told) = told {
+            let follow = Follow {
+                setting: "policy.url_file",
+                file: policy.url_file.clone(),
+                settings: database.clone(),
+                check: Box::new(|_| Box::pin(async { Ok(()) })),
+            };
+            stores.follow(follow, url, policies_in.clone(), told);
+        }
+        policies_in
+    } else {
+        notifications_in.clone()
+    };
+
+    Ok(Stores {
+        notifications: match notifications_in {
+            Database::Postgres(postgres) => Arc::new(PostgresStore::new(postgres, ids)),
+            Database::Sqlite(sqlite) => Arc::new(SqliteStore::new(sqlite, ids)),
+        },
+        policies: match policies_in {
+            Database::Postgres(postgres) => Arc::new(PostgresPolicies(postgres)),
+            Database::Sqlite(sqlite) => Arc::new(SqlitePolicies(sqlite)),
+        },
+        tasks: stores.tasks,
+        databases,
+    })
+}
+
+/// Tries until the notification database is there with its schema. The file is read again each time: the password in it may be the reason.
+async fn reach(database: &config::Database, shutdown: &CancellationToken) -> Result<(Secret, Place), OpenError> {
+    let mut delay = RETRY_FIRST;
+    loop {
+        let url = secret("database.url_file", &database.url, &database.url_file).await?;
+        let place = place("database.url", &url)?;
+        let prepared = tokio::select! {
+            prepared = prepare(&place, database) => prepared,
+            () = shutdown.cancelled() => return Err(OpenError::Stopped),
+        };
+        match prepared {
+            Ok(()) => return Ok((url, place)),
+            Err(error) if error.passes() => {
+                tracing::warn!(%error, retry_ms = delay.as_millis() as u64, "cannot open the notification database yet");
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(delay) => delay = (delay * 2).min(RETRY_LAST),
+            () = shutdown.cancelled() => return Err(OpenError::Stopped),
+        }
+    }
+}
+
+type Check = Box<dyn Fn(&Place) -> BoxFuture<'static, Result<(), OpenError>> + Send + Sync>;
+
+/// What is known of a database whose URL comes out of a file.
+struct Follow {
+    setting: &'static str,
+    file: SecretFile,
+    settings: config::Database,
+    /// What must hold before a new place is used.
+    check: Check,
+}
+
+struct Tasks {
+    tasks: Vec<JoinHandle<()>>,
+    shutdown: CancellationToken,
+}
+
+impl Tasks {
+    fn told(&self, file: &SecretFile) -> Option<Receiver<String>> {
+        file.path().map(|path| watch::watch(path.to_owned(), watch::INTERVAL, self.shutdown.clone()))
+    }
+
+    fn follow(&mut self, follow: Follow, url: Secret, database: Database, told: Receiver<String>) {
+        self.tasks.push(tokio::spawn(follow.run(url, database, told, self.shutdown.clone())));
+    }
+}
+
+impl Follow {
+    /// Replaces the pool at every new URL that works. One that does not is tried again; the pool in use goes on meanwhile.
+    async fn run(self, mut url: Secret, database: Database, mut told: Receiver<String>, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                changed = told.changed() => if changed.is_err() { return shutdown.cancelled().await },
+                () = shutdown.cancelled() => return,
+            }
+            let mut delay = RETRY_FIRST;
+            loop {
+                let again = tokio::select! {
+                    again = self.again(&mut url, &database) => again,
+                    () = shutdown.cancelled() => return,
+                };
+                match again {
+                    Ok(()) => break,
+                    Err(error) => {
+                        let retry_ms = delay.as_millis() as u64;
+                        tracing::warn!(%error, setting = self.setting, retry_ms, "the changed database URL does not work yet");
+                    }
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(delay) => delay = (delay * 2).min(RETRY_LAST),
+                    () = shutdown.cancelled() => return,
+                }
+            }
+        }
+    }
+
+    async fn again(&self, url: &mut Secret, database: &Database) -> Result<(), OpenError> {
+        let new = secret(self.setting, &Secret::default(), &self.file).await?;
+        if new.expose() == url.expose() {
+            return Ok(());
+        }
+        match (database, place(self.setting, &new)?) {
+            (Database::Postgres(postgres), Place::Postgres(options)) => {
+                (self.check)(&Place::Postgres(options.clone())).await?;
+                let pool = pool(options, &self.settings);
+                drop(pool.acquire().await?);
+                postgres.replace(pool);
+                tracing::info!(setting = self.setting, "connected to the database with its changed URL");
+            }
+            _ => tracing::warn!(setting = self.setting, "the changed URL names another kind of database or file: restart to use it"),
+        }
+        *url = new;
+        Ok(())
+    }
+}

@@ -1,0 +1,63 @@
+//! Removes notifications past their age and tombstones past their use.
+//!
+//! Input: `database.retention_days` and `tombstone_days`. Output: fewer rows, in small transactions with pauses between rounds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio_util::sync::CancellationToken;
+
+use super::{NotificationStore, StoreError};
+use crate::clock::Clock;
+use crate::config;
+
+/// How long a purge waits between two rounds.
+pub const PURGE_INTERVAL: Duration = Duration::from_secs(600);
+/// Most rows of either kind in one transaction: their inboxes are locked while it lasts.
+const CHUNK: u32 = 500;
+
+/// Purges every [`PURGE_INTERVAL`] until `shutdown`, beginning one interval after the start. Notifications go only where `retention_days` is set,
+/// tombstones always. Any number of instances may run it.
+pub async fn purge_loop(store: Arc<dyn NotificationStore>, database: config::Database, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
+    purge_every(PURGE_INTERVAL, store, database, clock, shutdown).await;
+}
+
+pub(super) async fn purge_every(
+    interval: Duration,
+    store: Arc<dyn NotificationStore>,
+    database: config::Database,
+    clock: Arc<dyn Clock>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            () = shutdown.cancelled() => return,
+        }
+        match purge_all(store.as_ref(), &database, clock.now(), &shutdown).await {
+            Ok(0) => {}
+            Ok(rows) => tracing::info!(rows, "removed old notifications and tombstones"),
+            Err(error) => tracing::warn!(%error, "cannot remove old notifications, the next round tries again"),
+        }
+    }
+}
+
+/// One round: chunk after chunk until nothing is left or `shutdown`. Says how many rows went.
+async fn purge_all(
+    store: &dyn NotificationStore,
+    database: &config::Database,
+    now: DateTime<Utc>,
+    shutdown: &CancellationToken,
+) -> Result<u64, StoreError> {
+    let days_ago = |days: u32| now.checked_sub_signed(TimeDelta::days(i64::from(days))).unwrap_or(DateTime::UNIX_EPOCH);
+    let before = (database.retention_days > 0).then(|| days_ago(database.retention_days));
+    let mut total = 0;
+    while !shutdown.is_cancelled() {
+        match store.purge(before, days_ago(database.tombstone_days), CHUNK).await? {
+            0 => break,
+            rows => total += rows,
+        }
+    }
+    Ok(total)
+}

@@ -1,0 +1,197 @@
+//! What the tests of this folder start from: small activities, and a real database of each kind, one per test.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use serde_json::value::RawValue;
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
+use tokio_util::sync::CancellationToken;
+
+use super::{Stores, open};
+use crate::clock::SystemClock;
+use crate::config::{Config, Database, Secret};
+use crate::id::IdGenerator;
+use crate::notification::NewActivity;
+
+/// An activity with every optional text, whose words tell the event.
+pub(super) fn activity(event: &str, recipients: &[&str]) -> NewActivity {
+    NewActivity {
+        source: "shop".into(),
+        event_id: event.into(),
+        kind: "PAYMENT_SUCCESS".into(),
+        title: format!("title of {event}"),
+        content: format!("nội dung {event}"),
+        locale: "vi".into(),
+        data: RawValue::from_string(r#"{"z": 1.50, "a":[null, "\u00e9"] }"#.into()).unwrap(),
+        actor_id: Some("17".into()),
+        organizer_id: None,
+        merchant_id: Some("42".into()),
+        recipients: recipients.iter().map(|r| (*r).to_owned()).collect(),
+    }
+}
+
+/// A generator of its own worker: several in one test are several instances.
+pub(super) fn ids() -> IdGenerator {
+    static WORKER: AtomicU32 = AtomicU32::new(0);
+    IdGenerator::new(WORKER.fetch_add(1, Ordering::Relaxed) as u16, Arc::new(SystemClock))
+}
+
+/// A database of one test.
+pub(super) struct TestDatabase {
+    pub(super) settings: Database,
+    folder: Option<tempfile::TempDir>,
+}
+
+impl TestDatabase {
+    /// A file in a folder that does not exist yet.
+    pub(super) fn sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("made/signal.db").display());
+        Self { settings: settings(&url), folder: Some(folder) }
+    }
+
+    /// A fresh database on the server, or `None` where there is none, which is printed.
+    pub(super) async fn postgres(test: &str) -> Option<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let server = match server() {
+            Ok(server) => server,
+            Err(reason) => {
+                println!("skipped {test} on PostgreSQL: {reason}");
+                return None;
+            }
+        };
+        let name = format!("signal_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut url = url::Url::parse(server).unwrap();
+        let mut admin = url.as_str().parse::<sqlx::postgres::PgConnectOptions>().unwrap().connect().await.unwrap();
+        admin.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.unwrap();
+        admin.close().await.unwrap();
+        url.set_path(&name);
+        Some(Self { settings: settings(url.as_str()), folder: None })
+    }
+
+    /// Another database on the same server.
+    pub(super) fn at(&self, url: &str) -> Self {
+        Self { settings: Database { url: Secret::new(url), ..self.settings.clone() }, folder: None }
+    }
+
+    pub(super) fn url(&self) -> &Secret {
+        &self.settings.url
+    }
+
+    pub(super) fn is_postgres(&self) -> bool {
+        self.folder.is_none()
+    }
+
+    /// Another instance on the same database.
+    pub(super) async fn open(&self) -> Stores {
+        open(&self.settings, &Config::for_tests().policy, ids(), CancellationToken::new()).await.unwrap()
+    }
+
+    /// Runs statements on a connection of their own.
+    pub(super) async fn execute(&self, sql: &str) {
+        let url = self.url().expose();
+        if self.is_postgres() {
+            let mut connection = url.parse::<sqlx::postgres::PgConnectOptions>().unwrap().connect().await.unwrap();
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        } else {
+            let mut connection = url.parse::<sqlx::sqlite::SqliteConnectOptions>().unwrap().connect().await.unwrap();
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        }
+    }
+
+    /// Asks for one number on a connection of its own.
+    pub(super) async fn number(&self, sql: &str) -> i64 {
+        let url = self.url().expose();
+        if self.is_postgres() {
+            let mut connection = url.parse::<sqlx::postgres::PgConnectOptions>().unwrap().connect().await.unwrap();
+            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap()
+        } else {
+            let mut connection = url.parse::<sqlx::sqlite::SqliteConnectOptions>().unwrap().connect().await.unwrap();
+            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap()
+        }
+    }
+}
+
+fn settings(url: &str) -> Database {
+    let mut settings = Config::for_tests().database;
+    settings.url = Secret::new(url);
+    // Tests queue more than production does, on fewer cores.
+    settings.acquire_timeout_ms = 60_000;
+    settings
+}
+
+/// The URL of a server where databases can be made: `SIGNAL_TEST_POSTGRES`, or one that this process starts and that
+/// ends with it. An error only where there is none to start.
+fn server() -> Result<&'static str, &'static str> {
+    static SERVER: OnceLock<Result<String, String>> = OnceLock::new();
+    let server = SERVER.get_or_init(|| match std::env::var("SIGNAL_TEST_POSTGRES") {
+        Ok(url) if !url.is_empty() => Ok(url),
+        _ => start_server(),
+    });
+    server.as_deref().map_err(String::as_str)
+}
+
+/// Makes and serves a cluster; goes on until its standard input, which this process holds, is closed. `initdb` refuses root.
+const SERVE: &str = r#"
+set -eu
+bin=$1 dir=$2 port=$3
+as=
+if [ "$(id -u)" = 0 ]; then as="setpriv --reuid=postgres --regid=postgres --init-groups"; chown postgres: "$dir"; fi
+cd "$dir"
+$as "$bin/initdb" -D "$dir/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >"$dir/initdb.log" 2>&1
+$as "$bin/postgres" -D "$dir/data" -c listen_addresses=127.0.0.1 -c port="$port" -c unix_socket_directories= -c fsync=off \
+    -c synchronous_commit=off -c full_page_writes=off -c shared_buffers=64MB -c max_connections=200 >"$dir/log" 2>&1 </dev/null &
+server=$!
+cat >/dev/null
+kill -INT "$server"
+wait "$server" || true
+rm -rf "$dir"
+"#;
+
+fn start_server() -> Result<String, String> {
+    let bin = binaries().ok_or("SIGNAL_TEST_POSTGRES is unset and no server is installed in /usr/lib/postgresql")?;
+    let dir = std::env::temp_dir().join(format!("signal-store-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut child = Command::new("sh")
+        .args(["-c", SERVE, "serve"])
+        .args([bin.as_os_str(), dir.as_os_str()])
+        .arg(port.to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !ready(port) {
+        let ended = child.try_wait().ok().flatten().is_some();
+        if ended || Instant::now() > deadline {
+            let log = |name| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
+            panic!("the server in {} does not start: {}{}", bin.display(), log("initdb.log"), log("log"));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // The pipe is held until the process ends, whichever way.
+    std::mem::forget(child);
+    Ok(format!("postgres://postgres@127.0.0.1:{port}/postgres"))
+}
+
+fn binaries() -> Option<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten().map(|entry| entry.path().join("bin")).collect();
+    found.sort();
+    found.into_iter().rev().find(|bin| bin.join("postgres").is_file() && bin.join("initdb").is_file())
+}
+
+/// Whether the server answers a request for TLS, which it does once it takes connections.
+fn ready(port: u16) -> bool {
+    use std::io::Write;
+    let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return false };
+    let mut answer = [0];
+    stream.set_read_timeout(Some(Duration::from_secs(5))).is_ok()
+        && stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).is_ok()
+        && stream.read_exact(&mut answer).is_ok()
+}

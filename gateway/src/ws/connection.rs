@@ -1,0 +1,499 @@
+//! The task of one connection: a hand-written future of a few hundred bytes that holds no buffer while it waits.
+//!
+//! It wakes for five things, looked at in this order on every turn: what the hub ordered (close), an operation that has finished, bytes to read,
+//! deadlines, and room to write what is queued. Whatever way it ends, its `drop` takes it out of the hub.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::Rng;
+
+use super::Context;
+use super::operation::{Operation, Operations, Outcome, perform};
+use super::session::{Action, Actions, Input, Session, Verdict};
+use crate::hub::{DEFAULT_ROOMS, Flushed, Link, Shard};
+use crate::metrics::Metrics;
+use crate::protocol::Message;
+use crate::protocol::close::Close;
+use crate::protocol::event::{self, message};
+use crate::protocol::frame::{Decoder, Item, Opcode};
+
+/// What one read takes at most; shared by all connections of a thread.
+const READ_BYTES: usize = 64 * 1024;
+/// Reads of one turn before others get theirs.
+const READS_PER_TURN: usize = 8;
+/// How long the peer may take to end the stream after both Close frames.
+const LINGER: Duration = Duration::from_secs(2);
+
+thread_local! {
+    static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
+}
+
+/// How far a connection is from its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Frames are exchanged.
+    Open,
+    /// A Close frame is queued. `heard` once the peer's has come, or nothing it says can be understood any more.
+    Closing { until: Instant, heard: bool },
+    /// Nothing more is written; what still comes is discarded until the stream ends, so that no reset overtakes the Close frame.
+    Lingering { until: Instant },
+}
+
+/// One connection.
+pub struct Connection {
+    shard: Rc<Shard>,
+    link: Rc<Link>,
+    context: Arc<Context>,
+    session: Session,
+    decoder: Decoder,
+    operations: Option<Box<Operations>>,
+    phase: Phase,
+    /// Whether what came behind the request has yet to be looked at.
+    fresh: bool,
+    admitted: bool,
+    encrypted: bool,
+    closed_by: Option<&'static str>,
+    began: Instant,
+    recheck_at: Option<Instant>,
+    allowance: f32,
+    allowance_at: Instant,
+}
+
+impl Connection {
+    /// A connection that was just taken in; `read` is what came behind the request.
+    pub fn new(shard: Rc<Shard>, link: Rc<Link>, context: Arc<Context>, read: Bytes) -> Self {
+        let now = Instant::now();
+        let session = Session::new(link.id(), now, &context.rules, rand::rng().random());
+        context.metrics.opened.inc();
+        let allowance = shard.caps().frame_burst as f32;
+        Self {
+            shard,
+            link,
+            context,
+            session,
+            decoder: Decoder::with_pending(read.into()),
+            operations: None,
+            phase: Phase::Open,
+            fresh: true,
+            admitted: false,
+            encrypted: false,
+            closed_by: None,
+            began: now,
+            recheck_at: None,
+            allowance,
+            allowance_at: now,
+        }
+    }
+
+    fn turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        let now = Instant::now();
+        if let Some(close) = self.link.ordered() {
+            self.close(close, now);
+        }
+        self.operate(cx, now);
+        if std::mem::take(&mut self.fresh) {
+            self.take(&mut [], now);
+        }
+        if self.read(cx, now).is_err() {
+            return Poll::Ready(());
+        }
+        if self.deadlines(now).is_err() {
+            return Poll::Ready(());
+        }
+        // Actions of this turn may have queued operations.
+        self.operate(cx, now);
+        if self.write(cx, now).is_err() {
+            return Poll::Ready(());
+        }
+        self.plan();
+        Poll::Pending
+    }
+
+    /// Runs finished and waiting operations as far as they go.
+    fn operate(&mut self, cx: &mut TaskContext<'_>, now: Instant) {
+        while let Some(operations) = &mut self.operations {
+            if let Some(running) = operations.running() {
+                let Poll::Ready(outcome) = Pin::new(running).poll(cx) else { return };
+                operations.finished();
+                match outcome {
+                    Ok(outcome) => self.outcome(outcome, now),
+                    Err(_) => self.close(Close::InternalError, now),
+                }
+                continue;
+            }
+            match operations.next() {
+                Some(operation) => {
+                    if matches!(operation, Operation::Sync { .. }) {
+                        self.link.hold();
+                    }
+                    let work = perform(Arc::clone(&self.context), self.link.id(), operation);
+                    operations.started(self.context.control.spawn(work));
+                }
+                None => {
+                    if operations.is_idle() {
+                        self.operations = None;
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, operation: Operation) {
+        if self.operations.get_or_insert_default().push(operation).is_err() {
+            self.link.send(&event::error(message::TOO_MANY_REQUESTS), self.shard.caps().outbox);
+        }
+    }
+
+    fn outcome(&mut self, outcome: Outcome, now: Instant) {
+        if self.phase != Phase::Open {
+            return;
+        }
+        match outcome {
+            Outcome::Verdict(verdict) => self.step(now, Input::Verdict(verdict)),
+            Outcome::Refreshed(verdict) => {
+                self.step(now, Input::Refreshed(verdict));
+                if let Some(principal) = self.session.principal() {
+                    self.shard.renew(&self.link, Arc::clone(principal));
+                }
+            }
+            Outcome::Heard => self.step(now, Input::Heard),
+            Outcome::Allowed(rooms) => {
+                if !self.shard.join(&self.link, &rooms).is_empty() && self.recheck_at.is_none() {
+                    self.recheck_at = Some(now + self.context.recheck_interval);
+                }
+            }
+            Outcome::Lost(rooms) => {
+                self.shard.leave(&self.link, &rooms);
+            }
+            Outcome::Missed { after, missed } => {
+                let bounds = self.shard.caps().outbox;
+                let cursor = missed.rows.last().map_or(after, |row| row.seq);
+                for row in &missed.rows {
+                    self.link.send(&event::created(row, missed.inbox), bounds);
+                }
+                self.link.send(&event::synced(missed.rows.len(), cursor, missed.inbox, missed.more), bounds);
+                // What was pushed meanwhile and is in the answer is not repeated; what lies beyond a page comes with the next sync.
+                self.link.release(bounds, |held| event::created_seq(held).is_none_or(|seq| seq > cursor && !missed.more));
+            }
+            Outcome::Done => {}
+            Outcome::Unavailable => {
+                let bounds = self.shard.caps().outbox;
+                self.link.send(&event::error(message::TRY_AGAIN), bounds);
+                self.link.release(bounds, |_| true);
+            }
+        }
+    }
+
+    /// Reads what is there. `Err` ends the connection.
+    fn read(&mut self, cx: &mut TaskContext<'_>, now: Instant) -> Result<(), Ended> {
+        for _ in 0..READS_PER_TURN {
+            match self.link.poll_readable(cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Err(Ended),
+            }
+            let read = READ.with_borrow_mut(|buffer| {
+                let n = self.link.read(buffer)?;
+                if n > 0 {
+                    self.take(&mut buffer[..n], now);
+                }
+                Ok::<_, io::Error>(n)
+            });
+            match read {
+                Ok(0) => return Err(Ended),
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(_) => return Err(Ended),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(())
+    }
+
+    fn take(&mut self, bytes: &mut [u8], now: Instant) {
+        if matches!(self.phase, Phase::Lingering { .. } | Phase::Closing { heard: true, .. }) {
+            return;
+        }
+        let limit = self.shard.caps().frame_bytes;
+        let mut decoder = std::mem::take(&mut self.decoder);
+        let result = decoder.read(bytes, limit, |item| self.item(item, now));
+        self.decoder = decoder;
+        if let Err(error) = result {
+            tracing::debug!(client.id = %self.link.id(), %error, "the peer broke the protocol");
+            self.close(error.into(), now);
+            self.heard(now);
+        }
+        self.link.note(self.session.state_name(), now);
+    }
+
+    /// One thing the peer said; false once nothing it says matters.
+    fn item(&mut self, item: Item<'_>, now: Instant) -> bool {
+        if self.phase != Phase::Open {
+            if matches!(item, Item::Close(_)) {
+                self.heard(now);
+                return false;
+            }
+            return true;
+        }
+        if !matches!(item, Item::Close(_)) && !self.within_rate(now) {
+            self.close(Close::LimitExceeded, now);
+            return true;
+        }
+        let bounds = self.shard.caps().outbox;
+        match item {
+            Item::Text(text) if self.context.echo => self.link.send(&Message::text(text.as_bytes()), bounds),
+            Item::Binary(data) if self.context.echo => self.link.send(&Message::new(Opcode::Binary, data), bounds),
+            Item::Text(text) => self.text(text, now),
+            // The wire protocol reads a binary frame as text, as its servers do: what is not UTF-8 is replaced.
+            Item::Binary(data) => self.text(&String::from_utf8_lossy(data), now),
+            Item::Ping(payload) => {
+                self.link.send_clear(&Message::new(Opcode::Pong, payload), bounds);
+                self.step(now, Input::Alive);
+            }
+            Item::Pong => self.step(now, Input::Alive),
+            Item::Close(code) => {
+                self.closed_by = Some(match code {
+                    Some(1000) => "1000",
+                    Some(1001) => "1001",
+                    _ => "client",
+                });
+                let reply = code.map_or_else(|| Message::new(Opcode::Close, &[]), |code| Message::close(code, ""));
+                self.end(&reply, false, now);
+                self.heard(now);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn text(&mut self, text: &str, now: Instant) {
+        self.context.metrics.frames_in.inc();
+        self.step(now, Input::Text(text));
+    }
+
+    /// A token bucket of one connection's frames.
+    fn within_rate(&mut self, now: Instant) -> bool {
+        let caps = self.shard.caps();
+        if caps.frames_per_second == 0 || self.context.echo {
+            return true;
+        }
+        let earned = now.duration_since(self.allowance_at).as_secs_f32() * caps.frames_per_second as f32;
+        self.allowance_at = now;
+        self.allowance = (self.allowance + earned).min(caps.frame_burst.max(1) as f32);
+        self.allowance -= 1.0;
+        self.allowance >= 0.0
+    }
+
+    fn step(&mut self, now: Instant, input: Input<'_>) {
+        // The wall clock is read only where an input needs it.
+        let wall = match input {
+            Input::Text(_) | Input::Alive => chrono::DateTime::UNIX_EPOCH,
+            Input::Verdict(_) | Input::Heard | Input::Refreshed(_) | Input::Tick => self.context.clock.now(),
+        };
+        let refused = matches!(input, Input::Verdict(Verdict::Refused | Verdict::Broken));
+        let actions = self.session.on(now, wall, &self.context.rules, input);
+        if refused {
+            self.context.metrics.handshake.observe(now.duration_since(self.began).as_secs_f64());
+        }
+        self.perform(actions, now);
+    }
+
+    fn perform(&mut self, actions: Actions, now: Instant) {
+        let bounds = self.shard.caps().outbox;
+        for action in actions {
+            match action {
+                Action::Send(message) => self.link.send(&message, bounds),
+                Action::SendClear(message) => self.link.send_clear(&message, bounds),
+                Action::Ping => self.link.send_clear(&Message::new(Opcode::Ping, &[]), bounds),
+                Action::Verify { token, key } => {
+                    self.began = now;
+                    self.ask(Operation::Verify { token, key });
+                }
+                Action::Admit => self.admit(now),
+                Action::Release => self.release(now),
+                Action::Join(rooms) => {
+                    if let Some(who) = self.session.principal().cloned() {
+                        self.ask(Operation::Join { who, rooms });
+                    }
+                }
+                Action::Leave(rooms) => {
+                    self.shard.leave(&self.link, &rooms);
+                }
+                Action::Refresh(token) => self.ask(Operation::Refresh { token }),
+                Action::MarkRead(which) => {
+                    if let Some(who) = self.session.principal().cloned() {
+                        self.ask(Operation::MarkRead { who, which });
+                    }
+                }
+                Action::Sync { after, limit } => {
+                    if let Some(who) = self.session.principal().cloned() {
+                        self.ask(Operation::Sync { who, after, limit });
+                    }
+                }
+                Action::Close(close) => self.close(close, now),
+            }
+        }
+    }
+
+    fn admit(&mut self, now: Instant) {
+        let Some(principal) = self.session.principal().cloned() else { return };
+        let encrypted = self.session.will_encrypt();
+        self.link.hold();
+        if self.shard.admit(&self.link, Arc::clone(&principal), encrypted).is_err() {
+            return self.close(Close::LimitExceeded, now);
+        }
+        (self.admitted, self.encrypted) = (true, encrypted);
+        // A revocation, or a source's removal, that came between the verdict and the entry in the hub found nobody to close.
+        if !self.context.authenticator.stands(&principal) {
+            return self.close(Close::Revoked, now);
+        }
+        self.ask(Operation::Hear(self.shard.interests(&self.link)));
+    }
+
+    fn release(&mut self, now: Instant) {
+        if let Some(cipher) = self.session.cipher() {
+            self.link.seal_with(Rc::clone(cipher));
+        }
+        self.link.note(self.session.state_name(), now);
+        self.link.release(self.shard.caps().outbox, |_| true);
+        self.context.metrics.handshake.observe(now.duration_since(self.began).as_secs_f64());
+    }
+
+    /// Looks at every deadline. `Err` ends the connection.
+    fn deadlines(&mut self, now: Instant) -> Result<(), Ended> {
+        match self.phase {
+            Phase::Open => {
+                if !self.context.echo && self.session.next_deadline().is_some_and(|at| at <= now) {
+                    self.step(now, Input::Tick);
+                }
+                if self.write_deadline().is_some_and(|at| at <= now) {
+                    self.close(Close::SlowConsumer, now);
+                }
+                if self.recheck_at.is_some_and(|at| at <= now) {
+                    self.recheck(now);
+                }
+                Ok(())
+            }
+            Phase::Closing { until, .. } | Phase::Lingering { until } if until <= now => Err(Ended),
+            Phase::Closing { .. } | Phase::Lingering { .. } => Ok(()),
+        }
+    }
+
+    fn write_deadline(&self) -> Option<Instant> {
+        self.link.blocked_since().map(|since| since + self.shard.caps().write_timeout)
+    }
+
+    fn recheck(&mut self, now: Instant) {
+        let rooms: Vec<String> =
+            self.shard.rooms_of(&self.link).into_iter().filter(|room| !DEFAULT_ROOMS.contains(&room.as_str())).collect();
+        match self.session.principal().cloned() {
+            Some(who) if !rooms.is_empty() => {
+                self.recheck_at = Some(now + self.context.recheck_interval);
+                self.ask(Operation::Recheck { who, rooms });
+            }
+            _ => self.recheck_at = None,
+        }
+    }
+
+    /// Writes what is queued. `Err` ends the connection.
+    fn write(&mut self, cx: &mut TaskContext<'_>, now: Instant) -> Result<(), Ended> {
+        if let Some(close) = self.link.ordered() {
+            self.close(close, now);
+        }
+        while !self.link.is_flushed() {
+            match self.link.flush() {
+                Ok((flushed, written)) => {
+                    self.context.metrics.bytes_out.inc_by(written as u64);
+                    if flushed == Flushed::Blocked {
+                        match self.link.poll_writable(cx) {
+                            Poll::Ready(Ok(())) => {}
+                            Poll::Ready(Err(_)) => return Err(Ended),
+                            Poll::Pending => return Ok(()),
+                        }
+                    }
+                }
+                Err(_) => return Err(Ended),
+            }
+        }
+        if let Phase::Closing { heard: true, .. } = self.phase {
+            self.link.shutdown_write();
+            self.phase = Phase::Lingering { until: now + LINGER.min(self.context.close_timeout) };
+        }
+        Ok(())
+    }
+
+    /// Has the wheel wake this task for its next deadline.
+    fn plan(&self) {
+        let next = match self.phase {
+            Phase::Open => {
+                let session = if self.context.echo { None } else { self.session.next_deadline() };
+                [session, self.write_deadline(), self.recheck_at].into_iter().flatten().min()
+            }
+            Phase::Closing { until, .. } | Phase::Lingering { until } => Some(until),
+        };
+        if let Some(at) = next {
+            self.shard.wake_at(&self.link, at);
+        }
+    }
+
+    fn close(&mut self, close: Close, now: Instant) {
+        if self.phase != Phase::Open {
+            return;
+        }
+        self.closed_by = Some(close.label());
+        // A slow reader, or somebody whose right has ended, gets nothing more than the Close frame.
+        let drop_queue = matches!(close, Close::SlowConsumer | Close::TokenExpired | Close::Revoked);
+        self.end(&Message::close(close.code(), close.reason()), drop_queue, now);
+    }
+
+    fn end(&mut self, frame: &Message, drop_queue: bool, now: Instant) {
+        self.session.end();
+        self.withdraw();
+        self.operations = None;
+        self.link.finish(frame, drop_queue);
+        self.link.note("closed", now);
+        self.phase = Phase::Closing { until: now + self.context.close_timeout, heard: false };
+    }
+
+    fn heard(&mut self, _now: Instant) {
+        if let Phase::Closing { heard, .. } = &mut self.phase {
+            *heard = true;
+        }
+    }
+
+    fn withdraw(&mut self) {
+        if std::mem::take(&mut self.admitted) {
+            self.shard.withdraw(&self.link, self.encrypted);
+        }
+    }
+}
+
+/// The connection is over.
+struct Ended;
+
+impl Future for Connection {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        this.link.register(cx);
+        ready!(this.turn(cx));
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.withdraw();
+        self.shard.forget(&self.link);
+        self.context.metrics.closed.get_or_create(&Metrics::kind(self.closed_by.unwrap_or("1006"))).inc();
+    }
+}

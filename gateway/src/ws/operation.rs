@@ -1,0 +1,192 @@
+//! What a connection asks of the rest of the process: verdicts, rooms, its inbox. Runs on the control runtime, one at a time and in order per
+//! connection, so that a slow database never holds up a shard.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::value::RawValue;
+use tokio::task::JoinHandle;
+
+use super::Context;
+use super::session::{GivenKey, Verdict};
+use crate::auth::{Principal, VerifyError};
+use crate::bus::Interest;
+use crate::config::EncryptionMode;
+use crate::delivery::{Destination, Dispatch};
+use crate::id::Id;
+use crate::protocol::cipher::{Handshake, SALT_BYTES, UnusableKey, handshake};
+use crate::protocol::event;
+use crate::store::{Missed, Which};
+
+/// Most operations that wait for a connection.
+const MAX_WAITING: usize = 16;
+
+/// Something that needs more than the shard.
+#[derive(Debug)]
+pub(super) enum Operation {
+    Verify { token: String, key: GivenKey },
+    Refresh { token: String },
+    Hear(Vec<Interest>),
+    Join { who: Arc<Principal>, rooms: Vec<String> },
+    Recheck { who: Arc<Principal>, rooms: Vec<String> },
+    MarkRead { who: Arc<Principal>, which: Which },
+    Sync { who: Arc<Principal>, after: i64, limit: u32 },
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Verdict(Verdict),
+    Refreshed(Verdict),
+    Heard,
+    /// Rooms that may be joined.
+    Allowed(Vec<String>),
+    /// Rooms whose right is gone.
+    Lost(Vec<String>),
+    Missed {
+        after: i64,
+        missed: Missed,
+    },
+    Done,
+    /// A dependency is away.
+    Unavailable,
+}
+
+/// The operations of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Operations {
+    waiting: VecDeque<Operation>,
+    running: Option<JoinHandle<Outcome>>,
+}
+
+impl Operations {
+    /// Queues an operation; gives it back when too many wait.
+    pub(super) fn push(&mut self, operation: Operation) -> Result<(), Operation> {
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(operation);
+        }
+        self.waiting.push_back(operation);
+        Ok(())
+    }
+
+    /// The next operation to start, if none is running.
+    pub(super) fn next(&mut self) -> Option<Operation> {
+        if self.running.is_some() { None } else { self.waiting.pop_front() }
+    }
+
+    pub(super) fn started(&mut self, handle: JoinHandle<Outcome>) {
+        self.running = Some(handle);
+    }
+
+    pub(super) fn running(&mut self) -> Option<&mut JoinHandle<Outcome>> {
+        self.running.as_mut()
+    }
+
+    pub(super) fn finished(&mut self) {
+        self.running = None;
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.running.is_none() && self.waiting.is_empty()
+    }
+}
+
+impl Drop for Operations {
+    fn drop(&mut self) {
+        if let Some(running) = &self.running {
+            running.abort();
+        }
+    }
+}
+
+/// Performs one operation of the connection `id`.
+pub(super) async fn perform(context: Arc<Context>, id: Id, operation: Operation) -> Outcome {
+    match operation {
+        Operation::Verify { token, key } => Outcome::Verdict(verify(&context, &token, key).await),
+        Operation::Refresh { token } => Outcome::Refreshed(verify(&context, &token, None).await),
+        Operation::Hear(interests) => {
+            // Without Redis the connection goes on at once; it is told to resync when the bus is back.
+            let heard = tokio::time::timeout(context.subscribe_timeout, context.bus.hear(interests)).await;
+            if !matches!(heard, Ok(Ok(()))) {
+                tracing::debug!(client.id = %id, "connected before the bus hears for it");
+            }
+            Outcome::Heard
+        }
+        Operation::Join { who, rooms } => match allowed(&context, &who, id, &rooms).await {
+            Some(allowed) => Outcome::Allowed(split(rooms, &allowed, true)),
+            None => Outcome::Unavailable,
+        },
+        Operation::Recheck { who, rooms } => match allowed(&context, &who, id, &rooms).await {
+            Some(allowed) => Outcome::Lost(split(rooms, &allowed, false)),
+            // While policies cannot be read nobody gains a right, and nobody is thrown out.
+            None => Outcome::Done,
+        },
+        Operation::MarkRead { who, which } => mark_read(&context, &who, &which).await,
+        Operation::Sync { who, after, limit } => match context.notifications.missed(&who.subject, after, limit).await {
+            Ok(missed) => Outcome::Missed { after, missed },
+            Err(error) => {
+                tracing::warn!(client.id = %id, %error, "sync failed");
+                Outcome::Unavailable
+            }
+        },
+    }
+}
+
+fn split(rooms: Vec<String>, allowed: &[bool], want: bool) -> Vec<String> {
+    rooms.into_iter().zip(allowed).filter(|(_, allowed)| **allowed == want).map(|(room, _)| room).collect()
+}
+
+async fn allowed(context: &Context, who: &Principal, id: Id, rooms: &[String]) -> Option<Vec<bool>> {
+    let names: Vec<&str> = rooms.iter().map(String::as_str).collect();
+    match context.access.may_join(who, id, &names).await {
+        Ok(allowed) => Some(allowed),
+        Err(error) => {
+            tracing::warn!(client.id = %id, %error, "the right to rooms cannot be read");
+            None
+        }
+    }
+}
+
+async fn verify(context: &Context, token: &str, key: GivenKey) -> Verdict {
+    let principal = match context.authenticator.verify(token).await {
+        Ok(principal) => principal,
+        Err(VerifyError::Refused(reason)) => {
+            tracing::debug!(reason = reason.as_str(), "token refused");
+            return Verdict::Refused;
+        }
+        Err(VerifyError::Unavailable(why)) => {
+            tracing::warn!(%why, "token could not be verified");
+            return Verdict::Broken;
+        }
+    };
+    let handshake = match context.rules.encryption.mode {
+        EncryptionMode::Disabled => None,
+        EncryptionMode::Optional | EncryptionMode::Required => key.map(|key| agree(&context.random, key.as_deref())),
+    };
+    let leeway = std::time::Duration::from_secs(context.live.borrow().keys.leeway_secs);
+    Verdict::Accepted { principal: Arc::new(principal), handshake, leeway }
+}
+
+fn agree(random: &SystemRandom, key: Option<&str>) -> Result<Handshake, UnusableKey> {
+    let mut salt = [0u8; SALT_BYTES];
+    random.fill(&mut salt).map_err(|_| UnusableKey)?;
+    handshake(key.ok_or(UnusableKey)?, salt, random)
+}
+
+async fn mark_read(context: &Context, who: &Principal, which: &Which) -> Outcome {
+    let read = match context.notifications.mark_read(&who.subject, which, context.clock.now()).await {
+        Ok(read) => read,
+        Err(error) => {
+            tracing::warn!(%error, "marking as read failed");
+            return Outcome::Unavailable;
+        }
+    };
+    if !read.ids.is_empty() {
+        let inbox = read.inbox;
+        let data = event::ReadByUser { ids: &read.ids, read_at: read.read_at, unread_count: inbox.unread_count, version: inbox.version };
+        let data: Arc<RawValue> = serde_json::value::to_raw_value(&data).expect("plain data").into();
+        context.delivery.send(&Dispatch::new(Destination::User(Arc::clone(&who.subject)), event::name::NOTIFICATION_READ, data)).await;
+    }
+    Outcome::Done
+}

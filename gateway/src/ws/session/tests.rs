@@ -1,0 +1,349 @@
+//! Every row of the wire protocol's tables, without a socket.
+
+use super::*;
+use crate::auth::{TokenFacts, Via};
+use crate::protocol::cipher::handshake;
+use ring::rand::SystemRandom;
+
+const T0: i64 = 1_750_000_000_000;
+
+fn rules() -> Rules {
+    Rules {
+        authenticate_timeout: Duration::from_secs(5),
+        verify_timeout: Duration::from_secs(15),
+        heartbeat_timeout: Duration::from_secs(90),
+        sweep_interval: Duration::from_secs(30),
+        ping_interval: None,
+        expiring_lead: Duration::from_secs(60),
+        encryption: Encryption { mode: EncryptionMode::Optional, client_frames: ClientFrames::Any },
+    }
+}
+
+fn principal(subject: &str, lives: Option<i64>) -> Arc<Principal> {
+    Arc::new(Principal {
+        subject: subject.into(),
+        roles: Vec::new(),
+        via: Via::Token(TokenFacts {
+            source: "main".into(),
+            kid: "k1".into(),
+            thumbprint: [0; 32],
+            token_id: None,
+            issued_at: None,
+            expires_at: lives.map(|secs| at(secs * 1000)),
+        }),
+    })
+}
+
+fn at(ms: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(T0 + ms).unwrap()
+}
+
+struct Fixture {
+    rules: Rules,
+    start: Instant,
+    now_ms: u64,
+    session: Session,
+}
+
+impl Fixture {
+    fn new(rules: Rules) -> Self {
+        let start = Instant::now();
+        let session = Session::new("abc".parse().unwrap(), start, &rules, 0.0);
+        Self { rules, start, now_ms: 0, session }
+    }
+
+    fn on(&mut self, input: Input<'_>) -> Vec<String> {
+        let now = self.start + Duration::from_millis(self.now_ms);
+        self.session.on(now, at(self.now_ms as i64), &self.rules, input).iter().map(show).collect()
+    }
+
+    fn text(&mut self, text: &str) -> Vec<String> {
+        self.on(Input::Text(text))
+    }
+
+    fn tick_at(&mut self, ms: u64) -> Vec<String> {
+        self.now_ms = ms;
+        self.on(Input::Tick)
+    }
+
+    fn accept(&mut self, principal: Arc<Principal>, handshake: Option<Result<Handshake, UnusableKey>>) -> Vec<String> {
+        self.on(Input::Verdict(Verdict::Accepted { principal, handshake, leeway: Duration::from_secs(30) }))
+    }
+
+    fn authenticated(rules: Rules, lives: Option<i64>) -> Self {
+        let mut fixture = Self::new(rules);
+        fixture.text(AUTHENTICATE);
+        assert_eq!(fixture.accept(principal("17", lives), None), ["admit"]);
+        let sent = fixture.on(Input::Heard);
+        assert!(sent[0].starts_with(r#"clear {"event":"connected","data":{"id":"abc","userId":"17""#), "{sent:?}");
+        assert_eq!(sent[1..], ["release"]);
+        fixture
+    }
+
+    fn encrypted(rules: Rules) -> Self {
+        let mut fixture = Self::new(rules);
+        fixture.text(AUTHENTICATE);
+        assert_eq!(fixture.accept(principal("17", None), Some(Ok(shake()))), ["admit"]);
+        let sent = fixture.on(Input::Heard);
+        assert!(sent[0].contains("serverPublicKey") && sent[0].starts_with("clear "), "{sent:?}");
+        assert_eq!(fixture.session.state_name(), "encrypted");
+        fixture
+    }
+
+    fn seal(&self, text: &str) -> String {
+        let mut frame = Vec::new();
+        self.session.cipher().unwrap().seal(text.as_bytes(), [7; 12], &mut Vec::new(), &mut frame);
+        let start = frame.iter().position(|b| *b == b'{').unwrap();
+        String::from_utf8(frame[start..].to_vec()).unwrap()
+    }
+}
+
+const AUTHENTICATE: &str = r#"{"event":"authenticate","data":{"type":"Bearer","token":"t"}}"#;
+
+fn shake() -> Handshake {
+    let client = p256::SecretKey::from_slice(&[7; 32]).unwrap().public_key();
+    let point = p256::elliptic_curve::sec1::ToSec1Point::to_sec1_point(&client, false);
+    handshake(&base64_simd::STANDARD.encode_to_string(point.as_bytes()), [1; 32], &SystemRandom::new()).unwrap()
+}
+
+fn show(action: &Action) -> String {
+    let text = |m: &Message| String::from_utf8(m.payload().to_vec()).unwrap();
+    match action {
+        Action::Send(m) => format!("send {}", text(m)),
+        Action::SendClear(m) => format!("clear {}", text(m)),
+        Action::Ping => "ping".into(),
+        Action::Verify { token, key } => format!("verify {token} {key:?}"),
+        Action::Admit => "admit".into(),
+        Action::Release => "release".into(),
+        Action::Join(rooms) => format!("join {rooms:?}"),
+        Action::Leave(rooms) => format!("leave {rooms:?}"),
+        Action::Refresh(token) => format!("refresh {token}"),
+        Action::MarkRead(which) => format!("read {which:?}"),
+        Action::Sync { after, limit } => format!("sync {after} {limit}"),
+        Action::Close(close) => format!("close {} {}", close.code(), close.reason()),
+    }
+}
+
+fn error(text: &str) -> String {
+    format!(r#"send {{"event":"error","data":{{"message":"{text}"}}}}"#)
+}
+
+fn clear_error(text: &str) -> String {
+    format!(r#"clear {{"event":"error","data":{{"message":"{text}"}}}}"#)
+}
+
+#[test]
+fn what_is_not_json_is_answered_and_what_has_no_event_is_dropped() {
+    for mut fixture in [Fixture::new(rules()), Fixture::authenticated(rules(), None)] {
+        assert_eq!(fixture.text("hello"), [error("Invalid message format")]);
+        assert!(fixture.text("{}").is_empty());
+        assert!(fixture.text(r#"{"event":""}"#).is_empty());
+        assert!(!fixture.session.is_closed());
+    }
+}
+
+#[test]
+fn before_authentication_only_authenticate_and_heartbeat_are_heard() {
+    let mut fixture = Fixture::new(rules());
+    assert_eq!(fixture.text(r#"{"event":"join","data":{"rooms":["a"]}}"#), [error("Not authenticated")]);
+    assert!(fixture.text(r#"{"event":"heartbeat"}"#).is_empty());
+    assert_eq!(fixture.text(AUTHENTICATE), ["verify t None"]);
+    assert_eq!(fixture.text(r#"{"event":"anything"}"#), [error("Not authenticated")]);
+}
+
+#[test]
+fn authenticate_again_is_an_error_in_every_state() {
+    let mut fixture = Fixture::new(rules());
+    fixture.text(AUTHENTICATE);
+    assert_eq!(fixture.text(AUTHENTICATE), [error("Already authenticated")]);
+    fixture.accept(principal("17", None), None);
+    assert_eq!(fixture.text(AUTHENTICATE), [error("Already authenticated")]);
+    fixture.on(Input::Heard);
+    assert_eq!(fixture.text(AUTHENTICATE), [error("Already authenticated")]);
+}
+
+#[test]
+fn both_names_of_the_client_key_are_read() {
+    for name in ["clientPublicKey", "publicKey"] {
+        let mut fixture = Fixture::new(rules());
+        let sent = fixture.text(&format!(r#"{{"event":"authenticate","data":{{"type":"Bearer","token":"t","{name}":"K"}}}}"#));
+        assert_eq!(sent, [r#"verify t Some(Some("K"))"#]);
+    }
+}
+
+#[test]
+fn a_refused_token_and_a_broken_verification_differ_in_the_error_before_4003() {
+    let bad = [
+        r#"{"event":"authenticate"}"#,
+        r#"{"event":"authenticate","data":{"type":"Basic","token":"t"}}"#,
+        r#"{"event":"authenticate","data":{"type":"Bearer"}}"#,
+    ];
+    for text in bad {
+        let mut fixture = Fixture::new(rules());
+        assert_eq!(fixture.text(text), [clear_error("Authentication failed"), "close 4003 Authentication failed".into()]);
+    }
+    for (verdict, message) in [(Verdict::Refused, "Authentication failed"), (Verdict::Broken, "Authentication error")] {
+        let mut fixture = Fixture::new(rules());
+        fixture.text(AUTHENTICATE);
+        assert_eq!(fixture.on(Input::Verdict(verdict)), [clear_error(message), "close 4003 Authentication failed".into()]);
+        assert!(fixture.text(AUTHENTICATE).is_empty(), "nothing is said after the end");
+    }
+}
+
+#[test]
+fn without_authenticate_the_connection_ends_after_five_seconds() {
+    let mut fixture = Fixture::new(rules());
+    assert!(fixture.tick_at(4999).is_empty());
+    assert_eq!(fixture.tick_at(5000), ["close 4001 Authentication timeout"]);
+}
+
+#[test]
+fn authentication_may_take_fifteen_seconds_from_its_beginning() {
+    let mut fixture = Fixture::new(rules());
+    fixture.now_ms = 4000;
+    fixture.text(AUTHENTICATE);
+    assert!(fixture.tick_at(18_999).is_empty());
+    fixture.accept(principal("17", None), None);
+    assert_eq!(fixture.tick_at(19_000), ["close 4001 Authentication timeout"], "waiting for the bus counts");
+}
+
+#[test]
+fn silence_of_ninety_seconds_ends_the_connection_and_a_pong_is_no_silence() {
+    let mut fixture = Fixture::authenticated(rules(), None);
+    for second in [30, 60] {
+        assert!(fixture.tick_at(second * 1000).is_empty());
+    }
+    fixture.now_ms = 61_000;
+    fixture.on(Input::Alive);
+    for second in [90, 120, 150] {
+        assert!(fixture.tick_at(second * 1000).is_empty(), "{second}");
+    }
+    assert_eq!(fixture.tick_at(180_000), ["close 4002 Heartbeat timeout"]);
+}
+
+#[test]
+fn the_server_pings_at_its_interval() {
+    let mut fixture = Fixture::authenticated(Rules { ping_interval: Some(Duration::from_secs(25)), ..rules() }, None);
+    assert_eq!(fixture.tick_at(12_500), ["ping"]);
+    assert!(fixture.tick_at(37_000).is_empty());
+    assert_eq!(fixture.tick_at(37_500), ["ping"]);
+    assert!(fixture.session.next_deadline().unwrap() > fixture.start + Duration::from_millis(37_500));
+}
+
+#[test]
+fn an_unusable_key_never_ends_in_an_unencrypted_session() {
+    for mode in [EncryptionMode::Optional, EncryptionMode::Required] {
+        let mut fixture = Fixture::new(Rules { encryption: Encryption { mode, client_frames: ClientFrames::Any }, ..rules() });
+        fixture.text(AUTHENTICATE);
+        let sent = fixture.accept(principal("17", None), Some(Err(UnusableKey)));
+        assert_eq!(sent, [clear_error("Encryption handshake failed"), "close 4004 Encryption required".into()]);
+    }
+}
+
+#[test]
+fn required_encryption_needs_a_key_and_disabled_ignores_one() {
+    let with = |mode| Rules { encryption: Encryption { mode, client_frames: ClientFrames::Any }, ..rules() };
+    let mut fixture = Fixture::new(with(EncryptionMode::Required));
+    fixture.text(AUTHENTICATE);
+    assert_eq!(fixture.accept(principal("17", None), None)[1], "close 4004 Encryption required");
+    let mut fixture = Fixture::new(with(EncryptionMode::Disabled));
+    fixture.text(AUTHENTICATE);
+    fixture.accept(principal("17", None), Some(Ok(shake())));
+    assert!(!fixture.on(Input::Heard)[0].contains("serverPublicKey"));
+    assert_eq!(fixture.session.state_name(), "authenticated");
+}
+
+#[test]
+fn an_encrypted_connection_takes_clear_and_sealed_frames_by_default() {
+    let mut fixture = Fixture::encrypted(rules());
+    let join = r#"{"event":"join","data":{"rooms":["a"]}}"#;
+    assert_eq!(fixture.text(join), [r#"join ["a"]"#]);
+    let sealed = fixture.seal(join);
+    assert_eq!(fixture.text(&sealed), [r#"join ["a"]"#]);
+    let twice = fixture.seal(&sealed);
+    assert!(fixture.text(&twice).is_empty());
+    assert_eq!(fixture.text(&fixture.seal("hello")), [error("Invalid message format")]);
+    let bad = r#"{"event":"encrypted","data":{"iv":"AAAAAAAAAAAAAAAA","ct":"AAAAAAAAAAAAAAAAAAAAAAAAAAA="}}"#;
+    assert_eq!(fixture.text(bad), [error("Decryption failed")]);
+    assert!(!fixture.session.is_closed());
+}
+
+#[test]
+fn a_setting_demands_sealed_frames_of_all_but_heartbeat() {
+    let strict = Encryption { mode: EncryptionMode::Optional, client_frames: ClientFrames::Encrypted };
+    let mut fixture = Fixture::encrypted(Rules { encryption: strict, ..rules() });
+    let join = r#"{"event":"join","data":{"rooms":["a"]}}"#;
+    assert_eq!(fixture.text(join), [error("Encryption required")]);
+    assert!(fixture.text(r#"{"event":"heartbeat"}"#).is_empty());
+    assert_eq!(fixture.text(&fixture.seal(join)), [r#"join ["a"]"#]);
+    let mut clear = Fixture::authenticated(Rules { encryption: strict, ..rules() }, None);
+    assert_eq!(clear.text(join), [r#"join ["a"]"#], "a connection without a cipher cannot seal");
+}
+
+#[test]
+fn join_drops_names_that_may_not_be_asked_for() {
+    let mut fixture = Fixture::authenticated(rules(), None);
+    let text = format!(r#"{{"event":"join","data":{{"rooms":["a",1,"","ws:x","{}","b"]}}}}"#, "x".repeat(257));
+    assert_eq!(fixture.text(&text), [r#"join ["a", "b"]"#]);
+    assert_eq!(fixture.text(r#"{"event":"leave","data":{"rooms":["a"]}}"#), [r#"leave ["a"]"#]);
+    assert!(fixture.text(r#"{"event":"join","data":{"rooms":["ws:x"]}}"#).is_empty());
+    assert_eq!(fixture.text(r#"{"event":"join","data":{}}"#), [error("Invalid data")]);
+}
+
+#[test]
+fn a_token_is_announced_to_end_and_ends_with_the_leeway() {
+    let mut fixture = Fixture::authenticated(rules(), Some(100));
+    assert!(fixture.tick_at(39_000).is_empty());
+    assert_eq!(fixture.tick_at(40_000), [r#"send {"event":"expiring","data":{"expiresAt":"2025-06-15T15:08:20.000Z","seconds":60}}"#]);
+    fixture.on(Input::Alive);
+    assert!(fixture.tick_at(100_000).is_empty(), "said once");
+    fixture.on(Input::Alive);
+    assert!(fixture.tick_at(129_999).is_empty());
+    assert_eq!(fixture.tick_at(130_000), ["close 4005 Token expired"]);
+}
+
+#[test]
+fn a_refresh_of_the_same_subject_moves_the_end_and_another_subject_changes_nothing() {
+    let mut fixture = Fixture::authenticated(rules(), Some(100));
+    assert_eq!(fixture.text(r#"{"event":"refresh","data":{"type":"Bearer","token":"t2"}}"#), ["refresh t2"]);
+    let refreshed = |subject: &str, lives| {
+        Input::Refreshed(Verdict::Accepted { principal: principal(subject, Some(lives)), handshake: None, leeway: Duration::from_secs(30) })
+    };
+    assert_eq!(fixture.on(refreshed("18", 9000)), [error("Refresh refused")]);
+    assert_eq!(fixture.on(Input::Refreshed(Verdict::Refused)), [error("Refresh refused")]);
+    assert_eq!(fixture.on(refreshed("17", 200)), [r#"send {"event":"refreshed","data":{"expiresAt":"2025-06-15T15:10:00.000Z"}}"#]);
+    fixture.now_ms = 130_000;
+    fixture.on(Input::Alive);
+    assert!(fixture.tick_at(130_000).is_empty());
+    fixture.now_ms = 229_000;
+    fixture.on(Input::Alive);
+    assert_eq!(fixture.tick_at(230_000), ["close 4005 Token expired"]);
+}
+
+#[test]
+fn inbox_events_are_read_within_their_bounds() {
+    let mut fixture = Fixture::authenticated(rules(), None);
+    let event = |name: &str, data: &str| format!(r#"{{"event":"notification:{name}","data":{data}}}"#);
+    assert_eq!(fixture.text(&event("sync", r#"{"after":5}"#)), ["sync 5 200"]);
+    assert_eq!(fixture.text(&event("sync", r#"{"after":0,"limit":1000}"#)), ["sync 0 200"]);
+    assert_eq!(fixture.text(&event("sync", r#"{"after":-1}"#)), [error("Invalid data")]);
+    assert_eq!(fixture.text(&event("read", r#"{"upTo":7}"#)), ["read UpTo(7)"]);
+    assert_eq!(fixture.text(&event("read", r#"{"ids":["a1","not an id"]}"#)), ["read Ids([a1])"]);
+    assert_eq!(fixture.text(&event("read", r#"{"ids":["a"],"upTo":7}"#)), [error("Invalid data")]);
+    assert_eq!(fixture.text(&event("read", "{}")), [error("Invalid data")]);
+}
+
+#[test]
+fn events_of_the_application_are_passed_over() {
+    let mut fixture = Fixture::authenticated(rules(), None);
+    assert!(fixture.text(r#"{"event":"order:opened","data":{}}"#).is_empty());
+}
+
+#[test]
+fn ending_the_session_drops_the_cipher() {
+    let mut fixture = Fixture::encrypted(rules());
+    let cipher = Rc::downgrade(fixture.session.cipher().unwrap());
+    fixture.session.end();
+    assert!(cipher.upgrade().is_none());
+    assert!(fixture.session.next_deadline().is_none());
+}
