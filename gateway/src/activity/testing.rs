@@ -256,6 +256,10 @@ impl Bus for Published {
         Box::pin(async { Ok(()) })
     }
 
+    fn lease_lapsed(&self) -> bool {
+        false
+    }
+
     fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
         Box::pin(async { Ok(Vec::new()) })
     }
