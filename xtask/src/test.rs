@@ -1,9 +1,8 @@
 //! Every check and every test, against servers that live as long as the run.
 
-use std::io::{BufRead, BufReader, Read, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -110,35 +109,23 @@ fn tests(servers: &Servers, arguments: Vec<String>) -> Result<Outcome> {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| command.get_current_dir().unwrap_or(".".as_ref()).join("target"), PathBuf::from);
     command.env("SIGNAL_TEST_GATEWAY", target.join("debug/signal-gateway"));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // One pipe for both, so that cargo's `Running ...` and the binary's lines keep their order.
+    let (output, input) = std::io::pipe()?;
+    command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
     let mut child = command.spawn().context("cannot run cargo test")?;
+    // It holds the pipe's other end, and reading ends when nobody does.
+    drop(command);
 
-    let (lines, inbox) = channel();
-    let readers = [child.stdout.take().map(|out| copy(out, lines.clone())), child.stderr.take().map(|err| copy(err, lines))];
     let mut outcome = Outcome::default();
     let mut stdout = std::io::stdout();
-    for line in inbox {
-        outcome.read(&line);
-        writeln!(stdout, "{line}")?;
-    }
-    for reader in readers.into_iter().flatten() {
-        let _ = reader.join();
+    let mut output = BufReader::new(output);
+    let mut line = Vec::new();
+    // Bytes, because a test may print what is not UTF-8.
+    while output.read_until(b'\n', &mut line)? > 0 {
+        outcome.read(&String::from_utf8_lossy(&line));
+        stdout.write_all(&line)?;
+        line.clear();
     }
     outcome.exit(child.wait()?.success());
     Ok(outcome)
-}
-
-fn copy(from: impl Read + Send + 'static, to: Sender<String>) -> std::thread::JoinHandle<()> {
-    std::thread::spawn(move || {
-        let mut from = BufReader::new(from);
-        let mut line = Vec::new();
-        // Bytes, because a test may print what is not UTF-8.
-        while from.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-            let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
-            line.clear();
-            if to.send(text).is_err() {
-                return;
-            }
-        }
-    })
 }
