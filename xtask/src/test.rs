@@ -1,7 +1,7 @@
 //! Every check and every test, against servers that live as long as the run.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
@@ -57,11 +57,13 @@ impl Servers {
         })
     }
 
-    fn environment(&self) -> [(&'static str, String); 3] {
+    fn environment(&self) -> [(&'static str, String); 4] {
         [
             ("SIGNAL_TEST_KAFKA", self.kafka.address().to_string()),
             ("SIGNAL_TEST_POSTGRES", Postgres::url(&self.postgres, "postgres")),
             ("SIGNAL_TEST_REDIS", format!("redis://{}", self.redis.address())),
+            // Whatever a killed test leaves goes with the run.
+            ("TMPDIR", self.dir.0.join("tests").display().to_string()),
         ]
     }
 }
@@ -80,10 +82,26 @@ impl Drop for Servers {
 struct ScratchDir(PathBuf);
 
 impl ScratchDir {
+    const PREFIX: &str = "signal-run.";
+
     fn new() -> Result<Self> {
-        let dir = std::env::temp_dir().join(format!("signal-test.{}", std::process::id()));
-        std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let parent = std::env::temp_dir();
+        Self::remove_left_behind(&parent);
+        let dir = parent.join(format!("{}{}", Self::PREFIX, std::process::id()));
+        std::fs::create_dir_all(dir.join("tests")).with_context(|| format!("cannot create {}", dir.display()))?;
         Ok(Self(dir))
+    }
+
+    /// An interrupted run dies without cleaning up; its folder is told by the process that is gone.
+    fn remove_left_behind(parent: &Path) {
+        let Ok(entries) = std::fs::read_dir(parent) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(|name| name.strip_prefix(Self::PREFIX)).and_then(|pid| pid.parse::<u32>().ok());
+            if pid.is_some_and(|pid| Path::new("/proc/self").exists() && !Path::new(&format!("/proc/{pid}")).exists()) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
     }
 }
 
