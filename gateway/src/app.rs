@@ -46,12 +46,17 @@ use crate::ws::{self, connection::Connection};
 use inbound::Inbound;
 use settings::LiveSettings;
 
-/// How long a revocation is kept: longer than any token lives.
-const TOKEN_LIFE: Duration = Duration::from_secs(31 * 24 * 3600);
 /// How often readiness is looked at.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// Longest time the pipeline may take to finish what it has in hand.
-const PIPELINE_STOP: Duration = Duration::from_secs(15);
+const PIPELINE_STOP: Duration = Duration::from_secs(25);
+/// Longest time the bus and the database may take to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+/// How long an exit at once still takes for its Close frames.
+const LAST_MOMENT: Duration = Duration::from_millis(50);
+/// Longest life of a connection to the admin listener, and how long its end may take.
+const ADMIN_LIFE: Duration = Duration::from_secs(120);
+const ADMIN_CLOSE: Duration = Duration::from_secs(5);
 /// Connections of the admin listener at the same time.
 const ADMIN_CONNECTIONS: usize = 256;
 
@@ -145,7 +150,7 @@ pub async fn run(config: Config, sockets: Sockets, lifecycle: Arc<Lifecycle>, te
     let admin = Arc::new(ArcSwap::from_pointee(starting(&metrics)));
     let public_address = sockets.public.local_addr()?;
     let admin_address = sockets.admin.local_addr()?;
-    let serving = tokio::spawn(serve_admin(sockets.admin, Arc::clone(&admin), stop.clone()));
+    let mut serving = tokio::spawn(serve_admin(sockets.admin, Arc::clone(&admin), stop.clone()));
     tracing::info!(public.address = %public_address, admin.address = %admin_address, version = env!("CARGO_PKG_VERSION"), "listening");
 
     let started = tokio::select! {
@@ -154,12 +159,12 @@ pub async fn run(config: Config, sockets: Sockets, lifecycle: Arc<Lifecycle>, te
         () = lifecycle.drain_requested().cancelled() => None,
     };
     let result = match started {
-        Some(Ok(gateway)) => gateway.serve(sockets.public, &admin, &lifecycle).await,
+        Some(Ok(gateway)) => gateway.serve(sockets.public, &admin, &mut serving, &lifecycle).await,
         Some(Err(error)) => Err(error),
         None => Ok(()),
     };
     stop.cancel();
-    serving.await.ok();
+    serving.abort();
     result
 }
 
@@ -198,7 +203,13 @@ async fn serve_admin(socket: TcpListener, router: Arc<ArcSwap<Router>>, stop: Ca
             });
             let mut server = hyper::server::conn::http1::Builder::new();
             server.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
-            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            // Whoever reads slowly, or not at all, must not keep probes out.
+            let connection = server.serve_connection(TokioIo::new(stream), service);
+            tokio::pin!(connection);
+            if tokio::time::timeout(ADMIN_LIFE, connection.as_mut()).await.is_err() {
+                connection.as_mut().graceful_shutdown();
+                let _ = tokio::time::timeout(ADMIN_CLOSE, connection).await;
+            }
             drop(permit);
         });
     }
@@ -308,6 +319,7 @@ impl Gateway {
             hub: hub.clone(),
             metrics: Arc::clone(metrics),
             closed: Arc::clone(&closed),
+            ids: ids.clone(),
         };
         supervisor.spawn_forever("readiness", probe.run(stop.clone()));
         if !config.live_file.as_os_str().is_empty() {
@@ -352,7 +364,7 @@ impl Gateway {
             lifecycle: Arc::clone(lifecycle),
             instance: Arc::clone(&instance),
             max_body_bytes: config.server.max_body_bytes,
-            token_life: TOKEN_LIFE,
+            token_life: Duration::from_secs(config.revocations.token_life_days.into()) * 24 * 3600,
         });
         let static_revision = watch::revision_of(&toml::to_string(config)?);
         let kafka_enabled = config.kafka.enabled;
@@ -406,10 +418,18 @@ impl Gateway {
         })
     }
 
-    async fn serve(mut self, socket: TcpListener, admin: &ArcSwap<Router>, lifecycle: &Arc<Lifecycle>) -> anyhow::Result<()> {
+    async fn serve(
+        mut self,
+        socket: TcpListener,
+        admin: &ArcSwap<Router>,
+        probing: &mut tokio::task::JoinHandle<()>,
+        lifecycle: &Arc<Lifecycle>,
+    ) -> anyhow::Result<()> {
         admin.store(Arc::new(self.admin.clone()));
-        let accepting = tokio::spawn(ws::serve(self.listener, socket, self.accept_stop.clone()));
+        let mut accepting = tokio::spawn(ws::serve(self.listener, socket, self.accept_stop.clone()));
         let ended = tokio::select! {
+            ended = &mut accepting => Err(anyhow::anyhow!("the accept loop ended unasked: {ended:?}")),
+            ended = &mut *probing => Err(anyhow::anyhow!("the admin listener ended unasked: {ended:?}")),
             () = lifecycle.drain_requested().cancelled() => Ok(()),
             error = self.supervisor.any_ended() => Err(error),
             () = self.threads.any_ended() => Err(anyhow::anyhow!("a shard ended unasked")),
@@ -423,24 +443,29 @@ impl Gateway {
 
         self.pipeline_stop.cancel();
         if let Some(pipeline) = self.pipeline.take() {
-            match tokio::time::timeout(PIPELINE_STOP, pipeline).await {
-                Ok(Ok(Ok(()))) => tracing::info!("the pipeline has finished what it had in hand"),
-                Ok(Ok(Err(error))) => tracing::error!(%error, "the pipeline failed on its way down"),
-                Ok(Err(error)) => tracing::error!(%error, "the pipeline panicked"),
-                Err(_) => tracing::warn!("the pipeline did not finish in time; what it had in hand is delivered again"),
+            match drain.within(PIPELINE_STOP, pipeline).await {
+                Some(Ok(Ok(()))) => tracing::info!("the pipeline has finished what it had in hand"),
+                Some(Ok(Err(error))) => tracing::error!(%error, "the pipeline failed on its way down"),
+                Some(Err(error)) => tracing::error!(%error, "the pipeline panicked"),
+                None => tracing::warn!("the pipeline did not finish in time; what it had in hand is delivered again"),
             }
         }
         self.accept_stop.cancel();
         drain.close_connections().await;
         self.shards_stop.cancel();
         let threads = self.threads;
-        let whole = tokio::task::spawn_blocking(move || threads.join()).await.unwrap_or(false);
+        let whole = drain.within(CLOSE_LIMIT, tokio::task::spawn_blocking(move || threads.join())).await;
         accepting.abort();
-        self.bus.close().await;
-        self.stores.close().await;
+        let closed = drain.within(CLOSE_LIMIT, async {
+            self.bus.close().await;
+            self.stores.close().await;
+        });
+        if closed.await.is_none() {
+            tracing::warn!("the bus or the database did not close in time");
+        }
         tracing::info!("drained");
         ended?;
-        anyhow::ensure!(whole, "a shard panicked");
+        anyhow::ensure!(!matches!(whole, Some(Ok(false) | Err(_))), "a shard panicked");
         Ok(())
     }
 }
@@ -473,6 +498,14 @@ impl Drain<'_> {
         }
     }
 
+    /// Waits for work to end, at most so long, and not at all once an exit at once is asked for.
+    async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = tokio::time::timeout(limit, work) => done.ok(),
+            () = self.lifecycle.exit_requested().cancelled() => None,
+        }
+    }
+
     /// Closes everyone in random batches over the window, then lets queues flush.
     async fn close_connections(&self) {
         let settings = &self.config.drain;
@@ -480,21 +513,17 @@ impl Drain<'_> {
         self.lifecycle.note_connections(total);
         let batches = (settings.window_ms / settings.batch_interval_ms).max(1);
         let batch = settings.min_batch.max(total.div_ceil(usize::try_from(batches).unwrap_or(usize::MAX)));
-        let mut told = 0;
-        while told < total && !self.lifecycle.exit_requested().is_cancelled() {
-            let closed = self.hub.close_for_shutdown(batch).await;
-            if closed == 0 {
+        for _ in 0..total.div_ceil(batch) {
+            if self.hub.counts().total == 0 || self.lifecycle.exit_requested().is_cancelled() {
                 break;
             }
-            told += closed;
-            if told < total {
-                self.wait(Duration::from_millis(settings.batch_interval_ms)).await;
-            }
+            self.hub.close_for_shutdown(batch).await;
+            self.wait(Duration::from_millis(settings.batch_interval_ms)).await;
         }
-        // Whoever came in while the listener was still open, or was missed.
-        self.hub.close_for_shutdown(usize::MAX).await;
+        // Whoever is left, and whoever's handshake was under way when accepting stopped.
         let flushed = async {
             while self.hub.counts().total > 0 {
+                self.hub.close_for_shutdown(usize::MAX).await;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
@@ -506,8 +535,9 @@ impl Drain<'_> {
                 }
             }
             () = self.lifecycle.exit_requested().cancelled() => {
-                // Close frames are queued; a moment lets them leave.
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                // A moment for the Close frames to leave.
+                let _ = tokio::time::timeout(LAST_MOMENT, self.hub.close_for_shutdown(usize::MAX)).await;
+                tokio::time::sleep(LAST_MOMENT).await;
             }
         }
     }
@@ -521,6 +551,7 @@ struct Probe {
     hub: Hub,
     metrics: Arc<Metrics>,
     closed: Arc<AtomicBool>,
+    ids: IdGenerator,
 }
 
 impl Probe {
@@ -530,6 +561,7 @@ impl Probe {
             let deaf = self.bus.hearing() == Hearing::Deaf;
             let lapsed = self.bus.lease_lapsed();
             self.closed.store(lapsed, Ordering::Release);
+            self.ids.suspend(lapsed);
             let why =
                 if lapsed { Some("the worker lease has lapsed") } else { deaf.then_some("deaf: pushes from other instances are missed") };
             self.lifecycle.set("bus", why.map(str::to_owned));

@@ -139,12 +139,19 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let asked = Arc::clone(&lifecycle);
         tokio::spawn(async move {
+            let mut signalled = false;
             loop {
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                 }
-                if asked.is_draining() { asked.request_exit() } else { asked.request_drain() }
+                // A drain that was asked for over HTTP is still a drain: only a second signal is in a hurry.
+                if signalled {
+                    asked.request_exit()
+                } else {
+                    asked.request_drain()
+                }
+                signalled = true;
             }
         });
         let sockets = Sockets::bind(&config).await?;
