@@ -1,5 +1,7 @@
 //! Redis that fails over: behind sentinels and in a cluster, two gateways find each other again by themselves.
 
+use std::net::SocketAddr;
+
 use futures_util::future::select_all;
 use serde_json::{Value, json};
 use signal_tests::gateway::Builder;
@@ -66,12 +68,16 @@ async fn a_failover_of_sentinels_is_followed_and_pushes_cross_again() {
     two.expect_to_hear(&mut emitter, "from outside").await;
 }
 
-/// Whether any gateway hears through this node.
-async fn is_heard_through(node: std::net::SocketAddr) -> bool {
+/// What a node answers to a command.
+async fn ask(node: SocketAddr, command: &[&str]) -> String {
     let client = redis::Client::open(format!("redis://{node}")).expect("an address");
     let mut connection = client.get_multiplexed_async_connection().await.expect("the node answers");
-    let list: String = redis::cmd("CLIENT").arg("LIST").arg("TYPE").arg("pubsub").query_async(&mut connection).await.expect("a list");
-    !list.trim().is_empty()
+    redis::cmd(command[0]).arg(&command[1..]).query_async(&mut connection).await.expect("text")
+}
+
+/// Whether any gateway hears through this node.
+async fn is_heard_through(node: SocketAddr) -> bool {
+    !ask(node, &["CLIENT", "LIST", "TYPE", "pubsub"]).await.trim().is_empty()
 }
 
 #[tokio::test]
@@ -96,11 +102,18 @@ async fn a_cluster_that_loses_the_node_that_is_heard_is_heard_through_another() 
     cluster.kill(victim).await;
     // Whoever heard through it tells its clients; the other gateway may not have noticed.
     select_all(two.clients.iter_mut().map(|client| Box::pin(client.expect("resync")))).await;
+    let survivor = *nodes.iter().enumerate().find(|(number, _)| *number != victim).expect("five are left").1;
+    until("a replica has taken over", || async {
+        let known = ask(survivor, &["CLUSTER", "NODES"]).await;
+        let masters = known.lines().filter(|line| line.contains("master") && !line.contains("fail")).count();
+        let is_ok = ask(survivor, &["CLUSTER", "INFO"]).await.contains("cluster_state:ok");
+        ((masters, is_ok) == (3, true)).then_some(())
+    })
+    .await;
     for gateway in &two.gateways {
         gateway.expect_ready().await;
     }
     two.expect_to_cross("after").await;
-    let survivor = nodes.iter().enumerate().find(|(number, _)| *number != victim).expect("five are left").1;
-    let mut emitter = Emitter::connect(*survivor).await.unwrap();
+    let mut emitter = Emitter::connect(survivor).await.unwrap();
     two.expect_to_hear(&mut emitter, "from outside").await;
 }

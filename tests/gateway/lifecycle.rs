@@ -124,7 +124,7 @@ async fn a_connection_whose_source_is_gone_is_told_so_and_closes_unless_it_refre
         assert!(expiring.data["expiresAt"].is_string(), "{expiring:?}");
     }
     stays.send("refresh", json!({"type": "Bearer", "token": token})).await;
-    assert_eq!(stays.expect("error").await.data["message"], "Authentication failed", "the source is gone for a refresh as well");
+    assert_eq!(stays.expect("error").await.data["message"], "Refresh refused", "the source is gone for a refresh as well");
     stays.send("refresh", json!({"type": "Bearer", "token": second.token("17")})).await;
     stays.expect("refreshed").await;
     assert_eq!(goes.expect_closed().await, (4005, "Token expired".into()));

@@ -36,9 +36,10 @@ impl Redis {
     /// # Errors
     /// When one is not installed or does not start, or they do not find each other.
     pub fn start_sentinels(dir: &Path) -> Result<Sentinels> {
-        let master = Self::start(&dir.join("master"), &[])?;
+        let master = Self::start(&dir.join("master"), &SYNC_AT_ONCE)?;
         let port = master.address().port();
         let replica = Self::start(&dir.join("replica"), &["--replicaof", &format!("127.0.0.1 {port}")])?;
+        wait("a replica in sync", || is_in_sync(&replica))?;
         let mut sentinels = Vec::new();
         for number in 0..3 {
             let (dir, own_port) = (dir.join(format!("sentinel-{number}")), free_port()?);
@@ -72,7 +73,7 @@ impl Redis {
             // Unlike the default it need not be 10000 above the port for clients.
             let bus_port = free_port()?.to_string();
             let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", &bus_port];
-            nodes.push(Self::start(&dir.join(format!("node-{number}")), &cluster)?);
+            nodes.push(Self::start(&dir.join(format!("node-{number}")), &[&cluster[..], &SYNC_AT_ONCE].concat())?);
         }
         let addresses: Vec<String> = nodes.iter().map(|node| node.address().to_string()).collect();
         let mut create = Command::new("redis-cli");
@@ -90,6 +91,8 @@ impl Redis {
                 (masters, replicas, is_ok) == (3, 3, true)
             })
         })?;
+        // A replica that was never in sync does not take over.
+        wait("replicas in sync", || nodes.iter().filter(|node| is_in_sync(node)).count() == 3)?;
         Ok(nodes)
     }
 
@@ -115,6 +118,14 @@ pub struct Sentinels {
     pub replica: Server,
     /// Who decides which of the two is master.
     pub sentinels: Vec<Server>,
+}
+
+/// Without it a master waits five seconds for further replicas before it sends its data.
+const SYNC_AT_ONCE: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
+
+/// Whether this is a replica that has its master's data.
+fn is_in_sync(server: &Server) -> bool {
+    cli(server.address(), &["INFO", "replication"]).is_some_and(|info| info.contains("master_link_status:up"))
 }
 
 /// What `redis-cli` says, if it succeeds.
