@@ -413,6 +413,26 @@ async fn a_shutdown_finishes_and_commits_what_is_being_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_without_a_broker_is_bounded_and_loses_nothing() {
+    let mock = MockCluster::new(1).unwrap();
+    let stage = Stage::new(Broker { address: mock.bootstrap_servers(), mock: Some(mock) }, 1).await;
+    stage.rows.set_stuck(true);
+    stage.produce_many(0, "a", "17", 3).await;
+    let running = stage.run();
+    until("rows are being stored", || stage.rows.count() > 0).await;
+    stage.broker.mock.as_ref().unwrap().broker_down(1).unwrap();
+    stage.rows.set_stuck(false);
+    let started = Instant::now();
+    running.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(21), "{:?}", started.elapsed());
+    stage.broker.mock.as_ref().unwrap().broker_up(1).unwrap();
+    let running = stage.run();
+    stage.until_committed(0, 3).await;
+    running.stop().await;
+    assert_eq!(stage.rows.of("17"), ids("a", 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn redis_away_changes_nothing_but_the_pushes() {
     let stage = Stage::new(Broker::any(), 1).await;
     stage.bus.is_away.store(true, Ordering::SeqCst);
