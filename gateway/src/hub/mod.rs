@@ -182,7 +182,8 @@ impl Threads {
 
     /// Waits for all of them; says whether none panicked.
     pub fn join(self) -> bool {
-        self.0.into_iter().map(|(thread, _)| thread.join().is_ok()).fold(true, |all, one| all && one)
+        let panicked = self.0.into_iter().filter_map(|(thread, _)| thread.join().err()).count();
+        panicked == 0
     }
 }
 
