@@ -68,7 +68,7 @@ async fn text_that_is_not_utf_8_is_answered_with_1007() {
         ("an overlong form", vec![Frame::new(opcode::TEXT, [0xc0, 0xaf])]),
         ("a surrogate", vec![Frame::new(opcode::TEXT, [0xed, 0xa0, 0x80])]),
         ("beyond the last code point", vec![Frame::new(opcode::TEXT, [0xf4, 0x90, 0x80, 0x80])]),
-        ("a character cut off at the end", vec![Frame::new(opcode::TEXT, "é".as_bytes()[..1].to_vec())]),
+        ("a character cut off at the end", vec![Frame::new(opcode::TEXT, &"é".as_bytes()[..1])]),
         ("a bad byte in the second fragment", split(b"{", &[0xff])),
         ("a reason that is not UTF-8", vec![Frame::new(opcode::CLOSE, [0x03, 0xe8, 0xff])]),
     ] {

@@ -48,7 +48,7 @@ async fn while_draining_new_connections_are_refused_and_open_ones_are_served() {
     let mut client = stage.client("17").await;
     stage.gateway.admin("POST", "/drain").await.expect(202);
     stage.gateway.expect_readiness(503).await;
-    stage.send_to_client(&client.id().to_owned(), "still here").await;
+    stage.send_to_client(client.id(), "still here").await;
     client.expect("still here").await;
     let status = stage.gateway.admin("GET", "/status").await.expect(200).json();
     assert_eq!((&status["ready"], &status["drain"]["draining"]), (&json!(false), &json!(true)), "{status}");
@@ -120,7 +120,7 @@ async fn a_live_file_that_is_wrong_changes_nothing() {
         .await;
         assert_eq!(stage.gateway.admin("GET", "/status").await.json()["liveRevision"], before, "{wrong}");
     }
-    stage.send_to_client(&client.id().to_owned(), "still here").await;
+    stage.send_to_client(client.id(), "still here").await;
     client.expect("still here").await;
     stage.client("18").await;
 }
@@ -212,7 +212,7 @@ async fn logs_never_carry_a_token() {
     let token = stage.issuer.token("17");
     let mut client = Client::open(stage.gateway.address(), &token).await;
     client.send("chat", json!("a very private sentence")).await;
-    stage.send_to_client(&client.id().to_owned(), "hello").await;
+    stage.send_to_client(client.id(), "hello").await;
     client.expect("hello").await;
     let log = stage.gateway.log();
     let signature = token.rsplit('.').next().unwrap();

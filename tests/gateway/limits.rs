@@ -53,7 +53,7 @@ async fn a_slow_reader_is_closed_with_4008_and_slows_nobody() {
     // If it reads on in time it finds the Close frame behind what was already on its way.
     let close = slow.read_close().await;
     assert!(close.is_none() || close == Some((4008, "Slow consumer".into())), "{close:?}");
-    stage.send_to_client(&fast.id().to_owned(), "still here").await;
+    stage.send_to_client(fast.id(), "still here").await;
     fast.expect("still here").await;
 }
 
@@ -66,7 +66,7 @@ async fn a_flood_of_frames_is_closed_with_4010() {
     }
     calm.send("heartbeat", json!(null)).await;
     assert_eq!(flooding.expect_closed().await, (4010, "Limit exceeded".into()));
-    stage.send_to_client(&calm.id().to_owned(), "still here").await;
+    stage.send_to_client(calm.id(), "still here").await;
     calm.expect("still here").await;
 }
 
@@ -125,7 +125,7 @@ async fn assert_refused_with_503(stage: &Stage) {
     let address = stage.gateway.address();
     let mut raw = Raw::connect(address).await;
     raw.send(signal_tests::raw::upgrade_request(&format!("Host: {address}")).as_bytes()).await;
-    let head = raw.read_head().await.unwrap();
+    let head = raw.read_head().await.expect("an answer");
     assert_eq!(head.status, 503, "{head:?}");
     assert!(head.header("retry-after").parse::<u32>().is_ok(), "{head:?}");
 }

@@ -18,7 +18,7 @@ fn closed(code: u16, reason: &str) -> (u16, String) {
 
 /// Shows that the connection is open and that nothing came before: what this sends to the client must come next.
 async fn expect_quiet(stage: &Stage, client: &mut Client) {
-    stage.send_to_client(&client.id().to_owned(), "marker").await;
+    stage.send_to_client(client.id(), "marker").await;
     let before = client.all_before("marker").await;
     assert!(before.is_empty(), "{before:?}");
 }
@@ -233,7 +233,8 @@ async fn disabled_encryption_ignores_the_key() {
 async fn a_connection_is_in_its_own_room_and_the_default_rooms() {
     let stage = Stage::new().await;
     let mut client = stage.client("17").await;
-    for room in ["ws-default", "ws-notification", &client.id().to_owned()] {
+    let own = client.id().to_owned();
+    for room in ["ws-default", "ws-notification", &own] {
         stage.send_to_room(room, "hello").await;
         assert_eq!(client.next_envelope().await.event, "hello", "{room}");
     }

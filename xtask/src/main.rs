@@ -1,7 +1,7 @@
 //! `cargo xtask dev | test | bench | setup`: set-up and runs, nothing else.
 //!
 //! Needs a Rust toolchain and nothing more to build: what the gateway's own build and its tests need is found or installed
-//! by [`setup`], and [`test`] starts the servers that tests talk to.
+//! by [`setup`], and [`mod@test`] starts the servers that tests talk to.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks to its terminal")]
 
