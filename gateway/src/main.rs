@@ -82,6 +82,8 @@ impl Settings {
 }
 
 fn main() -> ExitCode {
+    // For every TLS client of the process; the trace exporter makes one before there is a runtime.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Serve(settings) => serve(&settings),
@@ -112,8 +114,6 @@ fn say(text: &str) {
 }
 
 fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
-    // ring for every TLS client of the process.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name("control")
