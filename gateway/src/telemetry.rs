@@ -2,6 +2,8 @@
 //!
 //! Never tokens, keys, plaintext bodies or personal data; the filter is a live setting.
 
+use std::io::IsTerminal as _;
+
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
@@ -27,7 +29,7 @@ pub fn init(settings: &config::Telemetry, filter: &str, instance: &str) -> anyho
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(filter)?);
     let lines = match settings.log_format {
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
-        LogFormat::Text => fmt::layer().with_target(false).with_writer(std::io::stderr).boxed(),
+        LogFormat::Text => fmt::layer().with_target(false).with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).boxed(),
     };
     let provider = exporter(settings, instance)?;
     let traces = provider.as_ref().map(|p| tracing_opentelemetry::layer().with_tracer(p.tracer("signal-gateway")));
