@@ -99,8 +99,8 @@ impl Watcher {
         Ok(self.socket.send(Message::text(json!({"event": event, "data": data}).to_string()))?)
     }
 
-    /// Prints what comes until the connection ends; says why it did. Pings are answered on the way.
-    fn print(&mut self, seen: &mut Option<i64>) -> anyhow::Result<String> {
+    /// Prints what comes until the connection ends, and lets go of it; says why it ended. Pings are answered on the way.
+    fn print(mut self, seen: &mut Option<i64>) -> anyhow::Result<String> {
         loop {
             match self.socket.read() {
                 Ok(Message::Text(text)) => say(&self.describe(&text, seen))?,
