@@ -1,9 +1,8 @@
 //! Every check and every test, against servers that live as long as the run.
 
-use std::io::{BufRead, BufReader, Read, Write as _};
-use std::path::PathBuf;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -58,11 +57,13 @@ impl Servers {
         })
     }
 
-    fn environment(&self) -> [(&'static str, String); 3] {
+    fn environment(&self) -> [(&'static str, String); 4] {
         [
             ("SIGNAL_TEST_KAFKA", self.kafka.address().to_string()),
             ("SIGNAL_TEST_POSTGRES", Postgres::url(&self.postgres, "postgres")),
             ("SIGNAL_TEST_REDIS", format!("redis://{}", self.redis.address())),
+            // Whatever a killed test leaves goes with the run.
+            ("TMPDIR", self.dir.0.join("tests").display().to_string()),
         ]
     }
 }
@@ -81,10 +82,26 @@ impl Drop for Servers {
 struct ScratchDir(PathBuf);
 
 impl ScratchDir {
+    const PREFIX: &str = "signal-run.";
+
     fn new() -> Result<Self> {
-        let dir = std::env::temp_dir().join(format!("signal-test.{}", std::process::id()));
-        std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let parent = std::env::temp_dir();
+        Self::remove_left_behind(&parent);
+        let dir = parent.join(format!("{}{}", Self::PREFIX, std::process::id()));
+        std::fs::create_dir_all(dir.join("tests")).with_context(|| format!("cannot create {}", dir.display()))?;
         Ok(Self(dir))
+    }
+
+    /// An interrupted run dies without cleaning up; its folder is told by the process that is gone.
+    fn remove_left_behind(parent: &Path) {
+        let Ok(entries) = std::fs::read_dir(parent) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(|name| name.strip_prefix(Self::PREFIX)).and_then(|pid| pid.parse::<u32>().ok());
+            if pid.is_some_and(|pid| Path::new("/proc/self").exists() && !Path::new(&format!("/proc/{pid}")).exists()) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
     }
 }
 
@@ -110,35 +127,23 @@ fn tests(servers: &Servers, arguments: Vec<String>) -> Result<Outcome> {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| command.get_current_dir().unwrap_or(".".as_ref()).join("target"), PathBuf::from);
     command.env("SIGNAL_TEST_GATEWAY", target.join("debug/signal-gateway"));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // One pipe for both, so that cargo's `Running ...` and the binary's lines keep their order.
+    let (output, input) = std::io::pipe()?;
+    command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
     let mut child = command.spawn().context("cannot run cargo test")?;
+    // It holds the pipe's other end, and reading ends when nobody does.
+    drop(command);
 
-    let (lines, inbox) = channel();
-    let readers = [child.stdout.take().map(|out| copy(out, lines.clone())), child.stderr.take().map(|err| copy(err, lines))];
     let mut outcome = Outcome::default();
     let mut stdout = std::io::stdout();
-    for line in inbox {
-        outcome.read(&line);
-        writeln!(stdout, "{line}")?;
-    }
-    for reader in readers.into_iter().flatten() {
-        let _ = reader.join();
+    let mut output = BufReader::new(output);
+    let mut line = Vec::new();
+    // Bytes, because a test may print what is not UTF-8.
+    while output.read_until(b'\n', &mut line)? > 0 {
+        outcome.read(&String::from_utf8_lossy(&line));
+        stdout.write_all(&line)?;
+        line.clear();
     }
     outcome.exit(child.wait()?.success());
     Ok(outcome)
-}
-
-fn copy(from: impl Read + Send + 'static, to: Sender<String>) -> std::thread::JoinHandle<()> {
-    std::thread::spawn(move || {
-        let mut from = BufReader::new(from);
-        let mut line = Vec::new();
-        // Bytes, because a test may print what is not UTF-8.
-        while from.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-            let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
-            line.clear();
-            if to.send(text).is_err() {
-                return;
-            }
-        }
-    })
 }

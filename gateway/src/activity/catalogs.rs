@@ -307,7 +307,8 @@ impl Names {
                     && ATTRIBUTES.iter().all(|name| attributes.contains(name))
                     && message.value.is_none();
                 // A message with a value and no attributes is there for others to refer to.
-                if !is_text && !(attributes.is_empty() && message.value.is_some()) {
+                let is_part = attributes.is_empty() && message.value.is_some();
+                if !(is_text || is_part) {
                     return Err(format!("{} must have the attributes .title and .content, and nothing else", message.id.name));
                 }
                 message.value.iter().chain(message.attributes.iter().map(|a| &a.value)).try_for_each(|pattern| self.pattern(pattern))

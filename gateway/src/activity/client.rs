@@ -38,7 +38,7 @@ const RESERVED: [(&str, &str); 32] = [
     ("message.timeout.ms", "a dead letter that is not confirmed is sent again"),
     ("delivery.timeout.ms", "a dead letter that is not confirmed is sent again"),
     ("transactional.id", "the pipeline uses no transactions"),
-    ("statistics.interval.ms", "lag is taken from the statistics"),
+    ("statistics.interval.ms", "lag, and which commits failed, is taken from the statistics"),
     ("queued.min.messages", "set kafka.partition_queue"),
     ("fetch.queue.backoff.ms", "set kafka.partition_queue"),
     ("isolation.level", "records of aborted transactions never happened"),
@@ -46,7 +46,7 @@ const RESERVED: [(&str, &str); 32] = [
 
 /// How long the producer tries to send a dead letter before it says so.
 pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often librdkafka tells where each partition ends.
+/// How often librdkafka tells where each partition ends and what of it is committed.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(2);
 /// Larger than any broker takes, so that the broker's own limit decides.
 const MAX_MESSAGE_BYTES: usize = 100 << 20;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -39,8 +39,11 @@ const PAUSED_POLL: Duration = Duration::from_millis(5);
 const TICK: Duration = Duration::from_millis(100);
 /// Most bytes of records that wait per partition before it is paused.
 const QUEUE_BYTES: usize = 32 << 20;
-/// How often a commit on the way out is tried while the group rebalances.
+/// How often a commit on the way out is tried, and how long each waits for the broker's answer.
 const LAST_COMMITS: usize = 3;
+const COMMIT_LIMIT: Duration = Duration::from_secs(2);
+/// Longest time that stopping a member takes; a broker that is away is not waited for any longer.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 type Key = (Arc<str>, i32);
 
@@ -82,10 +85,16 @@ impl Member {
         (&mut self.ended).await.unwrap_or(Err(PipelineError::Panicked))
     }
 
-    /// Finishes and commits what is being stored, and leaves the group.
+    /// Finishes and commits what is being stored, and leaves the group; at most [`STOP_LIMIT`].
     pub(super) async fn stop(mut self) -> Result<(), PipelineError> {
         self.stop.cancel();
-        self.ended().await
+        match tokio::time::timeout(STOP_LIMIT, self.ended()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                tracing::warn!("the Kafka consumer does not end in time and is left behind; its last records may be read again");
+                Ok(())
+            }
+        }
     }
 }
 
@@ -237,7 +246,7 @@ impl Assignment {
         if !done.is_empty() {
             let offsets = list(done.iter().map(|(key, next)| (key, *next)));
             if let Err(error) = consumer.commit(&offsets, CommitMode::Async) {
-                self.commit_callback(Err(error), &offsets);
+                tracing::warn!(%error, "offsets were not committed; they are tried again");
             }
         }
         Ok(())
@@ -275,7 +284,7 @@ impl Assignment {
         }
         if !is_lost {
             let done: Vec<_> = leaving.iter().filter_map(|(key, lane)| Some((key, Some(lane.progress.next()?)))).collect();
-            commit_now(consumer, &list(done));
+            commit_now(consumer, &done);
         }
         for ((topic, partition), _) in leaving {
             self.pipeline.metrics.lag.remove(&Partition { topic: topic.to_string(), partition });
@@ -284,28 +293,46 @@ impl Assignment {
     }
 }
 
-/// Commits and waits for the answer. What cannot be committed is read again by whoever comes next, which changes nothing.
-fn commit_now(consumer: &BaseConsumer<Assignment>, offsets: &TopicPartitionList) {
-    if offsets.count() == 0 {
+/// Commits, and asks for the offsets until they are the ones committed. A synchronous commit would wait for a coordinator that is away for
+/// minutes. What cannot be committed is read again by whoever comes next, which changes nothing.
+fn commit_now(consumer: &BaseConsumer<Assignment>, done: &[(&Key, Option<i64>)]) {
+    if done.is_empty() {
         return;
     }
-    for attempt in 1..=LAST_COMMITS {
-        match consumer.commit(offsets, CommitMode::Sync) {
-            Ok(()) => return,
-            Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::RebalanceInProgress)) if attempt < LAST_COMMITS => std::thread::sleep(POLL),
-            Err(error) => {
-                tracing::warn!(%error, "offsets cannot be committed on the way out: some records will be read again");
+    let offsets = list(done.iter().copied());
+    let mut why = "another generation of the group began".to_owned();
+    for _ in 0..LAST_COMMITS {
+        let known = consumer
+            .commit(&offsets, CommitMode::Async)
+            .and_then(|()| consumer.committed_offsets(list(done.iter().map(|(key, _)| (*key, None))), COMMIT_LIMIT));
+        match known {
+            Ok(known)
+                if done.iter().all(|((topic, partition), next)| {
+                    known.find_partition(topic, *partition).and_then(|p| p.offset().to_raw()) == *next
+                }) =>
+            {
                 return;
+            }
+            Ok(_) => std::thread::sleep(POLL),
+            Err(error) => {
+                why = error.to_string();
+                break;
             }
         }
     }
+    tracing::warn!(error = why, "offsets cannot be committed on the way out: some records will be read again");
 }
 
 impl ClientContext for Assignment {
     fn stats(&self, statistics: Statistics) {
-        let lanes = self.lanes.lock();
-        for ((topic, partition), lane) in lanes.iter() {
+        let mut lanes = self.lanes.lock();
+        for ((topic, partition), lane) in lanes.iter_mut() {
             let Some(facts) = statistics.topics.get(topic.as_ref()).and_then(|t| t.partitions.get(partition)) else { continue };
+            // A commit in a rebalance may come too late for its generation. librdkafka gives a manual commit no callback that would say so, but
+            // it tells here which offset the broker has taken: another one is committed again.
+            if lane.committed.is_some_and(|committed| committed != facts.committed_offset) {
+                lane.committed = None;
+            }
             // Negative numbers stand for what librdkafka does not know yet.
             if facts.hi_offset < 0 {
                 continue;
@@ -351,20 +378,6 @@ impl ConsumerContext for Assignment {
             // A partition that comes back may have been paused when it left.
             if let Err(error) = consumer.resume(partitions) {
                 tracing::warn!(%error, "assigned partitions cannot be resumed");
-            }
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        let Err(error) = result else { return };
-        if let KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset) = error {
-            return;
-        }
-        tracing::warn!(%error, "offsets were not committed; they are tried again");
-        let mut lanes = self.lanes.lock();
-        for partition in offsets.elements() {
-            if let Some(lane) = lanes.get_mut(&self.key(partition.topic(), partition.partition())) {
-                lane.committed = None;
             }
         }
     }

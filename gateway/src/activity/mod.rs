@@ -2,7 +2,7 @@
 //!
 //! Input: records of `kafka.topics`. Output: rows in [`crate::store`], pushes through [`crate::delivery`], dead letters, committed offsets.
 //!
-//! The steps, in this order, for each partition by itself: [`consumer`] -> [`decode`] -> [`resolve`] -> [`render`] -> store -> delivery -> commit.
+//! The steps, in this order, for each partition by itself: `consumer` -> [`decode`] -> [`resolve`] -> [`render`] -> store -> delivery -> commit.
 //!
 //! | failure | what follows |
 //! |---|---|
@@ -150,10 +150,10 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> Result<(), Pipeli
 }
 
 async fn changed(password: &mut Option<tokio::sync::watch::Receiver<String>>) {
-    if let Some(password) = password {
-        if password.changed().await.is_ok() {
-            return;
-        }
+    if let Some(password) = password
+        && password.changed().await.is_ok()
+    {
+        return;
     }
     std::future::pending().await
 }

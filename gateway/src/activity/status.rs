@@ -7,10 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+/// By topic and partition; `None` until the lag is known.
+type Lags = BTreeMap<(Arc<str>, i32), Option<i64>>;
+
 /// Shared between the pipeline, which writes it, and whoever asks.
 #[derive(Debug, Default)]
 pub struct Status {
-    partitions: Mutex<BTreeMap<(Arc<str>, i32), Option<i64>>>,
+    partitions: Mutex<Lags>,
     retrying: AtomicUsize,
 }
 

@@ -13,9 +13,9 @@ use super::decode::{Activity, Record, decode};
 use crate::bus::{Answers, Ask, Bus, BusError, Hearing, Interest, Revocation};
 use crate::clock::SystemClock;
 use crate::delivery::Dispatch;
-use crate::id::{Id, IdGenerator};
+use crate::id::IdGenerator;
 use crate::notification::{InboxState, NewActivity, Notification};
-use crate::store::{Domain, Filter, GroupRow, Missed, NotificationStore, Page, PolicyRow, PolicyStore, Read, StoreError, Stored, Which};
+use crate::store::{Domain, GroupRow, NotificationStore, PolicyRow, PolicyStore, StoreError, Stored};
 
 /// A record that lies first in partition 0 of topic `t`.
 pub(crate) fn record(value: &str) -> Record {
@@ -67,6 +67,77 @@ impl PolicyStore for Policies {
         Box::pin(async { Ok((Vec::new(), Vec::new())) })
     }
 }
+
+/// What the pipeline never asks of the notification tables.
+macro_rules! unused_reads {
+    () => {
+        fn list<'a>(
+            &'a self,
+            _: &'a str,
+            _: &'a crate::store::Filter,
+            _: Option<i64>,
+            _: u32,
+        ) -> futures_util::future::BoxFuture<'a, Result<crate::store::Page, crate::store::StoreError>> {
+            $crate::activity::testing::unused()
+        }
+
+        fn get<'a>(
+            &'a self,
+            _: &'a str,
+            _: crate::id::Id,
+        ) -> futures_util::future::BoxFuture<'a, Result<Option<crate::notification::Notification>, crate::store::StoreError>> {
+            $crate::activity::testing::unused()
+        }
+
+        fn delete<'a>(
+            &'a self,
+            _: &'a str,
+            _: crate::id::Id,
+            _: chrono::DateTime<chrono::Utc>,
+        ) -> futures_util::future::BoxFuture<'a, Result<Option<crate::notification::InboxState>, crate::store::StoreError>> {
+            $crate::activity::testing::unused()
+        }
+
+        fn mark_read<'a>(
+            &'a self,
+            _: &'a str,
+            _: &'a crate::store::Which,
+            _: chrono::DateTime<chrono::Utc>,
+        ) -> futures_util::future::BoxFuture<'a, Result<crate::store::Read, crate::store::StoreError>> {
+            $crate::activity::testing::unused()
+        }
+
+        fn inbox<'a>(
+            &'a self,
+            _: &'a str,
+        ) -> futures_util::future::BoxFuture<'a, Result<crate::notification::InboxState, crate::store::StoreError>> {
+            $crate::activity::testing::unused()
+        }
+
+        fn missed<'a>(
+            &'a self,
+            _: &'a str,
+            _: i64,
+            _: u32,
+        ) -> futures_util::future::BoxFuture<'a, Result<crate::store::Missed, crate::store::StoreError>> {
+            $crate::activity::testing::unused()
+        }
+
+        fn purge<'a>(
+            &'a self,
+            _: Option<chrono::DateTime<chrono::Utc>>,
+            _: chrono::DateTime<chrono::Utc>,
+            _: u32,
+        ) -> futures_util::future::BoxFuture<'a, Result<u64, crate::store::StoreError>> {
+            $crate::activity::testing::unused()
+        }
+
+        fn ping(&self) -> futures_util::future::BoxFuture<'_, Result<(), crate::store::StoreError>> {
+            $crate::activity::testing::unused()
+        }
+    };
+}
+pub(crate) use unused_reads;
 
 /// Rows in memory, one per (source, event, recipient), and the faults a database has.
 pub(crate) struct Rows {
@@ -183,40 +254,10 @@ impl NotificationStore for Rows {
         })
     }
 
-    fn list<'a>(&'a self, _: &'a str, _: &'a Filter, _: Option<i64>, _: u32) -> BoxFuture<'a, Result<Page, StoreError>> {
-        unused()
-    }
-
-    fn get<'a>(&'a self, _: &'a str, _: Id) -> BoxFuture<'a, Result<Option<Notification>, StoreError>> {
-        unused()
-    }
-
-    fn delete<'a>(&'a self, _: &'a str, _: Id, _: DateTime<Utc>) -> BoxFuture<'a, Result<Option<InboxState>, StoreError>> {
-        unused()
-    }
-
-    fn mark_read<'a>(&'a self, _: &'a str, _: &'a Which, _: DateTime<Utc>) -> BoxFuture<'a, Result<Read, StoreError>> {
-        unused()
-    }
-
-    fn inbox<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<InboxState, StoreError>> {
-        unused()
-    }
-
-    fn missed<'a>(&'a self, _: &'a str, _: i64, _: u32) -> BoxFuture<'a, Result<Missed, StoreError>> {
-        unused()
-    }
-
-    fn purge<'a>(&'a self, _: Option<DateTime<Utc>>, _: DateTime<Utc>, _: u32) -> BoxFuture<'a, Result<u64, StoreError>> {
-        unused()
-    }
-
-    fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        unused()
-    }
+    unused_reads!();
 }
 
-fn unused<T: Send + 'static>() -> BoxFuture<'static, Result<T, StoreError>> {
+pub(crate) fn unused<T: Send + 'static>() -> BoxFuture<'static, Result<T, StoreError>> {
     panic!("the pipeline asks the notification tables nothing but insert")
 }
 

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use futures_util::future::join_all;
+use chrono::{DateTime, Utc};
+use futures_util::future::{BoxFuture, join_all};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -14,14 +15,18 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{DefaultProducerContext, FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
+use tokio::io::AsyncBufReadExt;
 
 use super::decode::Record;
 use super::replay::{ReplayOptions, replay};
-use super::testing::{Policies, Published, Rows};
+use super::testing::{Policies, Published, Rows, unused_reads};
 use super::*;
 use crate::clock::SystemClock;
-use crate::config::{Config, Kafka};
+use crate::config::{Config, Database, Kafka, Secret};
 use crate::hub::Hub;
+use crate::notification::NewActivity;
+use crate::store::testing::TestDatabase;
+use crate::store::{self, StoreError, Stored};
 
 /// How long a test waits for anything before it says what it waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -408,6 +413,26 @@ async fn a_shutdown_finishes_and_commits_what_is_being_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_without_a_broker_is_bounded_and_loses_nothing() {
+    let mock = MockCluster::new(1).unwrap();
+    let stage = Stage::new(Broker { address: mock.bootstrap_servers(), mock: Some(mock) }, 1).await;
+    stage.rows.set_stuck(true);
+    stage.produce_many(0, "a", "17", 3).await;
+    let running = stage.run();
+    until("rows are being stored", || stage.rows.count() > 0).await;
+    stage.broker.mock.as_ref().unwrap().broker_down(1).unwrap();
+    stage.rows.set_stuck(false);
+    let started = Instant::now();
+    running.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(21), "{:?}", started.elapsed());
+    stage.broker.mock.as_ref().unwrap().broker_up(1).unwrap();
+    let running = stage.run();
+    stage.until_committed(0, 3).await;
+    running.stop().await;
+    assert_eq!(stage.rows.of("17"), ids("a", 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn redis_away_changes_nothing_but_the_pushes() {
     let stage = Stage::new(Broker::any(), 1).await;
     stage.bus.is_away.store(true, Ordering::SeqCst);
@@ -661,6 +686,145 @@ async fn a_rebalance_of_two_members_loses_and_repeats_no_row() {
 
 async fn stage_produce(stage: &Stage, partition: i32, round: usize) {
     stage.produce_many(partition, &format!("{partition}-{round}-"), &format!("user{partition}"), 20).await;
+}
+
+/// Stores, says so on standard output, and never answers: the process can be killed between store and commit.
+struct Hung(Arc<dyn NotificationStore>);
+
+impl NotificationStore for Hung {
+    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> BoxFuture<'a, Result<Vec<Stored>, StoreError>> {
+        Box::pin(async move {
+            let stored = self.0.insert(batch, now).await?;
+            println!("STORED {}", stored.len());
+            std::future::pending().await
+        })
+    }
+
+    unused_reads!();
+}
+
+/// Where a test tells the process it starts what to consume and where to store.
+const CHILD: &str = "SIGNAL_TEST_ACTIVITY_CHILD";
+
+/// The other process of [`killed_between_store_and_commit`]; in any other run there is nothing for it to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn child_that_is_killed() {
+    let Ok(told) = std::env::var(CHILD) else { return };
+    let [broker, group, topic, database] = told.split(' ').collect::<Vec<_>>()[..] else { panic!("{told}") };
+    let database = Database { url: Secret::new(database), ..Config::for_tests().database };
+    let stores = store::open(&database, &Config::for_tests().policy, store::testing::ids(), CancellationToken::new()).await.unwrap();
+    let config = Kafka {
+        enabled: true,
+        brokers: vec![broker.into()],
+        group_id: group.into(),
+        topics: vec![topic.into()],
+        session_timeout_ms: 6000,
+        ..Config::for_tests().kafka
+    };
+    let parts = Parts {
+        config,
+        cache_secs: 0,
+        notifications: Arc::new(Hung(stores.notifications)),
+        policies: stores.policies,
+        delivery: Delivery::new(Hub::none(), Arc::new(Published::default())),
+        catalogs: Arc::new(Catalogs::load(std::path::Path::new(""), "vi").unwrap()),
+        clock: Arc::new(SystemClock),
+        metrics: Metrics::new(),
+        status: Arc::default(),
+    };
+    run(parts, CancellationToken::new()).await.unwrap();
+}
+
+async fn killed_between_store_and_commit(database: &Database) {
+    let stage = Stage::new(Broker::any(), 1).await;
+    stage.produce_many(0, "a", "17", 30).await;
+    stage.produce_many(0, "b", "18", 30).await;
+    let told = format!("{} {} {} {}", stage.broker.address, stage.config.group_id, stage.topic(), database.url.expose());
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "activity::tests::child_that_is_killed", "--nocapture"])
+        .env(CHILD, told)
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let stored = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let line = lines.next_line().await.unwrap().expect("the process goes on until it is killed");
+            if let Some(count) = line.split("STORED ").nth(1) {
+                return count.parse::<usize>().unwrap();
+            }
+        }
+    });
+    let stored = stored.await.unwrap();
+    assert!(stored > 0);
+    child.kill().await.unwrap();
+    assert_eq!(stage.committed(0).await, 0, "rows are durable, and their offset is not committed");
+
+    let stores = store::open(database, &Config::for_tests().policy, store::testing::ids(), CancellationToken::new()).await.unwrap();
+    let shutdown = CancellationToken::new();
+    let parts = Parts { notifications: stores.notifications.clone(), ..stage.parts() };
+    let running = Running { task: tokio::spawn(run(parts, shutdown.clone())), shutdown };
+    stage.until_committed(0, 60).await;
+    running.stop().await;
+    for (recipient, want) in [("17", 30), ("18", 30)] {
+        let page = stores.notifications.list(recipient, &store::Filter::default(), None, 100).await.unwrap();
+        let seqs: Vec<i64> = page.rows.iter().rev().map(|row| row.seq).collect();
+        assert_eq!(seqs, (1..=want).collect::<Vec<_>>());
+        assert_eq!(page.inbox.unread_count, want);
+    }
+    assert_eq!(stage.bus.dispatches.lock().len(), 60 - stored, "what was stored already is not pushed again");
+    stores.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_between_store_and_commit_changes_nothing_on_sqlite() {
+    let database = TestDatabase::sqlite();
+    killed_between_store_and_commit(&database.settings).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_between_store_and_commit_changes_nothing_on_postgres() {
+    if let Some(database) = TestDatabase::postgres("a_kill_between_store_and_commit_changes_nothing_on_postgres").await {
+        killed_between_store_and_commit(&database.settings).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_members_store_side_by_side_into_postgres_for_the_same_people() {
+    let test = "two_members_store_side_by_side_into_postgres_for_the_same_people";
+    let Some(broker) = Broker::real_or_skip(test) else { return };
+    let Some(database) = TestDatabase::postgres(test).await else { return };
+    let stores =
+        store::open(&database.settings, &Config::for_tests().policy, store::testing::ids(), CancellationToken::new()).await.unwrap();
+    let mut stage = Stage::new(broker, 4).await;
+    stage.config.batch_records = 25;
+    for round in 0..4 {
+        for partition in 0..4 {
+            stage.produce_many(partition, &format!("{partition}-{round}-"), &format!("user{}", (partition + round) % 3), 50).await;
+        }
+    }
+    let running: Vec<Running> = (0..2)
+        .map(|_| {
+            let shutdown = CancellationToken::new();
+            let parts = Parts { notifications: stores.notifications.clone(), ..stage.parts() };
+            Running { task: tokio::spawn(run(parts, shutdown.clone())), shutdown }
+        })
+        .collect();
+    for partition in 0..4 {
+        stage.until_committed(partition, 200).await;
+    }
+    for running in running {
+        running.stop().await;
+    }
+    let mut total = 0;
+    for user in ["user0", "user1", "user2"] {
+        let missed = stores.notifications.missed(user, 0, 1000).await.unwrap();
+        assert_eq!(missed.rows.iter().map(|row| row.seq).collect::<Vec<_>>(), (1..=missed.rows.len() as i64).collect::<Vec<_>>());
+        total += missed.rows.len();
+    }
+    assert_eq!(total, 800);
+    stores.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -70,14 +70,14 @@ impl Inbound {
         }
     }
 
-    /// Closes connections whose token was revoked, and those whose source or key is gone.
+    /// Closes connections whose token was revoked, and tells those whose source or key is gone that their token ends soon.
     pub(super) async fn close_fallen(&self) {
         let revocations = Arc::clone(&self.revocations);
         let revoked = self.hub.close_where(move |principal| revocations.matches(principal), Close::Revoked).await;
         let authenticator = self.authenticator.clone();
-        let ended = self.hub.close_where(move |principal| !authenticator.stands(principal), Close::TokenExpired).await;
-        if revoked + ended > 0 {
-            tracing::info!(revoked, ended, "closed connections whose tokens no longer stand");
+        let ending = self.hub.announce_end(move |principal| !authenticator.stands(principal)).await;
+        if revoked + ending > 0 {
+            tracing::info!(revoked, ending, "connections rest on tokens that stand no longer");
         }
     }
 

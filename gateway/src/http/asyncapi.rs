@@ -8,11 +8,10 @@ use serde_json::{Map, Value, json};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::notifications::{DeletedData, ReadData};
 use crate::id::Id;
-use crate::notification::{InboxState, Notification};
+use crate::notification::Notification;
 use crate::protocol::close::Close;
-use crate::protocol::event::name;
+use crate::protocol::event::{Deleted, ReadByUser, name};
 
 /// The document as it is served and committed.
 pub(super) static TEXT: LazyLock<String> = LazyLock::new(|| {
@@ -175,16 +174,16 @@ fn notification_events() -> Vec<Event> {
         event(
             name::NOTIFICATION_READ,
             Gateway,
-            "What became read, to every connection of the user; in several events where it is more than 1000.",
+            "What became read, to every connection of the user; the newest 1000 of `total`.",
             schema("NotificationsRead"),
-            example_of::<ReadData<'_>>(),
+            example_of::<ReadByUser<'_>>(),
         ),
         event(
             name::NOTIFICATION_DELETED,
             Gateway,
             "What was removed over REST, to every connection of the user.",
             schema("NotificationsDeleted"),
-            example_of::<DeletedData>(),
+            example_of::<Deleted<'_>>(),
         ),
         event(
             name::NOTIFICATION_SYNC,
@@ -302,9 +301,8 @@ fn schemas() -> Value {
     let mut collected: Vec<(String, RefOr<Schema>)> = vec![
         (Id::name().into(), Id::schema()),
         (Notification::name().into(), Notification::schema()),
-        (ReadData::name().into(), ReadData::schema()),
-        (DeletedData::name().into(), DeletedData::schema()),
-        (InboxState::name().into(), InboxState::schema()),
+        (ReadByUser::name().into(), ReadByUser::schema()),
+        (Deleted::name().into(), Deleted::schema()),
     ];
     Notification::schemas(&mut collected);
     let named = collected.into_iter().map(|(name, schema)| (name, serde_json::to_value(schema).expect("schemas serialize")));

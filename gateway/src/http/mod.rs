@@ -1,7 +1,7 @@
 //! REST: the whole route table on one screen, and what every request passes through.
 //!
 //! Input: requests of the public listener (all but `/stream`) and of the admin listener. Flow: `observe` (request id, metrics, panics)
-//! -> [`origin`] (CORS) -> route -> `extract` (who, may they, what) -> handler -> [`crate::store`] / [`crate::delivery`] -> response or
+//! -> `origin` (CORS) -> route -> `extract` (who, may they, what) -> handler -> [`crate::store`] / [`crate::delivery`] -> response or
 //! `problem`.
 
 mod admin;
@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, post};
 use tokio::sync::watch;
 
@@ -135,7 +135,7 @@ pub fn admin_router(state: AdminState) -> Router {
 
 /// What both routers share: the answers of routes that do not exist, and the bound of bodies.
 fn finish<S: Clone + Send + Sync + 'static>(router: Router<S>, limit: DefaultBodyLimit) -> Router<S> {
-    router.fallback(observe::no_route).method_not_allowed_fallback(observe::no_method).layer(limit).layer(from_fn(observe::protect))
+    router.fallback(observe::no_route).method_not_allowed_fallback(observe::no_method).layer(limit)
 }
 
 #[cfg(test)]

@@ -17,11 +17,11 @@ use super::problem::{Cause, Problem};
 use super::{NOTIFICATIONS, State};
 use crate::delivery::{Destination, Dispatch};
 use crate::id::Id;
-use crate::notification::{InboxState, Notification, rfc3339};
-use crate::protocol::event::name;
+use crate::notification::{InboxState, Notification};
+use crate::protocol::event;
 use crate::store::{Filter, Read, Which};
 
-/// Most ids in one request, and in one event: what became read beyond that is told in several events.
+/// Most ids in one request.
 const MAX_IDS: usize = 1000;
 
 /// Which notifications are listed.
@@ -177,32 +177,16 @@ impl MarkRead {
     }
 }
 
-/// What became read, as devices hear it too.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(as = NotificationsRead, example = json!({"ids": ["1KbZ0dT9Xa4"], "readAt": "2026-11-23T08:00:00.000Z", "unreadCount": 3, "version": 41}))]
-pub(crate) struct ReadData<'a> {
-    /// Those that were unread before.
-    ids: &'a [Id],
-    /// When.
-    #[serde(serialize_with = "rfc3339")]
-    read_at: chrono::DateTime<chrono::Utc>,
-    /// The counters afterwards.
-    #[serde(flatten)]
-    inbox: InboxState,
-}
-
-impl ReadData<'_> {
-    fn of(read: &Read) -> ReadData<'_> {
-        ReadData { ids: &read.ids, read_at: read.read_at, inbox: read.inbox }
-    }
+fn read_data(read: &Read) -> event::ReadByUser<'_> {
+    let InboxState { unread_count, version } = read.inbox;
+    event::ReadByUser { ids: &read.ids, total: read.total, read_at: read.read_at, unread_count, version }
 }
 
 /// Marks several of the caller's notifications as read.
 ///
-/// `ids` of the answer holds those that were unread before: none when the call is repeated. Every device of the caller hears `notification:read`.
+/// `ids` of the answer holds those that were unread before, the newest 1000 of `total`: none when the call is repeated. Every device of the caller hears `notification:read`.
 #[utoipa::path(post, path = "/notifications/read", operation_id = "readNotifications", tag = NOTIFICATIONS, request_body = MarkRead,
-    responses((status = 200, description = "What became read", body = ReadData<'_>)))]
+    responses((status = 200, description = "What became read", body = event::ReadByUser<'_>)))]
 pub(crate) async fn mark_read(
     Owner(subject): Owner,
     Shared(state): Shared<State>,
@@ -212,26 +196,13 @@ pub(crate) async fn mark_read(
     let which = body.which()?;
     let read = state.notifications.mark_read(&subject, &which, state.clock.now()).await?;
     tell_read(&state, &subject, &read).await;
-    Ok(Json(ReadData::of(&read)).into_response())
+    Ok(Json(read_data(&read)).into_response())
 }
 
 async fn tell_read(state: &State, subject: &Arc<str>, read: &Read) {
-    for ids in read.ids.chunks(MAX_IDS) {
-        let data = ReadData { ids, ..ReadData::of(read) };
-        tell(state, subject, name::NOTIFICATION_READ, &data).await;
+    if !read.ids.is_empty() {
+        tell(state, subject, event::name::NOTIFICATION_READ, &read_data(read)).await;
     }
-}
-
-/// What was removed, as devices hear it.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(as = NotificationsDeleted, example = json!({"ids": ["1KbZ0dT9Xa4"], "unreadCount": 3, "version": 42}))]
-pub(crate) struct DeletedData {
-    /// Which.
-    ids: [Id; 1],
-    /// The counters afterwards.
-    #[serde(flatten)]
-    inbox: InboxState,
 }
 
 /// Removes one of the caller's notifications, for good.
@@ -245,8 +216,9 @@ pub(crate) async fn delete(
     _: Params<NoParams>,
     Segment(id): Segment<Id>,
 ) -> Result<StatusCode, Problem> {
-    let inbox = state.notifications.delete(&subject, id, state.clock.now()).await?.ok_or_else(no_such)?;
-    tell(&state, &subject, name::NOTIFICATION_DELETED, &DeletedData { ids: [id], inbox }).await;
+    let deleted = state.notifications.delete(&subject, id, state.clock.now()).await?;
+    let InboxState { unread_count, version } = deleted.ok_or_else(no_such)?;
+    tell(&state, &subject, event::name::NOTIFICATION_DELETED, &event::Deleted { ids: &[id], unread_count, version }).await;
     Ok(StatusCode::NO_CONTENT)
 }
 

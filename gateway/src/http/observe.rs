@@ -41,6 +41,9 @@ pub(super) async fn observe(State(observer): State<Observer>, request: Request, 
     problem::name_request(&mut response, &id);
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("a request id is made of visible ASCII"));
+    // Answers are nobody else's: not kept by caches, not guessed at by browsers. A handler that knows better has said so itself.
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if observer.lifecycle.is_draining() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -79,15 +82,6 @@ fn panicked(panic: &(dyn Any + Send)) -> Response {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     tracing::error!(panic = text.unwrap_or("not a text"), "a handler panicked");
     Cause::Internal.because("this is a defect of the gateway; its log holds the details").into_response()
-}
-
-/// Answers are nobody else's: not kept by caches, not guessed at by browsers. A handler that knows better says so itself.
-pub(super) async fn protect(request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
-    let headers = response.headers_mut();
-    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
 }
 
 /// 404 of a path that no route has.

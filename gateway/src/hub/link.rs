@@ -50,6 +50,7 @@ pub struct Link {
     pub(super) last_seen: Cell<Instant>,
     /// What the hub wants of the connection.
     order: Cell<Option<Close>>,
+    fallen: Cell<bool>,
     /// Tick at which the wheel wakes it next.
     pub(super) wakes_at: Cell<u64>,
 }
@@ -72,6 +73,7 @@ impl Link {
             state: Cell::new("connecting"),
             last_seen: Cell::new(Instant::now()),
             order: Cell::new(None),
+            fallen: Cell::new(false),
             wakes_at: Cell::new(u64::MAX),
         }
     }
@@ -118,6 +120,17 @@ impl Link {
     /// What the hub has asked for.
     pub fn ordered(&self) -> Option<Close> {
         self.order.get()
+    }
+
+    /// Tells the connection that what its token rests on is gone.
+    pub(super) fn tell_fallen(&self) {
+        self.fallen.set(true);
+        self.wake();
+    }
+
+    /// Whether the connection was told so since the last call.
+    pub fn take_fallen(&self) -> bool {
+        self.fallen.take()
     }
 
     /// Seals every message from here on.

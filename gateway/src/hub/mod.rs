@@ -345,6 +345,11 @@ impl Hub {
         self.close_where(move |principal| revocation_matches(&revocation, principal), Close::Revoked).await
     }
 
+    /// Tells every local connection whose principal matches that its token ends soon; says how many.
+    pub async fn announce_end(&self, matches: impl Fn(&Principal) -> bool + Clone + Send + 'static) -> usize {
+        self.ask_all(|reply| Command::Fallen(Box::new(matches.clone()), reply)).await.into_iter().sum()
+    }
+
     /// Closes `count` random authenticated connections with 4009; says how many.
     pub async fn shed(&self, count: usize) -> usize {
         self.close_some(count, true, Close::Rebalanced).await

@@ -60,6 +60,8 @@ pub(super) enum Command {
     CloseClient(Id, Close, oneshot::Sender<usize>),
     CloseUser(Arc<str>, Close, oneshot::Sender<usize>),
     CloseWhere(Predicate, Close, oneshot::Sender<usize>),
+    /// Tells those whose token rests on a source or key that is gone.
+    Fallen(Predicate, oneshot::Sender<usize>),
     /// Closes so many at random; only authenticated ones, or any.
     CloseSome {
         count: usize,
@@ -336,6 +338,11 @@ impl Shard {
                     let links = self.links.borrow();
                     let matching = links.iter().filter(|(_, link)| link.principal.borrow().as_ref().is_some_and(|p| matches(p)));
                     answer(reply, matching.map(|(_, link)| order(link, close)).sum());
+                }
+                Command::Fallen(matches, reply) => {
+                    let links = self.links.borrow();
+                    let matching = links.iter().filter(|(_, link)| link.principal.borrow().as_ref().is_some_and(|p| matches(p)));
+                    answer(reply, matching.map(|(_, link)| link.tell_fallen()).count());
                 }
                 Command::CloseSome { count, authenticated_only, close, reply } => {
                     answer(reply, self.close_some(count, authenticated_only, close));

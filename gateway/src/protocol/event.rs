@@ -2,11 +2,12 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::Message;
 use super::envelope::encode;
 use crate::id::Id;
-use crate::notification::{InboxState, Notification};
+use crate::notification::{InboxState, Notification, rfc3339};
 
 /// Event names.
 #[expect(missing_docs, reason = "each is its text")]
@@ -189,18 +190,36 @@ pub fn created(notification: &Notification, inbox: InboxState) -> Message {
     of(name::NOTIFICATION_CREATED, &Created { notification, unread_count: inbox.unread_count, version: inbox.version })
 }
 
-/// Data of `notification:read` to every connection of a user.
-#[derive(Debug, Serialize)]
+/// Data of `notification:read` to clients, and REST's answer.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = NotificationsRead, example = json!({
+    "ids": ["1KbZ0dT9Xa4"], "total": 1, "readAt": "2026-11-23T08:00:00.000Z", "unreadCount": 3, "version": 41
+}))]
 pub struct ReadByUser<'a> {
-    /// Those that became read.
+    /// Those that became read, newest first; at most 1000.
     pub ids: &'a [Id],
+    /// How many became read; where `ids` has no room for all of them, devices list the inbox again.
+    pub total: u64,
     /// When.
-    #[serde(serialize_with = "crate::notification::rfc3339")]
+    #[serde(serialize_with = "rfc3339")]
     pub read_at: DateTime<Utc>,
-    /// The inbox's absolute count.
+    /// How many notifications are unread.
     pub unread_count: i64,
-    /// Grows with every change of the inbox.
+    /// Grows with every change of the inbox, so counts that arrive out of order are told apart.
+    pub version: i64,
+}
+
+/// Data of `notification:deleted`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = NotificationsDeleted, example = json!({"ids": ["1KbZ0dT9Xa4"], "unreadCount": 3, "version": 42}))]
+pub struct Deleted<'a> {
+    /// Those that were removed.
+    pub ids: &'a [Id],
+    /// How many notifications are unread.
+    pub unread_count: i64,
+    /// Grows with every change of the inbox, so counts that arrive out of order are told apart.
     pub version: i64,
 }
 

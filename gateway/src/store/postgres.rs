@@ -111,6 +111,10 @@ pub(super) fn pool(options: PgConnectOptions, database: &config::Database) -> Pg
 
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
+/// For batches. Every statement in them has its index. A plan made while the tables were small would read them whole, and would be kept while
+/// they grow, until the server next counts their rows.
+const BEGIN_BATCH: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off";
+
 /// `$1` recipients in order, `$2` how many rows each may get. Creates and locks the state rows, one after the other.
 const TAKE_NUMBERS: &str = r#"
 INSERT INTO signal_inbox AS s (recipient_id, last_seq, unread_count, version)
@@ -126,18 +130,14 @@ const RETURN_NUMBERS: &str = r"
 UPDATE signal_inbox s SET last_seq = s.last_seq - t.n, unread_count = s.unread_count - t.n, version = s.version - t.n
 FROM unnest($1::text[], $2::int8[]) AS t(recipient_id, n) WHERE s.recipient_id = t.recipient_id";
 
-/// `$1` places, `$2` recipients, `$3` which event (from 1), `$4` sources, `$5` event ids. The places of what has a row or a tombstone.
+/// `$1` places, `$2` recipients, `$3` which event (from 1), `$4` sources, `$5` event ids. The places of what has a row or a tombstone: two look-ups
+/// each, which the server cannot turn into a join that reads a whole table.
 const KNOWN: &str = r"
-WITH c AS (
-    SELECT c.place, e.source, e.event_id, c.recipient_id
-    FROM unnest($1::int8[], $2::text[], $3::int8[]) AS c(place, recipient_id, event)
-    JOIN unnest($4::text[], $5::text[]) WITH ORDINALITY AS e(source, event_id, event) ON e.event = c.event
-)
-SELECT c.place FROM c JOIN signal_notification n
-    ON n.source = c.source AND n.event_id = c.event_id AND n.recipient_id = c.recipient_id
-UNION ALL
-SELECT c.place FROM c JOIN signal_tombstone t
-    ON t.source = c.source AND t.event_id = c.event_id AND t.recipient_id = c.recipient_id";
+SELECT c.place
+FROM unnest($1::int8[], $2::text[], $3::int8[]) AS c(place, recipient_id, event)
+JOIN unnest($4::text[], $5::text[]) WITH ORDINALITY AS e(source, event_id, event) ON e.event = c.event
+WHERE (SELECT 1 FROM signal_notification n WHERE n.source = e.source AND n.event_id = e.event_id AND n.recipient_id = c.recipient_id LIMIT 1) IS NOT NULL
+    OR (SELECT 1 FROM signal_tombstone t WHERE t.source = e.source AND t.event_id = e.event_id AND t.recipient_id = c.recipient_id LIMIT 1) IS NOT NULL";
 
 /// `$1` which activity (from 1), `$2` ids, `$3` recipients, `$4` seqs; `$5` to `$14` the texts of the activities; `$15` when.
 const INSERT: &str = r"
@@ -242,7 +242,7 @@ impl PostgresStore {
         batch: &mut Batch<'a>,
         now: DateTime<Utc>,
     ) -> Result<Vec<Row<'a>>, StoreError> {
-        let mut tx = self.postgres.step(connection.begin_with(BEGIN)).await?;
+        let mut tx = self.postgres.step(connection.begin_with(BEGIN_BATCH)).await?;
         let bases = self.take_numbers(&mut tx, batch).await?;
         let known = self.known(&mut tx, given, batch).await?;
         if !known.is_empty() {
@@ -452,7 +452,7 @@ impl PostgresStore {
         tombstones_before: DateTime<Utc>,
         limit: i64,
     ) -> Result<u64, sqlx::Error> {
-        let mut tx = self.postgres.step(connection.begin_with(BEGIN)).await?;
+        let mut tx = self.postgres.step(connection.begin_with(BEGIN_BATCH)).await?;
         let alone = sqlx::query_scalar::<_, bool>("SELECT pg_try_advisory_xact_lock($1)").bind(PURGE_LOCK);
         if !self.postgres.step(alone.fetch_one(&mut *tx)).await? {
             self.postgres.step(tx.rollback()).await?;

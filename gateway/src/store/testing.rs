@@ -35,27 +35,27 @@ pub(super) fn activity(event: &str, recipients: &[&str]) -> NewActivity {
 }
 
 /// A generator of its own worker: several in one test are several instances.
-pub(super) fn ids() -> IdGenerator {
+pub(crate) fn ids() -> IdGenerator {
     static WORKER: AtomicU32 = AtomicU32::new(0);
     IdGenerator::new(WORKER.fetch_add(1, Ordering::Relaxed) as u16, Arc::new(SystemClock))
 }
 
 /// A database of one test.
-pub(super) struct TestDatabase {
-    pub(super) settings: Database,
+pub(crate) struct TestDatabase {
+    pub(crate) settings: Database,
     folder: Option<tempfile::TempDir>,
 }
 
 impl TestDatabase {
     /// A file in a folder that does not exist yet.
-    pub(super) fn sqlite() -> Self {
+    pub(crate) fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("made/signal.db").display());
         Self { settings: settings(&url), folder: Some(folder) }
     }
 
     /// A fresh database on the server, or `None` where there is none, which is printed.
-    pub(super) async fn postgres(test: &str) -> Option<Self> {
+    pub(crate) async fn postgres(test: &str) -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let server = match server() {
             Ok(server) => server,

@@ -97,6 +97,9 @@ impl Connection {
         if let Some(close) = self.link.ordered() {
             self.close(close, now);
         }
+        if self.link.take_fallen() {
+            self.step(now, Input::Fallen);
+        }
         self.operate(cx, now);
         if std::mem::take(&mut self.fresh) {
             self.take(&mut [], now);
@@ -296,7 +299,7 @@ impl Connection {
         // The wall clock is read only where an input needs it.
         let wall = match input {
             Input::Text(_) | Input::Alive => chrono::DateTime::UNIX_EPOCH,
-            Input::Verdict(_) | Input::Heard | Input::Refreshed(_) | Input::Tick => self.context.clock.now(),
+            Input::Verdict(_) | Input::Heard | Input::Refreshed(_) | Input::Fallen | Input::Tick => self.context.clock.now(),
         };
         let refused = matches!(input, Input::Verdict(Verdict::Refused | Verdict::Broken));
         let actions = self.session.on(now, wall, &self.context.rules, input);

@@ -184,7 +184,13 @@ async fn mark_read(context: &Context, who: &Principal, which: &Which) -> Outcome
     };
     if !read.ids.is_empty() {
         let inbox = read.inbox;
-        let data = event::ReadByUser { ids: &read.ids, read_at: read.read_at, unread_count: inbox.unread_count, version: inbox.version };
+        let data = event::ReadByUser {
+            ids: &read.ids,
+            total: read.total,
+            read_at: read.read_at,
+            unread_count: inbox.unread_count,
+            version: inbox.version,
+        };
         let data: Arc<RawValue> = serde_json::value::to_raw_value(&data).expect("plain data").into();
         context.delivery.send(&Dispatch::new(Destination::User(Arc::clone(&who.subject)), event::name::NOTIFICATION_READ, data)).await;
     }

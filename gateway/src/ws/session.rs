@@ -86,6 +86,8 @@ pub enum Input<'i> {
     Heard,
     /// The answer to [`Action::Refresh`].
     Refreshed(Verdict),
+    /// The source or the key that the token rests on is gone: it is announced to end, and another one may be given until then.
+    Fallen,
     /// A deadline may have passed.
     Tick,
 }
@@ -262,6 +264,7 @@ impl Session {
             Input::Verdict(verdict) => self.verdict(now, wall, rules, verdict, &mut actions),
             Input::Heard => self.heard(wall, &mut actions),
             Input::Refreshed(verdict) => self.refreshed(now, wall, rules, verdict, &mut actions),
+            Input::Fallen => self.fallen(now, wall, rules, &mut actions),
             Input::Tick => self.tick(now, wall, rules, &mut actions),
         }
         actions
@@ -386,8 +389,8 @@ impl Session {
                 _ => actions.push(invalid()),
             },
             name::NOTIFICATION_SYNC => match envelope.read::<event::Sync>() {
-                Ok(event::Sync { after, limit }) if after >= 0 => {
-                    actions.push(Action::Sync { after, limit: limit.unwrap_or(MAX_SYNC).clamp(1, MAX_SYNC) });
+                Ok(event::Sync { after, limit }) if after >= 0 && limit.is_none_or(|limit| (1..=MAX_SYNC).contains(&limit)) => {
+                    actions.push(Action::Sync { after, limit: limit.unwrap_or(MAX_SYNC) });
                 }
                 _ => actions.push(invalid()),
             },
@@ -408,6 +411,17 @@ impl Session {
             Verdict::Accepted { .. } | Verdict::Refused => {
                 actions.push(Action::Send(event::error(message::REFRESH_REFUSED)));
             }
+        }
+    }
+
+    fn fallen(&mut self, now: Instant, wall: DateTime<Utc>, rules: &Rules, actions: &mut Actions) {
+        let (State::Authenticated(member) | State::Encrypted(member, _)) = &mut self.state else { return };
+        let ends_at = now + rules.expiring_lead;
+        if member.ends_at.is_none_or(|at| at > ends_at) {
+            member.ends_at = Some(ends_at);
+            member.warn_at = None;
+            let lead = i64::try_from(rules.expiring_lead.as_secs()).unwrap_or(i64::MAX);
+            actions.push(Action::Send(event::expiring(wall + rules.expiring_lead, lead)));
         }
     }
 

@@ -1,6 +1,11 @@
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::http::{asyncapi, openapi};
+use http::Method;
+use serde_json::Value;
+
+use super::fixture::{Call, House};
+use crate::http::{asyncapi, openapi, routes};
 
 /// Compares with the committed file, or writes it where `SIGNAL_UPDATE_DOCS` is set.
 fn is_committed(name: &str, text: &str) {
@@ -16,4 +21,70 @@ fn is_committed(name: &str, text: &str) {
 fn the_committed_documents_are_the_generated_ones() {
     is_committed("openapi.json", &openapi::TEXT);
     is_committed("asyncapi.json", &asyncapi::TEXT);
+}
+
+#[tokio::test]
+async fn every_route_and_method_is_documented_and_no_other() {
+    let house = House::new().await;
+    let document: Value = serde_json::from_str(&openapi::TEXT).unwrap();
+    let documented: BTreeSet<(String, String)> = document["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(path, item)| item.as_object().unwrap().keys().map(move |method| (path.clone(), method.to_uppercase())))
+        .collect();
+    let mut served = BTreeSet::new();
+    for (path, _) in routes().into_iter().filter(|(path, _)| !path.starts_with("/docs/")) {
+        let concrete = path.replace("{id}", "abc").replace("{room}", "abc");
+        let answer = house.send(Call::new(Method::TRACE, &concrete)).await.problem(405, "method_not_allowed");
+        let methods =
+            answer.header("allow").split(',').map(str::trim).filter(|method| *method != "HEAD").map(str::to_owned).collect::<Vec<_>>();
+        served.extend(methods.into_iter().map(|method| (path.to_owned(), method)));
+    }
+    assert_eq!(served, documented);
+}
+
+#[tokio::test]
+async fn documents_are_for_anyone_and_the_page_trusts_nobody_else() {
+    let house = House::new().await;
+    for (path, media_type) in [
+        ("/openapi.json", "application/json"),
+        ("/asyncapi.json", "application/json"),
+        ("/docs", "text/html; charset=utf-8"),
+        ("/docs/page.js", "text/javascript; charset=utf-8"),
+        ("/docs/page.css", "text/css; charset=utf-8"),
+    ] {
+        let answer = house.send(Call::new(Method::GET, path)).await;
+        assert_eq!((answer.status.as_u16(), answer.header("content-type")), (200, media_type), "{path}");
+        assert_eq!(answer.header("x-content-type-options"), "nosniff");
+        assert_eq!(answer.header("cache-control"), "public, max-age=300");
+        let policy = answer.header("content-security-policy");
+        assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe") && !policy.contains("http"), "{policy}");
+    }
+    let page = house.send(Call::new(Method::GET, "/docs")).await.text;
+    assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("<script>") && !page.contains("style="), "{page}");
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    fn references<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
+        match value {
+            Value::Object(members) => {
+                found.extend(members.get("$ref").and_then(Value::as_str));
+                members.values().for_each(|value| references(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    for text in [&*openapi::TEXT, &*asyncapi::TEXT] {
+        let document: Value = serde_json::from_str(text).unwrap();
+        let mut found = Vec::new();
+        references(&document, &mut found);
+        assert!(found.len() > 50);
+        for reference in found {
+            let pointer = reference.strip_prefix('#').unwrap();
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+    }
 }

@@ -321,11 +321,27 @@ fn a_refresh_of_the_same_subject_moves_the_end_and_another_subject_changes_nothi
 }
 
 #[test]
+fn a_token_whose_key_is_gone_is_announced_to_end_and_another_may_be_given() {
+    let mut fixture = Fixture::authenticated(rules(), Some(9000));
+    let said = fixture.on(Input::Fallen);
+    assert_eq!(said, [r#"send {"event":"expiring","data":{"expiresAt":"2025-06-15T15:07:40.000Z","seconds":60}}"#]);
+    assert!(fixture.on(Input::Fallen).is_empty(), "said once");
+    fixture.on(Input::Refreshed(Verdict::Accepted { principal: principal("17", Some(9000)), handshake: None, leeway: Duration::ZERO }));
+    fixture.on(Input::Alive);
+    assert!(fixture.tick_at(60_000).is_empty());
+    fixture.on(Input::Fallen);
+    fixture.on(Input::Alive);
+    assert_eq!(fixture.tick_at(120_000), ["close 4005 Token expired"]);
+}
+
+#[test]
 fn inbox_events_are_read_within_their_bounds() {
     let mut fixture = Fixture::authenticated(rules(), None);
     let event = |name: &str, data: &str| format!(r#"{{"event":"notification:{name}","data":{data}}}"#);
     assert_eq!(fixture.text(&event("sync", r#"{"after":5}"#)), ["sync 5 200"]);
-    assert_eq!(fixture.text(&event("sync", r#"{"after":0,"limit":1000}"#)), ["sync 0 200"]);
+    assert_eq!(fixture.text(&event("sync", r#"{"after":0,"limit":1}"#)), ["sync 0 1"]);
+    assert_eq!(fixture.text(&event("sync", r#"{"after":0,"limit":201}"#)), [error("Invalid data")]);
+    assert_eq!(fixture.text(&event("sync", r#"{"after":0,"limit":0}"#)), [error("Invalid data")]);
     assert_eq!(fixture.text(&event("sync", r#"{"after":-1}"#)), [error("Invalid data")]);
     assert_eq!(fixture.text(&event("read", r#"{"upTo":7}"#)), ["read UpTo(7)"]);
     assert_eq!(fixture.text(&event("read", r#"{"ids":["a1","not an id"]}"#)), ["read Ids([a1])"]);

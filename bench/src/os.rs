@@ -1,0 +1,86 @@
+//! What the standard library lacks: epoll, pinning to a core, and a process's own account of its CPU time and memory.
+
+#![expect(unsafe_code, reason = "the floor is the system calls themselves")]
+
+use std::io;
+use std::os::fd::RawFd;
+
+/// An epoll instance.
+pub(crate) struct Poll(RawFd);
+
+/// Room for events.
+pub(crate) struct Events(Vec<libc::epoll_event>);
+
+impl Events {
+    pub(crate) fn new(most: usize) -> Self {
+        Self(vec![libc::epoll_event { events: 0, u64: 0 }; most])
+    }
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+impl Poll {
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: no memory is involved.
+        check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(Self)
+    }
+
+    /// Watches for something to read, level-triggered.
+    pub(crate) fn add(&self, fd: RawFd, token: u64) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
+        // SAFETY: the event lives for the call.
+        check(unsafe { libc::epoll_ctl(self.0, libc::EPOLL_CTL_ADD, fd, &mut event) }).map(drop)
+    }
+
+    /// Waits for events; none after a second.
+    pub(crate) fn wait(&self, events: &mut Events) -> io::Result<Vec<u64>> {
+        // SAFETY: the buffer is as long as is said.
+        let count = match check(unsafe { libc::epoll_wait(self.0, events.0.as_mut_ptr(), events.0.len() as i32, 1000) }) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        Ok(events.0[..count as usize].iter().map(|event| event.u64).collect())
+    }
+}
+
+/// Keeps this process, and what it starts, on one core.
+pub(crate) fn pin(core: usize) -> io::Result<()> {
+    // SAFETY: an all-zero set is a valid, empty one, and it lives for the calls.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut set);
+        check(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)).map(drop)
+    }
+}
+
+/// Raises the limit of open files to what is allowed.
+pub(crate) fn raise_file_limit() -> io::Result<()> {
+    // SAFETY: the struct lives for the calls.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        check(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit))?;
+        limit.rlim_cur = limit.rlim_max;
+        check(libc::setrlimit(libc::RLIMIT_NOFILE, &limit)).map(drop)
+    }
+}
+
+/// CPU time of a process in microseconds, user and system, over all its threads.
+pub(crate) fn cpu_us(pid: u32) -> io::Result<f64> {
+    let mut total = 0.0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end between the two readings.
+        let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        total += text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0) / 1000.0;
+    }
+    Ok(total)
+}
+
+/// Resident memory of a process in KiB.
+pub(crate) fn rss_kib(pid: u32) -> io::Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    Ok(line.trim().trim_end_matches(" kB").parse().unwrap_or(0.0))
+}
