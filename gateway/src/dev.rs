@@ -252,7 +252,8 @@ impl Prepared {
         let certs = axum::serve(tokio(listeners.issuer)?, issuer.router());
         let sockets = Sockets { public: tokio(listeners.public)?, admin: tokio(listeners.admin)? };
 
-        let sheet = sheet::Sheet { program, data_dir: &as_typed, folder: folder.path(), addresses: &addresses, tokens: &tokens, topics: &topics };
+        let sheet =
+            sheet::Sheet { program, data_dir: &as_typed, folder: folder.path(), addresses: &addresses, tokens: &tokens, topics: &topics };
         let tell = async {
             ready(&lifecycle).await;
             // A closed standard output is no reason to end.
@@ -312,7 +313,8 @@ async fn seed(folder: &Folder) -> anyhow::Result<()> {
 
 fn who_there_is() -> Platform {
     let (member, admin, connections) = ("member", "connection-admin", "connections");
-    let members = MEMBERS.iter().flat_map(|(domain, users)| users.iter().map(move |user| PolicyDefinition::member(user, member, Some(domain))));
+    let members =
+        MEMBERS.iter().flat_map(|(domain, users)| users.iter().map(move |user| PolicyDefinition::member(user, member, Some(domain))));
     let may = ["read", "execute", "update", "delete"].map(|action| PolicyDefinition::may(admin, connections, action, None));
     Platform {
         permissions: vec![(connections.into(), "WebSocketClient.*".into())],

@@ -71,10 +71,8 @@ impl Issuer {
     /// `/certs`, as an issuer of production serves it.
     pub(super) fn router(&self) -> Router {
         let body = json!({"keys": [self.jwk]}).to_string();
-        let headers = [
-            (header::CONTENT_TYPE, "application/json"),
-            (header::CACHE_CONTROL, "public, max-age=3600, stale-while-revalidate=86400"),
-        ];
+        let headers =
+            [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "public, max-age=3600, stale-while-revalidate=86400")];
         Router::new().route("/certs", get(async move || (headers, body)))
     }
 }

@@ -48,7 +48,10 @@ pub(super) fn prepare(folder: &Folder, places: Places, environment: impl Iterato
     if !taken.is_empty() {
         return Err(Invalid(taken).into());
     }
-    folder.write(LIVE_FILE, page("Dev mode writes this file at each start; while it runs, changes to it are taken up.", &live(places)).as_bytes())?;
+    folder.write(
+        LIVE_FILE,
+        page("Dev mode writes this file at each start; while it runs, changes to it are taken up.", &live(places)).as_bytes(),
+    )?;
     let config = table(fixed.into_iter().chain(preferred()));
     folder.write(CONFIG_FILE, page("Dev mode writes this file at each start. SIGNAL__SECTION__KEY overrides it.", &config).as_bytes())?;
     Ok(config::load(Some(&folder.file(CONFIG_FILE)), environment.into_iter())?)

@@ -25,7 +25,8 @@ impl fmt::Display for Sheet<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Addresses { stream, rest, admin, kafka, topic, certs } = self.addresses;
         let beside = |command: &str| {
-            let place = if self.data_dir == Path::new(".signal-dev") { String::new() } else { format!(" --data-dir {}", quoted(self.folder)) };
+            let place =
+                if self.data_dir == Path::new(".signal-dev") { String::new() } else { format!(" --data-dir {}", quoted(self.folder)) };
             format!("{} dev {command}{place}", quoted(self.program))
         };
         writeln!(f, "\nSignal is ready, in dev mode: everything is embedded.\n")?;
@@ -36,7 +37,10 @@ impl fmt::Display for Sheet<'_> {
         writeln!(f, "  admin    {admin}")?;
         writeln!(f, "  Kafka    {kafka}    topics: {}; records go with the process", self.topics.join(", "))?;
         writeln!(f, "  keys     {certs}")?;
-        writeln!(f, "\nMerchant 42 has users 17 and 18, merchant 43 has user 18, organizer 7 has user 17. User 1 may manage connections.\n")?;
+        writeln!(
+            f,
+            "\nMerchant 42 has users 17 and 18, merchant 43 has user 18, organizer 7 has user 17. User 1 may manage connections.\n"
+        )?;
         writeln!(f, "Watch user 17's notifications appear, in a second terminal:\n")?;
         writeln!(f, "  {}\n", beside("watch --user 17"))?;
         writeln!(f, "Produce an activity for merchant 42; the second line does the same with kcat:\n")?;

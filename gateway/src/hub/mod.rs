@@ -232,8 +232,8 @@ impl Hub {
         let message = envelope::encode(&dispatch.event, dispatch.data.get());
         for (shard, _) in holders {
             let inlet = &self.inlets[usize::from(shard)];
-            let (destination, exclude) = (dispatch.destination.clone(), Arc::clone(&dispatch.exclude));
-            if inlet.mailbox.push(Command::Deliver { destination, message: message.clone(), exclude }).is_err() {
+            let (destination, exclude, span) = (dispatch.destination.clone(), Arc::clone(&dispatch.exclude), dispatch.span.clone());
+            if inlet.mailbox.push(Command::Deliver { destination, message: message.clone(), exclude, span }).is_err() {
                 inlet.overflowed.store(true, Ordering::Release);
             }
         }

@@ -15,6 +15,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::link::{Link, Seat};
 use super::outbox::{Bounds, Flushed};
@@ -56,6 +57,7 @@ pub(super) enum Command {
         destination: Destination,
         message: Message,
         exclude: Arc<[Id]>,
+        span: Span,
     },
     CloseClient(Id, Close, oneshot::Sender<usize>),
     CloseUser(Arc<str>, Close, oneshot::Sender<usize>),
@@ -319,6 +321,8 @@ impl Shard {
     pub(super) async fn perform(self: &Rc<Self>, batch: Vec<Command>, adopt: &impl Fn(Adopted)) {
         let started = Instant::now();
         let mut delivered = 0;
+        // Each ends when what it stands for is written.
+        let mut traced = Vec::new();
         for command in batch {
             if !matches!(command, Command::Deliver { .. }) {
                 // What was asked before is done before: a message sent before a close arrives before it.
@@ -326,7 +330,12 @@ impl Shard {
             }
             match command {
                 Command::Adopt(adopted) => adopt(*adopted),
-                Command::Deliver { destination, message, exclude } => delivered += self.deliver(&destination, &message, &exclude),
+                Command::Deliver { destination, message, exclude, span } => {
+                    delivered += self.deliver(&destination, &message, &exclude);
+                    if !span.is_none() {
+                        traced.push(span);
+                    }
+                }
                 Command::CloseClient(id, close, reply) => answer(reply, self.find(id).map_or(0, |link| order(&link, close))),
                 Command::CloseUser(user, close, reply) => {
                     let links = self.links.borrow();
@@ -354,6 +363,7 @@ impl Shard {
             }
         }
         self.flush_touched().await;
+        drop(traced);
         if delivered > 0 {
             self.shared.metrics.frames_out.inc_by(delivered as u64);
             self.shared.metrics.fan_out_time.observe(started.elapsed().as_secs_f64());
