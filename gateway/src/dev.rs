@@ -1,7 +1,7 @@
 //! Dev mode: the gateway of production with everything around it embedded, for one person at a terminal.
 //!
-//! Input: ports and a folder. Output: a running gateway on SQLite and the bus within the process, a [`broker`] that any producer can reach, an
-//! [`issuer`] whose keys the gateway fetches over HTTP, a few merchants and users, and a [`sheet`] of lines to paste. The gateway itself is
+//! Input: ports and a folder. Output: a running gateway on SQLite and the bus within the process, a broker that any producer can reach, an
+//! issuer whose keys the gateway fetches over HTTP, a few merchants and users, and a sheet of lines to paste. The gateway itself is
 //! started by [`crate::app`] with settings from a file, as always: nothing in it knows of dev mode.
 //!
 //! What lies in the folder survives a restart: inboxes, policies, keys. Records do not, since the broker keeps nothing; their identity holds

@@ -40,7 +40,7 @@ impl Dev {
     async fn end(&mut self) -> ExitStatus {
         signal_services::signal(self.child.id(), "INT");
         let child = Mutex::new(&mut self.child);
-        until("it ends", || async { child.lock().unwrap().try_wait().unwrap() }).await
+        until("it ends", || async { child.lock().expect("no panic").try_wait().expect("a child") }).await
     }
 
     /// The same folder again, on other ports.
@@ -59,12 +59,12 @@ impl Dev {
     }
 
     fn read(&self, name: &str) -> String {
-        String::from_utf8(std::fs::read(self.file(name)).unwrap()).unwrap()
+        std::fs::read_to_string(self.file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
     fn address(&self, part: &str) -> String {
-        let addresses: Value = serde_json::from_str(&self.read("data dir/addresses.json")).unwrap();
-        addresses[part].as_str().unwrap().to_owned()
+        let addresses: Value = serde_json::from_str(&self.read("data dir/addresses.json")).expect("JSON");
+        addresses[part].as_str().expect(part).to_owned()
     }
 
     fn token(&self, of: &str) -> String {
@@ -72,13 +72,13 @@ impl Dev {
     }
 
     async fn client(&self, user: &str) -> Client {
-        let address: SocketAddr = self.address("rest").trim_start_matches("http://").parse().unwrap();
+        let address: SocketAddr = self.address("rest").trim_start_matches("http://").parse().expect("an address");
         Client::open_encrypted(address, &self.token(&format!("user-{user}"))).await
     }
 
     async fn produce(&self, record: &Value, headers: &[(&str, &str)]) {
-        let producer = Producer::new(&self.address("kafka")).unwrap();
-        producer.send_raw("activity-notification", "42", record.to_string().as_bytes(), headers).await.unwrap();
+        let producer = Producer::new(&self.address("kafka")).expect("good settings");
+        producer.send_raw("activity-notification", "42", record.to_string().as_bytes(), headers).await.expect("acknowledged");
     }
 
     async fn inbox(&self, token: &str) -> Value {
@@ -98,9 +98,9 @@ async fn spawn(dir: &TempDir, environment: &[(&'static str, String)]) -> Child {
     let mut command = signal_services::bound_command(&program, None);
     command.arg("dev").arg("--data-dir").arg(dir.path().join("data dir"));
     command.args(["--public", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--kafka-port", "0", "--issuer-port", "0"]);
-    let file = |name: &str| std::fs::File::create(dir.path().join(name)).unwrap();
+    let file = |name: &str| std::fs::File::create(dir.path().join(name)).expect("a writable folder");
     command.envs(environment.iter().cloned()).stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr"));
-    signal_services::spawn(command).unwrap()
+    signal_services::spawn(command).expect("it starts")
 }
 
 /// Runs a line as a person's shell does.
@@ -108,13 +108,13 @@ async fn paste(line: &str) -> Output {
     let mut command = Command::new("sh");
     command.arg("-c").arg(line).stdin(Stdio::null());
     let output = tokio::task::spawn_blocking(move || command.output());
-    within("a pasted line ends", output).await.unwrap().unwrap()
+    within("a pasted line ends", output).await.expect("no panic").expect("a shell")
 }
 
 /// An activity that names no id, as people write them.
 fn anonymous(amount: u64) -> Value {
     let mut record = payment("x", "42", amount);
-    record.as_object_mut().unwrap().remove("id");
+    record.as_object_mut().expect("an object").remove("id");
     record
 }
 
@@ -223,8 +223,8 @@ async fn one_trace_leads_from_the_records_header_to_the_socket() {
 
 /// Takes what is posted to it, over HTTP.
 async fn collect() -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+    let address = listener.local_addr().expect("a bound address");
     let bodies = Arc::new(Mutex::new(Vec::new()));
     let all = Arc::clone(&bodies);
     tokio::spawn(async move {
@@ -242,15 +242,18 @@ async fn collect() -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
                         continue;
                     };
                     let head = String::from_utf8_lossy(&read[..end]).to_lowercase();
-                    let length =
-                        head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.trim().parse().unwrap());
+                    let length = head
+                        .lines()
+                        .find_map(|line| line.strip_prefix("content-length: "))
+                        .and_then(|n| n.trim().parse().ok())
+                        .unwrap_or(0);
                     while read.len() < end + length {
                         match socket.read(&mut buffer).await {
                             Ok(length) if length > 0 => read.extend_from_slice(&buffer[..length]),
                             _ => return,
                         }
                     }
-                    all.lock().unwrap().extend(read.drain(..end + length).skip(end));
+                    all.lock().expect("no panic").extend(read.drain(..end + length).skip(end));
                     let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n").await;
                 }
             });
