@@ -78,7 +78,8 @@ impl Connection {
             link,
             context,
             session,
-            decoder: Decoder::with_pending(read.into()),
+            // Copied: converted, it would keep the whole buffer that the request was read into.
+            decoder: Decoder::with_pending(read.to_vec()),
             operations: None,
             phase: Phase::Open,
             fresh: true,
