@@ -3,33 +3,30 @@
 //! Ready means every part has started; a task that ends unasked takes the process with it, so that Kubernetes restarts it instead of keeping a pod
 //! that is Ready and deaf.
 
+mod admin;
+mod drain;
 mod inbound;
+mod probe;
 mod settings;
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use axum::Router;
-use axum::http::StatusCode;
-use axum::routing::get;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use ring::rand::SystemRandom;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
 use crate::activity::{self, Catalogs};
 use crate::auth::{Access, Authenticator, Basic, Revocations};
-use crate::bus::{self, Bus, Hearing};
+use crate::bus::{self, Bus};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Invalid, SessionTimes};
 use crate::delivery::Delivery;
@@ -43,22 +40,16 @@ use crate::telemetry::Telemetry;
 use crate::watch;
 use crate::ws::{self, connection::Connection};
 
+use admin::serve_admin;
+use drain::Drain;
 use inbound::Inbound;
+use probe::Probe;
 use settings::LiveSettings;
 
-/// How often readiness is looked at.
-const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// Longest time the pipeline may take to finish what it has in hand.
 const PIPELINE_STOP: Duration = Duration::from_secs(25);
 /// Longest time the bus and the database may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
-/// How long an exit at once still takes for its Close frames.
-const LAST_MOMENT: Duration = Duration::from_millis(50);
-/// Longest life of a connection to the admin listener, and how long its end may take.
-const ADMIN_LIFE: Duration = Duration::from_secs(120);
-const ADMIN_CLOSE: Duration = Duration::from_secs(5);
-/// Connections of the admin listener at the same time.
-const ADMIN_CONNECTIONS: usize = 256;
 
 /// The listeners, bound before anything else so that a wrong address fails at once.
 #[derive(Debug)]
@@ -147,7 +138,7 @@ pub async fn run(config: Config, sockets: Sockets, lifecycle: Arc<Lifecycle>, te
     }
     let stop = CancellationToken::new();
     let metrics = Metrics::new();
-    let admin = Arc::new(ArcSwap::from_pointee(starting(&metrics)));
+    let admin = Arc::new(ArcSwap::from_pointee(admin::starting(&metrics)));
     let public_address = sockets.public.local_addr()?;
     let admin_address = sockets.admin.local_addr()?;
     let mut serving = tokio::spawn(serve_admin(sockets.admin, Arc::clone(&admin), stop.clone()));
@@ -166,53 +157,6 @@ pub async fn run(config: Config, sockets: Sockets, lifecycle: Arc<Lifecycle>, te
     stop.cancel();
     serving.abort();
     result
-}
-
-fn starting(metrics: &Arc<Metrics>) -> Router {
-    let metrics = Arc::clone(metrics);
-    Router::new()
-        .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(async || (StatusCode::SERVICE_UNAVAILABLE, "starting\n")))
-        .route("/metrics", get(async move || metrics.render()))
-}
-
-async fn serve_admin(socket: TcpListener, router: Arc<ArcSwap<Router>>, stop: CancellationToken) {
-    let permits = Arc::new(tokio::sync::Semaphore::new(ADMIN_CONNECTIONS));
-    loop {
-        let (stream, peer) = tokio::select! {
-            accepted = socket.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "accept failed on the admin listener");
-                    tokio::time::sleep(PROBE_INTERVAL).await;
-                    continue;
-                }
-            },
-            () = stop.cancelled() => return,
-        };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
-        let router = Arc::clone(&router);
-        tokio::spawn(async move {
-            let service = service_fn(move |request: axum::http::Request<hyper::body::Incoming>| {
-                let router = Router::clone(&router.load());
-                async move {
-                    let mut request = request.map(axum::body::Body::new);
-                    request.extensions_mut().insert(http::PeerAddress(peer.ip()));
-                    Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {}))
-                }
-            });
-            let mut server = hyper::server::conn::http1::Builder::new();
-            server.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
-            // Whoever reads slowly, or not at all, must not keep probes out.
-            let connection = server.serve_connection(TokioIo::new(stream), service);
-            tokio::pin!(connection);
-            if tokio::time::timeout(ADMIN_LIFE, connection.as_mut()).await.is_err() {
-                connection.as_mut().graceful_shutdown();
-                let _ = tokio::time::timeout(ADMIN_CLOSE, connection).await;
-            }
-            drop(permit);
-        });
-    }
 }
 
 /// Every part, started.
@@ -479,98 +423,6 @@ async fn finished(pipeline: &mut Option<tokio::task::JoinHandle<Result<(), activ
         Ok(Ok(())) => anyhow::anyhow!("the pipeline ended unasked"),
         Ok(Err(error)) => anyhow::Error::new(error).context("the pipeline failed"),
         Err(error) => anyhow::anyhow!("the pipeline panicked: {error}"),
-    }
-}
-
-/// The way down of the connections.
-struct Drain<'a> {
-    config: &'a Config,
-    hub: &'a Hub,
-    lifecycle: &'a Lifecycle,
-}
-
-impl Drain<'_> {
-    /// Waits, or not when an exit at once is asked for.
-    async fn wait(&self, time: Duration) {
-        tokio::select! {
-            () = tokio::time::sleep(time) => {}
-            () = self.lifecycle.exit_requested().cancelled() => {}
-        }
-    }
-
-    /// Waits for work to end, at most so long, and not at all once an exit at once is asked for.
-    async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            done = tokio::time::timeout(limit, work) => done.ok(),
-            () = self.lifecycle.exit_requested().cancelled() => None,
-        }
-    }
-
-    /// Closes everyone in random batches over the window, then lets queues flush.
-    async fn close_connections(&self) {
-        let settings = &self.config.drain;
-        let total = self.hub.counts().total;
-        self.lifecycle.note_connections(total);
-        let batches = (settings.window_ms / settings.batch_interval_ms).max(1);
-        let batch = settings.min_batch.max(total.div_ceil(usize::try_from(batches).unwrap_or(usize::MAX)));
-        for _ in 0..total.div_ceil(batch) {
-            if self.hub.counts().total == 0 || self.lifecycle.exit_requested().is_cancelled() {
-                break;
-            }
-            self.hub.close_for_shutdown(batch).await;
-            self.wait(Duration::from_millis(settings.batch_interval_ms)).await;
-        }
-        // Whoever is left, and whoever's handshake was under way when accepting stopped.
-        let flushed = async {
-            while self.hub.counts().total > 0 {
-                self.hub.close_for_shutdown(usize::MAX).await;
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let limit = Duration::from_millis(settings.flush_ms);
-        tokio::select! {
-            flushed = tokio::time::timeout(limit, flushed) => {
-                if flushed.is_err() {
-                    tracing::warn!(connections = self.hub.counts().total, "some connections did not answer the close in time");
-                }
-            }
-            () = self.lifecycle.exit_requested().cancelled() => {
-                // A moment for the Close frames to leave.
-                let _ = tokio::time::timeout(LAST_MOMENT, self.hub.close_for_shutdown(usize::MAX)).await;
-                tokio::time::sleep(LAST_MOMENT).await;
-            }
-        }
-    }
-}
-
-/// Looks at what readiness depends on.
-struct Probe {
-    lifecycle: Arc<Lifecycle>,
-    authenticator: Authenticator,
-    bus: Arc<dyn Bus>,
-    hub: Hub,
-    metrics: Arc<Metrics>,
-    closed: Arc<AtomicBool>,
-    ids: IdGenerator,
-}
-
-impl Probe {
-    async fn run(self, stop: CancellationToken) {
-        loop {
-            self.lifecycle.set("keys", self.authenticator.ready());
-            let deaf = self.bus.hearing() == Hearing::Deaf;
-            let lapsed = self.bus.lease_lapsed();
-            self.closed.store(lapsed, Ordering::Release);
-            self.ids.suspend(lapsed);
-            let why =
-                if lapsed { Some("the worker lease has lapsed") } else { deaf.then_some("deaf: pushes from other instances are missed") };
-            self.lifecycle.set("bus", why.map(str::to_owned));
-            self.metrics.outbox_bytes.set(i64::try_from(self.hub.outbox_bytes()).unwrap_or(i64::MAX));
-            tokio::select! {
-                () = tokio::time::sleep(PROBE_INTERVAL) => {}
-                () = stop.cancelled() => return,
-            }
-        }
     }
 }
 
