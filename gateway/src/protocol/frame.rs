@@ -77,8 +77,8 @@ pub enum Item<'b> {
     Ping(&'b [u8]),
     /// It is there.
     Pong,
-    /// A part of a message that goes on.
-    Part,
+    /// A part of a message that carries nothing: no message needs it, and without end it would never reach a limit of bytes.
+    Empty,
     /// Goodbye, with a valid code if one was given.
     Close(Option<u16>),
 }
@@ -165,7 +165,7 @@ impl Decoder {
                 }
                 parts.data.extend_from_slice(frame.payload);
                 if !frame.fin {
-                    return Ok(on(Item::Part));
+                    return Ok(!frame.payload.is_empty() || on(Item::Empty));
                 }
                 let whole = self.parts.take().expect("taken from above");
                 message(whole.opcode, &whole.data, on)
@@ -174,7 +174,7 @@ impl Decoder {
             opcode if frame.fin => message(opcode, frame.payload, on),
             opcode => {
                 self.parts = Some(Box::new(Parts { opcode, data: frame.payload.to_vec() }));
-                Ok(on(Item::Part))
+                Ok(true)
             }
         }
     }

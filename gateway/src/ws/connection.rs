@@ -166,8 +166,10 @@ impl Connection {
         match outcome {
             Outcome::Verdict(verdict) => self.step(now, Input::Verdict(verdict)),
             Outcome::Refreshed(verdict) => {
+                let before = self.session.principal().cloned();
                 self.step(now, Input::Refreshed(verdict));
-                if let Some(principal) = self.session.principal().cloned() {
+                let renewed = self.session.principal().filter(|now| before.is_none_or(|before| !Arc::ptr_eq(now, &before)));
+                if let Some(principal) = renewed.cloned() {
                     self.shard.renew(&self.link, Arc::clone(&principal));
                     // As at admission: a revocation may have come since the verdict.
                     if !self.context.authenticator.stands(&principal) {
@@ -282,7 +284,7 @@ impl Connection {
                 self.link.send_clear(&Message::new(Opcode::Pong, payload), bounds);
                 self.step(now, Input::Alive);
             }
-            Item::Pong | Item::Part => self.step(now, Input::Alive),
+            Item::Pong | Item::Empty => self.step(now, Input::Alive),
             Item::Close(code) => {
                 self.closed_by = Some(match code {
                     Some(1000) => "1000",
