@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use futures_util::StreamExt;
 use futures_util::stream;
 use serde_json::value::RawValue;
+use tracing::Span;
 
 use crate::bus::{Bus, BusError};
 use crate::hub::Hub;
@@ -42,12 +43,14 @@ pub struct Dispatch {
     pub data: Arc<RawValue>,
     /// Connections that do not get it.
     pub exclude: Arc<[Id]>,
+    /// Ends when every local socket was written to, or what it did not take is queued; none where nobody traces.
+    pub span: Span,
 }
 
 impl Dispatch {
     /// A message with `data` as its JSON.
     pub fn new(destination: Destination, event: impl Into<Arc<str>>, data: Arc<RawValue>) -> Self {
-        Self { destination, event: event.into(), data, exclude: Arc::from([]) }
+        Self { destination, event: event.into(), data, exclude: Arc::from([]), span: Span::none() }
     }
 }
 

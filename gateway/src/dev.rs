@@ -1,1 +1,374 @@
-//! Dev mode: everything embedded.
+//! Dev mode: the gateway of production with everything around it embedded, for one person at a terminal.
+//!
+//! Input: ports and a folder. Output: a running gateway on SQLite and the bus within the process, a broker that any producer can reach, an
+//! issuer whose keys the gateway fetches over HTTP, a few merchants and users, and a sheet of lines to paste. The gateway itself is
+//! started by [`crate::app`] with settings from a file, as always: nothing in it knows of dev mode.
+//!
+//! What lies in the folder survives a restart: inboxes, policies, keys. Records do not, since the broker keeps nothing; their identity holds
+//! the time they were produced at, so those of the next run are new although their offsets begin at 0 again.
+
+mod broker;
+mod folder;
+mod issuer;
+mod produce;
+mod settings;
+mod sheet;
+mod watch;
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+
+use crate::app::{self, Sockets};
+use crate::clock::{Clock, SystemClock};
+use crate::config::Config;
+use crate::lifecycle::Lifecycle;
+use crate::store::platform::{self, Platform, PolicyDefinition};
+use crate::telemetry::Telemetry;
+use broker::Broker;
+use folder::{Addresses, Folder};
+use issuer::Issuer;
+use settings::Places;
+
+/// Partitions of every topic: enough to see that order holds within one.
+const PARTITIONS: i32 = 4;
+/// How often it is looked whether the gateway is ready.
+const READY_INTERVAL: Duration = Duration::from_millis(20);
+/// The name of a file that says the platform's tables were filled: what is deleted from them afterwards stays deleted.
+const SEEDED: &str = "platform.seeded";
+/// The users that tokens are printed for.
+const USERS: [&str; 2] = ["17", "18"];
+/// The user who may manage connections.
+const ADMIN: &str = "1";
+/// Which users each merchant and organizer has.
+const MEMBERS: [(&str, &[&str]); 3] = [("Merchant_42", &["17", "18"]), ("Merchant_43", &["18"]), ("Organizer_7", &["17"])];
+
+/// `signal-gateway dev`
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Arguments {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Where dev mode listens and keeps its state.
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(flatten)]
+    place: Place,
+    /// Where /stream and REST listen
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    public: SocketAddr,
+    /// Where probes, metrics and drain listen
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
+    admin: SocketAddr,
+    /// Port of the embedded broker on 127.0.0.1; 0 for any, as in the other addresses
+    #[arg(long, value_name = "PORT", default_value_t = 9092)]
+    kafka_port: u16,
+    /// Port of the development issuer's key set on 127.0.0.1
+    #[arg(long, value_name = "PORT", default_value_t = 8090)]
+    issuer_port: u16,
+    /// Let --public and --admin be reached from other machines. The tokens of dev mode open everything
+    #[arg(long)]
+    allow_non_loopback: bool,
+}
+
+/// The folder of a dev mode.
+#[derive(Debug, Args)]
+pub struct Place {
+    /// Folder of inboxes, policies, keys and tokens; kept across restarts
+    #[arg(long, value_name = "DIR", default_value = ".signal-dev")]
+    data_dir: PathBuf,
+}
+
+/// What can be done beside a running dev mode.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Connect as a user, encrypted, and print every event that comes
+    Watch {
+        /// Where the dev mode is.
+        #[command(flatten)]
+        place: Place,
+        /// Whose notifications to watch
+        #[arg(long, value_name = "ID", default_value = USERS[0])]
+        user: String,
+    },
+    /// Produce an activity record to the embedded broker
+    Produce {
+        /// Where the dev mode is.
+        #[command(flatten)]
+        place: Place,
+        /// What to produce.
+        #[command(flatten)]
+        record: produce::Record,
+    },
+    /// Print a token of any user, good for 12 hours
+    Token {
+        /// Where the dev mode is.
+        #[command(flatten)]
+        place: Place,
+        /// Whom it speaks for
+        #[arg(long, value_name = "ID", default_value = USERS[0])]
+        user: String,
+    },
+}
+
+impl Arguments {
+    /// The options of a dev mode to be run, or what to do beside one that runs.
+    pub fn split(self) -> Result<Options, Command> {
+        self.command.map_or(Ok(self.options), Err)
+    }
+}
+
+impl Command {
+    /// Does it. Blocks until it is done.
+    ///
+    /// # Errors
+    /// No dev mode serves from the folder, or what it answers.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Watch { place, user } => {
+                let folder = Folder::open(&place.data_dir)?;
+                let issuer = Issuer::open(&folder)?;
+                watch::watch(&folder.addresses()?.stream, &user, || issuer.token(&user, SystemClock.now()))
+            }
+            Self::Produce { place, record } => {
+                let addresses = Folder::open(&place.data_dir)?.addresses()?;
+                produce::produce(&addresses.kafka, &addresses.topic, &record)
+            }
+            Self::Token { place, user } => {
+                let token = Issuer::open(&Folder::open(&place.data_dir)?)?.token(&user, SystemClock.now())?;
+                Ok(writeln!(std::io::stdout(), "{token}")?)
+            }
+        }
+    }
+}
+
+/// Everything that is needed before a runtime: bound listeners, settings, keys.
+pub struct Prepared {
+    config: Config,
+    folder: Folder,
+    issuer: Issuer,
+    listeners: Listeners,
+    addresses: Addresses,
+    as_typed: PathBuf,
+}
+
+struct Listeners {
+    public: TcpListener,
+    admin: TcpListener,
+    kafka: TcpListener,
+    issuer: TcpListener,
+}
+
+impl Options {
+    /// Binds the listeners, and writes what the folder lacks.
+    ///
+    /// # Errors
+    /// An address that is not loopback and was not allowed, or cannot be bound; a folder that cannot be used; wrong settings.
+    pub fn prepare(self, environment: impl Iterator<Item = (String, String)>) -> anyhow::Result<Prepared> {
+        for (name, address) in [("--public", self.public), ("--admin", self.admin)] {
+            anyhow::ensure!(
+                self.allow_non_loopback || address.ip().is_loopback(),
+                "{name} {address} can be reached from other machines, and dev mode's keys and tokens lie in a folder; \
+                 to do it all the same, add --allow-non-loopback"
+            );
+        }
+        let folder = Folder::take(&self.place.data_dir)?;
+        let listeners = Listeners {
+            public: bind("--public", self.public)?,
+            admin: bind("--admin", self.admin)?,
+            kafka: bind("--kafka-port", broker::address(self.kafka_port))?,
+            issuer: bind("--issuer-port", broker::address(self.issuer_port))?,
+        };
+        let places = Places {
+            public: listeners.public.local_addr()?,
+            admin: listeners.admin.local_addr()?,
+            kafka: listeners.kafka.local_addr()?,
+            issuer: listeners.issuer.local_addr()?,
+        };
+        let issuer = Issuer::open(&folder)?;
+        folder.secret(settings::ADMIN_TOKEN_FILE, || {
+            use ring::rand::SecureRandom as _;
+            let mut token = [0; 24];
+            ring::rand::SystemRandom::new().fill(&mut token).map_err(|_| anyhow::anyhow!("the system has no randomness"))?;
+            Ok(base64_simd::URL_SAFE_NO_PAD.encode_to_string(token).into_bytes())
+        })?;
+        let config = settings::prepare(&folder, places, environment)?;
+        let addresses = Addresses {
+            stream: format!("ws://{}/stream", reachable(places.public)),
+            rest: format!("http://{}", reachable(places.public)),
+            admin: format!("http://{}", reachable(places.admin)),
+            kafka: places.kafka.to_string(),
+            topic: config.kafka.topics.first().cloned().unwrap_or_default(),
+            certs: settings::certs(places.issuer),
+        };
+        Ok(Prepared { config, folder, issuer, listeners, addresses, as_typed: self.place.data_dir })
+    }
+}
+
+fn bind(argument: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).with_context(|| format!("{argument}: cannot bind {address}; choose another"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// An address to connect to, where one that is listened on may stand for all of them.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    address
+}
+
+impl Prepared {
+    /// The settings the gateway runs with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Runs until `lifecycle` asks for a drain, and prints the sheet to standard output once everything is ready. `program` is how this
+    /// program was called.
+    ///
+    /// # Errors
+    /// A part that cannot start, or one that ended unasked.
+    pub async fn run(self, program: &Path, lifecycle: Arc<Lifecycle>, telemetry: Option<Telemetry>) -> anyhow::Result<()> {
+        let Self { config, folder, issuer, listeners, addresses, as_typed } = self;
+        seed(&folder).await?;
+        let tokens = write_tokens(&folder, &issuer)?;
+        folder.write_addresses(&addresses)?;
+
+        let topics: Vec<String> =
+            config.kafka.topics.iter().flat_map(|topic| [topic.clone(), format!("{topic}{}", config.kafka.dead_letter_suffix)]).collect();
+        let broker = Broker::start(listeners.kafka.local_addr()?, &topics, PARTITIONS)?;
+        let forward = broker.forward(tokio(listeners.kafka)?);
+        let certs = axum::serve(tokio(listeners.issuer)?, issuer.router());
+        let sockets = Sockets { public: tokio(listeners.public)?, admin: tokio(listeners.admin)? };
+
+        let sheet =
+            sheet::Sheet { program, data_dir: &as_typed, folder: folder.path(), addresses: &addresses, tokens: &tokens, topics: &topics };
+        let tell = async {
+            ready(&lifecycle).await;
+            // A closed standard output is no reason to end.
+            let _ = write!(std::io::stdout(), "{sheet}").and_then(|()| std::io::stdout().flush());
+            std::future::pending::<()>().await;
+        };
+        // Until `run` says how its parts are, nothing is.
+        lifecycle.set("keys", Some("starting".into()));
+        tokio::select! {
+            ended = app::run(config, sockets, Arc::clone(&lifecycle), telemetry) => ended,
+            () = tell => unreachable!("it waits for ever"),
+            () = forward => anyhow::bail!("the broker's forwarder ended unasked"),
+            ended = certs => ended.context("the issuer ended unasked"),
+        }
+    }
+}
+
+fn tokio(listener: TcpListener) -> anyhow::Result<tokio::net::TcpListener> {
+    Ok(tokio::net::TcpListener::from_std(listener)?)
+}
+
+async fn ready(lifecycle: &Lifecycle) {
+    while !lifecycle.unready().is_empty() {
+        tokio::time::sleep(READY_INTERVAL).await;
+    }
+}
+
+/// A user's token, and the file it is in.
+struct Token {
+    user: &'static str,
+    is_admin: bool,
+    text: String,
+    file: PathBuf,
+}
+
+fn write_tokens(folder: &Folder, issuer: &Issuer) -> anyhow::Result<Vec<Token>> {
+    let named = USERS.iter().map(|user| (*user, format!("user-{user}.token"))).chain([(ADMIN, "admin.token".to_owned())]);
+    named
+        .map(|(user, name)| {
+            let text = issuer.token(user, SystemClock.now())?;
+            folder.write(&name, text.as_bytes())?;
+            Ok(Token { user, is_admin: user == ADMIN, text, file: folder.file(&name) })
+        })
+        .collect()
+}
+
+/// Fills the platform's tables, once.
+async fn seed(folder: &Folder) -> anyhow::Result<()> {
+    let known = folder.file(SEEDED).exists();
+    let platform = if known { Platform::default() } else { who_there_is() };
+    platform::seed(&settings::platform(folder)?, &platform).await?;
+    if !known {
+        folder.write(SEEDED, b"The platform's tables were filled; without this file they are again.\n")?;
+    }
+    Ok(())
+}
+
+fn who_there_is() -> Platform {
+    let (member, admin, connections) = ("member", "connection-admin", "connections");
+    let members =
+        MEMBERS.iter().flat_map(|(domain, users)| users.iter().map(move |user| PolicyDefinition::member(user, member, Some(domain))));
+    let may = ["read", "execute", "update", "delete"].map(|action| PolicyDefinition::may(admin, connections, action, None));
+    Platform {
+        permissions: vec![(connections.into(), "WebSocketClient.*".into())],
+        roles: vec![(member.into(), member.into()), (admin.into(), admin.into())],
+        definitions: members.chain(may).chain([PolicyDefinition::member(ADMIN, admin, None)]).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(arguments: &[&str]) -> Options {
+        #[derive(clap::Parser)]
+        struct Whole {
+            #[command(flatten)]
+            dev: Arguments,
+        }
+        let whole = <Whole as clap::Parser>::try_parse_from([&["dev"], arguments].concat()).unwrap();
+        whole.dev.split().ok().unwrap()
+    }
+
+    #[test]
+    fn what_others_can_reach_is_refused_unless_it_is_allowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        for argument in ["--public", "--admin"] {
+            let options = options(&["--data-dir", data.to_str().unwrap(), argument, "0.0.0.0:0"]);
+            let error = options.prepare(std::iter::empty()).err().unwrap().to_string();
+            assert!(error.starts_with(argument) && error.contains("--allow-non-loopback"), "{error}");
+            assert!(!data.exists(), "nothing is done before");
+        }
+        let any = |public: &str| ["--public", public, "--admin", "[::1]:0", "--kafka-port", "0", "--issuer-port", "0"].map(str::to_owned);
+        for (public, allow) in [("127.0.0.1:0", false), ("0.0.0.0:0", true)] {
+            let mut arguments = vec!["--data-dir".to_owned(), data.display().to_string()];
+            arguments.extend(any(public));
+            arguments.extend(allow.then(|| "--allow-non-loopback".to_owned()));
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let prepared = options(&arguments).prepare(std::iter::empty()).unwrap();
+            assert!(prepared.addresses.rest.starts_with("http://127.0.0.1:"), "{}", prepared.addresses.rest);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_deleted_from_the_platform_stays_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::take(dir.path()).unwrap();
+        seed(&folder).await.unwrap();
+        let url = settings::platform(&folder).unwrap();
+        let pool = sqlx::SqlitePool::connect(url.expose()).await.unwrap();
+        let count = || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM policy_definition WHERE subject_id = '18'").fetch_one(&pool);
+        assert_eq!(count().await.unwrap(), 2);
+        sqlx::query("DELETE FROM policy_definition WHERE subject_id = '18'").execute(&pool).await.unwrap();
+        seed(&folder).await.unwrap();
+        assert_eq!(count().await.unwrap(), 0);
+    }
+}

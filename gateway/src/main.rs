@@ -10,7 +10,7 @@ use signal_gateway::activity::replay::{self, ReplayOptions};
 use signal_gateway::app::{self, Sockets};
 use signal_gateway::config::{self, Config};
 use signal_gateway::lifecycle::Lifecycle;
-use signal_gateway::{activity, store, telemetry};
+use signal_gateway::{activity, dev, store, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -28,6 +28,8 @@ struct Arguments {
 enum Command {
     /// Serve until SIGTERM, then drain; a second SIGTERM exits at once
     Serve(Settings),
+    /// Serve with everything embedded: SQLite, a broker, an issuer, users and merchants to try it with
+    Dev(dev::Arguments),
     /// Say everything that is wrong with the settings, and connect nowhere
     CheckConfig(Settings),
     /// Bring the notification database to this version's schema, under a lock
@@ -55,10 +57,10 @@ enum Dlq {
         #[arg(long)]
         topic: String,
         /// Only letters with this reason, as their header tells; may be repeated
-        #[arg(long = "reason", value_parser = reason)]
+        #[arg(long = "reason", value_name = "REASON", value_parser = reason)]
         reasons: Vec<activity::Reason>,
         /// Put back at most so many
-        #[arg(long)]
+        #[arg(long, value_name = "COUNT")]
         limit: Option<u64>,
         /// Count, put nothing back, commit nothing
         #[arg(long)]
@@ -80,9 +82,15 @@ impl Settings {
 }
 
 fn main() -> ExitCode {
+    // For every TLS client of the process; the trace exporter makes one before there is a runtime.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Serve(settings) => serve(&settings),
+        Command::Dev(arguments) => match arguments.split() {
+            Ok(options) => develop(options),
+            Err(command) => command.run(),
+        },
         Command::CheckConfig(settings) => check(&settings),
         Command::Migrate(settings) => migrate(&settings),
         Command::Healthcheck { settings, live } => healthcheck(&settings, live),
@@ -106,8 +114,6 @@ fn say(text: &str) {
 }
 
 fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
-    // ring for every TLS client of the process.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name("control")
@@ -134,28 +140,50 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
     let runtime = runtime(config.workers.control_threads)?;
     let result = runtime.block_on(async {
         let lifecycle = Arc::new(Lifecycle::default());
-        // Installed before anything slow, so that an early SIGTERM is not lost.
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let asked = Arc::clone(&lifecycle);
-        tokio::spawn(async move {
-            let mut signalled = false;
-            loop {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                }
-                // A drain that was asked for over HTTP is still a drain: only a second signal is in a hurry.
-                if signalled {
-                    asked.request_exit()
-                } else {
-                    asked.request_drain()
-                }
-                signalled = true;
-            }
-        });
+        drain_when_asked(&lifecycle)?;
         let sockets = Sockets::bind(&config).await?;
         app::run(config, sockets, lifecycle, Some(telemetry)).await
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    result
+}
+
+/// The first SIGTERM or SIGINT asks for a drain, the next for an exit at once. Called before anything slow, so that an early one is not lost.
+fn drain_when_asked(lifecycle: &Arc<Lifecycle>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let lifecycle = Arc::clone(lifecycle);
+    tokio::spawn(async move {
+        let mut signalled = false;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            // A drain that was asked for over HTTP is still a drain: only a second signal is in a hurry.
+            if signalled {
+                lifecycle.request_exit()
+            } else {
+                lifecycle.request_drain()
+            }
+            signalled = true;
+        }
+    });
+    Ok(())
+}
+
+fn develop(options: dev::Options) -> anyhow::Result<()> {
+    let prepared = options.prepare(std::env::vars())?;
+    let config = prepared.config();
+    app::check(config)?;
+    let filter = app::log_filter(config)?;
+    let telemetry = telemetry::init(&config.telemetry, &filter, &config.server.instance_name)?;
+    let program = std::env::args_os().next().map_or_else(|| "signal-gateway".into(), PathBuf::from);
+    let runtime = runtime(config.workers.control_threads)?;
+    let result = runtime.block_on(async {
+        let lifecycle = Arc::new(Lifecycle::default());
+        drain_when_asked(&lifecycle)?;
+        prepared.run(&program, lifecycle, Some(telemetry)).await
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result

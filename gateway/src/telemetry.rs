@@ -2,16 +2,22 @@
 //!
 //! Never tokens, keys, plaintext bodies or personal data; the filter is a live setting.
 
+use std::io::IsTerminal as _;
+
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use crate::config::{self, LogFormat};
+
+/// The target of spans that make up a trace: they are traced whatever is logged.
+pub const SPANS: &str = "signal_gateway::trace";
 
 /// What the process keeps of its telemetry: drop it last.
 pub struct Telemetry {
@@ -24,10 +30,14 @@ pub struct Telemetry {
 /// # Errors
 /// A filter that does not parse, an exporter that cannot be built, or a second call.
 pub fn init(settings: &config::Telemetry, filter: &str, instance: &str) -> anyhow::Result<Telemetry> {
-    let (filter, handle) = reload::Layer::new(EnvFilter::try_new(filter)?);
+    let is_traced = !settings.otlp_endpoint.is_empty();
+    let (filter, handle) = reload::Layer::new(parse(filter, is_traced)?);
     let lines = match settings.log_format {
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
-        LogFormat::Text => fmt::layer().with_target(false).with_writer(std::io::stderr).boxed(),
+        LogFormat::Text => {
+            let colours = std::io::stderr().is_terminal();
+            fmt::layer().with_target(false).with_ansi(colours).with_writer(std::io::stderr).boxed()
+        }
     };
     let provider = exporter(settings, instance)?;
     let traces = provider.as_ref().map(|p| tracing_opentelemetry::layer().with_tracer(p.tracer("signal-gateway")));
@@ -35,6 +45,14 @@ pub fn init(settings: &config::Telemetry, filter: &str, instance: &str) -> anyho
     // A panic in a task ends the task alone: it must be seen all the same.
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a task panicked")));
     Ok(Telemetry { filter: handle, provider })
+}
+
+/// One filter for lines and traces. Filters for each layer would lose spans: `tracing::enabled!`, which sqlx asks before each statement,
+/// leaves its answer behind for the next span of the thread (tokio-rs/tracing, tracing-subscriber's `Filtered`).
+fn parse(filter: &str, is_traced: bool) -> Result<EnvFilter, ParseError> {
+    let filter = EnvFilter::try_new(filter)?;
+    // The most specific directive wins, so a quiet log costs no trace.
+    Ok(if is_traced { filter.add_directive(format!("{SPANS}=info").parse()?) } else { filter })
 }
 
 fn exporter(settings: &config::Telemetry, instance: &str) -> anyhow::Result<Option<SdkTracerProvider>> {
@@ -56,7 +74,7 @@ fn exporter(settings: &config::Telemetry, instance: &str) -> anyhow::Result<Opti
 impl Telemetry {
     /// Changes what is logged; a filter that does not parse changes nothing.
     pub fn set_filter(&self, filter: &str) {
-        match EnvFilter::try_new(filter) {
+        match parse(filter, self.provider.is_some()) {
             Ok(filter) => {
                 let _ = self.filter.reload(filter);
             }
@@ -70,5 +88,21 @@ impl Drop for Telemetry {
         if let Some(provider) = &self.provider {
             let _ = provider.shutdown();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quiet_log_costs_no_trace() {
+        for (traced, want) in [(true, true), (false, false)] {
+            tracing::subscriber::with_default(tracing_subscriber::registry().with(parse("signal_gateway=warn", traced).unwrap()), || {
+                assert_eq!(!tracing::info_span!(target: SPANS, "a span").is_disabled(), want);
+                assert!(tracing::info_span!("another").is_disabled());
+            });
+        }
+        assert!(parse("signal_gateway=loud", true).is_err());
     }
 }

@@ -26,6 +26,7 @@ use crate::delivery::{Destination, Dispatch};
 use crate::metrics::Metrics;
 use crate::notification::{NewActivity, Notification};
 use crate::store::{StoreError, Stored};
+use crate::telemetry::SPANS;
 
 /// Most bytes of records in one batch.
 const BATCH_BYTES: usize = 8 << 20;
@@ -325,12 +326,22 @@ impl Lane {
         }
         while let Some(part) = parts.pop() {
             let offset = items[places[part.start]].record.offset;
-            match self.insert(&activities[part.clone()], offset).await? {
+            let storing: Vec<Span> =
+                places[part.clone()].iter().map(|at| tracing::info_span!(target: SPANS, parent: &items[*at].span, "store")).collect();
+            let stored = self.insert(&activities[part.clone()], offset).await?;
+            drop(storing);
+            match stored {
                 Ok(stored) => {
+                    let mut pushing = vec![Span::none(); part.len()];
                     for row in &stored {
-                        items[places[part.start + row.activity]].fate = Fate::Done { is_new: true };
+                        let item = &mut items[places[part.start + row.activity]];
+                        item.fate = Fate::Done { is_new: true };
+                        let span = &mut pushing[row.activity];
+                        if span.is_none() {
+                            *span = tracing::info_span!(target: SPANS, parent: &item.span, "push");
+                        }
                     }
-                    self.push(stored).await;
+                    self.push(stored, &pushing).await;
                 }
                 Err(refused) if part.len() == 1 => items[places[part.start]].fate = Fate::Dead(refusal(&refused)),
                 Err(_) => {
@@ -390,15 +401,15 @@ impl Lane {
         }
     }
 
-    /// Tells live connections; best effort, so nothing that goes wrong here holds the lane.
-    async fn push(&self, stored: Vec<Stored>) {
+    /// Tells live connections; best effort, so nothing that goes wrong here holds the lane. There is a span for each activity.
+    async fn push(&self, stored: Vec<Stored>, spans: &[Span]) {
         for rows in stored.chunks(PUSH_BATCH) {
-            let dispatches: Vec<Dispatch> = rows.iter().filter_map(|row| self.created(row)).collect();
+            let dispatches: Vec<Dispatch> = rows.iter().filter_map(|row| self.created(row, &spans[row.activity])).collect();
             self.pipeline.delivery.send_all(&dispatches).await;
         }
     }
 
-    fn created(&self, row: &Stored) -> Option<Dispatch> {
+    fn created(&self, row: &Stored, span: &Span) -> Option<Dispatch> {
         let data = Created { notification: &row.notification, unread_count: row.inbox.unread_count, version: row.inbox.version };
         let data: Arc<RawValue> = match serde_json::value::to_raw_value(&data) {
             Ok(data) => data.into(),
@@ -407,7 +418,8 @@ impl Lane {
                 return None;
             }
         };
-        Some(Dispatch::new(Destination::User(row.notification.recipient_id.clone()), self.pipeline.created_event.clone(), data))
+        let destination = Destination::User(row.notification.recipient_id.clone());
+        Some(Dispatch { span: span.clone(), ..Dispatch::new(destination, self.pipeline.created_event.clone(), data) })
     }
 
     /// Sends every dead letter among the items, each until it is confirmed.
@@ -484,6 +496,7 @@ fn refusal(error: &sqlx::Error) -> Poison {
 
 fn trace(record: &Record) -> Span {
     let span = tracing::info_span!(
+        target: SPANS,
         "activity",
         otel.kind = "consumer",
         kafka.topic = &*record.topic,

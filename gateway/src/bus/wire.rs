@@ -169,7 +169,7 @@ pub(super) fn decode(me: &str, destination: Destination, payload: &[u8]) -> Resu
         .flatten()
         .filter_map(|member| member.as_str().and_then(|text| text.parse().ok()))
         .collect();
-    Ok(Some(Dispatch { destination, event: event.as_ref().into(), data: Arc::from(data), exclude: exclude.into() }))
+    Ok(Some(Dispatch { exclude: exclude.into(), ..Dispatch::new(destination, event.as_ref(), Arc::from(data)) }))
 }
 
 #[cfg(test)]

@@ -246,10 +246,10 @@ impl Hub {
         let bytes = message.frame().len();
         for (n, (shard, _)) in holders.into_iter().enumerate() {
             let inlet = &self.inlets[usize::from(shard)];
-            let (destination, exclude) = (dispatch.destination.clone(), Arc::clone(&dispatch.exclude));
+            let (destination, exclude, span) = (dispatch.destination.clone(), Arc::clone(&dispatch.exclude), dispatch.span.clone());
             // Each shard counts references to bytes of its own: cores that share a counter would wait for each other.
             let message = if n == 0 { message.clone() } else { message.copied() };
-            if !inlet.mailbox.push_message(Command::Deliver { destination, message, exclude }, bytes) {
+            if !inlet.mailbox.push_message(Command::Deliver { destination, message, exclude, span }, bytes) {
                 inlet.overflowed.store(true, Ordering::Release);
             }
         }

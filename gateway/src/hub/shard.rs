@@ -15,6 +15,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::link::{Link, Seat};
 use super::outbox::{Bounds, Flushed};
@@ -59,6 +60,7 @@ pub(super) enum Command {
         destination: Destination,
         message: Message,
         exclude: Arc<[Id]>,
+        span: Span,
     },
     CloseClient(Id, Close, oneshot::Sender<usize>),
     CloseUser(Arc<str>, Close, oneshot::Sender<usize>),
@@ -331,6 +333,8 @@ impl Shard {
     /// Performs what other threads asked; messages are queued first and then written, one call per connection.
     pub(super) async fn perform(self: &Rc<Self>, batch: &mut Vec<Command>, adopt: &impl Fn(Adopted)) {
         let started = Instant::now();
+        // Each ends when what it stands for is written.
+        let mut traced = Vec::new();
         let (mut delivered, mut messages, mut bytes) = (0, 0, 0);
         for command in batch.drain(..) {
             // What was asked before is done before: a message sent before a close arrives before it.
@@ -348,7 +352,12 @@ impl Shard {
             }
             match command {
                 Command::Adopt(adopted) => adopt(*adopted),
-                Command::Deliver { destination, message, exclude } => delivered += self.deliver(&destination, &message, &exclude),
+                Command::Deliver { destination, message, exclude, span } => {
+                    delivered += self.deliver(&destination, &message, &exclude);
+                    if !span.is_none() {
+                        traced.push(span);
+                    }
+                }
                 Command::CloseClient(id, close, reply) => answer(reply, self.find(id).map_or(0, |link| order(&link, close))),
                 Command::CloseUser(user, close, reply) => {
                     let links = self.links.borrow();
@@ -376,6 +385,7 @@ impl Shard {
             }
         }
         self.flush_touched().await;
+        drop(traced);
         if delivered > 0 {
             self.shared.metrics.frames_out.inc_by(delivered as u64);
             self.shared.metrics.fan_out_time.observe(started.elapsed().as_secs_f64());

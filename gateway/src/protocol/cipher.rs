@@ -65,6 +65,33 @@ pub fn handshake(client_key: &str, salt: [u8; SALT_BYTES], random: &SystemRandom
     Ok(Handshake { public_key: BASE64.encode_to_string(public.as_ref()), salt: BASE64.encode_to_string(salt), cipher: Cipher::new(&key) })
 }
 
+/// A client's half of a handshake, for the watcher of dev mode.
+pub struct Offer {
+    private: EphemeralPrivateKey,
+    /// The client's public key, base64.
+    pub public_key: String,
+}
+
+impl Offer {
+    /// Makes a fresh key pair; `None` where the system has no randomness.
+    pub fn new(random: &SystemRandom) -> Option<Self> {
+        let private = EphemeralPrivateKey::generate(&ECDH_P256, random).ok()?;
+        let public_key = BASE64.encode_to_string(private.compute_public_key().ok()?.as_ref());
+        Some(Self { private, public_key })
+    }
+
+    /// Takes what `connected` tells.
+    ///
+    /// # Errors
+    /// [`UnusableKey`] for a key that is no point on the curve, or a salt that is no base64.
+    pub fn accept(self, server_key: &str, salt: &str) -> Result<Cipher, UnusableKey> {
+        let point = BASE64.decode_to_vec(server_key).map_err(|_| UnusableKey)?;
+        let salt = BASE64.decode_to_vec(salt).map_err(|_| UnusableKey)?;
+        let key = agree_ephemeral(self.private, &UnparsedPublicKey::new(&ECDH_P256, &point), |shared| derive(shared, &salt));
+        Ok(Cipher::new(&*key.map_err(|_| UnusableKey)?))
+    }
+}
+
 fn derive(shared: &[u8], salt: &[u8]) -> Zeroizing<[u8; 32]> {
     let mut key = Zeroizing::new([0u8; 32]);
     Hkdf::<Sha256>::new(Some(salt), shared).expand(INFO, &mut *key).expect("32 bytes are within HKDF's limit");
@@ -223,6 +250,18 @@ mod tests {
             assert_eq!(opened, text.as_bytes());
             assert_eq!(shake.cipher.open(&sealed).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn both_halves_of_a_handshake_share_a_key() {
+        let random = SystemRandom::new();
+        let offer = Offer::new(&random).unwrap();
+        let shake = handshake(&offer.public_key, [3; 32], &random).unwrap();
+        let client = offer.accept(&shake.public_key, &shake.salt).unwrap();
+        let frame = seal(&shake.cipher, b"{}", [9; 12]);
+        let envelope = Envelope::parse(payload(&frame)).unwrap();
+        assert_eq!(client.open(&envelope.read().unwrap()).unwrap(), "{}");
+        assert!(Offer::new(&random).unwrap().accept(&BASE64.encode_to_string([4u8; 65]), &shake.salt).is_err());
     }
 
     #[test]

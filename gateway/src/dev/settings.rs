@@ -1,0 +1,162 @@
+//! The two settings files of a dev mode, written into its folder and then read by the same loader as in production.
+//!
+//! Input: where the parts listen. Output: `config.toml`, `live.toml`, and the checked [`Config`] made of them. Other subcommands take these
+//! files too: `signal-gateway dlq replay --config .signal-dev/config.toml`.
+
+use std::net::SocketAddr;
+
+use toml::{Table, Value};
+
+use super::folder::Folder;
+use super::issuer;
+use crate::config::{self, Config, Invalid};
+
+pub(super) const CONFIG_FILE: &str = "config.toml";
+const LIVE_FILE: &str = "live.toml";
+/// The bearer token of the admin listener.
+pub(super) const ADMIN_TOKEN_FILE: &str = "admin-listener.token";
+const NOTIFICATIONS: &str = "notifications.db";
+const PLATFORM: &str = "platform.db";
+
+/// Where the parts listen.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Places {
+    pub(super) public: SocketAddr,
+    pub(super) admin: SocketAddr,
+    pub(super) kafka: SocketAddr,
+    pub(super) issuer: SocketAddr,
+}
+
+/// The platform's tables: always the folder's own, whatever else is set.
+pub(super) fn platform(folder: &Folder) -> anyhow::Result<config::Secret> {
+    folder.database(PLATFORM).map(config::Secret::new)
+}
+
+/// Writes both files and loads them. `environment` may change everything but what makes dev mode an island.
+///
+/// # Errors
+/// A file cannot be written; all that is wrong with the settings.
+pub(super) fn prepare(folder: &Folder, places: Places, environment: impl Iterator<Item = (String, String)>) -> anyhow::Result<Config> {
+    let environment: Vec<_> = environment.collect();
+    let fixed = fixed(folder, places)?;
+    let taken: Vec<String> = fixed
+        .iter()
+        .map(|(name, _)| format!("SIGNAL__{}", name.replace('.', "__").to_uppercase()))
+        .filter(|name| environment.iter().any(|(given, _)| given == name))
+        .map(|name| format!("{name}: dev mode sets this itself; unset it"))
+        .collect();
+    if !taken.is_empty() {
+        return Err(Invalid(taken).into());
+    }
+    folder.write(
+        LIVE_FILE,
+        page("Dev mode writes this file at each start; while it runs, changes to it are taken up.", &live(places)).as_bytes(),
+    )?;
+    let config = table(fixed.into_iter().chain(preferred()));
+    folder.write(CONFIG_FILE, page("Dev mode writes this file at each start. SIGNAL__SECTION__KEY overrides it.", &config).as_bytes())?;
+    Ok(config::load(Some(&folder.file(CONFIG_FILE)), environment.into_iter())?)
+}
+
+fn page(comment: &str, table: &Table) -> String {
+    format!("# {comment}\n\n{table}")
+}
+
+/// What makes dev mode an island: it reads and writes nothing but its folder, and listens where its arguments say.
+fn fixed(folder: &Folder, places: Places) -> anyhow::Result<Vec<(&'static str, Value)>> {
+    let file = |name: &str| Value::String(folder.file(name).display().to_string());
+    Ok(vec![
+        ("live_file", file(LIVE_FILE)),
+        ("server.public_address", places.public.to_string().into()),
+        ("server.admin_address", places.admin.to_string().into()),
+        ("server.admin_token_file", file(ADMIN_TOKEN_FILE)),
+        ("bus.mode", "local".into()),
+        ("kafka.enabled", true.into()),
+        ("kafka.brokers", vec![places.kafka.to_string()].into()),
+        ("kafka.security", "plaintext".into()),
+        ("database.url", folder.database(NOTIFICATIONS)?.into()),
+        ("database.url_file", "".into()),
+        ("policy.url", platform(folder)?.expose().into()),
+        ("policy.url_file", "".into()),
+    ])
+}
+
+/// What suits a person at a terminal.
+fn preferred() -> [(&'static str, Value); 9] {
+    [
+        ("server.instance_name", "dev".into()),
+        ("kafka.session_timeout_ms", 6000.into()),
+        ("policy.cache_secs", 2.into()),
+        ("drain.endpoint_propagation_ms", 0.into()),
+        ("drain.window_ms", 200.into()),
+        ("drain.batch_interval_ms", 50.into()),
+        ("drain.flush_ms", 1000.into()),
+        ("telemetry.log_format", "text".into()),
+        ("telemetry.sampling_ratio", 1.0.into()),
+    ]
+}
+
+fn live(places: Places) -> Table {
+    let source = table([
+        ("name", "dev".into()),
+        ("issuer", issuer::NAME.into()),
+        ("url", certs(places.issuer).into()),
+        ("audiences", vec![issuer::AUDIENCE].into()),
+        ("algorithms", vec!["ES256"].into()),
+        ("allow_insecure_http", true.into()),
+    ]);
+    table([("log_filter", "warn,signal_gateway=info".into()), ("sources", Value::Array(vec![Value::Table(source)]))])
+}
+
+/// The issuer's key set.
+pub(super) fn certs(issuer: SocketAddr) -> String {
+    format!("http://{issuer}/certs")
+}
+
+/// Dotted names become sections.
+fn table(settings: impl IntoIterator<Item = (&'static str, Value)>) -> Table {
+    let mut table = Table::new();
+    for (name, value) in settings {
+        match name.split_once('.') {
+            None => {
+                table.insert(name.into(), value);
+            }
+            Some((section, key)) => {
+                let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+                section.as_table_mut().expect("no setting has a section's name").insert(key.into(), value);
+            }
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app;
+
+    fn places() -> Places {
+        let at = |port: u16| ([127, 0, 0, 1], port).into();
+        Places { public: at(1), admin: at(2), kafka: at(3), issuer: at(4) }
+    }
+
+    #[test]
+    fn the_files_it_writes_are_good_settings() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::take(dir.path()).unwrap();
+        let environment = [("SIGNAL__ENCRYPTION__MODE".to_owned(), "required".to_owned())];
+        let config = prepare(&folder, places(), environment.into_iter()).unwrap();
+        assert_eq!(config.encryption.mode, config::EncryptionMode::Required);
+        assert_eq!(config.kafka.brokers, ["127.0.0.1:3"]);
+        app::check(&config).unwrap();
+    }
+
+    #[test]
+    fn what_makes_it_an_island_cannot_be_overridden() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::take(dir.path()).unwrap();
+        for name in ["SIGNAL__POLICY__URL", "SIGNAL__DATABASE__URL_FILE", "SIGNAL__SERVER__PUBLIC_ADDRESS"] {
+            let error = prepare(&folder, places(), [(name.to_owned(), "x".to_owned())].into_iter()).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+}
