@@ -166,8 +166,12 @@ impl Connection {
         match outcome {
             Outcome::Verdict(verdict) => self.step(now, Input::Verdict(verdict)),
             Outcome::Refreshed(verdict) => {
+                let before = self.session.principal().cloned();
                 self.step(now, Input::Refreshed(verdict));
-                if let Some(principal) = self.session.principal().cloned() {
+                let after = self.session.principal().cloned();
+                // A refused refresh leaves the token before it, which may have been announced to end and holds until then.
+                let is_kept = before.as_ref().zip(after.as_ref()).is_some_and(|(before, after)| Arc::ptr_eq(before, after));
+                if let Some(principal) = after.filter(|_| !is_kept) {
                     self.shard.renew(&self.link, Arc::clone(&principal));
                     // As at admission: a revocation may have come since the verdict.
                     if !self.context.authenticator.stands(&principal) {
