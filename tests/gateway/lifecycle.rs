@@ -205,7 +205,7 @@ async fn good_settings_pass_the_check() {
 async fn help_names_every_subcommand() {
     let output = Gateway::build().program().await.arg("--help").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    for subcommand in ["serve", "check-config", "migrate", "healthcheck", "dlq"] {
+    for subcommand in ["serve", "dev", "check-config", "migrate", "healthcheck", "dlq"] {
         assert!(text.contains(subcommand), "{subcommand} is missing:\n{text}");
     }
 }
