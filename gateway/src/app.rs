@@ -3,33 +3,30 @@
 //! Ready means every part has started; a task that ends unasked takes the process with it, so that Kubernetes restarts it instead of keeping a pod
 //! that is Ready and deaf.
 
+mod admin;
+mod drain;
 mod inbound;
+mod probe;
 mod settings;
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use axum::Router;
-use axum::http::StatusCode;
-use axum::routing::get;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use ring::rand::SystemRandom;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
 use crate::activity::{self, Catalogs};
 use crate::auth::{Access, Authenticator, Basic, Revocations};
-use crate::bus::{self, Bus, Hearing};
+use crate::bus::{self, Bus};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Invalid, SessionTimes};
 use crate::delivery::Delivery;
@@ -43,17 +40,16 @@ use crate::telemetry::Telemetry;
 use crate::watch;
 use crate::ws::{self, connection::Connection};
 
+use admin::serve_admin;
+use drain::Drain;
 use inbound::Inbound;
+use probe::Probe;
 use settings::LiveSettings;
 
-/// How long a revocation is kept: longer than any token lives.
-const TOKEN_LIFE: Duration = Duration::from_secs(31 * 24 * 3600);
-/// How often readiness is looked at.
-const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// Longest time the pipeline may take to finish what it has in hand.
-const PIPELINE_STOP: Duration = Duration::from_secs(15);
-/// Connections of the admin listener at the same time.
-const ADMIN_CONNECTIONS: usize = 256;
+const PIPELINE_STOP: Duration = Duration::from_secs(25);
+/// Longest time the bus and the database may take to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The listeners, bound before anything else so that a wrong address fails at once.
 #[derive(Debug)]
@@ -142,10 +138,10 @@ pub async fn run(config: Config, sockets: Sockets, lifecycle: Arc<Lifecycle>, te
     }
     let stop = CancellationToken::new();
     let metrics = Metrics::new();
-    let admin = Arc::new(ArcSwap::from_pointee(starting(&metrics)));
+    let admin = Arc::new(ArcSwap::from_pointee(admin::starting(&metrics)));
     let public_address = sockets.public.local_addr()?;
     let admin_address = sockets.admin.local_addr()?;
-    let serving = tokio::spawn(serve_admin(sockets.admin, Arc::clone(&admin), stop.clone()));
+    let mut serving = tokio::spawn(serve_admin(sockets.admin, Arc::clone(&admin), stop.clone()));
     tracing::info!(public.address = %public_address, admin.address = %admin_address, version = env!("CARGO_PKG_VERSION"), "listening");
 
     let started = tokio::select! {
@@ -154,54 +150,13 @@ pub async fn run(config: Config, sockets: Sockets, lifecycle: Arc<Lifecycle>, te
         () = lifecycle.drain_requested().cancelled() => None,
     };
     let result = match started {
-        Some(Ok(gateway)) => gateway.serve(sockets.public, &admin, &lifecycle).await,
+        Some(Ok(gateway)) => gateway.serve(sockets.public, &admin, &mut serving, &lifecycle).await,
         Some(Err(error)) => Err(error),
         None => Ok(()),
     };
     stop.cancel();
-    serving.await.ok();
+    serving.abort();
     result
-}
-
-fn starting(metrics: &Arc<Metrics>) -> Router {
-    let metrics = Arc::clone(metrics);
-    Router::new()
-        .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(async || (StatusCode::SERVICE_UNAVAILABLE, "starting\n")))
-        .route("/metrics", get(async move || metrics.render()))
-}
-
-async fn serve_admin(socket: TcpListener, router: Arc<ArcSwap<Router>>, stop: CancellationToken) {
-    let permits = Arc::new(tokio::sync::Semaphore::new(ADMIN_CONNECTIONS));
-    loop {
-        let (stream, peer) = tokio::select! {
-            accepted = socket.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "accept failed on the admin listener");
-                    tokio::time::sleep(PROBE_INTERVAL).await;
-                    continue;
-                }
-            },
-            () = stop.cancelled() => return,
-        };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
-        let router = Arc::clone(&router);
-        tokio::spawn(async move {
-            let service = service_fn(move |request: axum::http::Request<hyper::body::Incoming>| {
-                let router = Router::clone(&router.load());
-                async move {
-                    let mut request = request.map(axum::body::Body::new);
-                    request.extensions_mut().insert(http::PeerAddress(peer.ip()));
-                    Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {}))
-                }
-            });
-            let mut server = hyper::server::conn::http1::Builder::new();
-            server.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
-            let _ = server.serve_connection(TokioIo::new(stream), service).await;
-            drop(permit);
-        });
-    }
 }
 
 /// Every part, started.
@@ -308,6 +263,7 @@ impl Gateway {
             hub: hub.clone(),
             metrics: Arc::clone(metrics),
             closed: Arc::clone(&closed),
+            ids: ids.clone(),
         };
         supervisor.spawn_forever("readiness", probe.run(stop.clone()));
         if !config.live_file.as_os_str().is_empty() {
@@ -352,7 +308,7 @@ impl Gateway {
             lifecycle: Arc::clone(lifecycle),
             instance: Arc::clone(&instance),
             max_body_bytes: config.server.max_body_bytes,
-            token_life: TOKEN_LIFE,
+            token_life: Duration::from_secs(config.revocations.token_life_days.into()) * 24 * 3600,
         });
         let static_revision = watch::revision_of(&toml::to_string(config)?);
         let kafka_enabled = config.kafka.enabled;
@@ -406,10 +362,18 @@ impl Gateway {
         })
     }
 
-    async fn serve(mut self, socket: TcpListener, admin: &ArcSwap<Router>, lifecycle: &Arc<Lifecycle>) -> anyhow::Result<()> {
+    async fn serve(
+        mut self,
+        socket: TcpListener,
+        admin: &ArcSwap<Router>,
+        probing: &mut tokio::task::JoinHandle<()>,
+        lifecycle: &Arc<Lifecycle>,
+    ) -> anyhow::Result<()> {
         admin.store(Arc::new(self.admin.clone()));
-        let accepting = tokio::spawn(ws::serve(self.listener, socket, self.accept_stop.clone()));
+        let mut accepting = tokio::spawn(ws::serve(self.listener, socket, self.accept_stop.clone()));
         let ended = tokio::select! {
+            ended = &mut accepting => Err(anyhow::anyhow!("the accept loop ended unasked: {ended:?}")),
+            ended = &mut *probing => Err(anyhow::anyhow!("the admin listener ended unasked: {ended:?}")),
             () = lifecycle.drain_requested().cancelled() => Ok(()),
             error = self.supervisor.any_ended() => Err(error),
             () = self.threads.any_ended() => Err(anyhow::anyhow!("a shard ended unasked")),
@@ -423,24 +387,29 @@ impl Gateway {
 
         self.pipeline_stop.cancel();
         if let Some(pipeline) = self.pipeline.take() {
-            match tokio::time::timeout(PIPELINE_STOP, pipeline).await {
-                Ok(Ok(Ok(()))) => tracing::info!("the pipeline has finished what it had in hand"),
-                Ok(Ok(Err(error))) => tracing::error!(%error, "the pipeline failed on its way down"),
-                Ok(Err(error)) => tracing::error!(%error, "the pipeline panicked"),
-                Err(_) => tracing::warn!("the pipeline did not finish in time; what it had in hand is delivered again"),
+            match drain.within(PIPELINE_STOP, pipeline).await {
+                Some(Ok(Ok(()))) => tracing::info!("the pipeline has finished what it had in hand"),
+                Some(Ok(Err(error))) => tracing::error!(%error, "the pipeline failed on its way down"),
+                Some(Err(error)) => tracing::error!(%error, "the pipeline panicked"),
+                None => tracing::warn!("the pipeline did not finish in time; what it had in hand is delivered again"),
             }
         }
         self.accept_stop.cancel();
         drain.close_connections().await;
         self.shards_stop.cancel();
         let threads = self.threads;
-        let whole = tokio::task::spawn_blocking(move || threads.join()).await.unwrap_or(false);
+        let whole = drain.within(CLOSE_LIMIT, tokio::task::spawn_blocking(move || threads.join())).await;
         accepting.abort();
-        self.bus.close().await;
-        self.stores.close().await;
+        let closed = drain.within(CLOSE_LIMIT, async {
+            self.bus.close().await;
+            self.stores.close().await;
+        });
+        if closed.await.is_none() {
+            tracing::warn!("the bus or the database did not close in time");
+        }
         tracing::info!("drained");
         ended?;
-        anyhow::ensure!(whole, "a shard panicked");
+        anyhow::ensure!(!matches!(whole, Some(Ok(false) | Err(_))), "a shard panicked");
         Ok(())
     }
 }
@@ -454,91 +423,6 @@ async fn finished(pipeline: &mut Option<tokio::task::JoinHandle<Result<(), activ
         Ok(Ok(())) => anyhow::anyhow!("the pipeline ended unasked"),
         Ok(Err(error)) => anyhow::Error::new(error).context("the pipeline failed"),
         Err(error) => anyhow::anyhow!("the pipeline panicked: {error}"),
-    }
-}
-
-/// The way down of the connections.
-struct Drain<'a> {
-    config: &'a Config,
-    hub: &'a Hub,
-    lifecycle: &'a Lifecycle,
-}
-
-impl Drain<'_> {
-    /// Waits, or not when an exit at once is asked for.
-    async fn wait(&self, time: Duration) {
-        tokio::select! {
-            () = tokio::time::sleep(time) => {}
-            () = self.lifecycle.exit_requested().cancelled() => {}
-        }
-    }
-
-    /// Closes everyone in random batches over the window, then lets queues flush.
-    async fn close_connections(&self) {
-        let settings = &self.config.drain;
-        let total = self.hub.counts().total;
-        self.lifecycle.note_connections(total);
-        let batches = (settings.window_ms / settings.batch_interval_ms).max(1);
-        let batch = settings.min_batch.max(total.div_ceil(usize::try_from(batches).unwrap_or(usize::MAX)));
-        let mut told = 0;
-        while told < total && !self.lifecycle.exit_requested().is_cancelled() {
-            let closed = self.hub.close_for_shutdown(batch).await;
-            if closed == 0 {
-                break;
-            }
-            told += closed;
-            if told < total {
-                self.wait(Duration::from_millis(settings.batch_interval_ms)).await;
-            }
-        }
-        // Whoever came in while the listener was still open, or was missed.
-        self.hub.close_for_shutdown(usize::MAX).await;
-        let flushed = async {
-            while self.hub.counts().total > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let limit = Duration::from_millis(settings.flush_ms);
-        tokio::select! {
-            flushed = tokio::time::timeout(limit, flushed) => {
-                if flushed.is_err() {
-                    tracing::warn!(connections = self.hub.counts().total, "some connections did not answer the close in time");
-                }
-            }
-            () = self.lifecycle.exit_requested().cancelled() => {
-                // Close frames are queued; a moment lets them leave.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
-/// Looks at what readiness depends on.
-struct Probe {
-    lifecycle: Arc<Lifecycle>,
-    authenticator: Authenticator,
-    bus: Arc<dyn Bus>,
-    hub: Hub,
-    metrics: Arc<Metrics>,
-    closed: Arc<AtomicBool>,
-}
-
-impl Probe {
-    async fn run(self, stop: CancellationToken) {
-        loop {
-            self.lifecycle.set("keys", self.authenticator.ready());
-            let deaf = self.bus.hearing() == Hearing::Deaf;
-            let lapsed = self.bus.lease_lapsed();
-            self.closed.store(lapsed, Ordering::Release);
-            let why =
-                if lapsed { Some("the worker lease has lapsed") } else { deaf.then_some("deaf: pushes from other instances are missed") };
-            self.lifecycle.set("bus", why.map(str::to_owned));
-            self.metrics.outbox_bytes.set(i64::try_from(self.hub.outbox_bytes()).unwrap_or(i64::MAX));
-            tokio::select! {
-                () = tokio::time::sleep(PROBE_INTERVAL) => {}
-                () = stop.cancelled() => return,
-            }
-        }
     }
 }
 

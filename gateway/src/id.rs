@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -138,12 +139,21 @@ impl utoipa::PartialSchema for Id {
 
 impl utoipa::ToSchema for Id {}
 
-/// The clock went back further than is waited out, so an id made now could repeat an earlier one.
+/// Why no id can be made: one made now could repeat another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the clock stepped back {by_ms} ms, more than the {MAX_STEP_BACK_MS} ms that are waited out")]
-pub struct ClockStepped {
-    /// How far back, in milliseconds.
-    pub by_ms: i64,
+pub enum IdError {
+    /// The clock went back further than is waited out.
+    #[error("the clock stepped back {by_ms} ms, more than the {MAX_STEP_BACK_MS} ms that are waited out")]
+    ClockStepped {
+        /// How far back, in milliseconds.
+        by_ms: i64,
+    },
+    /// The clock shows a time before ids begin.
+    #[error("the clock is before 2025")]
+    BeforeEpoch,
+    /// The worker number may belong to another process.
+    #[error("the worker number may belong to another process")]
+    Suspended,
 }
 
 /// Makes ids, unique as long as no other live process has the same worker number.
@@ -152,12 +162,18 @@ pub struct IdGenerator {
     clock: Arc<dyn Clock>,
     worker: u16,
     last: Arc<Mutex<(i64, u16)>>,
+    suspended: Arc<AtomicBool>,
 }
 
 impl IdGenerator {
     /// `worker` is taken modulo 1024.
     pub fn new(worker: u16, clock: Arc<dyn Clock>) -> Self {
-        Self { clock, worker: worker & MAX_WORKER, last: Arc::new(Mutex::new((i64::MIN, 0))) }
+        Self { clock, worker: worker & MAX_WORKER, last: Arc::new(Mutex::new((i64::MIN, 0))), suspended: Arc::default() }
+    }
+
+    /// Makes no ids while `suspended`: for this generator and all its clones.
+    pub fn suspend(&self, suspended: bool) {
+        self.suspended.store(suspended, Ordering::Release);
     }
 
     /// The worker number in every id this generator makes.
@@ -171,23 +187,27 @@ impl IdGenerator {
     /// millisecond after 4096 ids in it.
     ///
     /// # Errors
-    /// [`ClockStepped`] when the clock went back further than that.
-    pub fn next(&self) -> Result<Id, ClockStepped> {
+    /// [`IdError`] when the clock went back further than that, or while suspended.
+    pub fn next(&self) -> Result<Id, IdError> {
         loop {
+            if self.suspended.load(Ordering::Acquire) {
+                return Err(IdError::Suspended);
+            }
             let now = self.clock.now_ms() - EPOCH_MS;
+            let Ok(since_epoch) = u64::try_from(now) else { return Err(IdError::BeforeEpoch) };
             let mut last = self.last.lock();
             let (last_ms, sequence) = *last;
             if now > last_ms {
                 *last = (now, 0);
-                return Ok(Id::from_parts(now.max(0) as u64, self.worker, 0));
+                return Ok(Id::from_parts(since_epoch, self.worker, 0));
             }
             let behind = last_ms - now;
             if behind > MAX_STEP_BACK_MS {
-                return Err(ClockStepped { by_ms: behind });
+                return Err(IdError::ClockStepped { by_ms: behind });
             }
             if behind == 0 && sequence < MAX_SEQUENCE {
                 *last = (last_ms, sequence + 1);
-                return Ok(Id::from_parts(now.max(0) as u64, self.worker, sequence + 1));
+                return Ok(Id::from_parts(since_epoch, self.worker, sequence + 1));
             }
             drop(last);
             std::thread::sleep(Duration::from_micros(200));
@@ -257,6 +277,18 @@ mod tests {
         clock.advance_ms(50);
         assert_ne!(waiting.join().unwrap(), first);
         clock.advance_ms(-101);
-        assert_eq!(ids.next(), Err(ClockStepped { by_ms: 101 }));
+        assert_eq!(ids.next(), Err(IdError::ClockStepped { by_ms: 101 }));
+    }
+
+    #[test]
+    fn no_id_is_made_while_suspended_or_before_the_first_instant() {
+        let clock = FixedClock::new(chrono::DateTime::from_timestamp_millis(EPOCH_MS).unwrap());
+        let ids = IdGenerator::new(9, Arc::new(clock.clone()));
+        ids.clone().suspend(true);
+        assert_eq!(ids.next(), Err(IdError::Suspended));
+        ids.suspend(false);
+        ids.next().unwrap();
+        clock.advance_ms(-1);
+        assert_eq!(ids.next(), Err(IdError::BeforeEpoch));
     }
 }

@@ -154,12 +154,19 @@ fn drain_when_asked(lifecycle: &Arc<Lifecycle>) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let lifecycle = Arc::clone(lifecycle);
     tokio::spawn(async move {
+        let mut signalled = false;
         loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if lifecycle.is_draining() { lifecycle.request_exit() } else { lifecycle.request_drain() }
+            // A drain that was asked for over HTTP is still a drain: only a second signal is in a hurry.
+            if signalled {
+                lifecycle.request_exit()
+            } else {
+                lifecycle.request_drain()
+            }
+            signalled = true;
         }
     });
     Ok(())

@@ -73,7 +73,6 @@ macro_rules! metrics {
 
         impl Metrics {
             /// A registry of its own: two gateways in one process share nothing.
-            #[expect(clippy::new_without_default, reason = "a registry is made once, on purpose")]
             pub fn new() -> Arc<Self> {
                 let mut registry = Registry::with_prefix("signal");
                 $(let $field: $type = $make; registry.register($name, $help, $field.clone());)*

@@ -42,6 +42,8 @@ pub fn init(settings: &config::Telemetry, filter: &str, instance: &str) -> anyho
     let provider = exporter(settings, instance)?;
     let traces = provider.as_ref().map(|p| tracing_opentelemetry::layer().with_tracer(p.tracer("signal-gateway")));
     tracing_subscriber::registry().with(filter).with(lines).with(traces).try_init()?;
+    // A panic in a task ends the task alone: it must be seen all the same.
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a task panicked")));
     Ok(Telemetry { filter: handle, provider })
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use signal_tests::gateway::source;
 use signal_tests::raw::upgrade_request;
+use signal_tests::services;
 use signal_tests::wait::until;
 use signal_tests::{Client, Gateway, Issuer, Raw};
 use tokio::time::Instant;
@@ -107,6 +108,35 @@ async fn sources_and_origins_reload_without_dropping_a_connection() {
 }
 
 #[tokio::test]
+async fn a_connection_whose_source_is_gone_is_told_so_and_closes_unless_it_refreshes() {
+    const LEAD_SECS: i64 = 6;
+    let (first, second) = (Issuer::start().await, Issuer::start().await);
+    let settings = Gateway::build().trust(&first).trust(&second).set("session.expiring_lead_secs", LEAD_SECS);
+    let mut gateway = settings.start().await;
+    let token = first.token("17");
+    let (mut stays, mut goes) = (Client::open(gateway.address(), &token).await, Client::open(gateway.address(), &token).await);
+    let mut other = Client::open(gateway.address(), &second.token("17")).await;
+    gateway.reload(|live| drop(live["sources"].as_array_mut().unwrap().remove(0))).await;
+    let begun = Instant::now();
+    for client in [&mut stays, &mut goes] {
+        let expiring = client.expect("expiring").await;
+        assert!(expiring.data["seconds"].as_i64().is_some_and(|left| (0..=LEAD_SECS).contains(&left)), "{expiring:?}");
+        assert!(expiring.data["expiresAt"].is_string(), "{expiring:?}");
+    }
+    stays.send("refresh", json!({"type": "Bearer", "token": token})).await;
+    assert_eq!(stays.expect("error").await.data["message"], "Refresh refused", "the source is gone for a refresh as well");
+    stays.send("refresh", json!({"type": "Bearer", "token": second.token("17")})).await;
+    stays.expect("refreshed").await;
+    assert_eq!(goes.expect_closed().await, (4005, "Token expired".into()));
+    assert!(begun.elapsed() > Duration::from_secs(LEAD_SECS as u64 - 3), "it had time to refresh: {:?}", begun.elapsed());
+    for client in [&mut stays, &mut other] {
+        let path = format!("/socket/websocket/clients/{}/messages", client.id());
+        gateway.rest("POST", &path, &admin(&second), Some(json!({"event": "still here", "data": null}))).await.expect(202);
+        client.expect("still here").await;
+    }
+}
+
+#[tokio::test]
 async fn a_live_file_that_is_wrong_changes_nothing() {
     let stage = Stage::new().await;
     let mut client = stage.client("17").await;
@@ -175,8 +205,49 @@ async fn good_settings_pass_the_check() {
 async fn help_names_every_subcommand() {
     let output = Gateway::build().program().await.arg("--help").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    for subcommand in ["serve", "dev", "check-config", "migrate", "healthcheck"] {
+    for subcommand in ["serve", "check-config", "migrate", "healthcheck", "dlq"] {
         assert!(text.contains(subcommand), "{subcommand} is missing:\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn migrations_are_a_step_of_their_own_where_serve_may_not_migrate() {
+    let Some(database) = services::postgres().await else { return };
+    let issuer = Issuer::start().await;
+    let settings = || Gateway::build().trust(&issuer).postgres(&database).set("database.migrate", false);
+    settings().policies().await;
+    let (status, text) = settings().run_to_end(&["serve"]).await;
+    assert!(!status.success() && text.contains("migrat"), "it says what is missing and ends: {text}");
+
+    let (status, text) = settings().run_to_end(&["migrate"]).await;
+    assert!(status.success() && text.contains("applied [1"), "{text}");
+    let (status, text) = settings().run_to_end(&["migrate"]).await;
+    assert!(status.success() && text.contains("applied []"), "a second time changes nothing: {text}");
+
+    let gateway = settings().start().await;
+    let client = Client::open(gateway.address(), &issuer.token("17")).await;
+    let inbox = gateway.rest("GET", "/notifications", &issuer.token("17"), None).await.expect(200).json();
+    assert_eq!((&inbox["data"], &inbox["unreadCount"]), (&json!([]), &json!(0)));
+    drop(client);
+}
+
+#[tokio::test]
+async fn the_health_check_tells_ready_from_alive_from_gone() {
+    let issuer = Issuer::start().await;
+    issuer.answer(signal_tests::issuer::Answer::Drop);
+    let settings = Gateway::build().trust(&issuer).live("keys.refresh_secs", 1).live("keys.min_refresh_secs", 1);
+    let mut gateway = settings.start_unready().await;
+    let (status, text) = gateway.run_beside(&["healthcheck"]).await;
+    assert!(!status.success() && text.contains("503"), "not ready without keys: {text}");
+    until("it is alive", || async { gateway.run_beside(&["healthcheck", "--live"]).await.0.success().then_some(()) }).await;
+    issuer.answer(signal_tests::issuer::Answer::Keys);
+    gateway.expect_ready().await;
+    let (status, text) = gateway.run_beside(&["healthcheck"]).await;
+    assert!(status.success(), "{text}");
+    gateway.kill();
+    for arguments in [&["healthcheck"][..], &["healthcheck", "--live"]] {
+        let (status, text) = gateway.run_beside(arguments).await;
+        assert!(!status.success(), "{arguments:?}: {text}");
     }
 }
 

@@ -3,12 +3,14 @@
 //! A module per theme. Every test starts what it needs and shares nothing but the PostgreSQL server and the broker.
 
 mod dev;
+mod failover;
 mod hostile;
 mod lifecycle;
 mod limits;
 mod pipeline;
 mod rest;
 mod routing;
+mod secrets;
 mod socket;
 mod storm;
 mod tokens;

@@ -2,6 +2,7 @@
 //! open connections, on whichever gateway they are, and in their REST inbox.
 
 use serde_json::{Value, json};
+use signal_tests::gateway::Builder;
 use signal_tests::producer::payment;
 use signal_tests::services::{self, unique};
 use signal_tests::wait::until;
@@ -20,6 +21,10 @@ struct Pipeline {
 
 impl Pipeline {
     async fn start(count: usize) -> Option<Self> {
+        Self::with(count, |settings| settings).await
+    }
+
+    async fn with(count: usize, configure: impl FnOnce(Builder) -> Builder) -> Option<Self> {
         let brokers = services::kafka().await?;
         let database = services::postgres().await?;
         let redis = services::redis().await?;
@@ -27,6 +32,7 @@ impl Pipeline {
         let producer = Producer::new(&brokers).expect("a producer");
         producer.create_topic(&topic, 4).await.expect("a topic");
         let settings = Gateway::build().trust(&issuer).redis(redis.address()).postgres(&database).kafka(&brokers, &topic);
+        let settings = configure(settings);
         let policies = settings.policies().await;
         for (user, domain) in [("17", "Merchant_42"), ("18", "Merchant_42"), ("19", "Merchant_43"), ("20", "Organizer_7")] {
             policies.join(user, domain).await.expect("a row");
@@ -315,6 +321,93 @@ async fn reading_on_one_device_is_seen_on_all_and_on_rest() {
 }
 
 #[tokio::test]
+async fn twenty_connections_of_one_user_are_told_the_same_of_what_was_read() {
+    let Some(all) = Pipeline::start(2).await else { return };
+    let mut devices = Vec::new();
+    for n in 0..20 {
+        devices.push(all.client(n % 2, "17").await);
+    }
+    for n in 1..=2 {
+        all.produce("42", payment(&format!("evt-{n}"), "42", n)).await;
+    }
+    let mut ids = Vec::new();
+    for device in &mut devices {
+        for seq in 1..=2 {
+            let created = device.next_envelope().await;
+            assert_eq!(created.data["notification"]["seq"], seq, "{created:?}");
+            ids.push(created.data["notification"]["id"].clone());
+        }
+    }
+    devices[7].send_sealed("notification:read", json!({"upTo": 1})).await;
+    let mut told = Vec::new();
+    for device in &mut devices {
+        let read = device.next_envelope().await;
+        assert_eq!((read.event.as_str(), read.sealed), ("notification:read", true), "{read:?}");
+        told.push(read.data);
+    }
+    assert!(told.iter().all(|data| *data == told[0]), "{told:?}");
+    assert_eq!((&told[0]["ids"], &told[0]["unreadCount"]), (&json!([ids[0]]), &json!(1)), "{}", told[0]);
+    assert!(told[0]["readAt"].is_string() && told[0]["version"].is_i64(), "{}", told[0]);
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_put_back_once_its_text_is_there_and_becomes_one_notification() {
+    let mut folder = std::path::PathBuf::new();
+    let with_folder = |settings: Builder| {
+        folder = settings.dir().join("catalogs");
+        for locale in ["vi", "en"] {
+            std::fs::create_dir_all(folder.join(locale)).expect("a writable folder");
+        }
+        settings.set("notifications.catalog_dir", folder.display().to_string())
+    };
+    let Some(all) = Pipeline::with(1, with_folder).await else { return };
+    let (gateway, mut client) = (&all.gateways[0], all.client(0, "17").await);
+    let mut record = payment("evt-1", "42", 5);
+    record["type"] = "REFUND".into();
+    all.produce("42", record).await;
+    all.producer.send_raw(&all.topic, "42", b"not json", &[]).await.unwrap();
+    let letters = all.producer.read(&format!("{}.dlq", all.topic), 2).await.unwrap();
+    let mut reasons: Vec<String> = letters.iter().map(|letter| letter.header("signal-dlq-reason")).collect();
+    reasons.sort_unstable();
+    assert_eq!(reasons, ["no_template", "not_json"]);
+    assert_eq!(all.inbox("17").await["data"], json!([]));
+
+    let before = gateway.admin("GET", "/status").await.expect(200).json()["catalogsRevision"].clone();
+    assert!(before.is_string());
+    for (locale, title) in [("vi", "Hoàn tiền"), ("en", "Refund")] {
+        let text = format!("REFUND =\n    .title = {title}\n    .content = {{ $orderId }}\n");
+        std::fs::write(folder.join(locale).join("refunds.ftl"), text).unwrap();
+    }
+    until("the new catalogs are read", || async {
+        let status = gateway.admin("GET", "/status").await.expect(200).json();
+        (status["catalogsRevision"] != before).then_some(())
+    })
+    .await;
+
+    let replay = async |more: &[&str]| {
+        let arguments = [&["dlq", "replay", "--topic", &all.topic, "--reason", "no_template"], more].concat();
+        let (status, text) = gateway.run_beside(&arguments).await;
+        assert!(status.success(), "{text}");
+        let report: Value = serde_json::from_str(&text[text.find('{').expect("a report")..]).expect("a report in JSON");
+        report["replayed"].clone()
+    };
+    assert_eq!(replay(&["--dry-run"]).await, json!({"no_template": 1}));
+    assert_eq!(replay(&[]).await, json!({"no_template": 1}));
+    let created = client.next_envelope().await;
+    assert_created(&created, "17", 1);
+    assert_eq!(created.data["notification"]["title"], "Hoàn tiền");
+    assert_eq!(created.data["notification"]["content"], "DH-evt-1");
+    assert_eq!(replay(&[]).await, json!({}), "a second run repeats nothing");
+
+    all.produce("42", payment("evt-2", "42", 6)).await;
+    assert_created(&client.next_envelope().await, "17", 2);
+    for user in ["17", "18"] {
+        let inbox = all.inbox(user).await;
+        assert_eq!(inbox["data"].as_array().map(Vec::len), Some(2), "{inbox}");
+    }
+}
+
+#[tokio::test]
 async fn sync_closes_the_gap_of_a_time_away() {
     let Some(all) = Pipeline::start(1).await else { return };
     let mut client = all.client(0, "17").await;
@@ -344,8 +437,10 @@ async fn sync_closes_the_gap_of_a_time_away() {
     assert_eq!(client.next_envelope().await.data["notification"]["seq"], 6);
     let synced = client.next_envelope().await;
     assert_eq!((&synced.data["count"], &synced.data["more"]), (&json!(2), &json!(false)), "{synced:?}");
-    client.send("notification:sync", json!({"after": 6, "limit": 201})).await;
-    client.expect("error").await;
+    for wrong in [json!({"after": 6, "limit": 201}), json!({"after": 6, "limit": 0}), json!({"after": -1}), json!({})] {
+        client.send("notification:sync", wrong).await;
+        assert_eq!(client.expect_error().await, "Invalid data");
+    }
 }
 
 #[tokio::test]

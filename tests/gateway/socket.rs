@@ -6,7 +6,7 @@ use base64_simd::STANDARD;
 use serde_json::{Value, json};
 use signal_tests::client::{made_at, worker_of};
 use signal_tests::raw::{Frame, opcode};
-use signal_tests::wait::{now_secs, until};
+use signal_tests::wait::{LIMIT, now_secs, until};
 use signal_tests::{Client, KeyMember, Raw};
 use tokio::time::Instant;
 
@@ -294,14 +294,36 @@ async fn rooms_that_no_rule_knows_are_joined_where_the_deployment_says_so() {
 }
 
 #[tokio::test]
-async fn a_lost_right_takes_the_connection_out_of_the_room() {
-    let stage = Stage::new().await;
-    stage.policies.join("17", "Merchant_42").await.unwrap();
+async fn a_lost_right_takes_the_connection_out_of_the_room_in_time_and_one_gained_lets_it_in_again() {
+    const CACHE_SECS: i64 = 6;
+    let stage = Stage::with(|settings| settings.set("policy.cache_secs", CACHE_SECS)).await;
+    for domain in ["Merchant_42", "Organizer_7"] {
+        stage.policies.join("17", domain).await.unwrap();
+    }
     let mut client = stage.client("17").await;
-    client.send("join", json!({"rooms": ["merchant:42"]})).await;
+    client.send("join", json!({"rooms": ["merchant:42", "organizer:7"]})).await;
     expect_member(&stage, &client, "merchant:42", true).await;
     stage.policies.leave("17", "Merchant_42").await.unwrap();
+    let begun = Instant::now();
     expect_member(&stage, &client, "merchant:42", false).await;
+    // A second for asking the list, on a busy machine.
+    assert!(begun.elapsed() < Duration::from_secs(CACHE_SECS as u64 + 1), "{:?}", begun.elapsed());
+    expect_member(&stage, &client, "organizer:7", true).await;
+    stage.send_to_room("merchant:42", "not for it").await;
+    stage.send_to_room("organizer:7", "for it").await;
+    assert_eq!(client.next_envelope().await.event, "for it");
+    client.send("join", json!({"rooms": ["merchant:42"]})).await;
+    stage.send_to_client(client.id(), "after the join").await;
+    client.expect("after the join").await;
+    expect_member(&stage, &client, "merchant:42", false).await;
+
+    stage.policies.join("17", "Merchant_42").await.unwrap();
+    let begun = Instant::now();
+    while !rooms_of(&stage, &client).await.iter().any(|room| room == "merchant:42") {
+        assert!(begun.elapsed() < LIMIT, "the right is there again, and the connection is not let in");
+        client.send("join", json!({"rooms": ["merchant:42"]})).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test]

@@ -121,6 +121,36 @@ async fn a_withdrawn_key_stops_working_at_the_next_refresh() {
 }
 
 #[tokio::test]
+async fn a_rotation_of_keys_closes_only_who_does_not_refresh() {
+    let quick = |settings: gateway::Builder| {
+        settings.set("session.expiring_lead_secs", 6).live("keys.refresh_secs", 1).live("keys.min_refresh_secs", 1)
+    };
+    let stage = Stage::with(quick).await;
+    let (mut stays, mut goes) = (stage.client("17").await, stage.client("17").await);
+    // Nobody has told the gateway of the new key when the first token with it comes.
+    stage.issuer.add_key("key-2", Algorithm::EdDSA);
+    let fresh = stage.issuer.sign("key-2", &stage.issuer.claims("17"));
+    stays.send("refresh", json!({"type": "Bearer", "token": fresh})).await;
+    stays.expect("refreshed").await;
+    let mut new = stage.connect().await;
+    new.authenticate(&fresh, KeyMember::None).await;
+
+    stage.issuer.publish("key-1", false);
+    assert!(goes.expect("expiring").await.data["expiresAt"].is_string());
+    assert_eq!(goes.expect_closed().await, (4005, "Token expired".into()));
+    expect_refused(&stage, &stage.issuer.token("17"), "a withdrawn key").await;
+    let path = "/socket/websocket/users/17/messages";
+    let roles = json!([{"id": "r1", "identifier": "super-admin", "priority": 0}]);
+    let mut claims = stage.issuer.claims("1");
+    claims["roles"] = roles;
+    let admin = stage.issuer.sign("key-2", &claims);
+    stage.gateway.rest("POST", path, &admin, Some(json!({"event": "still here", "data": null}))).await.expect(202);
+    for client in [&mut stays, &mut new] {
+        assert_eq!(client.next_envelope().await.event, "still here", "and it was not told to end");
+    }
+}
+
+#[tokio::test]
 async fn known_keys_work_on_while_the_issuer_is_away() {
     let stage = Stage::with(|settings| settings.live("keys.refresh_secs", 1).live("keys.min_refresh_secs", 1)).await;
     stage.issuer.answer(Answer::Drop);

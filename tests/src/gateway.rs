@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::time::timeout;
 use toml::Table;
 
 use crate::issuer::{AUDIENCE, Issuer};
@@ -80,6 +81,17 @@ impl Builder {
             .set("bus.nodes", vec![address.to_string()])
             .set("bus.self_ping_interval_ms", 300)
             .set("bus.deaf_after_ms", 2000)
+    }
+
+    /// Routes through the Redis that these sentinels watch as `mymaster`.
+    pub fn sentinels(self, sentinels: Vec<String>) -> Self {
+        self.redis(SocketAddr::from(([127, 0, 0, 1], 0))).set("bus.mode", "sentinel").set("bus.nodes", sentinels)
+    }
+
+    /// Routes through a Redis cluster with these nodes.
+    pub fn cluster(self, nodes: &[SocketAddr]) -> Self {
+        let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+        self.redis(SocketAddr::from(([127, 0, 0, 1], 0))).set("bus.mode", "cluster").set("bus.nodes", nodes)
     }
 
     /// Consumes a topic; every gateway of one builder is in one group.
@@ -178,12 +190,17 @@ impl Builder {
     pub async fn run_to_end(self, arguments: &[&str]) -> (ExitStatus, String) {
         let files = Files::write(&self, 0);
         let mut command = Command::new(binary().await);
-        command.args(arguments).arg("--config").arg(&files.config).stdin(Stdio::null());
-        let output = tokio::task::spawn_blocking(move || command.output());
-        let output = crate::wait::within("the process ends", output).await.expect("no panic").expect("the gateway starts");
-        let text = [output.stdout, output.stderr].concat();
-        (output.status, String::from_utf8_lossy(&text).into_owned())
+        command.args(arguments).arg("--config").arg(&files.config);
+        run_to_end(command).await
     }
+}
+
+async fn run_to_end(mut command: Command) -> (ExitStatus, String) {
+    let output = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output());
+    let output = timeout(START_LIMIT, output).await.expect("the process ends within a minute");
+    let output = output.expect("no panic").expect("the gateway starts");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status, String::from_utf8_lossy(&text).into_owned())
 }
 
 /// A source that trusts an issuer and its roles.
@@ -319,7 +336,7 @@ impl Gateway {
     pub async fn expect_readiness(&self, status: u16) {
         let url = format!("http://{}/readyz?verbose", self.admin);
         let last = std::sync::Mutex::new(String::new());
-        let waited = tokio::time::timeout(START_LIMIT, async {
+        let waited = timeout(START_LIMIT, async {
             until_within(START_LIMIT * 2, "readiness", || async {
                 let answer = rest::try_ask(rest::http().get(&url)).await.ok()?;
                 *last.lock().expect("no panic") = answer.text.clone();
@@ -393,6 +410,18 @@ impl Gateway {
 
     async fn live_revision(&self) -> Value {
         self.admin("GET", "/status").await.expect(200).json()["liveRevision"].clone()
+    }
+
+    /// Runs the program beside this one with the same settings and this one's real addresses, to its end: for subcommands that ask a
+    /// running gateway, or work on what it works on. Gives the exit status and all it wrote.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub async fn run_beside(&self, arguments: &[&str]) -> (ExitStatus, String) {
+        let mut command = Command::new(binary().await);
+        command.args(arguments).arg("--config").arg(&self.files.config);
+        command.env("SIGNAL__SERVER__ADMIN_ADDRESS", self.admin.to_string());
+        run_to_end(command).await
     }
 
     /// Kill -9.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use signal_services::{Kafka, KafkaHome, Postgres, Redis, Server};
+use signal_services::{Kafka, KafkaHome, Postgres, Redis, Sentinels, Server};
 use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 
@@ -93,6 +93,135 @@ pub async fn redis() -> Option<Own> {
         return None;
     }
     Some(Own::start(|dir| Redis::start(dir, &[])).await)
+}
+
+/// A Redis master named `mymaster` with a replica and three sentinels, all of the test's own.
+pub struct Watched {
+    parts: Arc<Mutex<Sentinels>>,
+    sentinels: Vec<SocketAddr>,
+    replica: SocketAddr,
+    _dir: TempDir,
+}
+
+impl Watched {
+    /// `host:port` of each sentinel.
+    pub fn sentinels(&self) -> Vec<String> {
+        self.sentinels.iter().map(ToString::to_string).collect()
+    }
+
+    /// Who becomes master when the first one is gone.
+    pub fn replica(&self) -> SocketAddr {
+        self.replica
+    }
+
+    /// Kill -9 of the first master.
+    ///
+    /// # Panics
+    /// When it cannot be killed.
+    pub async fn kill_master(&self) {
+        let parts = Arc::clone(&self.parts);
+        tokio::task::spawn_blocking(move || parts.lock().master.kill()).await.expect("the master is killed");
+    }
+}
+
+/// A Redis that sentinels watch.
+///
+/// # Panics
+/// When it does not start.
+pub async fn watched_redis() -> Option<Watched> {
+    if !Redis::is_installed() {
+        skip("redis-server is not installed");
+        return None;
+    }
+    let dir = scratch();
+    let path = dir.path().to_owned();
+    let parts = tokio::task::spawn_blocking(move || Redis::start_sentinels(&path)).await.expect("no panic").expect("sentinels start");
+    let sentinels = parts.sentinels.iter().map(Server::address).collect();
+    let replica = parts.replica.address();
+    Some(Watched { parts: Arc::new(Mutex::new(parts)), sentinels, replica, _dir: dir })
+}
+
+/// A Redis cluster of the test's own: three masters and a replica of each.
+pub struct Cluster {
+    nodes: Arc<Mutex<Vec<Server>>>,
+    addresses: Vec<SocketAddr>,
+    _dir: TempDir,
+}
+
+impl Cluster {
+    /// Where its nodes listen; those that were masters at first come first.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Kill -9 of one node.
+    ///
+    /// # Panics
+    /// When it cannot be killed.
+    pub async fn kill(&self, node: usize) {
+        let nodes = Arc::clone(&self.nodes);
+        tokio::task::spawn_blocking(move || nodes.lock()[node].kill()).await.expect("the node is killed");
+    }
+}
+
+/// A Redis cluster.
+///
+/// # Panics
+/// When it does not start.
+pub async fn redis_cluster() -> Option<Cluster> {
+    if !Redis::is_installed() {
+        skip("redis-server is not installed");
+        return None;
+    }
+    let dir = scratch();
+    let path = dir.path().to_owned();
+    let nodes = tokio::task::spawn_blocking(move || Redis::start_cluster(&path)).await.expect("no panic").expect("the cluster starts");
+    let addresses = nodes.iter().map(Server::address).collect();
+    Some(Cluster { nodes: Arc::new(Mutex::new(nodes)), addresses, _dir: dir })
+}
+
+/// A broker of the test's own with a second listener that asks for SCRAM-SHA-512.
+pub struct ScramKafka {
+    home: KafkaHome,
+    broker: Own,
+    scram: SocketAddr,
+}
+
+impl ScramKafka {
+    /// `host:port` in the clear.
+    pub fn clear(&self) -> String {
+        self.broker.address().to_string()
+    }
+
+    /// `host:port` of the listener that asks for a password.
+    pub fn scram(&self) -> String {
+        self.scram.to_string()
+    }
+
+    /// Gives a user a password, its only one; connections made with the one before stay.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub async fn set_password(&self, user: &'static str, password: &'static str) {
+        let (home, address) = (self.home.clone(), self.broker.address());
+        let set = tokio::task::spawn_blocking(move || Kafka::set_scram_password(&home, address, user, password));
+        set.await.expect("no panic").expect("the password is set");
+    }
+}
+
+/// A broker that asks for passwords.
+pub async fn scram_kafka() -> Option<ScramKafka> {
+    let home = kafka_home()?;
+    let (tell, told) = std::sync::mpsc::channel();
+    let with = home.clone();
+    let broker = Own::start(move |dir| {
+        let (server, scram) = Kafka::start_scram(&with, dir)?;
+        tell.send(scram)?;
+        Ok(server)
+    })
+    .await;
+    let scram = told.recv().expect("sent before the server was given");
+    Some(ScramKafka { home, broker, scram })
 }
 
 /// A Kafka broker of the test's own, to be killed and restarted.

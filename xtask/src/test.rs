@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use signal_services::{Kafka, KafkaHome, Postgres, Redis, Server};
+use signal_services::{Kafka, KafkaHome, Postgres, Redis, Server, find_program};
 
 use crate::outcome::Outcome;
 use crate::{cargo, setup};
@@ -22,6 +22,10 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
         step("format", cargo().args(["fmt", "--all", "--check"]))?;
         step("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
         step("docs", cargo().args(["doc", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"))?;
+        match find_program(&["cargo-deny"]) {
+            Some(_) => step("licences and sources", cargo().args(["deny", "check", "bans", "licenses", "sources"]))?,
+            None => println!("xtask: licences and sources are not checked: cargo-deny is not installed"),
+        }
     }
     // With the tests, so that the gateway's binary is built with the same features and nothing is compiled twice.
     step("build", cargo().args(["build", "--workspace", "--bins", "--tests"]))?;

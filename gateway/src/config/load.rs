@@ -24,7 +24,7 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// Loads the static settings: defaults, then `file`, then those of `environment` that begin with [`ENV_PREFIX`].
+/// Loads the static settings: defaults, then `file`, then those of `environment` that begin with `SIGNAL__`.
 ///
 /// # Errors
 /// Every unknown key and wrong value, together.

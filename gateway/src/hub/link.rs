@@ -1,7 +1,7 @@
 //! What a shard and a connection share: the socket, the outbox, and who is on the other end. Lives on one thread.
 
 use std::cell::{Cell, RefCell};
-use std::io;
+use std::io::{self, Read};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,6 +10,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use smallvec::SmallVec;
+use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::outbox::{Bounds, Flushed, Outbox, Overflow, Sink};
@@ -30,6 +32,8 @@ impl Sink for TcpStream {
 pub(super) struct Seat {
     pub(super) room: u32,
     pub(super) at: u32,
+    /// Given by an administrator, past the ACL: no look at the rules takes it away.
+    pub(super) granted: bool,
 }
 
 /// A connection as its shard sees it.
@@ -185,16 +189,20 @@ impl Link {
 
     /// Writes what waits; says how far it came and how many bytes were written.
     pub fn flush(&self) -> io::Result<(Flushed, usize)> {
-        let mut out = self.out.borrow_mut();
-        let result = out.flush(&self.stream, Instant::now);
-        let waiting = out.waiting_bytes();
+        let result = self.out.borrow_mut().flush(&self.stream, Instant::now);
+        self.account(0);
+        result
+    }
+
+    /// Counts what waits, and `held` bytes of unfinished input, against the instance's budget.
+    pub fn account(&self, held: usize) {
+        let waiting = self.out.borrow().waiting_bytes() + held;
         let before = self.accounted.replace(waiting);
         if waiting > before {
             self.budget.fetch_add(waiting - before, Ordering::Relaxed);
         } else if before > waiting {
             self.budget.fetch_sub(before - waiting, Ordering::Relaxed);
         }
-        result
     }
 
     /// Whether nothing waits to be written.
@@ -218,13 +226,24 @@ impl Link {
     }
 
     /// Reads without waiting.
+    ///
+    /// A read that does not fill the buffer has emptied the socket, which is told to the runtime: the next read is not tried before there is more.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.try_read(buffer)
+        let mut short = None;
+        let result = self.stream.try_io(Interest::READABLE, || {
+            let n = (&*SockRef::from(&self.stream)).read(buffer)?;
+            if n > 0 && n < buffer.len() {
+                short = Some(n);
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(n)
+        });
+        short.map_or(result, Ok)
     }
 
     /// Tells the peer that nothing more comes.
     pub fn shutdown_write(&self) {
-        let _ = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
+        let _ = SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
     }
 }
 

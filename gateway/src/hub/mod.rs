@@ -128,6 +128,18 @@ impl Shared {
     }
 }
 
+/// Closes a shard's mailbox when its thread ends.
+struct Closes {
+    inlet: Arc<Inlet>,
+    _ended: oneshot::Sender<()>,
+}
+
+impl Drop for Closes {
+    fn drop(&mut self) {
+        self.inlet.mailbox.close();
+    }
+}
+
 /// A shard's way in from other threads.
 struct Inlet {
     mailbox: Mailbox<Command>,
@@ -170,7 +182,8 @@ impl Threads {
 
     /// Waits for all of them; says whether none panicked.
     pub fn join(self) -> bool {
-        self.0.into_iter().map(|(thread, _)| thread.join().is_ok()).fold(true, |all, one| all && one)
+        let panicked = self.0.into_iter().filter_map(|(thread, _)| thread.join().err()).count();
+        panicked == 0
     }
 }
 
@@ -208,10 +221,10 @@ impl Hub {
             let (shared, inlet, shutdown, serve) = (Arc::clone(&shared), Arc::clone(inlet), parts.shutdown.clone(), serve.clone());
             let (ended, end) = oneshot::channel();
             let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+                // Whatever way this thread ends: nobody waits for its answers, and the supervisor is told.
+                let _closes = Closes { inlet: Arc::clone(&inlet), _ended: ended };
                 let local = tokio::task::LocalSet::new();
                 local.block_on(&runtime, run(index as u16, shared, inlet, shutdown, serve));
-                drop(local);
-                drop(ended);
             })?;
             threads.push((thread, end));
         }
@@ -230,10 +243,13 @@ impl Hub {
         let excluded = |id: &&Id| !shared.directory.holders(&Destination::Client(**id)).is_empty();
         count = count.saturating_sub(dispatch.exclude.iter().filter(excluded).count());
         let message = envelope::encode(&dispatch.event, dispatch.data.get());
-        for (shard, _) in holders {
+        let bytes = message.frame().len();
+        for (n, (shard, _)) in holders.into_iter().enumerate() {
             let inlet = &self.inlets[usize::from(shard)];
             let (destination, exclude, span) = (dispatch.destination.clone(), Arc::clone(&dispatch.exclude), dispatch.span.clone());
-            if inlet.mailbox.push(Command::Deliver { destination, message: message.clone(), exclude, span }).is_err() {
+            // Each shard counts references to bytes of its own: cores that share a counter would wait for each other.
+            let message = if n == 0 { message.clone() } else { message.copied() };
+            if !inlet.mailbox.push_message(Command::Deliver { destination, message, exclude, span }, bytes) {
                 inlet.overflowed.store(true, Ordering::Release);
             }
         }
@@ -248,12 +264,12 @@ impl Hub {
                 counts.map(|(n, c)| (n as u16, c.authenticated.load(Ordering::Relaxed) as u32)).filter(|h| h.1 > 0).collect()
             }
             Destination::Room(name) => {
-                let holders = shared.directory.holders(destination);
-                // A client id is a room of its own.
-                match name.parse() {
-                    Ok(id) if holders.is_empty() => shared.directory.holders(&Destination::Client(id)).to_vec(),
-                    _ => holders.to_vec(),
+                let mut holders = shared.directory.holders(destination).to_vec();
+                // A client id is a room of its own, which nobody else may join.
+                if let Ok(id) = name.parse() {
+                    holders.extend(shared.directory.holders(&Destination::Client(id)));
                 }
+                holders
             }
             Destination::Client(_) | Destination::User(_) => shared.directory.holders(destination).to_vec(),
         }
@@ -282,11 +298,12 @@ impl Hub {
     /// Gives a socket to the shard with the fewest connections.
     pub fn adopt(&self, adopted: Adopted) {
         let Some(shared) = &self.shared else { return };
-        let fewest = shared.counts.iter().enumerate().min_by_key(|(_, c)| c.total.load(Ordering::Relaxed));
+        let alive = shared.counts.iter().enumerate().filter(|(index, _)| !self.inlets[*index].mailbox.is_closed());
+        let fewest = alive.min_by_key(|(_, c)| c.total.load(Ordering::Relaxed));
         let Some((index, counts)) = fewest else { return };
         counts.total.fetch_add(1, Ordering::Relaxed);
         shared.metrics.connections.inc();
-        if self.inlets[index].mailbox.push(Command::Adopt(Box::new(adopted))).is_err() {
+        if !self.inlets[index].mailbox.push_message(Command::Adopt(Box::new(adopted)), 0) {
             counts.total.fetch_sub(1, Ordering::Relaxed);
             shared.metrics.connections.dec();
         }
@@ -294,7 +311,9 @@ impl Hub {
 
     async fn ask<T>(&self, shard: u16, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        self.inlets[usize::from(shard)].mailbox.push(command(reply)).ok()?;
+        if !self.inlets[usize::from(shard)].mailbox.push_command(command(reply)) {
+            return None;
+        }
         answer.await.ok()
     }
 
@@ -302,7 +321,7 @@ impl Hub {
         let mut answers = Vec::new();
         for inlet in self.inlets.iter() {
             let (reply, answer) = oneshot::channel();
-            if inlet.mailbox.push(command(reply)).is_ok() {
+            if inlet.mailbox.push_command(command(reply)) {
                 answers.push(answer);
             }
         }
@@ -390,6 +409,9 @@ impl Hub {
     }
 }
 
+/// Room for so many commands is kept between batches.
+const KEPT_BATCH: usize = 4096;
+
 async fn run<S, F>(index: u16, shared: Arc<Shared>, inlet: Arc<Inlet>, shutdown: CancellationToken, serve: S)
 where
     S: Fn(Rc<Shard>, Rc<Link>, Bytes) -> F,
@@ -409,11 +431,14 @@ where
     let mut live = shared.live.clone();
     let mut ticks = tokio::time::interval(wheel::TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let mut due = Vec::new();
+    let (mut due, mut batch) = (Vec::new(), Vec::new());
     loop {
         tokio::select! {
-            batch = inlet.mailbox.take() => {
-                shard.perform(batch, &adopt).await;
+            () = inlet.mailbox.take(&mut batch) => {
+                shard.perform(&mut batch, &adopt).await;
+                if batch.capacity() > KEPT_BATCH {
+                    batch = Vec::new();
+                }
                 if inlet.overflowed.swap(false, Ordering::Acquire) {
                     shard.resync("overloaded").await;
                 }

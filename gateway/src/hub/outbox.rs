@@ -106,10 +106,12 @@ impl Outbox {
     /// Queues a message, or holds it back.
     pub(super) fn push(&mut self, message: &Message, bounds: Bounds) -> Result<(), Overflow> {
         if let Some(held) = &mut self.held {
+            if held.bytes + message.frame().len() > bounds.bytes || held.messages.len() >= bounds.frames {
+                return Err(Overflow);
+            }
             held.bytes += message.frame().len();
             held.messages.push(message.clone());
-            let over = held.bytes > bounds.bytes || held.messages.len() > bounds.frames;
-            return if over { Err(Overflow) } else { Ok(()) };
+            return Ok(());
         }
         self.push_now(message, bounds)
     }
@@ -131,9 +133,12 @@ impl Outbox {
         if self.closing {
             return Ok(());
         }
+        if self.bytes + length > bounds.bytes || self.items.len() >= bounds.frames {
+            return Err(Overflow);
+        }
         self.items.push(item);
         self.bytes += length;
-        if self.bytes > bounds.bytes || self.items.len() > bounds.frames { Err(Overflow) } else { Ok(()) }
+        Ok(())
     }
 
     /// Drops what waits, but for the rest of a frame that is half written, and queues this as the last frame ever.
@@ -157,6 +162,7 @@ impl Outbox {
 
     fn discard(&mut self) {
         self.held = None;
+        self.closing = true;
         self.items.truncate(usize::from(self.begun));
         self.bytes = match self.items.first() {
             Some(Item::Raw(rest)) => rest.len() - self.written,
@@ -228,50 +234,54 @@ impl Outbox {
         (wanted, result)
     }
 
-    /// Puts as many items as fit together for one write. What was put together and not written becomes the first item.
+    /// Puts as many items as fit together for one write. Of what was not written only the frame that was begun stays as bytes, since a sealed frame
+    /// is never sealed twice; all others wait on as they are.
     fn write_together(&mut self, sink: &impl Sink) -> (usize, io::Result<usize>) {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { write, seal } = scratch;
             write.clear();
-            let mut taken = 0;
+            let mut ends: SmallVec<[usize; 64]> = SmallVec::new();
             for item in &self.items {
+                let from = if ends.is_empty() { self.written } else { 0 };
+                let length = match item {
+                    Item::Raw(frame) => frame.len() - from,
+                    Item::Sealed(message) => Cipher::sealed_length(message.payload().len()),
+                };
+                if !ends.is_empty() && write.len() + length > WRITE_BYTES {
+                    break;
+                }
                 match item {
-                    Item::Raw(frame) => {
-                        let from = if taken == 0 { self.written } else { 0 };
-                        if taken > 0 && write.len() + frame.len() > WRITE_BYTES {
-                            break;
-                        }
-                        write.extend_from_slice(&frame[from..]);
-                    }
+                    Item::Raw(frame) => write.extend_from_slice(&frame[from..]),
                     Item::Sealed(message) => {
-                        if taken > 0 && write.len() + Cipher::sealed_length(message.payload().len()) > WRITE_BYTES {
-                            break;
-                        }
                         let mut iv = [0u8; IV_BYTES];
                         rand::rng().fill_bytes(&mut iv);
-                        self.seal.as_ref().expect("a message is only queued for sealing with a cipher").seal(
-                            message.payload(),
-                            iv,
-                            seal,
-                            write,
-                        );
+                        let cipher = self.seal.as_ref().expect("a message is only queued for sealing with a cipher");
+                        cipher.seal(message.payload(), iv, seal, write);
                     }
                 }
-                taken += 1;
+                ends.push(write.len());
             }
             let wanted = write.len();
             let result = sink.write(write);
-            let written = match &result {
-                Ok(n) => *n,
-                Err(_) => 0,
-            };
-            // A sealed frame is never sealed twice: its rest stays as the bytes that were begun.
-            let rest = (written < wanted).then(|| Item::Raw(Bytes::copy_from_slice(&write[written..])));
-            self.written = 0;
-            self.items.drain(..taken);
-            self.begun = rest.is_some() && (written > 0 || self.begun);
-            if let Some(rest) = rest {
-                self.items.insert(0, rest);
+            let written = *result.as_ref().unwrap_or(&0);
+            if written > 0 {
+                let done = ends.partition_point(|end| *end <= written);
+                let start = if done == 0 { 0 } else { ends[done - 1] };
+                if done > 0 {
+                    self.items.drain(..done);
+                    (self.written, self.begun) = (0, false);
+                }
+                if written > start {
+                    self.begun = true;
+                    match &self.items[0] {
+                        Item::Raw(_) => self.written += written - start,
+                        Item::Sealed(_) => {
+                            let end = ends[done];
+                            self.items[0] = Item::Raw(Bytes::copy_from_slice(&write[written..end]));
+                            self.written = 0;
+                        }
+                    }
+                }
             }
             if write.capacity() > 4 * WRITE_BYTES {
                 *write = Vec::with_capacity(WRITE_BYTES);
@@ -390,22 +400,30 @@ mod tests {
     }
 
     #[test]
-    fn finishing_keeps_the_rest_of_a_half_written_frame() {
-        let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
-        for n in 0..3 {
-            outbox.push(&message(n), WIDE).unwrap();
+    fn finishing_keeps_the_rest_of_a_half_written_frame_and_nothing_else() {
+        for sealed in [false, true] {
+            for (room, whole) in [(0, 0), (4, 1), (15, 2)] {
+                let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+                if sealed {
+                    outbox.seal_with(Rc::new(Cipher::new(&[1; 32])));
+                }
+                for n in 0..3 {
+                    outbox.push(&message(n), WIDE).unwrap();
+                }
+                // In the clear a frame has 11 bytes.
+                pipe.room.set(if sealed { room * Cipher::sealed_length(9) / 11 } else { room });
+                outbox.flush(&pipe, Instant::now).unwrap();
+                assert!(outbox.blocked_since().is_some());
+                outbox.finish(&Message::close(4008, "Slow consumer"));
+                outbox.push(&message(9), WIDE).unwrap();
+                pipe.room.set(usize::MAX);
+                outbox.flush(&pipe, Instant::now).unwrap();
+                let got = frames(&pipe.got.borrow());
+                assert_eq!(got.len(), whole + 1, "sealed {sealed}, room {room}");
+                assert_eq!(got.last().unwrap()[..2], 4008u16.to_be_bytes());
+                assert_eq!(outbox.waiting_bytes(), 0);
+            }
         }
-        pipe.room.set(4);
-        outbox.flush(&pipe, Instant::now).unwrap();
-        assert!(outbox.blocked_since().is_some());
-        outbox.finish(&Message::close(4008, "Slow consumer"));
-        outbox.push(&message(9), WIDE).unwrap();
-        pipe.room.set(usize::MAX);
-        outbox.flush(&pipe, Instant::now).unwrap();
-        let got = frames(&pipe.got.borrow());
-        assert_eq!(got[0], b"message 0");
-        assert_eq!(got.last().unwrap()[..2], 4008u16.to_be_bytes());
-        assert!(!got.iter().any(|f| f == b"message 9"));
     }
 
     #[test]

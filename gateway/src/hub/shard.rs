@@ -34,6 +34,9 @@ pub const DEFAULT_ROOMS: [&str; 2] = ["ws-default", "ws-notification"];
 
 /// How many connections are written to before the shard lets others run.
 const FLUSHES_PER_TURN: usize = 512;
+/// How many messages, or bytes of them, are queued before they are written: a burst leaves together, and a reader that keeps up is never taken for slow.
+const MESSAGES_PER_FLUSH: usize = 64;
+const BYTES_PER_FLUSH: usize = 128 * 1024;
 
 /// An upgraded socket on its way to a shard.
 pub struct Adopted {
@@ -152,7 +155,7 @@ impl Shard {
         self.by_user.borrow_mut().entry(user).or_default().push(link.slot);
         *link.principal.borrow_mut() = Some(principal);
         for name in DEFAULT_ROOMS {
-            self.enter(link, name);
+            self.enter(link, name, false);
         }
         self.shared.counts[usize::from(self.index)].authenticated.fetch_add(1, Ordering::Relaxed);
         self.shared.metrics.authenticated.inc();
@@ -183,15 +186,24 @@ impl Shard {
         link.seats.borrow().iter().map(|seat| rooms[seat.room as usize].name.to_string()).collect()
     }
 
-    /// Joins rooms, up to the limit per connection; says which are new.
-    pub fn join(&self, link: &Rc<Link>, names: &[String]) -> Vec<String> {
+    /// Names of the rooms it is in by right, the default ones excepted: they are left when the right ends.
+    pub fn rooms_by_right(&self, link: &Link) -> Vec<String> {
+        let rooms = self.rooms.borrow();
+        let seats = link.seats.borrow();
+        let names = seats.iter().filter(|seat| !seat.granted).map(|seat| &*rooms[seat.room as usize].name);
+        names.filter(|name| !DEFAULT_ROOMS.contains(name)).map(str::to_owned).collect()
+    }
+
+    /// Joins rooms, up to the limit per connection; says which are new. `granted` by an administrator, they are kept whatever the rules say.
+    pub fn join(&self, link: &Rc<Link>, names: &[String], granted: bool) -> Vec<String> {
         let limit = self.caps().rooms;
-        // A connection's own id is a room it is in from the start.
-        let joined: Vec<String> = names
-            .iter()
-            .filter(|name| name.as_str() != link.id.as_str() && link.seats.borrow().len() < limit && self.enter(link, name))
-            .cloned()
-            .collect();
+        let may = |name: &str| match name.parse::<Id>() {
+            // A client id is a room of its own: the client is in it from the start, and nobody else ever is.
+            Ok(id) => id != link.id && self.shared.directory.holders(&Destination::Client(id)).is_empty(),
+            Err(_) => true,
+        };
+        let enter = |name: &&String| may(name) && link.seats.borrow().len() < limit && self.enter(link, name, granted);
+        let joined: Vec<String> = names.iter().filter(enter).cloned().collect();
         if !joined.is_empty() {
             self.shared.hear(joined.iter().map(|name| Destination::Room(name.as_str().into())).collect());
         }
@@ -207,7 +219,7 @@ impl Shard {
         left
     }
 
-    fn enter(&self, link: &Link, name: &str) -> bool {
+    fn enter(&self, link: &Link, name: &str, granted: bool) -> bool {
         let mut rooms = self.rooms.borrow_mut();
         let known = self.by_room.borrow().get(name).copied();
         let room = known.unwrap_or_else(|| {
@@ -217,11 +229,12 @@ impl Shard {
             room
         });
         let mut seats = link.seats.borrow_mut();
-        if seats.iter().any(|seat| seat.room == room) {
+        if let Some(seat) = seats.iter_mut().find(|seat| seat.room == room) {
+            seat.granted |= granted;
             return false;
         }
         let entered = &mut rooms[room as usize];
-        seats.push(Seat { room, at: entered.members.len() as u32 });
+        seats.push(Seat { room, at: entered.members.len() as u32, granted });
         entered.members.push(link.slot);
         self.shared.directory.add(&Destination::Room(Arc::clone(&entered.name)), self.index, u32::MAX);
         true
@@ -318,15 +331,24 @@ impl Shard {
     }
 
     /// Performs what other threads asked; messages are queued first and then written, one call per connection.
-    pub(super) async fn perform(self: &Rc<Self>, batch: Vec<Command>, adopt: &impl Fn(Adopted)) {
+    pub(super) async fn perform(self: &Rc<Self>, batch: &mut Vec<Command>, adopt: &impl Fn(Adopted)) {
         let started = Instant::now();
-        let mut delivered = 0;
         // Each ends when what it stands for is written.
         let mut traced = Vec::new();
-        for command in batch {
-            if !matches!(command, Command::Deliver { .. }) {
-                // What was asked before is done before: a message sent before a close arrives before it.
+        let (mut delivered, mut messages, mut bytes) = (0, 0, 0);
+        for command in batch.drain(..) {
+            // What was asked before is done before: a message sent before a close arrives before it.
+            let full = match &command {
+                Command::Deliver { message, .. } => {
+                    messages += 1;
+                    bytes += message.frame().len();
+                    messages > MESSAGES_PER_FLUSH || bytes > BYTES_PER_FLUSH
+                }
+                _ => messages > 0,
+            };
+            if full {
                 self.flush_touched().await;
+                (messages, bytes) = (0, 0);
             }
             match command {
                 Command::Adopt(adopted) => adopt(*adopted),
@@ -358,7 +380,7 @@ impl Shard {
                 }
                 Command::List(query, reply) => answer(reply, self.list(&query)),
                 Command::Describe(id, reply) => answer(reply, self.find(id).map(|link| self.info(&link))),
-                Command::Join(id, rooms, reply) => answer(reply, self.member(id).map(|link| self.join(&link, &rooms))),
+                Command::Join(id, rooms, reply) => answer(reply, self.member(id).map(|link| self.join(&link, &rooms, true))),
                 Command::Leave(id, rooms, reply) => answer(reply, self.member(id).map(|link| self.leave(&link, &rooms))),
             }
         }
@@ -401,14 +423,12 @@ impl Shard {
             }
             Destination::Room(name) => {
                 let room = self.by_room.borrow().get(name).copied();
-                match room {
-                    Some(room) => self.rooms.borrow()[room as usize].members.iter().for_each(|slot| hand(&links[*slot as usize])),
-                    // A client id is a room of its own.
-                    None => {
-                        let slot = name.parse().ok().and_then(|id: Id| self.by_client.borrow().get(&id).copied());
-                        slot.into_iter().for_each(|slot| hand(&links[slot as usize]));
-                    }
+                if let Some(room) = room {
+                    self.rooms.borrow()[room as usize].members.iter().for_each(|slot| hand(&links[*slot as usize]));
                 }
+                // A client id is a room of its own.
+                let slot = name.parse().ok().and_then(|id: Id| self.by_client.borrow().get(&id).copied());
+                slot.into_iter().for_each(|slot| hand(&links[slot as usize]));
             }
             Destination::Broadcast => links.iter().for_each(|(_, link)| hand(link)),
         }
@@ -426,6 +446,7 @@ impl Shard {
             link.touched.set(false);
             // While the socket is blocked its own task goes on as soon as it takes more.
             if link.blocked_since().is_some() {
+                link.account(0);
                 continue;
             }
             match link.flush() {

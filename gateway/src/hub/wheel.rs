@@ -7,7 +7,13 @@ use std::time::{Duration, Instant};
 
 /// How coarse deadlines are.
 pub(super) const TICK: Duration = Duration::from_millis(50);
+const TICK_MS: u64 = TICK.as_millis() as u64;
 const SLOTS: usize = 1024;
+
+/// Whole milliseconds, rounded up: a deadline is never early.
+fn millis(duration: Duration) -> u64 {
+    duration.as_secs() * 1000 + u64::from(duration.subsec_nanos().div_ceil(1_000_000))
+}
 
 /// Deadlines of one shard.
 #[derive(Debug)]
@@ -33,13 +39,14 @@ impl Wheel {
 
     /// The tick that [`Wheel::schedule`] would choose.
     pub(super) fn tick_of(&self, at: Instant) -> u64 {
-        let due = at.saturating_duration_since(self.started).as_millis().div_ceil(TICK.as_millis()) as u64;
+        let due = millis(at.saturating_duration_since(self.started)).div_ceil(TICK_MS);
         due.clamp(self.tick, self.tick + SLOTS as u64 - 1)
     }
 
     /// Turns to `now` and hands out every key that is due.
     pub(super) fn turn(&mut self, now: Instant, due: &mut Vec<u32>) {
-        let until = (now.saturating_duration_since(self.started).as_millis() / TICK.as_millis()) as u64;
+        let passed = now.saturating_duration_since(self.started);
+        let until = (passed.as_secs() * 1000 + u64::from(passed.subsec_millis())) / TICK_MS;
         // After a long sleep one full turn visits every slot.
         self.tick = self.tick.max((until + 1).saturating_sub(SLOTS as u64));
         while self.tick <= until {

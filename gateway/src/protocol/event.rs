@@ -1,5 +1,7 @@
 //! Names and payloads of the system events (`wire protocol`, "System events") and of our own (`contracts`, "WebSocket events").
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -86,11 +88,16 @@ pub struct Rooms {
 
 impl Rooms {
     /// The names that may be asked for at all: strings, not empty, at most 256 characters, not beginning with `ws:`.
+    /// Without repeats, and at most [`MAX_ROOMS_PER_EVENT`] of them.
     pub fn names(self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
+        let mut seen = HashSet::new();
         for room in self.rooms {
+            if names.len() == MAX_ROOMS_PER_EVENT {
+                break;
+            }
             match room {
-                serde_json::Value::String(name) if is_room_name(&name) && !names.contains(&name) => names.push(name),
+                serde_json::Value::String(name) if is_room_name(&name) && seen.insert(name.clone()) => names.push(name),
                 _ => {}
             }
         }
@@ -98,6 +105,8 @@ impl Rooms {
     }
 }
 
+/// Most rooms of one `join` or `leave`.
+pub const MAX_ROOMS_PER_EVENT: usize = 256;
 /// Longest room name in characters.
 pub const MAX_ROOM_CHARS: usize = 256;
 

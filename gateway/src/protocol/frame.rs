@@ -77,6 +77,8 @@ pub enum Item<'b> {
     Ping(&'b [u8]),
     /// It is there.
     Pong,
+    /// A part of a message that goes on.
+    Part,
     /// Goodbye, with a valid code if one was given.
     Close(Option<u16>),
 }
@@ -100,6 +102,11 @@ impl Decoder {
     /// Starts with bytes that were read already.
     pub fn with_pending(pending: Vec<u8>) -> Self {
         Self { pending, parts: None }
+    }
+
+    /// Bytes held for an unfinished frame or message.
+    pub fn held_bytes(&self) -> usize {
+        self.pending.capacity() + self.parts.as_ref().map_or(0, |parts| parts.data.capacity())
     }
 
     /// Whether a frame or message is unfinished.
@@ -158,7 +165,7 @@ impl Decoder {
                 }
                 parts.data.extend_from_slice(frame.payload);
                 if !frame.fin {
-                    return Ok(true);
+                    return Ok(on(Item::Part));
                 }
                 let whole = self.parts.take().expect("taken from above");
                 message(whole.opcode, &whole.data, on)
@@ -167,7 +174,7 @@ impl Decoder {
             opcode if frame.fin => message(opcode, frame.payload, on),
             opcode => {
                 self.parts = Some(Box::new(Parts { opcode, data: frame.payload.to_vec() }));
-                Ok(true)
+                Ok(on(Item::Part))
             }
         }
     }
@@ -315,6 +322,11 @@ impl Message {
         payload.extend_from_slice(reason.as_bytes());
         payload.truncate(MAX_CONTROL);
         Self::new(Opcode::Close, &payload)
+    }
+
+    /// The same message in bytes of its own.
+    pub fn copied(&self) -> Self {
+        Self { frame: Bytes::copy_from_slice(&self.frame), payload_at: self.payload_at }
     }
 
     /// The frame as it is written.

@@ -17,7 +17,7 @@ use rand::Rng;
 use super::Context;
 use super::operation::{Operation, Operations, Outcome, perform};
 use super::session::{Action, Actions, Input, Session, Verdict};
-use crate::hub::{DEFAULT_ROOMS, Flushed, Link, Shard};
+use crate::hub::{Flushed, Link, Shard};
 use crate::metrics::Metrics;
 use crate::protocol::Message;
 use crate::protocol::close::Close;
@@ -57,6 +57,8 @@ pub struct Connection {
     phase: Phase,
     /// Whether what came behind the request has yet to be looked at.
     fresh: bool,
+    /// Whether an unfinished message counts against the instance's budget.
+    held_input: bool,
     admitted: bool,
     encrypted: bool,
     closed_by: Option<&'static str>,
@@ -83,6 +85,7 @@ impl Connection {
             operations: None,
             phase: Phase::Open,
             fresh: true,
+            held_input: false,
             admitted: false,
             encrypted: false,
             closed_by: None,
@@ -151,7 +154,7 @@ impl Connection {
     }
 
     fn ask(&mut self, operation: Operation) {
-        if self.operations.get_or_insert_default().push(operation).is_err() {
+        if !self.operations.get_or_insert_default().push(operation) {
             self.link.send(&event::error(message::TOO_MANY_REQUESTS), self.shard.caps().outbox);
         }
     }
@@ -164,28 +167,40 @@ impl Connection {
             Outcome::Verdict(verdict) => self.step(now, Input::Verdict(verdict)),
             Outcome::Refreshed(verdict) => {
                 self.step(now, Input::Refreshed(verdict));
-                if let Some(principal) = self.session.principal() {
-                    self.shard.renew(&self.link, Arc::clone(principal));
+                if let Some(principal) = self.session.principal().cloned() {
+                    self.shard.renew(&self.link, Arc::clone(&principal));
+                    // As at admission: a revocation may have come since the verdict.
+                    if !self.context.authenticator.stands(&principal) {
+                        self.close(Close::Revoked, now);
+                    }
                 }
             }
             Outcome::Heard => self.step(now, Input::Heard),
             Outcome::Allowed(rooms) => {
-                if !self.shard.join(&self.link, &rooms).is_empty() && self.recheck_at.is_none() {
+                if !self.shard.join(&self.link, &rooms, false).is_empty() && self.recheck_at.is_none() {
                     self.recheck_at = Some(now + self.context.recheck_interval);
                 }
             }
-            Outcome::Lost(rooms) => {
+            Outcome::Lost(rooms) | Outcome::Leave(rooms) => {
                 self.shard.leave(&self.link, &rooms);
             }
             Outcome::Missed { after, missed } => {
                 let bounds = self.shard.caps().outbox;
-                let cursor = missed.rows.last().map_or(after, |row| row.seq);
+                // A page ends before it could fill the outbox of a reader that keeps up.
+                let (mut bytes, mut count, mut cursor) = (0, 0, after);
                 for row in &missed.rows {
-                    self.link.send(&event::created(row, missed.inbox), bounds);
+                    let message = event::created(row, missed.inbox);
+                    bytes += message.frame().len();
+                    if count > 0 && bytes > bounds.bytes / 4 {
+                        break;
+                    }
+                    self.link.send(&message, bounds);
+                    (count, cursor) = (count + 1, row.seq);
                 }
-                self.link.send(&event::synced(missed.rows.len(), cursor, missed.inbox, missed.more), bounds);
+                let more = missed.more || count < missed.rows.len();
+                self.link.send(&event::synced(count, cursor, missed.inbox, more), bounds);
                 // What was pushed meanwhile and is in the answer is not repeated; what lies beyond a page comes with the next sync.
-                self.link.release(bounds, |held| event::created_seq(held).is_none_or(|seq| seq > cursor && !missed.more));
+                self.link.release(bounds, |held| event::created_seq(held).is_none_or(|seq| seq > cursor && !more));
             }
             Outcome::Done => {}
             Outcome::Unavailable => {
@@ -235,6 +250,11 @@ impl Connection {
             self.close(error.into(), now);
             self.heard(now);
         }
+        let held = self.decoder.held_bytes();
+        if held > 0 || self.held_input {
+            self.held_input = held > 0;
+            self.link.account(held);
+        }
         self.link.note(self.session.state_name(), now);
     }
 
@@ -262,7 +282,7 @@ impl Connection {
                 self.link.send_clear(&Message::new(Opcode::Pong, payload), bounds);
                 self.step(now, Input::Alive);
             }
-            Item::Pong => self.step(now, Input::Alive),
+            Item::Pong | Item::Part => self.step(now, Input::Alive),
             Item::Close(code) => {
                 self.closed_by = Some(match code {
                     Some(1000) => "1000",
@@ -328,9 +348,7 @@ impl Connection {
                         self.ask(Operation::Join { who, rooms });
                     }
                 }
-                Action::Leave(rooms) => {
-                    self.shard.leave(&self.link, &rooms);
-                }
+                Action::Leave(rooms) => self.ask(Operation::Leave(rooms)),
                 Action::Refresh(token) => self.ask(Operation::Refresh { token }),
                 Action::MarkRead(which) => {
                     if let Some(who) = self.session.principal().cloned() {
@@ -355,11 +373,13 @@ impl Connection {
             return self.close(Close::LimitExceeded, now);
         }
         (self.admitted, self.encrypted) = (true, encrypted);
+        // Counted here and now, so that whatever way the connection ends, the interests are taken back after they were given.
+        let heard = self.context.bus.hear(self.shard.interests(&self.link));
         // A revocation, or a source's removal, that came between the verdict and the entry in the hub found nobody to close.
         if !self.context.authenticator.stands(&principal) {
             return self.close(Close::Revoked, now);
         }
-        self.ask(Operation::Hear(self.shard.interests(&self.link)));
+        self.operations.get_or_insert_default().push_own(Operation::Hear(heard));
     }
 
     fn release(&mut self, now: Instant) {
@@ -396,12 +416,11 @@ impl Connection {
     }
 
     fn recheck(&mut self, now: Instant) {
-        let rooms: Vec<String> =
-            self.shard.rooms_of(&self.link).into_iter().filter(|room| !DEFAULT_ROOMS.contains(&room.as_str())).collect();
+        let rooms = self.shard.rooms_by_right(&self.link);
         match self.session.principal().cloned() {
             Some(who) if !rooms.is_empty() => {
                 self.recheck_at = Some(now + self.context.recheck_interval);
-                self.ask(Operation::Recheck { who, rooms });
+                self.operations.get_or_insert_default().push_own(Operation::Recheck { who, rooms });
             }
             _ => self.recheck_at = None,
         }
@@ -413,16 +432,18 @@ impl Connection {
             self.close(close, now);
         }
         while !self.link.is_flushed() {
+            // A socket that was full is asked before bytes are put together for it.
+            if self.link.blocked_since().is_some() {
+                match self.link.poll_writable(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(_)) => return Err(Ended),
+                    Poll::Pending => return Ok(()),
+                }
+            }
             match self.link.flush() {
                 Ok((flushed, written)) => {
                     self.context.metrics.bytes_out.inc_by(written as u64);
-                    if flushed == Flushed::Blocked {
-                        match self.link.poll_writable(cx) {
-                            Poll::Ready(Ok(())) => {}
-                            Poll::Ready(Err(_)) => return Err(Ended),
-                            Poll::Pending => return Ok(()),
-                        }
-                    }
+                    debug_assert!(flushed == Flushed::All || self.link.blocked_since().is_some());
                 }
                 Err(_) => return Err(Ended),
             }

@@ -3,8 +3,9 @@
 //! hyper bounds what comes before the upgrade: the time for a request head, its size and its number of fields. A handshake's state is gone once the
 //! socket is with its shard.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -29,8 +30,15 @@ use crate::hub::{Adopted, Hub};
 use crate::id::IdGenerator;
 use crate::metrics::Metrics;
 
-/// Most TCP connections that are not WebSockets; more wait in the kernel's queue.
+/// Most TCP connections that are not WebSockets, or not yet; more wait in the kernel's queue ...
 const MAX_HTTP_CONNECTIONS: usize = 4096;
+/// ... and most of them from one address, unless it is a trusted proxy's.
+const MAX_HTTP_PER_ADDRESS: usize = 1024;
+/// How long such a connection may live before it is asked to close, and how long that may take.
+const HTTP_LIFE: Duration = Duration::from_secs(300);
+const HTTP_CLOSE: Duration = Duration::from_secs(30);
+/// How long written bytes may stay unacknowledged, or the peer's window shut, before the kernel gives a connection up (RFC 5482).
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an accept loop rests after the process ran out of file descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -56,13 +64,38 @@ struct Door {
     listener: Listener,
     bucket: Mutex<(f64, Instant)>,
     permits: Arc<Semaphore>,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+    shutdown: CancellationToken,
+}
+
+/// One connection of an address, until it is dropped.
+struct Counted {
+    door: Arc<Door>,
+    address: IpAddr,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.door.by_address.lock();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
 }
 
 /// Accepts until `shutdown`.
 pub async fn serve(listener: Listener, socket: TcpListener, shutdown: CancellationToken) {
     let burst = f64::from(listener.live.borrow().limits.accept_burst);
-    let door =
-        Arc::new(Door { listener, bucket: Mutex::new((burst, Instant::now())), permits: Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS)) });
+    let door = Arc::new(Door {
+        listener,
+        bucket: Mutex::new((burst, Instant::now())),
+        permits: Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS)),
+        by_address: Mutex::default(),
+        shutdown: shutdown.clone(),
+    });
     loop {
         let permit = tokio::select! {
             permit = Arc::clone(&door.permits).acquire_owned() => permit.expect("the semaphore is never closed"),
@@ -79,17 +112,31 @@ pub async fn serve(listener: Listener, socket: TcpListener, shutdown: Cancellati
             },
             () = shutdown.cancelled() => return,
         };
-        let (door, shutdown) = (Arc::clone(&door), shutdown.clone());
+        // One address cannot take every place; what it has too many of is closed at once.
+        let Some(counted) = count(&door, peer.ip()) else { continue };
+        let door = Arc::clone(&door);
         tokio::spawn(async move {
-            door.converse(stream, peer, shutdown).await;
-            drop(permit);
+            door.converse(stream, peer).await;
+            drop((permit, counted));
         });
     }
 }
 
+fn count(door: &Arc<Door>, address: IpAddr) -> Option<Counted> {
+    let is_proxy = door.listener.live.borrow().trusted_proxies.iter().any(|net| net.contains(&address));
+    let mut counts = door.by_address.lock();
+    let count = counts.entry(address).or_default();
+    if *count >= MAX_HTTP_PER_ADDRESS && !is_proxy {
+        return None;
+    }
+    *count += 1;
+    Some(Counted { door: Arc::clone(door), address })
+}
+
 impl Door {
-    async fn converse(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, shutdown: CancellationToken) {
+    async fn converse(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let _ = stream.set_nodelay(true);
+        let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(USER_TIMEOUT));
         let server = &self.listener.server;
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(TokioTimer::new())
@@ -101,14 +148,16 @@ impl Door {
         let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
         tokio::pin!(connection);
         let result = tokio::select! {
-            result = connection.as_mut() => result,
-            () = shutdown.cancelled() => {
+            result = connection.as_mut() => Ok(result),
+            () = async { tokio::select! { () = self.shutdown.cancelled() => {}, () = tokio::time::sleep(HTTP_LIFE) => {} } } => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                tokio::time::timeout(HTTP_CLOSE, connection).await
             }
         };
-        if let Err(error) = result {
-            tracing::debug!(%error, "a connection ended early");
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a connection ended early"),
+            Err(_) => tracing::debug!("a connection did not end in time"),
         }
     }
 
@@ -160,7 +209,7 @@ impl Door {
 
     /// Counts this connection against the limits of the instance.
     fn admit(&self, live: &Live) -> Result<(), Refusal> {
-        if self.listener.closed.load(Ordering::Acquire) {
+        if self.shutdown.is_cancelled() || self.listener.closed.load(Ordering::Acquire) {
             return Err(Refusal::Closed);
         }
         let limits = &live.limits;

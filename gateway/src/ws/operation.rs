@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::value::RawValue;
 use tokio::task::JoinHandle;
@@ -11,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::Context;
 use super::session::{GivenKey, Verdict};
 use crate::auth::{Principal, VerifyError};
-use crate::bus::Interest;
+use crate::bus::BusError;
 use crate::config::EncryptionMode;
 use crate::delivery::{Destination, Dispatch};
 use crate::id::Id;
@@ -23,15 +24,35 @@ use crate::store::{Missed, Which};
 const MAX_WAITING: usize = 16;
 
 /// Something that needs more than the shard.
-#[derive(Debug)]
 pub(super) enum Operation {
-    Verify { token: String, key: GivenKey },
-    Refresh { token: String },
-    Hear(Vec<Interest>),
-    Join { who: Arc<Principal>, rooms: Vec<String> },
-    Recheck { who: Arc<Principal>, rooms: Vec<String> },
-    MarkRead { who: Arc<Principal>, which: Which },
-    Sync { who: Arc<Principal>, after: i64, limit: u32 },
+    Verify {
+        token: String,
+        key: GivenKey,
+    },
+    Refresh {
+        token: String,
+    },
+    /// The interests are counted already; what is left is the server's word on them.
+    Hear(BoxFuture<'static, Result<(), BusError>>),
+    Join {
+        who: Arc<Principal>,
+        rooms: Vec<String>,
+    },
+    /// In its turn behind a `Join`.
+    Leave(Vec<String>),
+    Recheck {
+        who: Arc<Principal>,
+        rooms: Vec<String>,
+    },
+    MarkRead {
+        who: Arc<Principal>,
+        which: Which,
+    },
+    Sync {
+        who: Arc<Principal>,
+        after: i64,
+        limit: u32,
+    },
 }
 
 /// What came of it.
@@ -42,6 +63,8 @@ pub(super) enum Outcome {
     Heard,
     /// Rooms that may be joined.
     Allowed(Vec<String>),
+    /// Rooms that are to be left.
+    Leave(Vec<String>),
     /// Rooms whose right is gone.
     Lost(Vec<String>),
     Missed {
@@ -54,20 +77,25 @@ pub(super) enum Outcome {
 }
 
 /// The operations of one connection.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Operations {
     waiting: VecDeque<Operation>,
     running: Option<JoinHandle<Outcome>>,
 }
 
 impl Operations {
-    /// Queues an operation; gives it back when too many wait.
-    pub(super) fn push(&mut self, operation: Operation) -> Result<(), Operation> {
-        if self.waiting.len() >= MAX_WAITING {
-            return Err(operation);
+    /// Queues what a client asked for; false when too many wait.
+    pub(super) fn push(&mut self, operation: Operation) -> bool {
+        let room = self.waiting.len() < MAX_WAITING;
+        if room {
+            self.waiting.push_back(operation);
         }
-        self.waiting.push_back(operation);
-        Ok(())
+        room
+    }
+
+    /// Queues what the gateway itself wants: one `Hear` and one `Recheck` at the most, ahead of all that waits.
+    pub(super) fn push_own(&mut self, operation: Operation) {
+        self.waiting.push_front(operation);
     }
 
     /// The next operation to start, if none is running.
@@ -105,9 +133,10 @@ pub(super) async fn perform(context: Arc<Context>, id: Id, operation: Operation)
     match operation {
         Operation::Verify { token, key } => Outcome::Verdict(verify(&context, &token, key).await),
         Operation::Refresh { token } => Outcome::Refreshed(verify(&context, &token, None).await),
-        Operation::Hear(interests) => {
+        Operation::Leave(rooms) => Outcome::Leave(rooms),
+        Operation::Hear(heard) => {
             // Without Redis the connection goes on at once; it is told to resync when the bus is back.
-            let heard = tokio::time::timeout(context.subscribe_timeout, context.bus.hear(interests)).await;
+            let heard = tokio::time::timeout(context.subscribe_timeout, heard).await;
             if !matches!(heard, Ok(Ok(()))) {
                 tracing::debug!(client.id = %id, "connected before the bus hears for it");
             }

@@ -24,8 +24,6 @@ use crate::store::Which;
 pub const MAX_SYNC: u32 = 200;
 /// Most ids of one `notification:read`.
 pub const MAX_READ_IDS: usize = 1000;
-/// Most rooms in one `join` or `leave`.
-pub const MAX_ROOMS_PER_EVENT: usize = 256;
 
 /// What every session of the gateway goes by.
 #[derive(Debug, Clone)]
@@ -138,6 +136,8 @@ pub type Actions = SmallVec<[Action; 2]>;
 #[derive(Debug)]
 pub struct Member {
     principal: Arc<Principal>,
+    /// What `expiring` says: the token's end, or an earlier one.
+    expires_at: Option<DateTime<Utc>>,
     /// When `expiring` is due; `None` once sent, or for a token that never ends.
     warn_at: Option<Instant>,
     /// When the connection ends with the token.
@@ -367,8 +367,7 @@ impl Session {
             name::AUTHENTICATE => actions.push(Action::Send(event::error(message::ALREADY_AUTHENTICATED))),
             name::JOIN | name::LEAVE => {
                 let Ok(rooms) = envelope.read::<event::Rooms>() else { return actions.push(invalid()) };
-                let mut names = rooms.names();
-                names.truncate(MAX_ROOMS_PER_EVENT);
+                let names = rooms.names();
                 if !names.is_empty() {
                     actions.push(if envelope.event == name::JOIN { Action::Join(names) } else { Action::Leave(names) });
                 }
@@ -415,13 +414,16 @@ impl Session {
     }
 
     fn fallen(&mut self, now: Instant, wall: DateTime<Utc>, rules: &Rules, actions: &mut Actions) {
-        let (State::Authenticated(member) | State::Encrypted(member, _)) = &mut self.state else { return };
+        let (State::Admitting { member, .. } | State::Authenticated(member) | State::Encrypted(member, _)) = &mut self.state else {
+            return;
+        };
         let ends_at = now + rules.expiring_lead;
         if member.ends_at.is_none_or(|at| at > ends_at) {
             member.ends_at = Some(ends_at);
-            member.warn_at = None;
-            let lead = i64::try_from(rules.expiring_lead.as_secs()).unwrap_or(i64::MAX);
-            actions.push(Action::Send(event::expiring(wall + rules.expiring_lead, lead)));
+            member.warn_at = Some(now);
+            member.expires_at = Some(wall + rules.expiring_lead);
+            // Before `connected` it is not said yet: the next look at the deadlines says it.
+            self.tick(now, wall, rules, actions);
         }
     }
 
@@ -444,7 +446,7 @@ impl Session {
                 }
                 if member.warn_at.is_some_and(|at| now >= at) {
                     member.warn_at = None;
-                    if let Some(at) = member.principal.token().and_then(|t| t.expires_at) {
+                    if let Some(at) = member.expires_at {
                         let left = (at - wall).num_milliseconds().max(0);
                         actions.push(Action::Send(event::expiring(at, (left + 500) / 1000)));
                     }
@@ -463,11 +465,12 @@ impl Session {
 
 impl Member {
     fn new(principal: Arc<Principal>, now: Instant, wall: DateTime<Utc>, rules: &Rules, leeway: Duration) -> Self {
-        let left = principal.token().and_then(|t| t.expires_at).map(|at| (at - wall).to_std().unwrap_or_default());
+        let expires_at = principal.token().and_then(|t| t.expires_at);
+        let left = expires_at.map(|at| (at - wall).to_std().unwrap_or_default());
         // A token that outlives every clock's range never ends here.
         let ends_at = left.and_then(|left| now.checked_add(left)?.checked_add(leeway));
         let warn_at = left.and_then(|left| now.checked_add(left.saturating_sub(rules.expiring_lead)));
-        Self { principal, warn_at, ends_at }
+        Self { principal, expires_at, warn_at, ends_at }
     }
 }
 

@@ -4,7 +4,7 @@ use http::header::{
     CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_VERSION, UPGRADE,
 };
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 
 use crate::http::origin_allowed;
 
@@ -92,7 +92,8 @@ pub(super) fn accept<B>(request: &Request<B>, allowed_origins: &[String]) -> Res
     if request.method() != Method::GET {
         return Err(Refusal::Method);
     }
-    if !has_token(headers, &UPGRADE, "websocket") || !has_token(headers, &CONNECTION, "upgrade") {
+    // RFC 6455 section 4.2.1: an upgrade is a request of HTTP/1.1 or higher.
+    if request.version() < Version::HTTP_11 || !has_token(headers, &UPGRADE, "websocket") || !has_token(headers, &CONNECTION, "upgrade") {
         return Err(Refusal::NotAnUpgrade);
     }
     if single(headers, &SEC_WEBSOCKET_VERSION) != Some("13") {
@@ -166,6 +167,7 @@ mod tests {
     fn each_fault_has_its_refusal() {
         let refusal = |request: Request<()>| accept(&request, &["https://shop.example.com".into()]).unwrap_err();
         assert_eq!(refusal(request(|r| *r.method_mut() = Method::POST)), Refusal::Method);
+        assert_eq!(refusal(request(|r| *r.version_mut() = Version::HTTP_10)), Refusal::NotAnUpgrade);
         assert_eq!(refusal(request(set("upgrade", "h2c"))), Refusal::NotAnUpgrade);
         assert_eq!(refusal(request(set("connection", "close"))), Refusal::NotAnUpgrade);
         assert_eq!(refusal(request(set("sec-websocket-version", "8"))), Refusal::Version);

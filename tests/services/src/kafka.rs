@@ -83,7 +83,7 @@ impl KafkaHome {
     fn archive(&self) -> Result<()> {
         let scratch = self.0.join("scratch");
         let flag = format!("-XX:ArchiveClassesAtExit={}", self.0.join("classes.jsa").display());
-        let mut broker = Kafka::start_with(self, &scratch, Some(flag))?;
+        let mut broker = Kafka::start_with(self, &scratch, Some(flag), "")?;
         broker.stop();
         fs::remove_dir_all(&scratch)?;
         Ok(())
@@ -99,18 +99,50 @@ impl Kafka {
     /// # Errors
     /// When it does not start.
     pub fn start(home: &KafkaHome, dir: &Path) -> Result<Server> {
-        let archive = home.0.join("classes.jsa");
-        let flag = archive.is_file().then(|| format!("-XX:SharedArchiveFile={}", archive.display()));
-        Self::start_with(home, dir, flag)
+        Self::start_with(home, dir, Self::archive_flag(home), "")
     }
 
-    fn start_with(home: &KafkaHome, dir: &Path, flag: Option<String>) -> Result<Server> {
+    /// Starts a broker that has, beside the listener in the clear, one that asks for SCRAM-SHA-512; gives that one's address too.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_scram(home: &KafkaHome, dir: &Path) -> Result<(Server, SocketAddr)> {
+        let port = free_port()?;
+        let listener = format!(
+            "listeners=PLAINTEXT://127.0.0.1:@PORT@,SASL://127.0.0.1:{port},CONTROLLER://127.0.0.1:@CONTROLLER_PORT@\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:@PORT@,SASL://127.0.0.1:{port}\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+             sasl.enabled.mechanisms=SCRAM-SHA-512\n\
+             listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;\n"
+        );
+        let server = Self::start_with(home, dir, Self::archive_flag(home), &listener)?;
+        Ok((server, loopback(port)))
+    }
+
+    /// Sets the one SCRAM-SHA-512 password of a user; connections made with the one before stay.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub fn set_scram_password(home: &KafkaHome, broker: SocketAddr, user: &str, password: &str) -> Result<()> {
+        let mut command = home.java()?;
+        command.args(["kafka.admin.ConfigCommand", "--bootstrap-server", &broker.to_string(), "--alter"]);
+        command.args(["--entity-type", "users", "--entity-name", user]);
+        run(command.arg("--add-config").arg(format!("SCRAM-SHA-512=[iterations=4096,password={password}]")))
+    }
+
+    fn archive_flag(home: &KafkaHome) -> Option<String> {
+        let archive = home.0.join("classes.jsa");
+        archive.is_file().then(|| format!("-XX:SharedArchiveFile={}", archive.display()))
+    }
+
+    /// A property of `more` comes after the one of the template, and the last one counts.
+    fn start_with(home: &KafkaHome, dir: &Path, flag: Option<String>, more: &str) -> Result<Server> {
         fs::create_dir_all(dir)?;
         let log = dir.join("log");
         copy_folder(&home.0.join("formatted"), &log)?;
         let (port, controller) = (free_port()?, free_port()?);
         let properties = dir.join("server.properties");
-        fs::write(&properties, render(&log, port, controller))?;
+        fs::write(&properties, render(&format!("{PROPERTIES}\n{more}"), &log, port, controller))?;
         home.java()?;
         let home = home.clone();
         let command = move || {
@@ -136,14 +168,14 @@ fn prepare(draft: &Path, say: &impl Fn(&str)) -> Result<()> {
     let home = KafkaHome(draft.to_owned());
     let properties = draft.join("format.properties");
     // Ports that are never listened on: only the storage tool reads this file.
-    fs::write(&properties, render(&draft.join("formatted"), 9092, 9093))?;
+    fs::write(&properties, render(PROPERTIES, &draft.join("formatted"), 9092, 9093))?;
     let mut format = home.java()?;
     format.args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"]).arg(&properties);
     run(&mut format)
 }
 
-fn render(log: &Path, port: u16, controller: u16) -> String {
-    PROPERTIES
+fn render(template: &str, log: &Path, port: u16, controller: u16) -> String {
+    template
         .replace("@DATA@", &log.display().to_string())
         .replace("@CONTROLLER_PORT@", &controller.to_string())
         .replace("@PORT@", &port.to_string())

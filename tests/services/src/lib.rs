@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result};
 pub use kafka::{Kafka, KafkaHome};
 pub use postgres::Postgres;
 pub use process::{Server, bound_command, signal, spawn};
-pub use redis::Redis;
+pub use redis::{Redis, Sentinels};
 
 /// Where downloads are kept across runs: `$SIGNAL_CACHE`, else `~/.cache/signal`.
 ///

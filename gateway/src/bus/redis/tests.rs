@@ -595,31 +595,40 @@ async fn questions_reach_all_live_instances_and_the_silent_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_interests_are_confirmed_within_two_seconds() {
-    if !lab::available("ten_thousand_interests_are_confirmed_within_two_seconds") {
+async fn ten_thousand_interests_are_confirmed_in_few_commands() {
+    if !lab::available("ten_thousand_interests_are_confirmed_in_few_commands") {
         return;
     }
     let server = Server::start(&[]);
     let (mut a, b) = (opened(&standalone(&server)).await, opened(&standalone(&server)).await);
-    let began = Instant::now();
+    let before = subscribes(&server);
     let heard = (0..10_000).map(|n| a.bus.hear(vec![client(&format!("{n}")), room(&format!("{n}")), room("all")]));
     let heard = futures_util::future::join_all(heard.collect::<Vec<_>>()).await;
-    let took = began.elapsed();
     assert!(heard.iter().all(Result::is_ok));
-    assert!(took < Duration::from_secs(2), "{took:?}");
-    println!("10,000 interests of three channels each were confirmed in {took:?}");
+    // What comes while a command is on its way shares the next one: 20,001 channels would be as many commands one by one.
+    let commands = subscribes(&server) - before;
+    assert!(commands < 2000, "{commands} commands");
     assert_eq!(channels(&server, "ws:*").len(), 20_002);
     assert_eq!(a.metrics.bus_subscriptions.get(), 20_001);
-    let began = Instant::now();
+    let before = subscribes(&server);
     server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     a.resync().await;
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    // All is wanted at once on the new connection, so the commands are full; either bus has its own channels and a few tries besides.
+    let commands = subscribes(&server) - before;
+    assert!((40..100).contains(&commands), "{commands} commands");
     b.publish(client("9999"), 3).await;
     assert_eq!(a.number().await, 3);
     a.bus.unhear((0..10_000).flat_map(|n| [client(&format!("{n}")), room(&format!("{n}"))]).collect());
     a.bus.unhear(vec![room("all"); 10_000]);
     eventually("all are left", async || channels(&server, "ws:*").len() == 1).await;
     assert_eq!(a.metrics.bus_subscriptions.get(), 0);
+}
+
+/// How many `SUBSCRIBE` commands the server has run.
+fn subscribes(server: &Server) -> u64 {
+    let statistics = server.cli(&["INFO", "commandstats"]);
+    let line = statistics.lines().find_map(|line| line.strip_prefix("cmdstat_subscribe:calls="));
+    line.and_then(|line| line.split(',').next()).and_then(|calls| calls.parse().ok()).expect("a count of calls")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,6 +7,7 @@ enum Seen {
     Binary(Vec<u8>),
     Ping(Vec<u8>),
     Pong,
+    Part,
     Close(Option<u16>),
 }
 
@@ -37,6 +38,7 @@ fn read(decoder: &mut Decoder, bytes: &[u8], limit: usize) -> Result<Vec<Seen>, 
             Item::Binary(b) => Seen::Binary(b.into()),
             Item::Ping(p) => Seen::Ping(p.into()),
             Item::Pong => Seen::Pong,
+            Item::Part => Seen::Part,
             Item::Close(c) => Seen::Close(c),
         });
         true
@@ -69,7 +71,7 @@ fn the_unmasked_frames_of_rfc_6455_section_5_7_are_written() {
 #[test]
 fn a_message_in_parts_may_have_pings_between_them() {
     let bytes = [client(0x01, b"Hel"), client(0x89, b"?"), client(0x80, b"lo")].concat();
-    assert_eq!(all(&bytes), Ok(vec![Seen::Ping(b"?".to_vec()), Seen::Text("Hello".into())]));
+    assert_eq!(all(&bytes), Ok(vec![Seen::Part, Seen::Ping(b"?".to_vec()), Seen::Text("Hello".into())]));
 }
 
 #[test]

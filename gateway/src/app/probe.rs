@@ -1,0 +1,48 @@
+//! What readiness depends on after the start: keys, hearing, and the worker lease.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Authenticator;
+use crate::bus::{Bus, Hearing};
+use crate::hub::Hub;
+use crate::id::IdGenerator;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+
+/// How often readiness is looked at.
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Looks at what readiness depends on.
+pub(super) struct Probe {
+    pub(super) lifecycle: Arc<Lifecycle>,
+    pub(super) authenticator: Authenticator,
+    pub(super) bus: Arc<dyn Bus>,
+    pub(super) hub: Hub,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) closed: Arc<AtomicBool>,
+    pub(super) ids: IdGenerator,
+}
+
+impl Probe {
+    pub(super) async fn run(self, stop: CancellationToken) {
+        loop {
+            self.lifecycle.set("keys", self.authenticator.ready());
+            let deaf = self.bus.hearing() == Hearing::Deaf;
+            let lapsed = self.bus.lease_lapsed();
+            self.closed.store(lapsed, Ordering::Release);
+            self.ids.suspend(lapsed);
+            let why =
+                if lapsed { Some("the worker lease has lapsed") } else { deaf.then_some("deaf: pushes from other instances are missed") };
+            self.lifecycle.set("bus", why.map(str::to_owned));
+            self.metrics.outbox_bytes.set(i64::try_from(self.hub.outbox_bytes()).unwrap_or(i64::MAX));
+            tokio::select! {
+                () = tokio::time::sleep(PROBE_INTERVAL) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+}
