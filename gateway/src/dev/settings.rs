@@ -81,10 +81,13 @@ fn fixed(folder: &Folder, places: Places) -> anyhow::Result<Vec<(&'static str, V
 }
 
 /// What suits a person at a terminal.
-fn preferred() -> [(&'static str, Value); 9] {
+fn preferred() -> [(&'static str, Value); 10] {
+    // The mock cluster answers a fetch when its time is over, whatever has come meanwhile.
+    let fetch = Table::from_iter([("fetch.wait.max.ms".to_owned(), "20".into())]);
     [
         ("server.instance_name", "dev".into()),
         ("kafka.session_timeout_ms", 6000.into()),
+        ("kafka.properties", Value::Table(fetch)),
         ("policy.cache_secs", 2.into()),
         ("drain.endpoint_propagation_ms", 0.into()),
         ("drain.window_ms", 200.into()),
