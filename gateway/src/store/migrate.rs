@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sqlx::migrate::{AppliedMigration, Migrate, Migrator};
 use sqlx::postgres::PgConnection;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::Instant;
 
@@ -78,12 +78,22 @@ async fn run(place: &Place, database: &config::Database) -> Result<Migrated, Ope
             Ok(migrated)
         }
         Place::Sqlite { options, in_memory: _ } => {
-            let mut connection = connect(&tuned(options.clone(), lock_timeout(database)), database).await?;
-            let migrated = run_sqlite(&mut connection).await?;
-            connection.close().await?;
-            Ok(migrated)
+            let options = tuned(options.clone(), lock_timeout(database));
+            let deadline = Instant::now() + lock_timeout(database);
+            loop {
+                match run_sqlite(&options, database).await {
+                    Err(error) if is_busy(&error) && Instant::now() < deadline => tokio::time::sleep(LOCK_INTERVAL).await,
+                    done => return done,
+                }
+            }
         }
     }
+}
+
+/// Whether SQLite gave up on a lock without waiting for it. It does so where waiting could be for ever: when two connections change a new file to
+/// its write-ahead log at the same time (`SQLITE_BUSY`, <https://sqlite.org/c3ref/busy_handler.html>).
+fn is_busy(error: &OpenError) -> bool {
+    matches!(error, OpenError::Away(sqlx::Error::Database(database)) if is_busy_code(database.code().as_deref()))
 }
 
 async fn run_postgres(connection: &mut PgConnection, timeout: Duration) -> Result<Migrated, OpenError> {
@@ -109,7 +119,19 @@ async fn run_postgres(connection: &mut PgConnection, timeout: Duration) -> Resul
     Ok(migrated(todo, &listed_postgres(connection).await?))
 }
 
-async fn run_sqlite(connection: &mut SqliteConnection) -> Result<Migrated, OpenError> {
+/// `SQLITE_BUSY` and what extends it: the low byte is 5.
+fn is_busy_code(code: Option<&str>) -> bool {
+    code.and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| code & 0xFF == 5)
+}
+
+async fn run_sqlite(options: &SqliteConnectOptions, database: &config::Database) -> Result<Migrated, OpenError> {
+    let mut connection = connect(options, database).await?;
+    let migrated = apply_sqlite(&mut connection).await?;
+    connection.close().await?;
+    Ok(migrated)
+}
+
+async fn apply_sqlite(connection: &mut SqliteConnection) -> Result<Migrated, OpenError> {
     let listed = listed_sqlite(connection).await?;
     let todo = missing(&SQLITE, &listed)?;
     if todo.is_empty() {

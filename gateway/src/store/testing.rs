@@ -40,6 +40,18 @@ pub(crate) fn ids() -> IdGenerator {
     IdGenerator::new(WORKER.fetch_add(1, Ordering::Relaxed) as u16, Arc::new(SystemClock))
 }
 
+/// A connection to a server that may still be starting.
+async fn reached(options: &sqlx::postgres::PgConnectOptions) -> sqlx::PgConnection {
+    let began = std::time::Instant::now();
+    loop {
+        match options.connect().await {
+            Ok(connection) => return connection,
+            Err(error) => assert!(began.elapsed() < std::time::Duration::from_secs(30), "PostgreSQL does not take connections: {error}"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
 /// A database of one test.
 pub(crate) struct TestDatabase {
     pub(crate) settings: Database,
@@ -66,7 +78,7 @@ impl TestDatabase {
         };
         let name = format!("signal_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let mut url = url::Url::parse(server).unwrap();
-        let mut admin = url.as_str().parse::<sqlx::postgres::PgConnectOptions>().unwrap().connect().await.unwrap();
+        let mut admin = reached(&url.as_str().parse().unwrap()).await;
         admin.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.unwrap();
         admin.close().await.unwrap();
         url.set_path(&name);
