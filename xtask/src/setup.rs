@@ -32,10 +32,12 @@ const BUILD: [Need; 5] = [
     Need { name: "OpenSSL's headers", present: || compiles("openssl/ssl.h"), debian: "libssl-dev", homebrew: "openssl@3" },
 ];
 
-const SERVICES: [Need; 4] = [
+const SERVICES: [Need; 5] = [
     Need { name: "Java 17 or newer", present: java_17, debian: "openjdk-17-jre-headless", homebrew: "openjdk" },
     Need { name: "Maven", present: || find_program(&["mvn"]).is_some(), debian: "maven", homebrew: "maven" },
     Need { name: "redis-server", present: Redis::is_installed, debian: "redis-server", homebrew: "redis" },
+    // Makes certificates for tests over TLS.
+    Need { name: "openssl", present: || find_program(&["openssl"]).is_some(), debian: "openssl", homebrew: "openssl@3" },
     Need { name: "PostgreSQL's server", present: || Postgres::programs().is_some(), debian: "postgresql", homebrew: "postgresql@17" },
 ];
 

@@ -18,7 +18,7 @@ pub struct Redis;
 impl Redis {
     /// Whether the program is installed.
     pub fn is_installed() -> bool {
-        find_program(&["redis-server"]).is_some()
+        find_program(&["redis-server"]).is_some() && find_program(&["redis-cli"]).is_some()
     }
 
     /// Starts a server in `dir`, with `extra` arguments (`["--requirepass", "x"]`).

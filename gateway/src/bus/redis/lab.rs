@@ -51,7 +51,6 @@ pub(super) struct Server {
     child: Option<Child>,
     pub(super) port: u16,
     pub(super) dir: TempDir,
-    program: &'static str,
     arguments: Vec<String>,
     /// Before each command of `redis-cli`.
     cli: Vec<String>,
@@ -75,7 +74,7 @@ impl Server {
         let all = listen.iter().map(|a| fill(a)).chain(base.iter().map(|a| fill(a))).chain(arguments.iter().map(|a| fill(a)));
         let arguments: Vec<String> = all.collect();
         let cli = cli.iter().map(|a| fill(a)).collect();
-        let mut server = Self { child: None, port, dir, program: "redis-server", arguments, cli };
+        let mut server = Self { child: None, port, dir, arguments, cli };
         server.run();
         server
     }
@@ -86,8 +85,9 @@ impl Server {
         let (port, path) = (free_port(), dir.path().join("sentinel.conf"));
         let text = format!("port {port}\nbind 127.0.0.1\ndir {}\n{configuration}", dir.path().display());
         std::fs::write(&path, text).unwrap();
-        let arguments = vec![path.to_str().unwrap().to_owned()];
-        let mut server = Self { child: None, port, dir, program: "redis-sentinel", arguments, cli: Vec::new() };
+        // A sentinel is the same program under another flag.
+        let arguments = vec![path.to_str().unwrap().to_owned(), "--sentinel".to_owned()];
+        let mut server = Self { child: None, port, dir, arguments, cli: Vec::new() };
         server.run();
         server
     }
@@ -96,7 +96,7 @@ impl Server {
     pub(super) fn run(&mut self) {
         assert!(self.child.is_none(), "it runs");
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
-        let child = Command::new(self.program).args(&self.arguments).stdin(Stdio::null()).stdout(log).spawn().unwrap();
+        let child = Command::new("redis-server").args(&self.arguments).stdin(Stdio::null()).stdout(log).spawn().unwrap();
         self.child = Some(child);
         wait_for("a Redis server that answers", || {
             TcpStream::connect(("127.0.0.1", self.port)).is_ok() && self.try_cli(&["PING"]).is_some()
