@@ -47,6 +47,8 @@ pub struct Link {
     out: RefCell<Outbox>,
     budget: Arc<AtomicUsize>,
     accounted: Cell<usize>,
+    /// Bytes of input that is not finished.
+    held_input: Cell<usize>,
     pub(super) touched: Cell<bool>,
     pub(super) principal: RefCell<Option<Arc<Principal>>>,
     pub(super) seats: RefCell<SmallVec<[Seat; 2]>>,
@@ -71,6 +73,7 @@ impl Link {
             out: RefCell::default(),
             budget,
             accounted: Cell::new(0),
+            held_input: Cell::new(0),
             touched: Cell::new(false),
             principal: RefCell::new(None),
             seats: RefCell::default(),
@@ -190,13 +193,20 @@ impl Link {
     /// Writes what waits; says how far it came and how many bytes were written.
     pub fn flush(&self) -> io::Result<(Flushed, usize)> {
         let result = self.out.borrow_mut().flush(&self.stream, Instant::now);
-        self.account(0);
+        self.account();
         result
     }
 
-    /// Counts what waits, and `held` bytes of unfinished input, against the instance's budget.
-    pub fn account(&self, held: usize) {
-        let waiting = self.out.borrow().waiting_bytes() + held;
+    /// Notes how many bytes of unfinished input are held for the connection.
+    pub fn hold_input(&self, bytes: usize) {
+        if self.held_input.replace(bytes) != bytes {
+            self.account();
+        }
+    }
+
+    /// Counts what waits to be written and what has not wholly come in against the instance's budget.
+    pub(super) fn account(&self) {
+        let waiting = self.out.borrow().waiting_bytes() + self.held_input.get();
         let before = self.accounted.replace(waiting);
         if waiting > before {
             self.budget.fetch_add(waiting - before, Ordering::Relaxed);

@@ -446,7 +446,7 @@ impl Shard {
             link.touched.set(false);
             // While the socket is blocked its own task goes on as soon as it takes more.
             if link.blocked_since().is_some() {
-                link.account(0);
+                link.account();
                 continue;
             }
             match link.flush() {

@@ -57,8 +57,6 @@ pub struct Connection {
     phase: Phase,
     /// Whether what came behind the request has yet to be looked at.
     fresh: bool,
-    /// Whether an unfinished message counts against the instance's budget.
-    held_input: bool,
     admitted: bool,
     encrypted: bool,
     closed_by: Option<&'static str>,
@@ -85,7 +83,6 @@ impl Connection {
             operations: None,
             phase: Phase::Open,
             fresh: true,
-            held_input: false,
             admitted: false,
             encrypted: false,
             closed_by: None,
@@ -250,13 +247,9 @@ impl Connection {
         if let Err(error) = result {
             tracing::debug!(client.id = %self.link.id(), %error, "the peer broke the protocol");
             self.close(error.into(), now);
-            self.heard(now);
+            self.heard();
         }
-        let held = self.decoder.held_bytes();
-        if held > 0 || self.held_input {
-            self.held_input = held > 0;
-            self.link.account(held);
-        }
+        self.link.hold_input(self.decoder.held_bytes());
         self.link.note(self.session.state_name(), now);
     }
 
@@ -264,7 +257,7 @@ impl Connection {
     fn item(&mut self, item: Item<'_>, now: Instant) -> bool {
         if self.phase != Phase::Open {
             if matches!(item, Item::Close(_)) {
-                self.heard(now);
+                self.heard();
                 return false;
             }
             return true;
@@ -293,7 +286,7 @@ impl Connection {
                 });
                 let reply = code.map_or_else(|| Message::new(Opcode::Close, &[]), |code| Message::close(code, ""));
                 self.end(&reply, false, now);
-                self.heard(now);
+                self.heard();
                 return false;
             }
         }
@@ -490,7 +483,7 @@ impl Connection {
         self.phase = Phase::Closing { until: now + self.context.close_timeout, heard: false };
     }
 
-    fn heard(&mut self, _now: Instant) {
+    fn heard(&mut self) {
         if let Phase::Closing { heard, .. } = &mut self.phase {
             *heard = true;
         }
