@@ -1,0 +1,2 @@
+//! Arguments; nothing to test here.
+fn main() {}
