@@ -1,0 +1,115 @@
+//! SignalCluster itself.
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use crate::data::{Database, Kafka, Notifications, Policy, Redis};
+use crate::gateway::{Gateway, Limits};
+use crate::jwks::Jwks;
+use crate::pod::{Disruption, Exposure, Image, NetworkPolicy, Observability, PodTemplate, Service};
+use crate::scaling::{Autoscaling, Drain, Rebalance, Rollout};
+use crate::status::Status;
+
+/// A realtime edge: gateway pods that hold WebSocket connections, and everything around them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "signal.dev",
+    version = "v1alpha1",
+    kind = "SignalCluster",
+    plural = "signalclusters",
+    shortname = "sigc",
+    category = "signal",
+    namespaced,
+    status = "Status",
+    derive = "PartialEq",
+    doc = "A realtime edge: gateway pods that hold WebSocket connections, and everything around them.",
+    scale(spec_replicas_path = ".spec.replicas", status_replicas_path = ".status.replicas", label_selector_path = ".status.selector"),
+    printcolumn(name = "Desired", type_ = "integer", json_path = ".spec.replicas"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.readyReplicas"),
+    printcolumn(name = "Connections", type_ = "integer", json_path = ".status.connections.total"),
+    printcolumn(name = "Draining", type_ = "integer", json_path = ".status.drainingReplicas", priority = 1),
+    printcolumn(name = "JWKS", type_ = "string", json_path = ".status.conditions[?(@.type==\"JWKSHealthy\")].status", priority = 1),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.version", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name is at most 40 characters: child names need room for suffixes"),
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("has(self.redis) || (self.replicas <= 1 && !has(self.autoscaling))")
+        .message("more than one replica needs redis").field_path(".redis"),
+    validation = Rule::new("has(self.database) || (self.replicas <= 1 && !has(self.autoscaling))")
+        .message("more than one replica needs a database").field_path(".database"),
+)]
+pub struct SignalClusterSpec {
+    /// Nothing is changed but status.
+    #[serde(default)]
+    pub paused: bool,
+    /// Objects stay, pods go.
+    #[serde(default)]
+    pub stopped: bool,
+    /// Wanted pods. Autoscalers write it through the scale subresource: leave it out of what is applied when there is one.
+    #[serde(default = "replicas")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: i32,
+    /// The gateway's image.
+    pub image: Image,
+    /// What a gateway does with connections.
+    #[serde(default)]
+    pub gateway: Gateway,
+    /// Bounds of one gateway pod.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Redis between the pods; absent: one pod alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis: Option<Redis>,
+    /// The activity pipeline; absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kafka: Option<Kafka>,
+    /// Where notifications are stored; absent: in the pod, lost with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database: Option<Database>,
+    /// Whose tokens are accepted.
+    pub jwks: Jwks,
+    /// Where policies are read.
+    #[serde(default)]
+    pub policy: Policy,
+    /// Texts of notifications.
+    #[serde(default)]
+    pub notifications: Notifications,
+    /// How a pod lets its connections go.
+    #[serde(default)]
+    pub drain: Drain,
+    /// How pods are replaced.
+    #[serde(default)]
+    pub rollout: Rollout,
+    /// Evens connections out over the pods.
+    #[serde(default)]
+    pub rebalance: Rebalance,
+    /// Who decides how many pods there are; absent: whoever writes `replicas`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
+    /// How many pods a node drain may take at once.
+    #[serde(default)]
+    pub disruption: Disruption,
+    /// The public Service.
+    #[serde(default)]
+    pub service: Service,
+    /// How the public Service is reached from outside.
+    #[serde(default)]
+    pub exposure: Exposure,
+    /// Who may reach the pods.
+    #[serde(default)]
+    pub network_policy: NetworkPolicy,
+    /// Logs, traces, and what Prometheus's operator is told.
+    #[serde(default)]
+    pub observability: Observability,
+    /// What is merged into the gateways' pods.
+    #[serde(default)]
+    pub pod_template: PodTemplate,
+}
+
+fn replicas() -> i32 {
+    2
+}

@@ -1,0 +1,308 @@
+//! Where messages and rows go: Redis, Kafka, the database, policies, texts.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Duration;
+use crate::reference::{ConfigMapName, SecretKey};
+
+/// Redis between the pods. Address, credentials and CA are live: gateways hold the new server beside the old one until all have moved.
+/// Adding or removing the whole section rolls the pods.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("(self.mode == 'Sentinel') == has(self.sentinel)")
+        .message("sentinel belongs to mode Sentinel, and mode Sentinel needs it").field_path(".sentinel"),
+    validation = Rule::new("self.mode != 'Standalone' || self.nodes.size() == 1")
+        .message("mode Standalone takes exactly one node").field_path(".nodes"),
+    validation = Rule::new("self.mode != 'Cluster' || self.database == 0")
+        .message("a Redis Cluster has database 0 alone").field_path(".database"),
+    validation = Rule::new("duration(self.deafAfter) > duration(self.selfPingInterval)")
+        .message("deafAfter must exceed selfPingInterval").field_path(".deafAfter"),
+)]
+pub struct Redis {
+    /// What the nodes are.
+    pub mode: RedisMode,
+    /// `host:port` of the server, of sentinels, or of some cluster nodes.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 3, max = 260)))]
+    #[x_kube(validation = Rule::new("self.all(n, n.matches('^.+:[0-9]+$'))").message("a node is host:port"))]
+    pub nodes: Vec<String>,
+    /// Whom to ask for the master; mode Sentinel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sentinel: Option<Sentinel>,
+    /// Database number.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1000000))]
+    pub database: u32,
+    /// ACL user and password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth: Option<RedisAuth>,
+    /// TLS; absent: in the clear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// In front of every channel and key; empty keeps to what existing emitters use.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub channel_prefix: String,
+    /// How often a pod sends itself a message through Redis. A change rolls the pods.
+    #[serde(default = "self_ping")]
+    pub self_ping_interval: Duration,
+    /// A pod that heard none for this long is not ready. A change rolls the pods.
+    #[serde(default = "deaf_after")]
+    pub deaf_after: Duration,
+}
+
+fn self_ping() -> Duration {
+    Duration::secs(5)
+}
+
+fn deaf_after() -> Duration {
+    Duration::secs(15)
+}
+
+/// What the nodes of Redis are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RedisMode {
+    /// One server.
+    Standalone,
+    /// Sentinels that name a master.
+    Sentinel,
+    /// A Redis Cluster.
+    Cluster,
+}
+
+/// Whom to ask for the master.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Sentinel {
+    /// The master's name among the sentinels.
+    #[schemars(length(min = 1, max = 253))]
+    pub master_name: String,
+    /// The sentinels' own password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_secret_ref: Option<SecretKey>,
+}
+
+/// ACL user and password of Redis.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RedisAuth {
+    /// The user; absent: the default user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username_secret_ref: Option<SecretKey>,
+    /// The password.
+    pub password_secret_ref: SecretKey,
+}
+
+/// TLS towards a server.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tls {
+    /// PEM authorities to trust; absent: those of the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKey>,
+}
+
+/// The activity pipeline. Absent: none. Changes roll the pods, but for the content of Secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("!self.security.protocol.startsWith('SASL') || has(self.security.auth)")
+        .message("SASL needs auth").field_path(".security"),
+    validation = Rule::new("self.security.protocol.startsWith('SASL') || !has(self.security.auth)")
+        .message("auth needs a SASL protocol").field_path(".security"),
+    validation = Rule::new("self.groupId == oldSelf.groupId || self.allowGroupChange")
+        .message("another group reads the topic anew or skips part of it: set allowGroupChange").field_path(".groupId"),
+)]
+pub struct Kafka {
+    /// `host:port` of some brokers.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 3, max = 260)))]
+    pub brokers: Vec<String>,
+    /// Consumer group.
+    #[serde(default = "group_id")]
+    #[schemars(length(min = 1, max = 249))]
+    pub group_id: String,
+    /// Lets `groupId` change.
+    #[serde(default)]
+    pub allow_group_change: bool,
+    /// Topics of activity records.
+    #[serde(default = "topics")]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 249)))]
+    pub topics: Vec<String>,
+    /// Where a group without offsets starts.
+    #[serde(default)]
+    pub offset_reset: OffsetReset,
+    /// Dead letters go to the topic of the record with this suffix.
+    #[serde(default = "dead_letter_suffix")]
+    #[schemars(length(min = 1, max = 64))]
+    pub dead_letter_suffix: String,
+    /// Most partitions of a pod whose batches are stored at the same time.
+    #[serde(default = "concurrency")]
+    #[schemars(range(min = 1, max = 256))]
+    pub concurrency: u32,
+    /// Transport and login.
+    #[serde(default)]
+    pub security: KafkaSecurity,
+}
+
+fn group_id() -> String {
+    "signal-notifications".into()
+}
+
+fn topics() -> Vec<String> {
+    vec!["activity-notification".into()]
+}
+
+fn dead_letter_suffix() -> String {
+    ".dlq".into()
+}
+
+fn concurrency() -> u32 {
+    8
+}
+
+/// Where a group without offsets starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum OffsetReset {
+    /// With the oldest record.
+    #[default]
+    Earliest,
+    /// With what comes next.
+    Latest,
+}
+
+/// Transport and login of Kafka.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct KafkaSecurity {
+    /// Transport.
+    pub protocol: KafkaProtocol,
+    /// Login by SASL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth: Option<KafkaAuth>,
+    /// PEM authorities to trust; absent: those of the image. A changed content rolls the pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKey>,
+}
+
+/// Transport of Kafka.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum KafkaProtocol {
+    /// In the clear.
+    #[default]
+    #[serde(rename = "PLAINTEXT")]
+    Plaintext,
+    /// TLS.
+    #[serde(rename = "SSL")]
+    Ssl,
+    /// SASL in the clear.
+    #[serde(rename = "SASL_PLAINTEXT")]
+    SaslPlaintext,
+    /// SASL over TLS.
+    #[serde(rename = "SASL_SSL")]
+    SaslSsl,
+}
+
+/// Login of Kafka by SASL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KafkaAuth {
+    /// Mechanism.
+    #[serde(default)]
+    pub mechanism: KafkaMechanism,
+    /// The user. A changed content rolls the pods.
+    pub username_secret_ref: SecretKey,
+    /// The password.
+    pub password_secret_ref: SecretKey,
+}
+
+/// SASL mechanism of Kafka.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum KafkaMechanism {
+    /// RFC 4616; over TLS alone.
+    #[serde(rename = "PLAIN")]
+    Plain,
+    /// RFC 7677.
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    /// The same with SHA-512.
+    #[default]
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+}
+
+/// Where notifications are stored. Absent: SQLite in the pod, lost with it, for one replica that tries things out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Database {
+    /// `postgres://user:password@host:5432/name?sslmode=verify-full`. A changed content is taken over without a restart.
+    pub url_secret_ref: SecretKey,
+    /// PEM authorities for `sslmode=verify-ca` and `verify-full`; absent: those of the image. A changed content rolls the pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKey>,
+    /// Most connections of one pod. A change rolls the pods.
+    #[serde(default = "max_connections")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_connections: u32,
+    /// Who brings the schema to the image's version: a Job before pods of a new image, each pod as it starts, or somebody else.
+    #[serde(default)]
+    pub migrations: Migrations,
+    /// Notifications older than this are removed; `0s`: never. Whole days. A change rolls the pods.
+    #[serde(default)]
+    pub retention: Duration,
+}
+
+fn max_connections() -> u32 {
+    20
+}
+
+/// Who brings the schema to the image's version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum Migrations {
+    /// A Job, before pods of a new image start.
+    #[default]
+    Job,
+    /// Each pod as it starts, under a lock.
+    Startup,
+    /// Somebody else; a pod does not start while migrations are missing.
+    None,
+}
+
+/// Where policies (`policy_definition`, `permission`, `role`) are read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Policy {
+    /// Their database; absent: the notification database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url_secret_ref: Option<SecretKey>,
+    /// How long what was read is used. A change rolls the pods.
+    pub cache: Duration,
+    /// Roles that may do everything, from sources whose roles are trusted. A change rolls the pods.
+    #[schemars(length(max = 16), inner(length(min = 1, max = 128)))]
+    pub always_allow_roles: Vec<String>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { url_secret_ref: None, cache: Duration::secs(30), always_allow_roles: vec!["super-admin".into()] }
+    }
+}
+
+/// Texts of notifications.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Notifications {
+    /// The locale of records that name none. A change rolls the pods.
+    #[schemars(length(min = 2, max = 35))]
+    pub default_locale: String,
+    /// Project Fluent catalogs beside those of the image, one key `LOCALE.ftl` per locale. Its content is live; naming another rolls the pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub catalog_ref: Option<ConfigMapName>,
+}
+
+impl Default for Notifications {
+    fn default() -> Self {
+        Self { default_locale: "vi".into(), catalog_ref: None }
+    }
+}

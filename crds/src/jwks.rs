@@ -1,0 +1,177 @@
+//! Whose tokens are accepted, and how that changes.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Duration;
+use crate::reference::SecretKey;
+
+/// Whose tokens are accepted. All of it is live: no pod restarts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("self.sources.size() > 0 || has(self.managed)").message("name a source, or let the operator manage keys").field_path(".sources"),
+    validation = Rule::new("self.sources.all(a, self.sources.exists_one(b, b.issuer == a.issuer)) && (!has(self.managed) || self.sources.all(a, a.issuer != self.managed.issuer))")
+        .message("one declared source per issuer").field_path(".sources"),
+    validation = Rule::new("duration(self.maxStale) >= duration(self.refreshInterval)")
+        .message("maxStale must be at least refreshInterval").field_path(".maxStale"),
+)]
+pub struct Jwks {
+    /// How often key sets are fetched.
+    #[serde(default = "refresh")]
+    pub refresh_interval: Duration,
+    /// Least time between two fetches for an unknown `kid`.
+    #[serde(default = "min_refresh")]
+    pub min_refresh_interval: Duration,
+    /// How long keys are used after the last good fetch.
+    #[serde(default = "max_stale")]
+    pub max_stale: Duration,
+    /// Longest fetch.
+    #[serde(default = "request_timeout")]
+    pub request_timeout: Duration,
+    /// Issuers and where their keys are (RFC 7517). A changed source is a new one beside the old: both are trusted for `rotation.overlap`.
+    #[serde(default)]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub sources: Vec<Source>,
+    /// How a change of sources proceeds.
+    #[serde(default)]
+    pub rotation: Rotation,
+    /// Signing keys (ES256) that the operator makes for the platform's own issuer, in the Secret `NAME-signing-keys`; the gateways publish the
+    /// public set at `/.well-known/jwks.json` and trust it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub managed: Option<Managed>,
+}
+
+fn refresh() -> Duration {
+    Duration::secs(300)
+}
+
+fn min_refresh() -> Duration {
+    Duration::secs(30)
+}
+
+fn max_stale() -> Duration {
+    Duration::secs(43_200)
+}
+
+fn request_timeout() -> Duration {
+    Duration::secs(3)
+}
+
+/// One issuer and where its keys are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("self.url.startsWith('https://') || (self.allowInsecureHTTP && self.url.startsWith('http://'))")
+    .message("a JWKS URL must be https, or http with allowInsecureHTTP").field_path(".url"))]
+pub struct Source {
+    /// Its name in status, logs and metrics.
+    #[schemars(length(min = 1, max = 40), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Exactly the `iss` of its tokens.
+    #[schemars(length(min = 1, max = 512))]
+    pub issuer: String,
+    /// Its JWK Set.
+    #[schemars(length(min = 8, max = 1024))]
+    pub url: String,
+    /// One of these must be in `aud`.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 512)))]
+    pub audiences: Vec<String>,
+    /// The algorithms accepted from it.
+    #[serde(default = "algorithms")]
+    #[schemars(length(min = 1, max = 9))]
+    pub algorithms: Vec<Algorithm>,
+    /// Put in front of its subjects, so that user 17 of one issuer is not user 17 of another.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub subject_prefix: String,
+    /// Whether the `roles` of its tokens count.
+    #[serde(default)]
+    pub trust_roles: bool,
+    /// PEM authorities for its URL; absent: those of the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKey>,
+    /// Accepts `http://`, where whoever can change traffic can choose the keys.
+    #[serde(default, rename = "allowInsecureHTTP")]
+    pub allow_insecure_http: bool,
+}
+
+fn algorithms() -> Vec<Algorithm> {
+    vec![Algorithm::ES256, Algorithm::RS256]
+}
+
+/// Asymmetric signature algorithms (RFC 7518 section 3.1, RFC 8037): `none` and `HS*` cannot be named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[expect(missing_docs, reason = "named by RFC 7518")]
+pub enum Algorithm {
+    ES256,
+    ES384,
+    RS256,
+    RS384,
+    RS512,
+    PS256,
+    PS384,
+    PS512,
+    EdDSA,
+}
+
+/// How a change of sources proceeds: Prepared, Trusted, Retiring, gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Rotation {
+    /// How long a removed or replaced source is still accepted once its successor is trusted: the longest life of its tokens.
+    pub overlap: Duration,
+    /// When pods have not acknowledged a stage for this long, the condition says so and an Event is recorded; the stage waits on.
+    pub ack_timeout: Duration,
+    /// Removed sources lose trust at once and connections that rest on them are closed (4006). For a stolen key; take it back afterwards.
+    pub emergency: bool,
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self { overlap: Duration::secs(7200), ack_timeout: Duration::secs(300), emergency: false }
+    }
+}
+
+/// Signing keys that the operator makes: published ahead, then signed with, then verified only, then dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("duration(self.rotateEvery) >= duration(self.maxTokenLife)")
+    .message("rotateEvery must be at least maxTokenLife").field_path(".rotateEvery"))]
+pub struct Managed {
+    /// The `iss` of the tokens that the platform signs with these keys.
+    #[schemars(length(min = 1, max = 512))]
+    pub issuer: String,
+    /// One of these must be in `aud`.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 512)))]
+    pub audiences: Vec<String>,
+    /// How long one key signs.
+    #[serde(default = "rotate_every")]
+    pub rotate_every: Duration,
+    /// The longest life of a token: a key verifies for this long, and for clock skew and cache age, after it stopped signing.
+    #[serde(default = "max_token_life")]
+    pub max_token_life: Duration,
+    /// How long others may cache `/.well-known/jwks.json`: a key is published for so long before it signs.
+    #[serde(default = "cache_age")]
+    pub cache_age: Duration,
+    /// Put in front of its subjects.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub subject_prefix: String,
+    /// Whether the `roles` of its tokens count.
+    #[serde(default)]
+    pub trust_roles: bool,
+}
+
+fn rotate_every() -> Duration {
+    Duration::secs(720 * 3600)
+}
+
+fn max_token_life() -> Duration {
+    Duration::secs(24 * 3600)
+}
+
+fn cache_age() -> Duration {
+    Duration::secs(300)
+}
