@@ -1,1 +1,8 @@
-//! The operator of Signal.
+//! Reconciles `SignalCluster` resources: gateways that scale, route over Redis and rotate their trust without dropping people.
+//!
+//! A reconcile reads as its steps, and only the first and the last three hold a client:
+//! `observe` -> `validate` -> plans (`jwks`, `signing`, `routing`, `scale`, `autoscale`, `rebalance`) -> `desired` -> `apply` -> `orders` -> `status`.
+
+pub mod fleet;
+pub mod names;
+pub mod record;

@@ -1,0 +1,86 @@
+//! Names of child objects, labels and annotations, in one place.
+
+use std::collections::BTreeMap;
+
+/// Field manager of every write, and `app.kubernetes.io/managed-by` of every object.
+pub const MANAGER: &str = "signal-operator";
+/// Label of pods that drain at scale-in; the Deployment does not select by it, `status.selector` leaves such pods out.
+pub const DRAINING: &str = "signal.dev/draining";
+/// Annotation of pods that drain: since when, RFC 3339.
+pub const DRAINING_SINCE: &str = "signal.dev/draining-since";
+/// Annotation by which the ReplicaSet chooses whom to delete first (Kubernetes' own).
+pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+/// Annotation of applied objects: the hash of what was applied.
+pub const APPLIED: &str = "signal.dev/applied";
+/// Annotation of the live ConfigMap: the [`crate::record::Record`] as JSON.
+pub const RECORD: &str = "signal.dev/record";
+/// Annotation of the pod template: the hash of the static configuration.
+pub const STATIC_HASH: &str = "signal.dev/static-config";
+/// Annotation of the pod template: the hash of secret content that a gateway reads only as it starts.
+pub const RESTART_HASH: &str = "signal.dev/restart-secrets";
+
+/// Where the projected volume of `live.toml` and all credentials is mounted.
+pub const LIVE_DIR: &str = "/etc/signal/live";
+/// Where the static configuration is mounted.
+pub const STATIC_DIR: &str = "/etc/signal/static";
+/// Where catalogs are mounted.
+pub const CATALOG_DIR: &str = "/etc/signal/catalogs";
+/// Name of the gateway's container, and of its ports.
+pub const CONTAINER: &str = "gateway";
+/// Name of the public container port.
+pub const PUBLIC_PORT: &str = "public";
+/// Name of the admin container port.
+pub const ADMIN_PORT: &str = "admin";
+
+/// Names of the objects of one SignalCluster. Each begins with its name, which the API server bounds to 40 characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Children {
+    /// Deployment, public Service, ServiceAccount, PodDisruptionBudget, HorizontalPodAutoscaler, NetworkPolicy, Ingress, HTTPRoute, monitors.
+    pub name: String,
+    /// Headless Service of the admin port.
+    pub admin_service: String,
+    /// ConfigMap with `gateway.toml`.
+    pub static_config: String,
+    /// ConfigMap with `live.toml`.
+    pub live_config: String,
+    /// Secret with every credential the gateways read.
+    pub credentials: String,
+    /// Secret with the keys that the operator makes.
+    pub signing_keys: String,
+}
+
+impl Children {
+    /// Of the SignalCluster of this name.
+    pub fn of(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            admin_service: format!("{name}-admin"),
+            static_config: format!("{name}-static"),
+            live_config: format!("{name}-live"),
+            credentials: format!("{name}-credentials"),
+            signing_keys: format!("{name}-signing-keys"),
+        }
+    }
+}
+
+/// What the Deployment selects its pods by; never changes.
+pub fn selector(name: &str) -> BTreeMap<String, String> {
+    [("app.kubernetes.io/name", "signal-gateway"), ("app.kubernetes.io/instance", name), ("app.kubernetes.io/component", "gateway")]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+}
+
+/// The recommended labels of every object of a SignalCluster.
+pub fn labels(name: &str) -> BTreeMap<String, String> {
+    let mut labels = selector(name);
+    labels.insert("app.kubernetes.io/part-of".into(), "signal".into());
+    labels.insert("app.kubernetes.io/managed-by".into(), MANAGER.into());
+    labels
+}
+
+/// Selects the pods that stay, as `status.selector` says it.
+pub fn staying_selector(name: &str) -> String {
+    let mut parts: Vec<String> = selector(name).into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+    parts.push(format!("{DRAINING}!=true"));
+    parts.join(",")
+}
