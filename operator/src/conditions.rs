@@ -1,0 +1,193 @@
+//! The conditions of a SignalCluster: a closed list, each with stable reasons (API conventions, "Typical status properties").
+//!
+//! All of them stand in the status from the first reconcile on; what is not known yet is `Unknown`.
+
+use chrono::{DateTime, Utc};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use crate::time::to_k8s;
+
+/// Longest message that is kept; the schema of metav1.Condition allows 32 KiB, people read less.
+const MAX_MESSAGE: usize = 1024;
+
+/// Every condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ConditionType {
+    /// The summary: the spec is accepted and all wanted pods of the newest revision serve with working parts.
+    Ready,
+    /// Enough pods serve: all that are wanted, less what the disruption budget allows to be away.
+    Available,
+    /// Something is on its way to what the spec says.
+    Progressing,
+    /// Something is wrong that does not heal by waiting.
+    Degraded,
+    /// The spec can be carried out.
+    SpecAccepted,
+    /// Every Secret and ConfigMap that the spec names is there and usable.
+    SecretsResolved,
+    /// Every ready pod hears itself through Redis.
+    RedisReachable,
+    /// No pod waits for the pipeline's dependencies.
+    KafkaReachable,
+    /// The database has the schema of the image.
+    DatabaseMigrated,
+    /// Every ready pod has usable keys of every source.
+    JWKSHealthy,
+    /// No source is between two stages.
+    JWKSRotationComplete,
+    /// The number of pods is held back by a bound, a rollout or a drain.
+    ScalingLimited,
+    /// The spec says `paused`.
+    ReconciliationPaused,
+}
+
+use ConditionType as Type;
+
+impl ConditionType {
+    /// All, in the order in which the status lists them.
+    pub const ALL: [Self; 13] = [
+        Type::Ready,
+        Type::Available,
+        Type::Progressing,
+        Type::Degraded,
+        Type::SpecAccepted,
+        Type::SecretsResolved,
+        Type::RedisReachable,
+        Type::KafkaReachable,
+        Type::DatabaseMigrated,
+        Type::JWKSHealthy,
+        Type::JWKSRotationComplete,
+        Type::ScalingLimited,
+        Type::ReconciliationPaused,
+    ];
+
+    /// As the status writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Type::Ready => "Ready",
+            Type::Available => "Available",
+            Type::Progressing => "Progressing",
+            Type::Degraded => "Degraded",
+            Type::SpecAccepted => "SpecAccepted",
+            Type::SecretsResolved => "SecretsResolved",
+            Type::RedisReachable => "RedisReachable",
+            Type::KafkaReachable => "KafkaReachable",
+            Type::DatabaseMigrated => "DatabaseMigrated",
+            Type::JWKSHealthy => "JWKSHealthy",
+            Type::JWKSRotationComplete => "JWKSRotationComplete",
+            Type::ScalingLimited => "ScalingLimited",
+            Type::ReconciliationPaused => "ReconciliationPaused",
+        }
+    }
+}
+
+/// What a condition says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It holds.
+    True,
+    /// It does not.
+    False,
+    /// Nobody can say.
+    Unknown,
+}
+
+impl State {
+    /// As metav1.Condition writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::True => "True",
+            State::False => "False",
+            State::Unknown => "Unknown",
+        }
+    }
+}
+
+/// What was found about one condition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Which.
+    pub kind: ConditionType,
+    /// What it says.
+    pub state: State,
+    /// CamelCase, stable.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+impl Finding {
+    /// A finding.
+    pub fn new(kind: ConditionType, state: State, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { kind, state, reason, message: message.into() }
+    }
+}
+
+/// The conditions after these findings. What keeps its state keeps the time of its last transition, and what nobody found anything about stays, or
+/// is `Unknown` at first.
+pub fn conditions(before: &[Condition], findings: &[Finding], generation: Option<i64>, now: DateTime<Utc>) -> Vec<Condition> {
+    let next = |kind: ConditionType| {
+        let old = before.iter().find(|condition| condition.type_ == kind.as_str());
+        let Some(found) = findings.iter().find(|finding| finding.kind == kind) else {
+            return old.cloned().unwrap_or_else(|| Condition {
+                type_: kind.as_str().into(),
+                status: State::Unknown.as_str().into(),
+                reason: "NotReported".into(),
+                message: "nothing is known yet".into(),
+                observed_generation: generation,
+                last_transition_time: to_k8s(now),
+            });
+        };
+        let since = old.filter(|old| old.status == found.state.as_str()).map(|old| old.last_transition_time.clone());
+        Condition {
+            type_: kind.as_str().into(),
+            status: found.state.as_str().into(),
+            reason: found.reason.into(),
+            message: shortened(&found.message),
+            observed_generation: generation,
+            last_transition_time: since.unwrap_or_else(|| to_k8s(now)),
+        }
+    };
+    ConditionType::ALL.map(next).into()
+}
+
+fn shortened(text: &str) -> String {
+    if text.len() <= MAX_MESSAGE {
+        return text.to_owned();
+    }
+    let end = (0..=MAX_MESSAGE).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}...", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(secs: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(secs, 0).unwrap()
+    }
+
+    #[test]
+    fn every_condition_is_there_from_the_first_time_on() {
+        let all = conditions(&[], &[], Some(1), at(10));
+        assert_eq!(all.len(), ConditionType::ALL.len());
+        assert!(all.iter().all(|condition| condition.status == "Unknown" && condition.observed_generation == Some(1)));
+    }
+
+    #[test]
+    fn the_transition_time_moves_only_with_the_state() {
+        let found = |state, reason| vec![Finding::new(Type::Ready, state, reason, "text")];
+        let first = conditions(&[], &found(State::False, "PodsStarting"), Some(1), at(10));
+        let other_reason = conditions(&first, &found(State::False, "RolloutInProgress"), Some(2), at(20));
+        assert_eq!((other_reason[0].reason.as_str(), &other_reason[0].last_transition_time), ("RolloutInProgress", &to_k8s(at(10))));
+        assert_eq!(other_reason[0].observed_generation, Some(2));
+        let turned = conditions(&other_reason, &found(State::True, "AllPodsReady"), Some(2), at(30));
+        assert_eq!(turned[0].last_transition_time, to_k8s(at(30)));
+    }
+
+    #[test]
+    fn a_long_message_is_cut_at_a_character() {
+        let cut = shortened(&"é".repeat(2000));
+        assert!(cut.ends_with("...") && cut.len() <= MAX_MESSAGE + 3);
+    }
+}

@@ -1,0 +1,15 @@
+//! Between the clock of the plans (chrono) and that of Kubernetes' types (jiff).
+
+use chrono::{DateTime, Utc};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+
+/// As Kubernetes writes it: whole seconds (metav1.Time has no fraction).
+pub fn to_k8s(at: DateTime<Utc>) -> Time {
+    Time(Timestamp::from_second(at.timestamp()).unwrap_or(Timestamp::UNIX_EPOCH))
+}
+
+/// As the plans reckon with it.
+pub fn from_k8s(at: &Time) -> DateTime<Utc> {
+    DateTime::from_timestamp(at.0.as_second(), 0).unwrap_or(DateTime::UNIX_EPOCH)
+}
