@@ -6,5 +6,6 @@
 pub mod conditions;
 pub mod fleet;
 pub mod names;
+pub mod observed;
 pub mod record;
 pub mod time;
