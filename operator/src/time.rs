@@ -13,3 +13,9 @@ pub fn to_k8s(at: DateTime<Utc>) -> Time {
 pub fn from_k8s(at: &Time) -> DateTime<Utc> {
     DateTime::from_timestamp(at.0.as_second(), 0).unwrap_or(DateTime::UNIX_EPOCH)
 }
+
+/// The time of day. The only reader of wall time: `run` and `controller` hand it on, and deadlines use the monotonic clock instead.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the wall clock")]
+pub fn now() -> DateTime<Utc> {
+    Utc::now()
+}
