@@ -3,9 +3,15 @@
 //! A reconcile reads as its steps, and only the first and the last three hold a client:
 //! `observe` -> `validate` -> plans (`jwks`, `signing`, `routing`, `scale`, `autoscale`, `rebalance`) -> `desired` -> `apply` -> `orders` -> `status`.
 
+pub mod apply;
+pub mod compare;
 pub mod conditions;
 pub mod fleet;
+pub mod lease;
+pub mod metrics;
 pub mod names;
 pub mod observed;
 pub mod record;
+pub mod resources;
 pub mod time;
+pub mod writer;
