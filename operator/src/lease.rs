@@ -13,13 +13,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use parking_lot::Mutex;
-use rand::Rng as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::names::MANAGER;
-use crate::time::now;
+use crate::time::{about, now};
 
 /// The lease and how it is held.
 #[derive(Debug, Clone)]
@@ -117,7 +116,7 @@ impl Lease {
                 tracing::info!(held, lease = self.settings.name, identity = self.settings.identity, "leadership changed");
             }
             // A renewal that failed is tried again before the term ends; whoever waits looks without everybody looking at once.
-            let pause = self.settings.pause().mul_f64(rand::rng().random_range(0.8..1.2));
+            let pause = about(self.settings.pause());
             let pause = self.fence.remaining().map_or(pause, |left| pause.min(left));
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}

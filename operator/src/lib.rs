@@ -3,15 +3,26 @@
 //! A reconcile reads as its steps, and only the first and the last three hold a client:
 //! `observe` -> `validate` -> plans (`jwks`, `signing`, `routing`, `scale`, `autoscale`, `rebalance`) -> `desired` -> `apply` -> `orders` -> `status`.
 
+pub mod admin;
+pub mod admin_client;
 pub mod apply;
+pub mod args;
+pub mod backoff;
+pub mod clusters;
 pub mod compare;
 pub mod conditions;
+pub mod controller;
+pub mod events;
 pub mod fleet;
+pub mod kinds;
 pub mod lease;
 pub mod metrics;
 pub mod names;
+pub mod observe;
 pub mod observed;
 pub mod record;
+pub mod references;
 pub mod resources;
+pub mod run;
 pub mod time;
 pub mod writer;
