@@ -1,5 +1,6 @@
 //! Clusters of each level start, do what they are for, break, and go without a trace.
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -100,14 +101,16 @@ fn until(what: &str, mut ask: impl FnMut() -> Result<String, String>, wanted: im
     }
 }
 
-/// How many processes work in or on a folder.
-fn processes_of(dir: &Path) -> usize {
+/// Processes whose command lines name a folder, and have `word` in them.
+fn processes_of(dir: &Path, word: &str) -> Vec<u32> {
     let name = dir.to_string_lossy().into_owned();
-    let running = fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(&name)));
-    running.count()
+    let running = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line);
+        (line.contains(&name) && line.contains(word)).then_some(pid)
+    });
+    running.collect()
 }
 
 #[test]
@@ -128,9 +131,40 @@ fn an_api_server_keeps_rules_survives_its_death_and_goes_without_a_trace() {
     until("the fleet after a restart", most, |answer| answer == "3");
 
     let dir = cluster.dir.clone();
-    assert!(processes_of(&dir) > 0);
+    assert!(!processes_of(&dir, "kube-apiserver").is_empty());
     drop(cluster);
-    assert_eq!((processes_of(&dir), dir.exists()), (0, false));
+    assert_eq!((processes_of(&dir, ""), dir.exists()), (vec![], false));
+}
+
+#[test]
+fn a_cluster_ends_with_the_process_that_held_it_or_when_the_next_one_starts() {
+    const NAME: &str = "a_cluster_ends_with_the_process_that_held_it_or_when_the_next_one_starts";
+    const HOLD: &str = "SIGNAL_TEST_HOLD";
+    let Some(home) = home(NAME, Level::A) else { return };
+    // This same test in a process of its own holds a cluster until it is killed.
+    if let Some(dir) = std::env::var_os(HOLD) {
+        let _cluster = Kubernetes::start(&home, Path::new(&dir), Level::A).unwrap();
+        fs::write(Path::new(&dir).join("held"), "").unwrap();
+        std::thread::park();
+    }
+    for keeper_dies_too in [false, true] {
+        let scratch = Scratch::new();
+        let dir = scratch.0.join("cluster");
+        let mut holder = Command::new(std::env::current_exe().unwrap());
+        holder.args(["--exact", &format!("kubernetes::tests::{NAME}")]).env(HOLD, &dir).stdout(Stdio::null());
+        let mut holder = holder.spawn().unwrap();
+        until("the cluster of another process", || fs::read_to_string(dir.join("held")).map_err(|error| error.to_string()), |_| true);
+        if keeper_dies_too {
+            processes_of(&dir, "keep.sh").into_iter().for_each(|keeper| crate::signal(keeper, "KILL"));
+        }
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        if keeper_dies_too {
+            assert!(!processes_of(&dir, "kube-apiserver").is_empty(), "nobody is left to end it");
+            Kubernetes::end_left_behind().unwrap();
+        }
+        until("the end of what it started", || Ok(format!("{:?} {}", processes_of(&dir, ""), dir.exists())), |left| left == "[] false");
+    }
 }
 
 #[test]
@@ -175,6 +209,7 @@ fn pods_run_are_reached_from_outside_and_reach_servers_there() {
     let by_name = until("a service by its name", || in_pod(&["/echo", "get", "http://echo.default.svc.cluster.local/"]), |_| true);
     assert!(by_name.contains("pod=echo-"), "{by_name}");
 
+    let reaches = |server: SocketAddr| in_pod(&["nc", "-w", "2", &server.ip().to_string(), &server.port().to_string(), "-e", "/bin/true"]);
     if Redis::is_installed() {
         let redis = Redis::start_in(&outside, &scratch.0.join("redis"), &[]).unwrap();
         let (ip, port) = (redis.address().ip().to_string(), redis.address().port().to_string());
@@ -184,19 +219,19 @@ fn pods_run_are_reached_from_outside_and_reach_servers_there() {
     if Postgres::programs().is_some() {
         let postgres = Postgres::start_in(&outside, &scratch.0.join("postgres"), false).unwrap();
         let address = postgres.address();
-        in_pod(&["nc", "-z", &address.ip().to_string(), &address.port().to_string()]).unwrap();
+        reaches(address).unwrap();
         let mut psql = Command::new(Postgres::programs().unwrap().join("psql"));
         psql.args([&Postgres::url(&postgres, "postgres"), "-qtAc", "select 42"]);
         assert_eq!(said(&mut outside.command(psql)), Ok("42".to_owned()));
     }
     if let Some(kafka) = KafkaHome::find() {
         let broker = Kafka::start_in(&outside, &kafka, &scratch.0.join("kafka")).unwrap();
-        in_pod(&["nc", "-z", &broker.address().ip().to_string(), &broker.address().port().to_string()]).unwrap();
+        reaches(broker.address()).unwrap();
     }
 
     let dir = cluster.dir.clone();
     drop(cluster);
-    assert_eq!((processes_of(&dir), dir.exists()), (0, false));
+    assert_eq!((processes_of(&dir, ""), dir.exists()), (vec![], false));
 }
 
 #[test]
