@@ -16,12 +16,13 @@ pod_net() { echo "10.244.$1"; }
 export PATH="$BIN:$PATH:/usr/sbin:/sbin"
 
 # The start time of a process (field 22): a pid file names both, so that nobody else's process is ever taken for ours.
+# One that only waits to be reaped has none.
 started() {
   local stat
   stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
   # shellcheck disable=SC2086 # split on purpose
   set -- ${stat##*) }
-  echo "${20}"
+  [ "$1" != Z ] && echo "${20}"
 }
 alive() {
   local pid time

@@ -333,7 +333,10 @@ fn clusters() -> Result<PathBuf> {
 /// When a process started, in the kernel's ticks: with its id, it is told from a later one.
 fn started(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    // One that only waits to be reaped is gone.
+    let alive = fields.next()? != "Z";
+    fields.nth(18).filter(|_| alive).map(str::to_owned)
 }
 
 #[cfg(test)]
