@@ -5,7 +5,7 @@ set -eu
 PKI=$RUN/pki
 mkdir -p "$PKI" "$RUN/kubeconfig"
 
-key() { [ -s "$PKI/$1.key" ] || openssl ecparam -name prime256v1 -genkey -noout -out "$PKI/$1.key"; }
+key() { [ -s "$PKI/$1.key" ] || openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$PKI/$1.key" 2>/dev/null; }
 # certificate NAME SUBJECT [ALTERNATIVE NAMES]
 certificate() {
   [ -s "$PKI/$1.crt" ] && return

@@ -70,6 +70,19 @@ impl KubernetesHome {
         Ok(home)
     }
 
+    /// Whether this process may start nodes at all, whatever is installed.
+    ///
+    /// # Errors
+    /// Says why it may not.
+    pub fn nodes_are_possible() -> Result<()> {
+        if !is_root()? {
+            bail!("nodes are namespaces and mounts, which need root");
+        }
+        let mut attempt = Command::new("unshare");
+        attempt.args(["--mount", "--pid", "--fork", "--net", "--uts", "--ipc", "--cgroup", "mount", "--make-rprivate", "/"]);
+        run(&mut attempt).context("nodes are namespaces and mounts, which even root may not make here")
+    }
+
     /// The client that belongs to these servers.
     pub fn kubectl(&self) -> PathBuf {
         self.programs.join("kubectl")
@@ -99,9 +112,7 @@ impl KubernetesHome {
             needed.push("go");
         }
         if matches!(level, Level::C { .. }) {
-            if !is_root()? {
-                bail!("level C makes namespaces and mounts: it needs root");
-            }
+            Self::nodes_are_possible()?;
             needed.extend(NODE_PROGRAMS);
         }
         let missing: Vec<&str> = needed.into_iter().filter(|name| find_program(&[name]).is_none()).collect();
@@ -116,7 +127,7 @@ impl KubernetesHome {
 }
 
 /// What level C runs on the machine; `xtask` knows the packages.
-pub(super) const NODE_PROGRAMS: [&str; 9] = ["containerd", "runc", "ctr", "ip", "nft", "socat", "busybox", "nsenter", "cc"];
+const NODE_PROGRAMS: [&str; 10] = ["containerd", "runc", "ctr", "ip", "nft", "iptables", "socat", "busybox", "nsenter", "cc"];
 
 /// Where the sources and scripts of clusters lie.
 pub(super) fn sources() -> PathBuf {
