@@ -43,8 +43,10 @@ end() {
 }
 # within SECONDS CMD...: waits until the command succeeds
 within() {
-  local limit=$1
+  local limit=$1 end=$((SECONDS + $1))
   shift
-  for _ in $(seq $((limit * 10))); do "$@" >/dev/null 2>&1 && return 0; sleep .1; done
-  die "not within $limit s: $*"
+  while ! "$@" >/dev/null 2>&1; do
+    [ "$SECONDS" -lt "$end" ] || die "not within $limit s: $*"
+    sleep .1
+  done
 }

@@ -44,6 +44,14 @@ node_up() {
   within 10 test -e "$home/init.up"
 }
 
+# The folder goes with a cluster that does not start, so its logs are said first.
+logs() {
+  for file in "$RUN"/log/*.log "$RUN"/node*/init.log "$RUN"/node*/log/*.log; do
+    if [ -s "$file" ]; then echo "--- the end of $file"; tail -n 12 "$file"; fi
+  done >&2
+}
+trap '[ $? = 0 ] || logs' EXIT
+
 "$HERE/certificates.sh" "$RUN"
 stage certificates
 if [ "$LEVEL" = C ]; then
@@ -59,6 +67,18 @@ if [ "$LEVEL" = C ]; then
   for n in $(seq "$NODES"); do node_up "$n"; component containerd "$n"; done
   stage nodes
 fi
+# A port that was free a moment ago may be taken: who ended over it is started again.
+api_answers() {
+  component etcd
+  component kube-apiserver
+  kubectl_inside get --raw /readyz
+}
+controllers_work() {
+  component kube-controller-manager
+  component kube-scheduler
+  kubectl_inside get serviceaccount -n default default
+}
+
 component etcd
 component kube-apiserver
 if [ "$LEVEL" = C ]; then
@@ -73,15 +93,13 @@ if [ "$LEVEL" = C ]; then
   done
   stage images
 fi
-within 120 kubectl_inside get --raw /readyz
+within 60 api_answers
 stage 'API server'
-[ "$LEVEL" = A ] && exit 0
-component kube-controller-manager
-component kube-scheduler
+if [ "$LEVEL" = A ]; then exit; fi
 if [ "$LEVEL" = C ]; then
   for n in $(seq "$NODES"); do component kubelet "$n"; component kube-proxy "$n"; done
 fi
-within 60 kubectl_inside get serviceaccount -n default default
+within 60 controllers_work
 stage controllers
 if [ "$LEVEL" = C ]; then
   kubectl_inside apply -f "$HERE/coredns.yaml" >&2
