@@ -257,6 +257,14 @@ fn three_nodes_spread_pods_and_survive_the_death_of_one() {
     let on: std::collections::BTreeSet<String> = nodes().unwrap().split(' ').map(str::to_owned).collect();
     assert_eq!(on.len(), 3, "{on:?}");
 
+    let kubelet = SocketAddr::from((cluster.node_ip(2), 10250));
+    let answers = || cluster.outside().run(|| std::net::TcpStream::connect_timeout(&kubelet, Duration::from_millis(500)).is_ok()).unwrap();
+    assert!(answers());
+    cluster.cut_off(2).unwrap();
+    assert!(!answers());
+    cluster.reconnect(2).unwrap();
+    until("the way to a node whose cable is back", || Ok(answers().to_string()), |answer| answer == "true");
+
     cluster.kill_node(3).unwrap();
     let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
     until("the dead node to be missed", || kubectl(&cluster, &["get", "node", "node3", "-o", ready]), |status| status == "Unknown");
