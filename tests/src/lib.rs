@@ -11,9 +11,11 @@
 //! | [`emitter`], [`producer`] | services that publish to Redis and produce to Kafka |
 //! | [`policy`] | the platform's policy tables |
 //! | [`services`], [`chaos`] | Redis, PostgreSQL and Kafka, and a proxy that cuts and stalls the way to them |
+//! | [`cluster`] | Kubernetes, with nodes or without |
 
 pub mod chaos;
 pub mod client;
+pub mod cluster;
 pub mod emitter;
 pub mod gateway;
 pub mod issuer;

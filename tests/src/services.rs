@@ -331,7 +331,7 @@ async fn shared(slot: &'static OnceLock<Shared>, start: impl FnOnce(&Path) -> an
     started.await.expect("the shared server starts")
 }
 
-fn environment(name: &str) -> Option<String> {
+pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 

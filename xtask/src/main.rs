@@ -1,10 +1,11 @@
-//! `cargo xtask dev | test | bench | setup`: set-up and runs, nothing else.
+//! `cargo xtask dev | test | bench | cluster | setup`: set-up and runs, nothing else.
 //!
 //! Needs a Rust toolchain and nothing more to build: what the gateway's own build and its tests need is found or installed
 //! by [`setup`], and [`mod@test`] starts the servers that tests talk to.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks to its terminal")]
 
+mod cluster;
 mod outcome;
 mod setup;
 mod test;
@@ -22,9 +23,11 @@ Usage: cargo xtask <COMMAND> [ARGUMENTS]
 
 Commands:
   dev    [ARGUMENTS]           Runs the gateway in dev mode, everything embedded. Arguments go to `signal-gateway dev`
-  test   [--quick] [ARGUMENTS] Format, lints, docs, then every test, with real Kafka, PostgreSQL and Redis.
-                               --quick leaves format, lints and docs out. Arguments go to `cargo test`
+  test   [--quick] [ARGUMENTS] Format, lints, docs, then every test, with real Kafka, PostgreSQL, Redis and
+                               Kubernetes. --quick leaves format, lints and docs out. Arguments go to `cargo test`
   bench  [ARGUMENTS]           Builds optimized and measures against bare system calls. Arguments go to `signal-bench`
+  cluster up [--nodes N]       Starts a Kubernetes to play with: with N nodes as root (default 1), N = 0 without nodes and root
+  cluster down                 Ends it
   setup                        Only checks what building and testing need, and installs what is missing
   help                         Prints this
 
@@ -32,7 +35,9 @@ Each command first checks what it needs. On Debian and its kin, as root, what is
 elsewhere the command ends and says what to install.
 
 Environment:
-  SIGNAL_CACHE   where downloads are kept across runs (default: ~/.cache/signal)
+  SIGNAL_CACHE            where downloads and builds are kept across runs (default: ~/.cache/signal)
+  SIGNAL_TEST_KUBECONFIG  a cluster that tests use in place of one that `test` starts
+  KUBEBUILDER_ASSETS      a folder with etcd, kube-apiserver and kubectl for tests that need no more of Kubernetes
 ";
 
 fn main() -> ExitCode {
@@ -58,6 +63,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
             Err(dev.exec().into())
         }
         "test" => test::run(arguments),
+        "cluster" => cluster::run(&arguments),
         "bench" => {
             setup::build()?;
             let status = cargo().args(["build", "--release", "-p", "signal-gateway", "-p", "signal-bench"]).status()?;
@@ -73,6 +79,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
             setup::build()?;
             setup::components()?;
             setup::services()?;
+            setup::clusters()?;
             println!("everything that building and testing need is here");
             Ok(ExitCode::SUCCESS)
         }

@@ -1,10 +1,11 @@
 //! What building and testing need from the machine: found, installed, or named.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
-use signal_services::{KafkaHome, Postgres, Redis, find_program};
+use signal_services::{KafkaHome, KubernetesHome, Level, Postgres, Redis, Tool, find_program};
 
 use crate::cargo;
 
@@ -41,6 +42,29 @@ const SERVICES: [Need; 5] = [
     Need { name: "PostgreSQL's server", present: || Postgres::programs().is_some(), debian: "postgresql", homebrew: "postgresql@17" },
 ];
 
+/// What clusters need without nodes.
+const CLUSTERS: [Need; 2] = [
+    Need { name: "Go 1.24 or newer", present: go_1_24, debian: "golang-go", homebrew: "go" },
+    Need { name: "bash", present: || find_program(&["bash"]).is_some(), debian: "bash", homebrew: "bash" },
+];
+
+/// What nodes need, which only Linux has.
+const NODES: [Need; 8] = [
+    Need { name: "containerd", present: || find_program(&["containerd"]).is_some(), debian: "containerd", homebrew: "" },
+    Need { name: "runc", present: || find_program(&["runc"]).is_some(), debian: "runc", homebrew: "" },
+    Need {
+        name: "network plugins",
+        present: || Path::new("/usr/lib/cni/bridge").is_file(),
+        debian: "containernetworking-plugins",
+        homebrew: "",
+    },
+    Need { name: "iptables", present: || find_program(&["iptables"]).is_some(), debian: "iptables", homebrew: "" },
+    Need { name: "nftables", present: || find_program(&["nft"]).is_some(), debian: "nftables", homebrew: "" },
+    Need { name: "iproute2", present: || find_program(&["ip"]).is_some(), debian: "iproute2", homebrew: "" },
+    Need { name: "socat", present: || find_program(&["socat"]).is_some(), debian: "socat", homebrew: "" },
+    Need { name: "busybox", present: || find_program(&["busybox"]).is_some(), debian: "busybox-static", homebrew: "" },
+];
+
 /// What compiling the gateway needs.
 pub(crate) fn build() -> Result<()> {
     satisfy(&BUILD)
@@ -49,7 +73,39 @@ pub(crate) fn build() -> Result<()> {
 /// What the tests' servers need, Kafka's jars included.
 pub(crate) fn services() -> Result<KafkaHome> {
     satisfy(&SERVICES)?;
-    KafkaHome::ensure(|what| println!("xtask: {what}")).context("Kafka cannot be set up")
+    KafkaHome::ensure(say).context("Kafka cannot be set up")
+}
+
+/// What clusters are made of, as far as this machine can have them: with nodes as root on Linux, without as anyone there. Says what
+/// is left out and why; tests that need it then report themselves skipped.
+///
+/// # Errors
+/// When something can be had here and fails.
+pub(crate) fn clusters() -> Result<Option<KubernetesHome>> {
+    if !cfg!(target_os = "linux") {
+        println!("xtask: no clusters: they are only started on Linux");
+        return Ok(None);
+    }
+    // Programs may be there already, and then need no Go.
+    if KubernetesHome::find(Level::B).is_err() {
+        satisfy(&CLUSTERS)?;
+    }
+    let home = KubernetesHome::ensure(Level::B, say).context("Kubernetes cannot be set up")?;
+    for tool in [Tool::Helm, Tool::Kubeconform, Tool::KubeScore] {
+        tool.ensure(say)?;
+    }
+    match KubernetesHome::nodes_are_possible() {
+        Ok(()) => {
+            satisfy(&NODES)?;
+            KubernetesHome::ensure(Level::C { nodes: 1 }, say).context("the nodes of clusters cannot be set up")?;
+        }
+        Err(reason) => println!("xtask: no clusters with nodes: {reason:#}"),
+    }
+    Ok(Some(home))
+}
+
+fn say(what: &str) {
+    println!("xtask: {what}");
 }
 
 /// rustfmt and clippy of the toolchain in use.
@@ -129,6 +185,14 @@ fn java_17() -> bool {
     let text = String::from_utf8_lossy(&output.stderr);
     let major = text.split('"').nth(1).and_then(|version| version.split('.').next());
     major.and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 17)
+}
+
+/// `go version` says `go version go1.26.8 linux/amd64`.
+fn go_1_24() -> bool {
+    let Ok(output) = Command::new("go").arg("version").output() else { return false };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let minor = text.split(" go1.").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+    minor.and_then(|minor| minor.parse::<u32>().ok()).is_some_and(|minor| minor >= 24)
 }
 
 fn is_root() -> bool {

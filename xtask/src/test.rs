@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use signal_services::{Kafka, KafkaHome, Postgres, Redis, Server, find_program};
+use signal_services::{Kafka, KafkaHome, Kubernetes, KubernetesHome, Level, Postgres, Redis, Server, Tool, find_program};
 
 use crate::outcome::Outcome;
 use crate::{cargo, setup};
@@ -17,6 +17,7 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
     let begun = Instant::now();
     setup::build()?;
     let home = setup::services()?;
+    let cluster_home = setup::clusters()?;
     if !quick {
         setup::components()?;
         step("format", cargo().args(["fmt", "--all", "--check"]))?;
@@ -31,7 +32,7 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
     step("build", cargo().args(["build", "--workspace", "--bins", "--tests"]))?;
 
     say(begun, "servers");
-    let servers = Servers::start(&home)?;
+    let servers = Servers::start(&home, cluster_home.as_ref())?;
     say(begun, "tests");
     let outcome = tests(&servers, arguments)?;
     drop(servers);
@@ -47,34 +48,52 @@ struct Servers {
     kafka: Server,
     postgres: Server,
     redis: Server,
+    /// With controllers and without nodes; none where a cluster is named from outside, or none can be had.
+    kubernetes: Option<Kubernetes>,
     dir: ScratchDir,
 }
 
 impl Servers {
-    fn start(home: &KafkaHome) -> Result<Self> {
+    fn start(home: &KafkaHome, cluster: Option<&KubernetesHome>) -> Result<Self> {
+        // While the folders of dead runs still say what is to be ended.
+        if cluster.is_some() {
+            Kubernetes::end_left_behind()?;
+        }
+        let named = std::env::var_os("SIGNAL_TEST_KUBECONFIG").is_some_and(|name| !name.is_empty());
         let dir = ScratchDir::new()?;
         Ok(Self {
             redis: Redis::start(&dir.0.join("redis"), &[])?,
             postgres: Postgres::start(&dir.0.join("postgres"), false)?,
             kafka: Kafka::start(home, &dir.0.join("kafka"))?,
+            kubernetes: match cluster {
+                Some(home) if !named => Some(Kubernetes::start(home, &dir.0.join("kubernetes"), Level::B)?),
+                _ => None,
+            },
             dir,
         })
     }
 
-    fn environment(&self) -> [(&'static str, String); 4] {
-        [
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        let mut environment = vec![
             ("SIGNAL_TEST_KAFKA", self.kafka.address().to_string()),
             ("SIGNAL_TEST_POSTGRES", Postgres::url(&self.postgres, "postgres")),
             ("SIGNAL_TEST_REDIS", format!("redis://{}", self.redis.address())),
             // Whatever a killed test leaves goes with the run.
             ("TMPDIR", self.dir.0.join("tests").display().to_string()),
-        ]
+        ];
+        let kubeconfig = self.kubernetes.as_ref().map(Kubernetes::kubeconfig);
+        environment.extend(kubeconfig.map(|file| ("SIGNAL_TEST_KUBECONFIG", file.display().to_string())));
+        let tools =
+            [("SIGNAL_TEST_HELM", Tool::Helm), ("SIGNAL_TEST_KUBECONFORM", Tool::Kubeconform), ("SIGNAL_TEST_KUBE_SCORE", Tool::KubeScore)];
+        environment.extend(tools.into_iter().filter_map(|(name, tool)| Some((name, tool.find()?.display().to_string()))));
+        environment
     }
 }
 
 impl Drop for Servers {
     fn drop(&mut self) {
         // Before their data goes.
+        self.kubernetes = None;
         self.kafka.kill();
         self.redis.kill();
         self.postgres.stop();

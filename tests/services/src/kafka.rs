@@ -7,13 +7,13 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use crate::process::{Server, bound_command};
-use crate::{cache_dir, find_program, free_port, loopback};
+use crate::process::{Server, bound_command, run};
+use crate::{Network, cache_dir, find_program, free_port, loopback};
 
 const VERSION: &str = "4.3.1";
 /// Grows when anything in the folder is made another way, so that an older one is not used.
@@ -83,7 +83,7 @@ impl KafkaHome {
     fn archive(&self) -> Result<()> {
         let scratch = self.0.join("scratch");
         let flag = format!("-XX:ArchiveClassesAtExit={}", self.0.join("classes.jsa").display());
-        let mut broker = Kafka::start_with(self, &scratch, Some(flag), "")?;
+        let mut broker = Kafka::start_with(&Network::loopback(), self, &scratch, Some(flag), "")?;
         broker.stop();
         fs::remove_dir_all(&scratch)?;
         Ok(())
@@ -99,7 +99,15 @@ impl Kafka {
     /// # Errors
     /// When it does not start.
     pub fn start(home: &KafkaHome, dir: &Path) -> Result<Server> {
-        Self::start_with(home, dir, Self::archive_flag(home), "")
+        Self::start_in(&Network::loopback(), home, dir)
+    }
+
+    /// Starts a broker in a network, which it advertises its address of.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_in(network: &Network, home: &KafkaHome, dir: &Path) -> Result<Server> {
+        Self::start_with(network, home, dir, Self::archive_flag(home), "")
     }
 
     /// Starts a broker that has, beside the listener in the clear, one that asks for SCRAM-SHA-512; gives that one's address too.
@@ -115,7 +123,7 @@ impl Kafka {
              sasl.enabled.mechanisms=SCRAM-SHA-512\n\
              listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;\n"
         );
-        let server = Self::start_with(home, dir, Self::archive_flag(home), &listener)?;
+        let server = Self::start_with(&Network::loopback(), home, dir, Self::archive_flag(home), &listener)?;
         Ok((server, loopback(port)))
     }
 
@@ -136,21 +144,24 @@ impl Kafka {
     }
 
     /// A property of `more` comes after the one of the template, and the last one counts.
-    fn start_with(home: &KafkaHome, dir: &Path, flag: Option<String>, more: &str) -> Result<Server> {
+    fn start_with(network: &Network, home: &KafkaHome, dir: &Path, flag: Option<String>, more: &str) -> Result<Server> {
         fs::create_dir_all(dir)?;
         let log = dir.join("log");
         copy_folder(&home.0.join("formatted"), &log)?;
-        let (port, controller) = (free_port()?, free_port()?);
+        let (port, controller) = (network.free_port()?, network.free_port()?);
         let properties = dir.join("server.properties");
-        fs::write(&properties, render(&format!("{PROPERTIES}\n{more}"), &log, port, controller))?;
+        let text = render(&format!("{PROPERTIES}\n{more}"), &log, port, controller);
+        fs::write(&properties, text.replace("127.0.0.1:", &format!("{}:", network.ip())))?;
         home.java()?;
-        let home = home.clone();
+        let (home, inside, network) = (home.clone(), network.clone(), network.clone());
+        let address = SocketAddr::from((network.ip(), port));
         let command = move || {
             let mut command = home.java().expect("java was found a moment ago");
             command.args(&flag).arg("kafka.Kafka").arg(&properties);
-            command
+            inside.command(command)
         };
-        Server::start("kafka", dir, port, "TERM", command, move || answers(loopback(port)))
+        let ready = move || network.run(|| answers(address)).unwrap_or(false);
+        Server::start("kafka", dir, address, "TERM", command, ready)
     }
 }
 
@@ -206,13 +217,4 @@ fn answers(address: SocketAddr) -> bool {
         Ok(reply[4..] == [0, 0, 0, 1])
     };
     ask().unwrap_or(false)
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
-    if !output.status.success() {
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        bail!("{command:?} ended with {}:\n{out}{err}", output.status);
-    }
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Real servers for tests: Redis, PostgreSQL and Apache Kafka as child processes on loopback.
+//! Real servers for tests: Redis, PostgreSQL, Apache Kafka and Kubernetes, on loopback or at a cluster's switch.
 //!
 //! `xtask` starts one of each for a whole run, and the harness (`signal-tests`) starts further ones for tests that kill,
 //! pause or restart them. A crate of its own, because `xtask` has to build before rdkafka's C dependencies are installed.
@@ -6,20 +6,28 @@
 //! Every server keeps its data in a folder and its port for life, so that a restart is the same server again. No server
 //! outlives this process: each is killed on drop, and by the kernel (`setpriv --pdeathsig`) if this process dies without one.
 
+mod image;
 mod kafka;
+mod kubernetes;
+mod network;
 mod postgres;
 mod process;
 mod redis;
+mod tool;
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
+pub use image::Image;
 pub use kafka::{Kafka, KafkaHome};
+pub use kubernetes::{Component, Kubernetes, KubernetesHome, Level};
+pub use network::Network;
 pub use postgres::Postgres;
 pub use process::{Server, bound_command, signal, spawn};
 pub use redis::{Redis, Sentinels};
+pub use tool::Tool;
 
 /// Where downloads are kept across runs: `$SIGNAL_CACHE`, else `~/.cache/signal`.
 ///
@@ -38,8 +46,7 @@ pub fn cache_dir() -> Result<PathBuf> {
 /// # Errors
 /// When no port can be bound.
 pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free loopback port")?;
-    Ok(listener.local_addr()?.port())
+    Network::loopback().free_port()
 }
 
 /// The first of `names` that is an executable file in a folder of `PATH`.

@@ -1,13 +1,14 @@
 //! A PostgreSQL server with its own cluster.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use crate::process::{Server, bound_command};
-use crate::{find_program, free_port};
+use crate::process::{Server, bound_command, is_root, run};
+use crate::{Network, find_program};
 
 /// How to start one.
 pub struct Postgres;
@@ -33,6 +34,14 @@ impl Postgres {
     /// # Errors
     /// When it is not installed or does not start.
     pub fn start(dir: &Path, durable: bool) -> Result<Server> {
+        Self::start_in(&Network::loopback(), dir, durable)
+    }
+
+    /// The same in a network; whoever is in it may enter as `postgres`.
+    ///
+    /// # Errors
+    /// When it is not installed or does not start.
+    pub fn start_in(network: &Network, dir: &Path, durable: bool) -> Result<Server> {
         let bin = Self::programs().context("PostgreSQL's server programs are not installed")?;
         fs::create_dir_all(dir)?;
         let user = is_root()?.then_some("postgres");
@@ -44,24 +53,32 @@ impl Postgres {
         initdb.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]);
         run(&mut initdb)?;
 
-        let port = free_port()?;
+        // Loopback is trusted already.
+        let rule = data.join("pg_hba.conf");
+        let rules = fs::read_to_string(&rule)?;
+        fs::write(&rule, rules + "host all all all trust\n")?;
+        let address = SocketAddr::from((network.ip(), network.free_port()?));
+        let (host, port) = (address.ip().to_string(), address.port().to_string());
+        let (inside, probing) = (network.clone(), network.clone());
+        let probe_host = host.clone();
+        let probe_port = port.clone();
         let (program, sockets) = (bin.join("postgres"), dir.to_owned());
         let command = move || {
             let mut command = bound_command(&program, user);
-            command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-h", "127.0.0.1"]);
+            command.arg("-D").arg(&data).args(["-p", &port, "-h", &host]);
             command.arg("-k").arg(&sockets).args(["-c", "shared_buffers=32MB", "-c", "max_connections=200"]);
             if !durable {
                 command.args(["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]);
             }
-            command
+            inside.command(command)
         };
         let probe = bin.join("pg_isready");
         let ready = move || {
             let mut probe = Command::new(&probe);
-            probe.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]);
-            probe.status().is_ok_and(|status| status.success())
+            probe.args(["-q", "-h", &probe_host, "-p", &probe_port]);
+            probing.command(probe).status().is_ok_and(|status| status.success())
         };
-        Server::start("postgres", dir, port, "INT", command, ready)
+        Server::start("postgres", dir, address, "INT", command, ready)
     }
 }
 
@@ -73,17 +90,4 @@ fn newest_of_debian() -> Option<PathBuf> {
 
 fn is_complete(bin: &Path) -> bool {
     ["initdb", "postgres", "pg_isready", "psql"].iter().all(|program| bin.join(program).is_file())
-}
-
-fn is_root() -> Result<bool> {
-    let id = Command::new("id").arg("-u").output().context("cannot run `id`")?;
-    Ok(id.stdout.trim_ascii() == b"0")
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
-    if !output.status.success() {
-        bail!("{command:?} ended with {}:\n{}", output.status, String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(())
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{find_program, loopback};
+use crate::find_program;
 
 /// How long a server may take from its start to its first answer.
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -20,7 +20,7 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 pub struct Server {
     name: &'static str,
     dir: PathBuf,
-    port: u16,
+    address: SocketAddr,
     command: Box<dyn Fn() -> Command + Send + Sync>,
     ready: Box<dyn Fn() -> bool + Send + Sync>,
     /// The signal that ends it cleanly.
@@ -32,20 +32,20 @@ impl Server {
     pub(crate) fn start(
         name: &'static str,
         dir: &Path,
-        port: u16,
+        address: SocketAddr,
         stop_signal: &'static str,
         command: impl Fn() -> Command + Send + Sync + 'static,
         ready: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Self> {
         let mut server =
-            Self { name, dir: dir.to_owned(), port, command: Box::new(command), ready: Box::new(ready), stop_signal, child: None };
+            Self { name, dir: dir.to_owned(), address, command: Box::new(command), ready: Box::new(ready), stop_signal, child: None };
         server.restart()?;
         Ok(server)
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        loopback(self.port)
+        self.address
     }
 
     /// Starts it on its data and port, and waits until it answers. Does nothing while it runs.
@@ -137,6 +137,21 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Runs a command to its end.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    if !output.status.success() {
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        bail!("{command:?} ended with {}:\n{out}{err}", output.status);
+    }
+    Ok(())
+}
+
+pub(crate) fn is_root() -> Result<bool> {
+    let id = Command::new("id").arg("-u").output().context("cannot run `id`")?;
+    Ok(id.stdout.trim_ascii() == b"0")
 }
 
 /// Sends the signal of this name (without `SIG`) to a process; a process that is gone is not an error.

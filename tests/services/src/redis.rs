@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::process::{Server, bound_command};
-use crate::{find_program, free_port, loopback};
+use crate::{Network, find_program, free_port};
 
 /// How to start one.
 pub struct Redis;
@@ -26,9 +26,18 @@ impl Redis {
     /// # Errors
     /// When it is not installed or does not start.
     pub fn start(dir: &Path, extra: &[&str]) -> Result<Server> {
-        let port = free_port()?.to_string();
-        let base = ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
-        Self::run(dir, port.parse()?, [&base, extra].concat())
+        Self::start_in(&Network::loopback(), dir, extra)
+    }
+
+    /// The same in a network; without a password whoever is in it may enter.
+    ///
+    /// # Errors
+    /// When it is not installed or does not start.
+    pub fn start_in(network: &Network, dir: &Path, extra: &[&str]) -> Result<Server> {
+        let port = network.free_port()?;
+        let (own_port, ip) = (port.to_string(), network.ip().to_string());
+        let base = ["--port", &own_port, "--bind", &ip, "--protected-mode", "no", "--save", "", "--appendonly", "no"];
+        Self::run(network, dir, port, [&base, extra].concat())
     }
 
     /// Starts a master named `mymaster`, its replica and three sentinels that take one second to give it up.
@@ -51,7 +60,7 @@ impl Redis {
             // It writes what it learns into this file.
             let file = dir.join("sentinel.conf");
             std::fs::write(&file, text)?;
-            sentinels.push(Self::run(&dir, own_port, vec![&file.display().to_string(), "--sentinel"])?);
+            sentinels.push(Self::run(&Network::loopback(), &dir, own_port, vec![&file.display().to_string(), "--sentinel"])?);
         }
         wait("sentinels that know each other and the replica", || {
             sentinels.iter().all(|sentinel| {
@@ -96,17 +105,20 @@ impl Redis {
         Ok(nodes)
     }
 
-    fn run(dir: &Path, port: u16, arguments: Vec<&str>) -> Result<Server> {
+    fn run(network: &Network, dir: &Path, port: u16, arguments: Vec<&str>) -> Result<Server> {
         let program = find_program(&["redis-server"]).context("redis-server is not installed")?;
         std::fs::create_dir_all(dir)?;
         let mut arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
         arguments.extend(["--dir".to_owned(), dir.display().to_string()]);
+        let (inside, network) = (network.clone(), network.clone());
+        let address = SocketAddr::from((network.ip(), port));
         let command = move || {
             let mut command = bound_command(&program, None);
             command.args(&arguments);
-            command
+            inside.command(command)
         };
-        Server::start("redis", dir, port, "TERM", command, move || answers(loopback(port)))
+        let ready = move || network.run(|| answers(address)).unwrap_or(false);
+        Server::start("redis", dir, address, "TERM", command, ready)
     }
 }
 

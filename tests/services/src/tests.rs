@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 
 /// A folder that goes with the test.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("signal-services.{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         Self(std::env::temp_dir().join(name))
@@ -24,7 +24,7 @@ impl Drop for Scratch {
 }
 
 /// Says why a test did nothing; written past the test runner's capture, so that it is seen when the test passes.
-fn skip(name: &str, reason: &str) {
+pub(crate) fn skip(name: &str, reason: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stdout(), "skipped: {name}: {reason}");
 }

@@ -1,0 +1,3 @@
+module signal-echo
+
+go 1.24
