@@ -6,9 +6,10 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
+use kube::core::DynamicResourceScope;
 use kube::runtime::reflector::{ObjectRef, Store, store::Writer};
 use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use parking_lot::Mutex;
 use signal_crds::SignalCluster;
 use tokio::sync::broadcast;
@@ -36,6 +37,17 @@ impl Scope {
             return vec![Scope::All];
         }
         distinct.into_iter().cloned().map(Scope::Namespace).collect()
+    }
+
+    /// Objects of this kind in it.
+    pub fn api<K>(&self, client: &Client, kind: &K::DynamicType) -> Api<K>
+    where
+        K: Resource<Scope = DynamicResourceScope>,
+    {
+        match self {
+            Scope::All => Api::all_with(client.clone(), kind),
+            Scope::Namespace(namespace) => Api::namespaced_with(client.clone(), namespace, kind),
+        }
     }
 
     /// Whether an object of this namespace is in it.

@@ -54,7 +54,9 @@ fn start() -> anyhow::Result<()> {
 }
 
 fn log(args: &Run) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log_filter).with_context(|| format!("read the log filter {:?}", args.log_filter))?;
+    // What kube says of requests that failed is said again by whoever sent them; a filter that names kube_client still gets it.
+    let filter = EnvFilter::try_new(format!("kube_client=off,{}", args.log_filter))
+        .with_context(|| format!("read the log filter {:?}", args.log_filter))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter);
     match args.log_format {
         LogFormat::Json => log.json().flatten_event(true).init(),

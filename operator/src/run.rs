@@ -75,16 +75,16 @@ async fn work(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let identity = format!("{}_{:016x}", args.pod_name.as_deref().unwrap_or("signal-operator"), rand::rng().random::<u64>());
-    let waiting = wait_for_crd(&client, &args, &identity, pending, metrics);
+    let scopes = Scope::of(&args.namespaces);
+    let waiting = wait_for_crd(&client, &scopes, &args, &identity, pending, metrics);
     let Some(kinds) = stop.run_until_cancelled(waiting).await else { return Ok(()) };
     let (kinds_sender, kinds) = watch::channel(kinds);
-    let scopes = Scope::of(&args.namespaces);
     let (clusters, follow) = Clusters::watch(&client, &scopes, metrics);
     let mut parts = JoinSet::new();
     for follow in follow {
         parts.spawn(endless(follow));
     }
-    parts.spawn(endless(kinds::follow(client.clone(), kinds_sender, metrics.clone())));
+    parts.spawn(endless(kinds::follow(client.clone(), scopes.clone(), kinds_sender, metrics.clone())));
     for part in more(&clusters, stop.clone()) {
         parts.spawn(part);
     }
@@ -174,11 +174,18 @@ async fn lead(
 }
 
 /// Waits until the API server knows SignalCluster, and says so where people look. Returns the optional kinds.
-async fn wait_for_crd(client: &Client, args: &Run, identity: &str, pending: &Pending, metrics: &Metrics) -> crate::observed::Kinds {
+async fn wait_for_crd(
+    client: &Client,
+    scopes: &[Scope],
+    args: &Run,
+    identity: &str,
+    pending: &Pending,
+    metrics: &Metrics,
+) -> crate::observed::Kinds {
     let mut told = false;
     loop {
         let why = match kinds::knows_signal_cluster(client).await {
-            Ok(true) => match kinds::discover(client).await {
+            Ok(true) => match kinds::discover(client, scopes).await {
                 Ok(kinds) => {
                     metrics.crd_present.set(1);
                     return kinds;

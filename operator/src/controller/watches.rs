@@ -108,10 +108,7 @@ impl Watches {
     }
 
     async fn pump(&self, scope: &Scope, watched: &Watched) {
-        let api: Api<PartialObjectMeta<DynamicObject>> = match scope {
-            Scope::All => Api::all_with(self.client.clone(), &watched.resource),
-            Scope::Namespace(namespace) => Api::namespaced_with(self.client.clone(), namespace, &watched.resource),
-        };
+        let api: Api<PartialObjectMeta<DynamicObject>> = scope.api(&self.client, &watched.resource);
         let config = watcher::Config { label_selector: watched.labels.clone(), ..watcher::Config::default() };
         let mut events = pin!(watcher(api, config).default_backoff());
         let mut listed = false;
