@@ -6,5 +6,7 @@
 pub mod conditions;
 pub mod fleet;
 pub mod names;
+pub mod plan;
 pub mod record;
+pub mod scale;
 pub mod time;
