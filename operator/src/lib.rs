@@ -8,5 +8,6 @@ pub mod fleet;
 pub mod names;
 pub mod plan;
 pub mod record;
+pub mod rollout;
 pub mod scale;
 pub mod time;
