@@ -3,6 +3,7 @@
 //! A reconcile reads as its steps, and only the first and the last three hold a client:
 //! `observe` -> `validate` -> plans (`jwks`, `signing`, `routing`, `scale`, `autoscale`, `rebalance`) -> `desired` -> `apply` -> `orders` -> `status`.
 
+pub mod autoscale;
 pub mod conditions;
 pub mod fleet;
 pub mod names;
