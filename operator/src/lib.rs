@@ -8,6 +8,7 @@ pub mod conditions;
 pub mod fleet;
 pub mod names;
 pub mod plan;
+pub mod rebalance;
 pub mod record;
 pub mod rollout;
 pub mod scale;
