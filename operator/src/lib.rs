@@ -5,6 +5,7 @@
 
 pub mod autoscale;
 pub mod conditions;
+pub mod external_scaler;
 pub mod fleet;
 pub mod names;
 pub mod plan;
