@@ -8,7 +8,11 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use signal_operator::admin_client::AdminClient;
 use signal_operator::args::{Arguments, Command, LogFormat, Run};
+use signal_operator::clusters::Clusters;
+use signal_operator::external_scaler;
 use signal_operator::observe::Poll;
+use signal_operator::run::Part;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -87,8 +91,14 @@ async fn serve(args: Run) -> anyhow::Result<()> {
         let pods = pods.clone();
         Box::pin(async move { pods.status(ip, port, &token).await })
     });
+    let listener =
+        TcpListener::bind(args.scaler_address).await.with_context(|| format!("bind the scaler address {}", args.scaler_address))?;
+    let parts = move |clusters: &Clusters, stop: CancellationToken| {
+        let scaler = external_scaler::serve(clusters.store().clone(), listener, stop);
+        vec![Box::pin(async move { scaler.await.context("serve the external scaler") }) as Part]
+    };
     tokio::select! {
-        outcome = signal_operator::run::run(args, client, poll, |_, _| Vec::new(), stop) => outcome,
+        outcome = signal_operator::run::run(args, client, poll, parts, stop) => outcome,
         outcome = signals => outcome,
     }
 }

@@ -31,13 +31,14 @@ use crate::writer::Writer;
 
 /// Between two looks for what is not there yet.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// How long the admin listener may take to end.
+/// How long listeners may take to end.
 const LISTENER_LIMIT: Duration = Duration::from_secs(2);
 
 /// A part that runs until it is told to stop; a part that ends before is a fault.
 pub type Part = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
-/// Runs until `stop`. `more` makes further parts out of the store of SignalClusters.
+/// Runs until `stop`. `more` makes further parts out of the store of SignalClusters, and of a token by which
+/// they end after the last reconcile has.
 ///
 /// # Errors
 /// When a part could not start, or ended unasked.
@@ -85,7 +86,9 @@ async fn work(
         parts.spawn(endless(follow));
     }
     parts.spawn(endless(kinds::follow(client.clone(), scopes.clone(), kinds_sender, metrics.clone())));
-    for part in more(&clusters, stop.clone()) {
+    let watches = parts.len();
+    let after = CancellationToken::new();
+    for part in more(&clusters, after.clone()) {
         parts.spawn(part);
     }
     pending.wait("signalclusters", "they were not listed yet");
@@ -125,16 +128,17 @@ async fn work(
         () = lead => Ok(()),
         () = listed => Ok(()),
         ended = &mut lease => Err(anyhow::anyhow!("the lease's task ended: {ended:?}")),
-        Some(ended) = parts.join_next() => match ended {
-            Ok(Ok(())) if stop.is_cancelled() => Ok(()),
-            ended => Err(anyhow::anyhow!("a part ended: {ended:?}")),
-        },
+        Some(ended) = parts.join_next() => Err(anyhow::anyhow!("a part ended: {ended:?}")),
     };
+    after.cancel();
     // No reconcile runs any more: the next one may have the lease at once.
     release.cancel();
     if outcome.is_ok() {
         lease.await.context("the lease's task")?;
     }
+    // The watches among them never end by themselves.
+    let ended = async { while parts.len() > watches && parts.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(LISTENER_LIMIT, ended).await;
     outcome
 }
 
