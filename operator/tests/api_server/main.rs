@@ -115,9 +115,10 @@ impl Stage {
 async fn define(client: &Client) {
     let crd = SignalCluster::crd();
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    api.patch("signalclusters.signal.dev", &PatchParams::apply("test").force(), &Patch::Apply(&crd)).await.unwrap();
-    until("the API server serves SignalCluster", Duration::from_secs(20), async || {
-        signal_operator::kinds::knows_signal_cluster(client).await.is_ok_and(|knows| knows)
+    until("the API server serves SignalCluster", Duration::from_secs(40), async || {
+        // A server that was just started does not listen yet.
+        api.patch("signalclusters.signal.dev", &PatchParams::apply("test").force(), &Patch::Apply(&crd)).await.is_ok()
+            && signal_operator::kinds::knows_signal_cluster(client).await.is_ok_and(|knows| knows)
     })
     .await;
 }
