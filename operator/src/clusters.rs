@@ -211,4 +211,39 @@ mod tests {
         assert_eq!(scopes, [Scope::Namespace("a".into()), Scope::Namespace("b".into())]);
         assert!(scopes[0].covers("a") && !scopes[0].covers("b") && Scope::All.covers("b"));
     }
+
+    fn cluster(name: &str, generation: i64, secret: &str) -> SignalCluster {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"namespace": "a", "name": name, "uid": name, "generation": generation},
+            "spec": {
+                "image": {"repository": "r", "tag": "1"},
+                "jwks": {"sources": [{"name": "main", "issuer": "https://i/", "url": "https://i/", "audiences": ["a"], "caSecretRef": {"name": secret, "key": "k"}}]},
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn only_what_a_reconcile_answers_to_is_a_change_and_a_secret_leads_to_those_that_name_it() {
+        let writer = Writer::<SignalCluster>::default();
+        let (changes, mut heard) = broadcast::channel(8);
+        let clusters = Clusters { store: writer.as_reader(), changes: changes.clone() };
+        let mut shared = Shared { writer, changes, unlisted: 1, metrics: Metrics::default() };
+        shared.put(&clusters.store, cluster("one", 1, "x"));
+        shared.put(&clusters.store, cluster("two", 1, "y"));
+        assert_eq!((heard.try_recv().unwrap().name, heard.try_recv().unwrap().name), ("one".into(), "two".into()));
+        let mut reported = cluster("one", 1, "x");
+        reported.status = Some(signal_crds::Status { replicas: 3, ..Default::default() });
+        shared.put(&clusters.store, reported);
+        assert!(heard.try_recv().is_err(), "a status alone is no change");
+        shared.put(&clusters.store, cluster("one", 2, "x"));
+        assert_eq!(heard.try_recv().unwrap().name, "one");
+
+        let names = |kind, namespace, name| clusters.naming(kind, namespace, name).into_iter().map(|found| found.name).collect::<Vec<_>>();
+        assert_eq!(names("Secret", "a", "y"), ["two"]);
+        assert!(names("Secret", "b", "y").is_empty() && names("ConfigMap", "a", "y").is_empty() && names("Secret", "a", "z").is_empty());
+        shared.remove(&clusters.store, &cluster("two", 1, "y"));
+        assert!(names("Secret", "a", "y").is_empty());
+        assert_eq!(shared.metrics.clusters.get(), 1);
+    }
 }

@@ -25,6 +25,13 @@ pub struct WriteLabel {
     pub verb: &'static str,
 }
 
+/// What asked for a reconcile.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Source {
+    /// `cluster`: itself; `owned`: one of its objects; `named`: something that its spec names; `relist`: a watch began anew.
+    pub source: &'static str,
+}
+
 /// Build facts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
@@ -41,8 +48,8 @@ pub struct Metrics {
     pub reconcile_seconds: Histogram,
     /// Reconciles that run now.
     pub running: Gauge,
-    /// Reconciles asked for by watches.
-    pub triggers: Counter,
+    /// Reconciles asked for by watches, by source.
+    pub triggers: Family<Source, Counter>,
     /// Reconciles asked for again, by why: `wait`, `resync`, or the class of the error.
     pub requeues: Family<Outcome, Counter>,
     /// Writes sent to the API server.
@@ -68,8 +75,8 @@ impl Default for Metrics {
         registry.register_with_unit("reconcile_duration", "How long reconciles took", Unit::Seconds, reconcile_seconds.clone());
         let running = Gauge::default();
         registry.register("reconciles_running", "Reconciles that run now", running.clone());
-        let triggers = Counter::default();
-        registry.register("triggers", "Reconciles asked for by watches", triggers.clone());
+        let triggers = Family::default();
+        registry.register("triggers", "Reconciles asked for by watches, by source", triggers.clone());
         let requeues = Family::default();
         registry.register("requeues", "Reconciles asked for again, by why", requeues.clone());
         let writes = Family::default();

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::clusters::{Clusters, Scope};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Source};
 use crate::names::{INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER};
 use crate::observed::Kinds;
 use crate::resources::{self, CONFIG_MAP, Owned, SECRET};
@@ -69,9 +69,9 @@ impl Watches {
         tasks
     }
 
-    async fn request(&self, clusters: impl IntoIterator<Item = ObjectRef<SignalCluster>>) {
+    async fn request(&self, source: &'static str, clusters: impl IntoIterator<Item = ObjectRef<SignalCluster>>) {
         for cluster in clusters {
-            self.metrics.triggers.inc();
+            self.metrics.triggers.get_or_create(&Source { source }).inc();
             // The receiver goes first when the controller stops; nobody needs the request then.
             let _ = self.requests.send(cluster).await;
         }
@@ -80,11 +80,11 @@ impl Watches {
     /// All that are known, then each that changes.
     async fn follow_clusters(self) {
         let mut changes = self.clusters.changes();
-        self.request(self.clusters.all(&Scope::All)).await;
+        self.request("cluster", self.clusters.all(&Scope::All)).await;
         loop {
             match changes.recv().await {
-                Ok(cluster) => self.request([cluster]).await,
-                Err(RecvError::Lagged(_)) => self.request(self.clusters.all(&Scope::All)).await,
+                Ok(cluster) => self.request("cluster", [cluster]).await,
+                Err(RecvError::Lagged(_)) => self.request("cluster", self.clusters.all(&Scope::All)).await,
                 Err(RecvError::Closed) => std::future::pending().await,
             }
         }
@@ -111,16 +111,14 @@ impl Watches {
         let api: Api<PartialObjectMeta<DynamicObject>> = scope.api(&self.client, &watched.resource);
         let config = watcher::Config { label_selector: watched.labels.clone(), ..watcher::Config::default() };
         let mut events = pin!(watcher(api, config).default_backoff());
-        let mut listed = false;
         while let Some(event) = events.next().await {
             match event {
-                Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => self.request(self.meant_by(watched, &object)).await,
-                // At first every SignalCluster is reconciled anyway. Later, something may have been deleted while nobody looked.
-                Ok(watcher::Event::InitDone) => {
-                    if std::mem::replace(&mut listed, true) {
-                        self.request(self.clusters.all(scope)).await;
-                    }
+                Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => {
+                    self.request("owned", self.owning(watched, &object)).await;
+                    self.request("named", self.naming(watched, &object)).await;
                 }
+                // Something may have changed, or gone, between the last look and this list.
+                Ok(watcher::Event::InitDone) => self.request("relist", self.clusters.all(scope)).await,
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                 Err(error) => {
                     self.metrics.watch_errors.inc();
@@ -130,22 +128,29 @@ impl Watches {
         }
     }
 
-    /// The SignalClusters that an object belongs to, or that name it.
-    fn meant_by(&self, watched: &Watched, object: &PartialObjectMeta<DynamicObject>) -> Vec<ObjectRef<SignalCluster>> {
+    /// The SignalClusters that an object belongs to: by its owner, or by its label where that is watched (pods are owned by others).
+    fn owning(&self, watched: &Watched, object: &PartialObjectMeta<DynamicObject>) -> Vec<ObjectRef<SignalCluster>> {
         let metadata = &object.metadata;
-        let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) else { return Vec::new() };
+        let Some(namespace) = &metadata.namespace else { return Vec::new() };
         let owners = metadata.owner_references.as_deref().unwrap_or_default().iter();
-        let mut meant: Vec<ObjectRef<SignalCluster>> = owners
+        let mut owning: Vec<ObjectRef<SignalCluster>> = owners
             .filter(|owner| owner.kind == SignalCluster::kind(&()) && owner.api_version == SignalCluster::api_version(&()))
             .map(|owner| ObjectRef::new(&owner.name).within(namespace))
             .collect();
-        if meant.is_empty() && watched.labels.is_some() {
+        if owning.is_empty() && watched.labels.is_some() {
             let instance = metadata.labels.as_ref().and_then(|labels| labels.get(INSTANCE_LABEL));
-            meant.extend(instance.map(|instance| ObjectRef::new(instance).within(namespace)));
+            owning.extend(instance.map(|instance| ObjectRef::new(instance).within(namespace)));
         }
-        meant.extend(self.clusters.naming(&watched.resource.kind, namespace, name));
         // A label names whatever it likes.
-        meant.retain(|cluster| self.clusters.store().get(cluster).is_some());
-        meant
+        owning.retain(|cluster| self.clusters.store().get(cluster).is_some());
+        owning
+    }
+
+    /// The SignalClusters whose spec names an object.
+    fn naming(&self, watched: &Watched, object: &PartialObjectMeta<DynamicObject>) -> Vec<ObjectRef<SignalCluster>> {
+        match (&object.metadata.namespace, &object.metadata.name) {
+            (Some(namespace), Some(name)) => self.clusters.naming(&watched.resource.kind, namespace, name),
+            _ => Vec::new(),
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 mod apply;
 mod leadership;
+mod rights;
 
 use std::io::Write as _;
 use std::path::Path;
@@ -130,6 +131,17 @@ async fn until(what: &str, limit: Duration, condition: impl AsyncFn() -> bool) {
         assert!(began.elapsed() < limit, "not within {limit:?}: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Changes the object of this name, or makes it.
+async fn touch<K>(stage: &Stage, name: &str)
+where
+    K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let when = format!("{:?}", Instant::now());
+    let object =
+        json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name, "annotations": {"touched": when}}});
+    stage.api::<K>().patch(name, &PatchParams::apply("test").force(), &Patch::Apply(&object)).await.unwrap();
 }
 
 /// Nobody to ask: level A has no pods.
