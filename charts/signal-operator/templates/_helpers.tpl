@@ -74,3 +74,12 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* ADDRESS:PORT of a list of both. */}}
+{{- define "signal-operator.address" -}}
+{{- if contains ":" (index . 0) -}}
+{{- printf "[%s]:%v" (index . 0) (index . 1) -}}
+{{- else -}}
+{{- printf "%s:%v" (index . 0) (index . 1) -}}
+{{- end -}}
+{{- end -}}
