@@ -5,6 +5,7 @@
 
 pub mod conditions;
 pub mod fleet;
+pub mod healthcheck;
 pub mod names;
 pub mod record;
 pub mod time;
