@@ -3,9 +3,15 @@
 //! A reconcile reads as its steps, and only the first and the last three hold a client:
 //! `observe` -> `validate` -> plans (`jwks`, `signing`, `routing`, `scale`, `autoscale`, `rebalance`) -> `desired` -> `apply` -> `orders` -> `status`.
 
+pub mod autoscale;
 pub mod conditions;
+pub mod external_scaler;
 pub mod fleet;
 pub mod healthcheck;
 pub mod names;
+pub mod plan;
+pub mod rebalance;
 pub mod record;
+pub mod rollout;
+pub mod scale;
 pub mod time;

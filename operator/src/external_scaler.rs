@@ -1,0 +1,167 @@
+//! KEDA's external scaler: connections per pod for a `ScaledObject` whose target is a SignalCluster, without Prometheus in between.
+//!
+//! Answers come from the watched SignalClusters alone and nothing is written, so every replica of the operator answers, whoever leads. A
+//! `ScaledObject` learns only of the SignalClusters in its own namespace: the trigger's metadata names one by `cluster`; without it, it is the one
+//! of the `ScaledObject`'s own name. Where the number of connections is not known the answer is an error, so that KEDA's `fallback` counts.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::{FutureExt, Stream, stream};
+use kube::runtime::reflector::{ObjectRef, Store};
+use signal_crds::SignalCluster;
+use signal_crds::scaling::{Autoscaling, AutoscalingMode};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+use proto::external_scaler_server::{ExternalScaler, ExternalScalerServer};
+use proto::{GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec, MetricValue, ScaledObjectRef};
+
+/// The protocol as generated: messages, the server's trait, and the client that tests use.
+pub mod proto {
+    #![expect(clippy::allow_attributes, reason = "generated")]
+    tonic::include_proto!("externalscaler");
+}
+
+/// The one metric.
+pub const METRIC: &str = "connections";
+/// Key of the trigger's metadata that names the SignalCluster.
+pub const CLUSTER: &str = "cluster";
+/// How often an open stream looks whether something changed.
+const STREAM_INTERVAL: Duration = Duration::from_secs(2);
+/// Streams and calls at once on one of KEDA's connections.
+const MAX_STREAMS: u32 = 1000;
+
+/// Serves until `shutdown`; open streams end with it.
+///
+/// # Errors
+/// Where the listener fails.
+pub async fn serve(store: Store<SignalCluster>, listener: TcpListener, shutdown: CancellationToken) -> Result<(), tonic::transport::Error> {
+    let scaler = Scaler { store, shutdown: shutdown.clone() };
+    Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .add_service(ExternalScalerServer::new(scaler))
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener), shutdown.cancelled_owned())
+        .await
+}
+
+struct Scaler {
+    store: Store<SignalCluster>,
+    shutdown: CancellationToken,
+}
+
+/// The SignalCluster that a `ScaledObject` speaks of.
+fn find(store: &Store<SignalCluster>, asker: &ScaledObjectRef) -> Result<std::sync::Arc<SignalCluster>, Status> {
+    if store.wait_until_ready().now_or_never().is_none() {
+        return Err(Status::unavailable("SignalClusters have not been listed yet"));
+    }
+    let name = asker.scaler_metadata.get(CLUSTER).unwrap_or(&asker.name);
+    store
+        .get(&ObjectRef::new(name).within(&asker.namespace))
+        .ok_or_else(|| Status::not_found(format!("there is no SignalCluster {name} in namespace {}", asker.namespace)))
+}
+
+/// Its autoscaling settings, where it is left to others at all.
+fn external(cluster: &SignalCluster) -> Result<&Autoscaling, Status> {
+    match &cluster.spec.autoscaling {
+        Some(autoscaling) if autoscaling.mode == AutoscalingMode::External => Ok(autoscaling),
+        _ => Err(Status::failed_precondition(
+            "spec.autoscaling.mode is not External: KEDA would not be the only one to set the number of pods",
+        )),
+    }
+}
+
+/// Its connections, where every ready pod is among those that were counted.
+fn connections(cluster: &SignalCluster) -> Result<i64, Status> {
+    let status = cluster.status.as_ref();
+    let ready = status.map_or(0, |status| status.ready_replicas);
+    match status.and_then(|status| status.connections.as_ref()) {
+        Some(sample) if sample.reporting_pods > 0 && sample.reporting_pods >= ready => Ok(sample.total),
+        Some(sample) => {
+            Err(Status::failed_precondition(format!("{} of {ready} ready pods report their connections", sample.reporting_pods)))
+        }
+        None => Err(Status::failed_precondition("no pod has reported its connections yet")),
+    }
+}
+
+/// Whether it should have pods: also without a connection, for without a pod nobody could make one.
+fn active(store: &Store<SignalCluster>, asker: &ScaledObjectRef) -> Result<bool, Status> {
+    let cluster = find(store, asker)?;
+    external(&cluster)?;
+    Ok(!cluster.spec.stopped)
+}
+
+#[tonic::async_trait]
+impl ExternalScaler for Scaler {
+    async fn is_active(&self, request: Request<ScaledObjectRef>) -> Result<Response<IsActiveResponse>, Status> {
+        let result = active(&self.store, request.get_ref())?;
+        Ok(Response::new(IsActiveResponse { result }))
+    }
+
+    type StreamIsActiveStream = Pin<Box<dyn Stream<Item = Result<IsActiveResponse, Status>> + Send>>;
+
+    async fn stream_is_active(&self, request: Request<ScaledObjectRef>) -> Result<Response<Self::StreamIsActiveStream>, Status> {
+        let asker = request.into_inner();
+        active(&self.store, &asker)?;
+        let changes = Changes { store: self.store.clone(), asker, told: None, over: false, shutdown: self.shutdown.clone() };
+        Ok(Response::new(Box::pin(stream::unfold(changes, Changes::next))))
+    }
+
+    async fn get_metric_spec(&self, request: Request<ScaledObjectRef>) -> Result<Response<GetMetricSpecResponse>, Status> {
+        let cluster = find(&self.store, request.get_ref())?;
+        let target = external(&cluster)?.target_connections_per_pod;
+        let spec = MetricSpec { metric_name: METRIC.into(), target_size: i64::from(target), target_size_float: f64::from(target) };
+        Ok(Response::new(GetMetricSpecResponse { metric_specs: vec![spec] }))
+    }
+
+    async fn get_metrics(&self, request: Request<GetMetricsRequest>) -> Result<Response<GetMetricsResponse>, Status> {
+        let request = request.into_inner();
+        let asker = request.scaled_object_ref.ok_or_else(|| Status::invalid_argument("scaledObjectRef is missing"))?;
+        let cluster = find(&self.store, &asker)?;
+        external(&cluster)?;
+        let total = connections(&cluster)?;
+        #[expect(clippy::cast_precision_loss, reason = "exact below 2^53 connections")]
+        let value = MetricValue { metric_name: METRIC.into(), metric_value: total, metric_value_float: total as f64 };
+        Ok(Response::new(GetMetricsResponse { metric_values: vec![value] }))
+    }
+}
+
+/// What one stream has told.
+struct Changes {
+    store: Store<SignalCluster>,
+    asker: ScaledObjectRef,
+    told: Option<bool>,
+    over: bool,
+    shutdown: CancellationToken,
+}
+
+impl Changes {
+    /// The first answer at once, each further one when it differs; an error ends the stream, and KEDA opens another.
+    async fn next(mut self) -> Option<(Result<IsActiveResponse, Status>, Self)> {
+        while !self.over {
+            match active(&self.store, &self.asker) {
+                Ok(result) if self.told != Some(result) => {
+                    self.told = Some(result);
+                    return Some((Ok(IsActiveResponse { result }), self));
+                }
+                Ok(_) => {}
+                Err(status) => {
+                    self.over = true;
+                    return Some((Err(status), self));
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(STREAM_INTERVAL) => {}
+                () = self.shutdown.cancelled() => return None,
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;
