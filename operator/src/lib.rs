@@ -3,15 +3,33 @@
 //! A reconcile reads as its steps, and only the first and the last three hold a client:
 //! `observe` -> `validate` -> plans (`jwks`, `signing`, `routing`, `scale`, `autoscale`, `rebalance`) -> `desired` -> `apply` -> `orders` -> `status`.
 
+pub mod admin;
+pub mod admin_client;
+pub mod apply;
+pub mod args;
 pub mod autoscale;
+pub mod backoff;
+pub mod clusters;
+pub mod compare;
 pub mod conditions;
+pub mod controller;
+pub mod events;
 pub mod external_scaler;
 pub mod fleet;
 pub mod healthcheck;
+pub mod kinds;
+pub mod lease;
+pub mod metrics;
 pub mod names;
+pub mod observe;
+pub mod observed;
 pub mod plan;
 pub mod rebalance;
 pub mod record;
+pub mod references;
+pub mod resources;
 pub mod rollout;
+pub mod run;
 pub mod scale;
 pub mod time;
+pub mod writer;

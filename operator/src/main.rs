@@ -1,2 +1,104 @@
-//! Arguments; nothing to test here.
-fn main() {}
+//! Arguments, telemetry, `run`; nothing to test here.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use signal_operator::admin_client::AdminClient;
+use signal_operator::args::{Arguments, Command, LogFormat, Run};
+use signal_operator::clusters::Clusters;
+use signal_operator::external_scaler;
+use signal_operator::observe::Poll;
+use signal_operator::run::Part;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Longest time to connect to the API server.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the log may not have been set up")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("signal-operator: {error:#}");
+}
+
+#[expect(clippy::print_stdout, reason = "printing is what the subcommand is for")]
+fn start() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Crd => {
+            print!("{}", signal_crds::crd_yaml());
+            Ok(())
+        }
+        Command::Run(args) => {
+            log(&args)?;
+            rustls::crypto::ring::default_provider()
+                .install_default()
+                .map_err(|_| anyhow::anyhow!("a cryptographic provider is installed already"))?;
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+            runtime.block_on(serve(*args))
+        }
+    }
+}
+
+fn log(args: &Run) -> anyhow::Result<()> {
+    // What kube says of requests that failed is said again by whoever sent them; a filter that names kube_client still gets it.
+    let filter = EnvFilter::try_new(format!("kube_client=off,{}", args.log_filter))
+        .with_context(|| format!("read the log filter {:?}", args.log_filter))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    match args.log_format {
+        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.init(),
+    }
+    Ok(())
+}
+
+async fn serve(args: Run) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let mut asked = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupted = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let cancel = stop.clone();
+    let signals = async move {
+        tokio::select! {
+            _ = asked.recv() => {}
+            _ = interrupted.recv() => {}
+        }
+        tracing::info!("asked to stop");
+        cancel.cancel();
+        std::future::pending::<anyhow::Result<()>>().await
+    };
+    let mut config = kube::Config::infer().await.context("find out how to reach the API server")?;
+    config.connect_timeout = Some(CONNECT_LIMIT);
+    let client = kube::Client::try_from(config).context("make a client of the API server")?;
+    let pods = AdminClient::new().context("make a client of the pods")?;
+    let poll: Poll = Arc::new(move |ip, port, token| {
+        let pods = pods.clone();
+        Box::pin(async move { pods.status(ip, port, &token).await })
+    });
+    let listener =
+        TcpListener::bind(args.scaler_address).await.with_context(|| format!("bind the scaler address {}", args.scaler_address))?;
+    let parts = move |clusters: &Clusters, stop: CancellationToken| {
+        let scaler = external_scaler::serve(clusters.store().clone(), listener, stop);
+        vec![Box::pin(async move { scaler.await.context("serve the external scaler") }) as Part]
+    };
+    tokio::select! {
+        outcome = signal_operator::run::run(args, client, poll, parts, stop) => outcome,
+        outcome = signals => outcome,
+    }
+}

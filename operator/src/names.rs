@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 
 /// Field manager of every write, and `app.kubernetes.io/managed-by` of every object.
 pub const MANAGER: &str = "signal-operator";
+/// Label that names the manager.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// Label that names the SignalCluster.
+pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
 /// Label of pods that drain at scale-in; the Deployment does not select by it, `status.selector` leaves such pods out.
 pub const DRAINING: &str = "signal.dev/draining";
 /// Annotation of pods that drain: since when, RFC 3339.
@@ -65,7 +69,7 @@ impl Children {
 
 /// What the Deployment selects its pods by; never changes.
 pub fn selector(name: &str) -> BTreeMap<String, String> {
-    [("app.kubernetes.io/name", "signal-gateway"), ("app.kubernetes.io/instance", name), ("app.kubernetes.io/component", "gateway")]
+    [("app.kubernetes.io/name", "signal-gateway"), (INSTANCE_LABEL, name), ("app.kubernetes.io/component", "gateway")]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into()
 }
@@ -74,7 +78,7 @@ pub fn selector(name: &str) -> BTreeMap<String, String> {
 pub fn labels(name: &str) -> BTreeMap<String, String> {
     let mut labels = selector(name);
     labels.insert("app.kubernetes.io/part-of".into(), "signal".into());
-    labels.insert("app.kubernetes.io/managed-by".into(), MANAGER.into());
+    labels.insert(MANAGED_BY_LABEL.into(), MANAGER.into());
     labels
 }
 

@@ -1,8 +1,11 @@
 //! Between the clock of the plans (chrono) and that of Kubernetes' types (jiff).
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use rand::Rng as _;
 
 /// As Kubernetes writes it: whole seconds (metav1.Time has no fraction).
 pub fn to_k8s(at: DateTime<Utc>) -> Time {
@@ -12,4 +15,15 @@ pub fn to_k8s(at: DateTime<Utc>) -> Time {
 /// As the plans reckon with it.
 pub fn from_k8s(at: &Time) -> DateTime<Utc> {
     DateTime::from_timestamp(at.0.as_second(), 0).unwrap_or(DateTime::UNIX_EPOCH)
+}
+
+/// The time of day. The only reader of wall time: `run` and `controller` hand it on, and deadlines use the monotonic clock instead.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the wall clock")]
+pub fn now() -> DateTime<Utc> {
+    Utc::now()
+}
+
+/// About this long: a fifth more or less, so that many processes do not come at once.
+pub fn about(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.8..1.2))
 }

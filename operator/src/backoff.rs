@@ -1,0 +1,88 @@
+//! How long to wait before a reconcile that failed is tried again. Pure: chance comes in.
+
+use std::time::Duration;
+
+/// What kind of failure it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Someone else wrote in between (409): looking again soon is all it takes.
+    Conflict,
+    /// The API server has too much to do (429), or is unwell (5xx), or does not answer.
+    Busy,
+    /// The operator may not (401, 403).
+    Denied,
+    /// What is asked for cannot be (other 4xx).
+    Refused,
+    /// Another operator may hold the lease by now.
+    NotHeld,
+    /// Something of the name is there that is not ours, or is still being deleted.
+    InTheWay,
+}
+
+impl Class {
+    /// As the metrics name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Class::Conflict => "conflict",
+            Class::Busy => "busy",
+            Class::Denied => "denied",
+            Class::Refused => "refused",
+            Class::NotHeld => "not_held",
+            Class::InTheWay => "in_the_way",
+        }
+    }
+
+    /// Of an answer of the API server.
+    pub fn of(error: &kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => match status.code {
+                409 => Class::Conflict,
+                401 | 403 => Class::Denied,
+                429 | 500.. => Class::Busy,
+                _ => Class::Refused,
+            },
+            _ => Class::Busy,
+        }
+    }
+
+    fn first_and_longest(self) -> (Duration, Duration) {
+        match self {
+            Class::Conflict => (Duration::from_millis(100), Duration::from_secs(5)),
+            Class::Busy => (Duration::from_secs(1), Duration::from_secs(60)),
+            Class::Denied | Class::Refused => (Duration::from_secs(2), Duration::from_secs(300)),
+            Class::NotHeld => (Duration::from_secs(5), Duration::from_secs(5)),
+            Class::InTheWay => (Duration::from_secs(1), Duration::from_secs(30)),
+        }
+    }
+}
+
+/// The pause after this many failures in a row (1 is the first), with `chance` in 0..1: at least half of what doubles each time, so that many that
+/// failed together do not come back together.
+pub fn pause(class: Class, failures: u32, chance: f64) -> Duration {
+    let (first, longest) = class.first_and_longest();
+    let doubled = first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest);
+    doubled.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_bound_and_never_fall_below_half() {
+        assert_eq!(pause(Class::Busy, 1, 1.0), Duration::from_secs(1));
+        assert_eq!(pause(Class::Busy, 4, 1.0), Duration::from_secs(8));
+        assert_eq!(pause(Class::Busy, 4, 0.0), Duration::from_secs(4));
+        assert_eq!(pause(Class::Busy, u32::MAX, 1.0), Duration::from_secs(60));
+        assert!(pause(Class::Conflict, 1, 1.0) < pause(Class::Busy, 1, 0.0));
+    }
+
+    #[test]
+    fn every_code_has_its_class() {
+        let of = |code| Class::of(&kube::Error::Api(kube::core::Status { code, ..kube::core::Status::failure("x", "y") }.boxed()));
+        assert_eq!(
+            [409, 403, 401, 429, 500, 503, 422].map(of),
+            [Class::Conflict, Class::Denied, Class::Denied, Class::Busy, Class::Busy, Class::Busy, Class::Refused]
+        );
+    }
+}

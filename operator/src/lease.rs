@@ -1,0 +1,260 @@
+//! Who may write: the holder of a `coordination.k8s.io` Lease, and only as long as its own clock says so.
+//!
+//! The clocks of two machines are never compared. A holder counts from the moment it sent its last successful renewal and stops writing at two
+//! thirds of the duration; another takes over once it has seen the same record for the whole duration. So there is at most one writer even when a
+//! process is stopped and goes on later, and a write that was already on its way then fails by its `resourceVersion`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::{Lease as LeaseObject, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::names::MANAGER;
+use crate::time::{about, now};
+
+/// The lease and how it is held.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Unique among all processes, also among two lives of one pod.
+    pub identity: String,
+    /// How long a record that does not change keeps others away. At least 3 s.
+    pub duration: Duration,
+}
+
+impl Settings {
+    /// For so long after a renewal its holder writes.
+    fn term(&self) -> Duration {
+        self.duration * 2 / 3
+    }
+
+    /// Between two looks or renewals.
+    fn pause(&self) -> Duration {
+        self.duration / 6
+    }
+}
+
+/// Says whether the lease is held, without asking anyone.
+#[derive(Clone, Default)]
+pub struct Fence(Arc<Mutex<Option<Instant>>>);
+
+impl Fence {
+    /// Whether a write may be sent now.
+    pub fn is_held(&self) -> bool {
+        self.remaining().is_some()
+    }
+
+    /// For how long it may be, if nothing is renewed.
+    pub fn remaining(&self) -> Option<Duration> {
+        (*self.0.lock())?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+    }
+
+    /// Holds it until then.
+    pub fn hold_until(&self, until: Instant) {
+        *self.0.lock() = Some(until);
+    }
+
+    /// Gives it up.
+    pub fn drop_now(&self) {
+        *self.0.lock() = None;
+    }
+}
+
+/// What another holder wrote, and since when it stands.
+#[derive(Debug, Clone, PartialEq)]
+struct Seen {
+    record: Option<LeaseSpec>,
+    since: Instant,
+}
+
+/// One candidate.
+pub struct Lease {
+    api: Api<LeaseObject>,
+    settings: Settings,
+    fence: Fence,
+    /// The object as we wrote it last, while it is ours.
+    own: Option<LeaseObject>,
+    seen: Option<Seen>,
+}
+
+impl Lease {
+    /// A candidate for this lease.
+    pub fn new(client: Client, settings: Settings, fence: Fence) -> Self {
+        Self { api: Api::namespaced(client, &settings.namespace), settings, fence, own: None, seen: None }
+    }
+
+    /// Takes and renews the lease whenever it can, and tells `leading`; at `stop` it lets go and returns.
+    pub async fn run(mut self, leading: watch::Sender<bool>, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let limit = self.fence.remaining().unwrap_or(self.settings.term());
+            let outcome = tokio::select! {
+                outcome = tokio::time::timeout(limit, self.round()) => outcome,
+                () = stop.cancelled() => break,
+            };
+            match outcome {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    lease = self.settings.name,
+                    "the lease could not be read or written"
+                ),
+                Err(_) => tracing::warn!(lease = self.settings.name, "no answer about the lease"),
+            }
+            let held = self.fence.is_held();
+            if leading.send_replace(held) != held {
+                tracing::info!(held, lease = self.settings.name, identity = self.settings.identity, "leadership changed");
+            }
+            // A renewal that failed is tried again before the term ends; whoever waits looks without everybody looking at once.
+            let pause = about(self.settings.pause());
+            let pause = self.fence.remaining().map_or(pause, |left| pause.min(left));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        self.release().await;
+        leading.send_replace(false);
+    }
+
+    /// One look, or one renewal.
+    async fn round(&mut self) -> kube::Result<()> {
+        let started = Instant::now();
+        if let Some(own) = self.own.clone().filter(|_| self.fence.is_held()) {
+            match self.renew(own, started).await {
+                // Someone wrote in between, or it is gone: see who has it.
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => self.own = None,
+                done => return done,
+            }
+        }
+        let Some(lease) = self.api.get_opt(&self.settings.name).await? else {
+            self.fence.drop_now();
+            return self.create(started).await;
+        };
+        if self.is_own(&lease) {
+            return self.renew(lease, started).await;
+        }
+        self.fence.drop_now();
+        if self.is_free(&lease) { self.take_over(lease, started).await } else { Ok(()) }
+    }
+
+    async fn renew(&mut self, lease: LeaseObject, started: Instant) -> kube::Result<()> {
+        let spec = LeaseSpec { renew_time: Some(wall()), ..lease.spec.clone().unwrap_or_default() };
+        let written = self.put(lease, spec).await?;
+        self.holds(written, started);
+        Ok(())
+    }
+
+    fn is_own(&self, lease: &LeaseObject) -> bool {
+        lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()) == Some(&self.settings.identity)
+    }
+
+    /// Nobody holds it, or its record has not changed for as long as it was given.
+    fn is_free(&mut self, lease: &LeaseObject) -> bool {
+        let record = lease.spec.clone();
+        if record.as_ref().and_then(|spec| spec.holder_identity.as_deref()).is_none_or(str::is_empty) {
+            return true;
+        }
+        let given = record.as_ref().and_then(|spec| spec.lease_duration_seconds).and_then(|secs| u64::try_from(secs).ok());
+        match &self.seen {
+            Some(seen) if seen.record == record => seen.since.elapsed() >= given.map_or(self.settings.duration, Duration::from_secs),
+            _ => {
+                self.seen = Some(Seen { record, since: Instant::now() });
+                false
+            }
+        }
+    }
+
+    async fn create(&mut self, started: Instant) -> kube::Result<()> {
+        let lease = LeaseObject {
+            metadata: ObjectMeta {
+                name: Some(self.settings.name.clone()),
+                namespace: Some(self.settings.namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(self.new_spec(0)),
+        };
+        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+        match self.api.create(&params, &lease).await {
+            Ok(written) => {
+                self.holds(written, started);
+                Ok(())
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn take_over(&mut self, lease: LeaseObject, started: Instant) -> kube::Result<()> {
+        let spec = self.new_spec(lease.spec.as_ref().and_then(|spec| spec.lease_transitions).unwrap_or(0).saturating_add(1));
+        match self.put(lease, spec).await {
+            Ok(written) => {
+                self.holds(written, started);
+                Ok(())
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn new_spec(&self, transitions: i32) -> LeaseSpec {
+        LeaseSpec {
+            holder_identity: Some(self.settings.identity.clone()),
+            lease_duration_seconds: i32::try_from(self.settings.duration.as_secs()).ok(),
+            acquire_time: Some(wall()),
+            renew_time: Some(wall()),
+            lease_transitions: Some(transitions),
+            ..LeaseSpec::default()
+        }
+    }
+
+    /// Replaces the object that was read; its `resourceVersion` is the precondition.
+    async fn put(&self, mut lease: LeaseObject, spec: LeaseSpec) -> kube::Result<LeaseObject> {
+        lease.metadata.managed_fields = None;
+        lease.spec = Some(spec);
+        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+        self.api.replace(&self.settings.name, &params, &lease).await
+    }
+
+    fn holds(&mut self, written: LeaseObject, started: Instant) {
+        self.own = Some(written);
+        self.seen = None;
+        self.fence.hold_until(started + self.settings.term());
+    }
+
+    /// Lets others take it at once. Nothing may be written any more when this is called.
+    async fn release(&mut self) {
+        let held = self.fence.is_held();
+        self.fence.drop_now();
+        if !held {
+            return;
+        }
+        let give_up = async {
+            let Some(lease) = self.api.get_opt(&self.settings.name).await?.filter(|lease| self.is_own(lease)) else { return Ok(()) };
+            let spec = lease.spec.clone().unwrap_or_default();
+            let spec =
+                LeaseSpec { holder_identity: Some(String::new()), renew_time: Some(wall()), lease_duration_seconds: Some(1), ..spec };
+            self.put(lease, spec).await.map(|_| ())
+        };
+        match tokio::time::timeout(self.settings.pause(), give_up).await {
+            Ok(Ok(())) => tracing::info!(lease = self.settings.name, "the lease is released"),
+            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "the lease could not be released, it runs out"),
+            Err(_) => tracing::warn!("no answer to the release of the lease, it runs out"),
+        }
+    }
+}
+
+/// For people who read the object; no decision rests on it.
+fn wall() -> MicroTime {
+    MicroTime(Timestamp::from_microsecond(now().timestamp_micros()).unwrap_or(Timestamp::UNIX_EPOCH))
+}

@@ -1,0 +1,135 @@
+//! Every metric name of the process in one list. Labels have few, known values: no name of an object ever.
+
+use std::sync::Arc;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// How something ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outcome {
+    /// As the metric's help says.
+    pub outcome: &'static str,
+}
+
+/// What was written and how.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WriteLabel {
+    /// Kind of the object.
+    pub kind: String,
+    /// `apply`, `patch`, `delete`, ...
+    pub verb: &'static str,
+}
+
+/// Build facts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+}
+
+/// The metrics, and the registry that `/metrics` prints. Cheap to clone; all clones are the same.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    /// Reconciles that ended: `ok`, or the class of the error.
+    pub reconciles: Family<Outcome, Counter>,
+    /// How long they took.
+    pub reconcile_seconds: Histogram,
+    /// Reconciles that run now.
+    pub running: Gauge,
+    /// Reconciles asked for by watches.
+    pub triggers: Counter,
+    /// Reconciles asked for again, by why: `wait`, `resync`, or the class of the error.
+    pub requeues: Family<Outcome, Counter>,
+    /// Writes sent to the API server.
+    pub writes: Family<WriteLabel, Counter>,
+    /// Questions to the status of gateway pods: `ok`, `error`.
+    pub polls: Family<Outcome, Counter>,
+    /// Watches that broke and were set up again.
+    pub watch_errors: Counter,
+    /// SignalClusters that are known.
+    pub clusters: Gauge,
+    /// 1 while this process holds the lease.
+    pub leader: Gauge,
+    /// 1 once the API server knows SignalCluster.
+    pub crd_present: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("signal_operator");
+        let reconciles = Family::default();
+        registry.register("reconciles", "Reconciles that ended, by outcome", reconciles.clone());
+        let reconcile_seconds = Histogram::new(exponential_buckets(0.005, 2.0, 13));
+        registry.register_with_unit("reconcile_duration", "How long reconciles took", Unit::Seconds, reconcile_seconds.clone());
+        let running = Gauge::default();
+        registry.register("reconciles_running", "Reconciles that run now", running.clone());
+        let triggers = Counter::default();
+        registry.register("triggers", "Reconciles asked for by watches", triggers.clone());
+        let requeues = Family::default();
+        registry.register("requeues", "Reconciles asked for again, by why", requeues.clone());
+        let writes = Family::default();
+        registry.register("writes", "Writes sent to the API server, by kind and verb", writes.clone());
+        let polls = Family::default();
+        registry.register("pod_status_polls", "Questions to the status of gateway pods, by outcome", polls.clone());
+        let watch_errors = Counter::default();
+        registry.register("watch_errors", "Watches that broke and were set up again", watch_errors.clone());
+        let clusters = Gauge::default();
+        registry.register("clusters", "SignalClusters that are known", clusters.clone());
+        let leader = Gauge::default();
+        registry.register("leader", "1 while this process holds the lease", leader.clone());
+        let crd_present = Gauge::default();
+        registry.register("crd_present", "1 once the API server knows SignalCluster", crd_present.clone());
+        let build: Family<Build, Gauge> = Family::default();
+        build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("build_info", "Version of the operator", build);
+        Self {
+            registry: Arc::new(registry),
+            reconciles,
+            reconcile_seconds,
+            running,
+            triggers,
+            requeues,
+            writes,
+            polls,
+            watch_errors,
+            clusters,
+            leader,
+            crd_present,
+        }
+    }
+}
+
+impl Metrics {
+    /// As Prometheus reads it (OpenMetrics text).
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("a String takes every write");
+        text
+    }
+
+    /// Counts one more of this outcome.
+    pub fn count(family: &Family<Outcome, Counter>, outcome: &'static str) {
+        family.get_or_create(&Outcome { outcome }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_the_prefix_and_a_help() {
+        let metrics = Metrics::default();
+        Metrics::count(&metrics.reconciles, "ok");
+        metrics.writes.get_or_create(&WriteLabel { kind: "Deployment".into(), verb: "apply" }).inc();
+        let text = metrics.text();
+        assert!(text.contains(r#"signal_operator_reconciles_total{outcome="ok"} 1"#), "{text}");
+        assert!(text.contains(r#"signal_operator_writes_total{kind="Deployment",verb="apply"} 1"#), "{text}");
+        assert!(text.lines().filter(|line| !line.is_empty() && !line.starts_with("# EOF")).all(|line| line.contains("signal_operator_")));
+    }
+}

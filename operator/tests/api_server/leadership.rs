@@ -1,0 +1,165 @@
+//! Real processes: one leads, the others stand by, and whatever happens to the first the next one takes over within the lease.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::events::v1::Event;
+use kube::Api;
+use kube::api::{ListParams, PostParams};
+use serde_json::json;
+use signal_services::Component;
+
+use crate::{Server, Stage, define, signal, skip, until};
+
+const LEASE: Duration = Duration::from_secs(6);
+/// What a loaded machine may add.
+const SLACK: Duration = Duration::from_secs(20);
+
+/// One operator process; it ends with the test.
+struct Operator {
+    child: Child,
+    admin: SocketAddr,
+}
+
+impl Operator {
+    fn start(kubeconfig: &Path, namespace: &str, pod: &str) -> Self {
+        let free = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let (admin, scaler) = (free(), free());
+        let child = Command::new(env!("CARGO_BIN_EXE_signal-operator"))
+            .args(["run", "--namespace", namespace, "--admin-address", &admin.to_string(), "--scaler-address", &scaler.to_string()])
+            .args(["--lease-duration-secs", &LEASE.as_secs().to_string(), "--log-format", "text"])
+            .env("KUBECONFIG", kubeconfig)
+            .env("POD_NAME", pod)
+            .env("POD_NAMESPACE", namespace)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, admin }
+    }
+
+    async fn get(&self, path: &str) -> Option<(u16, String)> {
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build().unwrap();
+        let answer = client.get(format!("http://{}{path}", self.admin)).send().await.ok()?;
+        Some((answer.status().as_u16(), answer.text().await.ok()?))
+    }
+
+    async fn metric(&self, name: &str) -> Option<f64> {
+        let (_, text) = self.get("/metrics").await?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    }
+
+    async fn leads(&self) -> bool {
+        self.metric("signal_operator_leader ").await == Some(1.0)
+    }
+
+    async fn stands_by(&self) -> bool {
+        self.metric("signal_operator_leader ").await == Some(0.0) && self.get("/readyz").await.is_some_and(|(code, _)| code == 200)
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn the_lease_goes_on_when_its_holder_is_killed_stopped_or_asked_to_end() {
+    let Some(stage) = Stage::new("the_lease_goes_on_when_its_holder_is_killed_stopped_or_asked_to_end").await else { return };
+    let kubeconfig = stage.server.cluster.kubeconfig();
+    let first = Operator::start(&kubeconfig, &stage.namespace, "one");
+    until("the first leads", SLACK, async || first.leads().await).await;
+    let mut second = Operator::start(&kubeconfig, &stage.namespace, "two");
+    until("the second is ready and stands by", SLACK, async || second.stands_by().await).await;
+
+    signal(first.child.id(), "STOP");
+    let stopped = Instant::now();
+    until("the second takes over from a stopped process", LEASE * 2 + SLACK, async || second.leads().await).await;
+    assert!(stopped.elapsed() >= LEASE / 2, "it took over while the other could still write");
+    signal(first.child.id(), "CONT");
+    until("the stopped process notices", SLACK, async || first.stands_by().await).await;
+    assert!(second.leads().await);
+
+    signal(second.child.id(), "TERM");
+    assert!(second.child.wait().unwrap().success());
+    let ended = Instant::now();
+    until("the first takes over from one that let go", LEASE, async || first.leads().await).await;
+    assert!(ended.elapsed() < LEASE, "it waited for the lease to run out");
+
+    let mut first = first;
+    let third = Operator::start(&kubeconfig, &stage.namespace, "three");
+    until("the third stands by", SLACK, async || third.stands_by().await).await;
+    first.child.kill().unwrap();
+    until("the third takes over from a killed process", LEASE * 2 + SLACK, async || third.leads().await).await;
+    let lease = stage.api::<Lease>().get("signal-operator").await.unwrap().spec.unwrap();
+    assert!(lease.holder_identity.unwrap().starts_with("three_"));
+    assert_eq!(lease.lease_transitions, Some(3));
+}
+
+#[tokio::test]
+async fn a_change_of_the_cluster_or_of_a_secret_it_names_is_looked_at_and_no_other() {
+    let Some(stage) = Stage::new("a_change_of_the_cluster_or_of_a_secret_it_names_is_looked_at_and_no_other").await else { return };
+    stage.cluster("edge").await;
+    let operator = Operator::start(&stage.server.cluster.kubeconfig(), &stage.namespace, "one");
+    let triggers = async || operator.metric("signal_operator_triggers_total ").await;
+    until("the first look", SLACK, async || operator.metric("signal_operator_triggers_total ").await >= Some(1.0)).await;
+    let secret = |name: &str| serde_json::from_value::<Secret>(json!({"metadata": {"name": name}, "stringData": {"ca.crt": "x"}})).unwrap();
+    let before = triggers().await.unwrap();
+    stage.api::<Secret>().create(&PostParams::default(), &secret("unrelated")).await.unwrap();
+    stage.api::<Secret>().create(&PostParams::default(), &secret("authority")).await.unwrap();
+    until("the named Secret asks for a look", SLACK, async || triggers().await > Some(before)).await;
+    let named = triggers().await.unwrap();
+    stage.api::<Secret>().create(&PostParams::default(), &secret("unrelated-too")).await.unwrap();
+    stage.cluster("other").await;
+    until("the other cluster asks for a look", SLACK, async || triggers().await > Some(named)).await;
+    assert_eq!(operator.metric("signal_operator_clusters ").await, Some(2.0));
+}
+
+#[tokio::test]
+async fn it_waits_for_its_definition_and_outlives_an_api_server_that_is_away() {
+    let server = match Server::start() {
+        Ok(server) => server,
+        Err(reason) => return skip("it_waits_for_its_definition_and_outlives_an_api_server_that_is_away", &reason),
+    };
+    let client = server.client().await;
+    let mut operator = Operator::start(&server.cluster.kubeconfig(), "default", "one");
+    let says = async |part: &str| operator.get("/readyz").await.is_some_and(|(code, text)| code == 503 && text.contains(part));
+    until("it says what it waits for", SLACK, async || says("install the CustomResourceDefinition").await).await;
+    assert_eq!(operator.get("/livez").await.map(|(code, _)| code), Some(200));
+    assert_eq!(operator.metric("signal_operator_crd_present ").await, Some(0.0));
+    let events: Api<Event> = Api::namespaced(client.clone(), "default");
+    let told = async || {
+        events
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items
+            .into_iter()
+            .filter(|event| event.reason.as_deref() == Some("CustomResourceDefinitionMissing"))
+            .count()
+    };
+    until("it says so on its pod", SLACK, async || told().await == 1).await;
+
+    server.cluster.stop_component(Component::ApiServer, true).unwrap();
+    until("it says that nobody answers", SLACK, async || says("does not answer").await).await;
+    server.cluster.start_component(Component::ApiServer).unwrap();
+    define(&client).await;
+    until("it leads", SLACK * 2, async || operator.leads().await).await;
+    assert_eq!(operator.metric("signal_operator_crd_present ").await, Some(1.0));
+    assert_eq!(told().await, 1, "said once");
+
+    server.cluster.stop_component(Component::ApiServer, true).unwrap();
+    until("it stops leading when it can renew no longer", LEASE + SLACK, async || {
+        operator.metric("signal_operator_leader ").await == Some(0.0)
+    })
+    .await;
+    assert_eq!(operator.get("/livez").await.map(|(code, _)| code), Some(200));
+    server.cluster.start_component(Component::ApiServer).unwrap();
+    until("it leads again", LEASE * 2 + SLACK * 2, async || operator.leads().await).await;
+    assert!(operator.child.try_wait().unwrap().is_none(), "it never ended");
+}

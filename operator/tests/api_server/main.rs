@@ -1,0 +1,143 @@
+//! The operator against a real API server: what is defaulted, pruned, refused and preconditioned there, nothing here can make up.
+//!
+//! One server for the whole binary; each test has a namespace of its own. Without the server's programs every test says that it is skipped.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+mod apply;
+mod leadership;
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, CustomResourceExt as _};
+use serde_json::json;
+use signal_crds::SignalCluster;
+use signal_services::{Kubernetes, KubernetesHome, Level};
+
+/// Says why a test did nothing; written past the test runner's capture, so that it is seen when the test passes.
+fn skip(name: &str, reason: &str) {
+    let _ = writeln!(std::io::stdout(), "skipped: {name}: {reason}");
+}
+
+/// An API server in a folder that goes with it.
+struct Server {
+    cluster: Kubernetes,
+    _dir: tempfile::TempDir,
+}
+
+impl Server {
+    /// A server of its own; `Err` says why there is none.
+    fn start() -> Result<Self, String> {
+        let home = KubernetesHome::find(Level::A).map_err(|error| format!("{error:#}"))?;
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = Kubernetes::start(&home, dir.path(), Level::A).unwrap();
+        Ok(Self { cluster, _dir: dir })
+    }
+
+    async fn client(&self) -> Client {
+        client(&self.cluster.kubeconfig()).await
+    }
+}
+
+async fn client(kubeconfig: &Path) -> Client {
+    // Every test comes by here; the first one is enough.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = Kubeconfig::read_from(kubeconfig).unwrap();
+    Client::try_from(kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap()).unwrap()
+}
+
+/// Stops with the process: a static is not dropped, but whatever keeps the server ends it with whoever held it.
+static SHARED: OnceLock<Result<Server, String>> = OnceLock::new();
+static TURN: Mutex<u32> = Mutex::new(0);
+
+/// A namespace of its own on the shared server.
+struct Stage {
+    client: Client,
+    namespace: String,
+    server: &'static Server,
+}
+
+impl Stage {
+    async fn new(test: &str) -> Option<Self> {
+        let server = match SHARED.get_or_init(Server::start) {
+            Ok(server) => server,
+            Err(reason) => {
+                skip(test, reason);
+                return None;
+            }
+        };
+        let client = server.client().await;
+        define(&client).await;
+        let namespace = {
+            let mut turn = TURN.lock().unwrap();
+            *turn += 1;
+            format!("test-{turn}")
+        };
+        let object = serde_json::from_value::<Namespace>(json!({"metadata": {"name": namespace}})).unwrap();
+        Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &object).await.unwrap();
+        Some(Self { client, namespace, server })
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// A small SignalCluster.
+    async fn cluster(&self, name: &str) -> SignalCluster {
+        let object = serde_json::from_value(json!({
+            "apiVersion": "signal.dev/v1alpha1",
+            "kind": "SignalCluster",
+            "metadata": {"name": name},
+            "spec": {
+                "replicas": 1,
+                "image": {"repository": "example/signal-gateway", "tag": "1"},
+                "jwks": {"sources": [{"name": "main", "issuer": "https://id.example/", "url": "https://id.example/jwks", "audiences": ["signal"],
+                    "caSecretRef": {"name": "authority", "key": "ca.crt"}}]},
+            },
+        }))
+        .unwrap();
+        self.api::<SignalCluster>().create(&PostParams::default(), &object).await.unwrap()
+    }
+}
+
+/// Installs the CustomResourceDefinition and waits until it is served.
+async fn define(client: &Client) {
+    let crd = SignalCluster::crd();
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    until("the API server serves SignalCluster", Duration::from_secs(40), async || {
+        // A server that was just started does not listen yet.
+        api.patch("signalclusters.signal.dev", &PatchParams::apply("test").force(), &Patch::Apply(&crd)).await.is_ok()
+            && signal_operator::kinds::knows_signal_cluster(client).await.is_ok_and(|knows| knows)
+    })
+    .await;
+}
+
+/// Waits for a condition, within a limit.
+async fn until(what: &str, limit: Duration, condition: impl AsyncFn() -> bool) {
+    let began = Instant::now();
+    while !condition().await {
+        assert!(began.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Nobody to ask: level A has no pods.
+fn no_pods() -> signal_operator::observe::Poll {
+    Arc::new(|_, _, _| Box::pin(std::future::ready(Err("no pods here".into()))))
+}
+
+/// Sends a signal to a process of ours.
+fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap().success());
+}
