@@ -9,6 +9,7 @@ pub mod external_scaler;
 pub mod fleet;
 pub mod healthcheck;
 pub mod names;
+pub mod observed;
 pub mod plan;
 pub mod rebalance;
 pub mod record;
