@@ -6,6 +6,8 @@
 pub mod autoscale;
 pub mod conditions;
 pub mod external_scaler;
+#[cfg(test)]
+mod fixture;
 pub mod fleet;
 pub mod healthcheck;
 pub mod names;
@@ -16,3 +18,4 @@ pub mod record;
 pub mod rollout;
 pub mod scale;
 pub mod time;
+pub mod validate;
