@@ -5,6 +5,7 @@
 
 pub mod autoscale;
 pub mod conditions;
+pub mod desired;
 pub mod external_scaler;
 #[cfg(test)]
 mod fixture;
