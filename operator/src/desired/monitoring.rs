@@ -100,6 +100,14 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             "{{ $labels.pod }} still has connections after its drain",
             "The pod's grace period is over and clients are still connected; they are cut off when the pod ends.",
         ),
+        alert(
+            "SignalPodUnready",
+            format!("sum by (pod, kind) (signal_unready{{{pods},kind!=\"drain\"}}) > 0"),
+            "5m",
+            "critical",
+            "{{ $labels.pod }} is not ready: {{ $labels.kind }}",
+            "The pod takes no new connections. Its /readyz?verbose says why.",
+        ),
     ];
     if cluster.spec.redis.is_some() {
         all.push(alert(

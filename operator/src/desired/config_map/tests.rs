@@ -80,3 +80,20 @@ fn texts_of_users_cannot_leave_their_quotes() {
     let live = config::load_live(&live_toml(&cluster, &settled(&cluster), false)).unwrap();
     assert_eq!(live.sources[0].issuer, cluster.sources[0].1.issuer);
 }
+
+#[test]
+fn a_gateway_loads_managed_keys_and_revoked_sources() {
+    let cluster = validate(&changed("production", |cluster| cluster.spec.redis = None)).unwrap();
+    let mut record = settled(&cluster);
+    record.revoked_sources = vec!["old".into()];
+    let live = config::load_live(&live_toml(&cluster, &record, true)).unwrap();
+    let jwks = std::path::Path::new("/etc/signal/live/jwks.json");
+    assert_eq!((live.well_known_jwks_file.as_path(), live.jwks_max_age_secs), (jwks, 300));
+    assert_eq!(live.revoked_sources, ["old"]);
+    let keys: Vec<_> = live.sources.iter().map(|source| (source.url.is_some(), source.keys_file == jwks)).collect();
+    assert_eq!(keys, [(true, false), (true, false), (false, true)]);
+    for (setting, file) in live.files() {
+        let name = file.strip_prefix(crate::names::LIVE_DIR).unwrap().to_str().unwrap();
+        assert!(name == JWKS_JSON || cluster.files.contains_key(name), "{setting} names {name}");
+    }
+}
