@@ -97,3 +97,30 @@ fn a_gateway_loads_managed_keys_and_revoked_sources() {
         assert!(name == JWKS_JSON || cluster.files.contains_key(name), "{setting} names {name}");
     }
 }
+
+#[test]
+fn a_gateway_loads_where_redis_is_and_where_it_was() {
+    let cluster = validate(&changed("production", |cluster| {
+        cluster.spec.jwks.managed = None;
+        cluster.spec.notifications.catalog_ref = None;
+    }))
+    .unwrap();
+    let mut record = settled(&cluster);
+    let before = RecordedRedis { nodes: vec!["old:26379".into()], password_file: None, ..record.redis.clone().unwrap() };
+    record.redis_previous = Some(before);
+    let live = config::load_live(&live_toml(&cluster, &record, false)).unwrap();
+    let (bus, previous) = (live.bus.unwrap(), live.bus_previous.unwrap());
+    assert_eq!(
+        (bus.mode, bus.nodes.len(), bus.sentinel_master.as_str(), bus.username.as_str()),
+        (BusMode::Sentinel, 3, "mymaster", "signal")
+    );
+    assert_eq!(previous.nodes, ["old:26379"]);
+    assert!(previous.password_file.path().is_none());
+    let named: Vec<_> =
+        bus.files().map(|(_, file)| file.strip_prefix(crate::names::LIVE_DIR).unwrap().to_str().unwrap().to_owned()).collect();
+    assert!(named.len() == 3 && named.iter().all(|name| cluster.files.contains_key(name)), "{named:?}");
+
+    // Another password of the same server is no move: a gateway refuses two places that are one.
+    record.redis_previous = record.redis.clone().map(|redis| RecordedRedis { password_file: None, ..redis });
+    assert!(config::load_live(&live_toml(&cluster, &record, false)).unwrap().bus_previous.is_none());
+}
