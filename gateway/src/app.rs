@@ -343,6 +343,7 @@ impl Gateway {
             ids,
             live: settings.subscribe(),
             metrics: Arc::clone(metrics),
+            lifecycle: Arc::clone(lifecycle),
             closed,
         };
         Ok(Self {
@@ -371,6 +372,7 @@ impl Gateway {
     ) -> anyhow::Result<()> {
         admin.store(Arc::new(self.admin.clone()));
         let mut accepting = tokio::spawn(ws::serve(self.listener, socket, self.accept_stop.clone()));
+        let drain = Drain { config: &self.config, hub: &self.hub, lifecycle, metrics: &self.metrics };
         let ended = tokio::select! {
             ended = &mut accepting => Err(anyhow::anyhow!("the accept loop ended unasked: {ended:?}")),
             ended = &mut *probing => Err(anyhow::anyhow!("the admin listener ended unasked: {ended:?}")),
@@ -378,12 +380,14 @@ impl Gateway {
             error = self.supervisor.any_ended() => Err(error),
             () = self.threads.any_ended() => Err(anyhow::anyhow!("a shard ended unasked")),
             ended = finished(&mut self.pipeline) => Err(ended),
+            never = drain.follow_holds() => match never {},
         };
         lifecycle.request_drain();
         self.metrics.draining.set(1);
-        let drain = Drain { config: &self.config, hub: &self.hub, lifecycle };
+        // What a held drain has done of it is not done again.
+        let hold = lifecycle.hold();
         tracing::info!(connections = self.hub.counts().total, "draining");
-        drain.wait(Duration::from_millis(self.config.drain.endpoint_propagation_ms)).await;
+        drain.wait(drain.propagation_left(hold)).await;
 
         self.pipeline_stop.cancel();
         if let Some(pipeline) = self.pipeline.take() {
@@ -395,7 +399,7 @@ impl Gateway {
             }
         }
         self.accept_stop.cancel();
-        drain.close_connections().await;
+        drain.close_connections(hold.and_then(|hold| hold.closing_since)).await;
         self.shards_stop.cancel();
         let threads = self.threads;
         let whole = drain.within(CLOSE_LIMIT, tokio::task::spawn_blocking(move || threads.join())).await;

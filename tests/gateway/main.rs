@@ -4,6 +4,7 @@
 
 mod dev;
 mod failover;
+mod hold;
 mod hostile;
 mod lifecycle;
 mod limits;

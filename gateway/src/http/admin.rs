@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::extract::{Json, NoParams, Params, authorization};
+use super::extract::{Json, NoParams, OptionalJson, Params, authorization};
 use super::problem::{Cause, Problem};
 use crate::auth::SourceStatus;
 use crate::bus::{Bus, Hearing};
@@ -158,7 +158,9 @@ struct BusStatus {
 #[serde(rename_all = "camelCase")]
 pub(super) struct DrainStatus {
     draining: bool,
-    /// Connections when it began; 0 until then.
+    /// Whether it can be taken back: the process stays.
+    held: bool,
+    /// Connections when it began to close them; 0 until then.
     at_start: usize,
     /// Connections that are still open.
     remaining: usize,
@@ -166,8 +168,13 @@ pub(super) struct DrainStatus {
 
 impl DrainStatus {
     fn of(state: &AdminState) -> Self {
-        let (draining, at_start) = (state.lifecycle.is_draining(), state.lifecycle.connections_at_drain());
-        Self { draining, at_start, remaining: state.hub.counts().total }
+        let lifecycle = &state.lifecycle;
+        Self {
+            draining: lifecycle.is_draining(),
+            held: lifecycle.is_held(),
+            at_start: lifecycle.connections_at_drain(),
+            remaining: state.hub.counts().total,
+        }
     }
 }
 
@@ -186,11 +193,34 @@ pub(super) async fn status(Shared(state): Shared<AdminState>, _: Params<NoParams
     })
 }
 
+/// Which drain is asked for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DrainBody {
+    /// The process stays, unready and without connections, until it is taken back or told to end.
+    #[serde(default)]
+    hold: bool,
+}
+
 /// Begins the drain; asking twice changes nothing.
-pub(super) async fn drain(Shared(state): Shared<AdminState>, _: Params<NoParams>) -> Response {
-    tracing::info!("a drain was asked for over the admin listener");
-    state.lifecycle.request_drain();
-    (StatusCode::ACCEPTED, Json(DrainStatus::of(&state))).into_response()
+pub(super) async fn drain(
+    Shared(state): Shared<AdminState>,
+    _: Params<NoParams>,
+    OptionalJson(body): OptionalJson<DrainBody>,
+) -> Result<Response, Problem> {
+    tracing::info!(held = body.hold, "a drain was asked for over the admin listener");
+    if body.hold {
+        state.lifecycle.request_hold()?;
+    } else {
+        state.lifecycle.request_drain();
+    }
+    Ok((StatusCode::ACCEPTED, Json(DrainStatus::of(&state))).into_response())
+}
+
+/// Takes a held drain back; without a drain nothing changes.
+pub(super) async fn undrain(Shared(state): Shared<AdminState>, _: Params<NoParams>) -> Result<Json<DrainStatus>, Problem> {
+    state.lifecycle.release()?;
+    Ok(Json(DrainStatus::of(&state)))
 }
 
 /// How many connections are asked to go elsewhere.

@@ -128,7 +128,7 @@ pub fn admin_router(state: AdminState) -> Router {
         .route("/readyz", get(admin::readyz))
         .route("/metrics", get(admin::metrics))
         .route("/status", get(admin::status).layer(guarded.clone()))
-        .route("/drain", post(admin::drain).layer(guarded.clone()))
+        .route("/drain", post(admin::drain).delete(admin::undrain).layer(guarded.clone()))
         .route("/shed", post(admin::shed).layer(guarded));
     finish(router, DefaultBodyLimit::max(admin::MAX_BODY_BYTES)).layer(from_fn_with_state(observer, observe::observe)).with_state(state)
 }

@@ -173,7 +173,7 @@ fn component_name(status: u16) -> String {
 /// One response per status, with an example per cause.
 fn problem_responses() -> BTreeMap<u16, Response> {
     let mut causes: BTreeMap<u16, Vec<Cause>> = BTreeMap::new();
-    for &cause in Cause::ALL.iter().filter(|cause| !matches!(cause, Cause::AdminDisabled | Cause::NotReady)) {
+    for &cause in Cause::ALL.iter().filter(|cause| !matches!(cause, Cause::AdminDisabled | Cause::Ending | Cause::NotReady)) {
         causes.entry(cause.status().as_u16()).or_default().push(cause);
     }
     causes.into_iter().map(|(status, causes)| (status, problem_response(status, &causes))).collect()
