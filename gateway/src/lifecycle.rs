@@ -7,6 +7,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::Metrics;
+
+/// The parts that may be unready, the drain included.
+pub const PARTS: [&str; 5] = ["settings", "bus", "database", "keys", "drain"];
+
 /// Start, serving, held, draining, gone.
 #[derive(Debug)]
 pub struct Lifecycle {
@@ -153,6 +158,15 @@ impl Lifecycle {
         parts
     }
 
+    /// Writes into the metrics which parts are not ready.
+    pub fn write_unready(&self, metrics: &Metrics) {
+        let unready = self.unready();
+        for part in PARTS {
+            let is_unready = unready.iter().any(|(name, _)| *name == part);
+            metrics.unready.get_or_create(&Metrics::kind(part)).set(i64::from(is_unready));
+        }
+    }
+
     /// How many connections there were when the drain began to close them; 0 before that and after a held one was taken back.
     pub fn connections_at_drain(&self) -> usize {
         self.at_drain.load(Ordering::Relaxed)
@@ -178,6 +192,10 @@ mod tests {
         assert!(lifecycle.unready().is_empty());
         lifecycle.request_drain();
         assert_eq!(lifecycle.unready(), [("drain", "draining".into())]);
+        let metrics = Metrics::new();
+        lifecycle.write_unready(&metrics);
+        let text = metrics.render();
+        assert!(text.contains("signal_unready{kind=\"drain\"} 1") && text.contains("signal_unready{kind=\"keys\"} 0"), "{text}");
         assert!(!lifecycle.exit_requested().is_cancelled());
         assert_eq!((lifecycle.request_hold(), lifecycle.release()), (Err(Ending), Err(Ending)));
         assert!(lifecycle.is_draining() && !lifecycle.is_held());
