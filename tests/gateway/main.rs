@@ -6,6 +6,7 @@ mod dev;
 mod failover;
 mod hold;
 mod hostile;
+mod keys;
 mod lifecycle;
 mod limits;
 mod pipeline;

@@ -4,6 +4,7 @@
 //! process stands; a drain or a shed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State as Shared};
 use axum::middleware::Next;
@@ -16,13 +17,16 @@ use subtle::ConstantTimeEq;
 
 use super::extract::{Json, NoParams, OptionalJson, Params, authorization};
 use super::problem::{Cause, Problem};
-use crate::auth::SourceStatus;
+use crate::auth::{PublishedKeys, SourceStatus};
 use crate::bus::{Bus, Hearing};
 use crate::config::SecretFile;
 use crate::hub::{Counts, Hub};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
+use crate::store::NotificationStore;
 
+/// Longest wait for the database's version: whoever asks for the status wants the rest of it.
+const VERSION_LIMIT: Duration = Duration::from_secs(1);
 /// Largest body of an admin request.
 pub(super) const MAX_BODY_BYTES: usize = 4096;
 /// The text format that the metrics are in (OpenMetrics 1.0).
@@ -39,6 +43,8 @@ pub struct AdminState {
     pub hub: Hub,
     /// Hearing and lag.
     pub bus: Arc<dyn Bus>,
+    /// Knows the schema's version.
+    pub notifications: Arc<dyn NotificationStore>,
     /// What `/metrics` prints.
     pub metrics: Arc<Metrics>,
     /// This instance's name.
@@ -63,8 +69,27 @@ pub struct Facts {
     pub catalogs_revision: String,
     /// Each key source with its stage and key ids: [`crate::auth::Authenticator::status`].
     pub key_sources: Vec<SourceStatus>,
+    /// What `/.well-known/jwks.json` serves.
+    pub jwks_file: Option<JwksFile>,
     /// Whether the pipeline runs, and its partitions; null where there is none.
     pub kafka: serde_json::Value,
+}
+
+/// The key set that is served to others.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JwksFile {
+    /// Of the file's text, as [`crate::watch::revision_of`] writes it.
+    pub revision: String,
+    /// The `kid` of each key.
+    pub keys: Vec<String>,
+}
+
+impl JwksFile {
+    /// What is told of a key set.
+    pub fn of(published: &PublishedKeys) -> Self {
+        Self { revision: published.revision.clone(), keys: published.keys.clone() }
+    }
 }
 
 /// Lets holders of the token through.
@@ -142,6 +167,7 @@ pub(super) struct Status {
     connections: Counts,
     bus: BusStatus,
     drain: DrainStatus,
+    database: DatabaseStatus,
     #[serde(flatten)]
     facts: Facts,
 }
@@ -151,6 +177,19 @@ pub(super) struct Status {
 struct BusStatus {
     hearing: bool,
     lag_ms: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct DatabaseStatus {
+    /// The schema's version; null while the database does not say.
+    version: Option<i64>,
+}
+
+impl DatabaseStatus {
+    async fn of(state: &AdminState) -> Self {
+        let asked = tokio::time::timeout(VERSION_LIMIT, state.notifications.version()).await;
+        Self { version: asked.ok().and_then(Result::ok).flatten() }
+    }
 }
 
 /// How far a drain has come.
@@ -180,6 +219,7 @@ impl DrainStatus {
 
 /// What the operator reads as an acknowledgement of what it wrote.
 pub(super) async fn status(Shared(state): Shared<AdminState>, _: Params<NoParams>) -> Json<Status> {
+    let database = DatabaseStatus::of(&state).await;
     let unready: Vec<Part> = state.lifecycle.unready().into_iter().map(|(part, reason)| Part { part, reason }).collect();
     Json(Status {
         instance: state.instance.clone(),
@@ -189,6 +229,7 @@ pub(super) async fn status(Shared(state): Shared<AdminState>, _: Params<NoParams
         connections: state.hub.counts(),
         bus: BusStatus { hearing: state.bus.hearing() == Hearing::Good, lag_ms: state.bus.lag().map(|lag| lag.as_secs_f64() * 1000.0) },
         drain: DrainStatus::of(&state),
+        database,
         facts: (state.facts)(),
     })
 }

@@ -94,6 +94,7 @@ async fn status_says_what_holds() {
         (&body["staticRevision"], &body["liveRevision"], &body["catalogsRevision"]),
         (&json!("sha256:1"), &json!("sha256:2"), &json!("sha256:3"))
     );
+    assert!(body["database"]["version"].as_i64().is_some_and(|version| version >= 1), "{body}");
     let main = &body["keySources"][0];
     assert_eq!((&main["name"], &main["state"], &main["keys"]), (&json!("main"), &json!("trusted"), &json!(["k1"])));
     assert!(!body.to_string().contains(ADMIN_TOKEN));
