@@ -154,7 +154,8 @@ pub struct Autoscaling {
     #[schemars(range(min = 1, max = 1000))]
     pub target_cpu_utilization: Option<i32>,
     /// Further `autoscaling/v2` MetricSpecs, passed on as they are; mode HPA.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    // Without `default` a schema of one's own makes the field required.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8), schema_with = "metric_specs")]
     pub extra_metrics: Option<Vec<Map<String, Value>>>,
     /// How fast the number may change; absent: up at once, down by one pod every two minutes after five quiet ones.

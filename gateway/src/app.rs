@@ -44,7 +44,7 @@ use admin::serve_admin;
 use drain::Drain;
 use inbound::Inbound;
 use probe::Probe;
-use settings::LiveSettings;
+use settings::{Fault, LiveSettings};
 
 /// Longest time the pipeline may take to finish what it has in hand.
 const PIPELINE_STOP: Duration = Duration::from_secs(25);
@@ -74,13 +74,14 @@ impl Sockets {
     }
 }
 
-/// Checks everything that can be checked without connecting anywhere: the live file, the catalogs, the Kafka settings, the Basic users.
+/// Checks everything that can be checked without connecting anywhere: the live file, the catalogs, the Kafka settings, the Basic users. Files that
+/// the live file names are left to [`check_files`]: a gateway that starts waits for them.
 ///
 /// # Errors
 /// All that is wrong, together.
 pub fn check(config: &Config) -> Result<(), Invalid> {
     let mut problems = Vec::new();
-    if let Err(Invalid(more)) = LiveSettings::load(&config.live_file) {
+    if let Err(Invalid(more)) = settings::read_settings(&config.live_file) {
         problems.extend(more);
     }
     if let Err(error) = Catalogs::load(&config.notifications.catalog_dir, &config.notifications.default_locale) {
@@ -92,12 +93,23 @@ pub fn check(config: &Config) -> Result<(), Invalid> {
     if problems.is_empty() { Ok(()) } else { Err(Invalid(problems)) }
 }
 
+/// Checks that the files are there, and can be used, that the live settings name.
+///
+/// # Errors
+/// All that is wrong, together.
+pub fn check_files(config: &Config) -> Result<(), Invalid> {
+    match LiveSettings::load(&config.live_file) {
+        Ok(_) => Ok(()),
+        Err(Fault::Settings(invalid) | Fault::Files(invalid)) => Err(invalid),
+    }
+}
+
 /// The log filter that the live settings name.
 ///
 /// # Errors
 /// All that is wrong with the live file.
 pub fn log_filter(config: &Config) -> Result<String, Invalid> {
-    Ok(LiveSettings::load(&config.live_file)?.current().log_filter.clone())
+    Ok(settings::read_settings(&config.live_file)?.log_filter)
 }
 
 /// Tasks that run until the process ends; one that ends unasked is told.
@@ -133,11 +145,12 @@ impl Supervisor {
 /// # Errors
 /// A part that cannot start, or one that ended unasked.
 pub async fn run(config: Config, sockets: Sockets, lifecycle: Arc<Lifecycle>, telemetry: Option<Telemetry>) -> anyhow::Result<()> {
-    for part in ["bus", "database", "keys"] {
+    for part in ["settings", "bus", "database", "keys"] {
         lifecycle.set(part, Some("starting".into()));
     }
     let stop = CancellationToken::new();
     let metrics = Metrics::new();
+    lifecycle.write_unready(&metrics);
     let admin = Arc::new(ArcSwap::from_pointee(admin::starting(&metrics)));
     let public_address = sockets.public.local_addr()?;
     let admin_address = sockets.admin.local_addr()?;
@@ -185,7 +198,7 @@ impl Gateway {
         telemetry: Option<Telemetry>,
     ) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let settings = LiveSettings::load(&config.live_file)?;
+        let settings = load_settings(config, lifecycle).await?;
         let instance: Arc<str> = instance_name(config).into();
         let mut supervisor = Supervisor { tasks: JoinSet::new() };
         tell_what_origins_mean(&settings.current().allowed_origins);
@@ -304,6 +317,7 @@ impl Gateway {
             revocations,
             clock,
             live: settings.subscribe(),
+            published: settings.published(),
             metrics: Arc::clone(metrics),
             lifecycle: Arc::clone(lifecycle),
             instance: Arc::clone(&instance),
@@ -313,7 +327,7 @@ impl Gateway {
         let static_revision = watch::revision_of(&toml::to_string(config)?);
         let kafka_enabled = config.kafka.enabled;
         let facts = {
-            let (settings, catalogs) = (Arc::clone(&settings), Arc::clone(&catalogs));
+            let (settings, catalogs, published) = (Arc::clone(&settings), Arc::clone(&catalogs), settings.published());
             move || {
                 let holds = settings.revision();
                 let kafka = if kafka_enabled { serde_json::to_value(status.facts()).unwrap_or_default() } else { serde_json::Value::Null };
@@ -323,6 +337,7 @@ impl Gateway {
                     live_error: holds.error,
                     catalogs_revision: catalogs.revision(),
                     key_sources: authenticator.status(),
+                    jwks_file: published.borrow().as_deref().map(http::JwksFile::of),
                     kafka,
                 }
             }
@@ -331,6 +346,7 @@ impl Gateway {
             lifecycle: Arc::clone(lifecycle),
             hub: hub.clone(),
             bus: Arc::clone(&bus),
+            notifications: Arc::clone(&stores.notifications),
             metrics: Arc::clone(metrics),
             instance,
             token_file: config.server.admin_token_file.clone(),
@@ -343,6 +359,7 @@ impl Gateway {
             ids,
             live: settings.subscribe(),
             metrics: Arc::clone(metrics),
+            lifecycle: Arc::clone(lifecycle),
             closed,
         };
         Ok(Self {
@@ -371,6 +388,7 @@ impl Gateway {
     ) -> anyhow::Result<()> {
         admin.store(Arc::new(self.admin.clone()));
         let mut accepting = tokio::spawn(ws::serve(self.listener, socket, self.accept_stop.clone()));
+        let drain = Drain { config: &self.config, hub: &self.hub, lifecycle, metrics: &self.metrics };
         let ended = tokio::select! {
             ended = &mut accepting => Err(anyhow::anyhow!("the accept loop ended unasked: {ended:?}")),
             ended = &mut *probing => Err(anyhow::anyhow!("the admin listener ended unasked: {ended:?}")),
@@ -378,12 +396,14 @@ impl Gateway {
             error = self.supervisor.any_ended() => Err(error),
             () = self.threads.any_ended() => Err(anyhow::anyhow!("a shard ended unasked")),
             ended = finished(&mut self.pipeline) => Err(ended),
+            never = drain.follow_holds() => match never {},
         };
         lifecycle.request_drain();
         self.metrics.draining.set(1);
-        let drain = Drain { config: &self.config, hub: &self.hub, lifecycle };
+        // What a held drain has done of it is not done again.
+        let hold = lifecycle.hold();
         tracing::info!(connections = self.hub.counts().total, "draining");
-        drain.wait(Duration::from_millis(self.config.drain.endpoint_propagation_ms)).await;
+        drain.wait(drain.propagation_left(hold)).await;
 
         self.pipeline_stop.cancel();
         if let Some(pipeline) = self.pipeline.take() {
@@ -395,7 +415,7 @@ impl Gateway {
             }
         }
         self.accept_stop.cancel();
-        drain.close_connections().await;
+        drain.close_connections(hold.and_then(|hold| hold.closing_since)).await;
         self.shards_stop.cancel();
         let threads = self.threads;
         let whole = drain.within(CLOSE_LIMIT, tokio::task::spawn_blocking(move || threads.join())).await;
@@ -411,6 +431,24 @@ impl Gateway {
         ended?;
         anyhow::ensure!(!matches!(whole, Some(Ok(false) | Err(_))), "a shard panicked");
         Ok(())
+    }
+}
+
+/// Loads the live settings; waits, not ready, for files that they name and that are not there yet.
+async fn load_settings(config: &Config, lifecycle: &Lifecycle) -> Result<Arc<LiveSettings>, Invalid> {
+    loop {
+        match LiveSettings::load(&config.live_file) {
+            Ok(settings) => {
+                lifecycle.set("settings", None);
+                return Ok(settings);
+            }
+            Err(Fault::Settings(invalid)) => return Err(invalid),
+            Err(fault @ Fault::Files(_)) => {
+                tracing::warn!(error = %fault, "files that the live settings name cannot be used yet");
+                lifecycle.set("settings", Some(fault.to_string()));
+                tokio::time::sleep(watch::INTERVAL).await;
+            }
+        }
     }
 }
 

@@ -190,7 +190,9 @@ fn develop(options: dev::Options) -> anyhow::Result<()> {
 }
 
 fn check(settings: &Settings) -> anyhow::Result<()> {
-    app::check(&settings.load()?)?;
+    let config = settings.load()?;
+    app::check(&config)?;
+    app::check_files(&config)?;
     say("the settings are good");
     Ok(())
 }

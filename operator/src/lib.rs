@@ -14,8 +14,12 @@ pub mod compare;
 pub mod conditions;
 pub mod controller;
 pub mod events;
+pub mod desired;
 pub mod external_scaler;
+#[cfg(test)]
+mod fixture;
 pub mod fleet;
+pub mod healthcheck;
 pub mod kinds;
 pub mod lease;
 pub mod metrics;
@@ -32,3 +36,4 @@ pub mod run;
 pub mod scale;
 pub mod time;
 pub mod writer;
+pub mod validate;

@@ -4,7 +4,9 @@
 
 mod dev;
 mod failover;
+mod hold;
 mod hostile;
+mod keys;
 mod lifecycle;
 mod limits;
 mod pipeline;

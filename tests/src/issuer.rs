@@ -122,6 +122,11 @@ impl Issuer {
         }
     }
 
+    /// The JWK Set of its published keys, for a mounted file.
+    pub fn key_set(&self) -> String {
+        key_set(&self.state)
+    }
+
     /// Changes how `/certs` answers.
     pub fn answer(&self, answer: Answer) {
         *self.state.answer.lock() = answer;

@@ -132,6 +132,10 @@ macro_rules! unused_reads {
             $crate::activity::testing::unused()
         }
 
+        fn version(&self) -> futures_util::future::BoxFuture<'_, Result<Option<i64>, crate::store::StoreError>> {
+            $crate::activity::testing::unused()
+        }
+
         fn ping(&self) -> futures_util::future::BoxFuture<'_, Result<(), crate::store::StoreError>> {
             $crate::activity::testing::unused()
         }

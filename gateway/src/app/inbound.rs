@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::auth::{Authenticator, Revocations};
+use crate::auth::{Authenticator, Principal, Revocations};
 use crate::bus::{Ask, Bus, BusEvent, Reply};
 use crate::delivery::{Destination, Dispatch};
 use crate::hub::{Hub, Which};
@@ -70,10 +70,11 @@ impl Inbound {
         }
     }
 
-    /// Closes connections whose token was revoked, and tells those whose source or key is gone that their token ends soon.
+    /// Closes connections whose token was revoked, by itself or with its source, and tells those whose source or key is gone that their token ends soon.
     pub(super) async fn close_fallen(&self) {
-        let revocations = Arc::clone(&self.revocations);
-        let revoked = self.hub.close_where(move |principal| revocations.matches(principal), Close::Revoked).await;
+        let (revocations, authenticator) = (Arc::clone(&self.revocations), self.authenticator.clone());
+        let is_revoked = move |principal: &Principal| revocations.matches(principal) || authenticator.is_revoked(principal);
+        let revoked = self.hub.close_where(is_revoked, Close::Revoked).await;
         let authenticator = self.authenticator.clone();
         let ending = self.hub.announce_end(move |principal| !authenticator.stands(principal)).await;
         if revoked + ending > 0 {

@@ -1,5 +1,6 @@
-//! The live settings as they hold: read again when the file changes; a file with faults changes nothing and says so.
+//! The live settings as they hold: read again when their file, or a file that they name, changes; faults change nothing and say so.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,15 +8,37 @@ use parking_lot::RwLock;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::PublishedKeys;
 use crate::config::{Invalid, LIVE_DEFAULTS, Live, load_live};
 use crate::metrics::Metrics;
 use crate::watch;
 
-/// What holds, and what is wrong with a newer file.
+/// Why settings do not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Fault {
+    /// The file itself: it stays so until somebody writes another.
+    #[error(transparent)]
+    Settings(Invalid),
+    /// A file that it names is not there, or cannot be used: a mounted volume may show it in a moment.
+    #[error(transparent)]
+    Files(Invalid),
+}
+
+/// What holds, and what is wrong with what is newer.
 #[derive(Debug, Clone)]
 pub(super) struct Revision {
     pub(super) revision: String,
     pub(super) error: Option<String>,
+    /// Of the contents of the files that are named.
+    files: String,
+}
+
+/// One look at the live file and at all it names.
+struct Look {
+    live: Live,
+    revision: String,
+    files: String,
+    published: Option<PublishedKeys>,
 }
 
 /// Follows the live file.
@@ -23,27 +46,24 @@ pub(super) struct Revision {
 pub(super) struct LiveSettings {
     file: Option<PathBuf>,
     sender: channel::Sender<Arc<Live>>,
+    published: channel::Sender<Option<Arc<PublishedKeys>>>,
     holds: RwLock<Revision>,
 }
 
 impl LiveSettings {
-    /// Reads the file once; an empty path stands for the defaults.
+    /// Reads the file, and those that it names, once; an empty path stands for the defaults.
     ///
     /// # Errors
-    /// Everything that is wrong with it.
-    pub(super) fn load(file: &Path) -> Result<Arc<Self>, Invalid> {
+    /// Everything that is wrong with them.
+    pub(super) fn load(file: &Path) -> Result<Arc<Self>, Fault> {
         let file = (!file.as_os_str().is_empty()).then(|| file.to_owned());
-        let text = match &file {
-            Some(path) => {
-                std::fs::read_to_string(path).map_err(|error| Invalid(vec![format!("live_file: {}: {error}", path.display())]))?
-            }
-            None => LIVE_DEFAULTS.to_owned(),
-        };
-        let live = load_live(&text)?;
-        let holds = RwLock::new(Revision { revision: watch::revision_of(&text), error: None });
-        Ok(Arc::new(Self { file, sender: channel::Sender::new(Arc::new(live)), holds }))
+        let look = look(file.as_deref())?;
+        let holds = RwLock::new(Revision { revision: look.revision, error: None, files: look.files });
+        let published = channel::Sender::new(look.published.map(Arc::new));
+        Ok(Arc::new(Self { file, sender: channel::Sender::new(Arc::new(look.live)), published, holds }))
     }
 
+    /// Is marked changed at each change of the settings, and of a file that they name.
     pub(super) fn subscribe(&self) -> channel::Receiver<Arc<Live>> {
         self.sender.subscribe()
     }
@@ -52,46 +72,123 @@ impl LiveSettings {
         Arc::clone(&self.sender.borrow())
     }
 
+    /// The key set that is served to others.
+    pub(super) fn published(&self) -> channel::Receiver<Option<Arc<PublishedKeys>>> {
+        self.published.subscribe()
+    }
+
     pub(super) fn revision(&self) -> Revision {
         self.holds.read().clone()
     }
 
-    /// Reloads at each change of the file until `shutdown`.
+    /// Reloads at each change until `shutdown`. While there is a fault everything is looked at again each [`watch::INTERVAL`]: what is missing may
+    /// be shown a moment later than what names it.
     pub(super) async fn follow(self: Arc<Self>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
-        let Some(path) = self.file.clone() else { return };
-        let mut told = watch::watch(path.clone(), watch::INTERVAL, shutdown);
-        // What changed between the first reading and here is not told: look once.
-        told.mark_changed();
-        while told.changed().await.is_ok() {
-            let path = path.clone();
-            let Ok(text) = tokio::task::spawn_blocking(move || std::fs::read_to_string(path)).await else { return };
-            self.take(text.map_err(|error| error.to_string()), &metrics);
+        loop {
+            let this = Arc::clone(&self);
+            let looked = tokio::task::spawn_blocking(move || this.has_other_content().then(|| look(this.file.as_deref())));
+            let Ok(looked) = looked.await else { return };
+            if let Some(looked) = looked {
+                self.take(looked, &metrics);
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(watch::INTERVAL) => {}
+            }
         }
     }
 
-    fn take(&self, text: Result<String, String>, metrics: &Metrics) {
-        let read = text.and_then(|text| load_live(&text).map(|live| (watch::revision_of(&text), live)).map_err(|error| error.to_string()));
-        match read {
-            Ok((revision, live)) => {
-                let changed = {
-                    let mut holds = self.holds.write();
-                    let changed = holds.revision != revision;
-                    *holds = Revision { revision: revision.clone(), error: None };
-                    changed
-                };
-                if changed {
-                    self.sender.send_replace(Arc::new(live));
+    /// Whether a look would find something else than what holds, or may.
+    fn has_other_content(&self) -> bool {
+        let holds = self.revision();
+        let same = |path: &PathBuf| std::fs::read_to_string(path).is_ok_and(|text| watch::revision_of(&text) == holds.revision);
+        holds.error.is_some() || !self.file.as_ref().is_none_or(same) || contents(&self.current()) != holds.files
+    }
+
+    fn take(&self, looked: Result<Look, Fault>, metrics: &Metrics) {
+        match looked {
+            Ok(look) => {
+                let holds = Revision { revision: look.revision, error: None, files: look.files };
+                let before = std::mem::replace(&mut *self.holds.write(), holds.clone());
+                let published = look.published.map(Arc::new);
+                self.published.send_if_modified(|now| std::mem::replace(now, published.clone()) != published);
+                if (&before.revision, &before.files) != (&holds.revision, &holds.files) {
+                    self.sender.send_replace(Arc::new(look.live));
                     metrics.config_reloads.get_or_create(&Metrics::kind("live_ok")).inc();
-                    tracing::info!(live.revision = %revision, "live settings reloaded");
+                    tracing::info!(live.revision = %holds.revision, "live settings reloaded");
+                } else if before.error.is_some() {
+                    tracing::info!(live.revision = %holds.revision, "the live file is as it was before its faults");
                 }
             }
-            Err(error) => {
-                metrics.config_reloads.get_or_create(&Metrics::kind("live_error")).inc();
-                tracing::error!(%error, "the live file has faults; the settings before it hold on");
-                self.holds.write().error = Some(error);
+            Err(fault) => {
+                let text = fault.to_string();
+                if self.holds.read().error.as_ref() != Some(&text) {
+                    metrics.config_reloads.get_or_create(&Metrics::kind("live_error")).inc();
+                    tracing::error!(error = %text, "the live file has faults; the settings before it hold on");
+                    self.holds.write().error = Some(text);
+                }
             }
         }
     }
+}
+
+/// The settings in the file alone, whatever it names.
+pub(super) fn read_settings(file: &Path) -> Result<Live, Invalid> {
+    let file = (!file.as_os_str().is_empty()).then_some(file);
+    load_live(&text_of(file)?)
+}
+
+fn text_of(file: Option<&Path>) -> Result<String, Invalid> {
+    match file {
+        Some(path) => std::fs::read_to_string(path).map_err(|error| Invalid(vec![format!("live_file: {}: {error}", path.display())])),
+        None => Ok(LIVE_DEFAULTS.to_owned()),
+    }
+}
+
+fn look(file: Option<&Path>) -> Result<Look, Fault> {
+    let text = text_of(file).map_err(Fault::Settings)?;
+    let live = load_live(&text).map_err(Fault::Settings)?;
+    // Before the contents are used: a change in between is seen by the next look.
+    let files = contents(&live);
+    let unreadable = live.files().filter_map(|(name, path)| {
+        let error = std::fs::File::open(path).and_then(|file| file.metadata()).and_then(|about| match about.is_file() {
+            true => Ok(()),
+            false => Err(std::io::Error::other("not a file")),
+        });
+        error.err().map(|error| format!("{name}: {}: {error}", path.display()))
+    });
+    let mut problems: Vec<String> = unreadable.collect();
+    let published = match published(&live) {
+        Ok(published) => published,
+        Err(problem) => {
+            problems.extend(problem);
+            None
+        }
+    };
+    if !problems.is_empty() {
+        return Err(Fault::Files(Invalid(problems)));
+    }
+    Ok(Look { live, revision: watch::revision_of(&text), files, published })
+}
+
+/// The key set to serve. An error without a text is one of a file that is not there, which is told of every file.
+fn published(live: &Live) -> Result<Option<PublishedKeys>, Option<String>> {
+    let (path, max_bytes) = (&live.well_known_jwks_file, live.keys.max_bytes);
+    if path.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let wrong = |what: String| Some(format!("well_known_jwks_file: {}: {what}", path.display()));
+    let file = std::fs::File::open(path).map_err(|_| None)?;
+    let mut text = String::new();
+    file.take(max_bytes as u64 + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
+    if text.len() > max_bytes {
+        return Err(wrong(format!("longer than keys.max_bytes, {max_bytes}")));
+    }
+    PublishedKeys::read(&text).map(Some).map_err(|error| wrong(error.to_string()))
+}
+
+fn contents(live: &Live) -> String {
+    live.files().map(|(_, path)| watch::revision(path)).collect()
 }
 
 #[cfg(test)]
@@ -106,11 +203,131 @@ mod tests {
         let settings = LiveSettings::load(&path).unwrap();
         let before = settings.revision().revision;
         let metrics = Metrics::new();
-        settings.take(Ok("log_filter = 5\nnothing = 1".into()), &metrics);
+        let write = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            assert!(settings.has_other_content());
+            settings.take(look(Some(&path)), &metrics);
+        };
+        write("log_filter = 5\nnothing = 1");
         let holds = settings.revision();
         assert_eq!((holds.revision, settings.current().log_filter.as_str()), (before, "warn"));
         assert!(holds.error.unwrap().contains("nothing"));
-        settings.take(Ok("log_filter = \"debug\"".into()), &metrics);
+        write("log_filter = \"debug\"");
         assert_eq!((settings.revision().error, settings.current().log_filter.as_str()), (None, "debug"));
+        assert!(!settings.has_other_content());
+    }
+
+    /// Live settings in a folder, with a key set to publish and a source with its keys in a file.
+    struct Rig {
+        dir: tempfile::TempDir,
+        metrics: Arc<Metrics>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            Self { dir: tempfile::tempdir().unwrap(), metrics: Metrics::new() }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            std::fs::write(self.path(name), text).unwrap();
+        }
+
+        fn live(&self, jwks: &str, keys: &str) {
+            self.write(
+                "live.toml",
+                &format!(
+                    "well_known_jwks_file = {:?}\n[[sources]]\nname = \"a\"\nissuer = \"i\"\naudiences = [\"s\"]\n\
+                     algorithms = [\"ES256\"]\nkeys_file = {:?}\n",
+                    self.path(jwks),
+                    self.path(keys)
+                ),
+            );
+        }
+
+        fn look(&self) -> Result<Look, Fault> {
+            look(Some(&self.path("live.toml")))
+        }
+    }
+
+    fn set(kid: &str, more: &str) -> String {
+        format!(r#"{{"keys": [{{"kty": "OKP", "crv": "Ed25519", "x": "11qY", "kid": "{kid}"{more}}}]}}"#)
+    }
+
+    #[test]
+    fn a_named_file_that_is_missing_is_a_fault_until_it_is_there() {
+        let rig = Rig::new();
+        rig.live("jwks.json", "keys.json");
+        let Err(Fault::Files(Invalid(problems))) = LiveSettings::load(&rig.path("live.toml")).map(drop) else { panic!("it has faults") };
+        assert_eq!(problems.len(), 2, "each once: {problems:?}");
+        assert!(problems.iter().any(|p| p.starts_with("sources[0].keys_file: ")), "{problems:?}");
+        assert!(problems.iter().any(|p| p.starts_with("well_known_jwks_file: ")), "{problems:?}");
+        rig.write("keys.json", &set("k1", ""));
+        rig.write("jwks.json", &set("k1", ""));
+        let settings = LiveSettings::load(&rig.path("live.toml")).unwrap();
+        let before = settings.revision();
+
+        rig.live("jwks.json", "later.json");
+        assert!(settings.has_other_content());
+        settings.take(rig.look(), &rig.metrics);
+        let holds = settings.revision();
+        assert_eq!(holds.revision, before.revision);
+        assert!(holds.error.as_ref().is_some_and(|why| why.contains("later.json")), "{holds:?}");
+        assert!(settings.has_other_content(), "it is looked at again, although nothing of it changed");
+        rig.write("later.json", &set("k2", ""));
+        settings.take(rig.look(), &rig.metrics);
+        let holds = settings.revision();
+        assert!(holds.error.is_none() && holds.revision != before.revision, "{holds:?}");
+        assert!(settings.current().sources[0].keys_file.ends_with("later.json"));
+        std::fs::create_dir(rig.path("folder")).unwrap();
+        rig.live("jwks.json", "folder");
+        assert!(matches!(rig.look(), Err(Fault::Files(_))), "a folder is no file");
+    }
+
+    #[test]
+    fn a_named_file_with_other_content_is_told_to_who_follows_under_the_same_revision() {
+        let rig = Rig::new();
+        rig.live("jwks.json", "keys.json");
+        rig.write("keys.json", &set("k1", ""));
+        rig.write("jwks.json", &set("k1", ""));
+        let settings = LiveSettings::load(&rig.path("live.toml")).unwrap();
+        let (mut live, mut published) = (settings.subscribe(), settings.published());
+        let before = settings.revision().revision;
+        assert_eq!(published.borrow_and_update().as_ref().unwrap().keys, ["k1"]);
+        rig.write("keys.json", &set("k2", ""));
+        assert!(settings.has_other_content());
+        settings.take(rig.look(), &rig.metrics);
+        assert!(live.has_changed().unwrap() && !published.has_changed().unwrap());
+        live.mark_unchanged();
+        rig.write("jwks.json", &set("k2", ""));
+        settings.take(rig.look(), &rig.metrics);
+        assert_eq!(published.borrow_and_update().as_ref().unwrap().keys, ["k2"]);
+        assert_eq!(settings.revision().revision, before);
+    }
+
+    #[test]
+    fn a_private_key_is_never_published_and_what_was_goes_on() {
+        let rig = Rig::new();
+        rig.live("jwks.json", "keys.json");
+        rig.write("keys.json", &set("k1", ""));
+        rig.write("jwks.json", &set("k1", ""));
+        let settings = LiveSettings::load(&rig.path("live.toml")).unwrap();
+        let mut published = settings.published();
+        published.mark_unchanged();
+        for wrong in [set("k2", r#", "d": "hunter2""#), r#"{"keys": [{"kty": "oct", "kid": "s"}]}"#.into(), "x".repeat(300_000), "{".into()]
+        {
+            rig.write("jwks.json", &wrong);
+            settings.take(rig.look(), &rig.metrics);
+            let error = settings.revision().error.unwrap();
+            assert!(error.contains("well_known_jwks_file") && !error.contains("hunter2"), "{error}");
+            assert!(!published.has_changed().unwrap() && settings.published().borrow().as_ref().unwrap().keys == ["k1"]);
+        }
+        rig.write("jwks.json", &set("k1", ""));
+        settings.take(rig.look(), &rig.metrics);
+        assert_eq!(settings.revision().error, None);
+        assert!(rig.metrics.render().contains("signal_config_reloads_total{kind=\"live_error\"} 4"), "each fault once");
     }
 }

@@ -207,7 +207,8 @@ pub(super) fn source_at(name: &str, url: &str) -> Source {
     Source {
         name: name.into(),
         issuer: format!("https://{name}.test/"),
-        url: url.parse().unwrap(),
+        url: Some(url.parse().unwrap()),
+        keys_file: Default::default(),
         audiences: vec!["signal".into()],
         algorithms: vec![
             Algorithm::ES256,

@@ -1,8 +1,10 @@
 //! The key sets of all sources: fetched before they are needed, refreshed in the background, kept while an issuer is away.
 //!
-//! Input: the live settings and, over HTTP, each source's JWK Set; from [`super::token`] the wish for a `kid` that nobody holds.
+//! Input: the live settings and, over HTTP or out of a mounted file, each source's JWK Set; from [`super::token`] the wish for a `kid` that nobody holds.
 //! Output: a [`Table`] that verification reads without waiting. One task owns all changes of it; everything it does is bounded: sources,
 //! keys, bytes, time, fetches that a stranger's token can cause (one per cooldown), and the memory of `kid`s that do not exist.
+
+mod fetch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,11 +22,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Thumbprint;
-use super::jwk::{self, Key, NotAKeySet};
+use super::jwk::Key;
 use super::recent::Recent;
 use crate::clock::Clock;
 use crate::config::{self, Live, Source, SourceState};
 use crate::metrics::{Metrics, SourceKind, SourceLabel};
+
+use fetch::{FetchError, Way};
 
 /// Remembered `kid`s that a fetch did not find, per source.
 const MAX_BAD_KIDS: usize = 1024;
@@ -35,23 +39,6 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How often the age of the sets is written into the metrics.
 const AGE_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Why a key set could not be fetched.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum FetchError {
-    #[error("the CA file cannot be used: {0}")]
-    Authorities(String),
-    #[error("the request failed: {0}")]
-    Request(String),
-    #[error("the answer is {0}, not 200")]
-    Status(u16),
-    #[error("the answer is longer than {0} bytes")]
-    TooLong(usize),
-    #[error("no whole answer within {0} ms")]
-    TooSlow(u64),
-    #[error(transparent)]
-    NotAKeySet(#[from] NotAKeySet),
-}
 
 /// One source in `/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -73,6 +60,8 @@ pub struct SourceStatus {
 pub(super) struct Table {
     pub(super) keys: config::Keys,
     pub(super) sources: Vec<View>,
+    /// Names of sources whose tokens are refused and whose connections are closed, listed above or not.
+    revoked: Vec<String>,
 }
 
 /// One source and its keys.
@@ -83,6 +72,7 @@ pub(super) struct View {
     pub(super) name: Arc<str>,
     set: Option<Set>,
     error: Option<String>,
+    revoked: bool,
     feed: Arc<Feed>,
 }
 
@@ -103,7 +93,7 @@ pub(super) enum Freshness {
 impl View {
     /// Whether its tokens are accepted at all.
     pub(super) fn is_accepted(&self) -> bool {
-        matches!(self.source.state, SourceState::Trusted | SourceState::Retiring)
+        !self.revoked && matches!(self.source.state, SourceState::Trusted | SourceState::Retiring)
     }
 
     pub(super) fn was_fetched(&self) -> bool {
@@ -135,6 +125,9 @@ impl View {
     }
 
     fn problem(&self) -> Option<String> {
+        if self.revoked {
+            return Some("its tokens are refused: revoked_sources names it".to_owned());
+        }
         let without_keys = self.set.is_some() && self.keys().next().is_none();
         self.error.clone().or_else(|| without_keys.then(|| "no key in the set can be used".to_owned()))
     }
@@ -149,7 +142,7 @@ struct Feed {
     demand: Mutex<Demand>,
     /// Counts finished fetches.
     finished: watch::Sender<u64>,
-    client: Mutex<Option<(String, reqwest::Client)>>,
+    way: Way,
 }
 
 struct Demand {
@@ -194,15 +187,15 @@ impl KeySets {
         let (wanted, requests) = mpsc::channel(64);
         let settings = Arc::clone(&live.borrow());
         let sets = Arc::new(Self {
-            table: ArcSwap::from_pointee(Table { keys: settings.keys.clone(), sources: Vec::new() }),
+            table: ArcSwap::from_pointee(Table { keys: settings.keys.clone(), sources: Vec::new(), revoked: Vec::new() }),
             wanted,
             changed: watch::channel(0).0,
             started: AtomicBool::new(false),
             clock,
             metrics,
         });
-        let mut keeper =
-            Keeper { sets: Arc::clone(&sets), keys: settings.keys.clone(), feeds: Vec::new(), fetches: FuturesUnordered::new() };
+        let (feeds, fetches) = (Vec::new(), FuturesUnordered::new());
+        let mut keeper = Keeper { sets: Arc::clone(&sets), keys: settings.keys.clone(), revoked: Vec::new(), feeds, fetches };
         keeper.adopt(&settings);
         (sets, tokio::spawn(keeper.run(live, requests, shutdown)))
     }
@@ -303,6 +296,7 @@ impl KeySets {
 struct Keeper {
     sets: Arc<KeySets>,
     keys: config::Keys,
+    revoked: Vec<String>,
     feeds: Vec<Kept>,
     fetches: FuturesUnordered<BoxFuture<'static, Fetched>>,
 }
@@ -311,6 +305,8 @@ struct Kept {
     view: View,
     due: Instant,
     fetching: bool,
+    /// A file it comes from or by may have changed while a fetch was under way.
+    again: bool,
     failures: u32,
 }
 
@@ -343,21 +339,23 @@ impl Keeper {
         }
     }
 
-    /// Takes over new settings: unchanged sources keep their keys, new ones are fetched, removed ones go at once.
+    /// Takes over new settings: unchanged sources keep their keys, new ones are fetched, removed ones go at once. The live settings are told again
+    /// when a file that they name has other content: sources with a file are looked at again.
     fn adopt(&mut self, settings: &Live) {
         self.keys = settings.keys.clone();
+        self.revoked = settings.revoked_sources.clone();
         let mut before = std::mem::take(&mut self.feeds);
         for source in &settings.sources {
             let kept = before.iter().position(|kept| same_keys(&kept.view.source, source)).map(|at| before.swap_remove(at));
-            self.feeds.push(match kept {
-                Some(mut kept) => {
-                    if *kept.view.source != *source {
-                        kept.view.source = Arc::new(source.clone());
-                    }
-                    kept
-                }
-                None => Kept::new(source),
-            });
+            let mut kept = kept.unwrap_or_else(|| Kept::new(source));
+            if *kept.view.source != *source {
+                kept.view.source = Arc::new(source.clone());
+            }
+            kept.view.revoked = self.revoked.contains(&source.name);
+            if source.files().next().is_some() {
+                (kept.due, kept.again) = (Instant::now(), kept.fetching);
+            }
+            self.feeds.push(kept);
         }
         if settings.sources.is_empty() {
             tracing::warn!("no key source is configured: every token is refused");
@@ -380,7 +378,7 @@ impl Keeper {
             let (feed, source, keys) = (Arc::clone(&kept.view.feed), Arc::clone(&kept.view.source), self.keys.clone());
             self.fetches.push(Box::pin(async move {
                 let limit = Duration::from_millis(keys.request_timeout_ms);
-                let fetched = tokio::time::timeout(limit, feed.fetch(&source, keys.max_bytes)).await;
+                let fetched = tokio::time::timeout(limit, feed.way.fetch(&source, keys.max_bytes)).await;
                 let result = fetched.unwrap_or(Err(FetchError::TooSlow(keys.request_timeout_ms)));
                 (feed, result)
             }));
@@ -400,7 +398,8 @@ impl Keeper {
 
     /// Shows the state to verification, and tells of it if a token may no longer stand after it.
     fn publish(&self) {
-        let table = Table { keys: self.keys.clone(), sources: self.feeds.iter().map(|kept| kept.view.clone()).collect() };
+        let sources = self.feeds.iter().map(|kept| kept.view.clone()).collect();
+        let table = Table { keys: self.keys.clone(), sources, revoked: self.revoked.clone() };
         let now = self.sets.clock.now_ms();
         let all = table.sources.iter().filter(|v| v.is_accepted()).all(|v| v.is_usable(now, table.keys.max_stale_secs));
         if all {
@@ -409,10 +408,10 @@ impl Keeper {
         let standing = |table: &Table| -> Vec<(Arc<str>, bool, Vec<Thumbprint>)> {
             table.sources.iter().map(|v| (Arc::clone(&v.name), v.is_accepted(), v.keys().map(|key| key.thumbprint).collect())).collect()
         };
-        let before = standing(&self.sets.table());
-        let after = standing(&table);
+        let before = self.sets.table();
+        let other = before.revoked != table.revoked || standing(&before) != standing(&table);
         self.sets.table.store(Arc::new(table));
-        if before != after {
+        if other {
             self.sets.changed.send_modify(|n| *n += 1);
         }
     }
@@ -420,16 +419,22 @@ impl Keeper {
 
 /// Whether two sources have their keys from the same place by the same way.
 fn same_keys(a: &Source, b: &Source) -> bool {
-    a.name == b.name && a.url == b.url && a.ca_file == b.ca_file
+    a.name == b.name && a.url == b.url && a.ca_file == b.ca_file && a.keys_file == b.keys_file
 }
 
 impl Kept {
     fn new(source: &Source) -> Self {
         let demand = Demand { running: true, asked: None, last_failed: false, bad_kids: Recent::new(MAX_BAD_KIDS) };
-        let feed = Feed { demand: Mutex::new(demand), finished: watch::channel(0).0, client: Mutex::new(None) };
-        let view =
-            View { name: Arc::from(source.name.as_str()), source: Arc::new(source.clone()), set: None, error: None, feed: Arc::new(feed) };
-        Self { view, due: Instant::now(), fetching: false, failures: 0 }
+        let feed = Feed { demand: Mutex::new(demand), finished: watch::channel(0).0, way: Way::default() };
+        let view = View {
+            name: Arc::from(source.name.as_str()),
+            source: Arc::new(source.clone()),
+            set: None,
+            error: None,
+            revoked: false,
+            feed: Arc::new(feed),
+        };
+        Self { view, due: Instant::now(), fetching: false, again: false, failures: 0 }
     }
 
     /// Takes the outcome of a fetch: a good set replaces the one before, a failure leaves it.
@@ -459,6 +464,9 @@ impl Kept {
                 self.view.error = Some(text);
             }
         }
+        if std::mem::take(&mut self.again) {
+            self.due = Instant::now();
+        }
     }
 }
 
@@ -472,88 +480,6 @@ impl Feed {
         }
         self.finished.send_modify(|n| *n += 1);
     }
-
-    async fn fetch(&self, source: &Source, max_bytes: usize) -> Result<Vec<Arc<Key>>, FetchError> {
-        let client = self.client(source).await?;
-        let request = client.get(source.url.clone()).header("accept", "application/jwk-set+json, application/json");
-        let mut answer = request.send().await.map_err(request_failed)?;
-        if answer.status() != reqwest::StatusCode::OK {
-            return Err(FetchError::Status(answer.status().as_u16()));
-        }
-        let mut text = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(request_failed)? {
-            if text.len() + chunk.len() > max_bytes {
-                return Err(FetchError::TooLong(max_bytes));
-            }
-            text.extend_from_slice(&chunk);
-        }
-        Ok(jwk::parse(&text)?)
-    }
-
-    /// The client for this source, made again when the content of its CA file changes.
-    async fn client(&self, source: &Source) -> Result<reqwest::Client, FetchError> {
-        let source = source.clone();
-        let revision = {
-            let path = source.ca_file.clone();
-            let read = move || if path.as_os_str().is_empty() { String::new() } else { crate::watch::revision(&path) };
-            tokio::task::spawn_blocking(read).await.map_err(|error| FetchError::Authorities(error.to_string()))?
-        };
-        if let Some((known, client)) = &*self.client.lock()
-            && *known == revision
-        {
-            return Ok(client.clone());
-        }
-        // Reading the system's authorities takes some milliseconds of disk and parsing.
-        let made = tokio::task::spawn_blocking(move || make_client(&source)).await;
-        let client = made.map_err(|error| FetchError::Authorities(error.to_string()))??;
-        *self.client.lock() = Some((revision, client.clone()));
-        Ok(client)
-    }
-}
-
-/// No redirects: a key set comes from the configured address or not at all. No idle connections: the next fetch is minutes away.
-fn make_client(source: &Source) -> Result<reqwest::Client, FetchError> {
-    let mut builder = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .https_only(source.url.scheme() == "https")
-        .pool_max_idle_per_host(0)
-        .user_agent(concat!("signal-gateway/", env!("CARGO_PKG_VERSION")));
-    if is_loopback(&source.url) {
-        // A proxy named in the environment is for other hosts than this one.
-        builder = builder.no_proxy();
-    }
-    if !source.ca_file.as_os_str().is_empty() {
-        let pem = std::fs::read(&source.ca_file).map_err(|error| FetchError::Authorities(error.to_string()))?;
-        let authorities = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| FetchError::Authorities(error.to_string()))?;
-        if authorities.is_empty() {
-            return Err(FetchError::Authorities("it holds no certificate".into()));
-        }
-        builder = builder.tls_certs_only(authorities);
-    } else if source.url.scheme() == "http" {
-        builder = builder.tls_certs_only([]);
-    }
-    builder.build().map_err(request_failed)
-}
-
-fn is_loopback(url: &url::Url) -> bool {
-    match url.host() {
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost",
-        None => false,
-    }
-}
-
-/// The error with its causes, without the address: that may hold a secret.
-fn request_failed(error: reqwest::Error) -> FetchError {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    FetchError::Request(text)
 }
 
 impl Table {
@@ -562,6 +488,16 @@ impl Table {
         let named = move |view: &&View| view.is_accepted() && !view.source.skip_issuer_check && issuer == Some(view.source.issuer.as_str());
         let waived = |view: &&View| view.is_accepted() && view.source.skip_issuer_check;
         self.sources.iter().filter(named).chain(self.sources.iter().filter(waived))
+    }
+
+    /// Whether a token of this issuer could come from a source that is listed and revoked.
+    pub(super) fn is_of_revoked(&self, issuer: Option<&str>) -> bool {
+        self.sources.iter().any(|view| view.revoked && (view.source.skip_issuer_check || issuer == Some(view.source.issuer.as_str())))
+    }
+
+    /// Whether connections that rest on this source are to be closed.
+    pub(super) fn is_revoked(&self, source: &str) -> bool {
+        self.revoked.iter().any(|name| name == source)
     }
 }
 

@@ -9,6 +9,7 @@ mod fixture;
 mod jwk;
 mod key_set;
 mod policy;
+mod published;
 mod recent;
 mod revocation;
 mod token;
@@ -20,6 +21,7 @@ use chrono::{DateTime, Utc};
 pub use basic::{Basic, BasicError, UsersError};
 pub use key_set::SourceStatus;
 pub use policy::Access;
+pub use published::{NotPublic, PublishedKeys};
 pub use revocation::{Revocations, revocation_matches};
 pub use token::{Authenticator, Reason, VerifyError};
 

@@ -79,7 +79,7 @@ pub enum Reason {
     NotYetValid,
     /// Neither `sub` nor `userId` names anybody.
     Subject,
-    /// Revoked before its time.
+    /// Revoked before its time, by itself or with its source.
     Revoked,
 }
 
@@ -184,12 +184,19 @@ impl Authenticator {
         source.is_some_and(|view| view.has(&facts.thumbprint) || !view.was_fetched())
     }
 
-    /// Whether a principal may go on: nothing revoked it, and the source and key of its token are still there.
-    pub fn stands(&self, principal: &Principal) -> bool {
-        !self.inner.revocations.matches(principal) && principal.token().is_none_or(|facts| self.still_valid(facts))
+    /// Whether a principal rests on a source that the live settings revoke: its connection is to be closed, whatever time it was given to refresh.
+    pub fn is_revoked(&self, principal: &Principal) -> bool {
+        principal.token().is_some_and(|facts| self.inner.sets.table().is_revoked(&facts.source))
     }
 
-    /// Is marked changed whenever [`Authenticator::still_valid`] may answer differently than before.
+    /// Whether a principal may go on: nothing revoked it, and the source and key of its token are still there.
+    pub fn stands(&self, principal: &Principal) -> bool {
+        !self.inner.revocations.matches(principal)
+            && !self.is_revoked(principal)
+            && principal.token().is_none_or(|facts| self.still_valid(facts))
+    }
+
+    /// Is marked changed whenever [`Authenticator::still_valid`] or [`Authenticator::is_revoked`] may answer differently than before.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.sets.changes()
     }
@@ -285,6 +292,9 @@ impl Inner {
                 reason = reason.max(Reason::UnknownKey);
                 without_key.push(view);
             }
+        }
+        if reason == Reason::Issuer && without_key.is_empty() && table.is_of_revoked(parts.claims.iss.as_deref()) {
+            reason = Reason::Revoked;
         }
         if found_key || without_key.is_empty() {
             return Step::Done(Err(VerifyError::Refused(reason)));

@@ -1,6 +1,6 @@
 //! The live settings: what may change while connections are open.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,12 @@ pub struct Live {
     pub trusted_proxies: Vec<IpNet>,
     /// tracing's filter syntax.
     pub log_filter: String,
+    /// A JWK Set that is served at `/.well-known/jwks.json`; empty for none.
+    pub well_known_jwks_file: PathBuf,
+    /// How long those who fetch it may keep it, in seconds.
+    pub jwks_max_age_secs: u64,
+    /// Names of sources whose connections are closed at once and whose tokens are refused, listed in `sources` or not; at most 64.
+    pub revoked_sources: Vec<String>,
     /// Bounds.
     pub limits: Limits,
     /// How key sets are fetched.
@@ -83,8 +89,12 @@ pub struct Source {
     pub name: String,
     /// The `iss` of its tokens.
     pub issuer: String,
-    /// Its JWK Set.
-    pub url: Url,
+    /// Where its JWK Set is fetched; this or `keys_file`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<Url>,
+    /// A mounted file that holds its JWK Set.
+    #[serde(default)]
+    pub keys_file: PathBuf,
     /// One of these must be in `aud`.
     #[serde(default)]
     pub audiences: Vec<String>,
@@ -96,7 +106,7 @@ pub struct Source {
     /// Whether its `roles` count.
     #[serde(default)]
     pub trust_roles: bool,
-    /// PEM file of authorities; empty for the system's.
+    /// PEM file of authorities for `url`; empty for the system's.
     #[serde(default)]
     pub ca_file: PathBuf,
     /// Whether `http://` is accepted.
@@ -145,5 +155,21 @@ impl Live {
     /// The built-in defaults: nobody may issue tokens.
     pub fn defaults() -> Self {
         toml::from_str(LIVE_DEFAULTS).expect("the defaults parse")
+    }
+
+    /// The files that these settings name, each with the setting's name.
+    pub fn files(&self) -> impl Iterator<Item = (String, &Path)> {
+        let sources = self.sources.iter().enumerate();
+        let of_sources = sources.flat_map(|(at, source)| source.files().map(move |(name, path)| (format!("sources[{at}].{name}"), path)));
+        let published = Some(self.well_known_jwks_file.as_path()).filter(|path| !path.as_os_str().is_empty());
+        published.map(|path| ("well_known_jwks_file".to_owned(), path)).into_iter().chain(of_sources)
+    }
+}
+
+impl Source {
+    /// The files that it names, each with the setting's name.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let files = [("keys_file", self.keys_file.as_path()), ("ca_file", self.ca_file.as_path())];
+        files.into_iter().filter(|(_, path)| !path.as_os_str().is_empty())
     }
 }

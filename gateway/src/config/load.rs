@@ -288,6 +288,10 @@ fn check_live(live: &Live, problems: &mut Vec<String>) {
         });
         need(good, "allowed_origins", &format!("{origin:?} is not scheme://host[:port], with *. in front of the host at most"));
     }
+    let has = |path: &Path| !path.as_os_str().is_empty();
+    need((1..=86_400).contains(&live.jwks_max_age_secs), "jwks_max_age_secs", "must be from 1 to 86400");
+    need(live.revoked_sources.len() <= 64, "revoked_sources", "must be at most 64");
+    need(live.revoked_sources.iter().all(|name| !name.is_empty()), "revoked_sources", "a name must not be empty");
     need(live.sources.len() <= 16, "sources", "must be at most 16");
     for (at, source) in live.sources.iter().enumerate() {
         let name = format!("sources[{at}]");
@@ -299,8 +303,11 @@ fn check_live(live: &Live, problems: &mut Vec<String>) {
             "audiences must not be empty, or say skip_audience_check = true",
         );
         need(!source.algorithms.is_empty(), &name, "algorithms must name at least one");
+        need(source.url.is_some() != has(&source.keys_file), &name, "must have either url or keys_file");
+        need(!has(&source.ca_file) || source.url.is_some(), &name, "ca_file is for url");
+        let scheme = source.url.as_ref().map_or("https", |url| url.scheme());
         need(
-            source.url.scheme() == "https" || (source.url.scheme() == "http" && source.allow_insecure_http),
+            scheme == "https" || (scheme == "http" && source.allow_insecure_http),
             &name,
             "url must be https, or say allow_insecure_http = true",
         );
@@ -369,6 +376,27 @@ mod tests {
             [("issuer = \"i\"", "issuer = \"\""), ("[\"s\"]", "[]"), ("ES256", "HS256"), ("https", "http"), ("[\"ES256\"]", "[]")]
         {
             assert!(source(&good.replace(from, to)).is_err(), "{to}");
+        }
+    }
+
+    #[test]
+    fn a_source_has_its_keys_from_a_url_or_a_file_and_a_name_of_its_own() {
+        let source = |name: &str, keys: &str| {
+            format!("[[sources]]\nname = {name:?}\nissuer = \"i\"\naudiences = [\"s\"]\nalgorithms = [\"ES256\"]\n{keys}\n")
+        };
+        let (url, file) = ("url = \"https://i/certs\"", "keys_file = \"/keys.json\"");
+        let both = load_live(&[source("a", url), source("b", file)].concat()).unwrap();
+        assert_eq!(both.sources[1].keys_file, Path::new("/keys.json"));
+        assert_eq!(both.files().collect::<Vec<_>>(), [("sources[1].keys_file".to_owned(), Path::new("/keys.json"))]);
+        let ca = "keys_file = \"/keys.json\"\nca_file = \"/ca.crt\"";
+        for wrong in
+            [source("a", ""), source("a", &format!("{url}\n{file}")), source("a", ca), [source("a", url), source("a", file)].concat()]
+        {
+            let Invalid(problems) = load_live(&wrong).unwrap_err();
+            assert!(problems.len() == 1 && problems[0].starts_with("sources["), "{problems:?}");
+        }
+        for wrong in ["jwks_max_age_secs = 0", "jwks_max_age_secs = 86401", "revoked_sources = [\"\"]"] {
+            assert_eq!(load_live(wrong).unwrap_err().0.len(), 1, "{wrong}");
         }
     }
 

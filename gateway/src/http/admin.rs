@@ -4,6 +4,7 @@
 //! process stands; a drain or a shed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State as Shared};
 use axum::middleware::Next;
@@ -14,15 +15,18 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::extract::{Json, NoParams, Params, authorization};
+use super::extract::{Json, NoParams, OptionalJson, Params, authorization};
 use super::problem::{Cause, Problem};
-use crate::auth::SourceStatus;
+use crate::auth::{PublishedKeys, SourceStatus};
 use crate::bus::{Bus, Hearing};
 use crate::config::SecretFile;
 use crate::hub::{Counts, Hub};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
+use crate::store::NotificationStore;
 
+/// Longest wait for the database's version: whoever asks for the status wants the rest of it.
+const VERSION_LIMIT: Duration = Duration::from_secs(1);
 /// Largest body of an admin request.
 pub(super) const MAX_BODY_BYTES: usize = 4096;
 /// The text format that the metrics are in (OpenMetrics 1.0).
@@ -39,6 +43,8 @@ pub struct AdminState {
     pub hub: Hub,
     /// Hearing and lag.
     pub bus: Arc<dyn Bus>,
+    /// Knows the schema's version.
+    pub notifications: Arc<dyn NotificationStore>,
     /// What `/metrics` prints.
     pub metrics: Arc<Metrics>,
     /// This instance's name.
@@ -63,8 +69,27 @@ pub struct Facts {
     pub catalogs_revision: String,
     /// Each key source with its stage and key ids: [`crate::auth::Authenticator::status`].
     pub key_sources: Vec<SourceStatus>,
+    /// What `/.well-known/jwks.json` serves.
+    pub jwks_file: Option<JwksFile>,
     /// Whether the pipeline runs, and its partitions; null where there is none.
     pub kafka: serde_json::Value,
+}
+
+/// The key set that is served to others.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JwksFile {
+    /// Of the file's text, as [`crate::watch::revision_of`] writes it.
+    pub revision: String,
+    /// The `kid` of each key.
+    pub keys: Vec<String>,
+}
+
+impl JwksFile {
+    /// What is told of a key set.
+    pub fn of(published: &PublishedKeys) -> Self {
+        Self { revision: published.revision.clone(), keys: published.keys.clone() }
+    }
 }
 
 /// Lets holders of the token through.
@@ -142,6 +167,7 @@ pub(super) struct Status {
     connections: Counts,
     bus: BusStatus,
     drain: DrainStatus,
+    database: DatabaseStatus,
     #[serde(flatten)]
     facts: Facts,
 }
@@ -153,12 +179,27 @@ struct BusStatus {
     lag_ms: Option<f64>,
 }
 
+#[derive(Debug, Serialize)]
+struct DatabaseStatus {
+    /// The schema's version; null while the database does not say.
+    version: Option<i64>,
+}
+
+impl DatabaseStatus {
+    async fn of(state: &AdminState) -> Self {
+        let asked = tokio::time::timeout(VERSION_LIMIT, state.notifications.version()).await;
+        Self { version: asked.ok().and_then(Result::ok).flatten() }
+    }
+}
+
 /// How far a drain has come.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct DrainStatus {
     draining: bool,
-    /// Connections when it began; 0 until then.
+    /// Whether it can be taken back: the process stays.
+    held: bool,
+    /// Connections when it began to close them; 0 until then.
     at_start: usize,
     /// Connections that are still open.
     remaining: usize,
@@ -166,13 +207,19 @@ pub(super) struct DrainStatus {
 
 impl DrainStatus {
     fn of(state: &AdminState) -> Self {
-        let (draining, at_start) = (state.lifecycle.is_draining(), state.lifecycle.connections_at_drain());
-        Self { draining, at_start, remaining: state.hub.counts().total }
+        let lifecycle = &state.lifecycle;
+        Self {
+            draining: lifecycle.is_draining(),
+            held: lifecycle.is_held(),
+            at_start: lifecycle.connections_at_drain(),
+            remaining: state.hub.counts().total,
+        }
     }
 }
 
 /// What the operator reads as an acknowledgement of what it wrote.
 pub(super) async fn status(Shared(state): Shared<AdminState>, _: Params<NoParams>) -> Json<Status> {
+    let database = DatabaseStatus::of(&state).await;
     let unready: Vec<Part> = state.lifecycle.unready().into_iter().map(|(part, reason)| Part { part, reason }).collect();
     Json(Status {
         instance: state.instance.clone(),
@@ -182,15 +229,39 @@ pub(super) async fn status(Shared(state): Shared<AdminState>, _: Params<NoParams
         connections: state.hub.counts(),
         bus: BusStatus { hearing: state.bus.hearing() == Hearing::Good, lag_ms: state.bus.lag().map(|lag| lag.as_secs_f64() * 1000.0) },
         drain: DrainStatus::of(&state),
+        database,
         facts: (state.facts)(),
     })
 }
 
+/// Which drain is asked for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DrainBody {
+    /// The process stays, unready and without connections, until it is taken back or told to end.
+    #[serde(default)]
+    hold: bool,
+}
+
 /// Begins the drain; asking twice changes nothing.
-pub(super) async fn drain(Shared(state): Shared<AdminState>, _: Params<NoParams>) -> Response {
-    tracing::info!("a drain was asked for over the admin listener");
-    state.lifecycle.request_drain();
-    (StatusCode::ACCEPTED, Json(DrainStatus::of(&state))).into_response()
+pub(super) async fn drain(
+    Shared(state): Shared<AdminState>,
+    _: Params<NoParams>,
+    OptionalJson(body): OptionalJson<DrainBody>,
+) -> Result<Response, Problem> {
+    tracing::info!(held = body.hold, "a drain was asked for over the admin listener");
+    if body.hold {
+        state.lifecycle.request_hold()?;
+    } else {
+        state.lifecycle.request_drain();
+    }
+    Ok((StatusCode::ACCEPTED, Json(DrainStatus::of(&state))).into_response())
+}
+
+/// Takes a held drain back; without a drain nothing changes.
+pub(super) async fn undrain(Shared(state): Shared<AdminState>, _: Params<NoParams>) -> Result<Json<DrainStatus>, Problem> {
+    state.lifecycle.release()?;
+    Ok(Json(DrainStatus::of(&state)))
 }
 
 /// How many connections are asked to go elsewhere.

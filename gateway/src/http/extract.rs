@@ -216,18 +216,49 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        if !is_json(request.headers()) {
-            return Err(Cause::UnsupportedMediaType.because("send Content-Type: application/json"));
-        }
-        let body = tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request.with_limited_body(), state))
-            .await
-            .map_err(|_| Cause::BodyTimeout.because(format!("{} s were not enough", BODY_TIMEOUT.as_secs())))?
-            .map_err(unread)?;
-        serde_json::from_slice(&body).map(Self).map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => Cause::InvalidBody.because(error.to_string()),
-            _ => Cause::InvalidJson.because(error.to_string()),
-        })
+        must_be_json(is_json(request.headers()))?;
+        parse(&read(request, state).await?).map(Self)
     }
+}
+
+/// A JSON body that may be left out: an empty one is `T`'s default.
+pub(crate) struct OptionalJson<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let is_json = is_json(request.headers());
+        let body = read(request, state).await?;
+        if body.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        must_be_json(is_json)?;
+        parse(&body).map(Self)
+    }
+}
+
+fn must_be_json(is_json: bool) -> Result<(), Problem> {
+    is_json.then_some(()).ok_or_else(|| Cause::UnsupportedMediaType.because("send Content-Type: application/json"))
+}
+
+async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request.with_limited_body(), state))
+        .await
+        .map_err(|_| Cause::BodyTimeout.because(format!("{} s were not enough", BODY_TIMEOUT.as_secs())))?
+        .map_err(unread)
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let parsed = serde_json::from_slice(body).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => Cause::InvalidBody.because(error.to_string()),
+        _ => Cause::InvalidJson.because(error.to_string()),
+    })?;
+    // serde takes an array for the members of a struct in their order.
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(Cause::InvalidBody.because("the body must be an object"));
+    }
+    Ok(parsed)
 }
 
 impl<T: Serialize> IntoResponse for Json<T> {

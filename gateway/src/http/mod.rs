@@ -9,6 +9,7 @@ mod asyncapi;
 mod clients;
 mod documents;
 mod extract;
+mod jwks;
 mod messages;
 mod notifications;
 mod observe;
@@ -26,7 +27,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, post};
 use tokio::sync::watch;
 
-use crate::auth::{Access, Authenticator, Basic, Revocations};
+use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::Live;
@@ -36,7 +37,7 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::store::NotificationStore;
 
-pub use admin::{AdminState, Facts};
+pub use admin::{AdminState, Facts, JwksFile};
 pub use extract::{PeerAddress, client_address};
 pub use origin::origin_allowed;
 
@@ -46,6 +47,8 @@ const CLIENTS: &str = "clients";
 const MESSAGES: &str = "messages";
 /// Tag of the documents.
 const DOCUMENTS: &str = "documents";
+/// Tag of the key set.
+const KEYS: &str = "keys";
 /// Tag of the inbox.
 const NOTIFICATIONS: &str = "notifications";
 
@@ -72,6 +75,8 @@ pub struct State {
     pub clock: Arc<dyn Clock>,
     /// Origins and trusted proxies.
     pub live: watch::Receiver<Arc<Live>>,
+    /// The key set that is served to others.
+    pub published: watch::Receiver<Option<Arc<PublishedKeys>>>,
     /// Requests are counted here.
     pub metrics: Arc<Metrics>,
     /// While it drains, callers are told to connect elsewhere.
@@ -100,6 +105,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("/notifications/unread-count", get(notifications::unread_count)),
         ("/notifications/read", post(notifications::mark_read)),
         ("/notifications/{id}", get(notifications::get).patch(notifications::patch).delete(notifications::delete)),
+        ("/.well-known/jwks.json", get(jwks::published)),
         ("/openapi.json", get(documents::openapi)),
         ("/asyncapi.json", get(documents::asyncapi)),
         ("/docs", get(documents::page)),
@@ -128,7 +134,7 @@ pub fn admin_router(state: AdminState) -> Router {
         .route("/readyz", get(admin::readyz))
         .route("/metrics", get(admin::metrics))
         .route("/status", get(admin::status).layer(guarded.clone()))
-        .route("/drain", post(admin::drain).layer(guarded.clone()))
+        .route("/drain", post(admin::drain).delete(admin::undrain).layer(guarded.clone()))
         .route("/shed", post(admin::shed).layer(guarded));
     finish(router, DefaultBodyLimit::max(admin::MAX_BODY_BYTES)).layer(from_fn_with_state(observer, observe::observe)).with_state(state)
 }

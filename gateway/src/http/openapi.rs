@@ -15,7 +15,7 @@ use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::extract::Permission;
 use super::problem::{self, Cause};
-use super::{CLIENTS, DOCUMENTS, MESSAGES, NOTIFICATIONS, clients, documents, messages, notifications, revocations};
+use super::{CLIENTS, DOCUMENTS, KEYS, MESSAGES, NOTIFICATIONS, clients, documents, jwks, messages, notifications, revocations};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -47,6 +47,7 @@ use super::{CLIENTS, DOCUMENTS, MESSAGES, NOTIFICATIONS, clients, documents, mes
         notifications::get,
         notifications::patch,
         notifications::delete,
+        jwks::published,
         documents::openapi,
         documents::asyncapi,
         documents::page,
@@ -56,6 +57,7 @@ use super::{CLIENTS, DOCUMENTS, MESSAGES, NOTIFICATIONS, clients, documents, mes
         (name = CLIENTS, description = "Live connections of the whole cluster"),
         (name = MESSAGES, description = "Sending to live connections"),
         (name = NOTIFICATIONS, description = "The inbox of the token's subject"),
+        (name = KEYS, description = "Public keys of the platform's tokens"),
         (name = DOCUMENTS, description = "These documents"),
     ),
     modifiers(&Rules)
@@ -139,7 +141,7 @@ impl Modify for Rules {
 fn complete(path: &str, operation: &mut Operation) {
     let tag = operation.tags.as_ref().and_then(|tags| tags.first()).cloned().unwrap_or_default();
     let mut statuses = vec![400, 500];
-    if tag == DOCUMENTS {
+    if tag == DOCUMENTS || tag == KEYS {
         operation.security = Some(Vec::new());
     } else {
         statuses.extend([401, 403, 503]);
@@ -157,7 +159,7 @@ fn complete(path: &str, operation: &mut Operation) {
     if operation.request_body.is_some() {
         statuses.extend([408, 413, 415]);
     }
-    if path.contains("/clients/{id}") || path.contains("/notifications/{id}") {
+    if path.contains("/clients/{id}") || path.contains("/notifications/{id}") || tag == KEYS {
         statuses.push(404);
     }
     for status in statuses {
@@ -173,7 +175,7 @@ fn component_name(status: u16) -> String {
 /// One response per status, with an example per cause.
 fn problem_responses() -> BTreeMap<u16, Response> {
     let mut causes: BTreeMap<u16, Vec<Cause>> = BTreeMap::new();
-    for &cause in Cause::ALL.iter().filter(|cause| !matches!(cause, Cause::AdminDisabled | Cause::NotReady)) {
+    for &cause in Cause::ALL.iter().filter(|cause| !matches!(cause, Cause::AdminDisabled | Cause::Ending | Cause::NotReady)) {
         causes.entry(cause.status().as_u16()).or_default().push(cause);
     }
     causes.into_iter().map(|(status, causes)| (status, problem_response(status, &causes))).collect()

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::bus::BusError;
+use crate::lifecycle::Ending;
 use crate::store::StoreError;
 
 /// The media type of every error.
@@ -66,6 +67,7 @@ causes! {
     NotFound: NOT_FOUND, "not_found", "There is no such thing";
     NoRoute: NOT_FOUND, "no_route", "There is no such route";
     MethodNotAllowed: METHOD_NOT_ALLOWED, "method_not_allowed", "The route does not have this method";
+    Ending: CONFLICT, "ending", "The process drains in order to end";
     BodyTimeout: REQUEST_TIMEOUT, "body_timeout", "The body did not arrive in time";
     BodyTooLarge: PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large";
     UnsupportedMediaType: UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body must be JSON";
@@ -204,6 +206,12 @@ impl From<BusError> for Problem {
     fn from(error: BusError) -> Self {
         tracing::warn!(%error, "a request failed for want of the bus");
         Cause::BusUnavailable.because("other instances could not be asked; try again").retry_after(5)
+    }
+}
+
+impl From<Ending> for Problem {
+    fn from(_: Ending) -> Self {
+        Cause::Ending.because("a drain that ends the process is not held and not taken back")
     }
 }
 

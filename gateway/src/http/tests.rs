@@ -7,5 +7,6 @@ mod clients;
 mod documents;
 mod fixture;
 mod hostile;
+mod jwks;
 mod messages;
 mod notifications;

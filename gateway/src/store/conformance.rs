@@ -129,6 +129,7 @@ async fn an_empty_batch_and_an_empty_inbox_are_nothing(database: &TestDatabase) 
     assert!(store.delete("nobody", "1".parse().unwrap(), at(0)).await.unwrap().is_none());
     stores.close().await;
     assert!(matches!(store.ping().await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(store.version().await, Err(StoreError::Unavailable(_))));
 }
 
 async fn a_repeated_event_changes_nothing(database: &TestDatabase) {
@@ -572,6 +573,9 @@ async fn instances_migrate_together_and_a_later_schema_is_accepted(database: &Te
     assert_eq!(done.iter().filter(|m| !m.applied.is_empty()).count(), 1, "{done:?}");
     assert!(done.iter().all(|m| m.version == done[0].version && m.version >= 1));
 
+    let store = database.open().await.notifications;
+    assert_eq!(store.version().await.unwrap(), Some(done[0].version));
+
     // What the next release will have applied.
     database
         .execute(
@@ -579,6 +583,10 @@ async fn instances_migrate_together_and_a_later_schema_is_accepted(database: &Te
              INSERT INTO signal_migration (version, description, success, checksum, execution_time) VALUES (9999, 'later', true, '', 0)",
         )
         .await;
+    assert_eq!(store.version().await.unwrap(), Some(9999), "a store that was open before is told as well");
+    database.execute("UPDATE signal_migration SET success = false WHERE version = 9999").await;
+    assert_eq!(store.version().await.unwrap(), Some(done[0].version), "what failed half-way does not count");
+    database.execute("UPDATE signal_migration SET success = true WHERE version = 9999").await;
     let store = database.open().await.notifications;
     store.insert(&[activity("e1", &["x"])], at(0)).await.unwrap();
     assert_eq!(all(&*store, "x").await.len(), 1);

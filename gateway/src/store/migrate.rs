@@ -20,6 +20,8 @@ static SQLITE: Migrator = sqlx::migrate!("../migrations/sqlite");
 
 /// Where it is written down what was applied. The database may be the platform's, which may have a list of its own under sqlx's name.
 const TABLE: &str = "signal_migration";
+/// The highest number in it that was applied whole.
+pub(super) const VERSION: &str = "SELECT max(version) FROM signal_migration WHERE success";
 /// The advisory lock of whoever migrates.
 const LOCK: i64 = i64::from_be_bytes(*b"sigmigra");
 /// How often the lock is asked for. Waiting inside the server would hold a snapshot, and `CREATE INDEX CONCURRENTLY` waits for those.

@@ -151,6 +151,9 @@ pub trait NotificationStore: Send + Sync + 'static {
     /// instances one purges at a time; the others are told 0.
     fn purge<'a>(&'a self, before: Option<DateTime<Utc>>, tombstones_before: DateTime<Utc>, limit: u32) -> Answer<'a, u64>;
 
+    /// The highest migration that the database has, this binary's or a later one, as [`Migrated::version`]; `None` before the first.
+    fn version(&self) -> Answer<'_, Option<i64>>;
+
     /// Answers when the database does.
     fn ping(&self) -> Answer<'_, ()>;
 }

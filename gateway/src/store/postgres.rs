@@ -14,6 +14,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRo
 use sqlx::{Connection, Row as _};
 
 use super::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds, no_nul};
+use super::migrate::VERSION;
 use super::{Answer, Filter, MAX_READ_IDS, Missed, NotificationStore, Page, Read, StoreError, Stored, Which, sql};
 use crate::config;
 use crate::id::{Id, IdGenerator};
@@ -527,6 +528,13 @@ impl NotificationStore for PostgresStore {
 
     fn purge<'a>(&'a self, before: Option<DateTime<Utc>>, tombstones_before: DateTime<Utc>, limit: u32) -> Answer<'a, u64> {
         Box::pin(self.purge(before, tombstones_before, limit))
+    }
+
+    fn version(&self) -> Answer<'_, Option<i64>> {
+        Box::pin(async {
+            let row = self.one(sqlx::query(VERSION)).await?;
+            Ok(row.as_ref().map(|row| row.try_get(0)).transpose()?.flatten())
+        })
     }
 
     fn ping(&self) -> Answer<'_, ()> {

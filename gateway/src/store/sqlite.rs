@@ -14,6 +14,7 @@ use sqlx::sqlite::{
 use sqlx::{Row as _, Sqlite as Driver, Transaction};
 
 use super::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds, no_nul};
+use super::migrate::VERSION;
 use super::{Answer, Filter, MAX_READ_IDS, Missed, NotificationStore, Page, Read, StoreError, Stored, Which, sql};
 use crate::config;
 use crate::id::{Id, IdGenerator};
@@ -379,6 +380,10 @@ impl NotificationStore for SqliteStore {
 
     fn purge<'a>(&'a self, before: Option<DateTime<Utc>>, tombstones_before: DateTime<Utc>, limit: u32) -> Answer<'a, u64> {
         Box::pin(self.purge(before, tombstones_before, limit))
+    }
+
+    fn version(&self) -> Answer<'_, Option<i64>> {
+        Box::pin(async { Ok(sqlx::query_scalar(VERSION).fetch_one(&self.sqlite.read).await?) })
     }
 
     fn ping(&self) -> Answer<'_, ()> {

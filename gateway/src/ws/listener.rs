@@ -28,6 +28,7 @@ use crate::config::{Live, Server};
 use crate::http::{PeerAddress, client_address};
 use crate::hub::{Adopted, Hub};
 use crate::id::IdGenerator;
+use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 
 /// Most TCP connections that are not WebSockets, or not yet; more wait in the kernel's queue ...
@@ -56,6 +57,8 @@ pub struct Listener {
     pub live: watch::Receiver<Arc<Live>>,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// While a held drain closes connections, or has closed them, no new WebSocket is taken.
+    pub lifecycle: Arc<Lifecycle>,
     /// Set while no new WebSocket is taken: the worker lease has lapsed.
     pub closed: Arc<AtomicBool>,
 }
@@ -209,7 +212,8 @@ impl Door {
 
     /// Counts this connection against the limits of the instance.
     fn admit(&self, live: &Live) -> Result<(), Refusal> {
-        if self.shutdown.is_cancelled() || self.listener.closed.load(Ordering::Acquire) {
+        let listener = &self.listener;
+        if self.shutdown.is_cancelled() || listener.lifecycle.refuses_connections() || listener.closed.load(Ordering::Acquire) {
             return Err(Refusal::Closed);
         }
         let limits = &live.limits;

@@ -77,8 +77,12 @@ impl Refusal {
                 headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
             }
             Self::Full | Self::Rate | Self::Closed => {
-                // Spread out, so that those who were refused together do not come back together.
+                // Spread out, so that those who were refused together do not come back together ...
                 headers.insert(RETRY_AFTER, HeaderValue::from(rand::random_range(1..=5u32)));
+                if self == Self::Closed {
+                    // ... and not over the same connection, which would lead to the same instance.
+                    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+                }
             }
             Self::Key | Self::Origin => {}
         }

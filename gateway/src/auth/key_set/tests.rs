@@ -330,7 +330,7 @@ async fn changed_settings_fetch_what_is_new_and_only_that() {
     first.hold();
     let moved = Issuer::start(&[&b]).await;
     moved.hold();
-    rig.change(|live| live.sources[1].url = moved.url.parse().unwrap());
+    rig.change(|live| live.sources[1].url = Some(moved.url.parse().unwrap()));
     until(|| moved.fetches() == 1).await;
     assert!(rig.auth.still_valid(facts(&principal)));
     moved.release();
@@ -382,6 +382,101 @@ async fn a_ca_file_is_the_only_authority_for_its_source() {
     until(|| rig.auth.ready().is_none()).await;
     rig.verify(&signer.sign(&claims("main"))).await.unwrap();
     until(|| rig.auth.status()[1].error.as_ref().is_some_and(|error| error.contains("the request failed"))).await;
+}
+
+#[tokio::test]
+async fn a_ca_file_with_other_content_is_used_when_the_settings_are_told_again() {
+    let signer = Signer::es256("k1");
+    let url = tls_issuer(json!({"keys": [signer.jwk()]}).to_string());
+    let dir = tempfile::tempdir().unwrap();
+    let ca_file = dir.path().join("ca.pem");
+    std::fs::write(&ca_file, include_str!("../fixture/authority.pem")).unwrap();
+    let mut main = source_at("main", &url);
+    (main.ca_file, main.allow_insecure_http) = (ca_file.clone(), false);
+    let rig = Rig::start(vec![main]).await;
+    std::fs::write(&ca_file, "no certificate").unwrap();
+    rig.change(|_| {});
+    until(|| rig.auth.status()[0].error.as_ref().is_some_and(|error| error.contains("the CA file cannot be used"))).await;
+    rig.verify(&signer.sign(&claims("main"))).await.unwrap();
+    std::fs::write(&ca_file, include_str!("../fixture/authority.pem")).unwrap();
+    rig.change(|_| {});
+    until(|| rig.auth.status()[0].error.is_none()).await;
+}
+
+fn in_file(name: &str, path: &std::path::Path) -> Source {
+    Source { url: None, keys_file: path.to_owned(), ..source_at(name, "https://unused.test/") }
+}
+
+#[tokio::test]
+async fn keys_come_out_of_a_file_and_follow_its_content() {
+    let (old, new) = (Signer::es256("old"), Signer::es256("new"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("keys.json");
+    let write = |signers: &[&Signer]| {
+        let keys: Vec<_> = signers.iter().map(|signer| signer.jwk()).collect();
+        std::fs::write(&path, json!({ "keys": keys }).to_string()).unwrap();
+    };
+    write(&[&old]);
+    let rig = Rig::start(vec![in_file("main", &path)]).await;
+    let principal = rig.verify(&old.sign(&claims("main"))).await.unwrap();
+    write(&[&old, &new]);
+    rig.change(|_| {});
+    until(|| rig.auth.status()[0].keys == ["old", "new"]).await;
+    rig.verify(&new.sign(&claims("main"))).await.unwrap();
+    assert!(rig.auth.still_valid(facts(&principal)));
+    write(&[&new]);
+    rig.change(|_| {});
+    until(|| !rig.auth.still_valid(facts(&principal))).await;
+    assert_eq!(rig.verify(&old.sign(&claims("main"))).await, Err(UNKNOWN));
+    // What cannot be read, or is too long, leaves the keys that were.
+    std::fs::write(&path, "x".repeat(300_000)).unwrap();
+    rig.change(|_| {});
+    until(|| rig.auth.status()[0].error.as_ref().is_some_and(|error| error.contains("longer than 262144 bytes"))).await;
+    std::fs::remove_file(&path).unwrap();
+    rig.change(|_| {});
+    until(|| rig.auth.status()[0].error.as_ref().is_some_and(|error| error.contains("the keys file cannot be read"))).await;
+    rig.verify(&new.sign(&claims("main"))).await.unwrap();
+    assert_eq!(rig.auth.ready(), None);
+}
+
+#[tokio::test]
+async fn an_unknown_kid_has_the_file_read_again_before_anybody_tells_of_it() {
+    let (old, new) = (Signer::es256("old"), Signer::es256("new"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("keys.json");
+    std::fs::write(&path, json!({"keys": [old.jwk()]}).to_string()).unwrap();
+    let rig = Rig::start(vec![in_file("main", &path)]).await;
+    std::fs::write(&path, json!({"keys": [old.jwk(), new.jwk()]}).to_string()).unwrap();
+    rig.verify(&new.sign(&claims("main"))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_revoked_source_is_refused_listed_or_not_and_others_are_not() {
+    let (a, b) = (Signer::es256("a"), Signer::es256("b"));
+    let (first, second) = (Issuer::start(&[&a]).await, Issuer::start(&[&b]).await);
+    let rig = Rig::start(vec![source("first", &first), source("second", &second)]).await;
+    let (mine, yours) = (a.sign(&claims("first")), b.sign(&claims("second")));
+    let (me, you) = (rig.verify(&mine).await.unwrap(), rig.verify(&yours).await.unwrap());
+    let mut changes = rig.auth.changes();
+    rig.change(|live| live.revoked_sources = vec!["first".into()]);
+    until(|| changes.has_changed().unwrap()).await;
+    assert!(rig.auth.is_revoked(&me) && !rig.auth.stands(&me));
+    assert_eq!(rig.verify(&mine).await, Err(VerifyError::Refused(Reason::Revoked)));
+    assert!(rig.auth.status()[0].error.as_ref().is_some_and(|error| error.contains("revoked_sources")));
+    assert_eq!(rig.auth.ready(), None, "the other source is enough");
+    assert!(!rig.auth.is_revoked(&you) && rig.auth.stands(&you));
+    rig.verify(&yours).await.unwrap();
+
+    // Removed first, with time to refresh, and revoked later: that is told as well.
+    rig.change(|live| (live.revoked_sources.clear(), live.sources.remove(1)).0);
+    until(|| rig.auth.status().len() == 1).await;
+    assert!(!rig.auth.is_revoked(&you) && !rig.auth.stands(&you));
+    until(|| rig.auth.status()[0].error.is_none()).await;
+    changes.mark_unchanged();
+    rig.change(|live| live.revoked_sources = vec!["second".into()]);
+    until(|| changes.has_changed().unwrap()).await;
+    assert!(rig.auth.is_revoked(&you) && !rig.auth.is_revoked(&me));
+    rig.verify(&mine).await.unwrap();
 }
 
 /// Serves one body over TLS on loopback, from a thread that ends with the process.

@@ -48,7 +48,7 @@ async fn metrics_are_open_metrics_text() {
 #[tokio::test]
 async fn orders_and_status_are_for_holders_of_the_token() {
     let house = House::new().await;
-    for (method, path) in [(Method::GET, "/status"), (Method::POST, "/drain"), (Method::POST, "/shed")] {
+    for (method, path) in [(Method::GET, "/status"), (Method::POST, "/drain"), (Method::DELETE, "/drain"), (Method::POST, "/shed")] {
         let answer = ask(&house, method.clone(), path).await.problem(401, "credentials_missing");
         assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"signal-admin\"");
         for wrong in
@@ -59,7 +59,7 @@ async fn orders_and_status_are_for_holders_of_the_token() {
         }
     }
     assert!(!house.lifecycle.is_draining());
-    ask(&house, Method::DELETE, "/drain").await.problem(405, "method_not_allowed");
+    ask(&house, Method::PUT, "/drain").await.problem(405, "method_not_allowed");
     ask(&house, Method::GET, "/notifications").await.problem(404, "no_route");
 }
 
@@ -89,11 +89,12 @@ async fn status_says_what_holds() {
     assert_eq!((&body["ready"], &body["unready"]), (&json!(false), &json!([{"part": "bus", "reason": "deaf"}])));
     assert_eq!(body["connections"], json!({"total": 0, "authenticated": 0, "encrypted": 0}));
     assert_eq!(body["bus"], json!({"hearing": true, "lagMs": 2.0}));
-    assert_eq!(body["drain"], json!({"draining": false, "atStart": 0, "remaining": 0}));
+    assert_eq!(body["drain"], json!({"draining": false, "held": false, "atStart": 0, "remaining": 0}));
     assert_eq!(
         (&body["staticRevision"], &body["liveRevision"], &body["catalogsRevision"]),
         (&json!("sha256:1"), &json!("sha256:2"), &json!("sha256:3"))
     );
+    assert!(body["database"]["version"].as_i64().is_some_and(|version| version >= 1), "{body}");
     let main = &body["keySources"][0];
     assert_eq!((&main["name"], &main["state"], &main["keys"]), (&json!("main"), &json!("trusted"), &json!(["k1"])));
     assert!(!body.to_string().contains(ADMIN_TOKEN));
@@ -104,13 +105,48 @@ async fn a_drain_is_asked_for_once_and_its_progress_told() {
     let house = House::new().await;
     for _ in 0..2 {
         let body = with_token(Method::POST, "/drain").send(&house.admin).await.ok(202);
-        assert_eq!(body, json!({"draining": true, "atStart": 0, "remaining": 0}));
+        assert_eq!(body, json!({"draining": true, "held": false, "atStart": 0, "remaining": 0}));
     }
     assert!(house.lifecycle.is_draining());
     house.lifecycle.note_connections(120);
     assert_eq!(with_token(Method::GET, "/status").send(&house.admin).await.ok(200)["drain"]["atStart"], 120);
     let parts = ask(&house, Method::GET, "/readyz?verbose").await.problem(503, "not_ready");
     assert_eq!(parts.body["parts"], json!([{"part": "drain", "reason": "draining"}]));
+}
+
+#[tokio::test]
+async fn a_held_drain_is_asked_for_taken_back_and_never_mistaken_for_the_other() {
+    let house = House::new().await;
+    let hold = |body: serde_json::Value| with_token(Method::POST, "/drain").json(&body).send(&house.admin);
+    let undrain = || with_token(Method::DELETE, "/drain").send(&house.admin);
+    for wrong in [json!({"held": true}), json!({"hold": "yes"}), json!({"hold": true, "for": 1}), json!([]), json!([true]), json!(true)] {
+        hold(wrong).await.problem(400, "invalid_body");
+    }
+    let call = with_token(Method::POST, "/drain").header("content-type", "application/json").body("{\"hold\": tr");
+    call.send(&house.admin).await.problem(400, "invalid_json");
+    let call = with_token(Method::POST, "/drain").header("content-type", "text/plain").body("{\"hold\": true}");
+    call.send(&house.admin).await.problem(415, "unsupported_media_type");
+    assert!(!house.lifecycle.is_draining(), "what cannot be read drains nobody");
+
+    let held = json!({"draining": true, "held": true, "atStart": 0, "remaining": 0});
+    for _ in 0..2 {
+        assert_eq!(hold(json!({"hold": true})).await.ok(202), held);
+    }
+    assert_eq!(with_token(Method::GET, "/status").send(&house.admin).await.ok(200)["drain"], held);
+    let parts = ask(&house, Method::GET, "/readyz?verbose").await.problem(503, "not_ready");
+    assert_eq!(parts.body["parts"], json!([{"part": "drain", "reason": "held"}]));
+    assert!(!house.lifecycle.is_ending());
+
+    for _ in 0..2 {
+        assert_eq!(undrain().await.ok(200), json!({"draining": false, "held": false, "atStart": 0, "remaining": 0}));
+    }
+    ask(&house, Method::GET, "/readyz").await.ok(200);
+    hold(json!({"hold": true})).await.ok(202);
+    let ending = json!({"draining": true, "held": false, "atStart": 0, "remaining": 0});
+    assert_eq!(hold(json!({"hold": false})).await.ok(202), ending);
+    hold(json!({"hold": true})).await.problem(409, "ending");
+    undrain().await.problem(409, "ending");
+    assert!(house.lifecycle.is_ending());
 }
 
 #[tokio::test]

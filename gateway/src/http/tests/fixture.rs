@@ -21,12 +21,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::auth::{Access, Authenticator, Basic, Revocations};
+use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
 use crate::bus::{Answers, Ask, Bus, BusError, Hearing, Interest, Revocation};
 use crate::clock::{Clock, FixedClock, SystemClock};
 use crate::config::{Config, Live, Secret, SecretFile, load_live};
 use crate::delivery::{Delivery, Dispatch};
-use crate::http::{AdminState, Facts, PeerAddress, State, admin_router, router};
+use crate::http::{AdminState, Facts, JwksFile, PeerAddress, State, admin_router, router};
 use crate::hub::Hub;
 use crate::id::IdGenerator;
 use crate::lifecycle::Lifecycle;
@@ -128,6 +128,7 @@ pub(super) struct House {
     pub(super) revocations: Arc<Revocations>,
     pub(super) clock: FixedClock,
     pub(super) live: watch::Sender<Arc<Live>>,
+    pub(super) published: watch::Sender<Option<Arc<PublishedKeys>>>,
     pub(super) lifecycle: Arc<Lifecycle>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) folder: tempfile::TempDir,
@@ -208,6 +209,7 @@ impl House {
         let (live, told) = watch::channel(Arc::new(load_live(&text).unwrap()));
         let clock = FixedClock::new(DateTime::from_timestamp(NOW, 0).unwrap());
         let (metrics, lifecycle) = (Metrics::new(), Arc::new(Lifecycle::default()));
+        let published = watch::Sender::new(None);
         let revocations = Revocations::new(Arc::new(clock.clone()));
 
         seed(&config.database.url, &platform()).await.unwrap();
@@ -231,17 +233,19 @@ impl House {
             revocations: revocations.clone(),
             clock: Arc::new(clock.clone()),
             live: told,
+            published: published.subscribe(),
             metrics: metrics.clone(),
             lifecycle: lifecycle.clone(),
             instance: "gateway-0".into(),
             max_body_bytes: 4096,
             token_life: Duration::from_secs(31 * 86_400),
         };
-        let status = authenticator.clone();
+        let (status, told_keys) = (authenticator.clone(), published.subscribe());
         let admin = AdminState {
             lifecycle: lifecycle.clone(),
             hub,
             bus,
+            notifications: stores.notifications.clone(),
             metrics: metrics.clone(),
             instance: "gateway-0".into(),
             token_file: SecretFile::new(token_file),
@@ -251,6 +255,7 @@ impl House {
                 live_error: None,
                 catalogs_revision: "sha256:3".into(),
                 key_sources: status.status(),
+                jwks_file: told_keys.borrow().as_deref().map(JwksFile::of),
                 kafka: Value::Null,
             }),
         };
@@ -262,6 +267,7 @@ impl House {
             revocations,
             clock,
             live,
+            published,
             lifecycle,
             metrics,
             folder,
@@ -311,6 +317,12 @@ impl House {
 
     pub(super) async fn send(&self, call: Call) -> Answer {
         call.send(&self.rest).await
+    }
+
+    /// What `/status` says.
+    pub(super) async fn status(&self) -> Value {
+        let call = Call::new(Method::GET, "/status").header(AUTHORIZATION, &format!("Bearer {ADMIN_TOKEN}"));
+        call.send(&self.admin).await.ok(200)
     }
 
     pub(super) fn as_user(&self, subject: &str, method: Method, path: &str) -> Call {

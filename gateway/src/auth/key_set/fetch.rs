@@ -1,0 +1,140 @@
+//! One fetch of one source's key set: over HTTP, or out of a mounted file.
+//!
+//! Input: where the source says its keys are, and by which authorities. Output: its keys, or why not. Bounded in bytes here, in time by the caller.
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use url::Url;
+
+use super::super::jwk::{self, Key, NotAKeySet};
+use crate::config::Source;
+
+/// Why a key set could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FetchError {
+    #[error("the CA file cannot be used: {0}")]
+    Authorities(String),
+    #[error("the keys file cannot be read: {0}")]
+    File(String),
+    #[error("the request failed: {0}")]
+    Request(String),
+    #[error("the answer is {0}, not 200")]
+    Status(u16),
+    #[error("the answer is longer than {0} bytes")]
+    TooLong(usize),
+    #[error("no whole answer within {0} ms")]
+    TooSlow(u64),
+    #[error(transparent)]
+    NotAKeySet(#[from] NotAKeySet),
+}
+
+/// The way to one source's keys.
+#[derive(Default)]
+pub(super) struct Way {
+    client: Mutex<Option<(String, reqwest::Client)>>,
+}
+
+impl Way {
+    pub(super) async fn fetch(&self, source: &Source, max_bytes: usize) -> Result<Vec<Arc<Key>>, FetchError> {
+        let text = match &source.url {
+            Some(url) => get(&self.client(source, url).await?, url, max_bytes).await?,
+            None => {
+                let path = source.keys_file.clone();
+                let read = tokio::task::spawn_blocking(move || read(&path, max_bytes)).await;
+                read.map_err(|error| FetchError::File(error.to_string()))??
+            }
+        };
+        Ok(jwk::parse(&text)?)
+    }
+
+    /// The client for this source, made again when the content of its CA file changes.
+    async fn client(&self, source: &Source, url: &Url) -> Result<reqwest::Client, FetchError> {
+        let (path, url) = (source.ca_file.clone(), url.clone());
+        let revision = {
+            let path = path.clone();
+            let read = move || if path.as_os_str().is_empty() { String::new() } else { crate::watch::revision(&path) };
+            tokio::task::spawn_blocking(read).await.map_err(|error| FetchError::Authorities(error.to_string()))?
+        };
+        if let Some((known, client)) = &*self.client.lock()
+            && *known == revision
+        {
+            return Ok(client.clone());
+        }
+        // Reading the system's authorities takes some milliseconds of disk and parsing.
+        let made = tokio::task::spawn_blocking(move || make_client(&url, &path)).await;
+        let client = made.map_err(|error| FetchError::Authorities(error.to_string()))??;
+        *self.client.lock() = Some((revision, client.clone()));
+        Ok(client)
+    }
+}
+
+async fn get(client: &reqwest::Client, url: &Url, max_bytes: usize) -> Result<Vec<u8>, FetchError> {
+    let request = client.get(url.clone()).header("accept", "application/jwk-set+json, application/json");
+    let mut answer = request.send().await.map_err(request_failed)?;
+    if answer.status() != reqwest::StatusCode::OK {
+        return Err(FetchError::Status(answer.status().as_u16()));
+    }
+    let mut text = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(request_failed)? {
+        if text.len() + chunk.len() > max_bytes {
+            return Err(FetchError::TooLong(max_bytes));
+        }
+        text.extend_from_slice(&chunk);
+    }
+    Ok(text)
+}
+
+fn read(path: &Path, max_bytes: usize) -> Result<Vec<u8>, FetchError> {
+    let mut text = Vec::new();
+    let file = std::fs::File::open(path).map_err(|error| FetchError::File(error.to_string()))?;
+    file.take(max_bytes as u64 + 1).read_to_end(&mut text).map_err(|error| FetchError::File(error.to_string()))?;
+    if text.len() > max_bytes { Err(FetchError::TooLong(max_bytes)) } else { Ok(text) }
+}
+
+/// No redirects: a key set comes from the configured address or not at all. No idle connections: the next fetch is minutes away.
+fn make_client(url: &Url, ca_file: &Path) -> Result<reqwest::Client, FetchError> {
+    let mut builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .https_only(url.scheme() == "https")
+        .pool_max_idle_per_host(0)
+        .user_agent(concat!("signal-gateway/", env!("CARGO_PKG_VERSION")));
+    if is_loopback(url) {
+        // A proxy named in the environment is for other hosts than this one.
+        builder = builder.no_proxy();
+    }
+    if !ca_file.as_os_str().is_empty() {
+        let pem = std::fs::read(ca_file).map_err(|error| FetchError::Authorities(error.to_string()))?;
+        let authorities = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| FetchError::Authorities(error.to_string()))?;
+        if authorities.is_empty() {
+            return Err(FetchError::Authorities("it holds no certificate".into()));
+        }
+        builder = builder.tls_certs_only(authorities);
+    } else if url.scheme() == "http" {
+        builder = builder.tls_certs_only([]);
+    }
+    builder.build().map_err(request_failed)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
+}
+
+/// The error with its causes, without the address: that may hold a secret.
+fn request_failed(error: reqwest::Error) -> FetchError {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    FetchError::Request(text)
+}

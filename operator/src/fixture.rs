@@ -1,0 +1,87 @@
+//! What tests start from: a SignalCluster and the objects it refers to, from YAML, as if they had been observed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use serde::Deserialize as _;
+use serde_yaml_ng::Value;
+use signal_crds::SignalCluster;
+use signal_crds::status::SourceStage;
+
+use crate::fleet::Fleet;
+use crate::observed::{Kinds, Observed};
+use crate::record::{Record, RecordedSource};
+use crate::validate::ValidCluster;
+
+/// The examples, by name.
+pub(crate) const EXAMPLES: [(&str, &str); 3] = [
+    ("minimal", include_str!("../golden/minimal.yaml")),
+    ("production", include_str!("../golden/production.yaml")),
+    ("development", include_str!("../golden/development.yaml")),
+];
+
+/// One of the examples.
+pub(crate) fn example(name: &str) -> Observed {
+    observed(EXAMPLES.iter().find(|(known, _)| *known == name).unwrap().1)
+}
+
+/// What one reconcile sees in a cluster with nothing but these objects, which knows every optional kind.
+pub(crate) fn observed(yaml: &str) -> Observed {
+    let mut cluster: Option<SignalCluster> = None;
+    let mut secrets = BTreeMap::new();
+    let mut maps = BTreeMap::new();
+    for document in serde_yaml_ng::Deserializer::from_str(yaml) {
+        let value = Value::deserialize(document).unwrap();
+        match value["kind"].as_str().unwrap() {
+            "SignalCluster" => cluster = Some(serde_yaml_ng::from_value(value).unwrap()),
+            "Secret" => {
+                let secret: Secret = serde_yaml_ng::from_value(value).unwrap();
+                let data = secret.string_data.unwrap_or_default().into_iter().map(|(key, text)| (key, text.into_bytes())).collect();
+                secrets.insert(secret.metadata.name.unwrap(), Some(data));
+            }
+            "ConfigMap" => {
+                let map: ConfigMap = serde_yaml_ng::from_value(value).unwrap();
+                maps.insert(map.metadata.name.clone().unwrap(), map);
+            }
+            other => panic!("{other}"),
+        }
+    }
+    let cluster = Arc::new(cluster.expect("a SignalCluster"));
+    let catalogs = cluster.spec.notifications.catalog_ref.as_ref().map(|named| maps.remove(&named.name));
+    Observed {
+        cluster,
+        secrets,
+        catalogs,
+        deployment: None,
+        static_config: None,
+        live_config: None,
+        credentials: None,
+        signing_keys: None,
+        jobs: Vec::new(),
+        hpa: None,
+        owned: Vec::new(),
+        fleet: Fleet::default(),
+        kinds: Kinds { http_route: true, ingress: true, service_monitor: true, prometheus_rule: true },
+    }
+}
+
+/// The example after `change`.
+pub(crate) fn changed(name: &str, change: impl FnOnce(&mut SignalCluster)) -> Observed {
+    let mut observed = example(name);
+    change(Arc::make_mut(&mut observed.cluster));
+    observed
+}
+
+/// The record of a cluster whose changes have all come to an end.
+pub(crate) fn settled(cluster: &ValidCluster) -> Record {
+    let sources = cluster.sources.iter().map(|(declared, definition)| RecordedSource {
+        name: declared.clone(),
+        declared: declared.clone(),
+        definition: definition.clone(),
+        stage: SourceStage::Trusted,
+        since: chrono::DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
+        retire_after: None,
+    });
+    Record { sources: sources.collect(), redis: cluster.redis.clone(), ..Record::default() }
+}
