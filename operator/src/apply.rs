@@ -15,9 +15,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::compare::{differences, hash};
+use crate::desired::Desired;
 use crate::names::{APPLIED, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER};
 use crate::observed::Observed;
-use crate::resources::{JOB, Owned};
+use crate::resources::{DEPLOYMENT, JOB, Owned};
 use crate::writer::{Settled, WriteError, Writer};
 
 /// What a reconcile wants to be there.
@@ -184,6 +185,51 @@ pub(crate) fn dynamic<K: Resource<DynamicType = ()> + Serialize>(object: &K) -> 
     let mut object: DynamicObject = serde_json::from_value(value)?;
     object.metadata.managed_fields = None;
     Ok(object)
+}
+
+/// Every object of a SignalCluster for [`apply`]. A Deployment that is held back stays as it is.
+///
+/// # Errors
+/// When an object is of a kind that the operator makes none of.
+pub fn wanted(desired: Desired) -> Result<Vec<Wanted>, ApplyError> {
+    let Desired {
+        deployment,
+        service,
+        admin_service,
+        static_config,
+        live_config,
+        credentials,
+        signing_keys,
+        service_account,
+        pdb,
+        hpa,
+        network_policy,
+        migration,
+        ingress,
+        http_route,
+        service_monitor,
+        prometheus_rule,
+    } = desired;
+    let name = service.metadata.name.clone().unwrap_or_default();
+    let mut wanted = vec![
+        Wanted::object(&service_account)?,
+        Wanted::object(&static_config)?,
+        Wanted::object(&live_config)?,
+        Wanted::object(&credentials)?,
+        Wanted::object(&service)?,
+        Wanted::object(&admin_service)?,
+    ];
+    wanted.extend(signing_keys.as_ref().map(Wanted::object).transpose()?);
+    wanted.extend(network_policy.as_ref().map(Wanted::object).transpose()?);
+    wanted.extend(migration.as_ref().map(Wanted::object).transpose()?);
+    wanted.push(deployment.as_ref().map_or_else(|| Ok(Wanted::Kept(DEPLOYMENT, name)), Wanted::object)?);
+    wanted.extend(pdb.as_ref().map(Wanted::object).transpose()?);
+    wanted.extend(hpa.as_ref().map(Wanted::object).transpose()?);
+    wanted.extend(ingress.as_ref().map(Wanted::object).transpose()?);
+    for object in [http_route, service_monitor, prometheus_rule].into_iter().flatten() {
+        wanted.push(Wanted::dynamic(object)?);
+    }
+    Ok(wanted)
 }
 
 /// Brings what is wanted about, and takes away what is ours and not wanted.

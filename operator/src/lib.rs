@@ -13,8 +13,8 @@ pub mod clusters;
 pub mod compare;
 pub mod conditions;
 pub mod controller;
-pub mod events;
 pub mod desired;
+pub mod events;
 pub mod external_scaler;
 #[cfg(test)]
 mod fixture;
@@ -35,5 +35,5 @@ pub mod rollout;
 pub mod run;
 pub mod scale;
 pub mod time;
-pub mod writer;
 pub mod validate;
+pub mod writer;

@@ -28,14 +28,14 @@ use tokio::time::Instant;
 use crate::{Stage, no_pods};
 
 /// A reader and a writer that may write for the whole test.
-struct Hands {
+pub(crate) struct Hands {
     reader: Reader,
-    writer: Writer,
+    pub(crate) writer: Writer,
     fence: Fence,
 }
 
 impl Hands {
-    async fn of(stage: &Stage) -> Self {
+    pub(crate) async fn of(stage: &Stage) -> Self {
         let scopes = [Scope::Namespace(stage.namespace.clone())];
         // Nothing changes in it: the sender may go.
         let (_, kinds) = watch::channel(kinds::discover(&stage.client, &scopes).await.unwrap());
@@ -49,7 +49,7 @@ impl Hands {
         }
     }
 
-    async fn look(&self, cluster: &SignalCluster) -> Observed {
+    pub(crate) async fn look(&self, cluster: &SignalCluster) -> Observed {
         observe(&self.reader, cluster).await.unwrap()
     }
 

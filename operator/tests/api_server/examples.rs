@@ -1,0 +1,108 @@
+//! The examples, brought about on a real API server: it takes every object as it is made, and none is ever written twice.
+
+use k8s_openapi::api::batch::v1::Job;
+use kube::ResourceExt as _;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::core::DynamicObject;
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+use signal_crds::SignalCluster;
+use signal_crds::status::SourceStage;
+use signal_operator::apply::{Applied, apply, wanted};
+use signal_operator::desired::{Input, desired};
+use signal_operator::record::{Record, RecordedSource};
+use signal_operator::resources::{CONFIG_MAP, SECRET};
+use signal_operator::validate::validate;
+
+use crate::Stage;
+use crate::apply::Hands;
+
+/// Applies the documents of an example; returns the SignalCluster.
+async fn example(stage: &Stage, yaml: &str) -> SignalCluster {
+    let mut cluster = None;
+    let params = PatchParams::apply("test").force();
+    for document in serde_yaml_ng::Deserializer::from_str(yaml) {
+        let mut value = Value::deserialize(document).unwrap();
+        let name = value["metadata"]["name"].as_str().unwrap().to_owned();
+        value["metadata"] = json!({"name": name, "namespace": stage.namespace});
+        let kind = match value["kind"].as_str().unwrap() {
+            "SignalCluster" => {
+                cluster = Some(stage.api::<SignalCluster>().patch(&name, &params, &Patch::Apply(&value)).await.unwrap());
+                continue;
+            }
+            "Secret" => SECRET,
+            "ConfigMap" => CONFIG_MAP,
+            other => panic!("{other}"),
+        };
+        let api: Api<DynamicObject> = Api::namespaced_with(stage.client.clone(), &stage.namespace, &kind.resource());
+        api.patch(&name, &params, &Patch::Apply(&value)).await.unwrap();
+    }
+    cluster.unwrap()
+}
+
+/// One round, as if every change had come to its end and nobody scaled.
+async fn round(hands: &Hands, cluster: &SignalCluster) -> Applied {
+    let observed = hands.look(cluster).await;
+    let valid = validate(&observed).unwrap();
+    let sources = valid.sources.iter().map(|(declared, definition)| RecordedSource {
+        name: declared.clone(),
+        declared: declared.clone(),
+        definition: definition.clone(),
+        stage: SourceStage::Trusted,
+        since: chrono::DateTime::UNIX_EPOCH,
+        retire_after: None,
+    });
+    let record = Record { sources: sources.collect(), redis: valid.redis.clone(), ..Record::default() };
+    let input = Input { keys: None, replicas: cluster.spec.replicas, observed: &observed, operator_namespace: None, entropy: [7; 32] };
+    apply(wanted(desired(&valid, &record, input)).unwrap(), &observed, &hands.writer).await.unwrap()
+}
+
+/// The migration comes to its end, if there is one: nobody runs Jobs here.
+async fn migrate(stage: &Stage) -> bool {
+    let jobs = stage.api::<Job>().list(&ListParams::default()).await.unwrap().items;
+    for job in &jobs {
+        let done = |kind| json!({"type": kind, "status": "True", "lastTransitionTime": "2026-01-01T00:00:01Z"});
+        let status = json!({"status": {
+            "startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:00:01Z", "succeeded": 1,
+            "conditions": [done("SuccessCriteriaMet"), done("Complete")],
+        }});
+        stage.api::<Job>().patch_status(&job.name_any(), &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    }
+    !jobs.is_empty()
+}
+
+async fn is_written_once(stage: &Stage, yaml: &str) {
+    let cluster = example(stage, yaml).await;
+    let first = Hands::of(stage).await;
+    let made = round(&first, &cluster).await;
+    if migrate(stage).await {
+        // The gateways were held back until now.
+        assert_eq!(round(&first, &cluster).await.writes(), 1);
+    }
+    assert!(made.writes() >= 7, "{}: {} writes", cluster.name_any(), made.writes());
+    let again = round(&first, &cluster).await;
+    let other = round(&Hands::of(stage).await, &cluster).await;
+    for (who, applied) in [("the same operator", again), ("the next one", other)] {
+        let written: Vec<(&str, String)> =
+            applied.objects.iter().filter(|object| object.written).map(|object| (object.kind.kind, object.object.name_any())).collect();
+        assert_eq!((written, applied.pruned), (vec![], vec![]), "{who} writes again");
+    }
+}
+
+#[tokio::test]
+async fn the_minimal_example_is_written_once() {
+    let Some(stage) = Stage::new("the_minimal_example_is_written_once").await else { return };
+    is_written_once(&stage, include_str!("../../golden/minimal.yaml")).await;
+}
+
+#[tokio::test]
+async fn the_production_example_is_written_once() {
+    let Some(stage) = Stage::new("the_production_example_is_written_once").await else { return };
+    is_written_once(&stage, include_str!("../../golden/production.yaml")).await;
+}
+
+#[tokio::test]
+async fn the_development_example_is_written_once() {
+    let Some(stage) = Stage::new("the_development_example_is_written_once").await else { return };
+    is_written_once(&stage, include_str!("../../golden/development.yaml")).await;
+}
