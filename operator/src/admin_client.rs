@@ -29,8 +29,7 @@ impl AdminClient {
     /// # Errors
     /// For people: why nobody knows.
     pub async fn status(&self, ip: IpAddr, port: u16, token: &str) -> Result<Report, String> {
-        let url = format!("http://{}/status", SocketAddr::new(ip, port));
-        let mut answer = self.0.get(url).bearer_auth(token).send().await.map_err(|error| why(&error))?;
+        let mut answer = self.0.get(url(ip, port, "status")).bearer_auth(token).send().await.map_err(|error| why(&error))?;
         if !answer.status().is_success() {
             return Err(format!("its status is answered with {}", answer.status().as_u16()));
         }
@@ -43,6 +42,41 @@ impl AdminClient {
         }
         serde_json::from_slice(&body).map_err(|error| format!("its status cannot be read: {error}"))
     }
+
+    /// Tells a pod to let its connections go and to stay; told again it changes nothing.
+    ///
+    /// # Errors
+    /// For people: why it was not told.
+    pub async fn drain_hold(&self, ip: IpAddr, port: u16, token: &str) -> Result<(), String> {
+        let request = self.0.post(url(ip, port, "drain")).json(&serde_json::json!({"hold": true}));
+        order(request.bearer_auth(token)).await
+    }
+
+    /// Takes a drain back; one that is not there is taken back too.
+    ///
+    /// # Errors
+    /// For people: why it was not told.
+    pub async fn undrain(&self, ip: IpAddr, port: u16, token: &str) -> Result<(), String> {
+        order(self.0.delete(url(ip, port, "drain")).bearer_auth(token)).await
+    }
+
+    /// Tells a pod to close so many connections with 4009.
+    ///
+    /// # Errors
+    /// For people: why it was not told.
+    pub async fn shed(&self, ip: IpAddr, port: u16, token: &str, count: u32) -> Result<(), String> {
+        let request = self.0.post(url(ip, port, "shed")).json(&serde_json::json!({"count": count}));
+        order(request.bearer_auth(token)).await
+    }
+}
+
+fn url(ip: IpAddr, port: u16, path: &str) -> String {
+    format!("http://{}/{path}", SocketAddr::new(ip, port))
+}
+
+async fn order(request: reqwest::RequestBuilder) -> Result<(), String> {
+    let answer = request.send().await.map_err(|error| why(&error))?;
+    if answer.status().is_success() { Ok(()) } else { Err(format!("it answers {}", answer.status().as_u16())) }
 }
 
 fn why(error: &reqwest::Error) -> String {

@@ -21,6 +21,12 @@ pub enum Command {
     Run(Box<Run>),
     /// Print the CustomResourceDefinitions as YAML
     Crd,
+    /// Ask a running operator how it is; exits 0 or 1
+    Healthcheck {
+        /// What to ask: `http://signal-operator:8080/readyz`
+        #[arg(long)]
+        url: String,
+    },
 }
 
 /// How to reconcile.

@@ -1,4 +1,4 @@
-//! The watches, `reconcile`, and what follows from its errors.
+//! The watches, what a reconcile holds, and what follows from its errors.
 
 mod watches;
 
@@ -17,12 +17,15 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin_client::AdminClient;
 use crate::apply::ApplyError;
 use crate::backoff::{self, Class};
 use crate::clusters::{Clusters, Scope};
 use crate::events::Events;
+use crate::judge::Remembered;
 use crate::metrics::Metrics;
-use crate::observe::{ObserveError, Reader, observe};
+use crate::observe::{ObserveError, Reader};
+use crate::reconcile::reconcile;
 use crate::time::about;
 use crate::writer::{WriteError, Writer};
 
@@ -52,10 +55,16 @@ pub struct Context {
     pub events: Events,
     /// Counts.
     pub metrics: Metrics,
+    /// Tells pods.
+    pub pods: AdminClient,
+    /// The namespace of the operator's own pod, where operators run in no other.
+    pub operator_namespace: Option<String>,
     /// How the controller runs.
     pub settings: Settings,
     /// Failures in a row.
     failures: Mutex<HashMap<ObjectRef<SignalCluster>, u32>>,
+    /// What is remembered of each, by uid.
+    remembered: Mutex<HashMap<String, Arc<Mutex<Remembered>>>>,
 }
 
 /// Why a reconcile did not come to its end. Waiting for something is no error but a condition.
@@ -91,8 +100,37 @@ impl Error {
 
 impl Context {
     /// For a controller that has not failed yet.
-    pub fn new(reader: Reader, writer: Writer, events: Events, metrics: Metrics, settings: Settings) -> Self {
-        Self { reader, writer, events, metrics, settings, failures: Mutex::default() }
+    pub fn new(
+        reader: Reader,
+        writer: Writer,
+        events: Events,
+        pods: AdminClient,
+        metrics: Metrics,
+        operator_namespace: Option<String>,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            reader,
+            writer,
+            events,
+            metrics,
+            pods,
+            operator_namespace,
+            settings,
+            failures: Mutex::default(),
+            remembered: Mutex::default(),
+        }
+    }
+
+    /// What is remembered of a SignalCluster; one of the same name after it has memories of its own.
+    pub(crate) fn remembered(&self, cluster: &SignalCluster) -> Arc<Mutex<Remembered>> {
+        self.remembered.lock().entry(cluster.uid().unwrap_or_default()).or_default().clone()
+    }
+
+    /// A SignalCluster is gone.
+    pub(crate) fn forget(&self, cluster: &SignalCluster) {
+        self.remembered.lock().remove(&cluster.uid().unwrap_or_default());
+        self.failures.lock().remove(&ObjectRef::from_obj(cluster));
     }
 
     /// When to look again although nothing changes: about the resync time, not all at once.
@@ -106,22 +144,6 @@ impl Context {
         Metrics::count(&self.metrics.requeues, "wait");
         Action::requeue(after)
     }
-}
-
-/// Brings one SignalCluster a step closer to its spec.
-///
-/// # Errors
-/// What stopped it; [`run`] tries again after a pause that fits.
-pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Action, Error> {
-    let observed = match observe(&context.reader, cluster).await {
-        Err(ObserveError::Gone) => return Ok(Action::await_change()),
-        observed => observed?,
-    };
-    if observed.cluster.metadata.deletion_timestamp.is_some() {
-        // Owner references take everything away.
-        return Ok(Action::await_change());
-    }
-    Ok(context.resync())
 }
 
 /// Reconciles until `stop`, then lets what runs end. Nothing is written after it has returned.

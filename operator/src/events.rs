@@ -35,12 +35,12 @@ impl Events {
     }
 
     /// Something happened to a SignalCluster. The reason is CamelCase and stable.
-    pub async fn publish(&self, cluster: &SignalCluster, kind: EventType, reason: &'static str, note: &str) {
+    pub async fn publish(&self, cluster: &SignalCluster, kind: EventType, reason: &str, note: &str) {
         self.publish_on(&cluster.object_ref(&()), kind, reason, note).await;
     }
 
     /// The same for any object.
-    pub async fn publish_on(&self, object: &ObjectReference, kind: EventType, reason: &'static str, note: &str) {
+    pub async fn publish_on(&self, object: &ObjectReference, kind: EventType, reason: &str, note: &str) {
         if self.fence.as_ref().is_some_and(|fence| !fence.is_held()) {
             return;
         }

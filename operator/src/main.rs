@@ -1,7 +1,6 @@
 //! Arguments, telemetry, `run`; nothing to test here.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,7 +9,7 @@ use signal_operator::admin_client::AdminClient;
 use signal_operator::args::{Arguments, Command, LogFormat, Run};
 use signal_operator::clusters::Clusters;
 use signal_operator::external_scaler;
-use signal_operator::observe::Poll;
+use signal_operator::healthcheck;
 use signal_operator::run::Part;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +19,8 @@ use tracing_subscriber::EnvFilter;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Longest time for an answer to `healthcheck`.
+const HEALTHCHECK_LIMIT: Duration = Duration::from_secs(3);
 /// Longest time to connect to the API server.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -44,6 +45,11 @@ fn start() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Crd => {
             print!("{}", signal_crds::crd_yaml());
+            Ok(())
+        }
+        Command::Healthcheck { url } => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+            println!("{}", runtime.block_on(healthcheck::check(&url, HEALTHCHECK_LIMIT))?);
             Ok(())
         }
         Command::Run(args) => {
@@ -87,10 +93,6 @@ async fn serve(args: Run) -> anyhow::Result<()> {
     config.connect_timeout = Some(CONNECT_LIMIT);
     let client = kube::Client::try_from(config).context("make a client of the API server")?;
     let pods = AdminClient::new().context("make a client of the pods")?;
-    let poll: Poll = Arc::new(move |ip, port, token| {
-        let pods = pods.clone();
-        Box::pin(async move { pods.status(ip, port, &token).await })
-    });
     let listener =
         TcpListener::bind(args.scaler_address).await.with_context(|| format!("bind the scaler address {}", args.scaler_address))?;
     let parts = move |clusters: &Clusters, stop: CancellationToken| {
@@ -98,7 +100,7 @@ async fn serve(args: Run) -> anyhow::Result<()> {
         vec![Box::pin(async move { scaler.await.context("serve the external scaler") }) as Part]
     };
     tokio::select! {
-        outcome = signal_operator::run::run(args, client, poll, parts, stop) => outcome,
+        outcome = signal_operator::run::run(args, client, pods, parts, stop) => outcome,
         outcome = signals => outcome,
     }
 }

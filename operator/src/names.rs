@@ -23,6 +23,9 @@ pub const STATIC_HASH: &str = "signal.dev/static-config";
 /// Annotation of the pod template: the hash of secret content that a gateway reads only as it starts.
 pub const RESTART_HASH: &str = "signal.dev/restart-secrets";
 
+/// Annotation of the Deployment: the hash of its pod template, by which a change of it is told from what the API server fills in.
+pub const TEMPLATE_HASH: &str = "signal.dev/template";
+
 /// Where the projected volume of `live.toml` and all credentials is mounted.
 pub const LIVE_DIR: &str = "/etc/signal/live";
 /// Where the static configuration is mounted.

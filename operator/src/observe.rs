@@ -285,7 +285,8 @@ fn pod(pod: &KubePod) -> Option<Pod> {
         node: spec.and_then(|spec| spec.node_name.clone()),
         ready: conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
         terminating: pod.metadata.deletion_timestamp.is_some(),
-        draining_since: since.filter(|_| drains).map(Into::into),
+        // A mark whose time cannot be read is an old one: its deadline has passed.
+        draining_since: drains.then(|| since.map_or(chrono::DateTime::UNIX_EPOCH, Into::into)),
         deletion_cost: pod.annotations().get(DELETION_COST).and_then(|cost| cost.parse().ok()),
         template_hash: pod.labels().get("pod-template-hash").cloned().unwrap_or_default(),
         created: pod.metadata.creation_timestamp.as_ref().map(from_k8s).unwrap_or_default(),

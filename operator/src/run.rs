@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Pending};
+use crate::admin_client::AdminClient;
 use crate::args::Run;
 use crate::clusters::{Clusters, Scope};
 use crate::controller::{self, Context, Settings};
@@ -45,7 +46,7 @@ pub type Part = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 pub async fn run(
     args: Run,
     client: Client,
-    poll: Poll,
+    pods: AdminClient,
     more: impl FnOnce(&Clusters, CancellationToken) -> Vec<Part>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -55,7 +56,7 @@ pub async fn run(
     let listener = TcpListener::bind(args.admin_address).await.with_context(|| format!("bind the admin address {}", args.admin_address))?;
     let listener_stop = CancellationToken::new();
     let mut admin = tokio::spawn(admin::serve(listener, pending.clone(), metrics.clone(), listener_stop.clone()));
-    let work = work(args, client, poll, more, &pending, &metrics, &stop);
+    let work = work(args, client, pods, more, &pending, &metrics, &stop);
     let outcome = tokio::select! {
         outcome = work => outcome,
         ended = &mut admin => return Err(anyhow::anyhow!("the admin listener ended: {ended:?}")),
@@ -69,7 +70,7 @@ pub async fn run(
 async fn work(
     args: Run,
     client: Client,
-    poll: Poll,
+    pods: AdminClient,
     more: impl FnOnce(&Clusters, CancellationToken) -> Vec<Part>,
     pending: &Pending,
     metrics: &Metrics,
@@ -117,10 +118,12 @@ async fn work(
     let release = CancellationToken::new();
     let mut lease = tokio::spawn(Lease::new(client.clone(), settings, fence.clone()).run(leading, release.clone()));
     let context = Context::new(
-        Reader { client: client.clone(), kinds, poll, metrics: metrics.clone() },
+        Reader { client: client.clone(), kinds, poll: poll(&pods), metrics: metrics.clone() },
         Writer::new(client.clone(), fence.clone(), metrics.clone()),
         Events::new(client, identity, fence),
+        pods,
         metrics.clone(),
+        args.pod_namespace.clone(),
         Settings { concurrency: args.concurrency, resync: args.resync() },
     );
     let lead = lead(Arc::new(context), &clusters, &scopes, is_leading, metrics, stop);
@@ -145,6 +148,15 @@ async fn work(
 async fn endless(part: impl Future<Output = ()>) -> anyhow::Result<()> {
     part.await;
     Ok(())
+}
+
+/// Asks pods for their status.
+fn poll(pods: &AdminClient) -> Poll {
+    let pods = pods.clone();
+    Arc::new(move |ip, port, token| {
+        let pods = pods.clone();
+        Box::pin(async move { pods.status(ip, port, &token).await })
+    })
 }
 
 /// Runs the controller while the lease is held, until `stop`.

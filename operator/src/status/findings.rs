@@ -1,0 +1,275 @@
+//! One finding per condition, and the summary of them.
+
+use signal_crds::SignalClusterSpec;
+use signal_crds::scaling::AutoscalingMode;
+use signal_crds::status::{ScalingState, SourceStage};
+
+use super::reports;
+use crate::autoscale::hpa_condition;
+use crate::conditions::{ConditionType as Type, Finding, State};
+use crate::desired::Migration;
+use crate::judge::Verdict;
+use crate::observed::Observed;
+use crate::plan::Waiting;
+use crate::validate::Problem;
+
+/// Why something could not be applied and will not be by trying again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// CamelCase.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// Everything that was found.
+pub fn findings(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble>) -> Vec<Finding> {
+    let spec = &observed.cluster.spec;
+    let problems = verdict.valid.as_ref().err().map_or(&[][..], Vec::as_slice);
+    let mut all = vec![
+        paused(spec),
+        resolved(Type::SpecAccepted, problems, "Accepted", "the spec can be carried out"),
+        resolved(Type::SecretsResolved, problems, "Resolved", "everything the spec names is there"),
+        available(observed),
+        degraded(observed, verdict, trouble),
+        redis(observed),
+        kafka(observed),
+        jwks(observed, verdict),
+        limited(observed, verdict),
+    ];
+    if problems.is_empty() {
+        all.push(progressing(observed, verdict));
+        all.push(database(spec, &verdict.migration));
+        all.push(rotation(verdict));
+    }
+    all.push(ready(observed, verdict, &all));
+    all
+}
+
+fn paused(spec: &SignalClusterSpec) -> Finding {
+    let (state, reason, message) = match spec.paused {
+        true => (State::True, "Paused", "spec.paused: nothing is changed but status"),
+        false => (State::False, "NotPaused", ""),
+    };
+    Finding::new(Type::ReconciliationPaused, state, reason, message)
+}
+
+fn resolved(kind: Type, problems: &[Problem], reason: &'static str, message: &str) -> Finding {
+    let mut of: Vec<&Problem> = problems.iter().filter(|problem| problem.condition == kind).collect();
+    of.sort_by_key(|problem| &problem.message);
+    match of.first() {
+        Some(first) => {
+            let messages: Vec<&str> = of.iter().map(|problem| problem.message.as_str()).collect();
+            Finding::new(kind, State::False, first.reason, messages.join("; "))
+        }
+        None => Finding::new(kind, State::True, reason, message),
+    }
+}
+
+/// Ready pods that stay, and how many are wanted.
+fn serving(observed: &Observed) -> (i32, i32) {
+    let serving = observed.fleet.ready().filter(|pod| pod.stays()).count();
+    (i32::try_from(serving).unwrap_or(i32::MAX), crate::autoscale::wanted(&observed.cluster.spec).0)
+}
+
+fn available(observed: &Observed) -> Finding {
+    let spec = &observed.cluster.spec;
+    let (serving, wanted) = serving(observed);
+    if wanted == 0 {
+        let reason = if spec.stopped { "Stopped" } else { "ScaledToZero" };
+        return Finding::new(Type::Available, State::False, reason, "no pods are wanted");
+    }
+    let may_be_away = if spec.disruption.enabled { spec.disruption.max_unavailable } else { 1 };
+    let least = (wanted - may_be_away).max(1);
+    let message = format!("{serving} of {wanted} pods serve");
+    match serving >= least {
+        true => Finding::new(Type::Available, State::True, "PodsAvailable", message),
+        false => Finding::new(Type::Available, State::False, "PodsUnavailable", message),
+    }
+}
+
+fn degraded(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble>) -> Finding {
+    let bad = |reason, message: String| Finding::new(Type::Degraded, State::True, reason, message);
+    if let Some(trouble) = trouble {
+        return bad(trouble.reason, trouble.message.clone());
+    }
+    if let Some(stuck) = &verdict.rollout.stuck {
+        return bad("ProgressDeadlineExceeded", format!("the rollout is stuck, pods of the old revision stay: {stuck}"));
+    }
+    if let Migration::Failed { job, message } = &verdict.migration {
+        return bad("MigrationFailed", format!("Job {job} failed, pods of the old image stay: {message}"));
+    }
+    let failure = observed.deployment.as_ref().and_then(|deployment| deployment.status.as_ref()?.conditions.as_ref());
+    let failure = failure.and_then(|all| all.iter().find(|one| one.type_ == "ReplicaFailure" && one.status == "True"));
+    if let Some(failure) = failure {
+        return bad("ReplicaFailure", failure.message.clone().unwrap_or_default());
+    }
+    let refused =
+        reports(&observed.fleet).find(|(pod, report)| report.live_error.is_some() && (!pod.holds(&verdict.revision) || !report.ready));
+    if let Some((pod, report)) = refused {
+        return bad("ConfigurationRefused", format!("{}: {}", pod.name, report.live_error.as_deref().unwrap_or_default()));
+    }
+    let late = [&verdict.rotation, &verdict.routing].into_iter().flatten().find(|waiting| waiting.reason == "AcknowledgementTimedOut");
+    if let Some(late) = late {
+        return bad("AcknowledgementTimedOut", late.message.clone());
+    }
+    Finding::new(Type::Degraded, State::False, "AsExpected", "")
+}
+
+fn progressing(observed: &Observed, verdict: &Verdict) -> Finding {
+    let on = |reason, message: String| Finding::new(Type::Progressing, State::True, reason, message);
+    if let Migration::Pending { job } = &verdict.migration {
+        return on("MigrationRunning", format!("pods of the wanted image start once Job {job} has completed"));
+    }
+    if verdict.rollout.going_on {
+        return on("RolloutInProgress", format!("{} pods are of the newest revision", verdict.rollout.updated));
+    }
+    if let Some(step) = verdict.scale.as_ref().filter(|step| step.status.state != ScalingState::Idle) {
+        let message = format!("from {} to {} pods; {} drain", step.status.from, step.status.to, step.status.victims.len());
+        return on("ScalingInProgress", message);
+    }
+    if let Some(waiting) = &verdict.routing {
+        return on("RedisMoving", waiting.message.clone());
+    }
+    if let Some(waiting) = &verdict.rotation {
+        return on("RotationInProgress", waiting.message.clone());
+    }
+    let (serving, wanted) = serving(observed);
+    if serving < wanted {
+        return on("PodsStarting", format!("{serving} of {wanted} pods serve"));
+    }
+    Finding::new(Type::Progressing, State::False, "Settled", "")
+}
+
+fn redis(observed: &Observed) -> Finding {
+    let find = |state, reason, message: String| Finding::new(Type::RedisReachable, state, reason, message);
+    if observed.cluster.spec.redis.is_none() {
+        return find(State::True, "NotConfigured", "one pod alone".into());
+    }
+    let mut asked = 0;
+    for (pod, report) in reports(&observed.fleet) {
+        asked += 1;
+        if let Some(error) = &report.bus.error {
+            return find(State::False, "NotReachable", format!("{}: {error}", pod.name));
+        }
+        if !report.bus.hearing {
+            return find(State::False, "Deaf", format!("{} does not hear itself through Redis", pod.name));
+        }
+    }
+    match asked {
+        0 => find(State::Unknown, "NotReported", "no pod answers".into()),
+        _ => find(State::True, "Hearing", format!("{asked} pods hear themselves through Redis")),
+    }
+}
+
+fn kafka(observed: &Observed) -> Finding {
+    let find = |state, reason, message: String| Finding::new(Type::KafkaReachable, state, reason, message);
+    if observed.cluster.spec.kafka.is_none() {
+        return find(State::True, "NotConfigured", "there is no pipeline".into());
+    }
+    let facts: Vec<_> = reports(&observed.fleet).filter_map(|(pod, report)| Some((pod, report.kafka?))).collect();
+    if let Some((pod, facts)) = facts.iter().find(|(_, facts)| facts.retrying > 0) {
+        return find(State::False, "PipelineWaits", format!("{}: {} partitions wait for a dependency", pod.name, facts.retrying));
+    }
+    match facts.iter().map(|(_, facts)| facts.partitions).sum::<i64>() {
+        _ if facts.is_empty() => find(State::Unknown, "NotReported", "no pod answers".into()),
+        0 => find(State::False, "NoPartitions", "no pod has a partition: brokers cannot be reached, or the topics are not there".into()),
+        partitions => find(State::True, "Consuming", format!("{partitions} partitions are assigned")),
+    }
+}
+
+fn database(spec: &SignalClusterSpec, migration: &Migration) -> Finding {
+    let find = |state, reason, message: String| Finding::new(Type::DatabaseMigrated, state, reason, message);
+    match migration {
+        Migration::NotWanted if spec.database.is_none() => find(State::True, "NotConfigured", "rows live in the pod".into()),
+        Migration::NotWanted => find(State::True, "NotManaged", "spec.database.migrations: no Job migrates".into()),
+        Migration::Pending { job } => find(State::False, "MigrationRunning", format!("Job {job} has not completed")),
+        Migration::Failed { job, message } => find(State::False, "MigrationFailed", format!("Job {job}: {message}")),
+        Migration::Complete { job } => find(State::True, "Migrated", format!("Job {job} completed")),
+    }
+}
+
+/// Of accepted sources alone: one that is being prepared is spoken of by the rotation.
+fn jwks(observed: &Observed, verdict: &Verdict) -> Finding {
+    let find = |state, reason, message: String| Finding::new(Type::JWKSHealthy, state, reason, message);
+    let accepted = |name: &str| verdict.record.sources.iter().any(|source| source.name == name && source.stage != SourceStage::Prepared);
+    let mut asked = 0;
+    for (pod, report) in reports(&observed.fleet) {
+        asked += 1;
+        let ill = report.key_sources.iter().find(|source| accepted(&source.name) && (source.error.is_some() || source.keys.is_empty()));
+        if let Some(source) = ill {
+            let error = source.error.as_deref().unwrap_or("it has no usable key");
+            return find(State::False, "SourceUnhealthy", format!("{}: source {}: {error}", pod.name, source.name));
+        }
+    }
+    match asked {
+        0 => find(State::Unknown, "NotReported", "no pod answers".into()),
+        _ => find(State::True, "Fetched", format!("{asked} pods have usable keys of every source")),
+    }
+}
+
+fn rotation(verdict: &Verdict) -> Finding {
+    let find = |state, reason, message: String| Finding::new(Type::JWKSRotationComplete, state, reason, message);
+    if let Some(Waiting { reason, message }) = &verdict.rotation {
+        return find(State::False, reason, message.clone());
+    }
+    let moving: Vec<String> = verdict
+        .record
+        .sources
+        .iter()
+        .filter(|source| source.stage != SourceStage::Trusted)
+        .map(|source| format!("{} is {:?}", source.name, source.stage))
+        .collect();
+    match moving.is_empty() && verdict.record.revoked_sources.is_empty() {
+        true => find(State::True, "Complete", String::new()),
+        false if moving.is_empty() => find(State::False, "Revoking", format!("revoked: {}", verdict.record.revoked_sources.join(", "))),
+        false => find(State::False, "InProgress", moving.join("; ")),
+    }
+}
+
+fn limited(observed: &Observed, verdict: &Verdict) -> Finding {
+    let spec = &observed.cluster.spec;
+    let by_hpa = spec.autoscaling.as_ref().is_some_and(|autoscaling| autoscaling.mode == AutoscalingMode::Hpa);
+    let (state, reason, message) = match (&verdict.limited, &observed.hpa) {
+        (Some((reason, message)), _) => (State::True, *reason, message.clone()),
+        (None, Some(hpa)) if by_hpa => hpa_condition(hpa),
+        _ => (State::False, "NotLimited", String::new()),
+    };
+    Finding::new(Type::ScalingLimited, state, reason, message)
+}
+
+/// The first thing that is wrong, in the order in which people would mend it.
+fn ready(observed: &Observed, verdict: &Verdict, found: &[Finding]) -> Finding {
+    let spec = &observed.cluster.spec;
+    let not = |finding: &Finding| Finding::new(Type::Ready, State::False, finding.reason, finding.message.clone());
+    let of = |kind: Type| found.iter().find(|finding| finding.kind == kind);
+    for kind in [Type::SpecAccepted, Type::SecretsResolved] {
+        if let Some(finding) = of(kind).filter(|finding| finding.state == State::False) {
+            return not(finding);
+        }
+    }
+    if let Some(finding) = of(Type::Degraded).filter(|finding| finding.state == State::True) {
+        return not(finding);
+    }
+    if spec.stopped {
+        return Finding::new(Type::Ready, State::False, "Stopped", "spec.stopped: no pods are wanted");
+    }
+    for kind in [Type::DatabaseMigrated, Type::Available] {
+        if let Some(finding) = of(kind).filter(|finding| finding.state == State::False) {
+            return not(finding);
+        }
+    }
+    let (serving, wanted) = serving(observed);
+    if serving < wanted {
+        return Finding::new(Type::Ready, State::False, "PodsStarting", format!("{serving} of {wanted} pods serve"));
+    }
+    if verdict.rollout.going_on {
+        return Finding::new(Type::Ready, State::False, "RolloutInProgress", "pods are being replaced");
+    }
+    for kind in [Type::RedisReachable, Type::JWKSHealthy] {
+        if let Some(finding) = of(kind).filter(|finding| finding.state != State::True) {
+            return not(finding);
+        }
+    }
+    Finding::new(Type::Ready, State::True, "AllPodsReady", format!("{serving} of {wanted} pods serve"))
+}
