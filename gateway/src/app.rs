@@ -81,7 +81,7 @@ impl Sockets {
 /// All that is wrong, together.
 pub fn check(config: &Config) -> Result<(), Invalid> {
     let mut problems = Vec::new();
-    if let Err(Invalid(more)) = settings::read_settings(&config.live_file) {
+    if let Err(Invalid(more)) = settings::read_settings(&config.live_file, config.bus.mode) {
         problems.extend(more);
     }
     if let Err(error) = Catalogs::load(&config.notifications.catalog_dir, &config.notifications.default_locale) {
@@ -98,7 +98,7 @@ pub fn check(config: &Config) -> Result<(), Invalid> {
 /// # Errors
 /// All that is wrong, together.
 pub fn check_files(config: &Config) -> Result<(), Invalid> {
-    match LiveSettings::load(&config.live_file) {
+    match LiveSettings::load(&config.live_file, config.bus.mode) {
         Ok(_) => Ok(()),
         Err(Fault::Settings(invalid) | Fault::Files(invalid)) => Err(invalid),
     }
@@ -109,7 +109,7 @@ pub fn check_files(config: &Config) -> Result<(), Invalid> {
 /// # Errors
 /// All that is wrong with the live file.
 pub fn log_filter(config: &Config) -> Result<String, Invalid> {
-    Ok(settings::read_settings(&config.live_file)?.log_filter)
+    Ok(settings::read_settings(&config.live_file, config.bus.mode)?.log_filter)
 }
 
 /// Tasks that run until the process ends; one that ends unasked is told.
@@ -211,11 +211,21 @@ impl Gateway {
         supervisor.spawn("Basic users", async move { Ok(users.await?) });
         let catalogs = Arc::new(Catalogs::load(&config.notifications.catalog_dir, &config.notifications.default_locale)?);
 
-        let bus::Opened { bus, events, worker } =
-            bus::open(&config.bus, &config.ids, instance.to_string(), Arc::clone(&clock), Arc::clone(metrics), stop.clone()).await?;
+        let known = Arc::clone(&revocations);
+        let parts = bus::Parts {
+            config: config.bus.clone(),
+            ids: config.ids.clone(),
+            instance_name: instance.to_string(),
+            live: settings.subscribe(),
+            known: Arc::new(move || known.all()),
+            clock: Arc::clone(&clock),
+            metrics: Arc::clone(metrics),
+            shutdown: stop.clone(),
+        };
+        let bus::Opened { bus, events, worker } = bus::open(parts).await?;
         lifecycle.set("bus", None);
         revocations.extend(bus.revocations().await?);
-        let ids = IdGenerator::new(worker, Arc::clone(&clock));
+        let ids = IdGenerator::following(worker, Arc::clone(&clock));
         let mut stores = store::open(&config.database, &config.policy, ids.clone(), stop.clone()).await?;
         lifecycle.set("database", None);
         for task in std::mem::take(&mut stores.tasks) {
@@ -437,7 +447,7 @@ impl Gateway {
 /// Loads the live settings; waits, not ready, for files that they name and that are not there yet.
 async fn load_settings(config: &Config, lifecycle: &Lifecycle) -> Result<Arc<LiveSettings>, Invalid> {
     loop {
-        match LiveSettings::load(&config.live_file) {
+        match LiveSettings::load(&config.live_file, config.bus.mode) {
             Ok(settings) => {
                 lifecycle.set("settings", None);
                 return Ok(settings);

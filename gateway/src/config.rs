@@ -6,6 +6,7 @@
 
 mod live;
 mod load;
+mod place;
 mod secret;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use live::{Algorithm, Keys, Limits, Live, Source, SourceState};
 pub use load::{Invalid, load, load_live};
+pub use place::BusPlace;
 pub use secret::{Secret, SecretFile};
 
 /// `config.default.toml`: every static setting with its default.

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -160,7 +160,7 @@ pub enum IdError {
 #[derive(Clone)]
 pub struct IdGenerator {
     clock: Arc<dyn Clock>,
-    worker: u16,
+    worker: Arc<AtomicU16>,
     last: Arc<Mutex<(i64, u16)>>,
     suspended: Arc<AtomicBool>,
 }
@@ -168,7 +168,12 @@ pub struct IdGenerator {
 impl IdGenerator {
     /// `worker` is taken modulo 1024.
     pub fn new(worker: u16, clock: Arc<dyn Clock>) -> Self {
-        Self { clock, worker: worker & MAX_WORKER, last: Arc::new(Mutex::new((i64::MIN, 0))), suspended: Arc::default() }
+        Self::following(Arc::new(worker.into()), clock)
+    }
+
+    /// As [`IdGenerator::new`], with a worker number that may change: the next id has it.
+    pub fn following(worker: Arc<AtomicU16>, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, worker, last: Arc::new(Mutex::new((i64::MIN, 0))), suspended: Arc::default() }
     }
 
     /// Makes no ids while `suspended`: for this generator and all its clones.
@@ -176,9 +181,9 @@ impl IdGenerator {
         self.suspended.store(suspended, Ordering::Release);
     }
 
-    /// The worker number in every id this generator makes.
+    /// The worker number in the ids this generator makes.
     pub fn worker(&self) -> u16 {
-        self.worker
+        self.worker.load(Ordering::Acquire) & MAX_WORKER
     }
 
     /// Makes the next id.
@@ -199,7 +204,7 @@ impl IdGenerator {
             let (last_ms, sequence) = *last;
             if now > last_ms {
                 *last = (now, 0);
-                return Ok(Id::from_parts(since_epoch, self.worker, 0));
+                return Ok(Id::from_parts(since_epoch, self.worker(), 0));
             }
             let behind = last_ms - now;
             if behind > MAX_STEP_BACK_MS {
@@ -207,7 +212,7 @@ impl IdGenerator {
             }
             if behind == 0 && sequence < MAX_SEQUENCE {
                 *last = (last_ms, sequence + 1);
-                return Ok(Id::from_parts(since_epoch, self.worker, sequence + 1));
+                return Ok(Id::from_parts(since_epoch, self.worker(), sequence + 1));
             }
             drop(last);
             std::thread::sleep(Duration::from_micros(200));
@@ -217,7 +222,7 @@ impl IdGenerator {
 
 impl fmt::Debug for IdGenerator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IdGenerator").field("worker", &self.worker).finish_non_exhaustive()
+        f.debug_struct("IdGenerator").field("worker", &self.worker()).finish_non_exhaustive()
     }
 }
 

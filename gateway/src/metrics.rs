@@ -113,6 +113,8 @@ metrics! {
     bus_subscriptions: Gauge = Gauge::default(), "bus_subscriptions", "Channels subscribed";
     bus_lag: Float = Float::default(), "bus_lag_seconds", "From publishing to hearing of the last self-ping";
     bus_deaf: Gauge = Gauge::default(), "bus_deaf", "1 while pushes from elsewhere are being missed";
+    bus_moves: Family<Kind, Counter> = Family::default(), "bus_moves", "Changes of the Redis in use, by outcome: moved, login, failed";
+    bus_bridged: Gauge = Gauge::default(), "bus_bridged", "1 while the Redis before the one in use is published to and heard as well";
     bus_resyncs: Counter = Counter::default(), "bus_resyncs", "Times local clients were told that pushes may have been missed";
     records: Family<Kind, Counter> = Family::default(), "kafka_records", "Activity records finished, by outcome";
     rows: Counter = Counter::default(), "notifications_stored", "Notification rows written";

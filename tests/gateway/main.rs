@@ -9,6 +9,7 @@ mod hostile;
 mod keys;
 mod lifecycle;
 mod limits;
+mod moving;
 mod pipeline;
 mod rest;
 mod routing;

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::decode::{Activity, Record, decode};
-use crate::bus::{Answers, Ask, Bus, BusError, Hearing, Interest, Revocation};
+use crate::bus::{Answers, Ask, Bus, BusError, BusFacts, Hearing, Interest, Revocation};
 use crate::clock::SystemClock;
 use crate::delivery::Dispatch;
 use crate::id::IdGenerator;
@@ -307,6 +307,10 @@ impl Bus for Published {
 
     fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
         Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn facts(&self) -> BusFacts {
+        BusFacts::default()
     }
 
     fn hearing(&self) -> Hearing {

@@ -41,6 +41,11 @@ impl Inbound {
                     self.resync(reason);
                     tokio::spawn(self.clone().reload_revocations());
                 }
+                BusEvent::Revocations(stored) => {
+                    self.revocations.extend(stored);
+                    let inbound = self.clone();
+                    tokio::spawn(async move { inbound.close_fallen().await });
+                }
                 BusEvent::Asked(ask, reply) => {
                     if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
                         let inbound = self.clone();

@@ -9,7 +9,7 @@ use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::PublishedKeys;
-use crate::config::{Invalid, LIVE_DEFAULTS, Live, load_live};
+use crate::config::{BusMode, Invalid, LIVE_DEFAULTS, Live, load_live};
 use crate::metrics::Metrics;
 use crate::watch;
 
@@ -45,22 +45,25 @@ struct Look {
 #[derive(Debug)]
 pub(super) struct LiveSettings {
     file: Option<PathBuf>,
+    /// Of the static `[bus]`.
+    mode: BusMode,
     sender: channel::Sender<Arc<Live>>,
     published: channel::Sender<Option<Arc<PublishedKeys>>>,
     holds: RwLock<Revision>,
 }
 
 impl LiveSettings {
-    /// Reads the file, and those that it names, once; an empty path stands for the defaults.
+    /// Reads the file, and those that it names, once; an empty path stands for the defaults. `mode` is that of the static
+    /// `[bus]`.
     ///
     /// # Errors
     /// Everything that is wrong with them.
-    pub(super) fn load(file: &Path) -> Result<Arc<Self>, Fault> {
+    pub(super) fn load(file: &Path, mode: BusMode) -> Result<Arc<Self>, Fault> {
         let file = (!file.as_os_str().is_empty()).then(|| file.to_owned());
-        let look = look(file.as_deref())?;
+        let look = look(file.as_deref(), mode)?;
         let holds = RwLock::new(Revision { revision: look.revision, error: None, files: look.files });
         let published = channel::Sender::new(look.published.map(Arc::new));
-        Ok(Arc::new(Self { file, sender: channel::Sender::new(Arc::new(look.live)), published, holds }))
+        Ok(Arc::new(Self { file, mode, sender: channel::Sender::new(Arc::new(look.live)), published, holds }))
     }
 
     /// Is marked changed at each change of the settings, and of a file that they name.
@@ -86,7 +89,7 @@ impl LiveSettings {
     pub(super) async fn follow(self: Arc<Self>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
         loop {
             let this = Arc::clone(&self);
-            let looked = tokio::task::spawn_blocking(move || this.has_other_content().then(|| look(this.file.as_deref())));
+            let looked = tokio::task::spawn_blocking(move || this.has_other_content().then(|| look(this.file.as_deref(), this.mode)));
             let Ok(looked) = looked.await else { return };
             if let Some(looked) = looked {
                 self.take(looked, &metrics);
@@ -133,9 +136,18 @@ impl LiveSettings {
 }
 
 /// The settings in the file alone, whatever it names.
-pub(super) fn read_settings(file: &Path) -> Result<Live, Invalid> {
+pub(super) fn read_settings(file: &Path, mode: BusMode) -> Result<Live, Invalid> {
     let file = (!file.as_os_str().is_empty()).then_some(file);
-    load_live(&text_of(file)?)
+    read(&text_of(file)?, mode)
+}
+
+/// The settings in a text, if they fit beside a static `[bus]` of this mode.
+fn read(text: &str, mode: BusMode) -> Result<Live, Invalid> {
+    let live = load_live(text)?;
+    if mode == BusMode::Local && (live.bus.is_some() || live.bus_previous.is_some()) {
+        return Err(Invalid(vec!["bus.mode: the static bus.mode is local: going to a bus with Redis needs a restart".into()]));
+    }
+    Ok(live)
 }
 
 fn text_of(file: Option<&Path>) -> Result<String, Invalid> {
@@ -145,9 +157,9 @@ fn text_of(file: Option<&Path>) -> Result<String, Invalid> {
     }
 }
 
-fn look(file: Option<&Path>) -> Result<Look, Fault> {
+fn look(file: Option<&Path>, mode: BusMode) -> Result<Look, Fault> {
     let text = text_of(file).map_err(Fault::Settings)?;
-    let live = load_live(&text).map_err(Fault::Settings)?;
+    let live = read(&text, mode).map_err(Fault::Settings)?;
     // Before the contents are used: a change in between is seen by the next look.
     let files = contents(&live);
     let unreadable = live.files().filter_map(|(name, path)| {
@@ -200,13 +212,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("live.toml");
         std::fs::write(&path, "log_filter = \"warn\"").unwrap();
-        let settings = LiveSettings::load(&path).unwrap();
+        let settings = LiveSettings::load(&path, BusMode::Local).unwrap();
         let before = settings.revision().revision;
         let metrics = Metrics::new();
         let write = |text: &str| {
             std::fs::write(&path, text).unwrap();
             assert!(settings.has_other_content());
-            settings.take(look(Some(&path)), &metrics);
+            settings.take(look(Some(&path), BusMode::Local), &metrics);
         };
         write("log_filter = 5\nnothing = 1");
         let holds = settings.revision();
@@ -249,7 +261,7 @@ mod tests {
         }
 
         fn look(&self) -> Result<Look, Fault> {
-            look(Some(&self.path("live.toml")))
+            look(Some(&self.path("live.toml")), BusMode::Local)
         }
     }
 
@@ -261,13 +273,15 @@ mod tests {
     fn a_named_file_that_is_missing_is_a_fault_until_it_is_there() {
         let rig = Rig::new();
         rig.live("jwks.json", "keys.json");
-        let Err(Fault::Files(Invalid(problems))) = LiveSettings::load(&rig.path("live.toml")).map(drop) else { panic!("it has faults") };
+        let Err(Fault::Files(Invalid(problems))) = LiveSettings::load(&rig.path("live.toml"), BusMode::Local).map(drop) else {
+            panic!("it has faults")
+        };
         assert_eq!(problems.len(), 2, "each once: {problems:?}");
         assert!(problems.iter().any(|p| p.starts_with("sources[0].keys_file: ")), "{problems:?}");
         assert!(problems.iter().any(|p| p.starts_with("well_known_jwks_file: ")), "{problems:?}");
         rig.write("keys.json", &set("k1", ""));
         rig.write("jwks.json", &set("k1", ""));
-        let settings = LiveSettings::load(&rig.path("live.toml")).unwrap();
+        let settings = LiveSettings::load(&rig.path("live.toml"), BusMode::Local).unwrap();
         let before = settings.revision();
 
         rig.live("jwks.json", "later.json");
@@ -293,7 +307,7 @@ mod tests {
         rig.live("jwks.json", "keys.json");
         rig.write("keys.json", &set("k1", ""));
         rig.write("jwks.json", &set("k1", ""));
-        let settings = LiveSettings::load(&rig.path("live.toml")).unwrap();
+        let settings = LiveSettings::load(&rig.path("live.toml"), BusMode::Local).unwrap();
         let (mut live, mut published) = (settings.subscribe(), settings.published());
         let before = settings.revision().revision;
         assert_eq!(published.borrow_and_update().as_ref().unwrap().keys, ["k1"]);
@@ -314,7 +328,7 @@ mod tests {
         rig.live("jwks.json", "keys.json");
         rig.write("keys.json", &set("k1", ""));
         rig.write("jwks.json", &set("k1", ""));
-        let settings = LiveSettings::load(&rig.path("live.toml")).unwrap();
+        let settings = LiveSettings::load(&rig.path("live.toml"), BusMode::Local).unwrap();
         let mut published = settings.published();
         published.mark_unchanged();
         for wrong in [set("k2", r#", "d": "hunter2""#), r#"{"keys": [{"kty": "oct", "kid": "s"}]}"#.into(), "x".repeat(300_000), "{".into()]
@@ -329,5 +343,19 @@ mod tests {
         settings.take(rig.look(), &rig.metrics);
         assert_eq!(settings.revision().error, None);
         assert!(rig.metrics.render().contains("signal_config_reloads_total{kind=\"live_error\"} 4"), "each fault once");
+    }
+    #[test]
+    fn a_redis_is_named_only_where_there_is_one_and_with_files_that_are_there() {
+        let rig = Rig::new();
+        let password = rig.path("redis-password-1");
+        let bus = format!("[bus]\nmode = \"standalone\"\nnodes = [\"a:1\"]\npassword_file = {password:?}\n");
+        rig.write("live.toml", &bus);
+        let Err(Fault::Settings(Invalid(problems))) = rig.look() else { panic!("it has faults") };
+        assert!(problems.len() == 1 && problems[0].contains("restart"), "{problems:?}");
+        let look = || look(Some(&rig.path("live.toml")), BusMode::Standalone);
+        let Err(Fault::Files(Invalid(problems))) = look() else { panic!("it has faults") };
+        assert!(problems.len() == 1 && problems[0].starts_with("bus.password_file: "), "{problems:?}");
+        rig.write("redis-password-1", "secret");
+        assert!(look().is_ok());
     }
 }

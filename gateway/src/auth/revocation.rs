@@ -98,6 +98,21 @@ impl Revocations {
             || token.token_id.as_deref().and_then(|jti| held.tokens.get(jti)).is_some_and(applies)
     }
 
+    /// Every one that still matters, those of one name as one.
+    pub fn all(&self) -> Vec<Revocation> {
+        let (now, held) = (self.clock.now_ms(), self.held.read());
+        let users = held.users.iter().map(|(user, moments)| (Some(user.clone()), None, moments));
+        let tokens = held.tokens.iter().map(|(jti, moments)| (None, Some(jti.clone()), moments));
+        let lasting = users.chain(tokens).filter(|(_, _, moments)| moments.until_ms > now);
+        let whole = lasting.map(|(user_id, jti, Moments { issued_before_ms, until_ms })| Revocation {
+            user_id,
+            jti,
+            issued_before_ms: *issued_before_ms,
+            until_ms: *until_ms,
+        });
+        whole.collect()
+    }
+
     /// How many are remembered.
     pub fn len(&self) -> usize {
         self.held.read().len()
@@ -207,6 +222,7 @@ mod tests {
         let held = Revocations::new(Arc::new(clock.clone()));
         held.extend([of_user("17", 500, 2000), of_user("17", 300, 3000), of_user("gone", 500, 1000)]);
         assert_eq!(held.len(), 1);
+        assert_eq!(held.all(), [of_user("17", 500, 3000)]);
         assert!(held.matches(&principal("17", None, Some(400))));
         clock.advance_ms(1999);
         assert!(held.matches(&principal("17", None, Some(299))));

@@ -151,6 +151,16 @@ impl Interests {
         }
     }
 
+    /// Everything that is wanted, as often as it is.
+    pub(super) fn wanted(&self) -> Vec<Interest> {
+        self.wanted.iter().flat_map(|(interest, entry)| std::iter::repeat_n(interest.clone(), entry.count as usize)).collect()
+    }
+
+    /// Whether subscriptions are confirmed as they come.
+    pub(super) fn is_up(&self) -> bool {
+        self.up
+    }
+
     /// How many are wanted or not yet unsubscribed.
     pub(super) fn len(&self) -> usize {
         self.wanted.len()

@@ -10,7 +10,7 @@ use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::{Answers, Ask, Bus, BusError, BusEvent, Hearing, Interest, MAX_REVOCATIONS, Opened, Revocation};
+use super::{Answers, Ask, Bus, BusError, BusEvent, BusFacts, Hearing, Interest, MAX_REVOCATIONS, Opened, Revocation};
 use crate::clock::Clock;
 use crate::config;
 use crate::delivery::Dispatch;
@@ -25,7 +25,7 @@ struct Local {
 pub(super) fn open(ids: &config::Ids, clock: Arc<dyn Clock>) -> Opened {
     let (sender, events) = mpsc::channel(1);
     let bus = Local { clock, revocations: Mutex::default(), events: Mutex::new(Some(sender)) };
-    Opened { bus: Arc::new(bus), events, worker: ids.worker_base }
+    Opened { bus: Arc::new(bus), events, worker: Arc::new(ids.worker_base.into()) }
 }
 
 impl Local {
@@ -81,6 +81,10 @@ impl Bus for Local {
         false
     }
 
+    fn facts(&self) -> BusFacts {
+        BusFacts::default()
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         self.events.lock().take();
         ready(()).boxed()
@@ -97,7 +101,7 @@ mod tests {
     async fn the_local_bus_keeps_the_contract_of_every_bus() {
         let clock = FixedClock::new(chrono::DateTime::from_timestamp_millis(1_800_000_000_000).unwrap());
         let opened = open(&crate::config::Config::for_tests().ids, Arc::new(clock.clone()));
-        assert_eq!(opened.worker, 9);
+        assert_eq!(opened.worker.load(std::sync::atomic::Ordering::Acquire), 9);
         conformance::alone(opened, &clock).await;
     }
 }

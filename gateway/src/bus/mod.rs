@@ -3,25 +3,28 @@
 //! Input: dispatches from [`crate::delivery`], interests from [`crate::hub`]. Output: [`BusEvent`]s, which `app` hands to the hub.
 //! An instance subscribes only to what it holds, so Redis hands a message to the owning instances and nobody else.
 //!
-//! [`open`] chooses: [`local`](self) for one instance alone, Redis (standalone, Sentinel or Cluster) for several.
+//! [`open`] chooses: [`local`](self) for one instance alone, Redis (standalone, Sentinel or Cluster) for several. In front of Redis stands a switch,
+//! which moves a running instance from one server to another.
 
 #[cfg(test)]
 mod conformance;
 mod interests;
 mod local;
 mod redis;
+mod switch;
 mod wire;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config;
+use crate::config::{self, Live};
 use crate::delivery::{Destination, Dispatch};
 use crate::hub::{ClientInfo, ClientQuery};
 use crate::id::Id;
@@ -55,6 +58,8 @@ pub enum BusEvent {
     /// Pushes may have been missed: every local client is to be told, and [`Bus::revocations`] read again, since a live
     /// [`Ask::Revoke`] may be among what was missed. Comes after subscriptions are confirmed again, once per gap.
     Resync(&'static str),
+    /// These were stored elsewhere before this instance came there.
+    Revocations(Vec<Revocation>),
     /// Another instance asks; the answer goes back through the channel, or is dropped for none.
     Asked(Ask, oneshot::Sender<Reply>),
 }
@@ -137,7 +142,7 @@ pub struct Answers {
 }
 
 /// Tokens that are refused before their time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Revocation {
     /// All tokens of this subject ...
@@ -160,6 +165,38 @@ pub enum Hearing {
     /// No self-ping came back for that long, whatever the cause: pushes from elsewhere are being missed. The bus repairs itself
     /// meanwhile; a connection that breaks and is re-established sooner is a [`BusEvent::Resync`] and never `Deaf`.
     Deaf,
+}
+
+/// What is told of a bus to those who run it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BusFacts {
+    /// Which kind is in use.
+    pub mode: config::BusMode,
+    /// `host:port` of the servers, sentinels or cluster nodes in use.
+    pub nodes: Vec<String>,
+    /// Whether the live settings name another Redis or login than the one in use, and it is being gone over to.
+    pub moving: bool,
+    /// Why that has failed so far.
+    pub error: Option<String>,
+    /// The Redis before, while it is published to and heard as well.
+    pub previous: Option<Previous>,
+}
+
+impl Default for BusFacts {
+    fn default() -> Self {
+        Self { mode: config::BusMode::Local, nodes: Vec::new(), moving: false, error: None, previous: None }
+    }
+}
+
+/// The Redis before the one in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Previous {
+    /// `host:port` of its servers, sentinels or cluster nodes.
+    pub nodes: Vec<String>,
+    /// Whether it is heard; readiness does not depend on it.
+    pub hearing: bool,
 }
 
 /// What carries dispatches between instances.
@@ -217,6 +254,9 @@ pub trait Bus: Send + Sync + 'static {
     /// it. The instance then takes no new connections and is not ready. It becomes false again once the lease is renewed.
     fn lease_lapsed(&self) -> bool;
 
+    /// Which servers are in use.
+    fn facts(&self) -> BusFacts;
+
     /// Gives up the worker lease and closes; nothing is heard or published afterwards. Closing twice changes nothing.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
@@ -230,8 +270,8 @@ pub struct Opened {
     pub bus: Arc<dyn Bus>,
     /// What comes in, bounded: when nobody takes it for long, dispatches are dropped and a [`BusEvent::Resync`] follows.
     pub events: tokio::sync::mpsc::Receiver<BusEvent>,
-    /// The worker number leased for this instance's ids.
-    pub worker: u16,
+    /// The worker number leased for this instance's ids. Another one takes its place when this one is not free on a Redis that is gone over to.
+    pub worker: Arc<AtomicU16>,
 }
 
 impl std::fmt::Debug for Opened {
@@ -240,24 +280,37 @@ impl std::fmt::Debug for Opened {
     }
 }
 
+/// What a bus is opened with.
+pub struct Parts {
+    /// `[bus]` of the static settings.
+    pub config: config::Bus,
+    /// Which worker numbers may be leased.
+    pub ids: config::Ids,
+    /// What people call this instance.
+    pub instance_name: String,
+    /// Which Redis is in use where it is not that of the static settings, and which was before.
+    pub live: watch::Receiver<Arc<Live>>,
+    /// Every revocation that this instance knows of: they are stored in a Redis that is gone over to.
+    pub known: Arc<dyn Fn() -> Vec<Revocation> + Send + Sync>,
+    /// Ends of revocations.
+    pub clock: Arc<dyn Clock>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Ends the opening, and afterwards closes the bus as [`Bus::close`] does.
+    pub shutdown: CancellationToken,
+}
+
 /// Opens the bus that the settings name.
 ///
 /// With Redis it returns once connected, subscribed to broadcast, and in possession of a worker lease; until then it keeps trying and logs why,
-/// so that Redis may start later than the gateway. Cancelling `shutdown` ends that, and afterwards closes the bus as [`Bus::close`] does.
+/// so that Redis may start later than the gateway. From then on it follows the live settings from one Redis to another.
 /// Must be called inside a tokio runtime, whose tasks the bus uses.
 ///
 /// # Errors
 /// [`BusError::Misconfigured`] for settings that can never work; [`BusError::Unavailable`] when `shutdown` came first.
-pub async fn open(
-    config: &config::Bus,
-    ids: &config::Ids,
-    instance_name: String,
-    clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
-    shutdown: CancellationToken,
-) -> Result<Opened, BusError> {
-    match config.mode {
-        config::BusMode::Local => Ok(local::open(ids, clock)),
-        _ => redis::open(config, ids, instance_name, clock, metrics, shutdown).await,
+pub async fn open(parts: Parts) -> Result<Opened, BusError> {
+    match parts.config.mode {
+        config::BusMode::Local => Ok(local::open(&parts.ids, parts.clock)),
+        _ => switch::open(parts).await,
     }
 }

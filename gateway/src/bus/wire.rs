@@ -109,17 +109,39 @@ struct Out<'a> {
     data: &'a RawValue,
     #[serde(skip_serializing_if = "<[Id]>::is_empty")]
     exclude: &'a [Id],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bridged: Option<(u64, u64, u8)>,
+}
+
+/// What a dispatch that is published to two servers carries besides: the member `bridged` of ours, which other readers pass over. It lists
+/// the three numbers, the last as 0 or 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bridged {
+    /// The same in both copies, and greater than that of every dispatch of the instance before.
+    pub(super) number: u64,
+    /// The number of the first since its instance published to one server alone.
+    pub(super) since: u64,
+    /// Whether this is the copy on the server where everything before came as well.
+    pub(super) is_home: bool,
 }
 
 /// The payload of a dispatch.
-pub(super) fn encode(server_id: &str, dispatch: &Dispatch) -> Vec<u8> {
+pub(super) fn encode(server_id: &str, dispatch: &Dispatch, bridged: Option<Bridged>) -> Vec<u8> {
     let (kind, target) = match &dispatch.destination {
         Destination::Client(id) => ("client", Some(id.as_str())),
         Destination::User(user) => ("user", Some(&**user)),
         Destination::Room(room) => ("room", Some(&**room)),
         Destination::Broadcast => ("broadcast", None),
     };
-    let out = Out { server_id, kind, target, event: &dispatch.event, data: &dispatch.data, exclude: &dispatch.exclude };
+    let out = Out {
+        server_id,
+        kind,
+        target,
+        event: &dispatch.event,
+        data: &dispatch.data,
+        exclude: &dispatch.exclude,
+        bridged: bridged.map(|b| (b.number, b.since, b.is_home.into())),
+    };
     serde_json::to_vec(&out).expect("strings and JSON are JSON")
 }
 
@@ -145,12 +167,17 @@ struct In<'a> {
     data: Option<&'a RawValue>,
     #[serde(borrow, default)]
     exclude: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    bridged: Option<&'a RawValue>,
 }
+
+/// A dispatch, the `serverId` that published it, and what it carries where it was published to two servers.
+pub(super) type Decoded = (Dispatch, Box<str>, Option<Bridged>);
 
 /// Reads a payload that came for `destination`; `None` when this instance published it itself.
 ///
-/// Absent `data` is null. Members of `exclude` that are no client ids exclude nobody.
-pub(super) fn decode(me: &str, destination: Destination, payload: &[u8]) -> Result<Option<Dispatch>, Malformed> {
+/// Absent `data` is null. Members of `exclude` that are no client ids exclude nobody; a `bridged` that is not three numbers is none.
+pub(super) fn decode(me: &str, destination: Destination, payload: &[u8]) -> Result<Option<Decoded>, Malformed> {
     // A list would be read as the members in their order.
     if payload.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
         return Err(Malformed::NotJson);
@@ -169,7 +196,10 @@ pub(super) fn decode(me: &str, destination: Destination, payload: &[u8]) -> Resu
         .flatten()
         .filter_map(|member| member.as_str().and_then(|text| text.parse().ok()))
         .collect();
-    Ok(Some(Dispatch { exclude: exclude.into(), ..Dispatch::new(destination, event.as_ref(), Arc::from(data)) }))
+    let bridged = read.bridged.and_then(|raw| serde_json::from_str::<(u64, u64, u8)>(raw.get()).ok());
+    let bridged = bridged.map(|(number, since, home)| Bridged { number, since, is_home: home == 1 });
+    let dispatch = Dispatch { exclude: exclude.into(), ..Dispatch::new(destination, event.as_ref(), Arc::from(data)) };
+    Ok(Some((dispatch, server_id.into(), bridged)))
 }
 
 #[cfg(test)]
@@ -182,7 +212,7 @@ mod tests {
     }
 
     fn read(payload: &str) -> Result<Option<Dispatch>, Malformed> {
-        decode("me", Destination::Broadcast, payload.as_bytes())
+        Ok(decode("me", Destination::Broadcast, payload.as_bytes())?.map(|(dispatch, ..)| dispatch))
     }
 
     #[test]
@@ -196,7 +226,7 @@ mod tests {
         ] {
             let mut dispatch = Dispatch::new(destination.clone(), "hi", raw("{\"n\": 1.50}"));
             dispatch.exclude = Arc::from([id]);
-            let payload: serde_json::Value = serde_json::from_slice(&encode("s1", &dispatch)).unwrap();
+            let payload: serde_json::Value = serde_json::from_slice(&encode("s1", &dispatch, None)).unwrap();
             let mut wanted = json!({"serverId": "s1", "type": kind, "event": "hi", "data": {"n": 1.5}, "exclude": ["4bC"]});
             if let Some(target) = target {
                 wanted["target"] = json!(target);
@@ -206,15 +236,15 @@ mod tests {
             assert_eq!(names.channel(&destination), channel);
             assert_eq!(names.destination(channel), Some(destination));
         }
-        let plain = encode("s1", &Dispatch::new(Destination::Broadcast, "hi", raw("null")));
+        let plain = encode("s1", &Dispatch::new(Destination::Broadcast, "hi", raw("null")), None);
         assert_eq!(plain, br#"{"serverId":"s1","type":"broadcast","event":"hi","data":null}"#);
     }
 
     #[test]
     fn data_travels_as_the_text_it_was() {
         let text = "{\"n\": 1.50, \"n\":9007199254740993,  \"s\":\"\\u00e9\"}";
-        let payload = encode("other", &Dispatch::new(Destination::Broadcast, "hi", raw(text)));
-        let got = decode("me", Destination::Broadcast, &payload).unwrap().unwrap();
+        let payload = encode("other", &Dispatch::new(Destination::Broadcast, "hi", raw(text)), None);
+        let (got, ..) = decode("me", Destination::Broadcast, &payload).unwrap().unwrap();
         assert_eq!(got.data.get(), text);
     }
 
@@ -255,11 +285,25 @@ mod tests {
     }
 
     #[test]
+    fn a_number_travels_as_one_more_member_that_does_no_harm() {
+        let payload =
+            encode("other", &Dispatch::new(Destination::Broadcast, "hi", raw("1")), Some(Bridged { number: 3, since: 2, is_home: true }));
+        let value: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+        assert_eq!(value, json!({"serverId": "other", "type": "broadcast", "event": "hi", "data": 1, "bridged": [3, 2, 1]}));
+        let (_, from, number) = decode("me", Destination::Broadcast, &payload).unwrap().unwrap();
+        assert_eq!((&*from, number), ("other", Some(Bridged { number: 3, since: 2, is_home: true })));
+        for odd in ["true", "7", "[1,2]", "[1,2,3,4]", "[-1,0,1]", "[1,2,\"1\"]", "[]", "{}", "null", "[18446744073709551616,0,0]"] {
+            let payload = format!("{{\"serverId\":\"x\",\"event\":\"e\",\"bridged\":{odd}}}");
+            assert_eq!(decode("me", Destination::Broadcast, payload.as_bytes()).unwrap().unwrap().2, None, "{odd}");
+        }
+    }
+
+    #[test]
     fn the_channel_says_whom_it_is_for_whatever_the_payload_says() {
         let names = Names::new("", "i");
         let destination = names.destination("ws:room:lobby").unwrap();
         let payload = br#"{"serverId":"emitter","type":"user","target":"17","event":"e"}"#;
-        assert_eq!(decode("i", destination, payload).unwrap().unwrap().destination, Destination::Room("lobby".into()));
+        assert_eq!(decode("i", destination, payload).unwrap().unwrap().0.destination, Destination::Room("lobby".into()));
         for foreign in ["ws:broadcast:x", "ws:client:not an id", "signal:ask:i", "other"] {
             assert_eq!(names.destination(foreign), None, "{foreign}");
         }

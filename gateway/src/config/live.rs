@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::LIVE_DEFAULTS;
+use super::{BusPlace, LIVE_DEFAULTS};
 
 /// The live settings.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -31,6 +31,12 @@ pub struct Live {
     /// Who may issue tokens; at most 16.
     #[serde(default)]
     pub sources: Vec<Source>,
+    /// The Redis in use; none for that of the static settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<BusPlace>,
+    /// The Redis that was in use before: published to and heard as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus_previous: Option<BusPlace>,
 }
 
 /// `[limits]`
@@ -162,7 +168,10 @@ impl Live {
         let sources = self.sources.iter().enumerate();
         let of_sources = sources.flat_map(|(at, source)| source.files().map(move |(name, path)| (format!("sources[{at}].{name}"), path)));
         let published = Some(self.well_known_jwks_file.as_path()).filter(|path| !path.as_os_str().is_empty());
-        published.map(|path| ("well_known_jwks_file".to_owned(), path)).into_iter().chain(of_sources)
+        let places = [("bus", &self.bus), ("bus_previous", &self.bus_previous)];
+        let places = places.into_iter().filter_map(|(section, place)| Some((section, place.as_ref()?)));
+        let of_places = places.flat_map(|(section, place)| place.files().map(move |(name, path)| (format!("{section}.{name}"), path)));
+        published.map(|path| ("well_known_jwks_file".to_owned(), path)).into_iter().chain(of_sources).chain(of_places)
     }
 }
 

@@ -46,9 +46,10 @@ pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, Stri
 pub fn load_live(text: &str) -> Result<Live, Invalid> {
     let mut problems = Vec::new();
     let given = parse(text, "live file", &mut problems);
-    let live = assemble::<Live>(LIVE_DEFAULTS, &given, &["sources"], &mut problems);
+    let live = assemble::<Live>(LIVE_DEFAULTS, &given, &["sources", "bus", "bus_previous"], &mut problems);
     if let Some(live) = &live {
         check_live(live, &mut problems);
+        check_places(live, &mut problems);
     }
     finish(live, problems)
 }
@@ -312,6 +313,17 @@ fn check_live(live: &Live, problems: &mut Vec<String>) {
             "url must be https, or say allow_insecure_http = true",
         );
         need(!live.sources[..at].iter().any(|s| s.name == source.name), &name, "name is taken by an earlier source");
+    }
+}
+
+fn check_places(live: &Live, problems: &mut Vec<String>) {
+    for (section, place) in [("bus", &live.bus), ("bus_previous", &live.bus_previous)] {
+        problems.extend(place.iter().flat_map(|place| place.problems(section)));
+    }
+    if let (Some(bus), Some(previous)) = (&live.bus, &live.bus_previous)
+        && bus.is_same_server(previous)
+    {
+        problems.push("bus_previous: names the same server as bus".into());
     }
 }
 

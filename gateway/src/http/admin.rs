@@ -18,7 +18,7 @@ use subtle::ConstantTimeEq;
 use super::extract::{Json, NoParams, OptionalJson, Params, authorization};
 use super::problem::{Cause, Problem};
 use crate::auth::{PublishedKeys, SourceStatus};
-use crate::bus::{Bus, Hearing};
+use crate::bus::{self, Bus, Hearing};
 use crate::config::SecretFile;
 use crate::hub::{Counts, Hub};
 use crate::lifecycle::Lifecycle;
@@ -177,6 +177,8 @@ pub(super) struct Status {
 struct BusStatus {
     hearing: bool,
     lag_ms: Option<f64>,
+    #[serde(flatten)]
+    facts: bus::BusFacts,
 }
 
 #[derive(Debug, Serialize)]
@@ -227,7 +229,11 @@ pub(super) async fn status(Shared(state): Shared<AdminState>, _: Params<NoParams
         ready: unready.is_empty(),
         unready,
         connections: state.hub.counts(),
-        bus: BusStatus { hearing: state.bus.hearing() == Hearing::Good, lag_ms: state.bus.lag().map(|lag| lag.as_secs_f64() * 1000.0) },
+        bus: BusStatus {
+            hearing: state.bus.hearing() == Hearing::Good,
+            lag_ms: state.bus.lag().map(|lag| lag.as_secs_f64() * 1000.0),
+            facts: state.bus.facts(),
+        },
         drain: DrainStatus::of(&state),
         database,
         facts: (state.facts)(),

@@ -11,17 +11,17 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::Shared;
 use super::intake::{Answer, Asked, Question};
-use super::{Shared, lease};
+use super::lease::Instance;
 use crate::bus::{Answers, Ask, BusError};
 
 /// Most questions of this instance that are open at a time.
 pub(super) const MAX_OPEN: usize = 64;
 
-/// Asks every other live instance.
-pub(super) async fn ask(shared: &Arc<Shared>, ask: &Ask) -> Result<Answers, BusError> {
+/// Asks these instances.
+pub(super) async fn ask(shared: &Arc<Shared>, ask: &Ask, others: Vec<Instance>) -> Result<Answers, BusError> {
     let Ok(_open) = shared.asking.try_acquire() else { return Err(BusError::Full) };
-    let others = lease::others(shared).await?;
     if others.is_empty() {
         return Ok(Answers::default());
     }
@@ -38,7 +38,7 @@ pub(super) async fn ask(shared: &Arc<Shared>, ask: &Ask) -> Result<Answers, BusE
     for (at, other) in others.into_iter().enumerate() {
         match heard.get(at).copied().flatten() {
             // Nobody is subscribed there: it is gone, and waiting would not bring it back.
-            Some(0) if shared.connector.counts_all_receivers() => answers.missing.push(other.name),
+            Some(0) if shared.connector().counts_all_receivers() => answers.missing.push(other.name),
             None => answers.missing.push(other.name),
             Some(_) => drop(open.insert(other.id, other.name)),
         }

@@ -108,6 +108,17 @@ impl Connector {
         Ok(connector)
     }
 
+    /// Which kind of Redis.
+    pub(super) fn mode(&self) -> BusMode {
+        self.mode
+    }
+
+    /// `host:port` of each, as configured but for IPv6 hosts, which are in brackets.
+    pub(super) fn nodes(&self) -> Vec<String> {
+        let text = |(host, port): &Address| if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        self.nodes.iter().map(text).collect()
+    }
+
     /// The file whose change asks for new connections.
     pub(super) fn password_path(&self) -> Option<&Path> {
         self.password.path()

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::bus::wire::{self, Names};
+use crate::bus::wire::{self, Bridged, Names};
 use crate::bus::{Ask, BusEvent, Reply};
 use crate::metrics::Metrics;
 
@@ -52,9 +52,31 @@ pub(super) struct Asked {
     pub(super) reply: oneshot::Receiver<Reply>,
 }
 
+/// Which instance published a dispatch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::bus) struct Stamp {
+    /// Its `serverId`.
+    pub(in crate::bus) instance: Box<str>,
+    /// What it carries where it was published to two servers.
+    pub(in crate::bus) bridged: Option<Bridged>,
+}
+
+/// An event, and who published it where that was an instance.
+#[derive(Debug)]
+pub(in crate::bus) struct Heard {
+    pub(in crate::bus) event: BusEvent,
+    pub(in crate::bus) stamp: Option<Stamp>,
+}
+
 struct Queued {
-    event: BusEvent,
+    heard: Heard,
     bytes: usize,
+}
+
+impl From<BusEvent> for Heard {
+    fn from(event: BusEvent) -> Self {
+        Self { event, stamp: None }
+    }
 }
 
 /// Which connection is listened to.
@@ -204,9 +226,10 @@ impl Intake {
         let Ok(channel) = std::str::from_utf8(channel) else { return self.count("malformed") };
         if let Some(destination) = self.names.destination(channel) {
             match wire::decode(&self.instance, destination, payload) {
-                Ok(Some(dispatch)) => {
+                Ok(Some((dispatch, from, bridged))) => {
                     let bytes = dispatch.data.get().len() + EVENT_BYTES;
-                    if self.enqueue(BusEvent::Dispatch(dispatch), bytes) {
+                    let stamp = is_instance(&from).then_some(Stamp { instance: from, bridged });
+                    if self.enqueue(Heard { event: BusEvent::Dispatch(dispatch), stamp }, bytes) {
                         self.count("dispatch");
                     }
                 }
@@ -238,7 +261,6 @@ impl Intake {
         let sent = std::str::from_utf8(payload).ok().and_then(|text| text.parse::<u64>().ok()).map(Duration::from_micros);
         let Some(lag) = sent.and_then(|sent| self.started.elapsed().checked_sub(sent)) else { return };
         *self.pinged.lock() = (Instant::now(), Some(lag));
-        self.metrics.bus_lag.set(lag.as_secs_f64());
     }
 
     /// When a ping last came back, and how long it took.
@@ -265,7 +287,9 @@ impl Intake {
         }
         let (answer, reply) = oneshot::channel();
         let asked = Asked { id: question.id, from: question.from, reply };
-        if self.asked.try_send(asked).is_ok() && self.enqueue(BusEvent::Asked(question.ask, answer), payload.len() + EVENT_BYTES) {
+        if self.asked.try_send(asked).is_ok()
+            && self.enqueue(Heard::from(BusEvent::Asked(question.ask, answer)), payload.len() + EVENT_BYTES)
+        {
             self.count("ask");
         }
     }
@@ -292,7 +316,12 @@ impl Intake {
         tracing::info!(reason, "pushes may have been missed: local clients are told to sync");
         self.metrics.bus_resyncs.inc();
         self.waiting.fetch_add(1, Ordering::AcqRel);
-        let _ = self.queue.send(Queued { event: BusEvent::Resync(reason), bytes: 0 });
+        let _ = self.queue.send(Queued { heard: BusEvent::Resync(reason).into(), bytes: 0 });
+    }
+
+    /// How much was heard and is not handed out.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Acquire)
     }
 
     /// Ends when another instance has said that dispatches of it were lost.
@@ -300,10 +329,10 @@ impl Intake {
         self.peer_lost.notified().await;
     }
 
-    fn enqueue(&self, event: BusEvent, bytes: usize) -> bool {
+    fn enqueue(&self, heard: Heard, bytes: usize) -> bool {
         let waiting = self.waiting.fetch_add(1, Ordering::AcqRel) + 1;
         let waiting_bytes = self.waiting_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        if waiting > MAX_WAITING || waiting_bytes > MAX_WAITING_BYTES || self.queue.send(Queued { event, bytes }).is_err() {
+        if waiting > MAX_WAITING || waiting_bytes > MAX_WAITING_BYTES || self.queue.send(Queued { heard, bytes }).is_err() {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
             self.drop_one();
@@ -343,9 +372,9 @@ pub(super) struct Waiting(mpsc::UnboundedReceiver<Queued>);
 
 impl Waiting {
     /// Hands events out in order until nobody takes them: the one step that may wait.
-    pub(super) async fn hand_out(mut self, intake: Arc<Intake>, events: mpsc::Sender<BusEvent>) {
-        while let Some(Queued { event, bytes }) = self.0.recv().await {
-            let taken = events.send(event).await;
+    pub(super) async fn hand_out(mut self, intake: Arc<Intake>, events: mpsc::Sender<Heard>) {
+        while let Some(Queued { heard, bytes }) = self.0.recv().await {
+            let taken = events.send(heard).await;
             intake.waiting.fetch_sub(1, Ordering::AcqRel);
             intake.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
             if taken.is_err() {
@@ -400,7 +429,7 @@ mod tests {
 
     fn drain(waiting: &mut Waiting) -> Vec<String> {
         std::iter::from_fn(|| waiting.0.try_recv().ok())
-            .map(|queued| match queued.event {
+            .map(|queued| match queued.heard.event {
                 BusEvent::Dispatch(dispatch) => {
                     assert_eq!(dispatch.destination, Destination::Room("r".into()));
                     dispatch.data.get().to_owned()
@@ -452,12 +481,12 @@ mod tests {
         let (events, mut taken) = mpsc::channel(1);
         let task = tokio::spawn(waiting.hand_out(intake.clone(), events));
         for n in 0..MAX_WAITING {
-            let Some(BusEvent::Dispatch(dispatch)) = taken.recv().await else { panic!("{n} is missing") };
+            let Some(Heard { event: BusEvent::Dispatch(dispatch), .. }) = taken.recv().await else { panic!("{n} is missing") };
             assert_eq!(dispatch.data.get(), n.to_string());
         }
-        assert!(matches!(taken.recv().await, Some(BusEvent::Resync("bus_overflow"))));
+        assert!(matches!(taken.recv().await, Some(Heard { event: BusEvent::Resync("bus_overflow"), .. })));
         intake.heard(1, said(7));
-        assert!(matches!(taken.recv().await, Some(BusEvent::Dispatch(_))));
+        assert!(matches!(taken.recv().await, Some(Heard { event: BusEvent::Dispatch(_), .. })));
         drop(taken);
         intake.heard(1, said(8));
         task.await.unwrap();
@@ -479,7 +508,7 @@ mod tests {
         }
         assert_eq!(std::iter::from_fn(|| asked.try_recv().ok()).count(), MAX_ASKED);
         let mut events = std::iter::from_fn(|| waiting.0.try_recv().ok());
-        assert!(matches!(events.next().unwrap().event, BusEvent::Asked(Ask::Holds { .. }, _)));
+        assert!(matches!(events.next().unwrap().heard.event, BusEvent::Asked(Ask::Holds { .. }, _)));
         assert_eq!(events.count(), MAX_ASKED - 1);
     }
 }

@@ -14,10 +14,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Longest wait for anything in a test.
-pub(super) const LIMIT: Duration = Duration::from_secs(20);
+pub(in crate::bus) const LIMIT: Duration = Duration::from_secs(20);
 
 /// Whether there is a `redis-server`; says so where there is none.
-pub(super) fn available(test: &str) -> bool {
+pub(in crate::bus) fn available(test: &str) -> bool {
     let found = Command::new("redis-server").arg("--version").output().is_ok_and(|o| o.status.success());
     if !found {
         eprintln!("skipped: {test}: there is no redis-server on this machine");
@@ -26,7 +26,7 @@ pub(super) fn available(test: &str) -> bool {
 }
 
 /// A port that was free a moment ago, low enough for a cluster's second port.
-pub(super) fn free_port() -> u16 {
+pub(in crate::bus) fn free_port() -> u16 {
     loop {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -38,7 +38,7 @@ pub(super) fn free_port() -> u16 {
 }
 
 /// Waits for a condition.
-pub(super) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+pub(in crate::bus) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
         assert!(began.elapsed() < LIMIT, "waited in vain: {what}");
@@ -47,10 +47,10 @@ pub(super) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// One server.
-pub(super) struct Server {
+pub(in crate::bus) struct Server {
     child: Option<Child>,
-    pub(super) port: u16,
-    pub(super) dir: TempDir,
+    pub(in crate::bus) port: u16,
+    pub(in crate::bus) dir: TempDir,
     arguments: Vec<String>,
     /// Before each command of `redis-cli`.
     cli: Vec<String>,
@@ -58,16 +58,16 @@ pub(super) struct Server {
 
 impl Server {
     /// A server with further arguments.
-    pub(super) fn start(arguments: &[&str]) -> Self {
+    pub(in crate::bus) fn start(arguments: &[&str]) -> Self {
         Self::start_with(&["--port".into(), "{port}".into()], arguments, &[])
     }
 
     /// `{port}` and `{dir}` stand for what is known only later.
-    pub(super) fn start_with(listen: &[String], arguments: &[&str], cli: &[&str]) -> Self {
+    pub(in crate::bus) fn start_with(listen: &[String], arguments: &[&str], cli: &[&str]) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), listen, arguments, cli)
     }
 
-    pub(super) fn start_in(dir: TempDir, listen: &[String], arguments: &[&str], cli: &[&str]) -> Self {
+    pub(in crate::bus) fn start_in(dir: TempDir, listen: &[String], arguments: &[&str], cli: &[&str]) -> Self {
         let port = free_port();
         let fill = |text: &str| text.replace("{port}", &port.to_string()).replace("{dir}", dir.path().to_str().unwrap());
         let base = ["--bind", "127.0.0.1", "--dir", "{dir}", "--save", "", "--appendonly", "no", "--enable-debug-command", "yes"];
@@ -80,7 +80,7 @@ impl Server {
     }
 
     /// A sentinel with this configuration.
-    pub(super) fn sentinel(configuration: &str) -> Self {
+    pub(in crate::bus) fn sentinel(configuration: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (port, path) = (free_port(), dir.path().join("sentinel.conf"));
         let text = format!("port {port}\nbind 127.0.0.1\ndir {}\n{configuration}", dir.path().display());
@@ -93,7 +93,7 @@ impl Server {
     }
 
     /// Starts it, or starts it again.
-    pub(super) fn run(&mut self) {
+    pub(in crate::bus) fn run(&mut self) {
         assert!(self.child.is_none(), "it runs");
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
         let child = Command::new("redis-server").args(&self.arguments).stdin(Stdio::null()).stdout(log).spawn().unwrap();
@@ -104,7 +104,7 @@ impl Server {
     }
 
     /// `kill -9`.
-    pub(super) fn kill(&mut self) {
+    pub(in crate::bus) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -112,25 +112,25 @@ impl Server {
     }
 
     /// Sends a signal by name.
-    pub(super) fn signal(&self, name: &str) {
+    pub(in crate::bus) fn signal(&self, name: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
     /// What `redis-cli` prints; fails the test where it fails.
-    pub(super) fn cli(&self, arguments: &[&str]) -> String {
+    pub(in crate::bus) fn cli(&self, arguments: &[&str]) -> String {
         self.try_cli(arguments).unwrap_or_else(|| panic!("redis-cli {arguments:?} failed"))
     }
 
     /// The same; `None` where it fails.
-    pub(super) fn try_cli(&self, arguments: &[&str]) -> Option<String> {
+    pub(in crate::bus) fn try_cli(&self, arguments: &[&str]) -> Option<String> {
         let mut command = Command::new("redis-cli");
         command.args(["-e", "-p", &self.port.to_string()]).args(&self.cli).args(arguments).stderr(Stdio::null());
         let output = command.output().unwrap();
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
     }
 
-    pub(super) fn address(&self) -> String {
+    pub(in crate::bus) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 }
@@ -142,7 +142,7 @@ impl Drop for Server {
 }
 
 /// Three masters that share the slots.
-pub(super) fn cluster() -> Vec<Server> {
+pub(in crate::bus) fn cluster() -> Vec<Server> {
     let arguments = ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "2000"];
     let servers: Vec<Server> = (0..3)
         .map(|_| {
@@ -159,7 +159,7 @@ pub(super) fn cluster() -> Vec<Server> {
 }
 
 /// A master, its replica and three sentinels; the master is named `mymaster`.
-pub(super) fn sentinels() -> (Server, Server, Vec<Server>) {
+pub(in crate::bus) fn sentinels() -> (Server, Server, Vec<Server>) {
     let master = Server::start(&[]);
     let replica = Server::start(&["--replicaof", &format!("127.0.0.1 {}", master.port)]);
     let mut configuration = format!("sentinel monitor mymaster 127.0.0.1 {} 2\n", master.port);
@@ -178,7 +178,7 @@ pub(super) fn sentinels() -> (Server, Server, Vec<Server>) {
 }
 
 /// An authority and a certificate for 127.0.0.1, made with `openssl`: `ca.pem`, `cert.pem`, `key.pem`.
-pub(super) fn certificates(dir: &Path) {
+pub(in crate::bus) fn certificates(dir: &Path) {
     let run = |arguments: &[&str]| {
         let output = Command::new("openssl").args(arguments).current_dir(dir).output().unwrap();
         assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -207,7 +207,7 @@ pub(super) fn certificates(dir: &Path) {
 }
 
 /// Stands between a bus and its server, and can swallow what the server sends on connections that subscribed.
-pub(super) struct Proxy {
+pub(in crate::bus) struct Proxy {
     port: u16,
     open: Arc<Mutex<Vec<Arc<Wire>>>>,
     _end: DropGuard,
@@ -221,7 +221,7 @@ struct Wire {
 
 impl Proxy {
     /// Listens until dropped.
-    pub(super) async fn start(server: u16) -> Self {
+    pub(in crate::bus) async fn start(server: u16) -> Self {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let (port, end) = (listener.local_addr().unwrap().port(), CancellationToken::new());
         let open = Arc::new(Mutex::new(Vec::new()));
@@ -244,12 +244,12 @@ impl Proxy {
         Self { port, open, _end: end.drop_guard() }
     }
 
-    pub(super) fn address(&self) -> String {
+    pub(in crate::bus) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
     /// From here on the connections that have subscribed hear nothing; later ones do.
-    pub(super) fn mute_subscribers(&self) {
+    pub(in crate::bus) fn mute_subscribers(&self) {
         for wire in self.open.lock().iter().filter(|wire| wire.subscribes.load(Ordering::SeqCst)) {
             wire.mute.store(true, Ordering::SeqCst);
         }

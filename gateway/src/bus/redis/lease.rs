@@ -3,6 +3,7 @@
 //! Each step is one script on one key, so it is atomic and works in a cluster. A lease is taken when it is free or already ours, which makes taking,
 //! renewing and trying again after a lost answer the same thing. Being alive is measured by the server's clock.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -73,20 +74,33 @@ impl Lease {
 }
 
 /// Another live instance.
-pub(super) struct Instance {
-    pub(super) id: String,
-    pub(super) name: String,
+pub(in crate::bus) struct Instance {
+    pub(in crate::bus) id: String,
+    pub(in crate::bus) name: String,
 }
 
-/// Leases the first number, or when that is held any free one from a random place on, for as long as it takes.
-pub(super) async fn acquire(shared: &Shared, ids: &config::Ids) -> Lease {
+impl Lease {
+    fn new(worker: u16, sent: Instant) -> Arc<Self> {
+        Arc::new(Self { worker, state: Mutex::new(State { renewed: sent, taken: false }) })
+    }
+
+    /// Whether another instance is known to hold the number.
+    pub(super) fn is_anothers(&self) -> bool {
+        self.state.lock().taken
+    }
+}
+
+/// Leases the wanted number, or when that is held any free one from a random place on, for as long as it takes.
+///
+/// With a second bus the number is leased there as well: instances that are on one of the two must not share it. While that one does not answer,
+/// the first decides alone.
+pub(super) async fn acquire(shared: &Shared, also: Option<&Shared>, ids: &config::Ids, wanted: u16) -> u16 {
     let mut backoff = Backoff::default();
     loop {
-        let sent = Instant::now();
-        match try_acquire(shared, ids).await {
+        match try_acquire(shared, also, ids, wanted).await {
             Ok(Some(worker)) => {
                 tracing::info!(worker, "leased a worker number");
-                return Lease { worker, state: Mutex::new(State { renewed: sent, taken: false }) };
+                return worker;
             }
             Ok(None) => tracing::error!(
                 from = ids.worker_base,
@@ -99,19 +113,46 @@ pub(super) async fn acquire(shared: &Shared, ids: &config::Ids) -> Lease {
     }
 }
 
-async fn try_acquire(shared: &Shared, ids: &config::Ids) -> Result<Option<u16>, BusError> {
-    if take(shared, ids.worker_base).await? {
-        return Ok(Some(ids.worker_base));
-    }
-    let others = ids.worker_count.saturating_sub(1);
-    let start = rand::random_range(0..others.max(1));
-    for step in 0..others {
-        let number = ids.worker_base + 1 + (start + step) % others;
-        if take(shared, number).await? {
-            return Ok(Some(number));
+async fn try_acquire(shared: &Shared, also: Option<&Shared>, ids: &config::Ids, wanted: u16) -> Result<Option<u16>, BusError> {
+    let start = rand::random_range(0..ids.worker_count.max(1));
+    let others = (0..ids.worker_count).map(|step| ids.worker_base + (start + step) % ids.worker_count);
+    for number in std::iter::once(wanted).chain(others.filter(|number| *number != wanted)) {
+        let sent = Instant::now();
+        if !take(shared, number).await? {
+            continue;
         }
+        if let Some(also) = also {
+            match hold(also, number).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    give_up(shared, number).await?;
+                    continue;
+                }
+                Err(error) => tracing::warn!(%error, worker = number, "a worker number could not be leased on the other Redis"),
+            }
+        }
+        *shared.lease.lock() = Some(Lease::new(number, sent));
+        return Ok(Some(number));
     }
     Ok(None)
+}
+
+/// Leases this very number and renews it from here on; `false` when it is another's. The one held before is the caller's to give up, once nothing is
+/// made with it.
+pub(super) async fn hold(shared: &Shared, worker: u16) -> Result<bool, BusError> {
+    let sent = Instant::now();
+    let ours = take(shared, worker).await?;
+    if ours {
+        *shared.lease.lock() = Some(Lease::new(worker, sent));
+    }
+    Ok(ours)
+}
+
+/// Gives a number up if it is this instance's.
+pub(super) async fn give_up(shared: &Shared, worker: u16) -> Result<(), BusError> {
+    let mut cmd = script(RELEASE, &shared.names.worker(worker));
+    cmd.arg(&shared.instance);
+    shared.query::<i64>(&cmd).await.map(drop)
 }
 
 async fn take(shared: &Shared, worker: u16) -> Result<bool, BusError> {
@@ -129,8 +170,8 @@ pub(super) async fn keep(shared: &Shared, mut connected: watch::Receiver<u64>) {
             // The server may have forgotten everything: what is ours is put back before another takes it.
             Ok(()) = connected.changed() => renew_at = Instant::now(),
         }
-        if let Some(lease) = shared.lease.get() {
-            if Instant::now() >= renew_at && renew(shared, lease).await {
+        if let Some(lease) = shared.lease() {
+            if Instant::now() >= renew_at && renew(shared, &lease).await {
                 renew_at = Instant::now() + shared.timing.renew;
             }
             if let Err(error) = beat(shared).await {
@@ -185,13 +226,11 @@ pub(super) async fn others(shared: &Shared) -> Result<Vec<Instance>, BusError> {
 
 /// Gives up what is ours.
 pub(super) async fn release(shared: &Shared) {
-    let Some(lease) = shared.lease.get() else { return };
-    let mut cmd = script(RELEASE, &shared.names.worker(lease.worker));
-    cmd.arg(&shared.instance);
-    let released = shared.query::<i64>(&cmd).await;
+    let Some(lease) = shared.lease() else { return };
+    let released = give_up(shared, lease.worker).await;
     let mut cmd = redis::cmd("ZREM");
     cmd.arg(&shared.names.instances).arg(shared.member());
-    let removed = shared.query::<i64>(&cmd).await;
+    let removed = shared.query::<i64>(&cmd).await.map(drop);
     if let Err(error) = released.and(removed) {
         tracing::warn!(%error, "the worker lease was not given up; it ends by itself");
     }
@@ -206,6 +245,9 @@ pub(super) async fn ping(shared: &Shared) {
         }
         // Through the same queue as dispatches: what is measured is what they meet.
         let _ = shared.publisher.signal(shared.names.ping.clone(), shared.intake.ping());
-        shared.metrics.bus_deaf.set(i64::from(shared.hearing() == Hearing::Deaf));
+        if shared.is_shown() {
+            shared.metrics.bus_deaf.set(i64::from(shared.hearing() == Hearing::Deaf));
+            shared.metrics.bus_lag.set(shared.intake.pinged().1.unwrap_or_default().as_secs_f64());
+        }
     }
 }

@@ -8,11 +8,13 @@
 //! | `intake` | what is heard: sorted, bounded, handed out |
 //! | `lease` | the worker number and being listed as alive; the self-ping |
 //! | `ask`, `revocations` | questions between instances; what outlives them |
+//! | `handle` | what [`super::switch`] does beside the calls of every bus |
 //!
 //! All tasks belong to one supervisor: should one end unasked, all end and with them the events.
 
 mod ask;
 mod connect;
+mod handle;
 mod intake;
 mod lease;
 mod publisher;
@@ -20,11 +22,12 @@ mod revocations;
 mod subscriber;
 
 #[cfg(test)]
-mod lab;
+pub(super) mod lab;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -37,13 +40,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::connect::{Address, Connector, Keys, unavailable};
+pub(super) use self::handle::{only_here, probe};
+pub(super) use self::intake::{Heard, Stamp};
+pub(super) use self::publisher::Backoff;
+
 use self::intake::{Asked, Intake, Waiting};
 use self::lease::Lease;
 use self::publisher::{Publisher, Writer};
 use self::subscriber::Subscriber;
 use super::interests::{Added, Interests};
-use super::wire::{self, Names};
-use super::{Answers, Ask, Bus, BusError, BusEvent, Hearing, Interest, Opened, Revocation};
+use super::wire::Names;
+use super::{Answers, Ask, Bus, BusError, BusFacts, Hearing, Interest, Revocation};
 use crate::clock::Clock;
 use crate::config;
 use crate::delivery::{Destination, Dispatch};
@@ -94,7 +101,10 @@ struct Shared {
     name: String,
     names: Names,
     timing: Timing,
-    connector: Connector,
+    /// Replaced when one logs in otherwise.
+    connector: Mutex<Arc<Connector>>,
+    /// Grows when new connections are to be made beside the old ones.
+    login: watch::Sender<u64>,
     intake: Arc<Intake>,
     publisher: Publisher,
     interests: Mutex<Interests>,
@@ -104,7 +114,9 @@ struct Shared {
     connected: watch::Sender<u64>,
     keys: Mutex<Option<(Keys, Address)>>,
     subscriber: Mutex<Option<Address>>,
-    lease: OnceLock<Lease>,
+    lease: Mutex<Option<Arc<Lease>>>,
+    /// Another bus is the one in use: its figures are those that are shown.
+    aside: AtomicBool,
     asking: Semaphore,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
@@ -125,6 +137,19 @@ impl Shared {
 
     fn subscriber_address(&self) -> Option<Address> {
         self.subscriber.lock().clone()
+    }
+
+    fn connector(&self) -> Arc<Connector> {
+        Arc::clone(&self.connector.lock())
+    }
+
+    fn lease(&self) -> Option<Arc<Lease>> {
+        self.lease.lock().clone()
+    }
+
+    /// Whether gauges are of this bus.
+    fn is_shown(&self) -> bool {
+        !self.aside.load(Ordering::Acquire)
     }
 
     /// Runs a key command.
@@ -160,38 +185,49 @@ impl Shared {
 }
 
 /// The bus that callers hold.
-struct RedisBus {
+pub(super) struct RedisBus {
     shared: Arc<Shared>,
     closing: CancellationToken,
     closed: watch::Receiver<bool>,
 }
 
-pub(super) async fn open(
-    config: &config::Bus,
-    ids: &config::Ids,
-    name: String,
-    clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
-    shutdown: CancellationToken,
-) -> Result<Opened, BusError> {
-    open_timed(config, ids, name, clock, metrics, shutdown, Timing::of(config)).await
+/// What is the same for every bus of a process.
+#[derive(Clone)]
+pub(super) struct Setup {
+    /// 128 random bits in hexadecimal: the `serverId`, one for all buses of a process.
+    pub(super) instance: String,
+    /// What people call it.
+    pub(super) name: String,
+    pub(super) ids: config::Ids,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) shutdown: CancellationToken,
 }
 
-async fn open_timed(
-    config: &config::Bus,
-    ids: &config::Ids,
-    name: String,
-    clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
-    shutdown: CancellationToken,
-    timing: Timing,
-) -> Result<Opened, BusError> {
-    let connector = Connector::new(config)?;
-    if config.tls {
-        // Whoever was first has installed the same one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    }
-    let instance = format!("{:032x}", rand::random::<u128>());
+/// A new `serverId`.
+pub(super) fn new_instance() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// A bus that has begun to connect. Dropping the bus closes what was begun.
+pub(super) struct Begun {
+    pub(super) bus: Arc<RedisBus>,
+    pub(super) events: mpsc::Receiver<Heard>,
+    /// Told when all that was wanted is subscribed and confirmed for the first time.
+    heard: oneshot::Receiver<()>,
+}
+
+/// Begins to connect; interests may be added from here on.
+///
+/// # Errors
+/// [`BusError::Misconfigured`].
+pub(super) fn begin(config: &config::Bus, setup: &Setup) -> Result<Begun, BusError> {
+    begin_timed(config, setup, Timing::of(config))
+}
+
+fn begin_timed(config: &config::Bus, setup: &Setup, timing: Timing) -> Result<Begun, BusError> {
+    let connector = connector(config)?;
+    let Setup { instance, name, clock, metrics, .. } = setup.clone();
     let names = Names::new(&config.prefix, &instance);
     let (intake, outlets) = Intake::new(names.clone(), instance.clone(), metrics.clone());
     let (publisher, writer) = Publisher::new(config.publish_queue, metrics.clone());
@@ -200,7 +236,8 @@ async fn open_timed(
         name,
         names,
         timing,
-        connector,
+        connector: Mutex::new(Arc::new(connector)),
+        login: watch::channel(0).0,
         intake: Arc::new(intake),
         publisher,
         interests: Mutex::default(),
@@ -209,43 +246,52 @@ async fn open_timed(
         connected: watch::channel(0).0,
         keys: Mutex::default(),
         subscriber: Mutex::default(),
-        lease: OnceLock::new(),
+        lease: Mutex::default(),
+        aside: AtomicBool::new(false),
         asking: Semaphore::new(ask::MAX_OPEN),
         clock,
         metrics,
     });
-    let closing = shutdown.child_token();
+    let closing = setup.shutdown.child_token();
     let (waiting, asked) = outlets.split();
     let (events_in, events) = mpsc::channel(EVENTS);
-    let (ready_in, ready) = oneshot::channel();
+    let (ready_in, heard) = oneshot::channel();
     let (closed_in, closed) = watch::channel(false);
     let tasks = Tasks { writer, waiting, asked, events: events_in, ready: ready_in };
     tokio::spawn(tasks.supervise(shared.clone(), closing.clone(), closed_in));
+    Ok(Begun { bus: Arc::new(RedisBus { shared, closing, closed }), events, heard })
+}
 
-    // From here on, dropping it (this future's too) closes what was begun.
-    let bus = RedisBus { shared: shared.clone(), closing: closing.clone(), closed };
-    let opening = async {
-        let mut connected = shared.connected.subscribe();
-        connected.wait_for(|count| *count > 0).await.map_err(|_| publisher::closed())?;
-        let lease = lease::acquire(&shared, ids).await;
-        let worker = lease.worker;
-        let _ = shared.lease.set(lease);
-        ready.await.map_err(|_| publisher::closed())?;
-        if let Err(error) = lease::beat(&shared).await {
-            tracing::warn!(%error, "not listed as a live instance yet");
+/// Reads the settings of connections.
+fn connector(config: &config::Bus) -> Result<Connector, BusError> {
+    if config.tls {
+        // Whoever was first has installed the same one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+    Connector::new(config)
+}
+
+impl Begun {
+    /// Ends when keys can be asked and everything wanted is confirmed, however long it takes. Cancel safe.
+    ///
+    /// # Errors
+    /// [`BusError::Unavailable`] when the bus is closed meanwhile.
+    pub(super) async fn connected(&mut self) -> Result<(), BusError> {
+        let mut count = self.bus.shared.connected.subscribe();
+        let connected = async {
+            let _ = count.wait_for(|count| *count > 0).await;
+            if !self.heard.is_terminated() {
+                let _ = (&mut self.heard).await;
+            }
+        };
+        tokio::select! {
+            () = connected => {}
+            () = self.bus.closing.cancelled() => {}
         }
-        Ok(worker)
-    };
-    let opened = tokio::select! {
-        opened = opening => opened,
-        () = closing.cancelled() => Err(BusError::Unavailable("shut down before Redis was reached".into())),
-    };
-    match opened {
-        Ok(worker) => Ok(Opened { bus: Arc::new(bus), events, worker }),
-        Err(error) => {
-            bus.close().await;
-            Err(error)
+        if self.bus.closing.is_cancelled() {
+            return Err(BusError::Unavailable("shut down before Redis was reached".into()));
         }
+        Ok(())
     }
 }
 
@@ -254,22 +300,18 @@ struct Tasks {
     writer: Writer,
     waiting: Waiting,
     asked: mpsc::Receiver<Asked>,
-    events: mpsc::Sender<BusEvent>,
+    events: mpsc::Sender<Heard>,
     ready: oneshot::Sender<()>,
 }
 
 impl Tasks {
     /// Runs everything until the bus is closed, then gives up what is held.
     async fn supervise(self, shared: Arc<Shared>, closing: CancellationToken, closed: watch::Sender<bool>) {
-        let limit = 2 * shared.connector.timeout();
         let writing = CancellationToken::new();
-        let credentials = match shared.connector.password_path() {
-            Some(path) => crate::watch::watch(path.to_owned(), shared.timing.watch, writing.clone()),
-            None => watch::channel(String::new()).1,
-        };
-        let mut writer = tokio::spawn(self.writer.run(shared.clone(), credentials.clone(), writing.clone()));
+        let mut writer = tokio::spawn(self.writer.run(shared.clone(), shared.login.subscribe(), writing.clone()));
         let mut set = JoinSet::new();
-        set.spawn(Subscriber::new(shared.clone(), credentials, self.ready).run());
+        set.spawn(Subscriber::new(shared.clone(), shared.login.subscribe(), self.ready).run());
+        set.spawn(handle::follow_password(shared.clone(), closing.clone()));
         set.spawn(self.waiting.hand_out(shared.intake.clone(), self.events));
         let (asker, keeper, pinger, teller) = (shared.clone(), shared.clone(), shared.clone(), shared.clone());
         set.spawn(async move { ask::answer(&asker, self.asked).await });
@@ -294,6 +336,7 @@ impl Tasks {
                 let _ = (&mut writer).await;
             }
         };
+        let limit = 2 * shared.connector().timeout();
         if tokio::time::timeout(limit, goodbye).await.is_err() {
             tracing::warn!("Redis did not answer while the bus was closed");
         }
@@ -306,12 +349,7 @@ impl Tasks {
 
 impl Bus for RedisBus {
     fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>> {
-        let channel = self.shared.names.channel(&dispatch.destination);
-        let payload = wire::encode(&self.shared.instance, dispatch);
-        match self.shared.publisher.dispatch(channel, payload) {
-            Ok(published) => async move { published.await.unwrap_or_else(|_| Err(publisher::closed())).map(drop) }.boxed(),
-            Err(error) => ready(Err(error)).boxed(),
-        }
+        self.publish_numbered(dispatch, None)
     }
 
     fn hear(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
@@ -322,7 +360,7 @@ impl Bus for RedisBus {
             Added::Down => ready(Err(BusError::Unavailable("subscriptions are down".into()))).boxed(),
             Added::Waiting(told) => {
                 self.shared.interests_changed.notify_one();
-                let limit = self.shared.connector.timeout();
+                let limit = self.shared.connector().timeout();
                 async move {
                     match tokio::time::timeout(limit, told).await {
                         Ok(Ok(result)) => result,
@@ -341,7 +379,11 @@ impl Bus for RedisBus {
     }
 
     fn ask<'a>(&'a self, question: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>> {
-        ask::ask(&self.shared, question).boxed()
+        async {
+            let others = lease::others(&self.shared).await?;
+            ask::ask(&self.shared, question, others).await
+        }
+        .boxed()
     }
 
     fn store_revocation<'a>(&'a self, revocation: &'a Revocation) -> BoxFuture<'a, Result<(), BusError>> {
@@ -361,7 +403,11 @@ impl Bus for RedisBus {
     }
 
     fn lease_lapsed(&self) -> bool {
-        self.shared.lease.get().is_none_or(|lease| lease.lapsed(self.shared.timing.lease))
+        self.shared.lease().is_none_or(|lease| lease.lapsed(self.shared.timing.lease))
+    }
+
+    fn facts(&self) -> BusFacts {
+        BusFacts { mode: self.shared.connector().mode(), nodes: self.shared.connector().nodes(), ..BusFacts::default() }
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -67,6 +67,16 @@ impl Publisher {
         offered
     }
 
+    /// Whether dispatches were lost of which the others have not been told.
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    /// Has the others told that dispatches of this instance were lost.
+    pub(super) fn note_loss(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
     /// Queues a message between instances.
     pub(super) fn signal(&self, channel: String, payload: Vec<u8>) -> Result<Published, BusError> {
         self.queue(channel, payload, false)
@@ -105,7 +115,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Publishes until `closing`. `credentials` changes when new connections are to be made.
-    pub(super) async fn run(mut self, shared: Arc<Shared>, mut credentials: watch::Receiver<String>, closing: CancellationToken) {
+    pub(super) async fn run(mut self, shared: Arc<Shared>, mut credentials: watch::Receiver<u64>, closing: CancellationToken) {
         let mut link: Option<Link> = None;
         let mut connecting = Some(connect(shared.clone()));
         let mut batch = Vec::with_capacity(MAX_BATCH);
@@ -227,9 +237,10 @@ fn connect(shared: Arc<Shared>) -> BoxFuture<'static, (Link, Keys)> {
         let mut backoff = Backoff::default();
         loop {
             let made: RedisResult<(Link, Keys)> = async {
+                let connector = shared.connector();
                 let prefer = shared.subscriber_address().map_or(Prefer::Any, Prefer::Other);
-                let link = shared.connector.link(&prefer, NO_PUSH).await?;
-                let keys = shared.connector.keys(&link)?;
+                let link = connector.link(&prefer, NO_PUSH).await?;
+                let keys = connector.keys(&link)?;
                 Ok((link, keys))
             }
             .await;
@@ -257,7 +268,7 @@ const NO_PUSH: Option<NoPush> = None;
 
 /// Growing delays with jitter, so that instances do not come back in step.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub(in crate::bus) struct Backoff {
     tries: u32,
 }
 
@@ -266,7 +277,7 @@ impl Backoff {
     const LAST: Duration = Duration::from_secs(5);
 
     /// The next delay: half of it fixed, half random.
-    pub(super) fn next(&mut self) -> Duration {
+    pub(in crate::bus) fn next(&mut self) -> Duration {
         let full = Self::FIRST.saturating_mul(1 << self.tries.min(10)).min(Self::LAST);
         self.tries = self.tries.saturating_add(1);
         full.mul_f64(0.5 + rand::random::<f64>() / 2.0)

@@ -43,7 +43,7 @@ const DEAF: Reason = "bus_deaf";
 /// The task's state.
 pub(super) struct Subscriber {
     shared: Arc<Shared>,
-    credentials: watch::Receiver<String>,
+    credentials: watch::Receiver<u64>,
     generation: u64,
     /// How many connections in a row were replaced for deafness: when the cause is elsewhere, each further one waits longer, or clients would be
     /// told to sync without end.
@@ -53,7 +53,7 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    pub(super) fn new(shared: Arc<Shared>, credentials: watch::Receiver<String>, ready: oneshot::Sender<()>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, credentials: watch::Receiver<u64>, ready: oneshot::Sender<()>) -> Self {
         Self { shared, credentials, generation: 0, deaf: 0, ready: Some(ready) }
     }
 
@@ -114,7 +114,7 @@ impl Subscriber {
                 Ok(())
             }
         };
-        let link = self.shared.connector.link(prefer, Some(push)).await?;
+        let link = self.shared.connector().link(prefer, Some(push)).await?;
         Ok(Ear { link, generation, gone })
     }
 
@@ -215,7 +215,9 @@ impl Subscriber {
     }
 
     fn count(&self) {
-        self.shared.metrics.bus_subscriptions.set(self.shared.interests.lock().len() as i64);
+        if self.shared.is_shown() {
+            self.shared.metrics.bus_subscriptions.set(self.shared.interests.lock().len() as i64);
+        }
     }
 
     fn channels(&self, interests: &[Interest]) -> Vec<String> {
@@ -237,7 +239,7 @@ impl Subscriber {
         let marker = format!("handover-{:016x}", rand::random::<u64>()).into_bytes();
         self.shared.intake.begin_hand_over(old.generation, ear.generation, marker.clone());
         let _ = self.shared.publisher.signal(self.shared.names.ping.clone(), marker);
-        let in_time = tokio::time::timeout(self.shared.connector.timeout(), self.shared.intake.handed_over()).await.is_ok();
+        let in_time = tokio::time::timeout(self.shared.connector().timeout(), self.shared.intake.handed_over()).await.is_ok();
         if !in_time {
             self.shared.intake.force_hand_over();
         }

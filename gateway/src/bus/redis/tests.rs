@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::lab::{self, LIMIT, Server};
 use super::*;
-use crate::bus::Reply;
-use crate::bus::conformance::{self, numbered};
-use crate::clock::{FixedClock, SystemClock};
+use crate::bus::conformance::numbered;
+use crate::bus::{BusEvent, Reply};
+use crate::clock::SystemClock;
 use crate::config::{BusMode, Config, SecretFile};
 use crate::id::Id;
 
@@ -38,16 +38,27 @@ fn quick(config: &config::Bus) -> Timing {
 /// An open bus as a test sees it.
 struct Opening {
     bus: Arc<dyn Bus>,
-    events: Receiver<BusEvent>,
+    events: Receiver<Heard>,
     worker: u16,
     metrics: Arc<Metrics>,
 }
 
+fn setup(name: &str, metrics: Arc<Metrics>, shutdown: CancellationToken) -> Setup {
+    let ids = Config::for_tests().ids;
+    Setup { instance: new_instance(), name: name.into(), ids, clock: Arc::new(SystemClock), metrics, shutdown }
+}
+
 async fn open_with(config: &config::Bus, name: &str, timing: Timing) -> Opening {
     let metrics = Metrics::new();
-    let (ids, clock) = (Config::for_tests().ids, Arc::new(SystemClock));
-    let opened = open_timed(config, &ids, name.into(), clock, metrics.clone(), CancellationToken::new(), timing);
-    let Opened { bus, events, worker } = timeout(LIMIT, opened).await.expect("opens in time").unwrap();
+    let setup = setup(name, metrics.clone(), CancellationToken::new());
+    let opening = async {
+        let mut begun = begin_timed(config, &setup, timing).unwrap();
+        begun.connected().await.unwrap();
+        let worker = begun.bus.acquire(None, &setup.ids, setup.ids.worker_base).await;
+        begun.bus.beat().await;
+        (begun, worker)
+    };
+    let (Begun { bus, events, .. }, worker) = timeout(LIMIT, opening).await.expect("opens in time");
     Opening { bus, events, worker, metrics }
 }
 
@@ -57,7 +68,7 @@ async fn opened(config: &config::Bus) -> Opening {
 
 impl Opening {
     async fn event(&mut self) -> BusEvent {
-        timeout(LIMIT, self.events.recv()).await.expect("an event in time").expect("the bus is open")
+        timeout(LIMIT, self.events.recv()).await.expect("an event in time").expect("the bus is open").event
     }
 
     async fn dispatch(&mut self) -> Dispatch {
@@ -123,23 +134,6 @@ fn client(id: &str) -> Destination {
 
 fn channels(server: &Server, pattern: &str) -> BTreeSet<String> {
     server.cli(&["PUBSUB", "CHANNELS", pattern]).lines().map(str::to_owned).filter(|l| !l.is_empty()).collect()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_redis_bus_keeps_the_contract_of_every_bus() {
-    if !lab::available("the_redis_bus_keeps_the_contract_of_every_bus") {
-        return;
-    }
-    let server = Server::start(&[]);
-    let config = standalone(&server);
-    let clock = FixedClock::new(SystemClock.now());
-    let shutdown = CancellationToken::new();
-    let ids = Config::for_tests().ids;
-    let opened = super::super::open(&config, &ids, "one".into(), Arc::new(clock.clone()), Metrics::new(), shutdown).await.unwrap();
-    assert_eq!(opened.worker, 9);
-    conformance::alone(opened, &clock).await;
-    let keys = server.cli(&["KEYS", "*"]);
-    assert_eq!(keys, "signal:revocations", "the lease and the entry among the live are given up");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -640,9 +634,8 @@ async fn a_bus_opens_when_its_server_comes_and_gives_up_when_it_is_told_to() {
     let config = standalone(&server);
     server.kill();
     let shutdown = CancellationToken::new();
-    let ids = Config::for_tests().ids;
-    let opening = super::open(&config, &ids, "one".into(), Arc::new(SystemClock), Metrics::new(), shutdown.clone());
-    let (result, ()) = tokio::join!(opening, async { shutdown.cancel() });
+    let mut begun = begin(&config, &setup("one", Metrics::new(), shutdown.clone())).unwrap();
+    let (result, ()) = tokio::join!(begun.connected(), async { shutdown.cancel() });
     assert!(matches!(result, Err(BusError::Unavailable(_))));
 
     let waiting = tokio::spawn(async move { opened(&config).await });
@@ -651,7 +644,7 @@ async fn a_bus_opens_when_its_server_comes_and_gives_up_when_it_is_told_to() {
     bus.hear(&[room("r")]).await;
 
     let wrong = settings(BusMode::Standalone, vec!["no port".into()]);
-    let result = super::open(&wrong, &ids, "one".into(), Arc::new(SystemClock), Metrics::new(), CancellationToken::new()).await;
+    let result = begin(&wrong, &setup("one", Metrics::new(), CancellationToken::new()));
     assert!(matches!(result, Err(BusError::Misconfigured(_))));
 }
 

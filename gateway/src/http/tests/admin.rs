@@ -88,7 +88,13 @@ async fn status_says_what_holds() {
     assert_eq!(body["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!((&body["ready"], &body["unready"]), (&json!(false), &json!([{"part": "bus", "reason": "deaf"}])));
     assert_eq!(body["connections"], json!({"total": 0, "authenticated": 0, "encrypted": 0}));
-    assert_eq!(body["bus"], json!({"hearing": true, "lagMs": 2.0}));
+    assert_eq!(
+        body["bus"],
+        json!({
+            "mode": "standalone", "nodes": ["new:6379"], "hearing": true, "lagMs": 2.0, "moving": false, "error": null,
+            "previous": {"nodes": ["old:6379"], "hearing": false},
+        })
+    );
     assert_eq!(body["drain"], json!({"draining": false, "held": false, "atStart": 0, "remaining": 0}));
     assert_eq!(
         (&body["staticRevision"], &body["liveRevision"], &body["catalogsRevision"]),

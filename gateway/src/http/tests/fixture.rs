@@ -22,9 +22,9 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
-use crate::bus::{Answers, Ask, Bus, BusError, Hearing, Interest, Revocation};
+use crate::bus::{Answers, Ask, Bus, BusError, BusFacts, Hearing, Interest, Previous, Revocation};
 use crate::clock::{Clock, FixedClock, SystemClock};
-use crate::config::{Config, Live, Secret, SecretFile, load_live};
+use crate::config::{BusMode, Config, Live, Secret, SecretFile, load_live};
 use crate::delivery::{Delivery, Dispatch};
 use crate::http::{AdminState, Facts, JwksFile, PeerAddress, State, admin_router, router};
 use crate::hub::Hub;
@@ -100,6 +100,11 @@ impl Bus for Neighbours {
 
     fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
         ready(Ok(self.stored.lock().clone())).boxed()
+    }
+
+    fn facts(&self) -> BusFacts {
+        let previous = Some(Previous { nodes: vec!["old:6379".into()], hearing: false });
+        BusFacts { mode: BusMode::Standalone, nodes: vec!["new:6379".into()], previous, ..BusFacts::default() }
     }
 
     fn hearing(&self) -> Hearing {
