@@ -88,6 +88,7 @@ pub fn labels(name: &str) -> BTreeMap<String, String> {
 /// Selects the pods that stay, as `status.selector` says it.
 pub fn staying_selector(name: &str) -> String {
     let mut parts: Vec<String> = selector(name).into_iter().map(|(key, value)| format!("{key}={value}")).collect();
-    parts.push(format!("{DRAINING}!=true"));
+    // `!=` is no operator that kubectl reads in a scale subresource.
+    parts.push(format!("!{DRAINING}"));
     parts.join(",")
 }
