@@ -7,11 +7,11 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::core::v1::ConfigMap;
 use signal_crds::scaling::AutoscalingMode;
-use signal_crds::status::ScalingState;
+use signal_crds::status::{ScalingState, SigningKeyStatus};
 
 use crate::autoscale::{self, Decision, History};
 use crate::compare;
-use crate::desired::{self, Desired, LIVE_TOML, Migration, desired, revision};
+use crate::desired::{self, Desired, LIVE_TOML, ManagedKeys, Migration, desired, revision};
 use crate::jwks::{self, JwksInput};
 use crate::names::{RECORD, TEMPLATE_HASH};
 use crate::observed::Observed;
@@ -21,6 +21,7 @@ use crate::record::Record;
 use crate::rollout::Rollout;
 use crate::routing::{self, RoutingInput};
 use crate::scale::{self, ScaleInput, ScaleStep};
+use crate::signing::{self, KeyRing, SigningInput};
 use crate::validate::{Problem, ValidCluster, validate};
 
 /// How often connections decide about the number of pods: the HPA's own interval.
@@ -59,8 +60,10 @@ pub struct Verdict {
     pub rollout: Rollout,
     /// How far the schema is.
     pub migration: Migration,
-    /// What the sources wait for.
+    /// What the sources wait for, or the keys that the operator makes.
     pub rotation: Option<Waiting>,
+    /// The keys that the operator makes, as their Secret holds them.
+    pub signing: Vec<SigningKeyStatus>,
     /// What the move of Redis waits for.
     pub routing: Option<Waiting>,
     /// What happened.
@@ -80,7 +83,7 @@ pub fn judge(
     observed: &Observed,
     remembered: &mut Remembered,
     operator_namespace: Option<&str>,
-    random: &mut (impl rand::CryptoRng + rand::RngCore),
+    random: &mut impl rand::CryptoRng,
     now: DateTime<Utc>,
 ) -> Verdict {
     let rollout = Rollout::of(observed.deployment.as_ref(), &observed.fleet);
@@ -101,6 +104,7 @@ pub fn judge(
                 rollout,
                 migration: Migration::NotWanted,
                 rotation: None,
+                signing: signing_before(observed),
                 routing: None,
                 events,
             };
@@ -118,12 +122,13 @@ pub fn judge(
     let routing = routing::plan(&RoutingInput { wanted: valid.redis.as_ref(), record: &rotation.next, revision: revised, fleet });
     events.extend(routing.events);
     let record = routing.next;
+    let (keys, signing, keys_wait) = managed_keys(&valid, observed, random, now, &mut events);
 
     let (wanted, bounded) = autoscale::wanted(&valid.spec);
     let mut entropy = [0; 32];
     random.fill_bytes(&mut entropy);
     let make = |replicas| {
-        let input = desired::Input { keys: None, replicas, observed, operator_namespace, entropy };
+        let input = desired::Input { keys: keys.as_ref(), replicas, observed, operator_namespace, entropy };
         desired(&valid, &record, input)
     };
     let mut wanted_objects = make(wanted);
@@ -156,7 +161,8 @@ pub fn judge(
         limited,
         rollout,
         migration,
-        rotation: rotation.waiting,
+        rotation: rotation.waiting.or(keys_wait),
+        signing,
         routing: routing.waiting,
         events,
         valid: Ok(valid),
@@ -177,6 +183,40 @@ fn recorded(live: Option<&ConfigMap>, events: &mut Vec<Happening>) -> (Record, O
         }
         None => (Record::default(), None),
     }
+}
+
+/// The keys that the operator makes, after this step; how status shows them; what they wait for.
+fn managed_keys(
+    valid: &ValidCluster,
+    observed: &Observed,
+    random: &mut impl rand::CryptoRng,
+    now: DateTime<Utc>,
+    events: &mut Vec<Happening>,
+) -> (Option<ManagedKeys>, Vec<SigningKeyStatus>, Option<Waiting>) {
+    let Some(managed) = &valid.spec.jwks.managed else { return (None, Vec::new(), None) };
+    let data = observed.signing_keys.as_ref().and_then(|secret| secret.data.as_ref());
+    let data = data.map(|data| data.iter().map(|(key, value)| (key.clone(), value.0.clone())).collect()).unwrap_or_default();
+    // Status shows what the Secret holds: a key that was not written yet, or will not be while paused, is no key.
+    let (ring, shown) = match KeyRing::from_secret(&data) {
+        Ok(ring) => {
+            let shown = ring.as_ref().map(KeyRing::status).unwrap_or_default();
+            (ring, shown)
+        }
+        Err(damage) => {
+            events.push(Happening::warning(signing::SIGNING_KEYS_DAMAGED, damage.to_string()));
+            (damage.ring, signing_before(observed))
+        }
+    };
+    let input = SigningInput { managed, skew: valid.spec.gateway.auth.clock_skew, ring: ring.as_ref(), fleet: &observed.fleet };
+    let plan = signing::plan(&input, now, random);
+    events.extend(plan.events);
+    let keys = ManagedKeys { jwks: plan.next.jwks(), data: plan.next.to_secret() };
+    (Some(keys), shown, plan.waiting)
+}
+
+/// As status showed the keys at the last look.
+fn signing_before(observed: &Observed) -> Vec<SigningKeyStatus> {
+    observed.cluster.status.as_ref().map(|status| status.signing_keys.clone()).unwrap_or_default()
 }
 
 /// Notes the template's hash on the Deployment; says whether the write of it begins a rollout.

@@ -39,6 +39,7 @@ pub mod rollout;
 pub mod routing;
 pub mod run;
 pub mod scale;
+pub mod signing;
 pub mod status;
 pub mod time;
 pub mod validate;
