@@ -211,4 +211,28 @@ impl Fleet {
     pub fn missing_acknowledgement(&self, revision: &str) -> Vec<&Pod> {
         self.ready().filter(|pod| !pod.holds(revision)).collect()
     }
+
+    /// Who keeps this live revision from being acknowledged, for people; `None` where it is acknowledged. Without a revision there is nothing yet
+    /// that could be.
+    pub fn lagging(&self, revision: Option<&str>) -> Option<String> {
+        let Some(revision) = revision else { return Some("live settings are not written yet".into()) };
+        lag(self.missing_acknowledgement(revision))
+    }
+}
+
+/// Most pods that a message names.
+const NAMED: usize = 3;
+
+/// Names these pods, and says what keeps each of them from the newest live settings; `None` where there are none.
+pub fn lag(pods: Vec<&Pod>) -> Option<String> {
+    let why = |pod: &&Pod| match &pod.report {
+        Err(error) => format!("pod {}: {error}", pod.name),
+        Ok(Report { live_error: Some(error), .. }) => format!("pod {}: {error}", pod.name),
+        Ok(_) => format!("pod {} has older live settings", pod.name),
+    };
+    let mut parts: Vec<String> = pods.iter().take(NAMED).map(why).collect();
+    if pods.len() > NAMED {
+        parts.push(format!("and {} more", pods.len() - NAMED));
+    }
+    (!parts.is_empty()).then(|| parts.join("; "))
 }

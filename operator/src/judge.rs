@@ -119,7 +119,9 @@ pub fn judge(
     );
     events.extend(rotation.events);
     // What only routing changes is still as it was in the cluster, so the revision speaks for it.
-    let routing = routing::plan(&RoutingInput { wanted: valid.redis.as_ref(), record: &rotation.next, revision: revised, fleet });
+    let ack_timeout = valid.spec.jwks.rotation.ack_timeout;
+    let routing =
+        routing::plan(&RoutingInput { wanted: valid.redis.as_ref(), record: &rotation.next, revision: revised, fleet, ack_timeout }, now);
     events.extend(routing.events);
     let record = routing.next;
     let (keys, signing, keys_wait) = managed_keys(&valid, observed, random, now, &mut events);

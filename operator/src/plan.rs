@@ -1,5 +1,10 @@
 //! What every plan hands back beside its next state: what it waits for, and what is worth an Event.
 
+/// Pods have not taken the live settings of this stage yet; reason of a [`Waiting`].
+pub const WAITING_FOR_PODS: &str = "WaitingForPods";
+/// They have not for longer than they may take; reason of a [`Waiting`] and of an Event.
+pub const ACKNOWLEDGEMENT_TIMED_OUT: &str = "AcknowledgementTimedOut";
+
 /// What keeps a plan from its next step: becomes the reason and message of a condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {

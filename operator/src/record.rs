@@ -17,12 +17,18 @@ pub struct Record {
     /// Names of sources that lost trust in an emergency: their connections are closed at once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub revoked_sources: Vec<String>,
+    /// When the last of them lost it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revoked_since: Option<DateTime<Utc>>,
     /// Redis that gateways use, or are to use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redis: Option<RecordedRedis>,
     /// Redis that gateways used before and still hear.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redis_previous: Option<RecordedRedis>,
+    /// When that move began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis_since: Option<DateTime<Utc>>,
 }
 
 /// One key source as gateways know it.
