@@ -292,13 +292,16 @@ impl<'a> Step<'a> {
     /// What keeps the rotation from its next step or its end; and since when, if that is to end by itself within the timeout.
     fn obstacle(&self) -> Option<(Waiting, Option<DateTime<Utc>>)> {
         let of = |reason, message| Waiting { reason, message };
-        let since = self.next.sources.iter().map(|source| source.since).chain(self.next.revoked_since).max();
+        // What this very step made cannot be late.
+        let since = self.next.sources.iter().map(|source| source.since).max().filter(|_| !self.changed());
         let written = || "this step is not written yet".to_owned();
         if !self.next.revoked_sources.is_empty() {
             let lag = if self.changed() { Some(written()) } else { self.revocation_lag() };
             let names = self.next.revoked_sources.join(", ");
             return Some(match lag {
-                Some(lag) => (of(WAITING_FOR_PODS, format!("revocation of {names}: {lag}")), self.next.revoked_since),
+                Some(lag) => {
+                    (of(WAITING_FOR_PODS, format!("revocation of {names}: {lag}")), self.next.revoked_since.filter(|_| !self.changed()))
+                }
                 None => (of(EMERGENCY, format!("{names} revoked everywhere; set spec.jwks.rotation.emergency to false")), None),
             });
         }
@@ -306,7 +309,8 @@ impl<'a> Step<'a> {
         let lag = if self.changed() { Some(written()) } else { self.input.fleet.lagging(self.input.revision) };
         match (moving, lag) {
             (Some(source), Some(lag)) => return Some((of(WAITING_FOR_PODS, format!("{}: {lag}", source.name)), since)),
-            (None, Some(lag)) if self.is_news() => return Some((of(WAITING_FOR_PODS, lag), since)),
+            // A source that went leaves no time to count from.
+            (None, Some(lag)) if self.is_news() => return Some((of(WAITING_FOR_PODS, lag), None)),
             _ => {}
         }
         let unreachable = |source: &RecordedSource, error: String| {
@@ -379,3 +383,6 @@ fn span(duration: signal_crds::Duration) -> TimeDelta {
 fn text(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
 }
+
+#[cfg(test)]
+mod tests;
