@@ -276,6 +276,12 @@ fn a_removed_source_retires_at_once_unless_its_issuer_goes_on_under_another_name
     let renamed: Wanted = vec![("new".into(), definition("a", "one")), ("b".into(), definition("b", "one"))];
     let begun = step_with(Rotation::default(), &renamed, &now, vec![], 1);
     assert_eq!(stages(&begun.next), [("a", SourceStage::Trusted), ("b", SourceStage::Trusted), ("new", SourceStage::Prepared)]);
+    let pods = vec![without(pod("p", "r", &begun.next), "new", "404")];
+    assert_eq!(
+        step_with(Rotation::default(), &renamed, &begun.next, pods, 2).next,
+        begun.next,
+        "the old name serves until the new one does"
+    );
 }
 
 #[test]
@@ -286,6 +292,9 @@ fn what_was_never_trusted_goes_without_ado() {
     let other = step(&["a@three"], &now, vec![pod("p", "old", &now)], 1);
     let names: Vec<_> = other.next.sources.iter().map(|source| source.declared.as_str()).collect();
     assert_eq!((names, reasons(&other)), (vec!["a", "a"], vec!["SourceRemoved", "SourcePrepared"]));
+    let first = record(vec![prepared("a")]);
+    let instead = step(&["a@two"], &first, vec![pod("p", "old", &first)], 1).next;
+    assert_ne!(instead.sources[0].name, "a", "a pod that reads late has another source of that name");
 }
 
 #[test]

@@ -79,18 +79,20 @@ impl World {
         NAMES.iter().zip(&self.wanted).filter_map(|(name, wanted)| Some(((*name).to_owned(), wanted.clone()?))).collect()
     }
 
-    fn wants_name(&self, name: &str) -> bool {
-        self.wanted().iter().any(|(wanted, _)| wanted == name)
+    /// What tokens depend on: declared names and issuers.
+    fn wants(&self, (name, issuer): &(Option<String>, Option<String>)) -> bool {
+        self.wanted().iter().any(|(wanted, definition)| Some(wanted) == name.as_ref() || Some(&definition.issuer) == issuer.as_ref())
     }
 
     fn is_wanted(&self, source: &RecordedSource) -> bool {
         self.wanted().iter().any(|(name, wanted)| *name == source.declared && *wanted == source.definition)
     }
 
-    /// Names that are wanted and have an accepted source.
-    fn served(&self) -> BTreeSet<String> {
+    /// Names, and issuers, that are wanted and have an accepted source.
+    fn served(&self) -> BTreeSet<(Option<String>, Option<String>)> {
         let accepted = self.record.sources.iter().filter(|source| source.stage != SourceStage::Prepared);
-        accepted.map(|source| source.declared.clone()).filter(|name| self.wants_name(name)).collect()
+        let both = accepted.flat_map(|source| [(Some(source.declared.clone()), None), (None, Some(source.definition.issuer.clone()))]);
+        both.filter(|served| self.wants(served)).collect()
     }
 
     fn of_stage(&self, stage: SourceStage) -> Vec<RecordedSource> {
@@ -179,8 +181,8 @@ proptest! {
             for source in trusted.iter().filter(|source| world.is_wanted(source)) {
                 prop_assert!(world.record.sources.contains(source), "after {:?}: {} is wanted and was trusted", act, source.name);
             }
-            for name in served.iter().filter(|name| world.wants_name(name)) {
-                prop_assert!(world.served().contains(name), "after {:?}: nothing of {} in {:?}", act, name, stages(&world.record));
+            for it in served.iter().filter(|it| world.wants(it)) {
+                prop_assert!(world.served().contains(it), "after {:?}: nothing of {:?} in {:?}", act, it, stages(&world.record));
             }
             let names: BTreeSet<_> = world.record.sources.iter().map(|source| &source.name).collect();
             prop_assert_eq!(names.len(), world.record.sources.len(), "names are unique");
