@@ -36,6 +36,16 @@ pub struct Remembered {
     decided: Option<(DateTime<Utc>, Decision)>,
     rebalance: Memory,
     rebalanced: Option<DateTime<Utc>>,
+    told: Vec<Happening>,
+}
+
+impl Remembered {
+    /// Of these events those that the look before did not have.
+    pub(crate) fn not_told_before(&mut self, events: &[Happening]) -> Vec<Happening> {
+        let fresh = events.iter().filter(|event| !self.told.contains(event)).cloned().collect();
+        self.told = events.to_vec();
+        fresh
+    }
 }
 
 /// What is to be done about one SignalCluster.
@@ -306,4 +316,19 @@ pub fn wants_samples(observed: &Observed) -> bool {
             .as_ref()
             .is_some_and(|status| status.jwks.iter().any(|source| source.state != signal_crds::status::SourceStage::Trusted));
     observed.fleet.ready().next().is_some() && (connections || rotating || (spec.rebalance.enabled && spec.replicas > 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_that_every_look_repeats_is_told_once_until_it_is_gone() {
+        let late = [Happening::warning("AcknowledgementTimedOut", "edge-1: it holds an older configuration".into())];
+        let mut remembered = Remembered::default();
+        assert_eq!(remembered.not_told_before(&late), late);
+        assert_eq!(remembered.not_told_before(&late), []);
+        assert_eq!(remembered.not_told_before(&[]), []);
+        assert_eq!(remembered.not_told_before(&late), late);
+    }
 }

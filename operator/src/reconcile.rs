@@ -123,8 +123,10 @@ fn lasting(error: &ApplyError) -> Option<Trouble> {
     }
 }
 
+/// What a plan says again and again while it waits is told once.
 async fn tell_happenings(context: &Context, observed: &Observed, verdict: &Verdict) {
-    for event in &verdict.events {
+    let fresh = context.remembered(&observed.cluster).lock().not_told_before(&verdict.events);
+    for event in &fresh {
         let kind = match event.kind {
             Kind::Normal => EventType::Normal,
             Kind::Warning => EventType::Warning,
