@@ -6,7 +6,7 @@
 //! nobody to wait for; but nobody's keys are trusted unseen while there are pods that could look.
 //!
 //! The successor of a source is what is wanted under its name, or for its issuer: a renamed source is not let go before the one of the new name
-//! is trusted either. Whoever is wanted under some name or for some issuer is never without an accepted source that had been trusted before, however
+//! is trusted either. One without a successor waits until nothing is being prepared, since another name and issuer may be what replaces it. Whoever is wanted under some name or for some issuer is never without an accepted source that had been trusted before, however
 //! often the wish changes meanwhile.
 //!
 //! `emergency` is the exception: what is not wanted loses trust in one step, its connections are closed, and what is wanted is trusted at once,
@@ -111,7 +111,7 @@ impl<'a> Step<'a> {
         let trusted: BTreeSet<String> =
             self.prepared().filter(|source| self.fetched(source).is_ok()).map(|source| source.name.clone()).collect();
         let retired: BTreeSet<String> =
-            self.unwanted().filter(|source| self.is_replaced(source)).map(|source| source.name.clone()).collect();
+            self.unwanted().filter(|source| self.may_retire(source)).map(|source| source.name.clone()).collect();
         self.advance(|source| {
             let trusted = trusted.contains(&source.name).then_some((SourceStage::Trusted, "SourceTrusted"));
             trusted.or_else(|| retired.contains(&source.name).then_some((SourceStage::Retiring, "SourceRetiring")))
@@ -136,11 +136,8 @@ impl<'a> Step<'a> {
         self.advance(|source| back.contains(&source.name).then_some((SourceStage::Trusted, "SourceTakenBack")));
     }
 
-    /// What needs no acknowledgement: nobody relies on what was never trusted, on what has no successor, and on what is past its time.
+    /// What needs no acknowledgement: nobody relies on what was never trusted, and on what is past its time.
     fn let_go(&mut self) {
-        let retired: BTreeSet<String> =
-            self.unwanted().filter(|source| !self.has_successor(source)).map(|source| source.name.clone()).collect();
-        self.advance(|source| retired.contains(&source.name).then_some((SourceStage::Retiring, "SourceRetiring")));
         let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.next.sources).into_iter().partition(|source| match source.stage {
             SourceStage::Prepared => self.is_wanted(source),
             SourceStage::Trusted => true,
@@ -235,6 +232,12 @@ impl<'a> Step<'a> {
 
     fn wants_issuer(&self, source: &RecordedSource) -> bool {
         self.input.wanted.iter().any(|(_, definition)| definition.issuer == source.definition.issuer)
+    }
+
+    /// What has a successor waits for that one. What has none may still be replaced by something of another name and issuer, so it waits while
+    /// anything is being prepared.
+    fn may_retire(&self, source: &RecordedSource) -> bool {
+        if self.has_successor(source) { self.is_replaced(source) } else { self.prepared().next().is_none() }
     }
 
     /// Whether something else is trusted, and known to every ready pod, under its name and for its issuer, as far as those are wanted.

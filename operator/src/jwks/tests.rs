@@ -268,9 +268,11 @@ fn without_ready_pods_nobody_is_waited_for_but_nothing_is_trusted_unseen() {
 }
 
 #[test]
-fn a_removed_source_retires_at_once_unless_its_issuer_goes_on_under_another_name() {
+fn a_removed_source_retires_once_pods_are_in_step_unless_its_issuer_goes_on_under_another_name() {
     let now = record(vec![trusted("a"), trusted("b")]);
-    let removed = step(&["b"], &now, vec![pod("p", "old", &now)], 1);
+    let behind = step(&["b"], &now, vec![pod("p", "old", &now)], 1);
+    assert_eq!(stages(&behind.next), [("a", SourceStage::Trusted), ("b", SourceStage::Trusted)]);
+    let removed = step(&["b"], &now, vec![pod("p", "r", &now)], 1);
     assert_eq!(stages(&removed.next), [("a", SourceStage::Retiring), ("b", SourceStage::Trusted)]);
 
     let renamed: Wanted = vec![("new".into(), definition("a", "one")), ("b".into(), definition("b", "one"))];
@@ -282,6 +284,21 @@ fn a_removed_source_retires_at_once_unless_its_issuer_goes_on_under_another_name
         begun.next,
         "the old name serves until the new one does"
     );
+}
+
+#[test]
+fn a_source_that_another_of_other_name_and_issuer_replaces_waits_until_that_one_is_trusted_everywhere() {
+    let now = record(vec![trusted("a")]);
+    let begun = step(&["b"], &now, vec![pod("p", "r", &now)], 1);
+    assert_eq!(stages(&begun.next), [("a", SourceStage::Trusted), ("b", SourceStage::Prepared)]);
+    let broken = step(&["b"], &begun.next, vec![without(pod("p", "r", &begun.next), "b", "404")], 2);
+    assert_eq!(broken.next, begun.next);
+    let both = step(&["b"], &begun.next, vec![pod("p", "r", &begun.next)], 2);
+    assert_eq!(stages(&both.next), [("a", SourceStage::Trusted), ("b", SourceStage::Trusted)]);
+    let late = step(&["b"], &both.next, vec![pod("p", "old", &begun.next)], 3);
+    assert_eq!(late.next, both.next, "a pod that does not trust the new one yet keeps the old one");
+    let retired = step(&["b"], &both.next, vec![pod("p", "r", &both.next)], 4);
+    assert_eq!(stages(&retired.next), [("a", SourceStage::Retiring), ("b", SourceStage::Trusted)]);
 }
 
 #[test]
