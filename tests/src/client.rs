@@ -13,8 +13,9 @@ use p256::{PublicKey, SecretKey, ecdh};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
+pub use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
-use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::wait::{LIMIT, within};
@@ -75,6 +76,8 @@ pub struct Client {
     cipher: Option<Aes256Gcm>,
     /// Envelopes that came while another was waited for.
     waiting: VecDeque<Envelope>,
+    /// The Close frame that came, until the stream has ended.
+    closed: Option<(u16, String)>,
     id: String,
 }
 
@@ -99,7 +102,7 @@ impl Client {
         let stream = within("connect", TcpStream::connect(address)).await?;
         stream.set_nodelay(true)?;
         let (socket, _) = within("upgrade", client_async(request, stream)).await?;
-        Ok(Self { socket, secret: fresh_secret(), cipher: None, waiting: VecDeque::new(), id: String::new() })
+        Ok(Self { socket, secret: fresh_secret(), cipher: None, waiting: VecDeque::new(), closed: None, id: String::new() })
     }
 
     /// Connects and authenticates in the clear.
@@ -214,6 +217,14 @@ impl Client {
         }
     }
 
+    /// The next thing the server does, if it does anything within `limit`.
+    pub async fn next_within(&mut self, limit: Duration) -> Option<Incoming> {
+        match self.waiting.pop_front() {
+            Some(envelope) => Some(Incoming::Envelope(envelope)),
+            None => self.read(limit).await,
+        }
+    }
+
     /// The next envelope.
     ///
     /// # Panics
@@ -322,15 +333,14 @@ impl Client {
                 match self.socket.next().await {
                     Some(Ok(Message::Text(text))) => return Ok(text),
                     Some(Ok(Message::Close(frame))) => {
-                        // Reading on sends the reply and waits for the end of the stream.
-                        while let Some(Ok(_)) = self.socket.next().await {}
-                        return Err(frame.map_or(Incoming::Closed(1005, String::new()), |frame| {
-                            Incoming::Closed(frame.code.into(), frame.reason.to_string())
-                        }));
+                        // Reading on sends the reply and waits for the end of the stream; a limit that passes meanwhile forgets nothing.
+                        self.closed = Some(frame.map_or((1005, String::new()), |frame| (frame.code.into(), frame.reason.to_string())));
                     }
                     Some(Ok(Message::Binary(bytes))) => panic!("the server sent a binary frame: {bytes:?}"),
                     Some(Ok(_)) => {}
-                    Some(Err(_)) | None => return Err(Incoming::Lost),
+                    Some(Err(_)) | None => {
+                        return Err(self.closed.take().map_or(Incoming::Lost, |(code, reason)| Incoming::Closed(code, reason)));
+                    }
                 }
             }
         });

@@ -514,7 +514,7 @@ fn insert(table: &mut Table, name: &str, value: toml::Value) {
 }
 
 /// The gateway's program: `$SIGNAL_TEST_GATEWAY`, which `cargo xtask test` built; else built here, once, in this test's profile.
-async fn binary() -> PathBuf {
+pub async fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("SIGNAL_TEST_GATEWAY") {
         return path.into();
     }

@@ -1,6 +1,6 @@
 //! An issuer of tokens on loopback: signs what it is told to, and serves its public keys at `/certs`.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -81,7 +81,15 @@ impl Issuer {
     /// # Panics
     /// When no port can be bound.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+        Self::start_at(Ipv4Addr::LOCALHOST).await
+    }
+
+    /// The same on another address of the network that the caller is in.
+    ///
+    /// # Panics
+    /// When no port can be bound.
+    pub async fn start_at(ip: Ipv4Addr) -> Self {
+        let listener = TcpListener::bind((ip, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a bound address");
         let state = Arc::new(State { keys: Mutex::default(), answer: Mutex::new(Answer::Keys), fetches: AtomicUsize::new(0) });
         let task = tokio::spawn(serve(listener, Arc::clone(&state)));
