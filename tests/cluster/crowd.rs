@@ -1,0 +1,121 @@
+//! Many people with one connection each, who come back whenever they are told to go.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use signal_tests::Client;
+use signal_tests::client::{Error, Incoming, KeyMember};
+use signal_tests::wait::until_within;
+use tokio::task::JoinSet;
+
+use crate::edge::Edge;
+
+/// How long the whole crowd may take to be connected.
+const ASSEMBLED: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+struct Shared {
+    connected: AtomicU64,
+    /// Raised to make everybody connect anew.
+    round: AtomicU64,
+    closed: Mutex<BTreeMap<u16, u64>>,
+}
+
+/// The people, and what happened to them.
+pub(crate) struct Crowd {
+    size: u64,
+    shared: Arc<Shared>,
+    people: JoinSet<()>,
+}
+
+impl Crowd {
+    /// Connects so many people, each a user of their own.
+    pub(crate) async fn gather(edge: &Edge, size: u64) -> Self {
+        let shared = Arc::new(Shared::default());
+        let mut people = JoinSet::new();
+        for number in 0..size {
+            let token = edge.issuer.token(&format!("crowd-{number}"));
+            people.spawn(person(edge.address(), token, Arc::clone(&shared)));
+        }
+        let crowd = Self { size, shared, people };
+        crowd.assembled().await;
+        crowd
+    }
+
+    /// How many they are.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    async fn assembled(&self) {
+        until_within(ASSEMBLED, "everybody is connected", async || {
+            (self.shared.connected.load(Ordering::SeqCst) == self.size).then_some(())
+        })
+        .await;
+    }
+
+    /// Everybody connects anew, so that every pod has its share.
+    pub(crate) async fn spread_out(&self) {
+        self.shared.connected.store(0, Ordering::SeqCst);
+        self.shared.round.fetch_add(1, Ordering::SeqCst);
+        self.assembled().await;
+    }
+
+    /// Forgets what happened so far.
+    pub(crate) fn forget(&self) {
+        self.shared.closed.lock().clear();
+    }
+
+    /// Close codes, and how often each was seen; 1006 stands for a connection that was lost without one.
+    pub(crate) fn closed(&self) -> BTreeMap<u16, u64> {
+        self.shared.closed.lock().clone()
+    }
+
+    /// Everybody goes.
+    pub(crate) async fn leave(mut self) {
+        self.people.shutdown().await;
+    }
+}
+
+async fn person(address: SocketAddr, token: String, shared: Arc<Shared>) {
+    loop {
+        let round = shared.round.load(Ordering::SeqCst);
+        let mut client = open(address, &token).await;
+        shared.connected.fetch_add(1, Ordering::SeqCst);
+        let code = loop {
+            if shared.round.load(Ordering::SeqCst) != round {
+                break None;
+            }
+            match client.next_within(Duration::from_millis(200)).await {
+                Some(Incoming::Closed(code, _)) => break Some(code),
+                Some(Incoming::Lost) => break Some(1006),
+                Some(Incoming::Envelope(_)) | None => {}
+            }
+        };
+        match code {
+            Some(code) => {
+                shared.connected.fetch_sub(1, Ordering::SeqCst);
+                *shared.closed.lock().entry(code).or_default() += 1;
+            }
+            None => client.close().await,
+        }
+    }
+}
+
+/// Connects and authenticates. Who comes to a pod that is on its way out gets 503 with Retry-After, and comes again.
+async fn open(address: SocketAddr, token: &str) -> Client {
+    loop {
+        match Client::try_connect(address, &[]).await {
+            Ok(mut client) => {
+                client.authenticate(token, KeyMember::None).await;
+                return client;
+            }
+            Err(Error::Http(answer)) if answer.status() == 503 => tokio::time::sleep(Duration::from_millis(500)).await,
+            Err(error) => panic!("cannot connect to {address}: {error}"),
+        }
+    }
+}

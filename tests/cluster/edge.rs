@@ -1,0 +1,243 @@
+//! What a platform has around Signal, and Signal on it: servers at the switch, images in the nodes, both charts, one SignalCluster.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use signal_services::{Image, Kafka, KafkaHome, Level, Postgres, Redis, Server, Tool};
+use signal_tests::cluster::{OwnCluster, own_cluster};
+use signal_tests::services::scratch;
+use signal_tests::wait::until_within;
+use signal_tests::{Issuer, Policies, Producer, gateway, skip};
+use tempfile::TempDir;
+
+const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// A cluster with both images, and servers at its switch.
+pub(crate) struct Lab {
+    pub(crate) cluster: OwnCluster,
+    redis: [Server; 2],
+    postgres: Server,
+    kafka: Server,
+    helm: PathBuf,
+    _dir: TempDir,
+}
+
+impl Lab {
+    /// `None`, and said so, where this machine cannot have one.
+    pub(crate) async fn start() -> Option<Self> {
+        let Some(kafka_home) = KafkaHome::find() else {
+            skip("Kafka is not in the cache folder: run `cargo xtask setup`");
+            return None;
+        };
+        if !Redis::is_installed() || Postgres::programs().is_none() {
+            skip("redis-server or PostgreSQL's programs are not installed");
+            return None;
+        }
+        let Some(helm) = std::env::var_os("SIGNAL_TEST_HELM").map(PathBuf::from).or_else(|| Tool::Helm.find()) else {
+            skip("helm is not in the cache folder: run `cargo xtask setup`");
+            return None;
+        };
+        let cluster = own_cluster(Level::C { nodes: 1 }).await?;
+        let gateway = gateway::binary().await;
+        let operator = gateway.with_file_name("signal-operator");
+        let dir = scratch();
+        let network = cluster.outside_network();
+        for (name, binary) in [("gateway", gateway), ("operator", operator)] {
+            let program = format!("/usr/bin/signal-{name}");
+            let image = Image::new(&format!("localhost/signal-{name}:test")).program(&binary, &program).expect("the binary");
+            let archive = dir.path().join(format!("{name}.tar"));
+            image.nonroot().expect("authorities").entrypoint(&[&program]).write(&archive).expect("an archive");
+            cluster.does(move |cluster| cluster.import_image(&archive)).await;
+        }
+        let start = |name: &str| dir.path().join(name);
+        let redis = [Redis::start_in(&network, &start("redis-a"), &[]), Redis::start_in(&network, &start("redis-b"), &[])];
+        Some(Self {
+            redis: redis.map(|server| server.expect("Redis starts")),
+            postgres: Postgres::start_in(&network, &start("postgres"), false).expect("PostgreSQL starts"),
+            kafka: Kafka::start_in(&network, &kafka_home, &start("kafka")).expect("Kafka starts"),
+            cluster,
+            helm,
+            _dir: dir,
+        })
+    }
+}
+
+/// Signal on the cluster.
+pub(crate) struct Edge {
+    pub(crate) issuer: Issuer,
+    lab: Lab,
+    address: std::sync::OnceLock<SocketAddr>,
+}
+
+/// A source of `spec.jwks.sources`.
+pub(crate) fn source(name: &str, issuer: &Issuer) -> Value {
+    json!({"name": name, "issuer": issuer.name(), "url": issuer.certs_url(), "audiences": ["signal"], "allowInsecureHTTP": true})
+}
+
+impl Edge {
+    /// Installs both charts, and waits for the operator.
+    pub(crate) async fn install(lab: Lab) -> Self {
+        let issuer = Issuer::start_at(lab.cluster.outside_network().ip()).await;
+        let edge = Self { issuer, lab, address: std::sync::OnceLock::new() };
+        edge.producer().create_topic("activity-notification", 2).await.expect("a topic");
+        // The tables of the platform.
+        edge.policies().await;
+        edge.helm(&["install", "signal-crds", &format!("{REPOSITORY}/charts/signal-crds")]);
+        let chart = format!("{REPOSITORY}/charts/signal-operator");
+        let values = "image.repository=localhost/signal-operator,image.tag=test,image.pullPolicy=Never";
+        edge.helm(&["install", "signal-operator", &chart, "--namespace", "signal-system", "--create-namespace", "--set", values]);
+        edge
+    }
+
+    fn run(&self, mut command: Command, input: Option<&str>) -> Result<String, String> {
+        use std::io::Write as _;
+        command.env("KUBECONFIG", self.lab.cluster.kubeconfig_outside());
+        let mut child = command
+            .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
+            stdin.write_all(input.as_bytes()).expect("it reads");
+        }
+        let output = child.wait_with_output().expect("it ends");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() { Ok(text) } else { Err(text + &String::from_utf8_lossy(&output.stderr)) }
+    }
+
+    fn helm(&self, arguments: &[&str]) {
+        let mut command = Command::new(&self.lab.helm);
+        command.args(arguments);
+        self.run(command, None).unwrap_or_else(|error| panic!("helm {arguments:?}: {error}"));
+    }
+
+    fn try_kubectl(&self, arguments: &[&str], input: Option<&str>) -> Result<String, String> {
+        let mut command = Command::new(self.lab.cluster.kubectl().get_program());
+        command.args(arguments);
+        self.run(command, input)
+    }
+
+    /// What kubectl prints.
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
+        self.try_kubectl(arguments, None).unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
+    }
+
+    /// The minimal example with the addresses of this lab, and with these members over it.
+    pub(crate) fn manifest(&self, over: Value) -> Value {
+        let mut spec = json!({
+            "replicas": 2,
+            "image": {"repository": "localhost/signal-gateway", "tag": "test", "pullPolicy": "Never"},
+            "redis": {"mode": "Standalone", "nodes": [self.lab.redis[0].address().to_string()]},
+            "kafka": {"brokers": [self.lab.kafka.address().to_string()]},
+            "database": {"urlSecretRef": {"name": "edge-database", "key": "url"}},
+            "jwks": {"sources": [source("main", &self.issuer)]},
+            "service": {"type": "NodePort"},
+            "drain": {"endpointPropagation": "8s", "window": "5s", "batchInterval": "500ms"},
+            "rollout": {"minReady": "1s"},
+        });
+        for (key, value) in over.as_object().cloned().unwrap_or_default() {
+            spec[key] = value;
+        }
+        json!({"apiVersion": "signal.dev/v1alpha1", "kind": "SignalCluster", "metadata": {"name": "edge"}, "spec": spec})
+    }
+
+    /// Applies an object; what the API server says if it refuses.
+    pub(crate) fn try_apply(&self, object: &Value) -> Result<String, String> {
+        self.try_kubectl(&["apply", "-f", "-"], Some(&object.to_string()))
+    }
+
+    /// Applies an object.
+    pub(crate) fn apply(&self, object: &Value) {
+        self.try_apply(object).expect("it is accepted");
+    }
+
+    /// Changes the spec.
+    pub(crate) fn patch(&self, spec: Value) {
+        self.kubectl(&["patch", "sigc", "edge", "--type=merge", "-p", &json!({"spec": spec}).to_string()]);
+    }
+
+    /// The Secret that the SignalCluster names.
+    pub(crate) fn make_secret(&self) {
+        let url = self.database_url();
+        self.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "edge-database"}, "stringData": {"url": url}}));
+    }
+
+    fn database_url(&self) -> String {
+        Postgres::url(&self.lab.postgres, "postgres")
+    }
+
+    /// The platform's policy tables.
+    pub(crate) async fn policies(&self) -> Policies {
+        Policies::create(&self.database_url()).await.expect("the platform's tables")
+    }
+
+    /// A producer of records.
+    pub(crate) fn producer(&self) -> Producer {
+        Producer::new(&self.lab.kafka.address().to_string()).expect("a producer")
+    }
+
+    /// The address that servers at the switch listen on.
+    pub(crate) fn ip(&self) -> Ipv4Addr {
+        self.lab.cluster.outside_network().ip()
+    }
+
+    /// The Redis that nobody uses at first.
+    pub(crate) fn other_redis(&self) -> SocketAddr {
+        self.lab.redis[1].address()
+    }
+
+    /// The public Service, by its port on the node.
+    pub(crate) fn address(&self) -> SocketAddr {
+        *self.address.get_or_init(|| {
+            let port = self.kubectl(&["get", "service", "edge", "-o", "jsonpath={.spec.ports[0].nodePort}"]);
+            SocketAddr::from((self.lab.cluster.node_ip(1), port.trim().parse().expect("a node port")))
+        })
+    }
+
+    /// The status; null where there is none.
+    pub(crate) fn status(&self) -> Value {
+        let text = self.kubectl(&["get", "sigc", "edge", "-o", "json"]);
+        serde_json::from_str::<Value>(&text).expect("JSON")["status"].take()
+    }
+
+    /// Status, reason and message of a condition.
+    pub(crate) fn condition(&self, kind: &str) -> Option<(String, String, String)> {
+        let status = self.status();
+        let condition = status["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)?;
+        let text = |key: &str| condition[key].as_str().unwrap_or_default().to_owned();
+        Some((text("status"), text("reason"), text("message")))
+    }
+
+    /// Waits for condition Ready.
+    pub(crate) async fn ready(&self, limit: Duration) {
+        until_within(limit, "condition Ready", async || (self.condition("Ready")?.0 == "True").then_some(())).await;
+    }
+
+    /// Waits until so many pods stay, all are ready, and none is on its way.
+    pub(crate) async fn settled(&self, pods: i64, limit: Duration) {
+        until_within(limit, "the number of pods", async || {
+            let status = self.status();
+            let as_wanted = status["replicas"] == pods && status["readyReplicas"] == pods && status["scaling"].is_null();
+            (as_wanted && self.pods().len() == usize::try_from(pods).unwrap_or_default()).then_some(())
+        })
+        .await;
+    }
+
+    /// Names of the gateway pods that are not going, sorted, each with how often its container was started again.
+    pub(crate) fn pods(&self) -> Vec<String> {
+        let text =
+            self.kubectl(&["get", "pods", "-l", "app.kubernetes.io/instance=edge,app.kubernetes.io/component=gateway", "-o", "json"]);
+        let list: Value = serde_json::from_str(&text).expect("JSON");
+        let staying = list["items"].as_array().into_iter().flatten().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        let name = |pod: &Value| {
+            format!("{} {}", pod["metadata"]["name"].as_str().unwrap_or_default(), pod["status"]["containerStatuses"][0]["restartCount"])
+        };
+        let mut names: Vec<String> = staying.map(name).collect();
+        names.sort();
+        names
+    }
+}

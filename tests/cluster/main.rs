@@ -1,0 +1,185 @@
+//! End to end on a real cluster: both charts, real pods of both binaries, real Redis, Kafka and PostgreSQL, real clients.
+//!
+//! Needs root for the cluster's nodes; elsewhere each test says that it is skipped, and why. Everything a test does happens at the cluster's
+//! switch, where people outside of a cluster stand.
+
+mod crowd;
+mod edge;
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use signal_tests::client::KeyMember;
+use signal_tests::producer::payment;
+use signal_tests::wait::{until, until_within};
+use signal_tests::{Client, Emitter, Issuer};
+
+use crowd::Crowd;
+use edge::{Edge, Lab};
+
+/// How long a step of pods may take on a busy machine.
+const LONG: Duration = Duration::from_secs(180);
+
+#[tokio::test]
+async fn from_nothing_to_an_edge_that_scales_rotates_and_moves_without_dropping_people() {
+    let Some(lab) = Lab::start().await else { return };
+    let cluster = lab.cluster.clone();
+    cluster
+        .outside(async move || {
+            let edge = Edge::install(lab).await;
+            a_wrong_secret_is_told_and_heals(&edge).await;
+            a_record_reaches_a_client_through_the_service(&edge).await;
+            let crowd = Crowd::gather(&edge, 300).await;
+            scaling_in_moves_only_those_of_the_drained_pods(&edge, &crowd).await;
+            trust_moves_to_another_issuer_without_a_refusal(&edge).await;
+            redis_moves_and_pushes_go_on(&edge).await;
+            crowd.leave().await;
+            a_deleted_cluster_leaves_nothing_behind(&edge).await;
+        })
+        .await;
+}
+
+/// Seen list, 6: the Secret is made only after the SignalCluster.
+async fn a_wrong_secret_is_told_and_heals(edge: &Edge) {
+    let refused = edge.try_apply(&edge.manifest(json!({"drain": {"window": "2h"}}))).expect_err("a wrong spec is refused");
+    assert!(refused.contains("spec.drain") && refused.contains("at most 30m"), "{refused}");
+    edge.apply(&edge.manifest(json!({})));
+    until("the condition names the Secret", async || {
+        let (status, reason, message) = edge.condition("SecretsResolved")?;
+        (status == "False" && reason == "SecretMissing" && message.contains("edge-database")).then_some(())
+    })
+    .await;
+    until("an Event", async || edge.kubectl(&["get", "events"]).contains("SecretMissing").then_some(())).await;
+    edge.make_secret();
+    edge.ready(LONG).await;
+    let table = edge.kubectl(&["get", "sigc"]);
+    assert!(table.contains("AllPodsReady"), "{table}");
+}
+
+/// Seen list, 1.
+async fn a_record_reaches_a_client_through_the_service(edge: &Edge) {
+    // The node's proxy learns of a Service a moment after everybody else.
+    until("the Service's port", async || tokio::net::TcpStream::connect(edge.address()).await.ok()).await;
+    edge.policies().await.join("17", "Merchant_42").await.expect("a member");
+    let mut client = Client::open_encrypted(edge.address(), &edge.issuer.token("17")).await;
+    edge.producer().send("activity-notification", "42", &payment("evt-1", "42", 150_000)).await.expect("produced");
+    let created = client.expect("notification:created").await;
+    assert!(created.sealed && created.data["notification"]["recipientId"] == "17", "{created:?}");
+    client.close().await;
+}
+
+/// Seen list, 2, with fewer people.
+async fn scaling_in_moves_only_those_of_the_drained_pods(edge: &Edge, crowd: &Crowd) {
+    edge.kubectl(&["scale", "sigc/edge", "--replicas=3"]);
+    edge.settled(3, LONG).await;
+    until_within(LONG, "connections on every pod", async || {
+        crowd.spread_out().await;
+        until("a look at them", async || (edge.status()["connections"]["total"] == crowd.size()).then_some(())).await;
+        (edge.status()["connections"]["minPerPod"] != 0).then_some(())
+    })
+    .await;
+    let before = edge.pods();
+    crowd.forget();
+    edge.kubectl(&["scale", "sigc/edge", "--replicas=2"]);
+    edge.settled(2, LONG).await;
+    let after = edge.pods();
+    assert!(after.iter().all(|pod| before.contains(pod)), "{before:?} became {after:?}");
+    until_within(LONG, "everybody is back", async || (edge.status()["connections"]["total"] == crowd.size()).then_some(())).await;
+    let closed = crowd.closed();
+    // `3 pods become 2; these drain first: edge-1 (91 connections)`
+    let told =
+        edge.kubectl(&["get", "events", "--field-selector", "reason=DrainStarted", "-o", "jsonpath={.items[*].note}{.items[*].message}"]);
+    let drained = told.rsplit_once('(').and_then(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok());
+    assert_eq!(Some(closed.values().sum::<u64>()), drained, "those of the drained pod, once each: {closed:?}, {told}");
+    assert_eq!(closed.keys().copied().collect::<Vec<u16>>(), [1001], "{closed:?}");
+}
+
+/// Seen list, 4: old and new tokens all the time.
+async fn trust_moves_to_another_issuer_without_a_refusal(edge: &Edge) {
+    let pods = edge.pods();
+    let next = Issuer::start_at(edge.ip()).await;
+    edge.patch(json!({"jwks": {"rotation": {"overlap": "15s"}, "sources": [edge::source("next", &next)]}}));
+    let stage_of = |status: &serde_json::Value, name: &str| {
+        let sources = status["jwks"].as_array().cloned().unwrap_or_default();
+        sources.iter().find(|source| source["name"] == name).and_then(|source| source["state"].as_str().map(str::to_owned))
+    };
+    let mut new_trusted = false;
+    let begun = Instant::now();
+    loop {
+        assert!(begun.elapsed() < LONG, "the old source is not gone");
+        // What was accepted before an attempt, and still is after it, had to be accepted in between.
+        let before = stage_of(&edge.status(), "main");
+        let verdict = admits(edge, &edge.issuer).await;
+        let after = stage_of(&edge.status(), "main");
+        assert!(verdict || before.is_none() || after.is_none(), "an old token was refused while its source is {after:?}");
+        // Retiring begins when every pod trusts the new one.
+        if before.as_deref() == Some("Retiring") {
+            new_trusted = true;
+            if !admits(edge, &next).await {
+                let logs = edge.kubectl(&["logs", "-l", "app.kubernetes.io/component=gateway", "--tail=12", "--prefix"]);
+                let events = edge.kubectl(&["get", "events"]);
+                panic!("a new token was refused although every pod trusts its source: {}\n{logs}\n{events}", edge.status());
+            }
+        }
+        if after.is_none() {
+            break;
+        }
+    }
+    assert!(new_trusted, "the overlap was seen");
+    until_within(LONG, "old tokens are refused", async || (!admits(edge, &edge.issuer).await).then_some(())).await;
+    assert!(admits(edge, &next).await);
+    assert_eq!(edge.pods(), pods, "no pod restarted");
+    // For what follows everybody is known again.
+    edge.patch(json!({"jwks": {"sources": [edge::source("main", &edge.issuer)]}}));
+    until_within(LONG, "the first issuer is trusted again", async || {
+        (edge.condition("JWKSRotationComplete")?.0 == "True" && stage_of(&edge.status(), "main").is_some()).then_some(())
+    })
+    .await;
+}
+
+/// Whether a fresh connection with a fresh token is let in.
+async fn admits(edge: &Edge, issuer: &Issuer) -> bool {
+    let mut client = Client::connect(edge.address()).await;
+    client.send_authenticate(&issuer.token("23"), KeyMember::None).await;
+    let admitted = client.next_envelope().await.event == "connected";
+    if admitted {
+        client.close().await;
+    }
+    admitted
+}
+
+/// Seen list, 5.
+async fn redis_moves_and_pushes_go_on(edge: &Edge) {
+    let pods = edge.pods();
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        clients.push(Client::open(edge.address(), &edge.issuer.token("31")).await);
+    }
+    edge.patch(json!({"redis": {"nodes": [edge.other_redis().to_string()]}}));
+    until_within(LONG, "every pod uses the other Redis", async || {
+        let status = edge.status();
+        let moved = status["redis"]["moving"] == false && status["redis"]["hearingReplicas"] == 2;
+        let progressing = edge.condition("Progressing")?;
+        (moved && progressing.0 == "False").then_some(())
+    })
+    .await;
+    let mut emitter = Emitter::connect(edge.other_redis()).await.expect("the other Redis");
+    emitter.to_user("31", "moved", json!({"n": 1})).await.expect("published");
+    for client in &mut clients {
+        assert_eq!(client.expect("moved").await.data["n"], 1);
+    }
+    assert_eq!(edge.pods(), pods, "no pod restarted");
+    for client in clients {
+        client.close().await;
+    }
+}
+
+async fn a_deleted_cluster_leaves_nothing_behind(edge: &Edge) {
+    edge.kubectl(&["delete", "sigc", "edge", "--timeout=60s"]);
+    until_within(LONG, "nothing is left", async || {
+        let kinds = "deployments,services,configmaps,secrets,jobs,poddisruptionbudgets,networkpolicies,serviceaccounts,pods";
+        let left = edge.kubectl(&["get", kinds, "-l", "app.kubernetes.io/instance=edge", "-o", "name"]);
+        left.trim().is_empty().then_some(())
+    })
+    .await;
+}
