@@ -165,3 +165,6 @@ fn image(job: &Job) -> Option<String> {
     let container = pod.containers.iter().find(|container| container.name == CONTAINER).or(pod.containers.first());
     container?.image.clone()
 }
+
+#[cfg(test)]
+mod tests;
