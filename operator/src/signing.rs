@@ -2,12 +2,13 @@
 //!
 //! | stage | the issuer | verifiers | left when |
 //! |---|---|---|---|
-//! | Published | does not use it | may fetch it | it was published for `cacheAge`, `rotateEvery` has passed for the key before, and every ready pod serves it |
+//! | Published | does not use it | may fetch it | every ready pod has served it for `cacheAge`, and `rotateEvery` has passed for the key before |
 //! | Signing | signs with it | accept it | its successor signs |
-//! | VerifyOnly | does not use it | accept it | `maxTokenLife`, clock skew and `cacheAge` have passed |
+//! | VerifyOnly | does not use it | accept it | the longest `maxTokenLife` it signed under, clock skew and `cacheAge` have passed |
 //!
 //! So whoever caches the set for `cacheAge` knows a key before the first token of it, and a token is verified to its end. A successor is published
-//! `cacheAge` before its turn; the first key signs at once, for nobody holds an older set.
+//! `cacheAge` and the time that pods need before its turn; the first key signs at once, for nobody holds an older set. Until a pod is ready nobody
+//! can verify its tokens, and nobody can connect either.
 //!
 //! The ring lives in a Secret: `ring.json` is what the operator reads, `current.pem` and `current.json` are what the issuer reads.
 
@@ -38,6 +39,13 @@ const CURRENT_JSON: &str = "current.json";
 /// Key of the Secret with the public set.
 const JWKS_JSON: &str = "jwks.json";
 
+/// How much earlier than by `cacheAge` a key is published: pods show a changed ConfigMap within two minutes.
+const POD_MARGIN: signal_crds::Duration = signal_crds::Duration::secs(180);
+/// Most keys at a time; gateways take more.
+const MAX_KEYS: usize = 8;
+
+/// Reason: so many old keys are still verified that none is added.
+pub const TOO_MANY_KEYS: &str = "TooManySigningKeys";
 /// Reason: ready pods do not serve a key yet that is to sign.
 pub const WAITING_FOR_PODS: &str = "WaitingForPods";
 /// Event: a key is in the public set and signs nothing yet.
@@ -96,6 +104,10 @@ struct Key {
     since: Option<DateTime<Utc>>,
     /// Of VerifyOnly alone; `None` as above.
     verify_until: Option<DateTime<Utc>>,
+    /// Of Published alone: since when every ready pod serves it.
+    served_since: Option<DateTime<Utc>>,
+    /// The longest life of a token that it may have signed.
+    token_life: signal_crds::Duration,
 }
 
 /// The private part is left out.
@@ -114,6 +126,10 @@ struct Entry {
     stage: SigningKeyStage,
     since: Option<DateTime<Utc>>,
     verify_until: Option<DateTime<Utc>>,
+    #[serde(default)]
+    served_since: Option<DateTime<Utc>>,
+    #[serde(default)]
+    token_life: signal_crds::Duration,
 }
 
 /// `current.json`.
@@ -131,7 +147,7 @@ impl Key {
         let (x, y) = point.as_bytes()[1..].split_at(32);
         let (x, y) = (BASE64URL.encode_to_string(x), BASE64URL.encode_to_string(y));
         let kid = thumbprint(&x, &y);
-        Self { secret, kid, x, y, stage, since, verify_until: None }
+        Self { secret, kid, x, y, stage, since, verify_until: None, served_since: None, token_life: signal_crds::Duration::default() }
     }
 
     fn generate(random: &mut impl rand::CryptoRng, stage: SigningKeyStage, now: DateTime<Utc>) -> Self {
@@ -147,19 +163,21 @@ impl Key {
 
     fn entry(&self) -> Entry {
         let d = BASE64URL.encode_to_string(self.secret.to_bytes());
-        Entry { kid: self.kid.clone(), d, stage: self.stage, since: self.since, verify_until: self.verify_until }
+        let Self { stage, since, verify_until, served_since, token_life, .. } = *self;
+        Entry { kid: self.kid.clone(), d, stage, since, verify_until, served_since, token_life }
     }
 
     /// `None` where the text is no key, or is not the one that it is called.
     fn read(value: Value) -> Option<Self> {
         let entry: Entry = serde_json::from_value(value).ok()?;
         let secret = SecretKey::from_slice(&BASE64URL.decode_to_vec(&entry.d).ok()?).ok()?;
-        let key = Self { verify_until: entry.verify_until, ..Self::new(secret, entry.stage, entry.since) };
+        let Entry { verify_until, served_since, token_life, .. } = entry;
+        let key = Self { verify_until, served_since, token_life, ..Self::new(secret, entry.stage, entry.since) };
         (key.kid == entry.kid).then_some(key)
     }
 
     fn turn(&mut self, stage: SigningKeyStage, since: Option<DateTime<Utc>>, verify_until: Option<DateTime<Utc>>) {
-        (self.stage, self.since, self.verify_until) = (stage, since, verify_until);
+        (self.stage, self.since, self.verify_until, self.served_since) = (stage, since, verify_until, None);
     }
 }
 
@@ -181,8 +199,13 @@ impl KeyRing {
         let (mut keys, mut what) = read_ring(data.get(RING_JSON).map(Vec::as_slice));
         let current = data.get(CURRENT_PEM).and_then(|pem| SecretKey::from_pkcs8_pem(std::str::from_utf8(pem).ok()?).ok());
         let signing = keys.iter().filter(|key| key.stage == SigningKeyStage::Signing).count();
+        let held = current.as_ref().map(|secret| Key::new(secret.clone(), SigningKeyStage::Signing, None).kid);
+        let other = held.is_some_and(|held| keys.iter().any(|key| key.stage == SigningKeyStage::Signing && key.kid != held));
         if signing != 1 {
             what.get_or_insert_with(|| format!("{RING_JSON} names {signing} keys that sign"));
+            choose_signing(&mut keys, current);
+        } else if other {
+            what.get_or_insert_with(|| format!("{CURRENT_PEM} is another key than the one that signs in {RING_JSON}"));
             choose_signing(&mut keys, current);
         }
         // Only for the issuer; a plan writes it anew anyway.
@@ -273,14 +296,18 @@ pub fn plan(input: &SigningInput<'_>, now: DateTime<Utc>, random: &mut impl rand
     let Managed { issuer, audiences, rotate_every, max_token_life, cache_age, .. } = input.managed;
     let keys = input.ring.map(|ring| ring.keys.clone()).unwrap_or_default();
     let mut ring = KeyRing { issuer: issuer.clone(), audiences: audiences.clone(), keys };
-    let verified_until = [*max_token_life, input.skew, *cache_age].into_iter().fold(now, after);
+    let verified_until = |key: &Key| [key.token_life.max(*max_token_life), input.skew, *cache_age].into_iter().fold(now, after);
     let mut events = Vec::new();
     let mut tell = |reason, note| events.push(Happening::normal(reason, note));
 
     for key in &mut ring.keys {
         key.since.get_or_insert(now);
-        if key.stage == SigningKeyStage::VerifyOnly {
-            key.verify_until.get_or_insert(verified_until);
+        match key.stage {
+            // A life that is shortened does not shorten that of tokens that are out.
+            SigningKeyStage::Signing => key.token_life = key.token_life.max(*max_token_life),
+            SigningKeyStage::VerifyOnly => key.verify_until = key.verify_until.or_else(|| Some(verified_until(key))),
+            SigningKeyStage::Published if unserved(input.fleet, &key.kid).is_none() => key.served_since = key.served_since.or(Some(now)),
+            SigningKeyStage::Published => key.served_since = None,
         }
     }
     ring.keys.retain(|key| {
@@ -298,13 +325,18 @@ pub fn plan(input: &SigningInput<'_>, now: DateTime<Utc>, random: &mut impl rand
             ring.keys.len() - 1
         });
         ring.keys[at].turn(SigningKeyStage::Signing, Some(now), None);
+        ring.keys[at].token_life = *max_token_life;
         tell(SIGNING_KEY_ACTIVATED, format!("key {} signs; there was none before", ring.keys[at].kid));
         return Plan { next: ring, waiting: None, events };
     };
     let due = after(ring.keys[signing].since.unwrap_or(now), *rotate_every);
     let mut waiting = None;
     match ring.at(SigningKeyStage::Published) {
-        None if after(now, *cache_age) >= due => {
+        None if after(after(now, *cache_age), POD_MARGIN) >= due && ring.keys.len() >= MAX_KEYS => {
+            let message = format!("{MAX_KEYS} keys are published; the next one is made when an old one is dropped");
+            waiting = Some(Waiting { reason: TOO_MANY_KEYS, message });
+        }
+        None if after(after(now, *cache_age), POD_MARGIN) >= due => {
             let key = Key::generate(random, SigningKeyStage::Published, now);
             tell(
                 SIGNING_KEY_PUBLISHED,
@@ -312,22 +344,34 @@ pub fn plan(input: &SigningInput<'_>, now: DateTime<Utc>, random: &mut impl rand
             );
             ring.keys.push(key);
         }
-        Some(next) if now >= due && now >= after(ring.keys[next].since.unwrap_or(now), *cache_age) => {
+        Some(next) if now >= due => {
             let kid = ring.keys[next].kid.clone();
-            if let Some(pod) = input.fleet.ready().find(|pod| !serves(pod, &kid)) {
-                let why = pod.report.as_ref().err().map_or("it does not serve the key yet", String::as_str);
-                waiting = Some(Waiting { reason: WAITING_FOR_PODS, message: format!("signing key {kid}: {}: {why}", pod.name) });
-            } else {
+            let known = ring.keys[next].served_since.map(|since| after(since, *cache_age));
+            if let Some(why) = unserved(input.fleet, &kid) {
+                waiting = Some(Waiting { reason: WAITING_FOR_PODS, message: format!("signing key {kid}: {why}") });
+            } else if known.is_some_and(|known| known <= now) {
+                let until = verified_until(&ring.keys[signing]);
                 ring.keys[next].turn(SigningKeyStage::Signing, Some(now), None);
-                ring.keys[signing].turn(SigningKeyStage::VerifyOnly, Some(now), Some(verified_until));
-                tell(SIGNING_KEY_ACTIVATED, format!("key {kid} signs; every ready pod serves it"));
+                ring.keys[next].token_life = *max_token_life;
+                ring.keys[signing].turn(SigningKeyStage::VerifyOnly, Some(now), Some(until));
+                tell(SIGNING_KEY_ACTIVATED, format!("key {kid} signs; every ready pod has served it for {cache_age}"));
                 let old = &ring.keys[signing].kid;
-                tell(SIGNING_KEY_RETIRED, format!("key {old} signs no more and is verified until {}", verified_until.to_rfc3339()));
+                tell(SIGNING_KEY_RETIRED, format!("key {old} signs no more and is verified until {}", until.to_rfc3339()));
             }
         }
         _ => {}
     }
     Plan { next: ring, waiting, events }
+}
+
+/// Which ready pod does not serve a key, or that none is ready while some could be.
+fn unserved(fleet: &Fleet, kid: &str) -> Option<String> {
+    if fleet.ready().next().is_none() && fleet.alive().next().is_some() {
+        return Some("no pod is ready".into());
+    }
+    let pod = fleet.ready().find(|pod| !serves(pod, kid))?;
+    let why = pod.report.as_ref().err().map_or("it does not serve the key yet", String::as_str);
+    Some(format!("{}: {why}", pod.name))
 }
 
 fn serves(pod: &Pod, kid: &str) -> bool {

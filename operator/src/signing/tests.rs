@@ -21,6 +21,8 @@ const RFC_KID: &str = "cn-I_WNMClehiVp51i_0VpOENW1upEerA8sEam5hn-s";
 
 const ROTATE: i64 = 30 * 86_400;
 const CACHE: i64 = 300;
+/// How long before its turn a key is published.
+const LEAD: i64 = CACHE + 180;
 /// `maxTokenLife`, `clockSkew` and `cacheAge`.
 const VERIFIED: i64 = 86_400 + 60 + CACHE;
 
@@ -89,11 +91,12 @@ fn current(ring: &KeyRing) -> String {
 fn full() -> (KeyRing, i64) {
     let managed = Managed { max_token_life: Duration::secs(86_400 * 40), ..managed() };
     let mut ring = step(None, 0).next;
-    for secs in [ROTATE - CACHE, ROTATE, 2 * ROTATE - CACHE] {
+    // The look after a key is published sees that it is served.
+    for secs in [ROTATE - LEAD, ROTATE - LEAD + 1, ROTATE, 2 * ROTATE - LEAD, 2 * ROTATE - LEAD + 1] {
         ring = step_with(&managed, Some(&ring), &fleet(&[&kids(&ring)]), secs).next;
     }
     assert_eq!(stages(&ring), [SigningKeyStage::VerifyOnly, SigningKeyStage::Signing, SigningKeyStage::Published]);
-    (ring, 2 * ROTATE - CACHE)
+    (ring, 2 * ROTATE - LEAD + 1)
 }
 
 fn rfc_ring() -> KeyRing {
@@ -140,7 +143,7 @@ fn nothing_but_the_secret_holds_private_parts() {
 fn the_first_key_signs_at_once_and_then_nothing_changes_until_its_successor_is_due() {
     let first = step(None, 0);
     assert_eq!((stages(&first.next), reasons(&first)), (vec![SigningKeyStage::Signing], vec![SIGNING_KEY_ACTIVATED]));
-    for secs in [0, 1, ROTATE - CACHE - 1] {
+    for secs in [0, 1, ROTATE - LEAD - 1] {
         let next = step(Some(&first.next), secs);
         assert_eq!(next, Plan { next: first.next.clone(), waiting: None, events: Vec::new() }, "{secs}");
     }
@@ -149,8 +152,10 @@ fn the_first_key_signs_at_once_and_then_nothing_changes_until_its_successor_is_d
 #[test]
 fn a_whole_life_of_keys_overlaps() {
     let a = step(None, 0).next;
-    let published = step(Some(&a), ROTATE - CACHE);
-    assert_eq!(reasons(&published), [SIGNING_KEY_PUBLISHED]);
+    let made = step(Some(&a), ROTATE - LEAD);
+    assert_eq!(reasons(&made), [SIGNING_KEY_PUBLISHED]);
+    let published = step(Some(&made.next), ROTATE - LEAD + 1);
+    assert_eq!((published.next.jwks(), reasons(&published)), (made.next.jwks(), vec![]));
     assert_eq!(stages(&published.next), [SigningKeyStage::Signing, SigningKeyStage::Published]);
     assert_eq!(current(&published.next), current(&a));
 
@@ -196,7 +201,7 @@ fn over_four_rotations_every_token_is_verified_to_its_end_and_every_key_is_known
 
 #[test]
 fn a_successor_waits_until_every_ready_pod_serves_it() {
-    let ring = step(Some(&step(None, 0).next), ROTATE - CACHE).next;
+    let ring = step(Some(&step(None, 0).next), ROTATE - LEAD).next;
     let (all, old) = (kids(&ring), vec![kids(&ring)[0].clone()]);
     let waits = step_with(&managed(), Some(&ring), &fleet(&[&all, &old]), ROTATE + 50);
     let waiting = waits.waiting.unwrap();
@@ -208,16 +213,81 @@ fn a_successor_waits_until_every_ready_pod_serves_it() {
     let waits = step_with(&managed(), Some(&ring), &silent, ROTATE + 50);
     assert!(waits.waiting.unwrap().message.contains("connection refused"));
     silent.pods[0].ready = false;
-    assert_eq!(current(&step_with(&managed(), Some(&ring), &silent, ROTATE + 50).next), all[1]);
+    let served = step_with(&managed(), Some(&ring), &silent, ROTATE + 50).next;
+    assert_eq!(current(&served), all[0], "sets without it may be in caches");
+    assert_eq!(current(&step_with(&managed(), Some(&served), &silent, ROTATE + 50 + CACHE).next), all[1]);
 }
 
 #[test]
 fn a_late_successor_is_still_published_for_the_cache_age() {
     let ring = step(None, 0).next;
     let late = 2 * ROTATE;
-    let published = step(Some(&ring), late).next;
-    assert_eq!(current(&step(Some(&published), late + CACHE - 1).next), current(&ring));
-    assert_ne!(current(&step(Some(&published), late + CACHE).next), current(&ring));
+    let made = step(Some(&ring), late).next;
+    let published = step(Some(&made), late + 1).next;
+    assert_eq!(current(&step(Some(&published), late + CACHE).next), current(&ring));
+    assert_ne!(current(&step(Some(&published), late + CACHE + 1).next), current(&ring));
+}
+
+#[test]
+fn caches_are_counted_from_when_every_ready_pod_serves_a_key() {
+    let ring = step(Some(&step(None, 0).next), ROTATE - LEAD).next;
+    let (all, old) = (kids(&ring), vec![kids(&ring)[0].clone()]);
+    let held = step_with(&managed(), Some(&ring), &fleet(&[&all, &old]), ROTATE + 3600).next;
+    // The second pod serves the key from this second on: sets without it may be cached for CACHE more.
+    let next = step_with(&managed(), Some(&held), &fleet(&[&all, &all]), ROTATE + 3601).next;
+    assert_eq!(current(&next), current(&ring));
+    // A pod that serves an older set for a while begins the time anew.
+    let lapsed = step_with(&managed(), Some(&next), &fleet(&[&all, &old]), ROTATE + 3700).next;
+    let again = step_with(&managed(), Some(&lapsed), &fleet(&[&all, &all]), ROTATE + 3800).next;
+    assert_eq!(current(&step_with(&managed(), Some(&again), &fleet(&[&all, &all]), ROTATE + 3799 + CACHE).next), current(&ring));
+    assert_eq!(current(&step_with(&managed(), Some(&again), &fleet(&[&all, &all]), ROTATE + 3800 + CACHE).next), all[1]);
+}
+
+#[test]
+fn a_successor_waits_for_a_pod_that_is_ready_where_some_are_not() {
+    let ring = step(Some(&step(None, 0).next), ROTATE - LEAD).next;
+    let mut starting = fleet(&[&kids(&ring)]);
+    starting.pods[0].ready = false;
+    let waits = step_with(&managed(), Some(&ring), &starting, ROTATE + CACHE);
+    assert_eq!((waits.waiting.unwrap().reason, current(&waits.next)), (WAITING_FOR_PODS, current(&ring)));
+}
+
+#[test]
+fn a_shorter_token_life_does_not_shorten_that_of_tokens_that_are_out() {
+    let long = Managed { max_token_life: Duration::secs(20 * 86_400), ..managed() };
+    let first = step_with(&long, None, &fleet(&[]), 0).next;
+    let mut ring = step_with(&long, Some(&first), &fleet(&[&kids(&first)]), ROTATE - LEAD).next;
+    let short = Managed { max_token_life: Duration::secs(3600), ..managed() };
+    for secs in [ROTATE - LEAD + 1, ROTATE] {
+        ring = step_with(&short, Some(&ring), &fleet(&[&kids(&ring)]), secs).next;
+    }
+    assert_eq!(ring.keys[0].verify_until, Some(at(ROTATE + 20 * 86_400 + 60 + CACHE)));
+}
+
+#[test]
+fn there_are_never_more_than_eight_keys() {
+    let quick = Managed { rotate_every: Duration::secs(1), max_token_life: Duration::secs(1), cache_age: Duration::secs(1), ..managed() };
+    let mut ring = step_with(&quick, None, &fleet(&[]), 0).next;
+    let mut held_back = false;
+    for secs in 1..300 {
+        let plan = step_with(&quick, Some(&ring), &fleet(&[&kids(&ring)]), secs);
+        held_back |= plan.waiting.is_some_and(|waiting| waiting.reason == TOO_MANY_KEYS);
+        ring = plan.next;
+        assert!(kids(&ring).len() <= 8, "{secs}");
+    }
+    assert!(held_back);
+}
+
+#[test]
+fn a_pem_that_is_another_key_than_the_one_that_signs_is_told_and_signs_on() {
+    let (ring, now) = full();
+    let mut data = ring.to_secret();
+    data.insert(CURRENT_PEM.to_owned(), rfc_ring().to_secret()[CURRENT_PEM].clone());
+    let damage = KeyRing::from_secret(&data).unwrap_err();
+    assert!(damage.to_string().contains(RFC_KID), "{damage}");
+    let plan = step(damage.ring.as_ref(), now);
+    assert_eq!(current(&plan.next), RFC_KID);
+    assert!(kids(&ring).iter().all(|kid| kids(&plan.next).contains(kid)), "what signed before is verified on");
 }
 
 #[test]
@@ -330,7 +400,7 @@ fn a_draw_that_is_no_key_is_drawn_again() {
 #[test]
 fn spans_beyond_the_calendar_do_not_panic() {
     let managed = Managed { rotate_every: Duration::secs(u64::MAX / 2), max_token_life: Duration::secs(u64::MAX / 2), ..managed() };
-    let ring = step(None, 0).next;
+    let ring = step_with(&managed, None, &fleet(&[]), 0).next;
     assert_eq!(step_with(&managed, Some(&ring), &fleet(&[]), ROTATE).next, ring);
     assert_eq!(after(at(0), managed.rotate_every), DateTime::<Utc>::MAX_UTC);
 }
