@@ -51,7 +51,8 @@ impl Crowd {
         self.size
     }
 
-    async fn assembled(&self) {
+    /// Waits until everybody is connected.
+    pub(crate) async fn assembled(&self) {
         until_within(ASSEMBLED, "everybody is connected", async || {
             (self.shared.connected.load(Ordering::SeqCst) == self.size).then_some(())
         })
@@ -75,9 +76,24 @@ impl Crowd {
         self.shared.closed.lock().clone()
     }
 
+    /// How many are connected at this moment.
+    pub(crate) fn connected(&self) -> u64 {
+        self.shared.connected.load(Ordering::SeqCst)
+    }
+
     /// Everybody goes.
+    ///
+    /// # Panics
+    /// When somebody was turned away in a way that nobody should be.
     pub(crate) async fn leave(mut self) {
-        self.people.shutdown().await;
+        self.people.abort_all();
+        while let Some(ended) = self.people.join_next().await {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use signal_services::{Image, Kafka, KafkaHome, Level, Postgres, Redis, Server, Tool};
+use signal_services::{Component, Image, Kafka, KafkaHome, Level, Postgres, Redis, Server, Tool};
 use signal_tests::cluster::{OwnCluster, own_cluster};
 use signal_tests::services::scratch;
 use signal_tests::wait::until_within;
@@ -48,9 +48,12 @@ impl Lab {
         for (name, binary) in [("gateway", gateway), ("operator", operator)] {
             let program = format!("/usr/bin/signal-{name}");
             let image = Image::new(&format!("localhost/signal-{name}:test")).program(&binary, &program).expect("the binary");
-            let archive = dir.path().join(format!("{name}.tar"));
-            image.nonroot().expect("authorities").entrypoint(&[&program]).write(&archive).expect("an archive");
-            cluster.does(move |cluster| cluster.import_image(&archive)).await;
+            import(&cluster, image, &program, dir.path().join(format!("{name}.tar"))).await;
+            if name == "gateway" {
+                // Another version, as far as Kubernetes can tell.
+                let image = Image::new("localhost/signal-gateway:next").program(&binary, &program).expect("the binary");
+                import(&cluster, image, &program, dir.path().join("next.tar")).await;
+            }
         }
         let start = |name: &str| dir.path().join(name);
         let redis = [Redis::start_in(&network, &start("redis-a"), &[]), Redis::start_in(&network, &start("redis-b"), &[])];
@@ -63,6 +66,11 @@ impl Lab {
             _dir: dir,
         })
     }
+}
+
+async fn import(cluster: &OwnCluster, image: Image, program: &str, archive: PathBuf) {
+    image.nonroot().expect("authorities").entrypoint(&[program]).write(&archive).expect("an archive");
+    cluster.does(move |cluster| cluster.import_image(&archive)).await;
 }
 
 /// Signal on the cluster.
@@ -138,6 +146,8 @@ impl Edge {
             "service": {"type": "NodePort"},
             "drain": {"endpointPropagation": "8s", "window": "5s", "batchInterval": "500ms"},
             "rollout": {"minReady": "1s"},
+            // People stay while their issuer is exchanged for another and back.
+            "gateway": {"auth": {"expiringLead": "30m"}},
         });
         for (key, value) in over.as_object().cloned().unwrap_or_default() {
             spec[key] = value;
@@ -183,6 +193,20 @@ impl Edge {
     /// The address that servers at the switch listen on.
     pub(crate) fn ip(&self) -> Ipv4Addr {
         self.lab.cluster.outside_network().ip()
+    }
+
+    /// Kills every operator at once, without a word.
+    pub(crate) fn kill_operators(&self) {
+        let all = ["delete", "pods", "--namespace", "signal-system", "--all", "--force", "--grace-period=0", "--wait=false"];
+        self.kubectl(&all);
+    }
+
+    /// The API server is away for so long.
+    pub(crate) async fn without_api(&self, time: Duration) {
+        self.lab.cluster.does(|cluster| cluster.stop_component(Component::ApiServer, true)).await;
+        tokio::time::sleep(time).await;
+        self.lab.cluster.does(|cluster| cluster.start_component(Component::ApiServer)).await;
+        until_within(Duration::from_secs(60), "the API server", async || self.try_kubectl(&["get", "--raw", "/readyz"], None).ok()).await;
     }
 
     /// The Redis that nobody uses at first.

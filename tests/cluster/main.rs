@@ -6,6 +6,7 @@
 mod crowd;
 mod edge;
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -31,8 +32,10 @@ async fn from_nothing_to_an_edge_that_scales_rotates_and_moves_without_dropping_
             a_record_reaches_a_client_through_the_service(&edge).await;
             let crowd = Crowd::gather(&edge, 300).await;
             scaling_in_moves_only_those_of_the_drained_pods(&edge, &crowd).await;
+            another_image_comes_in_without_anybody_left_out(&edge, &crowd).await;
             trust_moves_to_another_issuer_without_a_refusal(&edge).await;
             redis_moves_and_pushes_go_on(&edge).await;
+            an_api_server_that_is_away_disturbs_nobody(&edge, &crowd).await;
             crowd.leave().await;
             a_deleted_cluster_leaves_nothing_behind(&edge).await;
         })
@@ -94,7 +97,43 @@ async fn scaling_in_moves_only_those_of_the_drained_pods(edge: &Edge, crowd: &Cr
     assert_eq!(closed.keys().copied().collect::<Vec<u16>>(), [1001], "{closed:?}");
 }
 
-/// Seen list, 4: old and new tokens all the time.
+/// Seen list, 3.
+async fn another_image_comes_in_without_anybody_left_out(edge: &Edge, crowd: &Crowd) {
+    let before = edge.pods();
+    crowd.assembled().await;
+    crowd.forget();
+    edge.patch(json!({"image": {"repository": "localhost/signal-gateway", "tag": "next", "pullPolicy": "Never"}}));
+    let fewest = Cell::new(crowd.size());
+    until_within(LONG, "all pods are new", async || {
+        fewest.set(fewest.get().min(crowd.connected()));
+        let pods = edge.pods();
+        let moved = crowd.closed().values().sum::<u64>() >= crowd.size();
+        let replaced = moved && pods.len() == 2 && pods.iter().all(|pod| !before.contains(pod));
+        (replaced && edge.condition("Ready")?.0 == "True").then_some(())
+    })
+    .await;
+    crowd.assembled().await;
+    // Of two pods one may let go of everybody, and paced as that is, they come back while it does.
+    assert!(fewest.get() >= crowd.size() / 2, "only {} of {} were connected", fewest.get(), crowd.size());
+    let closed = crowd.closed();
+    assert_eq!(closed.keys().copied().collect::<Vec<u16>>(), [1001], "{closed:?}");
+}
+
+/// Seen list, 7, in part.
+async fn an_api_server_that_is_away_disturbs_nobody(edge: &Edge, crowd: &Crowd) {
+    crowd.assembled().await;
+    crowd.forget();
+    let pods = edge.pods();
+    edge.without_api(Duration::from_secs(30)).await;
+    assert!(crowd.closed().is_empty(), "{:?}", crowd.closed());
+    edge.ready(LONG).await;
+    // The operator has come back by itself.
+    edge.kubectl(&["scale", "sigc/edge", "--replicas=3"]);
+    edge.settled(3, LONG).await;
+    assert!(pods.iter().all(|pod| edge.pods().contains(pod)));
+}
+
+/// Seen list, 4: old and new tokens all the time, and the operator killed in each stage.
 async fn trust_moves_to_another_issuer_without_a_refusal(edge: &Edge) {
     let pods = edge.pods();
     let next = Issuer::start_at(edge.ip()).await;
@@ -104,11 +143,18 @@ async fn trust_moves_to_another_issuer_without_a_refusal(edge: &Edge) {
         sources.iter().find(|source| source["name"] == name).and_then(|source| source["state"].as_str().map(str::to_owned))
     };
     let mut new_trusted = false;
+    let mut killed_in = Vec::new();
     let begun = Instant::now();
     loop {
-        assert!(begun.elapsed() < LONG, "the old source is not gone");
+        assert!(begun.elapsed() < 2 * LONG, "the old source is not gone: killed in {killed_in:?}");
         // What was accepted before an attempt, and still is after it, had to be accepted in between.
-        let before = stage_of(&edge.status(), "main");
+        let status = edge.status();
+        let before = stage_of(&status, "main");
+        let stages = (before.clone(), stage_of(&status, "next"));
+        if stages.1.is_some() && before.is_some() && !killed_in.contains(&stages) {
+            edge.kill_operators();
+            killed_in.push(stages);
+        }
         let verdict = admits(edge, &edge.issuer).await;
         let after = stage_of(&edge.status(), "main");
         assert!(verdict || before.is_none() || after.is_none(), "an old token was refused while its source is {after:?}");
@@ -126,6 +172,7 @@ async fn trust_moves_to_another_issuer_without_a_refusal(edge: &Edge) {
         }
     }
     assert!(new_trusted, "the overlap was seen");
+    assert!(killed_in.len() >= 3, "killed in {killed_in:?}");
     until_within(LONG, "old tokens are refused", async || (!admits(edge, &edge.issuer).await).then_some(())).await;
     assert!(admits(edge, &next).await);
     assert_eq!(edge.pods(), pods, "no pod restarted");
