@@ -106,7 +106,7 @@ async fn person(address: SocketAddr, token: String, shared: Arc<Shared>) {
             if shared.round.load(Ordering::SeqCst) != round {
                 break None;
             }
-            match client.next_within(Duration::from_millis(200)).await {
+            match client.next_within(Duration::from_secs(2)).await {
                 Some(Incoming::Closed(code, _)) => break Some(code),
                 Some(Incoming::Lost) => break Some(1006),
                 Some(Incoming::Envelope(_)) | None => {}

@@ -228,6 +228,12 @@ impl Edge {
         serde_json::from_str::<Value>(&text).expect("JSON")["status"].take()
     }
 
+    /// Whether the status speaks of the newest spec.
+    pub(crate) fn is_observed(&self) -> bool {
+        let text = self.kubectl(&["get", "sigc", "edge", "-o", "jsonpath={.metadata.generation} {.status.observedGeneration}"]);
+        text.split_once(' ').is_some_and(|(generation, observed)| generation == observed)
+    }
+
     /// Status, reason and message of a condition.
     pub(crate) fn condition(&self, kind: &str) -> Option<(String, String, String)> {
         let status = self.status();
