@@ -13,7 +13,7 @@ spawn() {
   setsid "$@" >>"$HOME_DIR/log/$1.log" 2>&1 </dev/null &
   echo "$! $(started $!)" >"$HOME_DIR/pid/$1"
 }
-client() { echo "--kubeconfig $1 --authentication-kubeconfig $1 --authorization-kubeconfig $1 --bind-address 127.0.0.1"; }
+client() { echo "--kubeconfig $1 --authentication-kubeconfig $1 --authorization-kubeconfig $1"; }
 
 # shellcheck disable=SC2046 # `client` gives several words
 start() {
@@ -33,12 +33,12 @@ start() {
     --proxy-client-cert-file "$PKI/front-proxy.crt" --proxy-client-key-file "$PKI/front-proxy.key" \
     --service-cluster-ip-range "$SERVICE_NET" --authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction \
     --allow-privileged=true --profiling=false ;;
-  kube-controller-manager) spawn kube-controller-manager $(client "$KUBECONFIGS/manager") --secure-port "$MANAGER_PORT" \
+  kube-controller-manager) spawn kube-controller-manager $(client "$KUBECONFIGS/manager") --secure-port 0 \
     --root-ca-file "$PKI/ca.crt" --service-account-private-key-file "$PKI/accounts.key" \
     --cluster-signing-cert-file "$PKI/ca.crt" --cluster-signing-key-file "$PKI/ca.key" --use-service-account-credentials=true \
     --cluster-cidr "$POD_NET" --allocate-node-cidrs=false --service-cluster-ip-range "$SERVICE_NET" \
     --node-monitor-grace-period 20s --leader-elect=false --profiling=false ;;
-  kube-scheduler) spawn kube-scheduler $(client "$KUBECONFIGS/scheduler") --secure-port "$SCHEDULER_PORT" --leader-elect=false --profiling=false ;;
+  kube-scheduler) spawn kube-scheduler $(client "$KUBECONFIGS/scheduler") --secure-port 0 --leader-elect=false --profiling=false ;;
   containerd) spawn containerd --config "$HOME_DIR/containerd.toml" ;;
   kubelet) spawn kubelet --config "$HOME_DIR/kubelet.yaml" --kubeconfig "$KUBECONFIGS/node$N" --hostname-override "node$N" --node-ip "$(node_ip "$N")" ;;
   kube-proxy) spawn kube-proxy --config "$HOME_DIR/proxy.yaml" ;;

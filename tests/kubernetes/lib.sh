@@ -5,7 +5,7 @@ RUN=$1
 log() { printf '[%s] %s\n' "$(date +%T.%3N)" "$*" >&2; }
 die() { log "failed: $*"; exit 1; }
 [ -s "$RUN/settings" ] || die "there is no cluster in $RUN"
-# BIN IMAGES LEVEL NODES PORT ETCD_PORT ETCD_PEER_PORT MANAGER_PORT SCHEDULER_PORT
+# BIN IMAGES LEVEL NODES PORT ETCD_PORT ETCD_PEER_PORT
 . "$RUN/settings"
 NAME=signal-$(printf %s "$RUN" | cksum | cut -d' ' -f1)
 SERVICE_NET=10.96.0.0/16 SERVICE_IP=10.96.0.1 DNS_IP=10.96.0.10 POD_NET=10.244.0.0/16 SWITCH_IP=10.240.0.1

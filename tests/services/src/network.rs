@@ -1,10 +1,23 @@
 //! Where a server listens and a client stands: the machine's loopback, or the switch of a cluster.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
+
+/// Above what a cluster's own parts listen on, below its node ports and what outgoing connections get.
+const SERVER_PORTS: Range<u16> = 12_000..30_000;
+
+/// Each port once, before any comes again; processes start at different ones.
+fn next_port() -> u16 {
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(997);
+    let offset = first.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % u32::from(SERVER_PORTS.end - SERVER_PORTS.start);
+    SERVER_PORTS.start + u16::try_from(offset).expect("an offset within the range")
+}
 
 /// An address to listen on, and the network namespace in which it exists.
 #[derive(Debug, Clone)]
@@ -28,15 +41,19 @@ impl Network {
         self.ip
     }
 
-    /// A TCP port of its address that nobody listens on. Another process may take it before it is used.
+    /// A TCP port of its address that nobody listens on and that this process was not given before. It lies below those that the
+    /// kernel hands to outgoing connections: a server that is stopped and started again finds it free. Another process may
+    /// still take it before it is used.
     ///
     /// # Errors
     /// When no port can be bound.
     pub fn free_port(&self) -> Result<u16> {
         let ip = self.ip;
         self.run(move || {
-            let listener = TcpListener::bind((ip, 0)).with_context(|| format!("no free port of {ip}"))?;
-            Ok(listener.local_addr()?.port())
+            (0..SERVER_PORTS.len())
+                .map(|_| next_port())
+                .find(|port| TcpListener::bind((ip, *port)).is_ok())
+                .with_context(|| format!("no free port of {ip}"))
         })?
     }
 

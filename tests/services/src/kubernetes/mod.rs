@@ -310,7 +310,7 @@ fn settings(home: &KubernetesHome, level: Level) -> Result<String> {
         let path = path.to_str().filter(|path| !path.contains('\'')).context("a cache folder without quotes in its name")?;
         text.push_str(&format!("{name}='{path}'\n"));
     }
-    for name in ["PORT", "ETCD_PORT", "ETCD_PEER_PORT", "MANAGER_PORT", "SCHEDULER_PORT"] {
+    for name in ["PORT", "ETCD_PORT", "ETCD_PEER_PORT"] {
         text.push_str(&format!("{name}={}\n", free_port()?));
     }
     Ok(text)
