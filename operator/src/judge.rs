@@ -12,6 +12,7 @@ use signal_crds::status::{ScalingState, SigningKeyStatus};
 use crate::autoscale::{self, Decision, History};
 use crate::compare;
 use crate::desired::{self, Desired, LIVE_TOML, ManagedKeys, Migration, desired, revision};
+use crate::fleet::Fleet;
 use crate::jwks::{self, JwksInput};
 use crate::names::{RECORD, TEMPLATE_HASH};
 use crate::observed::Observed;
@@ -81,10 +82,12 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Something is under way that no watch announces.
-    pub fn is_busy(&self) -> bool {
-        let scaling = self.scale.as_ref().is_some_and(|step| step.status.state != ScalingState::Idle);
-        scaling || self.rollout.going_on || self.rotation.is_some() || self.routing.is_some()
+    /// Something is under way that no watch announces. Pods that come and go are announced; what those that serve say of themselves is not.
+    pub fn is_busy(&self, fleet: &Fleet) -> bool {
+        let state = self.scale.as_ref().map_or(ScalingState::Idle, |step| step.status.state);
+        let moving = state != ScalingState::Idle || self.rollout.going_on;
+        let asked = state == ScalingState::Draining || self.rotation.is_some() || self.routing.is_some();
+        asked || (moving && fleet.ready().next().is_some())
     }
 }
 

@@ -67,13 +67,19 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
         write_status(context, &observed, &status).await?;
     }
     outcome?;
-    Ok(if verdict.is_busy() {
+    Ok(if verdict.is_busy(&observed.fleet) {
         context.look_again(BUSY)
-    } else if wants_samples(&observed) {
+    } else if wants_samples(&observed) || settling(&observed, &status.conditions) {
         context.look_again(SAMPLE)
     } else {
         context.resync()
     })
+}
+
+/// Pods serve, and what they say of themselves keeps the SignalCluster from being ready.
+fn settling(observed: &Observed, conditions: &[Condition]) -> bool {
+    let ready = conditions.iter().any(|condition| condition.type_ == ConditionType::Ready.as_str() && condition.status == "True");
+    !ready && observed.fleet.ready().next().is_some()
 }
 
 /// Writes what the verdict asks for.

@@ -151,7 +151,7 @@ async fn endless(part: impl Future<Output = ()>) -> anyhow::Result<()> {
 }
 
 /// Asks pods for their status.
-fn poll(pods: &AdminClient) -> Poll {
+pub fn poll(pods: &AdminClient) -> Poll {
     let pods = pods.clone();
     Arc::new(move |ip, port, token| {
         let pods = pods.clone();

@@ -58,7 +58,7 @@ async fn round(hands: &Hands, cluster: &SignalCluster) -> Applied {
 }
 
 /// The migration comes to its end, if there is one: nobody runs Jobs here.
-async fn migrate(stage: &Stage) -> bool {
+pub(crate) async fn migrate(stage: &Stage) -> bool {
     let jobs = stage.api::<Job>().list(&ListParams::default()).await.unwrap().items;
     for job in &jobs {
         let done = |kind| json!({"type": kind, "status": "True", "lastTransitionTime": "2026-01-01T00:00:01Z"});

@@ -51,6 +51,20 @@ impl Operator {
         text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 
+    /// Over all labels.
+    pub(crate) async fn sum(&self, name: &str) -> f64 {
+        let (_, text) = self.get("/metrics").await.expect("its metrics");
+        let values = text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        values.sum()
+    }
+
+    /// What of its memory is in RAM.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     pub(crate) async fn leads(&self) -> bool {
         self.metric("signal_operator_leader ").await == Some(1.0)
     }

@@ -6,8 +6,12 @@
 
 mod apply;
 mod examples;
+mod killed;
 mod leadership;
+mod many;
 mod rights;
+mod weather;
+mod world;
 
 use std::io::Write as _;
 use std::path::Path;
@@ -54,6 +58,13 @@ async fn client(kubeconfig: &Path) -> Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = Kubeconfig::read_from(kubeconfig).unwrap();
     Client::try_from(kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap()).unwrap()
+}
+
+/// A certificate that stands for an authority: the server's own.
+fn authority(kubeconfig: &Path) -> String {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+    let path = kubeconfig.clusters[0].cluster.as_ref().and_then(|cluster| cluster.certificate_authority.as_ref());
+    std::fs::read_to_string(path.expect("an authority in the kubeconfig")).unwrap()
 }
 
 /// Stops with the process: a static is not dropped, but whatever keeps the server ends it with whoever held it.

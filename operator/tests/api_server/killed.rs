@@ -1,0 +1,300 @@
+//! An operator is killed after each of its writes in turn, and another one goes on: whatever the first had done, the end is the same.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context as Task, Poll};
+use std::time::Duration;
+
+use http::{Method, Request, Response};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::client::{Body, ClientBuilder};
+use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use kube::{Client, ResourceExt as _};
+use serde_json::{Map, Value, json};
+use signal_crds::SignalCluster;
+use signal_operator::admin_client::AdminClient;
+use signal_operator::clusters::Scope;
+use signal_operator::controller::{Context, Settings};
+use signal_operator::events::Events;
+use signal_operator::kinds;
+use signal_operator::lease::Fence;
+use signal_operator::metrics::Metrics;
+use signal_operator::observe::Reader;
+use signal_operator::reconcile::reconcile;
+use signal_operator::writer::Writer;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tower::{Layer, Service as Tower};
+
+use crate::Stage;
+use crate::world::{World, edge};
+
+/// A scenario that goes on for so many looks does not come to its end.
+const MOST_LOOKS: usize = 60;
+
+/// Counts answered writes, and takes the lease away after the last that is allowed: what a process that dies there does not do any more.
+#[derive(Clone)]
+struct Kill {
+    answered: Arc<AtomicUsize>,
+    after: Option<usize>,
+    fence: Fence,
+}
+
+impl<S> Layer<S> for Kill {
+    type Service = Killed<S>;
+
+    fn layer(&self, inner: S) -> Killed<S> {
+        Killed { inner, kill: self.clone() }
+    }
+}
+
+#[derive(Clone)]
+struct Killed<S> {
+    inner: S,
+    kill: Kill,
+}
+
+impl<S, B> Tower<Request<Body>> for Killed<S>
+where
+    S: Tower<Request<Body>, Response = Response<B>>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(task)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let counts = request.method() != Method::GET && !request.uri().path().contains("/events");
+        let answer = self.inner.call(request);
+        let kill = self.kill.clone();
+        Box::pin(async move {
+            let answer = answer.await;
+            if counts && kill.after == Some(kill.answered.fetch_add(1, Ordering::Relaxed) + 1) {
+                kill.fence.drop_now();
+            }
+            answer
+        })
+    }
+}
+
+/// One life of an operator.
+pub(crate) struct Life {
+    pub(crate) context: Context,
+    kill: Kill,
+}
+
+impl Life {
+    /// It dies once so many of its writes are answered.
+    pub(crate) async fn begin(stage: &Stage, after: Option<usize>) -> Self {
+        let fence = Fence::default();
+        fence.hold_until(Instant::now() + Duration::from_secs(600));
+        let kill = Kill { answered: Arc::default(), after, fence: fence.clone() };
+        let kubeconfig = Kubeconfig::read_from(stage.server.cluster.kubeconfig()).unwrap();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        let client = ClientBuilder::try_from(config).unwrap().with_layer(&kill).build();
+        Self { context: context(stage, client, fence).await, kill }
+    }
+
+    pub(crate) fn writes(&self) -> usize {
+        self.kill.answered.load(Ordering::Relaxed)
+    }
+
+    fn is_over(&self) -> bool {
+        !self.kill.fence.is_held()
+    }
+}
+
+/// What an operator holds that asks real pods, through this client.
+pub(crate) async fn context(stage: &Stage, client: Client, fence: Fence) -> Context {
+    let scopes = [Scope::Namespace(stage.namespace.clone())];
+    // Nothing changes in it: the sender may go.
+    let (_, kinds) = watch::channel(kinds::discover(&client, &scopes).await.unwrap());
+    let (metrics, pods) = (Metrics::default(), AdminClient::new().unwrap());
+    Context::new(
+        Reader { client: client.clone(), kinds, poll: signal_operator::run::poll(&pods), metrics: metrics.clone() },
+        Writer::new(client.clone(), fence.clone(), metrics.clone()),
+        Events::new(client, "test".into(), fence),
+        pods,
+        metrics,
+        None,
+        Settings { concurrency: 4, resync: Duration::from_secs(1) },
+    )
+}
+
+/// What people ask for, one after the other; each time everything comes to rest before the next.
+type Wishes<'a> = &'a [(u32, &'static str)];
+
+pub(crate) const FIRST: &str = "https://id.example/";
+pub(crate) const SECOND: &str = "https://id2.example/";
+
+/// Brings the wishes about; the first life of the last one ends after so many writes. Returns the writes of the life that came to the end.
+pub(crate) async fn live(stage: &Stage, wishes: Wishes<'_>, after: Option<usize>) -> usize {
+    let mut world = World::around(stage).await;
+    let (last, before) = wishes.split_last().unwrap();
+    for wish in before {
+        wish_for(stage, *wish).await;
+        rest(stage, &mut world, None).await;
+    }
+    wish_for(stage, *last).await;
+    rest(stage, &mut world, after).await
+}
+
+pub(crate) async fn wish_for(stage: &Stage, (replicas, issuer): (u32, &str)) {
+    stage.api::<SignalCluster>().patch("edge", &PatchParams::apply("test").force(), &Patch::Apply(&edge(replicas, issuer))).await.unwrap();
+}
+
+/// Looks until three looks in a row write nothing while every stage is over.
+pub(crate) async fn rest(stage: &Stage, world: &mut World<'_>, after: Option<usize>) -> usize {
+    let mut life = Life::begin(stage, after).await;
+    let mut quiet = 0;
+    for _ in 0..MOST_LOOKS {
+        world.turn().await;
+        let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
+        let before = life.writes();
+        let outcome = reconcile(&life.context, &cluster).await;
+        if life.is_over() {
+            life = Life::begin(stage, None).await;
+            quiet = 0;
+            continue;
+        }
+        // A pod that was written in the meantime is looked at again.
+        let is_over = outcome.is_ok() && is_settled(stage).await;
+        quiet = if is_over && life.writes() == before { quiet + 1 } else { 0 };
+        if quiet == 3 {
+            return life.writes();
+        }
+        if !is_over {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
+    panic!("it does not come to rest: {}", serde_json::to_string_pretty(&cluster.status).unwrap());
+}
+
+pub(crate) async fn is_settled(stage: &Stage) -> bool {
+    let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
+    let Some(status) = cluster.status else { return false };
+    let says = |kind: &str, state: &str| status.conditions.iter().any(|condition| condition.type_ == kind && condition.status == state);
+    let ready = says("Ready", "True") && says("Progressing", "False");
+    let sources = status.jwks.len() == 1 && status.jwks[0].state == signal_crds::status::SourceStage::Trusted;
+    ready && sources && status.scaling.is_none() && status.observed_generation == cluster.metadata.generation
+}
+
+/// Everything that matters of what is there.
+pub(crate) async fn picture(stage: &Stage) -> Value {
+    let mut all = Map::new();
+    macro_rules! add {
+        ($($kind:ty),*) => {$(
+            let api: Api<$kind> = stage.api();
+            for object in api.list(&ListParams::default()).await.unwrap().items {
+                // Pods have names of chance.
+                let kind = <$kind as k8s_openapi::Resource>::KIND;
+                let name = if kind == "Pod" { format!("{:?}", object.annotations()) } else { object.name_any() };
+                let count = all.keys().filter(|key| key.starts_with(&format!("{kind} {name}"))).count();
+                all.insert(format!("{kind} {name} {count}"), plain(serde_json::to_value(object).unwrap(), kind));
+            }
+        )*};
+    }
+    add!(ConfigMap, Deployment, HorizontalPodAutoscaler, Job, NetworkPolicy, Pod, PodDisruptionBudget, Secret, Service, ServiceAccount);
+    let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
+    all.insert("SignalCluster".into(), plain(serde_json::to_value(cluster).unwrap(), "SignalCluster"));
+    Value::Object(all)
+}
+
+/// Without what each run has of its own: times, uids, addresses, and what is drawn by lot.
+fn plain(mut object: Value, kind: &str) -> Value {
+    if let Some(record) = object.pointer_mut("/metadata/annotations/signal.dev~1record") {
+        *record = serde_json::from_str(record.as_str().unwrap()).unwrap();
+    }
+    forget(&mut object);
+    if kind == "Secret" && object.pointer("/data/admin-token").is_some() {
+        object["data"]["admin-token"] = json!("drawn");
+    }
+    if kind == "Service" {
+        object["spec"]["clusterIP"].take();
+        object["spec"]["clusterIPs"].take();
+    }
+    if kind == "Pod" {
+        object["status"].take();
+        object["metadata"]["name"].take();
+    }
+    object
+}
+
+fn forget(value: &mut Value) {
+    const OWN: [&str; 15] = [
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+        "managedFields",
+        "namespace",
+        "generation",
+        "observedGeneration",
+        "lastTransitionTime",
+        "since",
+        "refreshedAt",
+        "signal.dev/applied",
+        "endpoints",
+        "startTime",
+        "batch.kubernetes.io/controller-uid",
+        "controller-uid",
+    ];
+    match value {
+        Value::Object(members) => {
+            members.retain(|key, _| !OWN.contains(&key.as_str()));
+            members.values_mut().for_each(forget);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget),
+        _ => {}
+    }
+}
+
+/// The run that nothing disturbs, then one for each of its writes.
+async fn comes_to_the_same_end(test: &str, wishes: Wishes<'_>) {
+    let Some(stage) = Stage::new(test).await else { return };
+    let writes = live(&stage, wishes, None).await;
+    let whole = picture(&stage).await;
+    assert!(writes >= 3, "{test} writes {writes} times: there is nothing to disturb");
+    for after in 1..=writes {
+        let Some(stage) = Stage::new(test).await else { return };
+        live(&stage, wishes, Some(after)).await;
+        let end = picture(&stage).await;
+        assert_eq!(difference(&whole, &end), None, "killed after write {after} of {writes}");
+    }
+}
+
+/// The first place where two values differ, with both.
+pub(crate) fn difference(a: &Value, b: &Value) -> Option<String> {
+    match (a, b) {
+        (Value::Object(some), Value::Object(others)) => some.keys().chain(others.keys()).find_map(|key| {
+            Some(format!("{key}: {}", difference(some.get(key).unwrap_or(&Value::Null), others.get(key).unwrap_or(&Value::Null))?))
+        }),
+        _ => (a != b).then(|| format!("{a} and {b}")),
+    }
+}
+
+#[tokio::test]
+async fn killed_after_any_write_of_a_creation_it_comes_to_the_same_end() {
+    comes_to_the_same_end("killed_after_any_write_of_a_creation_it_comes_to_the_same_end", &[(2, FIRST)]).await;
+}
+
+#[tokio::test]
+async fn killed_after_any_write_of_a_scale_in_it_comes_to_the_same_end() {
+    comes_to_the_same_end("killed_after_any_write_of_a_scale_in_it_comes_to_the_same_end", &[(3, FIRST), (1, FIRST)]).await;
+}
+
+#[tokio::test]
+async fn killed_after_any_write_of_a_rotation_it_comes_to_the_same_end() {
+    comes_to_the_same_end("killed_after_any_write_of_a_rotation_it_comes_to_the_same_end", &[(2, FIRST), (2, SECOND)]).await;
+}

@@ -1,0 +1,101 @@
+//! Many SignalClusters at once, where controllers make pods of what is written: all have everything soon, and an operator with nothing to do is quiet.
+
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt as _};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+use signal_crds::SignalCluster;
+use signal_services::{Kubernetes, KubernetesHome, Level};
+
+use crate::leadership::Operator;
+use crate::{authority, client, define, skip, until};
+
+const CLUSTERS: usize = 100;
+const LIMIT: Duration = Duration::from_secs(120);
+const MAX_RESIDENT_KIB: u64 = 100 * 1024;
+
+#[tokio::test]
+async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_is_written() {
+    let home = match KubernetesHome::find(Level::B) {
+        Ok(home) => home,
+        Err(error) => {
+            return skip("a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_is_written", &format!("{error:#}"));
+        }
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let server = Kubernetes::start(&home, dir.path(), Level::B).unwrap();
+    let client = client(&server.kubeconfig()).await;
+    define(&client).await;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "default");
+    let secret = json!({"metadata": {"name": "authority"}, "stringData": {"ca.crt": authority(&server.kubeconfig())}});
+    secrets.create(&PostParams::default(), &serde_json::from_value(secret).unwrap()).await.unwrap();
+    let operator = Operator::start(&server.kubeconfig(), "default", "one");
+    until("it leads", LIMIT, async || operator.leads().await).await;
+
+    let clusters: Api<SignalCluster> = Api::namespaced(client.clone(), "default");
+    let made = std::time::Instant::now();
+    stream::iter(0..CLUSTERS)
+        .map(|n| {
+            let clusters = clusters.clone();
+            async move {
+                let object = json!({
+                    "apiVersion": "signal.dev/v1alpha1", "kind": "SignalCluster", "metadata": {"name": format!("edge-{n}")},
+                    "spec": {"image": {"repository": "example/signal-gateway", "tag": "1"}, "replicas": 1, "jwks": {"sources": [
+                        {"name": "main", "issuer": "https://id.example/", "url": "https://id.example/jwks", "audiences": ["signal"],
+                         "caSecretRef": {"name": "authority", "key": "ca.crt"}}]}},
+                });
+                clusters.patch(&format!("edge-{n}"), &PatchParams::apply("test"), &Patch::Apply(&object)).await.unwrap();
+            }
+        })
+        .buffer_unordered(10)
+        .collect::<Vec<()>>()
+        .await;
+
+    // The PodDisruptionBudget is the last that is applied, the status the last that is written, the Pod what the controllers make of it.
+    let all = async || {
+        let count = async |kind: &str| {
+            let path = match kind {
+                "budget" => "/apis/policy/v1/namespaces/default/poddisruptionbudgets",
+                _ => "/apis/apps/v1/namespaces/default/deployments",
+            };
+            let request = http::Request::get(path).body(Vec::new()).unwrap();
+            let list: serde_json::Value = client.request(request).await.unwrap();
+            list["items"].as_array().map_or(0, Vec::len)
+        };
+        let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+        let written = clusters.list(&ListParams::default()).await.unwrap().items;
+        let written = written.iter().filter(|cluster| cluster.status.as_ref().is_some_and(|status| !status.conditions.is_empty())).count();
+        let pods = pods.list_metadata(&ListParams::default()).await.unwrap().items.len();
+        [count("deployment").await, count("budget").await, written, pods].iter().all(|count| *count == CLUSTERS)
+    };
+    until("all of them have everything", LIMIT, all).await;
+    println!("{CLUSTERS} SignalClusters have everything after {:?}", made.elapsed());
+    let resident = operator.resident_kib();
+    assert!(resident < MAX_RESIDENT_KIB, "{resident} KiB resident");
+
+    // What the controllers still do at first is looked at and written to the status.
+    let writes = async || operator.sum("signal_operator_writes_total").await;
+    let mut before = writes().await;
+    let quiet = Duration::from_secs(10);
+    let began = std::time::Instant::now();
+    loop {
+        tokio::time::sleep(quiet).await;
+        let now = writes().await;
+        if now == before {
+            break;
+        }
+        assert!(began.elapsed() < LIMIT, "it goes on writing: {before} and then {now}");
+        before = now;
+    }
+    // Drift is put back, and is the only thing that is written.
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
+    let patch = json!({"spec": {"minReadySeconds": 77}});
+    deployments.patch("edge-7", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    until("what someone changed is put back", LIMIT, async || {
+        deployments.get("edge-7").await.unwrap().spec.unwrap().min_ready_seconds != Some(77)
+    })
+    .await;
+}

@@ -1,0 +1,251 @@
+//! Watches that are late, tell twice, or break again and again; memories of an object that was deleted and made anew; wishes taken back half-way.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as Task, Poll};
+use std::time::Duration;
+
+use axum::body::Body as Answer;
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt as _, stream};
+use http::{Request, Response};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt as _;
+use kube::api::{DeleteParams, ListParams};
+use kube::client::{Body, ClientBuilder};
+use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use signal_crds::SignalCluster;
+use signal_operator::clusters::{Clusters, Scope};
+use signal_operator::controller;
+use signal_operator::lease::Fence;
+use signal_operator::metrics::Metrics;
+use signal_operator::reconcile::reconcile;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tower::{BoxError, Layer, Service};
+
+use crate::Stage;
+use crate::killed::{FIRST, Life, SECOND, difference, is_settled, live, picture, rest, wish_for};
+use crate::world::World;
+
+/// What becomes of the events of a watch.
+#[derive(Debug, Clone, Copy)]
+enum Weather {
+    /// Each comes so much later.
+    Late(Duration),
+    /// Each comes twice.
+    Doubled,
+    /// The connection breaks after so long, in the middle of whatever it says.
+    Broken(Duration),
+}
+
+impl<S> Layer<S> for Weather {
+    type Service = Weathered<S>;
+
+    fn layer(&self, inner: S) -> Weathered<S> {
+        Weathered { inner, weather: *self }
+    }
+}
+
+#[derive(Clone)]
+struct Weathered<S> {
+    inner: S,
+    weather: Weather,
+}
+
+impl<S, B> Service<Request<Body>> for Weathered<S>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Answer>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Answer>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(task)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let (answer, weather) = (self.inner.call(request), self.weather);
+        Box::pin(async move {
+            let answer = answer.await?.map(Answer::new);
+            Ok(if watches { answer.map(|body| weather.over(body)) } else { answer })
+        })
+    }
+}
+
+impl Weather {
+    fn over(self, body: Answer) -> Answer {
+        let parts = body.into_data_stream();
+        match self {
+            Self::Late(by) => Answer::from_stream(parts.then(move |part| async move {
+                sleep(by).await;
+                part
+            })),
+            Self::Doubled => Answer::from_stream(lines(parts).map(|line| line.map(|line| [&line[..], &line[..]].concat()))),
+            Self::Broken(after) => {
+                let broken = stream::iter([Err(axum::Error::new("the connection broke"))]);
+                Answer::from_stream(parts.take_until(sleep(after)).chain(broken))
+            }
+        }
+    }
+}
+
+/// Whole lines: one event each.
+fn lines(
+    parts: impl Stream<Item = Result<Bytes, axum::Error>> + Send + 'static,
+) -> impl Stream<Item = Result<Bytes, axum::Error>> + Send + 'static {
+    let state = (Box::pin(parts), BytesMut::new());
+    stream::unfold(state, async |(mut parts, mut rest)| {
+        loop {
+            if let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let line = rest.split_to(end + 1).freeze();
+                return Some((Ok(line), (parts, rest)));
+            }
+            match parts.next().await? {
+                Ok(part) => rest.extend_from_slice(&part),
+                Err(error) => return Some((Err(error), (parts, rest))),
+            }
+        }
+    })
+}
+
+const WISHES: [(u32, &str); 3] = [(2, FIRST), (3, FIRST), (1, SECOND)];
+
+/// The whole controller with its watches, in this weather.
+async fn picture_after(stage: &Stage, weather: Weather) -> serde_json::Value {
+    let kubeconfig = Kubeconfig::read_from(stage.server.cluster.kubeconfig()).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let client = ClientBuilder::try_from(config).unwrap().with_layer(&weather).build();
+    let fence = Fence::default();
+    fence.hold_until(Instant::now() + Duration::from_secs(600));
+    let context = Arc::new(crate::killed::context(stage, client.clone(), fence).await);
+    let scopes = [Scope::Namespace(stage.namespace.clone())];
+    let (clusters, follow) = Clusters::watch(&client, &scopes, &Metrics::default());
+    let mut follows: tokio::task::JoinSet<()> = follow.into_iter().collect();
+    let stop = CancellationToken::new();
+    let running = {
+        let (stop, clusters) = (stop.clone(), clusters.clone());
+        tokio::spawn(async move { controller::run(context, &clusters, &scopes, stop).await })
+    };
+    let mut world = World::around(stage).await;
+    for wish in WISHES {
+        wish_for(stage, wish).await;
+        let arrived = async {
+            let mut quiet = 0;
+            while quiet < 5 {
+                world.turn().await;
+                sleep(Duration::from_millis(200)).await;
+                quiet = if is_settled(stage).await { quiet + 1 } else { 0 };
+            }
+        };
+        if timeout(Duration::from_secs(90), arrived).await.is_err() {
+            let status = stage.api::<SignalCluster>().get("edge").await.unwrap().status;
+            panic!("{weather:?}: {wish:?} is not there: {}", serde_json::to_string_pretty(&status).unwrap());
+        }
+    }
+    stop.cancel();
+    running.await.unwrap();
+    follows.shutdown().await;
+    picture(stage).await
+}
+
+#[tokio::test]
+async fn late_doubled_and_broken_watches_come_to_the_same_end() {
+    const TEST: &str = "late_doubled_and_broken_watches_come_to_the_same_end";
+    let Some(calm) = Stage::new(TEST).await else { return };
+    live(&calm, &WISHES, None).await;
+    let calm = picture(&calm).await;
+    let weathers = [Weather::Late(Duration::from_secs(2)), Weather::Doubled, Weather::Broken(Duration::from_millis(700))];
+    for weather in weathers {
+        let Some(stage) = Stage::new(TEST).await else { return };
+        assert_eq!(difference(&calm, &picture_after(&stage, weather).await), None, "{weather:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_memory_of_one_that_was_made_anew_does_no_harm() {
+    let Some(stage) = Stage::new("a_memory_of_one_that_was_made_anew_does_no_harm").await else { return };
+    let mut world = World::around(&stage).await;
+    wish_for(&stage, (1, FIRST)).await;
+    rest(&stage, &mut world, None).await;
+    let old = stage.api::<SignalCluster>().get("edge").await.unwrap();
+
+    stage.api::<SignalCluster>().delete("edge", &DeleteParams::default()).await.unwrap();
+    let life = Life::begin(&stage, None).await;
+    reconcile(&life.context, &old).await.unwrap();
+    assert_eq!(life.writes(), 0, "nothing is written for one that is gone");
+
+    // What belonged to the old one is still there: nobody takes it over, and nobody takes it away from the collector.
+    wish_for(&stage, (1, SECOND)).await;
+    let refused = reconcile(&life.context, &old).await.unwrap_err();
+    assert_eq!(refused.class(), signal_operator::backoff::Class::InTheWay, "{refused}");
+    collect(&stage, &old.uid().unwrap()).await;
+    world.forget();
+    rest(&stage, &mut world, None).await;
+    let new = stage.api::<SignalCluster>().get("edge").await.unwrap();
+    let deployment = stage.api::<Deployment>().get("edge").await.unwrap();
+    assert_eq!(deployment.owner_references()[0].uid, new.uid().unwrap());
+    let live = stage.api::<ConfigMap>().get("edge-live").await.unwrap().data.unwrap();
+    assert!(trusts(&live["live.toml"], SECOND) && !trusts(&live["live.toml"], FIRST), "{}", live["live.toml"]);
+
+    let life = Life::begin(&stage, None).await;
+    reconcile(&life.context, &old).await.unwrap();
+    assert_eq!(life.writes(), 0, "an old memory asks for a look at what is there now");
+}
+
+/// Whether gateways are told of this issuer.
+fn trusts(live: &str, issuer: &str) -> bool {
+    live.contains(&format!("issuer = \"{issuer}\""))
+}
+
+/// What the collector of orphans does where it runs.
+async fn collect(stage: &Stage, owner: &str) {
+    macro_rules! collect {
+        ($($kind:ty),*) => {$(
+            let api = stage.api::<$kind>();
+            for object in api.list(&ListParams::default()).await.unwrap().items {
+                if object.owner_references().iter().any(|reference| reference.uid == owner) || !["authority", "database"].contains(&&*object.name_any()) {
+                    api.delete(&object.name_any(), &DeleteParams::background().grace_period(0)).await.unwrap();
+                }
+            }
+        )*};
+    }
+    use k8s_openapi::api::apps::v1::ReplicaSet;
+    use k8s_openapi::api::batch::v1::Job;
+    use k8s_openapi::api::core::v1::{Pod, Secret, Service, ServiceAccount};
+    use k8s_openapi::api::networking::v1::NetworkPolicy;
+    use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+    collect!(ConfigMap, Deployment, Job, NetworkPolicy, Pod, PodDisruptionBudget, ReplicaSet, Secret, Service, ServiceAccount);
+}
+
+#[tokio::test]
+async fn a_wish_that_is_taken_back_at_any_point_leaves_what_was_there() {
+    let Some(stage) = Stage::new("a_wish_that_is_taken_back_at_any_point_leaves_what_was_there").await else { return };
+    let mut world = World::around(&stage).await;
+    wish_for(&stage, (2, FIRST)).await;
+    rest(&stage, &mut world, None).await;
+    let deployment = stage.api::<Deployment>().get("edge").await.unwrap();
+    for looks in 0..6 {
+        let life = Life::begin(&stage, None).await;
+        wish_for(&stage, (3, SECOND)).await;
+        for _ in 0..looks {
+            world.turn().await;
+            let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
+            reconcile(&life.context, &cluster).await.unwrap();
+        }
+        wish_for(&stage, (2, FIRST)).await;
+        rest(&stage, &mut world, None).await;
+        let status = stage.api::<SignalCluster>().get("edge").await.unwrap().status.unwrap();
+        assert_eq!((status.replicas, status.draining_replicas, status.jwks.len()), (2, 0, 1), "taken back after {looks} looks");
+        let live = stage.api::<ConfigMap>().get("edge-live").await.unwrap().data.unwrap();
+        assert!(trusts(&live["live.toml"], FIRST) && !trusts(&live["live.toml"], SECOND), "taken back after {looks} looks");
+    }
+    let after = stage.api::<Deployment>().get("edge").await.unwrap();
+    assert_eq!(after.spec.unwrap().template, deployment.spec.unwrap().template, "no pod was restarted");
+}
