@@ -33,12 +33,14 @@ const BUILD: [Need; 5] = [
     Need { name: "OpenSSL's headers", present: || compiles("openssl/ssl.h"), debian: "libssl-dev", homebrew: "openssl@3" },
 ];
 
-const SERVICES: [Need; 5] = [
+const SERVICES: [Need; 6] = [
     Need { name: "Java 17 or newer", present: java_17, debian: "openjdk-17-jre-headless", homebrew: "openjdk" },
     Need { name: "Maven", present: || find_program(&["mvn"]).is_some(), debian: "maven", homebrew: "maven" },
     Need { name: "redis-server", present: Redis::is_installed, debian: "redis-server", homebrew: "redis" },
     // Makes certificates for tests over TLS.
     Need { name: "openssl", present: || find_program(&["openssl"]).is_some(), debian: "openssl", homebrew: "openssl@3" },
+    // The README's producer from outside.
+    Need { name: "kcat", present: || find_program(&["kcat"]).is_some(), debian: "kcat", homebrew: "kcat" },
     Need { name: "PostgreSQL's server", present: || Postgres::programs().is_some(), debian: "postgresql", homebrew: "postgresql@17" },
 ];
 
