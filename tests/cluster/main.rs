@@ -5,6 +5,7 @@
 
 mod crowd;
 mod edge;
+mod more;
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -32,10 +33,14 @@ async fn from_nothing_to_an_edge_that_scales_rotates_and_moves_without_dropping_
             a_record_reaches_a_client_through_the_service(&edge).await;
             let crowd = Crowd::gather(&edge, 2000).await;
             scaling_in_moves_only_those_of_the_drained_pods(&edge, &crowd).await;
+            more::connections_make_pods_and_the_fullest_shed(&edge, &crowd).await;
             another_image_comes_in_without_anybody_left_out(&edge, &crowd).await;
             trust_moves_to_another_issuer_without_a_refusal(&edge).await;
+            more::managed_keys_come_and_go(&edge).await;
+            more::an_emergency_closes_those_who_rest_on_the_source(&edge, &crowd).await;
             redis_moves_and_pushes_go_on(&edge).await;
             an_api_server_that_is_away_disturbs_nobody(&edge, &crowd).await;
+            more::a_node_that_dies_is_made_up_for(&edge, &crowd).await;
             crowd.leave().await;
             a_deleted_cluster_leaves_nothing_behind(&edge).await;
         })
@@ -71,7 +76,7 @@ async fn a_record_reaches_a_client_through_the_service(edge: &Edge) {
     client.close().await;
 }
 
-/// Everybody on the drained pod gets 1001 once and comes back; nobody else notices.
+/// Everybody on the drained pod gets 1001 once and comes back; nobody else notices, and nobody misses what is sent meanwhile.
 async fn scaling_in_moves_only_those_of_the_drained_pods(edge: &Edge, crowd: &Crowd) {
     edge.kubectl(&["scale", "sigc/edge", "--replicas=3"]);
     edge.settled(3, LONG).await;
@@ -83,8 +88,9 @@ async fn scaling_in_moves_only_those_of_the_drained_pods(edge: &Edge, crowd: &Cr
     .await;
     let before = edge.pods();
     crowd.forget();
+    more::make_members(edge).await;
     edge.kubectl(&["scale", "sigc/edge", "--replicas=2"]);
-    edge.settled(2, LONG).await;
+    tokio::join!(more::send_records(edge), edge.settled(2, LONG));
     let after = edge.pods();
     assert!(after.iter().all(|pod| before.contains(pod)), "{before:?} became {after:?}");
     until_within(LONG, "everybody is back", async || (edge.status()["connections"]["total"] == crowd.size()).then_some(())).await;
@@ -95,6 +101,7 @@ async fn scaling_in_moves_only_those_of_the_drained_pods(edge: &Edge, crowd: &Cr
     let drained = told.rsplit_once('(').and_then(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok());
     assert_eq!(Some(closed.values().sum::<u64>()), drained, "those of the drained pod, once each: {closed:?}, {told}");
     assert_eq!(closed.keys().copied().collect::<Vec<u16>>(), [1001], "{closed:?}");
+    more::nothing_is_missing_after_sync(edge).await;
 }
 
 /// A rolling update with everybody connected.
