@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 
 use super::Context;
-use super::operation::{Operation, Operations, Outcome, perform};
+use super::operation::{Begun, Operation, Operations, Outcome, begin};
 use super::session::{Action, Actions, Input, Session, Verdict};
 use crate::hub::{Flushed, Link, Shard};
 use crate::metrics::Metrics;
@@ -135,8 +135,10 @@ impl Connection {
                     if matches!(operation, Operation::Sync { .. }) {
                         self.link.hold();
                     }
-                    let work = perform(Arc::clone(&self.context), self.link.id(), operation);
-                    operations.started(self.context.control.spawn(work));
+                    match begin(&self.context, self.link.id(), operation) {
+                        Begun::Done(outcome) => self.outcome(outcome, now),
+                        Begun::Running(running) => operations.started(running),
+                    }
                 }
                 None => {
                     if operations.is_idle() {
