@@ -52,7 +52,8 @@ impl Opening {
     pub(super) fn begin(door: Arc<Door>, shard: &Rc<Shard>, claim: Claim, stream: std::net::TcpStream, peer: IpAddr, place: Place) {
         let opening = Self { door, shard: Rc::clone(shard), peer, place, _claim: claim };
         READ.with_borrow_mut(|buffer| {
-            let bytes = match (&stream).read(buffer) {
+            let room = opening.door.bounds.bytes.min(buffer.len());
+            let bytes = match (&stream).read(&mut buffer[..room]) {
                 Ok(0) => return,
                 Ok(n) => &buffer[..n],
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => &[],
@@ -100,7 +101,9 @@ impl Opening {
             stream.readable().await?;
             let before = seen.len();
             let read: io::Result<usize> = READ.with_borrow_mut(|buffer| {
-                let n = read_now(stream, buffer)?;
+                // What is kept of a head is bounded as hyper bounds it.
+                let room = (self.door.bounds.bytes - before).min(buffer.len());
+                let n = read_now(stream, &mut buffer[..room])?;
                 seen.extend_from_slice(&buffer[..n]);
                 Ok(n)
             });
