@@ -38,7 +38,7 @@ use crate::metrics::Metrics;
 use crate::store;
 use crate::telemetry::Telemetry;
 use crate::watch;
-use crate::ws::{self, connection::Connection};
+use crate::ws;
 
 use admin::serve_admin;
 use drain::Drain;
@@ -233,9 +233,7 @@ impl Gateway {
         }
         let access = Access::new(Arc::clone(&stores.policies), &config.policy, config.rooms);
 
-        // The hub and what its connections use refer to each other: the context is handed to the shards before the first connection.
         let shards_stop = CancellationToken::new();
-        let context_cell: Arc<std::sync::OnceLock<Arc<ws::Context>>> = Arc::default();
         let parts = hub::Parts {
             shards: shard_count(config),
             live: settings.subscribe(),
@@ -244,13 +242,9 @@ impl Gateway {
             metrics: Arc::clone(metrics),
             shutdown: shards_stop.clone(),
         };
-        let cell = Arc::clone(&context_cell);
-        let (hub, threads) = Hub::start(parts, move |shard, link, read| {
-            let context = Arc::clone(cell.get().expect("set before the listener accepts"));
-            Connection::new(shard, link, context, read)
-        })?;
+        let (hub, threads) = Hub::start(parts)?;
         let delivery = Delivery::new(hub.clone(), Arc::clone(&bus));
-        let context = ws::Context {
+        let context = Arc::new(ws::Context {
             rules: rules(&config.session, config),
             echo: config.session.conformance_echo,
             close_timeout: Duration::from_millis(config.session.close_timeout_ms),
@@ -266,8 +260,7 @@ impl Gateway {
             live: settings.subscribe(),
             control: Handle::current(),
             random: SystemRandom::new(),
-        };
-        context_cell.set(Arc::new(context)).ok().expect("set once");
+        });
 
         let inbound = Inbound {
             hub: hub.clone(),
@@ -362,16 +355,8 @@ impl Gateway {
             token_file: config.server.admin_token_file.clone(),
             facts: Arc::new(facts),
         });
-        let listener = ws::Listener {
-            server: config.server.clone(),
-            hub: hub.clone(),
-            rest,
-            ids,
-            live: settings.subscribe(),
-            metrics: Arc::clone(metrics),
-            lifecycle: Arc::clone(lifecycle),
-            closed,
-        };
+        let listener =
+            ws::Listener { server: config.server.clone(), hub: hub.clone(), context, rest, ids, lifecycle: Arc::clone(lifecycle), closed };
         Ok(Self {
             config: config.clone(),
             hub,

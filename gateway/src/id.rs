@@ -195,28 +195,38 @@ impl IdGenerator {
     /// [`IdError`] when the clock went back further than that, or while suspended.
     pub fn next(&self) -> Result<Id, IdError> {
         loop {
-            if self.suspended.load(Ordering::Acquire) {
-                return Err(IdError::Suspended);
+            if let Some(id) = self.next_at_once()? {
+                return Ok(id);
             }
-            let now = self.clock.now_ms() - EPOCH_MS;
-            let Ok(since_epoch) = u64::try_from(now) else { return Err(IdError::BeforeEpoch) };
-            let mut last = self.last.lock();
-            let (last_ms, sequence) = *last;
-            if now > last_ms {
-                *last = (now, 0);
-                return Ok(Id::from_parts(since_epoch, self.worker(), 0));
-            }
-            let behind = last_ms - now;
-            if behind > MAX_STEP_BACK_MS {
-                return Err(IdError::ClockStepped { by_ms: behind });
-            }
-            if behind == 0 && sequence < MAX_SEQUENCE {
-                *last = (last_ms, sequence + 1);
-                return Ok(Id::from_parts(since_epoch, self.worker(), sequence + 1));
-            }
-            drop(last);
             std::thread::sleep(Duration::from_micros(200));
         }
+    }
+
+    /// As [`IdGenerator::next`], but `None` where that would wait.
+    ///
+    /// # Errors
+    /// As [`IdGenerator::next`].
+    pub fn next_at_once(&self) -> Result<Option<Id>, IdError> {
+        if self.suspended.load(Ordering::Acquire) {
+            return Err(IdError::Suspended);
+        }
+        let now = self.clock.now_ms() - EPOCH_MS;
+        let Ok(since_epoch) = u64::try_from(now) else { return Err(IdError::BeforeEpoch) };
+        let mut last = self.last.lock();
+        let (last_ms, sequence) = *last;
+        if now > last_ms {
+            *last = (now, 0);
+            return Ok(Some(Id::from_parts(since_epoch, self.worker(), 0)));
+        }
+        let behind = last_ms - now;
+        if behind > MAX_STEP_BACK_MS {
+            return Err(IdError::ClockStepped { by_ms: behind });
+        }
+        if behind == 0 && sequence < MAX_SEQUENCE {
+            *last = (last_ms, sequence + 1);
+            return Ok(Some(Id::from_parts(since_epoch, self.worker(), sequence + 1)));
+        }
+        Ok(None)
     }
 }
 
@@ -275,6 +285,7 @@ mod tests {
         let ids = IdGenerator::new(9, Arc::new(clock.clone()));
         let first = ids.next().unwrap();
         clock.advance_ms(-50);
+        assert_eq!(ids.next_at_once(), Ok(None));
         let waiting = std::thread::spawn({
             let ids = ids.clone();
             move || ids.next().unwrap()

@@ -10,6 +10,7 @@ mod keys;
 mod lifecycle;
 mod limits;
 mod moving;
+mod opening;
 mod pipeline;
 mod rest;
 mod routing;

@@ -190,6 +190,17 @@ impl Raw {
         }
     }
 
+    /// Passes over bytes, such as a body of this length.
+    ///
+    /// # Panics
+    /// When they do not come in time.
+    pub async fn skip(&mut self, bytes: usize) {
+        while self.buffer.len() < bytes {
+            assert!(self.fill(LIMIT).await, "the connection ended within a body");
+        }
+        self.buffer.drain(..bytes);
+    }
+
     /// The next frame, or `None` when the connection ends first.
     ///
     /// # Panics

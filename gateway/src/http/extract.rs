@@ -16,7 +16,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::response::{IntoResponse, Response};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,9 @@ const BEARER_INVALID: &str = "Bearer realm=\"signal\", error=\"invalid_token\"";
 const BEARER_SCOPE: &str = "Bearer realm=\"signal\", error=\"insufficient_scope\"";
 const BASIC: &str = "Basic realm=\"signal\", charset=\"UTF-8\"";
 
+/// Who sent a request, as each proxy on its way saw it.
+pub(crate) const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
+
 /// The address of the peer of the TCP connection: the accept path puts it into the extensions of each request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerAddress(pub IpAddr);
@@ -45,11 +48,14 @@ pub struct PeerAddress(pub IpAddr);
 ///
 /// An entry that is no address ends the walk, so nothing left of it is believed.
 pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
+    forwarded_for(peer, headers.get_all(FORWARDED).iter().map(HeaderValue::as_bytes), trusted)
+}
+
+/// As [`client_address`], from the lines of `X-Forwarded-For`.
+pub fn forwarded_for<'h>(peer: IpAddr, lines: impl DoubleEndedIterator<Item = &'h [u8]>, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
     let mut client = peer.to_canonical();
-    let lines: Vec<&str> = headers.get_all(FORWARDED).iter().map(|line| line.to_str().unwrap_or("")).collect();
-    for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+    for entry in lines.rev().flat_map(|line| ascii(line).rsplit(',')) {
         if !is_trusted(&client) {
             break;
         }
@@ -57,6 +63,11 @@ pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
         client = address;
     }
     client
+}
+
+/// A line with anything else is no list of addresses.
+fn ascii(line: &[u8]) -> &str {
+    std::str::from_utf8(line).ok().filter(|line| line.is_ascii()).unwrap_or_default()
 }
 
 /// `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:4711`
@@ -378,7 +389,6 @@ impl FromStr for RoomName {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
     fn address_of(peer: &str, forwarded: &[&'static str]) -> String {
         let mut headers = HeaderMap::new();

@@ -38,7 +38,8 @@ use crate::metrics::Metrics;
 use crate::store::NotificationStore;
 
 pub use admin::{AdminState, Facts, JwksFile};
-pub use extract::{PeerAddress, client_address};
+pub(crate) use extract::FORWARDED;
+pub use extract::{PeerAddress, client_address, forwarded_for};
 pub use origin::origin_allowed;
 
 /// Tag of the routes about live connections.

@@ -1,7 +1,7 @@
 //! What a shard and a connection share: the socket, the outbox, and who is on the other end. Lives on one thread.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -235,26 +235,36 @@ impl Link {
         self.stream.poll_write_ready(cx)
     }
 
-    /// Reads without waiting.
-    ///
-    /// A read that does not fill the buffer has emptied the socket, which is told to the runtime: the next read is not tried before there is more.
+    /// Reads without waiting; see [`read_now`].
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut short = None;
-        let result = self.stream.try_io(Interest::READABLE, || {
-            let n = (&*SockRef::from(&self.stream)).read(buffer)?;
-            if n > 0 && n < buffer.len() {
-                short = Some(n);
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(n)
-        });
-        short.map_or(result, Ok)
+        read_now(&self.stream, buffer)
+    }
+
+    /// Writes before anything is queued, and before the runtime has said that the socket takes it; says whether it took all.
+    pub fn write_first(&self, bytes: &[u8]) -> bool {
+        (&*SockRef::from(&self.stream)).write(bytes).is_ok_and(|written| written == bytes.len())
     }
 
     /// Tells the peer that nothing more comes.
     pub fn shutdown_write(&self) {
         let _ = SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
     }
+}
+
+/// Reads without waiting.
+///
+/// A read that does not fill the buffer has emptied the socket, which is told to the runtime: the next read is not tried before there is more.
+pub fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut short = None;
+    let result = stream.try_io(Interest::READABLE, || {
+        let n = (&*SockRef::from(stream)).read(buffer)?;
+        if n > 0 && n < buffer.len() {
+            short = Some(n);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(n)
+    });
+    short.map_or(result, Ok)
 }
 
 impl Drop for Link {

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
@@ -37,9 +36,9 @@ use directory::Directory;
 use mailbox::Mailbox;
 use shard::{Command, ShardCounts};
 
-pub use link::Link;
+pub use link::{Link, read_now};
 pub use outbox::{Bounds, Flushed};
-pub use shard::{Adopted, Caps, DEFAULT_ROOMS, Shard, TooMany};
+pub use shard::{Caps, Claim, DEFAULT_ROOMS, Shard, TooMany};
 
 /// Most connections one instance lists in an answer.
 pub const MAX_LISTED: usize = 1000;
@@ -193,16 +192,11 @@ impl Hub {
         Self { shared: None, inlets: Arc::new([]) }
     }
 
-    /// Starts the shards' threads. `serve` is run for every socket that is taken in; its future is the connection's task. Must be called inside the
-    /// control runtime.
+    /// Starts the shards' threads. Must be called inside the control runtime.
     ///
     /// # Errors
     /// A thread or its runtime cannot be made.
-    pub fn start<S, F>(parts: Parts, serve: S) -> std::io::Result<(Self, Threads)>
-    where
-        S: Fn(Rc<Shard>, Rc<Link>, Bytes) -> F + Clone + Send + 'static,
-        F: Future<Output = ()> + 'static,
-    {
+    pub fn start(parts: Parts) -> std::io::Result<(Self, Threads)> {
         let shared = Arc::new(Shared {
             directory: Directory::new(),
             counts: (0..parts.shards).map(|_| ShardCounts::default()).collect(),
@@ -218,13 +212,13 @@ impl Hub {
         let mut threads = Vec::new();
         for (index, inlet) in inlets.iter().enumerate() {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let (shared, inlet, shutdown, serve) = (Arc::clone(&shared), Arc::clone(inlet), parts.shutdown.clone(), serve.clone());
+            let (shared, inlet, shutdown) = (Arc::clone(&shared), Arc::clone(inlet), parts.shutdown.clone());
             let (ended, end) = oneshot::channel();
             let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
                 // Whatever way this thread ends: nobody waits for its answers, and the supervisor is told.
                 let _closes = Closes { inlet: Arc::clone(&inlet), _ended: ended };
                 let local = tokio::task::LocalSet::new();
-                local.block_on(&runtime, run(index as u16, shared, inlet, shutdown, serve));
+                local.block_on(&runtime, run(index as u16, shared, inlet, shutdown));
             })?;
             threads.push((thread, end));
         }
@@ -295,17 +289,14 @@ impl Hub {
         self.shared.as_ref().map_or(0, |s| s.outbox_bytes.load(Ordering::Relaxed))
     }
 
-    /// Gives a socket to the shard with the fewest connections.
-    pub fn adopt(&self, adopted: Adopted) {
+    /// Chooses the shard with the fewest connections, those that are coming included, and has it begin with a socket that `begin` owns. The claim is
+    /// kept for as long as the socket is neither a connection there nor gone. Under a flood of messages the socket is dropped.
+    pub fn place(&self, begin: impl FnOnce(&Rc<Shard>, Claim) + Send + 'static) {
         let Some(shared) = &self.shared else { return };
         let alive = shared.counts.iter().enumerate().filter(|(index, _)| !self.inlets[*index].mailbox.is_closed());
-        let fewest = alive.min_by_key(|(_, c)| c.total.load(Ordering::Relaxed));
-        let Some((index, counts)) = fewest else { return };
-        counts.total.fetch_add(1, Ordering::Relaxed);
-        shared.metrics.connections.inc();
-        if !self.inlets[index].mailbox.push_message(Command::Adopt(Box::new(adopted)), 0) {
-            counts.total.fetch_sub(1, Ordering::Relaxed);
-            shared.metrics.connections.dec();
+        let fewest = alive.min_by_key(|(_, c)| c.total.load(Ordering::Relaxed) + c.coming.load(Ordering::Relaxed));
+        if let Some((index, _)) = fewest {
+            self.inlets[index].mailbox.push_message(Command::Begin(Box::new(begin), Claim::new(shared, index)), 0);
         }
     }
 
@@ -412,22 +403,8 @@ impl Hub {
 /// Room for so many commands is kept between batches.
 const KEPT_BATCH: usize = 4096;
 
-async fn run<S, F>(index: u16, shared: Arc<Shared>, inlet: Arc<Inlet>, shutdown: CancellationToken, serve: S)
-where
-    S: Fn(Rc<Shard>, Rc<Link>, Bytes) -> F,
-    F: Future<Output = ()> + 'static,
-{
+async fn run(index: u16, shared: Arc<Shared>, inlet: Arc<Inlet>, shutdown: CancellationToken) {
     let shard = Shard::new(index, Arc::clone(&shared));
-    let adopt = |adopted: Adopted| match shard.adopt(adopted) {
-        Ok((link, read)) => {
-            tokio::task::spawn_local(serve(Rc::clone(&shard), link, read));
-        }
-        Err(error) => {
-            tracing::warn!(%error, "a socket could not be registered");
-            shared.counts[usize::from(index)].total.fetch_sub(1, Ordering::Relaxed);
-            shared.metrics.connections.dec();
-        }
-    };
     let mut live = shared.live.clone();
     let mut ticks = tokio::time::interval(wheel::TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -435,7 +412,7 @@ where
     loop {
         tokio::select! {
             () = inlet.mailbox.take(&mut batch) => {
-                shard.perform(&mut batch, &adopt).await;
+                shard.perform(&mut batch).await;
                 if batch.capacity() > KEPT_BATCH {
                     batch = Vec::new();
                 }

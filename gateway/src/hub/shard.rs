@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use hashbrown::HashMap;
 use rand::Rng;
 use rustc_hash::FxBuildHasher;
@@ -38,16 +37,29 @@ const FLUSHES_PER_TURN: usize = 512;
 const MESSAGES_PER_FLUSH: usize = 64;
 const BYTES_PER_FLUSH: usize = 128 * 1024;
 
-/// An upgraded socket on its way to a shard.
-pub struct Adopted {
-    /// The socket, not registered with any runtime.
-    pub stream: std::net::TcpStream,
-    /// What was read behind the request.
-    pub read: Bytes,
-    /// Where it came from.
-    pub peer: IpAddr,
-    /// Its client id.
-    pub id: Id,
+/// How many sockets are begun before the shard lets others run.
+const BEGUN_PER_TURN: usize = 64;
+
+/// What to do with a socket on the shard that it was placed on.
+pub(super) type Begin = Box<dyn FnOnce(&Rc<Shard>, Claim) + Send>;
+
+/// A socket that was placed on a shard and is not a connection yet, for as long as it is kept: counted when the next one is placed.
+pub struct Claim {
+    shared: Arc<Shared>,
+    shard: usize,
+}
+
+impl Claim {
+    pub(super) fn new(shared: &Arc<Shared>, shard: usize) -> Self {
+        shared.counts[shard].coming.fetch_add(1, Ordering::Relaxed);
+        Self { shared: Arc::clone(shared), shard }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.shared.counts[self.shard].coming.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Which connections a command is about.
@@ -55,7 +67,7 @@ pub(super) type Predicate = Box<dyn Fn(&Principal) -> bool + Send>;
 
 /// What other threads ask of a shard.
 pub(super) enum Command {
-    Adopt(Box<Adopted>),
+    Begin(Begin, Claim),
     Deliver {
         destination: Destination,
         message: Message,
@@ -132,17 +144,18 @@ impl Shard {
         self.caps.set(Caps::of(&self.shared.live.borrow().limits));
     }
 
-    /// Takes in a socket.
-    pub(super) fn adopt(&self, adopted: Adopted) -> std::io::Result<(Rc<Link>, Bytes)> {
-        let stream = TcpStream::from_std(adopted.stream)?;
+    /// Takes in a WebSocket, until [`Shard::forget`]. The socket is registered with this shard's runtime.
+    pub fn adopt(&self, stream: TcpStream, peer: IpAddr, id: Id) -> Rc<Link> {
         let mut links = self.links.borrow_mut();
         let entry = links.vacant_entry();
         let slot = entry.key() as u32;
         let connected_at = self.shared.clock.now_ms();
-        let link = Rc::new(Link::new(adopted.id, slot, adopted.peer, connected_at, stream, Arc::clone(&self.shared.outbox_bytes)));
+        let link = Rc::new(Link::new(id, slot, peer, connected_at, stream, Arc::clone(&self.shared.outbox_bytes)));
         entry.insert(Rc::clone(&link));
-        self.by_client.borrow_mut().insert(adopted.id, slot);
-        Ok((link, adopted.read))
+        self.by_client.borrow_mut().insert(id, slot);
+        self.shared.counts[usize::from(self.index)].total.fetch_add(1, Ordering::Relaxed);
+        self.shared.metrics.connections.inc();
+        link
     }
 
     /// Enters an authenticated connection under its client id, its user and the default rooms.
@@ -331,11 +344,11 @@ impl Shard {
     }
 
     /// Performs what other threads asked; messages are queued first and then written, one call per connection.
-    pub(super) async fn perform(self: &Rc<Self>, batch: &mut Vec<Command>, adopt: &impl Fn(Adopted)) {
+    pub(super) async fn perform(self: &Rc<Self>, batch: &mut Vec<Command>) {
         let started = Instant::now();
         // Each ends when what it stands for is written.
         let mut traced = Vec::new();
-        let (mut delivered, mut messages, mut bytes) = (0, 0, 0);
+        let (mut delivered, mut messages, mut bytes, mut begun) = (0, 0, 0, 0);
         for command in batch.drain(..) {
             // What was asked before is done before: a message sent before a close arrives before it.
             let full = match &command {
@@ -351,7 +364,13 @@ impl Shard {
                 (messages, bytes) = (0, 0);
             }
             match command {
-                Command::Adopt(adopted) => adopt(*adopted),
+                Command::Begin(begin, claim) => {
+                    begin(self, claim);
+                    begun += 1;
+                    if begun % BEGUN_PER_TURN == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Command::Deliver { destination, message, exclude, span } => {
                     delivered += self.deliver(&destination, &message, &exclude);
                     if !span.is_none() {
@@ -590,6 +609,8 @@ impl Caps {
 /// Connections of one shard, for everyone to read.
 #[derive(Debug, Default)]
 pub(super) struct ShardCounts {
+    /// Sockets that are not connections yet.
+    pub(super) coming: AtomicUsize,
     pub(super) total: AtomicUsize,
     pub(super) authenticated: AtomicUsize,
     pub(super) encrypted: AtomicUsize,

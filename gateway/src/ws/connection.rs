@@ -11,11 +11,10 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use rand::Rng;
 
 use super::Context;
-use super::operation::{Operation, Operations, Outcome, perform};
+use super::operation::{Begun, Operation, Operations, Outcome, begin};
 use super::session::{Action, Actions, Input, Session, Verdict};
 use crate::hub::{Flushed, Link, Shard};
 use crate::metrics::Metrics;
@@ -32,7 +31,7 @@ const READS_PER_TURN: usize = 8;
 const LINGER: Duration = Duration::from_secs(2);
 
 thread_local! {
-    static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
+    pub(super) static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
 }
 
 /// How far a connection is from its end.
@@ -68,7 +67,7 @@ pub struct Connection {
 
 impl Connection {
     /// A connection that was just taken in; `read` is what came behind the request.
-    pub fn new(shard: Rc<Shard>, link: Rc<Link>, context: Arc<Context>, read: Bytes) -> Self {
+    pub fn new(shard: Rc<Shard>, link: Rc<Link>, context: Arc<Context>, read: &[u8]) -> Self {
         let now = Instant::now();
         let session = Session::new(link.id(), now, &context.rules, rand::rng().random());
         context.metrics.opened.inc();
@@ -78,7 +77,6 @@ impl Connection {
             link,
             context,
             session,
-            // Copied: converted, it would keep the whole buffer that the request was read into.
             decoder: Decoder::with_pending(read.to_vec()),
             operations: None,
             phase: Phase::Open,
@@ -137,8 +135,10 @@ impl Connection {
                     if matches!(operation, Operation::Sync { .. }) {
                         self.link.hold();
                     }
-                    let work = perform(Arc::clone(&self.context), self.link.id(), operation);
-                    operations.started(self.context.control.spawn(work));
+                    match begin(&self.context, self.link.id(), operation) {
+                        Begun::Done(outcome) => self.outcome(outcome, now),
+                        Begun::Running(running) => operations.started(running),
+                    }
                 }
                 None => {
                     if operations.is_idle() {

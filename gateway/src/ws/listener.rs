@@ -1,32 +1,40 @@
-//! The public listener: one loop accepts, hyper reads the request, `/stream` becomes a WebSocket and leaves for a shard, all else goes to REST.
+//! The public listener: one loop accepts and places each socket on a shard, where [`super::opening`] makes a connection of it. What is not plainly a
+//! WebSocket's first request comes back: hyper serves it here, REST and refusals, and `/stream` on a connection that had other requests before.
 //!
-//! hyper bounds what comes before the upgrade: the time for a request head, its size and its number of fields. A handshake's state is gone once the
-//! socket is with its shard.
+//! Both bound what comes before the upgrade, and alike: the time for a request head, its size and its number of fields.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
+use bytes::Bytes;
 use http::header::HOST;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::upgrade::{self, Refusal};
+use super::Context;
+use super::head::Bounds;
+use super::opening::{self, Opening};
+use super::rewound::Rewound;
+use super::upgrade::{self, Offer, Refusal};
 use crate::config::{Live, Server};
 use crate::http::{PeerAddress, client_address};
-use crate::hub::{Adopted, Hub};
+use crate::hub::Hub;
 use crate::id::IdGenerator;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -47,28 +55,34 @@ const ACCEPT_REST: Duration = Duration::from_millis(50);
 pub struct Listener {
     /// Bounds of requests.
     pub server: Server,
-    /// Where WebSockets go.
+    /// Where sockets go.
     pub hub: Hub,
+    /// What connections use.
+    pub context: Arc<Context>,
     /// All that is not `/stream`.
     pub rest: Router,
     /// Client ids.
     pub ids: IdGenerator,
-    /// Origins, limits and trusted proxies.
-    pub live: watch::Receiver<Arc<Live>>,
-    /// Counts.
-    pub metrics: Arc<Metrics>,
     /// While a held drain closes connections, or has closed them, no new WebSocket is taken.
     pub lifecycle: Arc<Lifecycle>,
     /// Set while no new WebSocket is taken: the worker lease has lapsed.
     pub closed: Arc<AtomicBool>,
 }
 
-struct Door {
-    listener: Listener,
+/// The listener at work.
+pub(super) struct Door {
+    pub(super) listener: Listener,
+    pub(super) bounds: Bounds,
+    pub(super) shutdown: CancellationToken,
     bucket: Mutex<(f64, Instant)>,
     permits: Arc<Semaphore>,
     by_address: Mutex<HashMap<IpAddr, usize>>,
-    shutdown: CancellationToken,
+}
+
+/// One of the places for sockets that are not WebSockets, until it is dropped.
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+    _counted: Counted,
 }
 
 /// One connection of an address, until it is dropped.
@@ -90,22 +104,31 @@ impl Drop for Counted {
 }
 
 /// Accepts until `shutdown`.
-pub async fn serve(listener: Listener, socket: TcpListener, shutdown: CancellationToken) {
-    let burst = f64::from(listener.live.borrow().limits.accept_burst);
+pub async fn serve(listener: Listener, socket: tokio::net::TcpListener, shutdown: CancellationToken) {
+    let burst = f64::from(listener.context.live.borrow().limits.accept_burst);
+    let bounds = Bounds { bytes: listener.server.max_header_bytes, fields: listener.server.max_headers };
+    let permits = Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS));
     let door = Arc::new(Door {
         listener,
-        bucket: Mutex::new((burst, Instant::now())),
-        permits: Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS)),
-        by_address: Mutex::default(),
+        bounds,
         shutdown: shutdown.clone(),
+        bucket: Mutex::new((burst, Instant::now())),
+        permits,
+        by_address: Mutex::default(),
     });
+    let socket = match listening(socket) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::error!(%error, "the public listener cannot be used"),
+    };
+    let stopped = shutdown.cancelled();
+    tokio::pin!(stopped);
     loop {
         let permit = tokio::select! {
             permit = Arc::clone(&door.permits).acquire_owned() => permit.expect("the semaphore is never closed"),
-            () = shutdown.cancelled() => return,
+            () = &mut stopped => return,
         };
         let (stream, peer) = tokio::select! {
-            accepted = socket.accept() => match accepted {
+            accepted = accept(&socket) => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
@@ -113,20 +136,41 @@ pub async fn serve(listener: Listener, socket: TcpListener, shutdown: Cancellati
                     continue;
                 }
             },
-            () = shutdown.cancelled() => return,
+            () = &mut stopped => return,
         };
+        let peer = peer.ip();
         // One address cannot take every place; what it has too many of is closed at once.
-        let Some(counted) = count(&door, peer.ip()) else { continue };
-        let door = Arc::clone(&door);
-        tokio::spawn(async move {
-            door.converse(stream, peer).await;
-            drop((permit, counted));
-        });
+        let Some(counted) = count(&door, peer) else { continue };
+        let place = Place { _permit: permit, _counted: counted };
+        let of_socket = Arc::clone(&door);
+        door.listener.hub.place(move |shard, claim| Opening::begin(of_socket, shard, claim, stream, peer, place));
+    }
+}
+
+/// The listening socket, to be accepted from without registering what comes with this runtime. Each socket that comes has its options.
+fn listening(socket: tokio::net::TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+    let socket = socket.into_std()?;
+    let options = SockRef::from(&socket);
+    options.set_tcp_nodelay(true)?;
+    options.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    #[expect(unsafe_code, reason = "the runtime wants to be told that the descriptor stays the same")]
+    // SAFETY: a listening socket owns its descriptor, which is open and the same until it is dropped.
+    let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
+    Ok(socket)
+}
+
+async fn accept(socket: &AsyncFd<TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    loop {
+        if let Ok(accepted) = socket.readable().await?.try_io(|socket| socket.get_ref().accept()) {
+            let (stream, peer) = accepted?;
+            stream.set_nonblocking(true)?;
+            return Ok((stream, peer));
+        }
     }
 }
 
 fn count(door: &Arc<Door>, address: IpAddr) -> Option<Counted> {
-    let is_proxy = door.listener.live.borrow().trusted_proxies.iter().any(|net| net.contains(&address));
+    let is_proxy = door.listener.context.live.borrow().trusted_proxies.iter().any(|net| net.contains(&address));
     let mut counts = door.by_address.lock();
     let count = counts.entry(address).or_default();
     if *count >= MAX_HTTP_PER_ADDRESS && !is_proxy {
@@ -137,9 +181,12 @@ fn count(door: &Arc<Door>, address: IpAddr) -> Option<Counted> {
 }
 
 impl Door {
-    async fn converse(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let _ = stream.set_nodelay(true);
-        let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(USER_TIMEOUT));
+    /// Serves a socket by hyper, beginning with what was `seen` of it.
+    pub(super) async fn converse(self: Arc<Self>, stream: TcpStream, seen: Bytes, peer: IpAddr, place: Place) {
+        let stream = match tokio::net::TcpStream::from_std(stream) {
+            Ok(stream) => Rewound::new(seen, stream),
+            Err(error) => return tracing::warn!(%error, "a socket could not be registered"),
+        };
         let server = &self.listener.server;
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(TokioTimer::new())
@@ -162,9 +209,10 @@ impl Door {
             Ok(Err(error)) => tracing::debug!(%error, "a connection ended early"),
             Err(_) => tracing::debug!("a connection did not end in time"),
         }
+        drop(place);
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Result<Response<Body>, Infallible> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: IpAddr) -> Result<Response<Body>, Infallible> {
         // RFC 9112 section 3.2: a request of HTTP/1.1 without exactly one Host is bad.
         if request.version() >= Version::HTTP_11 && request.headers().get_all(HOST).iter().count() != 1 {
             return Ok(bad_host());
@@ -173,17 +221,17 @@ impl Door {
             return Ok(self.upgrade(request, peer).map(Body::from));
         }
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(PeerAddress(peer.ip()));
+        request.extensions_mut().insert(PeerAddress(peer));
         Ok(self.listener.rest.clone().oneshot(request).await.unwrap_or_else(|never| match never {}))
     }
 
-    fn upgrade(self: Arc<Self>, mut request: Request<Incoming>, peer: SocketAddr) -> Response<String> {
-        let live = Arc::clone(&self.listener.live.borrow());
-        let checked = upgrade::accept(&request, &live.allowed_origins).and_then(|response| self.admit(&live).map(|()| response));
-        let response = match checked {
-            Ok(response) => response,
+    fn upgrade(self: Arc<Self>, mut request: Request<Incoming>, peer: IpAddr) -> Response<String> {
+        let live = Arc::clone(&self.listener.context.live.borrow());
+        let checked = upgrade::accept(&Offer::of(&request), &live.allowed_origins).and_then(|accept| self.admit(&live).map(|()| accept));
+        let accept = match checked {
+            Ok(accept) => accept,
             Err(refusal) => {
-                self.listener.metrics.refused.get_or_create(&Metrics::kind(refusal.label())).inc();
+                self.listener.context.metrics.refused.get_or_create(&Metrics::kind(refusal.label())).inc();
                 return refusal.response();
             }
         };
@@ -194,24 +242,29 @@ impl Door {
                 return Refusal::Closed.response();
             }
         };
-        let from = client_address(peer.ip(), request.headers(), &live.trusted_proxies);
+        let from = client_address(peer, request.headers(), &live.trusted_proxies);
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             let upgraded = match upgrade.await {
                 Ok(upgraded) => upgraded,
                 Err(error) => return tracing::debug!(%error, "the upgrade was not completed"),
             };
-            let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
-            match parts.io.into_inner().into_std() {
-                Ok(stream) => self.listener.hub.adopt(Adopted { stream, read: parts.read_buf, peer: from, id }),
+            let Ok(parts) = upgraded.downcast::<TokioIo<Rewound>>() else { return };
+            let (unread, stream) = parts.io.into_inner().into_parts();
+            let read = [parts.read_buf, unread].concat();
+            match stream.into_std() {
+                Ok(stream) => {
+                    let door = Arc::clone(&self);
+                    self.listener.hub.place(move |shard, _claim| opening::adopt(&door, shard, stream, from, id, &read));
+                }
                 Err(error) => tracing::warn!(%error, "a socket could not be handed over"),
             }
         });
-        response
+        upgrade::response(&accept)
     }
 
     /// Counts this connection against the limits of the instance.
-    fn admit(&self, live: &Live) -> Result<(), Refusal> {
+    pub(super) fn admit(&self, live: &Live) -> Result<(), Refusal> {
         let listener = &self.listener;
         if self.shutdown.is_cancelled() || listener.lifecycle.refuses_connections() || listener.closed.load(Ordering::Acquire) {
             return Err(Refusal::Closed);
@@ -237,4 +290,22 @@ fn bad_host() -> Response<Body> {
     *response.status_mut() = StatusCode::BAD_REQUEST;
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/problem+json"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_has_its_options_from_the_listening_one_and_does_not_block() {
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let socket = listening(socket).unwrap();
+        let (client, accepted) = tokio::join!(tokio::net::TcpStream::connect(address), accept(&socket));
+        let (stream, peer) = accepted.unwrap();
+        assert_eq!(peer, client.unwrap().local_addr().unwrap());
+        let options = SockRef::from(&stream);
+        assert!(options.tcp_nodelay().unwrap() && options.nonblocking().unwrap());
+        assert_eq!(options.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+    }
 }

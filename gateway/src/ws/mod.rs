@@ -3,8 +3,11 @@
 //! Input: TCP connections on the public listener. Output: entries in [`crate::hub`], and requests that are not `/stream` to the REST router.
 
 pub mod connection;
+mod head;
 mod listener;
+mod opening;
 mod operation;
+mod rewound;
 pub mod session;
 mod upgrade;
 

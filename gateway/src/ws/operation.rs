@@ -1,13 +1,16 @@
-//! What a connection asks of the rest of the process: verdicts, rooms, its inbox. Runs on the control runtime, one at a time and in order per
-//! connection, so that a slow database never holds up a shard.
+//! What a connection asks of the rest of the process: verdicts, rooms, its inbox; one at a time and in order per connection. What computes, or asks a
+//! database, runs on the control runtime, so that it never holds up a shard. What is known already, or only waits, does not go there and come back.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::value::RawValue;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::Context;
 use super::session::{GivenKey, Verdict};
@@ -80,7 +83,32 @@ pub(super) enum Outcome {
 #[derive(Default)]
 pub(super) struct Operations {
     waiting: VecDeque<Operation>,
-    running: Option<JoinHandle<Outcome>>,
+    running: Option<Running>,
+}
+
+/// An operation under way.
+pub(super) enum Running {
+    /// On the control runtime.
+    There(JoinHandle<Outcome>),
+    /// On the connection's shard.
+    Here(BoxFuture<'static, Outcome>),
+}
+
+impl Future for Running {
+    type Output = Result<Outcome, JoinError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::There(task) => Pin::new(task).poll(cx),
+            Self::Here(wait) => wait.as_mut().poll(cx).map(Ok),
+        }
+    }
+}
+
+/// How far an operation came at once.
+pub(super) enum Begun {
+    Done(Outcome),
+    Running(Running),
 }
 
 impl Operations {
@@ -103,11 +131,11 @@ impl Operations {
         if self.running.is_some() { None } else { self.waiting.pop_front() }
     }
 
-    pub(super) fn started(&mut self, handle: JoinHandle<Outcome>) {
-        self.running = Some(handle);
+    pub(super) fn started(&mut self, running: Running) {
+        self.running = Some(running);
     }
 
-    pub(super) fn running(&mut self) -> Option<&mut JoinHandle<Outcome>> {
+    pub(super) fn running(&mut self) -> Option<&mut Running> {
         self.running.as_mut()
     }
 
@@ -122,44 +150,70 @@ impl Operations {
 
 impl Drop for Operations {
     fn drop(&mut self) {
-        if let Some(running) = &self.running {
-            running.abort();
+        if let Some(Running::There(task)) = &self.running {
+            task.abort();
         }
     }
 }
 
-/// Performs one operation of the connection `id`.
-pub(super) async fn perform(context: Arc<Context>, id: Id, operation: Operation) -> Outcome {
+/// Begins an operation of the connection `id`.
+pub(super) fn begin(context: &Arc<Context>, id: Id, operation: Operation) -> Begun {
+    let with = Arc::clone(context);
     match operation {
-        Operation::Verify { token, key } => Outcome::Verdict(verify(&context, &token, key).await),
-        Operation::Refresh { token } => Outcome::Refreshed(verify(&context, &token, None).await),
-        Operation::Leave(rooms) => Outcome::Leave(rooms),
-        Operation::Hear(heard) => {
-            // Without Redis the connection goes on at once; it is told to resync when the bus is back.
-            let heard = tokio::time::timeout(context.subscribe_timeout, heard).await;
-            if !matches!(heard, Ok(Ok(()))) {
-                tracing::debug!(client.id = %id, "connected before the bus hears for it");
+        Operation::Verify { token, key } => {
+            let agrees = key.is_some() && context.rules.encryption.mode != EncryptionMode::Disabled;
+            match if agrees { None } else { context.authenticator.known(&token) } {
+                Some(known) => Begun::Done(Outcome::Verdict(verdict(context, known, None))),
+                None => there(context, async move { Outcome::Verdict(verify(&with, &token, key).await) }),
             }
-            Outcome::Heard
         }
-        Operation::Join { who, rooms } => match allowed(&context, &who, id, &rooms).await {
-            Some(allowed) => Outcome::Allowed(split(rooms, &allowed, true)),
-            None => Outcome::Unavailable,
-        },
-        Operation::Recheck { who, rooms } => match allowed(&context, &who, id, &rooms).await {
-            Some(allowed) => Outcome::Lost(split(rooms, &allowed, false)),
-            // While policies cannot be read nobody gains a right, and nobody is thrown out.
-            None => Outcome::Done,
-        },
-        Operation::MarkRead { who, which } => mark_read(&context, &who, &which).await,
-        Operation::Sync { who, after, limit } => match context.notifications.missed(&who.subject, after, limit).await {
-            Ok(missed) => Outcome::Missed { after, missed },
-            Err(error) => {
-                tracing::warn!(client.id = %id, %error, "sync failed");
-                Outcome::Unavailable
+        Operation::Refresh { token } => there(context, async move { Outcome::Refreshed(verify(&with, &token, None).await) }),
+        Operation::Leave(rooms) => Begun::Done(Outcome::Leave(rooms)),
+        Operation::Hear(heard) => hear(context, id, heard),
+        Operation::Join { who, rooms } => there(context, async move {
+            match allowed(&with, &who, id, &rooms).await {
+                Some(allowed) => Outcome::Allowed(split(rooms, &allowed, true)),
+                None => Outcome::Unavailable,
             }
-        },
+        }),
+        Operation::Recheck { who, rooms } => there(context, async move {
+            match allowed(&with, &who, id, &rooms).await {
+                Some(allowed) => Outcome::Lost(split(rooms, &allowed, false)),
+                // While policies cannot be read nobody gains a right, and nobody is thrown out.
+                None => Outcome::Done,
+            }
+        }),
+        Operation::MarkRead { who, which } => there(context, async move { mark_read(&with, &who, &which).await }),
+        Operation::Sync { who, after, limit } => there(context, async move {
+            match with.notifications.missed(&who.subject, after, limit).await {
+                Ok(missed) => Outcome::Missed { after, missed },
+                Err(error) => {
+                    tracing::warn!(client.id = %id, %error, "sync failed");
+                    Outcome::Unavailable
+                }
+            }
+        }),
     }
+}
+
+fn there(context: &Context, work: impl Future<Output = Outcome> + Send + 'static) -> Begun {
+    Begun::Running(Running::There(context.control.spawn(work)))
+}
+
+fn hear(context: &Context, id: Id, mut heard: BoxFuture<'static, Result<(), BusError>>) -> Begun {
+    // Without Redis the connection goes on at once; it is told to resync when the bus is back.
+    let told = move |heard: bool| {
+        if !heard {
+            tracing::debug!(client.id = %id, "connected before the bus hears for it");
+        }
+        Outcome::Heard
+    };
+    if let Some(heard) = (&mut heard).now_or_never() {
+        return Begun::Done(told(heard.is_ok()));
+    }
+    let limit = context.subscribe_timeout;
+    let wait = async move { told(matches!(tokio::time::timeout(limit, heard).await, Ok(Ok(())))) };
+    Begun::Running(Running::Here(wait.boxed()))
 }
 
 fn split(rooms: Vec<String>, allowed: &[bool], want: bool) -> Vec<String> {
@@ -178,7 +232,11 @@ async fn allowed(context: &Context, who: &Principal, id: Id, rooms: &[String]) -
 }
 
 async fn verify(context: &Context, token: &str, key: GivenKey) -> Verdict {
-    let principal = match context.authenticator.verify(token).await {
+    verdict(context, context.authenticator.verify(token).await, key)
+}
+
+fn verdict(context: &Context, verified: Result<Principal, VerifyError>, key: GivenKey) -> Verdict {
+    let principal = match verified {
         Ok(principal) => principal,
         Err(VerifyError::Refused(reason)) => {
             tracing::debug!(reason = reason.as_str(), "token refused");

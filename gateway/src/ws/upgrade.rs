@@ -1,8 +1,9 @@
-//! The opening handshake of RFC 6455 section 4.2: what is asked of the request, and each refusal with its status.
+//! The opening handshake of RFC 6455 section 4.2: what is asked of the request, and each refusal with its status. No IO; one implementation for
+//! heads that a shard reads and for those that hyper reads.
 
 use http::header::{
-    CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 
@@ -90,50 +91,128 @@ impl Refusal {
     }
 }
 
-/// Checks a request and makes the response that completes the handshake.
-pub(super) fn accept<B>(request: &Request<B>, allowed_origins: &[String]) -> Result<Response<String>, Refusal> {
-    let headers = request.headers();
-    if request.method() != Method::GET {
+/// A header field that the handshake wants once.
+#[derive(Debug, Clone, Copy, Default)]
+enum Field<'h> {
+    #[default]
+    Absent,
+    Once(&'h [u8]),
+    Repeated,
+}
+
+impl<'h> Field<'h> {
+    fn meet(&mut self, value: &'h [u8]) {
+        *self = if matches!(self, Self::Absent) { Self::Once(value) } else { Self::Repeated };
+    }
+
+    fn text(self) -> Option<&'h str> {
+        match self {
+            Self::Once(value) => visible(value).map(str::trim),
+            Self::Absent | Self::Repeated => None,
+        }
+    }
+}
+
+/// What of a request head the handshake looks at, whoever parsed it.
+#[derive(Debug, Default)]
+pub(super) struct Offer<'h> {
+    get: bool,
+    http_11: bool,
+    upgrade: bool,
+    connection: bool,
+    version: Field<'h>,
+    key: Field<'h>,
+    origin: Field<'h>,
+    host: Field<'h>,
+}
+
+impl<'h> Offer<'h> {
+    /// Reads the fields of a head; names may be in any case.
+    pub(super) fn new(get: bool, http_11: bool, fields: impl Iterator<Item = (&'h str, &'h [u8])>) -> Self {
+        let mut offer = Self { get, http_11, ..Self::default() };
+        for (name, value) in fields {
+            let is = |wanted: &HeaderName| name.eq_ignore_ascii_case(wanted.as_str());
+            if is(&UPGRADE) {
+                offer.upgrade |= has_token(value, "websocket");
+            } else if is(&CONNECTION) {
+                offer.connection |= has_token(value, "upgrade");
+            } else if is(&SEC_WEBSOCKET_VERSION) {
+                offer.version.meet(value);
+            } else if is(&SEC_WEBSOCKET_KEY) {
+                offer.key.meet(value);
+            } else if is(&ORIGIN) {
+                offer.origin.meet(value);
+            } else if is(&HOST) {
+                offer.host.meet(value);
+            }
+        }
+        offer
+    }
+
+    /// That of a request that hyper has read.
+    pub(super) fn of<B>(request: &'h Request<B>) -> Self {
+        let fields = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        Self::new(request.method() == Method::GET, request.version() >= Version::HTTP_11, fields)
+    }
+
+    /// Whether there is exactly one `Host`.
+    pub(super) fn has_one_host(&self) -> bool {
+        matches!(self.host, Field::Once(_))
+    }
+}
+
+/// Checks an offer; what `Sec-WebSocket-Accept` says then completes the handshake.
+pub(super) fn accept(offer: &Offer<'_>, allowed_origins: &[String]) -> Result<String, Refusal> {
+    if !offer.get {
         return Err(Refusal::Method);
     }
     // RFC 6455 section 4.2.1: an upgrade is a request of HTTP/1.1 or higher.
-    if request.version() < Version::HTTP_11 || !has_token(headers, &UPGRADE, "websocket") || !has_token(headers, &CONNECTION, "upgrade") {
+    if !offer.http_11 || !offer.upgrade || !offer.connection {
         return Err(Refusal::NotAnUpgrade);
     }
-    if single(headers, &SEC_WEBSOCKET_VERSION) != Some("13") {
+    if offer.version.text() != Some("13") {
         return Err(Refusal::Version);
     }
-    let key = single(headers, &SEC_WEBSOCKET_KEY).ok_or(Refusal::Key)?;
+    let key = offer.key.text().ok_or(Refusal::Key)?;
     if base64_simd::STANDARD.decode_to_vec(key).map_or(0, |nonce| nonce.len()) != 16 {
         return Err(Refusal::Key);
     }
-    let origin = match headers.get_all(ORIGIN).iter().collect::<Vec<_>>()[..] {
-        [] => None,
-        [one] => Some(one.to_str().map_err(|_| Refusal::Origin)?),
-        _ => return Err(Refusal::Origin),
+    let origin = match offer.origin {
+        Field::Absent => None,
+        Field::Once(origin) => Some(visible(origin).ok_or(Refusal::Origin)?),
+        Field::Repeated => return Err(Refusal::Origin),
     };
-    if !origin_allowed(origin, single(headers, &HOST), allowed_origins) {
+    if !origin_allowed(origin, offer.host.text(), allowed_origins) {
         return Err(Refusal::Origin);
     }
+    Ok(tungstenite::handshake::derive_accept_key(key.as_bytes()))
+}
+
+/// The response that completes the handshake, for hyper to write ...
+pub(super) fn response(accept: &str) -> Response<String> {
     let mut response = Response::new(String::new());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
     let headers = response.headers_mut();
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(&accept).expect("base64 is a header value"));
-    Ok(response)
+    headers.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(accept).expect("base64 is a header value"));
+    response
 }
 
-fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
-    let mut values = headers.get_all(name).iter();
-    let first = values.next()?.to_str().ok()?.trim();
-    values.next().is_none().then_some(first)
+/// ... and as bytes.
+pub(super) fn response_bytes(accept: &str) -> Vec<u8> {
+    let head = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: ";
+    [head, accept.as_bytes(), b"\r\n\r\n"].concat()
 }
 
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
-    values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(token))
+/// A header field's value as text, if it is visible ASCII.
+fn visible(value: &[u8]) -> Option<&str> {
+    let is_visible = value.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
+    if is_visible { std::str::from_utf8(value).ok() } else { None }
+}
+
+fn has_token(value: &[u8], token: &str) -> bool {
+    visible(value).is_some_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
 }
 
 #[cfg(test)]
@@ -162,14 +241,21 @@ mod tests {
 
     #[test]
     fn the_nonce_of_rfc_6455_section_1_3_gets_its_answer() {
-        let response = accept(&request(|_| {}), &[]).unwrap();
-        assert_eq!(response.status(), 101);
-        assert_eq!(response.headers()["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        let accept = accept(&Offer::of(&request(|_| {})), &[]).unwrap();
+        assert_eq!(accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        let by_hyper = response(&accept);
+        let bytes = response_bytes(&accept);
+        let mut fields = [httparse::EMPTY_HEADER; 8];
+        let mut direct = httparse::Response::new(&mut fields);
+        assert_eq!(direct.parse(&bytes), Ok(httparse::Status::Complete(bytes.len())));
+        assert_eq!(direct.code, Some(by_hyper.status().as_u16()));
+        let fields: Vec<_> = by_hyper.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        assert_eq!(direct.headers.iter().map(|field| (field.name, field.value)).collect::<Vec<_>>(), fields);
     }
 
     #[test]
     fn each_fault_has_its_refusal() {
-        let refusal = |request: Request<()>| accept(&request, &["https://shop.example.com".into()]).unwrap_err();
+        let refusal = |request: Request<()>| accept(&Offer::of(&request), &["https://shop.example.com".into()]).unwrap_err();
         assert_eq!(refusal(request(|r| *r.method_mut() = Method::POST)), Refusal::Method);
         assert_eq!(refusal(request(|r| *r.version_mut() = Version::HTTP_10)), Refusal::NotAnUpgrade);
         assert_eq!(refusal(request(set("upgrade", "h2c"))), Refusal::NotAnUpgrade);
@@ -179,12 +265,24 @@ mod tests {
         assert_eq!(refusal(request(set("sec-websocket-key", "not base64"))), Refusal::Key);
         assert_eq!(refusal(request(set("origin", "https://evil.example.net"))), Refusal::Origin);
         assert_eq!(refusal(request(set("origin", "null"))), Refusal::Origin);
+        let twice = |name: &'static str, value: &'static str| {
+            move |r: &mut Request<()>| {
+                r.headers_mut().append(name, HeaderValue::from_static(value));
+            }
+        };
+        assert_eq!(refusal(request(twice("sec-websocket-version", "13"))), Refusal::Version);
+        assert_eq!(refusal(request(twice("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="))), Refusal::Key);
+        let origins = |r: &mut Request<()>| {
+            set("origin", "https://shop.example.com")(r);
+            twice("origin", "https://shop.example.com")(r);
+        };
+        assert_eq!(refusal(request(origins)), Refusal::Origin);
     }
 
     #[test]
     fn the_same_origin_and_a_listed_one_pass() {
         for origin in ["https://edge.example.com", "https://shop.example.com"] {
-            assert!(accept(&request(set("origin", origin)), &["https://shop.example.com".into()]).is_ok(), "{origin}");
+            assert!(accept(&Offer::of(&request(set("origin", origin))), &["https://shop.example.com".into()]).is_ok(), "{origin}");
         }
     }
 
