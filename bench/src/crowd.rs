@@ -234,11 +234,12 @@ impl Member {
         socket.set_tcp_nodelay(true)?;
         let mut socket = TcpStream::from(socket);
         let path = &guest.path;
-        write!(
-            socket,
+        // In one segment: formatting into a socket writes piece by piece.
+        let request = format!(
             "GET {path} HTTP/1.1\r\nhost: {address}\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
              sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        )?;
+        );
+        socket.write_all(request.as_bytes())?;
         socket.set_nonblocking(true)?;
         Ok(Self { socket, stage: Stage::Upgrading, guest, opener: None, rest: Vec::new(), messages: 0, last: 0, sum: None, answers: 0 })
     }
