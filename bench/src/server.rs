@@ -241,7 +241,7 @@ fn fixed(settings: &Settings, dir: &Path, redis: SocketAddr, policies: &str) -> 
         "live_file = \"{}\"\n\
          [server]\npublic_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n\
          [workers]\nshards = {}\ncontrol_threads = 1\n\
-         [session]\nping_interval_ms = {}\n\
+         [session]\nping_interval_ms = {}\nheartbeat_timeout_ms = 3600000\n\
          [policy]\nurl = \"{policies}\"\n\
          [database]\nurl = \"{database}\"\n\
          [drain]\nendpoint_propagation_ms = 0\nwindow_ms = 100\n\
