@@ -20,7 +20,8 @@ impl Spread {
         let mut sorted = figures.to_vec();
         sorted.sort_by(f64::total_cmp);
         let at = |n: usize| sorted.get(n).copied().unwrap_or(f64::NAN);
-        Self { median: at(sorted.len() / 2), min: at(0), max: at(sorted.len().saturating_sub(1)) }
+        let last = sorted.len().saturating_sub(1);
+        Self { median: f64::midpoint(at(last / 2), at(last.div_ceil(2))), min: at(0), max: at(last) }
     }
 }
 
@@ -200,6 +201,7 @@ mod tests {
 
     #[test]
     fn a_line_says_whether_its_target_is_reached() {
+        assert_eq!(Spread::of(&[4.0, 1.0]).median, 2.5);
         let line = Line::new("x", "us", &[3.0, 1.0, 2.0]).against("floor", &[2.0]);
         assert_eq!((line.figure.median, line.figure.min, line.figure.max, line.ratio()), (2.0, 1.0, 3.0, Some(1.0)));
         assert_eq!(line.is_reached(), None);

@@ -50,7 +50,7 @@ async fn every_group_on_sockets_and_redis_runs_to_its_end() {
         skip("redis-server or taskset is not installed");
         return;
     }
-    let wanted = [("idle", 8), ("connect", 4), ("fanout", 10), ("burst", 10), ("unicast", 2), ("echo", 3), ("workers", 2)];
+    let wanted = [("idle", 9), ("connect", 4), ("fanout", 10), ("burst", 10), ("unicast", 2), ("echo", 3), ("workers", 2)];
     let lines = run(&wanted.map(|(group, _)| group), &[]).await;
     assert_lines(&lines, &wanted);
     let against_floor = lines.iter().filter(|line| line["group"] == "fanout");

@@ -15,6 +15,8 @@ struct Figures {
     kib: Vec<f64>,
     kib_after: Vec<f64>,
     cpu: Vec<f64>,
+    /// The gateway's before anybody came, in microseconds per second.
+    alone: Vec<f64>,
 }
 
 pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
@@ -32,6 +34,8 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
         report.add(&after.against("before", &figures.kib).target(Target::Times(1.2)));
         report.add(&Line::new(format!("{name}, no pings"), "us per connection and s", &figures.cpu).target(Target::Value(0.1)));
     }
+    let alone = both.iter().flat_map(|figures| figures.alone.iter().copied()).collect::<Vec<_>>();
+    report.add(&Line::new("the gateway without connections", "us per s", &alone));
     for (encrypted, mode) in [(false, "clear"), (true, "encrypted")] {
         let figures = pings(ground, encrypted)?;
         let name = format!("{count} at rest, {mode}, a ping every {} s", ground.sizes.pings.as_secs());
@@ -47,13 +51,16 @@ fn round(ground: &Ground, figures: &mut Figures, encrypted: bool) -> Result<()> 
     let tokens = ground.tokens(count);
     let server = Server::gateway(ground, &Settings::default())?;
     let mut trigger = Trigger::gateway(ground, &server)?;
+    let time = ground.sizes.at_rest;
+    let cpu = server.cpu()?;
+    std::thread::sleep(time);
+    figures.alone.push((server.cpu()? - cpu) / time.as_secs_f64());
     let before = server.memory()?;
     let each = |kib: f64| (kib - before) / count as f64;
     let mut crowd = ground.crowd(&server, &tokens, encrypted)?;
     crowd.rest(ground.sizes.rest)?;
     figures.kib.push(each(server.memory()?));
 
-    let time = ground.sizes.at_rest;
     let cpu = server.cpu()?;
     crowd.rest(time)?;
     figures.cpu.push((server.cpu()? - cpu) / count as f64 / time.as_secs_f64());
