@@ -1,131 +1,327 @@
-//! The other end: thousands of sockets in one process, read by one epoll loop that counts every frame.
+//! The other end: thousands of sockets from several addresses, read by one epoll loop that looks at every frame.
+//!
+//! Messages carry numbers. A member that gets one twice, late, or not at all ends the run.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use signal_tests::client::{Agreement, Opener};
+use socket2::{Domain, Socket, Type};
 
+use crate::frame::{self, Frame, opcode};
 use crate::os;
+
+/// Connections are opened from so many addresses in turn: one alone has 28,000 ports.
+const ADDRESSES: usize = 8;
+/// How many are being opened at a time.
+const AT_ONCE: usize = 64;
+/// How long anything may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Who is to become a member.
+#[derive(Default)]
+pub(crate) struct Guest {
+    /// What is asked for in the opening handshake.
+    pub(crate) path: String,
+    /// The first text, where one is sent.
+    pub(crate) first: Option<String>,
+    /// Opens what comes, and so checks the order of sealed messages too.
+    pub(crate) agreement: Option<Agreement>,
+    /// The socket's receive buffer, where it is not to be the system's.
+    pub(crate) receive_buffer: Option<usize>,
+}
 
 /// Connections of one crowd.
 pub(crate) struct Crowd {
     members: Vec<Member>,
     poll: os::Poll,
     events: os::Events,
+    buffer: Vec<u8>,
+    /// How many messages each member has had when [`Crowd::receive`] returns.
+    expected: u64,
+    /// Sleeps until something comes, and leaves the core to others: where those have more to do than this.
+    pub(crate) sleeps: bool,
+}
+
+enum Stage {
+    Upgrading,
+    Greeting,
+    Ready,
 }
 
 struct Member {
     socket: TcpStream,
+    stage: Stage,
+    guest: Guest,
+    opener: Option<Opener>,
     /// Bytes of a frame whose end has not come.
     rest: Vec<u8>,
-    frames: u64,
+    messages: u64,
+    /// The number of the last one that could be read.
+    last: u64,
+    /// Where messages may come in any order: the sum of the numbers of those after `last`.
+    sum: Option<u64>,
+    /// Answers to what this member sent.
+    answers: u64,
 }
 
-const LIMIT: Duration = Duration::from_secs(60);
-
 impl Crowd {
-    /// Connects `count` sockets and sends each the upgrade request and then, if given, `first`.
-    pub(crate) fn connect(address: SocketAddr, count: usize, first: impl Fn(usize) -> Option<String>) -> Result<Self> {
+    /// Connects them, a few at a time, until all are greeted.
+    pub(crate) fn connect(address: SocketAddr, guests: Vec<Guest>) -> Result<Self> {
+        let count = guests.len();
+        let members = Vec::with_capacity(count);
         let poll = os::Poll::new()?;
-        let mut members = Vec::with_capacity(count);
-        for n in 0..count {
-            let mut socket = TcpStream::connect(address).with_context(|| format!("connection {n}"))?;
-            socket.set_nodelay(true)?;
-            write!(
-                socket,
-                "GET /stream HTTP/1.1\r\nhost: {address}\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
-                 sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            )?;
-            let mut head = Vec::new();
-            let mut byte = [0u8; 1];
-            while !head.ends_with(b"\r\n\r\n") {
-                ensure!(socket.read(&mut byte)? == 1, "the server closed connection {n}: {}", String::from_utf8_lossy(&head));
-                head.push(byte[0]);
+        let mut crowd = Self { members, poll, events: os::Events::new(4096), buffer: vec![0; 256 * 1024], expected: 0, sleeps: false };
+        let mut guests = guests.into_iter();
+        let (mut ready, began) = (0, Instant::now());
+        while ready < count {
+            ensure!(began.elapsed() < LIMIT, "{ready} of {count} are connected after {LIMIT:?}");
+            while crowd.members.len() - ready < AT_ONCE {
+                let Some(guest) = guests.next() else { break };
+                let n = crowd.members.len();
+                crowd.members.push(Member::open(address, n, guest).with_context(|| format!("connection {n}"))?);
+                crowd.poll.add(crowd.members[n].socket.as_raw_fd(), n as u64)?;
             }
-            ensure!(head.starts_with(b"HTTP/1.1 101"), "connection {n} was refused: {}", String::from_utf8_lossy(&head));
-            if let Some(text) = first(n) {
-                socket.write_all(&masked(text.as_bytes()))?;
+            for token in crowd.poll.look(&mut crowd.events)? {
+                let n = token as usize;
+                let was = crowd.members[n].is_ready();
+                crowd.take(n)?;
+                ready += usize::from(!was && crowd.members[n].is_ready());
             }
-            socket.set_nonblocking(true)?;
-            poll.add(socket.as_raw_fd(), n as u64)?;
-            members.push(Member { socket, rest: Vec::new(), frames: 0 });
         }
-        Ok(Self { members, poll, events: os::Events::new(4096) })
+        Ok(crowd)
     }
 
-    /// Reads until every member has had `frames` frames more, and says how long each connection's last one took, in milliseconds, sorted.
-    pub(crate) fn receive(&mut self, frames: u64, began: Instant) -> Result<Vec<f64>> {
-        let wanted: Vec<u64> = self.members.iter().map(|member| member.frames + frames).collect();
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Reads until every member has had `each` messages more, and says how long each member's last one took, in milliseconds.
+    pub(crate) fn receive(&mut self, each: u64, began: Instant) -> Result<Vec<f64>> {
+        self.expected += each;
         let mut latencies = Vec::with_capacity(self.members.len());
-        let mut done: HashMap<usize, ()> = HashMap::with_capacity(self.members.len());
-        let mut buffer = vec![0u8; 256 * 1024];
-        while done.len() < self.members.len() {
-            ensure!(began.elapsed() < LIMIT, "{} of {} connections got everything", done.len(), self.members.len());
-            for token in self.poll.wait(&mut self.events)? {
+        while latencies.len() < self.members.len() {
+            ensure!(began.elapsed() < LIMIT, "messages are missing: {} of {} members have all", latencies.len(), self.members.len());
+            for token in self.look()? {
                 let n = token as usize;
-                let member = &mut self.members[n];
-                loop {
-                    match member.socket.read(&mut buffer) {
-                        Ok(0) => anyhow::bail!("connection {n} was closed"),
-                        Ok(read) => member.count(&buffer[..read])?,
-                        Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                        Err(error) => return Err(error.into()),
-                    }
+                if self.take(n)? == 0 {
+                    continue;
                 }
-                ensure!(member.frames <= wanted[n], "connection {n} got more frames than were sent");
-                if member.frames == wanted[n] && done.insert(n, ()).is_none() {
+                let messages = self.members[n].messages;
+                ensure!(messages <= self.expected, "member {n} got {messages} messages, {} were sent", self.expected);
+                if messages == self.expected {
                     latencies.push(began.elapsed().as_secs_f64() * 1000.0);
                 }
             }
         }
-        latencies.sort_by(f64::total_cmp);
         Ok(latencies)
+    }
+
+    /// The same for what was sent at the same time and so may come in any order: each must still come once.
+    pub(crate) fn receive_in_any_order(&mut self, each: u64, began: Instant) -> Result<Vec<f64>> {
+        for member in &mut self.members {
+            member.sum = Some(0);
+        }
+        let latencies = self.receive(each, began)?;
+        for (n, member) in self.members.iter_mut().enumerate() {
+            // Members that open nothing have no numbers.
+            let wanted: u64 = (member.last + 1..=member.last + each).sum();
+            let sum = member.sum.take().unwrap_or_default();
+            ensure!(sum == wanted || sum == 0, "member {n} got other messages than were sent");
+            member.last += each;
+        }
+        Ok(latencies)
+    }
+
+    /// Has something sent to one member after another, `rate` times a second, `total` times in all. Says how long each took to arrive after it
+    /// was due, in milliseconds: a server that falls behind cannot slow the clock down.
+    pub(crate) fn paced(&mut self, rate: u32, total: usize, mut send: impl FnMut(&mut Self) -> Result<usize>) -> Result<Vec<f64>> {
+        let began = Instant::now();
+        let mut due_since: Vec<VecDeque<Instant>> = vec![VecDeque::new(); self.members.len()];
+        let mut latencies = Vec::with_capacity(total);
+        let mut sent = 0;
+        while latencies.len() < total {
+            ensure!(began.elapsed() < LIMIT, "messages are missing: {} of {total} came", latencies.len());
+            let due = began + Duration::from_secs_f64(sent as f64 / f64::from(rate));
+            if sent < total && Instant::now() >= due {
+                let n = send(self)?;
+                due_since[n].push_back(due);
+                sent += 1;
+            }
+            for token in self.look()? {
+                let n = token as usize;
+                for _ in 0..self.take(n)? {
+                    let due = due_since[n].pop_front().with_context(|| format!("member {n} got what was not sent"))?;
+                    latencies.push(due.elapsed().as_secs_f64() * 1000.0);
+                }
+            }
+        }
+        Ok(latencies)
+    }
+
+    /// Every member has had so many messages more, by [`Crowd::paced`].
+    pub(crate) fn expect(&mut self, each: u64) {
+        self.expected += each;
+    }
+
+    /// The next message has the number after this one.
+    pub(crate) fn count_from(&mut self, last: u64) {
+        for member in &mut self.members {
+            member.last = last;
+        }
+    }
+
+    /// Sends a frame from one member.
+    pub(crate) fn send(&mut self, n: usize, frame: &[u8]) -> Result<()> {
+        Ok(self.members[n].socket.write_all(frame)?)
+    }
+
+    /// Answers pings for so long, sleeping in between. No message may come.
+    pub(crate) fn rest(&mut self, time: Duration) -> Result<()> {
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            for token in self.poll.wait(&mut self.events, left)? {
+                let arrived = self.take(token as usize)?;
+                ensure!(arrived == 0, "member {token} got a message that was not sent, or got it twice");
+            }
+        }
+    }
+
+    /// Goes, and gives the server the time to notice.
+    pub(crate) fn leave(self) {
+        drop(self);
+        std::thread::sleep(Duration::from_millis(300));
+    }
+
+    fn look(&mut self) -> Result<Vec<u64>> {
+        let tokens =
+            if self.sleeps { self.poll.wait(&mut self.events, Duration::from_millis(1)) } else { self.poll.look(&mut self.events) };
+        Ok(tokens?)
+    }
+
+    fn take(&mut self, n: usize) -> Result<u64> {
+        let member = &mut self.members[n];
+        let read = match member.socket.read(&mut self.buffer) {
+            Ok(0) => bail!("connection {n} was closed"),
+            Ok(read) => read,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(0),
+            Err(error) => return Err(error).with_context(|| format!("connection {n}")),
+        };
+        let before = member.messages + member.answers;
+        member.take(&self.buffer[..read]).with_context(|| format!("connection {n}"))?;
+        Ok(member.messages + member.answers - before)
     }
 }
 
 impl Member {
-    fn count(&mut self, bytes: &[u8]) -> Result<()> {
-        let mut whole;
+    fn open(address: SocketAddr, n: usize, guest: Guest) -> Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        let own = Ipv4Addr::new(127, 0, 0, 2 + (n % ADDRESSES) as u8);
+        socket.bind(&SocketAddr::from((own, 0)).into())?;
+        if let Some(bytes) = guest.receive_buffer {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        socket.connect(&address.into())?;
+        socket.set_tcp_nodelay(true)?;
+        let mut socket = TcpStream::from(socket);
+        let path = &guest.path;
+        // In one segment: formatting into a socket writes piece by piece.
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nhost: {address}\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
+             sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        socket.write_all(request.as_bytes())?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, stage: Stage::Upgrading, guest, opener: None, rest: Vec::new(), messages: 0, last: 0, sum: None, answers: 0 })
+    }
+
+    fn is_ready(&self) -> bool {
+        matches!(self.stage, Stage::Ready)
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<()> {
+        let whole;
         let mut bytes = if self.rest.is_empty() {
             bytes
         } else {
+            self.rest.extend_from_slice(bytes);
             whole = std::mem::take(&mut self.rest);
-            whole.extend_from_slice(bytes);
             &whole[..]
         };
-        while let Some(length) = length(bytes).filter(|length| *length <= bytes.len()) {
-            ensure!(bytes[0] != 0x88, "a Close frame: {}", String::from_utf8_lossy(&bytes[2..length]));
-            // Pings are not messages.
-            self.frames += u64::from(bytes[0] == 0x81);
-            bytes = &bytes[length..];
+        if matches!(self.stage, Stage::Upgrading) {
+            let Some(end) = memchr::memmem::find(bytes, b"\r\n\r\n") else {
+                self.rest = bytes.to_vec();
+                return Ok(());
+            };
+            ensure!(bytes.starts_with(b"HTTP/1.1 101"), "refused: {}", String::from_utf8_lossy(bytes));
+            bytes = &bytes[end + 4..];
+            self.stage = Stage::Ready;
+            if let Some(first) = self.guest.first.take() {
+                self.stage = Stage::Greeting;
+                self.socket.write_all(&frame::of_client(opcode::TEXT, first.as_bytes()))?;
+            }
+        }
+        while let Some(frame) = frame::parse(bytes) {
+            bytes = &bytes[frame.length..];
+            self.frame(&frame)?;
         }
         self.rest = bytes.to_vec();
         Ok(())
     }
-}
 
-/// Length of the whole frame at the front.
-fn length(bytes: &[u8]) -> Option<usize> {
-    match bytes.get(1)? {
-        126 => Some(4 + usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]))),
-        127 => Some(10 + u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?) as usize),
-        short => Some(2 + usize::from(*short)),
+    fn frame(&mut self, frame: &Frame<'_>) -> Result<()> {
+        let text = || String::from_utf8_lossy(frame.payload);
+        match frame.opcode {
+            // The floor gives back what it got.
+            _ if frame.masked => self.answers += 1,
+            opcode::CLOSE => bail!("closed: {:?}", text()),
+            opcode::PING => self.socket.write_all(&frame::of_client(opcode::PONG, frame.payload))?,
+            opcode::PONG => self.answers += 1,
+            _ if matches!(self.stage, Stage::Greeting) => {
+                let mut greeting: Value = serde_json::from_slice(frame.payload)?;
+                ensure!(greeting["event"] == "connected", "not let in: {}", text());
+                self.opener = self.guest.agreement.take().map(|agreement| agreement.opener(&greeting["data"].take()));
+                self.stage = Stage::Ready;
+            }
+            _ if frame.payload.starts_with(br#"{"event":"error""#) => self.answers += 1,
+            _ if frame.payload.starts_with(br#"{"event":"encrypted""#) => self.sealed(frame.payload)?,
+            _ => self.message(frame.payload)?,
+        }
+        Ok(())
     }
-}
 
-/// A client's text frame; the mask is zero, which is a mask like any other.
-fn masked(payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0x81];
-    if payload.len() < 126 {
-        frame.push(0x80 | payload.len() as u8);
-    } else {
-        frame.push(0x80 | 126);
-        frame.extend_from_slice(&(payload.len() as u16).to_be_bytes());
+    /// What only some members open, since the crowd has one core as the server has. The others count.
+    fn sealed(&mut self, payload: &[u8]) -> Result<()> {
+        let Some(opener) = &self.opener else {
+            self.messages += 1;
+            return Ok(());
+        };
+        let envelope = opener.open(std::str::from_utf8(payload)?);
+        if envelope.event == "error" {
+            self.answers += 1;
+            return Ok(());
+        }
+        self.message(envelope.data.to_string().as_bytes())
     }
-    frame.extend_from_slice(&[0; 4]);
-    frame.extend_from_slice(payload);
-    frame
+
+    fn message(&mut self, payload: &[u8]) -> Result<()> {
+        let number = frame::number(payload)?;
+        self.messages += 1;
+        if let Some(sum) = &mut self.sum {
+            *sum += number;
+            return Ok(());
+        }
+        ensure!(number == self.last + 1, "out of order: message {number} came after {}", self.last);
+        self.last = number;
+        Ok(())
+    }
 }

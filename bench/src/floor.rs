@@ -1,80 +1,154 @@
 //! The floor: an epoll loop in which nothing is done but what the kernel needs. It accepts sockets, answers the opening handshake with fixed bytes,
-//! and for every byte on a control connection sends one pre-encoded frame to each socket.
+//! and then does what a control connection says with one `send` per socket, or gives back to a socket what came from it.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
+use crate::frame::{self, opcode};
 use crate::os;
 
-/// Serves for ever. `payload` is the frame's payload in bytes; with `coalesce` a burst of control bytes read together leaves in one send per socket.
-pub(crate) fn serve(listener: TcpListener, payload: usize, coalesce: bool) -> Result<()> {
+/// Bytes of a command: what, and a number.
+const COMMAND: usize = 5;
+
+/// What a control connection may say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Order {
+    /// A message of so many bytes to every member, each in a `send` of its own.
+    Send = b'!',
+    /// The same; those read together leave in one `send` per member.
+    Join = b'+',
+    /// A message of [`UNICAST_BYTES`] to the member of this number.
+    One = b'@',
+}
+
+/// How long a message to one member is.
+pub(crate) const UNICAST_BYTES: usize = 128;
+
+impl Order {
+    /// As it is written to a control connection.
+    pub(crate) fn with(self, number: usize) -> [u8; COMMAND] {
+        let [a, b, c, d] = (number as u32).to_be_bytes();
+        [self as u8, a, b, c, d]
+    }
+}
+
+struct Socket {
+    stream: TcpStream,
+    /// Its number as a member, after the handshake.
+    member: Option<usize>,
+}
+
+#[derive(Default)]
+struct Floor {
+    /// By epoll's token; the listener has the first.
+    sockets: Vec<Option<Socket>>,
+    /// Slots of members by their numbers.
+    members: Vec<usize>,
+    /// How many messages each member alone got.
+    unicasts: Vec<u64>,
+    /// How many messages all members got.
+    broadcasts: u64,
+}
+
+/// Serves for ever.
+pub(crate) fn serve(listener: &TcpListener) -> Result<()> {
     listener.set_nonblocking(true)?;
-    let frame = frame(payload);
     let poll = os::Poll::new()?;
     poll.add(listener.as_raw_fd(), 0)?;
-    let mut sockets: Vec<Option<TcpStream>> = vec![None];
-    let mut members: Vec<usize> = Vec::new();
+    let mut floor = Floor { sockets: vec![None], ..Floor::default() };
     let mut events = os::Events::new(1024);
     let mut buffer = vec![0u8; 64 * 1024];
     loop {
-        for token in poll.wait(&mut events)? {
+        for token in poll.wait(&mut events, Duration::from_secs(1))? {
             if token == 0 {
-                while let Ok((socket, _)) = listener.accept() {
-                    socket.set_nodelay(true)?;
-                    socket.set_nonblocking(true)?;
-                    poll.add(socket.as_raw_fd(), sockets.len() as u64)?;
-                    sockets.push(Some(socket));
+                while let Ok((stream, _)) = listener.accept() {
+                    stream.set_nodelay(true)?;
+                    stream.set_nonblocking(true)?;
+                    poll.add(stream.as_raw_fd(), floor.sockets.len() as u64)?;
+                    floor.sockets.push(Some(Socket { stream, member: None }));
                 }
-                continue;
+            } else {
+                floor.read(token as usize, &mut buffer)?;
             }
-            let slot = token as usize;
-            let Some(socket) = &mut sockets[slot] else { continue };
-            let n = match socket.read(&mut buffer) {
-                Ok(0) | Err(_) => {
-                    sockets[slot] = None;
-                    members.retain(|member| *member != slot);
-                    continue;
-                }
-                Ok(n) => n,
-            };
-            if buffer.starts_with(b"GET ") {
-                socket.write_all(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n")?;
-                members.push(slot);
-            } else if buffer[0] == b'!' {
-                let burst = buffer[..n].iter().filter(|b| **b == b'!').count();
-                fan_out(&mut sockets, &members, &frame, burst, coalesce)?;
-            }
-            buffer[0] = 0;
         }
     }
 }
 
-fn fan_out(sockets: &mut [Option<TcpStream>], members: &[usize], frame: &[u8], burst: usize, coalesce: bool) -> Result<()> {
-    let together = frame.repeat(burst);
-    let (bytes, times) = if coalesce { (&together[..], 1) } else { (frame, burst) };
-    for _ in 0..times {
-        for member in members {
-            let Some(socket) = &mut sockets[*member] else { continue };
-            // The benchmark's messages fit into the socket's buffer: what did not would be counted as missing.
-            let sent = socket.write(bytes)?;
-            anyhow::ensure!(sent == bytes.len(), "the floor's socket was full");
+impl Floor {
+    fn read(&mut self, slot: usize, buffer: &mut [u8]) -> Result<()> {
+        let Some(socket) = &mut self.sockets[slot] else { return Ok(()) };
+        let bytes = match socket.stream.read(buffer) {
+            Ok(0) | Err(_) => {
+                // The listener's slot holds no socket, so nothing is sent to it.
+                if let Some(number) = self.sockets[slot].take().and_then(|socket| socket.member) {
+                    self.members[number] = 0;
+                }
+                return Ok(());
+            }
+            Ok(n) => &buffer[..n],
+        };
+        if socket.member.is_some() {
+            // The echo.
+            return write(&mut socket.stream, bytes);
         }
+        if let Some(path) = bytes.strip_prefix(b"GET /") {
+            let digits = path.iter().take_while(|byte| byte.is_ascii_digit());
+            let number = digits.fold(0, |number, digit| number * 10 + usize::from(digit - b'0'));
+            socket.member = Some(number);
+            write(&mut socket.stream, b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n")?;
+            if self.members.len() <= number {
+                self.members.resize(number + 1, 0);
+                self.unicasts.resize(number + 1, 0);
+            }
+            self.members[number] = slot;
+            return Ok(());
+        }
+        ensure!(bytes.len().is_multiple_of(COMMAND), "a command came in two parts");
+        let mut joined = Vec::new();
+        for command in bytes.chunks_exact(COMMAND) {
+            let number = u32::from_be_bytes(command[1..].try_into()?) as usize;
+            match command[0] {
+                b'!' => {
+                    let frame = self.next(number);
+                    self.fan_out(&frame)?;
+                }
+                b'+' => joined.extend(self.next(number)),
+                b'@' => {
+                    self.unicasts[number] += 1;
+                    let text = frame::message(self.unicasts[number], UNICAST_BYTES);
+                    let member = self.sockets[self.members[number]].as_mut().context("a member that is gone")?;
+                    write(&mut member.stream, &frame::of_server(opcode::TEXT, text.as_bytes()))?;
+                }
+                other => anyhow::bail!("no command begins with {other}"),
+            }
+        }
+        if joined.is_empty() { Ok(()) } else { self.fan_out(&joined) }
     }
+
+    /// The next message to everyone: encoded once.
+    fn next(&mut self, bytes: usize) -> Vec<u8> {
+        self.broadcasts += 1;
+        frame::of_server(opcode::TEXT, frame::message(self.broadcasts, bytes).as_bytes())
+    }
+
+    fn fan_out(&mut self, bytes: &[u8]) -> Result<()> {
+        for member in &self.members {
+            if let Some(socket) = &mut self.sockets[*member] {
+                write(&mut socket.stream, bytes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The benchmark's messages fit into a socket's buffer: what did not would be missing.
+fn write(stream: &mut TcpStream, bytes: &[u8]) -> Result<()> {
+    let sent = stream.write(bytes)?;
+    ensure!(sent == bytes.len(), "the floor's socket was full");
     Ok(())
-}
-
-/// An unmasked text frame as the gateway writes it.
-fn frame(payload: usize) -> Vec<u8> {
-    let mut frame = vec![0x81];
-    if payload < 126 {
-        frame.push(payload as u8);
-    } else {
-        frame.push(126);
-        frame.extend_from_slice(&(payload as u16).to_be_bytes());
-    }
-    frame.resize(frame.len() + payload, b'x');
-    frame
 }

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 /// An epoll instance.
 pub(crate) struct Poll(RawFd);
@@ -34,19 +35,57 @@ impl Poll {
         check(unsafe { libc::epoll_ctl(self.0, libc::EPOLL_CTL_ADD, fd, &mut event) }).map(drop)
     }
 
-    /// Waits for events; none after a second.
-    pub(crate) fn wait(&self, events: &mut Events) -> io::Result<Vec<u64>> {
+    /// Waits for events; none after `limit`.
+    pub(crate) fn wait(&self, events: &mut Events, limit: Duration) -> io::Result<Vec<u64>> {
+        let limit = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the buffer is as long as is said.
-        let count = match check(unsafe { libc::epoll_wait(self.0, events.0.as_mut_ptr(), events.0.len() as i32, 1000) }) {
+        let count = match check(unsafe { libc::epoll_wait(self.0, events.0.as_mut_ptr(), events.0.len() as i32, limit) }) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
         };
         Ok(events.0[..count as usize].iter().map(|event| event.u64).collect())
     }
+
+    /// Looks for events without sleeping: waking a sleeper would cost the server's `send`. Others on this core get their turn.
+    pub(crate) fn look(&self, events: &mut Events) -> io::Result<Vec<u64>> {
+        let tokens = self.wait(events, Duration::ZERO)?;
+        if tokens.is_empty() {
+            std::thread::yield_now();
+        }
+        Ok(tokens)
+    }
 }
 
-/// Keeps this process, and what it starts, on one core.
+impl Drop for Poll {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has the descriptor.
+        unsafe { libc::close(self.0) };
+    }
+}
+
+/// The cores of this run: one for the server, one for everything else. The same one, where there is no other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cores {
+    pub(crate) server: usize,
+    pub(crate) others: usize,
+}
+
+impl Cores {
+    /// The first two that this process may use.
+    pub(crate) fn of_this_process() -> io::Result<Self> {
+        // SAFETY: an all-zero set is a valid, empty one, and it lives for the calls.
+        let allowed: Vec<usize> = unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            check(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set))?;
+            (0..libc::CPU_SETSIZE as usize).filter(|core| libc::CPU_ISSET(*core, &set)).collect()
+        };
+        let server = allowed.first().copied().unwrap_or(0);
+        Ok(Self { server, others: allowed.get(1).copied().unwrap_or(server) })
+    }
+}
+
+/// Keeps this thread, and what it starts, on one core.
 pub(crate) fn pin(core: usize) -> io::Result<()> {
     // SAFETY: an all-zero set is a valid, empty one, and it lives for the calls.
     unsafe {
@@ -56,14 +95,15 @@ pub(crate) fn pin(core: usize) -> io::Result<()> {
     }
 }
 
-/// Raises the limit of open files to what is allowed.
-pub(crate) fn raise_file_limit() -> io::Result<()> {
+/// Raises the limit of open files to what is allowed, and says what that is.
+pub(crate) fn raise_file_limit() -> io::Result<usize> {
     // SAFETY: the struct lives for the calls.
     unsafe {
         let mut limit: libc::rlimit = std::mem::zeroed();
         check(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit))?;
         limit.rlim_cur = limit.rlim_max;
-        check(libc::setrlimit(libc::RLIMIT_NOFILE, &limit)).map(drop)
+        check(libc::setrlimit(libc::RLIMIT_NOFILE, &limit))?;
+        Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
     }
 }
 
@@ -80,7 +120,21 @@ pub(crate) fn cpu_us(pid: u32) -> io::Result<f64> {
 
 /// Resident memory of a process in KiB.
 pub(crate) fn rss_kib(pid: u32) -> io::Result<f64> {
+    status_kib(pid, "VmRSS:")
+}
+
+/// The most that was ever resident since [`forget_peak`], in KiB.
+pub(crate) fn peak_kib(pid: u32) -> io::Result<f64> {
+    status_kib(pid, "VmHWM:")
+}
+
+/// Begins [`peak_kib`] anew (proc_pid_clear_refs(5)).
+pub(crate) fn forget_peak(pid: u32) -> io::Result<()> {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5")
+}
+
+fn status_kib(pid: u32, name: &str) -> io::Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
     Ok(line.trim().trim_end_matches(" kB").parse().unwrap_or(0.0))
 }

@@ -69,10 +69,56 @@ pub struct Connected {
     pub data: Value,
 }
 
+/// The client's half of a key agreement, for whoever reads its socket itself.
+pub struct Agreement(SecretKey);
+
+impl Agreement {
+    /// With a fresh key.
+    pub fn fresh() -> Self {
+        Self(fresh_secret())
+    }
+
+    /// The client's public key as the protocol carries it.
+    pub fn public_key(&self) -> String {
+        STANDARD.encode_to_string(self.0.public_key().to_sec1_point(false).as_bytes())
+    }
+
+    /// What opens the messages of a connection, from the data of its `connected`.
+    ///
+    /// # Panics
+    /// When that holds no key and salt.
+    pub fn opener(&self, connected: &Value) -> Opener {
+        let text = |name: &str| connected[name].as_str().unwrap_or_default().to_owned();
+        Opener(self.derive(&text("serverPublicKey"), &text("salt")))
+    }
+
+    fn derive(&self, server_public_key: &str, salt: &str) -> Aes256Gcm {
+        let point = STANDARD.decode_to_vec(server_public_key).expect("base64");
+        assert_eq!((point.len(), point[0]), (65, 4), "a raw uncompressed point");
+        let public = PublicKey::from_sec1_bytes(&point).expect("a point of P-256");
+        let salt = STANDARD.decode_to_vec(salt).expect("base64");
+        assert_eq!(salt.len(), 32);
+        derive_key(&self.0, &public, &salt)
+    }
+}
+
+/// Opens what was sealed for one connection.
+pub struct Opener(Aes256Gcm);
+
+impl Opener {
+    /// The envelope in a text frame, opened where it is sealed.
+    ///
+    /// # Panics
+    /// When it is no envelope, or not sealed for this connection.
+    pub fn open(&self, text: &str) -> Envelope {
+        open_envelope(Some(&self.0), text)
+    }
+}
+
 /// An open connection.
 pub struct Client {
     socket: WebSocketStream<TcpStream>,
-    secret: SecretKey,
+    agreement: Agreement,
     cipher: Option<Aes256Gcm>,
     /// Envelopes that came while another was waited for.
     waiting: VecDeque<Envelope>,
@@ -102,7 +148,7 @@ impl Client {
         let stream = within("connect", TcpStream::connect(address)).await?;
         stream.set_nodelay(true)?;
         let (socket, _) = within("upgrade", client_async(request, stream)).await?;
-        Ok(Self { socket, secret: fresh_secret(), cipher: None, waiting: VecDeque::new(), closed: None, id: String::new() })
+        Ok(Self { socket, agreement: Agreement::fresh(), cipher: None, waiting: VecDeque::new(), closed: None, id: String::new() })
     }
 
     /// Connects and authenticates in the clear.
@@ -132,7 +178,7 @@ impl Client {
 
     /// The client's public key as the protocol carries it.
     pub fn public_key(&self) -> String {
-        STANDARD.encode_to_string(self.secret.public_key().to_sec1_point(false).as_bytes())
+        self.agreement.public_key()
     }
 
     /// Sends `authenticate` and nothing else.
@@ -158,7 +204,7 @@ impl Client {
         let text = |name: &str| envelope.data[name].as_str().unwrap_or_default().to_owned();
         self.id = text("id");
         if key != KeyMember::None && !text("serverPublicKey").is_empty() {
-            self.cipher = Some(self.derive(&text("serverPublicKey"), &text("salt")));
+            self.cipher = Some(self.agreement.derive(&text("serverPublicKey"), &text("salt")));
         }
         Connected { id: self.id.clone(), user_id: text("userId"), data: envelope.data }
     }
@@ -349,15 +395,6 @@ impl Client {
             Ok(Err(end)) => Some(end),
             Ok(Ok(text)) => Some(Incoming::Envelope(open_envelope(self.cipher.as_ref(), &text))),
         }
-    }
-
-    fn derive(&self, server_public_key: &str, salt: &str) -> Aes256Gcm {
-        let point = STANDARD.decode_to_vec(server_public_key).expect("base64");
-        assert_eq!((point.len(), point[0]), (65, 4), "a raw uncompressed point");
-        let public = PublicKey::from_sec1_bytes(&point).expect("a point of P-256");
-        let salt = STANDARD.decode_to_vec(salt).expect("base64");
-        assert_eq!(salt.len(), 32);
-        derive_key(&self.secret, &public, &salt)
     }
 }
 

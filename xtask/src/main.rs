@@ -25,7 +25,8 @@ Commands:
   dev    [ARGUMENTS]           Runs the gateway in dev mode, everything embedded. Arguments go to `signal-gateway dev`
   test   [--quick] [ARGUMENTS] Format, lints, docs, then every test, with real Kafka, PostgreSQL, Redis and
                                Kubernetes. --quick leaves format, lints and docs out. Arguments go to `cargo test`
-  bench  [ARGUMENTS]           Builds optimized and measures against bare system calls. Arguments go to `signal-bench`
+  bench  [ARGUMENTS]           Builds optimized and measures against bare system calls, with real Kafka, PostgreSQL and
+                               Redis. Arguments go to `signal-bench`: --small, --only GROUP, --json FILE
   cluster up [--nodes N]       Starts a Kubernetes to play with: with N nodes as root (default 1), N = 0 without nodes and root
   cluster down                 Ends it
   setup                        Only checks what building and testing need, and installs what is missing
@@ -66,6 +67,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
         "cluster" => cluster::run(&arguments),
         "bench" => {
             setup::build()?;
+            setup::services()?;
             let status = cargo().args(["build", "--release", "-p", "signal-gateway", "-p", "signal-bench"]).status()?;
             if !status.success() {
                 bail!("the build failed");

@@ -1,0 +1,133 @@
+//! What is measured, a group of figures per module.
+
+mod connect;
+mod echo;
+mod fanout;
+mod idle;
+mod pipeline;
+mod unicast;
+mod workers;
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::report::Report;
+use crate::server::Ground;
+
+/// How much of everything. `--small` has less: to see that it works, not to measure.
+#[derive(Debug, Clone)]
+pub(crate) struct Sizes {
+    pub(crate) small: bool,
+    /// Rounds in which a server and what it is held against take turns.
+    pub(crate) rounds: usize,
+    /// Connections at rest.
+    pub(crate) idle: usize,
+    /// Between what happened and a look at memory.
+    pub(crate) rest: Duration,
+    /// How long CPU at rest is looked at, and how far apart pings are.
+    pub(crate) at_rest: Duration,
+    pub(crate) pings: Duration,
+    /// Connections that come, each time.
+    pub(crate) arrivals: usize,
+    /// Members of the small and the large crowd.
+    pub(crate) crowds: [usize; 2],
+    /// Messages per round to everyone.
+    pub(crate) messages: u64,
+    /// Connections, and messages per round, where one person at a time is meant.
+    pub(crate) people: usize,
+    pub(crate) singles: usize,
+    /// Records per round for the gateway and for the consumer it is held against, and in the burst.
+    pub(crate) records: usize,
+    pub(crate) row_records: usize,
+    pub(crate) burst_records: usize,
+}
+
+impl Sizes {
+    pub(crate) fn full() -> Self {
+        Self {
+            small: false,
+            rounds: 5,
+            idle: 10_000,
+            rest: Duration::from_secs(2),
+            at_rest: Duration::from_secs(10),
+            pings: Duration::from_secs(25),
+            arrivals: 3000,
+            crowds: [1000, 5000],
+            messages: 40,
+            people: 1000,
+            singles: 3000,
+            records: 10_000,
+            row_records: 2000,
+            burst_records: 100_000,
+        }
+    }
+
+    pub(crate) fn small() -> Self {
+        Self {
+            small: true,
+            rounds: 2,
+            idle: 1000,
+            rest: Duration::from_millis(300),
+            at_rest: Duration::from_secs(1),
+            pings: Duration::from_secs(1),
+            arrivals: 300,
+            crowds: [100, 500],
+            messages: 4,
+            people: 100,
+            singles: 300,
+            records: 400,
+            row_records: 200,
+            burst_records: 2000,
+        }
+    }
+
+    /// The most sockets that this process has open at a time.
+    pub(crate) fn most_sockets(&self) -> usize {
+        self.idle.max(self.crowds[1] * 3)
+    }
+}
+
+/// One group of figures.
+pub(crate) struct Group {
+    pub(crate) name: &'static str,
+    /// What its table is about.
+    pub(crate) about: &'static str,
+    pub(crate) run: fn(&Ground, &mut Report) -> Result<()>,
+}
+
+/// In the order they run.
+pub(crate) const GROUPS: [Group; 8] = [
+    Group {
+        name: "idle",
+        about: "Authenticated connections at rest. After traffic: five messages of 1 KiB to everyone, then two seconds of rest.",
+        run: idle::run,
+    },
+    Group {
+        name: "connect",
+        about: "Server CPU of a connection that comes and authenticates with an ES256 token; the floor asks for no token.",
+        run: connect::run,
+    },
+    Group {
+        name: "fanout",
+        about: "Server CPU per delivered message to everyone in a room, published over Redis; over REST, where it says so.",
+        run: fanout::run,
+    },
+    Group {
+        name: "burst",
+        about: "The same for ten messages at once: published in one write to Redis, or asked for by ten REST requests at the same time.",
+        run: fanout::run_bursts,
+    },
+    Group { name: "unicast", about: "128 B to a random user, published over Redis 1,000 times a second.", run: unicast::run },
+    Group { name: "echo", about: "A frame of a client's and its answer, 2,000 times a second.", run: echo::run },
+    Group {
+        name: "pipeline",
+        about: "Activity records through Kafka to rows in PostgreSQL to sockets, beside a consumer that takes one record at a time.",
+        run: pipeline::run,
+    },
+    Group {
+        name: "workers",
+        about: "128 B to everyone: two workers on two cores beside one on one; and 1 KiB to a crowd in which one member reads nothing.",
+        run: workers::run,
+    },
+];

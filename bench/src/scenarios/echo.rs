@@ -1,0 +1,73 @@
+//! A client's frame and the answer to it. Two are cheap and answered: a ping of the WebSocket protocol, and an event that is refused at once
+//! (`authenticate` when authenticated). A `heartbeat` is not answered.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::crowd::Crowd;
+use crate::frame::{self, opcode};
+use crate::report::{Line, Report, Target};
+use crate::server::{Ground, Server, Settings};
+
+const RATE: u32 = 2000;
+
+struct Cell {
+    name: &'static str,
+    side: usize,
+    frame: Vec<u8>,
+    cpu: Vec<f64>,
+    times: Vec<f64>,
+}
+
+pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
+    let floor = Server::floor(ground)?;
+    let crowd = Ground::floor_crowd(&floor, ground.sizes.people)?;
+    let mut sides = vec![(floor, crowd)];
+    for encrypted in [false, true] {
+        let server = Server::gateway(ground, &Settings::default())?;
+        let crowd = ground.crowd(&server, &ground.tokens(ground.sizes.people), encrypted)?;
+        sides.push((server, crowd));
+    }
+    let event = frame::of_client(opcode::TEXT, br#"{"event":"authenticate"}"#);
+    let ping = frame::of_client(opcode::PING, b"bench");
+    let cell = |name, side, frame: &[u8]| Cell { name, side, frame: frame.to_vec(), cpu: Vec::new(), times: Vec::new() };
+    let mut cells = [
+        cell("", 0, &event),
+        cell("an event and its answer, clear", 1, &event),
+        cell("a clear event and its encrypted answer", 2, &event),
+        cell("a ping and its pong", 1, &ping),
+    ];
+    for round in 0..=ground.sizes.rounds {
+        for cell in &mut cells {
+            let (server, crowd) = &mut sides[cell.side];
+            cell.round(server, crowd, ground.sizes.singles)?;
+            if round == 0 {
+                cell.cpu.clear();
+                cell.times.clear();
+            }
+        }
+    }
+    let [floor, others @ ..] = &cells;
+    for cell in others {
+        let line = Line::new(cell.name, "us per frame", &cell.cpu).against("floor", &floor.cpu);
+        report.add(&line.target(Target::Times(1.3)).times(&cell.times, &floor.times));
+    }
+    Ok(())
+}
+
+impl Cell {
+    fn round(&mut self, server: &Server, crowd: &mut Crowd, total: usize) -> Result<()> {
+        let cpu = server.cpu()?;
+        let mut next = 0;
+        let times = crowd.paced(RATE, total, |crowd| {
+            let n = next % crowd.len();
+            next += 1;
+            crowd.send(n, &self.frame)?;
+            Ok(n)
+        })?;
+        self.cpu.push((server.cpu()? - cpu) / total as f64);
+        self.times.extend(times);
+        crowd.rest(Duration::from_millis(50))
+    }
+}

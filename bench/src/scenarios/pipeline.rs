@@ -1,0 +1,224 @@
+//! Activity records through Kafka to rows in PostgreSQL to sockets.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use serde_json::json;
+use signal_tests::Producer;
+use signal_tests::services::{self, Database, unique};
+use sqlx::{Connection as _, PgConnection};
+
+use crate::crowd::{Crowd, Guest};
+use crate::frame::numbered;
+use crate::os;
+use crate::report::{Line, Report, Target};
+use crate::server::{Ground, Server, Settings};
+
+const PARTITIONS: i32 = 4;
+const MIB: f64 = 1024.0;
+/// Records per second where they come one after another.
+const RATE: u32 = 500;
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// One consumer with its topic, its rows and its sockets.
+struct Side {
+    server: Server,
+    crowd: Crowd,
+    source: Source,
+    database: Database,
+    table: &'static str,
+    /// Records produced until now; each is one notification.
+    records: usize,
+    cpu: Vec<f64>,
+    per_second: Vec<f64>,
+    times: Vec<f64>,
+}
+
+pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
+    let (kafka, postgres) = ground.runtime.block_on(async { (services::kafka().await, services::postgres().await) });
+    let (Some(brokers), Some(database)) = (kafka, postgres) else {
+        report.skip("pipeline", "it needs Kafka and PostgreSQL: run `cargo xtask setup`");
+        return Ok(());
+    };
+    let sizes = &ground.sizes;
+    let mut rows = Side::row_at_a_time(ground, &brokers, &database)?;
+    let mut gateway = Side::gateway(ground, &brokers, &database)?;
+    for round in 0..=sizes.rounds {
+        for (side, records) in [(&mut rows, sizes.row_records), (&mut gateway, sizes.records)] {
+            side.drain(ground, records)?;
+            if round == 0 {
+                side.forget();
+            }
+        }
+    }
+    let line = Line::new("a record that waits, to one user", "us per notification", &gateway.cpu);
+    report.add(&line.against("row at a time", &rows.cpu).target(Target::Times(0.125)));
+    let line = Line::new("records that wait, drained", "per second", &gateway.per_second);
+    report.add(&line.against("row at a time", &rows.per_second));
+    for side in [&mut rows, &mut gateway] {
+        side.forget();
+    }
+    for _ in 0..sizes.rounds {
+        for side in [&mut rows, &mut gateway] {
+            side.follow(ground, sizes.row_records)?;
+        }
+    }
+    let line = Line::new(format!("{RATE} records a second, to one user each"), "us per notification", &gateway.cpu);
+    report.add(&line.against("row at a time", &rows.cpu).times(&gateway.times, &rows.times));
+    drop(rows);
+
+    // The first drain is a fifth of the second: what grows with the burst shows.
+    let mut peaks = Vec::new();
+    for records in [sizes.burst_records / 5, sizes.burst_records] {
+        let before = gateway.server.memory()?;
+        os::forget_peak(gateway.server.pid())?;
+        gateway.drain(ground, records)?;
+        peaks.push((os::peak_kib(gateway.server.pid())? - before) / MIB);
+        let rate = gateway.per_second.last().copied().unwrap_or_default();
+        report.add(&Line::new(format!("a burst of {records} records, drained"), "per second", &[rate]));
+    }
+    let line = Line::new(format!("a burst of {} records: memory above the rest", sizes.burst_records), "MiB", &peaks[1..]);
+    report.add(&line.against("a fifth of them", &peaks[..1]));
+    let peak = os::peak_kib(gateway.server.pid())? / MIB;
+    report.add(&Line::new(format!("a burst of {} records: most memory in all", sizes.burst_records), "MiB", &[peak]));
+    Ok(())
+}
+
+impl Side {
+    fn row_at_a_time(ground: &Ground, brokers: &str, database: &Database) -> Result<Self> {
+        let topic = topic(ground, brokers)?;
+        let server = Server::row_at_a_time(ground, brokers, &topic, &database.url)?;
+        let guests = (0..ground.sizes.people).map(|n| Guest { path: format!("/user-{n}"), ..Guest::default() });
+        let crowd = Crowd::connect(server.address, guests.collect())?;
+        Ok(Self::new(server, crowd, Source::connect(brokers, &topic)?, database, "rowwise"))
+    }
+
+    fn gateway(ground: &Ground, brokers: &str, database: &Database) -> Result<Self> {
+        let topic = topic(ground, brokers)?;
+        let pipeline = Some((brokers.to_owned(), topic.clone(), database.url.clone()));
+        let server = Server::gateway(ground, &Settings { pipeline, ..Settings::default() })?;
+        let crowd = ground.crowd(&server, &ground.tokens(ground.sizes.people), false)?;
+        Ok(Self::new(server, crowd, Source::connect(brokers, &topic)?, database, "signal_notification"))
+    }
+
+    fn new(server: Server, mut crowd: Crowd, source: Source, database: &Database, table: &'static str) -> Self {
+        // Kafka and PostgreSQL share its core.
+        crowd.sleeps = true;
+        let database = database.clone();
+        Self { server, crowd, source, database, table, records: 0, cpu: Vec::new(), per_second: Vec::new(), times: Vec::new() }
+    }
+
+    /// Produces while the consumer stands still, then lets it go until every notification is on its socket.
+    fn drain(&mut self, ground: &Ground, records: usize) -> Result<()> {
+        let each = self.each(records)?;
+        self.server.pause();
+        let produced = self.produce(each);
+        self.server.resume();
+        produced?;
+        self.records += records;
+        let (cpu, began) = (self.server.cpu()?, Instant::now());
+        self.crowd.receive(each as u64, began)?;
+        self.per_second.push(records as f64 / began.elapsed().as_secs_f64());
+        self.finish(ground, cpu, records)
+    }
+
+    /// Produces one record after another at a rate, for each user in turn.
+    fn follow(&mut self, ground: &Ground, records: usize) -> Result<()> {
+        let (users, before) = (self.crowd.len(), self.records);
+        let each = self.each(records)?;
+        self.records += records;
+        let (source, cpu) = (&self.source, self.server.cpu()?);
+        let mut next = before;
+        let times = self.crowd.paced(RATE, each * users, |_| {
+            let user = next % users;
+            source.put(user, next / users + 1)?;
+            next += 1;
+            Ok(user)
+        })?;
+        self.times.extend(times);
+        self.crowd.expect(each as u64);
+        self.finish(ground, cpu, records)
+    }
+
+    /// Notes what it cost, and looks for the rows.
+    fn finish(&mut self, ground: &Ground, cpu: f64, records: usize) -> Result<()> {
+        // The last offsets are committed behind the last messages.
+        self.crowd.rest(Duration::from_millis(300))?;
+        self.cpu.push((self.server.cpu()? - cpu) / records as f64);
+        let stored = ground.runtime.block_on(count(&self.database.url, self.table))?;
+        ensure!(stored == self.records as i64, "{stored} rows for {} records", self.records);
+        Ok(())
+    }
+
+    fn each(&self, records: usize) -> Result<usize> {
+        let users = self.crowd.len();
+        ensure!(records.is_multiple_of(users), "{records} records are not the same for each of {users} users");
+        Ok(records / users)
+    }
+
+    fn produce(&self, each: usize) -> Result<()> {
+        let users = self.crowd.len();
+        let before = self.records / users;
+        for number in before + 1..=before + each {
+            (0..users).try_for_each(|user| self.source.put(user, number))?;
+        }
+        self.source.flush()
+    }
+
+    fn forget(&mut self) {
+        self.cpu.clear();
+        self.per_second.clear();
+        self.times.clear();
+    }
+}
+
+fn topic(ground: &Ground, brokers: &str) -> Result<String> {
+    let topic = unique("bench");
+    ground.runtime.block_on(async { Producer::new(brokers)?.create_topic(&topic, PARTITIONS).await })?;
+    Ok(topic)
+}
+
+/// A service that produces records; a user's have one key, and so an order.
+struct Source {
+    producer: BaseProducer,
+    topic: String,
+}
+
+impl Source {
+    fn connect(brokers: &str, topic: &str) -> Result<Self> {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", brokers).set("enable.idempotence", "true").set("linger.ms", "1");
+        Ok(Self { producer: config.create()?, topic: topic.to_owned() })
+    }
+
+    /// The record `number` of a user.
+    fn put(&self, user: usize, number: usize) -> Result<()> {
+        let user = format!("user-{user}");
+        let record = json!({
+            "id": format!("{user}/{number}"), "type": "PAYMENT_SUCCESS", "actorId": "17", "recipientType": "users", "recipientIds": [user],
+            "data": { "amount": 150_000, "currency": "VND", "orderId": numbered(number as u64) }, "occurredAt": "2026-11-23T08:00:00Z",
+        })
+        .to_string();
+        let mut next = BaseRecord::to(&self.topic).key(&user).payload(&record);
+        while let Err((error, back)) = self.producer.send(next) {
+            ensure!(error == KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), "not produced: {error}");
+            self.producer.poll(Duration::from_millis(10));
+            next = back;
+        }
+        self.producer.poll(Duration::ZERO);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.producer.flush(LIMIT).context("the broker did not take all records")
+    }
+}
+
+async fn count(url: &str, table: &str) -> Result<i64> {
+    let mut connection = PgConnection::connect(url).await?;
+    let sql = sqlx::AssertSqlSafe(format!("select count(*) from {table}"));
+    Ok(sqlx::query_scalar(sql).fetch_one(&mut connection).await?)
+}
