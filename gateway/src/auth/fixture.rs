@@ -275,7 +275,7 @@ impl Rig {
         self.live.send_modify(|live| change(Arc::make_mut(live)));
     }
 
-    pub(super) async fn verify(&self, token: &str) -> Result<Principal, VerifyError> {
+    pub(super) async fn verify(&self, token: &str) -> Result<Arc<Principal>, VerifyError> {
         tokio::time::timeout(Duration::from_secs(20), self.auth.verify(token)).await.expect("a verdict in time")
     }
 

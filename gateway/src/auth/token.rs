@@ -35,8 +35,9 @@ const MAX_SUBJECT_BYTES: usize = 256;
 /// Most roles that are kept of one token, and the longest in bytes.
 const MAX_ROLES: usize = 64;
 const MAX_ROLE_BYTES: usize = 128;
-/// Verified tokens that are remembered.
-const REMEMBERED: usize = 4096;
+/// Verified tokens that are remembered: at least half as many different ones may come in turn, such as those of everyone who comes back at once. The
+/// principal is shared with the connection that rests on it; with those that are gone, a full memory is some 15 MiB.
+const REMEMBERED: usize = 32_768;
 const SHARDS: usize = 16;
 /// How often one verification waits for a fetch.
 const MAX_WAITS: usize = 3;
@@ -126,22 +127,15 @@ struct Inner {
 /// A token that was verified, by its hash.
 #[derive(Clone)]
 struct Remembered {
-    verified: Verified,
+    principal: Arc<Principal>,
+    not_before_ms: i64,
     /// The settings it was verified under: compared by pointer, so that any change of them means verifying again.
     source: Arc<Source>,
 }
 
-#[derive(Clone)]
-struct Verified {
-    principal: Principal,
-    key: Thumbprint,
-    not_before_ms: i64,
-    expires_ms: i64,
-}
-
 /// What one look at the table led to.
 enum Step {
-    Done(Result<Principal, VerifyError>),
+    Done(Result<Arc<Principal>, VerifyError>),
     Wait(Vec<watch::Receiver<u64>>, Duration),
 }
 
@@ -165,7 +159,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// [`VerifyError::Refused`] for a bad token, [`VerifyError::Unavailable`] when its source's keys cannot be had.
-    pub async fn verify(&self, token: &str) -> Result<Principal, VerifyError> {
+    pub async fn verify(&self, token: &str) -> Result<Arc<Principal>, VerifyError> {
         let verdict = self.inner.verify(token).await;
         self.inner.count(&verdict);
         verdict
@@ -173,7 +167,7 @@ impl Authenticator {
 
     /// The verdict of [`Authenticator::verify`] on a token that was verified before and still stands: it takes microseconds and never waits. `None`
     /// says nothing of the token.
-    pub fn known(&self, token: &str) -> Option<Result<Principal, VerifyError>> {
+    pub fn known(&self, token: &str) -> Option<Result<Arc<Principal>, VerifyError>> {
         if token.len() > MAX_TOKEN_BYTES {
             return None;
         }
@@ -222,7 +216,7 @@ impl Authenticator {
 }
 
 impl Inner {
-    async fn verify(&self, token: &str) -> Result<Principal, VerifyError> {
+    async fn verify(&self, token: &str) -> Result<Arc<Principal>, VerifyError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(VerifyError::Refused(Reason::TooLong));
         }
@@ -245,7 +239,7 @@ impl Inner {
         Err(VerifyError::Unavailable("its key set is still being fetched".into()))
     }
 
-    fn count(&self, verdict: &Result<Principal, VerifyError>) {
+    fn count(&self, verdict: &Result<Arc<Principal>, VerifyError>) {
         let outcome = match verdict {
             Ok(_) => "accepted",
             Err(VerifyError::Refused(reason)) => reason.as_str(),
@@ -255,26 +249,28 @@ impl Inner {
     }
 
     /// The verdict on a token seen before, if that still stands.
-    fn recall(&self, hash: &Thumbprint) -> Option<Result<Principal, VerifyError>> {
+    fn recall(&self, hash: &Thumbprint) -> Option<Result<Arc<Principal>, VerifyError>> {
         let shard = &self.remembered[usize::from(hash[0]) % SHARDS];
-        let Remembered { verified, source } = shard.lock().get(hash)?.clone();
+        let Remembered { principal, not_before_ms, source } = shard.lock().get(hash)?.clone();
+        let facts = principal.token()?;
+        let expires_ms = facts.expires_at?.timestamp_millis();
         let table = self.sets.table();
         let now = self.clock.now_ms();
         let leeway = leeway_ms(&table);
         let view = table.sources.iter().find(|view| Arc::ptr_eq(&view.source, &source) && view.is_accepted());
         let stands = view
-            .is_some_and(|view| view.has(&verified.key) && view.freshness(now, table.keys.max_stale_secs) == Freshness::Usable)
-            && now < verified.expires_ms.saturating_add(leeway)
-            && now.saturating_add(leeway) >= verified.not_before_ms;
+            .is_some_and(|view| view.has(&facts.thumbprint) && view.freshness(now, table.keys.max_stale_secs) == Freshness::Usable)
+            && now < expires_ms.saturating_add(leeway)
+            && now.saturating_add(leeway) >= not_before_ms;
         if !stands {
             // The long way says what is wrong.
             shard.lock().remove(hash);
             return None;
         }
-        Some(self.unless_revoked(verified.principal))
+        Some(self.unless_revoked(principal))
     }
 
-    fn unless_revoked(&self, principal: Principal) -> Result<Principal, VerifyError> {
+    fn unless_revoked(&self, principal: Arc<Principal>) -> Result<Arc<Principal>, VerifyError> {
         if self.revocations.matches(&principal) { Err(VerifyError::Refused(Reason::Revoked)) } else { Ok(principal) }
     }
 
@@ -298,7 +294,7 @@ impl Inner {
             for key in matching(view, parts.kid.as_deref()) {
                 found_here = true;
                 match check(parts, view, key, now, leeway_ms(&table)) {
-                    Ok(verified) => return Step::Done(self.accept(verified, view, hash)),
+                    Ok((principal, not_before_ms)) => return Step::Done(self.accept(principal, not_before_ms, view, hash)),
                     Err(why) => reason = reason.max(why),
                 }
             }
@@ -317,9 +313,9 @@ impl Inner {
         self.ask_for_keys(&table, &without_key, parts.kid.as_deref(), reason, round)
     }
 
-    fn accept(&self, verified: Verified, view: &View, hash: &Thumbprint) -> Result<Principal, VerifyError> {
-        let principal = verified.principal.clone();
-        let remembered = Remembered { verified, source: Arc::clone(&view.source) };
+    fn accept(&self, principal: Principal, not_before_ms: i64, view: &View, hash: &Thumbprint) -> Result<Arc<Principal>, VerifyError> {
+        let principal = Arc::new(principal);
+        let remembered = Remembered { principal: Arc::clone(&principal), not_before_ms, source: Arc::clone(&view.source) };
         self.remembered[usize::from(hash[0]) % SHARDS].lock().insert(*hash, remembered);
         self.unless_revoked(principal)
     }
@@ -462,8 +458,8 @@ fn names_another_kind(typ: &str) -> bool {
     typ.ends_with("+jwt") && !typ.ends_with("at+jwt")
 }
 
-/// Everything that one source demands of a token, the signature first.
-fn check(parts: &Parts<'_>, view: &View, key: &Key, now_ms: i64, leeway_ms: i64) -> Result<Verified, Reason> {
+/// Everything that one source demands of a token, the signature first. Gives whom it speaks for, and from when on.
+fn check(parts: &Parts<'_>, view: &View, key: &Key, now_ms: i64, leeway_ms: i64) -> Result<(Principal, i64), Reason> {
     if !key.algorithms.contains(&parts.algorithm) {
         return Err(Reason::Algorithm);
     }
@@ -496,7 +492,7 @@ fn check(parts: &Parts<'_>, view: &View, key: &Key, now_ms: i64, leeway_ms: i64)
         roles: if source.trust_roles { roles(claims.roles.as_ref()) } else { Vec::new() },
         via: Via::Token(facts),
     };
-    Ok(Verified { principal, key: key.thumbprint, not_before_ms, expires_ms: expires_at.timestamp_millis() })
+    Ok((principal, not_before_ms))
 }
 
 /// A NumericDate (RFC 7519 section 2), possibly with a fraction.

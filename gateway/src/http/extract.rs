@@ -118,7 +118,7 @@ fn address(parts: &Parts, state: &State) -> IpAddr {
 }
 
 async fn bearer(state: &State, token: &str) -> Result<Principal, Problem> {
-    state.authenticator.verify(token).await.map_err(|error| match error {
+    state.authenticator.verify(token).await.map(Arc::unwrap_or_clone).map_err(|error| match error {
         VerifyError::Refused(_) => {
             tracing::debug!(%error, "a request's token is refused");
             Cause::CredentialsRefused.because("the token is not valid, has ended or was revoked").challenge(BEARER_INVALID)

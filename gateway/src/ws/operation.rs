@@ -235,7 +235,7 @@ async fn verify(context: &Context, token: &str, key: GivenKey) -> Verdict {
     verdict(context, context.authenticator.verify(token).await, key)
 }
 
-fn verdict(context: &Context, verified: Result<Principal, VerifyError>, key: GivenKey) -> Verdict {
+fn verdict(context: &Context, verified: Result<Arc<Principal>, VerifyError>, key: GivenKey) -> Verdict {
     let principal = match verified {
         Ok(principal) => principal,
         Err(VerifyError::Refused(reason)) => {
@@ -252,7 +252,7 @@ fn verdict(context: &Context, verified: Result<Principal, VerifyError>, key: Giv
         EncryptionMode::Optional | EncryptionMode::Required => key.map(|key| agree(&context.random, key.as_deref())),
     };
     let leeway = std::time::Duration::from_secs(context.live.borrow().keys.leeway_secs);
-    Verdict::Accepted { principal: Arc::new(principal), handshake, leeway }
+    Verdict::Accepted { principal, handshake, leeway }
 }
 
 fn agree(random: &SystemRandom, key: Option<&str>) -> Result<Handshake, UnusableKey> {

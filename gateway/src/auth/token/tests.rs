@@ -4,7 +4,7 @@ use crate::bus::Revocation;
 use crate::config::SourceState;
 use serde_json::json;
 
-fn refused(reason: Reason) -> Result<Principal, VerifyError> {
+fn refused(reason: Reason) -> Result<Arc<Principal>, VerifyError> {
     Err(VerifyError::Refused(reason))
 }
 
@@ -277,9 +277,13 @@ async fn waived_checks_are_waived_for_that_source_alone() {
 async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
     let (rig, issuer, signer) = one_source(|_| {}).await;
     let token = signer.sign(&claims("main"));
+    assert_eq!(rig.auth.known(&token), None, "nobody has seen it");
     for _ in 0..3 {
         rig.verify(&token).await.unwrap();
     }
+    let known = rig.auth.known(&token).unwrap().unwrap();
+    assert!(Arc::ptr_eq(&known, &rig.verify(&token).await.unwrap()), "one principal for all connections of a token");
+    assert_eq!(rig.auth.known(&"x".repeat(MAX_TOKEN_BYTES + 1)), None);
     let remembered = || rig.auth.inner.remembered.iter().map(|shard| shard.lock().len()).sum::<usize>();
     assert_eq!(remembered(), 1);
     rig.change(|live| live.sources[0].audiences = vec!["elsewhere".into()]);
@@ -292,6 +296,7 @@ async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
     rig.clock.advance_ms((3600 + 30) * 1000 - 1);
     rig.verify(&token).await.unwrap();
     rig.clock.advance_ms(1);
+    assert_eq!(rig.auth.known(&token), None, "why it is refused is found the long way");
     assert_eq!(rig.verify(&token).await, refused(Reason::Expired));
     assert_eq!(remembered(), 0);
     assert_eq!(issuer.fetches(), 1);
@@ -305,13 +310,14 @@ async fn a_revoked_token_is_refused_also_when_it_is_remembered() {
     let until_ms = (NOW + 9000) * 1000;
     rig.revocations.add(Revocation { user_id: None, jti: Some("t1".into()), issued_before_ms: NOW * 1000 + 1, until_ms });
     assert_eq!(rig.verify(&token).await, refused(Reason::Revoked));
+    assert_eq!(rig.auth.known(&token), Some(refused(Reason::Revoked)));
     rig.verify(&other).await.unwrap();
     rig.revocations.add(Revocation { user_id: Some("17".into()), jti: None, issued_before_ms: NOW * 1000 + 1, until_ms });
     assert_eq!(rig.verify(&other).await, refused(Reason::Revoked));
     let younger = signer.sign(&with("iat", json!(NOW + 1)));
     // Same `jti` as the revoked token, but issued after the moment that was named.
     rig.verify(&younger).await.unwrap();
-    assert_eq!(rig.verdicts("revoked"), 2);
+    assert_eq!(rig.verdicts("revoked"), 3);
 }
 
 #[tokio::test]
