@@ -27,7 +27,9 @@ impl Policies {
         } else {
             Pool::Postgres(PgPool::connect(url).await?)
         };
-        let policies = Self { pool, next: 1.into() };
+        // The same tables may be opened more than once.
+        let first = i64::from(rand::random::<u32>()) << 20;
+        let policies = Self { pool, next: first.into() };
         for table in [
             "create table if not exists policy_definition (id text primary key, variant text not null, subject_type text not null, \
              subject_id text not null, target_type text not null, target_id text not null, action text, effect text, domain text)",
