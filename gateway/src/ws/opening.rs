@@ -1,6 +1,6 @@
 //! A new socket on its shard: the first request head becomes a connection right there, or the socket goes to hyper with all that was read of it.
 //!
-//! Where the head has come whole by the first look, which is most often, the socket costs no task, no timer and no buffer of its own until it is a
+//! Where the head has come whole by the first look, the socket costs no task, no timer and no buffer of its own until it is a
 //! connection, and is registered once, with the runtime that it stays with. Only a socket that lets its shard wait gets a task, and its bytes are
 //! kept then.
 
