@@ -10,15 +10,18 @@ use parking_lot::Mutex;
 use signal_tests::Client;
 use signal_tests::client::{Error, Incoming, KeyMember};
 use signal_tests::wait::until_within;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::edge::Edge;
 
+/// How many connect at the same time: they share one thread here, and none of them should be late for its own handshake.
+const COMING: usize = 64;
 /// How long the whole crowd may take to be connected.
-const ASSEMBLED: Duration = Duration::from_secs(60);
+const ASSEMBLED: Duration = Duration::from_secs(120);
 
-#[derive(Default)]
 struct Shared {
+    coming: Semaphore,
     connected: AtomicU64,
     /// Raised to make everybody connect anew.
     round: AtomicU64,
@@ -35,7 +38,12 @@ pub(crate) struct Crowd {
 impl Crowd {
     /// Connects so many people, each a user of their own.
     pub(crate) async fn gather(edge: &Edge, size: u64) -> Self {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            coming: Semaphore::new(COMING),
+            connected: AtomicU64::default(),
+            round: AtomicU64::default(),
+            closed: Mutex::default(),
+        });
         let mut people = JoinSet::new();
         for number in 0..size {
             let token = edge.issuer.token(&format!("crowd-{number}"));
@@ -100,7 +108,9 @@ impl Crowd {
 async fn person(address: SocketAddr, token: String, shared: Arc<Shared>) {
     loop {
         let round = shared.round.load(Ordering::SeqCst);
+        let coming = shared.coming.acquire().await.expect("it is never closed");
         let mut client = open(address, &token).await;
+        drop(coming);
         shared.connected.fetch_add(1, Ordering::SeqCst);
         let code = loop {
             if shared.round.load(Ordering::SeqCst) != round {

@@ -177,8 +177,10 @@ impl SigningKey {
     async fn lets_in(&self, edge: &Edge) -> bool {
         use p256::ecdsa::signature::Signer as _;
         use p256::pkcs8::DecodePrivateKey as _;
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
-        let claims = json!({"iss": self.issuer, "aud": self.audience, "sub": "24", "userId": "24", "iat": now, "exp": now + 20});
+        let mut claims = edge.issuer.claims("24");
+        claims["iss"] = json!(self.issuer);
+        claims["aud"] = self.audience.clone();
+        claims["exp"] = json!(claims["iat"].as_u64().expect("a time") + 20);
         let part = |value: &Value| base64_simd::URL_SAFE_NO_PAD.encode_to_string(value.to_string());
         let signed = format!("{}.{}", part(&json!({"alg": "ES256", "kid": self.kid, "typ": "JWT"})), part(&claims));
         let key = p256::ecdsa::SigningKey::from_pkcs8_pem(&self.pem).expect("a key");
