@@ -49,7 +49,7 @@ impl OwnCluster {
     }
 }
 
-/// Runs a future inside a network, on a thread and a runtime of its own. Its tasks and sockets stay there.
+/// Runs a future inside a network, on threads and a runtime of its own. Its tasks and sockets stay there.
 ///
 /// # Panics
 /// When the network cannot be entered, or the future does.
@@ -59,7 +59,8 @@ where
     F: Future<Output = T>,
 {
     let run = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        // Its threads inherit the network. Tasks go on while the future itself waits for a program.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         runtime.block_on(work())
     };
     let entered = tokio::task::spawn_blocking(move || network.run(run));
