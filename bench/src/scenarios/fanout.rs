@@ -125,7 +125,7 @@ pub(crate) fn run_bursts(ground: &Ground, report: &mut Report) -> Result<()> {
     ];
     for members in ground.sizes.crowds {
         let mut sides = sides(ground, members)?;
-        let shape = Shape { bytes: 128, burst: 10, times: ground.sizes.messages.div_ceil(2) };
+        let shape = Shape { bytes: 128, burst: 10, times: ground.sizes.messages.div_ceil(4) };
         compare(ground, report, &mut sides, &CELLS, shape)?;
     }
     Ok(())
