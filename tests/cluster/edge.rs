@@ -227,9 +227,7 @@ impl Edge {
     /// The `kid`s that gateways publish.
     pub(crate) async fn published_keys(&self) -> Vec<String> {
         let url = format!("http://{}/.well-known/jwks.json", self.address());
-        let answer = reqwest::Client::builder().no_proxy().build().expect("a client").get(url).send().await.expect("an answer");
-        let text = answer.text().await.expect("a body");
-        let set: Value = serde_json::from_str(&text).unwrap_or_default();
+        let set = signal_tests::rest::ask(signal_tests::rest::http().get(url)).await.json();
         set["keys"].as_array().into_iter().flatten().filter_map(|key| key["kid"].as_str().map(str::to_owned)).collect()
     }
 
