@@ -13,8 +13,6 @@ use signal_tests::wait::until_within;
 use signal_tests::{Issuer, Policies, Producer, gateway, skip};
 use tempfile::TempDir;
 
-use crate::more::SigningKey;
-
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// A cluster with both images, and servers at its switch.
@@ -215,41 +213,6 @@ impl Edge {
         tokio::time::sleep(time).await;
         self.lab.cluster.does(|cluster| cluster.start_component(Component::ApiServer)).await;
         until_within(Duration::from_secs(60), "the API server", async || self.try_kubectl(&["get", "--raw", "/readyz"], None).ok()).await;
-    }
-
-    /// The key that the platform's issuer is to sign with.
-    pub(crate) fn signing_key(&self) -> Option<SigningKey> {
-        let text = self.try_kubectl(&["get", "secret", "edge-signing-keys", "-o", "json"], None).ok()?;
-        let secret: Value = serde_json::from_str(&text).ok()?;
-        SigningKey::of_secret(|key| String::from_utf8(base64_simd::STANDARD.decode_to_vec(secret["data"][key].as_str()?).ok()?).ok())
-    }
-
-    /// The `kid`s that gateways publish.
-    pub(crate) async fn published_keys(&self) -> Vec<String> {
-        let url = format!("http://{}/.well-known/jwks.json", self.address());
-        let set = signal_tests::rest::ask(signal_tests::rest::http().get(url)).await.json();
-        set["keys"].as_array().into_iter().flatten().filter_map(|key| key["kid"].as_str().map(str::to_owned)).collect()
-    }
-
-    /// The number of a node with a gateway on it, and the name of that pod.
-    pub(crate) fn node_of_a_gateway_that_is_not(&self, node: usize) -> (usize, String) {
-        let path = "jsonpath={range .items[*]}{.spec.nodeName} {.metadata.name}{\"\\n\"}{end}";
-        let text = self.kubectl(&["get", "pods", "-l", "app.kubernetes.io/component=gateway", "-o", path]);
-        let placed = text.lines().filter_map(|line| {
-            let (node, pod) = line.split_once(' ')?;
-            Some((node.strip_prefix("node")?.parse().ok()?, pod.to_owned()))
-        });
-        placed.into_iter().find(|(other, _)| *other != node).unwrap_or_else(|| panic!("no gateway elsewhere: {text}"))
-    }
-
-    /// A node dies with all that runs on it.
-    pub(crate) async fn kill_node(&self, node: usize) {
-        self.lab.cluster.does(move |cluster| cluster.kill_node(node)).await;
-    }
-
-    /// Nodes that died are booted.
-    pub(crate) async fn boot_nodes(&self) {
-        self.lab.cluster.does(|cluster| cluster.up()).await;
     }
 
     /// The Redis that nobody uses at first.
