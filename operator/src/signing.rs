@@ -200,16 +200,13 @@ impl KeyRing {
         let current = data.get(CURRENT_PEM).and_then(|pem| SecretKey::from_pkcs8_pem(std::str::from_utf8(pem).ok()?).ok());
         let signing = keys.iter().filter(|key| key.stage == SigningKeyStage::Signing).count();
         let held = current.as_ref().map(|secret| Key::new(secret.clone(), SigningKeyStage::Signing, None).kid);
-        let other = held.as_ref().is_some_and(|held| keys.iter().any(|key| key.stage == SigningKeyStage::Signing && key.kid != *held));
+        let other = held.is_some_and(|held| keys.iter().any(|key| key.stage == SigningKeyStage::Signing && key.kid != held));
         if signing != 1 {
             what.get_or_insert_with(|| format!("{RING_JSON} names {signing} keys that sign"));
             choose_signing(&mut keys, current);
         } else if other {
             what.get_or_insert_with(|| format!("{CURRENT_PEM} is another key than the one that signs in {RING_JSON}"));
             choose_signing(&mut keys, current);
-        } else if held.is_none() {
-            // The issuer cannot sign with it, whatever the ring says.
-            what.get_or_insert_with(|| format!("{CURRENT_PEM} is missing, or no key"));
         }
         // Only for the issuer; a plan writes it anew anyway.
         let said: Current = data.get(CURRENT_JSON).and_then(|json| serde_json::from_slice(json).ok()).unwrap_or_default();

@@ -291,20 +291,6 @@ fn a_pem_that_is_another_key_than_the_one_that_signs_is_told_and_signs_on() {
 }
 
 #[test]
-fn a_pem_that_is_lost_is_told_and_written_again() {
-    let (ring, now) = full();
-    for lost in [None, Some(&b"no key"[..])] {
-        let mut data = ring.to_secret();
-        data.remove(CURRENT_PEM);
-        data.extend(lost.map(|text| (CURRENT_PEM.to_owned(), text.to_vec())));
-        let damage = KeyRing::from_secret(&data).unwrap_err();
-        assert!(damage.to_string().contains(CURRENT_PEM), "{damage}");
-        assert_eq!(damage.ring.as_ref(), Some(&ring));
-        assert_eq!(step(damage.ring.as_ref(), now).next.to_secret(), ring.to_secret());
-    }
-}
-
-#[test]
 fn a_clock_that_goes_backwards_changes_nothing() {
     let (ring, now) = full();
     for back in [1, CACHE, ROTATE, 3 * ROTATE] {
