@@ -15,7 +15,6 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::client::{Body, ClientBuilder};
-use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use kube::{Client, ResourceExt as _};
 use serde_json::{Map, Value, json};
 use signal_crds::SignalCluster;
@@ -33,8 +32,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::{Layer, Service as Tower};
 
-use crate::Stage;
 use crate::world::{World, edge};
+use crate::{Stage, config};
 
 /// A scenario that goes on for so many looks does not come to its end.
 const MOST_LOOKS: usize = 60;
@@ -100,8 +99,7 @@ impl Life {
         let fence = Fence::default();
         fence.hold_until(Instant::now() + Duration::from_secs(600));
         let kill = Kill { answered: Arc::default(), after, fence: fence.clone() };
-        let kubeconfig = Kubeconfig::read_from(stage.server.cluster.kubeconfig()).unwrap();
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        let config = config(&stage.server.cluster.kubeconfig()).await;
         let client = ClientBuilder::try_from(config).unwrap().with_layer(&kill).build();
         Self { context: context(stage, client, fence).await, kill }
     }

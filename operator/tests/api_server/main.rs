@@ -23,7 +23,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, CustomResourceExt as _};
+use kube::{Api, Client, Config, CustomResourceExt as _};
 use serde_json::json;
 use signal_crds::SignalCluster;
 use signal_services::{Kubernetes, KubernetesHome, Level};
@@ -54,10 +54,15 @@ impl Server {
 }
 
 async fn client(kubeconfig: &Path) -> Client {
+    Client::try_from(config(kubeconfig).await).unwrap()
+}
+
+/// What a client is made of.
+async fn config(kubeconfig: &Path) -> Config {
     // Every test comes by here; the first one is enough.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let config = Kubeconfig::read_from(kubeconfig).unwrap();
-    Client::try_from(kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap()).unwrap()
+    let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap()
 }
 
 /// A certificate that stands for an authority: the server's own.

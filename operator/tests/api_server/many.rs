@@ -5,6 +5,8 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt as _};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::Client;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 use signal_crds::SignalCluster;
@@ -56,20 +58,10 @@ async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_
 
     // The PodDisruptionBudget is the last that is applied, the status the last that is written, the Pod what the controllers make of it.
     let all = async || {
-        let count = async |kind: &str| {
-            let path = match kind {
-                "budget" => "/apis/policy/v1/namespaces/default/poddisruptionbudgets",
-                _ => "/apis/apps/v1/namespaces/default/deployments",
-            };
-            let request = http::Request::get(path).body(Vec::new()).unwrap();
-            let list: serde_json::Value = client.request(request).await.unwrap();
-            list["items"].as_array().map_or(0, Vec::len)
-        };
-        let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
         let written = clusters.list(&ListParams::default()).await.unwrap().items;
         let written = written.iter().filter(|cluster| cluster.status.as_ref().is_some_and(|status| !status.conditions.is_empty())).count();
-        let pods = pods.list_metadata(&ListParams::default()).await.unwrap().items.len();
-        [count("deployment").await, count("budget").await, written, pods].iter().all(|count| *count == CLUSTERS)
+        let there = [count::<Deployment>(&client).await, count::<PodDisruptionBudget>(&client).await, count::<Pod>(&client).await];
+        written == CLUSTERS && there == [CLUSTERS; 3]
     };
     until("all of them have everything", LIMIT, all).await;
     println!("{CLUSTERS} SignalClusters have everything after {:?}", made.elapsed());
@@ -98,4 +90,12 @@ async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_
         deployments.get("edge-7").await.unwrap().spec.unwrap().min_ready_seconds != Some(77)
     })
     .await;
+}
+
+/// How many objects of a kind there are.
+async fn count<K>(client: &Client) -> usize
+where
+    K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    Api::<K>::namespaced(client.clone(), "default").list_metadata(&ListParams::default()).await.unwrap().items.len()
 }

@@ -14,7 +14,6 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams};
 use kube::client::{Body, ClientBuilder};
-use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use signal_crds::SignalCluster;
 use signal_operator::clusters::{Clusters, Scope};
 use signal_operator::controller;
@@ -25,9 +24,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Layer, Service};
 
-use crate::Stage;
 use crate::killed::{FIRST, Life, SECOND, difference, is_settled, live, picture, rest, wish_for};
 use crate::world::World;
+use crate::{Stage, config};
 
 /// What becomes of the events of a watch.
 #[derive(Debug, Clone, Copy)]
@@ -119,8 +118,7 @@ const WISHES: [(u32, &str); 3] = [(2, FIRST), (3, FIRST), (1, SECOND)];
 
 /// The whole controller with its watches, in this weather.
 async fn picture_after(stage: &Stage, weather: Weather) -> serde_json::Value {
-    let kubeconfig = Kubeconfig::read_from(stage.server.cluster.kubeconfig()).unwrap();
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let config = config(&stage.server.cluster.kubeconfig()).await;
     let client = ClientBuilder::try_from(config).unwrap().with_layer(&weather).build();
     let fence = Fence::default();
     fence.hold_until(Instant::now() + Duration::from_secs(600));
