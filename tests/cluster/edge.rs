@@ -136,11 +136,6 @@ impl Edge {
 
     /// The minimal example with the addresses of this lab, and with these members over it.
     pub(crate) fn manifest(&self, over: Value) -> Value {
-        // A pod on a node that is gone is given up soon.
-        let tolerations = ["not-ready", "unreachable"].map(|condition| {
-            let key = format!("node.kubernetes.io/{condition}");
-            json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5})
-        });
         let mut spec = json!({
             "replicas": 2,
             "image": {"repository": "localhost/signal-gateway", "tag": "test", "pullPolicy": "Never"},
@@ -153,7 +148,6 @@ impl Edge {
             "rollout": {"minReady": "1s"},
             // People stay while their issuer is exchanged for another and back.
             "gateway": {"auth": {"expiringLead": "30m"}},
-            "podTemplate": {"spec": {"tolerations": tolerations}},
         });
         for (key, value) in over.as_object().cloned().unwrap_or_default() {
             spec[key] = value;
