@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -22,10 +21,27 @@ const ASSEMBLED: Duration = Duration::from_secs(120);
 
 struct Shared {
     coming: Semaphore,
-    connected: AtomicU64,
-    /// Raised to make everybody connect anew.
-    round: AtomicU64,
+    round: Mutex<Round>,
     closed: Mutex<BTreeMap<u16, u64>>,
+}
+
+/// A time for which everybody connects once.
+#[derive(Clone, Copy, Default)]
+struct Round {
+    /// Raised to make everybody connect anew.
+    number: u64,
+    /// How many are connected since it was raised.
+    connected: u64,
+}
+
+impl Shared {
+    /// Somebody of a round has come, or gone. Of those who belong to an older one nobody is counted any more.
+    fn count(&self, number: u64, by: i64) {
+        let mut round = self.round.lock();
+        if round.number == number {
+            round.connected = round.connected.saturating_add_signed(by);
+        }
+    }
 }
 
 /// The people, and what happened to them.
@@ -38,12 +54,7 @@ pub(crate) struct Crowd {
 impl Crowd {
     /// Connects so many people, each a user of their own.
     pub(crate) async fn gather(edge: &Edge, size: u64) -> Self {
-        let shared = Arc::new(Shared {
-            coming: Semaphore::new(COMING),
-            connected: AtomicU64::default(),
-            round: AtomicU64::default(),
-            closed: Mutex::default(),
-        });
+        let shared = Arc::new(Shared { coming: Semaphore::new(COMING), round: Mutex::default(), closed: Mutex::default() });
         let mut people = JoinSet::new();
         for number in 0..size {
             let token = edge.issuer.token(&format!("crowd-{number}"));
@@ -61,16 +72,15 @@ impl Crowd {
 
     /// Waits until everybody is connected.
     pub(crate) async fn assembled(&self) {
-        until_within(ASSEMBLED, "everybody is connected", async || {
-            (self.shared.connected.load(Ordering::SeqCst) == self.size).then_some(())
-        })
-        .await;
+        until_within(ASSEMBLED, "everybody is connected", async || (self.connected() == self.size).then_some(())).await;
     }
 
     /// Everybody connects anew, so that every pod has its share.
     pub(crate) async fn spread_out(&self) {
-        self.shared.connected.store(0, Ordering::SeqCst);
-        self.shared.round.fetch_add(1, Ordering::SeqCst);
+        {
+            let mut round = self.shared.round.lock();
+            *round = Round { number: round.number + 1, connected: 0 };
+        }
         self.assembled().await;
     }
 
@@ -86,7 +96,7 @@ impl Crowd {
 
     /// How many are connected at this moment.
     pub(crate) fn connected(&self) -> u64 {
-        self.shared.connected.load(Ordering::SeqCst)
+        self.shared.round.lock().connected
     }
 
     /// Everybody goes.
@@ -107,13 +117,13 @@ impl Crowd {
 
 async fn person(address: SocketAddr, token: String, shared: Arc<Shared>) {
     loop {
-        let round = shared.round.load(Ordering::SeqCst);
         let coming = shared.coming.acquire().await.expect("it is never closed");
+        let round = shared.round.lock().number;
         let mut client = open(address, &token).await;
         drop(coming);
-        shared.connected.fetch_add(1, Ordering::SeqCst);
+        shared.count(round, 1);
         let code = loop {
-            if shared.round.load(Ordering::SeqCst) != round {
+            if shared.round.lock().number != round {
                 break None;
             }
             match client.next_within(Duration::from_secs(2)).await {
@@ -124,10 +134,11 @@ async fn person(address: SocketAddr, token: String, shared: Arc<Shared>) {
         };
         match code {
             Some(code) => {
-                shared.connected.fetch_sub(1, Ordering::SeqCst);
+                shared.count(round, -1);
                 *shared.closed.lock().entry(code).or_default() += 1;
             }
-            None => client.close().await,
+            // One whose server died gets no answer.
+            None => drop(tokio::time::timeout(Duration::from_secs(2), client.close()).await),
         }
     }
 }

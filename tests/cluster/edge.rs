@@ -13,6 +13,8 @@ use signal_tests::wait::until_within;
 use signal_tests::{Issuer, Policies, Producer, gateway, skip};
 use tempfile::TempDir;
 
+use crate::more::SigningKey;
+
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// A cluster with both images, and servers at its switch.
@@ -209,6 +211,55 @@ impl Edge {
         until_within(Duration::from_secs(60), "the API server", async || self.try_kubectl(&["get", "--raw", "/readyz"], None).ok()).await;
     }
 
+    /// The key that the platform's issuer is to sign with.
+    pub(crate) fn signing_key(&self) -> Option<SigningKey> {
+        let text = self.try_kubectl(&["get", "secret", "edge-signing-keys", "-o", "json"], None).ok()?;
+        let secret: Value = serde_json::from_str(&text).ok()?;
+        SigningKey::of_secret(|key| String::from_utf8(base64_simd::STANDARD.decode_to_vec(secret["data"][key].as_str()?).ok()?).ok())
+    }
+
+    /// The `kid`s that gateways publish.
+    pub(crate) async fn published_keys(&self) -> Vec<String> {
+        let url = format!("http://{}/.well-known/jwks.json", self.address());
+        let set = signal_tests::rest::ask(signal_tests::rest::http().get(url)).await.json();
+        set["keys"].as_array().into_iter().flatten().filter_map(|key| key["kid"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// The number of a node with a gateway on it, and the name of that pod. No gateway may be on its way out.
+    pub(crate) fn node_of_a_gateway_that_is_not(&self, node: usize) -> (usize, String) {
+        let placed = |pod: &Value| {
+            let node = pod["spec"]["nodeName"].as_str()?.strip_prefix("node")?.parse().ok()?;
+            Some((node, pod["metadata"]["name"].as_str()?.to_owned()))
+        };
+        let pods: Vec<_> = self.gateways().iter().filter_map(placed).collect();
+        pods.iter().find(|(other, _)| *other != node).cloned().unwrap_or_else(|| panic!("no gateway elsewhere: {pods:?}"))
+    }
+
+    /// All pods of gateways.
+    fn gateways(&self) -> Vec<Value> {
+        let text =
+            self.kubectl(&["get", "pods", "-l", "app.kubernetes.io/instance=edge,app.kubernetes.io/component=gateway", "-o", "json"]);
+        serde_json::from_str::<Value>(&text).expect("JSON")["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Waits until no gateway is on its way out.
+    pub(crate) async fn none_is_going(&self, limit: Duration) {
+        until_within(limit, "no pod is going", async || {
+            self.gateways().iter().all(|pod| pod["metadata"]["deletionTimestamp"].is_null()).then_some(())
+        })
+        .await;
+    }
+
+    /// A node dies with all that runs on it.
+    pub(crate) async fn kill_node(&self, node: usize) {
+        self.lab.cluster.does(move |cluster| cluster.kill_node(node)).await;
+    }
+
+    /// Nodes that died are booted.
+    pub(crate) async fn boot_nodes(&self) {
+        self.lab.cluster.does(|cluster| cluster.up()).await;
+    }
+
     /// The Redis that nobody uses at first.
     pub(crate) fn other_redis(&self) -> SocketAddr {
         self.lab.redis[1].address()
@@ -259,14 +310,11 @@ impl Edge {
 
     /// Names of the gateway pods that are not going, sorted, each with how often its container was started again.
     pub(crate) fn pods(&self) -> Vec<String> {
-        let text =
-            self.kubectl(&["get", "pods", "-l", "app.kubernetes.io/instance=edge,app.kubernetes.io/component=gateway", "-o", "json"]);
-        let list: Value = serde_json::from_str(&text).expect("JSON");
-        let staying = list["items"].as_array().into_iter().flatten().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
         let name = |pod: &Value| {
             format!("{} {}", pod["metadata"]["name"].as_str().unwrap_or_default(), pod["status"]["containerStatuses"][0]["restartCount"])
         };
-        let mut names: Vec<String> = staying.map(name).collect();
+        let gateways = self.gateways();
+        let mut names: Vec<String> = gateways.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).map(name).collect();
         names.sort();
         names
     }

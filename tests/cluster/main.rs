@@ -36,8 +36,11 @@ async fn from_nothing_to_an_edge_that_scales_rotates_and_moves_without_dropping_
             more::connections_make_pods_and_the_fullest_shed(&edge, &crowd).await;
             another_image_comes_in_without_anybody_left_out(&edge, &crowd).await;
             trust_moves_to_another_issuer_without_a_refusal(&edge).await;
+            more::managed_keys_come_and_go(&edge).await;
+            more::an_emergency_closes_those_who_rest_on_the_source(&edge, &crowd).await;
             redis_moves_and_pushes_go_on(&edge).await;
             an_api_server_that_is_away_disturbs_nobody(&edge, &crowd).await;
+            more::a_node_that_dies_is_made_up_for(&edge, &crowd).await;
             crowd.leave().await;
             a_deleted_cluster_leaves_nothing_behind(&edge).await;
         })
