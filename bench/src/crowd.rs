@@ -197,9 +197,9 @@ impl Crowd {
     }
 
     /// Goes, and gives the server the time to notice.
-    pub(crate) fn leave(self) {
+    pub(crate) fn leave(self, pause: Duration) {
         drop(self);
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(pause);
     }
 
     fn look(&mut self) -> Result<Vec<u64>> {

@@ -25,6 +25,8 @@ pub(crate) struct Sizes {
     pub(crate) idle: usize,
     /// Between what happened and a look at memory.
     pub(crate) rest: Duration,
+    /// From a crowd's leaving until the servers have done what is to be done for that: a gateway hears two seconds more for who may come right back.
+    pub(crate) leave: Duration,
     /// How long CPU at rest is looked at, and how far apart pings are.
     pub(crate) at_rest: Duration,
     pub(crate) pings: Duration,
@@ -50,6 +52,7 @@ impl Sizes {
             rounds: 5,
             idle: 10_000,
             rest: Duration::from_secs(2),
+            leave: Duration::from_millis(3500),
             at_rest: Duration::from_secs(10),
             pings: Duration::from_secs(25),
             arrivals: 3000,
@@ -69,6 +72,7 @@ impl Sizes {
             rounds: 2,
             idle: 1000,
             rest: Duration::from_millis(300),
+            leave: Duration::from_millis(300),
             at_rest: Duration::from_secs(1),
             pings: Duration::from_secs(1),
             arrivals: 300,

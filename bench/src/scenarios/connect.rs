@@ -17,7 +17,7 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
         let cpu = floor.cpu()?;
         let crowd = Ground::floor_crowd(&floor, count)?;
         let figure = each(floor.cpu()? - cpu);
-        crowd.leave();
+        crowd.leave(ground.sizes.leave);
         if round > 0 {
             base.push(figure);
         }
@@ -27,7 +27,7 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
                 let cpu = gateway.cpu()?;
                 let crowd = ground.crowd(&gateway, &tokens, encrypted)?;
                 let figure = each(gateway.cpu()? - cpu);
-                crowd.leave();
+                crowd.leave(ground.sizes.leave);
                 if round > 0 {
                     figures[at].push(figure);
                 }

@@ -1,5 +1,7 @@
 //! Messages to everyone, one at a time and in bursts.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 use crate::crowd::Crowd;
@@ -79,6 +81,10 @@ const FLOOR: usize = 0;
 const CLEAR: usize = 1;
 const ENCRYPTED: usize = 2;
 
+/// Before each round: what comes after a pause longer than TCP's shortest timeout, of 200 ms, is acknowledged packet by packet for a while. So it is the
+/// same for those whose sockets were written to just before and those whose were not.
+const PAUSE: Duration = Duration::from_millis(300);
+
 /// One way on one side, and what it is held against: the place of another in the same list.
 struct Cell {
     name: &'static str,
@@ -144,6 +150,7 @@ fn compare(ground: &Ground, report: &mut Report, sides: &mut [Side; 3], cells: &
     let mut all: Vec<Figures> = cells.iter().map(|_| Figures::default()).collect();
     for round in 0..=ground.sizes.rounds {
         for (cell, figures) in cells.iter().zip(&mut all) {
+            std::thread::sleep(PAUSE);
             sides[cell.side].round(ground, cell.way, shape, figures)?;
             if round == 0 {
                 // It fills caches and socket buffers.
@@ -161,7 +168,7 @@ fn compare(ground: &Ground, report: &mut Report, sides: &mut [Side; 3], cells: &
         report.add(&line);
     }
     for side in sides {
-        side.crowd.rest(std::time::Duration::from_millis(50))?;
+        side.crowd.rest(Duration::from_millis(50))?;
     }
     Ok(())
 }
