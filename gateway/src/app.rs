@@ -124,10 +124,16 @@ impl Supervisor {
 
     /// A task that has no other result than to go on.
     fn spawn_forever(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.spawn(name, async move {
+        self.spawn_forever_on(&Handle::current(), name, task);
+    }
+
+    /// The same, on this runtime.
+    fn spawn_forever_on(&mut self, runtime: &Handle, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let task = async move {
             task.await;
-            Ok(())
-        });
+            (name, Ok(()))
+        };
+        self.tasks.spawn_on(task, runtime);
     }
 
     async fn any_ended(&mut self) -> anyhow::Error {
@@ -222,7 +228,10 @@ impl Gateway {
             metrics: Arc::clone(metrics),
             shutdown: stop.clone(),
         };
-        let bus::Opened { bus, events, worker } = bus::open(parts).await?;
+        let mut threads = hub::Threads::start(shard_count(config))?;
+        // With one shard, what the bus hears is heard on its thread: a push to a connection wakes one thread, not two. Several are all kept free of it.
+        let hearing = threads.only().unwrap_or_else(Handle::current);
+        let bus::Opened { bus, events, worker } = hearing.spawn(bus::open(parts)).await.context("the bus cannot be opened")??;
         lifecycle.set("bus", None);
         revocations.extend(bus.revocations().await?);
         let ids = IdGenerator::following(worker, Arc::clone(&clock));
@@ -235,14 +244,13 @@ impl Gateway {
 
         let shards_stop = CancellationToken::new();
         let parts = hub::Parts {
-            shards: shard_count(config),
             live: settings.subscribe(),
             bus: Arc::clone(&bus),
             clock: Arc::clone(&clock),
             metrics: Arc::clone(metrics),
             shutdown: shards_stop.clone(),
         };
-        let (hub, threads) = Hub::start(parts)?;
+        let hub = Hub::start(parts, &mut threads);
         let delivery = Delivery::new(hub.clone(), Arc::clone(&bus));
         let context = Arc::new(ws::Context {
             rules: rules(&config.session, config),
@@ -270,7 +278,7 @@ impl Gateway {
             metrics: Arc::clone(metrics),
         };
         supervisor.spawn_forever("trust", follow_trust(inbound.clone(), stop.clone()));
-        supervisor.spawn_forever("bus events", inbound.run(events));
+        supervisor.spawn_forever_on(&hearing, "bus events", inbound.run(events));
         let closed = Arc::new(AtomicBool::new(false));
         let probe = Probe {
             lifecycle: Arc::clone(lifecycle),
@@ -411,10 +419,8 @@ impl Gateway {
         }
         self.accept_stop.cancel();
         drain.close_connections(hold.and_then(|hold| hold.closing_since)).await;
-        self.shards_stop.cancel();
-        let threads = self.threads;
-        let whole = drain.within(CLOSE_LIMIT, tokio::task::spawn_blocking(move || threads.join())).await;
         accepting.abort();
+        // Before the threads end, for the bus may be at work on one of them.
         let closed = drain.within(CLOSE_LIMIT, async {
             self.bus.close().await;
             self.stores.close().await;
@@ -422,6 +428,9 @@ impl Gateway {
         if closed.await.is_none() {
             tracing::warn!("the bus or the database did not close in time");
         }
+        self.shards_stop.cancel();
+        let threads = self.threads;
+        let whole = drain.within(CLOSE_LIMIT, tokio::task::spawn_blocking(move || threads.join())).await;
         tracing::info!("drained");
         ended?;
         anyhow::ensure!(!matches!(whole, Some(Ok(false) | Err(_))), "a shard panicked");

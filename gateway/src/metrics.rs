@@ -110,7 +110,7 @@ metrics! {
     fan_out_time: Histogram = seconds(), "fan_out_seconds", "Time a shard took to hand one batch of messages to its connections";
     bus_published: Family<Kind, Counter> = Family::default(), "bus_published", "Dispatches given to Redis, by outcome";
     bus_received: Family<Kind, Counter> = Family::default(), "bus_received", "Payloads heard from Redis, by outcome";
-    bus_subscriptions: Gauge = Gauge::default(), "bus_subscriptions", "Channels subscribed";
+    bus_subscriptions: Gauge = Gauge::default(), "bus_subscriptions", "Clients, users and rooms subscribed for";
     bus_lag: Float = Float::default(), "bus_lag_seconds", "From publishing to hearing of the last self-ping";
     bus_deaf: Gauge = Gauge::default(), "bus_deaf", "1 while pushes from elsewhere are being missed";
     bus_moves: Family<Kind, Counter> = Family::default(), "bus_moves", "Changes of the Redis in use, by outcome: moved, login, failed";

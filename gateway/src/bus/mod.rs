@@ -32,8 +32,8 @@ use crate::metrics::Metrics;
 
 /// A channel this instance wants to hear: one of its clients, their users, its rooms. Broadcast is always heard.
 ///
-/// Each interest is one channel. Senders that do not know whether a name is a client or a room publish to the room, so a
-/// client is reached by all of them only when both `Client(id)` and `Room(id)` are heard.
+/// Each interest is one channel, but for a client's, which is two: senders that do not know whether a name is a client or a room publish to the room,
+/// so `Client(id)` hears what is sent to a room of that name as well.
 pub type Interest = Destination;
 
 /// Why something could not be published or asked.

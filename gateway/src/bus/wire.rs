@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::Interest;
 use crate::delivery::{Destination, Dispatch};
 use crate::id::Id;
 
@@ -57,6 +58,15 @@ impl Names {
             Destination::Room(room) => format!("{prefix}{ROOM}{room}"),
             Destination::Broadcast => format!("{prefix}{BROADCAST}"),
         }
+    }
+
+    /// The channels that an interest hears.
+    pub(super) fn heard_for(&self, interest: &Interest) -> impl Iterator<Item = String> {
+        let room = match interest {
+            Interest::Client(id) => Some(Destination::Room(id.as_str().into())),
+            _ => None,
+        };
+        [Some(self.channel(interest)), room.map(|room| self.channel(&room))].into_iter().flatten()
     }
 
     /// The destination of a channel; `None` for any other channel.

@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::outbox::{Bounds, Flushed, Outbox, Overflow, Sink};
+use super::outbox::{Bounds, Flushed, Outbox, Overflow, Run, Sink};
 use crate::auth::Principal;
 use crate::id::Id;
 use crate::protocol::Message;
@@ -36,7 +36,35 @@ pub(super) struct Seat {
     pub(super) granted: bool,
 }
 
-/// A connection as its shard sees it.
+/// How far a connection is, as lists of connections tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Nothing was asked yet.
+    Connecting,
+    /// Its token is looked at.
+    Authenticating,
+    /// In the clear.
+    Authenticated,
+    /// Sealed.
+    Encrypted,
+    /// On its way out.
+    Closed,
+}
+
+impl Stage {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Authenticating => "authenticating",
+            Self::Authenticated => "authenticated",
+            Self::Encrypted => "encrypted",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// A connection as its shard sees it. There are as many as connections, so each of its bytes counts: the allocator has a size of 320 bytes, and the next is 384.
 pub struct Link {
     pub(super) id: Id,
     pub(super) slot: u32,
@@ -48,17 +76,18 @@ pub struct Link {
     budget: Arc<AtomicUsize>,
     accounted: Cell<usize>,
     /// Bytes of input that is not finished.
-    held_input: Cell<usize>,
+    held_input: Cell<u32>,
     pub(super) touched: Cell<bool>,
     pub(super) principal: RefCell<Option<Arc<Principal>>>,
     pub(super) seats: RefCell<SmallVec<[Seat; 2]>>,
-    pub(super) state: Cell<&'static str>,
+    pub(super) stage: Cell<Stage>,
     pub(super) last_seen: Cell<Instant>,
     /// What the hub wants of the connection.
     order: Cell<Option<Close>>,
     fallen: Cell<bool>,
-    /// Tick at which the wheel wakes it next.
-    pub(super) wakes_at: Cell<u64>,
+    /// Tick of its next deadline, and the one at which the wheel looks at it: the second is never the later one.
+    pub(super) due: Cell<u32>,
+    pub(super) looked_at: Cell<u32>,
 }
 
 impl Link {
@@ -77,11 +106,12 @@ impl Link {
             touched: Cell::new(false),
             principal: RefCell::new(None),
             seats: RefCell::default(),
-            state: Cell::new("connecting"),
+            stage: Cell::new(Stage::Connecting),
             last_seen: Cell::new(Instant::now()),
             order: Cell::new(None),
             fallen: Cell::new(false),
-            wakes_at: Cell::new(u64::MAX),
+            due: Cell::new(u32::MAX),
+            looked_at: Cell::new(u32::MAX),
         }
     }
 
@@ -95,9 +125,9 @@ impl Link {
         self.peer
     }
 
-    /// Notes the state's name and the last frame, as lists of connections show them.
-    pub fn note(&self, state: &'static str, last_seen: Instant) {
-        self.state.set(state);
+    /// Notes how far it is and the last frame, as lists of connections show them.
+    pub fn note(&self, stage: Stage, last_seen: Instant) {
+        self.stage.set(stage);
         self.last_seen.set(last_seen);
     }
 
@@ -157,20 +187,26 @@ impl Link {
     }
 
     /// Queues a delivery; a reader that is too slow is closed.
-    pub fn deliver(&self, message: &Message, bounds: Bounds) {
+    pub(super) fn deliver(&self, message: &Rc<Message>, bounds: Bounds) {
         let result = self.out.borrow_mut().push(message, bounds);
         self.after_push(result);
     }
 
+    /// Queues deliveries that came together.
+    pub(super) fn deliver_run(&self, run: &Rc<Run>, bounds: Bounds) {
+        let result = self.out.borrow_mut().push_run(run, bounds);
+        self.after_push(result);
+    }
+
     /// Queues the session's own message, ahead of what is held back.
-    pub fn send(&self, message: &Message, bounds: Bounds) {
-        let result = self.out.borrow_mut().push_now(message, bounds);
+    pub fn send(&self, message: Message, bounds: Bounds) {
+        let result = self.out.borrow_mut().push_now(&Rc::new(message), bounds);
         self.after_push(result);
     }
 
     /// Queues a frame that is never sealed.
-    pub fn send_clear(&self, message: &Message, bounds: Bounds) {
-        let result = self.out.borrow_mut().push_clear(message, bounds);
+    pub fn send_clear(&self, message: Message, bounds: Bounds) {
+        let result = self.out.borrow_mut().push_clear(&Rc::new(message), bounds);
         self.after_push(result);
     }
 
@@ -181,7 +217,7 @@ impl Link {
     }
 
     /// Queues the last frame. A slow reader's queue is dropped; everyone else gets what was queued before it.
-    pub fn finish(&self, message: &Message, drop_queue: bool) {
+    pub fn finish(&self, message: Message, drop_queue: bool) {
         let mut out = self.out.borrow_mut();
         if drop_queue {
             out.finish(message);
@@ -199,6 +235,7 @@ impl Link {
 
     /// Notes how many bytes of unfinished input are held for the connection.
     pub fn hold_input(&self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         if self.held_input.replace(bytes) != bytes {
             self.account();
         }
@@ -206,7 +243,7 @@ impl Link {
 
     /// Counts what waits to be written and what has not wholly come in against the instance's budget.
     pub(super) fn account(&self) {
-        let waiting = self.out.borrow().waiting_bytes() + self.held_input.get();
+        let waiting = self.out.borrow().waiting_bytes() + self.held_input.get() as usize;
         let before = self.accounted.replace(waiting);
         if waiting > before {
             self.budget.fetch_add(waiting - before, Ordering::Relaxed);
@@ -270,5 +307,15 @@ pub fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
 impl Drop for Link {
     fn drop(&mut self) {
         self.budget.fetch_sub(self.accounted.get(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_and_its_counts_of_references_are_320_bytes() {
+        assert!(size_of::<Link>() + 2 * size_of::<usize>() <= 320, "{}", size_of::<Link>());
     }
 }

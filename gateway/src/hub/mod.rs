@@ -15,10 +15,9 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, LocalOptions};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +35,7 @@ use directory::Directory;
 use mailbox::Mailbox;
 use shard::{Command, ShardCounts};
 
-pub use link::{Link, read_now};
+pub use link::{Link, Stage, read_now};
 pub use outbox::{Bounds, Flushed};
 pub use shard::{Caps, Claim, DEFAULT_ROOMS, Shard, TooMany};
 
@@ -127,18 +126,6 @@ impl Shared {
     }
 }
 
-/// Closes a shard's mailbox when its thread ends.
-struct Closes {
-    inlet: Arc<Inlet>,
-    _ended: oneshot::Sender<()>,
-}
-
-impl Drop for Closes {
-    fn drop(&mut self) {
-        self.inlet.mailbox.close();
-    }
-}
-
 /// A shard's way in from other threads.
 struct Inlet {
     mailbox: Mailbox<Command>,
@@ -155,8 +142,6 @@ pub struct Hub {
 
 /// What a hub is built from.
 pub struct Parts {
-    /// How many shards.
-    pub shards: usize,
     /// Limits, as they change.
     pub live: watch::Receiver<Arc<Live>>,
     /// Hears for what is held here.
@@ -169,20 +154,89 @@ pub struct Parts {
     pub shutdown: CancellationToken,
 }
 
-/// The threads of a hub.
-#[derive(Debug)]
-pub struct Threads(Vec<(std::thread::JoinHandle<()>, oneshot::Receiver<()>)>);
+/// The threads that shards run on, each with a runtime of its own.
+pub struct Threads(Vec<Thread>);
+
+struct Thread {
+    runtime: Handle,
+    work: Option<oneshot::Sender<Work>>,
+    ended: oneshot::Receiver<()>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+/// What a thread does once there is a hub.
+struct Work {
+    index: u16,
+    shared: Arc<Shared>,
+    inlet: Arc<Inlet>,
+    shutdown: CancellationToken,
+}
+
+impl Drop for Work {
+    /// Whatever way the thread ends, nobody waits for its answers.
+    fn drop(&mut self) {
+        self.inlet.mailbox.close();
+    }
+}
 
 impl Threads {
-    /// Ends when any shard has ended, asked or not.
+    /// Starts so many threads, which wait for [`Hub::start`]. Dropped before that, they end.
+    ///
+    /// # Errors
+    /// A thread or its runtime cannot be made.
+    pub fn start(shards: usize) -> std::io::Result<Self> {
+        (0..shards).map(Thread::start).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The runtime of the one thread, where there is just one.
+    pub fn only(&self) -> Option<Handle> {
+        match &*self.0 {
+            [only] => Some(only.runtime.clone()),
+            _ => None,
+        }
+    }
+
+    /// Ends when any thread has ended, asked or not.
     pub async fn any_ended(&mut self) {
-        futures_util::future::select_all(self.0.iter_mut().map(|(_, ended)| ended)).await.0.ok();
+        futures_util::future::select_all(self.0.iter_mut().map(|thread| &mut thread.ended)).await.0.ok();
     }
 
     /// Waits for all of them; says whether none panicked.
     pub fn join(self) -> bool {
-        let panicked = self.0.into_iter().filter_map(|(thread, _)| thread.join().err()).count();
+        let panicked = self.0.into_iter().filter_map(|thread| thread.thread.join().err()).count();
         panicked == 0
+    }
+}
+
+impl Thread {
+    fn start(index: usize) -> std::io::Result<Self> {
+        let (work, begins) = oneshot::channel::<Work>();
+        let (ends, ended) = oneshot::channel();
+        // A runtime for what never leaves its thread is made on that thread.
+        let (made, outcome) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+            // Whatever way this thread ends, the supervisor is told.
+            let _ends: oneshot::Sender<()> = ends;
+            match tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                Ok(runtime) => {
+                    let _ = made.send(Ok(runtime.handle().clone()));
+                    runtime.block_on(async {
+                        let Ok(work) = begins.await else { return };
+                        // A task like those of connections: to wake what `block_on` itself waits for costs a look at all sockets.
+                        if let Err(error) = tokio::task::spawn_local(run(work)).await
+                            && error.is_panic()
+                        {
+                            std::panic::resume_unwind(error.into_panic());
+                        }
+                    });
+                    // What is left ends here, without waiting for the look-up of a name.
+                    runtime.shutdown_background();
+                }
+                Err(error) => drop(made.send(Err(error))),
+            }
+        })?;
+        let runtime = outcome.recv().unwrap_or_else(|_| Err(std::io::Error::other("the thread of a shard ended")))?;
+        Ok(Self { runtime, work: Some(work), ended, thread })
     }
 }
 
@@ -192,14 +246,11 @@ impl Hub {
         Self { shared: None, inlets: Arc::new([]) }
     }
 
-    /// Starts the shards' threads. Must be called inside the control runtime.
-    ///
-    /// # Errors
-    /// A thread or its runtime cannot be made.
-    pub fn start(parts: Parts) -> std::io::Result<(Self, Threads)> {
+    /// Has each of the threads run a shard. Must be called inside the control runtime.
+    pub fn start(parts: Parts, threads: &mut Threads) -> Self {
         let shared = Arc::new(Shared {
             directory: Directory::new(),
-            counts: (0..parts.shards).map(|_| ShardCounts::default()).collect(),
+            counts: threads.0.iter().map(|_| ShardCounts::default()).collect(),
             outbox_bytes: Arc::default(),
             live: parts.live,
             bus: parts.bus,
@@ -207,22 +258,18 @@ impl Hub {
             metrics: parts.metrics,
             control: Handle::current(),
         });
-        let inlets: Arc<[Arc<Inlet>]> =
-            (0..parts.shards).map(|_| Arc::new(Inlet { mailbox: Mailbox::new(), overflowed: AtomicBool::new(false) })).collect();
-        let mut threads = Vec::new();
-        for (index, inlet) in inlets.iter().enumerate() {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let (shared, inlet, shutdown) = (Arc::clone(&shared), Arc::clone(inlet), parts.shutdown.clone());
-            let (ended, end) = oneshot::channel();
-            let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
-                // Whatever way this thread ends: nobody waits for its answers, and the supervisor is told.
-                let _closes = Closes { inlet: Arc::clone(&inlet), _ended: ended };
-                let local = tokio::task::LocalSet::new();
-                local.block_on(&runtime, run(index as u16, shared, inlet, shutdown));
-            })?;
-            threads.push((thread, end));
-        }
-        Ok((Self { shared: Some(shared), inlets }, Threads(threads)))
+        let begin = |(index, thread): (usize, &mut Thread)| {
+            let inlet = Arc::new(Inlet { mailbox: Mailbox::new(), overflowed: AtomicBool::new(false) });
+            let work =
+                Work { index: index as u16, shared: Arc::clone(&shared), inlet: Arc::clone(&inlet), shutdown: parts.shutdown.clone() };
+            if let Some(thread) = thread.work.take() {
+                // A thread that is gone drops it, and with it closes its mailbox.
+                let _ = thread.send(work);
+            }
+            inlet
+        };
+        let inlets = threads.0.iter_mut().enumerate().map(begin).collect();
+        Self { shared: Some(shared), inlets }
     }
 
     /// Hands a message to every local connection it is for; says how many those are, counted before exclusions of members that are not in the room.
@@ -238,11 +285,11 @@ impl Hub {
         count = count.saturating_sub(dispatch.exclude.iter().filter(excluded).count());
         let message = envelope::encode(&dispatch.event, dispatch.data.get());
         let bytes = message.frame().len();
-        for (n, (shard, _)) in holders.into_iter().enumerate() {
+        // Each shard has bytes of its own, which it shares without atomic operations.
+        let messages = std::iter::repeat_n(message, holders.len());
+        for ((shard, _), message) in holders.into_iter().zip(messages) {
             let inlet = &self.inlets[usize::from(shard)];
             let (destination, exclude, span) = (dispatch.destination.clone(), Arc::clone(&dispatch.exclude), dispatch.span.clone());
-            // Each shard counts references to bytes of its own: cores that share a counter would wait for each other.
-            let message = if n == 0 { message.clone() } else { message.copied() };
             if !inlet.mailbox.push_message(Command::Deliver { destination, message, exclude, span }, bytes) {
                 inlet.overflowed.store(true, Ordering::Release);
             }
@@ -403,12 +450,12 @@ impl Hub {
 /// Room for so many commands is kept between batches.
 const KEPT_BATCH: usize = 4096;
 
-async fn run(index: u16, shared: Arc<Shared>, inlet: Arc<Inlet>, shutdown: CancellationToken) {
-    let shard = Shard::new(index, Arc::clone(&shared));
+async fn run(work: Work) {
+    let Work { index, shared, inlet, shutdown } = &work;
+    let shard = Shard::new(*index, Arc::clone(shared));
     let mut live = shared.live.clone();
-    let mut ticks = tokio::time::interval(wheel::TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let (mut due, mut batch) = (Vec::new(), Vec::new());
+    tokio::task::spawn_local(Rc::clone(&shard).turn());
+    let mut batch = Vec::new();
     loop {
         tokio::select! {
             () = inlet.mailbox.take(&mut batch) => {
@@ -420,7 +467,6 @@ async fn run(index: u16, shared: Arc<Shared>, inlet: Arc<Inlet>, shutdown: Cance
                     shard.resync("overloaded").await;
                 }
             }
-            _ = ticks.tick() => shard.turn(Instant::now(), &mut due),
             Ok(()) = live.changed() => shard.reload(),
             () = shutdown.cancelled() => return,
         }

@@ -8,7 +8,6 @@ use std::io;
 use std::rc::Rc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use rand::RngCore;
 use smallvec::SmallVec;
 
@@ -35,12 +34,56 @@ pub(super) trait Sink {
     fn write(&self, bytes: &[u8]) -> io::Result<usize>;
 }
 
+/// Messages for the same connections that came together: whoever gets them in the clear gets the same bytes, put together once.
+#[derive(Debug)]
+pub(super) struct Run {
+    messages: Vec<Rc<Message>>,
+    joined: Vec<u8>,
+}
+
+impl Run {
+    /// How many bytes of frames are best joined.
+    pub(super) const BYTES: usize = WRITE_BYTES;
+
+    pub(super) fn new(messages: Vec<Rc<Message>>) -> Self {
+        let mut joined = Vec::with_capacity(messages.iter().map(|message| message.frame().len()).sum());
+        messages.iter().for_each(|message| joined.extend_from_slice(message.frame()));
+        Self { messages, joined }
+    }
+
+    pub(super) fn messages(&self) -> &[Rc<Message>] {
+        &self.messages
+    }
+}
+
+/// What is queued is shared by all connections of a shard that it is queued to, so that queueing counts a reference without an atomic operation.
 #[derive(Debug)]
 enum Item {
     /// A frame as it is.
-    Raw(Bytes),
+    Raw(Rc<Message>),
     /// To be sealed.
-    Sealed(Message),
+    Sealed(Rc<Message>),
+    /// Frames as they are. Nothing is queued before them, and what is not written at once becomes single frames.
+    Run(Rc<Run>),
+    /// The rest of a sealed frame whose beginning is on the wire. It is rare, and what is rare does not make all items longer.
+    Rest(Box<Rest>),
+}
+
+#[derive(Debug)]
+struct Rest {
+    bytes: Vec<u8>,
+}
+
+impl Item {
+    /// The bytes to write, of what is written as it is.
+    fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Self::Raw(message) => Some(message.frame()),
+            Self::Run(run) => Some(&run.joined),
+            Self::Rest(rest) => Some(&rest.bytes),
+            Self::Sealed(_) => None,
+        }
+    }
 }
 
 /// Too much waits: the reader is too slow.
@@ -67,7 +110,7 @@ pub struct Bounds {
 
 #[derive(Debug, Default)]
 struct Held {
-    messages: Vec<Message>,
+    messages: Vec<Rc<Message>>,
     bytes: usize,
 }
 
@@ -104,29 +147,38 @@ impl Outbox {
     }
 
     /// Queues a message, or holds it back.
-    pub(super) fn push(&mut self, message: &Message, bounds: Bounds) -> Result<(), Overflow> {
+    pub(super) fn push(&mut self, message: &Rc<Message>, bounds: Bounds) -> Result<(), Overflow> {
         if let Some(held) = &mut self.held {
             if held.bytes + message.frame().len() > bounds.bytes || held.messages.len() >= bounds.frames {
                 return Err(Overflow);
             }
             held.bytes += message.frame().len();
-            held.messages.push(message.clone());
+            held.messages.push(Rc::clone(message));
             return Ok(());
         }
         self.push_now(message, bounds)
     }
 
+    /// Queues messages that came together, or holds them back.
+    pub(super) fn push_run(&mut self, run: &Rc<Run>, bounds: Bounds) -> Result<(), Overflow> {
+        let as_one = self.held.is_none() && self.seal.is_none() && self.items.is_empty() && run.messages.len() <= bounds.frames;
+        if as_one {
+            return self.queue(Item::Run(Rc::clone(run)), run.joined.len(), bounds);
+        }
+        run.messages.iter().try_for_each(|message| self.push(message, bounds))
+    }
+
     /// Queues a message ahead of what is held back.
-    pub(super) fn push_now(&mut self, message: &Message, bounds: Bounds) -> Result<(), Overflow> {
+    pub(super) fn push_now(&mut self, message: &Rc<Message>, bounds: Bounds) -> Result<(), Overflow> {
         match self.seal {
-            None => self.queue(Item::Raw(message.frame().clone()), message.frame().len(), bounds),
-            Some(_) => self.queue(Item::Sealed(message.clone()), Cipher::sealed_length(message.payload().len()), bounds),
+            None => self.push_clear(message, bounds),
+            Some(_) => self.queue(Item::Sealed(Rc::clone(message)), Cipher::sealed_length(message.payload().len()), bounds),
         }
     }
 
     /// Queues a frame as it is: control frames, and what is always in the clear.
-    pub(super) fn push_clear(&mut self, message: &Message, bounds: Bounds) -> Result<(), Overflow> {
-        self.queue(Item::Raw(message.frame().clone()), message.frame().len(), bounds)
+    pub(super) fn push_clear(&mut self, message: &Rc<Message>, bounds: Bounds) -> Result<(), Overflow> {
+        self.queue(Item::Raw(Rc::clone(message)), message.frame().len(), bounds)
     }
 
     fn queue(&mut self, item: Item, length: usize, bounds: Bounds) -> Result<(), Overflow> {
@@ -142,32 +194,29 @@ impl Outbox {
     }
 
     /// Drops what waits, but for the rest of a frame that is half written, and queues this as the last frame ever.
-    pub(super) fn finish(&mut self, close: &Message) {
+    pub(super) fn finish(&mut self, close: Message) {
         self.discard();
-        self.items.push(Item::Raw(close.frame().clone()));
-        self.bytes += close.frame().len();
-        self.closing = true;
+        self.push_last(close);
     }
 
     /// Queues the Close frame behind what waits: nothing is lost on a connection that keeps up.
-    pub(super) fn finish_after_queued(&mut self, close: &Message) {
+    pub(super) fn finish_after_queued(&mut self, close: Message) {
         self.held = None;
-        if self.closing {
-            return;
+        if !self.closing {
+            self.push_last(close);
         }
-        self.items.push(Item::Raw(close.frame().clone()));
+    }
+
+    fn push_last(&mut self, close: Message) {
         self.bytes += close.frame().len();
+        self.items.push(Item::Raw(Rc::new(close)));
         self.closing = true;
     }
 
     fn discard(&mut self) {
         self.held = None;
-        self.closing = true;
         self.items.truncate(usize::from(self.begun));
-        self.bytes = match self.items.first() {
-            Some(Item::Raw(rest)) => rest.len() - self.written,
-            _ => 0,
-        };
+        self.bytes = self.items.first().and_then(Item::bytes).map_or(0, |rest| rest.len() - self.written);
     }
 
     /// Whether nothing waits to be written.
@@ -190,7 +239,7 @@ impl Outbox {
         let mut total = 0;
         while !self.items.is_empty() {
             let (wanted, result) = match self.items.as_slice() {
-                [Item::Raw(_)] => self.write_alone(sink),
+                [Item::Raw(_) | Item::Run(_) | Item::Rest(_)] => self.write_alone(sink),
                 _ => self.write_together(sink),
             };
             let written = match result {
@@ -217,26 +266,43 @@ impl Outbox {
         Ok((Flushed::All, total))
     }
 
-    /// Writes the one frame that waits, without copying it.
+    /// Writes the one item that waits, without copying it.
     fn write_alone(&mut self, sink: &impl Sink) -> (usize, io::Result<usize>) {
-        let [Item::Raw(frame)] = self.items.as_slice() else { return (0, Ok(0)) };
-        let wanted = frame.len() - self.written;
-        let result = sink.write(&frame[self.written..]);
-        if let Ok(n) = result {
-            self.written += n;
-            self.begun = true;
-            if n == wanted {
-                self.items.clear();
-                self.written = 0;
-                self.begun = false;
-            }
+        let Some(bytes) = self.items.first().and_then(Item::bytes) else { return (0, Ok(0)) };
+        let wanted = bytes.len() - self.written;
+        let result = sink.write(&bytes[self.written..]);
+        let written = *result.as_ref().unwrap_or(&0);
+        if written == wanted {
+            self.items.clear();
+            (self.written, self.begun) = (0, false);
+        } else {
+            self.written += written;
+            self.begun |= written > 0;
+            self.split_run();
         }
         (wanted, result)
+    }
+
+    /// A run at the front becomes its frames, but for those that were written.
+    fn split_run(&mut self) {
+        let Some(Item::Run(run)) = self.items.first() else { return };
+        let run = Rc::clone(run);
+        let mut left = run.messages.as_slice();
+        while let [first, rest @ ..] = left
+            && first.frame().len() <= self.written
+        {
+            self.written -= first.frame().len();
+            left = rest;
+        }
+        self.begun = self.written > 0;
+        self.items.remove(0);
+        self.items.insert_many(0, left.iter().cloned().map(Item::Raw));
     }
 
     /// Puts as many items as fit together for one write. Of what was not written only the frame that was begun stays as bytes, since a sealed frame
     /// is never sealed twice; all others wait on as they are.
     fn write_together(&mut self, sink: &impl Sink) -> (usize, io::Result<usize>) {
+        self.split_run();
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { write, seal } = scratch;
             write.clear();
@@ -244,20 +310,20 @@ impl Outbox {
             for item in &self.items {
                 let from = if ends.is_empty() { self.written } else { 0 };
                 let length = match item {
-                    Item::Raw(frame) => frame.len() - from,
                     Item::Sealed(message) => Cipher::sealed_length(message.payload().len()),
+                    item => item.bytes().map_or(0, <[u8]>::len) - from,
                 };
                 if !ends.is_empty() && write.len() + length > WRITE_BYTES {
                     break;
                 }
                 match item {
-                    Item::Raw(frame) => write.extend_from_slice(&frame[from..]),
                     Item::Sealed(message) => {
                         let mut iv = [0u8; IV_BYTES];
                         rand::rng().fill_bytes(&mut iv);
                         let cipher = self.seal.as_ref().expect("a message is only queued for sealing with a cipher");
                         cipher.seal(message.payload(), iv, seal, write);
                     }
+                    item => write.extend_from_slice(item.bytes().map_or(&[], |bytes| &bytes[from..])),
                 }
                 ends.push(write.len());
             }
@@ -273,13 +339,11 @@ impl Outbox {
                 }
                 if written > start {
                     self.begun = true;
-                    match &self.items[0] {
-                        Item::Raw(_) => self.written += written - start,
-                        Item::Sealed(_) => {
-                            let end = ends[done];
-                            self.items[0] = Item::Raw(Bytes::copy_from_slice(&write[written..end]));
-                            self.written = 0;
-                        }
+                    if let Item::Sealed(_) = &self.items[0] {
+                        self.items[0] = Item::Rest(Box::new(Rest { bytes: write[written..ends[done]].to_vec() }));
+                        self.written = 0;
+                    } else {
+                        self.written += written - start;
                     }
                 }
             }
@@ -322,8 +386,8 @@ mod tests {
         }
     }
 
-    fn message(n: usize) -> Message {
-        Message::text(format!("message {n}").as_bytes())
+    fn message(n: usize) -> Rc<Message> {
+        Rc::new(Message::text(format!("message {n}").as_bytes()))
     }
 
     fn frames(bytes: &[u8]) -> Vec<Vec<u8>> {
@@ -387,6 +451,39 @@ mod tests {
     }
 
     #[test]
+    fn a_run_leaves_as_it_is_and_what_the_socket_does_not_take_becomes_frames() {
+        for sealed in [false, true] {
+            for before in [0, 1] {
+                for room in [0, 1, 11, 15, 22, 109, 110, 1000] {
+                    let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+                    if sealed {
+                        outbox.seal_with(Rc::new(Cipher::new(&[1; 32])));
+                    }
+                    let run = Rc::new(Run::new((before..10).map(message).collect()));
+                    (0..before).for_each(|n| outbox.push(&message(n), WIDE).unwrap());
+                    outbox.push_run(&run, WIDE).unwrap();
+                    pipe.room.set(room);
+                    outbox.flush(&pipe, Instant::now).unwrap();
+                    outbox.push_run(&Rc::new(Run::new(vec![message(1), message(2)])), WIDE).unwrap();
+                    outbox.push(&message(3), WIDE).unwrap();
+                    assert!(room < 1000 || outbox.items.len() <= 3);
+                    let narrow = Bounds { bytes: 1 << 20, frames: 3 };
+                    assert_eq!(outbox.push_run(&run, narrow), Err(Overflow), "frames are counted");
+                    pipe.room.set(usize::MAX);
+                    outbox.flush(&pipe, Instant::now).unwrap();
+                    let got = frames(&pipe.got.borrow());
+                    if !sealed {
+                        let said: Vec<_> = got.iter().map(|frame| String::from_utf8_lossy(frame).into_owned()).collect();
+                        let first: Vec<_> = (0..10).chain([1, 2, 3]).map(|n| format!("message {n}")).collect();
+                        assert_eq!(said[..13], first, "room {room}");
+                    }
+                    assert!(got.len() >= 13 && outbox.waiting_bytes() == 0);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn too_many_frames_or_bytes_are_an_overflow() {
         let mut outbox = Outbox::default();
         let frames = Bounds { bytes: 1 << 20, frames: 3 };
@@ -414,7 +511,7 @@ mod tests {
                 pipe.room.set(if sealed { room * Cipher::sealed_length(9) / 11 } else { room });
                 outbox.flush(&pipe, Instant::now).unwrap();
                 assert!(outbox.blocked_since().is_some());
-                outbox.finish(&Message::close(4008, "Slow consumer"));
+                outbox.finish(Message::close(4008, "Slow consumer"));
                 outbox.push(&message(9), WIDE).unwrap();
                 pipe.room.set(usize::MAX);
                 outbox.flush(&pipe, Instant::now).unwrap();

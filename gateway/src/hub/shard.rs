@@ -1,10 +1,12 @@
 //! The connections of one thread: by slot, by client, by user, by room. Everything here is reached from that thread alone, so nothing is locked.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
@@ -16,8 +18,8 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::link::{Link, Seat};
-use super::outbox::{Bounds, Flushed};
+use super::link::{Link, Seat, Stage};
+use super::outbox::{Bounds, Flushed, Run};
 use super::wheel::Wheel;
 use super::{ClientInfo, ClientQuery, MAX_LISTED, Shared};
 use crate::auth::Principal;
@@ -98,6 +100,43 @@ struct Room {
     members: Vec<u32>,
 }
 
+/// What is queued to connections at once.
+enum Parcel {
+    One(Rc<Message>),
+    Run(Rc<Run>),
+}
+
+/// Messages that follow each other to the same destination.
+struct Burst {
+    messages: SmallVec<[Rc<Message>; 1]>,
+    bytes: usize,
+}
+
+impl Burst {
+    fn new(message: Message) -> Self {
+        let bytes = message.frame().len();
+        Self { messages: SmallVec::from([Rc::new(message)]), bytes }
+    }
+
+    /// Whether a command goes on with it.
+    fn takes(&self, command: &Command, to: &Destination, but: &[Id]) -> bool {
+        let Command::Deliver { destination, message, exclude, .. } = command else { return false };
+        destination == to && **exclude == *but && self.bytes + message.frame().len() <= Run::BYTES
+    }
+
+    fn push(&mut self, message: Message) {
+        self.bytes += message.frame().len();
+        self.messages.push(Rc::new(message));
+    }
+
+    fn end(self) -> Parcel {
+        match self.messages.into_inner() {
+            Ok([message]) => Parcel::One(message),
+            Err(messages) => Parcel::Run(Rc::new(Run::new(messages.into_vec()))),
+        }
+    }
+}
+
 /// The user has as many connections as one may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooMany;
@@ -114,6 +153,9 @@ pub struct Shard {
     rooms: RefCell<Slab<Room>>,
     by_room: RefCell<HashMap<Arc<str>, u32, FxBuildHasher>>,
     wheel: RefCell<Wheel>,
+    /// The tick that the wheel's timer is set for, and whom to wake for an earlier one.
+    timed: Cell<u32>,
+    timer: RefCell<Option<Waker>>,
     touched: RefCell<Vec<Rc<Link>>>,
     caps: Cell<Caps>,
 }
@@ -130,6 +172,8 @@ impl Shard {
             rooms: RefCell::default(),
             by_room: RefCell::default(),
             wheel: RefCell::new(Wheel::new(Instant::now())),
+            timed: Cell::new(u32::MAX),
+            timer: RefCell::default(),
             touched: RefCell::default(),
             caps: Cell::new(caps),
         })
@@ -184,9 +228,9 @@ impl Shard {
         *link.principal.borrow_mut() = Some(principal);
     }
 
-    /// What the bus is to hear for an admitted connection. A client id is a room of its own: whoever does not know it as a client publishes there.
+    /// What the bus is to hear for an admitted connection.
     pub fn interests(&self, link: &Link) -> Vec<Destination> {
-        let mut interests = vec![Destination::Client(link.id), Destination::Room(link.id.as_str().into())];
+        let mut interests = vec![Destination::Client(link.id)];
         interests.extend(link.principal.borrow().as_ref().map(|p| Destination::User(Arc::clone(&p.subject))));
         let rooms = self.rooms.borrow();
         interests.extend(link.seats.borrow().iter().map(|seat| Destination::Room(Arc::clone(&rooms[seat.room as usize].name))));
@@ -322,23 +366,63 @@ impl Shard {
         self.shared.metrics.connections.dec();
     }
 
-    /// Wakes the connection at or shortly after `at`.
-    pub fn wake_at(&self, link: &Link, at: Instant) {
+    /// Wakes the connection at or shortly after `at`, and not for what was asked before.
+    pub fn wake_at(&self, link: &Link, at: Option<Instant>) {
         let mut wheel = self.wheel.borrow_mut();
-        if wheel.tick_of(at) < link.wakes_at.get() {
-            link.wakes_at.set(wheel.schedule(link.slot, at));
+        let due = at.map_or(u32::MAX, |at| wheel.tick_of(at));
+        link.due.set(due);
+        if due < link.looked_at.get() {
+            let tick = wheel.schedule(link.slot, due);
+            link.looked_at.set(tick);
+            if tick < self.timed.get()
+                && let Some(timer) = &*self.timer.borrow()
+            {
+                self.timed.set(tick);
+                timer.wake_by_ref();
+            }
         }
     }
 
+    /// Turns the wheel for ever.
+    pub(super) async fn turn(self: Rc<Self>) {
+        let mut due = Vec::new();
+        let mut sleep = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
+        poll_fn(|cx| {
+            self.timer.borrow_mut().get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
+            loop {
+                let Some((tick, at)) = self.wheel.borrow().next() else {
+                    self.timed.set(u32::MAX);
+                    return Poll::Pending;
+                };
+                self.timed.set(tick);
+                if sleep.deadline() != at.into() {
+                    sleep.as_mut().reset(at.into());
+                }
+                ready!(sleep.as_mut().poll(cx));
+                self.wake_due(Instant::now(), &mut due);
+            }
+        })
+        .await
+    }
+
     /// Wakes every connection whose deadline has come.
-    pub(super) fn turn(&self, now: Instant, due: &mut Vec<u32>) {
-        due.clear();
-        self.wheel.borrow_mut().turn(now, due);
+    fn wake_due(&self, now: Instant, looks: &mut Vec<(u32, u32)>) {
+        looks.clear();
+        let mut wheel = self.wheel.borrow_mut();
+        wheel.turn(now, looks);
         let links = self.links.borrow();
-        for slot in due.iter() {
-            if let Some(link) = links.get(*slot as usize) {
-                link.wakes_at.set(u64::MAX);
+        for (slot, tick) in looks.drain(..) {
+            let Some(link) = links.get(slot as usize) else { continue };
+            if link.looked_at.get() != tick {
+                // A look before this one was asked for meanwhile, or another connection has the slot.
+                continue;
+            }
+            link.looked_at.set(u32::MAX);
+            let due = link.due.get();
+            if wheel.has_passed(due) {
                 link.wake();
+            } else if due < u32::MAX {
+                link.looked_at.set(wheel.schedule(slot, due));
             }
         }
     }
@@ -349,7 +433,8 @@ impl Shard {
         // Each ends when what it stands for is written.
         let mut traced = Vec::new();
         let (mut delivered, mut messages, mut bytes, mut begun) = (0, 0, 0, 0);
-        for command in batch.drain(..) {
+        let mut commands = batch.drain(..).peekable();
+        while let Some(command) = commands.next() {
             // What was asked before is done before: a message sent before a close arrives before it.
             let full = match &command {
                 Command::Deliver { message, .. } => {
@@ -372,10 +457,19 @@ impl Shard {
                     }
                 }
                 Command::Deliver { destination, message, exclude, span } => {
-                    delivered += self.deliver(&destination, &message, &exclude);
-                    if !span.is_none() {
-                        traced.push(span);
+                    traced.extend(Some(span).filter(|span| !span.is_none()));
+                    let mut burst = Burst::new(message);
+                    while messages < MESSAGES_PER_FLUSH
+                        && let Some(next) = commands.next_if(|next| burst.takes(next, &destination, &exclude))
+                    {
+                        if let Command::Deliver { message, span, .. } = next {
+                            messages += 1;
+                            bytes += message.frame().len();
+                            burst.push(message);
+                            traced.extend(Some(span).filter(|span| !span.is_none()));
+                        }
                     }
+                    delivered += self.deliver(&destination, &burst.end(), &exclude);
                 }
                 Command::CloseClient(id, close, reply) => answer(reply, self.find(id).map_or(0, |link| order(&link, close))),
                 Command::CloseUser(user, close, reply) => {
@@ -420,7 +514,8 @@ impl Shard {
         self.find(id).filter(|link| link.principal.borrow().is_some())
     }
 
-    fn deliver(&self, destination: &Destination, message: &Message, exclude: &[Id]) -> usize {
+    /// Queues messages to every connection they are for; says how many messages were queued.
+    fn deliver(&self, destination: &Destination, parcel: &Parcel, exclude: &[Id]) -> usize {
         let links = self.links.borrow();
         let mut touched = self.touched.borrow_mut();
         let bounds = self.caps().outbox;
@@ -429,7 +524,10 @@ impl Shard {
             if link.principal.borrow().is_none() || (!exclude.is_empty() && exclude.contains(&link.id)) {
                 return;
             }
-            link.deliver(message, bounds);
+            match parcel {
+                Parcel::One(message) => link.deliver(message, bounds),
+                Parcel::Run(run) => link.deliver_run(run, bounds),
+            }
             count += 1;
             if !link.touched.replace(true) {
                 touched.push(Rc::clone(link));
@@ -451,8 +549,14 @@ impl Shard {
             }
             Destination::Broadcast => links.iter().for_each(|(_, link)| hand(link)),
         }
-        self.shared.metrics.fan_out.observe(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
-        count
+        let messages = match parcel {
+            Parcel::One(_) => 1,
+            Parcel::Run(run) => run.messages().len(),
+        };
+        for _ in 0..messages {
+            self.shared.metrics.fan_out.observe(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+        }
+        count * messages
     }
 
     async fn flush_touched(&self) {
@@ -533,13 +637,13 @@ impl Shard {
 
     fn info(&self, link: &Link) -> ClientInfo {
         let now = self.shared.clock.now_ms();
-        let state = link.state.get();
+        let stage = link.stage.get();
         let seen = now - i64::try_from(link.last_seen.get().elapsed().as_millis()).unwrap_or(0);
         ClientInfo {
             id: link.id,
             user_id: link.principal.borrow().as_ref().map(|p| p.subject.to_string()),
-            state: state.to_owned(),
-            encrypted: state == "encrypted",
+            state: stage.as_str().to_owned(),
+            encrypted: stage == Stage::Encrypted,
             rooms: self.rooms_of(link),
             connected_at: rfc3339(link.connected_at_ms),
             last_seen_at: rfc3339(seen),
@@ -549,8 +653,7 @@ impl Shard {
 
     /// Tells everyone here that messages may have been missed.
     pub(super) async fn resync(&self, reason: &str) {
-        let message = event::resync(reason);
-        self.deliver(&Destination::Broadcast, &message, &[]);
+        self.deliver(&Destination::Broadcast, &Parcel::One(Rc::new(event::resync(reason))), &[]);
         self.flush_touched().await;
     }
 }

@@ -1,14 +1,16 @@
-//! One coarse timer wheel for every deadline of a shard: tens of thousands of connections cost one timer of the runtime.
+//! One coarse timer wheel for every deadline of a shard: tens of thousands of connections cost one timer of the runtime, which is set only for ticks at
+//! which something is due.
 //!
-//! An entry only wakes its connection, which looks at its own deadlines and asks again. A deadline beyond the wheel's span wakes it early, at the
-//! span, and is asked for again: that is one extra wake-up per span.
+//! An entry only says that it is time to look at its key again: what is due later by then is entered anew, so a deadline that moved, or one beyond the
+//! wheel's span, costs no wake-up.
 
 use std::time::{Duration, Instant};
 
 /// How coarse deadlines are.
-pub(super) const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(50);
 const TICK_MS: u64 = TICK.as_millis() as u64;
-const SLOTS: usize = 1024;
+/// A span of 102 s: longer than a connection may be silent.
+const SLOTS: usize = 2048;
 
 /// Whole milliseconds, rounded up: a deadline is never early.
 fn millis(duration: Duration) -> u64 {
@@ -19,43 +21,77 @@ fn millis(duration: Duration) -> u64 {
 #[derive(Debug)]
 pub(super) struct Wheel {
     started: Instant,
-    /// The next tick that has not been turned to.
-    tick: u64,
+    /// The next tick that has not been turned to. Ticks of 50 ms are counted for 6.8 years.
+    tick: u32,
     slots: Box<[Vec<u32>]>,
+    /// A bit for each slot that holds something.
+    filled: [u64; SLOTS / 64],
 }
 
 impl Wheel {
     /// An empty wheel.
     pub(super) fn new(now: Instant) -> Self {
-        Self { started: now, tick: 0, slots: (0..SLOTS).map(|_| Vec::new()).collect() }
+        Self { started: now, tick: 0, slots: (0..SLOTS).map(|_| Vec::new()).collect(), filled: [0; SLOTS / 64] }
     }
 
-    /// Wakes `key` at or up to one tick after `at`, or at the end of the span. Says at which tick, so that a later request for the same tick can be left out.
-    pub(super) fn schedule(&mut self, key: u32, at: Instant) -> u64 {
-        let tick = self.tick_of(at);
-        self.slots[(tick % SLOTS as u64) as usize].push(key);
+    /// Hands `key` out at `tick`, or at the next turn if that has passed, or at the end of the span; says when.
+    pub(super) fn schedule(&mut self, key: u32, tick: u32) -> u32 {
+        let tick = tick.clamp(self.tick, self.tick + SLOTS as u32 - 1);
+        let slot = tick as usize % SLOTS;
+        self.slots[slot].push(key);
+        self.filled[slot / 64] |= 1 << (slot % 64);
         tick
     }
 
-    /// The tick that [`Wheel::schedule`] would choose.
-    pub(super) fn tick_of(&self, at: Instant) -> u64 {
-        let due = millis(at.saturating_duration_since(self.started)).div_ceil(TICK_MS);
-        due.clamp(self.tick, self.tick + SLOTS as u64 - 1)
+    /// The next tick at which something is due, and when that is; `None` when nothing is.
+    pub(super) fn next(&self) -> Option<(u32, Instant)> {
+        let from = self.tick as usize % SLOTS;
+        // The word of `from` is looked at twice: its upper bits first, those below them last.
+        let words = (0..=self.filled.len()).map(|n| {
+            let word = (from / 64 + n) % self.filled.len();
+            let upper = u64::MAX << (from % 64);
+            let seen = if n == 0 {
+                upper
+            } else if n == self.filled.len() {
+                !upper
+            } else {
+                u64::MAX
+            };
+            (word, self.filled[word] & seen)
+        });
+        let slot = words.filter(|(_, bits)| *bits != 0).map(|(word, bits)| word * 64 + bits.trailing_zeros() as usize).next()?;
+        let tick = self.tick + ((slot + SLOTS - from) % SLOTS) as u32;
+        Some((tick, self.started + TICK * tick))
     }
 
-    /// Turns to `now` and hands out every key that is due.
-    pub(super) fn turn(&mut self, now: Instant, due: &mut Vec<u32>) {
+    /// The first tick at or after `at`.
+    pub(super) fn tick_of(&self, at: Instant) -> u32 {
+        let due = millis(at.saturating_duration_since(self.started)).div_ceil(TICK_MS);
+        u32::try_from(due).unwrap_or(u32::MAX)
+    }
+
+    /// Whether a tick has been turned to.
+    pub(super) fn has_passed(&self, tick: u32) -> bool {
+        tick < self.tick
+    }
+
+    /// Turns to `now` and hands out every key whose time has come, with the tick that [`Wheel::schedule`] said.
+    pub(super) fn turn(&mut self, now: Instant, due: &mut Vec<(u32, u32)>) {
         let passed = now.saturating_duration_since(self.started);
-        let until = (passed.as_secs() * 1000 + u64::from(passed.subsec_millis())) / TICK_MS;
-        // After a long sleep one full turn visits every slot.
-        self.tick = self.tick.max((until + 1).saturating_sub(SLOTS as u64));
+        let until = ((passed.as_secs() * 1000 + u64::from(passed.subsec_millis())) / TICK_MS) as u32;
         while self.tick <= until {
-            let slot = &mut self.slots[(self.tick % SLOTS as u64) as usize];
-            due.append(slot);
+            let Some((tick, _)) = self.next().filter(|(tick, _)| *tick <= until) else {
+                self.tick = until + 1;
+                return;
+            };
+            let at = tick as usize % SLOTS;
+            let slot = &mut self.slots[at];
+            due.extend(slot.drain(..).map(|key| (key, tick)));
             if slot.capacity() > 4096 {
                 *slot = Vec::new();
             }
-            self.tick += 1;
+            self.filled[at / 64] &= !(1 << (at % 64));
+            self.tick = tick + 1;
         }
     }
 }
@@ -67,14 +103,19 @@ mod tests {
     fn turn(wheel: &mut Wheel, now: Instant) -> Vec<u32> {
         let mut due = Vec::new();
         wheel.turn(now, &mut due);
-        due
+        assert!(due.iter().all(|(_, tick)| wheel.has_passed(*tick)));
+        due.into_iter().map(|(key, _)| key).collect()
+    }
+
+    fn schedule(wheel: &mut Wheel, key: u32, at: Instant) -> u32 {
+        wheel.schedule(key, wheel.tick_of(at))
     }
 
     #[test]
     fn a_key_is_due_at_its_deadline_and_not_before() {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
-        wheel.schedule(7, start + Duration::from_millis(5000));
+        schedule(&mut wheel, 7, start + Duration::from_millis(5000));
         assert_eq!(turn(&mut wheel, start + Duration::from_millis(4999)), [0u32; 0]);
         assert_eq!(turn(&mut wheel, start + Duration::from_millis(5000)), [7]);
         assert_eq!(turn(&mut wheel, start + Duration::from_secs(600)), [0u32; 0]);
@@ -85,17 +126,37 @@ mod tests {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
         turn(&mut wheel, start + Duration::from_secs(10));
-        wheel.schedule(1, start);
+        schedule(&mut wheel, 1, start);
         assert_eq!(turn(&mut wheel, start + Duration::from_secs(10) + TICK), [1]);
     }
 
     #[test]
-    fn a_deadline_beyond_the_span_wakes_at_the_span() {
+    fn a_deadline_beyond_the_span_is_looked_at_at_the_span() {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
-        wheel.schedule(1, start + Duration::from_secs(3600));
+        schedule(&mut wheel, 1, start + Duration::from_secs(3600));
         assert_eq!(turn(&mut wheel, start + TICK * (SLOTS as u32 - 2)), [0u32; 0]);
         assert_eq!(turn(&mut wheel, start + TICK * SLOTS as u32), [1]);
+        assert!(!wheel.has_passed(wheel.tick_of(start + Duration::from_secs(3600))));
+    }
+
+    #[test]
+    fn the_next_tick_is_the_first_that_holds_something_wherever_the_wheel_stands() {
+        let start = Instant::now();
+        let mut wheel = Wheel::new(start);
+        assert_eq!(wheel.next(), None);
+        for turned in [0, 1, 63, 64, 100, SLOTS as u32 - 1, SLOTS as u32 + 70, 5 * SLOTS as u32] {
+            turn(&mut wheel, start + TICK * turned);
+            for ahead in [1, 2, 62, 63, 64, 65, 700, SLOTS as u32 - 2] {
+                let at = start + TICK * (turned + ahead);
+                let tick = schedule(&mut wheel, 1, at);
+                schedule(&mut wheel, 2, start + TICK * (turned + SLOTS as u32));
+                assert_eq!(wheel.next(), Some((tick, at)), "{ahead} ticks ahead of {turned}");
+                wheel.slots.iter_mut().for_each(Vec::clear);
+                wheel.filled.fill(0);
+            }
+            assert_eq!(wheel.next(), None);
+        }
     }
 
     #[test]
@@ -103,7 +164,7 @@ mod tests {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
         for key in 0..2000 {
-            wheel.schedule(key, start + Duration::from_millis(u64::from(key) * 20));
+            schedule(&mut wheel, key, start + Duration::from_millis(u64::from(key) * 40));
         }
         let mut due = turn(&mut wheel, start + Duration::from_secs(500));
         due.sort_unstable();

@@ -14,7 +14,7 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::event::Encrypted;
-use super::frame::{Opcode, header_length, put_header};
+use super::frame::{Opcode, header, header_length};
 
 /// Bytes of an uncompressed P-256 point.
 pub const POINT_BYTES: usize = 65;
@@ -130,7 +130,7 @@ impl Cipher {
         let ct_chars = BASE64.encoded_length(scratch.len());
         let length = HEAD.len() + iv_chars + MIDDLE.len() + ct_chars + TAIL.len();
         out.reserve(header_length(length) + length);
-        put_header(out, Opcode::Text, length);
+        out.extend_from_slice(&header(Opcode::Text, length));
         out.extend_from_slice(HEAD);
         BASE64.encode_append(iv, out);
         out.extend_from_slice(MIDDLE);

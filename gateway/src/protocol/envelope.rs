@@ -115,13 +115,13 @@ impl<'de> Deserialize<'de> for Text<'de> {
 
 /// Encodes an envelope, once for all who get it. `data` is JSON text.
 pub fn encode(event: &str, data: &str) -> Message {
-    let mut text = Vec::with_capacity(event.len() + data.len() + 24);
-    text.extend_from_slice(b"{\"event\":");
-    serde_json::to_writer(&mut text, event).expect("a Vec takes every write");
-    text.extend_from_slice(b",\"data\":");
-    text.extend_from_slice(data.as_bytes());
-    text.push(b'}');
-    Message::text(&text)
+    Message::written(event.len() + data.len() + 24, |text| {
+        text.extend_from_slice(b"{\"event\":");
+        serde_json::to_writer(&mut *text, event).expect("a Vec takes every write");
+        text.extend_from_slice(b",\"data\":");
+        text.extend_from_slice(data.as_bytes());
+        text.push(b'}');
+    })
 }
 
 #[cfg(test)]

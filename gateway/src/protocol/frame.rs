@@ -3,7 +3,7 @@
 //! The decoder holds nothing between reads but what an unfinished frame or message needs, so a connection that waits has no buffer.
 //! Each violation has its close code (section 7.4.1): 1002, 1007 or 1009.
 
-use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::close::Close;
 
@@ -296,7 +296,8 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
 /// One unmasked frame, encoded once; everyone who gets it shares the bytes.
 #[derive(Debug, Clone)]
 pub struct Message {
-    frame: Bytes,
+    bytes: Vec<u8>,
+    frame_at: u8,
     payload_at: u8,
 }
 
@@ -308,11 +309,23 @@ impl Message {
 
     /// A whole, final frame.
     pub fn new(opcode: Opcode, payload: &[u8]) -> Self {
-        let mut frame = Vec::with_capacity(payload.len() + MAX_HEADER);
-        put_header(&mut frame, opcode, payload.len());
-        let payload_at = frame.len() as u8;
-        frame.extend_from_slice(payload);
-        Self { frame: frame.into(), payload_at }
+        let header = header(opcode, payload.len());
+        let mut bytes = Vec::with_capacity(header.len() + payload.len());
+        bytes.extend_from_slice(&header);
+        bytes.extend_from_slice(payload);
+        Self { bytes, frame_at: 0, payload_at: header.len() as u8 }
+    }
+
+    /// A text frame whose payload, of about `room` bytes, is appended by `write`.
+    pub fn written(room: usize, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let mut bytes = Vec::with_capacity(MAX_HEADER + room);
+        bytes.extend_from_slice(&[0; MAX_HEADER]);
+        write(&mut bytes);
+        // How long the header is shows only now: it ends where the payload begins.
+        let header = header(Opcode::Text, bytes.len() - MAX_HEADER);
+        let frame_at = MAX_HEADER - header.len();
+        bytes[frame_at..MAX_HEADER].copy_from_slice(&header);
+        Self { bytes, frame_at: frame_at as u8, payload_at: MAX_HEADER as u8 }
     }
 
     /// A Close frame.
@@ -324,25 +337,20 @@ impl Message {
         Self::new(Opcode::Close, &payload)
     }
 
-    /// The same message in bytes of its own.
-    pub fn copied(&self) -> Self {
-        Self { frame: Bytes::copy_from_slice(&self.frame), payload_at: self.payload_at }
-    }
-
     /// The frame as it is written.
-    pub fn frame(&self) -> &Bytes {
-        &self.frame
+    pub fn frame(&self) -> &[u8] {
+        &self.bytes[usize::from(self.frame_at)..]
     }
 
     /// What is in the frame.
     pub fn payload(&self) -> &[u8] {
-        &self.frame[usize::from(self.payload_at)..]
+        &self.bytes[usize::from(self.payload_at)..]
     }
 }
 
-/// Writes the header of a final, unmasked frame, its length in the shortest form.
-pub fn put_header(out: &mut Vec<u8>, opcode: Opcode, length: usize) {
-    out.push(FIN | opcode as u8);
+/// The header of a final, unmasked frame, its length in the shortest form.
+pub fn header(opcode: Opcode, length: usize) -> SmallVec<[u8; MAX_HEADER]> {
+    let mut out = SmallVec::from_slice(&[FIN | opcode as u8]);
     match length {
         0..=125 => out.push(length as u8),
         126..=65_535 => {
@@ -354,9 +362,10 @@ pub fn put_header(out: &mut Vec<u8>, opcode: Opcode, length: usize) {
             out.extend_from_slice(&(length as u64).to_be_bytes());
         }
     }
+    out
 }
 
-/// Length of the header that [`put_header`] writes.
+/// Length of the header that [`header`] gives.
 pub fn header_length(length: usize) -> usize {
     match length {
         0..=125 => 2,

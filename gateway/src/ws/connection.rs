@@ -16,7 +16,7 @@ use rand::Rng;
 use super::Context;
 use super::operation::{Begun, Operation, Operations, Outcome, begin};
 use super::session::{Action, Actions, Input, Session, Verdict};
-use crate::hub::{Flushed, Link, Shard};
+use crate::hub::{Flushed, Link, Shard, Stage};
 use crate::metrics::Metrics;
 use crate::protocol::Message;
 use crate::protocol::close::Close;
@@ -152,7 +152,7 @@ impl Connection {
 
     fn ask(&mut self, operation: Operation) {
         if !self.operations.get_or_insert_default().push(operation) {
-            self.link.send(&event::error(message::TOO_MANY_REQUESTS), self.shard.caps().outbox);
+            self.link.send(event::error(message::TOO_MANY_REQUESTS), self.shard.caps().outbox);
         }
     }
 
@@ -193,18 +193,18 @@ impl Connection {
                     if count > 0 && bytes > bounds.bytes / 4 {
                         break;
                     }
-                    self.link.send(&message, bounds);
+                    self.link.send(message, bounds);
                     (count, cursor) = (count + 1, row.seq);
                 }
                 let more = missed.more || count < missed.rows.len();
-                self.link.send(&event::synced(count, cursor, missed.inbox, more), bounds);
+                self.link.send(event::synced(count, cursor, missed.inbox, more), bounds);
                 // What was pushed meanwhile and is in the answer is not repeated; what lies beyond a page comes with the next sync.
                 self.link.release(bounds, |held| event::created_seq(held).is_none_or(|seq| seq > cursor && !more));
             }
             Outcome::Done => {}
             Outcome::Unavailable => {
                 let bounds = self.shard.caps().outbox;
-                self.link.send(&event::error(message::TRY_AGAIN), bounds);
+                self.link.send(event::error(message::TRY_AGAIN), bounds);
                 self.link.release(bounds, |_| true);
             }
         }
@@ -250,7 +250,7 @@ impl Connection {
             self.heard();
         }
         self.link.hold_input(self.decoder.held_bytes());
-        self.link.note(self.session.state_name(), now);
+        self.link.note(self.session.stage(), now);
     }
 
     /// One thing the peer said; false once nothing it says matters.
@@ -268,13 +268,13 @@ impl Connection {
         }
         let bounds = self.shard.caps().outbox;
         match item {
-            Item::Text(text) if self.context.echo => self.link.send(&Message::text(text.as_bytes()), bounds),
-            Item::Binary(data) if self.context.echo => self.link.send(&Message::new(Opcode::Binary, data), bounds),
+            Item::Text(text) if self.context.echo => self.link.send(Message::text(text.as_bytes()), bounds),
+            Item::Binary(data) if self.context.echo => self.link.send(Message::new(Opcode::Binary, data), bounds),
             Item::Text(text) => self.text(text, now),
             // The wire protocol reads a binary frame as text, as its servers do: what is not UTF-8 is replaced.
             Item::Binary(data) => self.text(&String::from_utf8_lossy(data), now),
             Item::Ping(payload) => {
-                self.link.send_clear(&Message::new(Opcode::Pong, payload), bounds);
+                self.link.send_clear(Message::new(Opcode::Pong, payload), bounds);
                 self.step(now, Input::Alive);
             }
             Item::Pong | Item::Empty => self.step(now, Input::Alive),
@@ -285,7 +285,7 @@ impl Connection {
                     _ => "client",
                 });
                 let reply = code.map_or_else(|| Message::new(Opcode::Close, &[]), |code| Message::close(code, ""));
-                self.end(&reply, false, now);
+                self.end(reply, false, now);
                 self.heard();
                 return false;
             }
@@ -329,9 +329,9 @@ impl Connection {
         let bounds = self.shard.caps().outbox;
         for action in actions {
             match action {
-                Action::Send(message) => self.link.send(&message, bounds),
-                Action::SendClear(message) => self.link.send_clear(&message, bounds),
-                Action::Ping => self.link.send_clear(&Message::new(Opcode::Ping, &[]), bounds),
+                Action::Send(message) => self.link.send(message, bounds),
+                Action::SendClear(message) => self.link.send_clear(message, bounds),
+                Action::Ping => self.link.send_clear(Message::new(Opcode::Ping, &[]), bounds),
                 Action::Verify { token, key } => {
                     self.began = now;
                     self.ask(Operation::Verify { token, key });
@@ -381,7 +381,7 @@ impl Connection {
         if let Some(cipher) = self.session.cipher() {
             self.link.seal_with(Rc::clone(cipher));
         }
-        self.link.note(self.session.state_name(), now);
+        self.link.note(self.session.stage(), now);
         self.link.release(self.shard.caps().outbox, |_| true);
         self.context.metrics.handshake.observe(now.duration_since(self.began).as_secs_f64());
     }
@@ -459,9 +459,7 @@ impl Connection {
             }
             Phase::Closing { until, .. } | Phase::Lingering { until } => Some(until),
         };
-        if let Some(at) = next {
-            self.shard.wake_at(&self.link, at);
-        }
+        self.shard.wake_at(&self.link, next);
     }
 
     fn close(&mut self, close: Close, now: Instant) {
@@ -471,15 +469,15 @@ impl Connection {
         self.closed_by = Some(close.label());
         // A slow reader, or somebody whose right has ended, gets nothing more than the Close frame.
         let drop_queue = matches!(close, Close::SlowConsumer | Close::TokenExpired | Close::Revoked);
-        self.end(&Message::close(close.code(), close.reason()), drop_queue, now);
+        self.end(Message::close(close.code(), close.reason()), drop_queue, now);
     }
 
-    fn end(&mut self, frame: &Message, drop_queue: bool, now: Instant) {
+    fn end(&mut self, frame: Message, drop_queue: bool, now: Instant) {
         self.session.end();
         self.withdraw();
         self.operations = None;
         self.link.finish(frame, drop_queue);
-        self.link.note("closed", now);
+        self.link.note(Stage::Closed, now);
         self.phase = Phase::Closing { until: now + self.context.close_timeout, heard: false };
     }
 

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use crate::auth::Principal;
 use crate::config::{ClientFrames, Encryption, EncryptionMode};
+use crate::hub::Stage;
 use crate::id::Id;
 use crate::protocol::cipher::{Cipher, Handshake, UnusableKey};
 use crate::protocol::close::Close;
@@ -42,6 +43,15 @@ pub struct Rules {
     pub expiring_lead: Duration,
     /// Whether and how frames are sealed.
     pub encryption: Encryption,
+}
+
+impl Rules {
+    /// The first of the sweeps from `now` on that could find a connection silent for too long which is silent for `silent` now.
+    fn sweep_after(&self, now: Instant, silent: Duration) -> Instant {
+        let left = self.heartbeat_timeout.saturating_sub(silent);
+        let sweeps = left.as_nanos().div_ceil(self.sweep_interval.as_nanos().max(1)).max(1);
+        now + self.sweep_interval * u32::try_from(sweeps).unwrap_or(u32::MAX)
+    }
 }
 
 /// The client's key as `authenticate` gave it: absent, present but no text, or text.
@@ -171,7 +181,7 @@ impl Session {
             id,
             state: State::Connecting { until: now + rules.authenticate_timeout },
             last_frame: now,
-            next_sweep: now + rules.sweep_interval,
+            next_sweep: rules.sweep_after(now, Duration::ZERO),
             next_ping: rules.ping_interval.map(|every| now + every.mul_f32(0.5 + spread.clamp(0.0, 1.0) / 2.0)),
         }
     }
@@ -216,14 +226,14 @@ impl Session {
         matches!(self.state, State::Closed)
     }
 
-    /// The state's name, as lists of connections show it.
-    pub fn state_name(&self) -> &'static str {
+    /// How far it is, as lists of connections show it.
+    pub fn stage(&self) -> Stage {
         match self.state {
-            State::Connecting { .. } => "connecting",
-            State::Verifying { .. } | State::Admitting { .. } => "authenticating",
-            State::Authenticated(_) => "authenticated",
-            State::Encrypted(..) => "encrypted",
-            State::Closed => "closed",
+            State::Connecting { .. } => Stage::Connecting,
+            State::Verifying { .. } | State::Admitting { .. } => Stage::Authenticating,
+            State::Authenticated(_) => Stage::Authenticated,
+            State::Encrypted(..) => Stage::Encrypted,
+            State::Closed => Stage::Closed,
         }
     }
 
@@ -439,10 +449,11 @@ impl Session {
                     return self.close(Close::TokenExpired, actions);
                 }
                 if now >= self.next_sweep {
-                    if now.duration_since(self.last_frame) >= rules.heartbeat_timeout {
+                    let silent = now.duration_since(self.last_frame);
+                    if silent >= rules.heartbeat_timeout {
                         return self.close(Close::HeartbeatTimeout, actions);
                     }
-                    self.next_sweep = now + rules.sweep_interval;
+                    self.next_sweep = rules.sweep_after(now, silent);
                 }
                 if member.warn_at.is_some_and(|at| now >= at) {
                     member.warn_at = None;

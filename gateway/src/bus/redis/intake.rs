@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
 use redis::{PushInfo, PushKind, Value};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -99,6 +100,8 @@ pub(super) struct Intake {
     names: Names,
     instance: String,
     metrics: Arc<Metrics>,
+    /// Of them, how many dispatches were received.
+    dispatches: Counter,
     started: Instant,
     queue: mpsc::UnboundedSender<Queued>,
     waiting: AtomicUsize,
@@ -128,6 +131,7 @@ impl Intake {
         let intake = Self {
             names,
             instance,
+            dispatches: metrics.bus_received.get_or_create_owned(&Metrics::kind("dispatch")),
             metrics,
             started: now,
             queue,
@@ -230,7 +234,7 @@ impl Intake {
                     let bytes = dispatch.data.get().len() + EVENT_BYTES;
                     let stamp = is_instance(&from).then_some(Stamp { instance: from, bridged });
                     if self.enqueue(Heard { event: BusEvent::Dispatch(dispatch), stamp }, bytes) {
-                        self.count("dispatch");
+                        self.dispatches.inc();
                     }
                 }
                 Ok(None) => self.count("own"),

@@ -21,8 +21,8 @@ use super::publisher::Backoff;
 use crate::bus::Interest;
 use crate::bus::interests::Waiter;
 
-/// Most channels in one command.
-const CHUNK: usize = 512;
+/// Most interests in one command, each of two channels at most.
+const CHUNK: usize = 256;
 
 /// How often the wait for a first ping doubles.
 const MAX_DEAF_DOUBLINGS: u32 = 5;
@@ -221,7 +221,7 @@ impl Subscriber {
     }
 
     fn channels(&self, interests: &[Interest]) -> Vec<String> {
-        interests.iter().map(|interest| self.shared.names.channel(interest)).collect()
+        interests.iter().flat_map(|interest| self.shared.names.heard_for(interest)).collect()
     }
 
     /// Makes a connection beside `old`, subscribes all on it, and goes over at a marker that both hear.

@@ -89,8 +89,12 @@ async fn next(lines: &mut VecDeque<(Line, mpsc::Receiver<Heard>)>, batch: &mut V
     .await
 }
 
-/// How each server stands. One that is being left is up until its events end, which is soon.
+/// How each server stands, where there is more than one: nobody is waited for beside the only one. One that is being left is up until its events end,
+/// which is soon.
 fn standings(shared: &Shared, lines: &VecDeque<(Line, mpsc::Receiver<Heard>)>) -> Vec<(Line, Standing)> {
+    if lines.len() < 2 {
+        return Vec::new();
+    }
     let route = shared.route.lock();
     let is_down = |line: Line| {
         let side = std::iter::once(&route.current).chain(&route.previous).find(|side| side.line == line);

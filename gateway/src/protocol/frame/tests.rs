@@ -58,13 +58,14 @@ fn the_masked_hello_of_rfc_6455_section_5_7_is_read() {
 
 #[test]
 fn the_unmasked_frames_of_rfc_6455_section_5_7_are_written() {
-    assert_eq!(&Message::text(b"Hello").frame()[..], [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f]);
+    assert_eq!(Message::text(b"Hello").frame(), [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f]);
     assert_eq!(Message::new(Opcode::Binary, &[0; 256]).frame()[..4], [0x82, 0x7E, 0x01, 0x00]);
     assert_eq!(Message::new(Opcode::Binary, &[0; 65536]).frame()[..10], [0x82, 0x7F, 0, 0, 0, 0, 0, 1, 0, 0]);
     for length in [0, 125, 126, 65_535, 65_536] {
-        let mut header = Vec::new();
-        put_header(&mut header, Opcode::Text, length);
-        assert_eq!(header.len(), header_length(length));
+        assert_eq!(header(Opcode::Text, length).len(), header_length(length));
+        let payload = vec![b'a'; length];
+        let written = Message::written(0, |out| out.extend_from_slice(&payload));
+        assert_eq!((written.frame(), written.payload()), (Message::text(&payload).frame(), &payload[..]));
     }
 }
 

@@ -86,7 +86,7 @@ impl Fixture {
         assert_eq!(fixture.accept(principal("17", None), Some(Ok(shake()))), ["admit"]);
         let sent = fixture.on(Input::Heard);
         assert!(sent[0].contains("serverPublicKey") && sent[0].starts_with("clear "), "{sent:?}");
-        assert_eq!(fixture.session.state_name(), "encrypted");
+        assert_eq!(fixture.session.stage(), Stage::Encrypted);
         fixture
     }
 
@@ -210,6 +210,7 @@ fn authentication_may_take_fifteen_seconds_from_its_beginning() {
 #[test]
 fn silence_of_ninety_seconds_ends_the_connection_and_a_pong_is_no_silence() {
     let mut fixture = Fixture::authenticated(rules(), None);
+    assert_eq!(fixture.session.next_deadline(), Some(fixture.start + Duration::from_secs(90)), "no sweep before it could find anything");
     for second in [30, 60] {
         assert!(fixture.tick_at(second * 1000).is_empty());
     }
@@ -250,7 +251,7 @@ fn required_encryption_needs_a_key_and_disabled_ignores_one() {
     fixture.text(AUTHENTICATE);
     fixture.accept(principal("17", None), Some(Ok(shake())));
     assert!(!fixture.on(Input::Heard)[0].contains("serverPublicKey"));
-    assert_eq!(fixture.session.state_name(), "authenticated");
+    assert_eq!(fixture.session.stage(), Stage::Authenticated);
 }
 
 #[test]
