@@ -9,6 +9,7 @@ mod examples;
 mod killed;
 mod leadership;
 mod many;
+mod optional;
 mod rights;
 mod weather;
 mod world;
