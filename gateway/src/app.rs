@@ -276,6 +276,7 @@ impl Gateway {
             revocations: Arc::clone(&revocations),
             authenticator: authenticator.clone(),
             metrics: Arc::clone(metrics),
+            control: Handle::current(),
         };
         supervisor.spawn_forever("trust", follow_trust(inbound.clone(), stop.clone()));
         supervisor.spawn_forever_on(&hearing, "bus events", inbound.run(events));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::auth::{Authenticator, Principal, Revocations};
@@ -24,6 +25,8 @@ pub(super) struct Inbound {
     pub(super) revocations: Arc<Revocations>,
     pub(super) authenticator: Authenticator,
     pub(super) metrics: Arc<Metrics>,
+    /// What takes longer than handing on is done here: the events may be heard on the thread of connections.
+    pub(super) control: Handle,
 }
 
 impl Inbound {
@@ -39,17 +42,17 @@ impl Inbound {
                     self.metrics.bus_resyncs.inc();
                     tracing::info!(reason, "pushes may have been missed; clients are told to sync");
                     self.resync(reason);
-                    tokio::spawn(self.clone().reload_revocations());
+                    self.control.spawn(self.clone().reload_revocations());
                 }
                 BusEvent::Revocations(stored) => {
                     self.revocations.extend(stored);
                     let inbound = self.clone();
-                    tokio::spawn(async move { inbound.close_fallen().await });
+                    self.control.spawn(async move { inbound.close_fallen().await });
                 }
                 BusEvent::Asked(ask, reply) => {
                     if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
                         let inbound = self.clone();
-                        tokio::spawn(async move {
+                        self.control.spawn(async move {
                             inbound.answer(ask, reply).await;
                             drop(permit);
                         });

@@ -161,6 +161,11 @@ impl Interests {
         self.up
     }
 
+    /// Whether this is wanted or not yet unsubscribed.
+    pub(super) fn is_wanted(&self, interest: &Interest) -> bool {
+        self.wanted.contains_key(interest)
+    }
+
     /// How many are wanted or not yet unsubscribed.
     pub(super) fn len(&self) -> usize {
         self.wanted.len()

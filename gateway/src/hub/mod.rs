@@ -454,12 +454,15 @@ async fn run(work: Work) {
     let Work { index, shared, inlet, shutdown } = &work;
     let shard = Shard::new(*index, Arc::clone(shared));
     let mut live = shared.live.clone();
-    tokio::task::spawn_local(Rc::clone(&shard).turn());
+    let turning = Rc::clone(&shard).turn();
+    let mut turning = tokio::task::spawn_local(turning);
     let mut batch = Vec::new();
     loop {
         tokio::select! {
             () = inlet.mailbox.take(&mut batch) => {
                 shard.perform(&mut batch).await;
+                // A mailbox that is never empty leaves time for everybody else.
+                tokio::task::coop::consume_budget().await;
                 if batch.capacity() > KEPT_BATCH {
                     batch = Vec::new();
                 }
@@ -468,6 +471,11 @@ async fn run(work: Work) {
                 }
             }
             Ok(()) = live.changed() => shard.reload(),
+            ended = &mut turning => match ended {
+                Ok(never) => match never {},
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => return,
+            },
             () = shutdown.cancelled() => return,
         }
     }

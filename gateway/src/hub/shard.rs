@@ -1,6 +1,7 @@
 //! The connections of one thread: by slot, by client, by user, by room. Everything here is reached from that thread alone, so nothing is locked.
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -118,10 +119,11 @@ impl Burst {
         Self { messages: SmallVec::from([Rc::new(message)]), bytes }
     }
 
-    /// Whether a command goes on with it.
-    fn takes(&self, command: &Command, to: &Destination, but: &[Id]) -> bool {
+    /// Whether a command goes on with it, for so many bytes at most.
+    fn takes(&self, command: &Command, to: &Destination, but: &[Id], room: usize) -> bool {
         let Command::Deliver { destination, message, exclude, .. } = command else { return false };
-        destination == to && **exclude == *but && self.bytes + message.frame().len() <= Run::BYTES
+        let length = message.frame().len();
+        destination == to && **exclude == *but && length <= room && self.bytes + length <= Run::BYTES
     }
 
     fn push(&mut self, message: Message) {
@@ -384,7 +386,7 @@ impl Shard {
     }
 
     /// Turns the wheel for ever.
-    pub(super) async fn turn(self: Rc<Self>) {
+    pub(super) async fn turn(self: Rc<Self>) -> Infallible {
         let mut due = Vec::new();
         let mut sleep = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         poll_fn(|cx| {
@@ -460,7 +462,8 @@ impl Shard {
                     traced.extend(Some(span).filter(|span| !span.is_none()));
                     let mut burst = Burst::new(message);
                     while messages < MESSAGES_PER_FLUSH
-                        && let Some(next) = commands.next_if(|next| burst.takes(next, &destination, &exclude))
+                        && let Some(next) =
+                            commands.next_if(|next| burst.takes(next, &destination, &exclude, BYTES_PER_FLUSH.saturating_sub(bytes)))
                     {
                         if let Command::Deliver { message, span, .. } = next {
                             messages += 1;

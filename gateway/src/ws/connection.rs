@@ -370,9 +370,11 @@ impl Connection {
         (self.admitted, self.encrypted) = (true, encrypted);
         // Counted here and now, so that whatever way the connection ends, the interests are taken back after they were given.
         let heard = self.context.bus.hear(self.shard.interests(&self.link));
-        // A revocation, or a source's removal, that came between the verdict and the entry in the hub found nobody to close.
+        // A revocation, or a source's removal, that came between the verdict and the entry in the hub found nobody to close: it is refused as whoever
+        // comes later with such a token.
         if !self.context.authenticator.stands(&principal) {
-            return self.close(Close::Revoked, now);
+            self.link.send_clear(event::error(message::AUTHENTICATION_FAILED), self.shard.caps().outbox);
+            return self.close(Close::AuthenticationFailed, now);
         }
         self.operations.get_or_insert_default().push_own(Operation::Hear(heard));
     }

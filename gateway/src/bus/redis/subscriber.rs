@@ -197,7 +197,10 @@ impl Subscriber {
         result?;
         let left = self.shared.interests.lock().take_left(Instant::now(), self.shared.timing.linger);
         for chunk in left.chunks(CHUNK) {
-            ear.link.connection.unsubscribe(self.channels(chunk)).await?;
+            let silent = self.silent(chunk);
+            if !silent.is_empty() {
+                ear.link.connection.unsubscribe(silent).await?;
+            }
         }
         self.count();
         Ok(())
@@ -222,6 +225,23 @@ impl Subscriber {
 
     fn channels(&self, interests: &[Interest]) -> Vec<String> {
         interests.iter().flat_map(|interest| self.shared.names.heard_for(interest)).collect()
+    }
+
+    /// The channels of what is left, but for those that something else is still heard for: a client and a room of its id share one.
+    fn silent(&self, left: &[Interest]) -> Vec<String> {
+        let interests = self.shared.interests.lock();
+        let shared = |interest: &Interest| match interest {
+            Interest::Client(id) => Some(Interest::Room(id.as_str().into())),
+            Interest::Room(name) => name.parse().ok().map(Interest::Client),
+            Interest::User(_) | Interest::Broadcast => None,
+        };
+        let names = &self.shared.names;
+        let of = |interest: &Interest| {
+            let kept = shared(interest).filter(|other| interests.is_wanted(other));
+            let kept: Vec<String> = kept.iter().flat_map(|other| names.heard_for(other)).collect();
+            names.heard_for(interest).filter(move |channel| !kept.contains(channel)).collect::<Vec<_>>()
+        };
+        left.iter().flat_map(of).collect()
     }
 
     /// Makes a connection beside `old`, subscribes all on it, and goes over at a marker that both hear.
