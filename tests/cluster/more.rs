@@ -153,6 +153,7 @@ pub(crate) async fn a_node_that_dies_is_made_up_for(edge: &Edge, crowd: &Crowd) 
     edge.none_is_going(LONG).await;
     crowd.assembled().await;
     let (node, lost) = edge.node_of_a_gateway_that_is_not(1);
+    crowd.forgive(true);
     edge.kill_node(node).await;
     until_within(2 * LONG, "as many pods as before", async || {
         let pods = edge.pods();
@@ -160,8 +161,9 @@ pub(crate) async fn a_node_that_dies_is_made_up_for(edge: &Edge, crowd: &Crowd) 
         (ready && pods.len() == 3 && !pods.iter().any(|pod| pod.starts_with(&lost))).then_some(())
     })
     .await;
-    // Whoever was on it hears nothing, and comes again as clients do that miss their heartbeat.
+    // Whoever was on it and heard nothing comes again, as clients do that miss their heartbeat.
     crowd.spread_out().await;
+    crowd.forgive(false);
     until_within(LONG, "everybody is counted", async || (edge.status()["connections"]["total"] == crowd.size()).then_some(())).await;
     edge.boot_nodes().await;
     until_within(LONG, "nothing is left of the lost pod", async || {
