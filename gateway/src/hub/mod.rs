@@ -454,8 +454,7 @@ async fn run(work: Work) {
     let Work { index, shared, inlet, shutdown } = &work;
     let shard = Shard::new(*index, Arc::clone(shared));
     let mut live = shared.live.clone();
-    let turning = Rc::clone(&shard).turn();
-    let mut turning = tokio::task::spawn_local(turning);
+    let mut turning = tokio::task::spawn_local(Rc::clone(&shard).turn());
     let mut batch = Vec::new();
     loop {
         tokio::select! {

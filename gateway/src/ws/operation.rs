@@ -207,7 +207,7 @@ fn here(work: impl Future<Output = Outcome> + Send + 'static) -> Begun {
     }
 }
 
-fn hear(context: &Context, id: Id, mut heard: BoxFuture<'static, Result<(), BusError>>) -> Begun {
+fn hear(context: &Context, id: Id, heard: BoxFuture<'static, Result<(), BusError>>) -> Begun {
     // Without Redis the connection goes on at once; it is told to resync when the bus is back.
     let told = move |heard: bool| {
         if !heard {
@@ -215,9 +215,6 @@ fn hear(context: &Context, id: Id, mut heard: BoxFuture<'static, Result<(), BusE
         }
         Outcome::Heard
     };
-    if let Some(heard) = (&mut heard).now_or_never() {
-        return Begun::Done(told(heard.is_ok()));
-    }
     let limit = context.subscribe_timeout;
     here(async move { told(matches!(tokio::time::timeout(limit, heard).await, Ok(Ok(())))) })
 }

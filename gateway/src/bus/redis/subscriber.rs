@@ -230,18 +230,11 @@ impl Subscriber {
     /// The channels of what is left, but for those that something else is still heard for: a client and a room of its id share one.
     fn silent(&self, left: &[Interest]) -> Vec<String> {
         let interests = self.shared.interests.lock();
-        let shared = |interest: &Interest| match interest {
-            Interest::Client(id) => Some(Interest::Room(id.as_str().into())),
-            Interest::Room(name) => name.parse().ok().map(Interest::Client),
-            Interest::User(_) | Interest::Broadcast => None,
+        let is_heard = |channel: &String| {
+            let Some(Interest::Room(name)) = self.shared.names.destination(channel) else { return false };
+            name.parse().is_ok_and(|id| interests.is_wanted(&Interest::Client(id))) || interests.is_wanted(&Interest::Room(name))
         };
-        let names = &self.shared.names;
-        let of = |interest: &Interest| {
-            let kept = shared(interest).filter(|other| interests.is_wanted(other));
-            let kept: Vec<String> = kept.iter().flat_map(|other| names.heard_for(other)).collect();
-            names.heard_for(interest).filter(move |channel| !kept.contains(channel)).collect::<Vec<_>>()
-        };
-        left.iter().flat_map(of).collect()
+        self.channels(left).into_iter().filter(|channel| !is_heard(channel)).collect()
     }
 
     /// Makes a connection beside `old`, subscribes all on it, and goes over at a marker that both hear.
