@@ -20,12 +20,12 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, CustomResourceExt as _};
-use serde_json::json;
+use serde_json::{Value, json};
 use signal_crds::SignalCluster;
 use signal_services::{Kubernetes, KubernetesHome, Level};
 
@@ -73,6 +73,25 @@ fn authority(kubeconfig: &Path) -> String {
     std::fs::read_to_string(path.expect("an authority in the kubeconfig")).unwrap()
 }
 
+/// Makes the Secret `authority` that [`small`] names.
+async fn make_authority(client: &Client, kubeconfig: &Path) {
+    let secret = json!({"metadata": {"name": "authority"}, "stringData": {"ca.crt": authority(kubeconfig)}});
+    Api::<Secret>::default_namespaced(client.clone())
+        .create(&PostParams::default(), &serde_json::from_value(secret).unwrap())
+        .await
+        .unwrap();
+}
+
+/// The spec of a small SignalCluster.
+fn small() -> Value {
+    json!({
+        "replicas": 1,
+        "image": {"repository": "example/signal-gateway", "tag": "1"},
+        "jwks": {"sources": [{"name": "main", "issuer": "https://id.example/", "url": "https://id.example/jwks", "audiences": ["signal"],
+            "caSecretRef": {"name": "authority", "key": "ca.crt"}}]},
+    })
+}
+
 /// Stops with the process: a static is not dropped, but whatever keeps the server ends it with whoever held it.
 static SHARED: OnceLock<Result<Server, String>> = OnceLock::new();
 static TURN: Mutex<u32> = Mutex::new(0);
@@ -118,12 +137,7 @@ impl Stage {
             "apiVersion": "signal.dev/v1alpha1",
             "kind": "SignalCluster",
             "metadata": {"name": name},
-            "spec": {
-                "replicas": 1,
-                "image": {"repository": "example/signal-gateway", "tag": "1"},
-                "jwks": {"sources": [{"name": "main", "issuer": "https://id.example/", "url": "https://id.example/jwks", "audiences": ["signal"],
-                    "caSecretRef": {"name": "authority", "key": "ca.crt"}}]},
-            },
+            "spec": small(),
         }))
         .unwrap();
         self.api::<SignalCluster>().create(&PostParams::default(), &object).await.unwrap()

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Client;
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
 use signal_crds::SignalCluster;
 use signal_services::{Kubernetes, KubernetesHome, Level};
 
 use crate::leadership::Operator;
-use crate::{authority, client, define, skip, until};
+use crate::{client, define, make_authority, skip, small, until};
 
 const CLUSTERS: usize = 100;
 const LIMIT: Duration = Duration::from_secs(120);
@@ -31,9 +31,7 @@ async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_
     let server = Kubernetes::start(&home, dir.path(), Level::B).unwrap();
     let client = client(&server.kubeconfig()).await;
     define(&client).await;
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), "default");
-    let secret = json!({"metadata": {"name": "authority"}, "stringData": {"ca.crt": authority(&server.kubeconfig())}});
-    secrets.create(&PostParams::default(), &serde_json::from_value(secret).unwrap()).await.unwrap();
+    make_authority(&client, &server.kubeconfig()).await;
     let operator = Operator::start(&server.kubeconfig(), "default", "one");
     until("it leads", LIMIT, async || operator.leads().await).await;
 
@@ -44,10 +42,7 @@ async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_
             let clusters = clusters.clone();
             async move {
                 let object = json!({
-                    "apiVersion": "signal.dev/v1alpha1", "kind": "SignalCluster", "metadata": {"name": format!("edge-{n}")},
-                    "spec": {"image": {"repository": "example/signal-gateway", "tag": "1"}, "replicas": 1, "jwks": {"sources": [
-                        {"name": "main", "issuer": "https://id.example/", "url": "https://id.example/jwks", "audiences": ["signal"],
-                         "caSecretRef": {"name": "authority", "key": "ca.crt"}}]}},
+                    "apiVersion": "signal.dev/v1alpha1", "kind": "SignalCluster", "metadata": {"name": format!("edge-{n}")}, "spec": small(),
                 });
                 clusters.patch(&format!("edge-{n}"), &PatchParams::apply("test"), &Patch::Apply(&object)).await.unwrap();
             }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 use signal_crds::SignalCluster;
 
 use crate::leadership::Operator;
-use crate::{Server, authority, define, skip, until};
+use crate::{Server, define, make_authority, skip, small, until};
 
 /// The operator looks for kinds twice a minute.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -55,23 +54,16 @@ async fn a_kind_that_comes_later_is_used_and_one_that_goes_is_not_waited_for() {
     };
     let client = server.client().await;
     define(&client).await;
-    let secret = json!({"metadata": {"name": "authority"}, "stringData": {"ca.crt": authority(&server.cluster.kubeconfig())}});
-    let secrets: Api<Secret> = Api::default_namespaced(client.clone());
-    secrets.create(&PostParams::default(), &serde_json::from_value(secret).unwrap()).await.unwrap();
+    make_authority(&client, &server.cluster.kubeconfig()).await;
     let operator = Operator::start(&server.cluster.kubeconfig(), "default", "one");
     until("it leads", LIMIT, async || operator.leads().await).await;
 
     let clusters: Api<SignalCluster> = Api::default_namespaced(client.clone());
-    let object = json!({
-        "apiVersion": "signal.dev/v1alpha1", "kind": "SignalCluster", "metadata": {"name": "edge"},
-        "spec": {
-            "image": {"repository": "example/signal-gateway", "tag": "1"}, "replicas": 1,
-            "jwks": {"sources": [{"name": "main", "issuer": "https://id.example/", "url": "https://id.example/jwks", "audiences": ["signal"],
-                "caSecretRef": {"name": "authority", "key": "ca.crt"}}]},
-            "exposure": {"ingress": {"host": "rt.example"}, "httpRoute": {"parentRefs": [{"name": "public"}], "hostnames": ["rt.example"]}},
-            "observability": {"serviceMonitor": {"labels": {"release": "prometheus"}}, "prometheusRule": {}},
-        },
-    });
+    let mut spec = small();
+    spec["exposure"] =
+        json!({"ingress": {"host": "rt.example"}, "httpRoute": {"parentRefs": [{"name": "public"}], "hostnames": ["rt.example"]}});
+    spec["observability"] = json!({"serviceMonitor": {"labels": {"release": "prometheus"}}, "prometheusRule": {}});
+    let object = json!({"apiVersion": "signal.dev/v1alpha1", "kind": "SignalCluster", "metadata": {"name": "edge"}, "spec": spec});
     clusters.patch("edge", &PatchParams::apply("test"), &Patch::Apply(&object)).await.unwrap();
     // The API server has this one from the start.
     let ingresses: Api<Ingress> = Api::default_namespaced(client.clone());
