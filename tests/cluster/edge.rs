@@ -225,11 +225,39 @@ impl Edge {
         set["keys"].as_array().into_iter().flatten().filter_map(|key| key["kid"].as_str().map(str::to_owned)).collect()
     }
 
+    /// The number of a node with a gateway on it, and the name of that pod. No gateway may be on its way out.
+    pub(crate) fn node_of_a_gateway_that_is_not(&self, node: usize) -> (usize, String) {
+        let placed = |pod: &Value| {
+            let node = pod["spec"]["nodeName"].as_str()?.strip_prefix("node")?.parse().ok()?;
+            Some((node, pod["metadata"]["name"].as_str()?.to_owned()))
+        };
+        let pods: Vec<_> = self.gateways().iter().filter_map(placed).collect();
+        pods.iter().find(|(other, _)| *other != node).cloned().unwrap_or_else(|| panic!("no gateway elsewhere: {pods:?}"))
+    }
+
     /// All pods of gateways.
     fn gateways(&self) -> Vec<Value> {
         let text =
             self.kubectl(&["get", "pods", "-l", "app.kubernetes.io/instance=edge,app.kubernetes.io/component=gateway", "-o", "json"]);
         serde_json::from_str::<Value>(&text).expect("JSON")["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Waits until no gateway is on its way out.
+    pub(crate) async fn none_is_going(&self, limit: Duration) {
+        until_within(limit, "no pod is going", async || {
+            self.gateways().iter().all(|pod| pod["metadata"]["deletionTimestamp"].is_null()).then_some(())
+        })
+        .await;
+    }
+
+    /// A node dies with all that runs on it.
+    pub(crate) async fn kill_node(&self, node: usize) {
+        self.lab.cluster.does(move |cluster| cluster.kill_node(node)).await;
+    }
+
+    /// Nodes that died are booted.
+    pub(crate) async fn boot_nodes(&self) {
+        self.lab.cluster.does(|cluster| cluster.up()).await;
     }
 
     /// The Redis that nobody uses at first.

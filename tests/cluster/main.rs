@@ -40,6 +40,7 @@ async fn from_nothing_to_an_edge_that_scales_rotates_and_moves_without_dropping_
             more::an_emergency_closes_those_who_rest_on_the_source(&edge, &crowd).await;
             redis_moves_and_pushes_go_on(&edge).await;
             an_api_server_that_is_away_disturbs_nobody(&edge, &crowd).await;
+            more::a_node_that_dies_is_made_up_for(&edge, &crowd).await;
             crowd.leave().await;
             a_deleted_cluster_leaves_nothing_behind(&edge).await;
         })

@@ -1,4 +1,4 @@
-//! What a platform asks of an edge that runs: nothing missing after a drain, pods by connections, keys of its own, a stolen key.
+//! What a platform asks of an edge that runs: nothing missing after a drain, pods by connections, keys of its own, a stolen key, a dead node.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -134,6 +134,43 @@ pub(crate) async fn an_emergency_closes_those_who_rest_on_the_source(edge: &Edge
     until_within(LONG, "its tokens are refused everywhere", async || (!admits(edge, &stolen).await).then_some(())).await;
     assert!(crowd.closed().is_empty(), "{:?}", crowd.closed());
     edge.patch(json!({"jwks": {"rotation": {"emergency": false}}}));
+}
+
+/// A node with pods of gateways dies: others take their place, and everybody is let in again.
+pub(crate) async fn a_node_that_dies_is_made_up_for(edge: &Edge, crowd: &Crowd) {
+    // A pod on a node that is gone is given up soon.
+    let tolerations = ["not-ready", "unreachable"].map(|condition| {
+        let key = format!("node.kubernetes.io/{condition}");
+        json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5})
+    });
+    edge.patch(json!({"podTemplate": {"spec": {"tolerations": tolerations}}}));
+    until_within(LONG, "pods that do not wait long", async || {
+        let done = edge.is_observed() && edge.condition("Progressing")?.0 == "False";
+        done.then_some(())
+    })
+    .await;
+    edge.settled(3, LONG).await;
+    edge.none_is_going(LONG).await;
+    crowd.assembled().await;
+    let (node, lost) = edge.node_of_a_gateway_that_is_not(1);
+    crowd.forgive(true);
+    edge.kill_node(node).await;
+    until_within(2 * LONG, "as many pods as before", async || {
+        let pods = edge.pods();
+        let ready = edge.condition("Ready")?.0 == "True";
+        (ready && pods.len() == 3 && !pods.iter().any(|pod| pod.starts_with(&lost))).then_some(())
+    })
+    .await;
+    // Whoever was on it and heard nothing comes again, as clients do that miss their heartbeat.
+    crowd.spread_out().await;
+    crowd.forgive(false);
+    until_within(LONG, "everybody is counted", async || (edge.status()["connections"]["total"] == crowd.size()).then_some(())).await;
+    edge.boot_nodes().await;
+    until_within(LONG, "nothing is left of the lost pod", async || {
+        (!edge.kubectl(&["get", "pods", "-o", "name"]).contains(&lost)).then_some(())
+    })
+    .await;
+    edge.settled(3, LONG).await;
 }
 
 /// A key that the operator made.
