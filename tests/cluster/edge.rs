@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use signal_services::{Component, Image, Kafka, KafkaHome, Level, Postgres, Redis, Server, Tool};
+use signal_services::{Component, Guarded, Image, Kafka, KafkaHome, Level, Postgres, Redis, Server, Tool};
 use signal_tests::cluster::{OwnCluster, own_cluster};
 use signal_tests::services::scratch;
 use signal_tests::wait::until_within;
@@ -17,10 +17,14 @@ use crate::more::SigningKey;
 
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
+const REDIS_USER: &str = "signal";
+const REDIS_PASSWORD: &str = "of-the-edge-alone";
+
 /// A cluster with both images, and servers at its switch.
 pub(crate) struct Lab {
     pub(crate) cluster: OwnCluster,
-    redis: [Server; 2],
+    redis: Server,
+    other_redis: Guarded,
     postgres: Server,
     kafka: Server,
     helm: PathBuf,
@@ -58,9 +62,10 @@ impl Lab {
             }
         }
         let start = |name: &str| dir.path().join(name);
-        let redis = [Redis::start_in(&network, &start("redis-a"), &[]), Redis::start_in(&network, &start("redis-b"), &[])];
         Some(Self {
-            redis: redis.map(|server| server.expect("Redis starts")),
+            redis: Redis::start_in(&network, &start("redis"), &[]).expect("Redis starts"),
+            other_redis: Redis::start_guarded_in(&network, &start("other-redis"), REDIS_USER, REDIS_PASSWORD)
+                .expect("the other Redis starts"),
             postgres: Postgres::start_in(&network, &start("postgres"), false).expect("PostgreSQL starts"),
             kafka: Kafka::start_in(&network, &kafka_home, &start("kafka")).expect("Kafka starts"),
             cluster,
@@ -141,7 +146,7 @@ impl Edge {
         let mut spec = json!({
             "replicas": 2,
             "image": {"repository": "localhost/signal-gateway", "tag": "test", "pullPolicy": "Never"},
-            "redis": {"mode": "Standalone", "nodes": [self.lab.redis[0].address().to_string()]},
+            "redis": {"mode": "Standalone", "nodes": [self.lab.redis.address().to_string()]},
             "kafka": {"brokers": [self.lab.kafka.address().to_string()]},
             "database": {"urlSecretRef": {"name": "edge-database", "key": "url"}},
             "jwks": {"sources": [source("main", &self.issuer)]},
@@ -260,9 +265,21 @@ impl Edge {
         self.lab.cluster.does(|cluster| cluster.up()).await;
     }
 
-    /// The Redis that nobody uses at first.
+    /// The Redis that nobody uses at first, for emitters: in the clear.
     pub(crate) fn other_redis(&self) -> SocketAddr {
-        self.lab.redis[1].address()
+        self.lab.other_redis.server.address()
+    }
+
+    /// The same for gateways: over TLS, and as a user of its own. Makes the Secret that is named.
+    pub(crate) fn guarded_redis(&self) -> Value {
+        let data = json!({"user": REDIS_USER, "password": REDIS_PASSWORD, "ca": self.lab.other_redis.authority});
+        self.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "edge-redis"}, "stringData": data}));
+        let secret = |key: &str| json!({"name": "edge-redis", "key": key});
+        json!({
+            "nodes": [self.lab.other_redis.address.to_string()],
+            "auth": {"usernameSecretRef": secret("user"), "passwordSecretRef": secret("password")},
+            "tls": {"caSecretRef": secret("ca")},
+        })
     }
 
     /// The public Service, by its port on the node.

@@ -202,14 +202,14 @@ async fn admits(edge: &Edge, issuer: &Issuer) -> bool {
     admitted
 }
 
-/// Pushes reach people on every pod after the move, and no pod restarts.
+/// From a server in the clear to one with TLS and a user: pushes reach people on every pod after the move, and no pod restarts.
 async fn redis_moves_and_pushes_go_on(edge: &Edge) {
     let pods = edge.pods();
     let mut clients = Vec::new();
     for _ in 0..6 {
         clients.push(Client::open(edge.address(), &edge.issuer.token("31")).await);
     }
-    edge.patch(json!({"redis": {"nodes": [edge.other_redis().to_string()]}}));
+    edge.patch(json!({"redis": edge.guarded_redis()}));
     until_within(LONG, "every pod uses the other Redis", async || {
         // In this order: a status that was read later speaks of the newest spec too.
         let observed = edge.is_observed();

@@ -6,6 +6,7 @@
 //! Every server keeps its data in a folder and its port for life, so that a restart is the same server again. No server
 //! outlives this process: each is killed on drop, and by the kernel (`setpriv --pdeathsig`) if this process dies without one.
 
+mod certificates;
 mod image;
 mod kafka;
 mod kubernetes;
@@ -20,13 +21,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
+pub use certificates::certificates;
 pub use image::Image;
 pub use kafka::{Kafka, KafkaHome};
 pub use kubernetes::{Component, Kubernetes, KubernetesHome, Level};
 pub use network::Network;
 pub use postgres::Postgres;
 pub use process::{Server, bound_command, signal, spawn};
-pub use redis::{Redis, Sentinels};
+pub use redis::{Guarded, Redis, Sentinels};
 pub use tool::Tool;
 
 /// Where downloads are kept across runs: `$SIGNAL_CACHE`, else `~/.cache/signal`.

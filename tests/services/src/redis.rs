@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::process::{Server, bound_command};
-use crate::{Network, find_program, free_port};
+use crate::{Network, certificates, find_program, free_port};
 
 /// How to start one.
 pub struct Redis;
@@ -38,6 +38,23 @@ impl Redis {
         let (own_port, ip) = (port.to_string(), network.ip().to_string());
         let base = ["--port", &own_port, "--bind", &ip, "--protected-mode", "no", "--save", "", "--appendonly", "no"];
         Self::run(network, dir, port, [&base, extra].concat())
+    }
+
+    /// The same, with a second port that speaks TLS and is meant for one ACL user; the first stays open to everybody.
+    ///
+    /// # Errors
+    /// When it or `openssl` is not installed, or it does not start.
+    pub fn start_guarded_in(network: &Network, dir: &Path, user: &str, password: &str) -> Result<Guarded> {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        certificates(dir, network.ip())?;
+        let port = network.free_port()?;
+        let (tls_port, password) = (port.to_string(), format!(">{password}"));
+        let listen = ["--tls-port", &tls_port, "--tls-auth-clients", "no", "--user", user, "on", &password, "~*", "&*", "+@all"];
+        let files = ["ca", "cert", "key"].map(|name| dir.join(format!("{name}.pem")).to_string_lossy().into_owned());
+        let files = ["--tls-ca-cert-file", &files[0], "--tls-cert-file", &files[1], "--tls-key-file", &files[2]];
+        let server = Self::start_in(network, dir, &[&listen[..], &files].concat())?;
+        let authority = std::fs::read_to_string(dir.join("ca.pem"))?;
+        Ok(Guarded { address: SocketAddr::new(server.address().ip(), port), server, authority })
     }
 
     /// Starts a master named `mymaster`, its replica and three sentinels that take one second to give it up.
@@ -120,6 +137,16 @@ impl Redis {
         let ready = move || network.run(|| answers(address)).unwrap_or(false);
         Server::start("redis", dir, address, "TERM", command, ready)
     }
+}
+
+/// A server with a port that speaks TLS.
+pub struct Guarded {
+    /// It, and its port in the clear.
+    pub server: Server,
+    /// The port that speaks TLS.
+    pub address: SocketAddr,
+    /// PEM of the authority that signed its certificate.
+    pub authority: String,
 }
 
 /// A master, its replica and the sentinels that watch them.

@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -175,35 +174,6 @@ pub(in crate::bus) fn sentinels() -> (Server, Server, Vec<Server>) {
         })
     });
     (master, replica, sentinels)
-}
-
-/// An authority and a certificate for 127.0.0.1, made with `openssl`: `ca.pem`, `cert.pem`, `key.pem`.
-pub(in crate::bus) fn certificates(dir: &Path) {
-    let run = |arguments: &[&str]| {
-        let output = Command::new("openssl").args(arguments).current_dir(dir).output().unwrap();
-        assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    std::fs::write(dir.join("san"), "subjectAltName=IP:127.0.0.1\n").unwrap();
-    let new_key = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-    run(&[&new_key[..], &["-x509", "-days", "30", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem"]].concat());
-    run(&[&new_key[..], &["-subj", "/CN=redis", "-keyout", "key.pem", "-out", "csr.pem"]].concat());
-    run(&[
-        "x509",
-        "-req",
-        "-in",
-        "csr.pem",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-days",
-        "30",
-        "-extfile",
-        "san",
-        "-out",
-        "cert.pem",
-    ]);
 }
 
 /// Stands between a bus and its server, and can swallow what the server sends on connections that subscribed.

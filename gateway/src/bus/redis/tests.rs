@@ -1,9 +1,11 @@
 //! The bus against real servers: what goes across, what happens when servers fail, and what is left behind.
 
 use std::collections::{BTreeSet, HashSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use signal_services::certificates;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -824,9 +826,9 @@ async fn tls_is_verified_against_the_given_authority() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    lab::certificates(dir.path());
+    certificates(dir.path(), Ipv4Addr::LOCALHOST).unwrap();
     let other = tempfile::tempdir().unwrap();
-    lab::certificates(other.path());
+    certificates(other.path(), Ipv4Addr::LOCALHOST).unwrap();
     let files = ["--tls-cert-file", "{dir}/cert.pem", "--tls-key-file", "{dir}/key.pem", "--tls-ca-cert-file", "{dir}/ca.pem"];
     let listen = ["--port", "0", "--tls-port", "{port}"].map(str::to_owned);
     let server =
