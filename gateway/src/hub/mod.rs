@@ -8,6 +8,7 @@ mod directory;
 mod link;
 mod mailbox;
 mod outbox;
+mod parcel;
 mod shard;
 mod wheel;
 

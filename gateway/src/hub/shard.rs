@@ -20,7 +20,8 @@ use tokio::sync::oneshot;
 use tracing::Span;
 
 use super::link::{Link, Seat, Stage};
-use super::outbox::{Bounds, Flushed, Run};
+use super::outbox::{Bounds, Flushed};
+use super::parcel::{Burst, Parcel};
 use super::wheel::Wheel;
 use super::{ClientInfo, ClientQuery, MAX_LISTED, Shared};
 use crate::auth::Principal;
@@ -99,44 +100,6 @@ pub(super) enum Command {
 struct Room {
     name: Arc<str>,
     members: Vec<u32>,
-}
-
-/// What is queued to connections at once.
-enum Parcel {
-    One(Rc<Message>),
-    Run(Rc<Run>),
-}
-
-/// Messages that follow each other to the same destination.
-struct Burst {
-    messages: SmallVec<[Rc<Message>; 1]>,
-    bytes: usize,
-}
-
-impl Burst {
-    fn new(message: Message) -> Self {
-        let bytes = message.frame().len();
-        Self { messages: SmallVec::from([Rc::new(message)]), bytes }
-    }
-
-    /// Whether a command goes on with it, for so many bytes at most.
-    fn takes(&self, command: &Command, to: &Destination, but: &[Id], room: usize) -> bool {
-        let Command::Deliver { destination, message, exclude, .. } = command else { return false };
-        let length = message.frame().len();
-        destination == to && **exclude == *but && length <= room && self.bytes + length <= Run::BYTES
-    }
-
-    fn push(&mut self, message: Message) {
-        self.bytes += message.frame().len();
-        self.messages.push(Rc::new(message));
-    }
-
-    fn end(self) -> Parcel {
-        match self.messages.into_inner() {
-            Ok([message]) => Parcel::One(message),
-            Err(messages) => Parcel::Run(Rc::new(Run::new(messages.into_vec()))),
-        }
-    }
 }
 
 /// The user has as many connections as one may.
@@ -462,8 +425,10 @@ impl Shard {
                     traced.extend(Some(span).filter(|span| !span.is_none()));
                     let mut burst = Burst::new(message);
                     while messages < MESSAGES_PER_FLUSH
-                        && let Some(next) =
-                            commands.next_if(|next| burst.takes(next, &destination, &exclude, BYTES_PER_FLUSH.saturating_sub(bytes)))
+                        && let Some(next) = commands.next_if(|next| {
+                            matches!(next, Command::Deliver { destination: to, message, exclude: but, .. }
+                                if *to == destination && *but == exclude && burst.takes(message, BYTES_PER_FLUSH.saturating_sub(bytes)))
+                        })
                     {
                         if let Command::Deliver { message, span, .. } = next {
                             messages += 1;
@@ -552,14 +517,10 @@ impl Shard {
             }
             Destination::Broadcast => links.iter().for_each(|(_, link)| hand(link)),
         }
-        let messages = match parcel {
-            Parcel::One(_) => 1,
-            Parcel::Run(run) => run.messages().len(),
-        };
-        for _ in 0..messages {
+        for _ in 0..parcel.messages() {
             self.shared.metrics.fan_out.observe(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
         }
-        count * messages
+        count * parcel.messages()
     }
 
     async fn flush_touched(&self) {
