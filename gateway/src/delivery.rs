@@ -50,7 +50,7 @@ pub struct Dispatch {
 impl Dispatch {
     /// A message with `data` as its JSON.
     pub fn new(destination: Destination, event: impl Into<Arc<str>>, data: Arc<RawValue>) -> Self {
-        Self { destination, event: event.into(), data, exclude: Arc::from([]), span: Span::none() }
+        Self { destination, event: event.into(), data, exclude: Arc::default(), span: Span::none() }
     }
 }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::auth::{Authenticator, Principal, Revocations};
-use crate::bus::{Ask, Bus, BusEvent, Reply};
+use crate::bus::{Ask, Bus, BusEvent, Events, Reply};
 use crate::delivery::{Destination, Dispatch};
 use crate::hub::{Hub, Which};
 use crate::metrics::Metrics;
@@ -31,32 +31,41 @@ pub(super) struct Inbound {
 
 impl Inbound {
     /// Runs until the bus is closed.
-    pub(super) async fn run(self, mut events: mpsc::Receiver<BusEvent>) {
+    pub(super) async fn run(self, mut events: Events) {
         let permits = Arc::new(Semaphore::new(ANSWERS_AT_ONCE));
-        while let Some(event) = events.recv().await {
-            match event {
-                BusEvent::Dispatch(dispatch) => {
-                    self.hub.deliver(&dispatch);
-                }
-                BusEvent::Resync(reason) => {
-                    self.metrics.bus_resyncs.inc();
-                    tracing::info!(reason, "pushes may have been missed; clients are told to sync");
-                    self.resync(reason);
-                    self.control.spawn(self.clone().reload_revocations());
-                }
-                BusEvent::Revocations(stored) => {
-                    self.revocations.extend(stored);
+        let mut heard = Vec::new();
+        while events.next(&mut heard).await {
+            for event in heard.drain(..) {
+                self.take(event, &permits);
+                // It may run on the thread of connections: a flood leaves time for them.
+                tokio::task::coop::consume_budget().await;
+            }
+        }
+    }
+
+    fn take(&self, event: BusEvent, permits: &Arc<Semaphore>) {
+        match event {
+            BusEvent::Dispatch(dispatch) => {
+                self.hub.deliver(&dispatch);
+            }
+            BusEvent::Resync(reason) => {
+                self.metrics.bus_resyncs.inc();
+                tracing::info!(reason, "pushes may have been missed; clients are told to sync");
+                self.resync(reason);
+                self.control.spawn(self.clone().reload_revocations());
+            }
+            BusEvent::Revocations(stored) => {
+                self.revocations.extend(stored);
+                let inbound = self.clone();
+                self.control.spawn(async move { inbound.close_fallen().await });
+            }
+            BusEvent::Asked(ask, reply) => {
+                if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
                     let inbound = self.clone();
-                    self.control.spawn(async move { inbound.close_fallen().await });
-                }
-                BusEvent::Asked(ask, reply) => {
-                    if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
-                        let inbound = self.clone();
-                        self.control.spawn(async move {
-                            inbound.answer(ask, reply).await;
-                            drop(permit);
-                        });
-                    }
+                    self.control.spawn(async move {
+                        inbound.answer(ask, reply).await;
+                        drop(permit);
+                    });
                 }
             }
         }

@@ -10,7 +10,7 @@ use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::{Answers, Ask, Bus, BusError, BusEvent, BusFacts, Hearing, Interest, MAX_REVOCATIONS, Opened, Revocation};
+use super::{Answers, Ask, Bus, BusError, BusEvent, BusFacts, Events, Hearing, Interest, MAX_REVOCATIONS, Opened, Revocation, Source};
 use crate::clock::Clock;
 use crate::config;
 use crate::delivery::Dispatch;
@@ -25,7 +25,7 @@ struct Local {
 pub(super) fn open(ids: &config::Ids, clock: Arc<dyn Clock>) -> Opened {
     let (sender, events) = mpsc::channel(1);
     let bus = Local { clock, revocations: Mutex::default(), events: Mutex::new(Some(sender)) };
-    Opened { bus: Arc::new(bus), events, worker: Arc::new(ids.worker_base.into()) }
+    Opened { bus: Arc::new(bus), events: Events(Source::Local(events)), worker: Arc::new(ids.worker_base.into()) }
 }
 
 impl Local {

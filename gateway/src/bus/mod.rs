@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -202,7 +202,7 @@ pub struct Previous {
 /// What carries dispatches between instances.
 ///
 /// At most once and, per publishing instance and destination, in order. Methods never block on an unreachable server longer than the configured
-/// timeouts. Events are handed out through the receiver that [`open`] returns; it ends when the bus is closed, and should it end before that, the
+/// timeouts. Events are handed out through the [`Events`] that [`open`] returns; they end when the bus is closed, and should they end before that, the
 /// bus has failed for good and the process has to go.
 pub trait Bus: Send + Sync + 'static {
     /// Publishes to every other instance that holds the destination; batched with what waits. Returns when the server took it.
@@ -269,9 +269,37 @@ pub struct Opened {
     /// The bus.
     pub bus: Arc<dyn Bus>,
     /// What comes in, bounded: when nobody takes it for long, dispatches are dropped and a [`BusEvent::Resync`] follows.
-    pub events: tokio::sync::mpsc::Receiver<BusEvent>,
+    pub events: Events,
     /// The worker number leased for this instance's ids. Another one takes its place when this one is not free on a Redis that is gone over to.
     pub worker: Arc<AtomicU16>,
+}
+
+/// What a bus hears, in order. A bus whose events are dropped closes.
+pub struct Events(Source);
+
+enum Source {
+    Local(mpsc::Receiver<BusEvent>),
+    Switch(Box<switch::Joined>),
+}
+
+impl Events {
+    fn of_switch(joined: switch::Joined) -> Self {
+        Self(Source::Switch(Box::new(joined)))
+    }
+
+    /// Adds what comes next to `out`, which must be empty; `false` says that the events have ended. Cancel safe.
+    pub async fn next(&mut self, out: &mut Vec<BusEvent>) -> bool {
+        match &mut self.0 {
+            Source::Local(events) => match events.recv().await {
+                Some(event) => {
+                    out.push(event);
+                    true
+                }
+                None => false,
+            },
+            Source::Switch(joined) => joined.next(out).await,
+        }
+    }
 }
 
 impl std::fmt::Debug for Opened {

@@ -182,12 +182,12 @@ struct In<'a> {
 }
 
 /// A dispatch, the `serverId` that published it, and what it carries where it was published to two servers.
-pub(super) type Decoded = (Dispatch, Box<str>, Option<Bridged>);
+pub(super) type Decoded<'a> = (Dispatch, Cow<'a, str>, Option<Bridged>);
 
 /// Reads a payload that came for `destination`; `None` when this instance published it itself.
 ///
 /// Absent `data` is null. Members of `exclude` that are no client ids exclude nobody; a `bridged` that is not three numbers is none.
-pub(super) fn decode(me: &str, destination: Destination, payload: &[u8]) -> Result<Option<Decoded>, Malformed> {
+pub(super) fn decode<'a>(me: &str, destination: Destination, payload: &'a [u8]) -> Result<Option<Decoded<'a>>, Malformed> {
     // A list would be read as the members in their order.
     if payload.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
         return Err(Malformed::NotJson);
@@ -199,17 +199,13 @@ pub(super) fn decode(me: &str, destination: Destination, payload: &[u8]) -> Resu
         return Ok(None);
     }
     let data = read.data.unwrap_or(RawValue::NULL).to_owned();
-    let exclude: Vec<Id> = read
-        .exclude
-        .and_then(|raw| serde_json::from_str::<Vec<serde_json::Value>>(raw.get()).ok())
-        .into_iter()
-        .flatten()
-        .filter_map(|member| member.as_str().and_then(|text| text.parse().ok()))
-        .collect();
     let bridged = read.bridged.and_then(|raw| serde_json::from_str::<(u64, u64, u8)>(raw.get()).ok());
     let bridged = bridged.map(|(number, since, home)| Bridged { number, since, is_home: home == 1 });
-    let dispatch = Dispatch { exclude: exclude.into(), ..Dispatch::new(destination, event.as_ref(), Arc::from(data)) };
-    Ok(Some((dispatch, server_id.into(), bridged)))
+    let mut dispatch = Dispatch::new(destination, event.as_ref(), Arc::from(data));
+    if let Some(exclude) = read.exclude.and_then(|raw| serde_json::from_str::<Vec<serde_json::Value>>(raw.get()).ok()) {
+        dispatch.exclude = exclude.iter().filter_map(|member| member.as_str()?.parse().ok()).collect();
+    }
+    Ok(Some((dispatch, server_id, bridged)))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::delivery::Destination;
 const STRIPES: usize = 64;
 
 /// (shard, connections there)
-type Holders = SmallVec<[(u16, u32); 2]>;
+pub(super) type Holders = SmallVec<[(u16, u32); 2]>;
 
 /// Counts the connections of each destination by shard.
 #[derive(Debug)]

@@ -32,7 +32,7 @@ use crate::metrics::Metrics;
 use crate::protocol::close::Close;
 use crate::protocol::envelope;
 
-use directory::Directory;
+use directory::{Directory, Holders};
 use mailbox::Mailbox;
 use shard::{Command, ShardCounts};
 
@@ -298,22 +298,22 @@ impl Hub {
         count
     }
 
-    fn holders(&self, destination: &Destination) -> Vec<(u16, u32)> {
-        let Some(shared) = &self.shared else { return Vec::new() };
+    fn holders(&self, destination: &Destination) -> Holders {
+        let Some(shared) = &self.shared else { return Holders::new() };
         match destination {
             Destination::Broadcast => {
                 let counts = shared.counts.iter().enumerate();
                 counts.map(|(n, c)| (n as u16, c.authenticated.load(Ordering::Relaxed) as u32)).filter(|h| h.1 > 0).collect()
             }
             Destination::Room(name) => {
-                let mut holders = shared.directory.holders(destination).to_vec();
+                let mut holders = shared.directory.holders(destination);
                 // A client id is a room of its own, which nobody else may join.
                 if let Ok(id) = name.parse() {
                     holders.extend(shared.directory.holders(&Destination::Client(id)));
                 }
                 holders
             }
-            Destination::Client(_) | Destination::User(_) => shared.directory.holders(destination).to_vec(),
+            Destination::Client(_) | Destination::User(_) => shared.directory.holders(destination),
         }
     }
 

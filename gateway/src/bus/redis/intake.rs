@@ -1,11 +1,12 @@
 //! What every subscriber connection hears ends here: read, sorted, and queued for the hub.
 //!
-//! [`Intake::heard`] is called by a connection's driver and must not wait, so the queue to [`super::BusEvent`]s is bounded by dropping: a
+//! [`Intake::heard`] is called by a connection's driver and must not wait, so the queue of [`Events`] is bounded by dropping: a
 //! [`BusEvent::Resync`] follows a drop. Two connections overlap while a password changes; [`Intake::begin_hand_over`] makes one continuous stream of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -69,9 +70,10 @@ pub(in crate::bus) struct Heard {
     pub(in crate::bus) stamp: Option<Stamp>,
 }
 
-struct Queued {
-    heard: Heard,
-    bytes: usize,
+enum Queued {
+    Heard(Heard, usize),
+    /// Nothing follows.
+    End,
 }
 
 impl From<BusEvent> for Heard {
@@ -117,18 +119,13 @@ pub(super) struct Intake {
     open: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
 }
 
-/// The ends that tasks of their own empty.
-pub(super) struct Outlets {
-    queue: mpsc::UnboundedReceiver<Queued>,
-    asked: mpsc::Receiver<Asked>,
-}
-
 impl Intake {
-    pub(super) fn new(names: Names, instance: String, metrics: Arc<Metrics>) -> (Self, Outlets) {
+    /// With it, what is heard, and the questions that wait for an answer.
+    pub(super) fn new(names: Names, instance: String, metrics: Arc<Metrics>) -> (Arc<Self>, Events, mpsc::Receiver<Asked>) {
         let (queue, queued) = mpsc::unbounded_channel();
         let (ask, asked) = mpsc::channel(MAX_ASKED);
         let now = Instant::now();
-        let intake = Self {
+        let intake = Arc::new(Self {
             names,
             instance,
             dispatches: metrics.bus_received.get_or_create_owned(&Metrics::kind("dispatch")),
@@ -144,8 +141,9 @@ impl Intake {
             peer_lost: Notify::new(),
             asked: ask,
             open: Mutex::default(),
-        };
-        (intake, Outlets { queue: queued, asked })
+        });
+        let events = Events { queue: queued, intake: Arc::clone(&intake), taken: Vec::new() };
+        (intake, events, asked)
     }
 
     /// Takes a push of connection `generation`.
@@ -232,7 +230,7 @@ impl Intake {
             match wire::decode(&self.instance, destination, payload) {
                 Ok(Some((dispatch, from, bridged))) => {
                     let bytes = dispatch.data.get().len() + EVENT_BYTES;
-                    let stamp = is_instance(&from).then_some(Stamp { instance: from, bridged });
+                    let stamp = is_instance(&from).then(|| Stamp { instance: from.into(), bridged });
                     if self.enqueue(Heard { event: BusEvent::Dispatch(dispatch), stamp }, bytes) {
                         self.dispatches.inc();
                     }
@@ -320,10 +318,20 @@ impl Intake {
         tracing::info!(reason, "pushes may have been missed: local clients are told to sync");
         self.metrics.bus_resyncs.inc();
         self.waiting.fetch_add(1, Ordering::AcqRel);
-        let _ = self.queue.send(Queued { heard: BusEvent::Resync(reason).into(), bytes: 0 });
+        let _ = self.queue.send(Queued::Heard(BusEvent::Resync(reason).into(), 0));
     }
 
-    /// How much was heard and is not handed out.
+    /// Nothing is heard after the guard is dropped: events end behind what was heard before.
+    pub(super) fn ends(self: &Arc<Self>) -> Ends {
+        Ends(Arc::clone(self))
+    }
+
+    /// Ends when nobody takes events any more.
+    pub(super) async fn abandoned(&self) {
+        self.queue.closed().await;
+    }
+
+    /// How much was heard and is not taken.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Acquire)
     }
@@ -336,7 +344,7 @@ impl Intake {
     fn enqueue(&self, heard: Heard, bytes: usize) -> bool {
         let waiting = self.waiting.fetch_add(1, Ordering::AcqRel) + 1;
         let waiting_bytes = self.waiting_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        if waiting > MAX_WAITING || waiting_bytes > MAX_WAITING_BYTES || self.queue.send(Queued { heard, bytes }).is_err() {
+        if waiting > MAX_WAITING || waiting_bytes > MAX_WAITING_BYTES || self.queue.send(Queued::Heard(heard, bytes)).is_err() {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
             self.drop_one();
@@ -364,30 +372,65 @@ impl Intake {
     }
 }
 
-impl Outlets {
-    /// Separates the two ends.
-    pub(super) fn split(self) -> (Waiting, mpsc::Receiver<Asked>) {
-        (Waiting(self.queue), self.asked)
+/// Ends the events when it is dropped.
+pub(super) struct Ends(Arc<Intake>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.queue.send(Queued::End);
     }
 }
 
-/// What was heard and waits to be handed out.
-pub(super) struct Waiting(mpsc::UnboundedReceiver<Queued>);
+/// What was heard, in order. Once it is dropped the bus closes.
+pub(in crate::bus) struct Events {
+    queue: mpsc::UnboundedReceiver<Queued>,
+    intake: Arc<Intake>,
+    /// Scratch.
+    taken: Vec<Queued>,
+}
 
-impl Waiting {
-    /// Hands events out in order until nobody takes them: the one step that may wait.
-    pub(super) async fn hand_out(mut self, intake: Arc<Intake>, events: mpsc::Sender<Heard>) {
-        while let Some(Queued { heard, bytes }) = self.0.recv().await {
-            let taken = events.send(heard).await;
+impl Events {
+    /// Takes at most `limit` of what waits; nothing at all says that the events have ended.
+    pub(in crate::bus) fn poll_many(&mut self, context: &mut Context<'_>, batch: &mut Vec<Heard>, limit: usize) -> Poll<()> {
+        if !self.queue.is_closed() {
+            ready!(self.queue.poll_recv_many(context, &mut self.taken, limit));
+        }
+        let intake = &self.intake;
+        for queued in self.taken.drain(..) {
+            let Queued::Heard(heard, bytes) = queued else {
+                self.queue.close();
+                break;
+            };
             intake.waiting.fetch_sub(1, Ordering::AcqRel);
             intake.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
-            if taken.is_err() {
-                return;
-            }
-            if intake.overflow_is_over() {
-                intake.resync("bus_overflow");
-            }
+            batch.push(heard);
         }
+        if intake.overflow_is_over() {
+            intake.resync("bus_overflow");
+        }
+        Poll::Ready(())
+    }
+
+    /// Whether nothing waits.
+    pub(in crate::bus) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+#[cfg(test)]
+impl Events {
+    /// The next; `None` at their end.
+    pub(super) async fn recv(&mut self) -> Option<Heard> {
+        let mut batch = Vec::new();
+        std::future::poll_fn(|context| self.poll_many(context, &mut batch, 1)).await;
+        batch.pop()
+    }
+
+    /// The next if it waits.
+    pub(super) fn try_recv(&mut self) -> Option<Heard> {
+        let mut batch = Vec::new();
+        let _ = self.poll_many(&mut Context::from_waker(std::task::Waker::noop()), &mut batch, 1);
+        batch.pop()
     }
 }
 
@@ -416,10 +459,8 @@ mod tests {
 
     const ME: &str = "0123456789abcdef0123456789abcdef";
 
-    fn intake() -> (Arc<Intake>, Waiting, mpsc::Receiver<Asked>) {
-        let (intake, outlets) = Intake::new(Names::new("", ME), ME.into(), Metrics::new());
-        let (waiting, asked) = outlets.split();
-        (Arc::new(intake), waiting, asked)
+    fn intake() -> (Arc<Intake>, Events, mpsc::Receiver<Asked>) {
+        Intake::new(Names::new("", ME), ME.into(), Metrics::new())
     }
 
     fn message(channel: &str, payload: &str) -> PushInfo {
@@ -431,9 +472,9 @@ mod tests {
         message("ws:room:r", &format!("{{\"serverId\":\"emitter\",\"event\":\"e\",\"data\":{n}}}"))
     }
 
-    fn drain(waiting: &mut Waiting) -> Vec<String> {
-        std::iter::from_fn(|| waiting.0.try_recv().ok())
-            .map(|queued| match queued.heard.event {
+    fn drain(events: &mut Events) -> Vec<String> {
+        std::iter::from_fn(|| events.try_recv())
+            .map(|heard| match heard.event {
                 BusEvent::Dispatch(dispatch) => {
                     assert_eq!(dispatch.destination, Destination::Room("r".into()));
                     dispatch.data.get().to_owned()
@@ -448,7 +489,7 @@ mod tests {
         let marker = || message(&format!("signal:ping:{ME}"), "handover-1");
         // What each connection hears, in order, and all ways to mix the two that the bits of a number can say.
         for mix in 0..1u32 << 12 {
-            let (intake, mut waiting, _asked) = intake();
+            let (intake, mut events, _asked) = intake();
             intake.listen_to(1);
             intake.begin_hand_over(1, 2, b"handover-1".to_vec());
             let stream = || [said(1), said(2), marker(), said(3), said(4), said(5)];
@@ -462,43 +503,51 @@ mod tests {
             }
             old.for_each(|push| intake.heard(1, push));
             new.for_each(|push| intake.heard(2, push));
-            assert_eq!(drain(&mut waiting), ["1", "2", "3", "4", "5"], "{mix:b}");
+            assert_eq!(drain(&mut events), ["1", "2", "3", "4", "5"], "{mix:b}");
         }
     }
 
     #[test]
     fn a_connection_that_is_not_listened_to_is_not_heard() {
-        let (intake, mut waiting, _asked) = intake();
+        let (intake, mut events, _asked) = intake();
         intake.listen_to(2);
         intake.heard(1, said(1));
         intake.heard(2, said(2));
-        assert_eq!(drain(&mut waiting), ["2"]);
+        assert_eq!(drain(&mut events), ["2"]);
     }
 
     #[tokio::test]
     async fn a_full_queue_drops_and_a_resync_follows_once_it_is_half_empty() {
-        let (intake, waiting, _asked) = intake();
+        let (intake, mut events, _asked) = intake();
         intake.listen_to(1);
         for n in 0..MAX_WAITING + 10 {
             intake.heard(1, said(n));
         }
-        let (events, mut taken) = mpsc::channel(1);
-        let task = tokio::spawn(waiting.hand_out(intake.clone(), events));
         for n in 0..MAX_WAITING {
-            let Some(Heard { event: BusEvent::Dispatch(dispatch), .. }) = taken.recv().await else { panic!("{n} is missing") };
+            let Some(Heard { event: BusEvent::Dispatch(dispatch), .. }) = events.recv().await else { panic!("{n} is missing") };
             assert_eq!(dispatch.data.get(), n.to_string());
         }
-        assert!(matches!(taken.recv().await, Some(Heard { event: BusEvent::Resync("bus_overflow"), .. })));
+        assert!(matches!(events.recv().await, Some(Heard { event: BusEvent::Resync("bus_overflow"), .. })));
         intake.heard(1, said(7));
-        assert!(matches!(taken.recv().await, Some(Heard { event: BusEvent::Dispatch(_), .. })));
-        drop(taken);
-        intake.heard(1, said(8));
-        task.await.unwrap();
+        assert!(matches!(events.recv().await, Some(Heard { event: BusEvent::Dispatch(_), .. })));
     }
 
     #[tokio::test]
-    async fn questions_are_bounded_and_garbage_among_them_is_dropped() {
-        let (intake, mut waiting, mut asked) = intake();
+    async fn events_end_behind_what_was_heard_and_their_taker_is_missed() {
+        let (intake, mut events, _asked) = intake();
+        intake.listen_to(1);
+        intake.heard(1, said(1));
+        drop(intake.ends());
+        intake.heard(1, said(2));
+        assert_eq!(drain(&mut events), ["1"]);
+        assert!(events.recv().await.is_none() && events.recv().await.is_none());
+        drop(events);
+        intake.abandoned().await;
+    }
+
+    #[test]
+    fn questions_are_bounded_and_garbage_among_them_is_dropped() {
+        let (intake, mut events, mut asked) = intake();
         intake.listen_to(1);
         let channel = format!("signal:ask:{ME}");
         for bad in ["", "{}", r#"{"id":1,"from":"x","ask":"holds","client":"4bC"}"#, r#"{"id":1,"from":"00","ask":"unheard-of"}"#] {
@@ -511,8 +560,8 @@ mod tests {
             intake.heard(1, message(&channel, &payload));
         }
         assert_eq!(std::iter::from_fn(|| asked.try_recv().ok()).count(), MAX_ASKED);
-        let mut events = std::iter::from_fn(|| waiting.0.try_recv().ok());
-        assert!(matches!(events.next().unwrap().heard.event, BusEvent::Asked(Ask::Holds { .. }, _)));
+        let mut events = std::iter::from_fn(|| events.try_recv());
+        assert!(matches!(events.next().unwrap().event, BusEvent::Asked(Ask::Holds { .. }, _)));
         assert_eq!(events.count(), MAX_ASKED - 1);
     }
 }

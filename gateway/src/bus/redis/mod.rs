@@ -41,10 +41,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::connect::{Address, Connector, Keys, unavailable};
 pub(super) use self::handle::{only_here, probe};
-pub(super) use self::intake::{Heard, Stamp};
+pub(super) use self::intake::{Events, Heard, Stamp};
 pub(super) use self::publisher::Backoff;
 
-use self::intake::{Asked, Intake, Waiting};
+use self::intake::{Asked, Intake};
 use self::lease::Lease;
 use self::publisher::{Publisher, Writer};
 use self::subscriber::Subscriber;
@@ -55,9 +55,6 @@ use crate::clock::Clock;
 use crate::config;
 use crate::delivery::{Destination, Dispatch};
 use crate::metrics::Metrics;
-
-/// Events handed out and not yet taken; more wait in the intake.
-const EVENTS: usize = 1024;
 
 /// Every interval of the bus.
 #[derive(Debug, Clone)]
@@ -212,7 +209,7 @@ pub(super) fn new_instance() -> String {
 /// A bus that has begun to connect. Dropping the bus closes what was begun.
 pub(super) struct Begun {
     pub(super) bus: Arc<RedisBus>,
-    pub(super) events: mpsc::Receiver<Heard>,
+    pub(super) events: Events,
     /// Told when all that was wanted is subscribed and confirmed for the first time.
     heard: oneshot::Receiver<()>,
 }
@@ -229,7 +226,7 @@ fn begin_timed(config: &config::Bus, setup: &Setup, timing: Timing) -> Result<Be
     let connector = connector(config)?;
     let Setup { instance, name, clock, metrics, .. } = setup.clone();
     let names = Names::new(&config.prefix, &instance);
-    let (intake, outlets) = Intake::new(names.clone(), instance.clone(), metrics.clone());
+    let (intake, events, asked) = Intake::new(names.clone(), instance.clone(), metrics.clone());
     let (publisher, writer) = Publisher::new(config.publish_queue, metrics.clone());
     let shared = Arc::new(Shared {
         instance,
@@ -238,7 +235,7 @@ fn begin_timed(config: &config::Bus, setup: &Setup, timing: Timing) -> Result<Be
         timing,
         connector: Mutex::new(Arc::new(connector)),
         login: watch::channel(0).0,
-        intake: Arc::new(intake),
+        intake,
         publisher,
         interests: Mutex::default(),
         interests_changed: Notify::new(),
@@ -253,11 +250,9 @@ fn begin_timed(config: &config::Bus, setup: &Setup, timing: Timing) -> Result<Be
         metrics,
     });
     let closing = setup.shutdown.child_token();
-    let (waiting, asked) = outlets.split();
-    let (events_in, events) = mpsc::channel(EVENTS);
     let (ready_in, heard) = oneshot::channel();
     let (closed_in, closed) = watch::channel(false);
-    let tasks = Tasks { writer, waiting, asked, events: events_in, ready: ready_in };
+    let tasks = Tasks { writer, asked, ready: ready_in };
     tokio::spawn(tasks.supervise(shared.clone(), closing.clone(), closed_in));
     Ok(Begun { bus: Arc::new(RedisBus { shared, closing, closed }), events, heard })
 }
@@ -298,21 +293,21 @@ impl Begun {
 /// What the tasks start with.
 struct Tasks {
     writer: Writer,
-    waiting: Waiting,
     asked: mpsc::Receiver<Asked>,
-    events: mpsc::Sender<Heard>,
     ready: oneshot::Sender<()>,
 }
 
 impl Tasks {
     /// Runs everything until the bus is closed, then gives up what is held.
     async fn supervise(self, shared: Arc<Shared>, closing: CancellationToken, closed: watch::Sender<bool>) {
+        let ends = shared.intake.ends();
         let writing = CancellationToken::new();
         let mut writer = tokio::spawn(self.writer.run(shared.clone(), shared.login.subscribe(), writing.clone()));
         let mut set = JoinSet::new();
         set.spawn(Subscriber::new(shared.clone(), shared.login.subscribe(), self.ready).run());
         set.spawn(handle::follow_password(shared.clone(), closing.clone()));
-        set.spawn(self.waiting.hand_out(shared.intake.clone(), self.events));
+        let intake = shared.intake.clone();
+        set.spawn(async move { intake.abandoned().await });
         let (asker, keeper, pinger, teller) = (shared.clone(), shared.clone(), shared.clone(), shared.clone());
         set.spawn(async move { ask::answer(&asker, self.asked).await });
         set.spawn(async move { lease::keep(&keeper, keeper.connected.subscribe()).await });
@@ -328,6 +323,7 @@ impl Tasks {
         }
         closing.cancel();
         set.shutdown().await;
+        drop(ends);
         shared.interests.lock().down();
         let goodbye = async {
             lease::release(&shared).await;

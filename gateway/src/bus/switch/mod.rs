@@ -4,7 +4,7 @@
 //! | module | does |
 //! |---|---|
 //! | `merge` | one stream out of what both hear: each message once, in order |
-//! | `hands` | the task that feeds it and hands the stream out |
+//! | `hands` | feeds it, and hands the stream out |
 //! | `mover` | the task that follows the live settings: opens beside, goes over, closes |
 //!
 //! While there are two, everything is published to both and heard from both, and questions go to each instance once, by whichever server it is on.
@@ -29,19 +29,17 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::hands::Hand;
+pub(super) use self::hands::Joined;
 use self::merge::Line;
 use self::mover::Mover;
 use super::redis::{self, RedisBus, Setup};
 use super::wire::Bridged;
-use super::{Answers, Ask, Bus, BusError, BusEvent, BusFacts, Hearing, Interest, Opened, Parts, Previous, Revocation};
+use super::{Answers, Ask, Bus, BusError, BusEvent, BusFacts, Events, Hearing, Interest, Opened, Parts, Previous, Revocation};
 use crate::config::{self, BusPlace, Live};
 use crate::delivery::Dispatch;
 
 /// Longest wait for the server that is not the one in use.
 const BESIDE_WAIT: Duration = Duration::from_millis(500);
-
-/// Events handed out and not yet taken.
-const EVENTS: usize = 1024;
 
 /// One server that is connected to.
 #[derive(Clone)]
@@ -142,21 +140,15 @@ pub(super) async fn open(parts: Parts) -> Result<Opened, BusError> {
         known: parts.known,
         closing,
     });
-    let (events_in, events) = mpsc::channel(EVENTS);
     let (hand, handed) = mpsc::unbounded_channel();
     let _ = hand.send(Hand::Line(shared.current().line, first.events));
     let mut mover = Mover::new(shared.clone(), live, hand);
-    let bus = Switch { shared: shared.clone() };
+    let joined = Joined::new(shared.clone(), handed);
+    let bus = Switch { shared };
     mover.start().await?;
-    // One task: should either part fail, the events end and the process goes.
-    tokio::spawn(async move {
-        tokio::select! {
-            () = hands::hand_out(&shared, handed, events_in) => {}
-            () = mover.follow() => {}
-        }
-        shared.closing.cancel();
-    });
-    Ok(Opened { bus: Arc::new(bus), events, worker })
+    // Should it fail, what it hands ends, with that the events, and the process goes.
+    tokio::spawn(async move { mover.follow().await });
+    Ok(Opened { bus: Arc::new(bus), events: Events::of_switch(joined), worker })
 }
 
 /// Waits a little for the server that is not the one in use.

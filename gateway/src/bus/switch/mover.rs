@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::hands::Hand;
 use super::{Bus as _, BusEvent, Shared, Side};
-use crate::bus::redis::{self, Backoff, Begun, Heard, RedisBus, Setup};
+use crate::bus::redis::{self, Backoff, Begun, Events, RedisBus, Setup};
 use crate::bus::{BusError, Revocation};
 use crate::config::{self, BusPlace, Live};
 use crate::metrics::Metrics;
@@ -53,7 +53,7 @@ impl Wanted {
 /// A server that is connected for the first time.
 pub(super) struct First {
     pub(super) side: Side,
-    pub(super) events: mpsc::Receiver<Heard>,
+    pub(super) events: Events,
 }
 
 /// Connects to whatever the live settings name, however long it takes and however they change meanwhile.

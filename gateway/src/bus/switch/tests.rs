@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -47,7 +47,7 @@ fn parts(server: &Server, name: &str, live: watch::Receiver<Arc<Live>>, clock: A
 /// An instance as a test sees it.
 struct Instance {
     bus: Arc<dyn Bus>,
-    events: Receiver<BusEvent>,
+    events: UnboundedReceiver<BusEvent>,
     worker: Arc<std::sync::atomic::AtomicU16>,
     live: watch::Sender<Arc<Live>>,
 }
@@ -61,8 +61,14 @@ impl Instance {
     async fn knowing(fixed: &Server, name: &str, at_first: Arc<Live>, known: Vec<Revocation>) -> Self {
         let (tell, told) = watch::channel(at_first);
         let parts = Parts { known: Arc::new(move || known.clone()), ..parts(fixed, name, told, Arc::new(SystemClock)) };
-        let Opened { bus, events, worker } = timeout(LIMIT, open(parts)).await.expect("opens in time").unwrap();
-        Self { bus, events, worker, live: tell }
+        let Opened { bus, mut events, worker } = timeout(LIMIT, open(parts)).await.expect("opens in time").unwrap();
+        // Taken as an instance does, whenever the test looks.
+        let (taken, waiting) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut heard = Vec::new();
+            while events.next(&mut heard).await && heard.drain(..).all(|event| taken.send(event).is_ok()) {}
+        });
+        Self { bus, events: waiting, worker, live: tell }
     }
 
     fn set(&self, bus: &BusPlace, previous: Option<&BusPlace>) {
@@ -169,7 +175,7 @@ async fn instances_go_over_one_after_the_other_while_messages_flow_and_none_is_l
     let workers = (a.worker(), b.worker());
     // Taken as they come.
     let taking = |instance: &mut Instance| {
-        let mut events = std::mem::replace(&mut instance.events, tokio::sync::mpsc::channel(1).1);
+        let mut events = std::mem::replace(&mut instance.events, tokio::sync::mpsc::unbounded_channel().1);
         tokio::spawn(async move {
             let mut taken = Vec::new();
             while let Some(event) = events.recv().await {
