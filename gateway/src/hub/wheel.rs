@@ -7,10 +7,10 @@
 use std::time::{Duration, Instant};
 
 /// How coarse deadlines are.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(100);
 const TICK_MS: u64 = TICK.as_millis() as u64;
 /// A span of 102 s: longer than a connection may be silent.
-const SLOTS: usize = 2048;
+const SLOTS: usize = 1024;
 
 /// Whole milliseconds, rounded up: a deadline is never early.
 fn millis(duration: Duration) -> u64 {
@@ -21,7 +21,7 @@ fn millis(duration: Duration) -> u64 {
 #[derive(Debug)]
 pub(super) struct Wheel {
     started: Instant,
-    /// The next tick that has not been turned to. Ticks of 50 ms are counted for 6.8 years.
+    /// The next tick that has not been turned to. Ticks of 100 ms are counted for 13 years.
     tick: u32,
     slots: Box<[Vec<u32>]>,
     /// A bit for each slot that holds something.
