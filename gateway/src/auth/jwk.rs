@@ -38,7 +38,7 @@ pub(super) struct Key {
     /// Its `kid`, else its thumbprint in base64url.
     pub(super) name: Arc<str>,
     /// RFC 7638.
-    pub(super) thumbprint: Thumbprint,
+    pub(super) thumbprint: Arc<Thumbprint>,
     /// What it may verify: its `alg`, else all that its type and curve can.
     pub(super) algorithms: &'static [Algorithm],
     public: Public,
@@ -104,10 +104,11 @@ impl Key {
                 &able[at..=at]
             }
         };
-        let thumbprint = digest::digest(&digest::SHA256, canonical.as_bytes()).as_ref().try_into().expect("SHA-256 has 32 bytes");
+        let thumbprint: Thumbprint =
+            digest::digest(&digest::SHA256, canonical.as_bytes()).as_ref().try_into().expect("SHA-256 has 32 bytes");
         let kid: Option<Arc<str>> = jwk.kid.map(Arc::from);
         let name = kid.clone().unwrap_or_else(|| URL_SAFE_NO_PAD.encode_to_string(thumbprint).into());
-        Some(Self { kid, name, thumbprint, algorithms, public })
+        Some(Self { kid, name, thumbprint: Arc::new(thumbprint), algorithms, public })
     }
 
     /// Whether `signature` is this key's over `message` by `algorithm`. The algorithm must be one of [`Key::algorithms`]: no other verifies.

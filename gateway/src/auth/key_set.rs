@@ -116,7 +116,7 @@ impl View {
 
     /// Whether it still has exactly this key.
     pub(super) fn has(&self, thumbprint: &Thumbprint) -> bool {
-        self.keys().any(|key| key.thumbprint == *thumbprint)
+        self.keys().any(|key| *key.thumbprint == *thumbprint)
     }
 
     /// Why its keys cannot be used, for a log line and `/readyz`.
@@ -406,7 +406,7 @@ impl Keeper {
             self.sets.started.store(true, Ordering::Relaxed);
         }
         let standing = |table: &Table| -> Vec<(Arc<str>, bool, Vec<Thumbprint>)> {
-            table.sources.iter().map(|v| (Arc::clone(&v.name), v.is_accepted(), v.keys().map(|key| key.thumbprint).collect())).collect()
+            table.sources.iter().map(|v| (Arc::clone(&v.name), v.is_accepted(), v.keys().map(|key| *key.thumbprint).collect())).collect()
         };
         let before = self.sets.table();
         let other = before.revoked != table.revoked || standing(&before) != standing(&table);

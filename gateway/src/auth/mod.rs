@@ -53,10 +53,8 @@ pub enum Via {
 pub struct TokenFacts {
     /// Name of the source that issued it.
     pub source: Arc<str>,
-    /// The key that verified it.
-    pub kid: Arc<str>,
-    /// That key itself: an issuer may put another one behind the same `kid`.
-    pub thumbprint: Thumbprint,
+    /// The key that verified it. Not its `kid`, behind which an issuer may put another one.
+    pub thumbprint: Arc<Thumbprint>,
     /// `jti`
     pub token_id: Option<Arc<str>>,
     /// `iat`

@@ -176,8 +176,7 @@ mod tests {
     fn principal(subject: &str, jti: Option<&str>, issued_ms: Option<i64>) -> Principal {
         let facts = TokenFacts {
             source: "main".into(),
-            kid: "k".into(),
-            thumbprint: [0; 32],
+            thumbprint: Arc::default(),
             token_id: jti.map(Into::into),
             issued_at: issued_ms.map(at),
             expires_at: Some(at(1_000_000)),

@@ -485,8 +485,7 @@ fn check(parts: &Parts<'_>, view: &View, key: &Key, now_ms: i64, leeway_ms: i64)
     }
     let facts = TokenFacts {
         source: Arc::clone(&view.name),
-        kid: Arc::clone(&key.name),
-        thumbprint: key.thumbprint,
+        thumbprint: Arc::clone(&key.thumbprint),
         token_id: claims.jti.as_ref().and_then(text).map(Arc::from),
         issued_at: parts.issued_at,
         expires_at: Some(expires_at),

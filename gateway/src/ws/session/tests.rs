@@ -25,8 +25,7 @@ fn principal(subject: &str, lives: Option<i64>) -> Arc<Principal> {
         roles: Vec::new(),
         via: Via::Token(TokenFacts {
             source: "main".into(),
-            kid: "k1".into(),
-            thumbprint: [0; 32],
+            thumbprint: Arc::default(),
             token_id: None,
             issued_at: None,
             expires_at: lives.map(|secs| at(secs * 1000)),
