@@ -2,7 +2,9 @@
 //!
 //! Each function below runs against SQLite and against a real PostgreSQL, on a database of its own.
 
+mod inbox;
 mod outage;
+mod policies;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::task::JoinSet;
 
+use self::inbox::*;
+use self::policies::*;
 use super::testing::{TestDatabase, activity, ids};
 use super::*;
 use crate::config::{Config, Secret, SecretFile};
@@ -238,134 +242,6 @@ async fn a_deleted_notification_does_not_come_back(database: &TestDatabase) {
     assert_eq!(all(&*store, "y").await.len(), 1);
     // Numbers are not used again.
     assert_eq!(store.insert(&[activity("e3", &["x"])], at(4)).await.unwrap()[0].notification.seq, 3);
-}
-
-async fn reading_sets_the_time_once_and_counts_once(database: &TestDatabase) {
-    let store = database.open().await.notifications;
-    let batch: Vec<NewActivity> = (1..=6).map(|n| activity(&format!("e{n}"), &["x", "y"])).collect();
-    let stored = store.insert(&batch, at(0)).await.unwrap();
-    let id = |recipient: &str, seq: i64| {
-        let is = |s: &&Stored| &*s.notification.recipient_id == recipient && s.notification.seq == seq;
-        stored.iter().find(is).unwrap().notification.id
-    };
-    let read = store.mark_read("x", &Which::Ids(vec![id("x", 2), id("y", 3), id("x", 2)]), at(10)).await.unwrap();
-    assert_eq!((read.ids.as_slice(), read.total), (&[id("x", 2)][..], 1));
-    assert_eq!((read.read_at, read.inbox), (millis(at(10)), InboxState { unread_count: 5, version: 7 }));
-    assert_eq!(store.inbox("y").await.unwrap(), InboxState { unread_count: 6, version: 6 });
-
-    let read = store.mark_read("x", &Which::Ids(vec![id("x", 2), id("y", 3)]), at(20)).await.unwrap();
-    assert!(read.ids.is_empty() && read.total == 0);
-    assert_eq!(read.inbox, InboxState { unread_count: 5, version: 7 });
-
-    let read = store.mark_read("x", &Which::UpTo(4), at(30)).await.unwrap();
-    assert_eq!(read.ids, [id("x", 4), id("x", 3), id("x", 1)]);
-    assert_eq!(read.inbox, InboxState { unread_count: 2, version: 8 });
-    let read = store.mark_read("x", &Which::All, at(40)).await.unwrap();
-    assert_eq!(read.ids, [id("x", 6), id("x", 5)]);
-    assert_eq!(read.inbox, InboxState { unread_count: 0, version: 9 });
-    assert_eq!(store.mark_read("x", &Which::All, at(50)).await.unwrap().inbox.version, 9);
-
-    let times: Vec<_> = all(&*store, "x").await.iter().map(|n| (n.seq, n.is_read, n.read_at.unwrap())).collect();
-    let want: Vec<_> = [(6, 40), (5, 40), (4, 30), (3, 30), (2, 10), (1, 30)].map(|(seq, s)| (seq, true, millis(at(s)))).into();
-    assert_eq!(times, want);
-    assert_counters(&*store, "y").await;
-}
-
-async fn marking_a_large_inbox_tells_the_newest_ids_and_the_whole_count(database: &TestDatabase) {
-    let store = database.open().await.notifications;
-    let count = MAX_READ_IDS as i64 + 200;
-    let batch: Vec<NewActivity> = (0..count).map(|n| activity(&format!("e{n}"), &["x"])).collect();
-    let stored = store.insert(&batch, at(0)).await.unwrap();
-    let read = store.mark_read("x", &Which::UpTo(count - 1), at(1)).await.unwrap();
-    assert_eq!((read.ids.len(), read.total), (MAX_READ_IDS, count as u64 - 1));
-    assert_eq!(read.inbox, InboxState { unread_count: 1, version: count + 1 });
-    let newest: Vec<Id> = stored.iter().rev().skip(1).take(MAX_READ_IDS).map(|s| s.notification.id).collect();
-    assert_eq!(read.ids, newest);
-    let ids: Vec<Id> = stored.iter().map(|s| s.notification.id).collect();
-    assert_eq!(store.mark_read("x", &Which::Ids(ids), at(2)).await.unwrap().total, 1);
-    assert_counters(&*store, "x").await;
-}
-
-async fn pages_are_stable_while_rows_arrive(database: &TestDatabase) {
-    let store = database.open().await.notifications;
-    let insert = async |from: i64, to: i64| {
-        let batch: Vec<NewActivity> = (from..=to).map(|n| activity(&format!("e{n}"), &["x"])).collect();
-        store.insert(&batch, at(0)).await.unwrap();
-    };
-    insert(1, 10).await;
-    let first = store.list("x", &Filter::default(), None, 4).await.unwrap();
-    assert_eq!((seqs(&first.rows), first.next), (vec![10, 9, 8, 7], Some(7)));
-    insert(11, 13).await;
-    store.delete("x", first.rows[3].id, at(1)).await.unwrap();
-    let second = store.list("x", &Filter::default(), first.next, 4).await.unwrap();
-    assert_eq!((seqs(&second.rows), second.next), (vec![6, 5, 4, 3], Some(3)));
-    assert_eq!(second.inbox.unread_count, 12);
-    let last = store.list("x", &Filter::default(), second.next, 4).await.unwrap();
-    assert_eq!((seqs(&last.rows), last.next), (vec![2, 1], None));
-    // A last page that is just full has no next; a limit of none is one.
-    assert_eq!(store.list("x", &Filter::default(), Some(5), 4).await.unwrap().next, None);
-    assert_eq!(seqs(&store.list("x", &Filter::default(), None, 0).await.unwrap().rows), [13]);
-    assert!(store.list("x", &Filter::default(), Some(i64::MIN), 4).await.unwrap().rows.is_empty());
-}
-
-async fn lists_are_filtered_by_state_and_type(database: &TestDatabase) {
-    let store = database.open().await.notifications;
-    let batch: Vec<NewActivity> = (1..=8)
-        .map(|n| NewActivity { kind: if n % 2 == 0 { "EVEN" } else { "odd" }.into(), ..activity(&format!("e{n}"), &["x", "y"]) })
-        .collect();
-    store.insert(&batch, at(0)).await.unwrap();
-    store.mark_read("x", &Which::UpTo(5), at(1)).await.unwrap();
-    for (is_read, kind, want) in [
-        (None, None, vec![8, 7, 6, 5, 4, 3, 2, 1]),
-        (Some(true), None, vec![5, 4, 3, 2, 1]),
-        (Some(false), None, vec![8, 7, 6]),
-        (None, Some("EVEN"), vec![8, 6, 4, 2]),
-        (Some(true), Some("EVEN"), vec![4, 2]),
-        (Some(false), Some("odd"), vec![7]),
-        (None, Some("ODD"), vec![]),
-    ] {
-        let filter = Filter { is_read, kind: kind.map(Into::into) };
-        let mut seen = Vec::new();
-        let mut before = None;
-        loop {
-            let page = store.list("x", &filter, before, 2).await.unwrap();
-            assert_eq!(page.inbox, InboxState { unread_count: 3, version: 9 });
-            seen.extend(seqs(&page.rows));
-            before = page.next;
-            if before.is_none() {
-                break;
-            }
-        }
-        assert_eq!(seen, want, "{filter:?}");
-    }
-}
-
-async fn what_was_missed_comes_in_order_and_says_whether_there_is_more(database: &TestDatabase) {
-    let store = database.open().await.notifications;
-    let batch: Vec<NewActivity> = (1..=5).map(|n| activity(&format!("e{n}"), &["x", "y"])).collect();
-    store.insert(&batch, at(0)).await.unwrap();
-    let missed = store.missed("x", 1, 2).await.unwrap();
-    assert_eq!((seqs(&missed.rows), missed.more), (vec![2, 3], true));
-    assert_eq!(missed.inbox, InboxState { unread_count: 5, version: 5 });
-    let missed = store.missed("x", 3, 2).await.unwrap();
-    assert_eq!((seqs(&missed.rows), missed.more), (vec![4, 5], false));
-    let missed = store.missed("x", 5, 2).await.unwrap();
-    assert!(missed.rows.is_empty() && !missed.more && missed.inbox.unread_count == 5);
-    assert_eq!(seqs(&store.missed("x", i64::MIN, 9).await.unwrap().rows), [1, 2, 3, 4, 5]);
-    assert!(store.missed("x", i64::MAX, 9).await.unwrap().rows.is_empty());
-}
-
-async fn another_recipients_id_is_like_none(database: &TestDatabase) {
-    let store = database.open().await.notifications;
-    let stored = store.insert(&[activity("e1", &["x", "X"])], at(0)).await.unwrap();
-    let id = stored[0].notification.id;
-    for stranger in ["X", "x ", "y", "", "%"] {
-        assert!(store.get(stranger, id).await.unwrap().is_none());
-        assert!(store.delete(stranger, id, at(1)).await.unwrap().is_none());
-        assert!(store.mark_read(stranger, &Which::Ids(vec![id]), at(1)).await.unwrap().ids.is_empty());
-    }
-    assert_eq!(store.inbox("X").await.unwrap(), InboxState { unread_count: 1, version: 1 });
-    assert_eq!(json(&store.get("x", id).await.unwrap().unwrap()), json(&stored[0].notification));
 }
 
 async fn one_activity_may_have_a_hundred_thousand_recipients(database: &TestDatabase) {
@@ -616,137 +492,6 @@ async fn missing_and_changed_migrations_are_named(database: &TestDatabase) {
     let wrong = crate::config::Database { url: Secret::new("mysql://u:hunter2@h/d"), ..database.settings.clone() };
     let wrong = open(wrong).await.unwrap_err();
     assert!(matches!(wrong, OpenError::Setting { .. }) && !wrong.to_string().contains("hunter2"), "{wrong}");
-}
-
-fn platform() -> Platform {
-    let mut definitions = vec![
-        PolicyDefinition::member("17", "3", Some("Merchant_42")),
-        PolicyDefinition::member("17", "4", None),
-        PolicyDefinition::member("18", "3", Some("Merchant_42")),
-        PolicyDefinition::member("18", "3", Some("Organizer_7")),
-        PolicyDefinition::member("19", "3", Some("Merchant_421")),
-        PolicyDefinition::may("3", "100", "read", Some("Merchant_42")),
-        PolicyDefinition::may("4", "101", "execute", None),
-        PolicyDefinition::may("5", "100", "delete", None),
-        PolicyDefinition::may("3", "999", "read", None),
-    ];
-    let own = PolicyDefinition {
-        subject: ("User", "17".into()),
-        effect: Some("deny".into()),
-        ..PolicyDefinition::may("", "100", "update", None)
-    };
-    let no_action = PolicyDefinition { id: "none".into(), action: None, ..PolicyDefinition::may("3", "100", "", None) };
-    // A second role in the same domain does not make the user two recipients, and a role is no user.
-    let second = PolicyDefinition::member("17", "5000", Some("Merchant_42"));
-    let a_role =
-        PolicyDefinition { id: "role".into(), subject: ("Role", "21".into()), ..PolicyDefinition::member("", "3", Some("Merchant_42")) };
-    definitions.extend([own, no_action, second, a_role]);
-    Platform {
-        permissions: vec![("100".into(), "WebSocketClient.find".into()), ("101".into(), "WebSocketClient.send".into())],
-        roles: vec![("3".into(), "cashier".into()), ("4".into(), "sender".into())],
-        definitions,
-    }
-}
-
-async fn assert_policies(policies: &dyn PolicyStore) {
-    let merchant = Domain::Merchant("42".into());
-    let organizer = Domain::Organizer("7".into());
-    let nobody = Domain::Merchant("1'--".into());
-    let users = policies.users_in(&[merchant.clone(), nobody, organizer.clone(), merchant.clone()]).await.unwrap();
-    let want: HashMap<Domain, Arc<[String]>> =
-        HashMap::from([(merchant, Arc::from(["17".to_owned(), "18".to_owned()])), (organizer, Arc::from(["18".to_owned()]))]);
-    assert_eq!(users, want);
-    assert!(policies.users_in(&[]).await.unwrap().is_empty());
-    assert_eq!(policies.domains_of("18").await.unwrap(), ["Merchant_42", "Organizer_7"]);
-    assert!(policies.domains_of("1").await.unwrap().is_empty());
-
-    let (mut rules, mut groups) = policies.rules_of("17").await.unwrap();
-    rules.sort_by(|a, b| (&a.subject, &a.code).cmp(&(&b.subject, &b.code)));
-    groups.sort_by(|a, b| a.role.cmp(&b.role));
-    let rule = |subject: &str, domain: Option<&str>, code: &str, action: &str, allow| PolicyRow {
-        subject: subject.into(),
-        domain: domain.map(Into::into),
-        code: code.into(),
-        action: action.into(),
-        allow,
-    };
-    assert_eq!(
-        rules,
-        [
-            rule("Role_3", Some("Merchant_42"), "WebSocketClient.find", "read", true),
-            rule("Role_4", None, "WebSocketClient.send", "execute", true),
-            rule("User_17", None, "WebSocketClient.find", "update", false),
-        ]
-    );
-    let group =
-        |role: &str, domain: Option<&str>| GroupRow { subject: "User_17".into(), role: role.into(), domain: domain.map(Into::into) };
-    assert_eq!(groups, [group("Role_3", Some("Merchant_42")), group("Role_4", None), group("Role_5000", Some("Merchant_42"))]);
-    let (rules, groups) = policies.rules_of("nobody").await.unwrap();
-    assert!(rules.is_empty() && groups.is_empty());
-    for refused in [
-        policies.users_in(&[Domain::Merchant("\0".into())]).await.map(drop),
-        policies.domains_of("\0").await.map(drop),
-        policies.rules_of("\0").await.map(drop),
-    ] {
-        assert!(matches!(refused, Err(StoreError::Refused(_))));
-    }
-}
-
-async fn policies_are_read_with_text_ids(database: &TestDatabase) {
-    let policies = database.open().await.policies;
-    // Without the tables it is the deployment that is at fault, not the question.
-    assert!(matches!(policies.rules_of("17").await, Err(StoreError::Unavailable(_))));
-    for _ in 0..2 {
-        platform::seed(database.url(), &platform()).await.unwrap();
-    }
-    assert_policies(&*policies).await;
-}
-
-async fn policies_are_read_with_number_ids(database: &TestDatabase) {
-    let policies = database.open().await.policies;
-    database
-        .execute(
-            "CREATE TABLE policy_definition (
-                id varchar(64) NOT NULL PRIMARY KEY, variant varchar(16) NOT NULL, subject_type varchar(16) NOT NULL, subject_id bigint NOT NULL,
-                target_type varchar(16) NOT NULL, target_id integer NOT NULL, action varchar(16), effect varchar(16), domain varchar(64));
-             CREATE TABLE permission (id integer NOT NULL PRIMARY KEY, code varchar(64) NOT NULL);",
-        )
-        .await;
-    for row in platform().definitions {
-        let text = |text: &Option<String>| text.as_ref().map_or("NULL".to_owned(), |text| format!("'{text}'"));
-        let (subject, target) = (row.subject, row.target);
-        let (action, effect, domain) = (text(&row.action), text(&row.effect), text(&row.domain));
-        let values = format!(
-            "'{}', '{}', '{}', {}, '{}', {}, {action}, {effect}, {domain}",
-            row.id, row.variant, subject.0, subject.1, target.0, target.1
-        );
-        database.execute(&format!("INSERT INTO policy_definition VALUES ({values})")).await;
-    }
-    for (id, code) in platform().permissions {
-        database.execute(&format!("INSERT INTO permission VALUES ({id}, '{code}')")).await;
-    }
-    assert_policies(&*policies).await;
-}
-
-async fn policies_may_live_in_another_database(database: &TestDatabase) {
-    // The other kind where there is one, so that nothing is shared by accident.
-    let other = TestDatabase::sqlite();
-    platform::seed(other.url(), &platform()).await.unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("url");
-    std::fs::write(&file, format!("{}\n", other.url().expose())).unwrap();
-    let mut policy = Config::for_tests().policy;
-    policy.url_file = SecretFile::new(&file);
-    let shutdown = CancellationToken::new();
-    let stores = open(&database.settings, &policy, ids(), shutdown.clone()).await.unwrap();
-    assert_policies(&*stores.policies).await;
-    stores.notifications.insert(&[activity("e1", &["x"])], at(0)).await.unwrap();
-    assert_eq!(other.number("SELECT count(*) FROM sqlite_master WHERE name LIKE 'signal%'").await, 0);
-    assert_eq!(stores.tasks.len(), 1);
-    shutdown.cancel();
-    for task in stores.tasks {
-        task.await.unwrap();
-    }
 }
 
 #[tokio::test]

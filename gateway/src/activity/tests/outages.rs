@@ -1,0 +1,89 @@
+//! Databases, brokers and Redis that are away, and shutdowns meanwhile.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_the_database_pauses_keeps_the_order_and_commits_nothing_past_it() {
+    let stage = Stage::new(Broker::any(), 2).await;
+    let running = stage.run();
+    stage.produce_many(0, "a", "17", 5).await;
+    stage.until_committed(0, 5).await;
+    stage.rows.set_away(true);
+    stage.produce_many(0, "b", "17", 50).await;
+    stage.produce_many(1, "c", "18", 50).await;
+    until("both partitions have failed again and again", || stage.rows.failures() >= 8 && stage.status.facts().retrying == 2).await;
+    assert_eq!((stage.committed(0).await, stage.committed(1).await, stage.rows.count()), (5, 0, 5));
+    stage.rows.set_away(false);
+    stage.until_committed(0, 55).await;
+    stage.until_committed(1, 50).await;
+    running.stop().await;
+    assert_eq!(stage.rows.of("17"), [ids("a", 5), ids("b", 50)].concat());
+    assert_eq!(stage.rows.of("18"), ids("c", 50));
+    assert!(stage.metrics.pipeline_retries.get() >= 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_in_an_outage_is_quick_and_loses_nothing() {
+    let stage = Stage::new(Broker::any(), 1).await;
+    stage.rows.set_away(true);
+    let running = stage.run();
+    stage.produce_many(0, "a", "17", 10).await;
+    until("the partition waits", || stage.status.facts().retrying == 1).await;
+    let started = Instant::now();
+    running.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    assert_eq!(stage.committed(0).await, 0);
+    stage.rows.set_away(false);
+    let running = stage.run();
+    stage.until_committed(0, 10).await;
+    running.stop().await;
+    assert_eq!(stage.rows.of("17"), ids("a", 10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_finishes_and_commits_what_is_being_stored() {
+    let stage = Stage::new(Broker::any(), 1).await;
+    stage.rows.set_stuck(true);
+    let running = stage.run();
+    stage.produce_many(0, "a", "17", 3).await;
+    until("rows are being stored", || stage.rows.count() > 0).await;
+    let stopping = tokio::spawn(running.stop());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!stopping.is_finished(), "it waits for the transaction");
+    stage.rows.set_stuck(false);
+    stopping.await.unwrap();
+    assert_eq!(stage.committed(0).await, stage.rows.count() as i64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_without_a_broker_is_bounded_and_loses_nothing() {
+    let mock = MockCluster::new(1).unwrap();
+    let stage = Stage::new(Broker { address: mock.bootstrap_servers(), mock: Some(mock) }, 1).await;
+    stage.rows.set_stuck(true);
+    stage.produce_many(0, "a", "17", 3).await;
+    let running = stage.run();
+    until("rows are being stored", || stage.rows.count() > 0).await;
+    stage.broker.mock.as_ref().unwrap().broker_down(1).unwrap();
+    stage.rows.set_stuck(false);
+    let started = Instant::now();
+    running.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(21), "{:?}", started.elapsed());
+    stage.broker.mock.as_ref().unwrap().broker_up(1).unwrap();
+    let running = stage.run();
+    stage.until_committed(0, 3).await;
+    running.stop().await;
+    assert_eq!(stage.rows.of("17"), ids("a", 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_away_changes_nothing_but_the_pushes() {
+    let stage = Stage::new(Broker::any(), 1).await;
+    stage.bus.is_away.store(true, Ordering::SeqCst);
+    stage.produce_many(0, "a", "17", 100).await;
+    stage.produce(0, PAYMENT).await;
+    let running = stage.run();
+    stage.until_committed(0, 101).await;
+    running.stop().await;
+    assert_eq!(stage.rows.count(), 102);
+    assert!(stage.bus.tries.load(Ordering::SeqCst) < 102, "a batch does not ask an absent bus row by row");
+}
