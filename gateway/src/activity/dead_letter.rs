@@ -4,18 +4,20 @@
 //! [`super::replay`] is written here, so both know one set of headers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use chrono::{DateTime, SecondsFormat, Utc};
+use parking_lot::Mutex;
 use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::util::Timeout;
+use tokio::time::Instant;
 
+use super::client;
 use super::decode::{EVENT_ID_HEADER, Record};
 use super::poison::Poison;
-use super::{PipelineError, client};
 use crate::config::Kafka;
 
 /// What every header of ours on a dead letter begins with.
@@ -37,6 +39,9 @@ pub const TIME: &str = "signal-dlq-time";
 /// `omitted` where the value was too large for the dead-letter topic: it can be read at its place in the source topic.
 pub const VALUE: &str = "signal-dlq-value";
 
+/// How long a producer that sends nothing is kept: much longer than sending may take.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// Tells of broken connections once, as warnings: librdkafka goes on trying.
 pub(super) struct Quiet;
 
@@ -46,22 +51,46 @@ impl ClientContext for Quiet {
     }
 }
 
-/// The way to the dead-letter topics.
+/// The way to the dead-letter topics. Dead letters are rare, and a producer keeps connections, and a thread that looks for answers all the time: it is there
+/// from the first letter until none has been sent for [`IDLE`].
 pub(super) struct DeadLetters {
-    producer: ArcSwap<FutureProducer<Quiet>>,
     config: Kafka,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    producer: Option<FutureProducer<Quiet>>,
+    used: Instant,
+    /// Whether a task waits for it to be idle.
+    is_watched: bool,
 }
 
 impl DeadLetters {
-    /// Connects in the background.
-    pub(super) fn new(config: &Kafka) -> Result<Self, PipelineError> {
-        Ok(Self { producer: ArcSwap::from_pointee(producer(config)?), config: config.clone() })
+    /// Connects only when there is something to send.
+    pub(super) fn new(config: &Kafka) -> Self {
+        let state = State { producer: None, used: Instant::now(), is_watched: false };
+        Self { config: config.clone(), state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Makes a new producer beside the one in use, for a changed password or after a fatal error; what is being sent ends with the old one.
-    pub(super) fn renew(&self) -> Result<(), PipelineError> {
-        self.producer.store(Arc::new(producer(&self.config)?));
-        Ok(())
+    /// Has the next letter sent by a new producer, for a changed password or after a fatal error; what is being sent ends with the old one.
+    pub(super) fn renew(&self) {
+        discard(self.state.lock().producer.take());
+    }
+
+    fn producer(&self) -> Result<FutureProducer<Quiet>, KafkaError> {
+        let mut state = self.state.lock();
+        state.used = Instant::now();
+        let producer = match &state.producer {
+            Some(producer) => producer.clone(),
+            None => client::producer(&self.config)
+                .map_err(|error| KafkaError::ClientCreation(error.to_string()))?
+                .create_with_context::<_, FutureProducer<_>>(Quiet)?,
+        };
+        state.producer = Some(producer.clone());
+        if !std::mem::replace(&mut state.is_watched, true) {
+            tokio::spawn(end_when_idle(Arc::clone(&self.state)));
+        }
+        Ok(producer)
     }
 
     /// Sends one and waits until it is confirmed, at most [`client::SEND_TIMEOUT`].
@@ -89,20 +118,36 @@ impl DeadLetters {
         let mut letter: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(&topic).headers(headers);
         letter.key = record.key.as_deref();
         letter.payload = value;
-        let producer = self.producer.load_full();
+        let producer = self.producer().map_err(|error| {
+            tracing::error!(%error, "the dead-letter producer cannot be made");
+            error
+        })?;
         let sent = producer.send(letter, Timeout::After(client::SEND_TIMEOUT)).await;
         if producer.client().fatal_error().is_some() {
             // An idempotent producer that lost its place is of no further use.
-            if let Err(error) = self.renew() {
-                tracing::error!(%error, "the dead-letter producer failed for good and no other can be made");
-            }
+            self.renew();
         }
         sent.map(|_| ()).map_err(|(error, _)| error)
     }
 }
 
-fn producer(config: &Kafka) -> Result<FutureProducer<Quiet>, PipelineError> {
-    client::producer(config)?.create_with_context(Quiet).map_err(PipelineError::Client)
+async fn end_when_idle(state: Arc<Mutex<State>>) {
+    loop {
+        let at = state.lock().used + IDLE;
+        tokio::time::sleep_until(at).await;
+        let mut state = state.lock();
+        if state.used.elapsed() >= IDLE {
+            state.is_watched = false;
+            return discard(state.producer.take());
+        }
+    }
+}
+
+/// Its end waits for threads.
+fn discard(producer: Option<FutureProducer<Quiet>>) {
+    if let Some(producer) = producer {
+        tokio::task::spawn_blocking(move || drop(producer));
+    }
 }
 
 /// The record's own headers, less those of an earlier stay in the dead-letter topic, then ours.
@@ -140,6 +185,25 @@ mod tests {
     use crate::activity::decode::decode;
     use crate::activity::testing;
     use rdkafka::message::Headers;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_producer_is_there_while_it_is_used() {
+        let mut config = crate::config::Config::for_tests().kafka;
+        config.brokers = vec!["127.0.0.1:1".into()];
+        let letters = DeadLetters::new(&config);
+        let is_there = || letters.state.lock().producer.is_some();
+        assert!(!is_there());
+        for _ in 0..3 {
+            drop(letters.producer().unwrap());
+            tokio::time::sleep(IDLE - Duration::from_secs(1)).await;
+            assert!(is_there());
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(!is_there());
+        drop(letters.producer().unwrap());
+        letters.renew();
+        assert!(!is_there());
+    }
 
     fn as_letter(record: &Record) -> Record {
         let poison = Poison::new(Reason::NoTemplate, "why");
