@@ -51,8 +51,8 @@ pub fn init(settings: &config::Telemetry, filter: &str, instance: &str) -> anyho
 /// leaves its answer behind for the next span of the thread (tokio-rs/tracing, tracing-subscriber's `Filtered`).
 fn parse(filter: &str, is_traced: bool) -> Result<EnvFilter, ParseError> {
     let filter = EnvFilter::try_new(filter)?;
-    // The most specific directive wins, so a quiet log costs no trace.
-    Ok(if is_traced { filter.add_directive(format!("{SPANS}=info").parse()?) } else { filter })
+    // The most specific directive wins: a quiet log costs no trace, and a log without traces makes none of their spans.
+    Ok(filter.add_directive(format!("{SPANS}={}", if is_traced { "info" } else { "off" }).parse()?))
 }
 
 fn exporter(settings: &config::Telemetry, instance: &str) -> anyhow::Result<Option<SdkTracerProvider>> {
@@ -104,5 +104,8 @@ mod tests {
             });
         }
         assert!(parse("signal_gateway=loud", true).is_err());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(parse("debug", false).unwrap()), || {
+            assert!(tracing::info_span!(target: SPANS, "a span").is_disabled() && !tracing::info_span!("another").is_disabled());
+        });
     }
 }
