@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use signal_services::{Kubernetes, KubernetesHome, Level, cache_dir};
+use signal_services::{Image, Kubernetes, KubernetesHome, Level, cache_dir};
 
-use crate::setup;
+use crate::{cargo, setup};
 
 /// `up [--nodes N]` or `down`.
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
@@ -30,10 +30,35 @@ fn up(dir: &std::path::Path, nodes: usize) -> Result<ExitCode> {
     setup::clusters()?;
     let level = if nodes == 0 { Level::B } else { Level::C { nodes } };
     let home = KubernetesHome::find(level)?;
+    let images = if nodes == 0 { Vec::new() } else { images()? };
     let cluster = Kubernetes::start(&home, dir, level)?;
+    for (image, archive) in images.iter().zip(1..) {
+        let archive = dir.join(format!("image-{archive}.tar"));
+        image.write(&archive)?;
+        cluster.import_image(&archive)?;
+        std::fs::remove_file(archive)?;
+    }
     let kubeconfig = cluster.kubeconfig();
     cluster.leave_running()?;
     println!("export KUBECONFIG={}", kubeconfig.display());
     println!("export PATH={}:$PATH", home.kubectl().parent().unwrap_or(dir).display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Both images as the `Dockerfile` makes them, of an unoptimized build, under the names that charts and examples use.
+fn images() -> Result<Vec<Image>> {
+    setup::build()?;
+    let packages = ["signal-gateway", "signal-operator"];
+    let status = cargo().args(["build", "-p", packages[0], "-p", packages[1]]).status()?;
+    if !status.success() {
+        bail!("the build failed");
+    }
+    // Cargo builds this program and those into the same folder.
+    let own = std::env::current_exe()?;
+    let image = |name: &&str| {
+        let program = format!("/usr/bin/{name}");
+        let image = Image::new(&format!("docker.io/library/{name}:{}", env!("CARGO_PKG_VERSION")));
+        Ok(image.program(&own.with_file_name(name), &program)?.nonroot()?.entrypoint(&[&program]))
+    };
+    packages.iter().map(image).collect()
 }

@@ -27,7 +27,7 @@ Commands:
                                Kubernetes. --quick leaves format, lints and docs out. Arguments go to `cargo test`
   bench  [ARGUMENTS]           Builds optimized and measures against bare system calls, with real Kafka, PostgreSQL and
                                Redis. Arguments go to `signal-bench`: --small, --only GROUP, --json FILE
-  cluster up [--nodes N]       Starts a Kubernetes to play with: with N nodes as root (default 1), N = 0 without nodes and root
+  cluster up [--nodes N]       Starts a Kubernetes to play with: with N nodes as root (default 1), which have both images; N = 0 without nodes and root
   cluster down                 Ends it
   setup                        Only checks what building and testing need, and installs what is missing
   help                         Prints this
