@@ -13,8 +13,8 @@ use crate::id::IdGenerator;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 
-/// How often readiness is looked at.
-const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+/// How often readiness is looked at, and besides whenever key sets change. A worker lease counts as lapsed long before another instance may have its number.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Looks at what readiness depends on.
 pub(super) struct Probe {
@@ -29,6 +29,7 @@ pub(super) struct Probe {
 
 impl Probe {
     pub(super) async fn run(self, stop: CancellationToken) {
+        let mut keys = self.authenticator.changes();
         loop {
             self.lifecycle.set("keys", self.authenticator.ready());
             let deaf = self.bus.hearing() == Hearing::Deaf;
@@ -42,6 +43,7 @@ impl Probe {
             self.metrics.outbox_bytes.set(i64::try_from(self.hub.outbox_bytes()).unwrap_or(i64::MAX));
             tokio::select! {
                 () = tokio::time::sleep(PROBE_INTERVAL) => {}
+                Ok(()) = keys.changed() => {}
                 () = stop.cancelled() => return,
             }
         }
