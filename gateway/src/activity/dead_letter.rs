@@ -3,21 +3,21 @@
 //! Input: records that a lane gave up. Output: `{topic}{dead_letter_suffix}`, confirmed by every in-sync replica. What is read back by
 //! [`super::replay`] is written here, so both know one set of headers.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use parking_lot::Mutex;
-use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::util::Timeout;
+use rdkafka::{ClientConfig, ClientContext};
 use tokio::time::Instant;
 
-use super::client;
 use super::decode::{EVENT_ID_HEADER, Record};
 use super::poison::Poison;
+use super::{PipelineError, client};
 use crate::config::Kafka;
 
 /// What every header of ours on a dead letter begins with.
@@ -59,6 +59,8 @@ pub(super) struct DeadLetters {
 }
 
 struct State {
+    /// With the password that the brokers have taken, whatever the file says by now.
+    client: ClientConfig,
     producer: Option<FutureProducer<Quiet>>,
     used: Instant,
     /// Whether a task waits for it to be idle.
@@ -67,14 +69,18 @@ struct State {
 
 impl DeadLetters {
     /// Connects only when there is something to send.
-    pub(super) fn new(config: &Kafka) -> Self {
-        let state = State { producer: None, used: Instant::now(), is_watched: false };
-        Self { config: config.clone(), state: Arc::new(Mutex::new(state)) }
+    pub(super) fn new(config: &Kafka) -> Result<Self, PipelineError> {
+        let state = State { client: client::producer(config)?, producer: None, used: Instant::now(), is_watched: false };
+        Ok(Self { config: config.clone(), state: Arc::new(Mutex::new(state)) })
     }
 
-    /// Has the next letter sent by a new producer, for a changed password or after a fatal error; what is being sent ends with the old one.
-    pub(super) fn renew(&self) {
-        discard(self.state.lock().producer.take());
+    /// Has the next letter sent with a password that was changed and is taken; what is being sent ends with the old one.
+    pub(super) fn renew(&self) -> Result<(), PipelineError> {
+        let client = client::producer(&self.config)?;
+        let mut state = self.state.lock();
+        state.client = client;
+        discard(state.producer.take());
+        Ok(())
     }
 
     fn producer(&self) -> Result<FutureProducer<Quiet>, KafkaError> {
@@ -82,13 +88,11 @@ impl DeadLetters {
         state.used = Instant::now();
         let producer = match &state.producer {
             Some(producer) => producer.clone(),
-            None => client::producer(&self.config)
-                .map_err(|error| KafkaError::ClientCreation(error.to_string()))?
-                .create_with_context::<_, FutureProducer<_>>(Quiet)?,
+            None => state.client.create_with_context(Quiet)?,
         };
         state.producer = Some(producer.clone());
         if !std::mem::replace(&mut state.is_watched, true) {
-            tokio::spawn(end_when_idle(Arc::clone(&self.state)));
+            tokio::spawn(end_when_idle(Arc::downgrade(&self.state)));
         }
         Ok(producer)
     }
@@ -125,16 +129,18 @@ impl DeadLetters {
         let sent = producer.send(letter, Timeout::After(client::SEND_TIMEOUT)).await;
         if producer.client().fatal_error().is_some() {
             // An idempotent producer that lost its place is of no further use.
-            self.renew();
+            discard(self.state.lock().producer.take());
+            discard(Some(producer));
         }
         sent.map(|_| ()).map_err(|(error, _)| error)
     }
 }
 
-async fn end_when_idle(state: Arc<Mutex<State>>) {
+async fn end_when_idle(state: Weak<Mutex<State>>) {
     loop {
-        let at = state.lock().used + IDLE;
+        let Some(at) = state.upgrade().map(|state| state.lock().used + IDLE) else { return };
         tokio::time::sleep_until(at).await;
+        let Some(state) = state.upgrade() else { return };
         let mut state = state.lock();
         if state.used.elapsed() >= IDLE {
             state.is_watched = false;
@@ -143,7 +149,7 @@ async fn end_when_idle(state: Arc<Mutex<State>>) {
     }
 }
 
-/// Its end waits for threads.
+/// Its end waits for threads; whoever sends with it still has it end there.
 fn discard(producer: Option<FutureProducer<Quiet>>) {
     if let Some(producer) = producer {
         tokio::task::spawn_blocking(move || drop(producer));
@@ -190,7 +196,7 @@ mod tests {
     async fn a_producer_is_there_while_it_is_used() {
         let mut config = crate::config::Config::for_tests().kafka;
         config.brokers = vec!["127.0.0.1:1".into()];
-        let letters = DeadLetters::new(&config);
+        let letters = DeadLetters::new(&config).unwrap();
         let is_there = || letters.state.lock().producer.is_some();
         assert!(!is_there());
         for _ in 0..3 {
@@ -201,7 +207,7 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert!(!is_there());
         drop(letters.producer().unwrap());
-        letters.renew();
+        letters.renew().unwrap();
         assert!(!is_there());
     }
 

@@ -122,7 +122,7 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> Result<(), Pipeli
     let mut password = config.password_file.path().map(|path| watch::watch(path.to_owned(), watch::INTERVAL, shutdown.clone()));
     let pipeline = Arc::new(Pipeline {
         resolver: resolve::Resolver::new(policies, Duration::from_secs(cache_secs), config.max_recipients),
-        dead_letters: dead_letter::DeadLetters::new(&config),
+        dead_letters: dead_letter::DeadLetters::new(&config)?,
         lanes_at_work: Arc::new(Semaphore::new(config.concurrency)),
         created_event: Arc::from(CREATED_EVENT),
         config,
@@ -165,10 +165,7 @@ async fn renewed(pipeline: &Arc<Pipeline>) -> Option<consumer::Member> {
         move || consumer::probe(pipeline, PROBE_LIMIT)
     });
     let probed = probe.await.unwrap_or(Err(PipelineError::Panicked));
-    let started = probed.and_then(|()| {
-        pipeline.dead_letters.renew();
-        consumer::Member::start(pipeline.clone())
-    });
+    let started = probed.and_then(|()| pipeline.dead_letters.renew()).and_then(|()| consumer::Member::start(pipeline.clone()));
     match started {
         Ok(member) => Some(member),
         Err(error) => {

@@ -422,7 +422,7 @@ impl Shard {
                     }
                 }
                 Command::Deliver { destination, message, exclude, span } => {
-                    traced.extend(Some(span).filter(|span| !span.is_none()));
+                    traced.extend(Some(span).filter(|span| !span.is_disabled()));
                     let mut burst = Burst::new(message);
                     while messages < MESSAGES_PER_FLUSH
                         && let Some(next) = commands.next_if(|next| {
@@ -434,7 +434,7 @@ impl Shard {
                             messages += 1;
                             bytes += message.frame().len();
                             burst.push(message);
-                            traced.extend(Some(span).filter(|span| !span.is_none()));
+                            traced.extend(Some(span).filter(|span| !span.is_disabled()));
                         }
                     }
                     delivered += self.deliver(&destination, &burst.end(), &exclude);

@@ -316,7 +316,6 @@ impl Intake {
     /// Queues a resync behind all that was heard before.
     pub(super) fn resync(&self, reason: &'static str) {
         tracing::info!(reason, "pushes may have been missed: local clients are told to sync");
-        self.metrics.bus_resyncs.inc();
         self.waiting.fetch_add(1, Ordering::AcqRel);
         let _ = self.queue.send(Queued::Heard(BusEvent::Resync(reason).into(), 0));
     }
@@ -392,9 +391,10 @@ pub(in crate::bus) struct Events {
 impl Events {
     /// Takes at most `limit` of what waits; nothing at all says that the events have ended.
     pub(in crate::bus) fn poll_many(&mut self, context: &mut Context<'_>, batch: &mut Vec<Heard>, limit: usize) -> Poll<()> {
-        if !self.queue.is_closed() {
-            ready!(self.queue.poll_recv_many(context, &mut self.taken, limit));
+        if self.queue.is_closed() {
+            return Poll::Ready(());
         }
+        ready!(self.queue.poll_recv_many(context, &mut self.taken, limit));
         let intake = &self.intake;
         for queued in self.taken.drain(..) {
             let Queued::Heard(heard, bytes) = queued else {
@@ -405,7 +405,7 @@ impl Events {
             intake.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
             batch.push(heard);
         }
-        if intake.overflow_is_over() {
+        if !self.queue.is_closed() && intake.overflow_is_over() {
             intake.resync("bus_overflow");
         }
         Poll::Ready(())
