@@ -283,10 +283,6 @@ enum Source {
 }
 
 impl Events {
-    fn of_switch(joined: switch::Joined) -> Self {
-        Self(Source::Switch(Box::new(joined)))
-    }
-
     /// Adds what comes next to `out`, which must be empty; `false` says that the events have ended. Cancel safe.
     pub async fn next(&mut self, out: &mut Vec<BusEvent>) -> bool {
         match &mut self.0 {

@@ -34,7 +34,7 @@ use self::merge::Line;
 use self::mover::Mover;
 use super::redis::{self, RedisBus, Setup};
 use super::wire::Bridged;
-use super::{Answers, Ask, Bus, BusError, BusEvent, BusFacts, Events, Hearing, Interest, Opened, Parts, Previous, Revocation};
+use super::{Answers, Ask, Bus, BusError, BusEvent, BusFacts, Events, Hearing, Interest, Opened, Parts, Previous, Revocation, Source};
 use crate::config::{self, BusPlace, Live};
 use crate::delivery::Dispatch;
 
@@ -148,7 +148,7 @@ pub(super) async fn open(parts: Parts) -> Result<Opened, BusError> {
     mover.start().await?;
     // Should it fail, what it hands ends, with that the events, and the process goes.
     tokio::spawn(async move { mover.follow().await });
-    Ok(Opened { bus: Arc::new(bus), events: Events::of_switch(joined), worker })
+    Ok(Opened { bus: Arc::new(bus), events: Events(Source::Switch(Box::new(joined))), worker })
 }
 
 /// Waits a little for the server that is not the one in use.
