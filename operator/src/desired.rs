@@ -16,6 +16,7 @@ mod service;
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
@@ -96,11 +97,13 @@ pub struct Input<'a> {
     pub operator_namespace: Option<&'a str>,
     /// For the admin token, where there is none yet.
     pub entropy: [u8; 32],
+    /// A migration that failed before it may be tried again.
+    pub now: DateTime<Utc>,
 }
 
 /// Every object of a SignalCluster.
 pub fn desired(cluster: &ValidCluster, record: &Record, input: Input<'_>) -> Desired {
-    let Input { keys, replicas, observed, operator_namespace, entropy } = input;
+    let Input { keys, replicas, observed, operator_namespace, entropy, now } = input;
     let children = Children::of(&cluster.name);
     let jwks = keys.map(|keys| keys.jwks.as_str());
     let gateway = gateway_toml(cluster);
@@ -129,7 +132,7 @@ pub fn desired(cluster: &ValidCluster, record: &Record, input: Input<'_>) -> Des
         pdb: pdb::pdb(cluster, &children),
         hpa: autoscaler::hpa(cluster, &children),
         network_policy: network_policy::network_policy(cluster, &children, operator_namespace),
-        migration: migration::job(cluster, &children, &observed.jobs),
+        migration: migration::job(cluster, &children, &observed.jobs, now),
         ingress: exposure::ingress(cluster, &children, observed.kinds),
         http_route: exposure::http_route(cluster, &children, observed.kinds),
         service_monitor: monitoring::service_monitor(cluster, &children, observed.kinds),

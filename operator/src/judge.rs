@@ -143,7 +143,7 @@ pub fn judge(
     let mut entropy = [0; 32];
     random.fill_bytes(&mut entropy);
     let make = |replicas| {
-        let input = desired::Input { keys: keys.as_ref(), replicas, observed, operator_namespace, entropy };
+        let input = desired::Input { keys: keys.as_ref(), replicas, observed, operator_namespace, entropy, now };
         desired(&valid, &record, input)
     };
     let mut wanted_objects = make(wanted);

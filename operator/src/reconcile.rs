@@ -12,7 +12,7 @@ use signal_crds::SignalCluster;
 use crate::apply::{Applied, ApplyError, Owner, Wanted, apply, wanted};
 use crate::conditions::ConditionType;
 use crate::controller::{Context, Error};
-use crate::desired::ADMIN_TOKEN;
+use crate::desired::{ADMIN_TOKEN, Migration};
 use crate::judge::{Verdict, judge, wants_samples};
 use crate::names::Children;
 use crate::observe::{ObserveError, observe};
@@ -69,7 +69,7 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
     outcome?;
     Ok(if verdict.is_busy(&observed.fleet) {
         context.look_again(BUSY)
-    } else if wants_samples(&observed) || settling(&observed, &status.conditions) {
+    } else if wants_samples(&observed) || settling(&observed, &status.conditions) || waits_to_migrate(&verdict.migration) {
         context.look_again(SAMPLE)
     } else {
         context.resync()
@@ -80,6 +80,11 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
 fn settling(observed: &Observed, conditions: &[Condition]) -> bool {
     let ready = conditions.iter().any(|condition| condition.type_ == ConditionType::Ready.as_str() && condition.status == "True");
     !ready && observed.fleet.ready().next().is_some()
+}
+
+/// No watch tells when a migration is to be tried again.
+fn waits_to_migrate(migration: &Migration) -> bool {
+    matches!(migration, Migration::Failed { .. })
 }
 
 /// Writes what the verdict asks for.

@@ -1,5 +1,6 @@
 //! The Job that brings the database to the image's schema before pods of that image start.
 
+use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -10,11 +11,15 @@ use signal_crds::data::Migrations;
 use super::deployment::{USER, container_security, pod_security, pull_policy, pull_secrets};
 use super::merge::lay_over;
 use crate::names::{Children, LIVE_DIR, labels};
+use crate::time::from_k8s;
 use crate::validate::{DATABASE_CA, DATABASE_URL, ValidCluster};
 
 /// Attempts after the first, and how long all of them may take, in seconds.
 const RETRIES: i32 = 4;
 const DEADLINE_SECS: i64 = 1800;
+/// How long a Job that has given up is left to be looked at before another is made in its place. What kept it from working may be over: a database
+/// that was away, a right that was missing.
+const AGAIN_AFTER: TimeDelta = TimeDelta::minutes(1);
 /// What the pods of the Job are, beside the gateways: no Service selects them.
 const COMPONENT: &str = "migration";
 
@@ -34,6 +39,8 @@ pub enum Migration {
         job: String,
         /// What Kubernetes says of it.
         message: String,
+        /// When another is made.
+        again_at: DateTime<Utc>,
     },
     /// The schema is that of the image.
     Complete {
@@ -74,17 +81,24 @@ pub fn migration(cluster: &ValidCluster, jobs: &[Job]) -> Migration {
     match ended("Failed") {
         Some(failed) => {
             let message = failed.message.clone().or_else(|| failed.reason.clone()).unwrap_or_default();
-            Migration::Failed { job, message }
+            let since = failed.last_transition_time.as_ref().map_or(DateTime::UNIX_EPOCH, from_k8s);
+            Migration::Failed { job, message, again_at: since + AGAIN_AFTER }
         }
         None => Migration::Pending { job },
     }
 }
 
-/// The wanted Job. It is created and never changed: its pods' template cannot be. While stopped none is made, and one that is there is kept.
+/// The wanted Job. It is created and never changed: its pods' template cannot be. While stopped none is made, and one that is there is kept. One that
+/// failed long enough ago is not wanted; once it is gone, one of the same name is.
 ///
 /// Its settings come by environment and by the one Secret, not by `gateway.toml`: that file belongs to the pods' image, which may be an older one.
-pub(super) fn job(cluster: &ValidCluster, children: &Children, jobs: &[Job]) -> Option<Job> {
+pub(super) fn job(cluster: &ValidCluster, children: &Children, jobs: &[Job], now: DateTime<Utc>) -> Option<Job> {
     let name = job_name(cluster)?;
+    if let Migration::Failed { again_at, .. } = migration(cluster, jobs)
+        && again_at <= now
+    {
+        return None;
+    }
     if cluster.spec.stopped && !jobs.iter().any(|job| job.metadata.name.as_ref() == Some(&name)) {
         return None;
     }

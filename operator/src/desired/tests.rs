@@ -1,5 +1,6 @@
 //! YAML in, every object out; and what holds beyond the examples.
 
+use chrono::TimeDelta;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::batch::v1::{JobCondition, JobStatus};
 use serde::Serialize;
@@ -7,12 +8,17 @@ use serde::Serialize;
 use super::*;
 use crate::fixture::{EXAMPLES, changed, example, settled};
 use crate::names::{LIVE_DIR, RECORD, RESTART_HASH, STATIC_HASH};
+use crate::time::to_k8s;
 use crate::validate::{DATABASE_CA, validate};
 
 const JWKS: &str = r#"{"keys":[]}"#;
 
 fn keys() -> ManagedKeys {
     ManagedKeys { jwks: JWKS.into(), data: [("ring.json".to_owned(), b"{}".to_vec())].into() }
+}
+
+fn now() -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH + TimeDelta::days(365)
 }
 
 /// All objects of what was observed, once all changes have come to an end.
@@ -25,8 +31,14 @@ fn make_with(observed: &Observed, cluster: &ValidCluster, record: &Record) -> De
     let keys = keys();
     let managed = cluster.spec.jwks.managed.is_some();
     let replicas = if cluster.spec.stopped { 0 } else { cluster.spec.replicas };
-    let input =
-        Input { keys: managed.then_some(&keys), replicas, observed, operator_namespace: Some("signal-system"), entropy: [0xab; 32] };
+    let input = Input {
+        keys: managed.then_some(&keys),
+        replicas,
+        observed,
+        operator_namespace: Some("signal-system"),
+        entropy: [0xab; 32],
+        now: now(),
+    };
     desired(cluster, record, input)
 }
 
@@ -39,7 +51,13 @@ fn migrated(mut observed: Observed) -> Observed {
 }
 
 fn ended(mut job: Job, kind: &str) -> Job {
-    let condition = JobCondition { type_: kind.into(), status: "True".into(), message: Some("why".into()), ..JobCondition::default() };
+    let condition = JobCondition {
+        type_: kind.into(),
+        status: "True".into(),
+        message: Some("why".into()),
+        last_transition_time: Some(to_k8s(now())),
+        ..JobCondition::default()
+    };
     job.status = Some(JobStatus { conditions: Some(vec![condition]), ..JobStatus::default() });
     job
 }
@@ -192,9 +210,19 @@ fn without_a_migrated_schema_no_pod_starts_and_what_runs_stays_but_may_be_scaled
     let name = job.metadata.name.clone().unwrap();
     assert_eq!(migration(&valid, &observed.jobs), Migration::Pending { job: name.clone() });
 
-    observed.jobs.push(ended(job.clone(), "Failed"));
-    assert_eq!(migration(&valid, &observed.jobs), Migration::Failed { job: name.clone(), message: "why".into() });
-    assert_eq!(template(&make(&observed)), template(&old));
+    let mut failed = ended(job.clone(), "Failed");
+    observed.jobs.push(failed.clone());
+    let again_at = now() + TimeDelta::minutes(1);
+    assert_eq!(migration(&valid, &observed.jobs), Migration::Failed { job: name.clone(), message: "why".into(), again_at });
+    let held = make(&observed);
+    assert!(held.migration.is_some(), "it is left to be looked at");
+    assert_eq!(template(&held), template(&old));
+
+    failed.status.as_mut().unwrap().conditions.as_mut().unwrap()[0].last_transition_time = Some(to_k8s(now() - TimeDelta::minutes(1)));
+    *observed.jobs.last_mut().unwrap() = failed;
+    let held = make(&observed);
+    assert!(held.migration.is_none(), "and then another takes its place");
+    assert_eq!(template(&held), template(&old));
 
     *observed.jobs.last_mut().unwrap() = ended(job, "Complete");
     assert_eq!(migration(&valid, &observed.jobs), Migration::Complete { job: name });

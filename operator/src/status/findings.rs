@@ -96,7 +96,7 @@ fn degraded(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble>) -
     if let Some(stuck) = &verdict.rollout.stuck {
         return bad("ProgressDeadlineExceeded", format!("the rollout is stuck, pods of the old revision stay: {stuck}"));
     }
-    if let Migration::Failed { job, message } = &verdict.migration {
+    if let Migration::Failed { job, message, .. } = &verdict.migration {
         return bad("MigrationFailed", format!("Job {job} failed, pods of the old image stay: {message}"));
     }
     let failure = observed.deployment.as_ref().and_then(|deployment| deployment.status.as_ref()?.conditions.as_ref());
@@ -120,6 +120,9 @@ fn progressing(observed: &Observed, verdict: &Verdict) -> Finding {
     let on = |reason, message: String| Finding::new(Type::Progressing, State::True, reason, message);
     if let Migration::Pending { job } = &verdict.migration {
         return on("MigrationRunning", format!("pods of the wanted image start once Job {job} has completed"));
+    }
+    if let Migration::Failed { job, .. } = &verdict.migration {
+        return on("MigrationFailed", format!("Job {job} is made again a minute after it failed"));
     }
     if verdict.rollout.going_on {
         return on("RolloutInProgress", format!("{} pods are of the newest revision", verdict.rollout.updated));
@@ -184,7 +187,7 @@ fn database(spec: &SignalClusterSpec, migration: &Migration) -> Finding {
         Migration::NotWanted if spec.database.is_none() => find(State::True, "NotConfigured", "rows live in the pod".into()),
         Migration::NotWanted => find(State::True, "NotManaged", "spec.database.migrations: no Job migrates".into()),
         Migration::Pending { job } => find(State::False, "MigrationRunning", format!("Job {job} has not completed")),
-        Migration::Failed { job, message } => find(State::False, "MigrationFailed", format!("Job {job}: {message}")),
+        Migration::Failed { job, message, .. } => find(State::False, "MigrationFailed", format!("Job {job}: {message}")),
         Migration::Complete { job } => find(State::True, "Migrated", format!("Job {job} completed")),
     }
 }

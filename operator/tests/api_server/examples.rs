@@ -1,5 +1,6 @@
 //! The examples, brought about on a real API server: it takes every object as it is made, and none is ever written twice.
 
+use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt as _;
 use kube::api::{Api, ListParams, Patch, PatchParams};
@@ -10,12 +11,16 @@ use signal_crds::SignalCluster;
 use signal_crds::status::SourceStage;
 use signal_operator::apply::{Applied, apply, wanted};
 use signal_operator::desired::{Input, desired};
+use signal_operator::reconcile::reconcile;
 use signal_operator::record::{Record, RecordedSource};
 use signal_operator::resources::{CONFIG_MAP, SECRET};
+use signal_operator::time::now;
 use signal_operator::validate::validate;
 
 use crate::Stage;
 use crate::apply::Hands;
+use crate::killed::{FIRST, Life, rest, wish_for};
+use crate::world::World;
 
 /// Applies the documents of an example; returns the SignalCluster.
 async fn example(stage: &Stage, yaml: &str) -> SignalCluster {
@@ -53,7 +58,8 @@ async fn round(hands: &Hands, cluster: &SignalCluster) -> Applied {
         retire_after: None,
     });
     let record = Record { sources: sources.collect(), redis: valid.redis.clone(), ..Record::default() };
-    let input = Input { keys: None, replicas: cluster.spec.replicas, observed: &observed, operator_namespace: None, entropy: [7; 32] };
+    let input =
+        Input { keys: None, replicas: cluster.spec.replicas, observed: &observed, operator_namespace: None, entropy: [7; 32], now: now() };
     apply(wanted(desired(&valid, &record, input)).unwrap(), &observed, &hands.writer).await.unwrap()
 }
 
@@ -69,6 +75,43 @@ pub(crate) async fn migrate(stage: &Stage) -> bool {
         stage.api::<Job>().patch_status(&job.name_any(), &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
     }
     !jobs.is_empty()
+}
+
+#[tokio::test]
+async fn a_migration_that_failed_is_tried_again() {
+    let Some(stage) = Stage::new("a_migration_that_failed_is_tried_again").await else { return };
+    let mut world = World::around(&stage).await;
+    wish_for(&stage, (1, FIRST)).await;
+    let life = Life::begin(&stage, None).await;
+    let look = async || {
+        let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
+        reconcile(&life.context, &cluster).await.unwrap();
+        stage.api::<Job>().list(&ListParams::default()).await.unwrap().items
+    };
+    let condition = async || {
+        let status = stage.api::<SignalCluster>().get("edge").await.unwrap().status.unwrap();
+        status.conditions.into_iter().find(|condition| condition.type_ == "DatabaseMigrated").unwrap().reason
+    };
+    let first = look().await.remove(0);
+    fail(&stage, &first, now()).await;
+    assert_eq!(look().await[0].uid(), first.uid(), "it is left to be looked at");
+    assert_eq!(condition().await, "MigrationFailed");
+
+    fail(&stage, &first, now() - TimeDelta::minutes(1)).await;
+    assert!(look().await.is_empty());
+    let second = look().await.remove(0);
+    assert_eq!((second.name_any(), second.uid() == first.uid()), (first.name_any(), false));
+    assert_eq!(condition().await, "MigrationRunning");
+    rest(&stage, &mut world, None).await;
+    assert_eq!(condition().await, "Migrated");
+}
+
+/// The Job gave up at that time.
+async fn fail(stage: &Stage, job: &Job, at: DateTime<Utc>) {
+    let at = at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+    let failed = |kind| json!({"type": kind, "status": "True", "reason": "BackoffLimitExceeded", "lastTransitionTime": at});
+    let status = json!({"status": {"startTime": "2026-01-01T00:00:00Z", "conditions": [failed("FailureTarget"), failed("Failed")]}});
+    stage.api::<Job>().patch_status(&job.name_any(), &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
 }
 
 async fn is_written_once(stage: &Stage, yaml: &str) {
