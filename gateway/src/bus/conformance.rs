@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::{Ask, Bus, Hearing, Interest, Opened, Revocation};
 use crate::clock::{Clock, FixedClock};
@@ -13,6 +15,19 @@ use crate::id::Id;
 /// A dispatch with a number as data.
 pub(super) fn numbered(destination: Destination, n: usize) -> Dispatch {
     Dispatch::new(destination, "e", Arc::from(RawValue::from_string(n.to_string()).unwrap()))
+}
+
+/// Publishes numbers from 0 on, one after the other, until it is told to stop; then it says how many they were.
+pub(super) fn count(bus: &Arc<dyn Bus>, destination: Destination, stop: &CancellationToken) -> JoinHandle<usize> {
+    let (bus, stop) = (Arc::clone(bus), stop.clone());
+    tokio::spawn(async move {
+        let mut n = 0;
+        while !stop.is_cancelled() {
+            bus.publish(&numbered(destination.clone(), n)).await.unwrap();
+            n += 1;
+        }
+        n
+    })
 }
 
 /// The contract as far as one instance alone can see it. Ends with the bus closed.

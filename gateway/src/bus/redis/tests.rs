@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lab::{self, LIMIT, Server};
 use super::*;
-use crate::bus::conformance::numbered;
+use crate::bus::conformance::{count, numbered};
 use crate::bus::{BusEvent, Reply};
 use crate::clock::SystemClock;
 use crate::config::{BusMode, Config, SecretFile};

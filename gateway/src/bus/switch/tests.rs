@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::conformance::{self, numbered};
+use crate::bus::conformance::{self, count, numbered};
 use crate::bus::redis::lab::{self, LIMIT, Server};
 use crate::bus::{Ask, Bus, BusEvent, BusFacts, Hearing, Interest, Opened, Parts, Reply, Revocation, open};
 use crate::clock::{Clock, FixedClock, SystemClock};
@@ -190,20 +190,7 @@ async fn instances_go_over_one_after_the_other_while_messages_flow_and_none_is_l
     };
     let (taken_by_a, taken_by_b) = (taking(&mut a), taking(&mut b));
     let stop = CancellationToken::new();
-    let sending: Vec<_> = [&a, &b]
-        .into_iter()
-        .map(|instance| {
-            let (bus, stop) = (instance.bus.clone(), stop.clone());
-            tokio::spawn(async move {
-                let mut n = 0;
-                while !stop.is_cancelled() {
-                    bus.publish(&numbered(room(), n)).await.unwrap();
-                    n += 1;
-                }
-                n
-            })
-        })
-        .collect();
+    let sending = [&a, &b].map(|instance| count(&instance.bus, room(), &stop));
     // There, back at once, and there again; then without the one before.
     for (bus, previous) in [(&there, Some(&here)), (&here, Some(&there)), (&there, Some(&here))] {
         a.go(bus, previous).await;
@@ -419,17 +406,7 @@ async fn another_login_or_another_name_of_the_same_server_is_taken_up_without_a_
     };
     assert_eq!(users(), [2, 0]);
     let stop = CancellationToken::new();
-    let sending = tokio::spawn({
-        let (bus, stop) = (b.bus.clone(), stop.clone());
-        async move {
-            let mut n = 0;
-            while !stop.is_cancelled() {
-                bus.publish(&numbered(room(), n)).await.unwrap();
-                n += 1;
-            }
-            n
-        }
-    });
+    let sending = count(&b.bus, room(), &stop);
     a.set(&by("two", "first"), None);
     eventually("a wrong password is told", async || a.facts().error.is_some()).await;
     assert_eq!(users(), [2, 0], "and changes nothing");

@@ -134,17 +134,7 @@ async fn a_changed_password_is_a_new_connection_beside_the_old_one_and_nothing_i
     let mut a = opened(&config).await;
     a.hear(&[room("r")]).await;
     let stop = CancellationToken::new();
-    let sending = tokio::spawn({
-        let (bus, stop) = (b.bus.clone(), stop.clone());
-        async move {
-            let mut n = 0;
-            while !stop.is_cancelled() {
-                bus.publish(&numbered(room("r"), n)).await.unwrap();
-                n += 1;
-            }
-            n
-        }
-    });
+    let sending = count(&b.bus, room("r"), &stop);
     let ids = || -> HashSet<String> {
         let clients = server.cli(&["CLIENT", "LIST"]);
         let ours = clients.lines().filter(|line| line.contains("user=signal "));
