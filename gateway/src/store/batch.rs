@@ -113,6 +113,16 @@ impl<'a> Batch<'a> {
         self.candidates.iter().map(number).collect()
     }
 
+    /// Moves numbers that started at nothing to the bases.
+    pub(super) fn renumber(&self, rows: &mut [Row<'a>], bases: &[Base]) {
+        for (row, candidate) in rows.iter_mut().zip(&self.candidates) {
+            let base = bases[candidate.recipient];
+            row.seq += base.last_seq;
+            row.inbox.unread_count += base.unread;
+            row.inbox.version += base.version;
+        }
+    }
+
     /// The answer: the rows as they are stored.
     pub(super) fn stored(&self, rows: &[Row<'a>], created_at: DateTime<Utc>) -> Vec<Stored> {
         let mut answer = Vec::with_capacity(rows.len());
@@ -267,9 +277,15 @@ mod tests {
         let given = [activity("a", &["x"]), activity("b", &["y", "x"])];
         let batch = Batch::new(&given).unwrap();
         let bases = vec![Base { last_seq: 7, unread: 2, version: 40 }, Base::default()];
+        let numbers = |rows: &[Row<'_>]| -> Vec<(String, i64, i64, i64)> {
+            rows.iter().map(|r| (r.recipient.into(), r.seq, r.inbox.unread_count, r.inbox.version)).collect()
+        };
+        let want = [("x", 8, 3, 41), ("y", 1, 1, 1), ("x", 9, 4, 42)].map(|(r, seq, unread, version)| (r.to_owned(), seq, unread, version));
+        let mut later = batch.number(vec![Base::default(); 2], &ids()).unwrap();
+        batch.renumber(&mut later, &bases);
+        assert_eq!(numbers(&later), want);
         let rows = batch.number(bases, &ids()).unwrap();
-        let seen: Vec<_> = rows.iter().map(|r| (r.recipient, r.seq, r.inbox.unread_count, r.inbox.version)).collect();
-        assert_eq!(seen, [("x", 8, 3, 41), ("y", 1, 1, 1), ("x", 9, 4, 42)]);
+        assert_eq!(numbers(&rows), want);
         let stored = batch.stored(&rows, DateTime::UNIX_EPOCH);
         assert!(Arc::ptr_eq(&stored[1].notification.title, &stored[2].notification.title));
         assert_eq!(stored.iter().map(|s| s.activity).collect::<Vec<_>>(), [0, 1, 1]);

@@ -110,6 +110,9 @@ pub(super) fn pool(options: PgConnectOptions, database: &config::Database) -> Pg
         .connect_lazy_with(options.application_name("signal-gateway"))
 }
 
+/// Most rows of [`INSERT_PLAIN`]: beyond, four round trips more are nothing to what the rows cost, and a transaction has [`BEGIN_BATCH`]'s plans.
+const PLAIN_ROWS: usize = 128;
+
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 /// For batches. Every statement in them has its index. A plan made while the tables were small would read them whole, and would be kept while
@@ -131,23 +134,70 @@ const RETURN_NUMBERS: &str = r"
 UPDATE signal_inbox s SET last_seq = s.last_seq - t.n, unread_count = s.unread_count - t.n, version = s.version - t.n
 FROM unnest($1::text[], $2::int8[]) AS t(recipient_id, n) WHERE s.recipient_id = t.recipient_id";
 
-/// `$1` places, `$2` recipients, `$3` which event (from 1), `$4` sources, `$5` event ids. The places of what has a row or a tombstone: two look-ups
-/// each, which the server cannot turn into a join that reads a whole table.
-const KNOWN: &str = r"
-SELECT c.place
-FROM unnest($1::int8[], $2::text[], $3::int8[]) AS c(place, recipient_id, event)
-JOIN unnest($4::text[], $5::text[]) WITH ORDINALITY AS e(source, event_id, event) ON e.event = c.event
-WHERE (SELECT 1 FROM signal_notification n WHERE n.source = e.source AND n.event_id = e.event_id AND n.recipient_id = c.recipient_id LIMIT 1) IS NOT NULL
-    OR (SELECT 1 FROM signal_tombstone t WHERE t.source = e.source AND t.event_id = e.event_id AND t.recipient_id = c.recipient_id LIMIT 1) IS NOT NULL";
+/// Whether a pair of an event `e` and a candidate `c` has a row or a tombstone: two look-ups, which the server cannot turn into a join that reads a
+/// whole table.
+macro_rules! is_known {
+    () => {
+        "((SELECT 1 FROM signal_notification n WHERE n.source = e.source AND n.event_id = e.event_id AND n.recipient_id = c.recipient_id LIMIT 1) IS NOT NULL
+    OR (SELECT 1 FROM signal_tombstone t WHERE t.source = e.source AND t.event_id = e.event_id AND t.recipient_id = c.recipient_id LIMIT 1) IS NOT NULL)"
+    };
+}
 
-/// `$1` which activity (from 1), `$2` ids, `$3` recipients, `$4` seqs; `$5` to `$14` the texts of the activities; `$15` when.
-const INSERT: &str = r"
-INSERT INTO signal_notification (id, recipient_id, seq, source, event_id, kind, title, content, locale, data, actor_id, organizer_id, merchant_id, created_at)
-SELECT r.id, r.recipient_id, r.seq, a.source, a.event_id, a.kind, a.title, a.content, a.locale, a.data, a.actor_id, a.organizer_id, a.merchant_id, $15
+/// `$1` places, `$2` recipients, `$3` which event (from 1), `$4` sources, `$5` event ids. The places of what is known.
+const KNOWN: &str = concat!(
+    "SELECT c.place FROM unnest($1::int8[], $2::text[], $3::int8[]) AS c(place, recipient_id, event)
+JOIN unnest($4::text[], $5::text[]) WITH ORDINALITY AS e(source, event_id, event) ON e.event = c.event
+WHERE ",
+    is_known!()
+);
+
+/// `$1` which activity (from 1), `$2` ids, `$3` recipients, `$4` seqs; `$5` to `$14` the texts of the activities; `$15` when. The seqs count from
+/// an expression, which may use another table.
+macro_rules! insert {
+    ($from:literal, $other:literal) => {
+        concat!(
+            "INSERT INTO signal_notification
+    (id, recipient_id, seq, source, event_id, kind, title, content, locale, data, actor_id, organizer_id, merchant_id, created_at)
+SELECT r.id, r.recipient_id, ",
+            $from,
+            " + r.seq, a.source, a.event_id, a.kind, a.title, a.content, a.locale, a.data, a.actor_id, a.organizer_id, a.merchant_id, $15
 FROM unnest($1::int8[], $2::text[], $3::text[], $4::int8[]) AS r(activity, id, recipient_id, seq)
 JOIN unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[])
     WITH ORDINALITY AS a(source, event_id, kind, title, content, locale, data, actor_id, organizer_id, merchant_id, activity)
-    ON a.activity = r.activity";
+    ON a.activity = r.activity",
+            $other
+        )
+    };
+}
+
+const INSERT: &str = insert!("0", "");
+
+/// A small batch in one statement, if all of it is new and nobody is in the way; else nothing happens, and the answer is empty. Seqs count from
+/// the inbox; `$16` recipients in order, `$17` how many rows each gets. The answer is each inbox as it was.
+///
+/// What the statement sees is as it was before it had its locks. It holds if no inbox has another version by then, since every change of rows or
+/// tombstones is one of their inbox's version; and an inbox that is not there yet is made by [`TAKE_NUMBERS`].
+const INSERT_PLAIN: &str = concat!(
+    "WITH locked AS MATERIALIZED (
+    SELECT recipient_id, version FROM signal_inbox WHERE recipient_id = ANY($16) ORDER BY recipient_id FOR UPDATE
+), plain AS MATERIALIZED (
+    SELECT cardinality($16) = (
+        SELECT count(*) FROM locked l WHERE l.version = (SELECT s.version FROM signal_inbox s WHERE s.recipient_id = l.recipient_id)
+    ) AND NOT EXISTS (
+        SELECT FROM unnest($1::int8[], $3::text[]) AS c(activity, recipient_id)
+        JOIN unnest($5::text[], $6::text[]) WITH ORDINALITY AS e(source, event_id, activity) ON e.activity = c.activity WHERE ",
+    is_known!(),
+    "
+    ) AS so
+), taken AS (
+    UPDATE signal_inbox s SET last_seq = s.last_seq + t.n, unread_count = s.unread_count + t.n, version = s.version + t.n
+    FROM unnest($16::text[], $17::int8[]) AS t(recipient_id, n)
+    WHERE s.recipient_id = ANY($16) AND s.recipient_id = t.recipient_id AND (SELECT so FROM plain)
+    RETURNING s.recipient_id, s.last_seq, s.unread_count, s.version, t.n
+), stored AS (",
+    insert!("t.last_seq - t.n", " JOIN taken t ON t.recipient_id = r.recipient_id"),
+    ") SELECT recipient_id, last_seq, unread_count, version FROM taken"
+);
 
 /// `$1` recipient.
 const LOCK: &str = "SELECT unread_count, version FROM signal_inbox WHERE recipient_id = $1 FOR UPDATE";
@@ -229,9 +279,45 @@ impl PostgresStore {
         }
         let now = milliseconds(now);
         let mut connection = self.postgres.acquire().await?;
-        let result = self.insert_batch(&mut connection, given, &mut batch, now).await;
+        let result = self.insert_either_way(&mut connection, given, &mut batch, now).await;
         let rows = self.postgres.done(connection, result)?;
         Ok(batch.stored(&rows, now))
+    }
+
+    async fn insert_either_way<'a>(
+        &self,
+        connection: &mut PgConnection,
+        given: &[NewActivity],
+        batch: &mut Batch<'a>,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<Row<'a>>, StoreError> {
+        if batch.candidates.len() <= PLAIN_ROWS
+            && let Some(rows) = self.insert_plain(connection, given, batch, now).await?
+        {
+            return Ok(rows);
+        }
+        self.insert_batch(connection, given, batch, now).await
+    }
+
+    /// All in one statement, if it can be.
+    async fn insert_plain<'a>(
+        &self,
+        connection: &mut PgConnection,
+        given: &[NewActivity],
+        batch: &Batch<'a>,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Vec<Row<'a>>>, StoreError> {
+        let counts = batch.counts();
+        let mut rows = batch.number(vec![Base::default(); counts.len()], &self.ids)?;
+        let query = bind_rows(sqlx::query(INSERT_PLAIN), given, &rows, now).bind(&batch.recipients).bind(&counts);
+        let answer = self.postgres.step(query.fetch_all(connection)).await?;
+        if answer.is_empty() {
+            return Ok(None);
+        }
+        let mut bases = vec![Base::default(); counts.len()];
+        read_bases(&answer, batch, &counts, &mut bases)?;
+        batch.renumber(&mut rows, &bases);
+        Ok(Some(rows))
     }
 
     /// Numbers are taken for every candidate, which locks the state rows; only then is it certain which candidates are known already, and their
@@ -264,12 +350,7 @@ impl PostgresStore {
         for start in (0..counts.len()).step_by(CHUNK_ROWS) {
             let end = counts.len().min(start + CHUNK_ROWS);
             let query = sqlx::query(TAKE_NUMBERS).bind(&batch.recipients[start..end]).bind(&counts[start..end]);
-            for row in self.postgres.step(query.fetch_all(&mut *tx)).await? {
-                let recipient: &str = row.try_get("recipient_id")?;
-                let at = batch.recipients.binary_search(&recipient).map_err(|_| sqlx::Error::RowNotFound)?;
-                let before = |name| row.try_get::<i64, _>(name).map(|after| after - counts[at]);
-                bases[at] = Base { last_seq: before("last_seq")?, unread: before("unread_count")?, version: before("version")? };
-            }
+            read_bases(&self.postgres.step(query.fetch_all(&mut *tx)).await?, batch, &counts, &mut bases)?;
         }
         Ok(bases)
     }
@@ -307,28 +388,7 @@ impl PostgresStore {
         rows: &[Row<'_>],
         now: DateTime<Utc>,
     ) -> Result<(), StoreError> {
-        let (activity, activities) = numbered(rows.iter().map(|r| r.activity));
-        let text = |of: fn(&NewActivity) -> &str| -> Vec<&str> { activities.iter().map(|at| of(&given[*at])).collect() };
-        let optional = |of: fn(&NewActivity) -> &Option<String>| -> Vec<Option<&str>> {
-            activities.iter().map(|at| of(&given[*at]).as_deref()).collect()
-        };
-        let query = sqlx::query(INSERT)
-            .bind(activity)
-            .bind(rows.iter().map(|r| r.id.as_str()).collect::<Vec<_>>())
-            .bind(rows.iter().map(|r| r.recipient).collect::<Vec<_>>())
-            .bind(rows.iter().map(|r| r.seq).collect::<Vec<_>>())
-            .bind(text(|a| &a.source))
-            .bind(text(|a| &a.event_id))
-            .bind(text(|a| &a.kind))
-            .bind(text(|a| &a.title))
-            .bind(text(|a| &a.content))
-            .bind(text(|a| &a.locale))
-            .bind(text(|a| a.data.get()))
-            .bind(optional(|a| &a.actor_id))
-            .bind(optional(|a| &a.organizer_id))
-            .bind(optional(|a| &a.merchant_id))
-            .bind(now);
-        self.postgres.step(query.execute(tx)).await?;
+        self.postgres.step(bind_rows(sqlx::query(INSERT), given, rows, now).execute(tx)).await?;
         Ok(())
     }
 
@@ -483,6 +543,41 @@ fn time(row: &PgRow, column: &'static str) -> Result<Option<DateTime<Utc>>, sqlx
 }
 
 /// Numbers what repeats from 1 on in the order of its first appearance: the number of each, and what each number stands for.
+/// Reads what inboxes were before `counts` were added to them, into the places of their recipients.
+fn read_bases(answer: &[PgRow], batch: &Batch<'_>, counts: &[i64], bases: &mut [Base]) -> Result<(), sqlx::Error> {
+    for row in answer {
+        let recipient: &str = row.try_get("recipient_id")?;
+        let at = batch.recipients.binary_search(&recipient).map_err(|_| sqlx::Error::RowNotFound)?;
+        let before = |name| row.try_get::<i64, _>(name).map(|after| after - counts[at]);
+        bases[at] = Base { last_seq: before("last_seq")?, unread: before("unread_count")?, version: before("version")? };
+    }
+    Ok(())
+}
+
+/// Binds `$1` to `$15` of [`INSERT`].
+fn bind_rows<'q>(query: PgQuery<'q>, given: &'q [NewActivity], rows: &[Row<'q>], now: DateTime<Utc>) -> PgQuery<'q> {
+    let (activity, activities) = numbered(rows.iter().map(|r| r.activity));
+    let text = |of: fn(&NewActivity) -> &str| -> Vec<&str> { activities.iter().map(|at| of(&given[*at])).collect() };
+    let optional =
+        |of: fn(&NewActivity) -> &Option<String>| -> Vec<Option<&str>> { activities.iter().map(|at| of(&given[*at]).as_deref()).collect() };
+    query
+        .bind(activity)
+        .bind(rows.iter().map(|r| r.id.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.recipient).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.seq).collect::<Vec<_>>())
+        .bind(text(|a| &a.source))
+        .bind(text(|a| &a.event_id))
+        .bind(text(|a| &a.kind))
+        .bind(text(|a| &a.title))
+        .bind(text(|a| &a.content))
+        .bind(text(|a| &a.locale))
+        .bind(text(|a| a.data.get()))
+        .bind(optional(|a| &a.actor_id))
+        .bind(optional(|a| &a.organizer_id))
+        .bind(optional(|a| &a.merchant_id))
+        .bind(now)
+}
+
 fn numbered(of: impl Iterator<Item = usize>) -> (Vec<i64>, Vec<usize>) {
     let mut known = rustc_hash::FxHashMap::default();
     let mut distinct = Vec::new();
