@@ -104,6 +104,7 @@ impl Edge {
         let chart = format!("{REPOSITORY}/charts/signal-operator");
         let values = "image.repository=localhost/signal-operator,image.tag=test,image.pullPolicy=Never";
         edge.helm(&["install", "signal-operator", &chart, "--namespace", "signal-system", "--create-namespace", "--set", values]);
+        edge.name_servers();
         edge
     }
 
@@ -141,14 +142,13 @@ impl Edge {
         self.try_kubectl(arguments, None).unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
     }
 
-    /// The minimal example with the addresses of this lab, and with these members over it.
+    /// `charts/examples/minimal.yaml` with this lab's image and issuer, times for the impatient, and these members over it. Its Redis and Kafka are
+    /// the Services that [`Edge::name_servers`] makes.
     pub(crate) fn manifest(&self, over: Value) -> Value {
-        let mut spec = json!({
-            "replicas": 2,
+        let example = include_str!("../../charts/examples/minimal.yaml");
+        let mut object: Value = serde_yaml_ng::from_str(example).expect("YAML");
+        let lab = json!({
             "image": {"repository": "localhost/signal-gateway", "tag": "test", "pullPolicy": "Never"},
-            "redis": {"mode": "Standalone", "nodes": [self.lab.redis.address().to_string()]},
-            "kafka": {"brokers": [self.lab.kafka.address().to_string()]},
-            "database": {"urlSecretRef": {"name": "edge-database", "key": "url"}},
             "jwks": {"sources": [source("main", &self.issuer)]},
             "service": {"type": "NodePort"},
             "drain": {"endpointPropagation": "8s", "window": "5s", "batchInterval": "500ms"},
@@ -156,10 +156,30 @@ impl Edge {
             // People stay while their issuer is exchanged for another and back.
             "gateway": {"auth": {"expiringLead": "30m"}},
         });
-        for (key, value) in over.as_object().cloned().unwrap_or_default() {
-            spec[key] = value;
+        for members in [lab, over] {
+            for (key, value) in members.as_object().cloned().unwrap_or_default() {
+                object["spec"][key] = value;
+            }
         }
-        json!({"apiVersion": "signal.dev/v1alpha1", "kind": "SignalCluster", "metadata": {"name": "edge"}, "spec": spec})
+        object
+    }
+
+    /// Services for the servers at the switch, by the names and ports that the example uses.
+    fn name_servers(&self) {
+        for (name, port, server) in
+            [("redis", 6379, &self.lab.redis), ("kafka", 9092, &self.lab.kafka), ("postgres", 5432, &self.lab.postgres)]
+        {
+            let address = server.address();
+            self.apply(&json!({
+                "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+                "spec": {"ports": [{"port": port, "targetPort": address.port()}]},
+            }));
+            self.apply(&json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": {"name": format!("{name}-outside"), "labels": {"kubernetes.io/service-name": name}},
+                "addressType": "IPv4", "ports": [{"port": address.port()}], "endpoints": [{"addresses": [address.ip()]}],
+            }));
+        }
     }
 
     /// Applies an object; what the API server says if it refuses.
@@ -179,7 +199,7 @@ impl Edge {
 
     /// The Secret that the SignalCluster names.
     pub(crate) fn make_secret(&self) {
-        let url = self.database_url();
+        let url = self.database_url().replace(&self.lab.postgres.address().to_string(), "postgres:5432");
         self.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "edge-database"}, "stringData": {"url": url}}));
     }
 
