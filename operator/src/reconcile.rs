@@ -76,10 +76,11 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
     })
 }
 
-/// Pods serve, and what they say of themselves keeps the SignalCluster from being ready.
+/// Pods serve, and what they say of themselves is not yet, or no longer, as it should be.
 fn settling(observed: &Observed, conditions: &[Condition]) -> bool {
-    let ready = conditions.iter().any(|condition| condition.type_ == ConditionType::Ready.as_str() && condition.status == "True");
-    !ready && observed.fleet.ready().next().is_some()
+    let holds = |kind: ConditionType| conditions.iter().any(|condition| condition.type_ == kind.as_str() && condition.status == "True");
+    let settled = holds(ConditionType::Ready) && holds(ConditionType::KafkaReachable);
+    !settled && observed.fleet.ready().next().is_some()
 }
 
 /// No watch tells when a migration is to be tried again.

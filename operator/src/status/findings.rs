@@ -127,7 +127,12 @@ fn progressing(observed: &Observed, verdict: &Verdict) -> Finding {
     if verdict.rollout.going_on {
         return on("RolloutInProgress", format!("{} pods are of the newest revision", verdict.rollout.updated));
     }
+    let (serving, wanted) = serving(observed);
+    let starting = || on("PodsStarting", format!("{serving} of {wanted} pods serve"));
     if let Some(step) = verdict.scale.as_ref().filter(|step| step.status.state != ScalingState::Idle) {
+        if step.status.from == step.status.to && step.status.victims.is_empty() && serving < wanted {
+            return starting();
+        }
         let message = format!("from {} to {} pods; {} drain", step.status.from, step.status.to, step.status.victims.len());
         return on("ScalingInProgress", message);
     }
@@ -137,9 +142,8 @@ fn progressing(observed: &Observed, verdict: &Verdict) -> Finding {
     if let Some(waiting) = &verdict.rotation {
         return on("RotationInProgress", waiting.message.clone());
     }
-    let (serving, wanted) = serving(observed);
     if serving < wanted {
-        return on("PodsStarting", format!("{serving} of {wanted} pods serve"));
+        return starting();
     }
     Finding::new(Type::Progressing, State::False, "Settled", "")
 }
