@@ -391,7 +391,9 @@ impl Gateway {
         lifecycle: &Arc<Lifecycle>,
     ) -> anyhow::Result<()> {
         admin.store(Arc::new(self.admin.clone()));
-        let mut accepting = tokio::spawn(ws::serve(self.listener, socket, self.accept_stop.clone()));
+        // With one shard every socket goes to its thread: accepted there, it wakes no other on its way.
+        let accepts = self.threads.only().unwrap_or_else(Handle::current);
+        let mut accepting = accepts.spawn(ws::serve(self.listener, socket, self.accept_stop.clone()));
         let drain = Drain { config: &self.config, hub: &self.hub, lifecycle, metrics: &self.metrics };
         let ended = tokio::select! {
             ended = &mut accepting => Err(anyhow::anyhow!("the accept loop ended unasked: {ended:?}")),
