@@ -4,6 +4,11 @@
 
 use std::sync::Arc;
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use futures_util::StreamExt;
+use futures_util::stream;
 use serde_json::value::RawValue;
 use tracing::Span;
 
@@ -11,8 +16,8 @@ use crate::bus::{Bus, BusError};
 use crate::hub::Hub;
 use crate::id::Id;
 
-/// How many publishes of one batch wait for the bus at the same time.
-const PUBLISHED_AT_ONCE: usize = 256;
+/// How many destinations of one batch are published to at the same time.
+const BATCH_CONCURRENCY: usize = 256;
 
 /// Whom a message is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -89,35 +94,40 @@ impl Delivery {
         Sent { local, published }
     }
 
-    /// Delivers a batch here and publishes it, in its order. Says how many the bus took.
+    /// Delivers a batch here and publishes it: in order for each destination, side by side for different ones. Says how many the bus took.
     ///
     /// Best effort as [`Delivery::send`]. Once the bus turns out to be unavailable the rest is not tried, so that a batch waits for an
     /// unreachable server once at most: when it is back, every client is told to sync.
     pub async fn send_all(&self, batch: &[Dispatch]) -> usize {
-        let mut elsewhere = Vec::with_capacity(batch.len());
+        let mut by_destination: HashMap<&Destination, Vec<&Dispatch>> = HashMap::with_capacity(batch.len());
         for dispatch in batch {
             let local = self.hub.deliver(dispatch);
             if local == 0 || !matches!(dispatch.destination, Destination::Client(_)) {
-                elsewhere.push(dispatch);
+                by_destination.entry(&dispatch.destination).or_default().push(dispatch);
             }
         }
-        let mut published = 0;
-        for part in elsewhere.chunks(PUBLISHED_AT_ONCE) {
-            // Each is queued when it is asked for; what is left is to hear of it.
-            let asked: Vec<_> = part.iter().map(|dispatch| self.bus.publish(dispatch)).collect();
-            let mut away = None;
-            for taken in asked {
-                match taken.await {
-                    Ok(()) => published += 1,
-                    Err(BusError::Full) => {}
-                    Err(error @ (BusError::Unavailable(_) | BusError::Misconfigured(_))) => away = Some(error),
+        let (published, away) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let (published, away) = (&published, &away);
+        stream::iter(by_destination.into_values())
+            .for_each_concurrent(BATCH_CONCURRENCY, |dispatches| async move {
+                for dispatch in dispatches {
+                    if away.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    match self.bus.publish(dispatch).await {
+                        Ok(()) => {
+                            published.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(BusError::Full) => {}
+                        Err(error @ (BusError::Unavailable(_) | BusError::Misconfigured(_))) => {
+                            if !away.swap(true, Ordering::Relaxed) {
+                                tracing::debug!(%error, "the rest of a batch was delivered here only");
+                            }
+                        }
+                    }
                 }
-            }
-            if let Some(error) = away {
-                tracing::debug!(%error, "the rest of a batch was delivered here only");
-                break;
-            }
-        }
-        published
+            })
+            .await;
+        published.load(Ordering::Relaxed)
     }
 }
