@@ -69,7 +69,7 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
     outcome?;
     Ok(if verdict.is_busy(&observed.fleet) {
         context.look_again(BUSY)
-    } else if wants_samples(&observed) || settling(&observed, &status.conditions) || waits_to_migrate(&verdict.migration) {
+    } else if wants_samples(&observed) || (!paused && (settling(&observed, &status.conditions) || waits_to_migrate(&verdict.migration))) {
         context.look_again(SAMPLE)
     } else {
         context.resync()

@@ -142,8 +142,8 @@ impl Edge {
         self.try_kubectl(arguments, None).unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
     }
 
-    /// `charts/examples/minimal.yaml` with this lab's image and issuer, times for the impatient, and these members over it. Its Redis and Kafka are
-    /// the Services that [`Edge::name_servers`] makes.
+    /// `charts/examples/minimal.yaml` with this lab's image and issuer, times for the impatient, and these members over it. Its Redis and Kafka,
+    /// and PostgreSQL, are the Services that [`Edge::name_servers`] makes.
     pub(crate) fn manifest(&self, over: Value) -> Value {
         let example = include_str!("../../charts/examples/minimal.yaml");
         let mut object: Value = serde_yaml_ng::from_str(example).expect("YAML");

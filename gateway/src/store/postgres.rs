@@ -97,9 +97,13 @@ pub(super) fn pool(options: PgConnectOptions, database: &config::Database) -> Pg
         })
         .after_connect(move |connection, _| {
             Box::pin(async move {
-                // A transaction whose gateway vanished gives its locks back. Set here and not as start-up options, which poolers refuse.
+                // Set here and not as start-up options, which poolers refuse. A transaction whose gateway vanished gives its locks back. Every
+                // statement on our own tables has its index: a plan made while they were small would read them whole, and would be kept while they
+                // grow, until the server next counts their rows. The platform's tables are read as they can be, and not compiled for at length.
                 sqlx::query(
-                    "SELECT set_config('statement_timeout', $1, false), set_config('idle_in_transaction_session_timeout', $1, false)",
+                    "SELECT set_config('statement_timeout', $1, false), set_config('idle_in_transaction_session_timeout', $1, false),
+                        set_config('default_transaction_isolation', 'read committed', false),
+                        set_config('enable_seqscan', 'off', false), set_config('jit', 'off', false)",
                 )
                 .bind(format!("{statement_ms}ms"))
                 .execute(connection)
@@ -110,14 +114,10 @@ pub(super) fn pool(options: PgConnectOptions, database: &config::Database) -> Pg
         .connect_lazy_with(options.application_name("signal-gateway"))
 }
 
-/// Most rows of [`INSERT_PLAIN`]: beyond, four round trips more are nothing to what the rows cost, and a transaction has [`BEGIN_BATCH`]'s plans.
+/// Most rows of [`INSERT_PLAIN`]: beyond, four round trips more are nothing to what the rows cost.
 const PLAIN_ROWS: usize = 128;
 
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
-
-/// For batches. Every statement in them has its index. A plan made while the tables were small would read them whole, and would be kept while
-/// they grow, until the server next counts their rows.
-const BEGIN_BATCH: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off";
 
 /// `$1` recipients in order, `$2` how many rows each may get. Creates and locks the state rows, one after the other.
 const TAKE_NUMBERS: &str = r#"
@@ -173,7 +173,7 @@ JOIN unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::tex
 const INSERT: &str = insert!("0", "");
 
 /// A small batch in one statement, if all of it is new and nobody is in the way; else nothing happens, and the answer is empty. Seqs count from
-/// the inbox; `$16` recipients in order, `$17` how many rows each gets. The answer is each inbox as it was.
+/// the inbox; `$16` recipients in order, `$17` how many rows each gets. The answer is each inbox as it is then.
 ///
 /// What the statement sees is as it was before it had its locks. It holds if no inbox has another version by then, since every change of rows or
 /// tombstones is one of their inbox's version; and an inbox that is not there yet is made by [`TAKE_NUMBERS`].
@@ -329,7 +329,7 @@ impl PostgresStore {
         batch: &mut Batch<'a>,
         now: DateTime<Utc>,
     ) -> Result<Vec<Row<'a>>, StoreError> {
-        let mut tx = self.postgres.step(connection.begin_with(BEGIN_BATCH)).await?;
+        let mut tx = self.postgres.step(connection.begin_with(BEGIN)).await?;
         let bases = self.take_numbers(&mut tx, batch).await?;
         let known = self.known(&mut tx, given, batch).await?;
         if !known.is_empty() {
@@ -513,7 +513,7 @@ impl PostgresStore {
         tombstones_before: DateTime<Utc>,
         limit: i64,
     ) -> Result<u64, sqlx::Error> {
-        let mut tx = self.postgres.step(connection.begin_with(BEGIN_BATCH)).await?;
+        let mut tx = self.postgres.step(connection.begin_with(BEGIN)).await?;
         let alone = sqlx::query_scalar::<_, bool>("SELECT pg_try_advisory_xact_lock($1)").bind(PURGE_LOCK);
         if !self.postgres.step(alone.fetch_one(&mut *tx)).await? {
             self.postgres.step(tx.rollback()).await?;
@@ -542,7 +542,6 @@ fn time(row: &PgRow, column: &'static str) -> Result<Option<DateTime<Utc>>, sqlx
     row.try_get(column)
 }
 
-/// Numbers what repeats from 1 on in the order of its first appearance: the number of each, and what each number stands for.
 /// Reads what inboxes were before `counts` were added to them, into the places of their recipients.
 fn read_bases(answer: &[PgRow], batch: &Batch<'_>, counts: &[i64], bases: &mut [Base]) -> Result<(), sqlx::Error> {
     for row in answer {
@@ -578,6 +577,7 @@ fn bind_rows<'q>(query: PgQuery<'q>, given: &'q [NewActivity], rows: &[Row<'q>],
         .bind(now)
 }
 
+/// Numbers what repeats from 1 on in the order of its first appearance: the number of each, and what each number stands for.
 fn numbered(of: impl Iterator<Item = usize>) -> (Vec<i64>, Vec<usize>) {
     let mut known = rustc_hash::FxHashMap::default();
     let mut distinct = Vec::new();

@@ -94,12 +94,14 @@ pub fn migration(cluster: &ValidCluster, jobs: &[Job]) -> Migration {
 /// Its settings come by environment and by the one Secret, not by `gateway.toml`: that file belongs to the pods' image, which may be an older one.
 pub(super) fn job(cluster: &ValidCluster, children: &Children, jobs: &[Job], now: DateTime<Utc>) -> Option<Job> {
     let name = job_name(cluster)?;
-    if let Migration::Failed { again_at, .. } = migration(cluster, jobs)
-        && again_at <= now
-    {
+    let is_there = jobs.iter().any(|job| job.metadata.name.as_ref() == Some(&name));
+    if cluster.spec.stopped && !is_there {
         return None;
     }
-    if cluster.spec.stopped && !jobs.iter().any(|job| job.metadata.name.as_ref() == Some(&name)) {
+    if let Migration::Failed { again_at, .. } = migration(cluster, jobs)
+        && again_at <= now
+        && !cluster.spec.stopped
+    {
         return None;
     }
     let mut labels = labels(&cluster.name);

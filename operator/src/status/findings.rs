@@ -1,5 +1,6 @@
 //! One finding per condition, and the summary of them.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use signal_crds::SignalClusterSpec;
 use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SourceStage};
@@ -98,6 +99,15 @@ fn degraded(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble>) -
     }
     if let Migration::Failed { job, message, .. } = &verdict.migration {
         return bad("MigrationFailed", format!("Job {job} failed, pods of the old image stay: {message}"));
+    }
+    // While it is tried again nothing is better yet, and an alert that waits would never be given.
+    if let Migration::Pending { job } = &verdict.migration
+        && let Some(before) = observed.cluster.status.as_ref().and_then(|status| {
+            let is_ours = |one: &&Condition| one.type_ == Type::Degraded.as_str() && one.reason == "MigrationFailed";
+            status.conditions.iter().find(is_ours).filter(|one| one.message.contains(job.as_str()))
+        })
+    {
+        return bad("MigrationFailed", before.message.clone());
     }
     let failure = observed.deployment.as_ref().and_then(|deployment| deployment.status.as_ref()?.conditions.as_ref());
     let failure = failure.and_then(|all| all.iter().find(|one| one.type_ == "ReplicaFailure" && one.status == "True"));
