@@ -279,24 +279,9 @@ impl PostgresStore {
         }
         let now = milliseconds(now);
         let mut connection = self.postgres.acquire().await?;
-        let result = self.insert_either_way(&mut connection, given, &mut batch, now).await;
+        let result = self.insert_batch(&mut connection, given, &mut batch, now).await;
         let rows = self.postgres.done(connection, result)?;
         Ok(batch.stored(&rows, now))
-    }
-
-    async fn insert_either_way<'a>(
-        &self,
-        connection: &mut PgConnection,
-        given: &[NewActivity],
-        batch: &mut Batch<'a>,
-        now: DateTime<Utc>,
-    ) -> Result<Vec<Row<'a>>, StoreError> {
-        if batch.candidates.len() <= PLAIN_ROWS
-            && let Some(rows) = self.insert_plain(connection, given, batch, now).await?
-        {
-            return Ok(rows);
-        }
-        self.insert_batch(connection, given, batch, now).await
     }
 
     /// All in one statement, if it can be.
@@ -320,8 +305,8 @@ impl PostgresStore {
         Ok(Some(rows))
     }
 
-    /// Numbers are taken for every candidate, which locks the state rows; only then is it certain which candidates are known already, and their
-    /// numbers go back.
+    /// Plainly if it can be. Else numbers are taken for every candidate, which locks the state rows; only then is it certain which candidates are
+    /// known already, and their numbers go back.
     async fn insert_batch<'a>(
         &self,
         connection: &mut PgConnection,
@@ -329,6 +314,11 @@ impl PostgresStore {
         batch: &mut Batch<'a>,
         now: DateTime<Utc>,
     ) -> Result<Vec<Row<'a>>, StoreError> {
+        if batch.candidates.len() <= PLAIN_ROWS
+            && let Some(rows) = self.insert_plain(connection, given, batch, now).await?
+        {
+            return Ok(rows);
+        }
         let mut tx = self.postgres.step(connection.begin_with(BEGIN)).await?;
         let bases = self.take_numbers(&mut tx, batch).await?;
         let known = self.known(&mut tx, given, batch).await?;
