@@ -69,7 +69,7 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
     outcome?;
     Ok(if verdict.is_busy(&observed.fleet) {
         context.look_again(BUSY)
-    } else if wants_samples(&observed) || (!paused && (settling(&observed, &status.conditions) || waits_to_migrate(&verdict.migration))) {
+    } else if wants_samples(&observed) || settling(&observed, &status.conditions) || waits_to_migrate(&observed, &verdict.migration) {
         context.look_again(SAMPLE)
     } else {
         context.resync()
@@ -83,9 +83,10 @@ fn settling(observed: &Observed, conditions: &[Condition]) -> bool {
     !settled && observed.fleet.ready().next().is_some()
 }
 
-/// No watch tells when a migration is to be tried again.
-fn waits_to_migrate(migration: &Migration) -> bool {
-    matches!(migration, Migration::Failed { .. })
+/// A migration is to be tried again, and no watch tells when.
+fn waits_to_migrate(observed: &Observed, migration: &Migration) -> bool {
+    let spec = &observed.cluster.spec;
+    matches!(migration, Migration::Failed { .. }) && !spec.paused && !spec.stopped
 }
 
 /// Writes what the verdict asks for.
