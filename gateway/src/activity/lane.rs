@@ -3,7 +3,7 @@
 //! Input: the queue that [`super::consumer`] fills. Output: rows, pushes, dead letters, and the offset up to which all of that is durable,
 //! which the consumer commits. A lane never commits anything itself, and never goes past a record that is not done.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -25,6 +25,7 @@ use super::poison::{Poison, Reason};
 use crate::delivery::{Destination, Dispatch};
 use crate::metrics::Metrics;
 use crate::notification::{NewActivity, Notification};
+use crate::protocol::event;
 use crate::store::{StoreError, Stored};
 use crate::telemetry::SPANS;
 
@@ -32,6 +33,8 @@ use crate::telemetry::SPANS;
 const BATCH_BYTES: usize = 8 << 20;
 /// Most pushes that are encoded before they are sent.
 const PUSH_BATCH: usize = 1000;
+/// Reason of the `resync` to people whose rows may have been stored by a try that was not answered.
+const STORED_UNTOLD: &str = "push_missed";
 
 /// What waits in a lane's queue.
 #[derive(Debug, Default)]
@@ -86,6 +89,14 @@ pub(super) struct Lane {
     /// Cancelled when the partition is to be given up: what is being stored is finished, nothing else is begun.
     pub(super) drain: CancellationToken,
     pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Whether only the last try of a batch can have stored something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Certainty {
+    Sure,
+    /// The answer to an earlier try did not come.
+    Unsure,
 }
 
 /// The lane was told to stop; what is not done stays uncommitted.
@@ -331,7 +342,10 @@ impl Lane {
             let stored = self.insert(&activities[part.clone()], offset).await?;
             drop(storing);
             match stored {
-                Ok(stored) => {
+                Ok((stored, certainty)) => {
+                    if certainty == Certainty::Unsure {
+                        self.tell_to_sync(&activities[part.clone()], &stored).await;
+                    }
                     let mut pushing = vec![Span::none(); part.len()];
                     for row in &stored {
                         let item = &mut items[places[part.start + row.activity]];
@@ -383,9 +397,10 @@ impl Lane {
     }
 
     /// One transaction, tried until the database answers; the inner `Err` is what it refuses.
-    async fn insert(&mut self, activities: &[NewActivity], offset: i64) -> Result<Result<Vec<Stored>, sqlx::Error>, Stopped> {
+    async fn insert(&mut self, activities: &[NewActivity], offset: i64) -> Result<Result<(Vec<Stored>, Certainty), sqlx::Error>, Stopped> {
         let pipeline = self.pipeline.clone();
         let mut backoff = Backoff::new(&pipeline);
+        let mut certainty = Certainty::Sure;
         loop {
             let started = Instant::now();
             match pipeline.notifications.insert(activities, pipeline.clock.now()).await {
@@ -393,12 +408,31 @@ impl Lane {
                     pipeline.metrics.store_time.observe(started.elapsed().as_secs_f64());
                     pipeline.metrics.batch.observe(activities.len() as f64);
                     pipeline.metrics.rows.inc_by(stored.len() as u64);
-                    return Ok(Ok(stored));
+                    return Ok(Ok((stored, certainty)));
                 }
                 Err(StoreError::Refused(error)) => return Ok(Err(error)),
-                Err(StoreError::Unavailable(error)) => self.wait(&mut backoff, offset, "notifications cannot be stored", &error).await?,
+                Err(StoreError::Unavailable(error)) => {
+                    certainty = Certainty::Unsure;
+                    self.wait(&mut backoff, offset, "notifications cannot be stored", &error).await?;
+                }
             }
         }
+    }
+
+    /// What is not among `stored` was there already, perhaps by a try whose answer was lost: it was not pushed then and will not be now.
+    async fn tell_to_sync(&self, activities: &[NewActivity], stored: &[Stored]) {
+        let stored: HashSet<(usize, &str)> = stored.iter().map(|row| (row.activity, &*row.notification.recipient_id)).collect();
+        let missed: BTreeSet<&str> = activities
+            .iter()
+            .enumerate()
+            .flat_map(|(at, activity)| activity.recipients.iter().map(move |recipient| (at, recipient.as_str())))
+            .filter(|row| !stored.contains(row))
+            .map(|(_, recipient)| recipient)
+            .collect();
+        let resync = event::resync_data(STORED_UNTOLD);
+        let dispatches: Vec<Dispatch> =
+            missed.into_iter().map(|user| Dispatch::new(Destination::User(user.into()), event::name::RESYNC, resync.clone())).collect();
+        self.pipeline.delivery.send_all(&dispatches).await;
     }
 
     /// Tells live connections; best effort, so nothing that goes wrong here holds the lane. There is a span for each activity.

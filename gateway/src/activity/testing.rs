@@ -157,6 +157,7 @@ struct Inside {
     inboxes: HashMap<String, (i64, InboxState)>,
     is_away: bool,
     is_stuck: bool,
+    loses_answer: bool,
     calls: Vec<usize>,
     failures: usize,
 }
@@ -200,6 +201,11 @@ impl Rows {
         self.changed.notify_waiters();
     }
 
+    /// The rows of the next call are stored, and its answer is lost.
+    pub(crate) fn lose_answer(&self) {
+        self.inside.lock().loses_answer = true;
+    }
+
     fn store(&self, batch: &[NewActivity], now: DateTime<Utc>) -> Result<Vec<Stored>, StoreError> {
         let mut inside = self.inside.lock();
         if inside.is_away {
@@ -239,6 +245,10 @@ impl Rows {
                 inside.rows.push((new.event_id.clone(), notification.clone()));
                 stored.push(Stored { activity: at, notification, inbox });
             }
+        }
+        if std::mem::take(&mut inside.loses_answer) {
+            inside.failures += 1;
+            return Err(StoreError::Unavailable(sqlx::Error::WorkerCrashed));
         }
         Ok(stored)
     }

@@ -1,9 +1,11 @@
 //! Names and payloads of the system events (`wire protocol`, "System events") and of our own (`contracts`, "WebSocket events").
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::Message;
@@ -169,7 +171,12 @@ pub fn error(message: &str) -> Message {
 
 /// `resync`
 pub fn resync(reason: &str) -> Message {
-    of(name::RESYNC, &serde_json::json!({ "reason": reason }))
+    encode(name::RESYNC, resync_data(reason).get())
+}
+
+/// The data of `resync`.
+pub fn resync_data(reason: &str) -> Arc<RawValue> {
+    serde_json::value::to_raw_value(&serde_json::json!({ "reason": reason })).expect("it is plain data").into()
 }
 
 /// `expiring`

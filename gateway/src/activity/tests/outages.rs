@@ -1,6 +1,7 @@
 //! Databases, brokers and Redis that are away, and shutdowns meanwhile.
 
 use super::*;
+use crate::delivery::Destination;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_the_database_pauses_keeps_the_order_and_commits_nothing_past_it() {
@@ -20,6 +21,25 @@ async fn an_outage_of_the_database_pauses_keeps_the_order_and_commits_nothing_pa
     assert_eq!(stage.rows.of("17"), [ids("a", 5), ids("b", 50)].concat());
     assert_eq!(stage.rows.of("18"), ids("c", 50));
     assert!(stage.metrics.pipeline_retries.get() >= 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_row_of_a_try_without_an_answer_is_told_to_sync() {
+    let stage = Stage::new(Broker::any(), 1).await;
+    let running = stage.run();
+    stage.produce_many(0, "a", "17", 1).await;
+    stage.until_committed(0, 1).await;
+    stage.rows.lose_answer();
+    stage.produce_many(0, "b", "18", 1).await;
+    stage.until_committed(0, 2).await;
+    // The same event once more is no reason to sync.
+    stage.produce_many(0, "a", "17", 1).await;
+    stage.until_committed(0, 3).await;
+    running.stop().await;
+    assert_eq!((stage.rows.failures(), stage.rows.of("18")), (1, ids("b", 1)));
+    let told: Vec<_> = stage.bus.dispatches.lock().iter().map(|sent| (sent.destination.clone(), sent.event.to_string())).collect();
+    let user = |id: &str| Destination::User(id.into());
+    assert_eq!(told, [(user("17"), "notification:created".to_owned()), (user("18"), "resync".to_owned())]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
