@@ -128,10 +128,17 @@ fn degraded(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble>) -
 
 fn progressing(observed: &Observed, verdict: &Verdict) -> Finding {
     let on = |reason, message: String| Finding::new(Type::Progressing, State::True, reason, message);
-    if let Migration::Pending { job } = &verdict.migration {
+    // While stopped no Job is made, and no pod waits for one.
+    let spec = &observed.cluster.spec;
+    if let Migration::Pending { job } = &verdict.migration
+        && !spec.stopped
+    {
         return on("MigrationRunning", format!("pods of the wanted image start once Job {job} has completed"));
     }
-    if let Migration::Failed { job, .. } = &verdict.migration {
+    if let Migration::Failed { job, .. } = &verdict.migration
+        && !spec.stopped
+        && !spec.paused
+    {
         return on("MigrationFailed", format!("Job {job} is made again a minute after it failed"));
     }
     if verdict.rollout.going_on {

@@ -139,6 +139,9 @@ fn pods_wait_for_the_migration_and_say_so() {
     assert_eq!(said(&status, "DatabaseMigrated"), ("False", "MigrationRunning"));
     assert_eq!(said(&status, "Progressing"), ("True", "MigrationRunning"));
     assert_eq!(said(&status, "Ready"), ("False", "MigrationRunning"));
+    let mut stopped = example("production");
+    Arc::make_mut(&mut stopped.cluster).spec.stopped = true;
+    assert_eq!(said(&look(&stopped, None), "Progressing").0, "False", "no Job is made for it");
 }
 
 #[test]
