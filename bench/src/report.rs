@@ -67,9 +67,10 @@ pub(crate) enum Target {
 pub(crate) struct Line {
     pub(crate) name: String,
     pub(crate) unit: &'static str,
+    figures: Vec<f64>,
     pub(crate) figure: Spread,
-    /// What it is held against, and its name.
-    pub(crate) base: Option<(&'static str, Spread)>,
+    /// What it is held against: its name, its figures, and how many times as much it was in the same round.
+    pub(crate) base: Option<(&'static str, Spread, Spread)>,
     pub(crate) target: Option<Target>,
     pub(crate) times: Option<Times>,
     pub(crate) base_times: Option<Times>,
@@ -79,11 +80,14 @@ impl Line {
     /// A figure alone.
     pub(crate) fn new(name: impl Into<String>, unit: &'static str, figures: &[f64]) -> Self {
         let figure = Spread::of(figures);
-        Self { name: name.into(), unit, figure, base: None, target: None, times: None, base_times: None }
+        Self { name: name.into(), unit, figures: figures.to_vec(), figure, base: None, target: None, times: None, base_times: None }
     }
 
+    /// Held against `figures`, which were taken in turn with its own: a machine that slows down in the middle slows both of a round.
     pub(crate) fn against(mut self, name: &'static str, figures: &[f64]) -> Self {
-        self.base = Some((name, Spread::of(figures)));
+        debug_assert_eq!(self.figures.len(), figures.len(), "{}: as many rounds of {name}", self.name);
+        let ratios: Vec<f64> = self.figures.iter().zip(figures).map(|(own, base)| own / base).collect();
+        self.base = Some((name, Spread::of(figures), Spread::of(&ratios)));
         self
     }
 
@@ -98,13 +102,13 @@ impl Line {
         self
     }
 
-    fn ratio(&self) -> Option<f64> {
-        self.base.map(|(_, base)| self.figure.median / base.median)
+    fn ratio(&self) -> Option<Spread> {
+        self.base.map(|(_, _, ratio)| ratio)
     }
 
     fn is_reached(&self) -> Option<bool> {
         Some(match self.target? {
-            Target::Times(limit) => self.ratio()? <= limit,
+            Target::Times(limit) => self.ratio()?.median <= limit,
             Target::Value(limit) => self.figure.median <= limit,
         })
     }
@@ -120,8 +124,8 @@ impl Line {
             self.name,
             self.unit,
             self.figure,
-            or_dash(self.base.map(|(name, base)| format!("{base} {name}"))),
-            or_dash(self.ratio().map(|ratio| format!("{ratio:.2}"))),
+            or_dash(self.base.map(|(name, base, _)| format!("{base} {name}"))),
+            or_dash(self.ratio().map(|ratio| ratio.to_string())),
             or_dash(target),
             or_dash(self.is_reached().map(|reached| if reached { "yes" } else { "no" }.to_owned())),
             or_dash(self.times.map(|times| times.to_string())),
@@ -137,8 +141,8 @@ impl Line {
             "name": self.name,
             "unit": self.unit,
             "figure": spread(self.figure),
-            "against": self.base.map(|(name, base)| json!({ "name": name, "figure": spread(base) })),
-            "ratio": self.ratio(),
+            "against": self.base.map(|(name, base, _)| json!({ "name": name, "figure": spread(base) })),
+            "ratio": self.ratio().map(spread),
             "target": self.target.map(|target| match target {
                 Target::Times(limit) => json!({ "ratio": limit }),
                 Target::Value(limit) => json!({ "value": limit }),
@@ -202,8 +206,11 @@ mod tests {
     #[test]
     fn a_line_says_whether_its_target_is_reached() {
         assert_eq!(Spread::of(&[4.0, 1.0]).median, 2.5);
-        let line = Line::new("x", "us", &[3.0, 1.0, 2.0]).against("floor", &[2.0]);
-        assert_eq!((line.figure.median, line.figure.min, line.figure.max, line.ratio()), (2.0, 1.0, 3.0, Some(1.0)));
+        // The second round was slow for both.
+        let line = Line::new("x", "us", &[1.0, 6.0, 3.0]).against("floor", &[1.0, 6.0, 2.0]);
+        assert_eq!((line.figure.median, line.figure.min, line.figure.max), (3.0, 1.0, 6.0));
+        let ratio = line.ratio().expect("it is held against something");
+        assert_eq!((ratio.median, ratio.min, ratio.max), (1.0, 1.0, 1.5));
         assert_eq!(line.is_reached(), None);
         assert_eq!(line.target(Target::Times(1.1)).is_reached(), Some(true));
         assert_eq!(Line::new("x", "us", &[3.0]).target(Target::Value(2.0)).is_reached(), Some(false));

@@ -21,6 +21,8 @@ pub(crate) struct Sizes {
     pub(crate) small: bool,
     /// Rounds in which a server and what it is held against take turns.
     pub(crate) rounds: usize,
+    /// The same where a round is short, and so a figure of one moves with whatever else the machine does.
+    pub(crate) short_rounds: usize,
     /// Connections at rest.
     pub(crate) idle: usize,
     /// Between what happened and a look at memory.
@@ -50,6 +52,7 @@ impl Sizes {
         Self {
             small: false,
             rounds: 5,
+            short_rounds: 11,
             idle: 10_000,
             rest: Duration::from_secs(2),
             leave: Duration::from_millis(3500),
@@ -70,6 +73,7 @@ impl Sizes {
         Self {
             small: true,
             rounds: 2,
+            short_rounds: 2,
             idle: 1000,
             rest: Duration::from_millis(300),
             leave: Duration::from_millis(300),

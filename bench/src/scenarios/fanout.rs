@@ -148,7 +148,7 @@ fn sides(ground: &Ground, members: usize) -> Result<[Side; 3]> {
 /// Every round takes each cell in turn, so that a busy machine weighs on all of them.
 fn compare(ground: &Ground, report: &mut Report, sides: &mut [Side; 3], cells: &[Cell], shape: Shape) -> Result<()> {
     let mut all: Vec<Figures> = cells.iter().map(|_| Figures::default()).collect();
-    for round in 0..=ground.sizes.rounds {
+    for round in 0..=ground.sizes.short_rounds {
         for (cell, figures) in cells.iter().zip(&mut all) {
             std::thread::sleep(PAUSE);
             sides[cell.side].round(ground, cell.way, shape, figures)?;
