@@ -23,6 +23,8 @@ pub(crate) struct Sizes {
     pub(crate) rounds: usize,
     /// The same where a round is short, and so a figure of one moves with whatever else the machine does.
     pub(crate) short_rounds: usize,
+    /// And where one person at a time is meant: a server that sleeps in between is woken at a price that changes from second to second.
+    pub(crate) single_rounds: usize,
     /// Connections at rest.
     pub(crate) idle: usize,
     /// Between what happened and a look at memory.
@@ -53,6 +55,7 @@ impl Sizes {
             small: false,
             rounds: 5,
             short_rounds: 11,
+            single_rounds: 33,
             idle: 10_000,
             rest: Duration::from_secs(2),
             leave: Duration::from_millis(3500),
@@ -62,7 +65,7 @@ impl Sizes {
             crowds: [1000, 5000],
             messages: 40,
             people: 1000,
-            singles: 3000,
+            singles: 1000,
             records: 10_000,
             row_records: 2000,
             burst_records: 100_000,
@@ -74,6 +77,7 @@ impl Sizes {
             small: true,
             rounds: 2,
             short_rounds: 2,
+            single_rounds: 2,
             idle: 1000,
             rest: Duration::from_millis(300),
             leave: Duration::from_millis(300),

@@ -38,7 +38,7 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
         cell("a clear event and its encrypted answer", 2, &event),
         cell("a ping and its pong", 1, &ping),
     ];
-    for round in 0..=ground.sizes.short_rounds {
+    for round in 0..=ground.sizes.single_rounds {
         for cell in &mut cells {
             let (server, crowd) = &mut sides[cell.side];
             cell.round(server, crowd, ground.sizes.singles)?;

@@ -68,7 +68,7 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
     let crowd = Ground::floor_crowd(&floor, ground.sizes.people)?;
     let mut sides = [Side::new(floor, crowd, Sender::Floor(control)), Side::gateway(ground, false)?, Side::gateway(ground, true)?];
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    for round in 0..=ground.sizes.short_rounds {
+    for round in 0..=ground.sizes.single_rounds {
         for side in &mut sides {
             side.round(ground.sizes.singles, &mut random)?;
             if round == 0 {
