@@ -11,7 +11,7 @@ mod setup;
 mod test;
 
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
@@ -72,10 +72,9 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
             if !status.success() {
                 bail!("the build failed");
             }
-            // One binary beside the other, in whichever folder cargo builds.
-            let mut bench = cargo();
-            bench.args(["run", "--release", "--quiet", "-p", "signal-bench", "--"]).args(arguments);
-            Err(bench.exec().into())
+            // It finds the gateway beside itself. `cargo run` would link it once more, with the features of this package alone.
+            let mut bench = Command::new(target_folder(&cargo()).join("release/signal-bench"));
+            Err(bench.args(arguments).exec().into())
         }
         "setup" => {
             setup::build()?;
@@ -98,4 +97,9 @@ fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     command
+}
+
+/// Where `cargo` puts what it builds.
+fn target_folder(cargo: &Command) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| cargo.get_current_dir().unwrap_or(".".as_ref()).join("target"), PathBuf::from)
 }

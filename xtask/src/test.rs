@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use signal_services::{Kafka, KafkaHome, Kubernetes, KubernetesHome, Level, Postgres, Redis, Server, Tool, find_program};
 
 use crate::outcome::Outcome;
-use crate::{cargo, setup};
+use crate::{cargo, setup, target_folder};
 
 /// Everything in order; `--quick` leaves format, lints and docs out, other arguments go to `cargo test`.
 pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
@@ -147,9 +147,7 @@ fn say(begun: Instant, what: &str) {
 fn tests(servers: &Servers, arguments: Vec<String>) -> Result<Outcome> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]).args(arguments).envs(servers.environment());
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| command.get_current_dir().unwrap_or(".".as_ref()).join("target"), PathBuf::from);
-    command.env("SIGNAL_TEST_GATEWAY", target.join("debug/signal-gateway"));
+    command.env("SIGNAL_TEST_GATEWAY", target_folder(&command).join("debug/signal-gateway"));
     // One pipe for both, so that cargo's `Running ...` and the binary's lines keep their order.
     let (output, input) = std::io::pipe()?;
     command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
