@@ -91,14 +91,6 @@ pub(super) struct Lane {
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
-/// Whether only the last try of a batch can have stored something.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Certainty {
-    Sure,
-    /// The answer to an earlier try did not come.
-    Unsure,
-}
-
 /// The lane was told to stop; what is not done stays uncommitted.
 struct Stopped;
 
@@ -342,10 +334,7 @@ impl Lane {
             let stored = self.insert(&activities[part.clone()], offset).await?;
             drop(storing);
             match stored {
-                Ok((stored, certainty)) => {
-                    if certainty == Certainty::Unsure {
-                        self.tell_to_sync(&activities[part.clone()], &stored).await;
-                    }
+                Ok(stored) => {
                     let mut pushing = vec![Span::none(); part.len()];
                     for row in &stored {
                         let item = &mut items[places[part.start + row.activity]];
@@ -396,11 +385,12 @@ impl Lane {
         if self.drain.is_cancelled() { Err(Stopped) } else { Ok(()) }
     }
 
-    /// One transaction, tried until the database answers; the inner `Err` is what it refuses.
-    async fn insert(&mut self, activities: &[NewActivity], offset: i64) -> Result<Result<(Vec<Stored>, Certainty), sqlx::Error>, Stopped> {
+    /// One transaction, tried until the database answers; the inner `Err` is what it refuses. Where a try was not answered, those are told to sync
+    /// whose rows it may have stored.
+    async fn insert(&mut self, activities: &[NewActivity], offset: i64) -> Result<Result<Vec<Stored>, sqlx::Error>, Stopped> {
         let pipeline = self.pipeline.clone();
         let mut backoff = Backoff::new(&pipeline);
-        let mut certainty = Certainty::Sure;
+        let mut unanswered = false;
         loop {
             let started = Instant::now();
             match pipeline.notifications.insert(activities, pipeline.clock.now()).await {
@@ -408,11 +398,14 @@ impl Lane {
                     pipeline.metrics.store_time.observe(started.elapsed().as_secs_f64());
                     pipeline.metrics.batch.observe(activities.len() as f64);
                     pipeline.metrics.rows.inc_by(stored.len() as u64);
-                    return Ok(Ok((stored, certainty)));
+                    if unanswered {
+                        self.tell_to_sync(activities, &stored).await;
+                    }
+                    return Ok(Ok(stored));
                 }
                 Err(StoreError::Refused(error)) => return Ok(Err(error)),
                 Err(StoreError::Unavailable(error)) => {
-                    certainty = Certainty::Unsure;
+                    unanswered = true;
                     self.wait(&mut backoff, offset, "notifications cannot be stored", &error).await?;
                 }
             }
