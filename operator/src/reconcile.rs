@@ -12,7 +12,7 @@ use signal_crds::SignalCluster;
 use crate::apply::{Applied, ApplyError, Owner, Wanted, apply, wanted};
 use crate::conditions::ConditionType;
 use crate::controller::{Context, Error};
-use crate::desired::{ADMIN_TOKEN, Migration};
+use crate::desired::ADMIN_TOKEN;
 use crate::judge::{Verdict, judge, wants_samples};
 use crate::names::Children;
 use crate::observe::{ObserveError, observe};
@@ -67,9 +67,11 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
         write_status(context, &observed, &status).await?;
     }
     outcome?;
+    // No watch tells when.
+    let migrates_again = verdict.migration.tried_again(&observed.cluster.spec).is_some();
     Ok(if verdict.is_busy(&observed.fleet) {
         context.look_again(BUSY)
-    } else if wants_samples(&observed) || settling(&observed, &status.conditions) || waits_to_migrate(&observed, &verdict.migration) {
+    } else if wants_samples(&observed) || settling(&observed, &status.conditions) || migrates_again {
         context.look_again(SAMPLE)
     } else {
         context.resync()
@@ -81,12 +83,6 @@ fn settling(observed: &Observed, conditions: &[Condition]) -> bool {
     let holds = |kind: ConditionType| conditions.iter().any(|condition| condition.type_ == kind.as_str() && condition.status == "True");
     let settled = holds(ConditionType::Ready) && holds(ConditionType::KafkaReachable);
     !settled && observed.fleet.ready().next().is_some()
-}
-
-/// A migration is to be tried again, and no watch tells when.
-fn waits_to_migrate(observed: &Observed, migration: &Migration) -> bool {
-    let spec = &observed.cluster.spec;
-    matches!(migration, Migration::Failed { .. }) && !spec.paused && !spec.stopped
 }
 
 /// Writes what the verdict asks for.

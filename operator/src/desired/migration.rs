@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use signal_crds::SignalClusterSpec;
 use signal_crds::data::Migrations;
 
 use super::deployment::{USER, container_security, pod_security, pull_policy, pull_secrets};
@@ -53,6 +54,14 @@ impl Migration {
     /// Whether pods of the wanted image may start.
     pub fn lets_pods_start(&self) -> bool {
         matches!(self, Self::NotWanted | Self::Complete { .. })
+    }
+
+    /// The Job that is made anew once it has failed for long enough; none while the SignalCluster is paused or stopped.
+    pub fn tried_again(&self, spec: &SignalClusterSpec) -> Option<&str> {
+        match self {
+            Self::Failed { job, .. } if !spec.paused && !spec.stopped => Some(job),
+            _ => None,
+        }
     }
 }
 

@@ -135,10 +135,7 @@ fn progressing(observed: &Observed, verdict: &Verdict) -> Finding {
     {
         return on("MigrationRunning", format!("pods of the wanted image start once Job {job} has completed"));
     }
-    if let Migration::Failed { job, .. } = &verdict.migration
-        && !spec.stopped
-        && !spec.paused
-    {
+    if let Some(job) = verdict.migration.tried_again(spec) {
         return on("MigrationFailed", format!("Job {job} is made again a minute after it failed"));
     }
     if verdict.rollout.going_on {
