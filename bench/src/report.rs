@@ -63,14 +63,22 @@ pub(crate) enum Target {
     Value(f64),
 }
 
+/// What a line is held against.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Base {
+    name: &'static str,
+    figure: Spread,
+    /// How many times as much the line's own figure was in the same round.
+    ratio: Spread,
+}
+
 /// One line of the table.
 pub(crate) struct Line {
     pub(crate) name: String,
     pub(crate) unit: &'static str,
     figures: Vec<f64>,
     pub(crate) figure: Spread,
-    /// What it is held against: its name, its figures, and how many times as much it was in the same round.
-    pub(crate) base: Option<(&'static str, Spread, Spread)>,
+    pub(crate) base: Option<Base>,
     pub(crate) target: Option<Target>,
     pub(crate) times: Option<Times>,
     pub(crate) base_times: Option<Times>,
@@ -85,9 +93,9 @@ impl Line {
 
     /// Held against `figures`, which were taken in turn with its own: a machine that slows down in the middle slows both of a round.
     pub(crate) fn against(mut self, name: &'static str, figures: &[f64]) -> Self {
-        debug_assert_eq!(self.figures.len(), figures.len(), "{}: as many rounds of {name}", self.name);
+        assert_eq!(self.figures.len(), figures.len(), "{}: as many rounds of {name}", self.name);
         let ratios: Vec<f64> = self.figures.iter().zip(figures).map(|(own, base)| own / base).collect();
-        self.base = Some((name, Spread::of(figures), Spread::of(&ratios)));
+        self.base = Some(Base { name, figure: Spread::of(figures), ratio: Spread::of(&ratios) });
         self
     }
 
@@ -103,7 +111,7 @@ impl Line {
     }
 
     fn ratio(&self) -> Option<Spread> {
-        self.base.map(|(_, _, ratio)| ratio)
+        self.base.map(|base| base.ratio)
     }
 
     fn is_reached(&self) -> Option<bool> {
@@ -124,7 +132,7 @@ impl Line {
             self.name,
             self.unit,
             self.figure,
-            or_dash(self.base.map(|(name, base, _)| format!("{base} {name}"))),
+            or_dash(self.base.map(|base| format!("{} {}", base.figure, base.name))),
             or_dash(self.ratio().map(|ratio| ratio.to_string())),
             or_dash(target),
             or_dash(self.is_reached().map(|reached| if reached { "yes" } else { "no" }.to_owned())),
@@ -141,7 +149,7 @@ impl Line {
             "name": self.name,
             "unit": self.unit,
             "figure": spread(self.figure),
-            "against": self.base.map(|(name, base, _)| json!({ "name": name, "figure": spread(base) })),
+            "against": self.base.map(|base| json!({ "name": base.name, "figure": spread(base.figure) })),
             "ratio": self.ratio().map(spread),
             "target": self.target.map(|target| match target {
                 Target::Times(limit) => json!({ "ratio": limit }),
