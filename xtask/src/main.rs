@@ -73,7 +73,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
                 bail!("the build failed");
             }
             // It finds the gateway beside itself. `cargo run` would link it once more, with the features of this package alone.
-            let mut bench = Command::new(target_folder(&cargo()).join("release/signal-bench"));
+            let mut bench = Command::new(target_folder().join("release/signal-bench"));
             Err(bench.args(arguments).exec().into())
         }
         "setup" => {
@@ -95,11 +95,15 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
 /// The toolchain's cargo, in the workspace's root.
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    command.current_dir(root());
     command
 }
 
-/// Where `cargo` puts what it builds.
-fn target_folder(cargo: &Command) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| cargo.get_current_dir().unwrap_or(".".as_ref()).join("target"), PathBuf::from)
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Where [`cargo`] puts what it builds: a relative folder counts from where it runs.
+fn target_folder() -> PathBuf {
+    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }

@@ -147,7 +147,7 @@ fn say(begun: Instant, what: &str) {
 fn tests(servers: &Servers, arguments: Vec<String>) -> Result<Outcome> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]).args(arguments).envs(servers.environment());
-    command.env("SIGNAL_TEST_GATEWAY", target_folder(&command).join("debug/signal-gateway"));
+    command.env("SIGNAL_TEST_GATEWAY", target_folder().join("debug/signal-gateway"));
     // One pipe for both, so that cargo's `Running ...` and the binary's lines keep their order.
     let (output, input) = std::io::pipe()?;
     command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
