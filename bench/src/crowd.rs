@@ -76,16 +76,30 @@ impl Crowd {
         let count = guests.len();
         let members = Vec::with_capacity(count);
         let poll = os::Poll::new()?;
-        let mut crowd = Self { members, poll, events: os::Events::new(4096), buffer: vec![0; 256 * 1024], expected: 0, sleeps: false };
+        let mut crowd = Self {
+            members,
+            poll,
+            events: os::Events::new(4096),
+            buffer: vec![0; 256 * 1024],
+            expected: 0,
+            sleeps: false,
+        };
         let mut guests = guests.into_iter();
         let (mut ready, began) = (0, Instant::now());
         while ready < count {
-            ensure!(began.elapsed() < LIMIT, "{ready} of {count} are connected after {LIMIT:?}");
+            ensure!(
+                began.elapsed() < LIMIT,
+                "{ready} of {count} are connected after {LIMIT:?}"
+            );
             while crowd.members.len() - ready < AT_ONCE {
                 let Some(guest) = guests.next() else { break };
                 let n = crowd.members.len();
-                crowd.members.push(Member::open(address, n, guest).with_context(|| format!("connection {n}"))?);
-                crowd.poll.add(crowd.members[n].socket.as_raw_fd(), n as u64)?;
+                crowd.members.push(
+                    Member::open(address, n, guest).with_context(|| format!("connection {n}"))?,
+                );
+                crowd
+                    .poll
+                    .add(crowd.members[n].socket.as_raw_fd(), n as u64)?;
             }
             for token in crowd.poll.look(&mut crowd.events)? {
                 let n = token as usize;
@@ -106,14 +120,23 @@ impl Crowd {
         self.expected += each;
         let mut latencies = Vec::with_capacity(self.members.len());
         while latencies.len() < self.members.len() {
-            ensure!(began.elapsed() < LIMIT, "messages are missing: {} of {} members have all", latencies.len(), self.members.len());
+            ensure!(
+                began.elapsed() < LIMIT,
+                "messages are missing: {} of {} members have all",
+                latencies.len(),
+                self.members.len()
+            );
             for token in self.look()? {
                 let n = token as usize;
                 if self.take(n)? == 0 {
                     continue;
                 }
                 let messages = self.members[n].messages;
-                ensure!(messages <= self.expected, "member {n} got {messages} messages, {} were sent", self.expected);
+                ensure!(
+                    messages <= self.expected,
+                    "member {n} got {messages} messages, {} were sent",
+                    self.expected
+                );
                 if messages == self.expected {
                     latencies.push(began.elapsed().as_secs_f64() * 1000.0);
                 }
@@ -132,7 +155,10 @@ impl Crowd {
             // Members that open nothing have no numbers.
             let wanted: u64 = (member.last + 1..=member.last + each).sum();
             let sum = member.sum.take().unwrap_or_default();
-            ensure!(sum == wanted || sum == 0, "member {n} got other messages than were sent");
+            ensure!(
+                sum == wanted || sum == 0,
+                "member {n} got other messages than were sent"
+            );
             member.last += each;
         }
         Ok(latencies)
@@ -140,13 +166,22 @@ impl Crowd {
 
     /// Has something sent to one member after another, `rate` times a second, `total` times in all. Says how long each took to arrive after it
     /// was due, in milliseconds: a server that falls behind cannot slow the clock down.
-    pub(crate) fn paced(&mut self, rate: u32, total: usize, mut send: impl FnMut(&mut Self) -> Result<usize>) -> Result<Vec<f64>> {
+    pub(crate) fn paced(
+        &mut self,
+        rate: u32,
+        total: usize,
+        mut send: impl FnMut(&mut Self) -> Result<usize>,
+    ) -> Result<Vec<f64>> {
         let began = Instant::now();
         let mut due_since: Vec<VecDeque<Instant>> = vec![VecDeque::new(); self.members.len()];
         let mut latencies = Vec::with_capacity(total);
         let mut sent = 0;
         while latencies.len() < total {
-            ensure!(began.elapsed() < LIMIT, "messages are missing: {} of {total} came", latencies.len());
+            ensure!(
+                began.elapsed() < LIMIT,
+                "messages are missing: {} of {total} came",
+                latencies.len()
+            );
             let due = began + Duration::from_secs_f64(sent as f64 / f64::from(rate));
             if sent < total && Instant::now() >= due {
                 let n = send(self)?;
@@ -156,7 +191,9 @@ impl Crowd {
             for token in self.look()? {
                 let n = token as usize;
                 for _ in 0..self.take(n)? {
-                    let due = due_since[n].pop_front().with_context(|| format!("member {n} got what was not sent"))?;
+                    let due = due_since[n]
+                        .pop_front()
+                        .with_context(|| format!("member {n} got what was not sent"))?;
                     latencies.push(due.elapsed().as_secs_f64() * 1000.0);
                 }
             }
@@ -191,7 +228,10 @@ impl Crowd {
             }
             for token in self.poll.wait(&mut self.events, left)? {
                 let arrived = self.take(token as usize)?;
-                ensure!(arrived == 0, "member {token} got a message that was not sent, or got it twice");
+                ensure!(
+                    arrived == 0,
+                    "member {token} got a message that was not sent, or got it twice"
+                );
             }
         }
     }
@@ -203,8 +243,11 @@ impl Crowd {
     }
 
     fn look(&mut self) -> Result<Vec<u64>> {
-        let tokens =
-            if self.sleeps { self.poll.wait(&mut self.events, Duration::from_millis(1)) } else { self.poll.look(&mut self.events) };
+        let tokens = if self.sleeps {
+            self.poll.wait(&mut self.events, Duration::from_millis(1))
+        } else {
+            self.poll.look(&mut self.events)
+        };
         Ok(tokens?)
     }
 
@@ -217,7 +260,9 @@ impl Crowd {
             Err(error) => return Err(error).with_context(|| format!("connection {n}")),
         };
         let before = member.messages + member.answers;
-        member.take(&self.buffer[..read]).with_context(|| format!("connection {n}"))?;
+        member
+            .take(&self.buffer[..read])
+            .with_context(|| format!("connection {n}"))?;
         Ok(member.messages + member.answers - before)
     }
 }
@@ -241,7 +286,17 @@ impl Member {
         );
         socket.write_all(request.as_bytes())?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, stage: Stage::Upgrading, guest, opener: None, rest: Vec::new(), messages: 0, last: 0, sum: None, answers: 0 })
+        Ok(Self {
+            socket,
+            stage: Stage::Upgrading,
+            guest,
+            opener: None,
+            rest: Vec::new(),
+            messages: 0,
+            last: 0,
+            sum: None,
+            answers: 0,
+        })
     }
 
     fn is_ready(&self) -> bool {
@@ -262,12 +317,17 @@ impl Member {
                 self.rest = bytes.to_vec();
                 return Ok(());
             };
-            ensure!(bytes.starts_with(b"HTTP/1.1 101"), "refused: {}", String::from_utf8_lossy(bytes));
+            ensure!(
+                bytes.starts_with(b"HTTP/1.1 101"),
+                "refused: {}",
+                String::from_utf8_lossy(bytes)
+            );
             bytes = &bytes[end + 4..];
             self.stage = Stage::Ready;
             if let Some(first) = self.guest.first.take() {
                 self.stage = Stage::Greeting;
-                self.socket.write_all(&frame::of_client(opcode::TEXT, first.as_bytes()))?;
+                self.socket
+                    .write_all(&frame::of_client(opcode::TEXT, first.as_bytes()))?;
             }
         }
         while let Some(frame) = frame::parse(bytes) {
@@ -284,16 +344,24 @@ impl Member {
             // The floor gives back what it got.
             _ if frame.masked => self.answers += 1,
             opcode::CLOSE => bail!("closed: {:?}", text()),
-            opcode::PING => self.socket.write_all(&frame::of_client(opcode::PONG, frame.payload))?,
+            opcode::PING => self
+                .socket
+                .write_all(&frame::of_client(opcode::PONG, frame.payload))?,
             opcode::PONG => self.answers += 1,
             _ if matches!(self.stage, Stage::Greeting) => {
                 let mut greeting: Value = serde_json::from_slice(frame.payload)?;
                 ensure!(greeting["event"] == "connected", "not let in: {}", text());
-                self.opener = self.guest.agreement.take().map(|agreement| agreement.opener(&greeting["data"].take()));
+                self.opener = self
+                    .guest
+                    .agreement
+                    .take()
+                    .map(|agreement| agreement.opener(&greeting["data"].take()));
                 self.stage = Stage::Ready;
             }
             _ if frame.payload.starts_with(br#"{"event":"error""#) => self.answers += 1,
-            _ if frame.payload.starts_with(br#"{"event":"encrypted""#) => self.sealed(frame.payload)?,
+            _ if frame.payload.starts_with(br#"{"event":"encrypted""#) => {
+                self.sealed(frame.payload)?
+            }
             _ => self.message(frame.payload)?,
         }
         Ok(())
@@ -320,7 +388,11 @@ impl Member {
             *sum += number;
             return Ok(());
         }
-        ensure!(number == self.last + 1, "out of order: message {number} came after {}", self.last);
+        ensure!(
+            number == self.last + 1,
+            "out of order: message {number} came after {}",
+            self.last
+        );
         self.last = number;
         Ok(())
     }

@@ -60,7 +60,10 @@ pub(crate) fn serve(listener: &TcpListener) -> Result<()> {
     listener.set_nonblocking(true)?;
     let poll = os::Poll::new()?;
     poll.add(listener.as_raw_fd(), 0)?;
-    let mut floor = Floor { sockets: vec![None], ..Floor::default() };
+    let mut floor = Floor {
+        sockets: vec![None],
+        ..Floor::default()
+    };
     let mut events = os::Events::new(1024);
     let mut buffer = vec![0u8; 64 * 1024];
     loop {
@@ -70,7 +73,10 @@ pub(crate) fn serve(listener: &TcpListener) -> Result<()> {
                     stream.set_nodelay(true)?;
                     stream.set_nonblocking(true)?;
                     poll.add(stream.as_raw_fd(), floor.sockets.len() as u64)?;
-                    floor.sockets.push(Some(Socket { stream, member: None }));
+                    floor.sockets.push(Some(Socket {
+                        stream,
+                        member: None,
+                    }));
                 }
             } else {
                 floor.read(token as usize, &mut buffer)?;
@@ -81,7 +87,9 @@ pub(crate) fn serve(listener: &TcpListener) -> Result<()> {
 
 impl Floor {
     fn read(&mut self, slot: usize, buffer: &mut [u8]) -> Result<()> {
-        let Some(socket) = &mut self.sockets[slot] else { return Ok(()) };
+        let Some(socket) = &mut self.sockets[slot] else {
+            return Ok(());
+        };
         let bytes = match socket.stream.read(buffer) {
             Ok(0) | Err(_) => {
                 // The listener's slot holds no socket, so nothing is sent to it.
@@ -108,7 +116,10 @@ impl Floor {
             self.members[number] = slot;
             return Ok(());
         }
-        ensure!(bytes.len().is_multiple_of(COMMAND), "a command came in two parts");
+        ensure!(
+            bytes.len().is_multiple_of(COMMAND),
+            "a command came in two parts"
+        );
         let mut joined = Vec::new();
         for command in bytes.chunks_exact(COMMAND) {
             let number = u32::from_be_bytes(command[1..].try_into()?) as usize;
@@ -121,19 +132,31 @@ impl Floor {
                 b'@' => {
                     self.unicasts[number] += 1;
                     let text = frame::message(self.unicasts[number], UNICAST_BYTES);
-                    let member = self.sockets[self.members[number]].as_mut().context("a member that is gone")?;
-                    write(&mut member.stream, &frame::of_server(opcode::TEXT, text.as_bytes()))?;
+                    let member = self.sockets[self.members[number]]
+                        .as_mut()
+                        .context("a member that is gone")?;
+                    write(
+                        &mut member.stream,
+                        &frame::of_server(opcode::TEXT, text.as_bytes()),
+                    )?;
                 }
                 other => anyhow::bail!("no command begins with {other}"),
             }
         }
-        if joined.is_empty() { Ok(()) } else { self.fan_out(&joined) }
+        if joined.is_empty() {
+            Ok(())
+        } else {
+            self.fan_out(&joined)
+        }
     }
 
     /// The next message to everyone: encoded once.
     fn next(&mut self, bytes: usize) -> Vec<u8> {
         self.broadcasts += 1;
-        frame::of_server(opcode::TEXT, frame::message(self.broadcasts, bytes).as_bytes())
+        frame::of_server(
+            opcode::TEXT,
+            frame::message(self.broadcasts, bytes).as_bytes(),
+        )
     }
 
     fn fan_out(&mut self, bytes: &[u8]) -> Result<()> {

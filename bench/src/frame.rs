@@ -24,14 +24,25 @@ pub(crate) struct Frame<'b> {
 pub(crate) fn parse(bytes: &[u8]) -> Option<Frame<'_>> {
     let (&first, &second) = (bytes.first()?, bytes.get(1)?);
     let (head, length) = match second & 0x7f {
-        126 => (4, usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]))),
-        127 => (10, u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?) as usize),
+        126 => (
+            4,
+            usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?])),
+        ),
+        127 => (
+            10,
+            u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?) as usize,
+        ),
         short => (2, usize::from(short)),
     };
     let masked = second & 0x80 != 0;
     let head = head + if masked { 4 } else { 0 };
     let payload = bytes.get(head..head + length)?;
-    Some(Frame { opcode: first & 0x0f, masked, payload, length: head + length })
+    Some(Frame {
+        opcode: first & 0x0f,
+        masked,
+        payload,
+        length: head + length,
+    })
 }
 
 /// A client's frame; the mask is zero, which is a mask like any other.
@@ -68,9 +79,18 @@ pub(crate) fn numbered(number: u64) -> String {
 /// The number in a message.
 pub(crate) fn number(payload: &[u8]) -> Result<u64> {
     let at = memchr::memmem::find(payload, MARK).map(|at| at + MARK.len());
-    let digits = at.and_then(|at| payload.get(at..at + 10)).filter(|digits| digits.iter().all(u8::is_ascii_digit));
-    ensure!(digits.is_some(), "a message without a number: {}", String::from_utf8_lossy(payload));
-    Ok(digits.unwrap_or_default().iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+    let digits = at
+        .and_then(|at| payload.get(at..at + 10))
+        .filter(|digits| digits.iter().all(u8::is_ascii_digit));
+    ensure!(
+        digits.is_some(),
+        "a message without a number: {}",
+        String::from_utf8_lossy(payload)
+    );
+    Ok(digits
+        .unwrap_or_default()
+        .iter()
+        .fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }
 
 /// The event of every message that is sent to members.
@@ -79,7 +99,10 @@ pub(crate) const EVENT: &str = "bench";
 /// The data of the message `number`, such that [`message`] has `bytes` bytes.
 pub(crate) fn data(number: u64, bytes: usize) -> String {
     let mut data = numbered(number);
-    data.extend(std::iter::repeat_n('x', bytes.saturating_sub(r#"{"event":"bench","data":"No-0123456789"}"#.len())));
+    data.extend(std::iter::repeat_n(
+        'x',
+        bytes.saturating_sub(r#"{"event":"bench","data":"No-0123456789"}"#.len()),
+    ));
     data
 }
 
@@ -97,18 +120,30 @@ mod tests {
         for bytes in [40, 125, 126, 1024] {
             let text = message(7, bytes);
             assert_eq!(text.len(), bytes);
-            for frame in [of_client(opcode::TEXT, text.as_bytes()), of_server(opcode::TEXT, text.as_bytes())] {
+            for frame in [
+                of_client(opcode::TEXT, text.as_bytes()),
+                of_server(opcode::TEXT, text.as_bytes()),
+            ] {
                 assert!((0..frame.len()).all(|end| parse(&frame[..end]).is_none()));
                 let read = parse(&frame).unwrap();
-                assert_eq!((read.opcode, read.payload, read.length), (opcode::TEXT, text.as_bytes(), frame.len()));
+                assert_eq!(
+                    (read.opcode, read.payload, read.length),
+                    (opcode::TEXT, text.as_bytes(), frame.len())
+                );
             }
         }
     }
 
     #[test]
     fn a_number_is_found_anywhere() {
-        assert_eq!(number(message(1_234_567_890, 128).as_bytes()).unwrap(), 1_234_567_890);
-        assert_eq!(number(br#"{"data":{"orderId":"No-0000000012"}}"#).unwrap(), 12);
+        assert_eq!(
+            number(message(1_234_567_890, 128).as_bytes()).unwrap(),
+            1_234_567_890
+        );
+        assert_eq!(
+            number(br#"{"data":{"orderId":"No-0000000012"}}"#).unwrap(),
+            12
+        );
         assert!(number(b"No-12").is_err());
     }
 }

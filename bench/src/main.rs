@@ -14,7 +14,10 @@
 //! | `report` | the table and the JSON |
 //! | `os` | system calls |
 
-#![expect(clippy::print_stdout, reason = "a command line tool speaks to its terminal")]
+#![expect(
+    clippy::print_stdout,
+    reason = "a command line tool speaks to its terminal"
+)]
 
 mod crowd;
 mod floor;
@@ -58,7 +61,9 @@ fn main() -> Result<ExitCode> {
             println!("{}", listener.local_addr()?);
             floor::serve(&listener)?;
         }
-        ["rowwise", brokers, topic, database, redis] => rowwise::serve(brokers, topic, database, redis)?,
+        ["rowwise", brokers, topic, database, redis] => {
+            rowwise::serve(brokers, topic, database, redis)?
+        }
         ["--help" | "-h"] => print!("{HELP}"),
         _ => return Options::read(arguments)?.run(),
     }
@@ -75,17 +80,26 @@ struct Options {
 impl Options {
     fn read(arguments: Vec<String>) -> Result<Self> {
         let gateway = std::env::current_exe()?.with_file_name("signal-gateway");
-        let mut options = Self { small: false, only: Vec::new(), json: None, gateway };
+        let mut options = Self {
+            small: false,
+            only: Vec::new(),
+            json: None,
+            gateway,
+        };
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--small" => options.small = true,
                 name @ ("--only" | "--json" | "--gateway") => {
-                    let Some(value) = arguments.next() else { bail!("{name} wants a value\n\n{HELP}") };
+                    let Some(value) = arguments.next() else {
+                        bail!("{name} wants a value\n\n{HELP}")
+                    };
                     match name {
                         "--json" => options.json = Some(value.into()),
                         "--gateway" => options.gateway = value.into(),
-                        _ if GROUPS.iter().any(|group| group.name == value) => options.only.push(value),
+                        _ if GROUPS.iter().any(|group| group.name == value) => {
+                            options.only.push(value)
+                        }
                         _ => bail!("there is no group {value:?}\n\n{HELP}"),
                     }
                 }
@@ -97,11 +111,18 @@ impl Options {
 
     fn run(self) -> Result<ExitCode> {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let sizes = if self.small { Sizes::small() } else { Sizes::full() };
+        let sizes = if self.small {
+            Sizes::small()
+        } else {
+            Sizes::full()
+        };
         let ground = Ground::new(self.gateway, sizes)?;
         let _entered = ground.runtime.enter();
         let mut report = Report::default();
-        for group in GROUPS.iter().filter(|group| self.only.is_empty() || self.only.iter().any(|name| name == group.name)) {
+        for group in GROUPS
+            .iter()
+            .filter(|group| self.only.is_empty() || self.only.iter().any(|name| name == group.name))
+        {
             report.begin(group.name, group.about);
             if let Err(error) = (group.run)(&ground, &mut report) {
                 report.fail(group.name, &error);
@@ -110,6 +131,10 @@ impl Options {
         if let Some(file) = &self.json {
             report.write(Path::new(file), self.small)?;
         }
-        Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if report.is_good() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     }
 }

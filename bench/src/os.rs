@@ -19,7 +19,11 @@ impl Events {
 }
 
 fn check(result: i32) -> io::Result<i32> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 impl Poll {
@@ -30,7 +34,10 @@ impl Poll {
 
     /// Watches for something to read, level-triggered.
     pub(crate) fn add(&self, fd: RawFd, token: u64) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
+        let mut event = libc::epoll_event {
+            events: libc::EPOLLIN as u32,
+            u64: token,
+        };
         // SAFETY: the event lives for the call.
         check(unsafe { libc::epoll_ctl(self.0, libc::EPOLL_CTL_ADD, fd, &mut event) }).map(drop)
     }
@@ -39,12 +46,17 @@ impl Poll {
     pub(crate) fn wait(&self, events: &mut Events, limit: Duration) -> io::Result<Vec<u64>> {
         let limit = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the buffer is as long as is said.
-        let count = match check(unsafe { libc::epoll_wait(self.0, events.0.as_mut_ptr(), events.0.len() as i32, limit) }) {
+        let count = match check(unsafe {
+            libc::epoll_wait(self.0, events.0.as_mut_ptr(), events.0.len() as i32, limit)
+        }) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
         };
-        Ok(events.0[..count as usize].iter().map(|event| event.u64).collect())
+        Ok(events.0[..count as usize]
+            .iter()
+            .map(|event| event.u64)
+            .collect())
     }
 
     /// Looks for events without sleeping: waking a sleeper would cost the server's `send`. Others on this core get their turn.
@@ -77,11 +89,20 @@ impl Cores {
         // SAFETY: an all-zero set is a valid, empty one, and it lives for the calls.
         let allowed: Vec<usize> = unsafe {
             let mut set: libc::cpu_set_t = std::mem::zeroed();
-            check(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set))?;
-            (0..libc::CPU_SETSIZE as usize).filter(|core| libc::CPU_ISSET(*core, &set)).collect()
+            check(libc::sched_getaffinity(
+                0,
+                size_of::<libc::cpu_set_t>(),
+                &mut set,
+            ))?;
+            (0..libc::CPU_SETSIZE as usize)
+                .filter(|core| libc::CPU_ISSET(*core, &set))
+                .collect()
         };
         let server = allowed.first().copied().unwrap_or(0);
-        Ok(Self { server, others: allowed.get(1).copied().unwrap_or(server) })
+        Ok(Self {
+            server,
+            others: allowed.get(1).copied().unwrap_or(server),
+        })
     }
 }
 
@@ -91,7 +112,12 @@ pub(crate) fn pin(core: usize) -> io::Result<()> {
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(core, &mut set);
-        check(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)).map(drop)
+        check(libc::sched_setaffinity(
+            0,
+            size_of::<libc::cpu_set_t>(),
+            &set,
+        ))
+        .map(drop)
     }
 }
 
@@ -112,8 +138,15 @@ pub(crate) fn cpu_us(pid: u32) -> io::Result<f64> {
     let mut total = 0.0;
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         // A thread may end between the two readings.
-        let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
-        total += text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0) / 1000.0;
+        let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else {
+            continue;
+        };
+        total += text
+            .split(' ')
+            .next()
+            .and_then(|ns| ns.parse::<f64>().ok())
+            .unwrap_or(0.0)
+            / 1000.0;
     }
     Ok(total)
 }
@@ -135,6 +168,9 @@ pub(crate) fn forget_peak(pid: u32) -> io::Result<()> {
 
 fn status_kib(pid: u32, name: &str) -> io::Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .unwrap_or_default();
     Ok(line.trim().trim_end_matches(" kB").parse().unwrap_or(0.0))
 }

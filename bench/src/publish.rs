@@ -40,14 +40,21 @@ impl Publisher {
     /// A message to one user.
     pub(crate) fn user(&mut self, user: &str, data: &str) -> Result<()> {
         let dispatch = json!({ "serverId": "emitter", "type": "user", "target": user, "event": EVENT, "data": data });
-        self.publish(std::iter::once((format!("ws:user:{user}"), dispatch.to_string())))
+        self.publish(std::iter::once((
+            format!("ws:user:{user}"),
+            dispatch.to_string(),
+        )))
     }
 
     fn publish(&mut self, messages: impl Iterator<Item = (String, String)>) -> Result<()> {
         self.replies()?;
         let mut commands = String::new();
         for (channel, payload) in messages {
-            commands += &format!("*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${}\r\n{payload}\r\n", channel.len(), payload.len());
+            commands += &format!(
+                "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${}\r\n{payload}\r\n",
+                channel.len(),
+                payload.len()
+            );
             self.pending += 1;
         }
         Ok(self.socket.write_all(commands.as_bytes())?)
@@ -63,7 +70,10 @@ impl Publisher {
                 Err(error) => return Err(error.into()),
             };
             let text = std::str::from_utf8(&buffer[..read])?;
-            ensure!(read > 0 && !text.contains('-') && !text.contains(":0\r"), "Redis says {text:?}");
+            ensure!(
+                read > 0 && !text.contains('-') && !text.contains(":0\r"),
+                "Redis says {text:?}"
+            );
             self.pending = self.pending.saturating_sub(text.matches('\n').count());
         }
         Ok(())
@@ -86,7 +96,12 @@ pub(crate) enum Way {
 /// What makes one server send to everyone.
 pub(crate) enum Trigger {
     Floor(TcpStream),
-    Gateway { publisher: Publisher, client: reqwest::Client, url: String, token: String },
+    Gateway {
+        publisher: Publisher,
+        client: reqwest::Client,
+        url: String,
+        token: String,
+    },
 }
 
 impl Trigger {
@@ -106,35 +121,59 @@ impl Trigger {
     }
 
     /// Sends the messages `first` to `first + burst - 1`, each of `bytes` bytes as members get it in the clear. Says when it began.
-    pub(crate) fn pull(&mut self, ground: &Ground, way: Way, first: u64, burst: u64, bytes: usize) -> Result<Instant> {
+    pub(crate) fn pull(
+        &mut self,
+        ground: &Ground,
+        way: Way,
+        first: u64,
+        burst: u64,
+        bytes: usize,
+    ) -> Result<Instant> {
         let numbers = first..first + burst;
         match self {
             Self::Floor(control) => {
-                let order = if way == Way::Join { Order::Join } else { Order::Send };
+                let order = if way == Way::Join {
+                    Order::Join
+                } else {
+                    Order::Send
+                };
                 let orders = order.with(bytes).repeat(burst as usize);
                 let began = Instant::now();
                 control.write_all(&orders)?;
                 Ok(began)
             }
-            Self::Gateway { client, url, token, .. } if way == Way::Rest => {
-                let bodies: Vec<String> =
-                    numbers.map(|number| json!({ "event": EVENT, "data": frame::data(number, bytes) }).to_string()).collect();
+            Self::Gateway {
+                client, url, token, ..
+            } if way == Way::Rest => {
+                let bodies: Vec<String> = numbers
+                    .map(|number| {
+                        json!({ "event": EVENT, "data": frame::data(number, bytes) }).to_string()
+                    })
+                    .collect();
                 let began = Instant::now();
                 ground.runtime.block_on(async {
                     let mut requests = tokio::task::JoinSet::new();
                     for body in bodies {
-                        let request = client.post(&*url).bearer_auth(&*token).header("content-type", "application/json").body(body);
+                        let request = client
+                            .post(&*url)
+                            .bearer_auth(&*token)
+                            .header("content-type", "application/json")
+                            .body(body);
                         requests.spawn(request.timeout(Duration::from_secs(10)).send());
                     }
                     while let Some(answer) = requests.join_next().await {
                         let status = answer??.status();
-                        ensure!(status.as_u16() == 202, "the broadcast was answered {status}");
+                        ensure!(
+                            status.as_u16() == 202,
+                            "the broadcast was answered {status}"
+                        );
                     }
                     Ok(began)
                 })
             }
             Self::Gateway { publisher, .. } => {
-                let messages: Vec<String> = numbers.map(|number| frame::data(number, bytes)).collect();
+                let messages: Vec<String> =
+                    numbers.map(|number| frame::data(number, bytes)).collect();
                 let began = Instant::now();
                 publisher.room(messages.into_iter())?;
                 Ok(began)

@@ -21,14 +21,26 @@ impl Spread {
         sorted.sort_by(f64::total_cmp);
         let at = |n: usize| sorted.get(n).copied().unwrap_or(f64::NAN);
         let last = sorted.len().saturating_sub(1);
-        Self { median: f64::midpoint(at(last / 2), at(last.div_ceil(2))), min: at(0), max: at(last) }
+        Self {
+            median: f64::midpoint(at(last / 2), at(last.div_ceil(2))),
+            min: at(0),
+            max: at(last),
+        }
     }
 }
 
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = if self.median < 20.0 { 2 } else { usize::from(self.median < 200.0) };
-        write!(f, "{:.digits$} ({:.digits$}-{:.digits$})", self.median, self.min, self.max)
+        let digits = if self.median < 20.0 {
+            2
+        } else {
+            usize::from(self.median < 200.0)
+        };
+        write!(
+            f,
+            "{:.digits$} ({:.digits$}-{:.digits$})",
+            self.median, self.min, self.max
+        )
     }
 }
 
@@ -43,8 +55,16 @@ impl Times {
     pub(crate) fn of(latencies: &[f64]) -> Self {
         let mut sorted = latencies.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let at = |share: f64| sorted.get((sorted.len().saturating_sub(1) as f64 * share) as usize).copied().unwrap_or(f64::NAN);
-        Self { p50: at(0.5), p99: at(0.99) }
+        let at = |share: f64| {
+            sorted
+                .get((sorted.len().saturating_sub(1) as f64 * share) as usize)
+                .copied()
+                .unwrap_or(f64::NAN)
+        };
+        Self {
+            p50: at(0.5),
+            p99: at(0.99),
+        }
     }
 }
 
@@ -88,14 +108,37 @@ impl Line {
     /// A figure alone.
     pub(crate) fn new(name: impl Into<String>, unit: &'static str, figures: &[f64]) -> Self {
         let figure = Spread::of(figures);
-        Self { name: name.into(), unit, figures: figures.to_vec(), figure, base: None, target: None, times: None, base_times: None }
+        Self {
+            name: name.into(),
+            unit,
+            figures: figures.to_vec(),
+            figure,
+            base: None,
+            target: None,
+            times: None,
+            base_times: None,
+        }
     }
 
     /// Held against `figures`, which were taken in turn with its own: a machine that slows down in the middle slows both of a round.
     pub(crate) fn against(mut self, name: &'static str, figures: &[f64]) -> Self {
-        assert_eq!(self.figures.len(), figures.len(), "{}: as many rounds of {name}", self.name);
-        let ratios: Vec<f64> = self.figures.iter().zip(figures).map(|(own, base)| own / base).collect();
-        self.base = Some(Base { name, figure: Spread::of(figures), ratio: Spread::of(&ratios) });
+        assert_eq!(
+            self.figures.len(),
+            figures.len(),
+            "{}: as many rounds of {name}",
+            self.name
+        );
+        let ratios: Vec<f64> = self
+            .figures
+            .iter()
+            .zip(figures)
+            .map(|(own, base)| own / base)
+            .collect();
+        self.base = Some(Base {
+            name,
+            figure: Spread::of(figures),
+            ratio: Spread::of(&ratios),
+        });
         self
     }
 
@@ -132,10 +175,16 @@ impl Line {
             self.name,
             self.unit,
             self.figure,
-            or_dash(self.base.map(|base| format!("{} {}", base.figure, base.name))),
+            or_dash(
+                self.base
+                    .map(|base| format!("{} {}", base.figure, base.name))
+            ),
             or_dash(self.ratio().map(|ratio| ratio.to_string())),
             or_dash(target),
-            or_dash(self.is_reached().map(|reached| if reached { "yes" } else { "no" }.to_owned())),
+            or_dash(
+                self.is_reached()
+                    .map(|reached| if reached { "yes" } else { "no" }.to_owned())
+            ),
             or_dash(self.times.map(|times| times.to_string())),
             or_dash(self.base_times.map(|times| times.to_string())),
         )
@@ -176,7 +225,9 @@ impl Report {
     pub(crate) fn begin(&mut self, group: &'static str, about: &str) {
         self.group = group;
         println!("\n## {group}\n{about}\n");
-        println!("| figure | unit | median (min-max) | against | ratio | to reach | reached | p50 / p99 ms | against |");
+        println!(
+            "| figure | unit | median (min-max) | against | ratio | to reach | reached | p50 / p99 ms | against |"
+        );
         println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     }
 
@@ -203,7 +254,8 @@ impl Report {
 
     pub(crate) fn write(&self, file: &Path, small: bool) -> Result<()> {
         let all = json!({ "small": small, "lines": self.lines, "skipped": self.skipped, "failed": self.failed });
-        std::fs::write(file, serde_json::to_string_pretty(&all)?).with_context(|| format!("cannot write {}", file.display()))
+        std::fs::write(file, serde_json::to_string_pretty(&all)?)
+            .with_context(|| format!("cannot write {}", file.display()))
     }
 }
 
@@ -216,11 +268,19 @@ mod tests {
         assert_eq!(Spread::of(&[4.0, 1.0]).median, 2.5);
         // The second round was slow for both.
         let line = Line::new("x", "us", &[1.0, 6.0, 3.0]).against("floor", &[1.0, 6.0, 2.0]);
-        assert_eq!((line.figure.median, line.figure.min, line.figure.max), (3.0, 1.0, 6.0));
+        assert_eq!(
+            (line.figure.median, line.figure.min, line.figure.max),
+            (3.0, 1.0, 6.0)
+        );
         let ratio = line.ratio().expect("it is held against something");
         assert_eq!((ratio.median, ratio.min, ratio.max), (1.0, 1.0, 1.5));
         assert_eq!(line.is_reached(), None);
         assert_eq!(line.target(Target::Times(1.1)).is_reached(), Some(true));
-        assert_eq!(Line::new("x", "us", &[3.0]).target(Target::Value(2.0)).is_reached(), Some(false));
+        assert_eq!(
+            Line::new("x", "us", &[3.0])
+                .target(Target::Value(2.0))
+                .is_reached(),
+            Some(false)
+        );
     }
 }

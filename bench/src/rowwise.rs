@@ -53,16 +53,25 @@ type Sockets = Arc<Mutex<HashMap<String, Vec<OwnedWriteHalf>>>>;
 
 /// Prints where its sockets connect, and consumes for ever.
 pub(crate) fn serve(brokers: &str, topic: &str, database: &str, redis: &str) -> Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(consume(brokers, topic, database, redis))
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(consume(brokers, topic, database, redis))
 }
 
 async fn consume(brokers: &str, topic: &str, database: &str, redis: &str) -> Result<()> {
     let mut database = PgConnection::connect(database).await?;
     sqlx::raw_sql(TABLE).execute(&mut database).await?;
-    let mut redis = redis::Client::open(format!("redis://{redis}"))?.get_multiplexed_async_connection().await?;
+    let mut redis = redis::Client::open(format!("redis://{redis}"))?
+        .get_multiplexed_async_connection()
+        .await?;
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", brokers).set("group.id", format!("rowwise-{topic}"));
-    config.set("enable.auto.commit", "false").set("auto.offset.reset", "earliest");
+    config
+        .set("bootstrap.servers", brokers)
+        .set("group.id", format!("rowwise-{topic}"));
+    config
+        .set("enable.auto.commit", "false")
+        .set("auto.offset.reset", "earliest");
     let consumer: StreamConsumer = config.create()?;
     consumer.subscribe(&[topic])?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -71,21 +80,39 @@ async fn consume(brokers: &str, topic: &str, database: &str, redis: &str) -> Res
     tokio::spawn(accept(listener, Arc::clone(&sockets)));
     loop {
         let message = consumer.recv().await?;
-        let record: Record = serde_json::from_slice(message.payload().context("a record without a value")?)?;
+        let record: Record =
+            serde_json::from_slice(message.payload().context("a record without a value")?)?;
         let title = "Payment received".to_owned();
-        let content = format!("Order {} has been paid: {} {}.", record.data.order_id, record.data.amount, record.data.currency);
+        let content = format!(
+            "Order {} has been paid: {} {}.",
+            record.data.order_id, record.data.amount, record.data.currency
+        );
         let data = serde_json::to_string(&record.data)?;
         for recipient in &record.recipient_ids {
-            let insert = sqlx::query_scalar::<_, i64>(INSERT).bind(recipient).bind(topic).bind(&record.id).bind(&record.kind);
-            let insert = insert.bind(&title).bind(&content).bind(&data).bind(&record.actor_id);
-            let Some(id) = insert.fetch_optional(&mut database).await? else { continue };
+            let insert = sqlx::query_scalar::<_, i64>(INSERT)
+                .bind(recipient)
+                .bind(topic)
+                .bind(&record.id)
+                .bind(&record.kind);
+            let insert = insert
+                .bind(&title)
+                .bind(&content)
+                .bind(&data)
+                .bind(&record.actor_id);
+            let Some(id) = insert.fetch_optional(&mut database).await? else {
+                continue;
+            };
             let notification = json!({
                 "id": id, "type": record.kind, "title": title, "content": content, "data": record.data, "actorId": record.actor_id,
                 "recipientId": recipient, "isRead": false, "readAt": Value::Null,
             });
             let event = json!({ "event": "notification:created", "data": { "notification": notification } });
             let channel = format!("rowwise:{recipient}");
-            let () = redis::cmd("PUBLISH").arg(channel).arg(event.to_string()).query_async(&mut redis).await?;
+            let () = redis::cmd("PUBLISH")
+                .arg(channel)
+                .arg(event.to_string())
+                .query_async(&mut redis)
+                .await?;
             deliver(&sockets, recipient, &event.to_string()).await?;
         }
         consumer.commit_message(&message, CommitMode::Sync)?;
@@ -96,9 +123,15 @@ async fn deliver(sockets: &Sockets, user: &str, text: &str) -> Result<()> {
     let own = sockets.lock().remove(user);
     let Some(mut own) = own else { return Ok(()) };
     for socket in &mut own {
-        socket.write_all(&frame::of_server(opcode::TEXT, text.as_bytes())).await?;
+        socket
+            .write_all(&frame::of_server(opcode::TEXT, text.as_bytes()))
+            .await?;
     }
-    sockets.lock().entry(user.to_owned()).or_default().append(&mut own);
+    sockets
+        .lock()
+        .entry(user.to_owned())
+        .or_default()
+        .append(&mut own);
     Ok(())
 }
 
@@ -117,7 +150,10 @@ async fn greet(stream: TcpStream, sockets: &Sockets) -> Result<()> {
     let length = from.read(&mut head).await?;
     let head = String::from_utf8_lossy(&head[..length]).into_owned();
     let user = head.split([' ', '/']).nth(2).context("a path")?.to_owned();
-    to.write_all(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n").await?;
+    to.write_all(
+        b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
+    )
+    .await?;
     sockets.lock().entry(user).or_default().push(to);
     // Nothing more is read; dropping this half leaves the socket open.
     drop(from);

@@ -130,8 +130,16 @@ pub(crate) const GROUPS: [Group; 8] = [
         about: "The same for ten messages at once: published in one write to Redis, or asked for by ten REST requests at the same time.",
         run: fanout::run_bursts,
     },
-    Group { name: "unicast", about: "128 B to a random user, published over Redis 1,000 times a second.", run: unicast::run },
-    Group { name: "echo", about: "A frame of a client's and its answer, 2,000 times a second.", run: echo::run },
+    Group {
+        name: "unicast",
+        about: "128 B to a random user, published over Redis 1,000 times a second.",
+        run: unicast::run,
+    },
+    Group {
+        name: "echo",
+        about: "A frame of a client's and its answer, 2,000 times a second.",
+        run: echo::run,
+    },
     Group {
         name: "pipeline",
         about: "Activity records through Kafka to rows in PostgreSQL to sockets, beside a consumer that takes one record at a time.",

@@ -38,16 +38,32 @@ pub(crate) struct Ground {
 impl Ground {
     /// Starts the issuer, and leaves the first core to the servers.
     pub(crate) fn new(gateway: PathBuf, sizes: Sizes) -> Result<Self> {
-        ensure!(gateway.is_file(), "there is no gateway at {}", gateway.display());
+        ensure!(
+            gateway.is_file(),
+            "there is no gateway at {}",
+            gateway.display()
+        );
         let limit = os::raise_file_limit()?;
         let needed = sizes.most_sockets() + 500;
-        ensure!(limit >= needed, "{needed} open files are needed, and {limit} are allowed (ulimit -n)");
+        ensure!(
+            limit >= needed,
+            "{needed} open files are needed, and {limit} are allowed (ulimit -n)"
+        );
         let cores = Cores::of_this_process()?;
         // Before any other thread: they inherit it, and so do processes.
         os::pin(cores.others)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
         let issuer = runtime.block_on(Issuer::start());
-        Ok(Self { runtime, issuer, sizes, cores, gateway })
+        Ok(Self {
+            runtime,
+            issuer,
+            sizes,
+            cores,
+            gateway,
+        })
     }
 
     /// A token of whoever may broadcast.
@@ -57,18 +73,31 @@ impl Ground {
 
     /// A token for each of `user-0` to `user-{count - 1}`.
     pub(crate) fn tokens(&self, count: usize) -> Vec<String> {
-        (0..count).map(|n| self.issuer.token(&format!("user-{n}"))).collect()
+        (0..count)
+            .map(|n| self.issuer.token(&format!("user-{n}")))
+            .collect()
     }
 
     /// A crowd at the gateway with these tokens.
-    pub(crate) fn crowd(&self, server: &Server, tokens: &[String], encrypted: bool) -> Result<Crowd> {
-        let guests = tokens.iter().enumerate().map(|(n, token)| guest(token, encrypted.then_some(n.is_multiple_of(OPENS_EVERY))));
+    pub(crate) fn crowd(
+        &self,
+        server: &Server,
+        tokens: &[String],
+        encrypted: bool,
+    ) -> Result<Crowd> {
+        let guests = tokens
+            .iter()
+            .enumerate()
+            .map(|(n, token)| guest(token, encrypted.then_some(n.is_multiple_of(OPENS_EVERY))));
         Crowd::connect(server.address, guests.collect())
     }
 
     /// A crowd at the floor.
     pub(crate) fn floor_crowd(server: &Server, count: usize) -> Result<Crowd> {
-        let guests = (0..count).map(|n| Guest { path: format!("/{n}"), ..Guest::default() });
+        let guests = (0..count).map(|n| Guest {
+            path: format!("/{n}"),
+            ..Guest::default()
+        });
         Crowd::connect(server.address, guests.collect())
     }
 }
@@ -76,14 +105,23 @@ impl Ground {
 /// Someone who authenticates; `encrypted` says whether what comes is opened.
 pub(crate) fn guest(token: &str, encrypted: Option<bool>) -> Guest {
     // Any point of the curve does for who opens nothing. This is the base point of P-256 (SEC 2 section 2.4.2).
-    const POINT: &str = "BGsX0fLhLEJH+Lzm5WOkQPJ3A32BLeszoPShOUXYmMKWT+NC4v4af5uO5+tKfA+eFivOM1drMV7Oy7ZAaDe/UfU=";
+    const POINT: &str =
+        "BGsX0fLhLEJH+Lzm5WOkQPJ3A32BLeszoPShOUXYmMKWT+NC4v4af5uO5+tKfA+eFivOM1drMV7Oy7ZAaDe/UfU=";
     let agreement = (encrypted == Some(true)).then(Agreement::fresh);
     let mut data = serde_json::json!({ "type": "Bearer", "token": token });
     if encrypted.is_some() {
-        data["clientPublicKey"] = agreement.as_ref().map_or_else(|| POINT.to_owned(), Agreement::public_key).into();
+        data["clientPublicKey"] = agreement
+            .as_ref()
+            .map_or_else(|| POINT.to_owned(), Agreement::public_key)
+            .into();
     }
     let first = serde_json::json!({ "event": "authenticate", "data": data }).to_string();
-    Guest { path: "/stream".to_owned(), first: Some(first), agreement, receive_buffer: None }
+    Guest {
+        path: "/stream".to_owned(),
+        first: Some(first),
+        agreement,
+        receive_buffer: None,
+    }
 }
 
 /// How a gateway differs from the one with a worker, Redis, and no pings.
@@ -120,23 +158,49 @@ impl Server {
     }
 
     /// The consumer that takes one record at a time.
-    pub(crate) fn row_at_a_time(ground: &Ground, brokers: &str, topic: &str, database: &str) -> Result<Self> {
+    pub(crate) fn row_at_a_time(
+        ground: &Ground,
+        brokers: &str,
+        topic: &str,
+        database: &str,
+    ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let redis = Redis::start(dir.path(), &[])?;
         let address = redis.address().to_string();
-        Self::own(ground, dir, Some(redis), &["rowwise", brokers, topic, database, &address])
+        Self::own(
+            ground,
+            dir,
+            Some(redis),
+            &["rowwise", brokers, topic, database, &address],
+        )
     }
 
     /// This program with other arguments, which prints its address.
-    fn own(ground: &Ground, dir: TempDir, redis: Option<signal_services::Server>, arguments: &[&str]) -> Result<Self> {
+    fn own(
+        ground: &Ground,
+        dir: TempDir,
+        redis: Option<signal_services::Server>,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let mut command = pinned(&[ground.cores.server], &std::env::current_exe()?)?;
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
         let mut child = signal_services::spawn(command)?;
         let output = child.stdout.take();
-        let mut server = Self { child, address: SocketAddr::from(([0, 0, 0, 0], 0)), redis, _dir: dir };
+        let mut server = Self {
+            child,
+            address: SocketAddr::from(([0, 0, 0, 0], 0)),
+            redis,
+            _dir: dir,
+        };
         let mut line = String::new();
         BufReader::new(output.context("the server's output")?).read_line(&mut line)?;
-        server.address = line.trim().parse().with_context(|| format!("{arguments:?} did not start: {line:?}"))?;
+        server.address = line
+            .trim()
+            .parse()
+            .with_context(|| format!("{arguments:?} did not start: {line:?}"))?;
         Ok(server)
     }
 
@@ -145,20 +209,41 @@ impl Server {
         let folder = dir.path().to_owned();
         let path = |name: &str| folder.join(name).display().to_string();
         let redis = Redis::start(&folder.join("redis"), &[])?;
-        let policies = settings.pipeline.as_ref().map_or_else(|| format!("sqlite://{}", path("policy.db")), |(_, _, url)| url.clone());
+        let policies = settings.pipeline.as_ref().map_or_else(
+            || format!("sqlite://{}", path("policy.db")),
+            |(_, _, url)| url.clone(),
+        );
         std::fs::write(path("live.toml"), live(&ground.issuer))?;
-        std::fs::write(path("static.toml"), fixed(settings, &folder, redis.address(), &policies))?;
+        std::fs::write(
+            path("static.toml"),
+            fixed(settings, &folder, redis.address(), &policies),
+        )?;
         ground.runtime.block_on(async {
             let policies = Policies::create(&policies).await?;
-            policies.grant(ADMIN, "WebSocketClient.broadcast", "execute", "allow").await
+            policies
+                .grant(ADMIN, "WebSocketClient.broadcast", "execute", "allow")
+                .await
         })?;
         let own = [ground.cores.server];
-        let cores = if settings.cores.is_empty() { &own[..] } else { &settings.cores };
+        let cores = if settings.cores.is_empty() {
+            &own[..]
+        } else {
+            &settings.cores
+        };
         let mut command = pinned(cores, &ground.gateway)?;
-        command.args(["serve", "--config", &path("static.toml")]).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .args(["serve", "--config", &path("static.toml")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         command.stderr(std::fs::File::create(path("log"))?);
-        let child = signal_services::spawn(command).with_context(|| format!("cannot start {}", ground.gateway.display()))?;
-        let mut server = Self { child, address: SocketAddr::from(([0, 0, 0, 0], 0)), redis: Some(redis), _dir: dir };
+        let child = signal_services::spawn(command)
+            .with_context(|| format!("cannot start {}", ground.gateway.display()))?;
+        let mut server = Self {
+            child,
+            address: SocketAddr::from(([0, 0, 0, 0], 0)),
+            redis: Some(redis),
+            _dir: dir,
+        };
         let began = Instant::now();
         loop {
             let log = std::fs::read_to_string(path("log"))?;
@@ -177,7 +262,11 @@ impl Server {
 
     /// Where to publish for it.
     pub(crate) fn redis(&self) -> Result<SocketAddr> {
-        Ok(self.redis.as_ref().context("a server without Redis")?.address())
+        Ok(self
+            .redis
+            .as_ref()
+            .context("a server without Redis")?
+            .address())
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -254,8 +343,12 @@ fn fixed(settings: &Settings, dir: &Path, redis: SocketAddr, policies: &str) -> 
 
 /// The public and the admin address in the line that says `listening`.
 fn addresses(log: &str) -> Option<(SocketAddr, SocketAddr)> {
-    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let line = lines.into_iter().find(|line| line["message"] == "listening")?;
+    let lines = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let line = lines
+        .into_iter()
+        .find(|line| line["message"] == "listening")?;
     let address = |name: &str| line[name].as_str()?.parse().ok();
     Some((address("public.address")?, address("admin.address")?))
 }
@@ -264,7 +357,10 @@ fn is_ready(admin: SocketAddr) -> bool {
     let ask = || -> std::io::Result<bool> {
         let mut socket = TcpStream::connect(admin)?;
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        socket.write_all(format!("GET /readyz HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n").as_bytes())?;
+        socket.write_all(
+            format!("GET /readyz HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")
+                .as_bytes(),
+        )?;
         let mut status = [0; 12];
         socket.read_exact(&mut status)?;
         Ok(status.ends_with(b" 200"))

@@ -285,7 +285,11 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { url_secret_ref: None, cache: Duration::secs(30), always_allow_roles: vec!["super-admin".into()] }
+        Self {
+            url_secret_ref: None,
+            cache: Duration::secs(30),
+            always_allow_roles: vec!["super-admin".into()],
+        }
     }
 }
 
@@ -303,6 +307,9 @@ pub struct Notifications {
 
 impl Default for Notifications {
     fn default() -> Self {
-        Self { default_locale: "vi".into(), catalog_ref: None }
+        Self {
+            default_locale: "vi".into(),
+            catalog_ref: None,
+        }
     }
 }

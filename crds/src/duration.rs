@@ -73,7 +73,9 @@ impl FromStr for Duration {
             let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
             let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
             rest = &rest[digits..];
-            let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+            let unit = rest
+                .find(|c: char| c.is_ascii_digit())
+                .unwrap_or(rest.len());
             let factor = match &rest[..unit] {
                 "ms" => 1,
                 "s" => 1000,
@@ -82,9 +84,16 @@ impl FromStr for Duration {
                 _ => return Err(wrong()),
             };
             rest = &rest[unit..];
-            millis = number.checked_mul(factor).and_then(|part| millis.checked_add(part)).ok_or_else(wrong)?;
+            millis = number
+                .checked_mul(factor)
+                .and_then(|part| millis.checked_add(part))
+                .ok_or_else(wrong)?;
         }
-        if text.is_empty() { Err(wrong()) } else { Ok(Self::millis(millis)) }
+        if text.is_empty() {
+            Err(wrong())
+        } else {
+            Ok(Self::millis(millis))
+        }
     }
 }
 
@@ -116,7 +125,9 @@ impl Serialize for Duration {
 
 impl<'de> Deserialize<'de> for Duration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        Cow::<'de, str>::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }
 
@@ -140,7 +151,14 @@ mod tests {
 
     #[test]
     fn durations_read_as_they_are_written() {
-        for (text, millis) in [("0s", 0), ("250ms", 250), ("90s", 90_000), ("2m", 120_000), ("1h", 3_600_000), ("4320h", 15_552_000_000)] {
+        for (text, millis) in [
+            ("0s", 0),
+            ("250ms", 250),
+            ("90s", 90_000),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+            ("4320h", 15_552_000_000),
+        ] {
             let duration: Duration = text.parse().unwrap();
             assert_eq!(duration.as_millis(), millis, "{text}");
             assert_eq!(duration.to_string().parse::<Duration>().unwrap(), duration);
@@ -151,7 +169,17 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        for text in ["", "5", "s", "-5s", "1.5h", "5 s", "1d", "99999999999999999999h", "9999999999999999999h"] {
+        for text in [
+            "",
+            "5",
+            "s",
+            "-5s",
+            "1.5h",
+            "5 s",
+            "1d",
+            "99999999999999999999h",
+            "9999999999999999999h",
+        ] {
             assert!(text.parse::<Duration>().is_err(), "{text}");
         }
     }

@@ -64,7 +64,10 @@ pub struct Heartbeat {
 
 impl Default for Heartbeat {
     fn default() -> Self {
-        Self { ping_interval: Self::ping_interval(), timeout: Self::timeout() }
+        Self {
+            ping_interval: Self::ping_interval(),
+            timeout: Self::timeout(),
+        }
     }
 }
 
@@ -152,7 +155,10 @@ pub struct Rooms {
 
 impl Default for Rooms {
     fn default() -> Self {
-        Self { unmatched: Unmatched::Deny, max_per_connection: 128 }
+        Self {
+            unmatched: Unmatched::Deny,
+            max_per_connection: 128,
+        }
     }
 }
 
@@ -229,6 +235,11 @@ pub struct SendQueue {
 
 impl Default for SendQueue {
     fn default() -> Self {
-        Self { bytes: 1_048_576, frames: 1024, total_bytes: 536_870_912, write_timeout: Duration::secs(10) }
+        Self {
+            bytes: 1_048_576,
+            frames: 1024,
+            total_bytes: 536_870_912,
+            write_timeout: Duration::secs(10),
+        }
     }
 }

@@ -130,7 +130,11 @@ pub struct Rotation {
 
 impl Default for Rotation {
     fn default() -> Self {
-        Self { overlap: Duration::secs(7200), ack_timeout: Duration::secs(300), emergency: false }
+        Self {
+            overlap: Duration::secs(7200),
+            ack_timeout: Duration::secs(300),
+            emergency: false,
+        }
     }
 }
 

@@ -3,7 +3,10 @@
 //! The types are the source: field docs become the schema's descriptions, and ranges, enums and CEL rules let the API server refuse a wrong
 //! spec before anything acts on it. `signalclusters.yaml` beside this crate is written from them (`signal-operator crd`), and a test compares.
 
-#![expect(unreachable_pub, reason = "KubeSchema repeats each type, with its visibility, inside a function")]
+#![expect(
+    unreachable_pub,
+    reason = "KubeSchema repeats each type, with its visibility, inside a function"
+)]
 
 mod cluster;
 pub mod data;

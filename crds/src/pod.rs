@@ -96,7 +96,11 @@ pub struct Service {
 
 impl Default for Service {
     fn default() -> Self {
-        Self { kind: ServiceType::ClusterIP, port: 8080, annotations: BTreeMap::new() }
+        Self {
+            kind: ServiceType::ClusterIP,
+            port: 8080,
+            annotations: BTreeMap::new(),
+        }
     }
 }
 
@@ -189,7 +193,11 @@ pub struct NetworkPolicy {
 
 impl Default for NetworkPolicy {
     fn default() -> Self {
-        Self { enabled: true, public_from: Vec::new(), admin_from: Vec::new() }
+        Self {
+            enabled: true,
+            public_from: Vec::new(),
+            admin_from: Vec::new(),
+        }
     }
 }
 
@@ -210,7 +218,10 @@ pub struct Disruption {
 
 impl Default for Disruption {
     fn default() -> Self {
-        Self { enabled: true, max_unavailable: 1 }
+        Self {
+            enabled: true,
+            max_unavailable: 1,
+        }
     }
 }
 
@@ -236,7 +247,13 @@ pub struct Observability {
 
 impl Default for Observability {
     fn default() -> Self {
-        Self { log_filter: "info".into(), log_format: LogFormat::Json, tracing: None, service_monitor: None, prometheus_rule: None }
+        Self {
+            log_filter: "info".into(),
+            log_format: LogFormat::Json,
+            tracing: None,
+            service_monitor: None,
+            prometheus_rule: None,
+        }
     }
 }
 
@@ -280,7 +297,10 @@ pub struct Monitor {
 
 impl Default for Monitor {
     fn default() -> Self {
-        Self { labels: BTreeMap::new(), interval: crate::Duration::secs(30) }
+        Self {
+            labels: BTreeMap::new(),
+            interval: crate::Duration::secs(30),
+        }
     }
 }
 

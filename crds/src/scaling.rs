@@ -82,7 +82,11 @@ pub struct Rollout {
 
 impl Default for Rollout {
     fn default() -> Self {
-        Self { max_surge: Self::max_surge(), min_ready: Self::min_ready(), progress_deadline: Self::progress_deadline() }
+        Self {
+            max_surge: Self::max_surge(),
+            min_ready: Self::min_ready(),
+            progress_deadline: Self::progress_deadline(),
+        }
     }
 }
 
@@ -122,7 +126,12 @@ pub struct Rebalance {
 
 impl Default for Rebalance {
     fn default() -> Self {
-        Self { enabled: true, max_skew_percent: 25, stable_for: Duration::secs(300), max_per_minute: 500 }
+        Self {
+            enabled: true,
+            max_skew_percent: 25,
+            stable_for: Duration::secs(300),
+            max_per_minute: 500,
+        }
     }
 }
 
@@ -150,7 +159,10 @@ pub struct Autoscaling {
     #[schemars(range(min = 1, max = 10000000))]
     pub target_connections_per_pod: u32,
     /// Wanted CPU in percent of the request, beside connections; mode HPA.
-    #[serde(rename = "targetCPUUtilization", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "targetCPUUtilization",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schemars(range(min = 1, max = 1000))]
     pub target_cpu_utilization: Option<i32>,
     /// Further `autoscaling/v2` MetricSpecs, passed on as they are; mode HPA.

@@ -9,13 +9,21 @@ use super::*;
 fn the_committed_yaml_is_what_the_types_say_and_below_200_kb() {
     let text = crd_yaml();
     // Beside this crate, and in the chart that ships it, which cannot reach outside of its folder.
-    for path in ["signalclusters.yaml", "../charts/signal-crds/files/signalclusters.yaml"] {
+    for path in [
+        "signalclusters.yaml",
+        "../charts/signal-crds/files/signalclusters.yaml",
+    ] {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
         if std::env::var_os("SIGNAL_UPDATE_CRDS").is_some() {
             std::fs::write(&path, &text).unwrap();
         }
         let committed = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(committed, text, "{}: SIGNAL_UPDATE_CRDS=1 cargo test -p signal-crds writes it anew", path.display());
+        assert_eq!(
+            committed,
+            text,
+            "{}: SIGNAL_UPDATE_CRDS=1 cargo test -p signal-crds writes it anew",
+            path.display()
+        );
     }
     assert!(text.len() < 200_000, "{} bytes", text.len());
 }
@@ -50,7 +58,11 @@ fn with(changes: &[(&str, Value)]) -> SignalCluster {
     let mut whole = base();
     for (pointer, value) in changes {
         let (parent, key) = pointer.rsplit_once('/').unwrap();
-        let parent = whole.pointer_mut(parent).unwrap_or_else(|| panic!("{pointer}")).as_object_mut().unwrap();
+        let parent = whole
+            .pointer_mut(parent)
+            .unwrap_or_else(|| panic!("{pointer}"))
+            .as_object_mut()
+            .unwrap();
         match value {
             Value::Null => parent.remove(key),
             value => parent.insert(key.to_owned(), value.clone()),
@@ -60,7 +72,11 @@ fn with(changes: &[(&str, Value)]) -> SignalCluster {
 }
 
 /// A change that a rule refuses with its message, and one beside it that it lets pass.
-type Case = (&'static str, Vec<(&'static str, Value)>, Vec<(&'static str, Value)>);
+type Case = (
+    &'static str,
+    Vec<(&'static str, Value)>,
+    Vec<(&'static str, Value)>,
+);
 
 fn cases() -> Vec<Case> {
     let source = |name: &str, issuer: &str, url: &str, insecure: bool| json!({"name": name, "issuer": issuer, "url": url, "audiences": ["signal"], "allowInsecureHTTP": insecure});
@@ -68,16 +84,39 @@ fn cases() -> Vec<Case> {
     let auth = json!({"usernameSecretRef": {"name": "a", "key": "b"}, "passwordSecretRef": {"name": "a", "key": "b"}});
     let digest = format!("sha256:{}", "0".repeat(64));
     let alone = |without: &'static str, replicas: i32| {
-        vec![(without, Value::Null), ("/spec/autoscaling", Value::Null), ("/spec/replicas", json!(replicas))]
+        vec![
+            (without, Value::Null),
+            ("/spec/autoscaling", Value::Null),
+            ("/spec/replicas", json!(replicas)),
+        ]
     };
     vec![
-        ("at most 40 characters", vec![("/metadata/name", json!("a".repeat(41)))], vec![("/metadata/name", json!("a".repeat(40)))]),
-        ("more than one replica needs redis", alone("/spec/redis", 2), alone("/spec/redis", 1)),
-        ("more than one replica needs redis", vec![("/spec/redis", Value::Null), ("/spec/replicas", json!(1))], alone("/spec/redis", 0)),
-        ("more than one replica needs a database", alone("/spec/database", 2), alone("/spec/database", 1)),
+        (
+            "at most 40 characters",
+            vec![("/metadata/name", json!("a".repeat(41)))],
+            vec![("/metadata/name", json!("a".repeat(40)))],
+        ),
+        (
+            "more than one replica needs redis",
+            alone("/spec/redis", 2),
+            alone("/spec/redis", 1),
+        ),
+        (
+            "more than one replica needs redis",
+            vec![("/spec/redis", Value::Null), ("/spec/replicas", json!(1))],
+            alone("/spec/redis", 0),
+        ),
         (
             "more than one replica needs a database",
-            vec![("/spec/database", Value::Null), ("/spec/replicas", json!(1))],
+            alone("/spec/database", 2),
+            alone("/spec/database", 1),
+        ),
+        (
+            "more than one replica needs a database",
+            vec![
+                ("/spec/database", Value::Null),
+                ("/spec/replicas", json!(1)),
+            ],
             alone("/spec/database", 0),
         ),
         (
@@ -88,23 +127,43 @@ fn cases() -> Vec<Case> {
         (
             "set either tag or digest",
             vec![("/spec/image/digest", json!(digest))],
-            vec![("/spec/image/tag", Value::Null), ("/spec/image/digest", json!(digest))],
+            vec![
+                ("/spec/image/tag", Value::Null),
+                ("/spec/image/digest", json!(digest)),
+            ],
         ),
-        ("set either tag or digest", vec![("/spec/image/tag", Value::Null)], vec![]),
+        (
+            "set either tag or digest",
+            vec![("/spec/image/tag", Value::Null)],
+            vec![],
+        ),
         (
             "sentinel belongs to mode Sentinel",
             vec![("/spec/redis/sentinel", sentinel.clone())],
-            vec![("/spec/redis/mode", json!("Sentinel")), ("/spec/redis/sentinel", sentinel)],
+            vec![
+                ("/spec/redis/mode", json!("Sentinel")),
+                ("/spec/redis/sentinel", sentinel),
+            ],
         ),
-        ("sentinel belongs to mode Sentinel", vec![("/spec/redis/mode", json!("Sentinel"))], vec![("/spec/redis/mode", json!("Cluster"))]),
+        (
+            "sentinel belongs to mode Sentinel",
+            vec![("/spec/redis/mode", json!("Sentinel"))],
+            vec![("/spec/redis/mode", json!("Cluster"))],
+        ),
         (
             "mode Standalone takes exactly one node",
             vec![("/spec/redis/nodes", json!(["a:1", "b:1"]))],
-            vec![("/spec/redis/mode", json!("Cluster")), ("/spec/redis/nodes", json!(["a:1", "b:1"]))],
+            vec![
+                ("/spec/redis/mode", json!("Cluster")),
+                ("/spec/redis/nodes", json!(["a:1", "b:1"])),
+            ],
         ),
         (
             "a Redis Cluster has database 0 alone",
-            vec![("/spec/redis/mode", json!("Cluster")), ("/spec/redis/database", json!(1))],
+            vec![
+                ("/spec/redis/mode", json!("Cluster")),
+                ("/spec/redis/database", json!(1)),
+            ],
             vec![("/spec/redis/database", json!(1))],
         ),
         (
@@ -112,24 +171,54 @@ fn cases() -> Vec<Case> {
             vec![("/spec/redis/deafAfter", json!("5s"))],
             vec![("/spec/redis/deafAfter", json!("5001ms"))],
         ),
-        ("a node is host:port", vec![("/spec/redis/nodes", json!(["redis"]))], vec![("/spec/redis/nodes", json!(["[::1]:6379"]))]),
-        ("SASL needs auth", vec![("/spec/kafka/security/auth", Value::Null)], vec![("/spec/kafka/security", json!({"protocol": "SSL"}))]),
+        (
+            "a node is host:port",
+            vec![("/spec/redis/nodes", json!(["redis"]))],
+            vec![("/spec/redis/nodes", json!(["[::1]:6379"]))],
+        ),
+        (
+            "SASL needs auth",
+            vec![("/spec/kafka/security/auth", Value::Null)],
+            vec![("/spec/kafka/security", json!({"protocol": "SSL"}))],
+        ),
         (
             "auth needs a SASL protocol",
             vec![("/spec/kafka/security/protocol", json!("SSL"))],
-            vec![("/spec/kafka/security", json!({"protocol": "SASL_PLAINTEXT", "auth": auth}))],
+            vec![(
+                "/spec/kafka/security",
+                json!({"protocol": "SASL_PLAINTEXT", "auth": auth}),
+            )],
         ),
         (
             "name a source, or let the operator manage keys",
-            vec![("/spec/jwks/sources", json!([])), ("/spec/jwks/managed", Value::Null)],
+            vec![
+                ("/spec/jwks/sources", json!([])),
+                ("/spec/jwks/managed", Value::Null),
+            ],
             vec![("/spec/jwks/sources", json!([]))],
         ),
         (
             "one declared source per issuer",
-            vec![("/spec/jwks/sources", json!([source("a", "i", "https://a/c", false), source("b", "i", "https://b/c", false)]))],
-            vec![("/spec/jwks/sources", json!([source("a", "i", "https://a/c", false), source("b", "j", "https://b/c", false)]))],
+            vec![(
+                "/spec/jwks/sources",
+                json!([
+                    source("a", "i", "https://a/c", false),
+                    source("b", "i", "https://b/c", false)
+                ]),
+            )],
+            vec![(
+                "/spec/jwks/sources",
+                json!([
+                    source("a", "i", "https://a/c", false),
+                    source("b", "j", "https://b/c", false)
+                ]),
+            )],
         ),
-        ("one declared source per issuer", vec![("/spec/jwks/managed/issuer", json!("i"))], vec![("/spec/jwks/managed", Value::Null)]),
+        (
+            "one declared source per issuer",
+            vec![("/spec/jwks/managed/issuer", json!("i"))],
+            vec![("/spec/jwks/managed", Value::Null)],
+        ),
         (
             "maxStale must be at least refreshInterval",
             vec![("/spec/jwks/maxStale", json!("299s"))],
@@ -137,16 +226,33 @@ fn cases() -> Vec<Case> {
         ),
         (
             "a JWKS URL must be https",
-            vec![("/spec/jwks/sources", json!([source("a", "i", "http://a/c", false)]))],
-            vec![("/spec/jwks/sources", json!([source("a", "i", "http://a/c", true)]))],
+            vec![(
+                "/spec/jwks/sources",
+                json!([source("a", "i", "http://a/c", false)]),
+            )],
+            vec![(
+                "/spec/jwks/sources",
+                json!([source("a", "i", "http://a/c", true)]),
+            )],
         ),
-        ("a JWKS URL must be https", vec![("/spec/jwks/sources", json!([source("a", "i", "file:///keys", true)]))], vec![]),
+        (
+            "a JWKS URL must be https",
+            vec![(
+                "/spec/jwks/sources",
+                json!([source("a", "i", "file:///keys", true)]),
+            )],
+            vec![],
+        ),
         (
             "rotateEvery must be at least maxTokenLife",
             vec![("/spec/jwks/managed/rotateEvery", json!("23h"))],
             vec![("/spec/jwks/managed/rotateEvery", json!("24h"))],
         ),
-        ("the drain window is at most 30m", vec![("/spec/drain/window", json!("1801s"))], vec![("/spec/drain/window", json!("30m"))]),
+        (
+            "the drain window is at most 30m",
+            vec![("/spec/drain/window", json!("1801s"))],
+            vec![("/spec/drain/window", json!("30m"))],
+        ),
         (
             "endpointPropagation is at most 2m",
             vec![("/spec/drain/endpointPropagation", json!("121s"))],
@@ -162,8 +268,16 @@ fn cases() -> Vec<Case> {
             vec![("/spec/drain/batchInterval", json!("121s"))],
             vec![("/spec/drain/batchInterval", json!("120s"))],
         ),
-        ("maxSurge must be above 0", vec![("/spec/rollout/maxSurge", json!(0))], vec![("/spec/rollout/maxSurge", json!(1))]),
-        ("maxSurge must be above 0", vec![("/spec/rollout/maxSurge", json!("0%"))], vec![("/spec/rollout/maxSurge", json!("10%"))]),
+        (
+            "maxSurge must be above 0",
+            vec![("/spec/rollout/maxSurge", json!(0))],
+            vec![("/spec/rollout/maxSurge", json!(1))],
+        ),
+        (
+            "maxSurge must be above 0",
+            vec![("/spec/rollout/maxSurge", json!("0%"))],
+            vec![("/spec/rollout/maxSurge", json!("10%"))],
+        ),
         (
             "minReplicas must not exceed maxReplicas",
             vec![("/spec/autoscaling/minReplicas", json!(10))],
@@ -171,18 +285,30 @@ fn cases() -> Vec<Case> {
         ),
         (
             "extraMetrics belong to mode HPA",
-            vec![("/spec/autoscaling", json!({"mode": "Connections", "maxReplicas": 9, "extraMetrics": []}))],
+            vec![(
+                "/spec/autoscaling",
+                json!({"mode": "Connections", "maxReplicas": 9, "extraMetrics": []}),
+            )],
             vec![("/spec/autoscaling/extraMetrics", json!([]))],
         ),
         (
             "targetCPUUtilization belongs to mode HPA",
-            vec![("/spec/autoscaling", json!({"mode": "External", "maxReplicas": 9, "targetCPUUtilization": 50}))],
+            vec![(
+                "/spec/autoscaling",
+                json!({"mode": "External", "maxReplicas": 9, "targetCPUUtilization": 50}),
+            )],
             vec![("/spec/autoscaling/targetCPUUtilization", json!(50))],
         ),
         (
             "behavior belongs to modes Connections and HPA",
-            vec![("/spec/autoscaling", json!({"mode": "External", "maxReplicas": 9, "behavior": {}}))],
-            vec![("/spec/autoscaling", json!({"mode": "Connections", "maxReplicas": 9, "behavior": {}}))],
+            vec![(
+                "/spec/autoscaling",
+                json!({"mode": "External", "maxReplicas": 9, "behavior": {}}),
+            )],
+            vec![(
+                "/spec/autoscaling",
+                json!({"mode": "Connections", "maxReplicas": 9, "behavior": {}}),
+            )],
         ),
     ]
 }
@@ -194,7 +320,10 @@ const TRANSITION: &str = "another group reads the topic anew or skips part of it
 fn every_rule_refuses_with_its_message_and_lets_what_is_beside_it_pass() {
     for (message, wrong, right) in cases() {
         let errors = validate_cel(&with(&wrong)).expect_err(message).to_string();
-        assert!(errors.contains(message), "{wrong:?} is refused by `{errors}`, not by `{message}`");
+        assert!(
+            errors.contains(message),
+            "{wrong:?} is refused by `{errors}`, not by `{message}`"
+        );
         validate_cel(&with(&right)).unwrap_or_else(|errors| panic!("{right:?}: {errors}"));
     }
 }
@@ -202,9 +331,14 @@ fn every_rule_refuses_with_its_message_and_lets_what_is_beside_it_pass() {
 #[test]
 fn another_consumer_group_must_be_allowed() {
     let before = with(&[]);
-    let errors = validate_cel_update(&with(&[("/spec/kafka/groupId", json!("other"))]), &before).unwrap_err().to_string();
+    let errors = validate_cel_update(&with(&[("/spec/kafka/groupId", json!("other"))]), &before)
+        .unwrap_err()
+        .to_string();
     assert!(errors.contains(TRANSITION), "{errors}");
-    let allowed = with(&[("/spec/kafka/groupId", json!("other")), ("/spec/kafka/allowGroupChange", json!(true))]);
+    let allowed = with(&[
+        ("/spec/kafka/groupId", json!("other")),
+        ("/spec/kafka/allowGroupChange", json!(true)),
+    ]);
     validate_cel_update(&allowed, &before).unwrap();
     validate_cel_update(&with(&[("/spec/replicas", json!(4))]), &before).unwrap();
     validate_cel_update(&with(&[("/spec/kafka", Value::Null)]), &before).unwrap();
@@ -215,8 +349,18 @@ fn no_rule_is_without_a_case() {
     fn messages(schema: &Value, found: &mut Vec<String>) {
         match schema {
             Value::Object(fields) => {
-                for rule in fields.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten() {
-                    found.push(rule["message"].as_str().expect("every rule has a message").to_owned());
+                for rule in fields
+                    .get("x-kubernetes-validations")
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                {
+                    found.push(
+                        rule["message"]
+                            .as_str()
+                            .expect("every rule has a message")
+                            .to_owned(),
+                    );
                 }
                 fields.values().for_each(|field| messages(field, found));
             }
@@ -225,10 +369,17 @@ fn no_rule_is_without_a_case() {
         }
     }
     let mut found = Vec::new();
-    messages(&serde_json::to_value(SignalCluster::crd()).unwrap(), &mut found);
+    messages(
+        &serde_json::to_value(SignalCluster::crd()).unwrap(),
+        &mut found,
+    );
     assert!(found.len() > 20, "{found:?}");
     let cases = cases();
     for message in found {
-        assert!(message.starts_with(TRANSITION) || cases.iter().any(|(known, ..)| message.contains(known)), "`{message}` has no case");
+        assert!(
+            message.starts_with(TRANSITION)
+                || cases.iter().any(|(known, ..)| message.contains(known)),
+            "`{message}` has no case"
+        );
     }
 }

@@ -68,9 +68,14 @@ impl Sockets {
     pub async fn bind(config: &Config) -> anyhow::Result<Self> {
         let server = &config.server;
         let bind = async |name: &str, address: SocketAddr| {
-            TcpListener::bind(address).await.with_context(|| format!("server.{name}: cannot bind {address}"))
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("server.{name}: cannot bind {address}"))
         };
-        Ok(Self { public: bind("public_address", server.public_address).await?, admin: bind("admin_address", server.admin_address).await? })
+        Ok(Self {
+            public: bind("public_address", server.public_address).await?,
+            admin: bind("admin_address", server.admin_address).await?,
+        })
     }
 }
 
@@ -84,13 +89,20 @@ pub fn check(config: &Config) -> Result<(), Invalid> {
     if let Err(Invalid(more)) = settings::read_settings(&config.live_file, config.bus.mode) {
         problems.extend(more);
     }
-    if let Err(error) = Catalogs::load(&config.notifications.catalog_dir, &config.notifications.default_locale) {
+    if let Err(error) = Catalogs::load(
+        &config.notifications.catalog_dir,
+        &config.notifications.default_locale,
+    ) {
         problems.push(format!("notifications: {error}"));
     }
     if config.kafka.enabled {
         problems.extend(activity::check(&config.kafka));
     }
-    if problems.is_empty() { Ok(()) } else { Err(Invalid(problems)) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Invalid(problems))
+    }
 }
 
 /// Checks that the files are there, and can be used, that the live settings name.
@@ -118,17 +130,30 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
         self.tasks.spawn(async move { (name, task.await) });
     }
 
     /// A task that has no other result than to go on.
-    fn spawn_forever(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn_forever(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
         self.spawn_forever_on(&Handle::current(), name, task);
     }
 
     /// The same, on this runtime.
-    fn spawn_forever_on(&mut self, runtime: &Handle, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn_forever_on(
+        &mut self,
+        runtime: &Handle,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
         let task = async move {
             task.await;
             (name, Ok(()))
@@ -150,7 +175,12 @@ impl Supervisor {
 ///
 /// # Errors
 /// A part that cannot start, or one that ended unasked.
-pub async fn run(config: Config, sockets: Sockets, lifecycle: Arc<Lifecycle>, telemetry: Option<Telemetry>) -> anyhow::Result<()> {
+pub async fn run(
+    config: Config,
+    sockets: Sockets,
+    lifecycle: Arc<Lifecycle>,
+    telemetry: Option<Telemetry>,
+) -> anyhow::Result<()> {
     for part in ["settings", "bus", "database", "keys"] {
         lifecycle.set(part, Some("starting".into()));
     }
@@ -169,7 +199,11 @@ pub async fn run(config: Config, sockets: Sockets, lifecycle: Arc<Lifecycle>, te
         () = lifecycle.drain_requested().cancelled() => None,
     };
     let result = match started {
-        Some(Ok(gateway)) => gateway.serve(sockets.public, &admin, &mut serving, &lifecycle).await,
+        Some(Ok(gateway)) => {
+            gateway
+                .serve(sockets.public, &admin, &mut serving, &lifecycle)
+                .await
+        }
         Some(Err(error)) => Err(error),
         None => Ok(()),
     };
@@ -206,16 +240,26 @@ impl Gateway {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let settings = load_settings(config, lifecycle).await?;
         let instance: Arc<str> = instance_name(config).into();
-        let mut supervisor = Supervisor { tasks: JoinSet::new() };
+        let mut supervisor = Supervisor {
+            tasks: JoinSet::new(),
+        };
         tell_what_origins_mean(&settings.current().allowed_origins);
 
         let revocations = Revocations::new(Arc::clone(&clock));
-        let (authenticator, keys) =
-            Authenticator::start(settings.subscribe(), Arc::clone(&clock), Arc::clone(metrics), Arc::clone(&revocations), stop.clone());
+        let (authenticator, keys) = Authenticator::start(
+            settings.subscribe(),
+            Arc::clone(&clock),
+            Arc::clone(metrics),
+            Arc::clone(&revocations),
+            stop.clone(),
+        );
         supervisor.spawn("key sets", async move { Ok(keys.await?) });
         let (basic, users) = Basic::start(&config.basic, stop.clone())?;
         supervisor.spawn("Basic users", async move { Ok(users.await?) });
-        let catalogs = Arc::new(Catalogs::load(&config.notifications.catalog_dir, &config.notifications.default_locale)?);
+        let catalogs = Arc::new(Catalogs::load(
+            &config.notifications.catalog_dir,
+            &config.notifications.default_locale,
+        )?);
 
         let known = Arc::clone(&revocations);
         let parts = bus::Parts {
@@ -231,11 +275,19 @@ impl Gateway {
         let mut threads = hub::Threads::start(shard_count(config))?;
         // With one shard, what the bus hears is heard on its thread: a push to a connection wakes one thread, not two. Several are all kept free of it.
         let hearing = threads.only().unwrap_or_else(Handle::current);
-        let bus::Opened { bus, events, worker } = hearing.spawn(bus::open(parts)).await.context("the bus cannot be opened")??;
+        let bus::Opened {
+            bus,
+            events,
+            worker,
+        } = hearing
+            .spawn(bus::open(parts))
+            .await
+            .context("the bus cannot be opened")??;
         lifecycle.set("bus", None);
         revocations.extend(bus.revocations().await?);
         let ids = IdGenerator::following(worker, Arc::clone(&clock));
-        let mut stores = store::open(&config.database, &config.policy, ids.clone(), stop.clone()).await?;
+        let mut stores =
+            store::open(&config.database, &config.policy, ids.clone(), stop.clone()).await?;
         lifecycle.set("database", None);
         for task in std::mem::take(&mut stores.tasks) {
             supervisor.spawn("database URL", async move { Ok(task.await?) });
@@ -292,13 +344,27 @@ impl Gateway {
         };
         supervisor.spawn_forever("readiness", probe.run(stop.clone()));
         if !config.live_file.as_os_str().is_empty() {
-            supervisor.spawn_forever("live settings", Arc::clone(&settings).follow(Arc::clone(metrics), stop.clone()));
+            supervisor.spawn_forever(
+                "live settings",
+                Arc::clone(&settings).follow(Arc::clone(metrics), stop.clone()),
+            );
         }
-        supervisor.spawn_forever("log filter", follow_filter(Arc::clone(&settings), telemetry, stop.clone()));
+        supervisor.spawn_forever(
+            "log filter",
+            follow_filter(Arc::clone(&settings), telemetry, stop.clone()),
+        );
         if !config.notifications.catalog_dir.as_os_str().is_empty() {
-            supervisor.spawn_forever("catalogs", Arc::clone(&catalogs).watch(Arc::clone(metrics), stop.clone()));
+            supervisor.spawn_forever(
+                "catalogs",
+                Arc::clone(&catalogs).watch(Arc::clone(metrics), stop.clone()),
+            );
         }
-        let purge = store::purge_loop(Arc::clone(&stores.notifications), config.database.clone(), Arc::clone(&clock), stop.clone());
+        let purge = store::purge_loop(
+            Arc::clone(&stores.notifications),
+            config.database.clone(),
+            Arc::clone(&clock),
+            stop.clone(),
+        );
         supervisor.spawn_forever("purge", purge);
 
         let status = Arc::new(activity::Status::default());
@@ -339,10 +405,18 @@ impl Gateway {
         let static_revision = watch::revision_of(&toml::to_string(config)?);
         let kafka_enabled = config.kafka.enabled;
         let facts = {
-            let (settings, catalogs, published) = (Arc::clone(&settings), Arc::clone(&catalogs), settings.published());
+            let (settings, catalogs, published) = (
+                Arc::clone(&settings),
+                Arc::clone(&catalogs),
+                settings.published(),
+            );
             move || {
                 let holds = settings.revision();
-                let kafka = if kafka_enabled { serde_json::to_value(status.facts()).unwrap_or_default() } else { serde_json::Value::Null };
+                let kafka = if kafka_enabled {
+                    serde_json::to_value(status.facts()).unwrap_or_default()
+                } else {
+                    serde_json::Value::Null
+                };
                 http::Facts {
                     static_revision: static_revision.clone(),
                     live_revision: holds.revision,
@@ -364,8 +438,15 @@ impl Gateway {
             token_file: config.server.admin_token_file.clone(),
             facts: Arc::new(facts),
         });
-        let listener =
-            ws::Listener { server: config.server.clone(), hub: hub.clone(), context, rest, ids, lifecycle: Arc::clone(lifecycle), closed };
+        let listener = ws::Listener {
+            server: config.server.clone(),
+            hub: hub.clone(),
+            context,
+            rest,
+            ids,
+            lifecycle: Arc::clone(lifecycle),
+            closed,
+        };
         Ok(Self {
             config: config.clone(),
             hub,
@@ -393,8 +474,14 @@ impl Gateway {
         admin.store(Arc::new(self.admin.clone()));
         // With one shard every socket goes to its thread: accepted there, it wakes no other on its way.
         let accepts = self.threads.only().unwrap_or_else(Handle::current);
-        let mut accepting = accepts.spawn(ws::serve(self.listener, socket, self.accept_stop.clone()));
-        let drain = Drain { config: &self.config, hub: &self.hub, lifecycle, metrics: &self.metrics };
+        let mut accepting =
+            accepts.spawn(ws::serve(self.listener, socket, self.accept_stop.clone()));
+        let drain = Drain {
+            config: &self.config,
+            hub: &self.hub,
+            lifecycle,
+            metrics: &self.metrics,
+        };
         let ended = tokio::select! {
             ended = &mut accepting => Err(anyhow::anyhow!("the accept loop ended unasked: {ended:?}")),
             ended = &mut *probing => Err(anyhow::anyhow!("the admin listener ended unasked: {ended:?}")),
@@ -415,13 +502,19 @@ impl Gateway {
         if let Some(pipeline) = self.pipeline.take() {
             match drain.within(PIPELINE_STOP, pipeline).await {
                 Some(Ok(Ok(()))) => tracing::info!("the pipeline has finished what it had in hand"),
-                Some(Ok(Err(error))) => tracing::error!(%error, "the pipeline failed on its way down"),
+                Some(Ok(Err(error))) => {
+                    tracing::error!(%error, "the pipeline failed on its way down")
+                }
                 Some(Err(error)) => tracing::error!(%error, "the pipeline panicked"),
-                None => tracing::warn!("the pipeline did not finish in time; what it had in hand is delivered again"),
+                None => tracing::warn!(
+                    "the pipeline did not finish in time; what it had in hand is delivered again"
+                ),
             }
         }
         self.accept_stop.cancel();
-        drain.close_connections(hold.and_then(|hold| hold.closing_since)).await;
+        drain
+            .close_connections(hold.and_then(|hold| hold.closing_since))
+            .await;
         accepting.abort();
         // Before the threads end, for the bus may be at work on one of them.
         let closed = drain.within(CLOSE_LIMIT, async {
@@ -433,16 +526,27 @@ impl Gateway {
         }
         self.shards_stop.cancel();
         let threads = self.threads;
-        let whole = drain.within(CLOSE_LIMIT, tokio::task::spawn_blocking(move || threads.join())).await;
+        let whole = drain
+            .within(
+                CLOSE_LIMIT,
+                tokio::task::spawn_blocking(move || threads.join()),
+            )
+            .await;
         tracing::info!("drained");
         ended?;
-        anyhow::ensure!(!matches!(whole, Some(Ok(false) | Err(_))), "a shard panicked");
+        anyhow::ensure!(
+            !matches!(whole, Some(Ok(false) | Err(_))),
+            "a shard panicked"
+        );
         Ok(())
     }
 }
 
 /// Loads the live settings; waits, not ready, for files that they name and that are not there yet.
-async fn load_settings(config: &Config, lifecycle: &Lifecycle) -> Result<Arc<LiveSettings>, Invalid> {
+async fn load_settings(
+    config: &Config,
+    lifecycle: &Lifecycle,
+) -> Result<Arc<LiveSettings>, Invalid> {
     loop {
         match LiveSettings::load(&config.live_file, config.bus.mode) {
             Ok(settings) => {
@@ -460,8 +564,12 @@ async fn load_settings(config: &Config, lifecycle: &Lifecycle) -> Result<Arc<Liv
 }
 
 /// Ends when the pipeline does, which it should not.
-async fn finished(pipeline: &mut Option<tokio::task::JoinHandle<Result<(), activity::PipelineError>>>) -> anyhow::Error {
-    let Some(running) = pipeline else { return std::future::pending().await };
+async fn finished(
+    pipeline: &mut Option<tokio::task::JoinHandle<Result<(), activity::PipelineError>>>,
+) -> anyhow::Error {
+    let Some(running) = pipeline else {
+        return std::future::pending().await;
+    };
     let result = running.await;
     *pipeline = None;
     match result {
@@ -486,7 +594,11 @@ async fn follow_trust(inbound: Inbound, stop: CancellationToken) {
 }
 
 /// Keeps the log filter at what the live settings say.
-async fn follow_filter(settings: Arc<LiveSettings>, telemetry: Option<Telemetry>, stop: CancellationToken) {
+async fn follow_filter(
+    settings: Arc<LiveSettings>,
+    telemetry: Option<Telemetry>,
+    stop: CancellationToken,
+) {
     let mut live = settings.subscribe();
     loop {
         tokio::select! {
@@ -503,7 +615,9 @@ async fn follow_filter(settings: Arc<LiveSettings>, telemetry: Option<Telemetry>
 
 fn tell_what_origins_mean(allowed: &[String]) {
     if allowed.is_empty() {
-        tracing::info!("browsers may connect from this gateway's own origin alone; a request without Origin is allowed");
+        tracing::info!(
+            "browsers may connect from this gateway's own origin alone; a request without Origin is allowed"
+        );
     } else {
         tracing::info!(origins = ?allowed, "browsers may connect from this gateway's own origin and these; a request without Origin is allowed");
     }
@@ -534,7 +648,10 @@ fn instance_name(config: &Config) -> String {
         return config.server.instance_name.clone();
     }
     let mut name = [0u8; 256];
-    #[expect(unsafe_code, reason = "the standard library does not tell the host's name")]
+    #[expect(
+        unsafe_code,
+        reason = "the standard library does not tell the host's name"
+    )]
     // SAFETY: the buffer is valid for its length less one, so the result is always terminated.
     let result = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
     let end = name.iter().position(|b| *b == 0).unwrap_or(0);

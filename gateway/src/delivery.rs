@@ -50,7 +50,13 @@ pub struct Dispatch {
 impl Dispatch {
     /// A message with `data` as its JSON.
     pub fn new(destination: Destination, event: impl Into<Arc<str>>, data: Arc<RawValue>) -> Self {
-        Self { destination, event: event.into(), data, exclude: Arc::default(), span: Span::none() }
+        Self {
+            destination,
+            event: event.into(),
+            data,
+            exclude: Arc::default(),
+            span: Span::none(),
+        }
     }
 }
 
@@ -82,7 +88,10 @@ impl Delivery {
     pub async fn send(&self, dispatch: &Dispatch) -> Sent {
         let local = self.hub.deliver(dispatch);
         if local > 0 && matches!(dispatch.destination, Destination::Client(_)) {
-            return Sent { local, published: false };
+            return Sent {
+                local,
+                published: false,
+            };
         }
         let published = match self.bus.publish(dispatch).await {
             Ok(()) => true,
@@ -99,11 +108,15 @@ impl Delivery {
     /// Best effort as [`Delivery::send`]. Once the bus turns out to be unavailable the rest is not tried, so that a batch waits for an
     /// unreachable server once at most: when it is back, every client is told to sync.
     pub async fn send_all(&self, batch: &[Dispatch]) -> usize {
-        let mut by_destination: HashMap<&Destination, Vec<&Dispatch>> = HashMap::with_capacity(batch.len());
+        let mut by_destination: HashMap<&Destination, Vec<&Dispatch>> =
+            HashMap::with_capacity(batch.len());
         for dispatch in batch {
             let local = self.hub.deliver(dispatch);
             if local == 0 || !matches!(dispatch.destination, Destination::Client(_)) {
-                by_destination.entry(&dispatch.destination).or_default().push(dispatch);
+                by_destination
+                    .entry(&dispatch.destination)
+                    .or_default()
+                    .push(dispatch);
             }
         }
         let (published, away) = (AtomicUsize::new(0), AtomicBool::new(false));

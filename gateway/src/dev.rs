@@ -46,7 +46,11 @@ const USERS: [&str; 2] = ["17", "18"];
 /// The user who may manage connections.
 const ADMIN: &str = "1";
 /// Which users each merchant and organizer has.
-const MEMBERS: [(&str, &[&str]); 3] = [("Merchant_42", &["17", "18"]), ("Merchant_43", &["18"]), ("Organizer_7", &["17"])];
+const MEMBERS: [(&str, &[&str]); 3] = [
+    ("Merchant_42", &["17", "18"]),
+    ("Merchant_43", &["18"]),
+    ("Organizer_7", &["17"]),
+];
 
 /// `signal-gateway dev`
 #[derive(Debug, Args)]
@@ -137,14 +141,17 @@ impl Command {
             Self::Watch { place, user } => {
                 let folder = Folder::open(&place.data_dir)?;
                 let issuer = Issuer::open(&folder)?;
-                watch::watch(&folder.addresses()?.stream, &user, || issuer.token(&user, SystemClock.now()))
+                watch::watch(&folder.addresses()?.stream, &user, || {
+                    issuer.token(&user, SystemClock.now())
+                })
             }
             Self::Produce { place, record } => {
                 let addresses = Folder::open(&place.data_dir)?.addresses()?;
                 produce::produce(&addresses.kafka, &addresses.topic, &record)
             }
             Self::Token { place, user } => {
-                let token = Issuer::open(&Folder::open(&place.data_dir)?)?.token(&user, SystemClock.now())?;
+                let token = Issuer::open(&Folder::open(&place.data_dir)?)?
+                    .token(&user, SystemClock.now())?;
                 Ok(writeln!(std::io::stdout(), "{token}")?)
             }
         }
@@ -173,7 +180,10 @@ impl Options {
     ///
     /// # Errors
     /// An address that is not loopback and was not allowed, or cannot be bound; a folder that cannot be used; wrong settings.
-    pub fn prepare(self, environment: impl Iterator<Item = (String, String)>) -> anyhow::Result<Prepared> {
+    pub fn prepare(
+        self,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> anyhow::Result<Prepared> {
         for (name, address) in [("--public", self.public), ("--admin", self.admin)] {
             anyhow::ensure!(
                 self.allow_non_loopback || address.ip().is_loopback(),
@@ -198,8 +208,12 @@ impl Options {
         folder.secret(settings::ADMIN_TOKEN_FILE, || {
             use ring::rand::SecureRandom as _;
             let mut token = [0; 24];
-            ring::rand::SystemRandom::new().fill(&mut token).map_err(|_| anyhow::anyhow!("the system has no randomness"))?;
-            Ok(base64_simd::URL_SAFE_NO_PAD.encode_to_string(token).into_bytes())
+            ring::rand::SystemRandom::new()
+                .fill(&mut token)
+                .map_err(|_| anyhow::anyhow!("the system has no randomness"))?;
+            Ok(base64_simd::URL_SAFE_NO_PAD
+                .encode_to_string(token)
+                .into_bytes())
         })?;
         let config = settings::prepare(&folder, places, environment)?;
         let addresses = Addresses {
@@ -210,12 +224,20 @@ impl Options {
             topic: config.kafka.topics.first().cloned().unwrap_or_default(),
             certs: settings::certs(places.issuer),
         };
-        Ok(Prepared { config, folder, issuer, listeners, addresses, as_typed: self.place.data_dir })
+        Ok(Prepared {
+            config,
+            folder,
+            issuer,
+            listeners,
+            addresses,
+            as_typed: self.place.data_dir,
+        })
     }
 }
 
 fn bind(argument: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(address).with_context(|| format!("{argument}: cannot bind {address}; choose another"))?;
+    let listener = TcpListener::bind(address)
+        .with_context(|| format!("{argument}: cannot bind {address}; choose another"))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -223,7 +245,11 @@ fn bind(argument: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
 /// An address to connect to, where one that is listened on may stand for all of them.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+        address.set_ip(if address.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
     }
     address
 }
@@ -239,21 +265,51 @@ impl Prepared {
     ///
     /// # Errors
     /// A part that cannot start, or one that ended unasked.
-    pub async fn run(self, program: &Path, lifecycle: Arc<Lifecycle>, telemetry: Option<Telemetry>) -> anyhow::Result<()> {
-        let Self { config, folder, issuer, listeners, addresses, as_typed } = self;
+    pub async fn run(
+        self,
+        program: &Path,
+        lifecycle: Arc<Lifecycle>,
+        telemetry: Option<Telemetry>,
+    ) -> anyhow::Result<()> {
+        let Self {
+            config,
+            folder,
+            issuer,
+            listeners,
+            addresses,
+            as_typed,
+        } = self;
         seed(&folder).await?;
         let tokens = write_tokens(&folder, &issuer)?;
         folder.write_addresses(&addresses)?;
 
-        let topics: Vec<String> =
-            config.kafka.topics.iter().flat_map(|topic| [topic.clone(), format!("{topic}{}", config.kafka.dead_letter_suffix)]).collect();
+        let topics: Vec<String> = config
+            .kafka
+            .topics
+            .iter()
+            .flat_map(|topic| {
+                [
+                    topic.clone(),
+                    format!("{topic}{}", config.kafka.dead_letter_suffix),
+                ]
+            })
+            .collect();
         let broker = Broker::start(listeners.kafka.local_addr()?, &topics, PARTITIONS)?;
         let forward = broker.forward(tokio(listeners.kafka)?);
         let certs = axum::serve(tokio(listeners.issuer)?, issuer.router());
-        let sockets = Sockets { public: tokio(listeners.public)?, admin: tokio(listeners.admin)? };
+        let sockets = Sockets {
+            public: tokio(listeners.public)?,
+            admin: tokio(listeners.admin)?,
+        };
 
-        let sheet =
-            sheet::Sheet { program, data_dir: &as_typed, folder: folder.path(), addresses: &addresses, tokens: &tokens, topics: &topics };
+        let sheet = sheet::Sheet {
+            program,
+            data_dir: &as_typed,
+            folder: folder.path(),
+            addresses: &addresses,
+            tokens: &tokens,
+            topics: &topics,
+        };
         let tell = async {
             ready(&lifecycle).await;
             // A closed standard output is no reason to end.
@@ -290,12 +346,20 @@ struct Token {
 }
 
 fn write_tokens(folder: &Folder, issuer: &Issuer) -> anyhow::Result<Vec<Token>> {
-    let named = USERS.iter().map(|user| (*user, format!("user-{user}.token"))).chain([(ADMIN, "admin.token".to_owned())]);
+    let named = USERS
+        .iter()
+        .map(|user| (*user, format!("user-{user}.token")))
+        .chain([(ADMIN, "admin.token".to_owned())]);
     named
         .map(|(user, name)| {
             let text = issuer.token(user, SystemClock.now())?;
             folder.write(&name, text.as_bytes())?;
-            Ok(Token { user, is_admin: user == ADMIN, text, file: folder.file(&name) })
+            Ok(Token {
+                user,
+                is_admin: user == ADMIN,
+                text,
+                file: folder.file(&name),
+            })
         })
         .collect()
 }
@@ -303,23 +367,37 @@ fn write_tokens(folder: &Folder, issuer: &Issuer) -> anyhow::Result<Vec<Token>> 
 /// Fills the platform's tables, once.
 async fn seed(folder: &Folder) -> anyhow::Result<()> {
     let known = folder.file(SEEDED).exists();
-    let platform = if known { Platform::default() } else { who_there_is() };
+    let platform = if known {
+        Platform::default()
+    } else {
+        who_there_is()
+    };
     platform::seed(&settings::platform(folder)?, &platform).await?;
     if !known {
-        folder.write(SEEDED, b"The platform's tables were filled; without this file they are again.\n")?;
+        folder.write(
+            SEEDED,
+            b"The platform's tables were filled; without this file they are again.\n",
+        )?;
     }
     Ok(())
 }
 
 fn who_there_is() -> Platform {
     let (member, admin, connections) = ("member", "connection-admin", "connections");
-    let members =
-        MEMBERS.iter().flat_map(|(domain, users)| users.iter().map(move |user| PolicyDefinition::member(user, member, Some(domain))));
-    let may = ["read", "execute", "update", "delete"].map(|action| PolicyDefinition::may(admin, connections, action, None));
+    let members = MEMBERS.iter().flat_map(|(domain, users)| {
+        users
+            .iter()
+            .map(move |user| PolicyDefinition::member(user, member, Some(domain)))
+    });
+    let may = ["read", "execute", "update", "delete"]
+        .map(|action| PolicyDefinition::may(admin, connections, action, None));
     Platform {
         permissions: vec![(connections.into(), "WebSocketClient.*".into())],
         roles: vec![(member.into(), member.into()), (admin.into(), admin.into())],
-        definitions: members.chain(may).chain([PolicyDefinition::member(ADMIN, admin, None)]).collect(),
+        definitions: members
+            .chain(may)
+            .chain([PolicyDefinition::member(ADMIN, admin, None)])
+            .collect(),
     }
 }
 
@@ -333,7 +411,8 @@ mod tests {
             #[command(flatten)]
             dev: Arguments,
         }
-        let whole = <Whole as clap::Parser>::try_parse_from([&["dev"], arguments].concat()).unwrap();
+        let whole =
+            <Whole as clap::Parser>::try_parse_from([&["dev"], arguments].concat()).unwrap();
         whole.dev.split().ok().unwrap()
     }
 
@@ -343,18 +422,41 @@ mod tests {
         let data = dir.path().join("data");
         for argument in ["--public", "--admin"] {
             let options = options(&["--data-dir", data.to_str().unwrap(), argument, "0.0.0.0:0"]);
-            let error = options.prepare(std::iter::empty()).err().unwrap().to_string();
-            assert!(error.starts_with(argument) && error.contains("--allow-non-loopback"), "{error}");
+            let error = options
+                .prepare(std::iter::empty())
+                .err()
+                .unwrap()
+                .to_string();
+            assert!(
+                error.starts_with(argument) && error.contains("--allow-non-loopback"),
+                "{error}"
+            );
             assert!(!data.exists(), "nothing is done before");
         }
-        let any = |public: &str| ["--public", public, "--admin", "[::1]:0", "--kafka-port", "0", "--issuer-port", "0"].map(str::to_owned);
+        let any = |public: &str| {
+            [
+                "--public",
+                public,
+                "--admin",
+                "[::1]:0",
+                "--kafka-port",
+                "0",
+                "--issuer-port",
+                "0",
+            ]
+            .map(str::to_owned)
+        };
         for (public, allow) in [("127.0.0.1:0", false), ("0.0.0.0:0", true)] {
             let mut arguments = vec!["--data-dir".to_owned(), data.display().to_string()];
             arguments.extend(any(public));
             arguments.extend(allow.then(|| "--allow-non-loopback".to_owned()));
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             let prepared = options(&arguments).prepare(std::iter::empty()).unwrap();
-            assert!(prepared.addresses.rest.starts_with("http://127.0.0.1:"), "{}", prepared.addresses.rest);
+            assert!(
+                prepared.addresses.rest.starts_with("http://127.0.0.1:"),
+                "{}",
+                prepared.addresses.rest
+            );
         }
     }
 
@@ -365,9 +467,17 @@ mod tests {
         seed(&folder).await.unwrap();
         let url = settings::platform(&folder).unwrap();
         let pool = sqlx::SqlitePool::connect(url.expose()).await.unwrap();
-        let count = || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM policy_definition WHERE subject_id = '18'").fetch_one(&pool);
+        let count = || {
+            sqlx::query_scalar::<_, i64>(
+                "SELECT count(*) FROM policy_definition WHERE subject_id = '18'",
+            )
+            .fetch_one(&pool)
+        };
         assert_eq!(count().await.unwrap(), 2);
-        sqlx::query("DELETE FROM policy_definition WHERE subject_id = '18'").execute(&pool).await.unwrap();
+        sqlx::query("DELETE FROM policy_definition WHERE subject_id = '18'")
+            .execute(&pool)
+            .await
+            .unwrap();
         seed(&folder).await.unwrap();
         assert_eq!(count().await.unwrap(), 0);
     }

@@ -54,7 +54,10 @@ impl Id {
         let mut text = [0u8; MAX_TEXT];
         let len = MAX_TEXT - at;
         text[..len].copy_from_slice(&digits[at..]);
-        Self { len: len as u8, text }
+        Self {
+            len: len as u8,
+            text,
+        }
     }
 
     /// Puts the three parts together. `ms` counts from [`EPOCH_MS`].
@@ -97,7 +100,10 @@ impl FromStr for Id {
         }
         let mut text = [0u8; MAX_TEXT];
         text[..s.len()].copy_from_slice(s.as_bytes());
-        Ok(Self { len: s.len() as u8, text })
+        Ok(Self {
+            len: s.len() as u8,
+            text,
+        })
     }
 }
 
@@ -130,7 +136,9 @@ impl utoipa::PartialSchema for Id {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
         utoipa::openapi::ObjectBuilder::new()
             .schema_type(utoipa::openapi::schema::Type::String)
-            .description(Some("A Snowflake of 70 bits in base62: an identity, never an order."))
+            .description(Some(
+                "A Snowflake of 70 bits in base62: an identity, never an order.",
+            ))
             .pattern(Some("^[0-9A-Za-z]{1,12}$"))
             .examples(["1KbZ0dT9Xa4"])
             .into()
@@ -143,7 +151,9 @@ impl utoipa::ToSchema for Id {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// The clock went back further than is waited out.
-    #[error("the clock stepped back {by_ms} ms, more than the {MAX_STEP_BACK_MS} ms that are waited out")]
+    #[error(
+        "the clock stepped back {by_ms} ms, more than the {MAX_STEP_BACK_MS} ms that are waited out"
+    )]
     ClockStepped {
         /// How far back, in milliseconds.
         by_ms: i64,
@@ -173,7 +183,12 @@ impl IdGenerator {
 
     /// As [`IdGenerator::new`], with a worker number that may change: the next id has it.
     pub fn following(worker: Arc<AtomicU16>, clock: Arc<dyn Clock>) -> Self {
-        Self { clock, worker, last: Arc::new(Mutex::new((i64::MIN, 0))), suspended: Arc::default() }
+        Self {
+            clock,
+            worker,
+            last: Arc::new(Mutex::new((i64::MIN, 0))),
+            suspended: Arc::default(),
+        }
     }
 
     /// Makes no ids while `suspended`: for this generator and all its clones.
@@ -211,7 +226,9 @@ impl IdGenerator {
             return Err(IdError::Suspended);
         }
         let now = self.clock.now_ms() - EPOCH_MS;
-        let Ok(since_epoch) = u64::try_from(now) else { return Err(IdError::BeforeEpoch) };
+        let Ok(since_epoch) = u64::try_from(now) else {
+            return Err(IdError::BeforeEpoch);
+        };
         let mut last = self.last.lock();
         let (last_ms, sequence) = *last;
         if now > last_ms {
@@ -224,7 +241,11 @@ impl IdGenerator {
         }
         if behind == 0 && sequence < MAX_SEQUENCE {
             *last = (last_ms, sequence + 1);
-            return Ok(Some(Id::from_parts(since_epoch, self.worker(), sequence + 1)));
+            return Ok(Some(Id::from_parts(
+                since_epoch,
+                self.worker(),
+                sequence + 1,
+            )));
         }
         Ok(None)
     }
@@ -232,7 +253,9 @@ impl IdGenerator {
 
 impl fmt::Debug for IdGenerator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IdGenerator").field("worker", &self.worker()).finish_non_exhaustive()
+        f.debug_struct("IdGenerator")
+            .field("worker", &self.worker())
+            .finish_non_exhaustive()
     }
 }
 
@@ -271,17 +294,23 @@ mod tests {
         let threads: Vec<_> = (0..4)
             .map(|_| {
                 let ids = ids.clone();
-                std::thread::spawn(move || (0..10_000).map(|_| ids.next().unwrap()).collect::<Vec<_>>())
+                std::thread::spawn(move || {
+                    (0..10_000).map(|_| ids.next().unwrap()).collect::<Vec<_>>()
+                })
             })
             .collect();
-        let all: HashSet<Id> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+        let all: HashSet<Id> = threads
+            .into_iter()
+            .flat_map(|t| t.join().unwrap())
+            .collect();
         assert_eq!(all.len(), 40_000);
         assert!(all.iter().all(|id| id.worker() == 9));
     }
 
     #[test]
     fn a_small_step_back_is_waited_out_and_a_large_one_is_an_error() {
-        let clock = FixedClock::new(chrono::DateTime::from_timestamp_millis(EPOCH_MS + 10_000).unwrap());
+        let clock =
+            FixedClock::new(chrono::DateTime::from_timestamp_millis(EPOCH_MS + 10_000).unwrap());
         let ids = IdGenerator::new(9, Arc::new(clock.clone()));
         let first = ids.next().unwrap();
         clock.advance_ms(-50);

@@ -60,7 +60,16 @@ impl Lifecycle {
     /// # Errors
     /// The process is on its way out.
     pub fn request_hold(&self) -> Result<(), Ending> {
-        self.unless_ending(|hold| hold.is_none().then(|| *hold = Some(Hold { since: Instant::now(), closing_since: None })).is_some())
+        self.unless_ending(|hold| {
+            hold.is_none()
+                .then(|| {
+                    *hold = Some(Hold {
+                        since: Instant::now(),
+                        closing_since: None,
+                    })
+                })
+                .is_some()
+        })
     }
 
     /// Takes a held drain back: ready and accepting again, both at once. Without one nothing changes.
@@ -106,7 +115,9 @@ impl Lifecycle {
 
     /// Whether new connections are to be refused: a held drain closes, or has closed, the open ones.
     pub fn refuses_connections(&self) -> bool {
-        self.hold.borrow().is_some_and(|hold| hold.closing_since.is_some())
+        self.hold
+            .borrow()
+            .is_some_and(|hold| hold.closing_since.is_some())
     }
 
     /// Asks to exit at once.
@@ -163,7 +174,10 @@ impl Lifecycle {
         let unready = self.unready();
         for part in PARTS {
             let is_unready = unready.iter().any(|(name, _)| *name == part);
-            metrics.unready.get_or_create(&Metrics::kind(part)).set(i64::from(is_unready));
+            metrics
+                .unready
+                .get_or_create(&Metrics::kind(part))
+                .set(i64::from(is_unready));
         }
     }
 
@@ -195,29 +209,50 @@ mod tests {
         let metrics = Metrics::new();
         lifecycle.write_unready(&metrics);
         let text = metrics.render();
-        assert!(text.contains("signal_unready{kind=\"drain\"} 1") && text.contains("signal_unready{kind=\"keys\"} 0"), "{text}");
+        assert!(
+            text.contains("signal_unready{kind=\"drain\"} 1")
+                && text.contains("signal_unready{kind=\"keys\"} 0"),
+            "{text}"
+        );
         assert!(!lifecycle.exit_requested().is_cancelled());
-        assert_eq!((lifecycle.request_hold(), lifecycle.release()), (Err(Ending), Err(Ending)));
+        assert_eq!(
+            (lifecycle.request_hold(), lifecycle.release()),
+            (Err(Ending), Err(Ending))
+        );
         assert!(lifecycle.is_draining() && !lifecycle.is_held());
     }
 
     #[test]
     fn a_hold_is_unready_at_once_refuses_from_its_closing_on_and_is_taken_back_whole() {
         let lifecycle = Lifecycle::default();
-        assert_eq!(lifecycle.release(), Ok(()), "there is nothing to take back, which is what was asked for");
+        assert_eq!(
+            lifecycle.release(),
+            Ok(()),
+            "there is nothing to take back, which is what was asked for"
+        );
         lifecycle.request_hold().unwrap();
         let first = lifecycle.hold().unwrap();
         assert_eq!(lifecycle.unready(), [("drain", "held".into())]);
-        assert!(lifecycle.is_held() && !lifecycle.refuses_connections(), "endpoints are to notice first");
+        assert!(
+            lifecycle.is_held() && !lifecycle.refuses_connections(),
+            "endpoints are to notice first"
+        );
         lifecycle.request_hold().unwrap();
-        assert_eq!(lifecycle.hold(), Some(first), "asking twice changes nothing");
+        assert_eq!(
+            lifecycle.hold(),
+            Some(first),
+            "asking twice changes nothing"
+        );
         assert!(lifecycle.begin_closing(first) && lifecycle.refuses_connections());
         let closing = lifecycle.hold();
         assert!(lifecycle.begin_closing(first));
         assert_eq!(lifecycle.hold(), closing, "closing begins once");
         lifecycle.release().unwrap();
         assert!(lifecycle.unready().is_empty() && !lifecycle.refuses_connections());
-        assert!(!lifecycle.begin_closing(first), "a hold that was taken back closes nobody");
+        assert!(
+            !lifecycle.begin_closing(first),
+            "a hold that was taken back closes nobody"
+        );
         lifecycle.request_hold().unwrap();
         assert!(!lifecycle.begin_closing(first), "and is not the next one");
     }
@@ -230,6 +265,10 @@ mod tests {
         lifecycle.request_drain();
         assert!(lifecycle.is_ending() && !lifecycle.is_held());
         assert_eq!(lifecycle.unready(), [("drain", "draining".into())]);
-        assert_eq!((lifecycle.release(), lifecycle.hold()), (Err(Ending), hold), "what is done of it is not done again");
+        assert_eq!(
+            (lifecycle.release(), lifecycle.hold()),
+            (Err(Ending), hold),
+            "what is done of it is not done again"
+        );
     }
 }

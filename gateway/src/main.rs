@@ -94,9 +94,21 @@ fn main() -> ExitCode {
         Command::CheckConfig(settings) => check(&settings),
         Command::Migrate(settings) => migrate(&settings),
         Command::Healthcheck { settings, live } => healthcheck(&settings, live),
-        Command::Dlq(Dlq::Replay { settings, topic, reasons, limit, dry_run }) => {
-            put_back(&settings, ReplayOptions { topic, reasons, limit, dry_run })
-        }
+        Command::Dlq(Dlq::Replay {
+            settings,
+            topic,
+            reasons,
+            limit,
+            dry_run,
+        }) => put_back(
+            &settings,
+            ReplayOptions {
+                topic,
+                reasons,
+                limit,
+                dry_run,
+            },
+        ),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -108,7 +120,10 @@ fn main() -> ExitCode {
 }
 
 /// What a person at a terminal reads goes to standard error, like the log.
-#[expect(clippy::print_stderr, reason = "the one place that talks to a terminal")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the one place that talks to a terminal"
+)]
 fn say(text: &str) {
     eprintln!("{text}");
 }
@@ -193,7 +208,9 @@ fn develop(options: dev::Options) -> anyhow::Result<()> {
     app::check(config)?;
     let filter = app::log_filter(config)?;
     let telemetry = telemetry::init(&config.telemetry, &filter, &config.server.instance_name)?;
-    let program = std::env::args_os().next().map_or_else(|| "signal-gateway".into(), PathBuf::from);
+    let program = std::env::args_os()
+        .next()
+        .map_or_else(|| "signal-gateway".into(), PathBuf::from);
     let runtime = runtime(config.workers.control_threads)?;
     let result = runtime.block_on(async {
         let lifecycle = Arc::new(Lifecycle::default());
@@ -216,19 +233,32 @@ fn migrate(settings: &Settings) -> anyhow::Result<()> {
     let config = settings.load()?;
     let _telemetry = telemetry::init(&config.telemetry, "info", &config.server.instance_name)?;
     let migrated = runtime(1)?.block_on(store::migrate(&config.database))?;
-    say(&format!("applied {:?}; the database is at version {}", migrated.applied, migrated.version));
+    say(&format!(
+        "applied {:?}; the database is at version {}",
+        migrated.applied, migrated.version
+    ));
     Ok(())
 }
 
 fn healthcheck(settings: &Settings, live: bool) -> anyhow::Result<()> {
     let mut address = settings.load()?.server.admin_address;
     if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+        address.set_ip(if address.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
     }
     let path = if live { "livez" } else { "readyz?verbose" };
     runtime(1)?.block_on(async {
-        let client = reqwest::Client::builder().no_proxy().timeout(std::time::Duration::from_secs(3)).build()?;
-        let response = client.get(format!("http://{address}/{path}")).send().await?;
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(std::time::Duration::from_secs(3))
+            .build()?;
+        let response = client
+            .get(format!("http://{address}/{path}"))
+            .send()
+            .await?;
         let status = response.status();
         let text = response.text().await?;
         anyhow::ensure!(status.is_success(), "{status}: {}", text.trim());
@@ -239,10 +269,13 @@ fn healthcheck(settings: &Settings, live: bool) -> anyhow::Result<()> {
 
 fn reason(text: &str) -> Result<activity::Reason, String> {
     let known = activity::Reason::ALL;
-    known.into_iter().find(|reason| reason.as_str() == text).ok_or_else(|| {
-        let names: Vec<_> = known.iter().map(|reason| reason.as_str()).collect();
-        format!("want one of {}", names.join(", "))
-    })
+    known
+        .into_iter()
+        .find(|reason| reason.as_str() == text)
+        .ok_or_else(|| {
+            let names: Vec<_> = known.iter().map(|reason| reason.as_str()).collect();
+            format!("want one of {}", names.join(", "))
+        })
 }
 
 fn put_back(settings: &Settings, options: ReplayOptions) -> anyhow::Result<()> {

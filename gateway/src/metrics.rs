@@ -136,7 +136,8 @@ impl Metrics {
     /// The OpenMetrics text of everything.
     pub fn render(&self) -> String {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("a String takes every write");
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)
+            .expect("a String takes every write");
         text
     }
 

@@ -29,22 +29,43 @@ pub struct Telemetry {
 ///
 /// # Errors
 /// A filter that does not parse, an exporter that cannot be built, or a second call.
-pub fn init(settings: &config::Telemetry, filter: &str, instance: &str) -> anyhow::Result<Telemetry> {
+pub fn init(
+    settings: &config::Telemetry,
+    filter: &str,
+    instance: &str,
+) -> anyhow::Result<Telemetry> {
     let is_traced = !settings.otlp_endpoint.is_empty();
     let (filter, handle) = reload::Layer::new(parse(filter, is_traced)?);
     let lines = match settings.log_format {
-        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
+        LogFormat::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(std::io::stderr)
+            .boxed(),
         LogFormat::Text => {
             let colours = std::io::stderr().is_terminal();
-            fmt::layer().with_target(false).with_ansi(colours).with_writer(std::io::stderr).boxed()
+            fmt::layer()
+                .with_target(false)
+                .with_ansi(colours)
+                .with_writer(std::io::stderr)
+                .boxed()
         }
     };
     let provider = exporter(settings, instance)?;
-    let traces = provider.as_ref().map(|p| tracing_opentelemetry::layer().with_tracer(p.tracer("signal-gateway")));
-    tracing_subscriber::registry().with(filter).with(lines).with(traces).try_init()?;
+    let traces = provider
+        .as_ref()
+        .map(|p| tracing_opentelemetry::layer().with_tracer(p.tracer("signal-gateway")));
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .with(traces)
+        .try_init()?;
     // A panic in a task ends the task alone: it must be seen all the same.
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a task panicked")));
-    Ok(Telemetry { filter: handle, provider })
+    Ok(Telemetry {
+        filter: handle,
+        provider,
+    })
 }
 
 /// One filter for lines and traces. Filters for each layer would lose spans: `tracing::enabled!`, which sqlx asks before each statement,
@@ -52,23 +73,46 @@ pub fn init(settings: &config::Telemetry, filter: &str, instance: &str) -> anyho
 fn parse(filter: &str, is_traced: bool) -> Result<EnvFilter, ParseError> {
     let filter = EnvFilter::try_new(filter)?;
     // The most specific directive wins: a quiet log costs no trace, and a log without traces makes none of their spans.
-    Ok(filter.add_directive(format!("{SPANS}={}", if is_traced { "info" } else { "off" }).parse()?))
+    Ok(
+        filter
+            .add_directive(format!("{SPANS}={}", if is_traced { "info" } else { "off" }).parse()?),
+    )
 }
 
-fn exporter(settings: &config::Telemetry, instance: &str) -> anyhow::Result<Option<SdkTracerProvider>> {
+fn exporter(
+    settings: &config::Telemetry,
+    instance: &str,
+) -> anyhow::Result<Option<SdkTracerProvider>> {
     if settings.otlp_endpoint.is_empty() {
         return Ok(None);
     }
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
-    let exporter = opentelemetry_otlp::SpanExporter::builder().with_http().with_endpoint(&settings.otlp_endpoint).build()?;
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_http()
+        .with_endpoint(&settings.otlp_endpoint)
+        .build()?;
     let resource = Resource::builder()
         .with_service_name("signal-gateway")
-        .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-        .with_attribute(opentelemetry::KeyValue::new("service.instance.id", instance.to_owned()))
+        .with_attribute(opentelemetry::KeyValue::new(
+            "service.version",
+            env!("CARGO_PKG_VERSION"),
+        ))
+        .with_attribute(opentelemetry::KeyValue::new(
+            "service.instance.id",
+            instance.to_owned(),
+        ))
         .build();
     // A trace that began elsewhere keeps its sampling decision.
-    let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(settings.sampling_ratio)));
-    Ok(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_sampler(sampler).with_resource(resource).build()))
+    let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(
+        settings.sampling_ratio,
+    )));
+    Ok(Some(
+        SdkTracerProvider::builder()
+            .with_batch_exporter(exporter)
+            .with_sampler(sampler)
+            .with_resource(resource)
+            .build(),
+    ))
 }
 
 impl Telemetry {
@@ -98,14 +142,26 @@ mod tests {
     #[test]
     fn a_quiet_log_costs_no_trace() {
         for (traced, want) in [(true, true), (false, false)] {
-            tracing::subscriber::with_default(tracing_subscriber::registry().with(parse("signal_gateway=warn", traced).unwrap()), || {
-                assert_eq!(!tracing::info_span!(target: SPANS, "a span").is_disabled(), want);
-                assert!(tracing::info_span!("another").is_disabled());
-            });
+            tracing::subscriber::with_default(
+                tracing_subscriber::registry().with(parse("signal_gateway=warn", traced).unwrap()),
+                || {
+                    assert_eq!(
+                        !tracing::info_span!(target: SPANS, "a span").is_disabled(),
+                        want
+                    );
+                    assert!(tracing::info_span!("another").is_disabled());
+                },
+            );
         }
         assert!(parse("signal_gateway=loud", true).is_err());
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(parse("debug", false).unwrap()), || {
-            assert!(tracing::info_span!(target: SPANS, "a span").is_disabled() && !tracing::info_span!("another").is_disabled());
-        });
+        tracing::subscriber::with_default(
+            tracing_subscriber::registry().with(parse("debug", false).unwrap()),
+            || {
+                assert!(
+                    tracing::info_span!(target: SPANS, "a span").is_disabled()
+                        && !tracing::info_span!("another").is_disabled()
+                );
+            },
+        );
     }
 }

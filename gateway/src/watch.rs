@@ -39,7 +39,9 @@ fn feed(path: &Path, hash: &mut Sha256, depth: u8) {
         paths.sort();
         for inner in paths {
             // A kubelet's `..data` folders repeat what the visible links show.
-            let hidden = inner.file_name().is_some_and(|n| n.to_string_lossy().starts_with(".."));
+            let hidden = inner
+                .file_name()
+                .is_some_and(|n| n.to_string_lossy().starts_with(".."));
             if !hidden && depth < 4 {
                 hash.update(inner.to_string_lossy().as_bytes());
                 feed(&inner, hash, depth + 1);
@@ -53,7 +55,11 @@ fn feed(path: &Path, hash: &mut Sha256, depth: u8) {
 
 /// Watches a path until `shutdown`; the receiver holds the current revision and is marked changed at each new one.
 /// Must be called inside a tokio runtime.
-pub fn watch(path: PathBuf, interval: Duration, shutdown: CancellationToken) -> watch::Receiver<String> {
+pub fn watch(
+    path: PathBuf,
+    interval: Duration,
+    shutdown: CancellationToken,
+) -> watch::Receiver<String> {
     let (tell, told) = watch::channel(revision(&path));
     tokio::spawn(async move {
         loop {
@@ -63,7 +69,9 @@ pub fn watch(path: PathBuf, interval: Duration, shutdown: CancellationToken) -> 
                 () = tokio::time::sleep(interval) => {}
             }
             let path = path.clone();
-            let Ok(now) = tokio::task::spawn_blocking(move || revision(&path)).await else { return };
+            let Ok(now) = tokio::task::spawn_blocking(move || revision(&path)).await else {
+                return;
+            };
             tell.send_if_modified(|last| {
                 let changed = *last != now;
                 *last = now;
@@ -86,13 +94,24 @@ mod tests {
         }
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("a", &link).unwrap();
-        let mut told = watch(link.clone(), Duration::from_millis(10), CancellationToken::new());
+        let mut told = watch(
+            link.clone(),
+            Duration::from_millis(10),
+            CancellationToken::new(),
+        );
         let first = told.borrow_and_update().clone();
         std::fs::write(dir.path().join("a"), "one").unwrap();
-        assert!(tokio::time::timeout(Duration::from_millis(100), told.changed()).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_millis(100), told.changed())
+                .await
+                .is_err()
+        );
         std::fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink("b", &link).unwrap();
-        tokio::time::timeout(Duration::from_secs(5), told.changed()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(5), told.changed())
+            .await
+            .unwrap()
+            .unwrap();
         // The link may be seen while it is missing; the end state is what counts.
         for _ in 0..100 {
             if *told.borrow() == revision(&dir.path().join("b")) {

@@ -31,7 +31,11 @@ impl Pending {
 
     /// One line per part that waits; empty when ready.
     pub fn lines(&self) -> Vec<String> {
-        self.0.lock().iter().map(|(part, why)| format!("{part}: {why}")).collect()
+        self.0
+            .lock()
+            .iter()
+            .map(|(part, why)| format!("{part}: {why}"))
+            .collect()
     }
 }
 
@@ -39,19 +43,36 @@ impl Pending {
 ///
 /// # Errors
 /// When the listener breaks.
-pub async fn serve(listener: TcpListener, pending: Pending, metrics: Metrics, stop: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    pending: Pending,
+    metrics: Metrics,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     let routes = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready).with_state(pending))
         .route("/metrics", get(print).with_state(metrics));
-    axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
+    axum::serve(listener, routes)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
 }
 
 async fn ready(State(pending): State<Pending>) -> impl IntoResponse {
     let lines = pending.lines();
-    if lines.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, lines.join("\n") + "\n") }
+    if lines.is_empty() {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, lines.join("\n") + "\n")
+    }
 }
 
 async fn print(State(metrics): State<Metrics>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics.text())
+    (
+        [(
+            header::CONTENT_TYPE,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        )],
+        metrics.text(),
+    )
 }

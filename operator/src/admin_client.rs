@@ -21,7 +21,14 @@ impl AdminClient {
     /// When no TLS provider is installed.
     pub fn new() -> reqwest::Result<Self> {
         let policy = reqwest::redirect::Policy::none();
-        Ok(Self(reqwest::Client::builder().no_proxy().redirect(policy).timeout(LIMIT).connect_timeout(LIMIT).build()?))
+        Ok(Self(
+            reqwest::Client::builder()
+                .no_proxy()
+                .redirect(policy)
+                .timeout(LIMIT)
+                .connect_timeout(LIMIT)
+                .build()?,
+        ))
     }
 
     /// What a pod says of itself.
@@ -29,9 +36,18 @@ impl AdminClient {
     /// # Errors
     /// For people: why nobody knows.
     pub async fn status(&self, ip: IpAddr, port: u16, token: &str) -> Result<Report, String> {
-        let mut answer = self.0.get(url(ip, port, "status")).bearer_auth(token).send().await.map_err(|error| why(&error))?;
+        let mut answer = self
+            .0
+            .get(url(ip, port, "status"))
+            .bearer_auth(token)
+            .send()
+            .await
+            .map_err(|error| why(&error))?;
         if !answer.status().is_success() {
-            return Err(format!("its status is answered with {}", answer.status().as_u16()));
+            return Err(format!(
+                "its status is answered with {}",
+                answer.status().as_u16()
+            ));
         }
         let mut body = Vec::new();
         while let Some(part) = answer.chunk().await.map_err(|error| why(&error))? {
@@ -48,7 +64,10 @@ impl AdminClient {
     /// # Errors
     /// For people: why it was not told.
     pub async fn drain_hold(&self, ip: IpAddr, port: u16, token: &str) -> Result<(), String> {
-        let request = self.0.post(url(ip, port, "drain")).json(&serde_json::json!({"hold": true}));
+        let request = self
+            .0
+            .post(url(ip, port, "drain"))
+            .json(&serde_json::json!({"hold": true}));
         order(request.bearer_auth(token)).await
     }
 
@@ -65,7 +84,10 @@ impl AdminClient {
     /// # Errors
     /// For people: why it was not told.
     pub async fn shed(&self, ip: IpAddr, port: u16, token: &str, count: u32) -> Result<(), String> {
-        let request = self.0.post(url(ip, port, "shed")).json(&serde_json::json!({"count": count}));
+        let request = self
+            .0
+            .post(url(ip, port, "shed"))
+            .json(&serde_json::json!({"count": count}));
         order(request.bearer_auth(token)).await
     }
 }
@@ -76,7 +98,11 @@ fn url(ip: IpAddr, port: u16, path: &str) -> String {
 
 async fn order(request: reqwest::RequestBuilder) -> Result<(), String> {
     let answer = request.send().await.map_err(|error| why(&error))?;
-    if answer.status().is_success() { Ok(()) } else { Err(format!("it answers {}", answer.status().as_u16())) }
+    if answer.status().is_success() {
+        Ok(())
+    } else {
+        Err(format!("it answers {}", answer.status().as_u16()))
+    }
 }
 
 fn why(error: &reqwest::Error) -> String {

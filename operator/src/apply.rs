@@ -78,7 +78,9 @@ pub enum ApplyError {
         source: Box<kube::Error>,
     },
     /// An object of the name belongs to someone else.
-    #[error("{kind} {name} is there already and belongs to {owner}: delete it, or choose another name for the SignalCluster")]
+    #[error(
+        "{kind} {name} is there already and belongs to {owner}: delete it, or choose another name for the SignalCluster"
+    )]
     Occupied {
         /// Kind of the object.
         kind: &'static str,
@@ -108,7 +110,9 @@ impl Wanted {
     ///
     /// # Errors
     /// When the operator makes no objects of this kind.
-    pub fn object<K: Resource<DynamicType = ()> + Serialize>(object: &K) -> Result<Self, ApplyError> {
+    pub fn object<K: Resource<DynamicType = ()> + Serialize>(
+        object: &K,
+    ) -> Result<Self, ApplyError> {
         Self::dynamic(dynamic(object)?)
     }
 
@@ -117,8 +121,15 @@ impl Wanted {
     /// # Errors
     /// When the operator makes no objects of this kind.
     pub fn dynamic(object: DynamicObject) -> Result<Self, ApplyError> {
-        let kind =
-            Owned::of(&object).ok_or_else(|| ApplyError::UnknownKind(object.types.clone().map(|types| types.kind).unwrap_or_default()))?;
+        let kind = Owned::of(&object).ok_or_else(|| {
+            ApplyError::UnknownKind(
+                object
+                    .types
+                    .clone()
+                    .map(|types| types.kind)
+                    .unwrap_or_default(),
+            )
+        })?;
         Ok(Self::Object(kind, Box::new(object)))
     }
 
@@ -153,15 +164,27 @@ impl Owner {
         match controller(metadata) {
             Some(owner) => owner.uid == self.uid,
             None => {
-                let label = |key: &str| metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
-                label(MANAGED_BY_LABEL) == Some(MANAGER) && label(INSTANCE_LABEL) == Some(&self.name)
+                let label = |key: &str| {
+                    metadata
+                        .labels
+                        .as_ref()
+                        .and_then(|labels| labels.get(key))
+                        .map(String::as_str)
+                };
+                label(MANAGED_BY_LABEL) == Some(MANAGER)
+                    && label(INSTANCE_LABEL) == Some(&self.name)
             }
         }
     }
 }
 
 fn controller(metadata: &ObjectMeta) -> Option<&OwnerReference> {
-    metadata.owner_references.as_deref().unwrap_or_default().iter().find(|owner| owner.controller == Some(true))
+    metadata
+        .owner_references
+        .as_deref()
+        .unwrap_or_default()
+        .iter()
+        .find(|owner| owner.controller == Some(true))
 }
 
 impl Applied {
@@ -172,13 +195,19 @@ impl Applied {
 
     /// The object of this kind and name, if it is there.
     pub fn get<K: Resource<DynamicType = ()> + DeserializeOwned>(&self, name: &str) -> Option<K> {
-        let found = self.objects.iter().find(|applied| applied.kind.kind == K::kind(&()) && applied.object.name_any() == name)?;
-        serde_json::to_value(&found.object).and_then(serde_json::from_value).ok()
+        let found = self.objects.iter().find(|applied| {
+            applied.kind.kind == K::kind(&()) && applied.object.name_any() == name
+        })?;
+        serde_json::to_value(&found.object)
+            .and_then(serde_json::from_value)
+            .ok()
     }
 }
 
 /// An object without its type. What managed it is left out: it is large and nobody reads it.
-pub(crate) fn dynamic<K: Resource<DynamicType = ()> + Serialize>(object: &K) -> Result<DynamicObject, serde_json::Error> {
+pub(crate) fn dynamic<K: Resource<DynamicType = ()> + Serialize>(
+    object: &K,
+) -> Result<DynamicObject, serde_json::Error> {
     let mut value = serde_json::to_value(object)?;
     value["apiVersion"] = K::api_version(&()).into();
     value["kind"] = K::kind(&()).into();
@@ -222,11 +251,18 @@ pub fn wanted(desired: Desired) -> Result<Vec<Wanted>, ApplyError> {
     wanted.extend(signing_keys.as_ref().map(Wanted::object).transpose()?);
     wanted.extend(network_policy.as_ref().map(Wanted::object).transpose()?);
     wanted.extend(migration.as_ref().map(Wanted::object).transpose()?);
-    wanted.push(deployment.as_ref().map_or_else(|| Ok(Wanted::Kept(DEPLOYMENT, name)), Wanted::object)?);
+    wanted.push(
+        deployment
+            .as_ref()
+            .map_or_else(|| Ok(Wanted::Kept(DEPLOYMENT, name)), Wanted::object)?,
+    );
     wanted.extend(pdb.as_ref().map(Wanted::object).transpose()?);
     wanted.extend(hpa.as_ref().map(Wanted::object).transpose()?);
     wanted.extend(ingress.as_ref().map(Wanted::object).transpose()?);
-    for object in [http_route, service_monitor, prometheus_rule].into_iter().flatten() {
+    for object in [http_route, service_monitor, prometheus_rule]
+        .into_iter()
+        .flatten()
+    {
         wanted.push(Wanted::dynamic(object)?);
     }
     Ok(wanted)
@@ -236,13 +272,27 @@ pub fn wanted(desired: Desired) -> Result<Vec<Wanted>, ApplyError> {
 ///
 /// # Errors
 /// At the first object that could not be applied; those before it are.
-pub async fn apply(wanted: Vec<Wanted>, observed: &Observed, writer: &Writer) -> Result<Applied, ApplyError> {
+pub async fn apply(
+    wanted: Vec<Wanted>,
+    observed: &Observed,
+    writer: &Writer,
+) -> Result<Applied, ApplyError> {
     apply_over(wanted, live(observed)?, &Owner::of(observed), writer).await
 }
 
 /// All objects of the SignalCluster that were observed.
 fn live(observed: &Observed) -> Result<Vec<DynamicObject>, serde_json::Error> {
-    let Observed { deployment, static_config, live_config, credentials, signing_keys, jobs, hpa, owned, .. } = observed;
+    let Observed {
+        deployment,
+        static_config,
+        live_config,
+        credentials,
+        signing_keys,
+        jobs,
+        hpa,
+        owned,
+        ..
+    } = observed;
     let mut live = owned.clone();
     for config in [static_config, live_config].into_iter().flatten() {
         live.push(dynamic(config)?);
@@ -253,7 +303,12 @@ fn live(observed: &Observed) -> Result<Vec<DynamicObject>, serde_json::Error> {
     for job in jobs {
         live.push(dynamic(job)?);
     }
-    live.extend(deployment.iter().map(dynamic).collect::<Result<Vec<_>, _>>()?);
+    live.extend(
+        deployment
+            .iter()
+            .map(dynamic)
+            .collect::<Result<Vec<_>, _>>()?,
+    );
     live.extend(hpa.iter().map(dynamic).collect::<Result<Vec<_>, _>>()?);
     Ok(live)
 }
@@ -262,23 +317,38 @@ fn live(observed: &Observed) -> Result<Vec<DynamicObject>, serde_json::Error> {
 ///
 /// # Errors
 /// As [`apply`].
-pub async fn apply_over(mut wanted: Vec<Wanted>, live: Vec<DynamicObject>, owner: &Owner, writer: &Writer) -> Result<Applied, ApplyError> {
+pub async fn apply_over(
+    mut wanted: Vec<Wanted>,
+    live: Vec<DynamicObject>,
+    owner: &Owner,
+    writer: &Writer,
+) -> Result<Applied, ApplyError> {
     wanted.sort_by_key(|wanted| wanted.kind().order());
-    let mut there: HashMap<(&'static str, String), DynamicObject> =
-        live.into_iter().filter_map(|object| Some(((Owned::of(&object)?.kind, object.name_any()), object))).collect();
+    let mut there: HashMap<(&'static str, String), DynamicObject> = live
+        .into_iter()
+        .filter_map(|object| Some(((Owned::of(&object)?.kind, object.name_any()), object)))
+        .collect();
     let mut applied = Applied::default();
     for wanted in wanted {
         let kind = wanted.kind();
         let found = there.remove(&(kind.kind, wanted.name().to_owned()));
         match wanted {
-            Wanted::Kept(..) => applied.objects.extend(found.map(|object| AppliedObject { kind, object, written: false })),
-            Wanted::Object(_, object) => applied.objects.push(apply_one(kind, *object, found, owner, writer).await?),
+            Wanted::Kept(..) => applied.objects.extend(found.map(|object| AppliedObject {
+                kind,
+                object,
+                written: false,
+            })),
+            Wanted::Object(_, object) => applied
+                .objects
+                .push(apply_one(kind, *object, found, owner, writer).await?),
         }
     }
     let mut rest: Vec<((&'static str, String), DynamicObject)> = there.into_iter().collect();
     rest.sort_by(|(a, _), (b, _)| a.cmp(b));
     for ((_, name), object) in rest {
-        let Some(kind) = Owned::of(&object) else { continue };
+        let Some(kind) = Owned::of(&object) else {
+            continue;
+        };
         if prune(kind, &name, &object, owner, writer).await? {
             applied.pruned.push((kind.kind, name));
         }
@@ -294,74 +364,149 @@ async fn apply_one(
     writer: &Writer,
 ) -> Result<AppliedObject, ApplyError> {
     let name = object.name_any();
-    let api: Api<DynamicObject> = Api::namespaced_with(writer.client().clone(), &owner.namespace, &kind.resource());
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(writer.client().clone(), &owner.namespace, &kind.resource());
     let found = match found {
         Some(found) => Some(found),
         None => by_name(kind, &api, &name, owner).await?,
     };
-    if found.as_ref().is_some_and(|found| found.metadata.deletion_timestamp.is_some()) {
-        return Err(ApplyError::Leaving { kind: kind.kind, name });
+    if found
+        .as_ref()
+        .is_some_and(|found| found.metadata.deletion_timestamp.is_some())
+    {
+        return Err(ApplyError::Leaving {
+            kind: kind.kind,
+            name,
+        });
     }
     let hash = hash(&serde_json::to_value(&object)?);
-    object.annotations_mut().insert(APPLIED.into(), hash.clone());
+    object
+        .annotations_mut()
+        .insert(APPLIED.into(), hash.clone());
     let content = serde_json::to_value(&object)?;
     let key = (kind.kind, owner.namespace.clone(), name.clone());
     if let Some(found) = found {
         // A Job's template cannot change; what it was made for is in its name.
         if kind == JOB || is_as_wanted(&content, &hash, &found, writer.settled(&key).as_ref())? {
-            return Ok(AppliedObject { kind, object: found, written: false });
+            return Ok(AppliedObject {
+                kind,
+                object: found,
+                written: false,
+            });
         }
         object.metadata.resource_version = found.metadata.resource_version;
     }
     // Without a version the object is not there yet; whoever makes one of this name just now keeps what they set.
     let force = object.metadata.resource_version.is_some();
-    let request = async { api.patch(&name, &Writer::apply_params(force), &Patch::Apply(&object)).await };
+    let request = async {
+        api.patch(&name, &Writer::apply_params(force), &Patch::Apply(&object))
+            .await
+    };
     let mut returned = writer.write("apply", kind.kind, &name, request).await?;
     returned.metadata.managed_fields = None;
     let left = differences(&content, &serde_json::to_value(&returned)?);
     if !left.is_empty() {
         tracing::debug!(kind = kind.kind, name, paths = ?left.iter().map(|difference| &difference.path).collect::<Vec<_>>(), "the API server changes what is applied");
     }
-    writer.settle(key, Settled { uid: returned.uid().unwrap_or_default(), hash, differences: left });
-    Ok(AppliedObject { kind, object: returned, written: true })
+    writer.settle(
+        key,
+        Settled {
+            uid: returned.uid().unwrap_or_default(),
+            hash,
+            differences: left,
+        },
+    );
+    Ok(AppliedObject {
+        kind,
+        object: returned,
+        written: true,
+    })
 }
 
 /// What is there under the name although it was not among our own: a look before it is made.
-async fn by_name(kind: Owned, api: &Api<DynamicObject>, name: &str, owner: &Owner) -> Result<Option<DynamicObject>, ApplyError> {
-    let found =
-        api.get_opt(name).await.map_err(|source| ApplyError::Read { kind: kind.kind, name: name.to_owned(), source: Box::new(source) })?;
-    let Some(mut found) = found else { return Ok(None) };
+async fn by_name(
+    kind: Owned,
+    api: &Api<DynamicObject>,
+    name: &str,
+    owner: &Owner,
+) -> Result<Option<DynamicObject>, ApplyError> {
+    let found = api.get_opt(name).await.map_err(|source| ApplyError::Read {
+        kind: kind.kind,
+        name: name.to_owned(),
+        source: Box::new(source),
+    })?;
+    let Some(mut found) = found else {
+        return Ok(None);
+    };
     found.metadata.managed_fields = None;
     if owner.owns(&found.metadata) {
         return Ok(Some(found));
     }
     Err(match controller(&found.metadata) {
         Some(other) if other.kind == "SignalCluster" && other.name == owner.name => {
-            ApplyError::Leaving { kind: kind.kind, name: name.to_owned() }
+            ApplyError::Leaving {
+                kind: kind.kind,
+                name: name.to_owned(),
+            }
         }
-        Some(other) => ApplyError::Occupied { kind: kind.kind, name: name.to_owned(), owner: format!("{} {}", other.kind, other.name) },
-        None => ApplyError::Occupied { kind: kind.kind, name: name.to_owned(), owner: "someone who is not a SignalCluster".into() },
+        Some(other) => ApplyError::Occupied {
+            kind: kind.kind,
+            name: name.to_owned(),
+            owner: format!("{} {}", other.kind, other.name),
+        },
+        None => ApplyError::Occupied {
+            kind: kind.kind,
+            name: name.to_owned(),
+            owner: "someone who is not a SignalCluster".into(),
+        },
     })
 }
 
 /// The same was applied, and nothing has changed since, but for what the API server itself makes of it.
-fn is_as_wanted(content: &Value, hash: &str, found: &DynamicObject, settled: Option<&Settled>) -> Result<bool, serde_json::Error> {
+fn is_as_wanted(
+    content: &Value,
+    hash: &str,
+    found: &DynamicObject,
+    settled: Option<&Settled>,
+) -> Result<bool, serde_json::Error> {
     if found.annotations().get(APPLIED).map(String::as_str) != Some(hash) {
         return Ok(false);
     }
     let left = differences(content, &serde_json::to_value(found)?);
-    let known = settled.filter(|settled| settled.hash == hash && Some(&settled.uid) == found.metadata.uid.as_ref());
-    Ok(left.iter().all(|difference| known.is_some_and(|settled| settled.differences.contains(difference))))
+    let known = settled.filter(|settled| {
+        settled.hash == hash && Some(&settled.uid) == found.metadata.uid.as_ref()
+    });
+    Ok(left
+        .iter()
+        .all(|difference| known.is_some_and(|settled| settled.differences.contains(difference))))
 }
 
-async fn prune(kind: Owned, name: &str, object: &DynamicObject, owner: &Owner, writer: &Writer) -> Result<bool, ApplyError> {
+async fn prune(
+    kind: Owned,
+    name: &str,
+    object: &DynamicObject,
+    owner: &Owner,
+    writer: &Writer,
+) -> Result<bool, ApplyError> {
     if !owner.owns(&object.metadata) || object.metadata.deletion_timestamp.is_some() {
         return Ok(false);
     }
-    let api: Api<DynamicObject> = Api::namespaced_with(writer.client().clone(), &owner.namespace, &kind.resource());
-    let preconditions = Preconditions { uid: object.metadata.uid.clone(), resource_version: object.metadata.resource_version.clone() };
-    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-    match writer.write("delete", kind.kind, name, async { api.delete(name, &params).await }).await {
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(writer.client().clone(), &owner.namespace, &kind.resource());
+    let preconditions = Preconditions {
+        uid: object.metadata.uid.clone(),
+        resource_version: object.metadata.resource_version.clone(),
+    };
+    let params = DeleteParams {
+        preconditions: Some(preconditions),
+        ..DeleteParams::background()
+    };
+    match writer
+        .write("delete", kind.kind, name, async {
+            api.delete(name, &params).await
+        })
+        .await
+    {
         Err(error) if !error.is_gone() => Err(error.into()),
         _ => {
             writer.forget(&(kind.kind, owner.namespace.clone(), name.to_owned()));

@@ -33,13 +33,28 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct Run {
     /// Namespace to look for SignalClusters in; may be repeated, or separated by commas; none: all of them
-    #[arg(long = "namespace", value_name = "NAMESPACE", env = "SIGNAL_OPERATOR_NAMESPACES", value_delimiter = ',')]
+    #[arg(
+        long = "namespace",
+        value_name = "NAMESPACE",
+        env = "SIGNAL_OPERATOR_NAMESPACES",
+        value_delimiter = ','
+    )]
     pub namespaces: Vec<String>,
     /// Address of /livez, /readyz and /metrics
-    #[arg(long, value_name = "ADDRESS", env = "SIGNAL_OPERATOR_ADMIN_ADDRESS", default_value = "0.0.0.0:8080")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "SIGNAL_OPERATOR_ADMIN_ADDRESS",
+        default_value = "0.0.0.0:8080"
+    )]
     pub admin_address: SocketAddr,
     /// Address of KEDA's external scaler (gRPC)
-    #[arg(long, value_name = "ADDRESS", env = "SIGNAL_OPERATOR_SCALER_ADDRESS", default_value = "0.0.0.0:9443")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "SIGNAL_OPERATOR_SCALER_ADDRESS",
+        default_value = "0.0.0.0:9443"
+    )]
     pub scaler_address: SocketAddr,
     /// SignalClusters that are reconciled at the same time
     #[arg(long, value_name = "COUNT", env = "SIGNAL_OPERATOR_CONCURRENCY", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -51,10 +66,20 @@ pub struct Run {
     #[command(flatten)]
     pub lease: Lease,
     /// Format of the log
-    #[arg(long, value_name = "FORMAT", env = "SIGNAL_OPERATOR_LOG_FORMAT", default_value = "json")]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "SIGNAL_OPERATOR_LOG_FORMAT",
+        default_value = "json"
+    )]
     pub log_format: LogFormat,
     /// What is logged: `info`, or `signal_operator=debug,warn`
-    #[arg(long, value_name = "FILTER", env = "SIGNAL_OPERATOR_LOG_FILTER", default_value = "info")]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "SIGNAL_OPERATOR_LOG_FILTER",
+        default_value = "info"
+    )]
     pub log_filter: String,
     /// Name of the pod this runs in
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
@@ -68,10 +93,19 @@ pub struct Run {
 #[derive(Debug, Clone, Args)]
 pub struct Lease {
     /// Name of the Lease whose holder writes
-    #[arg(long, value_name = "NAME", env = "SIGNAL_OPERATOR_LEASE_NAME", default_value = "signal-operator")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "SIGNAL_OPERATOR_LEASE_NAME",
+        default_value = "signal-operator"
+    )]
     pub lease_name: String,
     /// Its namespace; none: that of the pod
-    #[arg(long, value_name = "NAMESPACE", env = "SIGNAL_OPERATOR_LEASE_NAMESPACE")]
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        env = "SIGNAL_OPERATOR_LEASE_NAMESPACE"
+    )]
     pub lease_namespace: Option<String>,
     /// After so many seconds of silence another takes over
     #[arg(long, value_name = "SECONDS", env = "SIGNAL_OPERATOR_LEASE_DURATION_SECS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=300))]
@@ -110,10 +144,26 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent_and_namespaces_may_be_given_both_ways() {
         Arguments::command().debug_assert();
-        let parsed = Arguments::try_parse_from(["signal-operator", "run", "--namespace", "a,b", "--namespace", "c"]).unwrap();
-        let Command::Run(run) = parsed.command else { panic!("not run") };
+        let parsed = Arguments::try_parse_from([
+            "signal-operator",
+            "run",
+            "--namespace",
+            "a,b",
+            "--namespace",
+            "c",
+        ])
+        .unwrap();
+        let Command::Run(run) = parsed.command else {
+            panic!("not run")
+        };
         assert_eq!(run.namespaces, ["a", "b", "c"]);
-        assert_eq!((run.concurrency, run.lease.duration()), (4, Duration::from_secs(15)));
-        assert!(Arguments::try_parse_from(["signal-operator", "run", "--lease-duration-secs", "1"]).is_err());
+        assert_eq!(
+            (run.concurrency, run.lease.duration()),
+            (4, Duration::from_secs(15))
+        );
+        assert!(
+            Arguments::try_parse_from(["signal-operator", "run", "--lease-duration-secs", "1"])
+                .is_err()
+        );
     }
 }

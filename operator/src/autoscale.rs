@@ -50,7 +50,9 @@ pub struct Decision {
 pub fn wanted(spec: &SignalClusterSpec) -> (i32, Option<&'static str>) {
     match &spec.autoscaling {
         _ if spec.stopped => (0, None),
-        Some(autoscaling) if autoscaling.mode == AutoscalingMode::External => bound(autoscaling, spec.replicas),
+        Some(autoscaling) if autoscaling.mode == AutoscalingMode::External => {
+            bound(autoscaling, spec.replicas)
+        }
         _ => (spec.replicas, None),
     }
 }
@@ -67,27 +69,49 @@ fn bound(autoscaling: &Autoscaling, replicas: i32) -> (i32, Option<&'static str>
 
 /// The number of pods for the connections of `fleet`, where `current` is `spec.replicas`. Call it about every 15 seconds; not while the cluster
 /// is paused or stopped.
-pub fn decide(autoscaling: &Autoscaling, current: i32, fleet: &Fleet, history: &mut History, now: DateTime<Utc>) -> Decision {
+pub fn decide(
+    autoscaling: &Autoscaling,
+    current: i32,
+    fleet: &Fleet,
+    history: &mut History,
+    now: DateTime<Utc>,
+) -> Decision {
     history.begin(autoscaling.behavior.as_ref(), current, now);
     if current == 0 {
-        let message = "spec.replicas is 0: nothing is decided until it is set to another number".to_owned();
-        return Decision { replicas: None, limited: Some(DISABLED), message };
+        let message =
+            "spec.replicas is 0: nothing is decided until it is set to another number".to_owned();
+        return Decision {
+            replicas: None,
+            limited: Some(DISABLED),
+            message,
+        };
     }
     // As the HPA has it, a number out of bounds is brought back before anything is measured.
     if let (bounded, Some(reason)) = bound(autoscaling, current) {
         history.writes(current, bounded, now);
         let message = format!("spec.replicas is {current}, and becomes {bounded}");
-        return Decision { replicas: Some(bounded), limited: Some(reason), message };
+        return Decision {
+            replicas: Some(bounded),
+            limited: Some(reason),
+            message,
+        };
     }
     let target = f64::from(autoscaling.target_connections_per_pod);
     let Some(sample) = Sample::of(fleet) else {
         let message = "no pod reports its connections: the number is left as it is".to_owned();
-        return Decision { replicas: None, limited: Some(UNAVAILABLE), message };
+        return Decision {
+            replicas: None,
+            limited: Some(UNAVAILABLE),
+            message,
+        };
     };
     let called_for = sample.replicas(current, target);
     let stabilized = history.stabilize(autoscaling.behavior.as_ref(), current, called_for, now);
     let (next, limited) = history.limit(autoscaling, current, stabilized, now);
-    let mut message = format!("{} connections on {} pods call for {called_for}", sample.connections, sample.reporting);
+    let mut message = format!(
+        "{} connections on {} pods call for {called_for}",
+        sample.connections, sample.reporting
+    );
     if sample.silent() > 0 {
         message.push_str(&format!("; {} pods do not answer", sample.silent()));
     }
@@ -97,7 +121,11 @@ pub fn decide(autoscaling: &Autoscaling, current: i32, fleet: &Fleet, history: &
     if next != current {
         history.writes(current, next, now);
     }
-    Decision { replicas: (next != current).then_some(next), limited, message }
+    Decision {
+        replicas: (next != current).then_some(next),
+        limited,
+        message,
+    }
 }
 
 /// What the staying pods report.
@@ -113,7 +141,12 @@ struct Sample {
 impl Sample {
     /// `None`: no pod reports. Pods that drain are left out with their connections, as `status.selector` leaves them out for others.
     fn of(fleet: &Fleet) -> Option<Self> {
-        let mut sample = Self { connections: 0, reporting: 0, missing: 0, pending: 0 };
+        let mut sample = Self {
+            connections: 0,
+            reporting: 0,
+            missing: 0,
+            pending: 0,
+        };
         for pod in fleet.pods.iter().filter(|pod| Pod::stays(pod)) {
             match pod.report() {
                 Some(report) => {
@@ -138,7 +171,11 @@ impl Sample {
         let ratio = connections / f64::from(self.reporting) / target;
         let counts_pending = self.pending > 0 && ratio > 1.0;
         if !counts_pending && self.missing == 0 {
-            return if is_tolerable(ratio) { current } else { whole(connections / target) };
+            return if is_tolerable(ratio) {
+                current
+            } else {
+                whole(connections / target)
+            };
         }
         let (mut sum, mut pods) = (connections, self.reporting);
         if ratio < 1.0 {
@@ -153,8 +190,13 @@ impl Sample {
         let careful = sum / f64::from(pods) / target;
         let turned = ratio < 1.0 && careful > 1.0 || ratio > 1.0 && careful < 1.0;
         let replicas = whole(sum / target);
-        let contradicts = careful < 1.0 && replicas > current || careful > 1.0 && replicas < current;
-        if is_tolerable(careful) || turned || contradicts { current } else { replicas }
+        let contradicts =
+            careful < 1.0 && replicas > current || careful > 1.0 && replicas < current;
+        if is_tolerable(careful) || turned || contradicts {
+            current
+        } else {
+            replicas
+        }
     }
 }
 
@@ -168,7 +210,10 @@ fn exact(connections: i64) -> f64 {
     connections as f64
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "saturates, and is bounded by maxReplicas afterwards")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "saturates, and is bounded by maxReplicas afterwards"
+)]
 fn whole(replicas: f64) -> i32 {
     replicas.ceil() as i32
 }

@@ -60,7 +60,9 @@ impl Class {
 /// failed together do not come back together.
 pub fn pause(class: Class, failures: u32, chance: f64) -> Duration {
     let (first, longest) = class.first_and_longest();
-    let doubled = first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest);
+    let doubled = first
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(longest);
     doubled.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)
 }
 
@@ -79,10 +81,26 @@ mod tests {
 
     #[test]
     fn every_code_has_its_class() {
-        let of = |code| Class::of(&kube::Error::Api(kube::core::Status { code, ..kube::core::Status::failure("x", "y") }.boxed()));
+        let of = |code| {
+            Class::of(&kube::Error::Api(
+                kube::core::Status {
+                    code,
+                    ..kube::core::Status::failure("x", "y")
+                }
+                .boxed(),
+            ))
+        };
         assert_eq!(
             [409, 403, 401, 429, 500, 503, 422].map(of),
-            [Class::Conflict, Class::Denied, Class::Denied, Class::Busy, Class::Busy, Class::Busy, Class::Refused]
+            [
+                Class::Conflict,
+                Class::Denied,
+                Class::Denied,
+                Class::Busy,
+                Class::Busy,
+                Class::Busy,
+                Class::Refused
+            ]
         );
     }
 }

@@ -32,11 +32,18 @@ pub enum Scope {
 impl Scope {
     /// The scopes of these namespaces; none means all.
     pub fn of(namespaces: &[String]) -> Vec<Self> {
-        let distinct: BTreeSet<&String> = namespaces.iter().filter(|namespace| !namespace.is_empty()).collect();
+        let distinct: BTreeSet<&String> = namespaces
+            .iter()
+            .filter(|namespace| !namespace.is_empty())
+            .collect();
         if distinct.is_empty() {
             return vec![Scope::All];
         }
-        distinct.into_iter().cloned().map(Scope::Namespace).collect()
+        distinct
+            .into_iter()
+            .cloned()
+            .map(Scope::Namespace)
+            .collect()
     }
 
     /// Objects of this kind in it.
@@ -77,12 +84,34 @@ struct Shared {
 
 impl Clusters {
     /// A store, and one future for each scope that keeps it and never ends.
-    pub fn watch(client: &Client, scopes: &[Scope], metrics: &Metrics) -> (Self, Vec<impl Future<Output = ()> + Send + 'static>) {
+    pub fn watch(
+        client: &Client,
+        scopes: &[Scope],
+        metrics: &Metrics,
+    ) -> (Self, Vec<impl Future<Output = ()> + Send + 'static>) {
         let writer = Writer::<SignalCluster>::default();
         let (changes, _) = broadcast::channel(BEHIND);
-        let clusters = Self { store: writer.as_reader(), changes: changes.clone() };
-        let shared = Arc::new(Mutex::new(Shared { writer, changes, unlisted: scopes.len(), metrics: metrics.clone() }));
-        let follow = scopes.iter().map(|scope| follow(client.clone(), scope.clone(), clusters.store.clone(), shared.clone())).collect();
+        let clusters = Self {
+            store: writer.as_reader(),
+            changes: changes.clone(),
+        };
+        let shared = Arc::new(Mutex::new(Shared {
+            writer,
+            changes,
+            unlisted: scopes.len(),
+            metrics: metrics.clone(),
+        }));
+        let follow = scopes
+            .iter()
+            .map(|scope| {
+                follow(
+                    client.clone(),
+                    scope.clone(),
+                    clusters.store.clone(),
+                    shared.clone(),
+                )
+            })
+            .collect();
         (clusters, follow)
     }
 
@@ -101,7 +130,9 @@ impl Clusters {
         let clusters = self.store.state();
         clusters
             .iter()
-            .filter(|cluster| scope.covers(cluster.metadata.namespace.as_deref().unwrap_or_default()))
+            .filter(|cluster| {
+                scope.covers(cluster.metadata.namespace.as_deref().unwrap_or_default())
+            })
             .map(|cluster| ObjectRef::from_obj(&**cluster))
             .collect()
     }
@@ -109,20 +140,30 @@ impl Clusters {
     /// Those whose spec names this Secret or ConfigMap.
     pub fn naming(&self, kind: &str, namespace: &str, name: &str) -> Vec<ObjectRef<SignalCluster>> {
         let clusters = self.store.state();
-        let named = clusters.iter().filter(|cluster| cluster.metadata.namespace.as_deref() == Some(namespace)).filter(|cluster| {
-            let references = references(&cluster.spec);
-            match kind {
-                "Secret" => references.secrets.contains(name),
-                "ConfigMap" => references.config_maps.contains(name),
-                _ => false,
-            }
-        });
-        named.map(|cluster| ObjectRef::from_obj(&**cluster)).collect()
+        let named = clusters
+            .iter()
+            .filter(|cluster| cluster.metadata.namespace.as_deref() == Some(namespace))
+            .filter(|cluster| {
+                let references = references(&cluster.spec);
+                match kind {
+                    "Secret" => references.secrets.contains(name),
+                    "ConfigMap" => references.config_maps.contains(name),
+                    _ => false,
+                }
+            });
+        named
+            .map(|cluster| ObjectRef::from_obj(&**cluster))
+            .collect()
     }
 }
 
 /// Keeps one scope's part of the store, for ever.
-async fn follow(client: Client, scope: Scope, store: Store<SignalCluster>, shared: Arc<Mutex<Shared>>) {
+async fn follow(
+    client: Client,
+    scope: Scope,
+    store: Store<SignalCluster>,
+    shared: Arc<Mutex<Shared>>,
+) {
     let api: Api<SignalCluster> = match &scope {
         Scope::All => Api::all(client),
         Scope::Namespace(namespace) => Api::namespaced(client, namespace),
@@ -156,7 +197,11 @@ async fn follow(client: Client, scope: Scope, store: Store<SignalCluster>, share
             Ok(watcher::Event::Delete(cluster)) => shared.lock().remove(&store, &cluster),
             Err(error) => {
                 shared.lock().metrics.watch_errors.inc();
-                tracing::warn!(error = &error as &dyn std::error::Error, ?scope, "the watch of SignalClusters broke");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    ?scope,
+                    "the watch of SignalClusters broke"
+                );
             }
         }
     }
@@ -165,9 +210,14 @@ async fn follow(client: Client, scope: Scope, store: Store<SignalCluster>, share
 impl Shared {
     fn put(&mut self, store: &Store<SignalCluster>, cluster: SignalCluster) {
         let key = ObjectRef::from_obj(&cluster);
-        let asks = store.get(&key).is_none_or(|before| asks(&before) != asks(&cluster));
-        self.writer.apply_watcher_event(&watcher::Event::Apply(cluster));
-        self.metrics.clusters.set(i64::try_from(store.len()).unwrap_or(i64::MAX));
+        let asks = store
+            .get(&key)
+            .is_none_or(|before| asks(&before) != asks(&cluster));
+        self.writer
+            .apply_watcher_event(&watcher::Event::Apply(cluster));
+        self.metrics
+            .clusters
+            .set(i64::try_from(store.len()).unwrap_or(i64::MAX));
         if asks {
             // Nobody listens on a standby.
             let _ = self.changes.send(key);
@@ -175,8 +225,11 @@ impl Shared {
     }
 
     fn remove(&mut self, store: &Store<SignalCluster>, cluster: &SignalCluster) {
-        self.writer.apply_watcher_event(&watcher::Event::Delete(cluster.clone()));
-        self.metrics.clusters.set(i64::try_from(store.len()).unwrap_or(i64::MAX));
+        self.writer
+            .apply_watcher_event(&watcher::Event::Delete(cluster.clone()));
+        self.metrics
+            .clusters
+            .set(i64::try_from(store.len()).unwrap_or(i64::MAX));
     }
 
     /// The store is ready once every scope was listed.
@@ -188,7 +241,8 @@ impl Shared {
         let all = store.state();
         self.writer.apply_watcher_event(&watcher::Event::Init);
         for cluster in all {
-            self.writer.apply_watcher_event(&watcher::Event::InitApply((*cluster).clone()));
+            self.writer
+                .apply_watcher_event(&watcher::Event::InitApply((*cluster).clone()));
         }
         self.writer.apply_watcher_event(&watcher::Event::InitDone);
     }
@@ -197,7 +251,13 @@ impl Shared {
 /// Everything of a SignalCluster that a reconcile answers to; its status is not among it.
 fn asks(cluster: &SignalCluster) -> impl PartialEq + use<> {
     let metadata = &cluster.metadata;
-    (metadata.uid.clone(), metadata.generation, metadata.labels.clone(), metadata.annotations.clone(), metadata.deletion_timestamp.clone())
+    (
+        metadata.uid.clone(),
+        metadata.generation,
+        metadata.labels.clone(),
+        metadata.annotations.clone(),
+        metadata.deletion_timestamp.clone(),
+    )
 }
 
 #[cfg(test)]
@@ -208,7 +268,10 @@ mod tests {
     fn no_namespace_means_all_and_a_namespace_counts_once() {
         assert_eq!(Scope::of(&[]), [Scope::All]);
         let scopes = Scope::of(&["b".into(), "a".into(), "b".into()]);
-        assert_eq!(scopes, [Scope::Namespace("a".into()), Scope::Namespace("b".into())]);
+        assert_eq!(
+            scopes,
+            [Scope::Namespace("a".into()), Scope::Namespace("b".into())]
+        );
         assert!(scopes[0].covers("a") && !scopes[0].covers("b") && Scope::All.covers("b"));
     }
 
@@ -227,21 +290,48 @@ mod tests {
     fn only_what_a_reconcile_answers_to_is_a_change_and_a_secret_leads_to_those_that_name_it() {
         let writer = Writer::<SignalCluster>::default();
         let (changes, mut heard) = broadcast::channel(8);
-        let clusters = Clusters { store: writer.as_reader(), changes: changes.clone() };
-        let mut shared = Shared { writer, changes, unlisted: 1, metrics: Metrics::default() };
+        let clusters = Clusters {
+            store: writer.as_reader(),
+            changes: changes.clone(),
+        };
+        let mut shared = Shared {
+            writer,
+            changes,
+            unlisted: 1,
+            metrics: Metrics::default(),
+        };
         shared.put(&clusters.store, cluster("one", 1, "x"));
         shared.put(&clusters.store, cluster("two", 1, "y"));
-        assert_eq!((heard.try_recv().unwrap().name, heard.try_recv().unwrap().name), ("one".into(), "two".into()));
+        assert_eq!(
+            (
+                heard.try_recv().unwrap().name,
+                heard.try_recv().unwrap().name
+            ),
+            ("one".into(), "two".into())
+        );
         let mut reported = cluster("one", 1, "x");
-        reported.status = Some(signal_crds::Status { replicas: 3, ..Default::default() });
+        reported.status = Some(signal_crds::Status {
+            replicas: 3,
+            ..Default::default()
+        });
         shared.put(&clusters.store, reported);
         assert!(heard.try_recv().is_err(), "a status alone is no change");
         shared.put(&clusters.store, cluster("one", 2, "x"));
         assert_eq!(heard.try_recv().unwrap().name, "one");
 
-        let names = |kind, namespace, name| clusters.naming(kind, namespace, name).into_iter().map(|found| found.name).collect::<Vec<_>>();
+        let names = |kind, namespace, name| {
+            clusters
+                .naming(kind, namespace, name)
+                .into_iter()
+                .map(|found| found.name)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(names("Secret", "a", "y"), ["two"]);
-        assert!(names("Secret", "b", "y").is_empty() && names("ConfigMap", "a", "y").is_empty() && names("Secret", "a", "z").is_empty());
+        assert!(
+            names("Secret", "b", "y").is_empty()
+                && names("ConfigMap", "a", "y").is_empty()
+                && names("Secret", "a", "z").is_empty()
+        );
         shared.remove(&clusters.store, &cluster("two", 1, "y"));
         assert!(names("Secret", "a", "y").is_empty());
         assert_eq!(shared.metrics.clusters.get(), 1);

@@ -65,40 +65,82 @@ pub fn differences(wanted: &Value, live: &Value) -> Vec<Difference> {
     found
 }
 
-fn walk(wanted: &Value, live: Option<&Value>, path: &str, quantity: bool, found: &mut Vec<Difference>) {
-    let mut differs = || found.push(Difference { path: path.to_owned(), live: live.cloned() });
+fn walk(
+    wanted: &Value,
+    live: Option<&Value>,
+    path: &str,
+    quantity: bool,
+    found: &mut Vec<Difference>,
+) {
+    let mut differs = || {
+        found.push(Difference {
+            path: path.to_owned(),
+            live: live.cloned(),
+        })
+    };
     match (wanted, live) {
         // The API server leaves out what is empty.
         (Value::Null, None | Some(Value::Null)) => {}
         (Value::Object(members), None | Some(Value::Null)) if members.is_empty() => {}
         (Value::Array(elements), None | Some(Value::Null)) if elements.is_empty() => {}
         (Value::Object(members), Some(Value::Object(there))) => {
-            let of_quantities = path.rsplit('/').next().is_some_and(|last| QUANTITY_MAPS.contains(&last));
+            let of_quantities = path
+                .rsplit('/')
+                .next()
+                .is_some_and(|last| QUANTITY_MAPS.contains(&last));
             for (key, value) in members {
                 let quantity = of_quantities || QUANTITIES.contains(&key.as_str());
-                walk(value, there.get(key), &format!("{path}/{key}"), quantity, found);
+                walk(
+                    value,
+                    there.get(key),
+                    &format!("{path}/{key}"),
+                    quantity,
+                    found,
+                );
             }
         }
-        (Value::Array(elements), Some(Value::Array(there))) => walk_list(elements, there, path, live, found),
-        (wanted, Some(there)) if wanted == there || same_number(wanted, there) || (quantity && same_quantity(wanted, there)) => {}
+        (Value::Array(elements), Some(Value::Array(there))) => {
+            walk_list(elements, there, path, live, found)
+        }
+        (wanted, Some(there))
+            if wanted == there
+                || same_number(wanted, there)
+                || (quantity && same_quantity(wanted, there)) => {}
         _ => differs(),
     }
 }
 
-fn walk_list(wanted: &[Value], there: &[Value], path: &str, live: Option<&Value>, found: &mut Vec<Difference>) {
-    let key = LIST_KEYS.into_iter().find(|key| !wanted.is_empty() && wanted.iter().all(|element| element.get(key).is_some()));
+fn walk_list(
+    wanted: &[Value],
+    there: &[Value],
+    path: &str,
+    live: Option<&Value>,
+    found: &mut Vec<Difference>,
+) {
+    let key = LIST_KEYS
+        .into_iter()
+        .find(|key| !wanted.is_empty() && wanted.iter().all(|element| element.get(key).is_some()));
     if let Some(key) = key {
         for element in wanted {
             let name = &element[key];
             let same = there.iter().find(|other| other.get(key) == Some(name));
-            walk(element, same, &format!("{path}[{}]", name.as_str().unwrap_or_default()), false, found);
+            walk(
+                element,
+                same,
+                &format!("{path}[{}]", name.as_str().unwrap_or_default()),
+                false,
+                found,
+            );
         }
     } else if wanted.len() == there.len() {
         for (at, (element, other)) in wanted.iter().zip(there).enumerate() {
             walk(element, Some(other), &format!("{path}[{at}]"), false, found);
         }
     } else {
-        found.push(Difference { path: path.to_owned(), live: live.cloned() });
+        found.push(Difference {
+            path: path.to_owned(),
+            live: live.cloned(),
+        });
     }
 }
 
@@ -149,7 +191,10 @@ mod tests {
     use super::*;
 
     fn paths(wanted: &Value, live: &Value) -> Vec<String> {
-        differences(wanted, live).into_iter().map(|difference| difference.path).collect()
+        differences(wanted, live)
+            .into_iter()
+            .map(|difference| difference.path)
+            .collect()
     }
 
     #[test]
@@ -165,35 +210,61 @@ mod tests {
     #[test]
     fn a_changed_or_removed_field_is_named() {
         let wanted = json!({"spec": {"containers": [{"name": "gateway", "image": "x:1"}], "automountServiceAccountToken": false, "args": ["a", "b"]}});
-        let live = json!({"spec": {"containers": [{"name": "gateway", "image": "x:2"}], "args": ["a"]}});
+        let live =
+            json!({"spec": {"containers": [{"name": "gateway", "image": "x:2"}], "args": ["a"]}});
         let mut found = paths(&wanted, &live);
         found.sort();
-        assert_eq!(found, ["/spec/args", "/spec/automountServiceAccountToken", "/spec/containers[gateway]/image"]);
+        assert_eq!(
+            found,
+            [
+                "/spec/args",
+                "/spec/automountServiceAccountToken",
+                "/spec/containers[gateway]/image"
+            ]
+        );
     }
 
     #[test]
     fn a_missing_element_of_a_named_list_is_a_difference() {
-        let wanted = json!({"ports": [{"name": "public", "port": 80}, {"name": "admin", "port": 90}]});
-        assert_eq!(paths(&wanted, &json!({"ports": [{"name": "public", "port": 80}]})), ["/ports[admin]"]);
+        let wanted =
+            json!({"ports": [{"name": "public", "port": 80}, {"name": "admin", "port": 90}]});
+        assert_eq!(
+            paths(&wanted, &json!({"ports": [{"name": "public", "port": 80}]})),
+            ["/ports[admin]"]
+        );
     }
 
     #[test]
     fn quantities_are_compared_by_value_and_only_where_quantities_are() {
         let wanted = json!({"resources": {"requests": {"cpu": "1000m", "memory": "1Gi"}, "limits": {"cpu": 2}}, "emptyDir": {"sizeLimit": "1024Ki"}});
-        let live =
-            json!({"resources": {"requests": {"cpu": "1", "memory": "1024Mi"}, "limits": {"cpu": "2"}}, "emptyDir": {"sizeLimit": "1Mi"}});
+        let live = json!({"resources": {"requests": {"cpu": "1", "memory": "1024Mi"}, "limits": {"cpu": "2"}}, "emptyDir": {"sizeLimit": "1Mi"}});
         assert_eq!(paths(&wanted, &live), Vec::<String>::new());
         assert_eq!(
-            paths(&json!({"env": [{"name": "A", "value": "1000m"}]}), &json!({"env": [{"name": "A", "value": "1"}]})),
+            paths(
+                &json!({"env": [{"name": "A", "value": "1000m"}]}),
+                &json!({"env": [{"name": "A", "value": "1"}]})
+            ),
             ["/env[A]/value"]
         );
-        assert_eq!(paths(&json!({"requests": {"cpu": "1"}}), &json!({"requests": {"cpu": "1100m"}})), ["/requests/cpu"]);
+        assert_eq!(
+            paths(
+                &json!({"requests": {"cpu": "1"}}),
+                &json!({"requests": {"cpu": "1100m"}})
+            ),
+            ["/requests/cpu"]
+        );
     }
 
     #[test]
     fn whole_numbers_are_the_same_however_they_are_written() {
-        assert_eq!(paths(&json!({"replicas": 1.0}), &json!({"replicas": 1})), Vec::<String>::new());
-        assert_eq!(paths(&json!({"replicas": 1}), &json!({"replicas": 2})), ["/replicas"]);
+        assert_eq!(
+            paths(&json!({"replicas": 1.0}), &json!({"replicas": 1})),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            paths(&json!({"replicas": 1}), &json!({"replicas": 2})),
+            ["/replicas"]
+        );
     }
 
     #[test]
@@ -201,7 +272,10 @@ mod tests {
         let one: Value = serde_json::from_str(r#"{"a":1,"b":{"c":[1,2],"d":"x"}}"#).unwrap();
         let other: Value = serde_json::from_str(r#"{"b":{"d":"x","c":[1,2]},"a":1}"#).unwrap();
         assert_eq!(hash(&one), hash(&other));
-        assert_ne!(hash(&one), hash(&json!({"a": 1, "b": {"c": [2, 1], "d": "x"}})));
+        assert_ne!(
+            hash(&one),
+            hash(&json!({"a": 1, "b": {"c": [2, 1], "d": "x"}}))
+        );
         assert_ne!(hash(&json!(["1"])), hash(&json!([1])));
     }
 }

@@ -118,16 +118,33 @@ pub struct Finding {
 
 impl Finding {
     /// A finding.
-    pub fn new(kind: ConditionType, state: State, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { kind, state, reason, message: message.into() }
+    pub fn new(
+        kind: ConditionType,
+        state: State,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            state,
+            reason,
+            message: message.into(),
+        }
     }
 }
 
 /// The conditions after these findings. What keeps its state keeps the time of its last transition, and what nobody found anything about stays, or
 /// is `Unknown` at first.
-pub fn conditions(before: &[Condition], findings: &[Finding], generation: Option<i64>, now: DateTime<Utc>) -> Vec<Condition> {
+pub fn conditions(
+    before: &[Condition],
+    findings: &[Finding],
+    generation: Option<i64>,
+    now: DateTime<Utc>,
+) -> Vec<Condition> {
     let next = |kind: ConditionType| {
-        let old = before.iter().find(|condition| condition.type_ == kind.as_str());
+        let old = before
+            .iter()
+            .find(|condition| condition.type_ == kind.as_str());
         let Some(found) = findings.iter().find(|finding| finding.kind == kind) else {
             return old.cloned().unwrap_or_else(|| Condition {
                 type_: kind.as_str().into(),
@@ -138,7 +155,9 @@ pub fn conditions(before: &[Condition], findings: &[Finding], generation: Option
                 last_transition_time: to_k8s(now),
             });
         };
-        let since = old.filter(|old| old.status == found.state.as_str()).map(|old| old.last_transition_time.clone());
+        let since = old
+            .filter(|old| old.status == found.state.as_str())
+            .map(|old| old.last_transition_time.clone());
         Condition {
             type_: kind.as_str().into(),
             status: found.state.as_str().into(),
@@ -155,7 +174,10 @@ fn shortened(text: &str) -> String {
     if text.len() <= MAX_MESSAGE {
         return text.to_owned();
     }
-    let end = (0..=MAX_MESSAGE).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..=MAX_MESSAGE)
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0);
     format!("{}...", &text[..end])
 }
 
@@ -171,17 +193,36 @@ mod tests {
     fn every_condition_is_there_from_the_first_time_on() {
         let all = conditions(&[], &[], Some(1), at(10));
         assert_eq!(all.len(), ConditionType::ALL.len());
-        assert!(all.iter().all(|condition| condition.status == "Unknown" && condition.observed_generation == Some(1)));
+        assert!(
+            all.iter().all(|condition| condition.status == "Unknown"
+                && condition.observed_generation == Some(1))
+        );
     }
 
     #[test]
     fn the_transition_time_moves_only_with_the_state() {
         let found = |state, reason| vec![Finding::new(Type::Ready, state, reason, "text")];
         let first = conditions(&[], &found(State::False, "PodsStarting"), Some(1), at(10));
-        let other_reason = conditions(&first, &found(State::False, "RolloutInProgress"), Some(2), at(20));
-        assert_eq!((other_reason[0].reason.as_str(), &other_reason[0].last_transition_time), ("RolloutInProgress", &to_k8s(at(10))));
+        let other_reason = conditions(
+            &first,
+            &found(State::False, "RolloutInProgress"),
+            Some(2),
+            at(20),
+        );
+        assert_eq!(
+            (
+                other_reason[0].reason.as_str(),
+                &other_reason[0].last_transition_time
+            ),
+            ("RolloutInProgress", &to_k8s(at(10)))
+        );
         assert_eq!(other_reason[0].observed_generation, Some(2));
-        let turned = conditions(&other_reason, &found(State::True, "AllPodsReady"), Some(2), at(30));
+        let turned = conditions(
+            &other_reason,
+            &found(State::True, "AllPodsReady"),
+            Some(2),
+            at(30),
+        );
         assert_eq!(turned[0].last_transition_time, to_k8s(at(30)));
     }
 

@@ -85,14 +85,17 @@ impl Error {
     /// What follows from it.
     pub fn class(&self) -> Class {
         match self {
-            Error::Observe(ObserveError::Read { source, .. }) | Error::Apply(ApplyError::Read { source, .. }) => Class::of(source),
+            Error::Observe(ObserveError::Read { source, .. })
+            | Error::Apply(ApplyError::Read { source, .. }) => Class::of(source),
             Error::Observe(ObserveError::Gone) => Class::Refused,
             Error::Apply(ApplyError::Write(error)) | Error::Write(error) => match error {
                 WriteError::NotHeld => Class::NotHeld,
                 WriteError::Api { source, .. } => Class::of(source),
                 WriteError::TimedOut { .. } => Class::Busy,
             },
-            Error::Apply(ApplyError::Occupied { .. } | ApplyError::Leaving { .. }) => Class::InTheWay,
+            Error::Apply(ApplyError::Occupied { .. } | ApplyError::Leaving { .. }) => {
+                Class::InTheWay
+            }
             Error::Apply(ApplyError::UnknownKind(_) | ApplyError::Shape(_)) => Class::Refused,
         }
     }
@@ -124,12 +127,18 @@ impl Context {
 
     /// What is remembered of a SignalCluster; one of the same name after it has memories of its own.
     pub(crate) fn remembered(&self, cluster: &SignalCluster) -> Arc<Mutex<Remembered>> {
-        self.remembered.lock().entry(cluster.uid().unwrap_or_default()).or_default().clone()
+        self.remembered
+            .lock()
+            .entry(cluster.uid().unwrap_or_default())
+            .or_default()
+            .clone()
     }
 
     /// A SignalCluster is gone.
     pub(crate) fn forget(&self, cluster: &SignalCluster) {
-        self.remembered.lock().remove(&cluster.uid().unwrap_or_default());
+        self.remembered
+            .lock()
+            .remove(&cluster.uid().unwrap_or_default());
         self.failures.lock().remove(&ObjectRef::from_obj(cluster));
     }
 
@@ -147,7 +156,12 @@ impl Context {
 }
 
 /// Reconciles until `stop`, then lets what runs end. Nothing is written after it has returned.
-pub async fn run(context: Arc<Context>, clusters: &Clusters, scopes: &[Scope], stop: CancellationToken) {
+pub async fn run(
+    context: Arc<Context>,
+    clusters: &Clusters,
+    scopes: &[Scope],
+    stop: CancellationToken,
+) {
     let (requests, queue) = mpsc::channel(QUEUE);
     let watches = watches::Watches {
         client: context.reader.client.clone(),
@@ -158,9 +172,15 @@ pub async fn run(context: Arc<Context>, clusters: &Clusters, scopes: &[Scope], s
     };
     let mut tasks = watches.start(scopes);
     drop(watches);
-    let queue =
-        stream::unfold(queue, async |mut queue| queue.recv().await.map(|request| (Ok::<_, std::convert::Infallible>(request), queue)));
-    let config = Config::default().debounce(DEBOUNCE).concurrency(context.settings.concurrency.max(1));
+    let queue = stream::unfold(queue, async |mut queue| {
+        queue
+            .recv()
+            .await
+            .map(|request| (Ok::<_, std::convert::Infallible>(request), queue))
+    });
+    let config = Config::default()
+        .debounce(DEBOUNCE)
+        .concurrency(context.settings.concurrency.max(1));
     let work = applier(
         |cluster, context: Arc<Context>| measured(context, cluster).boxed(),
         |cluster, error, context| after_error(&context, &cluster, error),
@@ -170,8 +190,13 @@ pub async fn run(context: Arc<Context>, clusters: &Clusters, scopes: &[Scope], s
         config,
     )
     .for_each(|outcome| {
-        if let Err(error @ (ControllerError::QueueError(_) | ControllerError::RunnerError(_))) = outcome {
-            tracing::error!(error = &error as &dyn std::error::Error, "the controller cannot go on");
+        if let Err(error @ (ControllerError::QueueError(_) | ControllerError::RunnerError(_))) =
+            outcome
+        {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the controller cannot go on"
+            );
         }
         std::future::ready(())
     });
@@ -195,10 +220,22 @@ async fn measured(context: Arc<Context>, cluster: Arc<SignalCluster>) -> Result<
     let running = Running(&context.metrics);
     let outcome = reconcile(&context, &cluster).await;
     drop(running);
-    context.metrics.reconcile_seconds.observe(began.elapsed().as_secs_f64());
-    Metrics::count(&context.metrics.reconciles, outcome.as_ref().err().map_or("ok", |error| error.class().as_str()));
+    context
+        .metrics
+        .reconcile_seconds
+        .observe(began.elapsed().as_secs_f64());
+    Metrics::count(
+        &context.metrics.reconciles,
+        outcome
+            .as_ref()
+            .err()
+            .map_or("ok", |error| error.class().as_str()),
+    );
     if outcome.is_ok() {
-        context.failures.lock().remove(&ObjectRef::from_obj(&*cluster));
+        context
+            .failures
+            .lock()
+            .remove(&ObjectRef::from_obj(&*cluster));
     }
     outcome
 }
@@ -225,7 +262,12 @@ fn after_error(context: &Context, cluster: &SignalCluster, error: &Error) -> Act
     Metrics::count(&context.metrics.requeues, class.as_str());
     let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
     if class == Class::Conflict || class == Class::NotHeld {
-        tracing::debug!(error = error as &dyn std::error::Error, namespace, name, "a reconcile is done again");
+        tracing::debug!(
+            error = error as &dyn std::error::Error,
+            namespace,
+            name,
+            "a reconcile is done again"
+        );
     } else {
         tracing::warn!(
             error = error as &dyn std::error::Error,

@@ -103,7 +103,14 @@ pub struct Input<'a> {
 
 /// Every object of a SignalCluster.
 pub fn desired(cluster: &ValidCluster, record: &Record, input: Input<'_>) -> Desired {
-    let Input { keys, replicas, observed, operator_namespace, entropy, now } = input;
+    let Input {
+        keys,
+        replicas,
+        observed,
+        operator_namespace,
+        entropy,
+        now,
+    } = input;
     let children = Children::of(&cluster.name);
     let jwks = keys.map(|keys| keys.jwks.as_str());
     let gateway = gateway_toml(cluster);
@@ -116,17 +123,35 @@ pub fn desired(cluster: &ValidCluster, record: &Record, input: Input<'_>) -> Des
         (Some(wanted), static_config)
     } else {
         let held = deployment::held_back(wanted, observed.deployment.as_ref());
-        let kept = observed.static_config.as_ref().filter(|_| held.is_some()).and_then(|map| map.data.clone());
+        let kept = observed
+            .static_config
+            .as_ref()
+            .filter(|_| held.is_some())
+            .and_then(|map| map.data.clone());
         let data = kept.or_else(|| static_config.data.clone());
-        (held, ConfigMap { data, ..static_config })
+        (
+            held,
+            ConfigMap {
+                data,
+                ..static_config
+            },
+        )
     };
     Desired {
         deployment,
         service: service::public(cluster, &children),
         admin_service: service::admin(cluster, &children),
         static_config,
-        live_config: config_map::live_config(cluster, &children, record, jwks, observed.live_config.as_ref()),
-        credentials: credentials::credentials(cluster, &children, record, &live, observed, &entropy),
+        live_config: config_map::live_config(
+            cluster,
+            &children,
+            record,
+            jwks,
+            observed.live_config.as_ref(),
+        ),
+        credentials: credentials::credentials(
+            cluster, &children, record, &live, observed, &entropy,
+        ),
         signing_keys: keys.map(|keys| credentials::signing_keys(cluster, &children, &keys.data)),
         service_account: service::account(cluster, &children),
         pdb: pdb::pdb(cluster, &children),
@@ -152,9 +177,18 @@ fn meta(cluster: &ValidCluster, name: &str) -> ObjectMeta {
 }
 
 /// An object of a kind that not every cluster knows.
-fn dynamic(cluster: &ValidCluster, name: &str, api_version: &str, kind: &str, spec: Value) -> DynamicObject {
+fn dynamic(
+    cluster: &ValidCluster,
+    name: &str,
+    api_version: &str,
+    kind: &str,
+    spec: Value,
+) -> DynamicObject {
     DynamicObject {
-        types: Some(TypeMeta { api_version: api_version.into(), kind: kind.into() }),
+        types: Some(TypeMeta {
+            api_version: api_version.into(),
+            kind: kind.into(),
+        }),
         metadata: meta(cluster, name),
         data: json!({"spec": spec}),
     }

@@ -25,31 +25,65 @@ pub struct Events {
 impl Events {
     /// Publishes while this fence stands; `instance` is the name of this process.
     pub fn new(client: Client, instance: String, fence: Fence) -> Self {
-        Self { fence: Some(fence), ..Self::of_the_process(client, instance) }
+        Self {
+            fence: Some(fence),
+            ..Self::of_the_process(client, instance)
+        }
     }
 
     /// Publishes about this process itself, whoever holds the lease.
     pub fn of_the_process(client: Client, instance: String) -> Self {
-        let reporter = Reporter { controller: format!("signal.dev/{MANAGER}"), instance: Some(instance) };
-        Self { recorder: Recorder::new(client, reporter), fence: None }
+        let reporter = Reporter {
+            controller: format!("signal.dev/{MANAGER}"),
+            instance: Some(instance),
+        };
+        Self {
+            recorder: Recorder::new(client, reporter),
+            fence: None,
+        }
     }
 
     /// Something happened to a SignalCluster. The reason is CamelCase and stable.
-    pub async fn publish(&self, cluster: &SignalCluster, kind: EventType, reason: &str, note: &str) {
-        self.publish_on(&cluster.object_ref(&()), kind, reason, note).await;
+    pub async fn publish(
+        &self,
+        cluster: &SignalCluster,
+        kind: EventType,
+        reason: &str,
+        note: &str,
+    ) {
+        self.publish_on(&cluster.object_ref(&()), kind, reason, note)
+            .await;
     }
 
     /// The same for any object.
-    pub async fn publish_on(&self, object: &ObjectReference, kind: EventType, reason: &str, note: &str) {
+    pub async fn publish_on(
+        &self,
+        object: &ObjectReference,
+        kind: EventType,
+        reason: &str,
+        note: &str,
+    ) {
         if self.fence.as_ref().is_some_and(|fence| !fence.is_held()) {
             return;
         }
-        let end = (0..=MAX_NOTE.min(note.len())).rev().find(|at| note.is_char_boundary(*at)).unwrap_or(0);
-        let event =
-            Event { type_: kind, reason: reason.into(), note: Some(note[..end].to_owned()), action: "Reconcile".into(), secondary: None };
+        let end = (0..=MAX_NOTE.min(note.len()))
+            .rev()
+            .find(|at| note.is_char_boundary(*at))
+            .unwrap_or(0);
+        let event = Event {
+            type_: kind,
+            reason: reason.into(),
+            note: Some(note[..end].to_owned()),
+            action: "Reconcile".into(),
+            secondary: None,
+        };
         match tokio::time::timeout(LIMIT, self.recorder.publish(&event, object)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(error = &error as &dyn std::error::Error, reason, "an event was not published"),
+            Ok(Err(error)) => tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                reason,
+                "an event was not published"
+            ),
             Err(_) => tracing::debug!(reason, "an event was not published in time"),
         }
     }

@@ -18,7 +18,10 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use proto::external_scaler_server::{ExternalScaler, ExternalScalerServer};
-use proto::{GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec, MetricValue, ScaledObjectRef};
+use proto::{
+    GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec,
+    MetricValue, ScaledObjectRef,
+};
 
 /// The protocol as generated: messages, the server's trait, and the client that tests use.
 pub mod proto {
@@ -39,8 +42,15 @@ const MAX_STREAMS: u32 = 1000;
 ///
 /// # Errors
 /// Where the listener fails.
-pub async fn serve(store: Store<SignalCluster>, listener: TcpListener, shutdown: CancellationToken) -> Result<(), tonic::transport::Error> {
-    let scaler = Scaler { store, shutdown: shutdown.clone() };
+pub async fn serve(
+    store: Store<SignalCluster>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let scaler = Scaler {
+        store,
+        shutdown: shutdown.clone(),
+    };
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
@@ -55,14 +65,24 @@ struct Scaler {
 }
 
 /// The SignalCluster that a `ScaledObject` speaks of.
-fn find(store: &Store<SignalCluster>, asker: &ScaledObjectRef) -> Result<std::sync::Arc<SignalCluster>, Status> {
+fn find(
+    store: &Store<SignalCluster>,
+    asker: &ScaledObjectRef,
+) -> Result<std::sync::Arc<SignalCluster>, Status> {
     if store.wait_until_ready().now_or_never().is_none() {
-        return Err(Status::unavailable("SignalClusters have not been listed yet"));
+        return Err(Status::unavailable(
+            "SignalClusters have not been listed yet",
+        ));
     }
     let name = asker.scaler_metadata.get(CLUSTER).unwrap_or(&asker.name);
     store
         .get(&ObjectRef::new(name).within(&asker.namespace))
-        .ok_or_else(|| Status::not_found(format!("there is no SignalCluster {name} in namespace {}", asker.namespace)))
+        .ok_or_else(|| {
+            Status::not_found(format!(
+                "there is no SignalCluster {name} in namespace {}",
+                asker.namespace
+            ))
+        })
 }
 
 /// Its autoscaling settings, where it is left to others at all.
@@ -80,11 +100,16 @@ fn connections(cluster: &SignalCluster) -> Result<i64, Status> {
     let status = cluster.status.as_ref();
     let ready = status.map_or(0, |status| status.ready_replicas);
     match status.and_then(|status| status.connections.as_ref()) {
-        Some(sample) if sample.reporting_pods > 0 && sample.reporting_pods >= ready => Ok(sample.total),
-        Some(sample) => {
-            Err(Status::failed_precondition(format!("{} of {ready} ready pods report their connections", sample.reporting_pods)))
+        Some(sample) if sample.reporting_pods > 0 && sample.reporting_pods >= ready => {
+            Ok(sample.total)
         }
-        None => Err(Status::failed_precondition("no pod has reported its connections yet")),
+        Some(sample) => Err(Status::failed_precondition(format!(
+            "{} of {ready} ready pods report their connections",
+            sample.reporting_pods
+        ))),
+        None => Err(Status::failed_precondition(
+            "no pod has reported its connections yet",
+        )),
     }
 }
 
@@ -97,36 +122,72 @@ fn active(store: &Store<SignalCluster>, asker: &ScaledObjectRef) -> Result<bool,
 
 #[tonic::async_trait]
 impl ExternalScaler for Scaler {
-    async fn is_active(&self, request: Request<ScaledObjectRef>) -> Result<Response<IsActiveResponse>, Status> {
+    async fn is_active(
+        &self,
+        request: Request<ScaledObjectRef>,
+    ) -> Result<Response<IsActiveResponse>, Status> {
         let result = active(&self.store, request.get_ref())?;
         Ok(Response::new(IsActiveResponse { result }))
     }
 
-    type StreamIsActiveStream = Pin<Box<dyn Stream<Item = Result<IsActiveResponse, Status>> + Send>>;
+    type StreamIsActiveStream =
+        Pin<Box<dyn Stream<Item = Result<IsActiveResponse, Status>> + Send>>;
 
-    async fn stream_is_active(&self, request: Request<ScaledObjectRef>) -> Result<Response<Self::StreamIsActiveStream>, Status> {
+    async fn stream_is_active(
+        &self,
+        request: Request<ScaledObjectRef>,
+    ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
         let asker = request.into_inner();
         active(&self.store, &asker)?;
-        let changes = Changes { store: self.store.clone(), asker, told: None, over: false, shutdown: self.shutdown.clone() };
-        Ok(Response::new(Box::pin(stream::unfold(changes, Changes::next))))
+        let changes = Changes {
+            store: self.store.clone(),
+            asker,
+            told: None,
+            over: false,
+            shutdown: self.shutdown.clone(),
+        };
+        Ok(Response::new(Box::pin(stream::unfold(
+            changes,
+            Changes::next,
+        ))))
     }
 
-    async fn get_metric_spec(&self, request: Request<ScaledObjectRef>) -> Result<Response<GetMetricSpecResponse>, Status> {
+    async fn get_metric_spec(
+        &self,
+        request: Request<ScaledObjectRef>,
+    ) -> Result<Response<GetMetricSpecResponse>, Status> {
         let cluster = find(&self.store, request.get_ref())?;
         let target = external(&cluster)?.target_connections_per_pod;
-        let spec = MetricSpec { metric_name: METRIC.into(), target_size: i64::from(target), target_size_float: f64::from(target) };
-        Ok(Response::new(GetMetricSpecResponse { metric_specs: vec![spec] }))
+        let spec = MetricSpec {
+            metric_name: METRIC.into(),
+            target_size: i64::from(target),
+            target_size_float: f64::from(target),
+        };
+        Ok(Response::new(GetMetricSpecResponse {
+            metric_specs: vec![spec],
+        }))
     }
 
-    async fn get_metrics(&self, request: Request<GetMetricsRequest>) -> Result<Response<GetMetricsResponse>, Status> {
+    async fn get_metrics(
+        &self,
+        request: Request<GetMetricsRequest>,
+    ) -> Result<Response<GetMetricsResponse>, Status> {
         let request = request.into_inner();
-        let asker = request.scaled_object_ref.ok_or_else(|| Status::invalid_argument("scaledObjectRef is missing"))?;
+        let asker = request
+            .scaled_object_ref
+            .ok_or_else(|| Status::invalid_argument("scaledObjectRef is missing"))?;
         let cluster = find(&self.store, &asker)?;
         external(&cluster)?;
         let total = connections(&cluster)?;
         #[expect(clippy::cast_precision_loss, reason = "exact below 2^53 connections")]
-        let value = MetricValue { metric_name: METRIC.into(), metric_value: total, metric_value_float: total as f64 };
-        Ok(Response::new(GetMetricsResponse { metric_values: vec![value] }))
+        let value = MetricValue {
+            metric_name: METRIC.into(),
+            metric_value: total,
+            metric_value_float: total as f64,
+        };
+        Ok(Response::new(GetMetricsResponse {
+            metric_values: vec![value],
+        }))
     }
 }
 

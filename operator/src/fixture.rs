@@ -37,7 +37,12 @@ pub(crate) fn observed(yaml: &str) -> Observed {
             "SignalCluster" => cluster = Some(serde_yaml_ng::from_value(value).unwrap()),
             "Secret" => {
                 let secret: Secret = serde_yaml_ng::from_value(value).unwrap();
-                let data = secret.string_data.unwrap_or_default().into_iter().map(|(key, text)| (key, text.into_bytes())).collect();
+                let data = secret
+                    .string_data
+                    .unwrap_or_default()
+                    .into_iter()
+                    .map(|(key, text)| (key, text.into_bytes()))
+                    .collect();
                 secrets.insert(secret.metadata.name.unwrap(), Some(data));
             }
             "ConfigMap" => {
@@ -48,7 +53,12 @@ pub(crate) fn observed(yaml: &str) -> Observed {
         }
     }
     let cluster = Arc::new(cluster.expect("a SignalCluster"));
-    let catalogs = cluster.spec.notifications.catalog_ref.as_ref().map(|named| maps.remove(&named.name));
+    let catalogs = cluster
+        .spec
+        .notifications
+        .catalog_ref
+        .as_ref()
+        .map(|named| maps.remove(&named.name));
     Observed {
         cluster,
         secrets,
@@ -62,7 +72,12 @@ pub(crate) fn observed(yaml: &str) -> Observed {
         hpa: None,
         owned: Vec::new(),
         fleet: Fleet::default(),
-        kinds: Kinds { http_route: true, ingress: true, service_monitor: true, prometheus_rule: true },
+        kinds: Kinds {
+            http_route: true,
+            ingress: true,
+            service_monitor: true,
+            prometheus_rule: true,
+        },
     }
 }
 
@@ -75,13 +90,20 @@ pub(crate) fn changed(name: &str, change: impl FnOnce(&mut SignalCluster)) -> Ob
 
 /// The record of a cluster whose changes have all come to an end.
 pub(crate) fn settled(cluster: &ValidCluster) -> Record {
-    let sources = cluster.sources.iter().map(|(declared, definition)| RecordedSource {
-        name: declared.clone(),
-        declared: declared.clone(),
-        definition: definition.clone(),
-        stage: SourceStage::Trusted,
-        since: chrono::DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
-        retire_after: None,
-    });
-    Record { sources: sources.collect(), redis: cluster.redis.clone(), ..Record::default() }
+    let sources = cluster
+        .sources
+        .iter()
+        .map(|(declared, definition)| RecordedSource {
+            name: declared.clone(),
+            declared: declared.clone(),
+            definition: definition.clone(),
+            stage: SourceStage::Trusted,
+            since: chrono::DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
+            retire_after: None,
+        });
+    Record {
+        sources: sources.collect(),
+        redis: cluster.redis.clone(),
+        ..Record::default()
+    }
 }

@@ -192,7 +192,8 @@ impl Pod {
 
     /// Whether it holds this live revision without a complaint about a newer one.
     pub fn holds(&self, revision: &str) -> bool {
-        self.report().is_some_and(|report| report.live_revision == revision)
+        self.report()
+            .is_some_and(|report| report.live_revision == revision)
     }
 }
 
@@ -215,7 +216,9 @@ impl Fleet {
     /// Who keeps this live revision from being acknowledged, for people; `None` where it is acknowledged. Without a revision there is nothing yet
     /// that could be.
     pub fn lagging(&self, revision: Option<&str>) -> Option<String> {
-        let Some(revision) = revision else { return Some("live settings are not written yet".into()) };
+        let Some(revision) = revision else {
+            return Some("live settings are not written yet".into());
+        };
         lag(self.missing_acknowledgement(revision))
     }
 }
@@ -227,7 +230,10 @@ const NAMED: usize = 3;
 pub fn lag(pods: Vec<&Pod>) -> Option<String> {
     let why = |pod: &&Pod| match &pod.report {
         Err(error) => format!("pod {}: {error}", pod.name),
-        Ok(Report { live_error: Some(error), .. }) => format!("pod {}: {error}", pod.name),
+        Ok(Report {
+            live_error: Some(error),
+            ..
+        }) => format!("pod {}: {error}", pod.name),
         Ok(_) => format!("pod {} has older live settings", pod.name),
     };
     let mut parts: Vec<String> = pods.iter().take(NAMED).map(why).collect();

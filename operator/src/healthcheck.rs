@@ -14,8 +14,16 @@ const MAX_ANSWER: usize = 4096;
 pub async fn check(url: &str, limit: Duration) -> Result<String> {
     // Clients want one even where no TLS is spoken; another may have been faster.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).timeout(limit).build()?;
-    let mut response = client.get(url).send().await.with_context(|| format!("ask {url}"))?;
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(limit)
+        .build()?;
+    let mut response = client
+        .get(url)
+        .send()
+        .await
+        .with_context(|| format!("ask {url}"))?;
     let mut text = Vec::new();
     while let Some(part) = response.chunk().await.context("read the answer")? {
         let room = MAX_ANSWER - text.len();
@@ -25,7 +33,11 @@ pub async fn check(url: &str, limit: Duration) -> Result<String> {
         }
     }
     let text = String::from_utf8_lossy(&text).trim().to_owned();
-    ensure!(response.status().is_success(), "{url} answers {}: {text}", response.status());
+    ensure!(
+        response.status().is_success(),
+        "{url} answers {}: {text}",
+        response.status()
+    );
     Ok(text)
 }
 
@@ -56,27 +68,52 @@ mod tests {
 
     #[tokio::test]
     async fn ready_is_success_and_its_text() {
-        let url = server(Some("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n".into())).await;
+        let url = server(Some(
+            "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n".into(),
+        ))
+        .await;
         assert_eq!(check(&url, LIMIT).await.unwrap(), "ok");
     }
 
     #[tokio::test]
     async fn not_ready_fails_with_what_is_waited_for() {
         let body = "crd: SignalCluster is not known\n";
-        let url = server(Some(format!("HTTP/1.1 503 Service Unavailable\r\ncontent-length: {}\r\n\r\n{body}", body.len()))).await;
+        let url = server(Some(format!(
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )))
+        .await;
         let error = check(&url, LIMIT).await.unwrap_err().to_string();
-        assert!(error.contains("503") && error.contains("SignalCluster is not known"), "{error}");
+        assert!(
+            error.contains("503") && error.contains("SignalCluster is not known"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
     async fn silence_redirects_and_nobody_fail_and_a_long_answer_is_cut() {
-        assert!(check(&server(None).await, Duration::from_millis(50)).await.is_err());
-        let url = server(Some("HTTP/1.1 302 Found\r\nlocation: /other\r\ncontent-length: 0\r\n\r\n".into())).await;
+        assert!(
+            check(&server(None).await, Duration::from_millis(50))
+                .await
+                .is_err()
+        );
+        let url = server(Some(
+            "HTTP/1.1 302 Found\r\nlocation: /other\r\ncontent-length: 0\r\n\r\n".into(),
+        ))
+        .await;
         assert!(check(&url, LIMIT).await.is_err());
-        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let closed = TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap();
         assert!(check(&format!("http://{closed}/"), LIMIT).await.is_err());
         let long = "a".repeat(2 * MAX_ANSWER);
-        let url = server(Some(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{long}", long.len()))).await;
+        let url = server(Some(format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{long}",
+            long.len()
+        )))
+        .await;
         assert_eq!(check(&url, LIMIT).await.unwrap().len(), MAX_ANSWER);
     }
 }

@@ -43,7 +43,11 @@ pub struct Remembered {
 impl Remembered {
     /// Of these events those that the look before did not have.
     pub(crate) fn not_told_before(&mut self, events: &[Happening]) -> Vec<Happening> {
-        let fresh = events.iter().filter(|event| !self.told.contains(event)).cloned().collect();
+        let fresh = events
+            .iter()
+            .filter(|event| !self.told.contains(event))
+            .cloned()
+            .collect();
         self.told = events.to_vec();
         fresh
     }
@@ -84,9 +88,13 @@ pub struct Verdict {
 impl Verdict {
     /// Something is under way that no watch announces. Pods that come and go are announced; what those that serve say of themselves is not.
     pub fn is_busy(&self, fleet: &Fleet) -> bool {
-        let state = self.scale.as_ref().map_or(ScalingState::Idle, |step| step.status.state);
+        let state = self
+            .scale
+            .as_ref()
+            .map_or(ScalingState::Idle, |step| step.status.state);
         let moving = state != ScalingState::Idle || self.rollout.going_on;
-        let asked = state == ScalingState::Draining || self.rotation.is_some() || self.routing.is_some();
+        let asked =
+            state == ScalingState::Draining || self.rotation.is_some() || self.routing.is_some();
         asked || (moving && fleet.ready().next().is_some())
     }
 }
@@ -127,14 +135,28 @@ pub fn judge(
     let revised = held.as_deref();
 
     let rotation = jwks::plan(
-        &JwksInput { wanted: &valid.sources, rotation: &valid.spec.jwks.rotation, record: &record, revision: revised, fleet },
+        &JwksInput {
+            wanted: &valid.sources,
+            rotation: &valid.spec.jwks.rotation,
+            record: &record,
+            revision: revised,
+            fleet,
+        },
         now,
     );
     events.extend(rotation.events);
     // What only routing changes is still as it was in the cluster, so the revision speaks for it.
     let ack_timeout = valid.spec.jwks.rotation.ack_timeout;
-    let routing =
-        routing::plan(&RoutingInput { wanted: valid.redis.as_ref(), record: &rotation.next, revision: revised, fleet, ack_timeout }, now);
+    let routing = routing::plan(
+        &RoutingInput {
+            wanted: valid.redis.as_ref(),
+            record: &rotation.next,
+            revision: revised,
+            fleet,
+            ack_timeout,
+        },
+        now,
+    );
     events.extend(routing.events);
     let record = routing.next;
     let (keys, signing, keys_wait) = managed_keys(&valid, observed, random, now, &mut events);
@@ -143,7 +165,14 @@ pub fn judge(
     let mut entropy = [0; 32];
     random.fill_bytes(&mut entropy);
     let make = |replicas| {
-        let input = desired::Input { keys: keys.as_ref(), replicas, observed, operator_namespace, entropy, now };
+        let input = desired::Input {
+            keys: keys.as_ref(),
+            replicas,
+            observed,
+            operator_namespace,
+            entropy,
+            now,
+        };
         desired(&valid, &record, input)
     };
     let mut wanted_objects = make(wanted);
@@ -159,13 +188,21 @@ pub fn judge(
         now,
     );
     events.extend(scale.events.iter().cloned());
-    if let Some(deployment) = wanted_objects.deployment.as_mut().and_then(|deployment| deployment.spec.as_mut()) {
+    if let Some(deployment) = wanted_objects
+        .deployment
+        .as_mut()
+        .and_then(|deployment| deployment.spec.as_mut())
+    {
         deployment.replicas = Some(scale.deployment_replicas);
     }
     let (rescale, limited) = number(&valid, observed, remembered, bounded, &scale, now);
     let shed = spread(&valid, observed, remembered, &rollout, &scale, now);
     let migration = desired::migration(&valid, &observed.jobs);
-    let live = wanted_objects.live_config.data.as_ref().and_then(|data| data.get(LIVE_TOML));
+    let live = wanted_objects
+        .live_config
+        .data
+        .as_ref()
+        .and_then(|data| data.get(LIVE_TOML));
     Verdict {
         revision: live.map(|text| revision(text)).unwrap_or_default(),
         record,
@@ -186,14 +223,27 @@ pub fn judge(
 
 /// The record in the cluster, and the revision of the `live.toml` beside it.
 fn recorded(live: Option<&ConfigMap>, events: &mut Vec<Happening>) -> (Record, Option<String>) {
-    let Some(live) = live else { return (Record::default(), None) };
-    let held = live.data.as_ref().and_then(|data| data.get(LIVE_TOML)).map(|text| revision(text));
-    let text = live.metadata.annotations.as_ref().and_then(|annotations| annotations.get(RECORD));
+    let Some(live) = live else {
+        return (Record::default(), None);
+    };
+    let held = live
+        .data
+        .as_ref()
+        .and_then(|data| data.get(LIVE_TOML))
+        .map(|text| revision(text));
+    let text = live
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(RECORD));
     match text.map(|text| serde_json::from_str(text)) {
         Some(Ok(record)) => (record, held),
         // Beginning anew would trust new sources at once, so it is said aloud.
         Some(Err(error)) => {
-            events.push(Happening::warning("RecordUnreadable", format!("annotation {RECORD} cannot be read, stages begin anew: {error}")));
+            events.push(Happening::warning(
+                "RecordUnreadable",
+                format!("annotation {RECORD} cannot be read, stages begin anew: {error}"),
+            ));
             (Record::default(), None)
         }
         None => (Record::default(), None),
@@ -208,9 +258,20 @@ fn managed_keys(
     now: DateTime<Utc>,
     events: &mut Vec<Happening>,
 ) -> (Option<ManagedKeys>, Vec<SigningKeyStatus>, Option<Waiting>) {
-    let Some(managed) = &valid.spec.jwks.managed else { return (None, Vec::new(), None) };
-    let data = observed.signing_keys.as_ref().and_then(|secret| secret.data.as_ref());
-    let data = data.map(|data| data.iter().map(|(key, value)| (key.clone(), value.0.clone())).collect()).unwrap_or_default();
+    let Some(managed) = &valid.spec.jwks.managed else {
+        return (None, Vec::new(), None);
+    };
+    let data = observed
+        .signing_keys
+        .as_ref()
+        .and_then(|secret| secret.data.as_ref());
+    let data = data
+        .map(|data| {
+            data.iter()
+                .map(|(key, value)| (key.clone(), value.0.clone()))
+                .collect()
+        })
+        .unwrap_or_default();
     // Status shows what the Secret holds: a key that was not written yet, or will not be while paused, is no key.
     let (ring, shown) = match KeyRing::from_secret(&data) {
         Ok(ring) => {
@@ -218,39 +279,70 @@ fn managed_keys(
             (ring, shown)
         }
         Err(damage) => {
-            events.push(Happening::warning(signing::SIGNING_KEYS_DAMAGED, damage.to_string()));
+            events.push(Happening::warning(
+                signing::SIGNING_KEYS_DAMAGED,
+                damage.to_string(),
+            ));
             (damage.ring, signing_before(observed))
         }
     };
-    let input = SigningInput { managed, skew: valid.spec.gateway.auth.clock_skew, ring: ring.as_ref(), fleet: &observed.fleet };
+    let input = SigningInput {
+        managed,
+        skew: valid.spec.gateway.auth.clock_skew,
+        ring: ring.as_ref(),
+        fleet: &observed.fleet,
+    };
     let plan = signing::plan(&input, now, random);
     events.extend(plan.events);
-    let keys = ManagedKeys { jwks: plan.next.jwks(), data: plan.next.to_secret() };
+    let keys = ManagedKeys {
+        jwks: plan.next.jwks(),
+        data: plan.next.to_secret(),
+    };
     (Some(keys), shown, plan.waiting)
 }
 
 /// As status showed the keys at the last look.
 fn signing_before(observed: &Observed) -> Vec<SigningKeyStatus> {
-    observed.cluster.status.as_ref().map(|status| status.signing_keys.clone()).unwrap_or_default()
+    observed
+        .cluster
+        .status
+        .as_ref()
+        .map(|status| status.signing_keys.clone())
+        .unwrap_or_default()
 }
 
 /// Notes the template's hash on the Deployment; says whether the write of it begins a rollout.
 fn mark_template(wanted: &mut Desired, observed: &Observed) -> bool {
-    let Some(deployment) = &mut wanted.deployment else { return false };
-    let template = deployment.spec.as_ref().map(|spec| serde_json::to_value(&spec.template).expect("a template is plain data"));
-    let hash = compare::hash(&template.unwrap_or_default());
-    let before = observed.deployment.as_ref().map(|there| there.metadata.annotations.as_ref().and_then(|all| all.get(TEMPLATE_HASH)));
-    // A template that is held back is the observed one, with what the API server filled in: it keeps its mark.
-    let held = observed
-        .deployment
+    let Some(deployment) = &mut wanted.deployment else {
+        return false;
+    };
+    let template = deployment
+        .spec
         .as_ref()
-        .is_some_and(|there| there.spec.as_ref().map(|spec| &spec.template) == deployment.spec.as_ref().map(|spec| &spec.template));
+        .map(|spec| serde_json::to_value(&spec.template).expect("a template is plain data"));
+    let hash = compare::hash(&template.unwrap_or_default());
+    let before = observed.deployment.as_ref().map(|there| {
+        there
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|all| all.get(TEMPLATE_HASH))
+    });
+    // A template that is held back is the observed one, with what the API server filled in: it keeps its mark.
+    let held = observed.deployment.as_ref().is_some_and(|there| {
+        there.spec.as_ref().map(|spec| &spec.template)
+            == deployment.spec.as_ref().map(|spec| &spec.template)
+    });
     let mark = match before {
         Some(Some(before)) if held => before.clone(),
         _ => hash,
     };
     let changes = matches!(before, Some(before) if before != Some(&mark));
-    deployment.metadata.annotations.get_or_insert_default().insert(TEMPLATE_HASH.into(), mark);
+    deployment
+        .metadata
+        .annotations
+        .get_or_insert_default()
+        .insert(TEMPLATE_HASH.into(), mark);
     changes
 }
 
@@ -265,16 +357,41 @@ fn number(
 ) -> (Option<i32>, Option<(&'static str, String)>) {
     let spec = &valid.spec;
     let mut rescale = None;
-    let mut limited = bounded.map(|reason| (reason, "spec.replicas is outside of minReplicas and maxReplicas".to_owned()));
-    if let Some(autoscaling) = spec.autoscaling.as_ref().filter(|a| a.mode == AutoscalingMode::Connections && !spec.stopped && !spec.paused)
+    let mut limited = bounded.map(|reason| {
+        (
+            reason,
+            "spec.replicas is outside of minReplicas and maxReplicas".to_owned(),
+        )
+    });
+    if let Some(autoscaling) = spec
+        .autoscaling
+        .as_ref()
+        .filter(|a| a.mode == AutoscalingMode::Connections && !spec.stopped && !spec.paused)
     {
-        let due = remembered.decided.as_ref().is_none_or(|(at, _)| now - *at >= AUTOSCALE_EVERY);
+        let due = remembered
+            .decided
+            .as_ref()
+            .is_none_or(|(at, _)| now - *at >= AUTOSCALE_EVERY);
         if due {
-            let decision = autoscale::decide(autoscaling, spec.replicas, &observed.fleet, &mut remembered.history, now);
+            let decision = autoscale::decide(
+                autoscaling,
+                spec.replicas,
+                &observed.fleet,
+                &mut remembered.history,
+                now,
+            );
             rescale = decision.replicas;
             remembered.decided = Some((now, decision));
         }
-        if let Some((_, Decision { limited: Some(reason), message, .. })) = &remembered.decided {
+        if let Some((
+            _,
+            Decision {
+                limited: Some(reason),
+                message,
+                ..
+            },
+        )) = &remembered.decided
+        {
             limited = Some((*reason, message.clone()));
         }
     } else {
@@ -294,7 +411,10 @@ fn spread(
     scale: &ScaleStep,
     now: DateTime<Utc>,
 ) -> Vec<(String, u32)> {
-    if remembered.rebalanced.is_some_and(|at| now - at < REBALANCE_EVERY) {
+    if remembered
+        .rebalanced
+        .is_some_and(|at| now - at < REBALANCE_EVERY)
+    {
         return Vec::new();
     }
     remembered.rebalanced = Some(now);
@@ -311,14 +431,19 @@ fn spread(
 /// Whether connections are looked at often although nothing is under way: somebody decides by them.
 pub fn wants_samples(observed: &Observed) -> bool {
     let spec = &observed.cluster.spec;
-    let connections = spec.autoscaling.as_ref().is_some_and(|autoscaling| autoscaling.mode != AutoscalingMode::Hpa);
+    let connections = spec
+        .autoscaling
+        .as_ref()
+        .is_some_and(|autoscaling| autoscaling.mode != AutoscalingMode::Hpa);
     let rotating = spec.jwks.managed.is_some()
-        || observed
-            .cluster
-            .status
-            .as_ref()
-            .is_some_and(|status| status.jwks.iter().any(|source| source.state != signal_crds::status::SourceStage::Trusted));
-    observed.fleet.ready().next().is_some() && (connections || rotating || (spec.rebalance.enabled && spec.replicas > 1))
+        || observed.cluster.status.as_ref().is_some_and(|status| {
+            status
+                .jwks
+                .iter()
+                .any(|source| source.state != signal_crds::status::SourceStage::Trusted)
+        });
+    observed.fleet.ready().next().is_some()
+        && (connections || rotating || (spec.rebalance.enabled && spec.replicas > 1))
 }
 
 #[cfg(test)]
@@ -327,7 +452,10 @@ mod tests {
 
     #[test]
     fn an_event_that_every_look_repeats_is_told_once_until_it_is_gone() {
-        let late = [Happening::warning("AcknowledgementTimedOut", "edge-1: it holds an older configuration".into())];
+        let late = [Happening::warning(
+            "AcknowledgementTimedOut",
+            "edge-1: it holds an older configuration".into(),
+        )];
         let mut remembered = Remembered::default();
         assert_eq!(remembered.not_told_before(&late), late);
         assert_eq!(remembered.not_told_before(&late), []);

@@ -55,14 +55,24 @@ pub struct JwksInput<'a> {
 
 /// The next step: changes `sources`, `revoked_sources` and `revoked_since` only.
 pub fn plan(input: &JwksInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
-    let mut step = Step { input, now, next: input.record.clone(), events: Vec::new(), left_out: Vec::new() };
+    let mut step = Step {
+        input,
+        now,
+        next: input.record.clone(),
+        events: Vec::new(),
+        left_out: Vec::new(),
+    };
     if input.rotation.emergency || (input.record.sources.is_empty() && input.revision.is_none()) {
         step.at_once();
     } else {
         step.rotate();
     }
     let waiting = step.waiting();
-    Plan { next: step.next, waiting, events: step.events }
+    Plan {
+        next: step.next,
+        waiting,
+        events: step.events,
+    }
 }
 
 struct Step<'a> {
@@ -77,15 +87,23 @@ struct Step<'a> {
 impl<'a> Step<'a> {
     /// Everything that is wanted is trusted, everything else revoked: an emergency, or the first configuration, where there is nothing else.
     fn at_once(&mut self) {
-        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.next.sources).into_iter().partition(|source| self.is_wanted(source));
+        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.next.sources)
+            .into_iter()
+            .partition(|source| self.is_wanted(source));
         self.next.sources = kept;
         for source in gone {
             // A source that nobody trusted has no connections.
             if source.stage == SourceStage::Prepared {
-                self.event("SourceRemoved", format!("{} was never trusted", source.name));
+                self.event(
+                    "SourceRemoved",
+                    format!("{} was never trusted", source.name),
+                );
                 continue;
             }
-            let note = format!("{} lost trust in an emergency: connections that rest on it are closed", source.name);
+            let note = format!(
+                "{} lost trust in an emergency: connections that rest on it are closed",
+                source.name
+            );
             self.events.push(Happening::warning("SourceRevoked", note));
             self.next.revoked_sources.push(source.name);
             self.next.revoked_since = Some(self.now);
@@ -108,44 +126,75 @@ impl<'a> Step<'a> {
             return;
         }
         // Both look at the record that was acknowledged: nothing retires because of what is trusted only from now on.
-        let trusted: BTreeSet<String> =
-            self.prepared().filter(|source| self.fetched(source).is_ok()).map(|source| source.name.clone()).collect();
-        let retired: BTreeSet<String> =
-            self.unwanted().filter(|source| self.may_retire(source)).map(|source| source.name.clone()).collect();
+        let trusted: BTreeSet<String> = self
+            .prepared()
+            .filter(|source| self.fetched(source).is_ok())
+            .map(|source| source.name.clone())
+            .collect();
+        let retired: BTreeSet<String> = self
+            .unwanted()
+            .filter(|source| self.may_retire(source))
+            .map(|source| source.name.clone())
+            .collect();
         self.advance(|source| {
-            let trusted = trusted.contains(&source.name).then_some((SourceStage::Trusted, "SourceTrusted"));
-            trusted.or_else(|| retired.contains(&source.name).then_some((SourceStage::Retiring, "SourceRetiring")))
+            let trusted = trusted
+                .contains(&source.name)
+                .then_some((SourceStage::Trusted, "SourceTrusted"));
+            trusted.or_else(|| {
+                retired
+                    .contains(&source.name)
+                    .then_some((SourceStage::Retiring, "SourceRetiring"))
+            })
         });
     }
 
     /// What is wanted again need not be fetched again; and while nothing of a wanted name or issuer is trusted, what was trusted last still is.
     fn take_back(&mut self) {
-        let mut back: BTreeSet<String> =
-            self.retiring().filter(|source| self.is_wanted(source)).map(|source| source.name.clone()).collect();
+        let mut back: BTreeSet<String> = self
+            .retiring()
+            .filter(|source| self.is_wanted(source))
+            .map(|source| source.name.clone())
+            .collect();
         for (declared, definition) in self.input.wanted {
             let of_name = |source: &&RecordedSource| source.declared == *declared;
-            let of_issuer = |source: &&RecordedSource| source.definition.issuer == definition.issuer;
+            let of_issuer =
+                |source: &&RecordedSource| source.definition.issuer == definition.issuer;
             for related in [&of_name as &dyn Fn(&&RecordedSource) -> bool, &of_issuer] {
-                let stands = |source: &RecordedSource| source.stage == SourceStage::Trusted || back.contains(&source.name);
+                let stands = |source: &RecordedSource| {
+                    source.stage == SourceStage::Trusted || back.contains(&source.name)
+                };
                 if self.next.sources.iter().filter(related).any(stands) {
                     continue;
                 }
-                back.extend(self.retiring().filter(related).max_by_key(|source| source.since).map(|source| source.name.clone()));
+                back.extend(
+                    self.retiring()
+                        .filter(related)
+                        .max_by_key(|source| source.since)
+                        .map(|source| source.name.clone()),
+                );
             }
         }
-        self.advance(|source| back.contains(&source.name).then_some((SourceStage::Trusted, "SourceTakenBack")));
+        self.advance(|source| {
+            back.contains(&source.name)
+                .then_some((SourceStage::Trusted, "SourceTakenBack"))
+        });
     }
 
     /// What needs no acknowledgement: nobody relies on what was never trusted, and on what is past its time.
     fn let_go(&mut self) {
-        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.next.sources).into_iter().partition(|source| match source.stage {
-            SourceStage::Prepared => self.is_wanted(source),
-            SourceStage::Trusted => true,
-            SourceStage::Retiring => source.retire_after.is_some_and(|until| until > self.now),
-        });
+        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.next.sources)
+            .into_iter()
+            .partition(|source| match source.stage {
+                SourceStage::Prepared => self.is_wanted(source),
+                SourceStage::Trusted => true,
+                SourceStage::Retiring => source.retire_after.is_some_and(|until| until > self.now),
+            });
         self.next.sources = kept;
         for source in gone {
-            self.event("SourceRemoved", format!("{} is gone: its tokens are refused", source.name));
+            self.event(
+                "SourceRemoved",
+                format!("{} is gone: its tokens are refused", source.name),
+            );
         }
         if !self.next.revoked_sources.is_empty() && self.revocation_lag().is_none() {
             self.next.revoked_sources.clear();
@@ -155,7 +204,12 @@ impl<'a> Step<'a> {
 
     fn add(&mut self, stage: SourceStage) {
         for (declared, definition) in self.input.wanted {
-            if self.next.sources.iter().any(|source| source.declared == *declared && source.definition == *definition) {
+            if self
+                .next
+                .sources
+                .iter()
+                .any(|source| source.declared == *declared && source.definition == *definition)
+            {
                 continue;
             }
             if self.next.sources.len() >= MAX_SOURCES {
@@ -164,28 +218,54 @@ impl<'a> Step<'a> {
             }
             let name = self.free_name(declared, definition);
             match stage {
-                SourceStage::Prepared => self.event("SourcePrepared", format!("pods are to fetch {name} ({})", origin(definition))),
+                SourceStage::Prepared => self.event(
+                    "SourcePrepared",
+                    format!("pods are to fetch {name} ({})", origin(definition)),
+                ),
                 _ => self.event("SourceTrusted", format!("{name} ({})", origin(definition))),
             }
             let (declared, definition, since) = (declared.clone(), definition.clone(), self.now);
-            self.next.sources.push(RecordedSource { name, declared, definition, stage, since, retire_after: None });
+            self.next.sources.push(RecordedSource {
+                name,
+                declared,
+                definition,
+                stage,
+                since,
+                retire_after: None,
+            });
         }
     }
 
     /// The declared name, or with so much of the definition's hash that no source of before, which a pod may still have, is called the same.
     fn free_name(&self, declared: &str, definition: &SourceDefinition) -> String {
-        let known = self.input.record.sources.iter().chain(&self.next.sources).map(|source| source.name.as_str());
-        let taken: BTreeSet<&str> = known.chain(self.next.revoked_sources.iter().map(String::as_str)).collect();
+        let known = self
+            .input
+            .record
+            .sources
+            .iter()
+            .chain(&self.next.sources)
+            .map(|source| source.name.as_str());
+        let taken: BTreeSet<&str> = known
+            .chain(self.next.revoked_sources.iter().map(String::as_str))
+            .collect();
         let text = serde_json::to_string(definition).expect("a definition is plain data");
-        let hash: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash: String = Sha256::digest(text)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let hashed = (6..=hash.len()).map(|digits| format!("{declared}-{}", &hash[..digits]));
-        std::iter::once(declared.to_owned()).chain(hashed).find(|name| !taken.contains(name.as_str())).expect("fewer sources than digits")
+        std::iter::once(declared.to_owned())
+            .chain(hashed)
+            .find(|name| !taken.contains(name.as_str()))
+            .expect("fewer sources than digits")
     }
 
     /// Gives those sources their next stage for which there is one.
     fn advance(&mut self, stage: impl Fn(&RecordedSource) -> Option<(SourceStage, &'static str)>) {
         for source in &mut self.next.sources {
-            let Some((stage, reason)) = stage(source) else { continue };
+            let Some((stage, reason)) = stage(source) else {
+                continue;
+            };
             (source.stage, source.since, source.retire_after) = (stage, self.now, None);
             let mut note = format!("{} ({})", source.name, origin(&source.definition));
             if stage == SourceStage::Retiring {
@@ -206,20 +286,31 @@ impl<'a> Step<'a> {
     }
 
     fn is_wanted(&self, source: &RecordedSource) -> bool {
-        self.input.wanted.iter().any(|(declared, definition)| *declared == source.declared && *definition == source.definition)
+        self.input.wanted.iter().any(|(declared, definition)| {
+            *declared == source.declared && *definition == source.definition
+        })
     }
 
     fn prepared(&self) -> impl Iterator<Item = &RecordedSource> {
-        self.next.sources.iter().filter(|source| source.stage == SourceStage::Prepared)
+        self.next
+            .sources
+            .iter()
+            .filter(|source| source.stage == SourceStage::Prepared)
     }
 
     fn retiring(&self) -> impl Iterator<Item = &RecordedSource> {
-        self.next.sources.iter().filter(|source| source.stage == SourceStage::Retiring)
+        self.next
+            .sources
+            .iter()
+            .filter(|source| source.stage == SourceStage::Retiring)
     }
 
     /// Those that are still trusted.
     fn unwanted(&self) -> impl Iterator<Item = &RecordedSource> {
-        self.next.sources.iter().filter(|source| source.stage == SourceStage::Trusted && !self.is_wanted(source))
+        self.next
+            .sources
+            .iter()
+            .filter(|source| source.stage == SourceStage::Trusted && !self.is_wanted(source))
     }
 
     fn has_successor(&self, source: &RecordedSource) -> bool {
@@ -227,17 +318,27 @@ impl<'a> Step<'a> {
     }
 
     fn wants_name(&self, source: &RecordedSource) -> bool {
-        self.input.wanted.iter().any(|(declared, _)| *declared == source.declared)
+        self.input
+            .wanted
+            .iter()
+            .any(|(declared, _)| *declared == source.declared)
     }
 
     fn wants_issuer(&self, source: &RecordedSource) -> bool {
-        self.input.wanted.iter().any(|(_, definition)| definition.issuer == source.definition.issuer)
+        self.input
+            .wanted
+            .iter()
+            .any(|(_, definition)| definition.issuer == source.definition.issuer)
     }
 
     /// What has a successor waits for that one. What has none may still be replaced by something of another name and issuer, so it waits while
     /// anything is being prepared.
     fn may_retire(&self, source: &RecordedSource) -> bool {
-        if self.has_successor(source) { self.is_replaced(source) } else { self.prepared().next().is_none() }
+        if self.has_successor(source) {
+            self.is_replaced(source)
+        } else {
+            self.prepared().next().is_none()
+        }
     }
 
     /// Whether something else is trusted, and known to every ready pod, under its name and for its issuer, as far as those are wanted.
@@ -245,15 +346,35 @@ impl<'a> Step<'a> {
         let named = |other: &RecordedSource| other.declared == source.declared;
         let issued = |other: &RecordedSource| other.definition.issuer == source.definition.issuer;
         let stands = |related: &dyn Fn(&RecordedSource) -> bool| {
-            self.successors(source).any(|other| related(other) && self.input.fleet.ready().all(|pod| has_keys(pod, &other.name).is_ok()))
+            self.successors(source).any(|other| {
+                related(other)
+                    && self
+                        .input
+                        .fleet
+                        .ready()
+                        .all(|pod| has_keys(pod, &other.name).is_ok())
+            })
         };
-        (!self.wants_name(source) || stands(&named)) && (!self.wants_issuer(source) || stands(&issued))
+        (!self.wants_name(source) || stands(&named))
+            && (!self.wants_issuer(source) || stands(&issued))
     }
 
     /// Trusted sources that may stand in its place: wanted ones, and ones that came after it, so that of those no longer wanted one is kept.
-    fn successors<'s>(&'s self, source: &'s RecordedSource) -> impl Iterator<Item = &'s RecordedSource> {
-        let at = self.next.sources.iter().position(|other| other.name == source.name);
-        let others = self.next.sources.iter().enumerate().filter(move |(other, _)| Some(*other) != at);
+    fn successors<'s>(
+        &'s self,
+        source: &'s RecordedSource,
+    ) -> impl Iterator<Item = &'s RecordedSource> {
+        let at = self
+            .next
+            .sources
+            .iter()
+            .position(|other| other.name == source.name);
+        let others = self
+            .next
+            .sources
+            .iter()
+            .enumerate()
+            .filter(move |(other, _)| Some(*other) != at);
         others
             .filter(move |(other, candidate)| Some(*other) > at || self.is_wanted(candidate))
             .filter(|(_, candidate)| candidate.stage == SourceStage::Trusted)
@@ -278,40 +399,87 @@ impl<'a> Step<'a> {
 
     /// Who has not heard of the revocations. Pods that are not ready count as well where they answer: they may hold connections.
     fn revocation_lag(&self) -> Option<String> {
-        let Some(revision) = self.input.revision else { return self.input.fleet.lagging(None) };
-        lag(self.input.fleet.alive().filter(|pod| (pod.ready || pod.report().is_some()) && !pod.holds(revision)).collect())
+        let Some(revision) = self.input.revision else {
+            return self.input.fleet.lagging(None);
+        };
+        lag(self
+            .input
+            .fleet
+            .alive()
+            .filter(|pod| (pod.ready || pod.report().is_some()) && !pod.holds(revision))
+            .collect())
     }
 
     fn waiting(&mut self) -> Option<Waiting> {
         let (waiting, since) = self.obstacle()?;
-        let Some(since) = since.filter(|since| self.now - *since >= span(self.input.rotation.ack_timeout)) else { return Some(waiting) };
+        let Some(since) =
+            since.filter(|since| self.now - *since >= span(self.input.rotation.ack_timeout))
+        else {
+            return Some(waiting);
+        };
         let note = format!("since {}: {}", text(since), waiting.message);
-        self.events.push(Happening::warning(ACKNOWLEDGEMENT_TIMED_OUT, note.clone()));
+        self.events
+            .push(Happening::warning(ACKNOWLEDGEMENT_TIMED_OUT, note.clone()));
         // A source that cannot be fetched says more than that pods have not fetched it.
-        let timed_out = Waiting { reason: ACKNOWLEDGEMENT_TIMED_OUT, message: note };
-        Some(if waiting.reason == WAITING_FOR_PODS { timed_out } else { waiting })
+        let timed_out = Waiting {
+            reason: ACKNOWLEDGEMENT_TIMED_OUT,
+            message: note,
+        };
+        Some(if waiting.reason == WAITING_FOR_PODS {
+            timed_out
+        } else {
+            waiting
+        })
     }
 
     /// What keeps the rotation from its next step or its end; and since when, if that is to end by itself within the timeout.
     fn obstacle(&self) -> Option<(Waiting, Option<DateTime<Utc>>)> {
         let of = |reason, message| Waiting { reason, message };
         // What this very step made cannot be late.
-        let since = self.next.sources.iter().map(|source| source.since).max().filter(|_| !self.changed());
+        let since = self
+            .next
+            .sources
+            .iter()
+            .map(|source| source.since)
+            .max()
+            .filter(|_| !self.changed());
         let written = || "this step is not written yet".to_owned();
         if !self.next.revoked_sources.is_empty() {
-            let lag = if self.changed() { Some(written()) } else { self.revocation_lag() };
+            let lag = if self.changed() {
+                Some(written())
+            } else {
+                self.revocation_lag()
+            };
             let names = self.next.revoked_sources.join(", ");
             return Some(match lag {
-                Some(lag) => {
-                    (of(WAITING_FOR_PODS, format!("revocation of {names}: {lag}")), self.next.revoked_since.filter(|_| !self.changed()))
-                }
-                None => (of(EMERGENCY, format!("{names} revoked everywhere; set spec.jwks.rotation.emergency to false")), None),
+                Some(lag) => (
+                    of(WAITING_FOR_PODS, format!("revocation of {names}: {lag}")),
+                    self.next.revoked_since.filter(|_| !self.changed()),
+                ),
+                None => (
+                    of(
+                        EMERGENCY,
+                        format!(
+                            "{names} revoked everywhere; set spec.jwks.rotation.emergency to false"
+                        ),
+                    ),
+                    None,
+                ),
             });
         }
         let moving = self.prepared().chain(self.unwanted()).next();
-        let lag = if self.changed() { Some(written()) } else { self.input.fleet.lagging(self.input.revision) };
+        let lag = if self.changed() {
+            Some(written())
+        } else {
+            self.input.fleet.lagging(self.input.revision)
+        };
         match (moving, lag) {
-            (Some(source), Some(lag)) => return Some((of(WAITING_FOR_PODS, format!("{}: {lag}", source.name)), since)),
+            (Some(source), Some(lag)) => {
+                return Some((
+                    of(WAITING_FOR_PODS, format!("{}: {lag}", source.name)),
+                    since,
+                ));
+            }
             // A source that went leaves no time to count from.
             (None, Some(lag)) if self.is_news() => return Some((of(WAITING_FOR_PODS, lag), None)),
             _ => {}
@@ -326,25 +494,51 @@ impl<'a> Step<'a> {
             }
         }
         for source in self.unwanted().flat_map(|source| self.successors(source)) {
-            if let Some(error) = self.input.fleet.ready().find_map(|pod| has_keys(pod, &source.name).err()) {
+            if let Some(error) = self
+                .input
+                .fleet
+                .ready()
+                .find_map(|pod| has_keys(pod, &source.name).err())
+            {
                 return unreachable(source, error);
             }
         }
         if !self.left_out.is_empty() {
-            let message = format!("gateways take {MAX_SOURCES} sources; no room yet for {}", self.left_out.join(", "));
+            let message = format!(
+                "gateways take {MAX_SOURCES} sources; no room yet for {}",
+                self.left_out.join(", ")
+            );
             return Some((of(TOO_MANY_SOURCES, message), None));
         }
-        let until = |source: &RecordedSource| source.retire_after.map(|until| format!("{} is accepted until {}", source.name, text(until)));
+        let until = |source: &RecordedSource| {
+            source
+                .retire_after
+                .map(|until| format!("{} is accepted until {}", source.name, text(until)))
+        };
         let overlaps: Vec<String> = self.retiring().filter_map(until).collect();
         (!overlaps.is_empty()).then(|| (of(OVERLAP, overlaps.join("; ")), None))
     }
 
     /// Whether a ready pod says that it has other sources, or others of them trusted, than it is to have.
     fn is_news(&self) -> bool {
-        let ours: BTreeSet<(&str, &str)> = self.next.sources.iter().map(|source| (source.name.as_str(), state(source.stage))).collect();
-        self.input.fleet.ready().filter_map(Pod::report).any(|report| {
-            report.key_sources.iter().map(|source| (source.name.as_str(), source.state.as_str())).collect::<BTreeSet<_>>() != ours
-        })
+        let ours: BTreeSet<(&str, &str)> = self
+            .next
+            .sources
+            .iter()
+            .map(|source| (source.name.as_str(), state(source.stage)))
+            .collect();
+        self.input
+            .fleet
+            .ready()
+            .filter_map(Pod::report)
+            .any(|report| {
+                report
+                    .key_sources
+                    .iter()
+                    .map(|source| (source.name.as_str(), source.state.as_str()))
+                    .collect::<BTreeSet<_>>()
+                    != ours
+            })
     }
 }
 
@@ -360,16 +554,30 @@ fn state(stage: SourceStage) -> &'static str {
 /// Whether this pod has keys of the source, and got them the last time it asked.
 fn fetched_by(pod: &Pod, name: &str) -> Result<(), String> {
     has_keys(pod, name)?;
-    let error = pod.report().and_then(|report| report.key_sources.iter().find(|source| source.name == name)?.error.as_deref());
+    let error = pod.report().and_then(|report| {
+        report
+            .key_sources
+            .iter()
+            .find(|source| source.name == name)?
+            .error
+            .as_deref()
+    });
     error.map_or(Ok(()), |error| Err(format!("pod {}: {error}", pod.name)))
 }
 
 /// Whether this pod has keys of the source, be they fresh or not.
 fn has_keys(pod: &Pod, name: &str) -> Result<(), String> {
-    let report = pod.report.as_ref().map_err(|error| format!("pod {}: {error}", pod.name))?;
+    let report = pod
+        .report
+        .as_ref()
+        .map_err(|error| format!("pod {}: {error}", pod.name))?;
     match report.key_sources.iter().find(|source| source.name == name) {
         Some(source) if !source.keys.is_empty() => Ok(()),
-        Some(source) => Err(format!("pod {}: {}", pod.name, source.error.as_deref().unwrap_or("has no keys of it yet"))),
+        Some(source) => Err(format!(
+            "pod {}: {}",
+            pod.name,
+            source.error.as_deref().unwrap_or("has no keys of it yet")
+        )),
         None => Err(format!("pod {} does not know it", pod.name)),
     }
 }

@@ -39,7 +39,10 @@ impl Kinds {
 /// # Errors
 /// When it does not answer.
 pub async fn knows_signal_cluster(client: &Client) -> kube::Result<bool> {
-    Ok(plurals(client, SIGNAL).await?.iter().any(|plural| plural == "signalclusters"))
+    Ok(plurals(client, SIGNAL)
+        .await?
+        .iter()
+        .any(|plural| plural == "signalclusters"))
 }
 
 /// Which optional kinds the API server knows and the operator may use in these scopes.
@@ -57,12 +60,17 @@ pub async fn discover(client: &Client, scopes: &[Scope]) -> kube::Result<Kinds> 
 
 /// An installation may leave out the rights to a kind that the API server knows.
 async fn is_usable(client: &Client, scopes: &[Scope], kind: Owned) -> kube::Result<bool> {
-    if !plurals(client, &kind.api_version()).await?.iter().any(|plural| plural == kind.plural) {
+    if !plurals(client, &kind.api_version())
+        .await?
+        .iter()
+        .any(|plural| plural == kind.plural)
+    {
         return Ok(false);
     }
     for scope in scopes {
         let api: Api<DynamicObject> = scope.api(client, &kind.resource());
-        let answer = tokio::time::timeout(LIMIT, api.list_metadata(&ListParams::default().limit(1))).await;
+        let answer =
+            tokio::time::timeout(LIMIT, api.list_metadata(&ListParams::default().limit(1))).await;
         match answer.map_err(|late| kube::Error::Service(late.into()))? {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => return Ok(false),
@@ -76,14 +84,23 @@ async fn is_usable(client: &Client, scopes: &[Scope], kind: Owned) -> kube::Resu
 async fn plurals(client: &Client, api_version: &str) -> kube::Result<Vec<String>> {
     let answer = tokio::time::timeout(LIMIT, client.list_api_group_resources(api_version)).await;
     match answer.map_err(|late| kube::Error::Service(late.into()))? {
-        Ok(list) => Ok(list.resources.into_iter().map(|resource| resource.name).collect()),
+        Ok(list) => Ok(list
+            .resources
+            .into_iter()
+            .map(|resource| resource.name)
+            .collect()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
         Err(error) => Err(error),
     }
 }
 
 /// Keeps `kinds` and the gauge of the CRD true. What was known stays while the API server does not answer.
-pub async fn follow(client: Client, scopes: Vec<Scope>, kinds: watch::Sender<Kinds>, metrics: Metrics) {
+pub async fn follow(
+    client: Client,
+    scopes: Vec<Scope>,
+    kinds: watch::Sender<Kinds>,
+    metrics: Metrics,
+) {
     loop {
         tokio::time::sleep(about(REFRESH)).await;
         match discover(&client, &scopes).await {
@@ -92,7 +109,10 @@ pub async fn follow(client: Client, scopes: Vec<Scope>, kinds: watch::Sender<Kin
                     tracing::info!(?found, "the optional kinds changed");
                 }
             }
-            Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no answer about kinds"),
+            Err(error) => tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "no answer about kinds"
+            ),
         }
         if let Ok(present) = knows_signal_cluster(&client).await {
             metrics.crd_present.set(present.into());

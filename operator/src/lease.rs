@@ -57,7 +57,9 @@ impl Fence {
 
     /// For how long it may be, if nothing is renewed.
     pub fn remaining(&self) -> Option<Duration> {
-        (*self.0.lock())?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        (*self.0.lock())?
+            .checked_duration_since(Instant::now())
+            .filter(|left| !left.is_zero())
     }
 
     /// Holds it until then.
@@ -91,7 +93,13 @@ pub struct Lease {
 impl Lease {
     /// A candidate for this lease.
     pub fn new(client: Client, settings: Settings, fence: Fence) -> Self {
-        Self { api: Api::namespaced(client, &settings.namespace), settings, fence, own: None, seen: None }
+        Self {
+            api: Api::namespaced(client, &settings.namespace),
+            settings,
+            fence,
+            own: None,
+            seen: None,
+        }
     }
 
     /// Takes and renews the lease whenever it can, and tells `leading`; at `stop` it lets go and returns.
@@ -113,7 +121,12 @@ impl Lease {
             }
             let held = self.fence.is_held();
             if leading.send_replace(held) != held {
-                tracing::info!(held, lease = self.settings.name, identity = self.settings.identity, "leadership changed");
+                tracing::info!(
+                    held,
+                    lease = self.settings.name,
+                    identity = self.settings.identity,
+                    "leadership changed"
+                );
             }
             // A renewal that failed is tried again before the term ends; whoever waits looks without everybody looking at once.
             let pause = about(self.settings.pause());
@@ -133,7 +146,9 @@ impl Lease {
         if let Some(own) = self.own.clone().filter(|_| self.fence.is_held()) {
             match self.renew(own, started).await {
                 // Someone wrote in between, or it is gone: see who has it.
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => self.own = None,
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                    self.own = None
+                }
                 done => return done,
             }
         }
@@ -145,31 +160,54 @@ impl Lease {
             return self.renew(lease, started).await;
         }
         self.fence.drop_now();
-        if self.is_free(&lease) { self.take_over(lease, started).await } else { Ok(()) }
+        if self.is_free(&lease) {
+            self.take_over(lease, started).await
+        } else {
+            Ok(())
+        }
     }
 
     async fn renew(&mut self, lease: LeaseObject, started: Instant) -> kube::Result<()> {
-        let spec = LeaseSpec { renew_time: Some(wall()), ..lease.spec.clone().unwrap_or_default() };
+        let spec = LeaseSpec {
+            renew_time: Some(wall()),
+            ..lease.spec.clone().unwrap_or_default()
+        };
         let written = self.put(lease, spec).await?;
         self.holds(written, started);
         Ok(())
     }
 
     fn is_own(&self, lease: &LeaseObject) -> bool {
-        lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()) == Some(&self.settings.identity)
+        lease
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.holder_identity.as_deref())
+            == Some(&self.settings.identity)
     }
 
     /// Nobody holds it, or its record has not changed for as long as it was given.
     fn is_free(&mut self, lease: &LeaseObject) -> bool {
         let record = lease.spec.clone();
-        if record.as_ref().and_then(|spec| spec.holder_identity.as_deref()).is_none_or(str::is_empty) {
+        if record
+            .as_ref()
+            .and_then(|spec| spec.holder_identity.as_deref())
+            .is_none_or(str::is_empty)
+        {
             return true;
         }
-        let given = record.as_ref().and_then(|spec| spec.lease_duration_seconds).and_then(|secs| u64::try_from(secs).ok());
+        let given = record
+            .as_ref()
+            .and_then(|spec| spec.lease_duration_seconds)
+            .and_then(|secs| u64::try_from(secs).ok());
         match &self.seen {
-            Some(seen) if seen.record == record => seen.since.elapsed() >= given.map_or(self.settings.duration, Duration::from_secs),
+            Some(seen) if seen.record == record => {
+                seen.since.elapsed() >= given.map_or(self.settings.duration, Duration::from_secs)
+            }
             _ => {
-                self.seen = Some(Seen { record, since: Instant::now() });
+                self.seen = Some(Seen {
+                    record,
+                    since: Instant::now(),
+                });
                 false
             }
         }
@@ -184,7 +222,10 @@ impl Lease {
             },
             spec: Some(self.new_spec(0)),
         };
-        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+        let params = PostParams {
+            field_manager: Some(MANAGER.into()),
+            ..PostParams::default()
+        };
         match self.api.create(&params, &lease).await {
             Ok(written) => {
                 self.holds(written, started);
@@ -196,7 +237,14 @@ impl Lease {
     }
 
     async fn take_over(&mut self, lease: LeaseObject, started: Instant) -> kube::Result<()> {
-        let spec = self.new_spec(lease.spec.as_ref().and_then(|spec| spec.lease_transitions).unwrap_or(0).saturating_add(1));
+        let spec = self.new_spec(
+            lease
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.lease_transitions)
+                .unwrap_or(0)
+                .saturating_add(1),
+        );
         match self.put(lease, spec).await {
             Ok(written) => {
                 self.holds(written, started);
@@ -222,7 +270,10 @@ impl Lease {
     async fn put(&self, mut lease: LeaseObject, spec: LeaseSpec) -> kube::Result<LeaseObject> {
         lease.metadata.managed_fields = None;
         lease.spec = Some(spec);
-        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+        let params = PostParams {
+            field_manager: Some(MANAGER.into()),
+            ..PostParams::default()
+        };
         self.api.replace(&self.settings.name, &params, &lease).await
     }
 
@@ -240,15 +291,29 @@ impl Lease {
             return;
         }
         let give_up = async {
-            let Some(lease) = self.api.get_opt(&self.settings.name).await?.filter(|lease| self.is_own(lease)) else { return Ok(()) };
+            let Some(lease) = self
+                .api
+                .get_opt(&self.settings.name)
+                .await?
+                .filter(|lease| self.is_own(lease))
+            else {
+                return Ok(());
+            };
             let spec = lease.spec.clone().unwrap_or_default();
-            let spec =
-                LeaseSpec { holder_identity: Some(String::new()), renew_time: Some(wall()), lease_duration_seconds: Some(1), ..spec };
+            let spec = LeaseSpec {
+                holder_identity: Some(String::new()),
+                renew_time: Some(wall()),
+                lease_duration_seconds: Some(1),
+                ..spec
+            };
             self.put(lease, spec).await.map(|_| ())
         };
         match tokio::time::timeout(self.settings.pause(), give_up).await {
             Ok(Ok(())) => tracing::info!(lease = self.settings.name, "the lease is released"),
-            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "the lease could not be released, it runs out"),
+            Ok(Err(error)) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the lease could not be released, it runs out"
+            ),
             Err(_) => tracing::warn!("no answer to the release of the lease, it runs out"),
         }
     }
@@ -256,5 +321,7 @@ impl Lease {
 
 /// For people who read the object; no decision rests on it.
 fn wall() -> MicroTime {
-    MicroTime(Timestamp::from_microsecond(now().timestamp_micros()).unwrap_or(Timestamp::UNIX_EPOCH))
+    MicroTime(
+        Timestamp::from_microsecond(now().timestamp_micros()).unwrap_or(Timestamp::UNIX_EPOCH),
+    )
 }

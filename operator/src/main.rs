@@ -40,7 +40,10 @@ fn complain(error: &anyhow::Error) {
     eprintln!("signal-operator: {error:#}");
 }
 
-#[expect(clippy::print_stdout, reason = "printing is what the subcommand is for")]
+#[expect(
+    clippy::print_stdout,
+    reason = "printing is what the subcommand is for"
+)]
 fn start() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Crd => {
@@ -48,8 +51,14 @@ fn start() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Healthcheck { url } => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-            println!("{}", runtime.block_on(healthcheck::check(&url, HEALTHCHECK_LIMIT))?);
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("start the runtime")?;
+            println!(
+                "{}",
+                runtime.block_on(healthcheck::check(&url, HEALTHCHECK_LIMIT))?
+            );
             Ok(())
         }
         Command::Run(args) => {
@@ -57,7 +66,10 @@ fn start() -> anyhow::Result<()> {
             rustls::crypto::ring::default_provider()
                 .install_default()
                 .map_err(|_| anyhow::anyhow!("a cryptographic provider is installed already"))?;
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .context("start the runtime")?;
             runtime.block_on(serve(*args))
         }
     }
@@ -89,12 +101,15 @@ async fn serve(args: Run) -> anyhow::Result<()> {
         cancel.cancel();
         std::future::pending::<anyhow::Result<()>>().await
     };
-    let mut config = kube::Config::infer().await.context("find out how to reach the API server")?;
+    let mut config = kube::Config::infer()
+        .await
+        .context("find out how to reach the API server")?;
     config.connect_timeout = Some(CONNECT_LIMIT);
     let client = kube::Client::try_from(config).context("make a client of the API server")?;
     let pods = AdminClient::new().context("make a client of the pods")?;
-    let listener =
-        TcpListener::bind(args.scaler_address).await.with_context(|| format!("bind the scaler address {}", args.scaler_address))?;
+    let listener = TcpListener::bind(args.scaler_address)
+        .await
+        .with_context(|| format!("bind the scaler address {}", args.scaler_address))?;
     let parts = move |clusters: &Clusters, stop: CancellationToken| {
         let scaler = external_scaler::serve(clusters.store().clone(), listener, stop);
         vec![Box::pin(async move { scaler.await.context("serve the external scaler") }) as Part]

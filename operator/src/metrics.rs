@@ -70,29 +70,78 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("signal_operator");
         let reconciles = Family::default();
-        registry.register("reconciles", "Reconciles that ended, by outcome", reconciles.clone());
+        registry.register(
+            "reconciles",
+            "Reconciles that ended, by outcome",
+            reconciles.clone(),
+        );
         let reconcile_seconds = Histogram::new(exponential_buckets(0.005, 2.0, 13));
-        registry.register_with_unit("reconcile_duration", "How long reconciles took", Unit::Seconds, reconcile_seconds.clone());
+        registry.register_with_unit(
+            "reconcile_duration",
+            "How long reconciles took",
+            Unit::Seconds,
+            reconcile_seconds.clone(),
+        );
         let running = Gauge::default();
-        registry.register("reconciles_running", "Reconciles that run now", running.clone());
+        registry.register(
+            "reconciles_running",
+            "Reconciles that run now",
+            running.clone(),
+        );
         let triggers = Family::default();
-        registry.register("triggers", "Reconciles asked for by watches, by source", triggers.clone());
+        registry.register(
+            "triggers",
+            "Reconciles asked for by watches, by source",
+            triggers.clone(),
+        );
         let requeues = Family::default();
-        registry.register("requeues", "Reconciles asked for again, by why", requeues.clone());
+        registry.register(
+            "requeues",
+            "Reconciles asked for again, by why",
+            requeues.clone(),
+        );
         let writes = Family::default();
-        registry.register("writes", "Writes sent to the API server, by kind and verb", writes.clone());
+        registry.register(
+            "writes",
+            "Writes sent to the API server, by kind and verb",
+            writes.clone(),
+        );
         let polls = Family::default();
-        registry.register("pod_status_polls", "Questions to the status of gateway pods, by outcome", polls.clone());
+        registry.register(
+            "pod_status_polls",
+            "Questions to the status of gateway pods, by outcome",
+            polls.clone(),
+        );
         let watch_errors = Counter::default();
-        registry.register("watch_errors", "Watches that broke and were set up again", watch_errors.clone());
+        registry.register(
+            "watch_errors",
+            "Watches that broke and were set up again",
+            watch_errors.clone(),
+        );
         let clusters = Gauge::default();
-        registry.register("clusters", "SignalClusters that are known", clusters.clone());
+        registry.register(
+            "clusters",
+            "SignalClusters that are known",
+            clusters.clone(),
+        );
         let leader = Gauge::default();
-        registry.register("leader", "1 while this process holds the lease", leader.clone());
+        registry.register(
+            "leader",
+            "1 while this process holds the lease",
+            leader.clone(),
+        );
         let crd_present = Gauge::default();
-        registry.register("crd_present", "1 once the API server knows SignalCluster", crd_present.clone());
+        registry.register(
+            "crd_present",
+            "1 once the API server knows SignalCluster",
+            crd_present.clone(),
+        );
         let build: Family<Build, Gauge> = Family::default();
-        build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
+        build
+            .get_or_create(&Build {
+                version: env!("CARGO_PKG_VERSION"),
+            })
+            .set(1);
         registry.register("build_info", "Version of the operator", build);
         Self {
             registry: Arc::new(registry),
@@ -115,7 +164,8 @@ impl Metrics {
     /// As Prometheus reads it (OpenMetrics text).
     pub fn text(&self) -> String {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("a String takes every write");
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)
+            .expect("a String takes every write");
         text
     }
 
@@ -133,10 +183,26 @@ mod tests {
     fn every_metric_has_the_prefix_and_a_help() {
         let metrics = Metrics::default();
         Metrics::count(&metrics.reconciles, "ok");
-        metrics.writes.get_or_create(&WriteLabel { kind: "Deployment".into(), verb: "apply" }).inc();
+        metrics
+            .writes
+            .get_or_create(&WriteLabel {
+                kind: "Deployment".into(),
+                verb: "apply",
+            })
+            .inc();
         let text = metrics.text();
-        assert!(text.contains(r#"signal_operator_reconciles_total{outcome="ok"} 1"#), "{text}");
-        assert!(text.contains(r#"signal_operator_writes_total{kind="Deployment",verb="apply"} 1"#), "{text}");
-        assert!(text.lines().filter(|line| !line.is_empty() && !line.starts_with("# EOF")).all(|line| line.contains("signal_operator_")));
+        assert!(
+            text.contains(r#"signal_operator_reconciles_total{outcome="ok"} 1"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"signal_operator_writes_total{kind="Deployment",verb="apply"} 1"#),
+            "{text}"
+        );
+        assert!(
+            text.lines()
+                .filter(|line| !line.is_empty() && !line.starts_with("# EOF"))
+                .all(|line| line.contains("signal_operator_"))
+        );
     }
 }

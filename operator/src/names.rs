@@ -72,9 +72,13 @@ impl Children {
 
 /// What the Deployment selects its pods by; never changes.
 pub fn selector(name: &str) -> BTreeMap<String, String> {
-    [("app.kubernetes.io/name", "signal-gateway"), (INSTANCE_LABEL, name), ("app.kubernetes.io/component", "gateway")]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into()
+    [
+        ("app.kubernetes.io/name", "signal-gateway"),
+        (INSTANCE_LABEL, name),
+        ("app.kubernetes.io/component", "gateway"),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into()
 }
 
 /// The recommended labels of every object of a SignalCluster.
@@ -87,7 +91,10 @@ pub fn labels(name: &str) -> BTreeMap<String, String> {
 
 /// Selects the pods that stay, as `status.selector` says it.
 pub fn staying_selector(name: &str) -> String {
-    let mut parts: Vec<String> = selector(name).into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut parts: Vec<String> = selector(name)
+        .into_iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     // `!=` is no operator that kubectl reads in a scale subresource.
     parts.push(format!("!{DRAINING}"));
     parts.join(",")

@@ -48,21 +48,39 @@ pub async fn give(
     }
     if let Some(token) = token {
         let step = verdict.scale.iter();
-        let drains = step.clone().flat_map(|step| &step.drain).map(|name| (name, Order::Drain));
-        let undrains = step.flat_map(|step| &step.undrain).map(|name| (name, Order::Undrain));
-        let sheds = verdict.shed.iter().map(|(name, count)| (name, Order::Shed(*count)));
+        let drains = step
+            .clone()
+            .flat_map(|step| &step.drain)
+            .map(|name| (name, Order::Drain));
+        let undrains = step
+            .flat_map(|step| &step.undrain)
+            .map(|name| (name, Order::Undrain));
+        let sheds = verdict
+            .shed
+            .iter()
+            .map(|(name, count)| (name, Order::Shed(*count)));
         let mut telling = Vec::new();
         for (name, order) in drains.chain(undrains).chain(sheds) {
             let pod = fleet.pods.iter().find(|pod| pod.name == *name);
-            telling.extend(pod.and_then(|pod| Some(tell(pod, pod.ip?, order, token, pods, writer).boxed())));
+            telling.extend(
+                pod.and_then(|pod| Some(tell(pod, pod.ip?, order, token, pods, writer).boxed())),
+            );
         }
-        stream::iter(telling).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+        stream::iter(telling)
+            .buffer_unordered(AT_ONCE)
+            .collect::<Vec<()>>()
+            .await;
     }
     if let Some(replicas) = verdict.rescale {
         let api: Api<SignalCluster> = Api::namespaced(writer.client().clone(), &owner.namespace);
         let patch = json!({"spec": {"replicas": replicas}});
-        let request = async { api.patch_scale(&owner.name, &Writer::patch_params(), &Patch::Merge(&patch)).await };
-        writer.write("scale", "SignalCluster", &owner.name, request).await?;
+        let request = async {
+            api.patch_scale(&owner.name, &Writer::patch_params(), &Patch::Merge(&patch))
+                .await
+        };
+        writer
+            .write("scale", "SignalCluster", &owner.name, request)
+            .await?;
     }
     Ok(())
 }
@@ -107,7 +125,14 @@ enum Order {
 }
 
 /// Tells one pod; if it does not listen it is told again at the next look.
-async fn tell(pod: &Pod, ip: IpAddr, order: Order, token: &str, pods: &AdminClient, writer: &Writer) {
+async fn tell(
+    pod: &Pod,
+    ip: IpAddr,
+    order: Order,
+    token: &str,
+    pods: &AdminClient,
+    writer: &Writer,
+) {
     // The lease is looked at as late as with writes to the API server.
     if !writer.may_write() {
         return;

@@ -48,11 +48,19 @@ pub struct Plan<T> {
 impl Happening {
     /// As it should be.
     pub fn normal(reason: &'static str, note: String) -> Self {
-        Self { kind: Kind::Normal, reason, note }
+        Self {
+            kind: Kind::Normal,
+            reason,
+            note,
+        }
     }
 
     /// Someone should look.
     pub fn warning(reason: &'static str, note: String) -> Self {
-        Self { kind: Kind::Warning, reason, note }
+        Self {
+            kind: Kind::Warning,
+            reason,
+            note,
+        }
     }
 }

@@ -42,16 +42,29 @@ pub struct Memory {
 }
 
 /// Pods by name and how many connections each is to shed; most often none.
-pub fn plan(input: &RebalanceInput<'_>, memory: &mut Memory, now: DateTime<Utc>) -> Vec<(String, u32)> {
+pub fn plan(
+    input: &RebalanceInput<'_>,
+    memory: &mut Memory,
+    now: DateTime<Utc>,
+) -> Vec<(String, u32)> {
     if !input.settings.enabled || input.rolling_out || input.scaling || input.paused {
         memory.skewed_since = None;
         return Vec::new();
     }
     // Without one pod's number there is no mean; it says nothing about how long the skew lasts.
-    let Some(counts) = counts(input.fleet) else { return Vec::new() };
+    let Some(counts) = counts(input.fleet) else {
+        return Vec::new();
+    };
     let total: i64 = counts.iter().map(|(_, count)| count).sum();
     let pods = i64::try_from(counts.len()).unwrap_or(i64::MAX);
-    let is_far = |count: i64| is_skewed(count, total, pods, i64::from(input.settings.max_skew_percent));
+    let is_far = |count: i64| {
+        is_skewed(
+            count,
+            total,
+            pods,
+            i64::from(input.settings.max_skew_percent),
+        )
+    };
     // Down to the mean, rounded up: nobody goes below it.
     let mean = total.div_euclid(pods) + i64::from(total % pods > 0);
     let mut surplus: Vec<(&str, i64)> = counts
@@ -65,11 +78,15 @@ pub fn plan(input: &RebalanceInput<'_>, memory: &mut Memory, now: DateTime<Utc>)
         return Vec::new();
     }
     let since = *memory.skewed_since.get_or_insert(now);
-    if now - since < TimeDelta::from_std(input.settings.stable_for.std()).unwrap_or(TimeDelta::MAX) {
+    if now - since < TimeDelta::from_std(input.settings.stable_for.std()).unwrap_or(TimeDelta::MAX)
+    {
         return Vec::new();
     }
     surplus.sort_by(|left, right| right.1.cmp(&left.1).then(left.0.cmp(right.0)));
-    let orders = share(&surplus, memory.budget(i64::from(input.settings.max_per_minute), now));
+    let orders = share(
+        &surplus,
+        memory.budget(i64::from(input.settings.max_per_minute), now),
+    );
     let shed: i64 = orders.iter().map(|(_, count)| i64::from(*count)).sum();
     if shed > 0 {
         memory.shed.push_back((now, shed));
@@ -79,9 +96,17 @@ pub fn plan(input: &RebalanceInput<'_>, memory: &mut Memory, now: DateTime<Utc>)
 
 /// Connections of the staying pods, by name; `None`: one of them is not ready or does not answer, or there are fewer than two.
 fn counts(fleet: &Fleet) -> Option<Vec<(&str, i64)>> {
-    let count = |pod: &'_ Pod| pod.report().filter(|_| pod.ready).map(|report| report.connections.total);
-    let counts: Option<Vec<(&str, i64)>> =
-        fleet.pods.iter().filter(|pod| pod.stays()).map(|pod| Some((pod.name.as_str(), count(pod)?))).collect();
+    let count = |pod: &'_ Pod| {
+        pod.report()
+            .filter(|_| pod.ready)
+            .map(|report| report.connections.total)
+    };
+    let counts: Option<Vec<(&str, i64)>> = fleet
+        .pods
+        .iter()
+        .filter(|pod| pod.stays())
+        .map(|pod| Some((pod.name.as_str(), count(pod)?)))
+        .collect();
     counts.filter(|counts| counts.len() > 1)
 }
 
@@ -94,7 +119,9 @@ fn is_skewed(count: i64, total: i64, pods: i64, percent: i64) -> bool {
 fn share(surplus: &[(&str, i64)], budget: i64) -> Vec<(String, u32)> {
     let total: i64 = surplus.iter().map(|(_, above)| above).sum();
     let budget = budget.min(total);
-    let part = |above: i64| i64::try_from(i128::from(budget) * i128::from(above) / i128::from(total)).unwrap_or(0);
+    let part = |above: i64| {
+        i64::try_from(i128::from(budget) * i128::from(above) / i128::from(total)).unwrap_or(0)
+    };
     let mut rest = budget - surplus.iter().map(|(_, above)| part(*above)).sum::<i64>();
     let mut orders = Vec::new();
     for (name, above) in surplus {
@@ -111,7 +138,10 @@ fn share(surplus: &[(&str, i64)], budget: i64) -> Vec<(String, u32)> {
 impl Memory {
     /// How many may be shed in this step: the pace times the time since the last step, and never more than `per_minute` in any minute.
     fn budget(&mut self, per_minute: i64, now: DateTime<Utc>) -> i64 {
-        let last = self.shed.back().map_or(STEP, |(at, _)| (now - *at).clamp(TimeDelta::zero(), STEP));
+        let last = self
+            .shed
+            .back()
+            .map_or(STEP, |(at, _)| (now - *at).clamp(TimeDelta::zero(), STEP));
         while self.shed.front().is_some_and(|(at, _)| *at <= now - MINUTE) {
             self.shed.pop_front();
         }

@@ -49,10 +49,20 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
     let verdict = {
         let remembered = context.remembered(&observed.cluster);
         let mut remembered = remembered.lock();
-        judge(&observed, &mut remembered, context.operator_namespace.as_deref(), &mut rand::rng(), now)
+        judge(
+            &observed,
+            &mut remembered,
+            context.operator_namespace.as_deref(),
+            &mut rand::rng(),
+            now,
+        )
     };
     let paused = observed.cluster.spec.paused;
-    let outcome = if paused { Ok(()) } else { act(context, &observed, &verdict).await };
+    let outcome = if paused {
+        Ok(())
+    } else {
+        act(context, &observed, &verdict).await
+    };
     let trouble = match &outcome {
         Err(Error::Apply(error)) => lasting(error),
         _ => None,
@@ -68,10 +78,14 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
     }
     outcome?;
     // No watch tells when.
-    let migrates_again = verdict.migration.tried_again(&observed.cluster.spec).is_some();
+    let migrates_again = verdict
+        .migration
+        .tried_again(&observed.cluster.spec)
+        .is_some();
     Ok(if verdict.is_busy(&observed.fleet) {
         context.look_again(BUSY)
-    } else if wants_samples(&observed) || settling(&observed, &status.conditions) || migrates_again {
+    } else if wants_samples(&observed) || settling(&observed, &status.conditions) || migrates_again
+    {
         context.look_again(SAMPLE)
     } else {
         context.resync()
@@ -80,18 +94,36 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
 
 /// Pods serve, and what they say of themselves is not yet, or no longer, as it should be.
 fn settling(observed: &Observed, conditions: &[Condition]) -> bool {
-    let holds = |kind: ConditionType| conditions.iter().any(|condition| condition.type_ == kind.as_str() && condition.status == "True");
+    let holds = |kind: ConditionType| {
+        conditions
+            .iter()
+            .any(|condition| condition.type_ == kind.as_str() && condition.status == "True")
+    };
     let settled = holds(ConditionType::Ready) && holds(ConditionType::KafkaReachable);
     !settled && observed.fleet.ready().next().is_some()
 }
 
 /// Writes what the verdict asks for.
 async fn act(context: &Context, observed: &Observed, verdict: &Verdict) -> Result<(), Error> {
-    let Some(desired) = &verdict.desired else { return Ok(()) };
+    let Some(desired) = &verdict.desired else {
+        return Ok(());
+    };
     let mut objects = wanted(desired.clone())?;
-    if desired.signing_keys.is_none() && observed.live_config.as_ref().is_some_and(names_managed_keys) {
+    if desired.signing_keys.is_none()
+        && observed
+            .live_config
+            .as_ref()
+            .is_some_and(names_managed_keys)
+    {
         // While gateways still verify with the keys, the issuer's Secret is not taken away.
-        let children = Children::of(observed.cluster.metadata.name.as_deref().unwrap_or_default());
+        let children = Children::of(
+            observed
+                .cluster
+                .metadata
+                .name
+                .as_deref()
+                .unwrap_or_default(),
+        );
         objects.push(Wanted::Kept(SECRET, children.signing_keys));
     }
     let applied = apply(objects, observed, &context.writer).await?;
@@ -104,58 +136,101 @@ async fn act(context: &Context, observed: &Observed, verdict: &Verdict) -> Resul
         );
     }
     let token = admin_token(&applied, observed);
-    orders::give(verdict, &observed.fleet, &Owner::of(observed), token.as_deref(), &context.pods, &context.writer).await?;
+    orders::give(
+        verdict,
+        &observed.fleet,
+        &Owner::of(observed),
+        token.as_deref(),
+        &context.pods,
+        &context.writer,
+    )
+    .await?;
     Ok(())
 }
 
 fn admin_token(applied: &Applied, observed: &Observed) -> Option<String> {
     let name = Children::of(observed.cluster.metadata.name.as_deref()?).credentials;
     let secret: k8s_openapi::api::core::v1::Secret = applied.get(&name)?;
-    String::from_utf8(secret.data?.remove(ADMIN_TOKEN)?.0).ok().map(|token| token.trim().to_owned())
+    String::from_utf8(secret.data?.remove(ADMIN_TOKEN)?.0)
+        .ok()
+        .map(|token| token.trim().to_owned())
 }
 
 fn names_managed_keys(live: &k8s_openapi::api::core::v1::ConfigMap) -> bool {
-    live.data.as_ref().is_some_and(|data| data.contains_key(crate::desired::JWKS_JSON))
+    live.data
+        .as_ref()
+        .is_some_and(|data| data.contains_key(crate::desired::JWKS_JSON))
 }
 
 /// What trying again does not mend, for a condition.
 fn lasting(error: &ApplyError) -> Option<Trouble> {
     match error {
-        ApplyError::Occupied { .. } => Some(Trouble { reason: "NameOccupied", message: error.to_string() }),
+        ApplyError::Occupied { .. } => Some(Trouble {
+            reason: "NameOccupied",
+            message: error.to_string(),
+        }),
         ApplyError::Write(write) => match write.api() {
             Some(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
-                Some(Trouble { reason: "ApplyRefused", message: format!("{write}: {}", status.message) })
+                Some(Trouble {
+                    reason: "ApplyRefused",
+                    message: format!("{write}: {}", status.message),
+                })
             }
             _ => None,
         },
-        ApplyError::Read { .. } | ApplyError::Leaving { .. } | ApplyError::UnknownKind(_) | ApplyError::Shape(_) => None,
+        ApplyError::Read { .. }
+        | ApplyError::Leaving { .. }
+        | ApplyError::UnknownKind(_)
+        | ApplyError::Shape(_) => None,
     }
 }
 
 /// What a plan says again and again while it waits is told once.
 async fn tell_happenings(context: &Context, observed: &Observed, verdict: &Verdict) {
-    let fresh = context.remembered(&observed.cluster).lock().not_told_before(&verdict.events);
+    let fresh = context
+        .remembered(&observed.cluster)
+        .lock()
+        .not_told_before(&verdict.events);
     for event in &fresh {
         let kind = match event.kind {
             Kind::Normal => EventType::Normal,
             Kind::Warning => EventType::Warning,
         };
-        context.events.publish(&observed.cluster, kind, event.reason, &event.note).await;
+        context
+            .events
+            .publish(&observed.cluster, kind, event.reason, &event.note)
+            .await;
     }
 }
 
 /// A condition that turned is an Event: a Warning where it is for the worse.
 async fn tell_conditions(context: &Context, observed: &Observed, after: &[Condition]) {
-    let before = observed.cluster.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let before = observed
+        .cluster
+        .status
+        .as_ref()
+        .map_or(&[][..], |status| &status.conditions);
     for condition in after {
         let old = before.iter().find(|old| old.type_ == condition.type_);
-        let Some(turn) = turned(old, condition) else { continue };
-        context.events.publish(&observed.cluster, turn, &condition.reason, &format!("{}: {}", condition.type_, condition.message)).await;
+        let Some(turn) = turned(old, condition) else {
+            continue;
+        };
+        context
+            .events
+            .publish(
+                &observed.cluster,
+                turn,
+                &condition.reason,
+                &format!("{}: {}", condition.type_, condition.message),
+            )
+            .await;
     }
 }
 
 fn turned(old: Option<&Condition>, new: &Condition) -> Option<EventType> {
-    let same = old.is_some_and(|old| old.status == new.status && (old.reason == new.reason || new.status != "False"));
+    let same = old.is_some_and(|old| {
+        old.status == new.status && (old.reason == new.reason || new.status != "False")
+    });
     if same {
         return None;
     }
@@ -173,27 +248,44 @@ fn turned(old: Option<&Condition>, new: &Condition) -> Option<EventType> {
     match new.status.as_str() {
         "True" if is(&troubles) => Some(EventType::Warning),
         "False" if is(&troubles) && was == "True" => Some(EventType::Normal),
-        "True" if is(&goods) && was != "True" && (was == "False" || new.type_ == ConditionType::Ready.as_str()) => Some(EventType::Normal),
+        "True"
+            if is(&goods)
+                && was != "True"
+                && (was == "False" || new.type_ == ConditionType::Ready.as_str()) =>
+        {
+            Some(EventType::Normal)
+        }
         // A cluster that starts is not ready and not migrated yet: that is no fault.
         "False" if is(&goods[1..4]) || (is(&goods) && was == "True") => Some(EventType::Warning),
         _ => None,
     }
 }
 
-async fn write_status(context: &Context, observed: &Observed, status: &signal_crds::Status) -> Result<(), Error> {
+async fn write_status(
+    context: &Context,
+    observed: &Observed,
+    status: &signal_crds::Status,
+) -> Result<(), Error> {
     if observed.cluster.status.as_ref() == Some(status) {
         return Ok(());
     }
     let owner = Owner::of(observed);
-    let api: Api<SignalCluster> = Api::namespaced(context.writer.client().clone(), &owner.namespace);
+    let api: Api<SignalCluster> =
+        Api::namespaced(context.writer.client().clone(), &owner.namespace);
     // Members that are not there any more are taken away, which a merge alone would not do.
     let patch = json!({
         "metadata": {"uid": owner.uid, "resourceVersion": observed.cluster.metadata.resource_version},
         "status": replaced(observed.cluster.status.as_ref(), status),
     });
     let params = crate::writer::Writer::patch_params();
-    let request = async { api.patch_status(&owner.name, &params, &kube::api::Patch::Merge(&patch)).await };
-    context.writer.write("status", "SignalCluster", &owner.name, request).await?;
+    let request = async {
+        api.patch_status(&owner.name, &params, &kube::api::Patch::Merge(&patch))
+            .await
+    };
+    context
+        .writer
+        .write("status", "SignalCluster", &owner.name, request)
+        .await?;
     Ok(())
 }
 
@@ -208,7 +300,9 @@ fn replaced(old: Option<&signal_crds::Status>, new: &signal_crds::Status) -> ser
 }
 
 fn null_what_is_gone(old: &serde_json::Value, new: &mut serde_json::Value) {
-    let (Some(old), Some(new)) = (old.as_object(), new.as_object_mut()) else { return };
+    let (Some(old), Some(new)) = (old.as_object(), new.as_object_mut()) else {
+        return;
+    };
     for (key, before) in old {
         match new.get_mut(key) {
             Some(after) => null_what_is_gone(before, after),

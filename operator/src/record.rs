@@ -106,10 +106,23 @@ pub struct RecordedRedis {
 impl Record {
     /// Keys of the credentials Secret that the record names.
     pub fn files(&self) -> impl Iterator<Item = &str> {
-        let sources = self.sources.iter().filter_map(|source| source.definition.ca_file.as_deref());
-        let redis = self.redis.iter().chain(&self.redis_previous).flat_map(|redis| {
-            [redis.password_file.as_deref(), redis.sentinel_password_file.as_deref(), redis.ca_file.as_deref()].into_iter().flatten()
-        });
+        let sources = self
+            .sources
+            .iter()
+            .filter_map(|source| source.definition.ca_file.as_deref());
+        let redis = self
+            .redis
+            .iter()
+            .chain(&self.redis_previous)
+            .flat_map(|redis| {
+                [
+                    redis.password_file.as_deref(),
+                    redis.sentinel_password_file.as_deref(),
+                    redis.ca_file.as_deref(),
+                ]
+                .into_iter()
+                .flatten()
+            });
         sources.chain(redis)
     }
 }

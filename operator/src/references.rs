@@ -34,10 +34,24 @@ pub fn references(spec: &SignalClusterSpec) -> References {
         database.and_then(|database| database.ca_secret_ref.as_ref()),
         spec.policy.url_secret_ref.as_ref(),
     ];
-    let of_sources = spec.jwks.sources.iter().filter_map(|source| source.ca_secret_ref.as_ref());
+    let of_sources = spec
+        .jwks
+        .sources
+        .iter()
+        .filter_map(|source| source.ca_secret_ref.as_ref());
     References {
-        secrets: optional.into_iter().flatten().chain(of_sources).map(|key| key.name.clone()).collect(),
-        config_maps: spec.notifications.catalog_ref.iter().map(|reference| reference.name.clone()).collect(),
+        secrets: optional
+            .into_iter()
+            .flatten()
+            .chain(of_sources)
+            .map(|key| key.name.clone())
+            .collect(),
+        config_maps: spec
+            .notifications
+            .catalog_ref
+            .iter()
+            .map(|reference| reference.name.clone())
+            .collect(),
     }
 }
 
@@ -48,8 +62,16 @@ mod tests {
     use super::*;
 
     /// Fills each reference of the schema with a name of its own.
-    fn fill(schema: &Value, path: &str, names: &mut (BTreeSet<String>, BTreeSet<String>)) -> Option<Value> {
-        let name = path.to_lowercase().replace('/', "-").trim_start_matches('-').to_owned();
+    fn fill(
+        schema: &Value,
+        path: &str,
+        names: &mut (BTreeSet<String>, BTreeSet<String>),
+    ) -> Option<Value> {
+        let name = path
+            .to_lowercase()
+            .replace('/', "-")
+            .trim_start_matches('-')
+            .to_owned();
         let properties = schema.get("properties").and_then(Value::as_object);
         if path.ends_with("SecretRef") {
             names.0.insert(name.clone());
@@ -60,13 +82,19 @@ mod tests {
             return Some(json!({"name": name}));
         }
         if let Some(properties) = properties {
-            let required: Vec<&str> =
-                schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+            let required: Vec<&str> = schema
+                .get("required")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
             let members: serde_json::Map<String, Value> = properties
                 .iter()
                 .filter_map(|(key, inner)| {
                     let inner_path = format!("{path}/{key}");
-                    let filled = fill(inner, &inner_path, names).or_else(|| required.contains(&key.as_str()).then(|| plain(inner)))?;
+                    let filled = fill(inner, &inner_path, names)
+                        .or_else(|| required.contains(&key.as_str()).then(|| plain(inner)))?;
                     Some((key.clone(), filled))
                 })
                 .collect();
@@ -94,13 +122,24 @@ mod tests {
 
     #[test]
     fn every_reference_of_the_schema_is_found() {
-        let crd = serde_json::to_value(<signal_crds::SignalCluster as kube::CustomResourceExt>::crd()).unwrap();
+        let crd =
+            serde_json::to_value(<signal_crds::SignalCluster as kube::CustomResourceExt>::crd())
+                .unwrap();
         let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
         let mut names = (BTreeSet::new(), BTreeSet::new());
         let spec = fill(schema, "", &mut names).unwrap();
-        assert!(names.0.len() >= 12 && names.1.len() == 1, "the schema was not walked: {names:?}");
+        assert!(
+            names.0.len() >= 12 && names.1.len() == 1,
+            "the schema was not walked: {names:?}"
+        );
         let spec: SignalClusterSpec = serde_json::from_value(spec).unwrap();
         let found = references(&spec);
-        assert_eq!(found, References { secrets: names.0, config_maps: names.1 });
+        assert_eq!(
+            found,
+            References {
+                secrets: names.0,
+                config_maps: names.1
+            }
+        );
     }
 }

@@ -17,12 +17,31 @@ pub struct Owned {
     pub optional: bool,
 }
 
-const fn kind(group: &'static str, version: &'static str, kind: &'static str, plural: &'static str) -> Owned {
-    Owned { group, version, kind, plural, optional: false }
+const fn kind(
+    group: &'static str,
+    version: &'static str,
+    kind: &'static str,
+    plural: &'static str,
+) -> Owned {
+    Owned {
+        group,
+        version,
+        kind,
+        plural,
+        optional: false,
+    }
 }
 
-const fn optional(group: &'static str, version: &'static str, name: &'static str, plural: &'static str) -> Owned {
-    Owned { optional: true, ..kind(group, version, name, plural) }
+const fn optional(
+    group: &'static str,
+    version: &'static str,
+    name: &'static str,
+    plural: &'static str,
+) -> Owned {
+    Owned {
+        optional: true,
+        ..kind(group, version, name, plural)
+    }
 }
 
 /// ServiceAccount.
@@ -34,23 +53,49 @@ pub const SECRET: Owned = kind("", "v1", "Secret", "secrets");
 /// Service.
 pub const SERVICE: Owned = kind("", "v1", "Service", "services");
 /// NetworkPolicy.
-pub const NETWORK_POLICY: Owned = kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies");
+pub const NETWORK_POLICY: Owned = kind(
+    "networking.k8s.io",
+    "v1",
+    "NetworkPolicy",
+    "networkpolicies",
+);
 /// Job.
 pub const JOB: Owned = kind("batch", "v1", "Job", "jobs");
 /// Deployment.
 pub const DEPLOYMENT: Owned = kind("apps", "v1", "Deployment", "deployments");
 /// PodDisruptionBudget.
-pub const BUDGET: Owned = kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets");
+pub const BUDGET: Owned = kind(
+    "policy",
+    "v1",
+    "PodDisruptionBudget",
+    "poddisruptionbudgets",
+);
 /// HorizontalPodAutoscaler.
-pub const AUTOSCALER: Owned = kind("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers");
+pub const AUTOSCALER: Owned = kind(
+    "autoscaling",
+    "v2",
+    "HorizontalPodAutoscaler",
+    "horizontalpodautoscalers",
+);
 /// Ingress.
 pub const INGRESS: Owned = optional("networking.k8s.io", "v1", "Ingress", "ingresses");
 /// HTTPRoute of the Gateway API.
-pub const HTTP_ROUTE: Owned = optional("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes");
+pub const HTTP_ROUTE: Owned =
+    optional("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes");
 /// ServiceMonitor of Prometheus's operator.
-pub const SERVICE_MONITOR: Owned = optional("monitoring.coreos.com", "v1", "ServiceMonitor", "servicemonitors");
+pub const SERVICE_MONITOR: Owned = optional(
+    "monitoring.coreos.com",
+    "v1",
+    "ServiceMonitor",
+    "servicemonitors",
+);
 /// PrometheusRule of Prometheus's operator.
-pub const PROMETHEUS_RULE: Owned = optional("monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules");
+pub const PROMETHEUS_RULE: Owned = optional(
+    "monitoring.coreos.com",
+    "v1",
+    "PrometheusRule",
+    "prometheusrules",
+);
 
 /// All of them, in the order in which they are applied: what a pod mounts or is reached by comes before the pod.
 pub const ALL: [Owned; 13] = [
@@ -72,12 +117,19 @@ pub const ALL: [Owned; 13] = [
 impl Owned {
     /// As kube wants it.
     pub fn resource(&self) -> ApiResource {
-        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(self.group, self.version, self.kind), self.plural)
+        ApiResource::from_gvk_with_plural(
+            &GroupVersionKind::gvk(self.group, self.version, self.kind),
+            self.plural,
+        )
     }
 
     /// `group/version`, or the version alone for the core.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// The kind of an object, by its own words; `None` if the operator makes none of it.
@@ -88,11 +140,14 @@ impl Owned {
 
     /// The kind of this name.
     pub fn find(api_version: &str, kind: &str) -> Option<Owned> {
-        ALL.into_iter().find(|owned| owned.kind == kind && owned.api_version() == api_version)
+        ALL.into_iter()
+            .find(|owned| owned.kind == kind && owned.api_version() == api_version)
     }
 
     /// Its place in the order of application.
     pub fn order(&self) -> usize {
-        ALL.iter().position(|owned| owned == self).unwrap_or(ALL.len())
+        ALL.iter()
+            .position(|owned| owned == self)
+            .unwrap_or(ALL.len())
     }
 }

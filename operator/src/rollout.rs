@@ -26,7 +26,9 @@ pub struct Rollout {
 impl Rollout {
     /// Of a Deployment as observed.
     pub fn of(deployment: Option<&Deployment>, fleet: &Fleet) -> Self {
-        let Some(deployment) = deployment else { return Self::default() };
+        let Some(deployment) = deployment else {
+            return Self::default();
+        };
         let status = deployment.status.clone().unwrap_or_default();
         let pods = status.replicas.unwrap_or(0);
         let updated = status.updated_replicas.unwrap_or(0);
@@ -34,14 +36,22 @@ impl Rollout {
         let is_current = status.observed_generation >= deployment.metadata.generation;
         let revisions = Revisions::of(fleet);
         let newest = revisions.newest(is_current.then_some(updated));
-        let stuck = status.conditions.unwrap_or_default().into_iter().find_map(|condition| {
-            let is_stuck = condition.type_ == "Progressing" && condition.reason.as_deref() == Some("ProgressDeadlineExceeded");
-            (is_stuck && is_current).then(|| condition.message.unwrap_or_default())
-        });
+        let stuck = status
+            .conditions
+            .unwrap_or_default()
+            .into_iter()
+            .find_map(|condition| {
+                let is_stuck = condition.type_ == "Progressing"
+                    && condition.reason.as_deref() == Some("ProgressDeadlineExceeded");
+                (is_stuck && is_current).then(|| condition.message.unwrap_or_default())
+            });
         Self {
             going_on: revisions.0.len() > 1 || updated < pods,
             stuck,
-            updated: newest.as_ref().and_then(|hash| revisions.0.get(hash)).map_or(0, |revision| revision.count),
+            updated: newest
+                .as_ref()
+                .and_then(|hash| revisions.0.get(hash))
+                .map_or(0, |revision| revision.count),
             newest,
         }
     }
@@ -79,7 +89,10 @@ impl Revisions {
             return None;
         }
         let rank = |revision: &Revision| (Some(revision.count) == updated, revision.youngest);
-        self.0.iter().max_by_key(|(_, revision)| rank(revision)).map(|(hash, _)| hash.clone())
+        self.0
+            .iter()
+            .max_by_key(|(_, revision)| rank(revision))
+            .map(|(hash, _)| hash.clone())
     }
 }
 
@@ -121,7 +134,9 @@ mod tests {
             created: DateTime::UNIX_EPOCH + TimeDelta::minutes(i64::try_from(place).unwrap()),
             report: Err(String::new()),
         });
-        Fleet { pods: pods.collect() }
+        Fleet {
+            pods: pods.collect(),
+        }
     }
 
     #[test]
@@ -148,7 +163,10 @@ mod tests {
     #[test]
     fn a_new_revision_without_a_pod_is_a_rollout_too() {
         let rollout = Rollout::of(Some(&deployment(2, 0)), &fleet("aa"));
-        assert_eq!((rollout.going_on, rollout.newest, rollout.updated), (true, None, 0));
+        assert_eq!(
+            (rollout.going_on, rollout.newest, rollout.updated),
+            (true, None, 0)
+        );
     }
 
     #[test]
@@ -175,8 +193,17 @@ mod tests {
             message: Some("no progress".into()),
             ..Default::default()
         }]);
-        assert_eq!(Rollout::of(Some(&deployment), &fleet("aaab")).stuck.as_deref(), Some("no progress"));
+        assert_eq!(
+            Rollout::of(Some(&deployment), &fleet("aaab"))
+                .stuck
+                .as_deref(),
+            Some("no progress")
+        );
         deployment.metadata.generation = Some(4);
-        assert_eq!(Rollout::of(Some(&deployment), &fleet("aaab")).stuck, None, "said of the template before");
+        assert_eq!(
+            Rollout::of(Some(&deployment), &fleet("aaab")).stuck,
+            None,
+            "said of the template before"
+        );
     }
 }

@@ -53,9 +53,16 @@ pub async fn run(
     let metrics = Metrics::default();
     let pending = Pending::default();
     pending.wait("start", "the API server was not asked yet");
-    let listener = TcpListener::bind(args.admin_address).await.with_context(|| format!("bind the admin address {}", args.admin_address))?;
+    let listener = TcpListener::bind(args.admin_address)
+        .await
+        .with_context(|| format!("bind the admin address {}", args.admin_address))?;
     let listener_stop = CancellationToken::new();
-    let mut admin = tokio::spawn(admin::serve(listener, pending.clone(), metrics.clone(), listener_stop.clone()));
+    let mut admin = tokio::spawn(admin::serve(
+        listener,
+        pending.clone(),
+        metrics.clone(),
+        listener_stop.clone(),
+    ));
     let work = work(args, client, pods, more, &pending, &metrics, &stop);
     let outcome = tokio::select! {
         outcome = work => outcome,
@@ -76,17 +83,28 @@ async fn work(
     metrics: &Metrics,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let identity = format!("{}_{:016x}", args.pod_name.as_deref().unwrap_or("signal-operator"), rand::rng().random::<u64>());
+    let identity = format!(
+        "{}_{:016x}",
+        args.pod_name.as_deref().unwrap_or("signal-operator"),
+        rand::rng().random::<u64>()
+    );
     let scopes = Scope::of(&args.namespaces);
     let waiting = wait_for_crd(&client, &scopes, &args, &identity, pending, metrics);
-    let Some(kinds) = stop.run_until_cancelled(waiting).await else { return Ok(()) };
+    let Some(kinds) = stop.run_until_cancelled(waiting).await else {
+        return Ok(());
+    };
     let (kinds_sender, kinds) = watch::channel(kinds);
     let (clusters, follow) = Clusters::watch(&client, &scopes, metrics);
     let mut parts = JoinSet::new();
     for follow in follow {
         parts.spawn(endless(follow));
     }
-    parts.spawn(endless(kinds::follow(client.clone(), scopes.clone(), kinds_sender, metrics.clone())));
+    parts.spawn(endless(kinds::follow(
+        client.clone(),
+        scopes.clone(),
+        kinds_sender,
+        metrics.clone(),
+    )));
     let watches = parts.len();
     let after = CancellationToken::new();
     for part in more(&clusters, after.clone()) {
@@ -116,17 +134,34 @@ async fn work(
     };
     let (leading, is_leading) = watch::channel(false);
     let release = CancellationToken::new();
-    let mut lease = tokio::spawn(Lease::new(client.clone(), settings, fence.clone()).run(leading, release.clone()));
+    let mut lease = tokio::spawn(
+        Lease::new(client.clone(), settings, fence.clone()).run(leading, release.clone()),
+    );
     let context = Context::new(
-        Reader { client: client.clone(), kinds, poll: poll(&pods), metrics: metrics.clone() },
+        Reader {
+            client: client.clone(),
+            kinds,
+            poll: poll(&pods),
+            metrics: metrics.clone(),
+        },
         Writer::new(client.clone(), fence.clone(), metrics.clone()),
         Events::new(client, identity, fence),
         pods,
         metrics.clone(),
         args.pod_namespace.clone(),
-        Settings { concurrency: args.concurrency, resync: args.resync() },
+        Settings {
+            concurrency: args.concurrency,
+            resync: args.resync(),
+        },
     );
-    let lead = lead(Arc::new(context), &clusters, &scopes, is_leading, metrics, stop);
+    let lead = lead(
+        Arc::new(context),
+        &clusters,
+        &scopes,
+        is_leading,
+        metrics,
+        stop,
+    );
     let outcome = tokio::select! {
         () = lead => Ok(()),
         () = listed => Ok(()),
@@ -210,11 +245,15 @@ async fn wait_for_crd(
             },
             Ok(false) => {
                 if !told {
-                    tracing::warn!("the CustomResourceDefinition signalclusters.signal.dev is not installed; waiting for it");
+                    tracing::warn!(
+                        "the CustomResourceDefinition signalclusters.signal.dev is not installed; waiting for it"
+                    );
                     tell_about_crd(client, args, identity).await;
                     told = true;
                 }
-                format!("the API server does not know SignalCluster ({SIGNAL}): install the CustomResourceDefinition")
+                format!(
+                    "the API server does not know SignalCluster ({SIGNAL}): install the CustomResourceDefinition"
+                )
             }
             Err(error) => format!("the API server does not answer: {error}"),
         };
@@ -225,7 +264,9 @@ async fn wait_for_crd(
 
 /// One Warning on the operator's own pod.
 async fn tell_about_crd(client: &Client, args: &Run, identity: &str) {
-    let (Some(name), Some(namespace)) = (&args.pod_name, &args.pod_namespace) else { return };
+    let (Some(name), Some(namespace)) = (&args.pod_name, &args.pod_namespace) else {
+        return;
+    };
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let object = match pods.get_opt(name).await {
         Ok(Some(pod)) => pod.object_ref(&()),
@@ -238,8 +279,15 @@ async fn tell_about_crd(client: &Client, args: &Run, identity: &str) {
             ..ObjectReference::default()
         },
     };
-    let note = format!("the API server does not know SignalCluster ({SIGNAL}): install the chart signal-crds; the operator waits for it");
+    let note = format!(
+        "the API server does not know SignalCluster ({SIGNAL}): install the chart signal-crds; the operator waits for it"
+    );
     Events::of_the_process(client.clone(), identity.to_owned())
-        .publish_on(&object, EventType::Warning, "CustomResourceDefinitionMissing", &note)
+        .publish_on(
+            &object,
+            EventType::Warning,
+            "CustomResourceDefinitionMissing",
+            &note,
+        )
         .await;
 }

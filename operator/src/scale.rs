@@ -82,7 +82,13 @@ pub struct PodMark {
 
 impl PodMark {
     fn of(pod: &Pod, since: DateTime<Utc>, cost: i32) -> Self {
-        Self { name: pod.name.clone(), uid: pod.uid.clone(), resource_version: pod.resource_version.clone(), since, cost }
+        Self {
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+            resource_version: pod.resource_version.clone(),
+            since,
+            cost,
+        }
     }
 }
 
@@ -98,17 +104,36 @@ fn span(duration: signal_crds::Duration) -> TimeDelta {
 /// The next step towards the wanted number.
 pub fn plan(input: &ScaleInput<'_>, now: DateTime<Utc>) -> ScaleStep {
     let active: Vec<&Pod> = input.fleet.alive().collect();
-    let current = input.deployment.map_or(input.wanted, |deployment| deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1));
+    let current = input.deployment.map_or(input.wanted, |deployment| {
+        deployment
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.replicas)
+            .unwrap_or(1)
+    });
     let victims = Victims::choose(input, &active, current);
-    let finished: Vec<&Pod> = victims.kept.iter().copied().filter(|pod| is_finished(pod, input.drain, now)).collect();
+    let finished: Vec<&Pod> = victims
+        .kept
+        .iter()
+        .copied()
+        .filter(|pod| is_finished(pod, input.drain, now))
+        .collect();
     let leaving = leaving(&finished, &active);
     let replicas = replicas(input, &active, current, leaving.len());
 
     let mut step = ScaleStep {
         deployment_replicas: replicas,
         status: Scaling::default(),
-        mark: victims.new.iter().map(|pod| PodMark::of(pod, now, DRAINING_COST)).collect(),
-        unmark: victims.cancelled.iter().map(|pod| PodMark::of(pod, pod.draining_since.unwrap_or(now), DRAINING_COST)).collect(),
+        mark: victims
+            .new
+            .iter()
+            .map(|pod| PodMark::of(pod, now, DRAINING_COST))
+            .collect(),
+        unmark: victims
+            .cancelled
+            .iter()
+            .map(|pod| PodMark::of(pod, pod.draining_since.unwrap_or(now), DRAINING_COST))
+            .collect(),
         drain: Vec::new(),
         undrain: Vec::new(),
         waiting: None,
@@ -129,9 +154,24 @@ pub fn plan(input: &ScaleInput<'_>, now: DateTime<Utc>) -> ScaleStep {
         }
     }
     let is_victim = |pod: &Pod| victims.all().any(|victim| victim.name == pod.name);
-    let held = |pod: &&&Pod| pod.report().is_some_and(|report| report.drain.draining && report.drain.held);
-    step.undrain = active.iter().filter(|pod| !is_victim(pod)).filter(held).map(|pod| pod.name.clone()).collect();
-    tell(&mut step, input, &victims, &leaving, (current, active.len()), now);
+    let held = |pod: &&&Pod| {
+        pod.report()
+            .is_some_and(|report| report.drain.draining && report.drain.held)
+    };
+    step.undrain = active
+        .iter()
+        .filter(|pod| !is_victim(pod))
+        .filter(held)
+        .map(|pod| pod.name.clone())
+        .collect();
+    tell(
+        &mut step,
+        input,
+        &victims,
+        &leaving,
+        (current, active.len()),
+        now,
+    );
     step
 }
 
@@ -147,15 +187,23 @@ struct Victims<'a> {
 
 impl<'a> Victims<'a> {
     fn choose(input: &ScaleInput<'_>, active: &[&'a Pod], current: i32) -> Self {
-        let (mut marked, unmarked): (Vec<&Pod>, Vec<&Pod>) = active.iter().partition(|pod| pod.draining_since.is_some());
+        let (mut marked, unmarked): (Vec<&Pod>, Vec<&Pod>) =
+            active.iter().partition(|pod| pod.draining_since.is_some());
         marked.sort_by_key(|pod| order(pod));
-        let (mut unseen, mut serving): (Vec<&Pod>, Vec<&Pod>) = unmarked.into_iter().partition(|pod| serves_nobody(pod));
+        let (mut unseen, mut serving): (Vec<&Pod>, Vec<&Pod>) =
+            unmarked.into_iter().partition(|pod| serves_nobody(pod));
         unseen.sort_by_key(|pod| (pod.node.is_some(), pod.ip.is_some(), order(pod)));
         serving.sort_by_key(|pod| order(pod));
 
         // Before a Deployment exists, and while pods are replaced anyway, nobody is chosen and whoever drains is taken back.
         let settled = input.deployment.is_some() && !input.rolling_out;
-        let above = |count: usize| if settled { count.saturating_sub(size(input.wanted)) } else { 0 };
+        let above = |count: usize| {
+            if settled {
+                count.saturating_sub(size(input.wanted))
+            } else {
+                0
+            }
+        };
         // Pods beyond the Deployment's number are being deleted: their marks stay, and nobody is chosen on their account.
         let surplus = above(active.len());
         let choosable = above(active.len().min(size(current)));
@@ -168,7 +216,11 @@ impl<'a> Victims<'a> {
         if marked.is_empty() && cancelled.is_empty() {
             new.extend(serving.into_iter().take(choosable - new.len()));
         }
-        Self { kept: marked, new, cancelled }
+        Self {
+            kept: marked,
+            new,
+            cancelled,
+        }
     }
 
     fn all(&self) -> impl Iterator<Item = &'a Pod> {
@@ -209,16 +261,26 @@ fn is_marked(pod: &Pod) -> bool {
 ///
 /// One that does not answer is given its time: a draining pod is not ready either, so silence says nothing about its connections.
 fn is_finished(pod: &Pod, drain: &Drain, now: DateTime<Utc>) -> bool {
-    let Some(since) = pod.draining_since.filter(|_| is_marked(pod)) else { return false };
-    let empty = pod.report().is_some_and(|report| report.drain.draining && report.drain.remaining <= 0);
-    is_unplaced(pod) || now >= deadline(since, drain) || empty && !pod.ready && now >= since + span(drain.endpoint_propagation)
+    let Some(since) = pod.draining_since.filter(|_| is_marked(pod)) else {
+        return false;
+    };
+    let empty = pod
+        .report()
+        .is_some_and(|report| report.drain.draining && report.drain.remaining <= 0);
+    is_unplaced(pod)
+        || now >= deadline(since, drain)
+        || empty && !pod.ready && now >= since + span(drain.endpoint_propagation)
 }
 
 /// The most of the finished pods that the ReplicaSet deletes before any other that may hold connections.
 fn leaving<'a>(finished: &[&'a Pod], active: &[&Pod]) -> Vec<&'a Pod> {
     let mut leaving = finished.to_vec();
     loop {
-        let others: Vec<&Pod> = active.iter().copied().filter(|pod| leaving.iter().all(|one| one.name != pod.name)).collect();
+        let others: Vec<&Pod> = active
+            .iter()
+            .copied()
+            .filter(|pod| leaving.iter().all(|one| one.name != pod.name))
+            .collect();
         let before = leaving.len();
         leaving.retain(|pod| !others.iter().any(|other| may_go_before(other, pod)));
         if leaving.len() == before {
@@ -246,9 +308,16 @@ fn replicas(input: &ScaleInput<'_>, active: &[&Pod], current: i32, leaving: usiz
         return current;
     }
     // Pods that are missing need not come. The Deployment's own count guards against a fleet that was seen too early.
-    let counted = input.deployment.and_then(|deployment| deployment.status.as_ref()?.replicas).unwrap_or(0);
+    let counted = input
+        .deployment
+        .and_then(|deployment| deployment.status.as_ref()?.replicas)
+        .unwrap_or(0);
     let pods = i32::try_from(active.len()).unwrap_or(i32::MAX).max(counted);
-    current.min(input.wanted.max(pods - i32::try_from(leaving).unwrap_or(i32::MAX)))
+    current.min(
+        input
+            .wanted
+            .max(pods - i32::try_from(leaving).unwrap_or(i32::MAX)),
+    )
 }
 
 fn size(number: i32) -> usize {
@@ -283,34 +352,74 @@ fn tell(
         from: current,
         to: input.wanted,
         victims: names,
-        started_at: victims.all().map(|pod| pod.draining_since.unwrap_or(now)).min().map(to_k8s),
+        started_at: victims
+            .all()
+            .map(|pod| pod.draining_since.unwrap_or(now))
+            .min()
+            .map(to_k8s),
     };
     if blocked {
-        let message = format!("{current} pods become {} when the rollout is over", input.wanted);
-        step.waiting = Some(Waiting { reason: "RolloutInProgress", message });
+        let message = format!(
+            "{current} pods become {} when the rollout is over",
+            input.wanted
+        );
+        step.waiting = Some(Waiting {
+            reason: "RolloutInProgress",
+            message,
+        });
     } else if drains {
-        let open: Vec<&Pod> = victims.all().filter(|pod| leaving.iter().all(|one| one.name != pod.name)).collect();
-        step.waiting = Some(Waiting { reason: "Draining", message: format!("before they go, these drain: {}", list(&open)) });
+        let open: Vec<&Pod> = victims
+            .all()
+            .filter(|pod| leaving.iter().all(|one| one.name != pod.name))
+            .collect();
+        step.waiting = Some(Waiting {
+            reason: "Draining",
+            message: format!("before they go, these drain: {}", list(&open)),
+        });
     }
     if !victims.new.is_empty() {
-        let note = format!("{current} pods become {}; these drain first: {}", input.wanted, list(&victims.new));
+        let note = format!(
+            "{current} pods become {}; these drain first: {}",
+            input.wanted,
+            list(&victims.new)
+        );
         step.events.push(Happening::normal("DrainStarted", note));
     }
     if !victims.cancelled.is_empty() {
-        let why = if input.rolling_out { "a rollout replaces them" } else { "they are wanted again" };
-        step.events.push(Happening::normal("DrainCancelled", format!("{why}: {}", list(&victims.cancelled))));
+        let why = if input.rolling_out {
+            "a rollout replaces them"
+        } else {
+            "they are wanted again"
+        };
+        step.events.push(Happening::normal(
+            "DrainCancelled",
+            format!("{why}: {}", list(&victims.cancelled)),
+        ));
     }
     if input.deployment.is_none() || replicas == current {
         return;
     }
     if replicas > current {
-        step.events.push(Happening::normal("ScaledOut", format!("from {current} to {replicas} pods")));
+        step.events.push(Happening::normal(
+            "ScaledOut",
+            format!("from {current} to {replicas} pods"),
+        ));
         return;
     }
-    step.events.push(Happening::normal("ScaledIn", format!("from {current} to {replicas} pods: {}", list(leaving))));
-    let late: Vec<&Pod> = leaving.iter().copied().filter(|pod| !is_unplaced(pod) && load(pod) > 0).collect();
+    step.events.push(Happening::normal(
+        "ScaledIn",
+        format!("from {current} to {replicas} pods: {}", list(leaving)),
+    ));
+    let late: Vec<&Pod> = leaving
+        .iter()
+        .copied()
+        .filter(|pod| !is_unplaced(pod) && load(pod) > 0)
+        .collect();
     if !late.is_empty() {
-        step.events.push(Happening::warning("DrainDeadlineExceeded", format!("these go with connections open: {}", list(&late))));
+        step.events.push(Happening::warning(
+            "DrainDeadlineExceeded",
+            format!("these go with connections open: {}", list(&late)),
+        ));
     }
 }
 

@@ -113,7 +113,11 @@ struct Key {
 /// The private part is left out.
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Key").field("kid", &self.kid).field("stage", &self.stage).field("since", &self.since).finish_non_exhaustive()
+        f.debug_struct("Key")
+            .field("kid", &self.kid)
+            .field("stage", &self.stage)
+            .field("since", &self.since)
+            .finish_non_exhaustive()
     }
 }
 
@@ -147,10 +151,24 @@ impl Key {
         let (x, y) = point.as_bytes()[1..].split_at(32);
         let (x, y) = (BASE64URL.encode_to_string(x), BASE64URL.encode_to_string(y));
         let kid = thumbprint(&x, &y);
-        Self { secret, kid, x, y, stage, since, verify_until: None, served_since: None, token_life: signal_crds::Duration::default() }
+        Self {
+            secret,
+            kid,
+            x,
+            y,
+            stage,
+            since,
+            verify_until: None,
+            served_since: None,
+            token_life: signal_crds::Duration::default(),
+        }
     }
 
-    fn generate(random: &mut impl rand::CryptoRng, stage: SigningKeyStage, now: DateTime<Utc>) -> Self {
+    fn generate(
+        random: &mut impl rand::CryptoRng,
+        stage: SigningKeyStage,
+        now: DateTime<Utc>,
+    ) -> Self {
         loop {
             let mut bytes = [0; 32];
             random.fill_bytes(&mut bytes);
@@ -163,21 +181,52 @@ impl Key {
 
     fn entry(&self) -> Entry {
         let d = BASE64URL.encode_to_string(self.secret.to_bytes());
-        let Self { stage, since, verify_until, served_since, token_life, .. } = *self;
-        Entry { kid: self.kid.clone(), d, stage, since, verify_until, served_since, token_life }
+        let Self {
+            stage,
+            since,
+            verify_until,
+            served_since,
+            token_life,
+            ..
+        } = *self;
+        Entry {
+            kid: self.kid.clone(),
+            d,
+            stage,
+            since,
+            verify_until,
+            served_since,
+            token_life,
+        }
     }
 
     /// `None` where the text is no key, or is not the one that it is called.
     fn read(value: Value) -> Option<Self> {
         let entry: Entry = serde_json::from_value(value).ok()?;
         let secret = SecretKey::from_slice(&BASE64URL.decode_to_vec(&entry.d).ok()?).ok()?;
-        let Entry { verify_until, served_since, token_life, .. } = entry;
-        let key = Self { verify_until, served_since, token_life, ..Self::new(secret, entry.stage, entry.since) };
+        let Entry {
+            verify_until,
+            served_since,
+            token_life,
+            ..
+        } = entry;
+        let key = Self {
+            verify_until,
+            served_since,
+            token_life,
+            ..Self::new(secret, entry.stage, entry.since)
+        };
         (key.kid == entry.kid).then_some(key)
     }
 
-    fn turn(&mut self, stage: SigningKeyStage, since: Option<DateTime<Utc>>, verify_until: Option<DateTime<Utc>>) {
-        (self.stage, self.since, self.verify_until, self.served_since) = (stage, since, verify_until, None);
+    fn turn(
+        &mut self,
+        stage: SigningKeyStage,
+        since: Option<DateTime<Utc>>,
+        verify_until: Option<DateTime<Utc>>,
+    ) {
+        (self.stage, self.since, self.verify_until, self.served_since) =
+            (stage, since, verify_until, None);
     }
 }
 
@@ -197,20 +246,39 @@ impl KeyRing {
             return Ok(None);
         }
         let (mut keys, mut what) = read_ring(data.get(RING_JSON).map(Vec::as_slice));
-        let current = data.get(CURRENT_PEM).and_then(|pem| SecretKey::from_pkcs8_pem(std::str::from_utf8(pem).ok()?).ok());
-        let signing = keys.iter().filter(|key| key.stage == SigningKeyStage::Signing).count();
-        let held = current.as_ref().map(|secret| Key::new(secret.clone(), SigningKeyStage::Signing, None).kid);
-        let other = held.is_some_and(|held| keys.iter().any(|key| key.stage == SigningKeyStage::Signing && key.kid != held));
+        let current = data
+            .get(CURRENT_PEM)
+            .and_then(|pem| SecretKey::from_pkcs8_pem(std::str::from_utf8(pem).ok()?).ok());
+        let signing = keys
+            .iter()
+            .filter(|key| key.stage == SigningKeyStage::Signing)
+            .count();
+        let held = current
+            .as_ref()
+            .map(|secret| Key::new(secret.clone(), SigningKeyStage::Signing, None).kid);
+        let other = held.is_some_and(|held| {
+            keys.iter()
+                .any(|key| key.stage == SigningKeyStage::Signing && key.kid != held)
+        });
         if signing != 1 {
             what.get_or_insert_with(|| format!("{RING_JSON} names {signing} keys that sign"));
             choose_signing(&mut keys, current);
         } else if other {
-            what.get_or_insert_with(|| format!("{CURRENT_PEM} is another key than the one that signs in {RING_JSON}"));
+            what.get_or_insert_with(|| {
+                format!("{CURRENT_PEM} is another key than the one that signs in {RING_JSON}")
+            });
             choose_signing(&mut keys, current);
         }
         // Only for the issuer; a plan writes it anew anyway.
-        let said: Current = data.get(CURRENT_JSON).and_then(|json| serde_json::from_slice(json).ok()).unwrap_or_default();
-        let ring = (!keys.is_empty()).then_some(Self { issuer: said.iss, audiences: said.aud, keys });
+        let said: Current = data
+            .get(CURRENT_JSON)
+            .and_then(|json| serde_json::from_slice(json).ok())
+            .unwrap_or_default();
+        let ring = (!keys.is_empty()).then_some(Self {
+            issuer: said.iss,
+            audiences: said.aud,
+            keys,
+        });
         match what {
             Some(what) => Err(Damage { what, ring }),
             None => Ok(ring),
@@ -221,14 +289,28 @@ impl KeyRing {
     pub fn to_secret(&self) -> BTreeMap<String, Vec<u8>> {
         let entries: Vec<Entry> = self.keys.iter().map(Key::entry).collect();
         let mut data = BTreeMap::from([
-            (RING_JSON.to_owned(), json!({"keys": entries}).to_string().into_bytes()),
+            (
+                RING_JSON.to_owned(),
+                json!({"keys": entries}).to_string().into_bytes(),
+            ),
             (JWKS_JSON.to_owned(), self.jwks().into_bytes()),
         ]);
         if let Some(key) = self.signing() {
-            let pem = key.secret.to_pkcs8_pem(LineEnding::LF).expect("a key of a named curve has a PKCS#8 form");
-            let current = Current { kid: key.kid.clone(), alg: "ES256".into(), iss: self.issuer.clone(), aud: self.audiences.clone() };
+            let pem = key
+                .secret
+                .to_pkcs8_pem(LineEnding::LF)
+                .expect("a key of a named curve has a PKCS#8 form");
+            let current = Current {
+                kid: key.kid.clone(),
+                alg: "ES256".into(),
+                iss: self.issuer.clone(),
+                aud: self.audiences.clone(),
+            };
             data.insert(CURRENT_PEM.to_owned(), pem.as_bytes().to_vec());
-            data.insert(CURRENT_JSON.to_owned(), serde_json::to_vec(&current).expect("texts are plain data"));
+            data.insert(
+                CURRENT_JSON.to_owned(),
+                serde_json::to_vec(&current).expect("texts are plain data"),
+            );
         }
         data
     }
@@ -241,7 +323,11 @@ impl KeyRing {
 
     /// As the status of the SignalCluster shows it.
     pub fn status(&self) -> Vec<SigningKeyStatus> {
-        let shown = |key: &Key| SigningKeyStatus { kid: key.kid.clone(), state: key.stage, since: to_k8s(key.since.unwrap_or_default()) };
+        let shown = |key: &Key| SigningKeyStatus {
+            kid: key.kid.clone(),
+            state: key.stage,
+            since: to_k8s(key.since.unwrap_or_default()),
+        };
         self.keys.iter().map(shown).collect()
     }
 
@@ -260,14 +346,24 @@ fn read_ring(json: Option<&[u8]>) -> (Vec<Key>, Option<String>) {
     struct Ring {
         keys: Vec<Value>,
     }
-    let Some(json) = json else { return (Vec::new(), Some(format!("{RING_JSON} is not there"))) };
+    let Some(json) = json else {
+        return (Vec::new(), Some(format!("{RING_JSON} is not there")));
+    };
     // What serde says of it may repeat a private key.
-    let Ok(ring) = serde_json::from_slice::<Ring>(json) else { return (Vec::new(), Some(format!("{RING_JSON} cannot be read"))) };
+    let Ok(ring) = serde_json::from_slice::<Ring>(json) else {
+        return (Vec::new(), Some(format!("{RING_JSON} cannot be read")));
+    };
     let (mut keys, mut what) = (Vec::<Key>::new(), None);
     for (at, value) in ring.keys.into_iter().enumerate() {
         match Key::read(value) {
             Some(key) if keys.iter().all(|known| known.kid != key.kid) => keys.push(key),
-            _ => what = what.or_else(|| Some(format!("{RING_JSON}: key {at} cannot be read, or is there twice"))),
+            _ => {
+                what = what.or_else(|| {
+                    Some(format!(
+                        "{RING_JSON}: key {at} cannot be read, or is there twice"
+                    ))
+                })
+            }
         }
     }
     (keys, what)
@@ -276,8 +372,14 @@ fn read_ring(json: Option<&[u8]>) -> (Vec<Key>, Option<String>) {
 /// Leaves one key that signs: the one that the issuer holds, else the newest that did.
 fn choose_signing(keys: &mut Vec<Key>, current: Option<SecretKey>) {
     let current = current.map(|secret| Key::new(secret, SigningKeyStage::Signing, None));
-    let newest = keys.iter().filter(|key| key.stage == SigningKeyStage::Signing).max_by_key(|key| key.since).map(|key| key.kid.clone());
-    let Some(chosen) = current.as_ref().map(|key| key.kid.clone()).or(newest) else { return };
+    let newest = keys
+        .iter()
+        .filter(|key| key.stage == SigningKeyStage::Signing)
+        .max_by_key(|key| key.since)
+        .map(|key| key.kid.clone());
+    let Some(chosen) = current.as_ref().map(|key| key.kid.clone()).or(newest) else {
+        return;
+    };
     for key in keys.iter_mut() {
         if key.kid == chosen {
             let since = key.since.filter(|_| key.stage == SigningKeyStage::Signing);
@@ -292,11 +394,30 @@ fn choose_signing(keys: &mut Vec<Key>, current: Option<SecretKey>) {
 }
 
 /// The next step of the keys.
-pub fn plan(input: &SigningInput<'_>, now: DateTime<Utc>, random: &mut impl rand::CryptoRng) -> Plan<KeyRing> {
-    let Managed { issuer, audiences, rotate_every, max_token_life, cache_age, .. } = input.managed;
+pub fn plan(
+    input: &SigningInput<'_>,
+    now: DateTime<Utc>,
+    random: &mut impl rand::CryptoRng,
+) -> Plan<KeyRing> {
+    let Managed {
+        issuer,
+        audiences,
+        rotate_every,
+        max_token_life,
+        cache_age,
+        ..
+    } = input.managed;
     let keys = input.ring.map(|ring| ring.keys.clone()).unwrap_or_default();
-    let mut ring = KeyRing { issuer: issuer.clone(), audiences: audiences.clone(), keys };
-    let verified_until = |key: &Key| [key.token_life.max(*max_token_life), input.skew, *cache_age].into_iter().fold(now, after);
+    let mut ring = KeyRing {
+        issuer: issuer.clone(),
+        audiences: audiences.clone(),
+        keys,
+    };
+    let verified_until = |key: &Key| {
+        [key.token_life.max(*max_token_life), input.skew, *cache_age]
+            .into_iter()
+            .fold(now, after)
+    };
     let mut events = Vec::new();
     let mut tell = |reason, note| events.push(Happening::normal(reason, note));
 
@@ -305,15 +426,23 @@ pub fn plan(input: &SigningInput<'_>, now: DateTime<Utc>, random: &mut impl rand
         match key.stage {
             // A life that is shortened does not shorten that of tokens that are out.
             SigningKeyStage::Signing => key.token_life = key.token_life.max(*max_token_life),
-            SigningKeyStage::VerifyOnly => key.verify_until = key.verify_until.or_else(|| Some(verified_until(key))),
-            SigningKeyStage::Published if unserved(input.fleet, &key.kid).is_none() => key.served_since = key.served_since.or(Some(now)),
+            SigningKeyStage::VerifyOnly => {
+                key.verify_until = key.verify_until.or_else(|| Some(verified_until(key)))
+            }
+            SigningKeyStage::Published if unserved(input.fleet, &key.kid).is_none() => {
+                key.served_since = key.served_since.or(Some(now))
+            }
             SigningKeyStage::Published => key.served_since = None,
         }
     }
     ring.keys.retain(|key| {
-        let over = key.stage == SigningKeyStage::VerifyOnly && key.verify_until.is_some_and(|until| until <= now);
+        let over = key.stage == SigningKeyStage::VerifyOnly
+            && key.verify_until.is_some_and(|until| until <= now);
         if over {
-            tell(SIGNING_KEY_DROPPED, format!("key {}: no token of it can be valid any more", key.kid));
+            tell(
+                SIGNING_KEY_DROPPED,
+                format!("key {}: no token of it can be valid any more", key.kid),
+            );
         }
         !over
     });
@@ -321,47 +450,82 @@ pub fn plan(input: &SigningInput<'_>, now: DateTime<Utc>, random: &mut impl rand
     let Some(signing) = ring.at(SigningKeyStage::Signing) else {
         // The first one; or the one before is lost, and the successor is at least known to some.
         let at = ring.at(SigningKeyStage::Published).unwrap_or_else(|| {
-            ring.keys.push(Key::generate(random, SigningKeyStage::Published, now));
+            ring.keys
+                .push(Key::generate(random, SigningKeyStage::Published, now));
             ring.keys.len() - 1
         });
         ring.keys[at].turn(SigningKeyStage::Signing, Some(now), None);
         ring.keys[at].token_life = *max_token_life;
-        tell(SIGNING_KEY_ACTIVATED, format!("key {} signs; there was none before", ring.keys[at].kid));
-        return Plan { next: ring, waiting: None, events };
+        tell(
+            SIGNING_KEY_ACTIVATED,
+            format!("key {} signs; there was none before", ring.keys[at].kid),
+        );
+        return Plan {
+            next: ring,
+            waiting: None,
+            events,
+        };
     };
     let due = after(ring.keys[signing].since.unwrap_or(now), *rotate_every);
     let mut waiting = None;
     match ring.at(SigningKeyStage::Published) {
         None if after(after(now, *cache_age), POD_MARGIN) >= due && ring.keys.len() >= MAX_KEYS => {
-            let message = format!("{MAX_KEYS} keys are published; the next one is made when an old one is dropped");
-            waiting = Some(Waiting { reason: TOO_MANY_KEYS, message });
+            let message = format!(
+                "{MAX_KEYS} keys are published; the next one is made when an old one is dropped"
+            );
+            waiting = Some(Waiting {
+                reason: TOO_MANY_KEYS,
+                message,
+            });
         }
         None if after(after(now, *cache_age), POD_MARGIN) >= due => {
             let key = Key::generate(random, SigningKeyStage::Published, now);
             tell(
                 SIGNING_KEY_PUBLISHED,
-                format!("key {} is published and signs from {}", key.kid, due.max(after(now, *cache_age)).to_rfc3339()),
+                format!(
+                    "key {} is published and signs from {}",
+                    key.kid,
+                    due.max(after(now, *cache_age)).to_rfc3339()
+                ),
             );
             ring.keys.push(key);
         }
         Some(next) if now >= due => {
             let kid = ring.keys[next].kid.clone();
-            let known = ring.keys[next].served_since.map(|since| after(since, *cache_age));
+            let known = ring.keys[next]
+                .served_since
+                .map(|since| after(since, *cache_age));
             if let Some(why) = unserved(input.fleet, &kid) {
-                waiting = Some(Waiting { reason: WAITING_FOR_PODS, message: format!("signing key {kid}: {why}") });
+                waiting = Some(Waiting {
+                    reason: WAITING_FOR_PODS,
+                    message: format!("signing key {kid}: {why}"),
+                });
             } else if known.is_some_and(|known| known <= now) {
                 let until = verified_until(&ring.keys[signing]);
                 ring.keys[next].turn(SigningKeyStage::Signing, Some(now), None);
                 ring.keys[next].token_life = *max_token_life;
                 ring.keys[signing].turn(SigningKeyStage::VerifyOnly, Some(now), Some(until));
-                tell(SIGNING_KEY_ACTIVATED, format!("key {kid} signs; every ready pod has served it for {cache_age}"));
+                tell(
+                    SIGNING_KEY_ACTIVATED,
+                    format!("key {kid} signs; every ready pod has served it for {cache_age}"),
+                );
                 let old = &ring.keys[signing].kid;
-                tell(SIGNING_KEY_RETIRED, format!("key {old} signs no more and is verified until {}", until.to_rfc3339()));
+                tell(
+                    SIGNING_KEY_RETIRED,
+                    format!(
+                        "key {old} signs no more and is verified until {}",
+                        until.to_rfc3339()
+                    ),
+                );
             }
         }
         _ => {}
     }
-    Plan { next: ring, waiting, events }
+    Plan {
+        next: ring,
+        waiting,
+        events,
+    }
 }
 
 /// Which ready pod does not serve a key, or that none is ready while some could be.
@@ -370,7 +534,11 @@ fn unserved(fleet: &Fleet, kid: &str) -> Option<String> {
         return Some("no pod is ready".into());
     }
     let pod = fleet.ready().find(|pod| !serves(pod, kid))?;
-    let why = pod.report.as_ref().err().map_or("it does not serve the key yet", String::as_str);
+    let why = pod
+        .report
+        .as_ref()
+        .err()
+        .map_or("it does not serve the key yet", String::as_str);
     Some(format!("{}: {why}", pod.name))
 }
 
@@ -382,7 +550,8 @@ fn serves(pod: &Pod, kid: &str) -> bool {
 /// So much later; saturates.
 fn after(at: DateTime<Utc>, span: signal_crds::Duration) -> DateTime<Utc> {
     let span = TimeDelta::from_std(span.std()).unwrap_or(TimeDelta::MAX);
-    at.checked_add_signed(span).unwrap_or(DateTime::<Utc>::MAX_UTC)
+    at.checked_add_signed(span)
+        .unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
 #[cfg(test)]

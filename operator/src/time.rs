@@ -18,7 +18,10 @@ pub fn from_k8s(at: &Time) -> DateTime<Utc> {
 }
 
 /// The time of day. The only reader of wall time: `run` and `controller` hand it on, and deadlines use the monotonic clock instead.
-#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the wall clock")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that reads the wall clock"
+)]
 pub fn now() -> DateTime<Utc> {
     Utc::now()
 }

@@ -94,16 +94,30 @@ pub fn validate(observed: &Observed) -> Result<ValidCluster, Vec<Problem>> {
     let mut problems = Vec::new();
     let mut shape = Shape::new(&mut problems);
     shape.spec(spec);
-    let _: Option<PodSpec> = shape.part("podTemplate.spec", &Value::Object(spec.pod_template.spec.clone()));
+    let _: Option<PodSpec> = shape.part(
+        "podTemplate.spec",
+        &Value::Object(spec.pod_template.spec.clone()),
+    );
     let public_from = shape.parts("networkPolicy.publicFrom", &spec.network_policy.public_from);
     let admin_from = shape.parts("networkPolicy.adminFrom", &spec.network_policy.admin_from);
-    let extra = spec.autoscaling.as_ref().and_then(|autoscaling| autoscaling.extra_metrics.as_deref());
+    let extra = spec
+        .autoscaling
+        .as_ref()
+        .and_then(|autoscaling| autoscaling.extra_metrics.as_deref());
     let extra_metrics = shape.parts("autoscaling.extraMetrics", extra.unwrap_or_default());
     let locales = match &spec.notifications.catalog_ref {
-        Some(named) => shape.catalogs(&named.name, observed.catalogs.as_ref().and_then(Option::as_ref)),
+        Some(named) => shape.catalogs(
+            &named.name,
+            observed.catalogs.as_ref().and_then(Option::as_ref),
+        ),
         None => Vec::new(),
     };
-    let Resolved { files, sources, redis, kafka_username } = resolve(spec, &observed.secrets, &mut problems);
+    let Resolved {
+        files,
+        sources,
+        redis,
+        kafka_username,
+    } = resolve(spec, &observed.secrets, &mut problems);
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -138,7 +152,12 @@ fn resolve(spec: &SignalClusterSpec, secrets: &Secrets, problems: &mut Vec<Probl
         resolver.basic_users("spec.gateway.auth.basicUsersSecretRef", key);
     }
     if let Some(database) = &spec.database {
-        resolver.database("spec.database.urlSecretRef", &database.url_secret_ref, DATABASE_URL, database.ca_secret_ref.is_some());
+        resolver.database(
+            "spec.database.urlSecretRef",
+            &database.url_secret_ref,
+            DATABASE_URL,
+            database.ca_secret_ref.is_some(),
+        );
         if let Some(key) = &database.ca_secret_ref {
             resolver.fixed_authorities("spec.database.caSecretRef", key, DATABASE_CA);
         }
@@ -149,9 +168,16 @@ fn resolve(spec: &SignalClusterSpec, secrets: &Secrets, problems: &mut Vec<Probl
     let mut kafka_username = String::new();
     if let Some(security) = spec.kafka.as_ref().map(|kafka| &kafka.security) {
         if let Some(auth) = &security.auth {
-            let user = resolver.text("spec.kafka.security.auth.usernameSecretRef", &auth.username_secret_ref);
+            let user = resolver.text(
+                "spec.kafka.security.auth.usernameSecretRef",
+                &auth.username_secret_ref,
+            );
             user.unwrap_or_default().clone_into(&mut kafka_username);
-            resolver.password("spec.kafka.security.auth.passwordSecretRef", &auth.password_secret_ref, KAFKA_PASSWORD);
+            resolver.password(
+                "spec.kafka.security.auth.passwordSecretRef",
+                &auth.password_secret_ref,
+                KAFKA_PASSWORD,
+            );
         }
         if let Some(key) = &security.ca_secret_ref {
             resolver.fixed_authorities("spec.kafka.security.caSecretRef", key, KAFKA_CA);
@@ -159,7 +185,12 @@ fn resolve(spec: &SignalClusterSpec, secrets: &Secrets, problems: &mut Vec<Probl
     }
     let redis = redis(spec, &mut resolver);
     let sources = sources(spec, &mut resolver);
-    Resolved { files: resolver.files, sources, redis, kafka_username }
+    Resolved {
+        files: resolver.files,
+        sources,
+        redis,
+        kafka_username,
+    }
 }
 
 fn redis(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> Option<RecordedRedis> {
@@ -167,7 +198,10 @@ fn redis(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> Option<Record
     let auth = redis.auth.as_ref();
     let user = auth.and_then(|auth| auth.username_secret_ref.as_ref());
     let sentinel = redis.sentinel.as_ref();
-    let authorities = redis.tls.as_ref().and_then(|tls| tls.ca_secret_ref.as_ref());
+    let authorities = redis
+        .tls
+        .as_ref()
+        .and_then(|tls| tls.ca_secret_ref.as_ref());
     let mode = match redis.mode {
         RedisMode::Standalone => "standalone",
         RedisMode::Sentinel => "sentinel",
@@ -176,25 +210,50 @@ fn redis(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> Option<Record
     Some(RecordedRedis {
         mode: mode.into(),
         nodes: redis.nodes.clone(),
-        sentinel_master: sentinel.map(|sentinel| sentinel.master_name.clone()).unwrap_or_default(),
+        sentinel_master: sentinel
+            .map(|sentinel| sentinel.master_name.clone())
+            .unwrap_or_default(),
         database: redis.database,
-        username: user.and_then(|key| resolver.text("spec.redis.auth.usernameSecretRef", key)).unwrap_or_default().to_owned(),
-        password_file: auth
-            .and_then(|auth| resolver.addressed_password("spec.redis.auth.passwordSecretRef", &auth.password_secret_ref, "redis-password")),
+        username: user
+            .and_then(|key| resolver.text("spec.redis.auth.usernameSecretRef", key))
+            .unwrap_or_default()
+            .to_owned(),
+        password_file: auth.and_then(|auth| {
+            resolver.addressed_password(
+                "spec.redis.auth.passwordSecretRef",
+                &auth.password_secret_ref,
+                "redis-password",
+            )
+        }),
         sentinel_password_file: sentinel
             .and_then(|sentinel| sentinel.password_secret_ref.as_ref())
-            .and_then(|key| resolver.addressed_password("spec.redis.sentinel.passwordSecretRef", key, "redis-sentinel-password")),
+            .and_then(|key| {
+                resolver.addressed_password(
+                    "spec.redis.sentinel.passwordSecretRef",
+                    key,
+                    "redis-sentinel-password",
+                )
+            }),
         tls: redis.tls.is_some(),
-        ca_file: authorities.and_then(|key| resolver.addressed_authorities("spec.redis.tls.caSecretRef", key, "redis-ca")),
+        ca_file: authorities.and_then(|key| {
+            resolver.addressed_authorities("spec.redis.tls.caSecretRef", key, "redis-ca")
+        }),
         prefix: redis.channel_prefix.clone(),
     })
 }
 
-fn sources(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> Vec<(String, SourceDefinition)> {
+fn sources(
+    spec: &SignalClusterSpec,
+    resolver: &mut Resolver<'_>,
+) -> Vec<(String, SourceDefinition)> {
     let mut all = Vec::new();
     for (at, source) in spec.jwks.sources.iter().enumerate() {
         let ca_file = source.ca_secret_ref.as_ref().and_then(|key| {
-            resolver.addressed_authorities(&format!("spec.jwks.sources[{at}].caSecretRef"), key, &format!("source-{}-ca", source.name))
+            resolver.addressed_authorities(
+                &format!("spec.jwks.sources[{at}].caSecretRef"),
+                key,
+                &format!("source-{}-ca", source.name),
+            )
         });
         let definition = SourceDefinition {
             issuer: source.issuer.clone(),

@@ -68,7 +68,12 @@ pub struct Writer {
 impl Writer {
     /// Writes through this client while this fence stands.
     pub fn new(client: Client, fence: Fence, metrics: Metrics) -> Self {
-        Self { client, fence, metrics, settled: Mutex::default() }
+        Self {
+            client,
+            fence,
+            metrics,
+            settled: Mutex::default(),
+        }
     }
 
     /// For requests that are given to [`Writer::write`], and for reads.
@@ -83,12 +88,18 @@ impl Writer {
 
     /// Server-side apply as the operator does it.
     pub fn apply_params(force: bool) -> PatchParams {
-        PatchParams { force, ..PatchParams::apply(MANAGER) }
+        PatchParams {
+            force,
+            ..PatchParams::apply(MANAGER)
+        }
     }
 
     /// Parameters of every other patch.
     pub fn patch_params() -> PatchParams {
-        PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() }
+        PatchParams {
+            field_manager: Some(MANAGER.into()),
+            ..PatchParams::default()
+        }
     }
 
     /// Carries out one write. The request is a future that has not begun: it is dropped unsent if the lease is not held.
@@ -105,11 +116,26 @@ impl Writer {
         if !self.fence.is_held() {
             return Err(WriteError::NotHeld);
         }
-        self.metrics.writes.get_or_create(&WriteLabel { kind: kind.to_owned(), verb }).inc();
+        self.metrics
+            .writes
+            .get_or_create(&WriteLabel {
+                kind: kind.to_owned(),
+                verb,
+            })
+            .inc();
         match tokio::time::timeout(WRITE_LIMIT, request).await {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(source)) => Err(WriteError::Api { verb, kind: kind.to_owned(), name: name.to_owned(), source: Box::new(source) }),
-            Err(_) => Err(WriteError::TimedOut { verb, kind: kind.to_owned(), name: name.to_owned() }),
+            Ok(Err(source)) => Err(WriteError::Api {
+                verb,
+                kind: kind.to_owned(),
+                name: name.to_owned(),
+                source: Box::new(source),
+            }),
+            Err(_) => Err(WriteError::TimedOut {
+                verb,
+                kind: kind.to_owned(),
+                name: name.to_owned(),
+            }),
         }
     }
 
@@ -117,11 +143,22 @@ impl Writer {
     ///
     /// # Errors
     /// As [`Writer::write`]; 409 where the patch names a `resourceVersion` that has passed.
-    pub async fn merge<K>(&self, api: &kube::Api<K>, name: &str, patch: &serde_json::Value) -> Result<K, WriteError>
+    pub async fn merge<K>(
+        &self,
+        api: &kube::Api<K>,
+        name: &str,
+        patch: &serde_json::Value,
+    ) -> Result<K, WriteError>
     where
         K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
     {
-        self.write("patch", &K::kind(&()), name, api.patch(name, &Self::patch_params(), &Patch::Merge(patch))).await
+        self.write(
+            "patch",
+            &K::kind(&()),
+            name,
+            api.patch(name, &Self::patch_params(), &Patch::Merge(patch)),
+        )
+        .await
     }
 
     pub(crate) fn settled(&self, key: &Key) -> Option<Settled> {

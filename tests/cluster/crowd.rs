@@ -71,7 +71,11 @@ impl Crowd {
             let token = edge.issuer.token(&format!("crowd-{number}"));
             people.spawn(person(edge.address(), token, Arc::clone(&shared)));
         }
-        let crowd = Self { size, shared, people };
+        let crowd = Self {
+            size,
+            shared,
+            people,
+        };
         crowd.assembled().await;
         crowd
     }
@@ -83,14 +87,20 @@ impl Crowd {
 
     /// Waits until everybody is connected.
     pub(crate) async fn assembled(&self) {
-        until_within(ASSEMBLED, "everybody is connected", async || (self.connected() == self.size).then_some(())).await;
+        until_within(ASSEMBLED, "everybody is connected", async || {
+            (self.connected() == self.size).then_some(())
+        })
+        .await;
     }
 
     /// Everybody connects anew, so that every pod has its share.
     pub(crate) async fn spread_out(&self) {
         {
             let mut round = self.shared.round.lock();
-            *round = Round { number: round.number + 1, connected: 0 };
+            *round = Round {
+                number: round.number + 1,
+                connected: 0,
+            };
         }
         self.assembled().await;
     }

@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use signal_services::{Component, Guarded, Image, Kafka, KafkaHome, Level, Postgres, Redis, Server, Tool};
+use signal_services::{
+    Component, Guarded, Image, Kafka, KafkaHome, Level, Postgres, Redis, Server, Tool,
+};
 use signal_tests::cluster::{OwnCluster, own_cluster};
 use signal_tests::services::scratch;
 use signal_tests::wait::until_within;
@@ -42,7 +44,10 @@ impl Lab {
             skip("redis-server or PostgreSQL's programs are not installed");
             return None;
         }
-        let Some(helm) = std::env::var_os("SIGNAL_TEST_HELM").map(PathBuf::from).or_else(|| Tool::Helm.find()) else {
+        let Some(helm) = std::env::var_os("SIGNAL_TEST_HELM")
+            .map(PathBuf::from)
+            .or_else(|| Tool::Helm.find())
+        else {
             skip("helm is not in the cache folder: run `cargo xtask setup`");
             return None;
         };
@@ -53,20 +58,36 @@ impl Lab {
         let network = cluster.outside_network();
         for (name, binary) in [("gateway", gateway), ("operator", operator)] {
             let program = format!("/usr/bin/signal-{name}");
-            let image = Image::new(&format!("localhost/signal-{name}:test")).program(&binary, &program).expect("the binary");
-            import(&cluster, image, &program, dir.path().join(format!("{name}.tar"))).await;
+            let image = Image::new(&format!("localhost/signal-{name}:test"))
+                .program(&binary, &program)
+                .expect("the binary");
+            import(
+                &cluster,
+                image,
+                &program,
+                dir.path().join(format!("{name}.tar")),
+            )
+            .await;
             if name == "gateway" {
                 // Another version, as far as Kubernetes can tell.
-                let image = Image::new("localhost/signal-gateway:next").program(&binary, &program).expect("the binary");
+                let image = Image::new("localhost/signal-gateway:next")
+                    .program(&binary, &program)
+                    .expect("the binary");
                 import(&cluster, image, &program, dir.path().join("next.tar")).await;
             }
         }
         let start = |name: &str| dir.path().join(name);
         Some(Self {
             redis: Redis::start_in(&network, &start("redis"), &[]).expect("Redis starts"),
-            other_redis: Redis::start_guarded_in(&network, &start("other-redis"), REDIS_USER, REDIS_PASSWORD)
-                .expect("the other Redis starts"),
-            postgres: Postgres::start_in(&network, &start("postgres"), false).expect("PostgreSQL starts"),
+            other_redis: Redis::start_guarded_in(
+                &network,
+                &start("other-redis"),
+                REDIS_USER,
+                REDIS_PASSWORD,
+            )
+            .expect("the other Redis starts"),
+            postgres: Postgres::start_in(&network, &start("postgres"), false)
+                .expect("PostgreSQL starts"),
             kafka: Kafka::start_in(&network, &kafka_home, &start("kafka")).expect("Kafka starts"),
             cluster,
             helm,
@@ -76,8 +97,15 @@ impl Lab {
 }
 
 async fn import(cluster: &OwnCluster, image: Image, program: &str, archive: PathBuf) {
-    image.nonroot().expect("authorities").entrypoint(&[program]).write(&archive).expect("an archive");
-    cluster.does(move |cluster| cluster.import_image(&archive)).await;
+    image
+        .nonroot()
+        .expect("authorities")
+        .entrypoint(&[program])
+        .write(&archive)
+        .expect("an archive");
+    cluster
+        .does(move |cluster| cluster.import_image(&archive))
+        .await;
 }
 
 /// Signal on the cluster.
@@ -96,14 +124,35 @@ impl Edge {
     /// Installs both charts, and waits for the operator.
     pub(crate) async fn install(lab: Lab) -> Self {
         let issuer = Issuer::start_at(lab.cluster.outside_network().ip()).await;
-        let edge = Self { issuer, lab, address: std::sync::OnceLock::new() };
-        edge.producer().create_topic("activity-notification", 2).await.expect("a topic");
+        let edge = Self {
+            issuer,
+            lab,
+            address: std::sync::OnceLock::new(),
+        };
+        edge.producer()
+            .create_topic("activity-notification", 2)
+            .await
+            .expect("a topic");
         // The tables of the platform.
         edge.policies().await;
-        edge.helm(&["install", "signal-crds", &format!("{REPOSITORY}/charts/signal-crds")]);
+        edge.helm(&[
+            "install",
+            "signal-crds",
+            &format!("{REPOSITORY}/charts/signal-crds"),
+        ]);
         let chart = format!("{REPOSITORY}/charts/signal-operator");
-        let values = "image.repository=localhost/signal-operator,image.tag=test,image.pullPolicy=Never";
-        edge.helm(&["install", "signal-operator", &chart, "--namespace", "signal-system", "--create-namespace", "--set", values]);
+        let values =
+            "image.repository=localhost/signal-operator,image.tag=test,image.pullPolicy=Never";
+        edge.helm(&[
+            "install",
+            "signal-operator",
+            &chart,
+            "--namespace",
+            "signal-system",
+            "--create-namespace",
+            "--set",
+            values,
+        ]);
         edge.name_servers();
         edge
     }
@@ -112,7 +161,11 @@ impl Edge {
         use std::io::Write as _;
         command.env("KUBECONFIG", self.lab.cluster.kubeconfig_outside());
         let mut child = command
-            .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdin(if input.is_some() {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -122,13 +175,18 @@ impl Edge {
         }
         let output = child.wait_with_output().expect("it ends");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if output.status.success() { Ok(text) } else { Err(text + &String::from_utf8_lossy(&output.stderr)) }
+        if output.status.success() {
+            Ok(text)
+        } else {
+            Err(text + &String::from_utf8_lossy(&output.stderr))
+        }
     }
 
     fn helm(&self, arguments: &[&str]) {
         let mut command = Command::new(&self.lab.helm);
         command.args(arguments);
-        self.run(command, None).unwrap_or_else(|error| panic!("helm {arguments:?}: {error}"));
+        self.run(command, None)
+            .unwrap_or_else(|error| panic!("helm {arguments:?}: {error}"));
     }
 
     fn try_kubectl(&self, arguments: &[&str], input: Option<&str>) -> Result<String, String> {
@@ -139,7 +197,8 @@ impl Edge {
 
     /// What kubectl prints.
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
-        self.try_kubectl(arguments, None).unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
+        self.try_kubectl(arguments, None)
+            .unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
     }
 
     /// `charts/examples/minimal.yaml` with this lab's image and issuer, times for the impatient, and these members over it. Its Redis and Kafka,
@@ -166,9 +225,11 @@ impl Edge {
 
     /// Services for the servers at the switch, by the names and ports that the example uses.
     fn name_servers(&self) {
-        for (name, port, server) in
-            [("redis", 6379, &self.lab.redis), ("kafka", 9092, &self.lab.kafka), ("postgres", 5432, &self.lab.postgres)]
-        {
+        for (name, port, server) in [
+            ("redis", 6379, &self.lab.redis),
+            ("kafka", 9092, &self.lab.kafka),
+            ("postgres", 5432, &self.lab.postgres),
+        ] {
             let address = server.address();
             self.apply(&json!({
                 "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
@@ -194,12 +255,21 @@ impl Edge {
 
     /// Changes the spec.
     pub(crate) fn patch(&self, spec: Value) {
-        self.kubectl(&["patch", "sigc", "edge", "--type=merge", "-p", &json!({"spec": spec}).to_string()]);
+        self.kubectl(&[
+            "patch",
+            "sigc",
+            "edge",
+            "--type=merge",
+            "-p",
+            &json!({"spec": spec}).to_string(),
+        ]);
     }
 
     /// The Secret that the SignalCluster names.
     pub(crate) fn make_secret(&self) {
-        let url = self.database_url().replace(&self.lab.postgres.address().to_string(), "postgres:5432");
+        let url = self
+            .database_url()
+            .replace(&self.lab.postgres.address().to_string(), "postgres:5432");
         self.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "edge-database"}, "stringData": {"url": url}}));
     }
 
@@ -209,7 +279,9 @@ impl Edge {
 
     /// The platform's policy tables.
     pub(crate) async fn policies(&self) -> Policies {
-        Policies::create(&self.database_url()).await.expect("the platform's tables")
+        Policies::create(&self.database_url())
+            .await
+            .expect("the platform's tables")
     }
 
     /// A producer of records.
@@ -224,60 +296,116 @@ impl Edge {
 
     /// Kills every operator at once, without a word.
     pub(crate) fn kill_operators(&self) {
-        let all = ["delete", "pods", "--namespace", "signal-system", "--all", "--force", "--grace-period=0", "--wait=false"];
+        let all = [
+            "delete",
+            "pods",
+            "--namespace",
+            "signal-system",
+            "--all",
+            "--force",
+            "--grace-period=0",
+            "--wait=false",
+        ];
         self.kubectl(&all);
     }
 
     /// The API server is away for so long.
     pub(crate) async fn without_api(&self, time: Duration) {
-        self.lab.cluster.does(|cluster| cluster.stop_component(Component::ApiServer, true)).await;
+        self.lab
+            .cluster
+            .does(|cluster| cluster.stop_component(Component::ApiServer, true))
+            .await;
         tokio::time::sleep(time).await;
-        self.lab.cluster.does(|cluster| cluster.start_component(Component::ApiServer)).await;
-        until_within(Duration::from_secs(60), "the API server", async || self.try_kubectl(&["get", "--raw", "/readyz"], None).ok()).await;
+        self.lab
+            .cluster
+            .does(|cluster| cluster.start_component(Component::ApiServer))
+            .await;
+        until_within(Duration::from_secs(60), "the API server", async || {
+            self.try_kubectl(&["get", "--raw", "/readyz"], None).ok()
+        })
+        .await;
     }
 
     /// The key that the platform's issuer is to sign with.
     pub(crate) fn signing_key(&self) -> Option<SigningKey> {
-        let text = self.try_kubectl(&["get", "secret", "edge-signing-keys", "-o", "json"], None).ok()?;
+        let text = self
+            .try_kubectl(&["get", "secret", "edge-signing-keys", "-o", "json"], None)
+            .ok()?;
         let secret: Value = serde_json::from_str(&text).ok()?;
-        SigningKey::of_secret(|key| String::from_utf8(base64_simd::STANDARD.decode_to_vec(secret["data"][key].as_str()?).ok()?).ok())
+        SigningKey::of_secret(|key| {
+            String::from_utf8(
+                base64_simd::STANDARD
+                    .decode_to_vec(secret["data"][key].as_str()?)
+                    .ok()?,
+            )
+            .ok()
+        })
     }
 
     /// The `kid`s that gateways publish.
     pub(crate) async fn published_keys(&self) -> Vec<String> {
         let url = format!("http://{}/.well-known/jwks.json", self.address());
-        let set = signal_tests::rest::ask(signal_tests::rest::http().get(url)).await.json();
-        set["keys"].as_array().into_iter().flatten().filter_map(|key| key["kid"].as_str().map(str::to_owned)).collect()
+        let set = signal_tests::rest::ask(signal_tests::rest::http().get(url))
+            .await
+            .json();
+        set["keys"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|key| key["kid"].as_str().map(str::to_owned))
+            .collect()
     }
 
     /// The number of a node with a gateway on it, and the name of that pod. No gateway may be on its way out.
     pub(crate) fn node_of_a_gateway_that_is_not(&self, node: usize) -> (usize, String) {
         let placed = |pod: &Value| {
-            let node = pod["spec"]["nodeName"].as_str()?.strip_prefix("node")?.parse().ok()?;
+            let node = pod["spec"]["nodeName"]
+                .as_str()?
+                .strip_prefix("node")?
+                .parse()
+                .ok()?;
             Some((node, pod["metadata"]["name"].as_str()?.to_owned()))
         };
         let pods: Vec<_> = self.gateways().iter().filter_map(placed).collect();
-        pods.iter().find(|(other, _)| *other != node).cloned().unwrap_or_else(|| panic!("no gateway elsewhere: {pods:?}"))
+        pods.iter()
+            .find(|(other, _)| *other != node)
+            .cloned()
+            .unwrap_or_else(|| panic!("no gateway elsewhere: {pods:?}"))
     }
 
     /// All pods of gateways.
     fn gateways(&self) -> Vec<Value> {
-        let text =
-            self.kubectl(&["get", "pods", "-l", "app.kubernetes.io/instance=edge,app.kubernetes.io/component=gateway", "-o", "json"]);
-        serde_json::from_str::<Value>(&text).expect("JSON")["items"].as_array().cloned().unwrap_or_default()
+        let text = self.kubectl(&[
+            "get",
+            "pods",
+            "-l",
+            "app.kubernetes.io/instance=edge,app.kubernetes.io/component=gateway",
+            "-o",
+            "json",
+        ]);
+        serde_json::from_str::<Value>(&text).expect("JSON")["items"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// Waits until no gateway is on its way out.
     pub(crate) async fn none_is_going(&self, limit: Duration) {
         until_within(limit, "no pod is going", async || {
-            self.gateways().iter().all(|pod| pod["metadata"]["deletionTimestamp"].is_null()).then_some(())
+            self.gateways()
+                .iter()
+                .all(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+                .then_some(())
         })
         .await;
     }
 
     /// A node dies with all that runs on it.
     pub(crate) async fn kill_node(&self, node: usize) {
-        self.lab.cluster.does(move |cluster| cluster.kill_node(node)).await;
+        self.lab
+            .cluster
+            .does(move |cluster| cluster.kill_node(node))
+            .await;
     }
 
     /// Nodes that died are booted.
@@ -305,8 +433,17 @@ impl Edge {
     /// The public Service, by its port on the node.
     pub(crate) fn address(&self) -> SocketAddr {
         *self.address.get_or_init(|| {
-            let port = self.kubectl(&["get", "service", "edge", "-o", "jsonpath={.spec.ports[0].nodePort}"]);
-            SocketAddr::from((self.lab.cluster.node_ip(1), port.trim().parse().expect("a node port")))
+            let port = self.kubectl(&[
+                "get",
+                "service",
+                "edge",
+                "-o",
+                "jsonpath={.spec.ports[0].nodePort}",
+            ]);
+            SocketAddr::from((
+                self.lab.cluster.node_ip(1),
+                port.trim().parse().expect("a node port"),
+            ))
         })
     }
 
@@ -318,29 +455,45 @@ impl Edge {
 
     /// Whether the status speaks of the newest spec.
     pub(crate) fn is_observed(&self) -> bool {
-        let text = self.kubectl(&["get", "sigc", "edge", "-o", "jsonpath={.metadata.generation} {.status.observedGeneration}"]);
-        text.split_once(' ').is_some_and(|(generation, observed)| generation == observed)
+        let text = self.kubectl(&[
+            "get",
+            "sigc",
+            "edge",
+            "-o",
+            "jsonpath={.metadata.generation} {.status.observedGeneration}",
+        ]);
+        text.split_once(' ')
+            .is_some_and(|(generation, observed)| generation == observed)
     }
 
     /// Status, reason and message of a condition.
     pub(crate) fn condition(&self, kind: &str) -> Option<(String, String, String)> {
         let status = self.status();
-        let condition = status["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)?;
+        let condition = status["conditions"]
+            .as_array()?
+            .iter()
+            .find(|condition| condition["type"] == kind)?;
         let text = |key: &str| condition[key].as_str().unwrap_or_default().to_owned();
         Some((text("status"), text("reason"), text("message")))
     }
 
     /// Waits for condition Ready.
     pub(crate) async fn ready(&self, limit: Duration) {
-        until_within(limit, "condition Ready", async || (self.condition("Ready")?.0 == "True").then_some(())).await;
+        until_within(limit, "condition Ready", async || {
+            (self.condition("Ready")?.0 == "True").then_some(())
+        })
+        .await;
     }
 
     /// Waits until so many pods stay, all are ready, and none is on its way.
     pub(crate) async fn settled(&self, pods: i64, limit: Duration) {
         until_within(limit, "the number of pods", async || {
             let status = self.status();
-            let as_wanted = status["replicas"] == pods && status["readyReplicas"] == pods && status["scaling"].is_null();
-            (as_wanted && self.pods().len() == usize::try_from(pods).unwrap_or_default()).then_some(())
+            let as_wanted = status["replicas"] == pods
+                && status["readyReplicas"] == pods
+                && status["scaling"].is_null();
+            (as_wanted && self.pods().len() == usize::try_from(pods).unwrap_or_default())
+                .then_some(())
         })
         .await;
     }
@@ -348,10 +501,18 @@ impl Edge {
     /// Names of the gateway pods that are not going, sorted, each with how often its container was started again.
     pub(crate) fn pods(&self) -> Vec<String> {
         let name = |pod: &Value| {
-            format!("{} {}", pod["metadata"]["name"].as_str().unwrap_or_default(), pod["status"]["containerStatuses"][0]["restartCount"])
+            format!(
+                "{} {}",
+                pod["metadata"]["name"].as_str().unwrap_or_default(),
+                pod["status"]["containerStatuses"][0]["restartCount"]
+            )
         };
         let gateways = self.gateways();
-        let mut names: Vec<String> = gateways.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).map(name).collect();
+        let mut names: Vec<String> = gateways
+            .iter()
+            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+            .map(name)
+            .collect();
         names.sort();
         names
     }

@@ -24,7 +24,9 @@ const LONG: Duration = Duration::from_secs(180);
 
 #[tokio::test]
 async fn from_nothing_to_an_edge_that_scales_rotates_and_moves_without_dropping_people() {
-    let Some(lab) = Lab::start().await else { return };
+    let Some(lab) = Lab::start().await else {
+        return;
+    };
     let cluster = lab.cluster.clone();
     cluster
         .outside(async move || {
@@ -49,15 +51,26 @@ async fn from_nothing_to_an_edge_that_scales_rotates_and_moves_without_dropping_
 
 /// The Secret is made only after the SignalCluster.
 async fn a_wrong_secret_is_told_and_heals(edge: &Edge) {
-    let refused = edge.try_apply(&edge.manifest(json!({"drain": {"window": "2h"}}))).expect_err("a wrong spec is refused");
-    assert!(refused.contains("spec.drain") && refused.contains("at most 30m"), "{refused}");
+    let refused = edge
+        .try_apply(&edge.manifest(json!({"drain": {"window": "2h"}})))
+        .expect_err("a wrong spec is refused");
+    assert!(
+        refused.contains("spec.drain") && refused.contains("at most 30m"),
+        "{refused}"
+    );
     edge.apply(&edge.manifest(json!({})));
     until("the condition names the Secret", async || {
         let (status, reason, message) = edge.condition("SecretsResolved")?;
-        (status == "False" && reason == "SecretMissing" && message.contains("edge-database")).then_some(())
+        (status == "False" && reason == "SecretMissing" && message.contains("edge-database"))
+            .then_some(())
     })
     .await;
-    until("an Event", async || edge.kubectl(&["get", "events"]).contains("SecretMissing").then_some(())).await;
+    until("an Event", async || {
+        edge.kubectl(&["get", "events"])
+            .contains("SecretMissing")
+            .then_some(())
+    })
+    .await;
     edge.make_secret();
     edge.ready(LONG).await;
     let table = edge.kubectl(&["get", "sigc"]);
@@ -67,12 +80,29 @@ async fn a_wrong_secret_is_told_and_heals(edge: &Edge) {
 /// A record reaches an encrypted connection that came through the Service.
 async fn a_record_reaches_a_client_through_the_service(edge: &Edge) {
     // The node's proxy learns of a Service a moment after everybody else.
-    until("the Service's port", async || tokio::net::TcpStream::connect(edge.address()).await.ok()).await;
-    edge.policies().await.join("17", "Merchant_42").await.expect("a member");
+    until("the Service's port", async || {
+        tokio::net::TcpStream::connect(edge.address()).await.ok()
+    })
+    .await;
+    edge.policies()
+        .await
+        .join("17", "Merchant_42")
+        .await
+        .expect("a member");
     let mut client = Client::open_encrypted(edge.address(), &edge.issuer.token("17")).await;
-    edge.producer().send("activity-notification", "42", &payment("evt-1", "42", 150_000)).await.expect("produced");
+    edge.producer()
+        .send(
+            "activity-notification",
+            "42",
+            &payment("evt-1", "42", 150_000),
+        )
+        .await
+        .expect("produced");
     let created = client.expect("notification:created").await;
-    assert!(created.sealed && created.data["notification"]["recipientId"] == "17", "{created:?}");
+    assert!(
+        created.sealed && created.data["notification"]["recipientId"] == "17",
+        "{created:?}"
+    );
     client.close().await;
 }
 
@@ -80,7 +110,10 @@ async fn a_record_reaches_a_client_through_the_service(edge: &Edge) {
 async fn people_are_everywhere(edge: &Edge, crowd: &Crowd) {
     until_within(2 * LONG, "connections on every pod", async || {
         crowd.spread_out().await;
-        until_within(LONG, "a look at them", async || (edge.status()["connections"]["total"] == crowd.size()).then_some(())).await;
+        until_within(LONG, "a look at them", async || {
+            (edge.status()["connections"]["total"] == crowd.size()).then_some(())
+        })
+        .await;
         (edge.status()["connections"]["minPerPod"] != 0).then_some(())
     })
     .await;
@@ -97,16 +130,40 @@ async fn scaling_in_moves_only_those_of_the_drained_pods(edge: &Edge, crowd: &Cr
     edge.kubectl(&["scale", "sigc/edge", "--replicas=2"]);
     tokio::join!(more::send_records(edge), edge.settled(2, LONG));
     let after = edge.pods();
-    assert!(after.iter().all(|pod| before.contains(pod)), "{before:?} became {after:?}");
-    until_within(LONG, "everybody is back", async || (edge.status()["connections"]["total"] == crowd.size()).then_some(())).await;
+    assert!(
+        after.iter().all(|pod| before.contains(pod)),
+        "{before:?} became {after:?}"
+    );
+    until_within(LONG, "everybody is back", async || {
+        (edge.status()["connections"]["total"] == crowd.size()).then_some(())
+    })
+    .await;
     let closed = crowd.closed();
     // `4 pods become 2; these drain first: edge-1 (91 connections), edge-2 (93 connections)`
-    let told =
-        edge.kubectl(&["get", "events", "--field-selector", "reason=DrainStarted", "-o", "jsonpath={.items[*].note}{.items[*].message}"]);
-    let drained: Vec<u64> = told.split('(').skip(1).filter_map(|rest| rest.split(' ').next()?.parse().ok()).collect();
+    let told = edge.kubectl(&[
+        "get",
+        "events",
+        "--field-selector",
+        "reason=DrainStarted",
+        "-o",
+        "jsonpath={.items[*].note}{.items[*].message}",
+    ]);
+    let drained: Vec<u64> = told
+        .split('(')
+        .skip(1)
+        .filter_map(|rest| rest.split(' ').next()?.parse().ok())
+        .collect();
     assert_eq!(drained.len(), 2, "{told}");
-    assert_eq!(closed.values().sum::<u64>(), drained.iter().sum::<u64>(), "those of the drained pods, once each: {closed:?}, {told}");
-    assert_eq!(closed.keys().copied().collect::<Vec<u16>>(), [1001], "{closed:?}");
+    assert_eq!(
+        closed.values().sum::<u64>(),
+        drained.iter().sum::<u64>(),
+        "those of the drained pods, once each: {closed:?}, {told}"
+    );
+    assert_eq!(
+        closed.keys().copied().collect::<Vec<u16>>(),
+        [1001],
+        "{closed:?}"
+    );
     more::nothing_is_missing_after_sync(edge).await;
 }
 
@@ -127,9 +184,18 @@ async fn another_image_comes_in_without_anybody_left_out(edge: &Edge, crowd: &Cr
     .await;
     crowd.assembled().await;
     // Of two pods one may let go of everybody, and paced as that is, they come back while it does.
-    assert!(fewest.get() >= crowd.size() / 2, "only {} of {} were connected", fewest.get(), crowd.size());
+    assert!(
+        fewest.get() >= crowd.size() / 2,
+        "only {} of {} were connected",
+        fewest.get(),
+        crowd.size()
+    );
     let closed = crowd.closed();
-    assert_eq!(closed.keys().copied().collect::<Vec<u16>>(), [1001], "{closed:?}");
+    assert_eq!(
+        closed.keys().copied().collect::<Vec<u16>>(),
+        [1001],
+        "{closed:?}"
+    );
 }
 
 /// Nobody is closed, and what was asked for afterwards is done.
@@ -152,16 +218,24 @@ async fn an_api_server_that_is_away_disturbs_nobody(edge: &Edge, crowd: &Crowd) 
 async fn trust_moves_to_another_issuer_without_a_refusal(edge: &Edge) {
     let pods = edge.pods();
     let next = Issuer::start_at(edge.ip()).await;
-    edge.patch(json!({"jwks": {"rotation": {"overlap": "15s"}, "sources": [edge::source("next", &next)]}}));
+    edge.patch(
+        json!({"jwks": {"rotation": {"overlap": "15s"}, "sources": [edge::source("next", &next)]}}),
+    );
     let stage_of = |status: &serde_json::Value, name: &str| {
         let sources = status["jwks"].as_array().cloned().unwrap_or_default();
-        sources.iter().find(|source| source["name"] == name).and_then(|source| source["state"].as_str().map(str::to_owned))
+        sources
+            .iter()
+            .find(|source| source["name"] == name)
+            .and_then(|source| source["state"].as_str().map(str::to_owned))
     };
     let mut new_trusted = false;
     let mut killed_in = Vec::new();
     let begun = Instant::now();
     loop {
-        assert!(begun.elapsed() < 2 * LONG, "the old source is not gone: killed in {killed_in:?}");
+        assert!(
+            begun.elapsed() < 2 * LONG,
+            "the old source is not gone: killed in {killed_in:?}"
+        );
         // What was accepted before an attempt, and still is after it, had to be accepted in between.
         let status = edge.status();
         let before = stage_of(&status, "main");
@@ -172,14 +246,26 @@ async fn trust_moves_to_another_issuer_without_a_refusal(edge: &Edge) {
         }
         let verdict = admits(edge, &edge.issuer).await;
         let after = stage_of(&edge.status(), "main");
-        assert!(verdict || before.is_none() || after.is_none(), "an old token was refused while its source is {after:?}");
+        assert!(
+            verdict || before.is_none() || after.is_none(),
+            "an old token was refused while its source is {after:?}"
+        );
         // Retiring begins when every pod trusts the new one.
         if before.as_deref() == Some("Retiring") {
             new_trusted = true;
             if !admits(edge, &next).await {
-                let logs = edge.kubectl(&["logs", "-l", "app.kubernetes.io/component=gateway", "--tail=12", "--prefix"]);
+                let logs = edge.kubectl(&[
+                    "logs",
+                    "-l",
+                    "app.kubernetes.io/component=gateway",
+                    "--tail=12",
+                    "--prefix",
+                ]);
                 let events = edge.kubectl(&["get", "events"]);
-                panic!("a new token was refused although every pod trusts its source: {}\n{logs}\n{events}", edge.status());
+                panic!(
+                    "a new token was refused although every pod trusts its source: {}\n{logs}\n{events}",
+                    edge.status()
+                );
             }
         }
         if after.is_none() {
@@ -188,13 +274,18 @@ async fn trust_moves_to_another_issuer_without_a_refusal(edge: &Edge) {
     }
     assert!(new_trusted, "the overlap was seen");
     assert!(killed_in.len() >= 3, "killed in {killed_in:?}");
-    until_within(LONG, "old tokens are refused", async || (!admits(edge, &edge.issuer).await).then_some(())).await;
+    until_within(LONG, "old tokens are refused", async || {
+        (!admits(edge, &edge.issuer).await).then_some(())
+    })
+    .await;
     assert!(admits(edge, &next).await);
     assert_eq!(edge.pods(), pods, "no pod restarted");
     // For what follows everybody is known again.
     edge.patch(json!({"jwks": {"sources": [edge::source("main", &edge.issuer)]}}));
     until_within(LONG, "the first issuer is trusted again", async || {
-        (edge.condition("JWKSRotationComplete")?.0 == "True" && stage_of(&edge.status(), "main").is_some()).then_some(())
+        (edge.condition("JWKSRotationComplete")?.0 == "True"
+            && stage_of(&edge.status(), "main").is_some())
+        .then_some(())
     })
     .await;
 }
@@ -202,7 +293,9 @@ async fn trust_moves_to_another_issuer_without_a_refusal(edge: &Edge) {
 /// Whether a fresh connection with a fresh token is let in.
 async fn admits(edge: &Edge, issuer: &Issuer) -> bool {
     let mut client = Client::connect(edge.address()).await;
-    client.send_authenticate(&issuer.token("23"), KeyMember::None).await;
+    client
+        .send_authenticate(&issuer.token("23"), KeyMember::None)
+        .await;
     let admitted = client.next_envelope().await.event == "connected";
     if admitted {
         client.close().await;
@@ -222,13 +315,20 @@ async fn redis_moves_and_pushes_go_on(edge: &Edge) {
         // In this order: a status that was read later speaks of the newest spec too.
         let observed = edge.is_observed();
         let status = edge.status();
-        let moved = observed && status["redis"]["moving"] == false && status["redis"]["hearingReplicas"] == 2;
+        let moved = observed
+            && status["redis"]["moving"] == false
+            && status["redis"]["hearingReplicas"] == 2;
         let progressing = edge.condition("Progressing")?;
         (moved && progressing.0 == "False").then_some(())
     })
     .await;
-    let mut emitter = Emitter::connect(edge.other_redis()).await.expect("the other Redis");
-    emitter.to_user("31", "moved", json!({"n": 1})).await.expect("published");
+    let mut emitter = Emitter::connect(edge.other_redis())
+        .await
+        .expect("the other Redis");
+    emitter
+        .to_user("31", "moved", json!({"n": 1}))
+        .await
+        .expect("published");
     for client in &mut clients {
         assert_eq!(client.expect("moved").await.data["n"], 1);
     }

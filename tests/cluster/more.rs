@@ -22,7 +22,10 @@ const MERCHANT: &str = "43";
 pub(crate) async fn make_members(edge: &Edge) {
     let policies = edge.policies().await;
     for member in 0..MEMBERS {
-        policies.join(&format!("crowd-{member}"), &format!("Merchant_{MERCHANT}")).await.expect("a member");
+        policies
+            .join(&format!("crowd-{member}"), &format!("Merchant_{MERCHANT}"))
+            .await
+            .expect("a member");
     }
 }
 
@@ -31,7 +34,10 @@ pub(crate) async fn send_records(edge: &Edge) {
     let producer = edge.producer();
     for record in 0..RECORDS {
         let payment = payment(&format!("evt-drain-{record}"), MERCHANT, 1000);
-        producer.send("activity-notification", MERCHANT, &payment).await.expect("produced");
+        producer
+            .send("activity-notification", MERCHANT, &payment)
+            .await
+            .expect("produced");
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
 }
@@ -40,19 +46,31 @@ pub(crate) async fn send_records(edge: &Edge) {
 pub(crate) async fn nothing_is_missing_after_sync(edge: &Edge) {
     for member in 0..MEMBERS {
         let token = edge.issuer.token(&format!("crowd-{member}"));
-        until_within(LONG, "every notification", async || (synced(edge, &token).await.len() == RECORDS).then_some(())).await;
+        until_within(LONG, "every notification", async || {
+            (synced(edge, &token).await.len() == RECORDS).then_some(())
+        })
+        .await;
     }
 }
 
 async fn synced(edge: &Edge, token: &str) -> BTreeSet<String> {
     let mut client = Client::open(edge.address(), token).await;
-    client.send("notification:sync", json!({"after": 0, "limit": 200})).await;
+    client
+        .send("notification:sync", json!({"after": 0, "limit": 200}))
+        .await;
     let mut events = BTreeSet::new();
     loop {
-        let envelope = client.expect_where("a notification or the end", |envelope| envelope.event.starts_with("notification:")).await;
+        let envelope = client
+            .expect_where("a notification or the end", |envelope| {
+                envelope.event.starts_with("notification:")
+            })
+            .await;
         match envelope.event.as_str() {
             "notification:created" => {
-                let id = envelope.data["notification"]["id"].as_str().expect("an id").to_owned();
+                let id = envelope.data["notification"]["id"]
+                    .as_str()
+                    .expect("an id")
+                    .to_owned();
                 assert!(events.insert(id), "twice: {envelope:?}");
             }
             "notification:synced" => break,
@@ -74,12 +92,17 @@ pub(crate) async fn connections_make_pods_and_the_fullest_shed(edge: &Edge, crow
     edge.settled(3, LONG).await;
     until_within(LONG, "connections on every pod", async || {
         let connections = edge.status()["connections"].clone();
-        let even = connections["total"] == crowd.size() && connections["minPerPod"].as_u64()? > crowd.size() / 6;
+        let even = connections["total"] == crowd.size()
+            && connections["minPerPod"].as_u64()? > crowd.size() / 6;
         even.then_some(())
     })
     .await;
     let closed = crowd.closed();
-    assert_eq!(closed.keys().copied().collect::<Vec<u16>>(), [4009], "{closed:?}");
+    assert_eq!(
+        closed.keys().copied().collect::<Vec<u16>>(),
+        [4009],
+        "{closed:?}"
+    );
     // A HorizontalPodAutoscaler needs an adapter for the number of connections, which is not here.
     edge.patch(json!({"autoscaling": {"mode": "HPA"}, "rebalance": {"enabled": false}}));
     until_within(LONG, "the missing metric is told", async || {
@@ -104,13 +127,33 @@ pub(crate) async fn managed_keys_come_and_go(edge: &Edge) {
     edge.patch(json!({"jwks": {"managed": managed}}));
     let first = until_within(LONG, "a key to sign with", async || edge.signing_key()).await;
     // A gateway reads what is mounted a moment after it was written.
-    until_within(LONG, "its tokens are let in", async || first.lets_in(edge).await.then_some(())).await;
+    until_within(LONG, "its tokens are let in", async || {
+        first.lets_in(edge).await.then_some(())
+    })
+    .await;
     assert!(edge.published_keys().await.contains(&first.kid));
-    let second = until_within(LONG, "another key signs", async || edge.signing_key().filter(|key| key.kid != first.kid)).await;
-    assert!(second.lets_in(edge).await, "it was published and trusted before it signed: {}", edge.status());
-    assert!(first.lets_in(edge).await, "tokens of the one before are still alive: {}", edge.status());
-    until_within(LONG, "the first key is gone", async || (!edge.published_keys().await.contains(&first.kid)).then_some(())).await;
-    until_within(LONG, "its tokens are refused", async || (!first.lets_in(edge).await).then_some(())).await;
+    let second = until_within(LONG, "another key signs", async || {
+        edge.signing_key().filter(|key| key.kid != first.kid)
+    })
+    .await;
+    assert!(
+        second.lets_in(edge).await,
+        "it was published and trusted before it signed: {}",
+        edge.status()
+    );
+    assert!(
+        first.lets_in(edge).await,
+        "tokens of the one before are still alive: {}",
+        edge.status()
+    );
+    until_within(LONG, "the first key is gone", async || {
+        (!edge.published_keys().await.contains(&first.kid)).then_some(())
+    })
+    .await;
+    until_within(LONG, "its tokens are refused", async || {
+        (!first.lets_in(edge).await).then_some(())
+    })
+    .await;
     assert_eq!(edge.pods(), pods, "no pod restarted");
     edge.patch(json!({"jwks": {"managed": null}}));
 }
@@ -125,13 +168,18 @@ pub(crate) async fn an_emergency_closes_those_who_rest_on_the_source(edge: &Edge
     })
     .await;
     let mut thief = Client::connect(edge.address()).await;
-    thief.authenticate(&stolen.token("99"), KeyMember::None).await;
+    thief
+        .authenticate(&stolen.token("99"), KeyMember::None)
+        .await;
     crowd.assembled().await;
     crowd.forget();
     edge.patch(json!({"jwks": {"sources": [main], "rotation": {"emergency": true}}}));
     let (code, _) = thief.expect_closed_within(LONG).await;
     assert_eq!(code, 4006);
-    until_within(LONG, "its tokens are refused everywhere", async || (!admits(edge, &stolen).await).then_some(())).await;
+    until_within(LONG, "its tokens are refused everywhere", async || {
+        (!admits(edge, &stolen).await).then_some(())
+    })
+    .await;
     assert!(crowd.closed().is_empty(), "{:?}", crowd.closed());
     edge.patch(json!({"jwks": {"rotation": {"emergency": false}}}));
 }
@@ -164,7 +212,10 @@ pub(crate) async fn a_node_that_dies_is_made_up_for(edge: &Edge, crowd: &Crowd) 
     // Whoever was on it and heard nothing comes again, as clients do that miss their heartbeat.
     crowd.spread_out().await;
     crowd.forgive(false);
-    until_within(LONG, "everybody is counted", async || (edge.status()["connections"]["total"] == crowd.size()).then_some(())).await;
+    until_within(LONG, "everybody is counted", async || {
+        (edge.status()["connections"]["total"] == crowd.size()).then_some(())
+    })
+    .await;
     edge.boot_nodes().await;
     until_within(LONG, "nothing is left of the lost pod", async || {
         (!edge.kubectl(&["get", "pods", "-o", "name"]).contains(&lost)).then_some(())
@@ -185,7 +236,12 @@ impl SigningKey {
     pub(crate) fn of_secret(read: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let current: Value = serde_json::from_str(&read("current.json")?).ok()?;
         let text = |key: &str| Some(current[key].as_str()?.to_owned());
-        Some(Self { kid: text("kid")?, pem: read("current.pem")?, issuer: text("iss")?, audience: current["aud"].clone() })
+        Some(Self {
+            kid: text("kid")?,
+            pem: read("current.pem")?,
+            issuer: text("iss")?,
+            audience: current["aud"].clone(),
+        })
     }
 
     /// Whether a fresh token of it is accepted.
@@ -197,10 +253,17 @@ impl SigningKey {
         claims["aud"] = self.audience.clone();
         claims["exp"] = json!(claims["iat"].as_u64().expect("a time") + 20);
         let part = |value: &Value| base64_simd::URL_SAFE_NO_PAD.encode_to_string(value.to_string());
-        let signed = format!("{}.{}", part(&json!({"alg": "ES256", "kid": self.kid, "typ": "JWT"})), part(&claims));
+        let signed = format!(
+            "{}.{}",
+            part(&json!({"alg": "ES256", "kid": self.kid, "typ": "JWT"})),
+            part(&claims)
+        );
         let key = p256::ecdsa::SigningKey::from_pkcs8_pem(&self.pem).expect("a key");
         let signature: p256::ecdsa::Signature = key.sign(signed.as_bytes());
-        let token = format!("{signed}.{}", base64_simd::URL_SAFE_NO_PAD.encode_to_string(signature.to_bytes()));
+        let token = format!(
+            "{signed}.{}",
+            base64_simd::URL_SAFE_NO_PAD.encode_to_string(signature.to_bytes())
+        );
         let mut client = Client::connect(edge.address()).await;
         client.send_authenticate(&token, KeyMember::None).await;
         let admitted = client.next_envelope().await.event == "connected";

@@ -21,20 +21,31 @@ struct Two {
 impl Two {
     async fn start(on_redis: impl FnOnce(Builder) -> Builder) -> Self {
         let issuer = Issuer::start().await;
-        let gateways = on_redis(Gateway::build().trust(&issuer)).start_many(2).await;
+        let gateways = on_redis(Gateway::build().trust(&issuer))
+            .start_many(2)
+            .await;
         let first = Client::open_encrypted(gateways[0].address(), &issuer.token("17")).await;
         let second = Client::open_encrypted(gateways[1].address(), &issuer.token("18")).await;
-        Self { issuer, gateways, clients: [first, second] }
+        Self {
+            issuer,
+            gateways,
+            clients: [first, second],
+        }
     }
 
     /// Sends both ways across the gateways by REST, and sees it arrive.
     async fn expect_to_cross(&mut self, event: &str) {
         for (from, to) in [(0, 1), (1, 0)] {
-            let path = format!("/socket/websocket/clients/{}/messages", self.clients[to].id());
+            let path = format!(
+                "/socket/websocket/clients/{}/messages",
+                self.clients[to].id()
+            );
             // Once, where it is taken: what is taken must arrive.
             until("the other gateway's client is found", || async {
                 let body: Value = json!({"event": event, "data": {"from": from}});
-                let answer = self.gateways[from].rest("POST", &path, &admin(&self.issuer), Some(body)).await;
+                let answer = self.gateways[from]
+                    .rest("POST", &path, &admin(&self.issuer), Some(body))
+                    .await;
                 (answer.status == 202).then_some(())
             })
             .await;
@@ -45,7 +56,10 @@ impl Two {
     /// An outside service reaches both users.
     async fn expect_to_hear(&mut self, emitter: &mut Emitter, event: &str) {
         for (client, user) in self.clients.iter_mut().zip(["17", "18"]) {
-            emitter.to_user(user, event, json!({})).await.expect("Redis answers");
+            emitter
+                .to_user(user, event, json!({}))
+                .await
+                .expect("Redis answers");
             client.expect(event).await;
         }
     }
@@ -53,7 +67,9 @@ impl Two {
 
 #[tokio::test]
 async fn a_failover_of_sentinels_is_followed_and_pushes_cross_again() {
-    let Some(redis) = services::watched_redis().await else { return };
+    let Some(redis) = services::watched_redis().await else {
+        return;
+    };
     let mut two = Two::start(|settings| settings.sentinels(redis.sentinels())).await;
     two.expect_to_cross("before").await;
     redis.kill_master().await;
@@ -71,18 +87,30 @@ async fn a_failover_of_sentinels_is_followed_and_pushes_cross_again() {
 /// What a node answers to a command.
 async fn ask(node: SocketAddr, command: &[&str]) -> String {
     let client = redis::Client::open(format!("redis://{node}")).expect("an address");
-    let mut connection = client.get_multiplexed_async_connection().await.expect("the node answers");
-    redis::cmd(command[0]).arg(&command[1..]).query_async(&mut connection).await.expect("text")
+    let mut connection = client
+        .get_multiplexed_async_connection()
+        .await
+        .expect("the node answers");
+    redis::cmd(command[0])
+        .arg(&command[1..])
+        .query_async(&mut connection)
+        .await
+        .expect("text")
 }
 
 /// Whether any gateway hears through this node.
 async fn is_heard_through(node: SocketAddr) -> bool {
-    !ask(node, &["CLIENT", "LIST", "TYPE", "pubsub"]).await.trim().is_empty()
+    !ask(node, &["CLIENT", "LIST", "TYPE", "pubsub"])
+        .await
+        .trim()
+        .is_empty()
 }
 
 #[tokio::test]
 async fn a_cluster_that_loses_the_node_that_is_heard_is_heard_through_another() {
-    let Some(cluster) = services::redis_cluster().await else { return };
+    let Some(cluster) = services::redis_cluster().await else {
+        return;
+    };
     let nodes = cluster.addresses().to_vec();
     let mut two = Two::start(|settings| settings.cluster(&nodes)).await;
     two.expect_to_cross("before").await;
@@ -101,12 +129,27 @@ async fn a_cluster_that_loses_the_node_that_is_heard_is_heard_through_another() 
     let victim = victim.expect("the gateways hear through some node");
     cluster.kill(victim).await;
     // Whoever heard through it tells its clients; the other gateway may not have noticed.
-    select_all(two.clients.iter_mut().map(|client| Box::pin(client.expect("resync")))).await;
-    let survivor = *nodes.iter().enumerate().find(|(number, _)| *number != victim).expect("five are left").1;
+    select_all(
+        two.clients
+            .iter_mut()
+            .map(|client| Box::pin(client.expect("resync"))),
+    )
+    .await;
+    let survivor = *nodes
+        .iter()
+        .enumerate()
+        .find(|(number, _)| *number != victim)
+        .expect("five are left")
+        .1;
     until("a replica has taken over", || async {
         let known = ask(survivor, &["CLUSTER", "NODES"]).await;
-        let masters = known.lines().filter(|line| line.contains("master") && !line.contains("fail")).count();
-        let is_ok = ask(survivor, &["CLUSTER", "INFO"]).await.contains("cluster_state:ok");
+        let masters = known
+            .lines()
+            .filter(|line| line.contains("master") && !line.contains("fail"))
+            .count();
+        let is_ok = ask(survivor, &["CLUSTER", "INFO"])
+            .await
+            .contains("cluster_state:ok");
         ((masters, is_ok) == (3, true)).then_some(())
     })
     .await;

@@ -27,7 +27,11 @@ fn paced(settings: Builder) -> Builder {
 }
 
 async fn hold(gateway: &Gateway) -> Value {
-    gateway.admin_with("POST", "/drain", ADMIN_TOKEN, Some(json!({"hold": true}))).await.expect(202).json()
+    gateway
+        .admin_with("POST", "/drain", ADMIN_TOKEN, Some(json!({"hold": true})))
+        .await
+        .expect(202)
+        .json()
 }
 
 async fn drain_of(gateway: &Gateway) -> Value {
@@ -36,14 +40,18 @@ async fn drain_of(gateway: &Gateway) -> Value {
 
 async fn try_upgrade(gateway: &Gateway) -> Head {
     let mut raw = Raw::connect(gateway.address()).await;
-    raw.send(upgrade_request(&format!("Host: {}", gateway.address())).as_bytes()).await;
+    raw.send(upgrade_request(&format!("Host: {}", gateway.address())).as_bytes())
+        .await;
     raw.read_head().await.expect("an answer")
 }
 
 /// Waits until the instance refuses connections and has none.
 async fn expect_empty(gateway: &Gateway) {
     until("the held drain is through", || async {
-        let refused = gateway.metric("signal_connections_refused_total", "closed").await.unwrap_or_default();
+        let refused = gateway
+            .metric("signal_connections_refused_total", "closed")
+            .await
+            .unwrap_or_default();
         if refused == 0.0 {
             try_upgrade(gateway).await;
             return None;
@@ -68,57 +76,121 @@ async fn a_held_drain_closes_in_batches_refuses_who_comes_back_and_is_taken_back
     let mut clients = clients(&stage, 15).await;
     let begun = Instant::now();
     let status = hold(&stage.gateway).await;
-    assert_eq!(status, json!({"draining": true, "held": true, "atStart": 0, "remaining": 15}));
+    assert_eq!(
+        status,
+        json!({"draining": true, "held": true, "atStart": 0, "remaining": 15})
+    );
     stage.gateway.admin("GET", "/readyz").await.expect(503);
     // Endpoints do not know yet: whoever still comes is served, and goes with the others.
     clients.push(stage.client("18").await);
     clients.push(stage.connect().await);
     stage.send_to_client(clients[0].id(), "still here").await;
     clients[0].expect("still here").await;
-    assert!(begun.elapsed() < PROPAGATION, "this machine is too slow for the test: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < PROPAGATION,
+        "this machine is too slow for the test: {:?}",
+        begun.elapsed()
+    );
 
     let closing = clients.iter_mut().map(|client| async move {
-        assert_eq!(client.expect_closed().await, (1001, "Server shutting down".into()));
+        assert_eq!(
+            client.expect_closed().await,
+            (1001, "Server shutting down".into())
+        );
         begun.elapsed()
     });
     let mut times = futures_util::future::join_all(closing).await;
     times.sort_unstable();
-    assert!(times[0] >= PROPAGATION.mul_f64(0.9), "endpoints had time to notice: {times:?}");
-    assert!(times[16] - times[0] >= WINDOW / 2, "spread over the window: {times:?}");
-    assert!(times[16] <= PROPAGATION + WINDOW + Duration::from_secs(2), "within the window: {times:?}");
+    assert!(
+        times[0] >= PROPAGATION.mul_f64(0.9),
+        "endpoints had time to notice: {times:?}"
+    );
+    assert!(
+        times[16] - times[0] >= WINDOW / 2,
+        "spread over the window: {times:?}"
+    );
+    assert!(
+        times[16] <= PROPAGATION + WINDOW + Duration::from_secs(2),
+        "within the window: {times:?}"
+    );
 
     let head = try_upgrade(&stage.gateway).await;
     assert_eq!(head.status, 503, "{head:?}");
     let again_in: u32 = head.header("retry-after").parse().expect("seconds");
-    assert!((1..=5).contains(&again_in) && head.header("connection") == "close", "{head:?}");
-    until("nobody is left", || async { (drain_of(&stage.gateway).await["remaining"] == 0).then_some(()) }).await;
+    assert!(
+        (1..=5).contains(&again_in) && head.header("connection") == "close",
+        "{head:?}"
+    );
+    until("nobody is left", || async {
+        (drain_of(&stage.gateway).await["remaining"] == 0).then_some(())
+    })
+    .await;
     // Asked again when it is through, nothing changes, and it goes on refusing.
-    assert_eq!(hold(&stage.gateway).await, json!({"draining": true, "held": true, "atStart": 17, "remaining": 0}));
+    assert_eq!(
+        hold(&stage.gateway).await,
+        json!({"draining": true, "held": true, "atStart": 17, "remaining": 0})
+    );
     assert_eq!(try_upgrade(&stage.gateway).await.status, 503);
-    assert_eq!(stage.gateway.metric("signal_connections", "").await, Some(0.0));
+    assert_eq!(
+        stage.gateway.metric("signal_connections", "").await,
+        Some(0.0)
+    );
     assert_eq!(stage.gateway.metric("signal_draining", "").await, Some(1.0));
-    let status = stage.gateway.admin("GET", "/status").await.expect(200).json();
-    assert_eq!((&status["ready"], &status["unready"]), (&json!(false), &json!([{"part": "drain", "reason": "held"}])));
+    let status = stage
+        .gateway
+        .admin("GET", "/status")
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(
+        (&status["ready"], &status["unready"]),
+        (&json!(false), &json!([{"part": "drain", "reason": "held"}]))
+    );
 
-    let back = stage.gateway.admin("DELETE", "/drain").await.expect(200).json();
-    assert_eq!((&back["draining"], &back["held"]), (&json!(false), &json!(false)));
+    let back = stage
+        .gateway
+        .admin("DELETE", "/drain")
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(
+        (&back["draining"], &back["held"]),
+        (&json!(false), &json!(false))
+    );
     stage.gateway.admin("GET", "/readyz").await.expect(200);
     let mut client = stage.client("17").await;
     stage.send_to_client(client.id(), "welcome back").await;
     client.expect("welcome back").await;
-    until("nothing drains", || async { (stage.gateway.metric("signal_draining", "").await == Some(0.0)).then_some(()) }).await;
-    assert_eq!(drain_of(&stage.gateway).await, json!({"draining": false, "held": false, "atStart": 0, "remaining": 1}));
+    until("nothing drains", || async {
+        (stage.gateway.metric("signal_draining", "").await == Some(0.0)).then_some(())
+    })
+    .await;
+    assert_eq!(
+        drain_of(&stage.gateway).await,
+        json!({"draining": false, "held": false, "atStart": 0, "remaining": 1})
+    );
 
     // The next hold is one of its own, with its whole pause.
     let begun = Instant::now();
     hold(&stage.gateway).await;
-    assert_eq!(client.expect_closed().await, (1001, "Server shutting down".into()));
-    assert!(begun.elapsed() >= PROPAGATION.mul_f64(0.9), "{:?}", begun.elapsed());
+    assert_eq!(
+        client.expect_closed().await,
+        (1001, "Server shutting down".into())
+    );
+    assert!(
+        begun.elapsed() >= PROPAGATION.mul_f64(0.9),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test]
 async fn a_hold_taken_back_in_the_middle_of_its_window_keeps_who_is_left() {
-    let long = |settings| paced(settings).set("drain.endpoint_propagation_ms", 0).set("drain.window_ms", 20_000);
+    let long = |settings| {
+        paced(settings)
+            .set("drain.endpoint_propagation_ms", 0)
+            .set("drain.window_ms", 20_000)
+    };
     let stage = Stage::with(long).await;
     let mut clients = clients(&stage, 30).await;
     hold(&stage.gateway).await;
@@ -142,9 +214,18 @@ async fn a_hold_taken_back_in_the_middle_of_its_window_keeps_who_is_left() {
     assert!((15..30).contains(&left), "{left} of 31 are left");
     let path = "/socket/websocket/users/17/messages";
     let body = json!({"event": "still here", "data": null});
-    let sent = stage.gateway.rest("POST", path, &crate::admin(&stage.issuer), Some(body)).await.expect(202).json();
+    let sent = stage
+        .gateway
+        .rest("POST", path, &crate::admin(&stage.issuer), Some(body))
+        .await
+        .expect(202)
+        .json();
     assert_eq!(sent["local"], left);
-    clients.last_mut().expect("the last one").expect("still here").await;
+    clients
+        .last_mut()
+        .expect("the last one")
+        .expect("still here")
+        .await;
 }
 
 #[tokio::test]
@@ -171,38 +252,81 @@ async fn sigterm_in_the_middle_of_a_hold_goes_on_from_there_and_cannot_be_taken_
     let begun = Instant::now();
     hold(&stage.gateway).await;
     let noticed = Duration::from_millis(1500);
-    until("half of the pause is over", || async { (begun.elapsed() >= noticed).then_some(()) }).await;
+    until("half of the pause is over", || async {
+        (begun.elapsed() >= noticed).then_some(())
+    })
+    .await;
     stage.gateway.signal("TERM");
-    until("it ends", || async { (drain_of(&stage.gateway).await["held"] == false).then_some(()) }).await;
-    let refused = stage.gateway.admin("DELETE", "/drain").await.expect(409).json();
+    until("it ends", || async {
+        (drain_of(&stage.gateway).await["held"] == false).then_some(())
+    })
+    .await;
+    let refused = stage
+        .gateway
+        .admin("DELETE", "/drain")
+        .await
+        .expect(409)
+        .json();
     assert_eq!(refused["code"], "ending");
-    stage.gateway.admin_with("POST", "/drain", ADMIN_TOKEN, Some(json!({"hold": true}))).await.expect(409);
+    stage
+        .gateway
+        .admin_with("POST", "/drain", ADMIN_TOKEN, Some(json!({"hold": true})))
+        .await
+        .expect(409);
     for client in &mut clients {
-        assert_eq!(client.expect_closed().await, (1001, "Server shutting down".into()));
-        assert!(begun.elapsed() >= Duration::from_millis(2900), "the pause is whole: {:?}", begun.elapsed());
+        assert_eq!(
+            client.expect_closed().await,
+            (1001, "Server shutting down".into())
+        );
+        assert!(
+            begun.elapsed() >= Duration::from_millis(2900),
+            "the pause is whole: {:?}",
+            begun.elapsed()
+        );
     }
     assert!(stage.gateway.expect_exit().await.success());
-    assert!(begun.elapsed() < Duration::from_millis(3000 + 1500) + WINDOW, "and is not made twice: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_millis(3000 + 1500) + WINDOW,
+        "and is not made twice: {:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test]
 async fn the_pipeline_and_the_inbox_go_on_while_held() {
-    let Some(brokers) = services::kafka().await else { return };
+    let Some(brokers) = services::kafka().await else {
+        return;
+    };
     let (issuer, topic) = (Issuer::start().await, unique("activity"));
     let producer = Producer::new(&brokers).expect("a producer");
     producer.create_topic(&topic, 2).await.expect("a topic");
     let settings = Gateway::build().trust(&issuer).kafka(&brokers, &topic);
-    settings.policies().await.join("17", "Merchant_42").await.expect("a row");
+    settings
+        .policies()
+        .await
+        .join("17", "Merchant_42")
+        .await
+        .expect("a row");
     let gateway = settings.start().await;
     let mut client = Client::open(gateway.address(), &issuer.token("17")).await;
     hold(&gateway).await;
     client.expect_closed().await;
     expect_empty(&gateway).await;
-    producer.send(&topic, "42", &payment("evt-1", "42", 150_000)).await.expect("acknowledged");
+    producer
+        .send(&topic, "42", &payment("evt-1", "42", 150_000))
+        .await
+        .expect("acknowledged");
     until("the notification is stored", || async {
-        let inbox = gateway.rest("GET", "/notifications", &issuer.token("17"), None).await.expect(200).json();
+        let inbox = gateway
+            .rest("GET", "/notifications", &issuer.token("17"), None)
+            .await
+            .expect(200)
+            .json();
         (inbox["unreadCount"] == 1).then_some(())
     })
     .await;
-    assert_eq!(drain_of(&gateway).await, json!({"draining": true, "held": true, "atStart": 1, "remaining": 0}));
+    assert_eq!(
+        drain_of(&gateway).await,
+        json!({"draining": true, "held": true, "atStart": 1, "remaining": 0})
+    );
 }

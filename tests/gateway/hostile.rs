@@ -23,25 +23,106 @@ async fn closes_with(stage: &Stage, frames: &[Frame]) -> Option<u16> {
 async fn violations_of_the_framing_are_answered_with_1002() {
     let stage = Stage::new().await;
     let text = || Frame::new(opcode::TEXT, "{}");
-    let fragment = |opcode, fin| Frame { fin, ..Frame::new(opcode, "{}") };
+    let fragment = |opcode, fin| Frame {
+        fin,
+        ..Frame::new(opcode, "{}")
+    };
     for (what, frames) in [
-        ("an unmasked frame", vec![Frame { masked: false, ..text() }]),
-        ("an unmasked close", vec![Frame { masked: false, ..Frame::close(1000, "") }]),
-        ("the first reserved bit", vec![Frame { reserved: 4, ..text() }]),
-        ("the second reserved bit", vec![Frame { reserved: 2, ..text() }]),
-        ("the third reserved bit", vec![Frame { reserved: 1, ..text() }]),
+        (
+            "an unmasked frame",
+            vec![Frame {
+                masked: false,
+                ..text()
+            }],
+        ),
+        (
+            "an unmasked close",
+            vec![Frame {
+                masked: false,
+                ..Frame::close(1000, "")
+            }],
+        ),
+        (
+            "the first reserved bit",
+            vec![Frame {
+                reserved: 4,
+                ..text()
+            }],
+        ),
+        (
+            "the second reserved bit",
+            vec![Frame {
+                reserved: 2,
+                ..text()
+            }],
+        ),
+        (
+            "the third reserved bit",
+            vec![Frame {
+                reserved: 1,
+                ..text()
+            }],
+        ),
         ("a reserved data opcode", vec![Frame::new(3, "")]),
         ("a reserved control opcode", vec![Frame::new(11, "")]),
-        ("a fragmented ping", vec![Frame { fin: false, ..Frame::new(opcode::PING, "") }]),
-        ("a fragmented close", vec![Frame { fin: false, ..Frame::close(1000, "") }]),
-        ("a ping of 126 bytes", vec![Frame::new(opcode::PING, [0; 126])]),
-        ("a close of 126 bytes", vec![Frame::close(1000, &"x".repeat(124))]),
-        ("a continuation of nothing", vec![Frame::new(opcode::CONTINUATION, "{}")]),
-        ("a message inside a message", vec![fragment(opcode::TEXT, false), fragment(opcode::TEXT, true)]),
-        ("a short length in 16 bits", vec![Frame { length: Length::Sixteen, ..text() }]),
-        ("a short length in 64 bits", vec![Frame { length: Length::SixtyFour, ..text() }]),
-        ("a middling length in 64 bits", vec![Frame { length: Length::SixtyFour, ..Frame::new(opcode::TEXT, [b' '; 300]) }]),
-        ("a length with its highest bit set", vec![Frame { length: Length::Claimed(1 << 63), ..text() }]),
+        (
+            "a fragmented ping",
+            vec![Frame {
+                fin: false,
+                ..Frame::new(opcode::PING, "")
+            }],
+        ),
+        (
+            "a fragmented close",
+            vec![Frame {
+                fin: false,
+                ..Frame::close(1000, "")
+            }],
+        ),
+        (
+            "a ping of 126 bytes",
+            vec![Frame::new(opcode::PING, [0; 126])],
+        ),
+        (
+            "a close of 126 bytes",
+            vec![Frame::close(1000, &"x".repeat(124))],
+        ),
+        (
+            "a continuation of nothing",
+            vec![Frame::new(opcode::CONTINUATION, "{}")],
+        ),
+        (
+            "a message inside a message",
+            vec![fragment(opcode::TEXT, false), fragment(opcode::TEXT, true)],
+        ),
+        (
+            "a short length in 16 bits",
+            vec![Frame {
+                length: Length::Sixteen,
+                ..text()
+            }],
+        ),
+        (
+            "a short length in 64 bits",
+            vec![Frame {
+                length: Length::SixtyFour,
+                ..text()
+            }],
+        ),
+        (
+            "a middling length in 64 bits",
+            vec![Frame {
+                length: Length::SixtyFour,
+                ..Frame::new(opcode::TEXT, [b' '; 300])
+            }],
+        ),
+        (
+            "a length with its highest bit set",
+            vec![Frame {
+                length: Length::Claimed(1 << 63),
+                ..text()
+            }],
+        ),
         ("a close of one byte", vec![Frame::new(opcode::CLOSE, [3])]),
         ("close code 0", vec![Frame::close(0, "")]),
         ("close code 999", vec![Frame::close(999, "")]),
@@ -61,16 +142,40 @@ async fn violations_of_the_framing_are_answered_with_1002() {
 async fn text_that_is_not_utf_8_is_answered_with_1007() {
     let stage = Stage::new().await;
     let split = |first: &[u8], second: &[u8]| {
-        vec![Frame { fin: false, ..Frame::new(opcode::TEXT, first) }, Frame::new(opcode::CONTINUATION, second)]
+        vec![
+            Frame {
+                fin: false,
+                ..Frame::new(opcode::TEXT, first)
+            },
+            Frame::new(opcode::CONTINUATION, second),
+        ]
     };
     for (what, frames) in [
-        ("a byte that begins nothing", vec![Frame::new(opcode::TEXT, [0xff])]),
-        ("an overlong form", vec![Frame::new(opcode::TEXT, [0xc0, 0xaf])]),
-        ("a surrogate", vec![Frame::new(opcode::TEXT, [0xed, 0xa0, 0x80])]),
-        ("beyond the last code point", vec![Frame::new(opcode::TEXT, [0xf4, 0x90, 0x80, 0x80])]),
-        ("a character cut off at the end", vec![Frame::new(opcode::TEXT, &"é".as_bytes()[..1])]),
+        (
+            "a byte that begins nothing",
+            vec![Frame::new(opcode::TEXT, [0xff])],
+        ),
+        (
+            "an overlong form",
+            vec![Frame::new(opcode::TEXT, [0xc0, 0xaf])],
+        ),
+        (
+            "a surrogate",
+            vec![Frame::new(opcode::TEXT, [0xed, 0xa0, 0x80])],
+        ),
+        (
+            "beyond the last code point",
+            vec![Frame::new(opcode::TEXT, [0xf4, 0x90, 0x80, 0x80])],
+        ),
+        (
+            "a character cut off at the end",
+            vec![Frame::new(opcode::TEXT, &"é".as_bytes()[..1])],
+        ),
         ("a bad byte in the second fragment", split(b"{", &[0xff])),
-        ("a reason that is not UTF-8", vec![Frame::new(opcode::CLOSE, [0x03, 0xe8, 0xff])]),
+        (
+            "a reason that is not UTF-8",
+            vec![Frame::new(opcode::CLOSE, [0x03, 0xe8, 0xff])],
+        ),
     ] {
         assert_eq!(closes_with(&stage, &frames).await, Some(1007), "{what}");
     }
@@ -79,12 +184,30 @@ async fn text_that_is_not_utf_8_is_answered_with_1007() {
 #[tokio::test]
 async fn what_is_too_long_is_answered_with_1009_before_it_has_come() {
     let stage = Stage::with(|settings| settings.live("limits.max_frame_bytes", 1000)).await;
-    let claimed = |bytes| Frame { length: Length::Claimed(bytes), ..Frame::new(opcode::TEXT, "{") };
-    assert_eq!(closes_with(&stage, &[claimed(1 << 40)]).await, Some(1009), "a terabyte in one frame");
-    assert_eq!(closes_with(&stage, &[Frame::new(opcode::TEXT, [b' '; 1001])]).await, Some(1009), "one byte too many");
-    let part = |opcode, fin| Frame { fin, ..Frame::new(opcode, [b' '; 600]) };
+    let claimed = |bytes| Frame {
+        length: Length::Claimed(bytes),
+        ..Frame::new(opcode::TEXT, "{")
+    };
+    assert_eq!(
+        closes_with(&stage, &[claimed(1 << 40)]).await,
+        Some(1009),
+        "a terabyte in one frame"
+    );
+    assert_eq!(
+        closes_with(&stage, &[Frame::new(opcode::TEXT, [b' '; 1001])]).await,
+        Some(1009),
+        "one byte too many"
+    );
+    let part = |opcode, fin| Frame {
+        fin,
+        ..Frame::new(opcode, [b' '; 600])
+    };
     let parts = [part(opcode::TEXT, false), part(opcode::CONTINUATION, true)];
-    assert_eq!(closes_with(&stage, &parts).await, Some(1009), "too long in two fragments");
+    assert_eq!(
+        closes_with(&stage, &parts).await,
+        Some(1009),
+        "too long in two fragments"
+    );
 }
 
 #[tokio::test]
@@ -98,25 +221,51 @@ async fn what_the_framing_allows_is_taken() {
     let bytes = authenticate.as_bytes();
     let mut stream = Vec::new();
     for (n, byte) in bytes.iter().enumerate() {
-        let opcode = if n == 0 { opcode::TEXT } else { opcode::CONTINUATION };
-        stream.extend(Frame { fin: n + 1 == bytes.len(), ..Frame::new(opcode, [*byte]) }.encode());
+        let opcode = if n == 0 {
+            opcode::TEXT
+        } else {
+            opcode::CONTINUATION
+        };
+        stream.extend(
+            Frame {
+                fin: n + 1 == bytes.len(),
+                ..Frame::new(opcode, [*byte])
+            }
+            .encode(),
+        );
         if n == 5 {
             stream.extend(Frame::new(opcode::PING, "in between").encode());
         }
         if n == 6 {
-            stream.extend(Frame { fin: false, ..Frame::new(opcode::CONTINUATION, "") }.encode());
+            stream.extend(
+                Frame {
+                    fin: false,
+                    ..Frame::new(opcode::CONTINUATION, "")
+                }
+                .encode(),
+            );
         }
     }
     raw.send(&stream).await;
     let pong = raw.read_frame().await.unwrap();
-    assert_eq!((pong.opcode, pong.payload.as_slice()), (opcode::PONG, &b"in between"[..]));
+    assert_eq!(
+        (pong.opcode, pong.payload.as_slice()),
+        (opcode::PONG, &b"in between"[..])
+    );
     let connected = raw.read_frame().await.unwrap();
-    assert!(String::from_utf8(connected.payload).unwrap().contains("\"connected\""));
+    assert!(
+        String::from_utf8(connected.payload)
+            .unwrap()
+            .contains("\"connected\"")
+    );
     raw.send_frame(&Frame::new(opcode::PONG, "unasked")).await;
     raw.send_frame(&Frame::new(opcode::PING, [7; 125])).await;
     assert_eq!(raw.read_frame().await.unwrap().payload, [7; 125]);
     for code in [1000, 1001, 1011, 1012, 1014, 3000, 4999] {
-        assert_eq!(closes_with(&stage, &[Frame::close(code, "")]).await, Some(code));
+        assert_eq!(
+            closes_with(&stage, &[Frame::close(code, "")]).await,
+            Some(code)
+        );
     }
 }
 
@@ -128,7 +277,10 @@ async fn nothing_after_a_close_is_acted_on() {
     bytes.extend(Frame::new(opcode::TEXT, "not json").encode());
     bytes.extend(Frame::new(opcode::PING, "still there?").encode());
     raw.send(&bytes).await;
-    assert_eq!(raw.read_frame().await.map(|frame| frame.opcode), Some(opcode::CLOSE));
+    assert_eq!(
+        raw.read_frame().await.map(|frame| frame.opcode),
+        Some(opcode::CLOSE)
+    );
     assert!(raw.read_to_end().await.is_empty());
 }
 
@@ -137,7 +289,9 @@ async fn bytes_that_are_no_frames_do_no_harm() {
     let stage = Stage::new().await;
     for seed in 0..20u8 {
         let mut raw = Raw::upgrade(stage.gateway.address()).await;
-        let noise: Vec<u8> = (0..2000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8 ^ seed).collect();
+        let noise: Vec<u8> = (0..2000u32)
+            .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8 ^ seed)
+            .collect();
         raw.send(&noise).await;
         drop(raw);
     }
@@ -151,7 +305,10 @@ async fn bytes_that_are_no_frames_do_no_harm() {
 async fn answer(stage: &Stage, request: &str, field: &str) -> (u16, String) {
     let mut raw = Raw::connect(stage.gateway.address()).await;
     raw.send(request.as_bytes()).await;
-    let head = raw.read_head().await.unwrap_or_else(|| panic!("no answer to {request:?}"));
+    let head = raw
+        .read_head()
+        .await
+        .unwrap_or_else(|| panic!("no answer to {request:?}"));
     (head.status, head.header(field).to_owned())
 }
 
@@ -159,8 +316,18 @@ async fn answer(stage: &Stage, request: &str, field: &str) -> (u16, String) {
 async fn a_request_without_one_good_host_is_400() {
     let stage = Stage::new().await;
     assert_eq!(answer(&stage, &upgrade_request("X: y"), "").await.0, 400);
-    assert_eq!(answer(&stage, &upgrade_request("Host: a\r\nHost: b"), "").await.0, 400);
-    assert_eq!(answer(&stage, "GET /openapi.json HTTP/1.1\r\n\r\n", "").await.0, 400);
+    assert_eq!(
+        answer(&stage, &upgrade_request("Host: a\r\nHost: b"), "")
+            .await
+            .0,
+        400
+    );
+    assert_eq!(
+        answer(&stage, "GET /openapi.json HTTP/1.1\r\n\r\n", "")
+            .await
+            .0,
+        400
+    );
 }
 
 #[tokio::test]
@@ -168,20 +335,46 @@ async fn an_upgrade_that_is_not_quite_one_is_refused() {
     let stage = Stage::new().await;
     let good = upgrade_request(&format!("Host: {}", stage.gateway.address()));
     let without = |line: &str| {
-        let cut: String = good.split_inclusive("\r\n").filter(|l| !l.starts_with(line)).collect();
+        let cut: String = good
+            .split_inclusive("\r\n")
+            .filter(|l| !l.starts_with(line))
+            .collect();
         assert!(cut.len() < good.len(), "{line}");
         cut
     };
-    assert_eq!(answer(&stage, &good, "sec-websocket-accept").await, (101, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".into()));
+    assert_eq!(
+        answer(&stage, &good, "sec-websocket-accept").await,
+        (101, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".into())
+    );
     for version in ["8", "12", "14", "", "x"] {
         let request = good.replace("Version: 13", &format!("Version: {version}"));
-        assert_eq!(answer(&stage, &request, "sec-websocket-version").await, (426, "13".into()), "{version:?}");
+        assert_eq!(
+            answer(&stage, &request, "sec-websocket-version").await,
+            (426, "13".into()),
+            "{version:?}"
+        );
     }
-    assert_eq!(answer(&stage, &without("Sec-WebSocket-Version"), "sec-websocket-version").await.1, "13");
+    assert_eq!(
+        answer(
+            &stage,
+            &without("Sec-WebSocket-Version"),
+            "sec-websocket-version"
+        )
+        .await
+        .1,
+        "13"
+    );
     let bad_key = good.replace("dGhlIHNhbXBsZSBub25jZQ==", "too short");
     assert_eq!(answer(&stage, &bad_key, "").await.0, 400);
-    assert_eq!(answer(&stage, &without("Sec-WebSocket-Key"), "").await.0, 400);
-    for cut in [without("Upgrade"), without("Connection"), good.replace("GET ", "POST ")] {
+    assert_eq!(
+        answer(&stage, &without("Sec-WebSocket-Key"), "").await.0,
+        400
+    );
+    for cut in [
+        without("Upgrade"),
+        without("Connection"),
+        good.replace("GET ", "POST "),
+    ] {
         let status = answer(&stage, &cut, "").await.0;
         assert!([400, 405, 426].contains(&status), "{status} to {cut}");
     }
@@ -191,10 +384,17 @@ async fn an_upgrade_that_is_not_quite_one_is_refused() {
 async fn extensions_and_subprotocols_that_were_offered_are_not_taken() {
     let stage = Stage::new().await;
     let address = stage.gateway.address();
-    let request =
-        upgrade_request(&format!("Host: {address}\r\nSec-WebSocket-Extensions: permessage-deflate\r\nSec-WebSocket-Protocol: chat"));
-    assert_eq!(answer(&stage, &request, "sec-websocket-extensions").await, (101, String::new()));
-    assert_eq!(answer(&stage, &request, "sec-websocket-protocol").await, (101, String::new()));
+    let request = upgrade_request(&format!(
+        "Host: {address}\r\nSec-WebSocket-Extensions: permessage-deflate\r\nSec-WebSocket-Protocol: chat"
+    ));
+    assert_eq!(
+        answer(&stage, &request, "sec-websocket-extensions").await,
+        (101, String::new())
+    );
+    assert_eq!(
+        answer(&stage, &request, "sec-websocket-protocol").await,
+        (101, String::new())
+    );
 }
 
 #[tokio::test]
@@ -211,7 +411,11 @@ async fn a_head_that_dribbles_in_is_cut_off() {
             }
         }
         let rest = raw.read_to_end().await;
-        assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 408"), "{}", String::from_utf8_lossy(&rest));
+        assert!(
+            rest.is_empty() || rest.starts_with(b"HTTP/1.1 408"),
+            "{}",
+            String::from_utf8_lossy(&rest)
+        );
     };
     dribble.await;
     let mut idle = Raw::connect(stage.gateway.address()).await;
@@ -225,21 +429,44 @@ async fn heads_that_are_too_large_are_431() {
     let large = format!("Host: x\r\nX-Large: {}", "x".repeat(20_000));
     assert_eq!(answer(&stage, &upgrade_request(&large), "").await.0, 431);
     let many: String = (0..100).map(|n| format!("\r\nX-{n}: y")).collect();
-    assert_eq!(answer(&stage, &upgrade_request(&format!("Host: x{many}")), "").await.0, 431);
-    assert!([414, 431].contains(&answer(&stage, &format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(20_000)), "").await.0));
+    assert_eq!(
+        answer(&stage, &upgrade_request(&format!("Host: x{many}")), "")
+            .await
+            .0,
+        431
+    );
+    assert!(
+        [414, 431].contains(
+            &answer(
+                &stage,
+                &format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(20_000)),
+                ""
+            )
+            .await
+            .0
+        )
+    );
 }
 
 #[tokio::test]
 async fn bytes_that_are_no_http_are_answered_and_cut_off() {
     let stage = Stage::new().await;
-    for garbage in
-        [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"GET\r\n\r\n", b"\r\n\r\n\r\n\0\0\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"]
-    {
+    for garbage in [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..],
+        b"GET\r\n\r\n",
+        b"\r\n\r\n\r\n\0\0\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+    ] {
         let mut raw = Raw::connect(stage.gateway.address()).await;
         raw.send(garbage).await;
         raw.send(b"\r\n\r\n").await;
         let answer = raw.read_to_end().await;
-        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4") || answer.starts_with(b"HTTP/1.1 505"), "{answer:?}");
+        assert!(
+            answer.is_empty()
+                || answer.starts_with(b"HTTP/1.1 4")
+                || answer.starts_with(b"HTTP/1.1 505"),
+            "{answer:?}"
+        );
     }
     stage.client("17").await;
 }
@@ -264,12 +491,22 @@ async fn another_origin_is_403_and_the_own_and_listed_ones_pass() {
         ("null", false),
     ] {
         let header = [("origin", origin)];
-        let headers = if origin.is_empty() { &[][..] } else { &header[..] };
+        let headers = if origin.is_empty() {
+            &[][..]
+        } else {
+            &header[..]
+        };
         match Client::try_connect(address, headers).await {
             Ok(_) => assert!(pass, "{origin} passed"),
             Err(error) => {
                 assert!(!pass, "{origin}: {error}");
-                let status = answer(&stage, &upgrade_request(&format!("Host: {address}\r\nOrigin: {origin}")), "").await.0;
+                let status = answer(
+                    &stage,
+                    &upgrade_request(&format!("Host: {address}\r\nOrigin: {origin}")),
+                    "",
+                )
+                .await
+                .0;
                 assert_eq!(status, 403, "{origin}");
             }
         }
@@ -280,7 +517,11 @@ async fn another_origin_is_403_and_the_own_and_listed_ones_pass() {
 async fn the_conformance_mode_echoes_over_the_same_codec() {
     let stage = Stage::with(|settings| settings.set("session.conformance_echo", true)).await;
     let mut raw = Raw::upgrade(stage.gateway.address()).await;
-    for (opcode, payload) in [(opcode::TEXT, &b"hello"[..]), (opcode::BINARY, &[0, 255, 7][..]), (opcode::TEXT, &b""[..])] {
+    for (opcode, payload) in [
+        (opcode::TEXT, &b"hello"[..]),
+        (opcode::BINARY, &[0, 255, 7][..]),
+        (opcode::TEXT, &b""[..]),
+    ] {
         raw.send_frame(&Frame::new(opcode, payload)).await;
         let echo = raw.read_frame().await.unwrap();
         assert_eq!((echo.opcode, echo.payload.as_slice()), (opcode, payload));

@@ -13,14 +13,18 @@ use crate::{Stage, admin};
 #[tokio::test]
 async fn a_slow_reader_is_closed_with_4008_and_slows_nobody() {
     let small = |settings: signal_tests::gateway::Builder| {
-        settings.live("limits.outbox_bytes", 300_000).live("limits.outbox_frames", 200).live("limits.write_timeout_ms", 3000)
+        settings
+            .live("limits.outbox_bytes", 300_000)
+            .live("limits.outbox_frames", 200)
+            .live("limits.write_timeout_ms", 3000)
     };
     let stage = Stage::with(small).await;
     let mut fast = stage.client("17").await;
     let mut slow = Raw::connect_with_receive_buffer(stage.gateway.address(), 4096).await;
     slow.send_upgrade(stage.gateway.address()).await;
     let authenticate = json!({"event": "authenticate", "data": {"type": "Bearer", "token": stage.issuer.token("18")}});
-    slow.send_frame(&Frame::new(opcode::TEXT, authenticate.to_string())).await;
+    slow.send_frame(&Frame::new(opcode::TEXT, authenticate.to_string()))
+        .await;
     let connected = slow.read_frame().await.unwrap();
     assert!(String::from_utf8_lossy(&connected.payload).contains("connected"));
 
@@ -30,42 +34,67 @@ async fn a_slow_reader_is_closed_with_4008_and_slows_nobody() {
     let sending = async {
         for n in 0..count {
             let body = json!({"event": "flood", "data": {"n": n, "filler": filler}});
-            stage.gateway.rest("POST", "/socket/websocket/broadcast", &token, Some(body)).await.expect(202);
+            stage
+                .gateway
+                .rest("POST", "/socket/websocket/broadcast", &token, Some(body))
+                .await
+                .expect(202);
         }
     };
     let receiving = async {
         let mut longest = Duration::ZERO;
         for n in 0..count {
             let begun = Instant::now();
-            assert_eq!(fast.next_envelope().await.data["n"], n, "in order and none missing");
+            assert_eq!(
+                fast.next_envelope().await.data["n"],
+                n,
+                "in order and none missing"
+            );
             longest = longest.max(begun.elapsed());
         }
         longest
     };
     let ((), longest) = tokio::join!(sending, receiving);
-    assert!(longest < Duration::from_secs(2), "the fast reader once waited {longest:?}");
+    assert!(
+        longest < Duration::from_secs(2),
+        "the fast reader once waited {longest:?}"
+    );
 
     until("4008 in the metrics", || async {
-        let closed = stage.gateway.metric("signal_connections_closed_total", "\"4008\"").await?;
+        let closed = stage
+            .gateway
+            .metric("signal_connections_closed_total", "\"4008\"")
+            .await?;
         (closed >= 1.0).then_some(())
     })
     .await;
     // If it reads on in time it finds the Close frame behind what was already on its way.
     let close = slow.read_close().await;
-    assert!(close.is_none() || close == Some((4008, "Slow consumer".into())), "{close:?}");
+    assert!(
+        close.is_none() || close == Some((4008, "Slow consumer".into())),
+        "{close:?}"
+    );
     stage.send_to_client(fast.id(), "still here").await;
     fast.expect("still here").await;
 }
 
 #[tokio::test]
 async fn a_flood_of_frames_is_closed_with_4010() {
-    let stage = Stage::with(|settings| settings.live("limits.inbound_frames_per_second", 5).live("limits.inbound_burst", 10)).await;
+    let stage = Stage::with(|settings| {
+        settings
+            .live("limits.inbound_frames_per_second", 5)
+            .live("limits.inbound_burst", 10)
+    })
+    .await;
     let (mut calm, mut flooding) = (stage.client("17").await, stage.client("18").await);
     for _ in 0..50 {
         flooding.send("heartbeat", json!(null)).await;
     }
     calm.send("heartbeat", json!(null)).await;
-    assert_eq!(flooding.expect_closed().await, (4010, "Limit exceeded".into()));
+    assert_eq!(
+        flooding.expect_closed().await,
+        (4010, "Limit exceeded".into())
+    );
     stage.send_to_client(calm.id(), "still here").await;
     calm.expect("still here").await;
 }
@@ -75,12 +104,19 @@ async fn one_connection_of_a_user_too_many_is_closed_with_4010() {
     let stage = Stage::with(|settings| settings.live("limits.connections_per_user", 2)).await;
     let (mut one, mut two) = (stage.client("17").await, stage.client("17").await);
     let mut three = stage.connect().await;
-    three.send_authenticate(&stage.issuer.token("17"), KeyMember::None).await;
+    three
+        .send_authenticate(&stage.issuer.token("17"), KeyMember::None)
+        .await;
     assert_eq!(three.expect_closed().await, (4010, "Limit exceeded".into()));
     stage.client("18").await;
     stage
         .gateway
-        .rest("POST", "/socket/websocket/users/17/messages", &admin(&stage.issuer), Some(json!({"event": "hi", "data": null})))
+        .rest(
+            "POST",
+            "/socket/websocket/users/17/messages",
+            &admin(&stage.issuer),
+            Some(json!({"event": "hi", "data": null})),
+        )
         .await;
     one.expect("hi").await;
     two.expect("hi").await;
@@ -102,12 +138,23 @@ async fn connections_beyond_the_limit_of_the_instance_get_503_and_when_to_retry(
     }
     assert_refused_with_503(&stage).await;
     held.pop().unwrap().close().await;
-    until("room for another", || async { Client::try_connect(stage.gateway.address(), &[]).await.ok().map(drop) }).await;
+    until("room for another", || async {
+        Client::try_connect(stage.gateway.address(), &[])
+            .await
+            .ok()
+            .map(drop)
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn connections_that_come_too_fast_get_503_and_when_to_retry() {
-    let stage = Stage::with(|settings| settings.live("limits.accepts_per_second", 1).live("limits.accept_burst", 3)).await;
+    let stage = Stage::with(|settings| {
+        settings
+            .live("limits.accepts_per_second", 1)
+            .live("limits.accept_burst", 3)
+    })
+    .await;
     let mut held = Vec::new();
     let mut refused = false;
     for _ in 0..20 {
@@ -116,23 +163,42 @@ async fn connections_that_come_too_fast_get_503_and_when_to_retry() {
             Err(_) => refused = true,
         }
     }
-    assert!(refused && held.len() >= 3, "{} of 20 were taken", held.len());
+    assert!(
+        refused && held.len() >= 3,
+        "{} of 20 were taken",
+        held.len()
+    );
     assert_refused_with_503(&stage).await;
-    until("the bucket fills again", || async { Client::try_connect(stage.gateway.address(), &[]).await.ok().map(drop) }).await;
+    until("the bucket fills again", || async {
+        Client::try_connect(stage.gateway.address(), &[])
+            .await
+            .ok()
+            .map(drop)
+    })
+    .await;
 }
 
 async fn assert_refused_with_503(stage: &Stage) {
     let address = stage.gateway.address();
     let mut raw = Raw::connect(address).await;
-    raw.send(signal_tests::raw::upgrade_request(&format!("Host: {address}")).as_bytes()).await;
+    raw.send(signal_tests::raw::upgrade_request(&format!("Host: {address}")).as_bytes())
+        .await;
     let head = raw.read_head().await.expect("an answer");
     assert_eq!(head.status, 503, "{head:?}");
-    assert!(head.header("retry-after").parse::<u32>().is_ok(), "{head:?}");
+    assert!(
+        head.header("retry-after").parse::<u32>().is_ok(),
+        "{head:?}"
+    );
 }
 
 #[tokio::test]
 async fn rooms_beyond_the_limit_of_a_connection_are_not_joined() {
-    let stage = Stage::with(|settings| settings.set("rooms.unmatched", "allow").live("limits.rooms_per_connection", 10)).await;
+    let stage = Stage::with(|settings| {
+        settings
+            .set("rooms.unmatched", "allow")
+            .live("limits.rooms_per_connection", 10)
+    })
+    .await;
     let mut client = stage.client("17").await;
     let rooms: Vec<String> = (0..50).map(|n| format!("room-{n}")).collect();
     client.send("join", json!({"rooms": rooms})).await;
@@ -140,7 +206,15 @@ async fn rooms_beyond_the_limit_of_a_connection_are_not_joined() {
     client.send_text("not json").await;
     client.expect("error").await;
     let path = format!("/socket/websocket/clients/{}", client.id());
-    let listed = stage.gateway.rest("GET", &path, &admin(&stage.issuer), None).await.expect(200).json()["rooms"].as_array().unwrap().len();
+    let listed = stage
+        .gateway
+        .rest("GET", &path, &admin(&stage.issuer), None)
+        .await
+        .expect(200)
+        .json()["rooms"]
+        .as_array()
+        .unwrap()
+        .len();
     assert!((3..=12).contains(&listed), "{listed} rooms");
 }
 
@@ -153,13 +227,25 @@ async fn many_connections_are_opened_used_and_forgotten() {
         clients.push(Client::open(stage.gateway.address(), &token).await);
     }
     let sent = json!({"event": "hello", "data": {}});
-    stage.gateway.rest("POST", "/socket/websocket/broadcast", &admin(&stage.issuer), Some(sent)).await.expect(202);
+    stage
+        .gateway
+        .rest(
+            "POST",
+            "/socket/websocket/broadcast",
+            &admin(&stage.issuer),
+            Some(sent),
+        )
+        .await
+        .expect(202);
     for client in &mut clients {
         client.expect("hello").await;
     }
     drop(clients);
     tokio::time::timeout(LIMIT, async {
-        until("all are forgotten", || async { (stage.gateway.metric("signal_connections", "").await? == 0.0).then_some(()) }).await;
+        until("all are forgotten", || async {
+            (stage.gateway.metric("signal_connections", "").await? == 0.0).then_some(())
+        })
+        .await;
     })
     .await
     .unwrap();

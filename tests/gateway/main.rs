@@ -40,7 +40,11 @@ impl Stage {
         let settings = configure(Gateway::build().trust(&issuer));
         let policies = settings.policies().await;
         let gateway = settings.start().await;
-        Self { issuer, policies, gateway }
+        Self {
+            issuer,
+            policies,
+            gateway,
+        }
     }
 
     async fn connect(&self) -> Client {
@@ -59,21 +63,29 @@ impl Stage {
 
     /// Sends an event to a client by REST, as an administrator.
     async fn send_to_client(&self, id: &str, event: &str) {
-        self.send(&format!("/socket/websocket/clients/{id}/messages"), event).await;
+        self.send(&format!("/socket/websocket/clients/{id}/messages"), event)
+            .await;
     }
 
     /// Sends an event to a room by REST, as an administrator.
     async fn send_to_room(&self, room: &str, event: &str) {
-        self.send(&format!("/socket/websocket/rooms/{room}/messages"), event).await;
+        self.send(&format!("/socket/websocket/rooms/{room}/messages"), event)
+            .await;
     }
 
     async fn send(&self, path: &str, event: &str) {
         let body = json!({"event": event, "data": {"of": event}});
-        self.gateway.rest("POST", path, &admin(&self.issuer), Some(body)).await.expect(202);
+        self.gateway
+            .rest("POST", path, &admin(&self.issuer), Some(body))
+            .await
+            .expect(202);
     }
 }
 
 /// The token of someone who may do everything.
 fn admin(issuer: &Issuer) -> String {
-    issuer.token_with_roles("1", json!([{"id": "r1", "identifier": "super-admin", "priority": 0}]))
+    issuer.token_with_roles(
+        "1",
+        json!([{"id": "r1", "identifier": "super-admin", "priority": 0}]),
+    )
 }

@@ -41,9 +41,13 @@ async fn status(gateway: &Gateway) -> Value {
 async fn expect_on(gateway: &Gateway, bus: SocketAddr, previous: Option<SocketAddr>) {
     until("the move is acknowledged", || async {
         let bus_status = status(gateway).await;
-        let in_place = bus_status["nodes"] == json!([bus.to_string()]) && bus_status["hearing"] == true && bus_status["moving"] == false;
+        let in_place = bus_status["nodes"] == json!([bus.to_string()])
+            && bus_status["hearing"] == true
+            && bus_status["moving"] == false;
         let before = match previous {
-            Some(previous) => bus_status["previous"] == json!({"nodes": [previous.to_string()], "hearing": true}),
+            Some(previous) => {
+                bus_status["previous"] == json!({"nodes": [previous.to_string()], "hearing": true})
+            }
             None => bus_status["previous"].is_null(),
         };
         (in_place && before && bus_status["error"].is_null()).then_some(())
@@ -64,18 +68,41 @@ impl Three {
     async fn start() -> Option<Self> {
         let (old, new) = (services::redis().await?, services::redis().await?);
         let issuer = Issuer::start().await;
-        let settings = Gateway::build().trust(&issuer).redis(old.address()).set("rooms.unmatched", "allow");
+        let settings = Gateway::build()
+            .trust(&issuer)
+            .redis(old.address())
+            .set("rooms.unmatched", "allow");
         let gateways = settings.start_many(3).await;
         let mut clients = Vec::new();
         for (number, gateway) in gateways.iter().enumerate() {
-            let mut client = Client::open_encrypted(gateway.address(), &issuer.token(&format!("{}", 17 + number))).await;
-            client.send_sealed("join", json!({"rooms": ["lobby"]})).await;
+            let mut client = Client::open_encrypted(
+                gateway.address(),
+                &issuer.token(&format!("{}", 17 + number)),
+            )
+            .await;
+            client
+                .send_sealed("join", json!({"rooms": ["lobby"]}))
+                .await;
             clients.push(client);
         }
-        let three = Self { issuer, old, new, gateways, clients };
+        let three = Self {
+            issuer,
+            old,
+            new,
+            gateways,
+            clients,
+        };
         until("all are in the room", || async {
-            let list =
-                three.gateways[0].rest("GET", "/socket/websocket/clients?room=lobby", &admin(&three.issuer), None).await.expect(200).json();
+            let list = three.gateways[0]
+                .rest(
+                    "GET",
+                    "/socket/websocket/clients?room=lobby",
+                    &admin(&three.issuer),
+                    None,
+                )
+                .await
+                .expect(200)
+                .json();
             (list["data"].as_array()?.len() == 3).then_some(())
         })
         .await;
@@ -85,13 +112,25 @@ impl Three {
     /// Sends numbers by every gateway until told to stop; gives how many each sent.
     fn flow(&self, stop: &Arc<AtomicBool>) -> Vec<JoinHandle<u64>> {
         let send = |gateway: &Gateway| {
-            let (url, token) = (format!("http://{}/socket/websocket/rooms/lobby/messages", gateway.address()), admin(&self.issuer));
+            let (url, token) = (
+                format!(
+                    "http://{}/socket/websocket/rooms/lobby/messages",
+                    gateway.address()
+                ),
+                admin(&self.issuer),
+            );
             let (from, stop) = (gateway.instance(), Arc::clone(stop));
             tokio::spawn(async move {
                 let mut n = 0;
                 while !stop.load(Ordering::SeqCst) {
                     let body = json!({"event": from, "data": n});
-                    let answer = signal_tests::rest::ask(signal_tests::rest::request("POST", &url, &token, Some(&body))).await;
+                    let answer = signal_tests::rest::ask(signal_tests::rest::request(
+                        "POST",
+                        &url,
+                        &token,
+                        Some(&body),
+                    ))
+                    .await;
                     answer.expect(202);
                     n += 1;
                 }
@@ -102,26 +141,51 @@ impl Three {
     }
 
     /// Ends the flow, and sees that every client got every number once and in order, and nothing else.
-    async fn expect_all(&mut self, stop: &AtomicBool, flow: Vec<JoinHandle<u64>>, emitter: &mut Emitter) {
+    async fn expect_all(
+        &mut self,
+        stop: &AtomicBool,
+        flow: Vec<JoinHandle<u64>>,
+        emitter: &mut Emitter,
+    ) {
         stop.store(true, Ordering::SeqCst);
         let mut sent = Vec::new();
         for task in flow {
-            sent.push(within("the end of a flow", task).await.expect("every message is taken"));
+            sent.push(
+                within("the end of a flow", task)
+                    .await
+                    .expect("every message is taken"),
+            );
         }
         assert!(sent.iter().all(|sent| *sent > 20), "{sent:?}");
         // What was taken by any gateway is out by then, and this comes behind it.
         for gateway in &self.gateways {
             let body = json!({"event": "end", "data": gateway.instance()});
-            gateway.rest("POST", "/socket/websocket/rooms/lobby/messages", &admin(&self.issuer), Some(body)).await.expect(202);
+            gateway
+                .rest(
+                    "POST",
+                    "/socket/websocket/rooms/lobby/messages",
+                    &admin(&self.issuer),
+                    Some(body),
+                )
+                .await
+                .expect(202);
         }
         for client in &mut self.clients {
             let mut counts = [0, 0, 0];
             let mut ends = 0;
             while ends < 3 {
                 let envelope = client.next_envelope().await;
-                match envelope.event.strip_prefix("gateway-").and_then(|number| number.parse::<usize>().ok()) {
+                match envelope
+                    .event
+                    .strip_prefix("gateway-")
+                    .and_then(|number| number.parse::<usize>().ok())
+                {
                     Some(from) => {
-                        assert_eq!(envelope.data, json!(counts[from]), "from gateway-{from}, of {sent:?}");
+                        assert_eq!(
+                            envelope.data,
+                            json!(counts[from]),
+                            "from gateway-{from}, of {sent:?}"
+                        );
                         counts[from] += 1;
                     }
                     None => {
@@ -132,7 +196,10 @@ impl Three {
             }
             assert_eq!(counts.to_vec(), sent);
         }
-        emitter.broadcast("marker", json!({}), &[]).await.expect("Redis answers");
+        emitter
+            .broadcast("marker", json!({}), &[])
+            .await
+            .expect("Redis answers");
         for client in &mut self.clients {
             let before = client.all_before("marker").await;
             assert!(before.is_empty(), "{before:?}");
@@ -142,7 +209,9 @@ impl Three {
 
 #[tokio::test]
 async fn three_gateways_go_over_one_after_the_other_and_every_message_comes_once() {
-    let Some(mut three) = Three::start().await else { return };
+    let Some(mut three) = Three::start().await else {
+        return;
+    };
     let (old, new) = (three.old.address(), three.new.address());
     let stop = Arc::new(AtomicBool::new(false));
     let flow = three.flow(&stop);
@@ -150,8 +219,21 @@ async fn three_gateways_go_over_one_after_the_other_and_every_message_comes_once
         name(&mut three.gateways[number], new, Some(old)).await;
         expect_on(&three.gateways[number], new, Some(old)).await;
         // Those that have moved and those that have not find each other's clients, each once.
-        let list = three.gateways[0].rest("GET", "/socket/websocket/clients", &admin(&three.issuer), None).await.expect(200).json();
-        assert_eq!((list["data"].as_array().map(Vec::len), &list["missing"]), (Some(3), &json!([])), "{list}");
+        let list = three.gateways[0]
+            .rest(
+                "GET",
+                "/socket/websocket/clients",
+                &admin(&three.issuer),
+                None,
+            )
+            .await
+            .expect(200)
+            .json();
+        assert_eq!(
+            (list["data"].as_array().map(Vec::len), &list["missing"]),
+            (Some(3), &json!([])),
+            "{list}"
+        );
     }
     for number in 0..3 {
         name(&mut three.gateways[number], new, None).await;
@@ -163,13 +245,19 @@ async fn three_gateways_go_over_one_after_the_other_and_every_message_comes_once
     three.expect_all(&stop, flow, &mut emitter).await;
     for gateway in &three.gateways {
         gateway.expect_ready().await;
-        assert_eq!(gateway.metric("signal_bus_resyncs_total", "").await, Some(0.0), "nobody had to sync");
+        assert_eq!(
+            gateway.metric("signal_bus_resyncs_total", "").await,
+            Some(0.0),
+            "nobody had to sync"
+        );
     }
 }
 
 #[tokio::test]
 async fn an_unreachable_new_redis_changes_nothing_and_a_dead_previous_one_harms_nobody() {
-    let Some(mut three) = Three::start().await else { return };
+    let Some(mut three) = Three::start().await else {
+        return;
+    };
     let (old, new) = (three.old.address(), three.new.address());
     three.new.kill().await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -178,7 +266,10 @@ async fn an_unreachable_new_redis_changes_nothing_and_a_dead_previous_one_harms_
         name(&mut three.gateways[number], new, Some(old)).await;
         until("it says why it has not gone over", || async {
             let bus = status(&three.gateways[number]).await;
-            (bus["error"].is_string() && bus["nodes"] == json!([old.to_string()]) && bus["hearing"] == true).then_some(())
+            (bus["error"].is_string()
+                && bus["nodes"] == json!([old.to_string()])
+                && bus["hearing"] == true)
+                .then_some(())
         })
         .await;
         three.gateways[number].expect_ready().await;
@@ -188,11 +279,17 @@ async fn an_unreachable_new_redis_changes_nothing_and_a_dead_previous_one_harms_
         expect_on(gateway, new, Some(old)).await;
     }
     // Outside services reach everyone once by either.
-    let mut emitters = [Emitter::connect(old).await.unwrap(), Emitter::connect(new).await.unwrap()];
+    let mut emitters = [
+        Emitter::connect(old).await.unwrap(),
+        Emitter::connect(new).await.unwrap(),
+    ];
     let mut emitter = Emitter::connect(new).await.unwrap();
     three.expect_all(&stop, flow, &mut emitter).await;
     for (number, emitter) in emitters.iter_mut().enumerate() {
-        emitter.broadcast("outside", json!(number), &[]).await.unwrap();
+        emitter
+            .broadcast("outside", json!(number), &[])
+            .await
+            .unwrap();
         for client in &mut three.clients {
             let got = client.next_envelope().await;
             assert_eq!((got.event.as_str(), got.data), ("outside", json!(number)));
@@ -201,18 +298,29 @@ async fn an_unreachable_new_redis_changes_nothing_and_a_dead_previous_one_harms_
 
     three.old.kill().await;
     for gateway in &three.gateways {
-        until("it is known to be gone", || async { (status(gateway).await["previous"]["hearing"] == false).then_some(()) }).await;
+        until("it is known to be gone", || async {
+            (status(gateway).await["previous"]["hearing"] == false).then_some(())
+        })
+        .await;
         gateway.expect_ready().await;
     }
     let stop = Arc::new(AtomicBool::new(false));
     let mut before = Vec::new();
     for gateway in &three.gateways {
-        before.push(gateway.metric("signal_bus_published_total", "ok").await.unwrap_or_default());
+        before.push(
+            gateway
+                .metric("signal_bus_published_total", "ok")
+                .await
+                .unwrap_or_default(),
+        );
     }
     let flow = three.flow(&stop);
     for (gateway, before) in three.gateways.iter().zip(before) {
-        until("messages flow", || async { (gateway.metric("signal_bus_published_total", "ok").await? > before + 30.0).then_some(()) })
-            .await;
+        until("messages flow", || async {
+            (gateway.metric("signal_bus_published_total", "ok").await? > before + 30.0)
+                .then_some(())
+        })
+        .await;
     }
     three.expect_all(&stop, flow, &mut emitter).await;
     for gateway in &mut three.gateways {
@@ -229,7 +337,8 @@ async fn a_gateway_without_redis_does_not_take_one_up_while_it_runs() {
     gateway.write_live("[bus]\nmode = \"standalone\"\nnodes = [\"127.0.0.1:6379\"]\n");
     until("the fault is told", || async {
         let told = gateway.admin("GET", "/status").await.expect(200).json();
-        (told["liveError"].as_str()?.contains("bus.mode") && told["bus"]["mode"] == "local").then_some(())
+        (told["liveError"].as_str()?.contains("bus.mode") && told["bus"]["mode"] == "local")
+            .then_some(())
     })
     .await;
     gateway.expect_ready().await;

@@ -13,13 +13,27 @@ use crate::Stage;
 const PAUSE: Duration = Duration::from_millis(3);
 
 async fn expect_open(raw: &mut Raw, what: &str) {
-    let head = raw.read_head().await.unwrap_or_else(|| panic!("{what}: no answer"));
-    assert_eq!((head.status, head.header("sec-websocket-accept")), (101, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{what}");
+    let head = raw
+        .read_head()
+        .await
+        .unwrap_or_else(|| panic!("{what}: no answer"));
+    assert_eq!(
+        (head.status, head.header("sec-websocket-accept")),
+        (101, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="),
+        "{what}"
+    );
 }
 
 async fn expect_pong(raw: &mut Raw, what: &str) {
-    let pong = raw.read_frame().await.unwrap_or_else(|| panic!("{what}: no pong"));
-    assert_eq!((pong.opcode, pong.payload.as_slice()), (opcode::PONG, &b"behind"[..]), "{what}");
+    let pong = raw
+        .read_frame()
+        .await
+        .unwrap_or_else(|| panic!("{what}: no pong"));
+    assert_eq!(
+        (pong.opcode, pong.payload.as_slice()),
+        (opcode::PONG, &b"behind"[..]),
+        "{what}"
+    );
 }
 
 fn ping() -> Vec<u8> {
@@ -30,7 +44,11 @@ fn ping() -> Vec<u8> {
 async fn a_handshake_cut_anywhere_is_the_same_handshake() {
     let stage = Stage::with(|settings| settings.live("limits.accept_burst", 10_000)).await;
     let address = stage.gateway.address();
-    let bytes = [upgrade_request(&format!("Host: {address}")).into_bytes(), ping()].concat();
+    let bytes = [
+        upgrade_request(&format!("Host: {address}")).into_bytes(),
+        ping(),
+    ]
+    .concat();
     let whole = async |cuts: &[usize]| {
         let mut raw = Raw::connect(address).await;
         let mut from = 0;
@@ -69,17 +87,27 @@ async fn a_connection_that_had_other_requests_becomes_a_websocket_too() {
     // ... all at once, the last frame in two halves ...
     let frame = ping();
     let mut raw = Raw::connect(address).await;
-    raw.send(&[rest.as_bytes(), good.as_bytes(), &frame[..3]].concat()).await;
+    raw.send(&[rest.as_bytes(), good.as_bytes(), &frame[..3]].concat())
+        .await;
     tokio::time::sleep(PAUSE).await;
     raw.send(&frame[3..]).await;
     let head = raw.read_head().await.unwrap();
     assert_eq!(head.status, 404);
-    raw.skip(head.header("content-length").parse().unwrap()).await;
+    raw.skip(head.header("content-length").parse().unwrap())
+        .await;
     expect_open(&mut raw, "with another request").await;
     expect_pong(&mut raw, "with another request").await;
     // ... and with a head that only hyper takes.
     let mut raw = Raw::connect(address).await;
-    raw.send(&[good.replacen("\r\n", "\r\nContent-Length: 0\r\n", 1).as_bytes(), &ping()].concat()).await;
+    raw.send(
+        &[
+            good.replacen("\r\n", "\r\nContent-Length: 0\r\n", 1)
+                .as_bytes(),
+            &ping(),
+        ]
+        .concat(),
+    )
+    .await;
     expect_open(&mut raw, "with a length").await;
     expect_pong(&mut raw, "with a length").await;
 }
@@ -90,23 +118,40 @@ async fn after_a_refusal_the_connection_goes_on() {
     let address = stage.gateway.address();
     let good = upgrade_request(&format!("Host: {address}"));
     let mut raw = Raw::connect(address).await;
-    for (bad, status) in
-        [(good.replace("Version: 13", "Version: 8"), 426), (good.replacen("\r\n", "\r\nOrigin: https://evil.example\r\n", 1), 403)]
-    {
+    for (bad, status) in [
+        (good.replace("Version: 13", "Version: 8"), 426),
+        (
+            good.replacen("\r\n", "\r\nOrigin: https://evil.example\r\n", 1),
+            403,
+        ),
+    ] {
         raw.send(bad.as_bytes()).await;
         let head = raw.read_head().await.unwrap();
         assert_eq!(head.status, status);
-        raw.skip(head.header("content-length").parse().unwrap()).await;
+        raw.skip(head.header("content-length").parse().unwrap())
+            .await;
     }
     raw.send(&[good.as_bytes(), &ping()].concat()).await;
     expect_open(&mut raw, "after refusals").await;
     expect_pong(&mut raw, "after refusals").await;
-    assert_eq!(stage.gateway.metric("signal_connections_refused_total", r#"kind="origin""#).await, Some(1.0), "each is counted once");
+    assert_eq!(
+        stage
+            .gateway
+            .metric("signal_connections_refused_total", r#"kind="origin""#)
+            .await,
+        Some(1.0),
+        "each is counted once"
+    );
 }
 
 #[tokio::test]
 async fn sockets_that_say_nothing_have_places_until_they_go_and_end_with_the_process() {
-    let mut stage = Stage::with(|settings| settings.set("drain.endpoint_propagation_ms", 0).set("drain.window_ms", 100)).await;
+    let mut stage = Stage::with(|settings| {
+        settings
+            .set("drain.endpoint_propagation_ms", 0)
+            .set("drain.window_ms", 100)
+    })
+    .await;
     let address = stage.gateway.address();
     // As many as one address may have: half say nothing, half something.
     let mut idle = Vec::new();
@@ -119,14 +164,16 @@ async fn sockets_that_say_nothing_have_places_until_they_go_and_end_with_the_pro
     }
     until("one more is closed at once", || async {
         let mut raw = Raw::connect(address).await;
-        raw.send(upgrade_request(&format!("Host: {address}")).as_bytes()).await;
+        raw.send(upgrade_request(&format!("Host: {address}")).as_bytes())
+            .await;
         raw.read_head().await.is_none().then_some(())
     })
     .await;
     drop(idle.split_off(512));
     until("their places are free", || async {
         let mut raw = Raw::connect(address).await;
-        raw.send(upgrade_request(&format!("Host: {address}")).as_bytes()).await;
+        raw.send(upgrade_request(&format!("Host: {address}")).as_bytes())
+            .await;
         raw.read_head().await.map(drop)
     })
     .await;
@@ -135,6 +182,10 @@ async fn sockets_that_say_nothing_have_places_until_they_go_and_end_with_the_pro
     for mut raw in idle {
         raw.expect_end(Duration::from_secs(5)).await;
     }
-    assert!(begun.elapsed() < Duration::from_secs(8), "long before their heads would have been late: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "long before their heads would have been late: {:?}",
+        begun.elapsed()
+    );
     assert!(stage.gateway.expect_exit().await.success());
 }

@@ -18,24 +18,45 @@ impl Pair {
     async fn start() -> Option<Self> {
         let redis = services::redis().await?;
         let issuer = Issuer::start().await;
-        let settings = Gateway::build().trust(&issuer).redis(redis.address()).set("rooms.unmatched", "allow");
+        let settings = Gateway::build()
+            .trust(&issuer)
+            .redis(redis.address())
+            .set("rooms.unmatched", "allow");
         // Each instance has its own inbox file: nothing but Redis is between them.
         let gateways = settings.start_many(2).await;
-        let emitter = Emitter::connect(redis.address()).await.expect("Redis answers");
-        Some(Self { issuer, redis, gateways, emitter })
+        let emitter = Emitter::connect(redis.address())
+            .await
+            .expect("Redis answers");
+        Some(Self {
+            issuer,
+            redis,
+            gateways,
+            emitter,
+        })
     }
 
     async fn client(&self, gateway: usize, user: &str) -> Client {
         Client::open_encrypted(self.gateways[gateway].address(), &self.issuer.token(user)).await
     }
 
-    async fn rest(&self, gateway: usize, method: &str, path: &str, body: Option<Value>) -> signal_tests::rest::Answer {
-        self.gateways[gateway].rest(method, path, &admin(&self.issuer), body).await
+    async fn rest(
+        &self,
+        gateway: usize,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> signal_tests::rest::Answer {
+        self.gateways[gateway]
+            .rest(method, path, &admin(&self.issuer), body)
+            .await
     }
 
     /// Shows that nothing came to these clients before: a marker to everyone must be next.
     async fn expect_quiet(&mut self, clients: &mut [&mut Client]) {
-        self.emitter.broadcast("marker", json!({}), &[]).await.expect("Redis answers");
+        self.emitter
+            .broadcast("marker", json!({}), &[])
+            .await
+            .expect("Redis answers");
         for client in clients {
             let before = client.all_before("marker").await;
             assert!(before.is_empty(), "{before:?}");
@@ -50,7 +71,16 @@ async fn join(client: &mut Client, room: &str) {
 /// Waits until a room has so many members over all instances.
 async fn expect_members(pair: &Pair, room: &str, count: usize) {
     until(&format!("{count} members of {room}"), || async {
-        let list = pair.rest(0, "GET", &format!("/socket/websocket/clients?room={room}"), None).await.expect(200).json();
+        let list = pair
+            .rest(
+                0,
+                "GET",
+                &format!("/socket/websocket/clients?room={room}"),
+                None,
+            )
+            .await
+            .expect(200)
+            .json();
         (list["data"].as_array()?.len() == count).then_some(())
     })
     .await;
@@ -58,30 +88,67 @@ async fn expect_members(pair: &Pair, room: &str, count: usize) {
 
 #[tokio::test]
 async fn an_emitter_reaches_a_client_a_user_a_room_and_everyone_on_either_gateway() {
-    let Some(mut pair) = Pair::start().await else { return };
-    let (mut a, mut b, mut c) = (pair.client(0, "17").await, pair.client(1, "17").await, pair.client(1, "18").await);
+    let Some(mut pair) = Pair::start().await else {
+        return;
+    };
+    let (mut a, mut b, mut c) = (
+        pair.client(0, "17").await,
+        pair.client(1, "17").await,
+        pair.client(1, "18").await,
+    );
     // Published the moment `connected` has come: the subscriptions are there already.
-    assert_eq!(pair.emitter.to_client(b.id(), "to-client", json!({"n": 1})).await.unwrap(), 1, "the owner alone subscribes");
+    assert_eq!(
+        pair.emitter
+            .to_client(b.id(), "to-client", json!({"n": 1}))
+            .await
+            .unwrap(),
+        1,
+        "the owner alone subscribes"
+    );
     let got = b.next_envelope().await;
-    assert_eq!((got.event.as_str(), &got.data, got.sealed), ("to-client", &json!({"n": 1}), true));
+    assert_eq!(
+        (got.event.as_str(), &got.data, got.sealed),
+        ("to-client", &json!({"n": 1}), true)
+    );
 
-    assert_eq!(pair.emitter.to_user("17", "to-user", json!(null)).await.unwrap(), 2, "both hold a connection of 17");
-    assert_eq!((a.next_envelope().await.event, b.next_envelope().await.event), ("to-user".into(), "to-user".into()));
+    assert_eq!(
+        pair.emitter
+            .to_user("17", "to-user", json!(null))
+            .await
+            .unwrap(),
+        2,
+        "both hold a connection of 17"
+    );
+    assert_eq!(
+        (a.next_envelope().await.event, b.next_envelope().await.event),
+        ("to-user".into(), "to-user".into())
+    );
 
     join(&mut a, "lobby").await;
     join(&mut c, "lobby").await;
     expect_members(&pair, "lobby", 2).await;
-    pair.emitter.to_room("lobby", "to-room", json!([1, 2]), &[c.id()]).await.unwrap();
+    pair.emitter
+        .to_room("lobby", "to-room", json!([1, 2]), &[c.id()])
+        .await
+        .unwrap();
     assert_eq!(a.next_envelope().await.event, "to-room");
-    pair.emitter.broadcast("to-all", json!("x"), &[b.id()]).await.unwrap();
-    assert_eq!((a.next_envelope().await.event, c.next_envelope().await.event), ("to-all".into(), "to-all".into()));
+    pair.emitter
+        .broadcast("to-all", json!("x"), &[b.id()])
+        .await
+        .unwrap();
+    assert_eq!(
+        (a.next_envelope().await.event, c.next_envelope().await.event),
+        ("to-all".into(), "to-all".into())
+    );
     pair.expect_quiet(&mut [&mut a, &mut b, &mut c]).await;
 }
 
 #[tokio::test]
 async fn a_thousand_messages_at_once_are_all_opened_in_the_order_they_were_sent() {
     const COUNT: usize = 1000;
-    let Some(pair) = Pair::start().await else { return };
+    let Some(pair) = Pair::start().await else {
+        return;
+    };
     let mut client = pair.client(1, "17").await;
     let (id, mut emitter) = (client.id().to_owned(), pair.emitter);
     let sending = async {
@@ -108,20 +175,33 @@ async fn a_thousand_messages_at_once_are_all_opened_in_the_order_they_were_sent(
 
 #[tokio::test]
 async fn the_default_rooms_and_the_own_id_are_rooms_for_an_emitter_too() {
-    let Some(mut pair) = Pair::start().await else { return };
+    let Some(mut pair) = Pair::start().await else {
+        return;
+    };
     let (mut a, mut b) = (pair.client(0, "17").await, pair.client(1, "18").await);
     for room in ["ws-default", "ws-notification"] {
-        pair.emitter.to_room(room, room, json!({}), &[]).await.unwrap();
-        assert_eq!((a.next_envelope().await.event, b.next_envelope().await.event), (room.into(), room.into()));
+        pair.emitter
+            .to_room(room, room, json!({}), &[])
+            .await
+            .unwrap();
+        assert_eq!(
+            (a.next_envelope().await.event, b.next_envelope().await.event),
+            (room.into(), room.into())
+        );
     }
-    pair.emitter.to_room(b.id(), "own-id", json!({}), &[]).await.unwrap();
+    pair.emitter
+        .to_room(b.id(), "own-id", json!({}), &[])
+        .await
+        .unwrap();
     assert_eq!(b.next_envelope().await.event, "own-id");
     pair.expect_quiet(&mut [&mut a, &mut b]).await;
 }
 
 #[tokio::test]
 async fn payloads_that_are_not_messages_are_dropped() {
-    let Some(mut pair) = Pair::start().await else { return };
+    let Some(mut pair) = Pair::start().await else {
+        return;
+    };
     let mut client = pair.client(0, "17").await;
     for bad in [
         "",
@@ -139,73 +219,165 @@ async fn payloads_that_are_not_messages_are_dropped() {
     pair.expect_quiet(&mut [&mut client]).await;
     let text = r#"{"data":{"deep":[1,{"x":null}]},"event":"no-exclude","type":"broadcast","serverId":"emitter","more":true}"#;
     pair.emitter.raw("ws:broadcast", text).await.unwrap();
-    assert_eq!(client.next_envelope().await.data, json!({"deep": [1, {"x": null}]}));
+    assert_eq!(
+        client.next_envelope().await.data,
+        json!({"deep": [1, {"x": null}]})
+    );
 }
 
 #[tokio::test]
 async fn rest_on_one_gateway_lists_reaches_and_disconnects_clients_of_the_other() {
-    let Some(pair) = Pair::start().await else { return };
+    let Some(pair) = Pair::start().await else {
+        return;
+    };
     let (mut a, mut b) = (pair.client(0, "17").await, pair.client(1, "18").await);
-    let list = pair.rest(0, "GET", "/socket/websocket/clients", None).await.expect(200).json();
-    let mut holders: Vec<(&str, &str)> =
-        list["data"].as_array().unwrap().iter().map(|c| (c["id"].as_str().unwrap(), c["instance"].as_str().unwrap())).collect();
+    let list = pair
+        .rest(0, "GET", "/socket/websocket/clients", None)
+        .await
+        .expect(200)
+        .json();
+    let mut holders: Vec<(&str, &str)> = list["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| (c["id"].as_str().unwrap(), c["instance"].as_str().unwrap()))
+        .collect();
     holders.sort_unstable();
     let mut want = [(a.id(), "gateway-0"), (b.id(), "gateway-1")];
     want.sort_unstable();
     assert_eq!(holders, want, "{list}");
-    let of_user = pair.rest(0, "GET", "/socket/websocket/clients?userId=18", None).await.expect(200).json();
+    let of_user = pair
+        .rest(0, "GET", "/socket/websocket/clients?userId=18", None)
+        .await
+        .expect(200)
+        .json();
     assert_eq!(of_user["data"][0]["id"], b.id());
-    let one = pair.rest(0, "GET", &format!("/socket/websocket/clients/{}", b.id()), None).await.expect(200).json();
-    assert_eq!((&one["userId"], &one["encrypted"]), (&json!("18"), &json!(true)));
+    let one = pair
+        .rest(
+            0,
+            "GET",
+            &format!("/socket/websocket/clients/{}", b.id()),
+            None,
+        )
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(
+        (&one["userId"], &one["encrypted"]),
+        (&json!("18"), &json!(true))
+    );
 
     let message = |event: &str| Some(json!({"event": event, "data": {"n": 1}}));
     let path = format!("/socket/websocket/clients/{}", b.id());
-    pair.rest(0, "POST", &format!("{path}/messages"), message("direct")).await.expect(202);
+    pair.rest(0, "POST", &format!("{path}/messages"), message("direct"))
+        .await
+        .expect(202);
     assert_eq!(b.next_envelope().await.event, "direct");
-    pair.rest(0, "POST", &format!("{path}/rooms"), Some(json!({"rooms": ["vip"]}))).await.expect(200);
-    pair.rest(0, "POST", "/socket/websocket/rooms/vip/messages", message("to-room")).await.expect(202);
+    pair.rest(
+        0,
+        "POST",
+        &format!("{path}/rooms"),
+        Some(json!({"rooms": ["vip"]})),
+    )
+    .await
+    .expect(200);
+    pair.rest(
+        0,
+        "POST",
+        "/socket/websocket/rooms/vip/messages",
+        message("to-room"),
+    )
+    .await
+    .expect(202);
     assert_eq!(b.next_envelope().await.event, "to-room");
-    pair.rest(0, "DELETE", &format!("{path}/rooms"), Some(json!({"rooms": ["vip"]}))).await.expect(200);
+    pair.rest(
+        0,
+        "DELETE",
+        &format!("{path}/rooms"),
+        Some(json!({"rooms": ["vip"]})),
+    )
+    .await
+    .expect(200);
     let exclude = Some(json!({"event": "to-all", "data": null, "exclude": [b.id()]}));
-    pair.rest(1, "POST", "/socket/websocket/broadcast", exclude).await.expect(202);
+    pair.rest(1, "POST", "/socket/websocket/broadcast", exclude)
+        .await
+        .expect(202);
     assert_eq!(a.next_envelope().await.event, "to-all");
-    pair.rest(0, "POST", "/socket/websocket/users/18/messages", message("to-user")).await.expect(202);
-    assert_eq!(b.next_envelope().await.event, "to-user", "neither the broadcast nor the room it left came before");
+    pair.rest(
+        0,
+        "POST",
+        "/socket/websocket/users/18/messages",
+        message("to-user"),
+    )
+    .await
+    .expect(202);
+    assert_eq!(
+        b.next_envelope().await.event,
+        "to-user",
+        "neither the broadcast nor the room it left came before"
+    );
 
     pair.rest(0, "DELETE", &path, None).await.expect(200);
-    assert_eq!(b.expect_closed().await, (4007, "Disconnected by administrator".into()));
-    until("nobody holds it", || async { (pair.rest(0, "GET", &path, None).await.status == 404).then_some(()) }).await;
-    pair.rest(0, "POST", &format!("{path}/messages"), message("late")).await.expect(404);
+    assert_eq!(
+        b.expect_closed().await,
+        (4007, "Disconnected by administrator".into())
+    );
+    until("nobody holds it", || async {
+        (pair.rest(0, "GET", &path, None).await.status == 404).then_some(())
+    })
+    .await;
+    pair.rest(0, "POST", &format!("{path}/messages"), message("late"))
+        .await
+        .expect(404);
 
     let mut c = pair.client(1, "17").await;
-    pair.rest(1, "DELETE", "/socket/websocket/users/17/clients", None).await.expect(200);
+    pair.rest(1, "DELETE", "/socket/websocket/users/17/clients", None)
+        .await
+        .expect(200);
     assert_eq!(a.expect_closed().await.0, 4007);
     assert_eq!(c.expect_closed().await.0, 4007);
 }
 
 #[tokio::test]
 async fn a_revocation_holds_on_every_gateway_and_on_those_that_start_later() {
-    let Some(mut pair) = Pair::start().await else { return };
+    let Some(mut pair) = Pair::start().await else {
+        return;
+    };
     let token = pair.issuer.token("17");
     let mut client = Client::open(pair.gateways[1].address(), &token).await;
-    let answer = pair.rest(0, "POST", "/socket/websocket/revocations", Some(json!({"userId": "17"}))).await;
+    let answer = pair
+        .rest(
+            0,
+            "POST",
+            "/socket/websocket/revocations",
+            Some(json!({"userId": "17"})),
+        )
+        .await;
     assert_eq!(answer.status / 100, 2, "{answer:?}");
     assert_eq!(client.expect_closed().await, (4006, "Revoked".into()));
     pair.gateways[1].kill();
     pair.gateways[1].restart().await;
     for gateway in &pair.gateways {
         let mut again = Client::connect(gateway.address()).await;
-        again.send_authenticate(&token, signal_tests::KeyMember::None).await;
+        again
+            .send_authenticate(&token, signal_tests::KeyMember::None)
+            .await;
         assert_eq!(again.expect_closed().await.0, 4003);
     }
 }
 
 #[tokio::test]
 async fn an_instance_that_does_not_answer_is_named() {
-    let Some(pair) = Pair::start().await else { return };
+    let Some(pair) = Pair::start().await else {
+        return;
+    };
     let client = pair.client(0, "17").await;
     pair.gateways[1].signal("STOP");
-    let list = pair.rest(0, "GET", "/socket/websocket/clients", None).await.expect(200).json();
+    let list = pair
+        .rest(0, "GET", "/socket/websocket/clients", None)
+        .await
+        .expect(200)
+        .json();
     pair.gateways[1].signal("CONT");
     assert_eq!(list["data"][0]["id"], client.id());
     assert_eq!(list["missing"], json!(["gateway-1"]), "{list}");
@@ -213,7 +385,9 @@ async fn an_instance_that_does_not_answer_is_named() {
 
 #[tokio::test]
 async fn after_a_restart_of_redis_everyone_is_told_to_resync_and_messages_flow_again() {
-    let Some(pair) = Pair::start().await else { return };
+    let Some(pair) = Pair::start().await else {
+        return;
+    };
     let (mut a, mut b) = (pair.client(0, "17").await, pair.client(1, "18").await);
     join(&mut a, "lobby").await;
     join(&mut b, "lobby").await;
@@ -224,7 +398,14 @@ async fn after_a_restart_of_redis_everyone_is_told_to_resync_and_messages_flow_a
     }
     // Local delivery goes on, and so does the process.
     let path = format!("/socket/websocket/clients/{}/messages", a.id());
-    pair.rest(0, "POST", &path, Some(json!({"event": "local", "data": null}))).await.expect(202);
+    pair.rest(
+        0,
+        "POST",
+        &path,
+        Some(json!({"event": "local", "data": null})),
+    )
+    .await
+    .expect(202);
     assert_eq!(a.next_envelope().await.event, "local");
     pair.gateways[0].admin("GET", "/livez").await.expect(200);
     pair.redis.restart().await;
@@ -234,16 +415,24 @@ async fn after_a_restart_of_redis_everyone_is_told_to_resync_and_messages_flow_a
         gateway.expect_ready().await;
     }
     let mut emitter = Emitter::connect(pair.redis.address()).await.unwrap();
-    emitter.to_room("lobby", "after", json!({}), &[]).await.unwrap();
+    emitter
+        .to_room("lobby", "after", json!({}), &[])
+        .await
+        .unwrap();
     a.expect("after").await;
     b.expect("after").await;
-    emitter.to_client(b.id(), "to-client", json!({})).await.unwrap();
+    emitter
+        .to_client(b.id(), "to-client", json!({}))
+        .await
+        .unwrap();
     b.expect("to-client").await;
 }
 
 #[tokio::test]
 async fn a_gateway_that_has_gone_deaf_notices_and_repairs_itself() {
-    let Some(redis) = services::redis().await else { return };
+    let Some(redis) = services::redis().await else {
+        return;
+    };
     let proxy = Proxy::to(redis.address()).await;
     let issuer = Issuer::start().await;
     let settings = Gateway::build().trust(&issuer).redis(proxy.address());
@@ -257,13 +446,18 @@ async fn a_gateway_that_has_gone_deaf_notices_and_repairs_itself() {
     gateway.expect_ready().await;
     client.expect("resync").await;
     let mut emitter = Emitter::connect(redis.address()).await.unwrap();
-    emitter.to_client(client.id(), "after", json!({})).await.unwrap();
+    emitter
+        .to_client(client.id(), "after", json!({}))
+        .await
+        .unwrap();
     client.expect("after").await;
 }
 
 #[tokio::test]
 async fn without_redis_a_gateway_connects_clients_at_once_and_tells_them_later() {
-    let Some(redis) = services::redis().await else { return };
+    let Some(redis) = services::redis().await else {
+        return;
+    };
     let issuer = Issuer::start().await;
     let settings = Gateway::build().trust(&issuer).redis(redis.address());
     let gateway = settings.start().await;
@@ -273,15 +467,24 @@ async fn without_redis_a_gateway_connects_clients_at_once_and_tells_them_later()
     client.expect("resync").await;
     gateway.expect_ready().await;
     let mut emitter = Emitter::connect(redis.address()).await.unwrap();
-    emitter.to_client(client.id(), "after", json!({})).await.unwrap();
+    emitter
+        .to_client(client.id(), "after", json!({}))
+        .await
+        .unwrap();
     client.expect("after").await;
 }
 
 #[tokio::test]
 async fn many_gateways_at_once_never_share_a_worker_number() {
-    let Some(redis) = services::redis().await else { return };
+    let Some(redis) = services::redis().await else {
+        return;
+    };
     let issuer = Issuer::start().await;
-    let settings = Gateway::build().trust(&issuer).redis(redis.address()).set("workers.shards", 1).set("workers.control_threads", 1);
+    let settings = Gateway::build()
+        .trust(&issuer)
+        .redis(redis.address())
+        .set("workers.shards", 1)
+        .set("workers.control_threads", 1);
     let gateways = settings.start_many(6).await;
     let mut workers = Vec::new();
     for gateway in &gateways {

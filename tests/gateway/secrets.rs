@@ -22,70 +22,128 @@ fn replace(file: &Path, text: &str) {
 }
 
 async fn set_user(redis: &mut MultiplexedConnection, rules: &[&str]) {
-    redis::cmd("ACL").arg("SETUSER").arg("signal").arg(rules).query_async::<()>(redis).await.expect("an ACL user");
+    redis::cmd("ACL")
+        .arg("SETUSER")
+        .arg("signal")
+        .arg(rules)
+        .query_async::<()>(redis)
+        .await
+        .expect("an ACL user");
 }
 
 /// The ids of the connections of user `signal`.
 async fn connections(redis: &mut MultiplexedConnection) -> Vec<u64> {
-    let list: String = redis::cmd("CLIENT").arg("LIST").query_async(redis).await.expect("a list of clients");
+    let list: String = redis::cmd("CLIENT")
+        .arg("LIST")
+        .query_async(redis)
+        .await
+        .expect("a list of clients");
     let lines = list.lines().filter(|line| line.contains(" user=signal "));
-    lines.map(|line| line.trim_start_matches("id=").split(' ').next().and_then(|id| id.parse().ok()).expect("an id")).collect()
+    lines
+        .map(|line| {
+            line.trim_start_matches("id=")
+                .split(' ')
+                .next()
+                .and_then(|id| id.parse().ok())
+                .expect("an id")
+        })
+        .collect()
 }
 
 #[tokio::test]
 async fn a_changed_redis_password_loses_no_message_and_no_connection() {
-    let Some(server) = services::redis().await else { return };
-    let mut redis = redis::Client::open(format!("redis://{}", server.address())).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let Some(server) = services::redis().await else {
+        return;
+    };
+    let mut redis = redis::Client::open(format!("redis://{}", server.address()))
+        .unwrap()
+        .get_multiplexed_async_connection()
+        .await
+        .unwrap();
     set_user(&mut redis, &["on", ">first", "~*", "&*", "+@all"]).await;
     let issuer = Issuer::start().await;
-    let settings = Gateway::build().trust(&issuer).redis(server.address()).set("bus.username", "signal");
+    let settings = Gateway::build()
+        .trust(&issuer)
+        .redis(server.address())
+        .set("bus.username", "signal");
     let file = settings.dir().join("redis-password");
     std::fs::write(&file, "first\n").unwrap();
-    let gateways = settings.set("bus.password_file", file.display().to_string()).start_many(2).await;
+    let gateways = settings
+        .set("bus.password_file", file.display().to_string())
+        .start_many(2)
+        .await;
     let mut client = Client::open_encrypted(gateways[1].address(), &issuer.token("17")).await;
     let mut emitter = Emitter::connect(server.address()).await.unwrap();
 
     // Both passwords are good while they change over, as a rotation has it.
     set_user(&mut redis, &[">second"]).await;
     let before = connections(&mut redis).await;
-    assert!(before.len() >= 4, "each gateway publishes and hears: {before:?}");
+    assert!(
+        before.len() >= 4,
+        "each gateway publishes and hears: {before:?}"
+    );
     replace(&file, "second\n");
     let (begun, mut sent) = (Instant::now(), 0);
     loop {
         sent += 1;
-        emitter.to_client(client.id(), "number", json!(sent)).await.unwrap();
+        emitter
+            .to_client(client.id(), "number", json!(sent))
+            .await
+            .unwrap();
         let now = connections(&mut redis).await;
         if now.len() >= 4 && now.iter().all(|id| !before.contains(id)) {
             break;
         }
-        assert!(begun.elapsed() < LIMIT, "connections are still those of before: {before:?}, {now:?}");
+        assert!(
+            begun.elapsed() < LIMIT,
+            "connections are still those of before: {before:?}, {now:?}"
+        );
     }
     set_user(&mut redis, &["<first"]).await;
     emitter.to_user("17", "last", json!(null)).await.unwrap();
     for number in 1..=sent {
         let envelope = client.next_envelope().await;
-        assert_eq!((envelope.event.as_str(), &envelope.data), ("number", &json!(number)), "each once, in order, and no `resync`");
+        assert_eq!(
+            (envelope.event.as_str(), &envelope.data),
+            ("number", &json!(number)),
+            "each once, in order, and no `resync`"
+        );
     }
     assert_eq!(client.next_envelope().await.event, "last");
     let path = format!("/socket/websocket/clients/{}/messages", client.id());
     let body = json!({"event": "across", "data": null});
-    gateways[0].rest("POST", &path, &admin(&issuer), Some(body)).await.expect(202);
+    gateways[0]
+        .rest("POST", &path, &admin(&issuer), Some(body))
+        .await
+        .expect(202);
     assert_eq!(client.next_envelope().await.event, "across");
 
     // Connections that are lost come back with the new password alone.
-    let killed: i64 = redis::cmd("CLIENT").arg("KILL").arg("USER").arg("signal").query_async(&mut redis).await.unwrap();
+    let killed: i64 = redis::cmd("CLIENT")
+        .arg("KILL")
+        .arg("USER")
+        .arg("signal")
+        .query_async(&mut redis)
+        .await
+        .unwrap();
     assert!(killed >= 4, "{killed}");
     client.expect("resync").await;
     for gateway in &gateways {
         gateway.expect_ready().await;
     }
-    emitter.to_client(client.id(), "after", json!(null)).await.unwrap();
+    emitter
+        .to_client(client.id(), "after", json!(null))
+        .await
+        .unwrap();
     client.expect("after").await;
 }
 
 /// Two roles with passwords that the server really asks for; both own the database.
 async fn make_roles(pool: &PgPool, database: &str) {
-    let folder: String = sqlx::query_scalar("show data_directory").fetch_one(pool).await.expect("a setting");
+    let folder: String = sqlx::query_scalar("show data_directory")
+        .fetch_one(pool)
+        .await
+        .expect("a setting");
     for sql in [
         "create role one login password 'first'".to_owned(),
         "create role two login password 'second' in role one".to_owned(),
@@ -96,29 +154,49 @@ async fn make_roles(pool: &PgPool, database: &str) {
         ),
         "select pg_reload_conf()".to_owned(),
     ] {
-        sqlx::query(AssertSqlSafe(sql)).execute(pool).await.expect("a role");
+        sqlx::query(AssertSqlSafe(sql))
+            .execute(pool)
+            .await
+            .expect("a role");
     }
 }
 
 #[tokio::test]
 async fn a_changed_database_url_moves_to_another_role_and_no_request_fails() {
-    let Some(server) = services::own_postgres().await else { return };
+    let Some(server) = services::own_postgres().await else {
+        return;
+    };
     let database = services::database_on(&server).await;
     let pool = PgPool::connect(&database.url).await.unwrap();
     let name = database.url.rsplit('/').next().unwrap();
     make_roles(&pool, name).await;
-    let url = |user: &str, password: &str| format!("postgres://{user}:{password}@{}/{name}", database.server);
+    let url = |user: &str, password: &str| {
+        format!("postgres://{user}:{password}@{}/{name}", database.server)
+    };
     let count = async |user: &str| {
         let sql = "select count(*) from pg_stat_activity where usename = $1";
-        sqlx::query_scalar::<_, i64>(sql).bind(user).fetch_one(&pool).await.unwrap()
+        sqlx::query_scalar::<_, i64>(sql)
+            .bind(user)
+            .fetch_one(&pool)
+            .await
+            .unwrap()
     };
-    until("the server asks for passwords", || async { PgPool::connect(&url("one", "wrong")).await.is_err().then_some(()) }).await;
+    until("the server asks for passwords", || async {
+        PgPool::connect(&url("one", "wrong"))
+            .await
+            .is_err()
+            .then_some(())
+    })
+    .await;
 
     let issuer = Issuer::start().await;
     let settings = Gateway::build().trust(&issuer);
     let file = settings.dir().join("database-url");
     std::fs::write(&file, url("one", "first")).unwrap();
-    let gateway = settings.set("database.url_file", file.display().to_string()).start().await;
+    let gateway = settings
+        .set("database.url_file", file.display().to_string())
+        .start()
+        .await;
     let token = issuer.token("17");
     let mut client = Client::open(gateway.address(), &token).await;
     let ask = || gateway.rest("GET", "/notifications", &token, None);
@@ -127,7 +205,13 @@ async fn a_changed_database_url_moves_to_another_role_and_no_request_fails() {
 
     // A URL that does not work is tried and told, and what is in use goes on.
     replace(&file, &url("two", "wrong"));
-    until("it is tried", || async { gateway.log().contains("the changed database URL does not work yet").then_some(()) }).await;
+    until("it is tried", || async {
+        gateway
+            .log()
+            .contains("the changed database URL does not work yet")
+            .then_some(())
+    })
+    .await;
     assert!(!gateway.log().contains(":wrong@"), "the URL is a secret");
     ask().await.expect(200);
 
@@ -150,47 +234,104 @@ async fn a_changed_database_url_moves_to_another_role_and_no_request_fails() {
     };
     let ((), answers) = tokio::join!(moving, asking);
     assert!(answers > 0);
-    sqlx::query("alter role one nologin").execute(&pool).await.unwrap();
+    sqlx::query("alter role one nologin")
+        .execute(&pool)
+        .await
+        .unwrap();
     ask().await.expect(200);
     let path = format!("/socket/websocket/clients/{}/messages", client.id());
-    gateway.rest("POST", &path, &admin(&issuer), Some(json!({"event": "still here", "data": null}))).await.expect(202);
+    gateway
+        .rest(
+            "POST",
+            &path,
+            &admin(&issuer),
+            Some(json!({"event": "still here", "data": null})),
+        )
+        .await
+        .expect(202);
     assert_eq!(client.next_envelope().await.event, "still here");
 }
 
 #[tokio::test]
 async fn a_changed_kafka_password_loses_no_record() {
-    let Some(broker) = services::scram_kafka().await else { return };
-    let Some(database) = services::postgres().await else { return };
+    let Some(broker) = services::scram_kafka().await else {
+        return;
+    };
+    let Some(database) = services::postgres().await else {
+        return;
+    };
     broker.set_password("signal", "first").await;
     let (issuer, topic) = (Issuer::start().await, unique("activity"));
     let producer = Producer::new(&broker.clear()).unwrap();
     producer.create_topic(&topic, 2).await.unwrap();
-    let settings = Gateway::build().trust(&issuer).postgres(&database).kafka(&broker.scram(), &topic);
-    let settings = settings.set("kafka.security", "sasl_plaintext").set("kafka.username", "signal");
+    let settings = Gateway::build()
+        .trust(&issuer)
+        .postgres(&database)
+        .kafka(&broker.scram(), &topic);
+    let settings = settings
+        .set("kafka.security", "sasl_plaintext")
+        .set("kafka.username", "signal");
     let file = settings.dir().join("kafka-password");
     std::fs::write(&file, "first\n").unwrap();
-    settings.policies().await.join("17", "Merchant_42").await.unwrap();
-    let gateway = settings.set("kafka.password_file", file.display().to_string()).start().await;
+    settings
+        .policies()
+        .await
+        .join("17", "Merchant_42")
+        .await
+        .unwrap();
+    let gateway = settings
+        .set("kafka.password_file", file.display().to_string())
+        .start()
+        .await;
     let mut client = Client::open_encrypted(gateway.address(), &issuer.token("17")).await;
     let mut number = 0;
     let mut flows = async || {
         number += 1;
-        producer.send(&topic, "42", &payment(&format!("evt-{number}"), "42", number)).await.unwrap();
+        producer
+            .send(
+                &topic,
+                "42",
+                &payment(&format!("evt-{number}"), "42", number),
+            )
+            .await
+            .unwrap();
         let created = client.expect("notification:created").await;
-        assert_eq!((&created.data["notification"]["seq"], &created.data["unreadCount"]), (&json!(number), &json!(number)));
+        assert_eq!(
+            (
+                &created.data["notification"]["seq"],
+                &created.data["unreadCount"]
+            ),
+            (&json!(number), &json!(number))
+        );
     };
     flows().await;
 
     replace(&file, "wrong\n");
-    until("it is tried", || async { gateway.log().contains("the changed Kafka password is not taken").then_some(()) }).await;
+    until("it is tried", || async {
+        gateway
+            .log()
+            .contains("the changed Kafka password is not taken")
+            .then_some(())
+    })
+    .await;
     flows().await;
     broker.set_password("signal", "second").await;
     flows().await;
     replace(&file, "second\n");
     let text = "Kafka is connected with the changed password";
-    until("the new password is used", || async { gateway.log().contains(text).then_some(()) }).await;
+    until("the new password is used", || async {
+        gateway.log().contains(text).then_some(())
+    })
+    .await;
     flows().await;
-    assert!(!gateway.log().contains("second"), "the password is a secret");
-    let inbox = gateway.rest("GET", "/notifications", &issuer.token("17"), None).await.expect(200).json();
+    assert!(
+        !gateway.log().contains("second"),
+        "the password is a secret"
+    );
+    let inbox = gateway
+        .rest("GET", "/notifications", &issuer.token("17"), None)
+        .await
+        .expect(200)
+        .json();
     assert_eq!(inbox["data"].as_array().map(Vec::len), Some(4), "{inbox}");
 }

@@ -33,7 +33,11 @@ struct Storm {
 
 impl Storm {
     /// `database_address` is where the gateways find the database; the test itself asks it directly.
-    async fn start(brokers: &str, database: &Database, database_address: SocketAddr) -> Option<Self> {
+    async fn start(
+        brokers: &str,
+        database: &Database,
+        database_address: SocketAddr,
+    ) -> Option<Self> {
         let redis = services::redis().await?;
         let (issuer, topic) = (Issuer::start().await, unique("storm"));
         let producer = Producer::new(brokers).expect("a producer");
@@ -49,12 +53,24 @@ impl Storm {
         let policies = settings.policies().await;
         for key in 0..KEYS {
             for user in ["a", "b"] {
-                policies.join(&format!("{user}{key}"), &format!("Merchant_{key}")).await.expect("a row");
+                policies
+                    .join(&format!("{user}{key}"), &format!("Merchant_{key}"))
+                    .await
+                    .expect("a row");
             }
         }
         let gateways = settings.start_many(2).await;
-        let pool = PgPool::connect(&database.url).await.expect("the database answers");
-        Some(Self { issuer, redis, gateways, producer: Arc::new(producer), topic, pool })
+        let pool = PgPool::connect(&database.url)
+            .await
+            .expect("the database answers");
+        Some(Self {
+            issuer,
+            redis,
+            gateways,
+            producer: Arc::new(producer),
+            topic,
+            pool,
+        })
     }
 
     /// Produces until `time` has passed, or longer where little was acknowledged by then; gives how many records of each key were acknowledged.
@@ -71,7 +87,10 @@ impl Storm {
                 while begun.elapsed() < time || count < LEAST_PER_KEY {
                     ticks.tick().await;
                     let record = payment(&format!("{key}-{count}"), &key.to_string(), count);
-                    producer.send(&topic, &key.to_string(), &record).await.expect("the producer tries until it is acknowledged");
+                    producer
+                        .send(&topic, &key.to_string(), &record)
+                        .await
+                        .expect("the producer tries until it is acknowledged");
                     count += 1;
                 }
                 (key, count)
@@ -85,20 +104,41 @@ impl Storm {
         let counts: HashMap<usize, u64> = load.join_all().await.into_iter().collect();
         let total: u64 = counts.values().sum();
         let want = total as i64 * 2;
-        let count = || async { sqlx::query_scalar::<_, i64>("select count(*) from signal_notification").fetch_one(&self.pool).await.ok() };
-        until_within(CATCH_UP, &format!("{want} rows"), || async { (count().await? >= want).then_some(()) }).await;
+        let count = || async {
+            sqlx::query_scalar::<_, i64>("select count(*) from signal_notification")
+                .fetch_one(&self.pool)
+                .await
+                .ok()
+        };
+        until_within(CATCH_UP, &format!("{want} rows"), || async {
+            (count().await? >= want).then_some(())
+        })
+        .await;
 
         for (key, count) in counts {
             for user in ["a", "b"] {
                 let recipient = format!("{user}{key}");
                 let sql = "select event_id, seq from signal_notification where recipient_id = $1 order by seq";
-                let rows: Vec<(String, i64)> = sqlx::query_as(sql).bind(&recipient).fetch_all(&self.pool).await.expect("rows");
-                let want: Vec<(String, i64)> = (0..count).map(|n| (format!("{key}-{n}"), n as i64 + 1)).collect();
+                let rows: Vec<(String, i64)> = sqlx::query_as(sql)
+                    .bind(&recipient)
+                    .fetch_all(&self.pool)
+                    .await
+                    .expect("rows");
+                let want: Vec<(String, i64)> = (0..count)
+                    .map(|n| (format!("{key}-{n}"), n as i64 + 1))
+                    .collect();
                 let wrong = rows.iter().zip(&want).find(|(row, want)| row != want);
-                assert!(wrong.is_none(), "{recipient}: first row out of order, and what it should be: {wrong:?}");
+                assert!(
+                    wrong.is_none(),
+                    "{recipient}: first row out of order, and what it should be: {wrong:?}"
+                );
                 assert_eq!(rows.len(), want.len(), "rows of {recipient}");
                 let sql = "select last_seq, unread_count from signal_inbox where recipient_id = $1";
-                let state: (i64, i64) = sqlx::query_as(sql).bind(&recipient).fetch_one(&self.pool).await.expect("a state row");
+                let state: (i64, i64) = sqlx::query_as(sql)
+                    .bind(&recipient)
+                    .fetch_one(&self.pool)
+                    .await
+                    .expect("a state row");
                 assert_eq!(state, (count as i64, count as i64), "state of {recipient}");
             }
         }
@@ -110,18 +150,31 @@ impl Storm {
         for gateway in &self.gateways {
             clients.push(Client::open_encrypted(gateway.address(), &self.issuer.token("a0")).await);
         }
-        self.producer.send(&self.topic, "0", &payment("the last", "0", 1)).await.expect("acknowledged");
+        self.producer
+            .send(&self.topic, "0", &payment("the last", "0", 1))
+            .await
+            .expect("acknowledged");
         for client in &mut clients {
-            client.expect_where("the last push", |e| e.data["notification"]["data"]["orderId"] == "DH-the last").await;
+            client
+                .expect_where("the last push", |e| {
+                    e.data["notification"]["data"]["orderId"] == "DH-the last"
+                })
+                .await;
         }
     }
 }
 
 #[tokio::test]
 async fn killed_gateways_lose_and_repeat_nothing() {
-    let Some(brokers) = services::kafka().await else { return };
-    let Some(database) = services::postgres().await else { return };
-    let Some(mut storm) = Storm::start(&brokers, &database, database.server).await else { return };
+    let Some(brokers) = services::kafka().await else {
+        return;
+    };
+    let Some(database) = services::postgres().await else {
+        return;
+    };
+    let Some(mut storm) = Storm::start(&brokers, &database, database.server).await else {
+        return;
+    };
     let load = storm.load(Duration::from_secs(8));
     sleep(Duration::from_secs(2)).await;
     storm.gateways[0].kill();
@@ -135,10 +188,16 @@ async fn killed_gateways_lose_and_repeat_nothing() {
 
 #[tokio::test]
 async fn a_database_that_is_away_for_ten_seconds_delays_and_loses_nothing() {
-    let Some(brokers) = services::kafka().await else { return };
-    let Some(server) = services::own_postgres().await else { return };
+    let Some(brokers) = services::kafka().await else {
+        return;
+    };
+    let Some(server) = services::own_postgres().await else {
+        return;
+    };
     let database = services::database_on(&server).await;
-    let Some(storm) = Storm::start(&brokers, &database, database.server).await else { return };
+    let Some(storm) = Storm::start(&brokers, &database, database.server).await else {
+        return;
+    };
     let load = storm.load(Duration::from_secs(6));
     sleep(Duration::from_secs(2)).await;
     server.kill().await;
@@ -153,10 +212,16 @@ async fn a_database_that_is_away_for_ten_seconds_delays_and_loses_nothing() {
 
 #[tokio::test]
 async fn a_database_that_answers_nothing_for_a_while_delays_and_loses_nothing() {
-    let Some(brokers) = services::kafka().await else { return };
-    let Some(database) = services::postgres().await else { return };
+    let Some(brokers) = services::kafka().await else {
+        return;
+    };
+    let Some(database) = services::postgres().await else {
+        return;
+    };
     let proxy = Proxy::to(database.server).await;
-    let Some(storm) = Storm::start(&brokers, &database, proxy.address()).await else { return };
+    let Some(storm) = Storm::start(&brokers, &database, proxy.address()).await else {
+        return;
+    };
     let load = storm.load(Duration::from_secs(5));
     sleep(Duration::from_secs(1)).await;
     proxy.stall();
@@ -170,16 +235,31 @@ async fn a_database_that_answers_nothing_for_a_while_delays_and_loses_nothing() 
 
 #[tokio::test]
 async fn a_restart_of_redis_does_not_hold_the_pipeline_up() {
-    let Some(brokers) = services::kafka().await else { return };
-    let Some(database) = services::postgres().await else { return };
-    let Some(storm) = Storm::start(&brokers, &database, database.server).await else { return };
-    let mut client = Client::open_encrypted(storm.gateways[0].address(), &storm.issuer.token("nobody's")).await;
+    let Some(brokers) = services::kafka().await else {
+        return;
+    };
+    let Some(database) = services::postgres().await else {
+        return;
+    };
+    let Some(storm) = Storm::start(&brokers, &database, database.server).await else {
+        return;
+    };
+    let mut client =
+        Client::open_encrypted(storm.gateways[0].address(), &storm.issuer.token("nobody's")).await;
     let load = storm.load(Duration::from_secs(6));
     sleep(Duration::from_secs(1)).await;
     storm.redis.kill().await;
-    let rows = || async { sqlx::query_scalar::<_, i64>("select count(*) from signal_notification").fetch_one(&storm.pool).await.ok() };
+    let rows = || async {
+        sqlx::query_scalar::<_, i64>("select count(*) from signal_notification")
+            .fetch_one(&storm.pool)
+            .await
+            .ok()
+    };
     let before = rows().await.expect("a count");
-    until("rows go on being stored without Redis", || async { (rows().await? > before + 500).then_some(()) }).await;
+    until("rows go on being stored without Redis", || async {
+        (rows().await? > before + 500).then_some(())
+    })
+    .await;
     storm.redis.restart().await;
     client.expect("resync").await;
     storm.expect_exactly(load).await;
@@ -188,10 +268,16 @@ async fn a_restart_of_redis_does_not_hold_the_pipeline_up() {
 
 #[tokio::test]
 async fn a_restart_of_the_broker_loses_and_repeats_nothing() {
-    let Some(broker) = services::own_kafka().await else { return };
-    let Some(database) = services::postgres().await else { return };
+    let Some(broker) = services::own_kafka().await else {
+        return;
+    };
+    let Some(database) = services::postgres().await else {
+        return;
+    };
     let brokers = broker.address().to_string();
-    let Some(storm) = Storm::start(&brokers, &database, database.server).await else { return };
+    let Some(storm) = Storm::start(&brokers, &database, database.server).await else {
+        return;
+    };
     let load = storm.load(Duration::from_secs(6));
     sleep(Duration::from_secs(2)).await;
     broker.kill().await;
@@ -203,9 +289,15 @@ async fn a_restart_of_the_broker_loses_and_repeats_nothing() {
 
 #[tokio::test]
 async fn a_gateway_that_drains_hands_its_partitions_over_without_a_gap() {
-    let Some(brokers) = services::kafka().await else { return };
-    let Some(database) = services::postgres().await else { return };
-    let Some(mut storm) = Storm::start(&brokers, &database, database.server).await else { return };
+    let Some(brokers) = services::kafka().await else {
+        return;
+    };
+    let Some(database) = services::postgres().await else {
+        return;
+    };
+    let Some(mut storm) = Storm::start(&brokers, &database, database.server).await else {
+        return;
+    };
     let load = storm.load(Duration::from_secs(6));
     sleep(Duration::from_secs(2)).await;
     storm.gateways[0].signal("TERM");

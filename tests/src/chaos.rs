@@ -32,7 +32,9 @@ impl Proxy {
     /// # Panics
     /// When no port can be bound.
     pub async fn to(upstream: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a loopback port");
         let address = listener.local_addr().expect("a bound address");
         let way = Arc::new(watch::channel(Way::Open).0);
         let task = tokio::spawn(accept(listener, upstream, Arc::clone(&way)));
@@ -74,9 +76,12 @@ async fn accept(listener: TcpListener, upstream: SocketAddr, way: Arc<watch::Sen
         }
         let (out, back) = (way.subscribe(), way.subscribe());
         tokio::spawn(async move {
-            let Ok(server) = TcpStream::connect(upstream).await else { return };
+            let Ok(server) = TcpStream::connect(upstream).await else {
+                return;
+            };
             let _ = (client.set_nodelay(true), server.set_nodelay(true));
-            let ((client_read, client_write), (server_read, server_write)) = (client.into_split(), server.into_split());
+            let ((client_read, client_write), (server_read, server_write)) =
+                (client.into_split(), server.into_split());
             // When one direction ends, both do: half-open connections are not what is tested through here.
             tokio::select! {
                 () = copy(client_read, server_write, out) => {}
@@ -96,7 +101,11 @@ async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut way: watch::R
                 _ => return,
             },
         };
-        match way.wait_for(|way| *way != Way::Stalled).await.map(|way| *way) {
+        match way
+            .wait_for(|way| *way != Way::Stalled)
+            .await
+            .map(|way| *way)
+        {
             Ok(Way::Open) => {}
             _ => return,
         }
@@ -139,26 +148,43 @@ mod tests {
         let mut old = TcpStream::connect(proxy.address()).await.unwrap();
         assert_eq!(within("echo", ask(&mut old, b"one")).await.unwrap(), b"one");
         proxy.cut();
-        assert!(within("end of the old connection", ask(&mut old, b"two")).await.is_err());
+        assert!(
+            within("end of the old connection", ask(&mut old, b"two"))
+                .await
+                .is_err()
+        );
         let mut new = TcpStream::connect(proxy.address()).await.unwrap();
-        assert!(within("end of a new connection", ask(&mut new, b"three")).await.is_err());
+        assert!(
+            within("end of a new connection", ask(&mut new, b"three"))
+                .await
+                .is_err()
+        );
         proxy.restore();
         let mut third = TcpStream::connect(proxy.address()).await.unwrap();
-        assert_eq!(within("echo", ask(&mut third, b"four")).await.unwrap(), b"four");
+        assert_eq!(
+            within("echo", ask(&mut third, b"four")).await.unwrap(),
+            b"four"
+        );
     }
 
     #[tokio::test]
     async fn a_stall_holds_bytes_back_and_delivers_them_later() {
         let proxy = Proxy::to(echo().await).await;
         let mut socket = TcpStream::connect(proxy.address()).await.unwrap();
-        assert_eq!(within("echo", ask(&mut socket, b"one")).await.unwrap(), b"one");
+        assert_eq!(
+            within("echo", ask(&mut socket, b"one")).await.unwrap(),
+            b"one"
+        );
         proxy.stall();
         socket.write_all(b"two").await.unwrap();
         let mut answer = [0; 3];
-        let early = tokio::time::timeout(Duration::from_millis(100), socket.read_exact(&mut answer)).await;
+        let early =
+            tokio::time::timeout(Duration::from_millis(100), socket.read_exact(&mut answer)).await;
         assert!(early.is_err(), "nothing passes while stalled");
         proxy.restore();
-        within("what was held back", socket.read_exact(&mut answer)).await.unwrap();
+        within("what was held back", socket.read_exact(&mut answer))
+            .await
+            .unwrap();
         assert_eq!(&answer, b"two");
     }
 }

@@ -133,22 +133,36 @@ impl Client {
     /// # Panics
     /// When the server refuses.
     pub async fn connect(address: SocketAddr) -> Self {
-        Self::try_connect(address, &[]).await.unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"))
+        Self::try_connect(address, &[])
+            .await
+            .unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"))
     }
 
     /// Connects with further header fields.
     ///
     /// # Errors
     /// When the server refuses; [`Error::Http`] carries its answer.
-    pub async fn try_connect(address: SocketAddr, headers: &[(&'static str, &str)]) -> Result<Self, Error> {
+    pub async fn try_connect(
+        address: SocketAddr,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Error> {
         let mut request = format!("ws://{address}/stream").into_client_request()?;
         for &(name, value) in headers {
-            request.headers_mut().insert(name, value.parse().expect("a header value"));
+            request
+                .headers_mut()
+                .insert(name, value.parse().expect("a header value"));
         }
         let stream = within("connect", TcpStream::connect(address)).await?;
         stream.set_nodelay(true)?;
         let (socket, _) = within("upgrade", client_async(request, stream)).await?;
-        Ok(Self { socket, agreement: Agreement::fresh(), cipher: None, waiting: VecDeque::new(), closed: None, id: String::new() })
+        Ok(Self {
+            socket,
+            agreement: Agreement::fresh(),
+            cipher: None,
+            waiting: VecDeque::new(),
+            closed: None,
+            id: String::new(),
+        })
     }
 
     /// Connects and authenticates in the clear.
@@ -200,13 +214,23 @@ impl Client {
         self.send_authenticate(token, key).await;
         let envelope = self.next_envelope().await;
         assert_eq!(envelope.event, "connected", "{envelope:?}");
-        assert!(!envelope.sealed, "`connected` carries what the key is made from, so it is in the clear");
+        assert!(
+            !envelope.sealed,
+            "`connected` carries what the key is made from, so it is in the clear"
+        );
         let text = |name: &str| envelope.data[name].as_str().unwrap_or_default().to_owned();
         self.id = text("id");
         if key != KeyMember::None && !text("serverPublicKey").is_empty() {
-            self.cipher = Some(self.agreement.derive(&text("serverPublicKey"), &text("salt")));
+            self.cipher = Some(
+                self.agreement
+                    .derive(&text("serverPublicKey"), &text("salt")),
+            );
         }
-        Connected { id: self.id.clone(), user_id: text("userId"), data: envelope.data }
+        Connected {
+            id: self.id.clone(),
+            user_id: text("userId"),
+            data: envelope.data,
+        }
     }
 
     /// Whether a session key was agreed on.
@@ -234,7 +258,10 @@ impl Client {
     /// # Panics
     /// When the connection is not encrypted.
     pub fn seal(&self, plaintext: &[u8]) -> Value {
-        seal(self.cipher.as_ref().expect("an encrypted connection"), plaintext)
+        seal(
+            self.cipher.as_ref().expect("an encrypted connection"),
+            plaintext,
+        )
     }
 
     /// Sends a text frame as it is.
@@ -259,7 +286,10 @@ impl Client {
     pub async fn next(&mut self) -> Incoming {
         match self.waiting.pop_front() {
             Some(envelope) => Incoming::Envelope(envelope),
-            None => self.read(LIMIT).await.unwrap_or_else(|| panic!("nothing came from the server in {LIMIT:?}")),
+            None => self
+                .read(LIMIT)
+                .await
+                .unwrap_or_else(|| panic!("nothing came from the server in {LIMIT:?}")),
         }
     }
 
@@ -287,15 +317,25 @@ impl Client {
     /// # Panics
     /// When the connection ends first, or it does not come in time.
     pub async fn expect(&mut self, event: &str) -> Envelope {
-        self.expect_where(event, |envelope| envelope.event == event).await
+        self.expect_where(event, |envelope| envelope.event == event)
+            .await
     }
 
     /// The next envelope that `wanted` accepts; others before it are kept for later calls.
     ///
     /// # Panics
     /// When the connection ends first, or it does not come in time.
-    pub async fn expect_where(&mut self, what: &str, wanted: impl Fn(&Envelope) -> bool) -> Envelope {
-        if let Some(envelope) = self.waiting.iter().position(&wanted).and_then(|at| self.waiting.remove(at)) {
+    pub async fn expect_where(
+        &mut self,
+        what: &str,
+        wanted: impl Fn(&Envelope) -> bool,
+    ) -> Envelope {
+        if let Some(envelope) = self
+            .waiting
+            .iter()
+            .position(&wanted)
+            .and_then(|at| self.waiting.remove(at))
+        {
             return envelope;
         }
         let begun = Instant::now();
@@ -304,7 +344,10 @@ impl Client {
                 Some(Incoming::Envelope(envelope)) if wanted(&envelope) => return envelope,
                 Some(Incoming::Envelope(envelope)) => self.waiting.push_back(envelope),
                 Some(end) => panic!("want {what}, got {end:?}; before it {:?}", self.waiting),
-                None => panic!("want {what}, nothing came in {LIMIT:?}; before it {:?}", self.waiting),
+                None => panic!(
+                    "want {what}, nothing came in {LIMIT:?}; before it {:?}",
+                    self.waiting
+                ),
             }
         }
     }
@@ -331,7 +374,10 @@ impl Client {
     pub async fn expect_error(&mut self) -> String {
         let envelope = self.next_envelope().await;
         assert_eq!(envelope.event, "error", "{envelope:?}");
-        envelope.data["message"].as_str().unwrap_or_default().to_owned()
+        envelope.data["message"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
     }
 
     /// The code and reason the server closes with; envelopes before it are kept for later calls.
@@ -352,7 +398,10 @@ impl Client {
             match self.read(limit.saturating_sub(begun.elapsed())).await {
                 Some(Incoming::Envelope(envelope)) => self.waiting.push_back(envelope),
                 Some(Incoming::Closed(code, reason)) => return (code, reason),
-                Some(Incoming::Lost) => panic!("the connection was lost without a Close frame; before it {:?}", self.waiting),
+                Some(Incoming::Lost) => panic!(
+                    "the connection was lost without a Close frame; before it {:?}",
+                    self.waiting
+                ),
                 None => panic!("not closed in {limit:?}; before it {:?}", self.waiting),
             }
         }
@@ -380,12 +429,18 @@ impl Client {
                     Some(Ok(Message::Text(text))) => return Ok(text),
                     Some(Ok(Message::Close(frame))) => {
                         // Reading on sends the reply and waits for the end of the stream; a limit that passes meanwhile forgets nothing.
-                        self.closed = Some(frame.map_or((1005, String::new()), |frame| (frame.code.into(), frame.reason.to_string())));
+                        self.closed = Some(frame.map_or((1005, String::new()), |frame| {
+                            (frame.code.into(), frame.reason.to_string())
+                        }));
                     }
-                    Some(Ok(Message::Binary(bytes))) => panic!("the server sent a binary frame: {bytes:?}"),
+                    Some(Ok(Message::Binary(bytes))) => {
+                        panic!("the server sent a binary frame: {bytes:?}")
+                    }
                     Some(Ok(_)) => {}
                     Some(Err(_)) | None => {
-                        return Err(self.closed.take().map_or(Incoming::Lost, |(code, reason)| Incoming::Closed(code, reason)));
+                        return Err(self.closed.take().map_or(Incoming::Lost, |(code, reason)| {
+                            Incoming::Closed(code, reason)
+                        }));
                     }
                 }
             }
@@ -393,7 +448,10 @@ impl Client {
         match text.await {
             Err(_) => None,
             Ok(Err(end)) => Some(end),
-            Ok(Ok(text)) => Some(Incoming::Envelope(open_envelope(self.cipher.as_ref(), &text))),
+            Ok(Ok(text)) => Some(Incoming::Envelope(open_envelope(
+                self.cipher.as_ref(),
+                &text,
+            ))),
         }
     }
 }
@@ -410,31 +468,48 @@ pub fn made_at(id: &str) -> i64 {
 
 fn number_of(id: &str) -> u128 {
     const DIGITS: &str = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    id.chars().fold(0, |number, c| number * 62 + DIGITS.find(c).expect("a digit of base62") as u128)
+    id.chars().fold(0, |number, c| {
+        number * 62 + DIGITS.find(c).expect("a digit of base62") as u128
+    })
 }
 
 fn seal(cipher: &Aes256Gcm, plaintext: &[u8]) -> Value {
     let iv: [u8; 12] = rand::random();
-    let ct = cipher.encrypt(&Nonce::from(iv), plaintext).expect("AES-GCM seals");
+    let ct = cipher
+        .encrypt(&Nonce::from(iv), plaintext)
+        .expect("AES-GCM seals");
     json!({"iv": STANDARD.encode_to_string(iv), "ct": STANDARD.encode_to_string(ct)})
 }
 
 fn open_envelope(cipher: Option<&Aes256Gcm>, text: &str) -> Envelope {
-    let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"));
+    let value: Value =
+        serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"));
     if value["event"] != "encrypted" {
         return typed(value, false);
     }
-    let cipher = cipher.unwrap_or_else(|| panic!("`encrypted` on a connection without a key: {text}"));
-    let bytes = |name: &str| STANDARD.decode_to_vec(value["data"][name].as_str().unwrap_or_default()).expect("base64");
+    let cipher =
+        cipher.unwrap_or_else(|| panic!("`encrypted` on a connection without a key: {text}"));
+    let bytes = |name: &str| {
+        STANDARD
+            .decode_to_vec(value["data"][name].as_str().unwrap_or_default())
+            .expect("base64")
+    };
     let iv: [u8; 12] = bytes("iv").try_into().expect("an IV of 12 bytes");
-    let plaintext = cipher.decrypt(&Nonce::from(iv), bytes("ct").as_slice()).expect("a message sealed for this connection");
-    typed(serde_json::from_slice(&plaintext).expect("an inner envelope"), true)
+    let plaintext = cipher
+        .decrypt(&Nonce::from(iv), bytes("ct").as_slice())
+        .expect("a message sealed for this connection");
+    typed(
+        serde_json::from_slice(&plaintext).expect("an inner envelope"),
+        true,
+    )
 }
 
 fn derive_key(secret: &SecretKey, public: &PublicKey, salt: &[u8]) -> Aes256Gcm {
     let shared = ecdh::diffie_hellman(secret.to_nonzero_scalar(), public.as_affine());
     let mut key = [0; 32];
-    hkdf::Hkdf::<sha2::Sha256>::new(Some(salt), shared.raw_secret_bytes()).expand(INFO, &mut key).expect("32 bytes are not too many");
+    hkdf::Hkdf::<sha2::Sha256>::new(Some(salt), shared.raw_secret_bytes())
+        .expand(INFO, &mut key)
+        .expect("32 bytes are not too many");
     Aes256Gcm::new(&key.into())
 }
 
@@ -456,9 +531,17 @@ fn envelope(event: &str, data: Value) -> String {
 }
 
 fn typed(mut value: Value, sealed: bool) -> Envelope {
-    let event = value["event"].as_str().unwrap_or_else(|| panic!("an envelope without `event`: {value}")).to_owned();
+    let event = value["event"]
+        .as_str()
+        .unwrap_or_else(|| panic!("an envelope without `event`: {value}"))
+        .to_owned();
     let id = value["id"].as_str().map(str::to_owned);
-    Envelope { event, data: value["data"].take(), id, sealed }
+    Envelope {
+        event,
+        data: value["data"].take(),
+        id,
+        sealed,
+    }
 }
 
 #[cfg(test)]
@@ -479,16 +562,30 @@ mod tests {
                 let value: Value = serde_json::from_str(&text).unwrap();
                 if value["event"] == "authenticate" {
                     let (secret, salt): (_, [u8; 32]) = (fresh_secret(), rand::random());
-                    let key = value["data"]["clientPublicKey"].as_str().or(value["data"]["publicKey"].as_str()).unwrap();
-                    let public = PublicKey::from_sec1_bytes(&STANDARD.decode_to_vec(key).unwrap()).unwrap();
-                    let own = STANDARD.encode_to_string(secret.public_key().to_sec1_point(false).as_bytes());
+                    let key = value["data"]["clientPublicKey"]
+                        .as_str()
+                        .or(value["data"]["publicKey"].as_str())
+                        .unwrap();
+                    let public =
+                        PublicKey::from_sec1_bytes(&STANDARD.decode_to_vec(key).unwrap()).unwrap();
+                    let own = STANDARD
+                        .encode_to_string(secret.public_key().to_sec1_point(false).as_bytes());
                     let data = json!({"id": "c1", "userId": "17", "serverPublicKey": own, "salt": STANDARD.encode_to_string(salt)});
                     cipher = Some(derive_key(&secret, &public, &salt));
-                    socket.send(Message::text(envelope("connected", data))).await.unwrap();
+                    socket
+                        .send(Message::text(envelope("connected", data)))
+                        .await
+                        .unwrap();
                 } else {
                     let opened = open_envelope(cipher.as_ref(), &text);
-                    let sealed = seal(cipher.as_ref().unwrap(), envelope(&opened.event, opened.data).as_bytes());
-                    socket.send(Message::text(envelope("encrypted", sealed))).await.unwrap();
+                    let sealed = seal(
+                        cipher.as_ref().unwrap(),
+                        envelope(&opened.event, opened.data).as_bytes(),
+                    );
+                    socket
+                        .send(Message::text(envelope("encrypted", sealed)))
+                        .await
+                        .unwrap();
                     socket.close(None).await.unwrap();
                 }
             }
@@ -501,7 +598,10 @@ mod tests {
         for key in [KeyMember::ClientPublicKey, KeyMember::PublicKey] {
             let mut client = Client::connect(server().await).await;
             let connected = client.authenticate("token", key).await;
-            assert_eq!((connected.id.as_str(), connected.user_id.as_str()), ("c1", "17"));
+            assert_eq!(
+                (connected.id.as_str(), connected.user_id.as_str()),
+                ("c1", "17")
+            );
             client.send_sealed("hello", json!({"n": 1})).await;
             let back = client.expect("hello").await;
             assert!(back.sealed);
@@ -515,9 +615,14 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
-            let mut socket = accept_async(listener.accept().await.unwrap().0).await.unwrap();
+            let mut socket = accept_async(listener.accept().await.unwrap().0)
+                .await
+                .unwrap();
             for event in ["a", "b", "c"] {
-                socket.send(Message::text(envelope(event, Value::Null))).await.unwrap();
+                socket
+                    .send(Message::text(envelope(event, Value::Null)))
+                    .await
+                    .unwrap();
             }
         });
         let mut client = Client::connect(address).await;
@@ -532,8 +637,13 @@ mod tests {
         let salt: Vec<u8> = (0..=0x0c).collect();
         let info: Vec<u8> = (0xf0..=0xf9).collect();
         let mut out = [0; 42];
-        hkdf::Hkdf::<sha2::Sha256>::new(Some(&salt), &[0x0b; 22]).expand(&info, &mut out).unwrap();
+        hkdf::Hkdf::<sha2::Sha256>::new(Some(&salt), &[0x0b; 22])
+            .expand(&info, &mut out)
+            .unwrap();
         let hex: String = out.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865");
+        assert_eq!(
+            hex,
+            "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
+        );
     }
 }

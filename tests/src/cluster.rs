@@ -31,7 +31,10 @@ impl OwnCluster {
     /// When it fails.
     pub async fn does(&self, act: impl FnOnce(&Kubernetes) -> anyhow::Result<()> + Send + 'static) {
         let cluster = Arc::clone(&self.cluster);
-        tokio::task::spawn_blocking(move || act(&cluster)).await.expect("no panic").expect("the cluster obeys");
+        tokio::task::spawn_blocking(move || act(&cluster))
+            .await
+            .expect("no panic")
+            .expect("the cluster obeys");
     }
 
     /// The cluster's switch, to start servers at.
@@ -60,7 +63,11 @@ where
 {
     let run = move || {
         // Its threads inherit the network. Tasks go on while the future itself waits for a program.
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
         runtime.block_on(work())
     };
     let entered = tokio::task::spawn_blocking(move || network.run(run));
@@ -77,8 +84,14 @@ pub async fn own_cluster(level: Level) -> Option<OwnCluster> {
         let dir = scratch();
         Kubernetes::start(&home, &dir.path().join("cluster"), level).map(|cluster| (cluster, dir))
     });
-    let (cluster, dir) = started.await.expect("no panic").expect("the cluster starts");
-    Some(OwnCluster { cluster: Arc::new(cluster), _dir: Arc::new(dir) })
+    let (cluster, dir) = started
+        .await
+        .expect("no panic")
+        .expect("the cluster starts");
+    Some(OwnCluster {
+        cluster: Arc::new(cluster),
+        _dir: Arc::new(dir),
+    })
 }
 
 /// The kubeconfig of an API with controllers and without nodes that tests share; namespaces are each test's own.
@@ -95,7 +108,11 @@ pub async fn api() -> Option<PathBuf> {
     let started = tokio::task::spawn_blocking(move || {
         let (cluster, _) = SHARED.get_or_init(|| {
             let dir = scratch();
-            (Kubernetes::start(&home, &dir.path().join("cluster"), Level::B).expect("the shared cluster starts"), dir)
+            (
+                Kubernetes::start(&home, &dir.path().join("cluster"), Level::B)
+                    .expect("the shared cluster starts"),
+                dir,
+            )
         });
         cluster.kubeconfig()
     });
@@ -103,7 +120,9 @@ pub async fn api() -> Option<PathBuf> {
 }
 
 fn home(level: Level) -> Option<KubernetesHome> {
-    KubernetesHome::find(level).map_err(|reason| skip(&format!("{reason:#}"))).ok()
+    KubernetesHome::find(level)
+        .map_err(|reason| skip(&format!("{reason:#}")))
+        .ok()
 }
 
 #[cfg(test)]
@@ -114,29 +133,54 @@ mod tests {
 
     #[tokio::test]
     async fn the_shared_api_makes_a_default_account_in_a_new_namespace() {
-        let Some(kubeconfig) = api().await else { return };
+        let Some(kubeconfig) = api().await else {
+            return;
+        };
         let Some(home) = home(Level::B) else { return };
         let name = crate::services::unique("test").replace('_', "-");
         let kubectl = |arguments: &[&str]| {
-            let output = Command::new(home.kubectl()).arg("--kubeconfig").arg(&kubeconfig).args(arguments).output().unwrap();
-            (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+            let output = Command::new(home.kubectl())
+                .arg("--kubeconfig")
+                .arg(&kubeconfig)
+                .args(arguments)
+                .output()
+                .unwrap();
+            (
+                output.status.success(),
+                String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+            )
         };
         let (made, said) = kubectl(&["create", "namespace", &name]);
         assert!(made, "{said}");
-        crate::until("the account", async || kubectl(&["get", "serviceaccount", "default", "-n", &name]).0.then_some(())).await;
+        crate::until("the account", async || {
+            kubectl(&["get", "serviceaccount", "default", "-n", &name])
+                .0
+                .then_some(())
+        })
+        .await;
     }
     #[tokio::test]
     async fn an_async_client_outside_talks_to_a_server_outside() {
-        let Some(cluster) = own_cluster(Level::C { nodes: 1 }).await else { return };
+        let Some(cluster) = own_cluster(Level::C { nodes: 1 }).await else {
+            return;
+        };
         if !signal_services::Redis::is_installed() {
             return skip("redis-server is not installed");
         }
         let dir = scratch();
-        let server = signal_services::Redis::start_in(&cluster.outside_network(), dir.path(), &[]).unwrap();
+        let server =
+            signal_services::Redis::start_in(&cluster.outside_network(), dir.path(), &[]).unwrap();
         let url = format!("redis://{}", server.address());
         let pong = cluster.outside(async move || {
-            let mut connection = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
-            redis::cmd("PING").query_async::<String>(&mut connection).await.unwrap()
+            let mut connection = redis::Client::open(url)
+                .unwrap()
+                .get_multiplexed_async_connection()
+                .await
+                .unwrap();
+            redis::cmd("PING")
+                .query_async::<String>(&mut connection)
+                .await
+                .unwrap()
         });
         assert_eq!(crate::wait::within("an answer", pong).await, "PONG");
     }

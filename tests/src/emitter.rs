@@ -20,7 +20,9 @@ impl Emitter {
     /// When Redis cannot be reached.
     pub async fn connect(address: SocketAddr) -> Result<Self> {
         let client = redis::Client::open(format!("redis://{address}"))?;
-        Ok(Self { redis: client.get_multiplexed_async_connection().await? })
+        Ok(Self {
+            redis: client.get_multiplexed_async_connection().await?,
+        })
     }
 
     /// To one connection; returns how many subscribers Redis handed it to, as all of these do.
@@ -28,7 +30,15 @@ impl Emitter {
     /// # Errors
     /// When Redis cannot be reached, as for all of these.
     pub async fn to_client(&mut self, id: &str, event: &str, data: Value) -> Result<i64> {
-        self.publish(&format!("ws:client:{id}"), "client", Some(id), event, data, &[]).await
+        self.publish(
+            &format!("ws:client:{id}"),
+            "client",
+            Some(id),
+            event,
+            data,
+            &[],
+        )
+        .await
     }
 
     /// To every connection of a user.
@@ -36,15 +46,37 @@ impl Emitter {
     /// # Errors
     /// As above.
     pub async fn to_user(&mut self, user: &str, event: &str, data: Value) -> Result<i64> {
-        self.publish(&format!("ws:user:{user}"), "user", Some(user), event, data, &[]).await
+        self.publish(
+            &format!("ws:user:{user}"),
+            "user",
+            Some(user),
+            event,
+            data,
+            &[],
+        )
+        .await
     }
 
     /// To every member of a room but those excluded.
     ///
     /// # Errors
     /// As above.
-    pub async fn to_room(&mut self, room: &str, event: &str, data: Value, exclude: &[&str]) -> Result<i64> {
-        self.publish(&format!("ws:room:{room}"), "room", Some(room), event, data, exclude).await
+    pub async fn to_room(
+        &mut self,
+        room: &str,
+        event: &str,
+        data: Value,
+        exclude: &[&str],
+    ) -> Result<i64> {
+        self.publish(
+            &format!("ws:room:{room}"),
+            "room",
+            Some(room),
+            event,
+            data,
+            exclude,
+        )
+        .await
     }
 
     /// To everyone but those excluded.
@@ -52,7 +84,8 @@ impl Emitter {
     /// # Errors
     /// As above.
     pub async fn broadcast(&mut self, event: &str, data: Value, exclude: &[&str]) -> Result<i64> {
-        self.publish("ws:broadcast", "broadcast", None, event, data, exclude).await
+        self.publish("ws:broadcast", "broadcast", None, event, data, exclude)
+            .await
     }
 
     /// Any payload on any channel.
@@ -60,7 +93,11 @@ impl Emitter {
     /// # Errors
     /// As above.
     pub async fn raw(&mut self, channel: &str, payload: &str) -> Result<i64> {
-        Ok(redis::cmd("PUBLISH").arg(channel).arg(payload).query_async(&mut self.redis).await?)
+        Ok(redis::cmd("PUBLISH")
+            .arg(channel)
+            .arg(payload)
+            .query_async(&mut self.redis)
+            .await?)
     }
 
     async fn publish(
@@ -72,7 +109,8 @@ impl Emitter {
         data: Value,
         exclude: &[&str],
     ) -> Result<i64> {
-        let mut payload = json!({"serverId": SERVER_ID, "type": kind, "event": event, "data": data});
+        let mut payload =
+            json!({"serverId": SERVER_ID, "type": kind, "event": event, "data": data});
         if let Some(target) = target {
             payload["target"] = target.into();
         }

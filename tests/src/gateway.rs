@@ -36,7 +36,11 @@ impl Builder {
         let dir = Arc::new(scratch());
         let path = |name: &str| dir.path().join(name).display().to_string();
         std::fs::write(dir.path().join("admin-token"), ADMIN_TOKEN).expect("a writable folder");
-        let builder = Self { fixed: Table::new(), live: Table::new(), dir: Arc::clone(&dir) };
+        let builder = Self {
+            fixed: Table::new(),
+            live: Table::new(),
+            dir: Arc::clone(&dir),
+        };
         builder
             .set("server.public_address", "127.0.0.1:0")
             .set("server.admin_address", "127.0.0.1:0")
@@ -70,8 +74,14 @@ impl Builder {
 
     /// Adds a key source as it is.
     pub fn source(mut self, source: Table) -> Self {
-        let sources = self.live.entry("sources").or_insert_with(|| toml::Value::Array(Vec::new()));
-        sources.as_array_mut().expect("an array of sources").push(toml::Value::Table(source));
+        let sources = self
+            .live
+            .entry("sources")
+            .or_insert_with(|| toml::Value::Array(Vec::new()));
+        sources
+            .as_array_mut()
+            .expect("an array of sources")
+            .push(toml::Value::Table(source));
         self
     }
 
@@ -85,13 +95,17 @@ impl Builder {
 
     /// Routes through the Redis that these sentinels watch as `mymaster`.
     pub fn sentinels(self, sentinels: Vec<String>) -> Self {
-        self.redis(SocketAddr::from(([127, 0, 0, 1], 0))).set("bus.mode", "sentinel").set("bus.nodes", sentinels)
+        self.redis(SocketAddr::from(([127, 0, 0, 1], 0)))
+            .set("bus.mode", "sentinel")
+            .set("bus.nodes", sentinels)
     }
 
     /// Routes through a Redis cluster with these nodes.
     pub fn cluster(self, nodes: &[SocketAddr]) -> Self {
         let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
-        self.redis(SocketAddr::from(([127, 0, 0, 1], 0))).set("bus.mode", "cluster").set("bus.nodes", nodes)
+        self.redis(SocketAddr::from(([127, 0, 0, 1], 0)))
+            .set("bus.mode", "cluster")
+            .set("bus.nodes", nodes)
     }
 
     /// Consumes a topic; every gateway of one builder is in one group.
@@ -197,7 +211,9 @@ impl Builder {
 
 async fn run_to_end(mut command: Command) -> (ExitStatus, String) {
     let output = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output());
-    let output = timeout(START_LIMIT, output).await.expect("the process ends within a minute");
+    let output = timeout(START_LIMIT, output)
+        .await
+        .expect("the process ends within a minute");
     let output = output.expect("no panic").expect("the gateway starts");
     let text = [output.stdout, output.stderr].concat();
     (output.status, String::from_utf8_lossy(&text).into_owned())
@@ -208,7 +224,15 @@ pub fn source(issuer: &Issuer) -> Table {
     let text = format!(
         "name = {name:?}\nissuer = {iss:?}\nurl = {url:?}\naudiences = [{AUDIENCE:?}]\nalgorithms = [\"ES256\", \"RS256\", \"EdDSA\"]\n\
          trust_roles = true\nallow_insecure_http = true",
-        name = format!("issuer-{}", issuer.name().trim_matches('/').rsplit(':').next().unwrap_or_default()),
+        name = format!(
+            "issuer-{}",
+            issuer
+                .name()
+                .trim_matches('/')
+                .rsplit(':')
+                .next()
+                .unwrap_or_default()
+        ),
         iss = issuer.name(),
         url = issuer.certs_url(),
     );
@@ -235,13 +259,25 @@ struct Files {
 impl Files {
     fn write(settings: &Builder, number: usize) -> Self {
         let file = |name: &str| settings.dir().join(format!("{number}.{name}"));
-        let files = Self { config: file("toml"), live: file("live.toml"), log: file("log") };
+        let files = Self {
+            config: file("toml"),
+            live: file("live.toml"),
+            log: file("log"),
+        };
         let mut fixed = settings.fixed.clone();
         if !fixed.contains_key("database") {
-            insert(&mut fixed, "database.url", format!("sqlite://{}", file("db").display()).into());
+            insert(
+                &mut fixed,
+                "database.url",
+                format!("sqlite://{}", file("db").display()).into(),
+            );
         }
         fixed.insert("live_file".into(), files.live.display().to_string().into());
-        insert(&mut fixed, "server.instance_name", format!("gateway-{number}").into());
+        insert(
+            &mut fixed,
+            "server.instance_name",
+            format!("gateway-{number}").into(),
+        );
         std::fs::write(&files.config, fixed.to_string()).expect("a writable folder");
         std::fs::write(&files.live, settings.live.to_string()).expect("a writable folder");
         files
@@ -266,18 +302,34 @@ impl Gateway {
         settings.policies().await;
         let files = Files::write(&settings, number);
         let unset = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut gateway = Self { settings, files, number, child: None, public: unset, admin: unset };
+        let mut gateway = Self {
+            settings,
+            files,
+            number,
+            child: None,
+            public: unset,
+            admin: unset,
+        };
         gateway.spawn_process().await;
         gateway
     }
 
     async fn spawn_process(&mut self) {
         // Each start has its own log, so that the addresses of the last one are not found again.
-        let _ = std::fs::rename(&self.files.log, self.files.log.with_extension("earlier.log"));
+        let _ = std::fs::rename(
+            &self.files.log,
+            self.files.log.with_extension("earlier.log"),
+        );
         let log = std::fs::File::create(&self.files.log).expect("a writable folder");
         let mut command = signal_services::bound_command(&binary().await, None);
-        command.arg("serve").arg("--config").arg(&self.files.config).stdin(Stdio::null());
-        command.stdout(log.try_clone().expect("a second handle")).stderr(log);
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(&self.files.config)
+            .stdin(Stdio::null());
+        command
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log);
         self.child = Some(signal_services::spawn(command).expect("the gateway starts"));
     }
 
@@ -288,9 +340,20 @@ impl Gateway {
                 (self.public, self.admin) = (public, admin);
                 return;
             }
-            let status = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
-            assert!(status.is_none(), "the gateway ended with {status:?}:\n{}", self.log());
-            assert!(begun.elapsed() < START_LIMIT, "the gateway says no addresses:\n{}", self.log());
+            let status = self
+                .child
+                .as_mut()
+                .and_then(|child| child.try_wait().ok().flatten());
+            assert!(
+                status.is_none(),
+                "the gateway ended with {status:?}:\n{}",
+                self.log()
+            );
+            assert!(
+                begun.elapsed() < START_LIMIT,
+                "the gateway says no addresses:\n{}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -345,7 +408,11 @@ impl Gateway {
             .await;
         });
         if waited.await.is_err() {
-            panic!("/readyz is not {status}: {}\n{}", last.lock().expect("no panic"), self.log());
+            panic!(
+                "/readyz is not {status}: {}\n{}",
+                last.lock().expect("no panic"),
+                self.log()
+            );
         }
     }
 
@@ -354,7 +421,13 @@ impl Gateway {
     /// # Panics
     /// When there is no answer.
     pub async fn rest(&self, method: &str, path: &str, token: &str, body: Option<Value>) -> Answer {
-        rest::ask(rest::request(method, &format!("http://{}{path}", self.public), token, body.as_ref())).await
+        rest::ask(rest::request(
+            method,
+            &format!("http://{}{path}", self.public),
+            token,
+            body.as_ref(),
+        ))
+        .await
     }
 
     /// One request to the admin listener, with its token.
@@ -369,8 +442,20 @@ impl Gateway {
     ///
     /// # Panics
     /// When there is no answer.
-    pub async fn admin_with(&self, method: &str, path: &str, token: &str, body: Option<Value>) -> Answer {
-        rest::ask(rest::request(method, &format!("http://{}{path}", self.admin), token, body.as_ref())).await
+    pub async fn admin_with(
+        &self,
+        method: &str,
+        path: &str,
+        token: &str,
+        body: Option<Value>,
+    ) -> Answer {
+        rest::ask(rest::request(
+            method,
+            &format!("http://{}{path}", self.admin),
+            token,
+            body.as_ref(),
+        ))
+        .await
     }
 
     /// The sum of a metric over all its labels that contain `labels`; `None` while it has no sample.
@@ -379,11 +464,16 @@ impl Gateway {
     /// When `/metrics` does not answer.
     pub async fn metric(&self, name: &str, labels: &str) -> Option<f64> {
         let text = self.admin("GET", "/metrics").await.expect(200).text;
-        let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-            let (key, value) = line.rsplit_once(' ')?;
-            let bare = key.split('{').next()?;
-            (bare == name && key.contains(labels)).then(|| value.parse::<f64>().ok()).flatten()
-        });
+        let samples = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| {
+                let (key, value) = line.rsplit_once(' ')?;
+                let bare = key.split('{').next()?;
+                (bare == name && key.contains(labels))
+                    .then(|| value.parse::<f64>().ok())
+                    .flatten()
+            });
         samples.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
     }
 
@@ -395,7 +485,10 @@ impl Gateway {
         let before = self.live_revision().await;
         change(&mut self.settings.live);
         self.write_live(&self.settings.live.to_string());
-        until("the new live revision", || async { (self.live_revision().await != before).then_some(()) }).await;
+        until("the new live revision", || async {
+            (self.live_revision().await != before).then_some(())
+        })
+        .await;
     }
 
     /// Replaces the live file by any text, at once as a mounted volume does.
@@ -419,7 +512,10 @@ impl Gateway {
     /// When it does not end in time.
     pub async fn run_beside(&self, arguments: &[&str]) -> (ExitStatus, String) {
         let mut command = Command::new(binary().await);
-        command.args(arguments).arg("--config").arg(&self.files.config);
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(&self.files.config);
         command.env("SIGNAL__SERVER__ADMIN_ADDRESS", self.admin.to_string());
         run_to_end(command).await
     }
@@ -471,7 +567,10 @@ impl Gateway {
 }
 
 impl Drop for Gateway {
-    #[expect(clippy::print_stderr, reason = "the runner shows it with the failed test")]
+    #[expect(
+        clippy::print_stderr,
+        reason = "the runner shows it with the failed test"
+    )]
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
@@ -487,18 +586,28 @@ impl Drop for Gateway {
 
 /// The addresses in the line that says `listening`, whether its fields are nested, flat or text.
 fn listening(log: &str) -> Option<(SocketAddr, SocketAddr)> {
-    log.lines().filter(|line| line.contains("listening")).find_map(|line| {
-        let address = |name: &str| {
-            let json: Option<Value> = serde_json::from_str(line).ok();
-            let found = json.as_ref().and_then(|json| json.get(name).or_else(|| json.get("fields")?.get(name)));
-            let text = match found {
-                Some(value) => value.as_str()?.to_owned(),
-                None => line.split(name).nth(1)?.trim_start_matches(['=', '"', ':', ' ']).split([' ', '"', ',']).next()?.to_owned(),
+    log.lines()
+        .filter(|line| line.contains("listening"))
+        .find_map(|line| {
+            let address = |name: &str| {
+                let json: Option<Value> = serde_json::from_str(line).ok();
+                let found = json
+                    .as_ref()
+                    .and_then(|json| json.get(name).or_else(|| json.get("fields")?.get(name)));
+                let text = match found {
+                    Some(value) => value.as_str()?.to_owned(),
+                    None => line
+                        .split(name)
+                        .nth(1)?
+                        .trim_start_matches(['=', '"', ':', ' '])
+                        .split([' ', '"', ','])
+                        .next()?
+                        .to_owned(),
+                };
+                text.parse::<SocketAddr>().ok()
             };
-            text.parse::<SocketAddr>().ok()
-        };
-        Some((address("public.address")?, address("admin.address")?))
-    })
+            Some((address("public.address")?, address("admin.address")?))
+        })
 }
 
 fn insert(table: &mut Table, name: &str, value: toml::Value) {
@@ -507,7 +616,9 @@ fn insert(table: &mut Table, name: &str, value: toml::Value) {
             table.insert(name.to_owned(), value);
         }
         Some((section, rest)) => {
-            let section = table.entry(section).or_insert_with(|| toml::Value::Table(Table::new()));
+            let section = table
+                .entry(section)
+                .or_insert_with(|| toml::Value::Table(Table::new()));
             insert(section.as_table_mut().expect("a section"), rest, value);
         }
     }
@@ -519,13 +630,18 @@ pub async fn binary() -> PathBuf {
         return path.into();
     }
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    tokio::task::spawn_blocking(|| BINARY.get_or_init(build).clone()).await.expect("the gateway builds")
+    tokio::task::spawn_blocking(|| BINARY.get_or_init(build).clone())
+        .await
+        .expect("the gateway builds")
 }
 
 fn build() -> PathBuf {
     // target/debug/deps/gateway-0123456789abcdef
     let test = std::env::current_exe().expect("the path of this test");
-    let profile = test.parent().and_then(Path::parent).expect("a profile's folder");
+    let profile = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("a profile's folder");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     // With the tests of the workspace: their features, so that nothing is compiled a second time.
@@ -544,22 +660,39 @@ mod tests {
 
     #[test]
     fn addresses_are_found_in_every_shape_of_the_line() {
-        let want = ("127.0.0.1:81".parse().unwrap(), "127.0.0.1:91".parse().unwrap());
+        let want = (
+            "127.0.0.1:81".parse().unwrap(),
+            "127.0.0.1:91".parse().unwrap(),
+        );
         for line in [
             r#"{"message":"listening","public.address":"127.0.0.1:81","admin.address":"127.0.0.1:91"}"#,
             r#"{"level":"INFO","fields":{"message":"listening","public.address":"127.0.0.1:81","admin.address":"127.0.0.1:91"}}"#,
             "2026-11-23T08:00:00Z  INFO listening public.address=127.0.0.1:81 admin.address=127.0.0.1:91",
         ] {
-            assert_eq!(listening(&format!("{{\"message\":\"starting\"}}\n{line}\n")), Some(want), "{line}");
+            assert_eq!(
+                listening(&format!("{{\"message\":\"starting\"}}\n{line}\n")),
+                Some(want),
+                "{line}"
+            );
         }
         assert_eq!(listening("starting"), None);
     }
 
     #[test]
     fn dotted_names_become_sections() {
-        let builder = Gateway::build().set("kafka.properties.client", "a").live("limits.outbox_bytes", 5);
-        assert_eq!(builder.fixed["kafka"]["properties"]["client"].as_str(), Some("a"));
+        let builder = Gateway::build()
+            .set("kafka.properties.client", "a")
+            .live("limits.outbox_bytes", 5);
+        assert_eq!(
+            builder.fixed["kafka"]["properties"]["client"].as_str(),
+            Some("a")
+        );
         assert_eq!(builder.live["limits"]["outbox_bytes"].as_integer(), Some(5));
-        assert!(builder.fixed["policy"]["url"].as_str().unwrap().starts_with("sqlite:///"));
+        assert!(
+            builder.fixed["policy"]["url"]
+                .as_str()
+                .unwrap()
+                .starts_with("sqlite:///")
+        );
     }
 }

@@ -9,7 +9,8 @@ use base64_simd::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
 use ring::rand::SystemRandom;
 use ring::signature::{
-    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RSA_PKCS1_SHA256, RsaKeyPair, RsaPublicKeyComponents,
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RSA_PKCS1_SHA256,
+    RsaKeyPair, RsaPublicKeyComponents,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -91,9 +92,17 @@ impl Issuer {
     pub async fn start_at(ip: Ipv4Addr) -> Self {
         let listener = TcpListener::bind((ip, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a bound address");
-        let state = Arc::new(State { keys: Mutex::default(), answer: Mutex::new(Answer::Keys), fetches: AtomicUsize::new(0) });
+        let state = Arc::new(State {
+            keys: Mutex::default(),
+            answer: Mutex::new(Answer::Keys),
+            fetches: AtomicUsize::new(0),
+        });
         let task = tokio::spawn(serve(listener, Arc::clone(&state)));
-        let issuer = Self { address, state, task };
+        let issuer = Self {
+            address,
+            state,
+            task,
+        };
         issuer.add_key("key-1", Algorithm::ES256);
         issuer
     }
@@ -119,13 +128,24 @@ impl Issuer {
     /// # Panics
     /// When the system has no randomness.
     pub fn add_unpublished_key(&self, kid: &str, algorithm: Algorithm) {
-        let key = SigningKey { kid: kid.to_owned(), algorithm, pair: Pair::generate(algorithm), published: false };
+        let key = SigningKey {
+            kid: kid.to_owned(),
+            algorithm,
+            pair: Pair::generate(algorithm),
+            published: false,
+        };
         self.state.keys.lock().push(key);
     }
 
     /// Publishes a key, or withdraws it; it signs either way.
     pub fn publish(&self, kid: &str, published: bool) {
-        for key in self.state.keys.lock().iter_mut().filter(|key| key.kid == kid) {
+        for key in self
+            .state
+            .keys
+            .lock()
+            .iter_mut()
+            .filter(|key| key.kid == kid)
+        {
             key.published = published;
         }
     }
@@ -170,7 +190,11 @@ impl Issuer {
     /// When there is no such key.
     pub fn sign(&self, kid: &str, claims: &Value) -> String {
         let algorithm = self.with_key(kid, |key| key.algorithm);
-        self.sign_with_header(kid, &json!({"alg": format!("{algorithm:?}"), "kid": kid, "typ": "JWT"}), claims)
+        self.sign_with_header(
+            kid,
+            &json!({"alg": format!("{algorithm:?}"), "kid": kid, "typ": "JWT"}),
+            claims,
+        )
     }
 
     /// Signs with the key `kid` whatever the header says: for tokens that lie.
@@ -178,14 +202,21 @@ impl Issuer {
     /// # Panics
     /// When there is no such key.
     pub fn sign_with_header(&self, kid: &str, header: &Value, claims: &Value) -> String {
-        let signed = format!("{}.{}", base64url(header.to_string()), base64url(claims.to_string()));
+        let signed = format!(
+            "{}.{}",
+            base64url(header.to_string()),
+            base64url(claims.to_string())
+        );
         let signature = self.with_key(kid, |key| key.pair.sign(signed.as_bytes()));
         format!("{signed}.{}", base64url(signature))
     }
 
     fn with_key<T>(&self, kid: &str, act: impl FnOnce(&SigningKey) -> T) -> T {
         let keys = self.state.keys.lock();
-        act(keys.iter().find(|key| key.kid == kid).unwrap_or_else(|| panic!("the issuer has no key {kid:?}")))
+        act(keys
+            .iter()
+            .find(|key| key.kid == kid)
+            .unwrap_or_else(|| panic!("the issuer has no key {kid:?}")))
     }
 }
 
@@ -202,24 +233,36 @@ impl Pair {
             Algorithm::ES256 => {
                 let way = &ECDSA_P256_SHA256_FIXED_SIGNING;
                 let document = EcdsaKeyPair::generate_pkcs8(way, &random).expect("randomness");
-                Self::Ecdsa(EcdsaKeyPair::from_pkcs8(way, document.as_ref(), &random).expect("a key made a moment ago"))
+                Self::Ecdsa(
+                    EcdsaKeyPair::from_pkcs8(way, document.as_ref(), &random)
+                        .expect("a key made a moment ago"),
+                )
             }
             Algorithm::EdDSA => {
                 let document = Ed25519KeyPair::generate_pkcs8(&random).expect("randomness");
-                Self::Ed25519(Ed25519KeyPair::from_pkcs8(document.as_ref()).expect("a key made a moment ago"))
+                Self::Ed25519(
+                    Ed25519KeyPair::from_pkcs8(document.as_ref()).expect("a key made a moment ago"),
+                )
             }
-            Algorithm::RS256 => Self::Rsa(Box::new(RsaKeyPair::from_pkcs8(RSA_KEY).expect("the key beside this file"))),
+            Algorithm::RS256 => Self::Rsa(Box::new(
+                RsaKeyPair::from_pkcs8(RSA_KEY).expect("the key beside this file"),
+            )),
         }
     }
 
     fn sign(&self, message: &[u8]) -> Vec<u8> {
         let random = SystemRandom::new();
         match self {
-            Self::Ecdsa(pair) => pair.sign(&random, message).expect("randomness").as_ref().to_vec(),
+            Self::Ecdsa(pair) => pair
+                .sign(&random, message)
+                .expect("randomness")
+                .as_ref()
+                .to_vec(),
             Self::Ed25519(pair) => pair.sign(message).as_ref().to_vec(),
             Self::Rsa(pair) => {
                 let mut signature = vec![0; pair.public().modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature).expect("a buffer of the modulus' length");
+                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature)
+                    .expect("a buffer of the modulus' length");
                 signature
             }
         }
@@ -233,7 +276,9 @@ impl Pair {
                 let point = pair.public_key().as_ref();
                 json!({"kty": "EC", "crv": "P-256", "x": base64url(&point[1..33]), "y": base64url(&point[33..])})
             }
-            Self::Ed25519(pair) => json!({"kty": "OKP", "crv": "Ed25519", "x": base64url(pair.public_key().as_ref())}),
+            Self::Ed25519(pair) => {
+                json!({"kty": "OKP", "crv": "Ed25519", "x": base64url(pair.public_key().as_ref())})
+            }
             Self::Rsa(pair) => {
                 let public: RsaPublicKeyComponents<Vec<u8>> = pair.public().into();
                 json!({"kty": "RSA", "n": base64url(public.n), "e": base64url(public.e)})
@@ -278,7 +323,9 @@ async fn respond(mut socket: TcpStream, state: &State) -> std::io::Result<()> {
         }
     }
     if !head.starts_with(b"GET /certs ") {
-        return socket.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+        return socket
+            .write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            .await;
     }
     state.fetches.fetch_add(1, Ordering::SeqCst);
     let answer = *state.answer.lock();
@@ -304,15 +351,26 @@ async fn respond(mut socket: TcpStream, state: &State) -> std::io::Result<()> {
 mod tests {
     use super::*;
     use crate::rest::http;
-    use ring::signature::{ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
+    use ring::signature::{
+        ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey,
+    };
 
     async fn fetch(issuer: &Issuer) -> Vec<Value> {
-        let set: Value = http().get(issuer.certs_url()).send().await.unwrap().json().await.unwrap();
+        let set: Value = http()
+            .get(issuer.certs_url())
+            .send()
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap();
         set["keys"].as_array().unwrap().clone()
     }
 
     fn decode(text: &Value) -> Vec<u8> {
-        URL_SAFE_NO_PAD.decode_to_vec(text.as_str().unwrap()).unwrap()
+        URL_SAFE_NO_PAD
+            .decode_to_vec(text.as_str().unwrap())
+            .unwrap()
     }
 
     #[tokio::test]
@@ -328,12 +386,20 @@ mod tests {
             match jwk["alg"].as_str().unwrap() {
                 "ES256" => {
                     let point = [vec![4], decode(&jwk["x"]), decode(&jwk["y"])].concat();
-                    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).verify(message, &signature).unwrap();
+                    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
+                        .verify(message, &signature)
+                        .unwrap();
                 }
-                "EdDSA" => UnparsedPublicKey::new(&ED25519, decode(&jwk["x"])).verify(message, &signature).unwrap(),
+                "EdDSA" => UnparsedPublicKey::new(&ED25519, decode(&jwk["x"]))
+                    .verify(message, &signature)
+                    .unwrap(),
                 "RS256" => {
-                    let key = RsaPublicKeyComponents { n: decode(&jwk["n"]), e: decode(&jwk["e"]) };
-                    key.verify(&RSA_PKCS1_2048_8192_SHA256, message, &signature).unwrap();
+                    let key = RsaPublicKeyComponents {
+                        n: decode(&jwk["n"]),
+                        e: decode(&jwk["e"]),
+                    };
+                    key.verify(&RSA_PKCS1_2048_8192_SHA256, message, &signature)
+                        .unwrap();
                 }
                 other => panic!("unexpected {other}"),
             }
@@ -352,7 +418,15 @@ mod tests {
         issuer.answer(Answer::Drop);
         assert!(http().get(issuer.certs_url()).send().await.is_err());
         issuer.answer(Answer::Status(503));
-        assert_eq!(http().get(issuer.certs_url()).send().await.unwrap().status(), 503);
+        assert_eq!(
+            http()
+                .get(issuer.certs_url())
+                .send()
+                .await
+                .unwrap()
+                .status(),
+            503
+        );
         assert_eq!(issuer.fetches(), 3);
     }
 }

@@ -29,7 +29,10 @@ impl Policies {
         };
         // The same tables may be opened more than once.
         let first = i64::from(rand::random::<u32>()) << 20;
-        let policies = Self { pool, next: first.into() };
+        let policies = Self {
+            pool,
+            next: first.into(),
+        };
         for table in [
             "create table if not exists policy_definition (id text primary key, variant text not null, subject_type text not null, \
              subject_id text not null, target_type text not null, target_id text not null, action text, effect text, domain text)",
@@ -47,7 +50,10 @@ impl Policies {
     /// When the database refuses, as for all of these.
     pub async fn join(&self, user: &str, domain: &str) -> Result<()> {
         let domain = format!("'{domain}'");
-        self.row(&format!("'group', 'User', '{user}', 'Role', '1', null, null, {domain}")).await
+        self.row(&format!(
+            "'group', 'User', '{user}', 'Role', '1', null, null, {domain}"
+        ))
+        .await
     }
 
     /// Takes a user out of a domain.
@@ -55,7 +61,9 @@ impl Policies {
     /// # Errors
     /// As above.
     pub async fn leave(&self, user: &str, domain: &str) -> Result<()> {
-        let sql = format!("delete from policy_definition where variant = 'group' and subject_id = '{user}' and domain = '{domain}'");
+        let sql = format!(
+            "delete from policy_definition where variant = 'group' and subject_id = '{user}' and domain = '{domain}'"
+        );
         self.execute(sql).await
     }
 
@@ -67,7 +75,10 @@ impl Policies {
         let permission = self.next_id();
         let sql = format!("insert into permission (id, code) values ('{permission}', '{code}')");
         self.execute(sql).await?;
-        self.row(&format!("'policy', 'User', '{user}', 'Permission', '{permission}', '{action}', '{effect}', null")).await
+        self.row(&format!(
+            "'policy', 'User', '{user}', 'Permission', '{permission}', '{action}', '{effect}', null"
+        ))
+        .await
     }
 
     async fn row(&self, values: &str) -> Result<()> {

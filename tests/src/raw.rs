@@ -58,12 +58,22 @@ pub struct Frame {
 impl Frame {
     /// A whole, masked frame.
     pub fn new(opcode: u8, payload: impl AsRef<[u8]>) -> Self {
-        Self { fin: true, reserved: 0, opcode, masked: true, length: Length::Shortest, payload: payload.as_ref().to_vec() }
+        Self {
+            fin: true,
+            reserved: 0,
+            opcode,
+            masked: true,
+            length: Length::Shortest,
+            payload: payload.as_ref().to_vec(),
+        }
     }
 
     /// A Close frame with this code and reason.
     pub fn close(code: u16, reason: &str) -> Self {
-        Self::new(opcode::CLOSE, [&code.to_be_bytes(), reason.as_bytes()].concat())
+        Self::new(
+            opcode::CLOSE,
+            [&code.to_be_bytes(), reason.as_bytes()].concat(),
+        )
     }
 
     /// As it travels.
@@ -89,7 +99,12 @@ impl Frame {
         if self.masked {
             let mask: [u8; 4] = rand::random();
             bytes.extend(mask);
-            bytes.extend(self.payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+            bytes.extend(
+                self.payload
+                    .iter()
+                    .zip(mask.iter().cycle())
+                    .map(|(byte, mask)| byte ^ mask),
+            );
         } else {
             bytes.extend(&self.payload);
         }
@@ -110,7 +125,11 @@ impl Head {
     /// A header field's value; empty where it is absent.
     pub fn header(&self, name: &str) -> &str {
         let fields = self.text.lines().filter_map(|line| line.split_once(':'));
-        fields.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next().unwrap_or_default()
+        fields
+            .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim())
+            .next()
+            .unwrap_or_default()
     }
 }
 
@@ -126,9 +145,14 @@ impl Raw {
     /// # Panics
     /// When the connection is refused.
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = within("connect", TcpStream::connect(address)).await.expect("a connection");
+        let stream = within("connect", TcpStream::connect(address))
+            .await
+            .expect("a connection");
         let _ = stream.set_nodelay(true);
-        Self { stream, buffer: Vec::new() }
+        Self {
+            stream,
+            buffer: Vec::new(),
+        }
     }
 
     /// Connects with a receive buffer of about this many bytes, so that not reading is soon felt by the sender.
@@ -138,8 +162,13 @@ impl Raw {
     pub async fn connect_with_receive_buffer(address: SocketAddr, bytes: u32) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_recv_buffer_size(bytes).expect("a buffer size");
-        let stream = within("connect", socket.connect(address)).await.expect("a connection");
-        Self { stream, buffer: Vec::new() }
+        let stream = within("connect", socket.connect(address))
+            .await
+            .expect("a connection");
+        Self {
+            stream,
+            buffer: Vec::new(),
+        }
     }
 
     /// Connects and upgrades.
@@ -157,7 +186,8 @@ impl Raw {
     /// # Panics
     /// When the server refuses.
     pub async fn send_upgrade(&mut self, address: SocketAddr) {
-        self.send(upgrade_request(&format!("Host: {address}")).as_bytes()).await;
+        self.send(upgrade_request(&format!("Host: {address}")).as_bytes())
+            .await;
         let head = self.read_head().await.expect("an answer to the upgrade");
         assert_eq!(head.status, 101, "{head:?}");
     }
@@ -178,10 +208,18 @@ impl Raw {
     /// When neither happens in time.
     pub async fn read_head(&mut self) -> Option<Head> {
         loop {
-            if let Some(end) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+            if let Some(end) = self
+                .buffer
+                .windows(4)
+                .position(|window| window == b"\r\n\r\n")
+            {
                 let head: Vec<u8> = self.buffer.drain(..end + 4).collect();
                 let text = String::from_utf8_lossy(&head).into_owned();
-                let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+                let status = text
+                    .split(' ')
+                    .nth(1)
+                    .and_then(|status| status.parse().ok())
+                    .unwrap_or_default();
                 return Some(Head { status, text });
             }
             if !self.fill(LIMIT).await {
@@ -224,7 +262,10 @@ impl Raw {
     pub async fn read_close(&mut self) -> Option<(u16, String)> {
         while let Some(frame) = self.read_frame().await {
             if frame.opcode == opcode::CLOSE {
-                let code = frame.payload.get(..2).map_or(1005, |code| u16::from_be_bytes([code[0], code[1]]));
+                let code = frame
+                    .payload
+                    .get(..2)
+                    .map_or(1005, |code| u16::from_be_bytes([code[0], code[1]]));
                 let reason = frame.payload.get(2..).unwrap_or_default();
                 return Some((code, String::from_utf8_lossy(reason).into_owned()));
             }
@@ -238,7 +279,9 @@ impl Raw {
     /// When it does not within `limit`.
     pub async fn expect_end(&mut self, limit: Duration) {
         let end = async { while self.fill(LIMIT).await {} };
-        timeout(limit, end).await.unwrap_or_else(|_| panic!("the server did not end the connection in {limit:?}"));
+        timeout(limit, end)
+            .await
+            .unwrap_or_else(|_| panic!("the server did not end the connection in {limit:?}"));
     }
 
     /// Whatever comes until the connection ends.
@@ -250,7 +293,9 @@ impl Raw {
     /// `false` at the end of the connection.
     async fn fill(&mut self, limit: Duration) -> bool {
         let mut chunk = [0; 16 * 1024];
-        let read = timeout(limit, self.stream.read(&mut chunk)).await.unwrap_or_else(|_| panic!("nothing came in {limit:?}"));
+        let read = timeout(limit, self.stream.read(&mut chunk))
+            .await
+            .unwrap_or_else(|_| panic!("nothing came in {limit:?}"));
         match read {
             Ok(length) if length > 0 => {
                 self.buffer.extend_from_slice(&chunk[..length]);
@@ -263,10 +308,20 @@ impl Raw {
     fn parse(&mut self) -> Option<Frame> {
         let buffer = &self.buffer;
         let (&first, &second) = (buffer.first()?, buffer.get(1)?);
-        assert_eq!(second & 0x80, 0, "a server must not mask (RFC 6455 section 5.1)");
+        assert_eq!(
+            second & 0x80,
+            0,
+            "a server must not mask (RFC 6455 section 5.1)"
+        );
         let (length, head) = match second & 0x7f {
-            126 => (usize::from(u16::from_be_bytes(buffer.get(2..4)?.try_into().ok()?)), 4),
-            127 => (u64::from_be_bytes(buffer.get(2..10)?.try_into().ok()?) as usize, 10),
+            126 => (
+                usize::from(u16::from_be_bytes(buffer.get(2..4)?.try_into().ok()?)),
+                4,
+            ),
+            127 => (
+                u64::from_be_bytes(buffer.get(2..10)?.try_into().ok()?) as usize,
+                10,
+            ),
             short => (usize::from(short), 2),
         };
         let payload = buffer.get(head..head + length)?.to_vec();
@@ -296,11 +351,23 @@ mod tests {
 
     #[test]
     fn the_example_frames_of_rfc_6455_section_5_7_are_made() {
-        let unmasked = Frame { masked: false, ..Frame::new(opcode::TEXT, "Hello") };
-        assert_eq!(unmasked.encode(), [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f]);
-        let long = Frame { masked: false, ..Frame::new(opcode::BINARY, [0; 256]) };
+        let unmasked = Frame {
+            masked: false,
+            ..Frame::new(opcode::TEXT, "Hello")
+        };
+        assert_eq!(
+            unmasked.encode(),
+            [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f]
+        );
+        let long = Frame {
+            masked: false,
+            ..Frame::new(opcode::BINARY, [0; 256])
+        };
         assert_eq!(long.encode()[..4], [0x82, 0x7e, 0x01, 0x00]);
-        let longer = Frame { masked: false, ..Frame::new(opcode::BINARY, vec![0; 65536]) };
+        let longer = Frame {
+            masked: false,
+            ..Frame::new(opcode::BINARY, vec![0; 65536])
+        };
         assert_eq!(longer.encode()[..10], [0x82, 0x7f, 0, 0, 0, 0, 0, 1, 0, 0]);
         let masked = Frame::new(opcode::TEXT, "Hello").encode();
         assert_eq!((masked.len(), masked[1]), (11, 0x85));
@@ -314,9 +381,22 @@ mod tests {
             let (mut socket, _) = listener.accept().await.unwrap();
             let mut request = [0; 1024];
             let _ = socket.read(&mut request).await.unwrap();
-            let mut bytes = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n".to_vec();
-            bytes.extend(Frame { masked: false, ..Frame::new(opcode::TEXT, "x".repeat(300)) }.encode());
-            bytes.extend(Frame { masked: false, ..Frame::close(4003, "Authentication failed") }.encode());
+            let mut bytes =
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n".to_vec();
+            bytes.extend(
+                Frame {
+                    masked: false,
+                    ..Frame::new(opcode::TEXT, "x".repeat(300))
+                }
+                .encode(),
+            );
+            bytes.extend(
+                Frame {
+                    masked: false,
+                    ..Frame::close(4003, "Authentication failed")
+                }
+                .encode(),
+            );
             for byte in bytes.chunks(7) {
                 socket.write_all(byte).await.unwrap();
                 socket.flush().await.unwrap();
@@ -324,7 +404,10 @@ mod tests {
         });
         let mut raw = Raw::upgrade(address).await;
         assert_eq!(raw.read_frame().await.unwrap().payload.len(), 300);
-        assert_eq!(raw.read_close().await, Some((4003, "Authentication failed".into())));
+        assert_eq!(
+            raw.read_close().await,
+            Some((4003, "Authentication failed".into()))
+        );
         assert_eq!(raw.read_close().await, None);
     }
 }

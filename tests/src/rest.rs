@@ -17,7 +17,13 @@ pub fn http() -> Client {
     PROVIDER.get_or_init(|| {
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
-    Client::builder().timeout(LIMIT).pool_max_idle_per_host(0).connect_timeout(Duration::from_secs(5)).no_proxy().build().expect("a client")
+    Client::builder()
+        .timeout(LIMIT)
+        .pool_max_idle_per_host(0)
+        .connect_timeout(Duration::from_secs(5))
+        .no_proxy()
+        .build()
+        .expect("a client")
 }
 
 /// The Argon2id hash of a password, with parameters that are quick to check.
@@ -27,9 +33,16 @@ pub fn http() -> Client {
 pub fn argon2id(password: &str) -> String {
     use argon2::password_hash::{PasswordHasher as _, SaltString};
     let parameters = argon2::Params::new(64, 1, 1, None).expect("good parameters");
-    let hasher = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, parameters);
+    let hasher = argon2::Argon2::new(
+        argon2::Algorithm::Argon2id,
+        argon2::Version::V0x13,
+        parameters,
+    );
     let salt = SaltString::encode_b64(&rand::random::<[u8; 16]>()).expect("16 bytes");
-    hasher.hash_password(password.as_bytes(), &salt).expect("a hash").to_string()
+    hasher
+        .hash_password(password.as_bytes(), &salt)
+        .expect("a hash")
+        .to_string()
 }
 
 /// An answer, read whole.
@@ -51,7 +64,10 @@ impl Answer {
 
     /// One header field as text; empty where it is absent.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
     }
 
     /// Panics with the whole answer unless the status is this one.
@@ -79,7 +95,11 @@ pub async fn ask(request: RequestBuilder) -> Answer {
 /// When there is no whole answer in time.
 pub async fn try_ask(request: RequestBuilder) -> reqwest::Result<Answer> {
     let response = request.send().await?;
-    Ok(Answer { status: response.status().as_u16(), headers: response.headers().clone(), text: response.text().await? })
+    Ok(Answer {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        text: response.text().await?,
+    })
 }
 
 /// A request with a bearer token and, where there is one, a JSON body.
@@ -87,7 +107,10 @@ pub async fn try_ask(request: RequestBuilder) -> reqwest::Result<Answer> {
 /// # Panics
 /// When `method` is no method.
 pub fn request(method: &str, url: &str, token: &str, body: Option<&Value>) -> RequestBuilder {
-    let mut request = http().request(Method::from_bytes(method.as_bytes()).expect("a method"), url);
+    let mut request = http().request(
+        Method::from_bytes(method.as_bytes()).expect("a method"),
+        url,
+    );
     if !token.is_empty() {
         request = request.bearer_auth(token);
     }

@@ -15,7 +15,11 @@ use tempfile::TempDir;
 /// Says that the running test did nothing, and why. Written past the runner's capture, so that it is seen.
 pub fn skip(reason: &str) {
     let thread = std::thread::current();
-    let _ = writeln!(std::io::stdout(), "skipped: {}: {reason}", thread.name().unwrap_or("a test"));
+    let _ = writeln!(
+        std::io::stdout(),
+        "skipped: {}: {reason}",
+        thread.name().unwrap_or("a test")
+    );
 }
 
 /// A name that no other test and no other run uses: for topics, groups and databases.
@@ -28,7 +32,10 @@ pub fn unique(prefix: &str) -> String {
 /// # Panics
 /// When it cannot be made.
 pub fn scratch() -> TempDir {
-    let dir = tempfile::Builder::new().prefix("signal-tests.").tempdir().expect("a temporary folder");
+    let dir = tempfile::Builder::new()
+        .prefix("signal-tests.")
+        .tempdir()
+        .expect("a temporary folder");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(dir.path(), open).expect("permissions of an own folder");
     dir
@@ -58,7 +65,8 @@ impl Own {
     /// # Panics
     /// When it does not.
     pub async fn restart(&self) {
-        self.with(|server| server.restart().expect("the server restarts")).await;
+        self.with(|server| server.restart().expect("the server restarts"))
+            .await;
     }
 
     /// SIGSTOP: connections stay open and nothing is answered.
@@ -73,7 +81,9 @@ impl Own {
 
     async fn with(&self, act: impl FnOnce(&mut Server) + Send + 'static) {
         let server = Arc::clone(&self.server);
-        tokio::task::spawn_blocking(move || act(&mut server.lock())).await.expect("the server obeys");
+        tokio::task::spawn_blocking(move || act(&mut server.lock()))
+            .await
+            .expect("the server obeys");
     }
 
     async fn start(start: impl FnOnce(&Path) -> anyhow::Result<Server> + Send + 'static) -> Self {
@@ -82,7 +92,11 @@ impl Own {
             start(dir.path()).map(|server| (server, dir))
         });
         let (server, dir) = started.await.expect("no panic").expect("the server starts");
-        Self { address: server.address(), server: Arc::new(Mutex::new(server)), _dir: Arc::new(dir) }
+        Self {
+            address: server.address(),
+            server: Arc::new(Mutex::new(server)),
+            _dir: Arc::new(dir),
+        }
     }
 }
 
@@ -120,7 +134,9 @@ impl Watched {
     /// When it cannot be killed.
     pub async fn kill_master(&self) {
         let parts = Arc::clone(&self.parts);
-        tokio::task::spawn_blocking(move || parts.lock().master.kill()).await.expect("the master is killed");
+        tokio::task::spawn_blocking(move || parts.lock().master.kill())
+            .await
+            .expect("the master is killed");
     }
 }
 
@@ -135,10 +151,18 @@ pub async fn watched_redis() -> Option<Watched> {
     }
     let dir = scratch();
     let path = dir.path().to_owned();
-    let parts = tokio::task::spawn_blocking(move || Redis::start_sentinels(&path)).await.expect("no panic").expect("sentinels start");
+    let parts = tokio::task::spawn_blocking(move || Redis::start_sentinels(&path))
+        .await
+        .expect("no panic")
+        .expect("sentinels start");
     let sentinels = parts.sentinels.iter().map(Server::address).collect();
     let replica = parts.replica.address();
-    Some(Watched { parts: Arc::new(Mutex::new(parts)), sentinels, replica, _dir: dir })
+    Some(Watched {
+        parts: Arc::new(Mutex::new(parts)),
+        sentinels,
+        replica,
+        _dir: dir,
+    })
 }
 
 /// A Redis cluster of the test's own: three masters and a replica of each.
@@ -160,7 +184,9 @@ impl Cluster {
     /// When it cannot be killed.
     pub async fn kill(&self, node: usize) {
         let nodes = Arc::clone(&self.nodes);
-        tokio::task::spawn_blocking(move || nodes.lock()[node].kill()).await.expect("the node is killed");
+        tokio::task::spawn_blocking(move || nodes.lock()[node].kill())
+            .await
+            .expect("the node is killed");
     }
 }
 
@@ -175,9 +201,16 @@ pub async fn redis_cluster() -> Option<Cluster> {
     }
     let dir = scratch();
     let path = dir.path().to_owned();
-    let nodes = tokio::task::spawn_blocking(move || Redis::start_cluster(&path)).await.expect("no panic").expect("the cluster starts");
+    let nodes = tokio::task::spawn_blocking(move || Redis::start_cluster(&path))
+        .await
+        .expect("no panic")
+        .expect("the cluster starts");
     let addresses = nodes.iter().map(Server::address).collect();
-    Some(Cluster { nodes: Arc::new(Mutex::new(nodes)), addresses, _dir: dir })
+    Some(Cluster {
+        nodes: Arc::new(Mutex::new(nodes)),
+        addresses,
+        _dir: dir,
+    })
 }
 
 /// A broker of the test's own with a second listener that asks for SCRAM-SHA-512.
@@ -204,7 +237,9 @@ impl ScramKafka {
     /// When the broker refuses.
     pub async fn set_password(&self, user: &'static str, password: &'static str) {
         let (home, address) = (self.home.clone(), self.broker.address());
-        let set = tokio::task::spawn_blocking(move || Kafka::set_scram_password(&home, address, user, password));
+        let set = tokio::task::spawn_blocking(move || {
+            Kafka::set_scram_password(&home, address, user, password)
+        });
         set.await.expect("no panic").expect("the password is set");
     }
 }
@@ -221,7 +256,11 @@ pub async fn scram_kafka() -> Option<ScramKafka> {
     })
     .await;
     let scram = told.recv().expect("sent before the server was given");
-    Some(ScramKafka { home, broker, scram })
+    Some(ScramKafka {
+        home,
+        broker,
+        scram,
+    })
 }
 
 /// A Kafka broker of the test's own, to be killed and restarted.
@@ -276,11 +315,19 @@ impl Database {
         let mut url = url::Url::parse(server_url).expect("a database URL");
         let server = url.socket_addrs(|| Some(5432)).expect("an address")[0];
         let name = unique("signal");
-        let mut connection = PgConnection::connect(server_url).await.expect("the shared PostgreSQL answers");
+        let mut connection = PgConnection::connect(server_url)
+            .await
+            .expect("the shared PostgreSQL answers");
         let sql = sqlx::AssertSqlSafe(format!("create database {name}"));
-        sqlx::query(sql).execute(&mut connection).await.expect("a database is made");
+        sqlx::query(sql)
+            .execute(&mut connection)
+            .await
+            .expect("a database is made");
         url.set_path(&name);
-        Self { url: url.into(), server }
+        Self {
+            url: url.into(),
+            server,
+        }
     }
 
     /// The same database, reached at another address: through a proxy.
@@ -289,7 +336,8 @@ impl Database {
     /// When the URL takes no port.
     pub fn through(&self, address: SocketAddr) -> String {
         let mut url = url::Url::parse(&self.url).expect("a database URL");
-        url.set_port(Some(address.port())).expect("a URL with a host");
+        url.set_port(Some(address.port()))
+            .expect("a URL with a host");
         url.set_host(Some("127.0.0.1")).expect("a host");
         url.into()
     }
@@ -311,7 +359,11 @@ pub async fn postgres() -> Option<Database> {
 
 /// A fresh database on a server of the test's own.
 pub async fn database_on(server: &Own) -> Database {
-    Database::create(&format!("postgres://postgres@{}/postgres", server.address())).await
+    Database::create(&format!(
+        "postgres://postgres@{}/postgres",
+        server.address()
+    ))
+    .await
 }
 
 struct Shared {
@@ -320,11 +372,17 @@ struct Shared {
 }
 
 /// Starts it once in this process. It ends with the process: the kernel sees to that, since statics are never dropped.
-async fn shared(slot: &'static OnceLock<Shared>, start: impl FnOnce(&Path) -> anyhow::Result<Server> + Send + 'static) -> SocketAddr {
+async fn shared(
+    slot: &'static OnceLock<Shared>,
+    start: impl FnOnce(&Path) -> anyhow::Result<Server> + Send + 'static,
+) -> SocketAddr {
     let started = tokio::task::spawn_blocking(move || {
         let shared = slot.get_or_init(|| {
             let dir = scratch();
-            Shared { server: start(dir.path()).expect("the shared server starts"), _dir: dir }
+            Shared {
+                server: start(dir.path()).expect("the shared server starts"),
+                _dir: dir,
+            }
         });
         shared.server.address()
     });
@@ -351,9 +409,21 @@ mod tests {
         let mut subscriber = client.get_async_pubsub().await.unwrap();
         subscriber.subscribe("ws:room:merchant:42").await.unwrap();
         let mut emitter = Emitter::connect(server.address()).await.unwrap();
-        assert_eq!(emitter.to_room("merchant:42", "price", json!({"vnd": 1}), &["c1"]).await.unwrap(), 1);
-        let message = within("the message", futures_util::StreamExt::next(&mut subscriber.on_message())).await.unwrap();
-        let payload: serde_json::Value = serde_json::from_str(&message.get_payload::<String>().unwrap()).unwrap();
+        assert_eq!(
+            emitter
+                .to_room("merchant:42", "price", json!({"vnd": 1}), &["c1"])
+                .await
+                .unwrap(),
+            1
+        );
+        let message = within(
+            "the message",
+            futures_util::StreamExt::next(&mut subscriber.on_message()),
+        )
+        .await
+        .unwrap();
+        let payload: serde_json::Value =
+            serde_json::from_str(&message.get_payload::<String>().unwrap()).unwrap();
         let want = json!({"serverId": "emitter", "type": "room", "target": "merchant:42", "event": "price", "data": {"vnd": 1}, "exclude": ["c1"]});
         assert_eq!(payload, want);
     }
@@ -364,26 +434,53 @@ mod tests {
         let producer = Producer::new(&brokers).unwrap();
         let topic = unique("topic");
         producer.create_topic(&topic, 1).await.unwrap();
-        producer.send(&topic, "42", &payment("evt-1", "42", 5)).await.unwrap();
-        producer.send_raw(&topic, "42", b"not json", &[("traceparent", "00-1-2-01")]).await.unwrap();
+        producer
+            .send(&topic, "42", &payment("evt-1", "42", 5))
+            .await
+            .unwrap();
+        producer
+            .send_raw(&topic, "42", b"not json", &[("traceparent", "00-1-2-01")])
+            .await
+            .unwrap();
         let records = producer.read(&topic, 2).await.unwrap();
         assert_eq!(records[0].key, b"42");
-        assert_eq!((records[1].value.as_slice(), records[1].header("traceparent").as_str()), (&b"not json"[..], "00-1-2-01"));
+        assert_eq!(
+            (
+                records[1].value.as_slice(),
+                records[1].header("traceparent").as_str()
+            ),
+            (&b"not json"[..], "00-1-2-01")
+        );
     }
 
     #[tokio::test]
     async fn databases_are_fresh_and_take_the_policy_tables() {
-        let Some(first) = postgres().await else { return };
-        let Some(second) = postgres().await else { return };
+        let Some(first) = postgres().await else {
+            return;
+        };
+        let Some(second) = postgres().await else {
+            return;
+        };
         assert_ne!(first.url, second.url);
         let policies = Policies::create(&first.url).await.unwrap();
         policies.join("17", "Merchant_42").await.unwrap();
-        policies.grant("17", "WebSocketClient.find", "read", "allow").await.unwrap();
-        let mut connection = PgConnection::connect(&first.through(first.server)).await.unwrap();
-        let rows: i64 = sqlx::query_scalar("select count(*) from policy_definition").fetch_one(&mut connection).await.unwrap();
+        policies
+            .grant("17", "WebSocketClient.find", "read", "allow")
+            .await
+            .unwrap();
+        let mut connection = PgConnection::connect(&first.through(first.server))
+            .await
+            .unwrap();
+        let rows: i64 = sqlx::query_scalar("select count(*) from policy_definition")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
         assert_eq!(rows, 2);
         policies.leave("17", "Merchant_42").await.unwrap();
-        let left: i64 = sqlx::query_scalar("select count(*) from policy_definition").fetch_one(&mut connection).await.unwrap();
+        let left: i64 = sqlx::query_scalar("select count(*) from policy_definition")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
         assert_eq!(left, 1);
     }
 }

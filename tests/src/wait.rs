@@ -45,11 +45,18 @@ where
 /// # Panics
 /// When the limit passes; the message says `what` was waited for.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("waited {LIMIT:?} in vain: {what}"))
+    timeout(LIMIT, future)
+        .await
+        .unwrap_or_else(|_| panic!("waited {LIMIT:?} in vain: {what}"))
 }
 
 /// Seconds since the Unix epoch.
-#[expect(clippy::disallowed_methods, reason = "tokens are checked against the wall clock of another process")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tokens are checked against the wall clock of another process"
+)]
 pub fn now_secs() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs() as i64)
 }

@@ -28,7 +28,11 @@ fn up(dir: &std::path::Path, nodes: usize) -> Result<ExitCode> {
         bail!("there is a cluster already: `cargo xtask cluster down` ends it");
     }
     setup::clusters()?;
-    let level = if nodes == 0 { Level::B } else { Level::C { nodes } };
+    let level = if nodes == 0 {
+        Level::B
+    } else {
+        Level::C { nodes }
+    };
     let home = KubernetesHome::find(level)?;
     let images = if nodes == 0 { Vec::new() } else { images()? };
     let cluster = Kubernetes::start(&home, dir, level)?;
@@ -41,7 +45,10 @@ fn up(dir: &std::path::Path, nodes: usize) -> Result<ExitCode> {
     let kubeconfig = cluster.kubeconfig();
     cluster.leave_running()?;
     println!("export KUBECONFIG={}", kubeconfig.display());
-    println!("export PATH={}:$PATH", home.kubectl().parent().unwrap_or(dir).display());
+    println!(
+        "export PATH={}:$PATH",
+        home.kubectl().parent().unwrap_or(dir).display()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -49,7 +56,9 @@ fn up(dir: &std::path::Path, nodes: usize) -> Result<ExitCode> {
 fn images() -> Result<Vec<Image>> {
     setup::build()?;
     let packages = ["signal-gateway", "signal-operator"];
-    let status = cargo().args(["build", "-p", packages[0], "-p", packages[1]]).status()?;
+    let status = cargo()
+        .args(["build", "-p", packages[0], "-p", packages[1]])
+        .status()?;
     if !status.success() {
         bail!("the build failed");
     }
@@ -57,8 +66,14 @@ fn images() -> Result<Vec<Image>> {
     let own = std::env::current_exe()?;
     let image = |name: &&str| {
         let program = format!("/usr/bin/{name}");
-        let image = Image::new(&format!("docker.io/library/{name}:{}", env!("CARGO_PKG_VERSION")));
-        Ok(image.program(&own.with_file_name(name), &program)?.nonroot()?.entrypoint(&[&program]))
+        let image = Image::new(&format!(
+            "docker.io/library/{name}:{}",
+            env!("CARGO_PKG_VERSION")
+        ));
+        Ok(image
+            .program(&own.with_file_name(name), &program)?
+            .nonroot()?
+            .entrypoint(&[&program]))
     };
     packages.iter().map(image).collect()
 }

@@ -3,7 +3,11 @@
 //! Needs a Rust toolchain and nothing more to build: what the gateway's own build and its tests need is found or installed
 //! by [`setup`], and [`mod@test`] starts the servers that tests talk to.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks to its terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool speaks to its terminal"
+)]
 
 mod cluster;
 mod outcome;
@@ -59,7 +63,8 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
         "dev" => {
             setup::build()?;
             let mut dev = cargo();
-            dev.args(["run", "--quiet", "-p", "signal-gateway", "--", "dev"]).args(arguments);
+            dev.args(["run", "--quiet", "-p", "signal-gateway", "--", "dev"])
+                .args(arguments);
             // The gateway takes this process's place, so that signals and the exit code are its own.
             Err(dev.exec().into())
         }
@@ -68,7 +73,16 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
         "bench" => {
             setup::build()?;
             setup::services()?;
-            let status = cargo().args(["build", "--release", "-p", "signal-gateway", "-p", "signal-bench"]).status()?;
+            let status = cargo()
+                .args([
+                    "build",
+                    "--release",
+                    "-p",
+                    "signal-gateway",
+                    "-p",
+                    "signal-bench",
+                ])
+                .status()?;
             if !status.success() {
                 bail!("the build failed");
             }

@@ -21,7 +21,10 @@ impl Outcome {
     /// Takes the next line of cargo's or a test binary's output.
     pub(crate) fn read(&mut self, line: &str) {
         let text = line.trim();
-        if let Some(path) = text.strip_prefix("Running ").or_else(|| text.strip_prefix("Doc-tests ")) {
+        if let Some(path) = text
+            .strip_prefix("Running ")
+            .or_else(|| text.strip_prefix("Doc-tests "))
+        {
             path.clone_into(&mut self.binary);
         } else if let Some(rest) = text.strip_prefix("test result: ") {
             self.passed += number_before(rest, " passed");
@@ -29,7 +32,10 @@ impl Outcome {
             if !rest.contains(" 0 passed; 0 failed; 0 ignored;") {
                 self.closings.push(format!("{}: {text}", self.binary));
             }
-        } else if let Some(name) = text.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
+        } else if let Some(name) = text
+            .strip_prefix("test ")
+            .and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
             self.failures.push(format!("{}: {name}", self.binary));
         } else if let Some(at) = text.find("skipped: ") {
             // A test's own line can follow the runner's `test NAME ... ` on the same line.
@@ -62,12 +68,23 @@ impl Outcome {
             writeln!(to, "failed: {failure}")?;
         }
         // A binary that crashed counts as one failure, so that the sums never look better than the exit code.
-        let failed = if self.bad_exit { self.failed.max(1) } else { self.failed };
+        let failed = if self.bad_exit {
+            self.failed.max(1)
+        } else {
+            self.failed
+        };
         if failed > self.failed {
-            writeln!(to, "failed: cargo test ended with an error that no test reported; see above")?;
+            writeln!(
+                to,
+                "failed: cargo test ended with an error that no test reported; see above"
+            )?;
         }
         // The runner takes a test that reported itself skipped for a passed one.
-        write!(to, "{} passed, {failed} failed", self.passed.saturating_sub(self.skipped.len()))?;
+        write!(
+            to,
+            "{} passed, {failed} failed",
+            self.passed.saturating_sub(self.skipped.len())
+        )?;
         if !self.skipped.is_empty() {
             write!(to, ", {} skipped", self.skipped.len())?;
         }
@@ -78,7 +95,10 @@ impl Outcome {
 /// The number right before `word` in a closing line such as `ok. 5 passed; 0 failed; ...`.
 fn number_before(line: &str, word: &str) -> usize {
     let Some(at) = line.find(word) else { return 0 };
-    let digits = line[..at].rsplit(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    let digits = line[..at]
+        .rsplit(|c: char| !c.is_ascii_digit())
+        .next()
+        .unwrap_or_default();
     digits.parse().unwrap_or(0)
 }
 
@@ -111,7 +131,11 @@ mod tests {
         );
         assert!(outcome.is_good());
         assert_eq!(text.lines().last(), Some("17 passed, 0 failed"));
-        assert_eq!(text.matches("test result:").count(), 2, "an empty binary is left out: {text}");
+        assert_eq!(
+            text.matches("test result:").count(),
+            2,
+            "an empty binary is left out: {text}"
+        );
     }
 
     #[test]
@@ -125,7 +149,10 @@ mod tests {
             false,
         );
         assert!(!outcome.is_good());
-        assert!(text.contains("failed: gateway/main.rs (target/debug/deps/b-2): rest::a\n"), "{text}");
+        assert!(
+            text.contains("failed: gateway/main.rs (target/debug/deps/b-2): rest::a\n"),
+            "{text}"
+        );
         assert!(text.ends_with("1 passed, 1 failed\n"), "{text}");
     }
 
@@ -133,14 +160,23 @@ mod tests {
     fn a_skipped_test_is_counted_once_by_name_and_reason() {
         let line = "skipped: pipeline::both: SIGNAL_TEST_KAFKA is not set";
         let good = "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 3.00s";
-        let (outcome, text) = read(&[&format!("test pipeline::both ... {line}"), line, good], true);
+        let (outcome, text) = read(
+            &[&format!("test pipeline::both ... {line}"), line, good],
+            true,
+        );
         assert!(outcome.is_good());
         assert!(text.ends_with("skipped: pipeline::both: SIGNAL_TEST_KAFKA is not set\n2 passed, 0 failed, 1 skipped\n"), "{text}");
     }
 
     #[test]
     fn a_binary_that_crashes_without_a_closing_line_is_a_failure() {
-        let (outcome, text) = read(&["test result: ok. 4 passed; 0 failed; 0 ignored;", "error: test failed"], false);
+        let (outcome, text) = read(
+            &[
+                "test result: ok. 4 passed; 0 failed; 0 ignored;",
+                "error: test failed",
+            ],
+            false,
+        );
         assert!(!outcome.is_good());
         assert!(text.ends_with("4 passed, 1 failed\n"), "{text}");
     }

@@ -23,48 +23,147 @@ struct Need {
 const BUILD: [Need; 5] = [
     Need {
         name: "a C compiler",
-        present: || find_program(&["cc"]).is_some() && find_program(&["c++"]).is_some() && find_program(&["make"]).is_some(),
+        present: || {
+            find_program(&["cc"]).is_some()
+                && find_program(&["c++"]).is_some()
+                && find_program(&["make"]).is_some()
+        },
         debian: "build-essential",
         homebrew: "gcc",
     },
-    Need { name: "cmake", present: || find_program(&["cmake"]).is_some(), debian: "cmake", homebrew: "cmake" },
-    Need { name: "pkg-config", present: || find_program(&["pkg-config", "pkgconf"]).is_some(), debian: "pkg-config", homebrew: "pkgconf" },
-    Need { name: "libcurl's headers", present: || compiles("curl/curl.h"), debian: "libcurl4-openssl-dev", homebrew: "curl" },
-    Need { name: "OpenSSL's headers", present: || compiles("openssl/ssl.h"), debian: "libssl-dev", homebrew: "openssl@3" },
+    Need {
+        name: "cmake",
+        present: || find_program(&["cmake"]).is_some(),
+        debian: "cmake",
+        homebrew: "cmake",
+    },
+    Need {
+        name: "pkg-config",
+        present: || find_program(&["pkg-config", "pkgconf"]).is_some(),
+        debian: "pkg-config",
+        homebrew: "pkgconf",
+    },
+    Need {
+        name: "libcurl's headers",
+        present: || compiles("curl/curl.h"),
+        debian: "libcurl4-openssl-dev",
+        homebrew: "curl",
+    },
+    Need {
+        name: "OpenSSL's headers",
+        present: || compiles("openssl/ssl.h"),
+        debian: "libssl-dev",
+        homebrew: "openssl@3",
+    },
 ];
 
 const SERVICES: [Need; 6] = [
-    Need { name: "Java 17 or newer", present: java_17, debian: "openjdk-17-jre-headless", homebrew: "openjdk" },
-    Need { name: "Maven", present: || find_program(&["mvn"]).is_some(), debian: "maven", homebrew: "maven" },
-    Need { name: "redis-server", present: Redis::is_installed, debian: "redis-server", homebrew: "redis" },
+    Need {
+        name: "Java 17 or newer",
+        present: java_17,
+        debian: "openjdk-17-jre-headless",
+        homebrew: "openjdk",
+    },
+    Need {
+        name: "Maven",
+        present: || find_program(&["mvn"]).is_some(),
+        debian: "maven",
+        homebrew: "maven",
+    },
+    Need {
+        name: "redis-server",
+        present: Redis::is_installed,
+        debian: "redis-server",
+        homebrew: "redis",
+    },
     // Makes certificates for tests over TLS.
-    Need { name: "openssl", present: || find_program(&["openssl"]).is_some(), debian: "openssl", homebrew: "openssl@3" },
+    Need {
+        name: "openssl",
+        present: || find_program(&["openssl"]).is_some(),
+        debian: "openssl",
+        homebrew: "openssl@3",
+    },
     // The README's producer from outside.
-    Need { name: "kcat", present: || find_program(&["kcat"]).is_some(), debian: "kcat", homebrew: "kcat" },
-    Need { name: "PostgreSQL's server", present: || Postgres::programs().is_some(), debian: "postgresql", homebrew: "postgresql@17" },
+    Need {
+        name: "kcat",
+        present: || find_program(&["kcat"]).is_some(),
+        debian: "kcat",
+        homebrew: "kcat",
+    },
+    Need {
+        name: "PostgreSQL's server",
+        present: || Postgres::programs().is_some(),
+        debian: "postgresql",
+        homebrew: "postgresql@17",
+    },
 ];
 
 /// What clusters need without nodes.
 const CLUSTERS: [Need; 2] = [
-    Need { name: "Go 1.24 or newer", present: go_1_24, debian: "golang-go", homebrew: "go" },
-    Need { name: "bash", present: || find_program(&["bash"]).is_some(), debian: "bash", homebrew: "bash" },
+    Need {
+        name: "Go 1.24 or newer",
+        present: go_1_24,
+        debian: "golang-go",
+        homebrew: "go",
+    },
+    Need {
+        name: "bash",
+        present: || find_program(&["bash"]).is_some(),
+        debian: "bash",
+        homebrew: "bash",
+    },
 ];
 
 /// What nodes need, which only Linux has.
 const NODES: [Need; 8] = [
-    Need { name: "containerd", present: || find_program(&["containerd"]).is_some(), debian: "containerd", homebrew: "" },
-    Need { name: "runc", present: || find_program(&["runc"]).is_some(), debian: "runc", homebrew: "" },
+    Need {
+        name: "containerd",
+        present: || find_program(&["containerd"]).is_some(),
+        debian: "containerd",
+        homebrew: "",
+    },
+    Need {
+        name: "runc",
+        present: || find_program(&["runc"]).is_some(),
+        debian: "runc",
+        homebrew: "",
+    },
     Need {
         name: "network plugins",
         present: || Path::new("/usr/lib/cni/bridge").is_file(),
         debian: "containernetworking-plugins",
         homebrew: "",
     },
-    Need { name: "iptables", present: || find_program(&["iptables"]).is_some(), debian: "iptables", homebrew: "" },
-    Need { name: "nftables", present: || find_program(&["nft"]).is_some(), debian: "nftables", homebrew: "" },
-    Need { name: "iproute2", present: || find_program(&["ip"]).is_some(), debian: "iproute2", homebrew: "" },
-    Need { name: "socat", present: || find_program(&["socat"]).is_some(), debian: "socat", homebrew: "" },
-    Need { name: "busybox", present: || find_program(&["busybox"]).is_some(), debian: "busybox-static", homebrew: "" },
+    Need {
+        name: "iptables",
+        present: || find_program(&["iptables"]).is_some(),
+        debian: "iptables",
+        homebrew: "",
+    },
+    Need {
+        name: "nftables",
+        present: || find_program(&["nft"]).is_some(),
+        debian: "nftables",
+        homebrew: "",
+    },
+    Need {
+        name: "iproute2",
+        present: || find_program(&["ip"]).is_some(),
+        debian: "iproute2",
+        homebrew: "",
+    },
+    Need {
+        name: "socat",
+        present: || find_program(&["socat"]).is_some(),
+        debian: "socat",
+        homebrew: "",
+    },
+    Need {
+        name: "busybox",
+        present: || find_program(&["busybox"]).is_some(),
+        debian: "busybox-static",
+        homebrew: "",
+    },
 ];
 
 /// What compiling the gateway needs.
@@ -99,7 +198,8 @@ pub(crate) fn clusters() -> Result<Option<KubernetesHome>> {
     match KubernetesHome::nodes_are_possible() {
         Ok(()) => {
             satisfy(&NODES)?;
-            KubernetesHome::ensure(Level::C { nodes: 1 }, say).context("the nodes of clusters cannot be set up")?;
+            KubernetesHome::ensure(Level::C { nodes: 1 }, say)
+                .context("the nodes of clusters cannot be set up")?;
         }
         Err(reason) => println!("xtask: no clusters with nodes: {reason:#}"),
     }
@@ -113,12 +213,18 @@ fn say(what: &str) {
 /// rustfmt and clippy of the toolchain in use.
 pub(crate) fn components() -> Result<()> {
     for component in ["rustfmt", "clippy"] {
-        let subcommand = if component == "rustfmt" { "fmt" } else { component };
+        let subcommand = if component == "rustfmt" {
+            "fmt"
+        } else {
+            component
+        };
         if quiet(cargo().args([subcommand, "--version"])) {
             continue;
         }
         println!("xtask: installing {component}");
-        let added = Command::new("rustup").args(["component", "add", component]).status();
+        let added = Command::new("rustup")
+            .args(["component", "add", component])
+            .status();
         if !added.is_ok_and(|status| status.success()) {
             bail!("{component} is missing: run `rustup component add {component}`");
         }
@@ -138,15 +244,29 @@ fn satisfy(needs: &[Need]) -> Result<()> {
         let advice = match debian {
             true => format!("sudo apt-get install -y {}", packages.join(" ")),
             false if cfg!(target_os = "macos") => {
-                format!("brew install {}", missing.iter().map(|need| need.homebrew).collect::<Vec<_>>().join(" "))
+                format!(
+                    "brew install {}",
+                    missing
+                        .iter()
+                        .map(|need| need.homebrew)
+                        .collect::<Vec<_>>()
+                        .join(" ")
+                )
             }
-            false => format!("install what your system calls Debian's {}", packages.join(", ")),
+            false => format!(
+                "install what your system calls Debian's {}",
+                packages.join(", ")
+            ),
         };
         bail!("missing: {}\n  {advice}", names.join(", "));
     }
     println!("xtask: installing {}", packages.join(" "));
     apt(&["update", "-qq"])?;
-    apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages.as_slice()].concat())?;
+    apt(&[
+        &["install", "-y", "-qq", "--no-install-recommends"],
+        packages.as_slice(),
+    ]
+    .concat())?;
     let still = self::missing(needs);
     if !still.is_empty() {
         let names: Vec<&str> = still.iter().map(|need| need.name).collect();
@@ -162,7 +282,11 @@ fn missing(needs: &[Need]) -> Vec<&Need> {
 fn apt(arguments: &[&str]) -> Result<()> {
     let mut command = Command::new("apt-get");
     // Run level 1 keeps packages from starting their own servers: the tests start theirs.
-    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1").stdin(Stdio::null());
+    command
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("RUNLEVEL", "1")
+        .stdin(Stdio::null());
     let status = command.status().context("cannot run apt-get")?;
     if !status.success() {
         bail!("apt-get {} ended with {status}", arguments.join(" "));
@@ -173,8 +297,14 @@ fn apt(arguments: &[&str]) -> Result<()> {
 /// Whether the C compiler finds a header.
 fn compiles(header: &str) -> bool {
     let mut command = Command::new("cc");
-    command.args(["-E", "-x", "c", "-o", "/dev/null", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let Ok(mut child) = command.spawn() else { return false };
+    command
+        .args(["-E", "-x", "c", "-o", "/dev/null", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let Ok(mut child) = command.spawn() else {
+        return false;
+    };
     if let Some(mut stdin) = child.stdin.take() {
         let _ = writeln!(stdin, "#include <{header}>");
     }
@@ -183,24 +313,46 @@ fn compiles(header: &str) -> bool {
 
 /// `java -version` begins with `openjdk version "17.0.15"`, on standard error.
 fn java_17() -> bool {
-    let Ok(output) = Command::new("java").arg("-version").output() else { return false };
+    let Ok(output) = Command::new("java").arg("-version").output() else {
+        return false;
+    };
     let text = String::from_utf8_lossy(&output.stderr);
-    let major = text.split('"').nth(1).and_then(|version| version.split('.').next());
-    major.and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 17)
+    let major = text
+        .split('"')
+        .nth(1)
+        .and_then(|version| version.split('.').next());
+    major
+        .and_then(|major| major.parse::<u32>().ok())
+        .is_some_and(|major| major >= 17)
 }
 
 /// `go version` says `go version go1.26.8 linux/amd64`.
 fn go_1_24() -> bool {
-    let Ok(output) = Command::new("go").arg("version").output() else { return false };
+    let Ok(output) = Command::new("go").arg("version").output() else {
+        return false;
+    };
     let text = String::from_utf8_lossy(&output.stdout);
-    let minor = text.split(" go1.").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
-    minor.and_then(|minor| minor.parse::<u32>().ok()).is_some_and(|minor| minor >= 24)
+    let minor = text
+        .split(" go1.")
+        .nth(1)
+        .and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+    minor
+        .and_then(|minor| minor.parse::<u32>().ok())
+        .is_some_and(|minor| minor >= 24)
 }
 
 fn is_root() -> bool {
-    Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout.trim_ascii() == b"0")
+    Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|id| id.stdout.trim_ascii() == b"0")
 }
 
 fn quiet(command: &mut Command) -> bool {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }

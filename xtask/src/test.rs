@@ -6,14 +6,21 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use signal_services::{Kafka, KafkaHome, Kubernetes, KubernetesHome, Level, Postgres, Redis, Server, Tool, find_program};
+use signal_services::{
+    Kafka, KafkaHome, Kubernetes, KubernetesHome, Level, Postgres, Redis, Server, Tool,
+    find_program,
+};
 
 use crate::outcome::Outcome;
 use crate::{cargo, setup, target_folder};
 
 /// Everything in order; `--quick` leaves format, lints and docs out, other arguments go to `cargo test`.
 pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
-    let quick = arguments.iter().position(|argument| argument == "--quick").map(|at| arguments.remove(at)).is_some();
+    let quick = arguments
+        .iter()
+        .position(|argument| argument == "--quick")
+        .map(|at| arguments.remove(at))
+        .is_some();
     let begun = Instant::now();
     setup::build()?;
     let home = setup::services()?;
@@ -21,15 +28,38 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
     if !quick {
         setup::components()?;
         step("format", cargo().args(["fmt", "--all", "--check"]))?;
-        step("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-        step("docs", cargo().args(["doc", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"))?;
+        step(
+            "lints",
+            cargo().args([
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ]),
+        )?;
+        step(
+            "docs",
+            cargo()
+                .args(["doc", "--no-deps", "--workspace"])
+                .env("RUSTDOCFLAGS", "-D warnings"),
+        )?;
         match find_program(&["cargo-deny"]) {
-            Some(_) => step("licences and sources", cargo().args(["deny", "check", "bans", "licenses", "sources"]))?,
-            None => println!("xtask: licences and sources are not checked: cargo-deny is not installed"),
+            Some(_) => step(
+                "licences and sources",
+                cargo().args(["deny", "check", "bans", "licenses", "sources"]),
+            )?,
+            None => {
+                println!("xtask: licences and sources are not checked: cargo-deny is not installed")
+            }
         }
     }
     // With the tests, so that the gateway's binary is built with the same features and nothing is compiled twice.
-    step("build", cargo().args(["build", "--workspace", "--bins", "--tests"]))?;
+    step(
+        "build",
+        cargo().args(["build", "--workspace", "--bins", "--tests"]),
+    )?;
 
     say(begun, "servers");
     let servers = Servers::start(&home, cluster_home.as_ref())?;
@@ -40,7 +70,11 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
     let mut stdout = std::io::stdout().lock();
     outcome.write(&mut stdout)?;
     stdout.flush()?;
-    Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if outcome.is_good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// One server of each kind, killed on drop.
@@ -66,7 +100,11 @@ impl Servers {
             postgres: Postgres::start(&dir.0.join("postgres"), false)?,
             kafka: Kafka::start(home, &dir.0.join("kafka"))?,
             kubernetes: match cluster {
-                Some(home) if !named => Some(Kubernetes::start(home, &dir.0.join("kubernetes"), Level::B)?),
+                Some(home) if !named => Some(Kubernetes::start(
+                    home,
+                    &dir.0.join("kubernetes"),
+                    Level::B,
+                )?),
                 _ => None,
             },
             dir,
@@ -76,16 +114,30 @@ impl Servers {
     fn environment(&self) -> Vec<(&'static str, String)> {
         let mut environment = vec![
             ("SIGNAL_TEST_KAFKA", self.kafka.address().to_string()),
-            ("SIGNAL_TEST_POSTGRES", Postgres::url(&self.postgres, "postgres")),
-            ("SIGNAL_TEST_REDIS", format!("redis://{}", self.redis.address())),
+            (
+                "SIGNAL_TEST_POSTGRES",
+                Postgres::url(&self.postgres, "postgres"),
+            ),
+            (
+                "SIGNAL_TEST_REDIS",
+                format!("redis://{}", self.redis.address()),
+            ),
             // Whatever a killed test leaves goes with the run.
             ("TMPDIR", self.dir.0.join("tests").display().to_string()),
         ];
         let kubeconfig = self.kubernetes.as_ref().map(Kubernetes::kubeconfig);
-        environment.extend(kubeconfig.map(|file| ("SIGNAL_TEST_KUBECONFIG", file.display().to_string())));
-        let tools =
-            [("SIGNAL_TEST_HELM", Tool::Helm), ("SIGNAL_TEST_KUBECONFORM", Tool::Kubeconform), ("SIGNAL_TEST_KUBE_SCORE", Tool::KubeScore)];
-        environment.extend(tools.into_iter().filter_map(|(name, tool)| Some((name, tool.find()?.display().to_string()))));
+        environment
+            .extend(kubeconfig.map(|file| ("SIGNAL_TEST_KUBECONFIG", file.display().to_string())));
+        let tools = [
+            ("SIGNAL_TEST_HELM", Tool::Helm),
+            ("SIGNAL_TEST_KUBECONFORM", Tool::Kubeconform),
+            ("SIGNAL_TEST_KUBE_SCORE", Tool::KubeScore),
+        ];
+        environment.extend(
+            tools
+                .into_iter()
+                .filter_map(|(name, tool)| Some((name, tool.find()?.display().to_string()))),
+        );
         environment
     }
 }
@@ -111,17 +163,25 @@ impl ScratchDir {
         let parent = std::env::temp_dir();
         Self::remove_left_behind(&parent);
         let dir = parent.join(format!("{}{}", Self::PREFIX, std::process::id()));
-        std::fs::create_dir_all(dir.join("tests")).with_context(|| format!("cannot create {}", dir.display()))?;
+        std::fs::create_dir_all(dir.join("tests"))
+            .with_context(|| format!("cannot create {}", dir.display()))?;
         Ok(Self(dir))
     }
 
     /// An interrupted run dies without cleaning up; its folder is told by the process that is gone.
     fn remove_left_behind(parent: &Path) {
-        let Ok(entries) = std::fs::read_dir(parent) else { return };
+        let Ok(entries) = std::fs::read_dir(parent) else {
+            return;
+        };
         for entry in entries.flatten() {
             let name = entry.file_name();
-            let pid = name.to_str().and_then(|name| name.strip_prefix(Self::PREFIX)).and_then(|pid| pid.parse::<u32>().ok());
-            if pid.is_some_and(|pid| Path::new("/proc/self").exists() && !Path::new(&format!("/proc/{pid}")).exists()) {
+            let pid = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(Self::PREFIX))
+                .and_then(|pid| pid.parse::<u32>().ok());
+            if pid.is_some_and(|pid| {
+                Path::new("/proc/self").exists() && !Path::new(&format!("/proc/{pid}")).exists()
+            }) {
                 let _ = std::fs::remove_dir_all(entry.path());
             }
         }
@@ -131,7 +191,10 @@ impl ScratchDir {
 fn step(name: &str, command: &mut Command) -> Result<()> {
     let begun = Instant::now();
     println!("xtask: {name}");
-    let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot run {command:?}"))?;
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot run {command:?}"))?;
     if !status.success() {
         bail!("{name} failed: {command:?} ended with {status}");
     }
@@ -146,11 +209,20 @@ fn say(begun: Instant, what: &str) {
 /// Runs them all, whichever fail, and copies what they write line by line.
 fn tests(servers: &Servers, arguments: Vec<String>) -> Result<Outcome> {
     let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast"]).args(arguments).envs(servers.environment());
-    command.env("SIGNAL_TEST_GATEWAY", target_folder().join("debug/signal-gateway"));
+    command
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .args(arguments)
+        .envs(servers.environment());
+    command.env(
+        "SIGNAL_TEST_GATEWAY",
+        target_folder().join("debug/signal-gateway"),
+    );
     // One pipe for both, so that cargo's `Running ...` and the binary's lines keep their order.
     let (output, input) = std::io::pipe()?;
-    command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
+    command
+        .stdin(Stdio::null())
+        .stdout(input.try_clone()?)
+        .stderr(input);
     let mut child = command.spawn().context("cannot run cargo test")?;
     // It holds the pipe's other end, and reading ends when nobody does.
     drop(command);

@@ -9,7 +9,10 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
     const UNIT: &str = "us per connection";
     let count = ground.sizes.arrivals;
     let each = |us: f64| us / count as f64;
-    let (floor, gateway) = (Server::floor(ground)?, Server::gateway(ground, &Settings::default())?);
+    let (floor, gateway) = (
+        Server::floor(ground)?,
+        Server::gateway(ground, &Settings::default())?,
+    );
     let mut base = Vec::new();
     let mut figures = [const { Vec::new() }; 4];
     // The first round is forgotten, as everywhere.
@@ -41,7 +44,11 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
         ("a token seen before, encryption handshake", 110.0),
     ];
     for (figures, (name, limit)) in figures.iter().zip(lines) {
-        report.add(&Line::new(name, UNIT, figures).against("floor", &base).target(Target::Value(limit)));
+        report.add(
+            &Line::new(name, UNIT, figures)
+                .against("floor", &base)
+                .target(Target::Value(limit)),
+        );
     }
     Ok(())
 }

@@ -31,7 +31,13 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
     }
     let event = frame::of_client(opcode::TEXT, br#"{"event":"authenticate"}"#);
     let ping = frame::of_client(opcode::PING, b"bench");
-    let cell = |name, side, frame: &[u8]| Cell { name, side, frame: frame.to_vec(), cpu: Vec::new(), times: Vec::new() };
+    let cell = |name, side, frame: &[u8]| Cell {
+        name,
+        side,
+        frame: frame.to_vec(),
+        cpu: Vec::new(),
+        times: Vec::new(),
+    };
     let mut cells = [
         cell("", 0, &event),
         cell("an event and its answer, clear", 1, &event),
@@ -51,7 +57,11 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
     let [floor, others @ ..] = &cells;
     for cell in others {
         let line = Line::new(cell.name, "us per frame", &cell.cpu).against("floor", &floor.cpu);
-        report.add(&line.target(Target::Times(1.3)).times(&cell.times, &floor.times));
+        report.add(
+            &line
+                .target(Target::Times(1.3))
+                .times(&cell.times, &floor.times),
+        );
     }
     Ok(())
 }

@@ -29,14 +29,29 @@ impl Side {
         let server = Server::floor(ground)?;
         let crowd = Ground::floor_crowd(&server, members)?;
         let trigger = Trigger::floor(&server)?;
-        Ok(Self { server, crowd, trigger, sent: 0 })
+        Ok(Self {
+            server,
+            crowd,
+            trigger,
+            sent: 0,
+        })
     }
 
-    pub(super) fn gateway(ground: &Ground, settings: &Settings, members: usize, encrypted: bool) -> Result<Self> {
+    pub(super) fn gateway(
+        ground: &Ground,
+        settings: &Settings,
+        members: usize,
+        encrypted: bool,
+    ) -> Result<Self> {
         let server = Server::gateway(ground, settings)?;
         let crowd = ground.crowd(&server, &ground.tokens(members), encrypted)?;
         let trigger = Trigger::gateway(ground, &server)?;
-        Ok(Self { server, crowd, trigger, sent: 0 })
+        Ok(Self {
+            server,
+            crowd,
+            trigger,
+            sent: 0,
+        })
     }
 
     /// How many messages everyone was sent.
@@ -51,10 +66,18 @@ impl Side {
     }
 
     /// Sends `messages` times `burst` and notes the cost of each delivered message.
-    pub(super) fn round(&mut self, ground: &Ground, way: Way, shape: Shape, figures: &mut Figures) -> Result<()> {
+    pub(super) fn round(
+        &mut self,
+        ground: &Ground,
+        way: Way,
+        shape: Shape,
+        figures: &mut Figures,
+    ) -> Result<()> {
         let cpu = self.server.cpu()?;
         for _ in 0..shape.times {
-            let began = self.trigger.pull(ground, way, self.sent + 1, shape.burst, shape.bytes)?;
+            let began = self
+                .trigger
+                .pull(ground, way, self.sent + 1, shape.burst, shape.bytes)?;
             self.sent += shape.burst;
             let times = if way == Way::Rest && shape.burst > 1 {
                 self.crowd.receive_in_any_order(shape.burst, began)?
@@ -64,7 +87,9 @@ impl Side {
             figures.times.extend(times);
         }
         let delivered = shape.times * shape.burst * self.crowd.len() as u64;
-        figures.cpu.push((self.server.cpu()? - cpu) / delivered as f64);
+        figures
+            .cpu
+            .push((self.server.cpu()? - cpu) / delivered as f64);
         Ok(())
     }
 }
@@ -94,8 +119,20 @@ struct Cell {
     target: Option<f64>,
 }
 
-const fn cell(name: &'static str, side: usize, way: Way, against: Option<(usize, &'static str)>, target: Option<f64>) -> Cell {
-    Cell { name, side, way, against, target }
+const fn cell(
+    name: &'static str,
+    side: usize,
+    way: Way,
+    against: Option<(usize, &'static str)>,
+    target: Option<f64>,
+) -> Cell {
+    Cell {
+        name,
+        side,
+        way,
+        against,
+        target,
+    }
 }
 
 const SEND: Option<(usize, &str)> = Some((0, "send"));
@@ -113,7 +150,11 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
             if bytes == 128 {
                 cells.push(cell("clear, by REST", CLEAR, Way::Rest, SEND, None));
             }
-            let shape = Shape { bytes, burst: 1, times: ground.sizes.messages };
+            let shape = Shape {
+                bytes,
+                burst: 1,
+                times: ground.sizes.messages,
+            };
             compare(ground, report, &mut sides, &cells, shape)?;
         }
     }
@@ -131,7 +172,11 @@ pub(crate) fn run_bursts(ground: &Ground, report: &mut Report) -> Result<()> {
     ];
     for members in ground.sizes.crowds {
         let mut sides = sides(ground, members)?;
-        let shape = Shape { bytes: 128, burst: 10, times: ground.sizes.messages.div_ceil(4) };
+        let shape = Shape {
+            bytes: 128,
+            burst: 10,
+            times: ground.sizes.messages.div_ceil(4),
+        };
         compare(ground, report, &mut sides, &CELLS, shape)?;
     }
     Ok(())
@@ -146,7 +191,13 @@ fn sides(ground: &Ground, members: usize) -> Result<[Side; 3]> {
 }
 
 /// Every round takes each cell in turn, so that a busy machine weighs on all of them.
-fn compare(ground: &Ground, report: &mut Report, sides: &mut [Side; 3], cells: &[Cell], shape: Shape) -> Result<()> {
+fn compare(
+    ground: &Ground,
+    report: &mut Report,
+    sides: &mut [Side; 3],
+    cells: &[Cell],
+    shape: Shape,
+) -> Result<()> {
     let mut all: Vec<Figures> = cells.iter().map(|_| Figures::default()).collect();
     for round in 0..=ground.sizes.short_rounds {
         for (cell, figures) in cells.iter().zip(&mut all) {
@@ -160,10 +211,22 @@ fn compare(ground: &Ground, report: &mut Report, sides: &mut [Side; 3], cells: &
     }
     let members = sides[FLOOR].crowd.len();
     for (cell, figures) in cells.iter().zip(&all) {
-        let Some((against, name)) = cell.against else { continue };
-        let burst = if shape.burst > 1 { format!("{} x ", shape.burst) } else { String::new() };
-        let line = Line::new(format!("{burst}{} B to {members}, {}", shape.bytes, cell.name), "us per message", &figures.cpu);
-        let mut line = line.against(name, &all[against].cpu).times(&figures.times, &all[against].times);
+        let Some((against, name)) = cell.against else {
+            continue;
+        };
+        let burst = if shape.burst > 1 {
+            format!("{} x ", shape.burst)
+        } else {
+            String::new()
+        };
+        let line = Line::new(
+            format!("{burst}{} B to {members}, {}", shape.bytes, cell.name),
+            "us per message",
+            &figures.cpu,
+        );
+        let mut line = line
+            .against(name, &all[against].cpu)
+            .times(&figures.times, &all[against].times);
         line.target = cell.target.map(Target::Times);
         report.add(&line);
     }

@@ -30,18 +30,47 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
     for (figures, (mode, kib)) in both.iter().zip([("clear", 2.5), ("encrypted", 3.5)]) {
         let name = format!("{count} at rest, {mode}");
         report.add(&Line::new(&name, "KiB each", &figures.kib).target(Target::Value(kib)));
-        let after = Line::new(format!("{name}, after traffic"), "KiB each", &figures.kib_after);
-        report.add(&after.against("before", &figures.kib).target(Target::Times(1.2)));
-        report.add(&Line::new(format!("{name}, no pings"), "us per connection and s", &figures.cpu).target(Target::Value(0.1)));
+        let after = Line::new(
+            format!("{name}, after traffic"),
+            "KiB each",
+            &figures.kib_after,
+        );
+        report.add(
+            &after
+                .against("before", &figures.kib)
+                .target(Target::Times(1.2)),
+        );
+        report.add(
+            &Line::new(
+                format!("{name}, no pings"),
+                "us per connection and s",
+                &figures.cpu,
+            )
+            .target(Target::Value(0.1)),
+        );
     }
-    let alone = both.iter().flat_map(|figures| figures.alone.iter().copied()).collect::<Vec<_>>();
-    report.add(&Line::new("the gateway without connections", "us per s", &alone));
+    let alone = both
+        .iter()
+        .flat_map(|figures| figures.alone.iter().copied())
+        .collect::<Vec<_>>();
+    report.add(&Line::new(
+        "the gateway without connections",
+        "us per s",
+        &alone,
+    ));
     for (encrypted, mode) in [(false, "clear"), (true, "encrypted")] {
         let figures = pings(ground, encrypted)?;
-        let name = format!("{count} at rest, {mode}, a ping every {} s", ground.sizes.pings.as_secs());
+        let name = format!(
+            "{count} at rest, {mode}, a ping every {} s",
+            ground.sizes.pings.as_secs()
+        );
         let line = Line::new(name, "us per connection and s", &figures);
         // Another interval has another price.
-        report.add(&if ground.sizes.small { line } else { line.target(Target::Value(1.5)) });
+        report.add(&if ground.sizes.small {
+            line
+        } else {
+            line.target(Target::Value(1.5))
+        });
     }
     Ok(())
 }
@@ -54,7 +83,9 @@ fn round(ground: &Ground, figures: &mut Figures, encrypted: bool) -> Result<()> 
     let time = ground.sizes.at_rest;
     let cpu = server.cpu()?;
     std::thread::sleep(time);
-    figures.alone.push((server.cpu()? - cpu) / time.as_secs_f64());
+    figures
+        .alone
+        .push((server.cpu()? - cpu) / time.as_secs_f64());
     let before = server.memory()?;
     let each = |kib: f64| (kib - before) / count as f64;
     let mut crowd = ground.crowd(&server, &tokens, encrypted)?;
@@ -63,7 +94,9 @@ fn round(ground: &Ground, figures: &mut Figures, encrypted: bool) -> Result<()> 
 
     let cpu = server.cpu()?;
     crowd.rest(time)?;
-    figures.cpu.push((server.cpu()? - cpu) / count as f64 / time.as_secs_f64());
+    figures
+        .cpu
+        .push((server.cpu()? - cpu) / count as f64 / time.as_secs_f64());
 
     for number in 1..=MESSAGES {
         let began = trigger.pull(ground, Way::Redis, number, 1, BYTES)?;
@@ -79,7 +112,13 @@ fn pings(ground: &Ground, encrypted: bool) -> Result<Vec<f64>> {
     let (every, readings) = (ground.sizes.pings, 2);
     let count = ground.sizes.idle;
     let tokens = ground.tokens(count);
-    let server = Server::gateway(ground, &Settings { ping_ms: every.as_millis() as u64, ..Settings::default() })?;
+    let server = Server::gateway(
+        ground,
+        &Settings {
+            ping_ms: every.as_millis() as u64,
+            ..Settings::default()
+        },
+    )?;
     let mut crowd = ground.crowd(&server, &tokens, encrypted)?;
     let mut figures = Vec::new();
     for _ in 0..readings {

@@ -38,25 +38,45 @@ struct Side {
 }
 
 pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
-    let (kafka, postgres) = ground.runtime.block_on(async { (services::kafka().await, services::postgres().await) });
+    let (kafka, postgres) = ground
+        .runtime
+        .block_on(async { (services::kafka().await, services::postgres().await) });
     let (Some(brokers), Some(database)) = (kafka, postgres) else {
-        report.skip("pipeline", "it needs Kafka and PostgreSQL: run `cargo xtask setup`");
+        report.skip(
+            "pipeline",
+            "it needs Kafka and PostgreSQL: run `cargo xtask setup`",
+        );
         return Ok(());
     };
     let sizes = &ground.sizes;
     let mut rows = Side::row_at_a_time(ground, &brokers, &database)?;
     let mut gateway = Side::gateway(ground, &brokers, &database)?;
     for round in 0..=sizes.rounds {
-        for (side, records) in [(&mut rows, sizes.row_records), (&mut gateway, sizes.records)] {
+        for (side, records) in [
+            (&mut rows, sizes.row_records),
+            (&mut gateway, sizes.records),
+        ] {
             side.drain(ground, records)?;
             if round == 0 {
                 side.forget();
             }
         }
     }
-    let line = Line::new("a record that waits, to one user", "us per notification", &gateway.cpu);
-    report.add(&line.against("row at a time", &rows.cpu).target(Target::Times(0.125)));
-    let line = Line::new("records that wait, drained", "per second", &gateway.per_second);
+    let line = Line::new(
+        "a record that waits, to one user",
+        "us per notification",
+        &gateway.cpu,
+    );
+    report.add(
+        &line
+            .against("row at a time", &rows.cpu)
+            .target(Target::Times(0.125)),
+    );
+    let line = Line::new(
+        "records that wait, drained",
+        "per second",
+        &gateway.per_second,
+    );
     report.add(&line.against("row at a time", &rows.per_second));
     for side in [&mut rows, &mut gateway] {
         side.forget();
@@ -66,8 +86,16 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
             side.follow(ground, sizes.row_records)?;
         }
     }
-    let line = Line::new(format!("{RATE} records a second, to one user each"), "us per notification", &gateway.cpu);
-    report.add(&line.against("row at a time", &rows.cpu).times(&gateway.times, &rows.times));
+    let line = Line::new(
+        format!("{RATE} records a second, to one user each"),
+        "us per notification",
+        &gateway.cpu,
+    );
+    report.add(
+        &line
+            .against("row at a time", &rows.cpu)
+            .times(&gateway.times, &rows.times),
+    );
     drop(rows);
 
     // The first drain is a fifth of the second: what grows with the burst shows.
@@ -78,12 +106,30 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
         gateway.drain(ground, records)?;
         peaks.push((os::peak_kib(gateway.server.pid())? - before) / MIB);
         let rate = gateway.per_second.last().copied().unwrap_or_default();
-        report.add(&Line::new(format!("a burst of {records} records, drained"), "per second", &[rate]));
+        report.add(&Line::new(
+            format!("a burst of {records} records, drained"),
+            "per second",
+            &[rate],
+        ));
     }
-    let line = Line::new(format!("a burst of {} records: memory above the rest", sizes.burst_records), "MiB", &peaks[1..]);
+    let line = Line::new(
+        format!(
+            "a burst of {} records: memory above the rest",
+            sizes.burst_records
+        ),
+        "MiB",
+        &peaks[1..],
+    );
     report.add(&line.against("a fifth of them", &peaks[..1]));
     let peak = os::peak_kib(gateway.server.pid())? / MIB;
-    report.add(&Line::new(format!("a burst of {} records: most memory in all", sizes.burst_records), "MiB", &[peak]));
+    report.add(&Line::new(
+        format!(
+            "a burst of {} records: most memory in all",
+            sizes.burst_records
+        ),
+        "MiB",
+        &[peak],
+    ));
     Ok(())
 }
 
@@ -91,24 +137,61 @@ impl Side {
     fn row_at_a_time(ground: &Ground, brokers: &str, database: &Database) -> Result<Self> {
         let topic = topic(ground, brokers)?;
         let server = Server::row_at_a_time(ground, brokers, &topic, &database.url)?;
-        let guests = (0..ground.sizes.people).map(|n| Guest { path: format!("/user-{n}"), ..Guest::default() });
+        let guests = (0..ground.sizes.people).map(|n| Guest {
+            path: format!("/user-{n}"),
+            ..Guest::default()
+        });
         let crowd = Crowd::connect(server.address, guests.collect())?;
-        Ok(Self::new(server, crowd, Source::connect(brokers, &topic)?, database, "rowwise"))
+        Ok(Self::new(
+            server,
+            crowd,
+            Source::connect(brokers, &topic)?,
+            database,
+            "rowwise",
+        ))
     }
 
     fn gateway(ground: &Ground, brokers: &str, database: &Database) -> Result<Self> {
         let topic = topic(ground, brokers)?;
         let pipeline = Some((brokers.to_owned(), topic.clone(), database.url.clone()));
-        let server = Server::gateway(ground, &Settings { pipeline, ..Settings::default() })?;
+        let server = Server::gateway(
+            ground,
+            &Settings {
+                pipeline,
+                ..Settings::default()
+            },
+        )?;
         let crowd = ground.crowd(&server, &ground.tokens(ground.sizes.people), false)?;
-        Ok(Self::new(server, crowd, Source::connect(brokers, &topic)?, database, "signal_notification"))
+        Ok(Self::new(
+            server,
+            crowd,
+            Source::connect(brokers, &topic)?,
+            database,
+            "signal_notification",
+        ))
     }
 
-    fn new(server: Server, mut crowd: Crowd, source: Source, database: &Database, table: &'static str) -> Self {
+    fn new(
+        server: Server,
+        mut crowd: Crowd,
+        source: Source,
+        database: &Database,
+        table: &'static str,
+    ) -> Self {
         // Kafka and PostgreSQL share its core.
         crowd.sleeps = true;
         let database = database.clone();
-        Self { server, crowd, source, database, table, records: 0, cpu: Vec::new(), per_second: Vec::new(), times: Vec::new() }
+        Self {
+            server,
+            crowd,
+            source,
+            database,
+            table,
+            records: 0,
+            cpu: Vec::new(),
+            per_second: Vec::new(),
+            times: Vec::new(),
+        }
     }
 
     /// Produces while the consumer stands still, then lets it go until every notification is on its socket.
@@ -121,7 +204,8 @@ impl Side {
         self.records += records;
         let (cpu, began) = (self.server.cpu()?, Instant::now());
         self.crowd.receive(each as u64, began)?;
-        self.per_second.push(records as f64 / began.elapsed().as_secs_f64());
+        self.per_second
+            .push(records as f64 / began.elapsed().as_secs_f64());
         self.finish(ground, cpu, records)
     }
 
@@ -148,14 +232,23 @@ impl Side {
         // The last offsets are committed behind the last messages.
         self.crowd.rest(Duration::from_millis(300))?;
         self.cpu.push((self.server.cpu()? - cpu) / records as f64);
-        let stored = ground.runtime.block_on(count(&self.database.url, self.table))?;
-        ensure!(stored == self.records as i64, "{stored} rows for {} records", self.records);
+        let stored = ground
+            .runtime
+            .block_on(count(&self.database.url, self.table))?;
+        ensure!(
+            stored == self.records as i64,
+            "{stored} rows for {} records",
+            self.records
+        );
         Ok(())
     }
 
     fn each(&self, records: usize) -> Result<usize> {
         let users = self.crowd.len();
-        ensure!(records.is_multiple_of(users), "{records} records are not the same for each of {users} users");
+        ensure!(
+            records.is_multiple_of(users),
+            "{records} records are not the same for each of {users} users"
+        );
         Ok(records / users)
     }
 
@@ -177,7 +270,11 @@ impl Side {
 
 fn topic(ground: &Ground, brokers: &str) -> Result<String> {
     let topic = unique("bench");
-    ground.runtime.block_on(async { Producer::new(brokers)?.create_topic(&topic, PARTITIONS).await })?;
+    ground.runtime.block_on(async {
+        Producer::new(brokers)?
+            .create_topic(&topic, PARTITIONS)
+            .await
+    })?;
     Ok(topic)
 }
 
@@ -190,8 +287,14 @@ struct Source {
 impl Source {
     fn connect(brokers: &str, topic: &str) -> Result<Self> {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", brokers).set("enable.idempotence", "true").set("linger.ms", "1");
-        Ok(Self { producer: config.create()?, topic: topic.to_owned() })
+        config
+            .set("bootstrap.servers", brokers)
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "1");
+        Ok(Self {
+            producer: config.create()?,
+            topic: topic.to_owned(),
+        })
     }
 
     /// The record `number` of a user.
@@ -204,7 +307,10 @@ impl Source {
         .to_string();
         let mut next = BaseRecord::to(&self.topic).key(&user).payload(&record);
         while let Err((error, back)) = self.producer.send(next) {
-            ensure!(error == KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), "not produced: {error}");
+            ensure!(
+                error == KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull),
+                "not produced: {error}"
+            );
             self.producer.poll(Duration::from_millis(10));
             next = back;
         }
@@ -213,7 +319,9 @@ impl Source {
     }
 
     fn flush(&self) -> Result<()> {
-        self.producer.flush(LIMIT).context("the broker did not take all records")
+        self.producer
+            .flush(LIMIT)
+            .context("the broker did not take all records")
     }
 }
 

@@ -33,7 +33,14 @@ enum Sender {
 impl Side {
     fn new(server: Server, crowd: Crowd, sender: Sender) -> Self {
         let sent = vec![0; crowd.len()];
-        Self { server, crowd, sender, sent, cpu: Vec::new(), times: Vec::new() }
+        Self {
+            server,
+            crowd,
+            sender,
+            sent,
+            cpu: Vec::new(),
+            times: Vec::new(),
+        }
     }
 
     fn gateway(ground: &Ground, encrypted: bool) -> Result<Self> {
@@ -51,7 +58,9 @@ impl Side {
             sent[n] += 1;
             match sender {
                 Sender::Floor(control) => control.write_all(&Order::One.with(n))?,
-                Sender::Redis(publisher) => publisher.user(&format!("user-{n}"), &frame::data(sent[n], UNICAST_BYTES))?,
+                Sender::Redis(publisher) => {
+                    publisher.user(&format!("user-{n}"), &frame::data(sent[n], UNICAST_BYTES))?
+                }
             }
             Ok(n)
         })?;
@@ -66,7 +75,11 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
     let control = TcpStream::connect(floor.address)?;
     control.set_nodelay(true)?;
     let crowd = Ground::floor_crowd(&floor, ground.sizes.people)?;
-    let mut sides = [Side::new(floor, crowd, Sender::Floor(control)), Side::gateway(ground, false)?, Side::gateway(ground, true)?];
+    let mut sides = [
+        Side::new(floor, crowd, Sender::Floor(control)),
+        Side::gateway(ground, false)?,
+        Side::gateway(ground, true)?,
+    ];
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for round in 0..=ground.sizes.single_rounds {
         for side in &mut sides {
@@ -79,8 +92,17 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
     }
     let [floor, gateways @ ..] = &sides;
     for (side, mode) in gateways.iter().zip(["clear", "encrypted"]) {
-        let line = Line::new(format!("to one of {}, {mode}", ground.sizes.people), "us per message", &side.cpu);
-        report.add(&line.against("floor", &floor.cpu).target(Target::Times(1.5)).times(&side.times, &floor.times));
+        let line = Line::new(
+            format!("to one of {}, {mode}", ground.sizes.people),
+            "us per message",
+            &side.cpu,
+        );
+        report.add(
+            &line
+                .against("floor", &floor.cpu)
+                .target(Target::Times(1.5))
+                .times(&side.times, &floor.times),
+        );
     }
     Ok(())
 }

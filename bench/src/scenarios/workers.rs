@@ -22,11 +22,23 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
 
 fn workers(ground: &Ground, report: &mut Report) -> Result<()> {
     let members = ground.sizes.crowds[1];
-    let shape = Shape { bytes: 128, burst: 1, times: ground.sizes.messages };
+    let shape = Shape {
+        bytes: 128,
+        burst: 1,
+        times: ground.sizes.messages,
+    };
     let cores = vec![ground.cores.server, ground.cores.others];
     let mut sides = [
         Side::gateway(ground, &Settings::default(), members, false)?,
-        Side::gateway(ground, &Settings { cores, ..Settings::default() }, members, false)?,
+        Side::gateway(
+            ground,
+            &Settings {
+                cores,
+                ..Settings::default()
+            },
+            members,
+            false,
+        )?,
     ];
     let mut figures = [Figures::default(), Figures::default()];
     for round in 0..=ground.sizes.rounds {
@@ -38,16 +50,31 @@ fn workers(ground: &Ground, report: &mut Report) -> Result<()> {
         }
     }
     let [one, two] = &figures;
-    let line = Line::new(format!("{} B to {members}, two workers", shape.bytes), "us per message", &two.cpu);
-    report.add(&line.against("one worker", &one.cpu).target(Target::Times(1.1)).times(&two.times, &one.times));
+    let line = Line::new(
+        format!("{} B to {members}, two workers", shape.bytes),
+        "us per message",
+        &two.cpu,
+    );
+    report.add(
+        &line
+            .against("one worker", &one.cpu)
+            .target(Target::Times(1.1))
+            .times(&two.times, &one.times),
+    );
     Ok(())
 }
 
 fn slow_reader(ground: &Ground, report: &mut Report) -> Result<()> {
     let members = ground.sizes.crowds[1];
-    let shape = Shape { bytes: 1024, burst: 1, times: ground.sizes.messages };
-    let mut sides =
-        [Side::gateway(ground, &Settings::default(), members, false)?, Side::gateway(ground, &Settings::default(), members, false)?];
+    let shape = Shape {
+        bytes: 1024,
+        burst: 1,
+        times: ground.sizes.messages,
+    };
+    let mut sides = [
+        Side::gateway(ground, &Settings::default(), members, false)?,
+        Side::gateway(ground, &Settings::default(), members, false)?,
+    ];
     for side in &mut sides {
         side.count_from(CLOG.0);
     }
@@ -56,7 +83,11 @@ fn slow_reader(ground: &Ground, report: &mut Report) -> Result<()> {
     for round in 0..=ground.sizes.rounds {
         for (at, side) in sides.iter_mut().enumerate() {
             // The second crowd has a slow reader, another one each round: the gateway gives up those that stay slow.
-            let slow = if at == 1 { Some(Slow::join(ground, side, round)?) } else { None };
+            let slow = if at == 1 {
+                Some(Slow::join(ground, side, round)?)
+            } else {
+                None
+            };
             let mut own = Figures::default();
             side.round(ground, Way::Redis, shape, &mut own)?;
             if let Some(slow) = slow {
@@ -68,8 +99,13 @@ fn slow_reader(ground: &Ground, report: &mut Report) -> Result<()> {
             }
         }
     }
-    let name = format!("{} B to {members}, p99 of the others beside 1 slow reader", shape.bytes);
-    let line = Line::new(name, "ms", &figures[1]).against("without", &figures[0]).target(Target::Times(1.1));
+    let name = format!(
+        "{} B to {members}, p99 of the others beside 1 slow reader",
+        shape.bytes
+    );
+    let line = Line::new(name, "ms", &figures[1])
+        .against("without", &figures[0])
+        .target(Target::Times(1.1));
     report.add(&line.times(&times[1], &times[0]));
     Ok(())
 }
@@ -81,7 +117,10 @@ impl Slow {
     fn join(ground: &Ground, side: &Side, round: usize) -> Result<Self> {
         let user = format!("{SLOW}-{round}");
         let token = ground.issuer.token(&user);
-        let slow = Guest { receive_buffer: Some(4096), ..guest(&token, None) };
+        let slow = Guest {
+            receive_buffer: Some(4096),
+            ..guest(&token, None)
+        };
         let mut crowd = Crowd::connect(side.server.address, vec![slow])?;
         let mut publisher = Publisher::connect(&side.server)?;
         // Their numbers lead up to those of the messages to everyone.

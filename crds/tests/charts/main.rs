@@ -3,7 +3,10 @@
 //! Helm, kubeconform and kube-score are found by `SIGNAL_TEST_HELM`, `SIGNAL_TEST_KUBECONFORM`, `SIGNAL_TEST_KUBE_SCORE` or on the path, a
 //! cluster by `SIGNAL_TEST_KUBECONFIG`. A test that lacks one reports itself skipped.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do the functions it calls")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and so do the functions it calls"
+)]
 
 mod examples;
 mod image;
@@ -53,48 +56,87 @@ fn root() -> PathBuf {
 /// Says that the running test did nothing, and why. Written past the runner's capture, so that it is seen.
 fn skip(reason: &str) {
     let thread = std::thread::current();
-    let _ = writeln!(std::io::stdout(), "skipped: {}: {reason}", thread.name().unwrap_or("a test"));
+    let _ = writeln!(
+        std::io::stdout(),
+        "skipped: {}: {reason}",
+        thread.name().unwrap_or("a test")
+    );
 }
 
 /// A program that a variable names, or that is on the path.
 fn tool(variable: &str, name: &str) -> Option<PathBuf> {
-    let named = std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let named = std::env::var_os(variable)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from);
     let found = named.or_else(|| find_program(&[name]));
     if found.is_none() {
-        skip(&format!("{name} is neither on the path nor named by {variable}"));
+        skip(&format!(
+            "{name} is neither on the path nor named by {variable}"
+        ));
     }
     found
 }
 
 fn helm(arguments: &[&str]) -> Option<Output> {
     let helm = tool("SIGNAL_TEST_HELM", "helm")?;
-    Some(Command::new(helm).args(arguments).current_dir(root()).output().unwrap())
+    Some(
+        Command::new(helm)
+            .args(arguments)
+            .current_dir(root())
+            .output()
+            .unwrap(),
+    )
 }
 
 /// What a chart renders to, as the release `signal-operator` in the namespace `signal-system` of the Kubernetes that tests run on.
 fn render(chart: &str, arguments: &[&str]) -> Option<String> {
-    let output = helm(&[&["template", "signal-operator", chart, "-n", "signal-system", "--kube-version", "1.34.4"], arguments].concat())?;
-    assert!(output.status.success(), "{chart} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = helm(
+        &[
+            &[
+                "template",
+                "signal-operator",
+                chart,
+                "-n",
+                "signal-system",
+                "--kube-version",
+                "1.34.4",
+            ],
+            arguments,
+        ]
+        .concat(),
+    )?;
+    assert!(
+        output.status.success(),
+        "{chart} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Some(String::from_utf8(output.stdout).unwrap())
 }
 
 /// Runs a checker over a text and gives whether it was content, and all it said.
 fn check(program: &Path, arguments: &[&str], text: &str) -> (bool, String) {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let text = text.to_owned();
     let writer = std::thread::spawn(move || stdin.write_all(text.as_bytes()));
     let output = child.wait_with_output().unwrap();
     let _ = writer.join();
-    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    let said = [output.stdout, output.stderr]
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .concat();
     (output.status.success(), said)
 }
 
 /// The documents of a YAML file.
 fn documents(text: &str) -> Vec<Value> {
-    let read = serde_yaml_ng::Deserializer::from_str(text).map(|document| Value::deserialize(document).unwrap());
+    let read = serde_yaml_ng::Deserializer::from_str(text)
+        .map(|document| Value::deserialize(document).unwrap());
     read.filter(|document| !document.is_null()).collect()
 }
 

@@ -11,28 +11,53 @@ fn rules(object: &Value) -> &Vec<Value> {
 }
 
 fn words<'a>(rule: &'a Value, field: &str) -> impl Iterator<Item = &'a str> {
-    rule[field].as_array().into_iter().flatten().map(|word| word.as_str().unwrap())
+    rule[field]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|word| word.as_str().unwrap())
 }
 
 #[test]
 fn no_rule_has_a_wildcard_or_leads_to_more_rights() {
     for variant in VARIANTS {
-        let Some(text) = render("charts/signal-operator", variant) else { return };
+        let Some(text) = render("charts/signal-operator", variant) else {
+            return;
+        };
         let objects = documents(&text);
-        let roles = objects.iter().filter(|object| kind(object).ends_with("Role"));
+        let roles = objects
+            .iter()
+            .filter(|object| kind(object).ends_with("Role"));
         let mut seen = 0;
         for rule in roles.flat_map(rules) {
             seen += 1;
             assert!(rule.get("nonResourceURLs").is_none(), "{rule}");
             for verb in words(rule, "verbs") {
-                assert!(["get", "list", "watch", "create", "patch", "update", "delete"].contains(&verb), "{rule}");
+                assert!(
+                    [
+                        "get", "list", "watch", "create", "patch", "update", "delete"
+                    ]
+                    .contains(&verb),
+                    "{rule}"
+                );
             }
             for resource in words(rule, "resources") {
-                let unwanted = ["*", "roles", "rolebindings", "clusterroles", "clusterrolebindings", "nodes", "namespaces"];
+                let unwanted = [
+                    "*",
+                    "roles",
+                    "rolebindings",
+                    "clusterroles",
+                    "clusterrolebindings",
+                    "nodes",
+                    "namespaces",
+                ];
                 assert!(!unwanted.contains(&resource), "{rule}");
                 // Of the subresources only these: no exec, no token, no proxy, no eviction.
                 let sub = resource.split_once('/').map(|(_, sub)| sub);
-                assert!(matches!(sub, None | Some("status" | "scale" | "finalizers")), "{rule}");
+                assert!(
+                    matches!(sub, None | Some("status" | "scale" | "finalizers")),
+                    "{rule}"
+                );
             }
             assert!(words(rule, "apiGroups").all(|group| group != "*"), "{rule}");
         }
@@ -42,39 +67,79 @@ fn no_rule_has_a_wildcard_or_leads_to_more_rights() {
 
 #[test]
 fn named_namespaces_need_no_right_beyond_them() {
-    let Some(text) = render("charts/signal-operator", VARIANTS[1]) else { return };
+    let Some(text) = render("charts/signal-operator", VARIANTS[1]) else {
+        return;
+    };
     let objects = documents(&text);
     let bound: BTreeSet<(&str, &str)> = objects
         .iter()
         .filter(|object| object["apiVersion"] == "rbac.authorization.k8s.io/v1")
-        .map(|object| (kind(object), object["metadata"]["namespace"].as_str().expect("a namespace")))
+        .map(|object| {
+            (
+                kind(object),
+                object["metadata"]["namespace"]
+                    .as_str()
+                    .expect("a namespace"),
+            )
+        })
         .collect();
-    let want = ["realtime", "signal-system", "staging"].into_iter().flat_map(|namespace| [("Role", namespace), ("RoleBinding", namespace)]);
+    let want = ["realtime", "signal-system", "staging"]
+        .into_iter()
+        .flat_map(|namespace| [("Role", namespace), ("RoleBinding", namespace)]);
     assert_eq!(bound, want.collect());
-    let leader = objects.iter().find(|object| kind(object) == "Role" && object["metadata"]["namespace"] == "signal-system").unwrap();
-    let resources: BTreeSet<&str> = rules(leader).iter().flat_map(|rule| words(rule, "resources")).collect();
+    let leader = objects
+        .iter()
+        .find(|object| kind(object) == "Role" && object["metadata"]["namespace"] == "signal-system")
+        .unwrap();
+    let resources: BTreeSet<&str> = rules(leader)
+        .iter()
+        .flat_map(|rule| words(rule, "resources"))
+        .collect();
     assert_eq!(resources, ["events", "leases"].into());
 }
 
 #[test]
 fn a_namespace_and_all_of_them_are_granted_the_same() {
-    let (Some(all), Some(named)) = (render("charts/signal-operator", &[]), render("charts/signal-operator", VARIANTS[1])) else { return };
+    let (Some(all), Some(named)) = (
+        render("charts/signal-operator", &[]),
+        render("charts/signal-operator", VARIANTS[1]),
+    ) else {
+        return;
+    };
     let (all, named) = (documents(&all), documents(&named));
-    let cluster = rules(all.iter().find(|object| kind(object) == "ClusterRole").unwrap());
-    let realtime = named.iter().find(|object| kind(object) == "Role" && object["metadata"]["namespace"] == "realtime").unwrap();
+    let cluster = rules(
+        all.iter()
+            .find(|object| kind(object) == "ClusterRole")
+            .unwrap(),
+    );
+    let realtime = named
+        .iter()
+        .find(|object| kind(object) == "Role" && object["metadata"]["namespace"] == "realtime")
+        .unwrap();
     assert_eq!(cluster, rules(realtime));
 }
 
 #[test]
 fn every_binding_names_the_account_that_the_pods_run_as() {
     for variant in VARIANTS {
-        let Some(text) = render("charts/signal-operator", variant) else { return };
+        let Some(text) = render("charts/signal-operator", variant) else {
+            return;
+        };
         let objects = documents(&text);
-        let deployment = objects.iter().find(|object| kind(object) == "Deployment").unwrap();
+        let deployment = objects
+            .iter()
+            .find(|object| kind(object) == "Deployment")
+            .unwrap();
         let account = &deployment["spec"]["template"]["spec"]["serviceAccountName"];
-        for binding in objects.iter().filter(|object| kind(object).ends_with("RoleBinding")) {
+        for binding in objects
+            .iter()
+            .filter(|object| kind(object).ends_with("RoleBinding"))
+        {
             assert_eq!(&binding["subjects"][0]["name"], account, "{binding}");
-            assert_eq!(binding["subjects"][0]["namespace"], "signal-system", "{binding}");
+            assert_eq!(
+                binding["subjects"][0]["namespace"], "signal-system",
+                "{binding}"
+            );
             let role = &binding["roleRef"];
             let there = objects.iter().any(|object| {
                 object["kind"] == role["kind"]

@@ -20,8 +20,14 @@ fn write(openapi: &Value, definition: &Value, dir: &Path) {
         }
     }
     for (name, schema) in &definitions {
-        let Some([of]) = schema["x-kubernetes-group-version-kind"].as_array().map(Vec::as_slice) else { continue };
-        let [group, version, kind] = ["group", "version", "kind"].map(|field| of[field].as_str().unwrap());
+        let Some([of]) = schema["x-kubernetes-group-version-kind"]
+            .as_array()
+            .map(Vec::as_slice)
+        else {
+            continue;
+        };
+        let [group, version, kind] =
+            ["group", "version", "kind"].map(|field| of[field].as_str().unwrap());
         let mut needed = BTreeMap::new();
         gather(name, &definitions, &mut needed);
         needed.insert(name, pinned(schema, group, version, kind));
@@ -36,9 +42,19 @@ fn write(openapi: &Value, definition: &Value, dir: &Path) {
     schema["properties"]["apiVersion"] = json!({"type": "string"});
     schema["properties"]["kind"] = json!({"type": "string"});
     strict(&mut schema);
-    let [group, kind] = [&definition["spec"]["group"], &definition["spec"]["names"]["kind"]].map(|text| text.as_str().unwrap());
+    let [group, kind] = [
+        &definition["spec"]["group"],
+        &definition["spec"]["names"]["kind"],
+    ]
+    .map(|text| text.as_str().unwrap());
     let version = version["name"].as_str().unwrap();
-    put(dir, group, version, kind, &pinned(&schema, group, version, kind));
+    put(
+        dir,
+        group,
+        version,
+        kind,
+        &pinned(&schema, group, version, kind),
+    );
 }
 
 fn put(dir: &Path, group: &str, version: &str, kind: &str, schema: &Value) {
@@ -53,7 +69,11 @@ fn put(dir: &Path, group: &str, version: &str, kind: &str, schema: &Value) {
 /// With the one `apiVersion` and `kind` that it is for.
 fn pinned(schema: &Value, group: &str, version: &str, kind: &str) -> Value {
     let mut schema = schema.clone();
-    let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    let api_version = if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    };
     schema["properties"]["apiVersion"] = json!({"const": api_version});
     schema["properties"]["kind"] = json!({"const": kind});
     schema["required"] = json!(["apiVersion", "kind", "metadata"]);
@@ -77,7 +97,11 @@ fn gather<'a>(name: &'a str, all: &'a Map<String, Value>, into: &mut BTreeMap<&'
 fn references<'a>(value: &'a Value, into: &mut BTreeSet<&'a str>) {
     match value {
         Value::Object(fields) => {
-            if let Some(name) = fields.get("$ref").and_then(Value::as_str).and_then(|path| path.strip_prefix("#/definitions/")) {
+            if let Some(name) = fields
+                .get("$ref")
+                .and_then(Value::as_str)
+                .and_then(|path| path.strip_prefix("#/definitions/"))
+            {
                 into.insert(name);
             }
             fields.values().for_each(|value| references(value, into));
@@ -89,8 +113,14 @@ fn references<'a>(value: &'a Value, into: &mut BTreeSet<&'a str>) {
 
 /// Refuses fields that are not named, as the API server does with `--validate=strict`, and puts Kubernetes' own words into JSON Schema's.
 fn strict(schema: &mut Value) {
-    let Some(fields) = schema.as_object_mut() else { return };
-    if fields.get("format").is_some_and(|format| format == "int-or-string") || fields.contains_key("x-kubernetes-int-or-string") {
+    let Some(fields) = schema.as_object_mut() else {
+        return;
+    };
+    if fields
+        .get("format")
+        .is_some_and(|format| format == "int-or-string")
+        || fields.contains_key("x-kubernetes-int-or-string")
+    {
         fields.remove("format");
         fields.insert("type".into(), json!(["string", "integer"]));
     }
@@ -104,7 +134,8 @@ fn strict(schema: &mut Value) {
             values.push(Value::Null);
         }
     }
-    let open = fields.contains_key("x-kubernetes-preserve-unknown-fields") || fields.contains_key("additionalProperties");
+    let open = fields.contains_key("x-kubernetes-preserve-unknown-fields")
+        || fields.contains_key("additionalProperties");
     if fields.contains_key("properties") && !open {
         fields.insert("additionalProperties".into(), Value::Bool(false));
     }
@@ -120,26 +151,53 @@ fn strict(schema: &mut Value) {
 
 #[tokio::test]
 async fn kubeconform_accepts_all_that_is_shipped_and_refuses_what_is_misspelt() {
-    let Some(conform) = tool("SIGNAL_TEST_KUBECONFORM", "kubeconform") else { return };
-    let Some(client) = server::client().await else { return };
-    let request = http::Request::get("/openapi/v2").header("accept", "application/json").body(Vec::new()).unwrap();
+    let Some(conform) = tool("SIGNAL_TEST_KUBECONFORM", "kubeconform") else {
+        return;
+    };
+    let Some(client) = server::client().await else {
+        return;
+    };
+    let request = http::Request::get("/openapi/v2")
+        .header("accept", "application/json")
+        .body(Vec::new())
+        .unwrap();
     let openapi: Value = client.request(request).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
-    write(&openapi, &documents(&signal_crds::crd_yaml())[0], dir.path());
+    write(
+        &openapi,
+        &documents(&signal_crds::crd_yaml())[0],
+        dir.path(),
+    );
 
-    let location = format!("{}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json", dir.path().display());
+    let location = format!(
+        "{}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json",
+        dir.path().display()
+    );
     // Its definition belongs to the Prometheus Operator, whose schemas no server here has.
-    let arguments = ["-strict", "-verbose", "-skip", "ServiceMonitor", "-schema-location", &location, "-"];
+    let arguments = [
+        "-strict",
+        "-verbose",
+        "-skip",
+        "ServiceMonitor",
+        "-schema-location",
+        &location,
+        "-",
+    ];
     let mut texts = Vec::new();
     for variant in VARIANTS {
-        let Some(text) = render("charts/signal-operator", variant) else { return };
+        let Some(text) = render("charts/signal-operator", variant) else {
+            return;
+        };
         texts.push(text);
     }
     texts.push(render("charts/signal-crds", &[]).unwrap());
     for folder in ["deploy", "charts/examples"] {
         for entry in std::fs::read_dir(root().join(folder)).unwrap() {
             let path = entry.unwrap().path();
-            if path.extension().is_some_and(|extension| extension == "yaml") {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "yaml")
+            {
                 texts.push(std::fs::read_to_string(path).unwrap());
             }
         }
@@ -152,8 +210,16 @@ async fn kubeconform_accepts_all_that_is_shipped_and_refuses_what_is_misspelt() 
     let minimal = std::fs::read_to_string(root().join("charts/examples/minimal.yaml")).unwrap();
     for (text, right, wrong) in [
         (&texts[0], "serviceAccountName:", "serviceAccountNaem:"),
-        (&texts[0], "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: maybe"),
-        (&texts[0], "apiVersion: policy/v1\n", "apiVersion: policy/v1beta1\n"),
+        (
+            &texts[0],
+            "readOnlyRootFilesystem: true",
+            "readOnlyRootFilesystem: maybe",
+        ),
+        (
+            &texts[0],
+            "apiVersion: policy/v1\n",
+            "apiVersion: policy/v1beta1\n",
+        ),
         (&minimal, "replicas: 2", "replicas: -2"),
         (&minimal, "brokers:", "borkers:"),
     ] {

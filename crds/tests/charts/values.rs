@@ -6,7 +6,9 @@ use crate::{VARIANTS, documents, helm, kind, pods, render, root, skip};
 
 fn deployment(arguments: &[&str]) -> Option<Value> {
     let text = render("charts/signal-operator", arguments)?;
-    documents(&text).into_iter().find(|object| kind(object) == "Deployment")
+    documents(&text)
+        .into_iter()
+        .find(|object| kind(object) == "Deployment")
 }
 
 #[test]
@@ -22,19 +24,44 @@ fn wrong_values_are_refused_with_their_name() {
         ("networkPolicy.adminFrom[0].podSelectr.a=b", "podSelectr"),
         ("serviceAccount.create=false", "serviceAccount.name"),
     ] {
-        let arguments = ["template", "x", "charts/signal-operator", "--kube-version", "1.34.4", "--set", set];
-        let Some(output) = helm(&arguments) else { return };
+        let arguments = [
+            "template",
+            "x",
+            "charts/signal-operator",
+            "--kube-version",
+            "1.34.4",
+            "--set",
+            set,
+        ];
+        let Some(output) = helm(&arguments) else {
+            return;
+        };
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains(named), "{set}: {said}");
+        assert!(
+            !output.status.success() && said.contains(named),
+            "{set}: {said}"
+        );
     }
-    let Some(output) = helm(&["template", "x", "charts/signal-crds", "--kube-version", "1.34.4", "--set", "keeep=false"]) else { return };
+    let Some(output) = helm(&[
+        "template",
+        "x",
+        "charts/signal-crds",
+        "--kube-version",
+        "1.34.4",
+        "--set",
+        "keeep=false",
+    ]) else {
+        return;
+    };
     assert!(!output.status.success());
 }
 
 #[test]
 fn kubernetes_before_the_supported_range_is_refused() {
     for chart in ["charts/signal-crds", "charts/signal-operator"] {
-        let Some(output) = helm(&["template", "x", chart, "--kube-version", "1.32.9"]) else { return };
+        let Some(output) = helm(&["template", "x", chart, "--kube-version", "1.32.9"]) else {
+            return;
+        };
         assert!(!output.status.success());
         assert!(String::from_utf8_lossy(&output.stderr).contains("kubeVersion"));
     }
@@ -42,13 +69,25 @@ fn kubernetes_before_the_supported_range_is_refused() {
 
 #[test]
 fn images_are_named_by_tag_or_digest_in_any_registry() {
-    let image = |arguments: &[&str]| Some(deployment(arguments)?["spec"]["template"]["spec"]["containers"][0]["image"].clone());
+    let image = |arguments: &[&str]| {
+        Some(deployment(arguments)?["spec"]["template"]["spec"]["containers"][0]["image"].clone())
+    };
     let Some(plain) = image(&[]) else { return };
-    assert_eq!(plain, concat!("signal-operator:", env!("CARGO_PKG_VERSION")));
-    assert_eq!(image(VARIANTS[2]).unwrap(), "registry.example.com/signal-operator:9.9.9");
-    let digest = format!("mirror.example.com/signal-operator@sha256:{}", "0".repeat(64));
+    assert_eq!(
+        plain,
+        concat!("signal-operator:", env!("CARGO_PKG_VERSION"))
+    );
+    assert_eq!(
+        image(VARIANTS[2]).unwrap(),
+        "registry.example.com/signal-operator:9.9.9"
+    );
+    let digest = format!(
+        "mirror.example.com/signal-operator@sha256:{}",
+        "0".repeat(64)
+    );
     assert_eq!(image(VARIANTS[3]).unwrap(), digest);
-    let secrets = deployment(VARIANTS[3]).unwrap()["spec"]["template"]["spec"]["imagePullSecrets"].clone();
+    let secrets =
+        deployment(VARIANTS[3]).unwrap()["spec"]["template"]["spec"]["imagePullSecrets"].clone();
     assert_eq!(secrets, json!([{"name": "one"}, {"name": "two"}]));
 }
 
@@ -58,12 +97,17 @@ fn every_setting_of_the_operator_has_a_name_that_it_reads() {
         return skip("the operator has no arguments yet");
     };
     for variant in VARIANTS {
-        let Some(deployment) = deployment(variant) else { return };
+        let Some(deployment) = deployment(variant) else {
+            return;
+        };
         let container = &deployment["spec"]["template"]["spec"]["containers"][0];
         assert_eq!(container["args"], json!(["run"]));
         for variable in container["env"].as_array().unwrap() {
             let name = variable["name"].as_str().unwrap();
-            assert!(name == "A" || arguments.contains(&format!("env = \"{name}\"")), "{name}");
+            assert!(
+                name == "A" || arguments.contains(&format!("env = \"{name}\"")),
+                "{name}"
+            );
         }
     }
 }
@@ -71,14 +115,35 @@ fn every_setting_of_the_operator_has_a_name_that_it_reads() {
 #[test]
 fn addresses_of_both_families_are_written_as_the_operator_reads_them() {
     for (arguments, admin, scaler) in [
-        (["--set", "ports.admin=8081"], "0.0.0.0:8081", "0.0.0.0:9443"),
+        (
+            ["--set", "ports.admin=8081"],
+            "0.0.0.0:8081",
+            "0.0.0.0:9443",
+        ),
         (["--set", "listenAddress=::"], "[::]:8080", "[::]:9443"),
-        (["--set", "externalScaler.enabled=false"], "0.0.0.0:8080", "127.0.0.1:9443"),
+        (
+            ["--set", "externalScaler.enabled=false"],
+            "0.0.0.0:8080",
+            "127.0.0.1:9443",
+        ),
     ] {
-        let Some(deployment) = deployment(&arguments) else { return };
-        let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap().clone();
-        let value = |name: &str| env.iter().find(|variable| variable["name"] == name).unwrap()["value"].clone();
-        for (name, address) in [("SIGNAL_OPERATOR_ADMIN_ADDRESS", admin), ("SIGNAL_OPERATOR_SCALER_ADDRESS", scaler)] {
+        let Some(deployment) = deployment(&arguments) else {
+            return;
+        };
+        let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+            .as_array()
+            .unwrap()
+            .clone();
+        let value = |name: &str| {
+            env.iter()
+                .find(|variable| variable["name"] == name)
+                .unwrap()["value"]
+                .clone()
+        };
+        for (name, address) in [
+            ("SIGNAL_OPERATOR_ADMIN_ADDRESS", admin),
+            ("SIGNAL_OPERATOR_SCALER_ADDRESS", scaler),
+        ] {
             assert_eq!(value(name), address);
             assert!(address.parse::<std::net::SocketAddr>().is_ok());
         }
@@ -88,14 +153,25 @@ fn addresses_of_both_families_are_written_as_the_operator_reads_them() {
 #[test]
 fn all_pods_keep_to_the_restricted_standard() {
     for variant in VARIANTS {
-        let Some(text) = render("charts/signal-operator", variant) else { return };
+        let Some(text) = render("charts/signal-operator", variant) else {
+            return;
+        };
         let objects = documents(&text);
         let pods = pods(&objects);
         assert_eq!(pods.len(), 2, "the operator and the test");
         for pod in pods {
             assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
-            assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
-            for field in ["hostNetwork", "hostPID", "hostIPC", "volumes", "initContainers"] {
+            assert_eq!(
+                pod["securityContext"]["seccompProfile"]["type"],
+                "RuntimeDefault"
+            );
+            for field in [
+                "hostNetwork",
+                "hostPID",
+                "hostIPC",
+                "volumes",
+                "initContainers",
+            ] {
                 assert!(pod.get(field).is_none(), "{field}");
             }
             for container in pod["containers"].as_array().unwrap() {
@@ -111,14 +187,23 @@ fn all_pods_keep_to_the_restricted_standard() {
 
 #[test]
 fn labels_and_annotations_reach_every_object_and_take_no_label_of_ours() {
-    let Some(text) = render("charts/signal-operator", &[VARIANTS[3], &["--set", "commonLabels.app\\.kubernetes\\.io/name=mine"]].concat())
-    else {
+    let Some(text) = render(
+        "charts/signal-operator",
+        &[
+            VARIANTS[3],
+            &["--set", "commonLabels.app\\.kubernetes\\.io/name=mine"],
+        ]
+        .concat(),
+    ) else {
         return;
     };
     for object in documents(&text) {
         let metadata = &object["metadata"];
         assert_eq!(metadata["labels"]["team"], "edge", "{object}");
-        assert_eq!(metadata["labels"]["app.kubernetes.io/name"], "signal-operator", "{object}");
+        assert_eq!(
+            metadata["labels"]["app.kubernetes.io/name"], "signal-operator",
+            "{object}"
+        );
         assert_eq!(metadata["annotations"]["note"], "x", "{object}");
     }
     let template = deployment(VARIANTS[3]).unwrap()["spec"]["template"]["metadata"].clone();
@@ -128,10 +213,22 @@ fn labels_and_annotations_reach_every_object_and_take_no_label_of_ours() {
 
 #[test]
 fn the_service_and_the_policies_select_the_pods() {
-    let Some(text) = render("charts/signal-operator", &[]) else { return };
+    let Some(text) = render("charts/signal-operator", &[]) else {
+        return;
+    };
     let objects = documents(&text);
-    let labels = objects.iter().find(|object| kind(object) == "Deployment").unwrap()["spec"]["template"]["metadata"]["labels"].clone();
-    let named = |kind: &str| objects.iter().find(|object| object["kind"] == kind).unwrap()["spec"].clone();
+    let labels = objects
+        .iter()
+        .find(|object| kind(object) == "Deployment")
+        .unwrap()["spec"]["template"]["metadata"]["labels"]
+        .clone();
+    let named = |kind: &str| {
+        objects
+            .iter()
+            .find(|object| object["kind"] == kind)
+            .unwrap()["spec"]
+            .clone()
+    };
     for selector in [
         &named("Service")["selector"],
         &named("NetworkPolicy")["podSelector"]["matchLabels"],

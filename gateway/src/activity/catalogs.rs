@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use fluent_bundle::FluentResource;
-use fluent_syntax::ast::{CallArguments, Entry, Expression, InlineExpression, Pattern, PatternElement};
+use fluent_syntax::ast::{
+    CallArguments, Entry, Expression, InlineExpression, Pattern, PatternElement,
+};
 use tokio_util::sync::CancellationToken;
 use unic_langid::LanguageIdentifier;
 
@@ -29,8 +31,16 @@ const ATTRIBUTES: [&str; 2] = ["title", "content"];
 
 /// What ships with the gateway: locale, file name, text.
 const BUILT_IN: [(&str, &str, &str); 2] = [
-    ("vi", "built-in vi/notifications.ftl", include_str!("../../catalogs/vi/notifications.ftl")),
-    ("en", "built-in en/notifications.ftl", include_str!("../../catalogs/en/notifications.ftl")),
+    (
+        "vi",
+        "built-in vi/notifications.ftl",
+        include_str!("../../catalogs/vi/notifications.ftl"),
+    ),
+    (
+        "en",
+        "built-in en/notifications.ftl",
+        include_str!("../../catalogs/en/notifications.ftl"),
+    ),
 ];
 
 /// A catalog that cannot be used.
@@ -73,7 +83,11 @@ impl Catalogs {
     pub fn load(dir: &Path, default_locale: &str) -> Result<Self, CatalogError> {
         let dir = (!dir.as_os_str().is_empty()).then(|| dir.to_owned());
         let loaded = read(dir.as_deref(), default_locale)?;
-        Ok(Self { dir, default_locale: default_locale.to_owned(), current: ArcSwap::from_pointee(loaded) })
+        Ok(Self {
+            dir,
+            default_locale: default_locale.to_owned(),
+            current: ArcSwap::from_pointee(loaded),
+        })
     }
 
     /// A hash of all the texts in use: `sha256:` and 64 hexadecimal digits.
@@ -110,26 +124,41 @@ impl Catalogs {
     /// Reloads whenever the folder changes, until `shutdown`. Ends at once where there is no folder.
     pub async fn watch(self: Arc<Self>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
         let Some(dir) = self.dir.clone() else { return };
-        self.watch_every(dir, watch::INTERVAL, metrics, shutdown).await;
+        self.watch_every(dir, watch::INTERVAL, metrics, shutdown)
+            .await;
     }
 
-    async fn watch_every(self: Arc<Self>, dir: PathBuf, interval: std::time::Duration, metrics: Arc<Metrics>, shutdown: CancellationToken) {
+    async fn watch_every(
+        self: Arc<Self>,
+        dir: PathBuf,
+        interval: std::time::Duration,
+        metrics: Arc<Metrics>,
+        shutdown: CancellationToken,
+    ) {
         let mut told = watch::watch(dir, interval, shutdown);
         // What changed between load and here is not told: look once.
         told.mark_changed();
         while told.changed().await.is_ok() {
             told.mark_unchanged();
             let catalogs = self.clone();
-            let Ok(outcome) = tokio::task::spawn_blocking(move || catalogs.reload()).await else { return };
+            let Ok(outcome) = tokio::task::spawn_blocking(move || catalogs.reload()).await else {
+                return;
+            };
             match outcome {
                 Ok(false) => {}
                 Ok(true) => {
                     tracing::info!(catalogs.revision = %self.revision(), "catalogs reloaded");
-                    metrics.config_reloads.get_or_create(&Metrics::kind("catalog_ok")).inc();
+                    metrics
+                        .config_reloads
+                        .get_or_create(&Metrics::kind("catalog_ok"))
+                        .inc();
                 }
                 Err(error) => {
                     tracing::error!(%error, catalogs.revision = %self.revision(), "changed catalogs are broken; those before stay in use");
-                    metrics.config_reloads.get_or_create(&Metrics::kind("catalog_error")).inc();
+                    metrics
+                        .config_reloads
+                        .get_or_create(&Metrics::kind("catalog_error"))
+                        .inc();
                 }
             }
         }
@@ -145,25 +174,50 @@ struct File {
 impl File {
     fn parse(name: String, text: String) -> Result<Self, CatalogError> {
         match FluentResource::try_new(text) {
-            Ok(resource) => Ok(Self { name, resource: Arc::new(resource) }),
+            Ok(resource) => Ok(Self {
+                name,
+                resource: Arc::new(resource),
+            }),
             Err((resource, errors)) => {
                 let error = errors.first();
-                let line = error.map(|e| line_at(resource.source(), e.slice.as_ref().map_or(e.pos.start, |s| e.pos.start.max(s.start))));
+                let line = error.map(|e| {
+                    line_at(
+                        resource.source(),
+                        e.slice
+                            .as_ref()
+                            .map_or(e.pos.start, |s| e.pos.start.max(s.start)),
+                    )
+                });
                 let problem = error.map_or_else(|| "cannot be parsed".into(), ToString::to_string);
-                Err(CatalogError { at: name, line, problem })
+                Err(CatalogError {
+                    at: name,
+                    line,
+                    problem,
+                })
             }
         }
     }
 
     fn error(&self, id: &str, problem: String) -> CatalogError {
-        let at =
-            self.resource.source().lines().position(|line| line.strip_prefix(id).is_some_and(|rest| rest.trim_start().starts_with('=')));
-        CatalogError { at: self.name.clone(), line: at.map(|n| n + 1), problem }
+        let at = self.resource.source().lines().position(|line| {
+            line.strip_prefix(id)
+                .is_some_and(|rest| rest.trim_start().starts_with('='))
+        });
+        CatalogError {
+            at: self.name.clone(),
+            line: at.map(|n| n + 1),
+            problem,
+        }
     }
 }
 
 fn line_at(text: &str, at: usize) -> usize {
-    text.as_bytes().iter().take(at).filter(|b| **b == b'\n').count() + 1
+    text.as_bytes()
+        .iter()
+        .take(at)
+        .filter(|b| **b == b'\n')
+        .count()
+        + 1
 }
 
 fn read(dir: Option<&Path>, default_locale: &str) -> Result<Loaded, CatalogError> {
@@ -171,23 +225,37 @@ fn read(dir: Option<&Path>, default_locale: &str) -> Result<Loaded, CatalogError
     let mut revision = String::new();
     for (locale, name, text) in BUILT_IN {
         let id: LanguageIdentifier = locale.parse().expect("a built-in locale is one");
-        let (_, built_in, _) = locales.entry(id.to_string()).or_insert_with(|| (id, Vec::new(), Vec::new()));
+        let (_, built_in, _) = locales
+            .entry(id.to_string())
+            .or_insert_with(|| (id, Vec::new(), Vec::new()));
         built_in.push(File::parse(name.to_owned(), text.to_owned())?);
         revision += &watch::revision_of(text);
     }
     for (locale, path) in dir.map(files).transpose()?.unwrap_or_default() {
         let name = path.display().to_string();
-        let text = read_file(&path).map_err(|error| CatalogError { at: name.clone(), line: None, problem: error.to_string() })?;
-        revision += &format!("{locale}/{}", path.file_name().unwrap_or_default().to_string_lossy());
+        let text = read_file(&path).map_err(|error| CatalogError {
+            at: name.clone(),
+            line: None,
+            problem: error.to_string(),
+        })?;
+        revision += &format!(
+            "{locale}/{}",
+            path.file_name().unwrap_or_default().to_string_lossy()
+        );
         revision += &watch::revision_of(&text);
-        let (_, _, given) = locales.entry(locale.to_string()).or_insert_with(|| (locale, Vec::new(), Vec::new()));
+        let (_, _, given) = locales
+            .entry(locale.to_string())
+            .or_insert_with(|| (locale, Vec::new(), Vec::new()));
         given.push(File::parse(name, text)?);
     }
     let locales: BTreeMap<String, Catalog> = locales
         .into_iter()
         .map(|(name, (id, built_in, given))| Ok((name, assemble(&id, &built_in, &given)?)))
         .collect::<Result<_, CatalogError>>()?;
-    if !render::lineage(default_locale).iter().any(|locale| locales.contains_key(locale)) {
+    if !render::lineage(default_locale)
+        .iter()
+        .any(|locale| locales.contains_key(locale))
+    {
         return Err(CatalogError {
             at: "notifications.default_locale".into(),
             line: None,
@@ -197,12 +265,17 @@ fn read(dir: Option<&Path>, default_locale: &str) -> Result<Loaded, CatalogError
             ),
         });
     }
-    Ok(Loaded { locales, revision: watch::revision_of(&revision) })
+    Ok(Loaded {
+        locales,
+        revision: watch::revision_of(&revision),
+    })
 }
 
 fn read_file(path: &Path) -> std::io::Result<String> {
     if std::fs::metadata(path)?.len() > MAX_FILE_BYTES {
-        return Err(std::io::Error::other(format!("is larger than {MAX_FILE_BYTES} bytes")));
+        return Err(std::io::Error::other(format!(
+            "is larger than {MAX_FILE_BYTES} bytes"
+        )));
     }
     std::fs::read_to_string(path)
 }
@@ -210,11 +283,18 @@ fn read_file(path: &Path) -> std::io::Result<String> {
 /// Every `<locale>/*.ftl` by name. What begins with a dot is none: a kubelet keeps its own folders there.
 fn files(dir: &Path) -> Result<Vec<(LanguageIdentifier, PathBuf)>, CatalogError> {
     let list = |dir: &Path| -> Result<Vec<(String, PathBuf)>, CatalogError> {
-        let failed = |error: std::io::Error| CatalogError { at: dir.display().to_string(), line: None, problem: error.to_string() };
+        let failed = |error: std::io::Error| CatalogError {
+            at: dir.display().to_string(),
+            line: None,
+            problem: error.to_string(),
+        };
         let mut inside = Vec::new();
         for entry in std::fs::read_dir(dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            inside.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+            inside.push((
+                entry.file_name().to_string_lossy().into_owned(),
+                entry.path(),
+            ));
         }
         inside.retain(|(name, _)| !name.starts_with('.'));
         inside.sort();
@@ -230,7 +310,12 @@ fn files(dir: &Path) -> Result<Vec<(LanguageIdentifier, PathBuf)>, CatalogError>
             line: None,
             problem: "the folder's name is no locale, such as vi or en-GB".into(),
         })?;
-        found.extend(list(&folder)?.into_iter().filter(|(name, _)| name.ends_with(".ftl")).map(|(_, path)| (locale.clone(), path)));
+        found.extend(
+            list(&folder)?
+                .into_iter()
+                .filter(|(name, _)| name.ends_with(".ftl"))
+                .map(|(_, path)| (locale.clone(), path)),
+        );
     }
     if found.len() > MAX_FILES {
         return Err(CatalogError {
@@ -243,7 +328,11 @@ fn files(dir: &Path) -> Result<Vec<(LanguageIdentifier, PathBuf)>, CatalogError>
 }
 
 /// Puts a locale together: what is given replaces what ships, message by message; nothing may be given twice or refer to nothing.
-fn assemble(locale: &LanguageIdentifier, built_in: &[File], given: &[File]) -> Result<Catalog, CatalogError> {
+fn assemble(
+    locale: &LanguageIdentifier,
+    built_in: &[File],
+    given: &[File],
+) -> Result<Catalog, CatalogError> {
     let mut catalog = render::catalog(locale);
     for file in built_in {
         catalog.add_resource_overriding(file.resource.clone());
@@ -262,7 +351,11 @@ fn assemble(locale: &LanguageIdentifier, built_in: &[File], given: &[File]) -> R
         for entry in file.resource.entries() {
             names.check(entry).map_err(|problem| match named(entry) {
                 Some((key, _)) => file.error(&key, problem),
-                None => CatalogError { at: file.name.clone(), line: None, problem },
+                None => CatalogError {
+                    at: file.name.clone(),
+                    line: None,
+                    problem,
+                },
             })?;
         }
     }
@@ -285,13 +378,19 @@ impl Names {
     fn of<'f>(files: impl Iterator<Item = &'f File>) -> Self {
         let mut names = std::collections::HashSet::new();
         for entry in files.flat_map(|file| file.resource.entries()) {
-            let Some((key, _)) = named(entry) else { continue };
+            let Some((key, _)) = named(entry) else {
+                continue;
+            };
             let (has_value, attributes) = match entry {
                 Entry::Message(message) => (message.value.is_some(), &message.attributes),
                 Entry::Term(term) => (true, &term.attributes),
                 _ => continue,
             };
-            names.extend(attributes.iter().map(|attribute| format!("{key}.{}", attribute.id.name)));
+            names.extend(
+                attributes
+                    .iter()
+                    .map(|attribute| format!("{key}.{}", attribute.id.name)),
+            );
             if has_value {
                 names.insert(key);
             }
@@ -302,30 +401,46 @@ impl Names {
     fn check(&self, entry: &Entry<&str>) -> Result<(), String> {
         match entry {
             Entry::Message(message) => {
-                let attributes: Vec<&str> = message.attributes.iter().map(|attribute| attribute.id.name).collect();
+                let attributes: Vec<&str> = message
+                    .attributes
+                    .iter()
+                    .map(|attribute| attribute.id.name)
+                    .collect();
                 let is_text = attributes.len() == ATTRIBUTES.len()
                     && ATTRIBUTES.iter().all(|name| attributes.contains(name))
                     && message.value.is_none();
                 // A message with a value and no attributes is there for others to refer to.
                 let is_part = attributes.is_empty() && message.value.is_some();
                 if !(is_text || is_part) {
-                    return Err(format!("{} must have the attributes .title and .content, and nothing else", message.id.name));
+                    return Err(format!(
+                        "{} must have the attributes .title and .content, and nothing else",
+                        message.id.name
+                    ));
                 }
-                message.value.iter().chain(message.attributes.iter().map(|a| &a.value)).try_for_each(|pattern| self.pattern(pattern))
+                message
+                    .value
+                    .iter()
+                    .chain(message.attributes.iter().map(|a| &a.value))
+                    .try_for_each(|pattern| self.pattern(pattern))
             }
             Entry::Term(term) => {
                 self.pattern(&term.value)?;
-                term.attributes.iter().try_for_each(|attribute| self.pattern(&attribute.value))
+                term.attributes
+                    .iter()
+                    .try_for_each(|attribute| self.pattern(&attribute.value))
             }
             _ => Ok(()),
         }
     }
 
     fn pattern(&self, pattern: &Pattern<&str>) -> Result<(), String> {
-        pattern.elements.iter().try_for_each(|element| match element {
-            PatternElement::TextElement { .. } => Ok(()),
-            PatternElement::Placeable { expression } => self.expression(expression),
-        })
+        pattern
+            .elements
+            .iter()
+            .try_for_each(|element| match element {
+                PatternElement::TextElement { .. } => Ok(()),
+                PatternElement::Placeable { expression } => self.expression(expression),
+            })
     }
 
     fn expression(&self, expression: &Expression<&str>) -> Result<(), String> {
@@ -333,23 +448,46 @@ impl Names {
             Expression::Inline(inline) => self.inline(inline),
             Expression::Select { selector, variants } => {
                 self.inline(selector)?;
-                variants.iter().try_for_each(|variant| self.pattern(&variant.value))
+                variants
+                    .iter()
+                    .try_for_each(|variant| self.pattern(&variant.value))
             }
         }
     }
 
     fn inline(&self, inline: &InlineExpression<&str>) -> Result<(), String> {
-        let known = |key: String| if self.0.contains(&key) { Ok(()) } else { Err(format!("refers to {key}, which there is not")) };
-        let with =
-            |attribute: &Option<fluent_syntax::ast::Identifier<&str>>| attribute.as_ref().map_or(String::new(), |a| format!(".{}", a.name));
-        match inline {
-            InlineExpression::MessageReference { id, attribute } => known(format!("{}{}", id.name, with(attribute))),
-            InlineExpression::TermReference { id, attribute, arguments } => {
-                known(format!("-{}{}", id.name, with(attribute)))?;
-                arguments.as_ref().map_or(Ok(()), |arguments| self.arguments(arguments))
+        let known = |key: String| {
+            if self.0.contains(&key) {
+                Ok(())
+            } else {
+                Err(format!("refers to {key}, which there is not"))
             }
-            InlineExpression::FunctionReference { id, arguments } if id.name == "NUMBER" => self.arguments(arguments),
-            InlineExpression::FunctionReference { id, .. } => Err(format!("calls {}; the only function is NUMBER", id.name)),
+        };
+        let with = |attribute: &Option<fluent_syntax::ast::Identifier<&str>>| {
+            attribute
+                .as_ref()
+                .map_or(String::new(), |a| format!(".{}", a.name))
+        };
+        match inline {
+            InlineExpression::MessageReference { id, attribute } => {
+                known(format!("{}{}", id.name, with(attribute)))
+            }
+            InlineExpression::TermReference {
+                id,
+                attribute,
+                arguments,
+            } => {
+                known(format!("-{}{}", id.name, with(attribute)))?;
+                arguments
+                    .as_ref()
+                    .map_or(Ok(()), |arguments| self.arguments(arguments))
+            }
+            InlineExpression::FunctionReference { id, arguments } if id.name == "NUMBER" => {
+                self.arguments(arguments)
+            }
+            InlineExpression::FunctionReference { id, .. } => {
+                Err(format!("calls {}; the only function is NUMBER", id.name))
+            }
             InlineExpression::Placeable { expression } => self.expression(expression),
             InlineExpression::StringLiteral { .. }
             | InlineExpression::NumberLiteral { .. }
@@ -358,7 +496,11 @@ impl Names {
     }
 
     fn arguments(&self, arguments: &CallArguments<&str>) -> Result<(), String> {
-        arguments.positional.iter().chain(arguments.named.iter().map(|n| &n.value)).try_for_each(|inline| self.inline(inline))
+        arguments
+            .positional
+            .iter()
+            .chain(arguments.named.iter().map(|n| &n.value))
+            .try_for_each(|inline| self.inline(inline))
     }
 }
 

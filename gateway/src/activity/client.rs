@@ -13,35 +13,86 @@ const RESERVED: [(&str, &str); 32] = [
     ("bootstrap.servers", "set kafka.brokers"),
     ("metadata.broker.list", "set kafka.brokers"),
     ("group.id", "set kafka.group_id"),
-    ("group.protocol", "partitions are handed over one by one, by the cooperative-sticky assignor"),
-    ("group.instance.id", "a changed password starts a second member beside the first"),
-    ("partition.assignment.strategy", "partitions are handed over one by one, by the cooperative-sticky assignor"),
+    (
+        "group.protocol",
+        "partitions are handed over one by one, by the cooperative-sticky assignor",
+    ),
+    (
+        "group.instance.id",
+        "a changed password starts a second member beside the first",
+    ),
+    (
+        "partition.assignment.strategy",
+        "partitions are handed over one by one, by the cooperative-sticky assignor",
+    ),
     ("session.timeout.ms", "set kafka.session_timeout_ms"),
-    ("enable.auto.commit", "offsets are committed when rows are durable"),
-    ("auto.commit.enable", "offsets are committed when rows are durable"),
-    ("enable.auto.offset.store", "offsets are committed when rows are durable"),
+    (
+        "enable.auto.commit",
+        "offsets are committed when rows are durable",
+    ),
+    (
+        "auto.commit.enable",
+        "offsets are committed when rows are durable",
+    ),
+    (
+        "enable.auto.offset.store",
+        "offsets are committed when rows are durable",
+    ),
     ("auto.offset.reset", "set kafka.offset_reset"),
     ("topic.auto.offset.reset", "set kafka.offset_reset"),
-    ("enable.partition.eof", "the end of a partition is no event here"),
+    (
+        "enable.partition.eof",
+        "the end of a partition is no event here",
+    ),
     ("security.protocol", "set kafka.security"),
     ("sasl.mechanism", "set kafka.sasl_mechanism"),
     ("sasl.mechanisms", "set kafka.sasl_mechanism"),
     ("sasl.username", "set kafka.username"),
     ("sasl.password", "set kafka.password_file"),
     ("ssl.ca.location", "set kafka.tls_ca_file"),
-    ("ssl.key.password", "settings are printed, and this one is a secret"),
-    ("ssl.key.pem", "settings are printed, and this one is a secret"),
-    ("ssl.keystore.password", "settings are printed, and this one is a secret"),
-    ("enable.idempotence", "a dead letter is confirmed before its record is committed"),
-    ("acks", "a dead letter is confirmed before its record is committed"),
-    ("request.required.acks", "a dead letter is confirmed before its record is committed"),
-    ("message.timeout.ms", "a dead letter that is not confirmed is sent again"),
-    ("delivery.timeout.ms", "a dead letter that is not confirmed is sent again"),
+    (
+        "ssl.key.password",
+        "settings are printed, and this one is a secret",
+    ),
+    (
+        "ssl.key.pem",
+        "settings are printed, and this one is a secret",
+    ),
+    (
+        "ssl.keystore.password",
+        "settings are printed, and this one is a secret",
+    ),
+    (
+        "enable.idempotence",
+        "a dead letter is confirmed before its record is committed",
+    ),
+    (
+        "acks",
+        "a dead letter is confirmed before its record is committed",
+    ),
+    (
+        "request.required.acks",
+        "a dead letter is confirmed before its record is committed",
+    ),
+    (
+        "message.timeout.ms",
+        "a dead letter that is not confirmed is sent again",
+    ),
+    (
+        "delivery.timeout.ms",
+        "a dead letter that is not confirmed is sent again",
+    ),
     ("transactional.id", "the pipeline uses no transactions"),
-    ("statistics.interval.ms", "lag, and which commits failed, is taken from the statistics"),
+    (
+        "statistics.interval.ms",
+        "lag, and which commits failed, is taken from the statistics",
+    ),
     ("queued.min.messages", "set kafka.partition_queue"),
     ("fetch.queue.backoff.ms", "set kafka.partition_queue"),
-    ("isolation.level", "records of aborted transactions never happened"),
+    (
+        "isolation.level",
+        "records of aborted transactions never happened",
+    ),
 ];
 
 /// How long the producer tries to send a dead letter before it says so.
@@ -61,13 +112,23 @@ pub fn check(config: &Kafka) -> Vec<String> {
     let suffix = &config.dead_letter_suffix;
     for topic in &config.topics {
         let name = |topic: &str| {
-            !topic.is_empty() && topic.len() <= 249 && topic.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+            !topic.is_empty()
+                && topic.len() <= 249
+                && topic
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         };
         if !name(topic) || !name(&format!("{topic}{suffix}")) {
             problems.push(format!("kafka.topics: {topic:?} with {suffix:?} is no topic's name: letters, digits and ._- only, at most 249"));
         }
-        if config.topics.iter().any(|other| *topic == format!("{other}{suffix}")) {
-            problems.push(format!("kafka.topics: {topic:?} is the dead-letter topic of another one"));
+        if config
+            .topics
+            .iter()
+            .any(|other| *topic == format!("{other}{suffix}"))
+        {
+            problems.push(format!(
+                "kafka.topics: {topic:?} is the dead-letter topic of another one"
+            ));
         }
     }
     problems
@@ -93,14 +154,28 @@ fn base(config: &Kafka) -> Result<ClientConfig, PipelineError> {
     };
     client.set("security.protocol", protocol);
     if is_sasl {
-        let failed = |why: String| PipelineError::Settings(vec![format!("kafka.password_file: {why}")]);
-        let password =
-            config.password_file.read().map_err(|error| failed(error.to_string()))?.ok_or_else(|| failed("is not set".into()))?;
-        client.set("sasl.mechanism", &config.sasl_mechanism).set("sasl.username", &config.username).set("sasl.password", password.expose());
+        let failed =
+            |why: String| PipelineError::Settings(vec![format!("kafka.password_file: {why}")]);
+        let password = config
+            .password_file
+            .read()
+            .map_err(|error| failed(error.to_string()))?
+            .ok_or_else(|| failed("is not set".into()))?;
+        client
+            .set("sasl.mechanism", &config.sasl_mechanism)
+            .set("sasl.username", &config.username)
+            .set("sasl.password", password.expose());
     }
     if is_tls {
         let authorities = config.tls_ca_file.to_string_lossy();
-        client.set("ssl.ca.location", if authorities.is_empty() { "probe" } else { &authorities });
+        client.set(
+            "ssl.ca.location",
+            if authorities.is_empty() {
+                "probe"
+            } else {
+                &authorities
+            },
+        );
     }
     for (name, value) in &config.properties {
         client.set(name, value);
@@ -118,9 +193,15 @@ pub(super) fn consumer(config: &Kafka) -> Result<ClientConfig, PipelineError> {
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", reset(config.offset_reset))
-        .set("statistics.interval.ms", STATISTICS_INTERVAL.as_millis().to_string())
+        .set(
+            "statistics.interval.ms",
+            STATISTICS_INTERVAL.as_millis().to_string(),
+        )
         // What is fetched ahead is thrown away when a partition is paused: not more than what waits anyway.
-        .set("queued.min.messages", config.partition_queue.clamp(1, 10_000_000).to_string())
+        .set(
+            "queued.min.messages",
+            config.partition_queue.clamp(1, 10_000_000).to_string(),
+        )
         // A second, by default, before more is fetched once that much is there.
         .set("fetch.queue.backoff.ms", "10");
     if !config.properties.contains_key("queued.max.messages.kbytes") {
@@ -166,7 +247,10 @@ mod tests {
     use crate::config::Config;
 
     fn settings() -> Kafka {
-        Kafka { brokers: vec!["127.0.0.1:1".into()], ..Config::for_tests().kafka }
+        Kafka {
+            brokers: vec!["127.0.0.1:1".into()],
+            ..Config::for_tests().kafka
+        }
     }
 
     #[test]
@@ -174,17 +258,32 @@ mod tests {
         let mut config = settings();
         config.properties.insert("client.rack".into(), "a".into());
         assert_eq!(consumer(&config).unwrap().get("client.rack"), Some("a"));
-        config.properties.insert("enable.auto.commit".into(), "true".into());
+        config
+            .properties
+            .insert("enable.auto.commit".into(), "true".into());
         config.properties.insert("acks".into(), "0".into());
-        let Err(PipelineError::Settings(problems)) = producer(&config) else { panic!("taken") };
+        let Err(PipelineError::Settings(problems)) = producer(&config) else {
+            panic!("taken")
+        };
         assert_eq!(problems.len(), 2);
-        assert!(problems[0].starts_with("kafka.properties.enable.auto.commit: ") && problems[1].starts_with("kafka.properties.acks: "));
+        assert!(
+            problems[0].starts_with("kafka.properties.enable.auto.commit: ")
+                && problems[1].starts_with("kafka.properties.acks: ")
+        );
     }
 
     #[test]
     fn topics_are_names_and_never_patterns_or_dead_letters_of_each_other() {
-        for topics in [vec!["^activity.*"], vec![""], vec!["a", "a.dlq"], vec!["a b"]] {
-            let config = Kafka { topics: topics.iter().map(|t| (*t).to_owned()).collect(), ..settings() };
+        for topics in [
+            vec!["^activity.*"],
+            vec![""],
+            vec!["a", "a.dlq"],
+            vec!["a b"],
+        ] {
+            let config = Kafka {
+                topics: topics.iter().map(|t| (*t).to_owned()).collect(),
+                ..settings()
+            };
             assert!(!check(&config).is_empty(), "{topics:?}");
         }
         assert_eq!(check(&settings()), Vec::<String>::new());
@@ -198,7 +297,10 @@ mod tests {
         let _: BaseConsumer = consumer(&config).unwrap().create().unwrap();
         let _: BaseConsumer = reader(&config, "g").unwrap().create().unwrap();
         let _: BaseProducer = producer(&config).unwrap().create().unwrap();
-        let typo = Kafka { properties: [("clinet.rack".to_owned(), "a".to_owned())].into(), ..config };
+        let typo = Kafka {
+            properties: [("clinet.rack".to_owned(), "a".to_owned())].into(),
+            ..config
+        };
         assert!(consumer(&typo).unwrap().create::<BaseConsumer>().is_err());
     }
 
@@ -206,12 +308,21 @@ mod tests {
     fn a_password_comes_from_its_file_and_a_missing_one_is_an_error_by_name() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "hunter2\n").unwrap();
-        let mut config = Kafka { security: KafkaSecurity::SaslSsl, username: "signal".into(), ..settings() };
-        let Err(PipelineError::Settings(problems)) = consumer(&config) else { panic!("taken") };
+        let mut config = Kafka {
+            security: KafkaSecurity::SaslSsl,
+            username: "signal".into(),
+            ..settings()
+        };
+        let Err(PipelineError::Settings(problems)) = consumer(&config) else {
+            panic!("taken")
+        };
         assert!(problems[0].starts_with("kafka.password_file"));
         config.password_file = crate::config::SecretFile::new(file.path());
         let client = consumer(&config).unwrap();
-        assert_eq!((client.get("sasl.password"), client.get("ssl.ca.location")), (Some("hunter2"), Some("probe")));
+        assert_eq!(
+            (client.get("sasl.password"), client.get("ssl.ca.location")),
+            (Some("hunter2"), Some("probe"))
+        );
         assert!(!format!("{client:?}").contains("hunter2"));
     }
 }

@@ -61,7 +61,9 @@ impl Member {
     pub(super) fn start(pipeline: Arc<Pipeline>) -> Result<Self, PipelineError> {
         let topics = pipeline.config.topics.clone();
         let consumer = connect(pipeline)?;
-        consumer.subscribe(&topics.iter().map(String::as_str).collect::<Vec<_>>()).map_err(PipelineError::Client)?;
+        consumer
+            .subscribe(&topics.iter().map(String::as_str).collect::<Vec<_>>())
+            .map_err(PipelineError::Client)?;
         let stop = CancellationToken::new();
         let (tell, ended) = oneshot::channel();
         let thread = std::thread::Builder::new().name("kafka-consumer".into());
@@ -82,7 +84,9 @@ impl Member {
 
     /// Ends when the member does, which it does unasked only for good.
     pub(super) async fn ended(&mut self) -> Result<(), PipelineError> {
-        (&mut self.ended).await.unwrap_or(Err(PipelineError::Panicked))
+        (&mut self.ended)
+            .await
+            .unwrap_or(Err(PipelineError::Panicked))
     }
 
     /// Finishes and commits what is being stored, and leaves the group; at most [`STOP_LIMIT`].
@@ -91,7 +95,9 @@ impl Member {
         match tokio::time::timeout(STOP_LIMIT, self.ended()).await {
             Ok(ended) => ended,
             Err(_) => {
-                tracing::warn!("the Kafka consumer does not end in time and is left behind; its last records may be read again");
+                tracing::warn!(
+                    "the Kafka consumer does not end in time and is left behind; its last records may be read again"
+                );
                 Ok(())
             }
         }
@@ -108,17 +114,35 @@ impl Drop for Member {
 pub(super) fn probe(pipeline: Arc<Pipeline>, limit: Duration) -> Result<(), PipelineError> {
     let topic = pipeline.config.topics.first().cloned();
     let consumer = connect(pipeline)?;
-    consumer.fetch_metadata(topic.as_deref(), limit).map(|_| ()).map_err(PipelineError::Client)
+    consumer
+        .fetch_metadata(topic.as_deref(), limit)
+        .map(|_| ())
+        .map_err(PipelineError::Client)
 }
 
 fn connect(pipeline: Arc<Pipeline>) -> Result<BaseConsumer<Assignment>, PipelineError> {
     let settings = client::consumer(&pipeline.config)?;
-    let topics = pipeline.config.topics.iter().map(|topic| Arc::from(topic.as_str())).collect();
-    let context = Assignment { pipeline, topics, runtime: Handle::current(), lanes: Mutex::default() };
-    settings.create_with_context(context).map_err(PipelineError::Client)
+    let topics = pipeline
+        .config
+        .topics
+        .iter()
+        .map(|topic| Arc::from(topic.as_str()))
+        .collect();
+    let context = Assignment {
+        pipeline,
+        topics,
+        runtime: Handle::current(),
+        lanes: Mutex::default(),
+    };
+    settings
+        .create_with_context(context)
+        .map_err(PipelineError::Client)
 }
 
-fn poll_until(consumer: &BaseConsumer<Assignment>, stop: &CancellationToken) -> Result<(), PipelineError> {
+fn poll_until(
+    consumer: &BaseConsumer<Assignment>,
+    stop: &CancellationToken,
+) -> Result<(), PipelineError> {
     let assignment = consumer.context();
     let mut ticked = Instant::now();
     while !stop.is_cancelled() {
@@ -126,7 +150,9 @@ fn poll_until(consumer: &BaseConsumer<Assignment>, stop: &CancellationToken) -> 
         match consumer.poll(if is_any_paused { PAUSED_POLL } else { POLL }) {
             None => {}
             Some(Ok(message)) => assignment.accept(consumer, &message),
-            Some(Err(KafkaError::MessageConsumptionFatal(code))) => return Err(PipelineError::Fatal(code)),
+            Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
+                return Err(PipelineError::Fatal(code));
+            }
             Some(Err(error)) => tracing::warn!(%error, "the Kafka consumer has trouble"),
         }
         if ticked.elapsed() >= TICK {
@@ -160,14 +186,23 @@ struct Assigned {
 
 impl Assignment {
     fn key(&self, topic: &str, partition: i32) -> Key {
-        let topic = self.topics.iter().find(|known| known.as_ref() == topic).cloned().unwrap_or_else(|| topic.into());
+        let topic = self
+            .topics
+            .iter()
+            .find(|known| known.as_ref() == topic)
+            .cloned()
+            .unwrap_or_else(|| topic.into());
         (topic, partition)
     }
 
     fn open(&self, key: &Key) -> Assigned {
         let (queue, records) = mpsc::unbounded_channel();
         let (tell, done) = blocking::sync_channel(1);
-        let (backlog, progress, drain) = (Arc::new(Backlog::default()), Arc::new(Progress::none()), CancellationToken::new());
+        let (backlog, progress, drain) = (
+            Arc::new(Backlog::default()),
+            Arc::new(Progress::none()),
+            CancellationToken::new(),
+        );
         let lane = Lane {
             pipeline: self.pipeline.clone(),
             topic: key.0.clone(),
@@ -182,7 +217,16 @@ impl Assignment {
             let _until_the_end: blocking::SyncSender<()> = tell;
             lane.run().await;
         });
-        Assigned { queue, backlog, progress, committed: None, is_paused: false, drain, task, done }
+        Assigned {
+            queue,
+            backlog,
+            progress,
+            committed: None,
+            is_paused: false,
+            drain,
+            task,
+            done,
+        }
     }
 
     fn accept(&self, consumer: &BaseConsumer<Self>, message: &BorrowedMessage<'_>) {
@@ -203,10 +247,16 @@ impl Assignment {
         lane.backlog.add(&record);
         // A lane that ended is noticed by the next tick; the record is not committed.
         let _ = lane.queue.send(record);
-        if !lane.is_paused && lane.backlog.exceeds(self.pipeline.config.partition_queue, QUEUE_BYTES) {
+        if !lane.is_paused
+            && lane
+                .backlog
+                .exceeds(self.pipeline.config.partition_queue, QUEUE_BYTES)
+        {
             match consumer.pause(&list([(&key, None)])) {
                 Ok(()) => lane.is_paused = true,
-                Err(error) => tracing::warn!(%error, kafka.topic = &*key.0, kafka.partition = key.1, "partition cannot be paused"),
+                Err(error) => {
+                    tracing::warn!(%error, kafka.topic = &*key.0, kafka.partition = key.1, "partition cannot be paused")
+                }
             }
         }
     }
@@ -214,11 +264,21 @@ impl Assignment {
     /// Says whether any lane is still paused.
     fn resume_those_that_caught_up(&self, consumer: &BaseConsumer<Self>) -> bool {
         let mut is_any_paused = false;
-        for (key, lane) in self.lanes.lock().iter_mut().filter(|(_, lane)| lane.is_paused) {
-            if !lane.backlog.exceeds(self.pipeline.config.partition_queue.div_ceil(2), QUEUE_BYTES / 2) {
+        for (key, lane) in self
+            .lanes
+            .lock()
+            .iter_mut()
+            .filter(|(_, lane)| lane.is_paused)
+        {
+            if !lane.backlog.exceeds(
+                self.pipeline.config.partition_queue.div_ceil(2),
+                QUEUE_BYTES / 2,
+            ) {
                 match consumer.resume(&list([(key, None)])) {
                     Ok(()) => lane.is_paused = false,
-                    Err(error) => tracing::warn!(%error, kafka.topic = &*key.0, kafka.partition = key.1, "partition cannot be resumed"),
+                    Err(error) => {
+                        tracing::warn!(%error, kafka.topic = &*key.0, kafka.partition = key.1, "partition cannot be resumed")
+                    }
                 }
             }
             is_any_paused |= lane.is_paused;
@@ -233,7 +293,11 @@ impl Assignment {
             let mut lanes = self.lanes.lock();
             for (key, lane) in lanes.iter_mut() {
                 if lane.task.is_finished() {
-                    tracing::error!(kafka.topic = &*key.0, kafka.partition = key.1, "the work on a partition ended unasked");
+                    tracing::error!(
+                        kafka.topic = &*key.0,
+                        kafka.partition = key.1,
+                        "the work on a partition ended unasked"
+                    );
                     return Err(PipelineError::Panicked);
                 }
                 let next = lane.progress.next();
@@ -257,9 +321,15 @@ impl Assignment {
         let mut leaving: Vec<(Key, Assigned)> = match partitions {
             None => self.lanes.lock().drain().collect(),
             Some(partitions) => {
-                let keys: Vec<Key> = partitions.elements().iter().map(|p| self.key(p.topic(), p.partition())).collect();
+                let keys: Vec<Key> = partitions
+                    .elements()
+                    .iter()
+                    .map(|p| self.key(p.topic(), p.partition()))
+                    .collect();
                 let mut lanes = self.lanes.lock();
-                keys.iter().filter_map(|key| lanes.remove_entry(key)).collect()
+                keys.iter()
+                    .filter_map(|key| lanes.remove_entry(key))
+                    .collect()
             }
         };
         if leaving.is_empty() {
@@ -272,7 +342,10 @@ impl Assignment {
         // Whoever owns a lost partition is at work on it already.
         let deadline = Instant::now() + if is_lost { Duration::ZERO } else { DRAIN_LIMIT };
         for (key, lane) in &mut leaving {
-            if let Err(blocking::RecvTimeoutError::Timeout) = lane.done.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if let Err(blocking::RecvTimeoutError::Timeout) = lane
+                .done
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 tracing::warn!(
                     kafka.topic = &*key.0,
                     kafka.partition = key.1,
@@ -283,11 +356,17 @@ impl Assignment {
             }
         }
         if !is_lost {
-            let done: Vec<_> = leaving.iter().filter_map(|(key, lane)| Some((key, Some(lane.progress.next()?)))).collect();
+            let done: Vec<_> = leaving
+                .iter()
+                .filter_map(|(key, lane)| Some((key, Some(lane.progress.next()?))))
+                .collect();
             commit_now(consumer, &done);
         }
         for ((topic, partition), _) in leaving {
-            self.pipeline.metrics.lag.remove(&Partition { topic: topic.to_string(), partition });
+            self.pipeline.metrics.lag.remove(&Partition {
+                topic: topic.to_string(),
+                partition,
+            });
             self.pipeline.status.remove(&topic, partition);
         }
     }
@@ -302,13 +381,16 @@ fn commit_now(consumer: &BaseConsumer<Assignment>, done: &[(&Key, Option<i64>)])
     let offsets = list(done.iter().copied());
     let mut why = "another generation of the group began".to_owned();
     for _ in 0..LAST_COMMITS {
-        let known = consumer
-            .commit(&offsets, CommitMode::Async)
-            .and_then(|()| consumer.committed_offsets(list(done.iter().map(|(key, _)| (*key, None))), COMMIT_LIMIT));
+        let known = consumer.commit(&offsets, CommitMode::Async).and_then(|()| {
+            consumer.committed_offsets(list(done.iter().map(|(key, _)| (*key, None))), COMMIT_LIMIT)
+        });
         match known {
             Ok(known)
                 if done.iter().all(|((topic, partition), next)| {
-                    known.find_partition(topic, *partition).and_then(|p| p.offset().to_raw()) == *next
+                    known
+                        .find_partition(topic, *partition)
+                        .and_then(|p| p.offset().to_raw())
+                        == *next
                 }) =>
             {
                 return;
@@ -320,26 +402,49 @@ fn commit_now(consumer: &BaseConsumer<Assignment>, done: &[(&Key, Option<i64>)])
             }
         }
     }
-    tracing::warn!(error = why, "offsets cannot be committed on the way out: some records will be read again");
+    tracing::warn!(
+        error = why,
+        "offsets cannot be committed on the way out: some records will be read again"
+    );
 }
 
 impl ClientContext for Assignment {
     fn stats(&self, statistics: Statistics) {
         let mut lanes = self.lanes.lock();
         for ((topic, partition), lane) in lanes.iter_mut() {
-            let Some(facts) = statistics.topics.get(topic.as_ref()).and_then(|t| t.partitions.get(partition)) else { continue };
+            let Some(facts) = statistics
+                .topics
+                .get(topic.as_ref())
+                .and_then(|t| t.partitions.get(partition))
+            else {
+                continue;
+            };
             // A commit in a rebalance may come too late for its generation. librdkafka gives a manual commit no callback that would say so, but
             // it tells here which offset the broker has taken: another one is committed again.
-            if lane.committed.is_some_and(|committed| committed != facts.committed_offset) {
+            if lane
+                .committed
+                .is_some_and(|committed| committed != facts.committed_offset)
+            {
                 lane.committed = None;
             }
             // Negative numbers stand for what librdkafka does not know yet.
             if facts.hi_offset < 0 {
                 continue;
             }
-            let done = lane.progress.next().or(Some(facts.committed_offset).filter(|o| *o >= 0)).unwrap_or(facts.lo_offset.max(0));
+            let done = lane
+                .progress
+                .next()
+                .or(Some(facts.committed_offset).filter(|o| *o >= 0))
+                .unwrap_or(facts.lo_offset.max(0));
             let lag = (facts.hi_offset - done).max(0);
-            self.pipeline.metrics.lag.get_or_create(&Partition { topic: topic.to_string(), partition: *partition }).set(lag);
+            self.pipeline
+                .metrics
+                .lag
+                .get_or_create(&Partition {
+                    topic: topic.to_string(),
+                    partition: *partition,
+                })
+                .set(lag);
             self.pipeline.status.set_lag(topic, *partition, lag);
         }
     }
@@ -355,7 +460,11 @@ impl ConsumerContext for Assignment {
             Rebalance::Assign(partitions) => {
                 for partition in partitions.elements() {
                     let key = self.key(partition.topic(), partition.partition());
-                    tracing::info!(kafka.topic = &*key.0, kafka.partition = key.1, "partition assigned");
+                    tracing::info!(
+                        kafka.topic = &*key.0,
+                        kafka.partition = key.1,
+                        "partition assigned"
+                    );
                     self.pipeline.status.add(&key.0, key.1);
                     let lane = self.open(&key);
                     if let Some(old) = self.lanes.lock().insert(key, lane) {
@@ -366,7 +475,11 @@ impl ConsumerContext for Assignment {
             Rebalance::Revoke(partitions) => {
                 self.give_up(consumer, Some(partitions));
                 for partition in partitions.elements() {
-                    tracing::info!(kafka.topic = partition.topic(), kafka.partition = partition.partition(), "partition given up");
+                    tracing::info!(
+                        kafka.topic = partition.topic(),
+                        kafka.partition = partition.partition(),
+                        "partition given up"
+                    );
                 }
             }
             Rebalance::Error(error) => tracing::warn!(%error, "the group cannot rebalance"),
@@ -387,16 +500,20 @@ fn list<'k>(partitions: impl IntoIterator<Item = (&'k Key, Option<i64>)>) -> Top
     let mut list = TopicPartitionList::new();
     for ((topic, partition), offset) in partitions {
         let offset = offset.map_or(Offset::Invalid, Offset::Offset);
-        list.add_partition_offset(topic, *partition, offset).expect("an offset of Kafka's is one");
+        list.add_partition_offset(topic, *partition, offset)
+            .expect("an offset of Kafka's is one");
     }
     list
 }
 
 /// Copies a message out of librdkafka's memory.
 pub(super) fn record(topic: Arc<str>, message: &BorrowedMessage<'_>) -> Record {
-    let headers = message
-        .headers()
-        .map_or_else(Vec::new, |headers| headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect());
+    let headers = message.headers().map_or_else(Vec::new, |headers| {
+        headers
+            .iter()
+            .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
+            .collect()
+    });
     Record {
         topic,
         partition: message.partition(),

@@ -70,8 +70,16 @@ struct State {
 impl DeadLetters {
     /// Connects only when there is something to send.
     pub(super) fn new(config: &Kafka) -> Result<Self, PipelineError> {
-        let state = State { client: client::producer(config)?, producer: None, used: Instant::now(), is_watched: false };
-        Ok(Self { config: config.clone(), state: Arc::new(Mutex::new(state)) })
+        let state = State {
+            client: client::producer(config)?,
+            producer: None,
+            used: Instant::now(),
+            is_watched: false,
+        };
+        Ok(Self {
+            config: config.clone(),
+            state: Arc::new(Mutex::new(state)),
+        })
     }
 
     /// Has the next letter sent with a password that was changed and is taken; what is being sent ends with the old one.
@@ -101,23 +109,47 @@ impl DeadLetters {
     ///
     /// # Errors
     /// It may or may not have been stored: send it again.
-    pub(super) async fn send(&self, record: &Record, poison: &Poison, now: DateTime<Utc>) -> Result<(), KafkaError> {
+    pub(super) async fn send(
+        &self,
+        record: &Record,
+        poison: &Poison,
+        now: DateTime<Utc>,
+    ) -> Result<(), KafkaError> {
         let headers = headers(record, poison, now);
-        match self.try_send(record, headers.clone(), record.value.as_deref()).await {
-            Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) && record.value.is_some() => {
+        match self
+            .try_send(record, headers.clone(), record.value.as_deref())
+            .await
+        {
+            Err(error)
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge)
+                    && record.value.is_some() =>
+            {
                 tracing::error!(
                     kafka.topic = &*record.topic,
                     kafka.partition = record.partition,
                     kafka.offset = record.offset,
                     "the dead-letter topic does not take a record of this size: its value stays in the source topic only"
                 );
-                self.try_send(record, headers.insert(KafkaHeader { key: VALUE, value: Some("omitted") }), None).await
+                self.try_send(
+                    record,
+                    headers.insert(KafkaHeader {
+                        key: VALUE,
+                        value: Some("omitted"),
+                    }),
+                    None,
+                )
+                .await
             }
             sent => sent,
         }
     }
 
-    async fn try_send(&self, record: &Record, headers: OwnedHeaders, value: Option<&[u8]>) -> Result<(), KafkaError> {
+    async fn try_send(
+        &self,
+        record: &Record,
+        headers: OwnedHeaders,
+        value: Option<&[u8]>,
+    ) -> Result<(), KafkaError> {
         let topic = format!("{}{}", record.topic, self.config.dead_letter_suffix);
         let mut letter: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(&topic).headers(headers);
         letter.key = record.key.as_deref();
@@ -126,7 +158,9 @@ impl DeadLetters {
             tracing::error!(%error, "the dead-letter producer cannot be made");
             error
         })?;
-        let sent = producer.send(letter, Timeout::After(client::SEND_TIMEOUT)).await;
+        let sent = producer
+            .send(letter, Timeout::After(client::SEND_TIMEOUT))
+            .await;
         if producer.client().fatal_error().is_some() {
             // An idempotent producer that lost its place is of no further use.
             discard(self.state.lock().producer.take());
@@ -138,7 +172,9 @@ impl DeadLetters {
 
 async fn end_when_idle(state: Weak<Mutex<State>>) {
     loop {
-        let Some(at) = state.upgrade().map(|state| state.lock().used + IDLE) else { return };
+        let Some(at) = state.upgrade().map(|state| state.lock().used + IDLE) else {
+            return;
+        };
         tokio::time::sleep_until(at).await;
         let Some(state) = state.upgrade() else { return };
         let mut state = state.lock();
@@ -159,8 +195,15 @@ fn discard(producer: Option<FutureProducer<Quiet>>) {
 /// The record's own headers, less those of an earlier stay in the dead-letter topic, then ours.
 fn headers(record: &Record, poison: &Poison, now: DateTime<Utc>) -> OwnedHeaders {
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len() + 8);
-    for (name, value) in record.headers.iter().filter(|(name, _)| !name.starts_with(PREFIX)) {
-        headers = headers.insert(KafkaHeader { key: name, value: value.as_deref() });
+    for (name, value) in record
+        .headers
+        .iter()
+        .filter(|(name, _)| !name.starts_with(PREFIX))
+    {
+        headers = headers.insert(KafkaHeader {
+            key: name,
+            value: value.as_deref(),
+        });
     }
     let ours = [
         (REASON, poison.reason.as_str().to_owned()),
@@ -171,15 +214,30 @@ fn headers(record: &Record, poison: &Poison, now: DateTime<Utc>) -> OwnedHeaders
         (TIMESTAMP, record.timestamp.unwrap_or(-1).to_string()),
         (TIME, now.to_rfc3339_opts(SecondsFormat::Millis, true)),
     ];
-    ours.iter().fold(headers, |headers, (key, value)| headers.insert(KafkaHeader { key, value: Some(value) }))
+    ours.iter().fold(headers, |headers, (key, value)| {
+        headers.insert(KafkaHeader {
+            key,
+            value: Some(value),
+        })
+    })
 }
 
 /// The headers a dead letter goes back with: its own, and the identity it had where it lay first.
 pub(super) fn original_headers(letter: &Record) -> Vec<super::decode::Header> {
-    let mut headers: Vec<_> = letter.headers.iter().filter(|(name, _)| !name.starts_with(PREFIX)).cloned().collect();
+    let mut headers: Vec<_> = letter
+        .headers
+        .iter()
+        .filter(|(name, _)| !name.starts_with(PREFIX))
+        .cloned()
+        .collect();
     let place = [TOPIC, PARTITION, OFFSET, TIMESTAMP].map(|name| letter.header(name));
-    if let ([Some(topic), Some(partition), Some(offset), Some(timestamp)], None) = (place, letter.header(EVENT_ID_HEADER)) {
-        headers.push((EVENT_ID_HEADER.to_owned(), Some(format!("{topic}/{partition}/{offset}/{timestamp}").into_bytes())));
+    if let ([Some(topic), Some(partition), Some(offset), Some(timestamp)], None) =
+        (place, letter.header(EVENT_ID_HEADER))
+    {
+        headers.push((
+            EVENT_ID_HEADER.to_owned(),
+            Some(format!("{topic}/{partition}/{offset}/{timestamp}").into_bytes()),
+        ));
     }
     headers
 }
@@ -214,29 +272,77 @@ mod tests {
     fn as_letter(record: &Record) -> Record {
         let poison = Poison::new(Reason::NoTemplate, "why");
         let headers = headers(record, &poison, DateTime::UNIX_EPOCH);
-        let headers = headers.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect();
-        Record { topic: "t.dlq".into(), partition: 0, offset: 99, timestamp: Some(5), headers, ..record.clone() }
+        let headers = headers
+            .iter()
+            .map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec)))
+            .collect();
+        Record {
+            topic: "t.dlq".into(),
+            partition: 0,
+            offset: 99,
+            timestamp: Some(5),
+            headers,
+            ..record.clone()
+        }
     }
 
     #[test]
     fn a_dead_letter_says_why_and_where_and_keeps_its_own_headers() {
-        let mut record = Record { partition: 2, offset: 7, ..testing::record(r#"{"type":"T"}"#) };
-        record.headers = vec![("h".into(), None), ("h".into(), Some(vec![0xff])), (REASON.into(), Some(b"stale".to_vec()))];
+        let mut record = Record {
+            partition: 2,
+            offset: 7,
+            ..testing::record(r#"{"type":"T"}"#)
+        };
+        record.headers = vec![
+            ("h".into(), None),
+            ("h".into(), Some(vec![0xff])),
+            (REASON.into(), Some(b"stale".to_vec())),
+        ];
         let letter = as_letter(&record);
-        let texts: Vec<_> = [REASON, DETAIL, TOPIC, PARTITION, OFFSET, TIMESTAMP, TIME].map(|name| letter.header(name).unwrap()).into();
-        assert_eq!(texts, ["no_template", "why", "t", "2", "7", "0", "1970-01-01T00:00:00.000Z"]);
+        let texts: Vec<_> = [REASON, DETAIL, TOPIC, PARTITION, OFFSET, TIMESTAMP, TIME]
+            .map(|name| letter.header(name).unwrap())
+            .into();
+        assert_eq!(
+            texts,
+            [
+                "no_template",
+                "why",
+                "t",
+                "2",
+                "7",
+                "0",
+                "1970-01-01T00:00:00.000Z"
+            ]
+        );
         assert_eq!(letter.headers[..2], record.headers[..2]);
-        assert_eq!(letter.headers.iter().filter(|(name, _)| name == REASON).count(), 1);
+        assert_eq!(
+            letter
+                .headers
+                .iter()
+                .filter(|(name, _)| name == REASON)
+                .count(),
+            1
+        );
     }
 
     #[test]
     fn the_identity_of_a_record_without_id_survives_any_number_of_replays() {
-        let first = Record { partition: 2, offset: 7, timestamp: Some(123), ..testing::record(r#"{"type":"T"}"#) };
+        let first = Record {
+            partition: 2,
+            offset: 7,
+            timestamp: Some(123),
+            ..testing::record(r#"{"type":"T"}"#)
+        };
         let id = decode(&first).unwrap().event_id;
         let mut record = first.clone();
         for offset in 50..53 {
             let headers = original_headers(&as_letter(&record));
-            record = Record { offset, timestamp: Some(offset), headers, ..first.clone() };
+            record = Record {
+                offset,
+                timestamp: Some(offset),
+                headers,
+                ..first.clone()
+            };
             assert_eq!(decode(&record).unwrap().event_id, id);
         }
         assert_eq!(record.headers.len(), 1, "{:?}", record.headers);

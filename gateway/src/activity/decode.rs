@@ -58,19 +58,36 @@ pub type Header = (String, Option<Vec<u8>>);
 impl Record {
     /// The last header of this name as text; `None` when there is none or it is no UTF-8.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let (_, value) = self.headers.iter().rev().find(|(n, _)| n.eq_ignore_ascii_case(name))?;
+        let (_, value) = self
+            .headers
+            .iter()
+            .rev()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))?;
         std::str::from_utf8(value.as_deref()?).ok()
     }
 
     /// The identity of a record that names none: where it lay first.
     pub fn fallback_id(&self) -> String {
-        format!("{}/{}/{}/{}", self.topic, self.partition, self.offset, self.timestamp.unwrap_or(-1))
+        format!(
+            "{}/{}/{}/{}",
+            self.topic,
+            self.partition,
+            self.offset,
+            self.timestamp.unwrap_or(-1)
+        )
     }
 
     /// Roughly the memory it takes, in bytes.
     pub fn size(&self) -> usize {
-        let headers: usize = self.headers.iter().map(|(n, v)| n.len() + v.as_ref().map_or(0, Vec::len)).sum();
-        self.key.as_ref().map_or(0, Vec::len) + self.value.as_ref().map_or(0, Vec::len) + headers + 128
+        let headers: usize = self
+            .headers
+            .iter()
+            .map(|(n, v)| n.len() + v.as_ref().map_or(0, Vec::len))
+            .sum();
+        self.key.as_ref().map_or(0, Vec::len)
+            + self.value.as_ref().map_or(0, Vec::len)
+            + headers
+            + 128
     }
 }
 
@@ -189,25 +206,37 @@ pub fn decode(record: &Record) -> Result<Activity, Poison> {
     if content_type.starts_with("application/cloudevents") {
         return match content_type.as_str() {
             "application/cloudevents" | "application/cloudevents+json" => structured(record),
-            other => Err(cloud_event(format!("content type {} is not application/cloudevents+json", shown(other)))),
+            other => Err(cloud_event(format!(
+                "content type {} is not application/cloudevents+json",
+                shown(other)
+            ))),
         };
     }
-    if record
-        .headers
-        .iter()
-        .any(|(name, _)| matches!(name.to_ascii_lowercase().as_str(), "ce_specversion" | "ce_id" | "ce_type" | "ce_source"))
-    {
+    if record.headers.iter().any(|(name, _)| {
+        matches!(
+            name.to_ascii_lowercase().as_str(),
+            "ce_specversion" | "ce_id" | "ce_type" | "ce_source"
+        )
+    }) {
         return binary(record, &content_type);
     }
-    let event = Event { source: record.topic.to_string(), id: None, kind: None, time: None };
+    let event = Event {
+        source: record.topic.to_string(),
+        id: None,
+        kind: None,
+        time: None,
+    };
     activity(record, event, text_of(record)?)
 }
 
 fn structured(record: &Record) -> Result<Activity, Poison> {
     let envelope: Structured<'_> = object(text_of(record)?, "the value")?;
-    let attribute = |name: &'static str, raw: Option<&RawValue>| -> Result<Option<String>, Poison> {
-        raw.map(|raw| named(name, raw)).transpose().map_err(|p| cloud_event(p.detail))
-    };
+    let attribute =
+        |name: &'static str, raw: Option<&RawValue>| -> Result<Option<String>, Poison> {
+            raw.map(|raw| named(name, raw))
+                .transpose()
+                .map_err(|p| cloud_event(p.detail))
+        };
     let version = attribute("specversion", envelope.specversion)?;
     let event = event(
         version.as_deref(),
@@ -222,7 +251,9 @@ fn structured(record: &Record) -> Result<Activity, Poison> {
         (Some(data), None) => activity(record, event, data.get()),
         (None, Some(encoded)) => {
             let encoded = string("data_base64", encoded, usize::MAX)?;
-            let bytes = base64_simd::STANDARD.decode_to_vec(encoded.as_bytes()).map_err(|_| cloud_event("data_base64 is not base64"))?;
+            let bytes = base64_simd::STANDARD
+                .decode_to_vec(encoded.as_bytes())
+                .map_err(|_| cloud_event("data_base64 is not base64"))?;
             activity(record, event, utf8(&bytes)?)
         }
         (None, None) => activity(record, event, "{}"),
@@ -231,15 +262,34 @@ fn structured(record: &Record) -> Result<Activity, Poison> {
 
 fn binary(record: &Record, content_type: &str) -> Result<Activity, Poison> {
     let attribute = |name: &'static str| -> Result<Option<String>, Poison> {
-        let Some((_, value)) = record.headers.iter().rev().find(|(n, _)| n.eq_ignore_ascii_case(name)) else { return Ok(None) };
-        let text = std::str::from_utf8(value.as_deref().unwrap_or_default()).map_err(|_| cloud_event(format!("{name} is not UTF-8")))?;
-        checked(name, text.into(), MAX_NAME_BYTES).map(Some).map_err(|p| cloud_event(p.detail))
+        let Some((_, value)) = record
+            .headers
+            .iter()
+            .rev()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+        else {
+            return Ok(None);
+        };
+        let text = std::str::from_utf8(value.as_deref().unwrap_or_default())
+            .map_err(|_| cloud_event(format!("{name} is not UTF-8")))?;
+        checked(name, text.into(), MAX_NAME_BYTES)
+            .map(Some)
+            .map_err(|p| cloud_event(p.detail))
     };
     let version = attribute("ce_specversion")?;
-    let event =
-        event(version.as_deref(), attribute("ce_id")?, attribute("ce_source")?, attribute("ce_type")?, attribute("ce_time")?.as_deref())?;
+    let event = event(
+        version.as_deref(),
+        attribute("ce_id")?,
+        attribute("ce_source")?,
+        attribute("ce_type")?,
+        attribute("ce_time")?.as_deref(),
+    )?;
     json_content(content_type)?;
-    let text = if record.value.as_deref().unwrap_or_default().is_empty() { "{}" } else { text_of(record)? };
+    let text = if record.value.as_deref().unwrap_or_default().is_empty() {
+        "{}"
+    } else {
+        text_of(record)?
+    };
     activity(record, event, text)
 }
 
@@ -252,26 +302,45 @@ fn event(
     time: Option<&str>,
 ) -> Result<Event, Poison> {
     let need = |name: &str, value: Option<String>| {
-        value.filter(|text| !text.is_empty()).ok_or_else(|| cloud_event(format!("attribute {name} is missing or empty")))
+        value
+            .filter(|text| !text.is_empty())
+            .ok_or_else(|| cloud_event(format!("attribute {name} is missing or empty")))
     };
     match version {
         Some("1.0") => {}
-        Some(other) => return Err(cloud_event(format!("specversion {} is not 1.0", shown(other)))),
+        Some(other) => {
+            return Err(cloud_event(format!(
+                "specversion {} is not 1.0",
+                shown(other)
+            )));
+        }
         None => return Err(cloud_event("attribute specversion is missing")),
     }
-    let time = time.map(|text| rfc3339("time", text)).transpose().map_err(|p| cloud_event(p.detail))?;
-    Ok(Event { source: need("source", source)?, id: Some(need("id", id)?), kind: Some(need("type", kind)?), time })
+    let time = time
+        .map(|text| rfc3339("time", text))
+        .transpose()
+        .map_err(|p| cloud_event(p.detail))?;
+    Ok(Event {
+        source: need("source", source)?,
+        id: Some(need("id", id)?),
+        kind: Some(need("type", kind)?),
+        time,
+    })
 }
 
 /// Reads the platform's own shape; what the envelope says about the event wins over what stands inside.
 fn activity(record: &Record, event: Event, text: &str) -> Result<Activity, Poison> {
     let body: Body<'_> = object(text, "the value")?;
     let optional = |name: &'static str, raw: Option<&RawValue>| -> Result<Option<String>, Poison> {
-        Ok(raw.map(|raw| named(name, raw)).transpose()?.filter(|text| !text.is_empty()))
+        Ok(raw
+            .map(|raw| named(name, raw))
+            .transpose()?
+            .filter(|text| !text.is_empty()))
     };
     let kind = match event.kind {
         Some(kind) => kind,
-        None => optional("type", body.kind)?.ok_or_else(|| Poison::new(Reason::MissingField, "field type is missing"))?,
+        None => optional("type", body.kind)?
+            .ok_or_else(|| Poison::new(Reason::MissingField, "field type is missing"))?,
     };
     let event_id = match event.id {
         Some(id) => id,
@@ -285,7 +354,10 @@ fn activity(record: &Record, event: Event, text: &str) -> Result<Activity, Poiso
     };
     let occurred_at = match (event.time, body.occurred_at) {
         (Some(time), _) => Some(time),
-        (None, Some(raw)) => Some(rfc3339("occurredAt", &string("occurredAt", raw, MAX_LOCALE_BYTES)?)?),
+        (None, Some(raw)) => Some(rfc3339(
+            "occurredAt",
+            &string("occurredAt", raw, MAX_LOCALE_BYTES)?,
+        )?),
         (None, None) => None,
     };
     let organizer_id = optional("organizerId", body.organizer_id)?;
@@ -301,30 +373,62 @@ fn activity(record: &Record, event: Event, text: &str) -> Result<Activity, Poiso
         merchant_id,
         data,
         parameters,
-        title: body.title.map(|raw| string("title", raw, MAX_TITLE_BYTES)).transpose()?,
-        content: body.content.map(|raw| string("content", raw, MAX_CONTENT_BYTES)).transpose()?,
-        locale: body.locale.map(|raw| string("locale", raw, MAX_LOCALE_BYTES)).transpose()?.filter(|text| !text.is_empty()),
+        title: body
+            .title
+            .map(|raw| string("title", raw, MAX_TITLE_BYTES))
+            .transpose()?,
+        content: body
+            .content
+            .map(|raw| string("content", raw, MAX_CONTENT_BYTES))
+            .transpose()?,
+        locale: body
+            .locale
+            .map(|raw| string("locale", raw, MAX_LOCALE_BYTES))
+            .transpose()?
+            .filter(|text| !text.is_empty()),
         occurred_at,
         traceparent: record.header(TRACEPARENT_HEADER).map(str::to_owned),
     })
 }
 
-fn audience(body: &Body<'_>, organizer: Option<&str>, merchant: Option<&str>) -> Result<Audience, Poison> {
-    let Some(raw) = body.recipient_type else { return Ok(Audience::Actor) };
+fn audience(
+    body: &Body<'_>,
+    organizer: Option<&str>,
+    merchant: Option<&str>,
+) -> Result<Audience, Poison> {
+    let Some(raw) = body.recipient_type else {
+        return Ok(Audience::Actor);
+    };
     let kind = string("recipientType", raw, MAX_NAME_BYTES)?;
-    let missing = |name| Poison::new(Reason::MissingAudience, format!("recipientType {kind} needs {name}"));
+    let missing = |name| {
+        Poison::new(
+            Reason::MissingAudience,
+            format!("recipientType {kind} needs {name}"),
+        )
+    };
     match kind.as_str() {
-        "org" => organizer.map(|id| Audience::Organizer(id.to_owned())).ok_or_else(|| missing("organizerId")),
-        "merchant" => merchant.map(|id| Audience::Merchant(id.to_owned())).ok_or_else(|| missing("merchantId")),
+        "org" => organizer
+            .map(|id| Audience::Organizer(id.to_owned()))
+            .ok_or_else(|| missing("organizerId")),
+        "merchant" => merchant
+            .map(|id| Audience::Merchant(id.to_owned()))
+            .ok_or_else(|| missing("merchantId")),
         "users" => {
-            let raw: Vec<&RawValue> = serde_json::from_str(body.recipient_ids.ok_or_else(|| missing("recipientIds"))?.get())
-                .map_err(|_| Poison::new(Reason::InvalidField, "field recipientIds is no array"))?;
+            let raw: Vec<&RawValue> = serde_json::from_str(
+                body.recipient_ids
+                    .ok_or_else(|| missing("recipientIds"))?
+                    .get(),
+            )
+            .map_err(|_| Poison::new(Reason::InvalidField, "field recipientIds is no array"))?;
             let mut seen = HashSet::with_capacity(raw.len());
             let mut ids = Vec::with_capacity(raw.len());
             for raw in raw {
                 let id = named("recipientIds", raw)?;
                 if id.is_empty() {
-                    return Err(Poison::new(Reason::InvalidField, "field recipientIds holds an empty id"));
+                    return Err(Poison::new(
+                        Reason::InvalidField,
+                        "field recipientIds holds an empty id",
+                    ));
                 }
                 if seen.insert(id.clone()) {
                     ids.push(id);
@@ -332,14 +436,23 @@ fn audience(body: &Body<'_>, organizer: Option<&str>, merchant: Option<&str>) ->
             }
             Ok(Audience::Users(ids.into()))
         }
-        other => Err(Poison::new(Reason::UnknownRecipientType, format!("recipientType {} is none of org, merchant, users", shown(other)))),
+        other => Err(Poison::new(
+            Reason::UnknownRecipientType,
+            format!(
+                "recipientType {} is none of org, merchant, users",
+                shown(other)
+            ),
+        )),
     }
 }
 
 fn parameters(raw: Option<&RawValue>) -> Result<(Box<RawValue>, Map<String, Value>), Poison> {
     let invalid = |why: &str| Poison::new(Reason::InvalidField, format!("field data {why}"));
     let Some(raw) = raw else {
-        return Ok((RawValue::from_string("{}".into()).expect("an empty object is JSON"), Map::new()));
+        return Ok((
+            RawValue::from_string("{}".into()).expect("an empty object is JSON"),
+            Map::new(),
+        ));
     };
     if raw.get().len() > MAX_DATA_BYTES {
         return Err(invalid(&format!("is longer than {MAX_DATA_BYTES} bytes")));
@@ -351,7 +464,8 @@ fn parameters(raw: Option<&RawValue>) -> Result<(Box<RawValue>, Map<String, Valu
         return Err(invalid("is no object"));
     }
     // Reading it whole refuses what a raw value lets through: nesting beyond 128, lone surrogates, numbers beyond a double.
-    let parameters = serde_json::from_str(raw.get()).map_err(|error| invalid(&format!("cannot be read: {}", place(&error))))?;
+    let parameters = serde_json::from_str(raw.get())
+        .map_err(|error| invalid(&format!("cannot be read: {}", place(&error))))?;
     Ok((raw.to_owned(), parameters))
 }
 
@@ -377,23 +491,32 @@ fn named(field: &'static str, raw: &RawValue) -> Result<String, Poison> {
     }
     let digits = text.strip_prefix('-').unwrap_or(text);
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(Poison::new(Reason::InvalidField, format!("field {field} is no string or integer")));
+        return Err(Poison::new(
+            Reason::InvalidField,
+            format!("field {field} is no string or integer"),
+        ));
     }
     checked(field, text.into(), MAX_NAME_BYTES)
 }
 
 fn string(field: &'static str, raw: &RawValue, max_bytes: usize) -> Result<String, Poison> {
-    let text: Cow<'_, str> =
-        serde_json::from_str(raw.get()).map_err(|_| Poison::new(Reason::InvalidField, format!("field {field} is no string")))?;
+    let text: Cow<'_, str> = serde_json::from_str(raw.get())
+        .map_err(|_| Poison::new(Reason::InvalidField, format!("field {field} is no string")))?;
     checked(field, text, max_bytes)
 }
 
 fn checked(field: &str, text: Cow<'_, str>, max_bytes: usize) -> Result<String, Poison> {
     if text.len() > max_bytes {
-        return Err(Poison::new(Reason::InvalidField, format!("field {field} is longer than {max_bytes} bytes")));
+        return Err(Poison::new(
+            Reason::InvalidField,
+            format!("field {field} is longer than {max_bytes} bytes"),
+        ));
     }
     if text.contains('\0') {
-        return Err(Poison::new(Reason::InvalidField, format!("field {field} holds the character U+0000")));
+        return Err(Poison::new(
+            Reason::InvalidField,
+            format!("field {field} holds the character U+0000"),
+        ));
     }
     Ok(text.into_owned())
 }
@@ -401,41 +524,84 @@ fn checked(field: &str, text: Cow<'_, str>, max_bytes: usize) -> Result<String, 
 fn rfc3339(field: &str, text: &str) -> Result<DateTime<Utc>, Poison> {
     DateTime::parse_from_rfc3339(text)
         .map(|at| at.with_timezone(&Utc))
-        .map_err(|_| Poison::new(Reason::InvalidField, format!("field {field} is no RFC 3339 time")))
+        .map_err(|_| {
+            Poison::new(
+                Reason::InvalidField,
+                format!("field {field} is no RFC 3339 time"),
+            )
+        })
 }
 
 /// Derived structs accept arrays as well; the contract speaks of objects only.
 fn object<'t, T: Deserialize<'t>>(text: &'t str, what: &str) -> Result<T, Poison> {
-    if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
-        return Err(Poison::new(Reason::NotJson, format!("{what} is no JSON object")));
+    if !text
+        .trim_start_matches([' ', '\t', '\n', '\r'])
+        .starts_with('{')
+    {
+        return Err(Poison::new(
+            Reason::NotJson,
+            format!("{what} is no JSON object"),
+        ));
     }
-    serde_json::from_str(text).map_err(|error| Poison::new(Reason::NotJson, format!("{what} is no JSON object: {}", place(&error))))
+    serde_json::from_str(text).map_err(|error| {
+        Poison::new(
+            Reason::NotJson,
+            format!("{what} is no JSON object: {}", place(&error)),
+        )
+    })
 }
 
 /// Where a JSON text goes wrong. The error's own text may quote what stands there.
 fn place(error: &serde_json::Error) -> String {
-    format!("{} error at line {} column {}", if error.is_eof() { "unexpected end," } else { "syntax" }, error.line(), error.column())
+    format!(
+        "{} error at line {} column {}",
+        if error.is_eof() {
+            "unexpected end,"
+        } else {
+            "syntax"
+        },
+        error.line(),
+        error.column()
+    )
 }
 
 fn text_of(record: &Record) -> Result<&str, Poison> {
-    utf8(record.value.as_deref().ok_or_else(|| Poison::new(Reason::NotJson, "the record has no value"))?)
+    utf8(
+        record
+            .value
+            .as_deref()
+            .ok_or_else(|| Poison::new(Reason::NotJson, "the record has no value"))?,
+    )
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str, Poison> {
-    simdutf8::basic::from_utf8(bytes).map_err(|_| Poison::new(Reason::NotJson, "the value is not UTF-8"))
+    simdutf8::basic::from_utf8(bytes)
+        .map_err(|_| Poison::new(Reason::NotJson, "the value is not UTF-8"))
 }
 
 fn media_type(content_type: &str) -> String {
-    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+    content_type
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase()
 }
 
 /// CloudEvents JSON format 1.0.2, 3.1: no content type means JSON, as do `application/json` and any `+json`.
 fn json_content(content_type: &str) -> Result<(), Poison> {
     let media = media_type(content_type);
-    if media.is_empty() || media == "application/json" || media == "text/json" || media.ends_with("+json") {
+    if media.is_empty()
+        || media == "application/json"
+        || media == "text/json"
+        || media.ends_with("+json")
+    {
         return Ok(());
     }
-    Err(cloud_event(format!("data of content type {} is not JSON", shown(&media))))
+    Err(cloud_event(format!(
+        "data of content type {} is not JSON",
+        shown(&media)
+    )))
 }
 
 fn cloud_event(detail: impl Into<String>) -> Poison {

@@ -56,7 +56,8 @@ impl Backlog {
 
     /// Whether more waits than these limits allow.
     pub(super) fn exceeds(&self, records: usize, bytes: usize) -> bool {
-        self.records.load(Ordering::Relaxed) >= records || self.bytes.load(Ordering::Relaxed) >= bytes
+        self.records.load(Ordering::Relaxed) >= records
+            || self.bytes.load(Ordering::Relaxed) >= bytes
     }
 }
 
@@ -131,7 +132,11 @@ impl Extractor for HeadersOf<'_> {
     }
 
     fn keys(&self) -> Vec<&str> {
-        self.0.headers.iter().map(|(name, _)| name.as_str()).collect()
+        self.0
+            .headers
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect()
     }
 }
 
@@ -145,7 +150,11 @@ struct Backoff {
 impl Backoff {
     fn new(pipeline: &Pipeline) -> Self {
         let ms = Duration::from_millis;
-        Self { next: ms(pipeline.config.retry_initial_ms), max: ms(pipeline.config.retry_max_ms), attempts: 0 }
+        Self {
+            next: ms(pipeline.config.retry_initial_ms),
+            max: ms(pipeline.config.retry_max_ms),
+            attempts: 0,
+        }
     }
 
     /// Between half of the delay and all of it.
@@ -231,18 +240,27 @@ impl Lane {
 
     /// Decodes, resolves and renders.
     async fn prepare(&mut self, batch: Vec<Record>) -> Result<Vec<Item>, Stopped> {
-        let mut decoded: Vec<(Record, Span, Result<Activity, Poison>)> = Vec::with_capacity(batch.len());
+        let mut decoded: Vec<(Record, Span, Result<Activity, Poison>)> =
+            Vec::with_capacity(batch.len());
         for record in batch {
             let span = trace(&record);
             let activity = span.in_scope(|| decode(&record));
             decoded.push((record, span, activity));
         }
-        let good: Vec<&Activity> = decoded.iter().filter_map(|(_, _, activity)| activity.as_ref().ok()).collect();
-        let first = decoded.iter().find(|(_, _, activity)| activity.is_ok()).map_or(0, |(record, _, _)| record.offset);
+        let good: Vec<&Activity> = decoded
+            .iter()
+            .filter_map(|(_, _, activity)| activity.as_ref().ok())
+            .collect();
+        let first = decoded
+            .iter()
+            .find(|(_, _, activity)| activity.is_ok())
+            .map_or(0, |(record, _, _)| record.offset);
         let mut resolved: VecDeque<_> = self.resolve(&good, first).await?.into();
         let items = decoded.into_iter().map(|(record, span, activity)| {
             let ready = activity.and_then(|activity| {
-                let recipients = resolved.pop_front().expect("there is an answer for each activity")?;
+                let recipients = resolved
+                    .pop_front()
+                    .expect("there is an answer for each activity")?;
                 let text = span.in_scope(|| self.pipeline.catalogs.render(&activity))?;
                 Ok(Box::new(NewActivity {
                     source: activity.source,
@@ -258,19 +276,35 @@ impl Lane {
                     recipients,
                 }))
             });
-            Item { record, span, fate: ready.map_or_else(Fate::Dead, Fate::Store) }
+            Item {
+                record,
+                span,
+                fate: ready.map_or_else(Fate::Dead, Fate::Store),
+            }
         });
         Ok(items.collect())
     }
 
     /// Finds recipients with one query; where the database refuses an id in it, each activity is asked for alone.
-    async fn resolve(&mut self, activities: &[&Activity], offset: i64) -> Result<Vec<super::resolve::Resolved>, Stopped> {
+    async fn resolve(
+        &mut self,
+        activities: &[&Activity],
+        offset: i64,
+    ) -> Result<Vec<super::resolve::Resolved>, Stopped> {
         let pipeline = self.pipeline.clone();
         let mut backoff = Backoff::new(&pipeline);
         let refused = loop {
             match pipeline.resolver.resolve(activities).await {
                 Ok(resolved) => return Ok(resolved),
-                Err(StoreError::Unavailable(error)) => self.wait(&mut backoff, offset, "recipients cannot be looked up", &error).await?,
+                Err(StoreError::Unavailable(error)) => {
+                    self.wait(
+                        &mut backoff,
+                        offset,
+                        "recipients cannot be looked up",
+                        &error,
+                    )
+                    .await?
+                }
                 Err(StoreError::Refused(error)) => break error,
             }
         };
@@ -290,8 +324,14 @@ impl Lane {
         let mut chunk: Vec<(usize, NewActivity)> = Vec::new();
         let (mut rows, mut done) = (0, 0);
         for at in 0..items.len() {
-            let Fate::Store(_) = &items[at].fate else { continue };
-            let Fate::Store(activity) = std::mem::replace(&mut items[at].fate, Fate::Done { is_new: false }) else { continue };
+            let Fate::Store(_) = &items[at].fate else {
+                continue;
+            };
+            let Fate::Store(activity) =
+                std::mem::replace(&mut items[at].fate, Fate::Done { is_new: false })
+            else {
+                continue;
+            };
             let recipients = activity.recipients.clone();
             if rows > 0 && rows + recipients.len() > max_rows {
                 self.flush(items, &mut chunk, done..at).await?;
@@ -305,7 +345,13 @@ impl Lane {
             // One activity for many: its rows go in slices, so that it is never in memory as a whole. A slice stored twice changes nothing.
             for slice in recipients.chunks(max_rows) {
                 if !matches!(items[at].fate, Fate::Dead(_)) {
-                    chunk.push((at, NewActivity { recipients: slice.into(), ..(*activity).clone() }));
+                    chunk.push((
+                        at,
+                        NewActivity {
+                            recipients: slice.into(),
+                            ..(*activity).clone()
+                        },
+                    ));
                     self.flush(items, &mut chunk, done..at).await?;
                     done = at;
                 }
@@ -322,15 +368,18 @@ impl Lane {
         chunk: &mut Vec<(usize, NewActivity)>,
         finished: std::ops::Range<usize>,
     ) -> Result<(), Stopped> {
-        let (places, activities): (Vec<usize>, Vec<NewActivity>) = std::mem::take(chunk).into_iter().unzip();
+        let (places, activities): (Vec<usize>, Vec<NewActivity>) =
+            std::mem::take(chunk).into_iter().unzip();
         let mut parts: Vec<std::ops::Range<usize>> = Vec::new();
         if !activities.is_empty() {
             parts.push(0..activities.len());
         }
         while let Some(part) = parts.pop() {
             let offset = items[places[part.start]].record.offset;
-            let storing: Vec<Span> =
-                places[part.clone()].iter().map(|at| tracing::info_span!(target: SPANS, parent: &items[*at].span, "store")).collect();
+            let storing: Vec<Span> = places[part.clone()]
+                .iter()
+                .map(|at| tracing::info_span!(target: SPANS, parent: &items[*at].span, "store"))
+                .collect();
             let stored = self.insert(&activities[part.clone()], offset).await?;
             drop(storing);
             match stored {
@@ -346,7 +395,9 @@ impl Lane {
                     }
                     self.push(stored, &pushing).await;
                 }
-                Err(refused) if part.len() == 1 => items[places[part.start]].fate = Fate::Dead(refusal(&refused)),
+                Err(refused) if part.len() == 1 => {
+                    items[places[part.start]].fate = Fate::Dead(refusal(&refused))
+                }
                 Err(_) => {
                     // The left half is stored first, so that order is kept.
                     let middle = part.start + part.len() / 2;
@@ -358,7 +409,12 @@ impl Lane {
                 return Err(Stopped);
             }
         }
-        let Some(last) = items[finished.clone()].last().map(|item| item.record.offset) else { return self.go_on() };
+        let Some(last) = items[finished.clone()]
+            .last()
+            .map(|item| item.record.offset)
+        else {
+            return self.go_on();
+        };
         self.bury(&items[finished.clone()]).await?;
         self.progress.set(last + 1);
         for item in &items[finished] {
@@ -367,7 +423,11 @@ impl Lane {
                 Fate::Dead(_) => "dead_letter",
                 Fate::Done { is_new: false } | Fate::Store(_) => "duplicate",
             };
-            self.pipeline.metrics.records.get_or_create(&Metrics::kind(outcome)).inc();
+            self.pipeline
+                .metrics
+                .records
+                .get_or_create(&Metrics::kind(outcome))
+                .inc();
             item.span.in_scope(|| {
                 tracing::trace!(
                     kafka.topic = &*self.topic,
@@ -382,20 +442,35 @@ impl Lane {
     }
 
     fn go_on(&self) -> Result<(), Stopped> {
-        if self.drain.is_cancelled() { Err(Stopped) } else { Ok(()) }
+        if self.drain.is_cancelled() {
+            Err(Stopped)
+        } else {
+            Ok(())
+        }
     }
 
     /// One transaction, tried until the database answers; the inner `Err` is what it refuses. Where a try was not answered, those are told to sync
     /// whose rows it may have stored.
-    async fn insert(&mut self, activities: &[NewActivity], offset: i64) -> Result<Result<Vec<Stored>, sqlx::Error>, Stopped> {
+    async fn insert(
+        &mut self,
+        activities: &[NewActivity],
+        offset: i64,
+    ) -> Result<Result<Vec<Stored>, sqlx::Error>, Stopped> {
         let pipeline = self.pipeline.clone();
         let mut backoff = Backoff::new(&pipeline);
         let mut unanswered = false;
         loop {
             let started = Instant::now();
-            match pipeline.notifications.insert(activities, pipeline.clock.now()).await {
+            match pipeline
+                .notifications
+                .insert(activities, pipeline.clock.now())
+                .await
+            {
                 Ok(stored) => {
-                    pipeline.metrics.store_time.observe(started.elapsed().as_secs_f64());
+                    pipeline
+                        .metrics
+                        .store_time
+                        .observe(started.elapsed().as_secs_f64());
                     pipeline.metrics.batch.observe(activities.len() as f64);
                     pipeline.metrics.rows.inc_by(stored.len() as u64);
                     if unanswered {
@@ -406,7 +481,13 @@ impl Lane {
                 Err(StoreError::Refused(error)) => return Ok(Err(error)),
                 Err(StoreError::Unavailable(error)) => {
                     unanswered = true;
-                    self.wait(&mut backoff, offset, "notifications cannot be stored", &error).await?;
+                    self.wait(
+                        &mut backoff,
+                        offset,
+                        "notifications cannot be stored",
+                        &error,
+                    )
+                    .await?;
                 }
             }
         }
@@ -414,30 +495,53 @@ impl Lane {
 
     /// What is not among `stored` was there already, perhaps by a try whose answer was lost: it was not pushed then and will not be now.
     async fn tell_to_sync(&self, activities: &[NewActivity], stored: &[Stored]) {
-        let stored: HashSet<(usize, &str)> = stored.iter().map(|row| (row.activity, &*row.notification.recipient_id)).collect();
+        let stored: HashSet<(usize, &str)> = stored
+            .iter()
+            .map(|row| (row.activity, &*row.notification.recipient_id))
+            .collect();
         let missed: BTreeSet<&str> = activities
             .iter()
             .enumerate()
-            .flat_map(|(at, activity)| activity.recipients.iter().map(move |recipient| (at, recipient.as_str())))
+            .flat_map(|(at, activity)| {
+                activity
+                    .recipients
+                    .iter()
+                    .map(move |recipient| (at, recipient.as_str()))
+            })
             .filter(|row| !stored.contains(row))
             .map(|(_, recipient)| recipient)
             .collect();
         let resync = event::resync_data(STORED_UNTOLD);
-        let dispatches: Vec<Dispatch> =
-            missed.into_iter().map(|user| Dispatch::new(Destination::User(user.into()), event::name::RESYNC, resync.clone())).collect();
+        let dispatches: Vec<Dispatch> = missed
+            .into_iter()
+            .map(|user| {
+                Dispatch::new(
+                    Destination::User(user.into()),
+                    event::name::RESYNC,
+                    resync.clone(),
+                )
+            })
+            .collect();
         self.pipeline.delivery.send_all(&dispatches).await;
     }
 
     /// Tells live connections; best effort, so nothing that goes wrong here holds the lane. There is a span for each activity.
     async fn push(&self, stored: Vec<Stored>, spans: &[Span]) {
         for rows in stored.chunks(PUSH_BATCH) {
-            let dispatches: Vec<Dispatch> = rows.iter().filter_map(|row| self.created(row, &spans[row.activity])).collect();
+            let dispatches: Vec<Dispatch> = rows
+                .iter()
+                .filter_map(|row| self.created(row, &spans[row.activity]))
+                .collect();
             self.pipeline.delivery.send_all(&dispatches).await;
         }
     }
 
     fn created(&self, row: &Stored, span: &Span) -> Option<Dispatch> {
-        let data = Created { notification: &row.notification, unread_count: row.inbox.unread_count, version: row.inbox.version };
+        let data = Created {
+            notification: &row.notification,
+            unread_count: row.inbox.unread_count,
+            version: row.inbox.version,
+        };
         let data: Arc<RawValue> = match serde_json::value::to_raw_value(&data) {
             Ok(data) => data.into(),
             Err(error) => {
@@ -446,7 +550,10 @@ impl Lane {
             }
         };
         let destination = Destination::User(row.notification.recipient_id.clone());
-        Some(Dispatch { span: span.clone(), ..Dispatch::new(destination, self.pipeline.created_event.clone(), data) })
+        Some(Dispatch {
+            span: span.clone(),
+            ..Dispatch::new(destination, self.pipeline.created_event.clone(), data)
+        })
     }
 
     /// Sends every dead letter among the items, each until it is confirmed.
@@ -462,13 +569,21 @@ impl Lane {
         let mut backoff = Backoff::new(&pipeline);
         while !left.is_empty() {
             let now = pipeline.clock.now();
-            let sent = join_all(left.iter().map(|(item, poison)| pipeline.dead_letters.send(&item.record, poison, now))).await;
+            let sent = join_all(
+                left.iter()
+                    .map(|(item, poison)| pipeline.dead_letters.send(&item.record, poison, now)),
+            )
+            .await;
             let mut failed = None;
             let mut again = Vec::new();
             for ((item, poison), sent) in left.into_iter().zip(sent) {
                 match sent {
                     Ok(()) => {
-                        pipeline.metrics.dead_letters.get_or_create(&Metrics::kind(poison.reason.as_str())).inc();
+                        pipeline
+                            .metrics
+                            .dead_letters
+                            .get_or_create(&Metrics::kind(poison.reason.as_str()))
+                            .inc();
                         tracing::warn!(
                             kafka.topic = &*self.topic, kafka.partition = self.partition, kafka.offset = item.record.offset,
                             reason = %poison.reason, detail = %poison.detail, "record went to the dead-letter topic"
@@ -482,7 +597,13 @@ impl Lane {
             }
             left = again;
             if let Some((offset, error)) = failed {
-                self.wait(&mut backoff, offset, "dead letters are not confirmed", &error).await?;
+                self.wait(
+                    &mut backoff,
+                    offset,
+                    "dead letters are not confirmed",
+                    &error,
+                )
+                .await?;
             }
         }
         Ok(())
@@ -515,9 +636,13 @@ impl Lane {
 
 /// The message of a data exception may quote the value: only its class is told.
 fn refusal(error: &sqlx::Error) -> Poison {
-    let code = error.as_database_error().and_then(|e| e.code().map(std::borrow::Cow::into_owned));
-    let detail =
-        code.map_or_else(|| "the database refuses a value".into(), |code| format!("the database refuses a value (SQLSTATE {code})"));
+    let code = error
+        .as_database_error()
+        .and_then(|e| e.code().map(std::borrow::Cow::into_owned));
+    let detail = code.map_or_else(
+        || "the database refuses a value".into(),
+        |code| format!("the database refuses a value (SQLSTATE {code})"),
+    );
     Poison::new(Reason::Refused, detail)
 }
 
@@ -551,11 +676,27 @@ mod tests {
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             let id = |header: Option<&str>| {
                 let mut record = testing::record("{}");
-                record.headers = header.map(|text| (TRACEPARENT_HEADER.to_owned(), Some(text.as_bytes().to_vec()))).into_iter().collect();
-                trace(&record).context().span().span_context().trace_id().to_string()
+                record.headers = header
+                    .map(|text| {
+                        (
+                            TRACEPARENT_HEADER.to_owned(),
+                            Some(text.as_bytes().to_vec()),
+                        )
+                    })
+                    .into_iter()
+                    .collect();
+                trace(&record)
+                    .context()
+                    .span()
+                    .span_context()
+                    .trace_id()
+                    .to_string()
             };
             let parent = "0af7651916cd43dd8448eb211c80319c";
-            assert_eq!(id(Some(&format!("00-{parent}-b7ad6b7169203331-01"))), parent);
+            assert_eq!(
+                id(Some(&format!("00-{parent}-b7ad6b7169203331-01"))),
+                parent
+            );
             for other in [None, Some("not a trace"), Some("00-0-0-01")] {
                 assert_ne!(id(other), parent, "{other:?}");
             }
@@ -565,10 +706,17 @@ mod tests {
     #[test]
     fn delays_grow_to_their_limit_and_are_spread() {
         let ms = Duration::from_millis;
-        let mut backoff = Backoff { next: ms(200), max: ms(1000), attempts: 0 };
+        let mut backoff = Backoff {
+            next: ms(200),
+            max: ms(1000),
+            attempts: 0,
+        };
         for whole in [200, 400, 800, 1000, 1000] {
             let delay = backoff.next();
-            assert!(delay >= ms(whole) / 2 && delay <= ms(whole), "{delay:?} of {whole}");
+            assert!(
+                delay >= ms(whole) / 2 && delay <= ms(whole),
+                "{delay:?} of {whole}"
+            );
         }
     }
 }

@@ -118,10 +118,27 @@ struct Pipeline {
 /// # Errors
 /// Settings that are refused, at once; and what ends the pipeline unasked.
 pub async fn run(parts: Parts, shutdown: CancellationToken) -> Result<(), PipelineError> {
-    let Parts { config, cache_secs, notifications, policies, delivery, catalogs, clock, metrics, status } = parts;
-    let mut password = config.password_file.path().map(|path| watch::watch(path.to_owned(), watch::INTERVAL, shutdown.clone()));
+    let Parts {
+        config,
+        cache_secs,
+        notifications,
+        policies,
+        delivery,
+        catalogs,
+        clock,
+        metrics,
+        status,
+    } = parts;
+    let mut password = config
+        .password_file
+        .path()
+        .map(|path| watch::watch(path.to_owned(), watch::INTERVAL, shutdown.clone()));
     let pipeline = Arc::new(Pipeline {
-        resolver: resolve::Resolver::new(policies, Duration::from_secs(cache_secs), config.max_recipients),
+        resolver: resolve::Resolver::new(
+            policies,
+            Duration::from_secs(cache_secs),
+            config.max_recipients,
+        ),
         dead_letters: dead_letter::DeadLetters::new(&config)?,
         lanes_at_work: Arc::new(Semaphore::new(config.concurrency)),
         created_event: Arc::from(CREATED_EVENT),
@@ -165,7 +182,9 @@ async fn renewed(pipeline: &Arc<Pipeline>) -> Option<consumer::Member> {
         move || consumer::probe(pipeline, PROBE_LIMIT)
     });
     let probed = probe.await.unwrap_or(Err(PipelineError::Panicked));
-    let started = probed.and_then(|()| pipeline.dead_letters.renew()).and_then(|()| consumer::Member::start(pipeline.clone()));
+    let started = probed
+        .and_then(|()| pipeline.dead_letters.renew())
+        .and_then(|()| consumer::Member::start(pipeline.clone()));
     match started {
         Ok(member) => Some(member),
         Err(error) => {

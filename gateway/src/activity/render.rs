@@ -49,13 +49,15 @@ pub fn catalog(locale: &LanguageIdentifier) -> Catalog {
     let mut catalog = FluentBundle::new_concurrent(vec![locale.clone()]);
     catalog.set_use_isolating(false);
     catalog.set_formatter(Some(match locale.language.as_str() {
-        "vi" | "id" | "de" | "es" | "it" | "pt" | "nl" | "da" | "tr" | "el" | "ro" | "hr" | "sl" | "sr" => dot_and_comma,
-        "fr" | "ru" | "uk" | "be" | "bg" | "cs" | "sk" | "pl" | "sv" | "nb" | "no" | "nn" | "fi" | "hu" | "et" | "lv" | "lt" => {
-            space_and_comma
-        }
+        "vi" | "id" | "de" | "es" | "it" | "pt" | "nl" | "da" | "tr" | "el" | "ro" | "hr"
+        | "sl" | "sr" => dot_and_comma,
+        "fr" | "ru" | "uk" | "be" | "bg" | "cs" | "sk" | "pl" | "sv" | "nb" | "no" | "nn"
+        | "fi" | "hu" | "et" | "lv" | "lt" => space_and_comma,
         _ => comma_and_dot,
     }));
-    catalog.add_builtins().expect("a catalog without functions takes the built-in ones");
+    catalog
+        .add_builtins()
+        .expect("a catalog without functions takes the built-in ones");
     catalog
 }
 
@@ -68,13 +70,21 @@ pub fn message_id(kind: &str) -> Cow<'_, str> {
         return Cow::Borrowed(kind);
     }
     let prefix = if letter_first { "" } else { "type-" };
-    Cow::Owned(prefix.chars().chain(kind.chars().map(|c| if good(c) { c } else { '_' })).collect())
+    Cow::Owned(
+        prefix
+            .chars()
+            .chain(kind.chars().map(|c| if good(c) { c } else { '_' }))
+            .collect(),
+    )
 }
 
 /// A locale, and what is left of it as its last parts go one by one: `vi-VN`, `vi`.
 pub fn lineage(locale: &str) -> Vec<String> {
     let whole = canonical(locale).into_owned();
-    let ends = whole.match_indices('-').map(|(at, _)| at).chain([whole.len()]);
+    let ends = whole
+        .match_indices('-')
+        .map(|(at, _)| at)
+        .chain([whole.len()]);
     let mut lineage: Vec<String> = ends.map(|end| whole[..end].to_owned()).collect();
     lineage.reverse();
     lineage
@@ -83,7 +93,11 @@ pub fn lineage(locale: &str) -> Vec<String> {
 /// The locales to try, best first: the lineage of the one asked for, that of the default, then [`LAST_LOCALE`].
 pub fn fallbacks(asked: Option<&str>, default_locale: &str) -> Vec<String> {
     let mut chain: Vec<String> = Vec::new();
-    for locale in lineage(asked.unwrap_or(default_locale)).into_iter().chain(lineage(default_locale)).chain([LAST_LOCALE.to_owned()]) {
+    for locale in lineage(asked.unwrap_or(default_locale))
+        .into_iter()
+        .chain(lineage(default_locale))
+        .chain([LAST_LOCALE.to_owned()])
+    {
         if !chain.contains(&locale) {
             chain.push(locale);
         }
@@ -103,10 +117,18 @@ fn canonical(locale: &str) -> Cow<'_, str> {
 ///
 /// # Errors
 /// [`Reason::NoTemplate`]: a text is not given and no catalog in the chain has the type, or a parameter of its pattern is missing.
-pub fn render(activity: &Activity, catalogs: &BTreeMap<String, Catalog>, default_locale: &str) -> Result<Text, Poison> {
+pub fn render(
+    activity: &Activity,
+    catalogs: &BTreeMap<String, Catalog>,
+    default_locale: &str,
+) -> Result<Text, Poison> {
     if let (Some(title), Some(content)) = (&activity.title, &activity.content) {
         let locale = canonical(activity.locale.as_deref().unwrap_or(default_locale)).into_owned();
-        return Ok(Text { title: title.clone(), content: content.clone(), locale });
+        return Ok(Text {
+            title: title.clone(),
+            content: content.clone(),
+            locale,
+        });
     }
     let id = message_id(&activity.kind);
     let chain = fallbacks(activity.locale.as_deref(), default_locale);
@@ -116,11 +138,23 @@ pub fn render(activity: &Activity, catalogs: &BTreeMap<String, Catalog>, default
             let catalog = catalogs.get(locale)?;
             Some((locale, catalog, catalog.get_message(&id)?))
         })
-        .ok_or_else(|| Poison::new(Reason::NoTemplate, format!("no catalog of {} has a message {id}", chain.join(", "))))?;
+        .ok_or_else(|| {
+            Poison::new(
+                Reason::NoTemplate,
+                format!("no catalog of {} has a message {id}", chain.join(", ")),
+            )
+        })?;
     let arguments = arguments(activity);
     let pattern = |name: &str| -> Result<String, Poison> {
-        let no_template = |why: String| Poison::new(Reason::NoTemplate, format!("{id}.{name} in {locale}: {why}"));
-        let attribute = message.get_attribute(name).ok_or_else(|| no_template("there is no such attribute".into()))?;
+        let no_template = |why: String| {
+            Poison::new(
+                Reason::NoTemplate,
+                format!("{id}.{name} in {locale}: {why}"),
+            )
+        };
+        let attribute = message
+            .get_attribute(name)
+            .ok_or_else(|| no_template("there is no such attribute".into()))?;
         let mut errors = Vec::new();
         let text = catalog.format_pattern(attribute.value(), Some(&arguments), &mut errors);
         match errors.first() {
@@ -128,14 +162,28 @@ pub fn render(activity: &Activity, catalogs: &BTreeMap<String, Catalog>, default
             Some(error) => Err(no_template(error.to_string())),
         }
     };
-    let title = activity.title.clone().map_or_else(|| pattern("title"), Ok)?;
-    let content = activity.content.clone().map_or_else(|| pattern("content"), Ok)?;
-    Ok(Text { title, content, locale: locale.clone() })
+    let title = activity
+        .title
+        .clone()
+        .map_or_else(|| pattern("title"), Ok)?;
+    let content = activity
+        .content
+        .clone()
+        .map_or_else(|| pattern("content"), Ok)?;
+    Ok(Text {
+        title,
+        content,
+        locale: locale.clone(),
+    })
 }
 
 fn arguments(activity: &Activity) -> FluentArgs<'_> {
     let mut arguments = FluentArgs::with_capacity(activity.parameters.len() + 3);
-    for (name, id) in [("actorId", &activity.actor_id), ("organizerId", &activity.organizer_id), ("merchantId", &activity.merchant_id)] {
+    for (name, id) in [
+        ("actorId", &activity.actor_id),
+        ("organizerId", &activity.organizer_id),
+        ("merchantId", &activity.merchant_id),
+    ] {
         if let Some(id) = id {
             arguments.set(name, FluentValue::String(Cow::Borrowed(id)));
         }
@@ -155,8 +203,10 @@ fn arguments(activity: &Activity) -> FluentArgs<'_> {
 fn numeric(number: &serde_json::Number) -> FluentValue<'static> {
     const DIGITS: usize = 15;
     let text = number.to_string();
-    let exact =
-        text.bytes().filter(u8::is_ascii_digit).count() <= DIGITS && text.bytes().all(|b| b.is_ascii_digit() || b == b'-' || b == b'.');
+    let exact = text.bytes().filter(u8::is_ascii_digit).count() <= DIGITS
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || b == b'-' || b == b'.');
     match number.as_f64().filter(|_| exact) {
         Some(value) => FluentValue::Number(FluentNumber::from(value)),
         None => FluentValue::String(text.into()),
@@ -177,13 +227,17 @@ fn space_and_comma<M>(value: &FluentValue<'_>, _: &M) -> Option<String> {
 }
 
 fn as_number(value: &FluentValue<'_>, group: &str, decimal: &str) -> Option<String> {
-    let FluentValue::Number(number) = value else { return None };
+    let FluentValue::Number(number) = value else {
+        return None;
+    };
     let options = &number.options;
     let plain = match options.maximum_fraction_digits {
         Some(most) => format!("{:.*}", most.min(20), number.value),
         None => number.value.to_string(),
     };
-    let (sign, plain) = plain.strip_prefix('-').map_or(("", plain.as_str()), |rest| ("-", rest));
+    let (sign, plain) = plain
+        .strip_prefix('-')
+        .map_or(("", plain.as_str()), |rest| ("-", rest));
     let (whole, fraction) = plain.split_once('.').unwrap_or((plain, ""));
     let least = options.minimum_fraction_digits.unwrap_or(0).min(20);
     let fraction = match options.maximum_fraction_digits {

@@ -70,7 +70,9 @@ impl ReplayReport {
 /// Settings that are refused, or a broker that does not answer or confirm; what was committed until then is not repeated by the next run.
 pub async fn replay(config: &Kafka, options: ReplayOptions) -> Result<ReplayReport, PipelineError> {
     let (config, runtime) = (config.clone(), Handle::current());
-    tokio::task::spawn_blocking(move || Run::new(&config, options, runtime)?.finish()).await.unwrap_or(Err(PipelineError::Panicked))
+    tokio::task::spawn_blocking(move || Run::new(&config, options, runtime)?.finish())
+        .await
+        .unwrap_or(Err(PipelineError::Panicked))
 }
 
 /// What one reason's group has put back, by partition.
@@ -95,17 +97,37 @@ impl Run {
     fn new(config: &Kafka, options: ReplayOptions, runtime: Handle) -> Result<Self, PipelineError> {
         let group = |reason: &str| format!("{}.dlq-replay.{reason}", config.group_id);
         let reasons: Vec<&str> = if options.reasons.is_empty() {
-            Reason::ALL.iter().map(|reason| reason.as_str()).chain([OTHER]).collect()
+            Reason::ALL
+                .iter()
+                .map(|reason| reason.as_str())
+                .chain([OTHER])
+                .collect()
         } else {
-            options.reasons.iter().map(|reason| reason.as_str()).collect()
+            options
+                .reasons
+                .iter()
+                .map(|reason| reason.as_str())
+                .collect()
         };
         let mut ledgers = BTreeMap::new();
         for reason in reasons {
-            let consumer = client::reader(config, &group(reason))?.create().map_err(PipelineError::Client)?;
-            ledgers.insert(reason.to_owned(), Ledger { consumer, next: BTreeMap::new() });
+            let consumer = client::reader(config, &group(reason))?
+                .create()
+                .map_err(PipelineError::Client)?;
+            ledgers.insert(
+                reason.to_owned(),
+                Ledger {
+                    consumer,
+                    next: BTreeMap::new(),
+                },
+            );
         }
-        let reader: BaseConsumer = client::reader(config, &group("reader"))?.create().map_err(PipelineError::Client)?;
-        let producer: FutureProducer<Quiet> = client::producer(config)?.create_with_context(Quiet).map_err(PipelineError::Client)?;
+        let reader: BaseConsumer = client::reader(config, &group("reader"))?
+            .create()
+            .map_err(PipelineError::Client)?;
+        let producer: FutureProducer<Quiet> = client::producer(config)?
+            .create_with_context(Quiet)
+            .map_err(PipelineError::Client)?;
         let source_partitions = partitions(&reader, &options.topic)?;
         let letters = format!("{}{}", options.topic, config.dead_letter_suffix);
         Ok(Self {
@@ -129,10 +151,15 @@ impl Run {
     }
 
     fn partition(&mut self, partition: i32) -> Result<(), PipelineError> {
-        let (low, high) = self.reader.fetch_watermarks(&self.letters, partition, ANSWER_LIMIT).map_err(PipelineError::Client)?;
+        let (low, high) = self
+            .reader
+            .fetch_watermarks(&self.letters, partition, ANSWER_LIMIT)
+            .map_err(PipelineError::Client)?;
         let mut start = high;
         for ledger in self.ledgers.values_mut() {
-            let next = ledger.committed(&self.letters, partition)?.map_or(low, |next| next.max(low));
+            let next = ledger
+                .committed(&self.letters, partition)?
+                .map_or(low, |next| next.max(low));
             ledger.next.insert(partition, next);
             start = start.min(next);
         }
@@ -140,7 +167,8 @@ impl Run {
             return Ok(());
         }
         let mut at = TopicPartitionList::new();
-        at.add_partition_offset(&self.letters, partition, Offset::Offset(start)).map_err(PipelineError::Client)?;
+        at.add_partition_offset(&self.letters, partition, Offset::Offset(start))
+            .map_err(PipelineError::Client)?;
         self.reader.assign(&at).map_err(PipelineError::Client)?;
         let topic: Arc<str> = self.letters.as_str().into();
         let mut quiet_since = Instant::now();
@@ -148,7 +176,9 @@ impl Run {
         while next < high {
             let letter = match self.reader.poll(Duration::from_millis(200)) {
                 None if quiet_since.elapsed() > ANSWER_LIMIT => {
-                    return Err(PipelineError::Client(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut)));
+                    return Err(PipelineError::Client(KafkaError::MessageConsumption(
+                        RDKafkaErrorCode::OperationTimedOut,
+                    )));
                 }
                 None => continue,
                 // The last offsets of a partition may be marks of transactions, which are no records.
@@ -160,7 +190,12 @@ impl Run {
             if letter.offset >= high {
                 break;
             }
-            if self.options.limit.is_some_and(|limit| self.report.total() >= limit) && self.is_wanted(&letter) {
+            if self
+                .options
+                .limit
+                .is_some_and(|limit| self.report.total() >= limit)
+                && self.is_wanted(&letter)
+            {
                 self.report.is_cut_short = true;
                 return self.settle(partition, letter.offset);
             }
@@ -174,12 +209,20 @@ impl Run {
     }
 
     fn reason(letter: &Record) -> &str {
-        letter.header(dead_letter::REASON).filter(|text| text.parse::<Reason>().is_ok()).unwrap_or(OTHER)
+        letter
+            .header(dead_letter::REASON)
+            .filter(|text| text.parse::<Reason>().is_ok())
+            .unwrap_or(OTHER)
     }
 
     fn is_wanted(&self, letter: &Record) -> bool {
         let ledger = self.ledgers.get(Self::reason(letter));
-        ledger.is_some_and(|ledger| ledger.next.get(&letter.partition).is_some_and(|next| letter.offset >= *next))
+        ledger.is_some_and(|ledger| {
+            ledger
+                .next
+                .get(&letter.partition)
+                .is_some_and(|next| letter.offset >= *next)
+        })
     }
 
     fn put_back(&mut self, letter: &Record) -> Result<(), PipelineError> {
@@ -196,21 +239,37 @@ impl Run {
             self.report.without_value += 1;
             return Ok(());
         }
-        *self.report.replayed.entry(Self::reason(letter).to_owned()).or_default() += 1;
+        *self
+            .report
+            .replayed
+            .entry(Self::reason(letter).to_owned())
+            .or_default() += 1;
         if self.options.dry_run {
             return Ok(());
         }
         let headers = dead_letter::original_headers(letter);
-        let headers = headers
-            .iter()
-            .fold(OwnedHeaders::new_with_capacity(headers.len()), |all, (key, value)| all.insert(Header { key, value: value.as_deref() }));
-        let from: Option<i32> = letter.header(dead_letter::PARTITION).and_then(|text| text.parse().ok());
+        let headers = headers.iter().fold(
+            OwnedHeaders::new_with_capacity(headers.len()),
+            |all, (key, value)| {
+                all.insert(Header {
+                    key,
+                    value: value.as_deref(),
+                })
+            },
+        );
+        let from: Option<i32> = letter
+            .header(dead_letter::PARTITION)
+            .and_then(|text| text.parse().ok());
         let topic = self.options.topic.clone();
         let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(&topic).headers(headers);
         record.key = letter.key.as_deref();
         record.payload = letter.value.as_deref();
         record.partition = from.filter(|partition| (0..self.source_partitions).contains(partition));
-        self.on_their_way.push(self.producer.send_result(record).map_err(|(error, _)| PipelineError::Client(error))?);
+        self.on_their_way.push(
+            self.producer
+                .send_result(record)
+                .map_err(|(error, _)| PipelineError::Client(error))?,
+        );
         Ok(())
     }
 
@@ -219,7 +278,9 @@ impl Run {
         if self.options.dry_run {
             return Ok(());
         }
-        self.producer.flush(client::SEND_TIMEOUT).map_err(PipelineError::Client)?;
+        self.producer
+            .flush(client::SEND_TIMEOUT)
+            .map_err(PipelineError::Client)?;
         for confirmed in std::mem::take(&mut self.on_their_way) {
             match self.runtime.block_on(confirmed) {
                 Ok(Ok(_)) => {}
@@ -228,10 +289,19 @@ impl Run {
             }
         }
         for ledger in self.ledgers.values_mut() {
-            if ledger.next.get(&partition).is_some_and(|known| next > *known) {
+            if ledger
+                .next
+                .get(&partition)
+                .is_some_and(|known| next > *known)
+            {
                 let mut offsets = TopicPartitionList::new();
-                offsets.add_partition_offset(&self.letters, partition, Offset::Offset(next)).map_err(PipelineError::Client)?;
-                ledger.consumer.commit(&offsets, CommitMode::Sync).map_err(PipelineError::Client)?;
+                offsets
+                    .add_partition_offset(&self.letters, partition, Offset::Offset(next))
+                    .map_err(PipelineError::Client)?;
+                ledger
+                    .consumer
+                    .commit(&offsets, CommitMode::Sync)
+                    .map_err(PipelineError::Client)?;
                 ledger.next.insert(partition, next);
             }
         }
@@ -243,15 +313,26 @@ impl Ledger {
     fn committed(&self, topic: &str, partition: i32) -> Result<Option<i64>, PipelineError> {
         let mut asked = TopicPartitionList::new();
         asked.add_partition(topic, partition);
-        let known = self.consumer.committed_offsets(asked, ANSWER_LIMIT).map_err(PipelineError::Client)?;
-        Ok(known.elements().first().and_then(|p| p.offset().to_raw()).filter(|offset| *offset >= 0))
+        let known = self
+            .consumer
+            .committed_offsets(asked, ANSWER_LIMIT)
+            .map_err(PipelineError::Client)?;
+        Ok(known
+            .elements()
+            .first()
+            .and_then(|p| p.offset().to_raw())
+            .filter(|offset| *offset >= 0))
     }
 }
 
 /// How many partitions a topic has; 0 for one that is not there.
 fn partitions(reader: &BaseConsumer, topic: &str) -> Result<i32, PipelineError> {
-    let metadata = reader.fetch_metadata(Some(topic), ANSWER_LIMIT).map_err(PipelineError::Client)?;
-    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(0) };
+    let metadata = reader
+        .fetch_metadata(Some(topic), ANSWER_LIMIT)
+        .map_err(PipelineError::Client)?;
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+        return Ok(0);
+    };
     match found.error().map(RDKafkaErrorCode::from) {
         None => Ok(i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)),
         Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(0),

@@ -39,7 +39,12 @@ struct Cache {
 impl Resolver {
     /// Answers are used for `keep`; an activity with more than `max_recipients` is poison.
     pub fn new(policies: Arc<dyn PolicyStore>, keep: Duration, max_recipients: usize) -> Self {
-        Self { policies, keep, max_recipients, cache: Mutex::default() }
+        Self {
+            policies,
+            keep,
+            max_recipients,
+            cache: Mutex::default(),
+        }
     }
 
     /// Finds the recipients of each activity, in the order given, with at most one query.
@@ -49,12 +54,21 @@ impl Resolver {
     /// # Errors
     /// The policy database does not answer, or refuses one of the ids.
     pub async fn resolve(&self, activities: &[&Activity]) -> Result<Vec<Resolved>, StoreError> {
-        let wanted: HashSet<Domain> = activities.iter().filter_map(|activity| domain(&activity.audience)).collect();
+        let wanted: HashSet<Domain> = activities
+            .iter()
+            .filter_map(|activity| domain(&activity.audience))
+            .collect();
         let people = self.people(wanted).await?;
-        Ok(activities.iter().map(|activity| self.recipients(activity, &people)).collect())
+        Ok(activities
+            .iter()
+            .map(|activity| self.recipients(activity, &people))
+            .collect())
     }
 
-    async fn people(&self, wanted: HashSet<Domain>) -> Result<HashMap<Domain, Arc<[String]>>, StoreError> {
+    async fn people(
+        &self,
+        wanted: HashSet<Domain>,
+    ) -> Result<HashMap<Domain, Arc<[String]>>, StoreError> {
         let mut people = HashMap::with_capacity(wanted.len());
         let now = Instant::now();
         let mut unknown = Vec::new();
@@ -93,12 +107,19 @@ impl Resolver {
         match found.filter(|ids| !ids.is_empty()) {
             Some(ids) if ids.len() > self.max_recipients => Err(Poison::new(
                 Reason::TooManyRecipients,
-                format!("{} recipients, more than the {} that are allowed", ids.len(), self.max_recipients),
+                format!(
+                    "{} recipients, more than the {} that are allowed",
+                    ids.len(),
+                    self.max_recipients
+                ),
             )),
             Some(ids) => Ok(ids.clone()),
             None => match &activity.actor_id {
                 Some(actor) => Ok(Arc::from([actor.clone()])),
-                None => Err(Poison::new(Reason::Nobody, "nobody was found and there is no actorId")),
+                None => Err(Poison::new(
+                    Reason::Nobody,
+                    "nobody was found and there is no actorId",
+                )),
             },
         }
     }
@@ -148,7 +169,11 @@ mod tests {
     }
 
     async fn one(resolver: &Resolver, fields: &str) -> Resolved {
-        resolver.resolve(&[&activity(fields)]).await.unwrap().remove(0)
+        resolver
+            .resolve(&[&activity(fields)])
+            .await
+            .unwrap()
+            .remove(0)
     }
 
     #[tokio::test(start_paused = true)]
@@ -162,9 +187,21 @@ mod tests {
             activity(r#""recipientType":"merchant","merchantId":"2","actorId":"z""#),
         ];
         let batch: Vec<_> = batch.iter().collect();
-        let got: Vec<_> = resolver.resolve(&batch).await.unwrap().into_iter().map(Result::unwrap).collect();
-        assert_eq!(got.iter().map(|ids| ids.join(",")).collect::<Vec<_>>(), ["a,b", "c", "a,b", "z"]);
-        assert!(Arc::ptr_eq(&got[0], &got[2]), "the list of a merchant is shared, not copied");
+        let got: Vec<_> = resolver
+            .resolve(&batch)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
+        assert_eq!(
+            got.iter().map(|ids| ids.join(",")).collect::<Vec<_>>(),
+            ["a,b", "c", "a,b", "z"]
+        );
+        assert!(
+            Arc::ptr_eq(&got[0], &got[2]),
+            "the list of a merchant is shared, not copied"
+        );
         assert_eq!(policies.queries(), 1);
         resolver.resolve(&batch).await.unwrap();
         assert_eq!(policies.queries(), 1, "nobody is an answer as well");
@@ -177,11 +214,36 @@ mod tests {
     async fn nobody_found_means_the_actor_and_no_actor_means_poison() {
         let resolver = Resolver::new(Policies::new(&[]), Duration::ZERO, 2);
         assert_eq!(*one(&resolver, r#""actorId":17"#).await.unwrap(), ["17"]);
-        assert_eq!(*one(&resolver, r#""actorId":17,"recipientType":"users","recipientIds":[]"#).await.unwrap(), ["17"]);
-        assert_eq!(*one(&resolver, r#""actorId":17,"recipientType":"users","recipientIds":["b","a","b"]"#).await.unwrap(), ["b", "a"]);
-        assert_eq!(one(&resolver, r#""recipientType":"org","organizerId":9"#).await.unwrap_err().reason, Reason::Nobody);
+        assert_eq!(
+            *one(
+                &resolver,
+                r#""actorId":17,"recipientType":"users","recipientIds":[]"#
+            )
+            .await
+            .unwrap(),
+            ["17"]
+        );
+        assert_eq!(
+            *one(
+                &resolver,
+                r#""actorId":17,"recipientType":"users","recipientIds":["b","a","b"]"#
+            )
+            .await
+            .unwrap(),
+            ["b", "a"]
+        );
+        assert_eq!(
+            one(&resolver, r#""recipientType":"org","organizerId":9"#)
+                .await
+                .unwrap_err()
+                .reason,
+            Reason::Nobody
+        );
         let three = r#""recipientType":"users","recipientIds":["a","b","c"]"#;
-        assert_eq!(one(&resolver, three).await.unwrap_err().reason, Reason::TooManyRecipients);
+        assert_eq!(
+            one(&resolver, three).await.unwrap_err().reason,
+            Reason::TooManyRecipients
+        );
     }
 
     #[test]
@@ -191,10 +253,18 @@ mod tests {
         let until = Instant::now();
         for n in 0..3 {
             cache.put(Domain::Merchant(n.to_string()), until, many.clone());
-            cache.put(Domain::Merchant(n.to_string()), until, Arc::from(["x".to_owned()]));
+            cache.put(
+                Domain::Merchant(n.to_string()),
+                until,
+                Arc::from(["x".to_owned()]),
+            );
             assert!(cache.ids <= MAX_CACHED_IDS, "{}", cache.ids);
         }
-        cache.put(Domain::Merchant("all".into()), until, vec![String::new(); MAX_CACHED_IDS + 1].into());
+        cache.put(
+            Domain::Merchant("all".into()),
+            until,
+            vec![String::new(); MAX_CACHED_IDS + 1].into(),
+        );
         assert!(!cache.known.contains_key(&Domain::Merchant("all".into())));
     }
 }

@@ -34,15 +34,23 @@ impl Status {
     pub fn facts(&self) -> Facts {
         let partitions = self.partitions.lock();
         let max_lag = partitions.values().flatten().max().copied();
-        Facts { partitions: partitions.len(), max_lag, retrying: self.retrying.load(Ordering::Relaxed) }
+        Facts {
+            partitions: partitions.len(),
+            max_lag,
+            retrying: self.retrying.load(Ordering::Relaxed),
+        }
     }
 
     pub(super) fn add(&self, topic: &Arc<str>, partition: i32) {
-        self.partitions.lock().insert((topic.clone(), partition), None);
+        self.partitions
+            .lock()
+            .insert((topic.clone(), partition), None);
     }
 
     pub(super) fn set_lag(&self, topic: &Arc<str>, partition: i32, lag: i64) {
-        self.partitions.lock().insert((topic.clone(), partition), Some(lag));
+        self.partitions
+            .lock()
+            .insert((topic.clone(), partition), Some(lag));
     }
 
     pub(super) fn remove(&self, topic: &Arc<str>, partition: i32) {

@@ -15,7 +15,9 @@ use crate::clock::SystemClock;
 use crate::delivery::Dispatch;
 use crate::id::IdGenerator;
 use crate::notification::{InboxState, NewActivity, Notification};
-use crate::store::{Domain, GroupRow, NotificationStore, PolicyRow, PolicyStore, StoreError, Stored};
+use crate::store::{
+    Domain, GroupRow, NotificationStore, PolicyRow, PolicyStore, StoreError, Stored,
+};
 
 /// A record that lies first in partition 0 of topic `t`.
 pub(crate) fn record(value: &str) -> Record {
@@ -43,8 +45,19 @@ pub(crate) struct Policies {
 
 impl Policies {
     pub(crate) fn new(people: &[(&str, &[&str])]) -> Arc<Self> {
-        let people = people.iter().map(|(domain, ids)| ((*domain).to_owned(), ids.iter().map(|id| (*id).to_owned()).collect())).collect();
-        Arc::new(Self { people, queries: AtomicUsize::new(0) })
+        let people = people
+            .iter()
+            .map(|(domain, ids)| {
+                (
+                    (*domain).to_owned(),
+                    ids.iter().map(|id| (*id).to_owned()).collect(),
+                )
+            })
+            .collect();
+        Arc::new(Self {
+            people,
+            queries: AtomicUsize::new(0),
+        })
     }
 
     pub(crate) fn queries(&self) -> usize {
@@ -53,9 +66,20 @@ impl Policies {
 }
 
 impl PolicyStore for Policies {
-    fn users_in<'a>(&'a self, domains: &'a [Domain]) -> BoxFuture<'a, Result<HashMap<Domain, Arc<[String]>>, StoreError>> {
+    fn users_in<'a>(
+        &'a self,
+        domains: &'a [Domain],
+    ) -> BoxFuture<'a, Result<HashMap<Domain, Arc<[String]>>, StoreError>> {
         self.queries.fetch_add(1, Ordering::SeqCst);
-        let found = domains.iter().filter_map(|domain| Some((domain.clone(), self.people.get(&domain.to_string())?.clone()))).collect();
+        let found = domains
+            .iter()
+            .filter_map(|domain| {
+                Some((
+                    domain.clone(),
+                    self.people.get(&domain.to_string())?.clone(),
+                ))
+            })
+            .collect();
         Box::pin(async move { Ok(found) })
     }
 
@@ -63,7 +87,10 @@ impl PolicyStore for Policies {
         Box::pin(async { Ok(Vec::new()) })
     }
 
-    fn rules_of<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(Vec<PolicyRow>, Vec<GroupRow>), StoreError>> {
+    fn rules_of<'a>(
+        &'a self,
+        _: &'a str,
+    ) -> BoxFuture<'a, Result<(Vec<PolicyRow>, Vec<GroupRow>), StoreError>> {
         Box::pin(async { Ok((Vec::new(), Vec::new())) })
     }
 }
@@ -164,17 +191,31 @@ struct Inside {
 
 impl Rows {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { ids: IdGenerator::new(9, Arc::new(SystemClock)), inside: Mutex::default(), changed: tokio::sync::Notify::new() })
+        Arc::new(Self {
+            ids: IdGenerator::new(9, Arc::new(SystemClock)),
+            inside: Mutex::default(),
+            changed: tokio::sync::Notify::new(),
+        })
     }
 
     /// Event ids of a recipient's rows, in the order they were stored.
     pub(crate) fn of(&self, recipient: &str) -> Vec<String> {
         let inside = self.inside.lock();
-        inside.rows.iter().filter(|(_, row)| &*row.recipient_id == recipient).map(|(event, _)| event.clone()).collect()
+        inside
+            .rows
+            .iter()
+            .filter(|(_, row)| &*row.recipient_id == recipient)
+            .map(|(event, _)| event.clone())
+            .collect()
     }
 
     pub(crate) fn all(&self) -> Vec<Notification> {
-        self.inside.lock().rows.iter().map(|(_, row)| row.clone()).collect()
+        self.inside
+            .lock()
+            .rows
+            .iter()
+            .map(|(_, row)| row.clone())
+            .collect()
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -213,18 +254,28 @@ impl Rows {
             return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut));
         }
         inside.calls.push(batch.len());
-        if batch.iter().any(|activity| activity.title.contains("REFUSED")) {
+        if batch
+            .iter()
+            .any(|activity| activity.title.contains("REFUSED"))
+        {
             return Err(StoreError::Refused(sqlx::Error::RowNotFound));
         }
         let mut stored = Vec::new();
         for (at, new) in batch.iter().enumerate() {
             for recipient in new.recipients.iter() {
-                if !inside.seen.insert((new.source.clone(), new.event_id.clone(), recipient.clone())) {
+                if !inside.seen.insert((
+                    new.source.clone(),
+                    new.event_id.clone(),
+                    recipient.clone(),
+                )) {
                     continue;
                 }
                 let (seq, inbox) = inside.inboxes.entry(recipient.clone()).or_default();
                 *seq += 1;
-                *inbox = InboxState { unread_count: inbox.unread_count + 1, version: inbox.version + 1 };
+                *inbox = InboxState {
+                    unread_count: inbox.unread_count + 1,
+                    version: inbox.version + 1,
+                };
                 let notification = Notification {
                     id: self.ids.next().unwrap(),
                     seq: *seq,
@@ -242,8 +293,14 @@ impl Rows {
                     created_at: now,
                 };
                 let inbox = *inbox;
-                inside.rows.push((new.event_id.clone(), notification.clone()));
-                stored.push(Stored { activity: at, notification, inbox });
+                inside
+                    .rows
+                    .push((new.event_id.clone(), notification.clone()));
+                stored.push(Stored {
+                    activity: at,
+                    notification,
+                    inbox,
+                });
             }
         }
         if std::mem::take(&mut inside.loses_answer) {
@@ -255,7 +312,11 @@ impl Rows {
 }
 
 impl NotificationStore for Rows {
-    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> BoxFuture<'a, Result<Vec<Stored>, StoreError>> {
+    fn insert<'a>(
+        &'a self,
+        batch: &'a [NewActivity],
+        now: DateTime<Utc>,
+    ) -> BoxFuture<'a, Result<Vec<Stored>, StoreError>> {
         Box::pin(async move {
             let outcome = self.store(batch, now);
             loop {

@@ -44,12 +44,21 @@ impl Broker {
     fn any() -> Self {
         Self::real().unwrap_or_else(|| {
             let mock = MockCluster::new(1).unwrap();
-            Self { address: mock.bootstrap_servers(), mock: Some(mock) }
+            Self {
+                address: mock.bootstrap_servers(),
+                mock: Some(mock),
+            }
         })
     }
 
     fn real() -> Option<Self> {
-        std::env::var("SIGNAL_TEST_KAFKA").ok().filter(|address| !address.is_empty()).map(|address| Self { address, mock: None })
+        std::env::var("SIGNAL_TEST_KAFKA")
+            .ok()
+            .filter(|address| !address.is_empty())
+            .map(|address| Self {
+                address,
+                mock: None,
+            })
     }
 
     /// `None`, with a word why, where there is no real broker.
@@ -76,8 +85,17 @@ impl Broker {
             mock.create_topic(topic, partitions, 1).unwrap();
             return;
         }
-        let created =
-            self.admin().create_topics([&NewTopic::new(topic, partitions, TopicReplication::Fixed(1))], &AdminOptions::new()).await;
+        let created = self
+            .admin()
+            .create_topics(
+                [&NewTopic::new(
+                    topic,
+                    partitions,
+                    TopicReplication::Fixed(1),
+                )],
+                &AdminOptions::new(),
+            )
+            .await;
         created.unwrap().remove(0).unwrap();
     }
 }
@@ -109,7 +127,12 @@ impl Running {
 impl Stage {
     async fn new(broker: Broker, partitions: i32) -> Self {
         static STAGES: AtomicU32 = AtomicU32::new(0);
-        let unique = format!("{}-{}-{}", std::process::id(), SystemClock.now_ms(), STAGES.fetch_add(1, Ordering::SeqCst));
+        let unique = format!(
+            "{}-{}-{}",
+            std::process::id(),
+            SystemClock.now_ms(),
+            STAGES.fetch_add(1, Ordering::SeqCst)
+        );
         let config = Kafka {
             enabled: true,
             brokers: vec![broker.address.clone()],
@@ -120,9 +143,22 @@ impl Stage {
         };
         broker.create(&config.topics[0], partitions).await;
         broker.create(&format!("{}.dlq", config.topics[0]), 2).await;
-        let producer = broker.client().set("message.timeout.ms", "30000").create().unwrap();
+        let producer = broker
+            .client()
+            .set("message.timeout.ms", "30000")
+            .create()
+            .unwrap();
         let policies = Policies::new(&[("Merchant_42", &["17", "18"]), ("Organizer_7", &["19"])]);
-        Self { broker, config, producer, rows: Rows::new(), policies, bus: Arc::default(), metrics: Metrics::new(), status: Arc::default() }
+        Self {
+            broker,
+            config,
+            producer,
+            rows: Rows::new(),
+            policies,
+            bus: Arc::default(),
+            metrics: Metrics::new(),
+            status: Arc::default(),
+        }
     }
 
     fn topic(&self) -> &str {
@@ -145,15 +181,23 @@ impl Stage {
 
     fn run(&self) -> Running {
         let shutdown = CancellationToken::new();
-        Running { task: tokio::spawn(run(self.parts(), shutdown.clone())), shutdown }
+        Running {
+            task: tokio::spawn(run(self.parts(), shutdown.clone())),
+            shutdown,
+        }
     }
 
     async fn produce(&self, partition: i32, value: &str) -> i64 {
-        self.produce_with(partition, value.as_bytes(), OwnedHeaders::new()).await
+        self.produce_with(partition, value.as_bytes(), OwnedHeaders::new())
+            .await
     }
 
     async fn produce_with(&self, partition: i32, value: &[u8], headers: OwnedHeaders) -> i64 {
-        let record = FutureRecord::to(self.topic()).partition(partition).key("42").payload(value).headers(headers);
+        let record = FutureRecord::to(self.topic())
+            .partition(partition)
+            .key("42")
+            .payload(value)
+            .headers(headers);
         self.producer.send(record, PATIENCE).await.unwrap().offset
     }
 
@@ -161,9 +205,15 @@ impl Stage {
     async fn produce_many(&self, partition: i32, prefix: &str, recipient: &str, count: usize) {
         let values: Vec<String> =
             (0..count).map(|n| format!(r#"{{"id":"{prefix}{n}","type":"T","title":"t","content":"c","actorId":"{recipient}"}}"#)).collect();
-        let sent = values
-            .iter()
-            .map(|value| self.producer.send_result(FutureRecord::<(), _>::to(self.topic()).partition(partition).payload(value)).unwrap());
+        let sent = values.iter().map(|value| {
+            self.producer
+                .send_result(
+                    FutureRecord::<(), _>::to(self.topic())
+                        .partition(partition)
+                        .payload(value),
+                )
+                .unwrap()
+        });
         for sent in join_all(sent).await {
             sent.unwrap().unwrap();
         }
@@ -171,12 +221,20 @@ impl Stage {
 
     /// The group's offset of a partition; 0 for none.
     async fn committed(&self, partition: i32) -> i64 {
-        let (client, group, topic) = (self.broker.client(), self.config.group_id.clone(), self.topic().to_owned());
+        let (client, group, topic) = (
+            self.broker.client(),
+            self.config.group_id.clone(),
+            self.topic().to_owned(),
+        );
         let asked = tokio::task::spawn_blocking(move || {
             let consumer: BaseConsumer = client.clone().set("group.id", group).create().unwrap();
             let mut list = TopicPartitionList::new();
             list.add_partition(&topic, partition);
-            consumer.committed_offsets(list, PATIENCE).unwrap().elements()[0].offset()
+            consumer
+                .committed_offsets(list, PATIENCE)
+                .unwrap()
+                .elements()[0]
+                .offset()
         });
         match asked.await.unwrap() {
             Offset::Offset(offset) => offset,
@@ -190,7 +248,11 @@ impl Stage {
         let asked = tokio::task::spawn_blocking(move || {
             let consumer: BaseConsumer = client.create().unwrap();
             let groups = consumer.fetch_group_list(Some(&group), PATIENCE).unwrap();
-            let mut ids: Vec<String> = groups.groups().iter().flat_map(|g| g.members().iter().map(|m| m.id().to_owned())).collect();
+            let mut ids: Vec<String> = groups
+                .groups()
+                .iter()
+                .flat_map(|g| g.members().iter().map(|m| m.id().to_owned()))
+                .collect();
             ids.sort();
             ids
         });
@@ -205,7 +267,10 @@ impl Stage {
                 assert_eq!(committed, offset);
                 return;
             }
-            assert!(started.elapsed() < PATIENCE, "partition {partition} is committed up to {committed}, not {offset}");
+            assert!(
+                started.elapsed() < PATIENCE,
+                "partition {partition} is committed up to {committed}, not {offset}"
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -214,17 +279,25 @@ impl Stage {
     async fn read(&self, topic: &str, count: usize) -> Vec<Record> {
         let (client, topic) = (self.broker.client(), topic.to_owned());
         let read = tokio::task::spawn_blocking(move || {
-            let consumer: BaseConsumer = client.clone().set("group.id", "reader").set("enable.auto.commit", "false").create().unwrap();
+            let consumer: BaseConsumer = client
+                .clone()
+                .set("group.id", "reader")
+                .set("enable.auto.commit", "false")
+                .create()
+                .unwrap();
             let metadata = consumer.fetch_metadata(Some(&topic), PATIENCE).unwrap();
             let mut list = TopicPartitionList::new();
             for partition in metadata.topics()[0].partitions() {
-                list.add_partition_offset(&topic, partition.id(), Offset::Beginning).unwrap();
+                list.add_partition_offset(&topic, partition.id(), Offset::Beginning)
+                    .unwrap();
             }
             consumer.assign(&list).unwrap();
             let (started, mut records) = (Instant::now(), Vec::new());
             // A little longer than needed, to see that there are no more.
             let mut enough = None;
-            while started.elapsed() < PATIENCE && enough.is_none_or(|at: Instant| at.elapsed() < Duration::from_millis(500)) {
+            while started.elapsed() < PATIENCE
+                && enough.is_none_or(|at: Instant| at.elapsed() < Duration::from_millis(500))
+            {
                 if let Some(message) = consumer.poll(Duration::from_millis(50)) {
                     records.push(consumer::record(topic.as_str().into(), &message.unwrap()));
                 }
@@ -245,7 +318,10 @@ impl Stage {
     }
 
     fn counted(&self, outcome: &str) -> u64 {
-        self.metrics.records.get_or_create(&Metrics::kind(outcome)).get()
+        self.metrics
+            .records
+            .get_or_create(&Metrics::kind(outcome))
+            .get()
     }
 }
 
@@ -271,23 +347,50 @@ async fn a_record_becomes_rows_then_pushes_then_a_committed_offset() {
     stage.produce(0, PAYMENT).await;
     stage.until_committed(0, 1).await;
     let rows = stage.rows.all();
-    assert_eq!(rows.iter().map(|row| &*row.recipient_id).collect::<Vec<_>>(), ["17", "18"]);
-    assert_eq!(&*rows[0].content, "Đơn hàng DH-1001 đã được thanh toán 150.000 VND.");
+    assert_eq!(
+        rows.iter()
+            .map(|row| &*row.recipient_id)
+            .collect::<Vec<_>>(),
+        ["17", "18"]
+    );
+    assert_eq!(
+        &*rows[0].content,
+        "Đơn hàng DH-1001 đã được thanh toán 150.000 VND."
+    );
     let pushes = stage.bus.dispatches.lock().clone();
     assert_eq!(pushes.len(), 2);
     for push in &pushes {
         assert_eq!(&*push.event, CREATED_EVENT);
         let data: serde_json::Value = serde_json::from_str(push.data.get()).unwrap();
-        assert_eq!((&data["unreadCount"], &data["version"]), (&1.into(), &1.into()));
+        assert_eq!(
+            (&data["unreadCount"], &data["version"]),
+            (&1.into(), &1.into())
+        );
         assert_eq!(data["notification"]["type"], "PAYMENT_SUCCESS");
         assert_eq!(data["notification"]["data"]["amount"], 150_000);
-        assert_eq!(push.destination, crate::delivery::Destination::User(data["notification"]["recipientId"].as_str().unwrap().into()));
+        assert_eq!(
+            push.destination,
+            crate::delivery::Destination::User(
+                data["notification"]["recipientId"].as_str().unwrap().into()
+            )
+        );
     }
-    until("the lag is known", || stage.status.facts() == Facts { partitions: 1, max_lag: Some(0), retrying: 0 }).await;
+    until("the lag is known", || {
+        stage.status.facts()
+            == Facts {
+                partitions: 1,
+                max_lag: Some(0),
+                retrying: 0,
+            }
+    })
+    .await;
     assert!(stage.metrics.render().contains("signal_kafka_lag_records{"));
     running.stop().await;
     assert_eq!(stage.status.facts().partitions, 0);
-    assert!(!stage.metrics.render().contains("signal_kafka_lag_records{"), "the lag of a partition of another's is not told");
+    assert!(
+        !stage.metrics.render().contains("signal_kafka_lag_records{"),
+        "the lag of a partition of another's is not told"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -296,16 +399,31 @@ async fn the_same_event_twice_and_a_redelivery_of_everything_change_nothing() {
     let running = stage.run();
     stage.produce(0, PAYMENT).await;
     stage.produce(0, PAYMENT).await;
-    stage.produce(0, r#"{"type":"T","title":"without id","content":"c","actorId":"17"}"#).await;
+    stage
+        .produce(
+            0,
+            r#"{"type":"T","title":"without id","content":"c","actorId":"17"}"#,
+        )
+        .await;
     stage.until_committed(0, 3).await;
     running.stop().await;
-    assert_eq!((stage.rows.count(), stage.counted("stored"), stage.counted("duplicate")), (3, 2, 1));
+    assert_eq!(
+        (
+            stage.rows.count(),
+            stage.counted("stored"),
+            stage.counted("duplicate")
+        ),
+        (3, 2, 1)
+    );
     // Another group has no offsets: it reads everything again.
     stage.config.group_id += "-again";
     let running = stage.run();
     stage.until_committed(0, 3).await;
     running.stop().await;
-    assert_eq!((stage.rows.count(), stage.bus.dispatches.lock().len()), (3, 3));
+    assert_eq!(
+        (stage.rows.count(), stage.bus.dispatches.lock().len()),
+        (3, 3)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -316,58 +434,116 @@ async fn poison_of_every_kind_is_a_dead_letter_and_the_partition_goes_on() {
         ("not json", Reason::NotJson),
         (r#"{"type":"T","actorId":{}}"#, Reason::InvalidField),
         (r#"{"actorId":"17"}"#, Reason::MissingField),
-        (r#"{"type":"T","recipientType":"everyone"}"#, Reason::UnknownRecipientType),
-        (r#"{"type":"T","recipientType":"merchant"}"#, Reason::MissingAudience),
-        (r#"{"type":"T","title":"t","content":"c","recipientType":"users","recipientIds":[1,2,3]}"#, Reason::TooManyRecipients),
-        (r#"{"type":"T","title":"t","content":"c","recipientType":"merchant","merchantId":"0"}"#, Reason::Nobody),
-        (r#"{"type":"UNHEARD_OF","actorId":"17"}"#, Reason::NoTemplate),
-        (r#"{"type":"PAYMENT_SUCCESS","actorId":"17","data":{"amount":1}}"#, Reason::NoTemplate),
-        (r#"{"type":"T","title":"REFUSED","content":"c","actorId":"17"}"#, Reason::Refused),
+        (
+            r#"{"type":"T","recipientType":"everyone"}"#,
+            Reason::UnknownRecipientType,
+        ),
+        (
+            r#"{"type":"T","recipientType":"merchant"}"#,
+            Reason::MissingAudience,
+        ),
+        (
+            r#"{"type":"T","title":"t","content":"c","recipientType":"users","recipientIds":[1,2,3]}"#,
+            Reason::TooManyRecipients,
+        ),
+        (
+            r#"{"type":"T","title":"t","content":"c","recipientType":"merchant","merchantId":"0"}"#,
+            Reason::Nobody,
+        ),
+        (
+            r#"{"type":"UNHEARD_OF","actorId":"17"}"#,
+            Reason::NoTemplate,
+        ),
+        (
+            r#"{"type":"PAYMENT_SUCCESS","actorId":"17","data":{"amount":1}}"#,
+            Reason::NoTemplate,
+        ),
+        (
+            r#"{"type":"T","title":"REFUSED","content":"c","actorId":"17"}"#,
+            Reason::Refused,
+        ),
     ];
     for (at, (value, _)) in poison.iter().enumerate() {
-        let headers = OwnedHeaders::new().insert(Header { key: "h", value: Some(&[0xff_u8, 0][..]) });
+        let headers = OwnedHeaders::new().insert(Header {
+            key: "h",
+            value: Some(&[0xff_u8, 0][..]),
+        });
         stage.produce_with(0, value.as_bytes(), headers).await;
         stage.produce_many(0, &format!("good{at}-"), "17", 1).await;
     }
     let running = stage.run();
     stage.until_committed(0, 20).await;
     running.stop().await;
-    assert_eq!(stage.rows.of("17"), (0..10).map(|at| format!("good{at}-0")).collect::<Vec<_>>());
+    assert_eq!(
+        stage.rows.of("17"),
+        (0..10).map(|at| format!("good{at}-0")).collect::<Vec<_>>()
+    );
     let letters = stage.dead_letters(poison.len()).await;
     for (at, (value, reason)) in poison.iter().enumerate() {
-        let letter = letters.iter().find(|letter| letter.header(dead_letter::OFFSET) == Some(&(2 * at).to_string())).unwrap();
+        let letter = letters
+            .iter()
+            .find(|letter| letter.header(dead_letter::OFFSET) == Some(&(2 * at).to_string()))
+            .unwrap();
         assert_eq!(letter.value.as_deref(), Some(value.as_bytes()));
         assert_eq!(letter.key.as_deref(), Some(b"42".as_slice()));
         assert_eq!(letter.headers[0], ("h".into(), Some(vec![0xff, 0])));
-        assert_eq!(letter.header(dead_letter::REASON), Some(reason.as_str()), "{value}");
+        assert_eq!(
+            letter.header(dead_letter::REASON),
+            Some(reason.as_str()),
+            "{value}"
+        );
         assert_eq!(letter.header(dead_letter::TOPIC), Some(stage.topic()));
         assert_eq!(letter.header(dead_letter::PARTITION), Some("0"));
         assert!(!letter.header(dead_letter::DETAIL).unwrap().is_empty());
         chrono::DateTime::parse_from_rfc3339(letter.header(dead_letter::TIME).unwrap()).unwrap();
     }
-    assert_eq!((stage.counted("stored"), stage.counted("dead_letter")), (10, 10));
-    assert_eq!(stage.metrics.dead_letters.get_or_create(&Metrics::kind("no_template")).get(), 2);
+    assert_eq!(
+        (stage.counted("stored"), stage.counted("dead_letter")),
+        (10, 10)
+    );
+    assert_eq!(
+        stage
+            .metrics
+            .dead_letters
+            .get_or_create(&Metrics::kind("no_template"))
+            .get(),
+        2
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_record_is_found_by_halving_and_the_others_keep_their_order() {
     let stage = Stage::new(Broker::any(), 1).await;
     stage.produce_many(0, "a", "17", 21).await;
-    stage.produce(0, r#"{"id":"bad","type":"T","title":"REFUSED","content":"c","actorId":"17"}"#).await;
+    stage
+        .produce(
+            0,
+            r#"{"id":"bad","type":"T","title":"REFUSED","content":"c","actorId":"17"}"#,
+        )
+        .await;
     stage.produce_many(0, "b", "17", 42).await;
     let running = stage.run();
     stage.until_committed(0, 64).await;
     running.stop().await;
     assert_eq!(stage.rows.of("17"), [ids("a", 21), ids("b", 42)].concat());
-    assert_eq!(stage.dead_letters(1).await[0].header(dead_letter::OFFSET), Some("21"));
-    assert!(stage.rows.calls().len() <= 24, "halving is logarithmic: {:?}", stage.rows.calls());
+    assert_eq!(
+        stage.dead_letters(1).await[0].header(dead_letter::OFFSET),
+        Some("21")
+    );
+    assert!(
+        stage.rows.calls().len() <= 24,
+        "halving is logarithmic: {:?}",
+        stage.rows.calls()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pushes_of_one_recipient_keep_the_order_of_its_inbox() {
     let stage = Stage::new(Broker::any(), 1).await;
     for n in 0..20 {
-        stage.produce_many(0, &format!("{n}-"), &format!("u{}", n % 3), 20).await;
+        stage
+            .produce_many(0, &format!("{n}-"), &format!("u{}", n % 3), 20)
+            .await;
     }
     let running = stage.run();
     stage.until_committed(0, 400).await;
@@ -375,7 +551,10 @@ async fn pushes_of_one_recipient_keep_the_order_of_its_inbox() {
     let mut versions: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for push in stage.bus.dispatches.lock().iter() {
         let data: serde_json::Value = serde_json::from_str(push.data.get()).unwrap();
-        versions.entry(data["notification"]["recipientId"].to_string()).or_default().push(data["version"].as_i64().unwrap());
+        versions
+            .entry(data["notification"]["recipientId"].to_string())
+            .or_default()
+            .push(data["version"].as_i64().unwrap());
     }
     assert_eq!(versions.values().map(Vec::len).sum::<usize>(), 400);
     for seen in versions.values() {
@@ -389,15 +568,20 @@ async fn one_record_for_many_is_stored_in_slices() {
     stage.config.batch_rows = 100;
     let recipients: Vec<String> = (0..1050).map(|n| n.to_string()).collect();
     stage.produce_many(0, "a", "x", 3).await;
-    let many =
-        serde_json::json!({"id": "many", "type": "T", "title": "t", "content": "c", "recipientType": "users", "recipientIds": recipients});
+    let many = serde_json::json!({"id": "many", "type": "T", "title": "t", "content": "c", "recipientType": "users", "recipientIds": recipients});
     stage.produce(0, &many.to_string()).await;
     stage.produce_many(0, "b", "x", 3).await;
     let running = stage.run();
     stage.until_committed(0, 7).await;
     running.stop().await;
     assert_eq!(stage.rows.of("x"), [ids("a", 3), ids("b", 3)].concat());
-    let got: HashSet<String> = stage.rows.all().iter().filter(|r| &*r.recipient_id != "x").map(|r| r.recipient_id.to_string()).collect();
+    let got: HashSet<String> = stage
+        .rows
+        .all()
+        .iter()
+        .filter(|r| &*r.recipient_id != "x")
+        .map(|r| r.recipient_id.to_string())
+        .collect();
     assert_eq!(got.len(), 1050);
     assert_eq!((stage.rows.count(), stage.counted("stored")), (1056, 7));
     assert!(stage.rows.calls().len() >= 12);
@@ -418,12 +602,21 @@ async fn a_full_queue_pauses_the_partition_and_every_record_still_comes_once_in_
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_that_are_refused_end_the_start_at_once() {
     let mut stage = Stage::new(Broker::any(), 1).await;
-    stage.config.properties.insert("enable.auto.commit".into(), "true".into());
+    stage
+        .config
+        .properties
+        .insert("enable.auto.commit".into(), "true".into());
     let refused = run(stage.parts(), CancellationToken::new()).await;
-    assert!(matches!(refused, Err(PipelineError::Settings(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(PipelineError::Settings(_))),
+        "{refused:?}"
+    );
     stage.config.properties = [("no.such.property".to_owned(), "1".to_owned())].into();
     let refused = run(stage.parts(), CancellationToken::new()).await;
-    assert!(matches!(refused, Err(PipelineError::Client(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(PipelineError::Client(_))),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -437,5 +630,9 @@ async fn a_broker_that_is_not_there_yet_is_waited_for_and_a_shutdown_is_not() {
     assert!(!running.task.is_finished());
     let started = Instant::now();
     running.stop().await;
-    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        started.elapsed()
+    );
 }

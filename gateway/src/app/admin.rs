@@ -30,12 +30,19 @@ pub(super) fn starting(metrics: &Arc<Metrics>) -> Router {
     let metrics = Arc::clone(metrics);
     Router::new()
         .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(async || (StatusCode::SERVICE_UNAVAILABLE, "starting\n")))
+        .route(
+            "/readyz",
+            get(async || (StatusCode::SERVICE_UNAVAILABLE, "starting\n")),
+        )
         .route("/metrics", get(async move || metrics.render()))
 }
 
 /// Serves whatever router is in place, until `stop`.
-pub(super) async fn serve_admin(socket: TcpListener, router: Arc<ArcSwap<Router>>, stop: CancellationToken) {
+pub(super) async fn serve_admin(
+    socket: TcpListener,
+    router: Arc<ArcSwap<Router>>,
+    stop: CancellationToken,
+) {
     let permits = Arc::new(tokio::sync::Semaphore::new(ADMIN_CONNECTIONS));
     loop {
         let (stream, peer) = tokio::select! {
@@ -49,23 +56,37 @@ pub(super) async fn serve_admin(socket: TcpListener, router: Arc<ArcSwap<Router>
             },
             () = stop.cancelled() => return,
         };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
+        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+            continue;
+        };
         let router = Arc::clone(&router);
         tokio::spawn(async move {
             let service = service_fn(move |request: axum::http::Request<hyper::body::Incoming>| {
                 let router = Router::clone(&router.load());
                 async move {
                     let mut request = request.map(axum::body::Body::new);
-                    request.extensions_mut().insert(http::PeerAddress(peer.ip()));
-                    Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {}))
+                    request
+                        .extensions_mut()
+                        .insert(http::PeerAddress(peer.ip()));
+                    Ok::<_, Infallible>(
+                        router
+                            .oneshot(request)
+                            .await
+                            .unwrap_or_else(|never| match never {}),
+                    )
                 }
             });
             let mut server = hyper::server::conn::http1::Builder::new();
-            server.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
+            server
+                .timer(TokioTimer::new())
+                .header_read_timeout(Duration::from_secs(10));
             // Whoever reads slowly, or not at all, must not keep probes out.
             let connection = server.serve_connection(TokioIo::new(stream), service);
             tokio::pin!(connection);
-            if tokio::time::timeout(ADMIN_LIFE, connection.as_mut()).await.is_err() {
+            if tokio::time::timeout(ADMIN_LIFE, connection.as_mut())
+                .await
+                .is_err()
+            {
                 connection.as_mut().graceful_shutdown();
                 let _ = tokio::time::timeout(ADMIN_CLOSE, connection).await;
             }

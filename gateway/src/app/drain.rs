@@ -36,7 +36,11 @@ impl Drain<'_> {
     }
 
     /// Waits for work to end, at most so long, and not at all once an exit at once is asked for.
-    pub(super) async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    pub(super) async fn within<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
         tokio::select! {
             done = tokio::time::timeout(limit, work) => done.ok(),
             () = self.lifecycle.exit_requested().cancelled() => None,
@@ -93,15 +97,19 @@ impl Drain<'_> {
         if earlier.is_none() {
             self.lifecycle.note_connections(total);
         }
-        let window = Duration::from_millis(settings.window_ms).saturating_sub(earlier.map_or(Duration::ZERO, |begun| begun.elapsed()));
+        let window = Duration::from_millis(settings.window_ms)
+            .saturating_sub(earlier.map_or(Duration::ZERO, |begun| begun.elapsed()));
         let batches = (window.as_millis() / u128::from(settings.batch_interval_ms)).max(1);
-        let batch = settings.min_batch.max(total.div_ceil(usize::try_from(batches).unwrap_or(usize::MAX)));
+        let batch = settings
+            .min_batch
+            .max(total.div_ceil(usize::try_from(batches).unwrap_or(usize::MAX)));
         for _ in 0..total.div_ceil(batch) {
             if self.hub.counts().total == 0 || self.lifecycle.exit_requested().is_cancelled() {
                 break;
             }
             self.hub.close_for_shutdown(batch).await;
-            self.wait(Duration::from_millis(settings.batch_interval_ms)).await;
+            self.wait(Duration::from_millis(settings.batch_interval_ms))
+                .await;
         }
         // Whoever is left, and whoever's handshake was under way when accepting stopped.
         let flushed = async {

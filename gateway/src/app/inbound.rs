@@ -50,14 +50,18 @@ impl Inbound {
             }
             BusEvent::Resync(reason) => {
                 self.metrics.bus_resyncs.inc();
-                tracing::info!(reason, "pushes may have been missed; clients are told to sync");
+                tracing::info!(
+                    reason,
+                    "pushes may have been missed; clients are told to sync"
+                );
                 self.resync(reason);
                 self.control.spawn(self.clone().reload_revocations());
             }
             BusEvent::Revocations(stored) => {
                 self.revocations.extend(stored);
                 let inbound = self.clone();
-                self.control.spawn(async move { inbound.close_fallen().await });
+                self.control
+                    .spawn(async move { inbound.close_fallen().await });
             }
             BusEvent::Asked(ask, reply) => {
                 if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
@@ -72,8 +76,12 @@ impl Inbound {
     }
 
     fn resync(&self, reason: &str) {
-        let data: Arc<RawValue> = serde_json::value::to_raw_value(&serde_json::json!({ "reason": reason })).expect("plain data").into();
-        self.hub.deliver(&Dispatch::new(Destination::Broadcast, name::RESYNC, data));
+        let data: Arc<RawValue> =
+            serde_json::value::to_raw_value(&serde_json::json!({ "reason": reason }))
+                .expect("plain data")
+                .into();
+        self.hub
+            .deliver(&Dispatch::new(Destination::Broadcast, name::RESYNC, data));
     }
 
     /// Revocations that were made while this instance did not hear.
@@ -89,33 +97,58 @@ impl Inbound {
 
     /// Closes connections whose token was revoked, by itself or with its source, and tells those whose source or key is gone that their token ends soon.
     pub(super) async fn close_fallen(&self) {
-        let (revocations, authenticator) = (Arc::clone(&self.revocations), self.authenticator.clone());
-        let is_revoked = move |principal: &Principal| revocations.matches(principal) || authenticator.is_revoked(principal);
+        let (revocations, authenticator) =
+            (Arc::clone(&self.revocations), self.authenticator.clone());
+        let is_revoked = move |principal: &Principal| {
+            revocations.matches(principal) || authenticator.is_revoked(principal)
+        };
         let revoked = self.hub.close_where(is_revoked, Close::Revoked).await;
         let authenticator = self.authenticator.clone();
-        let ending = self.hub.announce_end(move |principal| !authenticator.stands(principal)).await;
+        let ending = self
+            .hub
+            .announce_end(move |principal| !authenticator.stands(principal))
+            .await;
         if revoked + ending > 0 {
-            tracing::info!(revoked, ending, "connections rest on tokens that stand no longer");
+            tracing::info!(
+                revoked,
+                ending,
+                "connections rest on tokens that stand no longer"
+            );
         }
     }
 
     async fn answer(&self, ask: Ask, reply: oneshot::Sender<Reply>) {
         let answer = match ask {
-            Ask::List { query } => Reply::Clients { clients: self.hub.list(&query).await },
-            Ask::Describe { client } => Reply::Clients { clients: self.hub.describe(client).await.into_iter().collect() },
+            Ask::List { query } => Reply::Clients {
+                clients: self.hub.list(&query).await,
+            },
+            Ask::Describe { client } => Reply::Clients {
+                clients: self.hub.describe(client).await.into_iter().collect(),
+            },
             Ask::Close { client, user } => {
                 let mut count = 0;
-                for which in [client.map(Which::Client), user.map(Which::User)].into_iter().flatten() {
+                for which in [client.map(Which::Client), user.map(Which::User)]
+                    .into_iter()
+                    .flatten()
+                {
                     count += self.hub.close(&which, Close::Disconnected).await;
                 }
                 Reply::Count { count }
             }
-            Ask::Join { client, rooms } => Reply::Rooms { rooms: self.hub.join(client, &rooms).await },
-            Ask::Leave { client, rooms } => Reply::Rooms { rooms: self.hub.leave(client, &rooms).await },
-            Ask::Holds { client } => Reply::Count { count: usize::from(self.hub.holds(&Destination::Client(client))) },
+            Ask::Join { client, rooms } => Reply::Rooms {
+                rooms: self.hub.join(client, &rooms).await,
+            },
+            Ask::Leave { client, rooms } => Reply::Rooms {
+                rooms: self.hub.leave(client, &rooms).await,
+            },
+            Ask::Holds { client } => Reply::Count {
+                count: usize::from(self.hub.holds(&Destination::Client(client))),
+            },
             Ask::Revoke { revocation } => {
                 self.revocations.add(revocation.clone());
-                Reply::Count { count: self.hub.revoke(&revocation).await }
+                Reply::Count {
+                    count: self.hub.revoke(&revocation).await,
+                }
             }
         };
         // The asker may have given up.

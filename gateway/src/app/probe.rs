@@ -36,11 +36,16 @@ impl Probe {
             let lapsed = self.bus.lease_lapsed();
             self.closed.store(lapsed, Ordering::Release);
             self.ids.suspend(lapsed);
-            let why =
-                if lapsed { Some("the worker lease has lapsed") } else { deaf.then_some("deaf: pushes from other instances are missed") };
+            let why = if lapsed {
+                Some("the worker lease has lapsed")
+            } else {
+                deaf.then_some("deaf: pushes from other instances are missed")
+            };
             self.lifecycle.set("bus", why.map(str::to_owned));
             self.lifecycle.write_unready(&self.metrics);
-            self.metrics.outbox_bytes.set(i64::try_from(self.hub.outbox_bytes()).unwrap_or(i64::MAX));
+            self.metrics
+                .outbox_bytes
+                .set(i64::try_from(self.hub.outbox_bytes()).unwrap_or(i64::MAX));
             tokio::select! {
                 () = tokio::time::sleep(PROBE_INTERVAL) => {}
                 Ok(()) = keys.changed() => {}

@@ -61,9 +61,19 @@ impl LiveSettings {
     pub(super) fn load(file: &Path, mode: BusMode) -> Result<Arc<Self>, Fault> {
         let file = (!file.as_os_str().is_empty()).then(|| file.to_owned());
         let look = look(file.as_deref(), mode)?;
-        let holds = RwLock::new(Revision { revision: look.revision, error: None, files: look.files });
+        let holds = RwLock::new(Revision {
+            revision: look.revision,
+            error: None,
+            files: look.files,
+        });
         let published = channel::Sender::new(look.published.map(Arc::new));
-        Ok(Arc::new(Self { file, mode, sender: channel::Sender::new(Arc::new(look.live)), published, holds }))
+        Ok(Arc::new(Self {
+            file,
+            mode,
+            sender: channel::Sender::new(Arc::new(look.live)),
+            published,
+            holds,
+        }))
     }
 
     /// Is marked changed at each change of the settings, and of a file that they name.
@@ -86,10 +96,17 @@ impl LiveSettings {
 
     /// Reloads at each change until `shutdown`. While there is a fault everything is looked at again each [`watch::INTERVAL`]: what is missing may
     /// be shown a moment later than what names it.
-    pub(super) async fn follow(self: Arc<Self>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
+    pub(super) async fn follow(
+        self: Arc<Self>,
+        metrics: Arc<Metrics>,
+        shutdown: CancellationToken,
+    ) {
         loop {
             let this = Arc::clone(&self);
-            let looked = tokio::task::spawn_blocking(move || this.has_other_content().then(|| look(this.file.as_deref(), this.mode)));
+            let looked = tokio::task::spawn_blocking(move || {
+                this.has_other_content()
+                    .then(|| look(this.file.as_deref(), this.mode))
+            });
             let Ok(looked) = looked.await else { return };
             if let Some(looked) = looked {
                 self.take(looked, &metrics);
@@ -104,20 +121,33 @@ impl LiveSettings {
     /// Whether a look would find something else than what holds, or may.
     fn has_other_content(&self) -> bool {
         let holds = self.revision();
-        let same = |path: &PathBuf| std::fs::read_to_string(path).is_ok_and(|text| watch::revision_of(&text) == holds.revision);
-        holds.error.is_some() || !self.file.as_ref().is_none_or(same) || contents(&self.current()) != holds.files
+        let same = |path: &PathBuf| {
+            std::fs::read_to_string(path)
+                .is_ok_and(|text| watch::revision_of(&text) == holds.revision)
+        };
+        holds.error.is_some()
+            || !self.file.as_ref().is_none_or(same)
+            || contents(&self.current()) != holds.files
     }
 
     fn take(&self, looked: Result<Look, Fault>, metrics: &Metrics) {
         match looked {
             Ok(look) => {
-                let holds = Revision { revision: look.revision, error: None, files: look.files };
+                let holds = Revision {
+                    revision: look.revision,
+                    error: None,
+                    files: look.files,
+                };
                 let before = std::mem::replace(&mut *self.holds.write(), holds.clone());
                 let published = look.published.map(Arc::new);
-                self.published.send_if_modified(|now| std::mem::replace(now, published.clone()) != published);
+                self.published
+                    .send_if_modified(|now| std::mem::replace(now, published.clone()) != published);
                 if (&before.revision, &before.files) != (&holds.revision, &holds.files) {
                     self.sender.send_replace(Arc::new(look.live));
-                    metrics.config_reloads.get_or_create(&Metrics::kind("live_ok")).inc();
+                    metrics
+                        .config_reloads
+                        .get_or_create(&Metrics::kind("live_ok"))
+                        .inc();
                     tracing::info!(live.revision = %holds.revision, "live settings reloaded");
                 } else if before.error.is_some() {
                     tracing::info!(live.revision = %holds.revision, "the live file is as it was before its faults");
@@ -126,7 +156,10 @@ impl LiveSettings {
             Err(fault) => {
                 let text = fault.to_string();
                 if self.holds.read().error.as_ref() != Some(&text) {
-                    metrics.config_reloads.get_or_create(&Metrics::kind("live_error")).inc();
+                    metrics
+                        .config_reloads
+                        .get_or_create(&Metrics::kind("live_error"))
+                        .inc();
                     tracing::error!(error = %text, "the live file has faults; the settings before it hold on");
                     self.holds.write().error = Some(text);
                 }
@@ -145,14 +178,18 @@ pub(super) fn read_settings(file: &Path, mode: BusMode) -> Result<Live, Invalid>
 fn read(text: &str, mode: BusMode) -> Result<Live, Invalid> {
     let live = load_live(text)?;
     if mode == BusMode::Local && (live.bus.is_some() || live.bus_previous.is_some()) {
-        return Err(Invalid(vec!["bus.mode: the static bus.mode is local: going to a bus with Redis needs a restart".into()]));
+        return Err(Invalid(vec![
+            "bus.mode: the static bus.mode is local: going to a bus with Redis needs a restart"
+                .into(),
+        ]));
     }
     Ok(live)
 }
 
 fn text_of(file: Option<&Path>) -> Result<String, Invalid> {
     match file {
-        Some(path) => std::fs::read_to_string(path).map_err(|error| Invalid(vec![format!("live_file: {}: {error}", path.display())])),
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| Invalid(vec![format!("live_file: {}: {error}", path.display())])),
         None => Ok(LIVE_DEFAULTS.to_owned()),
     }
 }
@@ -163,11 +200,15 @@ fn look(file: Option<&Path>, mode: BusMode) -> Result<Look, Fault> {
     // Before the contents are used: a change in between is seen by the next look.
     let files = contents(&live);
     let unreadable = live.files().filter_map(|(name, path)| {
-        let error = std::fs::File::open(path).and_then(|file| file.metadata()).and_then(|about| match about.is_file() {
-            true => Ok(()),
-            false => Err(std::io::Error::other("not a file")),
-        });
-        error.err().map(|error| format!("{name}: {}: {error}", path.display()))
+        let error = std::fs::File::open(path)
+            .and_then(|file| file.metadata())
+            .and_then(|about| match about.is_file() {
+                true => Ok(()),
+                false => Err(std::io::Error::other("not a file")),
+            });
+        error
+            .err()
+            .map(|error| format!("{name}: {}: {error}", path.display()))
     });
     let mut problems: Vec<String> = unreadable.collect();
     let published = match published(&live) {
@@ -180,7 +221,12 @@ fn look(file: Option<&Path>, mode: BusMode) -> Result<Look, Fault> {
     if !problems.is_empty() {
         return Err(Fault::Files(Invalid(problems)));
     }
-    Ok(Look { live, revision: watch::revision_of(&text), files, published })
+    Ok(Look {
+        live,
+        revision: watch::revision_of(&text),
+        files,
+        published,
+    })
 }
 
 /// The key set to serve. An error without a text is one of a file that is not there, which is told of every file.
@@ -192,15 +238,21 @@ fn published(live: &Live) -> Result<Option<PublishedKeys>, Option<String>> {
     let wrong = |what: String| Some(format!("well_known_jwks_file: {}: {what}", path.display()));
     let file = std::fs::File::open(path).map_err(|_| None)?;
     let mut text = String::new();
-    file.take(max_bytes as u64 + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
+    file.take(max_bytes as u64 + 1)
+        .read_to_string(&mut text)
+        .map_err(|error| wrong(error.to_string()))?;
     if text.len() > max_bytes {
         return Err(wrong(format!("longer than keys.max_bytes, {max_bytes}")));
     }
-    PublishedKeys::read(&text).map(Some).map_err(|error| wrong(error.to_string()))
+    PublishedKeys::read(&text)
+        .map(Some)
+        .map_err(|error| wrong(error.to_string()))
 }
 
 fn contents(live: &Live) -> String {
-    live.files().map(|(_, path)| watch::revision(path)).collect()
+    live.files()
+        .map(|(_, path)| watch::revision(path))
+        .collect()
 }
 
 #[cfg(test)]
@@ -222,10 +274,19 @@ mod tests {
         };
         write("log_filter = 5\nnothing = 1");
         let holds = settings.revision();
-        assert_eq!((holds.revision, settings.current().log_filter.as_str()), (before, "warn"));
+        assert_eq!(
+            (holds.revision, settings.current().log_filter.as_str()),
+            (before, "warn")
+        );
         assert!(holds.error.unwrap().contains("nothing"));
         write("log_filter = \"debug\"");
-        assert_eq!((settings.revision().error, settings.current().log_filter.as_str()), (None, "debug"));
+        assert_eq!(
+            (
+                settings.revision().error,
+                settings.current().log_filter.as_str()
+            ),
+            (None, "debug")
+        );
         assert!(!settings.has_other_content());
     }
 
@@ -237,7 +298,10 @@ mod tests {
 
     impl Rig {
         fn new() -> Self {
-            Self { dir: tempfile::tempdir().unwrap(), metrics: Metrics::new() }
+            Self {
+                dir: tempfile::tempdir().unwrap(),
+                metrics: Metrics::new(),
+            }
         }
 
         fn path(&self, name: &str) -> PathBuf {
@@ -266,19 +330,33 @@ mod tests {
     }
 
     fn set(kid: &str, more: &str) -> String {
-        format!(r#"{{"keys": [{{"kty": "OKP", "crv": "Ed25519", "x": "11qY", "kid": "{kid}"{more}}}]}}"#)
+        format!(
+            r#"{{"keys": [{{"kty": "OKP", "crv": "Ed25519", "x": "11qY", "kid": "{kid}"{more}}}]}}"#
+        )
     }
 
     #[test]
     fn a_named_file_that_is_missing_is_a_fault_until_it_is_there() {
         let rig = Rig::new();
         rig.live("jwks.json", "keys.json");
-        let Err(Fault::Files(Invalid(problems))) = LiveSettings::load(&rig.path("live.toml"), BusMode::Local).map(drop) else {
+        let Err(Fault::Files(Invalid(problems))) =
+            LiveSettings::load(&rig.path("live.toml"), BusMode::Local).map(drop)
+        else {
             panic!("it has faults")
         };
         assert_eq!(problems.len(), 2, "each once: {problems:?}");
-        assert!(problems.iter().any(|p| p.starts_with("sources[0].keys_file: ")), "{problems:?}");
-        assert!(problems.iter().any(|p| p.starts_with("well_known_jwks_file: ")), "{problems:?}");
+        assert!(
+            problems
+                .iter()
+                .any(|p| p.starts_with("sources[0].keys_file: ")),
+            "{problems:?}"
+        );
+        assert!(
+            problems
+                .iter()
+                .any(|p| p.starts_with("well_known_jwks_file: ")),
+            "{problems:?}"
+        );
         rig.write("keys.json", &set("k1", ""));
         rig.write("jwks.json", &set("k1", ""));
         let settings = LiveSettings::load(&rig.path("live.toml"), BusMode::Local).unwrap();
@@ -289,16 +367,35 @@ mod tests {
         settings.take(rig.look(), &rig.metrics);
         let holds = settings.revision();
         assert_eq!(holds.revision, before.revision);
-        assert!(holds.error.as_ref().is_some_and(|why| why.contains("later.json")), "{holds:?}");
-        assert!(settings.has_other_content(), "it is looked at again, although nothing of it changed");
+        assert!(
+            holds
+                .error
+                .as_ref()
+                .is_some_and(|why| why.contains("later.json")),
+            "{holds:?}"
+        );
+        assert!(
+            settings.has_other_content(),
+            "it is looked at again, although nothing of it changed"
+        );
         rig.write("later.json", &set("k2", ""));
         settings.take(rig.look(), &rig.metrics);
         let holds = settings.revision();
-        assert!(holds.error.is_none() && holds.revision != before.revision, "{holds:?}");
-        assert!(settings.current().sources[0].keys_file.ends_with("later.json"));
+        assert!(
+            holds.error.is_none() && holds.revision != before.revision,
+            "{holds:?}"
+        );
+        assert!(
+            settings.current().sources[0]
+                .keys_file
+                .ends_with("later.json")
+        );
         std::fs::create_dir(rig.path("folder")).unwrap();
         rig.live("jwks.json", "folder");
-        assert!(matches!(rig.look(), Err(Fault::Files(_))), "a folder is no file");
+        assert!(
+            matches!(rig.look(), Err(Fault::Files(_))),
+            "a folder is no file"
+        );
     }
 
     #[test]
@@ -331,30 +428,57 @@ mod tests {
         let settings = LiveSettings::load(&rig.path("live.toml"), BusMode::Local).unwrap();
         let mut published = settings.published();
         published.mark_unchanged();
-        for wrong in [set("k2", r#", "d": "hunter2""#), r#"{"keys": [{"kty": "oct", "kid": "s"}]}"#.into(), "x".repeat(300_000), "{".into()]
-        {
+        for wrong in [
+            set("k2", r#", "d": "hunter2""#),
+            r#"{"keys": [{"kty": "oct", "kid": "s"}]}"#.into(),
+            "x".repeat(300_000),
+            "{".into(),
+        ] {
             rig.write("jwks.json", &wrong);
             settings.take(rig.look(), &rig.metrics);
             let error = settings.revision().error.unwrap();
-            assert!(error.contains("well_known_jwks_file") && !error.contains("hunter2"), "{error}");
-            assert!(!published.has_changed().unwrap() && settings.published().borrow().as_ref().unwrap().keys == ["k1"]);
+            assert!(
+                error.contains("well_known_jwks_file") && !error.contains("hunter2"),
+                "{error}"
+            );
+            assert!(
+                !published.has_changed().unwrap()
+                    && settings.published().borrow().as_ref().unwrap().keys == ["k1"]
+            );
         }
         rig.write("jwks.json", &set("k1", ""));
         settings.take(rig.look(), &rig.metrics);
         assert_eq!(settings.revision().error, None);
-        assert!(rig.metrics.render().contains("signal_config_reloads_total{kind=\"live_error\"} 4"), "each fault once");
+        assert!(
+            rig.metrics
+                .render()
+                .contains("signal_config_reloads_total{kind=\"live_error\"} 4"),
+            "each fault once"
+        );
     }
     #[test]
     fn a_redis_is_named_only_where_there_is_one_and_with_files_that_are_there() {
         let rig = Rig::new();
         let password = rig.path("redis-password-1");
-        let bus = format!("[bus]\nmode = \"standalone\"\nnodes = [\"a:1\"]\npassword_file = {password:?}\n");
+        let bus = format!(
+            "[bus]\nmode = \"standalone\"\nnodes = [\"a:1\"]\npassword_file = {password:?}\n"
+        );
         rig.write("live.toml", &bus);
-        let Err(Fault::Settings(Invalid(problems))) = rig.look() else { panic!("it has faults") };
-        assert!(problems.len() == 1 && problems[0].contains("restart"), "{problems:?}");
+        let Err(Fault::Settings(Invalid(problems))) = rig.look() else {
+            panic!("it has faults")
+        };
+        assert!(
+            problems.len() == 1 && problems[0].contains("restart"),
+            "{problems:?}"
+        );
         let look = || look(Some(&rig.path("live.toml")), BusMode::Standalone);
-        let Err(Fault::Files(Invalid(problems))) = look() else { panic!("it has faults") };
-        assert!(problems.len() == 1 && problems[0].starts_with("bus.password_file: "), "{problems:?}");
+        let Err(Fault::Files(Invalid(problems))) = look() else {
+            panic!("it has faults")
+        };
+        assert!(
+            problems.len() == 1 && problems[0].starts_with("bus.password_file: "),
+            "{problems:?}"
+        );
         rig.write("redis-password-1", "secret");
         assert!(look().is_ok());
     }

@@ -139,12 +139,20 @@ impl Basic {
     ///
     /// # Errors
     /// [`UsersError`] when the file cannot be used at start.
-    pub fn start(settings: &config::Basic, shutdown: CancellationToken) -> Result<(Self, JoinHandle<()>), UsersError> {
+    pub fn start(
+        settings: &config::Basic,
+        shutdown: CancellationToken,
+    ) -> Result<(Self, JoinHandle<()>), UsersError> {
         Self::start_with(settings, crate::watch::INTERVAL, shutdown)
     }
 
-    fn start_with(settings: &config::Basic, interval: Duration, shutdown: CancellationToken) -> Result<(Self, JoinHandle<()>), UsersError> {
-        let secret = hmac::Key::generate(hmac::HMAC_SHA256, &rand::SystemRandom::new()).expect("the system gives randomness");
+    fn start_with(
+        settings: &config::Basic,
+        interval: Duration,
+        shutdown: CancellationToken,
+    ) -> Result<(Self, JoinHandle<()>), UsersError> {
+        let secret = hmac::Key::generate(hmac::HMAC_SHA256, &rand::SystemRandom::new())
+            .expect("the system gives randomness");
         let inner = Arc::new(Inner {
             users: ArcSwapOption::empty(),
             max_failures: settings.max_failures_per_minute.max(1),
@@ -156,11 +164,17 @@ impl Basic {
         });
         let basic = Self { inner };
         let Some(path) = settings.users_file.path().map(PathBuf::from) else {
-            return Ok((basic, tokio::spawn(async move { shutdown.cancelled().await })));
+            return Ok((
+                basic,
+                tokio::spawn(async move { shutdown.cancelled().await }),
+            ));
         };
         // Watched before it is read, so that no change falls in between.
         let mut told = crate::watch::watch(path.clone(), interval, shutdown.clone());
-        basic.inner.users.store(Some(Arc::new(Users::read(&path, 0)?)));
+        basic
+            .inner
+            .users
+            .store(Some(Arc::new(Users::read(&path, 0)?)));
         let inner = Arc::clone(&basic.inner);
         let follow = async move {
             for generation in 1.. {
@@ -189,16 +203,27 @@ impl Basic {
         }
         // Counted as a failure until it is none, so that attempts at the same time do not slip through together.
         self.inner.count_attempt(from, 1)?;
-        let subject = self.inner.check(&users, credentials).await?.ok_or(BasicError::Refused)?;
+        let subject = self
+            .inner
+            .check(&users, credentials)
+            .await?
+            .ok_or(BasicError::Refused)?;
         self.inner.forgive(from);
-        let known = Known { until: Instant::now() + REMEMBER, subject: Arc::clone(&subject) };
+        let known = Known {
+            until: Instant::now() + REMEMBER,
+            subject: Arc::clone(&subject),
+        };
         self.inner.known.lock().insert(fingerprint, known);
         Ok(principal(subject))
     }
 }
 
 fn principal(subject: Arc<str>) -> Principal {
-    Principal { subject, roles: Vec::new(), via: Via::Basic }
+    Principal {
+        subject,
+        roles: Vec::new(),
+        via: Via::Basic,
+    }
 }
 
 /// One address of IPv4; of IPv6 the /64 that one customer has.
@@ -217,7 +242,9 @@ impl Inner {
                 tracing::info!(users = users.by_name.len(), "users of Basic read again");
                 self.users.store(Some(Arc::new(users)));
             }
-            Ok(Err(error)) => tracing::error!(%error, "the changed users file cannot be used; the users before it stay"),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the changed users file cannot be used; the users before it stay")
+            }
             Err(error) => tracing::error!(%error, "the changed users file was not read"),
         }
     }
@@ -230,7 +257,9 @@ impl Inner {
             let end = held.since + WINDOW;
             if now < end {
                 if held.count >= self.max_failures {
-                    return Err(BasicError::TooMany { retry_after_secs: (end - now).as_secs() + 1 });
+                    return Err(BasicError::TooMany {
+                        retry_after_secs: (end - now).as_secs() + 1,
+                    });
                 }
                 held.count += failures;
                 return Ok(());
@@ -238,7 +267,13 @@ impl Inner {
             table.remove(&from);
         }
         if failures > 0 {
-            table.insert(from, Failures { since: now, count: failures });
+            table.insert(
+                from,
+                Failures {
+                    since: now,
+                    count: failures,
+                },
+            );
         }
         Ok(())
     }
@@ -255,7 +290,11 @@ impl Inner {
         context.update(&(credentials.name.len() as u64).to_be_bytes());
         context.update(credentials.name.as_bytes());
         context.update(credentials.password.as_bytes());
-        context.sign().as_ref().try_into().expect("HMAC-SHA-256 has 32 bytes")
+        context
+            .sign()
+            .as_ref()
+            .try_into()
+            .expect("HMAC-SHA-256 has 32 bytes")
     }
 
     fn recall(&self, fingerprint: &[u8; 32]) -> Option<Arc<str>> {
@@ -265,16 +304,36 @@ impl Inner {
     }
 
     /// The subject, if the password is right. An unknown name costs one hash too.
-    async fn check(&self, users: &Users, credentials: Credentials) -> Result<Option<Arc<str>>, BasicError> {
+    async fn check(
+        &self,
+        users: &Users,
+        credentials: Credentials,
+    ) -> Result<Option<Arc<str>>, BasicError> {
         let user = users.by_name.get(&credentials.name);
-        let Some(hash) = user.map(|user| &user.hash).or(users.decoy.as_ref()).cloned() else { return Ok(None) };
-        let place = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| BasicError::TooMany { retry_after_secs: 1 })?;
-        let turn = Arc::clone(&self.hashes).acquire_owned().await.map_err(|_| BasicError::Refused)?;
+        let Some(hash) = user
+            .map(|user| &user.hash)
+            .or(users.decoy.as_ref())
+            .cloned()
+        else {
+            return Ok(None);
+        };
+        let place =
+            Arc::clone(&self.queue)
+                .try_acquire_owned()
+                .map_err(|_| BasicError::TooMany {
+                    retry_after_secs: 1,
+                })?;
+        let turn = Arc::clone(&self.hashes)
+            .acquire_owned()
+            .await
+            .map_err(|_| BasicError::Refused)?;
         let right = tokio::task::spawn_blocking(move || {
             // Held by the work and not by who waits for it: a client that hangs up frees no place early.
             let _held = (place, turn);
             let hash = PasswordHash::new(&hash).expect("hashes are parsed when the file is read");
-            Argon2::default().verify_password(credentials.password.as_bytes(), &hash).is_ok()
+            Argon2::default()
+                .verify_password(credentials.password.as_bytes(), &hash)
+                .is_ok()
         });
         let right = right.await.unwrap_or(false);
         Ok(user.filter(|_| right).map(|user| Arc::clone(&user.subject)))
@@ -295,13 +354,19 @@ impl Credentials {
         }
         let bytes = Zeroizing::new(STANDARD.decode_to_vec(encoded.trim().as_bytes()).ok()?);
         let (name, password) = std::str::from_utf8(&bytes).ok()?.split_once(':')?;
-        Some(Self { name: name.to_owned(), password: Zeroizing::new(password.to_owned()) })
+        Some(Self {
+            name: name.to_owned(),
+            password: Zeroizing::new(password.to_owned()),
+        })
     }
 }
 
 impl Users {
     fn read(path: &std::path::Path, generation: u64) -> Result<Self, UsersError> {
-        let text = std::fs::read(path).map_err(|source| UsersError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read(path).map_err(|source| UsersError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         Self::parse(&text, generation)
     }
 
@@ -312,10 +377,20 @@ impl Users {
         }
         let mut by_name = HashMap::with_capacity(entries.len());
         let mut dearest: Option<(u64, String)> = None;
-        for Entry { name, hash, subject } in entries {
-            let cost = cost(&hash).map_err(|problem| UsersError::User { name: name.clone(), problem })?;
+        for Entry {
+            name,
+            hash,
+            subject,
+        } in entries
+        {
+            let cost = cost(&hash).map_err(|problem| UsersError::User {
+                name: name.clone(),
+                problem,
+            })?;
             let problem = match () {
-                () if name.is_empty() || name.contains(':') => Some("a name must not be empty or hold a colon"),
+                () if name.is_empty() || name.contains(':') => {
+                    Some("a name must not be empty or hold a colon")
+                }
                 () if subject.is_empty() => Some("the subject must not be empty"),
                 () if by_name.contains_key(&name) => Some("the name is taken by an earlier user"),
                 () => None,
@@ -326,21 +401,40 @@ impl Users {
             if dearest.as_ref().is_none_or(|(most, _)| cost > *most) {
                 dearest = Some((cost, hash.clone()));
             }
-            by_name.insert(name, User { hash, subject: subject.into() });
+            by_name.insert(
+                name,
+                User {
+                    hash,
+                    subject: subject.into(),
+                },
+            );
         }
-        Ok(Self { generation, by_name, decoy: dearest.map(|(_, hash)| hash) })
+        Ok(Self {
+            generation,
+            by_name,
+            decoy: dearest.map(|(_, hash)| hash),
+        })
     }
 }
 
 /// What a hash costs to verify: memory times passes.
 fn cost(hash: &str) -> Result<u64, &'static str> {
-    const NOT_ARGON2ID: &str = "the hash is not of the form $argon2id$v=19$m=..,t=..,p=..$salt$hash";
+    const NOT_ARGON2ID: &str =
+        "the hash is not of the form $argon2id$v=19$m=..,t=..,p=..$salt$hash";
     let parsed = PasswordHash::new(hash).map_err(|_| NOT_ARGON2ID)?;
-    if parsed.algorithm.as_str() != "argon2id" || parsed.version != Some(19) || parsed.salt.is_none() || parsed.hash.is_none() {
+    if parsed.algorithm.as_str() != "argon2id"
+        || parsed.version != Some(19)
+        || parsed.salt.is_none()
+        || parsed.hash.is_none()
+    {
         return Err(NOT_ARGON2ID);
     }
-    let params = Params::try_from(&parsed).map_err(|_| "the parameters of the hash are not valid")?;
-    if params.m_cost() > MAX_MEMORY_KIB || params.t_cost() > MAX_PASSES || params.p_cost() > MAX_LANES {
+    let params =
+        Params::try_from(&parsed).map_err(|_| "the parameters of the hash are not valid")?;
+    if params.m_cost() > MAX_MEMORY_KIB
+        || params.t_cost() > MAX_PASSES
+        || params.p_cost() > MAX_LANES
+    {
         return Err("the hash costs more than m=262144, t=16, p=16");
     }
     Ok(u64::from(params.m_cost()) * u64::from(params.t_cost()))
@@ -358,27 +452,44 @@ mod tests {
     fn hash(password: &str, memory_kib: u32) -> String {
         let params = Params::new(memory_kib, 1, 1, None).unwrap();
         let salt = SaltString::encode_b64(b"salt of the test").unwrap();
-        Argon2::new(Algorithm::Argon2id, Version::V0x13, params).hash_password(password.as_bytes(), &salt).unwrap().to_string()
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+            .hash_password(password.as_bytes(), &salt)
+            .unwrap()
+            .to_string()
     }
 
     fn header(name: &str, password: &str) -> String {
-        format!("Basic {}", STANDARD.encode_to_string(format!("{name}:{password}")))
+        format!(
+            "Basic {}",
+            STANDARD.encode_to_string(format!("{name}:{password}"))
+        )
     }
 
     fn users(list: &[(&str, &str, &str)]) -> String {
-        let list: Vec<_> = list.iter().map(|(n, p, s)| serde_json::json!({"name": n, "hash": hash(p, 64), "subject": s})).collect();
+        let list: Vec<_> = list
+            .iter()
+            .map(|(n, p, s)| serde_json::json!({"name": n, "hash": hash(p, 64), "subject": s}))
+            .collect();
         serde_json::to_string(&list).unwrap()
     }
 
     fn settings(path: &std::path::Path) -> config::Basic {
-        config::Basic { users_file: config::SecretFile::new(path), max_failures_per_minute: 3 }
+        config::Basic {
+            users_file: config::SecretFile::new(path),
+            max_failures_per_minute: 3,
+        }
     }
 
     fn started(text: &str) -> (Basic, tempfile::NamedTempFile, CancellationToken) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         let shutdown = CancellationToken::new();
-        let (basic, _task) = Basic::start_with(&settings(file.path()), Duration::from_millis(10), shutdown.clone()).unwrap();
+        let (basic, _task) = Basic::start_with(
+            &settings(file.path()),
+            Duration::from_millis(10),
+            shutdown.clone(),
+        )
+        .unwrap();
         (basic, file, shutdown)
     }
 
@@ -386,7 +497,10 @@ mod tests {
     async fn the_right_password_gives_the_users_subject_and_no_roles() {
         let (basic, _file, _stop) = started(&users(&[("ops", "p:w", "17"), ("b", "x", "18")]));
         let principal = basic.verify(&header("ops", "p:w"), HERE).await.unwrap();
-        assert_eq!((&*principal.subject, principal.roles.len(), &principal.via), ("17", 0, &Via::Basic));
+        assert_eq!(
+            (&*principal.subject, principal.roles.len(), &principal.via),
+            ("17", 0, &Via::Basic)
+        );
         for bad in [
             header("ops", "x"),
             header("b", "p:w"),
@@ -397,17 +511,33 @@ mod tests {
             "Bearer b3BzOnA6dw==".into(),
             format!("Basic {}", "A".repeat(5000)),
         ] {
-            assert_eq!(basic.verify(&bad, THERE).await, Err(BasicError::Refused), "{bad}");
+            assert_eq!(
+                basic.verify(&bad, THERE).await,
+                Err(BasicError::Refused),
+                "{bad}"
+            );
         }
-        assert_eq!(basic.verify(&header("ops", "p:w").replace("Basic", "basic"), HERE).await.unwrap(), principal);
+        assert_eq!(
+            basic
+                .verify(&header("ops", "p:w").replace("Basic", "basic"), HERE)
+                .await
+                .unwrap(),
+            principal
+        );
     }
 
     #[tokio::test]
     async fn without_a_users_file_everybody_is_refused() {
-        let settings = config::Basic { users_file: config::SecretFile::default(), max_failures_per_minute: 3 };
+        let settings = config::Basic {
+            users_file: config::SecretFile::default(),
+            max_failures_per_minute: 3,
+        };
         let shutdown = CancellationToken::new();
         let (basic, task) = Basic::start(&settings, shutdown.clone()).unwrap();
-        assert_eq!(basic.verify(&header("ops", "p"), HERE).await, Err(BasicError::Refused));
+        assert_eq!(
+            basic.verify(&header("ops", "p"), HERE).await,
+            Err(BasicError::Refused)
+        );
         shutdown.cancel();
         task.await.unwrap();
     }
@@ -417,10 +547,15 @@ mod tests {
         let (basic, _file, _stop) = started(&users(&[("ops", "right", "17")]));
         basic.verify(&header("ops", "right"), HERE).await.unwrap();
         for name in ["ops", "nobody", "ops"] {
-            assert_eq!(basic.verify(&header(name, "wrong"), HERE).await, Err(BasicError::Refused));
+            assert_eq!(
+                basic.verify(&header(name, "wrong"), HERE).await,
+                Err(BasicError::Refused)
+            );
         }
         for password in ["wrong", "right"] {
-            let Err(BasicError::TooMany { retry_after_secs }) = basic.verify(&header("ops", password), HERE).await else {
+            let Err(BasicError::TooMany { retry_after_secs }) =
+                basic.verify(&header("ops", password), HERE).await
+            else {
                 panic!("the fourth attempt was answered");
             };
             assert!((1..=60).contains(&retry_after_secs));
@@ -435,8 +570,15 @@ mod tests {
     async fn attempts_at_the_same_time_do_not_slip_through_together() {
         let (basic, _file, _stop) = started(&users(&[("ops", "right", "17")]));
         let guess = header("ops", "wrong");
-        let attempts = futures_util::future::join_all((0..20).map(|_| basic.verify(&guess, HERE))).await;
-        assert_eq!(attempts.iter().filter(|a| **a == Err(BasicError::Refused)).count(), 3);
+        let attempts =
+            futures_util::future::join_all((0..20).map(|_| basic.verify(&guess, HERE))).await;
+        assert_eq!(
+            attempts
+                .iter()
+                .filter(|a| **a == Err(BasicError::Refused))
+                .count(),
+            3
+        );
     }
 
     #[tokio::test]
@@ -444,10 +586,16 @@ mod tests {
         let (basic, _file, _stop) = started(&users(&[("ops", "right", "17")]));
         for host in 1..=3 {
             let from: IpAddr = format!("2001:db8::{host}").parse().unwrap();
-            assert_eq!(basic.verify(&header("ops", "wrong"), from).await, Err(BasicError::Refused));
+            assert_eq!(
+                basic.verify(&header("ops", "wrong"), from).await,
+                Err(BasicError::Refused)
+            );
         }
         let same: IpAddr = "2001:db8::ffff".parse().unwrap();
-        assert!(matches!(basic.verify(&header("ops", "right"), same).await, Err(BasicError::TooMany { .. })));
+        assert!(matches!(
+            basic.verify(&header("ops", "right"), same).await,
+            Err(BasicError::TooMany { .. })
+        ));
         assert_eq!(network("::ffff:192.0.2.1".parse().unwrap()), HERE);
     }
 
@@ -456,15 +604,49 @@ mod tests {
         let (basic, file, _stop) = started(&users(&[("ops", "old", "17")]));
         basic.verify(&header("ops", "old"), HERE).await.unwrap();
         // With no hash to be had, only what is remembered is answered.
-        let _all = basic.inner.queue.clone().acquire_many_owned((HASHES + WAITING) as u32).await.unwrap();
+        let _all = basic
+            .inner
+            .queue
+            .clone()
+            .acquire_many_owned((HASHES + WAITING) as u32)
+            .await
+            .unwrap();
         basic.verify(&header("ops", "old"), HERE).await.unwrap();
-        assert_eq!(basic.verify(&header("ops", "new"), HERE).await, Err(BasicError::TooMany { retry_after_secs: 1 }));
+        assert_eq!(
+            basic.verify(&header("ops", "new"), HERE).await,
+            Err(BasicError::TooMany {
+                retry_after_secs: 1
+            })
+        );
         std::fs::write(file.path(), users(&[("ops", "new", "18")])).unwrap();
-        until(|| basic.inner.users.load().as_ref().is_some_and(|u| u.generation > 0)).await;
-        assert_eq!(basic.verify(&header("ops", "old"), HERE).await, Err(BasicError::TooMany { retry_after_secs: 1 }));
+        until(|| {
+            basic
+                .inner
+                .users
+                .load()
+                .as_ref()
+                .is_some_and(|u| u.generation > 0)
+        })
+        .await;
+        assert_eq!(
+            basic.verify(&header("ops", "old"), HERE).await,
+            Err(BasicError::TooMany {
+                retry_after_secs: 1
+            })
+        );
         drop(_all);
-        assert_eq!(basic.verify(&header("ops", "old"), THERE).await, Err(BasicError::Refused));
-        assert_eq!(&*basic.verify(&header("ops", "new"), THERE).await.unwrap().subject, "18");
+        assert_eq!(
+            basic.verify(&header("ops", "old"), THERE).await,
+            Err(BasicError::Refused)
+        );
+        assert_eq!(
+            &*basic
+                .verify(&header("ops", "new"), THERE)
+                .await
+                .unwrap()
+                .subject,
+            "18"
+        );
     }
 
     async fn until(mut condition: impl FnMut() -> bool) {
@@ -473,7 +655,9 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), wait).await.expect("the condition comes true");
+        tokio::time::timeout(Duration::from_secs(10), wait)
+            .await
+            .expect("the condition comes true");
     }
 
     #[tokio::test]
@@ -481,11 +665,36 @@ mod tests {
         let (basic, file, _stop) = started(&users(&[("ops", "right", "17")]));
         std::fs::write(file.path(), "[{]").unwrap();
         basic.inner.reload(file.path().to_owned(), 1).await;
-        assert_eq!(&*basic.verify(&header("ops", "right"), HERE).await.unwrap().subject, "17");
+        assert_eq!(
+            &*basic
+                .verify(&header("ops", "right"), HERE)
+                .await
+                .unwrap()
+                .subject,
+            "17"
+        );
         std::fs::write(file.path(), users(&[("second", "right", "18")])).unwrap();
-        until(|| basic.inner.users.load().as_ref().is_some_and(|u| u.by_name.contains_key("second"))).await;
-        assert_eq!(&*basic.verify(&header("second", "right"), HERE).await.unwrap().subject, "18");
-        assert_eq!(basic.verify(&header("ops", "right"), HERE).await, Err(BasicError::Refused));
+        until(|| {
+            basic
+                .inner
+                .users
+                .load()
+                .as_ref()
+                .is_some_and(|u| u.by_name.contains_key("second"))
+        })
+        .await;
+        assert_eq!(
+            &*basic
+                .verify(&header("second", "right"), HERE)
+                .await
+                .unwrap()
+                .subject,
+            "18"
+        );
+        assert_eq!(
+            basic.verify(&header("ops", "right"), HERE).await,
+            Err(BasicError::Refused)
+        );
     }
 
     #[test]
@@ -512,11 +721,30 @@ mod tests {
             serde_json::json!([user("a:b", &good, "1")]),
             serde_json::json!([user("a", &good, "1"), user("a", &good, "2")]),
         ] {
-            assert!(matches!(Users::parse(bad.to_string().as_bytes(), 0), Err(UsersError::User { .. })), "{bad}");
+            assert!(
+                matches!(
+                    Users::parse(bad.to_string().as_bytes(), 0),
+                    Err(UsersError::User { .. })
+                ),
+                "{bad}"
+            );
         }
-        assert!(matches!(Users::parse(br#"[{"name": "a", "pass": "b"}]"#, 0), Err(UsersError::Json(_))));
-        assert!(matches!(Users::read(std::path::Path::new("/nowhere"), 0), Err(UsersError::Read { .. })));
-        let error = Users::parse(serde_json::json!([user("a", &good, "")]).to_string().as_bytes(), 0).err().unwrap();
+        assert!(matches!(
+            Users::parse(br#"[{"name": "a", "pass": "b"}]"#, 0),
+            Err(UsersError::Json(_))
+        ));
+        assert!(matches!(
+            Users::read(std::path::Path::new("/nowhere"), 0),
+            Err(UsersError::Read { .. })
+        ));
+        let error = Users::parse(
+            serde_json::json!([user("a", &good, "")])
+                .to_string()
+                .as_bytes(),
+            0,
+        )
+        .err()
+        .unwrap();
         assert!(!error.to_string().contains("argon2"), "{error}");
     }
 }

@@ -42,27 +42,52 @@ fn b64(bytes: impl AsRef<[u8]>) -> String {
 
 impl Signer {
     pub(super) fn es256(kid: &str) -> Self {
-        Self::ec(kid, "ES256", "P-256", &signature::ECDSA_P256_SHA256_FIXED_SIGNING)
+        Self::ec(
+            kid,
+            "ES256",
+            "P-256",
+            &signature::ECDSA_P256_SHA256_FIXED_SIGNING,
+        )
     }
 
     pub(super) fn es384(kid: &str) -> Self {
-        Self::ec(kid, "ES384", "P-384", &signature::ECDSA_P384_SHA384_FIXED_SIGNING)
+        Self::ec(
+            kid,
+            "ES384",
+            "P-384",
+            &signature::ECDSA_P384_SHA384_FIXED_SIGNING,
+        )
     }
 
-    fn ec(kid: &str, alg: &'static str, crv: &str, algorithm: &'static signature::EcdsaSigningAlgorithm) -> Self {
+    fn ec(
+        kid: &str,
+        alg: &'static str,
+        crv: &str,
+        algorithm: &'static signature::EcdsaSigningAlgorithm,
+    ) -> Self {
         let random = SystemRandom::new();
         let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
         let pair = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).unwrap();
         let (x, y) = pair.public_key().as_ref()[1..].split_at(pair.public_key().as_ref().len() / 2);
         let jwk = json!({"kty": "EC", "crv": crv, "x": b64(x), "y": b64(y), "kid": kid, "use": "sig", "alg": alg});
-        Self { kid: Some(kid.into()), alg, pair: Pair::Ec(pair), jwk }
+        Self {
+            kid: Some(kid.into()),
+            alg,
+            pair: Pair::Ec(pair),
+            jwk,
+        }
     }
 
     pub(super) fn ed25519(kid: &str) -> Self {
         let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
         let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap();
         let jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": b64(pair.public_key()), "kid": kid, "use": "sig", "alg": "EdDSA"});
-        Self { kid: Some(kid.into()), alg: "EdDSA", pair: Pair::Ed(pair), jwk }
+        Self {
+            kid: Some(kid.into()),
+            alg: "EdDSA",
+            pair: Pair::Ed(pair),
+            jwk,
+        }
     }
 
     /// The key of RFC 7515 appendix A.2; its JWK names no algorithm.
@@ -73,7 +98,10 @@ impl Signer {
             decode(all[name].as_str().unwrap())
         };
         let components = ring::rsa::KeyPairComponents {
-            public_key: ring::rsa::PublicKeyComponents { n: part("n"), e: part("e") },
+            public_key: ring::rsa::PublicKeyComponents {
+                n: part("n"),
+                e: part("e"),
+            },
             d: part("d"),
             p: part("p"),
             q: part("q"),
@@ -89,7 +117,12 @@ impl Signer {
         };
         let jwk = json!({"kty": "RSA", "n": b64(part("n")), "e": b64(part("e")), "kid": kid, "use": "sig"});
         let pair = RsaKeyPair::from_components(&components).unwrap();
-        Self { kid: Some(kid.into()), alg, pair: Pair::Rsa(Box::new(pair), encoding), jwk }
+        Self {
+            kid: Some(kid.into()),
+            alg,
+            pair: Pair::Rsa(Box::new(pair), encoding),
+            jwk,
+        }
     }
 
     /// The public key as its issuer publishes it.
@@ -111,11 +144,16 @@ impl Signer {
         let message = format!("{}.{}", b64(header.to_string()), b64(claims.to_string()));
         let random = SystemRandom::new();
         let signature = match &self.pair {
-            Pair::Ec(pair) => pair.sign(&random, message.as_bytes()).unwrap().as_ref().to_vec(),
+            Pair::Ec(pair) => pair
+                .sign(&random, message.as_bytes())
+                .unwrap()
+                .as_ref()
+                .to_vec(),
             Pair::Ed(pair) => pair.sign(message.as_bytes()).as_ref().to_vec(),
             Pair::Rsa(pair, encoding) => {
                 let mut signature = vec![0; pair.public().modulus_len()];
-                pair.sign(*encoding, &random, message.as_bytes(), &mut signature).unwrap();
+                pair.sign(*encoding, &random, message.as_bytes(), &mut signature)
+                    .unwrap();
                 signature
             }
         };
@@ -145,16 +183,27 @@ pub(super) struct Answer {
 
 impl Issuer {
     pub(super) async fn start(signers: &[&Signer]) -> Self {
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
         let url = format!("http://{}/certs", listener.local_addr().unwrap());
         let shared = Arc::new(Shared {
-            answer: Mutex::new(Answer { status: 200, body: vec![], location: None }),
+            answer: Mutex::new(Answer {
+                status: 200,
+                body: vec![],
+                location: None,
+            }),
             fetches: AtomicUsize::new(0),
             held: tokio::sync::Semaphore::new(1_000_000),
         });
-        let issuer = Self { url, shared: Arc::clone(&shared) };
+        let issuer = Self {
+            url,
+            shared: Arc::clone(&shared),
+        };
         issuer.publish(signers);
-        let routes = axum::Router::new().route("/certs", axum::routing::get(serve)).with_state(shared);
+        let routes = axum::Router::new()
+            .route("/certs", axum::routing::get(serve))
+            .with_state(shared);
         tokio::spawn(async move { axum::serve(listener, routes).await });
         issuer
     }
@@ -166,11 +215,19 @@ impl Issuer {
     }
 
     pub(super) fn answer(&self, status: u16, body: impl Into<Vec<u8>>) {
-        *self.shared.answer.lock() = Answer { status, body: body.into(), location: None };
+        *self.shared.answer.lock() = Answer {
+            status,
+            body: body.into(),
+            location: None,
+        };
     }
 
     pub(super) fn redirect(&self, to: &str) {
-        *self.shared.answer.lock() = Answer { status: 302, body: vec![], location: Some(to.into()) };
+        *self.shared.answer.lock() = Answer {
+            status: 302,
+            body: vec![],
+            location: Some(to.into()),
+        };
     }
 
     /// Answers nothing until [`Issuer::release`]; fetches are counted all the same.
@@ -258,16 +315,37 @@ impl Rig {
         rig
     }
 
-    pub(super) async fn start_unready(sources: Vec<Source>, change: impl FnOnce(&mut Live)) -> Self {
+    pub(super) async fn start_unready(
+        sources: Vec<Source>,
+        change: impl FnOnce(&mut Live),
+    ) -> Self {
         let mut settings = Live::defaults();
         settings.sources = sources;
         change(&mut settings);
         let clock = FixedClock::new(chrono::DateTime::from_timestamp(NOW, 0).unwrap());
         let shared: Arc<dyn Clock> = Arc::new(clock.clone());
-        let (metrics, revocations, shutdown) = (Metrics::new(), Revocations::new(Arc::clone(&shared)), CancellationToken::new());
+        let (metrics, revocations, shutdown) = (
+            Metrics::new(),
+            Revocations::new(Arc::clone(&shared)),
+            CancellationToken::new(),
+        );
         let (live, followed) = watch::channel(Arc::new(settings));
-        let (auth, task) = Authenticator::start(followed, shared, Arc::clone(&metrics), Arc::clone(&revocations), shutdown.clone());
-        Self { auth, clock, metrics, revocations, task, shutdown, live }
+        let (auth, task) = Authenticator::start(
+            followed,
+            shared,
+            Arc::clone(&metrics),
+            Arc::clone(&revocations),
+            shutdown.clone(),
+        );
+        Self {
+            auth,
+            clock,
+            metrics,
+            revocations,
+            task,
+            shutdown,
+            live,
+        }
     }
 
     /// Changes the live settings.
@@ -276,12 +354,17 @@ impl Rig {
     }
 
     pub(super) async fn verify(&self, token: &str) -> Result<Arc<Principal>, VerifyError> {
-        tokio::time::timeout(Duration::from_secs(20), self.auth.verify(token)).await.expect("a verdict in time")
+        tokio::time::timeout(Duration::from_secs(20), self.auth.verify(token))
+            .await
+            .expect("a verdict in time")
     }
 
     /// How many verdicts of this outcome were counted.
     pub(super) fn verdicts(&self, outcome: &str) -> u64 {
-        self.metrics.authentications.get_or_create(&Metrics::kind(outcome)).get()
+        self.metrics
+            .authentications
+            .get_or_create(&Metrics::kind(outcome))
+            .get()
     }
 }
 
@@ -300,7 +383,9 @@ pub(super) async fn until(mut condition: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("the condition comes true");
+    tokio::time::timeout(Duration::from_secs(10), wait)
+        .await
+        .expect("the condition comes true");
 }
 
 /// Moves tokio's clock ahead, as if the process had waited.

@@ -84,15 +84,27 @@ pub(super) fn parse(text: &[u8]) -> Result<Vec<Arc<Key>>, NotAKeySet> {
     if document.keys.len() > MAX_KEYS {
         return Err(NotAKeySet::TooMany(document.keys.len()));
     }
-    Ok(document.keys.into_iter().filter_map(|value| Jwk::deserialize(value).ok()).filter_map(Key::new).map(Arc::new).collect())
+    Ok(document
+        .keys
+        .into_iter()
+        .filter_map(|value| Jwk::deserialize(value).ok())
+        .filter_map(Key::new)
+        .map(Arc::new)
+        .collect())
 }
 
 impl Key {
     fn new(jwk: Jwk) -> Option<Self> {
         let for_signatures = jwk.usage.as_deref().is_none_or(|usage| usage == "sig")
-            && jwk.key_ops.as_ref().is_none_or(|ops| ops.iter().any(|op| op == "verify"));
+            && jwk
+                .key_ops
+                .as_ref()
+                .is_none_or(|ops| ops.iter().any(|op| op == "verify"));
         let private = jwk.d.is_some();
-        let named = jwk.kid.as_ref().is_none_or(|kid| !kid.is_empty() && kid.len() <= MAX_KID);
+        let named = jwk
+            .kid
+            .as_ref()
+            .is_none_or(|kid| !kid.is_empty() && kid.len() <= MAX_KID);
         if !for_signatures || private || !named {
             return None;
         }
@@ -104,11 +116,21 @@ impl Key {
                 &able[at..=at]
             }
         };
-        let thumbprint: Thumbprint =
-            digest::digest(&digest::SHA256, canonical.as_bytes()).as_ref().try_into().expect("SHA-256 has 32 bytes");
+        let thumbprint: Thumbprint = digest::digest(&digest::SHA256, canonical.as_bytes())
+            .as_ref()
+            .try_into()
+            .expect("SHA-256 has 32 bytes");
         let kid: Option<Arc<str>> = jwk.kid.map(Arc::from);
-        let name = kid.clone().unwrap_or_else(|| URL_SAFE_NO_PAD.encode_to_string(thumbprint).into());
-        Some(Self { kid, name, thumbprint: Arc::new(thumbprint), algorithms, public })
+        let name = kid
+            .clone()
+            .unwrap_or_else(|| URL_SAFE_NO_PAD.encode_to_string(thumbprint).into());
+        Some(Self {
+            kid,
+            name,
+            thumbprint: Arc::new(thumbprint),
+            algorithms,
+            public,
+        })
     }
 
     /// Whether `signature` is this key's over `message` by `algorithm`. The algorithm must be one of [`Key::algorithms`]: no other verifies.
@@ -117,11 +139,25 @@ impl Key {
             return false;
         }
         let verified = match (&self.public, algorithm) {
-            (Public::Bytes(point), Algorithm::ES256) => bytes(&signature::ECDSA_P256_SHA256_FIXED, point, message, signature),
-            (Public::Bytes(point), Algorithm::ES384) => bytes(&signature::ECDSA_P384_SHA384_FIXED, point, message, signature),
-            (Public::Bytes(key), Algorithm::EdDSA) => bytes(&signature::ED25519, key, message, signature),
+            (Public::Bytes(point), Algorithm::ES256) => bytes(
+                &signature::ECDSA_P256_SHA256_FIXED,
+                point,
+                message,
+                signature,
+            ),
+            (Public::Bytes(point), Algorithm::ES384) => bytes(
+                &signature::ECDSA_P384_SHA384_FIXED,
+                point,
+                message,
+                signature,
+            ),
+            (Public::Bytes(key), Algorithm::EdDSA) => {
+                bytes(&signature::ED25519, key, message, signature)
+            }
             (Public::Rsa { n, e }, algorithm) => {
-                let Some(parameters) = rsa_parameters(algorithm) else { return false };
+                let Some(parameters) = rsa_parameters(algorithm) else {
+                    return false;
+                };
                 RsaPublicKeyComponents { n, e }.verify(parameters, message, signature)
             }
             (Public::Bytes(_), _) => return false,
@@ -153,15 +189,30 @@ fn rsa_parameters(algorithm: Algorithm) -> Option<&'static signature::RsaParamet
 
 /// What the key can verify, the key, and its canonical JSON for the thumbprint (RFC 7638 section 3.2).
 fn read(jwk: &Jwk) -> Option<(&'static [Algorithm], Public, String)> {
-    const RSA: &[Algorithm] = &[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512];
+    const RSA: &[Algorithm] = &[
+        Algorithm::RS256,
+        Algorithm::RS384,
+        Algorithm::RS512,
+        Algorithm::PS256,
+        Algorithm::PS384,
+        Algorithm::PS512,
+    ];
     match (jwk.kty.as_str(), jwk.crv.as_deref()) {
         ("EC", Some("P-256")) => {
             let point = point(jwk, 32, &agreement::ECDH_P256)?;
-            Some((&[Algorithm::ES256], Public::Bytes(point), canonical_curve(jwk, "EC", "P-256")?))
+            Some((
+                &[Algorithm::ES256],
+                Public::Bytes(point),
+                canonical_curve(jwk, "EC", "P-256")?,
+            ))
         }
         ("EC", Some("P-384")) => {
             let point = point(jwk, 48, &agreement::ECDH_P384)?;
-            Some((&[Algorithm::ES384], Public::Bytes(point), canonical_curve(jwk, "EC", "P-384")?))
+            Some((
+                &[Algorithm::ES384],
+                Public::Bytes(point),
+                canonical_curve(jwk, "EC", "P-384")?,
+            ))
         }
         ("OKP", Some("Ed25519")) => {
             let key = decode(&jwk.x)?;
@@ -169,10 +220,20 @@ fn read(jwk: &Jwk) -> Option<(&'static [Algorithm], Public, String)> {
             (key.len() == 32).then_some((&[Algorithm::EdDSA], Public::Bytes(key), canonical))
         }
         ("RSA", _) => {
-            let (n, e) = (without_zeros(decode(&jwk.n)?), without_zeros(decode(&jwk.e)?));
-            let canonical =
-                format!(r#"{{"e":"{}","kty":"RSA","n":"{}"}}"#, URL_SAFE_NO_PAD.encode_to_string(&e), URL_SAFE_NO_PAD.encode_to_string(&n));
-            (RSA_MODULUS.contains(&n.len()) && (1..=5).contains(&e.len())).then_some((RSA, Public::Rsa { n, e }, canonical))
+            let (n, e) = (
+                without_zeros(decode(&jwk.n)?),
+                without_zeros(decode(&jwk.e)?),
+            );
+            let canonical = format!(
+                r#"{{"e":"{}","kty":"RSA","n":"{}"}}"#,
+                URL_SAFE_NO_PAD.encode_to_string(&e),
+                URL_SAFE_NO_PAD.encode_to_string(&n)
+            );
+            (RSA_MODULUS.contains(&n.len()) && (1..=5).contains(&e.len())).then_some((
+                RSA,
+                Public::Rsa { n, e },
+                canonical,
+            ))
         }
         _ => None,
     }
@@ -195,16 +256,26 @@ fn point(jwk: &Jwk, coordinate: usize, curve: &'static agreement::Algorithm) -> 
     }
     let point = [&[4], x.as_slice(), y.as_slice()].concat();
     let probe = agreement::EphemeralPrivateKey::generate(curve, &rand::SystemRandom::new()).ok()?;
-    agreement::agree_ephemeral(probe, &agreement::UnparsedPublicKey::new(curve, &point), |_| ()).ok()?;
+    agreement::agree_ephemeral(
+        probe,
+        &agreement::UnparsedPublicKey::new(curve, &point),
+        |_| (),
+    )
+    .ok()?;
     Some(point)
 }
 
 fn decode(text: &Option<String>) -> Option<Vec<u8>> {
-    URL_SAFE_NO_PAD.decode_to_vec(text.as_ref()?.as_bytes()).ok()
+    URL_SAFE_NO_PAD
+        .decode_to_vec(text.as_ref()?.as_bytes())
+        .ok()
 }
 
 fn without_zeros(bytes: Vec<u8>) -> Vec<u8> {
-    bytes.iter().position(|b| *b != 0).map_or_else(Vec::new, |at| bytes[at..].to_vec())
+    bytes
+        .iter()
+        .position(|b| *b != 0)
+        .map_or_else(Vec::new, |at| bytes[at..].to_vec())
 }
 
 /// The name of RFC 7518 section 3.1 or RFC 8037 section 3.1.
@@ -257,26 +328,49 @@ mod tests {
     fn the_rs256_example_of_rfc_7515_a_2_verifies() {
         let signature = "cC4hiUPoj9Eetdgtv3hF80EGrhuB__dzERat0XF9g2VtQgr9PJbu3XOiZj5RZmh7AAuHIm4Bh-0Qc_lF5YKt_O8W2Fp5jujGbds9uJdbF9CUAr7t1dnZcAcQjbKBYNX4BAynRFdiuB--f_nZLgrnbyTyWzO75vRK5h6xBArLIARNPvkSjtQBMHlb1L07Qe7K0GarZRmB_eSN9383LcOLn6_dO--xi12jzDwusC-eOkHWEsqtFZESc6BfI7noOPqvhJ1phCnvWh6IeYI2w9QOYEUipUTI8np6LbgGY9Fs98rqVt5AXLIhWkWywlVmtVrBp0igcN_IoypGlUPQGe77Rw";
         let key = json!({"kty": "RSA", "n": N, "e": "AQAB"});
-        assert!(verifies(&key, Algorithm::RS256, &format!("eyJhbGciOiJSUzI1NiJ9.{PAYLOAD}"), signature));
-        assert!(!verifies(&key, Algorithm::PS256, &format!("eyJhbGciOiJSUzI1NiJ9.{PAYLOAD}"), signature));
+        assert!(verifies(
+            &key,
+            Algorithm::RS256,
+            &format!("eyJhbGciOiJSUzI1NiJ9.{PAYLOAD}"),
+            signature
+        ));
+        assert!(!verifies(
+            &key,
+            Algorithm::PS256,
+            &format!("eyJhbGciOiJSUzI1NiJ9.{PAYLOAD}"),
+            signature
+        ));
     }
 
     #[test]
     fn the_es256_example_of_rfc_7515_a_3_verifies() {
         let signature = "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q";
-        assert!(verifies(&p256(), Algorithm::ES256, &format!("eyJhbGciOiJFUzI1NiJ9.{PAYLOAD}"), signature));
+        assert!(verifies(
+            &p256(),
+            Algorithm::ES256,
+            &format!("eyJhbGciOiJFUzI1NiJ9.{PAYLOAD}"),
+            signature
+        ));
     }
 
     #[test]
     fn the_eddsa_example_of_rfc_8037_a_4_verifies() {
         let signature = "hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg";
-        assert!(verifies(&ed25519(), Algorithm::EdDSA, "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc", signature));
+        assert!(verifies(
+            &ed25519(),
+            Algorithm::EdDSA,
+            "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc",
+            signature
+        ));
     }
 
     #[test]
     fn the_thumbprint_is_that_of_rfc_8037_a_3() {
         let keys = set(&[ed25519()]);
-        assert_eq!(&*keys[0].name, "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k");
+        assert_eq!(
+            &*keys[0].name,
+            "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
+        );
         assert_eq!(keys[0].kid, None);
     }
 
@@ -300,11 +394,19 @@ mod tests {
             with(p256(), "alg", json!("none")),
             with(p256(), "crv", json!("P-521")),
             with(p256(), "crv", json!("secp256k1")),
-            with(p256(), "d", json!("jpsQnnGQmL-YBIffH1136cspYG6-0iY7X1fCE9-E9LI")),
+            with(
+                p256(),
+                "d",
+                json!("jpsQnnGQmL-YBIffH1136cspYG6-0iY7X1fCE9-E9LI"),
+            ),
             with(p256(), "kid", json!("")),
             with(p256(), "kid", json!("k".repeat(MAX_KID + 1))),
             // Not on the curve.
-            with(p256(), "x", json!("f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEQ")),
+            with(
+                p256(),
+                "x",
+                json!("f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEQ"),
+            ),
             with(p256(), "x", json!("f83O")),
             with(ed25519(), "x", json!("11qY")),
             json!({"kty": "RSA", "n": &N[..300], "e": "AQAB"}),
@@ -330,9 +432,15 @@ mod tests {
     #[test]
     fn a_set_that_is_none_or_too_long_is_refused() {
         for text in ["", "[]", "{}", r#"{"keys": {}}"#, r#"{"keys": [}"#] {
-            assert!(matches!(parse(text.as_bytes()), Err(NotAKeySet::Json(_))), "{text}");
+            assert!(
+                matches!(parse(text.as_bytes()), Err(NotAKeySet::Json(_))),
+                "{text}"
+            );
         }
         let many = json!({"keys": vec![p256(); MAX_KEYS + 1]}).to_string();
-        assert!(matches!(parse(many.as_bytes()), Err(NotAKeySet::TooMany(65))));
+        assert!(matches!(
+            parse(many.as_bytes()),
+            Err(NotAKeySet::TooMany(65))
+        ));
     }
 }

@@ -93,7 +93,11 @@ pub(super) enum Freshness {
 impl View {
     /// Whether its tokens are accepted at all.
     pub(super) fn is_accepted(&self) -> bool {
-        !self.revoked && matches!(self.source.state, SourceState::Trusted | SourceState::Retiring)
+        !self.revoked
+            && matches!(
+                self.source.state,
+                SourceState::Trusted | SourceState::Retiring
+            )
     }
 
     pub(super) fn was_fetched(&self) -> bool {
@@ -103,7 +107,12 @@ impl View {
     pub(super) fn freshness(&self, now_ms: i64, max_stale_secs: u64) -> Freshness {
         match &self.set {
             None => Freshness::NeverFetched,
-            Some(set) if now_ms.saturating_sub(set.fetched_ms) > max_stale_secs.saturating_mul(1000) as i64 => Freshness::Stale,
+            Some(set)
+                if now_ms.saturating_sub(set.fetched_ms)
+                    > max_stale_secs.saturating_mul(1000) as i64 =>
+            {
+                Freshness::Stale
+            }
             Some(_) => Freshness::Usable,
         }
     }
@@ -111,7 +120,11 @@ impl View {
     /// The keys that may verify a signature by one of the source's algorithms.
     pub(super) fn keys(&self) -> impl Iterator<Item = &Arc<Key>> {
         let keys = self.set.as_ref().map_or(&[][..], |set| &set.keys);
-        keys.iter().filter(|key| key.algorithms.iter().any(|a| self.source.algorithms.contains(a)))
+        keys.iter().filter(|key| {
+            key.algorithms
+                .iter()
+                .any(|a| self.source.algorithms.contains(a))
+        })
     }
 
     /// Whether it still has exactly this key.
@@ -121,7 +134,11 @@ impl View {
 
     /// Why its keys cannot be used, for a log line and `/readyz`.
     pub(super) fn unusable(&self) -> String {
-        format!("key source {}: {}", self.name, self.problem().unwrap_or_else(|| "not fetched yet".into()))
+        format!(
+            "key source {}: {}",
+            self.name,
+            self.problem().unwrap_or_else(|| "not fetched yet".into())
+        )
     }
 
     fn problem(&self) -> Option<String> {
@@ -129,7 +146,9 @@ impl View {
             return Some("its tokens are refused: revoked_sources names it".to_owned());
         }
         let without_keys = self.set.is_some() && self.keys().next().is_none();
-        self.error.clone().or_else(|| without_keys.then(|| "no key in the set can be used".to_owned()))
+        self.error
+            .clone()
+            .or_else(|| without_keys.then(|| "no key in the set can be used".to_owned()))
     }
 
     fn is_usable(&self, now_ms: i64, max_stale_secs: u64) -> bool {
@@ -187,7 +206,11 @@ impl KeySets {
         let (wanted, requests) = mpsc::channel(64);
         let settings = Arc::clone(&live.borrow());
         let sets = Arc::new(Self {
-            table: ArcSwap::from_pointee(Table { keys: settings.keys.clone(), sources: Vec::new(), revoked: Vec::new() }),
+            table: ArcSwap::from_pointee(Table {
+                keys: settings.keys.clone(),
+                sources: Vec::new(),
+                revoked: Vec::new(),
+            }),
             wanted,
             changed: watch::channel(0).0,
             started: AtomicBool::new(false),
@@ -195,7 +218,13 @@ impl KeySets {
             metrics,
         });
         let (feeds, fetches) = (Vec::new(), FuturesUnordered::new());
-        let mut keeper = Keeper { sets: Arc::clone(&sets), keys: settings.keys.clone(), revoked: Vec::new(), feeds, fetches };
+        let mut keeper = Keeper {
+            sets: Arc::clone(&sets),
+            keys: settings.keys.clone(),
+            revoked: Vec::new(),
+            feeds,
+            fetches,
+        };
         keeper.adopt(&settings);
         (sets, tokio::spawn(keeper.run(live, requests, shutdown)))
     }
@@ -234,7 +263,9 @@ impl KeySets {
                 return Wish::Unreachable;
             }
             if waited {
-                demand.bad_kids.insert(kid.to_owned(), now + cooldown * BAD_KID_COOLDOWNS);
+                demand
+                    .bad_kids
+                    .insert(kid.to_owned(), now + cooldown * BAD_KID_COOLDOWNS);
             }
             return Wish::Unknown;
         }
@@ -252,12 +283,21 @@ impl KeySets {
     /// added later, or away, must not take every instance out of service.
     pub(super) fn unready(&self) -> Option<String> {
         let (table, now) = (self.table(), self.clock.now_ms());
-        let (usable, unusable): (Vec<_>, Vec<_>) =
-            table.sources.iter().filter(|v| v.is_accepted()).partition(|v| v.is_usable(now, table.keys.max_stale_secs));
+        let (usable, unusable): (Vec<_>, Vec<_>) = table
+            .sources
+            .iter()
+            .filter(|v| v.is_accepted())
+            .partition(|v| v.is_usable(now, table.keys.max_stale_secs));
         if unusable.is_empty() || (self.started.load(Ordering::Relaxed) && !usable.is_empty()) {
             return None;
         }
-        Some(unusable.iter().map(|v| v.unusable()).collect::<Vec<_>>().join("; "))
+        Some(
+            unusable
+                .iter()
+                .map(|v| v.unusable())
+                .collect::<Vec<_>>()
+                .join("; "),
+        )
     }
 
     /// Every source as it stands.
@@ -273,8 +313,13 @@ impl KeySets {
                 .and_then(|set| DateTime::from_timestamp_millis(set.fetched_ms))
                 .map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true)),
             error: match view.freshness(now, table.keys.max_stale_secs) {
-                Freshness::NeverFetched => Some(view.problem().unwrap_or_else(|| "not fetched yet".into())),
-                Freshness::Stale => Some(format!("its keys are too old: {}", view.problem().unwrap_or_else(|| "not fetched since".into()))),
+                Freshness::NeverFetched => {
+                    Some(view.problem().unwrap_or_else(|| "not fetched yet".into()))
+                }
+                Freshness::Stale => Some(format!(
+                    "its keys are too old: {}",
+                    view.problem().unwrap_or_else(|| "not fetched since".into())
+                )),
                 Freshness::Usable => view.problem(),
             },
         };
@@ -285,8 +330,13 @@ impl KeySets {
         let now = self.clock.now_ms();
         for view in &self.table().sources {
             if let Some(set) = &view.set {
-                let label = SourceLabel { source: view.source.name.clone() };
-                self.metrics.key_age.get_or_create(&label).set(now.saturating_sub(set.fetched_ms) / 1000);
+                let label = SourceLabel {
+                    source: view.source.name.clone(),
+                };
+                self.metrics
+                    .key_age
+                    .get_or_create(&label)
+                    .set(now.saturating_sub(set.fetched_ms) / 1000);
             }
         }
     }
@@ -313,12 +363,22 @@ struct Kept {
 type Fetched = (Arc<Feed>, Result<Vec<Arc<Key>>, FetchError>);
 
 impl Keeper {
-    async fn run(mut self, mut live: watch::Receiver<Arc<Live>>, mut requests: mpsc::Receiver<Arc<Feed>>, shutdown: CancellationToken) {
+    async fn run(
+        mut self,
+        mut live: watch::Receiver<Arc<Live>>,
+        mut requests: mpsc::Receiver<Arc<Feed>>,
+        shutdown: CancellationToken,
+    ) {
         let mut ages = tokio::time::interval(AGE_INTERVAL);
         ages.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.fetch_what_is_due();
-            let next = self.feeds.iter().filter(|kept| !kept.fetching).map(|kept| kept.due).min();
+            let next = self
+                .feeds
+                .iter()
+                .filter(|kept| !kept.fetching)
+                .map(|kept| kept.due)
+                .min();
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Ok(()) = live.changed() => {
@@ -346,7 +406,10 @@ impl Keeper {
         self.revoked = settings.revoked_sources.clone();
         let mut before = std::mem::take(&mut self.feeds);
         for source in &settings.sources {
-            let kept = before.iter().position(|kept| same_keys(&kept.view.source, source)).map(|at| before.swap_remove(at));
+            let kept = before
+                .iter()
+                .position(|kept| same_keys(&kept.view.source, source))
+                .map(|at| before.swap_remove(at));
             let mut kept = kept.unwrap_or_else(|| Kept::new(source));
             if *kept.view.source != *source {
                 kept.view.source = Arc::new(source.clone());
@@ -364,21 +427,36 @@ impl Keeper {
         for gone in before {
             tracing::info!(source = %gone.view.name, "key source removed");
             gone.view.feed.finish(false);
-            if !settings.sources.iter().any(|source| source.name == *gone.view.name) {
-                self.sets.metrics.key_age.remove(&SourceLabel { source: gone.view.name.to_string() });
+            if !settings
+                .sources
+                .iter()
+                .any(|source| source.name == *gone.view.name)
+            {
+                self.sets.metrics.key_age.remove(&SourceLabel {
+                    source: gone.view.name.to_string(),
+                });
             }
         }
     }
 
     fn fetch_what_is_due(&mut self) {
         let now = Instant::now();
-        for kept in self.feeds.iter_mut().filter(|kept| !kept.fetching && kept.due <= now) {
+        for kept in self
+            .feeds
+            .iter_mut()
+            .filter(|kept| !kept.fetching && kept.due <= now)
+        {
             kept.fetching = true;
             kept.view.feed.demand.lock().running = true;
-            let (feed, source, keys) = (Arc::clone(&kept.view.feed), Arc::clone(&kept.view.source), self.keys.clone());
+            let (feed, source, keys) = (
+                Arc::clone(&kept.view.feed),
+                Arc::clone(&kept.view.source),
+                self.keys.clone(),
+            );
             self.fetches.push(Box::pin(async move {
                 let limit = Duration::from_millis(keys.request_timeout_ms);
-                let fetched = tokio::time::timeout(limit, feed.way.fetch(&source, keys.max_bytes)).await;
+                let fetched =
+                    tokio::time::timeout(limit, feed.way.fetch(&source, keys.max_bytes)).await;
                 let result = fetched.unwrap_or(Err(FetchError::TooSlow(keys.request_timeout_ms)));
                 (feed, result)
             }));
@@ -386,9 +464,18 @@ impl Keeper {
     }
 
     fn finish(&mut self, feed: &Arc<Feed>, result: Result<Vec<Arc<Key>>, FetchError>) {
-        let Some(kept) = self.feeds.iter_mut().find(|kept| Arc::ptr_eq(&kept.view.feed, feed)) else { return };
+        let Some(kept) = self
+            .feeds
+            .iter_mut()
+            .find(|kept| Arc::ptr_eq(&kept.view.feed, feed))
+        else {
+            return;
+        };
         let ok = result.is_ok();
-        let label = SourceKind { source: kept.view.source.name.clone(), kind: if ok { "ok" } else { "error" }.into() };
+        let label = SourceKind {
+            source: kept.view.source.name.clone(),
+            kind: if ok { "ok" } else { "error" }.into(),
+        };
         self.sets.metrics.key_fetches.get_or_create(&label).inc();
         kept.take(result, self.sets.clock.now_ms(), &self.keys);
         self.publish();
@@ -399,14 +486,32 @@ impl Keeper {
     /// Shows the state to verification, and tells of it if a token may no longer stand after it.
     fn publish(&self) {
         let sources = self.feeds.iter().map(|kept| kept.view.clone()).collect();
-        let table = Table { keys: self.keys.clone(), sources, revoked: self.revoked.clone() };
+        let table = Table {
+            keys: self.keys.clone(),
+            sources,
+            revoked: self.revoked.clone(),
+        };
         let now = self.sets.clock.now_ms();
-        let all = table.sources.iter().filter(|v| v.is_accepted()).all(|v| v.is_usable(now, table.keys.max_stale_secs));
+        let all = table
+            .sources
+            .iter()
+            .filter(|v| v.is_accepted())
+            .all(|v| v.is_usable(now, table.keys.max_stale_secs));
         if all {
             self.sets.started.store(true, Ordering::Relaxed);
         }
         let standing = |table: &Table| -> Vec<(Arc<str>, bool, Vec<Thumbprint>)> {
-            table.sources.iter().map(|v| (Arc::clone(&v.name), v.is_accepted(), v.keys().map(|key| *key.thumbprint).collect())).collect()
+            table
+                .sources
+                .iter()
+                .map(|v| {
+                    (
+                        Arc::clone(&v.name),
+                        v.is_accepted(),
+                        v.keys().map(|key| *key.thumbprint).collect(),
+                    )
+                })
+                .collect()
         };
         let before = self.sets.table();
         let other = before.revoked != table.revoked || standing(&before) != standing(&table);
@@ -424,8 +529,17 @@ fn same_keys(a: &Source, b: &Source) -> bool {
 
 impl Kept {
     fn new(source: &Source) -> Self {
-        let demand = Demand { running: true, asked: None, last_failed: false, bad_kids: Recent::new(MAX_BAD_KIDS) };
-        let feed = Feed { demand: Mutex::new(demand), finished: watch::channel(0).0, way: Way::default() };
+        let demand = Demand {
+            running: true,
+            asked: None,
+            last_failed: false,
+            bad_kids: Recent::new(MAX_BAD_KIDS),
+        };
+        let feed = Feed {
+            demand: Mutex::new(demand),
+            finished: watch::channel(0).0,
+            way: Way::default(),
+        };
         let view = View {
             name: Arc::from(source.name.as_str()),
             source: Arc::new(source.clone()),
@@ -434,22 +548,40 @@ impl Kept {
             revoked: false,
             feed: Arc::new(feed),
         };
-        Self { view, due: Instant::now(), fetching: false, again: false, failures: 0 }
+        Self {
+            view,
+            due: Instant::now(),
+            fetching: false,
+            again: false,
+            failures: 0,
+        }
     }
 
     /// Takes the outcome of a fetch: a good set replaces the one before, a failure leaves it.
-    fn take(&mut self, result: Result<Vec<Arc<Key>>, FetchError>, now_ms: i64, keys: &config::Keys) {
+    fn take(
+        &mut self,
+        result: Result<Vec<Arc<Key>>, FetchError>,
+        now_ms: i64,
+        keys: &config::Keys,
+    ) {
         self.fetching = false;
         let refresh = Duration::from_secs(keys.refresh_secs);
         match result {
             Ok(found) => {
                 let before = std::mem::take(&mut self.failures);
-                self.view.set = Some(Set { keys: found.into(), fetched_ms: now_ms });
+                self.view.set = Some(Set {
+                    keys: found.into(),
+                    fetched_ms: now_ms,
+                });
                 self.view.error = None;
                 self.due = Instant::now() + refresh.mul_f64(rand::rng().random_range(0.9..=1.0));
                 match self.view.problem() {
-                    Some(problem) => tracing::warn!(source = %self.view.name, "key source cannot be used: {problem}"),
-                    None if before > 0 => tracing::info!(source = %self.view.name, "key source is back"),
+                    Some(problem) => {
+                        tracing::warn!(source = %self.view.name, "key source cannot be used: {problem}")
+                    }
+                    None if before > 0 => {
+                        tracing::info!(source = %self.view.name, "key source is back")
+                    }
                     None => tracing::debug!(source = %self.view.name, "key set fetched"),
                 }
             }
@@ -458,7 +590,10 @@ impl Kept {
                 if self.failures == 0 || self.view.error.as_ref() != Some(&text) {
                     tracing::warn!(source = %self.view.name, "key set could not be fetched: {text}");
                 }
-                let delay = RETRY_FIRST.saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX).min(refresh);
+                let delay = RETRY_FIRST
+                    .saturating_mul(1 << self.failures.min(10))
+                    .min(RETRY_MAX)
+                    .min(refresh);
                 self.due = Instant::now() + delay.mul_f64(rand::rng().random_range(0.5..=1.0));
                 self.failures = self.failures.saturating_add(1);
                 self.view.error = Some(text);
@@ -484,15 +619,28 @@ impl Feed {
 
 impl Table {
     /// The accepted sources that a token of this issuer may come from: first those with exactly this issuer, then those that waive it.
-    pub(super) fn candidates<'t>(&'t self, issuer: Option<&'t str>) -> impl Iterator<Item = &'t View> {
-        let named = move |view: &&View| view.is_accepted() && !view.source.skip_issuer_check && issuer == Some(view.source.issuer.as_str());
+    pub(super) fn candidates<'t>(
+        &'t self,
+        issuer: Option<&'t str>,
+    ) -> impl Iterator<Item = &'t View> {
+        let named = move |view: &&View| {
+            view.is_accepted()
+                && !view.source.skip_issuer_check
+                && issuer == Some(view.source.issuer.as_str())
+        };
         let waived = |view: &&View| view.is_accepted() && view.source.skip_issuer_check;
-        self.sources.iter().filter(named).chain(self.sources.iter().filter(waived))
+        self.sources
+            .iter()
+            .filter(named)
+            .chain(self.sources.iter().filter(waived))
     }
 
     /// Whether a token of this issuer could come from a source that is listed and revoked.
     pub(super) fn is_of_revoked(&self, issuer: Option<&str>) -> bool {
-        self.sources.iter().any(|view| view.revoked && (view.source.skip_issuer_check || issuer == Some(view.source.issuer.as_str())))
+        self.sources.iter().any(|view| {
+            view.revoked
+                && (view.source.skip_issuer_check || issuer == Some(view.source.issuer.as_str()))
+        })
     }
 
     /// Whether connections that rest on this source are to be closed.

@@ -97,7 +97,9 @@ impl Access {
             domains: Kept::new(cache / 6),
             enforcer: Mutex::new(enforcer()),
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Whether the principal may do `action` (`read`, `execute`, `update`, `delete`, ...) on the permission `code`, in the whole cluster.
@@ -107,14 +109,26 @@ impl Access {
     ///
     /// # Errors
     /// The store cannot be asked.
-    pub async fn may(&self, principal: &Principal, code: &str, action: &str) -> Result<bool, StoreError> {
-        if principal.roles.iter().any(|role| self.inner.always_allow_roles.contains(role)) {
+    pub async fn may(
+        &self,
+        principal: &Principal,
+        code: &str,
+        action: &str,
+    ) -> Result<bool, StoreError> {
+        if principal
+            .roles
+            .iter()
+            .any(|role| self.inner.always_allow_roles.contains(role))
+        {
             return Ok(true);
         }
         let user = &principal.subject;
         let read = || async {
             let rows = self.inner.store.rules_of(user).await?;
-            Ok(Decided { rows, answers: Mutex::new(Recent::new(MAX_ANSWERS)) })
+            Ok(Decided {
+                rows,
+                answers: Mutex::new(Recent::new(MAX_ANSWERS)),
+            })
         };
         let decided = self.inner.rules.get(user, read).await?;
         let question = (code.to_owned(), action.to_owned());
@@ -128,12 +142,27 @@ impl Access {
 
     fn decide(&self, (policies, groups): &Rules, user: &str, code: &str, action: &str) -> bool {
         // Rows of one merchant or organizer cannot match domain `*`, and some users have thousands of them.
-        let everywhere = |domain: &Option<String>| domain.as_deref().is_none_or(|domain| domain == EVERY_DOMAIN);
+        let everywhere = |domain: &Option<String>| {
+            domain
+                .as_deref()
+                .is_none_or(|domain| domain == EVERY_DOMAIN)
+        };
         let policies = policies
             .iter()
             .filter(|row| everywhere(&row.domain))
-            .map(|row| [row.subject.as_str(), EVERY_DOMAIN, &row.code, &row.action, if row.allow { "allow" } else { "deny" }]);
-        let groups = groups.iter().filter(|row| everywhere(&row.domain)).map(|row| [row.subject.as_str(), &row.role, EVERY_DOMAIN]);
+            .map(|row| {
+                [
+                    row.subject.as_str(),
+                    EVERY_DOMAIN,
+                    &row.code,
+                    &row.action,
+                    if row.allow { "allow" } else { "deny" },
+                ]
+            });
+        let groups = groups
+            .iter()
+            .filter(|row| everywhere(&row.domain))
+            .map(|row| [row.subject.as_str(), &row.role, EVERY_DOMAIN]);
         let mut enforcer = self.inner.enforcer.lock();
         load(&mut enforcer, policies, groups);
         enforces(&enforcer, &subject(user), EVERY_DOMAIN, code, action)
@@ -154,17 +183,33 @@ impl Access {
     ///
     /// # Errors
     /// The store cannot be asked; it is not asked when no room needs it.
-    pub async fn may_join(&self, principal: &Principal, client: Id, rooms: &[&str]) -> Result<Vec<bool>, StoreError> {
+    pub async fn may_join(
+        &self,
+        principal: &Principal,
+        client: Id,
+        rooms: &[&str],
+    ) -> Result<Vec<bool>, StoreError> {
         let rules: Vec<Rule> = rooms.iter().map(|room| Rule::of(room, client)).collect();
         if !rules.iter().any(|rule| matches!(rule, Rule::MemberOf(_))) {
-            return Ok(rules.iter().map(|rule| self.without_store(rule, principal)).collect());
+            return Ok(rules
+                .iter()
+                .map(|rule| self.without_store(rule, principal))
+                .collect());
         }
         let user = &principal.subject;
-        let domains = self.inner.domains.get(user, || self.inner.store.domains_of(user)).await?;
+        let domains = self
+            .inner
+            .domains
+            .get(user, || self.inner.store.domains_of(user))
+            .await?;
         let mut answers = Vec::with_capacity(rules.len());
         for some in rules.chunks(ROOMS_AT_ONCE) {
             let member_of = self.memberships(user, some, &domains);
-            answers.extend(some.iter().zip(member_of).map(|(rule, member)| member || self.without_store(rule, principal)));
+            answers.extend(
+                some.iter()
+                    .zip(member_of)
+                    .map(|(rule, member)| member || self.without_store(rule, principal)),
+            );
         }
         Ok(answers)
     }
@@ -181,10 +226,21 @@ impl Access {
             })
             .collect();
         let policy = [MEMBER, EVERY_DOMAIN, ROOM, JOIN, "allow"];
-        let held = asked.iter().flatten().filter(|domain| domains.contains(domain));
+        let held = asked
+            .iter()
+            .flatten()
+            .filter(|domain| domains.contains(domain));
         let mut enforcer = self.inner.enforcer.lock();
-        load(&mut enforcer, [policy].into_iter(), held.map(|domain| [subject.as_str(), MEMBER, domain]));
-        let answer = |domain: &Option<String>| domain.as_ref().is_some_and(|domain| enforces(&enforcer, &subject, domain, ROOM, JOIN));
+        load(
+            &mut enforcer,
+            [policy].into_iter(),
+            held.map(|domain| [subject.as_str(), MEMBER, domain]),
+        );
+        let answer = |domain: &Option<String>| {
+            domain
+                .as_ref()
+                .is_some_and(|domain| enforces(&enforcer, &subject, domain, ROOM, JOIN))
+        };
         asked.iter().map(answer).collect()
     }
 
@@ -231,7 +287,9 @@ impl Rule {
 
 /// Ids are written without leading zeros and have 70 bits.
 fn is_shaped_like_a_client_id(room: &str) -> bool {
-    room.len() >= MIN_CLIENT_ID && !room.starts_with('0') && room.parse::<Id>().is_ok_and(|id| id.number() < 1 << 70)
+    room.len() >= MIN_CLIENT_ID
+        && !room.starts_with('0')
+        && room.parse::<Id>().is_ok_and(|id| id.number() < 1 << 70)
 }
 
 fn subject(user: &str) -> String {
@@ -243,22 +301,42 @@ fn enforcer() -> Enforcer {
         let model = DefaultModel::from_str(MODEL).await?;
         Enforcer::new(model, MemoryAdapter::default()).await
     };
-    let mut enforcer =
-        made.now_or_never().expect("a model in memory is waited for by nobody").expect("the model is a constant that tests load");
-    enforcer.add_function("codeMatch", OperatorFunction::Arg2(|asked, granted| code_match(&asked, &granted).into()));
+    let mut enforcer = made
+        .now_or_never()
+        .expect("a model in memory is waited for by nobody")
+        .expect("the model is a constant that tests load");
+    enforcer.add_function(
+        "codeMatch",
+        OperatorFunction::Arg2(|asked, granted| code_match(&asked, &granted).into()),
+    );
     // In the domain that is asked for, roles of that domain and of `*` hold.
-    enforcer.get_role_manager().write().matching_fn(None, Some(|asked, held| held == EVERY_DOMAIN || asked == held));
+    enforcer.get_role_manager().write().matching_fn(
+        None,
+        Some(|asked, held| held == EVERY_DOMAIN || asked == held),
+    );
     enforcer
 }
 
 /// `WebSocketClient.*` grants every code that begins with `WebSocketClient.`.
 fn code_match(asked: &Dynamic, granted: &Dynamic) -> bool {
-    let (Some(asked), Some(granted)) = (asked.read_lock::<ImmutableString>(), granted.read_lock::<ImmutableString>()) else { return false };
-    *asked == *granted || granted.strip_suffix('*').is_some_and(|prefix| prefix.ends_with('.') && asked.starts_with(prefix))
+    let (Some(asked), Some(granted)) = (
+        asked.read_lock::<ImmutableString>(),
+        granted.read_lock::<ImmutableString>(),
+    ) else {
+        return false;
+    };
+    *asked == *granted
+        || granted
+            .strip_suffix('*')
+            .is_some_and(|prefix| prefix.ends_with('.') && asked.starts_with(prefix))
 }
 
 /// Puts these lines in the place of those that were there.
-fn load<'r>(enforcer: &mut Enforcer, policies: impl Iterator<Item = [&'r str; 5]>, groups: impl Iterator<Item = [&'r str; 3]>) {
+fn load<'r>(
+    enforcer: &mut Enforcer,
+    policies: impl Iterator<Item = [&'r str; 5]>,
+    groups: impl Iterator<Item = [&'r str; 3]>,
+) {
     let model = enforcer.get_mut_model();
     model.clear_policy();
     for line in policies {
@@ -267,15 +345,19 @@ fn load<'r>(enforcer: &mut Enforcer, policies: impl Iterator<Item = [&'r str; 5]
     for line in groups {
         model.add_policy("g", "g", line.map(str::to_owned).to_vec());
     }
-    enforcer.build_role_links().expect("every group line has the three fields of the model");
+    enforcer
+        .build_role_links()
+        .expect("every group line has the three fields of the model");
 }
 
 /// Casbin's answer; a question it cannot decide is a no.
 fn enforces(enforcer: &Enforcer, subject: &str, domain: &str, code: &str, action: &str) -> bool {
-    enforcer.enforce((subject, domain, code, action)).unwrap_or_else(|error| {
-        tracing::error!(%error, "a policy could not be evaluated: denied");
-        false
-    })
+    enforcer
+        .enforce((subject, domain, code, action))
+        .unwrap_or_else(|error| {
+            tracing::error!(%error, "a policy could not be evaluated: denied");
+            false
+        })
 }
 
 /// What was read of each user, for a while.
@@ -293,12 +375,19 @@ struct Slot<T> {
 
 impl<T> Kept<T> {
     fn new(for_how_long: Duration) -> Self {
-        Self { for_how_long, slots: Mutex::new(Recent::new(MAX_USERS)) }
+        Self {
+            for_how_long,
+            slots: Mutex::new(Recent::new(MAX_USERS)),
+        }
     }
 
     /// What is kept, else what `read` brings. Whoever asks for the same user meanwhile waits for that one answer, or failure. Cancel safe: the
     /// next who waits reads.
-    async fn get<'s, F>(&self, user: &Arc<str>, read: impl FnOnce() -> F) -> Result<Arc<T>, StoreError>
+    async fn get<'s, F>(
+        &self,
+        user: &Arc<str>,
+        read: impl FnOnce() -> F,
+    ) -> Result<Arc<T>, StoreError>
     where
         F: Future<Output = Result<T, StoreError>> + 's,
     {
@@ -307,7 +396,9 @@ impl<T> Kept<T> {
         let reading = async {
             if slot.failures.load(Ordering::Acquire) > failures {
                 // It failed for the one before in the queue: the rest need not find out one by one.
-                return Err(StoreError::Unavailable(sqlx::Error::Protocol(slot.last_failure.lock().clone())));
+                return Err(StoreError::Unavailable(sqlx::Error::Protocol(
+                    slot.last_failure.lock().clone(),
+                )));
             }
             let began = Instant::now();
             match read().await {
@@ -325,11 +416,18 @@ impl<T> Kept<T> {
     fn slot(&self, user: &Arc<str>) -> Arc<Slot<T>> {
         let mut slots = self.slots.lock();
         if let Some(slot) = slots.get(user)
-            && slot.read.get().is_none_or(|(began, _)| began.elapsed() < self.for_how_long)
+            && slot
+                .read
+                .get()
+                .is_none_or(|(began, _)| began.elapsed() < self.for_how_long)
         {
             return Arc::clone(slot);
         }
-        let slot = Arc::new(Slot { read: OnceCell::new(), failures: AtomicU64::new(0), last_failure: Mutex::new(String::new()) });
+        let slot = Arc::new(Slot {
+            read: OnceCell::new(),
+            failures: AtomicU64::new(0),
+            last_failure: Mutex::new(String::new()),
+        });
         slots.insert(Arc::clone(user), Arc::clone(&slot));
         slot
     }

@@ -9,7 +9,9 @@ use serde_json::{Map, Value};
 use super::jwk::{MAX_KEYS, MAX_KID};
 
 /// Members that say something of a key and are public for every type: strings, and lists of strings.
-const OF_EVERY_TYPE: [&str; 8] = ["kty", "use", "key_ops", "alg", "kid", "x5c", "x5t", "x5t#S256"];
+const OF_EVERY_TYPE: [&str; 8] = [
+    "kty", "use", "key_ops", "alg", "kid", "x5c", "x5t", "x5t#S256",
+];
 /// Members that hold secrets: RFC 7518 sections 6.2.2, 6.3.2 and 6.4.1, and `priv` of later types.
 const SECRET: [&str; 9] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"];
 
@@ -31,7 +33,9 @@ pub enum NotPublic {
     #[error("it holds {0} keys, more than {MAX_KEYS}")]
     TooMany(usize),
     /// A secret: the key is burnt.
-    #[error("keys[{at}] holds the secret member `{member}`: nothing of this file is served, and the key is to be replaced")]
+    #[error(
+        "keys[{at}] holds the secret member `{member}`: nothing of this file is served, and the key is to be replaced"
+    )]
     Secret {
         /// The key's place from 0.
         at: usize,
@@ -39,7 +43,9 @@ pub enum NotPublic {
         member: &'static str,
     },
     /// A symmetric key is a secret whole.
-    #[error("keys[{at}] is symmetric: nothing of this file is served, and the key is to be replaced")]
+    #[error(
+        "keys[{at}] is symmetric: nothing of this file is served, and the key is to be replaced"
+    )]
     Symmetric {
         /// The key's place from 0.
         at: usize,
@@ -73,26 +79,55 @@ impl PublishedKeys {
     /// # Errors
     /// The first thing that is wrong with it; secrets before anything else.
     pub fn read(text: &str) -> Result<Self, NotPublic> {
-        let document: Value = serde_json::from_str(text).map_err(|error| NotPublic::Json { line: error.line(), column: error.column() })?;
-        let keys = document.get("keys").and_then(Value::as_array).ok_or(NotPublic::Shape)?;
-        let keys: Vec<&Map<String, Value>> = keys.iter().map(Value::as_object).collect::<Option<_>>().ok_or(NotPublic::Shape)?;
+        let document: Value = serde_json::from_str(text).map_err(|error| NotPublic::Json {
+            line: error.line(),
+            column: error.column(),
+        })?;
+        let keys = document
+            .get("keys")
+            .and_then(Value::as_array)
+            .ok_or(NotPublic::Shape)?;
+        let keys: Vec<&Map<String, Value>> = keys
+            .iter()
+            .map(Value::as_object)
+            .collect::<Option<_>>()
+            .ok_or(NotPublic::Shape)?;
         for (at, key) in keys.iter().enumerate() {
             refuse_secrets(at, key)?;
         }
         if keys.len() > MAX_KEYS {
             return Err(NotPublic::TooMany(keys.len()));
         }
-        let public = keys.iter().enumerate().map(|(at, key)| public(at, key)).collect::<Result<Vec<_>, _>>()?;
-        let names = public.iter().filter_map(|key| key["kid"].as_str().map(str::to_owned)).collect();
+        let public = keys
+            .iter()
+            .enumerate()
+            .map(|(at, key)| public(at, key))
+            .collect::<Result<Vec<_>, _>>()?;
+        let names = public
+            .iter()
+            .filter_map(|key| key["kid"].as_str().map(str::to_owned))
+            .collect();
         let body = serde_json::json!({ "keys": public }).to_string();
         let hash = digest::digest(&digest::SHA256, body.as_bytes());
-        let etag = format!("\"{}\"", base64_simd::URL_SAFE_NO_PAD.encode_to_string(&hash.as_ref()[..16]));
-        Ok(Self { revision: crate::watch::revision_of(text), keys: names, body, etag })
+        let etag = format!(
+            "\"{}\"",
+            base64_simd::URL_SAFE_NO_PAD.encode_to_string(&hash.as_ref()[..16])
+        );
+        Ok(Self {
+            revision: crate::watch::revision_of(text),
+            keys: names,
+            body,
+            etag,
+        })
     }
 }
 
 fn refuse_secrets(at: usize, key: &Map<String, Value>) -> Result<(), NotPublic> {
-    if key.get("kty").and_then(Value::as_str).is_some_and(|kty| kty.eq_ignore_ascii_case("oct")) {
+    if key
+        .get("kty")
+        .and_then(Value::as_str)
+        .is_some_and(|kty| kty.eq_ignore_ascii_case("oct"))
+    {
         return Err(NotPublic::Symmetric { at });
     }
     match SECRET.into_iter().find(|member| key.contains_key(*member)) {
@@ -110,17 +145,34 @@ fn public(at: usize, key: &Map<String, Value>) -> Result<Value, NotPublic> {
         Some("RSA") => &["n", "e"],
         _ => return Err(wrong("its kty is another")),
     };
-    let has = |member: &str| key.get(member).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
+    let has = |member: &str| {
+        key.get(member)
+            .and_then(Value::as_str)
+            .is_some_and(|text| !text.is_empty())
+    };
     if !needed.iter().all(|member| has(member)) {
         return Err(wrong("a part of it is missing"));
     }
     if !has("kid") || key["kid"].as_str().is_none_or(|kid| kid.len() > MAX_KID) {
         return Err(wrong("its kid is missing or too long"));
     }
-    let is_text = |value: &Value| value.is_string() || value.as_array().is_some_and(|list| list.iter().all(Value::is_string));
-    let kept = key.iter().filter(|(name, _)| OF_EVERY_TYPE.contains(&name.as_str()) || needed.contains(&name.as_str()));
-    let kept: Map<String, Value> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
-    if kept.values().all(is_text) { Ok(Value::Object(kept)) } else { Err(wrong("a member is neither a text nor a list of texts")) }
+    let is_text = |value: &Value| {
+        value.is_string()
+            || value
+                .as_array()
+                .is_some_and(|list| list.iter().all(Value::is_string))
+    };
+    let kept = key.iter().filter(|(name, _)| {
+        OF_EVERY_TYPE.contains(&name.as_str()) || needed.contains(&name.as_str())
+    });
+    let kept: Map<String, Value> = kept
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    if kept.values().all(is_text) {
+        Ok(Value::Object(kept))
+    } else {
+        Err(wrong("a member is neither a text nor a list of texts"))
+    }
 }
 
 #[cfg(test)]
@@ -152,8 +204,15 @@ mod tests {
         assert_eq!(published.revision, crate::watch::revision_of(&set));
         let body: Value = serde_json::from_str(&published.body).unwrap();
         let rsa = json!({"kty": "RSA", "kid": "rsa-1", "n": "AQAB", "e": "AQAB", "key_ops": ["verify"], "x5c": ["MII"]});
-        assert_eq!(body, json!({"keys": [ec(), rsa, {"kty": "OKP", "kid": "ed-1", "crv": "Ed25519", "x": "11qY"}]}));
-        assert!(published.etag.starts_with('"') && published.etag.ends_with('"') && published.etag.len() == 24);
+        assert_eq!(
+            body,
+            json!({"keys": [ec(), rsa, {"kty": "OKP", "kid": "ed-1", "crv": "Ed25519", "x": "11qY"}]})
+        );
+        assert!(
+            published.etag.starts_with('"')
+                && published.etag.ends_with('"')
+                && published.etag.len() == 24
+        );
         assert_ne!(read(&[ec()]).unwrap().etag, published.etag);
         assert_eq!(read(&[]).unwrap().body, r#"{"keys":[]}"#);
     }
@@ -163,25 +222,48 @@ mod tests {
         for member in ["d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"] {
             for value in [json!("hunter2"), json!([{"r": "hunter2"}]), Value::Null] {
                 let error = read(&[ec(), with(ec(), member, value)]).unwrap_err();
-                assert!(matches!(error, NotPublic::Secret { at: 1, member: told } if told == member), "{error}");
+                assert!(
+                    matches!(error, NotPublic::Secret { at: 1, member: told } if told == member),
+                    "{error}"
+                );
                 assert!(!error.to_string().contains("hunter2"));
             }
         }
         for kty in ["oct", "OCT"] {
-            assert_eq!(read(&[json!({"kty": kty, "kid": "s"}), ec()]).unwrap_err(), NotPublic::Symmetric { at: 0 });
+            assert_eq!(
+                read(&[json!({"kty": kty, "kid": "s"}), ec()]).unwrap_err(),
+                NotPublic::Symmetric { at: 0 }
+            );
         }
         let many = [vec![ec(); MAX_KEYS], vec![with(ec(), "d", json!("x"))]].concat();
-        assert!(matches!(read(&many).unwrap_err(), NotPublic::Secret { .. }), "whatever else is wrong");
+        assert!(
+            matches!(read(&many).unwrap_err(), NotPublic::Secret { .. }),
+            "whatever else is wrong"
+        );
     }
 
     #[test]
     fn what_is_no_key_set_is_told_without_repeating_it() {
-        for text in ["", "hunter2", "{\"keys\": [\"hunter2\"", "[]", "{}", r#"{"keys": "hunter2"}"#, r#"{"keys": ["hunter2"]}"#] {
+        for text in [
+            "",
+            "hunter2",
+            "{\"keys\": [\"hunter2\"",
+            "[]",
+            "{}",
+            r#"{"keys": "hunter2"}"#,
+            r#"{"keys": ["hunter2"]}"#,
+        ] {
             let error = PublishedKeys::read(text).unwrap_err();
-            assert!(matches!(error, NotPublic::Json { .. } | NotPublic::Shape), "{text}");
+            assert!(
+                matches!(error, NotPublic::Json { .. } | NotPublic::Shape),
+                "{text}"
+            );
             assert!(!error.to_string().contains("hunter2"));
         }
-        assert_eq!(read(&vec![ec(); MAX_KEYS + 1]).unwrap_err(), NotPublic::TooMany(MAX_KEYS + 1));
+        assert_eq!(
+            read(&vec![ec(); MAX_KEYS + 1]).unwrap_err(),
+            NotPublic::TooMany(MAX_KEYS + 1)
+        );
         let without = |member: &str| {
             let mut key = ec();
             key.as_object_mut().unwrap().remove(member);
@@ -197,7 +279,10 @@ mod tests {
             with(ec(), "use", json!({"d": "hunter2"})),
         ];
         for key in wrong {
-            assert!(matches!(read(&[ec(), key]).unwrap_err(), NotPublic::Key { at: 1, .. }));
+            assert!(matches!(
+                read(&[ec(), key]).unwrap_err(),
+                NotPublic::Key { at: 1, .. }
+            ));
         }
     }
 }

@@ -18,7 +18,11 @@ pub(super) struct Recent<K, V> {
 impl<K: Hash + Eq, V> Recent<K, V> {
     /// Holds `capacity` entries at most.
     pub(super) fn new(capacity: usize) -> Self {
-        Self { half: (capacity / 2).max(1), newer: HashMap::new(), older: HashMap::new() }
+        Self {
+            half: (capacity / 2).max(1),
+            newer: HashMap::new(),
+            older: HashMap::new(),
+        }
     }
 
     pub(super) fn get<Q>(&mut self, key: &Q) -> Option<&mut V>

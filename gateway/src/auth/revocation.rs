@@ -18,7 +18,9 @@ const MAX_REVOCATIONS: usize = 100_000;
 /// Whether a revocation applies: to the principal's subject or its token's `jti`, if the token was issued before its moment. A token without
 /// `iat` counts as issued at time zero. Basic users have no token that could be revoked.
 pub fn revocation_matches(revocation: &Revocation, principal: &Principal) -> bool {
-    let Some(token) = principal.token() else { return false };
+    let Some(token) = principal.token() else {
+        return false;
+    };
     let named = revocation.user_id.as_deref() == Some(&*principal.subject)
         || (revocation.jti.is_some() && revocation.jti.as_deref() == token.token_id.as_deref());
     named && issued_ms(token) < revocation.issued_before_ms
@@ -54,7 +56,11 @@ impl Revocations {
     }
 
     fn with_limit(clock: Arc<dyn Clock>, limit: usize) -> Arc<Self> {
-        Arc::new(Self { clock, limit, held: RwLock::default() })
+        Arc::new(Self {
+            clock,
+            limit,
+            held: RwLock::default(),
+        })
     }
 
     /// Remembers one.
@@ -68,7 +74,10 @@ impl Revocations {
         let now = self.clock.now_ms();
         let mut held = self.held.write();
         for revocation in revocations {
-            let moments = Moments { issued_before_ms: revocation.issued_before_ms, until_ms: revocation.until_ms };
+            let moments = Moments {
+                issued_before_ms: revocation.issued_before_ms,
+                until_ms: revocation.until_ms,
+            };
             if moments.until_ms <= now {
                 continue;
             }
@@ -86,30 +95,54 @@ impl Revocations {
 
     /// Whether one of them applies; see [`revocation_matches`].
     pub fn matches(&self, principal: &Principal) -> bool {
-        let Some(token) = principal.token() else { return false };
+        let Some(token) = principal.token() else {
+            return false;
+        };
         let held = self.held.read();
         if held.len() == 0 {
             return false;
         }
         let now = self.clock.now_ms();
         let issued = issued_ms(token);
-        let applies = |moments: &Moments| now < moments.until_ms && issued < moments.issued_before_ms;
+        let applies =
+            |moments: &Moments| now < moments.until_ms && issued < moments.issued_before_ms;
         held.users.get(&*principal.subject).is_some_and(applies)
-            || token.token_id.as_deref().and_then(|jti| held.tokens.get(jti)).is_some_and(applies)
+            || token
+                .token_id
+                .as_deref()
+                .and_then(|jti| held.tokens.get(jti))
+                .is_some_and(applies)
     }
 
     /// Every one that still matters, those of one name as one.
     pub fn all(&self) -> Vec<Revocation> {
         let (now, held) = (self.clock.now_ms(), self.held.read());
-        let users = held.users.iter().map(|(user, moments)| (Some(user.clone()), None, moments));
-        let tokens = held.tokens.iter().map(|(jti, moments)| (None, Some(jti.clone()), moments));
-        let lasting = users.chain(tokens).filter(|(_, _, moments)| moments.until_ms > now);
-        let whole = lasting.map(|(user_id, jti, Moments { issued_before_ms, until_ms })| Revocation {
-            user_id,
-            jti,
-            issued_before_ms: *issued_before_ms,
-            until_ms: *until_ms,
-        });
+        let users = held
+            .users
+            .iter()
+            .map(|(user, moments)| (Some(user.clone()), None, moments));
+        let tokens = held
+            .tokens
+            .iter()
+            .map(|(jti, moments)| (None, Some(jti.clone()), moments));
+        let lasting = users
+            .chain(tokens)
+            .filter(|(_, _, moments)| moments.until_ms > now);
+        let whole = lasting.map(
+            |(
+                user_id,
+                jti,
+                Moments {
+                    issued_before_ms,
+                    until_ms,
+                },
+            )| Revocation {
+                user_id,
+                jti,
+                issued_before_ms: *issued_before_ms,
+                until_ms: *until_ms,
+            },
+        );
         whole.collect()
     }
 
@@ -146,12 +179,21 @@ impl Held {
         if self.len() <= limit {
             return;
         }
-        let mut ends: Vec<i64> = self.users.values().chain(self.tokens.values()).map(|moments| moments.until_ms).collect();
+        let mut ends: Vec<i64> = self
+            .users
+            .values()
+            .chain(self.tokens.values())
+            .map(|moments| moments.until_ms)
+            .collect();
         ends.sort_unstable();
         let keep = limit - limit / 10;
         let mut surplus = self.len() - keep;
         let last = ends[surplus - 1];
-        tracing::error!(forgotten = surplus, limit, "too many revocations: those that end first are forgotten");
+        tracing::error!(
+            forgotten = surplus,
+            limit,
+            "too many revocations: those that end first are forgotten"
+        );
         let mut drop_one = |moments: &Moments| {
             let drop = surplus > 0 && moments.until_ms <= last;
             surplus -= usize::from(drop);
@@ -181,37 +223,92 @@ mod tests {
             issued_at: issued_ms.map(at),
             expires_at: Some(at(1_000_000)),
         };
-        Principal { subject: subject.into(), roles: vec![], via: Via::Token(facts) }
+        Principal {
+            subject: subject.into(),
+            roles: vec![],
+            via: Via::Token(facts),
+        }
     }
 
     fn of_user(user: &str, issued_before_ms: i64, until_ms: i64) -> Revocation {
-        Revocation { user_id: Some(user.into()), jti: None, issued_before_ms, until_ms }
+        Revocation {
+            user_id: Some(user.into()),
+            jti: None,
+            issued_before_ms,
+            until_ms,
+        }
     }
 
     fn of_token(jti: &str, issued_before_ms: i64, until_ms: i64) -> Revocation {
-        Revocation { user_id: None, jti: Some(jti.into()), issued_before_ms, until_ms }
+        Revocation {
+            user_id: None,
+            jti: Some(jti.into()),
+            issued_before_ms,
+            until_ms,
+        }
     }
 
     #[test]
     fn a_revocation_matches_its_user_or_token_issued_before_it_and_nothing_else() {
         let cases = [
-            (of_user("17", 500, 9000), principal("17", None, Some(499)), true),
-            (of_user("17", 500, 9000), principal("17", None, Some(500)), false),
+            (
+                of_user("17", 500, 9000),
+                principal("17", None, Some(499)),
+                true,
+            ),
+            (
+                of_user("17", 500, 9000),
+                principal("17", None, Some(500)),
+                false,
+            ),
             (of_user("17", 500, 9000), principal("17", None, None), true),
             (of_user("17", 0, 9000), principal("17", None, None), false),
-            (of_user("17", 500, 9000), principal("18", Some("17"), Some(1)), false),
-            (of_token("t", 500, 9000), principal("17", Some("t"), Some(1)), true),
-            (of_token("t", 500, 9000), principal("t", Some("u"), Some(1)), false),
-            (of_token("t", 500, 9000), principal("17", None, Some(1)), false),
-            (Revocation { user_id: None, jti: None, issued_before_ms: 500, until_ms: 9000 }, principal("17", None, None), false),
+            (
+                of_user("17", 500, 9000),
+                principal("18", Some("17"), Some(1)),
+                false,
+            ),
+            (
+                of_token("t", 500, 9000),
+                principal("17", Some("t"), Some(1)),
+                true,
+            ),
+            (
+                of_token("t", 500, 9000),
+                principal("t", Some("u"), Some(1)),
+                false,
+            ),
+            (
+                of_token("t", 500, 9000),
+                principal("17", None, Some(1)),
+                false,
+            ),
+            (
+                Revocation {
+                    user_id: None,
+                    jti: None,
+                    issued_before_ms: 500,
+                    until_ms: 9000,
+                },
+                principal("17", None, None),
+                false,
+            ),
         ];
         for (revocation, principal, expected) in cases {
-            assert_eq!(revocation_matches(&revocation, &principal), expected, "{revocation:?} {principal:?}");
+            assert_eq!(
+                revocation_matches(&revocation, &principal),
+                expected,
+                "{revocation:?} {principal:?}"
+            );
             let held = Revocations::new(Arc::new(FixedClock::new(at(1000))));
             held.add(revocation);
             assert_eq!(held.matches(&principal), expected, "{principal:?}");
         }
-        let basic = Principal { subject: "17".into(), roles: vec![], via: Via::Basic };
+        let basic = Principal {
+            subject: "17".into(),
+            roles: vec![],
+            via: Via::Basic,
+        };
         assert!(!revocation_matches(&of_user("17", 500, 9000), &basic));
     }
 
@@ -219,7 +316,11 @@ mod tests {
     fn a_revocation_ends_at_its_time_and_order_does_not_matter() {
         let clock = FixedClock::new(at(1000));
         let held = Revocations::new(Arc::new(clock.clone()));
-        held.extend([of_user("17", 500, 2000), of_user("17", 300, 3000), of_user("gone", 500, 1000)]);
+        held.extend([
+            of_user("17", 500, 2000),
+            of_user("17", 300, 3000),
+            of_user("gone", 500, 1000),
+        ]);
         assert_eq!(held.len(), 1);
         assert_eq!(held.all(), [of_user("17", 500, 3000)]);
         assert!(held.matches(&principal("17", None, Some(400))));

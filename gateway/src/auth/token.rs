@@ -154,7 +154,18 @@ impl Authenticator {
     ) -> (Self, JoinHandle<()>) {
         let (sets, task) = KeySets::start(live, Arc::clone(&clock), Arc::clone(&metrics), shutdown);
         let remembered = std::array::from_fn(|_| Mutex::new(Recent::new(REMEMBERED / SHARDS)));
-        (Self { inner: Arc::new(Inner { sets, remembered, revocations, clock, metrics }) }, task)
+        (
+            Self {
+                inner: Arc::new(Inner {
+                    sets,
+                    remembered,
+                    revocations,
+                    clock,
+                    metrics,
+                }),
+            },
+            task,
+        )
     }
 
     /// Who a token speaks for.
@@ -184,20 +195,27 @@ impl Authenticator {
     /// looked at. While nothing is known of a source, because it could not be fetched since it was configured, the answer is yes.
     pub fn still_valid(&self, facts: &TokenFacts) -> bool {
         let table = self.inner.sets.table();
-        let source = table.sources.iter().find(|view| view.name == facts.source && view.is_accepted());
+        let source = table
+            .sources
+            .iter()
+            .find(|view| view.name == facts.source && view.is_accepted());
         source.is_some_and(|view| view.has(&facts.thumbprint) || !view.was_fetched())
     }
 
     /// Whether a principal rests on a source that the live settings revoke: its connection is to be closed, whatever time it was given to refresh.
     pub fn is_revoked(&self, principal: &Principal) -> bool {
-        principal.token().is_some_and(|facts| self.inner.sets.table().is_revoked(&facts.source))
+        principal
+            .token()
+            .is_some_and(|facts| self.inner.sets.table().is_revoked(&facts.source))
     }
 
     /// Whether a principal may go on: nothing revoked it, and the source and key of its token are still there.
     pub fn stands(&self, principal: &Principal) -> bool {
         !self.inner.revocations.matches(principal)
             && !self.is_revoked(principal)
-            && principal.token().is_none_or(|facts| self.still_valid(facts))
+            && principal
+                .token()
+                .is_none_or(|facts| self.still_valid(facts))
     }
 
     /// Is marked changed whenever [`Authenticator::still_valid`] or [`Authenticator::is_revoked`] may answer differently than before.
@@ -233,14 +251,19 @@ impl Inner {
             match self.look(&parts, &hash, round) {
                 Step::Done(verdict) => return verdict,
                 Step::Wait(fetches, limit) => {
-                    let all =
-                        futures_util::future::join_all(fetches.into_iter().map(|mut fetch| async move { fetch.changed().await.is_ok() }));
+                    let all = futures_util::future::join_all(
+                        fetches
+                            .into_iter()
+                            .map(|mut fetch| async move { fetch.changed().await.is_ok() }),
+                    );
                     // Whether they finished is seen in the table.
                     let _ = tokio::time::timeout(limit, all).await;
                 }
             }
         }
-        Err(VerifyError::Unavailable("its key set is still being fetched".into()))
+        Err(VerifyError::Unavailable(
+            "its key set is still being fetched".into(),
+        ))
     }
 
     fn count(&self, verdict: &Result<Arc<Principal>, VerifyError>) {
@@ -249,22 +272,33 @@ impl Inner {
             Err(VerifyError::Refused(reason)) => reason.as_str(),
             Err(VerifyError::Unavailable(_)) => "unavailable",
         };
-        self.metrics.authentications.get_or_create(&Metrics::kind(outcome)).inc();
+        self.metrics
+            .authentications
+            .get_or_create(&Metrics::kind(outcome))
+            .inc();
     }
 
     /// The verdict on a token seen before, if that still stands.
     fn recall(&self, hash: &TokenHash) -> Option<Result<Arc<Principal>, VerifyError>> {
         let shard = &self.remembered[usize::from(hash[0]) % SHARDS];
-        let Remembered { principal, not_before_ms, source } = shard.lock().get(hash)?.clone();
+        let Remembered {
+            principal,
+            not_before_ms,
+            source,
+        } = shard.lock().get(hash)?.clone();
         let facts = principal.token()?;
         let expires_ms = facts.expires_at?.timestamp_millis();
         let table = self.sets.table();
         let now = self.clock.now_ms();
         let leeway = leeway_ms(&table);
-        let view = table.sources.iter().find(|view| Arc::ptr_eq(&view.source, &source) && view.is_accepted());
-        let stands = view
-            .is_some_and(|view| view.has(&facts.thumbprint) && view.freshness(now, table.keys.max_stale_secs) == Freshness::Usable)
-            && now < expires_ms.saturating_add(leeway)
+        let view = table
+            .sources
+            .iter()
+            .find(|view| Arc::ptr_eq(&view.source, &source) && view.is_accepted());
+        let stands = view.is_some_and(|view| {
+            view.has(&facts.thumbprint)
+                && view.freshness(now, table.keys.max_stale_secs) == Freshness::Usable
+        }) && now < expires_ms.saturating_add(leeway)
             && now.saturating_add(leeway) >= not_before_ms;
         if !stands {
             // The long way says what is wrong.
@@ -275,7 +309,11 @@ impl Inner {
     }
 
     fn unless_revoked(&self, principal: Arc<Principal>) -> Result<Arc<Principal>, VerifyError> {
-        if self.revocations.matches(&principal) { Err(VerifyError::Refused(Reason::Revoked)) } else { Ok(principal) }
+        if self.revocations.matches(&principal) {
+            Err(VerifyError::Refused(Reason::Revoked))
+        } else {
+            Ok(principal)
+        }
     }
 
     /// Tries every source the token may come from with the keys at hand.
@@ -298,7 +336,9 @@ impl Inner {
             for key in matching(view, parts.kid.as_deref()) {
                 found_here = true;
                 match check(parts, view, key, now, leeway_ms(&table)) {
-                    Ok((principal, not_before_ms)) => return Step::Done(self.accept(principal, not_before_ms, view, hash)),
+                    Ok((principal, not_before_ms)) => {
+                        return Step::Done(self.accept(principal, not_before_ms, view, hash));
+                    }
                     Err(why) => reason = reason.max(why),
                 }
             }
@@ -308,7 +348,10 @@ impl Inner {
                 without_key.push(view);
             }
         }
-        if reason == Reason::Issuer && without_key.is_empty() && table.is_of_revoked(parts.claims.iss.as_deref()) {
+        if reason == Reason::Issuer
+            && without_key.is_empty()
+            && table.is_of_revoked(parts.claims.iss.as_deref())
+        {
             reason = Reason::Revoked;
         }
         if found_key || without_key.is_empty() {
@@ -317,15 +360,34 @@ impl Inner {
         self.ask_for_keys(&table, &without_key, parts.kid.as_deref(), reason, round)
     }
 
-    fn accept(&self, principal: Principal, not_before_ms: i64, view: &View, hash: &TokenHash) -> Result<Arc<Principal>, VerifyError> {
+    fn accept(
+        &self,
+        principal: Principal,
+        not_before_ms: i64,
+        view: &View,
+        hash: &TokenHash,
+    ) -> Result<Arc<Principal>, VerifyError> {
         let principal = Arc::new(principal);
-        let remembered = Remembered { principal: Arc::clone(&principal), not_before_ms, source: Arc::clone(&view.source) };
-        self.remembered[usize::from(hash[0]) % SHARDS].lock().insert(*hash, remembered);
+        let remembered = Remembered {
+            principal: Arc::clone(&principal),
+            not_before_ms,
+            source: Arc::clone(&view.source),
+        };
+        self.remembered[usize::from(hash[0]) % SHARDS]
+            .lock()
+            .insert(*hash, remembered);
         self.unless_revoked(principal)
     }
 
     /// No source at hand has the key: some may have it after a fetch.
-    fn ask_for_keys(&self, table: &Table, views: &[&View], kid: Option<&str>, reason: Reason, round: usize) -> Step {
+    fn ask_for_keys(
+        &self,
+        table: &Table,
+        views: &[&View],
+        kid: Option<&str>,
+        reason: Reason,
+        round: usize,
+    ) -> Step {
         let now = self.clock.now_ms();
         let cooldown = Duration::from_secs(table.keys.min_refresh_secs);
         let mut fetches = Vec::new();
@@ -343,7 +405,10 @@ impl Inner {
             }
         }
         if !fetches.is_empty() && round < MAX_WAITS {
-            return Step::Wait(fetches, Duration::from_millis(table.keys.request_timeout_ms) + WAIT_SLACK);
+            return Step::Wait(
+                fetches,
+                Duration::from_millis(table.keys.request_timeout_ms) + WAIT_SLACK,
+            );
         }
         Step::Done(Err(match unavailable {
             Some(why) => VerifyError::Unavailable(why),
@@ -353,7 +418,9 @@ impl Inner {
 }
 
 fn hash_of(token: &str) -> TokenHash {
-    digest::digest(&digest::SHA256, token.as_bytes()).as_ref()[..16].try_into().expect("SHA-256 has 32 bytes")
+    digest::digest(&digest::SHA256, token.as_bytes()).as_ref()[..16]
+        .try_into()
+        .expect("SHA-256 has 32 bytes")
 }
 
 fn leeway_ms(table: &Table) -> i64 {
@@ -363,7 +430,8 @@ fn leeway_ms(table: &Table) -> i64 {
 /// The keys a token may be signed with: those of its `kid`; without one, the only key there is.
 fn matching<'v>(view: &'v View, kid: Option<&'v str>) -> impl Iterator<Item = &'v Arc<Key>> {
     let only = kid.is_none() && view.keys().count() == 1;
-    view.keys().filter(move |key| only || (kid.is_some() && key.kid.as_deref() == kid))
+    view.keys()
+        .filter(move |key| only || (kid.is_some() && key.kid.as_deref() == kid))
 }
 
 /// A token taken apart; nothing of it is verified.
@@ -422,9 +490,13 @@ impl<'t> Parts<'t> {
         if header.kid.as_ref().is_some_and(|kid| kid.len() > MAX_KID) {
             return Err(Reason::UnknownKey);
         }
-        let payload = URL_SAFE_NO_PAD.decode_to_vec(payload.as_bytes()).map_err(|_| Reason::Malformed)?;
+        let payload = URL_SAFE_NO_PAD
+            .decode_to_vec(payload.as_bytes())
+            .map_err(|_| Reason::Malformed)?;
         let claims: Claims = serde_json::from_slice(&payload).map_err(|_| Reason::Malformed)?;
-        let signature = URL_SAFE_NO_PAD.decode_to_vec(signature.as_bytes()).map_err(|_| Reason::Malformed)?;
+        let signature = URL_SAFE_NO_PAD
+            .decode_to_vec(signature.as_bytes())
+            .map_err(|_| Reason::Malformed)?;
         Ok(Self {
             algorithm,
             kid: header.kid,
@@ -463,7 +535,13 @@ fn names_another_kind(typ: &str) -> bool {
 }
 
 /// Everything that one source demands of a token, the signature first. Gives whom it speaks for, and from when on.
-fn check(parts: &Parts<'_>, view: &View, key: &Key, now_ms: i64, leeway_ms: i64) -> Result<(Principal, i64), Reason> {
+fn check(
+    parts: &Parts<'_>,
+    view: &View,
+    key: &Key,
+    now_ms: i64,
+    leeway_ms: i64,
+) -> Result<(Principal, i64), Reason> {
     if !key.algorithms.contains(&parts.algorithm) {
         return Err(Reason::Algorithm);
     }
@@ -471,7 +549,12 @@ fn check(parts: &Parts<'_>, view: &View, key: &Key, now_ms: i64, leeway_ms: i64)
         return Err(Reason::Signature);
     }
     let (claims, source) = (&parts.claims, &view.source);
-    if !source.skip_audience_check && !claims.aud.as_ref().is_some_and(|aud| aud.holds_one_of(&source.audiences)) {
+    if !source.skip_audience_check
+        && !claims
+            .aud
+            .as_ref()
+            .is_some_and(|aud| aud.holds_one_of(&source.audiences))
+    {
         return Err(Reason::Audience);
     }
     let expires_at = parts.expires_at.ok_or(Reason::Expired)?;
@@ -479,7 +562,13 @@ fn check(parts: &Parts<'_>, view: &View, key: &Key, now_ms: i64, leeway_ms: i64)
         return Err(Reason::Expired);
     }
     // A token from the future would outlive `issuedBefore` of a revocation.
-    let not_before_ms = parts.issued_at.into_iter().chain(parts.not_before).map(|at| at.timestamp_millis()).max().unwrap_or(i64::MIN);
+    let not_before_ms = parts
+        .issued_at
+        .into_iter()
+        .chain(parts.not_before)
+        .map(|at| at.timestamp_millis())
+        .max()
+        .unwrap_or(i64::MIN);
     if now_ms.saturating_add(leeway_ms) < not_before_ms {
         return Err(Reason::NotYetValid);
     }
@@ -492,7 +581,11 @@ fn check(parts: &Parts<'_>, view: &View, key: &Key, now_ms: i64, leeway_ms: i64)
     };
     let principal = Principal {
         subject: subject(claims, &source.subject_prefix)?,
-        roles: if source.trust_roles { roles(claims.roles.as_ref()) } else { Vec::new() },
+        roles: if source.trust_roles {
+            roles(claims.roles.as_ref())
+        } else {
+            Vec::new()
+        },
         via: Via::Token(facts),
     };
     Ok((principal, not_before_ms))
@@ -503,16 +596,30 @@ fn time(seconds: f64) -> Result<DateTime<Utc>, Reason> {
     let ms = (seconds * 1000.0).floor();
     // Beyond 2^53 a double counts no single milliseconds, and no calendar goes there.
     let fits = ms.is_finite() && ms.abs() < 9_007_199_254_740_992.0;
-    fits.then(|| DateTime::from_timestamp_millis(ms as i64)).flatten().ok_or(Reason::Malformed)
+    fits.then(|| DateTime::from_timestamp_millis(ms as i64))
+        .flatten()
+        .ok_or(Reason::Malformed)
 }
 
 /// `sub`, else `userId`, behind the source's prefix.
 fn subject(claims: &Claims, prefix: &str) -> Result<Arc<str>, Reason> {
-    let subject = claims.sub.as_ref().or(claims.user_id.as_ref()).and_then(text).ok_or(Reason::Subject)?;
-    if subject.is_empty() || subject.len() > MAX_SUBJECT_BYTES || subject.chars().any(char::is_control) {
+    let subject = claims
+        .sub
+        .as_ref()
+        .or(claims.user_id.as_ref())
+        .and_then(text)
+        .ok_or(Reason::Subject)?;
+    if subject.is_empty()
+        || subject.len() > MAX_SUBJECT_BYTES
+        || subject.chars().any(char::is_control)
+    {
         return Err(Reason::Subject);
     }
-    Ok(if prefix.is_empty() { subject.into() } else { format!("{prefix}{subject}").into() })
+    Ok(if prefix.is_empty() {
+        subject.into()
+    } else {
+        format!("{prefix}{subject}").into()
+    })
 }
 
 /// A string, or a whole number in its decimal digits; nothing else names anybody.
@@ -526,9 +633,20 @@ fn text(value: &Value) -> Option<String> {
 
 /// The identifiers of `[{"identifier": ..}]` or `[".."]`; what has another shape is not a role.
 fn roles(claim: Option<&Value>) -> Vec<String> {
-    let Some(Value::Array(roles)) = claim else { return Vec::new() };
-    let identifier = |role: &Value| role.as_str().or_else(|| role.get("identifier")?.as_str()).map(str::to_owned);
-    roles.iter().take(MAX_ROLES).filter_map(identifier).filter(|role| !role.is_empty() && role.len() <= MAX_ROLE_BYTES).collect()
+    let Some(Value::Array(roles)) = claim else {
+        return Vec::new();
+    };
+    let identifier = |role: &Value| {
+        role.as_str()
+            .or_else(|| role.get("identifier")?.as_str())
+            .map(str::to_owned)
+    };
+    roles
+        .iter()
+        .take(MAX_ROLES)
+        .filter_map(identifier)
+        .filter(|role| !role.is_empty() && role.len() <= MAX_ROLE_BYTES)
+        .collect()
 }
 
 #[cfg(test)]

@@ -14,16 +14,26 @@ use crate::id::Id;
 
 /// A dispatch with a number as data.
 pub(super) fn numbered(destination: Destination, n: usize) -> Dispatch {
-    Dispatch::new(destination, "e", Arc::from(RawValue::from_string(n.to_string()).unwrap()))
+    Dispatch::new(
+        destination,
+        "e",
+        Arc::from(RawValue::from_string(n.to_string()).unwrap()),
+    )
 }
 
 /// Publishes numbers from 0 on, one after the other, until it is told to stop; then it says how many they were.
-pub(super) fn count(bus: &Arc<dyn Bus>, destination: Destination, stop: &CancellationToken) -> JoinHandle<usize> {
+pub(super) fn count(
+    bus: &Arc<dyn Bus>,
+    destination: Destination,
+    stop: &CancellationToken,
+) -> JoinHandle<usize> {
     let (bus, stop) = (Arc::clone(bus), stop.clone());
     tokio::spawn(async move {
         let mut n = 0;
         while !stop.is_cancelled() {
-            bus.publish(&numbered(destination.clone(), n)).await.unwrap();
+            bus.publish(&numbered(destination.clone(), n))
+                .await
+                .unwrap();
             n += 1;
         }
         n
@@ -32,9 +42,16 @@ pub(super) fn count(bus: &Arc<dyn Bus>, destination: Destination, stop: &Cancell
 
 /// The contract as far as one instance alone can see it. Ends with the bus closed.
 pub(super) async fn alone(opened: Opened, clock: &FixedClock) {
-    let Opened { bus, mut events, .. } = opened;
+    let Opened {
+        bus, mut events, ..
+    } = opened;
     let id: Id = "4bC".parse().unwrap();
-    let interests = vec![Interest::Client(id), Interest::User("17".into()), Interest::Room("r".into()), Interest::Broadcast];
+    let interests = vec![
+        Interest::Client(id),
+        Interest::User("17".into()),
+        Interest::Room("r".into()),
+        Interest::Broadcast,
+    ];
     bus.hear(interests.clone()).await.unwrap();
     bus.hear(interests.clone()).await.unwrap();
     bus.hear(Vec::new()).await.unwrap();
@@ -45,7 +62,10 @@ pub(super) async fn alone(opened: Opened, clock: &FixedClock) {
         bus.publish(&numbered(destination, 1)).await.unwrap();
     }
     let answers = bus.ask(&Ask::Holds { client: id }).await.unwrap();
-    assert!(answers.replies.is_empty() && answers.missing.is_empty(), "nobody else is there");
+    assert!(
+        answers.replies.is_empty() && answers.missing.is_empty(),
+        "nobody else is there"
+    );
 
     revocations(&*bus, clock).await;
 
@@ -55,21 +75,45 @@ pub(super) async fn alone(opened: Opened, clock: &FixedClock) {
     bus.close().await;
     bus.close().await;
     let mut heard = Vec::new();
-    let goes_on = tokio::time::timeout(Duration::from_secs(5), events.next(&mut heard)).await.unwrap();
-    assert!(!goes_on && heard.is_empty(), "an instance hears nothing of what it published itself, and events end: {heard:?}");
+    let goes_on = tokio::time::timeout(Duration::from_secs(5), events.next(&mut heard))
+        .await
+        .unwrap();
+    assert!(
+        !goes_on && heard.is_empty(),
+        "an instance hears nothing of what it published itself, and events end: {heard:?}"
+    );
 }
 
 async fn revocations(bus: &dyn Bus, clock: &FixedClock) {
     let now = clock.now_ms();
-    let of = |user: &str, until_ms| Revocation { user_id: Some(user.into()), jti: None, issued_before_ms: now, until_ms };
-    let token = Revocation { user_id: None, jti: Some("t\"1".into()), issued_before_ms: now, until_ms: now + 60_000 };
+    let of = |user: &str, until_ms| Revocation {
+        user_id: Some(user.into()),
+        jti: None,
+        issued_before_ms: now,
+        until_ms,
+    };
+    let token = Revocation {
+        user_id: None,
+        jti: Some("t\"1".into()),
+        issued_before_ms: now,
+        until_ms: now + 60_000,
+    };
     assert!(bus.revocations().await.unwrap().is_empty());
-    for revocation in [&of("a", now + 1_000), &of("b", now + 60_000), &token, &token] {
+    for revocation in [
+        &of("a", now + 1_000),
+        &of("b", now + 60_000),
+        &token,
+        &token,
+    ] {
         bus.store_revocation(revocation).await.unwrap();
     }
     let mut stored = bus.revocations().await.unwrap();
     stored.sort_by_key(|r| (r.until_ms, r.jti.clone()));
-    assert_eq!(stored, [of("a", now + 1_000), of("b", now + 60_000), token.clone()], "each once");
+    assert_eq!(
+        stored,
+        [of("a", now + 1_000), of("b", now + 60_000), token.clone()],
+        "each once"
+    );
     clock.advance_ms(1_000);
     let stored = bus.revocations().await.unwrap();
     assert_eq!(stored.len(), 2, "what is over is forgotten: {stored:?}");

@@ -49,7 +49,11 @@ impl Interests {
         for interest in interests {
             let entry = self.wanted.entry(interest.clone()).or_insert_with(|| {
                 self.fresh.push(interest);
-                Entry { count: 0, confirmed: false, left: None }
+                Entry {
+                    count: 0,
+                    confirmed: false,
+                    left: None,
+                }
             });
             entry.count += 1;
             entry.left = None;
@@ -69,7 +73,9 @@ impl Interests {
     /// Counts interests down.
     pub(super) fn remove(&mut self, interests: Vec<Interest>, now: Instant) {
         for interest in interests {
-            let Some(entry) = self.wanted.get_mut(&interest) else { continue };
+            let Some(entry) = self.wanted.get_mut(&interest) else {
+                continue;
+            };
             if entry.count == 0 {
                 continue;
             }
@@ -102,8 +108,14 @@ impl Interests {
             if *at + lag > now {
                 break;
             }
-            let Some((at, interest)) = self.leaving.pop_front() else { break };
-            if self.wanted.get(&interest).is_some_and(|entry| entry.left == Some(at)) {
+            let Some((at, interest)) = self.leaving.pop_front() else {
+                break;
+            };
+            if self
+                .wanted
+                .get(&interest)
+                .is_some_and(|entry| entry.left == Some(at))
+            {
                 let entry = self.wanted.remove(&interest);
                 if entry.is_some_and(|entry| entry.confirmed) {
                     left.push(interest);
@@ -123,7 +135,10 @@ impl Interests {
         self.fresh.clear();
         self.leaving.clear();
         self.wanted.retain(|_, entry| entry.count > 0);
-        (self.wanted.keys().cloned().collect(), std::mem::take(&mut self.waiters))
+        (
+            self.wanted.keys().cloned().collect(),
+            std::mem::take(&mut self.waiters),
+        )
     }
 
     /// Marks what the server has confirmed.
@@ -153,7 +168,12 @@ impl Interests {
 
     /// Everything that is wanted, as often as it is.
     pub(super) fn wanted(&self) -> Vec<Interest> {
-        self.wanted.iter().flat_map(|(interest, entry)| std::iter::repeat_n(interest.clone(), entry.count as usize)).collect()
+        self.wanted
+            .iter()
+            .flat_map(|(interest, entry)| {
+                std::iter::repeat_n(interest.clone(), entry.count as usize)
+            })
+            .collect()
     }
 
     /// Whether subscriptions are confirmed as they come.
@@ -192,13 +212,19 @@ mod tests {
     fn an_interest_is_subscribed_once_and_left_when_the_last_holder_left() {
         let (mut interests, now) = (up(), Instant::now());
         assert!(matches!(interests.add(vec![room("a")]), Added::Waiting(_)));
-        assert!(matches!(interests.add(vec![room("a"), room("b")]), Added::Waiting(_)));
+        assert!(matches!(
+            interests.add(vec![room("a"), room("b")]),
+            Added::Waiting(_)
+        ));
         let (fresh, waiters) = interests.take();
         assert_eq!((fresh.len(), waiters.len()), (2, 2));
         interests.confirm(&fresh);
         assert!(matches!(interests.add(vec![room("b")]), Added::Confirmed));
         interests.remove(vec![room("a"), room("b"), room("never")], now);
-        assert!(interests.take_left(now + LAG, LAG).is_empty(), "each is held once more");
+        assert!(
+            interests.take_left(now + LAG, LAG).is_empty(),
+            "each is held once more"
+        );
         interests.remove(vec![room("a")], now);
         assert!(interests.take_left(now, LAG).is_empty(), "it lags");
         assert_eq!(interests.next_leave(LAG), Some(now + LAG));
@@ -217,7 +243,10 @@ mod tests {
         assert!(interests.take_left(now + LAG, LAG).is_empty());
         let later = now + Duration::from_secs(1);
         interests.remove(vec![room("a")], later);
-        assert!(interests.take_left(now + LAG, LAG).is_empty(), "the lag starts anew");
+        assert!(
+            interests.take_left(now + LAG, LAG).is_empty(),
+            "the lag starts anew"
+        );
         assert_eq!(interests.take_left(later + LAG, LAG), [room("a")]);
     }
 
@@ -234,7 +263,9 @@ mod tests {
     #[test]
     fn a_new_connection_subscribes_all_that_is_wanted_and_waiters_of_the_old_one_are_told() {
         let (mut interests, now) = (up(), Instant::now());
-        let Added::Waiting(mut told) = interests.add(vec![room("a"), room("b")]) else { panic!("not waiting") };
+        let Added::Waiting(mut told) = interests.add(vec![room("a"), room("b")]) else {
+            panic!("not waiting")
+        };
         interests.down();
         assert!(matches!(told.try_recv(), Ok(Err(BusError::Unavailable(_)))));
         assert!(matches!(interests.add(vec![room("c")]), Added::Down));

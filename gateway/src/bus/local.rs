@@ -10,7 +10,10 @@ use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::{Answers, Ask, Bus, BusError, BusEvent, BusFacts, Events, Hearing, Interest, MAX_REVOCATIONS, Opened, Revocation, Source};
+use super::{
+    Answers, Ask, Bus, BusError, BusEvent, BusFacts, Events, Hearing, Interest, MAX_REVOCATIONS,
+    Opened, Revocation, Source,
+};
 use crate::clock::Clock;
 use crate::config;
 use crate::delivery::Dispatch;
@@ -24,8 +27,16 @@ struct Local {
 
 pub(super) fn open(ids: &config::Ids, clock: Arc<dyn Clock>) -> Opened {
     let (sender, events) = mpsc::channel(1);
-    let bus = Local { clock, revocations: Mutex::default(), events: Mutex::new(Some(sender)) };
-    Opened { bus: Arc::new(bus), events: Events(Source::Local(events)), worker: Arc::new(ids.worker_base.into()) }
+    let bus = Local {
+        clock,
+        revocations: Mutex::default(),
+        events: Mutex::new(Some(sender)),
+    };
+    Opened {
+        bus: Arc::new(bus),
+        events: Events(Source::Local(events)),
+        worker: Arc::new(ids.worker_base.into()),
+    }
 }
 
 impl Local {
@@ -50,7 +61,10 @@ impl Bus for Local {
         ready(Ok(Answers::default())).boxed()
     }
 
-    fn store_revocation<'a>(&'a self, revocation: &'a Revocation) -> BoxFuture<'a, Result<(), BusError>> {
+    fn store_revocation<'a>(
+        &'a self,
+        revocation: &'a Revocation,
+    ) -> BoxFuture<'a, Result<(), BusError>> {
         self.forget_old();
         let mut stored = self.revocations.lock();
         let result = if stored.contains(revocation) {
@@ -99,8 +113,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_local_bus_keeps_the_contract_of_every_bus() {
-        let clock = FixedClock::new(chrono::DateTime::from_timestamp_millis(1_800_000_000_000).unwrap());
-        let opened = open(&crate::config::Config::for_tests().ids, Arc::new(clock.clone()));
+        let clock =
+            FixedClock::new(chrono::DateTime::from_timestamp_millis(1_800_000_000_000).unwrap());
+        let opened = open(
+            &crate::config::Config::for_tests().ids,
+            Arc::new(clock.clone()),
+        );
         assert_eq!(opened.worker.load(std::sync::atomic::Ordering::Acquire), 9);
         conformance::alone(opened, &clock).await;
     }

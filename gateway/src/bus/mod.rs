@@ -185,7 +185,13 @@ pub struct BusFacts {
 
 impl Default for BusFacts {
     fn default() -> Self {
-        Self { mode: config::BusMode::Local, nodes: Vec::new(), moving: false, error: None, previous: None }
+        Self {
+            mode: config::BusMode::Local,
+            nodes: Vec::new(),
+            moving: false,
+            error: None,
+            previous: None,
+        }
     }
 }
 
@@ -236,7 +242,10 @@ pub trait Bus: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`BusError::Unavailable`], and [`BusError::Full`] when [`MAX_REVOCATIONS`] are stored.
-    fn store_revocation<'a>(&'a self, revocation: &'a Revocation) -> BoxFuture<'a, Result<(), BusError>>;
+    fn store_revocation<'a>(
+        &'a self,
+        revocation: &'a Revocation,
+    ) -> BoxFuture<'a, Result<(), BusError>>;
 
     /// Every stored revocation that still matters, in no order.
     ///
@@ -300,7 +309,9 @@ impl Events {
 
 impl std::fmt::Debug for Opened {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Opened").field("worker", &self.worker).finish_non_exhaustive()
+        f.debug_struct("Opened")
+            .field("worker", &self.worker)
+            .finish_non_exhaustive()
     }
 }
 

@@ -66,7 +66,12 @@ impl Names {
             Interest::Client(id) => Some(Destination::Room(id.as_str().into())),
             _ => None,
         };
-        [Some(self.channel(interest)), room.map(|room| self.channel(&room))].into_iter().flatten()
+        [
+            Some(self.channel(interest)),
+            room.map(|room| self.channel(&room)),
+        ]
+        .into_iter()
+        .flatten()
     }
 
     /// The destination of a channel; `None` for any other channel.
@@ -187,23 +192,45 @@ pub(super) type Decoded<'a> = (Dispatch, Cow<'a, str>, Option<Bridged>);
 /// Reads a payload that came for `destination`; `None` when this instance published it itself.
 ///
 /// Absent `data` is null. Members of `exclude` that are no client ids exclude nobody; a `bridged` that is not three numbers is none.
-pub(super) fn decode<'a>(me: &str, destination: Destination, payload: &'a [u8]) -> Result<Option<Decoded<'a>>, Malformed> {
+pub(super) fn decode<'a>(
+    me: &str,
+    destination: Destination,
+    payload: &'a [u8],
+) -> Result<Option<Decoded<'a>>, Malformed> {
     // A list would be read as the members in their order.
     if payload.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
         return Err(Malformed::NotJson);
     }
     let read: In<'_> = serde_json::from_slice(payload).map_err(|_| Malformed::NotJson)?;
-    let server_id = read.server_id.filter(|s| !s.is_empty()).ok_or(Malformed::NoServerId)?;
-    let event = read.event.filter(|s| !s.is_empty()).ok_or(Malformed::NoEvent)?;
+    let server_id = read
+        .server_id
+        .filter(|s| !s.is_empty())
+        .ok_or(Malformed::NoServerId)?;
+    let event = read
+        .event
+        .filter(|s| !s.is_empty())
+        .ok_or(Malformed::NoEvent)?;
     if server_id == me {
         return Ok(None);
     }
     let data = read.data.unwrap_or(RawValue::NULL).to_owned();
-    let bridged = read.bridged.and_then(|raw| serde_json::from_str::<(u64, u64, u8)>(raw.get()).ok());
-    let bridged = bridged.map(|(number, since, home)| Bridged { number, since, is_home: home == 1 });
+    let bridged = read
+        .bridged
+        .and_then(|raw| serde_json::from_str::<(u64, u64, u8)>(raw.get()).ok());
+    let bridged = bridged.map(|(number, since, home)| Bridged {
+        number,
+        since,
+        is_home: home == 1,
+    });
     let mut dispatch = Dispatch::new(destination, event.as_ref(), Arc::from(data));
-    if let Some(exclude) = read.exclude.and_then(|raw| serde_json::from_str::<Vec<serde_json::Value>>(raw.get()).ok()) {
-        dispatch.exclude = exclude.iter().filter_map(|member| member.as_str()?.parse().ok()).collect();
+    if let Some(exclude) = read
+        .exclude
+        .and_then(|raw| serde_json::from_str::<Vec<serde_json::Value>>(raw.get()).ok())
+    {
+        dispatch.exclude = exclude
+            .iter()
+            .filter_map(|member| member.as_str()?.parse().ok())
+            .collect();
     }
     Ok(Some((dispatch, server_id, bridged)))
 }
@@ -218,21 +245,40 @@ mod tests {
     }
 
     fn read(payload: &str) -> Result<Option<Dispatch>, Malformed> {
-        Ok(decode("me", Destination::Broadcast, payload.as_bytes())?.map(|(dispatch, ..)| dispatch))
+        Ok(
+            decode("me", Destination::Broadcast, payload.as_bytes())?
+                .map(|(dispatch, ..)| dispatch),
+        )
     }
 
     #[test]
     fn payloads_are_those_of_the_wire_protocol() {
         let id: Id = "4bC".parse().unwrap();
         for (destination, channel, kind, target) in [
-            (Destination::Client(id), "p:ws:client:4bC", "client", Some("4bC")),
-            (Destination::User("17".into()), "p:ws:user:17", "user", Some("17")),
-            (Destination::Room("a:b".into()), "p:ws:room:a:b", "room", Some("a:b")),
+            (
+                Destination::Client(id),
+                "p:ws:client:4bC",
+                "client",
+                Some("4bC"),
+            ),
+            (
+                Destination::User("17".into()),
+                "p:ws:user:17",
+                "user",
+                Some("17"),
+            ),
+            (
+                Destination::Room("a:b".into()),
+                "p:ws:room:a:b",
+                "room",
+                Some("a:b"),
+            ),
             (Destination::Broadcast, "p:ws:broadcast", "broadcast", None),
         ] {
             let mut dispatch = Dispatch::new(destination.clone(), "hi", raw("{\"n\": 1.50}"));
             dispatch.exclude = Arc::from([id]);
-            let payload: serde_json::Value = serde_json::from_slice(&encode("s1", &dispatch, None)).unwrap();
+            let payload: serde_json::Value =
+                serde_json::from_slice(&encode("s1", &dispatch, None)).unwrap();
             let mut wanted = json!({"serverId": "s1", "type": kind, "event": "hi", "data": {"n": 1.5}, "exclude": ["4bC"]});
             if let Some(target) = target {
                 wanted["target"] = json!(target);
@@ -242,15 +288,28 @@ mod tests {
             assert_eq!(names.channel(&destination), channel);
             assert_eq!(names.destination(channel), Some(destination));
         }
-        let plain = encode("s1", &Dispatch::new(Destination::Broadcast, "hi", raw("null")), None);
-        assert_eq!(plain, br#"{"serverId":"s1","type":"broadcast","event":"hi","data":null}"#);
+        let plain = encode(
+            "s1",
+            &Dispatch::new(Destination::Broadcast, "hi", raw("null")),
+            None,
+        );
+        assert_eq!(
+            plain,
+            br#"{"serverId":"s1","type":"broadcast","event":"hi","data":null}"#
+        );
     }
 
     #[test]
     fn data_travels_as_the_text_it_was() {
         let text = "{\"n\": 1.50, \"n\":9007199254740993,  \"s\":\"\\u00e9\"}";
-        let payload = encode("other", &Dispatch::new(Destination::Broadcast, "hi", raw(text)), None);
-        let (got, ..) = decode("me", Destination::Broadcast, &payload).unwrap().unwrap();
+        let payload = encode(
+            "other",
+            &Dispatch::new(Destination::Broadcast, "hi", raw(text)),
+            None,
+        );
+        let (got, ..) = decode("me", Destination::Broadcast, &payload)
+            .unwrap()
+            .unwrap();
         assert_eq!(got.data.get(), text);
     }
 
@@ -274,33 +333,92 @@ mod tests {
             ("{\"serverId\":\"x\"}", Malformed::NoEvent),
             ("{\"serverId\":\"x\",\"event\":null}", Malformed::NoEvent),
             ("{\"serverId\":\"x\",\"event\":\"\"}", Malformed::NoEvent),
-            ("{\"serverId\":\"x\",\"event\":\"e\",\"data\":{", Malformed::NotJson),
+            (
+                "{\"serverId\":\"x\",\"event\":\"e\",\"data\":{",
+                Malformed::NotJson,
+            ),
         ] {
             assert_eq!(read(payload).unwrap_err(), wanted, "{payload}");
         }
-        assert_eq!(decode("me", Destination::Broadcast, b"{\"serverId\":\"\xff\",\"event\":\"e\"}").unwrap_err(), Malformed::NotJson);
+        assert_eq!(
+            decode(
+                "me",
+                Destination::Broadcast,
+                b"{\"serverId\":\"\xff\",\"event\":\"e\"}"
+            )
+            .unwrap_err(),
+            Malformed::NotJson
+        );
     }
 
     #[test]
     fn absent_data_is_null_and_odd_members_do_no_harm() {
-        let got = read(r#"{"serverId":"emitter","event":"e","type":7,"target":[],"more":{},"exclude":["4bC",5,"not an id",null]}"#);
+        let got = read(
+            r#"{"serverId":"emitter","event":"e","type":7,"target":[],"more":{},"exclude":["4bC",5,"not an id",null]}"#,
+        );
         let got = got.unwrap().unwrap();
         assert_eq!(got.data.get(), "null");
         assert_eq!(&*got.exclude, ["4bC".parse::<Id>().unwrap()]);
-        assert!(read(r#"{"serverId":"emitter","event":"e","exclude":"4bC"}"#).unwrap().unwrap().exclude.is_empty());
+        assert!(
+            read(r#"{"serverId":"emitter","event":"e","exclude":"4bC"}"#)
+                .unwrap()
+                .unwrap()
+                .exclude
+                .is_empty()
+        );
     }
 
     #[test]
     fn a_number_travels_as_one_more_member_that_does_no_harm() {
-        let payload =
-            encode("other", &Dispatch::new(Destination::Broadcast, "hi", raw("1")), Some(Bridged { number: 3, since: 2, is_home: true }));
+        let payload = encode(
+            "other",
+            &Dispatch::new(Destination::Broadcast, "hi", raw("1")),
+            Some(Bridged {
+                number: 3,
+                since: 2,
+                is_home: true,
+            }),
+        );
         let value: serde_json::Value = serde_json::from_slice(&payload).unwrap();
-        assert_eq!(value, json!({"serverId": "other", "type": "broadcast", "event": "hi", "data": 1, "bridged": [3, 2, 1]}));
-        let (_, from, number) = decode("me", Destination::Broadcast, &payload).unwrap().unwrap();
-        assert_eq!((&*from, number), ("other", Some(Bridged { number: 3, since: 2, is_home: true })));
-        for odd in ["true", "7", "[1,2]", "[1,2,3,4]", "[-1,0,1]", "[1,2,\"1\"]", "[]", "{}", "null", "[18446744073709551616,0,0]"] {
+        assert_eq!(
+            value,
+            json!({"serverId": "other", "type": "broadcast", "event": "hi", "data": 1, "bridged": [3, 2, 1]})
+        );
+        let (_, from, number) = decode("me", Destination::Broadcast, &payload)
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (&*from, number),
+            (
+                "other",
+                Some(Bridged {
+                    number: 3,
+                    since: 2,
+                    is_home: true
+                })
+            )
+        );
+        for odd in [
+            "true",
+            "7",
+            "[1,2]",
+            "[1,2,3,4]",
+            "[-1,0,1]",
+            "[1,2,\"1\"]",
+            "[]",
+            "{}",
+            "null",
+            "[18446744073709551616,0,0]",
+        ] {
             let payload = format!("{{\"serverId\":\"x\",\"event\":\"e\",\"bridged\":{odd}}}");
-            assert_eq!(decode("me", Destination::Broadcast, payload.as_bytes()).unwrap().unwrap().2, None, "{odd}");
+            assert_eq!(
+                decode("me", Destination::Broadcast, payload.as_bytes())
+                    .unwrap()
+                    .unwrap()
+                    .2,
+                None,
+                "{odd}"
+            );
         }
     }
 
@@ -309,8 +427,20 @@ mod tests {
         let names = Names::new("", "i");
         let destination = names.destination("ws:room:lobby").unwrap();
         let payload = br#"{"serverId":"emitter","type":"user","target":"17","event":"e"}"#;
-        assert_eq!(decode("i", destination, payload).unwrap().unwrap().0.destination, Destination::Room("lobby".into()));
-        for foreign in ["ws:broadcast:x", "ws:client:not an id", "signal:ask:i", "other"] {
+        assert_eq!(
+            decode("i", destination, payload)
+                .unwrap()
+                .unwrap()
+                .0
+                .destination,
+            Destination::Room("lobby".into())
+        );
+        for foreign in [
+            "ws:broadcast:x",
+            "ws:client:not an id",
+            "signal:ask:i",
+            "other",
+        ] {
             assert_eq!(names.destination(foreign), None, "{foreign}");
         }
     }

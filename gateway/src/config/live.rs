@@ -166,19 +166,39 @@ impl Live {
     /// The files that these settings name, each with the setting's name.
     pub fn files(&self) -> impl Iterator<Item = (String, &Path)> {
         let sources = self.sources.iter().enumerate();
-        let of_sources = sources.flat_map(|(at, source)| source.files().map(move |(name, path)| (format!("sources[{at}].{name}"), path)));
-        let published = Some(self.well_known_jwks_file.as_path()).filter(|path| !path.as_os_str().is_empty());
+        let of_sources = sources.flat_map(|(at, source)| {
+            source
+                .files()
+                .map(move |(name, path)| (format!("sources[{at}].{name}"), path))
+        });
+        let published =
+            Some(self.well_known_jwks_file.as_path()).filter(|path| !path.as_os_str().is_empty());
         let places = [("bus", &self.bus), ("bus_previous", &self.bus_previous)];
-        let places = places.into_iter().filter_map(|(section, place)| Some((section, place.as_ref()?)));
-        let of_places = places.flat_map(|(section, place)| place.files().map(move |(name, path)| (format!("{section}.{name}"), path)));
-        published.map(|path| ("well_known_jwks_file".to_owned(), path)).into_iter().chain(of_sources).chain(of_places)
+        let places = places
+            .into_iter()
+            .filter_map(|(section, place)| Some((section, place.as_ref()?)));
+        let of_places = places.flat_map(|(section, place)| {
+            place
+                .files()
+                .map(move |(name, path)| (format!("{section}.{name}"), path))
+        });
+        published
+            .map(|path| ("well_known_jwks_file".to_owned(), path))
+            .into_iter()
+            .chain(of_sources)
+            .chain(of_places)
     }
 }
 
 impl Source {
     /// The files that it names, each with the setting's name.
     pub fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
-        let files = [("keys_file", self.keys_file.as_path()), ("ca_file", self.ca_file.as_path())];
-        files.into_iter().filter(|(_, path)| !path.as_os_str().is_empty())
+        let files = [
+            ("keys_file", self.keys_file.as_path()),
+            ("ca_file", self.ca_file.as_path()),
+        ];
+        files
+            .into_iter()
+            .filter(|(_, path)| !path.as_os_str().is_empty())
     }
 }

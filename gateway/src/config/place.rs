@@ -87,8 +87,15 @@ impl BusPlace {
             nodes.sort();
             nodes
         };
-        let master = |place: &Self| (place.mode == BusMode::Sentinel).then(|| place.sentinel_master.clone());
-        let database = |place: &Self| if place.mode == BusMode::Cluster { 0 } else { place.database };
+        let master =
+            |place: &Self| (place.mode == BusMode::Sentinel).then(|| place.sentinel_master.clone());
+        let database = |place: &Self| {
+            if place.mode == BusMode::Cluster {
+                0
+            } else {
+                place.database
+            }
+        };
         self.mode == other.mode
             && nodes(self) == nodes(other)
             && master(self) == master(other)
@@ -98,9 +105,16 @@ impl BusPlace {
 
     /// The files that it names, each with its setting's name.
     pub fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
-        let secrets = [("password_file", self.password_file.path()), ("sentinel_password_file", self.sentinel_password_file.path())];
-        let authorities = (self.tls && !self.tls_ca_file.as_os_str().is_empty()).then_some(("tls_ca_file", self.tls_ca_file.as_path()));
-        secrets.into_iter().filter_map(|(name, path)| Some((name, path?))).chain(authorities)
+        let secrets = [
+            ("password_file", self.password_file.path()),
+            ("sentinel_password_file", self.sentinel_password_file.path()),
+        ];
+        let authorities = (self.tls && !self.tls_ca_file.as_os_str().is_empty())
+            .then_some(("tls_ca_file", self.tls_ca_file.as_path()));
+        secrets
+            .into_iter()
+            .filter_map(|(name, path)| Some((name, path?)))
+            .chain(authorities)
     }
 
     /// All that is wrong with it but for its files.
@@ -113,7 +127,10 @@ impl BusPlace {
             problems.push(format!("{section}.nodes: must name at least one host:port"));
         }
         for node in &self.nodes {
-            let port = node.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+            let port = node
+                .rsplit_once(':')
+                .filter(|(host, _)| !host.is_empty())
+                .and_then(|(_, port)| port.parse::<u16>().ok());
             if port.is_none() {
                 problems.push(format!("{section}.nodes: {node:?} is not host:port"));
             }
@@ -134,18 +151,35 @@ mod tests {
         );
         let live = live.unwrap();
         let (bus, previous) = (live.bus.unwrap(), live.bus_previous.unwrap());
-        assert_eq!((bus.nodes.as_slice(), previous.nodes.as_slice()), (&["new:6379".to_owned()][..], &["old:6379".to_owned()][..]));
+        assert_eq!(
+            (bus.nodes.as_slice(), previous.nodes.as_slice()),
+            (&["new:6379".to_owned()][..], &["old:6379".to_owned()][..])
+        );
         assert_eq!(bus.sentinel_master, "mymaster");
         for (wrong, name) in [
             ("[bus]\nmode = \"local\"\nnodes = [\"a:1\"]", "bus.mode"),
             ("[bus]\nmode = \"standalone\"\nnodes = []", "bus.nodes"),
             ("[bus]\nmode = \"standalone\"\nnodes = [\"a\"]", "bus.nodes"),
-            ("[bus]\nmode = \"standalone\"\nnodes = [\"a:1\"]\npublish_queue = 1", "bus"),
-            ("[bus_previous]\nmode = \"standalone\"\nnodes = [\":1\"]", "bus_previous.nodes"),
-            ("[bus]\nmode = \"standalone\"\nnodes = [\"a:1\"]\n[bus_previous]\nmode = \"standalone\"\nnodes = [\"a:1\"]", "bus_previous"),
+            (
+                "[bus]\nmode = \"standalone\"\nnodes = [\"a:1\"]\npublish_queue = 1",
+                "bus",
+            ),
+            (
+                "[bus_previous]\nmode = \"standalone\"\nnodes = [\":1\"]",
+                "bus_previous.nodes",
+            ),
+            (
+                "[bus]\nmode = \"standalone\"\nnodes = [\"a:1\"]\n[bus_previous]\nmode = \"standalone\"\nnodes = [\"a:1\"]",
+                "bus_previous",
+            ),
         ] {
             let Invalid(problems) = load_live(wrong).unwrap_err();
-            assert!(problems.iter().all(|problem| problem.starts_with(&format!("{name}:"))), "{wrong}: {problems:?}");
+            assert!(
+                problems
+                    .iter()
+                    .all(|problem| problem.starts_with(&format!("{name}:"))),
+                "{wrong}: {problems:?}"
+            );
         }
     }
 
@@ -156,8 +190,15 @@ mod tests {
         assert!(
             here.is_same_server(&place("mode = \"standalone\"\nnodes = [\"a:1\"]\nusername = \"u\"\npassword_file = \"/p\"\ntls = true"))
         );
-        for other in ["nodes = [\"a:2\"]", "nodes = [\"a:1\"]\nprefix = \"p:\"", "nodes = [\"a:1\"]\ndatabase = 1"] {
-            assert!(!here.is_same_server(&place(&format!("mode = \"standalone\"\n{other}"))), "{other}");
+        for other in [
+            "nodes = [\"a:2\"]",
+            "nodes = [\"a:1\"]\nprefix = \"p:\"",
+            "nodes = [\"a:1\"]\ndatabase = 1",
+        ] {
+            assert!(
+                !here.is_same_server(&place(&format!("mode = \"standalone\"\n{other}"))),
+                "{other}"
+            );
         }
         let mut config = super::super::Config::for_tests().bus;
         config.publish_queue = 7;

@@ -38,33 +38,65 @@ impl Broker {
     ///
     /// # Errors
     /// librdkafka cannot start it or make a topic.
-    #[expect(unsafe_code, reason = "the safe wrapper of the mock cluster cannot set a broker's address")]
-    pub(super) fn start(front: SocketAddr, topics: &[String], partitions: i32) -> anyhow::Result<Self> {
-        let owner: BaseProducer = ClientConfig::new().set("client.id", "signal-dev-broker").create()?;
+    #[expect(
+        unsafe_code,
+        reason = "the safe wrapper of the mock cluster cannot set a broker's address"
+    )]
+    pub(super) fn start(
+        front: SocketAddr,
+        topics: &[String],
+        partitions: i32,
+    ) -> anyhow::Result<Self> {
+        let owner: BaseProducer = ClientConfig::new()
+            .set("client.id", "signal-dev-broker")
+            .create()?;
         // SAFETY: the handle is alive, and `owner` outlives the cluster: `drop` destroys the cluster before fields are dropped.
-        let cluster = unsafe { sys::rd_kafka_mock_cluster_new(owner.client().native_ptr(), BROKER) };
+        let cluster =
+            unsafe { sys::rd_kafka_mock_cluster_new(owner.client().native_ptr(), BROKER) };
         let cluster = NonNull::new(cluster).context("librdkafka cannot start its mock cluster")?;
         // SAFETY: the cluster was made above; it owns the text, which is copied at once.
-        let bootstraps = unsafe { CStr::from_ptr(sys::rd_kafka_mock_cluster_bootstraps(cluster.as_ptr())) }.to_str()?.to_owned();
-        let broker = Self { cluster, behind: bootstraps.parse().with_context(|| format!("an odd address: {bootstraps}"))?, _owner: owner };
+        let bootstraps =
+            unsafe { CStr::from_ptr(sys::rd_kafka_mock_cluster_bootstraps(cluster.as_ptr())) }
+                .to_str()?
+                .to_owned();
+        let broker = Self {
+            cluster,
+            behind: bootstraps
+                .parse()
+                .with_context(|| format!("an odd address: {bootstraps}"))?,
+            _owner: owner,
+        };
         let host = CString::new(front.ip().to_string())?;
         // SAFETY: the cluster is alive, and both calls copy the text they are given.
         unsafe {
-            sys::rd_kafka_mock_broker_set_host_port(cluster.as_ptr(), BROKER, host.as_ptr(), front.port().into());
+            sys::rd_kafka_mock_broker_set_host_port(
+                cluster.as_ptr(),
+                BROKER,
+                host.as_ptr(),
+                front.port().into(),
+            );
             // Real brokers wait for more members to come; here there is one.
             sys::rd_kafka_mock_group_initial_rebalance_delay_ms(cluster.as_ptr(), 0);
         }
         for topic in topics {
             let name = CString::new(topic.as_str())?;
             // SAFETY: as above.
-            let result = unsafe { sys::rd_kafka_mock_topic_create(cluster.as_ptr(), name.as_ptr(), partitions, 1) };
-            anyhow::ensure!(result == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR, "topic {topic} cannot be made: {result:?}");
+            let result = unsafe {
+                sys::rd_kafka_mock_topic_create(cluster.as_ptr(), name.as_ptr(), partitions, 1)
+            };
+            anyhow::ensure!(
+                result == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR,
+                "topic {topic} cannot be made: {result:?}"
+            );
         }
         Ok(broker)
     }
 
     /// Carries bytes between `listener` and the broker, for as long as it is polled.
-    pub(super) fn forward(&self, listener: TcpListener) -> impl Future<Output = ()> + Send + 'static {
+    pub(super) fn forward(
+        &self,
+        listener: TcpListener,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let behind = self.behind;
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         async move {
@@ -73,7 +105,9 @@ impl Broker {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 };
-                let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
+                let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+                    continue;
+                };
                 tokio::spawn(async move {
                     // However it ends, the client sees its connection end and comes again.
                     let _ = carry(client, behind).await;

@@ -45,10 +45,20 @@ impl Folder {
     /// # Errors
     /// It cannot be made, or another dev mode serves from it.
     pub(super) fn take(path: &Path) -> anyhow::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| format!("cannot make {}", path.display()))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .with_context(|| format!("cannot make {}", path.display()))?;
         let mut folder = Self::open(path)?;
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(folder.file(LOCK))?;
-        lock.try_lock().with_context(|| format!("another dev mode serves from {}", folder.path.display()))?;
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(folder.file(LOCK))?;
+        lock.try_lock()
+            .with_context(|| format!("another dev mode serves from {}", folder.path.display()))?;
         folder._lock = Some(lock);
         Ok(folder)
     }
@@ -58,8 +68,13 @@ impl Folder {
     /// # Errors
     /// There is none.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
-        let found = path.canonicalize().with_context(|| format!("no dev mode ever ran in {}", path.display()))?;
-        Ok(Self { path: found, _lock: None })
+        let found = path
+            .canonicalize()
+            .with_context(|| format!("no dev mode ever ran in {}", path.display()))?;
+        Ok(Self {
+            path: found,
+            _lock: None,
+        })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -73,12 +88,18 @@ impl Folder {
     /// The URL of an SQLite database in the folder.
     pub(super) fn database(&self, name: &str) -> anyhow::Result<String> {
         // What a URL cannot hold as it is, is escaped.
-        let url = Url::from_file_path(self.file(name)).ok().context("the data folder has no absolute path")?;
+        let url = Url::from_file_path(self.file(name))
+            .ok()
+            .context("the data folder has no absolute path")?;
         Ok(format!("sqlite://{}", url.path()))
     }
 
     /// The content of a secret file, made by `make` when it is not there yet.
-    pub(super) fn secret(&self, name: &str, make: impl FnOnce() -> anyhow::Result<Vec<u8>>) -> anyhow::Result<Vec<u8>> {
+    pub(super) fn secret(
+        &self,
+        name: &str,
+        make: impl FnOnce() -> anyhow::Result<Vec<u8>>,
+    ) -> anyhow::Result<Vec<u8>> {
         let path = self.file(name);
         match std::fs::read(&path) {
             Ok(content) => Ok(content),
@@ -96,7 +117,11 @@ impl Folder {
         let (path, draft) = (self.file(name), self.file(&format!("{name}.draft")));
         let written = || {
             let _ = std::fs::remove_file(&draft);
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&draft)?;
             file.write_all(content)?;
             file.sync_all()?;
             std::fs::rename(&draft, &path)
@@ -110,7 +135,8 @@ impl Folder {
 
     /// Where the dev mode that serves from here is, or was.
     pub(super) fn addresses(&self) -> anyhow::Result<Addresses> {
-        let text = std::fs::read(self.file(ADDRESSES)).with_context(|| format!("no dev mode ever ran in {}", self.path.display()))?;
+        let text = std::fs::read(self.file(ADDRESSES))
+            .with_context(|| format!("no dev mode ever ran in {}", self.path.display()))?;
         Ok(serde_json::from_slice(&text)?)
     }
 }
@@ -126,9 +152,15 @@ mod tests {
         let folder = Folder::take(&dir.path().join("a b")).unwrap();
         let made = folder.secret("key", || Ok(b"first".to_vec())).unwrap();
         let kept = folder.secret("key", || Ok(b"second".to_vec())).unwrap();
-        assert_eq!((made.as_slice(), kept.as_slice()), (&b"first"[..], &b"first"[..]));
+        assert_eq!(
+            (made.as_slice(), kept.as_slice()),
+            (&b"first"[..], &b"first"[..])
+        );
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&folder.file("key")), mode(folder.path())), (0o600, 0o700));
+        assert_eq!(
+            (mode(&folder.file("key")), mode(folder.path())),
+            (0o600, 0o700)
+        );
         assert!(folder.database("x.db").unwrap().ends_with("/a%20b/x.db"));
     }
 

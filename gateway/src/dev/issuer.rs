@@ -39,18 +39,30 @@ impl Issuer {
         let random = SystemRandom::new();
         let way = &ECDSA_P256_SHA256_FIXED_SIGNING;
         let key = folder.secret(KEY_FILE, || {
-            let made = EcdsaKeyPair::generate_pkcs8(way, &random).map_err(|_| anyhow::anyhow!("the system has no randomness"))?;
+            let made = EcdsaKeyPair::generate_pkcs8(way, &random)
+                .map_err(|_| anyhow::anyhow!("the system has no randomness"))?;
             Ok(made.as_ref().to_vec())
         })?;
-        let pair = EcdsaKeyPair::from_pkcs8(way, &key, &random)
-            .map_err(|error| anyhow::anyhow!("{} is no ES256 key: {error}", folder.file(KEY_FILE).display()))?;
+        let pair = EcdsaKeyPair::from_pkcs8(way, &key, &random).map_err(|error| {
+            anyhow::anyhow!(
+                "{} is no ES256 key: {error}",
+                folder.file(KEY_FILE).display()
+            )
+        })?;
         // 0x04, then both coordinates (SEC 1 section 2.3.3).
         let (x, y) = pair.public_key().as_ref()[1..].split_at(32);
         let (x, y) = (base64(x), base64(y));
         // RFC 7638 section 3: these members, in this order, without white space.
-        let kid = base64(Sha256::digest(format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#)));
+        let kid = base64(Sha256::digest(format!(
+            r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#
+        )));
         let jwk = json!({"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": kid, "use": "sig", "alg": "ES256"});
-        Ok(Self { pair, kid, jwk, random })
+        Ok(Self {
+            pair,
+            kid,
+            jwk,
+            random,
+        })
     }
 
     /// A token of this user.
@@ -63,16 +75,28 @@ impl Issuer {
             "iss": NAME, "aud": AUDIENCE, "sub": user, "jti": base64(jti),
             "iat": now.timestamp(), "exp": (now + TimeDelta::hours(TOKEN_HOURS)).timestamp(),
         });
-        let message = format!("{}.{}", base64(header.to_string()), base64(claims.to_string()));
-        let signature = self.pair.sign(&self.random, message.as_bytes()).map_err(no_randomness)?;
+        let message = format!(
+            "{}.{}",
+            base64(header.to_string()),
+            base64(claims.to_string())
+        );
+        let signature = self
+            .pair
+            .sign(&self.random, message.as_bytes())
+            .map_err(no_randomness)?;
         Ok(format!("{message}.{}", base64(signature)))
     }
 
     /// `/certs`, as an issuer of production serves it.
     pub(super) fn router(&self) -> Router {
         let body = json!({"keys": [self.jwk]}).to_string();
-        let headers =
-            [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "public, max-age=3600, stale-while-revalidate=86400")];
+        let headers = [
+            (header::CONTENT_TYPE, "application/json"),
+            (
+                header::CACHE_CONTROL,
+                "public, max-age=3600, stale-while-revalidate=86400",
+            ),
+        ];
         Router::new().route("/certs", get(async move || (headers, body)))
     }
 }
@@ -89,13 +113,28 @@ mod tests {
     fn the_key_is_the_same_after_a_restart_and_its_tokens_verify() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::take(dir.path()).unwrap();
-        let token = Issuer::open(&folder).unwrap().token("17", DateTime::from_timestamp(1_800_000_000, 0).unwrap()).unwrap();
+        let token = Issuer::open(&folder)
+            .unwrap()
+            .token("17", DateTime::from_timestamp(1_800_000_000, 0).unwrap())
+            .unwrap();
         let again = Issuer::open(&folder).unwrap();
         let (message, signature) = token.rsplit_once('.').unwrap();
-        let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ECDSA_P256_SHA256_FIXED, again.pair.public_key());
-        key.verify(message.as_bytes(), &BASE64.decode_to_vec(signature).unwrap()).unwrap();
-        let claims = BASE64.decode_to_vec(message.split_once('.').unwrap().1).unwrap();
+        let key = ring::signature::UnparsedPublicKey::new(
+            &ring::signature::ECDSA_P256_SHA256_FIXED,
+            again.pair.public_key(),
+        );
+        key.verify(
+            message.as_bytes(),
+            &BASE64.decode_to_vec(signature).unwrap(),
+        )
+        .unwrap();
+        let claims = BASE64
+            .decode_to_vec(message.split_once('.').unwrap().1)
+            .unwrap();
         let claims: Value = serde_json::from_slice(&claims).unwrap();
-        assert_eq!((claims["sub"].as_str(), claims["exp"].as_i64()), (Some("17"), Some(1_800_043_200)));
+        assert_eq!(
+            (claims["sub"].as_str(), claims["exp"].as_i64()),
+            (Some("17"), Some(1_800_043_200))
+        );
     }
 }

@@ -27,7 +27,10 @@ pub struct Record {
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("want NAME=VALUE")?;
+    let (name, value) = text
+        .split_once('=')
+        .filter(|(name, _)| !name.is_empty())
+        .ok_or("want NAME=VALUE")?;
     Ok((name.into(), value.into()))
 }
 
@@ -39,20 +42,43 @@ pub(super) fn produce(broker: &str, topic: &str, record: &Record) -> anyhow::Res
     let mut value = record.value.clone();
     if value == "-" {
         value.clear();
-        std::io::stdin().read_to_string(&mut value).context("cannot read standard input")?;
+        std::io::stdin()
+            .read_to_string(&mut value)
+            .context("cannot read standard input")?;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let (partition, offset) = runtime.block_on(async {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", broker).set("acks", "all").set("message.timeout.ms", TIMEOUT.as_millis().to_string());
+        config
+            .set("bootstrap.servers", broker)
+            .set("acks", "all")
+            .set("message.timeout.ms", TIMEOUT.as_millis().to_string());
         let producer: FutureProducer = config.create()?;
-        let headers = record.headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: Some(value) }));
-        let record = FutureRecord::to(topic).key(&record.key).payload(&value).headers(headers);
+        let headers = record
+            .headers
+            .iter()
+            .fold(OwnedHeaders::new(), |all, (key, value)| {
+                all.insert(Header {
+                    key,
+                    value: Some(value),
+                })
+            });
+        let record = FutureRecord::to(topic)
+            .key(&record.key)
+            .payload(&value)
+            .headers(headers);
         let sent = producer.send(record, TIMEOUT).await;
-        let sent = sent.map_err(|(error, _)| error).with_context(|| format!("no answer from {broker}: is dev mode running?"))?;
+        let sent = sent
+            .map_err(|(error, _)| error)
+            .with_context(|| format!("no answer from {broker}: is dev mode running?"))?;
         anyhow::Ok((sent.partition, sent.offset))
     })?;
-    Ok(writeln!(std::io::stdout(), "produced to {topic}, partition {partition}, offset {offset}")?)
+    Ok(writeln!(
+        std::io::stdout(),
+        "produced to {topic}, partition {partition}, offset {offset}"
+    )?)
 }
 
 #[cfg(test)]
@@ -71,7 +97,10 @@ mod tests {
             value: Some(SAMPLE.into()),
             headers: vec![],
         };
-        assert_eq!(decode(&record).unwrap().audience, decode::Audience::Merchant("42".into()));
+        assert_eq!(
+            decode(&record).unwrap().audience,
+            decode::Audience::Merchant("42".into())
+        );
     }
 
     #[test]

@@ -36,7 +36,11 @@ pub(super) fn platform(folder: &Folder) -> anyhow::Result<config::Secret> {
 ///
 /// # Errors
 /// A file cannot be written; all that is wrong with the settings.
-pub(super) fn prepare(folder: &Folder, places: Places, environment: impl Iterator<Item = (String, String)>) -> anyhow::Result<Config> {
+pub(super) fn prepare(
+    folder: &Folder,
+    places: Places,
+    environment: impl Iterator<Item = (String, String)>,
+) -> anyhow::Result<Config> {
     let environment: Vec<_> = environment.collect();
     let fixed = fixed(folder, places)?;
     let taken: Vec<String> = fixed
@@ -50,11 +54,25 @@ pub(super) fn prepare(folder: &Folder, places: Places, environment: impl Iterato
     }
     folder.write(
         LIVE_FILE,
-        page("Dev mode writes this file at each start; while it runs, changes to it are taken up.", &live(places)).as_bytes(),
+        page(
+            "Dev mode writes this file at each start; while it runs, changes to it are taken up.",
+            &live(places),
+        )
+        .as_bytes(),
     )?;
     let config = table(fixed.into_iter().chain(preferred()));
-    folder.write(CONFIG_FILE, page("Dev mode writes this file at each start. SIGNAL__SECTION__KEY overrides it.", &config).as_bytes())?;
-    Ok(config::load(Some(&folder.file(CONFIG_FILE)), environment.into_iter())?)
+    folder.write(
+        CONFIG_FILE,
+        page(
+            "Dev mode writes this file at each start. SIGNAL__SECTION__KEY overrides it.",
+            &config,
+        )
+        .as_bytes(),
+    )?;
+    Ok(config::load(
+        Some(&folder.file(CONFIG_FILE)),
+        environment.into_iter(),
+    )?)
 }
 
 fn page(comment: &str, table: &Table) -> String {
@@ -107,7 +125,10 @@ fn live(places: Places) -> Table {
         ("algorithms", vec!["ES256"].into()),
         ("allow_insecure_http", true.into()),
     ]);
-    table([("log_filter", "warn,signal_gateway=info".into()), ("sources", Value::Array(vec![Value::Table(source)]))])
+    table([
+        ("log_filter", "warn,signal_gateway=info".into()),
+        ("sources", Value::Array(vec![Value::Table(source)])),
+    ])
 }
 
 /// The issuer's key set.
@@ -124,8 +145,13 @@ fn table(settings: impl IntoIterator<Item = (&'static str, Value)>) -> Table {
                 table.insert(name.into(), value);
             }
             Some((section, key)) => {
-                let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
-                section.as_table_mut().expect("no setting has a section's name").insert(key.into(), value);
+                let section = table
+                    .entry(section)
+                    .or_insert_with(|| Value::Table(Table::new()));
+                section
+                    .as_table_mut()
+                    .expect("no setting has a section's name")
+                    .insert(key.into(), value);
             }
         }
     }
@@ -139,7 +165,12 @@ mod tests {
 
     fn places() -> Places {
         let at = |port: u16| ([127, 0, 0, 1], port).into();
-        Places { public: at(1), admin: at(2), kafka: at(3), issuer: at(4) }
+        Places {
+            public: at(1),
+            admin: at(2),
+            kafka: at(3),
+            issuer: at(4),
+        }
     }
 
     #[test]
@@ -157,8 +188,17 @@ mod tests {
     fn what_makes_it_an_island_cannot_be_overridden() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::take(dir.path()).unwrap();
-        for name in ["SIGNAL__POLICY__URL", "SIGNAL__DATABASE__URL_FILE", "SIGNAL__SERVER__PUBLIC_ADDRESS"] {
-            let error = prepare(&folder, places(), [(name.to_owned(), "x".to_owned())].into_iter()).unwrap_err();
+        for name in [
+            "SIGNAL__POLICY__URL",
+            "SIGNAL__DATABASE__URL_FILE",
+            "SIGNAL__SERVER__PUBLIC_ADDRESS",
+        ] {
+            let error = prepare(
+                &folder,
+                places(),
+                [(name.to_owned(), "x".to_owned())].into_iter(),
+            )
+            .unwrap_err();
             assert!(error.to_string().contains(name), "{error}");
         }
     }

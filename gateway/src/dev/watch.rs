@@ -43,12 +43,23 @@ struct Watcher {
 ///
 /// # Errors
 /// The gateway cannot be reached at first or refuses the token; standard output is closed.
-pub(super) fn watch(stream: &str, user: &str, token: impl Fn() -> anyhow::Result<String>) -> anyhow::Result<()> {
+pub(super) fn watch(
+    stream: &str,
+    user: &str,
+    token: impl Fn() -> anyhow::Result<String>,
+) -> anyhow::Result<()> {
     let mut watcher = Watcher::connect(stream, &token()?)?;
     let mut seen = None;
     loop {
-        let kind = if watcher.cipher.is_some() { "encrypted" } else { "in the clear" };
-        say(&format!("watching as user {user}, connection {}, {kind}; Ctrl-C ends it", watcher.id))?;
+        let kind = if watcher.cipher.is_some() {
+            "encrypted"
+        } else {
+            "in the clear"
+        };
+        say(&format!(
+            "watching as user {user}, connection {}, {kind}; Ctrl-C ends it",
+            watcher.id
+        ))?;
         if let Some(after) = seen {
             watcher.send(name::NOTIFICATION_SYNC, &json!({"after": after}))?;
         }
@@ -70,33 +81,51 @@ fn say(line: &str) -> std::io::Result<()> {
 impl Watcher {
     fn connect(stream: &str, token: &str) -> anyhow::Result<Self> {
         let url: Url = stream.parse()?;
-        let address = format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default());
-        let tcp = TcpStream::connect(&address).with_context(|| format!("no answer from {address}: is dev mode running?"))?;
+        let address = format!(
+            "{}:{}",
+            url.host_str().unwrap_or_default(),
+            url.port_or_known_default().unwrap_or_default()
+        );
+        let tcp = TcpStream::connect(&address)
+            .with_context(|| format!("no answer from {address}: is dev mode running?"))?;
         tcp.set_read_timeout(Some(ANSWER))?;
-        let (mut socket, _) = tungstenite::client(stream, tcp).map_err(|error| anyhow::anyhow!("{stream}: {error}"))?;
+        let (mut socket, _) = tungstenite::client(stream, tcp)
+            .map_err(|error| anyhow::anyhow!("{stream}: {error}"))?;
         let offer = Offer::new(&SystemRandom::new()).context("the system has no randomness")?;
         let data = json!({"type": "Bearer", "token": token, "clientPublicKey": offer.public_key});
-        socket.send(Message::text(json!({"event": name::AUTHENTICATE, "data": data}).to_string()))?;
+        socket.send(Message::text(
+            json!({"event": name::AUTHENTICATE, "data": data}).to_string(),
+        ))?;
         loop {
             let text = match socket.read()? {
                 Message::Text(text) => text,
                 Message::Close(frame) => anyhow::bail!(closed(frame)),
                 _ => continue,
             };
-            let envelope = Envelope::parse(&text).map_err(|_| anyhow::anyhow!("no envelope came: {text}"))?;
-            anyhow::ensure!(envelope.event == name::CONNECTED, "the gateway answers: {text}");
+            let envelope =
+                Envelope::parse(&text).map_err(|_| anyhow::anyhow!("no envelope came: {text}"))?;
+            anyhow::ensure!(
+                envelope.event == name::CONNECTED,
+                "the gateway answers: {text}"
+            );
             let connected: Connected = envelope.read()?;
             let cipher = match (connected.server_public_key, connected.salt) {
                 (Some(key), Some(salt)) => Some(offer.accept(&key, &salt)?),
                 _ => None,
             };
             socket.get_ref().set_read_timeout(None)?;
-            return Ok(Self { socket, id: connected.id, cipher });
+            return Ok(Self {
+                socket,
+                id: connected.id,
+                cipher,
+            });
         }
     }
 
     fn send(&mut self, event: &str, data: &Value) -> anyhow::Result<()> {
-        Ok(self.socket.send(Message::text(json!({"event": event, "data": data}).to_string()))?)
+        Ok(self.socket.send(Message::text(
+            json!({"event": event, "data": data}).to_string(),
+        ))?)
     }
 
     /// Prints what comes until the connection ends, and lets go of it; says why it ended. Pings are answered on the way.
@@ -117,9 +146,10 @@ impl Watcher {
 
     fn describe(&self, text: &str, seen: &mut Option<i64>) -> String {
         let opened = match (&self.cipher, Envelope::parse(text)) {
-            (Some(cipher), Ok(envelope)) if envelope.event == name::ENCRYPTED => {
-                envelope.read().ok().and_then(|sealed| cipher.open(&sealed).ok())
-            }
+            (Some(cipher), Ok(envelope)) if envelope.event == name::ENCRYPTED => envelope
+                .read()
+                .ok()
+                .and_then(|sealed| cipher.open(&sealed).ok()),
             _ => None,
         };
         lines(opened.as_deref().unwrap_or(text), seen)
@@ -128,14 +158,23 @@ impl Watcher {
 
 /// An envelope as people read it; for a notification its text in front. Notes the last `seq`.
 fn lines(text: &str, seen: &mut Option<i64>) -> String {
-    let Ok(envelope) = Envelope::parse(text) else { return text.to_owned() };
+    let Ok(envelope) = Envelope::parse(text) else {
+        return text.to_owned();
+    };
     let data: Value = envelope.read().unwrap_or_default();
     let raw = envelope.data.map_or("", serde_json::value::RawValue::get);
     let notification = &data["notification"];
-    match (&*envelope.event, notification["title"].as_str(), notification["content"].as_str()) {
+    match (
+        &*envelope.event,
+        notification["title"].as_str(),
+        notification["content"].as_str(),
+    ) {
         (name::NOTIFICATION_CREATED, Some(title), Some(content)) => {
             *seen = notification["seq"].as_i64().max(*seen);
-            format!("{}  {title}: {content}  (unread: {})\n  {raw}", envelope.event, data["unreadCount"])
+            format!(
+                "{}  {title}: {content}  (unread: {})\n  {raw}",
+                envelope.event, data["unreadCount"]
+            )
         }
         _ => format!("{}  {raw}", envelope.event),
     }
@@ -143,7 +182,11 @@ fn lines(text: &str, seen: &mut Option<i64>) -> String {
 
 fn closed(frame: Option<CloseFrame>) -> String {
     match frame {
-        Some(frame) => format!("the gateway closed the connection: {} {}", u16::from(frame.code), frame.reason),
+        Some(frame) => format!(
+            "the gateway closed the connection: {} {}",
+            u16::from(frame.code),
+            frame.reason
+        ),
         None => "the gateway closed the connection".into(),
     }
 }
@@ -160,10 +203,16 @@ mod tests {
             .to_string()
         };
         let mut seen = None;
-        assert!(lines(&created(7), &mut seen).starts_with("notification:created  Paid: Order 1  (unread: 3)\n  {"));
+        assert!(
+            lines(&created(7), &mut seen)
+                .starts_with("notification:created  Paid: Order 1  (unread: 3)\n  {")
+        );
         lines(&created(5), &mut seen);
         assert_eq!(seen, Some(7));
-        assert_eq!(lines(r#"{"event":"resync","data":{"reason":"x"}}"#, &mut seen), r#"resync  {"reason":"x"}"#);
+        assert_eq!(
+            lines(r#"{"event":"resync","data":{"reason":"x"}}"#, &mut seen),
+            r#"resync  {"reason":"x"}"#
+        );
         assert_eq!(lines("not json", &mut seen), "not json");
     }
 }

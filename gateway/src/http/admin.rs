@@ -30,7 +30,8 @@ const VERSION_LIMIT: Duration = Duration::from_secs(1);
 /// Largest body of an admin request.
 pub(super) const MAX_BODY_BYTES: usize = 4096;
 /// The text format that the metrics are in (OpenMetrics 1.0).
-const OPEN_METRICS: HeaderValue = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+const OPEN_METRICS: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 const CHALLENGE: &str = "Bearer realm=\"signal-admin\"";
 const CHALLENGE_INVALID: &str = "Bearer realm=\"signal-admin\", error=\"invalid_token\"";
 
@@ -88,17 +89,28 @@ pub struct JwksFile {
 impl JwksFile {
     /// What is told of a key set.
     pub fn of(published: &PublishedKeys) -> Self {
-        Self { revision: published.revision.clone(), keys: published.keys.clone() }
+        Self {
+            revision: published.revision.clone(),
+            keys: published.keys.clone(),
+        }
     }
 }
 
 /// Lets holders of the token through.
-pub(super) async fn guard(Shared(state): Shared<AdminState>, request: Request, next: Next) -> Result<Response, Problem> {
+pub(super) async fn guard(
+    Shared(state): Shared<AdminState>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
     let file = state.token_file.clone();
     let configured = tokio::task::spawn_blocking(move || file.read()).await;
     let token = match configured {
         Ok(Ok(Some(token))) if !token.is_empty() => token,
-        Ok(Ok(_)) => return Err(Cause::AdminDisabled.because("set server.admin_token_file to a file with a token")),
+        Ok(Ok(_)) => {
+            return Err(
+                Cause::AdminDisabled.because("set server.admin_token_file to a file with a token")
+            );
+        }
         Ok(Err(error)) => {
             tracing::error!(%error, "server.admin_token_file cannot be read");
             return Err(Cause::AdminDisabled.because("the file with the token cannot be read"));
@@ -108,12 +120,20 @@ pub(super) async fn guard(Shared(state): Shared<AdminState>, request: Request, n
     match authorization(request.headers())? {
         Some((scheme, given, _)) if scheme.eq_ignore_ascii_case("bearer") => {
             // Hashes have one length, so the comparison tells nothing of the token's.
-            let same: bool = Sha256::digest(given.as_bytes()).ct_eq(&Sha256::digest(token.expose().as_bytes())).into();
+            let same: bool = Sha256::digest(given.as_bytes())
+                .ct_eq(&Sha256::digest(token.expose().as_bytes()))
+                .into();
             if !same {
-                return Err(Cause::CredentialsRefused.because("this is not the administration token").challenge(CHALLENGE_INVALID));
+                return Err(Cause::CredentialsRefused
+                    .because("this is not the administration token")
+                    .challenge(CHALLENGE_INVALID));
             }
         }
-        _ => return Err(Cause::CredentialsMissing.because("send Authorization: Bearer").challenge(CHALLENGE)),
+        _ => {
+            return Err(Cause::CredentialsMissing
+                .because("send Authorization: Bearer")
+                .challenge(CHALLENGE));
+        }
     }
     Ok(next.run(request).await)
 }
@@ -138,17 +158,33 @@ struct Part {
 }
 
 /// Ready when no part says otherwise.
-pub(super) async fn readyz(Shared(state): Shared<AdminState>, Params(params): Params<ReadyParams>) -> Result<Response, Problem> {
-    let parts: Vec<Part> = state.lifecycle.unready().into_iter().map(|(part, reason)| Part { part, reason }).collect();
+pub(super) async fn readyz(
+    Shared(state): Shared<AdminState>,
+    Params(params): Params<ReadyParams>,
+) -> Result<Response, Problem> {
+    let parts: Vec<Part> = state
+        .lifecycle
+        .unready()
+        .into_iter()
+        .map(|(part, reason)| Part { part, reason })
+        .collect();
     let verbose = params.verbose.is_some();
     if parts.is_empty() {
-        let body = if verbose { serde_json::json!({"ready": true, "parts": []}) } else { serde_json::json!({"ready": true}) };
+        let body = if verbose {
+            serde_json::json!({"ready": true, "parts": []})
+        } else {
+            serde_json::json!({"ready": true})
+        };
         return Ok(Json(body).into_response());
     }
     let names: Vec<&str> = parts.iter().map(|part| part.part).collect();
     let problem = Cause::NotReady.because(format!("not ready: {}", names.join(", ")));
     let told = serde_json::to_value(&parts).expect("names and texts serialize");
-    Err(if verbose { problem.with("parts", told) } else { problem })
+    Err(if verbose {
+        problem.with("parts", told)
+    } else {
+        problem
+    })
 }
 
 /// Everything that is counted.
@@ -190,7 +226,9 @@ struct DatabaseStatus {
 impl DatabaseStatus {
     async fn of(state: &AdminState) -> Self {
         let asked = tokio::time::timeout(VERSION_LIMIT, state.notifications.version()).await;
-        Self { version: asked.ok().and_then(Result::ok).flatten() }
+        Self {
+            version: asked.ok().and_then(Result::ok).flatten(),
+        }
     }
 }
 
@@ -222,7 +260,12 @@ impl DrainStatus {
 /// What the operator reads as an acknowledgement of what it wrote.
 pub(super) async fn status(Shared(state): Shared<AdminState>, _: Params<NoParams>) -> Json<Status> {
     let database = DatabaseStatus::of(&state).await;
-    let unready: Vec<Part> = state.lifecycle.unready().into_iter().map(|(part, reason)| Part { part, reason }).collect();
+    let unready: Vec<Part> = state
+        .lifecycle
+        .unready()
+        .into_iter()
+        .map(|(part, reason)| Part { part, reason })
+        .collect();
     Json(Status {
         instance: state.instance.clone(),
         version: env!("CARGO_PKG_VERSION"),
@@ -255,7 +298,10 @@ pub(super) async fn drain(
     _: Params<NoParams>,
     OptionalJson(body): OptionalJson<DrainBody>,
 ) -> Result<Response, Problem> {
-    tracing::info!(held = body.hold, "a drain was asked for over the admin listener");
+    tracing::info!(
+        held = body.hold,
+        "a drain was asked for over the admin listener"
+    );
     if body.hold {
         state.lifecycle.request_hold()?;
     } else {
@@ -265,7 +311,10 @@ pub(super) async fn drain(
 }
 
 /// Takes a held drain back; without a drain nothing changes.
-pub(super) async fn undrain(Shared(state): Shared<AdminState>, _: Params<NoParams>) -> Result<Json<DrainStatus>, Problem> {
+pub(super) async fn undrain(
+    Shared(state): Shared<AdminState>,
+    _: Params<NoParams>,
+) -> Result<Json<DrainStatus>, Problem> {
     state.lifecycle.release()?;
     Ok(Json(DrainStatus::of(&state)))
 }

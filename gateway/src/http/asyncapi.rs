@@ -63,9 +63,18 @@ fn schema(name: &str) -> Value {
 
 fn session_events() -> Vec<Event> {
     use By::{Both, Client, Gateway};
-    let event = |event, by, summary, data, example| Event { name: event, by, summary, data, example };
+    let event = |event, by, summary, data, example| Event {
+        name: event,
+        by,
+        summary,
+        data,
+        example,
+    };
     let rooms = || {
-        object(&["rooms"], json!({"rooms": list_of(json!({"type": "string", "minLength": 1, "maxLength": 256, "pattern": "^(?!ws:)"}))}))
+        object(
+            &["rooms"],
+            json!({"rooms": list_of(json!({"type": "string", "minLength": 1, "maxLength": 256, "pattern": "^(?!ws:)"}))}),
+        )
     };
     vec![
         event(
@@ -106,8 +115,20 @@ fn session_events() -> Vec<Event> {
             Some(rooms()),
             json!({"rooms": ["merchant:42"]}),
         ),
-        event(name::LEAVE, Client, "Leaves rooms.", Some(rooms()), json!({"rooms": ["merchant:42"]})),
-        event(name::HEARTBEAT, Client, "Says that the client is there; not answered. A Pong does as well.", None, Value::Null),
+        event(
+            name::LEAVE,
+            Client,
+            "Leaves rooms.",
+            Some(rooms()),
+            json!({"rooms": ["merchant:42"]}),
+        ),
+        event(
+            name::HEARTBEAT,
+            Client,
+            "Says that the client is there; not answered. A Pong does as well.",
+            None,
+            Value::Null,
+        ),
         event(
             name::ERROR,
             Gateway,
@@ -119,21 +140,30 @@ fn session_events() -> Vec<Event> {
             name::REFRESH,
             Client,
             "Puts a newer token of the same subject in place of the one that ends.",
-            Some(object(&["type", "token"], json!({"type": {"const": "Bearer"}, "token": text()}))),
+            Some(object(
+                &["type", "token"],
+                json!({"type": {"const": "Bearer"}, "token": text()}),
+            )),
             json!({"type": "Bearer", "token": "eyJhbGciOiJFUzI1NiJ9.e30.c2ln"}),
         ),
         event(
             name::REFRESHED,
             Gateway,
             "The newer token holds; `expiresAt` is null where it never ends.",
-            Some(object(&["expiresAt"], json!({"expiresAt": {"type": ["string", "null"], "format": "date-time"}}))),
+            Some(object(
+                &["expiresAt"],
+                json!({"expiresAt": {"type": ["string", "null"], "format": "date-time"}}),
+            )),
             json!({"expiresAt": "2026-11-23T09:00:00.000Z"}),
         ),
         event(
             name::EXPIRING,
             Gateway,
             "The token ends soon; without `refresh` the connection is closed with 4005.",
-            Some(object(&["expiresAt", "seconds"], json!({"expiresAt": time(), "seconds": number()}))),
+            Some(object(
+                &["expiresAt", "seconds"],
+                json!({"expiresAt": time(), "seconds": number()}),
+            )),
             json!({"expiresAt": "2026-11-23T09:00:00.000Z", "seconds": 60}),
         ),
         event(
@@ -148,7 +178,13 @@ fn session_events() -> Vec<Event> {
 
 fn notification_events() -> Vec<Event> {
     use By::{Client, Gateway};
-    let event = |event, by, summary, data, example| Event { name: event, by, summary, data: Some(data), example };
+    let event = |event, by, summary, data, example| Event {
+        name: event,
+        by,
+        summary,
+        data: Some(data),
+        example,
+    };
     let seq = || json!({"type": "integer", "format": "int64", "minimum": 0, "description": "`seq` of a notification"});
     let shown = example_of::<Notification>();
     vec![
@@ -189,7 +225,10 @@ fn notification_events() -> Vec<Event> {
             name::NOTIFICATION_SYNC,
             Client,
             "Asks for what was stored after `after`.",
-            object(&["after"], json!({"after": seq(), "limit": {"type": "integer", "minimum": 1, "maximum": 200}})),
+            object(
+                &["after"],
+                json!({"after": seq(), "limit": {"type": "integer", "minimum": 1, "maximum": 200}}),
+            ),
             json!({"after": 812}),
         ),
         event(
@@ -212,15 +251,28 @@ fn example_of<T: PartialSchema>() -> Value {
 }
 
 fn find_example(schema: &Value) -> Option<Value> {
-    schema.get("example").cloned().or_else(|| schema.get("allOf")?.as_array()?.iter().find_map(find_example))
+    schema.get("example").cloned().or_else(|| {
+        schema
+            .get("allOf")?
+            .as_array()?
+            .iter()
+            .find_map(find_example)
+    })
 }
 
 fn key(event: &Event) -> String {
     let words = event.name.split(':').map(|word| {
         let mut chars = word.chars();
-        chars.next().map(|first| first.to_uppercase().chain(chars).collect::<String>()).unwrap_or_default()
+        chars
+            .next()
+            .map(|first| first.to_uppercase().chain(chars).collect::<String>())
+            .unwrap_or_default()
     });
-    let side = if event.by == By::Client { "FromClient" } else { "" };
+    let side = if event.by == By::Client {
+        "FromClient"
+    } else {
+        ""
+    };
     words.collect::<String>() + side
 }
 
@@ -233,7 +285,10 @@ fn message(event: &Event) -> Value {
         example.insert("data".into(), event.example.clone());
         required.push("data");
     }
-    properties.insert("id".into(), json!({"type": "string", "description": "The sender's own mark"}));
+    properties.insert(
+        "id".into(),
+        json!({"type": "string", "description": "The sender's own mark"}),
+    );
     json!({
         "name": event.name,
         "summary": event.summary,
@@ -305,22 +360,40 @@ fn schemas() -> Value {
         (Deleted::name().into(), Deleted::schema()),
     ];
     Notification::schemas(&mut collected);
-    let named = collected.into_iter().map(|(name, schema)| (name, serde_json::to_value(schema).expect("schemas serialize")));
+    let named = collected.into_iter().map(|(name, schema)| {
+        (
+            name,
+            serde_json::to_value(schema).expect("schemas serialize"),
+        )
+    });
     let mut all = Map::from_iter(named);
     all.insert("Activity".into(), activity());
     Value::Object(all)
 }
 
 fn document() -> Value {
-    let events: Vec<Event> = session_events().into_iter().chain(notification_events()).collect();
+    let events: Vec<Event> = session_events()
+        .into_iter()
+        .chain(notification_events())
+        .collect();
     let mut messages = Map::from_iter(events.iter().map(|event| (key(event), message(event))));
     messages.insert("Application".into(), application_message());
-    let on_stream = Map::from_iter(messages.keys().map(|key| (key.clone(), json!({"$ref": format!("#/components/messages/{key}")}))));
+    let on_stream = Map::from_iter(messages.keys().map(|key| {
+        (
+            key.clone(),
+            json!({"$ref": format!("#/components/messages/{key}")}),
+        )
+    }));
     messages.insert("Activity".into(), activity_message());
 
     let of = |wanted: &[By]| -> Vec<Value> {
-        let keys = events.iter().filter(|event| wanted.contains(&event.by)).map(key).chain(["Application".to_owned()]);
-        keys.map(|key| json!({"$ref": format!("#/channels/stream/messages/{key}")})).collect()
+        let keys = events
+            .iter()
+            .filter(|event| wanted.contains(&event.by))
+            .map(key)
+            .chain(["Application".to_owned()]);
+        keys.map(|key| json!({"$ref": format!("#/channels/stream/messages/{key}")}))
+            .collect()
     };
     json!({
         "asyncapi": "3.0.0",

@@ -9,7 +9,9 @@ use axum::extract::State as Shared;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{Cursor, Json, Limit, May, Name, NoParams, Params, Permission, RoomName, Segment};
+use super::extract::{
+    Cursor, Json, Limit, May, Name, NoParams, Params, Permission, RoomName, Segment,
+};
 use super::problem::{Cause, Problem};
 use super::{CLIENTS, State};
 use crate::bus::{Answers, Ask, Reply};
@@ -100,8 +102,27 @@ pub(crate) struct Client {
 
 impl Client {
     fn on(instance: &str, client: ClientInfo) -> Self {
-        let ClientInfo { id, user_id, state, encrypted, rooms, connected_at, last_seen_at, address } = client;
-        Self { id, user_id, state, encrypted, rooms, connected_at, last_seen_at, address, instance: instance.to_owned() }
+        let ClientInfo {
+            id,
+            user_id,
+            state,
+            encrypted,
+            rooms,
+            connected_at,
+            last_seen_at,
+            address,
+        } = client;
+        Self {
+            id,
+            user_id,
+            state,
+            encrypted,
+            rooms,
+            connected_at,
+            last_seen_at,
+            address,
+            instance: instance.to_owned(),
+        }
     }
 }
 
@@ -130,29 +151,74 @@ pub(crate) async fn list(
 ) -> Result<Json<ClientPage>, Problem> {
     let limit = params.limit.0 as usize;
     let after = params.cursor.map(|cursor| cursor.0);
-    let query = ClientQuery { user_id: params.user_id.map(|user| user.0), room: params.room.map(|room| room.0), after, limit: limit + 1 };
-    let wanted = |instance: &str| params.instance.as_ref().is_none_or(|only| only.0 == instance);
-    let only_here = params.instance.as_ref().is_some_and(|only| only.0 == *state.instance);
+    let query = ClientQuery {
+        user_id: params.user_id.map(|user| user.0),
+        room: params.room.map(|room| room.0),
+        after,
+        limit: limit + 1,
+    };
+    let wanted = |instance: &str| {
+        params
+            .instance
+            .as_ref()
+            .is_none_or(|only| only.0 == instance)
+    };
+    let only_here = params
+        .instance
+        .as_ref()
+        .is_some_and(|only| only.0 == *state.instance);
 
-    let here = async { if wanted(&state.instance) { state.hub.list(&query).await } else { Vec::new() } };
+    let here = async {
+        if wanted(&state.instance) {
+            state.hub.list(&query).await
+        } else {
+            Vec::new()
+        }
+    };
     let elsewhere = async {
-        if only_here { Ok(Answers::default()) } else { state.bus.ask(&Ask::List { query: query.clone() }).await.map_err(Problem::from) }
+        if only_here {
+            Ok(Answers::default())
+        } else {
+            state
+                .bus
+                .ask(&Ask::List {
+                    query: query.clone(),
+                })
+                .await
+                .map_err(Problem::from)
+        }
     };
     let (here, elsewhere) = tokio::join!(here, elsewhere);
-    let Answers { replies, mut missing } = elsewhere?;
+    let Answers {
+        replies,
+        mut missing,
+    } = elsewhere?;
     missing.retain(|instance| wanted(instance));
 
-    let mut data: Vec<Client> = here.into_iter().map(|client| Client::on(&state.instance, client)).collect();
+    let mut data: Vec<Client> = here
+        .into_iter()
+        .map(|client| Client::on(&state.instance, client))
+        .collect();
     for (instance, reply) in replies.into_iter().filter(|(instance, _)| wanted(instance)) {
-        let Reply::Clients { clients } = reply else { continue };
-        data.extend(clients.into_iter().map(|client| Client::on(&instance, client)));
+        let Reply::Clients { clients } = reply else {
+            continue;
+        };
+        data.extend(
+            clients
+                .into_iter()
+                .map(|client| Client::on(&instance, client)),
+        );
     }
     data.retain(|client| after.is_none_or(|after| client.id.as_str() > after.as_str()));
     data.sort_unstable_by(|a, b| a.id.as_str().cmp(b.id.as_str()));
     let more = data.len() > limit;
     data.truncate(limit);
     let next = data.last().filter(|_| more).map(|last| Cursor(last.id));
-    Ok(Json(ClientPage { data, next, missing }))
+    Ok(Json(ClientPage {
+        data,
+        next,
+        missing,
+    }))
 }
 
 /// Describes one connection, wherever it is.
@@ -168,10 +234,15 @@ pub(crate) async fn describe(
         return Ok(Json(Client::on(&state.instance, client)));
     }
     let Answers { replies, missing } = state.bus.ask(&Ask::Describe { client: id }).await?;
-    let held = replies.into_iter().find_map(|(instance, reply)| match reply {
-        Reply::Clients { clients } => clients.into_iter().find(|client| client.id == id).map(|client| Client::on(&instance, client)),
-        _ => None,
-    });
+    let held = replies
+        .into_iter()
+        .find_map(|(instance, reply)| match reply {
+            Reply::Clients { clients } => clients
+                .into_iter()
+                .find(|client| client.id == id)
+                .map(|client| Client::on(&instance, client)),
+            _ => None,
+        });
     held.map(Json).ok_or_else(|| nobody_holds(missing))
 }
 
@@ -180,7 +251,10 @@ pub(super) fn nobody_holds(missing: Vec<String>) -> Problem {
     if missing.is_empty() {
         return Cause::NotFound.because("no instance holds a client with this id");
     }
-    Cause::InstancesSilent.because("no instance that answered holds this client; nothing was done").with("missing", missing).retry_after(5)
+    Cause::InstancesSilent
+        .because("no instance that answered holds this client; nothing was done")
+        .with("missing", missing)
+        .retry_after(5)
 }
 
 /// How many connections were closed.
@@ -194,7 +268,16 @@ pub(crate) struct Closed {
 }
 
 pub(super) fn counted(replies: &[(String, Reply)]) -> usize {
-    replies.iter().map(|(_, reply)| if let Reply::Count { count } = reply { *count } else { 0 }).sum()
+    replies
+        .iter()
+        .map(|(_, reply)| {
+            if let Reply::Count { count } = reply {
+                *count
+            } else {
+                0
+            }
+        })
+        .sum()
 }
 
 /// Closes one connection, wherever it is, with 4007.
@@ -206,16 +289,28 @@ pub(crate) async fn disconnect(
     _: Params<NoParams>,
     Segment(id): Segment<Id>,
 ) -> Result<Json<Closed>, Problem> {
-    let mut closed = state.hub.close(&Which::Client(id), Close::Disconnected).await;
+    let mut closed = state
+        .hub
+        .close(&Which::Client(id), Close::Disconnected)
+        .await;
     if closed == 0 {
-        let Answers { replies, missing } = state.bus.ask(&Ask::Close { client: Some(id), user: None }).await?;
+        let Answers { replies, missing } = state
+            .bus
+            .ask(&Ask::Close {
+                client: Some(id),
+                user: None,
+            })
+            .await?;
         closed = counted(&replies);
         if closed == 0 {
             return Err(nobody_holds(missing));
         }
     }
     tracing::info!(by = %by.subject, client.id = %id, "client disconnected");
-    Ok(Json(Closed { closed, missing: Vec::new() }))
+    Ok(Json(Closed {
+        closed,
+        missing: Vec::new(),
+    }))
 }
 
 /// Closes every connection of a user, on all instances, with 4007.
@@ -230,8 +325,14 @@ pub(crate) async fn disconnect_user(
     Segment(Name(user)): Segment<Name>,
 ) -> Result<Json<Closed>, Problem> {
     let which = Which::User(user.clone());
-    let ask = Ask::Close { client: None, user: Some(user.clone()) };
-    let (here, elsewhere) = tokio::join!(state.hub.close(&which, Close::Disconnected), state.bus.ask(&ask));
+    let ask = Ask::Close {
+        client: None,
+        user: Some(user.clone()),
+    };
+    let (here, elsewhere) = tokio::join!(
+        state.hub.close(&which, Close::Disconnected),
+        state.bus.ask(&ask)
+    );
     let Answers { replies, missing } = elsewhere.map_err(|error| {
         tracing::warn!(%error, user.id = %user, "a user's clients were closed on this instance only");
         Cause::BusUnavailable.because("closed on this instance only; repeat for the others").with("closed", here).retry_after(5)
@@ -308,14 +409,23 @@ pub(crate) async fn leave(
     Ok(Json(changed))
 }
 
-async fn changed(state: &State, here: Option<Vec<String>>, ask: Ask) -> Result<RoomsChanged, Problem> {
+async fn changed(
+    state: &State,
+    here: Option<Vec<String>>,
+    ask: Ask,
+) -> Result<RoomsChanged, Problem> {
     if let Some(rooms) = here {
-        return Ok(RoomsChanged { rooms, instance: state.instance.to_string() });
+        return Ok(RoomsChanged {
+            rooms,
+            instance: state.instance.to_string(),
+        });
     }
     let Answers { replies, missing } = state.bus.ask(&ask).await?;
-    let held = replies.into_iter().find_map(|(instance, reply)| match reply {
-        Reply::Rooms { rooms: Some(rooms) } => Some(RoomsChanged { rooms, instance }),
-        _ => None,
-    });
+    let held = replies
+        .into_iter()
+        .find_map(|(instance, reply)| match reply {
+            Reply::Rooms { rooms: Some(rooms) } => Some(RoomsChanged { rooms, instance }),
+            _ => None,
+        });
     held.ok_or_else(|| nobody_holds(missing))
 }

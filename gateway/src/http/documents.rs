@@ -13,8 +13,12 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
                       form-action 'none'; frame-ancestors 'none'";
 
 fn file(media_type: &'static str, content: impl IntoResponse) -> Response {
-    let headers =
-        [(CONTENT_TYPE, media_type), (CACHE_CONTROL, SHORTLY), (CONTENT_SECURITY_POLICY, POLICY), (REFERRER_POLICY, "no-referrer")];
+    let headers = [
+        (CONTENT_TYPE, media_type),
+        (CACHE_CONTROL, SHORTLY),
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (REFERRER_POLICY, "no-referrer"),
+    ];
     (headers, content).into_response()
 }
 
@@ -36,11 +40,17 @@ pub(crate) async fn asyncapi(_: Params<NoParams>) -> Result<Response, Problem> {
 #[utoipa::path(get, path = "/docs", operation_id = "getDocs", tag = DOCUMENTS,
     responses((status = 200, description = "HTML", body = String, content_type = "text/html")))]
 pub(crate) async fn page(_: Params<NoParams>) -> Result<Response, Problem> {
-    Ok(file("text/html; charset=utf-8", include_str!("docs/page.html")))
+    Ok(file(
+        "text/html; charset=utf-8",
+        include_str!("docs/page.html"),
+    ))
 }
 
 pub(super) async fn script() -> Response {
-    file("text/javascript; charset=utf-8", include_str!("docs/page.js"))
+    file(
+        "text/javascript; charset=utf-8",
+        include_str!("docs/page.js"),
+    )
 }
 
 pub(super) async fn style() -> Response {

@@ -48,18 +48,28 @@ pub struct PeerAddress(pub IpAddr);
 ///
 /// An entry that is no address ends the walk, so nothing left of it is believed.
 pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    forwarded_for(peer, headers.get_all(FORWARDED).iter().map(HeaderValue::as_bytes), trusted)
+    forwarded_for(
+        peer,
+        headers.get_all(FORWARDED).iter().map(HeaderValue::as_bytes),
+        trusted,
+    )
 }
 
 /// As [`client_address`], from the lines of `X-Forwarded-For`.
-pub fn forwarded_for<'h>(peer: IpAddr, lines: impl DoubleEndedIterator<Item = &'h [u8]>, trusted: &[IpNet]) -> IpAddr {
+pub fn forwarded_for<'h>(
+    peer: IpAddr,
+    lines: impl DoubleEndedIterator<Item = &'h [u8]>,
+    trusted: &[IpNet],
+) -> IpAddr {
     let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
     let mut client = peer.to_canonical();
     for entry in lines.rev().flat_map(|line| ascii(line).rsplit(',')) {
         if !is_trusted(&client) {
             break;
         }
-        let Some(address) = forwarded_address(entry.trim()) else { break };
+        let Some(address) = forwarded_address(entry.trim()) else {
+            break;
+        };
         client = address;
     }
     client
@@ -67,25 +77,47 @@ pub fn forwarded_for<'h>(peer: IpAddr, lines: impl DoubleEndedIterator<Item = &'
 
 /// A line with anything else is no list of addresses.
 fn ascii(line: &[u8]) -> &str {
-    std::str::from_utf8(line).ok().filter(|line| line.is_ascii()).unwrap_or_default()
+    std::str::from_utf8(line)
+        .ok()
+        .filter(|line| line.is_ascii())
+        .unwrap_or_default()
 }
 
 /// `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:4711`
 fn forwarded_address(entry: &str) -> Option<IpAddr> {
     let address = entry.parse::<IpAddr>().ok();
-    let with_port = || entry.parse::<std::net::SocketAddr>().ok().map(|address| address.ip());
-    let in_brackets = || entry.strip_prefix('[')?.strip_suffix(']')?.parse::<std::net::Ipv6Addr>().ok().map(IpAddr::V6);
-    address.or_else(with_port).or_else(in_brackets).map(|address| address.to_canonical())
+    let with_port = || {
+        entry
+            .parse::<std::net::SocketAddr>()
+            .ok()
+            .map(|address| address.ip())
+    };
+    let in_brackets = || {
+        entry
+            .strip_prefix('[')?
+            .strip_suffix(']')?
+            .parse::<std::net::Ipv6Addr>()
+            .ok()
+            .map(IpAddr::V6)
+    };
+    address
+        .or_else(with_port)
+        .or_else(in_brackets)
+        .map(|address| address.to_canonical())
 }
 
 /// The one `Authorization` header: its scheme, what follows it, and the whole.
 pub(super) fn authorization(headers: &HeaderMap) -> Result<Option<(&str, &str, &str)>, Problem> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
-    let Some(value) = values.next() else { return Ok(None) };
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
     if values.next().is_some() {
         return Err(Cause::InvalidRequest.because("more than one Authorization header"));
     }
-    let value = value.to_str().map_err(|_| Cause::InvalidRequest.because("the Authorization header is not ASCII"))?;
+    let value = value
+        .to_str()
+        .map_err(|_| Cause::InvalidRequest.because("the Authorization header is not ASCII"))?;
     let (scheme, credentials) = value.split_once(' ').unwrap_or((value, ""));
     Ok(Some((scheme, credentials.trim(), value)))
 }
@@ -98,10 +130,18 @@ impl FromRequestParts<State> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
         match authorization(&parts.headers)? {
-            Some((scheme, token, _)) if scheme.eq_ignore_ascii_case("bearer") => bearer(state, token).await,
-            Some((scheme, _, header)) if scheme.eq_ignore_ascii_case("basic") => basic(state, header, address(parts, state)).await,
-            Some(_) => Err(challenges(Cause::CredentialsMissing.because("Authorization must be Bearer or Basic"))),
-            None => Err(challenges(Cause::CredentialsMissing.because("send Authorization: Bearer or Basic"))),
+            Some((scheme, token, _)) if scheme.eq_ignore_ascii_case("bearer") => {
+                bearer(state, token).await
+            }
+            Some((scheme, _, header)) if scheme.eq_ignore_ascii_case("basic") => {
+                basic(state, header, address(parts, state)).await
+            }
+            Some(_) => Err(challenges(
+                Cause::CredentialsMissing.because("Authorization must be Bearer or Basic"),
+            )),
+            None => Err(challenges(
+                Cause::CredentialsMissing.because("send Authorization: Bearer or Basic"),
+            )),
         }
         .map(Self)
     }
@@ -113,30 +153,48 @@ fn challenges(problem: Problem) -> Problem {
 
 fn address(parts: &Parts, state: &State) -> IpAddr {
     // Without an address everybody shares one allowance: stricter, never looser.
-    let peer = parts.extensions.get::<PeerAddress>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
+    let peer = parts
+        .extensions
+        .get::<PeerAddress>()
+        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
     client_address(peer, &parts.headers, &state.live.borrow().trusted_proxies)
 }
 
 async fn bearer(state: &State, token: &str) -> Result<Principal, Problem> {
-    state.authenticator.verify(token).await.map(Arc::unwrap_or_clone).map_err(|error| match error {
-        VerifyError::Refused(_) => {
-            tracing::debug!(%error, "a request's token is refused");
-            Cause::CredentialsRefused.because("the token is not valid, has ended or was revoked").challenge(BEARER_INVALID)
-        }
-        VerifyError::Unavailable(_) => {
-            tracing::warn!(%error, "a request's token could not be verified");
-            Cause::KeysUnavailable.because("the issuer's keys are not available; try again").retry_after(5)
-        }
-    })
+    state
+        .authenticator
+        .verify(token)
+        .await
+        .map(Arc::unwrap_or_clone)
+        .map_err(|error| match error {
+            VerifyError::Refused(_) => {
+                tracing::debug!(%error, "a request's token is refused");
+                Cause::CredentialsRefused
+                    .because("the token is not valid, has ended or was revoked")
+                    .challenge(BEARER_INVALID)
+            }
+            VerifyError::Unavailable(_) => {
+                tracing::warn!(%error, "a request's token could not be verified");
+                Cause::KeysUnavailable
+                    .because("the issuer's keys are not available; try again")
+                    .retry_after(5)
+            }
+        })
 }
 
 async fn basic(state: &State, header: &str, from: IpAddr) -> Result<Principal, Problem> {
-    state.basic.verify(header, from).await.map_err(|error| match error {
-        BasicError::Refused => challenges(Cause::CredentialsRefused.because("the name or the password is wrong")),
-        BasicError::TooMany { retry_after_secs } => Cause::TooManyAttempts
-            .because("too many failed attempts from this address, or too many attempts at once")
-            .retry_after(retry_after_secs),
-    })
+    state
+        .basic
+        .verify(header, from)
+        .await
+        .map_err(|error| match error {
+            BasicError::Refused => {
+                challenges(Cause::CredentialsRefused.because("the name or the password is wrong"))
+            }
+            BasicError::TooMany { retry_after_secs } => Cause::TooManyAttempts
+                .because("too many failed attempts from this address, or too many attempts at once")
+                .retry_after(retry_after_secs),
+        })
 }
 
 /// The subject whose inbox is asked for: a token's, never a parameter.
@@ -175,11 +233,18 @@ impl<P: Permission> FromRequestParts<State> for May<P> {
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
         let Caller(principal) = Caller::from_request_parts(parts, state).await?;
         if state.access.may(&principal, P::CODE, P::ACTION).await? {
-            return Ok(Self { subject: principal.subject, permission: std::marker::PhantomData });
+            return Ok(Self {
+                subject: principal.subject,
+                permission: std::marker::PhantomData,
+            });
         }
         tracing::info!(user.id = %principal.subject, permission = P::CODE, action = P::ACTION, "permission denied");
         let problem = Cause::Forbidden.because(format!("this needs {} ({})", P::CODE, P::ACTION));
-        Err(if principal.token().is_some() { problem.challenge(BEARER_SCOPE) } else { problem })
+        Err(if principal.token().is_some() {
+            problem.challenge(BEARER_SCOPE)
+        } else {
+            problem
+        })
     }
 }
 
@@ -197,7 +262,9 @@ where
         let Path(text) = Path::<String>::from_request_parts(parts, state)
             .await
             .map_err(|_| Cause::InvalidPath.because("the path is not percent-encoded UTF-8"))?;
-        text.parse().map(Self).map_err(|error: T::Err| Cause::InvalidPath.because(error.to_string()))
+        text.parse()
+            .map(Self)
+            .map_err(|error: T::Err| Cause::InvalidPath.because(error.to_string()))
     }
 }
 
@@ -208,10 +275,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        Query::try_from_uri(&parts.uri).map(|Query(params)| Self(params)).map_err(|rejection| {
-            let text = std::error::Error::source(&rejection).map_or_else(|| rejection.to_string(), ToString::to_string);
-            Cause::InvalidQuery.because(text)
-        })
+        Query::try_from_uri(&parts.uri)
+            .map(|Query(params)| Self(params))
+            .map_err(|rejection| {
+                let text = std::error::Error::source(&rejection)
+                    .map_or_else(|| rejection.to_string(), ToString::to_string);
+                Cause::InvalidQuery.because(text)
+            })
     }
 }
 
@@ -250,14 +320,21 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJ
 }
 
 fn must_be_json(is_json: bool) -> Result<(), Problem> {
-    is_json.then_some(()).ok_or_else(|| Cause::UnsupportedMediaType.because("send Content-Type: application/json"))
+    is_json
+        .then_some(())
+        .ok_or_else(|| Cause::UnsupportedMediaType.because("send Content-Type: application/json"))
 }
 
 async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
-    tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request.with_limited_body(), state))
-        .await
-        .map_err(|_| Cause::BodyTimeout.because(format!("{} s were not enough", BODY_TIMEOUT.as_secs())))?
-        .map_err(unread)
+    tokio::time::timeout(
+        BODY_TIMEOUT,
+        Bytes::from_request(request.with_limited_body(), state),
+    )
+    .await
+    .map_err(|_| {
+        Cause::BodyTimeout.because(format!("{} s were not enough", BODY_TIMEOUT.as_secs()))
+    })?
+    .map_err(unread)
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
@@ -281,11 +358,18 @@ impl<T: Serialize> IntoResponse for Json<T> {
 /// `application/json` or `application/*+json`, in UTF-8 (RFC 8259 section 8.1).
 fn is_json(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(CONTENT_TYPE).iter();
-    let (Some(Ok(value)), None) = (values.next().map(|v| v.to_str()), values.next()) else { return false };
-    let mut parts = value.split(';').map(|part| part.trim().to_ascii_lowercase());
+    let (Some(Ok(value)), None) = (values.next().map(|v| v.to_str()), values.next()) else {
+        return false;
+    };
+    let mut parts = value
+        .split(';')
+        .map(|part| part.trim().to_ascii_lowercase());
     let essence = parts.next().unwrap_or_default();
-    let json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
-    json && parts.filter_map(|p| p.strip_prefix("charset=").map(str::to_owned)).all(|charset| charset.trim_matches('"') == "utf-8")
+    let json = essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"));
+    json && parts
+        .filter_map(|p| p.strip_prefix("charset=").map(str::to_owned))
+        .all(|charset| charset.trim_matches('"') == "utf-8")
 }
 
 fn unread(rejection: BytesRejection) -> Problem {
@@ -311,7 +395,11 @@ impl TryFrom<u32> for Limit {
     type Error = &'static str;
 
     fn try_from(limit: u32) -> Result<Self, &'static str> {
-        if (1..=100).contains(&limit) { Ok(Self(limit)) } else { Err("limit must be from 1 to 100") }
+        if (1..=100).contains(&limit) {
+            Ok(Self(limit))
+        } else {
+            Err("limit must be from 1 to 100")
+        }
     }
 }
 
@@ -328,9 +416,16 @@ impl<T: Display> Serialize for Cursor<T> {
 impl<'de, T: FromStr + Display> Deserialize<'de> for Cursor<T> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let decoded = base64_simd::URL_SAFE_NO_PAD.decode_to_vec(&text).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let decoded = base64_simd::URL_SAFE_NO_PAD
+            .decode_to_vec(&text)
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok());
         decoded
-            .and_then(|text| text.parse::<T>().ok().filter(|value| value.to_string() == text))
+            .and_then(|text| {
+                text.parse::<T>()
+                    .ok()
+                    .filter(|value| value.to_string() == text)
+            })
             .map(Self)
             .ok_or_else(|| serde::de::Error::custom("cursor must be the `next` of an earlier page"))
     }
@@ -372,7 +467,9 @@ impl TryFrom<String> for RoomName {
 
     fn try_from(text: String) -> Result<Self, &'static str> {
         if !is_room_name(&text) || text.chars().any(char::is_control) {
-            return Err("a room name has 1 to 256 characters, no control characters, and does not begin with ws:");
+            return Err(
+                "a room name has 1 to 256 characters, no control characters, and does not begin with ws:",
+            );
         }
         Ok(Self(text))
     }
@@ -403,17 +500,32 @@ mod tests {
     fn forwarded_addresses_are_believed_from_trusted_peers_only() {
         assert_eq!(address_of("192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
         assert_eq!(address_of("10.0.0.1", &["198.51.100.7"]), "198.51.100.7");
-        assert_eq!(address_of("::ffff:10.0.0.1", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(
+            address_of("::ffff:10.0.0.1", &["198.51.100.7"]),
+            "198.51.100.7"
+        );
         assert_eq!(address_of("10.0.0.1", &[]), "10.0.0.1");
         assert_eq!(address_of("fd00::1", &["2001:db8::9"]), "2001:db8::9");
     }
 
     #[test]
     fn the_walk_ends_at_the_first_stranger_from_the_right() {
-        assert_eq!(address_of("10.0.0.1", &["1.1.1.1, 198.51.100.7, 10.0.0.2"]), "198.51.100.7");
-        assert_eq!(address_of("10.0.0.1", &["1.1.1.1", "198.51.100.7,10.0.0.3", "10.0.0.2"]), "198.51.100.7");
+        assert_eq!(
+            address_of("10.0.0.1", &["1.1.1.1, 198.51.100.7, 10.0.0.2"]),
+            "198.51.100.7"
+        );
+        assert_eq!(
+            address_of(
+                "10.0.0.1",
+                &["1.1.1.1", "198.51.100.7,10.0.0.3", "10.0.0.2"]
+            ),
+            "198.51.100.7"
+        );
         assert_eq!(address_of("10.0.0.1", &["10.0.0.9, 10.0.0.2"]), "10.0.0.9");
-        assert_eq!(address_of("10.0.0.1", &["1.1.1.1, unknown, 10.0.0.2"]), "10.0.0.2");
+        assert_eq!(
+            address_of("10.0.0.1", &["1.1.1.1, unknown, 10.0.0.2"]),
+            "10.0.0.2"
+        );
         assert_eq!(address_of("10.0.0.1", &["1.1.1.1, , 10.0.0.2"]), "10.0.0.2");
     }
 
@@ -428,7 +540,11 @@ mod tests {
             ("192.0.2", None),
             ("_hidden", None),
         ] {
-            assert_eq!(forwarded_address(text).map(|a| a.to_string()).as_deref(), address, "{text}");
+            assert_eq!(
+                forwarded_address(text).map(|a| a.to_string()).as_deref(),
+                address,
+                "{text}"
+            );
         }
     }
 
@@ -453,8 +569,19 @@ mod tests {
     #[test]
     fn cursors_round_trip_and_made_up_ones_are_refused() {
         let text = serde_json::to_string(&Cursor(41_i64)).unwrap();
-        assert_eq!(serde_json::from_str::<Cursor<i64>>(&text).unwrap(), Cursor(41));
-        for bad in ["\"\"", "\"41\"", "\"NDE=\"", "\"KzQx\"", "\"IDQx\"", "\"_w\"", "\"OTk5OTk5OTk5OTk5OTk5OTk5OTk5\""] {
+        assert_eq!(
+            serde_json::from_str::<Cursor<i64>>(&text).unwrap(),
+            Cursor(41)
+        );
+        for bad in [
+            "\"\"",
+            "\"41\"",
+            "\"NDE=\"",
+            "\"KzQx\"",
+            "\"IDQx\"",
+            "\"_w\"",
+            "\"OTk5OTk5OTk5OTk5OTk5OTk5OTk5\"",
+        ] {
             assert!(serde_json::from_str::<Cursor<i64>>(bad).is_err(), "{bad}");
         }
     }

@@ -20,7 +20,11 @@ const MEDIA_TYPE: &str = "application/jwk-set+json";
             headers(("ETag" = String, description = "Changes with the content"), ("Cache-Control" = String, description = "How long it may be kept"))),
         (status = 304, description = "It is the one that was asked about"),
     ))]
-pub(crate) async fn published(Shared(state): Shared<State>, _: Params<NoParams>, headers: HeaderMap) -> Result<Response, Problem> {
+pub(crate) async fn published(
+    Shared(state): Shared<State>,
+    _: Params<NoParams>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let Some(published) = state.published.borrow().clone() else {
         return Err(Cause::NotFound.because("this gateway publishes no key set"));
     };
@@ -34,7 +38,13 @@ pub(crate) async fn published(Shared(state): Shared<State>, _: Params<NoParams>,
 
 /// Whether the caller has this already: `*`, or one of its tags by the weak comparison (RFC 9110 section 13.1.2).
 fn is_known(headers: &HeaderMap, etag: &str) -> bool {
-    let given = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let given = headers
+        .get_all(IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
     // No tag of ours has a comma in it.
-    given.map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+    given
+        .map(str::trim)
+        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }

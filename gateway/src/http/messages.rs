@@ -56,7 +56,9 @@ impl TryFrom<String> for EventName {
 impl EventName {
     fn checked(self) -> Result<Arc<str>, Problem> {
         if RESERVED.contains(&&*self.0) || OURS.contains(&&*self.0) {
-            return Err(Cause::ReservedEvent.because(format!("{} is said by the gateway alone", self.0)));
+            return Err(
+                Cause::ReservedEvent.because(format!("{} is said by the gateway alone", self.0))
+            );
         }
         Ok(self.0)
     }
@@ -71,7 +73,11 @@ impl TryFrom<Box<RawValue>> for Payload {
     type Error = &'static str;
 
     fn try_from(raw: Box<RawValue>) -> Result<Self, &'static str> {
-        if depth(raw.get()) > MAX_DEPTH { Err("data nests deeper than 100") } else { Ok(Self(raw.into())) }
+        if depth(raw.get()) > MAX_DEPTH {
+            Err("data nests deeper than 100")
+        } else {
+            Ok(Self(raw.into()))
+        }
     }
 }
 
@@ -149,7 +155,14 @@ async fn send(state: &State, dispatch: Dispatch) -> Result<Response, Problem> {
             .because("nobody is connected here and other instances could not be told; try again")
             .retry_after(5));
     }
-    Ok((StatusCode::ACCEPTED, Json(Accepted { local: sent.local, published: sent.published })).into_response())
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(Accepted {
+            local: sent.local,
+            published: sent.published,
+        }),
+    )
+        .into_response())
 }
 
 /// Sends to one connection, wherever it is.
@@ -169,7 +182,11 @@ pub(crate) async fn to_client(
             return Err(nobody_holds(missing));
         }
     }
-    send(&state, Dispatch::new(Destination::Client(id), event, message.data.0)).await
+    send(
+        &state,
+        Dispatch::new(Destination::Client(id), event, message.data.0),
+    )
+    .await
 }
 
 /// Sends to every connection of a user.
@@ -182,7 +199,15 @@ pub(crate) async fn to_user(
     Segment(Name(user)): Segment<Name>,
     Json(message): Json<Message>,
 ) -> Result<Response, Problem> {
-    send(&state, Dispatch::new(Destination::User(user.into()), message.event.checked()?, message.data.0)).await
+    send(
+        &state,
+        Dispatch::new(
+            Destination::User(user.into()),
+            message.event.checked()?,
+            message.data.0,
+        ),
+    )
+    .await
 }
 
 /// Sends to every member of a room.
@@ -195,7 +220,15 @@ pub(crate) async fn to_room(
     Segment(RoomName(room)): Segment<RoomName>,
     Json(message): Json<Message>,
 ) -> Result<Response, Problem> {
-    send(&state, Dispatch::new(Destination::Room(room.into()), message.event.checked()?, message.data.0)).await
+    send(
+        &state,
+        Dispatch::new(
+            Destination::Room(room.into()),
+            message.event.checked()?,
+            message.data.0,
+        ),
+    )
+    .await
 }
 
 /// Sends to every authenticated connection.
@@ -210,7 +243,11 @@ pub(crate) async fn broadcast(
     if message.exclude.len() > MAX_EXCLUDED {
         return Err(Cause::InvalidBody.because(format!("exclude must name at most {MAX_EXCLUDED}")));
     }
-    let mut dispatch = Dispatch::new(Destination::Broadcast, message.event.checked()?, message.data.0);
+    let mut dispatch = Dispatch::new(
+        Destination::Broadcast,
+        message.event.checked()?,
+        message.data.0,
+    );
     dispatch.exclude = message.exclude.into();
     tracing::info!(by = %by.subject, event = %dispatch.event, "broadcast");
     send(&state, dispatch).await
@@ -222,7 +259,13 @@ mod tests {
 
     #[test]
     fn depth_counts_brackets_outside_texts_only() {
-        for (json, deep) in [("null", 0), ("[]", 1), (r#"{"a":[{}]}"#, 3), (r#"["[[[", "\"[[", "\\"]"#, 1), (r#"[[],[[]]]"#, 3)] {
+        for (json, deep) in [
+            ("null", 0),
+            ("[]", 1),
+            (r#"{"a":[{}]}"#, 3),
+            (r#"["[[[", "\"[[", "\\"]"#, 1),
+            (r#"[[],[[]]]"#, 3),
+        ] {
             assert_eq!(depth(json), deep, "{json}");
         }
     }

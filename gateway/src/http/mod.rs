@@ -94,18 +94,44 @@ pub struct State {
 fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
     vec![
         ("/socket/websocket/clients", get(clients::list)),
-        ("/socket/websocket/clients/{id}", get(clients::describe).delete(clients::disconnect)),
-        ("/socket/websocket/clients/{id}/rooms", post(clients::join).delete(clients::leave)),
-        ("/socket/websocket/clients/{id}/messages", post(messages::to_client)),
-        ("/socket/websocket/users/{id}/clients", delete(clients::disconnect_user)),
-        ("/socket/websocket/users/{id}/messages", post(messages::to_user)),
-        ("/socket/websocket/rooms/{room}/messages", post(messages::to_room)),
+        (
+            "/socket/websocket/clients/{id}",
+            get(clients::describe).delete(clients::disconnect),
+        ),
+        (
+            "/socket/websocket/clients/{id}/rooms",
+            post(clients::join).delete(clients::leave),
+        ),
+        (
+            "/socket/websocket/clients/{id}/messages",
+            post(messages::to_client),
+        ),
+        (
+            "/socket/websocket/users/{id}/clients",
+            delete(clients::disconnect_user),
+        ),
+        (
+            "/socket/websocket/users/{id}/messages",
+            post(messages::to_user),
+        ),
+        (
+            "/socket/websocket/rooms/{room}/messages",
+            post(messages::to_room),
+        ),
         ("/socket/websocket/broadcast", post(messages::broadcast)),
         ("/socket/websocket/revocations", post(revocations::revoke)),
         ("/notifications", get(notifications::list)),
-        ("/notifications/unread-count", get(notifications::unread_count)),
+        (
+            "/notifications/unread-count",
+            get(notifications::unread_count),
+        ),
         ("/notifications/read", post(notifications::mark_read)),
-        ("/notifications/{id}", get(notifications::get).patch(notifications::patch).delete(notifications::delete)),
+        (
+            "/notifications/{id}",
+            get(notifications::get)
+                .patch(notifications::patch)
+                .delete(notifications::delete),
+        ),
         ("/.well-known/jwks.json", get(jwks::published)),
         ("/openapi.json", get(documents::openapi)),
         ("/asyncapi.json", get(documents::asyncapi)),
@@ -117,9 +143,16 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
 
 /// The REST routes of the public listener. The accept path puts a [`PeerAddress`] into the extensions of each request.
 pub fn router(state: State) -> Router {
-    let observer = observe::Observer { metrics: state.metrics.clone(), lifecycle: state.lifecycle.clone() };
+    let observer = observe::Observer {
+        metrics: state.metrics.clone(),
+        lifecycle: state.lifecycle.clone(),
+    };
     let limit = DefaultBodyLimit::max(state.max_body_bytes);
-    let router = routes().into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods));
+    let router = routes()
+        .into_iter()
+        .fold(Router::new(), |router, (path, methods)| {
+            router.route(path, methods)
+        });
     finish(router, limit)
         .layer(from_fn_with_state(state.clone(), origin::cors))
         .layer(from_fn_with_state(observer, observe::observe))
@@ -128,21 +161,37 @@ pub fn router(state: State) -> Router {
 
 /// The routes of the admin listener: probes and metrics for anyone who reaches it, the rest for holders of the token.
 pub fn admin_router(state: AdminState) -> Router {
-    let observer = observe::Observer { metrics: state.metrics.clone(), lifecycle: state.lifecycle.clone() };
+    let observer = observe::Observer {
+        metrics: state.metrics.clone(),
+        lifecycle: state.lifecycle.clone(),
+    };
     let guarded = from_fn_with_state(state.clone(), admin::guard);
     let router = Router::new()
         .route("/livez", get(admin::livez))
         .route("/readyz", get(admin::readyz))
         .route("/metrics", get(admin::metrics))
         .route("/status", get(admin::status).layer(guarded.clone()))
-        .route("/drain", post(admin::drain).delete(admin::undrain).layer(guarded.clone()))
+        .route(
+            "/drain",
+            post(admin::drain)
+                .delete(admin::undrain)
+                .layer(guarded.clone()),
+        )
         .route("/shed", post(admin::shed).layer(guarded));
-    finish(router, DefaultBodyLimit::max(admin::MAX_BODY_BYTES)).layer(from_fn_with_state(observer, observe::observe)).with_state(state)
+    finish(router, DefaultBodyLimit::max(admin::MAX_BODY_BYTES))
+        .layer(from_fn_with_state(observer, observe::observe))
+        .with_state(state)
 }
 
 /// What both routers share: the answers of routes that do not exist, and the bound of bodies.
-fn finish<S: Clone + Send + Sync + 'static>(router: Router<S>, limit: DefaultBodyLimit) -> Router<S> {
-    router.fallback(observe::no_route).method_not_allowed_fallback(observe::no_method).layer(limit)
+fn finish<S: Clone + Send + Sync + 'static>(
+    router: Router<S>,
+    limit: DefaultBodyLimit,
+) -> Router<S> {
+    router
+        .fallback(observe::no_route)
+        .method_not_allowed_fallback(observe::no_method)
+        .layer(limit)
 }
 
 #[cfg(test)]

@@ -76,10 +76,20 @@ pub(crate) async fn list(
     Shared(state): Shared<State>,
     Params(params): Params<ListParams>,
 ) -> Result<Json<NotificationPage>, Problem> {
-    let filter = Filter { is_read: params.status.map(|status| status == Status::Read), kind: params.kind.map(|kind| kind.0) };
+    let filter = Filter {
+        is_read: params.status.map(|status| status == Status::Read),
+        kind: params.kind.map(|kind| kind.0),
+    };
     let before = params.cursor.map(|cursor| cursor.0);
-    let page = state.notifications.list(&subject, &filter, before, params.limit.0).await?;
-    Ok(Json(NotificationPage { data: page.rows, next: page.next.map(Cursor), inbox: page.inbox }))
+    let page = state
+        .notifications
+        .list(&subject, &filter, before, params.limit.0)
+        .await?;
+    Ok(Json(NotificationPage {
+        data: page.rows,
+        next: page.next.map(Cursor),
+        inbox: page.inbox,
+    }))
 }
 
 /// How many are unread.
@@ -99,7 +109,9 @@ pub(crate) async fn unread_count(
     _: Params<NoParams>,
 ) -> Result<Json<UnreadCount>, Problem> {
     let inbox = state.notifications.inbox(&subject).await?;
-    Ok(Json(UnreadCount { unread_count: inbox.unread_count }))
+    Ok(Json(UnreadCount {
+        unread_count: inbox.unread_count,
+    }))
 }
 
 /// Another's notification is told from none by nobody.
@@ -116,7 +128,12 @@ pub(crate) async fn get(
     _: Params<NoParams>,
     Segment(id): Segment<Id>,
 ) -> Result<Json<Notification>, Problem> {
-    state.notifications.get(&subject, id).await?.map(Json).ok_or_else(no_such)
+    state
+        .notifications
+        .get(&subject, id)
+        .await?
+        .map(Json)
+        .ok_or_else(no_such)
 }
 
 /// What a notification becomes.
@@ -143,9 +160,17 @@ pub(crate) async fn patch(
     if !patch.is_read {
         return Err(Cause::InvalidBody.because("`isRead` must be true: what was read stays read"));
     }
-    let read = state.notifications.mark_read(&subject, &Which::Ids(vec![id]), state.clock.now()).await?;
+    let read = state
+        .notifications
+        .mark_read(&subject, &Which::Ids(vec![id]), state.clock.now())
+        .await?;
     tell_read(&state, &subject, &read).await;
-    state.notifications.get(&subject, id).await?.map(Json).ok_or_else(no_such)
+    state
+        .notifications
+        .get(&subject, id)
+        .await?
+        .map(Json)
+        .ok_or_else(no_such)
 }
 
 /// Which notifications become read: exactly one of the members.
@@ -167,7 +192,9 @@ impl MarkRead {
     fn which(self) -> Result<Which, Problem> {
         match (self.ids, self.up_to, self.all) {
             (Some(ids), None, None) if (1..=MAX_IDS).contains(&ids.len()) => Ok(Which::Ids(ids)),
-            (Some(_), None, None) => Err(Cause::InvalidBody.because(format!("`ids` must name 1 to {MAX_IDS}"))),
+            (Some(_), None, None) => {
+                Err(Cause::InvalidBody.because(format!("`ids` must name 1 to {MAX_IDS}")))
+            }
             (None, Some(seq), None) if seq >= 0 => Ok(Which::UpTo(seq)),
             (None, Some(_), None) => Err(Cause::InvalidBody.because("`upTo` must not be negative")),
             (None, None, Some(true)) => Ok(Which::All),
@@ -178,8 +205,17 @@ impl MarkRead {
 }
 
 fn read_data(read: &Read) -> event::ReadByUser<'_> {
-    let InboxState { unread_count, version } = read.inbox;
-    event::ReadByUser { ids: &read.ids, total: read.total, read_at: read.read_at, unread_count, version }
+    let InboxState {
+        unread_count,
+        version,
+    } = read.inbox;
+    event::ReadByUser {
+        ids: &read.ids,
+        total: read.total,
+        read_at: read.read_at,
+        unread_count,
+        version,
+    }
 }
 
 /// Marks several of the caller's notifications as read.
@@ -194,14 +230,23 @@ pub(crate) async fn mark_read(
     Json(body): Json<MarkRead>,
 ) -> Result<Response, Problem> {
     let which = body.which()?;
-    let read = state.notifications.mark_read(&subject, &which, state.clock.now()).await?;
+    let read = state
+        .notifications
+        .mark_read(&subject, &which, state.clock.now())
+        .await?;
     tell_read(&state, &subject, &read).await;
     Ok(Json(read_data(&read)).into_response())
 }
 
 async fn tell_read(state: &State, subject: &Arc<str>, read: &Read) {
     if !read.ids.is_empty() {
-        tell(state, subject, event::name::NOTIFICATION_READ, &read_data(read)).await;
+        tell(
+            state,
+            subject,
+            event::name::NOTIFICATION_READ,
+            &read_data(read),
+        )
+        .await;
     }
 }
 
@@ -216,16 +261,39 @@ pub(crate) async fn delete(
     _: Params<NoParams>,
     Segment(id): Segment<Id>,
 ) -> Result<StatusCode, Problem> {
-    let deleted = state.notifications.delete(&subject, id, state.clock.now()).await?;
-    let InboxState { unread_count, version } = deleted.ok_or_else(no_such)?;
-    tell(&state, &subject, event::name::NOTIFICATION_DELETED, &event::Deleted { ids: &[id], unread_count, version }).await;
+    let deleted = state
+        .notifications
+        .delete(&subject, id, state.clock.now())
+        .await?;
+    let InboxState {
+        unread_count,
+        version,
+    } = deleted.ok_or_else(no_such)?;
+    tell(
+        &state,
+        &subject,
+        event::name::NOTIFICATION_DELETED,
+        &event::Deleted {
+            ids: &[id],
+            unread_count,
+            version,
+        },
+    )
+    .await;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Best effort: what a device misses, it finds in the inbox.
 async fn tell(state: &State, subject: &Arc<str>, event: &'static str, data: &impl Serialize) {
     let data = to_raw_value(data).expect("ids, times and numbers serialize");
-    state.delivery.send(&Dispatch::new(Destination::User(subject.clone()), event, data.into())).await;
+    state
+        .delivery
+        .send(&Dispatch::new(
+            Destination::User(subject.clone()),
+            event,
+            data.into(),
+        ))
+        .await;
 }
 
 #[cfg(test)]
@@ -240,8 +308,18 @@ mod tests {
     fn exactly_one_way_of_naming_what_was_read() {
         assert_eq!(which(r#"{"upTo": 7}"#), Some(Which::UpTo(7)));
         assert_eq!(which(r#"{"all": true}"#), Some(Which::All));
-        assert_eq!(which(r#"{"ids": ["a"]}"#), Some(Which::Ids(vec!["a".parse().unwrap()])));
-        for bad in ["{}", r#"{"ids": []}"#, r#"{"upTo": -1}"#, r#"{"all": false}"#, r#"{"all": true, "upTo": 7}"#, r#"{"ids": ["a-b"]}"#] {
+        assert_eq!(
+            which(r#"{"ids": ["a"]}"#),
+            Some(Which::Ids(vec!["a".parse().unwrap()]))
+        );
+        for bad in [
+            "{}",
+            r#"{"ids": []}"#,
+            r#"{"upTo": -1}"#,
+            r#"{"all": false}"#,
+            r#"{"all": true, "upTo": 7}"#,
+            r#"{"ids": ["a-b"]}"#,
+        ] {
             assert_eq!(which(bad), None, "{bad}");
         }
     }

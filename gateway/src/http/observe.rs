@@ -29,38 +29,77 @@ pub(super) struct Observer {
 }
 
 /// The outermost layer.
-pub(super) async fn observe(State(observer): State<Observer>, request: Request, next: Next) -> Response {
+pub(super) async fn observe(
+    State(observer): State<Observer>,
+    request: Request,
+    next: Next,
+) -> Response {
     let started = Instant::now();
     let id = request_id(request.headers());
-    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("unmatched", MatchedPath::as_str)
+        .to_owned();
     let method = method_label(request.method());
-    let span = tracing::info_span!("request", request.id = %id, http.route = route, http.method = method);
+    let span =
+        tracing::info_span!("request", request.id = %id, http.route = route, http.method = method);
 
-    let answered = AssertUnwindSafe(next.run(request).instrument(span.clone())).catch_unwind().await;
+    let answered = AssertUnwindSafe(next.run(request).instrument(span.clone()))
+        .catch_unwind()
+        .await;
     let mut response = answered.unwrap_or_else(|panic| span.in_scope(|| panicked(&*panic)));
     problem::name_request(&mut response, &id);
     let headers = response.headers_mut();
-    headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("a request id is made of visible ASCII"));
+    headers.insert(
+        REQUEST_ID,
+        HeaderValue::from_str(&id).expect("a request id is made of visible ASCII"),
+    );
     // Answers are nobody else's: not kept by caches, not guessed at by browsers. A handler that knows better has said so itself.
-    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers
+        .entry(CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if observer.lifecycle.is_draining() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
 
     let status = response.status().as_u16();
-    observer.metrics.requests.get_or_create(&Route { route, method: method.into(), status }).inc();
-    observer.metrics.request_time.observe(started.elapsed().as_secs_f64());
-    span.in_scope(|| tracing::debug!(http.status = status, duration_ms = started.elapsed().as_millis() as u64, "request answered"));
+    observer
+        .metrics
+        .requests
+        .get_or_create(&Route {
+            route,
+            method: method.into(),
+            status,
+        })
+        .inc();
+    observer
+        .metrics
+        .request_time
+        .observe(started.elapsed().as_secs_f64());
+    span.in_scope(|| {
+        tracing::debug!(
+            http.status = status,
+            duration_ms = started.elapsed().as_millis() as u64,
+            "request answered"
+        )
+    });
     response
 }
 
 /// The caller's id if it is one that logs can take, else one of ours.
 fn request_id(headers: &HeaderMap) -> String {
     let sane = |id: &&str| {
-        (1..=MAX_REQUEST_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        (1..=MAX_REQUEST_ID).contains(&id.len())
+            && id
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
     };
-    let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(sane);
+    let given = headers
+        .get(REQUEST_ID)
+        .and_then(|id| id.to_str().ok())
+        .filter(sane);
     given.map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned)
 }
 
@@ -75,13 +114,21 @@ fn method_label(method: &Method) -> &'static str {
         (Method::DELETE, "DELETE"),
         (Method::OPTIONS, "OPTIONS"),
     ];
-    KNOWN.iter().find(|(known, _)| known == method).map_or("other", |(_, label)| label)
+    KNOWN
+        .iter()
+        .find(|(known, _)| known == method)
+        .map_or("other", |(_, label)| label)
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Response {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     tracing::error!(panic = text.unwrap_or("not a text"), "a handler panicked");
-    Cause::Internal.because("this is a defect of the gateway; its log holds the details").into_response()
+    Cause::Internal
+        .because("this is a defect of the gateway; its log holds the details")
+        .into_response()
 }
 
 /// 404 of a path that no route has.
@@ -102,7 +149,12 @@ mod tests {
 
     #[test]
     fn a_sane_request_id_is_kept_and_any_other_replaced() {
-        let id_of = |text: &str| request_id(&HeaderMap::from_iter([(REQUEST_ID, HeaderValue::from_str(text).unwrap())]));
+        let id_of = |text: &str| {
+            request_id(&HeaderMap::from_iter([(
+                REQUEST_ID,
+                HeaderValue::from_str(text).unwrap(),
+            )]))
+        };
         assert_eq!(id_of("b7e1.trace_4-2"), "b7e1.trace_4-2");
         for bad in ["", "a b", "<script>", &"x".repeat(65), "a\"b"] {
             assert_eq!(id_of(bad).len(), 32, "{bad}");

@@ -15,7 +15,10 @@ use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::extract::Permission;
 use super::problem::{self, Cause};
-use super::{CLIENTS, DOCUMENTS, KEYS, MESSAGES, NOTIFICATIONS, clients, documents, jwks, messages, notifications, revocations};
+use super::{
+    CLIENTS, DOCUMENTS, KEYS, MESSAGES, NOTIFICATIONS, clients, documents, jwks, messages,
+    notifications, revocations,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -66,7 +69,9 @@ struct Api;
 
 /// The document as it is served and committed.
 pub(super) static TEXT: LazyLock<String> = LazyLock::new(|| {
-    let mut text = Api::openapi().to_pretty_json().expect("the document serializes");
+    let mut text = Api::openapi()
+        .to_pretty_json()
+        .expect("the document serializes");
     text.push('\n');
     text
 });
@@ -76,10 +81,22 @@ pub(super) struct Code;
 
 impl PartialSchema for Code {
     fn schema() -> RefOr<Schema> {
-        let list: String = Cause::ALL.iter().map(|c| format!("\n- `{}` ({}): {}", c.code(), c.status().as_u16(), c.title())).collect();
+        let list: String = Cause::ALL
+            .iter()
+            .map(|c| {
+                format!(
+                    "\n- `{}` ({}): {}",
+                    c.code(),
+                    c.status().as_u16(),
+                    c.title()
+                )
+            })
+            .collect();
         ObjectBuilder::new()
             .schema_type(Type::String)
-            .description(Some(format!("What programs compare. More may be added:{list}")))
+            .description(Some(format!(
+                "What programs compare. More may be added:{list}"
+            )))
             .examples(["not_found"])
             .into()
     }
@@ -115,14 +132,30 @@ impl Modify for Rules {
     fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
         api.info.version = env!("CARGO_PKG_VERSION").into();
         let components = api.components.get_or_insert_default();
-        let bearer = Http::builder().scheme(HttpAuthScheme::Bearer).bearer_format("JWT");
-        let bearer = bearer.description(Some("A token of a configured issuer, verified as on the socket.")).build();
-        components.security_schemes.insert(BEARER.into(), SecurityScheme::Http(bearer).into());
+        let bearer = Http::builder()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("JWT");
+        let bearer = bearer
+            .description(Some(
+                "A token of a configured issuer, verified as on the socket.",
+            ))
+            .build();
+        components
+            .security_schemes
+            .insert(BEARER.into(), SecurityScheme::Http(bearer).into());
         let basic = Http::builder().scheme(HttpAuthScheme::Basic);
-        let basic = basic.description(Some("A user of the mounted users file; such users have no inbox.")).build();
-        components.security_schemes.insert(BASIC.into(), SecurityScheme::Http(basic).into());
+        let basic = basic
+            .description(Some(
+                "A user of the mounted users file; such users have no inbox.",
+            ))
+            .build();
+        components
+            .security_schemes
+            .insert(BASIC.into(), SecurityScheme::Http(basic).into());
         for (status, response) in problem_responses() {
-            components.responses.insert(component_name(status), response.into());
+            components
+                .responses
+                .insert(component_name(status), response.into());
         }
         for (path, item) in &mut api.paths.paths {
             let methods = [
@@ -131,7 +164,10 @@ impl Modify for Rules {
                 (HttpMethod::Patch, &mut item.patch),
                 (HttpMethod::Delete, &mut item.delete),
             ];
-            for (_, operation) in methods.into_iter().filter_map(|(method, op)| op.as_mut().map(|op| (method, op))) {
+            for (_, operation) in methods
+                .into_iter()
+                .filter_map(|(method, op)| op.as_mut().map(|op| (method, op)))
+            {
                 complete(path, operation);
             }
         }
@@ -139,7 +175,12 @@ impl Modify for Rules {
 }
 
 fn complete(path: &str, operation: &mut Operation) {
-    let tag = operation.tags.as_ref().and_then(|tags| tags.first()).cloned().unwrap_or_default();
+    let tag = operation
+        .tags
+        .as_ref()
+        .and_then(|tags| tags.first())
+        .cloned()
+        .unwrap_or_default();
     let mut statuses = vec![400, 500];
     if tag == DOCUMENTS || tag == KEYS {
         operation.security = Some(Vec::new());
@@ -151,9 +192,16 @@ fn complete(path: &str, operation: &mut Operation) {
         } else {
             statuses.push(429);
             let (code, action) = permission(operation.operation_id.as_deref().unwrap_or_default());
-            let text = operation.description.take().map(|text| format!("{text}\n\n")).unwrap_or_default();
+            let text = operation
+                .description
+                .take()
+                .map(|text| format!("{text}\n\n"))
+                .unwrap_or_default();
             operation.description = Some(format!("{text}Needs `{code}` (`{action}`)."));
-            vec![bearer, SecurityRequirement::new(BASIC, Vec::<String>::new())]
+            vec![
+                bearer,
+                SecurityRequirement::new(BASIC, Vec::<String>::new()),
+            ]
         });
     }
     if operation.request_body.is_some() {
@@ -163,22 +211,38 @@ fn complete(path: &str, operation: &mut Operation) {
         statuses.push(404);
     }
     for status in statuses {
-        operation.responses.responses.insert(status.to_string(), Ref::from_response_name(component_name(status)).into());
+        operation.responses.responses.insert(
+            status.to_string(),
+            Ref::from_response_name(component_name(status)).into(),
+        );
     }
 }
 
 fn component_name(status: u16) -> String {
-    let name = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    let name = http::StatusCode::from_u16(status)
+        .ok()
+        .and_then(|status| status.canonical_reason());
     name.unwrap_or("Problem").replace(' ', "")
 }
 
 /// One response per status, with an example per cause.
 fn problem_responses() -> BTreeMap<u16, Response> {
     let mut causes: BTreeMap<u16, Vec<Cause>> = BTreeMap::new();
-    for &cause in Cause::ALL.iter().filter(|cause| !matches!(cause, Cause::AdminDisabled | Cause::Ending | Cause::NotReady)) {
-        causes.entry(cause.status().as_u16()).or_default().push(cause);
+    for &cause in Cause::ALL.iter().filter(|cause| {
+        !matches!(
+            cause,
+            Cause::AdminDisabled | Cause::Ending | Cause::NotReady
+        )
+    }) {
+        causes
+            .entry(cause.status().as_u16())
+            .or_default()
+            .push(cause);
     }
-    causes.into_iter().map(|(status, causes)| (status, problem_response(status, &causes))).collect()
+    causes
+        .into_iter()
+        .map(|(status, causes)| (status, problem_response(status, &causes)))
+        .collect()
 }
 
 fn problem_response(status: u16, causes: &[Cause]) -> Response {
@@ -189,14 +253,25 @@ fn problem_response(status: u16, causes: &[Cause]) -> Response {
         });
         (cause.code(), utoipa::openapi::example::ExampleBuilder::new().summary(cause.title()).value(Some(document)).build())
     });
-    let content = Content::builder().schema(Some(Ref::from_schema_name("Problem"))).examples_from_iter(examples).build();
+    let content = Content::builder()
+        .schema(Some(Ref::from_schema_name("Problem")))
+        .examples_from_iter(examples)
+        .build();
     let titles: Vec<&str> = causes.iter().map(|cause| cause.title()).collect();
     let header = |description: &str, kind| {
-        HeaderBuilder::new().schema(Some(ObjectBuilder::new().schema_type(kind).build())).description(Some(description)).build()
+        HeaderBuilder::new()
+            .schema(Some(ObjectBuilder::new().schema_type(kind).build()))
+            .description(Some(description))
+            .build()
     };
-    let response = ResponseBuilder::new().description(titles.join("; ")).content(problem::MEDIA_TYPE, content);
+    let response = ResponseBuilder::new()
+        .description(titles.join("; "))
+        .content(problem::MEDIA_TYPE, content);
     match status {
-        401 => response.header("WWW-Authenticate", header("Challenges (RFC 6750, RFC 7617)", Type::String)),
+        401 => response.header(
+            "WWW-Authenticate",
+            header("Challenges (RFC 6750, RFC 7617)", Type::String),
+        ),
         405 => response.header("Allow", header("The methods of this route", Type::String)),
         429 | 503 => response.header("Retry-After", header("Seconds to wait", Type::Integer)),
         _ => response,

@@ -7,8 +7,9 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
-    ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, HOST, ORIGIN, VARY,
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, HOST,
+    ORIGIN, VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use url::Url;
@@ -22,8 +23,12 @@ use super::problem::Cause;
 /// Everything else is refused, `null` (RFC 6454 section 7.3) included.
 pub fn origin_allowed(origin: Option<&str>, host: Option<&str>, allowed: &[String]) -> bool {
     let Some(origin) = origin else { return true };
-    let Some(origin) = Place::of_origin(origin) else { return false };
-    let own = host.and_then(|host| Place::of_host(&origin.scheme, host)).is_some_and(|own| own == origin);
+    let Some(origin) = Place::of_origin(origin) else {
+        return false;
+    };
+    let own = host
+        .and_then(|host| Place::of_host(&origin.scheme, host))
+        .is_some_and(|own| own == origin);
     own || allowed.iter().any(|entry| origin.matches(entry))
 }
 
@@ -45,35 +50,60 @@ impl Place {
     fn of_host(scheme: &str, host: &str) -> Option<Self> {
         let scheme = scheme.to_ascii_lowercase();
         // What the URL parser would take for user, path, query or fragment, or strip.
-        let strange = |c: char| matches!(c, '@' | '/' | '\\' | '?' | '#' | '%' | '*') || c.is_whitespace() || c.is_control();
-        if !matches!(scheme.as_str(), "http" | "https") || host.is_empty() || host.ends_with(':') || host.contains(strange) {
+        let strange = |c: char| {
+            matches!(c, '@' | '/' | '\\' | '?' | '#' | '%' | '*')
+                || c.is_whitespace()
+                || c.is_control()
+        };
+        if !matches!(scheme.as_str(), "http" | "https")
+            || host.is_empty()
+            || host.ends_with(':')
+            || host.contains(strange)
+        {
             return None;
         }
         let url = Url::parse(&format!("{scheme}://{host}/")).ok()?;
-        Some(Self { host: url.host_str()?.to_owned(), port: url.port_or_known_default()?, scheme })
+        Some(Self {
+            host: url.host_str()?.to_owned(),
+            port: url.port_or_known_default()?,
+            scheme,
+        })
     }
 
     fn matches(&self, entry: &str) -> bool {
-        let Some((scheme, host)) = entry.split_once("://") else { return false };
+        let Some((scheme, host)) = entry.split_once("://") else {
+            return false;
+        };
         match host.strip_prefix("*.") {
             None => Self::of_host(scheme, host).is_some_and(|entry| entry == *self),
             Some(parent) => Self::of_host(scheme, parent).is_some_and(|parent| {
-                let below = self.host.strip_suffix(&parent.host).and_then(|rest| rest.strip_suffix('.'));
-                self.scheme == parent.scheme && self.port == parent.port && below.is_some_and(|labels| !labels.is_empty())
+                let below = self
+                    .host
+                    .strip_suffix(&parent.host)
+                    .and_then(|rest| rest.strip_suffix('.'));
+                self.scheme == parent.scheme
+                    && self.port == parent.port
+                    && below.is_some_and(|labels| !labels.is_empty())
             }),
         }
     }
 }
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PATCH, DELETE");
-const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static("authorization, content-type, x-request-id");
-const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static("x-request-id, retry-after, www-authenticate, allow");
+const REQUEST_HEADERS: HeaderValue =
+    HeaderValue::from_static("authorization, content-type, x-request-id");
+const RESPONSE_HEADERS: HeaderValue =
+    HeaderValue::from_static("x-request-id, retry-after, www-authenticate, allow");
 const PREFLIGHT_SECS: HeaderValue = HeaderValue::from_static("600");
 
 /// Answers preflight requests and lets allowed pages read the answers (Fetch standard, "HTTP extensions").
 ///
 /// Credentials are never allowed: callers send `Authorization` themselves.
-pub(super) async fn cors(State(state): State<super::State>, request: Request, next: Next) -> Response {
+pub(super) async fn cors(
+    State(state): State<super::State>,
+    request: Request,
+    next: Next,
+) -> Response {
     let Some(origin) = request.headers().get(ORIGIN).cloned() else {
         let mut response = next.run(request).await;
         vary(response.headers_mut());
@@ -81,11 +111,18 @@ pub(super) async fn cors(State(state): State<super::State>, request: Request, ne
     };
     let live = state.live.borrow().clone();
     let host = request.headers().get(HOST).and_then(|v| v.to_str().ok());
-    let allowed = origin.to_str().is_ok_and(|origin| origin_allowed(Some(origin), host, &live.allowed_origins));
-    let preflight = request.method() == Method::OPTIONS && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+    let allowed = origin
+        .to_str()
+        .is_ok_and(|origin| origin_allowed(Some(origin), host, &live.allowed_origins));
+    let preflight = request.method() == Method::OPTIONS
+        && request
+            .headers()
+            .contains_key(ACCESS_CONTROL_REQUEST_METHOD);
     let mut response = match (preflight, allowed) {
         (true, true) => StatusCode::NO_CONTENT.into_response(),
-        (true, false) => Cause::OriginRefused.because("this origin is not in allowed_origins").into_response(),
+        (true, false) => Cause::OriginRefused
+            .because("this origin is not in allowed_origins")
+            .into_response(),
         (false, _) => next.run(request).await,
     };
     let headers = response.headers_mut();
@@ -143,8 +180,17 @@ mod tests {
 
     #[test]
     fn an_exact_entry_fits_scheme_host_and_port() {
-        let list = ["https://shop.example.com", "http://localhost:5173", "https://bücher.example"];
-        for good in ["https://shop.example.com", "https://shop.example.com:443", "HTTPS://SHOP.example.com", "http://localhost:5173"] {
+        let list = [
+            "https://shop.example.com",
+            "http://localhost:5173",
+            "https://bücher.example",
+        ];
+        for good in [
+            "https://shop.example.com",
+            "https://shop.example.com:443",
+            "HTTPS://SHOP.example.com",
+            "http://localhost:5173",
+        ] {
             assert!(allowed(good, "gw", &list), "{good}");
         }
         assert!(allowed("https://xn--bcher-kva.example", "gw", &list));
@@ -174,7 +220,11 @@ mod tests {
     #[test]
     fn a_wildcard_fits_subdomains_only() {
         let list = ["https://*.example.com"];
-        for good in ["https://a.example.com", "https://a.b.example.com", "https://A.EXAMPLE.com:443"] {
+        for good in [
+            "https://a.example.com",
+            "https://a.b.example.com",
+            "https://A.EXAMPLE.com:443",
+        ] {
             assert!(allowed(good, "gw", &list), "{good}");
         }
         for bad in [
@@ -191,7 +241,15 @@ mod tests {
         ] {
             assert!(!allowed(bad, "gw", &list), "{bad}");
         }
-        assert!(allowed("https://a.example.com:8443", "gw", &["https://*.example.com:8443"]));
-        assert!(!allowed("https://a.example.com", "gw", &["*", "https://*", "*.example.com", "https://a.*.com"]));
+        assert!(allowed(
+            "https://a.example.com:8443",
+            "gw",
+            &["https://*.example.com:8443"]
+        ));
+        assert!(!allowed(
+            "https://a.example.com",
+            "gw",
+            &["*", "https://*", "*.example.com", "https://a.*.com"]
+        ));
     }
 }

@@ -88,7 +88,12 @@ impl Cause {
 
     /// This cause, with what was wrong this time.
     pub(crate) fn because(self, detail: impl Into<Cow<'static, str>>) -> Problem {
-        Problem(Box::new(Inner { cause: self, detail: detail.into(), members: Map::new(), headers: Vec::new() }))
+        Problem(Box::new(Inner {
+            cause: self,
+            detail: detail.into(),
+            members: Map::new(),
+            headers: Vec::new(),
+        }))
     }
 }
 
@@ -141,7 +146,9 @@ impl Problem {
 
     /// Adds a challenge (RFC 9110 section 11.6.1).
     pub(crate) fn challenge(mut self, challenge: &'static str) -> Self {
-        self.0.headers.push((WWW_AUTHENTICATE, HeaderValue::from_static(challenge)));
+        self.0
+            .headers
+            .push((WWW_AUTHENTICATE, HeaderValue::from_static(challenge)));
         self
     }
 
@@ -170,7 +177,9 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = Response::new(Body::from(self.document(None)));
         *response.status_mut() = self.0.cause.status();
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
         for (name, value) in &self.0.headers {
             response.headers_mut().append(name, value.clone());
         }
@@ -196,7 +205,9 @@ impl From<StoreError> for Problem {
             }
             StoreError::Unavailable(_) => {
                 tracing::error!(%error, "a request failed for want of the database");
-                Cause::StoreUnavailable.because("nothing was changed; try again").retry_after(5)
+                Cause::StoreUnavailable
+                    .because("nothing was changed; try again")
+                    .retry_after(5)
             }
         }
     }
@@ -205,7 +216,9 @@ impl From<StoreError> for Problem {
 impl From<BusError> for Problem {
     fn from(error: BusError) -> Self {
         tracing::warn!(%error, "a request failed for want of the bus");
-        Cause::BusUnavailable.because("other instances could not be asked; try again").retry_after(5)
+        Cause::BusUnavailable
+            .because("other instances could not be asked; try again")
+            .retry_after(5)
     }
 }
 
@@ -225,7 +238,11 @@ mod tests {
         codes.sort_unstable();
         codes.dedup();
         assert_eq!(codes.len(), Cause::ALL.len());
-        assert!(Cause::ALL.iter().all(|c| c.status().is_client_error() || c.status().is_server_error()));
+        assert!(
+            Cause::ALL
+                .iter()
+                .all(|c| c.status().is_client_error() || c.status().is_server_error())
+        );
     }
 
     #[test]
@@ -242,7 +259,9 @@ mod tests {
 
     #[test]
     fn members_of_its_own_stand_beside_the_standard_ones() {
-        let problem = Cause::InstancesSilent.because("ask again").with("missing", vec!["gw-2"]);
+        let problem = Cause::InstancesSilent
+            .because("ask again")
+            .with("missing", vec!["gw-2"]);
         let value: Value = serde_json::from_slice(&problem.document(None)).unwrap();
         assert_eq!(value["missing"], serde_json::json!(["gw-2"]));
         assert_eq!(value["type"], "/docs#instances_silent");

@@ -51,7 +51,9 @@ pub(crate) struct Revoked {
 }
 
 fn text(ms: i64) -> String {
-    DateTime::<Utc>::from_timestamp_millis(ms).unwrap_or_default().to_rfc3339_opts(SecondsFormat::Millis, true)
+    DateTime::<Utc>::from_timestamp_millis(ms)
+        .unwrap_or_default()
+        .to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 impl Body {
@@ -59,16 +61,26 @@ impl Body {
         if self.user_id.is_some() == self.jti.is_some() {
             return Err(Cause::InvalidBody.because("want exactly one of `userId` and `jti`"));
         }
-        let issued_before_ms = self.issued_before.map_or(now_ms, |at| at.timestamp_millis());
+        let issued_before_ms = self
+            .issued_before
+            .map_or(now_ms, |at| at.timestamp_millis());
         if issued_before_ms > now_ms.saturating_add(MAX_AHEAD.as_millis() as i64) {
             return Err(Cause::InvalidBody.because("`issuedBefore` is more than 5 minutes ahead"));
         }
         // A token issued before `issuedBefore` ends at most its longest life later.
-        let until_ms = issued_before_ms.saturating_add(i64::try_from(token_life.as_millis()).unwrap_or(i64::MAX));
+        let until_ms = issued_before_ms
+            .saturating_add(i64::try_from(token_life.as_millis()).unwrap_or(i64::MAX));
         if until_ms <= now_ms {
-            return Err(Cause::InvalidBody.because("every token issued before `issuedBefore` has ended"));
+            return Err(
+                Cause::InvalidBody.because("every token issued before `issuedBefore` has ended")
+            );
         }
-        Ok(Revocation { user_id: self.user_id.map(|n| n.0), jti: self.jti.map(|n| n.0), issued_before_ms, until_ms })
+        Ok(Revocation {
+            user_id: self.user_id.map(|n| n.0),
+            jti: self.jti.map(|n| n.0),
+            issued_before_ms,
+            until_ms,
+        })
     }
 }
 
@@ -98,9 +110,19 @@ pub(crate) async fn revoke(
         Cause::BusUnavailable.because(detail).with("closed", here).retry_after(5)
     })?;
     let closed = here + counted(&replies);
-    let Revocation { user_id, jti, issued_before_ms, until_ms } = revocation;
+    let Revocation {
+        user_id,
+        jti,
+        issued_before_ms,
+        until_ms,
+    } = revocation;
     tracing::info!(by = %by.subject, user.id = user_id, jti, closed, missing = missing.len(), "tokens revoked");
-    Ok(Json(Revoked { closed, missing, issued_before: text(issued_before_ms), until: text(until_ms) }))
+    Ok(Json(Revoked {
+        closed,
+        missing,
+        issued_before: text(issued_before_ms),
+        until: text(until_ms),
+    }))
 }
 
 #[cfg(test)]
@@ -111,7 +133,9 @@ mod tests {
     const NOW: i64 = 1_795_000_000_000;
 
     fn checked(json: &str) -> Result<Revocation, Problem> {
-        serde_json::from_str::<Body>(json).unwrap().checked(NOW, 31 * DAY)
+        serde_json::from_str::<Body>(json)
+            .unwrap()
+            .checked(NOW, 31 * DAY)
     }
 
     #[test]
@@ -131,7 +155,12 @@ mod tests {
 
     #[test]
     fn times_that_cannot_be_meant_are_refused() {
-        let body = |offset_ms: i64| format!(r#"{{"userId": "17", "issuedBefore": "{}"}}"#, text(NOW + offset_ms));
+        let body = |offset_ms: i64| {
+            format!(
+                r#"{{"userId": "17", "issuedBefore": "{}"}}"#,
+                text(NOW + offset_ms)
+            )
+        };
         assert!(checked(&body(300_000)).is_ok());
         assert!(checked(&body(300_001)).is_err());
         assert!(checked(&body(-31 * 86_400_000 + 1)).is_ok());

@@ -22,10 +22,15 @@ pub(super) struct Directory {
 
 impl Directory {
     pub(super) fn new() -> Self {
-        Self { stripes: (0..STRIPES).map(|_| Mutex::default()).collect() }
+        Self {
+            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+        }
     }
 
-    fn stripe(&self, destination: &Destination) -> &Mutex<HashMap<Destination, Holders, FxBuildHasher>> {
+    fn stripe(
+        &self,
+        destination: &Destination,
+    ) -> &Mutex<HashMap<Destination, Holders, FxBuildHasher>> {
         &self.stripes[(FxBuildHasher.hash_one(destination) >> 40) as usize % STRIPES]
     }
 
@@ -49,7 +54,9 @@ impl Directory {
     /// Takes a connection away.
     pub(super) fn remove(&self, destination: &Destination, shard: u16) {
         let mut stripe = self.stripe(destination).lock();
-        let Some(holders) = stripe.get_mut(destination) else { return };
+        let Some(holders) = stripe.get_mut(destination) else {
+            return;
+        };
         if let Some(at) = holders.iter().position(|h| h.0 == shard) {
             holders[at].1 -= 1;
             if holders[at].1 == 0 {
@@ -66,7 +73,11 @@ impl Directory {
 
     /// Who holds a destination; empty for nobody.
     pub(super) fn holders(&self, destination: &Destination) -> Holders {
-        self.stripe(destination).lock().get(destination).cloned().unwrap_or_default()
+        self.stripe(destination)
+            .lock()
+            .get(destination)
+            .cloned()
+            .unwrap_or_default()
     }
 }
 

@@ -91,7 +91,14 @@ pub struct Link {
 }
 
 impl Link {
-    pub(super) fn new(id: Id, slot: u32, peer: IpAddr, connected_at_ms: i64, stream: TcpStream, budget: Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(
+        id: Id,
+        slot: u32,
+        peer: IpAddr,
+        connected_at_ms: i64,
+        stream: TcpStream,
+        budget: Arc<AtomicUsize>,
+    ) -> Self {
         Self {
             id,
             slot,
@@ -279,7 +286,9 @@ impl Link {
 
     /// Writes before anything is queued, and before the runtime has said that the socket takes it; says whether it took all.
     pub fn write_first(&self, bytes: &[u8]) -> bool {
-        (&*SockRef::from(&self.stream)).write(bytes).is_ok_and(|written| written == bytes.len())
+        (&*SockRef::from(&self.stream))
+            .write(bytes)
+            .is_ok_and(|written| written == bytes.len())
     }
 
     /// Tells the peer that nothing more comes.
@@ -306,7 +315,8 @@ pub fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.budget.fetch_sub(self.accounted.get(), Ordering::Relaxed);
+        self.budget
+            .fetch_sub(self.accounted.get(), Ordering::Relaxed);
     }
 }
 
@@ -316,6 +326,10 @@ mod tests {
 
     #[test]
     fn a_link_and_its_counts_of_references_are_320_bytes() {
-        assert!(size_of::<Link>() + 2 * size_of::<usize>() <= 320, "{}", size_of::<Link>());
+        assert!(
+            size_of::<Link>() + 2 * size_of::<usize>() <= 320,
+            "{}",
+            size_of::<Link>()
+        );
     }
 }

@@ -24,7 +24,14 @@ struct Queue<T> {
 
 impl<T> Mailbox<T> {
     pub(super) fn new() -> Self {
-        Self { queue: Mutex::new(Queue { items: Vec::new(), bytes: 0, closed: false }), filled: Notify::new() }
+        Self {
+            queue: Mutex::new(Queue {
+                items: Vec::new(),
+                bytes: 0,
+                closed: false,
+            }),
+            filled: Notify::new(),
+        }
     }
 
     /// Queues a message of so many bytes; false when too much waits, or the reader is gone.
@@ -40,7 +47,9 @@ impl<T> Mailbox<T> {
     fn push(&self, item: T, bytes: usize, bounded: bool) -> bool {
         let first = {
             let mut queue = self.queue.lock();
-            if queue.closed || (bounded && (queue.items.len() >= MESSAGES || queue.bytes + bytes > BYTES)) {
+            if queue.closed
+                || (bounded && (queue.items.len() >= MESSAGES || queue.bytes + bytes > BYTES))
+            {
                 return false;
             }
             queue.items.push(item);

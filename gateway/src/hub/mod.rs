@@ -186,7 +186,10 @@ impl Threads {
     /// # Errors
     /// A thread or its runtime cannot be made.
     pub fn start(shards: usize) -> std::io::Result<Self> {
-        (0..shards).map(Thread::start).collect::<Result<_, _>>().map(Self)
+        (0..shards)
+            .map(Thread::start)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// The runtime of the one thread, where there is just one.
@@ -199,12 +202,19 @@ impl Threads {
 
     /// Ends when any thread has ended, asked or not.
     pub async fn any_ended(&mut self) {
-        futures_util::future::select_all(self.0.iter_mut().map(|thread| &mut thread.ended)).await.0.ok();
+        futures_util::future::select_all(self.0.iter_mut().map(|thread| &mut thread.ended))
+            .await
+            .0
+            .ok();
     }
 
     /// Waits for all of them; says whether none panicked.
     pub fn join(self) -> bool {
-        let panicked = self.0.into_iter().filter_map(|thread| thread.thread.join().err()).count();
+        let panicked = self
+            .0
+            .into_iter()
+            .filter_map(|thread| thread.thread.join().err())
+            .count();
         panicked == 0
     }
 }
@@ -215,36 +225,51 @@ impl Thread {
         let (ends, ended) = oneshot::channel();
         // A runtime for what never leaves its thread is made on that thread.
         let (made, outcome) = std::sync::mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
-            // Whatever way this thread ends, the supervisor is told.
-            let _ends: oneshot::Sender<()> = ends;
-            match tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-                Ok(runtime) => {
-                    let _ = made.send(Ok(runtime.handle().clone()));
-                    runtime.block_on(async {
-                        let Ok(work) = begins.await else { return };
-                        // A task like those of connections: to wake what `block_on` itself waits for costs a look at all sockets.
-                        if let Err(error) = tokio::task::spawn_local(run(work)).await
-                            && error.is_panic()
-                        {
-                            std::panic::resume_unwind(error.into_panic());
-                        }
-                    });
-                    // What is left ends here, without waiting for the look-up of a name.
-                    runtime.shutdown_background();
+        let thread = std::thread::Builder::new()
+            .name(format!("shard-{index}"))
+            .spawn(move || {
+                // Whatever way this thread ends, the supervisor is told.
+                let _ends: oneshot::Sender<()> = ends;
+                match tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build_local(LocalOptions::default())
+                {
+                    Ok(runtime) => {
+                        let _ = made.send(Ok(runtime.handle().clone()));
+                        runtime.block_on(async {
+                            let Ok(work) = begins.await else { return };
+                            // A task like those of connections: to wake what `block_on` itself waits for costs a look at all sockets.
+                            if let Err(error) = tokio::task::spawn_local(run(work)).await
+                                && error.is_panic()
+                            {
+                                std::panic::resume_unwind(error.into_panic());
+                            }
+                        });
+                        // What is left ends here, without waiting for the look-up of a name.
+                        runtime.shutdown_background();
+                    }
+                    Err(error) => drop(made.send(Err(error))),
                 }
-                Err(error) => drop(made.send(Err(error))),
-            }
-        })?;
-        let runtime = outcome.recv().unwrap_or_else(|_| Err(std::io::Error::other("the thread of a shard ended")))?;
-        Ok(Self { runtime, work: Some(work), ended, thread })
+            })?;
+        let runtime = outcome
+            .recv()
+            .unwrap_or_else(|_| Err(std::io::Error::other("the thread of a shard ended")))?;
+        Ok(Self {
+            runtime,
+            work: Some(work),
+            ended,
+            thread,
+        })
     }
 }
 
 impl Hub {
     /// A hub without shards: it holds nothing.
     pub fn none() -> Self {
-        Self { shared: None, inlets: Arc::new([]) }
+        Self {
+            shared: None,
+            inlets: Arc::new([]),
+        }
     }
 
     /// Has each of the threads run a shard. Must be called inside the control runtime.
@@ -260,9 +285,16 @@ impl Hub {
             control: Handle::current(),
         });
         let begin = |(index, thread): (usize, &mut Thread)| {
-            let inlet = Arc::new(Inlet { mailbox: Mailbox::new(), overflowed: AtomicBool::new(false) });
-            let work =
-                Work { index: index as u16, shared: Arc::clone(&shared), inlet: Arc::clone(&inlet), shutdown: parts.shutdown.clone() };
+            let inlet = Arc::new(Inlet {
+                mailbox: Mailbox::new(),
+                overflowed: AtomicBool::new(false),
+            });
+            let work = Work {
+                index: index as u16,
+                shared: Arc::clone(&shared),
+                inlet: Arc::clone(&inlet),
+                shutdown: parts.shutdown.clone(),
+            };
             if let Some(thread) = thread.work.take() {
                 // A thread that is gone drops it, and with it closes its mailbox.
                 let _ = thread.send(work);
@@ -270,7 +302,10 @@ impl Hub {
             inlet
         };
         let inlets = threads.0.iter_mut().enumerate().map(begin).collect();
-        Self { shared: Some(shared), inlets }
+        Self {
+            shared: Some(shared),
+            inlets,
+        }
     }
 
     /// Hands a message to every local connection it is for; says how many those are, counted before exclusions of members that are not in the room.
@@ -282,7 +317,12 @@ impl Hub {
         if count == 0 {
             return 0;
         }
-        let excluded = |id: &&Id| !shared.directory.holders(&Destination::Client(**id)).is_empty();
+        let excluded = |id: &&Id| {
+            !shared
+                .directory
+                .holders(&Destination::Client(**id))
+                .is_empty()
+        };
         count = count.saturating_sub(dispatch.exclude.iter().filter(excluded).count());
         let message = envelope::encode(&dispatch.event, dispatch.data.get());
         let bytes = message.frame().len();
@@ -290,8 +330,20 @@ impl Hub {
         let messages = std::iter::repeat_n(message, holders.len());
         for ((shard, _), message) in holders.into_iter().zip(messages) {
             let inlet = &self.inlets[usize::from(shard)];
-            let (destination, exclude, span) = (dispatch.destination.clone(), Arc::clone(&dispatch.exclude), dispatch.span.clone());
-            if !inlet.mailbox.push_message(Command::Deliver { destination, message, exclude, span }, bytes) {
+            let (destination, exclude, span) = (
+                dispatch.destination.clone(),
+                Arc::clone(&dispatch.exclude),
+                dispatch.span.clone(),
+            );
+            if !inlet.mailbox.push_message(
+                Command::Deliver {
+                    destination,
+                    message,
+                    exclude,
+                    span,
+                },
+                bytes,
+            ) {
                 inlet.overflowed.store(true, Ordering::Release);
             }
         }
@@ -299,11 +351,16 @@ impl Hub {
     }
 
     fn holders(&self, destination: &Destination) -> Holders {
-        let Some(shared) = &self.shared else { return Holders::new() };
+        let Some(shared) = &self.shared else {
+            return Holders::new();
+        };
         match destination {
             Destination::Broadcast => {
                 let counts = shared.counts.iter().enumerate();
-                counts.map(|(n, c)| (n as u16, c.authenticated.load(Ordering::Relaxed) as u32)).filter(|h| h.1 > 0).collect()
+                counts
+                    .map(|(n, c)| (n as u16, c.authenticated.load(Ordering::Relaxed) as u32))
+                    .filter(|h| h.1 > 0)
+                    .collect()
             }
             Destination::Room(name) => {
                 let mut holders = shared.directory.holders(destination);
@@ -324,33 +381,56 @@ impl Hub {
 
     /// How many connections there are.
     pub fn counts(&self) -> Counts {
-        let Some(shared) = &self.shared else { return Counts::default() };
-        shared.counts.iter().fold(Counts::default(), |sum, c| Counts {
-            total: sum.total + c.total.load(Ordering::Relaxed),
-            authenticated: sum.authenticated + c.authenticated.load(Ordering::Relaxed),
-            encrypted: sum.encrypted + c.encrypted.load(Ordering::Relaxed),
-        })
+        let Some(shared) = &self.shared else {
+            return Counts::default();
+        };
+        shared
+            .counts
+            .iter()
+            .fold(Counts::default(), |sum, c| Counts {
+                total: sum.total + c.total.load(Ordering::Relaxed),
+                authenticated: sum.authenticated + c.authenticated.load(Ordering::Relaxed),
+                encrypted: sum.encrypted + c.encrypted.load(Ordering::Relaxed),
+            })
     }
 
     /// Bytes that wait to be written on the whole instance.
     pub fn outbox_bytes(&self) -> usize {
-        self.shared.as_ref().map_or(0, |s| s.outbox_bytes.load(Ordering::Relaxed))
+        self.shared
+            .as_ref()
+            .map_or(0, |s| s.outbox_bytes.load(Ordering::Relaxed))
     }
 
     /// Chooses the shard with the fewest connections, those that are coming included, and has it begin with a socket that `begin` owns. The claim is
     /// kept for as long as the socket is neither a connection there nor gone. Under a flood of messages the socket is dropped.
     pub fn place(&self, begin: impl FnOnce(&Rc<Shard>, Claim) + Send + 'static) {
         let Some(shared) = &self.shared else { return };
-        let alive = shared.counts.iter().enumerate().filter(|(index, _)| !self.inlets[*index].mailbox.is_closed());
-        let fewest = alive.min_by_key(|(_, c)| c.total.load(Ordering::Relaxed) + c.coming.load(Ordering::Relaxed));
+        let alive = shared
+            .counts
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| !self.inlets[*index].mailbox.is_closed());
+        let fewest = alive.min_by_key(|(_, c)| {
+            c.total.load(Ordering::Relaxed) + c.coming.load(Ordering::Relaxed)
+        });
         if let Some((index, _)) = fewest {
-            self.inlets[index].mailbox.push_message(Command::Begin(Box::new(begin), Claim::new(shared, index)), 0);
+            self.inlets[index].mailbox.push_message(
+                Command::Begin(Box::new(begin), Claim::new(shared, index)),
+                0,
+            );
         }
     }
 
-    async fn ask<T>(&self, shard: u16, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+    async fn ask<T>(
+        &self,
+        shard: u16,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        if !self.inlets[usize::from(shard)].mailbox.push_command(command(reply)) {
+        if !self.inlets[usize::from(shard)]
+            .mailbox
+            .push_command(command(reply))
+        {
             return None;
         }
         answer.await.ok()
@@ -364,16 +444,30 @@ impl Hub {
                 answers.push(answer);
             }
         }
-        futures_util::future::join_all(answers).await.into_iter().flatten().collect()
+        futures_util::future::join_all(answers)
+            .await
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     fn shard_of(&self, client: Id) -> Option<u16> {
-        self.shared.as_ref()?.directory.holders(&Destination::Client(client)).first().map(|h| h.0)
+        self.shared
+            .as_ref()?
+            .directory
+            .holders(&Destination::Client(client))
+            .first()
+            .map(|h| h.0)
     }
 
     /// Local connections in the order of their ids' text.
     pub async fn list(&self, query: &ClientQuery) -> Vec<ClientInfo> {
-        let mut clients: Vec<ClientInfo> = self.ask_all(|reply| Command::List(query.clone(), reply)).await.into_iter().flatten().collect();
+        let mut clients: Vec<ClientInfo> = self
+            .ask_all(|reply| Command::List(query.clone(), reply))
+            .await
+            .into_iter()
+            .flatten()
+            .collect();
         clients.sort_unstable_by(|a, b| a.id.as_str().cmp(b.id.as_str()));
         clients.truncate(query.limit.clamp(1, MAX_LISTED));
         clients
@@ -381,31 +475,60 @@ impl Hub {
 
     /// One local connection.
     pub async fn describe(&self, client: Id) -> Option<ClientInfo> {
-        self.ask_all(|reply| Command::Describe(client, reply)).await.into_iter().flatten().next()
+        self.ask_all(|reply| Command::Describe(client, reply))
+            .await
+            .into_iter()
+            .flatten()
+            .next()
     }
 
     /// Closes local connections; says how many.
     pub async fn close(&self, which: &Which, close: Close) -> usize {
         match which {
-            Which::Client(id) => self.ask_all(|reply| Command::CloseClient(*id, close, reply)).await.into_iter().sum(),
-            Which::User(user) => self.ask_all(|reply| Command::CloseUser(user.as_str().into(), close, reply)).await.into_iter().sum(),
+            Which::Client(id) => self
+                .ask_all(|reply| Command::CloseClient(*id, close, reply))
+                .await
+                .into_iter()
+                .sum(),
+            Which::User(user) => self
+                .ask_all(|reply| Command::CloseUser(user.as_str().into(), close, reply))
+                .await
+                .into_iter()
+                .sum(),
         }
     }
 
     /// Closes every local connection whose principal matches; says how many.
-    pub async fn close_where(&self, matches: impl Fn(&Principal) -> bool + Clone + Send + 'static, close: Close) -> usize {
-        self.ask_all(|reply| Command::CloseWhere(Box::new(matches.clone()), close, reply)).await.into_iter().sum()
+    pub async fn close_where(
+        &self,
+        matches: impl Fn(&Principal) -> bool + Clone + Send + 'static,
+        close: Close,
+    ) -> usize {
+        self.ask_all(|reply| Command::CloseWhere(Box::new(matches.clone()), close, reply))
+            .await
+            .into_iter()
+            .sum()
     }
 
     /// Closes every local connection whose token a revocation matches (4006); says how many.
     pub async fn revoke(&self, revocation: &Revocation) -> usize {
         let revocation = revocation.clone();
-        self.close_where(move |principal| revocation_matches(&revocation, principal), Close::Revoked).await
+        self.close_where(
+            move |principal| revocation_matches(&revocation, principal),
+            Close::Revoked,
+        )
+        .await
     }
 
     /// Tells every local connection whose principal matches that its token ends soon; says how many.
-    pub async fn announce_end(&self, matches: impl Fn(&Principal) -> bool + Clone + Send + 'static) -> usize {
-        self.ask_all(|reply| Command::Fallen(Box::new(matches.clone()), reply)).await.into_iter().sum()
+    pub async fn announce_end(
+        &self,
+        matches: impl Fn(&Principal) -> bool + Clone + Send + 'static,
+    ) -> usize {
+        self.ask_all(|reply| Command::Fallen(Box::new(matches.clone()), reply))
+            .await
+            .into_iter()
+            .sum()
     }
 
     /// Closes `count` random authenticated connections with 4009; says how many.
@@ -421,7 +544,11 @@ impl Hub {
     /// Each shard closes its part of `count`, in proportion to what it holds.
     async fn close_some(&self, count: usize, authenticated_only: bool, close: Close) -> usize {
         let Some(shared) = &self.shared else { return 0 };
-        let held: Vec<usize> = shared.counts.iter().map(|c| c.total.load(Ordering::Relaxed)).collect();
+        let held: Vec<usize> = shared
+            .counts
+            .iter()
+            .map(|c| c.total.load(Ordering::Relaxed))
+            .collect();
         let total: usize = held.iter().sum();
         let mut left = count.min(total);
         let parts = held.iter().map(|held| {
@@ -433,18 +560,35 @@ impl Hub {
             .collect::<Vec<_>>()
             .into_iter()
             .enumerate()
-            .map(|(shard, count)| self.ask(shard as u16, move |reply| Command::CloseSome { count, authenticated_only, close, reply }));
-        futures_util::future::join_all(asked).await.into_iter().flatten().sum()
+            .map(|(shard, count)| {
+                self.ask(shard as u16, move |reply| Command::CloseSome {
+                    count,
+                    authenticated_only,
+                    close,
+                    reply,
+                })
+            });
+        futures_util::future::join_all(asked)
+            .await
+            .into_iter()
+            .flatten()
+            .sum()
     }
 
     /// Puts a local connection into rooms, past the ACL; `None` if it is not held here, else the rooms that are new to it.
     pub async fn join(&self, client: Id, rooms: &[String]) -> Option<Vec<String>> {
-        self.ask(self.shard_of(client)?, |reply| Command::Join(client, rooms.to_vec(), reply)).await?
+        self.ask(self.shard_of(client)?, |reply| {
+            Command::Join(client, rooms.to_vec(), reply)
+        })
+        .await?
     }
 
     /// Takes a local connection out of rooms; `None` if it is not held here, else the rooms it was in.
     pub async fn leave(&self, client: Id, rooms: &[String]) -> Option<Vec<String>> {
-        self.ask(self.shard_of(client)?, |reply| Command::Leave(client, rooms.to_vec(), reply)).await?
+        self.ask(self.shard_of(client)?, |reply| {
+            Command::Leave(client, rooms.to_vec(), reply)
+        })
+        .await?
     }
 }
 
@@ -452,7 +596,12 @@ impl Hub {
 const KEPT_BATCH: usize = 4096;
 
 async fn run(work: Work) {
-    let Work { index, shared, inlet, shutdown } = &work;
+    let Work {
+        index,
+        shared,
+        inlet,
+        shutdown,
+    } = &work;
     let shard = Shard::new(*index, Arc::clone(shared));
     let mut live = shared.live.clone();
     let mut turning = tokio::task::spawn_local(Rc::clone(&shard).turn());

@@ -46,8 +46,11 @@ impl Run {
     pub(super) const BYTES: usize = WRITE_BYTES;
 
     pub(super) fn new(messages: Vec<Rc<Message>>) -> Self {
-        let mut joined = Vec::with_capacity(messages.iter().map(|message| message.frame().len()).sum());
-        messages.iter().for_each(|message| joined.extend_from_slice(message.frame()));
+        let mut joined =
+            Vec::with_capacity(messages.iter().map(|message| message.frame().len()).sum());
+        messages
+            .iter()
+            .for_each(|message| joined.extend_from_slice(message.frame()));
         Self { messages, joined }
     }
 
@@ -141,15 +144,26 @@ impl Outbox {
     }
 
     /// Queues what was held back, as far as `keep` says so.
-    pub(super) fn release(&mut self, bounds: Bounds, mut keep: impl FnMut(&Message) -> bool) -> Result<(), Overflow> {
-        let Some(held) = self.held.take() else { return Ok(()) };
-        held.messages.iter().filter(|m| keep(m)).try_for_each(|message| self.push(message, bounds))
+    pub(super) fn release(
+        &mut self,
+        bounds: Bounds,
+        mut keep: impl FnMut(&Message) -> bool,
+    ) -> Result<(), Overflow> {
+        let Some(held) = self.held.take() else {
+            return Ok(());
+        };
+        held.messages
+            .iter()
+            .filter(|m| keep(m))
+            .try_for_each(|message| self.push(message, bounds))
     }
 
     /// Queues a message, or holds it back.
     pub(super) fn push(&mut self, message: &Rc<Message>, bounds: Bounds) -> Result<(), Overflow> {
         if let Some(held) = &mut self.held {
-            if held.bytes + message.frame().len() > bounds.bytes || held.messages.len() >= bounds.frames {
+            if held.bytes + message.frame().len() > bounds.bytes
+                || held.messages.len() >= bounds.frames
+            {
                 return Err(Overflow);
             }
             held.bytes += message.frame().len();
@@ -161,23 +175,40 @@ impl Outbox {
 
     /// Queues messages that came together, or holds them back.
     pub(super) fn push_run(&mut self, run: &Rc<Run>, bounds: Bounds) -> Result<(), Overflow> {
-        let as_one = self.held.is_none() && self.seal.is_none() && self.items.is_empty() && run.messages.len() <= bounds.frames;
+        let as_one = self.held.is_none()
+            && self.seal.is_none()
+            && self.items.is_empty()
+            && run.messages.len() <= bounds.frames;
         if as_one {
             return self.queue(Item::Run(Rc::clone(run)), run.joined.len(), bounds);
         }
-        run.messages.iter().try_for_each(|message| self.push(message, bounds))
+        run.messages
+            .iter()
+            .try_for_each(|message| self.push(message, bounds))
     }
 
     /// Queues a message ahead of what is held back.
-    pub(super) fn push_now(&mut self, message: &Rc<Message>, bounds: Bounds) -> Result<(), Overflow> {
+    pub(super) fn push_now(
+        &mut self,
+        message: &Rc<Message>,
+        bounds: Bounds,
+    ) -> Result<(), Overflow> {
         match self.seal {
             None => self.push_clear(message, bounds),
-            Some(_) => self.queue(Item::Sealed(Rc::clone(message)), Cipher::sealed_length(message.payload().len()), bounds),
+            Some(_) => self.queue(
+                Item::Sealed(Rc::clone(message)),
+                Cipher::sealed_length(message.payload().len()),
+                bounds,
+            ),
         }
     }
 
     /// Queues a frame as it is: control frames, and what is always in the clear.
-    pub(super) fn push_clear(&mut self, message: &Rc<Message>, bounds: Bounds) -> Result<(), Overflow> {
+    pub(super) fn push_clear(
+        &mut self,
+        message: &Rc<Message>,
+        bounds: Bounds,
+    ) -> Result<(), Overflow> {
         self.queue(Item::Raw(Rc::clone(message)), message.frame().len(), bounds)
     }
 
@@ -216,7 +247,11 @@ impl Outbox {
     fn discard(&mut self) {
         self.held = None;
         self.items.truncate(usize::from(self.begun));
-        self.bytes = self.items.first().and_then(Item::bytes).map_or(0, |rest| rest.len() - self.written);
+        self.bytes = self
+            .items
+            .first()
+            .and_then(Item::bytes)
+            .map_or(0, |rest| rest.len() - self.written);
     }
 
     /// Whether nothing waits to be written.
@@ -235,7 +270,11 @@ impl Outbox {
     }
 
     /// Writes what waits, as far as the sink takes it; says how many bytes that were.
-    pub(super) fn flush(&mut self, sink: &impl Sink, now: impl Fn() -> Instant) -> io::Result<(Flushed, usize)> {
+    pub(super) fn flush(
+        &mut self,
+        sink: &impl Sink,
+        now: impl Fn() -> Instant,
+    ) -> io::Result<(Flushed, usize)> {
         let mut total = 0;
         while !self.items.is_empty() {
             let (wanted, result) = match self.items.as_slice() {
@@ -268,7 +307,9 @@ impl Outbox {
 
     /// Writes the one item that waits, without copying it.
     fn write_alone(&mut self, sink: &impl Sink) -> (usize, io::Result<usize>) {
-        let Some(bytes) = self.items.first().and_then(Item::bytes) else { return (0, Ok(0)) };
+        let Some(bytes) = self.items.first().and_then(Item::bytes) else {
+            return (0, Ok(0));
+        };
         let wanted = bytes.len() - self.written;
         let result = sink.write(&bytes[self.written..]);
         let written = *result.as_ref().unwrap_or(&0);
@@ -285,7 +326,9 @@ impl Outbox {
 
     /// A run at the front becomes its frames, but for those that were written.
     fn split_run(&mut self) {
-        let Some(Item::Run(run)) = self.items.first() else { return };
+        let Some(Item::Run(run)) = self.items.first() else {
+            return;
+        };
         let run = Rc::clone(run);
         let mut left = run.messages.as_slice();
         while let [first, rest @ ..] = left
@@ -296,7 +339,8 @@ impl Outbox {
         }
         self.begun = self.written > 0;
         self.items.remove(0);
-        self.items.insert_many(0, left.iter().cloned().map(Item::Raw));
+        self.items
+            .insert_many(0, left.iter().cloned().map(Item::Raw));
     }
 
     /// Puts as many items as fit together for one write. Of what was not written only the frame that was begun stays as bytes, since a sealed frame
@@ -320,10 +364,15 @@ impl Outbox {
                     Item::Sealed(message) => {
                         let mut iv = [0u8; IV_BYTES];
                         rand::rng().fill_bytes(&mut iv);
-                        let cipher = self.seal.as_ref().expect("a message is only queued for sealing with a cipher");
+                        let cipher = self
+                            .seal
+                            .as_ref()
+                            .expect("a message is only queued for sealing with a cipher");
                         cipher.seal(message.payload(), iv, seal, write);
                     }
-                    item => write.extend_from_slice(item.bytes().map_or(&[], |bytes| &bytes[from..])),
+                    item => {
+                        write.extend_from_slice(item.bytes().map_or(&[], |bytes| &bytes[from..]))
+                    }
                 }
                 ends.push(write.len());
             }
@@ -340,7 +389,9 @@ impl Outbox {
                 if written > start {
                     self.begun = true;
                     if let Item::Sealed(_) = &self.items[0] {
-                        self.items[0] = Item::Rest(Box::new(Rest { bytes: write[written..ends[done]].to_vec() }));
+                        self.items[0] = Item::Rest(Box::new(Rest {
+                            bytes: write[written..ends[done]].to_vec(),
+                        }));
                         self.written = 0;
                     } else {
                         self.written += written - start;
@@ -363,7 +414,10 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
-    const WIDE: Bounds = Bounds { bytes: 1 << 20, frames: 1000 };
+    const WIDE: Bounds = Bounds {
+        bytes: 1 << 20,
+        frames: 1000,
+    };
 
     /// Takes `room` bytes, then blocks.
     #[derive(Default)]
@@ -394,7 +448,10 @@ mod tests {
         let (mut at, mut frames) = (0, Vec::new());
         while at < bytes.len() {
             let (header, length) = match bytes[at + 1] {
-                126 => (4, usize::from(u16::from_be_bytes([bytes[at + 2], bytes[at + 3]]))),
+                126 => (
+                    4,
+                    usize::from(u16::from_be_bytes([bytes[at + 2], bytes[at + 3]])),
+                ),
                 short => (2, usize::from(short)),
             };
             frames.push(bytes[at + header..at + header + length].to_vec());
@@ -464,17 +521,32 @@ mod tests {
                     outbox.push_run(&run, WIDE).unwrap();
                     pipe.room.set(room);
                     outbox.flush(&pipe, Instant::now).unwrap();
-                    outbox.push_run(&Rc::new(Run::new(vec![message(1), message(2)])), WIDE).unwrap();
+                    outbox
+                        .push_run(&Rc::new(Run::new(vec![message(1), message(2)])), WIDE)
+                        .unwrap();
                     outbox.push(&message(3), WIDE).unwrap();
                     assert!(room < 1000 || outbox.items.len() <= 3);
-                    let narrow = Bounds { bytes: 1 << 20, frames: 3 };
-                    assert_eq!(outbox.push_run(&run, narrow), Err(Overflow), "frames are counted");
+                    let narrow = Bounds {
+                        bytes: 1 << 20,
+                        frames: 3,
+                    };
+                    assert_eq!(
+                        outbox.push_run(&run, narrow),
+                        Err(Overflow),
+                        "frames are counted"
+                    );
                     pipe.room.set(usize::MAX);
                     outbox.flush(&pipe, Instant::now).unwrap();
                     let got = frames(&pipe.got.borrow());
                     if !sealed {
-                        let said: Vec<_> = got.iter().map(|frame| String::from_utf8_lossy(frame).into_owned()).collect();
-                        let first: Vec<_> = (0..10).chain([1, 2, 3]).map(|n| format!("message {n}")).collect();
+                        let said: Vec<_> = got
+                            .iter()
+                            .map(|frame| String::from_utf8_lossy(frame).into_owned())
+                            .collect();
+                        let first: Vec<_> = (0..10)
+                            .chain([1, 2, 3])
+                            .map(|n| format!("message {n}"))
+                            .collect();
                         assert_eq!(said[..13], first, "room {room}");
                     }
                     assert!(got.len() >= 13 && outbox.waiting_bytes() == 0);
@@ -486,14 +558,24 @@ mod tests {
     #[test]
     fn too_many_frames_or_bytes_are_an_overflow() {
         let mut outbox = Outbox::default();
-        let frames = Bounds { bytes: 1 << 20, frames: 3 };
+        let frames = Bounds {
+            bytes: 1 << 20,
+            frames: 3,
+        };
         let pushed: Vec<_> = (0..4).map(|n| outbox.push(&message(n), frames)).collect();
         assert_eq!(pushed, [Ok(()), Ok(()), Ok(()), Err(Overflow)]);
         let mut outbox = Outbox::default();
         outbox.hold();
-        let bytes = Bounds { bytes: 25, frames: 1000 };
+        let bytes = Bounds {
+            bytes: 25,
+            frames: 1000,
+        };
         let pushed: Vec<_> = (0..3).map(|n| outbox.push(&message(n), bytes)).collect();
-        assert_eq!(pushed, [Ok(()), Ok(()), Err(Overflow)], "what is held back counts as well");
+        assert_eq!(
+            pushed,
+            [Ok(()), Ok(()), Err(Overflow)],
+            "what is held back counts as well"
+        );
     }
 
     #[test]
@@ -508,7 +590,11 @@ mod tests {
                     outbox.push(&message(n), WIDE).unwrap();
                 }
                 // In the clear a frame has 11 bytes.
-                pipe.room.set(if sealed { room * Cipher::sealed_length(9) / 11 } else { room });
+                pipe.room.set(if sealed {
+                    room * Cipher::sealed_length(9) / 11
+                } else {
+                    room
+                });
                 outbox.flush(&pipe, Instant::now).unwrap();
                 assert!(outbox.blocked_since().is_some());
                 outbox.finish(Message::close(4008, "Slow consumer"));
@@ -531,9 +617,14 @@ mod tests {
         outbox.push(&message(2), WIDE).unwrap();
         outbox.push(&message(3), WIDE).unwrap();
         outbox.push_now(&message(1), WIDE).unwrap();
-        outbox.release(WIDE, |m| m.payload() != b"message 3").unwrap();
+        outbox
+            .release(WIDE, |m| m.payload() != b"message 3")
+            .unwrap();
         outbox.push(&message(4), WIDE).unwrap();
         outbox.flush(&pipe, Instant::now).unwrap();
-        assert_eq!(frames(&pipe.got.borrow()), [b"message 1", b"message 2", b"message 4"]);
+        assert_eq!(
+            frames(&pipe.got.borrow()),
+            [b"message 1", b"message 2", b"message 4"]
+        );
     }
 }

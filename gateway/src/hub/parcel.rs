@@ -31,7 +31,10 @@ pub(super) struct Burst {
 impl Burst {
     pub(super) fn new(message: Message) -> Self {
         let bytes = message.frame().len();
-        Self { messages: SmallVec::from([Rc::new(message)]), bytes }
+        Self {
+            messages: SmallVec::from([Rc::new(message)]),
+            bytes,
+        }
     }
 
     /// Whether a message goes into it, and into so many bytes.

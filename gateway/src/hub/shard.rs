@@ -56,13 +56,18 @@ pub struct Claim {
 impl Claim {
     pub(super) fn new(shared: &Arc<Shared>, shard: usize) -> Self {
         shared.counts[shard].coming.fetch_add(1, Ordering::Relaxed);
-        Self { shared: Arc::clone(shared), shard }
+        Self {
+            shared: Arc::clone(shared),
+            shard,
+        }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.shared.counts[self.shard].coming.fetch_sub(1, Ordering::Relaxed);
+        self.shared.counts[self.shard]
+            .coming
+            .fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -159,30 +164,58 @@ impl Shard {
         let entry = links.vacant_entry();
         let slot = entry.key() as u32;
         let connected_at = self.shared.clock.now_ms();
-        let link = Rc::new(Link::new(id, slot, peer, connected_at, stream, Arc::clone(&self.shared.outbox_bytes)));
+        let link = Rc::new(Link::new(
+            id,
+            slot,
+            peer,
+            connected_at,
+            stream,
+            Arc::clone(&self.shared.outbox_bytes),
+        ));
         entry.insert(Rc::clone(&link));
         self.by_client.borrow_mut().insert(id, slot);
-        self.shared.counts[usize::from(self.index)].total.fetch_add(1, Ordering::Relaxed);
+        self.shared.counts[usize::from(self.index)]
+            .total
+            .fetch_add(1, Ordering::Relaxed);
         self.shared.metrics.connections.inc();
         link
     }
 
     /// Enters an authenticated connection under its client id, its user and the default rooms.
-    pub fn admit(&self, link: &Rc<Link>, principal: Arc<Principal>, encrypted: bool) -> Result<(), TooMany> {
+    pub fn admit(
+        &self,
+        link: &Rc<Link>,
+        principal: Arc<Principal>,
+        encrypted: bool,
+    ) -> Result<(), TooMany> {
         let user = Arc::clone(&principal.subject);
-        if !self.shared.directory.add(&Destination::User(Arc::clone(&user)), self.index, self.caps().per_user) {
+        if !self.shared.directory.add(
+            &Destination::User(Arc::clone(&user)),
+            self.index,
+            self.caps().per_user,
+        ) {
             return Err(TooMany);
         }
-        self.shared.directory.add(&Destination::Client(link.id), self.index, u32::MAX);
-        self.by_user.borrow_mut().entry(user).or_default().push(link.slot);
+        self.shared
+            .directory
+            .add(&Destination::Client(link.id), self.index, u32::MAX);
+        self.by_user
+            .borrow_mut()
+            .entry(user)
+            .or_default()
+            .push(link.slot);
         *link.principal.borrow_mut() = Some(principal);
         for name in DEFAULT_ROOMS {
             self.enter(link, name, false);
         }
-        self.shared.counts[usize::from(self.index)].authenticated.fetch_add(1, Ordering::Relaxed);
+        self.shared.counts[usize::from(self.index)]
+            .authenticated
+            .fetch_add(1, Ordering::Relaxed);
         self.shared.metrics.authenticated.inc();
         if encrypted {
-            self.shared.counts[usize::from(self.index)].encrypted.fetch_add(1, Ordering::Relaxed);
+            self.shared.counts[usize::from(self.index)]
+                .encrypted
+                .fetch_add(1, Ordering::Relaxed);
             self.shared.metrics.encrypted.inc();
         }
         Ok(())
@@ -196,24 +229,44 @@ impl Shard {
     /// What the bus is to hear for an admitted connection.
     pub fn interests(&self, link: &Link) -> Vec<Destination> {
         let mut interests = vec![Destination::Client(link.id)];
-        interests.extend(link.principal.borrow().as_ref().map(|p| Destination::User(Arc::clone(&p.subject))));
+        interests.extend(
+            link.principal
+                .borrow()
+                .as_ref()
+                .map(|p| Destination::User(Arc::clone(&p.subject))),
+        );
         let rooms = self.rooms.borrow();
-        interests.extend(link.seats.borrow().iter().map(|seat| Destination::Room(Arc::clone(&rooms[seat.room as usize].name))));
+        interests.extend(
+            link.seats
+                .borrow()
+                .iter()
+                .map(|seat| Destination::Room(Arc::clone(&rooms[seat.room as usize].name))),
+        );
         interests
     }
 
     /// Names of the rooms a connection is in.
     pub fn rooms_of(&self, link: &Link) -> Vec<String> {
         let rooms = self.rooms.borrow();
-        link.seats.borrow().iter().map(|seat| rooms[seat.room as usize].name.to_string()).collect()
+        link.seats
+            .borrow()
+            .iter()
+            .map(|seat| rooms[seat.room as usize].name.to_string())
+            .collect()
     }
 
     /// Names of the rooms it is in by right, the default ones excepted: they are left when the right ends.
     pub fn rooms_by_right(&self, link: &Link) -> Vec<String> {
         let rooms = self.rooms.borrow();
         let seats = link.seats.borrow();
-        let names = seats.iter().filter(|seat| !seat.granted).map(|seat| &*rooms[seat.room as usize].name);
-        names.filter(|name| !DEFAULT_ROOMS.contains(name)).map(str::to_owned).collect()
+        let names = seats
+            .iter()
+            .filter(|seat| !seat.granted)
+            .map(|seat| &*rooms[seat.room as usize].name);
+        names
+            .filter(|name| !DEFAULT_ROOMS.contains(name))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Joins rooms, up to the limit per connection; says which are new. `granted` by an administrator, they are kept whatever the rules say.
@@ -221,22 +274,44 @@ impl Shard {
         let limit = self.caps().rooms;
         let may = |name: &str| match name.parse::<Id>() {
             // A client id is a room of its own: the client is in it from the start, and nobody else ever is.
-            Ok(id) => id != link.id && self.shared.directory.holders(&Destination::Client(id)).is_empty(),
+            Ok(id) => {
+                id != link.id
+                    && self
+                        .shared
+                        .directory
+                        .holders(&Destination::Client(id))
+                        .is_empty()
+            }
             Err(_) => true,
         };
-        let enter = |name: &&String| may(name) && link.seats.borrow().len() < limit && self.enter(link, name, granted);
+        let enter = |name: &&String| {
+            may(name) && link.seats.borrow().len() < limit && self.enter(link, name, granted)
+        };
         let joined: Vec<String> = names.iter().filter(enter).cloned().collect();
         if !joined.is_empty() {
-            self.shared.hear(joined.iter().map(|name| Destination::Room(name.as_str().into())).collect());
+            self.shared.hear(
+                joined
+                    .iter()
+                    .map(|name| Destination::Room(name.as_str().into()))
+                    .collect(),
+            );
         }
         joined
     }
 
     /// Leaves rooms; says which it was in.
     pub fn leave(&self, link: &Link, names: &[String]) -> Vec<String> {
-        let left: Vec<String> = names.iter().filter(|name| self.exit(link, name)).cloned().collect();
+        let left: Vec<String> = names
+            .iter()
+            .filter(|name| self.exit(link, name))
+            .cloned()
+            .collect();
         if !left.is_empty() {
-            self.shared.unhear(left.iter().map(|name| Destination::Room(name.as_str().into())).collect());
+            self.shared.unhear(
+                left.iter()
+                    .map(|name| Destination::Room(name.as_str().into()))
+                    .collect(),
+            );
         }
         left
     }
@@ -246,7 +321,10 @@ impl Shard {
         let known = self.by_room.borrow().get(name).copied();
         let room = known.unwrap_or_else(|| {
             let name: Arc<str> = name.into();
-            let room = rooms.insert(Room { name: Arc::clone(&name), members: Vec::new() }) as u32;
+            let room = rooms.insert(Room {
+                name: Arc::clone(&name),
+                members: Vec::new(),
+            }) as u32;
             self.by_room.borrow_mut().insert(name, room);
             room
         });
@@ -256,17 +334,29 @@ impl Shard {
             return false;
         }
         let entered = &mut rooms[room as usize];
-        seats.push(Seat { room, at: entered.members.len() as u32, granted });
+        seats.push(Seat {
+            room,
+            at: entered.members.len() as u32,
+            granted,
+        });
         entered.members.push(link.slot);
-        self.shared.directory.add(&Destination::Room(Arc::clone(&entered.name)), self.index, u32::MAX);
+        self.shared.directory.add(
+            &Destination::Room(Arc::clone(&entered.name)),
+            self.index,
+            u32::MAX,
+        );
         true
     }
 
     fn exit(&self, link: &Link, name: &str) -> bool {
-        let Some(room) = self.by_room.borrow().get(name).copied() else { return false };
+        let Some(room) = self.by_room.borrow().get(name).copied() else {
+            return false;
+        };
         let seat = {
             let mut seats = link.seats.borrow_mut();
-            let Some(at) = seats.iter().position(|seat| seat.room == room) else { return false };
+            let Some(at) = seats.iter().position(|seat| seat.room == room) else {
+                return false;
+            };
             seats.swap_remove(at)
         };
         self.vacate(seat);
@@ -285,7 +375,9 @@ impl Shard {
                 theirs.at = seat.at;
             }
         }
-        self.shared.directory.remove(&Destination::Room(Arc::clone(&room.name)), self.index);
+        self.shared
+            .directory
+            .remove(&Destination::Room(Arc::clone(&room.name)), self.index);
         if room.members.is_empty() {
             let room = rooms.remove(seat.room as usize);
             self.by_room.borrow_mut().remove(&room.name);
@@ -312,13 +404,22 @@ impl Shard {
                     users.remove(&principal.subject);
                 }
             }
-            self.shared.directory.remove(&Destination::User(Arc::clone(&principal.subject)), self.index);
+            self.shared.directory.remove(
+                &Destination::User(Arc::clone(&principal.subject)),
+                self.index,
+            );
         }
-        self.shared.directory.remove(&Destination::Client(link.id), self.index);
-        self.shared.counts[usize::from(self.index)].authenticated.fetch_sub(1, Ordering::Relaxed);
+        self.shared
+            .directory
+            .remove(&Destination::Client(link.id), self.index);
+        self.shared.counts[usize::from(self.index)]
+            .authenticated
+            .fetch_sub(1, Ordering::Relaxed);
         self.shared.metrics.authenticated.dec();
         if encrypted {
-            self.shared.counts[usize::from(self.index)].encrypted.fetch_sub(1, Ordering::Relaxed);
+            self.shared.counts[usize::from(self.index)]
+                .encrypted
+                .fetch_sub(1, Ordering::Relaxed);
             self.shared.metrics.encrypted.dec();
         }
     }
@@ -327,7 +428,9 @@ impl Shard {
     pub fn forget(&self, link: &Link) {
         self.links.borrow_mut().try_remove(link.slot as usize);
         self.by_client.borrow_mut().remove(&link.id);
-        self.shared.counts[usize::from(self.index)].total.fetch_sub(1, Ordering::Relaxed);
+        self.shared.counts[usize::from(self.index)]
+            .total
+            .fetch_sub(1, Ordering::Relaxed);
         self.shared.metrics.connections.dec();
     }
 
@@ -353,7 +456,10 @@ impl Shard {
         let mut due = Vec::new();
         let mut sleep = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         poll_fn(|cx| {
-            self.timer.borrow_mut().get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
+            self.timer
+                .borrow_mut()
+                .get_or_insert_with(|| cx.waker().clone())
+                .clone_from(cx.waker());
             loop {
                 let Some((tick, at)) = self.wheel.borrow().next() else {
                     self.timed.set(u32::MAX);
@@ -377,7 +483,9 @@ impl Shard {
         wheel.turn(now, looks);
         let links = self.links.borrow();
         for (slot, tick) in looks.drain(..) {
-            let Some(link) = links.get(slot as usize) else { continue };
+            let Some(link) = links.get(slot as usize) else {
+                continue;
+            };
             if link.looked_at.get() != tick {
                 // A look before this one was asked for meanwhile, or another connection has the slot.
                 continue;
@@ -421,7 +529,12 @@ impl Shard {
                         tokio::task::yield_now().await;
                     }
                 }
-                Command::Deliver { destination, message, exclude, span } => {
+                Command::Deliver {
+                    destination,
+                    message,
+                    exclude,
+                    span,
+                } => {
                     traced.extend(Some(span).filter(|span| !span.is_disabled()));
                     let mut burst = Burst::new(message);
                     while messages < MESSAGES_PER_FLUSH
@@ -439,37 +552,63 @@ impl Shard {
                     }
                     delivered += self.deliver(&destination, &burst.end(), &exclude);
                 }
-                Command::CloseClient(id, close, reply) => answer(reply, self.find(id).map_or(0, |link| order(&link, close))),
+                Command::CloseClient(id, close, reply) => {
+                    answer(reply, self.find(id).map_or(0, |link| order(&link, close)))
+                }
                 Command::CloseUser(user, close, reply) => {
                     let links = self.links.borrow();
                     let users = self.by_user.borrow();
-                    let closed = users.get(&user).map_or(0, |slots| slots.iter().map(|slot| order(&links[*slot as usize], close)).sum());
+                    let closed = users.get(&user).map_or(0, |slots| {
+                        slots
+                            .iter()
+                            .map(|slot| order(&links[*slot as usize], close))
+                            .sum()
+                    });
                     answer(reply, closed);
                 }
                 Command::CloseWhere(matches, close, reply) => {
                     let links = self.links.borrow();
-                    let matching = links.iter().filter(|(_, link)| link.principal.borrow().as_ref().is_some_and(|p| matches(p)));
+                    let matching = links.iter().filter(|(_, link)| {
+                        link.principal.borrow().as_ref().is_some_and(|p| matches(p))
+                    });
                     answer(reply, matching.map(|(_, link)| order(link, close)).sum());
                 }
                 Command::Fallen(matches, reply) => {
                     let links = self.links.borrow();
-                    let matching = links.iter().filter(|(_, link)| link.principal.borrow().as_ref().is_some_and(|p| matches(p)));
+                    let matching = links.iter().filter(|(_, link)| {
+                        link.principal.borrow().as_ref().is_some_and(|p| matches(p))
+                    });
                     answer(reply, matching.map(|(_, link)| link.tell_fallen()).count());
                 }
-                Command::CloseSome { count, authenticated_only, close, reply } => {
+                Command::CloseSome {
+                    count,
+                    authenticated_only,
+                    close,
+                    reply,
+                } => {
                     answer(reply, self.close_some(count, authenticated_only, close));
                 }
                 Command::List(query, reply) => answer(reply, self.list(&query)),
-                Command::Describe(id, reply) => answer(reply, self.find(id).map(|link| self.info(&link))),
-                Command::Join(id, rooms, reply) => answer(reply, self.member(id).map(|link| self.join(&link, &rooms, true))),
-                Command::Leave(id, rooms, reply) => answer(reply, self.member(id).map(|link| self.leave(&link, &rooms))),
+                Command::Describe(id, reply) => {
+                    answer(reply, self.find(id).map(|link| self.info(&link)))
+                }
+                Command::Join(id, rooms, reply) => answer(
+                    reply,
+                    self.member(id).map(|link| self.join(&link, &rooms, true)),
+                ),
+                Command::Leave(id, rooms, reply) => {
+                    answer(reply, self.member(id).map(|link| self.leave(&link, &rooms)))
+                }
             }
         }
         self.flush_touched().await;
         drop(traced);
         if delivered > 0 {
             self.shared.metrics.frames_out.inc_by(delivered as u64);
-            self.shared.metrics.fan_out_time.observe(started.elapsed().as_secs_f64());
+            self.shared
+                .metrics
+                .fan_out_time
+                .observe(started.elapsed().as_secs_f64());
         }
     }
 
@@ -479,7 +618,8 @@ impl Shard {
     }
 
     fn member(&self, id: Id) -> Option<Rc<Link>> {
-        self.find(id).filter(|link| link.principal.borrow().is_some())
+        self.find(id)
+            .filter(|link| link.principal.borrow().is_some())
     }
 
     /// Queues messages to every connection they are for; says how many messages were queued.
@@ -489,7 +629,9 @@ impl Shard {
         let bounds = self.caps().outbox;
         let mut count = 0;
         let mut hand = |link: &Rc<Link>| {
-            if link.principal.borrow().is_none() || (!exclude.is_empty() && exclude.contains(&link.id)) {
+            if link.principal.borrow().is_none()
+                || (!exclude.is_empty() && exclude.contains(&link.id))
+            {
                 return;
             }
             match parcel {
@@ -502,23 +644,43 @@ impl Shard {
             }
         };
         match destination {
-            Destination::Client(id) => self.by_client.borrow().get(id).into_iter().for_each(|slot| hand(&links[*slot as usize])),
+            Destination::Client(id) => self
+                .by_client
+                .borrow()
+                .get(id)
+                .into_iter()
+                .for_each(|slot| hand(&links[*slot as usize])),
             Destination::User(user) => {
-                self.by_user.borrow().get(user).into_iter().flatten().for_each(|slot| hand(&links[*slot as usize]));
+                self.by_user
+                    .borrow()
+                    .get(user)
+                    .into_iter()
+                    .flatten()
+                    .for_each(|slot| hand(&links[*slot as usize]));
             }
             Destination::Room(name) => {
                 let room = self.by_room.borrow().get(name).copied();
                 if let Some(room) = room {
-                    self.rooms.borrow()[room as usize].members.iter().for_each(|slot| hand(&links[*slot as usize]));
+                    self.rooms.borrow()[room as usize]
+                        .members
+                        .iter()
+                        .for_each(|slot| hand(&links[*slot as usize]));
                 }
                 // A client id is a room of its own.
-                let slot = name.parse().ok().and_then(|id: Id| self.by_client.borrow().get(&id).copied());
-                slot.into_iter().for_each(|slot| hand(&links[slot as usize]));
+                let slot = name
+                    .parse()
+                    .ok()
+                    .and_then(|id: Id| self.by_client.borrow().get(&id).copied());
+                slot.into_iter()
+                    .for_each(|slot| hand(&links[slot as usize]));
             }
             Destination::Broadcast => links.iter().for_each(|(_, link)| hand(link)),
         }
         for _ in 0..parcel.messages() {
-            self.shared.metrics.fan_out.observe(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+            self.shared
+                .metrics
+                .fan_out
+                .observe(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
         }
         count * parcel.messages()
     }
@@ -560,7 +722,10 @@ impl Shard {
         let mut candidates: Vec<&Rc<Link>> = links
             .iter()
             .map(|(_, link)| link)
-            .filter(|link| link.ordered().is_none() && (!authenticated_only || link.principal.borrow().is_some()))
+            .filter(|link| {
+                link.ordered().is_none()
+                    && (!authenticated_only || link.principal.borrow().is_some())
+            })
             .collect();
         let count = count.min(candidates.len());
         let mut random = rand::rng();
@@ -568,21 +733,43 @@ impl Shard {
             let with = random.random_range(at..candidates.len());
             candidates.swap(at, with);
         }
-        candidates[..count].iter().map(|link| order(link, close)).sum()
+        candidates[..count]
+            .iter()
+            .map(|link| order(link, close))
+            .sum()
     }
 
     fn list(&self, query: &ClientQuery) -> Vec<ClientInfo> {
         let links = self.links.borrow();
-        let room = query.room.as_deref().map(|name| self.by_room.borrow().get(name).copied());
-        if room == Some(None) && query.room.as_deref().and_then(|name| name.parse().ok()).and_then(|id| self.member(id)).is_none() {
+        let room = query
+            .room
+            .as_deref()
+            .map(|name| self.by_room.borrow().get(name).copied());
+        if room == Some(None)
+            && query
+                .room
+                .as_deref()
+                .and_then(|name| name.parse().ok())
+                .and_then(|id| self.member(id))
+                .is_none()
+        {
             return Vec::new();
         }
         let mut matching: Vec<&Rc<Link>> = links
             .iter()
             .map(|(_, link)| link)
-            .filter(|link| query.after.is_none_or(|after| link.id.as_str() > after.as_str()))
             .filter(|link| {
-                query.user_id.as_deref().is_none_or(|user| link.principal.borrow().as_ref().is_some_and(|p| &*p.subject == user))
+                query
+                    .after
+                    .is_none_or(|after| link.id.as_str() > after.as_str())
+            })
+            .filter(|link| {
+                query.user_id.as_deref().is_none_or(|user| {
+                    link.principal
+                        .borrow()
+                        .as_ref()
+                        .is_some_and(|p| &*p.subject == user)
+                })
             })
             .filter(|link| match room {
                 None => true,
@@ -605,7 +792,11 @@ impl Shard {
         let seen = now - i64::try_from(link.last_seen.get().elapsed().as_millis()).unwrap_or(0);
         ClientInfo {
             id: link.id,
-            user_id: link.principal.borrow().as_ref().map(|p| p.subject.to_string()),
+            user_id: link
+                .principal
+                .borrow()
+                .as_ref()
+                .map(|p| p.subject.to_string()),
             state: stage.as_str().to_owned(),
             encrypted: stage == Stage::Encrypted,
             rooms: self.rooms_of(link),
@@ -617,7 +808,11 @@ impl Shard {
 
     /// Tells everyone here that messages may have been missed.
     pub(super) async fn resync(&self, reason: &str) {
-        self.deliver(&Destination::Broadcast, &Parcel::One(Rc::new(event::resync(reason))), &[]);
+        self.deliver(
+            &Destination::Broadcast,
+            &Parcel::One(Rc::new(event::resync(reason))),
+            &[],
+        );
         self.flush_touched().await;
     }
 }
@@ -634,7 +829,9 @@ fn order(link: &Rc<Link>, close: Close) -> usize {
 }
 
 fn rfc3339(ms: i64) -> String {
-    chrono::DateTime::from_timestamp_millis(ms).unwrap_or_default().to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+    chrono::DateTime::from_timestamp_millis(ms)
+        .unwrap_or_default()
+        .to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
 }
 
 /// The live limits that connections go by, at hand without a lock.
@@ -659,7 +856,10 @@ pub struct Caps {
 impl Caps {
     fn of(limits: &Limits) -> Self {
         Self {
-            outbox: Bounds { bytes: limits.outbox_bytes, frames: limits.outbox_frames },
+            outbox: Bounds {
+                bytes: limits.outbox_bytes,
+                frames: limits.outbox_frames,
+            },
             frame_bytes: limits.max_frame_bytes,
             frames_per_second: limits.inbound_frames_per_second,
             frame_burst: limits.inbound_burst,

@@ -31,7 +31,12 @@ pub(super) struct Wheel {
 impl Wheel {
     /// An empty wheel.
     pub(super) fn new(now: Instant) -> Self {
-        Self { started: now, tick: 0, slots: (0..SLOTS).map(|_| Vec::new()).collect(), filled: [0; SLOTS / 64] }
+        Self {
+            started: now,
+            tick: 0,
+            slots: (0..SLOTS).map(|_| Vec::new()).collect(),
+            filled: [0; SLOTS / 64],
+        }
     }
 
     /// Hands `key` out at `tick`, or at the next turn if that has passed, or at the end of the span; says when.
@@ -59,7 +64,10 @@ impl Wheel {
             };
             (word, self.filled[word] & seen)
         });
-        let slot = words.filter(|(_, bits)| *bits != 0).map(|(word, bits)| word * 64 + bits.trailing_zeros() as usize).next()?;
+        let slot = words
+            .filter(|(_, bits)| *bits != 0)
+            .map(|(word, bits)| word * 64 + bits.trailing_zeros() as usize)
+            .next()?;
         let tick = self.tick + ((slot + SLOTS - from) % SLOTS) as u32;
         Some((tick, self.started + TICK * tick))
     }
@@ -78,7 +86,8 @@ impl Wheel {
     /// Turns to `now` and hands out every key whose time has come, with the tick that [`Wheel::schedule`] said.
     pub(super) fn turn(&mut self, now: Instant, due: &mut Vec<(u32, u32)>) {
         let passed = now.saturating_duration_since(self.started);
-        let until = ((passed.as_secs() * 1000 + u64::from(passed.subsec_millis())) / TICK_MS) as u32;
+        let until =
+            ((passed.as_secs() * 1000 + u64::from(passed.subsec_millis())) / TICK_MS) as u32;
         while self.tick <= until {
             let Some((tick, _)) = self.next().filter(|(tick, _)| *tick <= until) else {
                 self.tick = until + 1;
@@ -116,9 +125,15 @@ mod tests {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
         schedule(&mut wheel, 7, start + Duration::from_millis(5000));
-        assert_eq!(turn(&mut wheel, start + Duration::from_millis(4999)), [0u32; 0]);
+        assert_eq!(
+            turn(&mut wheel, start + Duration::from_millis(4999)),
+            [0u32; 0]
+        );
         assert_eq!(turn(&mut wheel, start + Duration::from_millis(5000)), [7]);
-        assert_eq!(turn(&mut wheel, start + Duration::from_secs(600)), [0u32; 0]);
+        assert_eq!(
+            turn(&mut wheel, start + Duration::from_secs(600)),
+            [0u32; 0]
+        );
     }
 
     #[test]
@@ -127,7 +142,10 @@ mod tests {
         let mut wheel = Wheel::new(start);
         turn(&mut wheel, start + Duration::from_secs(10));
         schedule(&mut wheel, 1, start);
-        assert_eq!(turn(&mut wheel, start + Duration::from_secs(10) + TICK), [1]);
+        assert_eq!(
+            turn(&mut wheel, start + Duration::from_secs(10) + TICK),
+            [1]
+        );
     }
 
     #[test]
@@ -135,7 +153,10 @@ mod tests {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
         schedule(&mut wheel, 1, start + Duration::from_secs(3600));
-        assert_eq!(turn(&mut wheel, start + TICK * (SLOTS as u32 - 2)), [0u32; 0]);
+        assert_eq!(
+            turn(&mut wheel, start + TICK * (SLOTS as u32 - 2)),
+            [0u32; 0]
+        );
         assert_eq!(turn(&mut wheel, start + TICK * SLOTS as u32), [1]);
         assert!(!wheel.has_passed(wheel.tick_of(start + Duration::from_secs(3600))));
     }
@@ -145,13 +166,26 @@ mod tests {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
         assert_eq!(wheel.next(), None);
-        for turned in [0, 1, 63, 64, 100, SLOTS as u32 - 1, SLOTS as u32 + 70, 5 * SLOTS as u32] {
+        for turned in [
+            0,
+            1,
+            63,
+            64,
+            100,
+            SLOTS as u32 - 1,
+            SLOTS as u32 + 70,
+            5 * SLOTS as u32,
+        ] {
             turn(&mut wheel, start + TICK * turned);
             for ahead in [1, 2, 62, 63, 64, 65, 700, SLOTS as u32 - 2] {
                 let at = start + TICK * (turned + ahead);
                 let tick = schedule(&mut wheel, 1, at);
                 schedule(&mut wheel, 2, start + TICK * (turned + SLOTS as u32));
-                assert_eq!(wheel.next(), Some((tick, at)), "{ahead} ticks ahead of {turned}");
+                assert_eq!(
+                    wheel.next(),
+                    Some((tick, at)),
+                    "{ahead} ticks ahead of {turned}"
+                );
                 wheel.slots.iter_mut().for_each(Vec::clear);
                 wheel.filled.fill(0);
             }
@@ -164,7 +198,11 @@ mod tests {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
         for key in 0..2000 {
-            schedule(&mut wheel, key, start + Duration::from_millis(u64::from(key) * 40));
+            schedule(
+                &mut wheel,
+                key,
+                start + Duration::from_millis(u64::from(key) * 40),
+            );
         }
         let mut due = turn(&mut wheel, start + Duration::from_secs(500));
         due.sort_unstable();

@@ -52,7 +52,11 @@ pub struct Handshake {
 ///
 /// # Errors
 /// [`UnusableKey`] for anything that is not a point on the curve.
-pub fn handshake(client_key: &str, salt: [u8; SALT_BYTES], random: &SystemRandom) -> Result<Handshake, UnusableKey> {
+pub fn handshake(
+    client_key: &str,
+    salt: [u8; SALT_BYTES],
+    random: &SystemRandom,
+) -> Result<Handshake, UnusableKey> {
     let point = BASE64.decode_to_vec(client_key).map_err(|_| UnusableKey)?;
     // 0x04 marks the uncompressed form (SEC 1 section 2.3.3), the only one of the wire protocol.
     if point.len() != POINT_BYTES || point[0] != 4 {
@@ -60,9 +64,17 @@ pub fn handshake(client_key: &str, salt: [u8; SALT_BYTES], random: &SystemRandom
     }
     let private = EphemeralPrivateKey::generate(&ECDH_P256, random).map_err(|_| UnusableKey)?;
     let public = private.compute_public_key().map_err(|_| UnusableKey)?;
-    let key =
-        agree_ephemeral(private, &UnparsedPublicKey::new(&ECDH_P256, &point), |shared| derive(shared, &salt)).map_err(|_| UnusableKey)?;
-    Ok(Handshake { public_key: BASE64.encode_to_string(public.as_ref()), salt: BASE64.encode_to_string(salt), cipher: Cipher::new(&key) })
+    let key = agree_ephemeral(
+        private,
+        &UnparsedPublicKey::new(&ECDH_P256, &point),
+        |shared| derive(shared, &salt),
+    )
+    .map_err(|_| UnusableKey)?;
+    Ok(Handshake {
+        public_key: BASE64.encode_to_string(public.as_ref()),
+        salt: BASE64.encode_to_string(salt),
+        cipher: Cipher::new(&key),
+    })
 }
 
 /// A client's half of a handshake, for the watcher of dev mode.
@@ -77,7 +89,10 @@ impl Offer {
     pub fn new(random: &SystemRandom) -> Option<Self> {
         let private = EphemeralPrivateKey::generate(&ECDH_P256, random).ok()?;
         let public_key = BASE64.encode_to_string(private.compute_public_key().ok()?.as_ref());
-        Some(Self { private, public_key })
+        Some(Self {
+            private,
+            public_key,
+        })
     }
 
     /// Takes what `connected` tells.
@@ -87,14 +102,20 @@ impl Offer {
     pub fn accept(self, server_key: &str, salt: &str) -> Result<Cipher, UnusableKey> {
         let point = BASE64.decode_to_vec(server_key).map_err(|_| UnusableKey)?;
         let salt = BASE64.decode_to_vec(salt).map_err(|_| UnusableKey)?;
-        let key = agree_ephemeral(self.private, &UnparsedPublicKey::new(&ECDH_P256, &point), |shared| derive(shared, &salt));
+        let key = agree_ephemeral(
+            self.private,
+            &UnparsedPublicKey::new(&ECDH_P256, &point),
+            |shared| derive(shared, &salt),
+        );
         Ok(Cipher::new(&*key.map_err(|_| UnusableKey)?))
     }
 }
 
 fn derive(shared: &[u8], salt: &[u8]) -> Zeroizing<[u8; 32]> {
     let mut key = Zeroizing::new([0u8; 32]);
-    Hkdf::<Sha256>::new(Some(salt), shared).expand(INFO, &mut *key).expect("32 bytes are within HKDF's limit");
+    Hkdf::<Sha256>::new(Some(salt), shared)
+        .expand(INFO, &mut *key)
+        .expect("32 bytes are within HKDF's limit");
     key
 }
 
@@ -107,10 +128,15 @@ impl Cipher {
     /// Expands the key once.
     pub fn new(key: &[u8; 32]) -> Self {
         let key = UnboundKey::new(&AES_256_GCM, key).expect("32 bytes are an AES-256 key");
-        Self { key: Box::new(MaybeUninit::new(LessSafeKey::new(key))) }
+        Self {
+            key: Box::new(MaybeUninit::new(LessSafeKey::new(key))),
+        }
     }
 
-    #[expect(unsafe_code, reason = "the box is initialized by `new` and wiped only by `drop`")]
+    #[expect(
+        unsafe_code,
+        reason = "the box is initialized by `new` and wiped only by `drop`"
+    )]
     fn key(&self) -> &LessSafeKey {
         // SAFETY: `new` wrote it, and nothing takes it out before `drop`.
         unsafe { self.key.assume_init_ref() }
@@ -118,7 +144,13 @@ impl Cipher {
 
     /// Seals an envelope and appends a whole `encrypted` text frame to `out`. `iv` must be random and used once with this key; `scratch` is
     /// overwritten.
-    pub fn seal(&self, envelope: &[u8], iv: [u8; IV_BYTES], scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
+    pub fn seal(
+        &self,
+        envelope: &[u8],
+        iv: [u8; IV_BYTES],
+        scratch: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) {
         scratch.clear();
         scratch.extend_from_slice(envelope);
         let tag = self
@@ -143,16 +175,30 @@ impl Cipher {
     /// # Errors
     /// [`NotOurs`] for bad base64, a wrong IV length, a failed tag, or text that is not UTF-8.
     pub fn open(&self, sealed: &Encrypted<'_>) -> Result<String, NotOurs> {
-        let iv: [u8; IV_BYTES] = BASE64.decode_to_vec(sealed.iv.as_bytes()).ok().and_then(|iv| iv.try_into().ok()).ok_or(NotOurs)?;
-        let mut text = BASE64.decode_to_vec(sealed.ct.as_bytes()).map_err(|_| NotOurs)?;
-        let length = self.key().open_in_place(Nonce::assume_unique_for_key(iv), Aad::empty(), &mut text).map_err(|_| NotOurs)?.len();
+        let iv: [u8; IV_BYTES] = BASE64
+            .decode_to_vec(sealed.iv.as_bytes())
+            .ok()
+            .and_then(|iv| iv.try_into().ok())
+            .ok_or(NotOurs)?;
+        let mut text = BASE64
+            .decode_to_vec(sealed.ct.as_bytes())
+            .map_err(|_| NotOurs)?;
+        let length = self
+            .key()
+            .open_in_place(Nonce::assume_unique_for_key(iv), Aad::empty(), &mut text)
+            .map_err(|_| NotOurs)?
+            .len();
         text.truncate(length);
         String::from_utf8(text).map_err(|_| NotOurs)
     }
 
     /// The frame's length for an envelope of `length` bytes, header included.
     pub fn sealed_length(length: usize) -> usize {
-        let payload = HEAD.len() + BASE64.encoded_length(IV_BYTES) + MIDDLE.len() + BASE64.encoded_length(length + TAG_BYTES) + TAIL.len();
+        let payload = HEAD.len()
+            + BASE64.encoded_length(IV_BYTES)
+            + MIDDLE.len()
+            + BASE64.encoded_length(length + TAG_BYTES)
+            + TAIL.len();
         header_length(payload) + payload
     }
 }
@@ -160,7 +206,12 @@ impl Cipher {
 impl Drop for Cipher {
     #[expect(unsafe_code, reason = "ring does not wipe its keys, so the box does")]
     fn drop(&mut self) {
-        const { assert!(!std::mem::needs_drop::<LessSafeKey>(), "wiping would break a destructor") };
+        const {
+            assert!(
+                !std::mem::needs_drop::<LessSafeKey>(),
+                "wiping would break a destructor"
+            )
+        };
         // SAFETY: the box is owned, `LessSafeKey` has no destructor, and nothing reads it afterwards: a `MaybeUninit` may hold any bytes.
         unsafe { zeroize::zeroize_flat_type(std::ptr::from_mut(&mut *self.key)) }
     }
@@ -180,7 +231,9 @@ mod tests {
     use p256::elliptic_curve::sec1::ToSec1Point;
 
     fn hex(text: &str) -> Vec<u8> {
-        (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
+        (0..text.len() / 2)
+            .map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap())
+            .collect()
     }
 
     fn seal(cipher: &Cipher, envelope: &[u8], iv: [u8; 12]) -> Vec<u8> {
@@ -205,39 +258,64 @@ mod tests {
         let envelope = Envelope::parse(payload(&frame)).unwrap();
         let sealed: Encrypted<'_> = envelope.read().unwrap();
         let expected = hex("cea7403d4d606b6e074ec5d3baf39d18d0d1c8a799996bf0265b98b5d48ab919");
-        assert_eq!(BASE64.decode_to_vec(sealed.ct.as_bytes()).unwrap(), expected);
+        assert_eq!(
+            BASE64.decode_to_vec(sealed.ct.as_bytes()).unwrap(),
+            expected
+        );
         assert_eq!(frame.len(), Cipher::sealed_length(16));
     }
 
     /// RFC 5903 section 8.1: the shared secret of two P-256 keys is the x coordinate alone.
     #[test]
     fn agreement_gives_the_published_ecdh_vector() {
-        let i = p256::SecretKey::from_slice(&hex("C88F01F510D9AC3F70A292DAA2316DE544E9AAB8AFE84049C62A9C57862D1433")).unwrap();
+        let i = p256::SecretKey::from_slice(&hex(
+            "C88F01F510D9AC3F70A292DAA2316DE544E9AAB8AFE84049C62A9C57862D1433",
+        ))
+        .unwrap();
         let r = p256::PublicKey::from_sec1_bytes(&hex(
             "04D12DFB5289C8D4F81208B70270398C342296970A0BCCB74C736FC7554494BF6356FBF3CA366CC23E8157854C13C58D6AAC23F046ADA30F8353E74F33039872AB",
         ))
         .unwrap();
         let shared = p256::ecdh::diffie_hellman(i.to_nonzero_scalar(), r.as_affine());
-        assert_eq!(&shared.raw_secret_bytes()[..], hex("D6840F6B42F6EDAFD13116E0E12565202FEF8E9ECE7DCE03812464D04B9442DE"));
+        assert_eq!(
+            &shared.raw_secret_bytes()[..],
+            hex("D6840F6B42F6EDAFD13116E0E12565202FEF8E9ECE7DCE03812464D04B9442DE")
+        );
     }
 
     /// RFC 5869 appendix A.1.
     #[test]
     fn derivation_gives_the_published_hkdf_vector() {
         let mut okm = [0u8; 42];
-        Hkdf::<Sha256>::new(Some(&hex("000102030405060708090a0b0c")), &[0x0b; 22]).expand(&hex("f0f1f2f3f4f5f6f7f8f9"), &mut okm).unwrap();
-        assert_eq!(okm.to_vec(), hex("3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"));
+        Hkdf::<Sha256>::new(Some(&hex("000102030405060708090a0b0c")), &[0x0b; 22])
+            .expand(&hex("f0f1f2f3f4f5f6f7f8f9"), &mut okm)
+            .unwrap();
+        assert_eq!(
+            okm.to_vec(),
+            hex(
+                "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
+            )
+        );
     }
 
     #[test]
     fn an_independent_client_derives_the_same_key_and_opens_what_is_sealed() {
         let client = p256::SecretKey::from_slice(&[7; 32]).unwrap();
         let point = client.public_key().to_sec1_point(false);
-        let shake = handshake(&BASE64.encode_to_string(point.as_bytes()), [3; 32], &SystemRandom::new()).unwrap();
-        let server = p256::PublicKey::from_sec1_bytes(&BASE64.decode_to_vec(&shake.public_key).unwrap()).unwrap();
+        let shake = handshake(
+            &BASE64.encode_to_string(point.as_bytes()),
+            [3; 32],
+            &SystemRandom::new(),
+        )
+        .unwrap();
+        let server =
+            p256::PublicKey::from_sec1_bytes(&BASE64.decode_to_vec(&shake.public_key).unwrap())
+                .unwrap();
         let shared = p256::ecdh::diffie_hellman(client.to_nonzero_scalar(), server.as_affine());
         let mut key = [0u8; 32];
-        Hkdf::<Sha256>::new(Some(&[3; 32]), shared.raw_secret_bytes()).expand(INFO, &mut key).unwrap();
+        Hkdf::<Sha256>::new(Some(&[3; 32]), shared.raw_secret_bytes())
+            .expand(INFO, &mut key)
+            .unwrap();
         for length in [0, 1, 100, 126, 5000, 70_000] {
             let text = "x".repeat(length);
             let frame = seal(&shake.cipher, text.as_bytes(), [9; 12]);
@@ -246,7 +324,12 @@ mod tests {
             assert_eq!(envelope.event, "encrypted");
             let sealed: Encrypted<'_> = envelope.read().unwrap();
             let gcm = aes_gcm::Aes256Gcm::new_from_slice(&key).unwrap();
-            let opened = gcm.decrypt(&[9u8; 12].into(), &*BASE64.decode_to_vec(sealed.ct.as_bytes()).unwrap()).unwrap();
+            let opened = gcm
+                .decrypt(
+                    &[9u8; 12].into(),
+                    &*BASE64.decode_to_vec(sealed.ct.as_bytes()).unwrap(),
+                )
+                .unwrap();
             assert_eq!(opened, text.as_bytes());
             assert_eq!(shake.cipher.open(&sealed).unwrap(), text);
         }
@@ -261,7 +344,12 @@ mod tests {
         let frame = seal(&shake.cipher, b"{}", [9; 12]);
         let envelope = Envelope::parse(payload(&frame)).unwrap();
         assert_eq!(client.open(&envelope.read().unwrap()).unwrap(), "{}");
-        assert!(Offer::new(&random).unwrap().accept(&BASE64.encode_to_string([4u8; 65]), &shake.salt).is_err());
+        assert!(
+            Offer::new(&random)
+                .unwrap()
+                .accept(&BASE64.encode_to_string([4u8; 65]), &shake.salt)
+                .is_err()
+        );
     }
 
     #[test]
@@ -270,9 +358,18 @@ mod tests {
         let compressed = BASE64.encode_to_string(good.to_sec1_point(true).as_bytes());
         let mut off_curve = good.to_sec1_point(false).as_bytes().to_vec();
         off_curve[64] ^= 1;
-        let bad = [String::new(), "!".into(), compressed, BASE64.encode_to_string([4u8; 65]), BASE64.encode_to_string(off_curve)];
+        let bad = [
+            String::new(),
+            "!".into(),
+            compressed,
+            BASE64.encode_to_string([4u8; 65]),
+            BASE64.encode_to_string(off_curve),
+        ];
         for key in bad {
-            assert!(handshake(&key, [0; 32], &SystemRandom::new()).is_err(), "{key}");
+            assert!(
+                handshake(&key, [0; 32], &SystemRandom::new()).is_err(),
+                "{key}"
+            );
         }
     }
 
@@ -285,8 +382,19 @@ mod tests {
         let sealed: Encrypted<'_> = envelope.read().unwrap();
         assert!(cipher.open(&sealed).is_ok());
         assert_eq!(other.open(&sealed), Err(NotOurs));
-        for (iv, ct) in [("", &*sealed.ct), ("AAAA", &*sealed.ct), (&*sealed.iv, "AAAA"), (&*sealed.iv, "not base64")] {
-            assert_eq!(cipher.open(&Encrypted { iv: iv.into(), ct: ct.into() }), Err(NotOurs));
+        for (iv, ct) in [
+            ("", &*sealed.ct),
+            ("AAAA", &*sealed.ct),
+            (&*sealed.iv, "AAAA"),
+            (&*sealed.iv, "not base64"),
+        ] {
+            assert_eq!(
+                cipher.open(&Encrypted {
+                    iv: iv.into(),
+                    ct: ct.into()
+                }),
+                Err(NotOurs)
+            );
         }
     }
 }

@@ -35,9 +35,14 @@ impl<'m> Envelope<'m> {
     /// [`NotAnEnvelope`], which decides the answer.
     pub fn parse(text: &'m str) -> Result<Self, NotAnEnvelope> {
         match serde_json::from_str::<Members<'m>>(text) {
-            Ok(Members { event: Some(event), data }) if !event.is_empty() => Ok(Self { event, data }),
+            Ok(Members {
+                event: Some(event),
+                data,
+            }) if !event.is_empty() => Ok(Self { event, data }),
             Ok(_) => Err(NotAnEnvelope::NoEvent),
-            Err(_) if serde_json::from_str::<IgnoredAny>(text).is_ok() => Err(NotAnEnvelope::NoEvent),
+            Err(_) if serde_json::from_str::<IgnoredAny>(text).is_ok() => {
+                Err(NotAnEnvelope::NoEvent)
+            }
             Err(_) => Err(NotAnEnvelope::NotJson),
         }
     }
@@ -65,12 +70,17 @@ impl<'de> Deserialize<'de> for Members<'de> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Members { event: None, data: None };
+                let mut members = Members {
+                    event: None,
+                    data: None,
+                };
                 while let Some(Text(name)) = map.next_key()? {
                     match &*name {
                         "event" => {
                             let raw: &'de RawValue = map.next_value()?;
-                            members.event = serde_json::from_str::<Text<'de>>(raw.get()).ok().map(|t| t.0);
+                            members.event = serde_json::from_str::<Text<'de>>(raw.get())
+                                .ok()
+                                .map(|t| t.0);
                         }
                         "data" => members.data = Some(map.next_value()?),
                         _ => {
@@ -130,37 +140,78 @@ mod tests {
 
     #[test]
     fn an_envelope_borrows_its_event_and_data() {
-        let envelope = Envelope::parse(r#"{"event":"join","id":"1","data":{"rooms":["a"]}}"#).unwrap();
+        let envelope =
+            Envelope::parse(r#"{"event":"join","id":"1","data":{"rooms":["a"]}}"#).unwrap();
         assert!(matches!(envelope.event, Cow::Borrowed("join")));
         assert_eq!(envelope.data.unwrap().get(), r#"{"rooms":["a"]}"#);
     }
 
     #[test]
     fn what_is_not_json_is_told_from_what_has_no_event() {
-        for text in ["", "hello", "{\"event\":", "{event:1}", "{\"event\":\"a\"} x", "\u{feff}{}", "NaN"] {
-            assert_eq!(Envelope::parse(text).unwrap_err(), NotAnEnvelope::NotJson, "{text}");
+        for text in [
+            "",
+            "hello",
+            "{\"event\":",
+            "{event:1}",
+            "{\"event\":\"a\"} x",
+            "\u{feff}{}",
+            "NaN",
+        ] {
+            assert_eq!(
+                Envelope::parse(text).unwrap_err(),
+                NotAnEnvelope::NotJson,
+                "{text}"
+            );
         }
-        for text in ["{}", "[]", "5", "null", "\"event\"", "{\"event\":\"\"}", "{\"event\":7}", "{\"event\":null}", "{\"data\":1}"] {
-            assert_eq!(Envelope::parse(text).unwrap_err(), NotAnEnvelope::NoEvent, "{text}");
+        for text in [
+            "{}",
+            "[]",
+            "5",
+            "null",
+            "\"event\"",
+            "{\"event\":\"\"}",
+            "{\"event\":7}",
+            "{\"event\":null}",
+            "{\"data\":1}",
+        ] {
+            assert_eq!(
+                Envelope::parse(text).unwrap_err(),
+                NotAnEnvelope::NoEvent,
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn a_member_given_twice_counts_the_last_time() {
-        let envelope = Envelope::parse(r#"{"event":"a","data":1,"event":"b\u0021","data":2}"#).unwrap();
-        assert_eq!((&*envelope.event, envelope.data.unwrap().get()), ("b!", "2"));
+        let envelope =
+            Envelope::parse(r#"{"event":"a","data":1,"event":"b\u0021","data":2}"#).unwrap();
+        assert_eq!(
+            (&*envelope.event, envelope.data.unwrap().get()),
+            ("b!", "2")
+        );
     }
 
     #[test]
     fn deep_nesting_is_refused_without_overflow() {
-        let deep = format!("{{\"event\":\"a\",\"data\":{}1{}}}", "[".repeat(60_000), "]".repeat(60_000));
+        let deep = format!(
+            "{{\"event\":\"a\",\"data\":{}1{}}}",
+            "[".repeat(60_000),
+            "]".repeat(60_000)
+        );
         // serde_json reads raw values without recursion.
         let _ = Envelope::parse(&deep);
-        assert_eq!(Envelope::parse(&"[".repeat(60_000)).unwrap_err(), NotAnEnvelope::NotJson);
+        assert_eq!(
+            Envelope::parse(&"[".repeat(60_000)).unwrap_err(),
+            NotAnEnvelope::NotJson
+        );
     }
 
     #[test]
     fn an_event_is_escaped_when_encoded() {
-        assert_eq!(encode("a\"b", "null").payload(), br#"{"event":"a\"b","data":null}"#);
+        assert_eq!(
+            encode("a\"b", "null").payload(),
+            br#"{"event":"a\"b","data":null}"#
+        );
     }
 }

@@ -36,8 +36,16 @@ pub mod name {
 }
 
 /// Events that only the gateway may send: producers and admins cannot choose these names.
-pub const RESERVED: [&str; 8] =
-    [name::AUTHENTICATE, name::CONNECTED, name::JOIN, name::LEAVE, name::HEARTBEAT, name::ERROR, name::ENCRYPTED, name::DISCONNECT];
+pub const RESERVED: [&str; 8] = [
+    name::AUTHENTICATE,
+    name::CONNECTED,
+    name::JOIN,
+    name::LEAVE,
+    name::HEARTBEAT,
+    name::ERROR,
+    name::ENCRYPTED,
+    name::DISCONNECT,
+];
 
 /// `error` texts that clients of the wire protocol know.
 #[expect(missing_docs, reason = "each is its text")]
@@ -78,7 +86,11 @@ impl Authenticate<'_> {
     /// The client's key: `None` when absent or null, `Some(None)` when present but not even text.
     pub fn key(&self) -> Option<Option<String>> {
         let raw = self.client_public_key.or(self.public_key)?;
-        if raw.get() == "null" { None } else { Some(serde_json::from_str(raw.get()).ok()) }
+        if raw.get() == "null" {
+            None
+        } else {
+            Some(serde_json::from_str(raw.get()).ok())
+        }
     }
 }
 
@@ -99,7 +111,11 @@ impl Rooms {
                 break;
             }
             match room {
-                serde_json::Value::String(name) if is_room_name(&name) && seen.insert(name.clone()) => names.push(name),
+                serde_json::Value::String(name)
+                    if is_room_name(&name) && seen.insert(name.clone()) =>
+                {
+                    names.push(name)
+                }
                 _ => {}
             }
         }
@@ -114,7 +130,9 @@ pub const MAX_ROOM_CHARS: usize = 256;
 
 /// Whether a name may be a room's: not empty, at most 256 characters (UTF-16 units, as the reference counts), not beginning with `ws:`.
 pub fn is_room_name(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with("ws:") && (name.len() <= MAX_ROOM_CHARS || name.encode_utf16().count() <= MAX_ROOM_CHARS)
+    !name.is_empty()
+        && !name.starts_with("ws:")
+        && (name.len() <= MAX_ROOM_CHARS || name.encode_utf16().count() <= MAX_ROOM_CHARS)
 }
 
 /// `encrypted`: standard base64.
@@ -160,7 +178,13 @@ pub fn connected(id: Id, user: &str, now: DateTime<Utc>, keys: Option<(&str, &st
         #[serde(skip_serializing_if = "Option::is_none")]
         salt: Option<&'a str>,
     }
-    let data = Connected { id, user_id: user, time: time(now), server_public_key: keys.map(|k| k.0), salt: keys.map(|k| k.1) };
+    let data = Connected {
+        id,
+        user_id: user,
+        time: time(now),
+        server_public_key: keys.map(|k| k.0),
+        salt: keys.map(|k| k.1),
+    };
     of(name::CONNECTED, &data)
 }
 
@@ -176,17 +200,25 @@ pub fn resync(reason: &str) -> Message {
 
 /// The data of `resync`.
 pub fn resync_data(reason: &str) -> Arc<RawValue> {
-    serde_json::value::to_raw_value(&serde_json::json!({ "reason": reason })).expect("it is plain data").into()
+    serde_json::value::to_raw_value(&serde_json::json!({ "reason": reason }))
+        .expect("it is plain data")
+        .into()
 }
 
 /// `expiring`
 pub fn expiring(at: DateTime<Utc>, seconds: i64) -> Message {
-    of(name::EXPIRING, &serde_json::json!({ "expiresAt": time(at), "seconds": seconds }))
+    of(
+        name::EXPIRING,
+        &serde_json::json!({ "expiresAt": time(at), "seconds": seconds }),
+    )
 }
 
 /// `refreshed`; null where the token never ends.
 pub fn refreshed(at: Option<DateTime<Utc>>) -> Message {
-    of(name::REFRESHED, &serde_json::json!({ "expiresAt": at.map(time) }))
+    of(
+        name::REFRESHED,
+        &serde_json::json!({ "expiresAt": at.map(time) }),
+    )
 }
 
 /// Data of `notification:created`.
@@ -203,7 +235,14 @@ pub struct Created<'a> {
 
 /// `notification:created`
 pub fn created(notification: &Notification, inbox: InboxState) -> Message {
-    of(name::NOTIFICATION_CREATED, &Created { notification, unread_count: inbox.unread_count, version: inbox.version })
+    of(
+        name::NOTIFICATION_CREATED,
+        &Created {
+            notification,
+            unread_count: inbox.unread_count,
+            version: inbox.version,
+        },
+    )
 }
 
 /// Data of `notification:read` to clients, and REST's answer.
@@ -254,7 +293,10 @@ pub fn created_seq(message: &Message) -> Option<i64> {
     if envelope.event != name::NOTIFICATION_CREATED {
         return None;
     }
-    envelope.read::<Data>().ok().map(|data| data.notification.seq)
+    envelope
+        .read::<Data>()
+        .ok()
+        .map(|data| data.notification.seq)
 }
 
 /// `notification:synced`
@@ -266,7 +308,10 @@ pub fn synced(count: usize, cursor: i64, inbox: InboxState, more: bool) -> Messa
 }
 
 fn of(event: &str, data: &impl Serialize) -> Message {
-    encode(event, &serde_json::to_string(data).expect("payloads are plain data"))
+    encode(
+        event,
+        &serde_json::to_string(data).expect("payloads are plain data"),
+    )
 }
 
 fn time(at: DateTime<Utc>) -> String {
@@ -288,7 +333,11 @@ mod tests {
 
     #[test]
     fn a_key_that_is_present_but_no_text_is_told_from_none() {
-        let key = |json: &str| serde_json::from_str::<Authenticate<'_>>(json).unwrap().key();
+        let key = |json: &str| {
+            serde_json::from_str::<Authenticate<'_>>(json)
+                .unwrap()
+                .key()
+        };
         assert_eq!(key("{}"), None);
         assert_eq!(key(r#"{"clientPublicKey":null}"#), None);
         assert_eq!(key(r#"{"publicKey":"abc"}"#), Some(Some("abc".into())));
@@ -305,6 +354,10 @@ mod tests {
             br#"{"event":"connected","data":{"id":"abc","userId":"17","time":"2025-01-01T00:00:00.000Z"}}"#
         );
         let sealed = connected(id, "17", now, Some(("K", "S")));
-        assert!(std::str::from_utf8(sealed.payload()).unwrap().ends_with(r#""serverPublicKey":"K","salt":"S"}}"#));
+        assert!(
+            std::str::from_utf8(sealed.payload())
+                .unwrap()
+                .ends_with(r#""serverPublicKey":"K","salt":"S"}}"#)
+        );
     }
 }

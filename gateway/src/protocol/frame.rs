@@ -101,7 +101,10 @@ struct Parts {
 impl Decoder {
     /// Starts with bytes that were read already.
     pub fn with_pending(pending: Vec<u8>) -> Self {
-        Self { pending, parts: None }
+        Self {
+            pending,
+            parts: None,
+        }
     }
 
     /// Bytes held for an unfinished frame or message.
@@ -120,13 +123,21 @@ impl Decoder {
     ///
     /// # Errors
     /// The first violation; nothing may be read from this peer afterwards.
-    pub fn read(&mut self, input: &mut [u8], limit: usize, mut on: impl FnMut(Item<'_>) -> bool) -> Result<(), FrameError> {
+    pub fn read(
+        &mut self,
+        input: &mut [u8],
+        limit: usize,
+        mut on: impl FnMut(Item<'_>) -> bool,
+    ) -> Result<(), FrameError> {
         if self.pending.is_empty() {
             let used = self.split(input, limit, &mut on)?;
             // Allocated once, at the size the frame will have, as far as the header tells and the limit allows.
             if used < input.len() {
                 let rest = &input[used..];
-                self.pending.reserve_exact(rest.len().max(whole_length(rest).unwrap_or(0).min(limit + 16)));
+                self.pending.reserve_exact(
+                    rest.len()
+                        .max(whole_length(rest).unwrap_or(0).min(limit + 16)),
+                );
                 self.pending.extend_from_slice(rest);
             }
             return Ok(());
@@ -141,10 +152,17 @@ impl Decoder {
         Ok(())
     }
 
-    fn split(&mut self, buffer: &mut [u8], limit: usize, on: &mut impl FnMut(Item<'_>) -> bool) -> Result<usize, FrameError> {
+    fn split(
+        &mut self,
+        buffer: &mut [u8],
+        limit: usize,
+        on: &mut impl FnMut(Item<'_>) -> bool,
+    ) -> Result<usize, FrameError> {
         let mut at = 0;
         while at < buffer.len() {
-            let Some((frame, length)) = decode(&mut buffer[at..], limit)? else { break };
+            let Some((frame, length)) = decode(&mut buffer[at..], limit)? else {
+                break;
+            };
             at += length;
             if !self.frame(frame, limit, on)? {
                 return Ok(buffer.len());
@@ -153,13 +171,21 @@ impl Decoder {
         Ok(at)
     }
 
-    fn frame(&mut self, frame: Frame<'_>, limit: usize, on: &mut impl FnMut(Item<'_>) -> bool) -> Result<bool, FrameError> {
+    fn frame(
+        &mut self,
+        frame: Frame<'_>,
+        limit: usize,
+        on: &mut impl FnMut(Item<'_>) -> bool,
+    ) -> Result<bool, FrameError> {
         match frame.opcode {
             Opcode::Ping => Ok(on(Item::Ping(frame.payload))),
             Opcode::Pong => Ok(on(Item::Pong)),
             Opcode::Close => Ok(on(Item::Close(close_code(frame.payload)?))),
             Opcode::Continuation => {
-                let parts = self.parts.as_mut().ok_or(FrameError::Protocol("continuation without a message"))?;
+                let parts = self
+                    .parts
+                    .as_mut()
+                    .ok_or(FrameError::Protocol("continuation without a message"))?;
                 if parts.data.len() + frame.payload.len() > limit {
                     return Err(FrameError::TooBig);
                 }
@@ -170,21 +196,32 @@ impl Decoder {
                 let whole = self.parts.take().expect("taken from above");
                 message(whole.opcode, &whole.data, on)
             }
-            Opcode::Text | Opcode::Binary if self.parts.is_some() => Err(FrameError::Protocol("a new message inside an unfinished one")),
+            Opcode::Text | Opcode::Binary if self.parts.is_some() => Err(FrameError::Protocol(
+                "a new message inside an unfinished one",
+            )),
             opcode if frame.fin => message(opcode, frame.payload, on),
             opcode => {
-                self.parts = Some(Box::new(Parts { opcode, data: frame.payload.to_vec() }));
+                self.parts = Some(Box::new(Parts {
+                    opcode,
+                    data: frame.payload.to_vec(),
+                }));
                 Ok(true)
             }
         }
     }
 }
 
-fn message(opcode: Opcode, data: &[u8], on: &mut impl FnMut(Item<'_>) -> bool) -> Result<bool, FrameError> {
+fn message(
+    opcode: Opcode,
+    data: &[u8],
+    on: &mut impl FnMut(Item<'_>) -> bool,
+) -> Result<bool, FrameError> {
     if opcode == Opcode::Binary {
         return Ok(on(Item::Binary(data)));
     }
-    simdutf8::basic::from_utf8(data).map(|text| on(Item::Text(text))).map_err(|_| FrameError::Utf8)
+    simdutf8::basic::from_utf8(data)
+        .map(|text| on(Item::Text(text)))
+        .map_err(|_| FrameError::Utf8)
 }
 
 /// Codes a peer may send (RFC 6455 section 7.4): 1000-1003, 1007-1014 as registered, 3000-4999.
@@ -207,8 +244,14 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, FrameError> {
 fn whole_length(bytes: &[u8]) -> Option<usize> {
     let second = *bytes.get(1)?;
     let (header, length) = match second & 0x7F {
-        126 => (4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),
-        127 => (10, usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)).ok()?),
+        126 => (
+            4,
+            usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)),
+        ),
+        127 => (
+            10,
+            usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)).ok()?,
+        ),
         short => (2, usize::from(short)),
     };
     (header + 4usize).checked_add(length)
@@ -238,7 +281,9 @@ fn decode(bytes: &mut [u8], limit: usize) -> Result<Option<(Frame<'_>, usize)>, 
     if control && !fin {
         return Err(FrameError::Protocol("a control frame in parts"));
     }
-    let Some(second) = second else { return Ok(None) };
+    let Some(second) = second else {
+        return Ok(None);
+    };
     if second & MASKED == 0 {
         return Err(FrameError::Protocol("a client frame without a mask"));
     }
@@ -248,7 +293,9 @@ fn decode(bytes: &mut [u8], limit: usize) -> Result<Option<(Frame<'_>, usize)>, 
     }
     let (header, length) = match short {
         126 => {
-            let Some(field) = bytes.get(2..4) else { return Ok(None) };
+            let Some(field) = bytes.get(2..4) else {
+                return Ok(None);
+            };
             let length = usize::from(u16::from_be_bytes([field[0], field[1]]));
             if length < 126 {
                 return Err(FrameError::Protocol("a length not in its shortest form"));
@@ -256,7 +303,9 @@ fn decode(bytes: &mut [u8], limit: usize) -> Result<Option<(Frame<'_>, usize)>, 
             (4, length)
         }
         127 => {
-            let Some(field) = bytes.get(2..10) else { return Ok(None) };
+            let Some(field) = bytes.get(2..10) else {
+                return Ok(None);
+            };
             let length = u64::from_be_bytes(field.try_into().expect("eight bytes"));
             if length >> 63 != 0 {
                 return Err(FrameError::Protocol("a length with its highest bit set"));
@@ -275,14 +324,28 @@ fn decode(bytes: &mut [u8], limit: usize) -> Result<Option<(Frame<'_>, usize)>, 
     if bytes.len() < start + length {
         return Ok(None);
     }
-    let mask = [bytes[header], bytes[header + 1], bytes[header + 2], bytes[header + 3]];
+    let mask = [
+        bytes[header],
+        bytes[header + 1],
+        bytes[header + 2],
+        bytes[header + 3],
+    ];
     let payload = &mut bytes[start..start + length];
     unmask(payload, mask);
-    Ok(Some((Frame { fin, opcode, payload }, start + length)))
+    Ok(Some((
+        Frame {
+            fin,
+            opcode,
+            payload,
+        },
+        start + length,
+    )))
 }
 
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
-    let wide = u64::from_ne_bytes([mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3]]);
+    let wide = u64::from_ne_bytes([
+        mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3],
+    ]);
     let mut chunks = payload.chunks_exact_mut(8);
     for chunk in &mut chunks {
         let word = u64::from_ne_bytes((&*chunk).try_into().expect("eight bytes")) ^ wide;
@@ -313,7 +376,11 @@ impl Message {
         let mut bytes = Vec::with_capacity(header.len() + payload.len());
         bytes.extend_from_slice(&header);
         bytes.extend_from_slice(payload);
-        Self { bytes, frame_at: 0, payload_at: header.len() as u8 }
+        Self {
+            bytes,
+            frame_at: 0,
+            payload_at: header.len() as u8,
+        }
     }
 
     /// A text frame whose payload, of about `room` bytes, is appended by `write`.
@@ -325,7 +392,11 @@ impl Message {
         let header = header(Opcode::Text, bytes.len() - MAX_HEADER);
         let frame_at = MAX_HEADER - header.len();
         bytes[frame_at..MAX_HEADER].copy_from_slice(&header);
-        Self { bytes, frame_at: frame_at as u8, payload_at: MAX_HEADER as u8 }
+        Self {
+            bytes,
+            frame_at: frame_at as u8,
+            payload_at: MAX_HEADER as u8,
+        }
     }
 
     /// A Close frame.

@@ -60,10 +60,17 @@ impl<'a> Batch<'a> {
     /// Refuses what a database would refuse only halfway through.
     pub(super) fn new(given: &'a [NewActivity]) -> Result<Self, StoreError> {
         given.iter().try_for_each(refuse_nul)?;
-        let mut recipients: Vec<&str> = given.iter().flat_map(|a| a.recipients.iter().map(String::as_str)).collect();
+        let mut recipients: Vec<&str> = given
+            .iter()
+            .flat_map(|a| a.recipients.iter().map(String::as_str))
+            .collect();
         recipients.sort_unstable();
         recipients.dedup();
-        let index: HashMap<&str, usize> = recipients.iter().enumerate().map(|(at, r)| (*r, at)).collect();
+        let index: HashMap<&str, usize> = recipients
+            .iter()
+            .enumerate()
+            .map(|(at, r)| (*r, at))
+            .collect();
         let mut events: FxHashMap<(&str, &str), usize> = FxHashMap::default();
         let mut seen: FxHashSet<(usize, usize)> = FxHashSet::default();
         let mut candidates = Vec::new();
@@ -73,11 +80,18 @@ impl<'a> Batch<'a> {
             for recipient in new.recipients.iter() {
                 let recipient = index[recipient.as_str()];
                 if seen.insert((event, recipient)) {
-                    candidates.push(Candidate { activity, recipient });
+                    candidates.push(Candidate {
+                        activity,
+                        recipient,
+                    });
                 }
             }
         }
-        Ok(Self { given, recipients, candidates })
+        Ok(Self {
+            given,
+            recipients,
+            candidates,
+        })
     }
 
     /// How many candidates each recipient has.
@@ -99,16 +113,31 @@ impl<'a> Batch<'a> {
     }
 
     /// Gives every candidate its id and numbers, in order, starting at the bases, which are by recipient.
-    pub(super) fn number(&self, mut bases: Vec<Base>, ids: &IdGenerator) -> Result<Vec<Row<'a>>, StoreError> {
+    pub(super) fn number(
+        &self,
+        mut bases: Vec<Base>,
+        ids: &IdGenerator,
+    ) -> Result<Vec<Row<'a>>, StoreError> {
         let number = |candidate: &Candidate| {
             let base = &mut bases[candidate.recipient];
             base.last_seq += 1;
             base.unread += 1;
             base.version += 1;
             // The clock catches up, and the next try makes ids again.
-            let id = ids.next().map_err(|stepped| StoreError::Unavailable(sqlx::Error::Io(std::io::Error::other(stepped))))?;
-            let inbox = InboxState { unread_count: base.unread, version: base.version };
-            Ok(Row { activity: candidate.activity, recipient: self.recipients[candidate.recipient], id, seq: base.last_seq, inbox })
+            let id = ids.next().map_err(|stepped| {
+                StoreError::Unavailable(sqlx::Error::Io(std::io::Error::other(stepped)))
+            })?;
+            let inbox = InboxState {
+                unread_count: base.unread,
+                version: base.version,
+            };
+            Ok(Row {
+                activity: candidate.activity,
+                recipient: self.recipients[candidate.recipient],
+                id,
+                seq: base.last_seq,
+                inbox,
+            })
         };
         self.candidates.iter().map(number).collect()
     }
@@ -132,7 +161,11 @@ impl<'a> Batch<'a> {
                 Some(same) if same.0 == row.activity => shared.insert(same),
                 _ => shared.insert((row.activity, Texts::of(&self.given[row.activity]))),
             };
-            answer.push(Stored { activity: row.activity, notification: texts.notification(row, created_at), inbox: row.inbox });
+            answer.push(Stored {
+                activity: row.activity,
+                notification: texts.notification(row, created_at),
+                inbox: row.inbox,
+            });
         }
         answer
     }
@@ -143,7 +176,11 @@ impl<'a> Batch<'a> {
         let (mut start, mut bytes) = (0, 0);
         for (at, row) in rows.iter().enumerate() {
             let again = at > start && rows[at - 1].activity == row.activity;
-            let more = if again { 0 } else { text_bytes(&self.given[row.activity]) };
+            let more = if again {
+                0
+            } else {
+                text_bytes(&self.given[row.activity])
+            };
             if at > start && (at - start == CHUNK_ROWS || bytes + more > CHUNK_BYTES) {
                 chunks.push(&rows[start..at]);
                 start = at;
@@ -213,7 +250,11 @@ pub(super) fn milliseconds(at: DateTime<Utc>) -> DateTime<Utc> {
 
 /// Refuses a string with a NUL character. `name` says where it was.
 pub(super) fn no_nul(name: &'static str, text: &str) -> Result<(), Nul> {
-    if memchr::memchr(0, text.as_bytes()).is_some() { Err(Nul(name)) } else { Ok(()) }
+    if memchr::memchr(0, text.as_bytes()).is_some() {
+        Err(Nul(name))
+    } else {
+        Ok(())
+    }
 }
 
 fn refuse_nul(new: &NewActivity) -> Result<(), Nul> {
@@ -227,17 +268,34 @@ fn refuse_nul(new: &NewActivity) -> Result<(), Nul> {
     ] {
         no_nul(name, text)?;
     }
-    for (name, text) in [("actorId", &new.actor_id), ("organizerId", &new.organizer_id), ("merchantId", &new.merchant_id)] {
+    for (name, text) in [
+        ("actorId", &new.actor_id),
+        ("organizerId", &new.organizer_id),
+        ("merchantId", &new.merchant_id),
+    ] {
         text.as_deref().map_or(Ok(()), |text| no_nul(name, text))?;
     }
-    new.recipients.iter().try_for_each(|text| no_nul("recipientIds", text))?;
-    if escapes_nul(new.data.get()) { Err(Nul("data")) } else { Ok(()) }
+    new.recipients
+        .iter()
+        .try_for_each(|text| no_nul("recipientIds", text))?;
+    if escapes_nul(new.data.get()) {
+        Err(Nul("data"))
+    } else {
+        Ok(())
+    }
 }
 
 /// Whether JSON text holds the escape `\u0000`, told from an escaped backslash in front of `u0000`.
 fn escapes_nul(json: &str) -> bool {
     let bytes = json.as_bytes();
-    memchr::memmem::find_iter(bytes, br"\u0000").any(|at| bytes[..at].iter().rev().take_while(|b| **b == b'\\').count().is_multiple_of(2))
+    memchr::memmem::find_iter(bytes, br"\u0000").any(|at| {
+        bytes[..at]
+            .iter()
+            .rev()
+            .take_while(|b| **b == b'\\')
+            .count()
+            .is_multiple_of(2)
+    })
 }
 
 fn text_bytes(new: &NewActivity) -> usize {
@@ -261,14 +319,26 @@ mod tests {
 
     #[test]
     fn repeats_within_a_batch_count_once_and_the_first_stays() {
-        let given = [activity("a", &["x", "y", "x"]), activity("b", &["x"]), activity("a", &["z", "y"])];
+        let given = [
+            activity("a", &["x", "y", "x"]),
+            activity("b", &["x"]),
+            activity("a", &["z", "y"]),
+        ];
         let mut batch = Batch::new(&given).unwrap();
         assert_eq!(batch.recipients, ["x", "y", "z"]);
-        let places: Vec<_> = batch.candidates.iter().map(|c| (c.activity, batch.recipients[c.recipient])).collect();
+        let places: Vec<_> = batch
+            .candidates
+            .iter()
+            .map(|c| (c.activity, batch.recipients[c.recipient]))
+            .collect();
         assert_eq!(places, [(0, "x"), (0, "y"), (1, "x"), (2, "z")]);
         assert_eq!(batch.counts(), [2, 1, 1]);
         batch.remove(&FxHashSet::from_iter([0, 3]));
-        let places: Vec<_> = batch.candidates.iter().map(|c| (c.activity, batch.recipients[c.recipient])).collect();
+        let places: Vec<_> = batch
+            .candidates
+            .iter()
+            .map(|c| (c.activity, batch.recipients[c.recipient]))
+            .collect();
         assert_eq!(places, [(0, "y"), (1, "x")]);
     }
 
@@ -276,19 +346,42 @@ mod tests {
     fn numbers_go_on_from_the_base_in_the_order_of_the_batch() {
         let given = [activity("a", &["x"]), activity("b", &["y", "x"])];
         let batch = Batch::new(&given).unwrap();
-        let bases = vec![Base { last_seq: 7, unread: 2, version: 40 }, Base::default()];
+        let bases = vec![
+            Base {
+                last_seq: 7,
+                unread: 2,
+                version: 40,
+            },
+            Base::default(),
+        ];
         let numbers = |rows: &[Row<'_>]| -> Vec<(String, i64, i64, i64)> {
-            rows.iter().map(|r| (r.recipient.into(), r.seq, r.inbox.unread_count, r.inbox.version)).collect()
+            rows.iter()
+                .map(|r| {
+                    (
+                        r.recipient.into(),
+                        r.seq,
+                        r.inbox.unread_count,
+                        r.inbox.version,
+                    )
+                })
+                .collect()
         };
-        let want = [("x", 8, 3, 41), ("y", 1, 1, 1), ("x", 9, 4, 42)].map(|(r, seq, unread, version)| (r.to_owned(), seq, unread, version));
+        let want = [("x", 8, 3, 41), ("y", 1, 1, 1), ("x", 9, 4, 42)]
+            .map(|(r, seq, unread, version)| (r.to_owned(), seq, unread, version));
         let mut later = batch.number(vec![Base::default(); 2], &ids()).unwrap();
         batch.renumber(&mut later, &bases);
         assert_eq!(numbers(&later), want);
         let rows = batch.number(bases, &ids()).unwrap();
         assert_eq!(numbers(&rows), want);
         let stored = batch.stored(&rows, DateTime::UNIX_EPOCH);
-        assert!(Arc::ptr_eq(&stored[1].notification.title, &stored[2].notification.title));
-        assert_eq!(stored.iter().map(|s| s.activity).collect::<Vec<_>>(), [0, 1, 1]);
+        assert!(Arc::ptr_eq(
+            &stored[1].notification.title,
+            &stored[2].notification.title
+        ));
+        assert_eq!(
+            stored.iter().map(|s| s.activity).collect::<Vec<_>>(),
+            [0, 1, 1]
+        );
     }
 
     #[test]
@@ -298,11 +391,15 @@ mod tests {
         let mut given = vec![activity("a", &many)];
         let sizes = |given: &[NewActivity]| -> Vec<usize> {
             let batch = Batch::new(given).unwrap();
-            let rows = batch.number(vec![Base::default(); batch.recipients.len()], &ids()).unwrap();
+            let rows = batch
+                .number(vec![Base::default(); batch.recipients.len()], &ids())
+                .unwrap();
             batch.chunks(&rows).iter().map(|c| c.len()).collect()
         };
         assert_eq!(sizes(&given), [CHUNK_ROWS, 1]);
-        given = (0..3).map(|n| activity(&n.to_string(), &["x", "y"])).collect();
+        given = (0..3)
+            .map(|n| activity(&n.to_string(), &["x", "y"]))
+            .collect();
         for new in &mut given {
             new.content = "c".repeat(CHUNK_BYTES / 2);
         }
@@ -324,6 +421,9 @@ mod tests {
         let mut bad = activity("a", &["x"]);
         bad.title.push('\0');
         assert!(matches!(Batch::new(&[bad]), Err(StoreError::Refused(_))));
-        assert!(matches!(Batch::new(&[activity("a", &["x\0"])]), Err(StoreError::Refused(_))));
+        assert!(matches!(
+            Batch::new(&[activity("a", &["x\0"])]),
+            Err(StoreError::Refused(_))
+        ));
     }
 }

@@ -24,7 +24,11 @@ pub enum StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        if refuses_the_value(&error) { Self::Refused(error) } else { Self::Unavailable(error) }
+        if refuses_the_value(&error) {
+            Self::Refused(error)
+        } else {
+            Self::Unavailable(error)
+        }
     }
 }
 
@@ -42,12 +46,21 @@ impl From<Nul> for StoreError {
 /// Whether trying again cannot help. In doubt it can: a record that waits is found by its lag, one that was dead-lettered for a missing table is not.
 fn refuses_the_value(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Database(error) => match (error.try_downcast_ref::<PgDatabaseError>(), error.try_downcast_ref::<SqliteError>()) {
+        sqlx::Error::Database(error) => match (
+            error.try_downcast_ref::<PgDatabaseError>(),
+            error.try_downcast_ref::<SqliteError>(),
+        ) {
             (Some(error), _) => postgres_refuses(error.code()),
-            (_, Some(error)) => error.code().and_then(|code| code.parse().ok()).is_some_and(sqlite_refuses),
+            (_, Some(error)) => error
+                .code()
+                .and_then(|code| code.parse().ok())
+                .is_some_and(sqlite_refuses),
             _ => false,
         },
-        sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } | sqlx::Error::InvalidArgument(_) => true,
+        sqlx::Error::Encode(_)
+        | sqlx::Error::Decode(_)
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::InvalidArgument(_) => true,
         _ => false,
     }
 }
@@ -57,7 +70,8 @@ fn refuses_the_value(error: &sqlx::Error) -> bool {
 /// Class 42 (no such table, no right) says something of the schema and never of a value, because every statement here is the same for every value.
 /// 23505 means that the same row came from elsewhere a moment ago, or an id was made twice: the next try finds the row, and makes a new id.
 fn postgres_refuses(sqlstate: &str) -> bool {
-    matches!(sqlstate.get(..2), Some("21" | "22" | "23" | "54")) && sqlstate != "23505" || sqlstate == "P0001"
+    matches!(sqlstate.get(..2), Some("21" | "22" | "23" | "54")) && sqlstate != "23505"
+        || sqlstate == "P0001"
 }
 
 /// <https://www.sqlite.org/rescode.html>; extended codes carry the primary one in their low byte.
@@ -67,7 +81,8 @@ fn sqlite_refuses(code: i32) -> bool {
     const MISMATCH: i32 = 20;
     const CONSTRAINT_PRIMARY_KEY: i32 = 1555;
     const CONSTRAINT_UNIQUE: i32 = 2067;
-    matches!(code & 0xff, TOO_BIG | CONSTRAINT | MISMATCH) && !matches!(code, CONSTRAINT_PRIMARY_KEY | CONSTRAINT_UNIQUE)
+    matches!(code & 0xff, TOO_BIG | CONSTRAINT | MISMATCH)
+        && !matches!(code, CONSTRAINT_PRIMARY_KEY | CONSTRAINT_UNIQUE)
 }
 
 /// Why a store could not be opened or migrated.
@@ -132,12 +147,19 @@ impl From<MigrateError> for OpenError {
             // The server went away or a lock was not had in time: the migration was undone.
             MigrateError::ExecuteMigration(error, version) => {
                 let passes = match &error {
-                    sqlx::Error::Database(inner) => {
-                        inner.code().is_some_and(|code| matches!(&*code, "55P03" | "57P01" | "57P02" | "57P03" | "40P01" | "40001"))
-                    }
+                    sqlx::Error::Database(inner) => inner.code().is_some_and(|code| {
+                        matches!(
+                            &*code,
+                            "55P03" | "57P01" | "57P02" | "57P03" | "40P01" | "40001"
+                        )
+                    }),
                     other => other.source().is_some_and(|s| s.is::<std::io::Error>()),
                 };
-                if passes { Self::Away(error) } else { Self::Migration(MigrateError::ExecuteMigration(error, version)) }
+                if passes {
+                    Self::Away(error)
+                } else {
+                    Self::Migration(MigrateError::ExecuteMigration(error, version))
+                }
             }
             other => Self::Migration(other),
         }
@@ -150,12 +172,14 @@ mod tests {
 
     #[test]
     fn only_what_lies_in_the_value_is_refused() {
-        for code in ["22021", "22P05", "22001", "23502", "23514", "23503", "54000", "21000", "P0001"] {
+        for code in [
+            "22021", "22P05", "22001", "23502", "23514", "23503", "54000", "21000", "P0001",
+        ] {
             assert!(postgres_refuses(code), "{code}");
         }
         for code in [
-            "08006", "53300", "57P01", "57014", "40001", "40P01", "55P03", "25006", "23505", "42P01", "42501", "28P01", "3D000", "XX000",
-            "",
+            "08006", "53300", "57P01", "57014", "40001", "40P01", "55P03", "25006", "23505",
+            "42P01", "42501", "28P01", "3D000", "XX000", "",
         ] {
             assert!(!postgres_refuses(code), "{code}");
         }
@@ -180,7 +204,10 @@ mod tests {
             sqlx::Error::Tls("expired".into()),
             sqlx::Error::Protocol("unexpected".into()),
         ] {
-            assert!(matches!(StoreError::from(error), StoreError::Unavailable(_)));
+            assert!(matches!(
+                StoreError::from(error),
+                StoreError::Unavailable(_)
+            ));
         }
     }
 }

@@ -61,14 +61,22 @@ pub(super) async fn prepare(place: &Place, database: &config::Database) -> Resul
             connection.close().await?;
             missing
         }
-        Place::Sqlite { options, in_memory: _ } => {
-            let mut connection = connect(&tuned(options.clone(), lock_timeout(database)), database).await?;
+        Place::Sqlite {
+            options,
+            in_memory: _,
+        } => {
+            let mut connection =
+                connect(&tuned(options.clone(), lock_timeout(database)), database).await?;
             let missing = missing(&SQLITE, &listed_sqlite(&mut connection).await?)?;
             connection.close().await?;
             missing
         }
     };
-    if missing.is_empty() { Ok(()) } else { Err(OpenError::Behind(missing)) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(OpenError::Behind(missing))
+    }
 }
 
 async fn run(place: &Place, database: &config::Database) -> Result<Migrated, OpenError> {
@@ -79,12 +87,17 @@ async fn run(place: &Place, database: &config::Database) -> Result<Migrated, Ope
             connection.close().await?;
             Ok(migrated)
         }
-        Place::Sqlite { options, in_memory: _ } => {
+        Place::Sqlite {
+            options,
+            in_memory: _,
+        } => {
             let options = tuned(options.clone(), lock_timeout(database));
             let deadline = Instant::now() + lock_timeout(database);
             loop {
                 match run_sqlite(&options, database).await {
-                    Err(error) if is_busy(&error) && Instant::now() < deadline => tokio::time::sleep(LOCK_INTERVAL).await,
+                    Err(error) if is_busy(&error) && Instant::now() < deadline => {
+                        tokio::time::sleep(LOCK_INTERVAL).await
+                    }
                     done => return done,
                 }
             }
@@ -98,7 +111,10 @@ fn is_busy(error: &OpenError) -> bool {
     matches!(error, OpenError::Away(sqlx::Error::Database(database)) if is_busy_code(database.code().as_deref()))
 }
 
-async fn run_postgres(connection: &mut PgConnection, timeout: Duration) -> Result<Migrated, OpenError> {
+async fn run_postgres(
+    connection: &mut PgConnection,
+    timeout: Duration,
+) -> Result<Migrated, OpenError> {
     let listed = listed_postgres(connection).await?;
     let todo = missing(&POSTGRES, &listed)?;
     if todo.is_empty() {
@@ -109,7 +125,11 @@ async fn run_postgres(connection: &mut PgConnection, timeout: Duration) -> Resul
         .execute(&mut *connection)
         .await?;
     let deadline = Instant::now() + timeout;
-    while !sqlx::query_scalar::<_, bool>("SELECT pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut *connection).await? {
+    while !sqlx::query_scalar::<_, bool>("SELECT pg_try_advisory_lock($1)")
+        .bind(LOCK)
+        .fetch_one(&mut *connection)
+        .await?
+    {
         if Instant::now() >= deadline {
             return Err(OpenError::Locked(timeout));
         }
@@ -123,10 +143,14 @@ async fn run_postgres(connection: &mut PgConnection, timeout: Duration) -> Resul
 
 /// `SQLITE_BUSY` and what extends it: the low byte is 5.
 fn is_busy_code(code: Option<&str>) -> bool {
-    code.and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| code & 0xFF == 5)
+    code.and_then(|code| code.parse::<u32>().ok())
+        .is_some_and(|code| code & 0xFF == 5)
 }
 
-async fn run_sqlite(options: &SqliteConnectOptions, database: &config::Database) -> Result<Migrated, OpenError> {
+async fn run_sqlite(
+    options: &SqliteConnectOptions,
+    database: &config::Database,
+) -> Result<Migrated, OpenError> {
     let mut connection = connect(options, database).await?;
     let migrated = apply_sqlite(&mut connection).await?;
     connection.close().await?;
@@ -148,7 +172,11 @@ async fn apply_sqlite(connection: &mut SqliteConnection) -> Result<Migrated, Ope
 }
 
 /// Applies these, one after the other, each in a transaction together with its line in the list.
-async fn apply(connection: &mut impl Migrate, embedded: &Migrator, todo: &[i64]) -> Result<(), OpenError> {
+async fn apply(
+    connection: &mut impl Migrate,
+    embedded: &Migrator,
+    todo: &[i64],
+) -> Result<(), OpenError> {
     connection.ensure_migrations_table(TABLE).await?;
     for migration in embedded.iter().filter(|m| todo.contains(&m.version)) {
         connection.apply(TABLE, migration).await?;
@@ -157,31 +185,57 @@ async fn apply(connection: &mut impl Migrate, embedded: &Migrator, todo: &[i64])
 }
 
 fn migrated(applied: Vec<i64>, listed: &[AppliedMigration]) -> Migrated {
-    Migrated { applied, version: listed.iter().map(|m| m.version).max().unwrap_or_default() }
+    Migrated {
+        applied,
+        version: listed.iter().map(|m| m.version).max().unwrap_or_default(),
+    }
 }
 
 /// Which embedded migrations are not listed as applied.
 fn missing(embedded: &Migrator, listed: &[AppliedMigration]) -> Result<Vec<i64>, OpenError> {
     let mut missing = Vec::new();
     for migration in embedded.iter() {
-        match listed.iter().find(|applied| applied.version == migration.version) {
+        match listed
+            .iter()
+            .find(|applied| applied.version == migration.version)
+        {
             None => missing.push(migration.version),
-            Some(applied) if applied.checksum != migration.checksum => return Err(OpenError::Changed(migration.version)),
+            Some(applied) if applied.checksum != migration.checksum => {
+                return Err(OpenError::Changed(migration.version));
+            }
             Some(_) => {}
         }
     }
     Ok(missing)
 }
 
-async fn listed_postgres(connection: &mut PgConnection) -> Result<Vec<AppliedMigration>, OpenError> {
-    let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(TABLE).fetch_one(&mut *connection).await?;
-    Ok(if there { connection.list_applied_migrations(TABLE).await? } else { Vec::new() })
+async fn listed_postgres(
+    connection: &mut PgConnection,
+) -> Result<Vec<AppliedMigration>, OpenError> {
+    let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+        .bind(TABLE)
+        .fetch_one(&mut *connection)
+        .await?;
+    Ok(if there {
+        connection.list_applied_migrations(TABLE).await?
+    } else {
+        Vec::new()
+    })
 }
 
-async fn listed_sqlite(connection: &mut SqliteConnection) -> Result<Vec<AppliedMigration>, OpenError> {
-    let query = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = $1)").bind(TABLE);
+async fn listed_sqlite(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<AppliedMigration>, OpenError> {
+    let query = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = $1)",
+    )
+    .bind(TABLE);
     let there: bool = query.fetch_one(&mut *connection).await?;
-    Ok(if there { connection.list_applied_migrations(TABLE).await? } else { Vec::new() })
+    Ok(if there {
+        connection.list_applied_migrations(TABLE).await?
+    } else {
+        Vec::new()
+    })
 }
 
 fn lock_timeout(database: &config::Database) -> Duration {
@@ -194,9 +248,16 @@ where
     O: ConnectOptions,
     O::Connection: Sized,
 {
-    match tokio::time::timeout(Duration::from_millis(database.acquire_timeout_ms), options.connect()).await {
+    match tokio::time::timeout(
+        Duration::from_millis(database.acquire_timeout_ms),
+        options.connect(),
+    )
+    .await
+    {
         Ok(connection) => Ok(connection?),
-        Err(_) => Err(OpenError::Away(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))),
+        Err(_) => Err(OpenError::Away(sqlx::Error::Io(
+            std::io::ErrorKind::TimedOut.into(),
+        ))),
     }
 }
 
@@ -206,8 +267,16 @@ mod tests {
 
     #[test]
     fn both_databases_have_the_same_numbers_and_names() {
-        let list = |migrator: &Migrator| migrator.iter().map(|m| (m.version, m.description.clone())).collect::<Vec<_>>();
+        let list = |migrator: &Migrator| {
+            migrator
+                .iter()
+                .map(|m| (m.version, m.description.clone()))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(list(&POSTGRES), list(&SQLITE));
-        assert!(SQLITE.iter().all(|m| !m.no_tx), "SQLite runs all of them in one transaction");
+        assert!(
+            SQLITE.iter().all(|m| !m.no_tx),
+            "SQLite runs all of them in one transaction"
+        );
     }
 }

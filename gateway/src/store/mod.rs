@@ -122,21 +122,41 @@ pub trait NotificationStore: Send + Sync + 'static {
     /// the answer: exactly one row exists however often and from however many instances this is called. The answer is in the order of the
     /// batch; within a recipient `seq` rises by one per row in that order, without reuse, and so do unread count and version.
     /// A batch that is [`StoreError::Refused`] left nothing behind; which activity was at fault is found by halving.
-    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> Answer<'a, Vec<Stored>>;
+    fn insert<'a>(
+        &'a self,
+        batch: &'a [NewActivity],
+        now: DateTime<Utc>,
+    ) -> Answer<'a, Vec<Stored>>;
 
     /// A page of a recipient's inbox, newest first, at most `limit` rows (at least one) with `seq` below `before`.
     ///
     /// Rows that arrive between two pages come before the first: going on at [`Page::next`] repeats and skips nothing.
-    fn list<'a>(&'a self, recipient: &'a str, filter: &'a Filter, before: Option<i64>, limit: u32) -> Answer<'a, Page>;
+    fn list<'a>(
+        &'a self,
+        recipient: &'a str,
+        filter: &'a Filter,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Answer<'a, Page>;
 
     /// One notification; `None` for another recipient's as for none.
     fn get<'a>(&'a self, recipient: &'a str, id: Id) -> Answer<'a, Option<Notification>>;
 
     /// Removes one, leaving a tombstone; `None` if the recipient has no such row, and then nothing changed.
-    fn delete<'a>(&'a self, recipient: &'a str, id: Id, now: DateTime<Utc>) -> Answer<'a, Option<InboxState>>;
+    fn delete<'a>(
+        &'a self,
+        recipient: &'a str,
+        id: Id,
+        now: DateTime<Utc>,
+    ) -> Answer<'a, Option<InboxState>>;
 
     /// Marks as read; what is read already keeps its time.
-    fn mark_read<'a>(&'a self, recipient: &'a str, which: &'a Which, now: DateTime<Utc>) -> Answer<'a, Read>;
+    fn mark_read<'a>(
+        &'a self,
+        recipient: &'a str,
+        which: &'a Which,
+        now: DateTime<Utc>,
+    ) -> Answer<'a, Read>;
 
     /// The counters; zero for a recipient that never got anything.
     fn inbox<'a>(&'a self, recipient: &'a str) -> Answer<'a, InboxState>;
@@ -149,7 +169,12 @@ pub trait NotificationStore: Send + Sync + 'static {
     ///
     /// A notification created since `tombstones_before` leaves a tombstone of its own age: redelivery may still bring it. Of several
     /// instances one purges at a time; the others are told 0.
-    fn purge<'a>(&'a self, before: Option<DateTime<Utc>>, tombstones_before: DateTime<Utc>, limit: u32) -> Answer<'a, u64>;
+    fn purge<'a>(
+        &'a self,
+        before: Option<DateTime<Utc>>,
+        tombstones_before: DateTime<Utc>,
+        limit: u32,
+    ) -> Answer<'a, u64>;
 
     /// The highest migration that the database has, this binary's or a later one, as [`Migrated::version`]; `None` before the first.
     fn version(&self) -> Answer<'_, Option<i64>>;

@@ -61,7 +61,9 @@ impl Database {
     fn new(place: &Place, database: &config::Database) -> Self {
         match place {
             Place::Postgres(options) => Self::Postgres(Postgres::new(options.clone(), database)),
-            Place::Sqlite { options, in_memory } => Self::Sqlite(Sqlite::new(options.clone(), *in_memory, database)),
+            Place::Sqlite { options, in_memory } => {
+                Self::Sqlite(Sqlite::new(options.clone(), *in_memory, database))
+            }
         }
     }
 }
@@ -70,35 +72,66 @@ impl Database {
 #[derive(Clone)]
 pub(super) enum Place {
     Postgres(PgConnectOptions),
-    Sqlite { options: SqliteConnectOptions, in_memory: bool },
+    Sqlite {
+        options: SqliteConnectOptions,
+        in_memory: bool,
+    },
 }
 
 /// Reads a URL. The reason given for a wrong one never repeats it.
 pub(super) fn place(setting: &'static str, url: &Secret) -> Result<Place, OpenError> {
     let text = url.expose();
-    let wrong = |error: sqlx::Error| OpenError::Setting { setting, reason: error.to_string() };
+    let wrong = |error: sqlx::Error| OpenError::Setting {
+        setting,
+        reason: error.to_string(),
+    };
     if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-        return Ok(Place::Postgres(PgConnectOptions::from_str(text).map_err(wrong)?));
+        return Ok(Place::Postgres(
+            PgConnectOptions::from_str(text).map_err(wrong)?,
+        ));
     }
     if text.starts_with("sqlite:") {
         let in_memory = text.contains(":memory:") || text.contains("mode=memory");
         let options = SqliteConnectOptions::from_str(text).map_err(wrong)?;
-        if let Some(folder) = options.get_filename().parent().filter(|folder| !in_memory && !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(|source| OpenError::File { setting, path: folder.to_owned(), source })?;
+        if let Some(folder) = options
+            .get_filename()
+            .parent()
+            .filter(|folder| !in_memory && !folder.as_os_str().is_empty())
+        {
+            std::fs::create_dir_all(folder).map_err(|source| OpenError::File {
+                setting,
+                path: folder.to_owned(),
+                source,
+            })?;
         }
         return Ok(Place::Sqlite { options, in_memory });
     }
-    Err(OpenError::Setting { setting, reason: "must begin with postgres:// or sqlite:".into() })
+    Err(OpenError::Setting {
+        setting,
+        reason: "must begin with postgres:// or sqlite:".into(),
+    })
 }
 
 /// The URL out of its file, if one is named, else the URL itself.
-pub(super) async fn secret(setting: &'static str, url: &Secret, file: &SecretFile) -> Result<Secret, OpenError> {
-    let Some(path) = file.path().map(ToOwned::to_owned) else { return Ok(url.clone()) };
+pub(super) async fn secret(
+    setting: &'static str,
+    url: &Secret,
+    file: &SecretFile,
+) -> Result<Secret, OpenError> {
+    let Some(path) = file.path().map(ToOwned::to_owned) else {
+        return Ok(url.clone());
+    };
     let file = file.clone();
-    let read = tokio::task::spawn_blocking(move || file.read()).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    let read = tokio::task::spawn_blocking(move || file.read())
+        .await
+        .unwrap_or_else(|error| Err(std::io::Error::other(error)));
     match read {
         Ok(secret) => Ok(secret.unwrap_or_default()),
-        Err(source) => Err(OpenError::File { setting, path, source }),
+        Err(source) => Err(OpenError::File {
+            setting,
+            path,
+            source,
+        }),
     }
 }
 
@@ -116,7 +149,10 @@ pub async fn open(
     ids: IdGenerator,
     shutdown: CancellationToken,
 ) -> Result<Stores, OpenError> {
-    let mut stores = Tasks { tasks: Vec::new(), shutdown: shutdown.clone() };
+    let mut stores = Tasks {
+        tasks: Vec::new(),
+        shutdown: shutdown.clone(),
+    };
     // The revision is taken before the content is read: a change in between is told afterwards.
     let told = stores.told(&database.url_file);
     let (url, place) = reach(database, &shutdown).await?;
@@ -171,7 +207,10 @@ pub async fn open(
 }
 
 /// Tries until the notification database is there with its schema. The file is read again each time: the password in it may be the reason.
-async fn reach(database: &config::Database, shutdown: &CancellationToken) -> Result<(Secret, Place), OpenError> {
+async fn reach(
+    database: &config::Database,
+    shutdown: &CancellationToken,
+) -> Result<(Secret, Place), OpenError> {
     let mut delay = RETRY_FIRST;
     loop {
         let url = secret("database.url_file", &database.url, &database.url_file).await?;
@@ -212,17 +251,29 @@ struct Tasks {
 
 impl Tasks {
     fn told(&self, file: &SecretFile) -> Option<Receiver<String>> {
-        file.path().map(|path| watch::watch(path.to_owned(), watch::INTERVAL, self.shutdown.clone()))
+        file.path()
+            .map(|path| watch::watch(path.to_owned(), watch::INTERVAL, self.shutdown.clone()))
     }
 
     fn follow(&mut self, follow: Follow, url: Secret, database: Database, told: Receiver<String>) {
-        self.tasks.push(tokio::spawn(follow.run(url, database, told, self.shutdown.clone())));
+        self.tasks.push(tokio::spawn(follow.run(
+            url,
+            database,
+            told,
+            self.shutdown.clone(),
+        )));
     }
 }
 
 impl Follow {
     /// Replaces the pool at every new URL that works. One that does not is tried again; the pool in use goes on meanwhile.
-    async fn run(self, mut url: Secret, database: Database, mut told: Receiver<String>, shutdown: CancellationToken) {
+    async fn run(
+        self,
+        mut url: Secret,
+        database: Database,
+        mut told: Receiver<String>,
+        shutdown: CancellationToken,
+    ) {
         loop {
             tokio::select! {
                 changed = told.changed() => if changed.is_err() { return shutdown.cancelled().await },
@@ -260,9 +311,15 @@ impl Follow {
                 let pool = pool(options, &self.settings);
                 drop(pool.acquire().await?);
                 postgres.replace(pool);
-                tracing::info!(setting = self.setting, "connected to the database with its changed URL");
+                tracing::info!(
+                    setting = self.setting,
+                    "connected to the database with its changed URL"
+                );
             }
-            _ => tracing::warn!(setting = self.setting, "the changed URL names another kind of database or file: restart to use it"),
+            _ => tracing::warn!(
+                setting = self.setting,
+                "the changed URL names another kind of database or file: restart to use it"
+            ),
         }
         *url = new;
         Ok(())

@@ -51,7 +51,10 @@ impl PolicyDefinition {
     /// The role may do this with what the permission names, in one domain or everywhere.
     pub fn may(role: &str, permission: &str, action: &str, domain: Option<&str>) -> Self {
         Self {
-            id: format!("may/{role}/{permission}/{action}/{}", domain.unwrap_or_default()),
+            id: format!(
+                "may/{role}/{permission}/{action}/{}",
+                domain.unwrap_or_default()
+            ),
             variant: "policy",
             subject: ("Role", role.into()),
             target: ("Permission", permission.into()),
@@ -73,7 +76,8 @@ pub struct Platform {
     pub definitions: Vec<PolicyDefinition>,
 }
 
-const PERMISSION: &str = "INSERT INTO permission (id, code) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING";
+const PERMISSION: &str =
+    "INSERT INTO permission (id, code) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING";
 const ROLE: &str = "INSERT INTO role (id, identifier) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING";
 const DEFINITION: &str = r"
 INSERT INTO policy_definition (id, variant, subject_type, subject_id, target_type, target_id, action, effect, domain)
@@ -86,15 +90,31 @@ macro_rules! fill {
         for table in TABLES {
             sqlx::query(table).execute(&mut *tx).await?;
         }
-        for (statement, pairs) in [(PERMISSION, &$platform.permissions), (ROLE, &$platform.roles)] {
+        for (statement, pairs) in [
+            (PERMISSION, &$platform.permissions),
+            (ROLE, &$platform.roles),
+        ] {
             for (id, name) in pairs {
-                sqlx::query(statement).bind(id).bind(name).execute(&mut *tx).await?;
+                sqlx::query(statement)
+                    .bind(id)
+                    .bind(name)
+                    .execute(&mut *tx)
+                    .await?;
             }
         }
         for row in &$platform.definitions {
             let query = sqlx::query(DEFINITION).bind(&row.id).bind(row.variant);
-            let query = query.bind(row.subject.0).bind(&row.subject.1).bind(row.target.0).bind(&row.target.1);
-            query.bind(&row.action).bind(&row.effect).bind(&row.domain).execute(&mut *tx).await?;
+            let query = query
+                .bind(row.subject.0)
+                .bind(&row.subject.1)
+                .bind(row.target.0)
+                .bind(&row.target.1);
+            query
+                .bind(&row.action)
+                .bind(&row.effect)
+                .bind(&row.domain)
+                .execute(&mut *tx)
+                .await?;
         }
         tx.commit().await?;
         sqlx::Connection::close($connection).await?;
@@ -111,7 +131,10 @@ pub async fn seed(url: &Secret, platform: &Platform) -> Result<(), OpenError> {
             let mut connection = sqlx::ConnectOptions::connect(&options).await?;
             fill!(connection, platform);
         }
-        Place::Sqlite { options, in_memory: _ } => {
+        Place::Sqlite {
+            options,
+            in_memory: _,
+        } => {
             let options = super::sqlite::tuned(options, std::time::Duration::from_secs(5));
             let mut connection = sqlx::ConnectOptions::connect(&options).await?;
             fill!(connection, platform);

@@ -65,24 +65,45 @@ impl PostgresPolicies {
         query: sqlx::query::Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments>,
     ) -> Result<Vec<sqlx::postgres::PgRow>, StoreError> {
         let mut connection = self.0.acquire().await?;
-        let result = self.0.step(query.fetch_all(&mut *connection)).await.map_err(StoreError::from);
+        let result = self
+            .0
+            .step(query.fetch_all(&mut *connection))
+            .await
+            .map_err(StoreError::from);
         self.0.done(connection, result)
     }
 }
 
 /// The answer to `users_in`, by the text of a domain as the table writes it.
-fn users<'r, R: Row>(domains: &[Domain], rows: &'r [R]) -> Result<HashMap<Domain, Arc<[String]>>, StoreError>
+fn users<'r, R: Row>(
+    domains: &[Domain],
+    rows: &'r [R],
+) -> Result<HashMap<Domain, Arc<[String]>>, StoreError>
 where
     &'static str: ColumnIndex<R>,
     &'r str: Decode<'r, R::Database> + Type<R::Database>,
 {
     let mut found: HashMap<&str, Vec<String>> = HashMap::new();
     for row in rows {
-        found.entry(row.try_get("domain")?).or_default().push(row.try_get::<&str, _>("subject_id")?.to_owned());
+        found
+            .entry(row.try_get("domain")?)
+            .or_default()
+            .push(row.try_get::<&str, _>("subject_id")?.to_owned());
     }
     found.values_mut().for_each(|users| users.sort_unstable());
-    let found: HashMap<&str, Arc<[String]>> = found.into_iter().map(|(domain, users)| (domain, users.into())).collect();
-    Ok(domains.iter().filter_map(|domain| Some((domain.clone(), found.get(domain.to_string().as_str())?.clone()))).collect())
+    let found: HashMap<&str, Arc<[String]>> = found
+        .into_iter()
+        .map(|(domain, users)| (domain, users.into()))
+        .collect();
+    Ok(domains
+        .iter()
+        .filter_map(|domain| {
+            Some((
+                domain.clone(),
+                found.get(domain.to_string().as_str())?.clone(),
+            ))
+        })
+        .collect())
 }
 
 fn sorted_domains<'r, R: Row>(rows: &'r [R]) -> Result<Vec<String>, StoreError>
@@ -90,7 +111,10 @@ where
     &'static str: ColumnIndex<R>,
     &'r str: Decode<'r, R::Database> + Type<R::Database>,
 {
-    let mut domains = rows.iter().map(|row| Ok(row.try_get::<&str, _>("domain")?.to_owned())).collect::<Result<Vec<_>, StoreError>>()?;
+    let mut domains = rows
+        .iter()
+        .map(|row| Ok(row.try_get::<&str, _>("domain")?.to_owned()))
+        .collect::<Result<Vec<_>, StoreError>>()?;
     domains.sort_unstable();
     Ok(domains)
 }
@@ -108,10 +132,21 @@ where
         let subject = format!("{}_{}", text("subject_type")?, text("subject_id")?);
         let domain = optional("domain")?.map(str::to_owned);
         if text("variant")? == "group" {
-            groups.push(GroupRow { subject, role: format!("Role_{}", text("target")?), domain });
+            groups.push(GroupRow {
+                subject,
+                role: format!("Role_{}", text("target")?),
+                domain,
+            });
         } else {
-            let allow = optional("effect")?.is_none_or(|effect| effect.eq_ignore_ascii_case("allow"));
-            policies.push(PolicyRow { subject, domain, code: text("target")?.to_owned(), action: text("action")?.to_owned(), allow });
+            let allow =
+                optional("effect")?.is_none_or(|effect| effect.eq_ignore_ascii_case("allow"));
+            policies.push(PolicyRow {
+                subject,
+                domain,
+                code: text("target")?.to_owned(),
+                action: text("action")?.to_owned(),
+                allow,
+            });
         }
     }
     Ok((policies, groups))
@@ -125,7 +160,14 @@ fn names(domains: &[Domain]) -> Result<Vec<String>, StoreError> {
 
 impl PolicyStore for PostgresPolicies {
     fn users_in<'a>(&'a self, domains: &'a [Domain]) -> Answer<'a, HashMap<Domain, Arc<[String]>>> {
-        Box::pin(async move { users(domains, &self.rows(sqlx::query(USERS_IN_POSTGRES).bind(names(domains)?)).await?) })
+        Box::pin(async move {
+            users(
+                domains,
+                &self
+                    .rows(sqlx::query(USERS_IN_POSTGRES).bind(names(domains)?))
+                    .await?,
+            )
+        })
     }
 
     fn domains_of<'a>(&'a self, user: &'a str) -> Answer<'a, Vec<String>> {
@@ -147,21 +189,37 @@ impl PolicyStore for SqlitePolicies {
     fn users_in<'a>(&'a self, domains: &'a [Domain]) -> Answer<'a, HashMap<Domain, Arc<[String]>>> {
         Box::pin(async move {
             let names = json(&names(domains)?)?;
-            users(domains, &sqlx::query(USERS_IN_SQLITE).bind(names).fetch_all(&self.0.read).await?)
+            users(
+                domains,
+                &sqlx::query(USERS_IN_SQLITE)
+                    .bind(names)
+                    .fetch_all(&self.0.read)
+                    .await?,
+            )
         })
     }
 
     fn domains_of<'a>(&'a self, user: &'a str) -> Answer<'a, Vec<String>> {
         Box::pin(async move {
             no_nul("user", user)?;
-            sorted_domains(&sqlx::query(DOMAINS_OF).bind(user).fetch_all(&self.0.read).await?)
+            sorted_domains(
+                &sqlx::query(DOMAINS_OF)
+                    .bind(user)
+                    .fetch_all(&self.0.read)
+                    .await?,
+            )
         })
     }
 
     fn rules_of<'a>(&'a self, user: &'a str) -> Answer<'a, (Vec<PolicyRow>, Vec<GroupRow>)> {
         Box::pin(async move {
             no_nul("user", user)?;
-            rules(&sqlx::query(RULES_OF).bind(user).fetch_all(&self.0.read).await?)
+            rules(
+                &sqlx::query(RULES_OF)
+                    .bind(user)
+                    .fetch_all(&self.0.read)
+                    .await?,
+            )
         })
     }
 }

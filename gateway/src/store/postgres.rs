@@ -15,7 +15,10 @@ use sqlx::{Connection, Row as _};
 
 use super::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds, no_nul};
 use super::migrate::VERSION;
-use super::{Answer, Filter, MAX_READ_IDS, Missed, NotificationStore, Page, Read, StoreError, Stored, Which, sql};
+use super::{
+    Answer, Filter, MAX_READ_IDS, Missed, NotificationStore, Page, Read, StoreError, Stored, Which,
+    sql,
+};
 use crate::config;
 use crate::id::{Id, IdGenerator};
 use crate::notification::{InboxState, NewActivity, Notification};
@@ -58,22 +61,39 @@ impl Postgres {
         let pool = self.pool.load_full();
         match pool.acquire().await {
             // It was replaced in between.
-            Err(sqlx::Error::PoolClosed) if !Arc::ptr_eq(&pool, &self.pool.load()) => Ok(self.pool.load_full().acquire().await?),
+            Err(sqlx::Error::PoolClosed) if !Arc::ptr_eq(&pool, &self.pool.load()) => {
+                Ok(self.pool.load_full().acquire().await?)
+            }
             other => Ok(other?),
         }
     }
 
     /// Bounds the wait for one answer. A server that vanished with its network never sends one.
-    pub(super) async fn step<T>(&self, answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    pub(super) async fn step<T>(
+        &self,
+        answer: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
         match tokio::time::timeout(self.statement_limit, answer).await {
             Ok(answer) => answer,
-            Err(_) => Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer to a statement"))),
+            Err(_) => Err(sqlx::Error::Io(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "no answer to a statement",
+            ))),
         }
     }
 
     /// Gives a connection back, or away if it may be in the middle of something.
-    pub(super) fn done<T>(&self, mut connection: PoolConnection<sqlx::Postgres>, result: Result<T, StoreError>) -> Result<T, StoreError> {
-        if matches!(result, Err(StoreError::Unavailable(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)))) {
+    pub(super) fn done<T>(
+        &self,
+        mut connection: PoolConnection<sqlx::Postgres>,
+        result: Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if matches!(
+            result,
+            Err(StoreError::Unavailable(
+                sqlx::Error::Io(_) | sqlx::Error::Protocol(_)
+            ))
+        ) {
             connection.close_on_drop();
         }
         result
@@ -200,7 +220,8 @@ const INSERT_PLAIN: &str = concat!(
 );
 
 /// `$1` recipient.
-const LOCK: &str = "SELECT unread_count, version FROM signal_inbox WHERE recipient_id = $1 FOR UPDATE";
+const LOCK: &str =
+    "SELECT unread_count, version FROM signal_inbox WHERE recipient_id = $1 FOR UPDATE";
 
 /// `$1` recipient, `$2` id, `$3` when. The state row is locked already.
 const DELETE: &str = r"
@@ -272,14 +293,20 @@ impl PostgresStore {
         Self { postgres, ids }
     }
 
-    async fn insert(&self, given: &[NewActivity], now: DateTime<Utc>) -> Result<Vec<Stored>, StoreError> {
+    async fn insert(
+        &self,
+        given: &[NewActivity],
+        now: DateTime<Utc>,
+    ) -> Result<Vec<Stored>, StoreError> {
         let mut batch = Batch::new(given)?;
         if batch.candidates.is_empty() {
             return Ok(Vec::new());
         }
         let now = milliseconds(now);
         let mut connection = self.postgres.acquire().await?;
-        let result = self.insert_batch(&mut connection, given, &mut batch, now).await;
+        let result = self
+            .insert_batch(&mut connection, given, &mut batch, now)
+            .await;
         let rows = self.postgres.done(connection, result)?;
         Ok(batch.stored(&rows, now))
     }
@@ -294,7 +321,9 @@ impl PostgresStore {
     ) -> Result<Option<Vec<Row<'a>>>, StoreError> {
         let counts = batch.counts();
         let mut rows = batch.number(vec![Base::default(); counts.len()], &self.ids)?;
-        let query = bind_rows(sqlx::query(INSERT_PLAIN), given, &rows, now).bind(&batch.recipients).bind(&counts);
+        let query = bind_rows(sqlx::query(INSERT_PLAIN), given, &rows, now)
+            .bind(&batch.recipients)
+            .bind(&counts);
         let answer = self.postgres.step(query.fetch_all(connection)).await?;
         if answer.is_empty() {
             return Ok(None);
@@ -334,39 +363,91 @@ impl PostgresStore {
         Ok(rows)
     }
 
-    async fn take_numbers(&self, tx: &mut PgConnection, batch: &Batch<'_>) -> Result<Vec<Base>, StoreError> {
+    async fn take_numbers(
+        &self,
+        tx: &mut PgConnection,
+        batch: &Batch<'_>,
+    ) -> Result<Vec<Base>, StoreError> {
         let counts = batch.counts();
         let mut bases = vec![Base::default(); counts.len()];
         for start in (0..counts.len()).step_by(CHUNK_ROWS) {
             let end = counts.len().min(start + CHUNK_ROWS);
-            let query = sqlx::query(TAKE_NUMBERS).bind(&batch.recipients[start..end]).bind(&counts[start..end]);
-            read_bases(&self.postgres.step(query.fetch_all(&mut *tx)).await?, batch, &counts, &mut bases)?;
+            let query = sqlx::query(TAKE_NUMBERS)
+                .bind(&batch.recipients[start..end])
+                .bind(&counts[start..end]);
+            read_bases(
+                &self.postgres.step(query.fetch_all(&mut *tx)).await?,
+                batch,
+                &counts,
+                &mut bases,
+            )?;
         }
         Ok(bases)
     }
 
-    async fn return_numbers(&self, tx: &mut PgConnection, batch: &Batch<'_>, known: &FxHashSet<usize>) -> Result<(), StoreError> {
+    async fn return_numbers(
+        &self,
+        tx: &mut PgConnection,
+        batch: &Batch<'_>,
+        known: &FxHashSet<usize>,
+    ) -> Result<(), StoreError> {
         let mut counts = vec![0; batch.recipients.len()];
         for place in known {
             counts[batch.candidates[*place].recipient] += 1;
         }
-        let (recipients, counts): (Vec<&str>, Vec<i64>) = batch.recipients.iter().zip(counts).filter(|(_, n)| *n > 0).unzip();
+        let (recipients, counts): (Vec<&str>, Vec<i64>) = batch
+            .recipients
+            .iter()
+            .zip(counts)
+            .filter(|(_, n)| *n > 0)
+            .unzip();
         for (recipients, counts) in recipients.chunks(CHUNK_ROWS).zip(counts.chunks(CHUNK_ROWS)) {
-            self.postgres.step(sqlx::query(RETURN_NUMBERS).bind(recipients).bind(counts).execute(&mut *tx)).await?;
+            self.postgres
+                .step(
+                    sqlx::query(RETURN_NUMBERS)
+                        .bind(recipients)
+                        .bind(counts)
+                        .execute(&mut *tx),
+                )
+                .await?;
         }
         Ok(())
     }
 
-    async fn known(&self, tx: &mut PgConnection, given: &[NewActivity], batch: &Batch<'_>) -> Result<FxHashSet<usize>, StoreError> {
+    async fn known(
+        &self,
+        tx: &mut PgConnection,
+        given: &[NewActivity],
+        batch: &Batch<'_>,
+    ) -> Result<FxHashSet<usize>, StoreError> {
         let mut known = FxHashSet::default();
         for (chunk_at, chunk) in batch.candidates.chunks(CHUNK_ROWS).enumerate() {
-            let places: Vec<i64> = (0..chunk.len()).map(|at| (chunk_at * CHUNK_ROWS + at) as i64).collect();
-            let recipients: Vec<&str> = chunk.iter().map(|c| batch.recipients[c.recipient]).collect();
+            let places: Vec<i64> = (0..chunk.len())
+                .map(|at| (chunk_at * CHUNK_ROWS + at) as i64)
+                .collect();
+            let recipients: Vec<&str> = chunk
+                .iter()
+                .map(|c| batch.recipients[c.recipient])
+                .collect();
             let (event, events) = numbered(chunk.iter().map(|c| c.activity));
             let sources: Vec<&str> = events.iter().map(|at| given[*at].source.as_str()).collect();
-            let event_ids: Vec<&str> = events.iter().map(|at| given[*at].event_id.as_str()).collect();
-            let query = sqlx::query_scalar::<_, i64>(KNOWN).bind(places).bind(recipients).bind(event).bind(sources).bind(event_ids);
-            known.extend(self.postgres.step(query.fetch_all(&mut *tx)).await?.into_iter().map(|place| place as usize));
+            let event_ids: Vec<&str> = events
+                .iter()
+                .map(|at| given[*at].event_id.as_str())
+                .collect();
+            let query = sqlx::query_scalar::<_, i64>(KNOWN)
+                .bind(places)
+                .bind(recipients)
+                .bind(event)
+                .bind(sources)
+                .bind(event_ids);
+            known.extend(
+                self.postgres
+                    .step(query.fetch_all(&mut *tx))
+                    .await?
+                    .into_iter()
+                    .map(|place| place as usize),
+            );
         }
         Ok(known)
     }
@@ -378,13 +459,24 @@ impl PostgresStore {
         rows: &[Row<'_>],
         now: DateTime<Utc>,
     ) -> Result<(), StoreError> {
-        self.postgres.step(bind_rows(sqlx::query(INSERT), given, rows, now).execute(tx)).await?;
+        self.postgres
+            .step(bind_rows(sqlx::query(INSERT), given, rows, now).execute(tx))
+            .await?;
         Ok(())
     }
 
-    async fn list(&self, recipient: &str, filter: &Filter, before: Option<i64>, limit: u32) -> Result<Page, StoreError> {
+    async fn list(
+        &self,
+        recipient: &str,
+        filter: &Filter,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Page, StoreError> {
         no_nul("recipient", recipient)?;
-        let mut query = sqlx::query(sql::list(filter)).bind(recipient).bind(before.unwrap_or(i64::MAX)).bind(sql::one_more(limit));
+        let mut query = sqlx::query(sql::list(filter))
+            .bind(recipient)
+            .bind(before.unwrap_or(i64::MAX))
+            .bind(sql::one_more(limit));
         if let Some(kind) = &filter.kind {
             no_nul("type", kind)?;
             query = query.bind(kind);
@@ -395,13 +487,27 @@ impl PostgresStore {
 
     async fn missed(&self, recipient: &str, after: i64, limit: u32) -> Result<Missed, StoreError> {
         no_nul("recipient", recipient)?;
-        let (inbox, rows) = self.rows(sqlx::query(sql::MISSED).bind(recipient).bind(after).bind(sql::one_more(limit))).await?;
+        let (inbox, rows) = self
+            .rows(
+                sqlx::query(sql::MISSED)
+                    .bind(recipient)
+                    .bind(after)
+                    .bind(sql::one_more(limit)),
+            )
+            .await?;
         Ok(sql::missed(inbox, rows, limit))
     }
 
-    async fn rows(&self, query: PgQuery<'_>) -> Result<(InboxState, Vec<Notification>), StoreError> {
+    async fn rows(
+        &self,
+        query: PgQuery<'_>,
+    ) -> Result<(InboxState, Vec<Notification>), StoreError> {
         let mut connection = self.postgres.acquire().await?;
-        let result = self.postgres.step(query.fetch_all(&mut *connection)).await.map_err(StoreError::from);
+        let result = self
+            .postgres
+            .step(query.fetch_all(&mut *connection))
+            .await
+            .map_err(StoreError::from);
         let mut inbox = InboxState::default();
         let mut rows = Vec::new();
         for row in &self.postgres.done(connection, result)? {
@@ -414,27 +520,45 @@ impl PostgresStore {
 
     async fn one(&self, query: PgQuery<'_>) -> Result<Option<PgRow>, StoreError> {
         let mut connection = self.postgres.acquire().await?;
-        let result = self.postgres.step(query.fetch_optional(&mut *connection)).await.map_err(StoreError::from);
+        let result = self
+            .postgres
+            .step(query.fetch_optional(&mut *connection))
+            .await
+            .map_err(StoreError::from);
         self.postgres.done(connection, result)
     }
 
     async fn get(&self, recipient: &str, id: Id) -> Result<Option<Notification>, StoreError> {
         no_nul("recipient", recipient)?;
-        let row = self.one(sqlx::query(sql::GET).bind(recipient).bind(id.as_str())).await?;
+        let row = self
+            .one(sqlx::query(sql::GET).bind(recipient).bind(id.as_str()))
+            .await?;
         Ok(row.as_ref().map(|row| sql::read(row, time)).transpose()?)
     }
 
     async fn inbox(&self, recipient: &str) -> Result<InboxState, StoreError> {
         no_nul("recipient", recipient)?;
         let row = self.one(sqlx::query(sql::INBOX).bind(recipient)).await?;
-        Ok(row.as_ref().map(sql::read_inbox).transpose()?.unwrap_or_default())
+        Ok(row
+            .as_ref()
+            .map(sql::read_inbox)
+            .transpose()?
+            .unwrap_or_default())
     }
 
-    async fn delete(&self, recipient: &str, id: Id, now: DateTime<Utc>) -> Result<Option<InboxState>, StoreError> {
+    async fn delete(
+        &self,
+        recipient: &str,
+        id: Id,
+        now: DateTime<Utc>,
+    ) -> Result<Option<InboxState>, StoreError> {
         no_nul("recipient", recipient)?;
         let mut connection = self.postgres.acquire().await?;
-        let result = self.delete_one(&mut connection, recipient, id, milliseconds(now)).await;
-        self.postgres.done(connection, result.map_err(StoreError::from))
+        let result = self
+            .delete_one(&mut connection, recipient, id, milliseconds(now))
+            .await;
+        self.postgres
+            .done(connection, result.map_err(StoreError::from))
     }
 
     async fn delete_one(
@@ -445,18 +569,31 @@ impl PostgresStore {
         now: DateTime<Utc>,
     ) -> Result<Option<InboxState>, sqlx::Error> {
         let mut tx = self.postgres.step(connection.begin_with(BEGIN)).await?;
-        self.postgres.step(sqlx::query(LOCK).bind(recipient).fetch_optional(&mut *tx)).await?;
-        let query = sqlx::query(DELETE).bind(recipient).bind(id.as_str()).bind(now);
+        self.postgres
+            .step(sqlx::query(LOCK).bind(recipient).fetch_optional(&mut *tx))
+            .await?;
+        let query = sqlx::query(DELETE)
+            .bind(recipient)
+            .bind(id.as_str())
+            .bind(now);
         let row = self.postgres.step(query.fetch_optional(&mut *tx)).await?;
         self.postgres.step(tx.commit()).await?;
         row.as_ref().map(sql::read_inbox).transpose()
     }
 
-    async fn mark_read(&self, recipient: &str, which: &Which, now: DateTime<Utc>) -> Result<Read, StoreError> {
+    async fn mark_read(
+        &self,
+        recipient: &str,
+        which: &Which,
+        now: DateTime<Utc>,
+    ) -> Result<Read, StoreError> {
         no_nul("recipient", recipient)?;
         let mut connection = self.postgres.acquire().await?;
-        let result = self.mark(&mut connection, recipient, which, milliseconds(now)).await;
-        self.postgres.done(connection, result.map_err(StoreError::from))
+        let result = self
+            .mark(&mut connection, recipient, which, milliseconds(now))
+            .await;
+        self.postgres
+            .done(connection, result.map_err(StoreError::from))
     }
 
     async fn mark(
@@ -467,10 +604,22 @@ impl PostgresStore {
         read_at: DateTime<Utc>,
     ) -> Result<Read, sqlx::Error> {
         let mut tx = self.postgres.step(connection.begin_with(BEGIN)).await?;
-        let mut read = Read { ids: Vec::new(), total: 0, read_at, inbox: InboxState::default() };
-        if let Some(state) = self.postgres.step(sqlx::query(LOCK).bind(recipient).fetch_optional(&mut *tx)).await? {
+        let mut read = Read {
+            ids: Vec::new(),
+            total: 0,
+            read_at,
+            inbox: InboxState::default(),
+        };
+        if let Some(state) = self
+            .postgres
+            .step(sqlx::query(LOCK).bind(recipient).fetch_optional(&mut *tx))
+            .await?
+        {
             read.inbox = sql::read_inbox(&state)?;
-            let mut query = sqlx::query(mark(which)).bind(recipient).bind(read_at).bind(MAX_READ_IDS as i64);
+            let mut query = sqlx::query(mark(which))
+                .bind(recipient)
+                .bind(read_at)
+                .bind(MAX_READ_IDS as i64);
             query = match which {
                 Which::Ids(ids) => query.bind(ids.iter().map(Id::as_str).collect::<Vec<_>>()),
                 Which::UpTo(seq) => query.bind(*seq),
@@ -489,11 +638,20 @@ impl PostgresStore {
         Ok(read)
     }
 
-    async fn purge(&self, before: Option<DateTime<Utc>>, tombstones_before: DateTime<Utc>, limit: u32) -> Result<u64, StoreError> {
+    async fn purge(
+        &self,
+        before: Option<DateTime<Utc>>,
+        tombstones_before: DateTime<Utc>,
+        limit: u32,
+    ) -> Result<u64, StoreError> {
         let mut connection = self.postgres.acquire().await?;
-        let (before, tombstones_before) = (before.map(milliseconds), milliseconds(tombstones_before));
-        let result = self.purge_some(&mut connection, before, tombstones_before, i64::from(limit)).await;
-        self.postgres.done(connection, result.map_err(StoreError::from))
+        let (before, tombstones_before) =
+            (before.map(milliseconds), milliseconds(tombstones_before));
+        let result = self
+            .purge_some(&mut connection, before, tombstones_before, i64::from(limit))
+            .await;
+        self.postgres
+            .done(connection, result.map_err(StoreError::from))
     }
 
     async fn purge_some(
@@ -504,23 +662,42 @@ impl PostgresStore {
         limit: i64,
     ) -> Result<u64, sqlx::Error> {
         let mut tx = self.postgres.step(connection.begin_with(BEGIN)).await?;
-        let alone = sqlx::query_scalar::<_, bool>("SELECT pg_try_advisory_xact_lock($1)").bind(PURGE_LOCK);
+        let alone =
+            sqlx::query_scalar::<_, bool>("SELECT pg_try_advisory_xact_lock($1)").bind(PURGE_LOCK);
         if !self.postgres.step(alone.fetch_one(&mut *tx)).await? {
             self.postgres.step(tx.rollback()).await?;
             return Ok(0);
         }
         let mut gone = 0;
         if let Some(before) = before {
-            let old = self.postgres.step(sqlx::query_as::<_, (String, String)>(OLD).bind(before).bind(limit).fetch_all(&mut *tx)).await?;
+            let old = self
+                .postgres
+                .step(
+                    sqlx::query_as::<_, (String, String)>(OLD)
+                        .bind(before)
+                        .bind(limit)
+                        .fetch_all(&mut *tx),
+                )
+                .await?;
             let (ids, recipients): (Vec<String>, Vec<String>) = old.into_iter().unzip();
             if !ids.is_empty() {
-                self.postgres.step(sqlx::query(LOCK_MANY).bind(recipients).execute(&mut *tx)).await?;
-                let query = sqlx::query_scalar::<_, i64>(PURGE).bind(ids).bind(tombstones_before);
+                self.postgres
+                    .step(sqlx::query(LOCK_MANY).bind(recipients).execute(&mut *tx))
+                    .await?;
+                let query = sqlx::query_scalar::<_, i64>(PURGE)
+                    .bind(ids)
+                    .bind(tombstones_before);
                 gone += self.postgres.step(query.fetch_one(&mut *tx)).await? as u64;
             }
         }
-        let query = sqlx::query(PURGE_TOMBSTONES).bind(tombstones_before).bind(limit);
-        gone += self.postgres.step(query.execute(&mut *tx)).await?.rows_affected();
+        let query = sqlx::query(PURGE_TOMBSTONES)
+            .bind(tombstones_before)
+            .bind(limit);
+        gone += self
+            .postgres
+            .step(query.execute(&mut *tx))
+            .await?
+            .rows_affected();
         self.postgres.step(tx.commit()).await?;
         Ok(gone)
     }
@@ -533,22 +710,45 @@ fn time(row: &PgRow, column: &'static str) -> Result<Option<DateTime<Utc>>, sqlx
 }
 
 /// Reads what inboxes were before `counts` were added to them, into the places of their recipients.
-fn read_bases(answer: &[PgRow], batch: &Batch<'_>, counts: &[i64], bases: &mut [Base]) -> Result<(), sqlx::Error> {
+fn read_bases(
+    answer: &[PgRow],
+    batch: &Batch<'_>,
+    counts: &[i64],
+    bases: &mut [Base],
+) -> Result<(), sqlx::Error> {
     for row in answer {
         let recipient: &str = row.try_get("recipient_id")?;
-        let at = batch.recipients.binary_search(&recipient).map_err(|_| sqlx::Error::RowNotFound)?;
+        let at = batch
+            .recipients
+            .binary_search(&recipient)
+            .map_err(|_| sqlx::Error::RowNotFound)?;
         let before = |name| row.try_get::<i64, _>(name).map(|after| after - counts[at]);
-        bases[at] = Base { last_seq: before("last_seq")?, unread: before("unread_count")?, version: before("version")? };
+        bases[at] = Base {
+            last_seq: before("last_seq")?,
+            unread: before("unread_count")?,
+            version: before("version")?,
+        };
     }
     Ok(())
 }
 
 /// Binds `$1` to `$15` of [`INSERT`].
-fn bind_rows<'q>(query: PgQuery<'q>, given: &'q [NewActivity], rows: &[Row<'q>], now: DateTime<Utc>) -> PgQuery<'q> {
+fn bind_rows<'q>(
+    query: PgQuery<'q>,
+    given: &'q [NewActivity],
+    rows: &[Row<'q>],
+    now: DateTime<Utc>,
+) -> PgQuery<'q> {
     let (activity, activities) = numbered(rows.iter().map(|r| r.activity));
-    let text = |of: fn(&NewActivity) -> &str| -> Vec<&str> { activities.iter().map(|at| of(&given[*at])).collect() };
-    let optional =
-        |of: fn(&NewActivity) -> &Option<String>| -> Vec<Option<&str>> { activities.iter().map(|at| of(&given[*at]).as_deref()).collect() };
+    let text = |of: fn(&NewActivity) -> &str| -> Vec<&str> {
+        activities.iter().map(|at| of(&given[*at])).collect()
+    };
+    let optional = |of: fn(&NewActivity) -> &Option<String>| -> Vec<Option<&str>> {
+        activities
+            .iter()
+            .map(|at| of(&given[*at]).as_deref())
+            .collect()
+    };
     query
         .bind(activity)
         .bind(rows.iter().map(|r| r.id.as_str()).collect::<Vec<_>>())
@@ -583,11 +783,21 @@ fn numbered(of: impl Iterator<Item = usize>) -> (Vec<i64>, Vec<usize>) {
 }
 
 impl NotificationStore for PostgresStore {
-    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> Answer<'a, Vec<Stored>> {
+    fn insert<'a>(
+        &'a self,
+        batch: &'a [NewActivity],
+        now: DateTime<Utc>,
+    ) -> Answer<'a, Vec<Stored>> {
         Box::pin(self.insert(batch, now))
     }
 
-    fn list<'a>(&'a self, recipient: &'a str, filter: &'a Filter, before: Option<i64>, limit: u32) -> Answer<'a, Page> {
+    fn list<'a>(
+        &'a self,
+        recipient: &'a str,
+        filter: &'a Filter,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Answer<'a, Page> {
         Box::pin(self.list(recipient, filter, before, limit))
     }
 
@@ -595,11 +805,21 @@ impl NotificationStore for PostgresStore {
         Box::pin(self.get(recipient, id))
     }
 
-    fn delete<'a>(&'a self, recipient: &'a str, id: Id, now: DateTime<Utc>) -> Answer<'a, Option<InboxState>> {
+    fn delete<'a>(
+        &'a self,
+        recipient: &'a str,
+        id: Id,
+        now: DateTime<Utc>,
+    ) -> Answer<'a, Option<InboxState>> {
         Box::pin(self.delete(recipient, id, now))
     }
 
-    fn mark_read<'a>(&'a self, recipient: &'a str, which: &'a Which, now: DateTime<Utc>) -> Answer<'a, Read> {
+    fn mark_read<'a>(
+        &'a self,
+        recipient: &'a str,
+        which: &'a Which,
+        now: DateTime<Utc>,
+    ) -> Answer<'a, Read> {
         Box::pin(self.mark_read(recipient, which, now))
     }
 
@@ -611,14 +831,23 @@ impl NotificationStore for PostgresStore {
         Box::pin(self.missed(recipient, after, limit))
     }
 
-    fn purge<'a>(&'a self, before: Option<DateTime<Utc>>, tombstones_before: DateTime<Utc>, limit: u32) -> Answer<'a, u64> {
+    fn purge<'a>(
+        &'a self,
+        before: Option<DateTime<Utc>>,
+        tombstones_before: DateTime<Utc>,
+        limit: u32,
+    ) -> Answer<'a, u64> {
         Box::pin(self.purge(before, tombstones_before, limit))
     }
 
     fn version(&self) -> Answer<'_, Option<i64>> {
         Box::pin(async {
             let row = self.one(sqlx::query(VERSION)).await?;
-            Ok(row.as_ref().map(|row| row.try_get(0)).transpose()?.flatten())
+            Ok(row
+                .as_ref()
+                .map(|row| row.try_get(0))
+                .transpose()?
+                .flatten())
         })
     }
 

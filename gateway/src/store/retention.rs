@@ -19,7 +19,12 @@ const CHUNK: u32 = 500;
 
 /// Purges every [`PURGE_INTERVAL`] until `shutdown`, beginning one interval after the start. Notifications go only where `retention_days` is set,
 /// tombstones always. Any number of instances may run it.
-pub async fn purge_loop(store: Arc<dyn NotificationStore>, database: config::Database, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
+pub async fn purge_loop(
+    store: Arc<dyn NotificationStore>,
+    database: config::Database,
+    clock: Arc<dyn Clock>,
+    shutdown: CancellationToken,
+) {
     purge_every(PURGE_INTERVAL, store, database, clock, shutdown).await;
 }
 
@@ -38,7 +43,9 @@ pub(super) async fn purge_every(
         match purge_all(store.as_ref(), &database, clock.now(), &shutdown).await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "removed old notifications and tombstones"),
-            Err(error) => tracing::warn!(%error, "cannot remove old notifications, the next round tries again"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot remove old notifications, the next round tries again")
+            }
         }
     }
 }
@@ -50,11 +57,17 @@ async fn purge_all(
     now: DateTime<Utc>,
     shutdown: &CancellationToken,
 ) -> Result<u64, StoreError> {
-    let days_ago = |days: u32| now.checked_sub_signed(TimeDelta::days(i64::from(days))).unwrap_or(DateTime::UNIX_EPOCH);
+    let days_ago = |days: u32| {
+        now.checked_sub_signed(TimeDelta::days(i64::from(days)))
+            .unwrap_or(DateTime::UNIX_EPOCH)
+    };
     let before = (database.retention_days > 0).then(|| days_ago(database.retention_days));
     let mut total = 0;
     while !shutdown.is_cancelled() {
-        match store.purge(before, days_ago(database.tombstone_days), CHUNK).await? {
+        match store
+            .purge(before, days_ago(database.tombstone_days), CHUNK)
+            .await?
+        {
             0 => break,
             rows => total += rows,
         }

@@ -17,10 +17,15 @@ macro_rules! columns {
 }
 
 /// `$1` recipient, `$2` id.
-pub(super) const GET: &str = concat!("SELECT ", columns!(), " FROM signal_notification n WHERE n.recipient_id = $1 AND n.id = $2");
+pub(super) const GET: &str = concat!(
+    "SELECT ",
+    columns!(),
+    " FROM signal_notification n WHERE n.recipient_id = $1 AND n.id = $2"
+);
 
 /// `$1` recipient.
-pub(super) const INBOX: &str = "SELECT unread_count, version FROM signal_inbox WHERE recipient_id = $1";
+pub(super) const INBOX: &str =
+    "SELECT unread_count, version FROM signal_inbox WHERE recipient_id = $1";
 
 macro_rules! with_inbox {
     ($where:expr, $order:literal) => {
@@ -49,8 +54,13 @@ pub(super) fn list(filter: &Filter) -> &'static str {
         (Some(false), None) => with_inbox!("n.seq < $2 AND n.read_at IS NULL", "DESC"),
         (Some(true), None) => with_inbox!("n.seq < $2 AND n.read_at IS NOT NULL", "DESC"),
         (None, Some(_)) => with_inbox!("n.seq < $2 AND n.kind = $4", "DESC"),
-        (Some(false), Some(_)) => with_inbox!("n.seq < $2 AND n.kind = $4 AND n.read_at IS NULL", "DESC"),
-        (Some(true), Some(_)) => with_inbox!("n.seq < $2 AND n.kind = $4 AND n.read_at IS NOT NULL", "DESC"),
+        (Some(false), Some(_)) => {
+            with_inbox!("n.seq < $2 AND n.kind = $4 AND n.read_at IS NULL", "DESC")
+        }
+        (Some(true), Some(_)) => with_inbox!(
+            "n.seq < $2 AND n.kind = $4 AND n.read_at IS NOT NULL",
+            "DESC"
+        ),
     }
 }
 
@@ -62,7 +72,11 @@ pub(super) fn one_more(limit: u32) -> i64 {
 /// Makes a page of the answer to [`list`].
 pub(super) fn page(inbox: InboxState, mut rows: Vec<Notification>, limit: u32) -> Page {
     let more = cut(&mut rows, limit);
-    Page { next: rows.last().filter(|_| more).map(|last| last.seq), rows, inbox }
+    Page {
+        next: rows.last().filter(|_| more).map(|last| last.seq),
+        rows,
+        inbox,
+    }
 }
 
 /// Makes what was missed of the answer to [`MISSED`].
@@ -79,14 +93,23 @@ fn cut(rows: &mut Vec<Notification>, limit: u32) -> bool {
 }
 
 /// Reads a row of [`MISSED`] or [`list`]: the counters, zero where there is no inbox, and the notification, if any.
-pub(super) fn read_with_inbox<'r, R: Row>(row: &'r R, time: Time<'r, R>) -> Result<(InboxState, Option<Notification>), sqlx::Error>
+pub(super) fn read_with_inbox<'r, R: Row>(
+    row: &'r R,
+    time: Time<'r, R>,
+) -> Result<(InboxState, Option<Notification>), sqlx::Error>
 where
     &'static str: ColumnIndex<R>,
     i64: Decode<'r, R::Database> + Type<R::Database>,
     &'r str: Decode<'r, R::Database> + Type<R::Database>,
 {
-    let count = |name| row.try_get::<Option<i64>, _>(name).map(Option::unwrap_or_default);
-    let inbox = InboxState { unread_count: count("unread_count")?, version: count("version")? };
+    let count = |name| {
+        row.try_get::<Option<i64>, _>(name)
+            .map(Option::unwrap_or_default)
+    };
+    let inbox = InboxState {
+        unread_count: count("unread_count")?,
+        version: count("version")?,
+    };
     let there = row.try_get::<Option<&str>, _>("id")?.is_some();
     Ok((inbox, there.then(|| read(row, time)).transpose()?))
 }
@@ -102,7 +125,10 @@ where
     &'r str: Decode<'r, R::Database> + Type<R::Database>,
 {
     let text = |name| row.try_get::<&str, _>(name);
-    let optional = |name| row.try_get::<Option<&str>, _>(name).map(|text| text.map(Into::into));
+    let optional = |name| {
+        row.try_get::<Option<&str>, _>(name)
+            .map(|text| text.map(Into::into))
+    };
     let read_at = time(row, "read_at")?;
     Ok(Notification {
         id: read_id(row)?,
@@ -110,7 +136,9 @@ where
         kind: text("kind")?.into(),
         title: text("title")?.into(),
         content: text("content")?.into(),
-        data: RawValue::from_string(text("data")?.to_owned()).map_err(|error| decode("data", error))?.into(),
+        data: RawValue::from_string(text("data")?.to_owned())
+            .map_err(|error| decode("data", error))?
+            .into(),
         actor_id: optional("actor_id")?,
         recipient_id: text("recipient_id")?.into(),
         organizer_id: optional("organizer_id")?,
@@ -118,7 +146,8 @@ where
         locale: text("locale")?.into(),
         is_read: read_at.is_some(),
         read_at,
-        created_at: time(row, "created_at")?.ok_or_else(|| decode("created_at", sqlx::error::UnexpectedNullError))?,
+        created_at: time(row, "created_at")?
+            .ok_or_else(|| decode("created_at", sqlx::error::UnexpectedNullError))?,
     })
 }
 
@@ -128,7 +157,10 @@ where
     &'static str: ColumnIndex<R>,
     i64: Decode<'r, R::Database> + Type<R::Database>,
 {
-    Ok(InboxState { unread_count: row.try_get("unread_count")?, version: row.try_get("version")? })
+    Ok(InboxState {
+        unread_count: row.try_get("unread_count")?,
+        version: row.try_get("version")?,
+    })
 }
 
 /// Reads a column `id`.
@@ -137,9 +169,14 @@ where
     &'static str: ColumnIndex<R>,
     &'r str: Decode<'r, R::Database> + Type<R::Database>,
 {
-    row.try_get::<&str, _>("id")?.parse().map_err(|error| decode("id", error))
+    row.try_get::<&str, _>("id")?
+        .parse()
+        .map_err(|error| decode("id", error))
 }
 
 fn decode(column: &str, source: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
-    sqlx::Error::ColumnDecode { index: column.to_owned(), source: Box::new(source) }
+    sqlx::Error::ColumnDecode {
+        index: column.to_owned(),
+        source: Box::new(source),
+    }
 }

@@ -9,13 +9,17 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use rustc_hash::FxHashSet;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Row as _, Sqlite as Driver, Transaction};
 
 use super::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds, no_nul};
 use super::migrate::VERSION;
-use super::{Answer, Filter, MAX_READ_IDS, Missed, NotificationStore, Page, Read, StoreError, Stored, Which, sql};
+use super::{
+    Answer, Filter, MAX_READ_IDS, Missed, NotificationStore, Page, Read, StoreError, Stored, Which,
+    sql,
+};
 use crate::config;
 use crate::id::{Id, IdGenerator};
 use crate::notification::{InboxState, NewActivity, Notification};
@@ -32,14 +36,27 @@ pub(super) struct Sqlite {
 
 impl Sqlite {
     /// Opens the file at the first question. A database in memory has one connection for everything: each would see its own.
-    pub(super) fn new(options: SqliteConnectOptions, in_memory: bool, database: &config::Database) -> Self {
+    pub(super) fn new(
+        options: SqliteConnectOptions,
+        in_memory: bool,
+        database: &config::Database,
+    ) -> Self {
         let options = tuned(options, Duration::from_millis(database.acquire_timeout_ms));
-        let pool = || SqlitePoolOptions::new().acquire_timeout(Duration::from_millis(database.acquire_timeout_ms)).max_lifetime(None);
-        let write = pool().max_connections(1).idle_timeout(None).connect_lazy_with(options.clone());
+        let pool = || {
+            SqlitePoolOptions::new()
+                .acquire_timeout(Duration::from_millis(database.acquire_timeout_ms))
+                .max_lifetime(None)
+        };
+        let write = pool()
+            .max_connections(1)
+            .idle_timeout(None)
+            .connect_lazy_with(options.clone());
         let read = if in_memory {
             write.clone()
         } else {
-            pool().max_connections(database.max_connections.min(READERS)).connect_lazy_with(options)
+            pool()
+                .max_connections(database.max_connections.min(READERS))
+                .connect_lazy_with(options)
         };
         Self { read, write }
     }
@@ -126,7 +143,8 @@ fn mark(which: &Which) -> (&'static str, &'static str) {
 }
 
 /// `$1` created before, `$2` at most.
-const OLD: &str = "SELECT id FROM signal_notification WHERE created_at < $1 ORDER BY created_at LIMIT $2";
+const OLD: &str =
+    "SELECT id FROM signal_notification WHERE created_at < $1 ORDER BY created_at LIMIT $2";
 
 /// `$1` ids as JSON, `$2` for what was created since.
 const MARK_PURGED: &str = r"
@@ -162,7 +180,11 @@ impl SqliteStore {
         Self { sqlite, ids }
     }
 
-    async fn insert(&self, given: &[NewActivity], now: DateTime<Utc>) -> Result<Vec<Stored>, StoreError> {
+    async fn insert(
+        &self,
+        given: &[NewActivity],
+        now: DateTime<Utc>,
+    ) -> Result<Vec<Stored>, StoreError> {
         let mut batch = Batch::new(given)?;
         if batch.candidates.is_empty() {
             return Ok(Vec::new());
@@ -182,9 +204,18 @@ impl SqliteStore {
         Ok(batch.stored(&rows, now))
     }
 
-    async fn list(&self, recipient: &str, filter: &Filter, before: Option<i64>, limit: u32) -> Result<Page, StoreError> {
+    async fn list(
+        &self,
+        recipient: &str,
+        filter: &Filter,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Page, StoreError> {
         no_nul("recipient", recipient)?;
-        let mut query = sqlx::query(sql::list(filter)).bind(recipient).bind(before.unwrap_or(i64::MAX)).bind(sql::one_more(limit));
+        let mut query = sqlx::query(sql::list(filter))
+            .bind(recipient)
+            .bind(before.unwrap_or(i64::MAX))
+            .bind(sql::one_more(limit));
         if let Some(kind) = &filter.kind {
             no_nul("type", kind)?;
             query = query.bind(kind);
@@ -195,11 +226,21 @@ impl SqliteStore {
 
     async fn missed(&self, recipient: &str, after: i64, limit: u32) -> Result<Missed, StoreError> {
         no_nul("recipient", recipient)?;
-        let (inbox, rows) = self.rows(sqlx::query(sql::MISSED).bind(recipient).bind(after).bind(sql::one_more(limit))).await?;
+        let (inbox, rows) = self
+            .rows(
+                sqlx::query(sql::MISSED)
+                    .bind(recipient)
+                    .bind(after)
+                    .bind(sql::one_more(limit)),
+            )
+            .await?;
         Ok(sql::missed(inbox, rows, limit))
     }
 
-    async fn rows(&self, query: SqliteQuery<'_>) -> Result<(InboxState, Vec<Notification>), StoreError> {
+    async fn rows(
+        &self,
+        query: SqliteQuery<'_>,
+    ) -> Result<(InboxState, Vec<Notification>), StoreError> {
         let mut inbox = InboxState::default();
         let mut rows = Vec::new();
         for row in &query.fetch_all(&self.sqlite.read).await? {
@@ -212,20 +253,41 @@ impl SqliteStore {
 
     async fn get(&self, recipient: &str, id: Id) -> Result<Option<Notification>, StoreError> {
         no_nul("recipient", recipient)?;
-        let row = sqlx::query(sql::GET).bind(recipient).bind(id.as_str()).fetch_optional(&self.sqlite.read).await?;
+        let row = sqlx::query(sql::GET)
+            .bind(recipient)
+            .bind(id.as_str())
+            .fetch_optional(&self.sqlite.read)
+            .await?;
         Ok(row.as_ref().map(|row| sql::read(row, time)).transpose()?)
     }
 
     async fn inbox(&self, recipient: &str) -> Result<InboxState, StoreError> {
         no_nul("recipient", recipient)?;
-        let row = sqlx::query(sql::INBOX).bind(recipient).fetch_optional(&self.sqlite.read).await?;
-        Ok(row.as_ref().map(sql::read_inbox).transpose()?.unwrap_or_default())
+        let row = sqlx::query(sql::INBOX)
+            .bind(recipient)
+            .fetch_optional(&self.sqlite.read)
+            .await?;
+        Ok(row
+            .as_ref()
+            .map(sql::read_inbox)
+            .transpose()?
+            .unwrap_or_default())
     }
 
-    async fn delete(&self, recipient: &str, id: Id, now: DateTime<Utc>) -> Result<Option<InboxState>, StoreError> {
+    async fn delete(
+        &self,
+        recipient: &str,
+        id: Id,
+        now: DateTime<Utc>,
+    ) -> Result<Option<InboxState>, StoreError> {
         no_nul("recipient", recipient)?;
         let mut tx = self.sqlite.begin().await?;
-        let Some(gone) = sqlx::query(DELETE).bind(recipient).bind(id.as_str()).fetch_optional(&mut *tx).await? else {
+        let Some(gone) = sqlx::query(DELETE)
+            .bind(recipient)
+            .bind(id.as_str())
+            .fetch_optional(&mut *tx)
+            .await?
+        else {
             tx.rollback().await?;
             return Ok(None);
         };
@@ -237,44 +299,100 @@ impl SqliteStore {
             .execute(&mut *tx)
             .await?;
         let unread = i64::from(time(&gone, "read_at")?.is_none());
-        let inbox = sqlx::query(CHANGED).bind(recipient).bind(unread).fetch_one(&mut *tx).await?;
+        let inbox = sqlx::query(CHANGED)
+            .bind(recipient)
+            .bind(unread)
+            .fetch_one(&mut *tx)
+            .await?;
         tx.commit().await?;
         Ok(Some(sql::read_inbox(&inbox)?))
     }
 
-    async fn mark_read(&self, recipient: &str, which: &Which, now: DateTime<Utc>) -> Result<Read, StoreError> {
+    async fn mark_read(
+        &self,
+        recipient: &str,
+        which: &Which,
+        now: DateTime<Utc>,
+    ) -> Result<Read, StoreError> {
         no_nul("recipient", recipient)?;
         let read_at = milliseconds(now);
         let mut tx = self.sqlite.begin().await?;
-        let state = sqlx::query(sql::INBOX).bind(recipient).fetch_optional(&mut *tx).await?;
-        let inbox = state.as_ref().map(sql::read_inbox).transpose()?.unwrap_or_default();
-        let mut read = Read { ids: Vec::new(), total: 0, read_at, inbox };
+        let state = sqlx::query(sql::INBOX)
+            .bind(recipient)
+            .fetch_optional(&mut *tx)
+            .await?;
+        let inbox = state
+            .as_ref()
+            .map(sql::read_inbox)
+            .transpose()?
+            .unwrap_or_default();
+        let mut read = Read {
+            ids: Vec::new(),
+            total: 0,
+            read_at,
+            inbox,
+        };
         let (select, update) = mark(which);
         let chosen = |query| choose(query, which);
-        for row in chosen(sqlx::query(select).bind(recipient).bind(MAX_READ_IDS as i64))?.fetch_all(&mut *tx).await? {
+        for row in chosen(
+            sqlx::query(select)
+                .bind(recipient)
+                .bind(MAX_READ_IDS as i64),
+        )?
+        .fetch_all(&mut *tx)
+        .await?
+        {
             read.ids.push(sql::read_id(&row)?);
         }
         if !read.ids.is_empty() {
-            let query = chosen(sqlx::query(update).bind(recipient).bind(read_at.timestamp_millis()))?;
+            let query = chosen(
+                sqlx::query(update)
+                    .bind(recipient)
+                    .bind(read_at.timestamp_millis()),
+            )?;
             read.total = query.execute(&mut *tx).await?.rows_affected();
-            let inbox = sqlx::query(CHANGED).bind(recipient).bind(read.total as i64).fetch_one(&mut *tx).await?;
+            let inbox = sqlx::query(CHANGED)
+                .bind(recipient)
+                .bind(read.total as i64)
+                .fetch_one(&mut *tx)
+                .await?;
             read.inbox = sql::read_inbox(&inbox)?;
         }
         tx.commit().await?;
         Ok(read)
     }
 
-    async fn purge(&self, before: Option<DateTime<Utc>>, tombstones_before: DateTime<Utc>, limit: u32) -> Result<u64, StoreError> {
+    async fn purge(
+        &self,
+        before: Option<DateTime<Utc>>,
+        tombstones_before: DateTime<Utc>,
+        limit: u32,
+    ) -> Result<u64, StoreError> {
         let mut tx = self.sqlite.begin().await?;
         let mut gone = 0;
         if let Some(before) = before {
-            let query = sqlx::query_scalar::<_, String>(OLD).bind(before.timestamp_millis()).bind(limit);
+            let query = sqlx::query_scalar::<_, String>(OLD)
+                .bind(before.timestamp_millis())
+                .bind(limit);
             let ids = json(&query.fetch_all(&mut *tx).await?)?;
-            sqlx::query(MARK_PURGED).bind(&ids).bind(tombstones_before.timestamp_millis()).execute(&mut *tx).await?;
-            sqlx::query(ADJUST_PURGED).bind(&ids).execute(&mut *tx).await?;
-            gone += sqlx::query(PURGE).bind(&ids).execute(&mut *tx).await?.rows_affected();
+            sqlx::query(MARK_PURGED)
+                .bind(&ids)
+                .bind(tombstones_before.timestamp_millis())
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query(ADJUST_PURGED)
+                .bind(&ids)
+                .execute(&mut *tx)
+                .await?;
+            gone += sqlx::query(PURGE)
+                .bind(&ids)
+                .execute(&mut *tx)
+                .await?
+                .rows_affected();
         }
-        let query = sqlx::query(PURGE_TOMBSTONES).bind(tombstones_before.timestamp_millis()).bind(limit);
+        let query = sqlx::query(PURGE_TOMBSTONES)
+            .bind(tombstones_before.timestamp_millis())
+            .bind(limit);
         gone += query.execute(&mut *tx).await?.rows_affected();
         tx.commit().await?;
         Ok(gone)
@@ -291,37 +409,78 @@ fn choose<'q>(query: SqliteQuery<'q>, which: &Which) -> Result<SqliteQuery<'q>, 
     })
 }
 
-async fn known(tx: &mut SqliteConnection, given: &[NewActivity], batch: &Batch<'_>) -> Result<FxHashSet<usize>, StoreError> {
+async fn known(
+    tx: &mut SqliteConnection,
+    given: &[NewActivity],
+    batch: &Batch<'_>,
+) -> Result<FxHashSet<usize>, StoreError> {
     let mut known = FxHashSet::default();
     let mut start = 0;
     for same in batch.candidates.chunk_by(|a, b| a.activity == b.activity) {
         for chunk in same.chunks(CHUNK_ROWS) {
             let activity = &given[chunk[0].activity];
-            let recipients: Vec<&str> = chunk.iter().map(|c| batch.recipients[c.recipient]).collect();
-            let query = sqlx::query_scalar::<_, i64>(KNOWN).bind(&activity.source).bind(&activity.event_id).bind(json(&recipients)?);
-            known.extend(query.fetch_all(&mut *tx).await?.into_iter().map(|place| start + place as usize));
+            let recipients: Vec<&str> = chunk
+                .iter()
+                .map(|c| batch.recipients[c.recipient])
+                .collect();
+            let query = sqlx::query_scalar::<_, i64>(KNOWN)
+                .bind(&activity.source)
+                .bind(&activity.event_id)
+                .bind(json(&recipients)?);
+            known.extend(
+                query
+                    .fetch_all(&mut *tx)
+                    .await?
+                    .into_iter()
+                    .map(|place| start + place as usize),
+            );
             start += chunk.len();
         }
     }
     Ok(known)
 }
 
-async fn take_numbers(tx: &mut SqliteConnection, batch: &Batch<'_>) -> Result<Vec<Base>, StoreError> {
+async fn take_numbers(
+    tx: &mut SqliteConnection,
+    batch: &Batch<'_>,
+) -> Result<Vec<Base>, StoreError> {
     let counts = batch.counts();
     let mut bases = vec![Base::default(); counts.len()];
-    let wanted: Vec<(&str, i64)> = batch.recipients.iter().copied().zip(counts.iter().copied()).filter(|(_, n)| *n > 0).collect();
+    let wanted: Vec<(&str, i64)> = batch
+        .recipients
+        .iter()
+        .copied()
+        .zip(counts.iter().copied())
+        .filter(|(_, n)| *n > 0)
+        .collect();
     for chunk in wanted.chunks(CHUNK_ROWS) {
-        for row in sqlx::query(TAKE_NUMBERS).bind(json(&chunk)?).fetch_all(&mut *tx).await? {
+        for row in sqlx::query(TAKE_NUMBERS)
+            .bind(json(&chunk)?)
+            .fetch_all(&mut *tx)
+            .await?
+        {
             let recipient: &str = row.try_get("recipient_id")?;
-            let at = batch.recipients.binary_search(&recipient).map_err(|_| sqlx::Error::RowNotFound)?;
+            let at = batch
+                .recipients
+                .binary_search(&recipient)
+                .map_err(|_| sqlx::Error::RowNotFound)?;
             let before = |name| row.try_get::<i64, _>(name).map(|after| after - counts[at]);
-            bases[at] = Base { last_seq: before("last_seq")?, unread: before("unread_count")?, version: before("version")? };
+            bases[at] = Base {
+                last_seq: before("last_seq")?,
+                unread: before("unread_count")?,
+                version: before("version")?,
+            };
         }
     }
     Ok(bases)
 }
 
-async fn insert_rows(tx: &mut SqliteConnection, new: &NewActivity, rows: &[Row<'_>], now: DateTime<Utc>) -> Result<(), StoreError> {
+async fn insert_rows(
+    tx: &mut SqliteConnection,
+    new: &NewActivity,
+    rows: &[Row<'_>],
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
     let rows: Vec<(Id, &str, i64)> = rows.iter().map(|r| (r.id, r.recipient, r.seq)).collect();
     let query = sqlx::query(INSERT)
         .bind(json(&rows)?)
@@ -342,19 +501,32 @@ async fn insert_rows(tx: &mut SqliteConnection, new: &NewActivity, rows: &[Row<'
 
 /// SQLite has no arrays: many values travel as one JSON text.
 pub(super) fn json(values: &impl serde::Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(values).map_err(|error| StoreError::Refused(sqlx::Error::Encode(Box::new(error))))
+    serde_json::to_string(values)
+        .map_err(|error| StoreError::Refused(sqlx::Error::Encode(Box::new(error))))
 }
 
 fn time(row: &SqliteRow, column: &'static str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
-    Ok(row.try_get::<Option<i64>, _>(column)?.and_then(DateTime::from_timestamp_millis))
+    Ok(row
+        .try_get::<Option<i64>, _>(column)?
+        .and_then(DateTime::from_timestamp_millis))
 }
 
 impl NotificationStore for SqliteStore {
-    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> Answer<'a, Vec<Stored>> {
+    fn insert<'a>(
+        &'a self,
+        batch: &'a [NewActivity],
+        now: DateTime<Utc>,
+    ) -> Answer<'a, Vec<Stored>> {
         Box::pin(self.insert(batch, now))
     }
 
-    fn list<'a>(&'a self, recipient: &'a str, filter: &'a Filter, before: Option<i64>, limit: u32) -> Answer<'a, Page> {
+    fn list<'a>(
+        &'a self,
+        recipient: &'a str,
+        filter: &'a Filter,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Answer<'a, Page> {
         Box::pin(self.list(recipient, filter, before, limit))
     }
 
@@ -362,11 +534,21 @@ impl NotificationStore for SqliteStore {
         Box::pin(self.get(recipient, id))
     }
 
-    fn delete<'a>(&'a self, recipient: &'a str, id: Id, now: DateTime<Utc>) -> Answer<'a, Option<InboxState>> {
+    fn delete<'a>(
+        &'a self,
+        recipient: &'a str,
+        id: Id,
+        now: DateTime<Utc>,
+    ) -> Answer<'a, Option<InboxState>> {
         Box::pin(self.delete(recipient, id, now))
     }
 
-    fn mark_read<'a>(&'a self, recipient: &'a str, which: &'a Which, now: DateTime<Utc>) -> Answer<'a, Read> {
+    fn mark_read<'a>(
+        &'a self,
+        recipient: &'a str,
+        which: &'a Which,
+        now: DateTime<Utc>,
+    ) -> Answer<'a, Read> {
         Box::pin(self.mark_read(recipient, which, now))
     }
 
@@ -378,12 +560,21 @@ impl NotificationStore for SqliteStore {
         Box::pin(self.missed(recipient, after, limit))
     }
 
-    fn purge<'a>(&'a self, before: Option<DateTime<Utc>>, tombstones_before: DateTime<Utc>, limit: u32) -> Answer<'a, u64> {
+    fn purge<'a>(
+        &'a self,
+        before: Option<DateTime<Utc>>,
+        tombstones_before: DateTime<Utc>,
+        limit: u32,
+    ) -> Answer<'a, u64> {
         Box::pin(self.purge(before, tombstones_before, limit))
     }
 
     fn version(&self) -> Answer<'_, Option<i64>> {
-        Box::pin(async { Ok(sqlx::query_scalar(VERSION).fetch_one(&self.sqlite.read).await?) })
+        Box::pin(async {
+            Ok(sqlx::query_scalar(VERSION)
+                .fetch_one(&self.sqlite.read)
+                .await?)
+        })
     }
 
     fn ping(&self) -> Answer<'_, ()> {

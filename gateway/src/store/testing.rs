@@ -37,7 +37,10 @@ pub(super) fn activity(event: &str, recipients: &[&str]) -> NewActivity {
 /// A generator of its own worker: several in one test are several instances.
 pub(crate) fn ids() -> IdGenerator {
     static WORKER: AtomicU32 = AtomicU32::new(0);
-    IdGenerator::new(WORKER.fetch_add(1, Ordering::Relaxed) as u16, Arc::new(SystemClock))
+    IdGenerator::new(
+        WORKER.fetch_add(1, Ordering::Relaxed) as u16,
+        Arc::new(SystemClock),
+    )
 }
 
 /// A connection to a server that may still be starting.
@@ -46,7 +49,10 @@ async fn reached(options: &sqlx::postgres::PgConnectOptions) -> sqlx::PgConnecti
     loop {
         match options.connect().await {
             Ok(connection) => return connection,
-            Err(error) => assert!(began.elapsed() < std::time::Duration::from_secs(30), "PostgreSQL does not take connections: {error}"),
+            Err(error) => assert!(
+                began.elapsed() < std::time::Duration::from_secs(30),
+                "PostgreSQL does not take connections: {error}"
+            ),
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
@@ -62,8 +68,14 @@ impl TestDatabase {
     /// A file in a folder that does not exist yet.
     pub(crate) fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", folder.path().join("made/signal.db").display());
-        Self { settings: settings(&url), folder: Some(folder) }
+        let url = format!(
+            "sqlite://{}",
+            folder.path().join("made/signal.db").display()
+        );
+        Self {
+            settings: settings(&url),
+            folder: Some(folder),
+        }
     }
 
     /// A fresh database on the server, or `None` where there is none, which is printed.
@@ -76,18 +88,34 @@ impl TestDatabase {
                 return None;
             }
         };
-        let name = format!("signal_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "signal_{}_{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
         let mut url = url::Url::parse(server).unwrap();
         let mut admin = reached(&url.as_str().parse().unwrap()).await;
-        admin.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.unwrap();
+        admin
+            .execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}")))
+            .await
+            .unwrap();
         admin.close().await.unwrap();
         url.set_path(&name);
-        Some(Self { settings: settings(url.as_str()), folder: None })
+        Some(Self {
+            settings: settings(url.as_str()),
+            folder: None,
+        })
     }
 
     /// Another database on the same server.
     pub(super) fn at(&self, url: &str) -> Self {
-        Self { settings: Database { url: Secret::new(url), ..self.settings.clone() }, folder: None }
+        Self {
+            settings: Database {
+                url: Secret::new(url),
+                ..self.settings.clone()
+            },
+            folder: None,
+        }
     }
 
     pub(super) fn url(&self) -> &Secret {
@@ -100,18 +128,41 @@ impl TestDatabase {
 
     /// Another instance on the same database.
     pub(super) async fn open(&self) -> Stores {
-        open(&self.settings, &Config::for_tests().policy, ids(), CancellationToken::new()).await.unwrap()
+        open(
+            &self.settings,
+            &Config::for_tests().policy,
+            ids(),
+            CancellationToken::new(),
+        )
+        .await
+        .unwrap()
     }
 
     /// Runs statements on a connection of their own.
     pub(super) async fn execute(&self, sql: &str) {
         let url = self.url().expose();
         if self.is_postgres() {
-            let mut connection = url.parse::<sqlx::postgres::PgConnectOptions>().unwrap().connect().await.unwrap();
-            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+            let mut connection = url
+                .parse::<sqlx::postgres::PgConnectOptions>()
+                .unwrap()
+                .connect()
+                .await
+                .unwrap();
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+                .execute(&mut connection)
+                .await
+                .unwrap();
         } else {
-            let mut connection = url.parse::<sqlx::sqlite::SqliteConnectOptions>().unwrap().connect().await.unwrap();
-            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+            let mut connection = url
+                .parse::<sqlx::sqlite::SqliteConnectOptions>()
+                .unwrap()
+                .connect()
+                .await
+                .unwrap();
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+                .execute(&mut connection)
+                .await
+                .unwrap();
         }
     }
 
@@ -119,11 +170,27 @@ impl TestDatabase {
     pub(super) async fn number(&self, sql: &str) -> i64 {
         let url = self.url().expose();
         if self.is_postgres() {
-            let mut connection = url.parse::<sqlx::postgres::PgConnectOptions>().unwrap().connect().await.unwrap();
-            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap()
+            let mut connection = url
+                .parse::<sqlx::postgres::PgConnectOptions>()
+                .unwrap()
+                .connect()
+                .await
+                .unwrap();
+            sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+                .fetch_one(&mut connection)
+                .await
+                .unwrap()
         } else {
-            let mut connection = url.parse::<sqlx::sqlite::SqliteConnectOptions>().unwrap().connect().await.unwrap();
-            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap()
+            let mut connection = url
+                .parse::<sqlx::sqlite::SqliteConnectOptions>()
+                .unwrap()
+                .connect()
+                .await
+                .unwrap();
+            sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+                .fetch_one(&mut connection)
+                .await
+                .unwrap()
         }
     }
 }
@@ -165,10 +232,15 @@ rm -rf "$dir"
 "#;
 
 fn start_server() -> Result<String, String> {
-    let bin = binaries().ok_or("SIGNAL_TEST_POSTGRES is unset and no server is installed in /usr/lib/postgresql")?;
+    let bin = binaries()
+        .ok_or("SIGNAL_TEST_POSTGRES is unset and no server is installed in /usr/lib/postgresql")?;
     let dir = std::env::temp_dir().join(format!("signal-store-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let mut child = Command::new("sh")
         .args(["-c", SERVE, "serve"])
         .args([bin.as_os_str(), dir.as_os_str()])
@@ -183,7 +255,12 @@ fn start_server() -> Result<String, String> {
         let ended = child.try_wait().ok().flatten().is_some();
         if ended || Instant::now() > deadline {
             let log = |name| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
-            panic!("the server in {} does not start: {}{}", bin.display(), log("initdb.log"), log("log"));
+            panic!(
+                "the server in {} does not start: {}{}",
+                bin.display(),
+                log("initdb.log"),
+                log("log")
+            );
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -193,17 +270,28 @@ fn start_server() -> Result<String, String> {
 }
 
 fn binaries() -> Option<PathBuf> {
-    let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten().map(|entry| entry.path().join("bin")).collect();
+    let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path().join("bin"))
+        .collect();
     found.sort();
-    found.into_iter().rev().find(|bin| bin.join("postgres").is_file() && bin.join("initdb").is_file())
+    found
+        .into_iter()
+        .rev()
+        .find(|bin| bin.join("postgres").is_file() && bin.join("initdb").is_file())
 }
 
 /// Whether the server answers a request for TLS, which it does once it takes connections.
 fn ready(port: u16) -> bool {
     use std::io::Write;
-    let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return false };
+    let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else {
+        return false;
+    };
     let mut answer = [0];
-    stream.set_read_timeout(Some(Duration::from_secs(5))).is_ok()
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .is_ok()
         && stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).is_ok()
         && stream.read_exact(&mut answer).is_ok()
 }

@@ -122,7 +122,9 @@ impl Connection {
     fn operate(&mut self, cx: &mut TaskContext<'_>, now: Instant) {
         while let Some(operations) = &mut self.operations {
             if let Some(running) = operations.running() {
-                let Poll::Ready(outcome) = Pin::new(running).poll(cx) else { return };
+                let Poll::Ready(outcome) = Pin::new(running).poll(cx) else {
+                    return;
+                };
                 operations.finished();
                 match outcome {
                     Ok(outcome) => self.outcome(outcome, now),
@@ -152,7 +154,10 @@ impl Connection {
 
     fn ask(&mut self, operation: Operation) {
         if !self.operations.get_or_insert_default().push(operation) {
-            self.link.send(event::error(message::TOO_MANY_REQUESTS), self.shard.caps().outbox);
+            self.link.send(
+                event::error(message::TOO_MANY_REQUESTS),
+                self.shard.caps().outbox,
+            );
         }
     }
 
@@ -165,7 +170,10 @@ impl Connection {
             Outcome::Refreshed(verdict) => {
                 let before = self.session.principal().cloned();
                 self.step(now, Input::Refreshed(verdict));
-                let renewed = self.session.principal().filter(|now| before.is_none_or(|before| !Arc::ptr_eq(now, &before)));
+                let renewed = self
+                    .session
+                    .principal()
+                    .filter(|now| before.is_none_or(|before| !Arc::ptr_eq(now, &before)));
                 if let Some(principal) = renewed.cloned() {
                     self.shard.renew(&self.link, Arc::clone(&principal));
                     // As at admission: a revocation may have come since the verdict.
@@ -176,7 +184,9 @@ impl Connection {
             }
             Outcome::Heard => self.step(now, Input::Heard),
             Outcome::Allowed(rooms) => {
-                if !self.shard.join(&self.link, &rooms, false).is_empty() && self.recheck_at.is_none() {
+                if !self.shard.join(&self.link, &rooms, false).is_empty()
+                    && self.recheck_at.is_none()
+                {
                     self.recheck_at = Some(now + self.context.recheck_interval);
                 }
             }
@@ -197,9 +207,12 @@ impl Connection {
                     (count, cursor) = (count + 1, row.seq);
                 }
                 let more = missed.more || count < missed.rows.len();
-                self.link.send(event::synced(count, cursor, missed.inbox, more), bounds);
+                self.link
+                    .send(event::synced(count, cursor, missed.inbox, more), bounds);
                 // What was pushed meanwhile and is in the answer is not repeated; what lies beyond a page comes with the next sync.
-                self.link.release(bounds, |held| event::created_seq(held).is_none_or(|seq| seq > cursor && !more));
+                self.link.release(bounds, |held| {
+                    event::created_seq(held).is_none_or(|seq| seq > cursor && !more)
+                });
             }
             Outcome::Done => {}
             Outcome::Unavailable => {
@@ -228,7 +241,11 @@ impl Connection {
             match read {
                 Ok(0) => return Err(Ended),
                 Ok(_) => {}
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) => {}
                 Err(_) => return Err(Ended),
             }
         }
@@ -237,7 +254,10 @@ impl Connection {
     }
 
     fn take(&mut self, bytes: &mut [u8], now: Instant) {
-        if matches!(self.phase, Phase::Lingering { .. } | Phase::Closing { heard: true, .. }) {
+        if matches!(
+            self.phase,
+            Phase::Lingering { .. } | Phase::Closing { heard: true, .. }
+        ) {
             return;
         }
         let limit = self.shard.caps().frame_bytes;
@@ -268,13 +288,18 @@ impl Connection {
         }
         let bounds = self.shard.caps().outbox;
         match item {
-            Item::Text(text) if self.context.echo => self.link.send(Message::text(text.as_bytes()), bounds),
-            Item::Binary(data) if self.context.echo => self.link.send(Message::new(Opcode::Binary, data), bounds),
+            Item::Text(text) if self.context.echo => {
+                self.link.send(Message::text(text.as_bytes()), bounds)
+            }
+            Item::Binary(data) if self.context.echo => {
+                self.link.send(Message::new(Opcode::Binary, data), bounds)
+            }
             Item::Text(text) => self.text(text, now),
             // The wire protocol reads a binary frame as text, as its servers do: what is not UTF-8 is replaced.
             Item::Binary(data) => self.text(&String::from_utf8_lossy(data), now),
             Item::Ping(payload) => {
-                self.link.send_clear(Message::new(Opcode::Pong, payload), bounds);
+                self.link
+                    .send_clear(Message::new(Opcode::Pong, payload), bounds);
                 self.step(now, Input::Alive);
             }
             Item::Pong | Item::Empty => self.step(now, Input::Alive),
@@ -284,7 +309,10 @@ impl Connection {
                     Some(1001) => "1001",
                     _ => "client",
                 });
-                let reply = code.map_or_else(|| Message::new(Opcode::Close, &[]), |code| Message::close(code, ""));
+                let reply = code.map_or_else(
+                    || Message::new(Opcode::Close, &[]),
+                    |code| Message::close(code, ""),
+                );
                 self.end(reply, false, now);
                 self.heard();
                 return false;
@@ -304,7 +332,8 @@ impl Connection {
         if caps.frames_per_second == 0 || self.context.echo {
             return true;
         }
-        let earned = now.duration_since(self.allowance_at).as_secs_f32() * caps.frames_per_second as f32;
+        let earned =
+            now.duration_since(self.allowance_at).as_secs_f32() * caps.frames_per_second as f32;
         self.allowance_at = now;
         self.allowance = (self.allowance + earned).min(caps.frame_burst.max(1) as f32);
         self.allowance -= 1.0;
@@ -315,12 +344,19 @@ impl Connection {
         // The wall clock is read only where an input needs it.
         let wall = match input {
             Input::Text(_) | Input::Alive => chrono::DateTime::UNIX_EPOCH,
-            Input::Verdict(_) | Input::Heard | Input::Refreshed(_) | Input::Fallen | Input::Tick => self.context.clock.now(),
+            Input::Verdict(_)
+            | Input::Heard
+            | Input::Refreshed(_)
+            | Input::Fallen
+            | Input::Tick => self.context.clock.now(),
         };
         let refused = matches!(input, Input::Verdict(Verdict::Refused | Verdict::Broken));
         let actions = self.session.on(now, wall, &self.context.rules, input);
         if refused {
-            self.context.metrics.handshake.observe(now.duration_since(self.began).as_secs_f64());
+            self.context
+                .metrics
+                .handshake
+                .observe(now.duration_since(self.began).as_secs_f64());
         }
         self.perform(actions, now);
     }
@@ -331,7 +367,9 @@ impl Connection {
             match action {
                 Action::Send(message) => self.link.send(message, bounds),
                 Action::SendClear(message) => self.link.send_clear(message, bounds),
-                Action::Ping => self.link.send_clear(Message::new(Opcode::Ping, &[]), bounds),
+                Action::Ping => self
+                    .link
+                    .send_clear(Message::new(Opcode::Ping, &[]), bounds),
                 Action::Verify { token, key } => {
                     self.began = now;
                     self.ask(Operation::Verify { token, key });
@@ -361,10 +399,16 @@ impl Connection {
     }
 
     fn admit(&mut self, now: Instant) {
-        let Some(principal) = self.session.principal().cloned() else { return };
+        let Some(principal) = self.session.principal().cloned() else {
+            return;
+        };
         let encrypted = self.session.will_encrypt();
         self.link.hold();
-        if self.shard.admit(&self.link, Arc::clone(&principal), encrypted).is_err() {
+        if self
+            .shard
+            .admit(&self.link, Arc::clone(&principal), encrypted)
+            .is_err()
+        {
             return self.close(Close::LimitExceeded, now);
         }
         (self.admitted, self.encrypted) = (true, encrypted);
@@ -373,10 +417,15 @@ impl Connection {
         // A revocation, or a source's removal, that came between the verdict and the entry in the hub found nobody to close: it is refused as whoever
         // comes later with such a token.
         if !self.context.authenticator.stands(&principal) {
-            self.link.send_clear(event::error(message::AUTHENTICATION_FAILED), self.shard.caps().outbox);
+            self.link.send_clear(
+                event::error(message::AUTHENTICATION_FAILED),
+                self.shard.caps().outbox,
+            );
             return self.close(Close::AuthenticationFailed, now);
         }
-        self.operations.get_or_insert_default().push_own(Operation::Hear(heard));
+        self.operations
+            .get_or_insert_default()
+            .push_own(Operation::Hear(heard));
     }
 
     fn release(&mut self, now: Instant) {
@@ -385,7 +434,10 @@ impl Connection {
         }
         self.link.note(self.session.stage(), now);
         self.link.release(self.shard.caps().outbox, |_| true);
-        self.context.metrics.handshake.observe(now.duration_since(self.began).as_secs_f64());
+        self.context
+            .metrics
+            .handshake
+            .observe(now.duration_since(self.began).as_secs_f64());
     }
 
     /// Looks at every deadline. `Err` ends the connection.
@@ -409,7 +461,9 @@ impl Connection {
     }
 
     fn write_deadline(&self) -> Option<Instant> {
-        self.link.blocked_since().map(|since| since + self.shard.caps().write_timeout)
+        self.link
+            .blocked_since()
+            .map(|since| since + self.shard.caps().write_timeout)
     }
 
     fn recheck(&mut self, now: Instant) {
@@ -417,7 +471,9 @@ impl Connection {
         match self.session.principal().cloned() {
             Some(who) if !rooms.is_empty() => {
                 self.recheck_at = Some(now + self.context.recheck_interval);
-                self.operations.get_or_insert_default().push_own(Operation::Recheck { who, rooms });
+                self.operations
+                    .get_or_insert_default()
+                    .push_own(Operation::Recheck { who, rooms });
             }
             _ => self.recheck_at = None,
         }
@@ -447,7 +503,9 @@ impl Connection {
         }
         if let Phase::Closing { heard: true, .. } = self.phase {
             self.link.shutdown_write();
-            self.phase = Phase::Lingering { until: now + LINGER.min(self.context.close_timeout) };
+            self.phase = Phase::Lingering {
+                until: now + LINGER.min(self.context.close_timeout),
+            };
         }
         Ok(())
     }
@@ -456,8 +514,15 @@ impl Connection {
     fn plan(&self) {
         let next = match self.phase {
             Phase::Open => {
-                let session = if self.context.echo { None } else { self.session.next_deadline() };
-                [session, self.write_deadline(), self.recheck_at].into_iter().flatten().min()
+                let session = if self.context.echo {
+                    None
+                } else {
+                    self.session.next_deadline()
+                };
+                [session, self.write_deadline(), self.recheck_at]
+                    .into_iter()
+                    .flatten()
+                    .min()
             }
             Phase::Closing { until, .. } | Phase::Lingering { until } => Some(until),
         };
@@ -470,8 +535,15 @@ impl Connection {
         }
         self.closed_by = Some(close.label());
         // A slow reader, or somebody whose right has ended, gets nothing more than the Close frame.
-        let drop_queue = matches!(close, Close::SlowConsumer | Close::TokenExpired | Close::Revoked);
-        self.end(Message::close(close.code(), close.reason()), drop_queue, now);
+        let drop_queue = matches!(
+            close,
+            Close::SlowConsumer | Close::TokenExpired | Close::Revoked
+        );
+        self.end(
+            Message::close(close.code(), close.reason()),
+            drop_queue,
+            now,
+        );
     }
 
     fn end(&mut self, frame: Message, drop_queue: bool, now: Instant) {
@@ -480,7 +552,10 @@ impl Connection {
         self.operations = None;
         self.link.finish(frame, drop_queue);
         self.link.note(Stage::Closed, now);
-        self.phase = Phase::Closing { until: now + self.context.close_timeout, heard: false };
+        self.phase = Phase::Closing {
+            until: now + self.context.close_timeout,
+            heard: false,
+        };
     }
 
     fn heard(&mut self) {
@@ -514,6 +589,10 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.withdraw();
         self.shard.forget(&self.link);
-        self.context.metrics.closed.get_or_create(&Metrics::kind(self.closed_by.unwrap_or("1006"))).inc();
+        self.context
+            .metrics
+            .closed
+            .get_or_create(&Metrics::kind(self.closed_by.unwrap_or("1006")))
+            .inc();
     }
 }

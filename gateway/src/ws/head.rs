@@ -46,20 +46,34 @@ pub(super) enum Head<'b> {
 
 /// Reads a head. `before` is how many of the bytes were there at the last look: until its end has come, a head is parsed once and not for every byte.
 pub(super) fn read(bytes: &[u8], before: usize, bounds: Bounds) -> Head<'_> {
-    let unfinished = || if bytes.len() >= bounds.bytes { Head::Other } else { Head::Partial };
+    let unfinished = || {
+        if bytes.len() >= bounds.bytes {
+            Head::Other
+        } else {
+            Head::Partial
+        }
+    };
     if before > 0 && !may_be_whole(bytes, before) {
         return unfinished();
     }
     let mut fields = [const { MaybeUninit::<Header<'_>>::uninit() }; FIELDS];
     let fields = &mut fields[..FIELDS.min(bounds.fields)];
     let mut request = Request::new(&mut []);
-    let length = match ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, fields) {
+    let length = match ParserConfig::default().parse_request_with_uninit_headers(
+        &mut request,
+        bytes,
+        fields,
+    ) {
         Ok(Status::Complete(length)) => length,
         Ok(Status::Partial) => return unfinished(),
         Err(_) => return Head::Other,
     };
     let is = |field: &Header<'_>, name: &HeaderName| field.name.eq_ignore_ascii_case(name.as_str());
-    let has_body = |field: &Header<'_>| [CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT].iter().any(|name| is(field, name));
+    let has_body = |field: &Header<'_>| {
+        [CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT]
+            .iter()
+            .any(|name| is(field, name))
+    };
     if length > bounds.bytes
         || request.method != Some("GET")
         || request.version != Some(1)
@@ -69,8 +83,20 @@ pub(super) fn read(bytes: &[u8], before: usize, bounds: Bounds) -> Head<'_> {
         return Head::Other;
     }
     Head::Stream {
-        offer: Offer::new(true, true, request.headers.iter().map(|field| (field.name, field.value))),
-        forwarded: request.headers.iter().filter(|field| is(field, &FORWARDED)).map(|field| field.value).collect(),
+        offer: Offer::new(
+            true,
+            true,
+            request
+                .headers
+                .iter()
+                .map(|field| (field.name, field.value)),
+        ),
+        forwarded: request
+            .headers
+            .iter()
+            .filter(|field| is(field, &FORWARDED))
+            .map(|field| field.value)
+            .collect(),
         length,
     }
 }
@@ -78,13 +104,17 @@ pub(super) fn read(bytes: &[u8], before: usize, bounds: Bounds) -> Head<'_> {
 /// Whether an empty line has come since.
 fn may_be_whole(bytes: &[u8], before: usize) -> bool {
     let fresh = &bytes[before.saturating_sub(3)..];
-    memchr::memmem::find(fresh, b"\n\r\n").or_else(|| memchr::memmem::find(fresh, b"\n\n")).is_some()
+    memchr::memmem::find(fresh, b"\n\r\n")
+        .or_else(|| memchr::memmem::find(fresh, b"\n\n"))
+        .is_some()
 }
 
 fn is_stream(target: &str) -> bool {
     match target.strip_prefix("/stream") {
         Some("") => true,
-        Some(rest) if rest.starts_with('?') => target.parse::<PathAndQuery>().is_ok_and(|target| target.path() == "/stream"),
+        Some(rest) if rest.starts_with('?') => target
+            .parse::<PathAndQuery>()
+            .is_ok_and(|target| target.path() == "/stream"),
         _ => false,
     }
 }
@@ -93,7 +123,10 @@ fn is_stream(target: &str) -> bool {
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { bytes: 16384, fields: 64 };
+    const BOUNDS: Bounds = Bounds {
+        bytes: 16384,
+        fields: 64,
+    };
     const GOOD: &str = "GET /stream HTTP/1.1\r\nHost: edge.example.com\r\nUPGRADE: websocket\r\nConnection: keep-alive, Upgrade\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Forwarded-For: 192.0.2.1\r\nx-forwarded-for: 192.0.2.2\r\n\r\n";
 
@@ -118,22 +151,42 @@ mod tests {
     fn a_handshake_is_the_same_cut_anywhere_and_byte_by_byte() {
         let bytes = [GOOD.as_bytes(), b"\x81\x80frames"].concat();
         let check = |(head, seen): (Head<'_>, usize)| {
-            let Head::Stream { offer, forwarded, length } = head else { panic!("{head:?} of {seen} bytes") };
-            assert_eq!(super::super::upgrade::accept(&offer, &[]), Ok("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".into()));
+            let Head::Stream {
+                offer,
+                forwarded,
+                length,
+            } = head
+            else {
+                panic!("{head:?} of {seen} bytes")
+            };
+            assert_eq!(
+                super::super::upgrade::accept(&offer, &[]),
+                Ok("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".into())
+            );
             assert!(offer.has_one_host());
-            assert_eq!((&forwarded[..], length), (&[&b"192.0.2.1"[..], b"192.0.2.2"][..], GOOD.len()));
+            assert_eq!(
+                (&forwarded[..], length),
+                (&[&b"192.0.2.1"[..], b"192.0.2.2"][..], GOOD.len())
+            );
         };
         for cut in 1..bytes.len() {
             check(in_pieces(&bytes, &[cut], BOUNDS));
         }
-        check(in_pieces(&bytes, &(1..bytes.len()).collect::<Vec<_>>(), BOUNDS));
+        check(in_pieces(
+            &bytes,
+            &(1..bytes.len()).collect::<Vec<_>>(),
+            BOUNDS,
+        ));
     }
 
     #[test]
     fn bare_line_feeds_end_a_head_as_they_do_for_hyper() {
         let bytes = GOOD.replace("\r\n", "\n");
         let all: Vec<usize> = (1..bytes.len()).collect();
-        assert!(matches!(in_pieces(bytes.as_bytes(), &all, BOUNDS).0, Head::Stream { .. }));
+        assert!(matches!(
+            in_pieces(bytes.as_bytes(), &all, BOUNDS).0,
+            Head::Stream { .. }
+        ));
     }
 
     #[test]
@@ -155,25 +208,68 @@ mod tests {
         ] {
             assert!(is_other(other.as_bytes()), "{other:?}");
         }
-        for stream in [GOOD.replace("/stream", "/stream?v=1&w=%20"), format!("\r\n{GOOD}")] {
-            assert!(matches!(read(stream.as_bytes(), 0, BOUNDS), Head::Stream { .. }), "{stream:?}");
+        for stream in [
+            GOOD.replace("/stream", "/stream?v=1&w=%20"),
+            format!("\r\n{GOOD}"),
+        ] {
+            assert!(
+                matches!(read(stream.as_bytes(), 0, BOUNDS), Head::Stream { .. }),
+                "{stream:?}"
+            );
         }
     }
 
     #[test]
     fn a_head_that_is_too_long_or_has_too_many_fields_is_for_hyper_to_refuse() {
-        let long = GOOD.replacen("\r\n", &format!("\r\nX-Long: {}\r\n", "x".repeat(BOUNDS.bytes)), 1);
+        let long = GOOD.replacen(
+            "\r\n",
+            &format!("\r\nX-Long: {}\r\n", "x".repeat(BOUNDS.bytes)),
+            1,
+        );
         assert!(is_other(long.as_bytes()));
-        let (head, seen) = in_pieces(long.as_bytes(), &(1..long.len()).collect::<Vec<_>>(), BOUNDS);
-        assert!(matches!(head, Head::Other) && seen == BOUNDS.bytes, "{seen}");
+        let (head, seen) = in_pieces(
+            long.as_bytes(),
+            &(1..long.len()).collect::<Vec<_>>(),
+            BOUNDS,
+        );
+        assert!(
+            matches!(head, Head::Other) && seen == BOUNDS.bytes,
+            "{seen}"
+        );
         let fill = BOUNDS.bytes - GOOD.len() - "X-Long: \r\n".len();
         let just = GOOD.replacen("\r\n", &format!("\r\nX-Long: {}\r\n", "x".repeat(fill)), 1);
-        assert!(just.len() == BOUNDS.bytes && matches!(read(just.as_bytes(), 0, BOUNDS), Head::Stream { .. }));
+        assert!(
+            just.len() == BOUNDS.bytes
+                && matches!(read(just.as_bytes(), 0, BOUNDS), Head::Stream { .. })
+        );
 
         let fields = GOOD.matches(':').count();
-        assert!(matches!(read(GOOD.as_bytes(), 0, Bounds { fields, ..BOUNDS }), Head::Stream { .. }));
-        assert!(matches!(read(GOOD.as_bytes(), 0, Bounds { fields: fields - 1, ..BOUNDS }), Head::Other));
+        assert!(matches!(
+            read(GOOD.as_bytes(), 0, Bounds { fields, ..BOUNDS }),
+            Head::Stream { .. }
+        ));
+        assert!(matches!(
+            read(
+                GOOD.as_bytes(),
+                0,
+                Bounds {
+                    fields: fields - 1,
+                    ..BOUNDS
+                }
+            ),
+            Head::Other
+        ));
         let many = GOOD.replacen("\r\n", &format!("\r\n{}", "X: y\r\n".repeat(FIELDS)), 1);
-        assert!(matches!(read(many.as_bytes(), 0, Bounds { fields: 1000, ..BOUNDS }), Head::Other));
+        assert!(matches!(
+            read(
+                many.as_bytes(),
+                0,
+                Bounds {
+                    fields: 1000,
+                    ..BOUNDS
+                }
+            ),
+            Head::Other
+        ));
     }
 }

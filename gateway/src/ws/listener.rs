@@ -104,9 +104,16 @@ impl Drop for Counted {
 }
 
 /// Accepts until `shutdown`.
-pub async fn serve(listener: Listener, socket: tokio::net::TcpListener, shutdown: CancellationToken) {
+pub async fn serve(
+    listener: Listener,
+    socket: tokio::net::TcpListener,
+    shutdown: CancellationToken,
+) {
     let burst = f64::from(listener.context.live.borrow().limits.accept_burst);
-    let bounds = Bounds { bytes: listener.server.max_header_bytes, fields: listener.server.max_headers };
+    let bounds = Bounds {
+        bytes: listener.server.max_header_bytes,
+        fields: listener.server.max_headers,
+    };
     let permits = Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS));
     let door = Arc::new(Door {
         listener,
@@ -140,10 +147,17 @@ pub async fn serve(listener: Listener, socket: tokio::net::TcpListener, shutdown
         };
         let peer = peer.ip();
         // One address cannot take every place; what it has too many of is closed at once.
-        let Some(counted) = count(&door, peer) else { continue };
-        let place = Place { _permit: permit, _counted: counted };
+        let Some(counted) = count(&door, peer) else {
+            continue;
+        };
+        let place = Place {
+            _permit: permit,
+            _counted: counted,
+        };
         let of_socket = Arc::clone(&door);
-        door.listener.hub.place(move |shard, claim| Opening::begin(of_socket, shard, claim, stream, peer, place));
+        door.listener.hub.place(move |shard, claim| {
+            Opening::begin(of_socket, shard, claim, stream, peer, place)
+        });
     }
 }
 
@@ -153,7 +167,10 @@ fn listening(socket: tokio::net::TcpListener) -> io::Result<AsyncFd<TcpListener>
     let options = SockRef::from(&socket);
     options.set_tcp_nodelay(true)?;
     options.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    #[expect(unsafe_code, reason = "the runtime wants to be told that the descriptor stays the same")]
+    #[expect(
+        unsafe_code,
+        reason = "the runtime wants to be told that the descriptor stays the same"
+    )]
     // SAFETY: a listening socket owns its descriptor, which is open and the same until it is dropped.
     let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
     Ok(socket)
@@ -161,7 +178,11 @@ fn listening(socket: tokio::net::TcpListener) -> io::Result<AsyncFd<TcpListener>
 
 async fn accept(socket: &AsyncFd<TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
     loop {
-        if let Ok(accepted) = socket.readable().await?.try_io(|socket| socket.get_ref().accept()) {
+        if let Ok(accepted) = socket
+            .readable()
+            .await?
+            .try_io(|socket| socket.get_ref().accept())
+        {
             let (stream, peer) = accepted?;
             stream.set_nonblocking(true)?;
             return Ok((stream, peer));
@@ -170,19 +191,35 @@ async fn accept(socket: &AsyncFd<TcpListener>) -> io::Result<(TcpStream, SocketA
 }
 
 fn count(door: &Arc<Door>, address: IpAddr) -> Option<Counted> {
-    let is_proxy = door.listener.context.live.borrow().trusted_proxies.iter().any(|net| net.contains(&address));
+    let is_proxy = door
+        .listener
+        .context
+        .live
+        .borrow()
+        .trusted_proxies
+        .iter()
+        .any(|net| net.contains(&address));
     let mut counts = door.by_address.lock();
     let count = counts.entry(address).or_default();
     if *count >= MAX_HTTP_PER_ADDRESS && !is_proxy {
         return None;
     }
     *count += 1;
-    Some(Counted { door: Arc::clone(door), address })
+    Some(Counted {
+        door: Arc::clone(door),
+        address,
+    })
 }
 
 impl Door {
     /// Serves a socket by hyper, beginning with what was `seen` of it.
-    pub(super) async fn converse(self: Arc<Self>, stream: TcpStream, seen: Bytes, peer: IpAddr, place: Place) {
+    pub(super) async fn converse(
+        self: Arc<Self>,
+        stream: TcpStream,
+        seen: Bytes,
+        peer: IpAddr,
+        place: Place,
+    ) {
         let stream = match tokio::net::TcpStream::from_std(stream) {
             Ok(stream) => Rewound::new(seen, stream),
             Err(error) => return tracing::warn!(%error, "a socket could not be registered"),
@@ -195,7 +232,9 @@ impl Door {
             .max_buf_size(server.max_header_bytes);
         let door = Arc::clone(&self);
         let service = service_fn(move |request| Arc::clone(&door).answer(request, peer));
-        let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let connection = http
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
         tokio::pin!(connection);
         let result = tokio::select! {
             result = connection.as_mut() => Ok(result),
@@ -212,9 +251,15 @@ impl Door {
         drop(place);
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: IpAddr) -> Result<Response<Body>, Infallible> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: IpAddr,
+    ) -> Result<Response<Body>, Infallible> {
         // RFC 9112 section 3.2: a request of HTTP/1.1 without exactly one Host is bad.
-        if request.version() >= Version::HTTP_11 && request.headers().get_all(HOST).iter().count() != 1 {
+        if request.version() >= Version::HTTP_11
+            && request.headers().get_all(HOST).iter().count() != 1
+        {
             return Ok(bad_host());
         }
         if request.uri().path() == "/stream" && request.method() != http::Method::OPTIONS {
@@ -222,16 +267,28 @@ impl Door {
         }
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(PeerAddress(peer));
-        Ok(self.listener.rest.clone().oneshot(request).await.unwrap_or_else(|never| match never {}))
+        Ok(self
+            .listener
+            .rest
+            .clone()
+            .oneshot(request)
+            .await
+            .unwrap_or_else(|never| match never {}))
     }
 
     fn upgrade(self: Arc<Self>, mut request: Request<Incoming>, peer: IpAddr) -> Response<String> {
         let live = Arc::clone(&self.listener.context.live.borrow());
-        let checked = upgrade::accept(&Offer::of(&request), &live.allowed_origins).and_then(|accept| self.admit(&live).map(|()| accept));
+        let checked = upgrade::accept(&Offer::of(&request), &live.allowed_origins)
+            .and_then(|accept| self.admit(&live).map(|()| accept));
         let accept = match checked {
             Ok(accept) => accept,
             Err(refusal) => {
-                self.listener.context.metrics.refused.get_or_create(&Metrics::kind(refusal.label())).inc();
+                self.listener
+                    .context
+                    .metrics
+                    .refused
+                    .get_or_create(&Metrics::kind(refusal.label()))
+                    .inc();
                 return refusal.response();
             }
         };
@@ -249,13 +306,17 @@ impl Door {
                 Ok(upgraded) => upgraded,
                 Err(error) => return tracing::debug!(%error, "the upgrade was not completed"),
             };
-            let Ok(parts) = upgraded.downcast::<TokioIo<Rewound>>() else { return };
+            let Ok(parts) = upgraded.downcast::<TokioIo<Rewound>>() else {
+                return;
+            };
             let (unread, stream) = parts.io.into_inner().into_parts();
             let read = [parts.read_buf, unread].concat();
             match stream.into_std() {
                 Ok(stream) => {
                     let door = Arc::clone(&self);
-                    self.listener.hub.place(move |shard, _claim| opening::adopt(&door, shard, stream, from, id, &read));
+                    self.listener.hub.place(move |shard, _claim| {
+                        opening::adopt(&door, shard, stream, from, id, &read)
+                    });
                 }
                 Err(error) => tracing::warn!(%error, "a socket could not be handed over"),
             }
@@ -266,16 +327,22 @@ impl Door {
     /// Counts this connection against the limits of the instance.
     pub(super) fn admit(&self, live: &Live) -> Result<(), Refusal> {
         let listener = &self.listener;
-        if self.shutdown.is_cancelled() || listener.lifecycle.refuses_connections() || listener.closed.load(Ordering::Acquire) {
+        if self.shutdown.is_cancelled()
+            || listener.lifecycle.refuses_connections()
+            || listener.closed.load(Ordering::Acquire)
+        {
             return Err(Refusal::Closed);
         }
         let limits = &live.limits;
-        if self.listener.hub.counts().total >= limits.max_connections || self.listener.hub.outbox_bytes() >= limits.total_outbox_bytes {
+        if self.listener.hub.counts().total >= limits.max_connections
+            || self.listener.hub.outbox_bytes() >= limits.total_outbox_bytes
+        {
             return Err(Refusal::Full);
         }
         let mut bucket = self.bucket.lock();
         let now = Instant::now();
-        let earned = now.duration_since(bucket.1).as_secs_f64() * f64::from(limits.accepts_per_second);
+        let earned =
+            now.duration_since(bucket.1).as_secs_f64() * f64::from(limits.accepts_per_second);
         let held = (bucket.0 + earned).min(f64::from(limits.accept_burst.max(1)));
         let enough = held >= 1.0;
         *bucket = (if enough { held - 1.0 } else { held }, now);
@@ -288,7 +355,10 @@ fn bad_host() -> Response<Body> {
         r#"{"type":"about:blank","title":"Bad Request","status":400,"detail":"The request must have exactly one Host.","code":"bad_host"}"#,
     ));
     *response.status_mut() = StatusCode::BAD_REQUEST;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/problem+json"));
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static("application/problem+json"),
+    );
     response
 }
 
@@ -301,7 +371,8 @@ mod tests {
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let socket = listening(socket).unwrap();
-        let (client, accepted) = tokio::join!(tokio::net::TcpStream::connect(address), accept(&socket));
+        let (client, accepted) =
+            tokio::join!(tokio::net::TcpStream::connect(address), accept(&socket));
         let (stream, peer) = accepted.unwrap();
         assert_eq!(peer, client.unwrap().local_addr().unwrap());
         let options = SockRef::from(&stream);

@@ -49,14 +49,34 @@ enum Next {
 
 impl Opening {
     /// Looks at a socket that was just accepted.
-    pub(super) fn begin(door: Arc<Door>, shard: &Rc<Shard>, claim: Claim, stream: std::net::TcpStream, peer: IpAddr, place: Place) {
-        let opening = Self { door, shard: Rc::clone(shard), peer, place, _claim: claim };
+    pub(super) fn begin(
+        door: Arc<Door>,
+        shard: &Rc<Shard>,
+        claim: Claim,
+        stream: std::net::TcpStream,
+        peer: IpAddr,
+        place: Place,
+    ) {
+        let opening = Self {
+            door,
+            shard: Rc::clone(shard),
+            peer,
+            place,
+            _claim: claim,
+        };
         READ.with_borrow_mut(|buffer| {
             let room = opening.door.bounds.bytes.min(buffer.len());
             let bytes = match (&stream).read(&mut buffer[..room]) {
                 Ok(0) => return,
                 Ok(n) => &buffer[..n],
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => &[],
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) =>
+                {
+                    &[]
+                }
                 Err(_) => return,
             };
             match opening.next(bytes, 0) {
@@ -110,7 +130,14 @@ impl Opening {
             match read {
                 Ok(0) => return Ok(Next::Wait),
                 Ok(_) => {}
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => continue,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) =>
+                {
+                    continue;
+                }
                 Err(error) => return Err(error),
             }
             match self.next(seen, before) {
@@ -125,18 +152,31 @@ impl Opening {
     fn next(&self, bytes: &[u8], before: usize) -> Next {
         let (offer, forwarded, length) = match head::read(bytes, before, self.door.bounds) {
             Head::Partial => return Next::Wait,
-            Head::Stream { offer, forwarded, length } if offer.has_one_host() => (offer, forwarded, length),
+            Head::Stream {
+                offer,
+                forwarded,
+                length,
+            } if offer.has_one_host() => (offer, forwarded, length),
             Head::Stream { .. } | Head::Other => return Next::HandOver,
         };
         let live = Arc::clone(&self.door.listener.context.live.borrow());
-        let Ok(accept) = upgrade::accept(&offer, &live.allowed_origins) else { return Next::HandOver };
+        let Ok(accept) = upgrade::accept(&offer, &live.allowed_origins) else {
+            return Next::HandOver;
+        };
         if self.door.admit(&live).is_err() {
             return Next::HandOver;
         }
         // Where an id is to be waited for, a shard does not wait.
-        let Ok(Some(id)) = self.door.listener.ids.next_at_once() else { return Next::HandOver };
+        let Ok(Some(id)) = self.door.listener.ids.next_at_once() else {
+            return Next::HandOver;
+        };
         let from = forwarded_for(self.peer, forwarded.iter().copied(), &live.trusted_proxies);
-        Next::Open(Accepted { answer: upgrade::response_bytes(&accept), from, id, length })
+        Next::Open(Accepted {
+            answer: upgrade::response_bytes(&accept),
+            from,
+            id,
+            length,
+        })
     }
 
     /// Completes the handshake: from here on it is a connection, and no longer one of the sockets that are not.
@@ -147,24 +187,47 @@ impl Opening {
             return self.shard.forget(&link);
         }
         let context = Arc::clone(&self.door.listener.context);
-        tokio::task::spawn_local(Connection::new(self.shard, link, context, &bytes[accepted.length..]));
+        tokio::task::spawn_local(Connection::new(
+            self.shard,
+            link,
+            context,
+            &bytes[accepted.length..],
+        ));
     }
 
     /// Has the control runtime serve the socket by hyper.
     fn hand_over(self, stream: std::net::TcpStream, seen: Bytes) {
-        let Self { door, peer, place, .. } = self;
+        let Self {
+            door, peer, place, ..
+        } = self;
         let control = door.listener.context.control.clone();
         control.spawn(door.converse(stream, seen, peer, place));
     }
 }
 
 /// Makes a connection of a socket that hyper has completed the handshake of.
-pub(super) fn adopt(door: &Door, shard: &Rc<Shard>, stream: std::net::TcpStream, from: IpAddr, id: Id, read: &[u8]) {
-    let Some(stream) = registered(stream) else { return };
+pub(super) fn adopt(
+    door: &Door,
+    shard: &Rc<Shard>,
+    stream: std::net::TcpStream,
+    from: IpAddr,
+    id: Id,
+    read: &[u8],
+) {
+    let Some(stream) = registered(stream) else {
+        return;
+    };
     let link = shard.adopt(stream, from, id);
-    tokio::task::spawn_local(Connection::new(Rc::clone(shard), link, Arc::clone(&door.listener.context), read));
+    tokio::task::spawn_local(Connection::new(
+        Rc::clone(shard),
+        link,
+        Arc::clone(&door.listener.context),
+        read,
+    ));
 }
 
 fn registered(stream: std::net::TcpStream) -> Option<TcpStream> {
-    TcpStream::from_std(stream).inspect_err(|error| tracing::warn!(%error, "a socket could not be registered")).ok()
+    TcpStream::from_std(stream)
+        .inspect_err(|error| tracing::warn!(%error, "a socket could not be registered"))
+        .ok()
 }

@@ -129,7 +129,11 @@ impl Operations {
 
     /// The next operation to start, if none is running.
     pub(super) fn next(&mut self) -> Option<Operation> {
-        if self.running.is_some() { None } else { self.waiting.pop_front() }
+        if self.running.is_some() {
+            None
+        } else {
+            self.waiting.pop_front()
+        }
     }
 
     pub(super) fn started(&mut self, running: Running) {
@@ -166,7 +170,9 @@ pub(super) fn begin(context: &Arc<Context>, id: Id, operation: Operation) -> Beg
             // It waits only for keys that are being fetched.
             None => here(async move { Outcome::Verdict(verify(&with, &token, key).await) }),
         },
-        Operation::Refresh { token } => here(async move { Outcome::Refreshed(verify(&with, &token, None).await) }),
+        Operation::Refresh { token } => {
+            here(async move { Outcome::Refreshed(verify(&with, &token, None).await) })
+        }
         Operation::Leave(rooms) => Begun::Done(Outcome::Leave(rooms)),
         Operation::Hear(heard) => hear(context, id, heard),
         Operation::Join { who, rooms } => there(context, async move {
@@ -182,7 +188,9 @@ pub(super) fn begin(context: &Arc<Context>, id: Id, operation: Operation) -> Beg
                 None => Outcome::Done,
             }
         }),
-        Operation::MarkRead { who, which } => there(context, async move { mark_read(&with, &who, &which).await }),
+        Operation::MarkRead { who, which } => {
+            there(context, async move { mark_read(&with, &who, &which).await })
+        }
         Operation::Sync { who, after, limit } => there(context, async move {
             match with.notifications.missed(&who.subject, after, limit).await {
                 Ok(missed) => Outcome::Missed { after, missed },
@@ -216,14 +224,29 @@ fn hear(context: &Context, id: Id, heard: BoxFuture<'static, Result<(), BusError
         Outcome::Heard
     };
     let limit = context.subscribe_timeout;
-    here(async move { told(matches!(tokio::time::timeout(limit, heard).await, Ok(Ok(())))) })
+    here(async move {
+        told(matches!(
+            tokio::time::timeout(limit, heard).await,
+            Ok(Ok(()))
+        ))
+    })
 }
 
 fn split(rooms: Vec<String>, allowed: &[bool], want: bool) -> Vec<String> {
-    rooms.into_iter().zip(allowed).filter(|(_, allowed)| **allowed == want).map(|(room, _)| room).collect()
+    rooms
+        .into_iter()
+        .zip(allowed)
+        .filter(|(_, allowed)| **allowed == want)
+        .map(|(room, _)| room)
+        .collect()
 }
 
-async fn allowed(context: &Context, who: &Principal, id: Id, rooms: &[String]) -> Option<Vec<bool>> {
+async fn allowed(
+    context: &Context,
+    who: &Principal,
+    id: Id,
+    rooms: &[String],
+) -> Option<Vec<bool>> {
     let names: Vec<&str> = rooms.iter().map(String::as_str).collect();
     match context.access.may_join(who, id, &names).await {
         Ok(allowed) => Some(allowed),
@@ -238,7 +261,11 @@ async fn verify(context: &Context, token: &str, key: GivenKey) -> Verdict {
     verdict(context, context.authenticator.verify(token).await, key)
 }
 
-fn verdict(context: &Context, verified: Result<Arc<Principal>, VerifyError>, key: GivenKey) -> Verdict {
+fn verdict(
+    context: &Context,
+    verified: Result<Arc<Principal>, VerifyError>,
+    key: GivenKey,
+) -> Verdict {
     let principal = match verified {
         Ok(principal) => principal,
         Err(VerifyError::Refused(reason)) => {
@@ -252,10 +279,16 @@ fn verdict(context: &Context, verified: Result<Arc<Principal>, VerifyError>, key
     };
     let handshake = match context.rules.encryption.mode {
         EncryptionMode::Disabled => None,
-        EncryptionMode::Optional | EncryptionMode::Required => key.map(|key| agree(&context.random, key.as_deref())),
+        EncryptionMode::Optional | EncryptionMode::Required => {
+            key.map(|key| agree(&context.random, key.as_deref()))
+        }
     };
     let leeway = std::time::Duration::from_secs(context.live.borrow().keys.leeway_secs);
-    Verdict::Accepted { principal, handshake, leeway }
+    Verdict::Accepted {
+        principal,
+        handshake,
+        leeway,
+    }
 }
 
 fn agree(random: &SystemRandom, key: Option<&str>) -> Result<Handshake, UnusableKey> {
@@ -265,7 +298,11 @@ fn agree(random: &SystemRandom, key: Option<&str>) -> Result<Handshake, Unusable
 }
 
 async fn mark_read(context: &Context, who: &Principal, which: &Which) -> Outcome {
-    let read = match context.notifications.mark_read(&who.subject, which, context.clock.now()).await {
+    let read = match context
+        .notifications
+        .mark_read(&who.subject, which, context.clock.now())
+        .await
+    {
         Ok(read) => read,
         Err(error) => {
             tracing::warn!(%error, "marking as read failed");
@@ -281,8 +318,17 @@ async fn mark_read(context: &Context, who: &Principal, which: &Which) -> Outcome
             unread_count: inbox.unread_count,
             version: inbox.version,
         };
-        let data: Arc<RawValue> = serde_json::value::to_raw_value(&data).expect("plain data").into();
-        context.delivery.send(&Dispatch::new(Destination::User(Arc::clone(&who.subject)), event::name::NOTIFICATION_READ, data)).await;
+        let data: Arc<RawValue> = serde_json::value::to_raw_value(&data)
+            .expect("plain data")
+            .into();
+        context
+            .delivery
+            .send(&Dispatch::new(
+                Destination::User(Arc::clone(&who.subject)),
+                event::name::NOTIFICATION_READ,
+                data,
+            ))
+            .await;
     }
     Outcome::Done
 }

@@ -49,7 +49,10 @@ impl Rules {
     /// The first of the sweeps from `now` on that could find a connection silent for too long which is silent for `silent` now.
     fn sweep_after(&self, now: Instant, silent: Duration) -> Instant {
         let left = self.heartbeat_timeout.saturating_sub(silent);
-        let sweeps = left.as_nanos().div_ceil(self.sweep_interval.as_nanos().max(1)).max(1);
+        let sweeps = left
+            .as_nanos()
+            .div_ceil(self.sweep_interval.as_nanos().max(1))
+            .max(1);
         now + self.sweep_interval * u32::try_from(sweeps).unwrap_or(u32::MAX)
     }
 }
@@ -156,9 +159,17 @@ pub struct Member {
 
 #[derive(Debug)]
 enum State {
-    Connecting { until: Instant },
-    Verifying { until: Instant },
-    Admitting { until: Instant, member: Box<Member>, handshake: Option<Box<Handshake>> },
+    Connecting {
+        until: Instant,
+    },
+    Verifying {
+        until: Instant,
+    },
+    Admitting {
+        until: Instant,
+        member: Box<Member>,
+        handshake: Option<Box<Handshake>>,
+    },
     Authenticated(Box<Member>),
     Encrypted(Box<Member>, Rc<Cipher>),
     Closed,
@@ -179,10 +190,14 @@ impl Session {
     pub fn new(id: Id, now: Instant, rules: &Rules, spread: f32) -> Self {
         Self {
             id,
-            state: State::Connecting { until: now + rules.authenticate_timeout },
+            state: State::Connecting {
+                until: now + rules.authenticate_timeout,
+            },
             last_frame: now,
             next_sweep: rules.sweep_after(now, Duration::ZERO),
-            next_ping: rules.ping_interval.map(|every| now + every.mul_f32(0.5 + spread.clamp(0.0, 1.0) / 2.0)),
+            next_ping: rules
+                .ping_interval
+                .map(|every| now + every.mul_f32(0.5 + spread.clamp(0.0, 1.0) / 2.0)),
         }
     }
 
@@ -198,7 +213,9 @@ impl Session {
 
     fn member(&self) -> Option<&Member> {
         match &self.state {
-            State::Admitting { member, .. } | State::Authenticated(member) | State::Encrypted(member, _) => Some(member),
+            State::Admitting { member, .. }
+            | State::Authenticated(member)
+            | State::Encrypted(member, _) => Some(member),
             State::Connecting { .. } | State::Verifying { .. } | State::Closed => None,
         }
     }
@@ -213,7 +230,14 @@ impl Session {
 
     /// Whether an admitted connection is, or will be, encrypted.
     pub fn will_encrypt(&self) -> bool {
-        matches!(self.state, State::Encrypted(..) | State::Admitting { handshake: Some(_), .. })
+        matches!(
+            self.state,
+            State::Encrypted(..)
+                | State::Admitting {
+                    handshake: Some(_),
+                    ..
+                }
+        )
     }
 
     /// Whether `connected` has been sent and the session goes on.
@@ -250,9 +274,14 @@ impl Session {
     /// When [`Input::Tick`] is due next; never, once closed.
     pub fn next_deadline(&self) -> Option<Instant> {
         let own = match &self.state {
-            State::Connecting { until } | State::Verifying { until } | State::Admitting { until, .. } => Some(*until),
+            State::Connecting { until }
+            | State::Verifying { until }
+            | State::Admitting { until, .. } => Some(*until),
             State::Authenticated(member) | State::Encrypted(member, _) => {
-                [Some(self.next_sweep), member.warn_at, member.ends_at].into_iter().flatten().min()
+                [Some(self.next_sweep), member.warn_at, member.ends_at]
+                    .into_iter()
+                    .flatten()
+                    .min()
             }
             State::Closed => return None,
         };
@@ -260,7 +289,13 @@ impl Session {
     }
 
     /// Takes one step.
-    pub fn on(&mut self, now: Instant, wall: DateTime<Utc>, rules: &Rules, input: Input<'_>) -> Actions {
+    pub fn on(
+        &mut self,
+        now: Instant,
+        wall: DateTime<Utc>,
+        rules: &Rules,
+        input: Input<'_>,
+    ) -> Actions {
         let mut actions = Actions::new();
         if self.is_closed() {
             return actions;
@@ -288,29 +323,53 @@ impl Session {
     fn text(&mut self, now: Instant, rules: &Rules, text: &str, actions: &mut Actions) {
         match Envelope::parse(text) {
             Ok(envelope) => self.envelope(now, rules, &envelope, actions),
-            Err(NotAnEnvelope::NotJson) => actions.push(Action::Send(event::error(message::INVALID_FORMAT))),
-            Err(NotAnEnvelope::NoEvent) => tracing::debug!(client.id = %self.id, "dropped a message without an event"),
+            Err(NotAnEnvelope::NotJson) => {
+                actions.push(Action::Send(event::error(message::INVALID_FORMAT)))
+            }
+            Err(NotAnEnvelope::NoEvent) => {
+                tracing::debug!(client.id = %self.id, "dropped a message without an event")
+            }
         }
     }
 
-    fn envelope(&mut self, now: Instant, rules: &Rules, envelope: &Envelope<'_>, actions: &mut Actions) {
+    fn envelope(
+        &mut self,
+        now: Instant,
+        rules: &Rules,
+        envelope: &Envelope<'_>,
+        actions: &mut Actions,
+    ) {
         let event = &*envelope.event;
         match &self.state {
             State::Encrypted(_, cipher) if event == name::ENCRYPTED => {
                 let cipher = Rc::clone(cipher);
-                let opened = envelope.read().ok().and_then(|sealed| cipher.open(&sealed).ok());
+                let opened = envelope
+                    .read()
+                    .ok()
+                    .and_then(|sealed| cipher.open(&sealed).ok());
                 match opened.as_deref().map(Envelope::parse) {
-                    Some(Ok(inner)) if inner.event != name::ENCRYPTED => self.event(&inner, actions),
-                    Some(Err(NotAnEnvelope::NotJson)) => actions.push(Action::Send(event::error(message::INVALID_FORMAT))),
-                    Some(_) => tracing::debug!(client.id = %self.id, "dropped a sealed message without an event"),
+                    Some(Ok(inner)) if inner.event != name::ENCRYPTED => {
+                        self.event(&inner, actions)
+                    }
+                    Some(Err(NotAnEnvelope::NotJson)) => {
+                        actions.push(Action::Send(event::error(message::INVALID_FORMAT)))
+                    }
+                    Some(_) => {
+                        tracing::debug!(client.id = %self.id, "dropped a sealed message without an event")
+                    }
                     None => actions.push(Action::Send(event::error(message::DECRYPTION_FAILED))),
                 }
             }
-            State::Encrypted(..) if rules.encryption.client_frames == ClientFrames::Encrypted && event != name::HEARTBEAT => {
+            State::Encrypted(..)
+                if rules.encryption.client_frames == ClientFrames::Encrypted
+                    && event != name::HEARTBEAT =>
+            {
                 actions.push(Action::Send(event::error(message::ENCRYPTION_REQUIRED)));
             }
             State::Authenticated(_) | State::Encrypted(..) => self.event(envelope, actions),
-            State::Connecting { .. } if event == name::AUTHENTICATE => self.authenticate(now, rules, envelope, actions),
+            State::Connecting { .. } if event == name::AUTHENTICATE => {
+                self.authenticate(now, rules, envelope, actions)
+            }
             State::Verifying { .. } | State::Admitting { .. } if event == name::AUTHENTICATE => {
                 actions.push(Action::Send(event::error(message::ALREADY_AUTHENTICATED)));
             }
@@ -319,15 +378,32 @@ impl Session {
         }
     }
 
-    fn authenticate(&mut self, now: Instant, rules: &Rules, envelope: &Envelope<'_>, actions: &mut Actions) {
+    fn authenticate(
+        &mut self,
+        now: Instant,
+        rules: &Rules,
+        envelope: &Envelope<'_>,
+        actions: &mut Actions,
+    ) {
         let given = envelope.read::<event::Authenticate<'_>>().ok();
-        let token = given.as_ref().and_then(|a| (a.kind.as_deref() == Some("Bearer")).then(|| a.token.as_deref().unwrap_or_default()));
+        let token = given.as_ref().and_then(|a| {
+            (a.kind.as_deref() == Some("Bearer")).then(|| a.token.as_deref().unwrap_or_default())
+        });
         match (given.as_ref(), token) {
             (Some(given), Some(token)) if !token.is_empty() => {
-                self.state = State::Verifying { until: now + rules.verify_timeout };
-                actions.push(Action::Verify { token: token.to_owned(), key: given.key() });
+                self.state = State::Verifying {
+                    until: now + rules.verify_timeout,
+                };
+                actions.push(Action::Verify {
+                    token: token.to_owned(),
+                    key: given.key(),
+                });
             }
-            _ => self.refuse(message::AUTHENTICATION_FAILED, Close::AuthenticationFailed, actions),
+            _ => self.refuse(
+                message::AUTHENTICATION_FAILED,
+                Close::AuthenticationFailed,
+                actions,
+            ),
         }
     }
 
@@ -337,22 +413,57 @@ impl Session {
         self.close(close, actions);
     }
 
-    fn verdict(&mut self, now: Instant, wall: DateTime<Utc>, rules: &Rules, verdict: Verdict, actions: &mut Actions) {
-        let State::Verifying { until } = self.state else { return };
+    fn verdict(
+        &mut self,
+        now: Instant,
+        wall: DateTime<Utc>,
+        rules: &Rules,
+        verdict: Verdict,
+        actions: &mut Actions,
+    ) {
+        let State::Verifying { until } = self.state else {
+            return;
+        };
         let (principal, handshake, leeway) = match verdict {
-            Verdict::Accepted { principal, handshake, leeway } => (principal, handshake, leeway),
-            Verdict::Refused => return self.refuse(message::AUTHENTICATION_FAILED, Close::AuthenticationFailed, actions),
-            Verdict::Broken => return self.refuse(message::AUTHENTICATION_ERROR, Close::AuthenticationFailed, actions),
+            Verdict::Accepted {
+                principal,
+                handshake,
+                leeway,
+            } => (principal, handshake, leeway),
+            Verdict::Refused => {
+                return self.refuse(
+                    message::AUTHENTICATION_FAILED,
+                    Close::AuthenticationFailed,
+                    actions,
+                );
+            }
+            Verdict::Broken => {
+                return self.refuse(
+                    message::AUTHENTICATION_ERROR,
+                    Close::AuthenticationFailed,
+                    actions,
+                );
+            }
         };
         let handshake = match (rules.encryption.mode, handshake) {
             (EncryptionMode::Disabled, _) | (EncryptionMode::Optional, None) => None,
-            (EncryptionMode::Optional | EncryptionMode::Required, Some(Ok(handshake))) => Some(Box::new(handshake)),
+            (EncryptionMode::Optional | EncryptionMode::Required, Some(Ok(handshake))) => {
+                Some(Box::new(handshake))
+            }
             (EncryptionMode::Optional, Some(Err(UnusableKey))) | (EncryptionMode::Required, _) => {
-                return self.refuse(message::HANDSHAKE_FAILED, Close::EncryptionRequired, actions);
+                return self.refuse(
+                    message::HANDSHAKE_FAILED,
+                    Close::EncryptionRequired,
+                    actions,
+                );
             }
         };
         let member = Box::new(Member::new(principal, now, wall, rules, leeway));
-        self.state = State::Admitting { until, member, handshake };
+        self.state = State::Admitting {
+            until,
+            member,
+            handshake,
+        };
         actions.push(Action::Admit);
     }
 
@@ -360,9 +471,21 @@ impl Session {
         if !matches!(self.state, State::Admitting { .. }) {
             return;
         }
-        let State::Admitting { member, handshake, .. } = std::mem::replace(&mut self.state, State::Closed) else { return };
-        let keys = handshake.as_ref().map(|h| (h.public_key.as_str(), h.salt.as_str()));
-        actions.push(Action::SendClear(event::connected(self.id, &member.principal.subject, wall, keys)));
+        let State::Admitting {
+            member, handshake, ..
+        } = std::mem::replace(&mut self.state, State::Closed)
+        else {
+            return;
+        };
+        let keys = handshake
+            .as_ref()
+            .map(|h| (h.public_key.as_str(), h.salt.as_str()));
+        actions.push(Action::SendClear(event::connected(
+            self.id,
+            &member.principal.subject,
+            wall,
+            keys,
+        )));
         self.state = match handshake {
             Some(handshake) => State::Encrypted(member, Rc::new(handshake.cipher)),
             None => State::Authenticated(member),
@@ -374,32 +497,61 @@ impl Session {
         let invalid = || Action::Send(event::error(message::INVALID_DATA));
         match &*envelope.event {
             name::HEARTBEAT => {}
-            name::AUTHENTICATE => actions.push(Action::Send(event::error(message::ALREADY_AUTHENTICATED))),
+            name::AUTHENTICATE => {
+                actions.push(Action::Send(event::error(message::ALREADY_AUTHENTICATED)))
+            }
             name::JOIN | name::LEAVE => {
-                let Ok(rooms) = envelope.read::<event::Rooms>() else { return actions.push(invalid()) };
+                let Ok(rooms) = envelope.read::<event::Rooms>() else {
+                    return actions.push(invalid());
+                };
                 let names = rooms.names();
                 if !names.is_empty() {
-                    actions.push(if envelope.event == name::JOIN { Action::Join(names) } else { Action::Leave(names) });
+                    actions.push(if envelope.event == name::JOIN {
+                        Action::Join(names)
+                    } else {
+                        Action::Leave(names)
+                    });
                 }
             }
             name::REFRESH => {
                 let given = envelope.read::<event::Authenticate<'_>>().ok();
-                match given.and_then(|g| if g.kind.as_deref() == Some("Bearer") { g.token } else { None }) {
-                    Some(token) if !token.is_empty() => actions.push(Action::Refresh(token.into_owned())),
+                match given.and_then(|g| {
+                    if g.kind.as_deref() == Some("Bearer") {
+                        g.token
+                    } else {
+                        None
+                    }
+                }) {
+                    Some(token) if !token.is_empty() => {
+                        actions.push(Action::Refresh(token.into_owned()))
+                    }
                     _ => actions.push(invalid()),
                 }
             }
             name::NOTIFICATION_READ => match envelope.read::<event::MarkRead>() {
-                Ok(event::MarkRead { ids: Some(ids), up_to: None }) if ids.len() <= MAX_READ_IDS => {
+                Ok(event::MarkRead {
+                    ids: Some(ids),
+                    up_to: None,
+                }) if ids.len() <= MAX_READ_IDS => {
                     // What is no id is nobody's, and so ignored like every id that is not the caller's.
-                    actions.push(Action::MarkRead(Which::Ids(ids.iter().filter_map(|id| id.parse().ok()).collect())));
+                    actions.push(Action::MarkRead(Which::Ids(
+                        ids.iter().filter_map(|id| id.parse().ok()).collect(),
+                    )));
                 }
-                Ok(event::MarkRead { ids: None, up_to: Some(seq) }) => actions.push(Action::MarkRead(Which::UpTo(seq))),
+                Ok(event::MarkRead {
+                    ids: None,
+                    up_to: Some(seq),
+                }) => actions.push(Action::MarkRead(Which::UpTo(seq))),
                 _ => actions.push(invalid()),
             },
             name::NOTIFICATION_SYNC => match envelope.read::<event::Sync>() {
-                Ok(event::Sync { after, limit }) if after >= 0 && limit.is_none_or(|limit| (1..=MAX_SYNC).contains(&limit)) => {
-                    actions.push(Action::Sync { after, limit: limit.unwrap_or(MAX_SYNC) });
+                Ok(event::Sync { after, limit })
+                    if after >= 0 && limit.is_none_or(|limit| (1..=MAX_SYNC).contains(&limit)) =>
+                {
+                    actions.push(Action::Sync {
+                        after,
+                        limit: limit.unwrap_or(MAX_SYNC),
+                    });
                 }
                 _ => actions.push(invalid()),
             },
@@ -408,15 +560,28 @@ impl Session {
         }
     }
 
-    fn refreshed(&mut self, now: Instant, wall: DateTime<Utc>, rules: &Rules, verdict: Verdict, actions: &mut Actions) {
-        let (State::Authenticated(member) | State::Encrypted(member, _)) = &mut self.state else { return };
+    fn refreshed(
+        &mut self,
+        now: Instant,
+        wall: DateTime<Utc>,
+        rules: &Rules,
+        verdict: Verdict,
+        actions: &mut Actions,
+    ) {
+        let (State::Authenticated(member) | State::Encrypted(member, _)) = &mut self.state else {
+            return;
+        };
         match verdict {
-            Verdict::Accepted { principal, leeway, .. } if principal.subject == member.principal.subject => {
+            Verdict::Accepted {
+                principal, leeway, ..
+            } if principal.subject == member.principal.subject => {
                 let expires_at = principal.token().and_then(|t| t.expires_at);
                 **member = Member::new(principal, now, wall, rules, leeway);
                 actions.push(Action::Send(event::refreshed(expires_at)));
             }
-            Verdict::Broken => actions.push(Action::Send(event::error(message::AUTHENTICATION_ERROR))),
+            Verdict::Broken => {
+                actions.push(Action::Send(event::error(message::AUTHENTICATION_ERROR)))
+            }
             Verdict::Accepted { .. } | Verdict::Refused => {
                 actions.push(Action::Send(event::error(message::REFRESH_REFUSED)));
             }
@@ -424,7 +589,10 @@ impl Session {
     }
 
     fn fallen(&mut self, now: Instant, wall: DateTime<Utc>, rules: &Rules, actions: &mut Actions) {
-        let (State::Admitting { member, .. } | State::Authenticated(member) | State::Encrypted(member, _)) = &mut self.state else {
+        let (State::Admitting { member, .. }
+        | State::Authenticated(member)
+        | State::Encrypted(member, _)) = &mut self.state
+        else {
             return;
         };
         let ends_at = now + rules.expiring_lead;
@@ -439,7 +607,9 @@ impl Session {
 
     fn tick(&mut self, now: Instant, wall: DateTime<Utc>, rules: &Rules, actions: &mut Actions) {
         match &mut self.state {
-            State::Connecting { until } | State::Verifying { until } | State::Admitting { until, .. } => {
+            State::Connecting { until }
+            | State::Verifying { until }
+            | State::Admitting { until, .. } => {
                 if now >= *until {
                     return self.close(Close::AuthenticationTimeout, actions);
                 }
@@ -475,13 +645,25 @@ impl Session {
 }
 
 impl Member {
-    fn new(principal: Arc<Principal>, now: Instant, wall: DateTime<Utc>, rules: &Rules, leeway: Duration) -> Self {
+    fn new(
+        principal: Arc<Principal>,
+        now: Instant,
+        wall: DateTime<Utc>,
+        rules: &Rules,
+        leeway: Duration,
+    ) -> Self {
         let expires_at = principal.token().and_then(|t| t.expires_at);
         let left = expires_at.map(|at| (at - wall).to_std().unwrap_or_default());
         // A token that outlives every clock's range never ends here.
         let ends_at = left.and_then(|left| now.checked_add(left)?.checked_add(leeway));
-        let warn_at = left.and_then(|left| now.checked_add(left.saturating_sub(rules.expiring_lead)));
-        Self { principal, expires_at, warn_at, ends_at }
+        let warn_at =
+            left.and_then(|left| now.checked_add(left.saturating_sub(rules.expiring_lead)));
+        Self {
+            principal,
+            expires_at,
+            warn_at,
+            ends_at,
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 //! heads that a shard reads and for those that hyper reads.
 
 use http::header::{
-    CONNECTION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
-    UPGRADE,
+    CONNECTION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT,
+    SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 
@@ -47,14 +47,35 @@ impl Refusal {
 
     fn parts(self) -> (StatusCode, &'static str) {
         match self {
-            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "Only GET opens a WebSocket."),
-            Self::NotAnUpgrade => (StatusCode::UPGRADE_REQUIRED, "This resource speaks WebSocket (RFC 6455)."),
-            Self::Version => (StatusCode::UPGRADE_REQUIRED, "Only version 13 of the WebSocket protocol is spoken."),
-            Self::Key => (StatusCode::BAD_REQUEST, "Sec-WebSocket-Key must be one base64 value of 16 bytes."),
+            Self::Method => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "Only GET opens a WebSocket.",
+            ),
+            Self::NotAnUpgrade => (
+                StatusCode::UPGRADE_REQUIRED,
+                "This resource speaks WebSocket (RFC 6455).",
+            ),
+            Self::Version => (
+                StatusCode::UPGRADE_REQUIRED,
+                "Only version 13 of the WebSocket protocol is spoken.",
+            ),
+            Self::Key => (
+                StatusCode::BAD_REQUEST,
+                "Sec-WebSocket-Key must be one base64 value of 16 bytes.",
+            ),
             Self::Origin => (StatusCode::FORBIDDEN, "This origin may not connect."),
-            Self::Full => (StatusCode::SERVICE_UNAVAILABLE, "This instance has as many connections as it takes."),
-            Self::Rate => (StatusCode::SERVICE_UNAVAILABLE, "Connections are coming too fast."),
-            Self::Closed => (StatusCode::SERVICE_UNAVAILABLE, "This instance takes no connections."),
+            Self::Full => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "This instance has as many connections as it takes.",
+            ),
+            Self::Rate => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Connections are coming too fast.",
+            ),
+            Self::Closed => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "This instance takes no connections.",
+            ),
         }
     }
 
@@ -67,7 +88,10 @@ impl Refusal {
         let mut response = Response::new(body.to_string());
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         match self {
             Self::Method => {
                 headers.insert(http::header::ALLOW, HeaderValue::from_static("GET"));
@@ -102,7 +126,11 @@ enum Field<'h> {
 
 impl<'h> Field<'h> {
     fn meet(&mut self, value: &'h [u8]) {
-        *self = if matches!(self, Self::Absent) { Self::Once(value) } else { Self::Repeated };
+        *self = if matches!(self, Self::Absent) {
+            Self::Once(value)
+        } else {
+            Self::Repeated
+        };
     }
 
     fn text(self) -> Option<&'h str> {
@@ -128,8 +156,16 @@ pub(super) struct Offer<'h> {
 
 impl<'h> Offer<'h> {
     /// Reads the fields of a head; names may be in any case.
-    pub(super) fn new(get: bool, http_11: bool, fields: impl Iterator<Item = (&'h str, &'h [u8])>) -> Self {
-        let mut offer = Self { get, http_11, ..Self::default() };
+    pub(super) fn new(
+        get: bool,
+        http_11: bool,
+        fields: impl Iterator<Item = (&'h str, &'h [u8])>,
+    ) -> Self {
+        let mut offer = Self {
+            get,
+            http_11,
+            ..Self::default()
+        };
         for (name, value) in fields {
             let is = |wanted: &HeaderName| name.eq_ignore_ascii_case(wanted.as_str());
             if is(&UPGRADE) {
@@ -151,8 +187,15 @@ impl<'h> Offer<'h> {
 
     /// That of a request that hyper has read.
     pub(super) fn of<B>(request: &'h Request<B>) -> Self {
-        let fields = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-        Self::new(request.method() == Method::GET, request.version() >= Version::HTTP_11, fields)
+        let fields = request
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_bytes()));
+        Self::new(
+            request.method() == Method::GET,
+            request.version() >= Version::HTTP_11,
+            fields,
+        )
     }
 
     /// Whether there is exactly one `Host`.
@@ -174,7 +217,11 @@ pub(super) fn accept(offer: &Offer<'_>, allowed_origins: &[String]) -> Result<St
         return Err(Refusal::Version);
     }
     let key = offer.key.text().ok_or(Refusal::Key)?;
-    if base64_simd::STANDARD.decode_to_vec(key).map_or(0, |nonce| nonce.len()) != 16 {
+    if base64_simd::STANDARD
+        .decode_to_vec(key)
+        .map_or(0, |nonce| nonce.len())
+        != 16
+    {
         return Err(Refusal::Key);
     }
     let origin = match offer.origin {
@@ -195,7 +242,10 @@ pub(super) fn response(accept: &str) -> Response<String> {
     let headers = response.headers_mut();
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(accept).expect("base64 is a header value"));
+    headers.insert(
+        SEC_WEBSOCKET_ACCEPT,
+        HeaderValue::from_str(accept).expect("base64 is a header value"),
+    );
     response
 }
 
@@ -208,11 +258,19 @@ pub(super) fn response_bytes(accept: &str) -> Vec<u8> {
 /// A header field's value as text, if it is visible ASCII.
 fn visible(value: &[u8]) -> Option<&str> {
     let is_visible = value.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
-    if is_visible { std::str::from_utf8(value).ok() } else { None }
+    if is_visible {
+        std::str::from_utf8(value).ok()
+    } else {
+        None
+    }
 }
 
 fn has_token(value: &[u8], token: &str) -> bool {
-    visible(value).is_some_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
+    visible(value).is_some_and(|value| {
+        value
+            .split(',')
+            .any(|part| part.trim().eq_ignore_ascii_case(token))
+    })
 }
 
 #[cfg(test)]
@@ -235,7 +293,8 @@ mod tests {
 
     fn set(name: &'static str, value: &'static str) -> impl FnOnce(&mut Request<()>) {
         move |r| {
-            r.headers_mut().insert(name, HeaderValue::from_static(value));
+            r.headers_mut()
+                .insert(name, HeaderValue::from_static(value));
         }
     }
 
@@ -247,31 +306,81 @@ mod tests {
         let bytes = response_bytes(&accept);
         let mut fields = [httparse::EMPTY_HEADER; 8];
         let mut direct = httparse::Response::new(&mut fields);
-        assert_eq!(direct.parse(&bytes), Ok(httparse::Status::Complete(bytes.len())));
+        assert_eq!(
+            direct.parse(&bytes),
+            Ok(httparse::Status::Complete(bytes.len()))
+        );
         assert_eq!(direct.code, Some(by_hyper.status().as_u16()));
-        let fields: Vec<_> = by_hyper.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-        assert_eq!(direct.headers.iter().map(|field| (field.name, field.value)).collect::<Vec<_>>(), fields);
+        let fields: Vec<_> = by_hyper
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_bytes()))
+            .collect();
+        assert_eq!(
+            direct
+                .headers
+                .iter()
+                .map(|field| (field.name, field.value))
+                .collect::<Vec<_>>(),
+            fields
+        );
     }
 
     #[test]
     fn each_fault_has_its_refusal() {
-        let refusal = |request: Request<()>| accept(&Offer::of(&request), &["https://shop.example.com".into()]).unwrap_err();
-        assert_eq!(refusal(request(|r| *r.method_mut() = Method::POST)), Refusal::Method);
-        assert_eq!(refusal(request(|r| *r.version_mut() = Version::HTTP_10)), Refusal::NotAnUpgrade);
-        assert_eq!(refusal(request(set("upgrade", "h2c"))), Refusal::NotAnUpgrade);
-        assert_eq!(refusal(request(set("connection", "close"))), Refusal::NotAnUpgrade);
-        assert_eq!(refusal(request(set("sec-websocket-version", "8"))), Refusal::Version);
-        assert_eq!(refusal(request(set("sec-websocket-key", "c2hvcnQ="))), Refusal::Key);
-        assert_eq!(refusal(request(set("sec-websocket-key", "not base64"))), Refusal::Key);
-        assert_eq!(refusal(request(set("origin", "https://evil.example.net"))), Refusal::Origin);
+        let refusal = |request: Request<()>| {
+            accept(&Offer::of(&request), &["https://shop.example.com".into()]).unwrap_err()
+        };
+        assert_eq!(
+            refusal(request(|r| *r.method_mut() = Method::POST)),
+            Refusal::Method
+        );
+        assert_eq!(
+            refusal(request(|r| *r.version_mut() = Version::HTTP_10)),
+            Refusal::NotAnUpgrade
+        );
+        assert_eq!(
+            refusal(request(set("upgrade", "h2c"))),
+            Refusal::NotAnUpgrade
+        );
+        assert_eq!(
+            refusal(request(set("connection", "close"))),
+            Refusal::NotAnUpgrade
+        );
+        assert_eq!(
+            refusal(request(set("sec-websocket-version", "8"))),
+            Refusal::Version
+        );
+        assert_eq!(
+            refusal(request(set("sec-websocket-key", "c2hvcnQ="))),
+            Refusal::Key
+        );
+        assert_eq!(
+            refusal(request(set("sec-websocket-key", "not base64"))),
+            Refusal::Key
+        );
+        assert_eq!(
+            refusal(request(set("origin", "https://evil.example.net"))),
+            Refusal::Origin
+        );
         assert_eq!(refusal(request(set("origin", "null"))), Refusal::Origin);
         let twice = |name: &'static str, value: &'static str| {
             move |r: &mut Request<()>| {
-                r.headers_mut().append(name, HeaderValue::from_static(value));
+                r.headers_mut()
+                    .append(name, HeaderValue::from_static(value));
             }
         };
-        assert_eq!(refusal(request(twice("sec-websocket-version", "13"))), Refusal::Version);
-        assert_eq!(refusal(request(twice("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="))), Refusal::Key);
+        assert_eq!(
+            refusal(request(twice("sec-websocket-version", "13"))),
+            Refusal::Version
+        );
+        assert_eq!(
+            refusal(request(twice(
+                "sec-websocket-key",
+                "dGhlIHNhbXBsZSBub25jZQ=="
+            ))),
+            Refusal::Key
+        );
         let origins = |r: &mut Request<()>| {
             set("origin", "https://shop.example.com")(r);
             twice("origin", "https://shop.example.com")(r);
@@ -282,14 +391,32 @@ mod tests {
     #[test]
     fn the_same_origin_and_a_listed_one_pass() {
         for origin in ["https://edge.example.com", "https://shop.example.com"] {
-            assert!(accept(&Offer::of(&request(set("origin", origin))), &["https://shop.example.com".into()]).is_ok(), "{origin}");
+            assert!(
+                accept(
+                    &Offer::of(&request(set("origin", origin))),
+                    &["https://shop.example.com".into()]
+                )
+                .is_ok(),
+                "{origin}"
+            );
         }
     }
 
     #[test]
     fn a_wrong_version_is_told_the_right_one() {
         let response = Refusal::Version.response();
-        assert_eq!((response.status().as_u16(), &response.headers()["sec-websocket-version"]), (426, &HeaderValue::from_static("13")));
-        assert!(Refusal::Full.response().headers().contains_key("retry-after"));
+        assert_eq!(
+            (
+                response.status().as_u16(),
+                &response.headers()["sec-websocket-version"]
+            ),
+            (426, &HeaderValue::from_static("13"))
+        );
+        assert!(
+            Refusal::Full
+                .response()
+                .headers()
+                .contains_key("retry-after")
+        );
     }
 }

@@ -1,7 +1,9 @@
 //! How fast the number may change: stabilization windows over recommendations, policies over what was written.
 
 use chrono::{DateTime, Utc};
-use signal_crds::scaling::{Autoscaling, Behavior, PolicyKind, ScalingPolicy, ScalingRules, SelectPolicy};
+use signal_crds::scaling::{
+    Autoscaling, Behavior, PolicyKind, ScalingPolicy, ScalingRules, SelectPolicy,
+};
 
 use super::{DOWN_LIMIT, TOO_FEW, TOO_MANY, UP_LIMIT, secs};
 
@@ -10,11 +12,23 @@ const UP_WINDOW: i32 = 0;
 const DOWN_WINDOW: i32 = 300;
 /// Without rules the way up is the HPA's default: twice as many or four more each 15 seconds, whichever is more ...
 const UP_POLICIES: [ScalingPolicy; 2] = [
-    ScalingPolicy { kind: PolicyKind::Percent, value: 100, period_seconds: 15 },
-    ScalingPolicy { kind: PolicyKind::Pods, value: 4, period_seconds: 15 },
+    ScalingPolicy {
+        kind: PolicyKind::Percent,
+        value: 100,
+        period_seconds: 15,
+    },
+    ScalingPolicy {
+        kind: PolicyKind::Pods,
+        value: 4,
+        period_seconds: 15,
+    },
 ];
 /// ... and the way down is one pod every two minutes: each takes its people along.
-const DOWN_POLICIES: [ScalingPolicy; 1] = [ScalingPolicy { kind: PolicyKind::Pods, value: 1, period_seconds: 120 }];
+const DOWN_POLICIES: [ScalingPolicy; 1] = [ScalingPolicy {
+    kind: PolicyKind::Pods,
+    value: 1,
+    period_seconds: 120,
+}];
 
 /// What is remembered of one SignalCluster. Begins empty.
 #[derive(Debug, Clone, Default)]
@@ -36,24 +50,40 @@ struct Rules<'a> {
 
 impl<'a> Rules<'a> {
     fn up(behavior: Option<&'a Behavior>) -> Self {
-        Self::of(behavior.and_then(|behavior| behavior.scale_up.as_ref()), UP_WINDOW, &UP_POLICIES)
+        Self::of(
+            behavior.and_then(|behavior| behavior.scale_up.as_ref()),
+            UP_WINDOW,
+            &UP_POLICIES,
+        )
     }
 
     fn down(behavior: Option<&'a Behavior>) -> Self {
-        Self::of(behavior.and_then(|behavior| behavior.scale_down.as_ref()), DOWN_WINDOW, &DOWN_POLICIES)
+        Self::of(
+            behavior.and_then(|behavior| behavior.scale_down.as_ref()),
+            DOWN_WINDOW,
+            &DOWN_POLICIES,
+        )
     }
 
     fn of(rules: Option<&'a ScalingRules>, window: i32, policies: &'a [ScalingPolicy]) -> Self {
-        let given = rules.map(|rules| rules.policies.as_slice()).filter(|policies| !policies.is_empty());
+        let given = rules
+            .map(|rules| rules.policies.as_slice())
+            .filter(|policies| !policies.is_empty());
         Self {
-            window: rules.and_then(|rules| rules.stabilization_window_seconds).unwrap_or(window),
+            window: rules
+                .and_then(|rules| rules.stabilization_window_seconds)
+                .unwrap_or(window),
             select: rules.map_or_else(SelectPolicy::default, |rules| rules.select_policy),
             policies: given.unwrap_or(policies),
         }
     }
 
     fn longest_period(&self) -> i32 {
-        self.policies.iter().map(|policy| policy.period_seconds).max().unwrap_or(0)
+        self.policies
+            .iter()
+            .map(|policy| policy.period_seconds)
+            .max()
+            .unwrap_or(0)
     }
 }
 
@@ -73,7 +103,8 @@ impl History {
         if self.recommendations.is_empty() {
             self.recommendations.push((now, current));
         }
-        self.recommendations.retain(|(at, _)| *at > now - window || *at == now);
+        self.recommendations
+            .retain(|(at, _)| *at > now - window || *at == now);
     }
 
     /// A change that is about to be written.
@@ -82,29 +113,70 @@ impl History {
     }
 
     /// The most cautious of the recommendations within each direction's window, `called_for` included.
-    pub(super) fn stabilize(&mut self, behavior: Option<&Behavior>, current: i32, called_for: i32, now: DateTime<Utc>) -> i32 {
+    pub(super) fn stabilize(
+        &mut self,
+        behavior: Option<&Behavior>,
+        current: i32,
+        called_for: i32,
+        now: DateTime<Utc>,
+    ) -> i32 {
         let within = |window: i32| {
             let since = now - secs(window);
-            self.recommendations.iter().filter(move |(at, _)| *at > since).map(|(_, replicas)| *replicas)
+            self.recommendations
+                .iter()
+                .filter(move |(at, _)| *at > since)
+                .map(|(_, replicas)| *replicas)
         };
-        let up = within(Rules::up(behavior).window).chain([called_for]).min().unwrap_or(called_for);
-        let down = within(Rules::down(behavior).window).chain([called_for]).max().unwrap_or(called_for);
+        let up = within(Rules::up(behavior).window)
+            .chain([called_for])
+            .min()
+            .unwrap_or(called_for);
+        let down = within(Rules::down(behavior).window)
+            .chain([called_for])
+            .max()
+            .unwrap_or(called_for);
         self.recommendations.push((now, called_for));
         current.max(up).min(down)
     }
 
     /// What policies and bounds leave of `wanted`, and which of them cut it.
-    pub(super) fn limit(&self, scaling: &Autoscaling, current: i32, wanted: i32, now: DateTime<Utc>) -> (i32, Option<&'static str>) {
+    pub(super) fn limit(
+        &self,
+        scaling: &Autoscaling,
+        current: i32,
+        wanted: i32,
+        now: DateTime<Utc>,
+    ) -> (i32, Option<&'static str>) {
         let behavior = scaling.behavior.as_ref();
         if wanted > current {
-            let allowed = self.highest(&Rules::up(behavior), current, now).max(current);
-            let (most, reason) = if allowed < scaling.max_replicas { (allowed, UP_LIMIT) } else { (scaling.max_replicas, TOO_MANY) };
-            return if wanted > most { (most, Some(reason)) } else { (wanted, None) };
+            let allowed = self
+                .highest(&Rules::up(behavior), current, now)
+                .max(current);
+            let (most, reason) = if allowed < scaling.max_replicas {
+                (allowed, UP_LIMIT)
+            } else {
+                (scaling.max_replicas, TOO_MANY)
+            };
+            return if wanted > most {
+                (most, Some(reason))
+            } else {
+                (wanted, None)
+            };
         }
         if wanted < current {
-            let allowed = self.lowest(&Rules::down(behavior), current, now).min(current);
-            let (least, reason) = if allowed > scaling.min_replicas { (allowed, DOWN_LIMIT) } else { (scaling.min_replicas, TOO_FEW) };
-            return if wanted < least { (least, Some(reason)) } else { (wanted, None) };
+            let allowed = self
+                .lowest(&Rules::down(behavior), current, now)
+                .min(current);
+            let (least, reason) = if allowed > scaling.min_replicas {
+                (allowed, DOWN_LIMIT)
+            } else {
+                (scaling.min_replicas, TOO_FEW)
+            };
+            return if wanted < least {
+                (least, Some(reason))
+            } else {
+                (wanted, None)
+            };
         }
         (wanted, None)
     }
@@ -114,7 +186,9 @@ impl History {
             let start = self.at_start(policy, current, now);
             match policy.kind {
                 PolicyKind::Pods => start.saturating_add(policy.value),
-                PolicyKind::Percent => saturate(div_up(i64::from(start) * (100 + i64::from(policy.value)))),
+                PolicyKind::Percent => {
+                    saturate(div_up(i64::from(start) * (100 + i64::from(policy.value))))
+                }
             }
         });
         match rules.select {
@@ -130,7 +204,9 @@ impl History {
             let start = self.at_start(policy, current, now);
             match policy.kind {
                 PolicyKind::Pods => start.saturating_sub(policy.value),
-                PolicyKind::Percent => saturate(i64::from(start) * (100 - i64::from(policy.value)) / 100),
+                PolicyKind::Percent => {
+                    saturate(i64::from(start) * (100 - i64::from(policy.value)) / 100)
+                }
             }
         });
         // The largest change is the lowest number.
@@ -145,7 +221,13 @@ impl History {
     /// How many pods there were at the beginning of the policy's period.
     fn at_start(&self, policy: &ScalingPolicy, current: i32, now: DateTime<Utc>) -> i32 {
         let since = now - secs(policy.period_seconds);
-        current - self.changes.iter().filter(|(at, _)| *at > since).map(|(_, change)| change).sum::<i32>()
+        current
+            - self
+                .changes
+                .iter()
+                .filter(|(at, _)| *at > since)
+                .map(|(_, change)| change)
+                .sum::<i32>()
     }
 }
 

@@ -49,8 +49,13 @@ fn watched() -> Vec<Watched> {
         optional: kind.optional.then_some(kind),
     });
     let pods = Watched {
-        resource: ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "Pod"), "pods"),
-        labels: Some("app.kubernetes.io/name=signal-gateway,app.kubernetes.io/component=gateway".into()),
+        resource: ApiResource::from_gvk_with_plural(
+            &GroupVersionKind::gvk("", "v1", "Pod"),
+            "pods",
+        ),
+        labels: Some(
+            "app.kubernetes.io/name=signal-gateway,app.kubernetes.io/component=gateway".into(),
+        ),
         optional: None,
     };
     owned.chain([pods]).collect()
@@ -69,9 +74,16 @@ impl Watches {
         tasks
     }
 
-    async fn request(&self, source: &'static str, clusters: impl IntoIterator<Item = ObjectRef<SignalCluster>>) {
+    async fn request(
+        &self,
+        source: &'static str,
+        clusters: impl IntoIterator<Item = ObjectRef<SignalCluster>>,
+    ) {
         for cluster in clusters {
-            self.metrics.triggers.get_or_create(&Source { source }).inc();
+            self.metrics
+                .triggers
+                .get_or_create(&Source { source })
+                .inc();
             // The receiver goes first when the controller stops; nobody needs the request then.
             let _ = self.requests.send(cluster).await;
         }
@@ -80,11 +92,15 @@ impl Watches {
     /// All that are known, then each that changes.
     async fn follow_clusters(self) {
         let mut changes = self.clusters.changes();
-        self.request("cluster", self.clusters.all(&Scope::All)).await;
+        self.request("cluster", self.clusters.all(&Scope::All))
+            .await;
         loop {
             match changes.recv().await {
                 Ok(cluster) => self.request("cluster", [cluster]).await,
-                Err(RecvError::Lagged(_)) => self.request("cluster", self.clusters.all(&Scope::All)).await,
+                Err(RecvError::Lagged(_)) => {
+                    self.request("cluster", self.clusters.all(&Scope::All))
+                        .await
+                }
                 Err(RecvError::Closed) => std::future::pending().await,
             }
         }
@@ -95,7 +111,9 @@ impl Watches {
         let mut kinds = self.kinds.clone();
         let mut without = self.kinds.clone();
         loop {
-            let Some(kind) = watched.optional else { return self.pump(&scope, &watched).await };
+            let Some(kind) = watched.optional else {
+                return self.pump(&scope, &watched).await;
+            };
             if kinds.wait_for(|kinds| kinds.has(kind)).await.is_err() {
                 // The process ends.
                 return std::future::pending().await;
@@ -109,7 +127,10 @@ impl Watches {
 
     async fn pump(&self, scope: &Scope, watched: &Watched) {
         let api: Api<PartialObjectMeta<DynamicObject>> = scope.api(&self.client, &watched.resource);
-        let config = watcher::Config { label_selector: watched.labels.clone(), ..watcher::Config::default() };
+        let config = watcher::Config {
+            label_selector: watched.labels.clone(),
+            ..watcher::Config::default()
+        };
         let mut events = pin!(watcher(api, config).default_backoff());
         while let Some(event) = events.next().await {
             match event {
@@ -118,27 +139,50 @@ impl Watches {
                     self.request("named", self.naming(watched, &object)).await;
                 }
                 // Something may have changed, or gone, between the last look and this list.
-                Ok(watcher::Event::InitDone) => self.request("relist", self.clusters.all(scope)).await,
+                Ok(watcher::Event::InitDone) => {
+                    self.request("relist", self.clusters.all(scope)).await
+                }
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                 Err(error) => {
                     self.metrics.watch_errors.inc();
-                    tracing::debug!(error = &error as &dyn std::error::Error, kind = watched.resource.kind, ?scope, "a watch broke");
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        kind = watched.resource.kind,
+                        ?scope,
+                        "a watch broke"
+                    );
                 }
             }
         }
     }
 
     /// The SignalClusters that an object belongs to: by its owner, or by its label where that is watched (pods are owned by others).
-    fn owning(&self, watched: &Watched, object: &PartialObjectMeta<DynamicObject>) -> Vec<ObjectRef<SignalCluster>> {
+    fn owning(
+        &self,
+        watched: &Watched,
+        object: &PartialObjectMeta<DynamicObject>,
+    ) -> Vec<ObjectRef<SignalCluster>> {
         let metadata = &object.metadata;
-        let Some(namespace) = &metadata.namespace else { return Vec::new() };
-        let owners = metadata.owner_references.as_deref().unwrap_or_default().iter();
+        let Some(namespace) = &metadata.namespace else {
+            return Vec::new();
+        };
+        let owners = metadata
+            .owner_references
+            .as_deref()
+            .unwrap_or_default()
+            .iter();
         let mut owning: Vec<ObjectRef<SignalCluster>> = owners
-            .filter(|owner| owner.kind == SignalCluster::kind(&()) && owner.api_version == SignalCluster::api_version(&()))
+            .filter(|owner| {
+                owner.kind == SignalCluster::kind(&())
+                    && owner.api_version == SignalCluster::api_version(&())
+            })
             .map(|owner| ObjectRef::new(&owner.name).within(namespace))
             .collect();
         if owning.is_empty() && watched.labels.is_some() {
-            let instance = metadata.labels.as_ref().and_then(|labels| labels.get(INSTANCE_LABEL));
+            let instance = metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(INSTANCE_LABEL));
             owning.extend(instance.map(|instance| ObjectRef::new(instance).within(namespace)));
         }
         // A label names whatever it likes.
@@ -147,9 +191,16 @@ impl Watches {
     }
 
     /// The SignalClusters whose spec names an object.
-    fn naming(&self, watched: &Watched, object: &PartialObjectMeta<DynamicObject>) -> Vec<ObjectRef<SignalCluster>> {
+    fn naming(
+        &self,
+        watched: &Watched,
+        object: &PartialObjectMeta<DynamicObject>,
+    ) -> Vec<ObjectRef<SignalCluster>> {
         match (&object.metadata.namespace, &object.metadata.name) {
-            (Some(namespace), Some(name)) => self.clusters.naming(&watched.resource.kind, namespace, name),
+            (Some(namespace), Some(name)) => {
+                self.clusters
+                    .naming(&watched.resource.kind, namespace, name)
+            }
             _ => Vec::new(),
         }
     }

@@ -1,8 +1,9 @@
 //! The HorizontalPodAutoscaler of mode HPA. It writes the SignalCluster's scale subresource, so that scale-in drains first.
 
 use k8s_openapi::api::autoscaling::v2::{
-    CrossVersionObjectReference, HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscaler, HorizontalPodAutoscalerBehavior,
-    HorizontalPodAutoscalerSpec, MetricIdentifier, MetricSpec, MetricTarget, PodsMetricSource, ResourceMetricSource,
+    CrossVersionObjectReference, HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscaler,
+    HorizontalPodAutoscalerBehavior, HorizontalPodAutoscalerSpec, MetricIdentifier, MetricSpec,
+    MetricTarget, PodsMetricSource, ResourceMetricSource,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Resource;
@@ -17,7 +18,9 @@ pub const CONNECTIONS_METRIC: &str = "signal_connections";
 
 pub(super) fn hpa(cluster: &ValidCluster, children: &Children) -> Option<HorizontalPodAutoscaler> {
     let autoscaling =
-        cluster.spec.autoscaling.as_ref().filter(|autoscaling| autoscaling.mode == AutoscalingMode::Hpa && !cluster.spec.stopped)?;
+        cluster.spec.autoscaling.as_ref().filter(|autoscaling| {
+            autoscaling.mode == AutoscalingMode::Hpa && !cluster.spec.stopped
+        })?;
     let mut metrics = vec![connections(autoscaling.target_connections_per_pod)];
     metrics.extend(autoscaling.target_cpu_utilization.map(cpu));
     metrics.extend(cluster.extra_metrics.iter().cloned());
@@ -34,8 +37,14 @@ pub(super) fn hpa(cluster: &ValidCluster, children: &Children) -> Option<Horizon
             max_replicas: autoscaling.max_replicas,
             metrics: Some(metrics),
             behavior: Some(HorizontalPodAutoscalerBehavior {
-                scale_up: behavior.and_then(|behavior| behavior.scale_up.as_ref()).map(rules),
-                scale_down: Some(behavior.and_then(|behavior| behavior.scale_down.as_ref()).map_or_else(slowly_down, rules)),
+                scale_up: behavior
+                    .and_then(|behavior| behavior.scale_up.as_ref())
+                    .map(rules),
+                scale_down: Some(
+                    behavior
+                        .and_then(|behavior| behavior.scale_down.as_ref())
+                        .map_or_else(slowly_down, rules),
+                ),
             }),
         }),
         ..HorizontalPodAutoscaler::default()
@@ -46,7 +55,10 @@ fn connections(target: u32) -> MetricSpec {
     MetricSpec {
         type_: "Pods".into(),
         pods: Some(PodsMetricSource {
-            metric: MetricIdentifier { name: CONNECTIONS_METRIC.into(), selector: None },
+            metric: MetricIdentifier {
+                name: CONNECTIONS_METRIC.into(),
+                selector: None,
+            },
             target: MetricTarget {
                 type_: "AverageValue".into(),
                 average_value: Some(Quantity(target.to_string())),
@@ -62,7 +74,11 @@ fn cpu(percent: i32) -> MetricSpec {
         type_: "Resource".into(),
         resource: Some(ResourceMetricSource {
             name: "cpu".into(),
-            target: MetricTarget { type_: "Utilization".into(), average_utilization: Some(percent), ..MetricTarget::default() },
+            target: MetricTarget {
+                type_: "Utilization".into(),
+                average_utilization: Some(percent),
+                ..MetricTarget::default()
+            },
         }),
         ..MetricSpec::default()
     }
@@ -73,7 +89,11 @@ fn slowly_down() -> HPAScalingRules {
     HPAScalingRules {
         stabilization_window_seconds: Some(300),
         select_policy: Some("Max".into()),
-        policies: Some(vec![HPAScalingPolicy { type_: "Pods".into(), value: 1, period_seconds: 120 }]),
+        policies: Some(vec![HPAScalingPolicy {
+            type_: "Pods".into(),
+            value: 1,
+            period_seconds: 120,
+        }]),
         ..HPAScalingRules::default()
     }
 }

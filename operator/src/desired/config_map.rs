@@ -14,7 +14,9 @@ use toml::{Table, Value};
 use super::credentials::ADMIN_TOKEN;
 use crate::names::{CATALOG_DIR, Children, LIVE_DIR, RECORD};
 use crate::record::{Record, RecordedRedis, RecordedSource};
-use crate::validate::{BASIC_USERS, DATABASE_URL, KAFKA_CA, KAFKA_PASSWORD, POLICY_URL, ValidCluster};
+use crate::validate::{
+    BASIC_USERS, DATABASE_URL, KAFKA_CA, KAFKA_PASSWORD, POLICY_URL, ValidCluster,
+};
 
 /// Key of the static ConfigMap.
 pub const GATEWAY_TOML: &str = "gateway.toml";
@@ -30,13 +32,17 @@ const REDIS_IN_LIVE_FILE: &str = "named-by-the-live-file.invalid:6379";
 
 /// `sha256:` and the hash of a text: the revision by which gateways acknowledge a `live.toml`.
 pub fn revision(text: &str) -> String {
-    let hash: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = Sha256::digest(text)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("sha256:{hash}")
 }
 
 /// The path of a file of the projected volume; empty for none.
 fn live_path(file: Option<&str>) -> String {
-    file.map(|file| format!("{LIVE_DIR}/{file}")).unwrap_or_default()
+    file.map(|file| format!("{LIVE_DIR}/{file}"))
+        .unwrap_or_default()
 }
 
 fn millis(duration: signal_crds::Duration) -> i64 {
@@ -48,11 +54,21 @@ fn secs(duration: signal_crds::Duration) -> i64 {
 }
 
 fn table<const N: usize>(entries: [(&str, Value); N]) -> Value {
-    Value::Table(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    Value::Table(
+        entries
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
+    )
 }
 
 fn texts(texts: &[String]) -> Value {
-    Value::Array(texts.iter().map(|text| Value::from(text.as_str())).collect())
+    Value::Array(
+        texts
+            .iter()
+            .map(|text| Value::from(text.as_str()))
+            .collect(),
+    )
 }
 
 fn write(table: &Table) -> String {
@@ -70,18 +86,33 @@ pub fn gateway_toml(cluster: &ValidCluster) -> String {
     add(
         "server",
         table([
-            ("public_address", format!("0.0.0.0:{}", gateway.public_port).into()),
-            ("admin_address", format!("0.0.0.0:{}", gateway.admin_port).into()),
+            (
+                "public_address",
+                format!("0.0.0.0:{}", gateway.public_port).into(),
+            ),
+            (
+                "admin_address",
+                format!("0.0.0.0:{}", gateway.admin_port).into(),
+            ),
             ("admin_token_file", live_path(Some(ADMIN_TOKEN)).into()),
         ]),
     );
     add(
         "session",
         table([
-            ("authenticate_timeout_ms", millis(auth.connect_timeout).into()),
+            (
+                "authenticate_timeout_ms",
+                millis(auth.connect_timeout).into(),
+            ),
             ("verify_timeout_ms", millis(auth.finish_timeout).into()),
-            ("heartbeat_timeout_ms", millis(gateway.heartbeat.timeout).into()),
-            ("ping_interval_ms", millis(gateway.heartbeat.ping_interval).into()),
+            (
+                "heartbeat_timeout_ms",
+                millis(gateway.heartbeat.timeout).into(),
+            ),
+            (
+                "ping_interval_ms",
+                millis(gateway.heartbeat.ping_interval).into(),
+            ),
             ("expiring_lead_secs", secs(auth.expiring_lead).into()),
         ]),
     );
@@ -94,7 +125,13 @@ pub fn gateway_toml(cluster: &ValidCluster) -> String {
         ClientFrames::Any => "any",
         ClientFrames::Encrypted => "encrypted",
     };
-    add("encryption", table([("mode", mode.into()), ("client_frames", client_frames.into())]));
+    add(
+        "encryption",
+        table([
+            ("mode", mode.into()),
+            ("client_frames", client_frames.into()),
+        ]),
+    );
     add("bus", bus(cluster));
     add("kafka", kafka(cluster));
     add("database", database(cluster));
@@ -112,14 +149,33 @@ pub fn gateway_toml(cluster: &ValidCluster) -> String {
         Unmatched::Allow => "allow",
     };
     add("rooms", table([("unmatched", unmatched.into())]));
-    let catalogs = if spec.notifications.catalog_ref.is_some() { CATALOG_DIR } else { "" };
-    add("notifications", table([("default_locale", spec.notifications.default_locale.as_str().into()), ("catalog_dir", catalogs.into())]));
+    let catalogs = if spec.notifications.catalog_ref.is_some() {
+        CATALOG_DIR
+    } else {
+        ""
+    };
+    add(
+        "notifications",
+        table([
+            (
+                "default_locale",
+                spec.notifications.default_locale.as_str().into(),
+            ),
+            ("catalog_dir", catalogs.into()),
+        ]),
+    );
     add(
         "drain",
         table([
-            ("endpoint_propagation_ms", millis(spec.drain.endpoint_propagation).into()),
+            (
+                "endpoint_propagation_ms",
+                millis(spec.drain.endpoint_propagation).into(),
+            ),
             ("window_ms", millis(spec.drain.window).into()),
-            ("batch_interval_ms", millis(spec.drain.batch_interval).into()),
+            (
+                "batch_interval_ms",
+                millis(spec.drain.batch_interval).into(),
+            ),
             ("min_batch", i64::from(spec.drain.min_batch).into()),
         ]),
     );
@@ -132,8 +188,18 @@ pub fn gateway_toml(cluster: &ValidCluster) -> String {
         "telemetry",
         table([
             ("log_format", format.into()),
-            ("otlp_endpoint", tracing.map_or("", |tracing| tracing.endpoint.as_str()).into()),
-            ("sampling_ratio", tracing.map_or(0.0, |tracing| f64::from(tracing.samples_per_million) / 1e6).into()),
+            (
+                "otlp_endpoint",
+                tracing
+                    .map_or("", |tracing| tracing.endpoint.as_str())
+                    .into(),
+            ),
+            (
+                "sampling_ratio",
+                tracing
+                    .map_or(0.0, |tracing| f64::from(tracing.samples_per_million) / 1e6)
+                    .into(),
+            ),
         ]),
     );
     write(&whole)
@@ -146,14 +212,19 @@ fn bus(cluster: &ValidCluster) -> Value {
         Some(redis) => table([
             ("mode", "standalone".into()),
             ("nodes", texts(&[REDIS_IN_LIVE_FILE.to_owned()])),
-            ("self_ping_interval_ms", millis(redis.self_ping_interval).into()),
+            (
+                "self_ping_interval_ms",
+                millis(redis.self_ping_interval).into(),
+            ),
             ("deaf_after_ms", millis(redis.deaf_after).into()),
         ]),
     }
 }
 
 fn kafka(cluster: &ValidCluster) -> Value {
-    let Some(kafka) = &cluster.spec.kafka else { return table([("enabled", false.into())]) };
+    let Some(kafka) = &cluster.spec.kafka else {
+        return table([("enabled", false.into())]);
+    };
     let file = |name: &'static str| live_path(cluster.files.contains_key(name).then_some(name));
     let security = match kafka.security.protocol {
         KafkaProtocol::Plaintext => "plaintext",
@@ -161,7 +232,13 @@ fn kafka(cluster: &ValidCluster) -> Value {
         KafkaProtocol::SaslPlaintext => "sasl_plaintext",
         KafkaProtocol::SaslSsl => "sasl_ssl",
     };
-    let mechanism = match kafka.security.auth.as_ref().map(|auth| auth.mechanism).unwrap_or_default() {
+    let mechanism = match kafka
+        .security
+        .auth
+        .as_ref()
+        .map(|auth| auth.mechanism)
+        .unwrap_or_default()
+    {
         KafkaMechanism::Plain => "PLAIN",
         KafkaMechanism::ScramSha256 => "SCRAM-SHA-256",
         KafkaMechanism::ScramSha512 => "SCRAM-SHA-512",
@@ -176,7 +253,10 @@ fn kafka(cluster: &ValidCluster) -> Value {
         ("group_id", kafka.group_id.as_str().into()),
         ("topics", texts(&kafka.topics)),
         ("offset_reset", reset.into()),
-        ("dead_letter_suffix", kafka.dead_letter_suffix.as_str().into()),
+        (
+            "dead_letter_suffix",
+            kafka.dead_letter_suffix.as_str().into(),
+        ),
         ("concurrency", i64::from(kafka.concurrency).into()),
         ("security", security.into()),
         ("sasl_mechanism", mechanism.into()),
@@ -188,12 +268,21 @@ fn kafka(cluster: &ValidCluster) -> Value {
 
 fn database(cluster: &ValidCluster) -> Value {
     let Some(database) = &cluster.spec.database else {
-        return table([("url", format!("sqlite://{DATA_DIR}/signal.db").into()), ("migrate", true.into())]);
+        return table([
+            ("url", format!("sqlite://{DATA_DIR}/signal.db").into()),
+            ("migrate", true.into()),
+        ]);
     };
     table([
         ("url_file", live_path(Some(DATABASE_URL)).into()),
-        ("max_connections", i64::from(database.max_connections).into()),
-        ("migrate", matches!(database.migrations, Migrations::Startup).into()),
+        (
+            "max_connections",
+            i64::from(database.max_connections).into(),
+        ),
+        (
+            "migrate",
+            matches!(database.migrations, Migrations::Startup).into(),
+        ),
         ("retention_days", (secs(database.retention) / 86_400).into()),
     ])
 }
@@ -209,7 +298,12 @@ pub fn live_toml(cluster: &ValidCluster, record: &Record, managed: bool) -> Stri
     add("log_filter", spec.observability.log_filter.as_str().into());
     if managed || names_managed(record) {
         add("well_known_jwks_file", live_path(Some(JWKS_JSON)).into());
-        let age = jwks.managed.as_ref().map_or(signal_crds::Duration::secs(300), |managed| managed.cache_age);
+        let age = jwks
+            .managed
+            .as_ref()
+            .map_or(signal_crds::Duration::secs(300), |managed| {
+                managed.cache_age
+            });
         add("jwks_max_age_secs", secs(age).into());
     }
     if !record.revoked_sources.is_empty() {
@@ -218,19 +312,37 @@ pub fn live_toml(cluster: &ValidCluster, record: &Record, managed: bool) -> Stri
     add(
         "limits",
         table([
-            ("max_connections", i64::from(limits.connections_per_pod).into()),
-            ("connections_per_user", i64::from(limits.connections_per_user).into()),
-            ("accepts_per_second", i64::from(limits.accepts_per_second).into()),
+            (
+                "max_connections",
+                i64::from(limits.connections_per_pod).into(),
+            ),
+            (
+                "connections_per_user",
+                i64::from(limits.connections_per_user).into(),
+            ),
+            (
+                "accepts_per_second",
+                i64::from(limits.accepts_per_second).into(),
+            ),
             // Gateways count a burst of none as no connection at all.
             ("accept_burst", i64::from(limits.accept_burst.max(1)).into()),
             ("max_frame_bytes", i64::from(limits.frame_bytes).into()),
-            ("inbound_frames_per_second", i64::from(limits.inbound_frames_per_second).into()),
+            (
+                "inbound_frames_per_second",
+                i64::from(limits.inbound_frames_per_second).into(),
+            ),
             ("inbound_burst", i64::from(limits.inbound_burst).into()),
             ("outbox_bytes", i64::from(queue.bytes).into()),
             ("outbox_frames", i64::from(queue.frames).into()),
-            ("total_outbox_bytes", i64::try_from(queue.total_bytes).unwrap_or(i64::MAX).into()),
+            (
+                "total_outbox_bytes",
+                i64::try_from(queue.total_bytes).unwrap_or(i64::MAX).into(),
+            ),
             ("write_timeout_ms", millis(queue.write_timeout).into()),
-            ("rooms_per_connection", i64::from(spec.gateway.rooms.max_per_connection).into()),
+            (
+                "rooms_per_connection",
+                i64::from(spec.gateway.rooms.max_per_connection).into(),
+            ),
         ]),
     );
     add(
@@ -247,25 +359,40 @@ pub fn live_toml(cluster: &ValidCluster, record: &Record, managed: bool) -> Stri
         add("bus", live_bus(redis));
     }
     // Other credentials for the same server are no other server, and gateways refuse to be told so.
-    if let Some(redis) =
-        record.redis_previous.as_ref().filter(|before| !record.redis.as_ref().is_some_and(|redis| is_same_server(redis, before)))
-    {
+    if let Some(redis) = record.redis_previous.as_ref().filter(|before| {
+        !record
+            .redis
+            .as_ref()
+            .is_some_and(|redis| is_same_server(redis, before))
+    }) {
         add("bus_previous", live_bus(redis));
     }
-    add("sources", Value::Array(record.sources.iter().map(source).collect()));
+    add(
+        "sources",
+        Value::Array(record.sources.iter().map(source).collect()),
+    );
     write(&whole)
 }
 
 /// Whether gateways are still told of the managed keys.
 fn names_managed(record: &Record) -> bool {
-    record.sources.iter().any(|source| source.definition.url.is_none())
+    record
+        .sources
+        .iter()
+        .any(|source| source.definition.url.is_none())
 }
 
 fn is_same_server(one: &RecordedRedis, other: &RecordedRedis) -> bool {
     let place = |redis: &RecordedRedis| {
         let mut nodes = redis.nodes.clone();
         nodes.sort();
-        (redis.mode.clone(), nodes, redis.sentinel_master.clone(), redis.database, redis.prefix.clone())
+        (
+            redis.mode.clone(),
+            nodes,
+            redis.sentinel_master.clone(),
+            redis.database,
+            redis.prefix.clone(),
+        )
     };
     place(one) == place(other)
 }
@@ -277,8 +404,14 @@ fn live_bus(redis: &RecordedRedis) -> Value {
         ("sentinel_master", redis.sentinel_master.as_str().into()),
         ("database", i64::from(redis.database).into()),
         ("username", redis.username.as_str().into()),
-        ("password_file", live_path(redis.password_file.as_deref()).into()),
-        ("sentinel_password_file", live_path(redis.sentinel_password_file.as_deref()).into()),
+        (
+            "password_file",
+            live_path(redis.password_file.as_deref()).into(),
+        ),
+        (
+            "sentinel_password_file",
+            live_path(redis.sentinel_password_file.as_deref()).into(),
+        ),
         ("tls", redis.tls.into()),
         ("tls_ca_file", live_path(redis.ca_file.as_deref()).into()),
         ("prefix", redis.prefix.as_str().into()),
@@ -296,7 +429,11 @@ fn source(source: &RecordedSource) -> Value {
         SourceStage::Trusted => "trusted",
         SourceStage::Retiring => "retiring",
     };
-    let algorithms = definition.algorithms.iter().map(|algorithm| Value::from(algorithm_name(*algorithm))).collect();
+    let algorithms = definition
+        .algorithms
+        .iter()
+        .map(|algorithm| Value::from(algorithm_name(*algorithm)))
+        .collect();
     table([
         ("name", source.name.as_str().into()),
         ("issuer", definition.issuer.as_str().into()),
@@ -326,7 +463,11 @@ fn algorithm_name(algorithm: Algorithm) -> &'static str {
 }
 
 /// The ConfigMap of a `gateway.toml`.
-pub(super) fn static_config(cluster: &ValidCluster, children: &Children, text: String) -> ConfigMap {
+pub(super) fn static_config(
+    cluster: &ValidCluster,
+    children: &Children,
+    text: String,
+) -> ConfigMap {
     ConfigMap {
         metadata: super::meta(cluster, &children.static_config),
         data: Some([(GATEWAY_TOML.to_owned(), text)].into()),
@@ -343,15 +484,27 @@ pub(super) fn live_config(
     jwks: Option<&str>,
     current: Option<&ConfigMap>,
 ) -> ConfigMap {
-    let mut data: BTreeMap<String, String> = [(LIVE_TOML.to_owned(), live_toml(cluster, record, jwks.is_some()))].into();
-    let kept = || current.filter(|_| names_managed(record)).and_then(|map| map.data.as_ref()?.get(JWKS_JSON).cloned());
+    let mut data: BTreeMap<String, String> = [(
+        LIVE_TOML.to_owned(),
+        live_toml(cluster, record, jwks.is_some()),
+    )]
+    .into();
+    let kept = || {
+        current
+            .filter(|_| names_managed(record))
+            .and_then(|map| map.data.as_ref()?.get(JWKS_JSON).cloned())
+    };
     if let Some(jwks) = jwks.map(str::to_owned).or_else(kept) {
         data.insert(JWKS_JSON.into(), jwks);
     }
     let mut metadata = super::meta(cluster, &children.live_config);
     let text = serde_json::to_string(record).expect("a record is plain data");
     metadata.annotations = Some([(RECORD.to_owned(), text)].into());
-    ConfigMap { metadata, data: Some(data), ..ConfigMap::default() }
+    ConfigMap {
+        metadata,
+        data: Some(data),
+        ..ConfigMap::default()
+    }
 }
 
 #[cfg(test)]

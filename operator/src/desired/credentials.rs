@@ -26,9 +26,16 @@ pub(super) fn credentials(
     entropy: &[u8; 32],
 ) -> Secret {
     let empty = BTreeMap::new();
-    let current = observed.credentials.as_ref().and_then(|secret| secret.data.as_ref()).unwrap_or(&empty);
-    let mut data: BTreeMap<String, ByteString> =
-        cluster.files.iter().map(|(name, content)| (name.clone(), ByteString(content.clone()))).collect();
+    let current = observed
+        .credentials
+        .as_ref()
+        .and_then(|secret| secret.data.as_ref())
+        .unwrap_or(&empty);
+    let mut data: BTreeMap<String, ByteString> = cluster
+        .files
+        .iter()
+        .map(|(name, content)| (name.clone(), ByteString(content.clone())))
+        .collect();
     let acknowledged = acknowledged(live_toml, observed);
     for (name, content) in current.iter().filter(|(name, _)| is_addressed(name)) {
         if !acknowledged || record.files().any(|named| named == name) {
@@ -37,26 +44,51 @@ pub(super) fn credentials(
     }
     let token = match current.get(ADMIN_TOKEN) {
         Some(token) if !token.0.is_empty() => token.clone(),
-        _ => ByteString(entropy.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into_bytes()),
+        _ => ByteString(
+            entropy
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+                .into_bytes(),
+        ),
     };
     data.insert(ADMIN_TOKEN.into(), token);
     secret(cluster, &children.credentials, data)
 }
 
 /// The keys that the operator makes, as their ring writes them.
-pub(super) fn signing_keys(cluster: &ValidCluster, children: &Children, data: &BTreeMap<String, Vec<u8>>) -> Secret {
-    let data = data.iter().map(|(name, content)| (name.clone(), ByteString(content.clone()))).collect();
+pub(super) fn signing_keys(
+    cluster: &ValidCluster,
+    children: &Children,
+    data: &BTreeMap<String, Vec<u8>>,
+) -> Secret {
+    let data = data
+        .iter()
+        .map(|(name, content)| (name.clone(), ByteString(content.clone())))
+        .collect();
     secret(cluster, &children.signing_keys, data)
 }
 
 fn secret(cluster: &ValidCluster, name: &str, data: BTreeMap<String, ByteString>) -> Secret {
-    Secret { metadata: super::meta(cluster, name), data: Some(data), type_: Some("Opaque".into()), ..Secret::default() }
+    Secret {
+        metadata: super::meta(cluster, name),
+        data: Some(data),
+        type_: Some("Opaque".into()),
+        ..Secret::default()
+    }
 }
 
 /// Whether the wanted `live.toml` is in the cluster and every ready pod holds it: nobody looks for files of an older one.
 fn acknowledged(live_toml: &str, observed: &Observed) -> bool {
-    let current = observed.live_config.as_ref().and_then(|map| map.data.as_ref()?.get(LIVE_TOML));
-    current.is_some_and(|text| text == live_toml) && observed.fleet.missing_acknowledgement(&revision(live_toml)).is_empty()
+    let current = observed
+        .live_config
+        .as_ref()
+        .and_then(|map| map.data.as_ref()?.get(LIVE_TOML));
+    current.is_some_and(|text| text == live_toml)
+        && observed
+            .fleet
+            .missing_acknowledgement(&revision(live_toml))
+            .is_empty()
 }
 
 /// Whether a key is named by its content: it ends in eight hexadecimal digits, `.crt` aside.
@@ -64,5 +96,7 @@ fn is_addressed(name: &str) -> bool {
     let stem = name.strip_suffix(".crt").unwrap_or(name);
     let digits = stem.rsplit_once('-').map(|(_, digits)| digits);
     (name.starts_with("redis-") || name.starts_with("source-"))
-        && digits.is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+        && digits.is_some_and(|digits| {
+            digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit())
+        })
 }

@@ -2,7 +2,9 @@
 //!
 //! The template is a function of the spec and of secret content that a gateway reads only as it starts: nothing else restarts a pod.
 
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
+use k8s_openapi::api::apps::v1::{
+    Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment,
+};
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -13,7 +15,8 @@ use signal_crds::pod::PullPolicy;
 use super::config_map::{DATA_DIR, GATEWAY_TOML, revision};
 use super::merge::lay_over;
 use crate::names::{
-    ADMIN_PORT, CATALOG_DIR, CONTAINER, Children, LIVE_DIR, PUBLIC_PORT, RESTART_HASH, STATIC_DIR, STATIC_HASH, labels, selector,
+    ADMIN_PORT, CATALOG_DIR, CONTAINER, Children, LIVE_DIR, PUBLIC_PORT, RESTART_HASH, STATIC_DIR,
+    STATIC_HASH, labels, selector,
 };
 use crate::validate::{DATABASE_CA, Files, KAFKA_CA, ValidCluster};
 
@@ -31,14 +34,23 @@ pub fn grace_period(cluster: &ValidCluster) -> i64 {
     i64::try_from(millis.div_ceil(1000) + STOP_MARGIN_SECS).unwrap_or(i64::MAX)
 }
 
-pub(super) fn deployment(cluster: &ValidCluster, children: &Children, gateway_toml: &str, replicas: i32) -> Deployment {
+pub(super) fn deployment(
+    cluster: &ValidCluster,
+    children: &Children,
+    gateway_toml: &str,
+    replicas: i32,
+) -> Deployment {
     let rollout = &cluster.spec.rollout;
-    let secs = |duration: signal_crds::Duration| i32::try_from(duration.as_secs()).unwrap_or(i32::MAX);
+    let secs =
+        |duration: signal_crds::Duration| i32::try_from(duration.as_secs()).unwrap_or(i32::MAX);
     Deployment {
         metadata: super::meta(cluster, &children.name),
         spec: Some(DeploymentSpec {
             replicas: Some(replicas),
-            selector: LabelSelector { match_labels: Some(selector(&cluster.name)), ..LabelSelector::default() },
+            selector: LabelSelector {
+                match_labels: Some(selector(&cluster.name)),
+                ..LabelSelector::default()
+            },
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".into()),
                 rolling_update: Some(RollingUpdateDeployment {
@@ -61,15 +73,25 @@ fn template(cluster: &ValidCluster, children: &Children, gateway_toml: &str) -> 
     let mut labels_of_pod = given.metadata.labels.clone();
     labels_of_pod.append(&mut labels(&cluster.name));
     let mut annotations = given.metadata.annotations.clone();
-    annotations.insert("kubectl.kubernetes.io/default-container".into(), CONTAINER.into());
+    annotations.insert(
+        "kubectl.kubernetes.io/default-container".into(),
+        CONTAINER.into(),
+    );
     annotations.insert(STATIC_HASH.into(), revision(gateway_toml));
     annotations.insert(RESTART_HASH.into(), restart_hash(&cluster.files));
-    let user = lay_over(defaults(cluster, children), Value::Object(given.spec.clone()));
+    let user = lay_over(
+        defaults(cluster, children),
+        Value::Object(given.spec.clone()),
+    );
     let mut whole = lay_over(user, pod_spec(cluster, children));
     default_requests(&mut whole);
     let spec: PodSpec = serde_json::from_value(whole).expect("validated to be a PodSpec");
     PodTemplateSpec {
-        metadata: Some(ObjectMeta { labels: Some(labels_of_pod), annotations: Some(annotations), ..ObjectMeta::default() }),
+        metadata: Some(ObjectMeta {
+            labels: Some(labels_of_pod),
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        }),
         spec: Some(spec),
     }
 }
@@ -83,7 +105,11 @@ fn restart_hash(files: &Files) -> String {
             hash.update(Sha256::digest(content));
         }
     }
-    let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("sha256:{hash}")
 }
 
@@ -109,10 +135,18 @@ fn defaults(cluster: &ValidCluster, children: &Children) -> Value {
 /// Requests for CPU and memory where the user gives neither a request nor a limit: a pod without them is the first to be evicted.
 fn default_requests(pod: &mut Value) {
     let containers = pod.get_mut("containers").and_then(Value::as_array_mut);
-    let Some(gateway) = containers.into_iter().flatten().find(|container| container["name"] == CONTAINER) else { return };
+    let Some(gateway) = containers
+        .into_iter()
+        .flatten()
+        .find(|container| container["name"] == CONTAINER)
+    else {
+        return;
+    };
     for (resource, amount) in [("cpu", "100m"), ("memory", "128Mi")] {
         let resources = &gateway["resources"];
-        if resources["requests"].get(resource).is_none() && resources["limits"].get(resource).is_none() {
+        if resources["requests"].get(resource).is_none()
+            && resources["limits"].get(resource).is_none()
+        {
             gateway["resources"]["requests"][resource] = amount.into();
         }
     }
@@ -180,7 +214,11 @@ fn pod_spec(cluster: &ValidCluster, children: &Children) -> Value {
 /// `null` where there are none: an empty list would be dropped by the API server and look like a difference.
 pub(super) fn pull_secrets(cluster: &ValidCluster) -> Value {
     let names = &cluster.spec.image.pull_secrets;
-    if names.is_empty() { Value::Null } else { names.iter().map(|name| json!({"name": name})).collect() }
+    if names.is_empty() {
+        Value::Null
+    } else {
+        names.iter().map(|name| json!({"name": name})).collect()
+    }
 }
 
 pub(super) fn pull_policy(cluster: &ValidCluster) -> &'static str {

@@ -1,8 +1,8 @@
 //! How the public Service is reached from outside: an Ingress, an HTTPRoute.
 
 use k8s_openapi::api::networking::v1::{
-    HTTPIngressPath, HTTPIngressRuleValue, Ingress, IngressBackend, IngressRule, IngressServiceBackend, IngressSpec, IngressTLS,
-    ServiceBackendPort,
+    HTTPIngressPath, HTTPIngressRuleValue, Ingress, IngressBackend, IngressRule,
+    IngressServiceBackend, IngressSpec, IngressTLS, ServiceBackendPort,
 };
 use kube::core::DynamicObject;
 use serde_json::json;
@@ -12,16 +12,31 @@ use crate::observed::Kinds;
 use crate::validate::ValidCluster;
 
 /// An Ingress to the public Service, where the cluster knows that kind.
-pub(super) fn ingress(cluster: &ValidCluster, children: &Children, kinds: Kinds) -> Option<Ingress> {
-    let ingress = cluster.spec.exposure.ingress.as_ref().filter(|_| kinds.ingress)?;
+pub(super) fn ingress(
+    cluster: &ValidCluster,
+    children: &Children,
+    kinds: Kinds,
+) -> Option<Ingress> {
+    let ingress = cluster
+        .spec
+        .exposure
+        .ingress
+        .as_ref()
+        .filter(|_| kinds.ingress)?;
     let service = IngressServiceBackend {
         name: children.name.clone(),
-        port: Some(ServiceBackendPort { name: Some(PUBLIC_PORT.into()), ..ServiceBackendPort::default() }),
+        port: Some(ServiceBackendPort {
+            name: Some(PUBLIC_PORT.into()),
+            ..ServiceBackendPort::default()
+        }),
     };
     let path = HTTPIngressPath {
         path: Some("/".into()),
         path_type: "Prefix".into(),
-        backend: IngressBackend { service: Some(service), ..IngressBackend::default() },
+        backend: IngressBackend {
+            service: Some(service),
+            ..IngressBackend::default()
+        },
     };
     let mut metadata = super::meta(cluster, &children.name);
     metadata.annotations = (!ingress.annotations.is_empty()).then(|| ingress.annotations.clone());
@@ -29,11 +44,16 @@ pub(super) fn ingress(cluster: &ValidCluster, children: &Children, kinds: Kinds)
         metadata,
         spec: Some(IngressSpec {
             ingress_class_name: ingress.class_name.clone(),
-            rules: Some(vec![IngressRule { host: Some(ingress.host.clone()), http: Some(HTTPIngressRuleValue { paths: vec![path] }) }]),
-            tls: ingress
-                .tls_secret_name
-                .as_ref()
-                .map(|secret| vec![IngressTLS { hosts: Some(vec![ingress.host.clone()]), secret_name: Some(secret.clone()) }]),
+            rules: Some(vec![IngressRule {
+                host: Some(ingress.host.clone()),
+                http: Some(HTTPIngressRuleValue { paths: vec![path] }),
+            }]),
+            tls: ingress.tls_secret_name.as_ref().map(|secret| {
+                vec![IngressTLS {
+                    hosts: Some(vec![ingress.host.clone()]),
+                    secret_name: Some(secret.clone()),
+                }]
+            }),
             ..IngressSpec::default()
         }),
         ..Ingress::default()
@@ -41,8 +61,17 @@ pub(super) fn ingress(cluster: &ValidCluster, children: &Children, kinds: Kinds)
 }
 
 /// An HTTPRoute to the public Service, where the cluster knows that kind.
-pub(super) fn http_route(cluster: &ValidCluster, children: &Children, kinds: Kinds) -> Option<DynamicObject> {
-    let route = cluster.spec.exposure.http_route.as_ref().filter(|_| kinds.http_route)?;
+pub(super) fn http_route(
+    cluster: &ValidCluster,
+    children: &Children,
+    kinds: Kinds,
+) -> Option<DynamicObject> {
+    let route = cluster
+        .spec
+        .exposure
+        .http_route
+        .as_ref()
+        .filter(|_| kinds.http_route)?;
     let mut spec = json!({
         "parentRefs": route.parent_refs,
         "rules": [{
@@ -53,5 +82,11 @@ pub(super) fn http_route(cluster: &ValidCluster, children: &Children, kinds: Kin
     if !route.hostnames.is_empty() {
         spec["hostnames"] = json!(route.hostnames);
     }
-    Some(super::dynamic(cluster, &children.name, "gateway.networking.k8s.io/v1", "HTTPRoute", spec))
+    Some(super::dynamic(
+        cluster,
+        &children.name,
+        "gateway.networking.k8s.io/v1",
+        "HTTPRoute",
+        spec,
+    ))
 }

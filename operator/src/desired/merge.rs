@@ -5,7 +5,9 @@ use serde_json::{Map, Value};
 /// Lists whose items are told apart by a key.
 fn key_of(list: &str) -> Option<&'static str> {
     match list {
-        "containers" | "initContainers" | "volumes" | "env" | "ports" | "imagePullSecrets" => Some("name"),
+        "containers" | "initContainers" | "volumes" | "env" | "ports" | "imagePullSecrets" => {
+            Some("name")
+        }
         "volumeMounts" => Some("mountPath"),
         _ => None,
     }
@@ -19,7 +21,10 @@ pub(super) fn lay_over(under: Value, over: Value) -> Value {
 
 /// What has one of several forms: those of two would be refused together.
 fn is_one_of_many(name: &str) -> bool {
-    matches!(name, "livenessProbe" | "readinessProbe" | "startupProbe" | "valueFrom")
+    matches!(
+        name,
+        "livenessProbe" | "readinessProbe" | "startupProbe" | "valueFrom"
+    )
 }
 
 fn merge(name: &str, under: Value, over: Value) -> Value {
@@ -55,7 +60,9 @@ fn merge_objects(mut under: Map<String, Value>, over: Map<String, Value>) -> Map
 fn merge_lists(name: &str, key: &str, mut under: Vec<Value>, over: Vec<Value>) -> Vec<Value> {
     let mut merged = Vec::with_capacity(under.len() + over.len());
     for item in over {
-        let same = under.iter().position(|below| below.get(key).is_some() && below.get(key) == item.get(key));
+        let same = under
+            .iter()
+            .position(|below| below.get(key).is_some() && below.get(key) == item.get(key));
         merged.push(match same {
             // A volume has one of many sources.
             Some(at) if name == "volumes" => {
@@ -77,14 +84,16 @@ mod tests {
 
     #[test]
     fn fields_merge_and_the_upper_one_holds() {
-        let merged = lay_over(json!({"a": 1, "b": {"c": 1, "d": 2}}), json!({"b": {"c": 3}, "e": null}));
+        let merged = lay_over(
+            json!({"a": 1, "b": {"c": 1, "d": 2}}),
+            json!({"b": {"c": 3}, "e": null}),
+        );
         assert_eq!(merged, json!({"a": 1, "b": {"c": 3, "d": 2}, "e": null}));
     }
 
     #[test]
     fn named_things_merge_by_name_and_others_follow() {
-        let user =
-            json!({"containers": [{"name": "sidecar"}, {"name": "gateway", "image": "theirs", "env": [{"name": "A", "value": "1"}]}]});
+        let user = json!({"containers": [{"name": "sidecar"}, {"name": "gateway", "image": "theirs", "env": [{"name": "A", "value": "1"}]}]});
         let ours = json!({"containers": [{"name": "gateway", "image": "ours", "env": [{"name": "B", "value": "2"}]}]});
         assert_eq!(
             lay_over(user, ours),
@@ -99,7 +108,10 @@ mod tests {
     fn mounts_merge_by_path_so_that_one_volume_may_be_mounted_twice() {
         let user = json!({"volumeMounts": [{"name": "x", "mountPath": "/a"}, {"name": "x", "mountPath": "/b"}]});
         let ours = json!({"volumeMounts": [{"name": "live", "mountPath": "/a"}]});
-        assert_eq!(lay_over(user, ours), json!({"volumeMounts": [{"name": "live", "mountPath": "/a"}, {"name": "x", "mountPath": "/b"}]}));
+        assert_eq!(
+            lay_over(user, ours),
+            json!({"volumeMounts": [{"name": "live", "mountPath": "/a"}, {"name": "x", "mountPath": "/b"}]})
+        );
     }
 
     #[test]

@@ -67,31 +67,65 @@ impl Migration {
 
 /// `NAME-migrate-HASH8`: another image, another database or another login is another Job. `None` where no Job migrates.
 pub fn job_name(cluster: &ValidCluster) -> Option<String> {
-    let database = cluster.spec.database.as_ref().filter(|database| matches!(database.migrations, Migrations::Job))?;
+    let database = cluster
+        .spec
+        .database
+        .as_ref()
+        .filter(|database| matches!(database.migrations, Migrations::Job))?;
     let mut hash = Sha256::new();
     let file = |name: &str| cluster.files.get(name).map_or(&[][..], Vec::as_slice);
-    for part in [cluster.spec.image.reference().as_bytes(), file(DATABASE_URL), file(DATABASE_CA), &database.max_connections.to_be_bytes()]
-    {
+    for part in [
+        cluster.spec.image.reference().as_bytes(),
+        file(DATABASE_URL),
+        file(DATABASE_CA),
+        &database.max_connections.to_be_bytes(),
+    ] {
         hash.update(Sha256::digest(part));
     }
-    let hash: String = hash.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = hash
+        .finalize()
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     Some(format!("{}-migrate-{hash}", cluster.name))
 }
 
 /// How far the wanted Job is, among those that are there.
 pub fn migration(cluster: &ValidCluster, jobs: &[Job]) -> Migration {
-    let Some(job) = job_name(cluster) else { return Migration::NotWanted };
-    let there = jobs.iter().find(|there| there.metadata.name.as_ref() == Some(&job));
-    let conditions = there.and_then(|job| job.status.as_ref()?.conditions.as_ref()).map_or(&[][..], Vec::as_slice);
-    let ended = |kind: &str| conditions.iter().find(|condition| condition.type_ == kind && condition.status == "True");
+    let Some(job) = job_name(cluster) else {
+        return Migration::NotWanted;
+    };
+    let there = jobs
+        .iter()
+        .find(|there| there.metadata.name.as_ref() == Some(&job));
+    let conditions = there
+        .and_then(|job| job.status.as_ref()?.conditions.as_ref())
+        .map_or(&[][..], Vec::as_slice);
+    let ended = |kind: &str| {
+        conditions
+            .iter()
+            .find(|condition| condition.type_ == kind && condition.status == "True")
+    };
     if ended("Complete").is_some() {
         return Migration::Complete { job };
     }
     match ended("Failed") {
         Some(failed) => {
-            let message = failed.message.clone().or_else(|| failed.reason.clone()).unwrap_or_default();
-            let since = failed.last_transition_time.as_ref().map_or(DateTime::UNIX_EPOCH, from_k8s);
-            Migration::Failed { job, message, again_at: since + AGAIN_AFTER }
+            let message = failed
+                .message
+                .clone()
+                .or_else(|| failed.reason.clone())
+                .unwrap_or_default();
+            let since = failed
+                .last_transition_time
+                .as_ref()
+                .map_or(DateTime::UNIX_EPOCH, from_k8s);
+            Migration::Failed {
+                job,
+                message,
+                again_at: since + AGAIN_AFTER,
+            }
         }
         None => Migration::Pending { job },
     }
@@ -101,9 +135,16 @@ pub fn migration(cluster: &ValidCluster, jobs: &[Job]) -> Migration {
 /// failed long enough ago is not wanted; once it is gone, one of the same name is.
 ///
 /// Its settings come by environment and by the one Secret, not by `gateway.toml`: that file belongs to the pods' image, which may be an older one.
-pub(super) fn job(cluster: &ValidCluster, children: &Children, jobs: &[Job], now: DateTime<Utc>) -> Option<Job> {
+pub(super) fn job(
+    cluster: &ValidCluster,
+    children: &Children,
+    jobs: &[Job],
+    now: DateTime<Utc>,
+) -> Option<Job> {
     let name = job_name(cluster)?;
-    let is_there = jobs.iter().any(|job| job.metadata.name.as_ref() == Some(&name));
+    let is_there = jobs
+        .iter()
+        .any(|job| job.metadata.name.as_ref() == Some(&name));
     if cluster.spec.stopped && !is_there {
         return None;
     }
@@ -123,7 +164,10 @@ pub(super) fn job(cluster: &ValidCluster, children: &Children, jobs: &[Job], now
             backoff_limit: Some(RETRIES),
             active_deadline_seconds: Some(DEADLINE_SECS),
             template: PodTemplateSpec {
-                metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+                metadata: Some(ObjectMeta {
+                    labels: Some(labels),
+                    ..ObjectMeta::default()
+                }),
                 spec: Some(pod(cluster, children)),
             },
             ..JobSpec::default()
@@ -160,7 +204,12 @@ fn pod(cluster: &ValidCluster, children: &Children) -> PodSpec {
         "serviceAccountName": children.name,
         "securityContext": {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER},
     });
-    for field in ["nodeSelector", "tolerations", "securityContext", "serviceAccountName"] {
+    for field in [
+        "nodeSelector",
+        "tolerations",
+        "securityContext",
+        "serviceAccountName",
+    ] {
         if let Some(given) = cluster.spec.pod_template.spec.get(field) {
             user = lay_over(user, json!({ field: given }));
         }

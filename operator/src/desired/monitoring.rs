@@ -14,23 +14,56 @@ use crate::observed::Kinds;
 use crate::validate::ValidCluster;
 
 /// A ServiceMonitor on the admin Service: the public one has no port of that name.
-pub(super) fn service_monitor(cluster: &ValidCluster, children: &Children, kinds: Kinds) -> Option<DynamicObject> {
-    let monitor = cluster.spec.observability.service_monitor.as_ref().filter(|_| kinds.service_monitor)?;
+pub(super) fn service_monitor(
+    cluster: &ValidCluster,
+    children: &Children,
+    kinds: Kinds,
+) -> Option<DynamicObject> {
+    let monitor = cluster
+        .spec
+        .observability
+        .service_monitor
+        .as_ref()
+        .filter(|_| kinds.service_monitor)?;
     let spec = json!({
         "jobLabel": "app.kubernetes.io/instance",
         "selector": {"matchLabels": selector(&cluster.name)},
         "namespaceSelector": {"matchNames": [cluster.namespace]},
         "endpoints": [{"port": ADMIN_PORT, "path": "/metrics", "interval": monitor.interval}],
     });
-    let monitor_object = super::dynamic(cluster, &children.name, "monitoring.coreos.com/v1", "ServiceMonitor", spec);
+    let monitor_object = super::dynamic(
+        cluster,
+        &children.name,
+        "monitoring.coreos.com/v1",
+        "ServiceMonitor",
+        spec,
+    );
     Some(labelled(monitor_object, &monitor.labels))
 }
 
 /// A PrometheusRule with Signal's alerts.
-pub(super) fn prometheus_rule(cluster: &ValidCluster, children: &Children, kinds: Kinds) -> Option<DynamicObject> {
-    let rules = cluster.spec.observability.prometheus_rule.as_ref().filter(|_| kinds.prometheus_rule)?;
+pub(super) fn prometheus_rule(
+    cluster: &ValidCluster,
+    children: &Children,
+    kinds: Kinds,
+) -> Option<DynamicObject> {
+    let rules = cluster
+        .spec
+        .observability
+        .prometheus_rule
+        .as_ref()
+        .filter(|_| kinds.prometheus_rule)?;
     let spec = json!({"groups": [{"name": format!("signal.{}.{}", cluster.namespace, cluster.name), "rules": alerts(cluster)}]});
-    Some(labelled(super::dynamic(cluster, &children.name, "monitoring.coreos.com/v1", "PrometheusRule", spec), &rules.labels))
+    Some(labelled(
+        super::dynamic(
+            cluster,
+            &children.name,
+            "monitoring.coreos.com/v1",
+            "PrometheusRule",
+            spec,
+        ),
+        &rules.labels,
+    ))
 }
 
 /// Labels by which Prometheus finds the object; ours win.
@@ -45,7 +78,12 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
     let (name, namespace) = (&cluster.name, &cluster.namespace);
     // Names of pods of the Deployment and of no other whose name begins the same.
     let pods = format!(r#"namespace="{namespace}",pod=~"{name}-[a-z0-9]+-[a-z0-9]{{5}}""#);
-    let alert = |title: &str, expr: String, lasting: &str, severity: &str, summary: &str, description: &str| {
+    let alert = |title: &str,
+                 expr: String,
+                 lasting: &str,
+                 severity: &str,
+                 summary: &str,
+                 description: &str| {
         json!({
             "alert": title,
             "expr": expr,
@@ -78,7 +116,10 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
         ),
         alert(
             "SignalKeySetStale",
-            format!("max by (source) (signal_key_set_age_seconds{{{pods}}}) > {}", stale / 2),
+            format!(
+                "max by (source) (signal_key_set_age_seconds{{{pods}}}) > {}",
+                stale / 2
+            ),
             "5m",
             "critical",
             "keys of {{ $labels.source }} are not fetched",

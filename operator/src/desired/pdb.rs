@@ -16,7 +16,10 @@ pub(super) fn pdb(cluster: &ValidCluster, children: &Children) -> Option<PodDisr
         metadata: super::meta(cluster, &children.name),
         spec: Some(PodDisruptionBudgetSpec {
             max_unavailable: Some(IntOrString::Int(disruption.max_unavailable)),
-            selector: Some(LabelSelector { match_labels: Some(selector(&cluster.name)), ..LabelSelector::default() }),
+            selector: Some(LabelSelector {
+                match_labels: Some(selector(&cluster.name)),
+                ..LabelSelector::default()
+            }),
             ..PodDisruptionBudgetSpec::default()
         }),
         ..PodDisruptionBudget::default()

@@ -26,8 +26,15 @@ async fn start() -> Served {
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
     let server = tokio::spawn(serve(store, listener, shutdown.clone()));
-    let client = ExternalScalerClient::connect(format!("http://{address}")).await.unwrap();
-    Served { writer, client, shutdown, server }
+    let client = ExternalScalerClient::connect(format!("http://{address}"))
+        .await
+        .unwrap();
+    Served {
+        writer,
+        client,
+        shutdown,
+        server,
+    }
 }
 
 impl Served {
@@ -35,7 +42,8 @@ impl Served {
     fn list(&mut self, clusters: &[SignalCluster]) {
         self.writer.apply_watcher_event(&Event::Init);
         for cluster in clusters {
-            self.writer.apply_watcher_event(&Event::InitApply(cluster.clone()));
+            self.writer
+                .apply_watcher_event(&Event::InitApply(cluster.clone()));
         }
         self.writer.apply_watcher_event(&Event::InitDone);
     }
@@ -57,46 +65,141 @@ fn sample(total: i64, reporting: i32, ready: i32) -> Value {
 }
 
 fn asker(namespace: &str, name: &str, named: Option<&str>) -> ScaledObjectRef {
-    let scaler_metadata = named.map(|cluster| (CLUSTER.to_owned(), cluster.to_owned())).into_iter().collect();
-    ScaledObjectRef { name: name.into(), namespace: namespace.into(), scaler_metadata }
+    let scaler_metadata = named
+        .map(|cluster| (CLUSTER.to_owned(), cluster.to_owned()))
+        .into_iter()
+        .collect();
+    ScaledObjectRef {
+        name: name.into(),
+        namespace: namespace.into(),
+        scaler_metadata,
+    }
 }
 
 fn request(namespace: &str) -> GetMetricsRequest {
-    GetMetricsRequest { scaled_object_ref: Some(asker(namespace, "scaled", Some("edge"))), metric_name: METRIC.into() }
+    GetMetricsRequest {
+        scaled_object_ref: Some(asker(namespace, "scaled", Some("edge"))),
+        metric_name: METRIC.into(),
+    }
 }
 
 #[tokio::test]
 async fn keda_learns_the_target_and_the_connections_of_its_own_namespace() {
     let mut served = start().await;
-    served.list(&[cluster("a", "External", sample(1234, 3, 3)), cluster("b", "External", sample(9, 1, 1))]);
-    let spec = served.client.get_metric_spec(asker("a", "scaled", Some("edge"))).await.unwrap().into_inner().metric_specs;
-    assert_eq!(spec, [MetricSpec { metric_name: "connections".into(), target_size: 500, target_size_float: 500.0 }]);
+    served.list(&[
+        cluster("a", "External", sample(1234, 3, 3)),
+        cluster("b", "External", sample(9, 1, 1)),
+    ]);
+    let spec = served
+        .client
+        .get_metric_spec(asker("a", "scaled", Some("edge")))
+        .await
+        .unwrap()
+        .into_inner()
+        .metric_specs;
+    assert_eq!(
+        spec,
+        [MetricSpec {
+            metric_name: "connections".into(),
+            target_size: 500,
+            target_size_float: 500.0
+        }]
+    );
     for (namespace, total, float) in [("a", 1234, 1234.0), ("b", 9, 9.0)] {
-        let values = served.client.get_metrics(request(namespace)).await.unwrap().into_inner().metric_values;
-        assert_eq!(values, [MetricValue { metric_name: "connections".into(), metric_value: total, metric_value_float: float }]);
+        let values = served
+            .client
+            .get_metrics(request(namespace))
+            .await
+            .unwrap()
+            .into_inner()
+            .metric_values;
+        assert_eq!(
+            values,
+            [MetricValue {
+                metric_name: "connections".into(),
+                metric_value: total,
+                metric_value_float: float
+            }]
+        );
     }
     // Without metadata it is the cluster of the ScaledObject's own name.
-    assert!(served.client.is_active(asker("a", "edge", None)).await.unwrap().into_inner().result);
-    for other in [asker("c", "scaled", Some("edge")), asker("a", "scaled", Some("other")), asker("a", "scaled", None)] {
-        assert_eq!(served.client.is_active(other).await.unwrap_err().code(), Code::NotFound);
+    assert!(
+        served
+            .client
+            .is_active(asker("a", "edge", None))
+            .await
+            .unwrap()
+            .into_inner()
+            .result
+    );
+    for other in [
+        asker("c", "scaled", Some("edge")),
+        asker("a", "scaled", Some("other")),
+        asker("a", "scaled", None),
+    ] {
+        assert_eq!(
+            served.client.is_active(other).await.unwrap_err().code(),
+            Code::NotFound
+        );
     }
 }
 
 #[tokio::test]
 async fn what_is_not_known_is_an_error_so_that_the_fallback_counts() {
     let mut served = start().await;
-    assert_eq!(served.client.get_metrics(request("a")).await.unwrap_err().code(), Code::Unavailable, "not listed yet");
+    assert_eq!(
+        served
+            .client
+            .get_metrics(request("a"))
+            .await
+            .unwrap_err()
+            .code(),
+        Code::Unavailable,
+        "not listed yet"
+    );
     for status in [json!({}), sample(0, 0, 0), sample(800, 2, 3)] {
         served.list(&[cluster("a", "External", status.clone())]);
-        assert_eq!(served.client.get_metrics(request("a")).await.unwrap_err().code(), Code::FailedPrecondition, "{status}");
+        assert_eq!(
+            served
+                .client
+                .get_metrics(request("a"))
+                .await
+                .unwrap_err()
+                .code(),
+            Code::FailedPrecondition,
+            "{status}"
+        );
     }
     for mode in ["Connections", "HPA"] {
         served.list(&[cluster("a", mode, sample(5, 1, 1))]);
-        assert_eq!(served.client.get_metrics(request("a")).await.unwrap_err().code(), Code::FailedPrecondition, "{mode}");
-        assert_eq!(served.client.get_metric_spec(asker("a", "edge", None)).await.unwrap_err().code(), Code::FailedPrecondition);
+        assert_eq!(
+            served
+                .client
+                .get_metrics(request("a"))
+                .await
+                .unwrap_err()
+                .code(),
+            Code::FailedPrecondition,
+            "{mode}"
+        );
+        assert_eq!(
+            served
+                .client
+                .get_metric_spec(asker("a", "edge", None))
+                .await
+                .unwrap_err()
+                .code(),
+            Code::FailedPrecondition
+        );
     }
-    let nobody = GetMetricsRequest { scaled_object_ref: None, metric_name: METRIC.into() };
-    assert_eq!(served.client.get_metrics(nobody).await.unwrap_err().code(), Code::InvalidArgument);
+    let nobody = GetMetricsRequest {
+        scaled_object_ref: None,
+        metric_name: METRIC.into(),
+    };
+    assert_eq!(
+        served.client.get_metrics(nobody).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
 }
 
 #[tokio::test]
@@ -106,21 +209,57 @@ async fn a_stream_tells_at_once_then_each_change_and_ends_with_the_cluster_or_th
     let mut stopped = running.clone();
     stopped.spec.stopped = true;
     served.list(std::slice::from_ref(&running));
-    let mut stream = served.client.stream_is_active(asker("a", "edge", None)).await.unwrap().into_inner();
-    let told = tokio::time::timeout(LIMIT, stream.message()).await.unwrap().unwrap();
-    assert_eq!(told, Some(IsActiveResponse { result: true }), "active without a connection");
+    let mut stream = served
+        .client
+        .stream_is_active(asker("a", "edge", None))
+        .await
+        .unwrap()
+        .into_inner();
+    let told = tokio::time::timeout(LIMIT, stream.message())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        told,
+        Some(IsActiveResponse { result: true }),
+        "active without a connection"
+    );
     served.list(&[stopped]);
-    let told = tokio::time::timeout(LIMIT, stream.message()).await.unwrap().unwrap();
+    let told = tokio::time::timeout(LIMIT, stream.message())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(told, Some(IsActiveResponse { result: false }));
     served.list(&[]);
-    let over = tokio::time::timeout(LIMIT, stream.message()).await.unwrap().unwrap_err();
+    let over = tokio::time::timeout(LIMIT, stream.message())
+        .await
+        .unwrap()
+        .unwrap_err();
     assert_eq!(over.code(), Code::NotFound);
 
     served.list(&[running]);
-    let mut stream = served.client.stream_is_active(asker("a", "edge", None)).await.unwrap().into_inner();
-    tokio::time::timeout(LIMIT, stream.message()).await.unwrap().unwrap();
+    let mut stream = served
+        .client
+        .stream_is_active(asker("a", "edge", None))
+        .await
+        .unwrap()
+        .into_inner();
+    tokio::time::timeout(LIMIT, stream.message())
+        .await
+        .unwrap()
+        .unwrap();
     served.shutdown.cancel();
-    assert_eq!(tokio::time::timeout(LIMIT, stream.message()).await.unwrap().unwrap(), None);
+    assert_eq!(
+        tokio::time::timeout(LIMIT, stream.message())
+            .await
+            .unwrap()
+            .unwrap(),
+        None
+    );
     drop(stream);
-    tokio::time::timeout(LIMIT, served.server).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(LIMIT, served.server)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
 }

@@ -28,7 +28,12 @@ fn redis(node: &str) -> RecordedRedis {
 }
 
 fn pod(name: &str, revision: &str, node: &str) -> Pod {
-    let bus = Bus { mode: "standalone".into(), nodes: vec![format!("{node}:6379")], hearing: true, ..Bus::default() };
+    let bus = Bus {
+        mode: "standalone".into(),
+        nodes: vec![format!("{node}:6379")],
+        hearing: true,
+        ..Bus::default()
+    };
     Pod {
         name: name.into(),
         uid: name.into(),
@@ -42,7 +47,12 @@ fn pod(name: &str, revision: &str, node: &str) -> Pod {
         deletion_cost: None,
         template_hash: String::new(),
         created: at(0),
-        report: Ok(Report { ready: true, live_revision: revision.into(), bus, ..Report::default() }),
+        report: Ok(Report {
+            ready: true,
+            live_revision: revision.into(),
+            bus,
+            ..Report::default()
+        }),
     }
 }
 
@@ -52,16 +62,38 @@ fn fails(mut pod: Pod, error: &str) -> Pod {
 }
 
 fn moving(to: &str, from: &str) -> Record {
-    Record { redis: Some(redis(to)), redis_previous: Some(redis(from)), redis_since: Some(at(0)), ..Record::default() }
+    Record {
+        redis: Some(redis(to)),
+        redis_previous: Some(redis(from)),
+        redis_since: Some(at(0)),
+        ..Record::default()
+    }
 }
 
 fn on(node: &str) -> Record {
-    Record { redis: Some(redis(node)), ..Record::default() }
+    Record {
+        redis: Some(redis(node)),
+        ..Record::default()
+    }
 }
 
-fn step(wanted: Option<&RecordedRedis>, record: &Record, pods: Vec<Pod>, secs: i64) -> Plan<Record> {
+fn step(
+    wanted: Option<&RecordedRedis>,
+    record: &Record,
+    pods: Vec<Pod>,
+    secs: i64,
+) -> Plan<Record> {
     let fleet = Fleet { pods };
-    plan(&RoutingInput { wanted, record, revision: Some("r"), fleet: &fleet, ack_timeout: TIMEOUT }, at(secs))
+    plan(
+        &RoutingInput {
+            wanted,
+            record,
+            revision: Some("r"),
+            fleet: &fleet,
+            ack_timeout: TIMEOUT,
+        },
+        at(secs),
+    )
 }
 
 fn reasons(plan: &Plan<Record>) -> Vec<&'static str> {
@@ -71,19 +103,45 @@ fn reasons(plan: &Plan<Record>) -> Vec<&'static str> {
 #[test]
 fn a_move_begins_beside_the_redis_of_before_and_ends_when_every_pod_hears_the_new_one() {
     let begun = step(Some(&redis("b")), &on("a"), vec![pod("p", "r", "a")], 0);
-    assert_eq!((&begun.next, reasons(&begun)), (&moving("b", "a"), vec!["RedisMoveStarted"]));
+    assert_eq!(
+        (&begun.next, reasons(&begun)),
+        (&moving("b", "a"), vec!["RedisMoveStarted"])
+    );
     assert_eq!(begun.waiting.unwrap().reason, WAITING_FOR_PODS);
 
     let mut deaf = pod("q", "r", "b");
     deaf.report.as_mut().unwrap().bus.hearing = false;
-    for (late, word) in [(pod("q", "old", "a"), "older"), (pod("q", "r", "a"), "hear"), (deaf, "hear"), (unknown("q"), "no route")] {
-        let waits = step(Some(&redis("b")), &moving("b", "a"), vec![pod("p", "r", "b"), late], 1);
+    for (late, word) in [
+        (pod("q", "old", "a"), "older"),
+        (pod("q", "r", "a"), "hear"),
+        (deaf, "hear"),
+        (unknown("q"), "no route"),
+    ] {
+        let waits = step(
+            Some(&redis("b")),
+            &moving("b", "a"),
+            vec![pod("p", "r", "b"), late],
+            1,
+        );
         assert_eq!((&waits.next, waits.events.len()), (&moving("b", "a"), 0));
         let waiting = waits.waiting.unwrap();
-        assert!(waiting.reason == WAITING_FOR_PODS && waiting.message.contains("pod q") && waiting.message.contains(word), "{waiting:?}");
+        assert!(
+            waiting.reason == WAITING_FOR_PODS
+                && waiting.message.contains("pod q")
+                && waiting.message.contains(word),
+            "{waiting:?}"
+        );
     }
-    let done = step(Some(&redis("b")), &moving("b", "a"), vec![pod("p", "r", "b"), pod("q", "r", "b")], 1);
-    assert_eq!((&done.next, reasons(&done), done.waiting), (&on("b"), vec!["RedisMoved"], None));
+    let done = step(
+        Some(&redis("b")),
+        &moving("b", "a"),
+        vec![pod("p", "r", "b"), pod("q", "r", "b")],
+        1,
+    );
+    assert_eq!(
+        (&done.next, reasons(&done), done.waiting),
+        (&on("b"), vec!["RedisMoved"], None)
+    );
 }
 
 fn unknown(name: &str) -> Pod {
@@ -94,73 +152,184 @@ fn unknown(name: &str) -> Pod {
 
 #[test]
 fn a_redis_that_cannot_be_reached_is_told_with_the_pod_and_someone_hears_of_it_after_the_timeout() {
-    let pods = || vec![pod("p", "r", "b"), fails(pod("q", "r", "a"), "connection refused")];
+    let pods = || {
+        vec![
+            pod("p", "r", "b"),
+            fails(pod("q", "r", "a"), "connection refused"),
+        ]
+    };
     let waits = step(Some(&redis("b")), &moving("b", "a"), pods(), 299);
-    let waiting = Waiting { reason: REDIS_UNREACHABLE, message: "pod q: connection refused".into() };
-    assert_eq!((&waits.next, waits.waiting, waits.events.len()), (&moving("b", "a"), Some(waiting.clone()), 0));
+    let waiting = Waiting {
+        reason: REDIS_UNREACHABLE,
+        message: "pod q: connection refused".into(),
+    };
+    assert_eq!(
+        (&waits.next, waits.waiting, waits.events.len()),
+        (&moving("b", "a"), Some(waiting.clone()), 0)
+    );
     let late = step(Some(&redis("b")), &moving("b", "a"), pods(), 300);
-    assert_eq!((&late.waiting, late.events[0].kind, reasons(&late)), (&Some(waiting), Kind::Warning, vec![ACKNOWLEDGEMENT_TIMED_OUT]));
-    let silent = step(Some(&redis("b")), &moving("b", "a"), vec![pod("p", "old", "a")], 300);
+    assert_eq!(
+        (&late.waiting, late.events[0].kind, reasons(&late)),
+        (
+            &Some(waiting),
+            Kind::Warning,
+            vec![ACKNOWLEDGEMENT_TIMED_OUT]
+        )
+    );
+    let silent = step(
+        Some(&redis("b")),
+        &moving("b", "a"),
+        vec![pod("p", "old", "a")],
+        300,
+    );
     assert_eq!(silent.waiting.unwrap().reason, ACKNOWLEDGEMENT_TIMED_OUT);
 }
 
 #[test]
 fn back_is_at_once() {
-    let back = step(Some(&redis("a")), &moving("b", "a"), vec![pod("p", "r", "b"), pod("q", "r", "a")], 0);
-    assert_eq!((&back.next, reasons(&back)), (&moving("a", "b"), vec!["RedisMoveStarted"]));
+    let back = step(
+        Some(&redis("a")),
+        &moving("b", "a"),
+        vec![pod("p", "r", "b"), pod("q", "r", "a")],
+        0,
+    );
+    assert_eq!(
+        (&back.next, reasons(&back)),
+        (&moving("a", "b"), vec!["RedisMoveStarted"])
+    );
 }
 
 #[test]
 fn on_to_a_third_is_after_the_move_or_while_nobody_is_at_the_second() {
     let third = redis("c");
-    let nobody = step(Some(&third), &moving("b", "a"), vec![fails(pod("p", "r", "a"), "refused"), pod("q", "old", "a")], 0);
+    let nobody = step(
+        Some(&third),
+        &moving("b", "a"),
+        vec![fails(pod("p", "r", "a"), "refused"), pod("q", "old", "a")],
+        0,
+    );
     assert_eq!(nobody.next, moving("c", "a"));
     for other in [pod("q", "r", "b"), unknown("q")] {
-        let waits = step(Some(&third), &moving("b", "a"), vec![fails(pod("p", "r", "a"), "refused"), other], 0);
+        let waits = step(
+            Some(&third),
+            &moving("b", "a"),
+            vec![fails(pod("p", "r", "a"), "refused"), other],
+            0,
+        );
         assert_eq!(waits.next, moving("b", "a"));
         let message = waits.waiting.unwrap().message;
-        assert!(message.starts_with("c:6379 has to wait until the move to b:6379 is done: pod p: refused"), "{message}");
+        assert!(
+            message
+                .starts_with("c:6379 has to wait until the move to b:6379 is done: pod p: refused"),
+            "{message}"
+        );
     }
     let done = step(Some(&third), &moving("b", "a"), vec![pod("p", "r", "b")], 0);
     assert_eq!(done.next, on("b"));
-    assert_eq!(step(Some(&third), &done.next, vec![pod("p", "r", "b")], 0).next, moving("c", "b"));
+    assert_eq!(
+        step(Some(&third), &done.next, vec![pod("p", "r", "b")], 0).next,
+        moving("c", "b")
+    );
 }
 
 #[test]
 fn other_credentials_of_the_same_redis_are_a_move_that_the_acknowledgement_tells() {
-    let with = |file: &str| RecordedRedis { password_file: Some(file.into()), ..redis("a") };
-    let begun = step(Some(&with("two")), &Record { redis: Some(with("one")), ..Record::default() }, vec![pod("p", "r", "a")], 0);
-    assert_eq!((begun.next.redis, begun.next.redis_previous), (Some(with("two")), Some(with("one"))));
-    let record = Record { redis: Some(with("two")), redis_previous: Some(with("one")), redis_since: Some(at(0)), ..Record::default() };
-    assert_eq!(step(Some(&with("two")), &record, vec![pod("p", "old", "a")], 0).next, record);
+    let with = |file: &str| RecordedRedis {
+        password_file: Some(file.into()),
+        ..redis("a")
+    };
+    let begun = step(
+        Some(&with("two")),
+        &Record {
+            redis: Some(with("one")),
+            ..Record::default()
+        },
+        vec![pod("p", "r", "a")],
+        0,
+    );
+    assert_eq!(
+        (begun.next.redis, begun.next.redis_previous),
+        (Some(with("two")), Some(with("one")))
+    );
+    let record = Record {
+        redis: Some(with("two")),
+        redis_previous: Some(with("one")),
+        redis_since: Some(at(0)),
+        ..Record::default()
+    };
+    assert_eq!(
+        step(Some(&with("two")), &record, vec![pod("p", "old", "a")], 0).next,
+        record
+    );
     let refused = || vec![fails(pod("p", "r", "a"), "WRONGPASS")];
-    assert_eq!(step(Some(&with("two")), &record, refused(), 0).waiting.unwrap().reason, REDIS_UNREACHABLE);
+    assert_eq!(
+        step(Some(&with("two")), &record, refused(), 0)
+            .waiting
+            .unwrap()
+            .reason,
+        REDIS_UNREACHABLE
+    );
     let third = step(Some(&with("three")), &record, refused(), 0).next;
-    assert_eq!((third.redis, third.redis_previous), (Some(with("three")), Some(with("one"))));
-    assert_eq!(step(Some(&with("three")), &record, vec![pod("p", "r", "a")], 0).next.redis, Some(with("two")), "that move ends first");
-    assert_eq!(step(Some(&with("two")), &record, vec![pod("p", "r", "a")], 0).next.redis_previous, None);
+    assert_eq!(
+        (third.redis, third.redis_previous),
+        (Some(with("three")), Some(with("one")))
+    );
+    assert_eq!(
+        step(Some(&with("three")), &record, vec![pod("p", "r", "a")], 0)
+            .next
+            .redis,
+        Some(with("two")),
+        "that move ends first"
+    );
+    assert_eq!(
+        step(Some(&with("two")), &record, vec![pod("p", "r", "a")], 0)
+            .next
+            .redis_previous,
+        None
+    );
 }
 
 #[test]
 fn to_have_a_redis_or_none_is_no_move_and_without_pods_there_is_none() {
     let b = redis("b");
     for (wanted, record, pods, next) in [
-        (Some(&b), Record::default(), vec![pod("p", "r", "")], on("b")),
+        (
+            Some(&b),
+            Record::default(),
+            vec![pod("p", "r", "")],
+            on("b"),
+        ),
         (None, on("a"), vec![pod("p", "r", "a")], Record::default()),
-        (None, moving("a", "b"), vec![pod("p", "r", "a")], Record::default()),
-        (None, Record::default(), vec![pod("p", "r", "")], Record::default()),
+        (
+            None,
+            moving("a", "b"),
+            vec![pod("p", "r", "a")],
+            Record::default(),
+        ),
+        (
+            None,
+            Record::default(),
+            vec![pod("p", "r", "")],
+            Record::default(),
+        ),
         (Some(&b), on("a"), vec![], on("b")),
         (Some(&b), moving("b", "a"), vec![], on("b")),
         (Some(&b), on("b"), vec![pod("p", "old", "b")], on("b")),
     ] {
         let plan = step(wanted, &record, pods, 0);
-        assert_eq!((plan.next, plan.waiting, plan.events.len()), (next, None, 0));
+        assert_eq!(
+            (plan.next, plan.waiting, plan.events.len()),
+            (next, None, 0)
+        );
     }
 }
 
 #[test]
 fn nothing_else_in_the_record_changes() {
-    let record = Record { revoked_sources: vec!["x".into()], ..on("a") };
+    let record = Record {
+        revoked_sources: vec!["x".into()],
+        ..on("a")
+    };
     let next = step(Some(&redis("b")), &record, vec![pod("p", "r", "a")], 0).next;
     assert_eq!(next.revoked_sources, ["x"]);
 }
@@ -184,7 +353,10 @@ impl Gateway {
         let bus = &mut pod.report.as_mut().unwrap().bus;
         bus.nodes.clone_from(&self.used.nodes);
         bus.error = self.error.then(|| "refused".into());
-        bus.previous = self.bridged.as_ref().map(|redis| PreviousBus { nodes: redis.nodes.clone(), hearing: true });
+        bus.previous = self.bridged.as_ref().map(|redis| PreviousBus {
+            nodes: redis.nodes.clone(),
+            hearing: true,
+        });
         if !self.answers {
             pod.report = Err("no route".into());
         }
@@ -205,7 +377,10 @@ impl Gateway {
 /// Three places, and other credentials for the first of them.
 fn choice(at: usize) -> RecordedRedis {
     let node = ["a", "b", "c", "a"][at];
-    RecordedRedis { password_file: (at == 3).then(|| "other".into()), ..redis(node) }
+    RecordedRedis {
+        password_file: (at == 3).then(|| "other".into()),
+        ..redis(node)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -244,10 +419,17 @@ struct World {
 
 impl World {
     fn plan(&mut self) -> Plan<Record> {
-        let fleet = Fleet { pods: self.gateways.iter().map(Gateway::observed).collect() };
+        let fleet = Fleet {
+            pods: self.gateways.iter().map(Gateway::observed).collect(),
+        };
         let (wanted, revision) = (choice(self.wanted), self.revision.to_string());
-        let input =
-            RoutingInput { wanted: Some(&wanted), record: &self.record, revision: Some(&revision), fleet: &fleet, ack_timeout: TIMEOUT };
+        let input = RoutingInput {
+            wanted: Some(&wanted),
+            record: &self.record,
+            revision: Some(&revision),
+            fleet: &fleet,
+            ack_timeout: TIMEOUT,
+        };
         self.secs += 1;
         plan(&input, at(self.secs))
     }
@@ -271,7 +453,12 @@ impl World {
                 let ready = self.broken.is_none_or(|broken| used != choice(broken));
                 let gateway = &mut self.gateways[at];
                 (gateway.used, gateway.bridged) = (used, self.record.redis_previous.clone());
-                (gateway.revision, gateway.error, gateway.ready, gateway.answers) = (self.revision, !ready, ready, true);
+                (
+                    gateway.revision,
+                    gateway.error,
+                    gateway.ready,
+                    gateway.answers,
+                ) = (self.revision, !ready, ready, true);
             }
             // Who does not answer is watched by nobody but the kubelet, which still calls it ready.
             Act::Ready(at, on) => self.gateways[at].ready = on || !self.gateways[at].answers,

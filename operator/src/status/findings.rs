@@ -29,8 +29,18 @@ pub fn findings(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble
     let problems = verdict.valid.as_ref().err().map_or(&[][..], Vec::as_slice);
     let mut all = vec![
         paused(spec),
-        resolved(Type::SpecAccepted, problems, "Accepted", "the spec can be carried out"),
-        resolved(Type::SecretsResolved, problems, "Resolved", "everything the spec names is there"),
+        resolved(
+            Type::SpecAccepted,
+            problems,
+            "Accepted",
+            "the spec can be carried out",
+        ),
+        resolved(
+            Type::SecretsResolved,
+            problems,
+            "Resolved",
+            "everything the spec names is there",
+        ),
         available(observed),
         degraded(observed, verdict, trouble),
         redis(observed),
@@ -49,14 +59,21 @@ pub fn findings(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble
 
 fn paused(spec: &SignalClusterSpec) -> Finding {
     let (state, reason, message) = match spec.paused {
-        true => (State::True, "Paused", "spec.paused: nothing is changed but status"),
+        true => (
+            State::True,
+            "Paused",
+            "spec.paused: nothing is changed but status",
+        ),
         false => (State::False, "NotPaused", ""),
     };
     Finding::new(Type::ReconciliationPaused, state, reason, message)
 }
 
 fn resolved(kind: Type, problems: &[Problem], reason: &'static str, message: &str) -> Finding {
-    let mut of: Vec<&Problem> = problems.iter().filter(|problem| problem.condition == kind).collect();
+    let mut of: Vec<&Problem> = problems
+        .iter()
+        .filter(|problem| problem.condition == kind)
+        .collect();
     of.sort_by_key(|problem| &problem.message);
     match of.first() {
         Some(first) => {
@@ -70,17 +87,28 @@ fn resolved(kind: Type, problems: &[Problem], reason: &'static str, message: &st
 /// Ready pods that stay, and how many are wanted.
 fn serving(observed: &Observed) -> (i32, i32) {
     let serving = observed.fleet.ready().filter(|pod| pod.stays()).count();
-    (i32::try_from(serving).unwrap_or(i32::MAX), crate::autoscale::wanted(&observed.cluster.spec).0)
+    (
+        i32::try_from(serving).unwrap_or(i32::MAX),
+        crate::autoscale::wanted(&observed.cluster.spec).0,
+    )
 }
 
 fn available(observed: &Observed) -> Finding {
     let spec = &observed.cluster.spec;
     let (serving, wanted) = serving(observed);
     if wanted == 0 {
-        let reason = if spec.stopped { "Stopped" } else { "ScaledToZero" };
+        let reason = if spec.stopped {
+            "Stopped"
+        } else {
+            "ScaledToZero"
+        };
         return Finding::new(Type::Available, State::False, reason, "no pods are wanted");
     }
-    let may_be_away = if spec.disruption.enabled { spec.disruption.max_unavailable } else { 1 };
+    let may_be_away = if spec.disruption.enabled {
+        spec.disruption.max_unavailable
+    } else {
+        1
+    };
     let least = (wanted - may_be_away).max(1);
     let message = format!("{serving} of {wanted} pods serve");
     match serving >= least {
@@ -95,31 +123,63 @@ fn degraded(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble>) -
         return bad(trouble.reason, trouble.message.clone());
     }
     if let Some(stuck) = &verdict.rollout.stuck {
-        return bad("ProgressDeadlineExceeded", format!("the rollout is stuck, pods of the old revision stay: {stuck}"));
+        return bad(
+            "ProgressDeadlineExceeded",
+            format!("the rollout is stuck, pods of the old revision stay: {stuck}"),
+        );
     }
     if let Migration::Failed { job, message, .. } = &verdict.migration {
-        return bad("MigrationFailed", format!("Job {job} failed, pods of the old image stay: {message}"));
+        return bad(
+            "MigrationFailed",
+            format!("Job {job} failed, pods of the old image stay: {message}"),
+        );
     }
     // While it is tried again nothing is better yet, and an alert that waits would never be given.
     if let Migration::Pending { job } = &verdict.migration
         && let Some(before) = observed.cluster.status.as_ref().and_then(|status| {
-            let is_ours = |one: &&Condition| one.type_ == Type::Degraded.as_str() && one.reason == "MigrationFailed";
-            status.conditions.iter().find(is_ours).filter(|one| one.message.contains(job.as_str()))
+            let is_ours = |one: &&Condition| {
+                one.type_ == Type::Degraded.as_str() && one.reason == "MigrationFailed"
+            };
+            status
+                .conditions
+                .iter()
+                .find(is_ours)
+                .filter(|one| one.message.contains(job.as_str()))
         })
     {
         return bad("MigrationFailed", before.message.clone());
     }
-    let failure = observed.deployment.as_ref().and_then(|deployment| deployment.status.as_ref()?.conditions.as_ref());
-    let failure = failure.and_then(|all| all.iter().find(|one| one.type_ == "ReplicaFailure" && one.status == "True"));
+    let failure = observed
+        .deployment
+        .as_ref()
+        .and_then(|deployment| deployment.status.as_ref()?.conditions.as_ref());
+    let failure = failure.and_then(|all| {
+        all.iter()
+            .find(|one| one.type_ == "ReplicaFailure" && one.status == "True")
+    });
     if let Some(failure) = failure {
-        return bad("ReplicaFailure", failure.message.clone().unwrap_or_default());
+        return bad(
+            "ReplicaFailure",
+            failure.message.clone().unwrap_or_default(),
+        );
     }
-    let refused =
-        reports(&observed.fleet).find(|(pod, report)| report.live_error.is_some() && (!pod.holds(&verdict.revision) || !report.ready));
+    let refused = reports(&observed.fleet).find(|(pod, report)| {
+        report.live_error.is_some() && (!pod.holds(&verdict.revision) || !report.ready)
+    });
     if let Some((pod, report)) = refused {
-        return bad("ConfigurationRefused", format!("{}: {}", pod.name, report.live_error.as_deref().unwrap_or_default()));
+        return bad(
+            "ConfigurationRefused",
+            format!(
+                "{}: {}",
+                pod.name,
+                report.live_error.as_deref().unwrap_or_default()
+            ),
+        );
     }
-    let late = [&verdict.rotation, &verdict.routing].into_iter().flatten().find(|waiting| waiting.reason == "AcknowledgementTimedOut");
+    let late = [&verdict.rotation, &verdict.routing]
+        .into_iter()
+        .flatten()
+        .find(|waiting| waiting.reason == "AcknowledgementTimedOut");
     if let Some(late) = late {
         return bad("AcknowledgementTimedOut", late.message.clone());
     }
@@ -127,27 +187,50 @@ fn degraded(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble>) -
 }
 
 fn progressing(observed: &Observed, verdict: &Verdict) -> Finding {
-    let on = |reason, message: String| Finding::new(Type::Progressing, State::True, reason, message);
+    let on =
+        |reason, message: String| Finding::new(Type::Progressing, State::True, reason, message);
     // While stopped no Job is made, and no pod waits for one.
     let spec = &observed.cluster.spec;
     if let Migration::Pending { job } = &verdict.migration
         && !spec.stopped
     {
-        return on("MigrationRunning", format!("pods of the wanted image start once Job {job} has completed"));
+        return on(
+            "MigrationRunning",
+            format!("pods of the wanted image start once Job {job} has completed"),
+        );
     }
     if let Some(job) = verdict.migration.tried_again(spec) {
-        return on("MigrationFailed", format!("Job {job} is made again a minute after it failed"));
+        return on(
+            "MigrationFailed",
+            format!("Job {job} is made again a minute after it failed"),
+        );
     }
     if verdict.rollout.going_on {
-        return on("RolloutInProgress", format!("{} pods are of the newest revision", verdict.rollout.updated));
+        return on(
+            "RolloutInProgress",
+            format!(
+                "{} pods are of the newest revision",
+                verdict.rollout.updated
+            ),
+        );
     }
     let (serving, wanted) = serving(observed);
     let starting = || on("PodsStarting", format!("{serving} of {wanted} pods serve"));
-    if let Some(step) = verdict.scale.as_ref().filter(|step| step.status.state != ScalingState::Idle) {
-        if step.status.from == step.status.to && step.status.victims.is_empty() && serving < wanted {
+    if let Some(step) = verdict
+        .scale
+        .as_ref()
+        .filter(|step| step.status.state != ScalingState::Idle)
+    {
+        if step.status.from == step.status.to && step.status.victims.is_empty() && serving < wanted
+        {
             return starting();
         }
-        let message = format!("from {} to {} pods; {} drain", step.status.from, step.status.to, step.status.victims.len());
+        let message = format!(
+            "from {} to {} pods; {} drain",
+            step.status.from,
+            step.status.to,
+            step.status.victims.len()
+        );
         return on("ScalingInProgress", message);
     }
     if let Some(waiting) = &verdict.routing {
@@ -163,7 +246,8 @@ fn progressing(observed: &Observed, verdict: &Verdict) -> Finding {
 }
 
 fn redis(observed: &Observed) -> Finding {
-    let find = |state, reason, message: String| Finding::new(Type::RedisReachable, state, reason, message);
+    let find =
+        |state, reason, message: String| Finding::new(Type::RedisReachable, state, reason, message);
     if observed.cluster.spec.redis.is_none() {
         return find(State::True, "NotConfigured", "one pod alone".into());
     }
@@ -171,66 +255,133 @@ fn redis(observed: &Observed) -> Finding {
     for (pod, report) in reports(&observed.fleet) {
         asked += 1;
         if let Some(error) = &report.bus.error {
-            return find(State::False, "NotReachable", format!("{}: {error}", pod.name));
+            return find(
+                State::False,
+                "NotReachable",
+                format!("{}: {error}", pod.name),
+            );
         }
         if !report.bus.hearing {
-            return find(State::False, "Deaf", format!("{} does not hear itself through Redis", pod.name));
+            return find(
+                State::False,
+                "Deaf",
+                format!("{} does not hear itself through Redis", pod.name),
+            );
         }
     }
     match asked {
         0 => find(State::Unknown, "NotReported", "no pod answers".into()),
-        _ => find(State::True, "Hearing", format!("{asked} pods hear themselves through Redis")),
+        _ => find(
+            State::True,
+            "Hearing",
+            format!("{asked} pods hear themselves through Redis"),
+        ),
     }
 }
 
 fn kafka(observed: &Observed) -> Finding {
-    let find = |state, reason, message: String| Finding::new(Type::KafkaReachable, state, reason, message);
+    let find =
+        |state, reason, message: String| Finding::new(Type::KafkaReachable, state, reason, message);
     if observed.cluster.spec.kafka.is_none() {
         return find(State::True, "NotConfigured", "there is no pipeline".into());
     }
-    let facts: Vec<_> = reports(&observed.fleet).filter_map(|(pod, report)| Some((pod, report.kafka?))).collect();
+    let facts: Vec<_> = reports(&observed.fleet)
+        .filter_map(|(pod, report)| Some((pod, report.kafka?)))
+        .collect();
     if let Some((pod, facts)) = facts.iter().find(|(_, facts)| facts.retrying > 0) {
-        return find(State::False, "PipelineWaits", format!("{}: {} partitions wait for a dependency", pod.name, facts.retrying));
+        return find(
+            State::False,
+            "PipelineWaits",
+            format!(
+                "{}: {} partitions wait for a dependency",
+                pod.name, facts.retrying
+            ),
+        );
     }
     match facts.iter().map(|(_, facts)| facts.partitions).sum::<i64>() {
         _ if facts.is_empty() => find(State::Unknown, "NotReported", "no pod answers".into()),
-        0 => find(State::False, "NoPartitions", "no pod has a partition: brokers cannot be reached, or the topics are not there".into()),
-        partitions => find(State::True, "Consuming", format!("{partitions} partitions are assigned")),
+        0 => find(
+            State::False,
+            "NoPartitions",
+            "no pod has a partition: brokers cannot be reached, or the topics are not there".into(),
+        ),
+        partitions => find(
+            State::True,
+            "Consuming",
+            format!("{partitions} partitions are assigned"),
+        ),
     }
 }
 
 fn database(spec: &SignalClusterSpec, migration: &Migration) -> Finding {
-    let find = |state, reason, message: String| Finding::new(Type::DatabaseMigrated, state, reason, message);
+    let find = |state, reason, message: String| {
+        Finding::new(Type::DatabaseMigrated, state, reason, message)
+    };
     match migration {
-        Migration::NotWanted if spec.database.is_none() => find(State::True, "NotConfigured", "rows live in the pod".into()),
-        Migration::NotWanted => find(State::True, "NotManaged", "spec.database.migrations: no Job migrates".into()),
-        Migration::Pending { job } => find(State::False, "MigrationRunning", format!("Job {job} has not completed")),
-        Migration::Failed { job, message, .. } => find(State::False, "MigrationFailed", format!("Job {job}: {message}")),
-        Migration::Complete { job } => find(State::True, "Migrated", format!("Job {job} completed")),
+        Migration::NotWanted if spec.database.is_none() => {
+            find(State::True, "NotConfigured", "rows live in the pod".into())
+        }
+        Migration::NotWanted => find(
+            State::True,
+            "NotManaged",
+            "spec.database.migrations: no Job migrates".into(),
+        ),
+        Migration::Pending { job } => find(
+            State::False,
+            "MigrationRunning",
+            format!("Job {job} has not completed"),
+        ),
+        Migration::Failed { job, message, .. } => find(
+            State::False,
+            "MigrationFailed",
+            format!("Job {job}: {message}"),
+        ),
+        Migration::Complete { job } => {
+            find(State::True, "Migrated", format!("Job {job} completed"))
+        }
     }
 }
 
 /// Of accepted sources alone: one that is being prepared is spoken of by the rotation.
 fn jwks(observed: &Observed, verdict: &Verdict) -> Finding {
-    let find = |state, reason, message: String| Finding::new(Type::JWKSHealthy, state, reason, message);
-    let accepted = |name: &str| verdict.record.sources.iter().any(|source| source.name == name && source.stage != SourceStage::Prepared);
+    let find =
+        |state, reason, message: String| Finding::new(Type::JWKSHealthy, state, reason, message);
+    let accepted = |name: &str| {
+        verdict
+            .record
+            .sources
+            .iter()
+            .any(|source| source.name == name && source.stage != SourceStage::Prepared)
+    };
     let mut asked = 0;
     for (pod, report) in reports(&observed.fleet) {
         asked += 1;
-        let ill = report.key_sources.iter().find(|source| accepted(&source.name) && (source.error.is_some() || source.keys.is_empty()));
+        let ill = report.key_sources.iter().find(|source| {
+            accepted(&source.name) && (source.error.is_some() || source.keys.is_empty())
+        });
         if let Some(source) = ill {
             let error = source.error.as_deref().unwrap_or("it has no usable key");
-            return find(State::False, "SourceUnhealthy", format!("{}: source {}: {error}", pod.name, source.name));
+            return find(
+                State::False,
+                "SourceUnhealthy",
+                format!("{}: source {}: {error}", pod.name, source.name),
+            );
         }
     }
     match asked {
         0 => find(State::Unknown, "NotReported", "no pod answers".into()),
-        _ => find(State::True, "Fetched", format!("{asked} pods have usable keys of every source")),
+        _ => find(
+            State::True,
+            "Fetched",
+            format!("{asked} pods have usable keys of every source"),
+        ),
     }
 }
 
 fn rotation(verdict: &Verdict) -> Finding {
-    let find = |state, reason, message: String| Finding::new(Type::JWKSRotationComplete, state, reason, message);
+    let find = |state, reason, message: String| {
+        Finding::new(Type::JWKSRotationComplete, state, reason, message)
+    };
     if let Some(Waiting { reason, message }) = &verdict.rotation {
         return find(State::False, reason, message.clone());
     }
@@ -243,14 +394,21 @@ fn rotation(verdict: &Verdict) -> Finding {
         .collect();
     match moving.is_empty() && verdict.record.revoked_sources.is_empty() {
         true => find(State::True, "Complete", String::new()),
-        false if moving.is_empty() => find(State::False, "Revoking", format!("revoked: {}", verdict.record.revoked_sources.join(", "))),
+        false if moving.is_empty() => find(
+            State::False,
+            "Revoking",
+            format!("revoked: {}", verdict.record.revoked_sources.join(", ")),
+        ),
         false => find(State::False, "InProgress", moving.join("; ")),
     }
 }
 
 fn limited(observed: &Observed, verdict: &Verdict) -> Finding {
     let spec = &observed.cluster.spec;
-    let by_hpa = spec.autoscaling.as_ref().is_some_and(|autoscaling| autoscaling.mode == AutoscalingMode::Hpa);
+    let by_hpa = spec
+        .autoscaling
+        .as_ref()
+        .is_some_and(|autoscaling| autoscaling.mode == AutoscalingMode::Hpa);
     let (state, reason, message) = match (&verdict.limited, &observed.hpa) {
         (Some((reason, message)), _) => (State::True, *reason, message.clone()),
         (None, Some(hpa)) if by_hpa => hpa_condition(hpa),
@@ -262,7 +420,14 @@ fn limited(observed: &Observed, verdict: &Verdict) -> Finding {
 /// The first thing that is wrong, in the order in which people would mend it.
 fn ready(observed: &Observed, verdict: &Verdict, found: &[Finding]) -> Finding {
     let spec = &observed.cluster.spec;
-    let not = |finding: &Finding| Finding::new(Type::Ready, State::False, finding.reason, finding.message.clone());
+    let not = |finding: &Finding| {
+        Finding::new(
+            Type::Ready,
+            State::False,
+            finding.reason,
+            finding.message.clone(),
+        )
+    };
     let of = |kind: Type| found.iter().find(|finding| finding.kind == kind);
     for kind in [Type::SpecAccepted, Type::SecretsResolved] {
         if let Some(finding) = of(kind).filter(|finding| finding.state == State::False) {
@@ -273,7 +438,12 @@ fn ready(observed: &Observed, verdict: &Verdict, found: &[Finding]) -> Finding {
         return not(finding);
     }
     if spec.stopped {
-        return Finding::new(Type::Ready, State::False, "Stopped", "spec.stopped: no pods are wanted");
+        return Finding::new(
+            Type::Ready,
+            State::False,
+            "Stopped",
+            "spec.stopped: no pods are wanted",
+        );
     }
     for kind in [Type::DatabaseMigrated, Type::Available] {
         if let Some(finding) = of(kind).filter(|finding| finding.state == State::False) {
@@ -282,15 +452,30 @@ fn ready(observed: &Observed, verdict: &Verdict, found: &[Finding]) -> Finding {
     }
     let (serving, wanted) = serving(observed);
     if serving < wanted {
-        return Finding::new(Type::Ready, State::False, "PodsStarting", format!("{serving} of {wanted} pods serve"));
+        return Finding::new(
+            Type::Ready,
+            State::False,
+            "PodsStarting",
+            format!("{serving} of {wanted} pods serve"),
+        );
     }
     if verdict.rollout.going_on {
-        return Finding::new(Type::Ready, State::False, "RolloutInProgress", "pods are being replaced");
+        return Finding::new(
+            Type::Ready,
+            State::False,
+            "RolloutInProgress",
+            "pods are being replaced",
+        );
     }
     for kind in [Type::RedisReachable, Type::JWKSHealthy] {
         if let Some(finding) = of(kind).filter(|finding| finding.state != State::True) {
             return not(finding);
         }
     }
-    Finding::new(Type::Ready, State::True, "AllPodsReady", format!("{serving} of {wanted} pods serve"))
+    Finding::new(
+        Type::Ready,
+        State::True,
+        "AllPodsReady",
+        format!("{serving} of {wanted} pods serve"),
+    )
 }

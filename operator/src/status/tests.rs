@@ -17,13 +17,23 @@ fn at(secs: i64) -> DateTime<Utc> {
 
 /// The status that a look gives.
 fn look(observed: &Observed, trouble: Option<&Trouble>) -> Status {
-    let verdict = judge(observed, &mut Remembered::default(), None, &mut StdRng::seed_from_u64(7), at(0));
+    let verdict = judge(
+        observed,
+        &mut Remembered::default(),
+        None,
+        &mut StdRng::seed_from_u64(7),
+        at(0),
+    );
     status(observed, &verdict, trouble, at(0))
 }
 
 /// State and reason of a condition.
 fn said<'a>(status: &'a Status, kind: &str) -> (&'a str, &'a str) {
-    let condition = status.conditions.iter().find(|condition| condition.type_ == kind).unwrap();
+    let condition = status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == kind)
+        .unwrap();
     (&condition.status, &condition.reason)
 }
 
@@ -45,17 +55,34 @@ fn pod(name: &str, connections: i64) -> Pod {
         report: Ok(Report {
             version: "1.2.3".into(),
             ready: true,
-            connections: Counts { total: connections, authenticated: connections, encrypted: 0 },
-            bus: Bus { mode: "sentinel".into(), hearing: true, ..Bus::default() },
+            connections: Counts {
+                total: connections,
+                authenticated: connections,
+                encrypted: 0,
+            },
+            bus: Bus {
+                mode: "sentinel".into(),
+                hearing: true,
+                ..Bus::default()
+            },
             key_sources: ["main", "partner"].map(key_source).into(),
-            kafka: Some(KafkaFacts { partitions: 3, max_lag: Some(5), retrying: 0 }),
+            kafka: Some(KafkaFacts {
+                partitions: 3,
+                max_lag: Some(5),
+                retrying: 0,
+            }),
             ..Report::default()
         }),
     }
 }
 
 fn key_source(name: &str) -> KeySource {
-    KeySource { name: name.into(), state: "trusted".into(), keys: vec!["k1".into()], ..KeySource::default() }
+    KeySource {
+        name: name.into(),
+        state: "trusted".into(),
+        keys: vec!["k1".into()],
+        ..KeySource::default()
+    }
 }
 
 /// The production example with these pods; nobody has to migrate first, and nobody else decides about their number.
@@ -78,11 +105,38 @@ fn report(pod: &mut Pod) -> &mut Report {
 fn pods_that_all_serve_are_ready_and_their_numbers_add_up() {
     let status = look(&running(vec![pod("a", 7), pod("b", 11)]), None);
     assert_eq!(said(&status, "Ready"), ("True", "AllPodsReady"));
-    assert_eq!((status.ready_replicas, status.replicas, status.version.as_deref()), (2, 2, Some("1.2.3")));
+    assert_eq!(
+        (
+            status.ready_replicas,
+            status.replicas,
+            status.version.as_deref()
+        ),
+        (2, 2, Some("1.2.3"))
+    );
     let connections = status.connections.unwrap();
-    assert_eq!((connections.total, connections.min_per_pod, connections.max_per_pod, connections.reporting_pods), (18, 7, 11, 2));
-    assert_eq!(status.kafka.unwrap(), KafkaStatus { assigned_partitions: 6, max_lag: 5 });
-    assert!(status.endpoints.unwrap().internal.ends_with(".svc:80/stream"));
+    assert_eq!(
+        (
+            connections.total,
+            connections.min_per_pod,
+            connections.max_per_pod,
+            connections.reporting_pods
+        ),
+        (18, 7, 11, 2)
+    );
+    assert_eq!(
+        status.kafka.unwrap(),
+        KafkaStatus {
+            assigned_partitions: 6,
+            max_lag: 5
+        }
+    );
+    assert!(
+        status
+            .endpoints
+            .unwrap()
+            .internal
+            .ends_with(".svc:80/stream")
+    );
 }
 
 #[test]
@@ -97,8 +151,13 @@ fn connections_that_nobody_reports_are_not_told_from_memory() {
     let mut silent = pod("a", 7);
     silent.report = Err("no answer within 2 s".into());
     let mut observed = running(vec![silent]);
-    Arc::make_mut(&mut observed.cluster).status =
-        Some(Status { connections: Some(Connections { total: 9, ..Connections::default() }), ..Status::default() });
+    Arc::make_mut(&mut observed.cluster).status = Some(Status {
+        connections: Some(Connections {
+            total: 9,
+            ..Connections::default()
+        }),
+        ..Status::default()
+    });
     let status = look(&observed, None);
     assert_eq!(status.connections, None);
     assert_eq!(said(&status, "RedisReachable"), ("Unknown", "NotReported"));
@@ -107,11 +166,18 @@ fn connections_that_nobody_reports_are_not_told_from_memory() {
 #[test]
 fn what_is_missing_is_told_by_the_condition_and_by_the_summary() {
     let mut observed = running(vec![pod("a", 0), pod("b", 0)]);
-    observed.secrets.values_mut().for_each(|secret| *secret = None);
+    observed
+        .secrets
+        .values_mut()
+        .for_each(|secret| *secret = None);
     let status = look(&observed, None);
     assert_eq!(said(&status, "SecretsResolved"), ("False", "SecretMissing"));
     assert_eq!(said(&status, "Ready"), ("False", "SecretMissing"));
-    assert_eq!(said(&status, "Progressing").0, "Unknown", "nobody judged it");
+    assert_eq!(
+        said(&status, "Progressing").0,
+        "Unknown",
+        "nobody judged it"
+    );
 }
 
 #[test]
@@ -121,34 +187,63 @@ fn a_deaf_pod_a_source_without_keys_and_a_waiting_pipeline_name_the_pod() {
         change(report(&mut bad));
         look(&running(vec![pod("a", 0), bad]), None)
     };
-    let message = |status: &Status, kind: &str| status.conditions.iter().find(|one| one.type_ == kind).unwrap().message.clone();
+    let message = |status: &Status, kind: &str| {
+        status
+            .conditions
+            .iter()
+            .find(|one| one.type_ == kind)
+            .unwrap()
+            .message
+            .clone()
+    };
     let deaf = with(|report| report.bus.hearing = false);
-    assert_eq!((said(&deaf, "RedisReachable"), said(&deaf, "Ready")), (("False", "Deaf"), ("False", "Deaf")));
+    assert_eq!(
+        (said(&deaf, "RedisReachable"), said(&deaf, "Ready")),
+        (("False", "Deaf"), ("False", "Deaf"))
+    );
     assert!(message(&deaf, "RedisReachable").contains("bad"));
-    let keyless = with(|report| report.key_sources[0].error = Some("the answer is 404, not 200".into()));
+    let keyless =
+        with(|report| report.key_sources[0].error = Some("the answer is 404, not 200".into()));
     assert_eq!(said(&keyless, "JWKSHealthy"), ("False", "SourceUnhealthy"));
     assert!(message(&keyless, "JWKSHealthy").contains("404"));
     let waiting = with(|report| report.kafka.as_mut().unwrap().retrying = 2);
     assert_eq!(said(&waiting, "KafkaReachable"), ("False", "PipelineWaits"));
-    assert_eq!(said(&waiting, "Ready").0, "True", "rows are late, people are connected");
+    assert_eq!(
+        said(&waiting, "Ready").0,
+        "True",
+        "rows are late, people are connected"
+    );
 }
 
 #[test]
 fn pods_wait_for_the_migration_and_say_so() {
     let status = look(&example("production"), None);
-    assert_eq!(said(&status, "DatabaseMigrated"), ("False", "MigrationRunning"));
+    assert_eq!(
+        said(&status, "DatabaseMigrated"),
+        ("False", "MigrationRunning")
+    );
     assert_eq!(said(&status, "Progressing"), ("True", "MigrationRunning"));
     assert_eq!(said(&status, "Ready"), ("False", "MigrationRunning"));
     let mut stopped = example("production");
     Arc::make_mut(&mut stopped.cluster).spec.stopped = true;
-    assert_eq!(said(&look(&stopped, None), "Progressing").0, "False", "no Job is made for it");
+    assert_eq!(
+        said(&look(&stopped, None), "Progressing").0,
+        "False",
+        "no Job is made for it"
+    );
 }
 
 #[test]
 fn what_the_api_server_refuses_degrades() {
-    let trouble = Trouble { reason: "NameOccupied", message: "Service edge belongs to someone else".into() };
+    let trouble = Trouble {
+        reason: "NameOccupied",
+        message: "Service edge belongs to someone else".into(),
+    };
     let status = look(&running(vec![pod("a", 0), pod("b", 0)]), Some(&trouble));
-    assert_eq!((said(&status, "Degraded"), said(&status, "Ready")), (("True", "NameOccupied"), ("False", "NameOccupied")));
+    assert_eq!(
+        (said(&status, "Degraded"), said(&status, "Ready")),
+        (("True", "NameOccupied"), ("False", "NameOccupied"))
+    );
 }
 
 #[test]
@@ -165,9 +260,15 @@ fn a_pod_that_drains_counts_as_draining_and_not_as_a_replica() {
 fn paused_and_stopped_are_told() {
     let mut observed = running(vec![pod("a", 0)]);
     Arc::make_mut(&mut observed.cluster).spec.paused = true;
-    assert_eq!(said(&look(&observed, None), "ReconciliationPaused"), ("True", "Paused"));
+    assert_eq!(
+        said(&look(&observed, None), "ReconciliationPaused"),
+        ("True", "Paused")
+    );
     let spec = &mut Arc::make_mut(&mut observed.cluster).spec;
     (spec.paused, spec.stopped) = (false, true);
     let stopped = look(&observed, None);
-    assert_eq!((said(&stopped, "Ready"), said(&stopped, "Available")), (("False", "Stopped"), ("False", "Stopped")));
+    assert_eq!(
+        (said(&stopped, "Ready"), said(&stopped, "Available")),
+        (("False", "Stopped"), ("False", "Stopped"))
+    );
 }

@@ -25,7 +25,11 @@ pub const BASIC_USERS: &str = "basic-users.json";
 
 /// `STEM-XXXXXXXX` with the first eight hexadecimal digits of the content's SHA-256: another content is another file.
 fn addressed(stem: &str, content: &[u8], suffix: &str) -> String {
-    let hash: String = Sha256::digest(content).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = Sha256::digest(content)
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("{stem}-{hash}{suffix}")
 }
 
@@ -39,27 +43,44 @@ pub(super) struct Resolver<'a> {
 
 impl<'a> Resolver<'a> {
     pub(super) fn new(secrets: &'a Secrets, problems: &'a mut Vec<Problem>) -> Self {
-        Self { secrets, files: Files::new(), problems }
+        Self {
+            secrets,
+            files: Files::new(),
+            problems,
+        }
     }
 
     fn refuse(&mut self, reason: &'static str, message: String) {
-        self.problems.push(Problem { condition: ConditionType::SecretsResolved, reason, message });
+        self.problems.push(Problem {
+            condition: ConditionType::SecretsResolved,
+            reason,
+            message,
+        });
     }
 
     /// The content of a key, not empty.
     fn content(&mut self, field: &str, key: &SecretKey) -> Option<&'a [u8]> {
         let SecretKey { name, key } = key;
         let Some(data) = self.secrets.get(name).and_then(Option::as_ref) else {
-            self.refuse("SecretMissing", format!("{field}: there is no Secret {name}"));
+            self.refuse(
+                "SecretMissing",
+                format!("{field}: there is no Secret {name}"),
+            );
             return None;
         };
         match data.get(key) {
             None => {
-                self.refuse("SecretKeyMissing", format!("{field}: Secret {name} has no key {key}"));
+                self.refuse(
+                    "SecretKeyMissing",
+                    format!("{field}: Secret {name} has no key {key}"),
+                );
                 None
             }
             Some(content) if content.trim_ascii().is_empty() => {
-                self.refuse("SecretValueEmpty", format!("{field}: key {key} of Secret {name} is empty"));
+                self.refuse(
+                    "SecretValueEmpty",
+                    format!("{field}: key {key} of Secret {name} is empty"),
+                );
                 None
             }
             Some(content) => Some(content),
@@ -72,14 +93,25 @@ impl<'a> Resolver<'a> {
         match std::str::from_utf8(content).map(str::trim) {
             Ok(text) if !text.contains(char::is_control) => Some(text),
             _ => {
-                self.refuse("SecretValueInvalid", format!("{field}: key {} of Secret {} is no text of one line", key.key, key.name));
+                self.refuse(
+                    "SecretValueInvalid",
+                    format!(
+                        "{field}: key {} of Secret {} is no text of one line",
+                        key.key, key.name
+                    ),
+                );
                 None
             }
         }
     }
 
     /// A password under a content-addressed name.
-    pub(super) fn addressed_password(&mut self, field: &str, key: &SecretKey, stem: &str) -> Option<String> {
+    pub(super) fn addressed_password(
+        &mut self,
+        field: &str,
+        key: &SecretKey,
+        stem: &str,
+    ) -> Option<String> {
         let text = self.text(field, key)?;
         let name = addressed(stem, text.as_bytes(), "");
         self.files.insert(name.clone(), text.into());
@@ -97,16 +129,28 @@ impl<'a> Resolver<'a> {
     fn authorities(&mut self, field: &str, key: &SecretKey) -> Option<&'a [u8]> {
         let content = self.content(field, key)?;
         let mut store = rustls::RootCertStore::empty();
-        let good = CertificateDer::pem_slice_iter(content).all(|found| found.is_ok_and(|certificate| store.add(certificate).is_ok()));
+        let good = CertificateDer::pem_slice_iter(content)
+            .all(|found| found.is_ok_and(|certificate| store.add(certificate).is_ok()));
         if good && !store.is_empty() {
             return Some(content);
         }
-        self.refuse("AuthorityInvalid", format!("{field}: key {} of Secret {} holds no PEM certificates", key.key, key.name));
+        self.refuse(
+            "AuthorityInvalid",
+            format!(
+                "{field}: key {} of Secret {} holds no PEM certificates",
+                key.key, key.name
+            ),
+        );
         None
     }
 
     /// Authorities under a content-addressed name.
-    pub(super) fn addressed_authorities(&mut self, field: &str, key: &SecretKey, stem: &str) -> Option<String> {
+    pub(super) fn addressed_authorities(
+        &mut self,
+        field: &str,
+        key: &SecretKey,
+        stem: &str,
+    ) -> Option<String> {
         let content = self.authorities(field, key)?;
         let name = addressed(stem, content, ".crt");
         self.files.insert(name.clone(), content.into());
@@ -122,31 +166,51 @@ impl<'a> Resolver<'a> {
 
     /// The URL of a PostgreSQL; with `authorities`, `sslrootcert` names their file unless the URL names one itself.
     pub(super) fn database(&mut self, field: &str, key: &SecretKey, name: &str, authorities: bool) {
-        let Some(text) = self.text(field, key) else { return };
+        let Some(text) = self.text(field, key) else {
+            return;
+        };
         // The message must not repeat the URL: it holds the password.
-        let parsed = url::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "postgres" | "postgresql"));
+        let parsed = url::Url::parse(text)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "postgres" | "postgresql"));
         let Some(url) = parsed else {
-            let message = format!("{field}: key {} of Secret {} is no postgres:// URL", key.key, key.name);
+            let message = format!(
+                "{field}: key {} of Secret {} is no postgres:// URL",
+                key.key, key.name
+            );
             return self.refuse("DatabaseURLInvalid", message);
         };
         let mut text = text.to_owned();
         if authorities && !url.query_pairs().any(|(name, _)| name == "sslrootcert") {
-            let joint = if url.query().is_some_and(|query| !query.is_empty()) { "&" } else { "?" };
-            text = format!("{}{joint}sslrootcert={LIVE_DIR}/{DATABASE_CA}", text.trim_end_matches('?'));
+            let joint = if url.query().is_some_and(|query| !query.is_empty()) {
+                "&"
+            } else {
+                "?"
+            };
+            text = format!(
+                "{}{joint}sslrootcert={LIVE_DIR}/{DATABASE_CA}",
+                text.trim_end_matches('?')
+            );
         }
         self.files.insert(name.into(), text.into_bytes());
     }
 
     /// Users of `Authorization: Basic`.
     pub(super) fn basic_users(&mut self, field: &str, key: &SecretKey) {
-        let Some(content) = self.content(field, key) else { return };
+        let Some(content) = self.content(field, key) else {
+            return;
+        };
         match serde_json::from_slice::<Vec<serde_json::Map<String, serde_json::Value>>>(content) {
             Ok(_) => {
                 self.files.insert(BASIC_USERS.into(), content.into());
             }
-            Err(_) => {
-                self.refuse("BasicUsersInvalid", format!("{field}: key {} of Secret {} is no JSON array of users", key.key, key.name))
-            }
+            Err(_) => self.refuse(
+                "BasicUsersInvalid",
+                format!(
+                    "{field}: key {} of Secret {} is no JSON array of users",
+                    key.key, key.name
+                ),
+            ),
         }
     }
 }

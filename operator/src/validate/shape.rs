@@ -23,7 +23,11 @@ impl<'a> Shape<'a> {
 
     /// Records a problem of a field.
     pub(super) fn refuse(&mut self, reason: &'static str, message: String) {
-        self.problems.push(Problem { condition: ConditionType::SpecAccepted, reason, message });
+        self.problems.push(Problem {
+            condition: ConditionType::SpecAccepted,
+            reason,
+            message,
+        });
     }
 
     fn need(&mut self, good: bool, field: &str, text: &str) {
@@ -39,7 +43,9 @@ impl<'a> Shape<'a> {
             self.need(
                 is_origin(origin),
                 "gateway.allowedOrigins",
-                &format!("`{origin}` is not scheme://host[:port], with *. in front of the host at most"),
+                &format!(
+                    "`{origin}` is not scheme://host[:port], with *. in front of the host at most"
+                ),
             );
         }
         for network in &spec.gateway.trusted_proxies {
@@ -49,13 +55,25 @@ impl<'a> Shape<'a> {
                 &format!("`{network}` is no network such as 10.0.0.0/8"),
             );
         }
-        self.need(spec.gateway.public_port != spec.gateway.admin_port, "gateway.adminPort", "must differ from publicPort");
+        self.need(
+            spec.gateway.public_port != spec.gateway.admin_port,
+            "gateway.adminPort",
+            "must differ from publicPort",
+        );
         for node in spec.redis.iter().flat_map(|redis| &redis.nodes) {
-            self.need(is_address(node), "redis.nodes", &format!("`{node}` is not host:port"));
+            self.need(
+                is_address(node),
+                "redis.nodes",
+                &format!("`{node}` is not host:port"),
+            );
         }
         if let Some(kafka) = &spec.kafka {
             for broker in &kafka.brokers {
-                self.need(is_address(broker), "kafka.brokers", &format!("`{broker}` is not host:port"));
+                self.need(
+                    is_address(broker),
+                    "kafka.brokers",
+                    &format!("`{broker}` is not host:port"),
+                );
             }
             let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
             self.need(
@@ -64,34 +82,65 @@ impl<'a> Shape<'a> {
                 "takes letters, digits, dots, underscores and hyphens",
             );
             for topic in &kafka.topics {
-                self.need(topic.chars().all(allowed), "kafka.topics", &format!("`{topic}` is no name of a topic"));
+                self.need(
+                    topic.chars().all(allowed),
+                    "kafka.topics",
+                    &format!("`{topic}` is no name of a topic"),
+                );
                 let letters = format!("{topic}{}", kafka.dead_letter_suffix);
-                self.need(!kafka.topics.contains(&letters), "kafka.topics", &format!("`{letters}` holds the dead letters of `{topic}`"));
+                self.need(
+                    !kafka.topics.contains(&letters),
+                    "kafka.topics",
+                    &format!("`{letters}` holds the dead letters of `{topic}`"),
+                );
             }
         }
         for (at, source) in spec.jwks.sources.iter().enumerate() {
             let good = url::Url::parse(&source.url).is_ok_and(|url| url.has_host());
-            self.need(good, &format!("jwks.sources[{at}].url"), &format!("`{}` is no URL", source.url));
+            self.need(
+                good,
+                &format!("jwks.sources[{at}].url"),
+                &format!("`{}` is no URL", source.url),
+            );
             let free = spec.jwks.managed.is_none() || source.name != super::MANAGED_SOURCE;
-            self.need(free, &format!("jwks.sources[{at}].name"), "`managed` is the name of the keys that the operator makes");
+            self.need(
+                free,
+                &format!("jwks.sources[{at}].name"),
+                "`managed` is the name of the keys that the operator makes",
+            );
         }
         let observability = &spec.observability;
-        let filter = observability.log_filter.parse::<tracing_subscriber::EnvFilter>();
-        self.need(filter.is_ok(), "observability.logFilter", "is no filter such as `info,signal_gateway::ws=debug`");
+        let filter = observability
+            .log_filter
+            .parse::<tracing_subscriber::EnvFilter>();
+        self.need(
+            filter.is_ok(),
+            "observability.logFilter",
+            "is no filter such as `info,signal_gateway::ws=debug`",
+        );
         if let Some(tracing) = &observability.tracing {
-            let good = url::Url::parse(&tracing.endpoint).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-            self.need(good, "observability.tracing.endpoint", &format!("`{}` is no http URL", tracing.endpoint));
+            let good = url::Url::parse(&tracing.endpoint)
+                .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+            self.need(
+                good,
+                "observability.tracing.endpoint",
+                &format!("`{}` is no http URL", tracing.endpoint),
+            );
         }
     }
 
     /// Durations that a setting counts in seconds are whole seconds, and those that must be above zero are.
     fn durations(&mut self, spec: &SignalClusterSpec) {
         const DAY: u64 = 24 * 3600 * 1000;
-        let (auth, jwks, drain, rollout) = (&spec.gateway.auth, &spec.jwks, &spec.drain, &spec.rollout);
+        let (auth, jwks, drain, rollout) =
+            (&spec.gateway.auth, &spec.jwks, &spec.drain, &spec.rollout);
         let above_zero: [(&str, Duration); 8] = [
             ("gateway.auth.connectTimeout", auth.connect_timeout),
             ("gateway.auth.finishTimeout", auth.finish_timeout),
-            ("limits.sendQueue.writeTimeout", spec.limits.send_queue.write_timeout),
+            (
+                "limits.sendQueue.writeTimeout",
+                spec.limits.send_queue.write_timeout,
+            ),
             ("jwks.refreshInterval", jwks.refresh_interval),
             ("jwks.maxStale", jwks.max_stale),
             ("jwks.requestTimeout", jwks.request_timeout),
@@ -111,50 +160,114 @@ impl<'a> Shape<'a> {
             ("rollout.minReady", rollout.min_ready),
             ("rollout.progressDeadline", rollout.progress_deadline),
         ];
-        seconds.extend(jwks.managed.iter().map(|managed| ("jwks.managed.cacheAge", managed.cache_age)));
-        seconds
-            .extend(spec.observability.service_monitor.iter().map(|monitor| ("observability.serviceMonitor.interval", monitor.interval)));
+        seconds.extend(
+            jwks.managed
+                .iter()
+                .map(|managed| ("jwks.managed.cacheAge", managed.cache_age)),
+        );
+        seconds.extend(
+            spec.observability
+                .service_monitor
+                .iter()
+                .map(|monitor| ("observability.serviceMonitor.interval", monitor.interval)),
+        );
         for (field, duration) in seconds {
-            self.need(duration.as_millis().is_multiple_of(1000), field, "must be whole seconds");
+            self.need(
+                duration.as_millis().is_multiple_of(1000),
+                field,
+                "must be whole seconds",
+            );
             // Kubernetes counts these in 32 bits, and nobody means more.
             self.need(duration.as_secs() <= i32::MAX as u64, field, "is too long");
         }
-        self.need(auth.clock_skew <= Duration::secs(300), "gateway.auth.clockSkew", "is at most 5m");
-        self.need(rollout.progress_deadline > rollout.min_ready, "rollout.progressDeadline", "must exceed minReady");
+        self.need(
+            auth.clock_skew <= Duration::secs(300),
+            "gateway.auth.clockSkew",
+            "is at most 5m",
+        );
+        self.need(
+            rollout.progress_deadline > rollout.min_ready,
+            "rollout.progressDeadline",
+            "must exceed minReady",
+        );
         if let Some(managed) = &jwks.managed {
-            self.need(managed.cache_age >= Duration::secs(1), "jwks.managed.cacheAge", "must be above zero");
-            self.need(managed.cache_age <= Duration::secs(86_400), "jwks.managed.cacheAge", "is at most 24h");
+            self.need(
+                managed.cache_age >= Duration::secs(1),
+                "jwks.managed.cacheAge",
+                "must be above zero",
+            );
+            self.need(
+                managed.cache_age <= Duration::secs(86_400),
+                "jwks.managed.cacheAge",
+                "is at most 24h",
+            );
         }
         if let Some(redis) = &spec.redis {
-            self.need(redis.self_ping_interval.as_millis() > 0, "redis.selfPingInterval", "must be above zero");
+            self.need(
+                redis.self_ping_interval.as_millis() > 0,
+                "redis.selfPingInterval",
+                "must be above zero",
+            );
         }
         if let Some(database) = &spec.database {
-            self.need(database.retention.as_millis().is_multiple_of(DAY), "database.retention", "must be whole days, such as 4320h");
-            self.need(database.retention.as_millis() / DAY <= 36_500, "database.retention", "is too long");
+            self.need(
+                database.retention.as_millis().is_multiple_of(DAY),
+                "database.retention",
+                "must be whole days, such as 4320h",
+            );
+            self.need(
+                database.retention.as_millis() / DAY <= 36_500,
+                "database.retention",
+                "is too long",
+            );
         }
     }
 
     /// Parts that belong to another kind, read as that kind.
-    pub(super) fn parts<T: DeserializeOwned + Serialize>(&mut self, field: &str, parts: &[Map<String, Value>]) -> Vec<T> {
-        let read = parts.iter().enumerate().filter_map(|(at, part)| self.part(&format!("{field}[{at}]"), &Value::Object(part.clone())));
+    pub(super) fn parts<T: DeserializeOwned + Serialize>(
+        &mut self,
+        field: &str,
+        parts: &[Map<String, Value>],
+    ) -> Vec<T> {
+        let read = parts.iter().enumerate().filter_map(|(at, part)| {
+            self.part(&format!("{field}[{at}]"), &Value::Object(part.clone()))
+        });
         read.collect()
     }
 
     /// A part that belongs to another kind, read as that kind. What the kind does not know is refused: it would be dropped in silence.
-    pub(super) fn part<T: DeserializeOwned + Serialize>(&mut self, field: &str, part: &Value) -> Option<T> {
+    pub(super) fn part<T: DeserializeOwned + Serialize>(
+        &mut self,
+        field: &str,
+        part: &Value,
+    ) -> Option<T> {
         let read: T = match serde_path_to_error::deserialize(part) {
             Ok(read) => read,
             Err(error) => {
                 let path = error.path().to_string();
-                let dot = if path.starts_with('[') || path == "." { "" } else { "." };
-                self.refuse("InvalidSpec", format!("spec.{field}{dot}{}: {}", path.trim_end_matches('.'), error.inner()));
+                let dot = if path.starts_with('[') || path == "." {
+                    ""
+                } else {
+                    "."
+                };
+                self.refuse(
+                    "InvalidSpec",
+                    format!(
+                        "spec.{field}{dot}{}: {}",
+                        path.trim_end_matches('.'),
+                        error.inner()
+                    ),
+                );
                 return None;
             }
         };
         let known = serde_json::to_value(&read).expect("kinds of Kubernetes are JSON");
         let unknown = first_unknown(part, &known);
         if let Some(path) = &unknown {
-            self.refuse("InvalidSpec", format!("spec.{field}{path}: there is no such field"));
+            self.refuse(
+                "InvalidSpec",
+                format!("spec.{field}{path}: there is no such field"),
+            );
         }
         unknown.is_none().then_some(read)
     }
@@ -162,7 +275,10 @@ impl<'a> Shape<'a> {
     /// Locales of the catalogs; every key is `LOCALE.ftl`.
     pub(super) fn catalogs(&mut self, name: &str, found: Option<&ConfigMap>) -> Vec<String> {
         let Some(found) = found else {
-            self.refuse("CatalogsMissing", format!("spec.notifications.catalogRef: there is no ConfigMap {name}"));
+            self.refuse(
+                "CatalogsMissing",
+                format!("spec.notifications.catalogRef: there is no ConfigMap {name}"),
+            );
             return Vec::new();
         };
         let empty = BTreeMap::new();
@@ -183,15 +299,21 @@ impl<'a> Shape<'a> {
 /// The first path in `given` that is not in `known`; nulls and what is empty say nothing.
 fn first_unknown(given: &Value, known: &Value) -> Option<String> {
     match (given, known) {
-        (Value::Object(given), Value::Object(known)) => given.iter().find_map(|(key, value)| match known.get(key) {
-            Some(known) => first_unknown(value, known).map(|path| format!(".{key}{path}")),
-            None => (!says_nothing(value)).then(|| format!(".{key}")),
-        }),
-        (Value::Array(given), Value::Array(known)) => given
-            .iter()
-            .zip(known)
-            .enumerate()
-            .find_map(|(at, (given, known))| first_unknown(given, known).map(|path| format!("[{at}]{path}"))),
+        (Value::Object(given), Value::Object(known)) => {
+            given.iter().find_map(|(key, value)| match known.get(key) {
+                Some(known) => first_unknown(value, known).map(|path| format!(".{key}{path}")),
+                None => (!says_nothing(value)).then(|| format!(".{key}")),
+            })
+        }
+        (Value::Array(given), Value::Array(known)) => {
+            given
+                .iter()
+                .zip(known)
+                .enumerate()
+                .find_map(|(at, (given, known))| {
+                    first_unknown(given, known).map(|path| format!("[{at}]{path}"))
+                })
+        }
         _ => None,
     }
 }
@@ -207,13 +329,18 @@ fn says_nothing(value: &Value) -> bool {
 
 fn is_origin(text: &str) -> bool {
     text.split_once("://").is_some_and(|(scheme, host)| {
-        matches!(scheme, "http" | "https") && !host.is_empty() && !host.contains('/') && !host.trim_start_matches("*.").contains('*')
+        matches!(scheme, "http" | "https")
+            && !host.is_empty()
+            && !host.contains('/')
+            && !host.trim_start_matches("*.").contains('*')
     })
 }
 
 fn is_address(text: &str) -> bool {
     text.rsplit_once(':').is_some_and(|(host, port)| {
-        !host.is_empty() && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok_and(|port| port > 0)
+        !host.is_empty()
+            && !host.contains(char::is_whitespace)
+            && port.parse::<u16>().is_ok_and(|port| port > 0)
     })
 }
 

@@ -38,10 +38,22 @@ fn a_secret_that_is_absent_or_lacks_a_key_is_named_with_the_field() {
     absent.secrets.insert("kafka".into(), None);
     let problems = validate(&absent).unwrap_err();
     assert_eq!(problems.len(), 2);
-    assert!(problems.iter().all(|problem| problem.reason == "SecretMissing" && problem.condition == ConditionType::SecretsResolved));
-    assert_eq!(problems[0].message, "spec.kafka.security.auth.usernameSecretRef: there is no Secret kafka");
+    assert!(
+        problems
+            .iter()
+            .all(|problem| problem.reason == "SecretMissing"
+                && problem.condition == ConditionType::SecretsResolved)
+    );
+    assert_eq!(
+        problems[0].message,
+        "spec.kafka.security.auth.usernameSecretRef: there is no Secret kafka"
+    );
 
-    for (content, reason) in [(None, "SecretKeyMissing"), (Some(" \n"), "SecretValueEmpty"), (Some("a\nb"), "SecretValueInvalid")] {
+    for (content, reason) in [
+        (None, "SecretKeyMissing"),
+        (Some(" \n"), "SecretValueEmpty"),
+        (Some("a\nb"), "SecretValueInvalid"),
+    ] {
         let found = problem(&with_secret("redis", "pass", content));
         assert_eq!(found.reason, reason);
         assert!(
@@ -55,19 +67,45 @@ fn a_secret_that_is_absent_or_lacks_a_key_is_named_with_the_field() {
 #[test]
 fn secrets_of_a_wrong_kind_are_refused_without_being_told() {
     for (secret, key, content, reason, fields) in [
-        ("database", "url", "mysql://u:hunter2@h/d", "DatabaseURLInvalid", 1),
+        (
+            "database",
+            "url",
+            "mysql://u:hunter2@h/d",
+            "DatabaseURLInvalid",
+            1,
+        ),
         ("database", "platform", "hunter2", "DatabaseURLInvalid", 1),
-        ("users", "users.json", "{\"hunter2\": 1}", "BasicUsersInvalid", 1),
+        (
+            "users",
+            "users.json",
+            "{\"hunter2\": 1}",
+            "BasicUsersInvalid",
+            1,
+        ),
         ("users", "users.json", "hunter2", "BasicUsersInvalid", 1),
         ("authorities", "ca.crt", "hunter2", "AuthorityInvalid", 4),
-        ("authorities", "ca.crt", "-----BEGIN CERTIFICATE-----\naHVudGVyMg==\n-----END CERTIFICATE-----\n", "AuthorityInvalid", 4),
+        (
+            "authorities",
+            "ca.crt",
+            "-----BEGIN CERTIFICATE-----\naHVudGVyMg==\n-----END CERTIFICATE-----\n",
+            "AuthorityInvalid",
+            4,
+        ),
     ] {
         let problems = validate(&with_secret(secret, key, Some(content))).unwrap_err();
         assert_eq!(problems.len(), fields, "{content}: {problems:?}");
         for problem in problems {
             assert_eq!(problem.reason, reason, "{content}");
-            assert!(problem.message.starts_with("spec.") && problem.message.contains(secret) && problem.message.contains(key));
-            assert!(!problem.message.contains("hunter2") && !problem.message.contains("aHVu"), "{}", problem.message);
+            assert!(
+                problem.message.starts_with("spec.")
+                    && problem.message.contains(secret)
+                    && problem.message.contains(key)
+            );
+            assert!(
+                !problem.message.contains("hunter2") && !problem.message.contains("aHVu"),
+                "{}",
+                problem.message
+            );
         }
     }
 }
@@ -77,66 +115,144 @@ fn files_are_named_by_their_content_where_the_live_settings_name_them() {
     let cluster = validate(&example("production")).unwrap();
     let redis = cluster.redis.unwrap();
     let password = redis.password_file.unwrap();
-    assert!(password.starts_with("redis-password-") && password.len() == "redis-password-".len() + 8);
+    assert!(
+        password.starts_with("redis-password-") && password.len() == "redis-password-".len() + 8
+    );
     assert_eq!(cluster.files[&password], b"redis-secret");
     assert_eq!(redis.username, "signal");
-    let other = validate(&with_secret("redis", "pass", Some("another"))).unwrap().redis.unwrap();
+    let other = validate(&with_secret("redis", "pass", Some("another")))
+        .unwrap()
+        .redis
+        .unwrap();
     assert_ne!(other.password_file.unwrap(), password);
-    let names: Vec<_> = cluster.sources.iter().map(|(name, definition)| (name.as_str(), definition.url.is_some())).collect();
-    assert_eq!(names, [("main", true), ("partner", true), (MANAGED_SOURCE, false)]);
-    assert!(cluster.files.contains_key(cluster.sources[0].1.ca_file.as_ref().unwrap()));
+    let names: Vec<_> = cluster
+        .sources
+        .iter()
+        .map(|(name, definition)| (name.as_str(), definition.url.is_some()))
+        .collect();
+    assert_eq!(
+        names,
+        [("main", true), ("partner", true), (MANAGED_SOURCE, false)]
+    );
+    assert!(
+        cluster
+            .files
+            .contains_key(cluster.sources[0].1.ca_file.as_ref().unwrap())
+    );
     assert_eq!(cluster.kafka_username, "signal");
 }
 
 #[test]
 fn a_pod_template_that_is_no_pod_spec_is_refused_with_its_path() {
     for (spec, path) in [
-        (json!({"containers": "many"}), "spec.podTemplate.spec.containers"),
-        (json!({"containers": [{"name": "gateway", "env": [{"name": 5}]}]}), "spec.podTemplate.spec.containers[0].env[0].name"),
-        (json!({"tolerationz": [{"key": "a"}]}), "spec.podTemplate.spec.tolerationz"),
+        (
+            json!({"containers": "many"}),
+            "spec.podTemplate.spec.containers",
+        ),
+        (
+            json!({"containers": [{"name": "gateway", "env": [{"name": 5}]}]}),
+            "spec.podTemplate.spec.containers[0].env[0].name",
+        ),
+        (
+            json!({"tolerationz": [{"key": "a"}]}),
+            "spec.podTemplate.spec.tolerationz",
+        ),
         (
             json!({"containers": [{"name": "gateway", "resources": {"request": {"cpu": "1"}}}]}),
             "spec.podTemplate.spec.containers[0].resources.request",
         ),
     ] {
-        let found = problem(&changed("minimal", |cluster| cluster.spec.pod_template.spec = spec.as_object().unwrap().clone()));
-        assert_eq!((found.condition, found.reason), (ConditionType::SpecAccepted, "InvalidSpec"));
-        assert!(found.message.starts_with(&format!("{path}:")), "{}", found.message);
+        let found = problem(&changed("minimal", |cluster| {
+            cluster.spec.pod_template.spec = spec.as_object().unwrap().clone()
+        }));
+        assert_eq!(
+            (found.condition, found.reason),
+            (ConditionType::SpecAccepted, "InvalidSpec")
+        );
+        assert!(
+            found.message.starts_with(&format!("{path}:")),
+            "{}",
+            found.message
+        );
     }
     let numbers = json!({"containers": [{"name": "gateway", "resources": {"requests": {"cpu": 2}}}], "volumes": []});
-    validate(&changed("minimal", |cluster| cluster.spec.pod_template.spec = numbers.as_object().unwrap().clone())).unwrap();
+    validate(&changed("minimal", |cluster| {
+        cluster.spec.pod_template.spec = numbers.as_object().unwrap().clone()
+    }))
+    .unwrap();
 }
 
 #[test]
 fn parts_of_other_kinds_are_read_as_those_kinds() {
-    let wrong = json!({"podSelectors": {"matchLabels": {"a": "b"}}}).as_object().unwrap().clone();
+    let wrong = json!({"podSelectors": {"matchLabels": {"a": "b"}}})
+        .as_object()
+        .unwrap()
+        .clone();
     for (at, observed) in [
-        ("spec.networkPolicy.publicFrom[0].podSelectors", changed("minimal", |c| c.spec.network_policy.public_from = vec![wrong.clone()])),
-        ("spec.networkPolicy.adminFrom[0].podSelectors", changed("minimal", |c| c.spec.network_policy.admin_from = vec![wrong.clone()])),
+        (
+            "spec.networkPolicy.publicFrom[0].podSelectors",
+            changed("minimal", |c| {
+                c.spec.network_policy.public_from = vec![wrong.clone()]
+            }),
+        ),
+        (
+            "spec.networkPolicy.adminFrom[0].podSelectors",
+            changed("minimal", |c| {
+                c.spec.network_policy.admin_from = vec![wrong.clone()]
+            }),
+        ),
         (
             "spec.autoscaling.extraMetrics[0].podSelectors",
-            changed("production", |c| c.spec.autoscaling.as_mut().unwrap().extra_metrics = Some(vec![wrong.clone()])),
+            changed("production", |c| {
+                c.spec.autoscaling.as_mut().unwrap().extra_metrics = Some(vec![wrong.clone()])
+            }),
         ),
     ] {
         let found = problem(&observed);
-        assert!(found.message.starts_with(&format!("{at}:")), "{}", found.message);
+        assert!(
+            found.message.starts_with(&format!("{at}:")),
+            "{}",
+            found.message
+        );
     }
 }
 
 #[test]
 fn catalogs_are_there_and_named_by_locale() {
-    assert_eq!(validate(&example("production")).unwrap().locales, ["en", "fr"]);
+    assert_eq!(
+        validate(&example("production")).unwrap().locales,
+        ["en", "fr"]
+    );
     let mut absent = example("production");
     absent.catalogs = Some(None);
-    assert_eq!(problem(&absent).message, "spec.notifications.catalogRef: there is no ConfigMap texts");
+    assert_eq!(
+        problem(&absent).message,
+        "spec.notifications.catalogRef: there is no ConfigMap texts"
+    );
     for key in ["readme.md", "x.ftl", "en_GB.ftl", "en-.ftl", ".ftl"] {
         let mut odd = example("production");
-        odd.catalogs.as_mut().unwrap().as_mut().unwrap().data.as_mut().unwrap().insert(key.into(), String::new());
+        odd.catalogs
+            .as_mut()
+            .unwrap()
+            .as_mut()
+            .unwrap()
+            .data
+            .as_mut()
+            .unwrap()
+            .insert(key.into(), String::new());
         assert_eq!(problem(&odd).reason, "CatalogsInvalid", "{key}");
     }
     for key in ["en-GB.ftl", "zh-Hant-TW.ftl", "es-419.ftl", "fil.ftl"] {
         let mut good = example("production");
-        good.catalogs.as_mut().unwrap().as_mut().unwrap().data.as_mut().unwrap().insert(key.into(), String::new());
+        good.catalogs
+            .as_mut()
+            .unwrap()
+            .as_mut()
+            .unwrap()
+            .data
+            .as_mut()
+            .unwrap()
+            .insert(key.into(), String::new());
         validate(&good).unwrap();
     }
 }
@@ -145,38 +261,91 @@ fn catalogs_are_there_and_named_by_locale() {
 fn each_field_that_the_api_server_cannot_check_is_named() {
     type Change = fn(&mut SignalClusterSpec);
     let cases: [(&str, Change); 20] = [
-        ("gateway.allowedOrigins", |s| s.gateway.allowed_origins = vec!["shop.example.com".into()]),
-        ("gateway.allowedOrigins", |s| s.gateway.allowed_origins = vec!["https://a.*.example.com".into()]),
-        ("gateway.trustedProxies", |s| s.gateway.trusted_proxies = vec!["10.0.0.0/33".into()]),
-        ("gateway.adminPort", |s| s.gateway.admin_port = s.gateway.public_port),
-        ("gateway.auth.clockSkew", |s| s.gateway.auth.clock_skew = Duration::secs(301)),
-        ("gateway.auth.expiringLead", |s| s.gateway.auth.expiring_lead = Duration::millis(1500)),
-        ("gateway.auth.connectTimeout", |s| s.gateway.auth.connect_timeout = Duration::default()),
-        ("limits.sendQueue.writeTimeout", |s| s.limits.send_queue.write_timeout = Duration::default()),
-        ("redis.nodes", |s| s.redis.as_mut().unwrap().nodes = vec!["redis:70000".into()]),
-        ("redis.selfPingInterval", |s| s.redis.as_mut().unwrap().self_ping_interval = Duration::default()),
-        ("kafka.brokers", |s| s.kafka.as_mut().unwrap().brokers = vec!["kafka".into()]),
-        ("kafka.topics", |s| s.kafka.as_mut().unwrap().topics = vec!["a".into(), "a.dlq".into()]),
-        ("kafka.topics", |s| s.kafka.as_mut().unwrap().topics = vec!["^a.*".into()]),
-        ("database.retention", |s| s.database.as_mut().unwrap().retention = Duration::secs(90_000)),
-        ("jwks.sources[1].url", |s| s.jwks.sources[1].url = "https://".into()),
-        ("jwks.sources[0].name", |s| s.jwks.sources[0].name = MANAGED_SOURCE.into()),
-        ("jwks.managed.cacheAge", |s| s.jwks.managed.as_mut().unwrap().cache_age = Duration::secs(90_000)),
-        ("observability.logFilter", |s| s.observability.log_filter = "info,[".into()),
-        ("observability.tracing.endpoint", |s| s.observability.tracing.as_mut().unwrap().endpoint = "collector:4318".into()),
-        ("rollout.progressDeadline", |s| s.rollout.progress_deadline = Duration::secs(10)),
+        ("gateway.allowedOrigins", |s| {
+            s.gateway.allowed_origins = vec!["shop.example.com".into()]
+        }),
+        ("gateway.allowedOrigins", |s| {
+            s.gateway.allowed_origins = vec!["https://a.*.example.com".into()]
+        }),
+        ("gateway.trustedProxies", |s| {
+            s.gateway.trusted_proxies = vec!["10.0.0.0/33".into()]
+        }),
+        ("gateway.adminPort", |s| {
+            s.gateway.admin_port = s.gateway.public_port
+        }),
+        ("gateway.auth.clockSkew", |s| {
+            s.gateway.auth.clock_skew = Duration::secs(301)
+        }),
+        ("gateway.auth.expiringLead", |s| {
+            s.gateway.auth.expiring_lead = Duration::millis(1500)
+        }),
+        ("gateway.auth.connectTimeout", |s| {
+            s.gateway.auth.connect_timeout = Duration::default()
+        }),
+        ("limits.sendQueue.writeTimeout", |s| {
+            s.limits.send_queue.write_timeout = Duration::default()
+        }),
+        ("redis.nodes", |s| {
+            s.redis.as_mut().unwrap().nodes = vec!["redis:70000".into()]
+        }),
+        ("redis.selfPingInterval", |s| {
+            s.redis.as_mut().unwrap().self_ping_interval = Duration::default()
+        }),
+        ("kafka.brokers", |s| {
+            s.kafka.as_mut().unwrap().brokers = vec!["kafka".into()]
+        }),
+        ("kafka.topics", |s| {
+            s.kafka.as_mut().unwrap().topics = vec!["a".into(), "a.dlq".into()]
+        }),
+        ("kafka.topics", |s| {
+            s.kafka.as_mut().unwrap().topics = vec!["^a.*".into()]
+        }),
+        ("database.retention", |s| {
+            s.database.as_mut().unwrap().retention = Duration::secs(90_000)
+        }),
+        ("jwks.sources[1].url", |s| {
+            s.jwks.sources[1].url = "https://".into()
+        }),
+        ("jwks.sources[0].name", |s| {
+            s.jwks.sources[0].name = MANAGED_SOURCE.into()
+        }),
+        ("jwks.managed.cacheAge", |s| {
+            s.jwks.managed.as_mut().unwrap().cache_age = Duration::secs(90_000)
+        }),
+        ("observability.logFilter", |s| {
+            s.observability.log_filter = "info,[".into()
+        }),
+        ("observability.tracing.endpoint", |s| {
+            s.observability.tracing.as_mut().unwrap().endpoint = "collector:4318".into()
+        }),
+        ("rollout.progressDeadline", |s| {
+            s.rollout.progress_deadline = Duration::secs(10)
+        }),
     ];
     for (field, change) in cases {
         let found = problem(&changed("production", |cluster| change(&mut cluster.spec)));
-        assert_eq!((found.condition, found.reason), (ConditionType::SpecAccepted, "InvalidSpec"), "{field}");
-        assert!(found.message.starts_with(&format!("spec.{field}: ")), "{field}: {}", found.message);
+        assert_eq!(
+            (found.condition, found.reason),
+            (ConditionType::SpecAccepted, "InvalidSpec"),
+            "{field}"
+        );
+        assert!(
+            found.message.starts_with(&format!("spec.{field}: ")),
+            "{field}: {}",
+            found.message
+        );
     }
 }
 
 #[test]
 fn all_that_is_wrong_is_told_together() {
-    let mut observed = changed("production", |cluster| cluster.spec.gateway.allowed_origins = vec!["x".into()]);
+    let mut observed = changed("production", |cluster| {
+        cluster.spec.gateway.allowed_origins = vec!["x".into()]
+    });
     observed.secrets.insert("redis".into(), None);
-    Arc::make_mut(&mut observed.cluster).spec.observability.log_filter = "[".into();
+    Arc::make_mut(&mut observed.cluster)
+        .spec
+        .observability
+        .log_filter = "[".into();
     assert_eq!(validate(&observed).unwrap_err().len(), 5);
 }

@@ -43,7 +43,12 @@ impl Hands {
         let fence = Fence::default();
         fence.hold_until(Instant::now() + Duration::from_secs(600));
         Self {
-            reader: Reader { client: stage.client.clone(), kinds, poll: no_pods(), metrics: metrics.clone() },
+            reader: Reader {
+                client: stage.client.clone(),
+                kinds,
+                poll: no_pods(),
+                metrics: metrics.clone(),
+            },
             writer: Writer::new(stage.client.clone(), fence.clone(), metrics),
             fence,
         }
@@ -54,7 +59,11 @@ impl Hands {
     }
 
     /// Looks and applies.
-    async fn bring(&self, cluster: &SignalCluster, wanted: Vec<Wanted>) -> Result<Applied, ApplyError> {
+    async fn bring(
+        &self,
+        cluster: &SignalCluster,
+        wanted: Vec<Wanted>,
+    ) -> Result<Applied, ApplyError> {
         apply(wanted, &self.look(cluster).await, &self.writer).await
     }
 }
@@ -108,9 +117,24 @@ fn everything(cluster: &SignalCluster) -> Vec<Wanted> {
     let labels = names::selector("edge");
     vec![
         deployment(cluster, "example/gateway:1"),
-        wanted(cluster, ("v1", "ServiceAccount"), "edge", json!({"automountServiceAccountToken": false})),
-        wanted(cluster, ("v1", "ConfigMap"), "edge-live", json!({"data": {"live.toml": "a = 1\n"}})),
-        wanted(cluster, ("v1", "Secret"), "edge-credentials", json!({"type": "Opaque", "data": {"admin-token": "eA=="}})),
+        wanted(
+            cluster,
+            ("v1", "ServiceAccount"),
+            "edge",
+            json!({"automountServiceAccountToken": false}),
+        ),
+        wanted(
+            cluster,
+            ("v1", "ConfigMap"),
+            "edge-live",
+            json!({"data": {"live.toml": "a = 1\n"}}),
+        ),
+        wanted(
+            cluster,
+            ("v1", "Secret"),
+            "edge-credentials",
+            json!({"type": "Opaque", "data": {"admin-token": "eA=="}}),
+        ),
         wanted(
             cluster,
             ("v1", "Service"),
@@ -157,12 +181,18 @@ fn everything(cluster: &SignalCluster) -> Vec<Wanted> {
 
 #[tokio::test]
 async fn what_is_there_as_it_is_wanted_is_not_written_again() {
-    let Some(stage) = Stage::new("what_is_there_as_it_is_wanted_is_not_written_again").await else { return };
+    let Some(stage) = Stage::new("what_is_there_as_it_is_wanted_is_not_written_again").await else {
+        return;
+    };
     let cluster = stage.cluster("edge").await;
     let hands = Hands::of(&stage).await;
     let first = hands.bring(&cluster, everything(&cluster)).await.unwrap();
     assert_eq!((first.writes(), first.objects.len()), (10, 10));
-    let order: Vec<&str> = first.objects.iter().map(|applied| applied.kind.kind).collect();
+    let order: Vec<&str> = first
+        .objects
+        .iter()
+        .map(|applied| applied.kind.kind)
+        .collect();
     assert_eq!(
         order,
         [
@@ -180,55 +210,146 @@ async fn what_is_there_as_it_is_wanted_is_not_written_again() {
     );
     let second = hands.bring(&cluster, everything(&cluster)).await.unwrap();
     assert_eq!(second.writes(), 0);
-    assert_eq!(second.get::<Deployment>("edge").unwrap().uid(), first.get::<Deployment>("edge").unwrap().uid());
+    assert_eq!(
+        second.get::<Deployment>("edge").unwrap().uid(),
+        first.get::<Deployment>("edge").unwrap().uid()
+    );
     // Another process knows nothing of what this one learnt; it writes at most what the API server leaves out, once.
     let other = Hands::of(&stage).await;
     let rewritten = other.bring(&cluster, everything(&cluster)).await.unwrap();
-    let names: Vec<&str> = rewritten.objects.iter().filter(|applied| applied.written).map(|applied| applied.kind.kind).collect();
-    assert_eq!(names, ["Deployment"], "`hostNetwork: false` is what the API server leaves out");
-    assert_eq!(other.bring(&cluster, everything(&cluster)).await.unwrap().writes(), 0);
+    let names: Vec<&str> = rewritten
+        .objects
+        .iter()
+        .filter(|applied| applied.written)
+        .map(|applied| applied.kind.kind)
+        .collect();
     assert_eq!(
-        rewritten.get::<Deployment>("edge").unwrap().resource_version(),
+        names,
+        ["Deployment"],
+        "`hostNetwork: false` is what the API server leaves out"
+    );
+    assert_eq!(
+        other
+            .bring(&cluster, everything(&cluster))
+            .await
+            .unwrap()
+            .writes(),
+        0
+    );
+    assert_eq!(
+        rewritten
+            .get::<Deployment>("edge")
+            .unwrap()
+            .resource_version(),
         first.get::<Deployment>("edge").unwrap().resource_version()
     );
 }
 
 #[tokio::test]
 async fn what_someone_changed_is_put_back_and_what_someone_added_stays() {
-    let Some(stage) = Stage::new("what_someone_changed_is_put_back_and_what_someone_added_stays").await else { return };
+    let Some(stage) =
+        Stage::new("what_someone_changed_is_put_back_and_what_someone_added_stays").await
+    else {
+        return;
+    };
     let cluster = stage.cluster("edge").await;
     let hands = Hands::of(&stage).await;
     hands.bring(&cluster, everything(&cluster)).await.unwrap();
     let patch = json!({"metadata": {"annotations": {"theirs": "1"}}, "spec": {"template": {"spec": {"containers": [
         {"name": "gateway", "image": "evil:1"}, {"name": "proxy", "image": "proxy:1"}]}}}});
-    stage.api::<Deployment>().patch("edge", &PatchParams::default(), &Patch::Strategic(patch)).await.unwrap();
-    stage.api::<Service>().delete("edge", &DeleteParams::default()).await.unwrap();
+    stage
+        .api::<Deployment>()
+        .patch("edge", &PatchParams::default(), &Patch::Strategic(patch))
+        .await
+        .unwrap();
+    stage
+        .api::<Service>()
+        .delete("edge", &DeleteParams::default())
+        .await
+        .unwrap();
     let applied = hands.bring(&cluster, everything(&cluster)).await.unwrap();
-    let written: Vec<&str> = applied.objects.iter().filter(|applied| applied.written).map(|applied| applied.kind.kind).collect();
+    let written: Vec<&str> = applied
+        .objects
+        .iter()
+        .filter(|applied| applied.written)
+        .map(|applied| applied.kind.kind)
+        .collect();
     assert_eq!(written, ["Service", "Deployment"]);
     let live = stage.api::<Deployment>().get("edge").await.unwrap();
-    let images: Vec<Option<String>> =
-        live.spec.as_ref().unwrap().template.spec.as_ref().unwrap().containers.iter().map(|c| c.image.clone()).collect();
-    assert_eq!(images, [Some("example/gateway:1".into()), Some("proxy:1".into())]);
-    assert_eq!(live.annotations().get("theirs").map(String::as_str), Some("1"));
-    assert_eq!(hands.bring(&cluster, everything(&cluster)).await.unwrap().writes(), 0);
+    let images: Vec<Option<String>> = live
+        .spec
+        .as_ref()
+        .unwrap()
+        .template
+        .spec
+        .as_ref()
+        .unwrap()
+        .containers
+        .iter()
+        .map(|c| c.image.clone())
+        .collect();
+    assert_eq!(
+        images,
+        [Some("example/gateway:1".into()), Some("proxy:1".into())]
+    );
+    assert_eq!(
+        live.annotations().get("theirs").map(String::as_str),
+        Some("1")
+    );
+    assert_eq!(
+        hands
+            .bring(&cluster, everything(&cluster))
+            .await
+            .unwrap()
+            .writes(),
+        0
+    );
 }
 
 #[tokio::test]
 async fn a_field_that_is_wanted_no_longer_goes() {
-    let Some(stage) = Stage::new("a_field_that_is_wanted_no_longer_goes").await else { return };
+    let Some(stage) = Stage::new("a_field_that_is_wanted_no_longer_goes").await else {
+        return;
+    };
     let cluster = stage.cluster("edge").await;
     let hands = Hands::of(&stage).await;
-    let config = |data: Value| vec![wanted(&cluster, ("v1", "ConfigMap"), "edge-live", json!({"data": data}))];
-    hands.bring(&cluster, config(json!({"live.toml": "a", "jwks.json": "b"}))).await.unwrap();
-    assert_eq!(hands.bring(&cluster, config(json!({"live.toml": "a"}))).await.unwrap().writes(), 1);
+    let config = |data: Value| {
+        vec![wanted(
+            &cluster,
+            ("v1", "ConfigMap"),
+            "edge-live",
+            json!({"data": data}),
+        )]
+    };
+    hands
+        .bring(
+            &cluster,
+            config(json!({"live.toml": "a", "jwks.json": "b"})),
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        hands
+            .bring(&cluster, config(json!({"live.toml": "a"})))
+            .await
+            .unwrap()
+            .writes(),
+        1
+    );
     let live = stage.api::<ConfigMap>().get("edge-live").await.unwrap();
-    assert_eq!(live.data.unwrap().into_keys().collect::<Vec<_>>(), ["live.toml"]);
+    assert_eq!(
+        live.data.unwrap().into_keys().collect::<Vec<_>>(),
+        ["live.toml"]
+    );
 }
 
 #[tokio::test]
 async fn what_is_not_wanted_any_more_is_pruned_and_what_is_kept_is_not() {
-    let Some(stage) = Stage::new("what_is_not_wanted_any_more_is_pruned_and_what_is_kept_is_not").await else { return };
+    let Some(stage) =
+        Stage::new("what_is_not_wanted_any_more_is_pruned_and_what_is_kept_is_not").await
+    else {
+        return;
+    };
     let cluster = stage.cluster("edge").await;
     let hands = Hands::of(&stage).await;
     hands.bring(&cluster, everything(&cluster)).await.unwrap();
@@ -236,7 +357,11 @@ async fn what_is_not_wanted_any_more_is_pruned_and_what_is_kept_is_not() {
         json!({"metadata": {"name": "theirs", "labels": {"app.kubernetes.io/instance": "edge"}}, "data": {"a": "b"}}),
     )
     .unwrap();
-    stage.api::<ConfigMap>().create(&PostParams::default(), &foreign).await.unwrap();
+    stage
+        .api::<ConfigMap>()
+        .create(&PostParams::default(), &foreign)
+        .await
+        .unwrap();
     let fewer: Vec<Wanted> = everything(&cluster)
         .into_iter()
         .filter(
@@ -245,100 +370,252 @@ async fn what_is_not_wanted_any_more_is_pruned_and_what_is_kept_is_not() {
         .chain([Wanted::Kept(DEPLOYMENT, "edge".into())])
         .collect();
     let applied = hands.bring(&cluster, fewer).await.unwrap();
-    assert_eq!(applied.pruned, [("HorizontalPodAutoscaler", "edge".to_owned()), ("Job", "edge-migrate-1".to_owned())]);
+    assert_eq!(
+        applied.pruned,
+        [
+            ("HorizontalPodAutoscaler", "edge".to_owned()),
+            ("Job", "edge-migrate-1".to_owned())
+        ]
+    );
     assert_eq!(applied.writes(), 2);
     assert!(applied.get::<Deployment>("edge").is_some());
-    assert!(stage.api::<HorizontalPodAutoscaler>().get_opt("edge").await.unwrap().is_none());
-    assert!(stage.api::<Deployment>().get_opt("edge").await.unwrap().is_some());
-    assert!(stage.api::<ConfigMap>().get_opt("theirs").await.unwrap().is_some());
+    assert!(
+        stage
+            .api::<HorizontalPodAutoscaler>()
+            .get_opt("edge")
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        stage
+            .api::<Deployment>()
+            .get_opt("edge")
+            .await
+            .unwrap()
+            .is_some()
+    );
+    assert!(
+        stage
+            .api::<ConfigMap>()
+            .get_opt("theirs")
+            .await
+            .unwrap()
+            .is_some()
+    );
 }
 
 #[tokio::test]
 async fn a_job_is_made_once_and_never_changed() {
-    let Some(stage) = Stage::new("a_job_is_made_once_and_never_changed").await else { return };
+    let Some(stage) = Stage::new("a_job_is_made_once_and_never_changed").await else {
+        return;
+    };
     let cluster = stage.cluster("edge").await;
     let hands = Hands::of(&stage).await;
     let job = |image: &str| {
         let template = json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "migrate", "image": image}]}});
-        vec![wanted(&cluster, ("batch/v1", "Job"), "edge-migrate-1", json!({"spec": {"template": template}}))]
+        vec![wanted(
+            &cluster,
+            ("batch/v1", "Job"),
+            "edge-migrate-1",
+            json!({"spec": {"template": template}}),
+        )]
     };
     hands.bring(&cluster, job("a:1")).await.unwrap();
     let again = hands.bring(&cluster, job("a:2")).await.unwrap();
-    assert_eq!((again.writes(), again.get::<Job>("edge-migrate-1").is_some()), (0, true));
+    assert_eq!(
+        (again.writes(), again.get::<Job>("edge-migrate-1").is_some()),
+        (0, true)
+    );
 }
 
 #[tokio::test]
 async fn an_object_of_someone_else_is_never_taken_over() {
-    let Some(stage) = Stage::new("an_object_of_someone_else_is_never_taken_over").await else { return };
+    let Some(stage) = Stage::new("an_object_of_someone_else_is_never_taken_over").await else {
+        return;
+    };
     let cluster = stage.cluster("edge").await;
     let hands = Hands::of(&stage).await;
-    let theirs = serde_json::from_value(json!({"metadata": {"name": "edge-live"}, "data": {"live.toml": "theirs"}})).unwrap();
-    stage.api::<ConfigMap>().create(&PostParams::default(), &theirs).await.unwrap();
-    let error = hands.bring(&cluster, everything(&cluster)).await.unwrap_err();
-    assert!(matches!(&error, ApplyError::Occupied { kind: "ConfigMap", .. }), "{error}");
+    let theirs = serde_json::from_value(
+        json!({"metadata": {"name": "edge-live"}, "data": {"live.toml": "theirs"}}),
+    )
+    .unwrap();
+    stage
+        .api::<ConfigMap>()
+        .create(&PostParams::default(), &theirs)
+        .await
+        .unwrap();
+    let error = hands
+        .bring(&cluster, everything(&cluster))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            ApplyError::Occupied {
+                kind: "ConfigMap",
+                ..
+            }
+        ),
+        "{error}"
+    );
     assert_eq!(Error::from(error).class(), Class::InTheWay);
-    assert_eq!(stage.api::<ConfigMap>().get("edge-live").await.unwrap().data.unwrap()["live.toml"], "theirs");
+    assert_eq!(
+        stage
+            .api::<ConfigMap>()
+            .get("edge-live")
+            .await
+            .unwrap()
+            .data
+            .unwrap()["live.toml"],
+        "theirs"
+    );
 }
 
 #[tokio::test]
 async fn a_look_that_is_out_of_date_changes_nothing() {
-    let Some(stage) = Stage::new("a_look_that_is_out_of_date_changes_nothing").await else { return };
+    let Some(stage) = Stage::new("a_look_that_is_out_of_date_changes_nothing").await else {
+        return;
+    };
     let cluster = stage.cluster("edge").await;
     let hands = Hands::of(&stage).await;
-    let config = |text: &str| vec![wanted(&cluster, ("v1", "ConfigMap"), "edge-live", json!({"data": {"live.toml": text}}))];
+    let config = |text: &str| {
+        vec![wanted(
+            &cluster,
+            ("v1", "ConfigMap"),
+            "edge-live",
+            json!({"data": {"live.toml": text}}),
+        )]
+    };
     hands.bring(&cluster, config("1")).await.unwrap();
     let old = hands.look(&cluster).await;
     hands.bring(&cluster, config("2")).await.unwrap();
     let error = apply(config("1b"), &old, &hands.writer).await.unwrap_err();
     assert_eq!(Error::from(error).class(), Class::Conflict);
     let error = apply(Vec::new(), &old, &hands.writer).await.unwrap_err();
-    assert_eq!(Error::from(error).class(), Class::Conflict, "nor does it prune");
-    assert_eq!(stage.api::<ConfigMap>().get("edge-live").await.unwrap().data.unwrap()["live.toml"], "2");
+    assert_eq!(
+        Error::from(error).class(),
+        Class::Conflict,
+        "nor does it prune"
+    );
+    assert_eq!(
+        stage
+            .api::<ConfigMap>()
+            .get("edge-live")
+            .await
+            .unwrap()
+            .data
+            .unwrap()["live.toml"],
+        "2"
+    );
 }
 
 #[tokio::test]
 async fn nothing_is_written_without_the_lease() {
-    let Some(stage) = Stage::new("nothing_is_written_without_the_lease").await else { return };
+    let Some(stage) = Stage::new("nothing_is_written_without_the_lease").await else {
+        return;
+    };
     let cluster = stage.cluster("edge").await;
     let hands = Hands::of(&stage).await;
     hands.fence.drop_now();
-    let error = hands.bring(&cluster, everything(&cluster)).await.unwrap_err();
-    assert!(matches!(error, ApplyError::Write(WriteError::NotHeld)), "{error}");
-    assert!(stage.api::<Secret>().list(&ListParams::default()).await.unwrap().items.is_empty());
+    let error = hands
+        .bring(&cluster, everything(&cluster))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, ApplyError::Write(WriteError::NotHeld)),
+        "{error}"
+    );
+    assert!(
+        stage
+            .api::<Secret>()
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items
+            .is_empty()
+    );
 }
 
 #[tokio::test]
 async fn a_signal_cluster_made_anew_waits_for_the_objects_of_the_one_before() {
-    let Some(stage) = Stage::new("a_signal_cluster_made_anew_waits_for_the_objects_of_the_one_before").await else { return };
+    let Some(stage) =
+        Stage::new("a_signal_cluster_made_anew_waits_for_the_objects_of_the_one_before").await
+    else {
+        return;
+    };
     let before = stage.cluster("edge").await;
     let hands = Hands::of(&stage).await;
     hands.bring(&before, everything(&before)).await.unwrap();
     // No garbage collector runs here, so what it owned stays for now.
-    stage.api::<SignalCluster>().delete("edge", &DeleteParams::default()).await.unwrap();
+    stage
+        .api::<SignalCluster>()
+        .delete("edge", &DeleteParams::default())
+        .await
+        .unwrap();
     let anew = stage.cluster("edge").await;
     let observed = hands.look(&anew).await;
-    assert!(observed.deployment.is_none() && observed.live_config.is_none() && observed.owned.is_empty() && observed.jobs.is_empty());
-    let error = apply(everything(&anew), &observed, &hands.writer).await.unwrap_err();
+    assert!(
+        observed.deployment.is_none()
+            && observed.live_config.is_none()
+            && observed.owned.is_empty()
+            && observed.jobs.is_empty()
+    );
+    let error = apply(everything(&anew), &observed, &hands.writer)
+        .await
+        .unwrap_err();
     assert!(matches!(error, ApplyError::Leaving { .. }), "{error}");
     // A deletion that leaves its objects behind takes their owner references away: then they are taken on.
     let patch = json!({"metadata": {"ownerReferences": null}});
-    stage.api::<ConfigMap>().patch("edge-live", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    stage
+        .api::<ConfigMap>()
+        .patch("edge-live", &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .unwrap();
     let observed = hands.look(&anew).await;
     assert!(observed.live_config.is_some());
-    let config = vec![wanted(&anew, ("v1", "ConfigMap"), "edge-live", json!({"data": {"live.toml": "a = 1\n"}}))];
+    let config = vec![wanted(
+        &anew,
+        ("v1", "ConfigMap"),
+        "edge-live",
+        json!({"data": {"live.toml": "a = 1\n"}}),
+    )];
     let applied = apply(config, &observed, &hands.writer).await.unwrap();
-    assert_eq!(applied.get::<ConfigMap>("edge-live").unwrap().owner_references()[0].uid, anew.uid().unwrap());
+    assert_eq!(
+        applied
+            .get::<ConfigMap>("edge-live")
+            .unwrap()
+            .owner_references()[0]
+            .uid,
+        anew.uid().unwrap()
+    );
 }
 
 #[tokio::test]
 async fn secrets_that_the_spec_names_are_read_or_known_to_be_absent() {
-    let Some(stage) = Stage::new("secrets_that_the_spec_names_are_read_or_known_to_be_absent").await else { return };
+    let Some(stage) =
+        Stage::new("secrets_that_the_spec_names_are_read_or_known_to_be_absent").await
+    else {
+        return;
+    };
     let cluster = stage.cluster("edge").await;
     let hands = Hands::of(&stage).await;
-    assert_eq!(hands.look(&cluster).await.secrets.get("authority"), Some(&None));
-    let secret = serde_json::from_value(json!({"metadata": {"name": "authority"}, "stringData": {"ca.crt": "PEM"}})).unwrap();
-    stage.api::<Secret>().create(&PostParams::default(), &secret).await.unwrap();
+    assert_eq!(
+        hands.look(&cluster).await.secrets.get("authority"),
+        Some(&None)
+    );
+    let secret = serde_json::from_value(
+        json!({"metadata": {"name": "authority"}, "stringData": {"ca.crt": "PEM"}}),
+    )
+    .unwrap();
+    stage
+        .api::<Secret>()
+        .create(&PostParams::default(), &secret)
+        .await
+        .unwrap();
     let found = hands.look(&cluster).await.secrets;
     assert_eq!(found["authority"].as_ref().unwrap()["ca.crt"], b"PEM");
-    assert!(hands.look(&cluster).await.kinds.ingress && !hands.look(&cluster).await.kinds.http_route);
+    assert!(
+        hands.look(&cluster).await.kinds.ingress && !hands.look(&cluster).await.kinds.http_route
+    );
 }

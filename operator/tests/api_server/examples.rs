@@ -32,15 +32,24 @@ async fn example(stage: &Stage, yaml: &str) -> SignalCluster {
         value["metadata"] = json!({"name": name, "namespace": stage.namespace});
         let kind = match value["kind"].as_str().unwrap() {
             "SignalCluster" => {
-                cluster = Some(stage.api::<SignalCluster>().patch(&name, &params, &Patch::Apply(&value)).await.unwrap());
+                cluster = Some(
+                    stage
+                        .api::<SignalCluster>()
+                        .patch(&name, &params, &Patch::Apply(&value))
+                        .await
+                        .unwrap(),
+                );
                 continue;
             }
             "Secret" => SECRET,
             "ConfigMap" => CONFIG_MAP,
             other => panic!("{other}"),
         };
-        let api: Api<DynamicObject> = Api::namespaced_with(stage.client.clone(), &stage.namespace, &kind.resource());
-        api.patch(&name, &params, &Patch::Apply(&value)).await.unwrap();
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(stage.client.clone(), &stage.namespace, &kind.resource());
+        api.patch(&name, &params, &Patch::Apply(&value))
+            .await
+            .unwrap();
     }
     cluster.unwrap()
 }
@@ -49,59 +58,123 @@ async fn example(stage: &Stage, yaml: &str) -> SignalCluster {
 async fn round(hands: &Hands, cluster: &SignalCluster) -> Applied {
     let observed = hands.look(cluster).await;
     let valid = validate(&observed).unwrap();
-    let sources = valid.sources.iter().map(|(declared, definition)| RecordedSource {
-        name: declared.clone(),
-        declared: declared.clone(),
-        definition: definition.clone(),
-        stage: SourceStage::Trusted,
-        since: chrono::DateTime::UNIX_EPOCH,
-        retire_after: None,
-    });
-    let record = Record { sources: sources.collect(), redis: valid.redis.clone(), ..Record::default() };
-    let input =
-        Input { keys: None, replicas: cluster.spec.replicas, observed: &observed, operator_namespace: None, entropy: [7; 32], now: now() };
-    apply(wanted(desired(&valid, &record, input)).unwrap(), &observed, &hands.writer).await.unwrap()
+    let sources = valid
+        .sources
+        .iter()
+        .map(|(declared, definition)| RecordedSource {
+            name: declared.clone(),
+            declared: declared.clone(),
+            definition: definition.clone(),
+            stage: SourceStage::Trusted,
+            since: chrono::DateTime::UNIX_EPOCH,
+            retire_after: None,
+        });
+    let record = Record {
+        sources: sources.collect(),
+        redis: valid.redis.clone(),
+        ..Record::default()
+    };
+    let input = Input {
+        keys: None,
+        replicas: cluster.spec.replicas,
+        observed: &observed,
+        operator_namespace: None,
+        entropy: [7; 32],
+        now: now(),
+    };
+    apply(
+        wanted(desired(&valid, &record, input)).unwrap(),
+        &observed,
+        &hands.writer,
+    )
+    .await
+    .unwrap()
 }
 
 /// The migration comes to its end, if there is one: nobody runs Jobs here.
 pub(crate) async fn migrate(stage: &Stage) -> bool {
-    let jobs = stage.api::<Job>().list(&ListParams::default()).await.unwrap().items;
+    let jobs = stage
+        .api::<Job>()
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .items;
     for job in &jobs {
         let done = |kind| json!({"type": kind, "status": "True", "lastTransitionTime": "2026-01-01T00:00:01Z"});
         let status = json!({"status": {
             "startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:00:01Z", "succeeded": 1,
             "conditions": [done("SuccessCriteriaMet"), done("Complete")],
         }});
-        stage.api::<Job>().patch_status(&job.name_any(), &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+        stage
+            .api::<Job>()
+            .patch_status(
+                &job.name_any(),
+                &PatchParams::default(),
+                &Patch::Merge(status),
+            )
+            .await
+            .unwrap();
     }
     !jobs.is_empty()
 }
 
 #[tokio::test]
 async fn a_migration_that_failed_is_tried_again() {
-    let Some(stage) = Stage::new("a_migration_that_failed_is_tried_again").await else { return };
+    let Some(stage) = Stage::new("a_migration_that_failed_is_tried_again").await else {
+        return;
+    };
     let mut world = World::around(&stage).await;
     wish_for(&stage, (1, FIRST)).await;
     let life = Life::begin(&stage, None).await;
     let look = async || {
         let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
         reconcile(&life.context, &cluster).await.unwrap();
-        stage.api::<Job>().list(&ListParams::default()).await.unwrap().items
+        stage
+            .api::<Job>()
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items
     };
     let reasons = async || {
-        let status = stage.api::<SignalCluster>().get("edge").await.unwrap().status.unwrap();
-        ["DatabaseMigrated", "Degraded"].map(|kind| status.conditions.iter().find(|one| one.type_ == kind).unwrap().reason.clone())
+        let status = stage
+            .api::<SignalCluster>()
+            .get("edge")
+            .await
+            .unwrap()
+            .status
+            .unwrap();
+        ["DatabaseMigrated", "Degraded"].map(|kind| {
+            status
+                .conditions
+                .iter()
+                .find(|one| one.type_ == kind)
+                .unwrap()
+                .reason
+                .clone()
+        })
     };
     let first = look().await.remove(0);
     fail(&stage, &first, now()).await;
-    assert_eq!(look().await[0].uid(), first.uid(), "it is left to be looked at");
+    assert_eq!(
+        look().await[0].uid(),
+        first.uid(),
+        "it is left to be looked at"
+    );
     assert_eq!(reasons().await, ["MigrationFailed"; 2]);
 
     fail(&stage, &first, now() - TimeDelta::minutes(1)).await;
     assert!(look().await.is_empty());
     let second = look().await.remove(0);
-    assert_eq!((second.name_any(), second.uid() == first.uid()), (first.name_any(), false));
-    assert_eq!(reasons().await, ["MigrationRunning", "MigrationFailed"], "it is not better before it is");
+    assert_eq!(
+        (second.name_any(), second.uid() == first.uid()),
+        (first.name_any(), false)
+    );
+    assert_eq!(
+        reasons().await,
+        ["MigrationRunning", "MigrationFailed"],
+        "it is not better before it is"
+    );
     rest(&stage, &mut world, None).await;
     assert_eq!(reasons().await, ["Migrated", "AsExpected"]);
 }
@@ -111,7 +184,15 @@ async fn fail(stage: &Stage, job: &Job, at: DateTime<Utc>) {
     let at = at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
     let failed = |kind| json!({"type": kind, "status": "True", "reason": "BackoffLimitExceeded", "lastTransitionTime": at});
     let status = json!({"status": {"startTime": "2026-01-01T00:00:00Z", "conditions": [failed("FailureTarget"), failed("Failed")]}});
-    stage.api::<Job>().patch_status(&job.name_any(), &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    stage
+        .api::<Job>()
+        .patch_status(
+            &job.name_any(),
+            &PatchParams::default(),
+            &Patch::Merge(status),
+        )
+        .await
+        .unwrap();
 }
 
 async fn is_written_once(stage: &Stage, yaml: &str) {
@@ -122,30 +203,49 @@ async fn is_written_once(stage: &Stage, yaml: &str) {
         // The gateways were held back until now.
         assert_eq!(round(&first, &cluster).await.writes(), 1);
     }
-    assert!(made.writes() >= 7, "{}: {} writes", cluster.name_any(), made.writes());
+    assert!(
+        made.writes() >= 7,
+        "{}: {} writes",
+        cluster.name_any(),
+        made.writes()
+    );
     let again = round(&first, &cluster).await;
     let other = round(&Hands::of(stage).await, &cluster).await;
     for (who, applied) in [("the same operator", again), ("the next one", other)] {
-        let written: Vec<(&str, String)> =
-            applied.objects.iter().filter(|object| object.written).map(|object| (object.kind.kind, object.object.name_any())).collect();
-        assert_eq!((written, applied.pruned), (vec![], vec![]), "{who} writes again");
+        let written: Vec<(&str, String)> = applied
+            .objects
+            .iter()
+            .filter(|object| object.written)
+            .map(|object| (object.kind.kind, object.object.name_any()))
+            .collect();
+        assert_eq!(
+            (written, applied.pruned),
+            (vec![], vec![]),
+            "{who} writes again"
+        );
     }
 }
 
 #[tokio::test]
 async fn the_minimal_example_is_written_once() {
-    let Some(stage) = Stage::new("the_minimal_example_is_written_once").await else { return };
+    let Some(stage) = Stage::new("the_minimal_example_is_written_once").await else {
+        return;
+    };
     is_written_once(&stage, include_str!("../../golden/minimal.yaml")).await;
 }
 
 #[tokio::test]
 async fn the_production_example_is_written_once() {
-    let Some(stage) = Stage::new("the_production_example_is_written_once").await else { return };
+    let Some(stage) = Stage::new("the_production_example_is_written_once").await else {
+        return;
+    };
     is_written_once(&stage, include_str!("../../golden/production.yaml")).await;
 }
 
 #[tokio::test]
 async fn the_development_example_is_written_once() {
-    let Some(stage) = Stage::new("the_development_example_is_written_once").await else { return };
+    let Some(stage) = Stage::new("the_development_example_is_written_once").await else {
+        return;
+    };
     is_written_once(&stage, include_str!("../../golden/development.yaml")).await;
 }

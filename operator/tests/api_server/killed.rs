@@ -50,7 +50,10 @@ impl<S> Layer<S> for Kill {
     type Service = Killed<S>;
 
     fn layer(&self, inner: S) -> Killed<S> {
-        Killed { inner, kill: self.clone() }
+        Killed {
+            inner,
+            kill: self.clone(),
+        }
     }
 }
 
@@ -98,10 +101,20 @@ impl Life {
     pub(crate) async fn begin(stage: &Stage, after: Option<usize>) -> Self {
         let fence = Fence::default();
         fence.hold_until(Instant::now() + Duration::from_secs(600));
-        let kill = Kill { answered: Arc::default(), after, fence: fence.clone() };
+        let kill = Kill {
+            answered: Arc::default(),
+            after,
+            fence: fence.clone(),
+        };
         let config = config(&stage.server.cluster.kubeconfig()).await;
-        let client = ClientBuilder::try_from(config).unwrap().with_layer(&kill).build();
-        Self { context: context(stage, client, fence).await, kill }
+        let client = ClientBuilder::try_from(config)
+            .unwrap()
+            .with_layer(&kill)
+            .build();
+        Self {
+            context: context(stage, client, fence).await,
+            kill,
+        }
     }
 
     pub(crate) fn writes(&self) -> usize {
@@ -120,13 +133,21 @@ pub(crate) async fn context(stage: &Stage, client: Client, fence: Fence) -> Cont
     let (_, kinds) = watch::channel(kinds::discover(&client, &scopes).await.unwrap());
     let (metrics, pods) = (Metrics::default(), AdminClient::new().unwrap());
     Context::new(
-        Reader { client: client.clone(), kinds, poll: signal_operator::run::poll(&pods), metrics: metrics.clone() },
+        Reader {
+            client: client.clone(),
+            kinds,
+            poll: signal_operator::run::poll(&pods),
+            metrics: metrics.clone(),
+        },
         Writer::new(client.clone(), fence.clone(), metrics.clone()),
         Events::new(client, "test".into(), fence),
         pods,
         metrics,
         None,
-        Settings { concurrency: 4, resync: Duration::from_secs(1) },
+        Settings {
+            concurrency: 4,
+            resync: Duration::from_secs(1),
+        },
     )
 }
 
@@ -149,7 +170,15 @@ pub(crate) async fn live(stage: &Stage, wishes: Wishes<'_>, after: Option<usize>
 }
 
 pub(crate) async fn wish_for(stage: &Stage, (replicas, issuer): (u32, &str)) {
-    stage.api::<SignalCluster>().patch("edge", &PatchParams::apply("test").force(), &Patch::Apply(&edge(replicas, issuer))).await.unwrap();
+    stage
+        .api::<SignalCluster>()
+        .patch(
+            "edge",
+            &PatchParams::apply("test").force(),
+            &Patch::Apply(&edge(replicas, issuer)),
+        )
+        .await
+        .unwrap();
 }
 
 /// Looks until three looks in a row write nothing while every stage is over.
@@ -168,7 +197,11 @@ pub(crate) async fn rest(stage: &Stage, world: &mut World<'_>, after: Option<usi
         }
         // A pod that was written in the meantime is looked at again.
         let is_over = outcome.is_ok() && is_settled(stage).await;
-        quiet = if is_over && life.writes() == before { quiet + 1 } else { 0 };
+        quiet = if is_over && life.writes() == before {
+            quiet + 1
+        } else {
+            0
+        };
         if quiet == 3 {
             return life.writes();
         }
@@ -177,16 +210,30 @@ pub(crate) async fn rest(stage: &Stage, world: &mut World<'_>, after: Option<usi
         }
     }
     let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
-    panic!("it does not come to rest: {}", serde_json::to_string_pretty(&cluster.status).unwrap());
+    panic!(
+        "it does not come to rest: {}",
+        serde_json::to_string_pretty(&cluster.status).unwrap()
+    );
 }
 
 pub(crate) async fn is_settled(stage: &Stage) -> bool {
     let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
-    let Some(status) = cluster.status else { return false };
-    let says = |kind: &str, state: &str| status.conditions.iter().any(|condition| condition.type_ == kind && condition.status == state);
+    let Some(status) = cluster.status else {
+        return false;
+    };
+    let says = |kind: &str, state: &str| {
+        status
+            .conditions
+            .iter()
+            .any(|condition| condition.type_ == kind && condition.status == state)
+    };
     let ready = says("Ready", "True") && says("Progressing", "False");
-    let sources = status.jwks.len() == 1 && status.jwks[0].state == signal_crds::status::SourceStage::Trusted;
-    ready && sources && status.scaling.is_none() && status.observed_generation == cluster.metadata.generation
+    let sources =
+        status.jwks.len() == 1 && status.jwks[0].state == signal_crds::status::SourceStage::Trusted;
+    ready
+        && sources
+        && status.scaling.is_none()
+        && status.observed_generation == cluster.metadata.generation
 }
 
 /// Everything that matters of what is there.
@@ -204,9 +251,23 @@ pub(crate) async fn picture(stage: &Stage) -> Value {
             }
         )*};
     }
-    add!(ConfigMap, Deployment, HorizontalPodAutoscaler, Job, NetworkPolicy, Pod, PodDisruptionBudget, Secret, Service, ServiceAccount);
+    add!(
+        ConfigMap,
+        Deployment,
+        HorizontalPodAutoscaler,
+        Job,
+        NetworkPolicy,
+        Pod,
+        PodDisruptionBudget,
+        Secret,
+        Service,
+        ServiceAccount
+    );
     let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
-    all.insert("SignalCluster".into(), plain(serde_json::to_value(cluster).unwrap(), "SignalCluster"));
+    all.insert(
+        "SignalCluster".into(),
+        plain(serde_json::to_value(cluster).unwrap(), "SignalCluster"),
+    );
     Value::Object(all)
 }
 
@@ -260,39 +321,70 @@ fn forget(value: &mut Value) {
 
 /// The run that nothing disturbs, then one for each of its writes.
 async fn comes_to_the_same_end(test: &str, wishes: Wishes<'_>) {
-    let Some(stage) = Stage::new(test).await else { return };
+    let Some(stage) = Stage::new(test).await else {
+        return;
+    };
     let writes = live(&stage, wishes, None).await;
     let whole = picture(&stage).await;
-    assert!(writes >= 3, "{test} writes {writes} times: there is nothing to disturb");
+    assert!(
+        writes >= 3,
+        "{test} writes {writes} times: there is nothing to disturb"
+    );
     for after in 1..=writes {
-        let Some(stage) = Stage::new(test).await else { return };
+        let Some(stage) = Stage::new(test).await else {
+            return;
+        };
         live(&stage, wishes, Some(after)).await;
         let end = picture(&stage).await;
-        assert_eq!(difference(&whole, &end), None, "killed after write {after} of {writes}");
+        assert_eq!(
+            difference(&whole, &end),
+            None,
+            "killed after write {after} of {writes}"
+        );
     }
 }
 
 /// The first place where two values differ, with both.
 pub(crate) fn difference(a: &Value, b: &Value) -> Option<String> {
     match (a, b) {
-        (Value::Object(some), Value::Object(others)) => some.keys().chain(others.keys()).find_map(|key| {
-            Some(format!("{key}: {}", difference(some.get(key).unwrap_or(&Value::Null), others.get(key).unwrap_or(&Value::Null))?))
-        }),
+        (Value::Object(some), Value::Object(others)) => {
+            some.keys().chain(others.keys()).find_map(|key| {
+                Some(format!(
+                    "{key}: {}",
+                    difference(
+                        some.get(key).unwrap_or(&Value::Null),
+                        others.get(key).unwrap_or(&Value::Null)
+                    )?
+                ))
+            })
+        }
         _ => (a != b).then(|| format!("{a} and {b}")),
     }
 }
 
 #[tokio::test]
 async fn killed_after_any_write_of_a_creation_it_comes_to_the_same_end() {
-    comes_to_the_same_end("killed_after_any_write_of_a_creation_it_comes_to_the_same_end", &[(2, FIRST)]).await;
+    comes_to_the_same_end(
+        "killed_after_any_write_of_a_creation_it_comes_to_the_same_end",
+        &[(2, FIRST)],
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn killed_after_any_write_of_a_scale_in_it_comes_to_the_same_end() {
-    comes_to_the_same_end("killed_after_any_write_of_a_scale_in_it_comes_to_the_same_end", &[(3, FIRST), (1, FIRST)]).await;
+    comes_to_the_same_end(
+        "killed_after_any_write_of_a_scale_in_it_comes_to_the_same_end",
+        &[(3, FIRST), (1, FIRST)],
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn killed_after_any_write_of_a_rotation_it_comes_to_the_same_end() {
-    comes_to_the_same_end("killed_after_any_write_of_a_rotation_it_comes_to_the_same_end", &[(2, FIRST), (2, SECOND)]).await;
+    comes_to_the_same_end(
+        "killed_after_any_write_of_a_rotation_it_comes_to_the_same_end",
+        &[(2, FIRST), (2, SECOND)],
+    )
+    .await;
 }

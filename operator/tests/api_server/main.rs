@@ -63,21 +63,30 @@ async fn config(kubeconfig: &Path) -> Config {
     // Every test comes by here; the first one is enough.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap()
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .unwrap()
 }
 
 /// A certificate that stands for an authority: the server's own.
 fn authority(kubeconfig: &Path) -> String {
     let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
-    let path = kubeconfig.clusters[0].cluster.as_ref().and_then(|cluster| cluster.certificate_authority.as_ref());
+    let path = kubeconfig.clusters[0]
+        .cluster
+        .as_ref()
+        .and_then(|cluster| cluster.certificate_authority.as_ref());
     std::fs::read_to_string(path.expect("an authority in the kubeconfig")).unwrap()
 }
 
 /// Makes the Secret `authority` that [`small`] names.
 async fn make_authority(client: &Client, kubeconfig: &Path) {
-    let secret = json!({"metadata": {"name": "authority"}, "stringData": {"ca.crt": authority(kubeconfig)}});
+    let secret =
+        json!({"metadata": {"name": "authority"}, "stringData": {"ca.crt": authority(kubeconfig)}});
     Api::<Secret>::default_namespaced(client.clone())
-        .create(&PostParams::default(), &serde_json::from_value(secret).unwrap())
+        .create(
+            &PostParams::default(),
+            &serde_json::from_value(secret).unwrap(),
+        )
         .await
         .unwrap();
 }
@@ -119,9 +128,17 @@ impl Stage {
             *turn += 1;
             format!("test-{turn}")
         };
-        let object = serde_json::from_value::<Namespace>(json!({"metadata": {"name": namespace}})).unwrap();
-        Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &object).await.unwrap();
-        Some(Self { client, namespace, server })
+        let object =
+            serde_json::from_value::<Namespace>(json!({"metadata": {"name": namespace}})).unwrap();
+        Api::<Namespace>::all(client.clone())
+            .create(&PostParams::default(), &object)
+            .await
+            .unwrap();
+        Some(Self {
+            client,
+            namespace,
+            server,
+        })
     }
 
     fn api<K>(&self) -> Api<K>
@@ -140,7 +157,10 @@ impl Stage {
             "spec": small(),
         }))
         .unwrap();
-        self.api::<SignalCluster>().create(&PostParams::default(), &object).await.unwrap()
+        self.api::<SignalCluster>()
+            .create(&PostParams::default(), &object)
+            .await
+            .unwrap()
     }
 }
 
@@ -148,11 +168,23 @@ impl Stage {
 async fn define(client: &Client) {
     let crd = SignalCluster::crd();
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    until("the API server serves SignalCluster", Duration::from_secs(40), async || {
-        // A server that was just started does not listen yet.
-        api.patch("signalclusters.signal.dev", &PatchParams::apply("test").force(), &Patch::Apply(&crd)).await.is_ok()
-            && signal_operator::kinds::knows_signal_cluster(client).await.is_ok_and(|knows| knows)
-    })
+    until(
+        "the API server serves SignalCluster",
+        Duration::from_secs(40),
+        async || {
+            // A server that was just started does not listen yet.
+            api.patch(
+                "signalclusters.signal.dev",
+                &PatchParams::apply("test").force(),
+                &Patch::Apply(&crd),
+            )
+            .await
+            .is_ok()
+                && signal_operator::kinds::knows_signal_cluster(client)
+                    .await
+                    .is_ok_and(|knows| knows)
+        },
+    )
     .await;
 }
 
@@ -168,12 +200,22 @@ async fn until(what: &str, limit: Duration, condition: impl AsyncFn() -> bool) {
 /// Changes the object of this name, or makes it.
 async fn touch<K>(stage: &Stage, name: &str)
 where
-    K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + serde::de::DeserializeOwned
+        + std::fmt::Debug,
 {
     let when = format!("{:?}", Instant::now());
-    let object =
-        json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name, "annotations": {"touched": when}}});
-    stage.api::<K>().patch(name, &PatchParams::apply("test").force(), &Patch::Apply(&object)).await.unwrap();
+    let object = json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name, "annotations": {"touched": when}}});
+    stage
+        .api::<K>()
+        .patch(
+            name,
+            &PatchParams::apply("test").force(),
+            &Patch::Apply(&object),
+        )
+        .await
+        .unwrap();
 }
 
 /// Nobody to ask: level A has no pods.
@@ -183,5 +225,11 @@ fn no_pods() -> signal_operator::observe::Poll {
 
 /// Sends a signal to a process of ours.
 fn signal(pid: u32, name: &str) {
-    assert!(Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args([&format!("-{name}"), &pid.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
 }

@@ -24,7 +24,10 @@ async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_
     let home = match KubernetesHome::find(Level::B) {
         Ok(home) => home,
         Err(error) => {
-            return skip("a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_is_written", &format!("{error:#}"));
+            return skip(
+                "a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_is_written",
+                &format!("{error:#}"),
+            );
         }
     };
     let dir = tempfile::tempdir().unwrap();
@@ -54,12 +57,27 @@ async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_
     // The PodDisruptionBudget is the last that is applied, the status the last that is written, the Pod what the controllers make of it.
     let all = async || {
         let written = clusters.list(&ListParams::default()).await.unwrap().items;
-        let written = written.iter().filter(|cluster| cluster.status.as_ref().is_some_and(|status| !status.conditions.is_empty())).count();
-        let there = [count::<Deployment>(&client).await, count::<PodDisruptionBudget>(&client).await, count::<Pod>(&client).await];
+        let written = written
+            .iter()
+            .filter(|cluster| {
+                cluster
+                    .status
+                    .as_ref()
+                    .is_some_and(|status| !status.conditions.is_empty())
+            })
+            .count();
+        let there = [
+            count::<Deployment>(&client).await,
+            count::<PodDisruptionBudget>(&client).await,
+            count::<Pod>(&client).await,
+        ];
         written == CLUSTERS && there == [CLUSTERS; 3]
     };
     until("all of them have everything", LIMIT, all).await;
-    println!("{CLUSTERS} SignalClusters have everything after {:?}", made.elapsed());
+    println!(
+        "{CLUSTERS} SignalClusters have everything after {:?}",
+        made.elapsed()
+    );
     let resident = operator.resident_kib();
     assert!(resident < MAX_RESIDENT_KIB, "{resident} KiB resident");
 
@@ -74,15 +92,28 @@ async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_
         if now == before {
             break;
         }
-        assert!(began.elapsed() < LIMIT, "it goes on writing: {before} and then {now}");
+        assert!(
+            began.elapsed() < LIMIT,
+            "it goes on writing: {before} and then {now}"
+        );
         before = now;
     }
     // Drift is put back, and is the only thing that is written.
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
     let patch = json!({"spec": {"minReadySeconds": 77}});
-    deployments.patch("edge-7", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    deployments
+        .patch("edge-7", &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .unwrap();
     until("what someone changed is put back", LIMIT, async || {
-        deployments.get("edge-7").await.unwrap().spec.unwrap().min_ready_seconds != Some(77)
+        deployments
+            .get("edge-7")
+            .await
+            .unwrap()
+            .spec
+            .unwrap()
+            .min_ready_seconds
+            != Some(77)
     })
     .await;
 }
@@ -90,7 +121,15 @@ async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_
 /// How many objects of a kind there are.
 async fn count<K>(client: &Client) -> usize
 where
-    K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + serde::de::DeserializeOwned
+        + std::fmt::Debug,
 {
-    Api::<K>::namespaced(client.clone(), "default").list_metadata(&ListParams::default()).await.unwrap().items.len()
+    Api::<K>::namespaced(client.clone(), "default")
+        .list_metadata(&ListParams::default())
+        .await
+        .unwrap()
+        .items
+        .len()
 }

@@ -32,11 +32,17 @@ async fn teach(client: &Client, (group, kind, plural): (&str, &str, &str)) {
         },
     });
     let crd: CustomResourceDefinition = serde_json::from_value(crd).unwrap();
-    Api::all(client.clone()).create(&PostParams::default(), &crd).await.unwrap();
+    Api::all(client.clone())
+        .create(&PostParams::default(), &crd)
+        .await
+        .unwrap();
 }
 
 fn objects(client: &Client, (group, kind, _): (&str, &str, &str)) -> Api<DynamicObject> {
-    Api::default_namespaced_with(client.clone(), &ApiResource::from_gvk(&GroupVersionKind::gvk(group, "v1", kind)))
+    Api::default_namespaced_with(
+        client.clone(),
+        &ApiResource::from_gvk(&GroupVersionKind::gvk(group, "v1", kind)),
+    )
 }
 
 /// The object of a kind that belongs to the SignalCluster.
@@ -50,7 +56,12 @@ async fn made(client: &Client, kind: (&str, &str, &str)) -> Option<Value> {
 async fn a_kind_that_comes_later_is_used_and_one_that_goes_is_not_waited_for() {
     let server = match Server::start() {
         Ok(server) => server,
-        Err(reason) => return skip("a_kind_that_comes_later_is_used_and_one_that_goes_is_not_waited_for", &reason),
+        Err(reason) => {
+            return skip(
+                "a_kind_that_comes_later_is_used_and_one_that_goes_is_not_waited_for",
+                &reason,
+            );
+        }
     };
     let client = server.client().await;
     define(&client).await;
@@ -60,47 +71,79 @@ async fn a_kind_that_comes_later_is_used_and_one_that_goes_is_not_waited_for() {
 
     let clusters: Api<SignalCluster> = Api::default_namespaced(client.clone());
     let mut spec = small();
-    spec["exposure"] =
-        json!({"ingress": {"host": "rt.example"}, "httpRoute": {"parentRefs": [{"name": "public"}], "hostnames": ["rt.example"]}});
-    spec["observability"] = json!({"serviceMonitor": {"labels": {"release": "prometheus"}}, "prometheusRule": {}});
+    spec["exposure"] = json!({"ingress": {"host": "rt.example"}, "httpRoute": {"parentRefs": [{"name": "public"}], "hostnames": ["rt.example"]}});
+    spec["observability"] =
+        json!({"serviceMonitor": {"labels": {"release": "prometheus"}}, "prometheusRule": {}});
     let object = json!({"apiVersion": "signal.dev/v1alpha1", "kind": "SignalCluster", "metadata": {"name": "edge"}, "spec": spec});
-    clusters.patch("edge", &PatchParams::apply("test"), &Patch::Apply(&object)).await.unwrap();
+    clusters
+        .patch("edge", &PatchParams::apply("test"), &Patch::Apply(&object))
+        .await
+        .unwrap();
     // The API server has this one from the start.
     let ingresses: Api<Ingress> = Api::default_namespaced(client.clone());
     let deployments: Api<Deployment> = Api::default_namespaced(client.clone());
     until("what is possible without the others", LIMIT, async || {
-        ingresses.get_opt("edge").await.unwrap().is_some() && deployments.get_opt("edge").await.unwrap().is_some()
+        ingresses.get_opt("edge").await.unwrap().is_some()
+            && deployments.get_opt("edge").await.unwrap().is_some()
     })
     .await;
     let ingress = ingresses.get("edge").await.unwrap().spec.unwrap();
-    assert_eq!(ingress.rules.unwrap()[0].host.as_deref(), Some("rt.example"));
+    assert_eq!(
+        ingress.rules.unwrap()[0].host.as_deref(),
+        Some("rt.example")
+    );
 
     for kind in [ROUTE, MONITOR, RULE] {
         teach(&client, kind).await;
     }
     for kind in [ROUTE, MONITOR, RULE] {
-        until(&format!("{} is made", kind.1), LIMIT, async || made(&client, kind).await.is_some()).await;
+        until(&format!("{} is made", kind.1), LIMIT, async || {
+            made(&client, kind).await.is_some()
+        })
+        .await;
     }
     let route = made(&client, ROUTE).await.unwrap();
     assert_eq!(route["spec"]["parentRefs"][0]["name"], "public");
     assert_eq!(route["spec"]["rules"][0]["backendRefs"][0]["name"], "edge");
     let monitor = objects(&client, MONITOR).get("edge").await.unwrap();
     assert_eq!(monitor.labels()["release"], "prometheus");
-    assert!(!made(&client, RULE).await.unwrap()["spec"]["groups"][0]["rules"].as_array().unwrap().is_empty());
+    assert!(
+        !made(&client, RULE).await.unwrap()["spec"]["groups"][0]["rules"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    );
 
     let without = json!({"spec": {"exposure": {"httpRoute": null}, "observability": {"serviceMonitor": null}}});
-    clusters.patch("edge", &PatchParams::default(), &Patch::Merge(&without)).await.unwrap();
+    clusters
+        .patch("edge", &PatchParams::default(), &Patch::Merge(&without))
+        .await
+        .unwrap();
     for kind in [ROUTE, MONITOR] {
-        until(&format!("{} is taken away", kind.1), LIMIT, async || made(&client, kind).await.is_none()).await;
+        until(&format!("{} is taken away", kind.1), LIMIT, async || {
+            made(&client, kind).await.is_none()
+        })
+        .await;
     }
     assert!(made(&client, RULE).await.is_some());
 
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
-    crds.delete(&format!("{}.{}", RULE.2, RULE.0), &DeleteParams::default()).await.unwrap();
+    crds.delete(&format!("{}.{}", RULE.2, RULE.0), &DeleteParams::default())
+        .await
+        .unwrap();
     let changed = json!({"spec": {"image": {"tag": "2"}}});
-    clusters.patch("edge", &PatchParams::default(), &Patch::Merge(&changed)).await.unwrap();
+    clusters
+        .patch("edge", &PatchParams::default(), &Patch::Merge(&changed))
+        .await
+        .unwrap();
     until("the rest goes on", LIMIT, async || {
-        let template = deployments.get("edge").await.unwrap().spec.unwrap().template;
+        let template = deployments
+            .get("edge")
+            .await
+            .unwrap()
+            .spec
+            .unwrap()
+            .template;
         template.spec.unwrap().containers[0].image.as_deref() == Some("example/signal-gateway:2")
     })
     .await;

@@ -30,13 +30,24 @@ fn rules() -> Value {
 
 #[tokio::test]
 async fn a_role_in_its_own_namespace_is_all_it_needs_and_a_kind_it_may_not_use_is_left_alone() {
-    let Some(stage) = Stage::new("a_role_in_its_own_namespace_is_all_it_needs_and_a_kind_it_may_not_use_is_left_alone").await else {
+    let Some(stage) = Stage::new(
+        "a_role_in_its_own_namespace_is_all_it_needs_and_a_kind_it_may_not_use_is_left_alone",
+    )
+    .await
+    else {
         return;
     };
     let params = PostParams::default();
-    let account: ServiceAccount = serde_json::from_value(json!({"metadata": {"name": "operator"}})).unwrap();
-    stage.api::<ServiceAccount>().create(&params, &account).await.unwrap();
-    let role: Role = serde_json::from_value(json!({"metadata": {"name": "operator"}, "rules": rules()})).unwrap();
+    let account: ServiceAccount =
+        serde_json::from_value(json!({"metadata": {"name": "operator"}})).unwrap();
+    stage
+        .api::<ServiceAccount>()
+        .create(&params, &account)
+        .await
+        .unwrap();
+    let role: Role =
+        serde_json::from_value(json!({"metadata": {"name": "operator"}, "rules": rules()}))
+            .unwrap();
     stage.api::<Role>().create(&params, &role).await.unwrap();
     let binding: RoleBinding = serde_json::from_value(json!({
         "metadata": {"name": "operator"},
@@ -44,9 +55,20 @@ async fn a_role_in_its_own_namespace_is_all_it_needs_and_a_kind_it_may_not_use_i
         "subjects": [{"kind": "ServiceAccount", "name": "operator", "namespace": stage.namespace}],
     }))
     .unwrap();
-    stage.api::<RoleBinding>().create(&params, &binding).await.unwrap();
+    stage
+        .api::<RoleBinding>()
+        .create(&params, &binding)
+        .await
+        .unwrap();
     let request: TokenRequest = serde_json::from_value(json!({"spec": {"audiences": []}})).unwrap();
-    let token = stage.api::<ServiceAccount>().create_token_request("operator", &params, &request).await.unwrap().status.unwrap().token;
+    let token = stage
+        .api::<ServiceAccount>()
+        .create_token_request("operator", &params, &request)
+        .await
+        .unwrap()
+        .status
+        .unwrap()
+        .token;
 
     let dir = tempfile::tempdir().unwrap();
     let kubeconfig = dir.path().join("kubeconfig");
@@ -60,14 +82,30 @@ async fn a_role_in_its_own_namespace_is_all_it_needs_and_a_kind_it_may_not_use_i
     stage.cluster("edge").await;
     let operator = Operator::start(&kubeconfig, &stage.namespace, "one");
     until("it leads", SLACK, async || operator.leads().await).await;
-    let looked = async || operator.metric("signal_operator_reconciles_total{outcome=\"ok\"} ").await >= Some(1.0);
+    let looked = async || {
+        operator
+            .metric("signal_operator_reconciles_total{outcome=\"ok\"} ")
+            .await
+            >= Some(1.0)
+    };
     until("it looks at the SignalCluster", SLACK, looked).await;
     // Whatever it may not watch has failed once this watch, which began with the others, reports something.
     until("it watches the Secret", SLACK, async || {
         touch::<Secret>(&stage, "authority").await;
-        operator.metric("signal_operator_triggers_total{source=\"named\"} ").await >= Some(1.0)
+        operator
+            .metric("signal_operator_triggers_total{source=\"named\"} ")
+            .await
+            >= Some(1.0)
     })
     .await;
-    assert_eq!(operator.metric("signal_operator_watch_errors_total ").await, Some(0.0));
-    assert_eq!(operator.metric("signal_operator_reconciles_total{outcome=\"denied\"} ").await, None);
+    assert_eq!(
+        operator.metric("signal_operator_watch_errors_total ").await,
+        Some(0.0)
+    );
+    assert_eq!(
+        operator
+            .metric("signal_operator_reconciles_total{outcome=\"denied\"} ")
+            .await,
+        None
+    );
 }

@@ -43,7 +43,10 @@ impl<S> Layer<S> for Weather {
     type Service = Weathered<S>;
 
     fn layer(&self, inner: S) -> Weathered<S> {
-        Weathered { inner, weather: *self }
+        Weathered {
+            inner,
+            weather: *self,
+        }
     }
 }
 
@@ -69,11 +72,18 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let watches = request
+            .uri()
+            .query()
+            .is_some_and(|query| query.contains("watch=true"));
         let (answer, weather) = (self.inner.call(request), self.weather);
         Box::pin(async move {
             let answer = answer.await?.map(Answer::new);
-            Ok(if watches { answer.map(|body| weather.over(body)) } else { answer })
+            Ok(if watches {
+                answer.map(|body| weather.over(body))
+            } else {
+                answer
+            })
         })
     }
 }
@@ -86,7 +96,9 @@ impl Weather {
                 sleep(by).await;
                 part
             })),
-            Self::Doubled => Answer::from_stream(lines(parts).map(|line| line.map(|line| [&line[..], &line[..]].concat()))),
+            Self::Doubled => Answer::from_stream(
+                lines(parts).map(|line| line.map(|line| [&line[..], &line[..]].concat())),
+            ),
             Self::Broken(after) => {
                 let broken = stream::iter([Err(axum::Error::new("the connection broke"))]);
                 Answer::from_stream(parts.take_until(sleep(after)).chain(broken))
@@ -119,7 +131,10 @@ const WISHES: [(u32, &str); 3] = [(2, FIRST), (3, FIRST), (1, SECOND)];
 /// The whole controller with its watches, in this weather.
 async fn picture_after(stage: &Stage, weather: Weather) -> serde_json::Value {
     let config = config(&stage.server.cluster.kubeconfig()).await;
-    let client = ClientBuilder::try_from(config).unwrap().with_layer(&weather).build();
+    let client = ClientBuilder::try_from(config)
+        .unwrap()
+        .with_layer(&weather)
+        .build();
     let fence = Fence::default();
     fence.hold_until(Instant::now() + Duration::from_secs(600));
     let context = Arc::new(crate::killed::context(stage, client.clone(), fence).await);
@@ -139,12 +154,24 @@ async fn picture_after(stage: &Stage, weather: Weather) -> serde_json::Value {
             while quiet < 5 {
                 world.turn().await;
                 sleep(Duration::from_millis(200)).await;
-                quiet = if is_settled(stage).await { quiet + 1 } else { 0 };
+                quiet = if is_settled(stage).await {
+                    quiet + 1
+                } else {
+                    0
+                };
             }
         };
         if timeout(Duration::from_secs(90), arrived).await.is_err() {
-            let status = stage.api::<SignalCluster>().get("edge").await.unwrap().status;
-            panic!("{weather:?}: {wish:?} is not there: {}", serde_json::to_string_pretty(&status).unwrap());
+            let status = stage
+                .api::<SignalCluster>()
+                .get("edge")
+                .await
+                .unwrap()
+                .status;
+            panic!(
+                "{weather:?}: {wish:?} is not there: {}",
+                serde_json::to_string_pretty(&status).unwrap()
+            );
         }
     }
     stop.cancel();
@@ -156,25 +183,43 @@ async fn picture_after(stage: &Stage, weather: Weather) -> serde_json::Value {
 #[tokio::test]
 async fn late_doubled_and_broken_watches_come_to_the_same_end() {
     const TEST: &str = "late_doubled_and_broken_watches_come_to_the_same_end";
-    let Some(calm) = Stage::new(TEST).await else { return };
+    let Some(calm) = Stage::new(TEST).await else {
+        return;
+    };
     live(&calm, &WISHES, None).await;
     let calm = picture(&calm).await;
-    let weathers = [Weather::Late(Duration::from_secs(2)), Weather::Doubled, Weather::Broken(Duration::from_millis(700))];
+    let weathers = [
+        Weather::Late(Duration::from_secs(2)),
+        Weather::Doubled,
+        Weather::Broken(Duration::from_millis(700)),
+    ];
     for weather in weathers {
-        let Some(stage) = Stage::new(TEST).await else { return };
-        assert_eq!(difference(&calm, &picture_after(&stage, weather).await), None, "{weather:?}");
+        let Some(stage) = Stage::new(TEST).await else {
+            return;
+        };
+        assert_eq!(
+            difference(&calm, &picture_after(&stage, weather).await),
+            None,
+            "{weather:?}"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_memory_of_one_that_was_made_anew_does_no_harm() {
-    let Some(stage) = Stage::new("a_memory_of_one_that_was_made_anew_does_no_harm").await else { return };
+    let Some(stage) = Stage::new("a_memory_of_one_that_was_made_anew_does_no_harm").await else {
+        return;
+    };
     let mut world = World::around(&stage).await;
     wish_for(&stage, (1, FIRST)).await;
     rest(&stage, &mut world, None).await;
     let old = stage.api::<SignalCluster>().get("edge").await.unwrap();
 
-    stage.api::<SignalCluster>().delete("edge", &DeleteParams::default()).await.unwrap();
+    stage
+        .api::<SignalCluster>()
+        .delete("edge", &DeleteParams::default())
+        .await
+        .unwrap();
     let life = Life::begin(&stage, None).await;
     reconcile(&life.context, &old).await.unwrap();
     assert_eq!(life.writes(), 0, "nothing is written for one that is gone");
@@ -182,19 +227,37 @@ async fn a_memory_of_one_that_was_made_anew_does_no_harm() {
     // What belonged to the old one is still there: nobody takes it over, and nobody takes it away from the collector.
     wish_for(&stage, (1, SECOND)).await;
     let refused = reconcile(&life.context, &old).await.unwrap_err();
-    assert_eq!(refused.class(), signal_operator::backoff::Class::InTheWay, "{refused}");
+    assert_eq!(
+        refused.class(),
+        signal_operator::backoff::Class::InTheWay,
+        "{refused}"
+    );
     collect(&stage, &old.uid().unwrap()).await;
     world.forget();
     rest(&stage, &mut world, None).await;
     let new = stage.api::<SignalCluster>().get("edge").await.unwrap();
     let deployment = stage.api::<Deployment>().get("edge").await.unwrap();
     assert_eq!(deployment.owner_references()[0].uid, new.uid().unwrap());
-    let live = stage.api::<ConfigMap>().get("edge-live").await.unwrap().data.unwrap();
-    assert!(trusts(&live["live.toml"], SECOND) && !trusts(&live["live.toml"], FIRST), "{}", live["live.toml"]);
+    let live = stage
+        .api::<ConfigMap>()
+        .get("edge-live")
+        .await
+        .unwrap()
+        .data
+        .unwrap();
+    assert!(
+        trusts(&live["live.toml"], SECOND) && !trusts(&live["live.toml"], FIRST),
+        "{}",
+        live["live.toml"]
+    );
 
     let life = Life::begin(&stage, None).await;
     reconcile(&life.context, &old).await.unwrap();
-    assert_eq!(life.writes(), 0, "an old memory asks for a look at what is there now");
+    assert_eq!(
+        life.writes(),
+        0,
+        "an old memory asks for a look at what is there now"
+    );
 }
 
 /// Whether gateways are told of this issuer.
@@ -219,12 +282,27 @@ async fn collect(stage: &Stage, owner: &str) {
     use k8s_openapi::api::core::v1::{Pod, Secret, Service, ServiceAccount};
     use k8s_openapi::api::networking::v1::NetworkPolicy;
     use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-    collect!(ConfigMap, Deployment, Job, NetworkPolicy, Pod, PodDisruptionBudget, ReplicaSet, Secret, Service, ServiceAccount);
+    collect!(
+        ConfigMap,
+        Deployment,
+        Job,
+        NetworkPolicy,
+        Pod,
+        PodDisruptionBudget,
+        ReplicaSet,
+        Secret,
+        Service,
+        ServiceAccount
+    );
 }
 
 #[tokio::test]
 async fn a_wish_that_is_taken_back_at_any_point_leaves_what_was_there() {
-    let Some(stage) = Stage::new("a_wish_that_is_taken_back_at_any_point_leaves_what_was_there").await else { return };
+    let Some(stage) =
+        Stage::new("a_wish_that_is_taken_back_at_any_point_leaves_what_was_there").await
+    else {
+        return;
+    };
     let mut world = World::around(&stage).await;
     wish_for(&stage, (2, FIRST)).await;
     rest(&stage, &mut world, None).await;
@@ -239,11 +317,34 @@ async fn a_wish_that_is_taken_back_at_any_point_leaves_what_was_there() {
         }
         wish_for(&stage, (2, FIRST)).await;
         rest(&stage, &mut world, None).await;
-        let status = stage.api::<SignalCluster>().get("edge").await.unwrap().status.unwrap();
-        assert_eq!((status.replicas, status.draining_replicas, status.jwks.len()), (2, 0, 1), "taken back after {looks} looks");
-        let live = stage.api::<ConfigMap>().get("edge-live").await.unwrap().data.unwrap();
-        assert!(trusts(&live["live.toml"], FIRST) && !trusts(&live["live.toml"], SECOND), "taken back after {looks} looks");
+        let status = stage
+            .api::<SignalCluster>()
+            .get("edge")
+            .await
+            .unwrap()
+            .status
+            .unwrap();
+        assert_eq!(
+            (status.replicas, status.draining_replicas, status.jwks.len()),
+            (2, 0, 1),
+            "taken back after {looks} looks"
+        );
+        let live = stage
+            .api::<ConfigMap>()
+            .get("edge-live")
+            .await
+            .unwrap()
+            .data
+            .unwrap();
+        assert!(
+            trusts(&live["live.toml"], FIRST) && !trusts(&live["live.toml"], SECOND),
+            "taken back after {looks} looks"
+        );
     }
     let after = stage.api::<Deployment>().get("edge").await.unwrap();
-    assert_eq!(after.spec.unwrap().template, deployment.spec.unwrap().template, "no pod was restarted");
+    assert_eq!(
+        after.spec.unwrap().template,
+        deployment.spec.unwrap().template,
+        "no pod was restarted"
+    );
 }

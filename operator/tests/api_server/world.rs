@@ -75,47 +75,98 @@ impl<'a> World<'a> {
     /// Nothing runs yet. The Secrets that [`edge`] names are there.
     pub(crate) async fn around(stage: &'a Stage) -> Self {
         for (name, data) in [
-            ("authority", json!({"ca.crt": authority(&stage.server.cluster.kubeconfig())})),
+            (
+                "authority",
+                json!({"ca.crt": authority(&stage.server.cluster.kubeconfig())}),
+            ),
             ("database", json!({"url": "postgres://database/signal"})),
         ] {
-            let secret: Secret = serde_json::from_value(json!({"metadata": {"name": name}, "stringData": data})).unwrap();
-            stage.api::<Secret>().create(&PostParams::default(), &secret).await.unwrap();
+            let secret: Secret =
+                serde_json::from_value(json!({"metadata": {"name": name}, "stringData": data}))
+                    .unwrap();
+            stage
+                .api::<Secret>()
+                .create(&PostParams::default(), &secret)
+                .await
+                .unwrap();
         }
-        Self { stage, pods: BTreeMap::new() }
+        Self {
+            stage,
+            pods: BTreeMap::new(),
+        }
     }
 
     /// Lets time pass: migrations are over, what the Deployment asks for is there, and every gateway has read its live settings.
     pub(crate) async fn turn(&mut self) {
         migrate(self.stage).await;
-        let Some(deployment) = self.stage.api::<Deployment>().get_opt("edge").await.unwrap() else { return };
+        let Some(deployment) = self
+            .stage
+            .api::<Deployment>()
+            .get_opt("edge")
+            .await
+            .unwrap()
+        else {
+            return;
+        };
         let set = self.replica_set(&deployment).await;
         let wanted = usize::try_from(deployment.spec.as_ref().unwrap().replicas.unwrap()).unwrap();
-        let labels: Vec<String> = selector("edge").into_iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let mut there = self.stage.api::<Pod>().list(&ListParams::default().labels(&labels.join(","))).await.unwrap().items;
+        let labels: Vec<String> = selector("edge")
+            .into_iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        let mut there = self
+            .stage
+            .api::<Pod>()
+            .list(&ListParams::default().labels(&labels.join(",")))
+            .await
+            .unwrap()
+            .items;
         // Kubernetes deletes the lowest cost first.
-        there.sort_by_key(|pod| pod.annotations().get(DELETION_COST).map_or(0, |cost| cost.parse::<i32>().unwrap()));
+        there.sort_by_key(|pod| {
+            pod.annotations()
+                .get(DELETION_COST)
+                .map_or(0, |cost| cost.parse::<i32>().unwrap())
+        });
         for pod in there.drain(..there.len().saturating_sub(wanted)) {
-            self.stage.api::<Pod>().delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await.unwrap();
+            self.stage
+                .api::<Pod>()
+                .delete(&pod.name_any(), &DeleteParams::default().grace_period(0))
+                .await
+                .unwrap();
             self.pods.remove(&pod.name_any());
         }
         for _ in there.len()..wanted {
             self.start_pod(&deployment, &set).await;
         }
-        let live = self.stage.api::<ConfigMap>().get("edge-live").await.unwrap().data.unwrap().remove(LIVE_TOML).unwrap();
+        let live = self
+            .stage
+            .api::<ConfigMap>()
+            .get("edge-live")
+            .await
+            .unwrap()
+            .data
+            .unwrap()
+            .remove(LIVE_TOML)
+            .unwrap();
         for (name, running) in &self.pods {
             let draining = {
                 let mut gateway = running.gateway.lock();
                 gateway.live.clone_from(&live);
                 gateway.draining
             };
-            self.say_ready(name, json!({"conditions": [condition("Ready", !draining)]})).await;
+            self.say_ready(name, json!({"conditions": [condition("Ready", !draining)]}))
+                .await;
         }
         let count = wanted;
         let status = json!({"status": {
             "observedGeneration": deployment.metadata.generation, "replicas": count, "updatedReplicas": count, "readyReplicas": count,
             "availableReplicas": count,
         }});
-        self.stage.api::<Deployment>().patch_status("edge", &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+        self.stage
+            .api::<Deployment>()
+            .patch_status("edge", &PatchParams::default(), &Patch::Merge(&status))
+            .await
+            .unwrap();
     }
 
     /// Its pods are gone.
@@ -125,22 +176,40 @@ impl<'a> World<'a> {
 
     /// The one ReplicaSet: no scenario changes the template.
     async fn replica_set(&self, deployment: &Deployment) -> ReplicaSet {
-        if let Some(set) = self.stage.api::<ReplicaSet>().get_opt("edge-1").await.unwrap() {
+        if let Some(set) = self
+            .stage
+            .api::<ReplicaSet>()
+            .get_opt("edge-1")
+            .await
+            .unwrap()
+        {
             return set;
         }
-        let mut template = serde_json::to_value(&deployment.spec.as_ref().unwrap().template).unwrap();
+        let mut template =
+            serde_json::to_value(&deployment.spec.as_ref().unwrap().template).unwrap();
         template["metadata"]["labels"]["pod-template-hash"] = json!("1");
         let labels = template["metadata"]["labels"].clone();
         let set = json!({
             "metadata": {"name": "edge-1", "labels": labels, "ownerReferences": [owner("apps/v1", "Deployment", "edge", &deployment.metadata.uid)]},
             "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": template},
         });
-        self.stage.api().create(&PostParams::default(), &serde_json::from_value(set).unwrap()).await.unwrap()
+        self.stage
+            .api()
+            .create(
+                &PostParams::default(),
+                &serde_json::from_value(set).unwrap(),
+            )
+            .await
+            .unwrap()
     }
 
     async fn say_ready(&self, pod: &str, status: Value) {
         let patch = json!({"status": status});
-        self.stage.api::<Pod>().patch_status(pod, &PatchParams::default(), &Patch::Strategic(&patch)).await.unwrap();
+        self.stage
+            .api::<Pod>()
+            .patch_status(pod, &PatchParams::default(), &Patch::Strategic(&patch))
+            .await
+            .unwrap();
     }
 
     async fn start_pod(&mut self, deployment: &Deployment, set: &ReplicaSet) {
@@ -148,23 +217,63 @@ impl<'a> World<'a> {
         let mut pod = serde_json::to_value(template).unwrap();
         pod["metadata"]["generateName"] = json!("edge-1-");
         pod["spec"]["nodeName"] = json!("somewhere");
-        pod["metadata"]["ownerReferences"] = json!([owner("apps/v1", "ReplicaSet", "edge-1", &set.metadata.uid)]);
-        let pod = self.stage.api::<Pod>().create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
-        let ports = deployment.spec.as_ref().unwrap().template.spec.as_ref().unwrap().containers[0].ports.as_ref().unwrap();
-        let port = ports.iter().find(|port| port.name.as_deref() == Some("admin")).unwrap().container_port;
+        pod["metadata"]["ownerReferences"] =
+            json!([owner("apps/v1", "ReplicaSet", "edge-1", &set.metadata.uid)]);
+        let pod = self
+            .stage
+            .api::<Pod>()
+            .create(
+                &PostParams::default(),
+                &serde_json::from_value(pod).unwrap(),
+            )
+            .await
+            .unwrap();
+        let ports = deployment
+            .spec
+            .as_ref()
+            .unwrap()
+            .template
+            .spec
+            .as_ref()
+            .unwrap()
+            .containers[0]
+            .ports
+            .as_ref()
+            .unwrap();
+        let port = ports
+            .iter()
+            .find(|port| port.name.as_deref() == Some("admin"))
+            .unwrap()
+            .container_port;
         let address = next_address();
         let gateway = Shared::default();
         let mut tasks = JoinSet::new();
-        let listener = TcpListener::bind(SocketAddr::new(address, u16::try_from(port).unwrap())).await.unwrap();
+        let listener = TcpListener::bind(SocketAddr::new(address, u16::try_from(port).unwrap()))
+            .await
+            .unwrap();
         let routes = Router::new()
             .route("/status", get(status))
-            .route("/drain", post(async |State(gateway): State<Shared>| gateway.lock().draining = true))
-            .route("/drain", axum::routing::delete(async |State(gateway): State<Shared>| gateway.lock().draining = false))
+            .route(
+                "/drain",
+                post(async |State(gateway): State<Shared>| gateway.lock().draining = true),
+            )
+            .route(
+                "/drain",
+                axum::routing::delete(async |State(gateway): State<Shared>| {
+                    gateway.lock().draining = false
+                }),
+            )
             .with_state(Arc::clone(&gateway));
         tasks.spawn(async move { axum::serve(listener, routes).await.unwrap() });
         let running = json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]});
         self.say_ready(&pod.name_any(), running).await;
-        self.pods.insert(pod.name_any(), Running { gateway, _tasks: tasks });
+        self.pods.insert(
+            pod.name_any(),
+            Running {
+                gateway,
+                _tasks: tasks,
+            },
+        );
     }
 }
 
@@ -183,7 +292,11 @@ async fn status(State(gateway): State<Shared>) -> axum::Json<Value> {
         (gateway.live.clone(), gateway.draining)
     };
     let table: toml::Table = live.parse().unwrap();
-    let sources = table.get("sources").and_then(toml::Value::as_array).cloned().unwrap_or_default();
+    let sources = table
+        .get("sources")
+        .and_then(toml::Value::as_array)
+        .cloned()
+        .unwrap_or_default();
     let sources = sources.iter().map(|source| {
         let state = source.get("state").and_then(toml::Value::as_str).unwrap_or("trusted");
         json!({"name": source["name"].as_str(), "state": state, "keys": ["one"], "refreshedAt": "2026-01-01T00:00:00Z"})

@@ -33,7 +33,13 @@ pub struct Image {
 impl Image {
     /// An empty image with a full reference: `localhost/signal-gateway:1`.
     pub fn new(reference: &str) -> Self {
-        Self { reference: reference.to_owned(), entries: BTreeMap::new(), entrypoint: Vec::new(), environment: Vec::new(), user: None }
+        Self {
+            reference: reference.to_owned(),
+            entries: BTreeMap::new(),
+            entrypoint: Vec::new(),
+            environment: Vec::new(),
+            user: None,
+        }
     }
 
     /// Adds a file of this machine; `mode` is like `0o755`.
@@ -41,7 +47,8 @@ impl Image {
     /// # Errors
     /// When it does not exist.
     pub fn file(mut self, from: &Path, to: &str, mode: u32) -> Result<Self> {
-        let from = fs::canonicalize(from).with_context(|| format!("cannot find {}", from.display()))?;
+        let from =
+            fs::canonicalize(from).with_context(|| format!("cannot find {}", from.display()))?;
         self.entries.insert(to.to_owned(), Entry::File(from, mode));
         Ok(self)
     }
@@ -52,11 +59,18 @@ impl Image {
     /// When it does not exist, or a library of it does not.
     pub fn program(mut self, from: &Path, to: &str) -> Result<Self> {
         self = self.file(from, to, 0o755)?;
-        let output = Command::new("ldd").arg(from).output().context("cannot run ldd")?;
+        let output = Command::new("ldd")
+            .arg(from)
+            .output()
+            .context("cannot run ldd")?;
         // It fails for a program that needs none.
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             if line.contains("not found") {
-                bail!("{} needs a library that is missing: {}", from.display(), line.trim());
+                bail!(
+                    "{} needs a library that is missing: {}",
+                    from.display(),
+                    line.trim()
+                );
             }
             let path = line.split_once("=>").map_or(line, |(_, path)| path).trim();
             let path = path.split(" (0x").next().unwrap_or_default();
@@ -69,13 +83,15 @@ impl Image {
 
     /// Adds a file with this text, readable by all.
     pub fn text(mut self, to: &str, text: &str) -> Self {
-        self.entries.insert(to.to_owned(), Entry::Text(text.to_owned()));
+        self.entries
+            .insert(to.to_owned(), Entry::Text(text.to_owned()));
         self
     }
 
     /// Adds a symbolic link.
     pub fn link(mut self, target: &str, to: &str) -> Self {
-        self.entries.insert(to.to_owned(), Entry::Link(target.to_owned()));
+        self.entries
+            .insert(to.to_owned(), Entry::Link(target.to_owned()));
         self
     }
 
@@ -109,7 +125,9 @@ impl Image {
     pub fn write(&self, to: &Path) -> Result<()> {
         // The layer is hashed before it can be named in the archive.
         let layer = to.with_extension("layer");
-        let written = self.write_around(&layer, to).with_context(|| format!("cannot write {}", to.display()));
+        let written = self
+            .write_around(&layer, to)
+            .with_context(|| format!("cannot write {}", to.display()));
         let _ = fs::remove_file(&layer);
         written
     }
@@ -150,7 +168,14 @@ impl Image {
             header(&mut out, &name, b'0', 0o644, text.len() as u64, "")?;
             body(&mut out, &mut text.as_bytes())?;
         }
-        header(&mut out, &format!("blobs/sha256/{layer_digest}"), b'0', 0o644, layer_size, "")?;
+        header(
+            &mut out,
+            &format!("blobs/sha256/{layer_digest}"),
+            b'0',
+            0o644,
+            layer_size,
+            "",
+        )?;
         body(&mut out, &mut File::open(layer)?)?;
         out.write_all(&[0; 1024])?;
         out.flush()?;
@@ -158,10 +183,19 @@ impl Image {
     }
 
     fn config(&self, layer: &str) -> String {
-        let words = |words: &[String]| words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(",");
+        let words = |words: &[String]| {
+            words
+                .iter()
+                .map(|word| format!("{word:?}"))
+                .collect::<Vec<_>>()
+                .join(",")
+        };
         let mut environment = vec!["PATH=/usr/local/bin:/usr/bin:/bin".to_owned()];
         environment.extend_from_slice(&self.environment);
-        let user = self.user.map(|user| format!(r#","User":"{user}:{user}""#)).unwrap_or_default();
+        let user = self
+            .user
+            .map(|user| format!(r#","User":"{user}:{user}""#))
+            .unwrap_or_default();
         format!(
             r#"{{"architecture":"{}","os":"linux","created":"1970-01-01T00:00:00Z","rootfs":{{"type":"layers","diff_ids":["sha256:{layer}"]}},"config":{{"Env":[{}],"Entrypoint":[{}],"WorkingDir":"/"{user}}}}}"#,
             architecture(),
@@ -172,7 +206,9 @@ impl Image {
 
     fn write_layer(&self, out: &mut impl Write) -> Result<()> {
         // Folders before what is in them, and the ones that every program may expect.
-        let mut folders: BTreeMap<String, u32> = ["dev", "etc", "proc", "sys"].map(|name| (name.to_owned(), 0o755)).into();
+        let mut folders: BTreeMap<String, u32> = ["dev", "etc", "proc", "sys"]
+            .map(|name| (name.to_owned(), 0o755))
+            .into();
         folders.insert("tmp".to_owned(), 0o1777);
         for path in self.entries.keys() {
             let path = path.trim_start_matches('/');
@@ -187,7 +223,8 @@ impl Image {
             let name = path.trim_start_matches('/');
             match entry {
                 Entry::File(from, mode) => {
-                    let mut file = File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
+                    let mut file = File::open(from)
+                        .with_context(|| format!("cannot read {}", from.display()))?;
                     header(out, name, b'0', *mode, file.metadata()?.len(), "")?;
                     body(out, &mut file)?;
                 }
@@ -212,16 +249,37 @@ fn architecture() -> &'static str {
 }
 
 fn sha256(file: &Path) -> Result<String> {
-    let output = Command::new("sha256sum").arg(file).output().context("cannot run sha256sum")?;
+    let output = Command::new("sha256sum")
+        .arg(file)
+        .output()
+        .context("cannot run sha256sum")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let digest = text.split_whitespace().next().filter(|digest| digest.len() == 64);
-    digest.map(str::to_owned).with_context(|| format!("sha256sum failed for {}", file.display()))
+    let digest = text
+        .split_whitespace()
+        .next()
+        .filter(|digest| digest.len() == 64);
+    digest
+        .map(str::to_owned)
+        .with_context(|| format!("sha256sum failed for {}", file.display()))
 }
 
 /// The 512 bytes before each member of a tar file, in the POSIX form: owner root, made in 1970.
-fn header(out: &mut impl Write, name: &str, kind: u8, mode: u32, size: u64, link: &str) -> Result<()> {
+fn header(
+    out: &mut impl Write,
+    name: &str,
+    kind: u8,
+    mode: u32,
+    size: u64,
+    link: &str,
+) -> Result<()> {
     // A long path is split at a slash into a prefix of at most 155 bytes and a name of at most 100.
-    let cut = if name.len() <= 100 { None } else { name.match_indices('/').map(|(at, _)| at).find(|at| name.len() - at - 1 <= 100) };
+    let cut = if name.len() <= 100 {
+        None
+    } else {
+        name.match_indices('/')
+            .map(|(at, _)| at)
+            .find(|at| name.len() - at - 1 <= 100)
+    };
     let (prefix, name) = cut.map_or(("", name), |at| (&name[..at], &name[at + 1..]));
     if name.len() > 100 || prefix.len() > 155 || link.len() > 100 {
         bail!("a path is too long for a tar file: {prefix}/{name} {link}");

@@ -23,7 +23,14 @@ const PROPERTIES: &str = include_str!("../kafka/server.properties");
 const LOGGING: &str = include_str!("../kafka/log4j2.yaml");
 /// Any 16 bytes in URL-safe base64.
 const CLUSTER_ID: &str = "c2lnbmFsLXRlc3RzLTAwMQ";
-const JVM: [&str; 6] = ["-Xms64m", "-Xmx320m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-Djava.awt.headless=true"];
+const JVM: [&str; 6] = [
+    "-Xms64m",
+    "-Xmx320m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Xshare:auto",
+    "-Djava.awt.headless=true",
+];
 
 /// The folder with the jars, the formatted log and the class data archive.
 #[derive(Debug, Clone)]
@@ -47,23 +54,30 @@ impl KafkaHome {
         }
         let home = Self::path()?;
         let parent = home.parent().context("the cache folder has a parent")?;
-        fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        fs::create_dir_all(parent)
+            .with_context(|| format!("cannot create {}", parent.display()))?;
         // Prepared beside its place and moved there whole, so that two runs at once do not meet half a folder.
         let draft = parent.join(format!("kafka.{}.draft", std::process::id()));
         let _ = fs::remove_dir_all(&draft);
         fs::create_dir_all(&draft)?;
-        say(&format!("downloading Apache Kafka {VERSION} through Maven into {}", home.display()));
+        say(&format!(
+            "downloading Apache Kafka {VERSION} through Maven into {}",
+            home.display()
+        ));
         prepare(&draft, &say)?;
         fs::write(draft.join("complete"), VERSION)?;
         if fs::rename(&draft, &home).is_err() {
             let _ = fs::remove_dir_all(&home);
-            fs::rename(&draft, &home).with_context(|| format!("cannot move Kafka to {}", home.display()))?;
+            fs::rename(&draft, &home)
+                .with_context(|| format!("cannot move Kafka to {}", home.display()))?;
         }
         // The archive checks the path of its class path, so it is made where it will be used.
         say("archiving Kafka's classes for quicker starts");
         let home = Self(home);
         if let Err(error) = home.archive() {
-            say(&format!("no class data archive, brokers start a little slower: {error:#}"));
+            say(&format!(
+                "no class data archive, brokers start a little slower: {error:#}"
+            ));
         }
         Ok(home)
     }
@@ -76,13 +90,19 @@ impl KafkaHome {
         let java = find_program(&["java"]).context("java is not installed")?;
         let mut command = bound_command(&java, None);
         command.args(JVM).arg("-cp").arg(self.0.join("lib/*"));
-        command.arg(format!("-Dlog4j2.configurationFile={}", self.0.join("log4j2.yaml").display()));
+        command.arg(format!(
+            "-Dlog4j2.configurationFile={}",
+            self.0.join("log4j2.yaml").display()
+        ));
         Ok(command)
     }
 
     fn archive(&self) -> Result<()> {
         let scratch = self.0.join("scratch");
-        let flag = format!("-XX:ArchiveClassesAtExit={}", self.0.join("classes.jsa").display());
+        let flag = format!(
+            "-XX:ArchiveClassesAtExit={}",
+            self.0.join("classes.jsa").display()
+        );
         let mut broker = Kafka::start_with(&Network::loopback(), self, &scratch, Some(flag), "")?;
         broker.stop();
         fs::remove_dir_all(&scratch)?;
@@ -123,7 +143,13 @@ impl Kafka {
              sasl.enabled.mechanisms=SCRAM-SHA-512\n\
              listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;\n"
         );
-        let server = Self::start_with(&Network::loopback(), home, dir, Self::archive_flag(home), &listener)?;
+        let server = Self::start_with(
+            &Network::loopback(),
+            home,
+            dir,
+            Self::archive_flag(home),
+            &listener,
+        )?;
         Ok((server, loopback(port)))
     }
 
@@ -131,27 +157,50 @@ impl Kafka {
     ///
     /// # Errors
     /// When the broker refuses.
-    pub fn set_scram_password(home: &KafkaHome, broker: SocketAddr, user: &str, password: &str) -> Result<()> {
+    pub fn set_scram_password(
+        home: &KafkaHome,
+        broker: SocketAddr,
+        user: &str,
+        password: &str,
+    ) -> Result<()> {
         let mut command = home.java()?;
-        command.args(["kafka.admin.ConfigCommand", "--bootstrap-server", &broker.to_string(), "--alter"]);
+        command.args([
+            "kafka.admin.ConfigCommand",
+            "--bootstrap-server",
+            &broker.to_string(),
+            "--alter",
+        ]);
         command.args(["--entity-type", "users", "--entity-name", user]);
-        run(command.arg("--add-config").arg(format!("SCRAM-SHA-512=[iterations=4096,password={password}]")))
+        run(command.arg("--add-config").arg(format!(
+            "SCRAM-SHA-512=[iterations=4096,password={password}]"
+        )))
     }
 
     fn archive_flag(home: &KafkaHome) -> Option<String> {
         let archive = home.0.join("classes.jsa");
-        archive.is_file().then(|| format!("-XX:SharedArchiveFile={}", archive.display()))
+        archive
+            .is_file()
+            .then(|| format!("-XX:SharedArchiveFile={}", archive.display()))
     }
 
     /// A property of `more` comes after the one of the template, and the last one counts.
-    fn start_with(network: &Network, home: &KafkaHome, dir: &Path, flag: Option<String>, more: &str) -> Result<Server> {
+    fn start_with(
+        network: &Network,
+        home: &KafkaHome,
+        dir: &Path,
+        flag: Option<String>,
+        more: &str,
+    ) -> Result<Server> {
         fs::create_dir_all(dir)?;
         let log = dir.join("log");
         copy_folder(&home.0.join("formatted"), &log)?;
         let (port, controller) = (network.free_port()?, network.free_port()?);
         let properties = dir.join("server.properties");
         let text = render(&format!("{PROPERTIES}\n{more}"), &log, port, controller);
-        fs::write(&properties, text.replace("127.0.0.1:", &format!("{}:", network.ip())))?;
+        fs::write(
+            &properties,
+            text.replace("127.0.0.1:", &format!("{}:", network.ip())),
+        )?;
         home.java()?;
         let (home, inside, network) = (home.clone(), network.clone(), network.clone());
         let address = SocketAddr::from((network.ip(), port));
@@ -171,17 +220,28 @@ fn prepare(draft: &Path, say: &impl Fn(&str)) -> Result<()> {
     fs::write(draft.join("log4j2.yaml"), LOGGING)?;
     let lib = draft.join("lib");
     let mut copy = Command::new(maven);
-    copy.args(["-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime"]);
-    copy.arg(format!("-DoutputDirectory={}", lib.display())).current_dir(draft);
+    copy.args([
+        "-q",
+        "-B",
+        "dependency:copy-dependencies",
+        "-DincludeScope=runtime",
+    ]);
+    copy.arg(format!("-DoutputDirectory={}", lib.display()))
+        .current_dir(draft);
     run(&mut copy)?;
 
     say("formatting a log folder");
     let home = KafkaHome(draft.to_owned());
     let properties = draft.join("format.properties");
     // Ports that are never listened on: only the storage tool reads this file.
-    fs::write(&properties, render(PROPERTIES, &draft.join("formatted"), 9092, 9093))?;
+    fs::write(
+        &properties,
+        render(PROPERTIES, &draft.join("formatted"), 9092, 9093),
+    )?;
     let mut format = home.java()?;
-    format.args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"]).arg(&properties);
+    format
+        .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
+        .arg(&properties);
     run(&mut format)
 }
 

@@ -15,7 +15,8 @@ const SERVER_PORTS: Range<u16> = 12_000..30_000;
 fn next_port() -> u16 {
     static GIVEN: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id().wrapping_mul(997);
-    let offset = first.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % u32::from(SERVER_PORTS.end - SERVER_PORTS.start);
+    let offset = first.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed))
+        % u32::from(SERVER_PORTS.end - SERVER_PORTS.start);
     SERVER_PORTS.start + u16::try_from(offset).expect("an offset within the range")
 }
 
@@ -29,11 +30,17 @@ pub struct Network {
 impl Network {
     /// This machine's loopback.
     pub fn loopback() -> Self {
-        Self { ip: Ipv4Addr::LOCALHOST, namespace: None }
+        Self {
+            ip: Ipv4Addr::LOCALHOST,
+            namespace: None,
+        }
     }
 
     pub(crate) fn namespace(path: PathBuf, ip: Ipv4Addr) -> Self {
-        Self { ip, namespace: Some(path) }
+        Self {
+            ip,
+            namespace: Some(path),
+        }
     }
 
     /// The address that servers listen on, and that whoever is in the network reaches them at.
@@ -59,9 +66,15 @@ impl Network {
 
     /// The same command, run inside the network.
     pub fn command(&self, command: Command) -> Command {
-        let Some(namespace) = &self.namespace else { return command };
+        let Some(namespace) = &self.namespace else {
+            return command;
+        };
         let mut inside = Command::new("nsenter");
-        inside.arg(format!("--net={}", namespace.display())).arg("--").arg(command.get_program()).args(command.get_args());
+        inside
+            .arg(format!("--net={}", namespace.display()))
+            .arg("--")
+            .arg(command.get_program())
+            .args(command.get_args());
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => inside.env(name, value),
@@ -80,25 +93,39 @@ impl Network {
     /// # Errors
     /// When the namespace is gone or may not be entered.
     pub fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> Result<T> {
-        let Some(namespace) = &self.namespace else { return Ok(act()) };
+        let Some(namespace) = &self.namespace else {
+            return Ok(act());
+        };
         let enter = || -> Result<T> {
             enter(namespace).with_context(|| format!("cannot enter {}", namespace.display()))?;
             Ok(act())
         };
         // The thread ends with the closure: no other code ever finds itself in the namespace.
-        std::thread::scope(|scope| scope.spawn(enter).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        std::thread::scope(|scope| {
+            scope
+                .spawn(enter)
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 }
 
 #[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "the standard library cannot move a thread into a namespace")]
+#[expect(
+    unsafe_code,
+    reason = "the standard library cannot move a thread into a namespace"
+)]
 fn enter(namespace: &std::path::Path) -> std::io::Result<()> {
     use std::os::fd::AsRawFd as _;
 
     let file = std::fs::File::open(namespace)?;
     // SAFETY: the descriptor is open for the whole call, which touches nothing but the calling thread.
     let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
-    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -18,8 +18,13 @@ impl Postgres {
     /// `/usr/lib/postgresql/*/bin`.
     pub fn programs() -> Option<PathBuf> {
         let on_path = find_program(&["initdb"]).and_then(|initdb| fs::canonicalize(initdb).ok());
-        let on_path = on_path.as_deref().and_then(Path::parent).map(Path::to_owned);
-        on_path.filter(|bin| is_complete(bin)).or_else(newest_of_debian)
+        let on_path = on_path
+            .as_deref()
+            .and_then(Path::parent)
+            .map(Path::to_owned);
+        on_path
+            .filter(|bin| is_complete(bin))
+            .or_else(newest_of_debian)
     }
 
     /// The URL of database `name` on `server`.
@@ -50,7 +55,16 @@ impl Postgres {
         }
         let data = dir.join("data");
         let mut initdb = bound_command(&bin.join("initdb"), user);
-        initdb.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]);
+        initdb.arg("-D").arg(&data).args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+        ]);
         run(&mut initdb)?;
 
         // Loopback is trusted already.
@@ -65,10 +79,25 @@ impl Postgres {
         let (program, sockets) = (bin.join("postgres"), dir.to_owned());
         let command = move || {
             let mut command = bound_command(&program, user);
-            command.arg("-D").arg(&data).args(["-p", &port, "-h", &host]);
-            command.arg("-k").arg(&sockets).args(["-c", "shared_buffers=32MB", "-c", "max_connections=200"]);
+            command
+                .arg("-D")
+                .arg(&data)
+                .args(["-p", &port, "-h", &host]);
+            command.arg("-k").arg(&sockets).args([
+                "-c",
+                "shared_buffers=32MB",
+                "-c",
+                "max_connections=200",
+            ]);
             if !durable {
-                command.args(["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]);
+                command.args([
+                    "-c",
+                    "fsync=off",
+                    "-c",
+                    "synchronous_commit=off",
+                    "-c",
+                    "full_page_writes=off",
+                ]);
             }
             inside.command(command)
         };
@@ -76,7 +105,10 @@ impl Postgres {
         let ready = move || {
             let mut probe = Command::new(&probe);
             probe.args(["-q", "-h", &probe_host, "-p", &probe_port]);
-            probing.command(probe).status().is_ok_and(|status| status.success())
+            probing
+                .command(probe)
+                .status()
+                .is_ok_and(|status| status.success())
         };
         Server::start("postgres", dir, address, "INT", command, ready)
     }
@@ -84,10 +116,20 @@ impl Postgres {
 
 fn newest_of_debian() -> Option<PathBuf> {
     let folders = fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
-    let versions = folders.filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin"))));
-    versions.filter(|(_, bin)| is_complete(bin)).max().map(|(_, bin)| bin)
+    let versions = folders.filter_map(|entry| {
+        Some((
+            entry.file_name().to_str()?.parse::<u32>().ok()?,
+            entry.path().join("bin"),
+        ))
+    });
+    versions
+        .filter(|(_, bin)| is_complete(bin))
+        .max()
+        .map(|(_, bin)| bin)
 }
 
 fn is_complete(bin: &Path) -> bool {
-    ["initdb", "postgres", "pg_isready", "psql"].iter().all(|program| bin.join(program).is_file())
+    ["initdb", "postgres", "pg_isready", "psql"]
+        .iter()
+        .all(|program| bin.join(program).is_file())
 }

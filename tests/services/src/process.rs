@@ -37,8 +37,15 @@ impl Server {
         command: impl Fn() -> Command + Send + Sync + 'static,
         ready: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Self> {
-        let mut server =
-            Self { name, dir: dir.to_owned(), address, command: Box::new(command), ready: Box::new(ready), stop_signal, child: None };
+        let mut server = Self {
+            name,
+            dir: dir.to_owned(),
+            address,
+            command: Box::new(command),
+            ready: Box::new(ready),
+            stop_signal,
+            child: None,
+        };
         server.restart()?;
         Ok(server)
     }
@@ -69,7 +76,11 @@ impl Server {
             }
             if begun.elapsed() > READY_LIMIT {
                 end(&mut child);
-                bail!("{} is not ready after {READY_LIMIT:?}:\n{}", self.name, self.log_tail());
+                bail!(
+                    "{} is not ready after {READY_LIMIT:?}:\n{}",
+                    self.name,
+                    self.log_tail()
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -86,7 +97,9 @@ impl Server {
 
     /// Asks it to end, and waits; kills it after ten seconds. Its data stays.
     pub fn stop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
         signal(child.id(), self.stop_signal);
         let begun = Instant::now();
         while matches!(child.try_wait(), Ok(None)) {
@@ -110,7 +123,9 @@ impl Server {
 
     /// The last lines it wrote.
     pub fn log_tail(&self) -> String {
-        let text = fs::read(self.log()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let text = fs::read(self.log())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
@@ -128,7 +143,10 @@ impl Server {
     fn spawn(&self) -> Result<Child> {
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut command = (self.command)();
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
         spawn(command).with_context(|| format!("cannot start {}", self.name))
     }
 }
@@ -141,32 +159,49 @@ impl Drop for Server {
 
 /// Runs a command to its end.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
     if !output.status.success() {
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
         bail!("{command:?} ended with {}:\n{out}{err}", output.status);
     }
     Ok(())
 }
 
 pub(crate) fn is_root() -> Result<bool> {
-    let id = Command::new("id").arg("-u").output().context("cannot run `id`")?;
+    let id = Command::new("id")
+        .arg("-u")
+        .output()
+        .context("cannot run `id`")?;
     Ok(id.stdout.trim_ascii() == b"0")
 }
 
 /// Sends the signal of this name (without `SIG`) to a process; a process that is gone is not an error.
 pub fn signal(pid: u32, name: &str) {
-    let _ = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
+    let _ = Command::new("kill")
+        .args(["-s", name, &pid.to_string()])
+        .stderr(Stdio::null())
+        .status();
 }
 
 /// A command that the kernel kills when the thread that spawns it ends, where `setpriv` of util-linux exists.
 /// As root and with `user`, it runs as that user.
 pub fn bound_command(program: &Path, user: Option<&str>) -> Command {
-    let Some(setpriv) = find_program(&["setpriv"]) else { return Command::new(program) };
+    let Some(setpriv) = find_program(&["setpriv"]) else {
+        return Command::new(program);
+    };
     let mut command = Command::new(setpriv);
     command.arg("--pdeathsig=KILL");
     if let Some(user) = user {
-        command.arg(format!("--reuid={user}")).arg(format!("--regid={user}")).arg("--init-groups");
+        command
+            .arg(format!("--reuid={user}"))
+            .arg(format!("--regid={user}"))
+            .arg("--init-groups");
     }
     command.arg("--").arg(program);
     command
@@ -198,6 +233,10 @@ pub fn spawn(command: Command) -> io::Result<Child> {
     });
     let (reply, answer) = channel();
     let gone = || io::Error::other("the spawning thread is gone");
-    spawner.lock().map_err(|_| gone())?.send((command, reply)).map_err(|_| gone())?;
+    spawner
+        .lock()
+        .map_err(|_| gone())?
+        .send((command, reply))
+        .map_err(|_| gone())?;
     answer.recv().map_err(|_| gone())?
 }

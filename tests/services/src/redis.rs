@@ -36,7 +36,18 @@ impl Redis {
     pub fn start_in(network: &Network, dir: &Path, extra: &[&str]) -> Result<Server> {
         let port = network.free_port()?;
         let (own_port, ip) = (port.to_string(), network.ip().to_string());
-        let base = ["--port", &own_port, "--bind", &ip, "--protected-mode", "no", "--save", "", "--appendonly", "no"];
+        let base = [
+            "--port",
+            &own_port,
+            "--bind",
+            &ip,
+            "--protected-mode",
+            "no",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ];
         Self::run(network, dir, port, [&base, extra].concat())
     }
 
@@ -44,17 +55,49 @@ impl Redis {
     ///
     /// # Errors
     /// When it or `openssl` is not installed, or it does not start.
-    pub fn start_guarded_in(network: &Network, dir: &Path, user: &str, password: &str) -> Result<Guarded> {
+    pub fn start_guarded_in(
+        network: &Network,
+        dir: &Path,
+        user: &str,
+        password: &str,
+    ) -> Result<Guarded> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         certificates(dir, network.ip())?;
         let port = network.free_port()?;
         let (tls_port, password) = (port.to_string(), format!(">{password}"));
-        let listen = ["--tls-port", &tls_port, "--tls-auth-clients", "no", "--user", user, "on", &password, "~*", "&*", "+@all"];
-        let files = ["ca", "cert", "key"].map(|name| dir.join(format!("{name}.pem")).to_string_lossy().into_owned());
-        let files = ["--tls-ca-cert-file", &files[0], "--tls-cert-file", &files[1], "--tls-key-file", &files[2]];
+        let listen = [
+            "--tls-port",
+            &tls_port,
+            "--tls-auth-clients",
+            "no",
+            "--user",
+            user,
+            "on",
+            &password,
+            "~*",
+            "&*",
+            "+@all",
+        ];
+        let files = ["ca", "cert", "key"].map(|name| {
+            dir.join(format!("{name}.pem"))
+                .to_string_lossy()
+                .into_owned()
+        });
+        let files = [
+            "--tls-ca-cert-file",
+            &files[0],
+            "--tls-cert-file",
+            &files[1],
+            "--tls-key-file",
+            &files[2],
+        ];
         let server = Self::start_in(network, dir, &[&listen[..], &files].concat())?;
         let authority = std::fs::read_to_string(dir.join("ca.pem"))?;
-        Ok(Guarded { address: SocketAddr::new(server.address().ip(), port), server, authority })
+        Ok(Guarded {
+            address: SocketAddr::new(server.address().ip(), port),
+            server,
+            authority,
+        })
     }
 
     /// Starts a master named `mymaster`, its replica and three sentinels that take one second to give it up.
@@ -64,29 +107,53 @@ impl Redis {
     pub fn start_sentinels(dir: &Path) -> Result<Sentinels> {
         let master = Self::start(&dir.join("master"), &SYNC_AT_ONCE)?;
         let port = master.address().port();
-        let replica = Self::start(&dir.join("replica"), &["--replicaof", &format!("127.0.0.1 {port}")])?;
+        let replica = Self::start(
+            &dir.join("replica"),
+            &["--replicaof", &format!("127.0.0.1 {port}")],
+        )?;
         wait("a replica in sync", || is_in_sync(&replica))?;
         let mut sentinels = Vec::new();
         for number in 0..3 {
             let (dir, own_port) = (dir.join(format!("sentinel-{number}")), free_port()?);
             std::fs::create_dir_all(&dir)?;
-            let mut text = format!("port {own_port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {port} 2\n");
-            for (name, value) in [("down-after-milliseconds", 1000), ("failover-timeout", 5000), ("parallel-syncs", 1)] {
+            let mut text = format!(
+                "port {own_port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {port} 2\n"
+            );
+            for (name, value) in [
+                ("down-after-milliseconds", 1000),
+                ("failover-timeout", 5000),
+                ("parallel-syncs", 1),
+            ] {
                 writeln!(text, "sentinel {name} mymaster {value}")?;
             }
             // It writes what it learns into this file.
             let file = dir.join("sentinel.conf");
             std::fs::write(&file, text)?;
-            sentinels.push(Self::run(&Network::loopback(), &dir, own_port, vec![&file.display().to_string(), "--sentinel"])?);
+            sentinels.push(Self::run(
+                &Network::loopback(),
+                &dir,
+                own_port,
+                vec![&file.display().to_string(), "--sentinel"],
+            )?);
         }
         wait("sentinels that know each other and the replica", || {
             sentinels.iter().all(|sentinel| {
-                let told = cli(sentinel.address(), &["SENTINEL", "master", "mymaster"]).unwrap_or_default();
-                let count = |name: &str| told.lines().skip_while(|line| *line != name).nth(1).and_then(|value| value.parse::<u32>().ok());
+                let told = cli(sentinel.address(), &["SENTINEL", "master", "mymaster"])
+                    .unwrap_or_default();
+                let count = |name: &str| {
+                    told.lines()
+                        .skip_while(|line| *line != name)
+                        .nth(1)
+                        .and_then(|value| value.parse::<u32>().ok())
+                };
                 count("num-slaves") >= Some(1) && count("num-other-sentinels") >= Some(2)
             })
         })?;
-        Ok(Sentinels { master, replica, sentinels })
+        Ok(Sentinels {
+            master,
+            replica,
+            sentinels,
+        })
     }
 
     /// Starts a cluster of six nodes: three masters, then a replica of each.
@@ -98,27 +165,60 @@ impl Redis {
         for number in 0..6 {
             // Unlike the default it need not be 10000 above the port for clients.
             let bus_port = free_port()?.to_string();
-            let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", &bus_port];
-            nodes.push(Self::start(&dir.join(format!("node-{number}")), &[&cluster[..], &SYNC_AT_ONCE].concat())?);
+            let cluster = [
+                "--cluster-enabled",
+                "yes",
+                "--cluster-node-timeout",
+                "2000",
+                "--cluster-port",
+                &bus_port,
+            ];
+            nodes.push(Self::start(
+                &dir.join(format!("node-{number}")),
+                &[&cluster[..], &SYNC_AT_ONCE].concat(),
+            )?);
         }
-        let addresses: Vec<String> = nodes.iter().map(|node| node.address().to_string()).collect();
+        let addresses: Vec<String> = nodes
+            .iter()
+            .map(|node| node.address().to_string())
+            .collect();
         let mut create = Command::new("redis-cli");
-        create.args(["--cluster", "create"]).args(&addresses).args(["--cluster-replicas", "1", "--cluster-yes"]);
-        let output = create.stdin(Stdio::null()).output().context("cannot run redis-cli")?;
+        create.args(["--cluster", "create"]).args(&addresses).args([
+            "--cluster-replicas",
+            "1",
+            "--cluster-yes",
+        ]);
+        let output = create
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run redis-cli")?;
         if !output.status.success() {
-            bail!("no cluster: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            bail!(
+                "no cluster: {}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
         wait("a cluster whose nodes agree", || {
             nodes.iter().all(|node| {
                 let known = cli(node.address(), &["CLUSTER", "NODES"]).unwrap_or_default();
-                let masters = known.lines().filter(|line| line.contains("master") && line.contains("connected")).count();
-                let replicas = known.lines().filter(|line| line.contains("slave") && line.contains("connected")).count();
-                let is_ok = cli(node.address(), &["CLUSTER", "INFO"]).is_some_and(|info| info.contains("cluster_state:ok"));
+                let masters = known
+                    .lines()
+                    .filter(|line| line.contains("master") && line.contains("connected"))
+                    .count();
+                let replicas = known
+                    .lines()
+                    .filter(|line| line.contains("slave") && line.contains("connected"))
+                    .count();
+                let is_ok = cli(node.address(), &["CLUSTER", "INFO"])
+                    .is_some_and(|info| info.contains("cluster_state:ok"));
                 (masters, replicas, is_ok) == (3, 3, true)
             })
         })?;
         // A replica that was never in sync does not take over.
-        wait("replicas in sync", || nodes.iter().filter(|node| is_in_sync(node)).count() == 3)?;
+        wait("replicas in sync", || {
+            nodes.iter().filter(|node| is_in_sync(node)).count() == 3
+        })?;
         Ok(nodes)
     }
 
@@ -164,15 +264,22 @@ const SYNC_AT_ONCE: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
 
 /// Whether this is a replica that has its master's data.
 fn is_in_sync(server: &Server) -> bool {
-    cli(server.address(), &["INFO", "replication"]).is_some_and(|info| info.contains("master_link_status:up"))
+    cli(server.address(), &["INFO", "replication"])
+        .is_some_and(|info| info.contains("master_link_status:up"))
 }
 
 /// What `redis-cli` says, if it succeeds.
 fn cli(address: SocketAddr, arguments: &[&str]) -> Option<String> {
     let mut command = Command::new("redis-cli");
-    command.args(["-e", "-p", &address.port().to_string()]).args(arguments).stdin(Stdio::null());
+    command
+        .args(["-e", "-p", &address.port().to_string()])
+        .args(arguments)
+        .stdin(Stdio::null());
     let output = command.output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn wait(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {

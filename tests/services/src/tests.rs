@@ -12,7 +12,11 @@ pub(crate) struct Scratch(pub(crate) PathBuf);
 impl Scratch {
     pub(crate) fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("signal-services.{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "signal-services.{}.{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
         Self(std::env::temp_dir().join(name))
     }
 }
@@ -32,7 +36,10 @@ pub(crate) fn skip(name: &str, reason: &str) {
 #[test]
 fn a_killed_redis_restarts_on_its_port_and_a_paused_one_answers_again() {
     if !Redis::is_installed() {
-        return skip("a_killed_redis_restarts_on_its_port_and_a_paused_one_answers_again", "redis-server is not installed");
+        return skip(
+            "a_killed_redis_restarts_on_its_port_and_a_paused_one_answers_again",
+            "redis-server is not installed",
+        );
     }
     let scratch = Scratch::new();
     let mut server = Redis::start(&scratch.0, &[]).unwrap();
@@ -50,14 +57,24 @@ fn a_killed_redis_restarts_on_its_port_and_a_paused_one_answers_again() {
 #[test]
 fn a_durable_postgres_keeps_what_was_committed_before_a_kill() {
     let Some(bin) = Postgres::programs() else {
-        return skip("a_durable_postgres_keeps_what_was_committed_before_a_kill", "PostgreSQL's server programs are not installed");
+        return skip(
+            "a_durable_postgres_keeps_what_was_committed_before_a_kill",
+            "PostgreSQL's server programs are not installed",
+        );
     };
     let scratch = Scratch::new();
     let mut server = Postgres::start(&scratch.0, true).unwrap();
     let url = Postgres::url(&server, "postgres");
     let sql = |text: &str| {
-        let output = Command::new(bin.join("psql")).args([&url, "-qtAc", text]).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new(bin.join("psql"))
+            .args([&url, "-qtAc", text])
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
     sql("create table kept as select generate_series(1, 1000) as n");
@@ -69,7 +86,10 @@ fn a_durable_postgres_keeps_what_was_committed_before_a_kill() {
 #[test]
 fn a_killed_broker_restarts_on_its_data_and_port() {
     let Some(home) = KafkaHome::find() else {
-        return skip("a_killed_broker_restarts_on_its_data_and_port", "Kafka is not in the cache folder: run `cargo xtask setup`");
+        return skip(
+            "a_killed_broker_restarts_on_its_data_and_port",
+            "Kafka is not in the cache folder: run `cargo xtask setup`",
+        );
     };
     let scratch = Scratch::new();
     let mut server = Kafka::start(&home, &scratch.0).unwrap();

@@ -24,7 +24,12 @@ pub enum Tool {
 
 impl Tool {
     /// Every one of them.
-    pub const ALL: [Self; 4] = [Self::Helm, Self::Kubeconform, Self::KubeScore, Self::CoreDns];
+    pub const ALL: [Self; 4] = [
+        Self::Helm,
+        Self::Kubeconform,
+        Self::KubeScore,
+        Self::CoreDns,
+    ];
 
     /// What its file is called.
     pub fn name(self) -> &'static str {
@@ -51,13 +56,24 @@ impl Tool {
             return Ok(program);
         }
         let (name, module, version) = self.source();
-        let go = find_program(&["go"]).with_context(|| format!("{name} is built with Go, which is not installed"))?;
+        let go = find_program(&["go"])
+            .with_context(|| format!("{name} is built with Go, which is not installed"))?;
         say(&format!("building {name} {version}"));
         let folder = self.folder()?;
         complete(&folder, |draft| {
             let mut install = Command::new(go);
-            install.args(["install", "-trimpath", "-ldflags", "-s -w", &format!("{module}@{version}")]);
-            run(install.env("GOBIN", draft).env("CGO_ENABLED", "0").env_remove("GOFLAGS").current_dir(draft))
+            install.args([
+                "install",
+                "-trimpath",
+                "-ldflags",
+                "-s -w",
+                &format!("{module}@{version}"),
+            ]);
+            run(install
+                .env("GOBIN", draft)
+                .env("CGO_ENABLED", "0")
+                .env_remove("GOFLAGS")
+                .current_dir(draft))
         })?;
         Ok(folder.join(name))
     }
@@ -70,8 +86,16 @@ impl Tool {
     fn source(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Self::Helm => ("helm", "helm.sh/helm/v3/cmd/helm", "v3.22.0"),
-            Self::Kubeconform => ("kubeconform", "github.com/yannh/kubeconform/cmd/kubeconform", "v0.8.0"),
-            Self::KubeScore => ("kube-score", "github.com/zegl/kube-score/cmd/kube-score", "v1.20.0"),
+            Self::Kubeconform => (
+                "kubeconform",
+                "github.com/yannh/kubeconform/cmd/kubeconform",
+                "v0.8.0",
+            ),
+            Self::KubeScore => (
+                "kube-score",
+                "github.com/zegl/kube-score/cmd/kube-score",
+                "v1.20.0",
+            ),
             Self::CoreDns => ("coredns", "github.com/coredns/coredns", "v1.15.0"),
         }
     }

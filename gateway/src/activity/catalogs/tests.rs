@@ -16,58 +16,122 @@ fn broken(files: &[(&str, &str)]) -> CatalogError {
     let dir = folder(files);
     match Catalogs::load(dir.path(), "vi") {
         Ok(_) => panic!("{files:?} was taken"),
-        Err(error) => CatalogError { at: error.at.replace(&dir.path().display().to_string(), ""), ..error },
+        Err(error) => CatalogError {
+            at: error.at.replace(&dir.path().display().to_string(), ""),
+            ..error
+        },
     }
 }
 
 fn title(catalogs: &Catalogs, kind: &str, locale: &str) -> Option<String> {
-    catalogs.render(&testing::activity(&format!(r#"{{"type":"{kind}","locale":"{locale}"}}"#))).ok().map(|text| text.title)
+    catalogs
+        .render(&testing::activity(&format!(
+            r#"{{"type":"{kind}","locale":"{locale}"}}"#
+        )))
+        .ok()
+        .map(|text| text.title)
 }
 
 #[test]
 fn a_folder_adds_types_and_locales_and_replaces_what_ships() {
     let dir = folder(&[
-        ("en/a.ftl", "-brand = Signal\nWELCOME =\n .title = Welcome to { -brand }\n .content = { shared }\nshared = Hello"),
-        ("en/payments.ftl", "PAYMENT_SUCCESS =\n .title = Paid\n .content = Thank you"),
-        ("de/a.ftl", "WELCOME =\n .title = Willkommen\n .content = Hallo"),
+        (
+            "en/a.ftl",
+            "-brand = Signal\nWELCOME =\n .title = Welcome to { -brand }\n .content = { shared }\nshared = Hello",
+        ),
+        (
+            "en/payments.ftl",
+            "PAYMENT_SUCCESS =\n .title = Paid\n .content = Thank you",
+        ),
+        (
+            "de/a.ftl",
+            "WELCOME =\n .title = Willkommen\n .content = Hallo",
+        ),
         ("README.md", "not a catalog"),
         ("en/notes.txt", "neither"),
         ("..data/x/y.ftl", "broken"),
     ]);
     let catalogs = Catalogs::load(dir.path(), "vi").unwrap();
     assert_eq!(catalogs.locales(), ["de", "en", "vi"]);
-    assert_eq!(title(&catalogs, "WELCOME", "en").as_deref(), Some("Welcome to Signal"));
-    assert_eq!(title(&catalogs, "WELCOME", "de-AT").as_deref(), Some("Willkommen"));
-    assert_eq!(title(&catalogs, "PAYMENT_SUCCESS", "en").as_deref(), Some("Paid"));
-    assert_ne!(catalogs.revision(), Catalogs::load(Path::new(""), "vi").unwrap().revision());
+    assert_eq!(
+        title(&catalogs, "WELCOME", "en").as_deref(),
+        Some("Welcome to Signal")
+    );
+    assert_eq!(
+        title(&catalogs, "WELCOME", "de-AT").as_deref(),
+        Some("Willkommen")
+    );
+    assert_eq!(
+        title(&catalogs, "PAYMENT_SUCCESS", "en").as_deref(),
+        Some("Paid")
+    );
+    assert_ne!(
+        catalogs.revision(),
+        Catalogs::load(Path::new(""), "vi").unwrap().revision()
+    );
 }
 
 #[test]
 fn a_broken_catalog_is_refused_with_its_file_and_line() {
-    let error = broken(&[("vi/a.ftl", "# fine\nOK =\n .title = a\n .content = b\n\nBROKEN { oops\n")]);
-    assert_eq!((error.at.as_str(), error.line), ("/vi/a.ftl", Some(6)), "{error}");
+    let error = broken(&[(
+        "vi/a.ftl",
+        "# fine\nOK =\n .title = a\n .content = b\n\nBROKEN { oops\n",
+    )]);
+    assert_eq!(
+        (error.at.as_str(), error.line),
+        ("/vi/a.ftl", Some(6)),
+        "{error}"
+    );
     for (text, line, word) in [
         ("A =\n .title = only", 1, ".title and .content"),
-        ("\nA =\n .title = a\n .content = b\n .contnet = c", 2, "nothing else"),
+        (
+            "\nA =\n .title = a\n .content = b\n .contnet = c",
+            2,
+            "nothing else",
+        ),
         ("A =\n .title = { -none }\n .content = b", 1, "-none"),
         ("A =\n .title = { other }\n .content = b", 1, "other"),
-        ("A =\n .title = { $n ->\n   *[other] { A.none }\n }\n .content = b", 1, "A.none"),
-        ("A =\n .title = { DATETIME($n) }\n .content = b", 1, "DATETIME"),
-        ("A =\n .title = a\n .content = b\n\nA =\n .title = a\n .content = b", 1, "already"),
+        (
+            "A =\n .title = { $n ->\n   *[other] { A.none }\n }\n .content = b",
+            1,
+            "A.none",
+        ),
+        (
+            "A =\n .title = { DATETIME($n) }\n .content = b",
+            1,
+            "DATETIME",
+        ),
+        (
+            "A =\n .title = a\n .content = b\n\nA =\n .title = a\n .content = b",
+            1,
+            "already",
+        ),
     ] {
         let error = broken(&[("en/a.ftl", text)]);
-        assert_eq!((error.at.as_str(), error.line), ("/en/a.ftl", Some(line)), "{error}");
+        assert_eq!(
+            (error.at.as_str(), error.line),
+            ("/en/a.ftl", Some(line)),
+            "{error}"
+        );
         assert!(error.problem.contains(word), "{error}");
     }
     let twice = "A =\n .title = a\n .content = b";
-    assert_eq!(broken(&[("en/a.ftl", twice), ("en/b.ftl", twice)]).at, "/en/b.ftl");
-    assert_eq!(broken(&[("not a locale!/a.ftl", twice)]).at, "/not a locale!");
+    assert_eq!(
+        broken(&[("en/a.ftl", twice), ("en/b.ftl", twice)]).at,
+        "/en/b.ftl"
+    );
+    assert_eq!(
+        broken(&[("not a locale!/a.ftl", twice)]).at,
+        "/not a locale!"
+    );
 }
 
 #[test]
 fn a_folder_that_is_not_there_and_a_default_locale_without_a_catalog_are_refused() {
     assert!(Catalogs::load(Path::new("/does/not/exist"), "vi").is_err());
-    let Err(error) = Catalogs::load(Path::new(""), "fr") else { panic!("there is no French catalog") };
+    let Err(error) = Catalogs::load(Path::new(""), "fr") else {
+        panic!("there is no French catalog")
+    };
     assert_eq!(error.at, "notifications.default_locale");
     for good in ["vi", "vi-VN", "en", "en-GB"] {
         assert!(Catalogs::load(Path::new(""), good).is_ok(), "{good}");
@@ -90,18 +154,37 @@ async fn a_changed_folder_is_reloaded_and_a_broken_change_leaves_what_was() {
     let dir = folder(&[("en/a.ftl", &welcome("One"))]);
     let catalogs = Arc::new(Catalogs::load(dir.path(), "vi").unwrap());
     let (metrics, shutdown) = (Metrics::new(), CancellationToken::new());
-    let watching =
-        tokio::spawn(catalogs.clone().watch_every(dir.path().to_owned(), Duration::from_millis(10), metrics.clone(), shutdown.clone()));
+    let watching = tokio::spawn(catalogs.clone().watch_every(
+        dir.path().to_owned(),
+        Duration::from_millis(10),
+        metrics.clone(),
+        shutdown.clone(),
+    ));
     let file = dir.path().join("en/a.ftl");
     std::fs::write(&file, welcome("Two")).unwrap();
-    until("the change is seen", || title(&catalogs, "WELCOME", "en").as_deref() == Some("Two")).await;
+    until("the change is seen", || {
+        title(&catalogs, "WELCOME", "en").as_deref() == Some("Two")
+    })
+    .await;
     let revision = catalogs.revision();
     std::fs::write(&file, "WELCOME {").unwrap();
-    let errors = metrics.config_reloads.get_or_create(&Metrics::kind("catalog_error")).clone();
+    let errors = metrics
+        .config_reloads
+        .get_or_create(&Metrics::kind("catalog_error"))
+        .clone();
     until("the broken change is counted", || errors.get() == 1).await;
-    assert_eq!((title(&catalogs, "WELCOME", "en").as_deref(), catalogs.revision()), (Some("Two"), revision));
+    assert_eq!(
+        (
+            title(&catalogs, "WELCOME", "en").as_deref(),
+            catalogs.revision()
+        ),
+        (Some("Two"), revision)
+    );
     std::fs::write(&file, welcome("Three")).unwrap();
-    until("the mended one is seen", || title(&catalogs, "WELCOME", "en").as_deref() == Some("Three")).await;
+    until("the mended one is seen", || {
+        title(&catalogs, "WELCOME", "en").as_deref() == Some("Three")
+    })
+    .await;
     shutdown.cancel();
     watching.await.unwrap();
 }

@@ -13,8 +13,14 @@ fn record(value: impl Into<Vec<u8>>) -> Record {
 }
 
 fn with(value: &str, headers: &[(&str, &str)]) -> Record {
-    let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), Some(v.as_bytes().to_vec()))).collect();
-    Record { headers, ..record(value) }
+    let headers = headers
+        .iter()
+        .map(|(n, v)| ((*n).to_owned(), Some(v.as_bytes().to_vec())))
+        .collect();
+    Record {
+        headers,
+        ..record(value)
+    }
 }
 
 fn reason(record: &Record) -> Reason {
@@ -26,14 +32,41 @@ const CONTRACT: &str = r#"{"id": "evt-81", "type": "PAYMENT_SUCCESS", "actorId":
 
 #[test]
 fn the_record_of_the_contract_is_read_whole() {
-    let got = decode(&with(CONTRACT, &[("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")])).unwrap();
-    assert_eq!((got.source.as_str(), got.event_id.as_str(), got.kind.as_str()), ("activity-notification", "evt-81", "PAYMENT_SUCCESS"));
+    let got = decode(&with(
+        CONTRACT,
+        &[(
+            "traceparent",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        )],
+    ))
+    .unwrap();
+    assert_eq!(
+        (
+            got.source.as_str(),
+            got.event_id.as_str(),
+            got.kind.as_str()
+        ),
+        ("activity-notification", "evt-81", "PAYMENT_SUCCESS")
+    );
     assert_eq!(got.audience, Audience::Merchant("42".into()));
-    assert_eq!((got.actor_id.as_deref(), got.merchant_id.as_deref(), got.organizer_id), (Some("17"), Some("42"), None));
-    assert_eq!(got.data.get(), r#"{"amount": 150000, "currency": "VND", "orderId": "DH-1001"}"#);
+    assert_eq!(
+        (
+            got.actor_id.as_deref(),
+            got.merchant_id.as_deref(),
+            got.organizer_id
+        ),
+        (Some("17"), Some("42"), None)
+    );
+    assert_eq!(
+        got.data.get(),
+        r#"{"amount": 150000, "currency": "VND", "orderId": "DH-1001"}"#
+    );
     assert_eq!(got.parameters["amount"], 150_000);
     assert_eq!(got.occurred_at.unwrap().timestamp(), 1_795_420_800);
-    assert_eq!(got.traceparent.as_deref(), Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+    assert_eq!(
+        got.traceparent.as_deref(),
+        Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    );
 }
 
 #[test]
@@ -44,29 +77,65 @@ fn numbers_are_ids_in_the_digits_that_were_written() {
     .unwrap();
     assert_eq!(got.event_id, "12345678901234567890123");
     assert_eq!(got.actor_id.as_deref(), Some("17"));
-    let Audience::Users(ids) = got.audience else { panic!("{:?}", got.audience) };
-    assert_eq!(*ids, ["1", "2", "02"], "compared as strings, in order, without repeats");
+    let Audience::Users(ids) = got.audience else {
+        panic!("{:?}", got.audience)
+    };
+    assert_eq!(
+        *ids,
+        ["1", "2", "02"],
+        "compared as strings, in order, without repeats"
+    );
     for id in ["1.5", "1e3", "true", "{}", "[]"] {
-        assert_eq!(reason(&record(format!(r#"{{"id": {id}, "type": "T"}}"#))), Reason::InvalidField, "{id}");
+        assert_eq!(
+            reason(&record(format!(r#"{{"id": {id}, "type": "T"}}"#))),
+            Reason::InvalidField,
+            "{id}"
+        );
     }
 }
 
 #[test]
 fn a_record_without_an_id_is_known_by_where_it_lies_and_a_replayed_one_by_where_it_lay() {
-    for value in [r#"{"type":"T"}"#, r#"{"type":"T","id":null}"#, r#"{"type":"T","id":""}"#] {
-        assert_eq!(decode(&record(value)).unwrap().event_id, "activity-notification/3/41/1764000000000");
+    for value in [
+        r#"{"type":"T"}"#,
+        r#"{"type":"T","id":null}"#,
+        r#"{"type":"T","id":""}"#,
+    ] {
+        assert_eq!(
+            decode(&record(value)).unwrap().event_id,
+            "activity-notification/3/41/1764000000000"
+        );
     }
-    let replayed = with(r#"{"type":"T"}"#, &[(EVENT_ID_HEADER, "activity-notification/0/7/5")]);
-    assert_eq!(decode(&replayed).unwrap().event_id, "activity-notification/0/7/5");
-    let own = with(r#"{"type":"T","id":"own"}"#, &[(EVENT_ID_HEADER, "activity-notification/0/7/5")]);
+    let replayed = with(
+        r#"{"type":"T"}"#,
+        &[(EVENT_ID_HEADER, "activity-notification/0/7/5")],
+    );
+    assert_eq!(
+        decode(&replayed).unwrap().event_id,
+        "activity-notification/0/7/5"
+    );
+    let own = with(
+        r#"{"type":"T","id":"own"}"#,
+        &[(EVENT_ID_HEADER, "activity-notification/0/7/5")],
+    );
     assert_eq!(decode(&own).unwrap().event_id, "own");
 }
 
 #[test]
 fn members_that_are_not_known_are_passed_over() {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-    let got = decode(&record(format!(r#"{{"type":"T","future":{deep},"title":"a","content":"b","locale":"en"}}"#))).unwrap();
-    assert_eq!((got.title.as_deref(), got.content.as_deref(), got.locale.as_deref()), (Some("a"), Some("b"), Some("en")));
+    let got = decode(&record(format!(
+        r#"{{"type":"T","future":{deep},"title":"a","content":"b","locale":"en"}}"#
+    )))
+    .unwrap();
+    assert_eq!(
+        (
+            got.title.as_deref(),
+            got.content.as_deref(),
+            got.locale.as_deref()
+        ),
+        (Some("a"), Some("b"), Some("en"))
+    );
     assert_eq!(got.audience, Audience::Actor);
     assert_eq!(got.data.get(), "{}");
 }
@@ -87,11 +156,25 @@ fn what_is_no_json_object_is_poison() {
         b"{\"type\":\"T\",\"type\":\"U\"}",
     ];
     for value in cases {
-        assert_eq!(reason(&record(value)), Reason::NotJson, "{}", String::from_utf8_lossy(value));
+        assert_eq!(
+            reason(&record(value)),
+            Reason::NotJson,
+            "{}",
+            String::from_utf8_lossy(value)
+        );
     }
-    assert_eq!(reason(&Record { value: None, ..record("") }), Reason::NotJson);
+    assert_eq!(
+        reason(&Record {
+            value: None,
+            ..record("")
+        }),
+        Reason::NotJson
+    );
     let open = "[".repeat(1_000_000);
-    assert_eq!(reason(&record(format!(r#"{{"type":"T","future":{open}"#))), Reason::NotJson);
+    assert_eq!(
+        reason(&record(format!(r#"{{"type":"T","future":{open}"#))),
+        Reason::NotJson
+    );
 }
 
 #[test]
@@ -123,22 +206,48 @@ fn a_missing_type_and_wrong_or_oversized_fields_are_poison() {
         r#""type": "T", "recipientType": "users", "recipientIds": [null]"#.to_owned(),
         r#""type": "T", "recipientType": 5"#.to_owned(),
     ] {
-        assert_eq!(reason(&record(format!("{{{fields}}}"))), Reason::InvalidField, "{}", &fields[..fields.len().min(80)]);
+        assert_eq!(
+            reason(&record(format!("{{{fields}}}"))),
+            Reason::InvalidField,
+            "{}",
+            &fields[..fields.len().min(80)]
+        );
     }
-    assert!(decode(&record(r#"{"type":"T","data":{"a":"\\u0000 is how it is written"}}"#)).is_ok());
+    assert!(
+        decode(&record(
+            r#"{"type":"T","data":{"a":"\\u0000 is how it is written"}}"#
+        ))
+        .is_ok()
+    );
 }
 
 #[test]
 fn a_recipient_type_must_be_known_and_name_its_audience() {
     for (fields, want) in [
-        (r#""recipientType":"everyone""#, Reason::UnknownRecipientType),
-        (r#""recipientType":"org","merchantId":1"#, Reason::MissingAudience),
-        (r#""recipientType":"merchant","merchantId":"""#, Reason::MissingAudience),
+        (
+            r#""recipientType":"everyone""#,
+            Reason::UnknownRecipientType,
+        ),
+        (
+            r#""recipientType":"org","merchantId":1"#,
+            Reason::MissingAudience,
+        ),
+        (
+            r#""recipientType":"merchant","merchantId":"""#,
+            Reason::MissingAudience,
+        ),
         (r#""recipientType":"users""#, Reason::MissingAudience),
     ] {
-        assert_eq!(reason(&record(format!(r#"{{"type":"T",{fields}}}"#))), want, "{fields}");
+        assert_eq!(
+            reason(&record(format!(r#"{{"type":"T",{fields}}}"#))),
+            want,
+            "{fields}"
+        );
     }
-    let got = decode(&record(r#"{"type":"T","recipientType":"org","organizerId":7}"#)).unwrap();
+    let got = decode(&record(
+        r#"{"type":"T","recipientType":"org","organizerId":7}"#,
+    ))
+    .unwrap();
     assert_eq!(got.audience, Audience::Organizer("7".into()));
 }
 
@@ -150,13 +259,41 @@ fn a_structured_cloud_event_is_read() {
         r#"{{"specversion":"1.0","id":"ce-1","source":"/payments","type":"PAYMENT_SUCCESS","time":"2026-11-23T08:00:00+07:00",
             "datacontenttype":"application/json; charset=utf-8","extension":1,"data":{BODY}}}"#
     );
-    let got = decode(&with(&value, &[("Content-Type", "application/cloudevents+json; charset=UTF-8")])).unwrap();
-    assert_eq!((got.source.as_str(), got.event_id.as_str(), got.kind.as_str()), ("/payments", "ce-1", "PAYMENT_SUCCESS"));
+    let got = decode(&with(
+        &value,
+        &[(
+            "Content-Type",
+            "application/cloudevents+json; charset=UTF-8",
+        )],
+    ))
+    .unwrap();
+    assert_eq!(
+        (
+            got.source.as_str(),
+            got.event_id.as_str(),
+            got.kind.as_str()
+        ),
+        ("/payments", "ce-1", "PAYMENT_SUCCESS")
+    );
     assert_eq!(got.audience, Audience::Merchant("42".into()));
-    assert_eq!(got.occurred_at.unwrap().to_rfc3339(), "2026-11-23T01:00:00+00:00");
+    assert_eq!(
+        got.occurred_at.unwrap().to_rfc3339(),
+        "2026-11-23T01:00:00+00:00"
+    );
     let encoded = base64_simd::STANDARD.encode_to_string(BODY.as_bytes());
-    let value = format!(r#"{{"specversion":"1.0","id":"ce-1","source":"/p","type":"T","data_base64":"{encoded}"}}"#);
-    assert_eq!(decode(&with(&value, &[("content-type", "application/cloudevents+json")])).unwrap().merchant_id.as_deref(), Some("42"));
+    let value = format!(
+        r#"{{"specversion":"1.0","id":"ce-1","source":"/p","type":"T","data_base64":"{encoded}"}}"#
+    );
+    assert_eq!(
+        decode(&with(
+            &value,
+            &[("content-type", "application/cloudevents+json")]
+        ))
+        .unwrap()
+        .merchant_id
+        .as_deref(),
+        Some("42")
+    );
 }
 
 #[test]
@@ -170,19 +307,36 @@ fn a_binary_cloud_event_is_read() {
         ("content-type", "application/json"),
     ];
     let got = decode(&with(BODY, &headers)).unwrap();
-    assert_eq!((got.source.as_str(), got.event_id.as_str(), got.kind.as_str()), ("/payments", "ce-2", "PAYMENT_SUCCESS"));
+    assert_eq!(
+        (
+            got.source.as_str(),
+            got.event_id.as_str(),
+            got.kind.as_str()
+        ),
+        ("/payments", "ce-2", "PAYMENT_SUCCESS")
+    );
     assert_eq!(got.parameters["amount"], 1);
     assert!(got.occurred_at.is_some());
     for missing in 0..4 {
         let mut some = headers.to_vec();
         some.remove(missing);
-        assert_eq!(reason(&with(BODY, &some)), Reason::InvalidCloudEvent, "{}", headers[missing].0);
+        assert_eq!(
+            reason(&with(BODY, &some)),
+            Reason::InvalidCloudEvent,
+            "{}",
+            headers[missing].0
+        );
     }
 }
 
 #[test]
 fn a_cloud_event_of_another_version_content_or_without_attributes_is_poison() {
-    let structured = |attributes: &str| with(&format!("{{{attributes}}}"), &[("content-type", "application/cloudevents+json")]);
+    let structured = |attributes: &str| {
+        with(
+            &format!("{{{attributes}}}"),
+            &[("content-type", "application/cloudevents+json")],
+        )
+    };
     for attributes in [
         r#""id":"1","source":"s","type":"T""#,
         r#""specversion":"0.3","id":"1","source":"s","type":"T""#,
@@ -195,15 +349,34 @@ fn a_cloud_event_of_another_version_content_or_without_attributes_is_poison() {
         r#""specversion":"1.0","id":"1","source":"s","type":"T","data_base64":"%%""#,
         r#""specversion":"1.0","id":{},"source":"s","type":"T""#,
     ] {
-        assert_eq!(reason(&structured(attributes)), Reason::InvalidCloudEvent, "{attributes}");
+        assert_eq!(
+            reason(&structured(attributes)),
+            Reason::InvalidCloudEvent,
+            "{attributes}"
+        );
     }
-    assert_eq!(reason(&with("[]", &[("content-type", "application/cloudevents-batch+json")])), Reason::InvalidCloudEvent);
-    assert_eq!(reason(&structured(r#""specversion":"1.0","id":"1","source":"s","type":"T","data":[1]"#)), Reason::NotJson);
+    assert_eq!(
+        reason(&with(
+            "[]",
+            &[("content-type", "application/cloudevents-batch+json")]
+        )),
+        Reason::InvalidCloudEvent
+    );
+    assert_eq!(
+        reason(&structured(
+            r#""specversion":"1.0","id":"1","source":"s","type":"T","data":[1]"#
+        )),
+        Reason::NotJson
+    );
 }
 
 #[test]
 fn the_detail_names_the_field_and_never_its_value() {
-    for value in [r#"{"type":"T","actorId":{"secret":"hunter2"}}"#, r#"{"type":"T","title":["hunter2"]}"#, r#"{"hunter2":}"#] {
+    for value in [
+        r#"{"type":"T","actorId":{"secret":"hunter2"}}"#,
+        r#"{"type":"T","title":["hunter2"]}"#,
+        r#"{"hunter2":}"#,
+    ] {
         let poison = decode(&record(value)).unwrap_err();
         assert!(!poison.to_string().contains("hunter2"), "{poison}");
     }

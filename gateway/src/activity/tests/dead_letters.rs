@@ -13,55 +13,128 @@ async fn dead_letters_go_back_once_with_their_identity() {
     stage.until_committed(1, 2).await;
     running.stop().await;
     let by_offset = |records: &[Record], offset: &str| {
-        records.iter().find(|record| record.header(dead_letter::OFFSET) == Some(offset)).unwrap().clone()
+        records
+            .iter()
+            .find(|record| record.header(dead_letter::OFFSET) == Some(offset))
+            .unwrap()
+            .clone()
     };
     let letters = stage.dead_letters(2).await;
-    let timestamp = by_offset(&letters, "0").header(dead_letter::TIMESTAMP).unwrap().to_owned();
+    let timestamp = by_offset(&letters, "0")
+        .header(dead_letter::TIMESTAMP)
+        .unwrap()
+        .to_owned();
 
-    let only_templates = ReplayOptions { topic: stage.topic().into(), reasons: vec![Reason::NoTemplate], limit: None, dry_run: true };
+    let only_templates = ReplayOptions {
+        topic: stage.topic().into(),
+        reasons: vec![Reason::NoTemplate],
+        limit: None,
+        dry_run: true,
+    };
     let dry = replay(&stage.config, only_templates.clone()).await.unwrap();
-    assert_eq!(dry.replayed, BTreeMap::from([("no_template".to_owned(), 1)]));
+    assert_eq!(
+        dry.replayed,
+        BTreeMap::from([("no_template".to_owned(), 1)])
+    );
     stage.read(stage.topic(), 2).await;
-    let wet = ReplayOptions { dry_run: false, ..only_templates };
+    let wet = ReplayOptions {
+        dry_run: false,
+        ..only_templates
+    };
     assert_eq!(replay(&stage.config, wet.clone()).await.unwrap(), dry);
-    assert_eq!(replay(&stage.config, wet.clone()).await.unwrap().total(), 0, "a second run repeats nothing");
+    assert_eq!(
+        replay(&stage.config, wet.clone()).await.unwrap().total(),
+        0,
+        "a second run repeats nothing"
+    );
 
     let back = stage.read(stage.topic(), 3).await.remove(2);
-    assert_eq!((back.partition, back.value.as_deref(), back.key.as_deref()), (1, Some(first.as_bytes()), Some(b"42".as_slice())));
-    assert!(!back.headers.iter().any(|(name, _)| name.starts_with(dead_letter::PREFIX)), "{:?}", back.headers);
-    assert_eq!(decode::decode(&back).unwrap().event_id, format!("{}/1/0/{timestamp}", stage.topic()));
+    assert_eq!(
+        (back.partition, back.value.as_deref(), back.key.as_deref()),
+        (1, Some(first.as_bytes()), Some(b"42".as_slice()))
+    );
+    assert!(
+        !back
+            .headers
+            .iter()
+            .any(|(name, _)| name.starts_with(dead_letter::PREFIX)),
+        "{:?}",
+        back.headers
+    );
+    assert_eq!(
+        decode::decode(&back).unwrap().event_id,
+        format!("{}/1/0/{timestamp}", stage.topic())
+    );
 
     // It comes to nothing again, and goes back again as the same event; what was left out the first time comes along.
     let running = stage.run();
     stage.until_committed(1, 3).await;
     running.stop().await;
     stage.dead_letters(3).await;
-    let all = ReplayOptions { reasons: Vec::new(), limit: Some(1), ..wet };
+    let all = ReplayOptions {
+        reasons: Vec::new(),
+        limit: Some(1),
+        ..wet
+    };
     let one = replay(&stage.config, all.clone()).await.unwrap();
     assert_eq!((one.total(), one.is_cut_short), (1, true));
-    let rest = replay(&stage.config, ReplayOptions { limit: None, ..all.clone() }).await.unwrap();
+    let rest = replay(
+        &stage.config,
+        ReplayOptions {
+            limit: None,
+            ..all.clone()
+        },
+    )
+    .await
+    .unwrap();
     assert_eq!((rest.total(), rest.is_cut_short), (1, false));
     assert_eq!(replay(&stage.config, all).await.unwrap().total(), 0);
     let records = stage.read(stage.topic(), 5).await;
-    let ids: HashSet<String> = records.iter().filter_map(|record| decode::decode(record).ok()).map(|activity| activity.event_id).collect();
+    let ids: HashSet<String> = records
+        .iter()
+        .filter_map(|record| decode::decode(record).ok())
+        .map(|activity| activity.event_id)
+        .collect();
     assert_eq!(ids.len(), 1, "{ids:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_that_are_not_confirmed_hold_the_partition_until_they_are() {
     let mock = MockCluster::new(1).unwrap();
-    let stage = Stage::new(Broker { address: mock.bootstrap_servers(), mock: Some(mock) }, 1).await;
+    let stage = Stage::new(
+        Broker {
+            address: mock.bootstrap_servers(),
+            mock: Some(mock),
+        },
+        1,
+    )
+    .await;
     let mock = stage.broker.mock.as_ref().unwrap();
     let letters = format!("{}.dlq", stage.topic());
-    mock.topic_error(&letters, RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED).unwrap();
+    mock.topic_error(
+        &letters,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+    )
+    .unwrap();
     stage.produce_many(0, "a", "17", 1).await;
     stage.produce(0, "poison").await;
     stage.produce_many(0, "b", "17", 1).await;
     let running = stage.run();
-    until("the partition has tried again and again", || stage.metrics.pipeline_retries.get() >= 3).await;
+    until("the partition has tried again and again", || {
+        stage.metrics.pipeline_retries.get() >= 3
+    })
+    .await;
     assert!(stage.committed(0).await <= 1);
-    assert_eq!(stage.metrics.dead_letters.get_or_create(&Metrics::kind("not_json")).get(), 0);
-    mock.topic_error(&letters, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).unwrap();
+    assert_eq!(
+        stage
+            .metrics
+            .dead_letters
+            .get_or_create(&Metrics::kind("not_json"))
+            .get(),
+        0
+    );
+    mock.topic_error(&letters, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR)
+        .unwrap();
     stage.until_committed(0, 3).await;
     running.stop().await;
     stage.dead_letters(1).await;
@@ -70,7 +143,11 @@ async fn dead_letters_that_are_not_confirmed_hold_the_partition_until_they_are()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_password_file_moves_the_work_to_a_second_member() {
-    let Some(broker) = Broker::real_or_skip("a_changed_password_file_moves_the_work_to_a_second_member") else { return };
+    let Some(broker) =
+        Broker::real_or_skip("a_changed_password_file_moves_the_work_to_a_second_member")
+    else {
+        return;
+    };
     let mut stage = Stage::new(broker, 2).await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "one").unwrap();
@@ -84,35 +161,63 @@ async fn a_changed_password_file_moves_the_work_to_a_second_member() {
     let started = Instant::now();
     let mut produced = 10;
     loop {
-        stage.produce_many(0, &format!("b{produced}-"), "17", 1).await;
+        stage
+            .produce_many(0, &format!("b{produced}-"), "17", 1)
+            .await;
         produced += 1;
         let members = stage.members().await;
         if members.len() == 1 && members != before {
             break;
         }
-        assert!(started.elapsed() < PATIENCE, "still {members:?}, as {before:?}");
+        assert!(
+            started.elapsed() < PATIENCE,
+            "still {members:?}, as {before:?}"
+        );
     }
     stage.until_committed(0, produced).await;
-    until("the second member owns all", || stage.status.facts().partitions == 2).await;
+    until("the second member owns all", || {
+        stage.status.facts().partitions == 2
+    })
+    .await;
     running.stop().await;
     assert_eq!(stage.rows.count() as i64, produced);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_too_large_for_the_dead_letter_topic_leaves_its_headers_there() {
-    let Some(broker) = Broker::real_or_skip("a_record_too_large_for_the_dead_letter_topic_leaves_its_headers_there") else { return };
+    let Some(broker) = Broker::real_or_skip(
+        "a_record_too_large_for_the_dead_letter_topic_leaves_its_headers_there",
+    ) else {
+        return;
+    };
     let mut stage = Stage::new(broker, 1).await;
     stage.config.dead_letter_suffix = ".small".into();
     let letters = format!("{}.small", stage.topic());
-    let small = NewTopic::new(&letters, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "2000");
-    stage.broker.admin().create_topics([&small], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+    let small =
+        NewTopic::new(&letters, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "2000");
+    stage
+        .broker
+        .admin()
+        .create_topics([&small], &AdminOptions::new())
+        .await
+        .unwrap()
+        .remove(0)
+        .unwrap();
     stage.produce(0, &"x".repeat(10_000)).await;
     let running = stage.run();
     stage.until_committed(0, 1).await;
     running.stop().await;
     let letter = stage.read(&letters, 1).await.remove(0);
-    assert_eq!((letter.value.as_deref(), letter.header(dead_letter::VALUE)), (None, Some("omitted")));
-    let all = ReplayOptions { topic: stage.topic().into(), reasons: Vec::new(), limit: None, dry_run: false };
+    assert_eq!(
+        (letter.value.as_deref(), letter.header(dead_letter::VALUE)),
+        (None, Some("omitted"))
+    );
+    let all = ReplayOptions {
+        topic: stage.topic().into(),
+        reasons: Vec::new(),
+        limit: None,
+        dry_run: false,
+    };
     let report = replay(&stage.config, all.clone()).await.unwrap();
     assert_eq!((report.total(), report.without_value), (0, 1));
 }
@@ -123,6 +228,14 @@ async fn a_replay_without_any_dead_letter_topic_does_nothing() {
     if stage.broker.mock.is_none() {
         stage.config.dead_letter_suffix = ".none".into();
     }
-    let all = ReplayOptions { topic: stage.topic().into(), reasons: Vec::new(), limit: None, dry_run: false };
-    assert_eq!(replay(&stage.config, all).await.unwrap(), Default::default());
+    let all = ReplayOptions {
+        topic: stage.topic().into(),
+        reasons: Vec::new(),
+        limit: None,
+        dry_run: false,
+    };
+    assert_eq!(
+        replay(&stage.config, all).await.unwrap(),
+        Default::default()
+    );
 }

@@ -4,7 +4,10 @@ use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebalance_of_two_members_loses_and_repeats_no_row() {
-    let Some(broker) = Broker::real_or_skip("a_rebalance_of_two_members_loses_and_repeats_no_row") else { return };
+    let Some(broker) = Broker::real_or_skip("a_rebalance_of_two_members_loses_and_repeats_no_row")
+    else {
+        return;
+    };
     let mut stage = Stage::new(broker, 6).await;
     stage.config.batch_records = 10;
     let first = stage.run();
@@ -16,15 +19,33 @@ async fn a_rebalance_of_two_members_loses_and_repeats_no_row() {
     };
     let second_status = Arc::new(Status::default());
     let joining = async {
-        until("the first owns all", || stage.status.facts().partitions == 6).await;
+        until("the first owns all", || {
+            stage.status.facts().partitions == 6
+        })
+        .await;
         let shutdown = CancellationToken::new();
-        let parts = Parts { status: second_status.clone(), ..stage.parts() };
-        let second = Running { task: tokio::spawn(run(parts, shutdown.clone())), shutdown };
-        until("they share", || stage.status.facts().partitions == 3 && second_status.facts().partitions == 3).await;
+        let parts = Parts {
+            status: second_status.clone(),
+            ..stage.parts()
+        };
+        let second = Running {
+            task: tokio::spawn(run(parts, shutdown.clone())),
+            shutdown,
+        };
+        until("they share", || {
+            stage.status.facts().partitions == 3 && second_status.facts().partitions == 3
+        })
+        .await;
         first.stop().await;
-        until("the second owns all", || second_status.facts().partitions == 6).await;
+        until("the second owns all", || {
+            second_status.facts().partitions == 6
+        })
+        .await;
         let third = stage.run();
-        until("they share again", || stage.status.facts().partitions == 3 && second_status.facts().partitions == 3).await;
+        until("they share again", || {
+            stage.status.facts().partitions == 3 && second_status.facts().partitions == 3
+        })
+        .await;
         (second, third)
     };
     let ((), (second, third)) = tokio::join!(producing, joining);
@@ -34,20 +55,37 @@ async fn a_rebalance_of_two_members_loses_and_repeats_no_row() {
     second.stop().await;
     third.stop().await;
     for partition in 0..6 {
-        let want: Vec<String> = (0..30).flat_map(|round| ids(&format!("{partition}-{round}-"), 20)).collect();
-        assert_eq!(stage.rows.of(&format!("user{partition}")), want, "partition {partition}: each once, in order");
+        let want: Vec<String> = (0..30)
+            .flat_map(|round| ids(&format!("{partition}-{round}-"), 20))
+            .collect();
+        assert_eq!(
+            stage.rows.of(&format!("user{partition}")),
+            want,
+            "partition {partition}: each once, in order"
+        );
     }
 }
 
 async fn stage_produce(stage: &Stage, partition: i32, round: usize) {
-    stage.produce_many(partition, &format!("{partition}-{round}-"), &format!("user{partition}"), 20).await;
+    stage
+        .produce_many(
+            partition,
+            &format!("{partition}-{round}-"),
+            &format!("user{partition}"),
+            20,
+        )
+        .await;
 }
 
 /// Stores, says so on standard output, and never answers: the process can be killed between store and commit.
 struct Hung(Arc<dyn NotificationStore>);
 
 impl NotificationStore for Hung {
-    fn insert<'a>(&'a self, batch: &'a [NewActivity], now: DateTime<Utc>) -> BoxFuture<'a, Result<Vec<Stored>, StoreError>> {
+    fn insert<'a>(
+        &'a self,
+        batch: &'a [NewActivity],
+        now: DateTime<Utc>,
+    ) -> BoxFuture<'a, Result<Vec<Stored>, StoreError>> {
         Box::pin(async move {
             let stored = self.0.insert(batch, now).await?;
             println!("STORED {}", stored.len());
@@ -64,10 +102,24 @@ const CHILD: &str = "SIGNAL_TEST_ACTIVITY_CHILD";
 /// The other process of [`killed_between_store_and_commit`]; in any other run there is nothing for it to do.
 #[tokio::test(flavor = "multi_thread")]
 async fn child_that_is_killed() {
-    let Ok(told) = std::env::var(CHILD) else { return };
-    let [broker, group, topic, database] = told.split(' ').collect::<Vec<_>>()[..] else { panic!("{told}") };
-    let database = Database { url: Secret::new(database), ..Config::for_tests().database };
-    let stores = store::open(&database, &Config::for_tests().policy, store::testing::ids(), CancellationToken::new()).await.unwrap();
+    let Ok(told) = std::env::var(CHILD) else {
+        return;
+    };
+    let [broker, group, topic, database] = told.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{told}")
+    };
+    let database = Database {
+        url: Secret::new(database),
+        ..Config::for_tests().database
+    };
+    let stores = store::open(
+        &database,
+        &Config::for_tests().policy,
+        store::testing::ids(),
+        CancellationToken::new(),
+    )
+    .await
+    .unwrap();
     let config = Kafka {
         enabled: true,
         brokers: vec![broker.into()],
@@ -94,9 +146,19 @@ async fn killed_between_store_and_commit(database: &Database) {
     let stage = Stage::new(Broker::any(), 1).await;
     stage.produce_many(0, "a", "17", 30).await;
     stage.produce_many(0, "b", "18", 30).await;
-    let told = format!("{} {} {} {}", stage.broker.address, stage.config.group_id, stage.topic(), database.url.expose());
+    let told = format!(
+        "{} {} {} {}",
+        stage.broker.address,
+        stage.config.group_id,
+        stage.topic(),
+        database.url.expose()
+    );
     let mut child = tokio::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "activity::tests::members::child_that_is_killed", "--nocapture"])
+        .args([
+            "--exact",
+            "activity::tests::members::child_that_is_killed",
+            "--nocapture",
+        ])
         .env(CHILD, told)
         .stdout(std::process::Stdio::piped())
         .kill_on_drop(true)
@@ -105,7 +167,11 @@ async fn killed_between_store_and_commit(database: &Database) {
     let mut lines = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();
     let stored = tokio::time::timeout(PATIENCE, async {
         loop {
-            let line = lines.next_line().await.unwrap().expect("the process goes on until it is killed");
+            let line = lines
+                .next_line()
+                .await
+                .unwrap()
+                .expect("the process goes on until it is killed");
             if let Some(count) = line.split("STORED ").nth(1) {
                 return count.parse::<usize>().unwrap();
             }
@@ -114,21 +180,46 @@ async fn killed_between_store_and_commit(database: &Database) {
     let stored = stored.await.unwrap();
     assert!(stored > 0);
     child.kill().await.unwrap();
-    assert_eq!(stage.committed(0).await, 0, "rows are durable, and their offset is not committed");
+    assert_eq!(
+        stage.committed(0).await,
+        0,
+        "rows are durable, and their offset is not committed"
+    );
 
-    let stores = store::open(database, &Config::for_tests().policy, store::testing::ids(), CancellationToken::new()).await.unwrap();
+    let stores = store::open(
+        database,
+        &Config::for_tests().policy,
+        store::testing::ids(),
+        CancellationToken::new(),
+    )
+    .await
+    .unwrap();
     let shutdown = CancellationToken::new();
-    let parts = Parts { notifications: stores.notifications.clone(), ..stage.parts() };
-    let running = Running { task: tokio::spawn(run(parts, shutdown.clone())), shutdown };
+    let parts = Parts {
+        notifications: stores.notifications.clone(),
+        ..stage.parts()
+    };
+    let running = Running {
+        task: tokio::spawn(run(parts, shutdown.clone())),
+        shutdown,
+    };
     stage.until_committed(0, 60).await;
     running.stop().await;
     for (recipient, want) in [("17", 30), ("18", 30)] {
-        let page = stores.notifications.list(recipient, &store::Filter::default(), None, 100).await.unwrap();
+        let page = stores
+            .notifications
+            .list(recipient, &store::Filter::default(), None, 100)
+            .await
+            .unwrap();
         let seqs: Vec<i64> = page.rows.iter().rev().map(|row| row.seq).collect();
         assert_eq!(seqs, (1..=want).collect::<Vec<_>>());
         assert_eq!(page.inbox.unread_count, want);
     }
-    assert_eq!(stage.bus.dispatches.lock().len(), 60 - stored, "what was stored already is not pushed again");
+    assert_eq!(
+        stage.bus.dispatches.lock().len(),
+        60 - stored,
+        "what was stored already is not pushed again"
+    );
     stores.close().await;
 }
 
@@ -140,7 +231,9 @@ async fn a_kill_between_store_and_commit_changes_nothing_on_sqlite() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_between_store_and_commit_changes_nothing_on_postgres() {
-    if let Some(database) = TestDatabase::postgres("a_kill_between_store_and_commit_changes_nothing_on_postgres").await {
+    if let Some(database) =
+        TestDatabase::postgres("a_kill_between_store_and_commit_changes_nothing_on_postgres").await
+    {
         killed_between_store_and_commit(&database.settings).await;
     }
 }
@@ -148,22 +241,45 @@ async fn a_kill_between_store_and_commit_changes_nothing_on_postgres() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_members_store_side_by_side_into_postgres_for_the_same_people() {
     let test = "two_members_store_side_by_side_into_postgres_for_the_same_people";
-    let Some(broker) = Broker::real_or_skip(test) else { return };
-    let Some(database) = TestDatabase::postgres(test).await else { return };
-    let stores =
-        store::open(&database.settings, &Config::for_tests().policy, store::testing::ids(), CancellationToken::new()).await.unwrap();
+    let Some(broker) = Broker::real_or_skip(test) else {
+        return;
+    };
+    let Some(database) = TestDatabase::postgres(test).await else {
+        return;
+    };
+    let stores = store::open(
+        &database.settings,
+        &Config::for_tests().policy,
+        store::testing::ids(),
+        CancellationToken::new(),
+    )
+    .await
+    .unwrap();
     let mut stage = Stage::new(broker, 4).await;
     stage.config.batch_records = 25;
     for round in 0..4 {
         for partition in 0..4 {
-            stage.produce_many(partition, &format!("{partition}-{round}-"), &format!("user{}", (partition + round) % 3), 50).await;
+            stage
+                .produce_many(
+                    partition,
+                    &format!("{partition}-{round}-"),
+                    &format!("user{}", (partition + round) % 3),
+                    50,
+                )
+                .await;
         }
     }
     let running: Vec<Running> = (0..2)
         .map(|_| {
             let shutdown = CancellationToken::new();
-            let parts = Parts { notifications: stores.notifications.clone(), ..stage.parts() };
-            Running { task: tokio::spawn(run(parts, shutdown.clone())), shutdown }
+            let parts = Parts {
+                notifications: stores.notifications.clone(),
+                ..stage.parts()
+            };
+            Running {
+                task: tokio::spawn(run(parts, shutdown.clone())),
+                shutdown,
+            }
         })
         .collect();
     for partition in 0..4 {
@@ -175,7 +291,10 @@ async fn two_members_store_side_by_side_into_postgres_for_the_same_people() {
     let mut total = 0;
     for user in ["user0", "user1", "user2"] {
         let missed = stores.notifications.missed(user, 0, 1000).await.unwrap();
-        assert_eq!(missed.rows.iter().map(|row| row.seq).collect::<Vec<_>>(), (1..=missed.rows.len() as i64).collect::<Vec<_>>());
+        assert_eq!(
+            missed.rows.iter().map(|row| row.seq).collect::<Vec<_>>(),
+            (1..=missed.rows.len() as i64).collect::<Vec<_>>()
+        );
         total += missed.rows.len();
     }
     assert_eq!(total, 800);
@@ -184,16 +303,41 @@ async fn two_members_store_side_by_side_into_postgres_for_the_same_people() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn new_partitions_of_a_topic_are_found() {
-    let Some(broker) = Broker::real_or_skip("new_partitions_of_a_topic_are_found") else { return };
+    let Some(broker) = Broker::real_or_skip("new_partitions_of_a_topic_are_found") else {
+        return;
+    };
     let mut stage = Stage::new(broker, 1).await;
-    stage.config.properties.insert("topic.metadata.refresh.interval.ms".into(), "500".into());
+    stage
+        .config
+        .properties
+        .insert("topic.metadata.refresh.interval.ms".into(), "500".into());
     let running = stage.run();
-    until("the only one is assigned", || stage.status.facts().partitions == 1).await;
+    until("the only one is assigned", || {
+        stage.status.facts().partitions == 1
+    })
+    .await;
     let topic = stage.topic().to_owned();
-    stage.broker.admin().create_partitions([&NewPartitions::new(&topic, 2)], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
-    until("the new one is assigned", || stage.status.facts().partitions == 2).await;
+    stage
+        .broker
+        .admin()
+        .create_partitions([&NewPartitions::new(&topic, 2)], &AdminOptions::new())
+        .await
+        .unwrap()
+        .remove(0)
+        .unwrap();
+    until("the new one is assigned", || {
+        stage.status.facts().partitions == 2
+    })
+    .await;
     let started = Instant::now();
-    while stage.broker.client().create::<BaseConsumer>().unwrap().fetch_metadata(Some(&topic), PATIENCE).unwrap().topics()[0]
+    while stage
+        .broker
+        .client()
+        .create::<BaseConsumer>()
+        .unwrap()
+        .fetch_metadata(Some(&topic), PATIENCE)
+        .unwrap()
+        .topics()[0]
         .partitions()
         .len()
         < 2

@@ -12,8 +12,18 @@ async fn an_outage_of_the_database_pauses_keeps_the_order_and_commits_nothing_pa
     stage.rows.set_away(true);
     stage.produce_many(0, "b", "17", 50).await;
     stage.produce_many(1, "c", "18", 50).await;
-    until("both partitions have failed again and again", || stage.rows.failures() >= 8 && stage.status.facts().retrying == 2).await;
-    assert_eq!((stage.committed(0).await, stage.committed(1).await, stage.rows.count()), (5, 0, 5));
+    until("both partitions have failed again and again", || {
+        stage.rows.failures() >= 8 && stage.status.facts().retrying == 2
+    })
+    .await;
+    assert_eq!(
+        (
+            stage.committed(0).await,
+            stage.committed(1).await,
+            stage.rows.count()
+        ),
+        (5, 0, 5)
+    );
     stage.rows.set_away(false);
     stage.until_committed(0, 55).await;
     stage.until_committed(1, 50).await;
@@ -36,10 +46,25 @@ async fn who_has_a_row_of_a_try_without_an_answer_is_told_to_sync() {
     stage.produce_many(0, "a", "17", 1).await;
     stage.until_committed(0, 3).await;
     running.stop().await;
-    assert_eq!((stage.rows.failures(), stage.rows.of("18")), (1, ids("b", 1)));
-    let told: Vec<_> = stage.bus.dispatches.lock().iter().map(|sent| (sent.destination.clone(), sent.event.to_string())).collect();
+    assert_eq!(
+        (stage.rows.failures(), stage.rows.of("18")),
+        (1, ids("b", 1))
+    );
+    let told: Vec<_> = stage
+        .bus
+        .dispatches
+        .lock()
+        .iter()
+        .map(|sent| (sent.destination.clone(), sent.event.to_string()))
+        .collect();
     let user = |id: &str| Destination::User(id.into());
-    assert_eq!(told, [(user("17"), "notification:created".to_owned()), (user("18"), "resync".to_owned())]);
+    assert_eq!(
+        told,
+        [
+            (user("17"), "notification:created".to_owned()),
+            (user("18"), "resync".to_owned())
+        ]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,7 +76,11 @@ async fn a_shutdown_in_an_outage_is_quick_and_loses_nothing() {
     until("the partition waits", || stage.status.facts().retrying == 1).await;
     let started = Instant::now();
     running.stop().await;
-    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        started.elapsed()
+    );
     assert_eq!(stage.committed(0).await, 0);
     stage.rows.set_away(false);
     let running = stage.run();
@@ -78,7 +107,14 @@ async fn a_shutdown_finishes_and_commits_what_is_being_stored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_without_a_broker_is_bounded_and_loses_nothing() {
     let mock = MockCluster::new(1).unwrap();
-    let stage = Stage::new(Broker { address: mock.bootstrap_servers(), mock: Some(mock) }, 1).await;
+    let stage = Stage::new(
+        Broker {
+            address: mock.bootstrap_servers(),
+            mock: Some(mock),
+        },
+        1,
+    )
+    .await;
     stage.rows.set_stuck(true);
     stage.produce_many(0, "a", "17", 3).await;
     let running = stage.run();
@@ -87,7 +123,11 @@ async fn a_shutdown_without_a_broker_is_bounded_and_loses_nothing() {
     stage.rows.set_stuck(false);
     let started = Instant::now();
     running.stop().await;
-    assert!(started.elapsed() < Duration::from_secs(21), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(21),
+        "{:?}",
+        started.elapsed()
+    );
     stage.broker.mock.as_ref().unwrap().broker_up(1).unwrap();
     let running = stage.run();
     stage.until_committed(0, 3).await;
@@ -105,5 +145,8 @@ async fn redis_away_changes_nothing_but_the_pushes() {
     stage.until_committed(0, 101).await;
     running.stop().await;
     assert_eq!(stage.rows.count(), 102);
-    assert!(stage.bus.tries.load(Ordering::SeqCst) < 102, "a batch does not ask an absent bus row by row");
+    assert!(
+        stage.bus.tries.load(Ordering::SeqCst) < 102,
+        "a batch does not ask an absent bus row by row"
+    );
 }

@@ -38,7 +38,11 @@ pub(super) struct Way {
 }
 
 impl Way {
-    pub(super) async fn fetch(&self, source: &Source, max_bytes: usize) -> Result<Vec<Arc<Key>>, FetchError> {
+    pub(super) async fn fetch(
+        &self,
+        source: &Source,
+        max_bytes: usize,
+    ) -> Result<Vec<Arc<Key>>, FetchError> {
         let text = match &source.url {
             Some(url) => get(&self.client(source, url).await?, url, max_bytes).await?,
             None => {
@@ -55,8 +59,16 @@ impl Way {
         let (path, url) = (source.ca_file.clone(), url.clone());
         let revision = {
             let path = path.clone();
-            let read = move || if path.as_os_str().is_empty() { String::new() } else { crate::watch::revision(&path) };
-            tokio::task::spawn_blocking(read).await.map_err(|error| FetchError::Authorities(error.to_string()))?
+            let read = move || {
+                if path.as_os_str().is_empty() {
+                    String::new()
+                } else {
+                    crate::watch::revision(&path)
+                }
+            };
+            tokio::task::spawn_blocking(read)
+                .await
+                .map_err(|error| FetchError::Authorities(error.to_string()))?
         };
         if let Some((known, client)) = &*self.client.lock()
             && *known == revision
@@ -72,7 +84,9 @@ impl Way {
 }
 
 async fn get(client: &reqwest::Client, url: &Url, max_bytes: usize) -> Result<Vec<u8>, FetchError> {
-    let request = client.get(url.clone()).header("accept", "application/jwk-set+json, application/json");
+    let request = client
+        .get(url.clone())
+        .header("accept", "application/jwk-set+json, application/json");
     let mut answer = request.send().await.map_err(request_failed)?;
     if answer.status() != reqwest::StatusCode::OK {
         return Err(FetchError::Status(answer.status().as_u16()));
@@ -90,8 +104,14 @@ async fn get(client: &reqwest::Client, url: &Url, max_bytes: usize) -> Result<Ve
 fn read(path: &Path, max_bytes: usize) -> Result<Vec<u8>, FetchError> {
     let mut text = Vec::new();
     let file = std::fs::File::open(path).map_err(|error| FetchError::File(error.to_string()))?;
-    file.take(max_bytes as u64 + 1).read_to_end(&mut text).map_err(|error| FetchError::File(error.to_string()))?;
-    if text.len() > max_bytes { Err(FetchError::TooLong(max_bytes)) } else { Ok(text) }
+    file.take(max_bytes as u64 + 1)
+        .read_to_end(&mut text)
+        .map_err(|error| FetchError::File(error.to_string()))?;
+    if text.len() > max_bytes {
+        Err(FetchError::TooLong(max_bytes))
+    } else {
+        Ok(text)
+    }
 }
 
 /// No redirects: a key set comes from the configured address or not at all. No idle connections: the next fetch is minutes away.
@@ -106,8 +126,10 @@ fn make_client(url: &Url, ca_file: &Path) -> Result<reqwest::Client, FetchError>
         builder = builder.no_proxy();
     }
     if !ca_file.as_os_str().is_empty() {
-        let pem = std::fs::read(ca_file).map_err(|error| FetchError::Authorities(error.to_string()))?;
-        let authorities = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| FetchError::Authorities(error.to_string()))?;
+        let pem =
+            std::fs::read(ca_file).map_err(|error| FetchError::Authorities(error.to_string()))?;
+        let authorities = reqwest::Certificate::from_pem_bundle(&pem)
+            .map_err(|error| FetchError::Authorities(error.to_string()))?;
         if authorities.is_empty() {
             return Err(FetchError::Authorities("it holds no certificate".into()));
         }

@@ -17,14 +17,22 @@ async fn it_is_ready_once_every_accepted_source_was_fetched() {
     down.answer(503, "");
     let rig = Rig::start_unready(vec![source("up", &up), source("down", &down)], |_| {}).await;
     assert!(rig.auth.ready().is_some());
-    until(|| rig.auth.ready().is_some_and(|why| why == "key source down: the answer is 503, not 200")).await;
+    until(|| {
+        rig.auth
+            .ready()
+            .is_some_and(|why| why == "key source down: the answer is 503, not 200")
+    })
+    .await;
     rig.verify(&a.sign(&claims("up"))).await.unwrap();
     assert!(is_unavailable(&rig.verify(&b.sign(&claims("down"))).await));
     down.publish(&[&b]);
     until(|| rig.auth.ready().is_none()).await;
     rig.verify(&b.sign(&claims("down"))).await.unwrap();
     // From here on one source alone takes nobody out of service.
-    rig.change(|live| live.sources.push(source_at("lost", "http://127.0.0.1:1/certs")));
+    rig.change(|live| {
+        live.sources
+            .push(source_at("lost", "http://127.0.0.1:1/certs"))
+    });
     until(|| rig.auth.status().len() == 3 && rig.auth.status()[2].error.is_some()).await;
     assert_eq!(rig.auth.ready(), None);
     rig.change(|live| live.sources.drain(..2).for_each(drop));
@@ -76,10 +84,20 @@ async fn random_kids_cause_one_fetch_per_cooldown_and_no_more() {
     let issuer = Issuer::start(&[&signer]).await;
     let rig = Rig::start(vec![source("main", &issuer)]).await;
     let storm = async |round: usize| {
-        let tokens: Vec<String> =
-            (0..100).map(|n| signer.sign_with(&json!({"alg": "ES256", "kid": format!("random-{round}-{n}")}), &claims("main"))).collect();
-        let verdicts = futures_util::future::join_all(tokens.iter().map(|token| rig.verify(token))).await;
-        assert!(verdicts.iter().all(|verdict| *verdict == Err(UNKNOWN)), "{verdicts:?}");
+        let tokens: Vec<String> = (0..100)
+            .map(|n| {
+                signer.sign_with(
+                    &json!({"alg": "ES256", "kid": format!("random-{round}-{n}")}),
+                    &claims("main"),
+                )
+            })
+            .collect();
+        let verdicts =
+            futures_util::future::join_all(tokens.iter().map(|token| rig.verify(token))).await;
+        assert!(
+            verdicts.iter().all(|verdict| *verdict == Err(UNKNOWN)),
+            "{verdicts:?}"
+        );
         for token in &tokens {
             assert_eq!(rig.verify(token).await, Err(UNKNOWN));
         }
@@ -159,7 +177,10 @@ async fn another_key_behind_the_same_kid_is_another_key() {
     issuer.publish(&[&new]);
     wait(Duration::from_secs(301)).await;
     until(|| !rig.auth.still_valid(facts(&principal))).await;
-    assert_eq!(rig.verify(&token).await, Err(VerifyError::Refused(Reason::Signature)));
+    assert_eq!(
+        rig.verify(&token).await,
+        Err(VerifyError::Refused(Reason::Signature))
+    );
     rig.verify(&new.sign(&claims("main"))).await.unwrap();
 }
 
@@ -171,7 +192,10 @@ async fn an_unchanged_set_is_no_change() {
     let mut changes = rig.auth.changes();
     changes.mark_unchanged();
     wait(Duration::from_secs(301)).await;
-    let fetched = SourceKind { source: "main".into(), kind: "ok".into() };
+    let fetched = SourceKind {
+        source: "main".into(),
+        kind: "ok".into(),
+    };
     until(|| rig.metrics.key_fetches.get_or_create(&fetched).get() == 2).await;
     assert!(!changes.has_changed().unwrap());
 }
@@ -199,14 +223,23 @@ async fn an_outage_is_lived_through_until_the_keys_are_too_old() {
     assert!(is_unavailable(&rig.verify(&remembered).await));
     assert!(is_unavailable(&rig.verify(&claims(2)).await));
     assert!(rig.auth.ready().unwrap().contains("the answer is 500"));
-    assert!(rig.auth.status()[0].error.as_ref().unwrap().starts_with("its keys are too old"));
+    assert!(
+        rig.auth.status()[0]
+            .error
+            .as_ref()
+            .unwrap()
+            .starts_with("its keys are too old")
+    );
     // Open connections stay: nobody has withdrawn the key.
     assert!(rig.auth.still_valid(facts(&principal)));
     issuer.publish(&[&signer]);
     until(|| rig.auth.ready().is_none()).await;
     rig.verify(&remembered).await.unwrap();
     assert_eq!(rig.auth.status()[0].error, None);
-    let failed = SourceKind { source: "main".into(), kind: "error".into() };
+    let failed = SourceKind {
+        source: "main".into(),
+        kind: "error".into(),
+    };
     assert!(rig.metrics.key_fetches.get_or_create(&failed).get() >= 1);
 }
 
@@ -215,7 +248,10 @@ async fn an_answer_that_is_no_key_set_leaves_the_last_good_one() {
     let signer = Signer::es256("k1");
     let issuer = Issuer::start(&[&signer]).await;
     let elsewhere = Issuer::start(&[&signer]).await;
-    let rig = Rig::start_unready(vec![source("main", &issuer)], |live| live.keys.max_bytes = 2000).await;
+    let rig = Rig::start_unready(vec![source("main", &issuer)], |live| {
+        live.keys.max_bytes = 2000
+    })
+    .await;
     until(|| rig.auth.ready().is_none()).await;
     let padded = json!({"keys": [signer.jwk()], "padding": "x".repeat(2000)}).to_string();
     let many = json!({"keys": vec![json!({}); 65]}).to_string();
@@ -228,11 +264,23 @@ async fn an_answer_that_is_no_key_set_leaves_the_last_good_one() {
     for (status, body, error) in answers {
         issuer.answer(status, body);
         wait(Duration::from_secs(301)).await;
-        until(|| rig.auth.status()[0].error.as_ref().is_some_and(|e| e.contains(error))).await;
+        until(|| {
+            rig.auth.status()[0]
+                .error
+                .as_ref()
+                .is_some_and(|e| e.contains(error))
+        })
+        .await;
     }
     issuer.redirect(&elsewhere.url);
     wait(Duration::from_secs(301)).await;
-    until(|| rig.auth.status()[0].error.as_ref().is_some_and(|e| e.contains("302"))).await;
+    until(|| {
+        rig.auth.status()[0]
+            .error
+            .as_ref()
+            .is_some_and(|e| e.contains("302"))
+    })
+    .await;
     assert_eq!(elsewhere.fetches(), 0);
     assert_eq!(rig.auth.status()[0].keys, ["k1"]);
     rig.verify(&signer.sign(&claims("main"))).await.unwrap();
@@ -243,8 +291,16 @@ async fn a_fetch_ends_in_time() {
     let signer = Signer::es256("k1");
     let issuer = Issuer::start(&[&signer]).await;
     issuer.hold();
-    let rig = Rig::start_unready(vec![source("main", &issuer)], |live| live.keys.request_timeout_ms = 100).await;
-    until(|| rig.auth.ready().is_some_and(|why| why.contains("no whole answer within 100 ms"))).await;
+    let rig = Rig::start_unready(vec![source("main", &issuer)], |live| {
+        live.keys.request_timeout_ms = 100
+    })
+    .await;
+    until(|| {
+        rig.auth
+            .ready()
+            .is_some_and(|why| why.contains("no whole answer within 100 ms"))
+    })
+    .await;
     issuer.release();
     until(|| rig.auth.ready().is_none()).await;
 }
@@ -257,8 +313,16 @@ async fn an_empty_set_withdraws_every_key() {
     issuer.publish(&[]);
     wait(Duration::from_secs(301)).await;
     until(|| rig.auth.status()[0].keys.is_empty()).await;
-    assert_eq!(rig.verify(&signer.sign(&claims("main"))).await, Err(UNKNOWN));
-    assert!(rig.auth.ready().unwrap().contains("no key in the set can be used"));
+    assert_eq!(
+        rig.verify(&signer.sign(&claims("main"))).await,
+        Err(UNKNOWN)
+    );
+    assert!(
+        rig.auth
+            .ready()
+            .unwrap()
+            .contains("no key in the set can be used")
+    );
 }
 
 #[tokio::test]
@@ -290,7 +354,10 @@ async fn a_source_goes_from_prepared_over_trusted_and_retiring_to_gone() {
     let mut changes = rig.auth.changes();
     changes.mark_unchanged();
     rig.change(|live| drop(live.sources.remove(0)));
-    tokio::time::timeout(Duration::from_secs(10), changes.changed()).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(10), changes.changed())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(!rig.auth.still_valid(facts(&old_facts)));
     assert!(rig.auth.still_valid(facts(&new_facts)));
     assert!(rig.verify(&by_old).await.is_err());
@@ -308,7 +375,10 @@ async fn a_source_moved_back_to_prepared_is_accepted_no_longer() {
     let principal = rig.verify(&token).await.unwrap();
     rig.change(|live| live.sources[0].state = SourceState::Prepared);
     until(|| !rig.auth.still_valid(facts(&principal))).await;
-    assert_eq!(rig.verify(&token).await, Err(VerifyError::Refused(Reason::Issuer)));
+    assert_eq!(
+        rig.verify(&token).await,
+        Err(VerifyError::Refused(Reason::Issuer))
+    );
 }
 
 #[tokio::test]
@@ -322,7 +392,13 @@ async fn changed_settings_fetch_what_is_new_and_only_that() {
         live.sources[0].algorithms = vec![Algorithm::ES256];
         live.sources.insert(0, source("second", &second));
     });
-    until(|| rig.auth.status().first().is_some_and(|s| s.name == "second" && s.keys == ["b"])).await;
+    until(|| {
+        rig.auth
+            .status()
+            .first()
+            .is_some_and(|s| s.name == "second" && s.keys == ["b"])
+    })
+    .await;
     rig.verify(&b.sign(&claims("second"))).await.unwrap();
     rig.verify(&a.sign(&claims("first"))).await.unwrap();
     assert_eq!((first.fetches(), second.fetches()), (1, 1));
@@ -344,8 +420,17 @@ async fn the_age_of_a_set_is_told_and_forgotten_with_its_source() {
     let rig = Rig::start(vec![source("main", &issuer)]).await;
     rig.clock.advance_ms(77_000);
     wait(AGE_INTERVAL).await;
-    until(|| rig.metrics.render().contains("signal_key_set_age_seconds{source=\"main\"} 77")).await;
-    assert!(rig.metrics.render().contains("signal_key_set_fetches_total{source=\"main\",kind=\"ok\"} 1"));
+    until(|| {
+        rig.metrics
+            .render()
+            .contains("signal_key_set_age_seconds{source=\"main\"} 77")
+    })
+    .await;
+    assert!(
+        rig.metrics
+            .render()
+            .contains("signal_key_set_fetches_total{source=\"main\",kind=\"ok\"} 1")
+    );
     rig.change(|live| live.sources.clear());
     until(|| !rig.metrics.render().contains("signal_key_set_age_seconds{")).await;
     let status = serde_json::to_value(SourceStatus {
@@ -355,14 +440,20 @@ async fn the_age_of_a_set_is_told_and_forgotten_with_its_source() {
         refreshed_at: None,
         error: None,
     });
-    assert_eq!(status.unwrap(), json!({"name": "main", "state": "trusted", "keys": ["k1"], "refreshedAt": null, "error": null}));
+    assert_eq!(
+        status.unwrap(),
+        json!({"name": "main", "state": "trusted", "keys": ["k1"], "refreshedAt": null, "error": null})
+    );
 }
 
 #[tokio::test]
 async fn the_task_ends_with_the_shutdown() {
     let rig = Rig::start(vec![]).await;
     rig.shutdown.cancel();
-    tokio::time::timeout(Duration::from_secs(10), rig.task).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(10), rig.task)
+        .await
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test]
@@ -374,14 +465,30 @@ async fn a_ca_file_is_the_only_authority_for_its_source() {
     std::fs::write(&ca_file, "no certificate").unwrap();
     let mut main = source_at("main", &url);
     (main.ca_file, main.allow_insecure_http) = (ca_file.clone(), false);
-    let system = Source { name: "system".into(), ca_file: Default::default(), state: SourceState::Prepared, ..main.clone() };
+    let system = Source {
+        name: "system".into(),
+        ca_file: Default::default(),
+        state: SourceState::Prepared,
+        ..main.clone()
+    };
     let rig = Rig::start_unready(vec![main, system], |_| {}).await;
-    until(|| rig.auth.ready().is_some_and(|why| why.contains("the CA file cannot be used"))).await;
+    until(|| {
+        rig.auth
+            .ready()
+            .is_some_and(|why| why.contains("the CA file cannot be used"))
+    })
+    .await;
     // The file is read again for the next try.
     std::fs::write(&ca_file, include_str!("../fixture/authority.pem")).unwrap();
     until(|| rig.auth.ready().is_none()).await;
     rig.verify(&signer.sign(&claims("main"))).await.unwrap();
-    until(|| rig.auth.status()[1].error.as_ref().is_some_and(|error| error.contains("the request failed"))).await;
+    until(|| {
+        rig.auth.status()[1]
+            .error
+            .as_ref()
+            .is_some_and(|error| error.contains("the request failed"))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -396,7 +503,13 @@ async fn a_ca_file_with_other_content_is_used_when_the_settings_are_told_again()
     let rig = Rig::start(vec![main]).await;
     std::fs::write(&ca_file, "no certificate").unwrap();
     rig.change(|_| {});
-    until(|| rig.auth.status()[0].error.as_ref().is_some_and(|error| error.contains("the CA file cannot be used"))).await;
+    until(|| {
+        rig.auth.status()[0]
+            .error
+            .as_ref()
+            .is_some_and(|error| error.contains("the CA file cannot be used"))
+    })
+    .await;
     rig.verify(&signer.sign(&claims("main"))).await.unwrap();
     std::fs::write(&ca_file, include_str!("../fixture/authority.pem")).unwrap();
     rig.change(|_| {});
@@ -404,7 +517,11 @@ async fn a_ca_file_with_other_content_is_used_when_the_settings_are_told_again()
 }
 
 fn in_file(name: &str, path: &std::path::Path) -> Source {
-    Source { url: None, keys_file: path.to_owned(), ..source_at(name, "https://unused.test/") }
+    Source {
+        url: None,
+        keys_file: path.to_owned(),
+        ..source_at(name, "https://unused.test/")
+    }
 }
 
 #[tokio::test]
@@ -431,10 +548,22 @@ async fn keys_come_out_of_a_file_and_follow_its_content() {
     // What cannot be read, or is too long, leaves the keys that were.
     std::fs::write(&path, "x".repeat(300_000)).unwrap();
     rig.change(|_| {});
-    until(|| rig.auth.status()[0].error.as_ref().is_some_and(|error| error.contains("longer than 262144 bytes"))).await;
+    until(|| {
+        rig.auth.status()[0]
+            .error
+            .as_ref()
+            .is_some_and(|error| error.contains("longer than 262144 bytes"))
+    })
+    .await;
     std::fs::remove_file(&path).unwrap();
     rig.change(|_| {});
-    until(|| rig.auth.status()[0].error.as_ref().is_some_and(|error| error.contains("the keys file cannot be read"))).await;
+    until(|| {
+        rig.auth.status()[0]
+            .error
+            .as_ref()
+            .is_some_and(|error| error.contains("the keys file cannot be read"))
+    })
+    .await;
     rig.verify(&new.sign(&claims("main"))).await.unwrap();
     assert_eq!(rig.auth.ready(), None);
 }
@@ -456,13 +585,24 @@ async fn a_revoked_source_is_refused_listed_or_not_and_others_are_not() {
     let (first, second) = (Issuer::start(&[&a]).await, Issuer::start(&[&b]).await);
     let rig = Rig::start(vec![source("first", &first), source("second", &second)]).await;
     let (mine, yours) = (a.sign(&claims("first")), b.sign(&claims("second")));
-    let (me, you) = (rig.verify(&mine).await.unwrap(), rig.verify(&yours).await.unwrap());
+    let (me, you) = (
+        rig.verify(&mine).await.unwrap(),
+        rig.verify(&yours).await.unwrap(),
+    );
     let mut changes = rig.auth.changes();
     rig.change(|live| live.revoked_sources = vec!["first".into()]);
     until(|| changes.has_changed().unwrap()).await;
     assert!(rig.auth.is_revoked(&me) && !rig.auth.stands(&me));
-    assert_eq!(rig.verify(&mine).await, Err(VerifyError::Refused(Reason::Revoked)));
-    assert!(rig.auth.status()[0].error.as_ref().is_some_and(|error| error.contains("revoked_sources")));
+    assert_eq!(
+        rig.verify(&mine).await,
+        Err(VerifyError::Refused(Reason::Revoked))
+    );
+    assert!(
+        rig.auth.status()[0]
+            .error
+            .as_ref()
+            .is_some_and(|error| error.contains("revoked_sources"))
+    );
     assert_eq!(rig.auth.ready(), None, "the other source is enough");
     assert!(!rig.auth.is_revoked(&you) && rig.auth.stands(&you));
     rig.verify(&yours).await.unwrap();
@@ -485,22 +625,30 @@ fn tls_issuer(body: String) -> String {
     use std::io::{Read, Write};
     let certificate = CertificateDer::from_slice(include_bytes!("../fixture/localhost.der"));
     let key = PrivatePkcs8KeyDer::from(include_bytes!("../fixture/localhost.key.der").as_slice());
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.into_owned()], key.clone_key().into())
-        .unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .unwrap()
+    .with_no_client_auth()
+    .with_single_cert(vec![certificate.into_owned()], key.clone_key().into())
+    .unwrap();
     let config = Arc::new(config);
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let url = format!("https://127.0.0.1:{}/certs", listener.local_addr().unwrap().port());
+    let url = format!(
+        "https://127.0.0.1:{}/certs",
+        listener.local_addr().unwrap().port()
+    );
     std::thread::spawn(move || {
         for mut socket in listener.incoming().flatten() {
             let mut tls = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
             let mut stream = rustls::Stream::new(&mut tls, &mut socket);
             // A client that does not trust the certificate ends the handshake here.
             if stream.read(&mut [0; 2048]).is_ok() {
-                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    body.len()
+                );
                 let _ = stream.write_all((head + body.as_str()).as_bytes());
                 stream.conn.send_close_notify();
                 let _ = stream.flush();

@@ -21,54 +21,107 @@ impl Rows {
         if let Some(gate) = &self.gate {
             gate.acquire().await.unwrap().forget();
         }
-        if self.away.load(Ordering::SeqCst) { Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)) } else { Ok(value) }
+        if self.away.load(Ordering::SeqCst) {
+            Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut))
+        } else {
+            Ok(value)
+        }
     }
 }
 
 impl PolicyStore for Rows {
-    fn users_in<'a>(&'a self, _domains: &'a [Domain]) -> BoxFuture<'a, Result<HashMap<Domain, Arc<[String]>>, StoreError>> {
+    fn users_in<'a>(
+        &'a self,
+        _domains: &'a [Domain],
+    ) -> BoxFuture<'a, Result<HashMap<Domain, Arc<[String]>>, StoreError>> {
         Box::pin(self.answer(HashMap::new()))
     }
 
     fn domains_of<'a>(&'a self, user: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>> {
         let subject = subject(user);
         let rows = self.groups.lock();
-        let domains = rows.iter().filter(|row| row.subject == subject).filter_map(|row| row.domain.clone()).collect();
+        let domains = rows
+            .iter()
+            .filter(|row| row.subject == subject)
+            .filter_map(|row| row.domain.clone())
+            .collect();
         Box::pin(self.answer(domains))
     }
 
     fn rules_of<'a>(&'a self, user: &'a str) -> BoxFuture<'a, Result<Rules, StoreError>> {
         let subject = subject(user);
-        let groups: Vec<GroupRow> = self.groups.lock().iter().filter(|row| row.subject == subject).cloned().collect();
-        let concerns = |row: &&PolicyRow| row.subject == subject || groups.iter().any(|group| group.role == row.subject);
-        let policies = self.policies.lock().iter().filter(concerns).cloned().collect();
+        let groups: Vec<GroupRow> = self
+            .groups
+            .lock()
+            .iter()
+            .filter(|row| row.subject == subject)
+            .cloned()
+            .collect();
+        let concerns = |row: &&PolicyRow| {
+            row.subject == subject || groups.iter().any(|group| group.role == row.subject)
+        };
+        let policies = self
+            .policies
+            .lock()
+            .iter()
+            .filter(concerns)
+            .cloned()
+            .collect();
         Box::pin(self.answer((policies, groups)))
     }
 }
 
 fn allow(subject: &str, domain: Option<&str>, code: &str, action: &str) -> PolicyRow {
-    PolicyRow { subject: subject.into(), domain: domain.map(Into::into), code: code.into(), action: action.into(), allow: true }
+    PolicyRow {
+        subject: subject.into(),
+        domain: domain.map(Into::into),
+        code: code.into(),
+        action: action.into(),
+        allow: true,
+    }
 }
 
 fn deny(subject: &str, domain: Option<&str>, code: &str, action: &str) -> PolicyRow {
-    PolicyRow { allow: false, ..allow(subject, domain, code, action) }
+    PolicyRow {
+        allow: false,
+        ..allow(subject, domain, code, action)
+    }
 }
 
 fn group(subject: &str, role: &str, domain: Option<&str>) -> GroupRow {
-    GroupRow { subject: subject.into(), role: role.into(), domain: domain.map(Into::into) }
+    GroupRow {
+        subject: subject.into(),
+        role: role.into(),
+        domain: domain.map(Into::into),
+    }
 }
 
 fn user(subject: &str) -> Principal {
-    Principal { subject: subject.into(), roles: vec![], via: Via::Basic }
+    Principal {
+        subject: subject.into(),
+        roles: vec![],
+        via: Via::Basic,
+    }
 }
 
 fn over(policies: Vec<PolicyRow>, groups: Vec<GroupRow>) -> (Access, Arc<Rows>) {
-    with_rooms(Rows { policies: Mutex::new(policies), groups: Mutex::new(groups), ..Rows::default() }, Unmatched::Deny)
+    with_rooms(
+        Rows {
+            policies: Mutex::new(policies),
+            groups: Mutex::new(groups),
+            ..Rows::default()
+        },
+        Unmatched::Deny,
+    )
 }
 
 fn with_rooms(rows: Rows, unmatched: Unmatched) -> (Access, Arc<Rows>) {
     let rows = Arc::new(rows);
-    let access = Access::new(Arc::clone(&rows) as Arc<dyn PolicyStore>, &Config::for_tests().policy, Rooms { unmatched });
+    let access = Access::new(
+        Arc::clone(&rows) as Arc<dyn PolicyStore>,
+        &Config::for_tests().policy,
+        Rooms { unmatched },
+    );
     (access, rows)
 }
 
@@ -79,56 +132,156 @@ async fn client_management_needs_a_grant_that_holds_everywhere() {
     let (m, role) = (Some("Merchant_42"), "Role_3");
     let cases: Vec<(&str, Vec<PolicyRow>, Vec<GroupRow>, bool)> = vec![
         ("nothing", vec![], vec![], false),
-        ("own grant", vec![allow("User_17", None, FIND, "read")], vec![], true),
-        ("another's grant", vec![allow("User_18", None, FIND, "read")], vec![], false),
-        ("another action", vec![allow("User_17", None, FIND, "update")], vec![], false),
-        ("another code", vec![allow("User_17", None, "WebSocketClient.findById", "read")], vec![], false),
-        ("grant in one domain", vec![allow("User_17", m, FIND, "read")], vec![], false),
-        ("role's grant", vec![allow(role, None, FIND, "read")], vec![group("User_17", role, None)], true),
-        ("another role's grant", vec![allow("Role_4", None, FIND, "read")], vec![group("User_17", role, None)], false),
-        ("role held in one domain", vec![allow(role, None, FIND, "read")], vec![group("User_17", role, m)], false),
-        ("role granted in one domain", vec![allow(role, m, FIND, "read")], vec![group("User_17", role, None)], false),
-        ("all codes", vec![allow("User_17", None, "WebSocketClient.*", "read")], vec![], true),
-        ("all codes of another kind", vec![allow("User_17", None, "Client.*", "read")], vec![], false),
-        ("no wildcard in the middle of a name", vec![allow("User_17", None, "WebSocketClient*", "read")], vec![], false),
-        ("no code is all codes", vec![allow("User_17", None, "*", "read")], vec![], false),
+        (
+            "own grant",
+            vec![allow("User_17", None, FIND, "read")],
+            vec![],
+            true,
+        ),
+        (
+            "another's grant",
+            vec![allow("User_18", None, FIND, "read")],
+            vec![],
+            false,
+        ),
+        (
+            "another action",
+            vec![allow("User_17", None, FIND, "update")],
+            vec![],
+            false,
+        ),
+        (
+            "another code",
+            vec![allow("User_17", None, "WebSocketClient.findById", "read")],
+            vec![],
+            false,
+        ),
+        (
+            "grant in one domain",
+            vec![allow("User_17", m, FIND, "read")],
+            vec![],
+            false,
+        ),
+        (
+            "role's grant",
+            vec![allow(role, None, FIND, "read")],
+            vec![group("User_17", role, None)],
+            true,
+        ),
+        (
+            "another role's grant",
+            vec![allow("Role_4", None, FIND, "read")],
+            vec![group("User_17", role, None)],
+            false,
+        ),
+        (
+            "role held in one domain",
+            vec![allow(role, None, FIND, "read")],
+            vec![group("User_17", role, m)],
+            false,
+        ),
+        (
+            "role granted in one domain",
+            vec![allow(role, m, FIND, "read")],
+            vec![group("User_17", role, None)],
+            false,
+        ),
+        (
+            "all codes",
+            vec![allow("User_17", None, "WebSocketClient.*", "read")],
+            vec![],
+            true,
+        ),
+        (
+            "all codes of another kind",
+            vec![allow("User_17", None, "Client.*", "read")],
+            vec![],
+            false,
+        ),
+        (
+            "no wildcard in the middle of a name",
+            vec![allow("User_17", None, "WebSocketClient*", "read")],
+            vec![],
+            false,
+        ),
+        (
+            "no code is all codes",
+            vec![allow("User_17", None, "*", "read")],
+            vec![],
+            false,
+        ),
         (
             "a deny wins",
-            vec![allow("User_17", None, FIND, "read"), deny("User_17", None, FIND, "read"), allow("User_17", None, FIND, "read")],
+            vec![
+                allow("User_17", None, FIND, "read"),
+                deny("User_17", None, FIND, "read"),
+                allow("User_17", None, FIND, "read"),
+            ],
             vec![],
             false,
         ),
         (
             "a role's deny wins",
-            vec![allow("User_17", None, FIND, "read"), deny(role, None, "WebSocketClient.*", "read")],
+            vec![
+                allow("User_17", None, FIND, "read"),
+                deny(role, None, "WebSocketClient.*", "read"),
+            ],
             vec![group("User_17", role, None)],
             false,
         ),
         (
             "a deny in one domain is about that domain",
-            vec![allow("User_17", None, FIND, "read"), deny("User_17", m, FIND, "read")],
+            vec![
+                allow("User_17", None, FIND, "read"),
+                deny("User_17", m, FIND, "read"),
+            ],
             vec![],
             true,
         ),
-        ("a deny alone", vec![deny("User_17", None, FIND, "read")], vec![], false),
+        (
+            "a deny alone",
+            vec![deny("User_17", None, FIND, "read")],
+            vec![],
+            false,
+        ),
     ];
     for (name, policies, groups, expected) in cases {
         let (access, _) = over(policies, groups);
-        assert_eq!(access.may(&user("17"), FIND, "read").await.unwrap(), expected, "{name}");
+        assert_eq!(
+            access.may(&user("17"), FIND, "read").await.unwrap(),
+            expected,
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn group_rows_without_a_domain_hold_in_every_domain_and_others_in_theirs() {
     let mut enforcer = enforcer();
-    let policies = [["Role_3", "*", "Order", "read", "allow"], ["Role_4", "Merchant_42", "Order", "delete", "allow"]];
-    let groups = [["User_17", "Role_3", "*"], ["User_17", "Role_4", "*"], ["User_18", "Role_3", "Merchant_42"]];
+    let policies = [
+        ["Role_3", "*", "Order", "read", "allow"],
+        ["Role_4", "Merchant_42", "Order", "delete", "allow"],
+    ];
+    let groups = [
+        ["User_17", "Role_3", "*"],
+        ["User_17", "Role_4", "*"],
+        ["User_18", "Role_3", "Merchant_42"],
+    ];
     load(&mut enforcer, policies.into_iter(), groups.into_iter());
-    let ask = |user: &str, domain: &str, action: &str| enforces(&enforcer, user, domain, "Order", action);
+    let ask =
+        |user: &str, domain: &str, action: &str| enforces(&enforcer, user, domain, "Order", action);
     for domain in ["Merchant_42", "Merchant_7", "Organizer_1", "*"] {
         assert!(ask("User_17", domain, "read"), "{domain}");
-        assert_eq!(ask("User_18", domain, "read"), domain == "Merchant_42", "{domain}");
-        assert_eq!(ask("User_17", domain, "delete"), domain == "Merchant_42", "{domain}");
+        assert_eq!(
+            ask("User_18", domain, "read"),
+            domain == "Merchant_42",
+            "{domain}"
+        );
+        assert_eq!(
+            ask("User_17", domain, "delete"),
+            domain == "Merchant_42",
+            "{domain}"
+        );
     }
     // Nothing of a user stays for the next.
     load(&mut enforcer, std::iter::empty(), std::iter::empty());
@@ -140,32 +293,76 @@ fn group_rows_without_a_domain_hold_in_every_domain_and_others_in_theirs() {
 #[tokio::test]
 async fn names_that_look_like_lines_or_expressions_are_only_names() {
     let evil = "17, Role_3, *\ng, User_17";
-    let (access, _) = over(vec![allow("Role_3", None, FIND, "read")], vec![group(&subject(evil), "x\" || true || \"", None)]);
+    let (access, _) = over(
+        vec![allow("Role_3", None, FIND, "read")],
+        vec![group(&subject(evil), "x\" || true || \"", None)],
+    );
     assert!(!access.may(&user(evil), FIND, "read").await.unwrap());
-    assert!(!access.may(&user("17\" || true || \""), FIND, "read").await.unwrap());
+    assert!(
+        !access
+            .may(&user("17\" || true || \""), FIND, "read")
+            .await
+            .unwrap()
+    );
 }
 
 #[tokio::test]
 async fn roles_on_the_list_skip_the_check_and_the_store() {
     let (access, rows) = over(vec![], vec![]);
     rows.away.store(true, Ordering::SeqCst);
-    let with = |role: &str| Principal { roles: vec!["clerk".into(), role.into()], ..user("1") };
-    assert!(access.may(&with("super-admin"), FIND, "read").await.unwrap());
-    assert!(access.may(&with("Super-Admin"), FIND, "read").await.is_err());
+    let with = |role: &str| Principal {
+        roles: vec!["clerk".into(), role.into()],
+        ..user("1")
+    };
+    assert!(
+        access
+            .may(&with("super-admin"), FIND, "read")
+            .await
+            .unwrap()
+    );
+    assert!(
+        access
+            .may(&with("Super-Admin"), FIND, "read")
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]
 async fn an_outage_is_an_error_and_never_a_yes_and_ends_with_the_store() {
-    let (access, rows) = over(vec![allow("User_17", None, FIND, "read")], vec![group("User_17", "Role_1", Some("Merchant_42"))]);
+    let (access, rows) = over(
+        vec![allow("User_17", None, FIND, "read")],
+        vec![group("User_17", "Role_1", Some("Merchant_42"))],
+    );
     rows.away.store(true, Ordering::SeqCst);
     let client = Id::from_number(1);
-    assert!(matches!(access.may(&user("17"), FIND, "read").await, Err(StoreError::Unavailable(_))));
-    assert!(access.may_join(&user("17"), client, &["merchant:42"]).await.is_err());
+    assert!(matches!(
+        access.may(&user("17"), FIND, "read").await,
+        Err(StoreError::Unavailable(_))
+    ));
+    assert!(
+        access
+            .may_join(&user("17"), client, &["merchant:42"])
+            .await
+            .is_err()
+    );
     // What needs no store needs no store.
-    assert_eq!(access.may_join(&user("17"), client, &["user:17", "lobby"]).await.unwrap(), [true, false]);
+    assert_eq!(
+        access
+            .may_join(&user("17"), client, &["user:17", "lobby"])
+            .await
+            .unwrap(),
+        [true, false]
+    );
     rows.away.store(false, Ordering::SeqCst);
     assert!(access.may(&user("17"), FIND, "read").await.unwrap());
-    assert_eq!(access.may_join(&user("17"), client, &["merchant:42"]).await.unwrap(), [true]);
+    assert_eq!(
+        access
+            .may_join(&user("17"), client, &["merchant:42"])
+            .await
+            .unwrap(),
+        [true]
+    );
 }
 
 #[tokio::test]
@@ -201,11 +398,21 @@ async fn rooms_are_for_members_owners_and_their_own_connection() {
     ];
     let names: Vec<&str> = cases.iter().map(|(name, _)| *name).collect();
     for unmatched in [Unmatched::Deny, Unmatched::Allow] {
-        let (access, _) = with_rooms(Rows { groups: Mutex::new(groups.clone()), ..Rows::default() }, unmatched);
+        let (access, _) = with_rooms(
+            Rows {
+                groups: Mutex::new(groups.clone()),
+                ..Rows::default()
+            },
+            unmatched,
+        );
         let answers = access.may_join(&user("17"), own, &names).await.unwrap();
         for ((name, expected), answer) in cases.iter().zip(answers) {
             let unmatched_name = ["Merchant_42", "ws-other", "lobby", "chat:1"].contains(name);
-            assert_eq!(answer, *expected || (unmatched_name && unmatched == Unmatched::Allow), "{name} with {unmatched:?}");
+            assert_eq!(
+                answer,
+                *expected || (unmatched_name && unmatched == Unmatched::Allow),
+                "{name} with {unmatched:?}"
+            );
         }
     }
 }
@@ -218,7 +425,16 @@ fn only_names_that_an_id_could_have_are_shaped_like_one() {
         assert!(is_shaped_like_a_client_id(id), "{id}");
     }
     let beyond = Id::from_number(1 << 70);
-    for name in ["lobby", "123456789", "0123456789", "support-room", "abcdefghijklm", "room:1234567", beyond.as_str(), "zzzzzzzzzzzz"] {
+    for name in [
+        "lobby",
+        "123456789",
+        "0123456789",
+        "support-room",
+        "abcdefghijklm",
+        "room:1234567",
+        beyond.as_str(),
+        "zzzzzzzzzzzz",
+    ] {
         assert!(!is_shaped_like_a_client_id(name), "{name}");
     }
 }
@@ -226,28 +442,52 @@ fn only_names_that_an_id_could_have_are_shaped_like_one() {
 #[tokio::test]
 async fn administrators_are_members_of_nothing_by_that_alone() {
     let (access, _) = over(vec![], vec![]);
-    let admin = Principal { roles: vec!["super-admin".into()], ..user("1") };
-    assert_eq!(access.may_join(&admin, Id::from_number(1), &["merchant:42"]).await.unwrap(), [false]);
+    let admin = Principal {
+        roles: vec!["super-admin".into()],
+        ..user("1")
+    };
+    assert_eq!(
+        access
+            .may_join(&admin, Id::from_number(1), &["merchant:42"])
+            .await
+            .unwrap(),
+        [false]
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_was_read_is_kept_for_its_time_and_a_lost_right_is_gone_within_it() {
-    let (access, rows) = over(vec![allow("User_17", None, FIND, "read")], vec![group("User_17", "Role_1", Some("Merchant_42"))]);
+    let (access, rows) = over(
+        vec![allow("User_17", None, FIND, "read")],
+        vec![group("User_17", "Role_1", Some("Merchant_42"))],
+    );
     let (seventeen, client) = (user("17"), Id::from_number(1));
     for _ in 0..5 {
         assert!(access.may(&seventeen, FIND, "read").await.unwrap());
-        assert_eq!(access.may_join(&seventeen, client, &["merchant:42"]).await.unwrap(), [true]);
+        assert_eq!(
+            access
+                .may_join(&seventeen, client, &["merchant:42"])
+                .await
+                .unwrap(),
+            [true]
+        );
     }
     assert_eq!(rows.asked.load(Ordering::SeqCst), 2);
     rows.policies.lock().clear();
     rows.groups.lock().clear();
     let lost = Instant::now();
-    while access.may_join(&seventeen, client, &["merchant:42"]).await.unwrap()[0] {
+    while access
+        .may_join(&seventeen, client, &["merchant:42"])
+        .await
+        .unwrap()[0]
+    {
         tokio::time::advance(access.recheck_interval()).await;
     }
     assert!(lost.elapsed() <= Duration::from_secs(30));
     // The worst case: asked right before what is kept ends.
-    assert!(access.inner.domains.for_how_long + access.recheck_interval() <= Duration::from_secs(30));
+    assert!(
+        access.inner.domains.for_how_long + access.recheck_interval() <= Duration::from_secs(30)
+    );
     while access.may(&seventeen, FIND, "read").await.unwrap() {
         tokio::time::advance(Duration::from_secs(1)).await;
     }
@@ -263,7 +503,8 @@ async fn questions_about_one_user_at_the_same_time_read_once() {
     };
     let (access, rows) = with_rooms(rows, Unmatched::Deny);
     let seventeen = user("17");
-    let ask = || futures_util::future::join_all((0..20).map(|_| access.may(&seventeen, FIND, "read")));
+    let ask =
+        || futures_util::future::join_all((0..20).map(|_| access.may(&seventeen, FIND, "read")));
     let open = async {
         tokio::task::yield_now().await;
         rows.gate.as_ref().unwrap().add_permits(1);
@@ -275,7 +516,11 @@ async fn questions_about_one_user_at_the_same_time_read_once() {
 
 #[tokio::test]
 async fn a_failure_is_told_to_everybody_who_waits_for_it_and_asked_again_by_the_next() {
-    let rows = Rows { gate: Some(tokio::sync::Semaphore::new(0)), away: true.into(), ..Rows::default() };
+    let rows = Rows {
+        gate: Some(tokio::sync::Semaphore::new(0)),
+        away: true.into(),
+        ..Rows::default()
+    };
     let (access, rows) = with_rooms(rows, Unmatched::Deny);
     let seventeen = user("17");
     let ask = futures_util::future::join_all((0..20).map(|_| access.may(&seventeen, FIND, "read")));
@@ -284,7 +529,11 @@ async fn a_failure_is_told_to_everybody_who_waits_for_it_and_asked_again_by_the_
         rows.gate.as_ref().unwrap().add_permits(1);
     };
     let (answers, ()) = tokio::join!(ask, open);
-    assert!(answers.iter().all(|answer| matches!(answer, Err(StoreError::Unavailable(_)))));
+    assert!(
+        answers
+            .iter()
+            .all(|answer| matches!(answer, Err(StoreError::Unavailable(_))))
+    );
     assert_eq!(rows.asked.load(Ordering::SeqCst), 1);
     rows.gate.as_ref().unwrap().add_permits(10);
     rows.away.store(false, Ordering::SeqCst);
@@ -301,7 +550,11 @@ async fn a_caller_who_gives_up_leaves_the_question_to_the_next() {
     };
     let (access, rows) = with_rooms(rows, Unmatched::Deny);
     let seventeen = user("17");
-    let given_up = tokio::time::timeout(Duration::from_millis(1), access.may(&seventeen, FIND, "read")).await;
+    let given_up = tokio::time::timeout(
+        Duration::from_millis(1),
+        access.may(&seventeen, FIND, "read"),
+    )
+    .await;
     assert!(given_up.is_err());
     rows.gate.as_ref().unwrap().add_permits(1);
     assert!(access.may(&seventeen, FIND, "read").await.unwrap());
@@ -310,16 +563,27 @@ async fn a_caller_who_gives_up_leaves_the_question_to_the_next() {
 
 #[tokio::test]
 async fn a_user_with_thousands_of_merchants_who_asks_for_thousands_of_rooms_keeps_nobody_waiting() {
-    let groups = (0..5000).map(|n| group("User_17", "Role_1", Some(&format!("Merchant_{n}")))).collect();
-    let policies = (0..5000).map(|n| allow("Role_1", Some(&format!("Merchant_{n}")), FIND, "read")).collect();
+    let groups = (0..5000)
+        .map(|n| group("User_17", "Role_1", Some(&format!("Merchant_{n}"))))
+        .collect();
+    let policies = (0..5000)
+        .map(|n| allow("Role_1", Some(&format!("Merchant_{n}")), FIND, "read"))
+        .collect();
     let (access, _) = over(policies, groups);
     let names: Vec<String> = (4000..6000).map(|n| format!("merchant:{n}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let began = std::time::Instant::now();
-    let answers = access.may_join(&user("17"), Id::from_number(1), &names).await.unwrap();
+    let answers = access
+        .may_join(&user("17"), Id::from_number(1), &names)
+        .await
+        .unwrap();
     assert_eq!(answers.iter().filter(|answer| **answer).count(), 1000);
     assert!(answers[..1000].iter().all(|answer| *answer));
     assert!(!access.may(&user("17"), FIND, "read").await.unwrap());
     // Loading all memberships for every few rooms would take over a minute here: adding a link visits every domain that has one.
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
 }

@@ -45,7 +45,10 @@ async fn a_good_token_of_every_algorithm_gives_its_principal() {
         assert_eq!(&*principal.subject, "17");
         assert!(principal.roles.is_empty());
         let facts = facts(&principal);
-        assert_eq!((&*facts.source, facts.token_id.as_deref()), ("main", Some("t1")));
+        assert_eq!(
+            (&*facts.source, facts.token_id.as_deref()),
+            ("main", Some("t1"))
+        );
         keys.insert(Arc::clone(&facts.thumbprint));
         assert_eq!(facts.issued_at.unwrap().timestamp(), NOW);
         assert_eq!(facts.expires_at.unwrap().timestamp(), NOW + 3600);
@@ -73,7 +76,11 @@ async fn each_claim_is_checked_with_leeway() {
         ("iat", json!(null), None),
         ("iss", json!("https://main.test"), Some(Reason::Issuer)),
         ("iss", json!(null), Some(Reason::Issuer)),
-        ("iss", json!(["https://main.test/"]), Some(Reason::Malformed)),
+        (
+            "iss",
+            json!(["https://main.test/"]),
+            Some(Reason::Malformed),
+        ),
         ("aud", json!(["other", "signal"]), None),
         ("aud", json!(["other"]), Some(Reason::Audience)),
         ("aud", json!([]), Some(Reason::Audience)),
@@ -101,44 +108,85 @@ async fn each_claim_is_checked_with_leeway() {
 async fn the_subject_is_sub_else_user_id_behind_the_sources_prefix() {
     let (rig, _issuer, signer) = one_source(|main| main.subject_prefix = "b:".into()).await;
     let base = with("sub", Value::Null);
-    for (name, value, subject) in
-        [("sub", json!("x"), "b:x"), ("userId", json!(17), "b:17"), ("userId", json!("u-1"), "b:u-1"), ("sub", json!(18), "b:18")]
-    {
+    for (name, value, subject) in [
+        ("sub", json!("x"), "b:x"),
+        ("userId", json!(17), "b:17"),
+        ("userId", json!("u-1"), "b:u-1"),
+        ("sub", json!(18), "b:18"),
+    ] {
         let mut claims = base.clone();
         claims[name] = value;
-        assert_eq!(&*rig.verify(&signer.sign(&claims)).await.unwrap().subject, subject);
+        assert_eq!(
+            &*rig.verify(&signer.sign(&claims)).await.unwrap().subject,
+            subject
+        );
     }
     let mut both = with("sub", json!("first"));
     both["userId"] = json!("second");
-    assert_eq!(&*rig.verify(&signer.sign(&both)).await.unwrap().subject, "b:first");
+    assert_eq!(
+        &*rig.verify(&signer.sign(&both)).await.unwrap().subject,
+        "b:first"
+    );
     let mut fraction = base;
     fraction["userId"] = json!(1.5);
-    assert_eq!(rig.verify(&signer.sign(&fraction)).await, refused(Reason::Subject));
+    assert_eq!(
+        rig.verify(&signer.sign(&fraction)).await,
+        refused(Reason::Subject)
+    );
 }
 
 #[tokio::test]
 async fn roles_count_only_where_they_are_trusted() {
-    let claims = with("roles", json!([{"id": 1, "identifier": "super-admin", "priority": 1}, "clerk", {"id": 2}, 3, ""]));
+    let claims = with(
+        "roles",
+        json!([{"id": 1, "identifier": "super-admin", "priority": 1}, "clerk", {"id": 2}, 3, ""]),
+    );
     let (rig, _issuer, signer) = one_source(|_| {}).await;
-    assert!(rig.verify(&signer.sign(&claims)).await.unwrap().roles.is_empty());
+    assert!(
+        rig.verify(&signer.sign(&claims))
+            .await
+            .unwrap()
+            .roles
+            .is_empty()
+    );
     let (rig, _issuer, signer) = one_source(|main| main.trust_roles = true).await;
-    assert_eq!(rig.verify(&signer.sign(&claims)).await.unwrap().roles, ["super-admin", "clerk"]);
-    assert!(rig.verify(&signer.sign(&with("roles", json!({"realm": []})))).await.unwrap().roles.is_empty());
+    assert_eq!(
+        rig.verify(&signer.sign(&claims)).await.unwrap().roles,
+        ["super-admin", "clerk"]
+    );
+    assert!(
+        rig.verify(&signer.sign(&with("roles", json!({"realm": []}))))
+            .await
+            .unwrap()
+            .roles
+            .is_empty()
+    );
 }
 
 #[tokio::test]
 async fn none_and_symmetric_algorithms_are_refused_whatever_the_key_is_used_for() {
     let (rig, issuer, signer) = one_source(|_| {}).await;
     let payload = URL_SAFE_NO_PAD.encode_to_string(claims("main").to_string());
-    for alg in ["none", "None", "NONE", "", "HS256", "HS512", "ES512", "RSA-OAEP"] {
+    for alg in [
+        "none", "None", "NONE", "", "HS256", "HS512", "ES512", "RSA-OAEP",
+    ] {
         let header = URL_SAFE_NO_PAD.encode_to_string(json!({"alg": alg, "kid": "k1"}).to_string());
         let message = format!("{header}.{payload}");
         // The public key, which everybody has, as the secret.
         let secret = signer.jwk()["x"].as_str().unwrap().to_owned();
-        let mac = ring::hmac::sign(&ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes()), message.as_bytes());
+        let mac = ring::hmac::sign(
+            &ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes()),
+            message.as_bytes(),
+        );
         for signature in [String::new(), URL_SAFE_NO_PAD.encode_to_string(mac)] {
             let verdict = rig.verify(&format!("{message}.{signature}")).await;
-            assert!(matches!(verdict, Err(VerifyError::Refused(Reason::Malformed | Reason::Algorithm))), "{alg}: {verdict:?}");
+            assert!(
+                matches!(
+                    verdict,
+                    Err(VerifyError::Refused(Reason::Malformed | Reason::Algorithm))
+                ),
+                "{alg}: {verdict:?}"
+            );
         }
     }
     assert_eq!(issuer.fetches(), 1);
@@ -146,14 +194,24 @@ async fn none_and_symmetric_algorithms_are_refused_whatever_the_key_is_used_for(
 
 #[tokio::test]
 async fn the_algorithm_must_be_the_sources_and_the_keys() {
-    let (es, rs, ps) = (Signer::es256("es"), Signer::rsa("rs", "RS256"), Signer::rsa("rs", "PS256"));
+    let (es, rs, ps) = (
+        Signer::es256("es"),
+        Signer::rsa("rs", "RS256"),
+        Signer::rsa("rs", "PS256"),
+    );
     let issuer = Issuer::start(&[&es, &rs]).await;
     let mut main = source("main", &issuer);
     main.algorithms = vec![Algorithm::RS256];
     let rig = Rig::start(vec![main]).await;
     rig.verify(&rs.sign(&claims("main"))).await.unwrap();
-    assert_eq!(rig.verify(&es.sign(&claims("main"))).await, refused(Reason::Algorithm));
-    assert_eq!(rig.verify(&ps.sign(&claims("main"))).await, refused(Reason::Algorithm));
+    assert_eq!(
+        rig.verify(&es.sign(&claims("main"))).await,
+        refused(Reason::Algorithm)
+    );
+    assert_eq!(
+        rig.verify(&ps.sign(&claims("main"))).await,
+        refused(Reason::Algorithm)
+    );
     // A header that borrows another key's `kid`, or an algorithm that the key is not for.
     rig.change(|live| live.sources[0].algorithms.push(Algorithm::ES256));
     crate::auth::fixture::until(|| rig.auth.status()[0].keys.len() == 2).await;
@@ -173,7 +231,11 @@ async fn a_key_that_the_token_brings_along_is_never_used() {
         json!({"alg": "ES256", "kid": "k1", "jku": elsewhere.url, "x5u": elsewhere.url}),
         json!({"alg": "ES256", "jwk": thief.jwk()}),
     ] {
-        assert_eq!(rig.verify(&thief.sign_with(&header, &claims("main"))).await, refused(Reason::Signature), "{header}");
+        assert_eq!(
+            rig.verify(&thief.sign_with(&header, &claims("main"))).await,
+            refused(Reason::Signature),
+            "{header}"
+        );
     }
     assert_eq!((issuer.fetches(), elsewhere.fetches()), (1, 0));
 }
@@ -185,12 +247,36 @@ async fn a_changed_token_is_refused() {
     let parts: Vec<&str> = token.split('.').collect();
     let other = signer.sign(&with("sub", json!("18")));
     let payload = other.split('.').nth(1).unwrap();
-    assert_eq!(rig.verify(&format!("{}.{payload}.{}", parts[0], parts[2])).await, refused(Reason::Signature));
-    assert_eq!(rig.verify(&format!("{}.{}.", parts[0], parts[1])).await, refused(Reason::Signature));
+    assert_eq!(
+        rig.verify(&format!("{}.{payload}.{}", parts[0], parts[2]))
+            .await,
+        refused(Reason::Signature)
+    );
+    assert_eq!(
+        rig.verify(&format!("{}.{}.", parts[0], parts[1])).await,
+        refused(Reason::Signature)
+    );
     let cut = &token[..token.len() - 2];
-    assert!(matches!(rig.verify(cut).await, Err(VerifyError::Refused(Reason::Signature | Reason::Malformed))));
-    for garbage in ["", ".", "..", "a.b", "a.b.c", "a.b.c.d", &format!("{token}.x"), &token.replace('.', " "), &format!(" {token}")] {
-        assert_eq!(rig.verify(garbage).await, refused(Reason::Malformed), "{garbage}");
+    assert!(matches!(
+        rig.verify(cut).await,
+        Err(VerifyError::Refused(Reason::Signature | Reason::Malformed))
+    ));
+    for garbage in [
+        "",
+        ".",
+        "..",
+        "a.b",
+        "a.b.c",
+        "a.b.c.d",
+        &format!("{token}.x"),
+        &token.replace('.', " "),
+        &format!(" {token}"),
+    ] {
+        assert_eq!(
+            rig.verify(garbage).await,
+            refused(Reason::Malformed),
+            "{garbage}"
+        );
     }
     let deep = signer.sign_with(
         &json!({"alg": "ES256", "kid": "k1"}),
@@ -213,8 +299,14 @@ async fn a_token_of_another_kind_or_with_an_unknown_extension_is_refused() {
     ] {
         let mut header = json!({"alg": "ES256", "kid": "k1"});
         header[member] = value.clone();
-        let verdict = rig.verify(&signer.sign_with(&header, &claims("main"))).await;
-        if good { assert!(verdict.is_ok(), "{member} = {value}") } else { assert_eq!(verdict, refused(Reason::Kind), "{member} = {value}") }
+        let verdict = rig
+            .verify(&signer.sign_with(&header, &claims("main")))
+            .await;
+        if good {
+            assert!(verdict.is_ok(), "{member} = {value}")
+        } else {
+            assert_eq!(verdict, refused(Reason::Kind), "{member} = {value}")
+        }
     }
 }
 
@@ -223,45 +315,90 @@ async fn an_oversized_token_is_refused_unread() {
     let (rig, _issuer, signer) = one_source(|_| {}).await;
     let token = signer.sign(&with("note", json!("x".repeat(MAX_TOKEN_BYTES))));
     assert_eq!(rig.verify(&token).await, refused(Reason::TooLong));
-    rig.verify(&signer.sign(&with("note", json!("x".repeat(8000))))).await.unwrap();
+    rig.verify(&signer.sign(&with("note", json!("x".repeat(8000)))))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn without_kid_only_the_only_key_of_a_source_may_have_signed() {
     let (rig, issuer, signer) = one_source(|_| {}).await;
     let token = signer.sign_with(&json!({"alg": "ES256"}), &claims("main"));
-    let (named, unnamed) = (rig.verify(&signer.sign(&claims("main"))).await.unwrap(), rig.verify(&token).await.unwrap());
+    let (named, unnamed) = (
+        rig.verify(&signer.sign(&claims("main"))).await.unwrap(),
+        rig.verify(&token).await.unwrap(),
+    );
     assert_eq!(facts(&named).thumbprint, facts(&unnamed).thumbprint);
     let second = Signer::es256("k2");
     issuer.publish(&[&signer, &second]);
     // An unknown `kid` brings the second key in.
     rig.verify(&second.sign(&claims("main"))).await.unwrap();
-    assert_eq!(rig.verify(&signer.sign_with(&json!({"alg": "ES256"}), &with("jti", json!("t2")))).await, refused(Reason::UnknownKey));
+    assert_eq!(
+        rig.verify(&signer.sign_with(&json!({"alg": "ES256"}), &with("jti", json!("t2"))))
+            .await,
+        refused(Reason::UnknownKey)
+    );
     rig.verify(&signer.sign(&claims("main"))).await.unwrap();
     assert_eq!(issuer.fetches(), 2);
 }
 
 #[tokio::test]
 async fn two_sources_of_one_issuer_are_told_apart_by_kid_and_prefixes_keep_subjects_apart() {
-    let (old, new, foreign) = (Signer::es256("old"), Signer::es256("new"), Signer::es256("foreign"));
-    let (a, b, c) = (Issuer::start(&[&old]).await, Issuer::start(&[&new]).await, Issuer::start(&[&foreign]).await);
-    let (retiring, mut trusted, mut other) = (source("main", &a), source("next", &b), source("partner", &c));
+    let (old, new, foreign) = (
+        Signer::es256("old"),
+        Signer::es256("new"),
+        Signer::es256("foreign"),
+    );
+    let (a, b, c) = (
+        Issuer::start(&[&old]).await,
+        Issuer::start(&[&new]).await,
+        Issuer::start(&[&foreign]).await,
+    );
+    let (retiring, mut trusted, mut other) = (
+        source("main", &a),
+        source("next", &b),
+        source("partner", &c),
+    );
     trusted.issuer.clone_from(&retiring.issuer);
     other.subject_prefix = "partner:".into();
-    let rig = Rig::start(vec![Source { state: SourceState::Retiring, ..retiring }, trusted, other]).await;
+    let rig = Rig::start(vec![
+        Source {
+            state: SourceState::Retiring,
+            ..retiring
+        },
+        trusted,
+        other,
+    ])
+    .await;
     for (signer, name) in [(&old, "main"), (&new, "next")] {
         let principal = rig.verify(&signer.sign(&claims("main"))).await.unwrap();
-        assert_eq!((&*facts(&principal).source, &*principal.subject), (name, "17"));
+        assert_eq!(
+            (&*facts(&principal).source, &*principal.subject),
+            (name, "17")
+        );
     }
-    assert_eq!(&*rig.verify(&foreign.sign(&claims("partner"))).await.unwrap().subject, "partner:17");
+    assert_eq!(
+        &*rig
+            .verify(&foreign.sign(&claims("partner")))
+            .await
+            .unwrap()
+            .subject,
+        "partner:17"
+    );
     // Another issuer's key does not speak for this one.
-    assert_eq!(rig.verify(&foreign.sign(&claims("main"))).await, refused(Reason::UnknownKey));
+    assert_eq!(
+        rig.verify(&foreign.sign(&claims("main"))).await,
+        refused(Reason::UnknownKey)
+    );
 }
 
 #[tokio::test]
 async fn waived_checks_are_waived_for_that_source_alone() {
     let (named, loose) = (Signer::es256("named"), Signer::es256("loose"));
-    let (a, b) = (Issuer::start(&[&named]).await, Issuer::start(&[&loose]).await);
+    let (a, b) = (
+        Issuer::start(&[&named]).await,
+        Issuer::start(&[&loose]).await,
+    );
     let mut fallback = source("loose", &b);
     (fallback.skip_issuer_check, fallback.skip_audience_check) = (true, true);
     (fallback.issuer, fallback.audiences) = (String::new(), vec![]);
@@ -269,11 +406,17 @@ async fn waived_checks_are_waived_for_that_source_alone() {
     let mut bare = with("iss", Value::Null);
     bare.as_object_mut().unwrap().remove("aud");
     for claims in [bare.clone(), claims("unheard-of"), claims("main")] {
-        assert_eq!(&*facts(&rig.verify(&loose.sign(&claims)).await.unwrap()).source, "loose");
+        assert_eq!(
+            &*facts(&rig.verify(&loose.sign(&claims)).await.unwrap()).source,
+            "loose"
+        );
     }
     rig.verify(&named.sign(&claims("main"))).await.unwrap();
     for claims in [bare, claims("unheard-of")] {
-        assert_eq!(rig.verify(&named.sign(&claims)).await, refused(Reason::UnknownKey));
+        assert_eq!(
+            rig.verify(&named.sign(&claims)).await,
+            refused(Reason::UnknownKey)
+        );
     }
 }
 
@@ -286,9 +429,19 @@ async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
         rig.verify(&token).await.unwrap();
     }
     let known = rig.auth.known(&token).unwrap().unwrap();
-    assert!(Arc::ptr_eq(&known, &rig.verify(&token).await.unwrap()), "one principal for all connections of a token");
+    assert!(
+        Arc::ptr_eq(&known, &rig.verify(&token).await.unwrap()),
+        "one principal for all connections of a token"
+    );
     assert_eq!(rig.auth.known(&"x".repeat(MAX_TOKEN_BYTES + 1)), None);
-    let remembered = || rig.auth.inner.remembered.iter().map(|shard| shard.lock().len()).sum::<usize>();
+    let remembered = || {
+        rig.auth
+            .inner
+            .remembered
+            .iter()
+            .map(|shard| shard.lock().len())
+            .sum::<usize>()
+    };
     assert_eq!(remembered(), 1);
     rig.change(|live| live.sources[0].audiences = vec!["elsewhere".into()]);
     let settled = || rig.auth.inner.sets.table().sources[0].source.audiences[0] == "elsewhere";
@@ -300,7 +453,11 @@ async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
     rig.clock.advance_ms((3600 + 30) * 1000 - 1);
     rig.verify(&token).await.unwrap();
     rig.clock.advance_ms(1);
-    assert_eq!(rig.auth.known(&token), None, "why it is refused is found the long way");
+    assert_eq!(
+        rig.auth.known(&token),
+        None,
+        "why it is refused is found the long way"
+    );
     assert_eq!(rig.verify(&token).await, refused(Reason::Expired));
     assert_eq!(remembered(), 0);
     assert_eq!(issuer.fetches(), 1);
@@ -309,14 +466,27 @@ async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
 #[tokio::test]
 async fn a_revoked_token_is_refused_also_when_it_is_remembered() {
     let (rig, _issuer, signer) = one_source(|_| {}).await;
-    let (token, other) = (signer.sign(&claims("main")), signer.sign(&with("jti", json!("t2"))));
+    let (token, other) = (
+        signer.sign(&claims("main")),
+        signer.sign(&with("jti", json!("t2"))),
+    );
     rig.verify(&token).await.unwrap();
     let until_ms = (NOW + 9000) * 1000;
-    rig.revocations.add(Revocation { user_id: None, jti: Some("t1".into()), issued_before_ms: NOW * 1000 + 1, until_ms });
+    rig.revocations.add(Revocation {
+        user_id: None,
+        jti: Some("t1".into()),
+        issued_before_ms: NOW * 1000 + 1,
+        until_ms,
+    });
     assert_eq!(rig.verify(&token).await, refused(Reason::Revoked));
     assert_eq!(rig.auth.known(&token), Some(refused(Reason::Revoked)));
     rig.verify(&other).await.unwrap();
-    rig.revocations.add(Revocation { user_id: Some("17".into()), jti: None, issued_before_ms: NOW * 1000 + 1, until_ms });
+    rig.revocations.add(Revocation {
+        user_id: Some("17".into()),
+        jti: None,
+        issued_before_ms: NOW * 1000 + 1,
+        until_ms,
+    });
     assert_eq!(rig.verify(&other).await, refused(Reason::Revoked));
     let younger = signer.sign(&with("iat", json!(NOW + 1)));
     // Same `jti` as the revoked token, but issued after the moment that was named.
@@ -327,6 +497,9 @@ async fn a_revoked_token_is_refused_also_when_it_is_remembered() {
 #[tokio::test]
 async fn without_any_source_it_is_ready_and_refuses() {
     let rig = Rig::start(vec![]).await;
-    assert_eq!(rig.verify(&Signer::es256("k").sign(&claims("main"))).await, refused(Reason::Issuer));
+    assert_eq!(
+        rig.verify(&Signer::es256("k").sign(&claims("main"))).await,
+        refused(Reason::Issuer)
+    );
     assert!(rig.auth.status().is_empty());
 }

@@ -20,31 +20,61 @@ use crate::bus::{Answers, Ask, BusError};
 pub(super) const MAX_OPEN: usize = 64;
 
 /// Asks these instances.
-pub(super) async fn ask(shared: &Arc<Shared>, ask: &Ask, others: Vec<Instance>) -> Result<Answers, BusError> {
-    let Ok(_open) = shared.asking.try_acquire() else { return Err(BusError::Full) };
+pub(super) async fn ask(
+    shared: &Arc<Shared>,
+    ask: &Ask,
+    others: Vec<Instance>,
+) -> Result<Answers, BusError> {
+    let Ok(_open) = shared.asking.try_acquire() else {
+        return Err(BusError::Full);
+    };
     if others.is_empty() {
         return Ok(Answers::default());
     }
-    let question = Question { id: rand::random(), from: shared.instance.clone(), ask: ask.clone() };
-    let payload = serde_json::to_vec(&question).map_err(|error| BusError::Unavailable(error.to_string()))?;
+    let question = Question {
+        id: rand::random(),
+        from: shared.instance.clone(),
+        ask: ask.clone(),
+    };
+    let payload =
+        serde_json::to_vec(&question).map_err(|error| BusError::Unavailable(error.to_string()))?;
     let mut expected = shared.intake.expect(question.id, others.len());
     let deadline = Instant::now() + shared.timing.request;
-    let published = others.iter().map(|other| shared.publisher.signal(shared.names.ask_of(&other.id), payload.clone())).collect::<Vec<_>>();
-    let published = join_all(published.into_iter().map(|published| async { published.ok()?.await.ok()?.ok() }));
-    let heard = tokio::time::timeout_at(deadline, published).await.unwrap_or_default();
+    let published = others
+        .iter()
+        .map(|other| {
+            shared
+                .publisher
+                .signal(shared.names.ask_of(&other.id), payload.clone())
+        })
+        .collect::<Vec<_>>();
+    let published = join_all(
+        published
+            .into_iter()
+            .map(|published| async { published.ok()?.await.ok()?.ok() }),
+    );
+    let heard = tokio::time::timeout_at(deadline, published)
+        .await
+        .unwrap_or_default();
 
     let mut answers = Answers::default();
     let mut open: HashMap<String, String> = HashMap::new();
     for (at, other) in others.into_iter().enumerate() {
         match heard.get(at).copied().flatten() {
             // Nobody is subscribed there: it is gone, and waiting would not bring it back.
-            Some(0) if shared.connector().counts_all_receivers() => answers.missing.push(other.name),
+            Some(0) if shared.connector().counts_all_receivers() => {
+                answers.missing.push(other.name)
+            }
             None => answers.missing.push(other.name),
             Some(_) => drop(open.insert(other.id, other.name)),
         }
     }
     while !open.is_empty() {
-        let Ok(Some(Answer { from, reply, .. })) = tokio::time::timeout_at(deadline, expected.answers.recv()).await else { break };
+        let Ok(Some(Answer { from, reply, .. })) =
+            tokio::time::timeout_at(deadline, expected.answers.recv()).await
+        else {
+            break;
+        };
         if let Some(name) = open.remove(&from) {
             answers.replies.push((name, reply));
         }

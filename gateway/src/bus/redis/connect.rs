@@ -11,8 +11,9 @@ use redis::cluster::{ClusterClientBuilder, ClusterConfig};
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo, ProtocolVersion,
-    RedisConnectionInfo, RedisError, RedisResult, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
+    IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult,
+    TlsCertificates, TlsMode, Value,
 };
 
 use crate::bus::BusError;
@@ -57,7 +58,10 @@ impl Keys {
     }
 }
 
-async fn run<T: FromRedisValue>(connection: &mut (impl ConnectionLike + Send), cmd: &Cmd) -> RedisResult<T> {
+async fn run<T: FromRedisValue>(
+    connection: &mut (impl ConnectionLike + Send),
+    cmd: &Cmd,
+) -> RedisResult<T> {
     cmd.query_async(connection).await
 }
 
@@ -78,16 +82,27 @@ pub(super) struct Connector {
 impl Connector {
     /// Reads the settings; nothing is connected yet.
     pub(super) fn new(config: &config::Bus) -> Result<Self, BusError> {
-        let nodes = config.nodes.iter().map(|node| address(node)).collect::<Result<Vec<_>, _>>()?;
+        let nodes = config
+            .nodes
+            .iter()
+            .map(|node| address(node))
+            .collect::<Result<Vec<_>, _>>()?;
         if nodes.is_empty() {
-            return Err(BusError::Misconfigured("bus.nodes names no host:port".into()));
+            return Err(BusError::Misconfigured(
+                "bus.nodes names no host:port".into(),
+            ));
         }
-        let ca_file = (!config.tls_ca_file.as_os_str().is_empty()).then(|| config.tls_ca_file.clone());
+        let ca_file =
+            (!config.tls_ca_file.as_os_str().is_empty()).then(|| config.tls_ca_file.clone());
         let connector = Self {
             mode: config.mode,
             nodes,
             master: config.sentinel_master.clone(),
-            database: if config.mode == BusMode::Cluster { 0 } else { config.database },
+            database: if config.mode == BusMode::Cluster {
+                0
+            } else {
+                config.database
+            },
             username: config.username.clone(),
             password: config.password_file.clone(),
             sentinel_password: config.sentinel_password_file.clone(),
@@ -96,14 +111,26 @@ impl Connector {
             timeout: Duration::from_millis(config.command_timeout_ms.max(1)),
         };
         if let (true, Some(path)) = (connector.tls, &connector.ca_file) {
-            let wrong = |text: String| BusError::Misconfigured(format!("bus.tls_ca_file {}: {text}", path.display()));
+            let wrong = |text: String| {
+                BusError::Misconfigured(format!("bus.tls_ca_file {}: {text}", path.display()))
+            };
             let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-            let nowhere = ConnectionAddr::TcpTls { host: "localhost".into(), port: 1, insecure: false, tls_params: None };
+            let nowhere = ConnectionAddr::TcpTls {
+                host: "localhost".into(),
+                port: 1,
+                insecure: false,
+                tls_params: None,
+            };
             if !pem.windows(27).any(|w| w == b"-----BEGIN CERTIFICATE-----") {
                 return Err(wrong("it holds no PEM certificate".into()));
             }
-            Client::build_with_tls(nowhere.into_connection_info().map_err(|e| wrong(e.to_string()))?, certificates(Some(pem)))
-                .map_err(|error| wrong(error.to_string()))?;
+            Client::build_with_tls(
+                nowhere
+                    .into_connection_info()
+                    .map_err(|e| wrong(e.to_string()))?,
+                certificates(Some(pem)),
+            )
+            .map_err(|error| wrong(error.to_string()))?;
         }
         Ok(connector)
     }
@@ -115,7 +142,13 @@ impl Connector {
 
     /// `host:port` of each, as configured but for IPv6 hosts, which are in brackets.
     pub(super) fn nodes(&self) -> Vec<String> {
-        let text = |(host, port): &Address| if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let text = |(host, port): &Address| {
+            if host.contains(':') {
+                format!("[{host}]:{port}")
+            } else {
+                format!("{host}:{port}")
+            }
+        };
         self.nodes.iter().map(text).collect()
     }
 
@@ -135,7 +168,11 @@ impl Connector {
     }
 
     /// Connects to a node that can publish and be heard through. `push` is called with what is heard.
-    pub(super) async fn link(&self, prefer: &Prefer, push: Option<impl AsyncPushSender>) -> RedisResult<Link> {
+    pub(super) async fn link(
+        &self,
+        prefer: &Prefer,
+        push: Option<impl AsyncPushSender>,
+    ) -> RedisResult<Link> {
         // Names, sentinels and clusters take several steps: the whole has a limit, not each of them alone.
         match tokio::time::timeout(3 * self.timeout, self.link_unlimited(prefer, push)).await {
             Ok(link) => link,
@@ -143,7 +180,11 @@ impl Connector {
         }
     }
 
-    async fn link_unlimited(&self, prefer: &Prefer, push: Option<impl AsyncPushSender>) -> RedisResult<Link> {
+    async fn link_unlimited(
+        &self,
+        prefer: &Prefer,
+        push: Option<impl AsyncPushSender>,
+    ) -> RedisResult<Link> {
         let candidates = match self.mode {
             BusMode::Sentinel => vec![self.ask_sentinels().await?],
             BusMode::Cluster => self.cluster_nodes().await?,
@@ -157,12 +198,29 @@ impl Connector {
             if let Some(push) = &push {
                 config = config.set_push_sender(push.clone());
             }
-            match self.connect(&address, &self.username, &self.password, self.database, config).await {
+            match self
+                .connect(
+                    &address,
+                    &self.username,
+                    &self.password,
+                    self.database,
+                    config,
+                )
+                .await
+            {
                 Ok(mut connection) => match self.is_fit(&mut connection).await {
-                    Ok(()) => return Ok(Link { connection, address }),
+                    Ok(()) => {
+                        return Ok(Link {
+                            connection,
+                            address,
+                        });
+                    }
                     Err(error) => {
                         last = error;
-                        unfit = unfit.or(Some(Link { connection, address }));
+                        unfit = unfit.or(Some(Link {
+                            connection,
+                            address,
+                        }));
                     }
                 },
                 Err(error) => last = error,
@@ -181,8 +239,10 @@ impl Connector {
         if self.mode != BusMode::Cluster {
             return Ok(Keys::Node(link.connection.clone()));
         }
-        let nodes: Vec<ConnectionInfo> =
-            std::iter::once(&link.address).chain(&self.nodes).map(|address| self.info(address, "", None, 0)).collect::<RedisResult<_>>()?;
+        let nodes: Vec<ConnectionInfo> = std::iter::once(&link.address)
+            .chain(&self.nodes)
+            .map(|address| self.info(address, "", None, 0))
+            .collect::<RedisResult<_>>()?;
         let mut builder = ClusterClientBuilder::new(nodes)
             .connection_timeout(self.timeout)
             .response_timeout(self.timeout)
@@ -196,9 +256,15 @@ impl Connector {
             builder = builder.username(&self.username);
         }
         if self.tls {
-            builder = builder.tls(TlsMode::Secure).certs(certificates(self.authorities()?));
+            builder = builder
+                .tls(TlsMode::Secure)
+                .certs(certificates(self.authorities()?));
         }
-        Ok(Keys::Cluster(builder.build()?.get_pending_async_connection_with_config(ClusterConfig::new())))
+        Ok(Keys::Cluster(
+            builder
+                .build()?
+                .get_pending_async_connection_with_config(ClusterConfig::new()),
+        ))
     }
 
     /// Refuses a replica that was a master, and, while there is another, a node that has lost its cluster: both take what is published and hand it
@@ -207,12 +273,23 @@ impl Connector {
         match self.mode {
             BusMode::Sentinel => {
                 let role: Vec<Value> = redis::cmd("ROLE").query_async(connection).await?;
-                let role = role.into_iter().next().map(redis::from_redis_value::<String>).transpose()?;
-                (role.as_deref() == Some("master")).then_some(()).ok_or_else(|| failed("the sentinels name a server that is not master"))
+                let role = role
+                    .into_iter()
+                    .next()
+                    .map(redis::from_redis_value::<String>)
+                    .transpose()?;
+                (role.as_deref() == Some("master"))
+                    .then_some(())
+                    .ok_or_else(|| failed("the sentinels name a server that is not master"))
             }
             BusMode::Cluster => {
-                let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(connection).await?;
-                info.contains("cluster_state:ok").then_some(()).ok_or_else(|| failed("the node says that its cluster is not ok"))
+                let info: String = redis::cmd("CLUSTER")
+                    .arg("INFO")
+                    .query_async(connection)
+                    .await?;
+                info.contains("cluster_state:ok")
+                    .then_some(())
+                    .ok_or_else(|| failed("the node says that its cluster is not ok"))
             }
             _ => Ok(()),
         }
@@ -222,8 +299,20 @@ impl Connector {
         let mut last = failed("no sentinel is known");
         for sentinel in &self.nodes {
             let answer: RedisResult<Option<(String, u16)>> = async {
-                let mut connection = self.connect(sentinel, "", &self.sentinel_password, 0, self.async_config()).await?;
-                redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master).query_async(&mut connection).await
+                let mut connection = self
+                    .connect(
+                        sentinel,
+                        "",
+                        &self.sentinel_password,
+                        0,
+                        self.async_config(),
+                    )
+                    .await?;
+                redis::cmd("SENTINEL")
+                    .arg("GET-MASTER-ADDR-BY-NAME")
+                    .arg(&self.master)
+                    .query_async(&mut connection)
+                    .await
             }
             .await;
             match answer {
@@ -240,13 +329,21 @@ impl Connector {
         let mut last = failed("no node is known");
         for seed in &self.nodes {
             let slots: RedisResult<Vec<Value>> = async {
-                let mut connection = self.connect(seed, &self.username, &self.password, 0, self.async_config()).await?;
-                redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await
+                let mut connection = self
+                    .connect(seed, &self.username, &self.password, 0, self.async_config())
+                    .await?;
+                redis::cmd("CLUSTER")
+                    .arg("SLOTS")
+                    .query_async(&mut connection)
+                    .await
             }
             .await;
             match slots {
                 Ok(slots) => {
-                    let mut nodes: Vec<Address> = slots.iter().filter_map(|range| master_of(range, &seed.0)).collect();
+                    let mut nodes: Vec<Address> = slots
+                        .iter()
+                        .filter_map(|range| master_of(range, &seed.0))
+                        .collect();
                     nodes.sort();
                     nodes.dedup();
                     if nodes.is_empty() {
@@ -269,19 +366,44 @@ impl Connector {
         config: AsyncConnectionConfig,
     ) -> RedisResult<MultiplexedConnection> {
         let password = password.read()?;
-        let info = self.info(address, username, password.as_ref().map(config::Secret::expose), database)?;
-        let client = if self.tls { Client::build_with_tls(info, certificates(self.authorities()?))? } else { Client::open(info)? };
-        client.get_multiplexed_async_connection_with_config(&config).await
+        let info = self.info(
+            address,
+            username,
+            password.as_ref().map(config::Secret::expose),
+            database,
+        )?;
+        let client = if self.tls {
+            Client::build_with_tls(info, certificates(self.authorities()?))?
+        } else {
+            Client::open(info)?
+        };
+        client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await
     }
 
-    fn info(&self, (host, port): &Address, username: &str, password: Option<&str>, database: i64) -> RedisResult<ConnectionInfo> {
+    fn info(
+        &self,
+        (host, port): &Address,
+        username: &str,
+        password: Option<&str>,
+        database: i64,
+    ) -> RedisResult<ConnectionInfo> {
         let (host, port) = (host.clone(), *port);
         let address = if self.tls {
-            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+            ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure: false,
+                tls_params: None,
+            }
         } else {
             ConnectionAddr::Tcp(host, port)
         };
-        let mut settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_db(database).set_skip_set_lib_name();
+        let mut settings = RedisConnectionInfo::default()
+            .set_protocol(ProtocolVersion::RESP3)
+            .set_db(database)
+            .set_skip_set_lib_name();
         // A user without a password takes any, and logs in only with one.
         if password.is_some() || !username.is_empty() {
             settings = settings.set_password(password.unwrap_or_default());
@@ -289,11 +411,16 @@ impl Connector {
         if !username.is_empty() {
             settings = settings.set_username(username);
         }
-        Ok(address.into_connection_info()?.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true)))
+        Ok(address
+            .into_connection_info()?
+            .set_redis_settings(settings)
+            .set_tcp_settings(TcpSettings::default().set_nodelay(true)))
     }
 
     fn async_config(&self) -> AsyncConnectionConfig {
-        AsyncConnectionConfig::new().set_connection_timeout(Some(self.timeout)).set_response_timeout(Some(self.timeout))
+        AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.timeout))
+            .set_response_timeout(Some(self.timeout))
     }
 
     fn authorities(&self) -> RedisResult<Option<Vec<u8>>> {
@@ -302,25 +429,43 @@ impl Connector {
 }
 
 fn certificates(root_cert: Option<Vec<u8>>) -> TlsCertificates {
-    TlsCertificates { client_tls: None, root_cert }
+    TlsCertificates {
+        client_tls: None,
+        root_cert,
+    }
 }
 
 /// `host:port`, with an IPv6 host in brackets.
 fn address(text: &str) -> Result<Address, BusError> {
     let wrong = || BusError::Misconfigured(format!("bus.nodes: {text:?} is not host:port"));
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let host = host
+        .strip_prefix('[')
+        .and_then(|h| h.strip_suffix(']'))
+        .unwrap_or(host);
     let port = port.parse().map_err(|_| wrong())?;
-    if host.is_empty() { Err(wrong()) } else { Ok((host.to_owned(), port)) }
+    if host.is_empty() {
+        Err(wrong())
+    } else {
+        Ok((host.to_owned(), port))
+    }
 }
 
 /// The master in one entry of `CLUSTER SLOTS`: `[from, to, [host, port, ..], ..]`. A node that does not know its own host sends none.
 fn master_of(range: &Value, seed_host: &str) -> Option<Address> {
-    let Value::Array(range) = range else { return None };
-    let Value::Array(node) = range.get(2)? else { return None };
+    let Value::Array(range) = range else {
+        return None;
+    };
+    let Value::Array(node) = range.get(2)? else {
+        return None;
+    };
     let host = redis::from_redis_value_ref::<Option<String>>(node.first()?).ok()?;
     let port = redis::from_redis_value_ref::<u16>(node.get(1)?).ok()?;
-    Some((host.filter(|h| !h.is_empty() && h != "?").unwrap_or_else(|| seed_host.to_owned()), port))
+    Some((
+        host.filter(|h| !h.is_empty() && h != "?")
+            .unwrap_or_else(|| seed_host.to_owned()),
+        port,
+    ))
 }
 
 /// The order in which nodes are tried: at random where there is no preference, so that instances spread.
@@ -353,7 +498,10 @@ mod tests {
         assert_eq!(address("redis:6379").unwrap(), ("redis".to_owned(), 6379));
         assert_eq!(address("[::1]:7000").unwrap(), ("::1".to_owned(), 7000));
         for bad in ["redis", ":6379", "redis:", "redis:99999", "redis:x"] {
-            assert!(matches!(address(bad), Err(BusError::Misconfigured(_))), "{bad}");
+            assert!(
+                matches!(address(bad), Err(BusError::Misconfigured(_))),
+                "{bad}"
+            );
         }
     }
 
@@ -371,11 +519,29 @@ mod tests {
     #[test]
     fn a_cluster_node_that_does_not_know_its_host_is_reached_by_the_seeds() {
         let node = |host: Value| {
-            Value::Array(vec![Value::Int(0), Value::Int(5), Value::Array(vec![host, Value::Int(7001), Value::BulkString(b"id".to_vec())])])
+            Value::Array(vec![
+                Value::Int(0),
+                Value::Int(5),
+                Value::Array(vec![
+                    host,
+                    Value::Int(7001),
+                    Value::BulkString(b"id".to_vec()),
+                ]),
+            ])
         };
-        assert_eq!(master_of(&node(Value::BulkString(b"10.0.0.1".to_vec())), "seed"), Some(("10.0.0.1".into(), 7001)));
-        for unknown in [Value::Nil, Value::BulkString(Vec::new()), Value::BulkString(b"?".to_vec())] {
-            assert_eq!(master_of(&node(unknown), "seed"), Some(("seed".into(), 7001)));
+        assert_eq!(
+            master_of(&node(Value::BulkString(b"10.0.0.1".to_vec())), "seed"),
+            Some(("10.0.0.1".into(), 7001))
+        );
+        for unknown in [
+            Value::Nil,
+            Value::BulkString(Vec::new()),
+            Value::BulkString(b"?".to_vec()),
+        ] {
+            assert_eq!(
+                master_of(&node(unknown), "seed"),
+                Some(("seed".into(), 7001))
+            );
         }
     }
 }

@@ -37,7 +37,13 @@ impl RedisBus {
         let channel = self.shared.names.channel(&dispatch.destination);
         let payload = wire::encode(&self.shared.instance, dispatch, bridged);
         match self.shared.publisher.dispatch(channel, payload) {
-            Ok(published) => async move { published.await.unwrap_or_else(|_| Err(publisher::closed())).map(drop) }.boxed(),
+            Ok(published) => async move {
+                published
+                    .await
+                    .unwrap_or_else(|_| Err(publisher::closed()))
+                    .map(drop)
+            }
+            .boxed(),
             Err(error) => ready(Err(error)).boxed(),
         }
     }
@@ -76,12 +82,20 @@ impl RedisBus {
     pub(in crate::bus) fn show(&self, shown: bool) {
         self.shared.aside.store(!shown, Ordering::Release);
         if shown {
-            self.shared.metrics.bus_subscriptions.set(self.shared.interests.lock().len() as i64);
+            self.shared
+                .metrics
+                .bus_subscriptions
+                .set(self.shared.interests.lock().len() as i64);
         }
     }
 
     /// Leases the wanted worker number here and on `also`, or another that is free on both; see [`lease::acquire`].
-    pub(in crate::bus) async fn acquire(&self, also: Option<&Self>, ids: &config::Ids, wanted: u16) -> u16 {
+    pub(in crate::bus) async fn acquire(
+        &self,
+        also: Option<&Self>,
+        ids: &config::Ids,
+        wanted: u16,
+    ) -> u16 {
         lease::acquire(&self.shared, also.map(|bus| &*bus.shared), ids, wanted).await
     }
 
@@ -120,7 +134,11 @@ impl RedisBus {
     }
 
     /// Asks these.
-    pub(in crate::bus) async fn ask_these(&self, question: &Ask, others: Vec<Instance>) -> Result<Answers, BusError> {
+    pub(in crate::bus) async fn ask_these(
+        &self,
+        question: &Ask,
+        others: Vec<Instance>,
+    ) -> Result<Answers, BusError> {
         ask::ask(&self.shared, question, others).await
     }
 
@@ -131,7 +149,10 @@ impl RedisBus {
     /// [`BusError`] when the new login does not work; the old one stays in use.
     pub(in crate::bus) async fn log_in(&self, config: &config::Bus) -> Result<(), BusError> {
         let connector = connector(config)?;
-        connector.link(&Prefer::Any, NO_PUSH).await.map_err(|error| unavailable(&error))?;
+        connector
+            .link(&Prefer::Any, NO_PUSH)
+            .await
+            .map_err(|error| unavailable(&error))?;
         let mut connected = self.shared.connected.subscribe();
         let before = *connected.borrow_and_update();
         let limit = 4 * connector.timeout();
@@ -139,7 +160,9 @@ impl RedisBus {
         self.shared.login.send_modify(|count| *count += 1);
         match tokio::time::timeout(limit, connected.wait_for(|count| *count > before)).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(BusError::Unavailable("no connection could be made with the changed login yet".into())),
+            Err(_) => Err(BusError::Unavailable(
+                "no connection could be made with the changed login yet".into(),
+            )),
         }
     }
 }
@@ -151,7 +174,8 @@ pub(super) async fn follow_password(shared: Arc<Shared>, closing: CancellationTo
         login.borrow_and_update();
         let path = shared.connector().password_path().map(ToOwned::to_owned);
         let watching = closing.child_token();
-        let mut told = path.map(|path| crate::watch::watch(path, shared.timing.watch, watching.clone()));
+        let mut told =
+            path.map(|path| crate::watch::watch(path, shared.timing.watch, watching.clone()));
         loop {
             tokio::select! {
                 true = changed(&mut told) => {
@@ -191,9 +215,15 @@ pub(in crate::bus) async fn probe(bus: &RedisBus, config: &config::Bus) -> Resul
             Ok(())
         }
     };
-    let mut link = connector.link(&Prefer::Any, Some(push)).await.map_err(|error| unavailable(&error))?;
+    let mut link = connector
+        .link(&Prefer::Any, Some(push))
+        .await
+        .map_err(|error| unavailable(&error))?;
     let names = Names::new(&config.prefix, &token);
-    link.connection.subscribe(&names.ping).await.map_err(|error| unavailable(&error))?;
+    link.connection
+        .subscribe(&names.ping)
+        .await
+        .map_err(|error| unavailable(&error))?;
     let is_same_server = match bus.shared.publisher.signal(names.ping, b"probe".to_vec()) {
         Ok(published) => tokio::time::timeout(PROBE_WAIT, async {
             let _ = published.await;

@@ -121,14 +121,20 @@ pub(super) struct Intake {
 
 impl Intake {
     /// With it, what is heard, and the questions that wait for an answer.
-    pub(super) fn new(names: Names, instance: String, metrics: Arc<Metrics>) -> (Arc<Self>, Events, mpsc::Receiver<Asked>) {
+    pub(super) fn new(
+        names: Names,
+        instance: String,
+        metrics: Arc<Metrics>,
+    ) -> (Arc<Self>, Events, mpsc::Receiver<Asked>) {
         let (queue, queued) = mpsc::unbounded_channel();
         let (ask, asked) = mpsc::channel(MAX_ASKED);
         let now = Instant::now();
         let intake = Arc::new(Self {
             names,
             instance,
-            dispatches: metrics.bus_received.get_or_create_owned(&Metrics::kind("dispatch")),
+            dispatches: metrics
+                .bus_received
+                .get_or_create_owned(&Metrics::kind("dispatch")),
             metrics,
             started: now,
             queue,
@@ -142,7 +148,11 @@ impl Intake {
             asked: ask,
             open: Mutex::default(),
         });
-        let events = Events { queue: queued, intake: Arc::clone(&intake), taken: Vec::new() };
+        let events = Events {
+            queue: queued,
+            intake: Arc::clone(&intake),
+            taken: Vec::new(),
+        };
         (intake, events, asked)
     }
 
@@ -152,13 +162,25 @@ impl Intake {
             return;
         }
         let mut data = push.data.into_iter();
-        let (Some(Value::BulkString(channel)), Some(Value::BulkString(payload))) = (data.next(), data.next()) else { return };
+        let (Some(Value::BulkString(channel)), Some(Value::BulkString(payload))) =
+            (data.next(), data.next())
+        else {
+            return;
+        };
         // Held over `take`, so that what was held during a hand-over and what comes after it cannot overtake each other.
         let mut speaking = self.speaking.lock();
         match &mut *speaking {
             Speaking::One(current) if *current == generation => self.take(&channel, &payload),
             Speaking::One(_) => {}
-            Speaking::Handing { from, to, marker, from_done, to_started, held, held_bytes } => {
+            Speaking::Handing {
+                from,
+                to,
+                marker,
+                from_done,
+                to_started,
+                held,
+                held_bytes,
+            } => {
                 let is_marker = channel == self.names.ping.as_bytes() && payload == *marker;
                 if generation == *from {
                     if is_marker {
@@ -194,8 +216,15 @@ impl Intake {
 
     /// Goes from one connection to another without a gap or a repeat, at `marker`: a ping that both hear.
     pub(super) fn begin_hand_over(&self, from: u64, to: u64, marker: Vec<u8>) {
-        *self.speaking.lock() =
-            Speaking::Handing { from, to, marker, from_done: false, to_started: false, held: Vec::new(), held_bytes: 0 };
+        *self.speaking.lock() = Speaking::Handing {
+            from,
+            to,
+            marker,
+            from_done: false,
+            to_started: false,
+            held: Vec::new(),
+            held_bytes: 0,
+        };
     }
 
     /// Ends when the marker came through both. Only one task may wait.
@@ -216,7 +245,9 @@ impl Intake {
     }
 
     fn end_hand_over(&self, speaking: &mut Speaking) {
-        let Speaking::Handing { to, held, .. } = speaking else { return };
+        let Speaking::Handing { to, held, .. } = speaking else {
+            return;
+        };
         for (channel, payload) in std::mem::take(held) {
             self.take(&channel, &payload);
         }
@@ -225,13 +256,24 @@ impl Intake {
     }
 
     fn take(&self, channel: &[u8], payload: &[u8]) {
-        let Ok(channel) = std::str::from_utf8(channel) else { return self.count("malformed") };
+        let Ok(channel) = std::str::from_utf8(channel) else {
+            return self.count("malformed");
+        };
         if let Some(destination) = self.names.destination(channel) {
             match wire::decode(&self.instance, destination, payload) {
                 Ok(Some((dispatch, from, bridged))) => {
                     let bytes = dispatch.data.get().len() + EVENT_BYTES;
-                    let stamp = is_instance(&from).then(|| Stamp { instance: from.into(), bridged });
-                    if self.enqueue(Heard { event: BusEvent::Dispatch(dispatch), stamp }, bytes) {
+                    let stamp = is_instance(&from).then(|| Stamp {
+                        instance: from.into(),
+                        bridged,
+                    });
+                    if self.enqueue(
+                        Heard {
+                            event: BusEvent::Dispatch(dispatch),
+                            stamp,
+                        },
+                        bytes,
+                    ) {
                         self.dispatches.inc();
                     }
                 }
@@ -260,8 +302,13 @@ impl Intake {
     }
 
     fn take_ping(&self, payload: &[u8]) {
-        let sent = std::str::from_utf8(payload).ok().and_then(|text| text.parse::<u64>().ok()).map(Duration::from_micros);
-        let Some(lag) = sent.and_then(|sent| self.started.elapsed().checked_sub(sent)) else { return };
+        let sent = std::str::from_utf8(payload)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+            .map(Duration::from_micros);
+        let Some(lag) = sent.and_then(|sent| self.started.elapsed().checked_sub(sent)) else {
+            return;
+        };
         *self.pinged.lock() = (Instant::now(), Some(lag));
     }
 
@@ -288,16 +335,25 @@ impl Intake {
             return self.count("malformed");
         }
         let (answer, reply) = oneshot::channel();
-        let asked = Asked { id: question.id, from: question.from, reply };
+        let asked = Asked {
+            id: question.id,
+            from: question.from,
+            reply,
+        };
         if self.asked.try_send(asked).is_ok()
-            && self.enqueue(Heard::from(BusEvent::Asked(question.ask, answer)), payload.len() + EVENT_BYTES)
+            && self.enqueue(
+                Heard::from(BusEvent::Asked(question.ask, answer)),
+                payload.len() + EVENT_BYTES,
+            )
         {
             self.count("ask");
         }
     }
 
     fn take_answer(&self, payload: &[u8]) {
-        let Ok(answer) = serde_json::from_slice::<Answer>(payload) else { return self.count("malformed") };
+        let Ok(answer) = serde_json::from_slice::<Answer>(payload) else {
+            return self.count("malformed");
+        };
         self.count("reply");
         let asker = self.open.lock().get(&answer.id).cloned();
         if let Some(asker) = asker {
@@ -310,14 +366,23 @@ impl Intake {
     pub(super) fn expect(self: &Arc<Self>, id: u64, most: usize) -> Expected {
         let (tell, answers) = mpsc::channel(most.max(1));
         self.open.lock().insert(id, tell);
-        Expected { intake: self.clone(), id, answers }
+        Expected {
+            intake: self.clone(),
+            id,
+            answers,
+        }
     }
 
     /// Queues a resync behind all that was heard before.
     pub(super) fn resync(&self, reason: &'static str) {
-        tracing::info!(reason, "pushes may have been missed: local clients are told to sync");
+        tracing::info!(
+            reason,
+            "pushes may have been missed: local clients are told to sync"
+        );
         self.waiting.fetch_add(1, Ordering::AcqRel);
-        let _ = self.queue.send(Queued::Heard(BusEvent::Resync(reason).into(), 0));
+        let _ = self
+            .queue
+            .send(Queued::Heard(BusEvent::Resync(reason).into(), 0));
     }
 
     /// Nothing is heard after the guard is dropped: events end behind what was heard before.
@@ -343,7 +408,10 @@ impl Intake {
     fn enqueue(&self, heard: Heard, bytes: usize) -> bool {
         let waiting = self.waiting.fetch_add(1, Ordering::AcqRel) + 1;
         let waiting_bytes = self.waiting_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        if waiting > MAX_WAITING || waiting_bytes > MAX_WAITING_BYTES || self.queue.send(Queued::Heard(heard, bytes)).is_err() {
+        if waiting > MAX_WAITING
+            || waiting_bytes > MAX_WAITING_BYTES
+            || self.queue.send(Queued::Heard(heard, bytes)).is_err()
+        {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
             self.drop_one();
@@ -354,13 +422,18 @@ impl Intake {
 
     fn drop_one(&self) {
         if !self.overflowed.swap(true, Ordering::AcqRel) {
-            tracing::warn!("dispatches come in faster than they are handed out; some are dropped and clients will be told to sync");
+            tracing::warn!(
+                "dispatches come in faster than they are handed out; some are dropped and clients will be told to sync"
+            );
         }
         self.count("overflow");
     }
 
     fn count(&self, kind: &'static str) {
-        self.metrics.bus_received.get_or_create(&Metrics::kind(kind)).inc();
+        self.metrics
+            .bus_received
+            .get_or_create(&Metrics::kind(kind))
+            .inc();
     }
 
     /// Whether a drop is to be told: not before half of the queue is free again.
@@ -390,7 +463,12 @@ pub(in crate::bus) struct Events {
 
 impl Events {
     /// Takes at most `limit` of what waits; nothing at all says that the events have ended.
-    pub(in crate::bus) fn poll_many(&mut self, context: &mut Context<'_>, batch: &mut Vec<Heard>, limit: usize) -> Poll<()> {
+    pub(in crate::bus) fn poll_many(
+        &mut self,
+        context: &mut Context<'_>,
+        batch: &mut Vec<Heard>,
+        limit: usize,
+    ) -> Poll<()> {
         if self.queue.is_closed() {
             return Poll::Ready(());
         }
@@ -429,7 +507,11 @@ impl Events {
     /// The next if it waits.
     pub(super) fn try_recv(&mut self) -> Option<Heard> {
         let mut batch = Vec::new();
-        let _ = self.poll_many(&mut Context::from_waker(std::task::Waker::noop()), &mut batch, 1);
+        let _ = self.poll_many(
+            &mut Context::from_waker(std::task::Waker::noop()),
+            &mut batch,
+            1,
+        );
         batch.pop()
     }
 }
@@ -465,11 +547,17 @@ mod tests {
 
     fn message(channel: &str, payload: &str) -> PushInfo {
         let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
-        PushInfo { kind: PushKind::Message, data: vec![bulk(channel), bulk(payload)] }
+        PushInfo {
+            kind: PushKind::Message,
+            data: vec![bulk(channel), bulk(payload)],
+        }
     }
 
     fn said(n: usize) -> PushInfo {
-        message("ws:room:r", &format!("{{\"serverId\":\"emitter\",\"event\":\"e\",\"data\":{n}}}"))
+        message(
+            "ws:room:r",
+            &format!("{{\"serverId\":\"emitter\",\"event\":\"e\",\"data\":{n}}}"),
+        )
     }
 
     fn drain(events: &mut Events) -> Vec<String> {
@@ -496,9 +584,13 @@ mod tests {
             let (mut old, mut new) = (stream().into_iter(), stream().into_iter());
             for bit in 0..12 {
                 if mix >> bit & 1 == 0 {
-                    old.next().into_iter().for_each(|push| intake.heard(1, push));
+                    old.next()
+                        .into_iter()
+                        .for_each(|push| intake.heard(1, push));
                 } else {
-                    new.next().into_iter().for_each(|push| intake.heard(2, push));
+                    new.next()
+                        .into_iter()
+                        .for_each(|push| intake.heard(2, push));
                 }
             }
             old.for_each(|push| intake.heard(1, push));
@@ -524,12 +616,30 @@ mod tests {
             intake.heard(1, said(n));
         }
         for n in 0..MAX_WAITING {
-            let Some(Heard { event: BusEvent::Dispatch(dispatch), .. }) = events.recv().await else { panic!("{n} is missing") };
+            let Some(Heard {
+                event: BusEvent::Dispatch(dispatch),
+                ..
+            }) = events.recv().await
+            else {
+                panic!("{n} is missing")
+            };
             assert_eq!(dispatch.data.get(), n.to_string());
         }
-        assert!(matches!(events.recv().await, Some(Heard { event: BusEvent::Resync("bus_overflow"), .. })));
+        assert!(matches!(
+            events.recv().await,
+            Some(Heard {
+                event: BusEvent::Resync("bus_overflow"),
+                ..
+            })
+        ));
         intake.heard(1, said(7));
-        assert!(matches!(events.recv().await, Some(Heard { event: BusEvent::Dispatch(_), .. })));
+        assert!(matches!(
+            events.recv().await,
+            Some(Heard {
+                event: BusEvent::Dispatch(_),
+                ..
+            })
+        ));
     }
 
     #[tokio::test]
@@ -550,18 +660,35 @@ mod tests {
         let (intake, mut events, mut asked) = intake();
         intake.listen_to(1);
         let channel = format!("signal:ask:{ME}");
-        for bad in ["", "{}", r#"{"id":1,"from":"x","ask":"holds","client":"4bC"}"#, r#"{"id":1,"from":"00","ask":"unheard-of"}"#] {
+        for bad in [
+            "",
+            "{}",
+            r#"{"id":1,"from":"x","ask":"holds","client":"4bC"}"#,
+            r#"{"id":1,"from":"00","ask":"unheard-of"}"#,
+        ] {
             intake.heard(1, message(&channel, bad));
         }
         assert!(asked.try_recv().is_err());
-        let question = Question { id: 7, from: ME.into(), ask: Ask::Holds { client: "4bC".parse().unwrap() } };
+        let question = Question {
+            id: 7,
+            from: ME.into(),
+            ask: Ask::Holds {
+                client: "4bC".parse().unwrap(),
+            },
+        };
         let payload = serde_json::to_string(&question).unwrap();
         for _ in 0..MAX_ASKED + 1 {
             intake.heard(1, message(&channel, &payload));
         }
-        assert_eq!(std::iter::from_fn(|| asked.try_recv().ok()).count(), MAX_ASKED);
+        assert_eq!(
+            std::iter::from_fn(|| asked.try_recv().ok()).count(),
+            MAX_ASKED
+        );
         let mut events = std::iter::from_fn(|| events.try_recv());
-        assert!(matches!(events.next().unwrap().event, BusEvent::Asked(Ask::Holds { .. }, _)));
+        assert!(matches!(
+            events.next().unwrap().event,
+            BusEvent::Asked(Ask::Holds { .. }, _)
+        ));
         assert_eq!(events.count(), MAX_ASKED - 1);
     }
 }

@@ -17,7 +17,10 @@ pub(in crate::bus) const LIMIT: Duration = Duration::from_secs(20);
 
 /// Whether there is a `redis-server`; says so where there is none.
 pub(in crate::bus) fn available(test: &str) -> bool {
-    let found = Command::new("redis-server").arg("--version").output().is_ok_and(|o| o.status.success());
+    let found = Command::new("redis-server")
+        .arg("--version")
+        .output()
+        .is_ok_and(|o| o.status.success());
     if !found {
         eprintln!("skipped: {test}: there is no redis-server on this machine");
     }
@@ -29,7 +32,11 @@ pub(in crate::bus) fn free_port() -> u16 {
     loop {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let second = if port < 45_000 { port + 10_000 } else { port - 10_000 };
+        let second = if port < 45_000 {
+            port + 10_000
+        } else {
+            port - 10_000
+        };
         if TcpListener::bind(("127.0.0.1", second)).is_ok() {
             return port;
         }
@@ -66,14 +73,43 @@ impl Server {
         Self::start_in(tempfile::tempdir().unwrap(), listen, arguments, cli)
     }
 
-    pub(in crate::bus) fn start_in(dir: TempDir, listen: &[String], arguments: &[&str], cli: &[&str]) -> Self {
+    pub(in crate::bus) fn start_in(
+        dir: TempDir,
+        listen: &[String],
+        arguments: &[&str],
+        cli: &[&str],
+    ) -> Self {
         let port = free_port();
-        let fill = |text: &str| text.replace("{port}", &port.to_string()).replace("{dir}", dir.path().to_str().unwrap());
-        let base = ["--bind", "127.0.0.1", "--dir", "{dir}", "--save", "", "--appendonly", "no", "--enable-debug-command", "yes"];
-        let all = listen.iter().map(|a| fill(a)).chain(base.iter().map(|a| fill(a))).chain(arguments.iter().map(|a| fill(a)));
+        let fill = |text: &str| {
+            text.replace("{port}", &port.to_string())
+                .replace("{dir}", dir.path().to_str().unwrap())
+        };
+        let base = [
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            "{dir}",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--enable-debug-command",
+            "yes",
+        ];
+        let all = listen
+            .iter()
+            .map(|a| fill(a))
+            .chain(base.iter().map(|a| fill(a)))
+            .chain(arguments.iter().map(|a| fill(a)));
         let arguments: Vec<String> = all.collect();
         let cli = cli.iter().map(|a| fill(a)).collect();
-        let mut server = Self { child: None, port, dir, arguments, cli };
+        let mut server = Self {
+            child: None,
+            port,
+            dir,
+            arguments,
+            cli,
+        };
         server.run();
         server
     }
@@ -82,11 +118,20 @@ impl Server {
     pub(in crate::bus) fn sentinel(configuration: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (port, path) = (free_port(), dir.path().join("sentinel.conf"));
-        let text = format!("port {port}\nbind 127.0.0.1\ndir {}\n{configuration}", dir.path().display());
+        let text = format!(
+            "port {port}\nbind 127.0.0.1\ndir {}\n{configuration}",
+            dir.path().display()
+        );
         std::fs::write(&path, text).unwrap();
         // A sentinel is the same program under another flag.
         let arguments = vec![path.to_str().unwrap().to_owned(), "--sentinel".to_owned()];
-        let mut server = Self { child: None, port, dir, arguments, cli: Vec::new() };
+        let mut server = Self {
+            child: None,
+            port,
+            dir,
+            arguments,
+            cli: Vec::new(),
+        };
         server.run();
         server
     }
@@ -95,10 +140,16 @@ impl Server {
     pub(in crate::bus) fn run(&mut self) {
         assert!(self.child.is_none(), "it runs");
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
-        let child = Command::new("redis-server").args(&self.arguments).stdin(Stdio::null()).stdout(log).spawn().unwrap();
+        let child = Command::new("redis-server")
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .spawn()
+            .unwrap();
         self.child = Some(child);
         wait_for("a Redis server that answers", || {
-            TcpStream::connect(("127.0.0.1", self.port)).is_ok() && self.try_cli(&["PING"]).is_some()
+            TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+                && self.try_cli(&["PING"]).is_some()
         });
     }
 
@@ -113,20 +164,34 @@ impl Server {
     /// Sends a signal by name.
     pub(in crate::bus) fn signal(&self, name: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args([&format!("-{name}"), &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     /// What `redis-cli` prints; fails the test where it fails.
     pub(in crate::bus) fn cli(&self, arguments: &[&str]) -> String {
-        self.try_cli(arguments).unwrap_or_else(|| panic!("redis-cli {arguments:?} failed"))
+        self.try_cli(arguments)
+            .unwrap_or_else(|| panic!("redis-cli {arguments:?} failed"))
     }
 
     /// The same; `None` where it fails.
     pub(in crate::bus) fn try_cli(&self, arguments: &[&str]) -> Option<String> {
         let mut command = Command::new("redis-cli");
-        command.args(["-e", "-p", &self.port.to_string()]).args(&self.cli).args(arguments).stderr(Stdio::null());
+        command
+            .args(["-e", "-p", &self.port.to_string()])
+            .args(&self.cli)
+            .args(arguments)
+            .stderr(Stdio::null());
         let output = command.output().unwrap();
-        output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
     }
 
     pub(in crate::bus) fn address(&self) -> String {
@@ -142,7 +207,14 @@ impl Drop for Server {
 
 /// Three masters that share the slots.
 pub(in crate::bus) fn cluster() -> Vec<Server> {
-    let arguments = ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "2000"];
+    let arguments = [
+        "--cluster-enabled",
+        "yes",
+        "--cluster-config-file",
+        "nodes.conf",
+        "--cluster-node-timeout",
+        "2000",
+    ];
     let servers: Vec<Server> = (0..3)
         .map(|_| {
             let second = free_port().to_string();
@@ -150,10 +222,21 @@ pub(in crate::bus) fn cluster() -> Vec<Server> {
         })
         .collect();
     let mut create = Command::new("redis-cli");
-    create.args(["--cluster", "create"]).args(servers.iter().map(Server::address)).args(["--cluster-replicas", "0", "--cluster-yes"]);
+    create
+        .args(["--cluster", "create"])
+        .args(servers.iter().map(Server::address))
+        .args(["--cluster-replicas", "0", "--cluster-yes"]);
     let output = create.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    wait_for("a cluster that is ok", || servers.iter().all(|s| s.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    wait_for("a cluster that is ok", || {
+        servers
+            .iter()
+            .all(|s| s.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"))
+    });
     servers
 }
 
@@ -162,14 +245,25 @@ pub(in crate::bus) fn sentinels() -> (Server, Server, Vec<Server>) {
     let master = Server::start(&[]);
     let replica = Server::start(&["--replicaof", &format!("127.0.0.1 {}", master.port)]);
     let mut configuration = format!("sentinel monitor mymaster 127.0.0.1 {} 2\n", master.port);
-    for (setting, value) in [("down-after-milliseconds", 1000), ("failover-timeout", 5000), ("parallel-syncs", 1)] {
+    for (setting, value) in [
+        ("down-after-milliseconds", 1000),
+        ("failover-timeout", 5000),
+        ("parallel-syncs", 1),
+    ] {
         writeln!(configuration, "sentinel {setting} mymaster {value}").unwrap();
     }
     let sentinels: Vec<Server> = (0..3).map(|_| Server::sentinel(&configuration)).collect();
     wait_for("sentinels that know each other and the replica", || {
         sentinels.iter().all(|s| {
             let lines = s.cli(&["SENTINEL", "master", "mymaster"]);
-            let value = |name: &str| lines.lines().skip_while(|l| *l != name).nth(1).and_then(|v| v.parse::<u32>().ok()).unwrap_or(0);
+            let value = |name: &str| {
+                lines
+                    .lines()
+                    .skip_while(|l| *l != name)
+                    .nth(1)
+                    .and_then(|v| v.parse::<u32>().ok())
+                    .unwrap_or(0)
+            };
             value("num-slaves") >= 1 && value("num-other-sentinels") >= 2
         })
     });
@@ -192,13 +286,20 @@ struct Wire {
 impl Proxy {
     /// Listens until dropped.
     pub(in crate::bus) async fn start(server: u16) -> Self {
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let (port, end) = (listener.local_addr().unwrap().port(), CancellationToken::new());
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let (port, end) = (
+            listener.local_addr().unwrap().port(),
+            CancellationToken::new(),
+        );
         let open = Arc::new(Mutex::new(Vec::new()));
         let (wires, token) = (open.clone(), end.clone());
         tokio::spawn(token.run_until_cancelled_owned(async move {
             while let Ok((here, _)) = listener.accept().await {
-                let Ok(there) = tokio::net::TcpStream::connect(("127.0.0.1", server)).await else { continue };
+                let Ok(there) = tokio::net::TcpStream::connect(("127.0.0.1", server)).await else {
+                    continue;
+                };
                 let wire = Arc::new(Wire::default());
                 wires.lock().push(wire.clone());
                 let ((from, to), (back_from, back_to)) = (here.into_split(), there.into_split());
@@ -208,10 +309,16 @@ impl Proxy {
                     }
                     true
                 }));
-                tokio::spawn(pass(back_from, to, wire, |wire, _| !wire.mute.load(Ordering::SeqCst)));
+                tokio::spawn(pass(back_from, to, wire, |wire, _| {
+                    !wire.mute.load(Ordering::SeqCst)
+                }));
             }
         }));
-        Self { port, open, _end: end.drop_guard() }
+        Self {
+            port,
+            open,
+            _end: end.drop_guard(),
+        }
     }
 
     pub(in crate::bus) fn address(&self) -> String {
@@ -220,13 +327,23 @@ impl Proxy {
 
     /// From here on the connections that have subscribed hear nothing; later ones do.
     pub(in crate::bus) fn mute_subscribers(&self) {
-        for wire in self.open.lock().iter().filter(|wire| wire.subscribes.load(Ordering::SeqCst)) {
+        for wire in self
+            .open
+            .lock()
+            .iter()
+            .filter(|wire| wire.subscribes.load(Ordering::SeqCst))
+        {
             wire.mute.store(true, Ordering::SeqCst);
         }
     }
 }
 
-async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, wire: Arc<Wire>, passes: fn(&Wire, &[u8]) -> bool) {
+async fn pass(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    wire: Arc<Wire>,
+    passes: fn(&Wire, &[u8]) -> bool,
+) {
     let mut buffer = vec![0; 16 << 10];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
         if passes(&wire, &buffer[..length]) && to.write_all(&buffer[..length]).await.is_err() {

@@ -81,7 +81,13 @@ pub(in crate::bus) struct Instance {
 
 impl Lease {
     fn new(worker: u16, sent: Instant) -> Arc<Self> {
-        Arc::new(Self { worker, state: Mutex::new(State { renewed: sent, taken: false }) })
+        Arc::new(Self {
+            worker,
+            state: Mutex::new(State {
+                renewed: sent,
+                taken: false,
+            }),
+        })
     }
 
     /// Whether another instance is known to hold the number.
@@ -94,7 +100,12 @@ impl Lease {
 ///
 /// With a second bus the number is leased there as well: instances that are on one of the two must not share it. While that one does not answer,
 /// the first decides alone.
-pub(super) async fn acquire(shared: &Shared, also: Option<&Shared>, ids: &config::Ids, wanted: u16) -> u16 {
+pub(super) async fn acquire(
+    shared: &Shared,
+    also: Option<&Shared>,
+    ids: &config::Ids,
+    wanted: u16,
+) -> u16 {
     let mut backoff = Backoff::default();
     loop {
         match try_acquire(shared, also, ids, wanted).await {
@@ -113,9 +124,15 @@ pub(super) async fn acquire(shared: &Shared, also: Option<&Shared>, ids: &config
     }
 }
 
-async fn try_acquire(shared: &Shared, also: Option<&Shared>, ids: &config::Ids, wanted: u16) -> Result<Option<u16>, BusError> {
+async fn try_acquire(
+    shared: &Shared,
+    also: Option<&Shared>,
+    ids: &config::Ids,
+    wanted: u16,
+) -> Result<Option<u16>, BusError> {
     let start = rand::random_range(0..ids.worker_count.max(1));
-    let others = (0..ids.worker_count).map(|step| ids.worker_base + (start + step) % ids.worker_count);
+    let others =
+        (0..ids.worker_count).map(|step| ids.worker_base + (start + step) % ids.worker_count);
     for number in std::iter::once(wanted).chain(others.filter(|number| *number != wanted)) {
         let sent = Instant::now();
         if !take(shared, number).await? {
@@ -128,7 +145,9 @@ async fn try_acquire(shared: &Shared, also: Option<&Shared>, ids: &config::Ids, 
                     give_up(shared, number).await?;
                     continue;
                 }
-                Err(error) => tracing::warn!(%error, worker = number, "a worker number could not be leased on the other Redis"),
+                Err(error) => {
+                    tracing::warn!(%error, worker = number, "a worker number could not be leased on the other Redis")
+                }
             }
         }
         *shared.lease.lock() = Some(Lease::new(number, sent));
@@ -157,7 +176,8 @@ pub(super) async fn give_up(shared: &Shared, worker: u16) -> Result<(), BusError
 
 async fn take(shared: &Shared, worker: u16) -> Result<bool, BusError> {
     let mut cmd = script(TAKE, &shared.names.worker(worker));
-    cmd.arg(&shared.instance).arg(shared.timing.lease.as_millis() as u64);
+    cmd.arg(&shared.instance)
+        .arg(shared.timing.lease.as_millis() as u64);
     shared.query(&cmd).await
 }
 
@@ -199,7 +219,10 @@ async fn renew(shared: &Shared, lease: &Lease) -> bool {
         if ours {
             tracing::info!(worker = lease.worker, "the worker number is ours again");
         } else {
-            tracing::error!(worker = lease.worker, "another instance holds this worker number: no new connections are taken");
+            tracing::error!(
+                worker = lease.worker,
+                "another instance holds this worker number: no new connections are taken"
+            );
         }
     }
     ours
@@ -208,18 +231,23 @@ async fn renew(shared: &Shared, lease: &Lease) -> bool {
 /// Says that this instance is alive.
 pub(super) async fn beat(shared: &Shared) -> Result<(), BusError> {
     let mut cmd = script(BEAT, &shared.names.instances);
-    cmd.arg(shared.member()).arg(shared.timing.live.as_millis() as u64);
+    cmd.arg(shared.member())
+        .arg(shared.timing.live.as_millis() as u64);
     shared.query::<i64>(&cmd).await.map(drop)
 }
 
 /// The other live instances.
 pub(super) async fn others(shared: &Shared) -> Result<Vec<Instance>, BusError> {
     let mut cmd = script(LIVE, &shared.names.instances);
-    cmd.arg(shared.timing.live.as_millis() as u64).arg(MAX_INSTANCES);
+    cmd.arg(shared.timing.live.as_millis() as u64)
+        .arg(MAX_INSTANCES);
     let members: Vec<String> = shared.query(&cmd).await?;
     let instances = members.into_iter().filter_map(|member| {
         let (id, name) = member.split_once(' ')?;
-        (id != shared.instance).then(|| Instance { id: id.to_owned(), name: name.to_owned() })
+        (id != shared.instance).then(|| Instance {
+            id: id.to_owned(),
+            name: name.to_owned(),
+        })
     });
     Ok(instances.collect())
 }
@@ -244,10 +272,18 @@ pub(super) async fn ping(shared: &Shared) {
             () = shared.ping_at_once.notified() => {}
         }
         // Through the same queue as dispatches: what is measured is what they meet.
-        let _ = shared.publisher.signal(shared.names.ping.clone(), shared.intake.ping());
+        let _ = shared
+            .publisher
+            .signal(shared.names.ping.clone(), shared.intake.ping());
         if shared.is_shown() {
-            shared.metrics.bus_deaf.set(i64::from(shared.hearing() == Hearing::Deaf));
-            shared.metrics.bus_lag.set(shared.intake.pinged().1.unwrap_or_default().as_secs_f64());
+            shared
+                .metrics
+                .bus_deaf
+                .set(i64::from(shared.hearing() == Hearing::Deaf));
+            shared
+                .metrics
+                .bus_lag
+                .set(shared.intake.pinged().1.unwrap_or_default().as_secs_f64());
         }
     }
 }

@@ -152,14 +152,21 @@ impl Shared {
     /// Runs a key command.
     async fn query<T: FromRedisValue>(&self, cmd: &Cmd) -> Result<T, BusError> {
         let keys = self.keys.lock().as_ref().map(|(keys, _)| keys.clone());
-        let mut keys = keys.ok_or_else(|| BusError::Unavailable("there is no connection to Redis".into()))?;
+        let mut keys =
+            keys.ok_or_else(|| BusError::Unavailable("there is no connection to Redis".into()))?;
         keys.query(cmd).await.map_err(|error| unavailable(&error))
     }
 
     /// The channels that every instance hears.
     fn own_channels(&self) -> Vec<String> {
         let names = &self.names;
-        vec![names.channel(&Destination::Broadcast), names.ping.clone(), names.ask.clone(), names.reply.clone(), names.lost.clone()]
+        vec![
+            names.channel(&Destination::Broadcast),
+            names.ping.clone(),
+            names.ask.clone(),
+            names.reply.clone(),
+            names.lost.clone(),
+        ]
     }
 
     /// This instance among the live ones.
@@ -168,7 +175,11 @@ impl Shared {
     }
 
     fn hearing(&self) -> Hearing {
-        if self.intake.pinged().0.elapsed() <= self.timing.deaf_after { Hearing::Good } else { Hearing::Deaf }
+        if self.intake.pinged().0.elapsed() <= self.timing.deaf_after {
+            Hearing::Good
+        } else {
+            Hearing::Deaf
+        }
     }
 
     /// Tells local clients to sync when another instance lost what it published; several in a row are one.
@@ -224,7 +235,13 @@ pub(super) fn begin(config: &config::Bus, setup: &Setup) -> Result<Begun, BusErr
 
 fn begin_timed(config: &config::Bus, setup: &Setup, timing: Timing) -> Result<Begun, BusError> {
     let connector = connector(config)?;
-    let Setup { instance, name, clock, metrics, .. } = setup.clone();
+    let Setup {
+        instance,
+        name,
+        clock,
+        metrics,
+        ..
+    } = setup.clone();
     let names = Names::new(&config.prefix, &instance);
     let (intake, events, asked) = Intake::new(names.clone(), instance.clone(), metrics.clone());
     let (publisher, writer) = Publisher::new(config.publish_queue, metrics.clone());
@@ -252,9 +269,21 @@ fn begin_timed(config: &config::Bus, setup: &Setup, timing: Timing) -> Result<Be
     let closing = setup.shutdown.child_token();
     let (ready_in, heard) = oneshot::channel();
     let (closed_in, closed) = watch::channel(false);
-    let tasks = Tasks { writer, asked, ready: ready_in };
+    let tasks = Tasks {
+        writer,
+        asked,
+        ready: ready_in,
+    };
     tokio::spawn(tasks.supervise(shared.clone(), closing.clone(), closed_in));
-    Ok(Begun { bus: Arc::new(RedisBus { shared, closing, closed }), events, heard })
+    Ok(Begun {
+        bus: Arc::new(RedisBus {
+            shared,
+            closing,
+            closed,
+        }),
+        events,
+        heard,
+    })
 }
 
 /// Reads the settings of connections.
@@ -284,7 +313,9 @@ impl Begun {
             () = self.bus.closing.cancelled() => {}
         }
         if self.bus.closing.is_cancelled() {
-            return Err(BusError::Unavailable("shut down before Redis was reached".into()));
+            return Err(BusError::Unavailable(
+                "shut down before Redis was reached".into(),
+            ));
         }
         Ok(())
     }
@@ -299,16 +330,30 @@ struct Tasks {
 
 impl Tasks {
     /// Runs everything until the bus is closed, then gives up what is held.
-    async fn supervise(self, shared: Arc<Shared>, closing: CancellationToken, closed: watch::Sender<bool>) {
+    async fn supervise(
+        self,
+        shared: Arc<Shared>,
+        closing: CancellationToken,
+        closed: watch::Sender<bool>,
+    ) {
         let ends = shared.intake.ends();
         let writing = CancellationToken::new();
-        let mut writer = tokio::spawn(self.writer.run(shared.clone(), shared.login.subscribe(), writing.clone()));
+        let mut writer = tokio::spawn(self.writer.run(
+            shared.clone(),
+            shared.login.subscribe(),
+            writing.clone(),
+        ));
         let mut set = JoinSet::new();
         set.spawn(Subscriber::new(shared.clone(), shared.login.subscribe(), self.ready).run());
         set.spawn(handle::follow_password(shared.clone(), closing.clone()));
         let intake = shared.intake.clone();
         set.spawn(async move { intake.abandoned().await });
-        let (asker, keeper, pinger, teller) = (shared.clone(), shared.clone(), shared.clone(), shared.clone());
+        let (asker, keeper, pinger, teller) = (
+            shared.clone(),
+            shared.clone(),
+            shared.clone(),
+            shared.clone(),
+        );
         set.spawn(async move { ask::answer(&asker, self.asked).await });
         set.spawn(async move { lease::keep(&keeper, keeper.connected.subscribe()).await });
         set.spawn(async move { lease::ping(&pinger).await });
@@ -349,19 +394,28 @@ impl Bus for RedisBus {
     }
 
     fn hear(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
-        let interests = interests.into_iter().filter(|interest| *interest != Interest::Broadcast).collect();
+        let interests = interests
+            .into_iter()
+            .filter(|interest| *interest != Interest::Broadcast)
+            .collect();
         let added = self.shared.interests.lock().add(interests);
         match added {
             Added::Confirmed => ready(Ok(())).boxed(),
-            Added::Down => ready(Err(BusError::Unavailable("subscriptions are down".into()))).boxed(),
+            Added::Down => {
+                ready(Err(BusError::Unavailable("subscriptions are down".into()))).boxed()
+            }
             Added::Waiting(told) => {
                 self.shared.interests_changed.notify_one();
                 let limit = self.shared.connector().timeout();
                 async move {
                     match tokio::time::timeout(limit, told).await {
                         Ok(Ok(result)) => result,
-                        Ok(Err(_)) => Err(BusError::Unavailable("the subscriber connection is replaced".into())),
-                        Err(_) => Err(BusError::Unavailable("Redis did not confirm in time".into())),
+                        Ok(Err(_)) => Err(BusError::Unavailable(
+                            "the subscriber connection is replaced".into(),
+                        )),
+                        Err(_) => Err(BusError::Unavailable(
+                            "Redis did not confirm in time".into(),
+                        )),
                     }
                 }
                 .boxed()
@@ -370,7 +424,10 @@ impl Bus for RedisBus {
     }
 
     fn unhear(&self, interests: Vec<Interest>) {
-        self.shared.interests.lock().remove(interests, Instant::now());
+        self.shared
+            .interests
+            .lock()
+            .remove(interests, Instant::now());
         self.shared.interests_changed.notify_one();
     }
 
@@ -382,7 +439,10 @@ impl Bus for RedisBus {
         .boxed()
     }
 
-    fn store_revocation<'a>(&'a self, revocation: &'a Revocation) -> BoxFuture<'a, Result<(), BusError>> {
+    fn store_revocation<'a>(
+        &'a self,
+        revocation: &'a Revocation,
+    ) -> BoxFuture<'a, Result<(), BusError>> {
         revocations::store(&self.shared, revocation).boxed()
     }
 
@@ -399,11 +459,17 @@ impl Bus for RedisBus {
     }
 
     fn lease_lapsed(&self) -> bool {
-        self.shared.lease().is_none_or(|lease| lease.lapsed(self.shared.timing.lease))
+        self.shared
+            .lease()
+            .is_none_or(|lease| lease.lapsed(self.shared.timing.lease))
     }
 
     fn facts(&self) -> BusFacts {
-        BusFacts { mode: self.shared.connector().mode(), nodes: self.shared.connector().nodes(), ..BusFacts::default() }
+        BusFacts {
+            mode: self.shared.connector().mode(),
+            nodes: self.shared.connector().nodes(),
+            ..BusFacts::default()
+        }
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

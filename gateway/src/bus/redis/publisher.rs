@@ -52,17 +52,40 @@ impl Publisher {
     /// The queue and the task that empties it.
     pub(super) fn new(length: usize, metrics: Arc<Metrics>) -> (Self, Writer) {
         let (queue, waiting) = mpsc::channel(length.max(1));
-        let (bytes, lost) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        let writer = Writer { waiting, bytes: bytes.clone(), lost: lost.clone(), metrics: metrics.clone() };
-        (Self { queue, bytes, lost, metrics }, writer)
+        let (bytes, lost) = (
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let writer = Writer {
+            waiting,
+            bytes: bytes.clone(),
+            lost: lost.clone(),
+            metrics: metrics.clone(),
+        };
+        (
+            Self {
+                queue,
+                bytes,
+                lost,
+                metrics,
+            },
+            writer,
+        )
     }
 
     /// Queues a dispatch; losing it is told to the other instances later.
-    pub(super) fn dispatch(&self, channel: String, payload: Vec<u8>) -> Result<Published, BusError> {
+    pub(super) fn dispatch(
+        &self,
+        channel: String,
+        payload: Vec<u8>,
+    ) -> Result<Published, BusError> {
         let offered = self.queue(channel, payload, true);
         if offered.is_err() {
             self.lost.store(true, Ordering::Release);
-            self.metrics.bus_published.get_or_create(&Metrics::kind("full")).inc();
+            self.metrics
+                .bus_published
+                .get_or_create(&Metrics::kind("full"))
+                .inc();
         }
         offered
     }
@@ -82,20 +105,32 @@ impl Publisher {
         self.queue(channel, payload, false)
     }
 
-    fn queue(&self, channel: String, payload: Vec<u8>, dispatch: bool) -> Result<Published, BusError> {
+    fn queue(
+        &self,
+        channel: String,
+        payload: Vec<u8>,
+        dispatch: bool,
+    ) -> Result<Published, BusError> {
         let length = payload.len();
         if self.bytes.fetch_add(length, Ordering::AcqRel) + length > MAX_WAITING_BYTES {
             self.bytes.fetch_sub(length, Ordering::AcqRel);
             return Err(BusError::Full);
         }
         let (done, published) = oneshot::channel();
-        self.queue.try_send(Outgoing { channel, payload, dispatch, done }).map_err(|error| {
-            self.bytes.fetch_sub(length, Ordering::AcqRel);
-            match error {
-                mpsc::error::TrySendError::Full(_) => BusError::Full,
-                mpsc::error::TrySendError::Closed(_) => closed(),
-            }
-        })?;
+        self.queue
+            .try_send(Outgoing {
+                channel,
+                payload,
+                dispatch,
+                done,
+            })
+            .map_err(|error| {
+                self.bytes.fetch_sub(length, Ordering::AcqRel);
+                match error {
+                    mpsc::error::TrySendError::Full(_) => BusError::Full,
+                    mpsc::error::TrySendError::Closed(_) => closed(),
+                }
+            })?;
         Ok(published)
     }
 }
@@ -115,7 +150,12 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Publishes until `closing`. `credentials` changes when new connections are to be made.
-    pub(super) async fn run(mut self, shared: Arc<Shared>, mut credentials: watch::Receiver<u64>, closing: CancellationToken) {
+    pub(super) async fn run(
+        mut self,
+        shared: Arc<Shared>,
+        mut credentials: watch::Receiver<u64>,
+        closing: CancellationToken,
+    ) {
         let mut link: Option<Link> = None;
         let mut connecting = Some(connect(shared.clone()));
         let mut batch = Vec::with_capacity(MAX_BATCH);
@@ -185,10 +225,16 @@ impl Writer {
             let count = fits.count().max(1);
             let mut pipeline = redis::Pipeline::with_capacity(count);
             for outgoing in &batch[..count] {
-                pipeline.cmd("PUBLISH").arg(&outgoing.channel).arg(&outgoing.payload);
+                pipeline
+                    .cmd("PUBLISH")
+                    .arg(&outgoing.channel)
+                    .arg(&outgoing.payload);
             }
             pipeline.ignore_errors();
-            let results: Vec<RedisResult<i64>> = pipeline.query_async(&mut link.connection).await.map_err(|error| unavailable(&error))?;
+            let results: Vec<RedisResult<i64>> = pipeline
+                .query_async(&mut link.connection)
+                .await
+                .map_err(|error| unavailable(&error))?;
             for (outgoing, result) in batch.drain(..count).zip(results) {
                 let result = result.map_err(|error| {
                     tracing::debug!(%error, "Redis refused to publish");
@@ -196,7 +242,14 @@ impl Writer {
                 });
                 if outgoing.dispatch {
                     self.lost.fetch_or(result.is_err(), Ordering::AcqRel);
-                    self.metrics.bus_published.get_or_create(&Metrics::kind(if result.is_ok() { "ok" } else { "refused" })).inc();
+                    self.metrics
+                        .bus_published
+                        .get_or_create(&Metrics::kind(if result.is_ok() {
+                            "ok"
+                        } else {
+                            "refused"
+                        }))
+                        .inc();
                 }
                 let _ = outgoing.done.send(result);
             }
@@ -208,7 +261,10 @@ impl Writer {
         for outgoing in batch.drain(..) {
             if outgoing.dispatch {
                 self.lost.store(true, Ordering::Release);
-                self.metrics.bus_published.get_or_create(&Metrics::kind("unavailable")).inc();
+                self.metrics
+                    .bus_published
+                    .get_or_create(&Metrics::kind("unavailable"))
+                    .inc();
             }
             let _ = outgoing.done.send(Err(error.clone()));
         }
@@ -222,8 +278,11 @@ impl Writer {
             return;
         }
         *told = Some(Instant::now());
-        let result: RedisResult<i64> =
-            redis::cmd("PUBLISH").arg(&shared.names.lost).arg(&shared.instance).query_async(&mut link.connection).await;
+        let result: RedisResult<i64> = redis::cmd("PUBLISH")
+            .arg(&shared.names.lost)
+            .arg(&shared.instance)
+            .query_async(&mut link.connection)
+            .await;
         if let Err(error) = result {
             tracing::warn!(%error, "other instances could not be told that dispatches were lost");
             self.lost.store(true, Ordering::Release);
@@ -238,7 +297,9 @@ fn connect(shared: Arc<Shared>) -> BoxFuture<'static, (Link, Keys)> {
         loop {
             let made: RedisResult<(Link, Keys)> = async {
                 let connector = shared.connector();
-                let prefer = shared.subscriber_address().map_or(Prefer::Any, Prefer::Other);
+                let prefer = shared
+                    .subscriber_address()
+                    .map_or(Prefer::Any, Prefer::Other);
                 let link = connector.link(&prefer, NO_PUSH).await?;
                 let keys = connector.keys(&link)?;
                 Ok((link, keys))
@@ -278,7 +339,9 @@ impl Backoff {
 
     /// The next delay: half of it fixed, half random.
     pub(in crate::bus) fn next(&mut self) -> Duration {
-        let full = Self::FIRST.saturating_mul(1 << self.tries.min(10)).min(Self::LAST);
+        let full = Self::FIRST
+            .saturating_mul(1 << self.tries.min(10))
+            .min(Self::LAST);
         self.tries = self.tries.saturating_add(1);
         full.mul_f64(0.5 + rand::random::<f64>() / 2.0)
     }
@@ -292,13 +355,25 @@ mod tests {
     fn the_queue_is_bounded_in_number_and_in_bytes() {
         let (publisher, writer) = Publisher::new(2, Metrics::new());
         assert!(publisher.dispatch("c".into(), vec![0; 8]).is_ok());
-        assert!(matches!(publisher.dispatch("c".into(), vec![0; MAX_WAITING_BYTES]), Err(BusError::Full)));
+        assert!(matches!(
+            publisher.dispatch("c".into(), vec![0; MAX_WAITING_BYTES]),
+            Err(BusError::Full)
+        ));
         assert!(publisher.signal("c".into(), Vec::new()).is_ok());
-        assert!(matches!(publisher.dispatch("c".into(), Vec::new()), Err(BusError::Full)));
+        assert!(matches!(
+            publisher.dispatch("c".into(), Vec::new()),
+            Err(BusError::Full)
+        ));
         assert_eq!(publisher.bytes.load(Ordering::Acquire), 8);
-        assert!(publisher.lost.load(Ordering::Acquire), "others have to be told");
+        assert!(
+            publisher.lost.load(Ordering::Acquire),
+            "others have to be told"
+        );
         drop(writer);
-        assert!(matches!(publisher.signal("c".into(), Vec::new()), Err(BusError::Unavailable(_))));
+        assert!(matches!(
+            publisher.signal("c".into(), Vec::new()),
+            Err(BusError::Unavailable(_))
+        ));
     }
 
     #[test]
@@ -306,6 +381,11 @@ mod tests {
         let mut backoff = Backoff::default();
         let delays: Vec<_> = (0..40).map(|_| backoff.next()).collect();
         assert!(delays[0] <= Backoff::FIRST && delays[0] >= Backoff::FIRST / 2);
-        assert!(delays.iter().skip(10).all(|d| *d >= Backoff::LAST / 2 && *d <= Backoff::LAST));
+        assert!(
+            delays
+                .iter()
+                .skip(10)
+                .all(|d| *d >= Backoff::LAST / 2 && *d <= Backoff::LAST)
+        );
     }
 }

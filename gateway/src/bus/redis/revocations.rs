@@ -17,22 +17,38 @@ redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', last + ARGV[5]))
 return 1";
 
 pub(super) async fn store(shared: &Shared, revocation: &Revocation) -> Result<(), BusError> {
-    let member = serde_json::to_string(revocation).map_err(|error| BusError::Unavailable(error.to_string()))?;
+    let member = serde_json::to_string(revocation)
+        .map_err(|error| BusError::Unavailable(error.to_string()))?;
     let mut cmd = script(STORE, &shared.names.revocations);
-    cmd.arg(shared.clock.now_ms() - SLACK_MS).arg(MAX_REVOCATIONS).arg(revocation.until_ms).arg(member).arg(SLACK_MS);
-    if shared.query(&cmd).await? { Ok(()) } else { Err(BusError::Full) }
+    cmd.arg(shared.clock.now_ms() - SLACK_MS)
+        .arg(MAX_REVOCATIONS)
+        .arg(revocation.until_ms)
+        .arg(member)
+        .arg(SLACK_MS);
+    if shared.query(&cmd).await? {
+        Ok(())
+    } else {
+        Err(BusError::Full)
+    }
 }
 
 pub(super) async fn load(shared: &Shared) -> Result<Vec<Revocation>, BusError> {
     let mut cmd = redis::cmd("ZRANGEBYSCORE");
-    cmd.arg(&shared.names.revocations).arg(format!("({}", shared.clock.now_ms())).arg("+inf").arg("LIMIT").arg(0).arg(MAX_REVOCATIONS);
+    cmd.arg(&shared.names.revocations)
+        .arg(format!("({}", shared.clock.now_ms()))
+        .arg("+inf")
+        .arg("LIMIT")
+        .arg(0)
+        .arg(MAX_REVOCATIONS);
     let members: Vec<String> = shared.query(&cmd).await?;
-    let read = members.iter().filter_map(|member| match serde_json::from_str(member) {
-        Ok(revocation) => Some(revocation),
-        Err(error) => {
-            tracing::error!(%error, "a stored revocation cannot be read");
-            None
-        }
-    });
+    let read = members
+        .iter()
+        .filter_map(|member| match serde_json::from_str(member) {
+            Ok(revocation) => Some(revocation),
+            Err(error) => {
+                tracing::error!(%error, "a stored revocation cannot be read");
+                None
+            }
+        });
     Ok(read.collect())
 }

@@ -53,8 +53,18 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    pub(super) fn new(shared: Arc<Shared>, credentials: watch::Receiver<u64>, ready: oneshot::Sender<()>) -> Self {
-        Self { shared, credentials, generation: 0, deaf: 0, ready: Some(ready) }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        credentials: watch::Receiver<u64>,
+        ready: oneshot::Sender<()>,
+    ) -> Self {
+        Self {
+            shared,
+            credentials,
+            generation: 0,
+            deaf: 0,
+            ready: Some(ready),
+        }
     }
 
     /// Hears until the future is dropped.
@@ -95,7 +105,11 @@ impl Subscriber {
                 backoff = Backoff::default();
             }
             let wait = backoff.next();
-            tracing::warn!(reason, retry_ms = wait.as_millis() as u64, "the subscriber connection is replaced");
+            tracing::warn!(
+                reason,
+                retry_ms = wait.as_millis() as u64,
+                "the subscriber connection is replaced"
+            );
             tokio::time::sleep(wait).await;
         }
     }
@@ -115,13 +129,20 @@ impl Subscriber {
             }
         };
         let link = self.shared.connector().link(prefer, Some(push)).await?;
-        Ok(Ear { link, generation, gone })
+        Ok(Ear {
+            link,
+            generation,
+            gone,
+        })
     }
 
     /// Subscribes to everything that is wanted; from its end on, hearing waits for confirmation again.
     async fn establish(&self, ear: &mut Ear) -> RedisResult<()> {
         let began = Instant::now();
-        ear.link.connection.subscribe(self.shared.own_channels()).await?;
+        ear.link
+            .connection
+            .subscribe(self.shared.own_channels())
+            .await?;
         let (mut wanted, mut waiters) = self.shared.interests.lock().take_all();
         let mut count = 0;
         loop {
@@ -139,13 +160,18 @@ impl Subscriber {
                 break;
             }
         }
-        tracing::info!(subscriptions = count, duration_ms = began.elapsed().as_millis() as u64, "subscribed to Redis");
+        tracing::info!(
+            subscriptions = count,
+            duration_ms = began.elapsed().as_millis() as u64,
+            "subscribed to Redis"
+        );
         Ok(())
     }
 
     /// Keeps subscriptions as wanted until the connection has to be replaced.
     async fn serve(&mut self, mut ear: Ear) -> Reason {
-        let mut deaf_after = self.shared.timing.deaf_after * (1 << self.deaf.min(MAX_DEAF_DOUBLINGS));
+        let mut deaf_after =
+            self.shared.timing.deaf_after * (1 << self.deaf.min(MAX_DEAF_DOUBLINGS));
         let mut since = Instant::now();
         let mut hand_over_at: Option<Instant> = None;
         let mut backoff = Backoff::default();
@@ -156,7 +182,11 @@ impl Subscriber {
                 deaf_after = self.shared.timing.deaf_after;
             }
             let deaf_at = pinged.max(since) + deaf_after;
-            let leave_at = self.shared.interests.lock().next_leave(self.shared.timing.linger);
+            let leave_at = self
+                .shared
+                .interests
+                .lock()
+                .next_leave(self.shared.timing.linger);
             tokio::select! {
                 biased;
                 () = ear.gone.cancelled() => return RECONNECTED,
@@ -195,7 +225,11 @@ impl Subscriber {
         let result = self.subscribe(ear, &fresh).await;
         tell(waiters, &result);
         result?;
-        let left = self.shared.interests.lock().take_left(Instant::now(), self.shared.timing.linger);
+        let left = self
+            .shared
+            .interests
+            .lock()
+            .take_left(Instant::now(), self.shared.timing.linger);
         for chunk in left.chunks(CHUNK) {
             let silent = self.silent(chunk);
             if !silent.is_empty() {
@@ -219,28 +253,46 @@ impl Subscriber {
 
     fn count(&self) {
         if self.shared.is_shown() {
-            self.shared.metrics.bus_subscriptions.set(self.shared.interests.lock().len() as i64);
+            self.shared
+                .metrics
+                .bus_subscriptions
+                .set(self.shared.interests.lock().len() as i64);
         }
     }
 
     fn channels(&self, interests: &[Interest]) -> Vec<String> {
-        interests.iter().flat_map(|interest| self.shared.names.heard_for(interest)).collect()
+        interests
+            .iter()
+            .flat_map(|interest| self.shared.names.heard_for(interest))
+            .collect()
     }
 
     /// The channels of what is left, but for those that something else is still heard for: a client and a room of its id share one.
     fn silent(&self, left: &[Interest]) -> Vec<String> {
         let interests = self.shared.interests.lock();
         let is_heard = |channel: &String| {
-            let Some(Interest::Room(name)) = self.shared.names.destination(channel) else { return false };
-            name.parse().is_ok_and(|id| interests.is_wanted(&Interest::Client(id))) || interests.is_wanted(&Interest::Room(name))
+            let Some(Interest::Room(name)) = self.shared.names.destination(channel) else {
+                return false;
+            };
+            name.parse()
+                .is_ok_and(|id| interests.is_wanted(&Interest::Client(id)))
+                || interests.is_wanted(&Interest::Room(name))
         };
-        self.channels(left).into_iter().filter(|channel| !is_heard(channel)).collect()
+        self.channels(left)
+            .into_iter()
+            .filter(|channel| !is_heard(channel))
+            .collect()
     }
 
     /// Makes a connection beside `old`, subscribes all on it, and goes over at a marker that both hear.
     async fn hand_over(&mut self, old: &Ear) -> RedisResult<Ear> {
-        let mut ear = self.connect(&Prefer::Same(old.link.address.clone())).await?;
-        ear.link.connection.subscribe(self.shared.own_channels()).await?;
+        let mut ear = self
+            .connect(&Prefer::Same(old.link.address.clone()))
+            .await?;
+        ear.link
+            .connection
+            .subscribe(self.shared.own_channels())
+            .await?;
         let (wanted, waiters) = self.shared.interests.lock().take_all();
         let subscribed = self.subscribe(&mut ear, &wanted).await;
         if subscribed.is_err() {
@@ -250,9 +302,19 @@ impl Subscriber {
         tell(waiters, &subscribed);
         subscribed?;
         let marker = format!("handover-{:016x}", rand::random::<u64>()).into_bytes();
-        self.shared.intake.begin_hand_over(old.generation, ear.generation, marker.clone());
-        let _ = self.shared.publisher.signal(self.shared.names.ping.clone(), marker);
-        let in_time = tokio::time::timeout(self.shared.connector().timeout(), self.shared.intake.handed_over()).await.is_ok();
+        self.shared
+            .intake
+            .begin_hand_over(old.generation, ear.generation, marker.clone());
+        let _ = self
+            .shared
+            .publisher
+            .signal(self.shared.names.ping.clone(), marker);
+        let in_time = tokio::time::timeout(
+            self.shared.connector().timeout(),
+            self.shared.intake.handed_over(),
+        )
+        .await
+        .is_ok();
         if !in_time {
             self.shared.intake.force_hand_over();
         }
@@ -273,5 +335,6 @@ fn tell(waiters: Vec<Waiter>, result: &RedisResult<()>) {
 }
 
 async fn until(at: Option<Instant>) {
-    tokio::time::sleep_until(at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))).await;
+    tokio::time::sleep_until(at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600)))
+        .await;
 }

@@ -36,7 +36,11 @@ fn standalone(server: &Server) -> config::Bus {
 
 fn quick(config: &config::Bus) -> Timing {
     let mut timing = Timing::of(config);
-    (timing.linger, timing.beat, timing.watch) = (Duration::from_millis(200), Duration::from_millis(200), Duration::from_millis(20));
+    (timing.linger, timing.beat, timing.watch) = (
+        Duration::from_millis(200),
+        Duration::from_millis(200),
+        Duration::from_millis(20),
+    );
     timing
 }
 
@@ -50,7 +54,14 @@ struct Opening {
 
 fn setup(name: &str, metrics: Arc<Metrics>, shutdown: CancellationToken) -> Setup {
     let ids = Config::for_tests().ids;
-    Setup { instance: new_instance(), name: name.into(), ids, clock: Arc::new(SystemClock), metrics, shutdown }
+    Setup {
+        instance: new_instance(),
+        name: name.into(),
+        ids,
+        clock: Arc::new(SystemClock),
+        metrics,
+        shutdown,
+    }
 }
 
 async fn open_with(config: &config::Bus, name: &str, timing: Timing) -> Opening {
@@ -59,12 +70,20 @@ async fn open_with(config: &config::Bus, name: &str, timing: Timing) -> Opening 
     let opening = async {
         let mut begun = begin_timed(config, &setup, timing).unwrap();
         begun.connected().await.unwrap();
-        let worker = begun.bus.acquire(None, &setup.ids, setup.ids.worker_base).await;
+        let worker = begun
+            .bus
+            .acquire(None, &setup.ids, setup.ids.worker_base)
+            .await;
         begun.bus.beat().await;
         (begun, worker)
     };
     let (Begun { bus, events, .. }, worker) = timeout(LIMIT, opening).await.expect("opens in time");
-    Opening { bus, events, worker, metrics }
+    Opening {
+        bus,
+        events,
+        worker,
+        metrics,
+    }
 }
 
 async fn opened(config: &config::Bus) -> Opening {
@@ -73,7 +92,11 @@ async fn opened(config: &config::Bus) -> Opening {
 
 impl Opening {
     async fn event(&mut self) -> BusEvent {
-        timeout(LIMIT, self.events.recv()).await.expect("an event in time").expect("the bus is open").event
+        timeout(LIMIT, self.events.recv())
+            .await
+            .expect("an event in time")
+            .expect("the bus is open")
+            .event
     }
 
     async fn dispatch(&mut self) -> Dispatch {
@@ -99,7 +122,10 @@ impl Opening {
     }
 
     async fn hear(&self, interests: &[Interest]) {
-        timeout(LIMIT, self.bus.hear(interests.to_vec())).await.unwrap().unwrap();
+        timeout(LIMIT, self.bus.hear(interests.to_vec()))
+            .await
+            .unwrap()
+            .unwrap();
     }
 
     async fn publish(&self, destination: Destination, n: usize) {
@@ -108,7 +134,13 @@ impl Opening {
 
     /// Publishes the same until it is taken.
     async fn publish_when_possible(&self, destination: Destination, n: usize) {
-        eventually("a publish that is taken", async || self.bus.publish(&numbered(destination.clone(), n)).await.is_ok()).await;
+        eventually("a publish that is taken", async || {
+            self.bus
+                .publish(&numbered(destination.clone(), n))
+                .await
+                .is_ok()
+        })
+        .await;
     }
 
     fn nothing_waits(&mut self) {
@@ -117,7 +149,10 @@ impl Opening {
     }
 
     fn received(&self, kind: &str) -> u64 {
-        self.metrics.bus_received.get_or_create(&Metrics::kind(kind)).get()
+        self.metrics
+            .bus_received
+            .get_or_create(&Metrics::kind(kind))
+            .get()
     }
 }
 
@@ -138,7 +173,12 @@ fn client(id: &str) -> Destination {
 }
 
 fn channels(server: &Server, pattern: &str) -> BTreeSet<String> {
-    server.cli(&["PUBSUB", "CHANNELS", pattern]).lines().map(str::to_owned).filter(|l| !l.is_empty()).collect()
+    server
+        .cli(&["PUBSUB", "CHANNELS", pattern])
+        .lines()
+        .map(str::to_owned)
+        .filter(|l| !l.is_empty())
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -149,7 +189,12 @@ async fn what_one_instance_publishes_the_other_hears_in_order_and_itself_never()
     let server = Server::start(&[]);
     let config = standalone(&server);
     let (mut a, mut b) = (opened(&config).await, opened(&config).await);
-    let destinations = [client("4bC"), Destination::User("17".into()), room("r"), Destination::Broadcast];
+    let destinations = [
+        client("4bC"),
+        Destination::User("17".into()),
+        room("r"),
+        Destination::Broadcast,
+    ];
     a.hear(&destinations).await;
     b.hear(&destinations).await;
     for destination in &destinations {
@@ -157,16 +202,23 @@ async fn what_one_instance_publishes_the_other_hears_in_order_and_itself_never()
         dispatch.exclude = Arc::from(["9".parse::<Id>().unwrap()]);
         b.bus.publish(&dispatch).await.unwrap();
         let got = a.dispatch().await;
-        assert_eq!((&got.destination, &*got.event, got.data.get()), (destination, "e", "5"));
+        assert_eq!(
+            (&got.destination, &*got.event, got.data.get()),
+            (destination, "e", "5")
+        );
         assert_eq!(got.exclude, dispatch.exclude);
     }
     let dispatches: Vec<Dispatch> = (0..2000).map(|n| numbered(room("r"), n)).collect();
-    let published = futures_util::future::join_all(dispatches.iter().map(|d| b.bus.publish(d))).await;
+    let published =
+        futures_util::future::join_all(dispatches.iter().map(|d| b.bus.publish(d))).await;
     assert!(published.iter().all(Result::is_ok));
     for n in 0..2000 {
         assert_eq!(a.number().await, n);
     }
-    eventually("own messages are seen and ignored", async || b.received("own") == 2004).await;
+    eventually("own messages are seen and ignored", async || {
+        b.received("own") == 2004
+    })
+    .await;
     b.nothing_waits();
     eventually("a self-ping", async || a.bus.lag().is_some()).await;
     assert!(a.bus.lag().unwrap() < Duration::from_secs(1));
@@ -179,24 +231,51 @@ async fn an_outside_emitter_reaches_every_kind_of_destination() {
     }
     let server = Server::start(&[]);
     let mut a = opened(&standalone(&server)).await;
-    let destinations = [client("4bC"), Destination::User("17".into()), room("lobby:1"), Destination::Broadcast];
+    let destinations = [
+        client("4bC"),
+        Destination::User("17".into()),
+        room("lobby:1"),
+        Destination::Broadcast,
+    ];
     a.hear(&destinations).await;
     for (channel, payload) in [
-        ("ws:client:4bC", r#"{"serverId":"emitter","type":"client","target":"4bC","event":"e","data":{"a":[1, 2]}}"#),
-        ("ws:user:17", r#"{"serverId":"emitter","type":"user","target":"17","event":"e","data":{"a":[1, 2]}}"#),
-        ("ws:room:lobby:1", r#"{"serverId":"emitter","type":"room","event":"e","data":{"a":[1, 2]}}"#),
-        ("ws:broadcast", r#"{"serverId":"emitter","type":"broadcast","event":"e","data":{"a":[1, 2]}}"#),
+        (
+            "ws:client:4bC",
+            r#"{"serverId":"emitter","type":"client","target":"4bC","event":"e","data":{"a":[1, 2]}}"#,
+        ),
+        (
+            "ws:user:17",
+            r#"{"serverId":"emitter","type":"user","target":"17","event":"e","data":{"a":[1, 2]}}"#,
+        ),
+        (
+            "ws:room:lobby:1",
+            r#"{"serverId":"emitter","type":"room","event":"e","data":{"a":[1, 2]}}"#,
+        ),
+        (
+            "ws:broadcast",
+            r#"{"serverId":"emitter","type":"broadcast","event":"e","data":{"a":[1, 2]}}"#,
+        ),
     ] {
         server.cli(&["PUBLISH", channel, payload]);
     }
     for destination in destinations {
         let got = a.dispatch().await;
-        assert_eq!((got.destination, &*got.event, got.data.get()), (destination, "e", r#"{"a":[1, 2]}"#));
+        assert_eq!(
+            (got.destination, &*got.event, got.data.get()),
+            (destination, "e", r#"{"a":[1, 2]}"#)
+        );
     }
     // The channel says whom it is for.
-    server.cli(&["PUBLISH", "ws:user:17", r#"{"serverId":"emitter","type":"room","target":"r","event":"e"}"#]);
+    server.cli(&[
+        "PUBLISH",
+        "ws:user:17",
+        r#"{"serverId":"emitter","type":"room","target":"r","event":"e"}"#,
+    ]);
     let got = a.dispatch().await;
-    assert_eq!((got.destination, got.data.get()), (Destination::User("17".into()), "null"));
+    assert_eq!(
+        (got.destination, got.data.get()),
+        (Destination::User("17".into()), "null")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -207,10 +286,20 @@ async fn garbage_is_counted_and_dropped_and_the_next_payload_arrives() {
     let server = Server::start(&[]);
     let mut a = opened(&standalone(&server)).await;
     a.hear(&[room("r")]).await;
-    for garbage in ["", "{", "null", r#"{"event":"e"}"#, r#"{"serverId":"emitter"}"#, "\u{1F980}"] {
+    for garbage in [
+        "",
+        "{",
+        "null",
+        r#"{"event":"e"}"#,
+        r#"{"serverId":"emitter"}"#,
+        "\u{1F980}",
+    ] {
         server.cli(&["PUBLISH", "ws:room:r", garbage]);
     }
-    let deep = format!("{{\"serverId\":\"emitter\",\"event\":\"e\",\"exclude\":{}", "[".repeat(100_000));
+    let deep = format!(
+        "{{\"serverId\":\"emitter\",\"event\":\"e\",\"exclude\":{}",
+        "[".repeat(100_000)
+    );
     for garbage in [deep.as_str(), "nonsense"] {
         for channel in channels(&server, "*") {
             server.cli(&["PUBLISH", &channel, garbage]);
@@ -218,12 +307,18 @@ async fn garbage_is_counted_and_dropped_and_the_next_payload_arrives() {
     }
     server.cli(&["PUBLISH", "ws:room:r", EMITTED]);
     assert_eq!(a.number().await, 1);
-    assert!(a.received("malformed") >= 6 + 2 * 3, "{}", a.received("malformed"));
+    assert!(
+        a.received("malformed") >= 6 + 2 * 3,
+        "{}",
+        a.received("malformed")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_patterns() {
-    if !lab::available("only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_patterns") {
+    if !lab::available(
+        "only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_patterns",
+    ) {
         return;
     }
     let server = Server::start(&[]);
@@ -233,10 +328,24 @@ async fn only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_pa
     b.hear(&[room("b"), room("both")]).await;
     a.hear(&[room("both"), room("both")]).await;
     // A client's id is the name of a room as well.
-    let held = ["ws:broadcast", "ws:client:A", "ws:room:A", "ws:room:a", "ws:room:b", "ws:room:both"];
+    let held = [
+        "ws:broadcast",
+        "ws:client:A",
+        "ws:room:A",
+        "ws:room:a",
+        "ws:room:b",
+        "ws:room:both",
+    ];
     assert_eq!(channels(&server, "ws:*"), held.map(str::to_owned).into());
-    assert_eq!(server.cli(&["PUBSUB", "NUMSUB", "ws:room:a", "ws:room:both"]), "ws:room:a\n1\nws:room:both\n2");
-    assert!(channels(&server, "*").iter().all(|c| c.starts_with("ws:") || c.starts_with("signal:")));
+    assert_eq!(
+        server.cli(&["PUBSUB", "NUMSUB", "ws:room:a", "ws:room:both"]),
+        "ws:room:a\n1\nws:room:both\n2"
+    );
+    assert!(
+        channels(&server, "*")
+            .iter()
+            .all(|c| c.starts_with("ws:") || c.starts_with("signal:"))
+    );
     b.publish(room("a"), 1).await;
     b.publish(room("nobody"), 2).await;
     b.publish(room("both"), 3).await;
@@ -252,19 +361,38 @@ async fn only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_pa
         !held.contains("ws:client:A") && !held.contains("ws:room:A")
     })
     .await;
-    assert_eq!(server.cli(&["PUBSUB", "NUMSUB", "ws:room:a", "ws:room:both"]), "ws:room:a\n1\nws:room:both\n2");
+    assert_eq!(
+        server.cli(&["PUBSUB", "NUMSUB", "ws:room:a", "ws:room:both"]),
+        "ws:room:a\n1\nws:room:both\n2"
+    );
     a.bus.unhear(vec![room("both")]);
-    eventually("one owner is left", async || server.cli(&["PUBSUB", "NUMSUB", "ws:room:both"]) == "ws:room:both\n1").await;
-    assert_eq!(server.cli(&["KEYS", "*"]).lines().filter(|k| !k.starts_with("signal:")).count(), 0);
+    eventually("one owner is left", async || {
+        server.cli(&["PUBSUB", "NUMSUB", "ws:room:both"]) == "ws:room:both\n1"
+    })
+    .await;
+    assert_eq!(
+        server
+            .cli(&["KEYS", "*"])
+            .lines()
+            .filter(|k| !k.starts_with("signal:"))
+            .count(),
+        0
+    );
 
     // A client and a room of its id share a channel, which is heard for as long as either is there.
     a.hear(&[client("A"), room("A")]).await;
     a.bus.unhear(vec![client("A")]);
-    eventually("the client is left", async || !channels(&server, "ws:*").contains("ws:client:A")).await;
+    eventually("the client is left", async || {
+        !channels(&server, "ws:*").contains("ws:client:A")
+    })
+    .await;
     b.publish(room("A"), 4).await;
     assert_eq!(a.number().await, 4);
     a.bus.unhear(vec![room("A")]);
-    eventually("the room is left", async || !channels(&server, "ws:*").contains("ws:room:A")).await;
+    eventually("the room is left", async || {
+        !channels(&server, "ws:*").contains("ws:room:A")
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -273,7 +401,10 @@ async fn ten_thousand_interests_are_confirmed_in_few_commands() {
         return;
     }
     let server = Server::start(&[]);
-    let (mut a, b) = (opened(&standalone(&server)).await, opened(&standalone(&server)).await);
+    let (mut a, b) = (
+        opened(&standalone(&server)).await,
+        opened(&standalone(&server)).await,
+    );
     let before = subscribes(&server);
     let heard = (0..10_000).map(|n| a.bus.hear(vec![client(&format!("{n}")), room("all")]));
     let heard = futures_util::future::join_all(heard.collect::<Vec<_>>()).await;
@@ -294,15 +425,23 @@ async fn ten_thousand_interests_are_confirmed_in_few_commands() {
     // A client is heard as a room too.
     b.publish(room("9999"), 4).await;
     assert_eq!(a.number().await, 4);
-    a.bus.unhear((0..10_000).map(|n| client(&format!("{n}"))).collect());
+    a.bus
+        .unhear((0..10_000).map(|n| client(&format!("{n}"))).collect());
     a.bus.unhear(vec![room("all"); 10_000]);
-    eventually("all are left", async || channels(&server, "ws:*").len() == 1).await;
+    eventually("all are left", async || {
+        channels(&server, "ws:*").len() == 1
+    })
+    .await;
     assert_eq!(a.metrics.bus_subscriptions.get(), 0);
 }
 
 /// How many `SUBSCRIBE` commands the server has run.
 fn subscribes(server: &Server) -> u64 {
     let statistics = server.cli(&["INFO", "commandstats"]);
-    let line = statistics.lines().find_map(|line| line.strip_prefix("cmdstat_subscribe:calls="));
-    line.and_then(|line| line.split(',').next()).and_then(|calls| calls.parse().ok()).expect("a count of calls")
+    let line = statistics
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_subscribe:calls="));
+    line.and_then(|line| line.split(',').next())
+        .and_then(|calls| calls.parse().ok())
+        .expect("a count of calls")
 }

@@ -42,12 +42,24 @@ pub(in crate::bus) struct Joined {
 
 impl Joined {
     pub(super) fn new(shared: Arc<Shared>, handed: mpsc::UnboundedReceiver<Hand>) -> Self {
-        Self { shared, handed, lines: VecDeque::new(), merge: Merge::default(), batch: Vec::with_capacity(BATCH) }
+        Self {
+            shared,
+            handed,
+            lines: VecDeque::new(),
+            merge: Merge::default(),
+            batch: Vec::with_capacity(BATCH),
+        }
     }
 
     /// Adds what comes next to `out`; `false` when the bus in use has ended. Cancel safe.
     pub(in crate::bus) async fn next(&mut self, out: &mut Vec<BusEvent>) -> bool {
-        let Self { shared, handed, lines, merge, batch } = self;
+        let Self {
+            shared,
+            handed,
+            lines,
+            merge,
+            batch,
+        } = self;
         while out.is_empty() {
             tokio::select! {
                 biased;
@@ -81,7 +93,12 @@ impl Joined {
             }
             let repeats = std::mem::take(&mut merge.repeats);
             if repeats > 0 {
-                shared.setup.metrics.bus_received.get_or_create(&Metrics::kind("repeat")).inc_by(repeats);
+                shared
+                    .setup
+                    .metrics
+                    .bus_received
+                    .get_or_create(&Metrics::kind("repeat"))
+                    .inc_by(repeats);
             }
         }
         true
@@ -99,7 +116,9 @@ async fn next(lines: &mut VecDeque<(Line, Events)>, batch: &mut Vec<Heard>) -> L
     poll_fn(|context| {
         for _ in 0..lines.len() {
             lines.rotate_left(1);
-            let Some((line, heard)) = lines.back_mut() else { break };
+            let Some((line, heard)) = lines.back_mut() else {
+                break;
+            };
             if heard.poll_many(context, batch, BATCH).is_ready() {
                 return Poll::Ready(*line);
             }
@@ -117,7 +136,9 @@ fn standings(shared: &Shared, lines: &VecDeque<(Line, Events)>) -> Vec<(Line, St
     }
     let route = shared.route.lock();
     let is_down = |line: Line| {
-        let side = std::iter::once(&route.current).chain(&route.previous).find(|side| side.line == line);
+        let side = std::iter::once(&route.current)
+            .chain(&route.previous)
+            .find(|side| side.line == line);
         side.is_some_and(|side| !side.bus.is_up() || side.bus.hearing() == Hearing::Deaf)
     };
     let standing = |(line, heard): &(Line, Events)| match (heard.is_empty(), is_down(*line)) {
@@ -125,11 +146,17 @@ fn standings(shared: &Shared, lines: &VecDeque<(Line, Events)>) -> Vec<(Line, St
         (true, true) => Standing::Down,
         (true, false) => Standing::Up,
     };
-    lines.iter().map(|entry| (entry.0, standing(entry))).collect()
+    lines
+        .iter()
+        .map(|entry| (entry.0, standing(entry)))
+        .collect()
 }
 
 fn standing(standings: &[(Line, Standing)], line: Line) -> Standing {
-    standings.iter().find(|(l, _)| *l == line).map_or(Standing::Down, |(_, standing)| *standing)
+    standings
+        .iter()
+        .find(|(l, _)| *l == line)
+        .map_or(Standing::Down, |(_, standing)| *standing)
 }
 
 /// Whether the end of this server's events is that of all.
@@ -138,7 +165,11 @@ fn has_ended(shared: &Shared, line: Line) -> bool {
     if route.current.line == line {
         return true;
     }
-    if route.previous.as_ref().is_some_and(|side| side.line == line) {
+    if route
+        .previous
+        .as_ref()
+        .is_some_and(|side| side.line == line)
+    {
         // Nobody asked for it: the mover opens it again.
         route.previous = None;
         shared.lost.notify_one();

@@ -89,10 +89,19 @@ impl Merge {
     }
 
     /// Takes what was heard on a server.
-    pub(super) fn on(&mut self, line: Line, heard: Heard, now: Instant, standing: impl Fn(Line) -> Standing, out: &mut Vec<BusEvent>) {
+    pub(super) fn on(
+        &mut self,
+        line: Line,
+        heard: Heard,
+        now: Instant,
+        standing: impl Fn(Line) -> Standing,
+        out: &mut Vec<BusEvent>,
+    ) {
         let Heard { event, stamp } = heard;
         let other = self.lines.iter().copied().find(|l| *l != line);
-        let Some(Stamp { instance, bridged }) = stamp.filter(|stamp| other.is_some() || stamp.bridged.is_some()) else {
+        let Some(Stamp { instance, bridged }) =
+            stamp.filter(|stamp| other.is_some() || stamp.bridged.is_some())
+        else {
             return out.push(event);
         };
         self.make_room(&instance);
@@ -100,11 +109,16 @@ impl Merge {
         let was_holding = publisher.until.is_some();
         match bridged {
             None => publisher.plain(event, line, out),
-            Some(Bridged { number, since, is_home }) => {
+            Some(Bridged {
+                number,
+                since,
+                is_home,
+            }) => {
                 let home = if is_home { Some(line) } else { other };
                 let settled = publisher.settle(home, since);
                 let repeat = number <= publisher.last;
-                let waits = !settled || home.is_some_and(|home| home != line && standing(home) != Standing::Down);
+                let waits = !settled
+                    || home.is_some_and(|home| home != line && standing(home) != Standing::Down);
                 self.repeats += u64::from(repeat);
                 match (repeat, waits && !publisher.joined) {
                     (true, _) => publisher.repeat(since, line),
@@ -121,10 +135,17 @@ impl Merge {
     }
 
     /// Takes what was held for too long, and what waits for a server that is down.
-    pub(super) fn expire(&mut self, now: Instant, standing: impl Fn(Line) -> Standing, out: &mut Vec<BusEvent>) {
+    pub(super) fn expire(
+        &mut self,
+        now: Instant,
+        standing: impl Fn(Line) -> Standing,
+        out: &mut Vec<BusEvent>,
+    ) {
         let mut late = 0;
         for publisher in self.publishers.values_mut() {
-            let Some(until) = publisher.until else { continue };
+            let Some(until) = publisher.until else {
+                continue;
+            };
             let goes_on = match publisher.home.map_or(Standing::Down, &standing) {
                 Standing::Down => false,
                 Standing::Up => until > now,
@@ -137,14 +158,18 @@ impl Merge {
             }
         }
         if late > 0 {
-            tracing::warn!(instances = late, "messages of the other Redis are late: some may be missed");
+            tracing::warn!(
+                instances = late,
+                "messages of the other Redis are late: some may be missed"
+            );
             out.push(BusEvent::Resync(REASON));
         }
     }
 
     fn make_room(&mut self, instance: &str) {
         if self.publishers.len() >= MAX_INSTANCES && !self.publishers.contains_key(instance) {
-            self.publishers.retain(|_, publisher| publisher.until.is_some());
+            self.publishers
+                .retain(|_, publisher| publisher.until.is_some());
         }
     }
 }
@@ -162,7 +187,8 @@ impl Publisher {
 
     /// Learns where it was alone last: a stream that was at one then has to catch up anew. `false` while something from before is held.
     fn settle(&mut self, home: Option<Line>, since: u64) -> bool {
-        let is_new = since > self.since || (since == self.since && home.is_some() && self.home != home);
+        let is_new =
+            since > self.since || (since == self.since && home.is_some() && self.home != home);
         if is_new && self.until.is_none() {
             (self.home, self.since, self.joined) = (home, since, false);
         }
@@ -186,7 +212,10 @@ impl Publisher {
         self.last = number;
         out.push(event);
         if self.home == Some(line) {
-            let has_caught_up = self.held.front().is_some_and(|(held, _)| held.is_some_and(|held| held <= number));
+            let has_caught_up = self
+                .held
+                .front()
+                .is_some_and(|(held, _)| held.is_some_and(|held| held <= number));
             if has_caught_up {
                 self.release(out);
             }
@@ -223,13 +252,27 @@ mod tests {
     const NEW: Line = 2;
 
     /// A dispatch on a line; `home` and a number where it went to both.
-    fn from(line: Line, instance: &str, home: Line, number: Option<(u64, u64)>, data: u64) -> Heard {
-        let dispatch = Dispatch::new(Destination::Broadcast, "e", Arc::from(RawValue::from_string(data.to_string()).unwrap()));
+    fn from(
+        line: Line,
+        instance: &str,
+        home: Line,
+        number: Option<(u64, u64)>,
+        data: u64,
+    ) -> Heard {
+        let dispatch = Dispatch::new(
+            Destination::Broadcast,
+            "e",
+            Arc::from(RawValue::from_string(data.to_string()).unwrap()),
+        );
         Heard {
             event: BusEvent::Dispatch(dispatch),
             stamp: Some(Stamp {
                 instance: instance.into(),
-                bridged: number.map(|(number, since)| Bridged { number, since, is_home: line == home }),
+                bridged: number.map(|(number, since)| Bridged {
+                    number,
+                    since,
+                    is_home: line == home,
+                }),
             }),
         }
     }
@@ -246,23 +289,47 @@ mod tests {
             let mut merge = Merge::default();
             merge.attach(OLD);
             merge.attach(NEW);
-            Self { merge, now: Instant::now(), old: Standing::Up, out: Vec::new() }
+            Self {
+                merge,
+                now: Instant::now(),
+                old: Standing::Up,
+                out: Vec::new(),
+            }
         }
 
         fn on(&mut self, line: Line, heard: Heard) -> &mut Self {
             let old = self.old;
-            self.merge.on(line, heard, self.now, |line| if line == OLD { old } else { Standing::Up }, &mut self.out);
+            self.merge.on(
+                line,
+                heard,
+                self.now,
+                |line| if line == OLD { old } else { Standing::Up },
+                &mut self.out,
+            );
             self
         }
 
         /// A dispatch of an instance whose home is the old server.
-        fn said(&mut self, line: Line, instance: &str, number: Option<u64>, data: u64) -> &mut Self {
-            self.on(line, from(line, instance, OLD, number.map(|number| (number, 1)), data))
+        fn said(
+            &mut self,
+            line: Line,
+            instance: &str,
+            number: Option<u64>,
+            data: u64,
+        ) -> &mut Self {
+            self.on(
+                line,
+                from(line, instance, OLD, number.map(|number| (number, 1)), data),
+            )
         }
 
         fn expire(&mut self) {
             let old = self.old;
-            self.merge.expire(self.now, |line| if line == OLD { old } else { Standing::Up }, &mut self.out);
+            self.merge.expire(
+                self.now,
+                |line| if line == OLD { old } else { Standing::Up },
+                &mut self.out,
+            );
         }
 
         /// What came out since the last look; `None` for a resync.
@@ -272,7 +339,10 @@ mod tests {
                 BusEvent::Resync(_) => None,
                 other => panic!("{other:?}"),
             };
-            std::mem::take(&mut self.out).into_iter().map(read).collect()
+            std::mem::take(&mut self.out)
+                .into_iter()
+                .map(read)
+                .collect()
         }
     }
 
@@ -283,13 +353,23 @@ mod tests {
     #[test]
     fn an_instance_that_goes_over_is_heard_once_and_in_order_however_the_two_servers_mix() {
         // What was published to the old server alone comes there only; from 3 on all comes on both.
-        let old = [(None, 1), (None, 2), (Some(1), 3), (Some(2), 4), (Some(3), 5)];
+        let old = [
+            (None, 1),
+            (None, 2),
+            (Some(1), 3),
+            (Some(2), 4),
+            (Some(3), 5),
+        ];
         let new = [(Some(1), 3), (Some(2), 4), (Some(3), 5), (None, 6)];
         for mix in 0..1u32 << 9 {
             let mut lab = Lab::bridged();
             let (mut old, mut new) = (old.iter(), new.iter());
             for bit in 0..9 {
-                let (line, next) = if mix >> bit & 1 == 0 { (OLD, old.next()) } else { (NEW, new.next()) };
+                let (line, next) = if mix >> bit & 1 == 0 {
+                    (OLD, old.next())
+                } else {
+                    (NEW, new.next())
+                };
                 if let Some((number, data)) = next {
                     lab.said(line, "x", *number, *data);
                 }
@@ -314,13 +394,22 @@ mod tests {
         // The new server is ahead of the old one.
         lab.said(NEW, "x", Some(9), 9).said(NEW, "x", Some(10), 10);
         assert_eq!(lab.out(), all([7]));
-        lab.said(OLD, "x", Some(8), 8).said(OLD, "x", Some(9), 9).said(OLD, "x", Some(10), 10);
+        lab.said(OLD, "x", Some(8), 8)
+            .said(OLD, "x", Some(9), 9)
+            .said(OLD, "x", Some(10), 10);
         assert_eq!(lab.out(), all([8, 9, 10]));
-        lab.said(NEW, "x", Some(11), 11).said(OLD, "x", Some(11), 11);
+        lab.said(NEW, "x", Some(11), 11)
+            .said(OLD, "x", Some(11), 11);
         assert_eq!((lab.out(), lab.merge.repeats), (all([11]), 2));
         lab.merge.detach(OLD, &mut Vec::new());
-        lab.said(NEW, "x", Some(11), 11).said(NEW, "x", Some(12), 12).said(NEW, "x", None, 13);
-        assert_eq!(lab.out(), all([12, 13]), "a copy that is late is a repeat still");
+        lab.said(NEW, "x", Some(11), 11)
+            .said(NEW, "x", Some(12), 12)
+            .said(NEW, "x", None, 13);
+        assert_eq!(
+            lab.out(),
+            all([12, 13]),
+            "a copy that is late is a repeat still"
+        );
     }
 
     #[test]
@@ -337,7 +426,10 @@ mod tests {
         assert!(lab.out().is_empty());
         (lab.old, lab.now) = (Standing::Behind, lab.now + HOLD);
         lab.expire();
-        assert!(lab.out().is_empty(), "it was heard and is only not looked at");
+        assert!(
+            lab.out().is_empty(),
+            "it was heard and is only not looked at"
+        );
         (lab.old, lab.now) = (Standing::Up, lab.now - HOLD);
         lab.now += Duration::from_millis(1);
         lab.expire();
@@ -354,8 +446,13 @@ mod tests {
     #[test]
     fn emitters_are_heard_at_once_on_either_server() {
         let mut lab = Lab::bridged();
-        let outside = |data| Heard { stamp: None, ..from(OLD, "x", OLD, None, data) };
-        lab.on(NEW, outside(1)).on(OLD, outside(1)).on(NEW, outside(2));
+        let outside = |data| Heard {
+            stamp: None,
+            ..from(OLD, "x", OLD, None, data)
+        };
+        lab.on(NEW, outside(1))
+            .on(OLD, outside(1))
+            .on(NEW, outside(2));
         assert_eq!(lab.out(), all([1, 1, 2]));
     }
 
@@ -366,7 +463,11 @@ mod tests {
             let (mut lab, mut number, mut data) = (Lab::bridged(), 0, 0u64);
             for round in 0..6 {
                 // For a while on one server alone, then on both; by the next time all has come.
-                let alone = if round == 0 { 0 } else { random.random_range(0..2) };
+                let alone = if round == 0 {
+                    0
+                } else {
+                    random.random_range(0..2)
+                };
                 let mut streams = [Vec::new(), Vec::new()];
                 for _ in 0..random.random_range(1..4) {
                     data += 1;
@@ -375,7 +476,9 @@ mod tests {
                 let since = number + 1;
                 for _ in 0..random.random_range(1..4) {
                     (data, number) = (data + 1, number + 1);
-                    streams.iter_mut().for_each(|stream| stream.push((Some((number, since)), data)));
+                    streams
+                        .iter_mut()
+                        .for_each(|stream| stream.push((Some((number, since)), data)));
                 }
                 let mut waiting = streams.map(std::collections::VecDeque::from);
                 while waiting.iter().any(|stream| !stream.is_empty()) {

@@ -34,7 +34,10 @@ use self::merge::Line;
 use self::mover::Mover;
 use super::redis::{self, RedisBus, Setup};
 use super::wire::Bridged;
-use super::{Answers, Ask, Bus, BusError, BusEvent, BusFacts, Events, Hearing, Interest, Opened, Parts, Previous, Revocation, Source};
+use super::{
+    Answers, Ask, Bus, BusError, BusEvent, BusFacts, Events, Hearing, Interest, Opened, Parts,
+    Previous, Revocation, Source,
+};
 use crate::config::{self, BusPlace, Live};
 use crate::delivery::Dispatch;
 
@@ -67,7 +70,9 @@ struct Route {
 
 impl Route {
     fn all(&self) -> impl Iterator<Item = &Arc<RedisBus>> {
-        std::iter::once(&self.current.bus).chain(self.previous.as_ref().map(|side| &side.bus)).chain(&self.opening)
+        std::iter::once(&self.current.bus)
+            .chain(self.previous.as_ref().map(|side| &side.bus))
+            .chain(&self.opening)
     }
 }
 
@@ -104,7 +109,10 @@ impl Shared {
 
     fn both(&self) -> (Arc<RedisBus>, Option<Arc<RedisBus>>) {
         let route = self.route.lock();
-        (route.current.bus.clone(), route.previous.as_ref().map(|side| side.bus.clone()))
+        (
+            route.current.bus.clone(),
+            route.previous.as_ref().map(|side| side.bus.clone()),
+        )
     }
 
     /// The number in use.
@@ -130,7 +138,14 @@ pub(super) async fn open(parts: Parts) -> Result<Opened, BusError> {
     let (first, live) = mover::open_first(&setup, &parts.config, parts.live).await?;
     let worker = Arc::new(AtomicU16::new(0));
     let shared = Arc::new(Shared {
-        route: Mutex::new(Route { current: first.side, previous: None, opening: None, number: 0, since: 1, home: 1 }),
+        route: Mutex::new(Route {
+            current: first.side,
+            previous: None,
+            opening: None,
+            number: 0,
+            since: 1,
+            home: 1,
+        }),
         progress: Mutex::default(),
         lost: Notify::new(),
         worker: worker.clone(),
@@ -148,7 +163,11 @@ pub(super) async fn open(parts: Parts) -> Result<Opened, BusError> {
     mover.start().await?;
     // Should it fail, what it hands ends, with that the events, and the process goes.
     tokio::spawn(async move { mover.follow().await });
-    Ok(Opened { bus: Arc::new(bus), events: Events(Source::Switch(Box::new(joined))), worker })
+    Ok(Opened {
+        bus: Arc::new(bus),
+        events: Events(Source::Switch(Box::new(joined))),
+        worker,
+    })
 }
 
 /// Waits a little for the server that is not the one in use.
@@ -159,15 +178,24 @@ async fn beside<T>(work: Option<impl Future<Output = T>>) -> Option<T> {
 impl Switch {
     async fn ask_both(&self, question: &Ask) -> Result<Answers, BusError> {
         let (current, previous) = self.shared.both();
-        let Some(previous) = previous else { return current.ask(question).await };
+        let Some(previous) = previous else {
+            return current.ask(question).await;
+        };
         let (here, there) = join(current.others(), beside(Some(previous.others()))).await;
         let here = here?;
         // Who is on both is asked once.
         let there = redis::only_here(there.and_then(Result::ok).unwrap_or_default(), &here);
         let names: Vec<String> = there.iter().map(|instance| instance.name.clone()).collect();
-        let (answers, more) = join(current.ask_these(question, here), previous.ask_these(question, there)).await;
+        let (answers, more) = join(
+            current.ask_these(question, here),
+            previous.ask_these(question, there),
+        )
+        .await;
         let mut answers = answers?;
-        let more = more.unwrap_or_else(|_| Answers { missing: names, ..Answers::default() });
+        let more = more.unwrap_or_else(|_| Answers {
+            missing: names,
+            ..Answers::default()
+        });
         answers.replies.extend(more.replies);
         answers.missing.extend(more.missing);
         answers.missing.sort();
@@ -176,7 +204,11 @@ impl Switch {
 
     async fn stored(&self) -> Result<Vec<Revocation>, BusError> {
         let (current, previous) = self.shared.both();
-        let (stored, more) = join(current.revocations(), beside(previous.as_ref().map(|bus| bus.revocations()))).await;
+        let (stored, more) = join(
+            current.revocations(),
+            beside(previous.as_ref().map(|bus| bus.revocations())),
+        )
+        .await;
         let mut all: HashSet<Revocation> = stored?.into_iter().collect();
         all.extend(more.and_then(Result::ok).unwrap_or_default());
         Ok(all.into_iter().collect())
@@ -191,12 +223,21 @@ impl Bus for Switch {
             return route.current.bus.publish_numbered(dispatch, None);
         }
         route.number += 1;
-        let bridged = |side: &Side| Some(Bridged { number: route.number, since: route.since, is_home: side.line == route.home });
+        let bridged = |side: &Side| {
+            Some(Bridged {
+                number: route.number,
+                since: route.since,
+                is_home: side.line == route.home,
+            })
+        };
         if let Some(previous) = &route.previous {
             // Counted and, where it is lost, told by that bus; nobody waits for it.
             drop(previous.bus.publish_numbered(dispatch, bridged(previous)));
         }
-        route.current.bus.publish_numbered(dispatch, bridged(&route.current))
+        route
+            .current
+            .bus
+            .publish_numbered(dispatch, bridged(&route.current))
     }
 
     fn hear(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
@@ -204,7 +245,10 @@ impl Bus for Switch {
         if let Some(opening) = &route.opening {
             drop(opening.hear(interests.clone()));
         }
-        let previous = route.previous.as_ref().map(|side| side.bus.hear(interests.clone()));
+        let previous = route
+            .previous
+            .as_ref()
+            .map(|side| side.bus.hear(interests.clone()));
         let current = route.current.bus.hear(interests);
         match previous {
             None => current,
@@ -223,11 +267,21 @@ impl Bus for Switch {
         self.ask_both(question).boxed()
     }
 
-    fn store_revocation<'a>(&'a self, revocation: &'a Revocation) -> BoxFuture<'a, Result<(), BusError>> {
+    fn store_revocation<'a>(
+        &'a self,
+        revocation: &'a Revocation,
+    ) -> BoxFuture<'a, Result<(), BusError>> {
         let (current, previous) = self.shared.both();
         async move {
-            let (stored, _) =
-                join(current.store_revocation(revocation), beside(previous.as_ref().map(|bus| bus.store_revocation(revocation)))).await;
+            let (stored, _) = join(
+                current.store_revocation(revocation),
+                beside(
+                    previous
+                        .as_ref()
+                        .map(|bus| bus.store_revocation(revocation)),
+                ),
+            )
+            .await;
             stored
         }
         .boxed()
@@ -253,14 +307,24 @@ impl Bus for Switch {
         let route = self.shared.route.lock();
         let progress = self.shared.progress.lock();
         let previous = match &route.previous {
-            Some(side) => {
-                Some(Previous { nodes: side.place.nodes.clone(), hearing: side.bus.is_up() && side.bus.hearing() == Hearing::Good })
-            }
-            None => progress.previous.clone().map(|nodes| Previous { nodes, hearing: false }),
+            Some(side) => Some(Previous {
+                nodes: side.place.nodes.clone(),
+                hearing: side.bus.is_up() && side.bus.hearing() == Hearing::Good,
+            }),
+            None => progress.previous.clone().map(|nodes| Previous {
+                nodes,
+                hearing: false,
+            }),
         };
         let place = &route.current.place;
         let moving = mover::place_wanted(&self.shared.live.borrow(), &self.shared.fixed) != *place;
-        BusFacts { mode: place.mode, nodes: place.nodes.clone(), moving, error: progress.error.clone(), previous }
+        BusFacts {
+            mode: place.mode,
+            nodes: place.nodes.clone(),
+            moving,
+            error: progress.error.clone(),
+            previous,
+        }
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

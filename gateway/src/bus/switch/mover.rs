@@ -42,11 +42,17 @@ pub(super) fn place_wanted(live: &Live, fixed: &config::Bus) -> BusPlace {
 
 impl Wanted {
     fn of(live: &Live, fixed: &config::Bus) -> Self {
-        Self { place: place_wanted(live, fixed), previous: live.bus_previous.clone() }
+        Self {
+            place: place_wanted(live, fixed),
+            previous: live.bus_previous.clone(),
+        }
     }
 
     fn keeps(&self, side: &Side) -> bool {
-        self.previous.as_ref().is_some_and(|place| place.is_same_server(&side.place)) && !side.place.is_same_server(&self.place)
+        self.previous
+            .as_ref()
+            .is_some_and(|place| place.is_same_server(&side.place))
+            && !side.place.is_same_server(&self.place)
     }
 }
 
@@ -80,8 +86,18 @@ pub(super) async fn open_first(
         };
         match connected {
             Some(Ok(())) => {
-                let side = Side { line: 1, place, bus: begun.bus };
-                return Ok((First { side, events: begun.events }, live));
+                let side = Side {
+                    line: 1,
+                    place,
+                    bus: begun.bus,
+                };
+                return Ok((
+                    First {
+                        side,
+                        events: begun.events,
+                    },
+                    live,
+                ));
             }
             Some(Err(error)) => {
                 begun.bus.close().await;
@@ -101,8 +117,17 @@ pub(super) struct Mover {
 }
 
 impl Mover {
-    pub(super) fn new(shared: Arc<Shared>, live: watch::Receiver<Arc<Live>>, hand: mpsc::UnboundedSender<Hand>) -> Self {
-        Self { shared, live, hand, lines: 1 }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        live: watch::Receiver<Arc<Live>>,
+        hand: mpsc::UnboundedSender<Hand>,
+    ) -> Self {
+        Self {
+            shared,
+            live,
+            hand,
+            lines: 1,
+        }
     }
 
     /// Leases a number for a bus that is connected, and opens the server before if that does not take long.
@@ -114,9 +139,15 @@ impl Mover {
         let current = shared.current().bus;
         let wanted = Wanted::of(&self.live.borrow(), &shared.fixed);
         // Instances that are on the server before alone have the first numbers of all.
-        let first = if wanted.previous.is_some() { ids.worker_base + rand::random_range(0..ids.worker_count) } else { ids.worker_base };
+        let first = if wanted.previous.is_some() {
+            ids.worker_base + rand::random_range(0..ids.worker_count)
+        } else {
+            ids.worker_base
+        };
         let started = async {
-            shared.worker.store(current.acquire(None, &ids, first).await, Ordering::Release);
+            shared
+                .worker
+                .store(current.acquire(None, &ids, first).await, Ordering::Release);
             current.beat().await;
             if let Some(place) = &wanted.previous {
                 shared.progress.lock().previous = Some(place.nodes.clone());
@@ -181,7 +212,12 @@ impl Mover {
                     "failed"
                 }
             };
-            shared.setup.metrics.bus_moves.get_or_create(&Metrics::kind(kind)).inc();
+            shared
+                .setup
+                .metrics
+                .bus_moves
+                .get_or_create(&Metrics::kind(kind))
+                .inc();
             if kind == "failed" {
                 return false;
             }
@@ -197,10 +233,14 @@ impl Mover {
         let config = wanted.place.in_place_of(&shared.fixed);
         let current = shared.current();
         if current.place.is_same_server(&wanted.place) {
-            self.log_in_otherwise(&current, &wanted.place, &config).await?;
+            self.log_in_otherwise(&current, &wanted.place, &config)
+                .await?;
             return Ok("login");
         }
-        if let Some(previous) = shared.previous().filter(|previous| previous.place.is_same_server(&wanted.place)) {
+        if let Some(previous) = shared
+            .previous()
+            .filter(|previous| previous.place.is_same_server(&wanted.place))
+        {
             if previous.place != wanted.place {
                 previous.bus.log_in(&config).await?;
             }
@@ -213,7 +253,8 @@ impl Mover {
             Ok(()) = newer.changed() => return Err(superseded()),
         };
         if probed && current.place.prefix == wanted.place.prefix {
-            self.log_in_otherwise(&current, &wanted.place, &config).await?;
+            self.log_in_otherwise(&current, &wanted.place, &config)
+                .await?;
             return Ok("login");
         }
         self.go_over(wanted, &config, current).await?;
@@ -221,7 +262,12 @@ impl Mover {
     }
 
     /// The same server by another login, or by another name.
-    async fn log_in_otherwise(&self, current: &Side, place: &BusPlace, config: &config::Bus) -> Result<(), BusError> {
+    async fn log_in_otherwise(
+        &self,
+        current: &Side,
+        place: &BusPlace,
+        config: &config::Bus,
+    ) -> Result<(), BusError> {
         current.bus.log_in(config).await?;
         let mut route = self.shared.route.lock();
         if route.current.line == current.line {
@@ -243,7 +289,13 @@ impl Mover {
         }
         write_known(&previous.bus, (shared.known)()).await?;
         let mut route = shared.route.lock();
-        let old = std::mem::replace(&mut route.current, Side { place: place.clone(), ..previous });
+        let old = std::mem::replace(
+            &mut route.current,
+            Side {
+                place: place.clone(),
+                ..previous
+            },
+        );
         old.bus.show(false);
         route.current.bus.show(true);
         tracing::info!(nodes = ?place.nodes, previous = ?old.place.nodes, "went over to the other Redis");
@@ -252,17 +304,27 @@ impl Mover {
     }
 
     /// Opens the server that is wanted beside the one in use, and goes over.
-    async fn go_over(&mut self, wanted: &Wanted, config: &config::Bus, old: Side) -> Result<(), BusError> {
+    async fn go_over(
+        &mut self,
+        wanted: &Wanted,
+        config: &config::Bus,
+        old: Side,
+    ) -> Result<(), BusError> {
         let shared = self.shared.clone();
         let known: HashSet<Revocation> = (shared.known)().into_iter().collect();
         let mut begun = self.begin(config)?;
         let bus = begun.bus.clone();
         let mut newer = self.live.clone();
-        let also = wanted.keeps(&old).then(|| old.bus.clone()).filter(|bus| bus.is_up());
+        let also = wanted
+            .keeps(&old)
+            .then(|| old.bus.clone())
+            .filter(|bus| bus.is_up());
         let opening = async {
             begun.connected().await?;
             write_known(&bus, known.iter().cloned()).await?;
-            let number = bus.acquire(also.as_deref(), &shared.setup.ids, shared.worker()).await;
+            let number = bus
+                .acquire(also.as_deref(), &shared.setup.ids, shared.worker())
+                .await;
             bus.beat().await;
             Ok(number)
         };
@@ -286,7 +348,11 @@ impl Mover {
         let side = self.attach(begun, &wanted.place);
         let left = shared.worker.swap(number, Ordering::AcqRel);
         if let Some(also) = also.filter(|_| left != number) {
-            tracing::info!(worker = number, before = left, "the worker number was not free there: another one is used");
+            tracing::info!(
+                worker = number,
+                before = left,
+                "the worker number was not free there: another one is used"
+            );
             also.give_up(left).await;
         }
         let dropped = {
@@ -297,15 +363,23 @@ impl Mover {
             side.bus.show(true);
             old.bus.show(false);
             route.opening = None;
-            let (current, before) = (std::mem::replace(&mut route.current, side.clone()), route.previous.take());
-            let (kept, dropped): (Vec<Side>, Vec<Side>) =
-                [Some(current), before].into_iter().flatten().partition(|side| wanted.keeps(side));
+            let (current, before) = (
+                std::mem::replace(&mut route.current, side.clone()),
+                route.previous.take(),
+            );
+            let (kept, dropped): (Vec<Side>, Vec<Side>) = [Some(current), before]
+                .into_iter()
+                .flatten()
+                .partition(|side| wanted.keeps(side));
             route.previous = kept.into_iter().next();
             dropped
         };
         tracing::info!(nodes = ?side.place.nodes, previous = ?old.place.nodes, "went over to another Redis");
         // Those that were made meanwhile went to the one before alone.
-        let late: Vec<Revocation> = (shared.known)().into_iter().filter(|revocation| !known.contains(revocation)).collect();
+        let late: Vec<Revocation> = (shared.known)()
+            .into_iter()
+            .filter(|revocation| !known.contains(revocation))
+            .collect();
         if let Err(error) = write_known(&side.bus, late).await {
             tracing::warn!(%error, "revocations that were made during the move are not stored");
         }
@@ -322,8 +396,15 @@ impl Mover {
         shared.progress.lock().previous = wanted.previous.as_ref().map(|place| place.nodes.clone());
         let superfluous = {
             let mut route = shared.route.lock();
-            let is_superfluous = route.previous.as_ref().is_some_and(|side| !wanted.keeps(side));
-            if is_superfluous { route.previous.take() } else { None }
+            let is_superfluous = route
+                .previous
+                .as_ref()
+                .is_some_and(|side| !wanted.keeps(side));
+            if is_superfluous {
+                route.previous.take()
+            } else {
+                None
+            }
         };
         if let Some(side) = superfluous {
             self.leave(side.clone()).await;
@@ -332,15 +413,26 @@ impl Mover {
         let done = match (&wanted.previous, shared.previous()) {
             (None, _) => Ok(()),
             (Some(place), Some(side)) if side.place == *place => Ok(()),
-            (Some(place), Some(side)) => side.bus.log_in(&place.in_place_of(&shared.fixed)).await.map(|()| {
-                if let Some(previous) = &mut shared.route.lock().previous {
-                    previous.place = place.clone();
-                }
-            }),
+            (Some(place), Some(side)) => side
+                .bus
+                .log_in(&place.in_place_of(&shared.fixed))
+                .await
+                .map(|()| {
+                    if let Some(previous) = &mut shared.route.lock().previous {
+                        previous.place = place.clone();
+                    }
+                }),
             (Some(place), None) if place.is_same_server(&wanted.place) => Ok(()),
-            (Some(place), None) => self.open_previous(place).await.map(|()| self.tell(BusEvent::Resync(MOVED))),
+            (Some(place), None) => self
+                .open_previous(place)
+                .await
+                .map(|()| self.tell(BusEvent::Resync(MOVED))),
         };
-        shared.setup.metrics.bus_bridged.set(i64::from(shared.previous().is_some()));
+        shared
+            .setup
+            .metrics
+            .bus_bridged
+            .set(i64::from(shared.previous().is_some()));
         if let (Err(error), Some(place)) = (&done, &wanted.previous) {
             tracing::warn!(%error, nodes = ?place.nodes, "the previous Redis cannot be connected to");
         }
@@ -358,7 +450,9 @@ impl Mover {
             Ok(()) = newer.changed() => return Err(superseded()),
         };
         if probed && place.prefix == current.place.prefix {
-            return Err(BusError::Misconfigured("bus_previous is the server in use under another name".into()));
+            return Err(BusError::Misconfigured(
+                "bus_previous is the server in use under another name".into(),
+            ));
         }
         let mut begun = self.begin(&config)?;
         let bus = begun.bus.clone();
@@ -414,7 +508,11 @@ impl Mover {
     fn attach(&mut self, begun: Begun, place: &BusPlace) -> Side {
         self.lines += 1;
         let _ = self.hand.send(Hand::Line(self.lines, begun.events));
-        Side { line: self.lines, place: place.clone(), bus: begun.bus }
+        Side {
+            line: self.lines,
+            place: place.clone(),
+            bus: begun.bus,
+        }
     }
 
     fn tell(&self, event: BusEvent) {
@@ -437,7 +535,11 @@ impl Mover {
         let number = bus.acquire(also, ids, wanted).await;
         let left = self.shared.worker.swap(number, Ordering::AcqRel);
         if left != number {
-            tracing::info!(worker = number, before = left, "the worker number was not free on both servers: another one is used");
+            tracing::info!(
+                worker = number,
+                before = left,
+                "the worker number was not free on both servers: another one is used"
+            );
             for bus in std::iter::once(bus).chain(also) {
                 bus.give_up(left).await;
             }
@@ -451,11 +553,16 @@ impl Mover {
         let number = self.shared.worker();
         let looking = async {
             let is_held = previous.number() == Some(number) || !previous.is_up();
-            if previous.is_number_anothers() || (!is_held && matches!(previous.hold(number).await, Ok(false))) {
+            if previous.is_number_anothers()
+                || (!is_held && matches!(previous.hold(number).await, Ok(false)))
+            {
                 self.number_anew(&current, Some(&previous)).await;
             }
         };
-        if tokio::time::timeout(open_limit(&self.shared.fixed), looking).await.is_err() {
+        if tokio::time::timeout(open_limit(&self.shared.fixed), looking)
+            .await
+            .is_err()
+        {
             tracing::warn!("no worker number could be leased on both servers yet");
         }
     }
@@ -470,9 +577,13 @@ fn open_limit(config: &config::Bus) -> Duration {
     Duration::from_millis(10 * config.command_timeout_ms.max(1))
 }
 
-async fn write_known(bus: &RedisBus, known: impl IntoIterator<Item = Revocation>) -> Result<(), BusError> {
-    let mut writes =
-        stream::iter(known).map(|revocation| async move { bus.store_revocation(&revocation).await }).buffer_unordered(WRITES_AT_ONCE);
+async fn write_known(
+    bus: &RedisBus,
+    known: impl IntoIterator<Item = Revocation>,
+) -> Result<(), BusError> {
+    let mut writes = stream::iter(known)
+        .map(|revocation| async move { bus.store_revocation(&revocation).await })
+        .buffer_unordered(WRITES_AT_ONCE);
     while let Some(written) = writes.next().await {
         match written {
             // As many as are ever kept are there.

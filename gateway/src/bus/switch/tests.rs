@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::conformance::{self, count, numbered};
 use crate::bus::redis::lab::{self, LIMIT, Server};
-use crate::bus::{Ask, Bus, BusEvent, BusFacts, Hearing, Interest, Opened, Parts, Reply, Revocation, open};
+use crate::bus::{
+    Ask, Bus, BusEvent, BusFacts, Hearing, Interest, Opened, Parts, Reply, Revocation, open,
+};
 use crate::clock::{Clock, FixedClock, SystemClock};
 use crate::config::{BusMode, BusPlace, Config, Live, SecretFile};
 use crate::delivery::{Destination, Dispatch};
@@ -24,10 +26,19 @@ fn place(server: &Server) -> BusPlace {
 }
 
 fn live(bus: Option<BusPlace>, previous: Option<BusPlace>) -> Arc<Live> {
-    Arc::new(Live { bus, bus_previous: previous, ..Live::defaults() })
+    Arc::new(Live {
+        bus,
+        bus_previous: previous,
+        ..Live::defaults()
+    })
 }
 
-fn parts(server: &Server, name: &str, live: watch::Receiver<Arc<Live>>, clock: Arc<dyn Clock>) -> Parts {
+fn parts(
+    server: &Server,
+    name: &str,
+    live: watch::Receiver<Arc<Live>>,
+    clock: Arc<dyn Clock>,
+) -> Parts {
     let mut config = Config::for_tests();
     config.bus = place(server).in_place_of(&config.bus);
     (config.bus.command_timeout_ms, config.bus.request_timeout_ms) = (2000, 1000);
@@ -58,21 +69,44 @@ impl Instance {
         Self::knowing(fixed, name, at_first, Vec::new()).await
     }
 
-    async fn knowing(fixed: &Server, name: &str, at_first: Arc<Live>, known: Vec<Revocation>) -> Self {
+    async fn knowing(
+        fixed: &Server,
+        name: &str,
+        at_first: Arc<Live>,
+        known: Vec<Revocation>,
+    ) -> Self {
         let (tell, told) = watch::channel(at_first);
-        let parts = Parts { known: Arc::new(move || known.clone()), ..parts(fixed, name, told, Arc::new(SystemClock)) };
-        let Opened { bus, mut events, worker } = timeout(LIMIT, open(parts)).await.expect("opens in time").unwrap();
+        let parts = Parts {
+            known: Arc::new(move || known.clone()),
+            ..parts(fixed, name, told, Arc::new(SystemClock))
+        };
+        let Opened {
+            bus,
+            mut events,
+            worker,
+        } = timeout(LIMIT, open(parts))
+            .await
+            .expect("opens in time")
+            .unwrap();
         // Taken as an instance does, whenever the test looks.
         let (taken, waiting) = tokio::sync::mpsc::unbounded_channel();
         tokio::spawn(async move {
             let mut heard = Vec::new();
-            while events.next(&mut heard).await && heard.drain(..).all(|event| taken.send(event).is_ok()) {}
+            while events.next(&mut heard).await
+                && heard.drain(..).all(|event| taken.send(event).is_ok())
+            {}
         });
-        Self { bus, events: waiting, worker, live: tell }
+        Self {
+            bus,
+            events: waiting,
+            worker,
+            live: tell,
+        }
     }
 
     fn set(&self, bus: &BusPlace, previous: Option<&BusPlace>) {
-        self.live.send_replace(live(Some(bus.clone()), previous.cloned()));
+        self.live
+            .send_replace(live(Some(bus.clone()), previous.cloned()));
     }
 
     /// Has it go over and waits until it has.
@@ -80,14 +114,22 @@ impl Instance {
         self.set(bus, previous);
         eventually("it is in place", async || {
             let facts = self.bus.facts();
-            let told = facts.previous.as_ref().map(|told| (told.nodes.as_slice(), told.hearing));
-            facts.nodes == bus.nodes && !facts.moving && told == previous.map(|place| (place.nodes.as_slice(), true))
+            let told = facts
+                .previous
+                .as_ref()
+                .map(|told| (told.nodes.as_slice(), told.hearing));
+            facts.nodes == bus.nodes
+                && !facts.moving
+                && told == previous.map(|place| (place.nodes.as_slice(), true))
         })
         .await;
     }
 
     async fn hear(&self, interests: &[Interest]) {
-        timeout(LIMIT, self.bus.hear(interests.to_vec())).await.unwrap().unwrap();
+        timeout(LIMIT, self.bus.hear(interests.to_vec()))
+            .await
+            .unwrap()
+            .unwrap();
     }
 
     async fn publish(&self, n: usize) {
@@ -95,7 +137,10 @@ impl Instance {
     }
 
     async fn event(&mut self) -> BusEvent {
-        timeout(LIMIT, self.events.recv()).await.expect("an event in time").expect("the bus is open")
+        timeout(LIMIT, self.events.recv())
+            .await
+            .expect("an event in time")
+            .expect("the bus is open")
     }
 
     async fn number(&mut self) -> usize {
@@ -133,11 +178,20 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 
 /// What an outside service publishes.
 fn emit(server: &Server, n: usize) {
-    server.cli(&["PUBLISH", "ws:room:r", &format!("{{\"serverId\":\"emitter\",\"event\":\"e\",\"data\":{n}}}")]);
+    server.cli(&[
+        "PUBLISH",
+        "ws:room:r",
+        &format!("{{\"serverId\":\"emitter\",\"event\":\"e\",\"data\":{n}}}"),
+    ]);
 }
 
 fn subscribers(server: &Server) -> String {
-    server.cli(&["PUBSUB", "NUMSUB", "ws:room:r"]).lines().last().unwrap_or_default().to_owned()
+    server
+        .cli(&["PUBSUB", "NUMSUB", "ws:room:r"])
+        .lines()
+        .last()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -149,21 +203,36 @@ async fn the_switch_keeps_the_contract_of_every_bus_with_one_server_and_with_two
     for at_first in [live(None, None), live(Some(place(&new)), Some(place(&old)))] {
         let clock = FixedClock::new(SystemClock.now());
         let (_tell, told) = watch::channel(at_first.clone());
-        let opened = open(parts(&old, "one", told, Arc::new(clock.clone()))).await.unwrap();
-        assert_eq!(opened.bus.facts().previous.is_some_and(|previous| previous.hearing), at_first.bus_previous.is_some());
+        let opened = open(parts(&old, "one", told, Arc::new(clock.clone())))
+            .await
+            .unwrap();
+        assert_eq!(
+            opened
+                .bus
+                .facts()
+                .previous
+                .is_some_and(|previous| previous.hearing),
+            at_first.bus_previous.is_some()
+        );
         assert!(at_first.bus.is_some() || opened.worker.load(Ordering::Acquire) == 9);
         conformance::alone(opened, &clock).await;
         for server in [&old, &new] {
             let keys = server.cli(&["KEYS", "*"]);
-            assert!(matches!(keys.as_str(), "" | "signal:revocations"), "leases and entries among the live are given up: {keys}");
+            assert!(
+                matches!(keys.as_str(), "" | "signal:revocations"),
+                "leases and entries among the live are given up: {keys}"
+            );
             server.cli(&["FLUSHALL"]);
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn instances_go_over_one_after_the_other_while_messages_flow_and_none_is_lost_doubled_or_late() {
-    if !lab::available("instances_go_over_one_after_the_other_while_messages_flow_and_none_is_lost_doubled_or_late") {
+async fn instances_go_over_one_after_the_other_while_messages_flow_and_none_is_lost_doubled_or_late()
+ {
+    if !lab::available(
+        "instances_go_over_one_after_the_other_while_messages_flow_and_none_is_lost_doubled_or_late",
+    ) {
         return;
     }
     let (old, new) = (Server::start(&[]), Server::start(&[]));
@@ -175,13 +244,18 @@ async fn instances_go_over_one_after_the_other_while_messages_flow_and_none_is_l
     let workers = (a.worker(), b.worker());
     // Taken as they come.
     let taking = |instance: &mut Instance| {
-        let mut events = std::mem::replace(&mut instance.events, tokio::sync::mpsc::unbounded_channel().1);
+        let mut events = std::mem::replace(
+            &mut instance.events,
+            tokio::sync::mpsc::unbounded_channel().1,
+        );
         tokio::spawn(async move {
             let mut taken = Vec::new();
             while let Some(event) = events.recv().await {
                 match event {
                     BusEvent::Dispatch(dispatch) if &*dispatch.event == "end" => break,
-                    BusEvent::Dispatch(dispatch) => taken.push(dispatch.data.get().parse::<usize>().unwrap()),
+                    BusEvent::Dispatch(dispatch) => {
+                        taken.push(dispatch.data.get().parse::<usize>().unwrap())
+                    }
                     other => panic!("not a dispatch: {other:?}"),
                 }
             }
@@ -192,11 +266,19 @@ async fn instances_go_over_one_after_the_other_while_messages_flow_and_none_is_l
     let stop = CancellationToken::new();
     let sending = [&a, &b].map(|instance| count(&instance.bus, room(), &stop));
     // There, back at once, and there again; then without the one before.
-    for (bus, previous) in [(&there, Some(&here)), (&here, Some(&there)), (&there, Some(&here))] {
+    for (bus, previous) in [
+        (&there, Some(&here)),
+        (&here, Some(&there)),
+        (&there, Some(&here)),
+    ] {
         a.go(bus, previous).await;
         b.go(bus, previous).await;
     }
-    assert_eq!((a.worker(), b.worker()), workers, "the numbers were free there");
+    assert_eq!(
+        (a.worker(), b.worker()),
+        workers,
+        "the numbers were free there"
+    );
     a.go(&there, None).await;
     b.go(&there, None).await;
     // Everything goes by the new one alone.
@@ -208,14 +290,25 @@ async fn instances_go_over_one_after_the_other_while_messages_flow_and_none_is_l
         sent.push(task.await.unwrap());
     }
     assert!(sent.iter().all(|sent| *sent > 100), "{sent:?}");
-    let end = Dispatch { event: "end".into(), ..numbered(room(), 0) };
+    let end = Dispatch {
+        event: "end".into(),
+        ..numbered(room(), 0)
+    };
     for (sender, taken, sent) in [(&a, taken_by_b, sent[0]), (&b, taken_by_a, sent[1])] {
         sender.bus.publish(&end).await.unwrap();
         let taken = timeout(LIMIT, taken).await.unwrap().unwrap();
-        let first_wrong = taken.iter().copied().zip(0..).find(|(got, want)| got != want);
+        let first_wrong = taken
+            .iter()
+            .copied()
+            .zip(0..)
+            .find(|(got, want)| got != want);
         assert_eq!((first_wrong, taken.len()), (None, sent));
     }
-    assert_eq!(old.cli(&["KEYS", "*"]), "", "what is held there is given up");
+    assert_eq!(
+        old.cli(&["KEYS", "*"]),
+        "",
+        "what is held there is given up"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -236,7 +329,10 @@ async fn an_emitter_is_heard_once_on_either_server_while_there_are_two() {
         assert_eq!((a.number().await, b.number().await), (n, n));
     }
     a.bus.unhear(vec![room()]);
-    eventually("b alone hears", async || subscribers(&old) == "1" && subscribers(&new) == "1").await;
+    eventually("b alone hears", async || {
+        subscribers(&old) == "1" && subscribers(&new) == "1"
+    })
+    .await;
     emit(&old, 7);
     assert_eq!(b.number().await, 7);
     a.nothing_waits();
@@ -259,8 +355,14 @@ async fn a_server_that_cannot_be_reached_leaves_the_one_in_use_until_it_can() {
     b.publish(1).await;
     assert_eq!((a.number().await, a.bus.hearing()), (1, Hearing::Good));
     new.run();
-    eventually("it has gone over", async || a.facts().nodes == [new.address()]).await;
-    eventually("nothing is wrong any more", async || a.facts().error.is_none()).await;
+    eventually("it has gone over", async || {
+        a.facts().nodes == [new.address()]
+    })
+    .await;
+    eventually("nothing is wrong any more", async || {
+        a.facts().error.is_none()
+    })
+    .await;
     b.publish(2).await;
     assert_eq!(a.number().await, 2);
     // Taken back before it could be done: nothing is left of it.
@@ -270,7 +372,9 @@ async fn a_server_that_cannot_be_reached_leaves_the_one_in_use_until_it_can() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_previous_server_that_dies_harms_nothing_and_is_left_when_the_file_says_so() {
-    if !lab::available("a_previous_server_that_dies_harms_nothing_and_is_left_when_the_file_says_so") {
+    if !lab::available(
+        "a_previous_server_that_dies_harms_nothing_and_is_left_when_the_file_says_so",
+    ) {
         return;
     }
     let (mut old, new) = (Server::start(&[]), Server::start(&[]));
@@ -281,18 +385,28 @@ async fn a_previous_server_that_dies_harms_nothing_and_is_left_when_the_file_say
         instance.go(&place(&new), Some(&place(&old))).await;
     }
     old.kill();
-    eventually("it is known", async || a.facts().previous.is_some_and(|previous| !previous.hearing)).await;
+    eventually("it is known", async || {
+        a.facts().previous.is_some_and(|previous| !previous.hearing)
+    })
+    .await;
     for n in 0..100 {
         let began = Instant::now();
         b.publish(n).await;
         assert_eq!(a.number().await, n);
         assert!(began.elapsed() < Duration::from_secs(1));
     }
-    assert_eq!((a.bus.hearing(), a.bus.lease_lapsed()), (Hearing::Good, false));
+    assert_eq!(
+        (a.bus.hearing(), a.bus.lease_lapsed()),
+        (Hearing::Good, false)
+    );
     a.hear(&[Interest::User("late".into())]).await;
-    let question = Ask::Holds { client: "A".parse().unwrap() };
+    let question = Ask::Holds {
+        client: "A".parse().unwrap(),
+    };
     let (answers, ()) = tokio::join!(b.bus.ask(&question), async {
-        let BusEvent::Asked(_, reply) = a.event().await else { panic!("not asked") };
+        let BusEvent::Asked(_, reply) = a.event().await else {
+            panic!("not asked")
+        };
         reply.send(Reply::Count { count: 0 }).unwrap();
     });
     assert_eq!(answers.unwrap().replies.len(), 1);
@@ -312,15 +426,23 @@ async fn who_is_on_the_old_server_alone_is_asked_there_and_who_is_on_both_once()
     for instance in [&a, &b] {
         instance.go(&place(&new), Some(&place(&old))).await;
     }
-    let question = Ask::Holds { client: "4bC".parse().unwrap() };
+    let question = Ask::Holds {
+        client: "4bC".parse().unwrap(),
+    };
     let (answers, ()) = tokio::join!(a.bus.ask(&question), async {
         for instance in [&mut b, &mut c] {
-            let BusEvent::Asked(_, reply) = instance.event().await else { panic!("not asked") };
+            let BusEvent::Asked(_, reply) = instance.event().await else {
+                panic!("not asked")
+            };
             reply.send(Reply::Count { count: 1 }).unwrap();
         }
     });
     let answers = answers.unwrap();
-    let mut names: Vec<&str> = answers.replies.iter().map(|(name, _)| name.as_str()).collect();
+    let mut names: Vec<&str> = answers
+        .replies
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
     names.sort_unstable();
     assert_eq!((names, answers.missing.len()), (vec!["b", "c"], 0));
     b.nothing_waits();
@@ -337,26 +459,42 @@ async fn worker_numbers_are_never_shared_while_instances_are_on_different_server
     let b = Instance::start(&old, "b", live(None, None)).await;
     assert_eq!(a.worker(), 9);
     // Somebody has a's number there.
-    let taken = |server: &Server, number: u16| server.cli(&["SET", &format!("signal:worker:{number}"), "somebody else"]);
+    let taken = |server: &Server, number: u16| {
+        server.cli(&["SET", &format!("signal:worker:{number}"), "somebody else"])
+    };
     taken(&new, 9);
     let fresh = Instance::start(&old, "fresh", live(Some(place(&new)), Some(place(&old)))).await;
     a.go(&place(&new), Some(&place(&old))).await;
     let numbers = [a.worker(), b.worker(), fresh.worker()];
-    assert!(a.worker() != 9 && numbers[0] != numbers[1] && numbers[1] != numbers[2] && numbers[0] != numbers[2], "{numbers:?}");
+    assert!(
+        a.worker() != 9
+            && numbers[0] != numbers[1]
+            && numbers[1] != numbers[2]
+            && numbers[0] != numbers[2],
+        "{numbers:?}"
+    );
     for server in [&old, &new] {
         for instance in [&a, &fresh] {
             let holder = server.cli(&["GET", &format!("signal:worker:{}", instance.worker())]);
             assert!(holder.len() == 32, "both servers know: {holder}");
         }
     }
-    assert_eq!(old.cli(&["EXISTS", "signal:worker:9"]), "0", "the number before is given up");
+    assert_eq!(
+        old.cli(&["EXISTS", "signal:worker:9"]),
+        "0",
+        "the number before is given up"
+    );
     // The old one says late that a number is another's.
     taken(&old, fresh.worker());
     let before = fresh.worker();
     fresh.go(&place(&new), None).await;
     fresh.go(&place(&new), Some(&place(&old))).await;
     assert_ne!(fresh.worker(), before);
-    assert_eq!(old.cli(&["GET", &format!("signal:worker:{}", fresh.worker())]).len(), 32);
+    assert_eq!(
+        old.cli(&["GET", &format!("signal:worker:{}", fresh.worker())])
+            .len(),
+        32
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -366,30 +504,55 @@ async fn revocations_come_along_and_those_that_are_there_are_told() {
     }
     let (old, new) = (Server::start(&[]), Server::start(&[]));
     let until_ms = SystemClock.now_ms() + 60_000;
-    let of = |user: &str| Revocation { user_id: Some(user.into()), jti: None, issued_before_ms: 1, until_ms };
+    let of = |user: &str| Revocation {
+        user_id: Some(user.into()),
+        jti: None,
+        issued_before_ms: 1,
+        until_ms,
+    };
     let there = Instance::start(&new, "there", live(None, None)).await;
-    there.bus.store_revocation(&of("stored there")).await.unwrap();
+    there
+        .bus
+        .store_revocation(&of("stored there"))
+        .await
+        .unwrap();
     let mut a = Instance::knowing(&old, "a", live(None, None), vec![of("known")]).await;
     a.go(&place(&new), Some(&place(&old))).await;
-    let BusEvent::Revocations(mut told) = a.event().await else { panic!("no revocations") };
+    let BusEvent::Revocations(mut told) = a.event().await else {
+        panic!("no revocations")
+    };
     told.sort_by_key(|revocation| revocation.user_id.clone());
     assert_eq!(told, [of("known"), of("stored there")]);
     assert_eq!(there.bus.revocations().await.unwrap().len(), 2);
     a.bus.store_revocation(&of("made between")).await.unwrap();
     let late = Instance::start(&old, "late", live(None, None)).await;
-    assert_eq!(late.bus.revocations().await.unwrap(), [of("made between")], "both have it");
+    assert_eq!(
+        late.bus.revocations().await.unwrap(),
+        [of("made between")],
+        "both have it"
+    );
     late.bus.store_revocation(&of("old alone")).await.unwrap();
     assert_eq!(a.bus.revocations().await.unwrap().len(), 4, "both are read");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_login_or_another_name_of_the_same_server_is_taken_up_without_a_gap() {
-    if !lab::available("another_login_or_another_name_of_the_same_server_is_taken_up_without_a_gap") {
+    if !lab::available("another_login_or_another_name_of_the_same_server_is_taken_up_without_a_gap")
+    {
         return;
     }
     let server = Server::start(&[]);
     for (user, password) in [("one", "first"), ("two", "second")] {
-        server.cli(&["ACL", "SETUSER", user, "on", &format!(">{password}"), "+@all", "~*", "&*"]);
+        server.cli(&[
+            "ACL",
+            "SETUSER",
+            user,
+            "on",
+            &format!(">{password}"),
+            "+@all",
+            "~*",
+            "&*",
+        ]);
         std::fs::write(server.dir.path().join(password), password).unwrap();
     }
     let by = |user: &str, password: &str| BusPlace {
@@ -402,16 +565,23 @@ async fn another_login_or_another_name_of_the_same_server_is_taken_up_without_a_
     a.hear(&[room()]).await;
     let users = || {
         let clients = server.cli(&["CLIENT", "LIST"]);
-        ["user=one ", "user=two "].map(|user| clients.lines().filter(|line| line.contains(user)).count())
+        ["user=one ", "user=two "]
+            .map(|user| clients.lines().filter(|line| line.contains(user)).count())
     };
     assert_eq!(users(), [2, 0]);
     let stop = CancellationToken::new();
     let sending = count(&b.bus, room(), &stop);
     a.set(&by("two", "first"), None);
-    eventually("a wrong password is told", async || a.facts().error.is_some()).await;
+    eventually("a wrong password is told", async || {
+        a.facts().error.is_some()
+    })
+    .await;
     assert_eq!(users(), [2, 0], "and changes nothing");
     a.set(&by("two", "second"), None);
-    eventually("all connections are the other user's", async || users() == [0, 2]).await;
+    eventually("all connections are the other user's", async || {
+        users() == [0, 2]
+    })
+    .await;
     assert!(a.facts().error.is_none() && !a.facts().moving);
     stop.cancel();
     let sent = sending.await.unwrap();
@@ -420,7 +590,10 @@ async fn another_login_or_another_name_of_the_same_server_is_taken_up_without_a_
     }
     a.nothing_waits();
     // By another name: nothing is heard twice.
-    let named = BusPlace { nodes: vec![format!("localhost:{}", server.port)], ..by("two", "second") };
+    let named = BusPlace {
+        nodes: vec![format!("localhost:{}", server.port)],
+        ..by("two", "second")
+    };
     a.set(&named, Some(&place(&server)));
     eventually("the name is used", async || a.facts().nodes == named.nodes).await;
     emit(&server, 1);
@@ -446,6 +619,9 @@ async fn a_start_follows_the_file_to_a_server_that_answers() {
     tell.send_replace(live(Some(place(&new)), Some(place(&dead))));
     let opened = timeout(LIMIT, opening).await.unwrap().unwrap().unwrap();
     let facts = opened.bus.facts();
-    assert_eq!((facts.nodes, facts.previous.map(|previous| previous.hearing)), (vec![new.address()], Some(false)));
+    assert_eq!(
+        (facts.nodes, facts.previous.map(|previous| previous.hearing)),
+        (vec![new.address()], Some(false))
+    );
     opened.bus.close().await;
 }

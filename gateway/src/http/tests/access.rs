@@ -12,14 +12,49 @@ fn guarded() -> Vec<(Method, &'static str, Option<Value>, u16)> {
         (Method::GET, "/socket/websocket/clients", None, 200),
         (Method::GET, "/socket/websocket/clients/abc", None, 404),
         (Method::DELETE, "/socket/websocket/clients/abc", None, 404),
-        (Method::DELETE, "/socket/websocket/users/17/clients", None, 200),
-        (Method::POST, "/socket/websocket/revocations", Some(json!({"userId": "99"})), 200),
-        (Method::POST, "/socket/websocket/clients/abc/messages", message(), 404),
-        (Method::POST, "/socket/websocket/users/17/messages", message(), 202),
-        (Method::POST, "/socket/websocket/rooms/lobby/messages", message(), 202),
+        (
+            Method::DELETE,
+            "/socket/websocket/users/17/clients",
+            None,
+            200,
+        ),
+        (
+            Method::POST,
+            "/socket/websocket/revocations",
+            Some(json!({"userId": "99"})),
+            200,
+        ),
+        (
+            Method::POST,
+            "/socket/websocket/clients/abc/messages",
+            message(),
+            404,
+        ),
+        (
+            Method::POST,
+            "/socket/websocket/users/17/messages",
+            message(),
+            202,
+        ),
+        (
+            Method::POST,
+            "/socket/websocket/rooms/lobby/messages",
+            message(),
+            202,
+        ),
         (Method::POST, "/socket/websocket/broadcast", message(), 202),
-        (Method::POST, "/socket/websocket/clients/abc/rooms", rooms(), 404),
-        (Method::DELETE, "/socket/websocket/clients/abc/rooms", rooms(), 404),
+        (
+            Method::POST,
+            "/socket/websocket/clients/abc/rooms",
+            rooms(),
+            404,
+        ),
+        (
+            Method::DELETE,
+            "/socket/websocket/clients/abc/rooms",
+            rooms(),
+            404,
+        ),
     ]
 }
 
@@ -28,9 +63,19 @@ fn own() -> Vec<(Method, &'static str, Option<Value>, u16)> {
         (Method::GET, "/notifications", None, 200),
         (Method::GET, "/notifications/unread-count", None, 200),
         (Method::GET, "/notifications/abc", None, 404),
-        (Method::PATCH, "/notifications/abc", Some(json!({"isRead": true})), 404),
+        (
+            Method::PATCH,
+            "/notifications/abc",
+            Some(json!({"isRead": true})),
+            404,
+        ),
         (Method::DELETE, "/notifications/abc", None, 404),
-        (Method::POST, "/notifications/read", Some(json!({"all": true})), 200),
+        (
+            Method::POST,
+            "/notifications/read",
+            Some(json!({"all": true})),
+            200,
+        ),
     ]
 }
 
@@ -45,11 +90,27 @@ fn with_body(call: Call, body: Option<&Value>) -> Call {
 async fn every_route_asks_who_before_anything_else() {
     let house = House::new().await;
     for (method, path, ..) in guarded().into_iter().chain(own()) {
-        let answer = house.send(Call::new(method.clone(), path).body("{")).await.problem(401, "credentials_missing");
-        assert_eq!(answer.all("www-authenticate"), ["Bearer realm=\"signal\"", "Basic realm=\"signal\", charset=\"UTF-8\""], "{path}");
-        let answer = house.send(Call::new(method, path).header("authorization", "Bearer nonsense")).await;
+        let answer = house
+            .send(Call::new(method.clone(), path).body("{"))
+            .await
+            .problem(401, "credentials_missing");
+        assert_eq!(
+            answer.all("www-authenticate"),
+            [
+                "Bearer realm=\"signal\"",
+                "Basic realm=\"signal\", charset=\"UTF-8\""
+            ],
+            "{path}"
+        );
+        let answer = house
+            .send(Call::new(method, path).header("authorization", "Bearer nonsense"))
+            .await;
         let answer = answer.problem(401, "credentials_refused");
-        assert_eq!(answer.all("www-authenticate"), ["Bearer realm=\"signal\", error=\"invalid_token\""], "{path}");
+        assert_eq!(
+            answer.all("www-authenticate"),
+            ["Bearer realm=\"signal\", error=\"invalid_token\""],
+            "{path}"
+        );
     }
 }
 
@@ -57,11 +118,25 @@ async fn every_route_asks_who_before_anything_else() {
 async fn client_management_needs_its_permission_and_takes_basic_users() {
     let house = House::new().await;
     for (method, path, body, status) in guarded() {
-        let denied = house.send(house.as_user("17", method.clone(), path).body("{")).await.problem(403, "forbidden");
-        assert_eq!(denied.header("www-authenticate"), "Bearer realm=\"signal\", error=\"insufficient_scope\"");
-        for call in [house.call(method.clone(), path), Call::new(method.clone(), path).basic("ops", PASSWORD)] {
+        let denied = house
+            .send(house.as_user("17", method.clone(), path).body("{"))
+            .await
+            .problem(403, "forbidden");
+        assert_eq!(
+            denied.header("www-authenticate"),
+            "Bearer realm=\"signal\", error=\"insufficient_scope\""
+        );
+        for call in [
+            house.call(method.clone(), path),
+            Call::new(method.clone(), path).basic("ops", PASSWORD),
+        ] {
             let answer = house.send(with_body(call, body.as_ref())).await;
-            assert_eq!(answer.status.as_u16(), status, "{method} {path}: {}", answer.text);
+            assert_eq!(
+                answer.status.as_u16(),
+                status,
+                "{method} {path}: {}",
+                answer.text
+            );
         }
     }
 }
@@ -69,9 +144,18 @@ async fn client_management_needs_its_permission_and_takes_basic_users() {
 #[tokio::test]
 async fn one_permission_opens_one_door() {
     let house = House::new().await;
-    house.send(house.as_user("finder", Method::GET, "/socket/websocket/clients")).await.ok(200);
+    house
+        .send(house.as_user("finder", Method::GET, "/socket/websocket/clients"))
+        .await
+        .ok(200);
     for (method, path, body, _) in guarded().into_iter().skip(1) {
-        house.send(with_body(house.as_user("finder", method, path), body.as_ref())).await.problem(403, "forbidden");
+        house
+            .send(with_body(
+                house.as_user("finder", method, path),
+                body.as_ref(),
+            ))
+            .await
+            .problem(403, "forbidden");
     }
 }
 
@@ -79,9 +163,25 @@ async fn one_permission_opens_one_door() {
 async fn inboxes_are_for_tokens_and_basic_users_have_none() {
     let house = House::new().await;
     for (method, path, body, status) in own() {
-        let answer = house.send(with_body(house.as_user("17", method.clone(), path), body.as_ref())).await;
-        assert_eq!(answer.status.as_u16(), status, "{method} {path}: {}", answer.text);
-        house.send(with_body(Call::new(method, path).basic("ops", PASSWORD), body.as_ref())).await.problem(403, "no_inbox");
+        let answer = house
+            .send(with_body(
+                house.as_user("17", method.clone(), path),
+                body.as_ref(),
+            ))
+            .await;
+        assert_eq!(
+            answer.status.as_u16(),
+            status,
+            "{method} {path}: {}",
+            answer.text
+        );
+        house
+            .send(with_body(
+                Call::new(method, path).basic("ops", PASSWORD),
+                body.as_ref(),
+            ))
+            .await
+            .problem(403, "no_inbox");
     }
 }
 
@@ -89,23 +189,44 @@ async fn inboxes_are_for_tokens_and_basic_users_have_none() {
 async fn tokens_that_ended_or_were_revoked_or_are_for_others_are_refused() {
     let house = House::new().await;
     let now = super::fixture::NOW;
-    for changes in
-        [json!({"exp": now - 60}), json!({"aud": "billing"}), json!({"iss": "https://evil.example.com/"}), json!({"nbf": now + 300})]
-    {
+    for changes in [
+        json!({"exp": now - 60}),
+        json!({"aud": "billing"}),
+        json!({"iss": "https://evil.example.com/"}),
+        json!({"nbf": now + 300}),
+    ] {
         let token = house.token_with("17", changes.clone());
-        let call = Call::new(Method::GET, "/notifications").header("authorization", &format!("Bearer {token}"));
+        let call = Call::new(Method::GET, "/notifications")
+            .header("authorization", &format!("Bearer {token}"));
         assert_eq!(house.send(call).await.status, 401, "{changes}");
     }
-    house.send(house.as_user("17", Method::GET, "/notifications")).await.ok(200);
-    house.send(house.call(Method::POST, "/socket/websocket/revocations").json(&json!({"userId": "17"}))).await.ok(200);
-    house.send(house.as_user("17", Method::GET, "/notifications")).await.problem(401, "credentials_refused");
-    house.send(house.as_user("18", Method::GET, "/notifications")).await.ok(200);
+    house
+        .send(house.as_user("17", Method::GET, "/notifications"))
+        .await
+        .ok(200);
+    house
+        .send(
+            house
+                .call(Method::POST, "/socket/websocket/revocations")
+                .json(&json!({"userId": "17"})),
+        )
+        .await
+        .ok(200);
+    house
+        .send(house.as_user("17", Method::GET, "/notifications"))
+        .await
+        .problem(401, "credentials_refused");
+    house
+        .send(house.as_user("18", Method::GET, "/notifications"))
+        .await
+        .ok(200);
 }
 
 #[tokio::test]
 async fn keys_that_cannot_be_fetched_are_the_gateways_fault() {
     let house = House::new().await;
-    let call = Call::new(Method::GET, "/notifications").header("authorization", &house.bearer_of_absent_issuer());
+    let call = Call::new(Method::GET, "/notifications")
+        .header("authorization", &house.bearer_of_absent_issuer());
     let answer = house.send(call).await.problem(503, "keys_unavailable");
     assert_eq!(answer.header("retry-after"), "5");
     assert!(!answer.text.contains("127.0.0.1"), "{}", answer.text);
@@ -114,23 +235,46 @@ async fn keys_that_cannot_be_fetched_are_the_gateways_fault() {
 #[tokio::test]
 async fn credentials_that_contradict_each_other_are_no_credentials() {
     let house = House::new().await;
-    let call = house.call(Method::GET, "/socket/websocket/clients").basic("ops", PASSWORD);
+    let call = house
+        .call(Method::GET, "/socket/websocket/clients")
+        .basic("ops", PASSWORD);
     house.send(call).await.problem(400, "invalid_request");
-    for text in ["Bearer", "Bearer ", "Digest abc", "Basic", "Basic !!", "bearer a b c"] {
-        let answer = house.send(Call::new(Method::GET, "/notifications").header("authorization", text)).await;
+    for text in [
+        "Bearer",
+        "Bearer ",
+        "Digest abc",
+        "Basic",
+        "Basic !!",
+        "bearer a b c",
+    ] {
+        let answer = house
+            .send(Call::new(Method::GET, "/notifications").header("authorization", text))
+            .await;
         assert_eq!(answer.status, 401, "{text}");
         assert!(!answer.all("www-authenticate").is_empty(), "{text}");
     }
-    let in_query = format!("/notifications?access_token={}", house.token_with("17", json!({})));
-    house.send(Call::new(Method::GET, &in_query)).await.problem(401, "credentials_missing");
+    let in_query = format!(
+        "/notifications?access_token={}",
+        house.token_with("17", json!({}))
+    );
+    house
+        .send(Call::new(Method::GET, &in_query))
+        .await
+        .problem(401, "credentials_missing");
 }
 
 #[tokio::test]
 async fn failed_basic_attempts_are_slowed_by_address() {
     let house = House::new().await;
     let attempt = |peer: [u8; 4], forwarded: &'static str, password: &'static str| {
-        let call = Call::new(Method::GET, "/socket/websocket/clients").basic("ops", password).peer(peer);
-        house.send(if forwarded.is_empty() { call } else { call.header("x-forwarded-for", forwarded) })
+        let call = Call::new(Method::GET, "/socket/websocket/clients")
+            .basic("ops", password)
+            .peer(peer);
+        house.send(if forwarded.is_empty() {
+            call
+        } else {
+            call.header("x-forwarded-for", forwarded)
+        })
     };
     let mut slowed = None;
     for _ in 0..30 {
@@ -144,46 +288,107 @@ async fn failed_basic_attempts_are_slowed_by_address() {
     let slowed = slowed.expect("failures without end were allowed");
     assert!(slowed.header("retry-after").parse::<u64>().unwrap() >= 1);
     // A stranger's X-Forwarded-For moves nobody to another address; a proxy's does.
-    assert_eq!(attempt([192, 0, 2, 1], "203.0.113.77", PASSWORD).await.status, 429);
-    assert_eq!(attempt([10, 0, 0, 1], "203.0.113.77", PASSWORD).await.status, 200);
-    assert_eq!(attempt([10, 0, 0, 1], "192.0.2.1", PASSWORD).await.status, 429);
+    assert_eq!(
+        attempt([192, 0, 2, 1], "203.0.113.77", PASSWORD)
+            .await
+            .status,
+        429
+    );
+    assert_eq!(
+        attempt([10, 0, 0, 1], "203.0.113.77", PASSWORD)
+            .await
+            .status,
+        200
+    );
+    assert_eq!(
+        attempt([10, 0, 0, 1], "192.0.2.1", PASSWORD).await.status,
+        429
+    );
 }
 
 #[tokio::test]
 async fn pages_on_the_list_may_read_answers_and_others_may_not() {
     let house = House::new().await;
     let preflight = |origin: &str| {
-        let call = Call::new(Method::OPTIONS, "/notifications").header("origin", origin).header("host", "gw.example.com");
+        let call = Call::new(Method::OPTIONS, "/notifications")
+            .header("origin", origin)
+            .header("host", "gw.example.com");
         house.send(call.header("access-control-request-method", "PATCH"))
     };
     let answer = preflight("https://shop.example.com").await;
-    assert_eq!((answer.status.as_u16(), answer.header("access-control-allow-origin")), (204, "https://shop.example.com"));
-    assert!(answer.header("access-control-allow-methods").contains("PATCH"));
-    assert!(answer.header("access-control-allow-headers").contains("authorization"));
+    assert_eq!(
+        (
+            answer.status.as_u16(),
+            answer.header("access-control-allow-origin")
+        ),
+        (204, "https://shop.example.com")
+    );
+    assert!(
+        answer
+            .header("access-control-allow-methods")
+            .contains("PATCH")
+    );
+    assert!(
+        answer
+            .header("access-control-allow-headers")
+            .contains("authorization")
+    );
     assert_eq!(answer.header("access-control-allow-credentials"), "");
     assert_eq!(answer.header("vary"), "origin");
-    let refused = preflight("https://evil.example.com").await.problem(403, "origin_refused");
+    let refused = preflight("https://evil.example.com")
+        .await
+        .problem(403, "origin_refused");
     assert_eq!(refused.header("access-control-allow-origin"), "");
 
-    let read = |origin: &str| house.send(house.as_user("17", Method::GET, "/notifications").header("origin", origin));
-    assert_eq!(read("https://shop.example.com").await.header("access-control-allow-origin"), "https://shop.example.com");
+    let read = |origin: &str| {
+        house.send(
+            house
+                .as_user("17", Method::GET, "/notifications")
+                .header("origin", origin),
+        )
+    };
+    assert_eq!(
+        read("https://shop.example.com")
+            .await
+            .header("access-control-allow-origin"),
+        "https://shop.example.com"
+    );
     assert_eq!(read("null").await.header("access-control-allow-origin"), "");
     // A problem can be read too, or the page could not tell why.
-    let call = Call::new(Method::GET, "/notifications").header("origin", "https://shop.example.com");
-    assert_eq!(house.send(call).await.header("access-control-allow-origin"), "https://shop.example.com");
+    let call =
+        Call::new(Method::GET, "/notifications").header("origin", "https://shop.example.com");
+    assert_eq!(
+        house.send(call).await.header("access-control-allow-origin"),
+        "https://shop.example.com"
+    );
 
     let mut live = (**house.live.borrow()).clone();
     live.allowed_origins = vec!["https://*.example.com".into()];
     house.live.send_replace(live.into());
-    assert_eq!(read("https://evil.example.com").await.header("access-control-allow-origin"), "https://evil.example.com");
+    assert_eq!(
+        read("https://evil.example.com")
+            .await
+            .header("access-control-allow-origin"),
+        "https://evil.example.com"
+    );
 }
 
 #[tokio::test]
 async fn an_instance_that_answers_with_the_wrong_thing_is_no_evidence() {
     let house = House::new().await;
-    house.neighbours.answer(|_| Answers { replies: vec![("gateway-1".into(), Reply::Rooms { rooms: None })], missing: vec![] });
+    house.neighbours.answer(|_| Answers {
+        replies: vec![("gateway-1".into(), Reply::Rooms { rooms: None })],
+        missing: vec![],
+    });
     for (method, path, body, status) in guarded() {
-        let answer = house.send(with_body(house.call(method.clone(), path), body.as_ref())).await;
-        assert_eq!(answer.status.as_u16(), status, "{method} {path}: {}", answer.text);
+        let answer = house
+            .send(with_body(house.call(method.clone(), path), body.as_ref()))
+            .await;
+        assert_eq!(
+            answer.status.as_u16(),
+            status,
+            "{method} {path}: {}",
+            answer.text
+        );
     }
 }

@@ -27,8 +27,17 @@ fn held(clients: &[ClientInfo], query: &ClientQuery) -> Reply {
     let mut found: Vec<ClientInfo> = clients
         .iter()
         .filter(|c| query.user_id.is_none() || c.user_id == query.user_id)
-        .filter(|c| query.room.as_ref().is_none_or(|room| c.rooms.contains(room)))
-        .filter(|c| query.after.is_none_or(|after| c.id.as_str() > after.as_str()))
+        .filter(|c| {
+            query
+                .room
+                .as_ref()
+                .is_none_or(|room| c.rooms.contains(room))
+        })
+        .filter(|c| {
+            query
+                .after
+                .is_none_or(|after| c.id.as_str() > after.as_str())
+        })
         .cloned()
         .collect();
     found.sort_by(|a, b| a.id.as_str().cmp(b.id.as_str()));
@@ -38,16 +47,35 @@ fn held(clients: &[ClientInfo], query: &ClientQuery) -> Reply {
 
 /// Two instances with three clients each, whose ids alternate; a third is silent.
 fn play_cluster(house: &House) {
-    let one = [client("A1", "17", &["lobby"]), client("B2", "18", &[]), client("z9", "17", &[])];
-    let two = [client("A2", "17", &[]), client("a", "19", &["lobby"]), client("zz", "17", &["lobby"])];
+    let one = [
+        client("A1", "17", &["lobby"]),
+        client("B2", "18", &[]),
+        client("z9", "17", &[]),
+    ];
+    let two = [
+        client("A2", "17", &[]),
+        client("a", "19", &["lobby"]),
+        client("zz", "17", &["lobby"]),
+    ];
     house.neighbours.answer(move |ask| match ask {
         Ask::List { query } => Answers {
-            replies: vec![("gateway-1".into(), held(&one, query)), ("gateway-2".into(), held(&two, query))],
+            replies: vec![
+                ("gateway-1".into(), held(&one, query)),
+                ("gateway-2".into(), held(&two, query)),
+            ],
             missing: vec!["gateway-3".into()],
         },
         Ask::Describe { client } => {
-            let found = |all: &[ClientInfo]| Reply::Clients { clients: all.iter().filter(|c| c.id == *client).cloned().collect() };
-            Answers { replies: vec![("gateway-1".into(), found(&one)), ("gateway-2".into(), found(&two))], missing: vec![] }
+            let found = |all: &[ClientInfo]| Reply::Clients {
+                clients: all.iter().filter(|c| c.id == *client).cloned().collect(),
+            };
+            Answers {
+                replies: vec![
+                    ("gateway-1".into(), found(&one)),
+                    ("gateway-2".into(), found(&two)),
+                ],
+                missing: vec![],
+            }
         }
         _ => Answers::default(),
     });
@@ -60,23 +88,38 @@ async fn pages_walk_the_whole_cluster_in_one_order_and_name_who_was_silent() {
     let (mut seen, mut cursor) = (Vec::new(), String::new());
     for page in 0.. {
         assert!(page < 5, "pages without end");
-        let body = house.send(house.call(Method::GET, &format!("{CLIENTS}?limit=2{cursor}"))).await.ok(200);
+        let body = house
+            .send(house.call(Method::GET, &format!("{CLIENTS}?limit=2{cursor}")))
+            .await
+            .ok(200);
         assert_eq!(body["missing"], json!(["gateway-3"]));
-        seen.extend(
-            body["data"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|c| (c["id"].as_str().unwrap().to_owned(), c["instance"].as_str().unwrap().to_owned())),
-        );
+        seen.extend(body["data"].as_array().unwrap().iter().map(|c| {
+            (
+                c["id"].as_str().unwrap().to_owned(),
+                c["instance"].as_str().unwrap().to_owned(),
+            )
+        }));
         match body["next"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),
             None => break,
         }
     }
-    let order: Vec<(&str, &str)> = seen.iter().map(|(id, instance)| (id.as_str(), instance.as_str())).collect();
+    let order: Vec<(&str, &str)> = seen
+        .iter()
+        .map(|(id, instance)| (id.as_str(), instance.as_str()))
+        .collect();
     let (one, two) = ("gateway-1", "gateway-2");
-    assert_eq!(order, [("A1", one), ("A2", two), ("B2", one), ("a", two), ("z9", one), ("zz", two)]);
+    assert_eq!(
+        order,
+        [
+            ("A1", one),
+            ("A2", two),
+            ("B2", one),
+            ("a", two),
+            ("z9", one),
+            ("zz", two)
+        ]
+    );
 }
 
 #[tokio::test]
@@ -84,13 +127,28 @@ async fn filters_are_asked_of_everyone_and_an_instance_can_be_chosen() {
     let house = House::new().await;
     play_cluster(&house);
     let ids = |body: &serde_json::Value| {
-        body["data"].as_array().unwrap().iter().map(|c| c["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        body["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|c| c["id"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
     };
-    let get = |query: &'static str| house.send(house.call(Method::GET, &format!("{CLIENTS}?{query}")));
-    assert_eq!(ids(&get("userId=17&room=lobby").await.ok(200)), ["A1", "zz"]);
+    let get =
+        |query: &'static str| house.send(house.call(Method::GET, &format!("{CLIENTS}?{query}")));
+    assert_eq!(
+        ids(&get("userId=17&room=lobby").await.ok(200)),
+        ["A1", "zz"]
+    );
     let chosen = get("instance=gateway-2").await.ok(200);
-    assert_eq!((ids(&chosen), &chosen["missing"]), (vec!["A2".into(), "a".into(), "zz".into()], &json!([])));
-    assert_eq!(get("instance=gateway-3").await.ok(200)["missing"], json!(["gateway-3"]));
+    assert_eq!(
+        (ids(&chosen), &chosen["missing"]),
+        (vec!["A2".into(), "a".into(), "zz".into()], &json!([]))
+    );
+    assert_eq!(
+        get("instance=gateway-3").await.ok(200)["missing"],
+        json!(["gateway-3"])
+    );
 
     house.neighbours.asking_fails.store(true, Ordering::SeqCst);
     get("").await.problem(503, "bus_unavailable");
@@ -101,30 +159,50 @@ async fn filters_are_asked_of_everyone_and_an_instance_can_be_chosen() {
 async fn a_client_is_described_wherever_it_is() {
     let house = House::new().await;
     play_cluster(&house);
-    let body = house.send(house.call(Method::GET, &format!("{CLIENTS}/zz"))).await.ok(200);
+    let body = house
+        .send(house.call(Method::GET, &format!("{CLIENTS}/zz")))
+        .await
+        .ok(200);
     assert_eq!(
         body,
         json!({"id": "zz", "userId": "17", "state": "encrypted", "encrypted": true, "rooms": ["lobby"], "connectedAt": "2026-11-23T08:00:00.000Z",
                "lastSeenAt": "2026-11-23T08:00:10.000Z", "address": "203.0.113.9", "instance": "gateway-2"})
     );
-    house.send(house.call(Method::GET, &format!("{CLIENTS}/Zz"))).await.problem(404, "not_found");
+    house
+        .send(house.call(Method::GET, &format!("{CLIENTS}/Zz")))
+        .await
+        .problem(404, "not_found");
 }
 
 #[tokio::test]
 async fn nobody_is_declared_absent_while_an_instance_is_silent() {
     let house = House::new().await;
-    house
-        .neighbours
-        .answer(|_| Answers { replies: vec![("gateway-1".into(), Reply::Count { count: 0 })], missing: vec!["gateway-3".into()] });
+    house.neighbours.answer(|_| Answers {
+        replies: vec![("gateway-1".into(), Reply::Count { count: 0 })],
+        missing: vec!["gateway-3".into()],
+    });
     let rooms = json!({"rooms": ["lobby"]});
     for (call, body) in [
         (house.call(Method::GET, &format!("{CLIENTS}/abc")), None),
         (house.call(Method::DELETE, &format!("{CLIENTS}/abc")), None),
-        (house.call(Method::POST, &format!("{CLIENTS}/abc/messages")), Some(json!({"event": "e"}))),
-        (house.call(Method::POST, &format!("{CLIENTS}/abc/rooms")), Some(rooms.clone())),
-        (house.call(Method::DELETE, &format!("{CLIENTS}/abc/rooms")), Some(rooms)),
+        (
+            house.call(Method::POST, &format!("{CLIENTS}/abc/messages")),
+            Some(json!({"event": "e"})),
+        ),
+        (
+            house.call(Method::POST, &format!("{CLIENTS}/abc/rooms")),
+            Some(rooms.clone()),
+        ),
+        (
+            house.call(Method::DELETE, &format!("{CLIENTS}/abc/rooms")),
+            Some(rooms),
+        ),
     ] {
-        let call = if let Some(body) = body { call.json(&body) } else { call };
+        let call = if let Some(body) = body {
+            call.json(&body)
+        } else {
+            call
+        };
         let answer = house.send(call).await.problem(503, "instances_silent");
         assert_eq!(answer.body["missing"], json!(["gateway-3"]));
     }
@@ -135,24 +213,52 @@ async fn nobody_is_declared_absent_while_an_instance_is_silent() {
 async fn disconnecting_reaches_other_instances_and_counts() {
     let house = House::new().await;
     house.neighbours.answer(|ask| match ask {
-        Ask::Close { client: Some(_), user: None } => {
-            Answers { replies: vec![("gateway-1".into(), Reply::Count { count: 1 })], missing: vec!["x".into()] }
-        }
-        Ask::Close { client: None, user: Some(_) } => Answers {
-            replies: vec![("gateway-1".into(), Reply::Count { count: 2 }), ("gateway-2".into(), Reply::Count { count: 3 })],
+        Ask::Close {
+            client: Some(_),
+            user: None,
+        } => Answers {
+            replies: vec![("gateway-1".into(), Reply::Count { count: 1 })],
+            missing: vec!["x".into()],
+        },
+        Ask::Close {
+            client: None,
+            user: Some(_),
+        } => Answers {
+            replies: vec![
+                ("gateway-1".into(), Reply::Count { count: 2 }),
+                ("gateway-2".into(), Reply::Count { count: 3 }),
+            ],
             missing: vec!["gateway-3".into()],
         },
         _ => Answers::default(),
     });
-    let body = house.send(house.call(Method::DELETE, &format!("{CLIENTS}/abc"))).await.ok(200);
+    let body = house
+        .send(house.call(Method::DELETE, &format!("{CLIENTS}/abc")))
+        .await
+        .ok(200);
     assert_eq!(body, json!({"closed": 1, "missing": []}));
-    let body = house.send(house.call(Method::DELETE, "/socket/websocket/users/17%2F3/clients")).await.ok(200);
+    let body = house
+        .send(house.call(Method::DELETE, "/socket/websocket/users/17%2F3/clients"))
+        .await
+        .ok(200);
     assert_eq!(body, json!({"closed": 5, "missing": ["gateway-3"]}));
-    assert_eq!(house.neighbours.asked.lock()[1], Ask::Close { client: None, user: Some("17/3".into()) });
+    assert_eq!(
+        house.neighbours.asked.lock()[1],
+        Ask::Close {
+            client: None,
+            user: Some("17/3".into())
+        }
+    );
 
     house.neighbours.asking_fails.store(true, Ordering::SeqCst);
-    house.send(house.call(Method::DELETE, &format!("{CLIENTS}/abc"))).await.problem(503, "bus_unavailable");
-    let half = house.send(house.call(Method::DELETE, "/socket/websocket/users/17/clients")).await.problem(503, "bus_unavailable");
+    house
+        .send(house.call(Method::DELETE, &format!("{CLIENTS}/abc")))
+        .await
+        .problem(503, "bus_unavailable");
+    let half = house
+        .send(house.call(Method::DELETE, "/socket/websocket/users/17/clients"))
+        .await
+        .problem(503, "bus_unavailable");
     assert_eq!(half.body["closed"], 0);
 }
 
@@ -166,21 +272,58 @@ async fn rooms_are_joined_and_left_on_the_instance_that_holds_the_client() {
         };
         let replies = vec![
             ("gateway-1".into(), Reply::Rooms { rooms: None }),
-            ("gateway-2".into(), Reply::Rooms { rooms: Some(rooms[..1].to_vec()) }),
+            (
+                "gateway-2".into(),
+                Reply::Rooms {
+                    rooms: Some(rooms[..1].to_vec()),
+                },
+            ),
         ];
-        Answers { replies, missing: vec![] }
+        Answers {
+            replies,
+            missing: vec![],
+        }
     });
     let path = format!("{CLIENTS}/abc/rooms");
     for method in [Method::POST, Method::DELETE] {
-        let call = house.call(method, &path).json(&json!({"rooms": ["b", "a", "b"]}));
-        assert_eq!(house.send(call).await.ok(200), json!({"rooms": ["a"], "instance": "gateway-2"}));
+        let call = house
+            .call(method, &path)
+            .json(&json!({"rooms": ["b", "a", "b"]}));
+        assert_eq!(
+            house.send(call).await.ok(200),
+            json!({"rooms": ["a"], "instance": "gateway-2"})
+        );
     }
     let asked = house.neighbours.asked.lock().clone();
     let (client, rooms) = ("abc".parse().unwrap(), vec!["a".to_owned(), "b".to_owned()]);
-    assert_eq!(asked, [Ask::Join { client, rooms: rooms.clone() }, Ask::Leave { client, rooms }]);
+    assert_eq!(
+        asked,
+        [
+            Ask::Join {
+                client,
+                rooms: rooms.clone()
+            },
+            Ask::Leave { client, rooms }
+        ]
+    );
 
-    for rooms in [json!([]), json!([""]), json!(["ws:x"]), json!([7]), json!("lobby"), json!(["r".repeat(257)]), json!(vec!["r"; 129])] {
-        house.send(house.call(Method::POST, &path).json(&json!({"rooms": rooms}))).await.problem(400, "invalid_body");
+    for rooms in [
+        json!([]),
+        json!([""]),
+        json!(["ws:x"]),
+        json!([7]),
+        json!("lobby"),
+        json!(["r".repeat(257)]),
+        json!(vec!["r"; 129]),
+    ] {
+        house
+            .send(
+                house
+                    .call(Method::POST, &path)
+                    .json(&json!({"rooms": rooms})),
+            )
+            .await
+            .problem(400, "invalid_body");
     }
 }
 
@@ -188,17 +331,44 @@ async fn rooms_are_joined_and_left_on_the_instance_that_holds_the_client() {
 async fn a_revocation_is_stored_before_it_holds_and_before_others_hear() {
     let house = House::new().await;
     house.neighbours.answer(|ask| match ask {
-        Ask::Revoke { .. } => Answers { replies: vec![("gateway-1".into(), Reply::Count { count: 2 })], missing: vec!["gateway-3".into()] },
+        Ask::Revoke { .. } => Answers {
+            replies: vec![("gateway-1".into(), Reply::Count { count: 2 })],
+            missing: vec!["gateway-3".into()],
+        },
         _ => Answers::default(),
     });
-    let post = |body: serde_json::Value| house.send(house.call(Method::POST, "/socket/websocket/revocations").json(&body));
+    let post = |body: serde_json::Value| {
+        house.send(
+            house
+                .call(Method::POST, "/socket/websocket/revocations")
+                .json(&body),
+        )
+    };
     let until = chrono::DateTime::from_timestamp(NOW + 31 * 86_400, 0).unwrap();
     let body = post(json!({"userId": "17"})).await.ok(200);
-    assert_eq!((&body["closed"], &body["missing"]), (&json!(2), &json!(["gateway-3"])));
-    assert_eq!(body["until"], until.to_rfc3339_opts(chrono::SecondsFormat::Millis, true));
+    assert_eq!(
+        (&body["closed"], &body["missing"]),
+        (&json!(2), &json!(["gateway-3"]))
+    );
+    assert_eq!(
+        body["until"],
+        until.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+    );
     let stored = house.neighbours.stored.lock().clone();
-    assert_eq!((stored[0].user_id.as_deref(), stored[0].jti.as_deref(), stored[0].issued_before_ms), (Some("17"), None, NOW * 1000));
-    assert_eq!(house.neighbours.asked.lock()[..], [Ask::Revoke { revocation: stored[0].clone() }]);
+    assert_eq!(
+        (
+            stored[0].user_id.as_deref(),
+            stored[0].jti.as_deref(),
+            stored[0].issued_before_ms
+        ),
+        (Some("17"), None, NOW * 1000)
+    );
+    assert_eq!(
+        house.neighbours.asked.lock()[..],
+        [Ask::Revoke {
+            revocation: stored[0].clone()
+        }]
+    );
     assert_eq!(house.revocations.len(), 1);
 
     for body in [
@@ -217,19 +387,48 @@ async fn a_revocation_is_stored_before_it_holds_and_before_others_hear() {
 #[tokio::test]
 async fn without_redis_a_revocation_leaves_nothing_half_done() {
     let house = House::new().await;
-    let post = || house.send(house.call(Method::POST, "/socket/websocket/revocations").json(&json!({"jti": "t-17"})));
+    let post = || {
+        house.send(
+            house
+                .call(Method::POST, "/socket/websocket/revocations")
+                .json(&json!({"jti": "t-17"})),
+        )
+    };
     house.neighbours.storing_fails.store(true, Ordering::SeqCst);
     let answer = post().await.problem(503, "bus_unavailable");
-    assert!(answer.body["detail"].as_str().unwrap().contains("nothing"), "{}", answer.text);
+    assert!(
+        answer.body["detail"].as_str().unwrap().contains("nothing"),
+        "{}",
+        answer.text
+    );
     assert_eq!(house.revocations.len(), 0);
     assert!(house.neighbours.asked.lock().is_empty());
-    house.send(house.as_user("17", Method::GET, "/notifications")).await.ok(200);
+    house
+        .send(house.as_user("17", Method::GET, "/notifications"))
+        .await
+        .ok(200);
 
     // Redis goes away between storing and telling: that much is said, and it holds here.
-    house.neighbours.storing_fails.store(false, Ordering::SeqCst);
+    house
+        .neighbours
+        .storing_fails
+        .store(false, Ordering::SeqCst);
     house.neighbours.asking_fails.store(true, Ordering::SeqCst);
     let answer = post().await.problem(503, "bus_unavailable");
-    assert!(answer.body["detail"].as_str().unwrap().starts_with("stored"), "{}", answer.text);
-    assert_eq!((house.revocations.len(), &answer.body["closed"]), (1, &json!(0)));
-    house.send(house.as_user("17", Method::GET, "/notifications")).await.problem(401, "credentials_refused");
+    assert!(
+        answer.body["detail"]
+            .as_str()
+            .unwrap()
+            .starts_with("stored"),
+        "{}",
+        answer.text
+    );
+    assert_eq!(
+        (house.revocations.len(), &answer.body["closed"]),
+        (1, &json!(0))
+    );
+    house
+        .send(house.as_user("17", Method::GET, "/notifications"))
+        .await
+        .problem(401, "credentials_refused");
 }

@@ -9,12 +9,17 @@ use crate::http::{asyncapi, openapi, routes};
 
 /// Compares with the committed file, or writes it where `SIGNAL_UPDATE_DOCS` is set.
 fn is_committed(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../docs")
+        .join(name);
     if std::env::var_os("SIGNAL_UPDATE_DOCS").is_some() {
         std::fs::write(&path, text).unwrap();
     }
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(committed == text, "docs/{name} is out of date: run the tests once with SIGNAL_UPDATE_DOCS=1 and commit it");
+    assert!(
+        committed == text,
+        "docs/{name} is out of date: run the tests once with SIGNAL_UPDATE_DOCS=1 and commit it"
+    );
 }
 
 #[test]
@@ -31,14 +36,30 @@ async fn every_route_and_method_is_documented_and_no_other() {
         .as_object()
         .unwrap()
         .iter()
-        .flat_map(|(path, item)| item.as_object().unwrap().keys().map(move |method| (path.clone(), method.to_uppercase())))
+        .flat_map(|(path, item)| {
+            item.as_object()
+                .unwrap()
+                .keys()
+                .map(move |method| (path.clone(), method.to_uppercase()))
+        })
         .collect();
     let mut served = BTreeSet::new();
-    for (path, _) in routes().into_iter().filter(|(path, _)| !path.starts_with("/docs/")) {
+    for (path, _) in routes()
+        .into_iter()
+        .filter(|(path, _)| !path.starts_with("/docs/"))
+    {
         let concrete = path.replace("{id}", "abc").replace("{room}", "abc");
-        let answer = house.send(Call::new(Method::TRACE, &concrete)).await.problem(405, "method_not_allowed");
-        let methods =
-            answer.header("allow").split(',').map(str::trim).filter(|method| *method != "HEAD").map(str::to_owned).collect::<Vec<_>>();
+        let answer = house
+            .send(Call::new(Method::TRACE, &concrete))
+            .await
+            .problem(405, "method_not_allowed");
+        let methods = answer
+            .header("allow")
+            .split(',')
+            .map(str::trim)
+            .filter(|method| *method != "HEAD")
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
         served.extend(methods.into_iter().map(|method| (path.to_owned(), method)));
     }
     assert_eq!(served, documented);
@@ -55,14 +76,29 @@ async fn documents_are_for_anyone_and_the_page_trusts_nobody_else() {
         ("/docs/page.css", "text/css; charset=utf-8"),
     ] {
         let answer = house.send(Call::new(Method::GET, path)).await;
-        assert_eq!((answer.status.as_u16(), answer.header("content-type")), (200, media_type), "{path}");
+        assert_eq!(
+            (answer.status.as_u16(), answer.header("content-type")),
+            (200, media_type),
+            "{path}"
+        );
         assert_eq!(answer.header("x-content-type-options"), "nosniff");
         assert_eq!(answer.header("cache-control"), "public, max-age=300");
         let policy = answer.header("content-security-policy");
-        assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe") && !policy.contains("http"), "{policy}");
+        assert!(
+            policy.contains("default-src 'none'")
+                && !policy.contains("unsafe")
+                && !policy.contains("http"),
+            "{policy}"
+        );
     }
     let page = house.send(Call::new(Method::GET, "/docs")).await.text;
-    assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("<script>") && !page.contains("style="), "{page}");
+    assert!(
+        !page.contains("http://")
+            && !page.contains("https://")
+            && !page.contains("<script>")
+            && !page.contains("style="),
+        "{page}"
+    );
 }
 
 #[test]

@@ -73,13 +73,20 @@ impl Neighbours {
     }
 
     fn away(flag: &AtomicBool) -> Result<(), BusError> {
-        if flag.load(Ordering::SeqCst) { Err(BusError::Unavailable("connection refused at 10.1.2.3:6379".into())) } else { Ok(()) }
+        if flag.load(Ordering::SeqCst) {
+            Err(BusError::Unavailable(
+                "connection refused at 10.1.2.3:6379".into(),
+            ))
+        } else {
+            Ok(())
+        }
     }
 }
 
 impl Bus for Neighbours {
     fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>> {
-        let taken = Self::away(&self.publishing_fails).map(|()| self.published.lock().push(dispatch.clone()));
+        let taken = Self::away(&self.publishing_fails)
+            .map(|()| self.published.lock().push(dispatch.clone()));
         ready(taken).boxed()
     }
 
@@ -94,8 +101,12 @@ impl Bus for Neighbours {
         ready(Self::away(&self.asking_fails).map(|()| (self.answer.lock())(ask))).boxed()
     }
 
-    fn store_revocation<'a>(&'a self, revocation: &'a Revocation) -> BoxFuture<'a, Result<(), BusError>> {
-        ready(Self::away(&self.storing_fails).map(|()| self.stored.lock().push(revocation.clone()))).boxed()
+    fn store_revocation<'a>(
+        &'a self,
+        revocation: &'a Revocation,
+    ) -> BoxFuture<'a, Result<(), BusError>> {
+        ready(Self::away(&self.storing_fails).map(|()| self.stored.lock().push(revocation.clone())))
+            .boxed()
     }
 
     fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
@@ -103,8 +114,16 @@ impl Bus for Neighbours {
     }
 
     fn facts(&self) -> BusFacts {
-        let previous = Some(Previous { nodes: vec!["old:6379".into()], hearing: false });
-        BusFacts { mode: BusMode::Standalone, nodes: vec!["new:6379".into()], previous, ..BusFacts::default() }
+        let previous = Some(Previous {
+            nodes: vec!["old:6379".into()],
+            hearing: false,
+        });
+        BusFacts {
+            mode: BusMode::Standalone,
+            nodes: vec!["new:6379".into()],
+            previous,
+            ..BusFacts::default()
+        }
     }
 
     fn hearing(&self) -> Hearing {
@@ -151,11 +170,17 @@ impl Drop for House {
 async fn serve_keys(key: &SigningKey, shutdown: CancellationToken) -> String {
     let point = key.verifying_key().to_sec1_point(false);
     let part = |bytes: &[u8]| base64_simd::URL_SAFE_NO_PAD.encode_to_string(bytes);
-    let (x, y) = (part(&point.as_bytes()[1..33]), part(&point.as_bytes()[33..]));
+    let (x, y) = (
+        part(&point.as_bytes()[1..33]),
+        part(&point.as_bytes()[33..]),
+    );
     let set = json!({"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "k1", "x": x, "y": y}]});
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let app = Router::new().route("/certs", axum::routing::get(move || async move { axum::Json(set) }));
+    let app = Router::new().route(
+        "/certs",
+        axum::routing::get(move || async move { axum::Json(set) }),
+    );
     tokio::spawn(async move {
         tokio::select! {
             served = async { axum::serve(listener, app).await } => served.unwrap(),
@@ -176,14 +201,22 @@ fn platform() -> Platform {
         ("6", "WebSocketClient.join", "update"),
         ("7", "WebSocketClient.leave", "update"),
     ];
-    let mut definitions: Vec<PolicyDefinition> =
-        permissions.iter().map(|(id, _, action)| PolicyDefinition::may("1", id, action, None)).collect();
+    let mut definitions: Vec<PolicyDefinition> = permissions
+        .iter()
+        .map(|(id, _, action)| PolicyDefinition::may("1", id, action, None))
+        .collect();
     definitions.push(PolicyDefinition::may("2", "1", "read", None));
     definitions.push(PolicyDefinition::member("root", "1", None));
     definitions.push(PolicyDefinition::member("finder", "2", None));
     Platform {
-        permissions: permissions.iter().map(|(id, code, _)| ((*id).into(), (*code).into())).collect(),
-        roles: vec![("1".into(), "operator".into()), ("2".into(), "viewer".into())],
+        permissions: permissions
+            .iter()
+            .map(|(id, code, _)| ((*id).into(), (*code).into()))
+            .collect(),
+        roles: vec![
+            ("1".into(), "operator".into()),
+            ("2".into(), "viewer".into()),
+        ],
         definitions,
     }
 }
@@ -191,10 +224,24 @@ fn platform() -> Platform {
 /// Argon2id at its cheapest: what is tested is REST, not the hash.
 fn users_file(folder: &std::path::Path) -> SecretFile {
     use argon2::password_hash::{PasswordHasher, SaltString};
-    let argon = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, argon2::Params::new(19_456, 2, 1, None).unwrap());
-    let hash = argon.hash_password(PASSWORD.as_bytes(), &SaltString::from_b64("c2lnbmFsLXRlc3Rz").unwrap()).unwrap().to_string();
+    let argon = argon2::Argon2::new(
+        argon2::Algorithm::Argon2id,
+        argon2::Version::V0x13,
+        argon2::Params::new(19_456, 2, 1, None).unwrap(),
+    );
+    let hash = argon
+        .hash_password(
+            PASSWORD.as_bytes(),
+            &SaltString::from_b64("c2lnbmFsLXRlc3Rz").unwrap(),
+        )
+        .unwrap()
+        .to_string();
     let path = folder.join("users.json");
-    std::fs::write(&path, json!([{"name": "ops", "hash": hash, "subject": "root"}]).to_string()).unwrap();
+    std::fs::write(
+        &path,
+        json!([{"name": "ops", "hash": hash, "subject": "root"}]).to_string(),
+    )
+    .unwrap();
     SecretFile::new(path)
 }
 
@@ -202,7 +249,10 @@ impl House {
     pub(super) async fn new() -> Self {
         let (folder, shutdown) = (tempfile::tempdir().unwrap(), CancellationToken::new());
         let mut config = Config::for_tests();
-        config.database.url = Secret::new(format!("sqlite://{}", folder.path().join("signal.db").display()));
+        config.database.url = Secret::new(format!(
+            "sqlite://{}",
+            folder.path().join("signal.db").display()
+        ));
         config.basic.users_file = users_file(folder.path());
         let key = SigningKey::from_slice(&[7; 32]).unwrap();
         let certs = serve_keys(&key, shutdown.clone()).await;
@@ -218,9 +268,21 @@ impl House {
         let revocations = Revocations::new(Arc::new(clock.clone()));
 
         seed(&config.database.url, &platform()).await.unwrap();
-        let stores = open(&config.database, &config.policy, IdGenerator::new(9, Arc::new(SystemClock)), shutdown.clone()).await.unwrap();
-        let (authenticator, _) =
-            Authenticator::start(told.clone(), Arc::new(clock.clone()), metrics.clone(), revocations.clone(), shutdown.clone());
+        let stores = open(
+            &config.database,
+            &config.policy,
+            IdGenerator::new(9, Arc::new(SystemClock)),
+            shutdown.clone(),
+        )
+        .await
+        .unwrap();
+        let (authenticator, _) = Authenticator::start(
+            told.clone(),
+            Arc::new(clock.clone()),
+            metrics.clone(),
+            revocations.clone(),
+            shutdown.clone(),
+        );
         let (basic, _) = Basic::start(&config.basic, shutdown.clone()).unwrap();
         let (hub, neighbours) = (Hub::none(), Neighbours::none());
         let bus: Arc<dyn Bus> = neighbours.clone();
@@ -285,7 +347,11 @@ impl House {
 
     async fn keys_are_there(&self, authenticator: &Authenticator) {
         for _ in 0..500 {
-            if authenticator.status().iter().any(|source| !source.keys.is_empty()) {
+            if authenticator
+                .status()
+                .iter()
+                .any(|source| !source.keys.is_empty())
+            {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -295,16 +361,22 @@ impl House {
 
     fn sign(&self, claims: &Value) -> String {
         let part = |value: &Value| base64_simd::URL_SAFE_NO_PAD.encode_to_string(value.to_string());
-        let signed = format!("{}.{}", part(&json!({"alg": "ES256", "kid": "k1"})), part(claims));
+        let signed = format!(
+            "{}.{}",
+            part(&json!({"alg": "ES256", "kid": "k1"})),
+            part(claims)
+        );
         let signature: Signature = self.key.sign(signed.as_bytes());
-        format!("{signed}.{}", base64_simd::URL_SAFE_NO_PAD.encode_to_string(signature.to_bytes()))
+        format!(
+            "{signed}.{}",
+            base64_simd::URL_SAFE_NO_PAD.encode_to_string(signature.to_bytes())
+        )
     }
 
     /// A token of ten minutes, `changes` put over its claims.
     pub(super) fn token_with(&self, subject: &str, changes: Value) -> String {
         let now = self.clock.now().timestamp();
-        let mut claims =
-            json!({"iss": ISSUER, "aud": "signal", "sub": subject, "iat": now - 60, "exp": now + 600, "jti": format!("t-{subject}")});
+        let mut claims = json!({"iss": ISSUER, "aud": "signal", "sub": subject, "iat": now - 60, "exp": now + 600, "jti": format!("t-{subject}")});
         for (name, value) in changes.as_object().unwrap() {
             claims[name] = value.clone();
         }
@@ -326,7 +398,8 @@ impl House {
 
     /// What `/status` says.
     pub(super) async fn status(&self) -> Value {
-        let call = Call::new(Method::GET, "/status").header(AUTHORIZATION, &format!("Bearer {ADMIN_TOKEN}"));
+        let call = Call::new(Method::GET, "/status")
+            .header(AUTHORIZATION, &format!("Bearer {ADMIN_TOKEN}"));
         call.send(&self.admin).await.ok(200)
     }
 
@@ -340,7 +413,12 @@ impl House {
     }
 
     /// Puts notifications into inboxes, one activity a call; says the rows.
-    pub(super) async fn store(&self, event: &str, kind: &str, recipients: &[&str]) -> Vec<Notification> {
+    pub(super) async fn store(
+        &self,
+        event: &str,
+        kind: &str,
+        recipients: &[&str],
+    ) -> Vec<Notification> {
         let activity = NewActivity {
             source: "tests".into(),
             event_id: event.into(),
@@ -354,14 +432,27 @@ impl House {
             merchant_id: Some("42".into()),
             recipients: recipients.iter().map(|r| (*r).to_owned()).collect(),
         };
-        let stored = self.notifications.insert(&[activity], self.clock.now()).await.unwrap();
-        stored.into_iter().map(|stored| stored.notification).collect()
+        let stored = self
+            .notifications
+            .insert(&[activity], self.clock.now())
+            .await
+            .unwrap();
+        stored
+            .into_iter()
+            .map(|stored| stored.notification)
+            .collect()
     }
 
     /// What was published so far: event, destination and data; forgotten by this.
     pub(super) fn published(&self) -> Vec<(String, String, Value)> {
         let published = std::mem::take(&mut *self.neighbours.published.lock());
-        let tell = |d: Dispatch| (d.event.to_string(), format!("{:?}", d.destination), serde_json::from_str(d.data.get()).unwrap());
+        let tell = |d: Dispatch| {
+            (
+                d.event.to_string(),
+                format!("{:?}", d.destination),
+                serde_json::from_str(d.data.get()).unwrap(),
+            )
+        };
         published.into_iter().map(tell).collect()
     }
 }
@@ -377,11 +468,24 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn new(method: Method, path: &str) -> Self {
-        Self { method, path: path.into(), headers: HeaderMap::new(), body: Body::empty(), peer: [192, 0, 2, 1].into() }
+        Self {
+            method,
+            path: path.into(),
+            headers: HeaderMap::new(),
+            body: Body::empty(),
+            peer: [192, 0, 2, 1].into(),
+        }
     }
 
-    pub(super) fn header(mut self, name: impl TryInto<HeaderName, Error: std::fmt::Debug>, value: &str) -> Self {
-        self.headers.append(name.try_into().unwrap(), HeaderValue::from_str(value).unwrap());
+    pub(super) fn header(
+        mut self,
+        name: impl TryInto<HeaderName, Error: std::fmt::Debug>,
+        value: &str,
+    ) -> Self {
+        self.headers.append(
+            name.try_into().unwrap(),
+            HeaderValue::from_str(value).unwrap(),
+        );
         self
     }
 
@@ -396,7 +500,8 @@ impl Call {
     }
 
     pub(super) fn json(self, body: &Value) -> Self {
-        self.header(CONTENT_TYPE, "application/json").body(body.to_string())
+        self.header(CONTENT_TYPE, "application/json")
+            .body(body.to_string())
     }
 
     pub(super) fn body(mut self, body: impl Into<Body>) -> Self {
@@ -405,14 +510,23 @@ impl Call {
     }
 
     pub(super) async fn send(self, router: &Router) -> Answer {
-        let mut request = Request::builder().method(self.method).uri(&self.path).body(self.body).unwrap();
+        let mut request = Request::builder()
+            .method(self.method)
+            .uri(&self.path)
+            .body(self.body)
+            .unwrap();
         *request.headers_mut() = self.headers;
         request.extensions_mut().insert(PeerAddress(self.peer));
         let response = router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        Answer { status: parts.status, headers: parts.headers, body, text: String::from_utf8(bytes.into()).unwrap() }
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body,
+            text: String::from_utf8(bytes.into()).unwrap(),
+        }
     }
 }
 
@@ -427,12 +541,18 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
     }
 
     /// Every value of a header.
     pub(super) fn all(&self, name: &str) -> Vec<&str> {
-        self.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
+        self.headers
+            .get_all(name)
+            .iter()
+            .map(|value| value.to_str().unwrap())
+            .collect()
     }
 
     /// Holds the answer to be right and personal.
@@ -447,16 +567,33 @@ impl Answer {
     /// Holds the answer to be that problem in its full form.
     #[track_caller]
     pub(super) fn problem(self, status: u16, code: &str) -> Self {
-        assert_eq!((self.status.as_u16(), self.body["code"].as_str()), (status, Some(code)), "{}", self.text);
+        assert_eq!(
+            (self.status.as_u16(), self.body["code"].as_str()),
+            (status, Some(code)),
+            "{}",
+            self.text
+        );
         assert_eq!(self.header("content-type"), "application/problem+json");
         assert_eq!(self.header("cache-control"), "no-store");
         assert_eq!(self.header("x-content-type-options"), "nosniff");
         assert_eq!(self.body["status"], status);
         assert_eq!(self.body["type"], format!("/docs#{code}"));
-        assert!(self.body["title"].as_str().is_some_and(|title| !title.is_empty()));
-        assert!(self.body["detail"].as_str().is_some_and(|detail| !detail.is_empty()));
+        assert!(
+            self.body["title"]
+                .as_str()
+                .is_some_and(|title| !title.is_empty())
+        );
+        assert!(
+            self.body["detail"]
+                .as_str()
+                .is_some_and(|detail| !detail.is_empty())
+        );
         assert_eq!(self.body["instance"], self.header("x-request-id"));
-        assert!(!self.text.contains("10.1.2.3"), "an error tells of the inside: {}", self.text);
+        assert!(
+            !self.text.contains("10.1.2.3"),
+            "an error tells of the inside: {}",
+            self.text
+        );
         self
     }
 }

@@ -8,15 +8,35 @@ const SEND: &str = "/socket/websocket/users/17/messages";
 #[tokio::test]
 async fn routes_and_methods_that_do_not_exist_are_problems_too() {
     let house = House::new().await;
-    for path in ["/", "/notification", "/notifications/", "/socket/websocket", "/stream/x", "/../etc/passwd", "/%00"] {
-        house.send(Call::new(Method::GET, path)).await.problem(404, "no_route");
+    for path in [
+        "/",
+        "/notification",
+        "/notifications/",
+        "/socket/websocket",
+        "/stream/x",
+        "/../etc/passwd",
+        "/%00",
+    ] {
+        house
+            .send(Call::new(Method::GET, path))
+            .await
+            .problem(404, "no_route");
     }
-    let answer = house.send(Call::new(Method::PUT, "/notifications/abc")).await.problem(405, "method_not_allowed");
+    let answer = house
+        .send(Call::new(Method::PUT, "/notifications/abc"))
+        .await
+        .problem(405, "method_not_allowed");
     let mut allow: Vec<&str> = answer.header("allow").split(',').map(str::trim).collect();
     allow.sort_unstable();
     assert_eq!(allow, ["DELETE", "GET", "HEAD", "PATCH"]);
-    house.send(Call::new(Method::from_bytes(b"GROW").unwrap(), "/docs")).await.problem(405, "method_not_allowed");
-    house.send(Call::new(Method::OPTIONS, "/docs")).await.problem(405, "method_not_allowed");
+    house
+        .send(Call::new(Method::from_bytes(b"GROW").unwrap(), "/docs"))
+        .await
+        .problem(405, "method_not_allowed");
+    house
+        .send(Call::new(Method::OPTIONS, "/docs"))
+        .await
+        .problem(405, "method_not_allowed");
 }
 
 #[tokio::test]
@@ -24,12 +44,22 @@ async fn bodies_are_bounded_whether_or_not_they_say_how_long_they_are() {
     let house = House::new().await;
     let big = json!({"event": "e", "data": "x".repeat(5000)}).to_string();
     let call = |call: Call| call.header("content-type", "application/json");
-    let told = call(house.call(Method::POST, SEND)).header("content-length", &big.len().to_string()).body(big.clone());
+    let told = call(house.call(Method::POST, SEND))
+        .header("content-length", &big.len().to_string())
+        .body(big.clone());
     house.send(told).await.problem(413, "body_too_large");
-    let chunks: Vec<Result<_, std::io::Error>> = big.as_bytes().chunks(100).map(|chunk| Ok(chunk.to_vec())).collect();
-    let untold = call(house.call(Method::POST, SEND)).body(axum::body::Body::from_stream(futures_util::stream::iter(chunks)));
+    let chunks: Vec<Result<_, std::io::Error>> = big
+        .as_bytes()
+        .chunks(100)
+        .map(|chunk| Ok(chunk.to_vec()))
+        .collect();
+    let untold = call(house.call(Method::POST, SEND)).body(axum::body::Body::from_stream(
+        futures_util::stream::iter(chunks),
+    ));
     house.send(untold).await.problem(413, "body_too_large");
-    let lie = call(house.call(Method::POST, SEND)).header("content-length", "99999999999").body("{}");
+    let lie = call(house.call(Method::POST, SEND))
+        .header("content-length", "99999999999")
+        .body("{}");
     assert!(house.send(lie).await.status.is_client_error());
     assert!(house.neighbours.published.lock().is_empty());
 }
@@ -39,7 +69,11 @@ async fn bodies_that_are_not_json_are_told_what_is_wrong_with_them() {
     let house = House::new().await;
     let post = |media: Option<&'static str>, body: &'static [u8]| {
         let call = house.call(Method::POST, SEND).body(body);
-        house.send(if let Some(media) = media { call.header("content-type", media) } else { call })
+        house.send(if let Some(media) = media {
+            call.header("content-type", media)
+        } else {
+            call
+        })
     };
     for media in [
         None,
@@ -48,11 +82,20 @@ async fn bodies_that_are_not_json_are_told_what_is_wrong_with_them() {
         Some("multipart/form-data"),
         Some("application/json; charset=utf-16"),
     ] {
-        post(media, br#"{"event":"e"}"#).await.problem(415, "unsupported_media_type");
+        post(media, br#"{"event":"e"}"#)
+            .await
+            .problem(415, "unsupported_media_type");
     }
-    for body in
-        [&b""[..], b"{", b"{\"event\":\"e\"} x", b"{'event':1}", b"{\"event\":\"\xff\"}", b"\x00\x01", b"{\"event\":\"e\",}", b"NaN"]
-    {
+    for body in [
+        &b""[..],
+        b"{",
+        b"{\"event\":\"e\"} x",
+        b"{'event':1}",
+        b"{\"event\":\"\xff\"}",
+        b"\x00\x01",
+        b"{\"event\":\"e\",}",
+        b"NaN",
+    ] {
         let answer = post(Some("application/json"), body).await;
         assert_eq!(answer.status, 400, "{}", answer.text);
         answer.problem(400, "invalid_json");
@@ -67,10 +110,18 @@ async fn bodies_that_are_not_json_are_told_what_is_wrong_with_them() {
         b"{\"event\":\"e\",\"event\":\"f\"}",
         b"{\"event\":\"a\\nb\"}",
     ] {
-        post(Some("application/json"), body).await.problem(400, "invalid_body");
+        post(Some("application/json"), body)
+            .await
+            .problem(400, "invalid_body");
     }
-    let answer = post(Some("application/json"), br#"{"event":"e","colour":1}"#).await.problem(400, "invalid_body");
-    assert!(answer.body["detail"].as_str().unwrap().contains("colour"), "{}", answer.text);
+    let answer = post(Some("application/json"), br#"{"event":"e","colour":1}"#)
+        .await
+        .problem(400, "invalid_body");
+    assert!(
+        answer.body["detail"].as_str().unwrap().contains("colour"),
+        "{}",
+        answer.text
+    );
     assert!(house.neighbours.published.lock().is_empty());
 }
 
@@ -93,12 +144,22 @@ async fn queries_are_checked_and_unknown_parameters_refused() {
         "page=2",
         "STATUS=read",
     ] {
-        let answer = house.send(house.as_user("17", Method::GET, &format!("/notifications?{query}"))).await;
+        let answer = house
+            .send(house.as_user("17", Method::GET, &format!("/notifications?{query}")))
+            .await;
         assert_eq!(answer.status, 400, "{query}: {}", answer.text);
         answer.problem(400, "invalid_query");
     }
-    for query in ["limit=1", "limit=100", "status=unread&type=PAYMENT_SUCCESS", ""] {
-        house.send(house.as_user("17", Method::GET, &format!("/notifications?{query}"))).await.ok(200);
+    for query in [
+        "limit=1",
+        "limit=100",
+        "status=unread&type=PAYMENT_SUCCESS",
+        "",
+    ] {
+        house
+            .send(house.as_user("17", Method::GET, &format!("/notifications?{query}")))
+            .await
+            .ok(200);
     }
     for path in [
         "/socket/websocket/clients?limit=0",
@@ -107,59 +168,117 @@ async fn queries_are_checked_and_unknown_parameters_refused() {
         "/socket/websocket/clients/abc?x=1",
         "/openapi.json?x=1",
     ] {
-        house.send(house.call(Method::GET, path)).await.problem(400, "invalid_query");
+        house
+            .send(house.call(Method::GET, path))
+            .await
+            .problem(400, "invalid_query");
     }
     // A filter that is not known must not close everything.
     let path = "/socket/websocket/users/17/clients?room=lobby";
-    house.send(house.call(Method::DELETE, path)).await.problem(400, "invalid_query");
+    house
+        .send(house.call(Method::DELETE, path))
+        .await
+        .problem(400, "invalid_query");
     assert!(house.neighbours.asked.lock().is_empty());
 }
 
 #[tokio::test]
 async fn paths_hold_ids_and_names_only() {
     let house = House::new().await;
-    for id in ["a-b", "abcdefghijklm", "%20", "..%2f..%2fetc", "%ff", "%C3%A9", "a%00"] {
-        for path in [format!("/socket/websocket/clients/{id}"), format!("/notifications/{id}")] {
-            house.send(house.call(Method::GET, &path)).await.problem(400, "invalid_path");
+    for id in [
+        "a-b",
+        "abcdefghijklm",
+        "%20",
+        "..%2f..%2fetc",
+        "%ff",
+        "%C3%A9",
+        "a%00",
+    ] {
+        for path in [
+            format!("/socket/websocket/clients/{id}"),
+            format!("/notifications/{id}"),
+        ] {
+            house
+                .send(house.call(Method::GET, &path))
+                .await
+                .problem(400, "invalid_path");
         }
     }
     let long = "r".repeat(257);
     for name in ["ws:broadcast", "%00", "a%0Ab", &long] {
         let path = format!("/socket/websocket/rooms/{name}/messages");
-        house.send(house.call(Method::POST, &path).json(&json!({"event": "e"}))).await.problem(400, "invalid_path");
+        house
+            .send(house.call(Method::POST, &path).json(&json!({"event": "e"})))
+            .await
+            .problem(400, "invalid_path");
     }
-    for name in ["merchant:42", "ph%C3%B2ng", "a%2Fb", "%F0%9F%91%8B", &long[..256]] {
+    for name in [
+        "merchant:42",
+        "ph%C3%B2ng",
+        "a%2Fb",
+        "%F0%9F%91%8B",
+        &long[..256],
+    ] {
         let path = format!("/socket/websocket/rooms/{name}/messages");
-        house.send(house.call(Method::POST, &path).json(&json!({"event": "e"}))).await.ok(202);
+        house
+            .send(house.call(Method::POST, &path).json(&json!({"event": "e"})))
+            .await
+            .ok(202);
     }
 }
 
 #[tokio::test]
 async fn a_value_that_no_database_keeps_is_the_callers_fault() {
     let house = House::new().await;
-    house.send(house.as_user("17", Method::GET, "/notifications?type=a%00b")).await.problem(400, "invalid_query");
+    house
+        .send(house.as_user("17", Method::GET, "/notifications?type=a%00b"))
+        .await
+        .problem(400, "invalid_query");
     let token = house.token_with("17\u{0}", json!({}));
-    let call = Call::new(Method::GET, "/notifications").header("authorization", &format!("Bearer {token}"));
+    let call = Call::new(Method::GET, "/notifications")
+        .header("authorization", &format!("Bearer {token}"));
     assert!(house.send(call).await.status.is_client_error());
 }
 
 #[tokio::test]
 async fn a_panic_is_a_500_that_says_nothing_and_the_next_request_is_served() {
     let house = House::new().await;
-    house.neighbours.answer(|_| panic!("the secret is 10.1.2.3"));
+    house
+        .neighbours
+        .answer(|_| panic!("the secret is 10.1.2.3"));
     let path = "/socket/websocket/clients/abc";
-    house.send(house.call(Method::GET, path)).await.problem(500, "internal");
+    house
+        .send(house.call(Method::GET, path))
+        .await
+        .problem(500, "internal");
     house.neighbours.answer(|_| crate::bus::Answers::default());
-    house.send(house.call(Method::GET, path)).await.problem(404, "not_found");
+    house
+        .send(house.call(Method::GET, path))
+        .await
+        .problem(404, "not_found");
 }
 
 #[tokio::test]
 async fn request_ids_are_echoed_and_requests_counted_by_template() {
     let house = House::new().await;
-    let answer = house.send(Call::new(Method::GET, "/notifications/abc").header("x-request-id", "trace-7")).await;
-    assert_eq!(answer.problem(401, "credentials_missing").body["instance"], "trace-7");
-    house.send(Call::new(Method::GET, "/no/such/route")).await.problem(404, "no_route");
-    house.send(Call::new(Method::from_bytes(b"EVIL").unwrap(), "/no/such/route")).await.problem(404, "no_route");
+    let answer = house
+        .send(Call::new(Method::GET, "/notifications/abc").header("x-request-id", "trace-7"))
+        .await;
+    assert_eq!(
+        answer.problem(401, "credentials_missing").body["instance"],
+        "trace-7"
+    );
+    house
+        .send(Call::new(Method::GET, "/no/such/route"))
+        .await
+        .problem(404, "no_route");
+    house
+        .send(Call::new(
+            Method::from_bytes(b"EVIL").unwrap(),
+            "/no/such/route",
+        ))
+        .await
+        .problem(404, "no_route");
     let text = house.metrics.render();
     for line in [
         r#"signal_http_requests_total{route="/notifications/{id}",method="GET",status="401"} 1"#,
@@ -175,6 +294,11 @@ async fn request_ids_are_echoed_and_requests_counted_by_template() {
 async fn a_draining_gateway_serves_on_and_tells_callers_to_connect_elsewhere() {
     let house = House::new().await;
     house.lifecycle.request_drain();
-    let answer = house.send(house.as_user("17", Method::GET, "/notifications")).await;
-    assert_eq!((answer.status, answer.header("connection")), (StatusCode::OK, "close"));
+    let answer = house
+        .send(house.as_user("17", Method::GET, "/notifications"))
+        .await;
+    assert_eq!(
+        (answer.status, answer.header("connection")),
+        (StatusCode::OK, "close")
+    );
 }

@@ -9,7 +9,8 @@ use crate::auth::PublishedKeys;
 const PATH: &str = "/.well-known/jwks.json";
 
 fn publish(house: &House, kid: &str) -> Arc<PublishedKeys> {
-    let text = json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qY", "kid": kid}]}).to_string();
+    let text =
+        json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qY", "kid": kid}]}).to_string();
     let published = Arc::new(PublishedKeys::read(&text).unwrap());
     house.published.send_replace(Some(Arc::clone(&published)));
     published
@@ -18,7 +19,10 @@ fn publish(house: &House, kid: &str) -> Arc<PublishedKeys> {
 #[tokio::test]
 async fn without_a_configured_set_there_is_none() {
     let house = House::new().await;
-    let answer = house.send(Call::new(Method::GET, PATH)).await.problem(404, "not_found");
+    let answer = house
+        .send(Call::new(Method::GET, PATH))
+        .await
+        .problem(404, "not_found");
     assert_eq!(answer.header("cache-control"), "no-store");
     let status = house.status().await;
     assert_eq!(status["jwksFile"], json!(null));
@@ -29,16 +33,43 @@ async fn the_set_is_served_to_anyone_with_its_tag_and_age() {
     let house = House::new().await;
     let published = publish(&house, "k1");
     let answer = house.send(Call::new(Method::GET, PATH)).await;
-    assert_eq!((answer.status.as_u16(), answer.header("content-type")), (200, "application/jwk-set+json"));
-    assert_eq!((answer.header("etag"), answer.header("cache-control")), (published.etag.as_str(), "public, max-age=300"));
+    assert_eq!(
+        (answer.status.as_u16(), answer.header("content-type")),
+        (200, "application/jwk-set+json")
+    );
+    assert_eq!(
+        (answer.header("etag"), answer.header("cache-control")),
+        (published.etag.as_str(), "public, max-age=300")
+    );
     assert_eq!(answer.header("x-content-type-options"), "nosniff");
     assert_eq!(answer.text, published.body);
     let head = house.send(Call::new(Method::HEAD, PATH)).await;
-    assert_eq!((head.status.as_u16(), head.header("etag"), head.text.as_str()), (200, published.etag.as_str(), ""));
-    house.live.send_modify(|live| Arc::make_mut(live).jwks_max_age_secs = 60);
-    assert_eq!(house.send(Call::new(Method::GET, PATH)).await.header("cache-control"), "public, max-age=60");
-    assert_eq!(house.status().await["jwksFile"], json!({"revision": published.revision, "keys": ["k1"]}));
-    house.send(Call::new(Method::GET, "/.well-known/jwks.json?kid=k1")).await.problem(400, "invalid_query");
+    assert_eq!(
+        (
+            head.status.as_u16(),
+            head.header("etag"),
+            head.text.as_str()
+        ),
+        (200, published.etag.as_str(), "")
+    );
+    house
+        .live
+        .send_modify(|live| Arc::make_mut(live).jwks_max_age_secs = 60);
+    assert_eq!(
+        house
+            .send(Call::new(Method::GET, PATH))
+            .await
+            .header("cache-control"),
+        "public, max-age=60"
+    );
+    assert_eq!(
+        house.status().await["jwksFile"],
+        json!({"revision": published.revision, "keys": ["k1"]})
+    );
+    house
+        .send(Call::new(Method::GET, "/.well-known/jwks.json?kid=k1"))
+        .await
+        .problem(400, "invalid_query");
 }
 
 #[tokio::test]
@@ -46,10 +77,22 @@ async fn who_has_it_already_is_told_so_until_it_changes() {
     let house = House::new().await;
     let etag = publish(&house, "k1").etag.clone();
     let ask = |given: &str| house.send(Call::new(Method::GET, PATH).header("if-none-match", given));
-    for known in [etag.clone(), format!("W/{etag}"), format!("\"other\", {etag}"), "*".into()] {
+    for known in [
+        etag.clone(),
+        format!("W/{etag}"),
+        format!("\"other\", {etag}"),
+        "*".into(),
+    ] {
         let answer = ask(&known).await;
-        assert_eq!((answer.status.as_u16(), answer.text.as_str()), (304, ""), "{known}");
-        assert_eq!((answer.header("etag"), answer.header("cache-control")), (etag.as_str(), "public, max-age=300"));
+        assert_eq!(
+            (answer.status.as_u16(), answer.text.as_str()),
+            (304, ""),
+            "{known}"
+        );
+        assert_eq!(
+            (answer.header("etag"), answer.header("cache-control")),
+            (etag.as_str(), "public, max-age=300")
+        );
     }
     for other in ["\"other\"", "", etag.trim_matches('"')] {
         assert_eq!(ask(other).await.status, 200, "{other}");

@@ -15,7 +15,10 @@ fn nested(depth: usize) -> Value {
 async fn a_message_goes_out_as_it_was_given() {
     let house = House::new().await;
     house.neighbours.answer(|ask| match ask {
-        Ask::Holds { .. } => Answers { replies: vec![("gateway-1".into(), Reply::Count { count: 1 })], missing: vec!["gateway-3".into()] },
+        Ask::Holds { .. } => Answers {
+            replies: vec![("gateway-1".into(), Reply::Count { count: 1 })],
+            missing: vec!["gateway-3".into()],
+        },
         _ => Answers::default(),
     });
     let data = json!({"orderId": "DH-1001", "text": "đã giao", "deep": nested(90)});
@@ -25,11 +28,21 @@ async fn a_message_goes_out_as_it_was_given() {
         ("rooms/merchant:42/messages", "Room(\"merchant:42\")"),
         ("broadcast", "Broadcast"),
     ] {
-        let call = house.call(Method::POST, &format!("/socket/websocket/{path}")).json(&json!({"event": "order:updated", "data": data}));
-        assert_eq!(house.send(call).await.ok(202), json!({"local": 0, "published": true}));
-        assert_eq!(house.published(), [("order:updated".into(), destination.into(), data.clone())]);
+        let call = house
+            .call(Method::POST, &format!("/socket/websocket/{path}"))
+            .json(&json!({"event": "order:updated", "data": data}));
+        assert_eq!(
+            house.send(call).await.ok(202),
+            json!({"local": 0, "published": true})
+        );
+        assert_eq!(
+            house.published(),
+            [("order:updated".into(), destination.into(), data.clone())]
+        );
     }
-    let call = house.call(Method::POST, "/socket/websocket/users/17/messages").json(&json!({"event": "ping me"}));
+    let call = house
+        .call(Method::POST, "/socket/websocket/users/17/messages")
+        .json(&json!({"event": "ping me"}));
     house.send(call).await.ok(202);
     assert_eq!(house.published()[0].2, Value::Null);
 }
@@ -38,15 +51,47 @@ async fn a_message_goes_out_as_it_was_given() {
 async fn a_broadcast_leaves_out_whom_it_names() {
     let house = House::new().await;
     let path = "/socket/websocket/broadcast";
-    house.send(house.call(Method::POST, path).json(&json!({"event": "e", "exclude": ["abc", "xyz"]}))).await.ok(202);
-    let excluded: Vec<String> = house.neighbours.published.lock()[0].exclude.iter().map(ToString::to_string).collect();
+    house
+        .send(
+            house
+                .call(Method::POST, path)
+                .json(&json!({"event": "e", "exclude": ["abc", "xyz"]})),
+        )
+        .await
+        .ok(202);
+    let excluded: Vec<String> = house.neighbours.published.lock()[0]
+        .exclude
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(excluded, ["abc", "xyz"]);
-    for exclude in [json!("abc"), json!(["a-b"]), json!([1]), json!(vec!["a"; 1001])] {
-        house.send(house.call(Method::POST, path).json(&json!({"event": "e", "exclude": exclude}))).await.problem(400, "invalid_body");
+    for exclude in [
+        json!("abc"),
+        json!(["a-b"]),
+        json!([1]),
+        json!(vec!["a"; 1001]),
+    ] {
+        house
+            .send(
+                house
+                    .call(Method::POST, path)
+                    .json(&json!({"event": "e", "exclude": exclude})),
+            )
+            .await
+            .problem(400, "invalid_body");
     }
-    let only_broadcasts = house.call(Method::POST, "/socket/websocket/rooms/a/messages").json(&json!({"event": "e", "exclude": ["abc"]}));
-    let answer = house.send(only_broadcasts).await.problem(400, "invalid_body");
-    assert!(answer.body["detail"].as_str().unwrap().contains("exclude"), "{}", answer.text);
+    let only_broadcasts = house
+        .call(Method::POST, "/socket/websocket/rooms/a/messages")
+        .json(&json!({"event": "e", "exclude": ["abc"]}));
+    let answer = house
+        .send(only_broadcasts)
+        .await
+        .problem(400, "invalid_body");
+    assert!(
+        answer.body["detail"].as_str().unwrap().contains("exclude"),
+        "{}",
+        answer.text
+    );
 }
 
 #[tokio::test]
@@ -62,8 +107,15 @@ async fn nobody_speaks_with_the_gateways_voice() {
         name::REFRESHED,
     ];
     for event in RESERVED.into_iter().chain(ours) {
-        for path in ["clients/abc/messages", "users/17/messages", "rooms/a/messages", "broadcast"] {
-            let call = house.call(Method::POST, &format!("/socket/websocket/{path}")).json(&json!({"event": event}));
+        for path in [
+            "clients/abc/messages",
+            "users/17/messages",
+            "rooms/a/messages",
+            "broadcast",
+        ] {
+            let call = house
+                .call(Method::POST, &format!("/socket/websocket/{path}"))
+                .json(&json!({"event": event}));
             house.send(call).await.problem(400, "reserved_event");
         }
     }
@@ -74,17 +126,34 @@ async fn nobody_speaks_with_the_gateways_voice() {
 #[tokio::test]
 async fn events_and_data_are_bounded() {
     let house = House::new().await;
-    let post = |body: Value| house.send(house.call(Method::POST, "/socket/websocket/users/17/messages").json(&body));
-    post(json!({"event": "e".repeat(128), "data": nested(100)})).await.ok(202);
-    post(json!({"event": "e".repeat(129)})).await.problem(400, "invalid_body");
-    post(json!({"event": "e", "data": nested(101)})).await.problem(400, "invalid_body");
+    let post = |body: Value| {
+        house.send(
+            house
+                .call(Method::POST, "/socket/websocket/users/17/messages")
+                .json(&body),
+        )
+    };
+    post(json!({"event": "e".repeat(128), "data": nested(100)}))
+        .await
+        .ok(202);
+    post(json!({"event": "e".repeat(129)}))
+        .await
+        .problem(400, "invalid_body");
+    post(json!({"event": "e", "data": nested(101)}))
+        .await
+        .problem(400, "invalid_body");
 }
 
 #[tokio::test]
 async fn a_client_that_nobody_holds_is_a_404_and_nothing_is_sent() {
     let house = House::new().await;
-    house.neighbours.answer(|_| Answers { replies: vec![("gateway-1".into(), Reply::Count { count: 0 })], missing: vec![] });
-    let call = house.call(Method::POST, "/socket/websocket/clients/abc/messages").json(&json!({"event": "e"}));
+    house.neighbours.answer(|_| Answers {
+        replies: vec![("gateway-1".into(), Reply::Count { count: 0 })],
+        missing: vec![],
+    });
+    let call = house
+        .call(Method::POST, "/socket/websocket/clients/abc/messages")
+        .json(&json!({"event": "e"}));
     house.send(call).await.problem(404, "not_found");
     assert!(house.published().is_empty());
 }
@@ -92,9 +161,14 @@ async fn a_client_that_nobody_holds_is_a_404_and_nothing_is_sent() {
 #[tokio::test]
 async fn a_message_that_can_reach_nobody_is_not_accepted() {
     let house = House::new().await;
-    house.neighbours.publishing_fails.store(true, Ordering::SeqCst);
+    house
+        .neighbours
+        .publishing_fails
+        .store(true, Ordering::SeqCst);
     for path in ["users/17/messages", "rooms/a/messages", "broadcast"] {
-        let call = house.call(Method::POST, &format!("/socket/websocket/{path}")).json(&json!({"event": "e"}));
+        let call = house
+            .call(Method::POST, &format!("/socket/websocket/{path}"))
+            .json(&json!({"event": "e"}));
         house.send(call).await.problem(503, "bus_unavailable");
     }
 }

@@ -4,7 +4,12 @@ use serde_json::{Value, json};
 use super::fixture::House;
 
 fn ids(body: &Value) -> Vec<String> {
-    body["data"].as_array().unwrap().iter().map(|n| n["id"].as_str().unwrap().to_owned()).collect()
+    body["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| n["id"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 #[tokio::test]
@@ -12,15 +17,37 @@ async fn an_inbox_is_paged_newest_first_and_only_its_owners() {
     let house = House::new().await;
     let mut mine = Vec::new();
     for number in 0..5 {
-        let rows = house.store(&format!("e{number}"), "PAYMENT_SUCCESS", &["17", "18"]).await;
-        mine.extend(rows.iter().filter(|row| &*row.recipient_id == "17").map(|row| row.id.to_string()));
+        let rows = house
+            .store(&format!("e{number}"), "PAYMENT_SUCCESS", &["17", "18"])
+            .await;
+        mine.extend(
+            rows.iter()
+                .filter(|row| &*row.recipient_id == "17")
+                .map(|row| row.id.to_string()),
+        );
     }
     mine.reverse();
     let (mut seen, mut cursor) = (Vec::new(), String::new());
     loop {
-        let body = house.send(house.as_user("17", Method::GET, &format!("/notifications?limit=2{cursor}"))).await.ok(200);
-        assert_eq!((&body["unreadCount"], &body["version"]), (&json!(5), &json!(5)));
-        assert!(body["data"].as_array().unwrap().iter().all(|n| n["recipientId"] == "17"));
+        let body = house
+            .send(house.as_user(
+                "17",
+                Method::GET,
+                &format!("/notifications?limit=2{cursor}"),
+            ))
+            .await
+            .ok(200);
+        assert_eq!(
+            (&body["unreadCount"], &body["version"]),
+            (&json!(5), &json!(5))
+        );
+        assert!(
+            body["data"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|n| n["recipientId"] == "17")
+        );
         seen.extend(ids(&body));
         // One that arrives between two pages comes before the first.
         match body["next"].as_str() {
@@ -29,16 +56,29 @@ async fn an_inbox_is_paged_newest_first_and_only_its_owners() {
         }
     }
     assert_eq!(seen, mine);
-    let empty = house.send(house.as_user("nobody", Method::GET, "/notifications")).await.ok(200);
-    assert_eq!(empty, json!({"data": [], "next": null, "unreadCount": 0, "version": 0}));
+    let empty = house
+        .send(house.as_user("nobody", Method::GET, "/notifications"))
+        .await
+        .ok(200);
+    assert_eq!(
+        empty,
+        json!({"data": [], "next": null, "unreadCount": 0, "version": 0})
+    );
 }
 
 #[tokio::test]
 async fn a_notification_has_the_shape_of_the_contract() {
     let house = House::new().await;
     let row = house.store("e", "PAYMENT_SUCCESS", &["17"]).await.remove(0);
-    let body = house.send(house.as_user("17", Method::GET, &format!("/notifications/{}", row.id))).await.ok(200);
-    let created_at = house.send(house.as_user("17", Method::GET, "/notifications")).await.ok(200)["data"][0]["createdAt"].clone();
+    let body = house
+        .send(house.as_user("17", Method::GET, &format!("/notifications/{}", row.id)))
+        .await
+        .ok(200);
+    let created_at = house
+        .send(house.as_user("17", Method::GET, "/notifications"))
+        .await
+        .ok(200)["data"][0]["createdAt"]
+        .clone();
     assert_eq!(
         body,
         json!({"id": row.id, "seq": 1, "type": "PAYMENT_SUCCESS", "title": "Tiêu đề", "content": "Nội dung", "data": {"amount": 150_000}, "actorId": null,
@@ -49,9 +89,26 @@ async fn a_notification_has_the_shape_of_the_contract() {
 #[tokio::test]
 async fn filters_by_status_and_type() {
     let house = House::new().await;
-    let payment = house.store("e1", "PAYMENT_SUCCESS", &["17"]).await.remove(0).id.to_string();
-    let refund = house.store("e2", "REFUND", &["17"]).await.remove(0).id.to_string();
-    house.send(house.as_user("17", Method::PATCH, &format!("/notifications/{refund}")).json(&json!({"isRead": true}))).await.ok(200);
+    let payment = house
+        .store("e1", "PAYMENT_SUCCESS", &["17"])
+        .await
+        .remove(0)
+        .id
+        .to_string();
+    let refund = house
+        .store("e2", "REFUND", &["17"])
+        .await
+        .remove(0)
+        .id
+        .to_string();
+    house
+        .send(
+            house
+                .as_user("17", Method::PATCH, &format!("/notifications/{refund}"))
+                .json(&json!({"isRead": true})),
+        )
+        .await
+        .ok(200);
     for (query, expected) in [
         ("status=unread", vec![&payment]),
         ("status=read", vec![&refund]),
@@ -59,7 +116,10 @@ async fn filters_by_status_and_type() {
         ("type=refund", vec![]),
         ("status=unread&type=REFUND", vec![]),
     ] {
-        let body = house.send(house.as_user("17", Method::GET, &format!("/notifications?{query}"))).await.ok(200);
+        let body = house
+            .send(house.as_user("17", Method::GET, &format!("/notifications?{query}")))
+            .await
+            .ok(200);
         assert_eq!(ids(&body).iter().collect::<Vec<_>>(), expected, "{query}");
         assert_eq!(body["unreadCount"], 1);
     }
@@ -68,22 +128,44 @@ async fn filters_by_status_and_type() {
 #[tokio::test]
 async fn anothers_notification_is_told_from_none_by_nobody() {
     let house = House::new().await;
-    let id = house.store("e", "PAYMENT_SUCCESS", &["18"]).await.remove(0).id.to_string();
+    let id = house
+        .store("e", "PAYMENT_SUCCESS", &["18"])
+        .await
+        .remove(0)
+        .id
+        .to_string();
     let mut details = Vec::new();
     for id in [id.as_str(), "doesnotexist"] {
         for method in [Method::GET, Method::PATCH, Method::DELETE] {
             let call = house.as_user("17", method.clone(), &format!("/notifications/{id}"));
-            let call = if method == Method::PATCH { call.json(&json!({"isRead": true})) } else { call };
+            let call = if method == Method::PATCH {
+                call.json(&json!({"isRead": true}))
+            } else {
+                call
+            };
             let mut answer = house.send(call).await.problem(404, "not_found");
             answer.body["instance"] = Value::Null;
             details.push(answer.body);
         }
     }
-    assert!(details.windows(2).all(|pair| pair[0] == pair[1]), "{details:?}");
+    assert!(
+        details.windows(2).all(|pair| pair[0] == pair[1]),
+        "{details:?}"
+    );
     let body = json!({"ids": [id]});
-    let read = house.send(house.as_user("17", Method::POST, "/notifications/read").json(&body)).await.ok(200);
+    let read = house
+        .send(
+            house
+                .as_user("17", Method::POST, "/notifications/read")
+                .json(&body),
+        )
+        .await
+        .ok(200);
     assert_eq!((&read["ids"], &read["total"]), (&json!([]), &json!(0)));
-    let theirs = house.send(house.as_user("18", Method::GET, &format!("/notifications/{id}"))).await.ok(200);
+    let theirs = house
+        .send(house.as_user("18", Method::GET, &format!("/notifications/{id}")))
+        .await
+        .ok(200);
     assert_eq!(theirs["isRead"], false);
     assert!(house.published().is_empty());
 }
@@ -91,22 +173,55 @@ async fn anothers_notification_is_told_from_none_by_nobody() {
 #[tokio::test]
 async fn reading_one_is_told_to_every_device_once() {
     let house = House::new().await;
-    let id = house.store("e1", "PAYMENT_SUCCESS", &["17"]).await.remove(0).id.to_string();
+    let id = house
+        .store("e1", "PAYMENT_SUCCESS", &["17"])
+        .await
+        .remove(0)
+        .id
+        .to_string();
     house.store("e2", "PAYMENT_SUCCESS", &["17"]).await;
     let path = format!("/notifications/{id}");
-    let first = house.send(house.as_user("17", Method::PATCH, &path).json(&json!({"isRead": true}))).await.ok(200);
+    let first = house
+        .send(
+            house
+                .as_user("17", Method::PATCH, &path)
+                .json(&json!({"isRead": true})),
+        )
+        .await
+        .ok(200);
     assert_eq!(first["isRead"], true);
     let told = house.published();
     assert_eq!(told.len(), 1);
-    assert_eq!((told[0].0.as_str(), told[0].1.as_str()), ("notification:read", "User(\"17\")"));
-    assert_eq!(told[0].2, json!({"ids": [id], "total": 1, "readAt": first["readAt"], "unreadCount": 1, "version": 3}));
+    assert_eq!(
+        (told[0].0.as_str(), told[0].1.as_str()),
+        ("notification:read", "User(\"17\")")
+    );
+    assert_eq!(
+        told[0].2,
+        json!({"ids": [id], "total": 1, "readAt": first["readAt"], "unreadCount": 1, "version": 3})
+    );
 
     house.clock.advance_ms(60_000);
-    let again = house.send(house.as_user("17", Method::PATCH, &path).json(&json!({"isRead": true}))).await.ok(200);
+    let again = house
+        .send(
+            house
+                .as_user("17", Method::PATCH, &path)
+                .json(&json!({"isRead": true})),
+        )
+        .await
+        .ok(200);
     assert_eq!(again, first);
     assert!(house.published().is_empty());
-    for body in [json!({"isRead": false}), json!({}), json!({"isRead": "true"}), json!({"isRead": true, "title": "mine"})] {
-        house.send(house.as_user("17", Method::PATCH, &path).json(&body)).await.problem(400, "invalid_body");
+    for body in [
+        json!({"isRead": false}),
+        json!({}),
+        json!({"isRead": "true"}),
+        json!({"isRead": true, "title": "mine"}),
+    ] {
+        house
+            .send(house.as_user("17", Method::PATCH, &path).json(&body))
+            .await
+            .problem(400, "invalid_body");
     }
 }
 
@@ -115,23 +230,51 @@ async fn reading_many_by_ids_by_seq_or_all() {
     let house = House::new().await;
     let mut rows = Vec::new();
     for number in 0..6 {
-        rows.extend(house.store(&format!("e{number}"), "PAYMENT_SUCCESS", &["17"]).await);
+        rows.extend(
+            house
+                .store(&format!("e{number}"), "PAYMENT_SUCCESS", &["17"])
+                .await,
+        );
     }
-    let read = |body: Value| house.send(house.as_user("17", Method::POST, "/notifications/read").json(&body));
+    let read = |body: Value| {
+        house.send(
+            house
+                .as_user("17", Method::POST, "/notifications/read")
+                .json(&body),
+        )
+    };
     let by_ids = read(json!({"ids": [rows[5].id, "unknown"]})).await.ok(200);
-    assert_eq!((&by_ids["ids"], &by_ids["unreadCount"]), (&json!([rows[5].id]), &json!(5)));
-    assert_eq!(house.published(), [("notification:read".into(), "User(\"17\")".into(), by_ids)]);
+    assert_eq!(
+        (&by_ids["ids"], &by_ids["unreadCount"]),
+        (&json!([rows[5].id]), &json!(5))
+    );
+    assert_eq!(
+        house.published(),
+        [("notification:read".into(), "User(\"17\")".into(), by_ids)]
+    );
 
     let by_seq = read(json!({"upTo": rows[1].seq})).await.ok(200);
-    assert_eq!((&by_seq["total"], &by_seq["unreadCount"]), (&json!(2), &json!(3)));
+    assert_eq!(
+        (&by_seq["total"], &by_seq["unreadCount"]),
+        (&json!(2), &json!(3))
+    );
     let all = read(json!({"all": true})).await.ok(200);
     assert_eq!((&all["total"], &all["unreadCount"]), (&json!(3), &json!(0)));
     house.published();
 
     let again = read(json!({"all": true})).await.ok(200);
-    assert_eq!((&again["ids"], &again["version"]), (&json!([]), &all["version"]));
+    assert_eq!(
+        (&again["ids"], &again["version"]),
+        (&json!([]), &all["version"])
+    );
     assert!(house.published().is_empty());
-    assert_eq!(house.send(house.as_user("17", Method::GET, "/notifications/unread-count")).await.ok(200), json!({"unreadCount": 0}));
+    assert_eq!(
+        house
+            .send(house.as_user("17", Method::GET, "/notifications/unread-count"))
+            .await
+            .ok(200),
+        json!({"unreadCount": 0})
+    );
     let too_many = json!({"ids": vec!["a"; 1001]});
     for body in [
         json!({}),
@@ -150,25 +293,50 @@ async fn reading_many_by_ids_by_seq_or_all() {
 #[tokio::test]
 async fn a_removed_notification_is_gone_for_every_device() {
     let house = House::new().await;
-    let id = house.store("e1", "PAYMENT_SUCCESS", &["17"]).await.remove(0).id.to_string();
+    let id = house
+        .store("e1", "PAYMENT_SUCCESS", &["17"])
+        .await
+        .remove(0)
+        .id
+        .to_string();
     house.store("e2", "PAYMENT_SUCCESS", &["17"]).await;
     let path = format!("/notifications/{id}");
     let answer = house.send(house.as_user("17", Method::DELETE, &path)).await;
     assert_eq!((answer.status.as_u16(), answer.text.as_str()), (204, ""));
     assert_eq!(
         house.published(),
-        [("notification:deleted".into(), "User(\"17\")".into(), json!({"ids": [id], "unreadCount": 1, "version": 3}))]
+        [(
+            "notification:deleted".into(),
+            "User(\"17\")".into(),
+            json!({"ids": [id], "unreadCount": 1, "version": 3})
+        )]
     );
-    house.send(house.as_user("17", Method::DELETE, &path)).await.problem(404, "not_found");
-    house.send(house.as_user("17", Method::GET, &path)).await.problem(404, "not_found");
+    house
+        .send(house.as_user("17", Method::DELETE, &path))
+        .await
+        .problem(404, "not_found");
+    house
+        .send(house.as_user("17", Method::GET, &path))
+        .await
+        .problem(404, "not_found");
     assert!(house.published().is_empty());
 }
 
 #[tokio::test]
 async fn without_the_bus_an_inbox_works_and_only_the_push_is_missed() {
     let house = House::new().await;
-    let id = house.store("e1", "PAYMENT_SUCCESS", &["17"]).await.remove(0).id.to_string();
-    house.neighbours.publishing_fails.store(true, std::sync::atomic::Ordering::SeqCst);
-    let call = house.as_user("17", Method::PATCH, &format!("/notifications/{id}")).json(&json!({"isRead": true}));
+    let id = house
+        .store("e1", "PAYMENT_SUCCESS", &["17"])
+        .await
+        .remove(0)
+        .id
+        .to_string();
+    house
+        .neighbours
+        .publishing_fails
+        .store(true, std::sync::atomic::Ordering::SeqCst);
+    let call = house
+        .as_user("17", Method::PATCH, &format!("/notifications/{id}"))
+        .json(&json!({"isRead": true}));
     assert_eq!(house.send(call).await.ok(200)["isRead"], true);
 }

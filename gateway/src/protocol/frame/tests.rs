@@ -52,32 +52,60 @@ fn all(bytes: &[u8]) -> Result<Vec<Seen>, FrameError> {
 
 #[test]
 fn the_masked_hello_of_rfc_6455_section_5_7_is_read() {
-    let bytes = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
+    let bytes = [
+        0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58,
+    ];
     assert_eq!(all(&bytes), Ok(vec![Seen::Text("Hello".into())]));
 }
 
 #[test]
 fn the_unmasked_frames_of_rfc_6455_section_5_7_are_written() {
-    assert_eq!(Message::text(b"Hello").frame(), [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f]);
-    assert_eq!(Message::new(Opcode::Binary, &[0; 256]).frame()[..4], [0x82, 0x7E, 0x01, 0x00]);
-    assert_eq!(Message::new(Opcode::Binary, &[0; 65536]).frame()[..10], [0x82, 0x7F, 0, 0, 0, 0, 0, 1, 0, 0]);
+    assert_eq!(
+        Message::text(b"Hello").frame(),
+        [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f]
+    );
+    assert_eq!(
+        Message::new(Opcode::Binary, &[0; 256]).frame()[..4],
+        [0x82, 0x7E, 0x01, 0x00]
+    );
+    assert_eq!(
+        Message::new(Opcode::Binary, &[0; 65536]).frame()[..10],
+        [0x82, 0x7F, 0, 0, 0, 0, 0, 1, 0, 0]
+    );
     for length in [0, 125, 126, 65_535, 65_536] {
         assert_eq!(header(Opcode::Text, length).len(), header_length(length));
         let payload = vec![b'a'; length];
         let written = Message::written(0, |out| out.extend_from_slice(&payload));
-        assert_eq!((written.frame(), written.payload()), (Message::text(&payload).frame(), &payload[..]));
+        assert_eq!(
+            (written.frame(), written.payload()),
+            (Message::text(&payload).frame(), &payload[..])
+        );
     }
 }
 
 #[test]
 fn a_message_in_parts_may_have_pings_between_them() {
-    let bytes = [client(0x01, b"Hel"), client(0x89, b"?"), client(0x80, b"lo")].concat();
-    assert_eq!(all(&bytes), Ok(vec![Seen::Ping(b"?".to_vec()), Seen::Text("Hello".into())]));
+    let bytes = [
+        client(0x01, b"Hel"),
+        client(0x89, b"?"),
+        client(0x80, b"lo"),
+    ]
+    .concat();
+    assert_eq!(
+        all(&bytes),
+        Ok(vec![Seen::Ping(b"?".to_vec()), Seen::Text("Hello".into())])
+    );
 }
 
 #[test]
 fn a_part_that_carries_nothing_is_told() {
-    let bytes = [client(0x01, b""), client(0x00, b""), client(0x00, b"a"), client(0x80, b"")].concat();
+    let bytes = [
+        client(0x01, b""),
+        client(0x00, b""),
+        client(0x00, b"a"),
+        client(0x80, b""),
+    ]
+    .concat();
     assert_eq!(all(&bytes), Ok(vec![Seen::Empty, Seen::Text("a".into())]));
 }
 
@@ -87,23 +115,83 @@ fn each_violation_has_its_close_code() {
         ("no mask", vec![0x81, 0x01, b'a'], Close::ProtocolError),
         ("reserved bit", client(0xC1, b"a"), Close::ProtocolError),
         ("reserved opcode", client(0x83, b"a"), Close::ProtocolError),
-        ("reserved control opcode", client(0x8B, b""), Close::ProtocolError),
+        (
+            "reserved control opcode",
+            client(0x8B, b""),
+            Close::ProtocolError,
+        ),
         ("control in parts", client(0x09, b""), Close::ProtocolError),
-        ("control over 125 bytes", client(0x89, &[0; 126]), Close::ProtocolError),
-        ("continuation of nothing", client(0x80, b"a"), Close::ProtocolError),
-        ("a message inside another", [client(0x01, b"a"), client(0x81, b"b")].concat(), Close::ProtocolError),
-        ("16-bit length below 126", vec![0x81, 0xFE, 0, 5, 0, 0, 0, 0], Close::ProtocolError),
-        ("64-bit length below 65536", vec![0x81, 0xFF, 0, 0, 0, 0, 0, 0, 0, 5], Close::ProtocolError),
-        ("64-bit length with the top bit", vec![0x81, 0xFF, 0x80, 0, 0, 0, 0, 0, 0, 0], Close::ProtocolError),
-        ("not UTF-8", client(0x81, &[0xce, 0xba, 0xe1, 0xbd]), Close::InvalidPayload),
-        ("surrogate", client(0x81, &[0xed, 0xa0, 0x80]), Close::InvalidPayload),
-        ("close of one byte", client(0x88, &[3]), Close::ProtocolError),
+        (
+            "control over 125 bytes",
+            client(0x89, &[0; 126]),
+            Close::ProtocolError,
+        ),
+        (
+            "continuation of nothing",
+            client(0x80, b"a"),
+            Close::ProtocolError,
+        ),
+        (
+            "a message inside another",
+            [client(0x01, b"a"), client(0x81, b"b")].concat(),
+            Close::ProtocolError,
+        ),
+        (
+            "16-bit length below 126",
+            vec![0x81, 0xFE, 0, 5, 0, 0, 0, 0],
+            Close::ProtocolError,
+        ),
+        (
+            "64-bit length below 65536",
+            vec![0x81, 0xFF, 0, 0, 0, 0, 0, 0, 0, 5],
+            Close::ProtocolError,
+        ),
+        (
+            "64-bit length with the top bit",
+            vec![0x81, 0xFF, 0x80, 0, 0, 0, 0, 0, 0, 0],
+            Close::ProtocolError,
+        ),
+        (
+            "not UTF-8",
+            client(0x81, &[0xce, 0xba, 0xe1, 0xbd]),
+            Close::InvalidPayload,
+        ),
+        (
+            "surrogate",
+            client(0x81, &[0xed, 0xa0, 0x80]),
+            Close::InvalidPayload,
+        ),
+        (
+            "close of one byte",
+            client(0x88, &[3]),
+            Close::ProtocolError,
+        ),
         ("close 1005", client(0x88, &[3, 0xED]), Close::ProtocolError),
         ("close 999", client(0x88, &[3, 0xE7]), Close::ProtocolError),
-        ("close 5000", client(0x88, &[0x13, 0x88]), Close::ProtocolError),
-        ("close reason not UTF-8", client(0x88, &[3, 0xE8, 0xff]), Close::InvalidPayload),
-        ("longer than the limit, known from the header", vec![0x81, 0xFF, 0, 0, 0, 0, 0, 0x10, 0, 1], Close::TooBig),
-        ("parts longer than the limit", [client(0x01, &[b'a'; 600_000]), client(0x80, &[b'a'; 600_000])].concat(), Close::TooBig),
+        (
+            "close 5000",
+            client(0x88, &[0x13, 0x88]),
+            Close::ProtocolError,
+        ),
+        (
+            "close reason not UTF-8",
+            client(0x88, &[3, 0xE8, 0xff]),
+            Close::InvalidPayload,
+        ),
+        (
+            "longer than the limit, known from the header",
+            vec![0x81, 0xFF, 0, 0, 0, 0, 0, 0x10, 0, 1],
+            Close::TooBig,
+        ),
+        (
+            "parts longer than the limit",
+            [
+                client(0x01, &[b'a'; 600_000]),
+                client(0x80, &[b'a'; 600_000]),
+            ]
+            .concat(),
+            Close::TooBig,
+        ),
     ];
     for (name, bytes, close) in cases {
         assert_eq!(all(bytes).map_err(Close::from), Err(*close), "{name}");
@@ -115,7 +203,10 @@ fn valid_close_frames_are_read() {
     assert_eq!(all(&client(0x88, b"")), Ok(vec![Seen::Close(None)]));
     for code in [1000u16, 1001, 1003, 1007, 1011, 3000, 4999] {
         let payload = [&code.to_be_bytes()[..], "tạm biệt".as_bytes()].concat();
-        assert_eq!(all(&client(0x88, &payload)), Ok(vec![Seen::Close(Some(code))]));
+        assert_eq!(
+            all(&client(0x88, &payload)),
+            Ok(vec![Seen::Close(Some(code))])
+        );
     }
 }
 

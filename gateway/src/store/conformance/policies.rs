@@ -19,15 +19,28 @@ fn platform() -> Platform {
         effect: Some("deny".into()),
         ..PolicyDefinition::may("", "100", "update", None)
     };
-    let no_action = PolicyDefinition { id: "none".into(), action: None, ..PolicyDefinition::may("3", "100", "", None) };
+    let no_action = PolicyDefinition {
+        id: "none".into(),
+        action: None,
+        ..PolicyDefinition::may("3", "100", "", None)
+    };
     // A second role in the same domain does not make the user two recipients, and a role is no user.
     let second = PolicyDefinition::member("17", "5000", Some("Merchant_42"));
-    let a_role =
-        PolicyDefinition { id: "role".into(), subject: ("Role", "21".into()), ..PolicyDefinition::member("", "3", Some("Merchant_42")) };
+    let a_role = PolicyDefinition {
+        id: "role".into(),
+        subject: ("Role", "21".into()),
+        ..PolicyDefinition::member("", "3", Some("Merchant_42"))
+    };
     definitions.extend([own, no_action, second, a_role]);
     Platform {
-        permissions: vec![("100".into(), "WebSocketClient.find".into()), ("101".into(), "WebSocketClient.send".into())],
-        roles: vec![("3".into(), "cashier".into()), ("4".into(), "sender".into())],
+        permissions: vec![
+            ("100".into(), "WebSocketClient.find".into()),
+            ("101".into(), "WebSocketClient.send".into()),
+        ],
+        roles: vec![
+            ("3".into(), "cashier".into()),
+            ("4".into(), "sender".into()),
+        ],
         definitions,
     }
 }
@@ -36,12 +49,25 @@ async fn assert_policies(policies: &dyn PolicyStore) {
     let merchant = Domain::Merchant("42".into());
     let organizer = Domain::Organizer("7".into());
     let nobody = Domain::Merchant("1'--".into());
-    let users = policies.users_in(&[merchant.clone(), nobody, organizer.clone(), merchant.clone()]).await.unwrap();
-    let want: HashMap<Domain, Arc<[String]>> =
-        HashMap::from([(merchant, Arc::from(["17".to_owned(), "18".to_owned()])), (organizer, Arc::from(["18".to_owned()]))]);
+    let users = policies
+        .users_in(&[
+            merchant.clone(),
+            nobody,
+            organizer.clone(),
+            merchant.clone(),
+        ])
+        .await
+        .unwrap();
+    let want: HashMap<Domain, Arc<[String]>> = HashMap::from([
+        (merchant, Arc::from(["17".to_owned(), "18".to_owned()])),
+        (organizer, Arc::from(["18".to_owned()])),
+    ]);
     assert_eq!(users, want);
     assert!(policies.users_in(&[]).await.unwrap().is_empty());
-    assert_eq!(policies.domains_of("18").await.unwrap(), ["Merchant_42", "Organizer_7"]);
+    assert_eq!(
+        policies.domains_of("18").await.unwrap(),
+        ["Merchant_42", "Organizer_7"]
+    );
     assert!(policies.domains_of("1").await.unwrap().is_empty());
 
     let (mut rules, mut groups) = policies.rules_of("17").await.unwrap();
@@ -57,18 +83,37 @@ async fn assert_policies(policies: &dyn PolicyStore) {
     assert_eq!(
         rules,
         [
-            rule("Role_3", Some("Merchant_42"), "WebSocketClient.find", "read", true),
+            rule(
+                "Role_3",
+                Some("Merchant_42"),
+                "WebSocketClient.find",
+                "read",
+                true
+            ),
             rule("Role_4", None, "WebSocketClient.send", "execute", true),
             rule("User_17", None, "WebSocketClient.find", "update", false),
         ]
     );
-    let group =
-        |role: &str, domain: Option<&str>| GroupRow { subject: "User_17".into(), role: role.into(), domain: domain.map(Into::into) };
-    assert_eq!(groups, [group("Role_3", Some("Merchant_42")), group("Role_4", None), group("Role_5000", Some("Merchant_42"))]);
+    let group = |role: &str, domain: Option<&str>| GroupRow {
+        subject: "User_17".into(),
+        role: role.into(),
+        domain: domain.map(Into::into),
+    };
+    assert_eq!(
+        groups,
+        [
+            group("Role_3", Some("Merchant_42")),
+            group("Role_4", None),
+            group("Role_5000", Some("Merchant_42"))
+        ]
+    );
     let (rules, groups) = policies.rules_of("nobody").await.unwrap();
     assert!(rules.is_empty() && groups.is_empty());
     for refused in [
-        policies.users_in(&[Domain::Merchant("\0".into())]).await.map(drop),
+        policies
+            .users_in(&[Domain::Merchant("\0".into())])
+            .await
+            .map(drop),
         policies.domains_of("\0").await.map(drop),
         policies.rules_of("\0").await.map(drop),
     ] {
@@ -79,7 +124,10 @@ async fn assert_policies(policies: &dyn PolicyStore) {
 pub(super) async fn policies_are_read_with_text_ids(database: &TestDatabase) {
     let policies = database.open().await.policies;
     // Without the tables it is the deployment that is at fault, not the question.
-    assert!(matches!(policies.rules_of("17").await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(
+        policies.rules_of("17").await,
+        Err(StoreError::Unavailable(_))
+    ));
     for _ in 0..2 {
         platform::seed(database.url(), &platform()).await.unwrap();
     }
@@ -97,17 +145,24 @@ pub(super) async fn policies_are_read_with_number_ids(database: &TestDatabase) {
         )
         .await;
     for row in platform().definitions {
-        let text = |text: &Option<String>| text.as_ref().map_or("NULL".to_owned(), |text| format!("'{text}'"));
+        let text = |text: &Option<String>| {
+            text.as_ref()
+                .map_or("NULL".to_owned(), |text| format!("'{text}'"))
+        };
         let (subject, target) = (row.subject, row.target);
         let (action, effect, domain) = (text(&row.action), text(&row.effect), text(&row.domain));
         let values = format!(
             "'{}', '{}', '{}', {}, '{}', {}, {action}, {effect}, {domain}",
             row.id, row.variant, subject.0, subject.1, target.0, target.1
         );
-        database.execute(&format!("INSERT INTO policy_definition VALUES ({values})")).await;
+        database
+            .execute(&format!("INSERT INTO policy_definition VALUES ({values})"))
+            .await;
     }
     for (id, code) in platform().permissions {
-        database.execute(&format!("INSERT INTO permission VALUES ({id}, '{code}')")).await;
+        database
+            .execute(&format!("INSERT INTO permission VALUES ({id}, '{code}')"))
+            .await;
     }
     assert_policies(&*policies).await;
 }
@@ -122,10 +177,21 @@ pub(super) async fn policies_may_live_in_another_database(database: &TestDatabas
     let mut policy = Config::for_tests().policy;
     policy.url_file = SecretFile::new(&file);
     let shutdown = CancellationToken::new();
-    let stores = open(&database.settings, &policy, ids(), shutdown.clone()).await.unwrap();
+    let stores = open(&database.settings, &policy, ids(), shutdown.clone())
+        .await
+        .unwrap();
     assert_policies(&*stores.policies).await;
-    stores.notifications.insert(&[activity("e1", &["x"])], at(0)).await.unwrap();
-    assert_eq!(other.number("SELECT count(*) FROM sqlite_master WHERE name LIKE 'signal%'").await, 0);
+    stores
+        .notifications
+        .insert(&[activity("e1", &["x"])], at(0))
+        .await
+        .unwrap();
+    assert_eq!(
+        other
+            .number("SELECT count(*) FROM sqlite_master WHERE name LIKE 'signal%'")
+            .await,
+        0
+    );
     assert_eq!(stores.tasks.len(), 1);
     shutdown.cancel();
     for task in stores.tasks {

@@ -15,7 +15,10 @@ fn rules() -> Rules {
         sweep_interval: Duration::from_secs(30),
         ping_interval: None,
         expiring_lead: Duration::from_secs(60),
-        encryption: Encryption { mode: EncryptionMode::Optional, client_frames: ClientFrames::Any },
+        encryption: Encryption {
+            mode: EncryptionMode::Optional,
+            client_frames: ClientFrames::Any,
+        },
     }
 }
 
@@ -48,12 +51,21 @@ impl Fixture {
     fn new(rules: Rules) -> Self {
         let start = Instant::now();
         let session = Session::new("abc".parse().unwrap(), start, &rules, 0.0);
-        Self { rules, start, now_ms: 0, session }
+        Self {
+            rules,
+            start,
+            now_ms: 0,
+            session,
+        }
     }
 
     fn on(&mut self, input: Input<'_>) -> Vec<String> {
         let now = self.start + Duration::from_millis(self.now_ms);
-        self.session.on(now, at(self.now_ms as i64), &self.rules, input).iter().map(show).collect()
+        self.session
+            .on(now, at(self.now_ms as i64), &self.rules, input)
+            .iter()
+            .map(show)
+            .collect()
     }
 
     fn text(&mut self, text: &str) -> Vec<String> {
@@ -65,8 +77,16 @@ impl Fixture {
         self.on(Input::Tick)
     }
 
-    fn accept(&mut self, principal: Arc<Principal>, handshake: Option<Result<Handshake, UnusableKey>>) -> Vec<String> {
-        self.on(Input::Verdict(Verdict::Accepted { principal, handshake, leeway: Duration::from_secs(30) }))
+    fn accept(
+        &mut self,
+        principal: Arc<Principal>,
+        handshake: Option<Result<Handshake, UnusableKey>>,
+    ) -> Vec<String> {
+        self.on(Input::Verdict(Verdict::Accepted {
+            principal,
+            handshake,
+            leeway: Duration::from_secs(30),
+        }))
     }
 
     fn authenticated(rules: Rules, lives: Option<i64>) -> Self {
@@ -74,7 +94,10 @@ impl Fixture {
         fixture.text(AUTHENTICATE);
         assert_eq!(fixture.accept(principal("17", lives), None), ["admit"]);
         let sent = fixture.on(Input::Heard);
-        assert!(sent[0].starts_with(r#"clear {"event":"connected","data":{"id":"abc","userId":"17""#), "{sent:?}");
+        assert!(
+            sent[0].starts_with(r#"clear {"event":"connected","data":{"id":"abc","userId":"17""#),
+            "{sent:?}"
+        );
         assert_eq!(sent[1..], ["release"]);
         fixture
     }
@@ -82,16 +105,25 @@ impl Fixture {
     fn encrypted(rules: Rules) -> Self {
         let mut fixture = Self::new(rules);
         fixture.text(AUTHENTICATE);
-        assert_eq!(fixture.accept(principal("17", None), Some(Ok(shake()))), ["admit"]);
+        assert_eq!(
+            fixture.accept(principal("17", None), Some(Ok(shake()))),
+            ["admit"]
+        );
         let sent = fixture.on(Input::Heard);
-        assert!(sent[0].contains("serverPublicKey") && sent[0].starts_with("clear "), "{sent:?}");
+        assert!(
+            sent[0].contains("serverPublicKey") && sent[0].starts_with("clear "),
+            "{sent:?}"
+        );
         assert_eq!(fixture.session.stage(), Stage::Encrypted);
         fixture
     }
 
     fn seal(&self, text: &str) -> String {
         let mut frame = Vec::new();
-        self.session.cipher().unwrap().seal(text.as_bytes(), [7; 12], &mut Vec::new(), &mut frame);
+        self.session
+            .cipher()
+            .unwrap()
+            .seal(text.as_bytes(), [7; 12], &mut Vec::new(), &mut frame);
         let start = frame.iter().position(|b| *b == b'{').unwrap();
         String::from_utf8(frame[start..].to_vec()).unwrap()
     }
@@ -102,7 +134,12 @@ const AUTHENTICATE: &str = r#"{"event":"authenticate","data":{"type":"Bearer","t
 fn shake() -> Handshake {
     let client = p256::SecretKey::from_slice(&[7; 32]).unwrap().public_key();
     let point = p256::elliptic_curve::sec1::ToSec1Point::to_sec1_point(&client, false);
-    handshake(&base64_simd::STANDARD.encode_to_string(point.as_bytes()), [1; 32], &SystemRandom::new()).unwrap()
+    handshake(
+        &base64_simd::STANDARD.encode_to_string(point.as_bytes()),
+        [1; 32],
+        &SystemRandom::new(),
+    )
+    .unwrap()
 }
 
 fn show(action: &Action) -> String {
@@ -144,10 +181,16 @@ fn what_is_not_json_is_answered_and_what_has_no_event_is_dropped() {
 #[test]
 fn before_authentication_only_authenticate_and_heartbeat_are_heard() {
     let mut fixture = Fixture::new(rules());
-    assert_eq!(fixture.text(r#"{"event":"join","data":{"rooms":["a"]}}"#), [error("Not authenticated")]);
+    assert_eq!(
+        fixture.text(r#"{"event":"join","data":{"rooms":["a"]}}"#),
+        [error("Not authenticated")]
+    );
     assert!(fixture.text(r#"{"event":"heartbeat"}"#).is_empty());
     assert_eq!(fixture.text(AUTHENTICATE), ["verify t None"]);
-    assert_eq!(fixture.text(r#"{"event":"anything"}"#), [error("Not authenticated")]);
+    assert_eq!(
+        fixture.text(r#"{"event":"anything"}"#),
+        [error("Not authenticated")]
+    );
 }
 
 #[test]
@@ -165,7 +208,9 @@ fn authenticate_again_is_an_error_in_every_state() {
 fn both_names_of_the_client_key_are_read() {
     for name in ["clientPublicKey", "publicKey"] {
         let mut fixture = Fixture::new(rules());
-        let sent = fixture.text(&format!(r#"{{"event":"authenticate","data":{{"type":"Bearer","token":"t","{name}":"K"}}}}"#));
+        let sent = fixture.text(&format!(
+            r#"{{"event":"authenticate","data":{{"type":"Bearer","token":"t","{name}":"K"}}}}"#
+        ));
         assert_eq!(sent, [r#"verify t Some(Some("K"))"#]);
     }
 }
@@ -179,13 +224,31 @@ fn a_refused_token_and_a_broken_verification_differ_in_the_error_before_4003() {
     ];
     for text in bad {
         let mut fixture = Fixture::new(rules());
-        assert_eq!(fixture.text(text), [clear_error("Authentication failed"), "close 4003 Authentication failed".into()]);
+        assert_eq!(
+            fixture.text(text),
+            [
+                clear_error("Authentication failed"),
+                "close 4003 Authentication failed".into()
+            ]
+        );
     }
-    for (verdict, message) in [(Verdict::Refused, "Authentication failed"), (Verdict::Broken, "Authentication error")] {
+    for (verdict, message) in [
+        (Verdict::Refused, "Authentication failed"),
+        (Verdict::Broken, "Authentication error"),
+    ] {
         let mut fixture = Fixture::new(rules());
         fixture.text(AUTHENTICATE);
-        assert_eq!(fixture.on(Input::Verdict(verdict)), [clear_error(message), "close 4003 Authentication failed".into()]);
-        assert!(fixture.text(AUTHENTICATE).is_empty(), "nothing is said after the end");
+        assert_eq!(
+            fixture.on(Input::Verdict(verdict)),
+            [
+                clear_error(message),
+                "close 4003 Authentication failed".into()
+            ]
+        );
+        assert!(
+            fixture.text(AUTHENTICATE).is_empty(),
+            "nothing is said after the end"
+        );
     }
 }
 
@@ -203,13 +266,21 @@ fn authentication_may_take_fifteen_seconds_from_its_beginning() {
     fixture.text(AUTHENTICATE);
     assert!(fixture.tick_at(18_999).is_empty());
     fixture.accept(principal("17", None), None);
-    assert_eq!(fixture.tick_at(19_000), ["close 4001 Authentication timeout"], "waiting for the bus counts");
+    assert_eq!(
+        fixture.tick_at(19_000),
+        ["close 4001 Authentication timeout"],
+        "waiting for the bus counts"
+    );
 }
 
 #[test]
 fn silence_of_ninety_seconds_ends_the_connection_and_a_pong_is_no_silence() {
     let mut fixture = Fixture::authenticated(rules(), None);
-    assert_eq!(fixture.session.next_deadline(), Some(fixture.start + Duration::from_secs(90)), "no sweep before it could find anything");
+    assert_eq!(
+        fixture.session.next_deadline(),
+        Some(fixture.start + Duration::from_secs(90)),
+        "no sweep before it could find anything"
+    );
     for second in [30, 60] {
         assert!(fixture.tick_at(second * 1000).is_empty());
     }
@@ -223,29 +294,58 @@ fn silence_of_ninety_seconds_ends_the_connection_and_a_pong_is_no_silence() {
 
 #[test]
 fn the_server_pings_at_its_interval() {
-    let mut fixture = Fixture::authenticated(Rules { ping_interval: Some(Duration::from_secs(25)), ..rules() }, None);
+    let mut fixture = Fixture::authenticated(
+        Rules {
+            ping_interval: Some(Duration::from_secs(25)),
+            ..rules()
+        },
+        None,
+    );
     assert_eq!(fixture.tick_at(12_500), ["ping"]);
     assert!(fixture.tick_at(37_000).is_empty());
     assert_eq!(fixture.tick_at(37_500), ["ping"]);
-    assert!(fixture.session.next_deadline().unwrap() > fixture.start + Duration::from_millis(37_500));
+    assert!(
+        fixture.session.next_deadline().unwrap() > fixture.start + Duration::from_millis(37_500)
+    );
 }
 
 #[test]
 fn an_unusable_key_never_ends_in_an_unencrypted_session() {
     for mode in [EncryptionMode::Optional, EncryptionMode::Required] {
-        let mut fixture = Fixture::new(Rules { encryption: Encryption { mode, client_frames: ClientFrames::Any }, ..rules() });
+        let mut fixture = Fixture::new(Rules {
+            encryption: Encryption {
+                mode,
+                client_frames: ClientFrames::Any,
+            },
+            ..rules()
+        });
         fixture.text(AUTHENTICATE);
         let sent = fixture.accept(principal("17", None), Some(Err(UnusableKey)));
-        assert_eq!(sent, [clear_error("Encryption handshake failed"), "close 4004 Encryption required".into()]);
+        assert_eq!(
+            sent,
+            [
+                clear_error("Encryption handshake failed"),
+                "close 4004 Encryption required".into()
+            ]
+        );
     }
 }
 
 #[test]
 fn required_encryption_needs_a_key_and_disabled_ignores_one() {
-    let with = |mode| Rules { encryption: Encryption { mode, client_frames: ClientFrames::Any }, ..rules() };
+    let with = |mode| Rules {
+        encryption: Encryption {
+            mode,
+            client_frames: ClientFrames::Any,
+        },
+        ..rules()
+    };
     let mut fixture = Fixture::new(with(EncryptionMode::Required));
     fixture.text(AUTHENTICATE);
-    assert_eq!(fixture.accept(principal("17", None), None)[1], "close 4004 Encryption required");
+    assert_eq!(
+        fixture.accept(principal("17", None), None)[1],
+        "close 4004 Encryption required"
+    );
     let mut fixture = Fixture::new(with(EncryptionMode::Disabled));
     fixture.text(AUTHENTICATE);
     fixture.accept(principal("17", None), Some(Ok(shake())));
@@ -262,7 +362,10 @@ fn an_encrypted_connection_takes_clear_and_sealed_frames_by_default() {
     assert_eq!(fixture.text(&sealed), [r#"join ["a"]"#]);
     let twice = fixture.seal(&sealed);
     assert!(fixture.text(&twice).is_empty());
-    assert_eq!(fixture.text(&fixture.seal("hello")), [error("Invalid message format")]);
+    assert_eq!(
+        fixture.text(&fixture.seal("hello")),
+        [error("Invalid message format")]
+    );
     let bad = r#"{"event":"encrypted","data":{"iv":"AAAAAAAAAAAAAAAA","ct":"AAAAAAAAAAAAAAAAAAAAAAAAAAA="}}"#;
     assert_eq!(fixture.text(bad), [error("Decryption failed")]);
     assert!(!fixture.session.is_closed());
@@ -270,31 +373,65 @@ fn an_encrypted_connection_takes_clear_and_sealed_frames_by_default() {
 
 #[test]
 fn a_setting_demands_sealed_frames_of_all_but_heartbeat() {
-    let strict = Encryption { mode: EncryptionMode::Optional, client_frames: ClientFrames::Encrypted };
-    let mut fixture = Fixture::encrypted(Rules { encryption: strict, ..rules() });
+    let strict = Encryption {
+        mode: EncryptionMode::Optional,
+        client_frames: ClientFrames::Encrypted,
+    };
+    let mut fixture = Fixture::encrypted(Rules {
+        encryption: strict,
+        ..rules()
+    });
     let join = r#"{"event":"join","data":{"rooms":["a"]}}"#;
     assert_eq!(fixture.text(join), [error("Encryption required")]);
     assert!(fixture.text(r#"{"event":"heartbeat"}"#).is_empty());
     assert_eq!(fixture.text(&fixture.seal(join)), [r#"join ["a"]"#]);
-    let mut clear = Fixture::authenticated(Rules { encryption: strict, ..rules() }, None);
-    assert_eq!(clear.text(join), [r#"join ["a"]"#], "a connection without a cipher cannot seal");
+    let mut clear = Fixture::authenticated(
+        Rules {
+            encryption: strict,
+            ..rules()
+        },
+        None,
+    );
+    assert_eq!(
+        clear.text(join),
+        [r#"join ["a"]"#],
+        "a connection without a cipher cannot seal"
+    );
 }
 
 #[test]
 fn join_drops_names_that_may_not_be_asked_for() {
     let mut fixture = Fixture::authenticated(rules(), None);
-    let text = format!(r#"{{"event":"join","data":{{"rooms":["a",1,"","ws:x","{}","b"]}}}}"#, "x".repeat(257));
+    let text = format!(
+        r#"{{"event":"join","data":{{"rooms":["a",1,"","ws:x","{}","b"]}}}}"#,
+        "x".repeat(257)
+    );
     assert_eq!(fixture.text(&text), [r#"join ["a", "b"]"#]);
-    assert_eq!(fixture.text(r#"{"event":"leave","data":{"rooms":["a"]}}"#), [r#"leave ["a"]"#]);
-    assert!(fixture.text(r#"{"event":"join","data":{"rooms":["ws:x"]}}"#).is_empty());
-    assert_eq!(fixture.text(r#"{"event":"join","data":{}}"#), [error("Invalid data")]);
+    assert_eq!(
+        fixture.text(r#"{"event":"leave","data":{"rooms":["a"]}}"#),
+        [r#"leave ["a"]"#]
+    );
+    assert!(
+        fixture
+            .text(r#"{"event":"join","data":{"rooms":["ws:x"]}}"#)
+            .is_empty()
+    );
+    assert_eq!(
+        fixture.text(r#"{"event":"join","data":{}}"#),
+        [error("Invalid data")]
+    );
 }
 
 #[test]
 fn a_token_is_announced_to_end_and_ends_with_the_leeway() {
     let mut fixture = Fixture::authenticated(rules(), Some(100));
     assert!(fixture.tick_at(39_000).is_empty());
-    assert_eq!(fixture.tick_at(40_000), [r#"send {"event":"expiring","data":{"expiresAt":"2025-06-15T15:08:20.000Z","seconds":60}}"#]);
+    assert_eq!(
+        fixture.tick_at(40_000),
+        [
+            r#"send {"event":"expiring","data":{"expiresAt":"2025-06-15T15:08:20.000Z","seconds":60}}"#
+        ]
+    );
     fixture.on(Input::Alive);
     assert!(fixture.tick_at(100_000).is_empty(), "said once");
     fixture.on(Input::Alive);
@@ -305,13 +442,29 @@ fn a_token_is_announced_to_end_and_ends_with_the_leeway() {
 #[test]
 fn a_refresh_of_the_same_subject_moves_the_end_and_another_subject_changes_nothing() {
     let mut fixture = Fixture::authenticated(rules(), Some(100));
-    assert_eq!(fixture.text(r#"{"event":"refresh","data":{"type":"Bearer","token":"t2"}}"#), ["refresh t2"]);
+    assert_eq!(
+        fixture.text(r#"{"event":"refresh","data":{"type":"Bearer","token":"t2"}}"#),
+        ["refresh t2"]
+    );
     let refreshed = |subject: &str, lives| {
-        Input::Refreshed(Verdict::Accepted { principal: principal(subject, Some(lives)), handshake: None, leeway: Duration::from_secs(30) })
+        Input::Refreshed(Verdict::Accepted {
+            principal: principal(subject, Some(lives)),
+            handshake: None,
+            leeway: Duration::from_secs(30),
+        })
     };
-    assert_eq!(fixture.on(refreshed("18", 9000)), [error("Refresh refused")]);
-    assert_eq!(fixture.on(Input::Refreshed(Verdict::Refused)), [error("Refresh refused")]);
-    assert_eq!(fixture.on(refreshed("17", 200)), [r#"send {"event":"refreshed","data":{"expiresAt":"2025-06-15T15:10:00.000Z"}}"#]);
+    assert_eq!(
+        fixture.on(refreshed("18", 9000)),
+        [error("Refresh refused")]
+    );
+    assert_eq!(
+        fixture.on(Input::Refreshed(Verdict::Refused)),
+        [error("Refresh refused")]
+    );
+    assert_eq!(
+        fixture.on(refreshed("17", 200)),
+        [r#"send {"event":"refreshed","data":{"expiresAt":"2025-06-15T15:10:00.000Z"}}"#]
+    );
     fixture.now_ms = 130_000;
     fixture.on(Input::Alive);
     assert!(fixture.tick_at(130_000).is_empty());
@@ -324,9 +477,18 @@ fn a_refresh_of_the_same_subject_moves_the_end_and_another_subject_changes_nothi
 fn a_token_whose_key_is_gone_is_announced_to_end_and_another_may_be_given() {
     let mut fixture = Fixture::authenticated(rules(), Some(9000));
     let said = fixture.on(Input::Fallen);
-    assert_eq!(said, [r#"send {"event":"expiring","data":{"expiresAt":"2025-06-15T15:07:40.000Z","seconds":60}}"#]);
+    assert_eq!(
+        said,
+        [
+            r#"send {"event":"expiring","data":{"expiresAt":"2025-06-15T15:07:40.000Z","seconds":60}}"#
+        ]
+    );
     assert!(fixture.on(Input::Fallen).is_empty(), "said once");
-    fixture.on(Input::Refreshed(Verdict::Accepted { principal: principal("17", Some(9000)), handshake: None, leeway: Duration::ZERO }));
+    fixture.on(Input::Refreshed(Verdict::Accepted {
+        principal: principal("17", Some(9000)),
+        handshake: None,
+        leeway: Duration::ZERO,
+    }));
     fixture.on(Input::Alive);
     assert!(fixture.tick_at(60_000).is_empty());
     fixture.on(Input::Fallen);
@@ -337,22 +499,51 @@ fn a_token_whose_key_is_gone_is_announced_to_end_and_another_may_be_given() {
 #[test]
 fn inbox_events_are_read_within_their_bounds() {
     let mut fixture = Fixture::authenticated(rules(), None);
-    let event = |name: &str, data: &str| format!(r#"{{"event":"notification:{name}","data":{data}}}"#);
-    assert_eq!(fixture.text(&event("sync", r#"{"after":5}"#)), ["sync 5 200"]);
-    assert_eq!(fixture.text(&event("sync", r#"{"after":0,"limit":1}"#)), ["sync 0 1"]);
-    assert_eq!(fixture.text(&event("sync", r#"{"after":0,"limit":201}"#)), [error("Invalid data")]);
-    assert_eq!(fixture.text(&event("sync", r#"{"after":0,"limit":0}"#)), [error("Invalid data")]);
-    assert_eq!(fixture.text(&event("sync", r#"{"after":-1}"#)), [error("Invalid data")]);
-    assert_eq!(fixture.text(&event("read", r#"{"upTo":7}"#)), ["read UpTo(7)"]);
-    assert_eq!(fixture.text(&event("read", r#"{"ids":["a1","not an id"]}"#)), ["read Ids([a1])"]);
-    assert_eq!(fixture.text(&event("read", r#"{"ids":["a"],"upTo":7}"#)), [error("Invalid data")]);
+    let event =
+        |name: &str, data: &str| format!(r#"{{"event":"notification:{name}","data":{data}}}"#);
+    assert_eq!(
+        fixture.text(&event("sync", r#"{"after":5}"#)),
+        ["sync 5 200"]
+    );
+    assert_eq!(
+        fixture.text(&event("sync", r#"{"after":0,"limit":1}"#)),
+        ["sync 0 1"]
+    );
+    assert_eq!(
+        fixture.text(&event("sync", r#"{"after":0,"limit":201}"#)),
+        [error("Invalid data")]
+    );
+    assert_eq!(
+        fixture.text(&event("sync", r#"{"after":0,"limit":0}"#)),
+        [error("Invalid data")]
+    );
+    assert_eq!(
+        fixture.text(&event("sync", r#"{"after":-1}"#)),
+        [error("Invalid data")]
+    );
+    assert_eq!(
+        fixture.text(&event("read", r#"{"upTo":7}"#)),
+        ["read UpTo(7)"]
+    );
+    assert_eq!(
+        fixture.text(&event("read", r#"{"ids":["a1","not an id"]}"#)),
+        ["read Ids([a1])"]
+    );
+    assert_eq!(
+        fixture.text(&event("read", r#"{"ids":["a"],"upTo":7}"#)),
+        [error("Invalid data")]
+    );
     assert_eq!(fixture.text(&event("read", "{}")), [error("Invalid data")]);
 }
 
 #[test]
 fn events_of_the_application_are_passed_over() {
     let mut fixture = Fixture::authenticated(rules(), None);
-    assert!(fixture.text(r#"{"event":"order:opened","data":{}}"#).is_empty());
+    assert!(
+        fixture
+            .text(r#"{"event":"order:opened","data":{}}"#)
+            .is_empty()
+    );
 }
 
 #[test]

@@ -21,23 +21,49 @@ fn a_gateway_loads_the_static_settings_of_every_example() {
     for (name, text) in EXAMPLES {
         let observed = observed(text);
         let config = load(&observed);
-        assert_eq!(config.server.public_address.port(), observed.cluster.spec.gateway.public_port, "{name}");
+        assert_eq!(
+            config.server.public_address.port(),
+            observed.cluster.spec.gateway.public_port,
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn static_settings_arrive_in_their_units() {
     let config = load(&example("production"));
-    assert_eq!(config.live_file, std::path::Path::new("/etc/signal/live/live.toml"));
-    assert_eq!((config.drain.endpoint_propagation_ms, config.drain.window_ms), (8_000, 90_000));
-    assert_eq!((config.session.expiring_lead_secs, config.session.heartbeat_timeout_ms), (60, 90_000));
-    assert_eq!((config.policy.cache_secs, config.database.retention_days, config.database.migrate), (60, 180, false));
+    assert_eq!(
+        config.live_file,
+        std::path::Path::new("/etc/signal/live/live.toml")
+    );
+    assert_eq!(
+        (config.drain.endpoint_propagation_ms, config.drain.window_ms),
+        (8_000, 90_000)
+    );
+    assert_eq!(
+        (
+            config.session.expiring_lead_secs,
+            config.session.heartbeat_timeout_ms
+        ),
+        (60, 90_000)
+    );
+    assert_eq!(
+        (
+            config.policy.cache_secs,
+            config.database.retention_days,
+            config.database.migrate
+        ),
+        (60, 180, false)
+    );
     assert_ne!(config.bus.mode, BusMode::Local);
     assert_eq!(config.kafka.username, "signal");
     assert!((config.telemetry.sampling_ratio - 0.0025).abs() < 1e-9);
     let config = load(&example("development"));
     assert!(config.database.migrate);
-    assert_eq!((config.drain.batch_interval_ms, config.drain.min_batch), (500, 1));
+    assert_eq!(
+        (config.drain.batch_interval_ms, config.drain.min_batch),
+        (500, 1)
+    );
     assert_eq!(load(&example("minimal")).bus.mode, BusMode::Local);
 }
 
@@ -48,7 +74,14 @@ fn a_gateway_loads_live_settings_of_one_pod_alone() {
     record.sources[0].stage = SourceStage::Retiring;
     let live = config::load_live(&live_toml(&cluster, &record, false)).unwrap();
     assert_eq!(live.sources[0].state, SourceState::Retiring);
-    assert_eq!((live.limits.max_connections, live.keys.max_stale_secs, live.keys.leeway_secs), (50_000, 43_200, 30));
+    assert_eq!(
+        (
+            live.limits.max_connections,
+            live.keys.max_stale_secs,
+            live.keys.leeway_secs
+        ),
+        (50_000, 43_200, 30)
+    );
     config::load_live(&live_toml(&cluster, &Record::default(), false)).unwrap();
 }
 
@@ -88,13 +121,27 @@ fn a_gateway_loads_managed_keys_and_revoked_sources() {
     record.revoked_sources = vec!["old".into()];
     let live = config::load_live(&live_toml(&cluster, &record, true)).unwrap();
     let jwks = std::path::Path::new("/etc/signal/live/jwks.json");
-    assert_eq!((live.well_known_jwks_file.as_path(), live.jwks_max_age_secs), (jwks, 300));
+    assert_eq!(
+        (live.well_known_jwks_file.as_path(), live.jwks_max_age_secs),
+        (jwks, 300)
+    );
     assert_eq!(live.revoked_sources, ["old"]);
-    let keys: Vec<_> = live.sources.iter().map(|source| (source.url.is_some(), source.keys_file == jwks)).collect();
+    let keys: Vec<_> = live
+        .sources
+        .iter()
+        .map(|source| (source.url.is_some(), source.keys_file == jwks))
+        .collect();
     assert_eq!(keys, [(true, false), (true, false), (false, true)]);
     for (setting, file) in live.files() {
-        let name = file.strip_prefix(crate::names::LIVE_DIR).unwrap().to_str().unwrap();
-        assert!(name == JWKS_JSON || cluster.files.contains_key(name), "{setting} names {name}");
+        let name = file
+            .strip_prefix(crate::names::LIVE_DIR)
+            .unwrap()
+            .to_str()
+            .unwrap();
+        assert!(
+            name == JWKS_JSON || cluster.files.contains_key(name),
+            "{setting} names {name}"
+        );
     }
 }
 
@@ -106,21 +153,49 @@ fn a_gateway_loads_where_redis_is_and_where_it_was() {
     }))
     .unwrap();
     let mut record = settled(&cluster);
-    let before = RecordedRedis { nodes: vec!["old:26379".into()], password_file: None, ..record.redis.clone().unwrap() };
+    let before = RecordedRedis {
+        nodes: vec!["old:26379".into()],
+        password_file: None,
+        ..record.redis.clone().unwrap()
+    };
     record.redis_previous = Some(before);
     let live = config::load_live(&live_toml(&cluster, &record, false)).unwrap();
     let (bus, previous) = (live.bus.unwrap(), live.bus_previous.unwrap());
     assert_eq!(
-        (bus.mode, bus.nodes.len(), bus.sentinel_master.as_str(), bus.username.as_str()),
+        (
+            bus.mode,
+            bus.nodes.len(),
+            bus.sentinel_master.as_str(),
+            bus.username.as_str()
+        ),
         (BusMode::Sentinel, 3, "mymaster", "signal")
     );
     assert_eq!(previous.nodes, ["old:26379"]);
     assert!(previous.password_file.path().is_none());
-    let named: Vec<_> =
-        bus.files().map(|(_, file)| file.strip_prefix(crate::names::LIVE_DIR).unwrap().to_str().unwrap().to_owned()).collect();
-    assert!(named.len() == 3 && named.iter().all(|name| cluster.files.contains_key(name)), "{named:?}");
+    let named: Vec<_> = bus
+        .files()
+        .map(|(_, file)| {
+            file.strip_prefix(crate::names::LIVE_DIR)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    assert!(
+        named.len() == 3 && named.iter().all(|name| cluster.files.contains_key(name)),
+        "{named:?}"
+    );
 
     // Another password of the same server is no move: a gateway refuses two places that are one.
-    record.redis_previous = record.redis.clone().map(|redis| RecordedRedis { password_file: None, ..redis });
-    assert!(config::load_live(&live_toml(&cluster, &record, false)).unwrap().bus_previous.is_none());
+    record.redis_previous = record.redis.clone().map(|redis| RecordedRedis {
+        password_file: None,
+        ..redis
+    });
+    assert!(
+        config::load_live(&live_toml(&cluster, &record, false))
+            .unwrap()
+            .bus_previous
+            .is_none()
+    );
 }

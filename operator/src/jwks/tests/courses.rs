@@ -66,57 +66,131 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let wanted = NAMES.iter().map(|name| Some(definition(name, URLS[0]))).collect();
-        let gateway = Gateway { revision: usize::MAX, sources: Vec::new(), fetched: Vec::new(), ready: true, answers: true, there: true };
-        let mut world = Self { gateways: vec![gateway; PODS], wanted, record: Record::default(), revision: 0, broken: None, secs: 0 };
+        let wanted = NAMES
+            .iter()
+            .map(|name| Some(definition(name, URLS[0])))
+            .collect();
+        let gateway = Gateway {
+            revision: usize::MAX,
+            sources: Vec::new(),
+            fetched: Vec::new(),
+            ready: true,
+            answers: true,
+            there: true,
+        };
+        let mut world = Self {
+            gateways: vec![gateway; PODS],
+            wanted,
+            record: Record::default(),
+            revision: 0,
+            broken: None,
+            secs: 0,
+        };
         let (fleet, rotation, wanted) = (Fleet::default(), Rotation::default(), world.wanted());
-        let input = JwksInput { wanted: &wanted, rotation: &rotation, record: &world.record, revision: None, fleet: &fleet };
+        let input = JwksInput {
+            wanted: &wanted,
+            rotation: &rotation,
+            record: &world.record,
+            revision: None,
+            fleet: &fleet,
+        };
         world.record = plan(&input, at(0)).next;
         world
     }
 
     fn wanted(&self) -> Wanted {
-        NAMES.iter().zip(&self.wanted).filter_map(|(name, wanted)| Some(((*name).to_owned(), wanted.clone()?))).collect()
+        NAMES
+            .iter()
+            .zip(&self.wanted)
+            .filter_map(|(name, wanted)| Some(((*name).to_owned(), wanted.clone()?)))
+            .collect()
     }
 
     /// What tokens depend on: declared names and issuers.
     fn wants(&self, (name, issuer): &(Option<String>, Option<String>)) -> bool {
-        self.wanted().iter().any(|(wanted, definition)| Some(wanted) == name.as_ref() || Some(&definition.issuer) == issuer.as_ref())
+        self.wanted().iter().any(|(wanted, definition)| {
+            Some(wanted) == name.as_ref() || Some(&definition.issuer) == issuer.as_ref()
+        })
     }
 
     fn is_wanted(&self, source: &RecordedSource) -> bool {
-        self.wanted().iter().any(|(name, wanted)| *name == source.declared && *wanted == source.definition)
+        self.wanted()
+            .iter()
+            .any(|(name, wanted)| *name == source.declared && *wanted == source.definition)
     }
 
     /// Names, and issuers, that are wanted and have an accepted source.
     fn served(&self) -> BTreeSet<(Option<String>, Option<String>)> {
-        let accepted = self.record.sources.iter().filter(|source| source.stage != SourceStage::Prepared);
-        let both = accepted.flat_map(|source| [(Some(source.declared.clone()), None), (None, Some(source.definition.issuer.clone()))]);
+        let accepted = self
+            .record
+            .sources
+            .iter()
+            .filter(|source| source.stage != SourceStage::Prepared);
+        let both = accepted.flat_map(|source| {
+            [
+                (Some(source.declared.clone()), None),
+                (None, Some(source.definition.issuer.clone())),
+            ]
+        });
         both.filter(|served| self.wants(served)).collect()
     }
 
     fn of_stage(&self, stage: SourceStage) -> Vec<RecordedSource> {
-        self.record.sources.iter().filter(|source| source.stage == stage).cloned().collect()
+        self.record
+            .sources
+            .iter()
+            .filter(|source| source.stage == stage)
+            .cloned()
+            .collect()
     }
 
     fn observed(&self) -> Fleet {
-        let pods = self.gateways.iter().enumerate().filter(|(_, gateway)| gateway.there).map(|(at, gateway)| {
-            let mut pod = pod(&format!("p{at}"), &gateway.revision.to_string(), &record(gateway.sources.clone()));
-            for (source, known) in pod.report.as_mut().unwrap().key_sources.iter_mut().zip(&gateway.sources) {
-                if !gateway.fetched.contains(&known.definition) {
-                    (source.keys, source.error) = (Vec::new(), Some("404".into()));
+        let pods = self
+            .gateways
+            .iter()
+            .enumerate()
+            .filter(|(_, gateway)| gateway.there)
+            .map(|(at, gateway)| {
+                let mut pod = pod(
+                    &format!("p{at}"),
+                    &gateway.revision.to_string(),
+                    &record(gateway.sources.clone()),
+                );
+                for (source, known) in pod
+                    .report
+                    .as_mut()
+                    .unwrap()
+                    .key_sources
+                    .iter_mut()
+                    .zip(&gateway.sources)
+                {
+                    if !gateway.fetched.contains(&known.definition) {
+                        (source.keys, source.error) = (Vec::new(), Some("404".into()));
+                    }
                 }
-            }
-            pod.ready = gateway.ready;
-            if gateway.answers { pod } else { silent(pod) }
-        });
-        Fleet { pods: pods.collect() }
+                pod.ready = gateway.ready;
+                if gateway.answers { pod } else { silent(pod) }
+            });
+        Fleet {
+            pods: pods.collect(),
+        }
     }
 
     fn plan(&mut self) -> Plan<Record> {
         self.secs += 1;
-        let (fleet, wanted, revision, rotation) = (self.observed(), self.wanted(), self.revision.to_string(), Rotation::default());
-        let input = JwksInput { wanted: &wanted, rotation: &rotation, record: &self.record, revision: Some(&revision), fleet: &fleet };
+        let (fleet, wanted, revision, rotation) = (
+            self.observed(),
+            self.wanted(),
+            self.revision.to_string(),
+            Rotation::default(),
+        );
+        let input = JwksInput {
+            wanted: &wanted,
+            rotation: &rotation,
+            record: &self.record,
+            revision: Some(&revision),
+            fleet: &fleet,
+        };
         plan(&input, at(self.secs))
     }
 
@@ -132,10 +206,20 @@ impl World {
     fn act(&mut self, act: &Act) {
         match *act {
             Act::Want(name, to) => {
-                let to = to.map(|(issuer, url)| definition(NAMES.get(issuer).unwrap_or(&NAMES[name]), URLS[url]));
+                let to = to.map(|(issuer, url)| {
+                    definition(NAMES.get(issuer).unwrap_or(&NAMES[name]), URLS[url])
+                });
                 // One declared source per issuer, as the API server has it.
-                let others = self.wanted.iter().enumerate().filter(|(at, _)| *at != name).filter_map(|(_, other)| other.as_ref());
-                if !to.as_ref().is_some_and(|to| others.into_iter().any(|other| other.issuer == to.issuer)) {
+                let others = self
+                    .wanted
+                    .iter()
+                    .enumerate()
+                    .filter(|(at, _)| *at != name)
+                    .filter_map(|(_, other)| other.as_ref());
+                if !to
+                    .as_ref()
+                    .is_some_and(|to| others.into_iter().any(|other| other.issuer == to.issuer))
+                {
                     self.wanted[name] = to;
                 }
             }
@@ -146,7 +230,11 @@ impl World {
             Act::Fetch(at) => {
                 let broken = self.broken.map(|url| definition("", URLS[url]).url);
                 let gateway = &mut self.gateways[at];
-                let answers = gateway.sources.iter().map(|source| &source.definition).filter(|it| broken.as_ref() != Some(&it.url));
+                let answers = gateway
+                    .sources
+                    .iter()
+                    .map(|source| &source.definition)
+                    .filter(|it| broken.as_ref() != Some(&it.url));
                 gateway.fetched.extend(answers.cloned());
             }
             Act::Restart(at) => {

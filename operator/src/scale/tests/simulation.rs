@@ -56,8 +56,20 @@ fn action() -> impl Strategy<Value = Action> {
 
 impl Sim {
     fn new(replicas: i32) -> Self {
-        let drain = Drain { endpoint_propagation: Duration::secs(4), window: Duration::secs(20), ..Drain::default() };
-        let mut sim = Self { clock: 1000, born: 0, replicas, wanted: replicas, rolling_out: false, pods: vec![], drain };
+        let drain = Drain {
+            endpoint_propagation: Duration::secs(4),
+            window: Duration::secs(20),
+            ..Drain::default()
+        };
+        let mut sim = Self {
+            clock: 1000,
+            born: 0,
+            replicas,
+            wanted: replicas,
+            rolling_out: false,
+            pods: vec![],
+            drain,
+        };
         sim.replica_set().unwrap();
         sim.pass(10).unwrap();
         sim
@@ -88,11 +100,17 @@ impl Sim {
                 pod.report = Err("timed out".into());
             } else if let Ok(report) = &mut pod.report {
                 let draining = sim.drain_began.is_some();
-                report.drain = crate::fleet::Drain { draining, held: draining, remaining: if draining { sim.connections } else { 0 } };
+                report.drain = crate::fleet::Drain {
+                    draining,
+                    held: draining,
+                    remaining: if draining { sim.connections } else { 0 },
+                };
             }
             pod
         };
-        Fleet { pods: self.pods.iter().map(seen).collect() }
+        Fleet {
+            pods: self.pods.iter().map(seen).collect(),
+        }
     }
 
     /// The ReplicaSet makes the number right: its order is unassigned and pending, not ready, lowest cost, youngest.
@@ -112,15 +130,24 @@ impl Sim {
             });
         }
         while self.pods.len() > size(self.replicas) {
-            let first = self
-                .pods
-                .iter()
-                .enumerate()
-                .min_by_key(|(_, pod)| (self.is_started(pod), self.is_ready(pod), pod.cost.unwrap_or(0), Reverse(pod.created)));
+            let first = self.pods.iter().enumerate().min_by_key(|(_, pod)| {
+                (
+                    self.is_started(pod),
+                    self.is_ready(pod),
+                    pod.cost.unwrap_or(0),
+                    Reverse(pod.created),
+                )
+            });
             let index = first.map(|(index, _)| index).unwrap();
             let pod = self.pods.remove(index);
-            let late = pod.since.is_some_and(|since| self.at(self.clock) >= deadline(self.at(since), &self.drain));
-            prop_assert!(pod.connections == 0 || late, "{pod:?} was deleted at {}", self.clock);
+            let late = pod
+                .since
+                .is_some_and(|since| self.at(self.clock) >= deadline(self.at(since), &self.drain));
+            prop_assert!(
+                pod.connections == 0 || late,
+                "{pod:?} was deleted at {}",
+                self.clock
+            );
             self.spread(pod.connections);
         }
         Ok(())
@@ -128,7 +155,9 @@ impl Sim {
 
     /// Clients come back to the pods that are ready.
     fn spread(&mut self, mut connections: i64) {
-        let ready: Vec<usize> = (0..self.pods.len()).filter(|index| self.is_ready(&self.pods[*index])).collect();
+        let ready: Vec<usize> = (0..self.pods.len())
+            .filter(|index| self.is_ready(&self.pods[*index]))
+            .collect();
         for (place, index) in ready.iter().enumerate() {
             let share = connections / i64::try_from(ready.len() - place).unwrap();
             self.pods[*index].connections += share;
@@ -172,7 +201,12 @@ impl Sim {
         let step = plan(&input, self.at(self.clock));
         let floor = self.wanted.min(self.replicas);
         prop_assert!(step.deployment_replicas >= floor);
-        let marked = step.mark.iter().filter(|mark| fleet.pods.iter().all(|pod| pod.name != mark.name || pod.draining_since.is_none()));
+        let marked = step.mark.iter().filter(|mark| {
+            fleet
+                .pods
+                .iter()
+                .all(|pod| pod.name != mark.name || pod.draining_since.is_none())
+        });
         if marked.count() > 0 {
             let staying = fleet.pods.len() - step.status.victims.len();
             prop_assert!(staying >= size(floor).min(fleet.pods.len()), "{step:?}");

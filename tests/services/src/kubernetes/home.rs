@@ -21,8 +21,19 @@ const SOURCES: [&str; 3] = [
     include_str!("../../../kubernetes/cluster/go.mod"),
     include_str!("../../../kubernetes/cluster/go.sum"),
 ];
-const IMAGE_SOURCES: [&str; 2] = [include_str!("../../../kubernetes/echo/main.go"), include_str!("../../../kubernetes/pause/pause.c")];
-const PROGRAMS: [&str; 7] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"];
+const IMAGE_SOURCES: [&str; 2] = [
+    include_str!("../../../kubernetes/echo/main.go"),
+    include_str!("../../../kubernetes/pause/pause.c"),
+];
+const PROGRAMS: [&str; 7] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "kubectl",
+];
 
 /// The folders with programs and images.
 #[derive(Debug, Clone)]
@@ -56,7 +67,10 @@ impl KubernetesHome {
         let home = Self::paths(level)?;
         home.check(level)?;
         if !home.has_programs(level) {
-            say(&format!("building Kubernetes {VERSION} into {}: minutes, once", home.programs.display()));
+            say(&format!(
+                "building Kubernetes {VERSION} into {}: minutes, once",
+                home.programs.display()
+            ));
             complete(&home.programs, |draft| {
                 build_programs(draft)?;
                 Ok(())
@@ -64,7 +78,10 @@ impl KubernetesHome {
         }
         if matches!(level, Level::C { .. }) && !home.images.join("complete").is_file() {
             let dns = Tool::CoreDns.ensure(&say)?;
-            say(&format!("making images of nodes in {}", home.images.display()));
+            say(&format!(
+                "making images of nodes in {}",
+                home.images.display()
+            ));
             complete(&home.images, |draft| build_images(draft, &dns))?;
         }
         Ok(home)
@@ -79,8 +96,20 @@ impl KubernetesHome {
             bail!("nodes are namespaces and mounts, which need root");
         }
         let mut attempt = Command::new("unshare");
-        attempt.args(["--mount", "--pid", "--fork", "--net", "--uts", "--ipc", "--cgroup", "mount", "--make-rprivate", "/"]);
-        run(&mut attempt).context("nodes are namespaces and mounts, which even root may not make here")
+        attempt.args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--net",
+            "--uts",
+            "--ipc",
+            "--cgroup",
+            "mount",
+            "--make-rprivate",
+            "/",
+        ]);
+        run(&mut attempt)
+            .context("nodes are namespaces and mounts, which even root may not make here")
     }
 
     /// The client that belongs to these servers.
@@ -92,13 +121,27 @@ impl KubernetesHome {
         let cache = cache_dir()?;
         let key = fingerprint(&SOURCES);
         let image_key = fingerprint(&IMAGE_SOURCES);
-        let assets = std::env::var_os("KUBEBUILDER_ASSETS").filter(|dir| !dir.is_empty() && level == Level::A);
-        let programs = assets.map_or_else(|| cache.join(format!("kubernetes-{VERSION}-{LAYOUT}-{key:016x}")), PathBuf::from);
-        Ok(Self { programs, images: cache.join(format!("kubernetes-images-{LAYOUT}-{}-{image_key:016x}", Tool::CoreDns.version())) })
+        let assets = std::env::var_os("KUBEBUILDER_ASSETS")
+            .filter(|dir| !dir.is_empty() && level == Level::A);
+        let programs = assets.map_or_else(
+            || cache.join(format!("kubernetes-{VERSION}-{LAYOUT}-{key:016x}")),
+            PathBuf::from,
+        );
+        Ok(Self {
+            programs,
+            images: cache.join(format!(
+                "kubernetes-images-{LAYOUT}-{}-{image_key:016x}",
+                Tool::CoreDns.version()
+            )),
+        })
     }
 
     fn has_programs(&self, level: Level) -> bool {
-        let needed: &[&str] = if level == Level::A { &["etcd", "kube-apiserver", "kubectl"] } else { &PROGRAMS };
+        let needed: &[&str] = if level == Level::A {
+            &["etcd", "kube-apiserver", "kubectl"]
+        } else {
+            &PROGRAMS
+        };
         needed.iter().all(|name| self.programs.join(name).is_file())
     }
 
@@ -115,7 +158,10 @@ impl KubernetesHome {
             Self::nodes_are_possible()?;
             needed.extend(NODE_PROGRAMS);
         }
-        let missing: Vec<&str> = needed.into_iter().filter(|name| find_program(&[name]).is_none()).collect();
+        let missing: Vec<&str> = needed
+            .into_iter()
+            .filter(|name| find_program(&[name]).is_none())
+            .collect();
         if !missing.is_empty() {
             bail!("not installed: {}", missing.join(", "));
         }
@@ -127,28 +173,57 @@ impl KubernetesHome {
 }
 
 /// What level C runs on the machine; `xtask` knows the packages.
-const NODE_PROGRAMS: [&str; 10] = ["containerd", "runc", "ctr", "ip", "nft", "iptables", "socat", "busybox", "nsenter", "cc"];
+const NODE_PROGRAMS: [&str; 10] = [
+    "containerd",
+    "runc",
+    "ctr",
+    "ip",
+    "nft",
+    "iptables",
+    "socat",
+    "busybox",
+    "nsenter",
+    "cc",
+];
 
 /// Where the sources and scripts of clusters lie.
 pub(super) fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("..")).join("kubernetes")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new(".."))
+        .join("kubernetes")
 }
 
 fn build_programs(draft: &Path) -> Result<()> {
     let mut flags = "-s -w".to_owned();
-    let minor = VERSION.split('.').nth(1).context("a version has three parts")?;
+    let minor = VERSION
+        .split('.')
+        .nth(1)
+        .context("a version has three parts")?;
     // What the API server says of itself: without it clients refuse to compare versions.
-    for package in ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"] {
-        for (name, value) in
-            [("gitVersion", format!("v{VERSION}").as_str()), ("gitMajor", "1"), ("gitMinor", minor), ("gitTreeState", "clean")]
-        {
+    for package in [
+        "k8s.io/component-base/version",
+        "k8s.io/client-go/pkg/version",
+    ] {
+        for (name, value) in [
+            ("gitVersion", format!("v{VERSION}").as_str()),
+            ("gitMajor", "1"),
+            ("gitMinor", minor),
+            ("gitTreeState", "clean"),
+        ] {
             flags.push_str(&format!(" -X {package}.{name}={value}"));
         }
         flags.push_str(&format!(" -X {package}.buildDate=2026-01-01T00:00:00Z"));
     }
     let mut build = Command::new("go");
-    build.args(["build", "-trimpath", "-ldflags", &flags, "-o"]).arg(draft.join("kubernetes")).arg(".");
-    build.current_dir(sources().join("cluster")).env("CGO_ENABLED", "0").env("GOFLAGS", "-mod=readonly");
+    build
+        .args(["build", "-trimpath", "-ldflags", &flags, "-o"])
+        .arg(draft.join("kubernetes"))
+        .arg(".");
+    build
+        .current_dir(sources().join("cluster"))
+        .env("CGO_ENABLED", "0")
+        .env("GOFLAGS", "-mod=readonly");
     run(&mut build)?;
     for name in PROGRAMS {
         std::os::unix::fs::symlink("kubernetes", draft.join(name))?;
@@ -158,25 +233,51 @@ fn build_programs(draft: &Path) -> Result<()> {
 
 fn build_images(draft: &Path, dns: &Path) -> Result<()> {
     let pause = draft.join("pause");
-    run(Command::new("cc").args(["-static", "-Os", "-s", "-o"]).arg(&pause).arg(sources().join("pause/pause.c")))?;
-    Image::new("localhost/signal-pause:1").file(&pause, "/pause", 0o755)?.entrypoint(&["/pause"]).write(&draft.join("pause.tar"))?;
+    run(Command::new("cc")
+        .args(["-static", "-Os", "-s", "-o"])
+        .arg(&pause)
+        .arg(sources().join("pause/pause.c")))?;
+    Image::new("localhost/signal-pause:1")
+        .file(&pause, "/pause", 0o755)?
+        .entrypoint(&["/pause"])
+        .write(&draft.join("pause.tar"))?;
 
     let echo = draft.join("echo");
     let mut build = Command::new("go");
-    build.args(["build", "-trimpath", "-ldflags", "-s -w", "-o"]).arg(&echo).arg(".");
-    run(build.current_dir(sources().join("echo")).env("CGO_ENABLED", "0"))?;
-    let image = Image::new("localhost/signal-echo:1").file(&echo, "/echo", 0o755)?.entrypoint(&["/echo"]).nonroot()?;
+    build
+        .args(["build", "-trimpath", "-ldflags", "-s -w", "-o"])
+        .arg(&echo)
+        .arg(".");
+    run(build
+        .current_dir(sources().join("echo"))
+        .env("CGO_ENABLED", "0"))?;
+    let image = Image::new("localhost/signal-echo:1")
+        .file(&echo, "/echo", 0o755)?
+        .entrypoint(&["/echo"])
+        .nonroot()?;
     image.write(&draft.join("echo.tar"))?;
 
     let busybox = find_program(&["busybox"]).context("busybox is not installed")?;
-    let listed = Command::new(&busybox).arg("--list").output().context("cannot run busybox")?;
-    let mut shell = Image::new("localhost/signal-shell:1").program(&busybox, "/bin/busybox")?.file(&echo, "/echo", 0o755)?;
-    for applet in String::from_utf8_lossy(&listed.stdout).lines().filter(|applet| *applet != "busybox") {
+    let listed = Command::new(&busybox)
+        .arg("--list")
+        .output()
+        .context("cannot run busybox")?;
+    let mut shell = Image::new("localhost/signal-shell:1")
+        .program(&busybox, "/bin/busybox")?
+        .file(&echo, "/echo", 0o755)?;
+    for applet in String::from_utf8_lossy(&listed.stdout)
+        .lines()
+        .filter(|applet| *applet != "busybox")
+    {
         shell = shell.link("/bin/busybox", &format!("/bin/{applet}"));
     }
-    shell.entrypoint(&["/bin/sh"]).write(&draft.join("shell.tar"))?;
+    shell
+        .entrypoint(&["/bin/sh"])
+        .write(&draft.join("shell.tar"))?;
 
-    let image = Image::new("localhost/signal-coredns:1").file(dns, "/coredns", 0o755)?.entrypoint(&["/coredns"]);
+    let image = Image::new("localhost/signal-coredns:1")
+        .file(dns, "/coredns", 0o755)?
+        .entrypoint(&["/coredns"]);
     image.write(&draft.join("coredns.tar"))?;
     fs::remove_file(&pause)?;
     fs::remove_file(&echo)?;
@@ -197,7 +298,8 @@ pub(crate) fn complete(place: &Path, make: impl FnOnce(&Path) -> Result<()>) -> 
     }
     if fs::rename(&draft, place).is_err() {
         let _ = fs::remove_dir_all(place);
-        fs::rename(&draft, place).with_context(|| format!("cannot move it to {}", place.display()))?;
+        fs::rename(&draft, place)
+            .with_context(|| format!("cannot move it to {}", place.display()))?;
     }
     Ok(())
 }
@@ -205,5 +307,7 @@ pub(crate) fn complete(place: &Path, make: impl FnOnce(&Path) -> Result<()>) -> 
 /// FNV-1a of all parts: tells sources apart, protects against nobody.
 fn fingerprint(parts: &[&str]) -> u64 {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }

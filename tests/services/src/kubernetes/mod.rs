@@ -39,7 +39,10 @@ pub enum Level {
 
 /// One program of a cluster. Those of the control plane are on node 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it; a number is that of the node, from 1")]
+#[expect(
+    missing_docs,
+    reason = "the names say it; a number is that of the node, from 1"
+)]
 pub enum Component {
     Etcd,
     ApiServer,
@@ -101,14 +104,36 @@ impl Kubernetes {
         fs::write(dir.join("settings"), settings(home, level)?)?;
         let name = dir.to_string_lossy().replace('/', "%");
         let record = clusters.join(format!("{name}.cluster"));
-        fs::write(&record, format!("{} {}\n{}", std::process::id(), started(std::process::id()).unwrap_or_default(), dir.display()))?;
+        fs::write(
+            &record,
+            format!(
+                "{} {}\n{}",
+                std::process::id(),
+                started(std::process::id()).unwrap_or_default(),
+                dir.display()
+            ),
+        )?;
         let mut keep = script("keep.sh", &dir);
-        keep.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        keep.stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         // In a session of its own, so that an interrupt at the terminal does not end it before its work.
         let mut session = Command::new("setsid");
-        session.arg(keep.get_program()).args(keep.get_args()).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        session
+            .arg(keep.get_program())
+            .args(keep.get_args())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let keeper = spawn(session).context("cannot start the keeper")?;
-        let cluster = Self { home: home.clone(), level, dir, keeper, record, _turn: turn };
+        let cluster = Self {
+            home: home.clone(),
+            level,
+            dir,
+            keeper,
+            record,
+            _turn: turn,
+        };
         cluster.up()?;
         Ok(cluster)
     }
@@ -119,10 +144,19 @@ impl Kubernetes {
     /// When the cache folder cannot be read.
     pub fn end_left_behind() -> Result<()> {
         for entry in fs::read_dir(clusters()?)?.flatten() {
-            let Ok(text) = fs::read_to_string(entry.path()) else { continue };
-            let Some((owner, dir)) = text.split_once('\n') else { continue };
+            let Ok(text) = fs::read_to_string(entry.path()) else {
+                continue;
+            };
+            let Some((owner, dir)) = text.split_once('\n') else {
+                continue;
+            };
             let (pid, time) = owner.split_once(' ').unwrap_or((owner, ""));
-            if pid.parse().ok().and_then(started).is_some_and(|now| now == time) {
+            if pid
+                .parse()
+                .ok()
+                .and_then(started)
+                .is_some_and(|now| now == time)
+            {
                 continue;
             }
             Self::end(Path::new(dir))?;
@@ -136,7 +170,11 @@ impl Kubernetes {
     /// # Errors
     /// When it cannot be ended.
     pub fn end(dir: &Path) -> Result<()> {
-        if dir.join("settings").is_file() { run(&mut script("down.sh", dir)) } else { Ok(()) }
+        if dir.join("settings").is_file() {
+            run(&mut script("down.sh", dir))
+        } else {
+            Ok(())
+        }
     }
 
     /// Leaves the cluster running when this process ends, until [`Kubernetes::end`].
@@ -144,7 +182,11 @@ impl Kubernetes {
     /// # Errors
     /// When the keeper is gone already.
     pub fn leave_running(mut self) -> Result<()> {
-        let mut word = self.keeper.stdin.take().context("the keeper has its pipe")?;
+        let mut word = self
+            .keeper
+            .stdin
+            .take()
+            .context("the keeper has its pipe")?;
         word.write_all(b"leave\n").context("the keeper is gone")?;
         drop(word);
         self.keeper.wait()?;
@@ -170,7 +212,10 @@ impl Kubernetes {
     /// `kubectl` for this cluster, without arguments.
     pub fn kubectl(&self) -> Command {
         let mut command = Command::new(self.home.kubectl());
-        command.arg("--kubeconfig").arg(self.kubeconfig()).stdin(Stdio::null());
+        command
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .stdin(Stdio::null());
         command
     }
 
@@ -183,7 +228,10 @@ impl Kubernetes {
     /// A command inside a node, counted from 1.
     pub fn in_node(&self, node: usize, program: impl AsRef<OsStr>) -> Command {
         let mut command = script("in.sh", &self.dir);
-        command.arg(node.to_string()).arg(program).stdin(Stdio::null());
+        command
+            .arg(node.to_string())
+            .arg(program)
+            .stdin(Stdio::null());
         command
     }
 
@@ -200,7 +248,16 @@ impl Kubernetes {
         for node in 1..=self.nodes() {
             let snapshotter = fs::read_to_string(self.dir.join(format!("node{node}/snapshotter")))?;
             let mut import = self.in_node(node, "ctr");
-            import.args(["-n", "k8s.io", "images", "import", "--snapshotter", snapshotter.trim()]).arg(archive);
+            import
+                .args([
+                    "-n",
+                    "k8s.io",
+                    "images",
+                    "import",
+                    "--snapshotter",
+                    snapshotter.trim(),
+                ])
+                .arg(archive);
             run(&mut import)?;
         }
         Ok(())
@@ -273,7 +330,11 @@ impl Kubernetes {
     }
 
     fn nodes(&self) -> usize {
-        if let Level::C { nodes } = self.level { nodes } else { 0 }
+        if let Level::C { nodes } = self.level {
+            nodes
+        } else {
+            0
+        }
     }
 
     fn numbered(&self, node: usize) -> Result<String> {
@@ -285,7 +346,9 @@ impl Kubernetes {
 
     /// What the scripts call its namespaces: the checksum of its folder, as `cksum` has it.
     fn name(&self) -> String {
-        fs::read_to_string(self.dir.join("name")).map(|name| name.trim().to_owned()).unwrap_or_default()
+        fs::read_to_string(self.dir.join("name"))
+            .map(|name| name.trim().to_owned())
+            .unwrap_or_default()
     }
 }
 
@@ -307,7 +370,10 @@ fn settings(home: &KubernetesHome, level: Level) -> Result<String> {
     };
     let mut text = format!("LEVEL={letter}\nNODES={nodes}\n");
     for (name, path) in [("BIN", &home.programs), ("IMAGES", &home.images)] {
-        let path = path.to_str().filter(|path| !path.contains('\'')).context("a cache folder without quotes in its name")?;
+        let path = path
+            .to_str()
+            .filter(|path| !path.contains('\''))
+            .context("a cache folder without quotes in its name")?;
         text.push_str(&format!("{name}='{path}'\n"));
     }
     for name in ["PORT", "ETCD_PORT", "ETCD_PEER_PORT"] {
@@ -319,7 +385,10 @@ fn settings(home: &KubernetesHome, level: Level) -> Result<String> {
 /// A script for the cluster in `dir`, run by bash whatever its mode is.
 fn script(name: &str, dir: &Path) -> Command {
     let mut command = Command::new("bash");
-    command.arg(home::sources().join(name)).arg(dir).stdin(Stdio::null());
+    command
+        .arg(home::sources().join(name))
+        .arg(dir)
+        .stdin(Stdio::null());
     command
 }
 

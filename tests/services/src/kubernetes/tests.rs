@@ -32,7 +32,9 @@ spec:
 ";
 
 fn fleet(least: u32, most: u32) -> String {
-    format!("apiVersion: test.example/v1\nkind: Fleet\nmetadata: {{name: f}}\nspec: {{least: {least}, most: {most}}}\n")
+    format!(
+        "apiVersion: test.example/v1\nkind: Fleet\nmetadata: {{name: f}}\nspec: {{least: {least}, most: {most}}}\n"
+    )
 }
 
 fn deployment(replicas: u32) -> String {
@@ -68,14 +70,20 @@ spec: {{type: NodePort, selector: {{app: echo}}, ports: [{{port: 80, targetPort:
 }
 
 fn home(test: &str, level: Level) -> Option<KubernetesHome> {
-    KubernetesHome::find(level).map_err(|reason| skip(test, &format!("{reason:#}"))).ok()
+    KubernetesHome::find(level)
+        .map_err(|reason| skip(test, &format!("{reason:#}")))
+        .ok()
 }
 
 /// What a command said on standard output, or on standard error if it failed.
 fn said(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|error| error.to_string())?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(text(&output.stderr))
+    }
 }
 
 fn kubectl(cluster: &Kubernetes, arguments: &[&str]) -> Result<String, String> {
@@ -85,17 +93,26 @@ fn kubectl(cluster: &Kubernetes, arguments: &[&str]) -> Result<String, String> {
 fn apply(cluster: &Kubernetes, scratch: &Scratch, yaml: &str) -> Result<String, String> {
     let file = scratch.0.join("apply.yaml");
     fs::write(&file, yaml).unwrap();
-    kubectl(cluster, &["apply", "--server-side", "-f", file.to_str().unwrap()])
+    kubectl(
+        cluster,
+        &["apply", "--server-side", "-f", file.to_str().unwrap()],
+    )
 }
 
 /// Asks until the answer is as wanted, for at most two minutes.
-fn until(what: &str, mut ask: impl FnMut() -> Result<String, String>, wanted: impl Fn(&str) -> bool) -> String {
+fn until(
+    what: &str,
+    mut ask: impl FnMut() -> Result<String, String>,
+    wanted: impl Fn(&str) -> bool,
+) -> String {
     let begun = Instant::now();
     loop {
         let answer = ask();
         match &answer {
             Ok(text) if wanted(text) => return text.clone(),
-            _ if begun.elapsed() > Duration::from_secs(120) => panic!("waited in vain for {what}; last: {answer:?}"),
+            _ if begun.elapsed() > Duration::from_secs(120) => {
+                panic!("waited in vain for {what}; last: {answer:?}")
+            }
             _ => std::thread::sleep(Duration::from_millis(200)),
         }
     }
@@ -104,30 +121,60 @@ fn until(what: &str, mut ask: impl FnMut() -> Result<String, String>, wanted: im
 /// Processes whose command lines name a folder, and have `word` in them.
 fn processes_of(dir: &Path, word: &str) -> Vec<u32> {
     let name = dir.to_string_lossy().into_owned();
-    let running = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        let line = fs::read(entry.path().join("cmdline")).ok()?;
-        let line = String::from_utf8_lossy(&line);
-        (line.contains(&name) && line.contains(word)).then_some(pid)
-    });
+    let running = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let line = fs::read(entry.path().join("cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line);
+            (line.contains(&name) && line.contains(word)).then_some(pid)
+        });
     running.collect()
 }
 
 #[test]
 fn an_api_server_keeps_rules_survives_its_death_and_goes_without_a_trace() {
-    let Some(home) = home("an_api_server_keeps_rules_survives_its_death_and_goes_without_a_trace", Level::A) else { return };
+    let Some(home) = home(
+        "an_api_server_keeps_rules_survives_its_death_and_goes_without_a_trace",
+        Level::A,
+    ) else {
+        return;
+    };
     let scratch = Scratch::new();
     let cluster = Kubernetes::start(&home, &scratch.0.join("cluster"), Level::A).unwrap();
     apply(&cluster, &scratch, DEFINITION).unwrap();
-    kubectl(&cluster, &["wait", "--for=condition=Established", "crd/fleets.test.example", "--timeout=30s"]).unwrap();
-    until("a fleet", || apply(&cluster, &scratch, &fleet(1, 3)), |_| true);
+    kubectl(
+        &cluster,
+        &[
+            "wait",
+            "--for=condition=Established",
+            "crd/fleets.test.example",
+            "--timeout=30s",
+        ],
+    )
+    .unwrap();
+    until(
+        "a fleet",
+        || apply(&cluster, &scratch, &fleet(1, 3)),
+        |_| true,
+    );
     let refused = apply(&cluster, &scratch, &fleet(4, 3)).unwrap_err();
     assert!(refused.contains("least is above most"), "{refused}");
 
     cluster.stop_component(Component::ApiServer, true).unwrap();
-    kubectl(&cluster, &["get", "--raw", "/readyz", "--request-timeout=2s"]).unwrap_err();
+    kubectl(
+        &cluster,
+        &["get", "--raw", "/readyz", "--request-timeout=2s"],
+    )
+    .unwrap_err();
     cluster.start_component(Component::ApiServer).unwrap();
-    let most = || kubectl(&cluster, &["get", "fleet", "f", "-o", "jsonpath={.spec.most}"]);
+    let most = || {
+        kubectl(
+            &cluster,
+            &["get", "fleet", "f", "-o", "jsonpath={.spec.most}"],
+        )
+    };
     until("the fleet after a restart", most, |answer| answer == "3");
 
     let dir = cluster.dir.clone();
@@ -140,7 +187,9 @@ fn an_api_server_keeps_rules_survives_its_death_and_goes_without_a_trace() {
 fn a_cluster_ends_with_the_process_that_held_it_or_when_the_next_one_starts() {
     const NAME: &str = "a_cluster_ends_with_the_process_that_held_it_or_when_the_next_one_starts";
     const HOLD: &str = "SIGNAL_TEST_HOLD";
-    let Some(home) = home(NAME, Level::A) else { return };
+    let Some(home) = home(NAME, Level::A) else {
+        return;
+    };
     // This same test in a process of its own holds a cluster until it is killed.
     if let Some(dir) = std::env::var_os(HOLD) {
         let _cluster = Kubernetes::start(&home, Path::new(&dir), Level::A).unwrap();
@@ -151,26 +200,44 @@ fn a_cluster_ends_with_the_process_that_held_it_or_when_the_next_one_starts() {
         let scratch = Scratch::new();
         let dir = scratch.0.join("cluster");
         let mut holder = Command::new(std::env::current_exe().unwrap());
-        holder.args(["--exact", &format!("kubernetes::tests::{NAME}")]).env(HOLD, &dir).stdout(Stdio::null());
+        holder
+            .args(["--exact", &format!("kubernetes::tests::{NAME}")])
+            .env(HOLD, &dir)
+            .stdout(Stdio::null());
         let mut holder = holder.spawn().unwrap();
-        until("the cluster of another process", || fs::read_to_string(dir.join("held")).map_err(|error| error.to_string()), |_| true);
+        until(
+            "the cluster of another process",
+            || fs::read_to_string(dir.join("held")).map_err(|error| error.to_string()),
+            |_| true,
+        );
         if keeper_dies_too {
-            processes_of(&dir, "keep.sh").into_iter().for_each(|keeper| crate::signal(keeper, "KILL"));
+            processes_of(&dir, "keep.sh")
+                .into_iter()
+                .for_each(|keeper| crate::signal(keeper, "KILL"));
         }
         holder.kill().unwrap();
         holder.wait().unwrap();
         if keeper_dies_too {
-            assert!(!processes_of(&dir, "kube-apiserver").is_empty(), "nobody is left to end it");
+            assert!(
+                !processes_of(&dir, "kube-apiserver").is_empty(),
+                "nobody is left to end it"
+            );
             Kubernetes::end_left_behind().unwrap();
         }
-        until("the end of what it started", || Ok(format!("{:?} {}", processes_of(&dir, ""), dir.exists())), |left| left == "[] false");
+        until(
+            "the end of what it started",
+            || Ok(format!("{:?} {}", processes_of(&dir, ""), dir.exists())),
+            |left| left == "[] false",
+        );
     }
 }
 
 #[test]
 fn two_clusters_with_controllers_stand_side_by_side_and_make_pods_of_deployments() {
     let name = "two_clusters_with_controllers_stand_side_by_side_and_make_pods_of_deployments";
-    let Some(home) = home(name, Level::B) else { return };
+    let Some(home) = home(name, Level::B) else {
+        return;
+    };
     let scratch = Scratch::new();
     let (one, two) = (scratch.0.join("one"), scratch.0.join("two"));
     let one = Kubernetes::start(&home, &one, Level::B).unwrap();
@@ -178,25 +245,41 @@ fn two_clusters_with_controllers_stand_side_by_side_and_make_pods_of_deployments
     for (cluster, replicas) in [(&one, 2), (&two, 3)] {
         apply(cluster, &scratch, &deployment(replicas)).unwrap();
         let pods = || kubectl(cluster, &["get", "pods", "-l", "app=echo", "-o", "name"]);
-        until("the pods", pods, |answer| answer.lines().count() == replicas as usize);
+        until("the pods", pods, |answer| {
+            answer.lines().count() == replicas as usize
+        });
     }
 }
 
 #[test]
 fn pods_run_are_reached_from_outside_and_reach_servers_there() {
     let level = Level::C { nodes: 1 };
-    let Some(home) = home("pods_run_are_reached_from_outside_and_reach_servers_there", level) else { return };
+    let Some(home) = home(
+        "pods_run_are_reached_from_outside_and_reach_servers_there",
+        level,
+    ) else {
+        return;
+    };
     let scratch = Scratch::new();
     let cluster = Kubernetes::start(&home, &scratch.0.join("cluster"), level).unwrap();
     apply(&cluster, &scratch, &deployment(2)).unwrap();
-    kubectl(&cluster, &["rollout", "status", "deployment/echo", "--timeout=90s"]).unwrap();
+    kubectl(
+        &cluster,
+        &["rollout", "status", "deployment/echo", "--timeout=90s"],
+    )
+    .unwrap();
     let outside = cluster.outside();
     let node_port = format!("{}:30080", cluster.node_ip(1));
-    let answer = outside.run(|| until("an answer", || http(&node_port), |_| true)).unwrap();
+    let answer = outside
+        .run(|| until("an answer", || http(&node_port), |_| true))
+        .unwrap();
     assert!(answer.contains("pod=echo-"), "{answer}");
     let api = outside.command({
         let mut command = Command::new(home.kubectl());
-        command.arg("--kubeconfig").arg(cluster.kubeconfig_outside()).args(["get", "--raw", "/readyz"]);
+        command
+            .arg("--kubeconfig")
+            .arg(cluster.kubeconfig_outside())
+            .args(["get", "--raw", "/readyz"]);
         command
     });
     assert_eq!(said(&mut { api }), Ok("ok".to_owned()));
@@ -204,15 +287,41 @@ fn pods_run_are_reached_from_outside_and_reach_servers_there() {
     let shell = "apiVersion: v1\nkind: Pod\nmetadata: {name: shell}\nspec: {terminationGracePeriodSeconds: 0, containers: [{name: shell, \
                  image: localhost/signal-shell:1, imagePullPolicy: Never, args: [-c, sleep 3600]}]}\n";
     apply(&cluster, &scratch, shell).unwrap();
-    kubectl(&cluster, &["wait", "--for=condition=Ready", "pod/shell", "--timeout=60s"]).unwrap();
+    kubectl(
+        &cluster,
+        &[
+            "wait",
+            "--for=condition=Ready",
+            "pod/shell",
+            "--timeout=60s",
+        ],
+    )
+    .unwrap();
     let in_pod = |words: &[&str]| kubectl(&cluster, &[&["exec", "shell", "--"], words].concat());
-    let by_name = until("a service by its name", || in_pod(&["/echo", "get", "http://echo.default.svc.cluster.local/"]), |_| true);
+    let by_name = until(
+        "a service by its name",
+        || in_pod(&["/echo", "get", "http://echo.default.svc.cluster.local/"]),
+        |_| true,
+    );
     assert!(by_name.contains("pod=echo-"), "{by_name}");
 
-    let reaches = |server: SocketAddr| in_pod(&["nc", "-w", "2", &server.ip().to_string(), &server.port().to_string(), "-e", "/bin/true"]);
+    let reaches = |server: SocketAddr| {
+        in_pod(&[
+            "nc",
+            "-w",
+            "2",
+            &server.ip().to_string(),
+            &server.port().to_string(),
+            "-e",
+            "/bin/true",
+        ])
+    };
     if Redis::is_installed() {
         let redis = Redis::start_in(&outside, &scratch.0.join("redis"), &[]).unwrap();
-        let (ip, port) = (redis.address().ip().to_string(), redis.address().port().to_string());
+        let (ip, port) = (
+            redis.address().ip().to_string(),
+            redis.address().port().to_string(),
+        );
         let ping = format!("printf 'PING\\r\\n' | nc -w 2 {ip} {port}");
         assert_eq!(in_pod(&["sh", "-c", &ping]), Ok("+PONG".to_owned()));
     }
@@ -237,41 +346,119 @@ fn pods_run_are_reached_from_outside_and_reach_servers_there() {
 #[test]
 fn three_nodes_spread_pods_and_survive_the_death_of_one() {
     let level = Level::C { nodes: 3 };
-    let Some(home) = home("three_nodes_spread_pods_and_survive_the_death_of_one", level) else { return };
+    let Some(home) = home(
+        "three_nodes_spread_pods_and_survive_the_death_of_one",
+        level,
+    ) else {
+        return;
+    };
     let scratch = Scratch::new();
     let cluster = Kubernetes::start(&home, &scratch.0.join("cluster"), level).unwrap();
 
     // An image of the test's own, of a program that needs shared libraries.
     let archive = scratch.0.join("own.tar");
-    let shell = Image::new("localhost/own:1").program(Path::new("/bin/ls"), "/bin/ls").unwrap().entrypoint(&["/bin/ls"]);
+    let shell = Image::new("localhost/own:1")
+        .program(Path::new("/bin/ls"), "/bin/ls")
+        .unwrap()
+        .entrypoint(&["/bin/ls"]);
     shell.nonroot().unwrap().write(&archive).unwrap();
     cluster.import_image(&archive).unwrap();
-    kubectl(&cluster, &["run", "own", "--image=localhost/own:1", "--image-pull-policy=Never", "--restart=Never", "--", "/etc/passwd"])
-        .unwrap();
-    kubectl(&cluster, &["wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/own", "--timeout=60s"]).unwrap();
-    assert_eq!(kubectl(&cluster, &["logs", "own"]), Ok("/etc/passwd".to_owned()));
+    kubectl(
+        &cluster,
+        &[
+            "run",
+            "own",
+            "--image=localhost/own:1",
+            "--image-pull-policy=Never",
+            "--restart=Never",
+            "--",
+            "/etc/passwd",
+        ],
+    )
+    .unwrap();
+    kubectl(
+        &cluster,
+        &[
+            "wait",
+            "--for=jsonpath={.status.phase}=Succeeded",
+            "pod/own",
+            "--timeout=60s",
+        ],
+    )
+    .unwrap();
+    assert_eq!(
+        kubectl(&cluster, &["logs", "own"]),
+        Ok("/etc/passwd".to_owned())
+    );
 
     apply(&cluster, &scratch, &deployment(3)).unwrap();
-    kubectl(&cluster, &["rollout", "status", "deployment/echo", "--timeout=90s"]).unwrap();
-    let nodes = || kubectl(&cluster, &["get", "pods", "-l", "app=echo", "-o", "jsonpath={.items[*].spec.nodeName}"]);
-    let on: std::collections::BTreeSet<String> = nodes().unwrap().split(' ').map(str::to_owned).collect();
+    kubectl(
+        &cluster,
+        &["rollout", "status", "deployment/echo", "--timeout=90s"],
+    )
+    .unwrap();
+    let nodes = || {
+        kubectl(
+            &cluster,
+            &[
+                "get",
+                "pods",
+                "-l",
+                "app=echo",
+                "-o",
+                "jsonpath={.items[*].spec.nodeName}",
+            ],
+        )
+    };
+    let on: std::collections::BTreeSet<String> =
+        nodes().unwrap().split(' ').map(str::to_owned).collect();
     assert_eq!(on.len(), 3, "{on:?}");
 
     let kubelet = SocketAddr::from((cluster.node_ip(2), 10250));
-    let answers = || cluster.outside().run(|| std::net::TcpStream::connect_timeout(&kubelet, Duration::from_millis(500)).is_ok()).unwrap();
+    let answers = || {
+        cluster
+            .outside()
+            .run(|| {
+                std::net::TcpStream::connect_timeout(&kubelet, Duration::from_millis(500)).is_ok()
+            })
+            .unwrap()
+    };
     assert!(answers());
     cluster.cut_off(2).unwrap();
     assert!(!answers());
     cluster.reconnect(2).unwrap();
-    until("the way to a node whose cable is back", || Ok(answers().to_string()), |answer| answer == "true");
+    until(
+        "the way to a node whose cable is back",
+        || Ok(answers().to_string()),
+        |answer| answer == "true",
+    );
 
     cluster.kill_node(3).unwrap();
     let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
-    until("the dead node to be missed", || kubectl(&cluster, &["get", "node", "node3", "-o", ready]), |status| status == "Unknown");
-    let available = || kubectl(&cluster, &["get", "deployment", "echo", "-o", "jsonpath={.status.availableReplicas}"]);
+    until(
+        "the dead node to be missed",
+        || kubectl(&cluster, &["get", "node", "node3", "-o", ready]),
+        |status| status == "Unknown",
+    );
+    let available = || {
+        kubectl(
+            &cluster,
+            &[
+                "get",
+                "deployment",
+                "echo",
+                "-o",
+                "jsonpath={.status.availableReplicas}",
+            ],
+        )
+    };
     until("three pods on two nodes", available, |count| count == "3");
     cluster.up().unwrap();
-    until("the node's return", || kubectl(&cluster, &["get", "node", "node3", "-o", ready]), |status| status == "True");
+    until(
+        "the node's return",
+        || kubectl(&cluster, &["get", "node", "node3", "-o", ready]),
+        |status| status == "True",
+    );
 }
 
 /// One plain GET.

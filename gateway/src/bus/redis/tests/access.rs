@@ -21,7 +21,10 @@ async fn a_bus_opens_when_its_server_comes_and_gives_up_when_it_is_told_to() {
     bus.hear(&[room("r")]).await;
 
     let wrong = settings(BusMode::Standalone, vec!["no port".into()]);
-    let result = begin(&wrong, &setup("one", Metrics::new(), CancellationToken::new()));
+    let result = begin(
+        &wrong,
+        &setup("one", Metrics::new(), CancellationToken::new()),
+    );
     assert!(matches!(result, Err(BusError::Misconfigured(_))));
 }
 
@@ -29,11 +32,23 @@ async fn a_bus_opens_when_its_server_comes_and_gives_up_when_it_is_told_to() {
 fn recipe(name: &str, prefix: &str) -> Vec<Vec<String>> {
     let page = include_str!("../../../../../docs/redis.md");
     let begin = format!("<!-- recipe: {name} -->");
-    let text = page.split(&begin).nth(1).unwrap_or_else(|| panic!("docs/redis.md has no recipe {name}"));
+    let text = page
+        .split(&begin)
+        .nth(1)
+        .unwrap_or_else(|| panic!("docs/redis.md has no recipe {name}"));
     let block = text.split("```").nth(1).unwrap();
     let joined = block.replace("\\\n", " ");
-    let lines = joined.lines().skip(1).filter(|line| !line.trim().is_empty());
-    lines.map(|line| line.split_whitespace().map(|word| word.replace("{prefix}", prefix)).collect()).collect()
+    let lines = joined
+        .lines()
+        .skip(1)
+        .filter(|line| !line.trim().is_empty());
+    lines
+        .map(|line| {
+            line.split_whitespace()
+                .map(|word| word.replace("{prefix}", prefix))
+                .collect()
+        })
+        .collect()
 }
 
 fn apply(server: &Server, commands: &[Vec<String>]) {
@@ -62,24 +77,49 @@ async fn the_documented_acl_recipes_are_enough_and_no_more() {
     config.prefix = prefix.into();
     config.username = "signal-gateway".into();
     config.password_file = secret(server.dir.path(), "password", "change-me-gateway\n");
-    let (mut a, mut b) = (open_with(&config, "a", quick(&config)).await, open_with(&config, "b", quick(&config)).await);
+    let (mut a, mut b) = (
+        open_with(&config, "a", quick(&config)).await,
+        open_with(&config, "b", quick(&config)).await,
+    );
     // Everything that a gateway does.
-    a.hear(&[client("4bC"), Destination::User("17".into()), room("r")]).await;
+    a.hear(&[client("4bC"), Destination::User("17".into()), room("r")])
+        .await;
     b.publish(room("r"), 1).await;
     assert_eq!(a.number().await, 1);
-    let revocation = Revocation { user_id: None, jti: Some("t".into()), issued_before_ms: 1, until_ms: SystemClock.now_ms() + 60_000 };
+    let revocation = Revocation {
+        user_id: None,
+        jti: Some("t".into()),
+        issued_before_ms: 1,
+        until_ms: SystemClock.now_ms() + 60_000,
+    };
     a.bus.store_revocation(&revocation).await.unwrap();
     assert_eq!(b.bus.revocations().await.unwrap(), [revocation]);
-    let question = Ask::Holds { client: "A".parse().unwrap() };
+    let question = Ask::Holds {
+        client: "A".parse().unwrap(),
+    };
     let (answers, ()) = tokio::join!(a.bus.ask(&question), async {
-        let BusEvent::Asked(_, reply) = b.event().await else { panic!("not asked") };
+        let BusEvent::Asked(_, reply) = b.event().await else {
+            panic!("not asked")
+        };
         reply.send(Reply::Count { count: 0 }).unwrap();
     });
     assert_eq!(answers.unwrap().replies.len(), 1);
     a.bus.unhear(vec![room("r")]);
-    eventually("it is unsubscribed", async || !channels(&server, "shop1:ws:room:*").contains("shop1:ws:room:r")).await;
-    assert!(server.cli(&["KEYS", "*"]).lines().all(|key| key.starts_with("shop1:signal:")));
-    assert!(channels(&server, "*").iter().all(|c| c.starts_with("shop1:")));
+    eventually("it is unsubscribed", async || {
+        !channels(&server, "shop1:ws:room:*").contains("shop1:ws:room:r")
+    })
+    .await;
+    assert!(
+        server
+            .cli(&["KEYS", "*"])
+            .lines()
+            .all(|key| key.starts_with("shop1:signal:"))
+    );
+    assert!(
+        channels(&server, "*")
+            .iter()
+            .all(|c| c.starts_with("shop1:"))
+    );
 
     // Who may do what beside it; `-e` makes redis-cli fail on an error.
     let as_user = |user: &str, password: &str, command: &[&str]| {
@@ -87,46 +127,99 @@ async fn the_documented_acl_recipes_are_enough_and_no_more() {
         server.try_cli(&[&login[..], command].concat())
     };
     let emitted = EMITTED.replace(":1}", ":2}");
-    assert!(as_user("signal-emitter", "change-me-emitter", &["PUBLISH", "shop1:ws:user:17", &emitted]).is_some());
+    assert!(
+        as_user(
+            "signal-emitter",
+            "change-me-emitter",
+            &["PUBLISH", "shop1:ws:user:17", &emitted]
+        )
+        .is_some()
+    );
     assert_eq!(a.number().await, 2);
     for (user, password, denied) in [
-        ("signal-emitter", "change-me-emitter", vec!["PUBLISH", "shop1:signal:ask:x", "{}"]),
-        ("signal-emitter", "change-me-emitter", vec!["SUBSCRIBE", "shop1:ws:broadcast"]),
-        ("signal-emitter", "change-me-emitter", vec!["GET", "shop1:signal:worker:9"]),
-        ("signal-person", "change-me-person", vec!["PUBLISH", "shop1:ws:broadcast", "{}"]),
-        ("signal-person", "change-me-person", vec!["DEL", "shop1:signal:worker:9"]),
-        ("signal-gateway", "change-me-gateway", vec!["PUBLISH", "ws:broadcast", "{}"]),
+        (
+            "signal-emitter",
+            "change-me-emitter",
+            vec!["PUBLISH", "shop1:signal:ask:x", "{}"],
+        ),
+        (
+            "signal-emitter",
+            "change-me-emitter",
+            vec!["SUBSCRIBE", "shop1:ws:broadcast"],
+        ),
+        (
+            "signal-emitter",
+            "change-me-emitter",
+            vec!["GET", "shop1:signal:worker:9"],
+        ),
+        (
+            "signal-person",
+            "change-me-person",
+            vec!["PUBLISH", "shop1:ws:broadcast", "{}"],
+        ),
+        (
+            "signal-person",
+            "change-me-person",
+            vec!["DEL", "shop1:signal:worker:9"],
+        ),
+        (
+            "signal-gateway",
+            "change-me-gateway",
+            vec!["PUBLISH", "ws:broadcast", "{}"],
+        ),
         ("signal-gateway", "change-me-gateway", vec!["GET", "other"]),
         ("signal-gateway", "change-me-gateway", vec!["KEYS", "*"]),
-        ("signal-gateway", "change-me-gateway", vec!["EVAL", "return redis.call('GET', 'other')", "0"]),
+        (
+            "signal-gateway",
+            "change-me-gateway",
+            vec!["EVAL", "return redis.call('GET', 'other')", "0"],
+        ),
     ] {
         assert_eq!(as_user(user, password, &denied), None, "{user} {denied:?}");
     }
-    for looking in
-        [vec!["PUBSUB", "NUMSUB", "shop1:ws:broadcast"], vec!["GET", "shop1:signal:worker:9"], vec!["TTL", "shop1:signal:worker:9"]]
-    {
-        assert!(as_user("signal-person", "change-me-person", &looking).is_some(), "{looking:?}");
+    for looking in [
+        vec!["PUBSUB", "NUMSUB", "shop1:ws:broadcast"],
+        vec!["GET", "shop1:signal:worker:9"],
+        vec!["TTL", "shop1:signal:worker:9"],
+    ] {
+        assert!(
+            as_user("signal-person", "change-me-person", &looking).is_some(),
+            "{looking:?}"
+        );
     }
     server.cli(&["ACL", "SETUSER", "open", "on", "nopass", "+@all", "&*"]);
     (config.username, config.password_file) = ("open".into(), SecretFile::default());
     connect(&config).await.unwrap();
     config.username = "signal-gateway".into();
     config.password_file = secret(server.dir.path(), "wrong", "change-me-emitter");
-    assert!(connect(&config).await.is_err(), "a wrong password is refused");
+    assert!(
+        connect(&config).await.is_err(),
+        "a wrong password is refused"
+    );
 }
 
 async fn connect(config: &config::Bus) -> redis::RedisResult<()> {
     let connector = Connector::new(config).unwrap();
-    connector.link(&connect::Prefer::Any, None::<fn(redis::PushInfo) -> Result<(), ()>>).await.map(drop)
+    connector
+        .link(
+            &connect::Prefer::Any,
+            None::<fn(redis::PushInfo) -> Result<(), ()>>,
+        )
+        .await
+        .map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_password_is_a_new_connection_beside_the_old_one_and_nothing_is_missed() {
-    if !lab::available("a_changed_password_is_a_new_connection_beside_the_old_one_and_nothing_is_missed") {
+    if !lab::available(
+        "a_changed_password_is_a_new_connection_beside_the_old_one_and_nothing_is_missed",
+    ) {
         return;
     }
     let server = Server::start(&[]);
-    server.cli(&["ACL", "SETUSER", "signal", "on", ">first", "+@all", "~*", "&*"]);
+    server.cli(&[
+        "ACL", "SETUSER", "signal", "on", ">first", "+@all", "~*", "&*",
+    ]);
     let mut config = standalone(&server);
     config.username = "signal".into();
     config.password_file = secret(server.dir.path(), "password", "first");
@@ -138,17 +231,27 @@ async fn a_changed_password_is_a_new_connection_beside_the_old_one_and_nothing_i
     let ids = || -> HashSet<String> {
         let clients = server.cli(&["CLIENT", "LIST"]);
         let ours = clients.lines().filter(|line| line.contains("user=signal "));
-        ours.map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+        ours.map(|line| line.split_whitespace().next().unwrap().to_owned())
+            .collect()
     };
     let mut before = ids();
     assert_eq!(before.len(), 2);
     for (old, new) in [("first", "second"), ("second", "third")] {
         // A wrong one first: the old connections stay.
         secret(server.dir.path(), "password", "wrong");
-        eventually("a refused attempt", async || server.cli(&["ACL", "LOG", "100"]).contains("auth")).await;
+        eventually("a refused attempt", async || {
+            server.cli(&["ACL", "LOG", "100"]).contains("auth")
+        })
+        .await;
         assert_eq!(ids(), before);
         server.cli(&["ACL", "LOG", "RESET"]);
-        server.cli(&["ACL", "SETUSER", "signal", &format!(">{new}"), &format!("<{old}")]);
+        server.cli(&[
+            "ACL",
+            "SETUSER",
+            "signal",
+            &format!(">{new}"),
+            &format!("<{old}"),
+        ]);
         secret(server.dir.path(), "password", new);
         eventually("both connections are new ones", async || {
             let now = ids();
@@ -176,10 +279,21 @@ async fn tls_is_verified_against_the_given_authority() {
     certificates(dir.path(), Ipv4Addr::LOCALHOST).unwrap();
     let other = tempfile::tempdir().unwrap();
     certificates(other.path(), Ipv4Addr::LOCALHOST).unwrap();
-    let files = ["--tls-cert-file", "{dir}/cert.pem", "--tls-key-file", "{dir}/key.pem", "--tls-ca-cert-file", "{dir}/ca.pem"];
+    let files = [
+        "--tls-cert-file",
+        "{dir}/cert.pem",
+        "--tls-key-file",
+        "{dir}/key.pem",
+        "--tls-ca-cert-file",
+        "{dir}/ca.pem",
+    ];
     let listen = ["--port", "0", "--tls-port", "{port}"].map(str::to_owned);
-    let server =
-        Server::start_in(dir, &listen, &[&files[..], &["--tls-auth-clients", "no"]].concat(), &["--tls", "--cacert", "{dir}/ca.pem"]);
+    let server = Server::start_in(
+        dir,
+        &listen,
+        &[&files[..], &["--tls-auth-clients", "no"]].concat(),
+        &["--tls", "--cacert", "{dir}/ca.pem"],
+    );
     let mut config = standalone(&server);
     (config.tls, config.tls_ca_file) = (true, server.dir.path().join("ca.pem"));
     let (mut a, b) = (opened(&config).await, opened(&config).await);
@@ -189,12 +303,21 @@ async fn tls_is_verified_against_the_given_authority() {
 
     connect(&config).await.unwrap();
     config.tls_ca_file = other.path().join("ca.pem");
-    assert!(connect(&config).await.is_err(), "another authority is not trusted");
+    assert!(
+        connect(&config).await.is_err(),
+        "another authority is not trusted"
+    );
     config.tls = false;
-    assert!(connect(&config).await.is_err(), "the server speaks TLS alone");
+    assert!(
+        connect(&config).await.is_err(),
+        "the server speaks TLS alone"
+    );
     config.tls = true;
     for wrong in ["missing.pem", "key.pem"] {
         config.tls_ca_file = server.dir.path().join(wrong);
-        assert!(matches!(Connector::new(&config), Err(BusError::Misconfigured(_))), "{wrong}");
+        assert!(
+            matches!(Connector::new(&config), Err(BusError::Misconfigured(_))),
+            "{wrong}"
+        );
     }
 }

@@ -4,7 +4,9 @@ use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_are_told_once() {
-    if !lab::available("after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_are_told_once") {
+    if !lab::available(
+        "after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_are_told_once",
+    ) {
         return;
     }
     let mut server = Server::start(&[]);
@@ -12,18 +14,43 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_
     let (mut a, b) = (opened(&config).await, opened(&config).await);
     a.hear(&[room("before"), room("left")]).await;
     server.kill();
-    eventually("publishing fails", async || b.bus.publish(&numbered(room("before"), 0)).await.is_err()).await;
+    eventually("publishing fails", async || {
+        b.bus.publish(&numbered(room("before"), 0)).await.is_err()
+    })
+    .await;
     let began = Instant::now();
-    assert!(matches!(b.bus.publish(&numbered(room("before"), 0)).await, Err(BusError::Unavailable(_))));
-    eventually("hearing fails", async || a.bus.hear(vec![room("during")]).await.is_err()).await;
-    assert!(matches!(a.bus.ask(&Ask::Holds { client: "A".parse().unwrap() }).await, Err(BusError::Unavailable(_))));
+    assert!(matches!(
+        b.bus.publish(&numbered(room("before"), 0)).await,
+        Err(BusError::Unavailable(_))
+    ));
+    eventually("hearing fails", async || {
+        a.bus.hear(vec![room("during")]).await.is_err()
+    })
+    .await;
+    assert!(matches!(
+        a.bus
+            .ask(&Ask::Holds {
+                client: "A".parse().unwrap()
+            })
+            .await,
+        Err(BusError::Unavailable(_))
+    ));
     a.bus.unhear(vec![room("left")]);
-    assert!(began.elapsed() < Duration::from_secs(2), "nothing waits for a server that is away");
-    eventually("no ping comes back", async || a.bus.hearing() == Hearing::Deaf).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "nothing waits for a server that is away"
+    );
+    eventually("no ping comes back", async || {
+        a.bus.hearing() == Hearing::Deaf
+    })
+    .await;
 
     server.run();
     assert_eq!(a.resync().await, "bus_reconnected");
-    assert!(channels(&server, "ws:room:*").is_superset(&["ws:room:before".to_owned(), "ws:room:during".to_owned()].into()));
+    assert!(
+        channels(&server, "ws:room:*")
+            .is_superset(&["ws:room:before".to_owned(), "ws:room:during".to_owned()].into())
+    );
     assert!(!channels(&server, "ws:room:*").contains("ws:room:left"));
     b.publish_when_possible(room("before"), 1).await;
     b.publish(room("during"), 2).await;
@@ -39,7 +66,11 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_
     assert_eq!(numbers, ["1", "2"]);
     eventually("pings come back", async || a.bus.hearing() == Hearing::Good).await;
     eventually("leases are put back", async || {
-        [a.worker, b.worker].iter().all(|w| !server.cli(&["GET", &format!("signal:worker:{w}")]).is_empty())
+        [a.worker, b.worker].iter().all(|w| {
+            !server
+                .cli(&["GET", &format!("signal:worker:{w}")])
+                .is_empty()
+        })
     })
     .await;
     assert!(!a.bus.lease_lapsed());
@@ -61,7 +92,11 @@ async fn a_killed_subscriber_connection_is_replaced() {
         assert_eq!(a.number().await, round);
     }
     a.nothing_waits();
-    assert_eq!(a.bus.hearing(), Hearing::Good, "a short gap is not deafness");
+    assert_eq!(
+        a.bus.hearing(),
+        Hearing::Good,
+        "a short gap is not deafness"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,7 +112,10 @@ async fn losses_of_a_publisher_are_told_to_the_others() {
     timing.beat = Duration::from_secs(60);
     let (mut a, b) = (opened(&config).await, open_with(&config, "b", timing).await);
     server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
-    assert!(matches!(b.bus.publish(&numbered(room("r"), 1)).await, Err(BusError::Unavailable(_))));
+    assert!(matches!(
+        b.bus.publish(&numbered(room("r"), 1)).await,
+        Err(BusError::Unavailable(_))
+    ));
     assert_eq!(a.resync().await, "bus_peer_lost");
     b.publish_when_possible(Destination::Broadcast, 2).await;
     assert_eq!(a.number().await, 2);
@@ -97,12 +135,21 @@ async fn a_server_that_stands_still_makes_the_bus_deaf_and_is_repaired() {
     server.signal("STOP");
     let began = Instant::now();
     assert!(b.bus.publish(&numbered(room("r"), 1)).await.is_err());
-    assert!(began.elapsed() < Duration::from_secs(2), "an answer that does not come is given up");
-    eventually("deafness is noticed", async || a.bus.hearing() == Hearing::Deaf && a.metrics.bus_deaf.get() == 1).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "an answer that does not come is given up"
+    );
+    eventually("deafness is noticed", async || {
+        a.bus.hearing() == Hearing::Deaf && a.metrics.bus_deaf.get() == 1
+    })
+    .await;
     server.signal("CONT");
     let reason = a.resync().await;
     assert!(matches!(reason, "bus_deaf" | "bus_reconnected"), "{reason}");
-    eventually("it hears again", async || a.bus.hearing() == Hearing::Good && a.metrics.bus_deaf.get() == 0).await;
+    eventually("it hears again", async || {
+        a.bus.hearing() == Hearing::Good && a.metrics.bus_deaf.get() == 0
+    })
+    .await;
     b.publish_when_possible(room("r"), 2).await;
     while !matches!(a.event().await, BusEvent::Dispatch(d) if d.data.get() == "2") {}
 }
@@ -119,7 +166,10 @@ async fn a_server_that_holds_publishing_back_makes_the_bus_deaf_and_is_repaired(
     a.hear(&[room("r")]).await;
     // Connections stay and nothing is heard.
     server.cli(&["CLIENT", "PAUSE", "3000", "WRITE"]);
-    eventually("deafness is noticed", async || a.bus.hearing() == Hearing::Deaf).await;
+    eventually("deafness is noticed", async || {
+        a.bus.hearing() == Hearing::Deaf
+    })
+    .await;
     assert_eq!(a.resync().await, "bus_deaf");
     eventually("it hears again", async || a.bus.hearing() == Hearing::Good).await;
     b.publish_when_possible(room("r"), 1).await;
@@ -128,7 +178,9 @@ async fn a_server_that_holds_publishing_back_makes_the_bus_deaf_and_is_repaired(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_whose_connection_went_silent_is_deaf_and_repaired_while_publishing_goes_on() {
-    if !lab::available("a_subscriber_whose_connection_went_silent_is_deaf_and_repaired_while_publishing_goes_on") {
+    if !lab::available(
+        "a_subscriber_whose_connection_went_silent_is_deaf_and_repaired_while_publishing_goes_on",
+    ) {
         return;
     }
     let server = Server::start(&[]);
@@ -140,10 +192,17 @@ async fn a_subscriber_whose_connection_went_silent_is_deaf_and_repaired_while_pu
     b.hear(&[room("r")]).await;
     proxy.mute_subscribers();
     b.publish(room("r"), 1).await;
-    eventually("deafness is noticed", async || a.bus.hearing() == Hearing::Deaf).await;
+    eventually("deafness is noticed", async || {
+        a.bus.hearing() == Hearing::Deaf
+    })
+    .await;
     a.publish(room("r"), 2).await;
     assert_eq!(b.number().await, 2);
-    assert_eq!(a.resync().await, "bus_deaf", "and the message in the gap is lost");
+    assert_eq!(
+        a.resync().await,
+        "bus_deaf",
+        "and the message in the gap is lost"
+    );
     b.publish(room("r"), 3).await;
     assert_eq!(a.number().await, 3);
     eventually("it hears again", async || a.bus.hearing() == Hearing::Good).await;
@@ -155,7 +214,8 @@ async fn a_failover_by_sentinels_is_followed() {
     if !lab::available("a_failover_by_sentinels_is_followed") {
         return;
     }
-    let (mut master, replica, sentinels) = tokio::task::spawn_blocking(lab::sentinels).await.unwrap();
+    let (mut master, replica, sentinels) =
+        tokio::task::spawn_blocking(lab::sentinels).await.unwrap();
     let mut nodes: Vec<String> = sentinels.iter().map(Server::address).collect();
     nodes.insert(0, format!("127.0.0.1:{}", lab::free_port()));
     let config = settings(BusMode::Sentinel, nodes);
@@ -166,10 +226,19 @@ async fn a_failover_by_sentinels_is_followed() {
     assert_eq!(channels(&master, "ws:room:*").len(), 1);
     master.kill();
     a.resync().await;
-    assert_eq!(channels(&replica, "ws:room:*").len(), 1, "on the new master");
+    assert_eq!(
+        channels(&replica, "ws:room:*").len(),
+        1,
+        "on the new master"
+    );
     b.publish_when_possible(room("r"), 2).await;
     while !matches!(a.event().await, BusEvent::Dispatch(d) if d.data.get() == "2") {}
-    eventually("the lease is there", async || !replica.cli(&["GET", &format!("signal:worker:{}", a.worker)]).is_empty()).await;
+    eventually("the lease is there", async || {
+        !replica
+            .cli(&["GET", &format!("signal:worker:{}", a.worker)])
+            .is_empty()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -178,36 +247,61 @@ async fn a_cluster_hands_messages_from_any_node_to_any_and_survives_a_node() {
         return;
     }
     let mut servers = tokio::task::spawn_blocking(lab::cluster).await.unwrap();
-    let config = settings(BusMode::Cluster, servers.iter().map(Server::address).collect());
-    let (mut a, mut b) = (open_with(&config, "a", quick(&config)).await, open_with(&config, "b", quick(&config)).await);
+    let config = settings(
+        BusMode::Cluster,
+        servers.iter().map(Server::address).collect(),
+    );
+    let (mut a, mut b) = (
+        open_with(&config, "a", quick(&config)).await,
+        open_with(&config, "b", quick(&config)).await,
+    );
     assert!(a.worker == 9 && b.worker != 9);
     a.hear(&[room("r"), client("A")]).await;
     for (n, server) in servers.iter().enumerate() {
-        server.cli(&["PUBLISH", "ws:room:r", &EMITTED.replace(":1}", &format!(":{n}}}"))]);
+        server.cli(&[
+            "PUBLISH",
+            "ws:room:r",
+            &EMITTED.replace(":1}", &format!(":{n}}}")),
+        ]);
         assert_eq!(a.number().await, n);
     }
     for n in 0..100 {
         b.publish(client("A"), n).await;
         assert_eq!(a.number().await, n);
     }
-    let revocation = Revocation { user_id: Some("1".into()), jti: None, issued_before_ms: 1, until_ms: SystemClock.now_ms() + 60_000 };
+    let revocation = Revocation {
+        user_id: Some("1".into()),
+        jti: None,
+        issued_before_ms: 1,
+        until_ms: SystemClock.now_ms() + 60_000,
+    };
     b.bus.store_revocation(&revocation).await.unwrap();
     assert_eq!(a.bus.revocations().await.unwrap(), [revocation]);
-    let question = Ask::Holds { client: "A".parse().unwrap() };
+    let question = Ask::Holds {
+        client: "A".parse().unwrap(),
+    };
     let (answers, ()) = tokio::join!(a.bus.ask(&question), async {
-        let BusEvent::Asked(_, reply) = b.event().await else { panic!("not asked") };
+        let BusEvent::Asked(_, reply) = b.event().await else {
+            panic!("not asked")
+        };
         reply.send(Reply::Count { count: 0 }).unwrap();
     });
     assert_eq!(answers.unwrap().replies.len(), 1);
 
     // A slot moves, with the key in it: leases, questions and revocations follow.
     move_key(&servers, "signal:revocations");
-    eventually("the key is found where it went", async || a.bus.revocations().await.is_ok_and(|all| all.len() == 1)).await;
+    eventually("the key is found where it went", async || {
+        a.bus.revocations().await.is_ok_and(|all| all.len() == 1)
+    })
+    .await;
     b.publish(room("r"), 8).await;
     // Without a resync before it: classic Pub/Sub does not depend on slots.
     assert_eq!(a.number().await, 8);
 
-    let holder = servers.iter().position(|s| channels(s, "ws:room:r").len() == 1).unwrap();
+    let holder = servers
+        .iter()
+        .position(|s| channels(s, "ws:room:r").len() == 1)
+        .unwrap();
     servers[holder].kill();
     // A cluster without replicas is not whole with one node gone; the node comes back under its name.
     servers[holder].run();
@@ -219,12 +313,22 @@ async fn a_cluster_hands_messages_from_any_node_to_any_and_survives_a_node() {
 /// Moves the slot of a key from the node that has it to another, as a resharding does.
 fn move_key(servers: &[Server], key: &str) {
     let slot = servers[0].cli(&["CLUSTER", "KEYSLOT", key]);
-    let from = servers.iter().find(|s| s.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, "1"]) == key).unwrap();
+    let from = servers
+        .iter()
+        .find(|s| s.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, "1"]) == key)
+        .unwrap();
     let to = servers.iter().find(|s| s.port != from.port).unwrap();
     let (from_id, to_id) = (from.cli(&["CLUSTER", "MYID"]), to.cli(&["CLUSTER", "MYID"]));
     to.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
     from.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
-    from.cli(&["MIGRATE", "127.0.0.1", &to.port.to_string(), key, "0", "5000"]);
+    from.cli(&[
+        "MIGRATE",
+        "127.0.0.1",
+        &to.port.to_string(),
+        key,
+        "0",
+        "5000",
+    ]);
     for server in [to, from] {
         server.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
     }

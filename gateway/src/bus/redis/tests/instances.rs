@@ -4,7 +4,8 @@ use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_instances_that_start_together_have_distinct_workers_from_the_base_on() {
-    if !lab::available("many_instances_that_start_together_have_distinct_workers_from_the_base_on") {
+    if !lab::available("many_instances_that_start_together_have_distinct_workers_from_the_base_on")
+    {
         return;
     }
     let server = Server::start(&[]);
@@ -32,17 +33,30 @@ async fn a_crashed_instance_keeps_its_worker_until_the_lease_ends() {
     let mut timing = quick(&config);
     (timing.lease, timing.renew) = (Duration::from_secs(2), Duration::from_millis(200));
     // Its tasks are dropped as a crash would: nothing is given up.
-    let crashing = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let crashing = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
     let crashed = {
         let (config, timing) = (config.clone(), timing.clone());
-        crashing.spawn(async move { open_with(&config, "crashed", timing).await }).await.unwrap()
+        crashing
+            .spawn(async move { open_with(&config, "crashed", timing).await })
+            .await
+            .unwrap()
     };
     assert_eq!(crashed.worker, 9);
     crashing.shutdown_background();
     let held = open_with(&config, "held", timing.clone()).await;
     assert_ne!(held.worker, 9);
-    eventually("the lease of the crashed one ends", async || server.cli(&["EXISTS", "signal:worker:9"]) == "0").await;
-    assert!(crashed.bus.lease_lapsed(), "what cannot be renewed has lapsed");
+    eventually("the lease of the crashed one ends", async || {
+        server.cli(&["EXISTS", "signal:worker:9"]) == "0"
+    })
+    .await;
+    assert!(
+        crashed.bus.lease_lapsed(),
+        "what cannot be renewed has lapsed"
+    );
     assert!(!held.bus.lease_lapsed(), "what is renewed has not");
     assert_eq!(open_with(&config, "next", timing).await.worker, 9);
 }
@@ -60,12 +74,20 @@ async fn a_worker_number_that_another_took_is_told_and_taken_back_when_it_is_fre
     assert!(!a.bus.lease_lapsed());
     server.cli(&["SET", "signal:worker:9", "somebody else"]);
     eventually("it is noticed", async || a.bus.lease_lapsed()).await;
-    assert_eq!(server.cli(&["GET", "signal:worker:9"]), "somebody else", "and theirs it stays");
+    assert_eq!(
+        server.cli(&["GET", "signal:worker:9"]),
+        "somebody else",
+        "and theirs it stays"
+    );
     server.cli(&["DEL", "signal:worker:9"]);
     eventually("it is ours again", async || !a.bus.lease_lapsed()).await;
     server.cli(&["SET", "signal:worker:9", "somebody else"]);
     a.bus.close().await;
-    assert_eq!(server.cli(&["GET", "signal:worker:9"]), "somebody else", "closing gives up only what is ours");
+    assert_eq!(
+        server.cli(&["GET", "signal:worker:9"]),
+        "somebody else",
+        "closing gives up only what is ours"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,40 +98,87 @@ async fn questions_reach_all_live_instances_and_the_silent_are_named() {
     let server = Server::start(&[]);
     let config = standalone(&server);
     let a = open_with(&config, "a", quick(&config)).await;
-    let (mut b, mut c) = (open_with(&config, "b", quick(&config)).await, open_with(&config, "c", quick(&config)).await);
-    let question = Ask::Join { client: "4bC".parse().unwrap(), rooms: vec!["x".into()] };
+    let (mut b, mut c) = (
+        open_with(&config, "b", quick(&config)).await,
+        open_with(&config, "c", quick(&config)).await,
+    );
+    let question = Ask::Join {
+        client: "4bC".parse().unwrap(),
+        rooms: vec!["x".into()],
+    };
     let (answers, ()) = tokio::join!(a.bus.ask(&question), async {
         for bus in [&mut b, &mut c] {
-            let BusEvent::Asked(asked, reply) = bus.event().await else { panic!("not asked") };
+            let BusEvent::Asked(asked, reply) = bus.event().await else {
+                panic!("not asked")
+            };
             assert_eq!(asked, question);
-            reply.send(Reply::Rooms { rooms: Some(vec!["x".into()]) }).unwrap();
+            reply
+                .send(Reply::Rooms {
+                    rooms: Some(vec!["x".into()]),
+                })
+                .unwrap();
         }
     });
     let answers = answers.unwrap();
-    let mut names: Vec<_> = answers.replies.iter().map(|(name, _)| name.as_str()).collect();
+    let mut names: Vec<_> = answers
+        .replies
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
     names.sort_unstable();
     assert_eq!((names, answers.missing.len()), (vec!["b", "c"], 0));
-    assert!(answers.replies.iter().all(|(_, reply)| matches!(reply, Reply::Rooms { rooms: Some(rooms) } if rooms == &["x"])));
+    assert!(
+        answers.replies.iter().all(
+            |(_, reply)| matches!(reply, Reply::Rooms { rooms: Some(rooms) } if rooms == &["x"])
+        )
+    );
 
     // c drops the question, and one that crashed is still listed.
     let id = "f".repeat(32);
-    server.cli(&["ZADD", "signal:instances", "9999999999999", &format!("{id} gone")]);
+    server.cli(&[
+        "ZADD",
+        "signal:instances",
+        "9999999999999",
+        &format!("{id} gone"),
+    ]);
     let began = Instant::now();
     let (answers, ()) = tokio::join!(a.bus.ask(&question), async {
-        let BusEvent::Asked(_, reply) = b.event().await else { panic!("not asked") };
+        let BusEvent::Asked(_, reply) = b.event().await else {
+            panic!("not asked")
+        };
         reply.send(Reply::Rooms { rooms: None }).unwrap();
-        let BusEvent::Asked(_, dropped) = c.event().await else { panic!("not asked") };
+        let BusEvent::Asked(_, dropped) = c.event().await else {
+            panic!("not asked")
+        };
         drop(dropped);
     });
     let answers = answers.unwrap();
     assert!(matches!(&answers.replies[..], [(name, Reply::Rooms { rooms: None })] if name == "b"));
     assert_eq!(answers.missing, ["c", "gone"]);
-    assert!(began.elapsed() >= Duration::from_millis(900) && began.elapsed() < Duration::from_secs(3));
+    assert!(
+        began.elapsed() >= Duration::from_millis(900) && began.elapsed() < Duration::from_secs(3)
+    );
 
     c.bus.close().await;
     server.cli(&["ZREM", "signal:instances", &format!("{id} gone")]);
-    let questions = vec![Ask::Holds { client: "A".parse().unwrap() }; 2 * ask::MAX_OPEN];
+    let questions = vec![
+        Ask::Holds {
+            client: "A".parse().unwrap()
+        };
+        2 * ask::MAX_OPEN
+    ];
     let answers = futures_util::future::join_all(questions.iter().map(|q| a.bus.ask(q))).await;
-    assert!(answers.iter().any(|answer| matches!(answer, Err(BusError::Full))), "open questions are bounded");
-    assert!(answers.iter().flatten().all(|answers| answers.missing == ["b"]), "who closed is not asked");
+    assert!(
+        answers
+            .iter()
+            .any(|answer| matches!(answer, Err(BusError::Full))),
+        "open questions are bounded"
+    );
+    assert!(
+        answers
+            .iter()
+            .flatten()
+            .all(|answers| answers.missing == ["b"]),
+        "who closed is not asked"
+    );
 }
