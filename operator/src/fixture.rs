@@ -9,10 +9,10 @@ use serde_yaml_ng::Value;
 use signal_crds::SignalCluster;
 use signal_crds::status::SourceStage;
 
-use crate::fleet::Fleet;
-use crate::observed::{Kinds, Observed};
-use crate::record::{Record, RecordedSource};
-use crate::validate::ValidCluster;
+use crate::observe::fleet::Fleet;
+use crate::observe::observed::{Kinds, Observed};
+use crate::plan::record::{Record, RecordedSource};
+use crate::plan::validate::ValidCluster;
 
 /// The examples, by name.
 pub(crate) const EXAMPLES: [(&str, &str); 3] = [

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use signal_operator::admin_client::AdminClient;
 use signal_operator::args::{Arguments, Command, LogFormat, Run};
-use signal_operator::clusters::Clusters;
-use signal_operator::external_scaler;
+use signal_operator::control::clusters::Clusters;
+use signal_operator::control::external_scaler;
+use signal_operator::control::run::Part;
 use signal_operator::healthcheck;
-use signal_operator::run::Part;
+use signal_operator::observe::admin_client::AdminClient;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -115,7 +115,7 @@ async fn serve(args: Run) -> anyhow::Result<()> {
         vec![Box::pin(async move { scaler.await.context("serve the external scaler") }) as Part]
     };
     tokio::select! {
-        outcome = signal_operator::run::run(args, client, pods, parts, stop) => outcome,
+        outcome = signal_operator::control::run::run(args, client, pods, parts, stop) => outcome,
         outcome = signals => outcome,
     }
 }

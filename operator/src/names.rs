@@ -16,7 +16,7 @@ pub const DRAINING_SINCE: &str = "signal.dev/draining-since";
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 /// Annotation of applied objects: the hash of what was applied.
 pub const APPLIED: &str = "signal.dev/applied";
-/// Annotation of the live ConfigMap: the [`crate::record::Record`] as JSON.
+/// Annotation of the live ConfigMap: the [`crate::plan::record::Record`] as JSON.
 pub const RECORD: &str = "signal.dev/record";
 /// Annotation of the pod template: the hash of the static configuration.
 pub const STATIC_HASH: &str = "signal.dev/static-config";

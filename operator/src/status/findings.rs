@@ -6,13 +6,13 @@ use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SourceStage};
 
 use super::reports;
-use crate::autoscale::hpa_condition;
-use crate::conditions::{ConditionType as Type, Finding, State};
-use crate::desired::Migration;
-use crate::judge::Verdict;
-use crate::observed::Observed;
+use crate::control::judge::Verdict;
+use crate::objects::Migration;
+use crate::observe::observed::Observed;
 use crate::plan::Waiting;
-use crate::validate::Problem;
+use crate::plan::autoscale::hpa_condition;
+use crate::plan::validate::Problem;
+use crate::status::conditions::{ConditionType as Type, Finding, State};
 
 /// Why something could not be applied and will not be by trying again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +89,7 @@ fn serving(observed: &Observed) -> (i32, i32) {
     let serving = observed.fleet.ready().filter(|pod| pod.stays()).count();
     (
         i32::try_from(serving).unwrap_or(i32::MAX),
-        crate::autoscale::wanted(&observed.cluster.spec).0,
+        crate::plan::autoscale::wanted(&observed.cluster.spec).0,
     )
 }
 

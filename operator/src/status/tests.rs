@@ -7,9 +7,9 @@ use rand::rngs::StdRng;
 use signal_crds::data::Migrations;
 
 use super::*;
+use crate::control::judge::{Remembered, judge};
 use crate::fixture::example;
-use crate::fleet::{Bus, Counts, KafkaFacts, KeySource};
-use crate::judge::{Remembered, judge};
+use crate::observe::fleet::{Bus, Counts, KafkaFacts, KeySource};
 
 fn at(secs: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000 + secs, 0).unwrap()

@@ -18,16 +18,16 @@ use kube::client::{Body, ClientBuilder};
 use kube::{Client, ResourceExt as _};
 use serde_json::{Map, Value, json};
 use signal_crds::SignalCluster;
-use signal_operator::admin_client::AdminClient;
-use signal_operator::clusters::Scope;
-use signal_operator::controller::{Context, Settings};
-use signal_operator::events::Events;
-use signal_operator::kinds;
-use signal_operator::lease::Fence;
+use signal_operator::act::writer::Writer;
+use signal_operator::control::clusters::Scope;
+use signal_operator::control::controller::{Context, Settings};
+use signal_operator::control::events::Events;
+use signal_operator::control::kinds;
+use signal_operator::control::lease::Fence;
+use signal_operator::control::reconcile::reconcile;
 use signal_operator::metrics::Metrics;
 use signal_operator::observe::Reader;
-use signal_operator::reconcile::reconcile;
-use signal_operator::writer::Writer;
+use signal_operator::observe::admin_client::AdminClient;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::{Layer, Service as Tower};
@@ -136,7 +136,7 @@ pub(crate) async fn context(stage: &Stage, client: Client, fence: Fence) -> Cont
         Reader {
             client: client.clone(),
             kinds,
-            poll: signal_operator::run::poll(&pods),
+            poll: signal_operator::control::run::poll(&pods),
             metrics: metrics.clone(),
         },
         Writer::new(client.clone(), fence.clone(), metrics.clone()),

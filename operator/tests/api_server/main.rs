@@ -180,7 +180,7 @@ async fn define(client: &Client) {
             )
             .await
             .is_ok()
-                && signal_operator::kinds::knows_signal_cluster(client)
+                && signal_operator::control::kinds::knows_signal_cluster(client)
                     .await
                     .is_ok_and(|knows| knows)
         },

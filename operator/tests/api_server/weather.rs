@@ -15,11 +15,11 @@ use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams};
 use kube::client::{Body, ClientBuilder};
 use signal_crds::SignalCluster;
-use signal_operator::clusters::{Clusters, Scope};
-use signal_operator::controller;
-use signal_operator::lease::Fence;
+use signal_operator::control::clusters::{Clusters, Scope};
+use signal_operator::control::controller;
+use signal_operator::control::lease::Fence;
+use signal_operator::control::reconcile::reconcile;
 use signal_operator::metrics::Metrics;
-use signal_operator::reconcile::reconcile;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Layer, Service};
@@ -229,7 +229,7 @@ async fn a_memory_of_one_that_was_made_anew_does_no_harm() {
     let refused = reconcile(&life.context, &old).await.unwrap_err();
     assert_eq!(
         refused.class(),
-        signal_operator::backoff::Class::InTheWay,
+        signal_operator::control::backoff::Class::InTheWay,
         "{refused}"
     );
     collect(&stage, &old.uid().unwrap()).await;

@@ -15,8 +15,8 @@ use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use signal_operator::desired::LIVE_TOML;
 use signal_operator::names::{DELETION_COST, selector};
+use signal_operator::objects::LIVE_TOML;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -305,6 +305,6 @@ async fn status(State(gateway): State<Shared>) -> axum::Json<Value> {
         "version": "1", "ready": !draining,
         "bus": {"mode": "standalone", "nodes": table["bus"]["nodes"], "hearing": true}, "database": {"version": 1},
         "drain": {"draining": draining, "held": draining, "remaining": 0},
-        "liveRevision": signal_operator::desired::revision(&live), "keySources": sources.collect::<Vec<_>>(),
+        "liveRevision": signal_operator::objects::revision(&live), "keySources": sources.collect::<Vec<_>>(),
     }))
 }

@@ -1,0 +1,516 @@
+//! Server-side apply in a stated order, then prune what is ours and no longer wanted.
+//!
+//! What is there already as it is wanted costs no request. What is there otherwise is applied with its `resourceVersion` as a precondition, so an
+//! operator that looked at something old, or that lost its lease without noticing, changes nothing. What is not there is asked for by name
+//! first: an object of the same name that belongs to someone else is never taken over.
+
+use std::collections::HashMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{Api, DeleteParams, Patch, Preconditions};
+use kube::core::DynamicObject;
+use kube::{Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::act::writer::{Settled, WriteError, Writer};
+use crate::names::{APPLIED, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER};
+use crate::objects::Desired;
+use crate::objects::compare::{differences, hash};
+use crate::observe::observed::Observed;
+use crate::observe::resources::{DEPLOYMENT, JOB, Owned};
+
+/// What a reconcile wants to be there.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    /// This object, with at least these fields.
+    Object(Owned, Box<DynamicObject>),
+    /// The object of this kind and name, as it is, if it is there.
+    Kept(Owned, String),
+}
+
+/// Whose objects are applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// Name of the SignalCluster.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its uid.
+    pub uid: String,
+}
+
+/// What the API server has after an apply.
+#[derive(Debug, Clone, Default)]
+pub struct Applied {
+    /// Everything that is wanted, as the API server returned it.
+    pub objects: Vec<AppliedObject>,
+    /// Kind and name of what was pruned.
+    pub pruned: Vec<(&'static str, String)>,
+}
+
+/// One object after an apply.
+#[derive(Debug, Clone)]
+pub struct AppliedObject {
+    /// Its kind.
+    pub kind: Owned,
+    /// As the API server returned it: by the write, or as it was observed.
+    pub object: DynamicObject,
+    /// Whether this apply wrote it.
+    pub written: bool,
+}
+
+/// Why an apply stopped. What comes before in the order is applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A write failed.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// A read by name failed.
+    #[error("get {kind} {name}")]
+    Read {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// What the API server said.
+        source: Box<kube::Error>,
+    },
+    /// An object of the name belongs to someone else.
+    #[error(
+        "{kind} {name} is there already and belongs to {owner}: delete it, or choose another name for the SignalCluster"
+    )]
+    Occupied {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// Who has it.
+        owner: String,
+    },
+    /// The object, or its owner of the same name before this one, is being deleted; it passes.
+    #[error("{kind} {name} is still being deleted")]
+    Leaving {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// The operator makes no objects of this kind.
+    #[error("kind {0} is none of the operator's")]
+    UnknownKind(String),
+    /// What is wanted does not fit into what the API server takes.
+    #[error("an object cannot be read as one of the API server's")]
+    Shape(#[from] serde_json::Error),
+}
+
+impl Wanted {
+    /// This object.
+    ///
+    /// # Errors
+    /// When the operator makes no objects of this kind.
+    pub fn object<K: Resource<DynamicType = ()> + Serialize>(
+        object: &K,
+    ) -> Result<Self, ApplyError> {
+        Self::dynamic(dynamic(object)?)
+    }
+
+    /// The same for a kind without a type.
+    ///
+    /// # Errors
+    /// When the operator makes no objects of this kind.
+    pub fn dynamic(object: DynamicObject) -> Result<Self, ApplyError> {
+        let kind = Owned::of(&object).ok_or_else(|| {
+            ApplyError::UnknownKind(
+                object
+                    .types
+                    .clone()
+                    .map(|types| types.kind)
+                    .unwrap_or_default(),
+            )
+        })?;
+        Ok(Self::Object(kind, Box::new(object)))
+    }
+
+    fn kind(&self) -> Owned {
+        match self {
+            Wanted::Object(kind, _) | Wanted::Kept(kind, _) => *kind,
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Wanted::Object(_, object) => object.metadata.name.as_deref().unwrap_or_default(),
+            Wanted::Kept(_, name) => name,
+        }
+    }
+}
+
+impl Owner {
+    /// The SignalCluster of this reconcile.
+    pub fn of(observed: &Observed) -> Self {
+        let metadata = &observed.cluster.metadata;
+        Self {
+            name: metadata.name.clone().unwrap_or_default(),
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            uid: metadata.uid.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Whether an object is this SignalCluster's: it has the owner reference; or it has the labels and no owner, as after a deletion that left
+    /// the objects behind.
+    pub fn owns(&self, metadata: &ObjectMeta) -> bool {
+        match controller(metadata) {
+            Some(owner) => owner.uid == self.uid,
+            None => {
+                let label = |key: &str| {
+                    metadata
+                        .labels
+                        .as_ref()
+                        .and_then(|labels| labels.get(key))
+                        .map(String::as_str)
+                };
+                label(MANAGED_BY_LABEL) == Some(MANAGER)
+                    && label(INSTANCE_LABEL) == Some(&self.name)
+            }
+        }
+    }
+}
+
+fn controller(metadata: &ObjectMeta) -> Option<&OwnerReference> {
+    metadata
+        .owner_references
+        .as_deref()
+        .unwrap_or_default()
+        .iter()
+        .find(|owner| owner.controller == Some(true))
+}
+
+impl Applied {
+    /// How many objects were written or pruned.
+    pub fn writes(&self) -> usize {
+        self.objects.iter().filter(|object| object.written).count() + self.pruned.len()
+    }
+
+    /// The object of this kind and name, if it is there.
+    pub fn get<K: Resource<DynamicType = ()> + DeserializeOwned>(&self, name: &str) -> Option<K> {
+        let found = self.objects.iter().find(|applied| {
+            applied.kind.kind == K::kind(&()) && applied.object.name_any() == name
+        })?;
+        serde_json::to_value(&found.object)
+            .and_then(serde_json::from_value)
+            .ok()
+    }
+}
+
+/// An object without its type. What managed it is left out: it is large and nobody reads it.
+pub(crate) fn dynamic<K: Resource<DynamicType = ()> + Serialize>(
+    object: &K,
+) -> Result<DynamicObject, serde_json::Error> {
+    let mut value = serde_json::to_value(object)?;
+    value["apiVersion"] = K::api_version(&()).into();
+    value["kind"] = K::kind(&()).into();
+    let mut object: DynamicObject = serde_json::from_value(value)?;
+    object.metadata.managed_fields = None;
+    Ok(object)
+}
+
+/// Every object of a SignalCluster for [`apply`]. A Deployment that is held back stays as it is.
+///
+/// # Errors
+/// When an object is of a kind that the operator makes none of.
+pub fn wanted(desired: Desired) -> Result<Vec<Wanted>, ApplyError> {
+    let Desired {
+        deployment,
+        service,
+        admin_service,
+        static_config,
+        live_config,
+        credentials,
+        signing_keys,
+        service_account,
+        pdb,
+        hpa,
+        network_policy,
+        migration,
+        ingress,
+        http_route,
+        service_monitor,
+        prometheus_rule,
+    } = desired;
+    let name = service.metadata.name.clone().unwrap_or_default();
+    let mut wanted = vec![
+        Wanted::object(&service_account)?,
+        Wanted::object(&static_config)?,
+        Wanted::object(&live_config)?,
+        Wanted::object(&credentials)?,
+        Wanted::object(&service)?,
+        Wanted::object(&admin_service)?,
+    ];
+    wanted.extend(signing_keys.as_ref().map(Wanted::object).transpose()?);
+    wanted.extend(network_policy.as_ref().map(Wanted::object).transpose()?);
+    wanted.extend(migration.as_ref().map(Wanted::object).transpose()?);
+    wanted.push(
+        deployment
+            .as_ref()
+            .map_or_else(|| Ok(Wanted::Kept(DEPLOYMENT, name)), Wanted::object)?,
+    );
+    wanted.extend(pdb.as_ref().map(Wanted::object).transpose()?);
+    wanted.extend(hpa.as_ref().map(Wanted::object).transpose()?);
+    wanted.extend(ingress.as_ref().map(Wanted::object).transpose()?);
+    for object in [http_route, service_monitor, prometheus_rule]
+        .into_iter()
+        .flatten()
+    {
+        wanted.push(Wanted::dynamic(object)?);
+    }
+    Ok(wanted)
+}
+
+/// Brings what is wanted about, and takes away what is ours and not wanted.
+///
+/// # Errors
+/// At the first object that could not be applied; those before it are.
+pub async fn apply(
+    wanted: Vec<Wanted>,
+    observed: &Observed,
+    writer: &Writer,
+) -> Result<Applied, ApplyError> {
+    apply_over(wanted, live(observed)?, &Owner::of(observed), writer).await
+}
+
+/// All objects of the SignalCluster that were observed.
+fn live(observed: &Observed) -> Result<Vec<DynamicObject>, serde_json::Error> {
+    let Observed {
+        deployment,
+        static_config,
+        live_config,
+        credentials,
+        signing_keys,
+        jobs,
+        hpa,
+        owned,
+        ..
+    } = observed;
+    let mut live = owned.clone();
+    for config in [static_config, live_config].into_iter().flatten() {
+        live.push(dynamic(config)?);
+    }
+    for secret in [credentials, signing_keys].into_iter().flatten() {
+        live.push(dynamic(secret)?);
+    }
+    for job in jobs {
+        live.push(dynamic(job)?);
+    }
+    live.extend(
+        deployment
+            .iter()
+            .map(dynamic)
+            .collect::<Result<Vec<_>, _>>()?,
+    );
+    live.extend(hpa.iter().map(dynamic).collect::<Result<Vec<_>, _>>()?);
+    Ok(live)
+}
+
+/// [`apply`] over what is there, whoever looked.
+///
+/// # Errors
+/// As [`apply`].
+pub async fn apply_over(
+    mut wanted: Vec<Wanted>,
+    live: Vec<DynamicObject>,
+    owner: &Owner,
+    writer: &Writer,
+) -> Result<Applied, ApplyError> {
+    wanted.sort_by_key(|wanted| wanted.kind().order());
+    let mut there: HashMap<(&'static str, String), DynamicObject> = live
+        .into_iter()
+        .filter_map(|object| Some(((Owned::of(&object)?.kind, object.name_any()), object)))
+        .collect();
+    let mut applied = Applied::default();
+    for wanted in wanted {
+        let kind = wanted.kind();
+        let found = there.remove(&(kind.kind, wanted.name().to_owned()));
+        match wanted {
+            Wanted::Kept(..) => applied.objects.extend(found.map(|object| AppliedObject {
+                kind,
+                object,
+                written: false,
+            })),
+            Wanted::Object(_, object) => applied
+                .objects
+                .push(apply_one(kind, *object, found, owner, writer).await?),
+        }
+    }
+    let mut rest: Vec<((&'static str, String), DynamicObject)> = there.into_iter().collect();
+    rest.sort_by(|(a, _), (b, _)| a.cmp(b));
+    for ((_, name), object) in rest {
+        let Some(kind) = Owned::of(&object) else {
+            continue;
+        };
+        if prune(kind, &name, &object, owner, writer).await? {
+            applied.pruned.push((kind.kind, name));
+        }
+    }
+    Ok(applied)
+}
+
+async fn apply_one(
+    kind: Owned,
+    mut object: DynamicObject,
+    found: Option<DynamicObject>,
+    owner: &Owner,
+    writer: &Writer,
+) -> Result<AppliedObject, ApplyError> {
+    let name = object.name_any();
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(writer.client().clone(), &owner.namespace, &kind.resource());
+    let found = match found {
+        Some(found) => Some(found),
+        None => by_name(kind, &api, &name, owner).await?,
+    };
+    if found
+        .as_ref()
+        .is_some_and(|found| found.metadata.deletion_timestamp.is_some())
+    {
+        return Err(ApplyError::Leaving {
+            kind: kind.kind,
+            name,
+        });
+    }
+    let hash = hash(&serde_json::to_value(&object)?);
+    object
+        .annotations_mut()
+        .insert(APPLIED.into(), hash.clone());
+    let content = serde_json::to_value(&object)?;
+    let key = (kind.kind, owner.namespace.clone(), name.clone());
+    if let Some(found) = found {
+        // A Job's template cannot change; what it was made for is in its name.
+        if kind == JOB || is_as_wanted(&content, &hash, &found, writer.settled(&key).as_ref())? {
+            return Ok(AppliedObject {
+                kind,
+                object: found,
+                written: false,
+            });
+        }
+        object.metadata.resource_version = found.metadata.resource_version;
+    }
+    // Without a version the object is not there yet; whoever makes one of this name just now keeps what they set.
+    let force = object.metadata.resource_version.is_some();
+    let request = async {
+        api.patch(&name, &Writer::apply_params(force), &Patch::Apply(&object))
+            .await
+    };
+    let mut returned = writer.write("apply", kind.kind, &name, request).await?;
+    returned.metadata.managed_fields = None;
+    let left = differences(&content, &serde_json::to_value(&returned)?);
+    if !left.is_empty() {
+        tracing::debug!(kind = kind.kind, name, paths = ?left.iter().map(|difference| &difference.path).collect::<Vec<_>>(), "the API server changes what is applied");
+    }
+    writer.settle(
+        key,
+        Settled {
+            uid: returned.uid().unwrap_or_default(),
+            hash,
+            differences: left,
+        },
+    );
+    Ok(AppliedObject {
+        kind,
+        object: returned,
+        written: true,
+    })
+}
+
+/// What is there under the name although it was not among our own: a look before it is made.
+async fn by_name(
+    kind: Owned,
+    api: &Api<DynamicObject>,
+    name: &str,
+    owner: &Owner,
+) -> Result<Option<DynamicObject>, ApplyError> {
+    let found = api.get_opt(name).await.map_err(|source| ApplyError::Read {
+        kind: kind.kind,
+        name: name.to_owned(),
+        source: Box::new(source),
+    })?;
+    let Some(mut found) = found else {
+        return Ok(None);
+    };
+    found.metadata.managed_fields = None;
+    if owner.owns(&found.metadata) {
+        return Ok(Some(found));
+    }
+    Err(match controller(&found.metadata) {
+        Some(other) if other.kind == "SignalCluster" && other.name == owner.name => {
+            ApplyError::Leaving {
+                kind: kind.kind,
+                name: name.to_owned(),
+            }
+        }
+        Some(other) => ApplyError::Occupied {
+            kind: kind.kind,
+            name: name.to_owned(),
+            owner: format!("{} {}", other.kind, other.name),
+        },
+        None => ApplyError::Occupied {
+            kind: kind.kind,
+            name: name.to_owned(),
+            owner: "someone who is not a SignalCluster".into(),
+        },
+    })
+}
+
+/// The same was applied, and nothing has changed since, but for what the API server itself makes of it.
+fn is_as_wanted(
+    content: &Value,
+    hash: &str,
+    found: &DynamicObject,
+    settled: Option<&Settled>,
+) -> Result<bool, serde_json::Error> {
+    if found.annotations().get(APPLIED).map(String::as_str) != Some(hash) {
+        return Ok(false);
+    }
+    let left = differences(content, &serde_json::to_value(found)?);
+    let known = settled.filter(|settled| {
+        settled.hash == hash && Some(&settled.uid) == found.metadata.uid.as_ref()
+    });
+    Ok(left
+        .iter()
+        .all(|difference| known.is_some_and(|settled| settled.differences.contains(difference))))
+}
+
+async fn prune(
+    kind: Owned,
+    name: &str,
+    object: &DynamicObject,
+    owner: &Owner,
+    writer: &Writer,
+) -> Result<bool, ApplyError> {
+    if !owner.owns(&object.metadata) || object.metadata.deletion_timestamp.is_some() {
+        return Ok(false);
+    }
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(writer.client().clone(), &owner.namespace, &kind.resource());
+    let preconditions = Preconditions {
+        uid: object.metadata.uid.clone(),
+        resource_version: object.metadata.resource_version.clone(),
+    };
+    let params = DeleteParams {
+        preconditions: Some(preconditions),
+        ..DeleteParams::background()
+    };
+    match writer
+        .write("delete", kind.kind, name, async {
+            api.delete(name, &params).await
+        })
+        .await
+    {
+        Err(error) if !error.is_gone() => Err(error.into()),
+        _ => {
+            writer.forget(&(kind.kind, owner.namespace.clone(), name.to_owned()));
+            Ok(true)
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! One reconcile, as its steps: observe, judge, apply, give orders, write the status.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::Api;
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+use serde_json::json;
+use signal_crds::SignalCluster;
+
+use crate::act::apply::{Applied, ApplyError, Owner, Wanted, apply, wanted};
+use crate::act::orders;
+use crate::control::controller::{Context, Error};
+use crate::control::judge::{Verdict, judge, wants_samples};
+use crate::names::Children;
+use crate::objects::ADMIN_TOKEN;
+use crate::observe::observed::Observed;
+use crate::observe::resources::SECRET;
+use crate::observe::{ObserveError, observe};
+use crate::plan::Kind;
+use crate::status::conditions::ConditionType;
+use crate::status::{Trouble, status};
+use crate::time::now;
+
+/// The next look while something is under way that no watch announces.
+const BUSY: Duration = Duration::from_secs(2);
+/// The next look at connections where their number decides something.
+const SAMPLE: Duration = Duration::from_secs(10);
+
+/// Brings one SignalCluster a step closer to its spec.
+///
+/// # Errors
+/// What stopped it; the controller tries again after a pause that fits.
+pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Action, Error> {
+    let observed = match observe(&context.reader, cluster).await {
+        Err(ObserveError::Gone) => {
+            context.forget(cluster);
+            return Ok(Action::await_change());
+        }
+        observed => observed?,
+    };
+    if observed.cluster.metadata.deletion_timestamp.is_some() {
+        // Owner references take everything away.
+        context.forget(cluster);
+        return Ok(Action::await_change());
+    }
+    let now = now();
+    let verdict = {
+        let remembered = context.remembered(&observed.cluster);
+        let mut remembered = remembered.lock();
+        judge(
+            &observed,
+            &mut remembered,
+            context.operator_namespace.as_deref(),
+            &mut rand::rng(),
+            now,
+        )
+    };
+    let paused = observed.cluster.spec.paused;
+    let outcome = if paused {
+        Ok(())
+    } else {
+        act(context, &observed, &verdict).await
+    };
+    let trouble = match &outcome {
+        Err(Error::Apply(error)) => lasting(error),
+        _ => None,
+    };
+    // Whatever stopped the rest, people are told what was seen.
+    let status = status(&observed, &verdict, trouble.as_ref(), now);
+    if outcome.is_ok() || trouble.is_some() {
+        if !paused && outcome.is_ok() {
+            tell_happenings(context, &observed, &verdict).await;
+        }
+        tell_conditions(context, &observed, &status.conditions).await;
+        write_status(context, &observed, &status).await?;
+    }
+    outcome?;
+    // No watch tells when.
+    let migrates_again = verdict
+        .migration
+        .tried_again(&observed.cluster.spec)
+        .is_some();
+    Ok(if verdict.is_busy(&observed.fleet) {
+        context.look_again(BUSY)
+    } else if wants_samples(&observed) || settling(&observed, &status.conditions) || migrates_again
+    {
+        context.look_again(SAMPLE)
+    } else {
+        context.resync()
+    })
+}
+
+/// Pods serve, and what they say of themselves is not yet, or no longer, as it should be.
+fn settling(observed: &Observed, conditions: &[Condition]) -> bool {
+    let holds = |kind: ConditionType| {
+        conditions
+            .iter()
+            .any(|condition| condition.type_ == kind.as_str() && condition.status == "True")
+    };
+    let settled = holds(ConditionType::Ready) && holds(ConditionType::KafkaReachable);
+    !settled && observed.fleet.ready().next().is_some()
+}
+
+/// Writes what the verdict asks for.
+async fn act(context: &Context, observed: &Observed, verdict: &Verdict) -> Result<(), Error> {
+    let Some(desired) = &verdict.desired else {
+        return Ok(());
+    };
+    let mut objects = wanted(desired.clone())?;
+    if desired.signing_keys.is_none()
+        && observed
+            .live_config
+            .as_ref()
+            .is_some_and(names_managed_keys)
+    {
+        // While gateways still verify with the keys, the issuer's Secret is not taken away.
+        let children = Children::of(
+            observed
+                .cluster
+                .metadata
+                .name
+                .as_deref()
+                .unwrap_or_default(),
+        );
+        objects.push(Wanted::Kept(SECRET, children.signing_keys));
+    }
+    let applied = apply(objects, observed, &context.writer).await?;
+    if applied.writes() > 0 {
+        tracing::info!(
+            namespace = observed.cluster.metadata.namespace,
+            name = observed.cluster.metadata.name,
+            writes = applied.writes(),
+            "objects written"
+        );
+    }
+    let token = admin_token(&applied, observed);
+    orders::give(
+        verdict,
+        &observed.fleet,
+        &Owner::of(observed),
+        token.as_deref(),
+        &context.pods,
+        &context.writer,
+    )
+    .await?;
+    Ok(())
+}
+
+fn admin_token(applied: &Applied, observed: &Observed) -> Option<String> {
+    let name = Children::of(observed.cluster.metadata.name.as_deref()?).credentials;
+    let secret: k8s_openapi::api::core::v1::Secret = applied.get(&name)?;
+    String::from_utf8(secret.data?.remove(ADMIN_TOKEN)?.0)
+        .ok()
+        .map(|token| token.trim().to_owned())
+}
+
+fn names_managed_keys(live: &k8s_openapi::api::core::v1::ConfigMap) -> bool {
+    live.data
+        .as_ref()
+        .is_some_and(|data| data.contains_key(crate::objects::JWKS_JSON))
+}
+
+/// What trying again does not mend, for a condition.
+fn lasting(error: &ApplyError) -> Option<Trouble> {
+    match error {
+        ApplyError::Occupied { .. } => Some(Trouble {
+            reason: "NameOccupied",
+            message: error.to_string(),
+        }),
+        ApplyError::Write(write) => match write.api() {
+            Some(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
+                Some(Trouble {
+                    reason: "ApplyRefused",
+                    message: format!("{write}: {}", status.message),
+                })
+            }
+            _ => None,
+        },
+        ApplyError::Read { .. }
+        | ApplyError::Leaving { .. }
+        | ApplyError::UnknownKind(_)
+        | ApplyError::Shape(_) => None,
+    }
+}
+
+/// What a plan says again and again while it waits is told once.
+async fn tell_happenings(context: &Context, observed: &Observed, verdict: &Verdict) {
+    let fresh = context
+        .remembered(&observed.cluster)
+        .lock()
+        .not_told_before(&verdict.events);
+    for event in &fresh {
+        let kind = match event.kind {
+            Kind::Normal => EventType::Normal,
+            Kind::Warning => EventType::Warning,
+        };
+        context
+            .events
+            .publish(&observed.cluster, kind, event.reason, &event.note)
+            .await;
+    }
+}
+
+/// A condition that turned is an Event: a Warning where it is for the worse.
+async fn tell_conditions(context: &Context, observed: &Observed, after: &[Condition]) {
+    let before = observed
+        .cluster
+        .status
+        .as_ref()
+        .map_or(&[][..], |status| &status.conditions);
+    for condition in after {
+        let old = before.iter().find(|old| old.type_ == condition.type_);
+        let Some(turn) = turned(old, condition) else {
+            continue;
+        };
+        context
+            .events
+            .publish(
+                &observed.cluster,
+                turn,
+                &condition.reason,
+                &format!("{}: {}", condition.type_, condition.message),
+            )
+            .await;
+    }
+}
+
+fn turned(old: Option<&Condition>, new: &Condition) -> Option<EventType> {
+    let same = old.is_some_and(|old| {
+        old.status == new.status && (old.reason == new.reason || new.status != "False")
+    });
+    if same {
+        return None;
+    }
+    let was = old.map_or("Unknown", |old| old.status.as_str());
+    let troubles = [ConditionType::Degraded];
+    let goods = [
+        ConditionType::Ready,
+        ConditionType::SpecAccepted,
+        ConditionType::SecretsResolved,
+        ConditionType::RedisReachable,
+        ConditionType::DatabaseMigrated,
+        ConditionType::JWKSHealthy,
+    ];
+    let is = |all: &[ConditionType]| all.iter().any(|kind| kind.as_str() == new.type_);
+    match new.status.as_str() {
+        "True" if is(&troubles) => Some(EventType::Warning),
+        "False" if is(&troubles) && was == "True" => Some(EventType::Normal),
+        "True"
+            if is(&goods)
+                && was != "True"
+                && (was == "False" || new.type_ == ConditionType::Ready.as_str()) =>
+        {
+            Some(EventType::Normal)
+        }
+        // A cluster that starts is not ready and not migrated yet: that is no fault.
+        "False" if is(&goods[1..4]) || (is(&goods) && was == "True") => Some(EventType::Warning),
+        _ => None,
+    }
+}
+
+async fn write_status(
+    context: &Context,
+    observed: &Observed,
+    status: &signal_crds::Status,
+) -> Result<(), Error> {
+    if observed.cluster.status.as_ref() == Some(status) {
+        return Ok(());
+    }
+    let owner = Owner::of(observed);
+    let api: Api<SignalCluster> =
+        Api::namespaced(context.writer.client().clone(), &owner.namespace);
+    // Members that are not there any more are taken away, which a merge alone would not do.
+    let patch = json!({
+        "metadata": {"uid": owner.uid, "resourceVersion": observed.cluster.metadata.resource_version},
+        "status": replaced(observed.cluster.status.as_ref(), status),
+    });
+    let params = crate::act::writer::Writer::patch_params();
+    let request = async {
+        api.patch_status(&owner.name, &params, &kube::api::Patch::Merge(&patch))
+            .await
+    };
+    context
+        .writer
+        .write("status", "SignalCluster", &owner.name, request)
+        .await?;
+    Ok(())
+}
+
+/// The new status, with null for what the old one has and the new one has not.
+fn replaced(old: Option<&signal_crds::Status>, new: &signal_crds::Status) -> serde_json::Value {
+    let mut value = serde_json::to_value(new).expect("a status is plain data");
+    let old = old.map(|old| serde_json::to_value(old).expect("a status is plain data"));
+    if let Some(old) = &old {
+        null_what_is_gone(old, &mut value);
+    }
+    value
+}
+
+fn null_what_is_gone(old: &serde_json::Value, new: &mut serde_json::Value) {
+    let (Some(old), Some(new)) = (old.as_object(), new.as_object_mut()) else {
+        return;
+    };
+    for (key, before) in old {
+        match new.get_mut(key) {
+            Some(after) => null_what_is_gone(before, after),
+            None => {
+                new.insert(key.clone(), serde_json::Value::Null);
+            }
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The process: its parts are started once, each is awaited, and all end in order.
+//!
+//! admin listener -> wait for SignalCluster -> store of SignalClusters and kinds -> lease -> while it is held, the controller.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use kube::runtime::events::EventType;
+use kube::{Api, Client, Resource as _};
+use rand::Rng as _;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::act::writer::Writer;
+use crate::args::Run;
+use crate::control::admin::{self, Pending};
+use crate::control::clusters::{Clusters, Scope};
+use crate::control::controller::{self, Context, Settings};
+use crate::control::events::Events;
+use crate::control::kinds::{self, SIGNAL};
+use crate::control::lease::{self, Fence, Lease};
+use crate::metrics::Metrics;
+use crate::observe::admin_client::AdminClient;
+use crate::observe::{Poll, Reader};
+use crate::time::about;
+
+/// Between two looks for what is not there yet.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How long listeners may take to end.
+const LISTENER_LIMIT: Duration = Duration::from_secs(2);
+
+/// A part that runs until it is told to stop; a part that ends before is a fault.
+pub type Part = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// Runs until `stop`. `more` makes further parts out of the store of SignalClusters, and of a token by which
+/// they end after the last reconcile has.
+///
+/// # Errors
+/// When a part could not start, or ended unasked.
+pub async fn run(
+    args: Run,
+    client: Client,
+    pods: AdminClient,
+    more: impl FnOnce(&Clusters, CancellationToken) -> Vec<Part>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let metrics = Metrics::default();
+    let pending = Pending::default();
+    pending.wait("start", "the API server was not asked yet");
+    let listener = TcpListener::bind(args.admin_address)
+        .await
+        .with_context(|| format!("bind the admin address {}", args.admin_address))?;
+    let listener_stop = CancellationToken::new();
+    let mut admin = tokio::spawn(admin::serve(
+        listener,
+        pending.clone(),
+        metrics.clone(),
+        listener_stop.clone(),
+    ));
+    let work = work(args, client, pods, more, &pending, &metrics, &stop);
+    let outcome = tokio::select! {
+        outcome = work => outcome,
+        ended = &mut admin => return Err(anyhow::anyhow!("the admin listener ended: {ended:?}")),
+    };
+    listener_stop.cancel();
+    // Whoever keeps a connection open is not waited for.
+    let _ = tokio::time::timeout(LISTENER_LIMIT, admin).await;
+    outcome
+}
+
+async fn work(
+    args: Run,
+    client: Client,
+    pods: AdminClient,
+    more: impl FnOnce(&Clusters, CancellationToken) -> Vec<Part>,
+    pending: &Pending,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let identity = format!(
+        "{}_{:016x}",
+        args.pod_name.as_deref().unwrap_or("signal-operator"),
+        rand::rng().random::<u64>()
+    );
+    let scopes = Scope::of(&args.namespaces);
+    let waiting = wait_for_crd(&client, &scopes, &args, &identity, pending, metrics);
+    let Some(kinds) = stop.run_until_cancelled(waiting).await else {
+        return Ok(());
+    };
+    let (kinds_sender, kinds) = watch::channel(kinds);
+    let (clusters, follow) = Clusters::watch(&client, &scopes, metrics);
+    let mut parts = JoinSet::new();
+    for follow in follow {
+        parts.spawn(endless(follow));
+    }
+    parts.spawn(endless(kinds::follow(
+        client.clone(),
+        scopes.clone(),
+        kinds_sender,
+        metrics.clone(),
+    )));
+    let watches = parts.len();
+    let after = CancellationToken::new();
+    for part in more(&clusters, after.clone()) {
+        parts.spawn(part);
+    }
+    pending.wait("signalclusters", "they were not listed yet");
+    pending.done("start");
+    let listed = clusters.store().clone();
+    let listed = async {
+        // The writer lives in a part that is awaited.
+        let _ = listed.wait_until_ready().await;
+        pending.done("signalclusters");
+        std::future::pending::<()>().await;
+    };
+
+    let fence = Fence::default();
+    let settings = lease::Settings {
+        namespace: args
+            .lease
+            .lease_namespace
+            .clone()
+            .or_else(|| args.pod_namespace.clone())
+            .unwrap_or_else(|| client.default_namespace().to_owned()),
+        name: args.lease.lease_name.clone(),
+        identity: identity.clone(),
+        duration: args.lease.duration(),
+    };
+    let (leading, is_leading) = watch::channel(false);
+    let release = CancellationToken::new();
+    let mut lease = tokio::spawn(
+        Lease::new(client.clone(), settings, fence.clone()).run(leading, release.clone()),
+    );
+    let context = Context::new(
+        Reader {
+            client: client.clone(),
+            kinds,
+            poll: poll(&pods),
+            metrics: metrics.clone(),
+        },
+        Writer::new(client.clone(), fence.clone(), metrics.clone()),
+        Events::new(client, identity, fence),
+        pods,
+        metrics.clone(),
+        args.pod_namespace.clone(),
+        Settings {
+            concurrency: args.concurrency,
+            resync: args.resync(),
+        },
+    );
+    let lead = lead(
+        Arc::new(context),
+        &clusters,
+        &scopes,
+        is_leading,
+        metrics,
+        stop,
+    );
+    let outcome = tokio::select! {
+        () = lead => Ok(()),
+        () = listed => Ok(()),
+        ended = &mut lease => Err(anyhow::anyhow!("the lease's task ended: {ended:?}")),
+        Some(ended) = parts.join_next() => Err(anyhow::anyhow!("a part ended: {ended:?}")),
+    };
+    after.cancel();
+    // No reconcile runs any more: the next one may have the lease at once.
+    release.cancel();
+    if outcome.is_ok() {
+        lease.await.context("the lease's task")?;
+    }
+    // The watches among them never end by themselves.
+    let ended = async { while parts.len() > watches && parts.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(LISTENER_LIMIT, ended).await;
+    outcome
+}
+
+async fn endless(part: impl Future<Output = ()>) -> anyhow::Result<()> {
+    part.await;
+    Ok(())
+}
+
+/// Asks pods for their status.
+pub fn poll(pods: &AdminClient) -> Poll {
+    let pods = pods.clone();
+    Arc::new(move |ip, port, token| {
+        let pods = pods.clone();
+        Box::pin(async move { pods.status(ip, port, &token).await })
+    })
+}
+
+/// Runs the controller while the lease is held, until `stop`.
+async fn lead(
+    context: Arc<Context>,
+    clusters: &Clusters,
+    scopes: &[Scope],
+    mut leading: watch::Receiver<bool>,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) {
+    loop {
+        let elected = async { leading.wait_for(|leading| *leading).await.is_ok() };
+        if stop.run_until_cancelled(elected).await != Some(true) {
+            return;
+        }
+        metrics.leader.set(1);
+        let term = stop.child_token();
+        let over = async {
+            // An error means that the lease's task is gone, which ends the process elsewhere.
+            let _ = leading.wait_for(|leading| !*leading).await;
+            term.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = controller::run(context.clone(), clusters, scopes, term.clone()) => {}
+            () = over => {}
+        }
+        metrics.leader.set(0);
+    }
+}
+
+/// Waits until the API server knows SignalCluster, and says so where people look. Returns the optional kinds.
+async fn wait_for_crd(
+    client: &Client,
+    scopes: &[Scope],
+    args: &Run,
+    identity: &str,
+    pending: &Pending,
+    metrics: &Metrics,
+) -> crate::observe::observed::Kinds {
+    let mut told = false;
+    loop {
+        let why = match kinds::knows_signal_cluster(client).await {
+            Ok(true) => match kinds::discover(client, scopes).await {
+                Ok(kinds) => {
+                    metrics.crd_present.set(1);
+                    return kinds;
+                }
+                Err(error) => format!("the API server does not say which kinds it knows: {error}"),
+            },
+            Ok(false) => {
+                if !told {
+                    tracing::warn!(
+                        "the CustomResourceDefinition signalclusters.signal.dev is not installed; waiting for it"
+                    );
+                    tell_about_crd(client, args, identity).await;
+                    told = true;
+                }
+                format!(
+                    "the API server does not know SignalCluster ({SIGNAL}): install the CustomResourceDefinition"
+                )
+            }
+            Err(error) => format!("the API server does not answer: {error}"),
+        };
+        pending.wait("start", why);
+        tokio::time::sleep(about(LOOK_AGAIN)).await;
+    }
+}
+
+/// One Warning on the operator's own pod.
+async fn tell_about_crd(client: &Client, args: &Run, identity: &str) {
+    let (Some(name), Some(namespace)) = (&args.pod_name, &args.pod_namespace) else {
+        return;
+    };
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let object = match pods.get_opt(name).await {
+        Ok(Some(pod)) => pod.object_ref(&()),
+        // Without the right to read pods the event still finds its pod by name.
+        _ => ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            name: Some(name.clone()),
+            namespace: Some(namespace.clone()),
+            ..ObjectReference::default()
+        },
+    };
+    let note = format!(
+        "the API server does not know SignalCluster ({SIGNAL}): install the chart signal-crds; the operator waits for it"
+    );
+    Events::of_the_process(client.clone(), identity.to_owned())
+        .publish_on(
+            &object,
+            EventType::Warning,
+            "CustomResourceDefinitionMissing",
+            &note,
+        )
+        .await;
+}

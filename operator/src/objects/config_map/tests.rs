@@ -1,0 +1,201 @@
+//! The settings that the operator writes are settings that a gateway reads.
+
+use std::io::Write as _;
+
+use signal_gateway::config::{self, BusMode, SourceState};
+
+use super::*;
+use crate::fixture::{EXAMPLES, changed, example, observed, settled};
+use crate::observe::observed::Observed;
+use crate::plan::validate::validate;
+
+fn load(observed: &Observed) -> config::Config {
+    let cluster = validate(observed).unwrap();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(gateway_toml(&cluster).as_bytes()).unwrap();
+    config::load(Some(file.path()), std::iter::empty()).unwrap()
+}
+
+#[test]
+fn a_gateway_loads_the_static_settings_of_every_example() {
+    for (name, text) in EXAMPLES {
+        let observed = observed(text);
+        let config = load(&observed);
+        assert_eq!(
+            config.server.public_address.port(),
+            observed.cluster.spec.gateway.public_port,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn static_settings_arrive_in_their_units() {
+    let config = load(&example("production"));
+    assert_eq!(
+        config.live_file,
+        std::path::Path::new("/etc/signal/live/live.toml")
+    );
+    assert_eq!(
+        (config.drain.endpoint_propagation_ms, config.drain.window_ms),
+        (8_000, 90_000)
+    );
+    assert_eq!(
+        (
+            config.session.expiring_lead_secs,
+            config.session.heartbeat_timeout_ms
+        ),
+        (60, 90_000)
+    );
+    assert_eq!(
+        (
+            config.policy.cache_secs,
+            config.database.retention_days,
+            config.database.migrate
+        ),
+        (60, 180, false)
+    );
+    assert_ne!(config.bus.mode, BusMode::Local);
+    assert_eq!(config.kafka.username, "signal");
+    assert!((config.telemetry.sampling_ratio - 0.0025).abs() < 1e-9);
+    let config = load(&example("development"));
+    assert!(config.database.migrate);
+    assert_eq!(
+        (config.drain.batch_interval_ms, config.drain.min_batch),
+        (500, 1)
+    );
+    assert_eq!(load(&example("minimal")).bus.mode, BusMode::Local);
+}
+
+#[test]
+fn a_gateway_loads_live_settings_of_one_pod_alone() {
+    let cluster = validate(&example("minimal")).unwrap();
+    let mut record = settled(&cluster);
+    record.sources[0].stage = SourceStage::Retiring;
+    let live = config::load_live(&live_toml(&cluster, &record, false)).unwrap();
+    assert_eq!(live.sources[0].state, SourceState::Retiring);
+    assert_eq!(
+        (
+            live.limits.max_connections,
+            live.keys.max_stale_secs,
+            live.keys.leeway_secs
+        ),
+        (50_000, 43_200, 30)
+    );
+    config::load_live(&live_toml(&cluster, &Record::default(), false)).unwrap();
+}
+
+#[test]
+fn bounds_at_their_least_are_settings_that_a_gateway_takes() {
+    let observed = changed("minimal", |cluster| {
+        let limits = &mut cluster.spec.limits;
+        limits.accept_burst = 0;
+        limits.connections_per_user = 0;
+        limits.inbound_frames_per_second = 0;
+        limits.inbound_burst = 0;
+        cluster.spec.gateway.heartbeat.ping_interval = signal_crds::Duration::default();
+        cluster.spec.policy.cache = signal_crds::Duration::default();
+        cluster.spec.jwks.min_refresh_interval = signal_crds::Duration::default();
+    });
+    load(&observed);
+    let cluster = validate(&observed).unwrap();
+    config::load_live(&live_toml(&cluster, &settled(&cluster), false)).unwrap();
+}
+
+#[test]
+fn texts_of_users_cannot_leave_their_quotes() {
+    let observed = changed("minimal", |cluster| {
+        cluster.spec.jwks.sources[0].issuer = "a\"\n[server]\npublic_address = \"b".into();
+        cluster.spec.policy.always_allow_roles = vec!["x\"]\n".into()];
+    });
+    assert_eq!(load(&observed).policy.always_allow_roles, ["x\"]\n"]);
+    let cluster = validate(&observed).unwrap();
+    let live = config::load_live(&live_toml(&cluster, &settled(&cluster), false)).unwrap();
+    assert_eq!(live.sources[0].issuer, cluster.sources[0].1.issuer);
+}
+
+#[test]
+fn a_gateway_loads_managed_keys_and_revoked_sources() {
+    let cluster = validate(&changed("production", |cluster| cluster.spec.redis = None)).unwrap();
+    let mut record = settled(&cluster);
+    record.revoked_sources = vec!["old".into()];
+    let live = config::load_live(&live_toml(&cluster, &record, true)).unwrap();
+    let jwks = std::path::Path::new("/etc/signal/live/jwks.json");
+    assert_eq!(
+        (live.well_known_jwks_file.as_path(), live.jwks_max_age_secs),
+        (jwks, 300)
+    );
+    assert_eq!(live.revoked_sources, ["old"]);
+    let keys: Vec<_> = live
+        .sources
+        .iter()
+        .map(|source| (source.url.is_some(), source.keys_file == jwks))
+        .collect();
+    assert_eq!(keys, [(true, false), (true, false), (false, true)]);
+    for (setting, file) in live.files() {
+        let name = file
+            .strip_prefix(crate::names::LIVE_DIR)
+            .unwrap()
+            .to_str()
+            .unwrap();
+        assert!(
+            name == JWKS_JSON || cluster.files.contains_key(name),
+            "{setting} names {name}"
+        );
+    }
+}
+
+#[test]
+fn a_gateway_loads_where_redis_is_and_where_it_was() {
+    let cluster = validate(&changed("production", |cluster| {
+        cluster.spec.jwks.managed = None;
+        cluster.spec.notifications.catalog_ref = None;
+    }))
+    .unwrap();
+    let mut record = settled(&cluster);
+    let before = RecordedRedis {
+        nodes: vec!["old:26379".into()],
+        password_file: None,
+        ..record.redis.clone().unwrap()
+    };
+    record.redis_previous = Some(before);
+    let live = config::load_live(&live_toml(&cluster, &record, false)).unwrap();
+    let (bus, previous) = (live.bus.unwrap(), live.bus_previous.unwrap());
+    assert_eq!(
+        (
+            bus.mode,
+            bus.nodes.len(),
+            bus.sentinel_master.as_str(),
+            bus.username.as_str()
+        ),
+        (BusMode::Sentinel, 3, "mymaster", "signal")
+    );
+    assert_eq!(previous.nodes, ["old:26379"]);
+    assert!(previous.password_file.path().is_none());
+    let named: Vec<_> = bus
+        .files()
+        .map(|(_, file)| {
+            file.strip_prefix(crate::names::LIVE_DIR)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    assert!(
+        named.len() == 3 && named.iter().all(|name| cluster.files.contains_key(name)),
+        "{named:?}"
+    );
+
+    // Another password of the same server is no move: a gateway refuses two places that are one.
+    record.redis_previous = record.redis.clone().map(|redis| RecordedRedis {
+        password_file: None,
+        ..redis
+    });
+    assert!(
+        config::load_live(&live_toml(&cluster, &record, false))
+            .unwrap()
+            .bus_previous
+            .is_none()
+    );
+}

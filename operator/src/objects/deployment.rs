@@ -1,0 +1,248 @@
+//! The gateways' Deployment and its pod template.
+//!
+//! The template is a function of the spec and of secret content that a gateway reads only as it starts: nothing else restarts a pod.
+
+use k8s_openapi::api::apps::v1::{
+    Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment,
+};
+use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use signal_crds::pod::PullPolicy;
+
+use super::config_map::{DATA_DIR, GATEWAY_TOML, revision};
+use super::merge::lay_over;
+use crate::names::{
+    ADMIN_PORT, CATALOG_DIR, CONTAINER, Children, LIVE_DIR, PUBLIC_PORT, RESTART_HASH, STATIC_DIR,
+    STATIC_HASH, labels, selector,
+};
+use crate::plan::validate::{DATABASE_CA, Files, KAFKA_CA, ValidCluster};
+
+/// What a gateway may need on its way down besides endpoint propagation and the window, in seconds: 25 for records in hand, 5 to flush, 10 for its
+/// shards to end, 10 to close Redis and the database, 10 to spare.
+pub const STOP_MARGIN_SECS: u64 = 60;
+
+/// The user and group of the image.
+pub(super) const USER: i64 = 65532;
+
+/// The pods' grace period in seconds.
+pub fn grace_period(cluster: &ValidCluster) -> i64 {
+    let drain = &cluster.spec.drain;
+    let millis = drain.endpoint_propagation.as_millis() + drain.window.as_millis();
+    i64::try_from(millis.div_ceil(1000) + STOP_MARGIN_SECS).unwrap_or(i64::MAX)
+}
+
+pub(super) fn deployment(
+    cluster: &ValidCluster,
+    children: &Children,
+    gateway_toml: &str,
+    replicas: i32,
+) -> Deployment {
+    let rollout = &cluster.spec.rollout;
+    let secs =
+        |duration: signal_crds::Duration| i32::try_from(duration.as_secs()).unwrap_or(i32::MAX);
+    Deployment {
+        metadata: super::meta(cluster, &children.name),
+        spec: Some(DeploymentSpec {
+            replicas: Some(replicas),
+            selector: LabelSelector {
+                match_labels: Some(selector(&cluster.name)),
+                ..LabelSelector::default()
+            },
+            strategy: Some(DeploymentStrategy {
+                type_: Some("RollingUpdate".into()),
+                rolling_update: Some(RollingUpdateDeployment {
+                    max_surge: Some(rollout.max_surge.clone()),
+                    max_unavailable: Some(IntOrString::Int(0)),
+                }),
+            }),
+            min_ready_seconds: Some(secs(rollout.min_ready)),
+            progress_deadline_seconds: Some(secs(rollout.progress_deadline)),
+            revision_history_limit: Some(5),
+            template: template(cluster, children, gateway_toml),
+            ..DeploymentSpec::default()
+        }),
+        ..Deployment::default()
+    }
+}
+
+fn template(cluster: &ValidCluster, children: &Children, gateway_toml: &str) -> PodTemplateSpec {
+    let given = &cluster.spec.pod_template;
+    let mut labels_of_pod = given.metadata.labels.clone();
+    labels_of_pod.append(&mut labels(&cluster.name));
+    let mut annotations = given.metadata.annotations.clone();
+    annotations.insert(
+        "kubectl.kubernetes.io/default-container".into(),
+        CONTAINER.into(),
+    );
+    annotations.insert(STATIC_HASH.into(), revision(gateway_toml));
+    annotations.insert(RESTART_HASH.into(), restart_hash(&cluster.files));
+    let user = lay_over(
+        defaults(cluster, children),
+        Value::Object(given.spec.clone()),
+    );
+    let mut whole = lay_over(user, pod_spec(cluster, children));
+    default_requests(&mut whole);
+    let spec: PodSpec = serde_json::from_value(whole).expect("validated to be a PodSpec");
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels_of_pod),
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(spec),
+    }
+}
+
+/// Files that a gateway reads only as it starts.
+fn restart_hash(files: &Files) -> String {
+    let mut hash = Sha256::new();
+    for name in [DATABASE_CA, KAFKA_CA] {
+        if let Some(content) = files.get(name) {
+            hash.update(name);
+            hash.update(Sha256::digest(content));
+        }
+    }
+    let hash: String = hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("sha256:{hash}")
+}
+
+/// What holds unless the user says otherwise.
+fn defaults(cluster: &ValidCluster, children: &Children) -> Value {
+    json!({
+        "serviceAccountName": children.name,
+        "securityContext": {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER, "fsGroupChangePolicy": "OnRootMismatch"},
+        "topologySpreadConstraints": [{
+            "maxSkew": 1,
+            "topologyKey": "topology.kubernetes.io/zone",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": selector(&cluster.name)},
+            "matchLabelKeys": ["pod-template-hash"],
+        }],
+        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
+            "weight": 100,
+            "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": selector(&cluster.name)}},
+        }]}},
+    })
+}
+
+/// Requests for CPU and memory where the user gives neither a request nor a limit: a pod without them is the first to be evicted.
+fn default_requests(pod: &mut Value) {
+    let containers = pod.get_mut("containers").and_then(Value::as_array_mut);
+    let Some(gateway) = containers
+        .into_iter()
+        .flatten()
+        .find(|container| container["name"] == CONTAINER)
+    else {
+        return;
+    };
+    for (resource, amount) in [("cpu", "100m"), ("memory", "128Mi")] {
+        let resources = &gateway["resources"];
+        if resources["requests"].get(resource).is_none()
+            && resources["limits"].get(resource).is_none()
+        {
+            gateway["resources"]["requests"][resource] = amount.into();
+        }
+    }
+}
+
+/// What the operator needs, and the restricted Pod Security standard.
+fn pod_spec(cluster: &ValidCluster, children: &Children) -> Value {
+    let spec = &cluster.spec;
+    let mut volumes = vec![
+        json!({"name": "static", "configMap": {"name": children.static_config, "defaultMode": 0o440}}),
+        json!({"name": "live", "projected": {"defaultMode": 0o440, "sources": [
+            {"configMap": {"name": children.live_config}},
+            {"secret": {"name": children.credentials}},
+        ]}}),
+        json!({"name": "tmp", "emptyDir": {}}),
+    ];
+    let mut mounts = vec![
+        json!({"name": "static", "mountPath": STATIC_DIR, "readOnly": true}),
+        json!({"name": "live", "mountPath": LIVE_DIR, "readOnly": true}),
+        json!({"name": "tmp", "mountPath": "/tmp"}),
+    ];
+    if let Some(catalogs) = &spec.notifications.catalog_ref {
+        // A gateway reads one folder per locale, and only an item says that: a further locale rolls the pods, a changed text does not.
+        let items: Vec<_> = cluster
+            .locales
+            .iter()
+            .map(|locale| json!({"key": format!("{locale}.ftl"), "path": format!("{locale}/{locale}.ftl")}))
+            .collect();
+        volumes.push(json!({"name": "catalogs", "configMap": {"name": catalogs.name, "items": items, "defaultMode": 0o440}}));
+        mounts.push(json!({"name": "catalogs", "mountPath": CATALOG_DIR, "readOnly": true}));
+    }
+    if spec.database.is_none() {
+        volumes.push(json!({"name": "data", "emptyDir": {}}));
+        mounts.push(json!({"name": "data", "mountPath": DATA_DIR}));
+    }
+    let probe = |path: &str, period: u32, failures: u32| json!({"httpGet": {"path": path, "port": ADMIN_PORT, "scheme": "HTTP"}, "periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures});
+    json!({
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": grace_period(cluster),
+        "imagePullSecrets": pull_secrets(cluster),
+        "securityContext": pod_security(),
+        "containers": [{
+            "name": CONTAINER,
+            "image": spec.image.reference(),
+            "imagePullPolicy": pull_policy(cluster),
+            "args": ["serve", "--config", format!("{STATIC_DIR}/{GATEWAY_TOML}")],
+            "ports": [
+                {"name": PUBLIC_PORT, "containerPort": spec.gateway.public_port, "protocol": "TCP"},
+                {"name": ADMIN_PORT, "containerPort": spec.gateway.admin_port, "protocol": "TCP"},
+            ],
+            "env": [{"name": "SIGNAL__SERVER__INSTANCE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+            // Two minutes to start: the first connection to a database that fails over takes its time.
+            "startupProbe": probe("/livez", 2, 60),
+            "livenessProbe": probe("/livez", 10, 3),
+            "readinessProbe": probe("/readyz", 5, 2),
+            "securityContext": container_security(),
+            "volumeMounts": mounts,
+        }],
+        "volumes": volumes,
+    })
+}
+
+/// `null` where there are none: an empty list would be dropped by the API server and look like a difference.
+pub(super) fn pull_secrets(cluster: &ValidCluster) -> Value {
+    let names = &cluster.spec.image.pull_secrets;
+    if names.is_empty() {
+        Value::Null
+    } else {
+        names.iter().map(|name| json!({"name": name})).collect()
+    }
+}
+
+pub(super) fn pull_policy(cluster: &ValidCluster) -> &'static str {
+    match cluster.spec.image.pull_policy {
+        PullPolicy::Always => "Always",
+        PullPolicy::IfNotPresent => "IfNotPresent",
+        PullPolicy::Never => "Never",
+    }
+}
+
+pub(super) fn pod_security() -> Value {
+    json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}})
+}
+
+pub(super) fn container_security() -> Value {
+    json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "privileged": false, "runAsNonRoot": true, "capabilities": {"drop": ["ALL"]}})
+}
+
+/// The Deployment while its template is held back: what runs stays as it is, and only the number of pods follows. `None` where none runs.
+pub(super) fn held_back(wanted: Deployment, current: Option<&Deployment>) -> Option<Deployment> {
+    let template = current?.spec.as_ref()?.template.clone();
+    let mut held = wanted;
+    if let Some(spec) = &mut held.spec {
+        spec.template = template;
+    }
+    Some(held)
+}

@@ -1,0 +1,200 @@
+//! [`ValidCluster`] -> [`Desired`]: every object of a SignalCluster, one field per kind.
+//!
+//! The same input is the same output, byte for byte, whatever the operator's version: a newer operator restarts no pod.
+
+pub mod compare;
+
+mod autoscaler;
+mod config_map;
+mod credentials;
+mod deployment;
+mod exposure;
+mod merge;
+mod migration;
+mod monitoring;
+mod network_policy;
+mod pdb;
+mod service;
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::{DynamicObject, TypeMeta};
+use serde_json::{Value, json};
+
+pub use autoscaler::CONNECTIONS_METRIC;
+pub use config_map::{GATEWAY_TOML, JWKS_JSON, LIVE_TOML, gateway_toml, live_toml, revision};
+pub use credentials::ADMIN_TOKEN;
+pub use deployment::{STOP_MARGIN_SECS, grace_period};
+pub use migration::{Migration, job_name, migration};
+
+use crate::names::{Children, labels};
+use crate::observe::observed::Observed;
+use crate::plan::record::Record;
+use crate::plan::validate::ValidCluster;
+
+/// Every object that is wanted. What is `None` is removed where it is there, but for [`Desired::deployment`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Desired {
+    /// The gateways; `None`: held back until the database is migrated, and nothing runs yet.
+    pub deployment: Option<Deployment>,
+    /// The public Service.
+    pub service: Service,
+    /// The headless Service of the admin port.
+    pub admin_service: Service,
+    /// `gateway.toml`.
+    pub static_config: ConfigMap,
+    /// `live.toml`, the public keys, the record.
+    pub live_config: ConfigMap,
+    /// Everything that gateways read from Secrets.
+    pub credentials: Secret,
+    /// Keys that the operator makes.
+    pub signing_keys: Option<Secret>,
+    /// The pods' account.
+    pub service_account: ServiceAccount,
+    /// How many pods a node drain may take.
+    pub pdb: Option<PodDisruptionBudget>,
+    /// The autoscaler of mode HPA.
+    pub hpa: Option<HorizontalPodAutoscaler>,
+    /// Who may reach the pods.
+    pub network_policy: Option<NetworkPolicy>,
+    /// The migration Job: created, never changed.
+    pub migration: Option<Job>,
+    /// Exposure by Ingress.
+    pub ingress: Option<Ingress>,
+    /// Exposure by HTTPRoute.
+    pub http_route: Option<DynamicObject>,
+    /// Whom Prometheus scrapes.
+    pub service_monitor: Option<DynamicObject>,
+    /// What Prometheus alerts on.
+    pub prometheus_rule: Option<DynamicObject>,
+}
+
+/// The keys that the operator makes, as far as objects show them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManagedKeys {
+    /// The public JWK Set.
+    pub jwks: String,
+    /// Data of the Secret with the private keys and their stages.
+    pub data: BTreeMap<String, Vec<u8>>,
+}
+
+/// What is given to `desired` besides the cluster and its record.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// The managed keys, where the spec wants some.
+    pub keys: Option<&'a ManagedKeys>,
+    /// Pods of the Deployment, as the scaling step says.
+    pub replicas: i32,
+    /// Only what must be kept: the admin token, files that pods may still look for, and what runs while a migration does.
+    pub observed: &'a Observed,
+    /// The operator's namespace; `None` where operators may run in any.
+    pub operator_namespace: Option<&'a str>,
+    /// For the admin token, where there is none yet.
+    pub entropy: [u8; 32],
+    /// A migration that failed before it may be tried again.
+    pub now: DateTime<Utc>,
+}
+
+/// Every object of a SignalCluster.
+pub fn desired(cluster: &ValidCluster, record: &Record, input: Input<'_>) -> Desired {
+    let Input {
+        keys,
+        replicas,
+        observed,
+        operator_namespace,
+        entropy,
+        now,
+    } = input;
+    let children = Children::of(&cluster.name);
+    let jwks = keys.map(|keys| keys.jwks.as_str());
+    let gateway = gateway_toml(cluster);
+    let live = live_toml(cluster, record, jwks.is_some());
+    let wanted = deployment::deployment(cluster, &children, &gateway, replicas);
+    let static_config = config_map::static_config(cluster, &children, gateway);
+    // Until the schema is there, what runs keeps its template and the settings that belong to it: a pod that restarts must find them.
+    let free = migration(cluster, &observed.jobs).lets_pods_start();
+    let (deployment, static_config) = if free {
+        (Some(wanted), static_config)
+    } else {
+        let held = deployment::held_back(wanted, observed.deployment.as_ref());
+        let kept = observed
+            .static_config
+            .as_ref()
+            .filter(|_| held.is_some())
+            .and_then(|map| map.data.clone());
+        let data = kept.or_else(|| static_config.data.clone());
+        (
+            held,
+            ConfigMap {
+                data,
+                ..static_config
+            },
+        )
+    };
+    Desired {
+        deployment,
+        service: service::public(cluster, &children),
+        admin_service: service::admin(cluster, &children),
+        static_config,
+        live_config: config_map::live_config(
+            cluster,
+            &children,
+            record,
+            jwks,
+            observed.live_config.as_ref(),
+        ),
+        credentials: credentials::credentials(
+            cluster, &children, record, &live, observed, &entropy,
+        ),
+        signing_keys: keys.map(|keys| credentials::signing_keys(cluster, &children, &keys.data)),
+        service_account: service::account(cluster, &children),
+        pdb: pdb::pdb(cluster, &children),
+        hpa: autoscaler::hpa(cluster, &children),
+        network_policy: network_policy::network_policy(cluster, &children, operator_namespace),
+        migration: migration::job(cluster, &children, &observed.jobs, now),
+        ingress: exposure::ingress(cluster, &children, observed.kinds),
+        http_route: exposure::http_route(cluster, &children, observed.kinds),
+        service_monitor: monitoring::service_monitor(cluster, &children, observed.kinds),
+        prometheus_rule: monitoring::prometheus_rule(cluster, &children, observed.kinds),
+    }
+}
+
+/// Name, labels and owner of an object.
+fn meta(cluster: &ValidCluster, name: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some(cluster.namespace.clone()),
+        labels: Some(labels(&cluster.name)),
+        owner_references: Some(vec![cluster.owner_ref()]),
+        ..ObjectMeta::default()
+    }
+}
+
+/// An object of a kind that not every cluster knows.
+fn dynamic(
+    cluster: &ValidCluster,
+    name: &str,
+    api_version: &str,
+    kind: &str,
+    spec: Value,
+) -> DynamicObject {
+    DynamicObject {
+        types: Some(TypeMeta {
+            api_version: api_version.into(),
+            kind: kind.into(),
+        }),
+        metadata: meta(cluster, name),
+        data: json!({"spec": spec}),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+//! What Prometheus's operator is told: whom to scrape, and what to wake people for.
+//!
+//! Alerts select by namespace and by the shape of the pods' names, which hold whoever scrapes them, and read what
+//! gateways say of themselves: no other exporter is needed.
+
+use std::collections::BTreeMap;
+
+use kube::core::DynamicObject;
+use serde_json::{Value, json};
+
+use super::deployment::grace_period;
+use crate::names::{ADMIN_PORT, Children, selector};
+use crate::observe::observed::Kinds;
+use crate::plan::validate::ValidCluster;
+
+/// A ServiceMonitor on the admin Service: the public one has no port of that name.
+pub(super) fn service_monitor(
+    cluster: &ValidCluster,
+    children: &Children,
+    kinds: Kinds,
+) -> Option<DynamicObject> {
+    let monitor = cluster
+        .spec
+        .observability
+        .service_monitor
+        .as_ref()
+        .filter(|_| kinds.service_monitor)?;
+    let spec = json!({
+        "jobLabel": "app.kubernetes.io/instance",
+        "selector": {"matchLabels": selector(&cluster.name)},
+        "namespaceSelector": {"matchNames": [cluster.namespace]},
+        "endpoints": [{"port": ADMIN_PORT, "path": "/metrics", "interval": monitor.interval}],
+    });
+    let monitor_object = super::dynamic(
+        cluster,
+        &children.name,
+        "monitoring.coreos.com/v1",
+        "ServiceMonitor",
+        spec,
+    );
+    Some(labelled(monitor_object, &monitor.labels))
+}
+
+/// A PrometheusRule with Signal's alerts.
+pub(super) fn prometheus_rule(
+    cluster: &ValidCluster,
+    children: &Children,
+    kinds: Kinds,
+) -> Option<DynamicObject> {
+    let rules = cluster
+        .spec
+        .observability
+        .prometheus_rule
+        .as_ref()
+        .filter(|_| kinds.prometheus_rule)?;
+    let spec = json!({"groups": [{"name": format!("signal.{}.{}", cluster.namespace, cluster.name), "rules": alerts(cluster)}]});
+    Some(labelled(
+        super::dynamic(
+            cluster,
+            &children.name,
+            "monitoring.coreos.com/v1",
+            "PrometheusRule",
+            spec,
+        ),
+        &rules.labels,
+    ))
+}
+
+/// Labels by which Prometheus finds the object; ours win.
+fn labelled(mut object: DynamicObject, given: &BTreeMap<String, String>) -> DynamicObject {
+    let mut labels = given.clone();
+    labels.extend(object.metadata.labels.take().unwrap_or_default());
+    object.metadata.labels = Some(labels);
+    object
+}
+
+fn alerts(cluster: &ValidCluster) -> Vec<Value> {
+    let (name, namespace) = (&cluster.name, &cluster.namespace);
+    // Names of pods of the Deployment and of no other whose name begins the same.
+    let pods = format!(r#"namespace="{namespace}",pod=~"{name}-[a-z0-9]+-[a-z0-9]{{5}}""#);
+    let alert = |title: &str,
+                 expr: String,
+                 lasting: &str,
+                 severity: &str,
+                 summary: &str,
+                 description: &str| {
+        json!({
+            "alert": title,
+            "expr": expr,
+            "for": lasting,
+            "labels": {"severity": severity, "signalcluster": name, "namespace": namespace},
+            "annotations": {"summary": format!("{namespace}/{name}: {summary}"), "description": description},
+        })
+    };
+    let stale = cluster.spec.jwks.max_stale.as_secs();
+    let mut all = vec![
+        alert(
+            "SignalReconnectStorm",
+            format!(
+                "sum(rate(signal_connections_opened_total{{{pods}}}[5m])) > 0.005 * sum(signal_connections{{{pods}}}) and sum(rate(signal_connections_opened_total{{{pods}}}[5m])) > 10"
+            ),
+            "10m",
+            "warning",
+            "clients reconnect far more often than they stay",
+            "So many connect that none would last four minutes. Look at signal_connections_closed_total by code.",
+        ),
+        alert(
+            "SignalAuthenticationFailures",
+            format!(
+                "sum by (kind) (rate(signal_authentications_total{{{pods},kind!=\"accepted\"}}[10m])) > 0.2 * scalar(sum(rate(signal_authentications_total{{{pods}}}[10m]))) and sum by (kind) (rate(signal_authentications_total{{{pods},kind!=\"accepted\"}}[10m])) > 1"
+            ),
+            "10m",
+            "warning",
+            "many tokens are refused: {{ $labels.kind }}",
+            "More than a fifth of all verdicts have this reason. After a change of issuers or keys, look at the condition JWKSHealthy.",
+        ),
+        alert(
+            "SignalKeySetStale",
+            format!(
+                "max by (source) (signal_key_set_age_seconds{{{pods}}}) > {}",
+                stale / 2
+            ),
+            "5m",
+            "critical",
+            "keys of {{ $labels.source }} are not fetched",
+            "The key set is half as old as it may become (spec.jwks.maxStale); beyond that all tokens of this issuer are refused.",
+        ),
+        alert(
+            "SignalConfigurationRefused",
+            format!("increase(signal_config_reloads_total{{{pods},kind=~\".+_error\"}}[15m]) > 0"),
+            "10m",
+            "warning",
+            "{{ $labels.pod }} refuses its live settings",
+            "The settings before hold on. status.config.error of the SignalCluster says what is wrong.",
+        ),
+        alert(
+            "SignalDrainOverrun",
+            format!("signal_draining{{{pods}}} == 1 and signal_connections{{{pods}}} > 0"),
+            &format!("{}s", grace_period(cluster)),
+            "warning",
+            "{{ $labels.pod }} still has connections after its drain",
+            "The pod's grace period is over and clients are still connected; they are cut off when the pod ends.",
+        ),
+        alert(
+            "SignalPodUnready",
+            format!("sum by (pod, kind) (signal_unready{{{pods},kind!=\"drain\"}}) > 0"),
+            "5m",
+            "critical",
+            "{{ $labels.pod }} is not ready: {{ $labels.kind }}",
+            "The pod takes no new connections. Its /readyz?verbose says why.",
+        ),
+    ];
+    if cluster.spec.redis.is_some() {
+        all.push(alert(
+            "SignalRedisDeaf",
+            format!("max by (pod) (signal_bus_deaf{{{pods}}}) == 1"),
+            "1m",
+            "critical",
+            "{{ $labels.pod }} misses messages of other pods",
+            "No message came back through Redis for spec.redis.deafAfter. Clients are told to fetch what they may have missed once it hears again.",
+        ));
+    }
+    if cluster.spec.kafka.is_some() {
+        all.push(alert(
+            "SignalKafkaLag",
+            format!("max by (topic, partition) (signal_kafka_lag_records{{{pods}}}) > 10000"),
+            "10m",
+            "warning",
+            "records wait in {{ $labels.topic }}/{{ $labels.partition }}",
+            "Notifications arrive late. Look at signal_kafka_retries_total and at the database.",
+        ));
+        all.push(alert(
+            "SignalDeadLetters",
+            format!("sum by (kind) (increase(signal_kafka_dead_letters_total{{{pods}}}[15m])) > 0"),
+            "0m",
+            "warning",
+            "records became dead letters: {{ $labels.kind }}",
+            "Nobody was notified of them. `signal-gateway dlq replay` puts them back once the cause is gone.",
+        ));
+    }
+    all
+}

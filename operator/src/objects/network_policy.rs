@@ -1,0 +1,72 @@
+//! Who may reach the pods.
+//!
+//! Egress is left open: where Redis, Kafka, the database, issuers and collectors are is a matter of names, and a NetworkPolicy knows only addresses.
+//! Probes of the kubelet need no rule: traffic from a pod's own node is always allowed.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::networking::v1::{
+    NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
+    NetworkPolicySpec,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use crate::names::{Children, MANAGER, selector};
+use crate::plan::validate::ValidCluster;
+
+/// `operator_namespace`: where the operator runs; `None` where it may run in any.
+pub(super) fn network_policy(
+    cluster: &ValidCluster,
+    children: &Children,
+    operator_namespace: Option<&str>,
+) -> Option<NetworkPolicy> {
+    let gateway = &cluster.spec.gateway;
+    let mut admin_from = vec![operator(operator_namespace)];
+    admin_from.extend(cluster.admin_from.iter().cloned());
+    cluster.spec.network_policy.enabled.then(|| NetworkPolicy {
+        metadata: super::meta(cluster, &children.name),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(labelled(selector(&cluster.name))),
+            policy_types: Some(vec!["Ingress".into()]),
+            ingress: Some(vec![
+                rule(gateway.public_port, cluster.public_from.clone()),
+                rule(gateway.admin_port, admin_from),
+            ]),
+            ..NetworkPolicySpec::default()
+        }),
+    })
+}
+
+/// No peers: everybody.
+fn rule(port: u16, from: Vec<NetworkPolicyPeer>) -> NetworkPolicyIngressRule {
+    let port = NetworkPolicyPort {
+        protocol: Some("TCP".into()),
+        port: Some(IntOrString::Int(port.into())),
+        ..NetworkPolicyPort::default()
+    };
+    NetworkPolicyIngressRule {
+        ports: Some(vec![port]),
+        from: (!from.is_empty()).then_some(from),
+    }
+}
+
+fn operator(namespace: Option<&str>) -> NetworkPolicyPeer {
+    let name = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+    NetworkPolicyPeer {
+        namespace_selector: Some(
+            namespace
+                .map(|namespace| labelled(name("kubernetes.io/metadata.name", namespace)))
+                .unwrap_or_default(),
+        ),
+        pod_selector: Some(labelled(name("app.kubernetes.io/name", MANAGER))),
+        ..NetworkPolicyPeer::default()
+    }
+}
+
+fn labelled(labels: BTreeMap<String, String>) -> LabelSelector {
+    LabelSelector {
+        match_labels: Some(labels),
+        ..LabelSelector::default()
+    }
+}

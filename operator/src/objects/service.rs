@@ -1,0 +1,65 @@
+//! The public Service, the headless Service of the admin port, and the pods' ServiceAccount.
+
+use k8s_openapi::api::core::v1::{Service, ServiceAccount, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use signal_crds::pod::ServiceType;
+
+use crate::names::{ADMIN_PORT, Children, PUBLIC_PORT, selector};
+use crate::plan::validate::ValidCluster;
+
+/// `/stream` and REST, on ready pods alone. A WebSocket begins as plain HTTP/1.1, and `http` is the protocol that every proxy knows.
+pub(super) fn public(cluster: &ValidCluster, children: &Children) -> Service {
+    let service = &cluster.spec.service;
+    let kind = match service.kind {
+        ServiceType::ClusterIP => "ClusterIP",
+        ServiceType::NodePort => "NodePort",
+        ServiceType::LoadBalancer => "LoadBalancer",
+    };
+    let mut metadata = super::meta(cluster, &children.name);
+    metadata.annotations = (!service.annotations.is_empty()).then(|| service.annotations.clone());
+    Service {
+        metadata,
+        spec: Some(ServiceSpec {
+            type_: Some(kind.into()),
+            selector: Some(selector(&cluster.name)),
+            ports: Some(vec![port(PUBLIC_PORT, service.port)]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+/// The admin port of every pod, ready or not: a name per pod for those who scrape, no address of its own.
+pub(super) fn admin(cluster: &ValidCluster, children: &Children) -> Service {
+    Service {
+        metadata: super::meta(cluster, &children.admin_service),
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".into()),
+            publish_not_ready_addresses: Some(true),
+            selector: Some(selector(&cluster.name)),
+            ports: Some(vec![port(ADMIN_PORT, cluster.spec.gateway.admin_port)]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+fn port(name: &str, number: u16) -> ServicePort {
+    ServicePort {
+        name: Some(name.into()),
+        port: number.into(),
+        target_port: Some(IntOrString::String(name.into())),
+        protocol: Some("TCP".into()),
+        app_protocol: Some("http".into()),
+        ..ServicePort::default()
+    }
+}
+
+/// Gateways ask nothing of the API server: an account without a token.
+pub(super) fn account(cluster: &ValidCluster, children: &Children) -> ServiceAccount {
+    ServiceAccount {
+        metadata: super::meta(cluster, &children.name),
+        automount_service_account_token: Some(false),
+        ..ServiceAccount::default()
+    }
+}

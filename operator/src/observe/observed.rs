@@ -1,0 +1,60 @@
+//! Everything one reconcile looks at: plain data, read once, judged by functions that hold no client.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::core::DynamicObject;
+use signal_crds::SignalCluster;
+
+use crate::observe::fleet::Fleet;
+
+/// Data of every Secret that the spec names; `None`: there is none of that name.
+pub type Secrets = BTreeMap<String, Option<BTreeMap<String, Vec<u8>>>>;
+
+/// What one reconcile looks at.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// The SignalCluster.
+    pub cluster: Arc<SignalCluster>,
+    /// Every Secret that the spec names.
+    pub secrets: Secrets,
+    /// The ConfigMap of catalogs; `Some(None)`: named but absent.
+    pub catalogs: Option<Option<ConfigMap>>,
+    /// The gateways.
+    pub deployment: Option<Deployment>,
+    /// ConfigMap with `gateway.toml`.
+    pub static_config: Option<ConfigMap>,
+    /// ConfigMap with `live.toml` and the record.
+    pub live_config: Option<ConfigMap>,
+    /// Secret with what the gateways read.
+    pub credentials: Option<Secret>,
+    /// Secret with the keys that the operator makes.
+    pub signing_keys: Option<Secret>,
+    /// Migration Jobs, of this and of earlier images.
+    pub jobs: Vec<Job>,
+    /// The HorizontalPodAutoscaler.
+    pub hpa: Option<HorizontalPodAutoscaler>,
+    /// All other objects with the labels and the owner reference of this SignalCluster.
+    pub owned: Vec<DynamicObject>,
+    /// The pods.
+    pub fleet: Fleet,
+    /// Optional kinds that the API server knows.
+    pub kinds: Kinds,
+}
+
+/// Optional kinds, and whether the API server knows them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Kinds {
+    /// `gateway.networking.k8s.io/v1` HTTPRoute.
+    pub http_route: bool,
+    /// `networking.k8s.io/v1` Ingress.
+    pub ingress: bool,
+    /// `monitoring.coreos.com/v1` ServiceMonitor.
+    pub service_monitor: bool,
+    /// `monitoring.coreos.com/v1` PrometheusRule.
+    pub prometheus_rule: bool,
+}

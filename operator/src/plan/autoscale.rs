@@ -1,0 +1,226 @@
+//! How many pods the connections call for, by the rules of the HorizontalPodAutoscaler (Kubernetes, "Horizontal Pod Autoscaling: Algorithm
+//! details" and "Configurable scaling behavior"): tolerance, missing pods, stabilization windows, policies.
+//!
+//! Input is what the staying pods report; output is a number to be written through the scale subresource, where [`crate::plan::scale`] finds it as it
+//! finds anyone's. What is remembered of the past is in memory: a new leader begins with the present number as its first recommendation.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use signal_crds::SignalClusterSpec;
+use signal_crds::scaling::{Autoscaling, AutoscalingMode};
+
+use crate::observe::fleet::{Fleet, Pod};
+
+mod behavior;
+mod condition;
+
+pub use behavior::History;
+pub use condition::hpa_condition;
+
+/// Reason: the number would be above `maxReplicas`.
+pub const TOO_MANY: &str = "TooManyReplicas";
+/// Reason: the number would be below `minReplicas`.
+pub const TOO_FEW: &str = "TooFewReplicas";
+/// Reason: policies allow no faster way up.
+pub const UP_LIMIT: &str = "ScaleUpLimit";
+/// Reason: policies allow no faster way down.
+pub const DOWN_LIMIT: &str = "ScaleDownLimit";
+/// Reason: nobody can say how many pods are called for.
+pub const UNAVAILABLE: &str = "MetricUnavailable";
+/// Reason: the number is as called for.
+pub const WITHIN_RANGE: &str = "DesiredWithinRange";
+/// Reason: at zero pods nothing is decided, as the HorizontalPodAutoscaler has it.
+pub const DISABLED: &str = "ScalingDisabled";
+
+/// How far the mean may be from the target before anything changes (the HPA's default).
+const TOLERANCE: f64 = 0.1;
+
+/// What follows from the connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// To be written through the scale subresource; `None`: leave it.
+    pub replicas: Option<i32>,
+    /// What keeps the number from what is called for: reason of condition ScalingLimited.
+    pub limited: Option<&'static str>,
+    /// For people.
+    pub message: String,
+}
+
+/// Wanted pods of a spec, and the bound that it was brought to, if any: 0 where it is stopped, within `minReplicas` and `maxReplicas` with mode
+/// External (the other modes write nothing beyond them), else `replicas`.
+pub fn wanted(spec: &SignalClusterSpec) -> (i32, Option<&'static str>) {
+    match &spec.autoscaling {
+        _ if spec.stopped => (0, None),
+        Some(autoscaling) if autoscaling.mode == AutoscalingMode::External => {
+            bound(autoscaling, spec.replicas)
+        }
+        _ => (spec.replicas, None),
+    }
+}
+
+fn bound(autoscaling: &Autoscaling, replicas: i32) -> (i32, Option<&'static str>) {
+    if replicas > autoscaling.max_replicas {
+        (autoscaling.max_replicas, Some(TOO_MANY))
+    } else if replicas < autoscaling.min_replicas {
+        (autoscaling.min_replicas, Some(TOO_FEW))
+    } else {
+        (replicas, None)
+    }
+}
+
+/// The number of pods for the connections of `fleet`, where `current` is `spec.replicas`. Call it about every 15 seconds; not while the cluster
+/// is paused or stopped.
+pub fn decide(
+    autoscaling: &Autoscaling,
+    current: i32,
+    fleet: &Fleet,
+    history: &mut History,
+    now: DateTime<Utc>,
+) -> Decision {
+    history.begin(autoscaling.behavior.as_ref(), current, now);
+    if current == 0 {
+        let message =
+            "spec.replicas is 0: nothing is decided until it is set to another number".to_owned();
+        return Decision {
+            replicas: None,
+            limited: Some(DISABLED),
+            message,
+        };
+    }
+    // As the HPA has it, a number out of bounds is brought back before anything is measured.
+    if let (bounded, Some(reason)) = bound(autoscaling, current) {
+        history.writes(current, bounded, now);
+        let message = format!("spec.replicas is {current}, and becomes {bounded}");
+        return Decision {
+            replicas: Some(bounded),
+            limited: Some(reason),
+            message,
+        };
+    }
+    let target = f64::from(autoscaling.target_connections_per_pod);
+    let Some(sample) = Sample::of(fleet) else {
+        let message = "no pod reports its connections: the number is left as it is".to_owned();
+        return Decision {
+            replicas: None,
+            limited: Some(UNAVAILABLE),
+            message,
+        };
+    };
+    let called_for = sample.replicas(current, target);
+    let stabilized = history.stabilize(autoscaling.behavior.as_ref(), current, called_for, now);
+    let (next, limited) = history.limit(autoscaling, current, stabilized, now);
+    let mut message = format!(
+        "{} connections on {} pods call for {called_for}",
+        sample.connections, sample.reporting
+    );
+    if sample.silent() > 0 {
+        message.push_str(&format!("; {} pods do not answer", sample.silent()));
+    }
+    if stabilized != called_for {
+        message.push_str("; the stabilization window holds it");
+    }
+    if next != current {
+        history.writes(current, next, now);
+    }
+    Decision {
+        replicas: (next != current).then_some(next),
+        limited,
+        message,
+    }
+}
+
+/// What the staying pods report.
+struct Sample {
+    connections: i64,
+    reporting: u32,
+    /// Have an address, do not answer.
+    missing: u32,
+    /// Have no address.
+    pending: u32,
+}
+
+impl Sample {
+    /// `None`: no pod reports. Pods that drain are left out with their connections, as `status.selector` leaves them out for others.
+    fn of(fleet: &Fleet) -> Option<Self> {
+        let mut sample = Self {
+            connections: 0,
+            reporting: 0,
+            missing: 0,
+            pending: 0,
+        };
+        for pod in fleet.pods.iter().filter(|pod| Pod::stays(pod)) {
+            match pod.report() {
+                Some(report) => {
+                    sample.connections += report.connections.total;
+                    sample.reporting += 1;
+                }
+                None if pod.node.is_none() || pod.ip.is_none() => sample.pending += 1,
+                None => sample.missing += 1,
+            }
+        }
+        (sample.reporting > 0).then_some(sample)
+    }
+
+    fn silent(&self) -> u32 {
+        self.missing + self.pending
+    }
+
+    /// The HPA's rule for a metric of pods: those that are missing count with the target on the way down and with nothing on the way up, pending
+    /// ones with nothing on the way up, and where that changes the direction nothing changes.
+    fn replicas(&self, current: i32, target: f64) -> i32 {
+        let connections = exact(self.connections);
+        let ratio = connections / f64::from(self.reporting) / target;
+        let counts_pending = self.pending > 0 && ratio > 1.0;
+        if !counts_pending && self.missing == 0 {
+            return if is_tolerable(ratio) {
+                current
+            } else {
+                whole(connections / target)
+            };
+        }
+        let (mut sum, mut pods) = (connections, self.reporting);
+        if ratio < 1.0 {
+            sum += target * f64::from(self.missing);
+            pods += self.missing;
+        } else if ratio > 1.0 {
+            pods += self.missing;
+        }
+        if counts_pending {
+            pods += self.pending;
+        }
+        let careful = sum / f64::from(pods) / target;
+        let turned = ratio < 1.0 && careful > 1.0 || ratio > 1.0 && careful < 1.0;
+        let replicas = whole(sum / target);
+        let contradicts =
+            careful < 1.0 && replicas > current || careful > 1.0 && replicas < current;
+        if is_tolerable(careful) || turned || contradicts {
+            current
+        } else {
+            replicas
+        }
+    }
+}
+
+fn is_tolerable(ratio: f64) -> bool {
+    // A ratio of 1.1 is a hair above it in binary.
+    (1.0 - ratio).abs() <= TOLERANCE + 1e-9
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact below 2^53 connections")]
+fn exact(connections: i64) -> f64 {
+    connections as f64
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "saturates, and is bounded by maxReplicas afterwards"
+)]
+fn whole(replicas: f64) -> i32 {
+    replicas.ceil() as i32
+}
+
+fn secs(secs: i32) -> TimeDelta {
+    TimeDelta::seconds(i64::from(secs))
+}
+
+#[cfg(test)]
+mod tests;

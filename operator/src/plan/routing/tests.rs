@@ -1,0 +1,502 @@
+//! Single steps by hand, and whole courses over pods that cannot reach everything.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::observe::fleet::{Bus, PreviousBus};
+use crate::plan::Kind;
+
+const TIMEOUT: signal_crds::Duration = signal_crds::Duration::secs(300);
+
+fn at(secs: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_900_000_000 + secs, 0).unwrap()
+}
+
+fn redis(node: &str) -> RecordedRedis {
+    RecordedRedis {
+        mode: "standalone".into(),
+        nodes: vec![format!("{node}:6379")],
+        sentinel_master: String::new(),
+        database: 0,
+        username: String::new(),
+        password_file: None,
+        sentinel_password_file: None,
+        tls: false,
+        ca_file: None,
+        prefix: String::new(),
+    }
+}
+
+fn pod(name: &str, revision: &str, node: &str) -> Pod {
+    let bus = Bus {
+        mode: "standalone".into(),
+        nodes: vec![format!("{node}:6379")],
+        hearing: true,
+        ..Bus::default()
+    };
+    Pod {
+        name: name.into(),
+        uid: name.into(),
+        resource_version: "1".into(),
+        ip: None,
+        admin_port: 9090,
+        node: None,
+        ready: true,
+        terminating: false,
+        draining_since: None,
+        deletion_cost: None,
+        template_hash: String::new(),
+        created: at(0),
+        report: Ok(Report {
+            ready: true,
+            live_revision: revision.into(),
+            bus,
+            ..Report::default()
+        }),
+    }
+}
+
+fn fails(mut pod: Pod, error: &str) -> Pod {
+    pod.report.as_mut().unwrap().bus.error = Some(error.into());
+    pod
+}
+
+fn moving(to: &str, from: &str) -> Record {
+    Record {
+        redis: Some(redis(to)),
+        redis_previous: Some(redis(from)),
+        redis_since: Some(at(0)),
+        ..Record::default()
+    }
+}
+
+fn on(node: &str) -> Record {
+    Record {
+        redis: Some(redis(node)),
+        ..Record::default()
+    }
+}
+
+fn step(
+    wanted: Option<&RecordedRedis>,
+    record: &Record,
+    pods: Vec<Pod>,
+    secs: i64,
+) -> Plan<Record> {
+    let fleet = Fleet { pods };
+    plan(
+        &RoutingInput {
+            wanted,
+            record,
+            revision: Some("r"),
+            fleet: &fleet,
+            ack_timeout: TIMEOUT,
+        },
+        at(secs),
+    )
+}
+
+fn reasons(plan: &Plan<Record>) -> Vec<&'static str> {
+    plan.events.iter().map(|event| event.reason).collect()
+}
+
+#[test]
+fn a_move_begins_beside_the_redis_of_before_and_ends_when_every_pod_hears_the_new_one() {
+    let begun = step(Some(&redis("b")), &on("a"), vec![pod("p", "r", "a")], 0);
+    assert_eq!(
+        (&begun.next, reasons(&begun)),
+        (&moving("b", "a"), vec!["RedisMoveStarted"])
+    );
+    assert_eq!(begun.waiting.unwrap().reason, WAITING_FOR_PODS);
+
+    let mut deaf = pod("q", "r", "b");
+    deaf.report.as_mut().unwrap().bus.hearing = false;
+    for (late, word) in [
+        (pod("q", "old", "a"), "older"),
+        (pod("q", "r", "a"), "hear"),
+        (deaf, "hear"),
+        (unknown("q"), "no route"),
+    ] {
+        let waits = step(
+            Some(&redis("b")),
+            &moving("b", "a"),
+            vec![pod("p", "r", "b"), late],
+            1,
+        );
+        assert_eq!((&waits.next, waits.events.len()), (&moving("b", "a"), 0));
+        let waiting = waits.waiting.unwrap();
+        assert!(
+            waiting.reason == WAITING_FOR_PODS
+                && waiting.message.contains("pod q")
+                && waiting.message.contains(word),
+            "{waiting:?}"
+        );
+    }
+    let done = step(
+        Some(&redis("b")),
+        &moving("b", "a"),
+        vec![pod("p", "r", "b"), pod("q", "r", "b")],
+        1,
+    );
+    assert_eq!(
+        (&done.next, reasons(&done), done.waiting),
+        (&on("b"), vec!["RedisMoved"], None)
+    );
+}
+
+fn unknown(name: &str) -> Pod {
+    let mut pod = pod(name, "r", "a");
+    pod.report = Err("no route".into());
+    pod
+}
+
+#[test]
+fn a_redis_that_cannot_be_reached_is_told_with_the_pod_and_someone_hears_of_it_after_the_timeout() {
+    let pods = || {
+        vec![
+            pod("p", "r", "b"),
+            fails(pod("q", "r", "a"), "connection refused"),
+        ]
+    };
+    let waits = step(Some(&redis("b")), &moving("b", "a"), pods(), 299);
+    let waiting = Waiting {
+        reason: REDIS_UNREACHABLE,
+        message: "pod q: connection refused".into(),
+    };
+    assert_eq!(
+        (&waits.next, waits.waiting, waits.events.len()),
+        (&moving("b", "a"), Some(waiting.clone()), 0)
+    );
+    let late = step(Some(&redis("b")), &moving("b", "a"), pods(), 300);
+    assert_eq!(
+        (&late.waiting, late.events[0].kind, reasons(&late)),
+        (
+            &Some(waiting),
+            Kind::Warning,
+            vec![ACKNOWLEDGEMENT_TIMED_OUT]
+        )
+    );
+    let silent = step(
+        Some(&redis("b")),
+        &moving("b", "a"),
+        vec![pod("p", "old", "a")],
+        300,
+    );
+    assert_eq!(silent.waiting.unwrap().reason, ACKNOWLEDGEMENT_TIMED_OUT);
+}
+
+#[test]
+fn back_is_at_once() {
+    let back = step(
+        Some(&redis("a")),
+        &moving("b", "a"),
+        vec![pod("p", "r", "b"), pod("q", "r", "a")],
+        0,
+    );
+    assert_eq!(
+        (&back.next, reasons(&back)),
+        (&moving("a", "b"), vec!["RedisMoveStarted"])
+    );
+}
+
+#[test]
+fn on_to_a_third_is_after_the_move_or_while_nobody_is_at_the_second() {
+    let third = redis("c");
+    let nobody = step(
+        Some(&third),
+        &moving("b", "a"),
+        vec![fails(pod("p", "r", "a"), "refused"), pod("q", "old", "a")],
+        0,
+    );
+    assert_eq!(nobody.next, moving("c", "a"));
+    for other in [pod("q", "r", "b"), unknown("q")] {
+        let waits = step(
+            Some(&third),
+            &moving("b", "a"),
+            vec![fails(pod("p", "r", "a"), "refused"), other],
+            0,
+        );
+        assert_eq!(waits.next, moving("b", "a"));
+        let message = waits.waiting.unwrap().message;
+        assert!(
+            message
+                .starts_with("c:6379 has to wait until the move to b:6379 is done: pod p: refused"),
+            "{message}"
+        );
+    }
+    let done = step(Some(&third), &moving("b", "a"), vec![pod("p", "r", "b")], 0);
+    assert_eq!(done.next, on("b"));
+    assert_eq!(
+        step(Some(&third), &done.next, vec![pod("p", "r", "b")], 0).next,
+        moving("c", "b")
+    );
+}
+
+#[test]
+fn other_credentials_of_the_same_redis_are_a_move_that_the_acknowledgement_tells() {
+    let with = |file: &str| RecordedRedis {
+        password_file: Some(file.into()),
+        ..redis("a")
+    };
+    let begun = step(
+        Some(&with("two")),
+        &Record {
+            redis: Some(with("one")),
+            ..Record::default()
+        },
+        vec![pod("p", "r", "a")],
+        0,
+    );
+    assert_eq!(
+        (begun.next.redis, begun.next.redis_previous),
+        (Some(with("two")), Some(with("one")))
+    );
+    let record = Record {
+        redis: Some(with("two")),
+        redis_previous: Some(with("one")),
+        redis_since: Some(at(0)),
+        ..Record::default()
+    };
+    assert_eq!(
+        step(Some(&with("two")), &record, vec![pod("p", "old", "a")], 0).next,
+        record
+    );
+    let refused = || vec![fails(pod("p", "r", "a"), "WRONGPASS")];
+    assert_eq!(
+        step(Some(&with("two")), &record, refused(), 0)
+            .waiting
+            .unwrap()
+            .reason,
+        REDIS_UNREACHABLE
+    );
+    let third = step(Some(&with("three")), &record, refused(), 0).next;
+    assert_eq!(
+        (third.redis, third.redis_previous),
+        (Some(with("three")), Some(with("one")))
+    );
+    assert_eq!(
+        step(Some(&with("three")), &record, vec![pod("p", "r", "a")], 0)
+            .next
+            .redis,
+        Some(with("two")),
+        "that move ends first"
+    );
+    assert_eq!(
+        step(Some(&with("two")), &record, vec![pod("p", "r", "a")], 0)
+            .next
+            .redis_previous,
+        None
+    );
+}
+
+#[test]
+fn to_have_a_redis_or_none_is_no_move_and_without_pods_there_is_none() {
+    let b = redis("b");
+    for (wanted, record, pods, next) in [
+        (
+            Some(&b),
+            Record::default(),
+            vec![pod("p", "r", "")],
+            on("b"),
+        ),
+        (None, on("a"), vec![pod("p", "r", "a")], Record::default()),
+        (
+            None,
+            moving("a", "b"),
+            vec![pod("p", "r", "a")],
+            Record::default(),
+        ),
+        (
+            None,
+            Record::default(),
+            vec![pod("p", "r", "")],
+            Record::default(),
+        ),
+        (Some(&b), on("a"), vec![], on("b")),
+        (Some(&b), moving("b", "a"), vec![], on("b")),
+        (Some(&b), on("b"), vec![pod("p", "old", "b")], on("b")),
+    ] {
+        let plan = step(wanted, &record, pods, 0);
+        assert_eq!(
+            (plan.next, plan.waiting, plan.events.len()),
+            (next, None, 0)
+        );
+    }
+}
+
+#[test]
+fn nothing_else_in_the_record_changes() {
+    let record = Record {
+        revoked_sources: vec!["x".into()],
+        ..on("a")
+    };
+    let next = step(Some(&redis("b")), &record, vec![pod("p", "r", "a")], 0).next;
+    assert_eq!(next.revoked_sources, ["x"]);
+}
+
+/// A gateway as far as its bus goes.
+#[derive(Debug, Clone)]
+struct Gateway {
+    number: usize,
+    revision: usize,
+    used: RecordedRedis,
+    bridged: Option<RecordedRedis>,
+    error: bool,
+    ready: bool,
+    answers: bool,
+}
+
+impl Gateway {
+    fn observed(&self) -> Pod {
+        let mut pod = pod(&format!("p{}", self.number), &self.revision.to_string(), "");
+        pod.ready = self.ready;
+        let bus = &mut pod.report.as_mut().unwrap().bus;
+        bus.nodes.clone_from(&self.used.nodes);
+        bus.error = self.error.then(|| "refused".into());
+        bus.previous = self.bridged.as_ref().map(|redis| PreviousBus {
+            nodes: redis.nodes.clone(),
+            hearing: true,
+        });
+        if !self.answers {
+            pod.report = Err("no route".into());
+        }
+        pod
+    }
+
+    /// Reads the newest file; a bus that it cannot reach leaves everything as it is.
+    fn read(&mut self, revision: usize, record: &Record, broken: Option<usize>) {
+        self.revision = revision;
+        let wanted = record.redis.clone().unwrap();
+        self.error = broken.is_some_and(|at| wanted == choice(at)) && self.used != wanted;
+        if !self.error {
+            (self.used, self.bridged) = (wanted, record.redis_previous.clone());
+        }
+    }
+}
+
+/// Three places, and other credentials for the first of them.
+fn choice(at: usize) -> RecordedRedis {
+    let node = ["a", "b", "c", "a"][at];
+    RecordedRedis {
+        password_file: (at == 3).then(|| "other".into()),
+        ..redis(node)
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Want(usize),
+    Read(usize),
+    Restart(usize),
+    Ready(usize, bool),
+    Answers(usize, bool),
+    Break(Option<usize>),
+    Plan,
+    Crash,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        2 => (0..4_usize).prop_map(Act::Want),
+        6 => (0..3_usize).prop_map(Act::Read),
+        1 => (0..3_usize).prop_map(Act::Restart),
+        1 => (0..3_usize, any::<bool>()).prop_map(|(at, on)| Act::Ready(at, on)),
+        1 => (0..3_usize, any::<bool>()).prop_map(|(at, on)| Act::Answers(at, on)),
+        1 => proptest::option::of(0..4_usize).prop_map(Act::Break),
+        6 => Just(Act::Plan),
+        1 => Just(Act::Crash),
+    ]
+}
+
+struct World {
+    gateways: Vec<Gateway>,
+    record: Record,
+    revision: usize,
+    wanted: usize,
+    broken: Option<usize>,
+    secs: i64,
+}
+
+impl World {
+    fn plan(&mut self) -> Plan<Record> {
+        let fleet = Fleet {
+            pods: self.gateways.iter().map(Gateway::observed).collect(),
+        };
+        let (wanted, revision) = (choice(self.wanted), self.revision.to_string());
+        let input = RoutingInput {
+            wanted: Some(&wanted),
+            record: &self.record,
+            revision: Some(&revision),
+            fleet: &fleet,
+            ack_timeout: TIMEOUT,
+        };
+        self.secs += 1;
+        plan(&input, at(self.secs))
+    }
+
+    fn write(&mut self) -> bool {
+        let next = self.plan().next;
+        let changed = next != self.record;
+        if changed {
+            (self.record, self.revision) = (next, self.revision + 1);
+        }
+        changed
+    }
+
+    fn act(&mut self, act: &Act) {
+        match *act {
+            Act::Want(at) => self.wanted = at,
+            Act::Read(at) => self.gateways[at].read(self.revision, &self.record, self.broken),
+            // One that starts has nothing else to fall back to: where its Redis is broken it does not get ready.
+            Act::Restart(at) => {
+                let used = self.record.redis.clone().unwrap();
+                let ready = self.broken.is_none_or(|broken| used != choice(broken));
+                let gateway = &mut self.gateways[at];
+                (gateway.used, gateway.bridged) = (used, self.record.redis_previous.clone());
+                (
+                    gateway.revision,
+                    gateway.error,
+                    gateway.ready,
+                    gateway.answers,
+                ) = (self.revision, !ready, ready, true);
+            }
+            // Who does not answer is watched by nobody but the kubelet, which still calls it ready.
+            Act::Ready(at, on) => self.gateways[at].ready = on || !self.gateways[at].answers,
+            Act::Answers(at, on) => self.gateways[at].answers = on || !self.gateways[at].ready,
+            Act::Break(at) => self.broken = at,
+            Act::Plan => _ = self.write(),
+            Act::Crash => _ = self.plan(),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    #[test]
+    fn no_pod_is_ever_alone_and_every_move_comes_to_its_end(acts in proptest::collection::vec(act(), 1..80)) {
+        let gateway = |number| Gateway { number, revision: 0, used: choice(0), bridged: None, error: false, ready: true, answers: true };
+        let mut world =
+            World { gateways: (0..3).map(gateway).collect(), record: on("a"), revision: 0, wanted: 0, broken: None, secs: 0 };
+        for act in &acts {
+            world.act(act);
+            let known = [world.record.redis.as_ref(), world.record.redis_previous.as_ref()];
+            prop_assert_ne!(known[0], known[1]);
+            for gateway in world.gateways.iter().filter(|gateway| gateway.ready) {
+                let heard = [Some(&gateway.used), gateway.bridged.as_ref()];
+                prop_assert!(heard.iter().flatten().any(|redis| known.contains(&Some(*redis))), "after {:?}: {:?} {:?}", act, gateway, world.record);
+            }
+        }
+        // Left alone, with everything reachable, it comes to rest where it is wanted.
+        world.broken = None;
+        for _ in 0..6 {
+            for at in 0..3 {
+                world.act(&Act::Answers(at, true));
+                world.act(&Act::Read(at));
+            }
+            world.write();
+        }
+        prop_assert_eq!(&world.record, &Record { redis: Some(choice(world.wanted)), ..Record::default() });
+        prop_assert!(!world.write() && world.plan().waiting.is_none());
+    }
+}

@@ -1,0 +1,444 @@
+//! How many pods the Deployment has, and which of them go: a pure function of the fleet, so that an operator killed at any point goes on from there.
+//!
+//! Up is at once. Down is a drain, and each step follows from what the last one left on the objects:
+//! choose victims -> `mark` (label, since when, deletion cost) -> seen marked: `drain` -> seen finished: lower the Deployment -> the ReplicaSet
+//! deletes exactly those.
+//!
+//! The ReplicaSet ranks whom it deletes: pods without a node first, then pending ones, then those that are not ready, then the lowest deletion
+//! cost (Kubernetes, "ReplicaSet: Scaling a ReplicaSet"). Victims that drain are not ready and have the lowest cost, so only a pod that is still
+//! pending goes before them. Such a pod serves nobody: it is made a victim in the place of one that drains, which is taken back. Where it comes
+//! up between two looks it is deleted instead of a victim; the victim is then one too many and is taken back by the next look.
+
+use std::cmp::{Ordering, Reverse};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use k8s_openapi::api::apps::v1::Deployment;
+use signal_crds::scaling::Drain;
+use signal_crds::status::{Scaling, ScalingState};
+
+use crate::observe::fleet::{Fleet, Pod};
+use crate::plan::{Happening, Waiting};
+use crate::time::to_k8s;
+
+/// Deletion cost of a victim that drains.
+pub const DRAINING_COST: i32 = i32::MIN + 1;
+/// Deletion cost of a victim that may go while others still drain.
+pub const FINISHED_COST: i32 = i32::MIN;
+/// What a drain may take beyond its own settings.
+const DRAIN_MARGIN: TimeDelta = TimeDelta::seconds(15);
+/// Most pods that a message names.
+const NAMED: usize = 5;
+
+/// What [`plan`] looks at.
+#[derive(Debug, Clone, Copy)]
+pub struct ScaleInput<'a> {
+    /// Wanted pods; 0 where the cluster is stopped.
+    pub wanted: i32,
+    /// The Deployment, if there is one.
+    pub deployment: Option<&'a Deployment>,
+    /// Its pods.
+    pub fleet: &'a Fleet,
+    /// How pods drain: what the deadline follows from.
+    pub drain: &'a Drain,
+    /// Pods of an older revision are about, or the same reconcile is going to change the template.
+    pub rolling_out: bool,
+}
+
+/// One step of scaling: what to write. All of it may be done again without harm.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScaleStep {
+    /// `spec.replicas` of the Deployment.
+    pub deployment_replicas: i32,
+    /// For the status.
+    pub status: Scaling,
+    /// Pods to be marked as victims, or marked with a lower cost.
+    pub mark: Vec<PodMark>,
+    /// Pods whose mark is to be taken off: label, annotation and cost.
+    pub unmark: Vec<PodMark>,
+    /// Pods to be told to drain and stay.
+    pub drain: Vec<String>,
+    /// Pods whose drain is to be taken back.
+    pub undrain: Vec<String>,
+    /// What the step after this one waits for.
+    pub waiting: Option<Waiting>,
+    /// What happened.
+    pub events: Vec<Happening>,
+}
+
+/// A victim's mark, and what a write of it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodMark {
+    /// The pod.
+    pub name: String,
+    /// Its uid: a precondition.
+    pub uid: String,
+    /// Its resource version: a precondition.
+    pub resource_version: String,
+    /// Since when it is a victim; the deadline counts from here.
+    pub since: DateTime<Utc>,
+    /// Its deletion cost.
+    pub cost: i32,
+}
+
+impl PodMark {
+    fn of(pod: &Pod, since: DateTime<Utc>, cost: i32) -> Self {
+        Self {
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+            resource_version: pod.resource_version.clone(),
+            since,
+            cost,
+        }
+    }
+}
+
+/// When a drain that began at `since` is over, finished or not.
+pub fn deadline(since: DateTime<Utc>, drain: &Drain) -> DateTime<Utc> {
+    since + span(drain.endpoint_propagation) + span(drain.window) + DRAIN_MARGIN
+}
+
+fn span(duration: signal_crds::Duration) -> TimeDelta {
+    TimeDelta::milliseconds(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4))
+}
+
+/// The next step towards the wanted number.
+pub fn plan(input: &ScaleInput<'_>, now: DateTime<Utc>) -> ScaleStep {
+    let active: Vec<&Pod> = input.fleet.alive().collect();
+    let current = input.deployment.map_or(input.wanted, |deployment| {
+        deployment
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.replicas)
+            .unwrap_or(1)
+    });
+    let victims = Victims::choose(input, &active, current);
+    let finished: Vec<&Pod> = victims
+        .kept
+        .iter()
+        .copied()
+        .filter(|pod| is_finished(pod, input.drain, now))
+        .collect();
+    let leaving = leaving(&finished, &active);
+    let replicas = replicas(input, &active, current, leaving.len());
+
+    let mut step = ScaleStep {
+        deployment_replicas: replicas,
+        status: Scaling::default(),
+        mark: victims
+            .new
+            .iter()
+            .map(|pod| PodMark::of(pod, now, DRAINING_COST))
+            .collect(),
+        unmark: victims
+            .cancelled
+            .iter()
+            .map(|pod| PodMark::of(pod, pod.draining_since.unwrap_or(now), DRAINING_COST))
+            .collect(),
+        drain: Vec::new(),
+        undrain: Vec::new(),
+        waiting: None,
+        events: Vec::new(),
+    };
+    for pod in &victims.kept {
+        let since = pod.draining_since.unwrap_or(now);
+        let is_in = |pods: &[&Pod]| pods.iter().any(|other| other.name == pod.name);
+        if !is_marked(pod) {
+            step.mark.push(PodMark::of(pod, since, DRAINING_COST));
+        } else if is_in(&finished) {
+            // Others that drain would be as likely to be deleted: this one is to go before them.
+            if !is_in(&leaving) && pod.deletion_cost != Some(FINISHED_COST) {
+                step.mark.push(PodMark::of(pod, since, FINISHED_COST));
+            }
+        } else if pod.ip.is_some() && !pod.report().is_some_and(|report| report.drain.draining) {
+            step.drain.push(pod.name.clone());
+        }
+    }
+    let is_victim = |pod: &Pod| victims.all().any(|victim| victim.name == pod.name);
+    let held = |pod: &&&Pod| {
+        pod.report()
+            .is_some_and(|report| report.drain.draining && report.drain.held)
+    };
+    step.undrain = active
+        .iter()
+        .filter(|pod| !is_victim(pod))
+        .filter(held)
+        .map(|pod| pod.name.clone())
+        .collect();
+    tell(
+        &mut step,
+        input,
+        &victims,
+        &leaving,
+        (current, active.len()),
+        now,
+    );
+    step
+}
+
+/// Who goes, as far as it is settled.
+struct Victims<'a> {
+    /// Seen with a mark, and still to go.
+    kept: Vec<&'a Pod>,
+    /// To be marked.
+    new: Vec<&'a Pod>,
+    /// Seen with a mark, and to stay: the fullest first.
+    cancelled: Vec<&'a Pod>,
+}
+
+impl<'a> Victims<'a> {
+    fn choose(input: &ScaleInput<'_>, active: &[&'a Pod], current: i32) -> Self {
+        let (mut marked, unmarked): (Vec<&Pod>, Vec<&Pod>) =
+            active.iter().partition(|pod| pod.draining_since.is_some());
+        marked.sort_by_key(|pod| order(pod));
+        let (mut unseen, mut serving): (Vec<&Pod>, Vec<&Pod>) =
+            unmarked.into_iter().partition(|pod| serves_nobody(pod));
+        unseen.sort_by_key(|pod| (pod.node.is_some(), pod.ip.is_some(), order(pod)));
+        serving.sort_by_key(|pod| order(pod));
+
+        // Before a Deployment exists, and while pods are replaced anyway, nobody is chosen and whoever drains is taken back.
+        let settled = input.deployment.is_some() && !input.rolling_out;
+        let above = |count: usize| {
+            if settled {
+                count.saturating_sub(size(input.wanted))
+            } else {
+                0
+            }
+        };
+        // Pods beyond the Deployment's number are being deleted: their marks stay, and nobody is chosen on their account.
+        let surplus = above(active.len());
+        let choosable = above(active.len().min(size(current)));
+
+        unseen.truncate(choosable);
+        let mut cancelled = marked.split_off(marked.len().min(surplus - unseen.len()));
+        cancelled.reverse();
+        let mut new = unseen;
+        // One step at a time: the next victims that serve people are chosen when the last ones are gone.
+        if marked.is_empty() && cancelled.is_empty() {
+            new.extend(serving.into_iter().take(choosable - new.len()));
+        }
+        Self {
+            kept: marked,
+            new,
+            cancelled,
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &'a Pod> {
+        self.kept.iter().chain(&self.new).copied()
+    }
+}
+
+/// Emptiest first; of two, the youngest first.
+fn order(pod: &Pod) -> (i64, Reverse<DateTime<Utc>>, String) {
+    (load(pod), Reverse(pod.created), pod.name.clone())
+}
+
+/// Connections of a pod as far as it matters here. One that is ready but does not answer may be full; one that is neither has been found empty.
+fn load(pod: &Pod) -> i64 {
+    match &pod.report {
+        Ok(report) if report.drain.draining => report.drain.remaining,
+        Ok(report) => report.connections.total,
+        Err(_) if pod.ready => i64::MAX,
+        Err(_) => -1,
+    }
+}
+
+/// It is not ready and does not answer: pending, starting, or broken.
+fn serves_nobody(pod: &Pod) -> bool {
+    is_unplaced(pod) || !pod.ready && pod.report.is_err()
+}
+
+fn is_unplaced(pod: &Pod) -> bool {
+    pod.node.is_none() || pod.ip.is_none()
+}
+
+/// The whole mark is on it: since when, and the cost.
+fn is_marked(pod: &Pod) -> bool {
+    pod.draining_since.is_some() && pod.deletion_cost.is_some_and(|cost| cost <= DRAINING_COST)
+}
+
+/// Whether a marked pod may be deleted: it is empty and nobody is sent to it any more, or its time is over.
+///
+/// One that does not answer is given its time: a draining pod is not ready either, so silence says nothing about its connections.
+fn is_finished(pod: &Pod, drain: &Drain, now: DateTime<Utc>) -> bool {
+    let Some(since) = pod.draining_since.filter(|_| is_marked(pod)) else {
+        return false;
+    };
+    let empty = pod
+        .report()
+        .is_some_and(|report| report.drain.draining && report.drain.remaining <= 0);
+    is_unplaced(pod)
+        || now >= deadline(since, drain)
+        || empty && !pod.ready && now >= since + span(drain.endpoint_propagation)
+}
+
+/// The most of the finished pods that the ReplicaSet deletes before any other that may hold connections.
+fn leaving<'a>(finished: &[&'a Pod], active: &[&Pod]) -> Vec<&'a Pod> {
+    let mut leaving = finished.to_vec();
+    loop {
+        let others: Vec<&Pod> = active
+            .iter()
+            .copied()
+            .filter(|pod| leaving.iter().all(|one| one.name != pod.name))
+            .collect();
+        let before = leaving.len();
+        leaving.retain(|pod| !others.iter().any(|other| may_go_before(other, pod)));
+        if leaving.len() == before {
+            return leaving;
+        }
+    }
+}
+
+/// Whether the ReplicaSet may delete `other` rather than `pod`. A pod without node or address may be, and does not matter: it has no connections.
+fn may_go_before(other: &Pod, pod: &Pod) -> bool {
+    let rank = |pod: &Pod| (pod.node.is_some(), pod.ip.is_some(), pod.ready);
+    match rank(other).cmp(&rank(pod)) {
+        _ if is_unplaced(other) => false,
+        Ordering::Less => true,
+        Ordering::Equal => other.deletion_cost.unwrap_or(0) <= pod.deletion_cost.unwrap_or(0),
+        Ordering::Greater => false,
+    }
+}
+
+fn replicas(input: &ScaleInput<'_>, active: &[&Pod], current: i32, leaving: usize) -> i32 {
+    if input.wanted >= current {
+        return input.wanted;
+    }
+    if input.rolling_out {
+        return current;
+    }
+    // Pods that are missing need not come. The Deployment's own count guards against a fleet that was seen too early.
+    let counted = input
+        .deployment
+        .and_then(|deployment| deployment.status.as_ref()?.replicas)
+        .unwrap_or(0);
+    let pods = i32::try_from(active.len()).unwrap_or(i32::MAX).max(counted);
+    current.min(
+        input
+            .wanted
+            .max(pods - i32::try_from(leaving).unwrap_or(i32::MAX)),
+    )
+}
+
+fn size(number: i32) -> usize {
+    usize::try_from(number).unwrap_or(0)
+}
+
+/// Status, what is waited for, and events.
+fn tell(
+    step: &mut ScaleStep,
+    input: &ScaleInput<'_>,
+    victims: &Victims<'_>,
+    leaving: &[&Pod],
+    (current, active): (i32, usize),
+    now: DateTime<Utc>,
+) {
+    let replicas = step.deployment_replicas;
+    let blocked = input.rolling_out && input.wanted < current;
+    let drains = victims.all().count() > leaving.len();
+    let state = if blocked {
+        ScalingState::Waiting
+    } else if drains {
+        ScalingState::Draining
+    } else if replicas != current || active != size(input.wanted) {
+        ScalingState::Scaling
+    } else {
+        ScalingState::Idle
+    };
+    let mut names: Vec<String> = victims.all().map(|pod| pod.name.clone()).collect();
+    names.sort_unstable();
+    step.status = Scaling {
+        state,
+        from: current,
+        to: input.wanted,
+        victims: names,
+        started_at: victims
+            .all()
+            .map(|pod| pod.draining_since.unwrap_or(now))
+            .min()
+            .map(to_k8s),
+    };
+    if blocked {
+        let message = format!(
+            "{current} pods become {} when the rollout is over",
+            input.wanted
+        );
+        step.waiting = Some(Waiting {
+            reason: "RolloutInProgress",
+            message,
+        });
+    } else if drains {
+        let open: Vec<&Pod> = victims
+            .all()
+            .filter(|pod| leaving.iter().all(|one| one.name != pod.name))
+            .collect();
+        step.waiting = Some(Waiting {
+            reason: "Draining",
+            message: format!("before they go, these drain: {}", list(&open)),
+        });
+    }
+    if !victims.new.is_empty() {
+        let note = format!(
+            "{current} pods become {}; these drain first: {}",
+            input.wanted,
+            list(&victims.new)
+        );
+        step.events.push(Happening::normal("DrainStarted", note));
+    }
+    if !victims.cancelled.is_empty() {
+        let why = if input.rolling_out {
+            "a rollout replaces them"
+        } else {
+            "they are wanted again"
+        };
+        step.events.push(Happening::normal(
+            "DrainCancelled",
+            format!("{why}: {}", list(&victims.cancelled)),
+        ));
+    }
+    if input.deployment.is_none() || replicas == current {
+        return;
+    }
+    if replicas > current {
+        step.events.push(Happening::normal(
+            "ScaledOut",
+            format!("from {current} to {replicas} pods"),
+        ));
+        return;
+    }
+    step.events.push(Happening::normal(
+        "ScaledIn",
+        format!("from {current} to {replicas} pods: {}", list(leaving)),
+    ));
+    let late: Vec<&Pod> = leaving
+        .iter()
+        .copied()
+        .filter(|pod| !is_unplaced(pod) && load(pod) > 0)
+        .collect();
+    if !late.is_empty() {
+        step.events.push(Happening::warning(
+            "DrainDeadlineExceeded",
+            format!("these go with connections open: {}", list(&late)),
+        ));
+    }
+}
+
+fn list(pods: &[&Pod]) -> String {
+    let mut parts: Vec<String> = pods
+        .iter()
+        .take(NAMED)
+        .map(|pod| match load(pod) {
+            i64::MAX | -1 => format!("{} (does not answer)", pod.name),
+            count => format!("{} ({count} connections)", pod.name),
+        })
+        .collect();
+    match pods.len().saturating_sub(NAMED) {
+        0 if parts.is_empty() => parts.push("none of them exists".to_owned()),
+        0 => {}
+        more => parts.push(format!("{more} more")),
+    }
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,478 @@
+//! Single steps by hand, and whole courses on a small cluster that fails in every way it can.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::apps::v1::{DeploymentSpec, DeploymentStatus};
+use proptest::prelude::*;
+
+use super::*;
+use crate::observe::fleet::{Counts, Report};
+use crate::plan::Kind;
+
+mod simulation;
+
+fn now() -> DateTime<Utc> {
+    "2030-01-01T00:00:00Z".parse().unwrap()
+}
+
+fn deployment(replicas: i32, counted: i32) -> Deployment {
+    Deployment {
+        spec: Some(DeploymentSpec {
+            replicas: Some(replicas),
+            ..Default::default()
+        }),
+        status: Some(DeploymentStatus {
+            replicas: Some(counted),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn pod(name: &str, connections: i64) -> Pod {
+    Pod {
+        name: name.into(),
+        uid: format!("uid-{name}"),
+        resource_version: "7".into(),
+        ip: Some(IpAddr::from([10, 0, 0, 1])),
+        admin_port: 9090,
+        node: Some("n1".into()),
+        ready: true,
+        terminating: false,
+        draining_since: None,
+        deletion_cost: None,
+        template_hash: "h1".into(),
+        created: now() - TimeDelta::hours(1),
+        report: Ok(Report {
+            ready: true,
+            connections: Counts {
+                total: connections,
+                ..Default::default()
+            },
+            ..Default::default()
+        }),
+    }
+}
+
+/// A pod that was marked so many seconds ago and drains, with so many connections left.
+fn draining(name: &str, secs: i64, remaining: i64) -> Pod {
+    let mut pod = pod(name, remaining);
+    pod.ready = false;
+    pod.draining_since = Some(now() - TimeDelta::seconds(secs));
+    pod.deletion_cost = Some(DRAINING_COST);
+    if let Ok(report) = &mut pod.report {
+        report.drain = crate::observe::fleet::Drain {
+            draining: true,
+            held: true,
+            remaining,
+        };
+    }
+    pod
+}
+
+fn pending(name: &str) -> Pod {
+    let mut pod = pod(name, 0);
+    (pod.ready, pod.node, pod.ip, pod.report) = (false, None, None, Err("has no address".into()));
+    pod
+}
+
+fn step(wanted: i32, replicas: i32, pods: Vec<Pod>) -> ScaleStep {
+    step_in(wanted, replicas, pods, false)
+}
+
+fn step_in(wanted: i32, replicas: i32, pods: Vec<Pod>, rolling_out: bool) -> ScaleStep {
+    let counted = pods.iter().filter(|pod| !pod.terminating).count();
+    let deployment = deployment(replicas, i32::try_from(counted).unwrap());
+    let fleet = Fleet { pods };
+    let drain = Drain::default();
+    plan(
+        &ScaleInput {
+            wanted,
+            deployment: Some(&deployment),
+            fleet: &fleet,
+            drain: &drain,
+            rolling_out,
+        },
+        now(),
+    )
+}
+
+fn names(marks: &[PodMark]) -> Vec<&str> {
+    marks.iter().map(|mark| mark.name.as_str()).collect()
+}
+
+#[test]
+fn nothing_is_written_where_the_number_is_as_wanted() {
+    let step = step(2, 2, vec![pod("a", 5), pod("b", 7)]);
+    assert_eq!(
+        step.status,
+        Scaling {
+            from: 2,
+            to: 2,
+            ..Scaling::default()
+        }
+    );
+    assert_eq!(
+        (step.deployment_replicas, step.events, step.waiting),
+        (2, vec![], None)
+    );
+    assert!(
+        step.mark.is_empty()
+            && step.unmark.is_empty()
+            && step.drain.is_empty()
+            && step.undrain.is_empty()
+    );
+}
+
+#[test]
+fn the_way_up_is_at_once() {
+    let step = step(5, 2, vec![pod("a", 5), pod("b", 7)]);
+    assert_eq!(
+        (step.deployment_replicas, step.status.state),
+        (5, ScalingState::Scaling)
+    );
+    assert_eq!(step.events[0].reason, "ScaledOut");
+}
+
+#[test]
+fn the_emptiest_are_marked_first_and_neither_drained_nor_deleted_before_the_mark_is_seen() {
+    let step = step(
+        2,
+        4,
+        vec![pod("a", 50), pod("b", 7), pod("c", 90), pod("d", 8)],
+    );
+    assert_eq!(names(&step.mark), ["b", "d"]);
+    assert_eq!(
+        (
+            step.mark[0].cost,
+            step.mark[0].since,
+            step.mark[0].uid.as_str()
+        ),
+        (DRAINING_COST, now(), "uid-b")
+    );
+    assert_eq!(
+        (
+            step.deployment_replicas,
+            step.drain.len(),
+            step.status.state
+        ),
+        (4, 0, ScalingState::Draining)
+    );
+    assert_eq!(step.status.victims, ["b", "d"]);
+    assert_eq!(step.waiting.unwrap().reason, "Draining");
+}
+
+#[test]
+fn of_equally_full_pods_the_youngest_goes_and_then_the_first_by_name() {
+    let mut young = pod("z", 7);
+    young.created = now() - TimeDelta::minutes(1);
+    assert_eq!(
+        names(&step(2, 3, vec![pod("a", 7), pod("b", 7), young]).mark),
+        ["z"]
+    );
+    assert_eq!(
+        names(&step(1, 2, vec![pod("a", 7), pod("b", 7)]).mark),
+        ["a"]
+    );
+}
+
+#[test]
+fn a_ready_pod_that_does_not_answer_counts_as_the_fullest() {
+    let mut silent = pod("a", 0);
+    silent.report = Err("timed out".into());
+    assert_eq!(names(&step(1, 2, vec![silent, pod("b", 700)]).mark), ["b"]);
+}
+
+#[test]
+fn a_marked_pod_is_told_to_drain_until_it_says_that_it_does() {
+    let mut marked = pod("a", 30);
+    (marked.draining_since, marked.deletion_cost) = (Some(now()), Some(DRAINING_COST));
+    assert_eq!(step(1, 2, vec![marked.clone(), pod("b", 40)]).drain, ["a"]);
+    assert!(
+        step(1, 2, vec![draining("a", 20, 30), pod("b", 40)])
+            .drain
+            .is_empty()
+    );
+    marked.deletion_cost = None;
+    let step = step(1, 2, vec![marked, pod("b", 40)]);
+    assert_eq!(
+        (names(&step.mark), step.drain.len()),
+        (vec!["a"], 0),
+        "half a mark is completed first"
+    );
+}
+
+#[test]
+fn the_deployment_is_lowered_when_victims_are_empty_and_endpoints_had_their_time() {
+    let early = step(1, 2, vec![draining("a", 5, 0), pod("b", 40)]);
+    assert_eq!(
+        (early.deployment_replicas, early.status.state),
+        (2, ScalingState::Draining)
+    );
+    let full = step(1, 2, vec![draining("a", 20, 1), pod("b", 40)]);
+    assert_eq!(full.deployment_replicas, 2);
+    let empty = step(1, 2, vec![draining("a", 20, 0), pod("b", 40)]);
+    assert_eq!(
+        (empty.deployment_replicas, empty.status.state),
+        (1, ScalingState::Scaling)
+    );
+    assert_eq!(empty.events[0].reason, "ScaledIn");
+}
+
+#[test]
+fn a_pod_past_its_deadline_goes_with_a_warning() {
+    let limit = 8 + 120 + 15;
+    assert_eq!(
+        step(1, 2, vec![draining("a", limit - 1, 3), pod("b", 40)]).deployment_replicas,
+        2
+    );
+    let late = step(1, 2, vec![draining("a", limit, 3), pod("b", 40)]);
+    assert_eq!(late.deployment_replicas, 1);
+    assert!(
+        late.events
+            .iter()
+            .any(|event| event.kind == Kind::Warning && event.reason == "DrainDeadlineExceeded")
+    );
+}
+
+#[test]
+fn a_draining_pod_that_does_not_answer_is_given_its_time() {
+    let mut silent = draining("a", 60, 3);
+    silent.report = Err("timed out".into());
+    assert_eq!(
+        step(1, 2, vec![silent.clone(), pod("b", 40)]).deployment_replicas,
+        2
+    );
+    silent.draining_since = Some(now() - TimeDelta::seconds(200));
+    assert_eq!(
+        step(1, 2, vec![silent, pod("b", 40)]).deployment_replicas,
+        1
+    );
+}
+
+#[test]
+fn a_finished_victim_waits_for_its_lower_cost_while_another_drains() {
+    let pods = |cost| {
+        let mut first = draining("a", 20, 0);
+        first.deletion_cost = Some(cost);
+        vec![first, draining("b", 20, 9), pod("c", 40)]
+    };
+    let before = step(1, 3, pods(DRAINING_COST));
+    assert_eq!(
+        (before.deployment_replicas, names(&before.mark)),
+        (3, vec!["a"])
+    );
+    assert_eq!(
+        (before.mark[0].cost, before.mark[0].since),
+        (FINISHED_COST, now() - TimeDelta::seconds(20))
+    );
+    let after = step(1, 3, pods(FINISHED_COST));
+    assert_eq!(
+        (after.deployment_replicas, after.mark.len()),
+        (2, 0),
+        "exactly the finished one"
+    );
+}
+
+#[test]
+fn a_late_victim_that_is_still_ready_waits_for_one_that_drains() {
+    // The ReplicaSet would delete b, which is not ready, before a.
+    let mut late = pod("a", 5);
+    (late.draining_since, late.deletion_cost) =
+        (Some(now() - TimeDelta::seconds(500)), Some(FINISHED_COST));
+    assert_eq!(
+        step(1, 3, vec![late, draining("b", 20, 9), pod("c", 40)]).deployment_replicas,
+        3
+    );
+}
+
+#[test]
+fn pods_being_deleted_are_not_counted_twice() {
+    // The Deployment is lowered, the ReplicaSet has not acted: marks stay, nobody else is chosen.
+    let lowered = step(
+        2,
+        2,
+        vec![
+            draining("a", 20, 0),
+            draining("b", 20, 0),
+            pod("c", 5),
+            pod("d", 6),
+        ],
+    );
+    assert!(lowered.mark.is_empty() && lowered.unmark.is_empty() && lowered.undrain.is_empty());
+    assert_eq!(
+        (lowered.deployment_replicas, lowered.status.state),
+        (2, ScalingState::Scaling)
+    );
+    // It has acted: they terminate.
+    let mut gone = vec![
+        draining("a", 20, 0),
+        draining("b", 20, 0),
+        pod("c", 5),
+        pod("d", 6),
+    ];
+    gone[0].terminating = true;
+    gone[1].terminating = true;
+    let after = step(2, 2, gone);
+    assert_eq!(
+        (after.status.state, after.mark.len(), after.undrain.len()),
+        (ScalingState::Idle, 0, 0)
+    );
+}
+
+#[test]
+fn one_step_at_a_time() {
+    let step = step(
+        1,
+        4,
+        vec![draining("a", 20, 4), pod("b", 5), pod("c", 6), pod("d", 7)],
+    );
+    assert!(
+        step.mark.is_empty(),
+        "the target fell further, but a still drains"
+    );
+}
+
+#[test]
+fn a_rising_target_takes_the_fullest_back_first() {
+    let pods = || {
+        vec![
+            draining("a", 20, 0),
+            draining("b", 20, 9),
+            draining("c", 20, 5),
+            pod("d", 70),
+        ]
+    };
+    let some = step(2, 4, pods());
+    assert_eq!(
+        (names(&some.unmark), some.undrain.as_slice()),
+        (vec!["b"], ["b".to_owned()].as_slice())
+    );
+    let all = step(4, 4, pods());
+    assert_eq!(
+        (names(&all.unmark), all.undrain),
+        (
+            vec!["b", "c", "a"],
+            vec!["a".to_owned(), "b".into(), "c".into()]
+        )
+    );
+    assert_eq!(all.status.state, ScalingState::Idle);
+}
+
+#[test]
+fn a_drain_without_a_mark_is_taken_back_also_after_a_crash_between_the_two() {
+    let mut unmarked = draining("a", 20, 3);
+    (unmarked.draining_since, unmarked.deletion_cost) = (None, None);
+    let step = step(2, 2, vec![unmarked, pod("b", 5)]);
+    assert_eq!(
+        (step.undrain, step.unmark.len(), step.mark.len()),
+        (vec!["a".to_owned()], 0, 0)
+    );
+}
+
+#[test]
+fn a_pending_pod_takes_the_place_of_a_victim_that_drains() {
+    let first = step(
+        2,
+        4,
+        vec![
+            draining("a", 20, 9),
+            draining("b", 20, 3),
+            pending("e"),
+            pod("d", 50),
+        ],
+    );
+    assert_eq!(
+        (names(&first.mark), names(&first.unmark)),
+        (vec!["e"], vec!["a"])
+    );
+    let mut marked = pending("e");
+    (marked.draining_since, marked.deletion_cost) = (Some(now()), Some(DRAINING_COST));
+    let second = step(
+        2,
+        4,
+        vec![pod("a", 9), draining("b", 20, 3), marked, pod("d", 50)],
+    );
+    assert_eq!(
+        second.deployment_replicas, 3,
+        "it goes at once, before the one that drains"
+    );
+}
+
+#[test]
+fn pods_that_are_missing_are_not_waited_for() {
+    assert_eq!(
+        step(2, 4, vec![pod("a", 5), pod("b", 6)]).deployment_replicas,
+        2
+    );
+    let drain = Drain::default();
+    let fleet = Fleet {
+        pods: vec![pod("a", 5)],
+    };
+    let deployment = deployment(4, 4);
+    let input = ScaleInput {
+        wanted: 1,
+        deployment: Some(&deployment),
+        fleet: &fleet,
+        drain: &drain,
+        rolling_out: false,
+    };
+    assert_eq!(
+        plan(&input, now()).deployment_replicas,
+        4,
+        "the Deployment counts more pods than were seen"
+    );
+}
+
+#[test]
+fn no_pod_goes_during_a_rollout_and_those_that_drain_are_taken_back() {
+    let step = step_in(
+        1,
+        3,
+        vec![draining("a", 20, 9), pod("b", 5), pod("c", 6), pod("d", 7)],
+        true,
+    );
+    assert_eq!(
+        (step.deployment_replicas, step.status.state),
+        (3, ScalingState::Waiting)
+    );
+    assert_eq!(
+        (names(&step.unmark), step.undrain, step.mark.len()),
+        (vec!["a"], vec!["a".to_owned()], 0)
+    );
+    assert_eq!(step.waiting.unwrap().reason, "RolloutInProgress");
+    assert_eq!(
+        step_in(6, 3, vec![pod("b", 5)], true).deployment_replicas,
+        6,
+        "up is never held back"
+    );
+}
+
+#[test]
+fn stopped_means_that_all_drain_together() {
+    assert_eq!(
+        names(&step(0, 2, vec![pod("a", 5), pod("b", 6)]).mark),
+        ["a", "b"]
+    );
+    assert_eq!(
+        step(0, 2, vec![draining("a", 20, 0), draining("b", 20, 0)]).deployment_replicas,
+        0
+    );
+}
+
+#[test]
+fn without_a_deployment_the_wanted_number_is_what_it_begins_with() {
+    let drain = Drain::default();
+    let fleet = Fleet::default();
+    let step = plan(
+        &ScaleInput {
+            wanted: 3,
+            deployment: None,
+            fleet: &fleet,
+            drain: &drain,
+            rolling_out: false,
+        },
+        now(),
+    );
+    assert_eq!((step.deployment_replicas, step.events.len()), (3, 0));
+}

@@ -1,0 +1,558 @@
+//! Keys that the operator makes for the platform's own issuer: Published -> Signing -> VerifyOnly -> dropped.
+//!
+//! | stage | the issuer | verifiers | left when |
+//! |---|---|---|---|
+//! | Published | does not use it | may fetch it | every ready pod has served it for `cacheAge`, and `rotateEvery` has passed for the key before |
+//! | Signing | signs with it | accept it | its successor signs |
+//! | VerifyOnly | does not use it | accept it | the longest `maxTokenLife` it signed under, clock skew and `cacheAge` have passed |
+//!
+//! So whoever caches the set for `cacheAge` knows a key before the first token of it, and a token is verified to its end. A successor is published
+//! `cacheAge` and the time that pods need before its turn; the first key signs at once, for nobody holds an older set. Until a pod is ready nobody
+//! can verify its tokens, and nobody can connect either.
+//!
+//! The ring lives in a Secret: `ring.json` is what the operator reads, `current.pem` and `current.json` are what the issuer reads.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base64_simd::URL_SAFE_NO_PAD as BASE64URL;
+use chrono::{DateTime, TimeDelta, Utc};
+use p256::SecretKey;
+use p256::elliptic_curve::sec1::ToSec1Point as _;
+use p256::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, LineEnding};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use signal_crds::jwks::Managed;
+use signal_crds::status::{SigningKeyStage, SigningKeyStatus};
+
+use crate::observe::fleet::{Fleet, Pod};
+use crate::plan::{Happening, Plan, Waiting};
+use crate::time::to_k8s;
+
+/// Key of the Secret with every key and its stage.
+const RING_JSON: &str = "ring.json";
+/// Key of the Secret with the key to sign with, PKCS#8.
+const CURRENT_PEM: &str = "current.pem";
+/// Key of the Secret with what the issuer writes into header and claims.
+const CURRENT_JSON: &str = "current.json";
+/// Key of the Secret with the public set.
+const JWKS_JSON: &str = "jwks.json";
+
+/// How much earlier than by `cacheAge` a key is published: pods show a changed ConfigMap within two minutes.
+const POD_MARGIN: signal_crds::Duration = signal_crds::Duration::secs(180);
+/// Most keys at a time; gateways take more.
+const MAX_KEYS: usize = 8;
+
+/// Reason: so many old keys are still verified that none is added.
+pub const TOO_MANY_KEYS: &str = "TooManySigningKeys";
+/// Reason: ready pods do not serve a key yet that is to sign.
+pub const WAITING_FOR_PODS: &str = "WaitingForPods";
+/// Event: a key is in the public set and signs nothing yet.
+pub const SIGNING_KEY_PUBLISHED: &str = "SigningKeyPublished";
+/// Event: the issuer is to sign with a key.
+pub const SIGNING_KEY_ACTIVATED: &str = "SigningKeyActivated";
+/// Event: a key signs no more.
+pub const SIGNING_KEY_RETIRED: &str = "SigningKeyRetired";
+/// Event: no token of a key can be valid any more, and it is gone.
+pub const SIGNING_KEY_DROPPED: &str = "SigningKeyDropped";
+/// Event: the Secret does not hold what the operator wrote.
+pub const SIGNING_KEYS_DAMAGED: &str = "SigningKeysDamaged";
+
+/// Every key with its stage, oldest first, and what tokens say of their issuer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeyRing {
+    issuer: String,
+    audiences: Vec<String>,
+    keys: Vec<Key>,
+}
+
+/// The Secret does not hold what the operator wrote; the text repeats nothing of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}; {}", match ring.as_ref().and_then(KeyRing::signing) {
+    Some(key) => format!("key {} stays the one that signs", key.kid),
+    None => "no key that signed could be read, another takes its place".to_owned(),
+})]
+pub struct Damage {
+    what: String,
+    /// What could be read.
+    pub ring: Option<KeyRing>,
+}
+
+/// What [`plan`] looks at.
+#[derive(Debug, Clone, Copy)]
+pub struct SigningInput<'a> {
+    /// Part of the spec.
+    pub managed: &'a Managed,
+    /// How far clocks of issuer and gateways may be apart.
+    pub skew: signal_crds::Duration,
+    /// What the Secret holds, if it is there.
+    pub ring: Option<&'a KeyRing>,
+    /// The pods.
+    pub fleet: &'a Fleet,
+}
+
+#[derive(Clone, PartialEq)]
+struct Key {
+    secret: SecretKey,
+    kid: String,
+    /// Coordinates of the public point, base64url.
+    x: String,
+    y: String,
+    stage: SigningKeyStage,
+    /// `None` where a damaged Secret does not say; [`plan`] reckons from now then.
+    since: Option<DateTime<Utc>>,
+    /// Of VerifyOnly alone; `None` as above.
+    verify_until: Option<DateTime<Utc>>,
+    /// Of Published alone: since when every ready pod serves it.
+    served_since: Option<DateTime<Utc>>,
+    /// The longest life of a token that it may have signed.
+    token_life: signal_crds::Duration,
+}
+
+/// The private part is left out.
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key")
+            .field("kid", &self.kid)
+            .field("stage", &self.stage)
+            .field("since", &self.since)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One key of `ring.json`.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    kid: String,
+    /// RFC 7518, 6.2.2.1.
+    d: String,
+    stage: SigningKeyStage,
+    since: Option<DateTime<Utc>>,
+    verify_until: Option<DateTime<Utc>>,
+    #[serde(default)]
+    served_since: Option<DateTime<Utc>>,
+    #[serde(default)]
+    token_life: signal_crds::Duration,
+}
+
+/// `current.json`.
+#[derive(Default, Serialize, Deserialize)]
+struct Current {
+    kid: String,
+    alg: String,
+    iss: String,
+    aud: Vec<String>,
+}
+
+impl Key {
+    fn new(secret: SecretKey, stage: SigningKeyStage, since: Option<DateTime<Utc>>) -> Self {
+        let point = secret.public_key().to_sec1_point(false);
+        let (x, y) = point.as_bytes()[1..].split_at(32);
+        let (x, y) = (BASE64URL.encode_to_string(x), BASE64URL.encode_to_string(y));
+        let kid = thumbprint(&x, &y);
+        Self {
+            secret,
+            kid,
+            x,
+            y,
+            stage,
+            since,
+            verify_until: None,
+            served_since: None,
+            token_life: signal_crds::Duration::default(),
+        }
+    }
+
+    fn generate(
+        random: &mut impl rand::CryptoRng,
+        stage: SigningKeyStage,
+        now: DateTime<Utc>,
+    ) -> Self {
+        loop {
+            let mut bytes = [0; 32];
+            random.fill_bytes(&mut bytes);
+            // Zero, or not below the order of the group: one in 2^32 draws.
+            if let Ok(secret) = SecretKey::from_slice(&bytes) {
+                return Self::new(secret, stage, Some(now));
+            }
+        }
+    }
+
+    fn entry(&self) -> Entry {
+        let d = BASE64URL.encode_to_string(self.secret.to_bytes());
+        let Self {
+            stage,
+            since,
+            verify_until,
+            served_since,
+            token_life,
+            ..
+        } = *self;
+        Entry {
+            kid: self.kid.clone(),
+            d,
+            stage,
+            since,
+            verify_until,
+            served_since,
+            token_life,
+        }
+    }
+
+    /// `None` where the text is no key, or is not the one that it is called.
+    fn read(value: Value) -> Option<Self> {
+        let entry: Entry = serde_json::from_value(value).ok()?;
+        let secret = SecretKey::from_slice(&BASE64URL.decode_to_vec(&entry.d).ok()?).ok()?;
+        let Entry {
+            verify_until,
+            served_since,
+            token_life,
+            ..
+        } = entry;
+        let key = Self {
+            verify_until,
+            served_since,
+            token_life,
+            ..Self::new(secret, entry.stage, entry.since)
+        };
+        (key.kid == entry.kid).then_some(key)
+    }
+
+    fn turn(
+        &mut self,
+        stage: SigningKeyStage,
+        since: Option<DateTime<Utc>>,
+        verify_until: Option<DateTime<Utc>>,
+    ) {
+        (self.stage, self.since, self.verify_until, self.served_since) =
+            (stage, since, verify_until, None);
+    }
+}
+
+/// RFC 7638: SHA-256 of the members that make the key, by name and without blanks.
+fn thumbprint(x: &str, y: &str) -> String {
+    let members = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);
+    BASE64URL.encode_to_string(Sha256::digest(members.as_bytes()))
+}
+
+impl KeyRing {
+    /// Reads the Secret; `None` where there is nothing to read.
+    ///
+    /// # Errors
+    /// It does not hold what [`KeyRing::to_secret`] wrote. A key to sign with that can be read stays that, whatever else is lost.
+    pub fn from_secret(data: &BTreeMap<String, Vec<u8>>) -> Result<Option<Self>, Damage> {
+        if data.is_empty() {
+            return Ok(None);
+        }
+        let (mut keys, mut what) = read_ring(data.get(RING_JSON).map(Vec::as_slice));
+        let current = data
+            .get(CURRENT_PEM)
+            .and_then(|pem| SecretKey::from_pkcs8_pem(std::str::from_utf8(pem).ok()?).ok());
+        let signing = keys
+            .iter()
+            .filter(|key| key.stage == SigningKeyStage::Signing)
+            .count();
+        let held = current
+            .as_ref()
+            .map(|secret| Key::new(secret.clone(), SigningKeyStage::Signing, None).kid);
+        let other = held.is_some_and(|held| {
+            keys.iter()
+                .any(|key| key.stage == SigningKeyStage::Signing && key.kid != held)
+        });
+        if signing != 1 {
+            what.get_or_insert_with(|| format!("{RING_JSON} names {signing} keys that sign"));
+            choose_signing(&mut keys, current);
+        } else if other {
+            what.get_or_insert_with(|| {
+                format!("{CURRENT_PEM} is another key than the one that signs in {RING_JSON}")
+            });
+            choose_signing(&mut keys, current);
+        }
+        // Only for the issuer; a plan writes it anew anyway.
+        let said: Current = data
+            .get(CURRENT_JSON)
+            .and_then(|json| serde_json::from_slice(json).ok())
+            .unwrap_or_default();
+        let ring = (!keys.is_empty()).then_some(Self {
+            issuer: said.iss,
+            audiences: said.aud,
+            keys,
+        });
+        match what {
+            Some(what) => Err(Damage { what, ring }),
+            None => Ok(ring),
+        }
+    }
+
+    /// Data of the Secret.
+    pub fn to_secret(&self) -> BTreeMap<String, Vec<u8>> {
+        let entries: Vec<Entry> = self.keys.iter().map(Key::entry).collect();
+        let mut data = BTreeMap::from([
+            (
+                RING_JSON.to_owned(),
+                json!({"keys": entries}).to_string().into_bytes(),
+            ),
+            (JWKS_JSON.to_owned(), self.jwks().into_bytes()),
+        ]);
+        if let Some(key) = self.signing() {
+            let pem = key
+                .secret
+                .to_pkcs8_pem(LineEnding::LF)
+                .expect("a key of a named curve has a PKCS#8 form");
+            let current = Current {
+                kid: key.kid.clone(),
+                alg: "ES256".into(),
+                iss: self.issuer.clone(),
+                aud: self.audiences.clone(),
+            };
+            data.insert(CURRENT_PEM.to_owned(), pem.as_bytes().to_vec());
+            data.insert(
+                CURRENT_JSON.to_owned(),
+                serde_json::to_vec(&current).expect("texts are plain data"),
+            );
+        }
+        data
+    }
+
+    /// The public set, RFC 7517. A change of stage alone does not change it.
+    pub fn jwks(&self) -> String {
+        let public = |key: &Key| json!({"kty": "EC", "crv": "P-256", "x": key.x, "y": key.y, "kid": key.kid, "alg": "ES256", "use": "sig"});
+        json!({"keys": self.keys.iter().map(public).collect::<Vec<_>>()}).to_string()
+    }
+
+    /// As the status of the SignalCluster shows it.
+    pub fn status(&self) -> Vec<SigningKeyStatus> {
+        let shown = |key: &Key| SigningKeyStatus {
+            kid: key.kid.clone(),
+            state: key.stage,
+            since: to_k8s(key.since.unwrap_or_default()),
+        };
+        self.keys.iter().map(shown).collect()
+    }
+
+    fn at(&self, stage: SigningKeyStage) -> Option<usize> {
+        self.keys.iter().position(|key| key.stage == stage)
+    }
+
+    fn signing(&self) -> Option<&Key> {
+        self.at(SigningKeyStage::Signing).map(|at| &self.keys[at])
+    }
+}
+
+/// The keys of `ring.json` that can be read, and what is wrong with it.
+fn read_ring(json: Option<&[u8]>) -> (Vec<Key>, Option<String>) {
+    #[derive(Deserialize)]
+    struct Ring {
+        keys: Vec<Value>,
+    }
+    let Some(json) = json else {
+        return (Vec::new(), Some(format!("{RING_JSON} is not there")));
+    };
+    // What serde says of it may repeat a private key.
+    let Ok(ring) = serde_json::from_slice::<Ring>(json) else {
+        return (Vec::new(), Some(format!("{RING_JSON} cannot be read")));
+    };
+    let (mut keys, mut what) = (Vec::<Key>::new(), None);
+    for (at, value) in ring.keys.into_iter().enumerate() {
+        match Key::read(value) {
+            Some(key) if keys.iter().all(|known| known.kid != key.kid) => keys.push(key),
+            _ => {
+                what = what.or_else(|| {
+                    Some(format!(
+                        "{RING_JSON}: key {at} cannot be read, or is there twice"
+                    ))
+                })
+            }
+        }
+    }
+    (keys, what)
+}
+
+/// Leaves one key that signs: the one that the issuer holds, else the newest that did.
+fn choose_signing(keys: &mut Vec<Key>, current: Option<SecretKey>) {
+    let current = current.map(|secret| Key::new(secret, SigningKeyStage::Signing, None));
+    let newest = keys
+        .iter()
+        .filter(|key| key.stage == SigningKeyStage::Signing)
+        .max_by_key(|key| key.since)
+        .map(|key| key.kid.clone());
+    let Some(chosen) = current.as_ref().map(|key| key.kid.clone()).or(newest) else {
+        return;
+    };
+    for key in keys.iter_mut() {
+        if key.kid == chosen {
+            let since = key.since.filter(|_| key.stage == SigningKeyStage::Signing);
+            key.turn(SigningKeyStage::Signing, since, None);
+        } else if key.stage == SigningKeyStage::Signing {
+            key.turn(SigningKeyStage::VerifyOnly, None, None);
+        }
+    }
+    if keys.iter().all(|key| key.kid != chosen) {
+        keys.extend(current);
+    }
+}
+
+/// The next step of the keys.
+pub fn plan(
+    input: &SigningInput<'_>,
+    now: DateTime<Utc>,
+    random: &mut impl rand::CryptoRng,
+) -> Plan<KeyRing> {
+    let Managed {
+        issuer,
+        audiences,
+        rotate_every,
+        max_token_life,
+        cache_age,
+        ..
+    } = input.managed;
+    let keys = input.ring.map(|ring| ring.keys.clone()).unwrap_or_default();
+    let mut ring = KeyRing {
+        issuer: issuer.clone(),
+        audiences: audiences.clone(),
+        keys,
+    };
+    let verified_until = |key: &Key| {
+        [key.token_life.max(*max_token_life), input.skew, *cache_age]
+            .into_iter()
+            .fold(now, after)
+    };
+    let mut events = Vec::new();
+    let mut tell = |reason, note| events.push(Happening::normal(reason, note));
+
+    for key in &mut ring.keys {
+        key.since.get_or_insert(now);
+        match key.stage {
+            // A life that is shortened does not shorten that of tokens that are out.
+            SigningKeyStage::Signing => key.token_life = key.token_life.max(*max_token_life),
+            SigningKeyStage::VerifyOnly => {
+                key.verify_until = key.verify_until.or_else(|| Some(verified_until(key)))
+            }
+            SigningKeyStage::Published if unserved(input.fleet, &key.kid).is_none() => {
+                key.served_since = key.served_since.or(Some(now))
+            }
+            SigningKeyStage::Published => key.served_since = None,
+        }
+    }
+    ring.keys.retain(|key| {
+        let over = key.stage == SigningKeyStage::VerifyOnly
+            && key.verify_until.is_some_and(|until| until <= now);
+        if over {
+            tell(
+                SIGNING_KEY_DROPPED,
+                format!("key {}: no token of it can be valid any more", key.kid),
+            );
+        }
+        !over
+    });
+
+    let Some(signing) = ring.at(SigningKeyStage::Signing) else {
+        // The first one; or the one before is lost, and the successor is at least known to some.
+        let at = ring.at(SigningKeyStage::Published).unwrap_or_else(|| {
+            ring.keys
+                .push(Key::generate(random, SigningKeyStage::Published, now));
+            ring.keys.len() - 1
+        });
+        ring.keys[at].turn(SigningKeyStage::Signing, Some(now), None);
+        ring.keys[at].token_life = *max_token_life;
+        tell(
+            SIGNING_KEY_ACTIVATED,
+            format!("key {} signs; there was none before", ring.keys[at].kid),
+        );
+        return Plan {
+            next: ring,
+            waiting: None,
+            events,
+        };
+    };
+    let due = after(ring.keys[signing].since.unwrap_or(now), *rotate_every);
+    let mut waiting = None;
+    match ring.at(SigningKeyStage::Published) {
+        None if after(after(now, *cache_age), POD_MARGIN) >= due && ring.keys.len() >= MAX_KEYS => {
+            let message = format!(
+                "{MAX_KEYS} keys are published; the next one is made when an old one is dropped"
+            );
+            waiting = Some(Waiting {
+                reason: TOO_MANY_KEYS,
+                message,
+            });
+        }
+        None if after(after(now, *cache_age), POD_MARGIN) >= due => {
+            let key = Key::generate(random, SigningKeyStage::Published, now);
+            tell(
+                SIGNING_KEY_PUBLISHED,
+                format!(
+                    "key {} is published and signs from {}",
+                    key.kid,
+                    due.max(after(now, *cache_age)).to_rfc3339()
+                ),
+            );
+            ring.keys.push(key);
+        }
+        Some(next) if now >= due => {
+            let kid = ring.keys[next].kid.clone();
+            let known = ring.keys[next]
+                .served_since
+                .map(|since| after(since, *cache_age));
+            if let Some(why) = unserved(input.fleet, &kid) {
+                waiting = Some(Waiting {
+                    reason: WAITING_FOR_PODS,
+                    message: format!("signing key {kid}: {why}"),
+                });
+            } else if known.is_some_and(|known| known <= now) {
+                let until = verified_until(&ring.keys[signing]);
+                ring.keys[next].turn(SigningKeyStage::Signing, Some(now), None);
+                ring.keys[next].token_life = *max_token_life;
+                ring.keys[signing].turn(SigningKeyStage::VerifyOnly, Some(now), Some(until));
+                tell(
+                    SIGNING_KEY_ACTIVATED,
+                    format!("key {kid} signs; every ready pod has served it for {cache_age}"),
+                );
+                let old = &ring.keys[signing].kid;
+                tell(
+                    SIGNING_KEY_RETIRED,
+                    format!(
+                        "key {old} signs no more and is verified until {}",
+                        until.to_rfc3339()
+                    ),
+                );
+            }
+        }
+        _ => {}
+    }
+    Plan {
+        next: ring,
+        waiting,
+        events,
+    }
+}
+
+/// Which ready pod does not serve a key, or that none is ready while some could be.
+fn unserved(fleet: &Fleet, kid: &str) -> Option<String> {
+    if fleet.ready().next().is_none() && fleet.alive().next().is_some() {
+        return Some("no pod is ready".into());
+    }
+    let pod = fleet.ready().find(|pod| !serves(pod, kid))?;
+    let why = pod
+        .report
+        .as_ref()
+        .err()
+        .map_or("it does not serve the key yet", String::as_str);
+    Some(format!("{}: {why}", pod.name))
+}
+
+fn serves(pod: &Pod, kid: &str) -> bool {
+    let served = pod.report().and_then(|report| report.jwks_file.as_ref());
+    served.is_some_and(|file| file.keys.iter().any(|served| served == kid))
+}
+
+/// So much later; saturates.
+fn after(at: DateTime<Utc>, span: signal_crds::Duration) -> DateTime<Utc> {
+    let span = TimeDelta::from_std(span.std()).unwrap_or(TimeDelta::MAX);
+    at.checked_add_signed(span)
+        .unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+#[cfg(test)]
+mod tests;

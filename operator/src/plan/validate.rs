@@ -1,0 +1,287 @@
+//! Spec and observed objects -> [`ValidCluster`], the only input of what follows; or all that is wrong, by field and object.
+
+mod secrets;
+mod shape;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::autoscaling::v2::MetricSpec;
+use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::Resource;
+use serde_json::Value;
+use signal_crds::data::RedisMode;
+use signal_crds::jwks::Algorithm;
+use signal_crds::{SignalCluster, SignalClusterSpec};
+
+use crate::observe::observed::{Observed, Secrets};
+use crate::plan::record::{RecordedRedis, SourceDefinition};
+use crate::status::conditions::ConditionType;
+use secrets::Resolver;
+pub use secrets::{BASIC_USERS, DATABASE_CA, DATABASE_URL, KAFKA_CA, KAFKA_PASSWORD, POLICY_URL};
+use shape::Shape;
+
+/// Keys of the credentials Secret -> content.
+pub type Files = BTreeMap<String, Vec<u8>>;
+
+/// Declared name of the source whose keys the operator makes.
+pub const MANAGED_SOURCE: &str = "managed";
+
+/// A spec that can be acted on, and everything it refers to.
+#[derive(Debug, Clone)]
+pub struct ValidCluster {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its uid.
+    pub uid: String,
+    /// The generation of the spec.
+    pub generation: i64,
+    /// The spec itself.
+    pub spec: SignalClusterSpec,
+    /// Keys of the credentials Secret, as wanted by the spec now; without the admin token.
+    pub files: Files,
+    /// Sources of keys by their declared names, in the order of the spec; the managed one comes last.
+    pub sources: Vec<(String, SourceDefinition)>,
+    /// Redis.
+    pub redis: Option<RecordedRedis>,
+    /// Kafka's user; empty where there is none.
+    pub kafka_username: String,
+    /// Locales of the catalogs beside those of the image, sorted.
+    pub locales: Vec<String>,
+    /// Who may reach the public port; empty: everybody.
+    pub public_from: Vec<NetworkPolicyPeer>,
+    /// Who may reach the admin port, besides the operator.
+    pub admin_from: Vec<NetworkPolicyPeer>,
+    /// Further metrics of the HorizontalPodAutoscaler.
+    pub extra_metrics: Vec<MetricSpec>,
+}
+
+impl ValidCluster {
+    /// Makes the SignalCluster the controller of an object, which goes with it.
+    pub fn owner_ref(&self) -> OwnerReference {
+        OwnerReference {
+            api_version: SignalCluster::api_version(&()).into_owned(),
+            kind: SignalCluster::kind(&()).into_owned(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+            controller: Some(true),
+            block_owner_deletion: Some(true),
+        }
+    }
+}
+
+/// Why a spec cannot be acted on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The condition that it makes False.
+    pub condition: ConditionType,
+    /// CamelCase.
+    pub reason: &'static str,
+    /// Names the field and the object; never a secret.
+    pub message: String,
+}
+
+/// Checks the spec against everything it refers to.
+///
+/// # Errors
+/// All that is wrong, together.
+pub fn validate(observed: &Observed) -> Result<ValidCluster, Vec<Problem>> {
+    let cluster = &observed.cluster;
+    let spec = &cluster.spec;
+    let mut problems = Vec::new();
+    let mut shape = Shape::new(&mut problems);
+    shape.spec(spec);
+    let _: Option<PodSpec> = shape.part(
+        "podTemplate.spec",
+        &Value::Object(spec.pod_template.spec.clone()),
+    );
+    let public_from = shape.parts("networkPolicy.publicFrom", &spec.network_policy.public_from);
+    let admin_from = shape.parts("networkPolicy.adminFrom", &spec.network_policy.admin_from);
+    let extra = spec
+        .autoscaling
+        .as_ref()
+        .and_then(|autoscaling| autoscaling.extra_metrics.as_deref());
+    let extra_metrics = shape.parts("autoscaling.extraMetrics", extra.unwrap_or_default());
+    let locales = match &spec.notifications.catalog_ref {
+        Some(named) => shape.catalogs(
+            &named.name,
+            observed.catalogs.as_ref().and_then(Option::as_ref),
+        ),
+        None => Vec::new(),
+    };
+    let Resolved {
+        files,
+        sources,
+        redis,
+        kafka_username,
+    } = resolve(spec, &observed.secrets, &mut problems);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let meta = &cluster.metadata;
+    Ok(ValidCluster {
+        name: meta.name.clone().unwrap_or_default(),
+        namespace: meta.namespace.clone().unwrap_or_default(),
+        uid: meta.uid.clone().unwrap_or_default(),
+        generation: meta.generation.unwrap_or_default(),
+        spec: spec.clone(),
+        files,
+        sources,
+        redis,
+        kafka_username,
+        locales,
+        public_from,
+        admin_from,
+        extra_metrics,
+    })
+}
+
+struct Resolved {
+    files: Files,
+    sources: Vec<(String, SourceDefinition)>,
+    redis: Option<RecordedRedis>,
+    kafka_username: String,
+}
+
+fn resolve(spec: &SignalClusterSpec, secrets: &Secrets, problems: &mut Vec<Problem>) -> Resolved {
+    let mut resolver = Resolver::new(secrets, problems);
+    if let Some(key) = &spec.gateway.auth.basic_users_secret_ref {
+        resolver.basic_users("spec.gateway.auth.basicUsersSecretRef", key);
+    }
+    if let Some(database) = &spec.database {
+        resolver.database(
+            "spec.database.urlSecretRef",
+            &database.url_secret_ref,
+            DATABASE_URL,
+            database.ca_secret_ref.is_some(),
+        );
+        if let Some(key) = &database.ca_secret_ref {
+            resolver.fixed_authorities("spec.database.caSecretRef", key, DATABASE_CA);
+        }
+    }
+    if let Some(key) = &spec.policy.url_secret_ref {
+        resolver.database("spec.policy.urlSecretRef", key, POLICY_URL, false);
+    }
+    let mut kafka_username = String::new();
+    if let Some(security) = spec.kafka.as_ref().map(|kafka| &kafka.security) {
+        if let Some(auth) = &security.auth {
+            let user = resolver.text(
+                "spec.kafka.security.auth.usernameSecretRef",
+                &auth.username_secret_ref,
+            );
+            user.unwrap_or_default().clone_into(&mut kafka_username);
+            resolver.password(
+                "spec.kafka.security.auth.passwordSecretRef",
+                &auth.password_secret_ref,
+                KAFKA_PASSWORD,
+            );
+        }
+        if let Some(key) = &security.ca_secret_ref {
+            resolver.fixed_authorities("spec.kafka.security.caSecretRef", key, KAFKA_CA);
+        }
+    }
+    let redis = redis(spec, &mut resolver);
+    let sources = sources(spec, &mut resolver);
+    Resolved {
+        files: resolver.files,
+        sources,
+        redis,
+        kafka_username,
+    }
+}
+
+fn redis(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> Option<RecordedRedis> {
+    let redis = spec.redis.as_ref()?;
+    let auth = redis.auth.as_ref();
+    let user = auth.and_then(|auth| auth.username_secret_ref.as_ref());
+    let sentinel = redis.sentinel.as_ref();
+    let authorities = redis
+        .tls
+        .as_ref()
+        .and_then(|tls| tls.ca_secret_ref.as_ref());
+    let mode = match redis.mode {
+        RedisMode::Standalone => "standalone",
+        RedisMode::Sentinel => "sentinel",
+        RedisMode::Cluster => "cluster",
+    };
+    Some(RecordedRedis {
+        mode: mode.into(),
+        nodes: redis.nodes.clone(),
+        sentinel_master: sentinel
+            .map(|sentinel| sentinel.master_name.clone())
+            .unwrap_or_default(),
+        database: redis.database,
+        username: user
+            .and_then(|key| resolver.text("spec.redis.auth.usernameSecretRef", key))
+            .unwrap_or_default()
+            .to_owned(),
+        password_file: auth.and_then(|auth| {
+            resolver.addressed_password(
+                "spec.redis.auth.passwordSecretRef",
+                &auth.password_secret_ref,
+                "redis-password",
+            )
+        }),
+        sentinel_password_file: sentinel
+            .and_then(|sentinel| sentinel.password_secret_ref.as_ref())
+            .and_then(|key| {
+                resolver.addressed_password(
+                    "spec.redis.sentinel.passwordSecretRef",
+                    key,
+                    "redis-sentinel-password",
+                )
+            }),
+        tls: redis.tls.is_some(),
+        ca_file: authorities.and_then(|key| {
+            resolver.addressed_authorities("spec.redis.tls.caSecretRef", key, "redis-ca")
+        }),
+        prefix: redis.channel_prefix.clone(),
+    })
+}
+
+fn sources(
+    spec: &SignalClusterSpec,
+    resolver: &mut Resolver<'_>,
+) -> Vec<(String, SourceDefinition)> {
+    let mut all = Vec::new();
+    for (at, source) in spec.jwks.sources.iter().enumerate() {
+        let ca_file = source.ca_secret_ref.as_ref().and_then(|key| {
+            resolver.addressed_authorities(
+                &format!("spec.jwks.sources[{at}].caSecretRef"),
+                key,
+                &format!("source-{}-ca", source.name),
+            )
+        });
+        let definition = SourceDefinition {
+            issuer: source.issuer.clone(),
+            url: Some(source.url.clone()),
+            audiences: source.audiences.clone(),
+            algorithms: source.algorithms.clone(),
+            subject_prefix: source.subject_prefix.clone(),
+            trust_roles: source.trust_roles,
+            ca_file,
+            allow_insecure_http: source.allow_insecure_http,
+        };
+        all.push((source.name.clone(), definition));
+    }
+    if let Some(managed) = &spec.jwks.managed {
+        let definition = SourceDefinition {
+            issuer: managed.issuer.clone(),
+            url: None,
+            audiences: managed.audiences.clone(),
+            algorithms: vec![Algorithm::ES256],
+            subject_prefix: managed.subject_prefix.clone(),
+            trust_roles: managed.trust_roles,
+            ca_file: None,
+            allow_insecure_http: false,
+        };
+        all.push((MANAGED_SOURCE.to_owned(), definition));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,216 @@
+//! Resolves every Secret that the spec names into a file of the credentials Secret, or into a text of the configuration.
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use sha2::{Digest, Sha256};
+use signal_crds::reference::SecretKey;
+
+use super::{Files, Problem};
+use crate::names::LIVE_DIR;
+use crate::observe::observed::Secrets;
+use crate::status::conditions::ConditionType;
+
+/// Key of the credentials Secret: Kafka's password.
+pub const KAFKA_PASSWORD: &str = "kafka-password";
+/// Kafka's authorities. A changed content rolls the pods.
+pub const KAFKA_CA: &str = "kafka-ca.crt";
+/// URL of the notification database.
+pub const DATABASE_URL: &str = "database-url";
+/// Its authorities. A changed content rolls the pods.
+pub const DATABASE_CA: &str = "database-ca.crt";
+/// URL of the policy database.
+pub const POLICY_URL: &str = "policy-url";
+/// Users of `Authorization: Basic`.
+pub const BASIC_USERS: &str = "basic-users.json";
+
+/// `STEM-XXXXXXXX` with the first eight hexadecimal digits of the content's SHA-256: another content is another file.
+fn addressed(stem: &str, content: &[u8], suffix: &str) -> String {
+    let hash: String = Sha256::digest(content)
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("{stem}-{hash}{suffix}")
+}
+
+/// Takes Secrets apart and gathers the files that gateways read, and what is wrong.
+pub(super) struct Resolver<'a> {
+    secrets: &'a Secrets,
+    /// Keys of the credentials Secret.
+    pub(super) files: Files,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl<'a> Resolver<'a> {
+    pub(super) fn new(secrets: &'a Secrets, problems: &'a mut Vec<Problem>) -> Self {
+        Self {
+            secrets,
+            files: Files::new(),
+            problems,
+        }
+    }
+
+    fn refuse(&mut self, reason: &'static str, message: String) {
+        self.problems.push(Problem {
+            condition: ConditionType::SecretsResolved,
+            reason,
+            message,
+        });
+    }
+
+    /// The content of a key, not empty.
+    fn content(&mut self, field: &str, key: &SecretKey) -> Option<&'a [u8]> {
+        let SecretKey { name, key } = key;
+        let Some(data) = self.secrets.get(name).and_then(Option::as_ref) else {
+            self.refuse(
+                "SecretMissing",
+                format!("{field}: there is no Secret {name}"),
+            );
+            return None;
+        };
+        match data.get(key) {
+            None => {
+                self.refuse(
+                    "SecretKeyMissing",
+                    format!("{field}: Secret {name} has no key {key}"),
+                );
+                None
+            }
+            Some(content) if content.trim_ascii().is_empty() => {
+                self.refuse(
+                    "SecretValueEmpty",
+                    format!("{field}: key {key} of Secret {name} is empty"),
+                );
+                None
+            }
+            Some(content) => Some(content),
+        }
+    }
+
+    /// A text of one line, without white space around it.
+    pub(super) fn text(&mut self, field: &str, key: &SecretKey) -> Option<&'a str> {
+        let content = self.content(field, key)?;
+        match std::str::from_utf8(content).map(str::trim) {
+            Ok(text) if !text.contains(char::is_control) => Some(text),
+            _ => {
+                self.refuse(
+                    "SecretValueInvalid",
+                    format!(
+                        "{field}: key {} of Secret {} is no text of one line",
+                        key.key, key.name
+                    ),
+                );
+                None
+            }
+        }
+    }
+
+    /// A password under a content-addressed name.
+    pub(super) fn addressed_password(
+        &mut self,
+        field: &str,
+        key: &SecretKey,
+        stem: &str,
+    ) -> Option<String> {
+        let text = self.text(field, key)?;
+        let name = addressed(stem, text.as_bytes(), "");
+        self.files.insert(name.clone(), text.into());
+        Some(name)
+    }
+
+    /// A password under a fixed name.
+    pub(super) fn password(&mut self, field: &str, key: &SecretKey, name: &str) {
+        if let Some(text) = self.text(field, key) {
+            self.files.insert(name.into(), text.into());
+        }
+    }
+
+    /// Authorities that can be trusted: at least one certificate, and nothing that is none.
+    fn authorities(&mut self, field: &str, key: &SecretKey) -> Option<&'a [u8]> {
+        let content = self.content(field, key)?;
+        let mut store = rustls::RootCertStore::empty();
+        let good = CertificateDer::pem_slice_iter(content)
+            .all(|found| found.is_ok_and(|certificate| store.add(certificate).is_ok()));
+        if good && !store.is_empty() {
+            return Some(content);
+        }
+        self.refuse(
+            "AuthorityInvalid",
+            format!(
+                "{field}: key {} of Secret {} holds no PEM certificates",
+                key.key, key.name
+            ),
+        );
+        None
+    }
+
+    /// Authorities under a content-addressed name.
+    pub(super) fn addressed_authorities(
+        &mut self,
+        field: &str,
+        key: &SecretKey,
+        stem: &str,
+    ) -> Option<String> {
+        let content = self.authorities(field, key)?;
+        let name = addressed(stem, content, ".crt");
+        self.files.insert(name.clone(), content.into());
+        Some(name)
+    }
+
+    /// Authorities under a fixed name.
+    pub(super) fn fixed_authorities(&mut self, field: &str, key: &SecretKey, name: &str) {
+        if let Some(content) = self.authorities(field, key) {
+            self.files.insert(name.into(), content.into());
+        }
+    }
+
+    /// The URL of a PostgreSQL; with `authorities`, `sslrootcert` names their file unless the URL names one itself.
+    pub(super) fn database(&mut self, field: &str, key: &SecretKey, name: &str, authorities: bool) {
+        let Some(text) = self.text(field, key) else {
+            return;
+        };
+        // The message must not repeat the URL: it holds the password.
+        let parsed = url::Url::parse(text)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "postgres" | "postgresql"));
+        let Some(url) = parsed else {
+            let message = format!(
+                "{field}: key {} of Secret {} is no postgres:// URL",
+                key.key, key.name
+            );
+            return self.refuse("DatabaseURLInvalid", message);
+        };
+        let mut text = text.to_owned();
+        if authorities && !url.query_pairs().any(|(name, _)| name == "sslrootcert") {
+            let joint = if url.query().is_some_and(|query| !query.is_empty()) {
+                "&"
+            } else {
+                "?"
+            };
+            text = format!(
+                "{}{joint}sslrootcert={LIVE_DIR}/{DATABASE_CA}",
+                text.trim_end_matches('?')
+            );
+        }
+        self.files.insert(name.into(), text.into_bytes());
+    }
+
+    /// Users of `Authorization: Basic`.
+    pub(super) fn basic_users(&mut self, field: &str, key: &SecretKey) {
+        let Some(content) = self.content(field, key) else {
+            return;
+        };
+        match serde_json::from_slice::<Vec<serde_json::Map<String, serde_json::Value>>>(content) {
+            Ok(_) => {
+                self.files.insert(BASIC_USERS.into(), content.into());
+            }
+            Err(_) => self.refuse(
+                "BasicUsersInvalid",
+                format!(
+                    "{field}: key {} of Secret {} is no JSON array of users",
+                    key.key, key.name
+                ),
+            ),
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! What the API server cannot check: durations in their units, origins, networks, addresses, and parts that are passed on to other kinds.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use signal_crds::{Duration, SignalClusterSpec};
+
+use super::Problem;
+use crate::status::conditions::ConditionType;
+
+/// Collects what is wrong with the spec.
+pub(super) struct Shape<'a> {
+    problems: &'a mut Vec<Problem>,
+}
+
+impl<'a> Shape<'a> {
+    pub(super) fn new(problems: &'a mut Vec<Problem>) -> Self {
+        Self { problems }
+    }
+
+    /// Records a problem of a field.
+    pub(super) fn refuse(&mut self, reason: &'static str, message: String) {
+        self.problems.push(Problem {
+            condition: ConditionType::SpecAccepted,
+            reason,
+            message,
+        });
+    }
+
+    fn need(&mut self, good: bool, field: &str, text: &str) {
+        if !good {
+            self.refuse("InvalidSpec", format!("spec.{field}: {text}"));
+        }
+    }
+
+    /// Everything of the spec but Secrets and what is passed on.
+    pub(super) fn spec(&mut self, spec: &SignalClusterSpec) {
+        self.durations(spec);
+        for origin in &spec.gateway.allowed_origins {
+            self.need(
+                is_origin(origin),
+                "gateway.allowedOrigins",
+                &format!(
+                    "`{origin}` is not scheme://host[:port], with *. in front of the host at most"
+                ),
+            );
+        }
+        for network in &spec.gateway.trusted_proxies {
+            self.need(
+                network.parse::<ipnet::IpNet>().is_ok(),
+                "gateway.trustedProxies",
+                &format!("`{network}` is no network such as 10.0.0.0/8"),
+            );
+        }
+        self.need(
+            spec.gateway.public_port != spec.gateway.admin_port,
+            "gateway.adminPort",
+            "must differ from publicPort",
+        );
+        for node in spec.redis.iter().flat_map(|redis| &redis.nodes) {
+            self.need(
+                is_address(node),
+                "redis.nodes",
+                &format!("`{node}` is not host:port"),
+            );
+        }
+        if let Some(kafka) = &spec.kafka {
+            for broker in &kafka.brokers {
+                self.need(
+                    is_address(broker),
+                    "kafka.brokers",
+                    &format!("`{broker}` is not host:port"),
+                );
+            }
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            self.need(
+                kafka.dead_letter_suffix.chars().all(allowed),
+                "kafka.deadLetterSuffix",
+                "takes letters, digits, dots, underscores and hyphens",
+            );
+            for topic in &kafka.topics {
+                self.need(
+                    topic.chars().all(allowed),
+                    "kafka.topics",
+                    &format!("`{topic}` is no name of a topic"),
+                );
+                let letters = format!("{topic}{}", kafka.dead_letter_suffix);
+                self.need(
+                    !kafka.topics.contains(&letters),
+                    "kafka.topics",
+                    &format!("`{letters}` holds the dead letters of `{topic}`"),
+                );
+            }
+        }
+        for (at, source) in spec.jwks.sources.iter().enumerate() {
+            let good = url::Url::parse(&source.url).is_ok_and(|url| url.has_host());
+            self.need(
+                good,
+                &format!("jwks.sources[{at}].url"),
+                &format!("`{}` is no URL", source.url),
+            );
+            let free = spec.jwks.managed.is_none() || source.name != super::MANAGED_SOURCE;
+            self.need(
+                free,
+                &format!("jwks.sources[{at}].name"),
+                "`managed` is the name of the keys that the operator makes",
+            );
+        }
+        let observability = &spec.observability;
+        let filter = observability
+            .log_filter
+            .parse::<tracing_subscriber::EnvFilter>();
+        self.need(
+            filter.is_ok(),
+            "observability.logFilter",
+            "is no filter such as `info,signal_gateway::ws=debug`",
+        );
+        if let Some(tracing) = &observability.tracing {
+            let good = url::Url::parse(&tracing.endpoint)
+                .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+            self.need(
+                good,
+                "observability.tracing.endpoint",
+                &format!("`{}` is no http URL", tracing.endpoint),
+            );
+        }
+    }
+
+    /// Durations that a setting counts in seconds are whole seconds, and those that must be above zero are.
+    fn durations(&mut self, spec: &SignalClusterSpec) {
+        const DAY: u64 = 24 * 3600 * 1000;
+        let (auth, jwks, drain, rollout) =
+            (&spec.gateway.auth, &spec.jwks, &spec.drain, &spec.rollout);
+        let above_zero: [(&str, Duration); 8] = [
+            ("gateway.auth.connectTimeout", auth.connect_timeout),
+            ("gateway.auth.finishTimeout", auth.finish_timeout),
+            (
+                "limits.sendQueue.writeTimeout",
+                spec.limits.send_queue.write_timeout,
+            ),
+            ("jwks.refreshInterval", jwks.refresh_interval),
+            ("jwks.maxStale", jwks.max_stale),
+            ("jwks.requestTimeout", jwks.request_timeout),
+            ("drain.batchInterval", drain.batch_interval),
+            ("rollout.progressDeadline", rollout.progress_deadline),
+        ];
+        for (field, duration) in above_zero {
+            self.need(duration.as_millis() > 0, field, "must be above zero");
+        }
+        let mut seconds = vec![
+            ("gateway.auth.clockSkew", auth.clock_skew),
+            ("gateway.auth.expiringLead", auth.expiring_lead),
+            ("jwks.refreshInterval", jwks.refresh_interval),
+            ("jwks.minRefreshInterval", jwks.min_refresh_interval),
+            ("jwks.maxStale", jwks.max_stale),
+            ("policy.cache", spec.policy.cache),
+            ("rollout.minReady", rollout.min_ready),
+            ("rollout.progressDeadline", rollout.progress_deadline),
+        ];
+        seconds.extend(
+            jwks.managed
+                .iter()
+                .map(|managed| ("jwks.managed.cacheAge", managed.cache_age)),
+        );
+        seconds.extend(
+            spec.observability
+                .service_monitor
+                .iter()
+                .map(|monitor| ("observability.serviceMonitor.interval", monitor.interval)),
+        );
+        for (field, duration) in seconds {
+            self.need(
+                duration.as_millis().is_multiple_of(1000),
+                field,
+                "must be whole seconds",
+            );
+            // Kubernetes counts these in 32 bits, and nobody means more.
+            self.need(duration.as_secs() <= i32::MAX as u64, field, "is too long");
+        }
+        self.need(
+            auth.clock_skew <= Duration::secs(300),
+            "gateway.auth.clockSkew",
+            "is at most 5m",
+        );
+        self.need(
+            rollout.progress_deadline > rollout.min_ready,
+            "rollout.progressDeadline",
+            "must exceed minReady",
+        );
+        if let Some(managed) = &jwks.managed {
+            self.need(
+                managed.cache_age >= Duration::secs(1),
+                "jwks.managed.cacheAge",
+                "must be above zero",
+            );
+            self.need(
+                managed.cache_age <= Duration::secs(86_400),
+                "jwks.managed.cacheAge",
+                "is at most 24h",
+            );
+        }
+        if let Some(redis) = &spec.redis {
+            self.need(
+                redis.self_ping_interval.as_millis() > 0,
+                "redis.selfPingInterval",
+                "must be above zero",
+            );
+        }
+        if let Some(database) = &spec.database {
+            self.need(
+                database.retention.as_millis().is_multiple_of(DAY),
+                "database.retention",
+                "must be whole days, such as 4320h",
+            );
+            self.need(
+                database.retention.as_millis() / DAY <= 36_500,
+                "database.retention",
+                "is too long",
+            );
+        }
+    }
+
+    /// Parts that belong to another kind, read as that kind.
+    pub(super) fn parts<T: DeserializeOwned + Serialize>(
+        &mut self,
+        field: &str,
+        parts: &[Map<String, Value>],
+    ) -> Vec<T> {
+        let read = parts.iter().enumerate().filter_map(|(at, part)| {
+            self.part(&format!("{field}[{at}]"), &Value::Object(part.clone()))
+        });
+        read.collect()
+    }
+
+    /// A part that belongs to another kind, read as that kind. What the kind does not know is refused: it would be dropped in silence.
+    pub(super) fn part<T: DeserializeOwned + Serialize>(
+        &mut self,
+        field: &str,
+        part: &Value,
+    ) -> Option<T> {
+        let read: T = match serde_path_to_error::deserialize(part) {
+            Ok(read) => read,
+            Err(error) => {
+                let path = error.path().to_string();
+                let dot = if path.starts_with('[') || path == "." {
+                    ""
+                } else {
+                    "."
+                };
+                self.refuse(
+                    "InvalidSpec",
+                    format!(
+                        "spec.{field}{dot}{}: {}",
+                        path.trim_end_matches('.'),
+                        error.inner()
+                    ),
+                );
+                return None;
+            }
+        };
+        let known = serde_json::to_value(&read).expect("kinds of Kubernetes are JSON");
+        let unknown = first_unknown(part, &known);
+        if let Some(path) = &unknown {
+            self.refuse(
+                "InvalidSpec",
+                format!("spec.{field}{path}: there is no such field"),
+            );
+        }
+        unknown.is_none().then_some(read)
+    }
+
+    /// Locales of the catalogs; every key is `LOCALE.ftl`.
+    pub(super) fn catalogs(&mut self, name: &str, found: Option<&ConfigMap>) -> Vec<String> {
+        let Some(found) = found else {
+            self.refuse(
+                "CatalogsMissing",
+                format!("spec.notifications.catalogRef: there is no ConfigMap {name}"),
+            );
+            return Vec::new();
+        };
+        let empty = BTreeMap::new();
+        let mut locales = Vec::new();
+        let binary = found.binary_data.iter().flat_map(BTreeMap::keys);
+        for key in found.data.as_ref().unwrap_or(&empty).keys().chain(binary) {
+            match key.strip_suffix(".ftl").filter(|locale| is_locale(locale)) {
+                Some(locale) => locales.push(locale.to_owned()),
+                None => self
+                    .refuse("CatalogsInvalid", format!("spec.notifications.catalogRef: key {key} of ConfigMap {name} is not LOCALE.ftl")),
+            }
+        }
+        locales.sort();
+        locales
+    }
+}
+
+/// The first path in `given` that is not in `known`; nulls and what is empty say nothing.
+fn first_unknown(given: &Value, known: &Value) -> Option<String> {
+    match (given, known) {
+        (Value::Object(given), Value::Object(known)) => {
+            given.iter().find_map(|(key, value)| match known.get(key) {
+                Some(known) => first_unknown(value, known).map(|path| format!(".{key}{path}")),
+                None => (!says_nothing(value)).then(|| format!(".{key}")),
+            })
+        }
+        (Value::Array(given), Value::Array(known)) => {
+            given
+                .iter()
+                .zip(known)
+                .enumerate()
+                .find_map(|(at, (given, known))| {
+                    first_unknown(given, known).map(|path| format!("[{at}]{path}"))
+                })
+        }
+        _ => None,
+    }
+}
+
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(says_nothing),
+        _ => false,
+    }
+}
+
+fn is_origin(text: &str) -> bool {
+    text.split_once("://").is_some_and(|(scheme, host)| {
+        matches!(scheme, "http" | "https")
+            && !host.is_empty()
+            && !host.contains('/')
+            && !host.trim_start_matches("*.").contains('*')
+    })
+}
+
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty()
+            && !host.contains(char::is_whitespace)
+            && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}
+
+/// A language with script, region or variants: `vi`, `en-GB`, `zh-Hant-TW`.
+fn is_locale(text: &str) -> bool {
+    let alphabetic = |part: &str| part.chars().all(|c| c.is_ascii_alphabetic());
+    let mut parts = text.split('-');
+    let language = parts.next().unwrap_or_default();
+    matches!(language.len(), 2 | 3 | 5..=8)
+        && alphabetic(language)
+        && parts.all(|part| match part.len() {
+            2 => alphabetic(part),
+            3 => part.chars().all(|c| c.is_ascii_digit()),
+            4 => alphabetic(part) || part.starts_with(|c: char| c.is_ascii_digit()),
+            5..=8 => part.chars().all(|c| c.is_ascii_alphanumeric()),
+            _ => false,
+        })
+}

@@ -1,0 +1,277 @@
+//! The status of a SignalCluster: numbers from the fleet, conditions from the verdict.
+//!
+//! Speaks of what was observed and what the API server returned, never of what was wished.
+
+pub mod conditions;
+
+mod findings;
+
+use chrono::{DateTime, Utc};
+use k8s_openapi::api::batch::v1::Job;
+use signal_crds::SignalClusterSpec;
+use signal_crds::status::{
+    ConfigStatus, Connections, DatabaseStatus, Endpoints, KafkaStatus, RedisStatus, ScalingState,
+    SourceStatus, Status,
+};
+
+use crate::control::judge::Verdict;
+use crate::names::{CONTAINER, staying_selector};
+use crate::objects::Migration;
+use crate::observe::fleet::{Fleet, Pod, Report};
+use crate::observe::observed::Observed;
+use crate::plan::record::Record;
+use crate::status::conditions::conditions;
+use crate::time::to_k8s;
+
+pub use findings::{Trouble, findings};
+
+/// Most key ids that are listed of one source.
+const MAX_KEY_IDS: usize = 16;
+
+/// The status after this look. `trouble` is why something could not be applied.
+pub fn status(
+    observed: &Observed,
+    verdict: &Verdict,
+    trouble: Option<&Trouble>,
+    now: DateTime<Utc>,
+) -> Status {
+    let cluster = &observed.cluster;
+    let before = cluster.status.clone().unwrap_or_default();
+    let generation = cluster.metadata.generation;
+    let name = cluster.metadata.name.as_deref().unwrap_or_default();
+    let fleet = &observed.fleet;
+    let staying: Vec<&Pod> = fleet.pods.iter().filter(|pod| pod.stays()).collect();
+    let count = |pods: usize| i32::try_from(pods).unwrap_or(i32::MAX);
+    let found = findings(observed, verdict, trouble);
+    Status {
+        observed_generation: generation,
+        version: common_version(fleet),
+        replicas: count(staying.len()),
+        ready_replicas: count(staying.iter().filter(|pod| pod.ready).count()),
+        updated_replicas: verdict.rollout.updated,
+        draining_replicas: count(
+            fleet
+                .alive()
+                .filter(|pod| pod.draining_since.is_some())
+                .count(),
+        ),
+        selector: Some(staying_selector(name)),
+        endpoints: Some(endpoints(
+            &cluster.spec,
+            name,
+            cluster.metadata.namespace.as_deref().unwrap_or_default(),
+        )),
+        connections: connections(&staying),
+        config: config(fleet, verdict),
+        scaling: verdict
+            .scale
+            .as_ref()
+            .map(|step| step.status.clone())
+            .filter(|scaling| scaling.state != ScalingState::Idle),
+        jwks: sources(&verdict.record, fleet),
+        signing_keys: verdict.signing.clone(),
+        redis: redis(&cluster.spec, &verdict.record, fleet),
+        kafka: kafka(&cluster.spec, fleet),
+        database: database(&cluster.spec, verdict, observed, before.database.as_ref()),
+        conditions: conditions(&before.conditions, &found, generation, now),
+    }
+}
+
+/// Reports of pods that are not terminating.
+fn reports(fleet: &Fleet) -> impl Iterator<Item = (&Pod, &Report)> {
+    fleet.alive().filter_map(|pod| Some((pod, pod.report()?)))
+}
+
+fn common_version(fleet: &Fleet) -> Option<String> {
+    let mut versions = fleet
+        .ready()
+        .filter_map(|pod| pod.report().map(|report| report.version.as_str()));
+    let first = versions.next()?;
+    versions
+        .all(|version| version == first)
+        .then(|| first.to_owned())
+}
+
+fn endpoints(spec: &SignalClusterSpec, name: &str, namespace: &str) -> Endpoints {
+    let by_ingress = spec.exposure.ingress.as_ref().map(|ingress| {
+        let scheme = if ingress.tls_secret_name.is_some() {
+            "wss"
+        } else {
+            "ws"
+        };
+        format!("{scheme}://{}/stream", ingress.host)
+    });
+    // Whether the Gateway's listener speaks TLS is not told here; outside it nearly always does.
+    let by_route = spec
+        .exposure
+        .http_route
+        .as_ref()
+        .and_then(|route| route.hostnames.first())
+        .map(|host| format!("wss://{host}/stream"));
+    Endpoints {
+        public: by_route.or(by_ingress),
+        internal: format!("ws://{name}.{namespace}.svc:{}/stream", spec.service.port),
+    }
+}
+
+/// `None` where no pod answered: an old number would be taken for a fresh one.
+fn connections(staying: &[&Pod]) -> Option<Connections> {
+    let reports: Vec<&Report> = staying.iter().filter_map(|pod| pod.report()).collect();
+    let sum = |of: fn(&Report) -> i64| reports.iter().map(|report| of(report)).sum();
+    let each = || reports.iter().map(|report| report.connections.total);
+    Some(Connections {
+        min_per_pod: each().min()?,
+        max_per_pod: each().max()?,
+        total: sum(|report| report.connections.total),
+        authenticated: sum(|report| report.connections.authenticated),
+        encrypted: sum(|report| report.connections.encrypted),
+        reporting_pods: i32::try_from(reports.len()).unwrap_or(i32::MAX),
+    })
+}
+
+fn config(fleet: &Fleet, verdict: &Verdict) -> Option<ConfigStatus> {
+    if verdict.revision.is_empty() {
+        return None;
+    }
+    let error = reports(fleet).find_map(|(pod, report)| {
+        report
+            .live_error
+            .as_ref()
+            .map(|error| format!("{}: {error}", pod.name))
+    });
+    let acknowledged = fleet
+        .ready()
+        .filter(|pod| pod.holds(&verdict.revision))
+        .count();
+    Some(ConfigStatus {
+        revision: verdict.revision.clone(),
+        acknowledged_replicas: i32::try_from(acknowledged).unwrap_or(i32::MAX),
+        error,
+    })
+}
+
+fn sources(record: &Record, fleet: &Fleet) -> Vec<SourceStatus> {
+    let of = |source: &crate::plan::record::RecordedSource| {
+        let ready: Vec<_> = fleet
+            .ready()
+            .filter_map(|pod| Some((pod, pod.report()?)))
+            .collect();
+        let held: Vec<_> = ready
+            .iter()
+            .filter_map(|(pod, report)| {
+                Some((
+                    *pod,
+                    report
+                        .key_sources
+                        .iter()
+                        .find(|held| held.name == source.name)?,
+                ))
+            })
+            .collect();
+        let fetched = held
+            .iter()
+            .filter(|(_, held)| !held.keys.is_empty() && held.error.is_none())
+            .count();
+        let mut key_ids: Vec<String> = held
+            .first()
+            .map(|(_, held)| held.keys.clone())
+            .unwrap_or_default();
+        key_ids.retain(|kid| held.iter().all(|(_, held)| held.keys.contains(kid)));
+        key_ids.truncate(MAX_KEY_IDS);
+        SourceStatus {
+            name: source.name.clone(),
+            issuer: source.definition.issuer.clone(),
+            state: source.stage,
+            key_ids,
+            fetched_replicas: i32::try_from(fetched).unwrap_or(i32::MAX),
+            retire_after: source.retire_after.map(to_k8s),
+            last_error: held.iter().find_map(|(pod, held)| {
+                held.error
+                    .as_ref()
+                    .map(|error| format!("{}: {error}", pod.name))
+            }),
+        }
+    };
+    record.sources.iter().map(of).collect()
+}
+
+fn redis(spec: &SignalClusterSpec, record: &Record, fleet: &Fleet) -> Option<RedisStatus> {
+    spec.redis.as_ref()?;
+    let wanted = record.redis.as_ref();
+    let hears = |report: &Report| {
+        report.bus.hearing && wanted.is_some_and(|redis| redis.nodes == report.bus.nodes)
+    };
+    let hearing = fleet
+        .ready()
+        .filter_map(Pod::report)
+        .filter(|report| hears(report))
+        .count();
+    Some(RedisStatus {
+        hearing_replicas: i32::try_from(hearing).unwrap_or(i32::MAX),
+        moving: record.redis_previous.is_some(),
+        error: reports(fleet).find_map(|(pod, report)| {
+            report
+                .bus
+                .error
+                .as_ref()
+                .map(|error| format!("{}: {error}", pod.name))
+        }),
+    })
+}
+
+fn kafka(spec: &SignalClusterSpec, fleet: &Fleet) -> Option<KafkaStatus> {
+    spec.kafka.as_ref()?;
+    let facts: Vec<_> = reports(fleet)
+        .filter_map(|(_, report)| report.kafka)
+        .collect();
+    if facts.is_empty() {
+        return None;
+    }
+    Some(KafkaStatus {
+        assigned_partitions: facts.iter().map(|facts| facts.partitions).sum(),
+        max_lag: facts
+            .iter()
+            .filter_map(|facts| facts.max_lag)
+            .max()
+            .unwrap_or(0),
+    })
+}
+
+fn database(
+    spec: &SignalClusterSpec,
+    verdict: &Verdict,
+    observed: &Observed,
+    before: Option<&DatabaseStatus>,
+) -> Option<DatabaseStatus> {
+    spec.database.as_ref()?;
+    let version = reports(&observed.fleet)
+        .filter_map(|(_, report)| report.database.version)
+        .max();
+    let migrated = match &verdict.migration {
+        Migration::Complete { job } => observed
+            .jobs
+            .iter()
+            .find(|there| there.metadata.name.as_deref() == Some(job))
+            .and_then(image),
+        _ => None,
+    };
+    let migrated_image =
+        migrated.or_else(|| before.and_then(|before| before.migrated_image.clone()));
+    Some(DatabaseStatus {
+        version,
+        migrated_image,
+    })
+}
+
+fn image(job: &Job) -> Option<String> {
+    let pod = job.spec.as_ref()?.template.spec.as_ref()?;
+    let container = pod
+        .containers
+        .iter()
+        .find(|container| container.name == CONTAINER)
+        .or(pod.containers.first());
+    container?.image.clone()
+}
+
+#[cfg(test)]
+mod tests;
