@@ -367,10 +367,10 @@ impl Gateway {
         );
         supervisor.spawn_forever("purge", purge);
 
-        let status = Arc::new(activity::Status::default());
+        let status = Arc::new(activity::PipelineStatus::default());
         let pipeline_stop = CancellationToken::new();
         let pipeline = config.kafka.enabled.then(|| {
-            let parts = activity::Parts {
+            let options = activity::PipelineOptions {
                 config: config.kafka.clone(),
                 cache_secs: config.policy.cache_secs,
                 notifications: Arc::clone(&stores.notifications),
@@ -381,7 +381,7 @@ impl Gateway {
                 metrics: Arc::clone(metrics),
                 status: Arc::clone(&status),
             };
-            tokio::spawn(activity::run(parts, pipeline_stop.clone()))
+            tokio::spawn(activity::run(options, pipeline_stop.clone()))
         });
 
         let rest = http::router(http::State {

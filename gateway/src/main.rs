@@ -58,7 +58,7 @@ enum Dlq {
         topic: String,
         /// Only letters with this reason, as their header tells; may be repeated
         #[arg(long = "reason", value_name = "REASON", value_parser = reason)]
-        reasons: Vec<activity::Reason>,
+        reasons: Vec<activity::DeadLetterReason>,
         /// Put back at most so many
         #[arg(long, value_name = "COUNT")]
         limit: Option<u64>,
@@ -267,8 +267,8 @@ fn healthcheck(settings: &Settings, live: bool) -> anyhow::Result<()> {
     })
 }
 
-fn reason(text: &str) -> Result<activity::Reason, String> {
-    let known = activity::Reason::ALL;
+fn reason(text: &str) -> Result<activity::DeadLetterReason, String> {
+    let known = activity::DeadLetterReason::ALL;
     known
         .into_iter()
         .find(|reason| reason.as_str() == text)

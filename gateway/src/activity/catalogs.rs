@@ -103,7 +103,7 @@ impl Catalogs {
     /// Renders an activity in the locale it asks for or the best one there is.
     ///
     /// # Errors
-    /// [`super::Reason::NoTemplate`], as [`render::render`] says.
+    /// [`super::DeadLetterReason::NoTemplate`], as [`render::render`] says.
     pub fn render(&self, activity: &Activity) -> Result<Text, Poison> {
         render::render(activity, &self.current.load().locales, &self.default_locale)
     }

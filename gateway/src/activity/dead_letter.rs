@@ -22,7 +22,7 @@ use crate::config::Kafka;
 
 /// What every header of ours on a dead letter begins with.
 pub(super) const PREFIX: &str = "signal-dlq-";
-/// Why: the text of a [`super::Reason`].
+/// Why: the text of a [`super::DeadLetterReason`].
 pub const REASON: &str = "signal-dlq-reason";
 /// What exactly.
 pub const DETAIL: &str = "signal-dlq-detail";
@@ -245,7 +245,7 @@ pub(super) fn original_headers(letter: &Record) -> Vec<super::decode::Header> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::activity::Reason;
+    use crate::activity::DeadLetterReason;
     use crate::activity::decode::decode;
     use crate::activity::testing;
     use rdkafka::message::Headers;
@@ -270,7 +270,7 @@ mod tests {
     }
 
     fn as_letter(record: &Record) -> Record {
-        let poison = Poison::new(Reason::NoTemplate, "why");
+        let poison = Poison::new(DeadLetterReason::NoTemplate, "why");
         let headers = headers(record, &poison, DateTime::UNIX_EPOCH);
         let headers = headers
             .iter()

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::poison::{Poison, Reason};
+use super::poison::{DeadLetterReason, Poison};
 
 /// Longest `id`, `type`, source, or id of a person, merchant or organizer, in bytes: three of them fit an index entry.
 pub const MAX_NAME_BYTES: usize = 512;
@@ -340,7 +340,7 @@ fn activity(record: &Record, event: Event, text: &str) -> Result<Activity, Poiso
     let kind = match event.kind {
         Some(kind) => kind,
         None => optional("type", body.kind)?
-            .ok_or_else(|| Poison::new(Reason::MissingField, "field type is missing"))?,
+            .ok_or_else(|| Poison::new(DeadLetterReason::MissingField, "field type is missing"))?,
     };
     let event_id = match event.id {
         Some(id) => id,
@@ -402,7 +402,7 @@ fn audience(
     let kind = string("recipientType", raw, MAX_NAME_BYTES)?;
     let missing = |name| {
         Poison::new(
-            Reason::MissingAudience,
+            DeadLetterReason::MissingAudience,
             format!("recipientType {kind} needs {name}"),
         )
     };
@@ -419,14 +419,19 @@ fn audience(
                     .ok_or_else(|| missing("recipientIds"))?
                     .get(),
             )
-            .map_err(|_| Poison::new(Reason::InvalidField, "field recipientIds is no array"))?;
+            .map_err(|_| {
+                Poison::new(
+                    DeadLetterReason::InvalidField,
+                    "field recipientIds is no array",
+                )
+            })?;
             let mut seen = HashSet::with_capacity(raw.len());
             let mut ids = Vec::with_capacity(raw.len());
             for raw in raw {
                 let id = named("recipientIds", raw)?;
                 if id.is_empty() {
                     return Err(Poison::new(
-                        Reason::InvalidField,
+                        DeadLetterReason::InvalidField,
                         "field recipientIds holds an empty id",
                     ));
                 }
@@ -437,7 +442,7 @@ fn audience(
             Ok(Audience::Users(ids.into()))
         }
         other => Err(Poison::new(
-            Reason::UnknownRecipientType,
+            DeadLetterReason::UnknownRecipientType,
             format!(
                 "recipientType {} is none of org, merchant, users",
                 shown(other)
@@ -447,7 +452,8 @@ fn audience(
 }
 
 fn parameters(raw: Option<&RawValue>) -> Result<(Box<RawValue>, Map<String, Value>), Poison> {
-    let invalid = |why: &str| Poison::new(Reason::InvalidField, format!("field data {why}"));
+    let invalid =
+        |why: &str| Poison::new(DeadLetterReason::InvalidField, format!("field data {why}"));
     let Some(raw) = raw else {
         return Ok((
             RawValue::from_string("{}".into()).expect("an empty object is JSON"),
@@ -492,7 +498,7 @@ fn named(field: &'static str, raw: &RawValue) -> Result<String, Poison> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Err(Poison::new(
-            Reason::InvalidField,
+            DeadLetterReason::InvalidField,
             format!("field {field} is no string or integer"),
         ));
     }
@@ -500,21 +506,25 @@ fn named(field: &'static str, raw: &RawValue) -> Result<String, Poison> {
 }
 
 fn string(field: &'static str, raw: &RawValue, max_bytes: usize) -> Result<String, Poison> {
-    let text: Cow<'_, str> = serde_json::from_str(raw.get())
-        .map_err(|_| Poison::new(Reason::InvalidField, format!("field {field} is no string")))?;
+    let text: Cow<'_, str> = serde_json::from_str(raw.get()).map_err(|_| {
+        Poison::new(
+            DeadLetterReason::InvalidField,
+            format!("field {field} is no string"),
+        )
+    })?;
     checked(field, text, max_bytes)
 }
 
 fn checked(field: &str, text: Cow<'_, str>, max_bytes: usize) -> Result<String, Poison> {
     if text.len() > max_bytes {
         return Err(Poison::new(
-            Reason::InvalidField,
+            DeadLetterReason::InvalidField,
             format!("field {field} is longer than {max_bytes} bytes"),
         ));
     }
     if text.contains('\0') {
         return Err(Poison::new(
-            Reason::InvalidField,
+            DeadLetterReason::InvalidField,
             format!("field {field} holds the character U+0000"),
         ));
     }
@@ -526,7 +536,7 @@ fn rfc3339(field: &str, text: &str) -> Result<DateTime<Utc>, Poison> {
         .map(|at| at.with_timezone(&Utc))
         .map_err(|_| {
             Poison::new(
-                Reason::InvalidField,
+                DeadLetterReason::InvalidField,
                 format!("field {field} is no RFC 3339 time"),
             )
         })
@@ -539,13 +549,13 @@ fn object<'t, T: Deserialize<'t>>(text: &'t str, what: &str) -> Result<T, Poison
         .starts_with('{')
     {
         return Err(Poison::new(
-            Reason::NotJson,
+            DeadLetterReason::NotJson,
             format!("{what} is no JSON object"),
         ));
     }
     serde_json::from_str(text).map_err(|error| {
         Poison::new(
-            Reason::NotJson,
+            DeadLetterReason::NotJson,
             format!("{what} is no JSON object: {}", place(&error)),
         )
     })
@@ -570,13 +580,13 @@ fn text_of(record: &Record) -> Result<&str, Poison> {
         record
             .value
             .as_deref()
-            .ok_or_else(|| Poison::new(Reason::NotJson, "the record has no value"))?,
+            .ok_or_else(|| Poison::new(DeadLetterReason::NotJson, "the record has no value"))?,
     )
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str, Poison> {
     simdutf8::basic::from_utf8(bytes)
-        .map_err(|_| Poison::new(Reason::NotJson, "the value is not UTF-8"))
+        .map_err(|_| Poison::new(DeadLetterReason::NotJson, "the value is not UTF-8"))
 }
 
 fn media_type(content_type: &str) -> String {
@@ -605,7 +615,7 @@ fn json_content(content_type: &str) -> Result<(), Poison> {
 }
 
 fn cloud_event(detail: impl Into<String>) -> Poison {
-    Poison::new(Reason::InvalidCloudEvent, detail)
+    Poison::new(DeadLetterReason::InvalidCloudEvent, detail)
 }
 
 /// A producer's word, short and printable enough for a log line and a header.

@@ -21,7 +21,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::Pipeline;
 use super::decode::{Activity, Record, TRACEPARENT_HEADER, decode};
-use super::poison::{Poison, Reason};
+use super::poison::{DeadLetterReason, Poison};
 use crate::delivery::{Destination, Dispatch};
 use crate::metrics::Metrics;
 use crate::notification::{NewActivity, Notification};
@@ -33,7 +33,7 @@ use crate::telemetry::SPANS;
 const BATCH_BYTES: usize = 8 << 20;
 /// Most pushes that are encoded before they are sent.
 const PUSH_BATCH: usize = 1000;
-/// Reason of the `resync` to people whose rows may have been stored by a try that was not answered.
+/// DeadLetterReason of the `resync` to people whose rows may have been stored by a try that was not answered.
 const STORED_UNTOLD: &str = "push_missed";
 
 /// What waits in a lane's queue.
@@ -643,7 +643,7 @@ fn refusal(error: &sqlx::Error) -> Poison {
         || "the database refuses a value".into(),
         |code| format!("the database refuses a value (SQLSTATE {code})"),
     );
-    Poison::new(Reason::Refused, detail)
+    Poison::new(DeadLetterReason::Refused, detail)
 }
 
 fn trace(record: &Record) -> Span {

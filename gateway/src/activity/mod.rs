@@ -6,7 +6,7 @@
 //!
 //! | failure | what follows |
 //! |---|---|
-//! | the record can never be a notification ([`Reason`]) | dead-letter topic, confirmed; then committed |
+//! | the record can never be a notification ([`DeadLetterReason`]) | dead-letter topic, confirmed; then committed |
 //! | the database refuses a batch | the batch is halved until the record is alone; then as above, `refused` |
 //! | the database is away, recipients cannot be looked up | the partition waits, longer each time, and tries again; nothing past it is committed |
 //! | the dead-letter topic does not confirm | the same |
@@ -40,8 +40,8 @@ use tokio_util::sync::CancellationToken;
 pub use catalogs::{CatalogError, Catalogs};
 pub use client::check;
 pub use lane::CREATED_EVENT;
-pub use poison::{Poison, Reason};
-pub use status::{Facts, Status};
+pub use poison::{DeadLetterReason, Poison};
+pub use status::{PipelineFacts, PipelineStatus};
 
 use crate::clock::Clock;
 use crate::config;
@@ -54,7 +54,7 @@ use crate::watch;
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the pipeline is made of.
-pub struct Parts {
+pub struct PipelineOptions {
     /// `[kafka]`
     pub config: config::Kafka,
     /// `policy.cache_secs`
@@ -72,7 +72,7 @@ pub struct Parts {
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Where the pipeline tells how it is.
-    pub status: Arc<Status>,
+    pub status: Arc<PipelineStatus>,
 }
 
 /// Why the pipeline cannot start, or ended unasked.
@@ -105,7 +105,7 @@ struct Pipeline {
     dead_letters: dead_letter::DeadLetters,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
-    status: Arc<Status>,
+    status: Arc<PipelineStatus>,
     lanes_at_work: Arc<Semaphore>,
     created_event: Arc<str>,
 }
@@ -117,8 +117,11 @@ struct Pipeline {
 ///
 /// # Errors
 /// Settings that are refused, at once; and what ends the pipeline unasked.
-pub async fn run(parts: Parts, shutdown: CancellationToken) -> Result<(), PipelineError> {
-    let Parts {
+pub async fn run(
+    options: PipelineOptions,
+    shutdown: CancellationToken,
+) -> Result<(), PipelineError> {
+    let PipelineOptions {
         config,
         cache_secs,
         notifications,
@@ -128,7 +131,7 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> Result<(), Pipeli
         clock,
         metrics,
         status,
-    } = parts;
+    } = options;
     let mut password = config
         .password_file
         .path()

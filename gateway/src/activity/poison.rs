@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Why a record is a dead letter. The text of each is a metric label, a header of the dead letter and a filter of `dlq replay`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Reason {
+pub enum DeadLetterReason {
     /// There is no value, or it is no UTF-8 text holding one JSON object.
     NotJson,
     /// A field has the wrong type, is too long, or holds a character that no database takes.
@@ -27,7 +27,7 @@ pub enum Reason {
     Refused,
 }
 
-impl Reason {
+impl DeadLetterReason {
     /// Every reason there is.
     pub const ALL: [Self; 10] = [
         Self::NotJson,
@@ -59,28 +59,28 @@ impl Reason {
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for DeadLetterReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-/// The text is no [`Reason`].
+/// The text is no [`DeadLetterReason`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no reason of a dead letter; there are: not_json, invalid_field, missing_field, invalid_cloud_event, \
          unknown_recipient_type, missing_audience, too_many_recipients, nobody, no_template, refused"
 )]
-pub struct UnknownReason(pub String);
+pub struct UnknownDeadLetterReason(pub String);
 
-impl std::str::FromStr for Reason {
-    type Err = UnknownReason;
+impl std::str::FromStr for DeadLetterReason {
+    type Err = UnknownDeadLetterReason;
 
-    fn from_str(text: &str) -> Result<Self, UnknownReason> {
+    fn from_str(text: &str) -> Result<Self, UnknownDeadLetterReason> {
         Self::ALL
             .into_iter()
             .find(|reason| reason.as_str() == text)
-            .ok_or_else(|| UnknownReason(text.to_owned()))
+            .ok_or_else(|| UnknownDeadLetterReason(text.to_owned()))
     }
 }
 
@@ -89,14 +89,14 @@ impl std::str::FromStr for Reason {
 #[error("{reason}: {detail}")]
 pub struct Poison {
     /// Which kind of wrong.
-    pub reason: Reason,
+    pub reason: DeadLetterReason,
     /// What exactly, for whoever mends the producer. Names fields, never what people's fields hold.
     pub detail: String,
 }
 
 impl Poison {
     /// `detail` is logged and travels in a header: it must not hold personal data.
-    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+    pub fn new(reason: DeadLetterReason, detail: impl Into<String>) -> Self {
         Self {
             reason,
             detail: detail.into(),
@@ -110,11 +110,11 @@ mod tests {
 
     #[test]
     fn every_reason_reads_back_from_its_text_and_is_named_by_the_error() {
-        let named = UnknownReason("x".into()).to_string();
-        for reason in Reason::ALL {
+        let named = UnknownDeadLetterReason("x".into()).to_string();
+        for reason in DeadLetterReason::ALL {
             assert_eq!(reason.as_str().parse(), Ok(reason));
             assert!(named.contains(reason.as_str()), "{reason}");
         }
-        assert!("".parse::<Reason>().is_err());
+        assert!("".parse::<DeadLetterReason>().is_err());
     }
 }

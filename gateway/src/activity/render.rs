@@ -25,7 +25,7 @@ use serde_json::Value;
 use unic_langid::LanguageIdentifier;
 
 use super::decode::Activity;
-use super::poison::{Poison, Reason};
+use super::poison::{DeadLetterReason, Poison};
 
 /// The locale that is tried last, whatever is configured.
 pub const LAST_LOCALE: &str = "en";
@@ -116,7 +116,7 @@ fn canonical(locale: &str) -> Cow<'_, str> {
 /// Renders an activity. A text of the producer's takes the place of the template's, each on its own.
 ///
 /// # Errors
-/// [`Reason::NoTemplate`]: a text is not given and no catalog in the chain has the type, or a parameter of its pattern is missing.
+/// [`DeadLetterReason::NoTemplate`]: a text is not given and no catalog in the chain has the type, or a parameter of its pattern is missing.
 pub fn render(
     activity: &Activity,
     catalogs: &BTreeMap<String, Catalog>,
@@ -140,7 +140,7 @@ pub fn render(
         })
         .ok_or_else(|| {
             Poison::new(
-                Reason::NoTemplate,
+                DeadLetterReason::NoTemplate,
                 format!("no catalog of {} has a message {id}", chain.join(", ")),
             )
         })?;
@@ -148,7 +148,7 @@ pub fn render(
     let pattern = |name: &str| -> Result<String, Poison> {
         let no_template = |why: String| {
             Poison::new(
-                Reason::NoTemplate,
+                DeadLetterReason::NoTemplate,
                 format!("{id}.{name} in {locale}: {why}"),
             )
         };

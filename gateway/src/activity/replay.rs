@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 
 use super::dead_letter::{self, Quiet};
 use super::decode::Record;
-use super::poison::Reason;
+use super::poison::DeadLetterReason;
 use super::{PipelineError, client, consumer};
 use crate::config::Kafka;
 
@@ -29,7 +29,7 @@ use crate::config::Kafka;
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 /// Most records that are on their way back before they are confirmed and committed.
 const WINDOW: usize = 500;
-/// Letters whose reason is none of [`Reason::ALL`], such as those of a later release.
+/// Letters whose reason is none of [`DeadLetterReason::ALL`], such as those of a later release.
 const OTHER: &str = "other";
 
 /// Which dead letters are put back.
@@ -38,7 +38,7 @@ pub struct ReplayOptions {
     /// The source topic.
     pub topic: String,
     /// Only letters with one of these reasons; empty for all.
-    pub reasons: Vec<Reason>,
+    pub reasons: Vec<DeadLetterReason>,
     /// Puts back at most so many; `None` for no limit.
     pub limit: Option<u64>,
     /// Counts, puts nothing back, commits nothing.
@@ -97,7 +97,7 @@ impl Run {
     fn new(config: &Kafka, options: ReplayOptions, runtime: Handle) -> Result<Self, PipelineError> {
         let group = |reason: &str| format!("{}.dlq-replay.{reason}", config.group_id);
         let reasons: Vec<&str> = if options.reasons.is_empty() {
-            Reason::ALL
+            DeadLetterReason::ALL
                 .iter()
                 .map(|reason| reason.as_str())
                 .chain([OTHER])
@@ -211,7 +211,7 @@ impl Run {
     fn reason(letter: &Record) -> &str {
         letter
             .header(dead_letter::REASON)
-            .filter(|text| text.parse::<Reason>().is_ok())
+            .filter(|text| text.parse::<DeadLetterReason>().is_ok())
             .unwrap_or(OTHER)
     }
 

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::decode::{Activity, Audience};
-use super::poison::{Poison, Reason};
+use super::poison::{DeadLetterReason, Poison};
 use crate::store::{Domain, PolicyStore, StoreError};
 
 /// Most ids of people that are kept between batches, over all merchants and organizers.
@@ -106,7 +106,7 @@ impl Resolver {
         };
         match found.filter(|ids| !ids.is_empty()) {
             Some(ids) if ids.len() > self.max_recipients => Err(Poison::new(
-                Reason::TooManyRecipients,
+                DeadLetterReason::TooManyRecipients,
                 format!(
                     "{} recipients, more than the {} that are allowed",
                     ids.len(),
@@ -117,7 +117,7 @@ impl Resolver {
             None => match &activity.actor_id {
                 Some(actor) => Ok(Arc::from([actor.clone()])),
                 None => Err(Poison::new(
-                    Reason::Nobody,
+                    DeadLetterReason::Nobody,
                     "nobody was found and there is no actorId",
                 )),
             },
@@ -237,12 +237,12 @@ mod tests {
                 .await
                 .unwrap_err()
                 .reason,
-            Reason::Nobody
+            DeadLetterReason::Nobody
         );
         let three = r#""recipientType":"users","recipientIds":["a","b","c"]"#;
         assert_eq!(
             one(&resolver, three).await.unwrap_err().reason,
-            Reason::TooManyRecipients
+            DeadLetterReason::TooManyRecipients
         );
     }
 

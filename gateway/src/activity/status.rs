@@ -12,7 +12,7 @@ type Lags = BTreeMap<(Arc<str>, i32), Option<i64>>;
 
 /// Shared between the pipeline, which writes it, and whoever asks.
 #[derive(Debug, Default)]
-pub struct Status {
+pub struct PipelineStatus {
     partitions: Mutex<Lags>,
     retrying: AtomicUsize,
 }
@@ -20,7 +20,7 @@ pub struct Status {
 /// The pipeline at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Facts {
+pub struct PipelineFacts {
     /// Partitions assigned to this instance.
     pub partitions: usize,
     /// The longest lag of any of them, in records; `None` while none is known.
@@ -29,12 +29,12 @@ pub struct Facts {
     pub retrying: usize,
 }
 
-impl Status {
+impl PipelineStatus {
     /// How the pipeline is.
-    pub fn facts(&self) -> Facts {
+    pub fn facts(&self) -> PipelineFacts {
         let partitions = self.partitions.lock();
         let max_lag = partitions.values().flatten().max().copied();
-        Facts {
+        PipelineFacts {
             partitions: partitions.len(),
             max_lag,
             retrying: self.retrying.load(Ordering::Relaxed),
@@ -65,7 +65,7 @@ impl Status {
 }
 
 /// One partition that waits for a dependency.
-pub(super) struct Retrying(Arc<Status>);
+pub(super) struct Retrying(Arc<PipelineStatus>);
 
 impl Drop for Retrying {
     fn drop(&mut self) {

@@ -128,9 +128,9 @@ macro_rules! unused_reads {
         fn mark_read<'a>(
             &'a self,
             _: &'a str,
-            _: &'a crate::store::Which,
+            _: &'a crate::store::NotificationSelector,
             _: chrono::DateTime<chrono::Utc>,
-        ) -> futures_util::future::BoxFuture<'a, Result<crate::store::Read, crate::store::StoreError>> {
+        ) -> futures_util::future::BoxFuture<'a, Result<crate::store::MarkedRead, crate::store::StoreError>> {
             $crate::activity::testing::unused()
         }
 

@@ -109,7 +109,7 @@ struct Stage {
     policies: Arc<Policies>,
     bus: Arc<Published>,
     metrics: Arc<Metrics>,
-    status: Arc<Status>,
+    status: Arc<PipelineStatus>,
 }
 
 struct Running {
@@ -165,8 +165,8 @@ impl Stage {
         &self.config.topics[0]
     }
 
-    fn parts(&self) -> Parts {
-        Parts {
+    fn options(&self) -> PipelineOptions {
+        PipelineOptions {
             config: self.config.clone(),
             cache_secs: 30,
             notifications: self.rows.clone(),
@@ -182,7 +182,7 @@ impl Stage {
     fn run(&self) -> Running {
         let shutdown = CancellationToken::new();
         Running {
-            task: tokio::spawn(run(self.parts(), shutdown.clone())),
+            task: tokio::spawn(run(self.options(), shutdown.clone())),
             shutdown,
         }
     }
@@ -377,7 +377,7 @@ async fn a_record_becomes_rows_then_pushes_then_a_committed_offset() {
     }
     until("the lag is known", || {
         stage.status.facts()
-            == Facts {
+            == PipelineFacts {
                 partitions: 1,
                 max_lag: Some(0),
                 retrying: 0,
@@ -430,37 +430,40 @@ async fn the_same_event_twice_and_a_redelivery_of_everything_change_nothing() {
 async fn poison_of_every_kind_is_a_dead_letter_and_the_partition_goes_on() {
     let mut stage = Stage::new(Broker::any(), 1).await;
     stage.config.max_recipients = 2;
-    let poison: [(&str, Reason); 10] = [
-        ("not json", Reason::NotJson),
-        (r#"{"type":"T","actorId":{}}"#, Reason::InvalidField),
-        (r#"{"actorId":"17"}"#, Reason::MissingField),
+    let poison: [(&str, DeadLetterReason); 10] = [
+        ("not json", DeadLetterReason::NotJson),
+        (
+            r#"{"type":"T","actorId":{}}"#,
+            DeadLetterReason::InvalidField,
+        ),
+        (r#"{"actorId":"17"}"#, DeadLetterReason::MissingField),
         (
             r#"{"type":"T","recipientType":"everyone"}"#,
-            Reason::UnknownRecipientType,
+            DeadLetterReason::UnknownRecipientType,
         ),
         (
             r#"{"type":"T","recipientType":"merchant"}"#,
-            Reason::MissingAudience,
+            DeadLetterReason::MissingAudience,
         ),
         (
             r#"{"type":"T","title":"t","content":"c","recipientType":"users","recipientIds":[1,2,3]}"#,
-            Reason::TooManyRecipients,
+            DeadLetterReason::TooManyRecipients,
         ),
         (
             r#"{"type":"T","title":"t","content":"c","recipientType":"merchant","merchantId":"0"}"#,
-            Reason::Nobody,
+            DeadLetterReason::Nobody,
         ),
         (
             r#"{"type":"UNHEARD_OF","actorId":"17"}"#,
-            Reason::NoTemplate,
+            DeadLetterReason::NoTemplate,
         ),
         (
             r#"{"type":"PAYMENT_SUCCESS","actorId":"17","data":{"amount":1}}"#,
-            Reason::NoTemplate,
+            DeadLetterReason::NoTemplate,
         ),
         (
             r#"{"type":"T","title":"REFUSED","content":"c","actorId":"17"}"#,
-            Reason::Refused,
+            DeadLetterReason::Refused,
         ),
     ];
     for (at, (value, _)) in poison.iter().enumerate() {
@@ -606,13 +609,13 @@ async fn settings_that_are_refused_end_the_start_at_once() {
         .config
         .properties
         .insert("enable.auto.commit".into(), "true".into());
-    let refused = run(stage.parts(), CancellationToken::new()).await;
+    let refused = run(stage.options(), CancellationToken::new()).await;
     assert!(
         matches!(refused, Err(PipelineError::Settings(_))),
         "{refused:?}"
     );
     stage.config.properties = [("no.such.property".to_owned(), "1".to_owned())].into();
-    let refused = run(stage.parts(), CancellationToken::new()).await;
+    let refused = run(stage.options(), CancellationToken::new()).await;
     assert!(
         matches!(refused, Err(PipelineError::Client(_))),
         "{refused:?}"

@@ -19,7 +19,7 @@ use crate::delivery::{Destination, Dispatch};
 use crate::id::Id;
 use crate::notification::{InboxState, Notification};
 use crate::protocol::event;
-use crate::store::{Filter, Read, Which};
+use crate::store::{Filter, MarkedRead, NotificationSelector};
 
 /// Most ids in one request.
 const MAX_IDS: usize = 1000;
@@ -162,7 +162,11 @@ pub(crate) async fn patch(
     }
     let read = state
         .notifications
-        .mark_read(&subject, &Which::Ids(vec![id]), state.clock.now())
+        .mark_read(
+            &subject,
+            &NotificationSelector::Ids(vec![id]),
+            state.clock.now(),
+        )
         .await?;
     tell_read(&state, &subject, &read).await;
     state
@@ -189,22 +193,24 @@ pub(crate) struct MarkRead {
 }
 
 impl MarkRead {
-    fn which(self) -> Result<Which, Problem> {
+    fn which(self) -> Result<NotificationSelector, Problem> {
         match (self.ids, self.up_to, self.all) {
-            (Some(ids), None, None) if (1..=MAX_IDS).contains(&ids.len()) => Ok(Which::Ids(ids)),
+            (Some(ids), None, None) if (1..=MAX_IDS).contains(&ids.len()) => {
+                Ok(NotificationSelector::Ids(ids))
+            }
             (Some(_), None, None) => {
                 Err(Cause::InvalidBody.because(format!("`ids` must name 1 to {MAX_IDS}")))
             }
-            (None, Some(seq), None) if seq >= 0 => Ok(Which::UpTo(seq)),
+            (None, Some(seq), None) if seq >= 0 => Ok(NotificationSelector::UpTo(seq)),
             (None, Some(_), None) => Err(Cause::InvalidBody.because("`upTo` must not be negative")),
-            (None, None, Some(true)) => Ok(Which::All),
+            (None, None, Some(true)) => Ok(NotificationSelector::All),
             (None, None, Some(false)) => Err(Cause::InvalidBody.because("`all` must be true")),
             _ => Err(Cause::InvalidBody.because("want exactly one of `ids`, `upTo` and `all`")),
         }
     }
 }
 
-fn read_data(read: &Read) -> event::ReadByUser<'_> {
+fn read_data(read: &MarkedRead) -> event::ReadByUser<'_> {
     let InboxState {
         unread_count,
         version,
@@ -238,7 +244,7 @@ pub(crate) async fn mark_read(
     Ok(Json(read_data(&read)).into_response())
 }
 
-async fn tell_read(state: &State, subject: &Arc<str>, read: &Read) {
+async fn tell_read(state: &State, subject: &Arc<str>, read: &MarkedRead) {
     if !read.ids.is_empty() {
         tell(
             state,
@@ -300,17 +306,17 @@ async fn tell(state: &State, subject: &Arc<str>, event: &'static str, data: &imp
 mod tests {
     use super::*;
 
-    fn which(json: &str) -> Option<Which> {
+    fn which(json: &str) -> Option<NotificationSelector> {
         serde_json::from_str::<MarkRead>(json).ok()?.which().ok()
     }
 
     #[test]
     fn exactly_one_way_of_naming_what_was_read() {
-        assert_eq!(which(r#"{"upTo": 7}"#), Some(Which::UpTo(7)));
-        assert_eq!(which(r#"{"all": true}"#), Some(Which::All));
+        assert_eq!(which(r#"{"upTo": 7}"#), Some(NotificationSelector::UpTo(7)));
+        assert_eq!(which(r#"{"all": true}"#), Some(NotificationSelector::All));
         assert_eq!(
             which(r#"{"ids": ["a"]}"#),
-            Some(Which::Ids(vec!["a".parse().unwrap()]))
+            Some(NotificationSelector::Ids(vec!["a".parse().unwrap()]))
         );
         for bad in [
             "{}",

@@ -172,10 +172,10 @@ async fn an_empty_batch_and_an_empty_inbox_are_nothing(database: &TestDatabase) 
     let missed = store.missed("nobody", 0, 50).await.unwrap();
     assert!(missed.rows.is_empty() && !missed.more && missed.inbox == InboxState::default());
     for which in [
-        Which::All,
-        Which::UpTo(9),
-        Which::Ids(Vec::new()),
-        Which::Ids(vec!["1".parse().unwrap()]),
+        NotificationSelector::All,
+        NotificationSelector::UpTo(9),
+        NotificationSelector::Ids(Vec::new()),
+        NotificationSelector::Ids(vec!["1".parse().unwrap()]),
     ] {
         let read = store.mark_read("nobody", &which, at(0)).await.unwrap();
         assert!(read.ids.is_empty() && read.total == 0 && read.inbox == InboxState::default());
@@ -364,7 +364,7 @@ async fn overlapping_recipients_in_opposite_orders_never_deadlock(database: &Tes
                     .collect();
                 store.insert(&batch, at(0)).await.unwrap();
                 store
-                    .mark_read(recipients[round], &Which::All, at(1))
+                    .mark_read(recipients[round], &NotificationSelector::All, at(1))
                     .await
                     .unwrap();
             }
@@ -400,7 +400,7 @@ async fn a_deleted_notification_does_not_come_back(database: &TestDatabase) {
         .unwrap();
     let (first, second) = (stored[0].notification.id, stored[2].notification.id);
     store
-        .mark_read("x", &Which::Ids(vec![first]), at(1))
+        .mark_read("x", &NotificationSelector::Ids(vec![first]), at(1))
         .await
         .unwrap();
     // A read one leaves the count, an unread one takes from it; the version grows either way.
@@ -593,7 +593,10 @@ async fn a_refused_value_leaves_nothing_behind(database: &TestDatabase) {
             .map(drop),
         store.get("\0", back.id).await.map(drop),
         store.delete("\0", back.id, at(0)).await.map(drop),
-        store.mark_read("\0", &Which::All, at(0)).await.map(drop),
+        store
+            .mark_read("\0", &NotificationSelector::All, at(0))
+            .await
+            .map(drop),
         store.inbox("\0").await.map(drop),
         store.missed("\0", 0, 1).await.map(drop),
     ] {
@@ -653,7 +656,7 @@ async fn purging_keeps_counters_right_and_numbers_unused(database: &TestDatabase
             .unwrap();
     }
     store
-        .mark_read("x", &Which::UpTo(5), at(3000))
+        .mark_read("x", &NotificationSelector::UpTo(5), at(3000))
         .await
         .unwrap();
     let removed = all(&**store, "y").await[29].id;
@@ -737,7 +740,7 @@ async fn counters_agree_with_the_rows_after_everything_at_once(database: &TestDa
                 match (task + round) % 5 {
                     0 => drop(
                         store
-                            .mark_read(person, &Which::UpTo(round as i64), now)
+                            .mark_read(person, &NotificationSelector::UpTo(round as i64), now)
                             .await
                             .unwrap(),
                     ),

@@ -11,7 +11,7 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::time::Instant;
 
 use super::OpenError;
-use super::open::{Place, place, secret};
+use super::open::{DatabaseAddress, parse_address, secret};
 use super::sqlite::{BEGIN, tuned};
 use crate::config;
 
@@ -42,26 +42,29 @@ pub struct Migrated {
 /// The database cannot be reached, another instance held the lock for too long, or a migration failed and was undone.
 pub async fn migrate(database: &config::Database) -> Result<Migrated, OpenError> {
     let url = secret("database.url_file", &database.url, &database.url_file).await?;
-    run(&place("database.url", &url)?, database).await
+    run(&parse_address("database.url", &url)?, database).await
 }
 
 /// Migrates, or only looks where `database.migrate` is off.
-pub(super) async fn prepare(place: &Place, database: &config::Database) -> Result<(), OpenError> {
+pub(super) async fn prepare(
+    address: &DatabaseAddress,
+    database: &config::Database,
+) -> Result<(), OpenError> {
     if database.migrate {
-        let migrated = run(place, database).await?;
+        let migrated = run(address, database).await?;
         if !migrated.applied.is_empty() {
             tracing::info!(applied = ?migrated.applied, version = migrated.version, "migrated the database");
         }
         return Ok(());
     }
-    let missing = match place {
-        Place::Postgres(options) => {
+    let missing = match address {
+        DatabaseAddress::Postgres(options) => {
             let mut connection = connect(options, database).await?;
             let missing = missing(&POSTGRES, &listed_postgres(&mut connection).await?)?;
             connection.close().await?;
             missing
         }
-        Place::Sqlite {
+        DatabaseAddress::Sqlite {
             options,
             in_memory: _,
         } => {
@@ -79,15 +82,18 @@ pub(super) async fn prepare(place: &Place, database: &config::Database) -> Resul
     }
 }
 
-async fn run(place: &Place, database: &config::Database) -> Result<Migrated, OpenError> {
-    match place {
-        Place::Postgres(options) => {
+async fn run(
+    address: &DatabaseAddress,
+    database: &config::Database,
+) -> Result<Migrated, OpenError> {
+    match address {
+        DatabaseAddress::Postgres(options) => {
             let mut connection = connect(options, database).await?;
             let migrated = run_postgres(&mut connection, lock_timeout(database)).await?;
             connection.close().await?;
             Ok(migrated)
         }
-        Place::Sqlite {
+        DatabaseAddress::Sqlite {
             options,
             in_memory: _,
         } => {

@@ -33,7 +33,7 @@ pub use migrate::{Migrated, migrate};
 pub use open::{Stores, open};
 pub use retention::{PURGE_INTERVAL, purge_loop};
 
-/// Most ids in one [`Read`].
+/// Most ids in one [`MarkedRead`].
 pub const MAX_READ_IDS: usize = 1000;
 
 /// One row that was stored.
@@ -69,7 +69,7 @@ pub struct Page {
 
 /// Which notifications become read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Which {
+pub enum NotificationSelector {
     /// These; ids of other recipients are ignored.
     Ids(Vec<Id>),
     /// All with this `seq` or a lower one.
@@ -80,7 +80,7 @@ pub enum Which {
 
 /// What marking as read did.
 #[derive(Debug, Clone)]
-pub struct Read {
+pub struct MarkedRead {
     /// Those that were unread until this call, newest first; of more than [`MAX_READ_IDS`] the newest.
     pub ids: Vec<Id>,
     /// How many became read, those included that `ids` has no room for.
@@ -103,7 +103,7 @@ pub struct Missed {
 }
 
 /// What a method answers, later.
-pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
 /// The notification tables.
 ///
@@ -126,7 +126,7 @@ pub trait NotificationStore: Send + Sync + 'static {
         &'a self,
         batch: &'a [NewActivity],
         now: DateTime<Utc>,
-    ) -> Answer<'a, Vec<Stored>>;
+    ) -> StoreFuture<'a, Vec<Stored>>;
 
     /// A page of a recipient's inbox, newest first, at most `limit` rows (at least one) with `seq` below `before`.
     ///
@@ -137,10 +137,10 @@ pub trait NotificationStore: Send + Sync + 'static {
         filter: &'a Filter,
         before: Option<i64>,
         limit: u32,
-    ) -> Answer<'a, Page>;
+    ) -> StoreFuture<'a, Page>;
 
     /// One notification; `None` for another recipient's as for none.
-    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> Answer<'a, Option<Notification>>;
+    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> StoreFuture<'a, Option<Notification>>;
 
     /// Removes one, leaving a tombstone; `None` if the recipient has no such row, and then nothing changed.
     fn delete<'a>(
@@ -148,21 +148,21 @@ pub trait NotificationStore: Send + Sync + 'static {
         recipient: &'a str,
         id: Id,
         now: DateTime<Utc>,
-    ) -> Answer<'a, Option<InboxState>>;
+    ) -> StoreFuture<'a, Option<InboxState>>;
 
     /// Marks as read; what is read already keeps its time.
     fn mark_read<'a>(
         &'a self,
         recipient: &'a str,
-        which: &'a Which,
+        which: &'a NotificationSelector,
         now: DateTime<Utc>,
-    ) -> Answer<'a, Read>;
+    ) -> StoreFuture<'a, MarkedRead>;
 
     /// The counters; zero for a recipient that never got anything.
-    fn inbox<'a>(&'a self, recipient: &'a str) -> Answer<'a, InboxState>;
+    fn inbox<'a>(&'a self, recipient: &'a str) -> StoreFuture<'a, InboxState>;
 
     /// The rows with `seq` above `after`, oldest first, at most `limit` (at least one).
-    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> Answer<'a, Missed>;
+    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> StoreFuture<'a, Missed>;
 
     /// Removes up to `limit` of the oldest notifications created before `before`, adjusting the counters of their inboxes (whose versions grow by
     /// one), and up to `limit` tombstones that were left before `tombstones_before`; says how many rows of both went.
@@ -174,13 +174,13 @@ pub trait NotificationStore: Send + Sync + 'static {
         before: Option<DateTime<Utc>>,
         tombstones_before: DateTime<Utc>,
         limit: u32,
-    ) -> Answer<'a, u64>;
+    ) -> StoreFuture<'a, u64>;
 
     /// The highest migration that the database has, this binary's or a later one, as [`Migrated::version`]; `None` before the first.
-    fn version(&self) -> Answer<'_, Option<i64>>;
+    fn version(&self) -> StoreFuture<'_, Option<i64>>;
 
     /// Answers when the database does.
-    fn ping(&self) -> Answer<'_, ()>;
+    fn ping(&self) -> StoreFuture<'_, ()>;
 }
 
 /// A merchant or an organizer, as `policy_definition.domain` writes it.
@@ -232,12 +232,15 @@ pub struct GroupRow {
 /// Ids in them may be numbers or text; they are compared and returned as text. A user is named by id alone (`17`), as tokens and inboxes name it.
 pub trait PolicyStore: Send + Sync + 'static {
     /// The ids of the distinct `User` subjects with a group row in each domain, sorted, in one query. A domain with nobody is absent from the answer.
-    fn users_in<'a>(&'a self, domains: &'a [Domain]) -> Answer<'a, HashMap<Domain, Arc<[String]>>>;
+    fn users_in<'a>(
+        &'a self,
+        domains: &'a [Domain],
+    ) -> StoreFuture<'a, HashMap<Domain, Arc<[String]>>>;
 
     /// The distinct domains (`Merchant_42`) in which this user has a group row, sorted; rows without a domain name none.
-    fn domains_of<'a>(&'a self, user: &'a str) -> Answer<'a, Vec<String>>;
+    fn domains_of<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<String>>;
 
     /// Every policy and group row that concerns this user or one of the roles that the user is a member of in any domain.
     /// Policy rows without an action, or whose permission does not exist, are skipped; an effect other than `allow` or none denies.
-    fn rules_of<'a>(&'a self, user: &'a str) -> Answer<'a, (Vec<PolicyRow>, Vec<GroupRow>)>;
+    fn rules_of<'a>(&'a self, user: &'a str) -> StoreFuture<'a, (Vec<PolicyRow>, Vec<GroupRow>)>;
 }

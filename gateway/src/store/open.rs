@@ -58,10 +58,12 @@ enum Database {
 }
 
 impl Database {
-    fn new(place: &Place, database: &config::Database) -> Self {
-        match place {
-            Place::Postgres(options) => Self::Postgres(Postgres::new(options.clone(), database)),
-            Place::Sqlite { options, in_memory } => {
+    fn new(address: &DatabaseAddress, database: &config::Database) -> Self {
+        match address {
+            DatabaseAddress::Postgres(options) => {
+                Self::Postgres(Postgres::new(options.clone(), database))
+            }
+            DatabaseAddress::Sqlite { options, in_memory } => {
                 Self::Sqlite(Sqlite::new(options.clone(), *in_memory, database))
             }
         }
@@ -70,7 +72,7 @@ impl Database {
 
 /// What a URL names.
 #[derive(Clone)]
-pub(super) enum Place {
+pub(super) enum DatabaseAddress {
     Postgres(PgConnectOptions),
     Sqlite {
         options: SqliteConnectOptions,
@@ -79,14 +81,17 @@ pub(super) enum Place {
 }
 
 /// Reads a URL. The reason given for a wrong one never repeats it.
-pub(super) fn place(setting: &'static str, url: &Secret) -> Result<Place, OpenError> {
+pub(super) fn parse_address(
+    setting: &'static str,
+    url: &Secret,
+) -> Result<DatabaseAddress, OpenError> {
     let text = url.expose();
     let wrong = |error: sqlx::Error| OpenError::Setting {
         setting,
         reason: error.to_string(),
     };
     if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-        return Ok(Place::Postgres(
+        return Ok(DatabaseAddress::Postgres(
             PgConnectOptions::from_str(text).map_err(wrong)?,
         ));
     }
@@ -104,7 +109,7 @@ pub(super) fn place(setting: &'static str, url: &Secret) -> Result<Place, OpenEr
                 source,
             })?;
         }
-        return Ok(Place::Sqlite { options, in_memory });
+        return Ok(DatabaseAddress::Sqlite { options, in_memory });
     }
     Err(OpenError::Setting {
         setting,
@@ -155,17 +160,17 @@ pub async fn open(
     };
     // The revision is taken before the content is read: a change in between is told afterwards.
     let told = stores.told(&database.url_file);
-    let (url, place) = reach(database, &shutdown).await?;
-    let notifications_in = Database::new(&place, database);
+    let (url, address) = reach(database, &shutdown).await?;
+    let notifications_in = Database::new(&address, database);
     if let Some(told) = told {
         let check = database.clone();
         let follow = Follow {
             setting: "database.url_file",
             file: database.url_file.clone(),
             settings: database.clone(),
-            check: Box::new(move |place| {
-                let (place, check) = (place.clone(), check.clone());
-                Box::pin(async move { prepare(&place, &check).await })
+            check: Box::new(move |address| {
+                let (address, check) = (address.clone(), check.clone());
+                Box::pin(async move { prepare(&address, &check).await })
             }),
         };
         stores.follow(follow, url, notifications_in.clone(), told);
@@ -176,7 +181,7 @@ pub async fn open(
     let policies_in = if elsewhere {
         let told = stores.told(&policy.url_file);
         let url = secret("policy.url_file", &policy.url, &policy.url_file).await?;
-        let policies_in = Database::new(&self::place("policy.url", &url)?, database);
+        let policies_in = Database::new(&parse_address("policy.url", &url)?, database);
         databases.push(policies_in.clone());
         if let Some(told) = told {
             let follow = Follow {
@@ -210,17 +215,17 @@ pub async fn open(
 async fn reach(
     database: &config::Database,
     shutdown: &CancellationToken,
-) -> Result<(Secret, Place), OpenError> {
+) -> Result<(Secret, DatabaseAddress), OpenError> {
     let mut delay = RETRY_FIRST;
     loop {
         let url = secret("database.url_file", &database.url, &database.url_file).await?;
-        let place = place("database.url", &url)?;
+        let address = parse_address("database.url", &url)?;
         let prepared = tokio::select! {
-            prepared = prepare(&place, database) => prepared,
+            prepared = prepare(&address, database) => prepared,
             () = shutdown.cancelled() => return Err(OpenError::Stopped),
         };
         match prepared {
-            Ok(()) => return Ok((url, place)),
+            Ok(()) => return Ok((url, address)),
             Err(error) if error.passes() => {
                 tracing::warn!(%error, retry_ms = delay.as_millis() as u64, "cannot open the notification database yet");
             }
@@ -233,14 +238,15 @@ async fn reach(
     }
 }
 
-type Check = Box<dyn Fn(&Place) -> BoxFuture<'static, Result<(), OpenError>> + Send + Sync>;
+type Check =
+    Box<dyn Fn(&DatabaseAddress) -> BoxFuture<'static, Result<(), OpenError>> + Send + Sync>;
 
 /// What is known of a database whose URL comes out of a file.
 struct Follow {
     setting: &'static str,
     file: SecretFile,
     settings: config::Database,
-    /// What must hold before a new place is used.
+    /// What must hold before a new address is used.
     check: Check,
 }
 
@@ -305,9 +311,9 @@ impl Follow {
         if new.expose() == url.expose() {
             return Ok(());
         }
-        match (database, place(self.setting, &new)?) {
-            (Database::Postgres(postgres), Place::Postgres(options)) => {
-                (self.check)(&Place::Postgres(options.clone())).await?;
+        match (database, parse_address(self.setting, &new)?) {
+            (Database::Postgres(postgres), DatabaseAddress::Postgres(options)) => {
+                (self.check)(&DatabaseAddress::Postgres(options.clone())).await?;
                 let pool = pool(options, &self.settings);
                 drop(pool.acquire().await?);
                 postgres.replace(pool);

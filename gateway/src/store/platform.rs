@@ -3,7 +3,7 @@
 //! Input: what dev mode or a test wants to be true. Output: rows that [`super::PolicyStore`] reads.
 
 use super::OpenError;
-use super::open::{Place, place};
+use super::open::{DatabaseAddress, parse_address};
 use crate::config::Secret;
 
 /// The tables, with text ids. The same words serve PostgreSQL and SQLite.
@@ -126,12 +126,12 @@ macro_rules! fill {
 /// # Errors
 /// The URL is wrong or the database refuses.
 pub async fn seed(url: &Secret, platform: &Platform) -> Result<(), OpenError> {
-    match place("policy.url", url)? {
-        Place::Postgres(options) => {
+    match parse_address("policy.url", url)? {
+        DatabaseAddress::Postgres(options) => {
             let mut connection = sqlx::ConnectOptions::connect(&options).await?;
             fill!(connection, platform);
         }
-        Place::Sqlite {
+        DatabaseAddress::Sqlite {
             options,
             in_memory: _,
         } => {

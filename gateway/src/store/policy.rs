@@ -12,7 +12,7 @@ use sqlx::{ColumnIndex, Decode, Row, Type};
 use super::batch::no_nul;
 use super::postgres::Postgres;
 use super::sqlite::{Sqlite, json};
-use super::{Answer, Domain, GroupRow, PolicyRow, PolicyStore, StoreError};
+use super::{Domain, GroupRow, PolicyRow, PolicyStore, StoreError, StoreFuture};
 
 macro_rules! users_in {
     ($among:literal) => {
@@ -159,7 +159,10 @@ fn names(domains: &[Domain]) -> Result<Vec<String>, StoreError> {
 }
 
 impl PolicyStore for PostgresPolicies {
-    fn users_in<'a>(&'a self, domains: &'a [Domain]) -> Answer<'a, HashMap<Domain, Arc<[String]>>> {
+    fn users_in<'a>(
+        &'a self,
+        domains: &'a [Domain],
+    ) -> StoreFuture<'a, HashMap<Domain, Arc<[String]>>> {
         Box::pin(async move {
             users(
                 domains,
@@ -170,14 +173,14 @@ impl PolicyStore for PostgresPolicies {
         })
     }
 
-    fn domains_of<'a>(&'a self, user: &'a str) -> Answer<'a, Vec<String>> {
+    fn domains_of<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<String>> {
         Box::pin(async move {
             no_nul("user", user)?;
             sorted_domains(&self.rows(sqlx::query(DOMAINS_OF).bind(user)).await?)
         })
     }
 
-    fn rules_of<'a>(&'a self, user: &'a str) -> Answer<'a, (Vec<PolicyRow>, Vec<GroupRow>)> {
+    fn rules_of<'a>(&'a self, user: &'a str) -> StoreFuture<'a, (Vec<PolicyRow>, Vec<GroupRow>)> {
         Box::pin(async move {
             no_nul("user", user)?;
             rules(&self.rows(sqlx::query(RULES_OF).bind(user)).await?)
@@ -186,7 +189,10 @@ impl PolicyStore for PostgresPolicies {
 }
 
 impl PolicyStore for SqlitePolicies {
-    fn users_in<'a>(&'a self, domains: &'a [Domain]) -> Answer<'a, HashMap<Domain, Arc<[String]>>> {
+    fn users_in<'a>(
+        &'a self,
+        domains: &'a [Domain],
+    ) -> StoreFuture<'a, HashMap<Domain, Arc<[String]>>> {
         Box::pin(async move {
             let names = json(&names(domains)?)?;
             users(
@@ -199,7 +205,7 @@ impl PolicyStore for SqlitePolicies {
         })
     }
 
-    fn domains_of<'a>(&'a self, user: &'a str) -> Answer<'a, Vec<String>> {
+    fn domains_of<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<String>> {
         Box::pin(async move {
             no_nul("user", user)?;
             sorted_domains(
@@ -211,7 +217,7 @@ impl PolicyStore for SqlitePolicies {
         })
     }
 
-    fn rules_of<'a>(&'a self, user: &'a str) -> Answer<'a, (Vec<PolicyRow>, Vec<GroupRow>)> {
+    fn rules_of<'a>(&'a self, user: &'a str) -> StoreFuture<'a, (Vec<PolicyRow>, Vec<GroupRow>)> {
         Box::pin(async move {
             no_nul("user", user)?;
             rules(

@@ -16,8 +16,8 @@ use sqlx::{Connection, Row as _};
 use super::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds, no_nul};
 use super::migrate::VERSION;
 use super::{
-    Answer, Filter, MAX_READ_IDS, Missed, NotificationStore, Page, Read, StoreError, Stored, Which,
-    sql,
+    Filter, MAX_READ_IDS, MarkedRead, Missed, NotificationSelector, NotificationStore, Page,
+    StoreError, StoreFuture, Stored, sql,
 };
 use crate::config;
 use crate::id::{Id, IdGenerator};
@@ -235,7 +235,7 @@ UPDATE signal_inbox s SET unread_count = s.unread_count - CASE WHEN gone.read_at
 FROM gone WHERE s.recipient_id = gone.recipient_id RETURNING s.unread_count, s.version";
 
 /// `$1` recipient, `$2` when, `$3` most ids, `$4` which.
-fn mark(which: &Which) -> &'static str {
+fn mark(which: &NotificationSelector) -> &'static str {
     macro_rules! mark {
         ($which:literal) => {
             concat!(
@@ -246,9 +246,9 @@ fn mark(which: &Which) -> &'static str {
         };
     }
     match which {
-        Which::Ids(_) => mark!(" AND id = ANY($4)"),
-        Which::UpTo(_) => mark!(" AND seq <= $4"),
-        Which::All => mark!(""),
+        NotificationSelector::Ids(_) => mark!(" AND id = ANY($4)"),
+        NotificationSelector::UpTo(_) => mark!(" AND seq <= $4"),
+        NotificationSelector::All => mark!(""),
     }
 }
 
@@ -584,9 +584,9 @@ impl PostgresStore {
     async fn mark_read(
         &self,
         recipient: &str,
-        which: &Which,
+        which: &NotificationSelector,
         now: DateTime<Utc>,
-    ) -> Result<Read, StoreError> {
+    ) -> Result<MarkedRead, StoreError> {
         no_nul("recipient", recipient)?;
         let mut connection = self.postgres.acquire().await?;
         let result = self
@@ -600,11 +600,11 @@ impl PostgresStore {
         &self,
         connection: &mut PgConnection,
         recipient: &str,
-        which: &Which,
+        which: &NotificationSelector,
         read_at: DateTime<Utc>,
-    ) -> Result<Read, sqlx::Error> {
+    ) -> Result<MarkedRead, sqlx::Error> {
         let mut tx = self.postgres.step(connection.begin_with(BEGIN)).await?;
-        let mut read = Read {
+        let mut read = MarkedRead {
             ids: Vec::new(),
             total: 0,
             read_at,
@@ -621,9 +621,11 @@ impl PostgresStore {
                 .bind(read_at)
                 .bind(MAX_READ_IDS as i64);
             query = match which {
-                Which::Ids(ids) => query.bind(ids.iter().map(Id::as_str).collect::<Vec<_>>()),
-                Which::UpTo(seq) => query.bind(*seq),
-                Which::All => query,
+                NotificationSelector::Ids(ids) => {
+                    query.bind(ids.iter().map(Id::as_str).collect::<Vec<_>>())
+                }
+                NotificationSelector::UpTo(seq) => query.bind(*seq),
+                NotificationSelector::All => query,
             };
             for row in self.postgres.step(query.fetch_all(&mut *tx)).await? {
                 read.ids.push(sql::read_id(&row)?);
@@ -787,7 +789,7 @@ impl NotificationStore for PostgresStore {
         &'a self,
         batch: &'a [NewActivity],
         now: DateTime<Utc>,
-    ) -> Answer<'a, Vec<Stored>> {
+    ) -> StoreFuture<'a, Vec<Stored>> {
         Box::pin(self.insert(batch, now))
     }
 
@@ -797,11 +799,11 @@ impl NotificationStore for PostgresStore {
         filter: &'a Filter,
         before: Option<i64>,
         limit: u32,
-    ) -> Answer<'a, Page> {
+    ) -> StoreFuture<'a, Page> {
         Box::pin(self.list(recipient, filter, before, limit))
     }
 
-    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> Answer<'a, Option<Notification>> {
+    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> StoreFuture<'a, Option<Notification>> {
         Box::pin(self.get(recipient, id))
     }
 
@@ -810,24 +812,24 @@ impl NotificationStore for PostgresStore {
         recipient: &'a str,
         id: Id,
         now: DateTime<Utc>,
-    ) -> Answer<'a, Option<InboxState>> {
+    ) -> StoreFuture<'a, Option<InboxState>> {
         Box::pin(self.delete(recipient, id, now))
     }
 
     fn mark_read<'a>(
         &'a self,
         recipient: &'a str,
-        which: &'a Which,
+        which: &'a NotificationSelector,
         now: DateTime<Utc>,
-    ) -> Answer<'a, Read> {
+    ) -> StoreFuture<'a, MarkedRead> {
         Box::pin(self.mark_read(recipient, which, now))
     }
 
-    fn inbox<'a>(&'a self, recipient: &'a str) -> Answer<'a, InboxState> {
+    fn inbox<'a>(&'a self, recipient: &'a str) -> StoreFuture<'a, InboxState> {
         Box::pin(self.inbox(recipient))
     }
 
-    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> Answer<'a, Missed> {
+    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> StoreFuture<'a, Missed> {
         Box::pin(self.missed(recipient, after, limit))
     }
 
@@ -836,11 +838,11 @@ impl NotificationStore for PostgresStore {
         before: Option<DateTime<Utc>>,
         tombstones_before: DateTime<Utc>,
         limit: u32,
-    ) -> Answer<'a, u64> {
+    ) -> StoreFuture<'a, u64> {
         Box::pin(self.purge(before, tombstones_before, limit))
     }
 
-    fn version(&self) -> Answer<'_, Option<i64>> {
+    fn version(&self) -> StoreFuture<'_, Option<i64>> {
         Box::pin(async {
             let row = self.one(sqlx::query(VERSION)).await?;
             Ok(row
@@ -851,7 +853,7 @@ impl NotificationStore for PostgresStore {
         })
     }
 
-    fn ping(&self) -> Answer<'_, ()> {
+    fn ping(&self) -> StoreFuture<'_, ()> {
         Box::pin(async { self.one(sqlx::query("SELECT 1")).await.map(drop) })
     }
 }

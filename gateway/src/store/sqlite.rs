@@ -17,8 +17,8 @@ use sqlx::{Row as _, Sqlite as Driver, Transaction};
 use super::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds, no_nul};
 use super::migrate::VERSION;
 use super::{
-    Answer, Filter, MAX_READ_IDS, Missed, NotificationStore, Page, Read, StoreError, Stored, Which,
-    sql,
+    Filter, MAX_READ_IDS, MarkedRead, Missed, NotificationSelector, NotificationStore, Page,
+    StoreError, StoreFuture, Stored, sql,
 };
 use crate::config;
 use crate::id::{Id, IdGenerator};
@@ -122,7 +122,7 @@ const CHANGED: &str = "UPDATE signal_inbox SET unread_count = unread_count - $2,
 /// The two statements of a mark: the newest ids that will change, and the change.
 ///
 /// `$1` recipient, `$2` most ids or when, `$3` which.
-fn mark(which: &Which) -> (&'static str, &'static str) {
+fn mark(which: &NotificationSelector) -> (&'static str, &'static str) {
     macro_rules! mark {
         ($which:literal) => {
             (
@@ -136,9 +136,9 @@ fn mark(which: &Which) -> (&'static str, &'static str) {
         };
     }
     match which {
-        Which::Ids(_) => mark!(" AND id IN (SELECT value FROM json_each($3))"),
-        Which::UpTo(_) => mark!(" AND seq <= $3"),
-        Which::All => mark!(""),
+        NotificationSelector::Ids(_) => mark!(" AND id IN (SELECT value FROM json_each($3))"),
+        NotificationSelector::UpTo(_) => mark!(" AND seq <= $3"),
+        NotificationSelector::All => mark!(""),
     }
 }
 
@@ -311,9 +311,9 @@ impl SqliteStore {
     async fn mark_read(
         &self,
         recipient: &str,
-        which: &Which,
+        which: &NotificationSelector,
         now: DateTime<Utc>,
-    ) -> Result<Read, StoreError> {
+    ) -> Result<MarkedRead, StoreError> {
         no_nul("recipient", recipient)?;
         let read_at = milliseconds(now);
         let mut tx = self.sqlite.begin().await?;
@@ -326,7 +326,7 @@ impl SqliteStore {
             .map(sql::read_inbox)
             .transpose()?
             .unwrap_or_default();
-        let mut read = Read {
+        let mut read = MarkedRead {
             ids: Vec::new(),
             total: 0,
             read_at,
@@ -401,11 +401,14 @@ impl SqliteStore {
 
 type SqliteQuery<'q> = sqlx::query::Query<'q, Driver, sqlx::sqlite::SqliteArguments>;
 
-fn choose<'q>(query: SqliteQuery<'q>, which: &Which) -> Result<SqliteQuery<'q>, StoreError> {
+fn choose<'q>(
+    query: SqliteQuery<'q>,
+    which: &NotificationSelector,
+) -> Result<SqliteQuery<'q>, StoreError> {
     Ok(match which {
-        Which::Ids(ids) => query.bind(json(ids)?),
-        Which::UpTo(seq) => query.bind(*seq),
-        Which::All => query,
+        NotificationSelector::Ids(ids) => query.bind(json(ids)?),
+        NotificationSelector::UpTo(seq) => query.bind(*seq),
+        NotificationSelector::All => query,
     })
 }
 
@@ -516,7 +519,7 @@ impl NotificationStore for SqliteStore {
         &'a self,
         batch: &'a [NewActivity],
         now: DateTime<Utc>,
-    ) -> Answer<'a, Vec<Stored>> {
+    ) -> StoreFuture<'a, Vec<Stored>> {
         Box::pin(self.insert(batch, now))
     }
 
@@ -526,11 +529,11 @@ impl NotificationStore for SqliteStore {
         filter: &'a Filter,
         before: Option<i64>,
         limit: u32,
-    ) -> Answer<'a, Page> {
+    ) -> StoreFuture<'a, Page> {
         Box::pin(self.list(recipient, filter, before, limit))
     }
 
-    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> Answer<'a, Option<Notification>> {
+    fn get<'a>(&'a self, recipient: &'a str, id: Id) -> StoreFuture<'a, Option<Notification>> {
         Box::pin(self.get(recipient, id))
     }
 
@@ -539,24 +542,24 @@ impl NotificationStore for SqliteStore {
         recipient: &'a str,
         id: Id,
         now: DateTime<Utc>,
-    ) -> Answer<'a, Option<InboxState>> {
+    ) -> StoreFuture<'a, Option<InboxState>> {
         Box::pin(self.delete(recipient, id, now))
     }
 
     fn mark_read<'a>(
         &'a self,
         recipient: &'a str,
-        which: &'a Which,
+        which: &'a NotificationSelector,
         now: DateTime<Utc>,
-    ) -> Answer<'a, Read> {
+    ) -> StoreFuture<'a, MarkedRead> {
         Box::pin(self.mark_read(recipient, which, now))
     }
 
-    fn inbox<'a>(&'a self, recipient: &'a str) -> Answer<'a, InboxState> {
+    fn inbox<'a>(&'a self, recipient: &'a str) -> StoreFuture<'a, InboxState> {
         Box::pin(self.inbox(recipient))
     }
 
-    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> Answer<'a, Missed> {
+    fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> StoreFuture<'a, Missed> {
         Box::pin(self.missed(recipient, after, limit))
     }
 
@@ -565,11 +568,11 @@ impl NotificationStore for SqliteStore {
         before: Option<DateTime<Utc>>,
         tombstones_before: DateTime<Utc>,
         limit: u32,
-    ) -> Answer<'a, u64> {
+    ) -> StoreFuture<'a, u64> {
         Box::pin(self.purge(before, tombstones_before, limit))
     }
 
-    fn version(&self) -> Answer<'_, Option<i64>> {
+    fn version(&self) -> StoreFuture<'_, Option<i64>> {
         Box::pin(async {
             Ok(sqlx::query_scalar(VERSION)
                 .fetch_one(&self.sqlite.read)
@@ -577,7 +580,7 @@ impl NotificationStore for SqliteStore {
         })
     }
 
-    fn ping(&self) -> Answer<'_, ()> {
+    fn ping(&self) -> StoreFuture<'_, ()> {
         Box::pin(async {
             sqlx::query("SELECT 1").execute(&self.sqlite.read).await?;
             Ok(())

@@ -22,7 +22,7 @@ use crate::delivery::{Destination, Dispatch};
 use crate::id::Id;
 use crate::protocol::cipher::{Handshake, SALT_BYTES, UnusableKey, handshake};
 use crate::protocol::event;
-use crate::store::{Missed, Which};
+use crate::store::{Missed, NotificationSelector};
 
 /// Most operations that wait for a connection.
 const MAX_WAITING: usize = 16;
@@ -50,7 +50,7 @@ pub(super) enum Operation {
     },
     MarkRead {
         who: Arc<Principal>,
-        which: Which,
+        which: NotificationSelector,
     },
     Sync {
         who: Arc<Principal>,
@@ -297,7 +297,7 @@ fn agree(random: &SystemRandom, key: Option<&str>) -> Result<Handshake, Unusable
     handshake(key.ok_or(UnusableKey)?, salt, random)
 }
 
-async fn mark_read(context: &Context, who: &Principal, which: &Which) -> Outcome {
+async fn mark_read(context: &Context, who: &Principal, which: &NotificationSelector) -> Outcome {
     let read = match context
         .notifications
         .mark_read(&who.subject, which, context.clock.now())

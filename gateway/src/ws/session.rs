@@ -19,7 +19,7 @@ use crate::protocol::close::Close;
 use crate::protocol::envelope::NotAnEnvelope;
 use crate::protocol::event::{self, message, name};
 use crate::protocol::{Envelope, Message};
-use crate::store::Which;
+use crate::store::NotificationSelector;
 
 /// Most rows of one `notification:sync`.
 pub const MAX_SYNC: u32 = 200;
@@ -130,7 +130,7 @@ pub enum Action {
     /// Verify another token of the same subject.
     Refresh(String),
     /// Mark notifications as read.
-    MarkRead(Which),
+    MarkRead(NotificationSelector),
     /// Send what was missed.
     Sync {
         /// After this `seq`.
@@ -534,14 +534,14 @@ impl Session {
                     up_to: None,
                 }) if ids.len() <= MAX_READ_IDS => {
                     // What is no id is nobody's, and so ignored like every id that is not the caller's.
-                    actions.push(Action::MarkRead(Which::Ids(
+                    actions.push(Action::MarkRead(NotificationSelector::Ids(
                         ids.iter().filter_map(|id| id.parse().ok()).collect(),
                     )));
                 }
                 Ok(event::MarkRead {
                     ids: None,
                     up_to: Some(seq),
-                }) => actions.push(Action::MarkRead(Which::UpTo(seq))),
+                }) => actions.push(Action::MarkRead(NotificationSelector::UpTo(seq))),
                 _ => actions.push(invalid()),
             },
             name::NOTIFICATION_SYNC => match envelope.read::<event::Sync>() {

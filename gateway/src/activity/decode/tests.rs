@@ -23,7 +23,7 @@ fn with(value: &str, headers: &[(&str, &str)]) -> Record {
     }
 }
 
-fn reason(record: &Record) -> Reason {
+fn reason(record: &Record) -> DeadLetterReason {
     decode(record).unwrap_err().reason
 }
 
@@ -88,7 +88,7 @@ fn numbers_are_ids_in_the_digits_that_were_written() {
     for id in ["1.5", "1e3", "true", "{}", "[]"] {
         assert_eq!(
             reason(&record(format!(r#"{{"id": {id}, "type": "T"}}"#))),
-            Reason::InvalidField,
+            DeadLetterReason::InvalidField,
             "{id}"
         );
     }
@@ -158,7 +158,7 @@ fn what_is_no_json_object_is_poison() {
     for value in cases {
         assert_eq!(
             reason(&record(value)),
-            Reason::NotJson,
+            DeadLetterReason::NotJson,
             "{}",
             String::from_utf8_lossy(value)
         );
@@ -168,19 +168,22 @@ fn what_is_no_json_object_is_poison() {
             value: None,
             ..record("")
         }),
-        Reason::NotJson
+        DeadLetterReason::NotJson
     );
     let open = "[".repeat(1_000_000);
     assert_eq!(
         reason(&record(format!(r#"{{"type":"T","future":{open}"#))),
-        Reason::NotJson
+        DeadLetterReason::NotJson
     );
 }
 
 #[test]
 fn a_missing_type_and_wrong_or_oversized_fields_are_poison() {
-    assert_eq!(reason(&record("{}")), Reason::MissingField);
-    assert_eq!(reason(&record(r#"{"type":""}"#)), Reason::MissingField);
+    assert_eq!(reason(&record("{}")), DeadLetterReason::MissingField);
+    assert_eq!(
+        reason(&record(r#"{"type":""}"#)),
+        DeadLetterReason::MissingField
+    );
     let long = "x".repeat(MAX_NAME_BYTES + 1);
     let nested = format!("{}1{}", r#"{"a":"#.repeat(200), "}".repeat(200));
     let huge = format!(r#"{{"a":"{}"}}"#, "x".repeat(MAX_DATA_BYTES));
@@ -208,7 +211,7 @@ fn a_missing_type_and_wrong_or_oversized_fields_are_poison() {
     ] {
         assert_eq!(
             reason(&record(format!("{{{fields}}}"))),
-            Reason::InvalidField,
+            DeadLetterReason::InvalidField,
             "{}",
             &fields[..fields.len().min(80)]
         );
@@ -226,17 +229,20 @@ fn a_recipient_type_must_be_known_and_name_its_audience() {
     for (fields, want) in [
         (
             r#""recipientType":"everyone""#,
-            Reason::UnknownRecipientType,
+            DeadLetterReason::UnknownRecipientType,
         ),
         (
             r#""recipientType":"org","merchantId":1"#,
-            Reason::MissingAudience,
+            DeadLetterReason::MissingAudience,
         ),
         (
             r#""recipientType":"merchant","merchantId":"""#,
-            Reason::MissingAudience,
+            DeadLetterReason::MissingAudience,
         ),
-        (r#""recipientType":"users""#, Reason::MissingAudience),
+        (
+            r#""recipientType":"users""#,
+            DeadLetterReason::MissingAudience,
+        ),
     ] {
         assert_eq!(
             reason(&record(format!(r#"{{"type":"T",{fields}}}"#))),
@@ -322,7 +328,7 @@ fn a_binary_cloud_event_is_read() {
         some.remove(missing);
         assert_eq!(
             reason(&with(BODY, &some)),
-            Reason::InvalidCloudEvent,
+            DeadLetterReason::InvalidCloudEvent,
             "{}",
             headers[missing].0
         );
@@ -351,7 +357,7 @@ fn a_cloud_event_of_another_version_content_or_without_attributes_is_poison() {
     ] {
         assert_eq!(
             reason(&structured(attributes)),
-            Reason::InvalidCloudEvent,
+            DeadLetterReason::InvalidCloudEvent,
             "{attributes}"
         );
     }
@@ -360,13 +366,13 @@ fn a_cloud_event_of_another_version_content_or_without_attributes_is_poison() {
             "[]",
             &[("content-type", "application/cloudevents-batch+json")]
         )),
-        Reason::InvalidCloudEvent
+        DeadLetterReason::InvalidCloudEvent
     );
     assert_eq!(
         reason(&structured(
             r#""specversion":"1.0","id":"1","source":"s","type":"T","data":[1]"#
         )),
-        Reason::NotJson
+        DeadLetterReason::NotJson
     );
 }
 

@@ -73,7 +73,7 @@ fn a_missing_parameter_is_no_template_and_is_named() {
     let lacking =
         activity(r#""type":"PAYMENT_SUCCESS","data":{"amount":1,"currency":"VND","orderId":null}"#);
     let poison = built_in().render(&lacking).unwrap_err();
-    assert_eq!(poison.reason, Reason::NoTemplate);
+    assert_eq!(poison.reason, DeadLetterReason::NoTemplate);
     assert!(
         poison.detail.contains("PAYMENT_SUCCESS.content in vi")
             && poison.detail.contains("$orderId"),
@@ -89,14 +89,14 @@ fn an_unknown_type_needs_both_texts_and_each_text_given_wins_on_its_own() {
             .render(&activity(r#""type":"OTHER""#))
             .unwrap_err()
             .reason,
-        Reason::NoTemplate
+        DeadLetterReason::NoTemplate
     );
     assert_eq!(
         built_in()
             .render(&activity(r#""type":"OTHER","title":"a""#))
             .unwrap_err()
             .reason,
-        Reason::NoTemplate
+        DeadLetterReason::NoTemplate
     );
     let text = built_in()
         .render(&activity(r#""type":"OTHER","title":"a","content":"b""#))

@@ -27,7 +27,7 @@ async fn dead_letters_go_back_once_with_their_identity() {
 
     let only_templates = ReplayOptions {
         topic: stage.topic().into(),
-        reasons: vec![Reason::NoTemplate],
+        reasons: vec![DeadLetterReason::NoTemplate],
         limit: None,
         dry_run: true,
     };

@@ -17,19 +17,19 @@ async fn a_rebalance_of_two_members_loses_and_repeats_no_row() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    let second_status = Arc::new(Status::default());
+    let second_status = Arc::new(PipelineStatus::default());
     let joining = async {
         until("the first owns all", || {
             stage.status.facts().partitions == 6
         })
         .await;
         let shutdown = CancellationToken::new();
-        let parts = Parts {
+        let options = PipelineOptions {
             status: second_status.clone(),
-            ..stage.parts()
+            ..stage.options()
         };
         let second = Running {
-            task: tokio::spawn(run(parts, shutdown.clone())),
+            task: tokio::spawn(run(options, shutdown.clone())),
             shutdown,
         };
         until("they share", || {
@@ -128,7 +128,7 @@ async fn child_that_is_killed() {
         session_timeout_ms: 6000,
         ..Config::for_tests().kafka
     };
-    let parts = Parts {
+    let options = PipelineOptions {
         config,
         cache_secs: 0,
         notifications: Arc::new(Hung(stores.notifications)),
@@ -139,7 +139,7 @@ async fn child_that_is_killed() {
         metrics: Metrics::new(),
         status: Arc::default(),
     };
-    run(parts, CancellationToken::new()).await.unwrap();
+    run(options, CancellationToken::new()).await.unwrap();
 }
 
 async fn killed_between_store_and_commit(database: &Database) {
@@ -195,12 +195,12 @@ async fn killed_between_store_and_commit(database: &Database) {
     .await
     .unwrap();
     let shutdown = CancellationToken::new();
-    let parts = Parts {
+    let options = PipelineOptions {
         notifications: stores.notifications.clone(),
-        ..stage.parts()
+        ..stage.options()
     };
     let running = Running {
-        task: tokio::spawn(run(parts, shutdown.clone())),
+        task: tokio::spawn(run(options, shutdown.clone())),
         shutdown,
     };
     stage.until_committed(0, 60).await;
@@ -272,12 +272,12 @@ async fn two_members_store_side_by_side_into_postgres_for_the_same_people() {
     let running: Vec<Running> = (0..2)
         .map(|_| {
             let shutdown = CancellationToken::new();
-            let parts = Parts {
+            let options = PipelineOptions {
                 notifications: stores.notifications.clone(),
-                ..stage.parts()
+                ..stage.options()
             };
             Running {
-                task: tokio::spawn(run(parts, shutdown.clone())),
+                task: tokio::spawn(run(options, shutdown.clone())),
                 shutdown,
             }
         })

@@ -16,7 +16,7 @@ pub(super) async fn reading_sets_the_time_once_and_counts_once(database: &TestDa
     let read = store
         .mark_read(
             "x",
-            &Which::Ids(vec![id("x", 2), id("y", 3), id("x", 2)]),
+            &NotificationSelector::Ids(vec![id("x", 2), id("y", 3), id("x", 2)]),
             at(10),
         )
         .await
@@ -41,7 +41,11 @@ pub(super) async fn reading_sets_the_time_once_and_counts_once(database: &TestDa
     );
 
     let read = store
-        .mark_read("x", &Which::Ids(vec![id("x", 2), id("y", 3)]), at(20))
+        .mark_read(
+            "x",
+            &NotificationSelector::Ids(vec![id("x", 2), id("y", 3)]),
+            at(20),
+        )
         .await
         .unwrap();
     assert!(read.ids.is_empty() && read.total == 0);
@@ -53,7 +57,10 @@ pub(super) async fn reading_sets_the_time_once_and_counts_once(database: &TestDa
         }
     );
 
-    let read = store.mark_read("x", &Which::UpTo(4), at(30)).await.unwrap();
+    let read = store
+        .mark_read("x", &NotificationSelector::UpTo(4), at(30))
+        .await
+        .unwrap();
     assert_eq!(read.ids, [id("x", 4), id("x", 3), id("x", 1)]);
     assert_eq!(
         read.inbox,
@@ -62,7 +69,10 @@ pub(super) async fn reading_sets_the_time_once_and_counts_once(database: &TestDa
             version: 8
         }
     );
-    let read = store.mark_read("x", &Which::All, at(40)).await.unwrap();
+    let read = store
+        .mark_read("x", &NotificationSelector::All, at(40))
+        .await
+        .unwrap();
     assert_eq!(read.ids, [id("x", 6), id("x", 5)]);
     assert_eq!(
         read.inbox,
@@ -73,7 +83,7 @@ pub(super) async fn reading_sets_the_time_once_and_counts_once(database: &TestDa
     );
     assert_eq!(
         store
-            .mark_read("x", &Which::All, at(50))
+            .mark_read("x", &NotificationSelector::All, at(50))
             .await
             .unwrap()
             .inbox
@@ -103,7 +113,7 @@ pub(super) async fn marking_a_large_inbox_tells_the_newest_ids_and_the_whole_cou
         .collect();
     let stored = store.insert(&batch, at(0)).await.unwrap();
     let read = store
-        .mark_read("x", &Which::UpTo(count - 1), at(1))
+        .mark_read("x", &NotificationSelector::UpTo(count - 1), at(1))
         .await
         .unwrap();
     assert_eq!(
@@ -128,7 +138,7 @@ pub(super) async fn marking_a_large_inbox_tells_the_newest_ids_and_the_whole_cou
     let ids: Vec<Id> = stored.iter().map(|s| s.notification.id).collect();
     assert_eq!(
         store
-            .mark_read("x", &Which::Ids(ids), at(2))
+            .mark_read("x", &NotificationSelector::Ids(ids), at(2))
             .await
             .unwrap()
             .total,
@@ -205,7 +215,10 @@ pub(super) async fn lists_are_filtered_by_state_and_type(database: &TestDatabase
         })
         .collect();
     store.insert(&batch, at(0)).await.unwrap();
-    store.mark_read("x", &Which::UpTo(5), at(1)).await.unwrap();
+    store
+        .mark_read("x", &NotificationSelector::UpTo(5), at(1))
+        .await
+        .unwrap();
     for (is_read, kind, want) in [
         (None, None, vec![8, 7, 6, 5, 4, 3, 2, 1]),
         (Some(true), None, vec![5, 4, 3, 2, 1]),
@@ -287,7 +300,7 @@ pub(super) async fn another_recipients_id_is_like_none(database: &TestDatabase) 
         assert!(store.delete(stranger, id, at(1)).await.unwrap().is_none());
         assert!(
             store
-                .mark_read(stranger, &Which::Ids(vec![id]), at(1))
+                .mark_read(stranger, &NotificationSelector::Ids(vec![id]), at(1))
                 .await
                 .unwrap()
                 .ids

@@ -125,7 +125,10 @@ async fn a_statement_that_waits_too_long_is_unavailable_and_undone() {
             .insert(&[activity("e2", &["w", "x"])], at(0))
             .await
             .map(drop),
-        store.mark_read("x", &Which::All, at(0)).await.map(drop),
+        store
+            .mark_read("x", &NotificationSelector::All, at(0))
+            .await
+            .map(drop),
         store.delete("x", id, at(0)).await.map(drop),
     ] {
         assert!(
