@@ -262,12 +262,12 @@ impl Gateway {
         )?);
 
         let known = Arc::clone(&revocations);
-        let parts = bus::Parts {
+        let options = bus::BusOptions {
             config: config.bus.clone(),
             ids: config.ids.clone(),
             instance_name: instance.to_string(),
             live: settings.subscribe(),
-            known: Arc::new(move || known.all()),
+            known_revocations: Arc::new(move || known.all()),
             clock: Arc::clone(&clock),
             metrics: Arc::clone(metrics),
             shutdown: stop.clone(),
@@ -280,7 +280,7 @@ impl Gateway {
             events,
             worker,
         } = hearing
-            .spawn(bus::open(parts))
+            .spawn(bus::open(options))
             .await
             .context("the bus cannot be opened")??;
         lifecycle.set("bus", None);

@@ -112,7 +112,7 @@ metrics! {
     bus_received: Family<Kind, Counter> = Family::default(), "bus_received", "Payloads heard from Redis, by outcome";
     bus_subscriptions: Gauge = Gauge::default(), "bus_subscriptions", "Clients, users and rooms subscribed for";
     bus_lag: Float = Float::default(), "bus_lag_seconds", "From publishing to hearing of the last self-ping";
-    bus_deaf: Gauge = Gauge::default(), "bus_deaf", "1 while pushes from elsewhere are being missed";
+    bus_stalled: Gauge = Gauge::default(), "bus_stalled", "1 while pushes from elsewhere are being missed";
     bus_moves: Family<Kind, Counter> = Family::default(), "bus_moves", "Changes of the Redis in use, by outcome: moved, login, failed";
     bus_bridged: Gauge = Gauge::default(), "bus_bridged", "1 while the Redis before the one in use is published to and heard as well";
     bus_resyncs: Counter = Counter::default(), "bus_resyncs", "Times local clients were told that pushes may have been missed";

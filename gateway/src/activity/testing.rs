@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::decode::{Activity, Record, decode};
-use crate::bus::{Answers, Ask, Bus, BusError, BusFacts, Hearing, Interest, Revocation};
+use crate::bus::{Answers, Ask, Bus, BusError, BusStatus, Interest, Revocation, SubscriberState};
 use crate::clock::SystemClock;
 use crate::delivery::Dispatch;
 use crate::id::IdGenerator;
@@ -358,11 +358,11 @@ impl Bus for Published {
         })
     }
 
-    fn hear(&self, _: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
+    fn subscribe(&self, _: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
         Box::pin(async { Ok(()) })
     }
 
-    fn unhear(&self, _: Vec<Interest>) {}
+    fn unsubscribe(&self, _: Vec<Interest>) {}
 
     fn ask<'a>(&'a self, _: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>> {
         Box::pin(async { Ok(Answers::default()) })
@@ -380,12 +380,12 @@ impl Bus for Published {
         Box::pin(async { Ok(Vec::new()) })
     }
 
-    fn facts(&self) -> BusFacts {
-        BusFacts::default()
+    fn status(&self) -> BusStatus {
+        BusStatus::default()
     }
 
-    fn hearing(&self) -> Hearing {
-        Hearing::Good
+    fn subscriber(&self) -> SubscriberState {
+        SubscriberState::Live
     }
 
     fn lag(&self) -> Option<Duration> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Authenticator;
-use crate::bus::{Bus, Hearing};
+use crate::bus::{Bus, SubscriberState};
 use crate::hub::Hub;
 use crate::id::IdGenerator;
 use crate::lifecycle::Lifecycle;
@@ -32,7 +32,7 @@ impl Probe {
         let mut keys = self.authenticator.changes();
         loop {
             self.lifecycle.set("keys", self.authenticator.ready());
-            let deaf = self.bus.hearing() == Hearing::Deaf;
+            let deaf = self.bus.subscriber() == SubscriberState::Stalled;
             let lapsed = self.bus.lease_lapsed();
             self.closed.store(lapsed, Ordering::Release);
             self.ids.suspend(lapsed);

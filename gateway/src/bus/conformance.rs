@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ask, Bus, Hearing, Interest, Opened, Revocation};
+use super::{Ask, Bus, Interest, Opened, Revocation, SubscriberState};
 use crate::clock::{Clock, FixedClock};
 use crate::delivery::{Destination, Dispatch};
 use crate::id::Id;
@@ -52,10 +52,10 @@ pub(super) async fn alone(opened: Opened, clock: &FixedClock) {
         Interest::Room("r".into()),
         Interest::Broadcast,
     ];
-    bus.hear(interests.clone()).await.unwrap();
-    bus.hear(interests.clone()).await.unwrap();
-    bus.hear(Vec::new()).await.unwrap();
-    assert_eq!(bus.hearing(), Hearing::Good);
+    bus.subscribe(interests.clone()).await.unwrap();
+    bus.subscribe(interests.clone()).await.unwrap();
+    bus.subscribe(Vec::new()).await.unwrap();
+    assert_eq!(bus.subscriber(), SubscriberState::Live);
     assert!(!bus.lease_lapsed());
 
     for destination in interests.clone() {
@@ -69,9 +69,9 @@ pub(super) async fn alone(opened: Opened, clock: &FixedClock) {
 
     revocations(&*bus, clock).await;
 
-    bus.unhear(interests.clone());
-    bus.unhear(interests);
-    bus.unhear(vec![Interest::Room("never heard".into())]);
+    bus.unsubscribe(interests.clone());
+    bus.unsubscribe(interests);
+    bus.unsubscribe(vec![Interest::Room("never heard".into())]);
     bus.close().await;
     bus.close().await;
     let mut heard = Vec::new();

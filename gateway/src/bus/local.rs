@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::{
-    Answers, Ask, Bus, BusError, BusEvent, BusFacts, Events, Hearing, Interest, MAX_REVOCATIONS,
-    Opened, Revocation, Source,
+    Answers, Ask, Bus, BusError, BusEvent, BusStatus, Events, Interest, MAX_REVOCATIONS, Opened,
+    Revocation, Source, SubscriberState,
 };
 use crate::clock::Clock;
 use crate::config;
@@ -51,11 +51,11 @@ impl Bus for Local {
         ready(Ok(())).boxed()
     }
 
-    fn hear(&self, _interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
+    fn subscribe(&self, _interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
         ready(Ok(())).boxed()
     }
 
-    fn unhear(&self, _interests: Vec<Interest>) {}
+    fn unsubscribe(&self, _interests: Vec<Interest>) {}
 
     fn ask<'a>(&'a self, _ask: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>> {
         ready(Ok(Answers::default())).boxed()
@@ -83,8 +83,8 @@ impl Bus for Local {
         ready(Ok(self.revocations.lock().clone())).boxed()
     }
 
-    fn hearing(&self) -> Hearing {
-        Hearing::Good
+    fn subscriber(&self) -> SubscriberState {
+        SubscriberState::Live
     }
 
     fn lag(&self) -> Option<Duration> {
@@ -95,8 +95,8 @@ impl Bus for Local {
         false
     }
 
-    fn facts(&self) -> BusFacts {
-        BusFacts::default()
+    fn status(&self) -> BusStatus {
+        BusStatus::default()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -6,12 +6,12 @@
 //! [`open`] chooses: [`local`](self) for one instance alone, Redis (standalone, Sentinel or Cluster) for several. In front of Redis stands a switch,
 //! which moves a running instance from one server to another.
 
+mod bridge;
 #[cfg(test)]
 mod conformance;
 mod interests;
 mod local;
-mod redis;
-mod switch;
+mod pubsub;
 mod wire;
 
 use std::sync::Arc;
@@ -157,33 +157,33 @@ pub struct Revocation {
     pub until_ms: i64,
 }
 
-/// How well the bus hears.
+/// Whether the subscriber receives what other instances publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hearing {
-    /// There is nothing to hear, or a self-ping came back within `bus.deaf_after_ms`.
-    Good,
-    /// No self-ping came back for that long, whatever the cause: pushes from elsewhere are being missed. The bus repairs itself
-    /// meanwhile; a connection that breaks and is re-established sooner is a [`BusEvent::Resync`] and never `Deaf`.
-    Deaf,
+pub enum SubscriberState {
+    /// A self-ping came back within `bus.deaf_after_ms`, or there is no other instance.
+    Live,
+    /// No self-ping came back for that long, whatever the cause: pushes from other instances are being missed. The bus repairs itself
+    /// meanwhile. A connection that breaks and is made again sooner is a [`BusEvent::Resync`] and never `Stalled`.
+    Stalled,
 }
 
-/// What is told of a bus to those who run it.
+/// The bus as `/status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct BusFacts {
+pub struct BusStatus {
     /// Which kind is in use.
     pub mode: config::BusMode,
     /// `host:port` of the servers, sentinels or cluster nodes in use.
     pub nodes: Vec<String>,
-    /// Whether the live settings name another Redis or login than the one in use, and it is being gone over to.
+    /// Whether the live settings name another Redis or login than the one in use, and the bus is switching to it.
     pub moving: bool,
-    /// Why that has failed so far.
+    /// Why the switch has failed so far.
     pub error: Option<String>,
-    /// The Redis before, while it is published to and heard as well.
-    pub previous: Option<Previous>,
+    /// The previous Redis, while the live settings name one.
+    pub previous: Option<PreviousServer>,
 }
 
-impl Default for BusFacts {
+impl Default for BusStatus {
     fn default() -> Self {
         Self {
             mode: config::BusMode::Local,
@@ -195,14 +195,15 @@ impl Default for BusFacts {
     }
 }
 
-/// The Redis before the one in use.
+/// The Redis that the instance used before the current one, and publishes to and subscribes on as well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Previous {
+pub struct PreviousServer {
     /// `host:port` of its servers, sentinels or cluster nodes.
     pub nodes: Vec<String>,
-    /// Whether it is heard; readiness does not depend on it.
-    pub hearing: bool,
+    /// Whether all subscriptions are confirmed there and its subscriber is live; readiness does not depend on it.
+    #[serde(rename = "hearing")]
+    pub subscribed: bool,
 }
 
 /// What carries dispatches between instances.
@@ -221,15 +222,15 @@ pub trait Bus: Send + Sync + 'static {
     /// [`BusError::Unavailable`], and [`BusError::Full`] beyond `bus.publish_queue`.
     fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>>;
 
-    /// Adds interests, counted: as many `unhear` undo them. The future ends when the server has confirmed all of them (or `Err` when it cannot:
+    /// Adds interests, counted: as many `unsubscribe` undo them. The future ends when the server has confirmed all of them (or `Err` when it cannot:
     /// they are kept and established as soon as it can, followed by a [`BusEvent::Resync`]).
     ///
     /// Counted when called: dropping the future changes nothing. While subscriptions are down it fails at once.
-    fn hear(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>>;
+    fn subscribe(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>>;
 
     /// Takes interests back; the server is told in a batch, a little later, so that a client that comes right back costs nothing. Until then their
     /// messages may still come in. An interest that was never added is ignored.
-    fn unhear(&self, interests: Vec<Interest>);
+    fn unsubscribe(&self, interests: Vec<Interest>);
 
     /// Asks every other live instance and waits for their replies at most the configured time. Instances that are live (or were a few seconds
     /// ago) and silent are in [`Answers::missing`].
@@ -253,8 +254,8 @@ pub trait Bus: Send + Sync + 'static {
     /// [`BusError::Unavailable`].
     fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>>;
 
-    /// Whether the bus hears right now.
-    fn hearing(&self) -> Hearing;
+    /// Whether the subscriber receives right now.
+    fn subscriber(&self) -> SubscriberState;
 
     /// Time from publishing to hearing of the last self-ping.
     fn lag(&self) -> Option<Duration>;
@@ -263,8 +264,8 @@ pub trait Bus: Send + Sync + 'static {
     /// it. The instance then takes no new connections and is not ready. It becomes false again once the lease is renewed.
     fn lease_lapsed(&self) -> bool;
 
-    /// Which servers are in use.
-    fn facts(&self) -> BusFacts;
+    /// Which servers are in use, and how a switch to another one stands.
+    fn status(&self) -> BusStatus;
 
     /// Gives up the worker lease and closes; nothing is heard or published afterwards. Closing twice changes nothing.
     fn close(&self) -> BoxFuture<'_, ()>;
@@ -288,7 +289,7 @@ pub struct Events(Source);
 
 enum Source {
     Local(mpsc::Receiver<BusEvent>),
-    Switch(Box<switch::Joined>),
+    Switch(Box<bridge::Joined>),
 }
 
 impl Events {
@@ -316,7 +317,7 @@ impl std::fmt::Debug for Opened {
 }
 
 /// What a bus is opened with.
-pub struct Parts {
+pub struct BusOptions {
     /// `[bus]` of the static settings.
     pub config: config::Bus,
     /// Which worker numbers may be leased.
@@ -325,8 +326,8 @@ pub struct Parts {
     pub instance_name: String,
     /// Which Redis is in use where it is not that of the static settings, and which was before.
     pub live: watch::Receiver<Arc<Live>>,
-    /// Every revocation that this instance knows of: they are stored in a Redis that is gone over to.
-    pub known: Arc<dyn Fn() -> Vec<Revocation> + Send + Sync>,
+    /// Returns every revocation that this instance knows of: they are stored in a Redis that the bus switches to.
+    pub known_revocations: Arc<dyn Fn() -> Vec<Revocation> + Send + Sync>,
     /// Ends of revocations.
     pub clock: Arc<dyn Clock>,
     /// What is counted.
@@ -343,9 +344,9 @@ pub struct Parts {
 ///
 /// # Errors
 /// [`BusError::Misconfigured`] for settings that can never work; [`BusError::Unavailable`] when `shutdown` came first.
-pub async fn open(parts: Parts) -> Result<Opened, BusError> {
-    match parts.config.mode {
-        config::BusMode::Local => Ok(local::open(&parts.ids, parts.clock)),
-        _ => switch::open(parts).await,
+pub async fn open(options: BusOptions) -> Result<Opened, BusError> {
+    match options.config.mode {
+        config::BusMode::Local => Ok(local::open(&options.ids, options.clock)),
+        _ => bridge::open(options).await,
     }
 }

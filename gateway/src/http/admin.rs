@@ -18,7 +18,7 @@ use subtle::ConstantTimeEq;
 use super::extract::{Json, NoParams, OptionalJson, Params, authorization};
 use super::problem::{Cause, Problem};
 use crate::auth::{PublishedKeys, SourceStatus};
-use crate::bus::{self, Bus, Hearing};
+use crate::bus::{self, Bus, SubscriberState};
 use crate::config::SecretFile;
 use crate::hub::{Counts, Hub};
 use crate::lifecycle::Lifecycle;
@@ -42,7 +42,7 @@ pub struct AdminState {
     pub lifecycle: Arc<Lifecycle>,
     /// Connections of this instance.
     pub hub: Hub,
-    /// Hearing and lag.
+    /// SubscriberState and lag.
     pub bus: Arc<dyn Bus>,
     /// Knows the schema's version.
     pub notifications: Arc<dyn NotificationStore>,
@@ -214,7 +214,7 @@ struct BusStatus {
     hearing: bool,
     lag_ms: Option<f64>,
     #[serde(flatten)]
-    facts: bus::BusFacts,
+    facts: bus::BusStatus,
 }
 
 #[derive(Debug, Serialize)]
@@ -273,9 +273,9 @@ pub(super) async fn status(Shared(state): Shared<AdminState>, _: Params<NoParams
         unready,
         connections: state.hub.counts(),
         bus: BusStatus {
-            hearing: state.bus.hearing() == Hearing::Good,
+            hearing: state.bus.subscriber() == SubscriberState::Live,
             lag_ms: state.bus.lag().map(|lag| lag.as_secs_f64() * 1000.0),
-            facts: state.bus.facts(),
+            facts: state.bus.status(),
         },
         drain: DrainStatus::of(&state),
         database,

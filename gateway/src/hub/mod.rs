@@ -114,7 +114,7 @@ pub(crate) struct Shared {
 impl Shared {
     fn hear(&self, interests: Vec<Interest>) {
         // Nobody waits for a room's subscription: what is sent to it before the server has confirmed reaches those who joined before.
-        let heard = self.bus.hear(interests);
+        let heard = self.bus.subscribe(interests);
         self.control.spawn(async move {
             if let Err(error) = heard.await {
                 tracing::debug!(%error, "rooms will be heard when the bus is back");
@@ -123,7 +123,7 @@ impl Shared {
     }
 
     fn unhear(&self, interests: Vec<Interest>) {
-        self.bus.unhear(interests);
+        self.bus.unsubscribe(interests);
     }
 }
 

@@ -413,7 +413,7 @@ impl Connection {
         }
         (self.admitted, self.encrypted) = (true, encrypted);
         // Counted here and now, so that whatever way the connection ends, the interests are taken back after they were given.
-        let heard = self.context.bus.hear(self.shard.interests(&self.link));
+        let heard = self.context.bus.subscribe(self.shard.interests(&self.link));
         // A revocation, or a source's removal, that came between the verdict and the entry in the hub found nobody to close: it is refused as whoever
         // comes later with such a token.
         if !self.context.authenticator.stands(&principal) {

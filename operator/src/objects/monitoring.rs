@@ -153,7 +153,7 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
     if cluster.spec.redis.is_some() {
         all.push(alert(
             "SignalRedisDeaf",
-            format!("max by (pod) (signal_bus_deaf{{{pods}}}) == 1"),
+            format!("max by (pod) (signal_bus_stalled{{{pods}}}) == 1"),
             "1m",
             "critical",
             "{{ $labels.pod }} misses messages of other pods",

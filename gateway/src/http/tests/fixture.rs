@@ -22,7 +22,9 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
-use crate::bus::{Answers, Ask, Bus, BusError, BusFacts, Hearing, Interest, Previous, Revocation};
+use crate::bus::{
+    Answers, Ask, Bus, BusError, BusStatus, Interest, PreviousServer, Revocation, SubscriberState,
+};
 use crate::clock::{Clock, FixedClock, SystemClock};
 use crate::config::{BusMode, Config, Live, Secret, SecretFile, load_live};
 use crate::delivery::{Delivery, Dispatch};
@@ -90,11 +92,11 @@ impl Bus for Neighbours {
         ready(taken).boxed()
     }
 
-    fn hear(&self, _: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
+    fn subscribe(&self, _: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
         ready(Ok(())).boxed()
     }
 
-    fn unhear(&self, _: Vec<Interest>) {}
+    fn unsubscribe(&self, _: Vec<Interest>) {}
 
     fn ask<'a>(&'a self, ask: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>> {
         self.asked.lock().push(ask.clone());
@@ -113,21 +115,21 @@ impl Bus for Neighbours {
         ready(Ok(self.stored.lock().clone())).boxed()
     }
 
-    fn facts(&self) -> BusFacts {
-        let previous = Some(Previous {
+    fn status(&self) -> BusStatus {
+        let previous = Some(PreviousServer {
             nodes: vec!["old:6379".into()],
-            hearing: false,
+            subscribed: false,
         });
-        BusFacts {
+        BusStatus {
             mode: BusMode::Standalone,
             nodes: vec!["new:6379".into()],
             previous,
-            ..BusFacts::default()
+            ..BusStatus::default()
         }
     }
 
-    fn hearing(&self) -> Hearing {
-        Hearing::Good
+    fn subscriber(&self) -> SubscriberState {
+        SubscriberState::Live
     }
 
     fn lag(&self) -> Option<Duration> {

@@ -121,8 +121,8 @@ impl Opening {
         }
     }
 
-    async fn hear(&self, interests: &[Interest]) {
-        timeout(LIMIT, self.bus.hear(interests.to_vec()))
+    async fn subscribe(&self, interests: &[Interest]) {
+        timeout(LIMIT, self.bus.subscribe(interests.to_vec()))
             .await
             .unwrap()
             .unwrap();
@@ -195,8 +195,8 @@ async fn what_one_instance_publishes_the_other_hears_in_order_and_itself_never()
         room("r"),
         Destination::Broadcast,
     ];
-    a.hear(&destinations).await;
-    b.hear(&destinations).await;
+    a.subscribe(&destinations).await;
+    b.subscribe(&destinations).await;
     for destination in &destinations {
         let mut dispatch = numbered(destination.clone(), 5);
         dispatch.exclude = Arc::from(["9".parse::<Id>().unwrap()]);
@@ -237,7 +237,7 @@ async fn an_outside_emitter_reaches_every_kind_of_destination() {
         room("lobby:1"),
         Destination::Broadcast,
     ];
-    a.hear(&destinations).await;
+    a.subscribe(&destinations).await;
     for (channel, payload) in [
         (
             "ws:client:4bC",
@@ -285,7 +285,7 @@ async fn garbage_is_counted_and_dropped_and_the_next_payload_arrives() {
     }
     let server = Server::start(&[]);
     let mut a = opened(&standalone(&server)).await;
-    a.hear(&[room("r")]).await;
+    a.subscribe(&[room("r")]).await;
     for garbage in [
         "",
         "{",
@@ -324,9 +324,9 @@ async fn only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_pa
     let server = Server::start(&[]);
     let config = standalone(&server);
     let (mut a, mut b) = (opened(&config).await, opened(&config).await);
-    a.hear(&[room("a"), client("A")]).await;
-    b.hear(&[room("b"), room("both")]).await;
-    a.hear(&[room("both"), room("both")]).await;
+    a.subscribe(&[room("a"), client("A")]).await;
+    b.subscribe(&[room("b"), room("both")]).await;
+    a.subscribe(&[room("both"), room("both")]).await;
     // A client's id is the name of a room as well.
     let held = [
         "ws:broadcast",
@@ -353,9 +353,9 @@ async fn only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_pa
     b.nothing_waits();
 
     // Who leaves and comes back within the lag never left; who stays away is unsubscribed once the last holder is gone.
-    a.bus.unhear(vec![room("a"), room("both")]);
-    a.hear(&[room("a")]).await;
-    a.bus.unhear(vec![client("A")]);
+    a.bus.unsubscribe(vec![room("a"), room("both")]);
+    a.subscribe(&[room("a")]).await;
+    a.bus.unsubscribe(vec![client("A")]);
     eventually("a client that left is unsubscribed", async || {
         let held = channels(&server, "ws:*");
         !held.contains("ws:client:A") && !held.contains("ws:room:A")
@@ -365,7 +365,7 @@ async fn only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_pa
         server.cli(&["PUBSUB", "NUMSUB", "ws:room:a", "ws:room:both"]),
         "ws:room:a\n1\nws:room:both\n2"
     );
-    a.bus.unhear(vec![room("both")]);
+    a.bus.unsubscribe(vec![room("both")]);
     eventually("one owner is left", async || {
         server.cli(&["PUBSUB", "NUMSUB", "ws:room:both"]) == "ws:room:both\n1"
     })
@@ -380,15 +380,15 @@ async fn only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_pa
     );
 
     // A client and a room of its id share a channel, which is heard for as long as either is there.
-    a.hear(&[client("A"), room("A")]).await;
-    a.bus.unhear(vec![client("A")]);
+    a.subscribe(&[client("A"), room("A")]).await;
+    a.bus.unsubscribe(vec![client("A")]);
     eventually("the client is left", async || {
         !channels(&server, "ws:*").contains("ws:client:A")
     })
     .await;
     b.publish(room("A"), 4).await;
     assert_eq!(a.number().await, 4);
-    a.bus.unhear(vec![room("A")]);
+    a.bus.unsubscribe(vec![room("A")]);
     eventually("the room is left", async || {
         !channels(&server, "ws:*").contains("ws:room:A")
     })
@@ -406,7 +406,7 @@ async fn ten_thousand_interests_are_confirmed_in_few_commands() {
         opened(&standalone(&server)).await,
     );
     let before = subscribes(&server);
-    let heard = (0..10_000).map(|n| a.bus.hear(vec![client(&format!("{n}")), room("all")]));
+    let heard = (0..10_000).map(|n| a.bus.subscribe(vec![client(&format!("{n}")), room("all")]));
     let heard = futures_util::future::join_all(heard.collect::<Vec<_>>()).await;
     assert!(heard.iter().all(Result::is_ok));
     // What comes while a command is on its way shares the next one: 20,001 channels would be as many commands one by one.
@@ -426,8 +426,8 @@ async fn ten_thousand_interests_are_confirmed_in_few_commands() {
     b.publish(room("9999"), 4).await;
     assert_eq!(a.number().await, 4);
     a.bus
-        .unhear((0..10_000).map(|n| client(&format!("{n}"))).collect());
-    a.bus.unhear(vec![room("all"); 10_000]);
+        .unsubscribe((0..10_000).map(|n| client(&format!("{n}"))).collect());
+    a.bus.unsubscribe(vec![room("all"); 10_000]);
     eventually("all are left", async || {
         channels(&server, "ws:*").len() == 1
     })

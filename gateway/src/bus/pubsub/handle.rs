@@ -1,4 +1,4 @@
-//! What the [switch](crate::bus::switch) does with a bus beside the calls of every bus: numbered dispatches, leases of a certain number, logging in
+//! What the [switch](crate::bus::bridge) does with a bus beside the calls of every bus: numbered dispatches, leases of a certain number, logging in
 //! otherwise in place, and whether two places are one server.
 
 use std::collections::HashSet;

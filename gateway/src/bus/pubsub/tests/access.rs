@@ -18,7 +18,7 @@ async fn a_bus_opens_when_its_server_comes_and_gives_up_when_it_is_told_to() {
     let waiting = tokio::spawn(async move { opened(&config).await });
     server.run();
     let bus = waiting.await.unwrap();
-    bus.hear(&[room("r")]).await;
+    bus.subscribe(&[room("r")]).await;
 
     let wrong = settings(BusMode::Standalone, vec!["no port".into()]);
     let result = begin(
@@ -82,7 +82,7 @@ async fn the_documented_acl_recipes_are_enough_and_no_more() {
         open_with(&config, "b", quick(&config)).await,
     );
     // Everything that a gateway does.
-    a.hear(&[client("4bC"), Destination::User("17".into()), room("r")])
+    a.subscribe(&[client("4bC"), Destination::User("17".into()), room("r")])
         .await;
     b.publish(room("r"), 1).await;
     assert_eq!(a.number().await, 1);
@@ -104,7 +104,7 @@ async fn the_documented_acl_recipes_are_enough_and_no_more() {
         reply.send(Reply::Count { count: 0 }).unwrap();
     });
     assert_eq!(answers.unwrap().replies.len(), 1);
-    a.bus.unhear(vec![room("r")]);
+    a.bus.unsubscribe(vec![room("r")]);
     eventually("it is unsubscribed", async || {
         !channels(&server, "shop1:ws:room:*").contains("shop1:ws:room:r")
     })
@@ -225,7 +225,7 @@ async fn a_changed_password_is_a_new_connection_beside_the_old_one_and_nothing_i
     config.password_file = secret(server.dir.path(), "password", "first");
     let b = opened(&standalone(&server)).await;
     let mut a = opened(&config).await;
-    a.hear(&[room("r")]).await;
+    a.subscribe(&[room("r")]).await;
     let stop = CancellationToken::new();
     let sending = count(&b.bus, room("r"), &stop);
     let ids = || -> HashSet<String> {
@@ -259,7 +259,7 @@ async fn a_changed_password_is_a_new_connection_beside_the_old_one_and_nothing_i
         })
         .await;
         before = ids();
-        a.hear(&[room(new)]).await;
+        a.subscribe(&[room(new)]).await;
     }
     stop.cancel();
     let sent = sending.await.unwrap();
@@ -297,7 +297,7 @@ async fn tls_is_verified_against_the_given_authority() {
     let mut config = standalone(&server);
     (config.tls, config.tls_ca_file) = (true, server.dir.path().join("ca.pem"));
     let (mut a, b) = (opened(&config).await, opened(&config).await);
-    a.hear(&[room("r")]).await;
+    a.subscribe(&[room("r")]).await;
     b.publish(room("r"), 1).await;
     assert_eq!(a.number().await, 1);
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::BusEvent;
-use super::super::redis::{Heard, Stamp};
+use super::super::pubsub::{Heard, Stamp};
 use super::super::wire::Bridged;
 
 /// Longest time a message is held.

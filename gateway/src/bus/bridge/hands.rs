@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::merge::{Line, Merge, Standing};
-use super::{Bus as _, BusEvent, Hearing, Shared};
-use crate::bus::redis::{Events, Heard};
+use super::{Bus as _, BusEvent, Shared, SubscriberState};
+use crate::bus::pubsub::{Events, Heard};
 use crate::metrics::Metrics;
 
 /// How often what is held is looked at.
@@ -139,7 +139,9 @@ fn standings(shared: &Shared, lines: &VecDeque<(Line, Events)>) -> Vec<(Line, St
         let side = std::iter::once(&route.current)
             .chain(&route.previous)
             .find(|side| side.line == line);
-        side.is_some_and(|side| !side.bus.is_up() || side.bus.hearing() == Hearing::Deaf)
+        side.is_some_and(|side| {
+            !side.bus.is_up() || side.bus.subscriber() == SubscriberState::Stalled
+        })
     };
     let standing = |(line, heard): &(Line, Events)| match (heard.is_empty(), is_down(*line)) {
         (false, _) => Standing::Behind,

@@ -10,9 +10,10 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::conformance::{self, count, numbered};
-use crate::bus::redis::lab::{self, LIMIT, Server};
+use crate::bus::pubsub::lab::{self, LIMIT, Server};
 use crate::bus::{
-    Ask, Bus, BusEvent, BusFacts, Hearing, Interest, Opened, Parts, Reply, Revocation, open,
+    Ask, Bus, BusEvent, BusOptions, BusStatus, Interest, Opened, Reply, Revocation,
+    SubscriberState, open,
 };
 use crate::clock::{Clock, FixedClock, SystemClock};
 use crate::config::{BusMode, BusPlace, Config, Live, SecretFile};
@@ -33,22 +34,22 @@ fn live(bus: Option<BusPlace>, previous: Option<BusPlace>) -> Arc<Live> {
     })
 }
 
-fn parts(
+fn options(
     server: &Server,
     name: &str,
     live: watch::Receiver<Arc<Live>>,
     clock: Arc<dyn Clock>,
-) -> Parts {
+) -> BusOptions {
     let mut config = Config::for_tests();
     config.bus = place(server).in_place_of(&config.bus);
     (config.bus.command_timeout_ms, config.bus.request_timeout_ms) = (2000, 1000);
-    let (known, metrics) = (Arc::new(Vec::new), Metrics::new());
-    Parts {
+    let (known_revocations, metrics) = (Arc::new(Vec::new), Metrics::new());
+    BusOptions {
         config: config.bus,
         ids: config.ids,
         instance_name: name.into(),
         live,
-        known,
+        known_revocations,
         clock,
         metrics,
         shutdown: CancellationToken::new(),
@@ -76,15 +77,15 @@ impl Instance {
         known: Vec<Revocation>,
     ) -> Self {
         let (tell, told) = watch::channel(at_first);
-        let parts = Parts {
-            known: Arc::new(move || known.clone()),
-            ..parts(fixed, name, told, Arc::new(SystemClock))
+        let options = BusOptions {
+            known_revocations: Arc::new(move || known.clone()),
+            ..options(fixed, name, told, Arc::new(SystemClock))
         };
         let Opened {
             bus,
             mut events,
             worker,
-        } = timeout(LIMIT, open(parts))
+        } = timeout(LIMIT, open(options))
             .await
             .expect("opens in time")
             .unwrap();
@@ -113,11 +114,11 @@ impl Instance {
     async fn go(&self, bus: &BusPlace, previous: Option<&BusPlace>) {
         self.set(bus, previous);
         eventually("it is in place", async || {
-            let facts = self.bus.facts();
+            let facts = self.bus.status();
             let told = facts
                 .previous
                 .as_ref()
-                .map(|told| (told.nodes.as_slice(), told.hearing));
+                .map(|told| (told.nodes.as_slice(), told.subscribed));
             facts.nodes == bus.nodes
                 && !facts.moving
                 && told == previous.map(|place| (place.nodes.as_slice(), true))
@@ -125,8 +126,8 @@ impl Instance {
         .await;
     }
 
-    async fn hear(&self, interests: &[Interest]) {
-        timeout(LIMIT, self.bus.hear(interests.to_vec()))
+    async fn subscribe(&self, interests: &[Interest]) {
+        timeout(LIMIT, self.bus.subscribe(interests.to_vec()))
             .await
             .unwrap()
             .unwrap();
@@ -159,8 +160,8 @@ impl Instance {
         self.worker.load(Ordering::Acquire)
     }
 
-    fn facts(&self) -> BusFacts {
-        self.bus.facts()
+    fn status(&self) -> BusStatus {
+        self.bus.status()
     }
 }
 
@@ -203,15 +204,15 @@ async fn the_switch_keeps_the_contract_of_every_bus_with_one_server_and_with_two
     for at_first in [live(None, None), live(Some(place(&new)), Some(place(&old)))] {
         let clock = FixedClock::new(SystemClock.now());
         let (_tell, told) = watch::channel(at_first.clone());
-        let opened = open(parts(&old, "one", told, Arc::new(clock.clone())))
+        let opened = open(options(&old, "one", told, Arc::new(clock.clone())))
             .await
             .unwrap();
         assert_eq!(
             opened
                 .bus
-                .facts()
+                .status()
                 .previous
-                .is_some_and(|previous| previous.hearing),
+                .is_some_and(|previous| previous.subscribed),
             at_first.bus_previous.is_some()
         );
         assert!(at_first.bus.is_some() || opened.worker.load(Ordering::Acquire) == 9);
@@ -239,8 +240,8 @@ async fn instances_go_over_one_after_the_other_while_messages_flow_and_none_is_l
     let (here, there) = (place(&old), place(&new));
     let mut a = Instance::start(&old, "a", live(None, None)).await;
     let mut b = Instance::start(&old, "b", live(None, None)).await;
-    a.hear(&[room()]).await;
-    b.hear(&[room()]).await;
+    a.subscribe(&[room()]).await;
+    b.subscribe(&[room()]).await;
     let workers = (a.worker(), b.worker());
     // Taken as they come.
     let taking = |instance: &mut Instance| {
@@ -283,7 +284,7 @@ async fn instances_go_over_one_after_the_other_while_messages_flow_and_none_is_l
     b.go(&there, None).await;
     // Everything goes by the new one alone.
     eventually("the old one is left", async || subscribers(&old) == "0").await;
-    a.hear(&[Interest::User("late".into())]).await;
+    a.subscribe(&[Interest::User("late".into())]).await;
     stop.cancel();
     let mut sent = Vec::new();
     for task in sending {
@@ -319,8 +320,8 @@ async fn an_emitter_is_heard_once_on_either_server_while_there_are_two() {
     let (old, new) = (Server::start(&[]), Server::start(&[]));
     let mut a = Instance::start(&old, "a", live(None, None)).await;
     let mut b = Instance::start(&old, "b", live(None, None)).await;
-    a.hear(&[room()]).await;
-    b.hear(&[room()]).await;
+    a.subscribe(&[room()]).await;
+    b.subscribe(&[room()]).await;
     a.go(&place(&new), Some(&place(&old))).await;
     // Wanted from here on, on both.
     b.go(&place(&new), Some(&place(&old))).await;
@@ -328,7 +329,7 @@ async fn an_emitter_is_heard_once_on_either_server_while_there_are_two() {
         emit(server, n);
         assert_eq!((a.number().await, b.number().await), (n, n));
     }
-    a.bus.unhear(vec![room()]);
+    a.bus.unsubscribe(vec![room()]);
     eventually("b alone hears", async || {
         subscribers(&old) == "1" && subscribers(&new) == "1"
     })
@@ -346,21 +347,24 @@ async fn a_server_that_cannot_be_reached_leaves_the_one_in_use_until_it_can() {
     let (old, mut new) = (Server::start(&[]), Server::start(&[]));
     let mut a = Instance::start(&old, "a", live(None, None)).await;
     let b = Instance::start(&old, "b", live(None, None)).await;
-    a.hear(&[room()]).await;
+    a.subscribe(&[room()]).await;
     new.kill();
     a.set(&place(&new), Some(&place(&old)));
-    eventually("it says why", async || a.facts().error.is_some()).await;
-    let facts = a.facts();
+    eventually("it says why", async || a.status().error.is_some()).await;
+    let facts = a.status();
     assert!(facts.moving && facts.nodes == [old.address()], "{facts:?}");
     b.publish(1).await;
-    assert_eq!((a.number().await, a.bus.hearing()), (1, Hearing::Good));
+    assert_eq!(
+        (a.number().await, a.bus.subscriber()),
+        (1, SubscriberState::Live)
+    );
     new.run();
     eventually("it has gone over", async || {
-        a.facts().nodes == [new.address()]
+        a.status().nodes == [new.address()]
     })
     .await;
     eventually("nothing is wrong any more", async || {
-        a.facts().error.is_none()
+        a.status().error.is_none()
     })
     .await;
     b.publish(2).await;
@@ -380,13 +384,15 @@ async fn a_previous_server_that_dies_harms_nothing_and_is_left_when_the_file_say
     let (mut old, new) = (Server::start(&[]), Server::start(&[]));
     let mut a = Instance::start(&old, "a", live(None, None)).await;
     let b = Instance::start(&old, "b", live(None, None)).await;
-    a.hear(&[room()]).await;
+    a.subscribe(&[room()]).await;
     for instance in [&a, &b] {
         instance.go(&place(&new), Some(&place(&old))).await;
     }
     old.kill();
     eventually("it is known", async || {
-        a.facts().previous.is_some_and(|previous| !previous.hearing)
+        a.status()
+            .previous
+            .is_some_and(|previous| !previous.subscribed)
     })
     .await;
     for n in 0..100 {
@@ -396,10 +402,10 @@ async fn a_previous_server_that_dies_harms_nothing_and_is_left_when_the_file_say
         assert!(began.elapsed() < Duration::from_secs(1));
     }
     assert_eq!(
-        (a.bus.hearing(), a.bus.lease_lapsed()),
-        (Hearing::Good, false)
+        (a.bus.subscriber(), a.bus.lease_lapsed()),
+        (SubscriberState::Live, false)
     );
-    a.hear(&[Interest::User("late".into())]).await;
+    a.subscribe(&[Interest::User("late".into())]).await;
     let question = Ask::Holds {
         client: "A".parse().unwrap(),
     };
@@ -411,7 +417,7 @@ async fn a_previous_server_that_dies_harms_nothing_and_is_left_when_the_file_say
     });
     assert_eq!(answers.unwrap().replies.len(), 1);
     b.go(&place(&new), None).await;
-    assert_eq!(b.facts().previous, None);
+    assert_eq!(b.status().previous, None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -562,7 +568,7 @@ async fn another_login_or_another_name_of_the_same_server_is_taken_up_without_a_
     };
     let mut a = Instance::start(&server, "a", live(Some(by("one", "first")), None)).await;
     let b = Instance::start(&server, "b", live(None, None)).await;
-    a.hear(&[room()]).await;
+    a.subscribe(&[room()]).await;
     let users = || {
         let clients = server.cli(&["CLIENT", "LIST"]);
         ["user=one ", "user=two "]
@@ -573,7 +579,7 @@ async fn another_login_or_another_name_of_the_same_server_is_taken_up_without_a_
     let sending = count(&b.bus, room(), &stop);
     a.set(&by("two", "first"), None);
     eventually("a wrong password is told", async || {
-        a.facts().error.is_some()
+        a.status().error.is_some()
     })
     .await;
     assert_eq!(users(), [2, 0], "and changes nothing");
@@ -582,7 +588,7 @@ async fn another_login_or_another_name_of_the_same_server_is_taken_up_without_a_
         users() == [0, 2]
     })
     .await;
-    assert!(a.facts().error.is_none() && !a.facts().moving);
+    assert!(a.status().error.is_none() && !a.status().moving);
     stop.cancel();
     let sent = sending.await.unwrap();
     for n in 0..sent {
@@ -595,7 +601,7 @@ async fn another_login_or_another_name_of_the_same_server_is_taken_up_without_a_
         ..by("two", "second")
     };
     a.set(&named, Some(&place(&server)));
-    eventually("the name is used", async || a.facts().nodes == named.nodes).await;
+    eventually("the name is used", async || a.status().nodes == named.nodes).await;
     emit(&server, 1);
     emit(&server, 2);
     let mut numbers = Vec::new();
@@ -615,12 +621,15 @@ async fn a_start_follows_the_file_to_a_server_that_answers() {
     let (mut dead, new) = (Server::start(&[]), Server::start(&[]));
     dead.kill();
     let (tell, told) = watch::channel(live(None, None));
-    let opening = tokio::spawn(open(parts(&dead, "one", told, Arc::new(SystemClock))));
+    let opening = tokio::spawn(open(options(&dead, "one", told, Arc::new(SystemClock))));
     tell.send_replace(live(Some(place(&new)), Some(place(&dead))));
     let opened = timeout(LIMIT, opening).await.unwrap().unwrap().unwrap();
-    let facts = opened.bus.facts();
+    let facts = opened.bus.status();
     assert_eq!(
-        (facts.nodes, facts.previous.map(|previous| previous.hearing)),
+        (
+            facts.nodes,
+            facts.previous.map(|previous| previous.subscribed)
+        ),
         (vec![new.address()], Some(false))
     );
     opened.bus.close().await;

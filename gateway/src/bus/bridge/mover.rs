@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::hands::Hand;
 use super::{Bus as _, BusEvent, Shared, Side};
-use crate::bus::redis::{self, Backoff, Begun, Events, RedisBus, Setup};
+use crate::bus::pubsub::{self, Backoff, Begun, Events, RedisBus, Setup};
 use crate::bus::{BusError, Revocation};
 use crate::config::{self, BusPlace, Live};
 use crate::metrics::Metrics;
@@ -73,7 +73,7 @@ pub(super) async fn open_first(
 ) -> Result<(First, watch::Receiver<Arc<Live>>), BusError> {
     loop {
         let place = Wanted::of(&live.borrow_and_update(), fixed).place;
-        let mut begun = redis::begin(&place.in_place_of(fixed), setup)?;
+        let mut begun = pubsub::begin(&place.in_place_of(fixed), setup)?;
         let connected = loop {
             tokio::select! {
                 connected = begun.connected() => break Some(connected),
@@ -249,7 +249,7 @@ impl Mover {
         }
         let mut newer = self.live.clone();
         let probed = tokio::select! {
-            probed = redis::probe(&current.bus, &config) => probed?,
+            probed = pubsub::probe(&current.bus, &config) => probed?,
             Ok(()) = newer.changed() => return Err(superseded()),
         };
         if probed && current.place.prefix == wanted.place.prefix {
@@ -446,7 +446,7 @@ impl Mover {
         let current = shared.current();
         let mut newer = self.live.clone();
         let probed = tokio::select! {
-            probed = redis::probe(&current.bus, &config) => probed?,
+            probed = pubsub::probe(&current.bus, &config) => probed?,
             Ok(()) = newer.changed() => return Err(superseded()),
         };
         if probed && place.prefix == current.place.prefix {
@@ -496,10 +496,10 @@ impl Mover {
 
     /// Begins to connect to a server that is to hear what is wanted.
     fn begin(&self, config: &config::Bus) -> Result<Begun, BusError> {
-        let begun = redis::begin(config, &self.shared.setup)?;
+        let begun = pubsub::begin(config, &self.shared.setup)?;
         begun.bus.show(false);
         let mut route = self.shared.route.lock();
-        drop(begun.bus.hear(route.current.bus.wanted()));
+        drop(begun.bus.subscribe(route.current.bus.wanted()));
         route.opening = Some(begun.bus.clone());
         Ok(begun)
     }

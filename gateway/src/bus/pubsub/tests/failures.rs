@@ -12,7 +12,7 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_
     let mut server = Server::start(&[]);
     let config = standalone(&server);
     let (mut a, b) = (opened(&config).await, opened(&config).await);
-    a.hear(&[room("before"), room("left")]).await;
+    a.subscribe(&[room("before"), room("left")]).await;
     server.kill();
     eventually("publishing fails", async || {
         b.bus.publish(&numbered(room("before"), 0)).await.is_err()
@@ -24,7 +24,7 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_
         Err(BusError::Unavailable(_))
     ));
     eventually("hearing fails", async || {
-        a.bus.hear(vec![room("during")]).await.is_err()
+        a.bus.subscribe(vec![room("during")]).await.is_err()
     })
     .await;
     assert!(matches!(
@@ -35,13 +35,13 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_
             .await,
         Err(BusError::Unavailable(_))
     ));
-    a.bus.unhear(vec![room("left")]);
+    a.bus.unsubscribe(vec![room("left")]);
     assert!(
         began.elapsed() < Duration::from_secs(2),
         "nothing waits for a server that is away"
     );
     eventually("no ping comes back", async || {
-        a.bus.hearing() == Hearing::Deaf
+        a.bus.subscriber() == SubscriberState::Stalled
     })
     .await;
 
@@ -64,7 +64,10 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_
         }
     }
     assert_eq!(numbers, ["1", "2"]);
-    eventually("pings come back", async || a.bus.hearing() == Hearing::Good).await;
+    eventually("pings come back", async || {
+        a.bus.subscriber() == SubscriberState::Live
+    })
+    .await;
     eventually("leases are put back", async || {
         [a.worker, b.worker].iter().all(|w| {
             !server
@@ -84,7 +87,7 @@ async fn a_killed_subscriber_connection_is_replaced() {
     let server = Server::start(&[]);
     let config = standalone(&server);
     let (mut a, b) = (opened(&config).await, opened(&config).await);
-    a.hear(&[room("r")]).await;
+    a.subscribe(&[room("r")]).await;
     for round in 0..3 {
         assert_ne!(server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]), "0");
         assert_eq!(a.resync().await, "bus_reconnected");
@@ -93,8 +96,8 @@ async fn a_killed_subscriber_connection_is_replaced() {
     }
     a.nothing_waits();
     assert_eq!(
-        a.bus.hearing(),
-        Hearing::Good,
+        a.bus.subscriber(),
+        SubscriberState::Live,
         "a short gap is not deafness"
     );
 }
@@ -130,8 +133,8 @@ async fn a_server_that_stands_still_makes_the_bus_deaf_and_is_repaired() {
     let mut config = standalone(&server);
     (config.command_timeout_ms, config.deaf_after_ms) = (500, 700);
     let (mut a, b) = (opened(&config).await, opened(&config).await);
-    a.hear(&[room("r")]).await;
-    assert_eq!(a.bus.hearing(), Hearing::Good);
+    a.subscribe(&[room("r")]).await;
+    assert_eq!(a.bus.subscriber(), SubscriberState::Live);
     server.signal("STOP");
     let began = Instant::now();
     assert!(b.bus.publish(&numbered(room("r"), 1)).await.is_err());
@@ -140,14 +143,17 @@ async fn a_server_that_stands_still_makes_the_bus_deaf_and_is_repaired() {
         "an answer that does not come is given up"
     );
     eventually("deafness is noticed", async || {
-        a.bus.hearing() == Hearing::Deaf && a.metrics.bus_deaf.get() == 1
+        a.bus.subscriber() == SubscriberState::Stalled && a.metrics.bus_stalled.get() == 1
     })
     .await;
     server.signal("CONT");
     let reason = a.resync().await;
-    assert!(matches!(reason, "bus_deaf" | "bus_reconnected"), "{reason}");
+    assert!(
+        matches!(reason, "bus_stalled" | "bus_reconnected"),
+        "{reason}"
+    );
     eventually("it hears again", async || {
-        a.bus.hearing() == Hearing::Good && a.metrics.bus_deaf.get() == 0
+        a.bus.subscriber() == SubscriberState::Live && a.metrics.bus_stalled.get() == 0
     })
     .await;
     b.publish_when_possible(room("r"), 2).await;
@@ -163,15 +169,18 @@ async fn a_server_that_holds_publishing_back_makes_the_bus_deaf_and_is_repaired(
     let mut config = standalone(&server);
     config.deaf_after_ms = 700;
     let (mut a, b) = (opened(&config).await, opened(&config).await);
-    a.hear(&[room("r")]).await;
+    a.subscribe(&[room("r")]).await;
     // Connections stay and nothing is heard.
     server.cli(&["CLIENT", "PAUSE", "3000", "WRITE"]);
     eventually("deafness is noticed", async || {
-        a.bus.hearing() == Hearing::Deaf
+        a.bus.subscriber() == SubscriberState::Stalled
     })
     .await;
-    assert_eq!(a.resync().await, "bus_deaf");
-    eventually("it hears again", async || a.bus.hearing() == Hearing::Good).await;
+    assert_eq!(a.resync().await, "bus_stalled");
+    eventually("it hears again", async || {
+        a.bus.subscriber() == SubscriberState::Live
+    })
+    .await;
     b.publish_when_possible(room("r"), 1).await;
     while !matches!(a.event().await, BusEvent::Dispatch(d) if d.data.get() == "1") {}
 }
@@ -188,24 +197,27 @@ async fn a_subscriber_whose_connection_went_silent_is_deaf_and_repaired_while_pu
     let mut config = settings(BusMode::Standalone, vec![proxy.address()]);
     config.deaf_after_ms = 700;
     let (mut a, mut b) = (opened(&config).await, opened(&standalone(&server)).await);
-    a.hear(&[room("r")]).await;
-    b.hear(&[room("r")]).await;
+    a.subscribe(&[room("r")]).await;
+    b.subscribe(&[room("r")]).await;
     proxy.mute_subscribers();
     b.publish(room("r"), 1).await;
     eventually("deafness is noticed", async || {
-        a.bus.hearing() == Hearing::Deaf
+        a.bus.subscriber() == SubscriberState::Stalled
     })
     .await;
     a.publish(room("r"), 2).await;
     assert_eq!(b.number().await, 2);
     assert_eq!(
         a.resync().await,
-        "bus_deaf",
+        "bus_stalled",
         "and the message in the gap is lost"
     );
     b.publish(room("r"), 3).await;
     assert_eq!(a.number().await, 3);
-    eventually("it hears again", async || a.bus.hearing() == Hearing::Good).await;
+    eventually("it hears again", async || {
+        a.bus.subscriber() == SubscriberState::Live
+    })
+    .await;
     b.nothing_waits();
 }
 
@@ -220,7 +232,7 @@ async fn a_failover_by_sentinels_is_followed() {
     nodes.insert(0, format!("127.0.0.1:{}", lab::free_port()));
     let config = settings(BusMode::Sentinel, nodes);
     let (mut a, b) = (opened(&config).await, opened(&config).await);
-    a.hear(&[room("r")]).await;
+    a.subscribe(&[room("r")]).await;
     b.publish(room("r"), 1).await;
     assert_eq!(a.number().await, 1);
     assert_eq!(channels(&master, "ws:room:*").len(), 1);
@@ -256,7 +268,7 @@ async fn a_cluster_hands_messages_from_any_node_to_any_and_survives_a_node() {
         open_with(&config, "b", quick(&config)).await,
     );
     assert!(a.worker == 9 && b.worker != 9);
-    a.hear(&[room("r"), client("A")]).await;
+    a.subscribe(&[room("r"), client("A")]).await;
     for (n, server) in servers.iter().enumerate() {
         server.cli(&[
             "PUBLISH",

@@ -32,11 +32,11 @@ use self::hands::Hand;
 pub(super) use self::hands::Joined;
 use self::merge::Line;
 use self::mover::Mover;
-use super::redis::{self, RedisBus, Setup};
+use super::pubsub::{self, RedisBus, Setup};
 use super::wire::Bridged;
 use super::{
-    Answers, Ask, Bus, BusError, BusEvent, BusFacts, Events, Hearing, Interest, Opened, Parts,
-    Previous, Revocation, Source,
+    Answers, Ask, Bus, BusError, BusEvent, BusOptions, BusStatus, Events, Interest, Opened,
+    PreviousServer, Revocation, Source, SubscriberState,
 };
 use crate::config::{self, BusPlace, Live};
 use crate::delivery::Dispatch;
@@ -125,17 +125,17 @@ struct Switch {
     shared: Arc<Shared>,
 }
 
-pub(super) async fn open(parts: Parts) -> Result<Opened, BusError> {
-    let closing = parts.shutdown.child_token();
+pub(super) async fn open(options: BusOptions) -> Result<Opened, BusError> {
+    let closing = options.shutdown.child_token();
     let setup = Setup {
-        instance: redis::new_instance(),
-        name: parts.instance_name,
-        ids: parts.ids,
-        clock: parts.clock,
-        metrics: parts.metrics,
+        instance: pubsub::new_instance(),
+        name: options.instance_name,
+        ids: options.ids,
+        clock: options.clock,
+        metrics: options.metrics,
         shutdown: closing.clone(),
     };
-    let (first, live) = mover::open_first(&setup, &parts.config, parts.live).await?;
+    let (first, live) = mover::open_first(&setup, &options.config, options.live).await?;
     let worker = Arc::new(AtomicU16::new(0));
     let shared = Arc::new(Shared {
         route: Mutex::new(Route {
@@ -150,9 +150,9 @@ pub(super) async fn open(parts: Parts) -> Result<Opened, BusError> {
         lost: Notify::new(),
         worker: worker.clone(),
         setup,
-        fixed: parts.config,
+        fixed: options.config,
         live: live.clone(),
-        known: parts.known,
+        known: options.known_revocations,
         closing,
     });
     let (hand, handed) = mpsc::unbounded_channel();
@@ -184,7 +184,7 @@ impl Switch {
         let (here, there) = join(current.others(), beside(Some(previous.others()))).await;
         let here = here?;
         // Who is on both is asked once.
-        let there = redis::only_here(there.and_then(Result::ok).unwrap_or_default(), &here);
+        let there = pubsub::only_here(there.and_then(Result::ok).unwrap_or_default(), &here);
         let names: Vec<String> = there.iter().map(|instance| instance.name.clone()).collect();
         let (answers, more) = join(
             current.ask_these(question, here),
@@ -240,26 +240,26 @@ impl Bus for Switch {
             .publish_numbered(dispatch, bridged(&route.current))
     }
 
-    fn hear(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
+    fn subscribe(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
         let route = self.shared.route.lock();
         if let Some(opening) = &route.opening {
-            drop(opening.hear(interests.clone()));
+            drop(opening.subscribe(interests.clone()));
         }
         let previous = route
             .previous
             .as_ref()
-            .map(|side| side.bus.hear(interests.clone()));
-        let current = route.current.bus.hear(interests);
+            .map(|side| side.bus.subscribe(interests.clone()));
+        let current = route.current.bus.subscribe(interests);
         match previous {
             None => current,
             Some(previous) => async { join(current, beside(Some(previous))).await.0 }.boxed(),
         }
     }
 
-    fn unhear(&self, interests: Vec<Interest>) {
+    fn unsubscribe(&self, interests: Vec<Interest>) {
         let route = self.shared.route.lock();
         for bus in route.all() {
-            bus.unhear(interests.clone());
+            bus.unsubscribe(interests.clone());
         }
     }
 
@@ -291,8 +291,8 @@ impl Bus for Switch {
         self.stored().boxed()
     }
 
-    fn hearing(&self) -> Hearing {
-        self.shared.current().bus.hearing()
+    fn subscriber(&self) -> SubscriberState {
+        self.shared.current().bus.subscriber()
     }
 
     fn lag(&self) -> Option<Duration> {
@@ -303,22 +303,22 @@ impl Bus for Switch {
         self.shared.current().bus.lease_lapsed()
     }
 
-    fn facts(&self) -> BusFacts {
+    fn status(&self) -> BusStatus {
         let route = self.shared.route.lock();
         let progress = self.shared.progress.lock();
         let previous = match &route.previous {
-            Some(side) => Some(Previous {
+            Some(side) => Some(PreviousServer {
                 nodes: side.place.nodes.clone(),
-                hearing: side.bus.is_up() && side.bus.hearing() == Hearing::Good,
+                subscribed: side.bus.is_up() && side.bus.subscriber() == SubscriberState::Live,
             }),
-            None => progress.previous.clone().map(|nodes| Previous {
+            None => progress.previous.clone().map(|nodes| PreviousServer {
                 nodes,
-                hearing: false,
+                subscribed: false,
             }),
         };
         let place = &route.current.place;
         let moving = mover::place_wanted(&self.shared.live.borrow(), &self.shared.fixed) != *place;
-        BusFacts {
+        BusStatus {
             mode: place.mode,
             nodes: place.nodes.clone(),
             moving,

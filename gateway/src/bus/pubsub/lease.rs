@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::publisher::Backoff;
-use crate::bus::{BusError, Hearing};
+use crate::bus::{BusError, SubscriberState};
 use crate::config;
 
 /// KEYS: the lease. ARGV: the instance, milliseconds.
@@ -278,8 +278,8 @@ pub(super) async fn ping(shared: &Shared) {
         if shared.is_shown() {
             shared
                 .metrics
-                .bus_deaf
-                .set(i64::from(shared.hearing() == Hearing::Deaf));
+                .bus_stalled
+                .set(i64::from(shared.subscriber() == SubscriberState::Stalled));
             shared
                 .metrics
                 .bus_lag

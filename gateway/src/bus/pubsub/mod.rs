@@ -8,7 +8,7 @@
 //! | `intake` | what is heard: sorted, bounded, handed out |
 //! | `lease` | the worker number and being listed as alive; the self-ping |
 //! | `ask`, `revocations` | questions between instances; what outlives them |
-//! | `handle` | what [`super::switch`] does beside the calls of every bus |
+//! | `handle` | what [`super::bridge`] does beside the calls of every bus |
 //!
 //! All tasks belong to one supervisor: should one end unasked, all end and with them the events.
 
@@ -50,7 +50,7 @@ use self::publisher::{Publisher, Writer};
 use self::subscriber::Subscriber;
 use super::interests::{Added, Interests};
 use super::wire::Names;
-use super::{Answers, Ask, Bus, BusError, BusFacts, Hearing, Interest, Revocation};
+use super::{Answers, Ask, Bus, BusError, BusStatus, Interest, Revocation, SubscriberState};
 use crate::clock::Clock;
 use crate::config;
 use crate::delivery::{Destination, Dispatch};
@@ -174,11 +174,11 @@ impl Shared {
         format!("{} {}", self.instance, self.name)
     }
 
-    fn hearing(&self) -> Hearing {
+    fn subscriber(&self) -> SubscriberState {
         if self.intake.pinged().0.elapsed() <= self.timing.deaf_after {
-            Hearing::Good
+            SubscriberState::Live
         } else {
-            Hearing::Deaf
+            SubscriberState::Stalled
         }
     }
 
@@ -393,7 +393,7 @@ impl Bus for RedisBus {
         self.publish_numbered(dispatch, None)
     }
 
-    fn hear(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
+    fn subscribe(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
         let interests = interests
             .into_iter()
             .filter(|interest| *interest != Interest::Broadcast)
@@ -423,7 +423,7 @@ impl Bus for RedisBus {
         }
     }
 
-    fn unhear(&self, interests: Vec<Interest>) {
+    fn unsubscribe(&self, interests: Vec<Interest>) {
         self.shared
             .interests
             .lock()
@@ -450,8 +450,8 @@ impl Bus for RedisBus {
         revocations::load(&self.shared).boxed()
     }
 
-    fn hearing(&self) -> Hearing {
-        self.shared.hearing()
+    fn subscriber(&self) -> SubscriberState {
+        self.shared.subscriber()
     }
 
     fn lag(&self) -> Option<Duration> {
@@ -464,11 +464,11 @@ impl Bus for RedisBus {
             .is_none_or(|lease| lease.lapsed(self.shared.timing.lease))
     }
 
-    fn facts(&self) -> BusFacts {
-        BusFacts {
+    fn status(&self) -> BusStatus {
+        BusStatus {
             mode: self.shared.connector().mode(),
             nodes: self.shared.connector().nodes(),
-            ..BusFacts::default()
+            ..BusStatus::default()
         }
     }
 

@@ -38,7 +38,7 @@ struct Ear {
 /// Why an ear is replaced; what clients are told.
 type Reason = &'static str;
 const RECONNECTED: Reason = "bus_reconnected";
-const DEAF: Reason = "bus_deaf";
+const DEAF: Reason = "bus_stalled";
 
 /// The task's state.
 pub(super) struct Subscriber {
