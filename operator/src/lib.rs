@@ -6,6 +6,7 @@
 pub mod act;
 pub mod args;
 pub mod control;
+pub mod decide;
 #[cfg(test)]
 mod fixture;
 pub mod healthcheck;
@@ -14,5 +15,6 @@ pub mod names;
 pub mod objects;
 pub mod observe;
 pub mod plan;
+pub mod reconcile;
 pub mod status;
 pub mod time;

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, Patch, Preconditions};
 use kube::core::DynamicObject;
 use kube::{Resource, ResourceExt as _};
@@ -15,10 +14,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::act::writer::{Settled, WriteError, Writer};
-use crate::names::{APPLIED, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER};
+use crate::names::APPLIED;
 use crate::objects::Desired;
 use crate::objects::compare::{differences, hash};
 use crate::observe::observed::Observed;
+use crate::observe::owner::{Owner, controller};
 use crate::observe::resources::{DEPLOYMENT, JOB, Owned};
 
 /// What a reconcile wants to be there.
@@ -28,17 +28,6 @@ pub enum Wanted {
     Object(Owned, Box<DynamicObject>),
     /// The object of this kind and name, as it is, if it is there.
     Kept(Owned, String),
-}
-
-/// Whose objects are applied.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner {
-    /// Name of the SignalCluster.
-    pub name: String,
-    /// Its namespace.
-    pub namespace: String,
-    /// Its uid.
-    pub uid: String,
 }
 
 /// What the API server has after an apply.
@@ -145,46 +134,6 @@ impl Wanted {
             Wanted::Kept(_, name) => name,
         }
     }
-}
-
-impl Owner {
-    /// The SignalCluster of this reconcile.
-    pub fn of(observed: &Observed) -> Self {
-        let metadata = &observed.cluster.metadata;
-        Self {
-            name: metadata.name.clone().unwrap_or_default(),
-            namespace: metadata.namespace.clone().unwrap_or_default(),
-            uid: metadata.uid.clone().unwrap_or_default(),
-        }
-    }
-
-    /// Whether an object is this SignalCluster's: it has the owner reference; or it has the labels and no owner, as after a deletion that left
-    /// the objects behind.
-    pub fn owns(&self, metadata: &ObjectMeta) -> bool {
-        match controller(metadata) {
-            Some(owner) => owner.uid == self.uid,
-            None => {
-                let label = |key: &str| {
-                    metadata
-                        .labels
-                        .as_ref()
-                        .and_then(|labels| labels.get(key))
-                        .map(String::as_str)
-                };
-                label(MANAGED_BY_LABEL) == Some(MANAGER)
-                    && label(INSTANCE_LABEL) == Some(&self.name)
-            }
-        }
-    }
-}
-
-fn controller(metadata: &ObjectMeta) -> Option<&OwnerReference> {
-    metadata
-        .owner_references
-        .as_deref()
-        .unwrap_or_default()
-        .iter()
-        .find(|owner| owner.controller == Some(true))
 }
 
 impl Applied {

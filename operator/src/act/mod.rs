@@ -1,5 +1,9 @@
-//! What a reconcile does to the cluster: objects, pods, the number of replicas. Holds a client.
+//! What a reconcile changes: objects, pods, the number of replicas, Events. Holds a client.
+//!
+//! Every write goes through [`writer::Writer`] and asks the [`fence::Fence`] first.
 
 pub mod apply;
+pub mod events;
+pub mod fence;
 pub mod orders;
 pub mod writer;

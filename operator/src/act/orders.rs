@@ -14,23 +14,23 @@ use kube::api::Patch;
 use serde_json::{Value, json};
 use signal_crds::SignalCluster;
 
-use crate::act::apply::Owner;
 use crate::act::writer::{WriteError, Writer};
-use crate::control::judge::Verdict;
+use crate::decide::ClusterPlan;
 use crate::names::{DELETION_COST, DRAINING, DRAINING_SINCE};
 use crate::observe::admin_client::AdminClient;
 use crate::observe::fleet::{Fleet, Pod};
+use crate::observe::owner::Owner;
 use crate::plan::scale::PodMark;
 
 /// Pods that are told at the same time.
 const AT_ONCE: usize = 32;
 
-/// Gives every order of a verdict, after its objects were applied.
+/// Gives every order of a plan, after its objects were applied.
 ///
 /// # Errors
 /// When the API server refuses a mark or the number. A pod that is gone, or that someone wrote just now, is left to the next look.
 pub async fn give(
-    verdict: &Verdict,
+    plan: &ClusterPlan,
     fleet: &Fleet,
     owner: &Owner,
     token: Option<&str>,
@@ -38,7 +38,7 @@ pub async fn give(
     writer: &Writer,
 ) -> Result<(), WriteError> {
     let api: Api<KubePod> = Api::namespaced(writer.client().clone(), &owner.namespace);
-    if let Some(step) = &verdict.scale {
+    if let Some(step) = &plan.scale {
         for mark in &step.mark {
             tolerate(writer.merge(&api, &mark.name, &marked(mark)).await)?;
         }
@@ -47,7 +47,7 @@ pub async fn give(
         }
     }
     if let Some(token) = token {
-        let step = verdict.scale.iter();
+        let step = plan.scale.iter();
         let drains = step
             .clone()
             .flat_map(|step| &step.drain)
@@ -55,7 +55,7 @@ pub async fn give(
         let undrains = step
             .flat_map(|step| &step.undrain)
             .map(|name| (name, Order::Undrain));
-        let sheds = verdict
+        let sheds = plan
             .shed
             .iter()
             .map(|(name, count)| (name, Order::Shed(*count)));
@@ -71,7 +71,7 @@ pub async fn give(
             .collect::<Vec<()>>()
             .await;
     }
-    if let Some(replicas) = verdict.rescale {
+    if let Some(replicas) = plan.rescale {
         let api: Api<SignalCluster> = Api::namespaced(writer.client().clone(), &owner.namespace);
         let patch = json!({"spec": {"replicas": replicas}});
         let request = async {

@@ -8,7 +8,7 @@ use kube::Client;
 use kube::api::{Patch, PatchParams};
 use parking_lot::Mutex;
 
-use crate::control::lease::Fence;
+use crate::act::fence::Fence;
 use crate::metrics::{Metrics, WriteLabel};
 use crate::names::MANAGER;
 use crate::objects::compare::Difference;

@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
+use crate::act::apply::ApplyError;
+use crate::act::writer::WriteError;
+use crate::observe::ObserveError;
+use crate::reconcile::context::Error;
+
 /// What kind of failure it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Class {
+pub enum ErrorClass {
     /// Someone else wrote in between (409): looking again soon is all it takes.
     Conflict,
     /// The API server has too much to do (429), or is unwell (5xx), or does not answer.
@@ -19,46 +24,66 @@ pub enum Class {
     InTheWay,
 }
 
-impl Class {
+impl ErrorClass {
     /// As the metrics name it.
     pub fn as_str(self) -> &'static str {
         match self {
-            Class::Conflict => "conflict",
-            Class::Busy => "busy",
-            Class::Denied => "denied",
-            Class::Refused => "refused",
-            Class::NotHeld => "not_held",
-            Class::InTheWay => "in_the_way",
+            ErrorClass::Conflict => "conflict",
+            ErrorClass::Busy => "busy",
+            ErrorClass::Denied => "denied",
+            ErrorClass::Refused => "refused",
+            ErrorClass::NotHeld => "not_held",
+            ErrorClass::InTheWay => "in_the_way",
+        }
+    }
+
+    /// Of a reconcile that failed.
+    pub fn of(error: &Error) -> Self {
+        match error {
+            Error::Observe(ObserveError::Read { source, .. })
+            | Error::Apply(ApplyError::Read { source, .. }) => Self::of_api(source),
+            Error::Observe(ObserveError::Gone) => Self::Refused,
+            Error::Apply(ApplyError::Write(error)) | Error::Write(error) => match error {
+                WriteError::NotHeld => Self::NotHeld,
+                WriteError::Api { source, .. } => Self::of_api(source),
+                WriteError::TimedOut { .. } => Self::Busy,
+            },
+            Error::Apply(ApplyError::Occupied { .. } | ApplyError::Leaving { .. }) => {
+                Self::InTheWay
+            }
+            Error::Apply(ApplyError::UnknownKind(_) | ApplyError::Shape(_)) => Self::Refused,
         }
     }
 
     /// Of an answer of the API server.
-    pub fn of(error: &kube::Error) -> Self {
+    fn of_api(error: &kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => match status.code {
-                409 => Class::Conflict,
-                401 | 403 => Class::Denied,
-                429 | 500.. => Class::Busy,
-                _ => Class::Refused,
+                409 => ErrorClass::Conflict,
+                401 | 403 => ErrorClass::Denied,
+                429 | 500.. => ErrorClass::Busy,
+                _ => ErrorClass::Refused,
             },
-            _ => Class::Busy,
+            _ => ErrorClass::Busy,
         }
     }
 
     fn first_and_longest(self) -> (Duration, Duration) {
         match self {
-            Class::Conflict => (Duration::from_millis(100), Duration::from_secs(5)),
-            Class::Busy => (Duration::from_secs(1), Duration::from_secs(60)),
-            Class::Denied | Class::Refused => (Duration::from_secs(2), Duration::from_secs(300)),
-            Class::NotHeld => (Duration::from_secs(5), Duration::from_secs(5)),
-            Class::InTheWay => (Duration::from_secs(1), Duration::from_secs(30)),
+            ErrorClass::Conflict => (Duration::from_millis(100), Duration::from_secs(5)),
+            ErrorClass::Busy => (Duration::from_secs(1), Duration::from_secs(60)),
+            ErrorClass::Denied | ErrorClass::Refused => {
+                (Duration::from_secs(2), Duration::from_secs(300))
+            }
+            ErrorClass::NotHeld => (Duration::from_secs(5), Duration::from_secs(5)),
+            ErrorClass::InTheWay => (Duration::from_secs(1), Duration::from_secs(30)),
         }
     }
 }
 
 /// The pause after this many failures in a row (1 is the first), with `chance` in 0..1: at least half of what doubles each time, so that many that
 /// failed together do not come back together.
-pub fn pause(class: Class, failures: u32, chance: f64) -> Duration {
+pub fn pause(class: ErrorClass, failures: u32, chance: f64) -> Duration {
     let (first, longest) = class.first_and_longest();
     let doubled = first
         .saturating_mul(1 << failures.saturating_sub(1).min(16))
@@ -72,17 +97,20 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_a_bound_and_never_fall_below_half() {
-        assert_eq!(pause(Class::Busy, 1, 1.0), Duration::from_secs(1));
-        assert_eq!(pause(Class::Busy, 4, 1.0), Duration::from_secs(8));
-        assert_eq!(pause(Class::Busy, 4, 0.0), Duration::from_secs(4));
-        assert_eq!(pause(Class::Busy, u32::MAX, 1.0), Duration::from_secs(60));
-        assert!(pause(Class::Conflict, 1, 1.0) < pause(Class::Busy, 1, 0.0));
+        assert_eq!(pause(ErrorClass::Busy, 1, 1.0), Duration::from_secs(1));
+        assert_eq!(pause(ErrorClass::Busy, 4, 1.0), Duration::from_secs(8));
+        assert_eq!(pause(ErrorClass::Busy, 4, 0.0), Duration::from_secs(4));
+        assert_eq!(
+            pause(ErrorClass::Busy, u32::MAX, 1.0),
+            Duration::from_secs(60)
+        );
+        assert!(pause(ErrorClass::Conflict, 1, 1.0) < pause(ErrorClass::Busy, 1, 0.0));
     }
 
     #[test]
     fn every_code_has_its_class() {
         let of = |code| {
-            Class::of(&kube::Error::Api(
+            ErrorClass::of_api(&kube::Error::Api(
                 kube::core::Status {
                     code,
                     ..kube::core::Status::failure("x", "y")
@@ -93,13 +121,13 @@ mod tests {
         assert_eq!(
             [409, 403, 401, 429, 500, 503, 422].map(of),
             [
-                Class::Conflict,
-                Class::Denied,
-                Class::Denied,
-                Class::Busy,
-                Class::Busy,
-                Class::Busy,
-                Class::Refused
+                ErrorClass::Conflict,
+                ErrorClass::Denied,
+                ErrorClass::Denied,
+                ErrorClass::Busy,
+                ErrorClass::Busy,
+                ErrorClass::Busy,
+                ErrorClass::Refused
             ]
         );
     }

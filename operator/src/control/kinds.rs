@@ -21,19 +21,6 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// The API group and version of SignalCluster.
 pub const SIGNAL: &str = "signal.dev/v1alpha1";
 
-impl Kinds {
-    /// Whether objects of this kind can be made.
-    pub fn has(&self, kind: Owned) -> bool {
-        match kind {
-            HTTP_ROUTE => self.http_route,
-            INGRESS => self.ingress,
-            SERVICE_MONITOR => self.service_monitor,
-            PROMETHEUS_RULE => self.prometheus_rule,
-            _ => !kind.optional,
-        }
-    }
-}
-
 /// Whether the API server knows SignalCluster.
 ///
 /// # Errors

@@ -4,7 +4,6 @@
 //! thirds of the duration; another takes over once it has seen the same record for the whole duration. So there is at most one writer even when a
 //! process is stopped and goes on later, and a write that was already on its way then fails by its `resourceVersion`.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease as LeaseObject, LeaseSpec};
@@ -12,11 +11,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::act::fence::Fence;
 use crate::names::MANAGER;
 use crate::time::{about, now};
 
@@ -42,34 +41,6 @@ impl Settings {
     /// Between two looks or renewals.
     fn pause(&self) -> Duration {
         self.duration / 6
-    }
-}
-
-/// Says whether the lease is held, without asking anyone.
-#[derive(Clone, Default)]
-pub struct Fence(Arc<Mutex<Option<Instant>>>);
-
-impl Fence {
-    /// Whether a write may be sent now.
-    pub fn is_held(&self) -> bool {
-        self.remaining().is_some()
-    }
-
-    /// For how long it may be, if nothing is renewed.
-    pub fn remaining(&self) -> Option<Duration> {
-        (*self.0.lock())?
-            .checked_duration_since(Instant::now())
-            .filter(|left| !left.is_zero())
-    }
-
-    /// Holds it until then.
-    pub fn hold_until(&self, until: Instant) {
-        *self.0.lock() = Some(until);
-    }
-
-    /// Gives it up.
-    pub fn drop_now(&self) {
-        *self.0.lock() = None;
     }
 }
 

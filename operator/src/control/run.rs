@@ -17,17 +17,19 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::act::events::Events;
+use crate::act::fence::Fence;
 use crate::act::writer::Writer;
 use crate::args::Run;
 use crate::control::admin::{self, Pending};
 use crate::control::clusters::{Clusters, Scope};
-use crate::control::controller::{self, Context, Settings};
-use crate::control::events::Events;
+use crate::control::controller;
 use crate::control::kinds::{self, SIGNAL};
-use crate::control::lease::{self, Fence, Lease};
+use crate::control::lease::{self, Lease};
 use crate::metrics::Metrics;
 use crate::observe::admin_client::AdminClient;
 use crate::observe::{Poll, Reader};
+use crate::reconcile::context::{Context, Settings};
 use crate::time::about;
 
 /// Between two looks for what is not there yet.

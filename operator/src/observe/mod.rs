@@ -6,6 +6,7 @@
 pub mod admin_client;
 pub mod fleet;
 pub mod observed;
+pub mod owner;
 pub mod references;
 pub mod resources;
 
@@ -28,7 +29,6 @@ use serde::de::DeserializeOwned;
 use signal_crds::SignalCluster;
 use tokio::sync::watch;
 
-use crate::act::apply::Owner;
 use crate::metrics::Metrics;
 use crate::names::{
     self, Children, DELETION_COST, DRAINING, DRAINING_SINCE, INSTANCE_LABEL, MANAGED_BY_LABEL,
@@ -36,6 +36,7 @@ use crate::names::{
 };
 use crate::observe::fleet::{Fleet, Pod, Report};
 use crate::observe::observed::{Kinds, Observed, Secrets};
+use crate::observe::owner::Owner;
 use crate::observe::references::references;
 use crate::observe::resources::{AUTOSCALER, CONFIG_MAP, DEPLOYMENT, JOB, Owned, SECRET};
 use crate::time::from_k8s;

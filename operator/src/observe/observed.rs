@@ -11,6 +11,7 @@ use kube::core::DynamicObject;
 use signal_crds::SignalCluster;
 
 use crate::observe::fleet::Fleet;
+use crate::observe::resources::{HTTP_ROUTE, INGRESS, Owned, PROMETHEUS_RULE, SERVICE_MONITOR};
 
 /// Data of every Secret that the spec names; `None`: there is none of that name.
 pub type Secrets = BTreeMap<String, Option<BTreeMap<String, Vec<u8>>>>;
@@ -57,4 +58,17 @@ pub struct Kinds {
     pub service_monitor: bool,
     /// `monitoring.coreos.com/v1` PrometheusRule.
     pub prometheus_rule: bool,
+}
+
+impl Kinds {
+    /// Whether objects of this kind can be made.
+    pub fn has(&self, kind: Owned) -> bool {
+        match kind {
+            HTTP_ROUTE => self.http_route,
+            INGRESS => self.ingress,
+            SERVICE_MONITOR => self.service_monitor,
+            PROMETHEUS_RULE => self.prometheus_rule,
+            _ => !kind.optional,
+        }
+    }
 }

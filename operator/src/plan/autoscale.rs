@@ -11,10 +11,8 @@ use signal_crds::scaling::{Autoscaling, AutoscalingMode};
 use crate::observe::fleet::{Fleet, Pod};
 
 mod behavior;
-mod condition;
 
 pub use behavior::History;
-pub use condition::hpa_condition;
 
 /// Reason: the number would be above `maxReplicas`.
 pub const TOO_MANY: &str = "TooManyReplicas";

@@ -1,13 +1,13 @@
 //! What every plan hands back beside its next state: what it waits for, and what is worth an Event.
 
 pub mod autoscale;
-pub mod jwks;
 pub mod rebalance;
 pub mod record;
 pub mod rollout;
 pub mod routing;
 pub mod scale;
 pub mod signing;
+pub mod sources;
 pub mod validate;
 
 /// Pods have not taken the live settings of this stage yet; reason of a [`Waiting`].
@@ -26,7 +26,7 @@ pub struct Waiting {
 
 /// Something that happened in this step: becomes an Event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Happening {
+pub struct PlanEvent {
     /// Whether someone should look.
     pub kind: Kind,
     /// CamelCase, of a closed list.
@@ -52,10 +52,10 @@ pub struct Plan<T> {
     /// What keeps it from the next step.
     pub waiting: Option<Waiting>,
     /// What happened in this step.
-    pub events: Vec<Happening>,
+    pub events: Vec<PlanEvent>,
 }
 
-impl Happening {
+impl PlanEvent {
     /// As it should be.
     pub fn normal(reason: &'static str, note: String) -> Self {
         Self {

@@ -10,7 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::observe::fleet::{Fleet, Pod, Report, lag};
 use crate::plan::record::{Record, RecordedRedis};
-use crate::plan::{ACKNOWLEDGEMENT_TIMED_OUT, Happening, Plan, WAITING_FOR_PODS, Waiting};
+use crate::plan::{ACKNOWLEDGEMENT_TIMED_OUT, Plan, PlanEvent, WAITING_FOR_PODS, Waiting};
 
 /// A pod cannot use the Redis that it is to use; reason of a [`Waiting`].
 pub const REDIS_UNREACHABLE: &str = "RedisUnreachable";
@@ -68,7 +68,7 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
         return plan;
     };
     let Some(mut waiting) = obstacle(input, used) else {
-        plan.events.push(Happening::normal(
+        plan.events.push(PlanEvent::normal(
             "RedisMoved",
             format!("from {} to {}", address(previous), address(used)),
         ));
@@ -93,7 +93,7 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
         let since = since.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
         let note = format!("Redis moves since {since}: {}", waiting.message);
         plan.events
-            .push(Happening::warning(ACKNOWLEDGEMENT_TIMED_OUT, note.clone()));
+            .push(PlanEvent::warning(ACKNOWLEDGEMENT_TIMED_OUT, note.clone()));
         // That it cannot be reached says more than that it takes long.
         if waiting.reason == WAITING_FOR_PODS {
             waiting = Waiting {
@@ -118,7 +118,7 @@ fn place(
 
 fn begin(plan: &mut Plan<Record>, to: &RecordedRedis, from: &RecordedRedis, now: DateTime<Utc>) {
     place(&mut plan.next, Some(to), Some(from), Some(now));
-    plan.events.push(Happening::normal(
+    plan.events.push(PlanEvent::normal(
         "RedisMoveStarted",
         format!("from {} to {}", address(from), address(to)),
     ));

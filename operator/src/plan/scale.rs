@@ -17,7 +17,7 @@ use signal_crds::scaling::Drain;
 use signal_crds::status::{Scaling, ScalingState};
 
 use crate::observe::fleet::{Fleet, Pod};
-use crate::plan::{Happening, Waiting};
+use crate::plan::{PlanEvent, Waiting};
 use crate::time::to_k8s;
 
 /// Deletion cost of a victim that drains.
@@ -62,7 +62,7 @@ pub struct ScaleStep {
     /// What the step after this one waits for.
     pub waiting: Option<Waiting>,
     /// What happened.
-    pub events: Vec<Happening>,
+    pub events: Vec<PlanEvent>,
 }
 
 /// A victim's mark, and what a write of it needs.
@@ -383,7 +383,7 @@ fn tell(
             input.wanted,
             list(&victims.new)
         );
-        step.events.push(Happening::normal("DrainStarted", note));
+        step.events.push(PlanEvent::normal("DrainStarted", note));
     }
     if !victims.cancelled.is_empty() {
         let why = if input.rolling_out {
@@ -391,7 +391,7 @@ fn tell(
         } else {
             "they are wanted again"
         };
-        step.events.push(Happening::normal(
+        step.events.push(PlanEvent::normal(
             "DrainCancelled",
             format!("{why}: {}", list(&victims.cancelled)),
         ));
@@ -400,13 +400,13 @@ fn tell(
         return;
     }
     if replicas > current {
-        step.events.push(Happening::normal(
+        step.events.push(PlanEvent::normal(
             "ScaledOut",
             format!("from {current} to {replicas} pods"),
         ));
         return;
     }
-    step.events.push(Happening::normal(
+    step.events.push(PlanEvent::normal(
         "ScaledIn",
         format!("from {current} to {replicas} pods: {}", list(leaving)),
     ));
@@ -416,7 +416,7 @@ fn tell(
         .filter(|pod| !is_unplaced(pod) && load(pod) > 0)
         .collect();
     if !late.is_empty() {
-        step.events.push(Happening::warning(
+        step.events.push(PlanEvent::warning(
             "DrainDeadlineExceeded",
             format!("these go with connections open: {}", list(&late)),
         ));

@@ -27,7 +27,7 @@ use signal_crds::jwks::Managed;
 use signal_crds::status::{SigningKeyStage, SigningKeyStatus};
 
 use crate::observe::fleet::{Fleet, Pod};
-use crate::plan::{Happening, Plan, Waiting};
+use crate::plan::{Plan, PlanEvent, Waiting};
 use crate::time::to_k8s;
 
 /// Key of the Secret with every key and its stage.
@@ -419,7 +419,7 @@ pub fn plan(
             .fold(now, after)
     };
     let mut events = Vec::new();
-    let mut tell = |reason, note| events.push(Happening::normal(reason, note));
+    let mut tell = |reason, note| events.push(PlanEvent::normal(reason, note));
 
     for key in &mut ring.keys {
         key.since.get_or_insert(now);

@@ -5,18 +5,18 @@ use signal_crds::SignalClusterSpec;
 use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SourceStage};
 
+use super::hpa::hpa_condition;
 use super::reports;
-use crate::control::judge::Verdict;
+use crate::decide::ClusterPlan;
 use crate::objects::Migration;
 use crate::observe::observed::Observed;
 use crate::plan::Waiting;
-use crate::plan::autoscale::hpa_condition;
 use crate::plan::validate::Problem;
 use crate::status::conditions::{ConditionType as Type, Finding, State};
 
 /// Why something could not be applied and will not be by trying again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
+pub struct ApplyFailure {
     /// CamelCase.
     pub reason: &'static str,
     /// For people.
@@ -24,9 +24,13 @@ pub struct Trouble {
 }
 
 /// Everything that was found.
-pub fn findings(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble>) -> Vec<Finding> {
+pub fn findings(
+    observed: &Observed,
+    plan: &ClusterPlan,
+    failure: Option<&ApplyFailure>,
+) -> Vec<Finding> {
     let spec = &observed.cluster.spec;
-    let problems = verdict.valid.as_ref().err().map_or(&[][..], Vec::as_slice);
+    let problems = plan.valid.as_ref().err().map_or(&[][..], Vec::as_slice);
     let mut all = vec![
         paused(spec),
         resolved(
@@ -42,18 +46,18 @@ pub fn findings(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble
             "everything the spec names is there",
         ),
         available(observed),
-        degraded(observed, verdict, trouble),
+        degraded(observed, plan, failure),
         redis(observed),
         kafka(observed),
-        jwks(observed, verdict),
-        limited(observed, verdict),
+        jwks(observed, plan),
+        limited(observed, plan),
     ];
     if problems.is_empty() {
-        all.push(progressing(observed, verdict));
-        all.push(database(spec, &verdict.migration));
-        all.push(rotation(verdict));
+        all.push(progressing(observed, plan));
+        all.push(database(spec, &plan.migration));
+        all.push(rotation(plan));
     }
-    all.push(ready(observed, verdict, &all));
+    all.push(ready(observed, plan, &all));
     all
 }
 
@@ -117,25 +121,25 @@ fn available(observed: &Observed) -> Finding {
     }
 }
 
-fn degraded(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble>) -> Finding {
+fn degraded(observed: &Observed, plan: &ClusterPlan, failure: Option<&ApplyFailure>) -> Finding {
     let bad = |reason, message: String| Finding::new(Type::Degraded, State::True, reason, message);
-    if let Some(trouble) = trouble {
-        return bad(trouble.reason, trouble.message.clone());
+    if let Some(failure) = failure {
+        return bad(failure.reason, failure.message.clone());
     }
-    if let Some(stuck) = &verdict.rollout.stuck {
+    if let Some(stuck) = &plan.rollout.stuck {
         return bad(
             "ProgressDeadlineExceeded",
             format!("the rollout is stuck, pods of the old revision stay: {stuck}"),
         );
     }
-    if let Migration::Failed { job, message, .. } = &verdict.migration {
+    if let Migration::Failed { job, message, .. } = &plan.migration {
         return bad(
             "MigrationFailed",
             format!("Job {job} failed, pods of the old image stay: {message}"),
         );
     }
     // While it is tried again nothing is better yet, and an alert that waits would never be given.
-    if let Migration::Pending { job } = &verdict.migration
+    if let Migration::Pending { job } = &plan.migration
         && let Some(before) = observed.cluster.status.as_ref().and_then(|status| {
             let is_ours = |one: &&Condition| {
                 one.type_ == Type::Degraded.as_str() && one.reason == "MigrationFailed"
@@ -164,7 +168,7 @@ fn degraded(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble>) -
         );
     }
     let refused = reports(&observed.fleet).find(|(pod, report)| {
-        report.live_error.is_some() && (!pod.holds(&verdict.revision) || !report.ready)
+        report.live_error.is_some() && (!pod.holds(&plan.revision) || !report.ready)
     });
     if let Some((pod, report)) = refused {
         return bad(
@@ -176,7 +180,7 @@ fn degraded(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble>) -
             ),
         );
     }
-    let late = [&verdict.rotation, &verdict.routing]
+    let late = [&plan.rotation, &plan.routing]
         .into_iter()
         .flatten()
         .find(|waiting| waiting.reason == "AcknowledgementTimedOut");
@@ -186,12 +190,12 @@ fn degraded(observed: &Observed, verdict: &Verdict, trouble: Option<&Trouble>) -
     Finding::new(Type::Degraded, State::False, "AsExpected", "")
 }
 
-fn progressing(observed: &Observed, verdict: &Verdict) -> Finding {
+fn progressing(observed: &Observed, plan: &ClusterPlan) -> Finding {
     let on =
         |reason, message: String| Finding::new(Type::Progressing, State::True, reason, message);
     // While stopped no Job is made, and no pod waits for one.
     let spec = &observed.cluster.spec;
-    if let Migration::Pending { job } = &verdict.migration
+    if let Migration::Pending { job } = &plan.migration
         && !spec.stopped
     {
         return on(
@@ -199,24 +203,21 @@ fn progressing(observed: &Observed, verdict: &Verdict) -> Finding {
             format!("pods of the wanted image start once Job {job} has completed"),
         );
     }
-    if let Some(job) = verdict.migration.tried_again(spec) {
+    if let Some(job) = plan.migration.tried_again(spec) {
         return on(
             "MigrationFailed",
             format!("Job {job} is made again a minute after it failed"),
         );
     }
-    if verdict.rollout.going_on {
+    if plan.rollout.going_on {
         return on(
             "RolloutInProgress",
-            format!(
-                "{} pods are of the newest revision",
-                verdict.rollout.updated
-            ),
+            format!("{} pods are of the newest revision", plan.rollout.updated),
         );
     }
     let (serving, wanted) = serving(observed);
     let starting = || on("PodsStarting", format!("{serving} of {wanted} pods serve"));
-    if let Some(step) = verdict
+    if let Some(step) = plan
         .scale
         .as_ref()
         .filter(|step| step.status.state != ScalingState::Idle)
@@ -233,10 +234,10 @@ fn progressing(observed: &Observed, verdict: &Verdict) -> Finding {
         );
         return on("ScalingInProgress", message);
     }
-    if let Some(waiting) = &verdict.routing {
+    if let Some(waiting) = &plan.routing {
         return on("RedisMoving", waiting.message.clone());
     }
-    if let Some(waiting) = &verdict.rotation {
+    if let Some(waiting) = &plan.rotation {
         return on("RotationInProgress", waiting.message.clone());
     }
     if serving < wanted {
@@ -343,12 +344,11 @@ fn database(spec: &SignalClusterSpec, migration: &Migration) -> Finding {
 }
 
 /// Of accepted sources alone: one that is being prepared is spoken of by the rotation.
-fn jwks(observed: &Observed, verdict: &Verdict) -> Finding {
+fn jwks(observed: &Observed, plan: &ClusterPlan) -> Finding {
     let find =
         |state, reason, message: String| Finding::new(Type::JWKSHealthy, state, reason, message);
     let accepted = |name: &str| {
-        verdict
-            .record
+        plan.record
             .sources
             .iter()
             .any(|source| source.name == name && source.stage != SourceStage::Prepared)
@@ -378,38 +378,38 @@ fn jwks(observed: &Observed, verdict: &Verdict) -> Finding {
     }
 }
 
-fn rotation(verdict: &Verdict) -> Finding {
+fn rotation(plan: &ClusterPlan) -> Finding {
     let find = |state, reason, message: String| {
         Finding::new(Type::JWKSRotationComplete, state, reason, message)
     };
-    if let Some(Waiting { reason, message }) = &verdict.rotation {
+    if let Some(Waiting { reason, message }) = &plan.rotation {
         return find(State::False, reason, message.clone());
     }
-    let moving: Vec<String> = verdict
+    let moving: Vec<String> = plan
         .record
         .sources
         .iter()
         .filter(|source| source.stage != SourceStage::Trusted)
         .map(|source| format!("{} is {:?}", source.name, source.stage))
         .collect();
-    match moving.is_empty() && verdict.record.revoked_sources.is_empty() {
+    match moving.is_empty() && plan.record.revoked_sources.is_empty() {
         true => find(State::True, "Complete", String::new()),
         false if moving.is_empty() => find(
             State::False,
             "Revoking",
-            format!("revoked: {}", verdict.record.revoked_sources.join(", ")),
+            format!("revoked: {}", plan.record.revoked_sources.join(", ")),
         ),
         false => find(State::False, "InProgress", moving.join("; ")),
     }
 }
 
-fn limited(observed: &Observed, verdict: &Verdict) -> Finding {
+fn limited(observed: &Observed, plan: &ClusterPlan) -> Finding {
     let spec = &observed.cluster.spec;
     let by_hpa = spec
         .autoscaling
         .as_ref()
         .is_some_and(|autoscaling| autoscaling.mode == AutoscalingMode::Hpa);
-    let (state, reason, message) = match (&verdict.limited, &observed.hpa) {
+    let (state, reason, message) = match (&plan.limited, &observed.hpa) {
         (Some((reason, message)), _) => (State::True, *reason, message.clone()),
         (None, Some(hpa)) if by_hpa => hpa_condition(hpa),
         _ => (State::False, "NotLimited", String::new()),
@@ -418,7 +418,7 @@ fn limited(observed: &Observed, verdict: &Verdict) -> Finding {
 }
 
 /// The first thing that is wrong, in the order in which people would mend it.
-fn ready(observed: &Observed, verdict: &Verdict, found: &[Finding]) -> Finding {
+fn ready(observed: &Observed, plan: &ClusterPlan, found: &[Finding]) -> Finding {
     let spec = &observed.cluster.spec;
     let not = |finding: &Finding| {
         Finding::new(
@@ -459,7 +459,7 @@ fn ready(observed: &Observed, verdict: &Verdict, found: &[Finding]) -> Finding {
             format!("{serving} of {wanted} pods serve"),
         );
     }
-    if verdict.rollout.going_on {
+    if plan.rollout.going_on {
         return Finding::new(
             Type::Ready,
             State::False,

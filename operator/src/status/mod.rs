@@ -1,10 +1,11 @@
-//! The status of a SignalCluster: numbers from the fleet, conditions from the verdict.
+//! The status of a SignalCluster: numbers from the fleet, conditions from the plan.
 //!
 //! Speaks of what was observed and what the API server returned, never of what was wished.
 
 pub mod conditions;
 
 mod findings;
+mod hpa;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::batch::v1::Job;
@@ -14,7 +15,7 @@ use signal_crds::status::{
     SourceStatus, Status,
 };
 
-use crate::control::judge::Verdict;
+use crate::decide::ClusterPlan;
 use crate::names::{CONTAINER, staying_selector};
 use crate::objects::Migration;
 use crate::observe::fleet::{Fleet, Pod, Report};
@@ -23,16 +24,16 @@ use crate::plan::record::Record;
 use crate::status::conditions::conditions;
 use crate::time::to_k8s;
 
-pub use findings::{Trouble, findings};
+pub use findings::{ApplyFailure, findings};
 
 /// Most key ids that are listed of one source.
 const MAX_KEY_IDS: usize = 16;
 
-/// The status after this look. `trouble` is why something could not be applied.
+/// The status after this look. `failure` is why something could not be applied.
 pub fn status(
     observed: &Observed,
-    verdict: &Verdict,
-    trouble: Option<&Trouble>,
+    plan: &ClusterPlan,
+    failure: Option<&ApplyFailure>,
     now: DateTime<Utc>,
 ) -> Status {
     let cluster = &observed.cluster;
@@ -42,13 +43,13 @@ pub fn status(
     let fleet = &observed.fleet;
     let staying: Vec<&Pod> = fleet.pods.iter().filter(|pod| pod.stays()).collect();
     let count = |pods: usize| i32::try_from(pods).unwrap_or(i32::MAX);
-    let found = findings(observed, verdict, trouble);
+    let found = findings(observed, plan, failure);
     Status {
         observed_generation: generation,
         version: common_version(fleet),
         replicas: count(staying.len()),
         ready_replicas: count(staying.iter().filter(|pod| pod.ready).count()),
-        updated_replicas: verdict.rollout.updated,
+        updated_replicas: plan.rollout.updated,
         draining_replicas: count(
             fleet
                 .alive()
@@ -62,17 +63,17 @@ pub fn status(
             cluster.metadata.namespace.as_deref().unwrap_or_default(),
         )),
         connections: connections(&staying),
-        config: config(fleet, verdict),
-        scaling: verdict
+        config: config(fleet, plan),
+        scaling: plan
             .scale
             .as_ref()
             .map(|step| step.status.clone())
             .filter(|scaling| scaling.state != ScalingState::Idle),
-        jwks: sources(&verdict.record, fleet),
-        signing_keys: verdict.signing.clone(),
-        redis: redis(&cluster.spec, &verdict.record, fleet),
+        jwks: sources(&plan.record, fleet),
+        signing_keys: plan.signing.clone(),
+        redis: redis(&cluster.spec, &plan.record, fleet),
         kafka: kafka(&cluster.spec, fleet),
-        database: database(&cluster.spec, verdict, observed, before.database.as_ref()),
+        database: database(&cluster.spec, plan, observed, before.database.as_ref()),
         conditions: conditions(&before.conditions, &found, generation, now),
     }
 }
@@ -129,8 +130,8 @@ fn connections(staying: &[&Pod]) -> Option<Connections> {
     })
 }
 
-fn config(fleet: &Fleet, verdict: &Verdict) -> Option<ConfigStatus> {
-    if verdict.revision.is_empty() {
+fn config(fleet: &Fleet, plan: &ClusterPlan) -> Option<ConfigStatus> {
+    if plan.revision.is_empty() {
         return None;
     }
     let error = reports(fleet).find_map(|(pod, report)| {
@@ -141,10 +142,10 @@ fn config(fleet: &Fleet, verdict: &Verdict) -> Option<ConfigStatus> {
     });
     let acknowledged = fleet
         .ready()
-        .filter(|pod| pod.holds(&verdict.revision))
+        .filter(|pod| pod.holds(&plan.revision))
         .count();
     Some(ConfigStatus {
-        revision: verdict.revision.clone(),
+        revision: plan.revision.clone(),
         acknowledged_replicas: i32::try_from(acknowledged).unwrap_or(i32::MAX),
         error,
     })
@@ -239,7 +240,7 @@ fn kafka(spec: &SignalClusterSpec, fleet: &Fleet) -> Option<KafkaStatus> {
 
 fn database(
     spec: &SignalClusterSpec,
-    verdict: &Verdict,
+    plan: &ClusterPlan,
     observed: &Observed,
     before: Option<&DatabaseStatus>,
 ) -> Option<DatabaseStatus> {
@@ -247,7 +248,7 @@ fn database(
     let version = reports(&observed.fleet)
         .filter_map(|(_, report)| report.database.version)
         .max();
-    let migrated = match &verdict.migration {
+    let migrated = match &plan.migration {
         Migration::Complete { job } => observed
             .jobs
             .iter()

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use signal_crds::data::Migrations;
 
 use super::*;
-use crate::control::judge::{Remembered, judge};
+use crate::decide::{ClusterMemory, decide};
 use crate::fixture::example;
 use crate::observe::fleet::{Bus, Counts, KafkaFacts, KeySource};
 
@@ -16,15 +16,15 @@ fn at(secs: i64) -> DateTime<Utc> {
 }
 
 /// The status that a look gives.
-fn look(observed: &Observed, trouble: Option<&Trouble>) -> Status {
-    let verdict = judge(
+fn look(observed: &Observed, failure: Option<&ApplyFailure>) -> Status {
+    let plan = decide(
         observed,
-        &mut Remembered::default(),
+        &mut ClusterMemory::default(),
         None,
         &mut StdRng::seed_from_u64(7),
         at(0),
     );
-    status(observed, &verdict, trouble, at(0))
+    status(observed, &plan, failure, at(0))
 }
 
 /// State and reason of a condition.
@@ -235,11 +235,11 @@ fn pods_wait_for_the_migration_and_say_so() {
 
 #[test]
 fn what_the_api_server_refuses_degrades() {
-    let trouble = Trouble {
+    let failure = ApplyFailure {
         reason: "NameOccupied",
         message: "Service edge belongs to someone else".into(),
     };
-    let status = look(&running(vec![pod("a", 0), pod("b", 0)]), Some(&trouble));
+    let status = look(&running(vec![pod("a", 0), pod("b", 0)]), Some(&failure));
     assert_eq!(
         (said(&status, "Degraded"), said(&status, "Ready")),
         (("True", "NameOccupied"), ("False", "NameOccupied"))

@@ -11,17 +11,17 @@ use kube::{Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
 use signal_crds::SignalCluster;
 use signal_operator::act::apply::{Applied, ApplyError, Wanted, apply};
+use signal_operator::act::fence::Fence;
 use signal_operator::act::writer::{WriteError, Writer};
-use signal_operator::control::backoff::Class;
+use signal_operator::control::backoff::ErrorClass;
 use signal_operator::control::clusters::Scope;
-use signal_operator::control::controller::Error;
 use signal_operator::control::kinds;
-use signal_operator::control::lease::Fence;
 use signal_operator::metrics::Metrics;
 use signal_operator::names;
 use signal_operator::observe::observed::Observed;
 use signal_operator::observe::resources::DEPLOYMENT;
 use signal_operator::observe::{Reader, observe};
+use signal_operator::reconcile::context::Error;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -459,7 +459,7 @@ async fn an_object_of_someone_else_is_never_taken_over() {
         ),
         "{error}"
     );
-    assert_eq!(Error::from(error).class(), Class::InTheWay);
+    assert_eq!(ErrorClass::of(&Error::from(error)), ErrorClass::InTheWay);
     assert_eq!(
         stage
             .api::<ConfigMap>()
@@ -491,11 +491,11 @@ async fn a_look_that_is_out_of_date_changes_nothing() {
     let old = hands.look(&cluster).await;
     hands.bring(&cluster, config("2")).await.unwrap();
     let error = apply(config("1b"), &old, &hands.writer).await.unwrap_err();
-    assert_eq!(Error::from(error).class(), Class::Conflict);
+    assert_eq!(ErrorClass::of(&Error::from(error)), ErrorClass::Conflict);
     let error = apply(Vec::new(), &old, &hands.writer).await.unwrap_err();
     assert_eq!(
-        Error::from(error).class(),
-        Class::Conflict,
+        ErrorClass::of(&Error::from(error)),
+        ErrorClass::Conflict,
         "nor does it prune"
     );
     assert_eq!(

@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use signal_crds::SignalCluster;
 use signal_crds::status::SourceStage;
 use signal_operator::act::apply::{Applied, apply, wanted};
-use signal_operator::control::reconcile::reconcile;
 use signal_operator::objects::{Input, desired};
 use signal_operator::observe::resources::{CONFIG_MAP, SECRET};
 use signal_operator::plan::record::{Record, RecordedSource};
 use signal_operator::plan::validate::validate;
+use signal_operator::reconcile::reconcile;
 use signal_operator::time::now;
 
 use crate::Stage;

@@ -15,11 +15,12 @@ use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams};
 use kube::client::{Body, ClientBuilder};
 use signal_crds::SignalCluster;
+use signal_operator::act::fence::Fence;
+use signal_operator::control::backoff::ErrorClass;
 use signal_operator::control::clusters::{Clusters, Scope};
 use signal_operator::control::controller;
-use signal_operator::control::lease::Fence;
-use signal_operator::control::reconcile::reconcile;
 use signal_operator::metrics::Metrics;
+use signal_operator::reconcile::reconcile;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Layer, Service};
@@ -227,11 +228,7 @@ async fn a_memory_of_one_that_was_made_anew_does_no_harm() {
     // What belonged to the old one is still there: nobody takes it over, and nobody takes it away from the collector.
     wish_for(&stage, (1, SECOND)).await;
     let refused = reconcile(&life.context, &old).await.unwrap_err();
-    assert_eq!(
-        refused.class(),
-        signal_operator::control::backoff::Class::InTheWay,
-        "{refused}"
-    );
+    assert_eq!(ErrorClass::of(&refused), ErrorClass::InTheWay, "{refused}");
     collect(&stage, &old.uid().unwrap()).await;
     world.forget();
     rest(&stage, &mut world, None).await;

@@ -2,14 +2,10 @@
 
 use std::net::IpAddr;
 
-use k8s_openapi::api::autoscaling::v2::{
-    HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus,
-};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::observe::fleet::{Counts, Report};
-use crate::status::conditions::State;
 
 fn at(secs: i64) -> DateTime<Utc> {
     "2030-01-01T00:00:00Z".parse::<DateTime<Utc>>().unwrap() + TimeDelta::seconds(secs)
@@ -286,74 +282,5 @@ fn others_are_bounded_only_in_mode_external() {
             ..spec("External", 9)
         }),
         (0, None)
-    );
-}
-
-fn hpa(conditions: &[(&str, &str, &str)]) -> HorizontalPodAutoscaler {
-    let condition =
-        |(kind, status, reason): &(&str, &str, &str)| HorizontalPodAutoscalerCondition {
-            type_: (*kind).into(),
-            status: (*status).into(),
-            reason: Some((*reason).into()),
-            message: Some(format!("message of {kind}")),
-            ..Default::default()
-        };
-    let conditions = Some(conditions.iter().map(condition).collect());
-    HorizontalPodAutoscaler {
-        status: Some(HorizontalPodAutoscalerStatus {
-            conditions,
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
-}
-
-#[test]
-fn what_the_hpa_says_becomes_the_condition() {
-    let able = ("AbleToScale", "True", "ReadyForNewScale");
-    let active = ("ScalingActive", "True", "ValidMetricFound");
-    for (conditions, state, reason) in [
-        (&[][..], State::Unknown, "NotObserved"),
-        (
-            &[able, ("ScalingActive", "False", "FailedGetPodsMetric")],
-            State::True,
-            UNAVAILABLE,
-        ),
-        (
-            &[able, ("ScalingActive", "False", "ScalingDisabled")],
-            State::True,
-            DISABLED,
-        ),
-        (
-            &[("AbleToScale", "False", "FailedGetScale")],
-            State::True,
-            "UnableToScale",
-        ),
-        (
-            &[able, active, ("ScalingLimited", "True", "TooManyReplicas")],
-            State::True,
-            TOO_MANY,
-        ),
-        (
-            &[able, active, ("ScalingLimited", "True", "ScaleUpLimit")],
-            State::True,
-            UP_LIMIT,
-        ),
-        (
-            &[
-                able,
-                active,
-                ("ScalingLimited", "False", "DesiredWithinRange"),
-            ],
-            State::False,
-            WITHIN_RANGE,
-        ),
-    ] {
-        let found = hpa_condition(&hpa(conditions));
-        assert_eq!((found.0, found.1), (state, reason), "{conditions:?}");
-    }
-    assert_eq!(
-        hpa_condition(&hpa(&[("ScalingActive", "False", "FailedGetPodsMetric")])).2,
-        "message of ScalingActive"
     );
 }

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use signal_crds::Duration;
 
 use super::*;
-use crate::control::judge::{Remembered, Verdict, judge};
+use crate::decide::{ClusterMemory, ClusterPlan, decide};
 use crate::fixture::example;
 use crate::observe::fleet::{JwksFile, Report};
 use crate::observe::observed::Observed;
@@ -642,19 +642,18 @@ fn spans_beyond_the_calendar_do_not_panic() {
     assert_eq!(after(at(0), managed.rotate_every), DateTime::<Utc>::MAX_UTC);
 }
 
-fn look(observed: &Observed, secs: i64) -> Verdict {
-    judge(
+fn look(observed: &Observed, secs: i64) -> ClusterPlan {
+    decide(
         observed,
-        &mut Remembered::default(),
+        &mut ClusterMemory::default(),
         None,
         &mut StdRng::seed_from_u64(secs.unsigned_abs()),
         at(secs),
     )
 }
 
-fn said(verdict: &Verdict) -> Vec<&'static str> {
-    verdict
-        .events
+fn said(plan: &ClusterPlan) -> Vec<&'static str> {
+    plan.events
         .iter()
         .map(|event| event.reason)
         .filter(|reason| reason.starts_with("SigningKey"))
@@ -732,7 +731,7 @@ fn status_keeps_its_keys_while_the_spec_or_the_secret_cannot_be_read() {
         .secrets
         .values_mut()
         .for_each(|secret| *secret = None);
-    let verdict = look(&observed, now);
-    assert!(verdict.valid.is_err());
-    assert_eq!(verdict.signing, ring.status());
+    let plan = look(&observed, now);
+    assert!(plan.valid.is_err());
+    assert_eq!(plan.signing, ring.status());
 }

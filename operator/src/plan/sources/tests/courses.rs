@@ -87,7 +87,7 @@ impl World {
             secs: 0,
         };
         let (fleet, rotation, wanted) = (Fleet::default(), Rotation::default(), world.wanted());
-        let input = JwksInput {
+        let input = SourcesInput {
             wanted: &wanted,
             rotation: &rotation,
             record: &world.record,
@@ -184,7 +184,7 @@ impl World {
             self.revision.to_string(),
             Rotation::default(),
         );
-        let input = JwksInput {
+        let input = SourcesInput {
             wanted: &wanted,
             rotation: &rotation,
             record: &self.record,

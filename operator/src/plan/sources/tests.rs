@@ -134,7 +134,7 @@ fn step_with(
 ) -> Plan<Record> {
     let fleet = Fleet { pods };
     plan(
-        &JwksInput {
+        &SourcesInput {
             wanted,
             rotation: &rotation,
             record,
@@ -186,7 +186,7 @@ fn the_first_configuration_is_trusted_at_once() {
     let wanted = wanted(&["b", "a"]);
     let fleet = Fleet::default();
     let (rotation, empty) = (Rotation::default(), Record::default());
-    let input = JwksInput {
+    let input = SourcesInput {
         wanted: &wanted,
         rotation: &rotation,
         record: &empty,
@@ -742,7 +742,7 @@ fn a_rotation_is_not_called_complete_while_a_pod_says_otherwise() {
 fn nothing_advances_on_settings_that_are_not_written() {
     let (fleet, rotation, wanted) = (Fleet::default(), Rotation::default(), wanted(&["a"]));
     let now = record(vec![prepared("a")]);
-    let input = JwksInput {
+    let input = SourcesInput {
         wanted: &wanted,
         rotation: &rotation,
         record: &now,

@@ -22,7 +22,7 @@ use signal_crds::status::SourceStage;
 
 use crate::observe::fleet::{Fleet, Pod, lag};
 use crate::plan::record::{Record, RecordedSource, SourceDefinition};
-use crate::plan::{ACKNOWLEDGEMENT_TIMED_OUT, Happening, Plan, WAITING_FOR_PODS, Waiting};
+use crate::plan::{ACKNOWLEDGEMENT_TIMED_OUT, Plan, PlanEvent, WAITING_FOR_PODS, Waiting};
 
 /// A pod cannot fetch a source that it is to trust or relies on; reason of a [`Waiting`].
 pub const SOURCE_UNREACHABLE: &str = "SourceUnreachable";
@@ -40,7 +40,7 @@ const MAX_REVOKED: usize = 64;
 
 /// What [`plan`] looks at.
 #[derive(Debug, Clone, Copy)]
-pub struct JwksInput<'a> {
+pub struct SourcesInput<'a> {
     /// Sources as the spec wants them, by their declared names.
     pub wanted: &'a [(String, SourceDefinition)],
     /// How a change proceeds.
@@ -54,7 +54,7 @@ pub struct JwksInput<'a> {
 }
 
 /// The next step: changes `sources`, `revoked_sources` and `revoked_since` only.
-pub fn plan(input: &JwksInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
+pub fn plan(input: &SourcesInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
     let mut step = Step {
         input,
         now,
@@ -76,10 +76,10 @@ pub fn plan(input: &JwksInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
 }
 
 struct Step<'a> {
-    input: &'a JwksInput<'a>,
+    input: &'a SourcesInput<'a>,
     now: DateTime<Utc>,
     next: Record,
-    events: Vec<Happening>,
+    events: Vec<PlanEvent>,
     /// Declared names of wanted sources that there is no room for.
     left_out: Vec<&'a str>,
 }
@@ -104,7 +104,7 @@ impl<'a> Step<'a> {
                 "{} lost trust in an emergency: connections that rest on it are closed",
                 source.name
             );
-            self.events.push(Happening::warning("SourceRevoked", note));
+            self.events.push(PlanEvent::warning("SourceRevoked", note));
             self.next.revoked_sources.push(source.name);
             self.next.revoked_since = Some(self.now);
         }
@@ -273,12 +273,12 @@ impl<'a> Step<'a> {
                 source.retire_after = Some(until);
                 note = format!("{note} is accepted until {}", text(until));
             }
-            self.events.push(Happening::normal(reason, note));
+            self.events.push(PlanEvent::normal(reason, note));
         }
     }
 
     fn event(&mut self, reason: &'static str, note: String) {
-        self.events.push(Happening::normal(reason, note));
+        self.events.push(PlanEvent::normal(reason, note));
     }
 
     fn changed(&self) -> bool {
@@ -419,7 +419,7 @@ impl<'a> Step<'a> {
         };
         let note = format!("since {}: {}", text(since), waiting.message);
         self.events
-            .push(Happening::warning(ACKNOWLEDGEMENT_TIMED_OUT, note.clone()));
+            .push(PlanEvent::warning(ACKNOWLEDGEMENT_TIMED_OUT, note.clone()));
         // A source that cannot be fetched says more than that pods have not fetched it.
         let timed_out = Waiting {
             reason: ACKNOWLEDGEMENT_TIMED_OUT,

@@ -1,4 +1,6 @@
-//! One reconcile, as its steps: observe, judge, apply, give orders, write the status.
+//! One reconcile, as its steps: observe, decide, apply, give orders, write the status.
+
+pub mod context;
 
 use std::time::Duration;
 
@@ -9,18 +11,19 @@ use kube::runtime::events::EventType;
 use serde_json::json;
 use signal_crds::SignalCluster;
 
-use crate::act::apply::{Applied, ApplyError, Owner, Wanted, apply, wanted};
+use crate::act::apply::{Applied, ApplyError, Wanted, apply, wanted};
 use crate::act::orders;
-use crate::control::controller::{Context, Error};
-use crate::control::judge::{Verdict, judge, wants_samples};
+use crate::decide::{ClusterPlan, decide, wants_samples};
 use crate::names::Children;
 use crate::objects::ADMIN_TOKEN;
 use crate::observe::observed::Observed;
+use crate::observe::owner::Owner;
 use crate::observe::resources::SECRET;
 use crate::observe::{ObserveError, observe};
 use crate::plan::Kind;
+use crate::reconcile::context::{Context, Error};
 use crate::status::conditions::ConditionType;
-use crate::status::{Trouble, status};
+use crate::status::{ApplyFailure, status};
 use crate::time::now;
 
 /// The next look while something is under way that no watch announces.
@@ -46,10 +49,10 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
         return Ok(Action::await_change());
     }
     let now = now();
-    let verdict = {
+    let plan = {
         let remembered = context.remembered(&observed.cluster);
         let mut remembered = remembered.lock();
-        judge(
+        decide(
             &observed,
             &mut remembered,
             context.operator_namespace.as_deref(),
@@ -61,28 +64,25 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
     let outcome = if paused {
         Ok(())
     } else {
-        act(context, &observed, &verdict).await
+        act(context, &observed, &plan).await
     };
-    let trouble = match &outcome {
+    let failure = match &outcome {
         Err(Error::Apply(error)) => lasting(error),
         _ => None,
     };
     // Whatever stopped the rest, people are told what was seen.
-    let status = status(&observed, &verdict, trouble.as_ref(), now);
-    if outcome.is_ok() || trouble.is_some() {
+    let status = status(&observed, &plan, failure.as_ref(), now);
+    if outcome.is_ok() || failure.is_some() {
         if !paused && outcome.is_ok() {
-            tell_happenings(context, &observed, &verdict).await;
+            publish_events(context, &observed, &plan).await;
         }
-        tell_conditions(context, &observed, &status.conditions).await;
+        publish_conditions(context, &observed, &status.conditions).await;
         write_status(context, &observed, &status).await?;
     }
     outcome?;
     // No watch tells when.
-    let migrates_again = verdict
-        .migration
-        .tried_again(&observed.cluster.spec)
-        .is_some();
-    Ok(if verdict.is_busy(&observed.fleet) {
+    let migrates_again = plan.migration.tried_again(&observed.cluster.spec).is_some();
+    Ok(if plan.is_busy(&observed.fleet) {
         context.look_again(BUSY)
     } else if wants_samples(&observed) || settling(&observed, &status.conditions) || migrates_again
     {
@@ -103,9 +103,9 @@ fn settling(observed: &Observed, conditions: &[Condition]) -> bool {
     !settled && observed.fleet.ready().next().is_some()
 }
 
-/// Writes what the verdict asks for.
-async fn act(context: &Context, observed: &Observed, verdict: &Verdict) -> Result<(), Error> {
-    let Some(desired) = &verdict.desired else {
+/// Writes what the plan asks for.
+async fn act(context: &Context, observed: &Observed, plan: &ClusterPlan) -> Result<(), Error> {
+    let Some(desired) = &plan.desired else {
         return Ok(());
     };
     let mut objects = wanted(desired.clone())?;
@@ -137,7 +137,7 @@ async fn act(context: &Context, observed: &Observed, verdict: &Verdict) -> Resul
     }
     let token = admin_token(&applied, observed);
     orders::give(
-        verdict,
+        plan,
         &observed.fleet,
         &Owner::of(observed),
         token.as_deref(),
@@ -163,15 +163,15 @@ fn names_managed_keys(live: &k8s_openapi::api::core::v1::ConfigMap) -> bool {
 }
 
 /// What trying again does not mend, for a condition.
-fn lasting(error: &ApplyError) -> Option<Trouble> {
+fn lasting(error: &ApplyError) -> Option<ApplyFailure> {
     match error {
-        ApplyError::Occupied { .. } => Some(Trouble {
+        ApplyError::Occupied { .. } => Some(ApplyFailure {
             reason: "NameOccupied",
             message: error.to_string(),
         }),
         ApplyError::Write(write) => match write.api() {
             Some(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
-                Some(Trouble {
+                Some(ApplyFailure {
                     reason: "ApplyRefused",
                     message: format!("{write}: {}", status.message),
                 })
@@ -186,11 +186,11 @@ fn lasting(error: &ApplyError) -> Option<Trouble> {
 }
 
 /// What a plan says again and again while it waits is told once.
-async fn tell_happenings(context: &Context, observed: &Observed, verdict: &Verdict) {
+async fn publish_events(context: &Context, observed: &Observed, plan: &ClusterPlan) {
     let fresh = context
         .remembered(&observed.cluster)
         .lock()
-        .not_told_before(&verdict.events);
+        .unpublished(&plan.events);
     for event in &fresh {
         let kind = match event.kind {
             Kind::Normal => EventType::Normal,
@@ -204,7 +204,7 @@ async fn tell_happenings(context: &Context, observed: &Observed, verdict: &Verdi
 }
 
 /// A condition that turned is an Event: a Warning where it is for the worse.
-async fn tell_conditions(context: &Context, observed: &Observed, after: &[Condition]) {
+async fn publish_conditions(context: &Context, observed: &Observed, after: &[Condition]) {
     let before = observed
         .cluster
         .status

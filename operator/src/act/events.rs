@@ -7,7 +7,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
 use signal_crds::SignalCluster;
 
-use crate::control::lease::Fence;
+use crate::act::fence::Fence;
 use crate::names::MANAGER;
 
 /// Longest note that the API server takes.

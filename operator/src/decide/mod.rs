@@ -1,7 +1,7 @@
 //! What is observed -> what is to be done: the middle of a reconcile, without a client.
 //!
 //! The plans follow each other: sources, Redis, signing keys, the number of pods; then every object is made from what they say. Whatever the
-//! operator was killed in, the same observation gives the same verdict, but for what two memories hold: how connections went (a new leader begins
+//! operator was killed in, the same observation gives the same plan, but for what two memories hold: how connections went (a new leader begins
 //! with the present number) and since when pods are skewed.
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -15,15 +15,15 @@ use crate::objects::{self, Desired, LIVE_TOML, ManagedKeys, Migration, desired, 
 use crate::observe::fleet::Fleet;
 use crate::observe::observed::Observed;
 use crate::plan::autoscale::{self, Decision, History};
-use crate::plan::jwks::{self, JwksInput};
 use crate::plan::rebalance::{self, Memory, RebalanceInput};
 use crate::plan::record::Record;
 use crate::plan::rollout::Rollout;
 use crate::plan::routing::{self, RoutingInput};
 use crate::plan::scale::{self, ScaleInput, ScaleStep};
 use crate::plan::signing::{self, KeyRing, SigningInput};
+use crate::plan::sources::{self, SourcesInput};
 use crate::plan::validate::{Problem, ValidCluster, validate};
-use crate::plan::{Happening, Waiting};
+use crate::plan::{PlanEvent, Waiting};
 
 /// How often connections decide about the number of pods: the HPA's own interval.
 const AUTOSCALE_EVERY: TimeDelta = TimeDelta::seconds(15);
@@ -32,17 +32,17 @@ const REBALANCE_EVERY: TimeDelta = TimeDelta::seconds(5);
 
 /// What is remembered of one SignalCluster between reconciles; lost with the leader, without harm.
 #[derive(Default)]
-pub struct Remembered {
+pub struct ClusterMemory {
     history: History,
     decided: Option<(DateTime<Utc>, Decision)>,
     rebalance: Memory,
     rebalanced: Option<DateTime<Utc>>,
-    told: Vec<Happening>,
+    told: Vec<PlanEvent>,
 }
 
-impl Remembered {
+impl ClusterMemory {
     /// Of these events those that the look before did not have.
-    pub(crate) fn not_told_before(&mut self, events: &[Happening]) -> Vec<Happening> {
+    pub(crate) fn unpublished(&mut self, events: &[PlanEvent]) -> Vec<PlanEvent> {
         let fresh = events
             .iter()
             .filter(|event| !self.told.contains(event))
@@ -54,7 +54,7 @@ impl Remembered {
 }
 
 /// What is to be done about one SignalCluster.
-pub struct Verdict {
+pub struct ClusterPlan {
     /// The spec, if it can be acted on.
     pub valid: Result<ValidCluster, Vec<Problem>>,
     /// What is recorded from now on.
@@ -82,10 +82,10 @@ pub struct Verdict {
     /// What the move of Redis waits for.
     pub routing: Option<Waiting>,
     /// What happened.
-    pub events: Vec<Happening>,
+    pub events: Vec<PlanEvent>,
 }
 
-impl Verdict {
+impl ClusterPlan {
     /// Something is under way that no watch announces. Pods that come and go are announced; what those that serve say of themselves is not.
     pub fn is_busy(&self, fleet: &Fleet) -> bool {
         let state = self
@@ -100,20 +100,20 @@ impl Verdict {
 }
 
 /// Judges what is observed. `operator_namespace` is that of the operator's own pod, if pods of others cannot be operators.
-pub fn judge(
+pub fn decide(
     observed: &Observed,
-    remembered: &mut Remembered,
+    remembered: &mut ClusterMemory,
     operator_namespace: Option<&str>,
     random: &mut impl rand::CryptoRng,
     now: DateTime<Utc>,
-) -> Verdict {
+) -> ClusterPlan {
     let rollout = Rollout::of(observed.deployment.as_ref(), &observed.fleet);
     let mut events = Vec::new();
     let (record, held) = recorded(observed.live_config.as_ref(), &mut events);
     let valid = match validate(observed) {
         Ok(valid) => valid,
         Err(problems) => {
-            return Verdict {
+            return ClusterPlan {
                 valid: Err(problems),
                 revision: held.unwrap_or_default(),
                 record,
@@ -134,8 +134,8 @@ pub fn judge(
     let fleet = &observed.fleet;
     let revised = held.as_deref();
 
-    let rotation = jwks::plan(
-        &JwksInput {
+    let rotation = sources::plan(
+        &SourcesInput {
             wanted: &valid.sources,
             rotation: &valid.spec.jwks.rotation,
             record: &record,
@@ -203,7 +203,7 @@ pub fn judge(
         .data
         .as_ref()
         .and_then(|data| data.get(LIVE_TOML));
-    Verdict {
+    ClusterPlan {
         revision: live.map(|text| revision(text)).unwrap_or_default(),
         record,
         desired: Some(wanted_objects),
@@ -222,7 +222,7 @@ pub fn judge(
 }
 
 /// The record in the cluster, and the revision of the `live.toml` beside it.
-fn recorded(live: Option<&ConfigMap>, events: &mut Vec<Happening>) -> (Record, Option<String>) {
+fn recorded(live: Option<&ConfigMap>, events: &mut Vec<PlanEvent>) -> (Record, Option<String>) {
     let Some(live) = live else {
         return (Record::default(), None);
     };
@@ -240,7 +240,7 @@ fn recorded(live: Option<&ConfigMap>, events: &mut Vec<Happening>) -> (Record, O
         Some(Ok(record)) => (record, held),
         // Beginning anew would trust new sources at once, so it is said aloud.
         Some(Err(error)) => {
-            events.push(Happening::warning(
+            events.push(PlanEvent::warning(
                 "RecordUnreadable",
                 format!("annotation {RECORD} cannot be read, stages begin anew: {error}"),
             ));
@@ -256,7 +256,7 @@ fn managed_keys(
     observed: &Observed,
     random: &mut impl rand::CryptoRng,
     now: DateTime<Utc>,
-    events: &mut Vec<Happening>,
+    events: &mut Vec<PlanEvent>,
 ) -> (Option<ManagedKeys>, Vec<SigningKeyStatus>, Option<Waiting>) {
     let Some(managed) = &valid.spec.jwks.managed else {
         return (None, Vec::new(), None);
@@ -279,7 +279,7 @@ fn managed_keys(
             (ring, shown)
         }
         Err(damage) => {
-            events.push(Happening::warning(
+            events.push(PlanEvent::warning(
                 signing::SIGNING_KEYS_DAMAGED,
                 damage.to_string(),
             ));
@@ -350,7 +350,7 @@ fn mark_template(wanted: &mut Desired, observed: &Observed) -> bool {
 fn number(
     valid: &ValidCluster,
     observed: &Observed,
-    remembered: &mut Remembered,
+    remembered: &mut ClusterMemory,
     bounded: Option<&'static str>,
     scale: &ScaleStep,
     now: DateTime<Utc>,
@@ -406,7 +406,7 @@ fn number(
 fn spread(
     valid: &ValidCluster,
     observed: &Observed,
-    remembered: &mut Remembered,
+    remembered: &mut ClusterMemory,
     rollout: &Rollout,
     scale: &ScaleStep,
     now: DateTime<Utc>,
@@ -452,14 +452,14 @@ mod tests {
 
     #[test]
     fn an_event_that_every_look_repeats_is_told_once_until_it_is_gone() {
-        let late = [Happening::warning(
+        let late = [PlanEvent::warning(
             "AcknowledgementTimedOut",
             "edge-1: it holds an older configuration".into(),
         )];
-        let mut remembered = Remembered::default();
-        assert_eq!(remembered.not_told_before(&late), late);
-        assert_eq!(remembered.not_told_before(&late), []);
-        assert_eq!(remembered.not_told_before(&[]), []);
-        assert_eq!(remembered.not_told_before(&late), late);
+        let mut remembered = ClusterMemory::default();
+        assert_eq!(remembered.unpublished(&late), late);
+        assert_eq!(remembered.unpublished(&late), []);
+        assert_eq!(remembered.unpublished(&[]), []);
+        assert_eq!(remembered.unpublished(&late), late);
     }
 }

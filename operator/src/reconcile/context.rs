@@ -1,0 +1,132 @@
+//! What every reconcile holds, and why one may fail.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt as _;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use parking_lot::Mutex;
+use signal_crds::SignalCluster;
+
+use crate::act::apply::ApplyError;
+use crate::act::events::Events;
+use crate::act::writer::{WriteError, Writer};
+use crate::decide::ClusterMemory;
+use crate::metrics::Metrics;
+use crate::observe::admin_client::AdminClient;
+use crate::observe::{ObserveError, Reader};
+use crate::time::about;
+
+/// How the controller runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Reconciles at the same time, at least 1; never two of one SignalCluster.
+    pub concurrency: u16,
+    /// A SignalCluster about which nothing is heard is looked at again after about this time.
+    pub resync: Duration,
+}
+
+/// What reconciles hold.
+pub struct Context {
+    /// Looks.
+    pub reader: Reader,
+    /// Writes.
+    pub writer: Writer,
+    /// Tells people.
+    pub events: Events,
+    /// Counts.
+    pub metrics: Metrics,
+    /// Tells pods.
+    pub pods: AdminClient,
+    /// The namespace of the operator's own pod, where operators run in no other.
+    pub operator_namespace: Option<String>,
+    /// How the controller runs.
+    pub settings: Settings,
+    /// Failures in a row.
+    failures: Mutex<HashMap<ObjectRef<SignalCluster>, u32>>,
+    /// What is remembered of each, by uid.
+    remembered: Mutex<HashMap<String, Arc<Mutex<ClusterMemory>>>>,
+}
+
+/// Why a reconcile did not come to its end. Waiting for something is no error but a condition.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing was observed.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// Something could not be applied.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// An order or the status could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+impl Context {
+    /// For a controller that has not failed yet.
+    pub fn new(
+        reader: Reader,
+        writer: Writer,
+        events: Events,
+        pods: AdminClient,
+        metrics: Metrics,
+        operator_namespace: Option<String>,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            reader,
+            writer,
+            events,
+            metrics,
+            pods,
+            operator_namespace,
+            settings,
+            failures: Mutex::default(),
+            remembered: Mutex::default(),
+        }
+    }
+
+    /// What is remembered of a SignalCluster; one of the same name after it has memories of its own.
+    pub(crate) fn remembered(&self, cluster: &SignalCluster) -> Arc<Mutex<ClusterMemory>> {
+        self.remembered
+            .lock()
+            .entry(cluster.uid().unwrap_or_default())
+            .or_default()
+            .clone()
+    }
+
+    /// A SignalCluster is gone.
+    pub(crate) fn forget(&self, cluster: &SignalCluster) {
+        self.remembered
+            .lock()
+            .remove(&cluster.uid().unwrap_or_default());
+        self.failures.lock().remove(&ObjectRef::from_obj(cluster));
+    }
+
+    /// Counts a failed reconcile; returns how many have failed in a row.
+    pub(crate) fn count_failure(&self, cluster: &SignalCluster) -> u32 {
+        let mut all = self.failures.lock();
+        let failures = all.entry(ObjectRef::from_obj(cluster)).or_default();
+        *failures = failures.saturating_add(1);
+        *failures
+    }
+
+    /// A reconcile succeeded: the next failure is the first again.
+    pub(crate) fn clear_failures(&self, cluster: &SignalCluster) {
+        self.failures.lock().remove(&ObjectRef::from_obj(cluster));
+    }
+
+    /// When to look again although nothing changes: about the resync time, not all at once.
+    pub fn resync(&self) -> Action {
+        Metrics::count(&self.metrics.requeues, "resync");
+        Action::requeue(about(self.settings.resync))
+    }
+
+    /// When to look again because something is waited for.
+    pub fn look_again(&self, after: Duration) -> Action {
+        Metrics::count(&self.metrics.requeues, "wait");
+        Action::requeue(after)
+    }
+}

@@ -1,0 +1,136 @@
+//! What a HorizontalPodAutoscaler says of itself, as condition ScalingLimited.
+
+use k8s_openapi::api::autoscaling::v2::{
+    HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition,
+};
+
+use crate::plan::autoscale::{
+    DISABLED, DOWN_LIMIT, TOO_FEW, TOO_MANY, UNAVAILABLE, UP_LIMIT, WITHIN_RANGE,
+};
+use crate::status::conditions::State;
+
+/// State, reason and message of condition ScalingLimited. `Unknown` until the HorizontalPodAutoscaler has been looked at by its controller.
+///
+/// A metric that it cannot read counts as a limit with reason `MetricUnavailable`: the number stays whatever the load.
+pub(super) fn hpa_condition(hpa: &HorizontalPodAutoscaler) -> (State, &'static str, String) {
+    let conditions = hpa
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
+    let find = |kind: &str| conditions.iter().find(|condition| condition.type_ == kind);
+    let message = |condition: &HorizontalPodAutoscalerCondition| {
+        condition.message.clone().unwrap_or_default()
+    };
+    if let Some(active) = find("ScalingActive").filter(|condition| condition.status == "False") {
+        let is_disabled = active.reason.as_deref() == Some(DISABLED);
+        return (
+            State::True,
+            if is_disabled { DISABLED } else { UNAVAILABLE },
+            message(active),
+        );
+    }
+    if let Some(able) = find("AbleToScale").filter(|condition| condition.status == "False") {
+        return (State::True, "UnableToScale", message(able));
+    }
+    match find("ScalingLimited") {
+        Some(limited) if limited.status == "True" => (
+            State::True,
+            limit(limited.reason.as_deref()),
+            message(limited),
+        ),
+        Some(limited) => (State::False, WITHIN_RANGE, message(limited)),
+        None => (
+            State::Unknown,
+            "NotObserved",
+            "the HorizontalPodAutoscaler has not been looked at".to_owned(),
+        ),
+    }
+}
+
+/// Its reasons as ours.
+fn limit(reason: Option<&str>) -> &'static str {
+    match reason {
+        Some("TooManyReplicas") => TOO_MANY,
+        Some("TooFewReplicas") => TOO_FEW,
+        Some("ScaleUpLimit") => UP_LIMIT,
+        Some("ScaleDownLimit") => DOWN_LIMIT,
+        _ => "ScalingLimited",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscalerStatus;
+
+    use super::*;
+
+    fn hpa(conditions: &[(&str, &str, &str)]) -> HorizontalPodAutoscaler {
+        let condition =
+            |(kind, status, reason): &(&str, &str, &str)| HorizontalPodAutoscalerCondition {
+                type_: (*kind).into(),
+                status: (*status).into(),
+                reason: Some((*reason).into()),
+                message: Some(format!("message of {kind}")),
+                ..Default::default()
+            };
+        let conditions = Some(conditions.iter().map(condition).collect());
+        HorizontalPodAutoscaler {
+            status: Some(HorizontalPodAutoscalerStatus {
+                conditions,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_the_hpa_says_becomes_the_condition() {
+        let able = ("AbleToScale", "True", "ReadyForNewScale");
+        let active = ("ScalingActive", "True", "ValidMetricFound");
+        for (conditions, state, reason) in [
+            (&[][..], State::Unknown, "NotObserved"),
+            (
+                &[able, ("ScalingActive", "False", "FailedGetPodsMetric")],
+                State::True,
+                UNAVAILABLE,
+            ),
+            (
+                &[able, ("ScalingActive", "False", "ScalingDisabled")],
+                State::True,
+                DISABLED,
+            ),
+            (
+                &[("AbleToScale", "False", "FailedGetScale")],
+                State::True,
+                "UnableToScale",
+            ),
+            (
+                &[able, active, ("ScalingLimited", "True", "TooManyReplicas")],
+                State::True,
+                TOO_MANY,
+            ),
+            (
+                &[able, active, ("ScalingLimited", "True", "ScaleUpLimit")],
+                State::True,
+                UP_LIMIT,
+            ),
+            (
+                &[
+                    able,
+                    active,
+                    ("ScalingLimited", "False", "DesiredWithinRange"),
+                ],
+                State::False,
+                WITHIN_RANGE,
+            ),
+        ] {
+            let found = hpa_condition(&hpa(conditions));
+            assert_eq!((found.0, found.1), (state, reason), "{conditions:?}");
+        }
+        assert_eq!(
+            hpa_condition(&hpa(&[("ScalingActive", "False", "FailedGetPodsMetric")])).2,
+            "message of ScalingActive"
+        );
+    }
+}
