@@ -160,7 +160,7 @@ fn nothing_depends_on_the_version_of_the_operator() {
             "{name} names the version of the operator"
         );
     }
-    let sources = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/desired")).unwrap();
+    let sources = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/objects")).unwrap();
     for file in sources
         .map(|file| file.unwrap().path())
         .filter(|path| path.is_file() && !path.ends_with("tests.rs"))
