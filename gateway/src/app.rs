@@ -30,6 +30,7 @@ use crate::bus::{self, Bus};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Invalid, SessionTimes};
 use crate::delivery::Delivery;
+use crate::files;
 use crate::http;
 use crate::hub::{self, Hub};
 use crate::id::IdGenerator;
@@ -37,7 +38,6 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::store;
 use crate::telemetry::Telemetry;
-use crate::watch;
 use crate::ws;
 
 use admin::serve_admin;
@@ -402,7 +402,7 @@ impl Gateway {
             max_body_bytes: config.server.max_body_bytes,
             token_life: Duration::from_secs(config.revocations.token_life_days.into()) * 24 * 3600,
         });
-        let static_revision = watch::revision_of(&toml::to_string(config)?);
+        let static_revision = files::revision_of(&toml::to_string(config)?);
         let kafka_enabled = config.kafka.enabled;
         let facts = {
             let (settings, catalogs, published) = (
@@ -557,7 +557,7 @@ async fn load_settings(
             Err(fault @ Fault::Files(_)) => {
                 tracing::warn!(error = %fault, "files that the live settings name cannot be used yet");
                 lifecycle.set("settings", Some(fault.to_string()));
-                tokio::time::sleep(watch::INTERVAL).await;
+                tokio::time::sleep(files::INTERVAL).await;
             }
         }
     }

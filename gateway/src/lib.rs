@@ -19,6 +19,7 @@ pub mod clock;
 pub mod config;
 pub mod delivery;
 pub mod dev;
+pub mod files;
 pub mod http;
 pub mod hub;
 pub mod id;
@@ -28,5 +29,5 @@ pub mod notification;
 pub mod protocol;
 pub mod store;
 pub mod telemetry;
-pub mod watch;
+
 pub mod ws;

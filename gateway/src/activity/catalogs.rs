@@ -19,8 +19,8 @@ use unic_langid::LanguageIdentifier;
 use super::decode::Activity;
 use super::poison::Poison;
 use super::render::{self, Catalog, Text};
+use crate::files;
 use crate::metrics::Metrics;
-use crate::watch;
 
 /// Largest catalog file, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -124,7 +124,7 @@ impl Catalogs {
     /// Reloads whenever the folder changes, until `shutdown`. Ends at once where there is no folder.
     pub async fn watch(self: Arc<Self>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
         let Some(dir) = self.dir.clone() else { return };
-        self.watch_every(dir, watch::INTERVAL, metrics, shutdown)
+        self.watch_every(dir, files::INTERVAL, metrics, shutdown)
             .await;
     }
 
@@ -135,7 +135,7 @@ impl Catalogs {
         metrics: Arc<Metrics>,
         shutdown: CancellationToken,
     ) {
-        let mut told = watch::watch(dir, interval, shutdown);
+        let mut told = files::watch(dir, interval, shutdown);
         // What changed between load and here is not told: look once.
         told.mark_changed();
         while told.changed().await.is_ok() {
@@ -229,7 +229,7 @@ fn read(dir: Option<&Path>, default_locale: &str) -> Result<Loaded, CatalogError
             .entry(id.to_string())
             .or_insert_with(|| (id, Vec::new(), Vec::new()));
         built_in.push(File::parse(name.to_owned(), text.to_owned())?);
-        revision += &watch::revision_of(text);
+        revision += &files::revision_of(text);
     }
     for (locale, path) in dir.map(files).transpose()?.unwrap_or_default() {
         let name = path.display().to_string();
@@ -242,7 +242,7 @@ fn read(dir: Option<&Path>, default_locale: &str) -> Result<Loaded, CatalogError
             "{locale}/{}",
             path.file_name().unwrap_or_default().to_string_lossy()
         );
-        revision += &watch::revision_of(&text);
+        revision += &files::revision_of(&text);
         let (_, _, given) = locales
             .entry(locale.to_string())
             .or_insert_with(|| (locale, Vec::new(), Vec::new()));
@@ -267,7 +267,7 @@ fn read(dir: Option<&Path>, default_locale: &str) -> Result<Loaded, CatalogError
     }
     Ok(Loaded {
         locales,
-        revision: watch::revision_of(&revision),
+        revision: files::revision_of(&revision),
     })
 }
 

@@ -6,7 +6,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
 use super::PipelineError;
-use crate::config::{Kafka, KafkaSecurity, OffsetReset};
+use crate::config::{Kafka, KafkaSecurity, OffsetReset, read_secret};
 
 /// Properties that `kafka.properties` may not set, and why: the pipeline's promises rest on them.
 const RESERVED: [(&str, &str); 32] = [
@@ -156,9 +156,7 @@ fn base(config: &Kafka) -> Result<ClientConfig, PipelineError> {
     if is_sasl {
         let failed =
             |why: String| PipelineError::Settings(vec![format!("kafka.password_file: {why}")]);
-        let password = config
-            .password_file
-            .read()
+        let password = read_secret(&config.password_file)
             .map_err(|error| failed(error.to_string()))?
             .ok_or_else(|| failed("is not set".into()))?;
         client

@@ -46,9 +46,9 @@ pub use status::{PipelineFacts, PipelineStatus};
 use crate::clock::Clock;
 use crate::config;
 use crate::delivery::Delivery;
+use crate::files;
 use crate::metrics::Metrics;
 use crate::store::{NotificationStore, PolicyStore};
-use crate::watch;
 
 /// How long a changed password is tried before the next attempt.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
@@ -135,7 +135,7 @@ pub async fn run(
     let mut password = config
         .password_file
         .path()
-        .map(|path| watch::watch(path.to_owned(), watch::INTERVAL, shutdown.clone()));
+        .map(|path| files::watch(path.to_owned(), files::INTERVAL, shutdown.clone()));
     let pipeline = Arc::new(Pipeline {
         resolver: resolve::Resolver::new(
             policies,
@@ -192,7 +192,7 @@ async fn renewed(pipeline: &Arc<Pipeline>) -> Option<consumer::Member> {
         Ok(member) => Some(member),
         Err(error) => {
             tracing::warn!(%error, "the changed Kafka password is not taken; the connections of the one before stay in use");
-            tokio::time::sleep(watch::INTERVAL).await;
+            tokio::time::sleep(files::INTERVAL).await;
             None
         }
     }

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::PublishedKeys;
 use crate::config::{BusMode, Invalid, LIVE_DEFAULTS, Live, load_live};
+use crate::files;
 use crate::metrics::Metrics;
-use crate::watch;
 
 /// Why settings do not hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -94,7 +94,7 @@ impl LiveSettings {
         self.holds.read().clone()
     }
 
-    /// Reloads at each change until `shutdown`. While there is a fault everything is looked at again each [`watch::INTERVAL`]: what is missing may
+    /// Reloads at each change until `shutdown`. While there is a fault everything is looked at again each [`files::INTERVAL`]: what is missing may
     /// be shown a moment later than what names it.
     pub(super) async fn follow(
         self: Arc<Self>,
@@ -113,7 +113,7 @@ impl LiveSettings {
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(watch::INTERVAL) => {}
+                () = tokio::time::sleep(files::INTERVAL) => {}
             }
         }
     }
@@ -123,7 +123,7 @@ impl LiveSettings {
         let holds = self.revision();
         let same = |path: &PathBuf| {
             std::fs::read_to_string(path)
-                .is_ok_and(|text| watch::revision_of(&text) == holds.revision)
+                .is_ok_and(|text| files::revision_of(&text) == holds.revision)
         };
         holds.error.is_some()
             || !self.file.as_ref().is_none_or(same)
@@ -223,7 +223,7 @@ fn look(file: Option<&Path>, mode: BusMode) -> Result<Look, Fault> {
     }
     Ok(Look {
         live,
-        revision: watch::revision_of(&text),
+        revision: files::revision_of(&text),
         files,
         published,
     })
@@ -251,7 +251,7 @@ fn published(live: &Live) -> Result<Option<PublishedKeys>, Option<String>> {
 
 fn contents(live: &Live) -> String {
     live.files()
-        .map(|(_, path)| watch::revision(path))
+        .map(|(_, path)| files::revision(path))
         .collect()
 }
 

@@ -143,7 +143,7 @@ impl Basic {
         settings: &config::Basic,
         shutdown: CancellationToken,
     ) -> Result<(Self, JoinHandle<()>), UsersError> {
-        Self::start_with(settings, crate::watch::INTERVAL, shutdown)
+        Self::start_with(settings, crate::files::INTERVAL, shutdown)
     }
 
     fn start_with(
@@ -170,7 +170,7 @@ impl Basic {
             ));
         };
         // Watched before it is read, so that no change falls in between.
-        let mut told = crate::watch::watch(path.clone(), interval, shutdown.clone());
+        let mut told = crate::files::watch(path.clone(), interval, shutdown.clone());
         basic
             .inner
             .users

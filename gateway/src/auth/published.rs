@@ -63,7 +63,7 @@ pub enum NotPublic {
 /// A key set as it is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedKeys {
-    /// Of the file's text, as [`crate::watch::revision_of`] writes it.
+    /// Of the file's text, as [`crate::files::revision_of`] writes it.
     pub revision: String,
     /// The `kid` of each key, in the file's order.
     pub keys: Vec<String>,
@@ -114,7 +114,7 @@ impl PublishedKeys {
             base64_simd::URL_SAFE_NO_PAD.encode_to_string(&hash.as_ref()[..16])
         );
         Ok(Self {
-            revision: crate::watch::revision_of(text),
+            revision: crate::files::revision_of(text),
             keys: names,
             body,
             etag,
@@ -201,7 +201,7 @@ mod tests {
         let set = json!({"keys": [ec(), rsa, okp], "owner": "platform"}).to_string();
         let published = PublishedKeys::read(&set).unwrap();
         assert_eq!(published.keys, ["ec-1", "rsa-1", "ed-1"]);
-        assert_eq!(published.revision, crate::watch::revision_of(&set));
+        assert_eq!(published.revision, crate::files::revision_of(&set));
         let body: Value = serde_json::from_str(&published.body).unwrap();
         let rsa = json!({"kty": "RSA", "kid": "rsa-1", "n": "AQAB", "e": "AQAB", "key_ops": ["verify"], "x5c": ["MII"]});
         assert_eq!(

@@ -1,73 +1,20 @@
-//! Values that are never logged, and files whose content is such a value.
+//! Reads files whose content is a secret.
 
-use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize, Serializer};
+use signal_contract::{Secret, SecretFile};
 use zeroize::Zeroizing;
 
-/// A value that prints as `***`.
-#[derive(Clone, Default, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(Zeroizing<String>);
-
-impl Secret {
-    /// Wraps a value.
-    pub fn new(value: impl Into<String>) -> Self {
-        Self(Zeroizing::new(value.into()))
-    }
-
-    /// The value itself.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.is_empty() { "\"\"" } else { "\"***\"" })
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(if self.is_empty() { "" } else { "***" })
-    }
-}
-
-/// The path of a file whose content is a secret; empty for none. [`crate::watch`] tells when the content changes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(transparent)]
-pub struct SecretFile(PathBuf);
-
-impl SecretFile {
-    /// Names a file.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self(path.into())
-    }
-
-    /// The path, if one is set.
-    pub fn path(&self) -> Option<&Path> {
-        (!self.0.as_os_str().is_empty()).then_some(self.0.as_path())
-    }
-
-    /// Reads the content without surrounding white space; `None` when no path is set.
-    ///
-    /// # Errors
-    /// The file cannot be read or is not UTF-8.
-    pub fn read(&self) -> io::Result<Option<Secret>> {
-        match self.path() {
-            None => Ok(None),
-            Some(path) => {
-                let text = Zeroizing::new(std::fs::read_to_string(path)?);
-                Ok(Some(Secret::new(text.trim())))
-            }
+/// Reads the content of a file without surrounding white space; returns `None` when no path is set.
+///
+/// # Errors
+/// The file cannot be read or is not UTF-8.
+pub fn read_secret(file: &SecretFile) -> io::Result<Option<Secret>> {
+    match file.path() {
+        None => Ok(None),
+        Some(path) => {
+            let text = Zeroizing::new(std::fs::read_to_string(path)?);
+            Ok(Some(Secret::new(text.trim())))
         }
     }
 }

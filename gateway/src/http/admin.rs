@@ -60,7 +60,7 @@ pub struct AdminState {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Facts {
-    /// Revision of the static settings, as [`crate::watch::revision_of`] writes it.
+    /// Revision of the static settings, as [`crate::files::revision_of`] writes it.
     pub static_revision: String,
     /// Revision of the live settings that hold.
     pub live_revision: String,
@@ -80,7 +80,7 @@ pub struct Facts {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JwksFile {
-    /// Of the file's text, as [`crate::watch::revision_of`] writes it.
+    /// Of the file's text, as [`crate::files::revision_of`] writes it.
     pub revision: String,
     /// The `kid` of each key.
     pub keys: Vec<String>,
@@ -103,7 +103,7 @@ pub(super) async fn guard(
     next: Next,
 ) -> Result<Response, Problem> {
     let file = state.token_file.clone();
-    let configured = tokio::task::spawn_blocking(move || file.read()).await;
+    let configured = tokio::task::spawn_blocking(move || crate::config::read_secret(&file)).await;
     let token = match configured {
         Ok(Ok(Some(token))) if !token.is_empty() => token,
         Ok(Ok(_)) => {

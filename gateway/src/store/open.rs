@@ -20,8 +20,8 @@ use super::postgres::{Postgres, PostgresStore, pool};
 use super::sqlite::{Sqlite, SqliteStore};
 use super::{NotificationStore, OpenError, PolicyStore};
 use crate::config::{self, Secret, SecretFile};
+use crate::files;
 use crate::id::IdGenerator;
-use crate::watch;
 
 /// Delays between two tries to reach a database: from the first to the last, doubled each time.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
@@ -127,7 +127,7 @@ pub(super) async fn secret(
         return Ok(url.clone());
     };
     let file = file.clone();
-    let read = tokio::task::spawn_blocking(move || file.read())
+    let read = tokio::task::spawn_blocking(move || crate::config::read_secret(&file))
         .await
         .unwrap_or_else(|error| Err(std::io::Error::other(error)));
     match read {
@@ -258,7 +258,7 @@ struct Tasks {
 impl Tasks {
     fn told(&self, file: &SecretFile) -> Option<Receiver<String>> {
         file.path()
-            .map(|path| watch::watch(path.to_owned(), watch::INTERVAL, self.shutdown.clone()))
+            .map(|path| files::watch(path.to_owned(), files::INTERVAL, self.shutdown.clone()))
     }
 
     fn follow(&mut self, follow: Follow, url: Secret, database: Database, told: Receiver<String>) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use sha2::{Digest, Sha256};
+pub use signal_contract::revision;
 use signal_crds::data::{KafkaMechanism, KafkaProtocol, Migrations, OffsetReset};
 use signal_crds::gateway::{ClientFrames, EncryptionMode, Unmatched};
 use signal_crds::jwks::Algorithm;
@@ -29,15 +29,6 @@ pub const JWKS_JSON: &str = "jwks.json";
 pub(super) const DATA_DIR: &str = "/var/lib/signal";
 /// Redis as the static settings name it: where it is stands in the live file, so that a move changes no pod template.
 const REDIS_IN_LIVE_FILE: &str = "named-by-the-live-file.invalid:6379";
-
-/// `sha256:` and the hash of a text: the revision by which gateways acknowledge a `live.toml`.
-pub fn revision(text: &str) -> String {
-    let hash: String = Sha256::digest(text)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("sha256:{hash}")
-}
 
 /// The path of a file of the projected volume; empty for none.
 fn live_path(file: Option<&str>) -> String {

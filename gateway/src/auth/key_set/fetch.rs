@@ -63,7 +63,7 @@ impl Way {
                 if path.as_os_str().is_empty() {
                     String::new()
                 } else {
-                    crate::watch::revision(&path)
+                    crate::files::revision(&path)
                 }
             };
             tokio::task::spawn_blocking(read)

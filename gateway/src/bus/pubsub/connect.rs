@@ -248,7 +248,7 @@ impl Connector {
             .response_timeout(self.timeout)
             .retries(3)
             .tcp_settings(TcpSettings::default().set_nodelay(true));
-        let password = self.password.read()?;
+        let password = config::read_secret(&self.password)?;
         if password.is_some() || !self.username.is_empty() {
             builder = builder.password(password.as_ref().map_or("", config::Secret::expose));
         }
@@ -365,7 +365,7 @@ impl Connector {
         database: i64,
         config: AsyncConnectionConfig,
     ) -> RedisResult<MultiplexedConnection> {
-        let password = password.read()?;
+        let password = config::read_secret(password)?;
         let info = self.info(
             address,
             username,

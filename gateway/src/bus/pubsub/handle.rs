@@ -175,7 +175,7 @@ pub(super) async fn follow_password(shared: Arc<Shared>, closing: CancellationTo
         let path = shared.connector().password_path().map(ToOwned::to_owned);
         let watching = closing.child_token();
         let mut told =
-            path.map(|path| crate::watch::watch(path, shared.timing.watch, watching.clone()));
+            path.map(|path| crate::files::watch(path, shared.timing.watch, watching.clone()));
         loop {
             tokio::select! {
                 true = changed(&mut told) => {

@@ -85,7 +85,7 @@ impl Timing {
             renew: Duration::from_secs(300),
             beat: Duration::from_secs(5),
             live: Duration::from_secs(15),
-            watch: crate::watch::INTERVAL,
+            watch: crate::files::INTERVAL,
         }
     }
 }

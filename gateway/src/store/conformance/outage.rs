@@ -199,7 +199,7 @@ async fn a_changed_url_opens_a_pool_beside_the_old_one() {
     )
     .unwrap();
     let changed = Instant::now();
-    while changed.elapsed() < crate::watch::INTERVAL * 2 {
+    while changed.elapsed() < crate::files::INTERVAL * 2 {
         store.inbox("x").await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bus, BusMode, SecretFile};
+use crate::{Bus, BusMode, SecretFile};
 
 /// One Redis. What is left out is as in `config.default.toml`, whatever the static `[bus]` says.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -116,72 +116,11 @@ impl BusPlace {
             .filter_map(|(name, path)| Some((name, path?)))
             .chain(authorities)
     }
-
-    /// All that is wrong with it but for its files.
-    pub(super) fn problems(&self, section: &str) -> Vec<String> {
-        let mut problems = Vec::new();
-        if self.mode == BusMode::Local {
-            problems.push(format!("{section}.mode: must not be local: going to or from a bus without Redis needs a restart"));
-        }
-        if self.nodes.is_empty() {
-            problems.push(format!("{section}.nodes: must name at least one host:port"));
-        }
-        for node in &self.nodes {
-            let port = node
-                .rsplit_once(':')
-                .filter(|(host, _)| !host.is_empty())
-                .and_then(|(_, port)| port.parse::<u16>().ok());
-            if port.is_none() {
-                problems.push(format!("{section}.nodes: {node:?} is not host:port"));
-            }
-        }
-        problems
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Invalid, load_live};
-
-    #[test]
-    fn a_place_in_the_live_file_stands_for_itself_and_every_fault_in_it_is_named() {
-        let live = load_live(
-            "[bus]\nmode = \"standalone\"\nnodes = [\"new:6379\"]\n[bus_previous]\nmode = \"standalone\"\nnodes = [\"old:6379\"]\n",
-        );
-        let live = live.unwrap();
-        let (bus, previous) = (live.bus.unwrap(), live.bus_previous.unwrap());
-        assert_eq!(
-            (bus.nodes.as_slice(), previous.nodes.as_slice()),
-            (&["new:6379".to_owned()][..], &["old:6379".to_owned()][..])
-        );
-        assert_eq!(bus.sentinel_master, "mymaster");
-        for (wrong, name) in [
-            ("[bus]\nmode = \"local\"\nnodes = [\"a:1\"]", "bus.mode"),
-            ("[bus]\nmode = \"standalone\"\nnodes = []", "bus.nodes"),
-            ("[bus]\nmode = \"standalone\"\nnodes = [\"a\"]", "bus.nodes"),
-            (
-                "[bus]\nmode = \"standalone\"\nnodes = [\"a:1\"]\npublish_queue = 1",
-                "bus",
-            ),
-            (
-                "[bus_previous]\nmode = \"standalone\"\nnodes = [\":1\"]",
-                "bus_previous.nodes",
-            ),
-            (
-                "[bus]\nmode = \"standalone\"\nnodes = [\"a:1\"]\n[bus_previous]\nmode = \"standalone\"\nnodes = [\"a:1\"]",
-                "bus_previous",
-            ),
-        ] {
-            let Invalid(problems) = load_live(wrong).unwrap_err();
-            assert!(
-                problems
-                    .iter()
-                    .all(|problem| problem.starts_with(&format!("{name}:"))),
-                "{wrong}: {problems:?}"
-            );
-        }
-    }
 
     #[test]
     fn other_credentials_are_the_same_server_and_another_prefix_is_not() {
@@ -200,7 +139,7 @@ mod tests {
                 "{other}"
             );
         }
-        let mut config = super::super::Config::for_tests().bus;
+        let mut config = crate::Config::for_tests().bus;
         config.publish_queue = 7;
         let used = here.in_place_of(&config);
         assert_eq!((BusPlace::of(&used), used.publish_queue), (here, 7));

@@ -6,7 +6,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::{BusPlace, LIVE_DEFAULTS};
+use crate::BusPlace;
+
+/// `live.default.toml`: every live setting with its default.
+pub const LIVE_DEFAULTS: &str = include_str!("../live.default.toml");
 
 /// The live settings.
 #[derive(Debug, Clone, Deserialize, Serialize)]

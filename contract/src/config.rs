@@ -1,0 +1,415 @@
+//! The static settings: ports, addresses, database, Kafka. The gateway reads them once, when it starts.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Secret, SecretFile};
+
+/// `config.default.toml`: every static setting with its default.
+pub const DEFAULTS: &str = include_str!("../config.default.toml");
+
+/// The static settings. Each part of the gateway receives its own section.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Path of the live file; empty for the built-in defaults.
+    pub live_file: PathBuf,
+    /// Listeners and HTTP limits.
+    pub server: Server,
+    /// Threads.
+    pub workers: Workers,
+    /// Timers of a connection.
+    pub session: SessionTimes,
+    /// Whether and how frames are sealed.
+    pub encryption: Encryption,
+    /// Worker numbers of ids.
+    pub ids: Ids,
+    /// Redis, or none.
+    pub bus: Bus,
+    /// The activity pipeline's consumer.
+    pub kafka: Kafka,
+    /// Where notifications are stored.
+    pub database: Database,
+    /// Where policies are read.
+    pub policy: Policy,
+    /// Users of `Authorization: Basic`.
+    pub basic: Basic,
+    /// Tokens refused before their time.
+    pub revocations: Revocations,
+    /// Room names that no rule knows.
+    pub rooms: Rooms,
+    /// Catalogs of texts.
+    pub notifications: Notifications,
+    /// The way down.
+    pub drain: Drain,
+    /// Logs and traces.
+    pub telemetry: Telemetry,
+}
+
+/// `[server]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// Address of `/stream` and REST.
+    pub public_address: SocketAddr,
+    /// Address of probes, metrics, status and drain.
+    pub admin_address: SocketAddr,
+    /// File with the token for `/status`, `/drain` and `/shed`.
+    pub admin_token_file: SecretFile,
+    /// Shown in lists of connections; empty for the host name.
+    pub instance_name: String,
+    /// Longest wait for a whole request head, in seconds.
+    pub header_read_timeout_secs: u64,
+    /// Largest request head in bytes.
+    pub max_header_bytes: usize,
+    /// Most header fields.
+    pub max_headers: usize,
+    /// Largest REST body in bytes.
+    pub max_body_bytes: usize,
+}
+
+/// `[workers]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workers {
+    /// Threads that own connections; 0 for one per core.
+    pub shards: usize,
+    /// Threads for everything else.
+    pub control_threads: usize,
+}
+
+/// `[session]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionTimes {
+    /// From connecting to `authenticate`, in milliseconds.
+    pub authenticate_timeout_ms: u64,
+    /// From `authenticate` to its verdict, in milliseconds.
+    pub verify_timeout_ms: u64,
+    /// Without a frame for this long the connection is closed, in milliseconds.
+    pub heartbeat_timeout_ms: u64,
+    /// How often silent connections are looked for, in milliseconds.
+    pub sweep_interval_ms: u64,
+    /// How often the server pings, in milliseconds; 0 for never.
+    pub ping_interval_ms: u64,
+    /// How long before a token's end `expiring` is sent, in seconds.
+    pub expiring_lead_secs: u64,
+    /// How long a close waits for the peer, in milliseconds.
+    pub close_timeout_ms: u64,
+    /// How long `connected` waits for the bus, in milliseconds.
+    pub subscribe_timeout_ms: u64,
+    /// Serves a plain echo, for conformance suites.
+    pub conformance_echo: bool,
+}
+
+/// `[encryption]`
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Encryption {
+    /// Whether connections are encrypted.
+    pub mode: EncryptionMode,
+    /// What an encrypted connection may send.
+    pub client_frames: ClientFrames,
+}
+
+/// Whether connections are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EncryptionMode {
+    /// Client keys are ignored.
+    Disabled,
+    /// With a client key encrypted, without one in the clear.
+    Optional,
+    /// Without a client key the connection is closed.
+    Required,
+}
+
+/// What an encrypted connection may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientFrames {
+    /// Clear and encrypted frames.
+    Any,
+    /// Encrypted frames and `heartbeat`.
+    Encrypted,
+}
+
+/// `[ids]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ids {
+    /// The lowest worker number.
+    pub worker_base: u16,
+    /// How many numbers from it on may be leased.
+    pub worker_count: u16,
+}
+
+/// `[bus]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bus {
+    /// Which Redis, if any.
+    pub mode: BusMode,
+    /// `host:port` of the server, the sentinels or cluster nodes.
+    pub nodes: Vec<String>,
+    /// Sentinel's name of the master.
+    pub sentinel_master: String,
+    /// Database number.
+    pub database: i64,
+    /// ACL user; empty for the default user.
+    pub username: String,
+    /// File with the password.
+    pub password_file: SecretFile,
+    /// File with the sentinels' password.
+    pub sentinel_password_file: SecretFile,
+    /// Whether to use TLS.
+    pub tls: bool,
+    /// PEM file of authorities; empty for the system's.
+    pub tls_ca_file: PathBuf,
+    /// In front of every channel and key.
+    pub prefix: String,
+    /// How often the instance pings itself, in milliseconds.
+    pub self_ping_interval_ms: u64,
+    /// Deaf when no ping came back for this long, in milliseconds.
+    pub deaf_after_ms: u64,
+    /// How long to wait for other instances' replies, in milliseconds.
+    pub request_timeout_ms: u64,
+    /// How long to wait for the server, in milliseconds.
+    pub command_timeout_ms: u64,
+    /// Most dispatches waiting to be published.
+    pub publish_queue: usize,
+}
+
+/// Which Redis, if any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BusMode {
+    /// None: one instance alone.
+    Local,
+    /// One server.
+    Standalone,
+    /// A master that sentinels name.
+    Sentinel,
+    /// A Redis Cluster.
+    Cluster,
+}
+
+/// `[kafka]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kafka {
+    /// Whether the pipeline runs.
+    pub enabled: bool,
+    /// `host:port` of some brokers.
+    pub brokers: Vec<String>,
+    /// Consumer group.
+    pub group_id: String,
+    /// Topics of activity records.
+    pub topics: Vec<String>,
+    /// Where a group without offsets starts.
+    pub offset_reset: OffsetReset,
+    /// Appended to a topic's name for its dead letters.
+    pub dead_letter_suffix: String,
+    /// Transport.
+    pub security: KafkaSecurity,
+    /// SASL mechanism.
+    pub sasl_mechanism: String,
+    /// SASL user.
+    pub username: String,
+    /// File with the SASL password.
+    pub password_file: SecretFile,
+    /// PEM file of authorities; empty for the system's.
+    pub tls_ca_file: PathBuf,
+    /// Most records of a batch.
+    pub batch_records: usize,
+    /// How long a batch waits to fill, in milliseconds.
+    pub batch_wait_ms: u64,
+    /// Most rows of one statement.
+    pub batch_rows: usize,
+    /// Most records waiting per partition.
+    pub partition_queue: usize,
+    /// Most partitions stored at the same time.
+    pub concurrency: usize,
+    /// First delay after a failure, in milliseconds.
+    pub retry_initial_ms: u64,
+    /// Longest delay after a failure, in milliseconds.
+    pub retry_max_ms: u64,
+    /// Most recipients of one record.
+    pub max_recipients: usize,
+    /// Group session timeout, in milliseconds.
+    pub session_timeout_ms: u64,
+    /// Further librdkafka properties.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// Where a group without offsets starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OffsetReset {
+    /// At the oldest record.
+    Earliest,
+    /// At the next new record.
+    Latest,
+}
+
+/// Transport to the brokers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KafkaSecurity {
+    /// In the clear.
+    Plaintext,
+    /// TLS.
+    Ssl,
+    /// SASL in the clear.
+    SaslPlaintext,
+    /// SASL over TLS.
+    SaslSsl,
+}
+
+/// `[database]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    /// `postgres://` or `sqlite://`.
+    pub url: Secret,
+    /// File with the URL, instead of `url`.
+    pub url_file: SecretFile,
+    /// Most connections.
+    pub max_connections: u32,
+    /// Longest wait for a connection, in milliseconds.
+    pub acquire_timeout_ms: u64,
+    /// Longest statement, in milliseconds.
+    pub statement_timeout_ms: u64,
+    /// Whether to migrate at start.
+    pub migrate: bool,
+    /// Longest wait for another's migration, in milliseconds.
+    pub migrate_lock_timeout_ms: u64,
+    /// Age at which notifications are removed, in days; 0 for never.
+    pub retention_days: u32,
+    /// How long marks of deleted notifications stay, in days.
+    pub tombstone_days: u32,
+}
+
+/// `[policy]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Database of the platform's tables; empty for the notification database.
+    pub url: Secret,
+    /// File with that URL.
+    pub url_file: SecretFile,
+    /// How long what was read is used, in seconds.
+    pub cache_secs: u64,
+    /// Identifiers of roles that may do everything.
+    pub always_allow_roles: Vec<String>,
+}
+
+/// `[basic]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Basic {
+    /// JSON file of users; empty refuses Basic.
+    pub users_file: SecretFile,
+    /// Failed attempts per address and minute before 429.
+    pub max_failures_per_minute: u32,
+}
+
+/// `[revocations]`
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revocations {
+    /// The longest life of a token, in days: how long a revocation is kept.
+    pub token_life_days: u32,
+}
+
+/// `[rooms]`
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rooms {
+    /// What happens to a name that no rule knows.
+    pub unmatched: Unmatched,
+}
+
+/// What happens to a room name that no rule knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unmatched {
+    /// It is not joined.
+    Deny,
+    /// It is joined.
+    Allow,
+}
+
+/// `[notifications]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Notifications {
+    /// Folder of catalogs; empty for the built-in ones.
+    pub catalog_dir: PathBuf,
+    /// Locale of records that name none.
+    pub default_locale: String,
+}
+
+/// `[drain]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drain {
+    /// From not ready until closing starts, in milliseconds.
+    pub endpoint_propagation_ms: u64,
+    /// Over how long connections are closed, in milliseconds.
+    pub window_ms: u64,
+    /// Between two batches, in milliseconds.
+    pub batch_interval_ms: u64,
+    /// Least connections in a batch.
+    pub min_batch: usize,
+    /// How long queues may flush afterwards, in milliseconds.
+    pub flush_ms: u64,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Telemetry {
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// OTLP/HTTP endpoint; empty for none.
+    pub otlp_endpoint: String,
+    /// Share of traces kept.
+    pub sampling_ratio: f64,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Config {
+    /// Returns the built-in defaults.
+    pub fn defaults() -> Self {
+        toml::from_str(DEFAULTS).expect("the defaults parse")
+    }
+
+    /// Returns the defaults with small limits and no waiting: what tests start from.
+    pub fn for_tests() -> Self {
+        let mut config = Self::defaults();
+        config.server.public_address = ([127, 0, 0, 1], 0).into();
+        config.server.admin_address = ([127, 0, 0, 1], 0).into();
+        config.workers.shards = 2;
+        config.kafka.retry_initial_ms = 20;
+        config.kafka.retry_max_ms = 500;
+        config.bus.self_ping_interval_ms = 200;
+        config.bus.deaf_after_ms = 1000;
+        config.drain.endpoint_propagation_ms = 0;
+        config.drain.window_ms = 500;
+        config.drain.batch_interval_ms = 50;
+        config
+    }
+}

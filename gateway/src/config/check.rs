@@ -1,0 +1,193 @@
+//! What must hold among the static settings, beyond their types.
+
+use super::{BusMode, Config, KafkaSecurity};
+
+/// Collects problems, each with the name of its setting.
+pub(super) struct Checks<'a>(pub(super) &'a mut Vec<String>);
+
+impl Checks<'_> {
+    /// Reports `text` about the setting `name` unless `ok`.
+    pub(super) fn need(&mut self, ok: bool, name: &str, text: &str) {
+        if !ok {
+            self.0.push(format!("{name}: {text}"));
+        }
+    }
+
+    /// Reports each of these settings that is zero.
+    pub(super) fn positive<const N: usize>(&mut self, settings: [(&str, u64); N]) {
+        for (name, value) in settings {
+            self.need(value > 0, name, "must be at least 1");
+        }
+    }
+}
+
+/// Adds everything that is wrong with the static settings.
+pub(super) fn check(config: &Config, problems: &mut Vec<String>) {
+    let mut checks = Checks(problems);
+    check_process(config, &mut checks);
+    check_session(config, &mut checks);
+    check_bus(config, &mut checks);
+    check_kafka(config, &mut checks);
+    check_database(config, &mut checks);
+}
+
+fn check_process(config: &Config, checks: &mut Checks<'_>) {
+    let server = &config.server;
+    checks.need(
+        server.max_header_bytes >= 8192,
+        "server.max_header_bytes",
+        "must be at least 8192",
+    );
+    checks.positive([
+        ("server.max_headers", server.max_headers as u64),
+        ("server.max_body_bytes", server.max_body_bytes as u64),
+        (
+            "server.header_read_timeout_secs",
+            server.header_read_timeout_secs,
+        ),
+        (
+            "workers.control_threads",
+            config.workers.control_threads as u64,
+        ),
+        ("drain.batch_interval_ms", config.drain.batch_interval_ms),
+        ("drain.min_batch", config.drain.min_batch as u64),
+    ]);
+    checks.need(
+        config.workers.shards <= 256,
+        "workers.shards",
+        "must be at most 256",
+    );
+    checks.need(
+        (1..=3660).contains(&config.revocations.token_life_days),
+        "revocations.token_life_days",
+        "must be from 1 to 3660",
+    );
+    let ids = &config.ids;
+    checks.need(
+        u32::from(ids.worker_base) + u32::from(ids.worker_count) <= 1024 && ids.worker_count > 0,
+        "ids.worker_count",
+        "worker_base + worker_count must lie within 1 to 1024",
+    );
+    checks.need(
+        !config.notifications.default_locale.is_empty(),
+        "notifications.default_locale",
+        "must name a locale",
+    );
+    checks.need(
+        (0.0..=1.0).contains(&config.telemetry.sampling_ratio),
+        "telemetry.sampling_ratio",
+        "must lie within 0 and 1",
+    );
+}
+
+fn check_session(config: &Config, checks: &mut Checks<'_>) {
+    let session = &config.session;
+    checks.positive([
+        (
+            "session.authenticate_timeout_ms",
+            session.authenticate_timeout_ms,
+        ),
+        ("session.verify_timeout_ms", session.verify_timeout_ms),
+        ("session.sweep_interval_ms", session.sweep_interval_ms),
+        ("session.close_timeout_ms", session.close_timeout_ms),
+    ]);
+    checks.need(
+        session.heartbeat_timeout_ms > 2 * session.ping_interval_ms,
+        "session.heartbeat_timeout_ms",
+        "must exceed two ping intervals, or a live connection is taken for dead",
+    );
+}
+
+fn check_bus(config: &Config, checks: &mut Checks<'_>) {
+    let bus = &config.bus;
+    checks.need(
+        bus.mode == BusMode::Local || !bus.nodes.is_empty(),
+        "bus.nodes",
+        "must name at least one host:port in this mode",
+    );
+    checks.need(
+        bus.deaf_after_ms > bus.self_ping_interval_ms,
+        "bus.deaf_after_ms",
+        "must exceed bus.self_ping_interval_ms",
+    );
+    checks.positive([
+        ("bus.self_ping_interval_ms", bus.self_ping_interval_ms),
+        ("bus.publish_queue", bus.publish_queue as u64),
+    ]);
+}
+
+fn check_kafka(config: &Config, checks: &mut Checks<'_>) {
+    let kafka = &config.kafka;
+    checks.need(
+        !kafka.enabled || !kafka.brokers.is_empty(),
+        "kafka.brokers",
+        "must name at least one host:port when kafka.enabled",
+    );
+    checks.need(
+        !kafka.enabled || !kafka.topics.is_empty(),
+        "kafka.topics",
+        "must name at least one topic when kafka.enabled",
+    );
+    checks.need(
+        !kafka.dead_letter_suffix.is_empty(),
+        "kafka.dead_letter_suffix",
+        "must not be empty, or dead letters would be consumed again",
+    );
+    checks.need(
+        matches!(
+            kafka.sasl_mechanism.as_str(),
+            "PLAIN" | "SCRAM-SHA-256" | "SCRAM-SHA-512"
+        ),
+        "kafka.sasl_mechanism",
+        "must be PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
+    );
+    let sasl = matches!(
+        kafka.security,
+        KafkaSecurity::SaslPlaintext | KafkaSecurity::SaslSsl
+    );
+    checks.need(
+        !sasl || (!kafka.username.is_empty() && kafka.password_file.path().is_some()),
+        "kafka.username",
+        "SASL needs kafka.username and kafka.password_file",
+    );
+    checks.positive([
+        ("kafka.batch_records", kafka.batch_records as u64),
+        ("kafka.batch_rows", kafka.batch_rows as u64),
+        ("kafka.partition_queue", kafka.partition_queue as u64),
+        ("kafka.concurrency", kafka.concurrency as u64),
+        ("kafka.max_recipients", kafka.max_recipients as u64),
+    ]);
+    checks.need(
+        kafka.retry_initial_ms > 0 && kafka.retry_initial_ms <= kafka.retry_max_ms,
+        "kafka.retry_initial_ms",
+        "must be at least 1 and at most retry_max_ms",
+    );
+}
+
+fn check_database(config: &Config, checks: &mut Checks<'_>) {
+    let database = &config.database;
+    let url = database.url.expose();
+    checks.need(
+        database.url_file.path().is_some()
+            || url.starts_with("postgres://")
+            || url.starts_with("postgresql://")
+            || url.starts_with("sqlite:"),
+        "database.url",
+        "must begin with postgres:// or sqlite:",
+    );
+    checks.positive([
+        (
+            "database.max_connections",
+            u64::from(database.max_connections),
+        ),
+        ("database.acquire_timeout_ms", database.acquire_timeout_ms),
+        (
+            "database.statement_timeout_ms",
+            database.statement_timeout_ms,
+        ),
+        (
+            "database.tombstone_days",
+            u64::from(database.tombstone_days),
+        ),
+    ]);
+}
