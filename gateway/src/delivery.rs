@@ -9,56 +9,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::StreamExt;
 use futures_util::stream;
-use serde_json::value::RawValue;
-use tracing::Span;
 
 use crate::bus::{Bus, BusError};
+use crate::dispatch::{Destination, Dispatch};
 use crate::hub::Hub;
-use crate::id::Id;
 
 /// How many destinations of one batch are published to at the same time.
 const BATCH_CONCURRENCY: usize = 256;
-
-/// Whom a message is for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Destination {
-    /// One connection.
-    Client(Id),
-    /// Every connection of a user.
-    User(Arc<str>),
-    /// Every member of a room.
-    Room(Arc<str>),
-    /// Every authenticated connection.
-    Broadcast,
-}
-
-/// One message on its way.
-#[derive(Debug, Clone)]
-pub struct Dispatch {
-    /// Whom it is for.
-    pub destination: Destination,
-    /// The envelope's event.
-    pub event: Arc<str>,
-    /// The envelope's data, as JSON text.
-    pub data: Arc<RawValue>,
-    /// Connections that do not get it.
-    pub exclude: Arc<[Id]>,
-    /// Ends when every local socket was written to, or what it did not take is queued; none where nobody traces.
-    pub span: Span,
-}
-
-impl Dispatch {
-    /// A message with `data` as its JSON.
-    pub fn new(destination: Destination, event: impl Into<Arc<str>>, data: Arc<RawValue>) -> Self {
-        Self {
-            destination,
-            event: event.into(),
-            data,
-            exclude: Arc::default(),
-            span: Span::none(),
-        }
-    }
-}
 
 /// What became of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

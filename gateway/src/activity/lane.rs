@@ -22,7 +22,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use super::Pipeline;
 use super::decode::{Activity, Record, TRACEPARENT_HEADER, decode};
 use super::poison::{DeadLetterReason, Poison};
-use crate::delivery::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch};
 use crate::metrics::Metrics;
 use crate::notification::{NewActivity, Notification};
 use crate::protocol::event;

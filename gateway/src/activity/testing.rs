@@ -10,11 +10,12 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::decode::{Activity, Record, decode};
-use crate::bus::{Answers, Ask, Bus, BusError, BusStatus, Interest, Revocation, SubscriberState};
+use crate::bus::{Answers, Ask, Bus, BusError, BusStatus, Interest, SubscriberState};
 use crate::clock::SystemClock;
-use crate::delivery::Dispatch;
+use crate::dispatch::Dispatch;
 use crate::id::IdGenerator;
 use crate::notification::{InboxState, NewActivity, Notification};
+use crate::revocation::Revocation;
 use crate::store::{
     Domain, GroupRow, NotificationStore, PolicyRow, PolicyStore, StoreError, Stored,
 };

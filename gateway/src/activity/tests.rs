@@ -370,7 +370,7 @@ async fn a_record_becomes_rows_then_pushes_then_a_committed_offset() {
         assert_eq!(data["notification"]["data"]["amount"], 150_000);
         assert_eq!(
             push.destination,
-            crate::delivery::Destination::User(
+            crate::dispatch::Destination::User(
                 data["notification"]["recipientId"].as_str().unwrap().into()
             )
         );

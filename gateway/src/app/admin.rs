@@ -14,8 +14,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::http;
 use crate::metrics::Metrics;
+use crate::peer::PeerAddress;
 
 /// Connections of the admin listener at the same time.
 const ADMIN_CONNECTIONS: usize = 256;
@@ -65,9 +65,7 @@ pub(super) async fn serve_admin(
                 let router = Router::clone(&router.load());
                 async move {
                     let mut request = request.map(axum::body::Body::new);
-                    request
-                        .extensions_mut()
-                        .insert(http::PeerAddress(peer.ip()));
+                    request.extensions_mut().insert(PeerAddress(peer.ip()));
                     Ok::<_, Infallible>(
                         router
                             .oneshot(request)

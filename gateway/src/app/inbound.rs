@@ -6,11 +6,13 @@ use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::auth::{Authenticator, Principal, Revocations};
+use crate::auth::{Authenticator, Revocations};
 use crate::bus::{Ask, Bus, BusEvent, Events, Reply};
-use crate::delivery::{Destination, Dispatch};
-use crate::hub::{Hub, Which};
+use crate::client::ClientSelector;
+use crate::dispatch::{Destination, Dispatch};
+use crate::hub::Hub;
 use crate::metrics::Metrics;
+use crate::principal::Principal;
 use crate::protocol::close::Close;
 use crate::protocol::event::name;
 
@@ -127,11 +129,14 @@ impl Inbound {
             },
             Ask::Close { client, user } => {
                 let mut count = 0;
-                for which in [client.map(Which::Client), user.map(Which::User)]
-                    .into_iter()
-                    .flatten()
+                for selector in [
+                    client.map(ClientSelector::Client),
+                    user.map(ClientSelector::User),
+                ]
+                .into_iter()
+                .flatten()
                 {
-                    count += self.hub.close(&which, Close::Disconnected).await;
+                    count += self.hub.close(&selector, Close::Disconnected).await;
                 }
                 Reply::Count { count }
             }

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::recent::Recent;
-use super::{Principal, Via};
 use crate::config;
+use crate::principal::{Principal, Via};
 
 /// Longest header in bytes.
 const MAX_HEADER_BYTES: usize = 4096;

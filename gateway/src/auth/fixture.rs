@@ -17,10 +17,11 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Authenticator, Principal, Revocations, TokenFacts, VerifyError, Via};
+use super::{Authenticator, Revocations, VerifyError};
 use crate::clock::{Clock, FixedClock};
 use crate::config::{Algorithm, Live, Source, SourceState};
 use crate::metrics::Metrics;
+use crate::principal::{Principal, TokenFacts, Via};
 
 /// A key pair that signs tokens.
 pub(super) struct Signer {

@@ -11,8 +11,8 @@ use ring::{agreement, digest, rand};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::Thumbprint;
 use crate::config::Algorithm;
+use crate::principal::Thumbprint;
 
 /// Most keys of one set; a longer set is refused whole, because nobody could say which of its keys count.
 pub(super) const MAX_KEYS: usize = 64;

@@ -21,12 +21,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Thumbprint;
 use super::jwk::Key;
 use super::recent::Recent;
 use crate::clock::Clock;
 use crate::config::{self, Live, Source, SourceState};
 use crate::metrics::{Metrics, SourceKind, SourceLabel};
+use crate::principal::Thumbprint;
 
 use fetch::{FetchError, Way};
 

@@ -19,10 +19,10 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::Principal;
 use super::recent::Recent;
 use crate::config::{self, Unmatched};
 use crate::id::Id;
+use crate::principal::Principal;
 use crate::store::{Domain, GroupRow, PolicyRow, PolicyStore, StoreError};
 
 /// The domain of a row that names none, and of a question about the whole cluster.

@@ -8,27 +8,12 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use super::Principal;
-use crate::bus::Revocation;
 use crate::clock::Clock;
+use crate::principal::Principal;
+use crate::revocation::Revocation;
 
 /// Most revocations that are remembered.
 const MAX_REVOCATIONS: usize = 100_000;
-
-/// Whether a revocation applies: to the principal's subject or its token's `jti`, if the token was issued before its moment. A token without
-/// `iat` counts as issued at time zero. Basic users have no token that could be revoked.
-pub fn revocation_matches(revocation: &Revocation, principal: &Principal) -> bool {
-    let Some(token) = principal.token() else {
-        return false;
-    };
-    let named = revocation.user_id.as_deref() == Some(&*principal.subject)
-        || (revocation.jti.is_some() && revocation.jti.as_deref() == token.token_id.as_deref());
-    named && issued_ms(token) < revocation.issued_before_ms
-}
-
-fn issued_ms(token: &super::TokenFacts) -> i64 {
-    token.issued_at.map_or(0, |at| at.timestamp_millis())
-}
 
 /// Every revocation that still matters.
 pub struct Revocations {
@@ -93,7 +78,7 @@ impl Revocations {
         }
     }
 
-    /// Whether one of them applies; see [`revocation_matches`].
+    /// Whether one of them applies; see [`Revocation::matches`].
     pub fn matches(&self, principal: &Principal) -> bool {
         let Some(token) = principal.token() else {
             return false;
@@ -103,7 +88,7 @@ impl Revocations {
             return false;
         }
         let now = self.clock.now_ms();
-        let issued = issued_ms(token);
+        let issued = token.issued_ms();
         let applies =
             |moments: &Moments| now < moments.until_ms && issued < moments.issued_before_ms;
         held.users.get(&*principal.subject).is_some_and(applies)
@@ -207,8 +192,8 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{TokenFacts, Via};
     use crate::clock::FixedClock;
+    use crate::principal::{TokenFacts, Via};
     use chrono::{DateTime, Utc};
 
     fn at(ms: i64) -> DateTime<Utc> {
@@ -296,7 +281,7 @@ mod tests {
         ];
         for (revocation, principal, expected) in cases {
             assert_eq!(
-                revocation_matches(&revocation, &principal),
+                revocation.matches(&principal),
                 expected,
                 "{revocation:?} {principal:?}"
             );
@@ -309,7 +294,7 @@ mod tests {
             roles: vec![],
             via: Via::Basic,
         };
-        assert!(!revocation_matches(&of_user("17", 500, 9000), &basic));
+        assert!(!of_user("17", 500, 9000).matches(&basic));
     }
 
     #[test]

@@ -20,13 +20,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::Revocations;
 use super::jwk::{Key, MAX_KID};
 use super::key_set::{Freshness, KeySets, SourceStatus, Table, View, Wish};
 use super::recent::Recent;
-use super::{Principal, Revocations, TokenFacts, Via};
 use crate::clock::Clock;
 use crate::config::{Algorithm, Live, Source};
 use crate::metrics::Metrics;
+use crate::principal::{Principal, TokenFacts, Via};
 
 /// Longest token in bytes.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;

@@ -7,10 +7,11 @@ use serde_json::value::RawValue;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ask, Bus, Interest, Opened, Revocation, SubscriberState};
+use super::{Ask, Bus, Interest, Opened, SubscriberState};
 use crate::clock::{Clock, FixedClock};
-use crate::delivery::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch};
 use crate::id::Id;
+use crate::revocation::Revocation;
 
 /// A dispatch with a number as data.
 pub(super) fn numbered(destination: Destination, n: usize) -> Dispatch {

@@ -12,11 +12,12 @@ use tokio::sync::mpsc;
 
 use super::{
     Answers, Ask, Bus, BusError, BusEvent, BusStatus, Events, Interest, MAX_REVOCATIONS, Opened,
-    Revocation, Source, SubscriberState,
+    Source, SubscriberState,
 };
 use crate::clock::Clock;
 use crate::config;
-use crate::delivery::Dispatch;
+use crate::dispatch::Dispatch;
+use crate::revocation::Revocation;
 
 struct Local {
     clock: Arc<dyn Clock>,

@@ -23,12 +23,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::client::{ClientInfo, ClientQuery};
 use crate::clock::Clock;
 use crate::config::{self, Live};
-use crate::delivery::{Destination, Dispatch};
-use crate::hub::{ClientInfo, ClientQuery};
+use crate::dispatch::{Destination, Dispatch};
 use crate::id::Id;
 use crate::metrics::Metrics;
+use crate::revocation::Revocation;
 
 /// A channel this instance wants to hear: one of its clients, their users, its rooms. Broadcast is always heard.
 ///
@@ -117,7 +118,7 @@ pub enum Ask {
 pub enum Reply {
     /// To `List` and `Describe`.
     Clients {
-        /// Those held; at most [`crate::hub::MAX_LISTED`].
+        /// Those held; at most [`crate::client::MAX_LISTED`].
         clients: Vec<ClientInfo>,
     },
     /// To `Close` and `Revoke`: how many. To `Holds`: 0 or 1.
@@ -139,22 +140,6 @@ pub struct Answers {
     pub replies: Vec<(String, Reply)>,
     /// Names of live instances that did not answer in time.
     pub missing: Vec<String>,
-}
-
-/// Tokens that are refused before their time.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Revocation {
-    /// All tokens of this subject ...
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user_id: Option<String>,
-    /// ... or the one token with this `jti` ...
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub jti: Option<String>,
-    /// ... that were issued before this time, in milliseconds since the Unix epoch.
-    pub issued_before_ms: i64,
-    /// When it may be forgotten: the longest life of a token later, in milliseconds since the Unix epoch.
-    pub until_ms: i64,
 }
 
 /// Whether the subscriber receives what other instances publish.

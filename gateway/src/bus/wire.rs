@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::Interest;
-use crate::delivery::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch};
 use crate::id::Id;
 
 const CLIENT: &str = "ws:client:";

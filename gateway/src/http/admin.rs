@@ -19,8 +19,9 @@ use super::extract::{Json, NoParams, OptionalJson, Params, authorization};
 use super::problem::{Cause, Problem};
 use crate::auth::{PublishedKeys, SourceStatus};
 use crate::bus::{self, Bus, SubscriberState};
+use crate::client::ClientCounts;
 use crate::config::SecretFile;
-use crate::hub::{Counts, Hub};
+use crate::hub::Hub;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::store::NotificationStore;
@@ -200,7 +201,7 @@ pub(super) struct Status {
     version: &'static str,
     ready: bool,
     unready: Vec<Part>,
-    connections: Counts,
+    connections: ClientCounts,
     bus: BusStatus,
     drain: DrainStatus,
     database: DatabaseStatus,

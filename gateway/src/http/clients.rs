@@ -15,7 +15,7 @@ use super::extract::{
 use super::problem::{Cause, Problem};
 use super::{CLIENTS, State};
 use crate::bus::{Answers, Ask, Reply};
-use crate::hub::{ClientInfo, ClientQuery, Which};
+use crate::client::{ClientInfo, ClientQuery, ClientSelector};
 use crate::id::Id;
 use crate::protocol::close::Close;
 
@@ -45,7 +45,7 @@ permissions! {
     Disconnect: "disconnect", "delete";
 }
 
-/// Which connections are listed.
+/// ClientSelector connections are listed.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -291,7 +291,7 @@ pub(crate) async fn disconnect(
 ) -> Result<Json<Closed>, Problem> {
     let mut closed = state
         .hub
-        .close(&Which::Client(id), Close::Disconnected)
+        .close(&ClientSelector::Client(id), Close::Disconnected)
         .await;
     if closed == 0 {
         let Answers { replies, missing } = state
@@ -324,13 +324,13 @@ pub(crate) async fn disconnect_user(
     _: Params<NoParams>,
     Segment(Name(user)): Segment<Name>,
 ) -> Result<Json<Closed>, Problem> {
-    let which = Which::User(user.clone());
+    let selector = ClientSelector::User(user.clone());
     let ask = Ask::Close {
         client: None,
         user: Some(user.clone()),
     };
     let (here, elsewhere) = tokio::join!(
-        state.hub.close(&which, Close::Disconnected),
+        state.hub.close(&selector, Close::Disconnected),
         state.bus.ask(&ask)
     );
     let Answers { replies, missing } = elsewhere.map_err(|error| {
@@ -364,7 +364,7 @@ impl RoomsBody {
     }
 }
 
-/// Which rooms changed.
+/// ClientSelector rooms changed.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct RoomsChanged {
     /// Those that the client was not in before, or was in; the others stay as they were.

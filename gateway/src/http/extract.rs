@@ -16,15 +16,16 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::response::{IntoResponse, Response};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use ipnet::IpNet;
+use http::{HeaderMap, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::State;
 use super::problem::{Cause, Problem};
-use crate::auth::{BasicError, Principal, VerifyError};
+use crate::auth::{BasicError, VerifyError};
+use crate::peer::{PeerAddress, client_address};
+use crate::principal::Principal;
 use crate::protocol::event::is_room_name;
 
 /// Longest wait for a whole body.
@@ -36,75 +37,6 @@ const BEARER: &str = "Bearer realm=\"signal\"";
 const BEARER_INVALID: &str = "Bearer realm=\"signal\", error=\"invalid_token\"";
 const BEARER_SCOPE: &str = "Bearer realm=\"signal\", error=\"insufficient_scope\"";
 const BASIC: &str = "Basic realm=\"signal\", charset=\"UTF-8\"";
-
-/// Who sent a request, as each proxy on its way saw it.
-pub(crate) const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
-
-/// The address of the peer of the TCP connection: the accept path puts it into the extensions of each request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PeerAddress(pub IpAddr);
-
-/// Who sent a request through proxies: `X-Forwarded-For` is walked from the right for as long as the one who wrote the entry is trusted.
-///
-/// An entry that is no address ends the walk, so nothing left of it is believed.
-pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    forwarded_for(
-        peer,
-        headers.get_all(FORWARDED).iter().map(HeaderValue::as_bytes),
-        trusted,
-    )
-}
-
-/// As [`client_address`], from the lines of `X-Forwarded-For`.
-pub fn forwarded_for<'h>(
-    peer: IpAddr,
-    lines: impl DoubleEndedIterator<Item = &'h [u8]>,
-    trusted: &[IpNet],
-) -> IpAddr {
-    let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
-    let mut client = peer.to_canonical();
-    for entry in lines.rev().flat_map(|line| ascii(line).rsplit(',')) {
-        if !is_trusted(&client) {
-            break;
-        }
-        let Some(address) = forwarded_address(entry.trim()) else {
-            break;
-        };
-        client = address;
-    }
-    client
-}
-
-/// A line with anything else is no list of addresses.
-fn ascii(line: &[u8]) -> &str {
-    std::str::from_utf8(line)
-        .ok()
-        .filter(|line| line.is_ascii())
-        .unwrap_or_default()
-}
-
-/// `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:4711`
-fn forwarded_address(entry: &str) -> Option<IpAddr> {
-    let address = entry.parse::<IpAddr>().ok();
-    let with_port = || {
-        entry
-            .parse::<std::net::SocketAddr>()
-            .ok()
-            .map(|address| address.ip())
-    };
-    let in_brackets = || {
-        entry
-            .strip_prefix('[')?
-            .strip_suffix(']')?
-            .parse::<std::net::Ipv6Addr>()
-            .ok()
-            .map(IpAddr::V6)
-    };
-    address
-        .or_else(with_port)
-        .or_else(in_brackets)
-        .map(|address| address.to_canonical())
-}
 
 /// The one `Authorization` header: its scheme, what follows it, and the whole.
 pub(super) fn authorization(headers: &HeaderMap) -> Result<Option<(&str, &str, &str)>, Problem> {
@@ -486,67 +418,7 @@ impl FromStr for RoomName {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn address_of(peer: &str, forwarded: &[&'static str]) -> String {
-        let mut headers = HeaderMap::new();
-        for line in forwarded {
-            headers.append("x-forwarded-for", HeaderValue::from_static(line));
-        }
-        let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
-        client_address(peer.parse().unwrap(), &headers, &trusted).to_string()
-    }
-
-    #[test]
-    fn forwarded_addresses_are_believed_from_trusted_peers_only() {
-        assert_eq!(address_of("192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
-        assert_eq!(address_of("10.0.0.1", &["198.51.100.7"]), "198.51.100.7");
-        assert_eq!(
-            address_of("::ffff:10.0.0.1", &["198.51.100.7"]),
-            "198.51.100.7"
-        );
-        assert_eq!(address_of("10.0.0.1", &[]), "10.0.0.1");
-        assert_eq!(address_of("fd00::1", &["2001:db8::9"]), "2001:db8::9");
-    }
-
-    #[test]
-    fn the_walk_ends_at_the_first_stranger_from_the_right() {
-        assert_eq!(
-            address_of("10.0.0.1", &["1.1.1.1, 198.51.100.7, 10.0.0.2"]),
-            "198.51.100.7"
-        );
-        assert_eq!(
-            address_of(
-                "10.0.0.1",
-                &["1.1.1.1", "198.51.100.7,10.0.0.3", "10.0.0.2"]
-            ),
-            "198.51.100.7"
-        );
-        assert_eq!(address_of("10.0.0.1", &["10.0.0.9, 10.0.0.2"]), "10.0.0.9");
-        assert_eq!(
-            address_of("10.0.0.1", &["1.1.1.1, unknown, 10.0.0.2"]),
-            "10.0.0.2"
-        );
-        assert_eq!(address_of("10.0.0.1", &["1.1.1.1, , 10.0.0.2"]), "10.0.0.2");
-    }
-
-    #[test]
-    fn forwarded_addresses_may_carry_ports_and_brackets() {
-        for (text, address) in [
-            ("192.0.2.1:4711", Some("192.0.2.1")),
-            ("[2001:db8::1]:4711", Some("2001:db8::1")),
-            ("[2001:db8::1]", Some("2001:db8::1")),
-            ("2001:db8::1", Some("2001:db8::1")),
-            ("[192.0.2.1]", None),
-            ("192.0.2", None),
-            ("_hidden", None),
-        ] {
-            assert_eq!(
-                forwarded_address(text).map(|a| a.to_string()).as_deref(),
-                address,
-                "{text}"
-            );
-        }
-    }
+    use http::HeaderValue;
 
     #[test]
     fn json_is_recognized_by_its_media_type() {

@@ -16,7 +16,7 @@ use super::extract::{Json, May, Name, NoParams, Params, RoomName, Segment};
 use super::problem::{Cause, Problem};
 use super::{MESSAGES, State};
 use crate::bus::{Answers, Ask};
-use crate::delivery::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch};
 use crate::id::Id;
 use crate::protocol::event::{RESERVED, name};
 

@@ -38,9 +38,6 @@ use crate::metrics::Metrics;
 use crate::store::NotificationStore;
 
 pub use admin::{AdminState, Facts, JwksFile};
-pub(crate) use extract::FORWARDED;
-pub use extract::{PeerAddress, client_address, forwarded_for};
-pub use origin::origin_allowed;
 
 /// Tag of the routes about live connections.
 const CLIENTS: &str = "clients";
@@ -141,7 +138,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
     ]
 }
 
-/// The REST routes of the public listener. The accept path puts a [`PeerAddress`] into the extensions of each request.
+/// The REST routes of the public listener. The accept path puts a [`PeerAddress`](crate::peer::PeerAddress) into the extensions of each request.
 pub fn router(state: State) -> Router {
     let observer = observe::Observer {
         metrics: state.metrics.clone(),

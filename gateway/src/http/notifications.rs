@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::extract::{Cursor, Json, Limit, Name, NoParams, Owner, Params, Segment};
 use super::problem::{Cause, Problem};
 use super::{NOTIFICATIONS, State};
-use crate::delivery::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch};
 use crate::id::Id;
 use crate::notification::{InboxState, Notification};
 use crate::protocol::event;

@@ -13,7 +13,8 @@ use super::clients::{Disconnect, counted};
 use super::extract::{Json, May, Name, NoParams, Params};
 use super::problem::{Cause, Problem};
 use super::{CLIENTS, State};
-use crate::bus::{Answers, Ask, Revocation};
+use crate::bus::{Answers, Ask};
+use crate::revocation::Revocation;
 
 /// How far `issuedBefore` may lie ahead: an issuer's clock may be that much ahead of ours.
 const MAX_AHEAD: Duration = Duration::from_secs(300);

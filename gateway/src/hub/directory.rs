@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxBuildHasher;
 use smallvec::SmallVec;
 
-use crate::delivery::Destination;
+use crate::dispatch::Destination;
 
 const STRIPES: usize = 64;
 

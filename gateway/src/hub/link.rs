@@ -15,8 +15,8 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::outbox::{Bounds, Flushed, Outbox, Overflow, Run, Sink};
-use crate::auth::Principal;
 use crate::id::Id;
+use crate::principal::Principal;
 use crate::protocol::Message;
 use crate::protocol::cipher::Cipher;
 use crate::protocol::close::Close;

@@ -12,25 +12,25 @@ mod parcel;
 mod shard;
 mod wheel;
 
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use serde::{Deserialize, Serialize};
 use tokio::runtime::{Handle, LocalOptions};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::{Principal, revocation_matches};
-use crate::bus::{Bus, Interest, Revocation};
+use crate::bus::{Bus, Interest};
+use crate::client::{ClientCounts, ClientInfo, ClientQuery, ClientSelector, MAX_LISTED};
 use crate::clock::Clock;
 use crate::config::Live;
-use crate::delivery::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch};
 use crate::id::Id;
 use crate::metrics::Metrics;
+use crate::principal::Principal;
 use crate::protocol::close::Close;
 use crate::protocol::envelope;
+use crate::revocation::Revocation;
 
 use directory::{Directory, Holders};
 use mailbox::Mailbox;
@@ -39,65 +39,6 @@ use shard::{Command, ShardCounts};
 pub use link::{Link, Stage, read_now};
 pub use outbox::{Bounds, Flushed};
 pub use shard::{Caps, Claim, DEFAULT_ROOMS, Shard, TooMany};
-
-/// Most connections one instance lists in an answer.
-pub const MAX_LISTED: usize = 1000;
-
-/// What is told of a connection.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClientInfo {
-    /// Client id.
-    pub id: Id,
-    /// The user, once authenticated.
-    pub user_id: Option<String>,
-    /// `connecting`, `authenticating`, `authenticated`, `encrypted` or `closed`.
-    pub state: String,
-    /// Whether frames to it are sealed.
-    pub encrypted: bool,
-    /// Rooms it is in, its own id's excepted.
-    pub rooms: Vec<String>,
-    /// When it connected, RFC 3339.
-    pub connected_at: String,
-    /// When its last frame came, RFC 3339.
-    pub last_seen_at: String,
-    /// Where it connected from.
-    pub address: Option<IpAddr>,
-}
-
-/// Which connections are listed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ClientQuery {
-    /// Only of this user.
-    pub user_id: Option<String>,
-    /// Only in this room.
-    pub room: Option<String>,
-    /// Only with an id above this one, by the order of their text.
-    pub after: Option<Id>,
-    /// At most so many, and never more than [`MAX_LISTED`].
-    pub limit: usize,
-}
-
-/// Which connections are closed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Which {
-    /// One.
-    Client(Id),
-    /// All of a user.
-    User(String),
-}
-
-/// How many connections there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Counts {
-    /// Open.
-    pub total: usize,
-    /// Past authentication.
-    pub authenticated: usize,
-    /// Sealed.
-    pub encrypted: usize,
-}
 
 /// What all shards and handles share.
 pub(crate) struct Shared {
@@ -149,7 +90,7 @@ pub struct Parts {
     pub bus: Arc<dyn Bus>,
     /// Times in lists of connections.
     pub clock: Arc<dyn Clock>,
-    /// Counts.
+    /// ClientCounts.
     pub metrics: Arc<Metrics>,
     /// Stops the shards.
     pub shutdown: CancellationToken,
@@ -380,14 +321,14 @@ impl Hub {
     }
 
     /// How many connections there are.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> ClientCounts {
         let Some(shared) = &self.shared else {
-            return Counts::default();
+            return ClientCounts::default();
         };
         shared
             .counts
             .iter()
-            .fold(Counts::default(), |sum, c| Counts {
+            .fold(ClientCounts::default(), |sum, c| ClientCounts {
                 total: sum.total + c.total.load(Ordering::Relaxed),
                 authenticated: sum.authenticated + c.authenticated.load(Ordering::Relaxed),
                 encrypted: sum.encrypted + c.encrypted.load(Ordering::Relaxed),
@@ -483,14 +424,14 @@ impl Hub {
     }
 
     /// Closes local connections; says how many.
-    pub async fn close(&self, which: &Which, close: Close) -> usize {
-        match which {
-            Which::Client(id) => self
+    pub async fn close(&self, selector: &ClientSelector, close: Close) -> usize {
+        match selector {
+            ClientSelector::Client(id) => self
                 .ask_all(|reply| Command::CloseClient(*id, close, reply))
                 .await
                 .into_iter()
                 .sum(),
-            Which::User(user) => self
+            ClientSelector::User(user) => self
                 .ask_all(|reply| Command::CloseUser(user.as_str().into(), close, reply))
                 .await
                 .into_iter()
@@ -514,7 +455,7 @@ impl Hub {
     pub async fn revoke(&self, revocation: &Revocation) -> usize {
         let revocation = revocation.clone();
         self.close_where(
-            move |principal| revocation_matches(&revocation, principal),
+            move |principal| revocation.matches(principal),
             Close::Revoked,
         )
         .await

@@ -12,7 +12,7 @@ use httparse::{Header, ParserConfig, Request, Status};
 use smallvec::SmallVec;
 
 use super::upgrade::Offer;
-use crate::http::FORWARDED;
+use crate::peer::FORWARDED;
 
 /// Header fields of a handshake that are read without hyper; browsers send about twenty.
 const FIELDS: usize = 64;

@@ -33,11 +33,11 @@ use super::opening::{self, Opening};
 use super::rewound::Rewound;
 use super::upgrade::{self, Offer, Refusal};
 use crate::config::{Live, Server};
-use crate::http::{PeerAddress, client_address};
 use crate::hub::Hub;
 use crate::id::IdGenerator;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
+use crate::peer::{PeerAddress, client_address};
 
 /// Most TCP connections that are not WebSockets, or not yet; more wait in the kernel's queue ...
 const MAX_HTTP_CONNECTIONS: usize = 4096;

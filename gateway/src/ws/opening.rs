@@ -17,9 +17,9 @@ use super::connection::{Connection, READ};
 use super::head::{self, Head};
 use super::listener::{Door, Place};
 use super::upgrade;
-use crate::http::forwarded_for;
 use crate::hub::{Claim, Shard, read_now};
 use crate::id::Id;
+use crate::peer::forwarded_for;
 
 /// A socket whose first request has not been answered.
 pub(super) struct Opening {

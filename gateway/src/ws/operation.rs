@@ -15,11 +15,12 @@ use tokio::task::{JoinError, JoinHandle};
 
 use super::Context;
 use super::session::{GivenKey, Verdict};
-use crate::auth::{Principal, VerifyError};
+use crate::auth::VerifyError;
 use crate::bus::BusError;
 use crate::config::EncryptionMode;
-use crate::delivery::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch};
 use crate::id::Id;
+use crate::principal::Principal;
 use crate::protocol::cipher::{Handshake, SALT_BYTES, UnusableKey, handshake};
 use crate::protocol::event;
 use crate::store::{Missed, NotificationSelector};

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use smallvec::SmallVec;
 
-use crate::auth::Principal;
 use crate::config::{ClientFrames, Encryption, EncryptionMode};
 use crate::hub::Stage;
 use crate::id::Id;
+use crate::principal::Principal;
 use crate::protocol::cipher::{Cipher, Handshake, UnusableKey};
 use crate::protocol::close::Close;
 use crate::protocol::envelope::NotAnEnvelope;

@@ -1,7 +1,7 @@
 //! Databases, brokers and Redis that are away, and shutdowns meanwhile.
 
 use super::*;
-use crate::delivery::Destination;
+use crate::dispatch::Destination;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_the_database_pauses_keeps_the_order_and_commits_nothing_past_it() {

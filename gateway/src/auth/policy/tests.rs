@@ -1,6 +1,6 @@
 use super::*;
-use crate::auth::Via;
 use crate::config::{Config, Rooms};
+use crate::principal::Via;
 use futures_util::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::auth::fixture::{Issuer, NOW, Rig, Signer, claims, facts, source};
-use crate::bus::Revocation;
 use crate::config::SourceState;
+use crate::revocation::Revocation;
 use serde_json::json;
 
 fn refused(reason: Reason) -> Result<Arc<Principal>, VerifyError> {

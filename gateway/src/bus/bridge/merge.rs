@@ -246,7 +246,7 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
-    use crate::delivery::{Destination, Dispatch};
+    use crate::dispatch::{Destination, Dispatch};
 
     const OLD: Line = 1;
     const NEW: Line = 2;

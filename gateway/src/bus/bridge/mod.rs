@@ -36,10 +36,11 @@ use super::pubsub::{self, RedisBus, Setup};
 use super::wire::Bridged;
 use super::{
     Answers, Ask, Bus, BusError, BusEvent, BusOptions, BusStatus, Events, Interest, Opened,
-    PreviousServer, Revocation, Source, SubscriberState,
+    PreviousServer, Source, SubscriberState,
 };
 use crate::config::{self, BusPlace, Live};
-use crate::delivery::Dispatch;
+use crate::dispatch::Dispatch;
+use crate::revocation::Revocation;
 
 /// Longest wait for the server that is not the one in use.
 const BESIDE_WAIT: Duration = Duration::from_millis(500);

@@ -15,10 +15,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::hands::Hand;
 use super::{Bus as _, BusEvent, Shared, Side};
+use crate::bus::BusError;
 use crate::bus::pubsub::{self, Backoff, Begun, Events, RedisBus, Setup};
-use crate::bus::{BusError, Revocation};
 use crate::config::{self, BusPlace, Live};
 use crate::metrics::Metrics;
+use crate::revocation::Revocation;
 
 /// How many revocations are written at the same time.
 const WRITES_AT_ONCE: usize = 64;

@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 use crate::bus::conformance::{self, count, numbered};
 use crate::bus::pubsub::lab::{self, LIMIT, Server};
 use crate::bus::{
-    Ask, Bus, BusEvent, BusOptions, BusStatus, Interest, Opened, Reply, Revocation,
-    SubscriberState, open,
+    Ask, Bus, BusEvent, BusOptions, BusStatus, Interest, Opened, Reply, SubscriberState, open,
 };
 use crate::clock::{Clock, FixedClock, SystemClock};
 use crate::config::{BusMode, BusPlace, Config, Live, SecretFile};
-use crate::delivery::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch};
 use crate::metrics::Metrics;
+use crate::revocation::Revocation;
 
 fn place(server: &Server) -> BusPlace {
     let mut bus = Config::for_tests().bus;

@@ -18,7 +18,7 @@ use super::{RedisBus, Shared, ask, connector, publisher};
 use crate::bus::wire::{self, Bridged, Names};
 use crate::bus::{Answers, Ask, BusError, Interest};
 use crate::config;
-use crate::delivery::Dispatch;
+use crate::dispatch::Dispatch;
 
 /// How long a probe waits for what the other server would hand to it at once.
 const PROBE_WAIT: Duration = Duration::from_millis(300);

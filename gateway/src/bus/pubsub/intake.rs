@@ -537,7 +537,7 @@ pub(super) fn is_instance(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::Destination;
+    use crate::dispatch::Destination;
 
     const ME: &str = "0123456789abcdef0123456789abcdef";
 

@@ -50,11 +50,12 @@ use self::publisher::{Publisher, Writer};
 use self::subscriber::Subscriber;
 use super::interests::{Added, Interests};
 use super::wire::Names;
-use super::{Answers, Ask, Bus, BusError, BusStatus, Interest, Revocation, SubscriberState};
+use super::{Answers, Ask, Bus, BusError, BusStatus, Interest, SubscriberState};
 use crate::clock::Clock;
 use crate::config;
-use crate::delivery::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch};
 use crate::metrics::Metrics;
+use crate::revocation::Revocation;
 
 /// Every interval of the bus.
 #[derive(Debug, Clone)]

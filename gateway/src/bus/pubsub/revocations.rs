@@ -2,7 +2,8 @@
 
 use super::Shared;
 use super::lease::script;
-use crate::bus::{BusError, MAX_REVOCATIONS, Revocation};
+use crate::bus::{BusError, MAX_REVOCATIONS};
+use crate::revocation::Revocation;
 
 /// Clocks of instances differ: an entry stays this long past its end, in milliseconds.
 const SLACK_MS: i64 = 300_000;

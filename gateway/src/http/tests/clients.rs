@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::fixture::{House, NOW};
 use crate::bus::{Answers, Ask, Reply};
-use crate::hub::{ClientInfo, ClientQuery};
+use crate::client::{ClientInfo, ClientQuery};
 
 const CLIENTS: &str = "/socket/websocket/clients";
 

@@ -23,17 +23,20 @@ use tower::ServiceExt;
 
 use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
 use crate::bus::{
-    Answers, Ask, Bus, BusError, BusStatus, Interest, PreviousServer, Revocation, SubscriberState,
+    Answers, Ask, Bus, BusError, BusStatus, Interest, PreviousServer, SubscriberState,
 };
 use crate::clock::{Clock, FixedClock, SystemClock};
 use crate::config::{BusMode, Config, Live, Secret, SecretFile, load_live};
-use crate::delivery::{Delivery, Dispatch};
-use crate::http::{AdminState, Facts, JwksFile, PeerAddress, State, admin_router, router};
+use crate::delivery::Delivery;
+use crate::dispatch::Dispatch;
+use crate::http::{AdminState, Facts, JwksFile, State, admin_router, router};
 use crate::hub::Hub;
 use crate::id::IdGenerator;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::notification::{NewActivity, Notification};
+use crate::peer::PeerAddress;
+use crate::revocation::Revocation;
 use crate::store::platform::{Platform, PolicyDefinition, seed};
 use crate::store::{NotificationStore, open};
 

@@ -1,7 +1,7 @@
 //! Every row of the wire protocol's tables, without a socket.
 
 use super::*;
-use crate::auth::{TokenFacts, Via};
+use crate::principal::{TokenFacts, Via};
 use crate::protocol::cipher::handshake;
 use ring::rand::SystemRandom;
 

@@ -1,0 +1,49 @@
+//! One message on its way to clients, and whom it is for. Plain data.
+
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+use tracing::Span;
+
+use crate::id::Id;
+
+/// Whom a message is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// One connection.
+    Client(Id),
+    /// Every connection of a user.
+    User(Arc<str>),
+    /// Every member of a room.
+    Room(Arc<str>),
+    /// Every authenticated connection.
+    Broadcast,
+}
+
+/// One message on its way.
+#[derive(Debug, Clone)]
+pub struct Dispatch {
+    /// Whom it is for.
+    pub destination: Destination,
+    /// The envelope's event.
+    pub event: Arc<str>,
+    /// The envelope's data, as JSON text.
+    pub data: Arc<RawValue>,
+    /// Connections that do not get it.
+    pub exclude: Arc<[Id]>,
+    /// Ends when the message was written to every local socket or waits in its outbox. Disabled where tracing is off.
+    pub span: Span,
+}
+
+impl Dispatch {
+    /// Creates a message with `data` as its JSON, which excludes no connection.
+    pub fn new(destination: Destination, event: impl Into<Arc<str>>, data: Arc<RawValue>) -> Self {
+        Self {
+            destination,
+            event: event.into(),
+            data,
+            exclude: Arc::default(),
+            span: Span::none(),
+        }
+    }
+}

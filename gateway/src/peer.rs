@@ -1,0 +1,320 @@
+//! Where a request comes from: the address behind trusted proxies, and the web page (`Origin`).
+//!
+//! Input: header fields, and `trusted_proxies` and `allowed_origins` of the live settings. Output: an address; yes or no. Used for REST and for the
+//! opening handshake alike.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
+use url::Url;
+
+/// Who sent a request, as each proxy on its way saw it.
+pub const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The address of the peer of the TCP connection: the accept path puts it into the extensions of each request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddress(pub IpAddr);
+
+/// Who sent a request through proxies: `X-Forwarded-For` is walked from the right for as long as the one who wrote the entry is trusted.
+///
+/// An entry that is no address ends the walk, so nothing left of it is believed.
+pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    forwarded_for(
+        peer,
+        headers.get_all(FORWARDED).iter().map(HeaderValue::as_bytes),
+        trusted,
+    )
+}
+
+/// As [`client_address`], from the lines of `X-Forwarded-For`.
+pub fn forwarded_for<'h>(
+    peer: IpAddr,
+    lines: impl DoubleEndedIterator<Item = &'h [u8]>,
+    trusted: &[IpNet],
+) -> IpAddr {
+    let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
+    let mut client = peer.to_canonical();
+    for entry in lines.rev().flat_map(|line| ascii(line).rsplit(',')) {
+        if !is_trusted(&client) {
+            break;
+        }
+        let Some(address) = forwarded_address(entry.trim()) else {
+            break;
+        };
+        client = address;
+    }
+    client
+}
+
+/// A line with anything else is no list of addresses.
+fn ascii(line: &[u8]) -> &str {
+    std::str::from_utf8(line)
+        .ok()
+        .filter(|line| line.is_ascii())
+        .unwrap_or_default()
+}
+
+/// `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:4711`
+fn forwarded_address(entry: &str) -> Option<IpAddr> {
+    let address = entry.parse::<IpAddr>().ok();
+    let with_port = || {
+        entry
+            .parse::<std::net::SocketAddr>()
+            .ok()
+            .map(|address| address.ip())
+    };
+    let in_brackets = || {
+        entry
+            .strip_prefix('[')?
+            .strip_suffix(']')?
+            .parse::<std::net::Ipv6Addr>()
+            .ok()
+            .map(IpAddr::V6)
+    };
+    address
+        .or_else(with_port)
+        .or_else(in_brackets)
+        .map(|address| address.to_canonical())
+}
+
+/// Whether a request with these `Origin` and `Host` headers may go on.
+///
+/// A request without `Origin` passes: it does not come from a web page. The origin that names the gateway's own host passes, whatever its scheme,
+/// since a proxy may have ended TLS; so do the exact entries of `allowed`, and subdomains of any depth of entries such as `https://*.example.com`.
+/// Everything else is refused, `null` (RFC 6454 section 7.3) included.
+pub fn origin_allowed(origin: Option<&str>, host: Option<&str>, allowed: &[String]) -> bool {
+    let Some(origin) = origin else { return true };
+    let Some(origin) = Origin::of_origin(origin) else {
+        return false;
+    };
+    let own = host
+        .and_then(|host| Origin::of_host(&origin.scheme, host))
+        .is_some_and(|own| own == origin);
+    own || allowed.iter().any(|entry| origin.matches(entry))
+}
+
+/// Scheme, host and port, normalized: lower case, Punycode, the default port filled in.
+#[derive(Debug, PartialEq, Eq)]
+struct Origin {
+    scheme: String,
+    host: String,
+    port: u16,
+}
+
+impl Origin {
+    /// Reads `scheme://host[:port]` and nothing more (RFC 6454 section 6.2).
+    fn of_origin(text: &str) -> Option<Self> {
+        let (scheme, host) = text.split_once("://")?;
+        Self::of_host(scheme, host)
+    }
+
+    fn of_host(scheme: &str, host: &str) -> Option<Self> {
+        let scheme = scheme.to_ascii_lowercase();
+        // What the URL parser would take for user, path, query or fragment, or strip.
+        let strange = |c: char| {
+            matches!(c, '@' | '/' | '\\' | '?' | '#' | '%' | '*')
+                || c.is_whitespace()
+                || c.is_control()
+        };
+        if !matches!(scheme.as_str(), "http" | "https")
+            || host.is_empty()
+            || host.ends_with(':')
+            || host.contains(strange)
+        {
+            return None;
+        }
+        let url = Url::parse(&format!("{scheme}://{host}/")).ok()?;
+        Some(Self {
+            host: url.host_str()?.to_owned(),
+            port: url.port_or_known_default()?,
+            scheme,
+        })
+    }
+
+    fn matches(&self, entry: &str) -> bool {
+        let Some((scheme, host)) = entry.split_once("://") else {
+            return false;
+        };
+        match host.strip_prefix("*.") {
+            None => Self::of_host(scheme, host).is_some_and(|entry| entry == *self),
+            Some(parent) => Self::of_host(scheme, parent).is_some_and(|parent| {
+                let below = self
+                    .host
+                    .strip_suffix(&parent.host)
+                    .and_then(|rest| rest.strip_suffix('.'));
+                self.scheme == parent.scheme
+                    && self.port == parent.port
+                    && below.is_some_and(|labels| !labels.is_empty())
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address_of(peer: &str, forwarded: &[&'static str]) -> String {
+        let mut headers = HeaderMap::new();
+        for line in forwarded {
+            headers.append("x-forwarded-for", HeaderValue::from_static(line));
+        }
+        let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        client_address(peer.parse().unwrap(), &headers, &trusted).to_string()
+    }
+
+    #[test]
+    fn forwarded_addresses_are_believed_from_trusted_peers_only() {
+        assert_eq!(address_of("192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
+        assert_eq!(address_of("10.0.0.1", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(
+            address_of("::ffff:10.0.0.1", &["198.51.100.7"]),
+            "198.51.100.7"
+        );
+        assert_eq!(address_of("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(address_of("fd00::1", &["2001:db8::9"]), "2001:db8::9");
+    }
+
+    #[test]
+    fn the_walk_ends_at_the_first_stranger_from_the_right() {
+        assert_eq!(
+            address_of("10.0.0.1", &["1.1.1.1, 198.51.100.7, 10.0.0.2"]),
+            "198.51.100.7"
+        );
+        assert_eq!(
+            address_of(
+                "10.0.0.1",
+                &["1.1.1.1", "198.51.100.7,10.0.0.3", "10.0.0.2"]
+            ),
+            "198.51.100.7"
+        );
+        assert_eq!(address_of("10.0.0.1", &["10.0.0.9, 10.0.0.2"]), "10.0.0.9");
+        assert_eq!(
+            address_of("10.0.0.1", &["1.1.1.1, unknown, 10.0.0.2"]),
+            "10.0.0.2"
+        );
+        assert_eq!(address_of("10.0.0.1", &["1.1.1.1, , 10.0.0.2"]), "10.0.0.2");
+    }
+
+    #[test]
+    fn forwarded_addresses_may_carry_ports_and_brackets() {
+        for (text, address) in [
+            ("192.0.2.1:4711", Some("192.0.2.1")),
+            ("[2001:db8::1]:4711", Some("2001:db8::1")),
+            ("[2001:db8::1]", Some("2001:db8::1")),
+            ("2001:db8::1", Some("2001:db8::1")),
+            ("[192.0.2.1]", None),
+            ("192.0.2", None),
+            ("_hidden", None),
+        ] {
+            assert_eq!(
+                forwarded_address(text).map(|a| a.to_string()).as_deref(),
+                address,
+                "{text}"
+            );
+        }
+    }
+
+    fn allowed(origin: &str, host: &str, list: &[&str]) -> bool {
+        let list: Vec<String> = list.iter().map(|s| (*s).to_owned()).collect();
+        origin_allowed(Some(origin), Some(host), &list)
+    }
+
+    #[test]
+    fn a_request_without_an_origin_passes_and_null_never_does() {
+        assert!(origin_allowed(None, Some("gw.example.com"), &[]));
+        assert!(!allowed("null", "null", &["null"]));
+        assert!(!allowed("", "", &[""]));
+        assert!(!origin_allowed(Some("https://gw.example.com"), None, &[]));
+    }
+
+    #[test]
+    fn the_own_origin_passes_by_host_and_effective_port() {
+        assert!(allowed("https://gw.example.com", "gw.example.com", &[]));
+        assert!(allowed("http://gw.example.com", "gw.example.com", &[]));
+        assert!(allowed("https://GW.Example.com", "gw.example.COM:443", &[]));
+        assert!(allowed("http://localhost:8080", "localhost:8080", &[]));
+        assert!(allowed("http://[::1]:8080", "[::1]:8080", &[]));
+        assert!(!allowed("https://gw.example.com", "gw.example.com:80", &[]));
+        assert!(!allowed("http://localhost:8081", "localhost:8080", &[]));
+        assert!(!allowed("https://evil.com", "gw.example.com", &[]));
+        assert!(!allowed("https://evil.com", "gw.example.com@evil.com", &[]));
+        assert!(!allowed("https://evil.com", "evil.com/gw.example.com", &[]));
+    }
+
+    #[test]
+    fn an_exact_entry_fits_scheme_host_and_port() {
+        let list = [
+            "https://shop.example.com",
+            "http://localhost:5173",
+            "https://bücher.example",
+        ];
+        for good in [
+            "https://shop.example.com",
+            "https://shop.example.com:443",
+            "HTTPS://SHOP.example.com",
+            "http://localhost:5173",
+        ] {
+            assert!(allowed(good, "gw", &list), "{good}");
+        }
+        assert!(allowed("https://xn--bcher-kva.example", "gw", &list));
+        for bad in [
+            "http://shop.example.com",
+            "https://shop.example.com:8443",
+            "https://shop.example.com.evil.com",
+            "https://shop.example.com.",
+            "https://evil-shop.example.com",
+            "https://a.shop.example.com",
+            "https://shop.example.com@evil.com",
+            "https://evil.com/https://shop.example.com",
+            "https://shop.example.com/",
+            "https://shop.example.com#",
+            "https://shop.example.com ",
+            "https://shop.example.com:",
+            "https:shop.example.com",
+            "http://localhost",
+            "file://",
+            "ftp://shop.example.com",
+            "chrome-extension://shop.example.com",
+        ] {
+            assert!(!allowed(bad, "gw", &list), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_fits_subdomains_only() {
+        let list = ["https://*.example.com"];
+        for good in [
+            "https://a.example.com",
+            "https://a.b.example.com",
+            "https://A.EXAMPLE.com:443",
+        ] {
+            assert!(allowed(good, "gw", &list), "{good}");
+        }
+        for bad in [
+            "https://example.com",
+            "https://evil-example.com",
+            "https://evilexample.com",
+            "https://.example.com",
+            "https://*.example.com",
+            "https://a.example.com.evil.com",
+            "https://a.example.com:8443",
+            "http://a.example.com",
+            "https://a.example.com.",
+            "https://a%2eexample.com",
+        ] {
+            assert!(!allowed(bad, "gw", &list), "{bad}");
+        }
+        assert!(allowed(
+            "https://a.example.com:8443",
+            "gw",
+            &["https://*.example.com:8443"]
+        ));
+        assert!(!allowed(
+            "https://a.example.com",
+            "gw",
+            &["*", "https://*", "*.example.com", "https://a.*.com"]
+        ));
+    }
+}

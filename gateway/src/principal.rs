@@ -1,0 +1,60 @@
+//! Who a caller is, once authenticated. Plain data: [`crate::auth`] makes it, everything else reads it.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+/// SHA-256 of a public key (RFC 7638).
+pub type Thumbprint = [u8; 32];
+
+/// Who a token, or a Basic user, speaks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    /// The subject, with the prefix of its source: compared as text everywhere.
+    pub subject: Arc<str>,
+    /// Identifiers of its roles; empty unless the roles of the source are trusted.
+    pub roles: Vec<String>,
+    /// How it was authenticated.
+    pub via: Via,
+}
+
+/// How a principal was authenticated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Via {
+    /// A verified token.
+    Token(TokenFacts),
+    /// `Authorization: Basic`: it has no inbox.
+    Basic,
+}
+
+/// What is kept of a verified token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenFacts {
+    /// Name of the source that issued it.
+    pub source: Arc<str>,
+    /// The key that verified it. Not its `kid`: an issuer may use the same `kid` for another key.
+    pub thumbprint: Arc<Thumbprint>,
+    /// `jti`
+    pub token_id: Option<Arc<str>>,
+    /// `iat`
+    pub issued_at: Option<DateTime<Utc>>,
+    /// `exp`
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+impl Principal {
+    /// Returns the token's facts, or `None` for a Basic user.
+    pub fn token(&self) -> Option<&TokenFacts> {
+        match &self.via {
+            Via::Token(facts) => Some(facts),
+            Via::Basic => None,
+        }
+    }
+}
+
+impl TokenFacts {
+    /// Returns `iat` in milliseconds since the Unix epoch; a token without it counts as issued at time zero.
+    pub fn issued_ms(&self) -> i64 {
+        self.issued_at.map_or(0, |at| at.timestamp_millis())
+    }
+}
