@@ -25,13 +25,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::activity::{self, Catalogs};
+use crate::api;
 use crate::auth::{Access, Authenticator, Basic, Revocations};
 use crate::bus::{self, Bus};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Invalid, SessionTimes};
 use crate::delivery::Delivery;
 use crate::files;
-use crate::http;
 use crate::hub::{self, Hub};
 use crate::id::IdGenerator;
 use crate::lifecycle::Lifecycle;
@@ -384,7 +384,7 @@ impl Gateway {
             tokio::spawn(activity::run(options, pipeline_stop.clone()))
         });
 
-        let rest = http::router(http::State {
+        let rest = api::router(api::ApiState {
             authenticator: authenticator.clone(),
             basic,
             access,
@@ -417,18 +417,18 @@ impl Gateway {
                 } else {
                     serde_json::Value::Null
                 };
-                http::Facts {
+                api::Facts {
                     static_revision: static_revision.clone(),
                     live_revision: holds.revision,
                     live_error: holds.error,
                     catalogs_revision: catalogs.revision(),
                     key_sources: authenticator.status(),
-                    jwks_file: published.borrow().as_deref().map(http::JwksFile::of),
+                    jwks_file: published.borrow().as_deref().map(api::JwksFile::of),
                     kafka,
                 }
             }
         };
-        let admin = http::admin_router(http::AdminState {
+        let admin = api::admin_router(api::AdminState {
             lifecycle: Arc::clone(lifecycle),
             hub: hub.clone(),
             bus: Arc::clone(&bus),

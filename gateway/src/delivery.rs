@@ -1,6 +1,6 @@
 //! A message on its way out: to the hub if its destination is here, to the bus where it may be elsewhere.
 //!
-//! Input: [`crate::ws`], [`crate::http`] and [`crate::activity`]. Output: [`crate::hub`] and [`crate::bus`].
+//! Input: [`crate::ws`], [`crate::api`] and [`crate::activity`]. Output: [`crate::hub`] and [`crate::bus`].
 
 use std::sync::Arc;
 

@@ -10,10 +10,10 @@
 mod broker;
 mod folder;
 mod issuer;
+mod print_events;
 mod produce;
 mod settings;
 mod sheet;
-mod watch;
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
@@ -33,7 +33,7 @@ use crate::telemetry::Telemetry;
 use broker::Broker;
 use folder::{Addresses, Folder};
 use issuer::Issuer;
-use settings::Places;
+use settings::ListenAddresses;
 
 /// Partitions of every topic: enough to see that order holds within one.
 const PARTITIONS: i32 = 4;
@@ -66,7 +66,7 @@ pub struct Arguments {
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
-    place: Place,
+    folder: DataFolder,
     /// Where /stream and REST listen
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     public: SocketAddr,
@@ -86,7 +86,7 @@ pub struct Options {
 
 /// The folder of a dev mode.
 #[derive(Debug, Args)]
-pub struct Place {
+pub struct DataFolder {
     /// Folder of inboxes, policies, keys and tokens; kept across restarts
     #[arg(long, value_name = "DIR", default_value = ".signal-dev")]
     data_dir: PathBuf,
@@ -99,7 +99,7 @@ pub enum Command {
     Watch {
         /// Where the dev mode is.
         #[command(flatten)]
-        place: Place,
+        folder: DataFolder,
         /// Whose notifications to watch
         #[arg(long, value_name = "ID", default_value = USERS[0])]
         user: String,
@@ -108,7 +108,7 @@ pub enum Command {
     Produce {
         /// Where the dev mode is.
         #[command(flatten)]
-        place: Place,
+        folder: DataFolder,
         /// What to produce.
         #[command(flatten)]
         record: produce::Record,
@@ -117,7 +117,7 @@ pub enum Command {
     Token {
         /// Where the dev mode is.
         #[command(flatten)]
-        place: Place,
+        folder: DataFolder,
         /// Whom it speaks for
         #[arg(long, value_name = "ID", default_value = USERS[0])]
         user: String,
@@ -138,19 +138,19 @@ impl Command {
     /// No dev mode serves from the folder, or what it answers.
     pub fn run(self) -> anyhow::Result<()> {
         match self {
-            Self::Watch { place, user } => {
-                let folder = Folder::open(&place.data_dir)?;
+            Self::Watch { folder, user } => {
+                let folder = Folder::open(&folder.data_dir)?;
                 let issuer = Issuer::open(&folder)?;
-                watch::watch(&folder.addresses()?.stream, &user, || {
+                print_events::print_events(&folder.addresses()?.stream, &user, || {
                     issuer.token(&user, SystemClock.now())
                 })
             }
-            Self::Produce { place, record } => {
-                let addresses = Folder::open(&place.data_dir)?.addresses()?;
+            Self::Produce { folder, record } => {
+                let addresses = Folder::open(&folder.data_dir)?.addresses()?;
                 produce::produce(&addresses.kafka, &addresses.topic, &record)
             }
-            Self::Token { place, user } => {
-                let token = Issuer::open(&Folder::open(&place.data_dir)?)?
+            Self::Token { folder, user } => {
+                let token = Issuer::open(&Folder::open(&folder.data_dir)?)?
                     .token(&user, SystemClock.now())?;
                 Ok(writeln!(std::io::stdout(), "{token}")?)
             }
@@ -191,14 +191,14 @@ impl Options {
                  to do it all the same, add --allow-non-loopback"
             );
         }
-        let folder = Folder::take(&self.place.data_dir)?;
+        let folder = Folder::take(&self.folder.data_dir)?;
         let listeners = Listeners {
             public: bind("--public", self.public)?,
             admin: bind("--admin", self.admin)?,
             kafka: bind("--kafka-port", broker::address(self.kafka_port))?,
             issuer: bind("--issuer-port", broker::address(self.issuer_port))?,
         };
-        let places = Places {
+        let listening = ListenAddresses {
             public: listeners.public.local_addr()?,
             admin: listeners.admin.local_addr()?,
             kafka: listeners.kafka.local_addr()?,
@@ -215,14 +215,14 @@ impl Options {
                 .encode_to_string(token)
                 .into_bytes())
         })?;
-        let config = settings::prepare(&folder, places, environment)?;
+        let config = settings::prepare(&folder, listening, environment)?;
         let addresses = Addresses {
-            stream: format!("ws://{}/stream", reachable(places.public)),
-            rest: format!("http://{}", reachable(places.public)),
-            admin: format!("http://{}", reachable(places.admin)),
-            kafka: places.kafka.to_string(),
+            stream: format!("ws://{}/stream", reachable(listening.public)),
+            rest: format!("http://{}", reachable(listening.public)),
+            admin: format!("http://{}", reachable(listening.admin)),
+            kafka: listening.kafka.to_string(),
             topic: config.kafka.topics.first().cloned().unwrap_or_default(),
-            certs: settings::certs(places.issuer),
+            certs: settings::certs(listening.issuer),
         };
         Ok(Prepared {
             config,
@@ -230,7 +230,7 @@ impl Options {
             issuer,
             listeners,
             addresses,
-            as_typed: self.place.data_dir,
+            as_typed: self.folder.data_dir,
         })
     }
 }

@@ -7,11 +7,12 @@
 //! | WebSocket frame in | [`ws`] socket -> [`protocol`] envelope -> [`ws`] session -> [`auth`] / [`hub`] |
 //! | message out | [`delivery`] -> [`hub`] if held here, [`bus`] where it may be elsewhere -> outbox -> socket |
 //! | Kafka record in | [`activity`]: consumer -> decode -> resolve -> render -> [`store`] -> [`delivery`] -> commit |
-//! | REST request in | [`http`] route -> extractor -> [`auth`] policy -> [`store`] / [`delivery`] -> response |
+//! | REST request in | [`api`] route -> extractor -> [`auth`] policy -> [`store`] / [`delivery`] -> response |
 //!
 //! [`app`] builds each part once, wires them, supervises the tasks and drains them in order.
 
 pub mod activity;
+pub mod api;
 pub mod app;
 pub mod auth;
 pub mod bus;
@@ -22,7 +23,6 @@ pub mod delivery;
 pub mod dev;
 pub mod dispatch;
 pub mod files;
-pub mod http;
 pub mod hub;
 pub mod id;
 pub mod lifecycle;

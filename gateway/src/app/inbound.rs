@@ -108,7 +108,7 @@ impl Inbound {
         let authenticator = self.authenticator.clone();
         let ending = self
             .hub
-            .announce_end(move |principal| !authenticator.stands(principal))
+            .announce_end(move |principal| !authenticator.trusts(principal))
             .await;
         if revoked + ending > 0 {
             tracing::info!(

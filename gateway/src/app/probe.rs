@@ -31,7 +31,8 @@ impl Probe {
     pub(super) async fn run(self, stop: CancellationToken) {
         let mut keys = self.authenticator.changes();
         loop {
-            self.lifecycle.set("keys", self.authenticator.ready());
+            self.lifecycle
+                .set("keys", self.authenticator.unready_reason());
             let deaf = self.bus.subscriber() == SubscriberState::Stalled;
             let lapsed = self.bus.lease_lapsed();
             self.closed.store(lapsed, Ordering::Release);

@@ -1,6 +1,6 @@
 //! `Authorization: Basic` for administrators and services: users in a mounted file, Argon2id hashes, each mapped to a policy subject.
 //!
-//! Input: the users file, read again when its content changes, and credentials from [`crate::http`]. Output: a [`Principal`] without inbox.
+//! Input: the users file, read again when its content changes, and credentials from [`crate::api`]. Output: a [`Principal`] without inbox.
 //! Guessing is slow: a few failures per address and minute, two hashes at a time on the whole instance, and no hint whether a user exists.
 
 use std::collections::HashMap;

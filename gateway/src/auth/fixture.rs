@@ -312,7 +312,7 @@ impl Rig {
     /// Starts and waits until it is ready.
     pub(super) async fn start(sources: Vec<Source>) -> Self {
         let rig = Self::start_unready(sources, |_| {}).await;
-        until(|| rig.auth.ready().is_none()).await;
+        until(|| rig.auth.unready_reason().is_none()).await;
         rig
     }
 

@@ -1,6 +1,6 @@
 //! Who is asking, and may they: Bearer tokens against remote key sets, Basic users, revocations, and Casbin policies.
 //!
-//! Input: credentials from [`crate::ws`] and [`crate::http`], key sets over HTTP, policy rows from [`crate::store`].
+//! Input: credentials from [`crate::ws`] and [`crate::api`], key sets over HTTP, policy rows from [`crate::store`].
 //! Output: a [`Principal`](crate::principal::Principal), or a refusal; and yes or no.
 
 mod basic;
@@ -19,4 +19,4 @@ pub use key_set::SourceStatus;
 pub use policy::Access;
 pub use published::{NotPublic, PublishedKeys};
 pub use revocation::Revocations;
-pub use token::{Authenticator, Reason, VerifyError};
+pub use token::{Authenticator, TokenFault, VerifyError};

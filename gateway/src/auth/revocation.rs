@@ -1,6 +1,6 @@
 //! Tokens that are refused before their time: by user, by `jti`, issued before some moment.
 //!
-//! Input: revocations from [`crate::http`] and, through `app`, from other instances and the bus's memory. Output: whether one applies to a
+//! Input: revocations from [`crate::api`] and, through `app`, from other instances and the bus's memory. Output: whether one applies to a
 //! principal. Revocations are never taken back, they only end; so whatever arrives twice, late or in another order leaves the same state.
 
 use std::collections::HashMap;

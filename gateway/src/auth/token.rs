@@ -1,6 +1,6 @@
 //! Bearer tokens: a JWS in compact form (RFC 7515) with JWT claims (RFC 7519) becomes a [`Principal`], or is refused.
 //!
-//! Input: tokens from [`crate::ws`] and [`crate::http`], keys from [`super::key_set`]. Output: who speaks, and why not otherwise.
+//! Input: tokens from [`crate::ws`] and [`crate::api`], keys from [`super::key_set`]. Output: who speaks, and why not otherwise.
 //! With the key at hand, verifying waits for nothing: a hash and a look-up for a token seen before, one signature check for a new one.
 //!
 //! `jsonwebtoken` reads the header. Its validation is not used, because it reads the system's clock itself (here time is a
@@ -50,7 +50,7 @@ const WAIT_SLACK: Duration = Duration::from_millis(500);
 pub enum VerifyError {
     /// It is bad, and stays so.
     #[error("the token is refused: {0}")]
-    Refused(Reason),
+    Refused(TokenFault),
     /// Nobody can say: the keys of its source cannot be had.
     #[error("the token cannot be verified: {0}")]
     Unavailable(String),
@@ -58,7 +58,7 @@ pub enum VerifyError {
 
 /// What is wrong with a token, from the first check to the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Reason {
+pub enum TokenFault {
     /// Longer than 16 KiB.
     TooLong,
     /// Not a signed token that this gateway can read; `none` and unknown algorithms are among these.
@@ -85,7 +85,7 @@ pub enum Reason {
     Revoked,
 }
 
-impl Reason {
+impl TokenFault {
     /// Its name in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -105,7 +105,7 @@ impl Reason {
     }
 }
 
-impl std::fmt::Display for Reason {
+impl std::fmt::Display for TokenFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())
     }
@@ -183,7 +183,7 @@ impl Authenticator {
 
     /// The verdict of [`Authenticator::verify`] on a token that was verified before and still stands: it takes microseconds and never waits. `None`
     /// says nothing of the token.
-    pub fn known(&self, token: &str) -> Option<Result<Arc<Principal>, VerifyError>> {
+    pub fn verify_cached(&self, token: &str) -> Option<Result<Arc<Principal>, VerifyError>> {
         if token.len() > MAX_TOKEN_BYTES {
             return None;
         }
@@ -211,7 +211,7 @@ impl Authenticator {
     }
 
     /// Whether a principal may go on: nothing revoked it, and the source and key of its token are still there.
-    pub fn stands(&self, principal: &Principal) -> bool {
+    pub fn trusts(&self, principal: &Principal) -> bool {
         !self.inner.revocations.matches(principal)
             && !self.is_revoked(principal)
             && principal
@@ -228,7 +228,7 @@ impl Authenticator {
     ///
     /// At start every accepted source must have been fetched. Later only the loss of all of them counts, so that one source that is away, or
     /// was added with a wrong address, does not take every instance out of service at once.
-    pub fn ready(&self) -> Option<String> {
+    pub fn unready_reason(&self) -> Option<String> {
         self.inner.sets.unready()
     }
 
@@ -241,7 +241,7 @@ impl Authenticator {
 impl Inner {
     async fn verify(&self, token: &str) -> Result<Arc<Principal>, VerifyError> {
         if token.len() > MAX_TOKEN_BYTES {
-            return Err(VerifyError::Refused(Reason::TooLong));
+            return Err(VerifyError::Refused(TokenFault::TooLong));
         }
         let hash = hash_of(token);
         if let Some(verdict) = self.recall(&hash) {
@@ -311,7 +311,7 @@ impl Inner {
 
     fn unless_revoked(&self, principal: Arc<Principal>) -> Result<Arc<Principal>, VerifyError> {
         if self.revocations.matches(&principal) {
-            Err(VerifyError::Refused(Reason::Revoked))
+            Err(VerifyError::Refused(TokenFault::Revoked))
         } else {
             Ok(principal)
         }
@@ -321,12 +321,12 @@ impl Inner {
     fn look(&self, parts: &Parts<'_>, hash: &TokenHash, round: usize) -> Step {
         let table = self.sets.table();
         let now = self.clock.now_ms();
-        let mut reason = Reason::Issuer;
+        let mut reason = TokenFault::Issuer;
         let mut without_key = Vec::new();
         let mut found_key = false;
         for view in table.candidates(parts.claims.iss.as_deref()) {
             if !view.source.algorithms.contains(&parts.algorithm) {
-                reason = reason.max(Reason::Algorithm);
+                reason = reason.max(TokenFault::Algorithm);
                 continue;
             }
             if view.freshness(now, table.keys.max_stale_secs) != Freshness::Usable {
@@ -345,15 +345,15 @@ impl Inner {
             }
             found_key |= found_here;
             if !found_here {
-                reason = reason.max(Reason::UnknownKey);
+                reason = reason.max(TokenFault::UnknownKey);
                 without_key.push(view);
             }
         }
-        if reason == Reason::Issuer
+        if reason == TokenFault::Issuer
             && without_key.is_empty()
             && table.is_of_revoked(parts.claims.iss.as_deref())
         {
-            reason = Reason::Revoked;
+            reason = TokenFault::Revoked;
         }
         if found_key || without_key.is_empty() {
             return Step::Done(Err(VerifyError::Refused(reason)));
@@ -386,7 +386,7 @@ impl Inner {
         table: &Table,
         views: &[&View],
         kid: Option<&str>,
-        reason: Reason,
+        reason: TokenFault,
         round: usize,
     ) -> Step {
         let now = self.clock.now_ms();
@@ -478,26 +478,26 @@ impl Audience {
 }
 
 impl<'t> Parts<'t> {
-    fn parse(token: &'t str) -> Result<Self, Reason> {
-        let (message, signature) = token.rsplit_once('.').ok_or(Reason::Malformed)?;
-        let (_, payload) = message.split_once('.').ok_or(Reason::Malformed)?;
+    fn parse(token: &'t str) -> Result<Self, TokenFault> {
+        let (message, signature) = token.rsplit_once('.').ok_or(TokenFault::Malformed)?;
+        let (_, payload) = message.split_once('.').ok_or(TokenFault::Malformed)?;
         // `none` and whatever else has no name there does not parse.
-        let header = jsonwebtoken::decode_header(token).map_err(|_| Reason::Malformed)?;
-        let algorithm = accepted(header.alg).ok_or(Reason::Algorithm)?;
+        let header = jsonwebtoken::decode_header(token).map_err(|_| TokenFault::Malformed)?;
+        let algorithm = accepted(header.alg).ok_or(TokenFault::Algorithm)?;
         // RFC 7515 section 4.1.11: an extension that is not understood makes the token invalid, and none is understood here.
         if header.crit.is_some() || header.typ.as_deref().is_some_and(names_another_kind) {
-            return Err(Reason::Kind);
+            return Err(TokenFault::Kind);
         }
         if header.kid.as_ref().is_some_and(|kid| kid.len() > MAX_KID) {
-            return Err(Reason::UnknownKey);
+            return Err(TokenFault::UnknownKey);
         }
         let payload = URL_SAFE_NO_PAD
             .decode_to_vec(payload.as_bytes())
-            .map_err(|_| Reason::Malformed)?;
-        let claims: Claims = serde_json::from_slice(&payload).map_err(|_| Reason::Malformed)?;
+            .map_err(|_| TokenFault::Malformed)?;
+        let claims: Claims = serde_json::from_slice(&payload).map_err(|_| TokenFault::Malformed)?;
         let signature = URL_SAFE_NO_PAD
             .decode_to_vec(signature.as_bytes())
-            .map_err(|_| Reason::Malformed)?;
+            .map_err(|_| TokenFault::Malformed)?;
         Ok(Self {
             algorithm,
             kid: header.kid,
@@ -542,12 +542,12 @@ fn check(
     key: &Key,
     now_ms: i64,
     leeway_ms: i64,
-) -> Result<(Principal, i64), Reason> {
+) -> Result<(Principal, i64), TokenFault> {
     if !key.algorithms.contains(&parts.algorithm) {
-        return Err(Reason::Algorithm);
+        return Err(TokenFault::Algorithm);
     }
     if !key.verifies(parts.algorithm, parts.message, &parts.signature) {
-        return Err(Reason::Signature);
+        return Err(TokenFault::Signature);
     }
     let (claims, source) = (&parts.claims, &view.source);
     if !source.skip_audience_check
@@ -556,11 +556,11 @@ fn check(
             .as_ref()
             .is_some_and(|aud| aud.holds_one_of(&source.audiences))
     {
-        return Err(Reason::Audience);
+        return Err(TokenFault::Audience);
     }
-    let expires_at = parts.expires_at.ok_or(Reason::Expired)?;
+    let expires_at = parts.expires_at.ok_or(TokenFault::Expired)?;
     if now_ms >= expires_at.timestamp_millis().saturating_add(leeway_ms) {
-        return Err(Reason::Expired);
+        return Err(TokenFault::Expired);
     }
     // A token from the future would outlive `issuedBefore` of a revocation.
     let not_before_ms = parts
@@ -571,7 +571,7 @@ fn check(
         .max()
         .unwrap_or(i64::MIN);
     if now_ms.saturating_add(leeway_ms) < not_before_ms {
-        return Err(Reason::NotYetValid);
+        return Err(TokenFault::NotYetValid);
     }
     let facts = TokenFacts {
         source: Arc::clone(&view.name),
@@ -593,28 +593,28 @@ fn check(
 }
 
 /// A NumericDate (RFC 7519 section 2), possibly with a fraction.
-fn time(seconds: f64) -> Result<DateTime<Utc>, Reason> {
+fn time(seconds: f64) -> Result<DateTime<Utc>, TokenFault> {
     let ms = (seconds * 1000.0).floor();
     // Beyond 2^53 a double counts no single milliseconds, and no calendar goes there.
     let fits = ms.is_finite() && ms.abs() < 9_007_199_254_740_992.0;
     fits.then(|| DateTime::from_timestamp_millis(ms as i64))
         .flatten()
-        .ok_or(Reason::Malformed)
+        .ok_or(TokenFault::Malformed)
 }
 
 /// `sub`, else `userId`, behind the source's prefix.
-fn subject(claims: &Claims, prefix: &str) -> Result<Arc<str>, Reason> {
+fn subject(claims: &Claims, prefix: &str) -> Result<Arc<str>, TokenFault> {
     let subject = claims
         .sub
         .as_ref()
         .or(claims.user_id.as_ref())
         .and_then(text)
-        .ok_or(Reason::Subject)?;
+        .ok_or(TokenFault::Subject)?;
     if subject.is_empty()
         || subject.len() > MAX_SUBJECT_BYTES
         || subject.chars().any(char::is_control)
     {
-        return Err(Reason::Subject);
+        return Err(TokenFault::Subject);
     }
     Ok(if prefix.is_empty() {
         subject.into()

@@ -20,7 +20,7 @@ const PLATFORM: &str = "platform.db";
 
 /// Where the parts listen.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Places {
+pub(super) struct ListenAddresses {
     pub(super) public: SocketAddr,
     pub(super) admin: SocketAddr,
     pub(super) kafka: SocketAddr,
@@ -38,11 +38,11 @@ pub(super) fn platform(folder: &Folder) -> anyhow::Result<config::Secret> {
 /// A file cannot be written; all that is wrong with the settings.
 pub(super) fn prepare(
     folder: &Folder,
-    places: Places,
+    addresses: ListenAddresses,
     environment: impl Iterator<Item = (String, String)>,
 ) -> anyhow::Result<Config> {
     let environment: Vec<_> = environment.collect();
-    let fixed = fixed(folder, places)?;
+    let fixed = fixed(folder, addresses)?;
     let taken: Vec<String> = fixed
         .iter()
         .map(|(name, _)| format!("SIGNAL__{}", name.replace('.', "__").to_uppercase()))
@@ -56,7 +56,7 @@ pub(super) fn prepare(
         LIVE_FILE,
         page(
             "Dev mode writes this file at each start; while it runs, changes to it are taken up.",
-            &live(places),
+            &live(addresses),
         )
         .as_bytes(),
     )?;
@@ -80,16 +80,19 @@ fn page(comment: &str, table: &Table) -> String {
 }
 
 /// What makes dev mode an island: it reads and writes nothing but its folder, and listens where its arguments say.
-fn fixed(folder: &Folder, places: Places) -> anyhow::Result<Vec<(&'static str, Value)>> {
+fn fixed(
+    folder: &Folder,
+    addresses: ListenAddresses,
+) -> anyhow::Result<Vec<(&'static str, Value)>> {
     let file = |name: &str| Value::String(folder.file(name).display().to_string());
     Ok(vec![
         ("live_file", file(LIVE_FILE)),
-        ("server.public_address", places.public.to_string().into()),
-        ("server.admin_address", places.admin.to_string().into()),
+        ("server.public_address", addresses.public.to_string().into()),
+        ("server.admin_address", addresses.admin.to_string().into()),
         ("server.admin_token_file", file(ADMIN_TOKEN_FILE)),
         ("bus.mode", "local".into()),
         ("kafka.enabled", true.into()),
-        ("kafka.brokers", vec![places.kafka.to_string()].into()),
+        ("kafka.brokers", vec![addresses.kafka.to_string()].into()),
         ("kafka.security", "plaintext".into()),
         ("database.url", folder.database(NOTIFICATIONS)?.into()),
         ("database.url_file", "".into()),
@@ -116,11 +119,11 @@ fn preferred() -> [(&'static str, Value); 10] {
     ]
 }
 
-fn live(places: Places) -> Table {
+fn live(addresses: ListenAddresses) -> Table {
     let source = table([
         ("name", "dev".into()),
         ("issuer", issuer::NAME.into()),
-        ("url", certs(places.issuer).into()),
+        ("url", certs(addresses.issuer).into()),
         ("audiences", vec![issuer::AUDIENCE].into()),
         ("algorithms", vec!["ES256"].into()),
         ("allow_insecure_http", true.into()),
@@ -163,9 +166,9 @@ mod tests {
     use super::*;
     use crate::app;
 
-    fn places() -> Places {
+    fn addresses() -> ListenAddresses {
         let at = |port: u16| ([127, 0, 0, 1], port).into();
-        Places {
+        ListenAddresses {
             public: at(1),
             admin: at(2),
             kafka: at(3),
@@ -178,7 +181,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::take(dir.path()).unwrap();
         let environment = [("SIGNAL__ENCRYPTION__MODE".to_owned(), "required".to_owned())];
-        let config = prepare(&folder, places(), environment.into_iter()).unwrap();
+        let config = prepare(&folder, addresses(), environment.into_iter()).unwrap();
         assert_eq!(config.encryption.mode, config::EncryptionMode::Required);
         assert_eq!(config.kafka.brokers, ["127.0.0.1:3"]);
         app::check(&config).unwrap();
@@ -195,7 +198,7 @@ mod tests {
         ] {
             let error = prepare(
                 &folder,
-                places(),
+                addresses(),
                 [(name.to_owned(), "x".to_owned())].into_iter(),
             )
             .unwrap_err();

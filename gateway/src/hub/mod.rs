@@ -1,6 +1,6 @@
 //! Live connections of this instance, sharded: each thread owns its own, with its own lists of users and members.
 //!
-//! Input: sockets from [`crate::ws`], messages from [`crate::delivery`], commands from [`crate::http`]. Output: bytes on sockets. A message to N
+//! Input: sockets from [`crate::ws`], messages from [`crate::delivery`], commands from [`crate::api`]. Output: bytes on sockets. A message to N
 //! people is encoded once, queued to each connection by reference and then written with one call per connection, straight from the fan-out; only what
 //! a socket does not take waits. The hub never calls a session: it wakes the connection's task.
 

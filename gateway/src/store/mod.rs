@@ -1,6 +1,6 @@
 //! Where notifications are kept and policies are read: PostgreSQL, or SQLite for one instance alone.
 //!
-//! Input: activities from [`crate::activity`], questions from [`crate::http`] and [`crate::ws`]. Output: rows as domain types.
+//! Input: activities from [`crate::activity`], questions from [`crate::api`] and [`crate::ws`]. Output: rows as domain types.
 //! [`open`] chooses by the URL, migrates, and follows a changed `url_file`; [`purge_loop`] removes what is old.
 
 mod batch;

@@ -177,7 +177,7 @@ impl Connection {
                 if let Some(principal) = renewed.cloned() {
                     self.shard.renew(&self.link, Arc::clone(&principal));
                     // As at admission: a revocation may have come since the verdict.
-                    if !self.context.authenticator.stands(&principal) {
+                    if !self.context.authenticator.trusts(&principal) {
                         self.close(Close::Revoked, now);
                     }
                 }
@@ -416,7 +416,7 @@ impl Connection {
         let heard = self.context.bus.subscribe(self.shard.interests(&self.link));
         // A revocation, or a source's removal, that came between the verdict and the entry in the hub found nobody to close: it is refused as whoever
         // comes later with such a token.
-        if !self.context.authenticator.stands(&principal) {
+        if !self.context.authenticator.trusts(&principal) {
             self.link.send_clear(
                 event::error(message::AUTHENTICATION_FAILED),
                 self.shard.caps().outbox,

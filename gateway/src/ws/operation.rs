@@ -166,7 +166,7 @@ impl Drop for Operations {
 pub(super) fn begin(context: &Arc<Context>, id: Id, operation: Operation) -> Begun {
     let with = Arc::clone(context);
     match operation {
-        Operation::Verify { token, key } => match context.authenticator.known(&token) {
+        Operation::Verify { token, key } => match context.authenticator.verify_cached(&token) {
             Some(known) => Begun::Done(Outcome::Verdict(verdict(context, known, key))),
             // It waits only for keys that are being fetched.
             None => here(async move { Outcome::Verdict(verify(&with, &token, key).await) }),

@@ -1,10 +1,10 @@
 use super::*;
 use crate::auth::fixture::{Issuer, Rig, Signer, claims, facts, source, source_at, until, wait};
-use crate::auth::{Reason, VerifyError};
+use crate::auth::{TokenFault, VerifyError};
 use crate::config::Algorithm;
 use serde_json::json;
 
-const UNKNOWN: VerifyError = VerifyError::Refused(Reason::UnknownKey);
+const UNKNOWN: VerifyError = VerifyError::Refused(TokenFault::UnknownKey);
 
 fn is_unavailable<T>(verdict: &Result<T, VerifyError>) -> bool {
     matches!(verdict, Err(VerifyError::Unavailable(_)))
@@ -16,17 +16,17 @@ async fn it_is_ready_once_every_accepted_source_was_fetched() {
     let (up, down) = (Issuer::start(&[&a]).await, Issuer::start(&[&b]).await);
     down.answer(503, "");
     let rig = Rig::start_unready(vec![source("up", &up), source("down", &down)], |_| {}).await;
-    assert!(rig.auth.ready().is_some());
+    assert!(rig.auth.unready_reason().is_some());
     until(|| {
         rig.auth
-            .ready()
+            .unready_reason()
             .is_some_and(|why| why == "key source down: the answer is 503, not 200")
     })
     .await;
     rig.verify(&a.sign(&claims("up"))).await.unwrap();
     assert!(is_unavailable(&rig.verify(&b.sign(&claims("down"))).await));
     down.publish(&[&b]);
-    until(|| rig.auth.ready().is_none()).await;
+    until(|| rig.auth.unready_reason().is_none()).await;
     rig.verify(&b.sign(&claims("down"))).await.unwrap();
     // From here on one source alone takes nobody out of service.
     rig.change(|live| {
@@ -34,9 +34,9 @@ async fn it_is_ready_once_every_accepted_source_was_fetched() {
             .push(source_at("lost", "http://127.0.0.1:1/certs"))
     });
     until(|| rig.auth.status().len() == 3 && rig.auth.status()[2].error.is_some()).await;
-    assert_eq!(rig.auth.ready(), None);
+    assert_eq!(rig.auth.unready_reason(), None);
     rig.change(|live| live.sources.drain(..2).for_each(drop));
-    until(|| rig.auth.ready().is_some()).await;
+    until(|| rig.auth.unready_reason().is_some()).await;
 }
 
 #[tokio::test]
@@ -179,7 +179,7 @@ async fn another_key_behind_the_same_kid_is_another_key() {
     until(|| !rig.auth.still_valid(facts(&principal))).await;
     assert_eq!(
         rig.verify(&token).await,
-        Err(VerifyError::Refused(Reason::Signature))
+        Err(VerifyError::Refused(TokenFault::Signature))
     );
     rig.verify(&new.sign(&claims("main"))).await.unwrap();
 }
@@ -218,11 +218,16 @@ async fn an_outage_is_lived_through_until_the_keys_are_too_old() {
     rig.clock.advance_ms(43_200_000);
     rig.verify(&remembered).await.unwrap();
     rig.verify(&claims(1)).await.unwrap();
-    assert_eq!(rig.auth.ready(), None);
+    assert_eq!(rig.auth.unready_reason(), None);
     rig.clock.advance_ms(1);
     assert!(is_unavailable(&rig.verify(&remembered).await));
     assert!(is_unavailable(&rig.verify(&claims(2)).await));
-    assert!(rig.auth.ready().unwrap().contains("the answer is 500"));
+    assert!(
+        rig.auth
+            .unready_reason()
+            .unwrap()
+            .contains("the answer is 500")
+    );
     assert!(
         rig.auth.status()[0]
             .error
@@ -233,7 +238,7 @@ async fn an_outage_is_lived_through_until_the_keys_are_too_old() {
     // Open connections stay: nobody has withdrawn the key.
     assert!(rig.auth.still_valid(facts(&principal)));
     issuer.publish(&[&signer]);
-    until(|| rig.auth.ready().is_none()).await;
+    until(|| rig.auth.unready_reason().is_none()).await;
     rig.verify(&remembered).await.unwrap();
     assert_eq!(rig.auth.status()[0].error, None);
     let failed = SourceKind {
@@ -252,7 +257,7 @@ async fn an_answer_that_is_no_key_set_leaves_the_last_good_one() {
         live.keys.max_bytes = 2000
     })
     .await;
-    until(|| rig.auth.ready().is_none()).await;
+    until(|| rig.auth.unready_reason().is_none()).await;
     let padded = json!({"keys": [signer.jwk()], "padding": "x".repeat(2000)}).to_string();
     let many = json!({"keys": vec![json!({}); 65]}).to_string();
     let answers = [
@@ -297,12 +302,12 @@ async fn a_fetch_ends_in_time() {
     .await;
     until(|| {
         rig.auth
-            .ready()
+            .unready_reason()
             .is_some_and(|why| why.contains("no whole answer within 100 ms"))
     })
     .await;
     issuer.release();
-    until(|| rig.auth.ready().is_none()).await;
+    until(|| rig.auth.unready_reason().is_none()).await;
 }
 
 #[tokio::test]
@@ -319,7 +324,7 @@ async fn an_empty_set_withdraws_every_key() {
     );
     assert!(
         rig.auth
-            .ready()
+            .unready_reason()
             .unwrap()
             .contains("no key in the set can be used")
     );
@@ -377,7 +382,7 @@ async fn a_source_moved_back_to_prepared_is_accepted_no_longer() {
     until(|| !rig.auth.still_valid(facts(&principal))).await;
     assert_eq!(
         rig.verify(&token).await,
-        Err(VerifyError::Refused(Reason::Issuer))
+        Err(VerifyError::Refused(TokenFault::Issuer))
     );
 }
 
@@ -474,13 +479,13 @@ async fn a_ca_file_is_the_only_authority_for_its_source() {
     let rig = Rig::start_unready(vec![main, system], |_| {}).await;
     until(|| {
         rig.auth
-            .ready()
+            .unready_reason()
             .is_some_and(|why| why.contains("the CA file cannot be used"))
     })
     .await;
     // The file is read again for the next try.
     std::fs::write(&ca_file, include_str!("../fixture/authority.pem")).unwrap();
-    until(|| rig.auth.ready().is_none()).await;
+    until(|| rig.auth.unready_reason().is_none()).await;
     rig.verify(&signer.sign(&claims("main"))).await.unwrap();
     until(|| {
         rig.auth.status()[1]
@@ -565,7 +570,7 @@ async fn keys_come_out_of_a_file_and_follow_its_content() {
     })
     .await;
     rig.verify(&new.sign(&claims("main"))).await.unwrap();
-    assert_eq!(rig.auth.ready(), None);
+    assert_eq!(rig.auth.unready_reason(), None);
 }
 
 #[tokio::test]
@@ -592,10 +597,10 @@ async fn a_revoked_source_is_refused_listed_or_not_and_others_are_not() {
     let mut changes = rig.auth.changes();
     rig.change(|live| live.revoked_sources = vec!["first".into()]);
     until(|| changes.has_changed().unwrap()).await;
-    assert!(rig.auth.is_revoked(&me) && !rig.auth.stands(&me));
+    assert!(rig.auth.is_revoked(&me) && !rig.auth.trusts(&me));
     assert_eq!(
         rig.verify(&mine).await,
-        Err(VerifyError::Refused(Reason::Revoked))
+        Err(VerifyError::Refused(TokenFault::Revoked))
     );
     assert!(
         rig.auth.status()[0]
@@ -603,14 +608,18 @@ async fn a_revoked_source_is_refused_listed_or_not_and_others_are_not() {
             .as_ref()
             .is_some_and(|error| error.contains("revoked_sources"))
     );
-    assert_eq!(rig.auth.ready(), None, "the other source is enough");
-    assert!(!rig.auth.is_revoked(&you) && rig.auth.stands(&you));
+    assert_eq!(
+        rig.auth.unready_reason(),
+        None,
+        "the other source is enough"
+    );
+    assert!(!rig.auth.is_revoked(&you) && rig.auth.trusts(&you));
     rig.verify(&yours).await.unwrap();
 
     // Removed first, with time to refresh, and revoked later: that is told as well.
     rig.change(|live| (live.revoked_sources.clear(), live.sources.remove(1)).0);
     until(|| rig.auth.status().len() == 1).await;
-    assert!(!rig.auth.is_revoked(&you) && !rig.auth.stands(&you));
+    assert!(!rig.auth.is_revoked(&you) && !rig.auth.trusts(&you));
     until(|| rig.auth.status()[0].error.is_none()).await;
     changes.mark_unchanged();
     rig.change(|live| live.revoked_sources = vec!["second".into()]);

@@ -4,7 +4,7 @@ use crate::config::SourceState;
 use crate::revocation::Revocation;
 use serde_json::json;
 
-fn refused(reason: Reason) -> Result<Arc<Principal>, VerifyError> {
+fn refused(reason: TokenFault) -> Result<Arc<Principal>, VerifyError> {
     Err(VerifyError::Refused(reason))
 }
 
@@ -64,34 +64,42 @@ async fn each_claim_is_checked_with_leeway() {
     let leeway = 30;
     let cases = [
         ("exp", json!(NOW - leeway + 1), None),
-        ("exp", json!(NOW - leeway), Some(Reason::Expired)),
+        ("exp", json!(NOW - leeway), Some(TokenFault::Expired)),
         ("exp", json!(NOW as f64 + 0.5), None),
-        ("exp", json!(null), Some(Reason::Expired)),
-        ("exp", json!("soon"), Some(Reason::Malformed)),
-        ("exp", json!(1e300), Some(Reason::Malformed)),
-        ("exp", json!(-1), Some(Reason::Expired)),
+        ("exp", json!(null), Some(TokenFault::Expired)),
+        ("exp", json!("soon"), Some(TokenFault::Malformed)),
+        ("exp", json!(1e300), Some(TokenFault::Malformed)),
+        ("exp", json!(-1), Some(TokenFault::Expired)),
         ("nbf", json!(NOW + leeway), None),
-        ("nbf", json!(NOW + leeway + 1), Some(Reason::NotYetValid)),
-        ("iat", json!(NOW + leeway + 1), Some(Reason::NotYetValid)),
+        (
+            "nbf",
+            json!(NOW + leeway + 1),
+            Some(TokenFault::NotYetValid),
+        ),
+        (
+            "iat",
+            json!(NOW + leeway + 1),
+            Some(TokenFault::NotYetValid),
+        ),
         ("iat", json!(null), None),
-        ("iss", json!("https://main.test"), Some(Reason::Issuer)),
-        ("iss", json!(null), Some(Reason::Issuer)),
+        ("iss", json!("https://main.test"), Some(TokenFault::Issuer)),
+        ("iss", json!(null), Some(TokenFault::Issuer)),
         (
             "iss",
             json!(["https://main.test/"]),
-            Some(Reason::Malformed),
+            Some(TokenFault::Malformed),
         ),
         ("aud", json!(["other", "signal"]), None),
-        ("aud", json!(["other"]), Some(Reason::Audience)),
-        ("aud", json!([]), Some(Reason::Audience)),
-        ("aud", json!("signa"), Some(Reason::Audience)),
-        ("aud", json!(null), Some(Reason::Audience)),
-        ("aud", json!(17), Some(Reason::Malformed)),
-        ("sub", json!(""), Some(Reason::Subject)),
-        ("sub", json!(null), Some(Reason::Subject)),
-        ("sub", json!({"id": 1}), Some(Reason::Subject)),
-        ("sub", json!("a\nb"), Some(Reason::Subject)),
-        ("sub", json!("x".repeat(257)), Some(Reason::Subject)),
+        ("aud", json!(["other"]), Some(TokenFault::Audience)),
+        ("aud", json!([]), Some(TokenFault::Audience)),
+        ("aud", json!("signa"), Some(TokenFault::Audience)),
+        ("aud", json!(null), Some(TokenFault::Audience)),
+        ("aud", json!(17), Some(TokenFault::Malformed)),
+        ("sub", json!(""), Some(TokenFault::Subject)),
+        ("sub", json!(null), Some(TokenFault::Subject)),
+        ("sub", json!({"id": 1}), Some(TokenFault::Subject)),
+        ("sub", json!("a\nb"), Some(TokenFault::Subject)),
+        ("sub", json!("x".repeat(257)), Some(TokenFault::Subject)),
         ("jti", json!(null), None),
     ];
     for (name, value, reason) in cases {
@@ -131,7 +139,7 @@ async fn the_subject_is_sub_else_user_id_behind_the_sources_prefix() {
     fraction["userId"] = json!(1.5);
     assert_eq!(
         rig.verify(&signer.sign(&fraction)).await,
-        refused(Reason::Subject)
+        refused(TokenFault::Subject)
     );
 }
 
@@ -183,7 +191,9 @@ async fn none_and_symmetric_algorithms_are_refused_whatever_the_key_is_used_for(
             assert!(
                 matches!(
                     verdict,
-                    Err(VerifyError::Refused(Reason::Malformed | Reason::Algorithm))
+                    Err(VerifyError::Refused(
+                        TokenFault::Malformed | TokenFault::Algorithm
+                    ))
                 ),
                 "{alg}: {verdict:?}"
             );
@@ -206,17 +216,17 @@ async fn the_algorithm_must_be_the_sources_and_the_keys() {
     rig.verify(&rs.sign(&claims("main"))).await.unwrap();
     assert_eq!(
         rig.verify(&es.sign(&claims("main"))).await,
-        refused(Reason::Algorithm)
+        refused(TokenFault::Algorithm)
     );
     assert_eq!(
         rig.verify(&ps.sign(&claims("main"))).await,
-        refused(Reason::Algorithm)
+        refused(TokenFault::Algorithm)
     );
     // A header that borrows another key's `kid`, or an algorithm that the key is not for.
     rig.change(|live| live.sources[0].algorithms.push(Algorithm::ES256));
     crate::auth::fixture::until(|| rig.auth.status()[0].keys.len() == 2).await;
     let borrowed = es.sign_with(&json!({"alg": "ES256", "kid": "rs"}), &claims("main"));
-    assert_eq!(rig.verify(&borrowed).await, refused(Reason::Algorithm));
+    assert_eq!(rig.verify(&borrowed).await, refused(TokenFault::Algorithm));
     rig.verify(&es.sign(&claims("main"))).await.unwrap();
     assert_eq!(issuer.fetches(), 1);
 }
@@ -233,7 +243,7 @@ async fn a_key_that_the_token_brings_along_is_never_used() {
     ] {
         assert_eq!(
             rig.verify(&thief.sign_with(&header, &claims("main"))).await,
-            refused(Reason::Signature),
+            refused(TokenFault::Signature),
             "{header}"
         );
     }
@@ -250,16 +260,18 @@ async fn a_changed_token_is_refused() {
     assert_eq!(
         rig.verify(&format!("{}.{payload}.{}", parts[0], parts[2]))
             .await,
-        refused(Reason::Signature)
+        refused(TokenFault::Signature)
     );
     assert_eq!(
         rig.verify(&format!("{}.{}.", parts[0], parts[1])).await,
-        refused(Reason::Signature)
+        refused(TokenFault::Signature)
     );
     let cut = &token[..token.len() - 2];
     assert!(matches!(
         rig.verify(cut).await,
-        Err(VerifyError::Refused(Reason::Signature | Reason::Malformed))
+        Err(VerifyError::Refused(
+            TokenFault::Signature | TokenFault::Malformed
+        ))
     ));
     for garbage in [
         "",
@@ -274,7 +286,7 @@ async fn a_changed_token_is_refused() {
     ] {
         assert_eq!(
             rig.verify(garbage).await,
-            refused(Reason::Malformed),
+            refused(TokenFault::Malformed),
             "{garbage}"
         );
     }
@@ -282,7 +294,7 @@ async fn a_changed_token_is_refused() {
         &json!({"alg": "ES256", "kid": "k1"}),
         &serde_json::from_str(&format!("{}1{}", "[".repeat(90), "]".repeat(90))).unwrap(),
     );
-    assert_eq!(rig.verify(&deep).await, refused(Reason::Malformed));
+    assert_eq!(rig.verify(&deep).await, refused(TokenFault::Malformed));
 }
 
 #[tokio::test]
@@ -305,7 +317,7 @@ async fn a_token_of_another_kind_or_with_an_unknown_extension_is_refused() {
         if good {
             assert!(verdict.is_ok(), "{member} = {value}")
         } else {
-            assert_eq!(verdict, refused(Reason::Kind), "{member} = {value}")
+            assert_eq!(verdict, refused(TokenFault::Kind), "{member} = {value}")
         }
     }
 }
@@ -314,7 +326,7 @@ async fn a_token_of_another_kind_or_with_an_unknown_extension_is_refused() {
 async fn an_oversized_token_is_refused_unread() {
     let (rig, _issuer, signer) = one_source(|_| {}).await;
     let token = signer.sign(&with("note", json!("x".repeat(MAX_TOKEN_BYTES))));
-    assert_eq!(rig.verify(&token).await, refused(Reason::TooLong));
+    assert_eq!(rig.verify(&token).await, refused(TokenFault::TooLong));
     rig.verify(&signer.sign(&with("note", json!("x".repeat(8000)))))
         .await
         .unwrap();
@@ -336,7 +348,7 @@ async fn without_kid_only_the_only_key_of_a_source_may_have_signed() {
     assert_eq!(
         rig.verify(&signer.sign_with(&json!({"alg": "ES256"}), &with("jti", json!("t2"))))
             .await,
-        refused(Reason::UnknownKey)
+        refused(TokenFault::UnknownKey)
     );
     rig.verify(&signer.sign(&claims("main"))).await.unwrap();
     assert_eq!(issuer.fetches(), 2);
@@ -388,7 +400,7 @@ async fn two_sources_of_one_issuer_are_told_apart_by_kid_and_prefixes_keep_subje
     // Another issuer's key does not speak for this one.
     assert_eq!(
         rig.verify(&foreign.sign(&claims("main"))).await,
-        refused(Reason::UnknownKey)
+        refused(TokenFault::UnknownKey)
     );
 }
 
@@ -415,7 +427,7 @@ async fn waived_checks_are_waived_for_that_source_alone() {
     for claims in [bare, claims("unheard-of")] {
         assert_eq!(
             rig.verify(&named.sign(&claims)).await,
-            refused(Reason::UnknownKey)
+            refused(TokenFault::UnknownKey)
         );
     }
 }
@@ -424,16 +436,19 @@ async fn waived_checks_are_waived_for_that_source_alone() {
 async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
     let (rig, issuer, signer) = one_source(|_| {}).await;
     let token = signer.sign(&claims("main"));
-    assert_eq!(rig.auth.known(&token), None, "nobody has seen it");
+    assert_eq!(rig.auth.verify_cached(&token), None, "nobody has seen it");
     for _ in 0..3 {
         rig.verify(&token).await.unwrap();
     }
-    let known = rig.auth.known(&token).unwrap().unwrap();
+    let known = rig.auth.verify_cached(&token).unwrap().unwrap();
     assert!(
         Arc::ptr_eq(&known, &rig.verify(&token).await.unwrap()),
         "one principal for all connections of a token"
     );
-    assert_eq!(rig.auth.known(&"x".repeat(MAX_TOKEN_BYTES + 1)), None);
+    assert_eq!(
+        rig.auth.verify_cached(&"x".repeat(MAX_TOKEN_BYTES + 1)),
+        None
+    );
     let remembered = || {
         rig.auth
             .inner
@@ -446,7 +461,7 @@ async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
     rig.change(|live| live.sources[0].audiences = vec!["elsewhere".into()]);
     let settled = || rig.auth.inner.sets.table().sources[0].source.audiences[0] == "elsewhere";
     crate::auth::fixture::until(settled).await;
-    assert_eq!(rig.verify(&token).await, refused(Reason::Audience));
+    assert_eq!(rig.verify(&token).await, refused(TokenFault::Audience));
     rig.change(|live| live.sources[0].audiences = vec!["signal".into()]);
     crate::auth::fixture::until(|| !settled()).await;
     rig.verify(&token).await.unwrap();
@@ -454,11 +469,11 @@ async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
     rig.verify(&token).await.unwrap();
     rig.clock.advance_ms(1);
     assert_eq!(
-        rig.auth.known(&token),
+        rig.auth.verify_cached(&token),
         None,
         "why it is refused is found the long way"
     );
-    assert_eq!(rig.verify(&token).await, refused(Reason::Expired));
+    assert_eq!(rig.verify(&token).await, refused(TokenFault::Expired));
     assert_eq!(remembered(), 0);
     assert_eq!(issuer.fetches(), 1);
 }
@@ -478,8 +493,11 @@ async fn a_revoked_token_is_refused_also_when_it_is_remembered() {
         issued_before_ms: NOW * 1000 + 1,
         until_ms,
     });
-    assert_eq!(rig.verify(&token).await, refused(Reason::Revoked));
-    assert_eq!(rig.auth.known(&token), Some(refused(Reason::Revoked)));
+    assert_eq!(rig.verify(&token).await, refused(TokenFault::Revoked));
+    assert_eq!(
+        rig.auth.verify_cached(&token),
+        Some(refused(TokenFault::Revoked))
+    );
     rig.verify(&other).await.unwrap();
     rig.revocations.add(Revocation {
         user_id: Some("17".into()),
@@ -487,7 +505,7 @@ async fn a_revoked_token_is_refused_also_when_it_is_remembered() {
         issued_before_ms: NOW * 1000 + 1,
         until_ms,
     });
-    assert_eq!(rig.verify(&other).await, refused(Reason::Revoked));
+    assert_eq!(rig.verify(&other).await, refused(TokenFault::Revoked));
     let younger = signer.sign(&with("iat", json!(NOW + 1)));
     // Same `jti` as the revoked token, but issued after the moment that was named.
     rig.verify(&younger).await.unwrap();
@@ -499,7 +517,7 @@ async fn without_any_source_it_is_ready_and_refuses() {
     let rig = Rig::start(vec![]).await;
     assert_eq!(
         rig.verify(&Signer::es256("k").sign(&claims("main"))).await,
-        refused(Reason::Issuer)
+        refused(TokenFault::Issuer)
     );
     assert!(rig.auth.status().is_empty());
 }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State as Shared;
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use super::clients::{Broadcast, Send, counted, nobody_holds};
 use super::extract::{Json, May, Name, NoParams, Params, RoomName, Segment};
 use super::problem::{Cause, Problem};
-use super::{MESSAGES, State};
+use super::{ApiState, MESSAGES};
 use crate::bus::{Answers, Ask};
 use crate::dispatch::{Destination, Dispatch};
 use crate::id::Id;
@@ -148,7 +148,7 @@ pub(crate) struct Accepted {
     published: bool,
 }
 
-async fn send(state: &State, dispatch: Dispatch) -> Result<Response, Problem> {
+async fn send(state: &ApiState, dispatch: Dispatch) -> Result<Response, Problem> {
     let sent = state.delivery.send(&dispatch).await;
     if sent.local == 0 && !sent.published {
         return Err(Cause::BusUnavailable
@@ -170,7 +170,7 @@ async fn send(state: &State, dispatch: Dispatch) -> Result<Response, Problem> {
     request_body = Message, responses((status = 202, description = "On its way", body = Accepted)))]
 pub(crate) async fn to_client(
     _: May<Send>,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Segment(id): Segment<Id>,
     Json(message): Json<Message>,
@@ -194,7 +194,7 @@ pub(crate) async fn to_client(
     request_body = Message, responses((status = 202, description = "On its way", body = Accepted)))]
 pub(crate) async fn to_user(
     _: May<Send>,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Segment(Name(user)): Segment<Name>,
     Json(message): Json<Message>,
@@ -215,7 +215,7 @@ pub(crate) async fn to_user(
     request_body = Message, responses((status = 202, description = "On its way", body = Accepted)))]
 pub(crate) async fn to_room(
     _: May<Send>,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Segment(RoomName(room)): Segment<RoomName>,
     Json(message): Json<Message>,
@@ -236,7 +236,7 @@ pub(crate) async fn to_room(
     responses((status = 202, description = "On its way", body = Accepted)))]
 pub(crate) async fn broadcast(
     by: May<Broadcast>,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Json(message): Json<BroadcastMessage>,
 ) -> Result<Response, Problem> {

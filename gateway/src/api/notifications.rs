@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State as Shared;
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Cursor, Json, Limit, Name, NoParams, Owner, Params, Segment};
 use super::problem::{Cause, Problem};
-use super::{NOTIFICATIONS, State};
+use super::{ApiState, NOTIFICATIONS};
 use crate::dispatch::{Destination, Dispatch};
 use crate::id::Id;
 use crate::notification::{InboxState, Notification};
@@ -73,7 +73,7 @@ pub(crate) struct NotificationPage {
     responses((status = 200, description = "One page", body = NotificationPage)))]
 pub(crate) async fn list(
     Owner(subject): Owner,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     Params(params): Params<ListParams>,
 ) -> Result<Json<NotificationPage>, Problem> {
     let filter = Filter {
@@ -105,7 +105,7 @@ pub(crate) struct UnreadCount {
     responses((status = 200, description = "The count", body = UnreadCount)))]
 pub(crate) async fn unread_count(
     Owner(subject): Owner,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
 ) -> Result<Json<UnreadCount>, Problem> {
     let inbox = state.notifications.inbox(&subject).await?;
@@ -124,7 +124,7 @@ fn no_such() -> Problem {
     responses((status = 200, description = "The notification", body = Notification)))]
 pub(crate) async fn get(
     Owner(subject): Owner,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Segment(id): Segment<Id>,
 ) -> Result<Json<Notification>, Problem> {
@@ -152,7 +152,7 @@ pub(crate) struct Patch {
     request_body = Patch, responses((status = 200, description = "The notification as it is", body = Notification)))]
 pub(crate) async fn patch(
     Owner(subject): Owner,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Segment(id): Segment<Id>,
     Json(patch): Json<Patch>,
@@ -231,7 +231,7 @@ fn read_data(read: &MarkedRead) -> event::ReadByUser<'_> {
     responses((status = 200, description = "What became read", body = event::ReadByUser<'_>)))]
 pub(crate) async fn mark_read(
     Owner(subject): Owner,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Json(body): Json<MarkRead>,
 ) -> Result<Response, Problem> {
@@ -244,7 +244,7 @@ pub(crate) async fn mark_read(
     Ok(Json(read_data(&read)).into_response())
 }
 
-async fn tell_read(state: &State, subject: &Arc<str>, read: &MarkedRead) {
+async fn tell_read(state: &ApiState, subject: &Arc<str>, read: &MarkedRead) {
     if !read.ids.is_empty() {
         tell(
             state,
@@ -263,7 +263,7 @@ async fn tell_read(state: &State, subject: &Arc<str>, read: &MarkedRead) {
     responses((status = 204, description = "It is gone")))]
 pub(crate) async fn delete(
     Owner(subject): Owner,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Segment(id): Segment<Id>,
 ) -> Result<StatusCode, Problem> {
@@ -290,7 +290,7 @@ pub(crate) async fn delete(
 }
 
 /// Best effort: what a device misses, it finds in the inbox.
-async fn tell(state: &State, subject: &Arc<str>, event: &'static str, data: &impl Serialize) {
+async fn tell(state: &ApiState, subject: &Arc<str>, event: &'static str, data: &impl Serialize) {
     let data = to_raw_value(data).expect("ids, times and numbers serialize");
     state
         .delivery

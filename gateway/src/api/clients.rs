@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use axum::extract::State as Shared;
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -13,7 +13,7 @@ use super::extract::{
     Cursor, Json, Limit, May, Name, NoParams, Params, Permission, RoomName, Segment,
 };
 use super::problem::{Cause, Problem};
-use super::{CLIENTS, State};
+use super::{ApiState, CLIENTS};
 use crate::bus::{Answers, Ask, Reply};
 use crate::client::{ClientInfo, ClientQuery, ClientSelector};
 use crate::id::Id;
@@ -146,7 +146,7 @@ pub(crate) struct ClientPage {
     responses((status = 200, description = "One page", body = ClientPage)))]
 pub(crate) async fn list(
     _: May<Find>,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     Params(params): Params<ListParams>,
 ) -> Result<Json<ClientPage>, Problem> {
     let limit = params.limit.0 as usize;
@@ -226,7 +226,7 @@ pub(crate) async fn list(
     responses((status = 200, description = "The connection", body = Client)))]
 pub(crate) async fn describe(
     _: May<FindById>,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Segment(id): Segment<Id>,
 ) -> Result<Json<Client>, Problem> {
@@ -285,7 +285,7 @@ pub(super) fn counted(replies: &[(String, Reply)]) -> usize {
     responses((status = 200, description = "It is closed", body = Closed)))]
 pub(crate) async fn disconnect(
     by: May<Disconnect>,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Segment(id): Segment<Id>,
 ) -> Result<Json<Closed>, Problem> {
@@ -320,7 +320,7 @@ pub(crate) async fn disconnect(
     responses((status = 200, description = "They are closed", body = Closed)))]
 pub(crate) async fn disconnect_user(
     by: May<Disconnect>,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Segment(Name(user)): Segment<Name>,
 ) -> Result<Json<Closed>, Problem> {
@@ -380,7 +380,7 @@ pub(crate) struct RoomsChanged {
     request_body = RoomsBody, responses((status = 200, description = "Rooms that are new to it", body = RoomsChanged)))]
 pub(crate) async fn join(
     by: May<Join>,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Segment(id): Segment<Id>,
     Json(body): Json<RoomsBody>,
@@ -397,7 +397,7 @@ pub(crate) async fn join(
     request_body = RoomsBody, responses((status = 200, description = "Rooms that it was in", body = RoomsChanged)))]
 pub(crate) async fn leave(
     by: May<Leave>,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Segment(id): Segment<Id>,
     Json(body): Json<RoomsBody>,
@@ -410,7 +410,7 @@ pub(crate) async fn leave(
 }
 
 async fn changed(
-    state: &State,
+    state: &ApiState,
     here: Option<Vec<String>>,
     ask: Ask,
 ) -> Result<RoomsChanged, Problem> {

@@ -5,7 +5,7 @@ use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRE
 
 use super::problem::Problem;
 use super::{DOCUMENTS, asyncapi as async_api, openapi as open_api};
-use crate::http::extract::{NoParams, Params};
+use crate::api::extract::{NoParams, Params};
 
 const SHORTLY: &str = "public, max-age=300";
 /// Nothing but this gateway's own files, and nobody's frame.

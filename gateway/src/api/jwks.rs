@@ -1,13 +1,13 @@
 //! The key set that this gateway serves to others, so that whoever verifies the platform's tokens finds the keys where RFC 8615 puts such things.
 
-use axum::extract::State as Shared;
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use http::{HeaderMap, StatusCode};
 
 use super::extract::{NoParams, Params};
 use super::problem::{Cause, Problem};
-use super::{KEYS, State};
+use super::{ApiState, KEYS};
 
 /// RFC 7517 section 8.5.
 const MEDIA_TYPE: &str = "application/jwk-set+json";
@@ -21,7 +21,7 @@ const MEDIA_TYPE: &str = "application/jwk-set+json";
         (status = 304, description = "It is the one that was asked about"),
     ))]
 pub(crate) async fn published(
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {

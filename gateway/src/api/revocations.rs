@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use axum::extract::State as Shared;
+use axum::extract::State;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::clients::{Disconnect, counted};
 use super::extract::{Json, May, Name, NoParams, Params};
 use super::problem::{Cause, Problem};
-use super::{CLIENTS, State};
+use super::{ApiState, CLIENTS};
 use crate::bus::{Answers, Ask};
 use crate::revocation::Revocation;
 
@@ -92,7 +92,7 @@ impl Body {
     responses((status = 200, description = "They are refused", body = Revoked)))]
 pub(crate) async fn revoke(
     by: May<Disconnect>,
-    Shared(state): Shared<State>,
+    State(state): State<ApiState>,
     _: Params<NoParams>,
     Json(body): Json<Body>,
 ) -> Result<Json<Revoked>, Problem> {

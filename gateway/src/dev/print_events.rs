@@ -43,7 +43,7 @@ struct Watcher {
 ///
 /// # Errors
 /// The gateway cannot be reached at first or refuses the token; standard output is closed.
-pub(super) fn watch(
+pub(super) fn print_events(
     stream: &str,
     user: &str,
     token: impl Fn() -> anyhow::Result<String>,

@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::State;
+use super::ApiState;
 use super::problem::{Cause, Problem};
 use crate::auth::{BasicError, VerifyError};
 use crate::peer::{PeerAddress, client_address};
@@ -57,10 +57,10 @@ pub(super) fn authorization(headers: &HeaderMap) -> Result<Option<(&str, &str, &
 /// Whoever holds the credentials of this request.
 pub(crate) struct Caller(pub(crate) Principal);
 
-impl FromRequestParts<State> for Caller {
+impl FromRequestParts<ApiState> for Caller {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Problem> {
         match authorization(&parts.headers)? {
             Some((scheme, token, _)) if scheme.eq_ignore_ascii_case("bearer") => {
                 bearer(state, token).await
@@ -83,7 +83,7 @@ fn challenges(problem: Problem) -> Problem {
     problem.challenge(BEARER).challenge(BASIC)
 }
 
-fn address(parts: &Parts, state: &State) -> IpAddr {
+fn address(parts: &Parts, state: &ApiState) -> IpAddr {
     // Without an address everybody shares one allowance: stricter, never looser.
     let peer = parts
         .extensions
@@ -92,7 +92,7 @@ fn address(parts: &Parts, state: &State) -> IpAddr {
     client_address(peer, &parts.headers, &state.live.borrow().trusted_proxies)
 }
 
-async fn bearer(state: &State, token: &str) -> Result<Principal, Problem> {
+async fn bearer(state: &ApiState, token: &str) -> Result<Principal, Problem> {
     state
         .authenticator
         .verify(token)
@@ -114,7 +114,7 @@ async fn bearer(state: &State, token: &str) -> Result<Principal, Problem> {
         })
 }
 
-async fn basic(state: &State, header: &str, from: IpAddr) -> Result<Principal, Problem> {
+async fn basic(state: &ApiState, header: &str, from: IpAddr) -> Result<Principal, Problem> {
     state
         .basic
         .verify(header, from)
@@ -132,10 +132,10 @@ async fn basic(state: &State, header: &str, from: IpAddr) -> Result<Principal, P
 /// The subject whose inbox is asked for: a token's, never a parameter.
 pub(crate) struct Owner(pub(crate) Arc<str>);
 
-impl FromRequestParts<State> for Owner {
+impl FromRequestParts<ApiState> for Owner {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Problem> {
         let Caller(principal) = Caller::from_request_parts(parts, state).await?;
         match principal.token() {
             Some(_) => Ok(Self(principal.subject)),
@@ -159,10 +159,10 @@ pub(crate) struct May<P> {
     permission: std::marker::PhantomData<P>,
 }
 
-impl<P: Permission> FromRequestParts<State> for May<P> {
+impl<P: Permission> FromRequestParts<ApiState> for May<P> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Problem> {
         let Caller(principal) = Caller::from_request_parts(parts, state).await?;
         if state.access.may(&principal, P::CODE, P::ACTION).await? {
             return Ok(Self {

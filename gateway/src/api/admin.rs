@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Request, State as Shared};
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_TYPE;
@@ -99,7 +99,7 @@ impl JwksFile {
 
 /// Lets holders of the token through.
 pub(super) async fn guard(
-    Shared(state): Shared<AdminState>,
+    State(state): State<AdminState>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
@@ -160,7 +160,7 @@ struct Part {
 
 /// Ready when no part says otherwise.
 pub(super) async fn readyz(
-    Shared(state): Shared<AdminState>,
+    State(state): State<AdminState>,
     Params(params): Params<ReadyParams>,
 ) -> Result<Response, Problem> {
     let parts: Vec<Part> = state
@@ -189,7 +189,7 @@ pub(super) async fn readyz(
 }
 
 /// Everything that is counted.
-pub(super) async fn metrics(Shared(state): Shared<AdminState>) -> Response {
+pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
     ([(CONTENT_TYPE, OPEN_METRICS)], state.metrics.render()).into_response()
 }
 
@@ -259,7 +259,7 @@ impl DrainStatus {
 }
 
 /// What the operator reads as an acknowledgement of what it wrote.
-pub(super) async fn status(Shared(state): Shared<AdminState>, _: Params<NoParams>) -> Json<Status> {
+pub(super) async fn status(State(state): State<AdminState>, _: Params<NoParams>) -> Json<Status> {
     let database = DatabaseStatus::of(&state).await;
     let unready: Vec<Part> = state
         .lifecycle
@@ -295,7 +295,7 @@ pub(super) struct DrainBody {
 
 /// Begins the drain; asking twice changes nothing.
 pub(super) async fn drain(
-    Shared(state): Shared<AdminState>,
+    State(state): State<AdminState>,
     _: Params<NoParams>,
     OptionalJson(body): OptionalJson<DrainBody>,
 ) -> Result<Response, Problem> {
@@ -313,7 +313,7 @@ pub(super) async fn drain(
 
 /// Takes a held drain back; without a drain nothing changes.
 pub(super) async fn undrain(
-    Shared(state): Shared<AdminState>,
+    State(state): State<AdminState>,
     _: Params<NoParams>,
 ) -> Result<Json<DrainStatus>, Problem> {
     state.lifecycle.release()?;
@@ -329,7 +329,7 @@ pub(super) struct ShedBody {
 
 /// Closes random connections with 4009, so that they spread over the other instances.
 pub(super) async fn shed(
-    Shared(state): Shared<AdminState>,
+    State(state): State<AdminState>,
     _: Params<NoParams>,
     Json(body): Json<ShedBody>,
 ) -> Result<Json<serde_json::Value>, Problem> {

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use crate::api::{AdminState, ApiState, Facts, JwksFile, admin_router, router};
 use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
 use crate::bus::{
     Answers, Ask, Bus, BusError, BusStatus, Interest, PreviousServer, SubscriberState,
@@ -29,7 +30,6 @@ use crate::clock::{Clock, FixedClock, SystemClock};
 use crate::config::{BusMode, Config, Live, Secret, SecretFile, load_live};
 use crate::delivery::Delivery;
 use crate::dispatch::Dispatch;
-use crate::http::{AdminState, Facts, JwksFile, State, admin_router, router};
 use crate::hub::Hub;
 use crate::id::IdGenerator;
 use crate::lifecycle::Lifecycle;
@@ -294,7 +294,7 @@ impl House {
         let token_file = folder.path().join("admin-token");
         std::fs::write(&token_file, format!("{ADMIN_TOKEN}\n")).unwrap();
 
-        let state = State {
+        let state = ApiState {
             authenticator: authenticator.clone(),
             basic,
             access: Access::new(stores.policies.clone(), &config.policy, config.rooms),

@@ -27,7 +27,7 @@ const PREFLIGHT_SECS: HeaderValue = HeaderValue::from_static("600");
 ///
 /// Credentials are never allowed: callers send `Authorization` themselves.
 pub(super) async fn cors(
-    State(state): State<super::State>,
+    State(state): State<super::ApiState>,
     request: Request,
     next: Next,
 ) -> Response {

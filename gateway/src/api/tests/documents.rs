@@ -5,7 +5,7 @@ use http::Method;
 use serde_json::Value;
 
 use super::fixture::{Call, House};
-use crate::http::{asyncapi, openapi, routes};
+use crate::api::{asyncapi, openapi, routes};
 
 /// Compares with the committed file, or writes it where `SIGNAL_UPDATE_DOCS` is set.
 fn is_committed(name: &str, text: &str) {

@@ -52,7 +52,7 @@ const NOTIFICATIONS: &str = "notifications";
 
 /// What the public routes work with; cheap to clone.
 #[derive(Clone)]
-pub struct State {
+pub struct ApiState {
     /// Verifies Bearer tokens.
     pub authenticator: Authenticator,
     /// Verifies Basic users.
@@ -88,7 +88,7 @@ pub struct State {
 }
 
 /// The public routes, as the documents list them.
-fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
+fn routes() -> Vec<(&'static str, MethodRouter<ApiState>)> {
     vec![
         ("/socket/websocket/clients", get(clients::list)),
         (
@@ -139,7 +139,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
 }
 
 /// The REST routes of the public listener. The accept path puts a [`PeerAddress`](crate::peer::PeerAddress) into the extensions of each request.
-pub fn router(state: State) -> Router {
+pub fn router(state: ApiState) -> Router {
     let observer = observe::Observer {
         metrics: state.metrics.clone(),
         lifecycle: state.lifecycle.clone(),
