@@ -265,6 +265,7 @@ mod tests {
     use crate::clock::{FixedClock, SystemClock};
     use std::collections::HashSet;
 
+    /// protocol.md 11.1 and 11.2.
     #[test]
     fn the_first_instant_with_worker_and_sequence_zero_is_0() {
         assert_eq!(Id::from_parts(0, 0, 0).as_str(), "0");
@@ -272,6 +273,7 @@ mod tests {
         assert_eq!(Id::from_parts(0, 0, 62).as_str(), "10");
     }
 
+    /// protocol.md 11.2.
     #[test]
     fn the_largest_id_has_twelve_characters_and_reads_back() {
         let id = Id::from_parts((1 << 48) - 1, 1023, 4095);
@@ -281,6 +283,7 @@ mod tests {
         assert_eq!(id.as_str().parse::<Id>().unwrap(), id);
     }
 
+    /// protocol.md 11.3.
     #[test]
     fn text_that_is_no_id_is_refused() {
         for bad in ["", "abcdefghijklm", "a-b", "ws:1", "é"] {
@@ -288,6 +291,7 @@ mod tests {
         }
     }
 
+    /// protocol.md 11.1.
     #[test]
     fn many_threads_never_see_the_same_id() {
         let ids = IdGenerator::new(9, Arc::new(SystemClock));
@@ -307,6 +311,7 @@ mod tests {
         assert!(all.iter().all(|id| id.worker() == 9));
     }
 
+    /// protocol.md 11.4.
     #[test]
     fn a_small_step_back_is_waited_out_and_a_large_one_is_an_error() {
         let clock =
@@ -325,6 +330,7 @@ mod tests {
         assert_eq!(ids.next(), Err(IdError::ClockStepped { by_ms: 101 }));
     }
 
+    /// protocol.md 11.5.
     #[test]
     fn no_id_is_made_while_suspended_or_before_the_first_instant() {
         let clock = FixedClock::new(chrono::DateTime::from_timestamp_millis(EPOCH_MS).unwrap());

@@ -19,6 +19,7 @@ async fn closes_with(stage: &Stage, frames: &[Frame]) -> Option<u16> {
     close.map(|(code, _)| code)
 }
 
+/// protocol.md 1.4 and 7.3.
 #[tokio::test]
 async fn violations_of_the_framing_are_answered_with_1002() {
     let stage = Stage::new().await;
@@ -138,6 +139,7 @@ async fn violations_of_the_framing_are_answered_with_1002() {
     }
 }
 
+/// protocol.md 1.4 and 7.4.
 #[tokio::test]
 async fn text_that_is_not_utf_8_is_answered_with_1007() {
     let stage = Stage::new().await;
@@ -181,6 +183,7 @@ async fn text_that_is_not_utf_8_is_answered_with_1007() {
     }
 }
 
+/// protocol.md 1.4 and 7.5.
 #[tokio::test]
 async fn what_is_too_long_is_answered_with_1009_before_it_has_come() {
     let stage = Stage::with(|settings| settings.live("limits.max_frame_bytes", 1000)).await;
@@ -330,6 +333,7 @@ async fn a_request_without_one_good_host_is_400() {
     );
 }
 
+/// protocol.md 1.3.
 #[tokio::test]
 async fn an_upgrade_that_is_not_quite_one_is_refused() {
     let stage = Stage::new().await;
@@ -380,6 +384,7 @@ async fn an_upgrade_that_is_not_quite_one_is_refused() {
     }
 }
 
+/// protocol.md 1.1.
 #[tokio::test]
 async fn extensions_and_subprotocols_that_were_offered_are_not_taken() {
     let stage = Stage::new().await;
@@ -471,6 +476,7 @@ async fn bytes_that_are_no_http_are_answered_and_cut_off() {
     stage.client("17").await;
 }
 
+/// protocol.md 1.2.
 #[tokio::test]
 async fn another_origin_is_403_and_the_own_and_listed_ones_pass() {
     let origins = vec!["https://shop.example.com", "https://*.partner.example"];

@@ -98,6 +98,7 @@ async fn keys_rotate_in_a_file_while_clients_connect_with_old_and_new_tokens() {
     assert_eq!(issuer.fetches(), 0);
 }
 
+/// authorization.md 2.10.
 #[tokio::test]
 async fn the_key_set_is_served_from_its_file_and_follows_it() {
     let issuer = Issuer::start().await;
@@ -256,6 +257,7 @@ async fn a_start_waits_for_the_files_that_the_settings_name() {
     Client::open(gateway.address(), &issuer.token("17")).await;
 }
 
+/// authorization.md 2.7.
 #[tokio::test]
 async fn a_revoked_source_closes_at_once_with_4006_whatever_lead_there_is() {
     let (first, second) = (Issuer::start().await, Issuer::start().await);

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::{Stage, admin};
 
+/// protocol.md 7.2.
 #[tokio::test]
 async fn a_drain_is_not_ready_at_once_closes_in_batches_with_1001_and_exits_0() {
     let paced = |settings: signal_tests::gateway::Builder| {
@@ -156,6 +157,7 @@ async fn sources_and_origins_reload_without_dropping_a_connection() {
     again.send("heartbeat", json!(null)).await;
 }
 
+/// protocol.md 4.11.
 #[tokio::test]
 async fn a_connection_whose_source_is_gone_is_told_so_and_closes_unless_it_refreshes() {
     const LEAD_SECS: i64 = 6;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::{Stage, admin};
 
+/// protocol.md 8.2, 8.3 and 7.14.
 #[tokio::test]
 async fn a_slow_reader_is_closed_with_4008_and_slows_nobody() {
     let small = |settings: signal_tests::gateway::Builder| {
@@ -78,6 +79,7 @@ async fn a_slow_reader_is_closed_with_4008_and_slows_nobody() {
     fast.expect("still here").await;
 }
 
+/// protocol.md 1.7 and 7.16.
 #[tokio::test]
 async fn a_flood_of_frames_is_closed_with_4010() {
     let stage = Stage::with(|settings| {
@@ -99,6 +101,7 @@ async fn a_flood_of_frames_is_closed_with_4010() {
     calm.expect("still here").await;
 }
 
+/// protocol.md 4.8 and 7.16.
 #[tokio::test]
 async fn one_connection_of_a_user_too_many_is_closed_with_4010() {
     let stage = Stage::with(|settings| settings.live("limits.connections_per_user", 2)).await;
@@ -129,6 +132,7 @@ async fn one_connection_of_a_user_too_many_is_closed_with_4010() {
     .await;
 }
 
+/// protocol.md 1.3.
 #[tokio::test]
 async fn connections_beyond_the_limit_of_the_instance_get_503_and_when_to_retry() {
     let stage = Stage::with(|settings| settings.live("limits.max_connections", 3)).await;
@@ -191,6 +195,7 @@ async fn assert_refused_with_503(stage: &Stage) {
     );
 }
 
+/// protocol.md 5.3.
 #[tokio::test]
 async fn rooms_beyond_the_limit_of_a_connection_are_not_joined() {
     let stage = Stage::with(|settings| {

@@ -103,6 +103,7 @@ fn assert_created(envelope: &Envelope, recipient: &str, unread: i64) {
     assert_eq!(envelope.data["unreadCount"], unread, "{envelope:?}");
 }
 
+/// protocol.md 3.13.
 #[tokio::test]
 async fn a_record_for_a_merchant_reaches_its_users_on_either_gateway_and_nobody_else() {
     let Some(mut all) = Pipeline::start(2).await else {
@@ -182,6 +183,7 @@ async fn a_record_for_a_merchant_reaches_its_users_on_either_gateway_and_nobody_
     assert_eq!((of_another.status, of_nobody.status), (404, 404));
 }
 
+/// authorization.md 6.1 and 6.2.
 #[tokio::test]
 async fn every_kind_of_recipient_is_found() {
     let Some(all) = Pipeline::start(1).await else {
@@ -473,6 +475,7 @@ async fn a_producer_that_sends_twice_changes_nothing() {
     );
 }
 
+/// protocol.md 3.14, 3.15 and 9.6.
 #[tokio::test]
 async fn reading_on_one_device_is_seen_on_all_and_on_rest() {
     let Some(mut all) = Pipeline::start(2).await else {
@@ -710,6 +713,7 @@ async fn a_dead_letter_is_put_back_once_its_text_is_there_and_becomes_one_notifi
     }
 }
 
+/// protocol.md 3.17, 3.18 and 9.4.
 #[tokio::test]
 async fn sync_closes_the_gap_of_a_time_away() {
     let Some(all) = Pipeline::start(1).await else {

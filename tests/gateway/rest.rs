@@ -99,6 +99,7 @@ async fn every_error_is_a_problem_document_404_and_405_included() {
     }
 }
 
+/// authorization.md 4.2, 4.3 and 4.7.
 #[tokio::test]
 async fn permissions_are_read_from_the_policy_tables() {
     let stage = Stage::new().await;
@@ -280,6 +281,7 @@ async fn a_listed_origin_may_read_over_cors_and_another_may_not() {
     assert_eq!(ask("https://evil.example").await, "");
 }
 
+/// authorization.md 7.1, 7.2 and 7.3.
 #[tokio::test]
 async fn basic_users_manage_clients_have_no_inbox_and_are_slowed_down_when_they_guess() {
     // "correct horse", hashed with small parameters.
@@ -353,6 +355,7 @@ async fn the_admin_listener_answers_probes_to_anyone_and_the_rest_to_the_token()
     assert_eq!(gateway.rest("GET", "/status", "", None).await.status, 404);
 }
 
+/// protocol.md 7.15.
 #[tokio::test]
 async fn shedding_closes_so_many_with_4009() {
     let stage = Stage::new().await;

@@ -86,6 +86,7 @@ async fn expect_members(pair: &Pair, room: &str, count: usize) {
     .await;
 }
 
+/// protocol.md 10.2, 10.3, 10.4, 10.5 and 10.6.
 #[tokio::test]
 async fn an_emitter_reaches_a_client_a_user_a_room_and_everyone_on_either_gateway() {
     let Some(mut pair) = Pair::start().await else {
@@ -173,6 +174,7 @@ async fn a_thousand_messages_at_once_are_all_opened_in_the_order_they_were_sent(
     tokio::join!(sending, reading);
 }
 
+/// protocol.md 10.11.
 #[tokio::test]
 async fn the_default_rooms_and_the_own_id_are_rooms_for_an_emitter_too() {
     let Some(mut pair) = Pair::start().await else {
@@ -197,6 +199,7 @@ async fn the_default_rooms_and_the_own_id_are_rooms_for_an_emitter_too() {
     pair.expect_quiet(&mut [&mut a, &mut b]).await;
 }
 
+/// protocol.md 10.8.
 #[tokio::test]
 async fn payloads_that_are_not_messages_are_dropped() {
     let Some(mut pair) = Pair::start().await else {
@@ -225,6 +228,7 @@ async fn payloads_that_are_not_messages_are_dropped() {
     );
 }
 
+/// protocol.md 7.13.
 #[tokio::test]
 async fn rest_on_one_gateway_lists_reaches_and_disconnects_clients_of_the_other() {
     let Some(pair) = Pair::start().await else {
@@ -338,6 +342,7 @@ async fn rest_on_one_gateway_lists_reaches_and_disconnects_clients_of_the_other(
     assert_eq!(c.expect_closed().await.0, 4007);
 }
 
+/// authorization.md 3.2 and 3.3.
 #[tokio::test]
 async fn a_revocation_holds_on_every_gateway_and_on_those_that_start_later() {
     let Some(mut pair) = Pair::start().await else {
@@ -383,6 +388,7 @@ async fn an_instance_that_does_not_answer_is_named() {
     assert_eq!(list["missing"], json!(["gateway-1"]), "{list}");
 }
 
+/// protocol.md 3.12 and 8.4.
 #[tokio::test]
 async fn after_a_restart_of_redis_everyone_is_told_to_resync_and_messages_flow_again() {
     let Some(pair) = Pair::start().await else {
@@ -453,6 +459,7 @@ async fn a_gateway_that_has_gone_deaf_notices_and_repairs_itself() {
     client.expect("after").await;
 }
 
+/// protocol.md 4.7.
 #[tokio::test]
 async fn without_redis_a_gateway_connects_clients_at_once_and_tells_them_later() {
     let Some(redis) = services::redis().await else {
@@ -474,6 +481,7 @@ async fn without_redis_a_gateway_connects_clients_at_once_and_tells_them_later()
     client.expect("after").await;
 }
 
+/// protocol.md 11.5.
 #[tokio::test]
 async fn many_gateways_at_once_never_share_a_worker_number() {
     let Some(redis) = services::redis().await else {

@@ -23,6 +23,7 @@ async fn expect_quiet(stage: &Stage, client: &mut Client) {
     assert!(before.is_empty(), "{before:?}");
 }
 
+/// protocol.md 2.3.
 #[tokio::test]
 async fn text_that_is_not_json_is_answered_and_the_connection_stays_open() {
     let stage = Stage::new().await;
@@ -43,6 +44,7 @@ async fn text_that_is_not_json_is_answered_and_the_connection_stays_open() {
     expect_quiet(&stage, &mut client).await;
 }
 
+/// protocol.md 2.4.
 #[tokio::test]
 async fn json_without_an_event_is_dropped_without_an_answer() {
     let stage = Stage::new().await;
@@ -62,6 +64,7 @@ async fn json_without_an_event_is_dropped_without_an_answer() {
     expect_quiet(&stage, &mut client).await;
 }
 
+/// protocol.md 2.5.
 #[tokio::test]
 async fn any_event_but_authenticate_and_heartbeat_needs_authentication() {
     let stage = Stage::new().await;
@@ -85,6 +88,7 @@ async fn any_event_but_authenticate_and_heartbeat_needs_authentication() {
     expect_quiet(&stage, &mut client).await;
 }
 
+/// protocol.md 2.6.
 #[tokio::test]
 async fn authenticate_is_taken_once() {
     let stage = Stage::new().await;
@@ -109,6 +113,7 @@ async fn authenticate_is_taken_once() {
     assert_eq!(hasty.expect("connected").await.data["userId"], "17");
 }
 
+/// protocol.md 1.5.
 #[tokio::test]
 async fn a_binary_frame_is_read_as_text() {
     let stage = Stage::new().await;
@@ -122,6 +127,7 @@ async fn a_binary_frame_is_read_as_text() {
     assert_eq!(client.expect_error().await, "Invalid message format");
 }
 
+/// protocol.md 1.4 and 7.5.
 #[tokio::test]
 async fn a_message_longer_than_the_limit_closes_with_1009() {
     let stage = Stage::with(|settings| settings.live("limits.max_frame_bytes", 2000)).await;
@@ -132,6 +138,7 @@ async fn a_message_longer_than_the_limit_closes_with_1009() {
     assert_eq!(client.expect_closed().await.0, 1009);
 }
 
+/// protocol.md 3.2 and 4.6.
 #[tokio::test]
 async fn connected_names_the_connection_its_user_and_the_time() {
     let stage = Stage::new().await;
@@ -163,6 +170,7 @@ async fn connected_names_the_connection_its_user_and_the_time() {
     assert_ne!(other.id(), connected.id);
 }
 
+/// protocol.md 11.1 and 11.5.
 #[tokio::test]
 async fn ids_are_snowflakes_of_the_first_worker() {
     let stage = Stage::new().await;
@@ -175,6 +183,7 @@ async fn ids_are_snowflakes_of_the_first_worker() {
     );
 }
 
+/// protocol.md 3.1 and 6.5.
 #[tokio::test]
 async fn both_names_of_the_client_key_lead_to_sealed_events() {
     let stage = Stage::new().await;
@@ -198,6 +207,7 @@ async fn both_names_of_the_client_key_lead_to_sealed_events() {
     }
 }
 
+/// protocol.md 6.2.
 #[tokio::test]
 async fn every_connection_has_its_own_server_key_and_salt() {
     let stage = Stage::new().await;
@@ -214,6 +224,7 @@ async fn every_connection_has_its_own_server_key_and_salt() {
     assert_ne!(one["salt"], two["salt"]);
 }
 
+/// protocol.md 6.6.
 #[tokio::test]
 async fn an_encrypted_connection_takes_clear_and_sealed_frames_by_default() {
     let stage = Stage::new().await;
@@ -231,6 +242,7 @@ async fn an_encrypted_connection_takes_clear_and_sealed_frames_by_default() {
     }
 }
 
+/// protocol.md 6.6.
 #[tokio::test]
 async fn where_sealed_frames_are_demanded_clear_ones_are_refused_and_heartbeat_is_not() {
     let stage = Stage::with(|settings| settings.set("encryption.client_frames", "encrypted")).await;
@@ -246,6 +258,7 @@ async fn where_sealed_frames_are_demanded_clear_ones_are_refused_and_heartbeat_i
     expect_member(&stage, &client, "merchant:42", true).await;
 }
 
+/// protocol.md 6.9.
 #[tokio::test]
 async fn a_sealed_frame_that_was_tampered_with_changes_nothing_and_harms_nobody() {
     let stage = Stage::new().await;
@@ -274,6 +287,7 @@ async fn a_sealed_frame_that_was_tampered_with_changes_nothing_and_harms_nobody(
     expect_member(&stage, &client, "merchant:42", false).await;
 }
 
+/// protocol.md 6.8 and 7.10.
 #[tokio::test]
 async fn required_encryption_refuses_a_client_without_a_key() {
     let stage = Stage::with(|settings| settings.set("encryption.mode", "required")).await;
@@ -289,6 +303,7 @@ async fn required_encryption_refuses_a_client_without_a_key() {
     assert!(stage.encrypted("17").await.is_encrypted());
 }
 
+/// protocol.md 6.8.
 #[tokio::test]
 async fn a_key_that_is_present_but_unusable_never_leads_to_an_open_session() {
     let stage = Stage::new().await;
@@ -322,6 +337,7 @@ async fn a_key_that_is_present_but_unusable_never_leads_to_an_open_session() {
     }
 }
 
+/// protocol.md 6.7.
 #[tokio::test]
 async fn disabled_encryption_ignores_the_key() {
     let stage = Stage::with(|settings| settings.set("encryption.mode", "disabled")).await;
@@ -334,6 +350,7 @@ async fn disabled_encryption_ignores_the_key() {
     assert!(!client.expect("hello").await.sealed);
 }
 
+/// protocol.md 4.6.
 #[tokio::test]
 async fn a_connection_is_in_its_own_room_and_the_default_rooms() {
     let stage = Stage::new().await;
@@ -345,6 +362,7 @@ async fn a_connection_is_in_its_own_room_and_the_default_rooms() {
     }
 }
 
+/// protocol.md 5.1 and 5.2.
 #[tokio::test]
 async fn join_drops_names_that_are_not_for_joining_and_asks_the_rules_for_the_rest() {
     let stage = Stage::new().await;
@@ -409,6 +427,7 @@ async fn join_drops_names_that_are_not_for_joining_and_asks_the_rules_for_the_re
     expect_member(&stage, &client, "ws-default", true).await;
 }
 
+/// authorization.md 5.6.
 #[tokio::test]
 async fn rooms_that_no_rule_knows_are_joined_where_the_deployment_says_so() {
     let stage = Stage::with(|settings| settings.set("rooms.unmatched", "allow")).await;
@@ -420,6 +439,7 @@ async fn rooms_that_no_rule_knows_are_joined_where_the_deployment_says_so() {
     expect_member(&stage, &client, "merchant:42", false).await;
 }
 
+/// protocol.md 5.5.
 #[tokio::test]
 async fn a_lost_right_takes_the_connection_out_of_the_room_in_time_and_one_gained_lets_it_in_again()
 {
@@ -467,6 +487,7 @@ async fn a_lost_right_takes_the_connection_out_of_the_room_in_time_and_one_gaine
     }
 }
 
+/// protocol.md 4.1 and 7.7.
 #[tokio::test]
 async fn without_authenticate_the_connection_is_closed_with_4001() {
     let stage = Stage::with(|settings| settings.set("session.authenticate_timeout_ms", 400)).await;
@@ -487,6 +508,7 @@ async fn without_authenticate_the_connection_is_closed_with_4001() {
     expect_quiet(&stage, &mut prompt).await;
 }
 
+/// protocol.md 4.12 and 7.8.
 #[tokio::test]
 async fn a_silent_peer_is_closed_with_4002_and_a_pong_is_a_sign_of_life() {
     let quick = |settings: signal_tests::gateway::Builder| {
@@ -531,6 +553,7 @@ async fn a_silent_peer_is_closed_with_4002_and_a_pong_is_a_sign_of_life() {
     expect_quiet(&stage, &mut living).await;
 }
 
+/// protocol.md 3.5.
 #[tokio::test]
 async fn the_heartbeat_event_keeps_a_connection_alive_and_has_no_answer() {
     let quick = |settings: signal_tests::gateway::Builder| {
@@ -553,6 +576,7 @@ async fn the_heartbeat_event_keeps_a_connection_alive_and_has_no_answer() {
     expect_quiet(&stage, &mut beating).await;
 }
 
+/// protocol.md 7.1 and 7.17.
 #[tokio::test]
 async fn a_close_of_the_client_is_answered_with_its_code() {
     let stage = Stage::new().await;
@@ -562,6 +586,7 @@ async fn a_close_of_the_client_is_answered_with_its_code() {
     raw.expect_end(Duration::from_secs(5)).await;
 }
 
+/// protocol.md 2.8.
 #[tokio::test]
 async fn events_of_the_application_are_taken_without_an_answer() {
     let stage = Stage::new().await;
@@ -575,6 +600,7 @@ async fn events_of_the_application_are_taken_without_an_answer() {
     expect_quiet(&stage, &mut client).await;
 }
 
+/// protocol.md 8.1.
 #[tokio::test]
 async fn messages_to_one_connection_arrive_in_the_order_they_were_sent() {
     let stage = Stage::new().await;

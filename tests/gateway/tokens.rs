@@ -26,6 +26,7 @@ async fn expect_refused(stage: &Stage, token: &str, what: &str) {
     );
 }
 
+/// authorization.md 1.2.
 #[tokio::test]
 async fn tokens_of_every_allowed_algorithm_are_taken() {
     let issuer = Issuer::start().await;
@@ -39,6 +40,7 @@ async fn tokens_of_every_allowed_algorithm_are_taken() {
     }
 }
 
+/// authorization.md 1.2, 1.3, 1.4, 1.5, 1.6 and 1.7.
 #[tokio::test]
 async fn tokens_that_are_not_what_they_should_be_are_refused() {
     let stage = Stage::new().await;
@@ -119,6 +121,7 @@ async fn tokens_that_are_not_what_they_should_be_are_refused() {
     );
 }
 
+/// authorization.md 1.9.
 #[tokio::test]
 async fn the_subject_is_sub_or_else_user_id_as_text() {
     let stage = Stage::new().await;
@@ -141,6 +144,7 @@ async fn the_subject_is_sub_or_else_user_id_as_text() {
     }
 }
 
+/// authorization.md 2.3.
 #[tokio::test]
 async fn an_unknown_key_is_fetched_once_and_random_ones_cannot_force_more() {
     let stage = Stage::new().await;
@@ -175,6 +179,7 @@ async fn an_unknown_key_is_fetched_once_and_random_ones_cannot_force_more() {
     );
 }
 
+/// authorization.md 2.6.
 #[tokio::test]
 async fn a_withdrawn_key_stops_working_at_the_next_refresh() {
     let stage = Stage::with(|settings| {
@@ -200,6 +205,7 @@ async fn a_withdrawn_key_stops_working_at_the_next_refresh() {
         .await;
 }
 
+/// protocol.md 4.11.
 #[tokio::test]
 async fn a_rotation_of_keys_closes_only_who_does_not_refresh() {
     let quick = |settings: gateway::Builder| {
@@ -248,6 +254,7 @@ async fn a_rotation_of_keys_closes_only_who_does_not_refresh() {
     }
 }
 
+/// authorization.md 2.2.
 #[tokio::test]
 async fn known_keys_work_on_while_the_issuer_is_away() {
     let stage = Stage::with(|settings| {
@@ -265,6 +272,7 @@ async fn known_keys_work_on_while_the_issuer_is_away() {
     stage.client("17").await;
 }
 
+/// protocol.md 4.5.
 #[tokio::test]
 async fn a_verification_that_cannot_be_made_is_an_error_and_not_a_refusal() {
     let stage = Stage::with(|settings| settings.live("keys.min_refresh_secs", 1)).await;
@@ -284,6 +292,7 @@ async fn a_verification_that_cannot_be_made_is_an_error_and_not_a_refusal() {
     );
 }
 
+/// protocol.md 4.3.
 #[tokio::test]
 async fn a_verdict_that_takes_too_long_is_closed_with_4001() {
     let slow = |settings: gateway::Builder| {
@@ -308,6 +317,7 @@ async fn a_verdict_that_takes_too_long_is_closed_with_4001() {
     stage.client("17").await;
 }
 
+/// authorization.md 1.10 and 2.8.
 #[tokio::test]
 async fn subjects_and_roles_of_a_second_issuer_are_kept_apart() {
     let (first, second) = (Issuer::start().await, Issuer::start().await);
@@ -334,6 +344,7 @@ async fn subjects_and_roles_of_a_second_issuer_are_kept_apart() {
         .expect(403);
 }
 
+/// protocol.md 3.9, 3.10, 3.11, 4.9 and 4.10.
 #[tokio::test]
 async fn a_token_warns_before_its_end_and_a_fresh_one_keeps_the_connection() {
     let stage = Stage::with(|settings| {
@@ -381,6 +392,7 @@ async fn a_token_warns_before_its_end_and_a_fresh_one_keeps_the_connection() {
     client.expect("still here").await;
 }
 
+/// protocol.md 4.13 and 7.12.
 #[tokio::test]
 async fn revocations_close_with_4006_and_refuse_the_token_afterwards() {
     let stage = Stage::new().await;

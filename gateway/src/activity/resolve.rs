@@ -176,6 +176,7 @@ mod tests {
             .remove(0)
     }
 
+    /// authorization.md 6.1 and 6.3.
     #[tokio::test(start_paused = true)]
     async fn a_batch_costs_one_query_and_the_next_none_until_the_answer_is_old() {
         let policies = Policies::new(&[("Merchant_1", &["a", "b"]), ("Organizer_1", &["c"])]);
@@ -210,6 +211,7 @@ mod tests {
         assert_eq!(policies.queries(), 2);
     }
 
+    /// authorization.md 6.2.
     #[tokio::test]
     async fn nobody_found_means_the_actor_and_no_actor_means_poison() {
         let resolver = Resolver::new(Policies::new(&[]), Duration::ZERO, 2);

@@ -493,6 +493,7 @@ mod tests {
         (basic, file, shutdown)
     }
 
+    /// authorization.md 7.1 and 7.2.
     #[tokio::test]
     async fn the_right_password_gives_the_users_subject_and_no_roles() {
         let (basic, _file, _stop) = started(&users(&[("ops", "p:w", "17"), ("b", "x", "18")]));
@@ -526,6 +527,7 @@ mod tests {
         );
     }
 
+    /// authorization.md 7.1.
     #[tokio::test]
     async fn without_a_users_file_everybody_is_refused() {
         let settings = config::Basic {
@@ -542,6 +544,7 @@ mod tests {
         task.await.unwrap();
     }
 
+    /// authorization.md 7.3.
     #[tokio::test]
     async fn an_address_that_fails_too_often_waits_even_with_the_right_password() {
         let (basic, _file, _stop) = started(&users(&[("ops", "right", "17")]));
@@ -581,6 +584,7 @@ mod tests {
         );
     }
 
+    /// authorization.md 7.3.
     #[tokio::test]
     async fn addresses_of_one_ipv6_network_count_together() {
         let (basic, _file, _stop) = started(&users(&[("ops", "right", "17")]));
@@ -697,6 +701,7 @@ mod tests {
         );
     }
 
+    /// authorization.md 7.3.
     #[test]
     fn an_unknown_name_costs_the_dearest_hash_of_the_file() {
         let list = serde_json::json!([

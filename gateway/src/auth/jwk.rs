@@ -374,6 +374,7 @@ mod tests {
         assert_eq!(keys[0].kid, None);
     }
 
+    /// authorization.md 2.4.
     #[test]
     fn only_public_keys_for_signatures_that_are_known_count() {
         let with = |mut key: Value, name: &str, value: Value| {

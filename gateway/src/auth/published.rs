@@ -194,6 +194,7 @@ mod tests {
         PublishedKeys::read(&json!({ "keys": keys }).to_string())
     }
 
+    /// authorization.md 2.10.
     #[test]
     fn public_keys_are_served_with_their_public_members_and_no_other() {
         let rsa = json!({"kty": "RSA", "kid": "rsa-1", "n": "AQAB", "e": "AQAB", "key_ops": ["verify"], "x5c": ["MII"], "note": "for us", "iat": 1});
@@ -217,6 +218,7 @@ mod tests {
         assert_eq!(read(&[]).unwrap().body, r#"{"keys":[]}"#);
     }
 
+    /// authorization.md 2.10.
     #[test]
     fn one_secret_member_or_symmetric_key_keeps_the_whole_file_from_being_served() {
         for member in ["d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"] {

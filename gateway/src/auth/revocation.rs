@@ -233,6 +233,7 @@ mod tests {
         }
     }
 
+    /// authorization.md 3.1.
     #[test]
     fn a_revocation_matches_its_user_or_token_issued_before_it_and_nothing_else() {
         let cases = [
@@ -297,6 +298,7 @@ mod tests {
         assert!(!of_user("17", 500, 9000).matches(&basic));
     }
 
+    /// authorization.md 3.3.
     #[test]
     fn a_revocation_ends_at_its_time_and_order_does_not_matter() {
         let clock = FixedClock::new(at(1000));
@@ -315,6 +317,7 @@ mod tests {
         assert!(!held.matches(&principal("17", None, Some(299))));
     }
 
+    /// authorization.md 3.3.
     #[test]
     fn when_full_the_ended_go_first_and_then_those_that_end_first() {
         let clock = FixedClock::new(at(0));

@@ -251,6 +251,7 @@ mod tests {
         )
     }
 
+    /// protocol.md 10.1, 10.2, 10.3, 10.4 and 10.5.
     #[test]
     fn payloads_are_those_of_the_wire_protocol() {
         let id: Id = "4bC".parse().unwrap();
@@ -299,6 +300,7 @@ mod tests {
         );
     }
 
+    /// protocol.md 2.11.
     #[test]
     fn data_travels_as_the_text_it_was() {
         let text = "{\"n\": 1.50, \"n\":9007199254740993,  \"s\":\"\\u00e9\"}";
@@ -313,11 +315,13 @@ mod tests {
         assert_eq!(got.data.get(), text);
     }
 
+    /// protocol.md 10.6.
     #[test]
     fn what_this_instance_published_is_ignored() {
         assert!(read(r#"{"serverId":"me","event":"e"}"#).unwrap().is_none());
     }
 
+    /// protocol.md 10.8.
     #[test]
     fn garbage_is_told_apart_from_what_is_missing() {
         for (payload, wanted) in [
@@ -351,6 +355,7 @@ mod tests {
         );
     }
 
+    /// protocol.md 10.9 and 10.10.
     #[test]
     fn absent_data_is_null_and_odd_members_do_no_harm() {
         let got = read(
@@ -368,6 +373,7 @@ mod tests {
         );
     }
 
+    /// protocol.md 10.14.
     #[test]
     fn a_number_travels_as_one_more_member_that_does_no_harm() {
         let payload = encode(
@@ -422,6 +428,7 @@ mod tests {
         }
     }
 
+    /// protocol.md 10.7 and 10.13.
     #[test]
     fn the_channel_says_whom_it_is_for_whatever_the_payload_says() {
         let names = Names::new("", "i");

@@ -252,6 +252,7 @@ mod tests {
     }
 
     /// McGrew and Viega, "The Galois/Counter Mode of Operation", test case 14, without additional data.
+    /// protocol.md 6.4 and 6.10.
     #[test]
     fn sealing_gives_the_published_gcm_vector() {
         let frame = seal(&Cipher::new(&[0; 32]), &[0; 16], [0; 12]);
@@ -266,6 +267,7 @@ mod tests {
     }
 
     /// RFC 5903 section 8.1: the shared secret of two P-256 keys is the x coordinate alone.
+    /// protocol.md 6.3 and 6.10.
     #[test]
     fn agreement_gives_the_published_ecdh_vector() {
         let i = p256::SecretKey::from_slice(&hex(
@@ -284,6 +286,7 @@ mod tests {
     }
 
     /// RFC 5869 appendix A.1.
+    /// protocol.md 6.3 and 6.10.
     #[test]
     fn derivation_gives_the_published_hkdf_vector() {
         let mut okm = [0u8; 42];
@@ -298,6 +301,7 @@ mod tests {
         );
     }
 
+    /// protocol.md 6.2, 6.3 and 6.4.
     #[test]
     fn an_independent_client_derives_the_same_key_and_opens_what_is_sealed() {
         let client = p256::SecretKey::from_slice(&[7; 32]).unwrap();
@@ -352,6 +356,7 @@ mod tests {
         );
     }
 
+    /// protocol.md 6.1.
     #[test]
     fn keys_that_are_no_point_are_unusable() {
         let good = p256::SecretKey::from_slice(&[7; 32]).unwrap().public_key();
@@ -373,6 +378,7 @@ mod tests {
         }
     }
 
+    /// protocol.md 6.9.
     #[test]
     fn a_changed_frame_does_not_open() {
         let cipher = Cipher::new(&[1; 32]);

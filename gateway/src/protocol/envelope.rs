@@ -138,6 +138,7 @@ pub fn encode(event: &str, data: &str) -> Message {
 mod tests {
     use super::*;
 
+    /// protocol.md 2.1.
     #[test]
     fn an_envelope_borrows_its_event_and_data() {
         let envelope =
@@ -146,6 +147,7 @@ mod tests {
         assert_eq!(envelope.data.unwrap().get(), r#"{"rooms":["a"]}"#);
     }
 
+    /// protocol.md 2.3 and 2.4.
     #[test]
     fn what_is_not_json_is_told_from_what_has_no_event() {
         for text in [
@@ -182,6 +184,7 @@ mod tests {
         }
     }
 
+    /// protocol.md 2.1.
     #[test]
     fn a_member_given_twice_counts_the_last_time() {
         let envelope =

@@ -10,6 +10,7 @@ fn is_unavailable<T>(verdict: &Result<T, VerifyError>) -> bool {
     matches!(verdict, Err(VerifyError::Unavailable(_)))
 }
 
+/// authorization.md 2.9.
 #[tokio::test]
 async fn it_is_ready_once_every_accepted_source_was_fetched() {
     let (a, b) = (Signer::es256("a"), Signer::es256("b"));
@@ -39,6 +40,7 @@ async fn it_is_ready_once_every_accepted_source_was_fetched() {
     until(|| rig.auth.unready_reason().is_some()).await;
 }
 
+/// authorization.md 1.12.
 #[tokio::test]
 async fn a_verification_during_the_first_fetch_waits_for_it() {
     let signer = Signer::es256("k1");
@@ -55,6 +57,7 @@ async fn a_verification_during_the_first_fetch_waits_for_it() {
     assert_eq!(issuer.fetches(), 1);
 }
 
+/// authorization.md 2.3.
 #[tokio::test]
 async fn an_unknown_kid_is_fetched_once_for_everybody_who_brings_it() {
     let (old, new) = (Signer::es256("old"), Signer::es256("new"));
@@ -78,6 +81,7 @@ async fn an_unknown_kid_is_fetched_once_for_everybody_who_brings_it() {
     assert_eq!(issuer.fetches(), 2);
 }
 
+/// authorization.md 2.3.
 #[tokio::test]
 async fn random_kids_cause_one_fetch_per_cooldown_and_no_more() {
     let signer = Signer::es256("k1");
@@ -113,6 +117,7 @@ async fn random_kids_cause_one_fetch_per_cooldown_and_no_more() {
     rig.verify(&signer.sign(&claims("main"))).await.unwrap();
 }
 
+/// authorization.md 2.3.
 #[tokio::test]
 async fn a_kid_that_a_fetch_did_not_find_causes_no_further_one_for_a_while() {
     let (signer, stranger) = (Signer::es256("k1"), Signer::es256("never"));
@@ -132,6 +137,7 @@ async fn a_kid_that_a_fetch_did_not_find_causes_no_further_one_for_a_while() {
     assert_eq!(issuer.fetches(), 3);
 }
 
+/// authorization.md 1.12.
 #[tokio::test]
 async fn an_unknown_kid_whose_fetch_fails_is_unavailable_and_not_refused() {
     let (old, new) = (Signer::es256("old"), Signer::es256("new"));
@@ -148,6 +154,7 @@ async fn an_unknown_kid_whose_fetch_fails_is_unavailable_and_not_refused() {
     rig.verify(&token).await.unwrap();
 }
 
+/// authorization.md 2.6.
 #[tokio::test]
 async fn a_withdrawn_key_stops_working_at_the_next_refresh() {
     let (old, new) = (Signer::es256("old"), Signer::es256("new"));
@@ -166,6 +173,7 @@ async fn a_withdrawn_key_stops_working_at_the_next_refresh() {
     rig.verify(&new.sign(&claims("main"))).await.unwrap();
 }
 
+/// authorization.md 2.6.
 #[tokio::test]
 async fn another_key_behind_the_same_kid_is_another_key() {
     let (old, new) = (Signer::es256("1"), Signer::es256("1"));
@@ -200,6 +208,7 @@ async fn an_unchanged_set_is_no_change() {
     assert!(!changes.has_changed().unwrap());
 }
 
+/// authorization.md 2.2.
 #[tokio::test]
 async fn an_outage_is_lived_through_until_the_keys_are_too_old() {
     let signer = Signer::es256("k1");
@@ -248,6 +257,7 @@ async fn an_outage_is_lived_through_until_the_keys_are_too_old() {
     assert!(rig.metrics.key_fetches.get_or_create(&failed).get() >= 1);
 }
 
+/// authorization.md 2.2.
 #[tokio::test]
 async fn an_answer_that_is_no_key_set_leaves_the_last_good_one() {
     let signer = Signer::es256("k1");
@@ -310,6 +320,7 @@ async fn a_fetch_ends_in_time() {
     until(|| rig.auth.unready_reason().is_none()).await;
 }
 
+/// authorization.md 2.6.
 #[tokio::test]
 async fn an_empty_set_withdraws_every_key() {
     let signer = Signer::es256("k1");
@@ -330,6 +341,7 @@ async fn an_empty_set_withdraws_every_key() {
     );
 }
 
+/// authorization.md 2.5.
 #[tokio::test]
 async fn a_source_goes_from_prepared_over_trusted_and_retiring_to_gone() {
     let (old, new) = (Signer::es256("old"), Signer::es256("new"));
@@ -371,6 +383,7 @@ async fn a_source_goes_from_prepared_over_trusted_and_retiring_to_gone() {
     assert_eq!((a.fetches(), b.fetches()), (2, 2));
 }
 
+/// authorization.md 2.5.
 #[tokio::test]
 async fn a_source_moved_back_to_prepared_is_accepted_no_longer() {
     let signer = Signer::es256("k1");
@@ -529,6 +542,7 @@ fn in_file(name: &str, path: &std::path::Path) -> Source {
     }
 }
 
+/// authorization.md 2.1.
 #[tokio::test]
 async fn keys_come_out_of_a_file_and_follow_its_content() {
     let (old, new) = (Signer::es256("old"), Signer::es256("new"));
@@ -573,6 +587,7 @@ async fn keys_come_out_of_a_file_and_follow_its_content() {
     assert_eq!(rig.auth.unready_reason(), None);
 }
 
+/// authorization.md 2.3.
 #[tokio::test]
 async fn an_unknown_kid_has_the_file_read_again_before_anybody_tells_of_it() {
     let (old, new) = (Signer::es256("old"), Signer::es256("new"));
@@ -584,6 +599,7 @@ async fn an_unknown_kid_has_the_file_read_again_before_anybody_tells_of_it() {
     rig.verify(&new.sign(&claims("main"))).await.unwrap();
 }
 
+/// authorization.md 2.7.
 #[tokio::test]
 async fn a_revoked_source_is_refused_listed_or_not_and_others_are_not() {
     let (a, b) = (Signer::es256("a"), Signer::es256("b"));

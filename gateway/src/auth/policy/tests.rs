@@ -127,6 +127,7 @@ fn with_rooms(rows: Rows, unmatched: Unmatched) -> (Access, Arc<Rows>) {
 
 const FIND: &str = "WebSocketClient.find";
 
+/// authorization.md 4.4, 4.5 and 4.7.
 #[tokio::test]
 async fn client_management_needs_a_grant_that_holds_everywhere() {
     let (m, role) = (Some("Merchant_42"), "Role_3");
@@ -255,6 +256,7 @@ async fn client_management_needs_a_grant_that_holds_everywhere() {
     }
 }
 
+/// authorization.md 4.5.
 #[test]
 fn group_rows_without_a_domain_hold_in_every_domain_and_others_in_theirs() {
     let mut enforcer = enforcer();
@@ -306,6 +308,7 @@ async fn names_that_look_like_lines_or_expressions_are_only_names() {
     );
 }
 
+/// authorization.md 4.8.
 #[tokio::test]
 async fn roles_on_the_list_skip_the_check_and_the_store() {
     let (access, rows) = over(vec![], vec![]);
@@ -328,6 +331,7 @@ async fn roles_on_the_list_skip_the_check_and_the_store() {
     );
 }
 
+/// authorization.md 4.9.
 #[tokio::test]
 async fn an_outage_is_an_error_and_never_a_yes_and_ends_with_the_store() {
     let (access, rows) = over(
@@ -365,6 +369,7 @@ async fn an_outage_is_an_error_and_never_a_yes_and_ends_with_the_store() {
     );
 }
 
+/// authorization.md 5.1, 5.2, 5.3, 5.4, 5.5 and 5.6.
 #[tokio::test]
 async fn rooms_are_for_members_owners_and_their_own_connection() {
     let groups = vec![
@@ -417,6 +422,7 @@ async fn rooms_are_for_members_owners_and_their_own_connection() {
     }
 }
 
+/// authorization.md 5.5.
 #[test]
 fn only_names_that_an_id_could_have_are_shaped_like_one() {
     let early = Id::from_parts(38 * 86_400_000, 0, 0);
@@ -439,6 +445,7 @@ fn only_names_that_an_id_could_have_are_shaped_like_one() {
     }
 }
 
+/// authorization.md 5.7.
 #[tokio::test]
 async fn administrators_are_members_of_nothing_by_that_alone() {
     let (access, _) = over(vec![], vec![]);
@@ -455,6 +462,7 @@ async fn administrators_are_members_of_nothing_by_that_alone() {
     );
 }
 
+/// authorization.md 4.9 and 5.8.
 #[tokio::test(start_paused = true)]
 async fn what_was_read_is_kept_for_its_time_and_a_lost_right_is_gone_within_it() {
     let (access, rows) = over(

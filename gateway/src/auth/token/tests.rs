@@ -27,6 +27,7 @@ async fn one_source(change: impl FnOnce(&mut Source)) -> (Rig, Issuer, Signer) {
     (Rig::start(vec![main]).await, issuer, signer)
 }
 
+/// authorization.md 1.2.
 #[tokio::test]
 async fn a_good_token_of_every_algorithm_gives_its_principal() {
     let signers = [
@@ -58,6 +59,7 @@ async fn a_good_token_of_every_algorithm_gives_its_principal() {
     assert_eq!(issuer.fetches(), 1);
 }
 
+/// authorization.md 1.5, 1.6, 1.7 and 1.8.
 #[tokio::test]
 async fn each_claim_is_checked_with_leeway() {
     let (rig, _issuer, signer) = one_source(|_| {}).await;
@@ -112,6 +114,7 @@ async fn each_claim_is_checked_with_leeway() {
     assert_eq!(rig.verdicts("audience"), 4);
 }
 
+/// authorization.md 1.9 and 2.8.
 #[tokio::test]
 async fn the_subject_is_sub_else_user_id_behind_the_sources_prefix() {
     let (rig, _issuer, signer) = one_source(|main| main.subject_prefix = "b:".into()).await;
@@ -143,6 +146,7 @@ async fn the_subject_is_sub_else_user_id_behind_the_sources_prefix() {
     );
 }
 
+/// authorization.md 1.10.
 #[tokio::test]
 async fn roles_count_only_where_they_are_trusted() {
     let claims = with(
@@ -171,6 +175,7 @@ async fn roles_count_only_where_they_are_trusted() {
     );
 }
 
+/// authorization.md 1.2.
 #[tokio::test]
 async fn none_and_symmetric_algorithms_are_refused_whatever_the_key_is_used_for() {
     let (rig, issuer, signer) = one_source(|_| {}).await;
@@ -202,6 +207,7 @@ async fn none_and_symmetric_algorithms_are_refused_whatever_the_key_is_used_for(
     assert_eq!(issuer.fetches(), 1);
 }
 
+/// authorization.md 1.2.
 #[tokio::test]
 async fn the_algorithm_must_be_the_sources_and_the_keys() {
     let (es, rs, ps) = (
@@ -231,6 +237,7 @@ async fn the_algorithm_must_be_the_sources_and_the_keys() {
     assert_eq!(issuer.fetches(), 1);
 }
 
+/// authorization.md 1.4.
 #[tokio::test]
 async fn a_key_that_the_token_brings_along_is_never_used() {
     let (rig, issuer, _signer) = one_source(|_| {}).await;
@@ -250,6 +257,7 @@ async fn a_key_that_the_token_brings_along_is_never_used() {
     assert_eq!((issuer.fetches(), elsewhere.fetches()), (1, 0));
 }
 
+/// authorization.md 1.11.
 #[tokio::test]
 async fn a_changed_token_is_refused() {
     let (rig, _issuer, signer) = one_source(|_| {}).await;
@@ -297,6 +305,7 @@ async fn a_changed_token_is_refused() {
     assert_eq!(rig.verify(&deep).await, refused(TokenFault::Malformed));
 }
 
+/// authorization.md 1.3.
 #[tokio::test]
 async fn a_token_of_another_kind_or_with_an_unknown_extension_is_refused() {
     let (rig, _issuer, signer) = one_source(|_| {}).await;
@@ -322,6 +331,7 @@ async fn a_token_of_another_kind_or_with_an_unknown_extension_is_refused() {
     }
 }
 
+/// authorization.md 1.1.
 #[tokio::test]
 async fn an_oversized_token_is_refused_unread() {
     let (rig, _issuer, signer) = one_source(|_| {}).await;
@@ -332,6 +342,7 @@ async fn an_oversized_token_is_refused_unread() {
         .unwrap();
 }
 
+/// authorization.md 1.4.
 #[tokio::test]
 async fn without_kid_only_the_only_key_of_a_source_may_have_signed() {
     let (rig, issuer, signer) = one_source(|_| {}).await;
@@ -354,6 +365,7 @@ async fn without_kid_only_the_only_key_of_a_source_may_have_signed() {
     assert_eq!(issuer.fetches(), 2);
 }
 
+/// authorization.md 2.1 and 2.8.
 #[tokio::test]
 async fn two_sources_of_one_issuer_are_told_apart_by_kid_and_prefixes_keep_subjects_apart() {
     let (old, new, foreign) = (
@@ -404,6 +416,7 @@ async fn two_sources_of_one_issuer_are_told_apart_by_kid_and_prefixes_keep_subje
     );
 }
 
+/// authorization.md 1.5 and 1.6.
 #[tokio::test]
 async fn waived_checks_are_waived_for_that_source_alone() {
     let (named, loose) = (Signer::es256("named"), Signer::es256("loose"));
@@ -432,6 +445,7 @@ async fn waived_checks_are_waived_for_that_source_alone() {
     }
 }
 
+/// authorization.md 1.11.
 #[tokio::test]
 async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
     let (rig, issuer, signer) = one_source(|_| {}).await;
@@ -478,6 +492,7 @@ async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
     assert_eq!(issuer.fetches(), 1);
 }
 
+/// authorization.md 3.2.
 #[tokio::test]
 async fn a_revoked_token_is_refused_also_when_it_is_remembered() {
     let (rig, _issuer, signer) = one_source(|_| {}).await;
@@ -512,6 +527,7 @@ async fn a_revoked_token_is_refused_also_when_it_is_remembered() {
     assert_eq!(rig.verdicts("revoked"), 3);
 }
 
+/// authorization.md 2.9.
 #[tokio::test]
 async fn without_any_source_it_is_ready_and_refuses() {
     let rig = Rig::start(vec![]).await;
