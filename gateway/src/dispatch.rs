@@ -47,3 +47,37 @@ impl Dispatch {
         }
     }
 }
+
+/// Why clients are told that pushes may have been missed. On the wire it is for logs only (protocol.md 9.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ResyncReason {
+    /// The connection to Redis was lost and is there again.
+    BusReconnected,
+    /// Nothing came from Redis for too long.
+    BusStalled,
+    /// Another instance could not publish for a while.
+    BusPeerLost,
+    /// More came from Redis than this instance could take.
+    BusOverflow,
+    /// The instance switched to another Redis.
+    BusMoved,
+    /// A shard could not take all its messages.
+    Overloaded,
+    /// Notifications were stored, but perhaps not pushed.
+    PushMissed,
+}
+
+impl ResyncReason {
+    /// Returns the text on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BusReconnected => "bus_reconnected",
+            Self::BusStalled => "bus_stalled",
+            Self::BusPeerLost => "bus_peer_lost",
+            Self::BusOverflow => "bus_overflow",
+            Self::BusMoved => "bus_moved",
+            Self::Overloaded => "overloaded",
+            Self::PushMissed => "push_missed",
+        }
+    }
+}

@@ -9,6 +9,9 @@ use utoipa::ToSchema;
 
 use crate::id::Id;
 
+/// Most ids that one marking as read names, or reports.
+pub const MAX_READ_IDS: usize = 1000;
+
 /// One stored notification of one recipient, in the shape that clients see.
 ///
 /// The texts are shared: a hundred thousand rows of one activity hold its words once.

@@ -22,7 +22,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use super::Pipeline;
 use super::decode::{Activity, Record, TRACEPARENT_HEADER, decode};
 use super::poison::{DeadLetterReason, Poison};
-use crate::dispatch::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch, ResyncReason};
 use crate::metrics::Metrics;
 use crate::notification::{NewActivity, Notification};
 use crate::protocol::event;
@@ -33,8 +33,6 @@ use crate::telemetry::SPANS;
 const BATCH_BYTES: usize = 8 << 20;
 /// Most pushes that are encoded before they are sent.
 const PUSH_BATCH: usize = 1000;
-/// DeadLetterReason of the `resync` to people whose rows may have been stored by a try that was not answered.
-const STORED_UNTOLD: &str = "push_missed";
 
 /// What waits in a lane's queue.
 #[derive(Debug, Default)]
@@ -122,7 +120,7 @@ struct Created<'s> {
 }
 
 /// The event that tells a client of a new notification.
-pub const CREATED_EVENT: &str = "notification:created";
+pub const CREATED_EVENT: &str = crate::protocol::event::name::NOTIFICATION_CREATED;
 
 struct HeadersOf<'r>(&'r Record);
 
@@ -511,7 +509,7 @@ impl Lane {
             .filter(|row| !stored.contains(row))
             .map(|(_, recipient)| recipient)
             .collect();
-        let resync = event::resync_data(STORED_UNTOLD);
+        let resync = event::resync_data(ResyncReason::PushMissed);
         let dispatches: Vec<Dispatch> = missed
             .into_iter()
             .map(|user| {

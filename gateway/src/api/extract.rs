@@ -26,7 +26,7 @@ use super::problem::{Cause, Problem};
 use crate::auth::{BasicError, VerifyError};
 use crate::peer::{PeerAddress, client_address};
 use crate::principal::Principal;
-use crate::protocol::event::is_room_name;
+use crate::protocol::room::is_room_name;
 
 /// Longest wait for a whole body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);

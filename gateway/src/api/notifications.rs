@@ -22,7 +22,7 @@ use crate::protocol::event;
 use crate::store::{Filter, MarkedRead, NotificationSelector};
 
 /// Most ids in one request.
-const MAX_IDS: usize = 1000;
+const MAX_IDS: usize = crate::protocol::bounds::MAX_READ_IDS;
 
 /// Which notifications are listed.
 #[derive(Debug, Deserialize, IntoParams)]

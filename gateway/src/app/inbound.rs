@@ -2,19 +2,18 @@
 
 use std::sync::Arc;
 
-use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::auth::{Authenticator, Revocations};
 use crate::bus::{Ask, Bus, BusEvent, Events, Reply};
 use crate::client::ClientSelector;
-use crate::dispatch::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch, ResyncReason};
 use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::principal::Principal;
 use crate::protocol::close::Close;
-use crate::protocol::event::name;
+use crate::protocol::event::{self, name};
 
 /// Questions that are answered at the same time; those beyond are left unanswered, which the asker is told.
 const ANSWERS_AT_ONCE: usize = 64;
@@ -53,7 +52,7 @@ impl Inbound {
             BusEvent::Resync(reason) => {
                 self.metrics.bus_resyncs.inc();
                 tracing::info!(
-                    reason,
+                    reason = reason.as_str(),
                     "pushes may have been missed; clients are told to sync"
                 );
                 self.resync(reason);
@@ -77,13 +76,12 @@ impl Inbound {
         }
     }
 
-    fn resync(&self, reason: &str) {
-        let data: Arc<RawValue> =
-            serde_json::value::to_raw_value(&serde_json::json!({ "reason": reason }))
-                .expect("plain data")
-                .into();
-        self.hub
-            .deliver(&Dispatch::new(Destination::Broadcast, name::RESYNC, data));
+    fn resync(&self, reason: ResyncReason) {
+        self.hub.deliver(&Dispatch::new(
+            Destination::Broadcast,
+            name::RESYNC,
+            event::resync_data(reason),
+        ));
     }
 
     /// Revocations that were made while this instance did not hear.

@@ -23,6 +23,7 @@ use super::recent::Recent;
 use crate::config::{self, Unmatched};
 use crate::id::Id;
 use crate::principal::Principal;
+use crate::protocol::room::DEFAULT_ROOMS;
 use crate::store::{Domain, GroupRow, PolicyRow, PolicyStore, StoreError};
 
 /// The domain of a row that names none, and of a question about the whole cluster.
@@ -33,8 +34,6 @@ const MAX_USERS: usize = 8192;
 const MAX_ANSWERS: usize = 64;
 /// Rooms that are decided before others get their turn at the enforcer.
 const ROOMS_AT_ONCE: usize = 32;
-/// Rooms that every connection is in from the start (wire protocol, "After authentication").
-const DEFAULT_ROOMS: [&str; 2] = ["ws-default", "ws-notification"];
 /// What a member of a domain is in the enforcer. No role of the tables has this name: theirs begin with `Role_`.
 const MEMBER: &str = "Member";
 const ROOM: &str = "Room";

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::client::{ClientInfo, ClientQuery};
 use crate::clock::Clock;
 use crate::config::{self, Live};
-use crate::dispatch::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch, ResyncReason};
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::revocation::Revocation;
@@ -58,7 +58,7 @@ pub enum BusEvent {
     Dispatch(Dispatch),
     /// Pushes may have been missed: every local client is to be told, and [`Bus::revocations`] read again, since a live
     /// [`Ask::Revoke`] may be among what was missed. Comes after subscriptions are confirmed again, once per gap.
-    Resync(&'static str),
+    Resync(ResyncReason),
     /// These were stored elsewhere before this instance came there.
     Revocations(Vec<Revocation>),
     /// Another instance asks; the answer goes back through the channel, or is dropped for none.

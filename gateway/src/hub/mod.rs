@@ -24,7 +24,7 @@ use crate::bus::{Bus, Interest};
 use crate::client::{ClientCounts, ClientInfo, ClientQuery, ClientSelector, MAX_LISTED};
 use crate::clock::Clock;
 use crate::config::Live;
-use crate::dispatch::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch, ResyncReason};
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::principal::Principal;
@@ -38,7 +38,7 @@ use shard::{Command, ShardCounts};
 
 pub use link::{Link, Stage, read_now};
 pub use outbox::{Bounds, Flushed};
-pub use shard::{Caps, Claim, DEFAULT_ROOMS, Shard, TooMany};
+pub use shard::{Caps, Claim, Shard, TooMany};
 
 /// What all shards and handles share.
 pub(crate) struct Shared {
@@ -557,7 +557,7 @@ async fn run(work: Work) {
                     batch = Vec::new();
                 }
                 if inlet.overflowed.swap(false, Ordering::Acquire) {
-                    shard.resync("overloaded").await;
+                    shard.resync(ResyncReason::Overloaded).await;
                 }
             }
             Ok(()) = live.changed() => shard.reload(),

@@ -26,15 +26,13 @@ use super::parcel::{Burst, Parcel};
 use super::wheel::Wheel;
 use crate::client::{ClientInfo, ClientQuery, MAX_LISTED};
 use crate::config::Limits;
-use crate::dispatch::Destination;
+use crate::dispatch::{Destination, ResyncReason};
 use crate::id::Id;
 use crate::principal::Principal;
 use crate::protocol::Message;
 use crate::protocol::close::Close;
 use crate::protocol::event;
-
-/// Rooms everyone is in from authentication on.
-pub const DEFAULT_ROOMS: [&str; 2] = ["ws-default", "ws-notification"];
+use crate::protocol::room::DEFAULT_ROOMS;
 
 /// How many connections are written to before the shard lets others run.
 const FLUSHES_PER_TURN: usize = 512;
@@ -808,7 +806,7 @@ impl Shard {
     }
 
     /// Tells everyone here that messages may have been missed.
-    pub(super) async fn resync(&self, reason: &str) {
+    pub(super) async fn resync(&self, reason: ResyncReason) {
         self.deliver(
             &Destination::Broadcast,
             &Parcel::One(Rc::new(event::resync(reason))),

@@ -1,6 +1,5 @@
-//! Names and payloads of the system events (`wire protocol`, "System events") and of our own (`contracts`, "WebSocket events").
+//! Names, error texts and payloads of the system events, each once (protocol.md, section 3).
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -10,10 +9,11 @@ use utoipa::ToSchema;
 
 use super::Message;
 use super::envelope::encode;
+use crate::dispatch::ResyncReason;
 use crate::id::Id;
 use crate::notification::{InboxState, Notification, rfc3339};
 
-/// Event names.
+/// Names of events (protocol.md 3.1 to 3.18).
 #[expect(missing_docs, reason = "each is its text")]
 pub mod name {
     pub const AUTHENTICATE: &str = "authenticate";
@@ -35,7 +35,7 @@ pub mod name {
     pub const NOTIFICATION_SYNCED: &str = "notification:synced";
 }
 
-/// Events that only the gateway may send: producers and admins cannot choose these names.
+/// Names that no sender on REST may choose (protocol.md 3.19).
 pub const RESERVED: [&str; 8] = [
     name::AUTHENTICATE,
     name::CONNECTED,
@@ -47,7 +47,7 @@ pub const RESERVED: [&str; 8] = [
     name::DISCONNECT,
 ];
 
-/// `error` texts that clients of the wire protocol know.
+/// Texts of `error` (protocol.md 3.20).
 #[expect(missing_docs, reason = "each is its text")]
 pub mod message {
     pub const INVALID_FORMAT: &str = "Invalid message format";
@@ -64,7 +64,7 @@ pub mod message {
     pub const TRY_AGAIN: &str = "Try again later";
 }
 
-/// `authenticate`: `{type: "Bearer", token, clientPublicKey?}`; `publicKey` is the same.
+/// Data of `authenticate` and `refresh` as a client sends it (protocol.md 4.2).
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Authenticate<'m> {
@@ -74,16 +74,16 @@ pub struct Authenticate<'m> {
     /// The JWT.
     #[serde(default, borrow)]
     pub token: Option<std::borrow::Cow<'m, str>>,
-    /// P-256 point; any JSON, since a present key of the wrong type is an unusable key.
+    /// P-256 point. Any JSON: a key of the wrong type is present, and unusable.
     #[serde(default, borrow)]
     pub client_public_key: Option<&'m serde_json::value::RawValue>,
-    /// The same under the name of the reference's own documentation.
+    /// Another name of it.
     #[serde(default, borrow)]
     pub public_key: Option<&'m serde_json::value::RawValue>,
 }
 
 impl Authenticate<'_> {
-    /// The client's key: `None` when absent or null, `Some(None)` when present but not even text.
+    /// Returns the client's key: `None` when it is absent or null, `Some(None)` when it is present but not a string.
     pub fn key(&self) -> Option<Option<String>> {
         let raw = self.client_public_key.or(self.public_key)?;
         if raw.get() == "null" {
@@ -94,48 +94,7 @@ impl Authenticate<'_> {
     }
 }
 
-/// `join`, `leave`: names that are not strings are dropped, so members are read as any JSON.
-#[derive(Debug, Deserialize)]
-pub struct Rooms {
-    rooms: Vec<serde_json::Value>,
-}
-
-impl Rooms {
-    /// The names that may be asked for at all: strings, not empty, at most 256 characters, not beginning with `ws:`.
-    /// Without repeats, and at most [`MAX_ROOMS_PER_EVENT`] of them.
-    pub fn names(self) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
-        let mut seen = HashSet::new();
-        for room in self.rooms {
-            if names.len() == MAX_ROOMS_PER_EVENT {
-                break;
-            }
-            match room {
-                serde_json::Value::String(name)
-                    if is_room_name(&name) && seen.insert(name.clone()) =>
-                {
-                    names.push(name)
-                }
-                _ => {}
-            }
-        }
-        names
-    }
-}
-
-/// Most rooms of one `join` or `leave`.
-pub const MAX_ROOMS_PER_EVENT: usize = 256;
-/// Longest room name in characters.
-pub const MAX_ROOM_CHARS: usize = 256;
-
-/// Whether a name may be a room's: not empty, at most 256 characters (UTF-16 units, as the reference counts), not beginning with `ws:`.
-pub fn is_room_name(name: &str) -> bool {
-    !name.is_empty()
-        && !name.starts_with("ws:")
-        && (name.len() <= MAX_ROOM_CHARS || name.encode_utf16().count() <= MAX_ROOM_CHARS)
-}
-
-/// `encrypted`: standard base64.
+/// Data of `encrypted`: standard base64.
 #[derive(Debug, Deserialize)]
 pub struct Encrypted<'m> {
     /// 12 bytes.
@@ -146,38 +105,45 @@ pub struct Encrypted<'m> {
     pub ct: std::borrow::Cow<'m, str>,
 }
 
-/// `notification:read` from a client: `{ids}` or `{upTo}`.
+/// Data of `notification:read` from a client: either member.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MarkRead {
-    /// These.
+    /// Marks these.
     pub ids: Option<Vec<String>>,
-    /// All up to this `seq`.
+    /// Marks all up to this `seq`.
     pub up_to: Option<i64>,
 }
 
-/// `notification:sync`: `{after, limit?}`.
+/// Data of `notification:sync`.
 #[derive(Debug, Deserialize)]
 pub struct Sync {
     /// The last `seq` the client has.
     pub after: i64,
-    /// At most so many, up to 200.
+    /// At most so many, up to [`MAX_SYNC`](super::bounds::MAX_SYNC).
     pub limit: Option<u32>,
 }
 
-/// `connected`, always in the clear.
+/// Data of `connected`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Connected<'a> {
+    /// The client id.
+    pub id: Id,
+    /// The subject of the token.
+    pub user_id: &'a str,
+    /// When, RFC 3339 in UTC.
+    pub time: String,
+    /// The server's public key of an encrypted connection, base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_public_key: Option<&'a str>,
+    /// The salt of an encrypted connection, base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub salt: Option<&'a str>,
+}
+
+/// Encodes `connected`, which is never encrypted. `keys` are the server's public key and the salt.
 pub fn connected(id: Id, user: &str, now: DateTime<Utc>, keys: Option<(&str, &str)>) -> Message {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Connected<'a> {
-        id: Id,
-        user_id: &'a str,
-        time: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        server_public_key: Option<&'a str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        salt: Option<&'a str>,
-    }
     let data = Connected {
         id,
         user_id: user,
@@ -188,36 +154,77 @@ pub fn connected(id: Id, user: &str, now: DateTime<Utc>, keys: Option<(&str, &st
     of(name::CONNECTED, &data)
 }
 
-/// `error`
-pub fn error(message: &str) -> Message {
-    of(name::ERROR, &serde_json::json!({ "message": message }))
+/// Data of `error`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorText<'a> {
+    /// One of the texts in [`message`].
+    pub message: &'a str,
 }
 
-/// `resync`
-pub fn resync(reason: &str) -> Message {
+/// Encodes `error`.
+pub fn error(message: &str) -> Message {
+    of(name::ERROR, &ErrorText { message })
+}
+
+/// Data of `resync`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Resync {
+    /// For logs.
+    pub reason: &'static str,
+}
+
+/// Encodes `resync`.
+pub fn resync(reason: ResyncReason) -> Message {
     encode(name::RESYNC, resync_data(reason).get())
 }
 
-/// The data of `resync`.
-pub fn resync_data(reason: &str) -> Arc<RawValue> {
-    serde_json::value::to_raw_value(&serde_json::json!({ "reason": reason }))
+/// Returns the data of `resync` as JSON.
+pub fn resync_data(reason: ResyncReason) -> Arc<RawValue> {
+    let data = Resync {
+        reason: reason.as_str(),
+    };
+    serde_json::value::to_raw_value(&data)
         .expect("it is plain data")
         .into()
 }
 
-/// `expiring`
+/// Data of `expiring`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Expiring {
+    /// When the token ends, RFC 3339 in UTC.
+    pub expires_at: String,
+    /// Seconds until then.
+    pub seconds: i64,
+}
+
+/// Encodes `expiring`.
 pub fn expiring(at: DateTime<Utc>, seconds: i64) -> Message {
+    let expires_at = time(at);
     of(
         name::EXPIRING,
-        &serde_json::json!({ "expiresAt": time(at), "seconds": seconds }),
+        &Expiring {
+            expires_at,
+            seconds,
+        },
     )
 }
 
-/// `refreshed`; null where the token never ends.
+/// Data of `refreshed`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Refreshed {
+    /// When the new token ends, RFC 3339 in UTC; null for a token without an end.
+    pub expires_at: Option<String>,
+}
+
+/// Encodes `refreshed`.
 pub fn refreshed(at: Option<DateTime<Utc>>) -> Message {
     of(
         name::REFRESHED,
-        &serde_json::json!({ "expiresAt": at.map(time) }),
+        &Refreshed {
+            expires_at: at.map(time),
+        },
     )
 }
 
@@ -278,7 +285,7 @@ pub struct Deleted<'a> {
     pub version: i64,
 }
 
-/// The `seq` in a `notification:created`, if the message is one.
+/// Returns the `seq` of a `notification:created`, or `None` for any other message.
 pub fn created_seq(message: &Message) -> Option<i64> {
     #[derive(Deserialize)]
     struct Row {
@@ -299,11 +306,31 @@ pub fn created_seq(message: &Message) -> Option<i64> {
         .map(|data| data.notification.seq)
 }
 
-/// `notification:synced`
+/// Data of `notification:synced`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Synced {
+    /// How many notifications were sent before.
+    pub count: usize,
+    /// `seq` of the last one, or where the client stood.
+    pub cursor: i64,
+    /// Whether the client is to sync again from `cursor`.
+    pub more: bool,
+    /// How many notifications are unread.
+    pub unread_count: i64,
+    /// Grows with every change of the inbox: of two counts the one with the higher version is newer.
+    pub version: i64,
+}
+
+/// Encodes `notification:synced`.
 pub fn synced(count: usize, cursor: i64, inbox: InboxState, more: bool) -> Message {
-    let data = serde_json::json!({
-        "count": count, "cursor": cursor, "unreadCount": inbox.unread_count, "version": inbox.version, "more": more,
-    });
+    let data = Synced {
+        count,
+        cursor,
+        more,
+        unread_count: inbox.unread_count,
+        version: inbox.version,
+    };
     of(name::NOTIFICATION_SYNCED, &data)
 }
 
@@ -323,16 +350,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_names_that_may_not_be_asked_for_are_dropped() {
-        let rooms: Rooms = serde_json::from_value(
-            serde_json::json!({"rooms": ["a", 5, "", "ws:x", "a", null, "ă".repeat(256), "b".repeat(257), {"x": 1}]}),
-        )
-        .unwrap();
-        assert_eq!(rooms.names(), ["a".to_owned(), "ă".repeat(256)]);
-    }
-
-    #[test]
-    fn a_key_that_is_present_but_no_text_is_told_from_none() {
+    fn a_key_that_is_no_string_differs_from_an_absent_one() {
         let key = |json: &str| {
             serde_json::from_str::<Authenticate<'_>>(json)
                 .unwrap()

@@ -28,13 +28,11 @@ use futures_util::future::BoxFuture;
 use crate::id::Id;
 use crate::notification::{InboxState, NewActivity, Notification};
 
+pub use crate::notification::MAX_READ_IDS;
 pub use error::{OpenError, StoreError};
 pub use migrate::{Migrated, migrate};
 pub use open::{Stores, open};
 pub use retention::{PURGE_INTERVAL, purge_loop};
-
-/// Most ids in one [`MarkedRead`].
-pub const MAX_READ_IDS: usize = 1000;
 
 /// One row that was stored.
 #[derive(Debug, Clone)]

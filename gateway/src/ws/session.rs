@@ -14,17 +14,14 @@ use crate::config::{ClientFrames, Encryption, EncryptionMode};
 use crate::hub::Stage;
 use crate::id::Id;
 use crate::principal::Principal;
+use crate::protocol::bounds::{MAX_READ_IDS, MAX_SYNC};
 use crate::protocol::cipher::{Cipher, Handshake, UnusableKey};
 use crate::protocol::close::Close;
 use crate::protocol::envelope::NotAnEnvelope;
 use crate::protocol::event::{self, message, name};
+use crate::protocol::room::Rooms;
 use crate::protocol::{Envelope, Message};
 use crate::store::NotificationSelector;
-
-/// Most rows of one `notification:sync`.
-pub const MAX_SYNC: u32 = 200;
-/// Most ids of one `notification:read`.
-pub const MAX_READ_IDS: usize = 1000;
 
 /// What every session of the gateway goes by.
 #[derive(Debug, Clone)]
@@ -501,7 +498,7 @@ impl Session {
                 actions.push(Action::Send(event::error(message::ALREADY_AUTHENTICATED)))
             }
             name::JOIN | name::LEAVE => {
-                let Ok(rooms) = envelope.read::<event::Rooms>() else {
+                let Ok(rooms) = envelope.read::<Rooms>() else {
                     return actions.push(invalid());
                 };
                 let names = rooms.names();

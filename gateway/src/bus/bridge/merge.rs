@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::super::BusEvent;
 use super::super::pubsub::{Heard, Stamp};
 use super::super::wire::Bridged;
+use crate::dispatch::ResyncReason;
 
 /// Longest time a message is held.
 pub(super) const HOLD: Duration = Duration::from_secs(1);
@@ -23,9 +24,6 @@ pub(super) const HOLD: Duration = Duration::from_secs(1);
 const MAX_HELD: usize = 16_384;
 /// Most instances that are remembered: more than are ever alive at a time.
 const MAX_INSTANCES: usize = 4096;
-
-/// What clients are told when a message may have been missed here.
-const REASON: &str = "bus_moved";
 
 /// Which server something was heard on.
 pub(super) type Line = u64;
@@ -162,7 +160,7 @@ impl Merge {
                 instances = late,
                 "messages of the other Redis are late: some may be missed"
             );
-            out.push(BusEvent::Resync(REASON));
+            out.push(BusEvent::Resync(ResyncReason::BusMoved));
         }
     }
 

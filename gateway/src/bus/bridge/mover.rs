@@ -18,6 +18,7 @@ use super::{Bus as _, BusEvent, Shared, Side};
 use crate::bus::BusError;
 use crate::bus::pubsub::{self, Backoff, Begun, Events, RedisBus, Setup};
 use crate::config::{self, BusPlace, Live};
+use crate::dispatch::ResyncReason;
 use crate::metrics::Metrics;
 use crate::revocation::Revocation;
 
@@ -25,9 +26,6 @@ use crate::revocation::Revocation;
 const WRITES_AT_ONCE: usize = 64;
 /// How often it is looked whether the worker number is free on the server before.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// What clients are told when something may have been missed.
-const MOVED: &str = "bus_moved";
 
 /// What the live settings want.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -427,7 +425,7 @@ impl Mover {
             (Some(place), None) => self
                 .open_previous(place)
                 .await
-                .map(|()| self.tell(BusEvent::Resync(MOVED))),
+                .map(|()| self.tell(BusEvent::Resync(ResyncReason::BusMoved))),
         };
         shared
             .setup
@@ -490,7 +488,7 @@ impl Mover {
     /// Leaves a server that is in the route no longer, once what was heard there is handed out.
     async fn leave(&self, side: Side) {
         if !side.bus.is_up() || !side.bus.handed_out().await {
-            self.tell(BusEvent::Resync(MOVED));
+            self.tell(BusEvent::Resync(ResyncReason::BusMoved));
         }
         side.bus.close().await;
     }

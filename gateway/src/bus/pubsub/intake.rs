@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::bus::wire::{self, Bridged, Names};
 use crate::bus::{Ask, BusEvent, Reply};
+use crate::dispatch::ResyncReason;
 use crate::metrics::Metrics;
 
 /// Most bytes heard and not yet handed out.
@@ -374,9 +375,9 @@ impl Intake {
     }
 
     /// Queues a resync behind all that was heard before.
-    pub(super) fn resync(&self, reason: &'static str) {
+    pub(super) fn resync(&self, reason: ResyncReason) {
         tracing::info!(
-            reason,
+            reason = reason.as_str(),
             "pushes may have been missed: local clients are told to sync"
         );
         self.waiting.fetch_add(1, Ordering::AcqRel);
@@ -484,7 +485,7 @@ impl Events {
             batch.push(heard);
         }
         if !self.queue.is_closed() && intake.overflow_is_over() {
-            intake.resync("bus_overflow");
+            intake.resync(ResyncReason::BusOverflow);
         }
         Poll::Ready(())
     }
@@ -628,7 +629,7 @@ mod tests {
         assert!(matches!(
             events.recv().await,
             Some(Heard {
-                event: BusEvent::Resync("bus_overflow"),
+                event: BusEvent::Resync(ResyncReason::BusOverflow),
                 ..
             })
         ));

@@ -53,7 +53,7 @@ use super::wire::Names;
 use super::{Answers, Ask, Bus, BusError, BusStatus, Interest, SubscriberState};
 use crate::clock::Clock;
 use crate::config;
-use crate::dispatch::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch, ResyncReason};
 use crate::metrics::Metrics;
 use crate::revocation::Revocation;
 
@@ -188,7 +188,7 @@ impl Shared {
         loop {
             self.intake.peer_lost().await;
             tokio::time::sleep(Duration::from_secs(1)).await;
-            self.intake.resync("bus_peer_lost");
+            self.intake.resync(ResyncReason::BusPeerLost);
         }
     }
 }

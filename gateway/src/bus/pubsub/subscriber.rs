@@ -20,6 +20,7 @@ use super::connect::{Link, Prefer, unavailable};
 use super::publisher::Backoff;
 use crate::bus::Interest;
 use crate::bus::interests::Waiter;
+use crate::dispatch::ResyncReason;
 
 /// Most interests in one command, each of two channels at most.
 const CHUNK: usize = 256;
@@ -34,11 +35,6 @@ struct Ear {
     /// Cancelled when the connection is gone.
     gone: CancellationToken,
 }
-
-/// Why an ear is replaced; what clients are told.
-type Reason = &'static str;
-const RECONNECTED: Reason = "bus_reconnected";
-const DEAF: Reason = "bus_stalled";
 
 /// The task's state.
 pub(super) struct Subscriber {
@@ -70,7 +66,7 @@ impl Subscriber {
     /// Hears until the future is dropped.
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::default();
-        let mut reason = RECONNECTED;
+        let mut reason = ResyncReason::BusReconnected;
         loop {
             let made = async {
                 let mut ear = self.connect(&Prefer::Any).await?;
@@ -106,7 +102,7 @@ impl Subscriber {
             }
             let wait = backoff.next();
             tracing::warn!(
-                reason,
+                reason = reason.as_str(),
                 retry_ms = wait.as_millis() as u64,
                 "the subscriber connection is replaced"
             );
@@ -169,7 +165,7 @@ impl Subscriber {
     }
 
     /// Keeps subscriptions as wanted until the connection has to be replaced.
-    async fn serve(&mut self, mut ear: Ear) -> Reason {
+    async fn serve(&mut self, mut ear: Ear) -> ResyncReason {
         let mut deaf_after =
             self.shared.timing.deaf_after * (1 << self.deaf.min(MAX_DEAF_DOUBLINGS));
         let mut since = Instant::now();
@@ -189,7 +185,7 @@ impl Subscriber {
                 .next_leave(self.shared.timing.linger);
             tokio::select! {
                 biased;
-                () = ear.gone.cancelled() => return RECONNECTED,
+                () = ear.gone.cancelled() => return ResyncReason::BusReconnected,
                 Ok(()) = self.credentials.changed() => hand_over_at = Some(Instant::now()),
                 () = until(hand_over_at), if hand_over_at.is_some() => {
                     match self.hand_over(&ear).await {
@@ -206,7 +202,7 @@ impl Subscriber {
                     let pinged = self.shared.intake.pinged().0;
                     if pinged.max(since) + deaf_after <= Instant::now() {
                         self.deaf = if pinged > since { 1 } else { self.deaf + 1 };
-                        return DEAF;
+                        return ResyncReason::BusStalled;
                     }
                 }
                 () = self.shared.interests_changed.notified() => {}
@@ -214,7 +210,7 @@ impl Subscriber {
             }
             if let Err(error) = self.keep_up(&mut ear).await {
                 tracing::warn!(%error, "subscribing failed");
-                return RECONNECTED;
+                return ResyncReason::BusReconnected;
             }
         }
     }
@@ -320,7 +316,7 @@ impl Subscriber {
         }
         // Two nodes do not hear others' messages in the same order: some may have come before the marker on one and after it on the other.
         if !in_time || ear.link.address != old.link.address {
-            self.shared.intake.resync(RECONNECTED);
+            self.shared.intake.resync(ResyncReason::BusReconnected);
         }
         self.shared.set_subscriber(Some(ear.link.address.clone()));
         tracing::info!("went over to a connection with the changed password");

@@ -111,7 +111,7 @@ impl Opening {
     }
 
     /// The reason of the next resync; dispatches before it are passed over.
-    async fn resync(&mut self) -> &'static str {
+    async fn resync(&mut self) -> ResyncReason {
         loop {
             match self.event().await {
                 BusEvent::Resync(reason) => return reason,

@@ -46,7 +46,7 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_
     .await;
 
     server.run();
-    assert_eq!(a.resync().await, "bus_reconnected");
+    assert_eq!(a.resync().await, ResyncReason::BusReconnected);
     assert!(
         channels(&server, "ws:room:*")
             .is_superset(&["ws:room:before".to_owned(), "ws:room:during".to_owned()].into())
@@ -59,7 +59,7 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_
         match a.event().await {
             BusEvent::Dispatch(dispatch) => numbers.push(dispatch.data.get().to_owned()),
             // What b lost is told as well, if it could publish again later than this one could hear.
-            BusEvent::Resync("bus_peer_lost") => {}
+            BusEvent::Resync(ResyncReason::BusPeerLost) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -90,7 +90,7 @@ async fn a_killed_subscriber_connection_is_replaced() {
     a.subscribe(&[room("r")]).await;
     for round in 0..3 {
         assert_ne!(server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]), "0");
-        assert_eq!(a.resync().await, "bus_reconnected");
+        assert_eq!(a.resync().await, ResyncReason::BusReconnected);
         b.publish(room("r"), round).await;
         assert_eq!(a.number().await, round);
     }
@@ -119,7 +119,7 @@ async fn losses_of_a_publisher_are_told_to_the_others() {
         b.bus.publish(&numbered(room("r"), 1)).await,
         Err(BusError::Unavailable(_))
     ));
-    assert_eq!(a.resync().await, "bus_peer_lost");
+    assert_eq!(a.resync().await, ResyncReason::BusPeerLost);
     b.publish_when_possible(Destination::Broadcast, 2).await;
     assert_eq!(a.number().await, 2);
 }
@@ -149,8 +149,11 @@ async fn a_server_that_stands_still_makes_the_bus_deaf_and_is_repaired() {
     server.signal("CONT");
     let reason = a.resync().await;
     assert!(
-        matches!(reason, "bus_stalled" | "bus_reconnected"),
-        "{reason}"
+        matches!(
+            reason,
+            ResyncReason::BusStalled | ResyncReason::BusReconnected
+        ),
+        "{reason:?}"
     );
     eventually("it hears again", async || {
         a.bus.subscriber() == SubscriberState::Live && a.metrics.bus_stalled.get() == 0
@@ -176,7 +179,7 @@ async fn a_server_that_holds_publishing_back_makes_the_bus_deaf_and_is_repaired(
         a.bus.subscriber() == SubscriberState::Stalled
     })
     .await;
-    assert_eq!(a.resync().await, "bus_stalled");
+    assert_eq!(a.resync().await, ResyncReason::BusStalled);
     eventually("it hears again", async || {
         a.bus.subscriber() == SubscriberState::Live
     })
@@ -209,7 +212,7 @@ async fn a_subscriber_whose_connection_went_silent_is_deaf_and_repaired_while_pu
     assert_eq!(b.number().await, 2);
     assert_eq!(
         a.resync().await,
-        "bus_stalled",
+        ResyncReason::BusStalled,
         "and the message in the gap is lost"
     );
     b.publish(room("r"), 3).await;
