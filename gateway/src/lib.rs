@@ -31,6 +31,7 @@ pub mod notification;
 pub mod peer;
 pub mod principal;
 pub mod protocol;
+pub mod rate;
 pub mod revocation;
 pub mod store;
 pub mod telemetry;

@@ -16,12 +16,13 @@ use rand::Rng;
 use super::Context;
 use super::operation::{Begun, Operation, Operations, Outcome, begin};
 use super::session::{Action, Actions, Input, Session, Verdict};
-use crate::hub::{Flushed, Link, Shard, Stage};
+use crate::hub::{Caps, Flushed, Link, Shard, Stage};
 use crate::metrics::Metrics;
 use crate::protocol::Message;
 use crate::protocol::close::Close;
 use crate::protocol::event::{self, message};
 use crate::protocol::frame::{Decoder, Item, Opcode};
+use crate::rate::{Rate, TokenBucket};
 
 /// What one read takes at most; shared by all connections of a thread.
 const READ_BYTES: usize = 64 * 1024;
@@ -61,8 +62,7 @@ pub struct Connection {
     closed_by: Option<&'static str>,
     began: Instant,
     recheck_at: Option<Instant>,
-    allowance: f32,
-    allowance_at: Instant,
+    frames: TokenBucket,
 }
 
 impl Connection {
@@ -71,7 +71,7 @@ impl Connection {
         let now = Instant::now();
         let session = Session::new(link.id(), now, &context.rules, rand::rng().random());
         context.metrics.opened.inc();
-        let allowance = shard.caps().frame_burst as f32;
+        let frames = TokenBucket::full(frame_rate(&shard.caps()), now);
         Self {
             shard,
             link,
@@ -86,8 +86,7 @@ impl Connection {
             closed_by: None,
             began: now,
             recheck_at: None,
-            allowance,
-            allowance_at: now,
+            frames,
         }
     }
 
@@ -326,18 +325,12 @@ impl Connection {
         self.step(now, Input::Text(text));
     }
 
-    /// A token bucket of one connection's frames.
+    /// Whether the connection may send one more frame.
     fn within_rate(&mut self, now: Instant) -> bool {
         let caps = self.shard.caps();
-        if caps.frames_per_second == 0 || self.context.echo {
-            return true;
-        }
-        let earned =
-            now.duration_since(self.allowance_at).as_secs_f32() * caps.frames_per_second as f32;
-        self.allowance_at = now;
-        self.allowance = (self.allowance + earned).min(caps.frame_burst.max(1) as f32);
-        self.allowance -= 1.0;
-        self.allowance >= 0.0
+        caps.frames_per_second == 0
+            || self.context.echo
+            || self.frames.try_take(frame_rate(&caps), now)
     }
 
     fn step(&mut self, now: Instant, input: Input<'_>) {
@@ -594,5 +587,12 @@ impl Drop for Connection {
             .closed
             .get_or_create(&Metrics::kind(self.closed_by.unwrap_or("1006")))
             .inc();
+    }
+}
+
+fn frame_rate(caps: &Caps) -> Rate {
+    Rate {
+        per_second: f64::from(caps.frames_per_second),
+        burst: caps.frame_burst,
     }
 }

@@ -32,12 +32,13 @@ use super::head::Bounds;
 use super::opening::{self, Opening};
 use super::rewound::Rewound;
 use super::upgrade::{self, Offer, Refusal};
-use crate::config::{Live, Server};
+use crate::config::{Limits, Live, Server};
 use crate::hub::Hub;
 use crate::id::IdGenerator;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::peer::{PeerAddress, client_address};
+use crate::rate::{Rate, TokenBucket};
 
 /// Most TCP connections that are not WebSockets, or not yet; more wait in the kernel's queue ...
 const MAX_HTTP_CONNECTIONS: usize = 4096;
@@ -74,7 +75,7 @@ pub(super) struct Door {
     pub(super) listener: Listener,
     pub(super) bounds: Bounds,
     pub(super) shutdown: CancellationToken,
-    bucket: Mutex<(f64, Instant)>,
+    accepts: Mutex<TokenBucket>,
     permits: Arc<Semaphore>,
     by_address: Mutex<HashMap<IpAddr, usize>>,
 }
@@ -109,7 +110,7 @@ pub async fn serve(
     socket: tokio::net::TcpListener,
     shutdown: CancellationToken,
 ) {
-    let burst = f64::from(listener.context.live.borrow().limits.accept_burst);
+    let rate = accept_rate(&listener.context.live.borrow().limits);
     let bounds = Bounds {
         bytes: listener.server.max_header_bytes,
         fields: listener.server.max_headers,
@@ -119,7 +120,7 @@ pub async fn serve(
         listener,
         bounds,
         shutdown: shutdown.clone(),
-        bucket: Mutex::new((burst, Instant::now())),
+        accepts: Mutex::new(TokenBucket::full(rate, Instant::now())),
         permits,
         by_address: Mutex::default(),
     });
@@ -339,14 +340,19 @@ impl Door {
         {
             return Err(Refusal::Full);
         }
-        let mut bucket = self.bucket.lock();
-        let now = Instant::now();
-        let earned =
-            now.duration_since(bucket.1).as_secs_f64() * f64::from(limits.accepts_per_second);
-        let held = (bucket.0 + earned).min(f64::from(limits.accept_burst.max(1)));
-        let enough = held >= 1.0;
-        *bucket = (if enough { held - 1.0 } else { held }, now);
-        if enough { Ok(()) } else { Err(Refusal::Rate) }
+        let mut accepts = self.accepts.lock();
+        if accepts.try_take(accept_rate(limits), Instant::now()) {
+            Ok(())
+        } else {
+            Err(Refusal::Rate)
+        }
+    }
+}
+
+fn accept_rate(limits: &Limits) -> Rate {
+    Rate {
+        per_second: f64::from(limits.accepts_per_second),
+        burst: limits.accept_burst,
     }
 }
 

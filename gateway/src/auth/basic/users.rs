@@ -1,0 +1,145 @@
+//! The users file of `Authorization: Basic` (authorization.md 7.1): `[{"name", "hash", "subject"}]`.
+//!
+//! Input: the file. Output: users by name, or what is wrong with it; a file with one wrong user is refused whole.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use argon2::Params;
+use argon2::password_hash::PasswordHash;
+use serde::Deserialize;
+
+/// Most users in the file.
+const MAX_USERS: usize = 10_000;
+/// The most expensive hash that is accepted: 256 MiB, 16 passes, 16 lanes.
+const MAX_MEMORY_KIB: u32 = 256 * 1024;
+const MAX_PASSES: u32 = 16;
+const MAX_LANES: u32 = 16;
+
+/// Why the users file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum UsersError {
+    /// It cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not a JSON array of `{"name", "hash", "subject"}`.
+    #[error("not a list of users: {0}")]
+    Json(#[from] serde_json::Error),
+    /// More users than a gateway keeps.
+    #[error("{0} users, more than {MAX_USERS}")]
+    TooMany(usize),
+    /// One of the users is wrong.
+    #[error("user {name:?}: {problem}")]
+    User {
+        /// The user's name.
+        name: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    name: String,
+    hash: String,
+    subject: String,
+}
+
+pub(super) struct User {
+    pub(super) hash: String,
+    pub(super) subject: Arc<str>,
+}
+
+pub(super) struct Users {
+    /// Counts the files that were read: credentials that were verified with an earlier file are verified again.
+    pub(super) generation: u64,
+    pub(super) by_name: HashMap<String, User>,
+    /// The most expensive hash in the file; it is computed for an unknown name.
+    pub(super) decoy: Option<String>,
+}
+
+impl Users {
+    pub(super) fn read(path: &Path, generation: u64) -> Result<Self, UsersError> {
+        let text = std::fs::read(path).map_err(|source| UsersError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, generation)
+    }
+
+    pub(super) fn parse(text: &[u8], generation: u64) -> Result<Self, UsersError> {
+        let entries: Vec<Entry> = serde_json::from_slice(text)?;
+        if entries.len() > MAX_USERS {
+            return Err(UsersError::TooMany(entries.len()));
+        }
+        let mut by_name = HashMap::with_capacity(entries.len());
+        let mut most_expensive: Option<(u64, String)> = None;
+        for Entry {
+            name,
+            hash,
+            subject,
+        } in entries
+        {
+            let cost = cost(&hash).map_err(|problem| UsersError::User {
+                name: name.clone(),
+                problem,
+            })?;
+            let problem = match () {
+                () if name.is_empty() || name.contains(':') => {
+                    Some("a name must not be empty or hold a colon")
+                }
+                () if subject.is_empty() => Some("the subject must not be empty"),
+                () if by_name.contains_key(&name) => Some("the name is taken by an earlier user"),
+                () => None,
+            };
+            if let Some(problem) = problem {
+                return Err(UsersError::User { name, problem });
+            }
+            if most_expensive.as_ref().is_none_or(|(most, _)| cost > *most) {
+                most_expensive = Some((cost, hash.clone()));
+            }
+            by_name.insert(
+                name,
+                User {
+                    hash,
+                    subject: subject.into(),
+                },
+            );
+        }
+        Ok(Self {
+            generation,
+            by_name,
+            decoy: most_expensive.map(|(_, hash)| hash),
+        })
+    }
+}
+
+/// Returns what a hash costs to verify: memory times passes.
+fn cost(hash: &str) -> Result<u64, &'static str> {
+    const NOT_ARGON2ID: &str =
+        "the hash is not of the form $argon2id$v=19$m=..,t=..,p=..$salt$hash";
+    let parsed = PasswordHash::new(hash).map_err(|_| NOT_ARGON2ID)?;
+    if parsed.algorithm.as_str() != "argon2id"
+        || parsed.version != Some(19)
+        || parsed.salt.is_none()
+        || parsed.hash.is_none()
+    {
+        return Err(NOT_ARGON2ID);
+    }
+    let params =
+        Params::try_from(&parsed).map_err(|_| "the parameters of the hash are not valid")?;
+    if params.m_cost() > MAX_MEMORY_KIB
+        || params.t_cost() > MAX_PASSES
+        || params.p_cost() > MAX_LANES
+    {
+        return Err("the hash costs more than m=262144, t=16, p=16");
+    }
+    Ok(u64::from(params.m_cost()) * u64::from(params.t_cost()))
+}
