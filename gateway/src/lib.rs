@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod notification;
 pub mod peer;
 pub mod principal;
+pub mod problem;
 pub mod protocol;
 pub mod rate;
 pub mod revocation;

@@ -1,8 +1,9 @@
 //! The OpenAPI 3.1 document, generated from the handlers and their types.
 //!
-//! Handlers say what is theirs; what follows from a rule (who may, which problems can come) is added here for all of them, so that it
+//! Handlers describe what is special to them. What follows from a rule (permissions, possible problems) is added here for all of them, so that it
 //! cannot be forgotten for one.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -14,11 +15,12 @@ use utoipa::openapi::{Content, HeaderBuilder, Ref, RefOr};
 use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::extract::Permission;
-use super::problem::{self, Cause};
+use super::problem::Cause;
 use super::{
     CLIENTS, DOCUMENTS, KEYS, MESSAGES, NOTIFICATIONS, clients, documents, jwks, messages,
     notifications, revocations,
 };
+use crate::problem::{CODE_SCHEMA, MEDIA_TYPE, ProblemDocument};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -55,7 +57,7 @@ use super::{
         documents::asyncapi,
         documents::page,
     ),
-    components(schemas(problem::Document<'static>, Code)),
+    components(schemas(ProblemDocument<'static>, Code)),
     tags(
         (name = CLIENTS, description = "Live connections of the whole cluster"),
         (name = MESSAGES, description = "Sending to live connections"),
@@ -77,7 +79,7 @@ pub(super) static TEXT: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// The stable codes of problems.
-pub(super) struct Code;
+struct Code;
 
 impl PartialSchema for Code {
     fn schema() -> RefOr<Schema> {
@@ -102,7 +104,11 @@ impl PartialSchema for Code {
     }
 }
 
-impl ToSchema for Code {}
+impl ToSchema for Code {
+    fn name() -> Cow<'static, str> {
+        CODE_SCHEMA.into()
+    }
+}
 
 const BEARER: &str = "bearer";
 const BASIC: &str = "basic";
@@ -266,7 +272,7 @@ fn problem_response(status: u16, causes: &[Cause]) -> Response {
     };
     let response = ResponseBuilder::new()
         .description(titles.join("; "))
-        .content(problem::MEDIA_TYPE, content);
+        .content(MEDIA_TYPE, content);
     match status {
         401 => response.header(
             "WWW-Authenticate",

@@ -1,24 +1,20 @@
-//! The table of REST errors: cause -> status, stable code and title, as `application/problem+json` (RFC 9457).
+//! The table of REST errors: cause -> status, stable code and title. Their form is [`crate::problem`]'s.
 //!
-//! Input: what extractors and handlers refuse with. Output: a response. What went wrong inside stays in the log: a 5xx
-//! tells only what the caller can do about it.
+//! Input: the errors of extractors and handlers. Output: a response. What went wrong inside stays in the log: a 5xx only says what the caller
+//! can do about it.
 
 use std::borrow::Cow;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CONTENT_LENGTH, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
-use serde::Serialize;
 use serde_json::{Map, Value};
-use utoipa::ToSchema;
 
 use crate::bus::BusError;
 use crate::lifecycle::Ending;
+use crate::problem::{self, ProblemDocument};
 use crate::store::StoreError;
-
-/// The media type of every error.
-pub(crate) const MEDIA_TYPE: &str = "application/problem+json";
 
 macro_rules! causes {
     ($($name:ident: $status:ident, $code:literal, $title:literal;)*) => {
@@ -86,7 +82,7 @@ impl Cause {
         format!("/docs#{}", self.code())
     }
 
-    /// This cause, with what was wrong this time.
+    /// Makes a problem of this cause; `detail` says what was wrong this time.
     pub(crate) fn because(self, detail: impl Into<Cow<'static, str>>) -> Problem {
         Problem(Box::new(Inner {
             cause: self,
@@ -109,36 +105,8 @@ struct Inner {
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// An error (RFC 9457).
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = Problem, example = json!({
-    "type": "/docs#not_found", "title": "There is no such thing", "status": 404, "detail": "no notification has this id",
-    "code": "not_found", "instance": "5f2b0c7e4d8a41f09c3e6b7d12a94e58"
-}))]
-pub(crate) struct Document<'a> {
-    /// Where the cause is explained, relative to the gateway's address.
-    #[serde(rename = "type")]
-    kind: String,
-    /// The same text for each problem of this code.
-    title: &'static str,
-    /// The HTTP status.
-    #[schema(minimum = 400, maximum = 599)]
-    status: u16,
-    /// What was wrong this time.
-    detail: &'a str,
-    /// What programs compare: it never changes its meaning.
-    #[schema(value_type = super::openapi::Code)]
-    code: &'static str,
-    /// The request id, as in the header `X-Request-Id` and the gateway's log.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    instance: Option<&'a str>,
-    #[serde(flatten)]
-    #[schema(ignore)]
-    members: &'a Map<String, Value>,
-}
-
 impl Problem {
-    /// Adds a member of its own (RFC 9457 section 3.2).
+    /// Adds a further member (RFC 9457 section 3.2).
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
         self.0.members.insert(name.into(), value.into());
         self
@@ -152,34 +120,31 @@ impl Problem {
         self
     }
 
-    /// Says when to try again.
+    /// Adds when to try again, in seconds.
     pub(crate) fn retry_after(mut self, secs: u64) -> Self {
         self.0.headers.push((RETRY_AFTER, HeaderValue::from(secs)));
         self
     }
 
-    fn document(&self, request_id: Option<&str>) -> Vec<u8> {
+    fn document(&self, request_id: Option<&str>) -> String {
         let inner = &*self.0;
-        serde_json::to_vec(&Document {
-            kind: inner.cause.type_uri(),
+        ProblemDocument {
+            kind: inner.cause.type_uri().into(),
             title: inner.cause.title(),
             status: inner.cause.status().as_u16(),
             detail: &inner.detail,
             code: inner.cause.code(),
             instance: request_id,
             members: &inner.members,
-        })
-        .expect("text and JSON values serialize")
+        }
+        .to_json()
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = Response::new(Body::from(self.document(None)));
-        *response.status_mut() = self.0.cause.status();
-        response
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+        let status = self.0.cause.status();
+        let mut response = problem::response(status, self.document(None)).map(Body::from);
         for (name, value) in &self.0.headers {
             response.headers_mut().append(name, value.clone());
         }
@@ -188,7 +153,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Names the request in a problem's document.
+/// Writes the request's id into a problem's document.
 pub(super) fn name_request(response: &mut Response, request_id: &str) {
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         *response.body_mut() = Body::from(problem.document(Some(request_id)));
@@ -200,11 +165,11 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Refused(_) => {
-                tracing::warn!(%error, "the database refused a request's value");
+                tracing::warn!(%error, "request refused: the database does not take a value of it");
                 Cause::RefusedValue.because("the database refuses a value of this request")
             }
             StoreError::Unavailable(_) => {
-                tracing::error!(%error, "a request failed for want of the database");
+                tracing::error!(%error, "request failed: the database is not available");
                 Cause::StoreUnavailable
                     .because("nothing was changed; try again")
                     .retry_after(5)
@@ -215,7 +180,7 @@ impl From<StoreError> for Problem {
 
 impl From<BusError> for Problem {
     fn from(error: BusError) -> Self {
-        tracing::warn!(%error, "a request failed for want of the bus");
+        tracing::warn!(%error, "request failed: the other instances could not be asked");
         Cause::BusUnavailable
             .because("other instances could not be asked; try again")
             .retry_after(5)
@@ -246,10 +211,10 @@ mod tests {
     }
 
     #[test]
-    fn what_the_database_says_stays_inside() {
+    fn a_database_error_does_not_reach_the_caller() {
         let text = "password authentication failed for user \"gateway\"";
         let error = StoreError::Unavailable(sqlx::Error::Protocol(text.into()));
-        let document = String::from_utf8(Problem::from(error).document(Some("r-1"))).unwrap();
+        let document = Problem::from(error).document(Some("r-1"));
         assert!(!document.contains("password"), "{document}");
         let value: Value = serde_json::from_str(&document).unwrap();
         assert_eq!(value["status"], 503);
@@ -258,11 +223,11 @@ mod tests {
     }
 
     #[test]
-    fn members_of_its_own_stand_beside_the_standard_ones() {
+    fn further_members_are_added_to_the_standard_ones() {
         let problem = Cause::InstancesSilent
             .because("ask again")
             .with("missing", vec!["gw-2"]);
-        let value: Value = serde_json::from_slice(&problem.document(None)).unwrap();
+        let value: Value = serde_json::from_str(&problem.document(None)).unwrap();
         assert_eq!(value["missing"], serde_json::json!(["gw-2"]));
         assert_eq!(value["type"], "/docs#instances_silent");
         assert!(value.get("instance").is_none());

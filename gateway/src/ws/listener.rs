@@ -38,6 +38,7 @@ use crate::id::IdGenerator;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::peer::{PeerAddress, client_address};
+use crate::problem;
 use crate::rate::{Rate, TokenBucket};
 
 /// Most TCP connections that are not WebSockets, or not yet; more wait in the kernel's queue ...
@@ -357,15 +358,12 @@ fn accept_rate(limits: &Limits) -> Rate {
 }
 
 fn bad_host() -> Response<Body> {
-    let mut response = Response::new(Body::from(
-        r#"{"type":"about:blank","title":"Bad Request","status":400,"detail":"The request must have exactly one Host.","code":"bad_host"}"#,
-    ));
-    *response.status_mut() = StatusCode::BAD_REQUEST;
-    response.headers_mut().insert(
-        http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static("application/problem+json"),
-    );
-    response
+    problem::plain(
+        StatusCode::BAD_REQUEST,
+        "bad_host",
+        "The request must have exactly one Host.",
+    )
+    .map(Body::from)
 }
 
 #[cfg(test)]

@@ -2,12 +2,13 @@
 //! heads that a shard reads and for those that hyper reads.
 
 use http::header::{
-    CONNECTION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT,
-    SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, HOST, HeaderName, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 
 use crate::peer::origin_allowed;
+use crate::problem;
 
 /// Why a request does not become a WebSocket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,16 +83,8 @@ impl Refusal {
     /// The response, as a problem of RFC 9457.
     pub(super) fn response(self) -> Response<String> {
         let (status, detail) = self.parts();
-        let body = serde_json::json!({
-            "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail, "code": self.label(),
-        });
-        let mut response = Response::new(body.to_string());
-        *response.status_mut() = status;
+        let mut response = problem::plain(status, self.label(), detail);
         let headers = response.headers_mut();
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
         match self {
             Self::Method => {
                 headers.insert(http::header::ALLOW, HeaderValue::from_static("GET"));
