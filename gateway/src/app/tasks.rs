@@ -1,0 +1,117 @@
+//! The tasks that follow something until the process ends: the bus, readiness, files, and the age of notifications.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::inbound::Inbound;
+use super::probe::Probe;
+use super::settings::LiveSettings;
+use super::start::{Running, Start};
+use crate::activity::Catalogs;
+use crate::bus;
+use crate::store;
+use crate::telemetry::Telemetry;
+
+impl Start<'_> {
+    /// Delivers what the bus receives, and closes connections whose trust is withdrawn.
+    pub(super) fn follow_bus(&mut self, running: &Running, events: bus::Events, runtime: &Handle) {
+        let inbound = Inbound {
+            hub: running.hub.clone(),
+            bus: Arc::clone(&running.bus),
+            revocations: Arc::clone(&running.identity.revocations),
+            authenticator: running.identity.authenticator.clone(),
+            metrics: Arc::clone(self.metrics),
+            control: Handle::current(),
+        };
+        self.supervisor
+            .spawn_forever("trust", follow_trust(inbound.clone(), self.stop.clone()));
+        self.supervisor
+            .spawn_forever_on(runtime, "bus events", inbound.run(events));
+    }
+
+    /// Follows what readiness depends on. The returned flag is set while no new connections may be accepted.
+    pub(super) fn follow_readiness(&mut self, running: &Running) -> Arc<AtomicBool> {
+        let closed = Arc::new(AtomicBool::new(false));
+        let probe = Probe {
+            lifecycle: Arc::clone(self.lifecycle),
+            authenticator: running.identity.authenticator.clone(),
+            bus: Arc::clone(&running.bus),
+            hub: running.hub.clone(),
+            metrics: Arc::clone(self.metrics),
+            closed: Arc::clone(&closed),
+            ids: running.ids.clone(),
+        };
+        self.supervisor
+            .spawn_forever("readiness", probe.run(self.stop.clone()));
+        closed
+    }
+
+    /// Follows the live settings and the catalogs.
+    pub(super) fn follow_files(&mut self, catalogs: &Arc<Catalogs>, telemetry: Option<Telemetry>) {
+        if !self.config.live_file.as_os_str().is_empty() {
+            let settings = Arc::clone(&self.settings);
+            self.supervisor.spawn_forever(
+                "live settings",
+                settings.follow(Arc::clone(self.metrics), self.stop.clone()),
+            );
+        }
+        self.supervisor.spawn_forever(
+            "log filter",
+            follow_log_filter(Arc::clone(&self.settings), telemetry, self.stop.clone()),
+        );
+        if !self.config.notifications.catalog_dir.as_os_str().is_empty() {
+            self.supervisor.spawn_forever(
+                "catalogs",
+                Arc::clone(catalogs).watch(Arc::clone(self.metrics), self.stop.clone()),
+            );
+        }
+    }
+
+    /// Deletes notifications that are older than the settings keep them.
+    pub(super) fn purge_notifications(&mut self, running: &Running) {
+        let purge = store::purge_loop(
+            Arc::clone(&running.notifications),
+            self.config.database.clone(),
+            Arc::clone(&self.clock),
+            self.stop.clone(),
+        );
+        self.supervisor.spawn_forever("purge", purge);
+    }
+}
+
+/// Looks at every connection's trust whenever key sets or sources change.
+async fn follow_trust(inbound: Inbound, stop: CancellationToken) {
+    let mut changes = inbound.authenticator.changes();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => match changed {
+                Ok(()) => inbound.close_fallen().await,
+                Err(_) => return stop.cancelled().await,
+            },
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Sets the log filter to the one of the live settings whenever they change.
+async fn follow_log_filter(
+    settings: Arc<LiveSettings>,
+    telemetry: Option<Telemetry>,
+    stop: CancellationToken,
+) {
+    let mut live = settings.subscribe();
+    loop {
+        tokio::select! {
+            Ok(()) = live.changed() => {
+                let filter = live.borrow_and_update().log_filter.clone();
+                if let Some(telemetry) = &telemetry {
+                    telemetry.set_filter(&filter);
+                }
+            }
+            () = stop.cancelled() => return,
+        }
+    }
+}
