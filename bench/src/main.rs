@@ -37,7 +37,7 @@ use anyhow::{Result, bail};
 
 use report::Report;
 use scenarios::{GROUPS, Sizes};
-use server::Ground;
+use server::Testbed;
 
 const HELP: &str = "\
 What a connection, a message and a record cost, against bare system calls in the same run.
@@ -47,7 +47,7 @@ Usage: signal-bench [--small] [--only GROUP]... [--json FILE] [--gateway PATH]
   --small         a tenth of everything and two rounds: to see that it works
   --only GROUP    idle, connect, fanout, burst, unicast, echo, pipeline or workers; may be repeated
   --json FILE     the figures, for programs
-  --gateway PATH  the gateway's binary (default: beside this one)
+  --gateway PATH  the gateway's binary (default: in the folder of this program)
 
 Ends with an error when messages were lost or out of order, whatever the figures are.
 ";
@@ -116,15 +116,15 @@ impl Options {
         } else {
             Sizes::full()
         };
-        let ground = Ground::new(self.gateway, sizes)?;
-        let _entered = ground.runtime.enter();
+        let testbed = Testbed::new(self.gateway, sizes)?;
+        let _entered = testbed.runtime.enter();
         let mut report = Report::default();
         for group in GROUPS
             .iter()
             .filter(|group| self.only.is_empty() || self.only.iter().any(|name| name == group.name))
         {
             report.begin(group.name, group.about);
-            if let Err(error) = (group.run)(&ground, &mut report) {
+            if let Err(error) = (group.run)(&testbed, &mut report) {
                 report.fail(group.name, &error);
             }
         }

@@ -161,7 +161,7 @@ pub(crate) fn peak_kib(pid: u32) -> io::Result<f64> {
     status_kib(pid, "VmHWM:")
 }
 
-/// Begins [`peak_kib`] anew (proc_pid_clear_refs(5)).
+/// Resets [`peak_kib`] (proc_pid_clear_refs(5)).
 pub(crate) fn forget_peak(pid: u32) -> io::Result<()> {
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5")
 }

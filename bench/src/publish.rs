@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::floor::Order;
 use crate::frame::{self, EVENT};
-use crate::server::{Ground, Server};
+use crate::server::{Server, Testbed};
 
 /// Everyone authenticated is in it.
 const ROOM: &str = "ws-notification";
@@ -60,7 +60,7 @@ impl Publisher {
         Ok(self.socket.write_all(commands.as_bytes())?)
     }
 
-    /// Reads what replies there are. Each says how many heard: at least the gateway has to.
+    /// Reads what replies there are. Each counts the subscribers that received the message: the gateway must be one of them.
     fn replies(&mut self) -> Result<()> {
         let mut buffer = [0; 4096];
         while self.pending > 0 {
@@ -82,7 +82,7 @@ impl Publisher {
 
 /// A way to make a server send to everyone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum SendMethod {
     /// The floor's `send` per message and member.
     Send,
     /// The floor's `send` per burst and member.
@@ -111,20 +111,20 @@ impl Trigger {
         Ok(Self::Floor(control))
     }
 
-    pub(crate) fn gateway(ground: &Ground, server: &Server) -> Result<Self> {
+    pub(crate) fn gateway(testbed: &Testbed, server: &Server) -> Result<Self> {
         Ok(Self::Gateway {
             publisher: Publisher::connect(server)?,
             client: reqwest::Client::builder().no_proxy().build()?,
             url: format!("http://{}/socket/websocket/broadcast", server.address),
-            token: ground.admin_token(),
+            token: testbed.admin_token(),
         })
     }
 
     /// Sends the messages `first` to `first + burst - 1`, each of `bytes` bytes as members get it in the clear. Says when it began.
     pub(crate) fn pull(
         &mut self,
-        ground: &Ground,
-        way: Way,
+        testbed: &Testbed,
+        method: SendMethod,
         first: u64,
         burst: u64,
         bytes: usize,
@@ -132,7 +132,7 @@ impl Trigger {
         let numbers = first..first + burst;
         match self {
             Self::Floor(control) => {
-                let order = if way == Way::Join {
+                let order = if method == SendMethod::Join {
                     Order::Join
                 } else {
                     Order::Send
@@ -144,14 +144,14 @@ impl Trigger {
             }
             Self::Gateway {
                 client, url, token, ..
-            } if way == Way::Rest => {
+            } if method == SendMethod::Rest => {
                 let bodies: Vec<String> = numbers
                     .map(|number| {
                         json!({ "event": EVENT, "data": frame::data(number, bytes) }).to_string()
                     })
                     .collect();
                 let began = Instant::now();
-                ground.runtime.block_on(async {
+                testbed.runtime.block_on(async {
                     let mut requests = tokio::task::JoinSet::new();
                     for body in bodies {
                         let request = client

@@ -1,4 +1,4 @@
-//! What was measured beside what it is held against: a table for people, JSON for programs.
+//! Measurements and what each is compared with: a table for people, JSON for programs.
 
 use std::fmt;
 use std::path::Path;
@@ -93,7 +93,7 @@ pub(crate) struct Base {
 }
 
 /// One line of the table.
-pub(crate) struct Line {
+pub(crate) struct Measurement {
     pub(crate) name: String,
     pub(crate) unit: &'static str,
     figures: Vec<f64>,
@@ -104,7 +104,7 @@ pub(crate) struct Line {
     pub(crate) base_times: Option<Times>,
 }
 
-impl Line {
+impl Measurement {
     /// A figure alone.
     pub(crate) fn new(name: impl Into<String>, unit: &'static str, figures: &[f64]) -> Self {
         let figure = Spread::of(figures);
@@ -231,7 +231,7 @@ impl Report {
         println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     }
 
-    pub(crate) fn add(&mut self, line: &Line) {
+    pub(crate) fn add(&mut self, line: &Measurement) {
         println!("{}", line.row());
         self.lines.push(line.json(self.group));
     }
@@ -264,10 +264,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_says_whether_its_target_is_reached() {
+    fn a_measurement_reports_whether_its_target_is_reached() {
         assert_eq!(Spread::of(&[4.0, 1.0]).median, 2.5);
         // The second round was slow for both.
-        let line = Line::new("x", "us", &[1.0, 6.0, 3.0]).against("floor", &[1.0, 6.0, 2.0]);
+        let line = Measurement::new("x", "us", &[1.0, 6.0, 3.0]).against("floor", &[1.0, 6.0, 2.0]);
         assert_eq!(
             (line.figure.median, line.figure.min, line.figure.max),
             (3.0, 1.0, 6.0)
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(line.is_reached(), None);
         assert_eq!(line.target(Target::Times(1.1)).is_reached(), Some(true));
         assert_eq!(
-            Line::new("x", "us", &[3.0])
+            Measurement::new("x", "us", &[3.0])
                 .target(Target::Value(2.0))
                 .is_reached(),
             Some(false)

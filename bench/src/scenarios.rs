@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::report::Report;
-use crate::server::Ground;
+use crate::server::Testbed;
 
 /// How much of everything. `--small` has less: to see that it works, not to measure.
 #[derive(Debug, Clone)]
@@ -29,7 +29,7 @@ pub(crate) struct Sizes {
     pub(crate) idle: usize,
     /// Between what happened and a look at memory.
     pub(crate) rest: Duration,
-    /// From a crowd's leaving until the servers have done what is to be done for that: a gateway hears two seconds more for who may come right back.
+    /// How long servers clean up after a crowd has left: a gateway keeps subscriptions two seconds longer, for clients that return at once.
     pub(crate) leave: Duration,
     /// How long CPU at rest is looked at, and how far apart pings are.
     pub(crate) at_rest: Duration,
@@ -105,7 +105,7 @@ pub(crate) struct Group {
     pub(crate) name: &'static str,
     /// What its table is about.
     pub(crate) about: &'static str,
-    pub(crate) run: fn(&Ground, &mut Report) -> Result<()>,
+    pub(crate) run: fn(&Testbed, &mut Report) -> Result<()>,
 }
 
 /// In the order they run.
@@ -142,12 +142,12 @@ pub(crate) const GROUPS: [Group; 8] = [
     },
     Group {
         name: "pipeline",
-        about: "Activity records through Kafka to rows in PostgreSQL to sockets, beside a consumer that takes one record at a time.",
+        about: "Activity records through Kafka to rows in PostgreSQL to sockets, compared with a consumer that takes one record at a time.",
         run: pipeline::run,
     },
     Group {
         name: "workers",
-        about: "128 B to everyone: two workers on two cores beside one on one; and 1 KiB to a crowd in which one member reads nothing.",
+        about: "128 B to everyone: two workers on two cores compared with one on one; and 1 KiB to a crowd in which one member reads nothing.",
         run: workers::run,
     },
 ];

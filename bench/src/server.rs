@@ -27,7 +27,7 @@ const ADMIN: &str = "admin";
 const OPENS_EVERY: usize = 250;
 
 /// What all scenarios share.
-pub(crate) struct Ground {
+pub(crate) struct Testbed {
     pub(crate) runtime: Runtime,
     pub(crate) issuer: Issuer,
     pub(crate) sizes: Sizes,
@@ -35,7 +35,7 @@ pub(crate) struct Ground {
     gateway: PathBuf,
 }
 
-impl Ground {
+impl Testbed {
     /// Starts the issuer, and leaves the first core to the servers.
     pub(crate) fn new(gateway: PathBuf, sizes: Sizes) -> Result<Self> {
         ensure!(
@@ -152,14 +152,14 @@ impl Drop for Server {
 }
 
 impl Server {
-    pub(crate) fn floor(ground: &Ground) -> Result<Self> {
+    pub(crate) fn floor(testbed: &Testbed) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        Self::own(ground, dir, None, &["floor"])
+        Self::own(testbed, dir, None, &["floor"])
     }
 
     /// The consumer that takes one record at a time.
     pub(crate) fn row_at_a_time(
-        ground: &Ground,
+        testbed: &Testbed,
         brokers: &str,
         topic: &str,
         database: &str,
@@ -168,7 +168,7 @@ impl Server {
         let redis = Redis::start(dir.path(), &[])?;
         let address = redis.address().to_string();
         Self::own(
-            ground,
+            testbed,
             dir,
             Some(redis),
             &["rowwise", brokers, topic, database, &address],
@@ -177,12 +177,12 @@ impl Server {
 
     /// This program with other arguments, which prints its address.
     fn own(
-        ground: &Ground,
+        testbed: &Testbed,
         dir: TempDir,
         redis: Option<signal_services::Server>,
         arguments: &[&str],
     ) -> Result<Self> {
-        let mut command = pinned(&[ground.cores.server], &std::env::current_exe()?)?;
+        let mut command = pinned(&[testbed.cores.server], &std::env::current_exe()?)?;
         command
             .args(arguments)
             .stdin(Stdio::null())
@@ -204,7 +204,7 @@ impl Server {
         Ok(server)
     }
 
-    pub(crate) fn gateway(ground: &Ground, settings: &Settings) -> Result<Self> {
+    pub(crate) fn gateway(testbed: &Testbed, settings: &Settings) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let folder = dir.path().to_owned();
         let path = |name: &str| folder.join(name).display().to_string();
@@ -213,31 +213,31 @@ impl Server {
             || format!("sqlite://{}", path("policy.db")),
             |(_, _, url)| url.clone(),
         );
-        std::fs::write(path("live.toml"), live(&ground.issuer))?;
+        std::fs::write(path("live.toml"), live(&testbed.issuer))?;
         std::fs::write(
             path("static.toml"),
             fixed(settings, &folder, redis.address(), &policies),
         )?;
-        ground.runtime.block_on(async {
+        testbed.runtime.block_on(async {
             let policies = Policies::create(&policies).await?;
             policies
                 .grant(ADMIN, "WebSocketClient.broadcast", "execute", "allow")
                 .await
         })?;
-        let own = [ground.cores.server];
+        let own = [testbed.cores.server];
         let cores = if settings.cores.is_empty() {
             &own[..]
         } else {
             &settings.cores
         };
-        let mut command = pinned(cores, &ground.gateway)?;
+        let mut command = pinned(cores, &testbed.gateway)?;
         command
             .args(["serve", "--config", &path("static.toml")])
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         command.stderr(std::fs::File::create(path("log"))?);
         let child = signal_services::spawn(command)
-            .with_context(|| format!("cannot start {}", ground.gateway.display()))?;
+            .with_context(|| format!("cannot start {}", testbed.gateway.display()))?;
         let mut server = Self {
             child,
             address: SocketAddr::from(([0, 0, 0, 0], 0)),

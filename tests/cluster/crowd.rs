@@ -23,7 +23,7 @@ const ASSEMBLED: Duration = Duration::from_secs(120);
 /// How long an attempt to connect may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-struct Shared {
+struct CrowdState {
     coming: Semaphore,
     round: Mutex<Round>,
     closed: Mutex<BTreeMap<u16, u64>>,
@@ -34,13 +34,13 @@ struct Shared {
 /// A time for which everybody connects once.
 #[derive(Clone, Copy, Default)]
 struct Round {
-    /// Raised to make everybody connect anew.
+    /// Raised to make everybody reconnect.
     number: u64,
     /// How many are connected since it was raised.
     connected: u64,
 }
 
-impl Shared {
+impl CrowdState {
     /// Somebody of a round has come, or gone. Of those who belong to an older one nobody is counted any more.
     fn count(&self, number: u64, by: i64) {
         let mut round = self.round.lock();
@@ -53,14 +53,14 @@ impl Shared {
 /// The people, and what happened to them.
 pub(crate) struct Crowd {
     size: u64,
-    shared: Arc<Shared>,
+    state: Arc<CrowdState>,
     people: JoinSet<()>,
 }
 
 impl Crowd {
     /// Connects so many people, each a user of their own.
     pub(crate) async fn gather(edge: &Edge, size: u64) -> Self {
-        let shared = Arc::new(Shared {
+        let state = Arc::new(CrowdState {
             coming: Semaphore::new(COMING),
             round: Mutex::default(),
             closed: Mutex::default(),
@@ -69,11 +69,11 @@ impl Crowd {
         let mut people = JoinSet::new();
         for number in 0..size {
             let token = edge.issuer.token(&format!("crowd-{number}"));
-            people.spawn(person(edge.address(), token, Arc::clone(&shared)));
+            people.spawn(person(edge.address(), token, Arc::clone(&state)));
         }
         let crowd = Self {
             size,
-            shared,
+            state,
             people,
         };
         crowd.assembled().await;
@@ -93,10 +93,10 @@ impl Crowd {
         .await;
     }
 
-    /// Everybody connects anew, so that every pod has its share.
+    /// Everybody reconnects, so that every pod has its share.
     pub(crate) async fn spread_out(&self) {
         {
-            let mut round = self.shared.round.lock();
+            let mut round = self.state.round.lock();
             *round = Round {
                 number: round.number + 1,
                 connected: 0,
@@ -107,22 +107,22 @@ impl Crowd {
 
     /// Whether who finds nobody tries again, as clients do; elsewhere it is a failure of the test.
     pub(crate) fn forgive(&self, forgiving: bool) {
-        self.shared.forgiving.store(forgiving, Ordering::SeqCst);
+        self.state.forgiving.store(forgiving, Ordering::SeqCst);
     }
 
     /// Forgets what happened so far.
     pub(crate) fn forget(&self) {
-        self.shared.closed.lock().clear();
+        self.state.closed.lock().clear();
     }
 
     /// Close codes, and how often each was seen; 1006 stands for a connection that was lost without one.
     pub(crate) fn closed(&self) -> BTreeMap<u16, u64> {
-        self.shared.closed.lock().clone()
+        self.state.closed.lock().clone()
     }
 
     /// How many are connected at this moment.
     pub(crate) fn connected(&self) -> u64 {
-        self.shared.round.lock().connected
+        self.state.round.lock().connected
     }
 
     /// Everybody goes.
@@ -141,15 +141,15 @@ impl Crowd {
     }
 }
 
-async fn person(address: SocketAddr, token: String, shared: Arc<Shared>) {
+async fn person(address: SocketAddr, token: String, state: Arc<CrowdState>) {
     loop {
-        let coming = shared.coming.acquire().await.expect("it is never closed");
-        let round = shared.round.lock().number;
-        let mut client = open(address, &token, &shared.forgiving).await;
+        let coming = state.coming.acquire().await.expect("it is never closed");
+        let round = state.round.lock().number;
+        let mut client = open(address, &token, &state.forgiving).await;
         drop(coming);
-        shared.count(round, 1);
+        state.count(round, 1);
         let code = loop {
-            if shared.round.lock().number != round {
+            if state.round.lock().number != round {
                 break None;
             }
             match client.next_within(Duration::from_secs(2)).await {
@@ -160,8 +160,8 @@ async fn person(address: SocketAddr, token: String, shared: Arc<Shared>) {
         };
         match code {
             Some(code) => {
-                shared.count(round, -1);
-                *shared.closed.lock().entry(code).or_default() += 1;
+                state.count(round, -1);
+                *state.closed.lock().entry(code).or_default() += 1;
             }
             // One whose server died gets no answer.
             None => drop(tokio::time::timeout(Duration::from_secs(2), client.close()).await),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use signal_services::{
-    Component, Guarded, Image, Kafka, KafkaHome, Level, Postgres, Redis, Server, Tool,
+    Component, Guarded, Image, Kafka, KafkaInstallation, Level, Postgres, Redis, Server, Tool,
 };
 use signal_tests::cluster::{OwnCluster, own_cluster};
 use signal_tests::services::scratch;
@@ -36,7 +36,7 @@ pub(crate) struct Lab {
 impl Lab {
     /// `None`, and said so, where this machine cannot have one.
     pub(crate) async fn start() -> Option<Self> {
-        let Some(kafka_home) = KafkaHome::find() else {
+        let Some(kafka_installation) = KafkaInstallation::find() else {
             skip("Kafka is not in the cache folder: run `cargo xtask setup`");
             return None;
         };
@@ -88,7 +88,8 @@ impl Lab {
             .expect("the other Redis starts"),
             postgres: Postgres::start_in(&network, &start("postgres"), false)
                 .expect("PostgreSQL starts"),
-            kafka: Kafka::start_in(&network, &kafka_home, &start("kafka")).expect("Kafka starts"),
+            kafka: Kafka::start_in(&network, &kafka_installation, &start("kafka"))
+                .expect("Kafka starts"),
             cluster,
             helm,
             _dir: dir,

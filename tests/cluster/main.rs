@@ -244,10 +244,10 @@ async fn trust_moves_to_another_issuer_without_a_refusal(edge: &Edge) {
             edge.kill_operators();
             killed_in.push(stages);
         }
-        let verdict = admits(edge, &edge.issuer).await;
+        let admitted = admits(edge, &edge.issuer).await;
         let after = stage_of(&edge.status(), "main");
         assert!(
-            verdict || before.is_none() || after.is_none(),
+            admitted || before.is_none() || after.is_none(),
             "an old token was refused while its source is {after:?}"
         );
         // Retiring begins when every pod trusts the new one.

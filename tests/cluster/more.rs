@@ -209,7 +209,7 @@ pub(crate) async fn a_node_that_dies_is_made_up_for(edge: &Edge, crowd: &Crowd) 
         (ready && pods.len() == 3 && !pods.iter().any(|pod| pod.starts_with(&lost))).then_some(())
     })
     .await;
-    // Whoever was on it and heard nothing comes again, as clients do that miss their heartbeat.
+    // Clients on that node received nothing and reconnect, as clients do when a heartbeat is missing.
     crowd.spread_out().await;
     crowd.forgive(false);
     until_within(LONG, "everybody is counted", async || {

@@ -54,7 +54,7 @@ impl Two {
     }
 
     /// An outside service reaches both users.
-    async fn expect_to_hear(&mut self, emitter: &mut Emitter, event: &str) {
+    async fn expect_received(&mut self, emitter: &mut Emitter, event: &str) {
         for (client, user) in self.clients.iter_mut().zip(["17", "18"]) {
             emitter
                 .to_user(user, event, json!({}))
@@ -81,7 +81,7 @@ async fn a_failover_of_sentinels_is_followed_and_pushes_cross_again() {
     }
     two.expect_to_cross("after").await;
     let mut emitter = Emitter::connect(redis.replica()).await.unwrap();
-    two.expect_to_hear(&mut emitter, "from outside").await;
+    two.expect_received(&mut emitter, "from outside").await;
 }
 
 /// What a node answers to a command.
@@ -98,8 +98,8 @@ async fn ask(node: SocketAddr, command: &[&str]) -> String {
         .expect("text")
 }
 
-/// Whether any gateway hears through this node.
-async fn is_heard_through(node: SocketAddr) -> bool {
+/// Whether any gateway is subscribed through this node.
+async fn is_subscribed_through(node: SocketAddr) -> bool {
     !ask(node, &["CLIENT", "LIST", "TYPE", "pubsub"])
         .await
         .trim()
@@ -107,7 +107,7 @@ async fn is_heard_through(node: SocketAddr) -> bool {
 }
 
 #[tokio::test]
-async fn a_cluster_that_loses_the_node_that_is_heard_is_heard_through_another() {
+async fn when_the_subscribed_node_of_a_cluster_is_lost_gateways_subscribe_through_another() {
     let Some(cluster) = services::redis_cluster().await else {
         return;
     };
@@ -117,18 +117,18 @@ async fn a_cluster_that_loses_the_node_that_is_heard_is_heard_through_another() 
     // Any node hands messages to all others.
     for &node in &nodes[..3] {
         let mut emitter = Emitter::connect(node).await.unwrap();
-        two.expect_to_hear(&mut emitter, "through any node").await;
+        two.expect_received(&mut emitter, "through any node").await;
     }
     let mut victim = None;
     for (number, &node) in nodes.iter().enumerate() {
-        if is_heard_through(node).await {
+        if is_subscribed_through(node).await {
             victim = Some(number);
             break;
         }
     }
-    let victim = victim.expect("the gateways hear through some node");
+    let victim = victim.expect("the gateways are subscribed through some node");
     cluster.kill(victim).await;
-    // Whoever heard through it tells its clients; the other gateway may not have noticed.
+    // A gateway that was subscribed through it sends its clients `resync`; the other may not have noticed.
     select_all(
         two.clients
             .iter_mut()
@@ -158,5 +158,5 @@ async fn a_cluster_that_loses_the_node_that_is_heard_is_heard_through_another() 
     }
     two.expect_to_cross("after").await;
     let mut emitter = Emitter::connect(survivor).await.unwrap();
-    two.expect_to_hear(&mut emitter, "from outside").await;
+    two.expect_received(&mut emitter, "from outside").await;
 }

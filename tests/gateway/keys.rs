@@ -43,8 +43,8 @@ async fn expect_live_error(gateway: &Gateway, part: &str) {
     .await;
 }
 
-/// What comes of a token: `connected`, or the message of the error.
-async fn verdict(gateway: &Gateway, token: &str) -> String {
+/// Authenticates with a token and returns `connected`, or the message of the error.
+async fn outcome_of(gateway: &Gateway, token: &str) -> String {
     let mut client = Client::connect(gateway.address()).await;
     client.send_authenticate(token, KeyMember::None).await;
     let envelope = client.next_envelope().await;
@@ -80,7 +80,7 @@ async fn keys_rotate_in_a_file_while_clients_connect_with_old_and_new_tokens() {
     })
     .await;
     for token in [&old, &new] {
-        assert_eq!(verdict(&gateway, token).await, "connected");
+        assert_eq!(outcome_of(&gateway, token).await, "connected");
     }
     issuer.publish("key-1", false);
     put(&path, &issuer.key_set());
@@ -88,8 +88,8 @@ async fn keys_rotate_in_a_file_while_clients_connect_with_old_and_new_tokens() {
         (keys().await == json!(["key-2"])).then_some(())
     })
     .await;
-    assert_eq!(verdict(&gateway, &old).await, "Authentication failed");
-    assert_eq!(verdict(&gateway, &new).await, "connected");
+    assert_eq!(outcome_of(&gateway, &old).await, "Authentication failed");
+    assert_eq!(outcome_of(&gateway, &new).await, "connected");
     client.expect("expiring").await;
     client
         .send("refresh", json!({"type": "Bearer", "token": new}))
@@ -201,7 +201,7 @@ async fn a_file_that_is_named_and_missing_changes_nothing_until_it_is_there() {
     expect_live_error(&gateway, "sources[1].keys_file").await;
     assert_eq!(status(&gateway).await["liveRevision"], before);
     assert_eq!(
-        verdict(&gateway, &second.token("17")).await,
+        outcome_of(&gateway, &second.token("17")).await,
         "Authentication failed"
     );
     put(&path, &second.key_set());
@@ -211,7 +211,7 @@ async fn a_file_that_is_named_and_missing_changes_nothing_until_it_is_there() {
     })
     .await;
     until("the second issuer is trusted", || async {
-        (verdict(&gateway, &second.token("17")).await == "connected").then_some(())
+        (outcome_of(&gateway, &second.token("17")).await == "connected").then_some(())
     })
     .await;
 
@@ -219,7 +219,7 @@ async fn a_file_that_is_named_and_missing_changes_nothing_until_it_is_there() {
     std::fs::remove_file(&path).unwrap();
     gateway.signal("TERM");
     gateway.expect_exit().await;
-    let (status, text) = gateway.run_beside(&["check-config"]).await;
+    let (status, text) = gateway.run_command(&["check-config"]).await;
     assert!(
         !status.success() && text.contains("sources[1].keys_file"),
         "{text}"
@@ -288,7 +288,7 @@ async fn a_revoked_source_closes_at_once_with_4006_whatever_lead_there_is() {
         begun.elapsed()
     );
     assert_eq!(
-        verdict(&gateway, &token).await,
+        outcome_of(&gateway, &token).await,
         "Authentication failed",
         "although it is listed"
     );
@@ -320,7 +320,7 @@ async fn a_revoked_source_closes_at_once_with_4006_whatever_lead_there_is() {
         .reload(|live| drop(live.insert("revoked_sources".into(), toml::Value::Array(Vec::new()))))
         .await;
     until("it is trusted again", || async {
-        (verdict(&gateway, &token).await == "connected").then_some(())
+        (outcome_of(&gateway, &token).await == "connected").then_some(())
     })
     .await;
     gateway

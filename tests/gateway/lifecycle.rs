@@ -381,14 +381,14 @@ async fn the_health_check_tells_ready_from_alive_from_gone() {
         .live("keys.refresh_secs", 1)
         .live("keys.min_refresh_secs", 1);
     let mut gateway = settings.start_unready().await;
-    let (status, text) = gateway.run_beside(&["healthcheck"]).await;
+    let (status, text) = gateway.run_command(&["healthcheck"]).await;
     assert!(
         !status.success() && text.contains("503"),
         "not ready without keys: {text}"
     );
     until("it is alive", || async {
         gateway
-            .run_beside(&["healthcheck", "--live"])
+            .run_command(&["healthcheck", "--live"])
             .await
             .0
             .success()
@@ -397,11 +397,11 @@ async fn the_health_check_tells_ready_from_alive_from_gone() {
     .await;
     issuer.answer(signal_tests::issuer::Answer::Keys);
     gateway.expect_ready().await;
-    let (status, text) = gateway.run_beside(&["healthcheck"]).await;
+    let (status, text) = gateway.run_command(&["healthcheck"]).await;
     assert!(status.success(), "{text}");
     gateway.kill();
     for arguments in [&["healthcheck"][..], &["healthcheck", "--live"]] {
-        let (status, text) = gateway.run_beside(arguments).await;
+        let (status, text) = gateway.run_command(arguments).await;
         assert!(!status.success(), "{arguments:?}: {text}");
     }
 }

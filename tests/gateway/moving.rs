@@ -13,20 +13,20 @@ use toml::{Table, Value as Setting};
 
 use crate::admin;
 
-fn place(address: SocketAddr) -> Setting {
-    let mut place = Table::new();
-    place.insert("mode".into(), "standalone".into());
-    place.insert("nodes".into(), vec![address.to_string()].into());
-    Setting::Table(place)
+fn redis_settings(address: SocketAddr) -> Setting {
+    let mut settings = Table::new();
+    settings.insert("mode".into(), "standalone".into());
+    settings.insert("nodes".into(), vec![address.to_string()].into());
+    Setting::Table(settings)
 }
 
 /// Writes `[bus]` and `[bus_previous]` into the live file of one gateway.
 async fn name(gateway: &mut Gateway, bus: SocketAddr, previous: Option<SocketAddr>) {
     gateway
         .reload(|live| {
-            live.insert("bus".into(), place(bus));
+            live.insert("bus".into(), redis_settings(bus));
             match previous {
-                Some(previous) => live.insert("bus_previous".into(), place(previous)),
+                Some(previous) => live.insert("bus_previous".into(), redis_settings(previous)),
                 None => live.remove("bus_previous"),
             };
         })
@@ -37,7 +37,7 @@ async fn status(gateway: &Gateway) -> Value {
     gateway.admin("GET", "/status").await.expect(200).json()["bus"].clone()
 }
 
-/// Waits until a gateway uses a server, and hears the one before or has left it.
+/// Waits until a gateway uses a server, and is still subscribed to the previous one or has left it.
 async fn expect_on(gateway: &Gateway, bus: SocketAddr, previous: Option<SocketAddr>) {
     until("the move is acknowledged", || async {
         let bus_status = status(gateway).await;
@@ -109,7 +109,7 @@ impl Three {
         Some(three)
     }
 
-    /// Sends numbers by every gateway until told to stop; gives how many each sent.
+    /// Sends numbers by every gateway until status to stop; gives how many each sent.
     fn flow(&self, stop: &Arc<AtomicBool>) -> Vec<JoinHandle<u64>> {
         let send = |gateway: &Gateway| {
             let (url, token) = (
@@ -208,7 +208,7 @@ impl Three {
 }
 
 #[tokio::test]
-async fn three_gateways_go_over_one_after_the_other_and_every_message_comes_once() {
+async fn three_gateways_switch_redis_one_after_the_other_and_every_message_comes_once() {
     let Some(mut three) = Three::start().await else {
         return;
     };
@@ -239,7 +239,7 @@ async fn three_gateways_go_over_one_after_the_other_and_every_message_comes_once
         name(&mut three.gateways[number], new, None).await;
         expect_on(&three.gateways[number], new, None).await;
     }
-    // Nobody needs it any more.
+    // No gateway needs it from here on.
     three.old.kill().await;
     let mut emitter = Emitter::connect(new).await.unwrap();
     three.expect_all(&stop, flow, &mut emitter).await;
@@ -248,13 +248,13 @@ async fn three_gateways_go_over_one_after_the_other_and_every_message_comes_once
         assert_eq!(
             gateway.metric("signal_bus_resyncs_total", "").await,
             Some(0.0),
-            "nobody had to sync"
+            "no client had to sync"
         );
     }
 }
 
 #[tokio::test]
-async fn an_unreachable_new_redis_changes_nothing_and_a_dead_previous_one_harms_nobody() {
+async fn an_unreachable_new_redis_changes_nothing_and_a_dead_previous_one_does_no_harm() {
     let Some(mut three) = Three::start().await else {
         return;
     };
@@ -264,7 +264,7 @@ async fn an_unreachable_new_redis_changes_nothing_and_a_dead_previous_one_harms_
     let flow = three.flow(&stop);
     for number in 0..3 {
         name(&mut three.gateways[number], new, Some(old)).await;
-        until("it says why it has not gone over", || async {
+        until("it reports why it has not switched", || async {
             let bus = status(&three.gateways[number]).await;
             (bus["error"].is_string()
                 && bus["nodes"] == json!([old.to_string()])
@@ -331,13 +331,13 @@ async fn an_unreachable_new_redis_changes_nothing_and_a_dead_previous_one_harms_
 }
 
 #[tokio::test]
-async fn a_gateway_without_redis_does_not_take_one_up_while_it_runs() {
+async fn a_gateway_without_redis_does_not_start_to_use_one_while_it_runs() {
     let issuer = Issuer::start().await;
     let mut gateway = Gateway::trusting(&issuer).await;
     gateway.write_live("[bus]\nmode = \"standalone\"\nnodes = [\"127.0.0.1:6379\"]\n");
-    until("the fault is told", || async {
-        let told = gateway.admin("GET", "/status").await.expect(200).json();
-        (told["liveError"].as_str()?.contains("bus.mode") && told["bus"]["mode"] == "local")
+    until("the error is reported", || async {
+        let status = gateway.admin("GET", "/status").await.expect(200).json();
+        (status["liveError"].as_str()?.contains("bus.mode") && status["bus"]["mode"] == "local")
             .then_some(())
     })
     .await;

@@ -691,7 +691,7 @@ async fn a_dead_letter_is_put_back_once_its_text_is_there_and_becomes_one_notifi
             more,
         ]
         .concat();
-        let (status, text) = gateway.run_beside(&arguments).await;
+        let (status, text) = gateway.run_command(&arguments).await;
         assert!(status.success(), "{text}");
         let report: Value = serde_json::from_str(&text[text.find('{').expect("a report")..])
             .expect("a report in JSON");

@@ -435,7 +435,7 @@ async fn after_a_restart_of_redis_everyone_is_told_to_resync_and_messages_flow_a
 }
 
 #[tokio::test]
-async fn a_gateway_that_has_gone_deaf_notices_and_repairs_itself() {
+async fn a_gateway_with_a_stalled_subscriber_notices_and_repairs_itself() {
     let Some(redis) = services::redis().await else {
         return;
     };

@@ -80,7 +80,7 @@ async fn a_changed_redis_password_loses_no_message_and_no_connection() {
     let before = connections(&mut redis).await;
     assert!(
         before.len() >= 4,
-        "each gateway publishes and hears: {before:?}"
+        "each gateway publishes and subscribes: {before:?}"
     );
     replace(&file, "second\n");
     let (begun, mut sent) = (Instant::now(), 0);

@@ -1,4 +1,4 @@
-//! Tokens over a real socket: who is let in, for how long, and what a key set's troubles do.
+//! Tokens over a real socket: who is admitted, for how long, and what a failing key set does.
 
 use std::time::Duration;
 
@@ -294,7 +294,7 @@ async fn a_verification_that_cannot_be_made_is_an_error_and_not_a_refusal() {
 
 /// protocol.md 4.3.
 #[tokio::test]
-async fn a_verdict_that_takes_too_long_is_closed_with_4001() {
+async fn verifying_a_token_for_too_long_is_closed_with_4001() {
     let slow = |settings: gateway::Builder| {
         settings
             .set("session.verify_timeout_ms", 500)

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 /// What the proxy does with bytes and connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Traffic {
     Open,
     /// Connections are dropped, new ones too.
     Cut,
@@ -22,7 +22,7 @@ enum Way {
 /// A running proxy; dropping it drops its connections.
 pub struct Proxy {
     address: SocketAddr,
-    way: Arc<watch::Sender<Way>>,
+    traffic: Arc<watch::Sender<Traffic>>,
     task: JoinHandle<()>,
 }
 
@@ -36,9 +36,13 @@ impl Proxy {
             .await
             .expect("a loopback port");
         let address = listener.local_addr().expect("a bound address");
-        let way = Arc::new(watch::channel(Way::Open).0);
-        let task = tokio::spawn(accept(listener, upstream, Arc::clone(&way)));
-        Self { address, way, task }
+        let traffic = Arc::new(watch::channel(Traffic::Open).0);
+        let task = tokio::spawn(accept(listener, upstream, Arc::clone(&traffic)));
+        Self {
+            address,
+            traffic,
+            task,
+        }
     }
 
     /// Where it listens.
@@ -48,17 +52,17 @@ impl Proxy {
 
     /// Drops every connection and every new one, until [`Proxy::restore`].
     pub fn cut(&self) {
-        self.way.send_replace(Way::Cut);
+        self.traffic.send_replace(Traffic::Cut);
     }
 
     /// Lets no byte pass, until [`Proxy::restore`]; what was sent meanwhile passes then.
     pub fn stall(&self) {
-        self.way.send_replace(Way::Stalled);
+        self.traffic.send_replace(Traffic::Stalled);
     }
 
     /// Forwards again.
     pub fn restore(&self) {
-        self.way.send_replace(Way::Open);
+        self.traffic.send_replace(Traffic::Open);
     }
 }
 
@@ -69,12 +73,12 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, upstream: SocketAddr, way: Arc<watch::Sender<Way>>) {
+async fn accept(listener: TcpListener, upstream: SocketAddr, traffic: Arc<watch::Sender<Traffic>>) {
     while let Ok((client, _)) = listener.accept().await {
-        if *way.borrow() == Way::Cut {
+        if *traffic.borrow() == Traffic::Cut {
             continue;
         }
-        let (out, back) = (way.subscribe(), way.subscribe());
+        let (out, back) = (traffic.subscribe(), traffic.subscribe());
         tokio::spawn(async move {
             let Ok(server) = TcpStream::connect(upstream).await else {
                 return;
@@ -91,22 +95,26 @@ async fn accept(listener: TcpListener, upstream: SocketAddr, way: Arc<watch::Sen
     }
 }
 
-async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut way: watch::Receiver<Way>) {
+async fn copy(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut traffic: watch::Receiver<Traffic>,
+) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let length = tokio::select! {
-            _ = way.wait_for(|way| *way == Way::Cut) => return,
+            _ = traffic.wait_for(|traffic| *traffic == Traffic::Cut) => return,
             read = from.read(&mut buffer) => match read {
                 Ok(length) if length > 0 => length,
                 _ => return,
             },
         };
-        match way
-            .wait_for(|way| *way != Way::Stalled)
+        match traffic
+            .wait_for(|traffic| *traffic != Traffic::Stalled)
             .await
-            .map(|way| *way)
+            .map(|traffic| *traffic)
         {
-            Ok(Way::Open) => {}
+            Ok(Traffic::Open) => {}
             _ => return,
         }
         if to.write_all(&buffer[..length]).await.is_err() {

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use signal_services::{Kubernetes, KubernetesHome, Level, Network};
+use signal_services::{Kubernetes, KubernetesInstallation, Level, Network};
 use tempfile::TempDir;
 
 use crate::services::{environment, scratch, skip};
@@ -79,10 +79,11 @@ where
 
 /// A cluster of the test's own, to be broken. Those with nodes wait for each other.
 pub async fn own_cluster(level: Level) -> Option<OwnCluster> {
-    let home = home(level)?;
+    let installation = installation(level)?;
     let started = tokio::task::spawn_blocking(move || {
         let dir = scratch();
-        Kubernetes::start(&home, &dir.path().join("cluster"), level).map(|cluster| (cluster, dir))
+        Kubernetes::start(&installation, &dir.path().join("cluster"), level)
+            .map(|cluster| (cluster, dir))
     });
     let (cluster, dir) = started
         .await
@@ -102,14 +103,14 @@ pub async fn api() -> Option<PathBuf> {
     if let Some(file) = environment("SIGNAL_TEST_KUBECONFIG") {
         return Some(file.into());
     }
-    let home = home(Level::B)?;
+    let installation = installation(Level::B)?;
     // It ends with the process, although statics are never dropped: whoever ends clusters waits for that.
     static SHARED: OnceLock<(Kubernetes, TempDir)> = OnceLock::new();
     let started = tokio::task::spawn_blocking(move || {
         let (cluster, _) = SHARED.get_or_init(|| {
             let dir = scratch();
             (
-                Kubernetes::start(&home, &dir.path().join("cluster"), Level::B)
+                Kubernetes::start(&installation, &dir.path().join("cluster"), Level::B)
                     .expect("the shared cluster starts"),
                 dir,
             )
@@ -119,8 +120,8 @@ pub async fn api() -> Option<PathBuf> {
     Some(started.await.expect("the shared cluster starts"))
 }
 
-fn home(level: Level) -> Option<KubernetesHome> {
-    KubernetesHome::find(level)
+fn installation(level: Level) -> Option<KubernetesInstallation> {
+    KubernetesInstallation::find(level)
         .map_err(|reason| skip(&format!("{reason:#}")))
         .ok()
 }
@@ -136,10 +137,12 @@ mod tests {
         let Some(kubeconfig) = api().await else {
             return;
         };
-        let Some(home) = home(Level::B) else { return };
+        let Some(installation) = installation(Level::B) else {
+            return;
+        };
         let name = crate::services::unique("test").replace('_', "-");
         let kubectl = |arguments: &[&str]| {
-            let output = Command::new(home.kubectl())
+            let output = Command::new(installation.kubectl())
                 .arg("--kubeconfig")
                 .arg(&kubeconfig)
                 .args(arguments)

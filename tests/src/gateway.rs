@@ -505,12 +505,12 @@ impl Gateway {
         self.admin("GET", "/status").await.expect(200).json()["liveRevision"].clone()
     }
 
-    /// Runs the program beside this one with the same settings and this one's real addresses, to its end: for subcommands that ask a
+    /// Runs the program a second time with the same settings and this one's real addresses, to its end: for subcommands that ask a
     /// running gateway, or work on what it works on. Gives the exit status and all it wrote.
     ///
     /// # Panics
     /// When it does not end in time.
-    pub async fn run_beside(&self, arguments: &[&str]) -> (ExitStatus, String) {
+    pub async fn run_command(&self, arguments: &[&str]) -> (ExitStatus, String) {
         let mut command = Command::new(binary().await);
         command
             .args(arguments)

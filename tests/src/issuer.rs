@@ -23,7 +23,7 @@ use crate::wait::now_secs;
 /// The audience in tokens that name no other.
 pub const AUDIENCE: &str = "signal";
 
-/// ring makes no RSA keys, so one for tests alone lies beside this file.
+/// ring makes no RSA keys, so the folder of this file has one for tests.
 const RSA_KEY: &[u8] = include_bytes!("rsa-test-key.pk8");
 
 /// A signature algorithm of RFC 7518 or RFC 8037.
@@ -245,7 +245,7 @@ impl Pair {
                 )
             }
             Algorithm::RS256 => Self::Rsa(Box::new(
-                RsaKeyPair::from_pkcs8(RSA_KEY).expect("the key beside this file"),
+                RsaKeyPair::from_pkcs8(RSA_KEY).expect("the key in the folder of this file"),
             )),
         }
     }

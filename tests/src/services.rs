@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use signal_services::{Kafka, KafkaHome, Postgres, Redis, Sentinels, Server};
+use signal_services::{Kafka, KafkaInstallation, Postgres, Redis, Sentinels, Server};
 use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 
@@ -215,7 +215,7 @@ pub async fn redis_cluster() -> Option<Cluster> {
 
 /// A broker of the test's own with a second listener that asks for SCRAM-SHA-512.
 pub struct ScramKafka {
-    home: KafkaHome,
+    installation: KafkaInstallation,
     broker: Own,
     scram: SocketAddr,
 }
@@ -236,9 +236,9 @@ impl ScramKafka {
     /// # Panics
     /// When the broker refuses.
     pub async fn set_password(&self, user: &'static str, password: &'static str) {
-        let (home, address) = (self.home.clone(), self.broker.address());
+        let (installation, address) = (self.installation.clone(), self.broker.address());
         let set = tokio::task::spawn_blocking(move || {
-            Kafka::set_scram_password(&home, address, user, password)
+            Kafka::set_scram_password(&installation, address, user, password)
         });
         set.await.expect("no panic").expect("the password is set");
     }
@@ -246,9 +246,9 @@ impl ScramKafka {
 
 /// A broker that asks for passwords.
 pub async fn scram_kafka() -> Option<ScramKafka> {
-    let home = kafka_home()?;
+    let installation = kafka_installation()?;
     let (tell, told) = std::sync::mpsc::channel();
-    let with = home.clone();
+    let with = installation.clone();
     let broker = Own::start(move |dir| {
         let (server, scram) = Kafka::start_scram(&with, dir)?;
         tell.send(scram)?;
@@ -257,7 +257,7 @@ pub async fn scram_kafka() -> Option<ScramKafka> {
     .await;
     let scram = told.recv().expect("sent before the server was given");
     Some(ScramKafka {
-        home,
+        installation,
         broker,
         scram,
     })
@@ -265,8 +265,8 @@ pub async fn scram_kafka() -> Option<ScramKafka> {
 
 /// A Kafka broker of the test's own, to be killed and restarted.
 pub async fn own_kafka() -> Option<Own> {
-    let home = kafka_home()?;
-    Some(Own::start(move |dir| Kafka::start(&home, dir)).await)
+    let installation = kafka_installation()?;
+    Some(Own::start(move |dir| Kafka::start(&installation, dir)).await)
 }
 
 /// A PostgreSQL server of the test's own that keeps what it committed through a kill -9.
@@ -283,18 +283,18 @@ pub async fn kafka() -> Option<String> {
     if let Some(address) = environment("SIGNAL_TEST_KAFKA") {
         return Some(address);
     }
-    let home = kafka_home()?;
-    static BROKER: OnceLock<Shared> = OnceLock::new();
-    let address = shared(&BROKER, move |dir| Kafka::start(&home, dir)).await;
+    let installation = kafka_installation()?;
+    static BROKER: OnceLock<SharedServer> = OnceLock::new();
+    let address = shared(&BROKER, move |dir| Kafka::start(&installation, dir)).await;
     Some(address.to_string())
 }
 
-fn kafka_home() -> Option<KafkaHome> {
-    let home = KafkaHome::find();
-    if home.is_none() {
+fn kafka_installation() -> Option<KafkaInstallation> {
+    let installation = KafkaInstallation::find();
+    if installation.is_none() {
         skip("Kafka is not in the cache folder: run `cargo xtask setup`");
     }
-    home
+    installation
 }
 
 /// A fresh database on a server that tests share, or on the test's own.
@@ -352,7 +352,7 @@ pub async fn postgres() -> Option<Database> {
         skip("PostgreSQL's server programs are not installed");
         return None;
     }
-    static SERVER: OnceLock<Shared> = OnceLock::new();
+    static SERVER: OnceLock<SharedServer> = OnceLock::new();
     let address = shared(&SERVER, |dir| Postgres::start(dir, false)).await;
     Some(Database::create(&format!("postgres://postgres@{address}/postgres")).await)
 }
@@ -366,20 +366,20 @@ pub async fn database_on(server: &Own) -> Database {
     .await
 }
 
-struct Shared {
+struct SharedServer {
     server: Server,
     _dir: TempDir,
 }
 
 /// Starts it once in this process. It ends with the process: the kernel sees to that, since statics are never dropped.
 async fn shared(
-    slot: &'static OnceLock<Shared>,
+    slot: &'static OnceLock<SharedServer>,
     start: impl FnOnce(&Path) -> anyhow::Result<Server> + Send + 'static,
 ) -> SocketAddr {
     let started = tokio::task::spawn_blocking(move || {
         let shared = slot.get_or_init(|| {
             let dir = scratch();
-            Shared {
+            SharedServer {
                 server: start(dir.path()).expect("the shared server starts"),
                 _dir: dir,
             }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use signal_services::{Image, Kubernetes, KubernetesHome, Level, cache_dir};
+use signal_services::{Image, Kubernetes, KubernetesInstallation, Level, cache_dir};
 
 use crate::{cargo, setup};
 
@@ -33,9 +33,9 @@ fn up(dir: &std::path::Path, nodes: usize) -> Result<ExitCode> {
     } else {
         Level::C { nodes }
     };
-    let home = KubernetesHome::find(level)?;
+    let installation = KubernetesInstallation::find(level)?;
     let images = if nodes == 0 { Vec::new() } else { images()? };
-    let cluster = Kubernetes::start(&home, dir, level)?;
+    let cluster = Kubernetes::start(&installation, dir, level)?;
     for (image, archive) in images.iter().zip(1..) {
         let archive = dir.join(format!("image-{archive}.tar"));
         image.write(&archive)?;
@@ -47,7 +47,7 @@ fn up(dir: &std::path::Path, nodes: usize) -> Result<ExitCode> {
     println!("export KUBECONFIG={}", kubeconfig.display());
     println!(
         "export PATH={}:$PATH",
-        home.kubectl().parent().unwrap_or(dir).display()
+        installation.kubectl().parent().unwrap_or(dir).display()
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -86,7 +86,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
             if !status.success() {
                 bail!("the build failed");
             }
-            // It finds the gateway beside itself. `cargo run` would link it once more, with the features of this package alone.
+            // It finds the gateway in its own folder. `cargo run` would link it once more, with the features of this package alone.
             let mut bench = Command::new(target_folder().join("release/signal-bench"));
             Err(bench.args(arguments).exec().into())
         }

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
-use signal_services::{KafkaHome, KubernetesHome, Level, Postgres, Redis, Tool, find_program};
+use signal_services::{
+    KafkaInstallation, KubernetesInstallation, Level, Postgres, Redis, Tool, find_program,
+};
 
 use crate::cargo;
 
@@ -172,9 +174,9 @@ pub(crate) fn build() -> Result<()> {
 }
 
 /// What the tests' servers need, Kafka's jars included.
-pub(crate) fn services() -> Result<KafkaHome> {
+pub(crate) fn services() -> Result<KafkaInstallation> {
     satisfy(&SERVICES)?;
-    KafkaHome::ensure(say).context("Kafka cannot be set up")
+    KafkaInstallation::ensure(say).context("Kafka cannot be set up")
 }
 
 /// What clusters are made of, as far as this machine can have them: with nodes as root on Linux, without as anyone there. Says what
@@ -182,28 +184,29 @@ pub(crate) fn services() -> Result<KafkaHome> {
 ///
 /// # Errors
 /// When something can be had here and fails.
-pub(crate) fn clusters() -> Result<Option<KubernetesHome>> {
+pub(crate) fn clusters() -> Result<Option<KubernetesInstallation>> {
     if !cfg!(target_os = "linux") {
         println!("xtask: no clusters: they are only started on Linux");
         return Ok(None);
     }
     // Programs may be there already, and then need no Go.
-    if KubernetesHome::find(Level::B).is_err() {
+    if KubernetesInstallation::find(Level::B).is_err() {
         satisfy(&CLUSTERS)?;
     }
-    let home = KubernetesHome::ensure(Level::B, say).context("Kubernetes cannot be set up")?;
+    let installation =
+        KubernetesInstallation::ensure(Level::B, say).context("Kubernetes cannot be set up")?;
     for tool in [Tool::Helm, Tool::Kubeconform, Tool::KubeScore] {
         tool.ensure(say)?;
     }
-    match KubernetesHome::nodes_are_possible() {
+    match KubernetesInstallation::nodes_are_possible() {
         Ok(()) => {
             satisfy(&NODES)?;
-            KubernetesHome::ensure(Level::C { nodes: 1 }, say)
+            KubernetesInstallation::ensure(Level::C { nodes: 1 }, say)
                 .context("the nodes of clusters cannot be set up")?;
         }
         Err(reason) => println!("xtask: no clusters with nodes: {reason:#}"),
     }
-    Ok(Some(home))
+    Ok(Some(installation))
 }
 
 fn say(what: &str) {

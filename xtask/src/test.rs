@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use signal_services::{
-    Kafka, KafkaHome, Kubernetes, KubernetesHome, Level, Postgres, Redis, Server, Tool,
-    find_program,
+    Kafka, KafkaInstallation, Kubernetes, KubernetesInstallation, Level, Postgres, Redis, Server,
+    Tool, find_program,
 };
 
 use crate::outcome::Outcome;
@@ -23,8 +23,8 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
         .is_some();
     let begun = Instant::now();
     setup::build()?;
-    let home = setup::services()?;
-    let cluster_home = setup::clusters()?;
+    let installation = setup::services()?;
+    let kubernetes_installation = setup::clusters()?;
     if !quick {
         setup::components()?;
         step("format", cargo().args(["fmt", "--all", "--check"]))?;
@@ -62,7 +62,7 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
     )?;
 
     say(begun, "servers");
-    let servers = Servers::start(&home, cluster_home.as_ref())?;
+    let servers = Servers::start(&installation, kubernetes_installation.as_ref())?;
     say(begun, "tests");
     let outcome = tests(&servers, arguments)?;
     drop(servers);
@@ -88,7 +88,10 @@ struct Servers {
 }
 
 impl Servers {
-    fn start(home: &KafkaHome, cluster: Option<&KubernetesHome>) -> Result<Self> {
+    fn start(
+        installation: &KafkaInstallation,
+        cluster: Option<&KubernetesInstallation>,
+    ) -> Result<Self> {
         // While the folders of dead runs still say what is to be ended.
         if cluster.is_some() {
             Kubernetes::end_left_behind()?;
@@ -98,10 +101,10 @@ impl Servers {
         Ok(Self {
             redis: Redis::start(&dir.0.join("redis"), &[])?,
             postgres: Postgres::start(&dir.0.join("postgres"), false)?,
-            kafka: Kafka::start(home, &dir.0.join("kafka"))?,
+            kafka: Kafka::start(installation, &dir.0.join("kafka"))?,
             kubernetes: match cluster {
-                Some(home) if !named => Some(Kubernetes::start(
-                    home,
+                Some(installation) if !named => Some(Kubernetes::start(
+                    installation,
                     &dir.0.join("kubernetes"),
                     Level::B,
                 )?),

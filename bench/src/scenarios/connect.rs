@@ -2,35 +2,35 @@
 
 use anyhow::Result;
 
-use crate::report::{Line, Report, Target};
-use crate::server::{Ground, Server, Settings};
+use crate::report::{Measurement, Report, Target};
+use crate::server::{Server, Settings, Testbed};
 
-pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
+pub(crate) fn run(testbed: &Testbed, report: &mut Report) -> Result<()> {
     const UNIT: &str = "us per connection";
-    let count = ground.sizes.arrivals;
+    let count = testbed.sizes.arrivals;
     let each = |us: f64| us / count as f64;
     let (floor, gateway) = (
-        Server::floor(ground)?,
-        Server::gateway(ground, &Settings::default())?,
+        Server::floor(testbed)?,
+        Server::gateway(testbed, &Settings::default())?,
     );
     let mut base = Vec::new();
     let mut figures = [const { Vec::new() }; 4];
     // The first round is forgotten, as everywhere.
-    for round in 0..=ground.sizes.rounds {
+    for round in 0..=testbed.sizes.rounds {
         let cpu = floor.cpu()?;
-        let crowd = Ground::floor_crowd(&floor, count)?;
+        let crowd = Testbed::floor_crowd(&floor, count)?;
         let figure = each(floor.cpu()? - cpu);
-        crowd.leave(ground.sizes.leave);
+        crowd.leave(testbed.sizes.leave);
         if round > 0 {
             base.push(figure);
         }
         for (encrypted, at) in [(false, 0), (true, 2)] {
-            let tokens = ground.tokens(count);
+            let tokens = testbed.tokens(count);
             for at in [at, at + 1] {
                 let cpu = gateway.cpu()?;
-                let crowd = ground.crowd(&gateway, &tokens, encrypted)?;
+                let crowd = testbed.crowd(&gateway, &tokens, encrypted)?;
                 let figure = each(gateway.cpu()? - cpu);
-                crowd.leave(ground.sizes.leave);
+                crowd.leave(testbed.sizes.leave);
                 if round > 0 {
                     figures[at].push(figure);
                 }
@@ -45,7 +45,7 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
     ];
     for (figures, (name, limit)) in figures.iter().zip(lines) {
         report.add(
-            &Line::new(name, UNIT, figures)
+            &Measurement::new(name, UNIT, figures)
                 .against("floor", &base)
                 .target(Target::Value(limit)),
         );

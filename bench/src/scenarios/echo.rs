@@ -7,33 +7,33 @@ use anyhow::Result;
 
 use crate::crowd::Crowd;
 use crate::frame::{self, opcode};
-use crate::report::{Line, Report, Target};
-use crate::server::{Ground, Server, Settings};
+use crate::report::{Measurement, Report, Target};
+use crate::server::{Server, Settings, Testbed};
 
 const RATE: u32 = 2000;
 
 struct Cell {
     name: &'static str,
-    side: usize,
+    server: usize,
     frame: Vec<u8>,
     cpu: Vec<f64>,
     times: Vec<f64>,
 }
 
-pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
-    let floor = Server::floor(ground)?;
-    let crowd = Ground::floor_crowd(&floor, ground.sizes.people)?;
-    let mut sides = vec![(floor, crowd)];
+pub(crate) fn run(testbed: &Testbed, report: &mut Report) -> Result<()> {
+    let floor = Server::floor(testbed)?;
+    let crowd = Testbed::floor_crowd(&floor, testbed.sizes.people)?;
+    let mut servers = vec![(floor, crowd)];
     for encrypted in [false, true] {
-        let server = Server::gateway(ground, &Settings::default())?;
-        let crowd = ground.crowd(&server, &ground.tokens(ground.sizes.people), encrypted)?;
-        sides.push((server, crowd));
+        let server = Server::gateway(testbed, &Settings::default())?;
+        let crowd = testbed.crowd(&server, &testbed.tokens(testbed.sizes.people), encrypted)?;
+        servers.push((server, crowd));
     }
     let event = frame::of_client(opcode::TEXT, br#"{"event":"authenticate"}"#);
     let ping = frame::of_client(opcode::PING, b"bench");
-    let cell = |name, side, frame: &[u8]| Cell {
+    let cell = |name, server, frame: &[u8]| Cell {
         name,
-        side,
+        server,
         frame: frame.to_vec(),
         cpu: Vec::new(),
         times: Vec::new(),
@@ -44,10 +44,10 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
         cell("a clear event and its encrypted answer", 2, &event),
         cell("a ping and its pong", 1, &ping),
     ];
-    for round in 0..=ground.sizes.single_rounds {
+    for round in 0..=testbed.sizes.single_rounds {
         for cell in &mut cells {
-            let (server, crowd) = &mut sides[cell.side];
-            cell.round(server, crowd, ground.sizes.singles)?;
+            let (server, crowd) = &mut servers[cell.server];
+            cell.round(server, crowd, testbed.sizes.singles)?;
             if round == 0 {
                 cell.cpu.clear();
                 cell.times.clear();
@@ -56,7 +56,8 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
     }
     let [floor, others @ ..] = &cells;
     for cell in others {
-        let line = Line::new(cell.name, "us per frame", &cell.cpu).against("floor", &floor.cpu);
+        let line =
+            Measurement::new(cell.name, "us per frame", &cell.cpu).against("floor", &floor.cpu);
         report.add(
             &line
                 .target(Target::Times(1.3))

@@ -5,29 +5,29 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::crowd::Crowd;
-use crate::publish::{Trigger, Way};
-use crate::report::{Line, Report, Target};
-use crate::server::{Ground, Server, Settings};
+use crate::publish::{SendMethod, Trigger};
+use crate::report::{Measurement, Report, Target};
+use crate::server::{Server, Settings, Testbed};
 
 /// One server with its crowd, and how to make it send.
-pub(super) struct Side {
+pub(super) struct FanoutServer {
     pub(super) server: Server,
     pub(super) crowd: Crowd,
     pub(super) trigger: Trigger,
     sent: u64,
 }
 
-/// The figures of one way to send on one side.
+/// The figures of one way to send on one server.
 #[derive(Default)]
 pub(super) struct Figures {
     pub(super) cpu: Vec<f64>,
     pub(super) times: Vec<f64>,
 }
 
-impl Side {
-    pub(super) fn floor(ground: &Ground, members: usize) -> Result<Self> {
-        let server = Server::floor(ground)?;
-        let crowd = Ground::floor_crowd(&server, members)?;
+impl FanoutServer {
+    pub(super) fn floor(testbed: &Testbed, members: usize) -> Result<Self> {
+        let server = Server::floor(testbed)?;
+        let crowd = Testbed::floor_crowd(&server, members)?;
         let trigger = Trigger::floor(&server)?;
         Ok(Self {
             server,
@@ -38,14 +38,14 @@ impl Side {
     }
 
     pub(super) fn gateway(
-        ground: &Ground,
+        testbed: &Testbed,
         settings: &Settings,
         members: usize,
         encrypted: bool,
     ) -> Result<Self> {
-        let server = Server::gateway(ground, settings)?;
-        let crowd = ground.crowd(&server, &ground.tokens(members), encrypted)?;
-        let trigger = Trigger::gateway(ground, &server)?;
+        let server = Server::gateway(testbed, settings)?;
+        let crowd = testbed.crowd(&server, &testbed.tokens(members), encrypted)?;
+        let trigger = Trigger::gateway(testbed, &server)?;
         Ok(Self {
             server,
             crowd,
@@ -68,18 +68,18 @@ impl Side {
     /// Sends `messages` times `burst` and notes the cost of each delivered message.
     pub(super) fn round(
         &mut self,
-        ground: &Ground,
-        way: Way,
+        testbed: &Testbed,
+        method: SendMethod,
         shape: Shape,
         figures: &mut Figures,
     ) -> Result<()> {
         let cpu = self.server.cpu()?;
         for _ in 0..shape.times {
-            let began = self
-                .trigger
-                .pull(ground, way, self.sent + 1, shape.burst, shape.bytes)?;
+            let began =
+                self.trigger
+                    .pull(testbed, method, self.sent + 1, shape.burst, shape.bytes)?;
             self.sent += shape.burst;
-            let times = if way == Way::Rest && shape.burst > 1 {
+            let times = if method == SendMethod::Rest && shape.burst > 1 {
                 self.crowd.receive_in_any_order(shape.burst, began)?
             } else {
                 self.crowd.receive(shape.burst, began)?
@@ -110,26 +110,26 @@ const ENCRYPTED: usize = 2;
 /// same for those whose sockets were written to just before and those whose were not.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// One way on one side, and what it is held against: the place of another in the same list.
+/// One method on one server, and the cell it is compared with, by its index in the same list.
 struct Cell {
     name: &'static str,
-    side: usize,
-    way: Way,
+    server: usize,
+    method: SendMethod,
     against: Option<(usize, &'static str)>,
     target: Option<f64>,
 }
 
 const fn cell(
     name: &'static str,
-    side: usize,
-    way: Way,
+    server: usize,
+    method: SendMethod,
     against: Option<(usize, &'static str)>,
     target: Option<f64>,
 ) -> Cell {
     Cell {
         name,
-        side,
-        way,
+        server,
+        method,
         against,
         target,
     }
@@ -138,78 +138,90 @@ const fn cell(
 const SEND: Option<(usize, &str)> = Some((0, "send"));
 const JOINED: Option<(usize, &str)> = Some((1, "one send per burst"));
 
-pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
-    for members in ground.sizes.crowds {
-        let mut sides = sides(ground, members)?;
+pub(crate) fn run(testbed: &Testbed, report: &mut Report) -> Result<()> {
+    for members in testbed.sizes.crowds {
+        let mut servers = servers(testbed, members)?;
         for (bytes, sealed) in [(128, 1.3), (1024, 1.4)] {
             let mut cells = vec![
-                cell("", FLOOR, Way::Send, None, None),
-                cell("clear", CLEAR, Way::Redis, SEND, Some(1.1)),
-                cell("encrypted", ENCRYPTED, Way::Redis, SEND, Some(sealed)),
+                cell("", FLOOR, SendMethod::Send, None, None),
+                cell("clear", CLEAR, SendMethod::Redis, SEND, Some(1.1)),
+                cell(
+                    "encrypted",
+                    ENCRYPTED,
+                    SendMethod::Redis,
+                    SEND,
+                    Some(sealed),
+                ),
             ];
             if bytes == 128 {
-                cells.push(cell("clear, by REST", CLEAR, Way::Rest, SEND, None));
+                cells.push(cell("clear, by REST", CLEAR, SendMethod::Rest, SEND, None));
             }
             let shape = Shape {
                 bytes,
                 burst: 1,
-                times: ground.sizes.messages,
+                times: testbed.sizes.messages,
             };
-            compare(ground, report, &mut sides, &cells, shape)?;
+            compare(testbed, report, &mut servers, &cells, shape)?;
         }
     }
     Ok(())
 }
 
-pub(crate) fn run_bursts(ground: &Ground, report: &mut Report) -> Result<()> {
+pub(crate) fn run_bursts(testbed: &Testbed, report: &mut Report) -> Result<()> {
     const CELLS: [Cell; 6] = [
-        cell("", FLOOR, Way::Send, None, None),
-        cell("floor", FLOOR, Way::Join, SEND, None),
-        cell("clear", CLEAR, Way::Redis, JOINED, Some(1.25)),
-        cell("encrypted", ENCRYPTED, Way::Redis, JOINED, None),
-        cell("clear, by REST", CLEAR, Way::Rest, JOINED, None),
-        cell("encrypted, by REST", ENCRYPTED, Way::Rest, JOINED, None),
+        cell("", FLOOR, SendMethod::Send, None, None),
+        cell("floor", FLOOR, SendMethod::Join, SEND, None),
+        cell("clear", CLEAR, SendMethod::Redis, JOINED, Some(1.25)),
+        cell("encrypted", ENCRYPTED, SendMethod::Redis, JOINED, None),
+        cell("clear, by REST", CLEAR, SendMethod::Rest, JOINED, None),
+        cell(
+            "encrypted, by REST",
+            ENCRYPTED,
+            SendMethod::Rest,
+            JOINED,
+            None,
+        ),
     ];
-    for members in ground.sizes.crowds {
-        let mut sides = sides(ground, members)?;
+    for members in testbed.sizes.crowds {
+        let mut servers = servers(testbed, members)?;
         let shape = Shape {
             bytes: 128,
             burst: 10,
-            times: ground.sizes.messages.div_ceil(4),
+            times: testbed.sizes.messages.div_ceil(4),
         };
-        compare(ground, report, &mut sides, &CELLS, shape)?;
+        compare(testbed, report, &mut servers, &CELLS, shape)?;
     }
     Ok(())
 }
 
-fn sides(ground: &Ground, members: usize) -> Result<[Side; 3]> {
+fn servers(testbed: &Testbed, members: usize) -> Result<[FanoutServer; 3]> {
     Ok([
-        Side::floor(ground, members)?,
-        Side::gateway(ground, &Settings::default(), members, false)?,
-        Side::gateway(ground, &Settings::default(), members, true)?,
+        FanoutServer::floor(testbed, members)?,
+        FanoutServer::gateway(testbed, &Settings::default(), members, false)?,
+        FanoutServer::gateway(testbed, &Settings::default(), members, true)?,
     ])
 }
 
 /// Every round takes each cell in turn, so that a busy machine weighs on all of them.
 fn compare(
-    ground: &Ground,
+    testbed: &Testbed,
     report: &mut Report,
-    sides: &mut [Side; 3],
+    servers: &mut [FanoutServer; 3],
     cells: &[Cell],
     shape: Shape,
 ) -> Result<()> {
     let mut all: Vec<Figures> = cells.iter().map(|_| Figures::default()).collect();
-    for round in 0..=ground.sizes.short_rounds {
+    for round in 0..=testbed.sizes.short_rounds {
         for (cell, figures) in cells.iter().zip(&mut all) {
             std::thread::sleep(PAUSE);
-            sides[cell.side].round(ground, cell.way, shape, figures)?;
+            servers[cell.server].round(testbed, cell.method, shape, figures)?;
             if round == 0 {
                 // It fills caches and socket buffers.
                 *figures = Figures::default();
             }
         }
     }
-    let members = sides[FLOOR].crowd.len();
+    let members = servers[FLOOR].crowd.len();
     for (cell, figures) in cells.iter().zip(&all) {
         let Some((against, name)) = cell.against else {
             continue;
@@ -219,7 +231,7 @@ fn compare(
         } else {
             String::new()
         };
-        let line = Line::new(
+        let line = Measurement::new(
             format!("{burst}{} B to {members}, {}", shape.bytes, cell.name),
             "us per message",
             &figures.cpu,
@@ -230,8 +242,8 @@ fn compare(
         line.target = cell.target.map(Target::Times);
         report.add(&line);
     }
-    for side in sides {
-        side.crowd.rest(Duration::from_millis(50))?;
+    for server in servers {
+        server.crowd.rest(Duration::from_millis(50))?;
     }
     Ok(())
 }

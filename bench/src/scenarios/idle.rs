@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 
-use crate::publish::{Trigger, Way};
-use crate::report::{Line, Report, Target};
-use crate::server::{Ground, Server, Settings};
+use crate::publish::{SendMethod, Trigger};
+use crate::report::{Measurement, Report, Target};
+use crate::server::{Server, Settings, Testbed};
 
 /// Messages to everyone before memory is looked at again.
 const MESSAGES: u64 = 5;
@@ -15,22 +15,22 @@ struct Figures {
     kib: Vec<f64>,
     kib_after: Vec<f64>,
     cpu: Vec<f64>,
-    /// The gateway's before anybody came, in microseconds per second.
+    /// The gateway's before any client connected, in microseconds per second.
     alone: Vec<f64>,
 }
 
-pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
-    let count = ground.sizes.idle;
+pub(crate) fn run(testbed: &Testbed, report: &mut Report) -> Result<()> {
+    let count = testbed.sizes.idle;
     let mut both = [Figures::default(), Figures::default()];
-    for _ in 0..ground.sizes.rounds {
+    for _ in 0..testbed.sizes.rounds {
         for (figures, encrypted) in both.iter_mut().zip([false, true]) {
-            round(ground, figures, encrypted)?;
+            round(testbed, figures, encrypted)?;
         }
     }
     for (figures, (mode, kib)) in both.iter().zip([("clear", 2.5), ("encrypted", 3.5)]) {
         let name = format!("{count} at rest, {mode}");
-        report.add(&Line::new(&name, "KiB each", &figures.kib).target(Target::Value(kib)));
-        let after = Line::new(
+        report.add(&Measurement::new(&name, "KiB each", &figures.kib).target(Target::Value(kib)));
+        let after = Measurement::new(
             format!("{name}, after traffic"),
             "KiB each",
             &figures.kib_after,
@@ -41,7 +41,7 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
                 .target(Target::Times(1.2)),
         );
         report.add(
-            &Line::new(
+            &Measurement::new(
                 format!("{name}, no pings"),
                 "us per connection and s",
                 &figures.cpu,
@@ -53,20 +53,20 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
         .iter()
         .flat_map(|figures| figures.alone.iter().copied())
         .collect::<Vec<_>>();
-    report.add(&Line::new(
+    report.add(&Measurement::new(
         "the gateway without connections",
         "us per s",
         &alone,
     ));
     for (encrypted, mode) in [(false, "clear"), (true, "encrypted")] {
-        let figures = pings(ground, encrypted)?;
+        let figures = pings(testbed, encrypted)?;
         let name = format!(
             "{count} at rest, {mode}, a ping every {} s",
-            ground.sizes.pings.as_secs()
+            testbed.sizes.pings.as_secs()
         );
-        let line = Line::new(name, "us per connection and s", &figures);
+        let line = Measurement::new(name, "us per connection and s", &figures);
         // Another interval has another price.
-        report.add(&if ground.sizes.small {
+        report.add(&if testbed.sizes.small {
             line
         } else {
             line.target(Target::Value(1.5))
@@ -75,12 +75,12 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn round(ground: &Ground, figures: &mut Figures, encrypted: bool) -> Result<()> {
-    let count = ground.sizes.idle;
-    let tokens = ground.tokens(count);
-    let server = Server::gateway(ground, &Settings::default())?;
-    let mut trigger = Trigger::gateway(ground, &server)?;
-    let time = ground.sizes.at_rest;
+fn round(testbed: &Testbed, figures: &mut Figures, encrypted: bool) -> Result<()> {
+    let count = testbed.sizes.idle;
+    let tokens = testbed.tokens(count);
+    let server = Server::gateway(testbed, &Settings::default())?;
+    let mut trigger = Trigger::gateway(testbed, &server)?;
+    let time = testbed.sizes.at_rest;
     let cpu = server.cpu()?;
     std::thread::sleep(time);
     figures
@@ -88,8 +88,8 @@ fn round(ground: &Ground, figures: &mut Figures, encrypted: bool) -> Result<()> 
         .push((server.cpu()? - cpu) / time.as_secs_f64());
     let before = server.memory()?;
     let each = |kib: f64| (kib - before) / count as f64;
-    let mut crowd = ground.crowd(&server, &tokens, encrypted)?;
-    crowd.rest(ground.sizes.rest)?;
+    let mut crowd = testbed.crowd(&server, &tokens, encrypted)?;
+    crowd.rest(testbed.sizes.rest)?;
     figures.kib.push(each(server.memory()?));
 
     let cpu = server.cpu()?;
@@ -99,27 +99,27 @@ fn round(ground: &Ground, figures: &mut Figures, encrypted: bool) -> Result<()> 
         .push((server.cpu()? - cpu) / count as f64 / time.as_secs_f64());
 
     for number in 1..=MESSAGES {
-        let began = trigger.pull(ground, Way::Redis, number, 1, BYTES)?;
+        let began = trigger.pull(testbed, SendMethod::Redis, number, 1, BYTES)?;
         crowd.receive(1, began)?;
     }
-    crowd.rest(ground.sizes.rest)?;
+    crowd.rest(testbed.sizes.rest)?;
     figures.kib_after.push(each(server.memory()?));
     Ok(())
 }
 
 /// Over whole intervals: connections that came together ping in the same half of each.
-fn pings(ground: &Ground, encrypted: bool) -> Result<Vec<f64>> {
-    let (every, readings) = (ground.sizes.pings, 2);
-    let count = ground.sizes.idle;
-    let tokens = ground.tokens(count);
+fn pings(testbed: &Testbed, encrypted: bool) -> Result<Vec<f64>> {
+    let (every, readings) = (testbed.sizes.pings, 2);
+    let count = testbed.sizes.idle;
+    let tokens = testbed.tokens(count);
     let server = Server::gateway(
-        ground,
+        testbed,
         &Settings {
             ping_ms: every.as_millis() as u64,
             ..Settings::default()
         },
     )?;
-    let mut crowd = ground.crowd(&server, &tokens, encrypted)?;
+    let mut crowd = testbed.crowd(&server, &tokens, encrypted)?;
     let mut figures = Vec::new();
     for _ in 0..readings {
         let cpu = server.cpu()?;

@@ -14,8 +14,8 @@ use sqlx::{Connection as _, PgConnection};
 use crate::crowd::{Crowd, Guest};
 use crate::frame::numbered;
 use crate::os;
-use crate::report::{Line, Report, Target};
-use crate::server::{Ground, Server, Settings};
+use crate::report::{Measurement, Report, Target};
+use crate::server::{Server, Settings, Testbed};
 
 const PARTITIONS: i32 = 4;
 const MIB: f64 = 1024.0;
@@ -24,7 +24,7 @@ const RATE: u32 = 500;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// One consumer with its topic, its rows and its sockets.
-struct Side {
+struct ConsumerUnderTest {
     server: Server,
     crowd: Crowd,
     source: Source,
@@ -37,8 +37,8 @@ struct Side {
     times: Vec<f64>,
 }
 
-pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
-    let (kafka, postgres) = ground
+pub(crate) fn run(testbed: &Testbed, report: &mut Report) -> Result<()> {
+    let (kafka, postgres) = testbed
         .runtime
         .block_on(async { (services::kafka().await, services::postgres().await) });
     let (Some(brokers), Some(database)) = (kafka, postgres) else {
@@ -48,21 +48,21 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
         );
         return Ok(());
     };
-    let sizes = &ground.sizes;
-    let mut rows = Side::row_at_a_time(ground, &brokers, &database)?;
-    let mut gateway = Side::gateway(ground, &brokers, &database)?;
+    let sizes = &testbed.sizes;
+    let mut rows = ConsumerUnderTest::row_at_a_time(testbed, &brokers, &database)?;
+    let mut gateway = ConsumerUnderTest::gateway(testbed, &brokers, &database)?;
     for round in 0..=sizes.rounds {
-        for (side, records) in [
+        for (subject, records) in [
             (&mut rows, sizes.row_records),
             (&mut gateway, sizes.records),
         ] {
-            side.drain(ground, records)?;
+            subject.drain(testbed, records)?;
             if round == 0 {
-                side.forget();
+                subject.forget();
             }
         }
     }
-    let line = Line::new(
+    let line = Measurement::new(
         "a record that waits, to one user",
         "us per notification",
         &gateway.cpu,
@@ -72,21 +72,21 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
             .against("row at a time", &rows.cpu)
             .target(Target::Times(0.125)),
     );
-    let line = Line::new(
+    let line = Measurement::new(
         "records that wait, drained",
         "per second",
         &gateway.per_second,
     );
     report.add(&line.against("row at a time", &rows.per_second));
-    for side in [&mut rows, &mut gateway] {
-        side.forget();
+    for subject in [&mut rows, &mut gateway] {
+        subject.forget();
     }
     for _ in 0..sizes.rounds {
-        for side in [&mut rows, &mut gateway] {
-            side.follow(ground, sizes.row_records)?;
+        for subject in [&mut rows, &mut gateway] {
+            subject.follow(testbed, sizes.row_records)?;
         }
     }
-    let line = Line::new(
+    let line = Measurement::new(
         format!("{RATE} records a second, to one user each"),
         "us per notification",
         &gateway.cpu,
@@ -103,16 +103,16 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
     for records in [sizes.burst_records / 5, sizes.burst_records] {
         let before = gateway.server.memory()?;
         os::forget_peak(gateway.server.pid())?;
-        gateway.drain(ground, records)?;
+        gateway.drain(testbed, records)?;
         peaks.push((os::peak_kib(gateway.server.pid())? - before) / MIB);
         let rate = gateway.per_second.last().copied().unwrap_or_default();
-        report.add(&Line::new(
+        report.add(&Measurement::new(
             format!("a burst of {records} records, drained"),
             "per second",
             &[rate],
         ));
     }
-    let line = Line::new(
+    let line = Measurement::new(
         format!(
             "a burst of {} records: memory above the rest",
             sizes.burst_records
@@ -122,7 +122,7 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
     );
     report.add(&line.against("a fifth of them", &peaks[..1]));
     let peak = os::peak_kib(gateway.server.pid())? / MIB;
-    report.add(&Line::new(
+    report.add(&Measurement::new(
         format!(
             "a burst of {} records: most memory in all",
             sizes.burst_records
@@ -133,11 +133,11 @@ pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-impl Side {
-    fn row_at_a_time(ground: &Ground, brokers: &str, database: &Database) -> Result<Self> {
-        let topic = topic(ground, brokers)?;
-        let server = Server::row_at_a_time(ground, brokers, &topic, &database.url)?;
-        let guests = (0..ground.sizes.people).map(|n| Guest {
+impl ConsumerUnderTest {
+    fn row_at_a_time(testbed: &Testbed, brokers: &str, database: &Database) -> Result<Self> {
+        let topic = topic(testbed, brokers)?;
+        let server = Server::row_at_a_time(testbed, brokers, &topic, &database.url)?;
+        let guests = (0..testbed.sizes.people).map(|n| Guest {
             path: format!("/user-{n}"),
             ..Guest::default()
         });
@@ -151,17 +151,17 @@ impl Side {
         ))
     }
 
-    fn gateway(ground: &Ground, brokers: &str, database: &Database) -> Result<Self> {
-        let topic = topic(ground, brokers)?;
+    fn gateway(testbed: &Testbed, brokers: &str, database: &Database) -> Result<Self> {
+        let topic = topic(testbed, brokers)?;
         let pipeline = Some((brokers.to_owned(), topic.clone(), database.url.clone()));
         let server = Server::gateway(
-            ground,
+            testbed,
             &Settings {
                 pipeline,
                 ..Settings::default()
             },
         )?;
-        let crowd = ground.crowd(&server, &ground.tokens(ground.sizes.people), false)?;
+        let crowd = testbed.crowd(&server, &testbed.tokens(testbed.sizes.people), false)?;
         Ok(Self::new(
             server,
             crowd,
@@ -195,7 +195,7 @@ impl Side {
     }
 
     /// Produces while the consumer stands still, then lets it go until every notification is on its socket.
-    fn drain(&mut self, ground: &Ground, records: usize) -> Result<()> {
+    fn drain(&mut self, testbed: &Testbed, records: usize) -> Result<()> {
         let each = self.each(records)?;
         self.server.pause();
         let produced = self.produce(each);
@@ -206,11 +206,11 @@ impl Side {
         self.crowd.receive(each as u64, began)?;
         self.per_second
             .push(records as f64 / began.elapsed().as_secs_f64());
-        self.finish(ground, cpu, records)
+        self.finish(testbed, cpu, records)
     }
 
     /// Produces one record after another at a rate, for each user in turn.
-    fn follow(&mut self, ground: &Ground, records: usize) -> Result<()> {
+    fn follow(&mut self, testbed: &Testbed, records: usize) -> Result<()> {
         let (users, before) = (self.crowd.len(), self.records);
         let each = self.each(records)?;
         self.records += records;
@@ -224,15 +224,15 @@ impl Side {
         })?;
         self.times.extend(times);
         self.crowd.expect(each as u64);
-        self.finish(ground, cpu, records)
+        self.finish(testbed, cpu, records)
     }
 
     /// Notes what it cost, and looks for the rows.
-    fn finish(&mut self, ground: &Ground, cpu: f64, records: usize) -> Result<()> {
+    fn finish(&mut self, testbed: &Testbed, cpu: f64, records: usize) -> Result<()> {
         // The last offsets are committed behind the last messages.
         self.crowd.rest(Duration::from_millis(300))?;
         self.cpu.push((self.server.cpu()? - cpu) / records as f64);
-        let stored = ground
+        let stored = testbed
             .runtime
             .block_on(count(&self.database.url, self.table))?;
         ensure!(
@@ -268,9 +268,9 @@ impl Side {
     }
 }
 
-fn topic(ground: &Ground, brokers: &str) -> Result<String> {
+fn topic(testbed: &Testbed, brokers: &str) -> Result<String> {
     let topic = unique("bench");
-    ground.runtime.block_on(async {
+    testbed.runtime.block_on(async {
         Producer::new(brokers)?
             .create_topic(&topic, PARTITIONS)
             .await

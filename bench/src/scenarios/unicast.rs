@@ -10,12 +10,12 @@ use crate::crowd::Crowd;
 use crate::floor::{Order, UNICAST_BYTES};
 use crate::frame;
 use crate::publish::Publisher;
-use crate::report::{Line, Report, Target};
-use crate::server::{Ground, Server, Settings};
+use crate::report::{Measurement, Report, Target};
+use crate::server::{Server, Settings, Testbed};
 
 const RATE: u32 = 1000;
 
-struct Side {
+struct UnicastServer {
     server: Server,
     crowd: Crowd,
     sender: Sender,
@@ -30,7 +30,7 @@ enum Sender {
     Redis(Publisher),
 }
 
-impl Side {
+impl UnicastServer {
     fn new(server: Server, crowd: Crowd, sender: Sender) -> Self {
         let sent = vec![0; crowd.len()];
         Self {
@@ -43,9 +43,9 @@ impl Side {
         }
     }
 
-    fn gateway(ground: &Ground, encrypted: bool) -> Result<Self> {
-        let server = Server::gateway(ground, &Settings::default())?;
-        let crowd = ground.crowd(&server, &ground.tokens(ground.sizes.people), encrypted)?;
+    fn gateway(testbed: &Testbed, encrypted: bool) -> Result<Self> {
+        let server = Server::gateway(testbed, &Settings::default())?;
+        let crowd = testbed.crowd(&server, &testbed.tokens(testbed.sizes.people), encrypted)?;
         let publisher = Publisher::connect(&server)?;
         Ok(Self::new(server, crowd, Sender::Redis(publisher)))
     }
@@ -70,38 +70,38 @@ impl Side {
     }
 }
 
-pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
-    let floor = Server::floor(ground)?;
+pub(crate) fn run(testbed: &Testbed, report: &mut Report) -> Result<()> {
+    let floor = Server::floor(testbed)?;
     let control = TcpStream::connect(floor.address)?;
     control.set_nodelay(true)?;
-    let crowd = Ground::floor_crowd(&floor, ground.sizes.people)?;
-    let mut sides = [
-        Side::new(floor, crowd, Sender::Floor(control)),
-        Side::gateway(ground, false)?,
-        Side::gateway(ground, true)?,
+    let crowd = Testbed::floor_crowd(&floor, testbed.sizes.people)?;
+    let mut servers = [
+        UnicastServer::new(floor, crowd, Sender::Floor(control)),
+        UnicastServer::gateway(testbed, false)?,
+        UnicastServer::gateway(testbed, true)?,
     ];
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    for round in 0..=ground.sizes.single_rounds {
-        for side in &mut sides {
-            side.round(ground.sizes.singles, &mut random)?;
+    for round in 0..=testbed.sizes.single_rounds {
+        for subject in &mut servers {
+            subject.round(testbed.sizes.singles, &mut random)?;
             if round == 0 {
-                side.cpu.clear();
-                side.times.clear();
+                subject.cpu.clear();
+                subject.times.clear();
             }
         }
     }
-    let [floor, gateways @ ..] = &sides;
-    for (side, mode) in gateways.iter().zip(["clear", "encrypted"]) {
-        let line = Line::new(
-            format!("to one of {}, {mode}", ground.sizes.people),
+    let [floor, gateways @ ..] = &servers;
+    for (subject, mode) in gateways.iter().zip(["clear", "encrypted"]) {
+        let line = Measurement::new(
+            format!("to one of {}, {mode}", testbed.sizes.people),
             "us per message",
-            &side.cpu,
+            &subject.cpu,
         );
         report.add(
             &line
                 .against("floor", &floor.cpu)
                 .target(Target::Times(1.5))
-                .times(&side.times, &floor.times),
+                .times(&subject.times, &floor.times),
         );
     }
     Ok(())

@@ -4,34 +4,34 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::fanout::{Figures, Shape, Side};
+use super::fanout::{FanoutServer, Figures, Shape};
 use crate::crowd::{Crowd, Guest};
 use crate::frame;
-use crate::publish::{Publisher, Way};
-use crate::report::{Line, Report, Target, Times};
-use crate::server::{Ground, Settings, guest};
+use crate::publish::{Publisher, SendMethod};
+use crate::report::{Measurement, Report, Target, Times};
+use crate::server::{Settings, Testbed, guest};
 
 /// What waits for the slow reader before anything is measured: more than its socket takes, and less than the gateway lets wait.
 const CLOG: (u64, usize) = (80, 8192);
 const SLOW: &str = "slow";
 
-pub(crate) fn run(ground: &Ground, report: &mut Report) -> Result<()> {
-    workers(ground, report)?;
-    slow_reader(ground, report)
+pub(crate) fn run(testbed: &Testbed, report: &mut Report) -> Result<()> {
+    workers(testbed, report)?;
+    slow_reader(testbed, report)
 }
 
-fn workers(ground: &Ground, report: &mut Report) -> Result<()> {
-    let members = ground.sizes.crowds[1];
+fn workers(testbed: &Testbed, report: &mut Report) -> Result<()> {
+    let members = testbed.sizes.crowds[1];
     let shape = Shape {
         bytes: 128,
         burst: 1,
-        times: ground.sizes.messages,
+        times: testbed.sizes.messages,
     };
-    let cores = vec![ground.cores.server, ground.cores.others];
-    let mut sides = [
-        Side::gateway(ground, &Settings::default(), members, false)?,
-        Side::gateway(
-            ground,
+    let cores = vec![testbed.cores.server, testbed.cores.others];
+    let mut servers = [
+        FanoutServer::gateway(testbed, &Settings::default(), members, false)?,
+        FanoutServer::gateway(
+            testbed,
             &Settings {
                 cores,
                 ..Settings::default()
@@ -41,16 +41,16 @@ fn workers(ground: &Ground, report: &mut Report) -> Result<()> {
         )?,
     ];
     let mut figures = [Figures::default(), Figures::default()];
-    for round in 0..=ground.sizes.rounds {
-        for (side, figures) in sides.iter_mut().zip(&mut figures) {
-            side.round(ground, Way::Redis, shape, figures)?;
+    for round in 0..=testbed.sizes.rounds {
+        for (subject, figures) in servers.iter_mut().zip(&mut figures) {
+            subject.round(testbed, SendMethod::Redis, shape, figures)?;
             if round == 0 {
                 *figures = Figures::default();
             }
         }
     }
     let [one, two] = &figures;
-    let line = Line::new(
+    let line = Measurement::new(
         format!("{} B to {members}, two workers", shape.bytes),
         "us per message",
         &two.cpu,
@@ -64,32 +64,32 @@ fn workers(ground: &Ground, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn slow_reader(ground: &Ground, report: &mut Report) -> Result<()> {
-    let members = ground.sizes.crowds[1];
+fn slow_reader(testbed: &Testbed, report: &mut Report) -> Result<()> {
+    let members = testbed.sizes.crowds[1];
     let shape = Shape {
         bytes: 1024,
         burst: 1,
-        times: ground.sizes.messages,
+        times: testbed.sizes.messages,
     };
-    let mut sides = [
-        Side::gateway(ground, &Settings::default(), members, false)?,
-        Side::gateway(ground, &Settings::default(), members, false)?,
+    let mut servers = [
+        FanoutServer::gateway(testbed, &Settings::default(), members, false)?,
+        FanoutServer::gateway(testbed, &Settings::default(), members, false)?,
     ];
-    for side in &mut sides {
-        side.count_from(CLOG.0);
+    for subject in &mut servers {
+        subject.count_from(CLOG.0);
     }
     let mut times = [Vec::new(), Vec::new()];
     let mut figures = [const { Vec::new() }; 2];
-    for round in 0..=ground.sizes.rounds {
-        for (at, side) in sides.iter_mut().enumerate() {
+    for round in 0..=testbed.sizes.rounds {
+        for (at, subject) in servers.iter_mut().enumerate() {
             // The second crowd has a slow reader, another one each round: the gateway gives up those that stay slow.
             let slow = if at == 1 {
-                Some(Slow::join(ground, side, round)?)
+                Some(Slow::join(testbed, subject, round)?)
             } else {
                 None
             };
             let mut own = Figures::default();
-            side.round(ground, Way::Redis, shape, &mut own)?;
+            subject.round(testbed, SendMethod::Redis, shape, &mut own)?;
             if let Some(slow) = slow {
                 slow.read_all(shape.times)?;
             }
@@ -100,10 +100,10 @@ fn slow_reader(ground: &Ground, report: &mut Report) -> Result<()> {
         }
     }
     let name = format!(
-        "{} B to {members}, p99 of the others beside 1 slow reader",
+        "{} B to {members}, p99 of the others with 1 slow reader",
         shape.bytes
     );
-    let line = Line::new(name, "ms", &figures[1])
+    let line = Measurement::new(name, "ms", &figures[1])
         .against("without", &figures[0])
         .target(Target::Times(1.1));
     report.add(&line.times(&times[1], &times[0]));
@@ -114,19 +114,19 @@ fn slow_reader(ground: &Ground, report: &mut Report) -> Result<()> {
 struct Slow(Crowd);
 
 impl Slow {
-    fn join(ground: &Ground, side: &Side, round: usize) -> Result<Self> {
+    fn join(testbed: &Testbed, subject: &FanoutServer, round: usize) -> Result<Self> {
         let user = format!("{SLOW}-{round}");
-        let token = ground.issuer.token(&user);
+        let token = testbed.issuer.token(&user);
         let slow = Guest {
             receive_buffer: Some(4096),
             ..guest(&token, None)
         };
-        let mut crowd = Crowd::connect(side.server.address, vec![slow])?;
-        let mut publisher = Publisher::connect(&side.server)?;
+        let mut crowd = Crowd::connect(subject.server.address, vec![slow])?;
+        let mut publisher = Publisher::connect(&subject.server)?;
         // Their numbers lead up to those of the messages to everyone.
-        let before = side.sent() - CLOG.0;
+        let before = subject.sent() - CLOG.0;
         crowd.count_from(before);
-        for number in before + 1..=side.sent() {
+        for number in before + 1..=subject.sent() {
             publisher.user(&user, &frame::data(number, CLOG.1))?;
         }
         std::thread::sleep(Duration::from_millis(200));

@@ -27,7 +27,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, CustomResourceExt as _};
 use serde_json::{Value, json};
 use signal_crds::SignalCluster;
-use signal_services::{Kubernetes, KubernetesHome, Level};
+use signal_services::{Kubernetes, KubernetesInstallation, Level};
 
 /// Says why a test did nothing; written past the test runner's capture, so that it is seen when the test passes.
 fn skip(name: &str, reason: &str) {
@@ -43,7 +43,7 @@ struct Server {
 impl Server {
     /// A server of its own; `Err` says why there is none.
     fn start() -> Result<Self, String> {
-        let home = KubernetesHome::find(Level::A).map_err(|error| format!("{error:#}"))?;
+        let home = KubernetesInstallation::find(Level::A).map_err(|error| format!("{error:#}"))?;
         let dir = tempfile::tempdir().unwrap();
         let cluster = Kubernetes::start(&home, dir.path(), Level::A).unwrap();
         Ok(Self { cluster, _dir: dir })

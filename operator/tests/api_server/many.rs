@@ -10,7 +10,7 @@ use kube::Client;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
 use signal_crds::SignalCluster;
-use signal_services::{Kubernetes, KubernetesHome, Level};
+use signal_services::{Kubernetes, KubernetesInstallation, Level};
 
 use crate::leadership::Operator;
 use crate::{client, define, make_authority, skip, small, until};
@@ -21,7 +21,7 @@ const MAX_RESIDENT_KIB: u64 = 100 * 1024;
 
 #[tokio::test]
 async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_is_written() {
-    let home = match KubernetesHome::find(Level::B) {
+    let home = match KubernetesInstallation::find(Level::B) {
         Ok(home) => home,
         Err(error) => {
             return skip(

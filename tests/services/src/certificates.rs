@@ -14,7 +14,7 @@ pub fn certificates(dir: &Path, ip: Ipv4Addr) -> Result<()> {
     let openssl =
         |arguments: &[&str]| run(Command::new("openssl").args(arguments).current_dir(dir));
     std::fs::write(dir.join("san"), format!("subjectAltName=IP:{ip}\n"))
-        .context("cannot write beside the certificate")?;
+        .context("cannot write next to the certificate")?;
     let new_key = [
         "req",
         "-newkey",

@@ -1,6 +1,6 @@
 //! One Apache Kafka broker, and the folder of jars it runs from.
 //!
-//! Maven downloads the jars once. Beside them lie a formatted log folder, which every broker starts from as a copy, and a
+//! Maven downloads the jars once. Its folder also holds a formatted log folder, of which every broker starts with a copy, and a
 //! class data archive, which halves the start. All of it is in the cache folder and made again only when it is missing.
 
 use std::fs;
@@ -34,14 +34,17 @@ const JVM: [&str; 6] = [
 
 /// The folder with the jars, the formatted log and the class data archive.
 #[derive(Debug, Clone)]
-pub struct KafkaHome(PathBuf);
+pub struct KafkaInstallation(PathBuf);
 
-impl KafkaHome {
-    /// The folder, if [`KafkaHome::ensure`] completed it earlier and Java is installed.
+impl KafkaInstallation {
+    /// The folder, if [`KafkaInstallation::ensure`] completed it earlier and Java is installed.
     pub fn find() -> Option<Self> {
         find_program(&["java"])?;
-        let home = Self::path().ok()?;
-        home.join("complete").is_file().then_some(Self(home))
+        let installation = Self::path().ok()?;
+        installation
+            .join("complete")
+            .is_file()
+            .then_some(Self(installation))
     }
 
     /// Downloads and prepares what is missing; `say` is told what takes time.
@@ -49,37 +52,39 @@ impl KafkaHome {
     /// # Errors
     /// When Java or Maven is missing or fails.
     pub fn ensure(say: impl Fn(&str)) -> Result<Self> {
-        if let Some(home) = Self::find() {
-            return Ok(home);
+        if let Some(installation) = Self::find() {
+            return Ok(installation);
         }
-        let home = Self::path()?;
-        let parent = home.parent().context("the cache folder has a parent")?;
+        let installation = Self::path()?;
+        let parent = installation
+            .parent()
+            .context("the cache folder has a parent")?;
         fs::create_dir_all(parent)
             .with_context(|| format!("cannot create {}", parent.display()))?;
-        // Prepared beside its place and moved there whole, so that two runs at once do not meet half a folder.
+        // Prepared under another name and renamed, so that two runs at once never see half a folder.
         let draft = parent.join(format!("kafka.{}.draft", std::process::id()));
         let _ = fs::remove_dir_all(&draft);
         fs::create_dir_all(&draft)?;
         say(&format!(
             "downloading Apache Kafka {VERSION} through Maven into {}",
-            home.display()
+            installation.display()
         ));
         prepare(&draft, &say)?;
         fs::write(draft.join("complete"), VERSION)?;
-        if fs::rename(&draft, &home).is_err() {
-            let _ = fs::remove_dir_all(&home);
-            fs::rename(&draft, &home)
-                .with_context(|| format!("cannot move Kafka to {}", home.display()))?;
+        if fs::rename(&draft, &installation).is_err() {
+            let _ = fs::remove_dir_all(&installation);
+            fs::rename(&draft, &installation)
+                .with_context(|| format!("cannot move Kafka to {}", installation.display()))?;
         }
         // The archive checks the path of its class path, so it is made where it will be used.
         say("archiving Kafka's classes for quicker starts");
-        let home = Self(home);
-        if let Err(error) = home.archive() {
+        let installation = Self(installation);
+        if let Err(error) = installation.archive() {
             say(&format!(
                 "no class data archive, brokers start a little slower: {error:#}"
             ));
         }
-        Ok(home)
+        Ok(installation)
     }
 
     fn path() -> Result<PathBuf> {
@@ -118,23 +123,36 @@ impl Kafka {
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start(home: &KafkaHome, dir: &Path) -> Result<Server> {
-        Self::start_in(&Network::loopback(), home, dir)
+    pub fn start(installation: &KafkaInstallation, dir: &Path) -> Result<Server> {
+        Self::start_in(&Network::loopback(), installation, dir)
     }
 
     /// Starts a broker in a network, which it advertises its address of.
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start_in(network: &Network, home: &KafkaHome, dir: &Path) -> Result<Server> {
-        Self::start_with(network, home, dir, Self::archive_flag(home), "")
+    pub fn start_in(
+        network: &Network,
+        installation: &KafkaInstallation,
+        dir: &Path,
+    ) -> Result<Server> {
+        Self::start_with(
+            network,
+            installation,
+            dir,
+            Self::archive_flag(installation),
+            "",
+        )
     }
 
-    /// Starts a broker that has, beside the listener in the clear, one that asks for SCRAM-SHA-512; gives that one's address too.
+    /// Starts a broker with a clear listener and one that requires SCRAM-SHA-512; also returns the address of the second.
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start_scram(home: &KafkaHome, dir: &Path) -> Result<(Server, SocketAddr)> {
+    pub fn start_scram(
+        installation: &KafkaInstallation,
+        dir: &Path,
+    ) -> Result<(Server, SocketAddr)> {
         let port = free_port()?;
         let listener = format!(
             "listeners=PLAINTEXT://127.0.0.1:@PORT@,SASL://127.0.0.1:{port},CONTROLLER://127.0.0.1:@CONTROLLER_PORT@\n\
@@ -145,9 +163,9 @@ impl Kafka {
         );
         let server = Self::start_with(
             &Network::loopback(),
-            home,
+            installation,
             dir,
-            Self::archive_flag(home),
+            Self::archive_flag(installation),
             &listener,
         )?;
         Ok((server, loopback(port)))
@@ -158,12 +176,12 @@ impl Kafka {
     /// # Errors
     /// When the broker refuses.
     pub fn set_scram_password(
-        home: &KafkaHome,
+        installation: &KafkaInstallation,
         broker: SocketAddr,
         user: &str,
         password: &str,
     ) -> Result<()> {
-        let mut command = home.java()?;
+        let mut command = installation.java()?;
         command.args([
             "kafka.admin.ConfigCommand",
             "--bootstrap-server",
@@ -176,8 +194,8 @@ impl Kafka {
         )))
     }
 
-    fn archive_flag(home: &KafkaHome) -> Option<String> {
-        let archive = home.0.join("classes.jsa");
+    fn archive_flag(installation: &KafkaInstallation) -> Option<String> {
+        let archive = installation.0.join("classes.jsa");
         archive
             .is_file()
             .then(|| format!("-XX:SharedArchiveFile={}", archive.display()))
@@ -186,14 +204,14 @@ impl Kafka {
     /// A property of `more` comes after the one of the template, and the last one counts.
     fn start_with(
         network: &Network,
-        home: &KafkaHome,
+        installation: &KafkaInstallation,
         dir: &Path,
         flag: Option<String>,
         more: &str,
     ) -> Result<Server> {
         fs::create_dir_all(dir)?;
         let log = dir.join("log");
-        copy_folder(&home.0.join("formatted"), &log)?;
+        copy_folder(&installation.0.join("formatted"), &log)?;
         let (port, controller) = (network.free_port()?, network.free_port()?);
         let properties = dir.join("server.properties");
         let text = render(&format!("{PROPERTIES}\n{more}"), &log, port, controller);
@@ -201,11 +219,12 @@ impl Kafka {
             &properties,
             text.replace("127.0.0.1:", &format!("{}:", network.ip())),
         )?;
-        home.java()?;
-        let (home, inside, network) = (home.clone(), network.clone(), network.clone());
+        installation.java()?;
+        let (installation, inside, network) =
+            (installation.clone(), network.clone(), network.clone());
         let address = SocketAddr::from((network.ip(), port));
         let command = move || {
-            let mut command = home.java().expect("java was found a moment ago");
+            let mut command = installation.java().expect("java was found a moment ago");
             command.args(&flag).arg("kafka.Kafka").arg(&properties);
             inside.command(command)
         };
@@ -231,14 +250,14 @@ fn prepare(draft: &Path, say: &impl Fn(&str)) -> Result<()> {
     run(&mut copy)?;
 
     say("formatting a log folder");
-    let home = KafkaHome(draft.to_owned());
+    let installation = KafkaInstallation(draft.to_owned());
     let properties = draft.join("format.properties");
     // Ports that are never listened on: only the storage tool reads this file.
     fs::write(
         &properties,
         render(PROPERTIES, &draft.join("formatted"), 9092, 9093),
     )?;
-    let mut format = home.java()?;
+    let mut format = installation.java()?;
     format
         .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
         .arg(&properties);

@@ -23,8 +23,8 @@ use anyhow::{Context as _, Result};
 
 pub use certificates::certificates;
 pub use image::Image;
-pub use kafka::{Kafka, KafkaHome};
-pub use kubernetes::{Component, Kubernetes, KubernetesHome, Level};
+pub use kafka::{Kafka, KafkaInstallation};
+pub use kubernetes::{Component, Kubernetes, KubernetesInstallation, Level};
 pub use network::Network;
 pub use postgres::Postgres;
 pub use process::{Server, bound_command, signal, spawn};

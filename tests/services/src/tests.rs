@@ -85,14 +85,14 @@ fn a_durable_postgres_keeps_what_was_committed_before_a_kill() {
 
 #[test]
 fn a_killed_broker_restarts_on_its_data_and_port() {
-    let Some(home) = KafkaHome::find() else {
+    let Some(installation) = KafkaInstallation::find() else {
         return skip(
             "a_killed_broker_restarts_on_its_data_and_port",
             "Kafka is not in the cache folder: run `cargo xtask setup`",
         );
     };
     let scratch = Scratch::new();
-    let mut server = Kafka::start(&home, &scratch.0).unwrap();
+    let mut server = Kafka::start(&installation, &scratch.0).unwrap();
     let address = server.address();
     server.kill();
     server.restart().unwrap();

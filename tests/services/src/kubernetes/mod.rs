@@ -1,9 +1,9 @@
 //! A real Kubernetes on this machine: API server and etcd alone, with controllers, or with nodes whose pods really run.
 //!
 //! The scripts of `tests/kubernetes` start and end the programs; this is their front. A cluster ends with its handle, and
-//! with the process that holds it however that dies: a small script beside it waits for the end of a pipe.
+//! with the process that holds it, however that process dies: a small script waits for the end of a pipe.
 
-mod home;
+mod installation;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -14,8 +14,8 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-pub use home::KubernetesHome;
-pub(crate) use home::complete;
+pub use installation::KubernetesInstallation;
+pub(crate) use installation::complete;
 
 use crate::process::{run, spawn};
 use crate::{Network, cache_dir, free_port};
@@ -70,7 +70,7 @@ impl Component {
 /// A running cluster. Dropped, it ends and its folder goes.
 #[derive(Debug)]
 pub struct Kubernetes {
-    home: KubernetesHome,
+    installation: KubernetesInstallation,
     level: Level,
     dir: PathBuf,
     keeper: Child,
@@ -85,7 +85,7 @@ impl Kubernetes {
     ///
     /// # Errors
     /// When a part does not start; the message carries the end of what was said.
-    pub fn start(home: &KubernetesHome, dir: &Path, level: Level) -> Result<Self> {
+    pub fn start(installation: &KubernetesInstallation, dir: &Path, level: Level) -> Result<Self> {
         if matches!(level, Level::C { nodes } if !(1..=9).contains(&nodes)) {
             bail!("a cluster has 1 to 9 nodes");
         }
@@ -101,7 +101,7 @@ impl Kubernetes {
             }
             _ => None,
         };
-        fs::write(dir.join("settings"), settings(home, level)?)?;
+        fs::write(dir.join("settings"), settings(installation, level)?)?;
         let name = dir.to_string_lossy().replace('/', "%");
         let record = clusters.join(format!("{name}.cluster"));
         fs::write(
@@ -127,7 +127,7 @@ impl Kubernetes {
             .stderr(Stdio::null());
         let keeper = spawn(session).context("cannot start the keeper")?;
         let cluster = Self {
-            home: home.clone(),
+            installation: installation.clone(),
             level,
             dir,
             keeper,
@@ -211,7 +211,7 @@ impl Kubernetes {
 
     /// `kubectl` for this cluster, without arguments.
     pub fn kubectl(&self) -> Command {
-        let mut command = Command::new(self.home.kubectl());
+        let mut command = Command::new(self.installation.kubectl());
         command
             .arg("--kubeconfig")
             .arg(self.kubeconfig())
@@ -320,7 +320,7 @@ impl Kubernetes {
         let (name, node) = component.name_and_node();
         let mut command = match self.level {
             Level::C { .. } => {
-                let mut command = self.in_node(node, home::sources().join("component.sh"));
+                let mut command = self.in_node(node, installation::sources().join("component.sh"));
                 command.arg(&self.dir);
                 command
             }
@@ -362,14 +362,17 @@ impl Drop for Kubernetes {
 }
 
 /// The lines that `lib.sh` reads.
-fn settings(home: &KubernetesHome, level: Level) -> Result<String> {
+fn settings(installation: &KubernetesInstallation, level: Level) -> Result<String> {
     let (letter, nodes) = match level {
         Level::A => ("A", 0),
         Level::B => ("B", 0),
         Level::C { nodes } => ("C", nodes),
     };
     let mut text = format!("LEVEL={letter}\nNODES={nodes}\n");
-    for (name, path) in [("BIN", &home.programs), ("IMAGES", &home.images)] {
+    for (name, path) in [
+        ("BIN", &installation.programs),
+        ("IMAGES", &installation.images),
+    ] {
         let path = path
             .to_str()
             .filter(|path| !path.contains('\''))
@@ -386,7 +389,7 @@ fn settings(home: &KubernetesHome, level: Level) -> Result<String> {
 fn script(name: &str, dir: &Path) -> Command {
     let mut command = Command::new("bash");
     command
-        .arg(home::sources().join(name))
+        .arg(installation::sources().join(name))
         .arg(dir)
         .stdin(Stdio::null());
     command

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::tests::{Scratch, skip};
-use crate::{Image, Kafka, KafkaHome, Postgres, Redis};
+use crate::{Image, Kafka, KafkaInstallation, Postgres, Redis};
 
 const DEFINITION: &str = "\
 apiVersion: apiextensions.k8s.io/v1
@@ -69,8 +69,8 @@ spec: {{type: NodePort, selector: {{app: echo}}, ports: [{{port: 80, targetPort:
     )
 }
 
-fn home(test: &str, level: Level) -> Option<KubernetesHome> {
-    KubernetesHome::find(level)
+fn installation(test: &str, level: Level) -> Option<KubernetesInstallation> {
+    KubernetesInstallation::find(level)
         .map_err(|reason| skip(test, &format!("{reason:#}")))
         .ok()
 }
@@ -135,14 +135,14 @@ fn processes_of(dir: &Path, word: &str) -> Vec<u32> {
 
 #[test]
 fn an_api_server_keeps_rules_survives_its_death_and_goes_without_a_trace() {
-    let Some(home) = home(
+    let Some(installation) = installation(
         "an_api_server_keeps_rules_survives_its_death_and_goes_without_a_trace",
         Level::A,
     ) else {
         return;
     };
     let scratch = Scratch::new();
-    let cluster = Kubernetes::start(&home, &scratch.0.join("cluster"), Level::A).unwrap();
+    let cluster = Kubernetes::start(&installation, &scratch.0.join("cluster"), Level::A).unwrap();
     apply(&cluster, &scratch, DEFINITION).unwrap();
     kubectl(
         &cluster,
@@ -187,12 +187,12 @@ fn an_api_server_keeps_rules_survives_its_death_and_goes_without_a_trace() {
 fn a_cluster_ends_with_the_process_that_held_it_or_when_the_next_one_starts() {
     const NAME: &str = "a_cluster_ends_with_the_process_that_held_it_or_when_the_next_one_starts";
     const HOLD: &str = "SIGNAL_TEST_HOLD";
-    let Some(home) = home(NAME, Level::A) else {
+    let Some(installation) = installation(NAME, Level::A) else {
         return;
     };
     // This same test in a process of its own holds a cluster until it is killed.
     if let Some(dir) = std::env::var_os(HOLD) {
-        let _cluster = Kubernetes::start(&home, Path::new(&dir), Level::A).unwrap();
+        let _cluster = Kubernetes::start(&installation, Path::new(&dir), Level::A).unwrap();
         fs::write(Path::new(&dir).join("held"), "").unwrap();
         std::thread::park();
     }
@@ -235,13 +235,13 @@ fn a_cluster_ends_with_the_process_that_held_it_or_when_the_next_one_starts() {
 #[test]
 fn two_clusters_with_controllers_stand_side_by_side_and_make_pods_of_deployments() {
     let name = "two_clusters_with_controllers_stand_side_by_side_and_make_pods_of_deployments";
-    let Some(home) = home(name, Level::B) else {
+    let Some(installation) = installation(name, Level::B) else {
         return;
     };
     let scratch = Scratch::new();
     let (one, two) = (scratch.0.join("one"), scratch.0.join("two"));
-    let one = Kubernetes::start(&home, &one, Level::B).unwrap();
-    let two = Kubernetes::start(&home, &two, Level::B).unwrap();
+    let one = Kubernetes::start(&installation, &one, Level::B).unwrap();
+    let two = Kubernetes::start(&installation, &two, Level::B).unwrap();
     for (cluster, replicas) in [(&one, 2), (&two, 3)] {
         apply(cluster, &scratch, &deployment(replicas)).unwrap();
         let pods = || kubectl(cluster, &["get", "pods", "-l", "app=echo", "-o", "name"]);
@@ -254,14 +254,14 @@ fn two_clusters_with_controllers_stand_side_by_side_and_make_pods_of_deployments
 #[test]
 fn pods_run_are_reached_from_outside_and_reach_servers_there() {
     let level = Level::C { nodes: 1 };
-    let Some(home) = home(
+    let Some(installation) = installation(
         "pods_run_are_reached_from_outside_and_reach_servers_there",
         level,
     ) else {
         return;
     };
     let scratch = Scratch::new();
-    let cluster = Kubernetes::start(&home, &scratch.0.join("cluster"), level).unwrap();
+    let cluster = Kubernetes::start(&installation, &scratch.0.join("cluster"), level).unwrap();
     apply(&cluster, &scratch, &deployment(2)).unwrap();
     kubectl(
         &cluster,
@@ -275,7 +275,7 @@ fn pods_run_are_reached_from_outside_and_reach_servers_there() {
         .unwrap();
     assert!(answer.contains("pod=echo-"), "{answer}");
     let api = outside.command({
-        let mut command = Command::new(home.kubectl());
+        let mut command = Command::new(installation.kubectl());
         command
             .arg("--kubeconfig")
             .arg(cluster.kubeconfig_outside())
@@ -333,7 +333,7 @@ fn pods_run_are_reached_from_outside_and_reach_servers_there() {
         psql.args([&Postgres::url(&postgres, "postgres"), "-qtAc", "select 42"]);
         assert_eq!(said(&mut outside.command(psql)), Ok("42".to_owned()));
     }
-    if let Some(kafka) = KafkaHome::find() {
+    if let Some(kafka) = KafkaInstallation::find() {
         let broker = Kafka::start_in(&outside, &kafka, &scratch.0.join("kafka")).unwrap();
         reaches(broker.address()).unwrap();
     }
@@ -346,14 +346,14 @@ fn pods_run_are_reached_from_outside_and_reach_servers_there() {
 #[test]
 fn three_nodes_spread_pods_and_survive_the_death_of_one() {
     let level = Level::C { nodes: 3 };
-    let Some(home) = home(
+    let Some(installation) = installation(
         "three_nodes_spread_pods_and_survive_the_death_of_one",
         level,
     ) else {
         return;
     };
     let scratch = Scratch::new();
-    let cluster = Kubernetes::start(&home, &scratch.0.join("cluster"), level).unwrap();
+    let cluster = Kubernetes::start(&installation, &scratch.0.join("cluster"), level).unwrap();
 
     // An image of the test's own, of a program that needs shared libraries.
     let archive = scratch.0.join("own.tar");

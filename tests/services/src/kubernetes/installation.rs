@@ -37,54 +37,54 @@ const PROGRAMS: [&str; 7] = [
 
 /// The folders with programs and images.
 #[derive(Debug, Clone)]
-pub struct KubernetesHome {
+pub struct KubernetesInstallation {
     pub(super) programs: PathBuf,
     pub(super) images: PathBuf,
 }
 
-impl KubernetesHome {
+impl KubernetesInstallation {
     /// What clusters of this level need, if it is all here.
     ///
     /// # Errors
     /// Names what is missing: a reason to skip a test.
     pub fn find(level: Level) -> Result<Self> {
-        let home = Self::paths(level)?;
-        home.check(level)?;
-        if !home.has_programs(level) {
+        let installation = Self::paths(level)?;
+        installation.check(level)?;
+        if !installation.has_programs(level) {
             bail!("Kubernetes is not in the cache folder: run `cargo xtask setup`");
         }
-        if matches!(level, Level::C { .. }) && !home.images.join("complete").is_file() {
+        if matches!(level, Level::C { .. }) && !installation.images.join("complete").is_file() {
             bail!("the images of the nodes are not in the cache folder: run `cargo xtask setup`");
         }
-        Ok(home)
+        Ok(installation)
     }
 
-    /// Builds what is missing; `say` is told what takes time. At level A the programs of `KUBEBUILDER_ASSETS` do, if it is set.
+    /// Builds what is missing; `say` receives a line for what takes time. At level A the programs of `KUBEBUILDER_ASSETS` do, if it is set.
     ///
     /// # Errors
     /// Names what the machine lacks, or what did not build.
     pub fn ensure(level: Level, say: impl Fn(&str)) -> Result<Self> {
-        let home = Self::paths(level)?;
-        home.check(level)?;
-        if !home.has_programs(level) {
+        let installation = Self::paths(level)?;
+        installation.check(level)?;
+        if !installation.has_programs(level) {
             say(&format!(
                 "building Kubernetes {VERSION} into {}: minutes, once",
-                home.programs.display()
+                installation.programs.display()
             ));
-            complete(&home.programs, |draft| {
+            complete(&installation.programs, |draft| {
                 build_programs(draft)?;
                 Ok(())
             })?;
         }
-        if matches!(level, Level::C { .. }) && !home.images.join("complete").is_file() {
+        if matches!(level, Level::C { .. }) && !installation.images.join("complete").is_file() {
             let dns = Tool::CoreDns.ensure(&say)?;
             say(&format!(
                 "making images of nodes in {}",
-                home.images.display()
+                installation.images.display()
             ));
-            complete(&home.images, |draft| build_images(draft, &dns))?;
+            complete(&installation.images, |draft| build_images(draft, &dns))?;
         }
-        Ok(home)
+        Ok(installation)
     }
 
     /// Whether this process may start nodes at all, whatever is installed.
@@ -284,11 +284,14 @@ fn build_images(draft: &Path, dns: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a folder beside its place and moves it there whole, so that two runs at once do not meet half of it.
-pub(crate) fn complete(place: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let mut name = place.file_name().context("a place has a name")?.to_owned();
+/// Makes a folder under another name and renames it, so that two runs at once never see half of it.
+pub(crate) fn complete(target: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let mut name = target
+        .file_name()
+        .context("a target has a name")?
+        .to_owned();
     name.push(format!(".{}.draft", std::process::id()));
-    let draft = place.with_file_name(name);
+    let draft = target.with_file_name(name);
     let _ = fs::remove_dir_all(&draft);
     fs::create_dir_all(&draft).with_context(|| format!("cannot create {}", draft.display()))?;
     let made = make(&draft).and_then(|()| Ok(fs::write(draft.join("complete"), "")?));
@@ -296,15 +299,15 @@ pub(crate) fn complete(place: &Path, make: impl FnOnce(&Path) -> Result<()>) -> 
         let _ = fs::remove_dir_all(&draft);
         return Err(error);
     }
-    if fs::rename(&draft, place).is_err() {
-        let _ = fs::remove_dir_all(place);
-        fs::rename(&draft, place)
-            .with_context(|| format!("cannot move it to {}", place.display()))?;
+    if fs::rename(&draft, target).is_err() {
+        let _ = fs::remove_dir_all(target);
+        fs::rename(&draft, target)
+            .with_context(|| format!("cannot move it to {}", target.display()))?;
     }
     Ok(())
 }
 
-/// FNV-1a of all parts: tells sources apart, protects against nobody.
+/// FNV-1a of all parts: it distinguishes versions of sources and is no protection.
 fn fingerprint(parts: &[&str]) -> u64 {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
