@@ -1,4 +1,4 @@
-//! `cargo xtask dev | test | bench | cluster | setup`: set-up and runs, nothing else.
+//! `cargo xtask dev | test | check | bench | cluster | setup`: set-up, checks and runs, nothing else.
 //!
 //! Needs a Rust toolchain and nothing more to build: what the gateway's own build and its tests need is found or installed
 //! by [`setup`], and [`mod@test`] starts the servers that tests talk to.
@@ -9,10 +9,13 @@
     reason = "a command line tool speaks to its terminal"
 )]
 
+mod check;
 mod cluster;
 mod outcome;
 mod setup;
 mod test;
+mod timing;
+mod tools;
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -27,8 +30,10 @@ Usage: cargo xtask <COMMAND> [ARGUMENTS]
 
 Commands:
   dev    [ARGUMENTS]           Runs the gateway in dev mode, everything embedded. Arguments go to `signal-gateway dev`
-  test   [--quick] [ARGUMENTS] Format, lints, docs, then every test, with real Kafka, PostgreSQL, Redis and
-                               Kubernetes. --quick leaves format, lints and docs out. Arguments go to `cargo test`
+  test   [--quick] [ARGUMENTS] Format, lints, docs, checks, then every test, with real Kafka, PostgreSQL, Redis and
+                               Kubernetes. --quick leaves all but tests out. Arguments go to `cargo test`
+  check  [NAME]                Arrows between modules, names, spelling and licences: what `test` checks of them, or one of
+                               arrows, names, spelling, licences; `arrows --print PACKAGE` prints those of the sources
   bench  [ARGUMENTS]           Builds optimized and measures against bare system calls, with real Kafka, PostgreSQL and
                                Redis. Arguments go to `signal-bench`: --small, --only GROUP, --json FILE
   cluster up [--nodes N]       Starts a Kubernetes to play with: with N nodes as root (default 1), which have both images; N = 0 without nodes and root
@@ -69,6 +74,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
             Err(dev.exec().into())
         }
         "test" => test::run(arguments),
+        "check" => check::run(&arguments),
         "cluster" => cluster::run(&arguments),
         "bench" => {
             setup::build()?;

@@ -3,71 +3,46 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use signal_services::{
     Kafka, KafkaInstallation, Kubernetes, KubernetesInstallation, Level, Postgres, Redis, Server,
-    Tool, find_program,
+    Tool,
 };
 
 use crate::outcome::Outcome;
-use crate::{cargo, setup, target_folder};
+use crate::timing::Timing;
+use crate::{cargo, check, setup, target_folder};
 
-/// Everything in order; `--quick` leaves format, lints and docs out, other arguments go to `cargo test`.
+/// Everything in order; `--quick` leaves all but tests out, other arguments go to `cargo test`.
 pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
     let quick = arguments
         .iter()
         .position(|argument| argument == "--quick")
         .map(|at| arguments.remove(at))
         .is_some();
-    let begun = Instant::now();
-    setup::build()?;
-    let installation = setup::services()?;
-    let kubernetes_installation = setup::clusters()?;
-    if !quick {
+    let mut timing = Timing::default();
+    let (kafka, kubernetes) = timing.part("setup", || {
+        setup::build()?;
         setup::components()?;
-        step("format", cargo().args(["fmt", "--all", "--check"]))?;
-        step(
-            "lints",
-            cargo().args([
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                "--",
-                "-D",
-                "warnings",
-            ]),
-        )?;
-        step(
-            "docs",
-            cargo()
-                .args(["doc", "--no-deps", "--workspace"])
-                .env("RUSTDOCFLAGS", "-D warnings"),
-        )?;
-        match find_program(&["cargo-deny"]) {
-            Some(_) => step(
-                "licences and sources",
-                cargo().args(["deny", "check", "bans", "licenses", "sources"]),
-            )?,
-            None => {
-                println!("xtask: licences and sources are not checked: cargo-deny is not installed")
-            }
-        }
+        Ok((setup::services()?, setup::clusters()?))
+    })?;
+    if !quick {
+        checks(&mut timing)?;
     }
     // With the tests, so that the gateway's binary is built with the same features and nothing is compiled twice.
-    step(
-        "build",
-        cargo().args(["build", "--workspace", "--bins", "--tests"]),
-    )?;
-
-    say(begun, "servers");
-    let servers = Servers::start(&installation, kubernetes_installation.as_ref())?;
-    say(begun, "tests");
-    let outcome = tests(&servers, arguments)?;
-    drop(servers);
+    let mut build = cargo();
+    build.args(["build", "--workspace", "--bins", "--tests"]);
+    timing.part("build", || succeed(&mut build))?;
+    let servers = timing.part("servers", || Servers::start(&kafka, kubernetes.as_ref()))?;
+    let outcome = tests(&servers, arguments, &mut timing)?;
+    timing.part("end of servers", || {
+        drop(servers);
+        Ok(())
+    })?;
 
     let mut stdout = std::io::stdout().lock();
+    timing.write(&mut stdout)?;
     outcome.write(&mut stdout)?;
     stdout.flush()?;
     Ok(if outcome.is_good() {
@@ -75,6 +50,25 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// What is checked before anything runs.
+fn checks(timing: &mut Timing) -> Result<()> {
+    let mut format = cargo();
+    format.args(["fmt", "--all", "--check"]);
+    timing.part("format", || succeed(&mut format))?;
+    timing.part("arrows", check::arrows)?;
+    timing.part("names", check::names)?;
+    timing.part("spelling", check::spelling)?;
+    timing.part("licences", check::licences)?;
+    let mut lints = cargo();
+    lints.args(["clippy", "--workspace", "--all-targets", "--"]);
+    lints.args(["-D", "warnings"]);
+    timing.part("lints", || succeed(&mut lints))?;
+    let mut docs = cargo();
+    docs.args(["doc", "--no-deps", "--workspace"]);
+    docs.env("RUSTDOCFLAGS", "-D warnings");
+    timing.part("docs", || succeed(&mut docs))
 }
 
 /// One server of each kind, killed on drop.
@@ -191,26 +185,19 @@ impl ScratchDir {
     }
 }
 
-fn step(name: &str, command: &mut Command) -> Result<()> {
-    let begun = Instant::now();
-    println!("xtask: {name}");
+fn succeed(command: &mut Command) -> Result<()> {
     let status = command
         .stdin(Stdio::null())
         .status()
         .with_context(|| format!("cannot run {command:?}"))?;
     if !status.success() {
-        bail!("{name} failed: {command:?} ended with {status}");
+        bail!("{command:?} ended with {status}");
     }
-    say(begun, &format!("{name} passed, this step"));
     Ok(())
 }
 
-fn say(begun: Instant, what: &str) {
-    println!("xtask: {what} ({:.0} s)", begun.elapsed().as_secs_f32());
-}
-
 /// Runs them all, whichever fail, and copies what they write line by line.
-fn tests(servers: &Servers, arguments: Vec<String>) -> Result<Outcome> {
+fn tests(servers: &Servers, arguments: Vec<String>, timing: &mut Timing) -> Result<Outcome> {
     let mut command = cargo();
     command
         .args(["test", "--workspace", "--no-fail-fast"])
@@ -236,10 +223,13 @@ fn tests(servers: &Servers, arguments: Vec<String>) -> Result<Outcome> {
     let mut line = Vec::new();
     // Bytes, because a test may print what is not UTF-8.
     while output.read_until(b'\n', &mut line)? > 0 {
-        outcome.read(&String::from_utf8_lossy(&line));
+        let text = String::from_utf8_lossy(&line);
+        outcome.read(&text);
+        timing.read(&text);
         stdout.write_all(&line)?;
         line.clear();
     }
     outcome.exit(child.wait()?.success());
+    timing.end();
     Ok(outcome)
 }

@@ -39,8 +39,8 @@ pub fn cache_dir() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("SIGNAL_CACHE").filter(|dir| !dir.is_empty()) {
         return Ok(dir.into());
     }
-    let home = std::env::var_os("HOME").context("neither SIGNAL_CACHE nor HOME is set")?;
-    Ok(PathBuf::from(home).join(".cache/signal"))
+    let user_folder = std::env::var_os("HOME").context("neither SIGNAL_CACHE nor HOME is set")?;
+    Ok(PathBuf::from(user_folder).join(".cache/signal"))
 }
 
 /// A loopback port that nobody listens on. Another process may take it before it is used; starting the server then fails.
