@@ -1,4 +1,4 @@
-//! Snowflake ids of 70 bits and their base62 text (`wire protocol`, "Ids").
+//! Snowflake ids of 70 bits and their base62 text (protocol.md 11.1 and 11.2).
 //!
 //! 48 bits of milliseconds since 2025-01-01T00:00:00Z, 10 bits of worker, 12 bits of sequence. The text form is what
 //! travels and is stored: no 64-bit column holds the number, and the text is never an order.

@@ -221,6 +221,7 @@ mod tests {
         origin_allowed(Some(origin), Some(host), &list)
     }
 
+    /// protocol.md 1.2.
     #[test]
     fn a_request_without_an_origin_passes_and_null_never_does() {
         assert!(origin_allowed(None, Some("gw.example.com"), &[]));
@@ -229,6 +230,7 @@ mod tests {
         assert!(!origin_allowed(Some("https://gw.example.com"), None, &[]));
     }
 
+    /// protocol.md 1.2.
     #[test]
     fn the_own_origin_passes_by_host_and_effective_port() {
         assert!(allowed("https://gw.example.com", "gw.example.com", &[]));

@@ -1,4 +1,4 @@
-//! Every row of the wire protocol's tables over a real socket; tokens have a module of their own.
+//! The clauses of `docs/protocol.md` over a real socket; tokens have a module of their own.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A client that keeps to the wire protocol, written from its page and sharing no code with the gateway.
+//! A client of `docs/protocol.md`, written from that page and sharing no code with the gateway.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::wait::{LIMIT, within};
 
-/// `wire-protocol`, "Encryption".
+/// protocol.md 6.3.
 const INFO: &[u8] = b"ignis-ecdh-p256-aes-256-gcm-v1";
 
 /// One envelope from the server.
@@ -456,7 +456,7 @@ impl Client {
     }
 }
 
-/// The worker number in a client id (`wire-protocol`, "Ids").
+/// The worker number in a client id (protocol.md 11.1).
 pub fn worker_of(id: &str) -> u16 {
     ((number_of(id) >> 12) & 1023) as u16
 }

@@ -1,4 +1,4 @@
-//! An outside emitter: a service that hosts no sockets and only publishes to Redis, exactly as the wire protocol says.
+//! An outside emitter: a service that hosts no sockets and only publishes to Redis, exactly as protocol.md 10.1 and 10.6 say.
 
 use std::net::SocketAddr;
 

@@ -100,7 +100,7 @@ impl Own {
     }
 }
 
-/// A Redis of the test's own: the wire protocol's channels are the same for everyone, so tests do not share one.
+/// A Redis of the test's own: the channels are the same for everyone (protocol.md 10.2), so tests do not share one.
 pub async fn redis() -> Option<Own> {
     if !Redis::is_installed() {
         skip("redis-server is not installed");

@@ -1,4 +1,4 @@
-//! The AsyncAPI 3.0 document: WebSocket events and the Kafka record, as the wire protocol and the contracts fix them.
+//! The AsyncAPI 3.0 document: WebSocket events and the Kafka record, as `docs/protocol.md` specifies them.
 //!
 //! Shapes that are Rust types come from their schemas; a gateway that reads a shape leniently describes what clients should send.
 

@@ -34,7 +34,7 @@ macro_rules! permissions {
     )*};
 }
 
-// authorization.md, "Policies".
+// authorization.md 4.7.
 permissions! {
     Find: "find", "read";
     FindById: "findById", "read";

@@ -144,7 +144,7 @@ impl FromRequestParts<ApiState> for Owner {
     }
 }
 
-/// A permission of `authorization.md`: its code and the action asked for.
+/// A permission (authorization.md 4.7): its code and the action asked for.
 pub(crate) trait Permission: Send {
     /// `WebSocketClient.find`
     const CODE: &'static str;
@@ -388,7 +388,7 @@ impl FromStr for Name {
     }
 }
 
-/// A room name: 1 to 256 characters that do not begin with `ws:` (wire protocol, "After authentication").
+/// A room name: 1 to 256 characters that do not begin with `ws:` (protocol.md 5.1).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(try_from = "String")]
 #[schema(value_type = String, min_length = 1, max_length = 256, pattern = "^(?!ws:)")]

@@ -26,7 +26,7 @@ const MAX_EVENT: usize = 128;
 const MAX_DEPTH: usize = 100;
 /// Most clients that a broadcast leaves out.
 const MAX_EXCLUDED: usize = 1000;
-/// What clients take for the gateway's own word, beside the wire protocol's events.
+/// What clients take for the gateway's own word, besides the events of protocol.md 3.1 to 3.8.
 const OURS: [&str; 7] = [
     name::REFRESHED,
     name::EXPIRING,

@@ -41,7 +41,7 @@ const JOIN: &str = "join";
 /// Client ids have at least this many characters from February 2025 on.
 const MIN_CLIENT_ID: usize = 10;
 
-/// `authorization.md`, "Policies". The cheap comparisons come first.
+/// authorization.md 4.4 and 4.5. The cheap comparisons come first.
 const MODEL: &str = r#"
 [request_definition]
 r = sub, dom, obj, act

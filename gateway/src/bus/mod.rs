@@ -1,4 +1,4 @@
-//! Between instances: dispatches over Redis Pub/Sub as the wire protocol says, or within the process when there is one instance alone.
+//! Between instances: dispatches over Redis Pub/Sub (`docs/protocol.md`, section 10), or within the process for a single instance.
 //!
 //! Input: dispatches from [`crate::delivery`], interests from [`crate::hub`]. Output: [`BusEvent`]s, which `app` hands to the hub.
 //! An instance subscribes only to what it holds, so Redis hands a message to the owning instances and nobody else.

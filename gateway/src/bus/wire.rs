@@ -1,4 +1,4 @@
-//! Channels and payloads of the wire protocol, "Redis routing", and the channels and keys of ours under `signal:`. No IO.
+//! Channels and payloads of Redis (protocol.md 10.1 to 10.15), and the gateway's own channels and keys under `signal:`. No IO.
 //!
 //! Reading is lenient where senders we do not own may differ: the channel says whom a message is for and the payload's `type` and `target` are
 //! not looked at, so a payload that contradicts its channel goes where it was published.

@@ -1,4 +1,4 @@
-//! `signal-gateway dev watch`: a small client of the wire protocol that prints what comes, decrypted.
+//! `signal-gateway dev watch`: a small client that prints what comes, decrypted.
 //!
 //! Input: the socket. Output: lines on standard output. It comes back after the gateway restarts and asks for what it missed.
 

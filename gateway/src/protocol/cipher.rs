@@ -1,4 +1,4 @@
-//! The connection's own encryption: ECDH on P-256, HKDF-SHA-256, AES-256-GCM (`wire protocol`, "Encryption").
+//! The connection's own encryption: ECDH on P-256, HKDF-SHA-256, AES-256-GCM (protocol.md 6.1 to 6.4).
 //!
 //! This is hop encryption between a client and this gateway: the gateway sees the plaintext. Agreement and sealing use ring, which
 //! does them several times faster than portable code; the tests check both against `p256` and `aes-gcm`.
@@ -58,7 +58,7 @@ pub fn handshake(
     random: &SystemRandom,
 ) -> Result<Handshake, UnusableKey> {
     let point = BASE64.decode_to_vec(client_key).map_err(|_| UnusableKey)?;
-    // 0x04 marks the uncompressed form (SEC 1 section 2.3.3), the only one of the wire protocol.
+    // 0x04 marks the uncompressed form (SEC 1 section 2.3.3), the only one that is accepted (protocol.md 6.1).
     if point.len() != POINT_BYTES || point[0] != 4 {
         return Err(UnusableKey);
     }
@@ -337,6 +337,36 @@ mod tests {
             assert_eq!(opened, text.as_bytes());
             assert_eq!(shake.cipher.open(&sealed).unwrap(), text);
         }
+    }
+
+    /// protocol.md 6.10: the whole way from two private keys to a sealed message.
+    #[test]
+    fn the_whole_way_gives_the_vector_of_the_page() {
+        let page = include_str!("../../../docs/protocol.md");
+        let value = |what: &str| {
+            let row = page
+                .lines()
+                .find(|line| line.starts_with(&format!("| {what} | `")))
+                .unwrap_or_else(|| panic!("the page has no {what}"));
+            row.split('`').nth(row.matches('`').count() - 1).unwrap()
+        };
+        let point = |key: &p256::SecretKey| {
+            BASE64.encode_to_string(key.public_key().to_sec1_point(false).as_bytes())
+        };
+        let client = p256::SecretKey::from_slice(&[7; 32]).unwrap();
+        let server = p256::SecretKey::from_slice(&[5; 32]).unwrap();
+        assert_eq!(point(&client), value("`clientPublicKey`"));
+        assert_eq!(point(&server), value("`serverPublicKey`"));
+        let shared =
+            p256::ecdh::diffie_hellman(server.to_nonzero_scalar(), client.public_key().as_affine());
+        assert_eq!(shared.raw_secret_bytes()[..], hex(value("shared secret")));
+        let salt = BASE64.decode_to_vec(value("`salt`")).unwrap();
+        let key = derive(shared.raw_secret_bytes(), &salt);
+        assert_eq!(key[..], hex(value("session key")));
+        let frame = seal(&Cipher::new(&key), value("plaintext").as_bytes(), [9; 12]);
+        let envelope = Envelope::parse(payload(&frame)).unwrap();
+        let sealed: Encrypted<'_> = envelope.read().unwrap();
+        assert_eq!((&*sealed.iv, &*sealed.ct), (value("`iv`"), value("`ct`")));
     }
 
     #[test]

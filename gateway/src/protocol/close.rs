@@ -1,4 +1,4 @@
-//! The table of close codes: cause -> code and reason text (RFC 6455 sections 7.4 and 5.5, `wire protocol` and our own).
+//! The table of close codes: cause -> code and reason text (protocol.md 7.1 to 7.16; RFC 6455 sections 7.4 and 5.5).
 
 /// Why the server closes a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -137,5 +137,21 @@ mod tests {
         assert_eq!(codes.len(), Close::ALL.len());
         assert!(Close::ALL.iter().all(|c| c.reason().len() <= 123));
         assert!(Close::ALL.iter().all(|c| c.label() == c.code().to_string()));
+    }
+
+    /// protocol.md 7.1 to 7.16. No client can cause protocol.md 7.6, so only this test holds it.
+    #[test]
+    fn codes_and_reasons_are_those_of_the_page() {
+        let page = include_str!("../../../docs/protocol.md");
+        let rows = page
+            .lines()
+            .filter(|line| line.starts_with("| <a id=\"7."))
+            .map(|line| {
+                let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+                let reason = cells[3].split('`').nth(1).unwrap_or_default();
+                (cells[2].to_owned(), reason.to_owned())
+            });
+        let codes = Close::ALL.map(|close| (close.code().to_string(), close.reason().to_owned()));
+        assert_eq!(rows.collect::<Vec<_>>(), codes);
     }
 }

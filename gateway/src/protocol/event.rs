@@ -348,7 +348,9 @@ fn time(at: DateTime<Utc>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
+    /// protocol.md 3.1 and 6.8.
     #[test]
     fn a_key_that_is_no_string_differs_from_an_absent_one() {
         let key = |json: &str| {
@@ -363,6 +365,7 @@ mod tests {
         assert_eq!(key(r#"{"clientPublicKey":""}"#), Some(Some(String::new())));
     }
 
+    /// protocol.md 3.2.
     #[test]
     fn connected_names_the_keys_only_where_there_are_some() {
         let now = DateTime::from_timestamp_millis(1_735_689_600_000).unwrap();
@@ -377,5 +380,28 @@ mod tests {
                 .unwrap()
                 .ends_with(r#""serverPublicKey":"K","salt":"S"}}"#)
         );
+    }
+
+    /// protocol.md 3.1 to 3.18.
+    #[test]
+    fn events_are_those_of_the_page() {
+        let page = include_str!("../../../docs/protocol.md");
+        let named: HashSet<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("| <a id=\"3."))
+            .filter_map(|line| line.split('`').nth(1))
+            .collect();
+        let ours = [
+            name::REFRESH,
+            name::REFRESHED,
+            name::EXPIRING,
+            name::RESYNC,
+            name::NOTIFICATION_CREATED,
+            name::NOTIFICATION_READ,
+            name::NOTIFICATION_DELETED,
+            name::NOTIFICATION_SYNC,
+            name::NOTIFICATION_SYNCED,
+        ];
+        assert_eq!(named, RESERVED.into_iter().chain(ours).collect());
     }
 }

@@ -51,6 +51,7 @@ impl Rooms {
 mod tests {
     use super::*;
 
+    /// protocol.md 5.1.
     #[test]
     fn room_names_that_no_client_may_ask_for_are_dropped() {
         let rooms: Rooms = serde_json::from_value(

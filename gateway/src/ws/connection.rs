@@ -294,7 +294,7 @@ impl Connection {
                 self.link.send(Message::new(Opcode::Binary, data), bounds)
             }
             Item::Text(text) => self.text(text, now),
-            // The wire protocol reads a binary frame as text, as its servers do: what is not UTF-8 is replaced.
+            // A binary message is read as text; what is not UTF-8 is replaced (protocol.md 1.5).
             Item::Binary(data) => self.text(&String::from_utf8_lossy(data), now),
             Item::Ping(payload) => {
                 self.link

@@ -291,6 +291,7 @@ mod tests {
         }
     }
 
+    /// protocol.md 1.1.
     #[test]
     fn the_nonce_of_rfc_6455_section_1_3_gets_its_answer() {
         let accept = accept(&Offer::of(&request(|_| {})), &[]).unwrap();
@@ -319,6 +320,7 @@ mod tests {
         );
     }
 
+    /// protocol.md 1.3.
     #[test]
     fn each_fault_has_its_refusal() {
         let refusal = |request: Request<()>| {
@@ -381,6 +383,7 @@ mod tests {
         assert_eq!(refusal(request(origins)), Refusal::Origin);
     }
 
+    /// protocol.md 1.2.
     #[test]
     fn the_same_origin_and_a_listed_one_pass() {
         for origin in ["https://edge.example.com", "https://shop.example.com"] {
@@ -395,6 +398,7 @@ mod tests {
         }
     }
 
+    /// protocol.md 1.3.
     #[test]
     fn a_wrong_version_is_told_the_right_one() {
         let response = Refusal::Version.response();

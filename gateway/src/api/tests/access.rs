@@ -114,6 +114,7 @@ async fn every_route_asks_who_before_anything_else() {
     }
 }
 
+/// authorization.md 4.7.
 #[tokio::test]
 async fn client_management_needs_its_permission_and_takes_basic_users() {
     let house = House::new().await;
@@ -159,6 +160,7 @@ async fn one_permission_opens_one_door() {
     }
 }
 
+/// authorization.md 7.2.
 #[tokio::test]
 async fn inboxes_are_for_tokens_and_basic_users_have_none() {
     let house = House::new().await;
@@ -222,6 +224,7 @@ async fn tokens_that_ended_or_were_revoked_or_are_for_others_are_refused() {
         .ok(200);
 }
 
+/// authorization.md 1.12.
 #[tokio::test]
 async fn keys_that_cannot_be_fetched_are_the_gateways_fault() {
     let house = House::new().await;
@@ -263,6 +266,7 @@ async fn credentials_that_contradict_each_other_are_no_credentials() {
         .problem(401, "credentials_missing");
 }
 
+/// authorization.md 7.3.
 #[tokio::test]
 async fn failed_basic_attempts_are_slowed_by_address() {
     let house = House::new().await;

@@ -327,6 +327,7 @@ async fn rooms_are_joined_and_left_on_the_instance_that_holds_the_client() {
     }
 }
 
+/// authorization.md 3.2 and 3.3.
 #[tokio::test]
 async fn a_revocation_is_stored_before_it_holds_and_before_others_hear() {
     let house = House::new().await;

@@ -28,6 +28,7 @@ async fn without_a_configured_set_there_is_none() {
     assert_eq!(status["jwksFile"], json!(null));
 }
 
+/// authorization.md 2.10.
 #[tokio::test]
 async fn the_set_is_served_to_anyone_with_its_tag_and_age() {
     let house = House::new().await;

@@ -47,6 +47,7 @@ async fn a_message_goes_out_as_it_was_given() {
     assert_eq!(house.published()[0].2, Value::Null);
 }
 
+/// protocol.md 10.10.
 #[tokio::test]
 async fn a_broadcast_leaves_out_whom_it_names() {
     let house = House::new().await;
@@ -94,6 +95,7 @@ async fn a_broadcast_leaves_out_whom_it_names() {
     );
 }
 
+/// protocol.md 3.8 and 3.19.
 #[tokio::test]
 async fn nobody_speaks_with_the_gateways_voice() {
     let house = House::new().await;

@@ -66,6 +66,7 @@ async fn an_inbox_is_paged_newest_first_and_only_its_owners() {
     );
 }
 
+/// protocol.md 9.1.
 #[tokio::test]
 async fn a_notification_has_the_shape_of_the_contract() {
     let house = House::new().await;
@@ -170,6 +171,7 @@ async fn anothers_notification_is_told_from_none_by_nobody() {
     assert!(house.published().is_empty());
 }
 
+/// protocol.md 3.15.
 #[tokio::test]
 async fn reading_one_is_told_to_every_device_once() {
     let house = House::new().await;
@@ -290,6 +292,7 @@ async fn reading_many_by_ids_by_seq_or_all() {
     assert!(read(too_many).await.status.is_client_error());
 }
 
+/// protocol.md 3.16.
 #[tokio::test]
 async fn a_removed_notification_is_gone_for_every_device() {
     let house = House::new().await;

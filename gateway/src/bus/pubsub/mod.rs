@@ -65,7 +65,7 @@ struct Timing {
     request: Duration,
     /// From the last holder's leaving to unsubscribing.
     linger: Duration,
-    /// How long a worker lease lasts, and how often it is renewed (`contracts.md`, "Redis names of ours").
+    /// How long a worker lease lasts, and how often it is renewed (protocol.md 11.5).
     lease: Duration,
     renew: Duration,
     /// How often an instance says that it is alive, and for how long it is believed.

@@ -181,6 +181,7 @@ fn channels(server: &Server, pattern: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// protocol.md 8.1 and 10.6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_instance_publishes_the_other_hears_in_order_and_itself_never() {
     if !lab::available("what_one_instance_publishes_the_other_hears_in_order_and_itself_never") {
@@ -224,6 +225,7 @@ async fn what_one_instance_publishes_the_other_hears_in_order_and_itself_never()
     assert!(a.bus.lag().unwrap() < Duration::from_secs(1));
 }
 
+/// protocol.md 10.2, 10.3, 10.4, 10.5 and 10.6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outside_emitter_reaches_every_kind_of_destination() {
     if !lab::available("an_outside_emitter_reaches_every_kind_of_destination") {
@@ -278,6 +280,7 @@ async fn an_outside_emitter_reaches_every_kind_of_destination() {
     );
 }
 
+/// protocol.md 10.8.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_is_counted_and_dropped_and_the_next_payload_arrives() {
     if !lab::available("garbage_is_counted_and_dropped_and_the_next_payload_arrives") {
@@ -314,6 +317,7 @@ async fn garbage_is_counted_and_dropped_and_the_next_payload_arrives() {
     );
 }
 
+/// protocol.md 10.13.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_patterns() {
     if !lab::available(

@@ -109,6 +109,7 @@ fn a_part_that_carries_nothing_is_told() {
     assert_eq!(all(&bytes), Ok(vec![Seen::Empty, Seen::Text("a".into())]));
 }
 
+/// protocol.md 1.4.
 #[test]
 fn each_violation_has_its_close_code() {
     let cases: &[(&str, Vec<u8>, Close)] = &[

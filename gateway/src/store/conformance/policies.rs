@@ -45,6 +45,7 @@ fn platform() -> Platform {
     }
 }
 
+/// authorization.md 4.2, 4.3, 4.4 and 6.1.
 async fn assert_policies(policies: &dyn PolicyStore) {
     let merchant = Domain::Merchant("42".into());
     let organizer = Domain::Organizer("7".into());
@@ -121,6 +122,7 @@ async fn assert_policies(policies: &dyn PolicyStore) {
     }
 }
 
+/// authorization.md 4.1.
 pub(super) async fn policies_are_read_with_text_ids(database: &TestDatabase) {
     let policies = database.open().await.policies;
     // Without the tables it is the deployment that is at fault, not the question.
@@ -134,6 +136,7 @@ pub(super) async fn policies_are_read_with_text_ids(database: &TestDatabase) {
     assert_policies(&*policies).await;
 }
 
+/// authorization.md 4.1.
 pub(super) async fn policies_are_read_with_number_ids(database: &TestDatabase) {
     let policies = database.open().await.policies;
     database

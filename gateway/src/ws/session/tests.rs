@@ -1,4 +1,4 @@
-//! Every row of the wire protocol's tables, without a socket.
+//! The clauses of `docs/protocol.md` that a session holds, without a socket.
 
 use super::*;
 use crate::principal::{TokenFacts, Via};
@@ -168,6 +168,7 @@ fn clear_error(text: &str) -> String {
     format!(r#"clear {{"event":"error","data":{{"message":"{text}"}}}}"#)
 }
 
+/// protocol.md 2.3, 2.4 and 3.6.
 #[test]
 fn what_is_not_json_is_answered_and_what_has_no_event_is_dropped() {
     for mut fixture in [Fixture::new(rules()), Fixture::authenticated(rules(), None)] {
@@ -178,6 +179,7 @@ fn what_is_not_json_is_answered_and_what_has_no_event_is_dropped() {
     }
 }
 
+/// protocol.md 2.5.
 #[test]
 fn before_authentication_only_authenticate_and_heartbeat_are_heard() {
     let mut fixture = Fixture::new(rules());
@@ -193,6 +195,7 @@ fn before_authentication_only_authenticate_and_heartbeat_are_heard() {
     );
 }
 
+/// protocol.md 2.6.
 #[test]
 fn authenticate_again_is_an_error_in_every_state() {
     let mut fixture = Fixture::new(rules());
@@ -204,6 +207,7 @@ fn authenticate_again_is_an_error_in_every_state() {
     assert_eq!(fixture.text(AUTHENTICATE), [error("Already authenticated")]);
 }
 
+/// protocol.md 3.1.
 #[test]
 fn both_names_of_the_client_key_are_read() {
     for name in ["clientPublicKey", "publicKey"] {
@@ -215,6 +219,7 @@ fn both_names_of_the_client_key_are_read() {
     }
 }
 
+/// protocol.md 4.2, 4.4, 4.5 and 7.9.
 #[test]
 fn a_refused_token_and_a_broken_verification_differ_in_the_error_before_4003() {
     let bad = [
@@ -252,6 +257,7 @@ fn a_refused_token_and_a_broken_verification_differ_in_the_error_before_4003() {
     }
 }
 
+/// protocol.md 4.1 and 7.7.
 #[test]
 fn without_authenticate_the_connection_ends_after_five_seconds() {
     let mut fixture = Fixture::new(rules());
@@ -259,6 +265,7 @@ fn without_authenticate_the_connection_ends_after_five_seconds() {
     assert_eq!(fixture.tick_at(5000), ["close 4001 Authentication timeout"]);
 }
 
+/// protocol.md 4.3.
 #[test]
 fn authentication_may_take_fifteen_seconds_from_its_beginning() {
     let mut fixture = Fixture::new(rules());
@@ -273,6 +280,7 @@ fn authentication_may_take_fifteen_seconds_from_its_beginning() {
     );
 }
 
+/// protocol.md 4.12 and 7.8.
 #[test]
 fn silence_of_ninety_seconds_ends_the_connection_and_a_pong_is_no_silence() {
     let mut fixture = Fixture::authenticated(rules(), None);
@@ -292,6 +300,7 @@ fn silence_of_ninety_seconds_ends_the_connection_and_a_pong_is_no_silence() {
     assert_eq!(fixture.tick_at(180_000), ["close 4002 Heartbeat timeout"]);
 }
 
+/// protocol.md 1.6.
 #[test]
 fn the_server_pings_at_its_interval() {
     let mut fixture = Fixture::authenticated(
@@ -309,6 +318,7 @@ fn the_server_pings_at_its_interval() {
     );
 }
 
+/// protocol.md 6.8 and 7.10.
 #[test]
 fn an_unusable_key_never_ends_in_an_unencrypted_session() {
     for mode in [EncryptionMode::Optional, EncryptionMode::Required] {
@@ -331,6 +341,7 @@ fn an_unusable_key_never_ends_in_an_unencrypted_session() {
     }
 }
 
+/// protocol.md 6.7 and 6.8.
 #[test]
 fn required_encryption_needs_a_key_and_disabled_ignores_one() {
     let with = |mode| Rules {
@@ -353,6 +364,7 @@ fn required_encryption_needs_a_key_and_disabled_ignores_one() {
     assert_eq!(fixture.session.stage(), Stage::Authenticated);
 }
 
+/// protocol.md 3.7, 6.6 and 6.9.
 #[test]
 fn an_encrypted_connection_takes_clear_and_sealed_frames_by_default() {
     let mut fixture = Fixture::encrypted(rules());
@@ -371,6 +383,7 @@ fn an_encrypted_connection_takes_clear_and_sealed_frames_by_default() {
     assert!(!fixture.session.is_closed());
 }
 
+/// protocol.md 6.6.
 #[test]
 fn a_setting_demands_sealed_frames_of_all_but_heartbeat() {
     let strict = Encryption {
@@ -399,6 +412,7 @@ fn a_setting_demands_sealed_frames_of_all_but_heartbeat() {
     );
 }
 
+/// protocol.md 2.7, 3.3, 3.4 and 5.1.
 #[test]
 fn join_drops_names_that_may_not_be_asked_for() {
     let mut fixture = Fixture::authenticated(rules(), None);
@@ -422,6 +436,7 @@ fn join_drops_names_that_may_not_be_asked_for() {
     );
 }
 
+/// protocol.md 3.11, 4.9 and 7.11.
 #[test]
 fn a_token_is_announced_to_end_and_ends_with_the_leeway() {
     let mut fixture = Fixture::authenticated(rules(), Some(100));
@@ -439,6 +454,7 @@ fn a_token_is_announced_to_end_and_ends_with_the_leeway() {
     assert_eq!(fixture.tick_at(130_000), ["close 4005 Token expired"]);
 }
 
+/// protocol.md 3.9, 3.10 and 4.10.
 #[test]
 fn a_refresh_of_the_same_subject_moves_the_end_and_another_subject_changes_nothing() {
     let mut fixture = Fixture::authenticated(rules(), Some(100));
@@ -473,6 +489,7 @@ fn a_refresh_of_the_same_subject_moves_the_end_and_another_subject_changes_nothi
     assert_eq!(fixture.tick_at(230_000), ["close 4005 Token expired"]);
 }
 
+/// protocol.md 4.11 and 7.11.
 #[test]
 fn a_token_whose_key_is_gone_is_announced_to_end_and_another_may_be_given() {
     let mut fixture = Fixture::authenticated(rules(), Some(9000));
@@ -496,6 +513,7 @@ fn a_token_whose_key_is_gone_is_announced_to_end_and_another_may_be_given() {
     assert_eq!(fixture.tick_at(120_000), ["close 4005 Token expired"]);
 }
 
+/// protocol.md 2.7, 3.14, 3.17 and 9.6.
 #[test]
 fn inbox_events_are_read_within_their_bounds() {
     let mut fixture = Fixture::authenticated(rules(), None);
@@ -536,6 +554,7 @@ fn inbox_events_are_read_within_their_bounds() {
     assert_eq!(fixture.text(&event("read", "{}")), [error("Invalid data")]);
 }
 
+/// protocol.md 2.8.
 #[test]
 fn events_of_the_application_are_passed_over() {
     let mut fixture = Fixture::authenticated(rules(), None);

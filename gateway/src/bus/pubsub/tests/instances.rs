@@ -2,6 +2,7 @@
 
 use super::*;
 
+/// protocol.md 11.5.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_instances_that_start_together_have_distinct_workers_from_the_base_on() {
     if !lab::available("many_instances_that_start_together_have_distinct_workers_from_the_base_on")
@@ -23,6 +24,7 @@ async fn many_instances_that_start_together_have_distinct_workers_from_the_base_
     assert_eq!(opened(&config).await.worker, 9, "the first is free again");
 }
 
+/// protocol.md 11.5.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crashed_instance_keeps_its_worker_until_the_lease_ends() {
     if !lab::available("a_crashed_instance_keeps_its_worker_until_the_lease_ends") {
@@ -61,6 +63,7 @@ async fn a_crashed_instance_keeps_its_worker_until_the_lease_ends() {
     assert_eq!(open_with(&config, "next", timing).await.worker, 9);
 }
 
+/// protocol.md 11.5.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_number_that_another_took_is_told_and_taken_back_when_it_is_free() {
     if !lab::available("a_worker_number_that_another_took_is_told_and_taken_back_when_it_is_free") {
