@@ -304,10 +304,10 @@ fn pinned(cores: &[usize], program: &Path) -> Result<Command> {
 
 fn live(issuer: &Issuer) -> String {
     format!(
-        "log_filter = \"info\"\n\
-         [limits]\nmax_connections = 1000000\naccepts_per_second = 1000000\naccept_burst = 1000000\nconnections_per_user = 0\n\
+        "observability.log_filter = \"info\"\n\
+         [limits]\nconnections_per_pod = 1000000\naccepts_per_second = 1000000\naccept_burst = 1000000\nconnections_per_user = 0\n\
          inbound_frames_per_second = 0\n\
-         [[sources]]\nname = \"bench\"\nissuer = \"{}\"\nurl = \"{}\"\naudiences = [\"{AUDIENCE}\"]\nalgorithms = [\"ES256\"]\n\
+         [[jwks.sources]]\nname = \"bench\"\nissuer = \"{}\"\nurl = \"{}\"\naudiences = [\"{AUDIENCE}\"]\nalgorithms = [\"ES256\"]\n\
          allow_insecure_http = true\n",
         issuer.name(),
         issuer.certs_url(),
@@ -322,7 +322,7 @@ fn fixed(settings: &Settings, dir: &Path, redis: SocketAddr, policies: &str) -> 
             url.clone(),
             // It stands still while records are produced, and is not to take that for a Redis that fell silent.
             format!(
-                "command_timeout_ms = 60000\ndeaf_after_ms = 120000\n[kafka]\nenabled = true\nbrokers = [\"{brokers}\"]\ntopics = [\"{topic}\"]\ngroup_id = \"gateway-{topic}\"\n"
+                "command_timeout_ms = 60000\nstalled_after_ms = 120000\n[kafka]\nenabled = true\nbrokers = [\"{brokers}\"]\ntopics = [\"{topic}\"]\ngroup_id = \"gateway-{topic}\"\n"
             ),
         ),
     };
@@ -330,11 +330,11 @@ fn fixed(settings: &Settings, dir: &Path, redis: SocketAddr, policies: &str) -> 
         "live_file = \"{}\"\n\
          [server]\npublic_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n\
          [workers]\nshards = {}\ncontrol_threads = 1\n\
-         [session]\nping_interval_ms = {}\nheartbeat_timeout_ms = 3600000\n\
+         [heartbeat]\nping_interval_ms = {}\ntimeout_ms = 3600000\n\
          [policy]\nurl = \"{policies}\"\n\
          [database]\nurl = \"{database}\"\n\
          [drain]\nendpoint_propagation_ms = 0\nwindow_ms = 100\n\
-         [bus]\nmode = \"standalone\"\nnodes = [\"{redis}\"]\n{pipeline}",
+         [redis]\nmode = \"standalone\"\nnodes = [\"{redis}\"]\n{pipeline}",
         path("live.toml"),
         settings.cores.len().max(1),
         settings.ping_ms,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Secret, SecretFile};
+use crate::{Redis, Secret, SecretFile};
 
 /// `config.default.toml`: every static setting with its default.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -21,32 +21,34 @@ pub struct Config {
     pub server: Server,
     /// Threads.
     pub workers: Workers,
-    /// Timers of a connection.
-    pub session: SessionTimes,
+    /// Timers of authentication, and users of `Authorization: Basic`.
+    pub auth: Auth,
+    /// Pings and silence.
+    pub heartbeat: Heartbeat,
+    /// Other timers of a connection.
+    pub session: Session,
     /// Whether and how frames are sealed.
     pub encryption: Encryption,
     /// Worker numbers of ids.
     pub ids: Ids,
     /// Redis, or none.
-    pub bus: Bus,
+    pub redis: Redis,
     /// The activity pipeline's consumer.
     pub kafka: Kafka,
     /// Where notifications are stored.
     pub database: Database,
     /// Where policies are read.
     pub policy: Policy,
-    /// Users of `Authorization: Basic`.
-    pub basic: Basic,
     /// Tokens refused before their time.
     pub revocations: Revocations,
     /// Room names that no rule knows.
     pub rooms: Rooms,
     /// Catalogs of texts.
     pub notifications: Notifications,
-    /// The way down.
+    /// How connections are closed before the process ends.
     pub drain: Drain,
     /// Logs and traces.
-    pub telemetry: Telemetry,
+    pub observability: Observability,
 }
 
 /// `[server]`
@@ -81,22 +83,38 @@ pub struct Workers {
     pub control_threads: usize,
 }
 
-/// `[session]`
+/// `[auth]`
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct SessionTimes {
+pub struct Auth {
     /// From connecting to `authenticate`, in milliseconds.
-    pub authenticate_timeout_ms: u64,
-    /// From `authenticate` to its verdict, in milliseconds.
-    pub verify_timeout_ms: u64,
-    /// Without a frame for this long the connection is closed, in milliseconds.
-    pub heartbeat_timeout_ms: u64,
-    /// How often silent connections are looked for, in milliseconds.
-    pub sweep_interval_ms: u64,
+    pub connect_timeout_ms: u64,
+    /// From `authenticate` to its outcome, in milliseconds.
+    pub finish_timeout_ms: u64,
+    /// How long before a token ends `expiring` is sent, in seconds.
+    pub expiring_lead_secs: u64,
+    /// JSON file of users for `Authorization: Basic`; empty refuses Basic.
+    pub basic_users_file: SecretFile,
+    /// Failed attempts of Basic per address and minute before 429.
+    pub basic_max_failures_per_minute: u32,
+}
+
+/// `[heartbeat]`
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heartbeat {
     /// How often the server pings, in milliseconds; 0 for never.
     pub ping_interval_ms: u64,
-    /// How long before a token's end `expiring` is sent, in seconds.
-    pub expiring_lead_secs: u64,
+    /// Without a frame for this long the connection is closed, in milliseconds.
+    pub timeout_ms: u64,
+    /// How often the gateway looks for silent connections, in milliseconds.
+    pub sweep_interval_ms: u64,
+}
+
+/// `[session]`
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Session {
     /// How long a close waits for the peer, in milliseconds.
     pub close_timeout_ms: u64,
     /// How long `connected` waits for the bus, in milliseconds.
@@ -147,56 +165,6 @@ pub struct Ids {
     pub worker_count: u16,
 }
 
-/// `[bus]`
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Bus {
-    /// Which Redis, if any.
-    pub mode: BusMode,
-    /// `host:port` of the server, the sentinels or cluster nodes.
-    pub nodes: Vec<String>,
-    /// Sentinel's name of the master.
-    pub sentinel_master: String,
-    /// Database number.
-    pub database: i64,
-    /// ACL user; empty for the default user.
-    pub username: String,
-    /// File with the password.
-    pub password_file: SecretFile,
-    /// File with the sentinels' password.
-    pub sentinel_password_file: SecretFile,
-    /// Whether to use TLS.
-    pub tls: bool,
-    /// PEM file of authorities; empty for the system's.
-    pub tls_ca_file: PathBuf,
-    /// In front of every channel and key.
-    pub prefix: String,
-    /// How often the instance pings itself, in milliseconds.
-    pub self_ping_interval_ms: u64,
-    /// Deaf when no ping came back for this long, in milliseconds.
-    pub deaf_after_ms: u64,
-    /// How long to wait for other instances' replies, in milliseconds.
-    pub request_timeout_ms: u64,
-    /// How long to wait for the server, in milliseconds.
-    pub command_timeout_ms: u64,
-    /// Most dispatches waiting to be published.
-    pub publish_queue: usize,
-}
-
-/// Which Redis, if any.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BusMode {
-    /// None: one instance alone.
-    Local,
-    /// One server.
-    Standalone,
-    /// A master that sentinels name.
-    Sentinel,
-    /// A Redis Cluster.
-    Cluster,
-}
-
 /// `[kafka]`
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -213,16 +181,8 @@ pub struct Kafka {
     pub offset_reset: OffsetReset,
     /// Appended to a topic's name for its dead letters.
     pub dead_letter_suffix: String,
-    /// Transport.
+    /// Transport and login.
     pub security: KafkaSecurity,
-    /// SASL mechanism.
-    pub sasl_mechanism: String,
-    /// SASL user.
-    pub username: String,
-    /// File with the SASL password.
-    pub password_file: SecretFile,
-    /// PEM file of authorities; empty for the system's.
-    pub tls_ca_file: PathBuf,
     /// Most records of a batch.
     pub batch_records: usize,
     /// How long a batch waits to fill, in milliseconds.
@@ -255,10 +215,22 @@ pub enum OffsetReset {
     Latest,
 }
 
+/// `[kafka.security]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct KafkaSecurity {
+    /// Transport to the brokers.
+    pub protocol: KafkaProtocol,
+    /// Login by SASL.
+    pub auth: KafkaAuth,
+    /// PEM file of authorities; empty for the system's.
+    pub ca_file: PathBuf,
+}
+
 /// Transport to the brokers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KafkaSecurity {
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum KafkaProtocol {
     /// In the clear.
     Plaintext,
     /// TLS.
@@ -267,6 +239,32 @@ pub enum KafkaSecurity {
     SaslPlaintext,
     /// SASL over TLS.
     SaslSsl,
+}
+
+/// `[kafka.security.auth]`: used where the protocol has SASL.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct KafkaAuth {
+    /// SASL mechanism.
+    pub mechanism: KafkaMechanism,
+    /// SASL user.
+    pub username: String,
+    /// File with the SASL password.
+    pub password_file: SecretFile,
+}
+
+/// SASL mechanism.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+pub enum KafkaMechanism {
+    /// RFC 4616; over TLS alone.
+    #[serde(rename = "PLAIN")]
+    Plain,
+    /// RFC 7677.
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    /// The same with SHA-512.
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
 }
 
 /// `[database]`
@@ -285,7 +283,7 @@ pub struct Database {
     pub statement_timeout_ms: u64,
     /// Whether to migrate at start.
     pub migrate: bool,
-    /// Longest wait for another's migration, in milliseconds.
+    /// Longest wait for another instance's migration, in milliseconds.
     pub migrate_lock_timeout_ms: u64,
     /// Age at which notifications are removed, in days; 0 for never.
     pub retention_days: u32,
@@ -305,16 +303,6 @@ pub struct Policy {
     pub cache_secs: u64,
     /// Identifiers of roles that may do everything.
     pub always_allow_roles: Vec<String>,
-}
-
-/// `[basic]`
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Basic {
-    /// JSON file of users; empty refuses Basic.
-    pub users_file: SecretFile,
-    /// Failed attempts per address and minute before 429.
-    pub max_failures_per_minute: u32,
 }
 
 /// `[revocations]`
@@ -369,16 +357,24 @@ pub struct Drain {
     pub flush_ms: u64,
 }
 
-/// `[telemetry]`
+/// `[observability]`
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Telemetry {
+pub struct Observability {
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Traces over OTLP/HTTP.
+    pub tracing: Tracing,
+}
+
+/// `[observability.tracing]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tracing {
     /// OTLP/HTTP endpoint; empty for none.
-    pub otlp_endpoint: String,
-    /// Share of traces kept.
-    pub sampling_ratio: f64,
+    pub endpoint: String,
+    /// Traces kept of a million.
+    pub samples_per_million: u32,
 }
 
 /// How log lines look.
@@ -405,8 +401,8 @@ impl Config {
         config.workers.shards = 2;
         config.kafka.retry_initial_ms = 20;
         config.kafka.retry_max_ms = 500;
-        config.bus.self_ping_interval_ms = 200;
-        config.bus.deaf_after_ms = 1000;
+        config.redis.self_ping_interval_ms = 200;
+        config.redis.stalled_after_ms = 1000;
         config.drain.endpoint_propagation_ms = 0;
         config.drain.window_ms = 500;
         config.drain.batch_interval_ms = 50;

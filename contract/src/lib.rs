@@ -1,24 +1,29 @@
-//! What operator and gateway say to each other, as plain serde types: the operator writes settings, the gateway reads them.
+//! What operator and gateway exchange, as plain serde types.
 //!
 //! | document | type | written by | read by |
 //! |---|---|---|---|
 //! | `gateway.toml`, the static settings | [`Config`] | the operator, or a person | the gateway, once, when it starts |
 //! | `live.toml`, the live settings | [`Live`] | the operator, or a person | the gateway, at each change |
 //!
-//! Nothing here does IO: the gateway loads and checks (`signal_gateway::config`), the operator decides what to write.
+//! A key has the name of the SignalCluster's field in snake case and its unit (`finishTimeout` is `finish_timeout_ms`), in the section of the same
+//! path without `gateway`. Nothing here does IO: the gateway loads and checks (`signal_gateway::config`), the operator decides what to write.
 
 mod config;
+mod jwks;
 mod live;
 mod redis;
 mod revision;
 mod secret;
+mod sparse;
 
 pub use config::{
-    Basic, Bus, BusMode, ClientFrames, Config, DEFAULTS, Database, Drain, Encryption,
-    EncryptionMode, Ids, Kafka, KafkaSecurity, LogFormat, Notifications, OffsetReset, Policy,
-    Revocations, Rooms, Server, SessionTimes, Telemetry, Unmatched, Workers,
+    Auth, ClientFrames, Config, DEFAULTS, Database, Drain, Encryption, EncryptionMode, Heartbeat,
+    Ids, Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaSecurity, LogFormat, Notifications,
+    Observability, OffsetReset, Policy, Revocations, Rooms, Server, Session, Tracing, Unmatched,
+    Workers,
 };
-pub use live::{Algorithm, Keys, LIVE_DEFAULTS, Limits, Live, Source, SourceState};
-pub use redis::BusPlace;
+pub use jwks::{Algorithm, Jwks, ManagedJwks, Source, SourceState};
+pub use live::{LIVE_DEFAULTS, Limits, Live, LiveAuth, LiveObservability, LiveRooms, SendQueue};
+pub use redis::{Redis, RedisAuth, RedisLocation, RedisMode, RedisTls, Sentinel};
 pub use revision::{revision, revision_of_digest};
 pub use secret::{Secret, SecretFile};

@@ -1,116 +1,176 @@
-//! Where a Redis is and how to log in to it: the part of `[bus]` that the live file may change while connections are open.
+//! Redis: where it is, how to log in to it, and the timings of the gateway's use of it.
 //!
-//! Input: `[bus]` and `[bus_previous]` of the live file, and the static `[bus]`, of which it is a part. Output: the settings of one Redis.
+//! The static `[redis]` is a [`Redis`]; `[redis]` and `[redis_previous]` of the live file are a [`RedisLocation`] each, the part that may change
+//! while connections are open.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bus, BusMode, SecretFile};
+use crate::SecretFile;
 
-/// One Redis. What is left out is as in `config.default.toml`, whatever the static `[bus]` says.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+/// `[redis]` of the static settings.
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct BusPlace {
-    /// Which kind; never [`BusMode::Local`].
-    pub mode: BusMode,
+pub struct Redis {
+    /// Which Redis, if any.
+    pub mode: RedisMode,
     /// `host:port` of the server, the sentinels or cluster nodes.
     pub nodes: Vec<String>,
-    /// Sentinel's name of the master.
-    #[serde(default = "default_master")]
-    pub sentinel_master: String,
+    /// The sentinels.
+    pub sentinel: Sentinel,
     /// Database number.
-    #[serde(default)]
     pub database: i64,
+    /// Login.
+    pub auth: RedisAuth,
+    /// TLS.
+    pub tls: RedisTls,
+    /// In front of every channel and key.
+    pub channel_prefix: String,
+    /// How often the instance pings itself, in milliseconds.
+    pub self_ping_interval_ms: u64,
+    /// The subscriber counts as stalled when no ping came back for this long, in milliseconds.
+    pub stalled_after_ms: u64,
+    /// How long to wait for other instances' replies, in milliseconds.
+    pub request_timeout_ms: u64,
+    /// How long to wait for the server, in milliseconds.
+    pub command_timeout_ms: u64,
+    /// Most dispatches waiting to be published.
+    pub publish_queue: usize,
+}
+
+/// Which Redis, if any.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RedisMode {
+    /// None: one instance alone.
+    #[default]
+    None,
+    /// One server.
+    Standalone,
+    /// A master that sentinels name.
+    Sentinel,
+    /// A Redis Cluster.
+    Cluster,
+}
+
+/// `[redis.sentinel]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sentinel {
+    /// The name of the master.
+    pub master_name: String,
+    /// File with the sentinels' own password.
+    pub password_file: SecretFile,
+}
+
+impl Default for Sentinel {
+    fn default() -> Self {
+        Self {
+            master_name: "mymaster".into(),
+            password_file: SecretFile::default(),
+        }
+    }
+}
+
+/// `[redis.auth]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RedisAuth {
     /// ACL user; empty for the default user.
-    #[serde(default)]
     pub username: String,
     /// File with the password.
-    #[serde(default)]
     pub password_file: SecretFile,
-    /// File with the sentinels' password.
-    #[serde(default)]
-    pub sentinel_password_file: SecretFile,
+}
+
+/// `[redis.tls]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RedisTls {
     /// Whether to use TLS.
-    #[serde(default)]
-    pub tls: bool,
+    pub enabled: bool,
     /// PEM file of authorities; empty for the system's.
-    #[serde(default)]
-    pub tls_ca_file: PathBuf,
+    pub ca_file: PathBuf,
+}
+
+/// Where one Redis is and how to log in to it. What is left out is as in `config.default.toml`, whatever the static `[redis]` says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RedisLocation {
+    /// Which kind; never [`RedisMode::None`].
+    pub mode: RedisMode,
+    /// `host:port` of the server, the sentinels or cluster nodes.
+    pub nodes: Vec<String>,
+    /// The sentinels.
+    pub sentinel: Sentinel,
+    /// Database number.
+    pub database: i64,
+    /// Login.
+    pub auth: RedisAuth,
+    /// TLS.
+    pub tls: RedisTls,
     /// In front of every channel and key.
-    #[serde(default)]
-    pub prefix: String,
+    pub channel_prefix: String,
 }
 
-fn default_master() -> String {
-    "mymaster".into()
-}
-
-impl BusPlace {
-    /// The place that the static settings name.
-    pub fn of(bus: &Bus) -> Self {
+impl RedisLocation {
+    /// Returns the location that the static settings name.
+    pub fn of(redis: &Redis) -> Self {
         Self {
-            mode: bus.mode,
-            nodes: bus.nodes.clone(),
-            sentinel_master: bus.sentinel_master.clone(),
-            database: bus.database,
-            username: bus.username.clone(),
-            password_file: bus.password_file.clone(),
-            sentinel_password_file: bus.sentinel_password_file.clone(),
-            tls: bus.tls,
-            tls_ca_file: bus.tls_ca_file.clone(),
-            prefix: bus.prefix.clone(),
+            mode: redis.mode,
+            nodes: redis.nodes.clone(),
+            sentinel: redis.sentinel.clone(),
+            database: redis.database,
+            auth: redis.auth.clone(),
+            tls: redis.tls.clone(),
+            channel_prefix: redis.channel_prefix.clone(),
         }
     }
 
-    /// The static settings with this place in them.
-    pub fn in_place_of(&self, bus: &Bus) -> Bus {
-        Bus {
+    /// Returns the static settings with this location in place of theirs.
+    pub fn with_timings_of(&self, redis: &Redis) -> Redis {
+        Redis {
             mode: self.mode,
             nodes: self.nodes.clone(),
-            sentinel_master: self.sentinel_master.clone(),
+            sentinel: self.sentinel.clone(),
             database: self.database,
-            username: self.username.clone(),
-            password_file: self.password_file.clone(),
-            sentinel_password_file: self.sentinel_password_file.clone(),
-            tls: self.tls,
-            tls_ca_file: self.tls_ca_file.clone(),
-            prefix: self.prefix.clone(),
-            ..bus.clone()
+            auth: self.auth.clone(),
+            tls: self.tls.clone(),
+            channel_prefix: self.channel_prefix.clone(),
+            ..redis.clone()
         }
     }
 
-    /// Whether both name the same channels and keys of the same servers, however one logs in to them.
+    /// Returns whether both name the same channels and keys of the same servers, whatever their logins.
     pub fn is_same_server(&self, other: &Self) -> bool {
-        let nodes = |place: &Self| {
-            let mut nodes = place.nodes.clone();
+        let nodes = |location: &Self| {
+            let mut nodes = location.nodes.clone();
             nodes.sort();
             nodes
         };
-        let master =
-            |place: &Self| (place.mode == BusMode::Sentinel).then(|| place.sentinel_master.clone());
-        let database = |place: &Self| {
-            if place.mode == BusMode::Cluster {
-                0
-            } else {
-                place.database
-            }
+        let master = |location: &Self| {
+            (location.mode == RedisMode::Sentinel).then(|| location.sentinel.master_name.clone())
+        };
+        // A Redis Cluster has one database, number 0.
+        let database = |location: &Self| match location.mode {
+            RedisMode::Cluster => 0,
+            _ => location.database,
         };
         self.mode == other.mode
             && nodes(self) == nodes(other)
             && master(self) == master(other)
             && database(self) == database(other)
-            && self.prefix == other.prefix
+            && self.channel_prefix == other.channel_prefix
     }
 
-    /// The files that it names, each with its setting's name.
+    /// Returns the files that it names, each with the name of its setting.
     pub fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let secrets = [
-            ("password_file", self.password_file.path()),
-            ("sentinel_password_file", self.sentinel_password_file.path()),
+            ("auth.password_file", self.auth.password_file.path()),
+            ("sentinel.password_file", self.sentinel.password_file.path()),
         ];
-        let authorities = (self.tls && !self.tls_ca_file.as_os_str().is_empty())
-            .then_some(("tls_ca_file", self.tls_ca_file.as_path()));
+        let authorities = (self.tls.enabled && !self.tls.ca_file.as_os_str().is_empty())
+            .then_some(("tls.ca_file", self.tls.ca_file.as_path()));
         secrets
             .into_iter()
             .filter_map(|(name, path)| Some((name, path?)))
@@ -124,24 +184,25 @@ mod tests {
 
     #[test]
     fn other_credentials_are_the_same_server_and_another_prefix_is_not() {
-        let place = |text: &str| toml::from_str::<BusPlace>(text).unwrap();
-        let here = place("mode = \"standalone\"\nnodes = [\"a:1\"]");
-        assert!(
-            here.is_same_server(&place("mode = \"standalone\"\nnodes = [\"a:1\"]\nusername = \"u\"\npassword_file = \"/p\"\ntls = true"))
-        );
+        let location = |text: &str| toml::from_str::<RedisLocation>(text).unwrap();
+        let first = location("mode = \"standalone\"\nnodes = [\"a:1\"]");
+        let login = "auth = { username = \"u\", password_file = \"/p\" }\ntls = { enabled = true }";
+        assert!(first.is_same_server(&location(&format!(
+            "mode = \"standalone\"\nnodes = [\"a:1\"]\n{login}"
+        ))));
         for other in [
             "nodes = [\"a:2\"]",
-            "nodes = [\"a:1\"]\nprefix = \"p:\"",
+            "nodes = [\"a:1\"]\nchannel_prefix = \"p:\"",
             "nodes = [\"a:1\"]\ndatabase = 1",
         ] {
             assert!(
-                !here.is_same_server(&place(&format!("mode = \"standalone\"\n{other}"))),
+                !first.is_same_server(&location(&format!("mode = \"standalone\"\n{other}"))),
                 "{other}"
             );
         }
-        let mut config = crate::Config::for_tests().bus;
-        config.publish_queue = 7;
-        let used = here.in_place_of(&config);
-        assert_eq!((BusPlace::of(&used), used.publish_queue), (here, 7));
+        let mut redis = crate::Config::for_tests().redis;
+        redis.publish_queue = 7;
+        let used = first.with_timings_of(&redis);
+        assert_eq!((RedisLocation::of(&used), used.publish_queue), (first, 7));
     }
 }

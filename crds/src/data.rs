@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::Duration;
 use crate::reference::{ConfigMapName, SecretKey};
 
-/// Redis between the pods. Address, credentials and CA are live: gateways hold the new server beside the old one until all have moved.
+/// Redis between the pods. Address, credentials and CA are live: gateways keep the previous server until all of them have switched to the new one.
 /// Adding or removing the whole section rolls the pods.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -18,8 +18,8 @@ use crate::reference::{ConfigMapName, SecretKey};
         .message("mode Standalone takes exactly one node").field_path(".nodes"),
     validation = Rule::new("self.mode != 'Cluster' || self.database == 0")
         .message("a Redis Cluster has database 0 alone").field_path(".database"),
-    validation = Rule::new("duration(self.deafAfter) > duration(self.selfPingInterval)")
-        .message("deafAfter must exceed selfPingInterval").field_path(".deafAfter"),
+    validation = Rule::new("duration(self.stalledAfter) > duration(self.selfPingInterval)")
+        .message("stalledAfter must exceed selfPingInterval").field_path(".stalledAfter"),
 )]
 pub struct Redis {
     /// What the nodes are.
@@ -48,16 +48,16 @@ pub struct Redis {
     /// How often a pod sends itself a message through Redis. A change rolls the pods.
     #[serde(default = "self_ping")]
     pub self_ping_interval: Duration,
-    /// A pod that heard none for this long is not ready. A change rolls the pods.
-    #[serde(default = "deaf_after")]
-    pub deaf_after: Duration,
+    /// The subscriber of a pod is stalled, and the pod not ready, when no such message came back for this long. A change rolls the pods.
+    #[serde(default = "stalled_after")]
+    pub stalled_after: Duration,
 }
 
 fn self_ping() -> Duration {
     Duration::secs(5)
 }
 
-fn deaf_after() -> Duration {
+fn stalled_after() -> Duration {
     Duration::secs(15)
 }
 
@@ -113,7 +113,7 @@ pub struct Tls {
     validation = Rule::new("self.security.protocol.startsWith('SASL') || !has(self.security.auth)")
         .message("auth needs a SASL protocol").field_path(".security"),
     validation = Rule::new("self.groupId == oldSelf.groupId || self.allowGroupChange")
-        .message("another group reads the topic anew or skips part of it: set allowGroupChange").field_path(".groupId"),
+        .message("another group reads the topic again or skips part of it: set allowGroupChange").field_path(".groupId"),
 )]
 pub struct Kafka {
     /// `host:port` of some brokers.
@@ -300,7 +300,7 @@ pub struct Notifications {
     /// The locale of records that name none. A change rolls the pods.
     #[schemars(length(min = 2, max = 35))]
     pub default_locale: String,
-    /// Project Fluent catalogs beside those of the image, one key `LOCALE.ftl` per locale. Its content is live; naming another rolls the pods.
+    /// Project Fluent catalogs in addition to those of the image, one key `LOCALE.ftl` per locale. Its content is live; naming another rolls the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub catalog_ref: Option<ConfigMapName>,
 }

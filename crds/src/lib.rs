@@ -9,6 +9,7 @@
 )]
 
 mod cluster;
+mod contract;
 pub mod data;
 mod duration;
 pub mod gateway;

@@ -164,7 +164,7 @@ pub enum SourceStage {
     Prepared,
     /// Its tokens are accepted.
     Trusted,
-    /// It is no longer wanted; its tokens are accepted until `retireAfter`.
+    /// It is not wanted any more; its tokens are accepted until `retireAfter`.
     Retiring,
 }
 
@@ -195,9 +195,9 @@ pub enum SigningKeyStage {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RedisStatus {
-    /// Ready pods that hear the wanted servers.
-    pub hearing_replicas: i32,
-    /// Whether pods still hold the servers before as well.
+    /// Ready pods that are subscribed to the wanted servers.
+    pub subscribed_replicas: i32,
+    /// Whether pods still keep the previous servers as well.
     pub moving: bool,
     /// What a pod says is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -167,9 +167,9 @@ fn cases() -> Vec<Case> {
             vec![("/spec/redis/database", json!(1))],
         ),
         (
-            "deafAfter must exceed selfPingInterval",
-            vec![("/spec/redis/deafAfter", json!("5s"))],
-            vec![("/spec/redis/deafAfter", json!("5001ms"))],
+            "stalledAfter must exceed selfPingInterval",
+            vec![("/spec/redis/stalledAfter", json!("5s"))],
+            vec![("/spec/redis/stalledAfter", json!("5001ms"))],
         ),
         (
             "a node is host:port",
@@ -314,7 +314,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// The rule that holds between two versions of an object.
-const TRANSITION: &str = "another group reads the topic anew or skips part of it";
+const TRANSITION: &str = "another group reads the topic again or skips part of it";
 
 #[test]
 fn every_rule_refuses_with_its_message_and_lets_what_is_beside_it_pass() {

@@ -66,7 +66,7 @@ impl Sockets {
 /// Everything that is wrong, together.
 pub fn check(config: &Config) -> Result<(), Invalid> {
     let mut problems = Vec::new();
-    if let Err(Invalid(more)) = settings::read_settings(&config.live_file, config.bus.mode) {
+    if let Err(Invalid(more)) = settings::read_settings(&config.live_file, config.redis.mode) {
         problems.extend(more);
     }
     if let Err(error) = Catalogs::load(
@@ -90,7 +90,7 @@ pub fn check(config: &Config) -> Result<(), Invalid> {
 /// # Errors
 /// Everything that is wrong, together.
 pub fn check_files(config: &Config) -> Result<(), Invalid> {
-    match LiveSettings::load(&config.live_file, config.bus.mode) {
+    match LiveSettings::load(&config.live_file, config.redis.mode) {
         Ok(_) => Ok(()),
         Err(Fault::Settings(invalid) | Fault::Files(invalid)) => Err(invalid),
     }
@@ -101,7 +101,11 @@ pub fn check_files(config: &Config) -> Result<(), Invalid> {
 /// # Errors
 /// Everything that is wrong with the live file.
 pub fn log_filter(config: &Config) -> Result<String, Invalid> {
-    Ok(settings::read_settings(&config.live_file, config.bus.mode)?.log_filter)
+    Ok(
+        settings::read_settings(&config.live_file, config.redis.mode)?
+            .observability
+            .log_filter,
+    )
 }
 
 /// Runs the gateway until `lifecycle` asks for a drain; returns after the drain.

@@ -12,8 +12,9 @@ mod secret;
 pub use load::{Invalid, load, load_live};
 pub use secret::read_secret;
 pub use signal_contract::{
-    Algorithm, Basic, Bus, BusMode, BusPlace, ClientFrames, Config, DEFAULTS, Database, Drain,
-    Encryption, EncryptionMode, Ids, Kafka, KafkaSecurity, Keys, LIVE_DEFAULTS, Limits, Live,
-    LogFormat, Notifications, OffsetReset, Policy, Revocations, Rooms, Secret, SecretFile, Server,
-    SessionTimes, Source, SourceState, Telemetry, Unmatched, Workers,
+    Algorithm, Auth, ClientFrames, Config, DEFAULTS, Database, Drain, Encryption, EncryptionMode,
+    Heartbeat, Ids, Jwks, Kafka, KafkaMechanism, KafkaProtocol, KafkaSecurity, LIVE_DEFAULTS,
+    Limits, Live, LogFormat, Notifications, Observability, OffsetReset, Policy, Redis, RedisAuth,
+    RedisLocation, RedisMode, Revocations, Rooms, Secret, SecretFile, Server, Session, Source,
+    SourceState, Unmatched, Workers,
 };

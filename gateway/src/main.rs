@@ -166,7 +166,7 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
     let config = settings.load()?;
     app::check(&config)?;
     let filter = app::log_filter(&config)?;
-    let telemetry = telemetry::init(&config.telemetry, &filter, &config.server.instance_name)?;
+    let telemetry = telemetry::init(&config.observability, &filter, &config.server.instance_name)?;
     let runtime = runtime(config.workers.control_threads)?;
     let result = runtime.block_on(async {
         let lifecycle = Arc::new(Lifecycle::default());
@@ -207,7 +207,7 @@ fn develop(options: dev::Options) -> anyhow::Result<()> {
     let config = prepared.config();
     app::check(config)?;
     let filter = app::log_filter(config)?;
-    let telemetry = telemetry::init(&config.telemetry, &filter, &config.server.instance_name)?;
+    let telemetry = telemetry::init(&config.observability, &filter, &config.server.instance_name)?;
     let program = std::env::args_os()
         .next()
         .map_or_else(|| "signal-gateway".into(), PathBuf::from);
@@ -231,7 +231,7 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
 
 fn migrate(settings: &Settings) -> anyhow::Result<()> {
     let config = settings.load()?;
-    let _telemetry = telemetry::init(&config.telemetry, "info", &config.server.instance_name)?;
+    let _telemetry = telemetry::init(&config.observability, "info", &config.server.instance_name)?;
     let migrated = runtime(1)?.block_on(store::migrate(&config.database))?;
     say(&format!(
         "applied {:?}; the database is at version {}",
@@ -280,7 +280,7 @@ fn reason(text: &str) -> Result<activity::DeadLetterReason, String> {
 
 fn put_back(settings: &Settings, options: ReplayOptions) -> anyhow::Result<()> {
     let config = settings.load()?;
-    let _telemetry = telemetry::init(&config.telemetry, "warn", &config.server.instance_name)?;
+    let _telemetry = telemetry::init(&config.observability, "warn", &config.server.instance_name)?;
     let report = runtime(1)?.block_on(replay::replay(&config.kafka, options))?;
     say(&serde_json::to_string_pretty(&report)?);
     Ok(())

@@ -30,11 +30,11 @@ pub struct Telemetry {
 /// # Errors
 /// A filter that does not parse, an exporter that cannot be built, or a second call.
 pub fn init(
-    settings: &config::Telemetry,
+    settings: &config::Observability,
     filter: &str,
     instance: &str,
 ) -> anyhow::Result<Telemetry> {
-    let is_traced = !settings.otlp_endpoint.is_empty();
+    let is_traced = !settings.tracing.endpoint.is_empty();
     let (filter, handle) = reload::Layer::new(parse(filter, is_traced)?);
     let lines = match settings.log_format {
         LogFormat::Json => fmt::layer()
@@ -80,16 +80,16 @@ fn parse(filter: &str, is_traced: bool) -> Result<EnvFilter, ParseError> {
 }
 
 fn exporter(
-    settings: &config::Telemetry,
+    settings: &config::Observability,
     instance: &str,
 ) -> anyhow::Result<Option<SdkTracerProvider>> {
-    if settings.otlp_endpoint.is_empty() {
+    if settings.tracing.endpoint.is_empty() {
         return Ok(None);
     }
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
-        .with_endpoint(&settings.otlp_endpoint)
+        .with_endpoint(&settings.tracing.endpoint)
         .build()?;
     let resource = Resource::builder()
         .with_service_name("signal-gateway")
@@ -104,7 +104,7 @@ fn exporter(
         .build();
     // A trace that began elsewhere keeps its sampling decision.
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(
-        settings.sampling_ratio,
+        f64::from(settings.tracing.samples_per_million) / 1e6,
     )));
     Ok(Some(
         SdkTracerProvider::builder()

@@ -317,7 +317,7 @@ async fn redis_moves_and_pushes_go_on(edge: &Edge) {
         let status = edge.status();
         let moved = observed
             && status["redis"]["moving"] == false
-            && status["redis"]["hearingReplicas"] == 2;
+            && status["redis"]["subscribedReplicas"] == 2;
         let progressing = edge.condition("Progressing")?;
         (moved && progressing.0 == "False").then_some(())
     })

@@ -186,7 +186,7 @@ async fn text_that_is_not_utf_8_is_answered_with_1007() {
 /// protocol.md 1.4 and 7.5.
 #[tokio::test]
 async fn what_is_too_long_is_answered_with_1009_before_it_has_come() {
-    let stage = Stage::with(|settings| settings.live("limits.max_frame_bytes", 1000)).await;
+    let stage = Stage::with(|settings| settings.live("limits.frame_bytes", 1000)).await;
     let claimed = |bytes| Frame {
         length: Length::Claimed(bytes),
         ..Frame::new(opcode::TEXT, "{")

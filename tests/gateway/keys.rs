@@ -61,7 +61,7 @@ async fn outcome_of(gateway: &Gateway, token: &str) -> String {
 #[tokio::test]
 async fn keys_rotate_in_a_file_while_clients_connect_with_old_and_new_tokens() {
     let issuer = Issuer::start().await;
-    let settings = Gateway::build().set("session.expiring_lead_secs", 5);
+    let settings = Gateway::build().set("auth.expiring_lead_secs", 5);
     let path = settings.dir().join("keys.json");
     put(&path, &issuer.key_set());
     let mut added = source_in(&issuer, &path);
@@ -104,7 +104,7 @@ async fn the_key_set_is_served_from_its_file_and_follows_it() {
     let issuer = Issuer::start().await;
     let settings = Gateway::build()
         .trust(&issuer)
-        .live("jwks_max_age_secs", 120);
+        .live("jwks.managed.cache_age_secs", 120);
     let path = settings.dir().join("jwks.json");
     let mut gateway = settings.start().await;
     assert_eq!(
@@ -116,10 +116,10 @@ async fn the_key_set_is_served_from_its_file_and_follows_it() {
     put(&path, &issuer.key_set());
     gateway
         .reload(|live| {
-            drop(live.insert(
-                "well_known_jwks_file".into(),
-                path.display().to_string().into(),
-            ))
+            live["jwks"]["managed"]
+                .as_table_mut()
+                .unwrap()
+                .insert("jwks_file".into(), path.display().to_string().into());
         })
         .await;
     let served = gateway.rest("GET", JWKS, "", None).await.expect(200);
@@ -171,7 +171,7 @@ async fn the_key_set_is_served_from_its_file_and_follows_it() {
     let mut set: Value = serde_json::from_str(&issuer.key_set()).unwrap();
     set["keys"][0]["d"] = "a-secret-scalar".into();
     put(&path, &set.to_string());
-    expect_live_error(&gateway, "well_known_jwks_file").await;
+    expect_live_error(&gateway, "jwks.managed.jwks_file").await;
     let served = gateway.rest("GET", JWKS, "", None).await.expect(200);
     assert_eq!(
         served.json(),
@@ -193,12 +193,11 @@ async fn a_file_that_is_named_and_missing_changes_nothing_until_it_is_there() {
     let before = status(&gateway).await["liveRevision"].clone();
     let path = gateway.file("later.json");
     let mut live = toml::Table::new();
-    live.insert(
-        "sources".into(),
-        vec![source(&issuer), source_in(&second, &path)].into(),
-    );
+    let sources = vec![source(&issuer), source_in(&second, &path)];
+    let jwks = toml::Table::from_iter([("sources".to_owned(), sources.into())]);
+    live.insert("jwks".into(), jwks.into());
     gateway.write_live(&live.to_string());
-    expect_live_error(&gateway, "sources[1].keys_file").await;
+    expect_live_error(&gateway, "jwks.sources[1].keys_file").await;
     assert_eq!(status(&gateway).await["liveRevision"], before);
     assert_eq!(
         outcome_of(&gateway, &second.token("17")).await,
@@ -221,7 +220,7 @@ async fn a_file_that_is_named_and_missing_changes_nothing_until_it_is_there() {
     gateway.expect_exit().await;
     let (status, text) = gateway.run_command(&["check-config"]).await;
     assert!(
-        !status.success() && text.contains("sources[1].keys_file"),
+        !status.success() && text.contains("jwks.sources[1].keys_file"),
         "{text}"
     );
 }
@@ -264,7 +263,7 @@ async fn a_revoked_source_closes_at_once_with_4006_whatever_lead_there_is() {
     let settings = Gateway::build()
         .trust(&first)
         .trust(&second)
-        .set("session.expiring_lead_secs", 600);
+        .set("auth.expiring_lead_secs", 600);
     let mut gateway = settings.start().await;
     let (token, name) = (
         first.token("17"),
@@ -277,7 +276,14 @@ async fn a_revoked_source_closes_at_once_with_4006_whatever_lead_there_is() {
     let mut other = Client::open(gateway.address(), &second.token("17")).await;
     let begun = Instant::now();
     gateway
-        .reload(|live| drop(live.insert("revoked_sources".into(), vec![name.clone()].into())))
+        .reload(|live| {
+            drop(
+                live["jwks"]
+                    .as_table_mut()
+                    .unwrap()
+                    .insert("revoked_sources".into(), vec![name.clone()].into()),
+            )
+        })
         .await;
     for client in &mut clients {
         assert_eq!(client.expect_closed().await, (4006, "Revoked".into()));
@@ -307,17 +313,31 @@ async fn a_revoked_source_closes_at_once_with_4006_whatever_lead_there_is() {
 
     // The other goes as an emergency does: removed first, revoked afterwards, while its connections have time left.
     gateway
-        .reload(|live| drop(live["sources"].as_array_mut().unwrap().remove(1)))
+        .reload(|live| drop(live["jwks"]["sources"].as_array_mut().unwrap().remove(1)))
         .await;
     other.expect("expiring").await;
     let names = vec![name, source(&second)["name"].as_str().unwrap().to_owned()];
     gateway
-        .reload(|live| drop(live.insert("revoked_sources".into(), names.into())))
+        .reload(|live| {
+            drop(
+                live["jwks"]
+                    .as_table_mut()
+                    .unwrap()
+                    .insert("revoked_sources".into(), names.into()),
+            )
+        })
         .await;
     assert_eq!(other.expect_closed().await, (4006, "Revoked".into()));
 
     gateway
-        .reload(|live| drop(live.insert("revoked_sources".into(), toml::Value::Array(Vec::new()))))
+        .reload(|live| {
+            drop(
+                live["jwks"]
+                    .as_table_mut()
+                    .unwrap()
+                    .insert("revoked_sources".into(), toml::Value::Array(Vec::new())),
+            )
+        })
         .await;
     until("it is trusted again", || async {
         (outcome_of(&gateway, &token).await == "connected").then_some(())

@@ -117,7 +117,10 @@ async fn sources_and_origins_reload_without_dropping_a_connection() {
                 "allowed_origins".into(),
                 vec!["https://shop.example.com"].into(),
             );
-            live["sources"].as_array_mut().unwrap().push(added.into());
+            live["jwks"]["sources"]
+                .as_array_mut()
+                .unwrap()
+                .push(added.into());
         })
         .await;
     until("the second issuer is trusted", || async {
@@ -131,7 +134,7 @@ async fn sources_and_origins_reload_without_dropping_a_connection() {
     assert!(origin(&stage.gateway).await);
     stage
         .gateway
-        .reload(|live| drop(live["sources"].as_array_mut().unwrap().remove(0)))
+        .reload(|live| drop(live["jwks"]["sources"].as_array_mut().unwrap().remove(0)))
         .await;
     until("the first issuer is not trusted", || async {
         let mut other = Client::connect(stage.gateway.address()).await;
@@ -165,7 +168,7 @@ async fn a_connection_whose_source_is_gone_is_told_so_and_closes_unless_it_refre
     let settings = Gateway::build()
         .trust(&first)
         .trust(&second)
-        .set("session.expiring_lead_secs", LEAD_SECS);
+        .set("auth.expiring_lead_secs", LEAD_SECS);
     let mut gateway = settings.start().await;
     let token = first.token("17");
     let (mut stays, mut goes) = (
@@ -174,7 +177,7 @@ async fn a_connection_whose_source_is_gone_is_told_so_and_closes_unless_it_refre
     );
     let mut other = Client::open(gateway.address(), &second.token("17")).await;
     gateway
-        .reload(|live| drop(live["sources"].as_array_mut().unwrap().remove(0)))
+        .reload(|live| drop(live["jwks"]["sources"].as_array_mut().unwrap().remove(0)))
         .await;
     let begun = Instant::now();
     for client in [&mut stays, &mut goes] {
@@ -259,7 +262,7 @@ async fn limits_reload_and_hold_for_new_connections() {
     stage
         .gateway
         .reload(|live| {
-            let limits: toml::Table = "max_connections = 1".parse().unwrap();
+            let limits: toml::Table = "connections_per_pod = 1".parse().unwrap();
             live.insert("limits".into(), limits.into());
         })
         .await;
@@ -274,11 +277,11 @@ async fn limits_reload_and_hold_for_new_connections() {
 async fn wrong_settings_are_all_reported_by_name_before_anything_is_bound() {
     let settings = || {
         Gateway::build()
-            .set("session.heartbeat_timeout_ms", 0)
-            .set("bus.mode", "standalone")
-            .set("bus.nodes", Vec::<String>::new())
+            .set("heartbeat.timeout_ms", 0)
+            .set("redis.mode", "standalone")
+            .set("redis.nodes", Vec::<String>::new())
             .set("no_such.key", 1)
-            .live("limits.outbox_frames", 0)
+            .live("limits.send_queue.frames", 0)
     };
     for command in ["check-config", "serve"] {
         let (status, text) = settings().run_to_end(&[command]).await;
@@ -287,12 +290,12 @@ async fn wrong_settings_are_all_reported_by_name_before_anything_is_bound() {
         assert!(text.contains("no_such"), "{command}: {text}");
     }
     let several = Gateway::build()
-        .set("bus.mode", "standalone")
-        .set("bus.nodes", Vec::<String>::new())
+        .set("redis.mode", "standalone")
+        .set("redis.nodes", Vec::<String>::new())
         .set("kafka.enabled", true);
     let (status, text) = several.run_to_end(&["check-config"]).await;
     assert!(
-        !status.success() && text.contains("bus.nodes") && text.contains("kafka.brokers"),
+        !status.success() && text.contains("redis.nodes") && text.contains("kafka.brokers"),
         "{text}"
     );
 }
@@ -378,8 +381,8 @@ async fn the_health_check_tells_ready_from_alive_from_gone() {
     issuer.answer(signal_tests::issuer::Answer::Drop);
     let settings = Gateway::build()
         .trust(&issuer)
-        .live("keys.refresh_secs", 1)
-        .live("keys.min_refresh_secs", 1);
+        .live("jwks.refresh_interval_secs", 1)
+        .live("jwks.min_refresh_interval_secs", 1);
     let mut gateway = settings.start_unready().await;
     let (status, text) = gateway.run_command(&["healthcheck"]).await;
     assert!(
@@ -428,8 +431,8 @@ async fn it_is_not_ready_until_the_keys_are_there() {
     issuer.answer(signal_tests::issuer::Answer::Drop);
     let settings = Gateway::build()
         .trust(&issuer)
-        .live("keys.refresh_secs", 1)
-        .live("keys.min_refresh_secs", 1);
+        .live("jwks.refresh_interval_secs", 1)
+        .live("jwks.min_refresh_interval_secs", 1);
     let gateway = settings.start_unready().await;
     gateway.expect_readiness(503).await;
     gateway.admin("GET", "/livez").await.expect(200);
@@ -440,7 +443,7 @@ async fn it_is_not_ready_until_the_keys_are_there() {
 
 #[tokio::test]
 async fn logs_never_carry_a_token() {
-    let stage = Stage::with(|settings| settings.live("log_filter", "trace")).await;
+    let stage = Stage::with(|settings| settings.live("observability.log_filter", "trace")).await;
     let token = stage.issuer.token("17");
     let mut client = Client::open(stage.gateway.address(), &token).await;
     client.send("chat", json!("a very private sentence")).await;

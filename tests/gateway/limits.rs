@@ -15,9 +15,9 @@ use crate::{Stage, admin};
 async fn a_slow_reader_is_closed_with_4008_and_slows_nobody() {
     let small = |settings: signal_tests::gateway::Builder| {
         settings
-            .live("limits.outbox_bytes", 300_000)
-            .live("limits.outbox_frames", 200)
-            .live("limits.write_timeout_ms", 3000)
+            .live("limits.send_queue.bytes", 300_000)
+            .live("limits.send_queue.frames", 200)
+            .live("limits.send_queue.write_timeout_ms", 3000)
     };
     let stage = Stage::with(small).await;
     let mut fast = stage.client("17").await;
@@ -135,7 +135,7 @@ async fn one_connection_of_a_user_too_many_is_closed_with_4010() {
 /// protocol.md 1.3.
 #[tokio::test]
 async fn connections_beyond_the_limit_of_the_instance_get_503_and_when_to_retry() {
-    let stage = Stage::with(|settings| settings.live("limits.max_connections", 3)).await;
+    let stage = Stage::with(|settings| settings.live("limits.connections_per_pod", 3)).await;
     let mut held = Vec::new();
     for user in ["1", "2", "3"] {
         held.push(stage.client(user).await);
@@ -201,7 +201,7 @@ async fn rooms_beyond_the_limit_of_a_connection_are_not_joined() {
     let stage = Stage::with(|settings| {
         settings
             .set("rooms.unmatched", "allow")
-            .live("limits.rooms_per_connection", 10)
+            .live("rooms.max_per_connection", 10)
     })
     .await;
     let mut client = stage.client("17").await;

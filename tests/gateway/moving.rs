@@ -20,14 +20,14 @@ fn redis_settings(address: SocketAddr) -> Setting {
     Setting::Table(settings)
 }
 
-/// Writes `[bus]` and `[bus_previous]` into the live file of one gateway.
+/// Writes `[redis]` and `[redis_previous]` into the live file of one gateway.
 async fn name(gateway: &mut Gateway, bus: SocketAddr, previous: Option<SocketAddr>) {
     gateway
         .reload(|live| {
-            live.insert("bus".into(), redis_settings(bus));
+            live.insert("redis".into(), redis_settings(bus));
             match previous {
-                Some(previous) => live.insert("bus_previous".into(), redis_settings(previous)),
-                None => live.remove("bus_previous"),
+                Some(previous) => live.insert("redis_previous".into(), redis_settings(previous)),
+                None => live.remove("redis_previous"),
             };
         })
         .await;
@@ -337,7 +337,7 @@ async fn a_gateway_without_redis_does_not_start_to_use_one_while_it_runs() {
     gateway.write_live("[bus]\nmode = \"standalone\"\nnodes = [\"127.0.0.1:6379\"]\n");
     until("the error is reported", || async {
         let status = gateway.admin("GET", "/status").await.expect(200).json();
-        (status["liveError"].as_str()?.contains("bus.mode") && status["bus"]["mode"] == "local")
+        (status["liveError"].as_str()?.contains("redis.mode") && status["bus"]["mode"] == "none")
             .then_some(())
     })
     .await;

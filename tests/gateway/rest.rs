@@ -291,8 +291,8 @@ async fn basic_users_manage_clients_have_no_inbox_and_are_slowed_down_when_they_
         let file = settings.dir().join("users.json");
         std::fs::write(&file, users).unwrap();
         settings
-            .set("basic.users_file", file.display().to_string())
-            .set("basic.max_failures_per_minute", 3)
+            .set("auth.basic_users_file", file.display().to_string())
+            .set("auth.basic_max_failures_per_minute", 3)
     })
     .await;
     stage

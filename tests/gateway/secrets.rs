@@ -65,11 +65,11 @@ async fn a_changed_redis_password_loses_no_message_and_no_connection() {
     let settings = Gateway::build()
         .trust(&issuer)
         .redis(server.address())
-        .set("bus.username", "signal");
+        .set("redis.auth.username", "signal");
     let file = settings.dir().join("redis-password");
     std::fs::write(&file, "first\n").unwrap();
     let gateways = settings
-        .set("bus.password_file", file.display().to_string())
+        .set("redis.auth.password_file", file.display().to_string())
         .start_many(2)
         .await;
     let mut client = Client::open_encrypted(gateways[1].address(), &issuer.token("17")).await;
@@ -269,8 +269,8 @@ async fn a_changed_kafka_password_loses_no_record() {
         .postgres(&database)
         .kafka(&broker.scram(), &topic);
     let settings = settings
-        .set("kafka.security", "sasl_plaintext")
-        .set("kafka.username", "signal");
+        .set("kafka.security.protocol", "SASL_PLAINTEXT")
+        .set("kafka.security.auth.username", "signal");
     let file = settings.dir().join("kafka-password");
     std::fs::write(&file, "first\n").unwrap();
     settings
@@ -280,7 +280,10 @@ async fn a_changed_kafka_password_loses_no_record() {
         .await
         .unwrap();
     let gateway = settings
-        .set("kafka.password_file", file.display().to_string())
+        .set(
+            "kafka.security.auth.password_file",
+            file.display().to_string(),
+        )
         .start()
         .await;
     let mut client = Client::open_encrypted(gateway.address(), &issuer.token("17")).await;

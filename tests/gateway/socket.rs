@@ -130,7 +130,7 @@ async fn a_binary_frame_is_read_as_text() {
 /// protocol.md 1.4 and 7.5.
 #[tokio::test]
 async fn a_message_longer_than_the_limit_closes_with_1009() {
-    let stage = Stage::with(|settings| settings.live("limits.max_frame_bytes", 2000)).await;
+    let stage = Stage::with(|settings| settings.live("limits.frame_bytes", 2000)).await;
     let mut client = stage.client("17").await;
     client.send("chat", json!("x".repeat(1900))).await;
     expect_quiet(&stage, &mut client).await;
@@ -490,7 +490,7 @@ async fn a_lost_right_takes_the_connection_out_of_the_room_in_time_and_one_gaine
 /// protocol.md 4.1 and 7.7.
 #[tokio::test]
 async fn without_authenticate_the_connection_is_closed_with_4001() {
-    let stage = Stage::with(|settings| settings.set("session.authenticate_timeout_ms", 400)).await;
+    let stage = Stage::with(|settings| settings.set("auth.connect_timeout_ms", 400)).await;
     let begun = Instant::now();
     let mut client = stage.connect().await;
     client.send("heartbeat", Value::Null).await;
@@ -513,9 +513,9 @@ async fn without_authenticate_the_connection_is_closed_with_4001() {
 async fn a_silent_peer_is_closed_with_4002_and_a_pong_is_a_sign_of_life() {
     let quick = |settings: signal_tests::gateway::Builder| {
         settings
-            .set("session.ping_interval_ms", 200)
-            .set("session.heartbeat_timeout_ms", 900)
-            .set("session.sweep_interval_ms", 200)
+            .set("heartbeat.ping_interval_ms", 200)
+            .set("heartbeat.timeout_ms", 900)
+            .set("heartbeat.sweep_interval_ms", 200)
     };
     let stage = Stage::with(quick).await;
     let mut living = stage.client("17").await;
@@ -558,9 +558,9 @@ async fn a_silent_peer_is_closed_with_4002_and_a_pong_is_a_sign_of_life() {
 async fn the_heartbeat_event_keeps_a_connection_alive_and_has_no_answer() {
     let quick = |settings: signal_tests::gateway::Builder| {
         settings
-            .set("session.ping_interval_ms", 0)
-            .set("session.heartbeat_timeout_ms", 800)
-            .set("session.sweep_interval_ms", 100)
+            .set("heartbeat.ping_interval_ms", 0)
+            .set("heartbeat.timeout_ms", 800)
+            .set("heartbeat.sweep_interval_ms", 100)
     };
     let stage = Stage::with(quick).await;
     let (mut beating, mut silent) = (stage.client("17").await, stage.client("18").await);

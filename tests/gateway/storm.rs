@@ -49,7 +49,7 @@ impl Storm {
             .postgres_url(&url)
             .kafka(brokers, &topic)
             .set("policy.cache_secs", 30)
-            .live("log_filter", "info");
+            .live("observability.log_filter", "info");
         let policies = settings.policies().await;
         for key in 0..KEYS {
             for user in ["a", "b"] {

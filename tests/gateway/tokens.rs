@@ -184,8 +184,8 @@ async fn an_unknown_key_is_fetched_once_and_random_ones_cannot_force_more() {
 async fn a_withdrawn_key_stops_working_at_the_next_refresh() {
     let stage = Stage::with(|settings| {
         settings
-            .live("keys.refresh_secs", 1)
-            .live("keys.min_refresh_secs", 1)
+            .live("jwks.refresh_interval_secs", 1)
+            .live("jwks.min_refresh_interval_secs", 1)
     })
     .await;
     stage.issuer.add_key("key-2", Algorithm::EdDSA);
@@ -210,9 +210,9 @@ async fn a_withdrawn_key_stops_working_at_the_next_refresh() {
 async fn a_rotation_of_keys_closes_only_who_does_not_refresh() {
     let quick = |settings: gateway::Builder| {
         settings
-            .set("session.expiring_lead_secs", 6)
-            .live("keys.refresh_secs", 1)
-            .live("keys.min_refresh_secs", 1)
+            .set("auth.expiring_lead_secs", 6)
+            .live("jwks.refresh_interval_secs", 1)
+            .live("jwks.min_refresh_interval_secs", 1)
     };
     let stage = Stage::with(quick).await;
     let (mut stays, mut goes) = (stage.client("17").await, stage.client("17").await);
@@ -259,8 +259,8 @@ async fn a_rotation_of_keys_closes_only_who_does_not_refresh() {
 async fn known_keys_work_on_while_the_issuer_is_away() {
     let stage = Stage::with(|settings| {
         settings
-            .live("keys.refresh_secs", 1)
-            .live("keys.min_refresh_secs", 1)
+            .live("jwks.refresh_interval_secs", 1)
+            .live("jwks.min_refresh_interval_secs", 1)
     })
     .await;
     stage.issuer.answer(Answer::Drop);
@@ -275,7 +275,7 @@ async fn known_keys_work_on_while_the_issuer_is_away() {
 /// protocol.md 4.5.
 #[tokio::test]
 async fn a_verification_that_cannot_be_made_is_an_error_and_not_a_refusal() {
-    let stage = Stage::with(|settings| settings.live("keys.min_refresh_secs", 1)).await;
+    let stage = Stage::with(|settings| settings.live("jwks.min_refresh_interval_secs", 1)).await;
     stage.issuer.answer(Answer::Drop);
     stage.issuer.add_unpublished_key("key-2", Algorithm::ES256);
     let mut client = stage.connect().await;
@@ -297,8 +297,8 @@ async fn a_verification_that_cannot_be_made_is_an_error_and_not_a_refusal() {
 async fn verifying_a_token_for_too_long_is_closed_with_4001() {
     let slow = |settings: gateway::Builder| {
         settings
-            .set("session.verify_timeout_ms", 500)
-            .live("keys.min_refresh_secs", 1)
+            .set("auth.finish_timeout_ms", 500)
+            .live("jwks.min_refresh_interval_secs", 1)
     };
     let stage = Stage::with(slow).await;
     stage.issuer.answer(Answer::Late(Duration::from_secs(30)));
@@ -349,8 +349,8 @@ async fn subjects_and_roles_of_a_second_issuer_are_kept_apart() {
 async fn a_token_warns_before_its_end_and_a_fresh_one_keeps_the_connection() {
     let stage = Stage::with(|settings| {
         settings
-            .set("session.expiring_lead_secs", 60)
-            .live("keys.leeway_secs", 1)
+            .set("auth.expiring_lead_secs", 60)
+            .live("auth.clock_skew_secs", 1)
     })
     .await;
     let short = |seconds: i64, subject: &str| {

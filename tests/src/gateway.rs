@@ -52,7 +52,7 @@ impl Builder {
             .set("drain.window_ms", 300)
             .set("drain.batch_interval_ms", 50)
             .set("drain.flush_ms", 1000)
-            .live("log_filter", "info,signal_gateway=debug")
+            .live("observability.log_filter", "info,signal_gateway=debug")
     }
 
     /// Sets a static setting by its dotted name.
@@ -74,8 +74,13 @@ impl Builder {
 
     /// Adds a key source as it is.
     pub fn source(mut self, source: Table) -> Self {
-        let sources = self
+        let jwks = self
             .live
+            .entry("jwks")
+            .or_insert_with(|| toml::Value::Table(Table::new()));
+        let sources = jwks
+            .as_table_mut()
+            .expect("a section")
             .entry("sources")
             .or_insert_with(|| toml::Value::Array(Vec::new()));
         sources
@@ -87,25 +92,25 @@ impl Builder {
 
     /// Routes through a standalone Redis.
     pub fn redis(self, address: SocketAddr) -> Self {
-        self.set("bus.mode", "standalone")
-            .set("bus.nodes", vec![address.to_string()])
-            .set("bus.self_ping_interval_ms", 300)
-            .set("bus.deaf_after_ms", 2000)
+        self.set("redis.mode", "standalone")
+            .set("redis.nodes", vec![address.to_string()])
+            .set("redis.self_ping_interval_ms", 300)
+            .set("redis.stalled_after_ms", 2000)
     }
 
     /// Routes through the Redis that these sentinels watch as `mymaster`.
     pub fn sentinels(self, sentinels: Vec<String>) -> Self {
         self.redis(SocketAddr::from(([127, 0, 0, 1], 0)))
-            .set("bus.mode", "sentinel")
-            .set("bus.nodes", sentinels)
+            .set("redis.mode", "sentinel")
+            .set("redis.nodes", sentinels)
     }
 
     /// Routes through a Redis cluster with these nodes.
     pub fn cluster(self, nodes: &[SocketAddr]) -> Self {
         let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
         self.redis(SocketAddr::from(([127, 0, 0, 1], 0)))
-            .set("bus.mode", "cluster")
-            .set("bus.nodes", nodes)
+            .set("redis.mode", "cluster")
+            .set("redis.nodes", nodes)
     }
 
     /// Consumes a topic; every gateway of one builder is in one group.
@@ -682,12 +687,15 @@ mod tests {
     fn dotted_names_become_sections() {
         let builder = Gateway::build()
             .set("kafka.properties.client", "a")
-            .live("limits.outbox_bytes", 5);
+            .live("limits.send_queue.bytes", 5);
         assert_eq!(
             builder.fixed["kafka"]["properties"]["client"].as_str(),
             Some("a")
         );
-        assert_eq!(builder.live["limits"]["outbox_bytes"].as_integer(), Some(5));
+        assert_eq!(
+            builder.live["limits"]["send_queue"]["bytes"].as_integer(),
+            Some(5)
+        );
         assert!(
             builder.fixed["policy"]["url"]
                 .as_str()

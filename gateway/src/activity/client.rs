@@ -6,7 +6,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
 use super::PipelineError;
-use crate::config::{Kafka, KafkaSecurity, OffsetReset, read_secret};
+use crate::config::{Kafka, KafkaMechanism, KafkaProtocol, OffsetReset, read_secret};
 
 /// Properties that `kafka.properties` may not set, and why: the pipeline's promises rest on them.
 const RESERVED: [(&str, &str); 32] = [
@@ -44,12 +44,12 @@ const RESERVED: [(&str, &str); 32] = [
         "enable.partition.eof",
         "the end of a partition is no event here",
     ),
-    ("security.protocol", "set kafka.security"),
-    ("sasl.mechanism", "set kafka.sasl_mechanism"),
-    ("sasl.mechanisms", "set kafka.sasl_mechanism"),
-    ("sasl.username", "set kafka.username"),
-    ("sasl.password", "set kafka.password_file"),
-    ("ssl.ca.location", "set kafka.tls_ca_file"),
+    ("security.protocol", "set kafka.security.protocol"),
+    ("sasl.mechanism", "set kafka.security.auth.mechanism"),
+    ("sasl.mechanisms", "set kafka.security.auth.mechanism"),
+    ("sasl.username", "set kafka.security.auth.username"),
+    ("sasl.password", "set kafka.security.auth.password_file"),
+    ("ssl.ca.location", "set kafka.security.ca_file"),
     (
         "ssl.key.password",
         "settings are printed, and this one is a secret",
@@ -134,6 +134,15 @@ pub fn check(config: &Kafka) -> Vec<String> {
     problems
 }
 
+/// The mechanism as librdkafka names it.
+fn mechanism(mechanism: KafkaMechanism) -> &'static str {
+    match mechanism {
+        KafkaMechanism::Plain => "PLAIN",
+        KafkaMechanism::ScramSha256 => "SCRAM-SHA-256",
+        KafkaMechanism::ScramSha512 => "SCRAM-SHA-512",
+    }
+}
+
 fn base(config: &Kafka) -> Result<ClientConfig, PipelineError> {
     let problems = check(config);
     if !problems.is_empty() {
@@ -146,26 +155,28 @@ fn base(config: &Kafka) -> Result<ClientConfig, PipelineError> {
         .set("topic.metadata.refresh.interval.ms", "30000")
         .set("reconnect.backoff.max.ms", "5000")
         .set_log_level(RDKafkaLogLevel::Info);
-    let (protocol, is_sasl, is_tls) = match config.security {
-        KafkaSecurity::Plaintext => ("plaintext", false, false),
-        KafkaSecurity::Ssl => ("ssl", false, true),
-        KafkaSecurity::SaslPlaintext => ("sasl_plaintext", true, false),
-        KafkaSecurity::SaslSsl => ("sasl_ssl", true, true),
+    let (protocol, is_sasl, is_tls) = match config.security.protocol {
+        KafkaProtocol::Plaintext => ("plaintext", false, false),
+        KafkaProtocol::Ssl => ("ssl", false, true),
+        KafkaProtocol::SaslPlaintext => ("sasl_plaintext", true, false),
+        KafkaProtocol::SaslSsl => ("sasl_ssl", true, true),
     };
     client.set("security.protocol", protocol);
     if is_sasl {
-        let failed =
-            |why: String| PipelineError::Settings(vec![format!("kafka.password_file: {why}")]);
-        let password = read_secret(&config.password_file)
+        let failed = |why: String| {
+            PipelineError::Settings(vec![format!("kafka.security.auth.password_file: {why}")])
+        };
+        let auth = &config.security.auth;
+        let password = read_secret(&auth.password_file)
             .map_err(|error| failed(error.to_string()))?
             .ok_or_else(|| failed("is not set".into()))?;
         client
-            .set("sasl.mechanism", &config.sasl_mechanism)
-            .set("sasl.username", &config.username)
+            .set("sasl.mechanism", mechanism(auth.mechanism))
+            .set("sasl.username", &auth.username)
             .set("sasl.password", password.expose());
     }
     if is_tls {
-        let authorities = config.tls_ca_file.to_string_lossy();
+        let authorities = config.security.ca_file.to_string_lossy();
         client.set(
             "ssl.ca.location",
             if authorities.is_empty() {
@@ -306,16 +317,14 @@ mod tests {
     fn a_password_comes_from_its_file_and_a_missing_one_is_an_error_by_name() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "hunter2\n").unwrap();
-        let mut config = Kafka {
-            security: KafkaSecurity::SaslSsl,
-            username: "signal".into(),
-            ..settings()
-        };
+        let mut config = settings();
+        config.security.protocol = KafkaProtocol::SaslSsl;
+        config.security.auth.username = "signal".into();
         let Err(PipelineError::Settings(problems)) = consumer(&config) else {
             panic!("taken")
         };
-        assert!(problems[0].starts_with("kafka.password_file"));
-        config.password_file = crate::config::SecretFile::new(file.path());
+        assert!(problems[0].starts_with("kafka.security.auth.password_file"));
+        config.security.auth.password_file = crate::config::SecretFile::new(file.path());
         let client = consumer(&config).unwrap();
         assert_eq!(
             (client.get("sasl.password"), client.get("ssl.ca.location")),

@@ -133,6 +133,8 @@ pub async fn run(
         status,
     } = options;
     let mut password = config
+        .security
+        .auth
         .password_file
         .path()
         .map(|path| files::watch(path.to_owned(), files::INTERVAL, shutdown.clone()));

@@ -28,7 +28,10 @@ pub(crate) async fn published(
     let Some(published) = state.published.borrow().clone() else {
         return Err(Cause::NotFound.because("this gateway publishes no key set"));
     };
-    let age = format!("public, max-age={}", state.live.borrow().jwks_max_age_secs);
+    let age = format!(
+        "public, max-age={}",
+        state.live.borrow().jwks.managed.cache_age_secs
+    );
     let told = [(ETAG, published.etag.clone()), (CACHE_CONTROL, age)];
     if is_known(&headers, &published.etag) {
         return Ok((StatusCode::NOT_MODIFIED, told).into_response());

@@ -9,7 +9,7 @@ use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::PublishedKeys;
-use crate::config::{BusMode, Invalid, LIVE_DEFAULTS, Live, load_live};
+use crate::config::{Invalid, LIVE_DEFAULTS, Live, RedisMode, load_live};
 use crate::files;
 use crate::metrics::Metrics;
 
@@ -45,8 +45,8 @@ struct Look {
 #[derive(Debug)]
 pub(super) struct LiveSettings {
     file: Option<PathBuf>,
-    /// Of the static `[bus]`.
-    mode: BusMode,
+    /// Of the static `[redis]`.
+    mode: RedisMode,
     sender: channel::Sender<Arc<Live>>,
     published: channel::Sender<Option<Arc<PublishedKeys>>>,
     holds: RwLock<Revision>,
@@ -54,11 +54,11 @@ pub(super) struct LiveSettings {
 
 impl LiveSettings {
     /// Reads the file, and those that it names, once; an empty path stands for the defaults. `mode` is that of the static
-    /// `[bus]`.
+    /// `[redis]`.
     ///
     /// # Errors
     /// Everything that is wrong with them.
-    pub(super) fn load(file: &Path, mode: BusMode) -> Result<Arc<Self>, Fault> {
+    pub(super) fn load(file: &Path, mode: RedisMode) -> Result<Arc<Self>, Fault> {
         let file = (!file.as_os_str().is_empty()).then(|| file.to_owned());
         let look = look(file.as_deref(), mode)?;
         let holds = RwLock::new(Revision {
@@ -169,18 +169,17 @@ impl LiveSettings {
 }
 
 /// The settings in the file alone, whatever it names.
-pub(super) fn read_settings(file: &Path, mode: BusMode) -> Result<Live, Invalid> {
+pub(super) fn read_settings(file: &Path, mode: RedisMode) -> Result<Live, Invalid> {
     let file = (!file.as_os_str().is_empty()).then_some(file);
     read(&text_of(file)?, mode)
 }
 
-/// The settings in a text, if they fit beside a static `[bus]` of this mode.
-fn read(text: &str, mode: BusMode) -> Result<Live, Invalid> {
+/// The settings in a text, if they fit beside a static `[redis]` of this mode.
+fn read(text: &str, mode: RedisMode) -> Result<Live, Invalid> {
     let live = load_live(text)?;
-    if mode == BusMode::Local && (live.bus.is_some() || live.bus_previous.is_some()) {
+    if mode == RedisMode::None && (live.redis.is_some() || live.redis_previous.is_some()) {
         return Err(Invalid(vec![
-            "bus.mode: the static bus.mode is local: going to a bus with Redis needs a restart"
-                .into(),
+            "redis.mode: the static redis.mode is none: using Redis needs a restart".into(),
         ]));
     }
     Ok(live)
@@ -194,7 +193,7 @@ fn text_of(file: Option<&Path>) -> Result<String, Invalid> {
     }
 }
 
-fn look(file: Option<&Path>, mode: BusMode) -> Result<Look, Fault> {
+fn look(file: Option<&Path>, mode: RedisMode) -> Result<Look, Fault> {
     let text = text_of(file).map_err(Fault::Settings)?;
     let live = read(&text, mode).map_err(Fault::Settings)?;
     // Before the contents are used: a change in between is seen by the next look.
@@ -231,18 +230,23 @@ fn look(file: Option<&Path>, mode: BusMode) -> Result<Look, Fault> {
 
 /// The key set to serve. An error without a text is one of a file that is not there, which is told of every file.
 fn published(live: &Live) -> Result<Option<PublishedKeys>, Option<String>> {
-    let (path, max_bytes) = (&live.well_known_jwks_file, live.keys.max_bytes);
+    let (path, max_bytes) = (&live.jwks.managed.jwks_file, live.jwks.max_bytes);
     if path.as_os_str().is_empty() {
         return Ok(None);
     }
-    let wrong = |what: String| Some(format!("well_known_jwks_file: {}: {what}", path.display()));
+    let wrong = |what: String| {
+        Some(format!(
+            "jwks.managed.jwks_file: {}: {what}",
+            path.display()
+        ))
+    };
     let file = std::fs::File::open(path).map_err(|_| None)?;
     let mut text = String::new();
     file.take(max_bytes as u64 + 1)
         .read_to_string(&mut text)
         .map_err(|error| wrong(error.to_string()))?;
     if text.len() > max_bytes {
-        return Err(wrong(format!("longer than keys.max_bytes, {max_bytes}")));
+        return Err(wrong(format!("longer than jwks.max_bytes, {max_bytes}")));
     }
     PublishedKeys::read(&text)
         .map(Some)
@@ -263,27 +267,30 @@ mod tests {
     fn a_file_with_faults_changes_nothing_and_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("live.toml");
-        std::fs::write(&path, "log_filter = \"warn\"").unwrap();
-        let settings = LiveSettings::load(&path, BusMode::Local).unwrap();
+        std::fs::write(&path, "observability.log_filter = \"warn\"").unwrap();
+        let settings = LiveSettings::load(&path, RedisMode::None).unwrap();
         let before = settings.revision().revision;
         let metrics = Metrics::new();
         let write = |text: &str| {
             std::fs::write(&path, text).unwrap();
             assert!(settings.has_other_content());
-            settings.take(look(Some(&path), BusMode::Local), &metrics);
+            settings.take(look(Some(&path), RedisMode::None), &metrics);
         };
-        write("log_filter = 5\nnothing = 1");
+        write("nothing = 1\n[observability]\nlog_filter = 5");
         let holds = settings.revision();
         assert_eq!(
-            (holds.revision, settings.current().log_filter.as_str()),
+            (
+                holds.revision,
+                settings.current().observability.log_filter.as_str()
+            ),
             (before, "warn")
         );
         assert!(holds.error.unwrap().contains("nothing"));
-        write("log_filter = \"debug\"");
+        write("[observability]\nlog_filter = \"debug\"");
         assert_eq!(
             (
                 settings.revision().error,
-                settings.current().log_filter.as_str()
+                settings.current().observability.log_filter.as_str()
             ),
             (None, "debug")
         );
@@ -316,7 +323,7 @@ mod tests {
             self.write(
                 "live.toml",
                 &format!(
-                    "well_known_jwks_file = {:?}\n[[sources]]\nname = \"a\"\nissuer = \"i\"\naudiences = [\"s\"]\n\
+                    "[jwks.managed]\njwks_file = {:?}\n[[jwks.sources]]\nname = \"a\"\nissuer = \"i\"\naudiences = [\"s\"]\n\
                      algorithms = [\"ES256\"]\nkeys_file = {:?}\n",
                     self.path(jwks),
                     self.path(keys)
@@ -325,7 +332,7 @@ mod tests {
         }
 
         fn look(&self) -> Result<Look, Fault> {
-            look(Some(&self.path("live.toml")), BusMode::Local)
+            look(Some(&self.path("live.toml")), RedisMode::None)
         }
     }
 
@@ -340,7 +347,7 @@ mod tests {
         let rig = Rig::new();
         rig.live("jwks.json", "keys.json");
         let Err(Fault::Files(Invalid(problems))) =
-            LiveSettings::load(&rig.path("live.toml"), BusMode::Local).map(drop)
+            LiveSettings::load(&rig.path("live.toml"), RedisMode::None).map(drop)
         else {
             panic!("it has faults")
         };
@@ -348,18 +355,18 @@ mod tests {
         assert!(
             problems
                 .iter()
-                .any(|p| p.starts_with("sources[0].keys_file: ")),
+                .any(|p| p.starts_with("jwks.sources[0].keys_file: ")),
             "{problems:?}"
         );
         assert!(
             problems
                 .iter()
-                .any(|p| p.starts_with("well_known_jwks_file: ")),
+                .any(|p| p.starts_with("jwks.managed.jwks_file: ")),
             "{problems:?}"
         );
         rig.write("keys.json", &set("k1", ""));
         rig.write("jwks.json", &set("k1", ""));
-        let settings = LiveSettings::load(&rig.path("live.toml"), BusMode::Local).unwrap();
+        let settings = LiveSettings::load(&rig.path("live.toml"), RedisMode::None).unwrap();
         let before = settings.revision();
 
         rig.live("jwks.json", "later.json");
@@ -386,7 +393,7 @@ mod tests {
             "{holds:?}"
         );
         assert!(
-            settings.current().sources[0]
+            settings.current().jwks.sources[0]
                 .keys_file
                 .ends_with("later.json")
         );
@@ -404,7 +411,7 @@ mod tests {
         rig.live("jwks.json", "keys.json");
         rig.write("keys.json", &set("k1", ""));
         rig.write("jwks.json", &set("k1", ""));
-        let settings = LiveSettings::load(&rig.path("live.toml"), BusMode::Local).unwrap();
+        let settings = LiveSettings::load(&rig.path("live.toml"), RedisMode::None).unwrap();
         let (mut live, mut published) = (settings.subscribe(), settings.published());
         let before = settings.revision().revision;
         assert_eq!(published.borrow_and_update().as_ref().unwrap().keys, ["k1"]);
@@ -425,7 +432,7 @@ mod tests {
         rig.live("jwks.json", "keys.json");
         rig.write("keys.json", &set("k1", ""));
         rig.write("jwks.json", &set("k1", ""));
-        let settings = LiveSettings::load(&rig.path("live.toml"), BusMode::Local).unwrap();
+        let settings = LiveSettings::load(&rig.path("live.toml"), RedisMode::None).unwrap();
         let mut published = settings.published();
         published.mark_unchanged();
         for wrong in [
@@ -438,7 +445,7 @@ mod tests {
             settings.take(rig.look(), &rig.metrics);
             let error = settings.revision().error.unwrap();
             assert!(
-                error.contains("well_known_jwks_file") && !error.contains("hunter2"),
+                error.contains("jwks.managed.jwks_file") && !error.contains("hunter2"),
                 "{error}"
             );
             assert!(
@@ -461,7 +468,7 @@ mod tests {
         let rig = Rig::new();
         let password = rig.path("redis-password-1");
         let bus = format!(
-            "[bus]\nmode = \"standalone\"\nnodes = [\"a:1\"]\npassword_file = {password:?}\n"
+            "[redis]\nmode = \"standalone\"\nnodes = [\"a:1\"]\nauth.password_file = {password:?}\n"
         );
         rig.write("live.toml", &bus);
         let Err(Fault::Settings(Invalid(problems))) = rig.look() else {
@@ -471,12 +478,12 @@ mod tests {
             problems.len() == 1 && problems[0].contains("restart"),
             "{problems:?}"
         );
-        let look = || look(Some(&rig.path("live.toml")), BusMode::Standalone);
+        let look = || look(Some(&rig.path("live.toml")), RedisMode::Standalone);
         let Err(Fault::Files(Invalid(problems))) = look() else {
             panic!("it has faults")
         };
         assert!(
-            problems.len() == 1 && problems[0].starts_with("bus.password_file: "),
+            problems.len() == 1 && problems[0].starts_with("redis.auth.password_file: "),
             "{problems:?}"
         );
         rig.write("redis-password-1", "secret");

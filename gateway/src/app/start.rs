@@ -19,7 +19,7 @@ use crate::api;
 use crate::auth::{Access, Authenticator, Basic, Revocations};
 use crate::bus::{self, Bus};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, Invalid, SessionTimes};
+use crate::config::{Config, Invalid};
 use crate::delivery::Delivery;
 use crate::files;
 use crate::hub::{self, Hub};
@@ -158,7 +158,7 @@ impl Start<'_> {
         );
         self.supervisor
             .spawn("key sets", async move { Ok(keys.await?) });
-        let (basic, users) = Basic::start(&self.config.basic, self.stop.clone())?;
+        let (basic, users) = Basic::start(&self.config.auth, self.stop.clone())?;
         self.supervisor
             .spawn("Basic users", async move { Ok(users.await?) });
         Ok(Identity {
@@ -175,7 +175,7 @@ impl Start<'_> {
     ) -> anyhow::Result<bus::Opened> {
         let known = Arc::clone(revocations);
         let options = bus::BusOptions {
-            config: self.config.bus.clone(),
+            config: self.config.redis.clone(),
             ids: self.config.ids.clone(),
             instance_name: self.instance.to_string(),
             live: self.settings.subscribe(),
@@ -254,7 +254,7 @@ impl Start<'_> {
     fn connections(&self, running: &Running) -> ws::Context {
         let session = &self.config.session;
         ws::Context {
-            rules: rules(session, self.config),
+            rules: rules(self.config),
             echo: session.conformance_echo,
             close_timeout: Duration::from_millis(session.close_timeout_ms),
             subscribe_timeout: Duration::from_millis(session.subscribe_timeout_ms),
@@ -340,7 +340,7 @@ async fn load_settings(
     lifecycle: &Lifecycle,
 ) -> Result<Arc<LiveSettings>, Invalid> {
     loop {
-        match LiveSettings::load(&config.live_file, config.bus.mode) {
+        match LiveSettings::load(&config.live_file, config.redis.mode) {
             Ok(settings) => {
                 lifecycle.set("settings", None);
                 return Ok(settings);
@@ -365,15 +365,16 @@ fn log_allowed_origins(allowed: &[String]) {
     }
 }
 
-fn rules(times: &SessionTimes, config: &Config) -> ws::Rules {
+fn rules(config: &Config) -> ws::Rules {
     let ms = Duration::from_millis;
+    let (auth, heartbeat) = (&config.auth, &config.heartbeat);
     ws::Rules {
-        authenticate_timeout: ms(times.authenticate_timeout_ms),
-        verify_timeout: ms(times.verify_timeout_ms),
-        heartbeat_timeout: ms(times.heartbeat_timeout_ms),
-        sweep_interval: ms(times.sweep_interval_ms),
-        ping_interval: (times.ping_interval_ms > 0).then(|| ms(times.ping_interval_ms)),
-        expiring_lead: Duration::from_secs(times.expiring_lead_secs),
+        authenticate_timeout: ms(auth.connect_timeout_ms),
+        verify_timeout: ms(auth.finish_timeout_ms),
+        heartbeat_timeout: ms(heartbeat.timeout_ms),
+        sweep_interval: ms(heartbeat.sweep_interval_ms),
+        ping_interval: (heartbeat.ping_interval_ms > 0).then(|| ms(heartbeat.ping_interval_ms)),
+        expiring_lead: Duration::from_secs(auth.expiring_lead_secs),
         encryption: config.encryption,
     }
 }

@@ -106,7 +106,7 @@ async fn follow_log_filter(
     loop {
         tokio::select! {
             Ok(()) = live.changed() => {
-                let filter = live.borrow_and_update().log_filter.clone();
+                let filter = live.borrow_and_update().observability.log_filter.clone();
                 if let Some(telemetry) = &telemetry {
                     telemetry.set_filter(&filter);
                 }

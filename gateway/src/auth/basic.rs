@@ -91,20 +91,20 @@ impl Basic {
     /// # Errors
     /// [`UsersError`] when the file cannot be used at start.
     pub fn start(
-        settings: &config::Basic,
+        settings: &config::Auth,
         shutdown: CancellationToken,
     ) -> Result<(Self, JoinHandle<()>), UsersError> {
         Self::start_with(settings, crate::files::INTERVAL, shutdown)
     }
 
     fn start_with(
-        settings: &config::Basic,
+        settings: &config::Auth,
         interval: Duration,
         shutdown: CancellationToken,
     ) -> Result<(Self, JoinHandle<()>), UsersError> {
         let secret = hmac::Key::generate(hmac::HMAC_SHA256, &rand::SystemRandom::new())
             .expect("the system gives randomness");
-        let max_failures = settings.max_failures_per_minute.max(1);
+        let max_failures = settings.basic_max_failures_per_minute.max(1);
         let inner = Arc::new(Inner {
             users: ArcSwapOption::empty(),
             failure_rate: Rate {
@@ -118,7 +118,7 @@ impl Basic {
             hashes: Arc::new(Semaphore::new(HASHES)),
         });
         let basic = Self { inner };
-        let Some(path) = settings.users_file.path().map(PathBuf::from) else {
+        let Some(path) = settings.basic_users_file.path().map(PathBuf::from) else {
             return Ok((
                 basic,
                 tokio::spawn(async move { shutdown.cancelled().await }),

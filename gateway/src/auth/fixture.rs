@@ -321,7 +321,7 @@ impl Rig {
         change: impl FnOnce(&mut Live),
     ) -> Self {
         let mut settings = Live::defaults();
-        settings.sources = sources;
+        settings.jwks.sources = sources;
         change(&mut settings);
         let clock = FixedClock::new(chrono::DateTime::from_timestamp(NOW, 0).unwrap());
         let shared: Arc<dyn Clock> = Arc::new(clock.clone());

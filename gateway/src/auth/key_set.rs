@@ -58,7 +58,9 @@ pub struct SourceStatus {
 
 /// What verification reads: one consistent state of all sources.
 pub(super) struct Table {
-    pub(super) keys: config::Keys,
+    pub(super) jwks: config::Jwks,
+    /// Allowed difference between clocks, in seconds.
+    pub(super) clock_skew_secs: u64,
     pub(super) sources: Vec<View>,
     /// Names of sources whose tokens are refused and whose connections are closed, listed above or not.
     revoked: Vec<String>,
@@ -207,7 +209,8 @@ impl KeySets {
         let settings = Arc::clone(&live.borrow());
         let sets = Arc::new(Self {
             table: ArcSwap::from_pointee(Table {
-                keys: settings.keys.clone(),
+                jwks: settings.jwks.clone(),
+                clock_skew_secs: settings.auth.clock_skew_secs,
                 sources: Vec::new(),
                 revoked: Vec::new(),
             }),
@@ -220,7 +223,8 @@ impl KeySets {
         let (feeds, fetches) = (Vec::new(), FuturesUnordered::new());
         let mut keeper = Keeper {
             sets: Arc::clone(&sets),
-            keys: settings.keys.clone(),
+            jwks: settings.jwks.clone(),
+            clock_skew_secs: settings.auth.clock_skew_secs,
             revoked: Vec::new(),
             feeds,
             fetches,
@@ -247,7 +251,7 @@ impl KeySets {
 
     /// Asks for a `kid` that the source does not have. `waited` says that the caller has waited for a fetch already.
     ///
-    /// Single flight: whoever asks while a fetch is under way waits for that one. At most one fetch per `min_refresh_secs` is caused this way,
+    /// Single flight: whoever asks while a fetch is under way waits for that one. At most one fetch per `min_refresh_interval_secs` is caused this way,
     /// whatever the `kid`s are.
     pub(super) fn wish(&self, view: &View, kid: &str, cooldown: Duration, waited: bool) -> Wish {
         let now = Instant::now();
@@ -287,7 +291,7 @@ impl KeySets {
             .sources
             .iter()
             .filter(|v| v.is_accepted())
-            .partition(|v| v.is_usable(now, table.keys.max_stale_secs));
+            .partition(|v| v.is_usable(now, table.jwks.max_stale_secs));
         if unusable.is_empty() || (self.started.load(Ordering::Relaxed) && !usable.is_empty()) {
             return None;
         }
@@ -312,7 +316,7 @@ impl KeySets {
                 .as_ref()
                 .and_then(|set| DateTime::from_timestamp_millis(set.fetched_ms))
                 .map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true)),
-            error: match view.freshness(now, table.keys.max_stale_secs) {
+            error: match view.freshness(now, table.jwks.max_stale_secs) {
                 Freshness::NeverFetched => {
                     Some(view.problem().unwrap_or_else(|| "not fetched yet".into()))
                 }
@@ -345,7 +349,8 @@ impl KeySets {
 /// The task behind [`KeySets`].
 struct Keeper {
     sets: Arc<KeySets>,
-    keys: config::Keys,
+    jwks: config::Jwks,
+    clock_skew_secs: u64,
     revoked: Vec<String>,
     feeds: Vec<Kept>,
     fetches: FuturesUnordered<BoxFuture<'static, Fetched>>,
@@ -402,10 +407,11 @@ impl Keeper {
     /// Takes over new settings: unchanged sources keep their keys, new ones are fetched, removed ones go at once. The live settings are told again
     /// when a file that they name has other content: sources with a file are looked at again.
     fn adopt(&mut self, settings: &Live) {
-        self.keys = settings.keys.clone();
-        self.revoked = settings.revoked_sources.clone();
+        self.jwks = settings.jwks.clone();
+        self.clock_skew_secs = settings.auth.clock_skew_secs;
+        self.revoked = settings.jwks.revoked_sources.clone();
         let mut before = std::mem::take(&mut self.feeds);
-        for source in &settings.sources {
+        for source in &settings.jwks.sources {
             let kept = before
                 .iter()
                 .position(|kept| same_keys(&kept.view.source, source))
@@ -420,7 +426,7 @@ impl Keeper {
             }
             self.feeds.push(kept);
         }
-        if settings.sources.is_empty() {
+        if settings.jwks.sources.is_empty() {
             tracing::warn!("no key source is configured: every token is refused");
         }
         self.publish();
@@ -428,6 +434,7 @@ impl Keeper {
             tracing::info!(source = %gone.view.name, "key source removed");
             gone.view.feed.finish(false);
             if !settings
+                .jwks
                 .sources
                 .iter()
                 .any(|source| source.name == *gone.view.name)
@@ -448,16 +455,16 @@ impl Keeper {
         {
             kept.fetching = true;
             kept.view.feed.demand.lock().running = true;
-            let (feed, source, keys) = (
+            let (feed, source, jwks) = (
                 Arc::clone(&kept.view.feed),
                 Arc::clone(&kept.view.source),
-                self.keys.clone(),
+                self.jwks.clone(),
             );
             self.fetches.push(Box::pin(async move {
-                let limit = Duration::from_millis(keys.request_timeout_ms);
+                let limit = Duration::from_millis(jwks.request_timeout_ms);
                 let fetched =
-                    tokio::time::timeout(limit, feed.way.fetch(&source, keys.max_bytes)).await;
-                let result = fetched.unwrap_or(Err(FetchError::TooSlow(keys.request_timeout_ms)));
+                    tokio::time::timeout(limit, feed.way.fetch(&source, jwks.max_bytes)).await;
+                let result = fetched.unwrap_or(Err(FetchError::TooSlow(jwks.request_timeout_ms)));
                 (feed, result)
             }));
         }
@@ -477,7 +484,7 @@ impl Keeper {
             kind: if ok { "ok" } else { "error" }.into(),
         };
         self.sets.metrics.key_fetches.get_or_create(&label).inc();
-        kept.take(result, self.sets.clock.now_ms(), &self.keys);
+        kept.take(result, self.sets.clock.now_ms(), &self.jwks);
         self.publish();
         feed.finish(!ok);
         self.sets.write_ages();
@@ -487,7 +494,8 @@ impl Keeper {
     fn publish(&self) {
         let sources = self.feeds.iter().map(|kept| kept.view.clone()).collect();
         let table = Table {
-            keys: self.keys.clone(),
+            jwks: self.jwks.clone(),
+            clock_skew_secs: self.clock_skew_secs,
             sources,
             revoked: self.revoked.clone(),
         };
@@ -496,7 +504,7 @@ impl Keeper {
             .sources
             .iter()
             .filter(|v| v.is_accepted())
-            .all(|v| v.is_usable(now, table.keys.max_stale_secs));
+            .all(|v| v.is_usable(now, table.jwks.max_stale_secs));
         if all {
             self.sets.started.store(true, Ordering::Relaxed);
         }
@@ -562,10 +570,10 @@ impl Kept {
         &mut self,
         result: Result<Vec<Arc<Key>>, FetchError>,
         now_ms: i64,
-        keys: &config::Keys,
+        jwks: &config::Jwks,
     ) {
         self.fetching = false;
-        let refresh = Duration::from_secs(keys.refresh_secs);
+        let refresh = Duration::from_secs(jwks.refresh_interval_secs);
         match result {
             Ok(found) => {
                 let before = std::mem::take(&mut self.failures);

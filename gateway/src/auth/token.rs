@@ -298,7 +298,7 @@ impl Inner {
             .find(|view| Arc::ptr_eq(&view.source, &source) && view.is_accepted());
         let stands = view.is_some_and(|view| {
             view.has(&facts.thumbprint)
-                && view.freshness(now, table.keys.max_stale_secs) == Freshness::Usable
+                && view.freshness(now, table.jwks.max_stale_secs) == Freshness::Usable
         }) && now < expires_ms.saturating_add(leeway)
             && now.saturating_add(leeway) >= not_before_ms;
         if !stands {
@@ -329,7 +329,7 @@ impl Inner {
                 reason = reason.max(TokenFault::Algorithm);
                 continue;
             }
-            if view.freshness(now, table.keys.max_stale_secs) != Freshness::Usable {
+            if view.freshness(now, table.jwks.max_stale_secs) != Freshness::Usable {
                 without_key.push(view);
                 continue;
             }
@@ -390,11 +390,11 @@ impl Inner {
         round: usize,
     ) -> Step {
         let now = self.clock.now_ms();
-        let cooldown = Duration::from_secs(table.keys.min_refresh_secs);
+        let cooldown = Duration::from_secs(table.jwks.min_refresh_interval_secs);
         let mut fetches = Vec::new();
         let mut unavailable = None;
         for view in views {
-            if view.freshness(now, table.keys.max_stale_secs) != Freshness::Usable {
+            if view.freshness(now, table.jwks.max_stale_secs) != Freshness::Usable {
                 fetches.extend(self.sets.under_way(view));
                 unavailable.get_or_insert_with(|| view.unusable());
             } else if let Some(kid) = kid {
@@ -408,7 +408,7 @@ impl Inner {
         if !fetches.is_empty() && round < MAX_WAITS {
             return Step::Wait(
                 fetches,
-                Duration::from_millis(table.keys.request_timeout_ms) + WAIT_SLACK,
+                Duration::from_millis(table.jwks.request_timeout_ms) + WAIT_SLACK,
             );
         }
         Step::Done(Err(match unavailable {
@@ -425,7 +425,7 @@ fn hash_of(token: &str) -> TokenHash {
 }
 
 fn leeway_ms(table: &Table) -> i64 {
-    table.keys.leeway_secs.saturating_mul(1000) as i64
+    table.clock_skew_secs.saturating_mul(1000) as i64
 }
 
 /// The keys a token may be signed with: those of its `kid`; without one, the only key there is.

@@ -145,7 +145,7 @@ pub struct Answers {
 /// Whether the subscriber receives what other instances publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SubscriberState {
-    /// A self-ping came back within `bus.deaf_after_ms`, or there is no other instance.
+    /// A self-ping came back within `redis.stalled_after_ms`, or there is no other instance.
     Live,
     /// No self-ping came back for that long, whatever the cause: pushes from other instances are being missed. The bus repairs itself
     /// meanwhile. A connection that breaks and is made again sooner is a [`BusEvent::Resync`] and never `Stalled`.
@@ -157,7 +157,7 @@ pub enum SubscriberState {
 #[serde(rename_all = "camelCase")]
 pub struct BusStatus {
     /// Which kind is in use.
-    pub mode: config::BusMode,
+    pub mode: config::RedisMode,
     /// `host:port` of the servers, sentinels or cluster nodes in use.
     pub nodes: Vec<String>,
     /// Whether the live settings name another Redis or login than the one in use, and the bus is switching to it.
@@ -171,7 +171,7 @@ pub struct BusStatus {
 impl Default for BusStatus {
     fn default() -> Self {
         Self {
-            mode: config::BusMode::Local,
+            mode: config::RedisMode::None,
             nodes: Vec::new(),
             moving: false,
             error: None,
@@ -204,7 +204,7 @@ pub trait Bus: Send + Sync + 'static {
     /// [`BusEvent::Resync`].
     ///
     /// # Errors
-    /// [`BusError::Unavailable`], and [`BusError::Full`] beyond `bus.publish_queue`.
+    /// [`BusError::Unavailable`], and [`BusError::Full`] beyond `redis.publish_queue`.
     fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>>;
 
     /// Adds interests, counted: as many `unsubscribe` undo them. The future ends when the server has confirmed all of them (or `Err` when it cannot:
@@ -303,8 +303,8 @@ impl std::fmt::Debug for Opened {
 
 /// What a bus is opened with.
 pub struct BusOptions {
-    /// `[bus]` of the static settings.
-    pub config: config::Bus,
+    /// `[redis]` of the static settings.
+    pub config: config::Redis,
     /// Which worker numbers may be leased.
     pub ids: config::Ids,
     /// What people call this instance.
@@ -331,7 +331,7 @@ pub struct BusOptions {
 /// [`BusError::Misconfigured`] for settings that can never work; [`BusError::Unavailable`] when `shutdown` came first.
 pub async fn open(options: BusOptions) -> Result<Opened, BusError> {
     match options.config.mode {
-        config::BusMode::Local => Ok(local::open(&options.ids, options.clock)),
+        config::RedisMode::None => Ok(local::open(&options.ids, options.clock)),
         _ => bridge::open(options).await,
     }
 }

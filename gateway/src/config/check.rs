@@ -1,6 +1,6 @@
 //! What must hold among the static settings, beyond their types.
 
-use super::{BusMode, Config, KafkaSecurity};
+use super::{Config, KafkaProtocol, RedisMode};
 
 /// Collects problems, each with the name of its setting.
 pub(super) struct Checks<'a>(pub(super) &'a mut Vec<String>);
@@ -26,7 +26,7 @@ pub(super) fn check(config: &Config, problems: &mut Vec<String>) {
     let mut checks = Checks(problems);
     check_process(config, &mut checks);
     check_session(config, &mut checks);
-    check_bus(config, &mut checks);
+    check_redis(config, &mut checks);
     check_kafka(config, &mut checks);
     check_database(config, &mut checks);
 }
@@ -74,45 +74,42 @@ fn check_process(config: &Config, checks: &mut Checks<'_>) {
         "must name a locale",
     );
     checks.need(
-        (0.0..=1.0).contains(&config.telemetry.sampling_ratio),
-        "telemetry.sampling_ratio",
-        "must lie within 0 and 1",
+        config.observability.tracing.samples_per_million <= 1_000_000,
+        "observability.tracing.samples_per_million",
+        "must be at most 1000000",
     );
 }
 
 fn check_session(config: &Config, checks: &mut Checks<'_>) {
-    let session = &config.session;
+    let (auth, heartbeat) = (&config.auth, &config.heartbeat);
     checks.positive([
-        (
-            "session.authenticate_timeout_ms",
-            session.authenticate_timeout_ms,
-        ),
-        ("session.verify_timeout_ms", session.verify_timeout_ms),
-        ("session.sweep_interval_ms", session.sweep_interval_ms),
-        ("session.close_timeout_ms", session.close_timeout_ms),
+        ("auth.connect_timeout_ms", auth.connect_timeout_ms),
+        ("auth.finish_timeout_ms", auth.finish_timeout_ms),
+        ("heartbeat.sweep_interval_ms", heartbeat.sweep_interval_ms),
+        ("session.close_timeout_ms", config.session.close_timeout_ms),
     ]);
     checks.need(
-        session.heartbeat_timeout_ms > 2 * session.ping_interval_ms,
-        "session.heartbeat_timeout_ms",
+        heartbeat.timeout_ms > 2 * heartbeat.ping_interval_ms,
+        "heartbeat.timeout_ms",
         "must exceed two ping intervals, or a live connection is taken for dead",
     );
 }
 
-fn check_bus(config: &Config, checks: &mut Checks<'_>) {
-    let bus = &config.bus;
+fn check_redis(config: &Config, checks: &mut Checks<'_>) {
+    let redis = &config.redis;
     checks.need(
-        bus.mode == BusMode::Local || !bus.nodes.is_empty(),
-        "bus.nodes",
+        redis.mode == RedisMode::None || !redis.nodes.is_empty(),
+        "redis.nodes",
         "must name at least one host:port in this mode",
     );
     checks.need(
-        bus.deaf_after_ms > bus.self_ping_interval_ms,
-        "bus.deaf_after_ms",
-        "must exceed bus.self_ping_interval_ms",
+        redis.stalled_after_ms > redis.self_ping_interval_ms,
+        "redis.stalled_after_ms",
+        "must exceed redis.self_ping_interval_ms",
     );
     checks.positive([
-        ("bus.self_ping_interval_ms", bus.self_ping_interval_ms),
-        ("bus.publish_queue", bus.publish_queue as u64),
+        ("redis.self_ping_interval_ms", redis.self_ping_interval_ms),
+        ("redis.publish_queue", redis.publish_queue as u64),
     ]);
 }
 
@@ -133,22 +130,15 @@ fn check_kafka(config: &Config, checks: &mut Checks<'_>) {
         "kafka.dead_letter_suffix",
         "must not be empty, or dead letters would be consumed again",
     );
-    checks.need(
-        matches!(
-            kafka.sasl_mechanism.as_str(),
-            "PLAIN" | "SCRAM-SHA-256" | "SCRAM-SHA-512"
-        ),
-        "kafka.sasl_mechanism",
-        "must be PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
-    );
+    let auth = &kafka.security.auth;
     let sasl = matches!(
-        kafka.security,
-        KafkaSecurity::SaslPlaintext | KafkaSecurity::SaslSsl
+        kafka.security.protocol,
+        KafkaProtocol::SaslPlaintext | KafkaProtocol::SaslSsl
     );
     checks.need(
-        !sasl || (!kafka.username.is_empty() && kafka.password_file.path().is_some()),
-        "kafka.username",
-        "SASL needs kafka.username and kafka.password_file",
+        !sasl || (!auth.username.is_empty() && auth.password_file.path().is_some()),
+        "kafka.security.auth.username",
+        "SASL needs kafka.security.auth.username and kafka.security.auth.password_file",
     );
     checks.positive([
         ("kafka.batch_records", kafka.batch_records as u64),

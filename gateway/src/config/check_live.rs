@@ -3,86 +3,98 @@
 use std::path::Path;
 
 use super::check::Checks;
-use super::{BusMode, BusPlace, Live, Source};
+use super::{Live, RedisLocation, RedisMode, Source};
 
 /// Adds everything that is wrong with the live settings.
 pub(super) fn check_live(live: &Live, problems: &mut Vec<String>) {
     let mut checks = Checks(problems);
     check_limits(live, &mut checks);
-    check_keys(live, &mut checks);
+    check_jwks(live, &mut checks);
     check_requests(live, &mut checks);
-    for (at, source) in live.sources.iter().enumerate() {
-        check_source(source, &live.sources[..at], at, &mut checks);
+    let sources = &live.jwks.sources;
+    for (at, source) in sources.iter().enumerate() {
+        check_source(source, &sources[..at], at, &mut checks);
     }
-    check_places(live, &mut checks);
+    check_locations(live, &mut checks);
 }
 
 fn check_limits(live: &Live, checks: &mut Checks<'_>) {
     let limits = &live.limits;
     checks.positive([
-        ("limits.max_connections", limits.max_connections as u64),
+        (
+            "limits.connections_per_pod",
+            limits.connections_per_pod as u64,
+        ),
         (
             "limits.accepts_per_second",
             u64::from(limits.accepts_per_second),
         ),
         ("limits.accept_burst", u64::from(limits.accept_burst)),
-        ("limits.max_frame_bytes", limits.max_frame_bytes as u64),
-        ("limits.outbox_bytes", limits.outbox_bytes as u64),
-        ("limits.outbox_frames", limits.outbox_frames as u64),
+        ("limits.frame_bytes", limits.frame_bytes as u64),
+        ("limits.send_queue.bytes", limits.send_queue.bytes as u64),
+        ("limits.send_queue.frames", limits.send_queue.frames as u64),
         (
-            "limits.total_outbox_bytes",
-            limits.total_outbox_bytes as u64,
+            "limits.send_queue.total_bytes",
+            limits.send_queue.total_bytes as u64,
         ),
         (
-            "limits.rooms_per_connection",
-            limits.rooms_per_connection as u64,
+            "rooms.max_per_connection",
+            live.rooms.max_per_connection as u64,
         ),
-        ("limits.write_timeout_ms", limits.write_timeout_ms),
+        (
+            "limits.send_queue.write_timeout_ms",
+            limits.send_queue.write_timeout_ms,
+        ),
     ]);
     checks.need(
-        limits.max_frame_bytes <= 16 << 20,
-        "limits.max_frame_bytes",
+        limits.frame_bytes <= 16 << 20,
+        "limits.frame_bytes",
         "must be at most 16777216",
     );
 }
 
-fn check_keys(live: &Live, checks: &mut Checks<'_>) {
-    let keys = &live.keys;
+fn check_jwks(live: &Live, checks: &mut Checks<'_>) {
+    let jwks = &live.jwks;
     checks.positive([
-        ("keys.refresh_secs", keys.refresh_secs),
-        ("keys.max_stale_secs", keys.max_stale_secs),
-        ("keys.request_timeout_ms", keys.request_timeout_ms),
-        ("keys.max_bytes", keys.max_bytes as u64),
+        ("jwks.refresh_interval_secs", jwks.refresh_interval_secs),
+        ("jwks.max_stale_secs", jwks.max_stale_secs),
+        ("jwks.request_timeout_ms", jwks.request_timeout_ms),
+        ("jwks.max_bytes", jwks.max_bytes as u64),
     ]);
     checks.need(
-        keys.leeway_secs <= 300,
-        "keys.leeway_secs",
+        live.auth.clock_skew_secs <= 300,
+        "auth.clock_skew_secs",
         "must be at most 300",
     );
     checks.need(
-        (1..=86_400).contains(&live.jwks_max_age_secs),
-        "jwks_max_age_secs",
+        (1..=86_400).contains(&jwks.managed.cache_age_secs),
+        "jwks.managed.cache_age_secs",
         "must be from 1 to 86400",
     );
     checks.need(
-        live.revoked_sources.len() <= 64,
-        "revoked_sources",
+        jwks.revoked_sources.len() <= 64,
+        "jwks.revoked_sources",
         "must be at most 64",
     );
     checks.need(
-        live.revoked_sources.iter().all(|name| !name.is_empty()),
-        "revoked_sources",
+        jwks.revoked_sources.iter().all(|name| !name.is_empty()),
+        "jwks.revoked_sources",
         "a name must not be empty",
     );
-    checks.need(live.sources.len() <= 16, "sources", "must be at most 16");
+    checks.need(
+        jwks.sources.len() <= 16,
+        "jwks.sources",
+        "must be at most 16",
+    );
 }
 
 fn check_requests(live: &Live, checks: &mut Checks<'_>) {
     checks.need(
-        live.log_filter
+        live.observability
+            .log_filter
             .parse::<tracing_subscriber::EnvFilter>()
             .is_ok(),
-        "log_filter",
+        "observability.log_filter",
         "is not a filter, such as \"info\" or \"info,signal_gateway=debug\"",
     );
     for origin in &live.allowed_origins {
@@ -136,38 +148,41 @@ fn check_source(source: &Source, earlier: &[Source], at: usize, checks: &mut Che
             "name is taken by an earlier source",
         ),
     ] {
-        checks.need(ok, &format!("sources[{at}]"), text);
+        checks.need(ok, &format!("jwks.sources[{at}]"), text);
     }
 }
 
-fn check_places(live: &Live, checks: &mut Checks<'_>) {
-    for (section, place) in [("bus", &live.bus), ("bus_previous", &live.bus_previous)] {
-        if let Some(place) = place {
-            check_place(place, section, checks);
+fn check_locations(live: &Live, checks: &mut Checks<'_>) {
+    for (section, location) in [
+        ("redis", &live.redis),
+        ("redis_previous", &live.redis_previous),
+    ] {
+        if let Some(location) = location {
+            check_location(location, section, checks);
         }
     }
-    if let (Some(bus), Some(previous)) = (&live.bus, &live.bus_previous) {
+    if let (Some(redis), Some(previous)) = (&live.redis, &live.redis_previous) {
         checks.need(
-            !bus.is_same_server(previous),
-            "bus_previous",
-            "names the same server as bus",
+            !redis.is_same_server(previous),
+            "redis_previous",
+            "names the same server as redis",
         );
     }
 }
 
-fn check_place(place: &BusPlace, section: &str, checks: &mut Checks<'_>) {
+fn check_location(location: &RedisLocation, section: &str, checks: &mut Checks<'_>) {
     checks.need(
-        place.mode != BusMode::Local,
+        location.mode != RedisMode::None,
         &format!("{section}.mode"),
-        "must not be local: going to or from a bus without Redis needs a restart",
+        "must be standalone, sentinel or cluster: using no Redis needs a restart",
     );
     let nodes = format!("{section}.nodes");
     checks.need(
-        !place.nodes.is_empty(),
+        !location.nodes.is_empty(),
         &nodes,
         "must name at least one host:port",
     );
-    for node in &place.nodes {
+    for node in &location.nodes {
         let port = node
             .rsplit_once(':')
             .filter(|(host, _)| !host.is_empty())

@@ -54,7 +54,7 @@ pub fn load_live(text: &str) -> Result<Live, Invalid> {
     let live = assemble::<Live>(
         LIVE_DEFAULTS,
         &given,
-        &["sources", "bus", "bus_previous"],
+        &["jwks.sources", "redis", "redis_previous"],
         &mut problems,
     );
     if let Some(live) = &live {
@@ -216,7 +216,6 @@ fn as_default_kind(defaults: &Table, keys: &[String], value: Value) -> Value {
                 .map(|s| Value::String(s.to_owned()))
                 .collect(),
         ),
-        (Some(Value::Float(_)), Value::Integer(n)) => Value::Float(n as f64),
         (_, value) => value,
     }
 }

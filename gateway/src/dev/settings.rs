@@ -90,10 +90,10 @@ fn fixed(
         ("server.public_address", addresses.public.to_string().into()),
         ("server.admin_address", addresses.admin.to_string().into()),
         ("server.admin_token_file", file(ADMIN_TOKEN_FILE)),
-        ("bus.mode", "local".into()),
+        ("redis.mode", "none".into()),
         ("kafka.enabled", true.into()),
         ("kafka.brokers", vec![addresses.kafka.to_string()].into()),
-        ("kafka.security", "plaintext".into()),
+        ("kafka.security.protocol", "PLAINTEXT".into()),
         ("database.url", folder.database(NOTIFICATIONS)?.into()),
         ("database.url_file", "".into()),
         ("policy.url", platform(folder)?.expose().into()),
@@ -114,8 +114,11 @@ fn preferred() -> [(&'static str, Value); 10] {
         ("drain.window_ms", 200.into()),
         ("drain.batch_interval_ms", 50.into()),
         ("drain.flush_ms", 1000.into()),
-        ("telemetry.log_format", "text".into()),
-        ("telemetry.sampling_ratio", 1.0.into()),
+        ("observability.log_format", "text".into()),
+        (
+            "observability.tracing.samples_per_million",
+            1_000_000.into(),
+        ),
     ]
 }
 
@@ -129,8 +132,11 @@ fn live(addresses: ListenAddresses) -> Table {
         ("allow_insecure_http", true.into()),
     ]);
     table([
-        ("log_filter", "warn,signal_gateway=info".into()),
-        ("sources", Value::Array(vec![Value::Table(source)])),
+        (
+            "observability.log_filter",
+            "warn,signal_gateway=info".into(),
+        ),
+        ("jwks.sources", Value::Array(vec![Value::Table(source)])),
     ])
 }
 
@@ -143,22 +149,28 @@ pub(super) fn certs(issuer: SocketAddr) -> String {
 fn table(settings: impl IntoIterator<Item = (&'static str, Value)>) -> Table {
     let mut table = Table::new();
     for (name, value) in settings {
-        match name.split_once('.') {
-            None => {
-                table.insert(name.into(), value);
-            }
-            Some((section, key)) => {
-                let section = table
-                    .entry(section)
-                    .or_insert_with(|| Value::Table(Table::new()));
-                section
-                    .as_table_mut()
-                    .expect("no setting has a section's name")
-                    .insert(key.into(), value);
-            }
-        }
+        insert(&mut table, name, value);
     }
     table
+}
+
+fn insert(table: &mut Table, name: &str, value: Value) {
+    match name.split_once('.') {
+        None => {
+            table.insert(name.into(), value);
+        }
+        Some((section, rest)) => {
+            let section = table
+                .entry(section)
+                .or_insert_with(|| Value::Table(Table::new()));
+            let section = section.as_table_mut();
+            insert(
+                section.expect("no setting has a section's name"),
+                rest,
+                value,
+            );
+        }
+    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use super::outbox::{Bounds, Flushed};
 use super::parcel::{Burst, Parcel};
 use super::wheel::Wheel;
 use crate::client::{ClientInfo, ClientQuery, MAX_LISTED};
-use crate::config::Limits;
+use crate::config::Live;
 use crate::dispatch::{Destination, ResyncReason};
 use crate::id::Id;
 use crate::principal::Principal;
@@ -131,7 +131,7 @@ pub struct Shard {
 
 impl Shard {
     pub(super) fn new(index: u16, shared: Arc<Shared>) -> Rc<Self> {
-        let caps = Caps::of(&shared.live.borrow().limits);
+        let caps = Caps::of(&shared.live.borrow());
         Rc::new(Self {
             index,
             shared,
@@ -154,7 +154,7 @@ impl Shard {
     }
 
     pub(super) fn reload(&self) {
-        self.caps.set(Caps::of(&self.shared.live.borrow().limits));
+        self.caps.set(Caps::of(&self.shared.live.borrow()));
     }
 
     /// Takes in a WebSocket, until [`Shard::forget`]. The socket is registered with this shard's runtime.
@@ -853,17 +853,18 @@ pub struct Caps {
 }
 
 impl Caps {
-    fn of(limits: &Limits) -> Self {
+    fn of(live: &Live) -> Self {
+        let (limits, rooms) = (&live.limits, &live.rooms);
         Self {
             outbox: Bounds {
-                bytes: limits.outbox_bytes,
-                frames: limits.outbox_frames,
+                bytes: limits.send_queue.bytes,
+                frames: limits.send_queue.frames,
             },
-            frame_bytes: limits.max_frame_bytes,
+            frame_bytes: limits.frame_bytes,
             frames_per_second: limits.inbound_frames_per_second,
             frame_burst: limits.inbound_burst,
-            write_timeout: Duration::from_millis(limits.write_timeout_ms),
-            rooms: limits.rooms_per_connection,
+            write_timeout: Duration::from_millis(limits.send_queue.write_timeout_ms),
+            rooms: rooms.max_per_connection,
             per_user: match u32::try_from(limits.connections_per_user) {
                 Ok(0) | Err(_) => u32::MAX,
                 Ok(limit) => limit,

@@ -336,8 +336,8 @@ impl Door {
             return Err(Refusal::Closed);
         }
         let limits = &live.limits;
-        if self.listener.hub.counts().total >= limits.max_connections
-            || self.listener.hub.outbox_bytes() >= limits.total_outbox_bytes
+        if self.listener.hub.counts().total >= limits.connections_per_pod
+            || self.listener.hub.outbox_bytes() >= limits.send_queue.total_bytes
         {
             return Err(Refusal::Full);
         }

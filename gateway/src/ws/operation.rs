@@ -284,7 +284,7 @@ fn verdict(
             key.map(|key| agree(&context.random, key.as_deref()))
         }
     };
-    let leeway = std::time::Duration::from_secs(context.live.borrow().keys.leeway_secs);
+    let leeway = std::time::Duration::from_secs(context.live.borrow().auth.clock_skew_secs);
     Verdict::Accepted {
         principal,
         handshake,

@@ -15,6 +15,7 @@ mod monitoring;
 mod network_policy;
 mod pdb;
 mod service;
+mod settings;
 
 use std::collections::BTreeMap;
 

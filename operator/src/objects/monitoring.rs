@@ -157,7 +157,7 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             "1m",
             "critical",
             "{{ $labels.pod }} misses messages of other pods",
-            "No message came back through Redis for spec.redis.deafAfter. Clients are told to fetch what they may have missed once it hears again.",
+            "No message came back through Redis for spec.redis.stalledAfter. Clients are told to fetch what they may have missed once it hears again.",
         ));
     }
     if cluster.spec.kafka.is_some() {

@@ -484,9 +484,7 @@ fn the_public_keys_stay_while_gateways_are_told_of_them() {
         .data
         .unwrap();
     assert_eq!(data[JWKS_JSON], JWKS);
-    assert!(
-        data[LIVE_TOML].contains("keys_file") && data[LIVE_TOML].contains("well_known_jwks_file")
-    );
+    assert!(data[LIVE_TOML].contains("keys_file") && data[LIVE_TOML].contains("jwks_file = "));
     let data = make_with(&observed, &cluster, &settled(&cluster))
         .live_config
         .data

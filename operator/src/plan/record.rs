@@ -5,6 +5,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use signal_contract::RedisMode;
 use signal_crds::jwks::Algorithm;
 use signal_crds::status::SourceStage;
 
@@ -78,8 +79,8 @@ pub struct SourceDefinition {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordedRedis {
-    /// `standalone`, `sentinel` or `cluster`.
-    pub mode: String,
+    /// Which kind.
+    pub mode: RedisMode,
     /// `host:port`.
     pub nodes: Vec<String>,
     /// Sentinel's name of the master, else empty.
@@ -104,6 +105,13 @@ pub struct RecordedRedis {
 }
 
 impl Record {
+    /// Returns whether gateways still trust a source of the managed keys.
+    pub fn names_managed(&self) -> bool {
+        self.sources
+            .iter()
+            .any(|source| source.definition.url.is_none())
+    }
+
     /// Keys of the credentials Secret that the record names.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         let sources = self

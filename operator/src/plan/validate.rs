@@ -11,7 +11,6 @@ use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use serde_json::Value;
-use signal_crds::data::RedisMode;
 use signal_crds::jwks::Algorithm;
 use signal_crds::{SignalCluster, SignalClusterSpec};
 
@@ -202,13 +201,8 @@ fn redis(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> Option<Record
         .tls
         .as_ref()
         .and_then(|tls| tls.ca_secret_ref.as_ref());
-    let mode = match redis.mode {
-        RedisMode::Standalone => "standalone",
-        RedisMode::Sentinel => "sentinel",
-        RedisMode::Cluster => "cluster",
-    };
     Some(RecordedRedis {
-        mode: mode.into(),
+        mode: redis.mode.into(),
         nodes: redis.nodes.clone(),
         sentinel_master: sentinel
             .map(|sentinel| sentinel.master_name.clone())

@@ -208,7 +208,7 @@ fn redis(spec: &SignalClusterSpec, record: &Record, fleet: &Fleet) -> Option<Red
         .filter(|report| hears(report))
         .count();
     Some(RedisStatus {
-        hearing_replicas: i32::try_from(hearing).unwrap_or(i32::MAX),
+        subscribed_replicas: i32::try_from(hearing).unwrap_or(i32::MAX),
         moving: record.redis_previous.is_some(),
         error: reports(fleet).find_map(|(pod, report)| {
             report

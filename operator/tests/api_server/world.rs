@@ -293,7 +293,8 @@ async fn status(State(gateway): State<Shared>) -> axum::Json<Value> {
     };
     let table: toml::Table = live.parse().unwrap();
     let sources = table
-        .get("sources")
+        .get("jwks")
+        .and_then(|jwks| jwks.get("sources"))
         .and_then(toml::Value::as_array)
         .cloned()
         .unwrap_or_default();
@@ -303,7 +304,7 @@ async fn status(State(gateway): State<Shared>) -> axum::Json<Value> {
     });
     axum::Json(json!({
         "version": "1", "ready": !draining,
-        "bus": {"mode": "standalone", "nodes": table["bus"]["nodes"], "hearing": true}, "database": {"version": 1},
+        "bus": {"mode": "standalone", "nodes": table["redis"]["nodes"], "hearing": true}, "database": {"version": 1},
         "drain": {"draining": draining, "held": draining, "remaining": 0},
         "liveRevision": signal_operator::objects::revision(&live), "keySources": sources.collect::<Vec<_>>(),
     }))

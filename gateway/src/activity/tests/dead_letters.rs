@@ -152,7 +152,7 @@ async fn a_changed_password_file_moves_the_work_to_a_second_member() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "one").unwrap();
     // The listener is in the clear, so any password is taken: what is seen here is the change of members.
-    stage.config.password_file = crate::config::SecretFile::new(file.path());
+    stage.config.security.auth.password_file = crate::config::SecretFile::new(file.path());
     let running = stage.run();
     stage.produce_many(0, "a", "17", 10).await;
     stage.until_committed(0, 10).await;

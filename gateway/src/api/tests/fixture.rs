@@ -27,7 +27,7 @@ use crate::bus::{
     Answers, Ask, Bus, BusError, BusStatus, Interest, PreviousServer, SubscriberState,
 };
 use crate::clock::{Clock, FixedClock, SystemClock};
-use crate::config::{BusMode, Config, Live, Secret, SecretFile, load_live};
+use crate::config::{Config, Live, RedisMode, Secret, SecretFile, load_live};
 use crate::delivery::Delivery;
 use crate::dispatch::Dispatch;
 use crate::hub::Hub;
@@ -124,7 +124,7 @@ impl Bus for Neighbours {
             subscribed: false,
         });
         BusStatus {
-            mode: BusMode::Standalone,
+            mode: RedisMode::Standalone,
             nodes: vec!["new:6379".into()],
             previous,
             ..BusStatus::default()
@@ -258,13 +258,13 @@ impl House {
             "sqlite://{}",
             folder.path().join("signal.db").display()
         ));
-        config.basic.users_file = users_file(folder.path());
+        config.auth.basic_users_file = users_file(folder.path());
         let key = SigningKey::from_slice(&[7; 32]).unwrap();
         let certs = serve_keys(&key, shutdown.clone()).await;
         let text = format!(
             "allowed_origins = [\"https://shop.example.com\"]\ntrusted_proxies = [\"10.0.0.0/8\"]\n\
-             [[sources]]\nname = \"main\"\nissuer = \"{ISSUER}\"\nurl = \"{certs}\"\naudiences = [\"signal\"]\nalgorithms = [\"ES256\"]\nallow_insecure_http = true\n\
-             [[sources]]\nname = \"away\"\nissuer = \"{AWAY}\"\nurl = \"http://127.0.0.1:1/certs\"\naudiences = [\"signal\"]\nalgorithms = [\"ES256\"]\nallow_insecure_http = true\n"
+             [[jwks.sources]]\nname = \"main\"\nissuer = \"{ISSUER}\"\nurl = \"{certs}\"\naudiences = [\"signal\"]\nalgorithms = [\"ES256\"]\nallow_insecure_http = true\n\
+             [[jwks.sources]]\nname = \"away\"\nissuer = \"{AWAY}\"\nurl = \"http://127.0.0.1:1/certs\"\naudiences = [\"signal\"]\nalgorithms = [\"ES256\"]\nallow_insecure_http = true\n"
         );
         let (live, told) = watch::channel(Arc::new(load_live(&text).unwrap()));
         let clock = FixedClock::new(DateTime::from_timestamp(NOW, 0).unwrap());
@@ -288,7 +288,7 @@ impl House {
             revocations.clone(),
             shutdown.clone(),
         );
-        let (basic, _) = Basic::start(&config.basic, shutdown.clone()).unwrap();
+        let (basic, _) = Basic::start(&config.auth, shutdown.clone()).unwrap();
         let (hub, neighbours) = (Hub::none(), Neighbours::none());
         let bus: Arc<dyn Bus> = neighbours.clone();
         let token_file = folder.path().join("admin-token");

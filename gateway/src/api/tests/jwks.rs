@@ -55,7 +55,7 @@ async fn the_set_is_served_to_anyone_with_its_tag_and_age() {
     );
     house
         .live
-        .send_modify(|live| Arc::make_mut(live).jwks_max_age_secs = 60);
+        .send_modify(|live| Arc::make_mut(live).jwks.managed.cache_age_secs = 60);
     assert_eq!(
         house
             .send(Call::new(Method::GET, PATH))

@@ -30,10 +30,11 @@ fn users(list: &[(&str, &str, &str)]) -> String {
     serde_json::to_string(&list).unwrap()
 }
 
-fn settings(path: &std::path::Path) -> config::Basic {
-    config::Basic {
-        users_file: config::SecretFile::new(path),
-        max_failures_per_minute: 3,
+fn settings(path: &std::path::Path) -> config::Auth {
+    config::Auth {
+        basic_users_file: config::SecretFile::new(path),
+        basic_max_failures_per_minute: 3,
+        ..config::Config::for_tests().auth
     }
 }
 
@@ -87,9 +88,10 @@ async fn the_right_password_gives_the_users_subject_and_no_roles() {
 /// authorization.md 7.1.
 #[tokio::test]
 async fn without_a_users_file_every_attempt_is_refused() {
-    let settings = config::Basic {
-        users_file: config::SecretFile::default(),
-        max_failures_per_minute: 3,
+    let settings = config::Auth {
+        basic_users_file: config::SecretFile::default(),
+        basic_max_failures_per_minute: 3,
+        ..config::Config::for_tests().auth
     };
     let shutdown = CancellationToken::new();
     let (basic, task) = Basic::start(&settings, shutdown.clone()).unwrap();

@@ -31,12 +31,13 @@ async fn it_is_ready_once_every_accepted_source_was_fetched() {
     rig.verify(&b.sign(&claims("down"))).await.unwrap();
     // From here on one source alone takes nobody out of service.
     rig.change(|live| {
-        live.sources
+        live.jwks
+            .sources
             .push(source_at("lost", "http://127.0.0.1:1/certs"))
     });
     until(|| rig.auth.status().len() == 3 && rig.auth.status()[2].error.is_some()).await;
     assert_eq!(rig.auth.unready_reason(), None);
-    rig.change(|live| live.sources.drain(..2).for_each(drop));
+    rig.change(|live| live.jwks.sources.drain(..2).for_each(drop));
     until(|| rig.auth.unready_reason().is_some()).await;
 }
 
@@ -264,7 +265,7 @@ async fn an_answer_that_is_no_key_set_leaves_the_last_good_one() {
     let issuer = Issuer::start(&[&signer]).await;
     let elsewhere = Issuer::start(&[&signer]).await;
     let rig = Rig::start_unready(vec![source("main", &issuer)], |live| {
-        live.keys.max_bytes = 2000
+        live.jwks.max_bytes = 2000
     })
     .await;
     until(|| rig.auth.unready_reason().is_none()).await;
@@ -307,7 +308,7 @@ async fn a_fetch_ends_in_time() {
     let issuer = Issuer::start(&[&signer]).await;
     issuer.hold();
     let rig = Rig::start_unready(vec![source("main", &issuer)], |live| {
-        live.keys.request_timeout_ms = 100
+        live.jwks.request_timeout_ms = 100
     })
     .await;
     until(|| {
@@ -358,7 +359,7 @@ async fn a_source_goes_from_prepared_over_trusted_and_retiring_to_gone() {
     assert_eq!(rig.verify(&by_new).await, Err(UNKNOWN));
 
     let state = async |at: usize, state: SourceState| {
-        rig.change(|live| live.sources[at].state = state);
+        rig.change(|live| live.jwks.sources[at].state = state);
         until(|| rig.auth.status()[at].state == state).await;
     };
     state(1, SourceState::Trusted).await;
@@ -370,7 +371,7 @@ async fn a_source_goes_from_prepared_over_trusted_and_retiring_to_gone() {
 
     let mut changes = rig.auth.changes();
     changes.mark_unchanged();
-    rig.change(|live| drop(live.sources.remove(0)));
+    rig.change(|live| drop(live.jwks.sources.remove(0)));
     tokio::time::timeout(Duration::from_secs(10), changes.changed())
         .await
         .unwrap()
@@ -391,7 +392,7 @@ async fn a_source_moved_back_to_prepared_is_accepted_no_longer() {
     let rig = Rig::start(vec![source("main", &issuer)]).await;
     let token = signer.sign(&claims("main"));
     let principal = rig.verify(&token).await.unwrap();
-    rig.change(|live| live.sources[0].state = SourceState::Prepared);
+    rig.change(|live| live.jwks.sources[0].state = SourceState::Prepared);
     until(|| !rig.auth.still_valid(facts(&principal))).await;
     assert_eq!(
         rig.verify(&token).await,
@@ -406,9 +407,9 @@ async fn changed_settings_fetch_what_is_new_and_only_that() {
     let rig = Rig::start(vec![source("first", &first)]).await;
     let principal = rig.verify(&a.sign(&claims("first"))).await.unwrap();
     rig.change(|live| {
-        live.sources[0].audiences.push("more".into());
-        live.sources[0].algorithms = vec![Algorithm::ES256];
-        live.sources.insert(0, source("second", &second));
+        live.jwks.sources[0].audiences.push("more".into());
+        live.jwks.sources[0].algorithms = vec![Algorithm::ES256];
+        live.jwks.sources.insert(0, source("second", &second));
     });
     until(|| {
         rig.auth
@@ -424,7 +425,7 @@ async fn changed_settings_fetch_what_is_new_and_only_that() {
     first.hold();
     let moved = Issuer::start(&[&b]).await;
     moved.hold();
-    rig.change(|live| live.sources[1].url = Some(moved.url.parse().unwrap()));
+    rig.change(|live| live.jwks.sources[1].url = Some(moved.url.parse().unwrap()));
     until(|| moved.fetches() == 1).await;
     assert!(rig.auth.still_valid(facts(&principal)));
     moved.release();
@@ -449,7 +450,7 @@ async fn the_age_of_a_set_is_told_and_forgotten_with_its_source() {
             .render()
             .contains("signal_key_set_fetches_total{source=\"main\",kind=\"ok\"} 1")
     );
-    rig.change(|live| live.sources.clear());
+    rig.change(|live| live.jwks.sources.clear());
     until(|| !rig.metrics.render().contains("signal_key_set_age_seconds{")).await;
     let status = serde_json::to_value(SourceStatus {
         name: "main".into(),
@@ -611,7 +612,7 @@ async fn a_revoked_source_is_refused_listed_or_not_and_others_are_not() {
         rig.verify(&yours).await.unwrap(),
     );
     let mut changes = rig.auth.changes();
-    rig.change(|live| live.revoked_sources = vec!["first".into()]);
+    rig.change(|live| live.jwks.revoked_sources = vec!["first".into()]);
     until(|| changes.has_changed().unwrap()).await;
     assert!(rig.auth.is_revoked(&me) && !rig.auth.trusts(&me));
     assert_eq!(
@@ -633,12 +634,18 @@ async fn a_revoked_source_is_refused_listed_or_not_and_others_are_not() {
     rig.verify(&yours).await.unwrap();
 
     // Removed first, with time to refresh, and revoked later: that is told as well.
-    rig.change(|live| (live.revoked_sources.clear(), live.sources.remove(1)).0);
+    rig.change(|live| {
+        (
+            live.jwks.revoked_sources.clear(),
+            live.jwks.sources.remove(1),
+        )
+            .0
+    });
     until(|| rig.auth.status().len() == 1).await;
     assert!(!rig.auth.is_revoked(&you) && !rig.auth.trusts(&you));
     until(|| rig.auth.status()[0].error.is_none()).await;
     changes.mark_unchanged();
-    rig.change(|live| live.revoked_sources = vec!["second".into()]);
+    rig.change(|live| live.jwks.revoked_sources = vec!["second".into()]);
     until(|| changes.has_changed().unwrap()).await;
     assert!(rig.auth.is_revoked(&you) && !rig.auth.is_revoked(&me));
     rig.verify(&mine).await.unwrap();

@@ -229,7 +229,7 @@ async fn the_algorithm_must_be_the_sources_and_the_keys() {
         refused(TokenFault::Algorithm)
     );
     // A header that borrows another key's `kid`, or an algorithm that the key is not for.
-    rig.change(|live| live.sources[0].algorithms.push(Algorithm::ES256));
+    rig.change(|live| live.jwks.sources[0].algorithms.push(Algorithm::ES256));
     crate::auth::fixture::until(|| rig.auth.status()[0].keys.len() == 2).await;
     let borrowed = es.sign_with(&json!({"alg": "ES256", "kid": "rs"}), &claims("main"));
     assert_eq!(rig.verify(&borrowed).await, refused(TokenFault::Algorithm));
@@ -472,11 +472,11 @@ async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
             .sum::<usize>()
     };
     assert_eq!(remembered(), 1);
-    rig.change(|live| live.sources[0].audiences = vec!["elsewhere".into()]);
+    rig.change(|live| live.jwks.sources[0].audiences = vec!["elsewhere".into()]);
     let settled = || rig.auth.inner.sets.table().sources[0].source.audiences[0] == "elsewhere";
     crate::auth::fixture::until(settled).await;
     assert_eq!(rig.verify(&token).await, refused(TokenFault::Audience));
-    rig.change(|live| live.sources[0].audiences = vec!["signal".into()]);
+    rig.change(|live| live.jwks.sources[0].audiences = vec!["signal".into()]);
     crate::auth::fixture::until(|| !settled()).await;
     rig.verify(&token).await.unwrap();
     rig.clock.advance_ms((3600 + 30) * 1000 - 1);

@@ -1,4 +1,4 @@
-//! The bus that callers hold where there is Redis: it stands in front of the one in use and, while the live file has `[bus_previous]`, of the one
+//! The bus that callers hold where there is Redis: it stands in front of the one in use and, while the live file has `[redis_previous]`, of the one
 //! before, so that a running instance goes from one server to another.
 //!
 //! | module | does |
@@ -38,7 +38,7 @@ use super::{
     Answers, Ask, Bus, BusError, BusEvent, BusOptions, BusStatus, Events, Interest, Opened,
     PreviousServer, Source, SubscriberState,
 };
-use crate::config::{self, BusPlace, Live};
+use crate::config::{self, Live, RedisLocation};
 use crate::dispatch::Dispatch;
 use crate::revocation::Revocation;
 
@@ -49,7 +49,7 @@ const BESIDE_WAIT: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 struct Side {
     line: Line,
-    place: BusPlace,
+    place: RedisLocation,
     bus: Arc<RedisBus>,
 }
 
@@ -81,7 +81,7 @@ impl Route {
 #[derive(Default)]
 struct Progress {
     error: Option<String>,
-    /// Nodes of `[bus_previous]`, connected to or not.
+    /// Nodes of `[redis_previous]`, connected to or not.
     previous: Option<Vec<String>>,
 }
 
@@ -93,7 +93,7 @@ struct Shared {
     lost: Notify,
     worker: Arc<AtomicU16>,
     setup: Setup,
-    fixed: config::Bus,
+    fixed: config::Redis,
     live: watch::Receiver<Arc<Live>>,
     known: Arc<dyn Fn() -> Vec<Revocation> + Send + Sync>,
     closing: CancellationToken,

@@ -17,7 +17,7 @@ use super::hands::Hand;
 use super::{Bus as _, BusEvent, Shared, Side};
 use crate::bus::BusError;
 use crate::bus::pubsub::{self, Backoff, Begun, Events, RedisBus, Setup};
-use crate::config::{self, BusPlace, Live};
+use crate::config::{self, Live, RedisLocation};
 use crate::dispatch::ResyncReason;
 use crate::metrics::Metrics;
 use crate::revocation::Revocation;
@@ -30,20 +30,22 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What the live settings want.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Wanted {
-    place: BusPlace,
-    previous: Option<BusPlace>,
+    place: RedisLocation,
+    previous: Option<RedisLocation>,
 }
 
 /// The place that the settings name.
-pub(super) fn place_wanted(live: &Live, fixed: &config::Bus) -> BusPlace {
-    live.bus.clone().unwrap_or_else(|| BusPlace::of(fixed))
+pub(super) fn place_wanted(live: &Live, fixed: &config::Redis) -> RedisLocation {
+    live.redis
+        .clone()
+        .unwrap_or_else(|| RedisLocation::of(fixed))
 }
 
 impl Wanted {
-    fn of(live: &Live, fixed: &config::Bus) -> Self {
+    fn of(live: &Live, fixed: &config::Redis) -> Self {
         Self {
             place: place_wanted(live, fixed),
-            previous: live.bus_previous.clone(),
+            previous: live.redis_previous.clone(),
         }
     }
 
@@ -67,12 +69,12 @@ pub(super) struct First {
 /// [`BusError`] when it is told to close, or for settings that can never work.
 pub(super) async fn open_first(
     setup: &Setup,
-    fixed: &config::Bus,
+    fixed: &config::Redis,
     mut live: watch::Receiver<Arc<Live>>,
 ) -> Result<(First, watch::Receiver<Arc<Live>>), BusError> {
     loop {
         let place = Wanted::of(&live.borrow_and_update(), fixed).place;
-        let mut begun = pubsub::begin(&place.in_place_of(fixed), setup)?;
+        let mut begun = pubsub::begin(&place.with_timings_of(fixed), setup)?;
         let connected = loop {
             tokio::select! {
                 connected = begun.connected() => break Some(connected),
@@ -229,7 +231,7 @@ impl Mover {
     /// Goes to the place that is wanted; says how.
     async fn go(&mut self, wanted: &Wanted) -> Result<&'static str, BusError> {
         let shared = self.shared.clone();
-        let config = wanted.place.in_place_of(&shared.fixed);
+        let config = wanted.place.with_timings_of(&shared.fixed);
         let current = shared.current();
         if current.place.is_same_server(&wanted.place) {
             self.log_in_otherwise(&current, &wanted.place, &config)
@@ -251,7 +253,7 @@ impl Mover {
             probed = pubsub::probe(&current.bus, &config) => probed?,
             Ok(()) = newer.changed() => return Err(superseded()),
         };
-        if probed && current.place.prefix == wanted.place.prefix {
+        if probed && current.place.channel_prefix == wanted.place.channel_prefix {
             self.log_in_otherwise(&current, &wanted.place, &config)
                 .await?;
             return Ok("login");
@@ -264,8 +266,8 @@ impl Mover {
     async fn log_in_otherwise(
         &self,
         current: &Side,
-        place: &BusPlace,
-        config: &config::Bus,
+        place: &RedisLocation,
+        config: &config::Redis,
     ) -> Result<(), BusError> {
         current.bus.log_in(config).await?;
         let mut route = self.shared.route.lock();
@@ -277,7 +279,7 @@ impl Mover {
     }
 
     /// The two servers that are both connected change places.
-    async fn exchange(&self, previous: Side, place: &BusPlace) -> Result<(), BusError> {
+    async fn exchange(&self, previous: Side, place: &RedisLocation) -> Result<(), BusError> {
         let shared = &self.shared;
         if !previous.bus.is_up() {
             return Err(BusError::Unavailable("subscriptions are down there".into()));
@@ -306,7 +308,7 @@ impl Mover {
     async fn go_over(
         &mut self,
         wanted: &Wanted,
-        config: &config::Bus,
+        config: &config::Redis,
         old: Side,
     ) -> Result<(), BusError> {
         let shared = self.shared.clone();
@@ -414,7 +416,7 @@ impl Mover {
             (Some(place), Some(side)) if side.place == *place => Ok(()),
             (Some(place), Some(side)) => side
                 .bus
-                .log_in(&place.in_place_of(&shared.fixed))
+                .log_in(&place.with_timings_of(&shared.fixed))
                 .await
                 .map(|()| {
                     if let Some(previous) = &mut shared.route.lock().previous {
@@ -439,16 +441,16 @@ impl Mover {
     }
 
     /// Opens the server before beside the one in use.
-    async fn open_previous(&mut self, place: &BusPlace) -> Result<(), BusError> {
+    async fn open_previous(&mut self, place: &RedisLocation) -> Result<(), BusError> {
         let shared = self.shared.clone();
-        let config = place.in_place_of(&shared.fixed);
+        let config = place.with_timings_of(&shared.fixed);
         let current = shared.current();
         let mut newer = self.live.clone();
         let probed = tokio::select! {
             probed = pubsub::probe(&current.bus, &config) => probed?,
             Ok(()) = newer.changed() => return Err(superseded()),
         };
-        if probed && place.prefix == current.place.prefix {
+        if probed && place.channel_prefix == current.place.channel_prefix {
             return Err(BusError::Misconfigured(
                 "bus_previous is the server in use under another name".into(),
             ));
@@ -494,7 +496,7 @@ impl Mover {
     }
 
     /// Begins to connect to a server that is to hear what is wanted.
-    fn begin(&self, config: &config::Bus) -> Result<Begun, BusError> {
+    fn begin(&self, config: &config::Redis) -> Result<Begun, BusError> {
         let begun = pubsub::begin(config, &self.shared.setup)?;
         begun.bus.show(false);
         let mut route = self.shared.route.lock();
@@ -504,7 +506,7 @@ impl Mover {
     }
 
     /// Has what a server hears handed out.
-    fn attach(&mut self, begun: Begun, place: &BusPlace) -> Side {
+    fn attach(&mut self, begun: Begun, place: &RedisLocation) -> Side {
         self.lines += 1;
         let _ = self.hand.send(Hand::Line(self.lines, begun.events));
         Side {
@@ -572,7 +574,7 @@ fn superseded() -> BusError {
 }
 
 /// Longest time that opening a server that has answered may take.
-fn open_limit(config: &config::Bus) -> Duration {
+fn open_limit(config: &config::Redis) -> Duration {
     Duration::from_millis(10 * config.command_timeout_ms.max(1))
 }
 

@@ -15,21 +15,21 @@ use crate::bus::{
     Ask, Bus, BusEvent, BusOptions, BusStatus, Interest, Opened, Reply, SubscriberState, open,
 };
 use crate::clock::{Clock, FixedClock, SystemClock};
-use crate::config::{BusMode, BusPlace, Config, Live, SecretFile};
+use crate::config::{Config, Live, RedisAuth, RedisLocation, RedisMode, SecretFile};
 use crate::dispatch::{Destination, Dispatch};
 use crate::metrics::Metrics;
 use crate::revocation::Revocation;
 
-fn place(server: &Server) -> BusPlace {
-    let mut bus = Config::for_tests().bus;
-    (bus.mode, bus.nodes) = (BusMode::Standalone, vec![server.address()]);
-    BusPlace::of(&bus)
+fn place(server: &Server) -> RedisLocation {
+    let mut bus = Config::for_tests().redis;
+    (bus.mode, bus.nodes) = (RedisMode::Standalone, vec![server.address()]);
+    RedisLocation::of(&bus)
 }
 
-fn live(bus: Option<BusPlace>, previous: Option<BusPlace>) -> Arc<Live> {
+fn live(bus: Option<RedisLocation>, previous: Option<RedisLocation>) -> Arc<Live> {
     Arc::new(Live {
-        bus,
-        bus_previous: previous,
+        redis: bus,
+        redis_previous: previous,
         ..Live::defaults()
     })
 }
@@ -41,11 +41,14 @@ fn options(
     clock: Arc<dyn Clock>,
 ) -> BusOptions {
     let mut config = Config::for_tests();
-    config.bus = place(server).in_place_of(&config.bus);
-    (config.bus.command_timeout_ms, config.bus.request_timeout_ms) = (2000, 1000);
+    config.redis = place(server).with_timings_of(&config.redis);
+    (
+        config.redis.command_timeout_ms,
+        config.redis.request_timeout_ms,
+    ) = (2000, 1000);
     let (known_revocations, metrics) = (Arc::new(Vec::new), Metrics::new());
     BusOptions {
-        config: config.bus,
+        config: config.redis,
         ids: config.ids,
         instance_name: name.into(),
         live,
@@ -105,13 +108,13 @@ impl Instance {
         }
     }
 
-    fn set(&self, bus: &BusPlace, previous: Option<&BusPlace>) {
+    fn set(&self, bus: &RedisLocation, previous: Option<&RedisLocation>) {
         self.live
             .send_replace(live(Some(bus.clone()), previous.cloned()));
     }
 
     /// Has it go over and waits until it has.
-    async fn go(&self, bus: &BusPlace, previous: Option<&BusPlace>) {
+    async fn go(&self, bus: &RedisLocation, previous: Option<&RedisLocation>) {
         self.set(bus, previous);
         eventually("it is in place", async || {
             let facts = self.bus.status();
@@ -213,9 +216,9 @@ async fn the_switch_keeps_the_contract_of_every_bus_with_one_server_and_with_two
                 .status()
                 .previous
                 .is_some_and(|previous| previous.subscribed),
-            at_first.bus_previous.is_some()
+            at_first.redis_previous.is_some()
         );
-        assert!(at_first.bus.is_some() || opened.worker.load(Ordering::Acquire) == 9);
+        assert!(at_first.redis.is_some() || opened.worker.load(Ordering::Acquire) == 9);
         conformance::alone(opened, &clock).await;
         for server in [&old, &new] {
             let keys = server.cli(&["KEYS", "*"]);
@@ -561,9 +564,11 @@ async fn another_login_or_another_name_of_the_same_server_is_taken_up_without_a_
         ]);
         std::fs::write(server.dir.path().join(password), password).unwrap();
     }
-    let by = |user: &str, password: &str| BusPlace {
-        username: user.into(),
-        password_file: SecretFile::new(server.dir.path().join(password)),
+    let by = |user: &str, password: &str| RedisLocation {
+        auth: RedisAuth {
+            username: user.into(),
+            password_file: SecretFile::new(server.dir.path().join(password)),
+        },
         ..place(&server)
     };
     let mut a = Instance::start(&server, "a", live(Some(by("one", "first")), None)).await;
@@ -596,7 +601,7 @@ async fn another_login_or_another_name_of_the_same_server_is_taken_up_without_a_
     }
     a.nothing_waits();
     // By another name: nothing is heard twice.
-    let named = BusPlace {
+    let named = RedisLocation {
         nodes: vec![format!("localhost:{}", server.port)],
         ..by("two", "second")
     };

@@ -1,4 +1,4 @@
-//! Connections to whatever `bus.mode` names: one server, the master that sentinels name, a node of a cluster.
+//! Connections to whatever `redis.mode` names: one server, the master that sentinels name, a node of a cluster.
 //!
 //! Passwords are read from their files at every connection, so a changed one is used by the next. Pub/Sub in a cluster is classic: any node hands a
 //! message to all others, so one node is enough to publish and to hear, and keys alone need the cluster's routing.
@@ -17,7 +17,7 @@ use redis::{
 };
 
 use crate::bus::BusError;
-use crate::config::{self, BusMode, SecretFile};
+use crate::config::{self, RedisMode, SecretFile};
 
 /// Host and port.
 pub(super) type Address = (String, u16);
@@ -67,7 +67,7 @@ async fn run<T: FromRedisValue>(
 
 /// Makes connections.
 pub(super) struct Connector {
-    mode: BusMode,
+    mode: RedisMode,
     nodes: Vec<Address>,
     master: String,
     database: i64,
@@ -81,7 +81,7 @@ pub(super) struct Connector {
 
 impl Connector {
     /// Reads the settings; nothing is connected yet.
-    pub(super) fn new(config: &config::Bus) -> Result<Self, BusError> {
+    pub(super) fn new(config: &config::Redis) -> Result<Self, BusError> {
         let nodes = config
             .nodes
             .iter()
@@ -89,30 +89,30 @@ impl Connector {
             .collect::<Result<Vec<_>, _>>()?;
         if nodes.is_empty() {
             return Err(BusError::Misconfigured(
-                "bus.nodes names no host:port".into(),
+                "redis.nodes names no host:port".into(),
             ));
         }
         let ca_file =
-            (!config.tls_ca_file.as_os_str().is_empty()).then(|| config.tls_ca_file.clone());
+            (!config.tls.ca_file.as_os_str().is_empty()).then(|| config.tls.ca_file.clone());
         let connector = Self {
             mode: config.mode,
             nodes,
-            master: config.sentinel_master.clone(),
-            database: if config.mode == BusMode::Cluster {
+            master: config.sentinel.master_name.clone(),
+            database: if config.mode == RedisMode::Cluster {
                 0
             } else {
                 config.database
             },
-            username: config.username.clone(),
-            password: config.password_file.clone(),
-            sentinel_password: config.sentinel_password_file.clone(),
-            tls: config.tls,
+            username: config.auth.username.clone(),
+            password: config.auth.password_file.clone(),
+            sentinel_password: config.sentinel.password_file.clone(),
+            tls: config.tls.enabled,
             ca_file,
             timeout: Duration::from_millis(config.command_timeout_ms.max(1)),
         };
         if let (true, Some(path)) = (connector.tls, &connector.ca_file) {
             let wrong = |text: String| {
-                BusError::Misconfigured(format!("bus.tls_ca_file {}: {text}", path.display()))
+                BusError::Misconfigured(format!("redis.tls.ca_file {}: {text}", path.display()))
             };
             let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
             let nowhere = ConnectionAddr::TcpTls {
@@ -136,7 +136,7 @@ impl Connector {
     }
 
     /// Which kind of Redis.
-    pub(super) fn mode(&self) -> BusMode {
+    pub(super) fn mode(&self) -> RedisMode {
         self.mode
     }
 
@@ -164,7 +164,7 @@ impl Connector {
 
     /// Whether a count of receivers that `PUBLISH` returns is that of all receivers.
     pub(super) fn counts_all_receivers(&self) -> bool {
-        self.mode != BusMode::Cluster
+        self.mode != RedisMode::Cluster
     }
 
     /// Connects to a node that can publish and be heard through. `push` is called with what is heard.
@@ -186,8 +186,8 @@ impl Connector {
         push: Option<impl AsyncPushSender>,
     ) -> RedisResult<Link> {
         let candidates = match self.mode {
-            BusMode::Sentinel => vec![self.ask_sentinels().await?],
-            BusMode::Cluster => self.cluster_nodes().await?,
+            RedisMode::Sentinel => vec![self.ask_sentinels().await?],
+            RedisMode::Cluster => self.cluster_nodes().await?,
             _ => self.nodes.clone(),
         };
         let push = push.map(std::sync::Arc::new);
@@ -228,7 +228,7 @@ impl Connector {
         }
         match unfit {
             // A cluster that lacks slots still hands messages from node to node.
-            Some(link) if self.mode == BusMode::Cluster => Ok(link),
+            Some(link) if self.mode == RedisMode::Cluster => Ok(link),
             _ => Err(last),
         }
     }
@@ -236,7 +236,7 @@ impl Connector {
     /// What key commands go through; `link` serves where one node holds all keys. A cluster is connected to in the background, so that publishing
     /// does not wait for a node that only keys need.
     pub(super) fn keys(&self, link: &Link) -> RedisResult<Keys> {
-        if self.mode != BusMode::Cluster {
+        if self.mode != RedisMode::Cluster {
             return Ok(Keys::Node(link.connection.clone()));
         }
         let nodes: Vec<ConnectionInfo> = std::iter::once(&link.address)
@@ -271,7 +271,7 @@ impl Connector {
     /// to nobody else.
     async fn is_fit(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         match self.mode {
-            BusMode::Sentinel => {
+            RedisMode::Sentinel => {
                 let role: Vec<Value> = redis::cmd("ROLE").query_async(connection).await?;
                 let role = role
                     .into_iter()
@@ -282,7 +282,7 @@ impl Connector {
                     .then_some(())
                     .ok_or_else(|| failed("the sentinels name a server that is not master"))
             }
-            BusMode::Cluster => {
+            RedisMode::Cluster => {
                 let info: String = redis::cmd("CLUSTER")
                     .arg("INFO")
                     .query_async(connection)
@@ -437,7 +437,7 @@ fn certificates(root_cert: Option<Vec<u8>>) -> TlsCertificates {
 
 /// `host:port`, with an IPv6 host in brackets.
 fn address(text: &str) -> Result<Address, BusError> {
-    let wrong = || BusError::Misconfigured(format!("bus.nodes: {text:?} is not host:port"));
+    let wrong = || BusError::Misconfigured(format!("redis.nodes: {text:?} is not host:port"));
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let host = host
         .strip_prefix('[')

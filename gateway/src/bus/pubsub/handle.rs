@@ -147,7 +147,7 @@ impl RedisBus {
     ///
     /// # Errors
     /// [`BusError`] when the new login does not work; the old one stays in use.
-    pub(in crate::bus) async fn log_in(&self, config: &config::Bus) -> Result<(), BusError> {
+    pub(in crate::bus) async fn log_in(&self, config: &config::Redis) -> Result<(), BusError> {
         let connector = connector(config)?;
         connector
             .link(&Prefer::Any, NO_PUSH)
@@ -202,7 +202,10 @@ async fn changed(told: &mut Option<watch::Receiver<String>>) -> bool {
 ///
 /// # Errors
 /// [`BusError`] when it cannot be connected to.
-pub(in crate::bus) async fn probe(bus: &RedisBus, config: &config::Bus) -> Result<bool, BusError> {
+pub(in crate::bus) async fn probe(
+    bus: &RedisBus,
+    config: &config::Redis,
+) -> Result<bool, BusError> {
     let connector = connector(config)?;
     let token = format!("{:032x}", rand::random::<u128>());
     let heard = Arc::new(Notify::new());
@@ -219,7 +222,7 @@ pub(in crate::bus) async fn probe(bus: &RedisBus, config: &config::Bus) -> Resul
         .link(&Prefer::Any, Some(push))
         .await
         .map_err(|error| unavailable(&error))?;
-    let names = Names::new(&config.prefix, &token);
+    let names = Names::new(&config.channel_prefix, &token);
     link.connection
         .subscribe(&names.ping)
         .await

@@ -76,10 +76,10 @@ struct Timing {
 }
 
 impl Timing {
-    fn of(config: &config::Bus) -> Self {
+    fn of(config: &config::Redis) -> Self {
         Self {
             self_ping: Duration::from_millis(config.self_ping_interval_ms.max(1)),
-            deaf_after: Duration::from_millis(config.deaf_after_ms),
+            deaf_after: Duration::from_millis(config.stalled_after_ms),
             request: Duration::from_millis(config.request_timeout_ms),
             linger: Duration::from_secs(2),
             lease: Duration::from_secs(3600),
@@ -230,11 +230,11 @@ pub(super) struct Begun {
 ///
 /// # Errors
 /// [`BusError::Misconfigured`].
-pub(super) fn begin(config: &config::Bus, setup: &Setup) -> Result<Begun, BusError> {
+pub(super) fn begin(config: &config::Redis, setup: &Setup) -> Result<Begun, BusError> {
     begin_timed(config, setup, Timing::of(config))
 }
 
-fn begin_timed(config: &config::Bus, setup: &Setup, timing: Timing) -> Result<Begun, BusError> {
+fn begin_timed(config: &config::Redis, setup: &Setup, timing: Timing) -> Result<Begun, BusError> {
     let connector = connector(config)?;
     let Setup {
         instance,
@@ -243,7 +243,7 @@ fn begin_timed(config: &config::Bus, setup: &Setup, timing: Timing) -> Result<Be
         metrics,
         ..
     } = setup.clone();
-    let names = Names::new(&config.prefix, &instance);
+    let names = Names::new(&config.channel_prefix, &instance);
     let (intake, events, asked) = Intake::new(names.clone(), instance.clone(), metrics.clone());
     let (publisher, writer) = Publisher::new(config.publish_queue, metrics.clone());
     let shared = Arc::new(Shared {
@@ -288,8 +288,8 @@ fn begin_timed(config: &config::Bus, setup: &Setup, timing: Timing) -> Result<Be
 }
 
 /// Reads the settings of connections.
-fn connector(config: &config::Bus) -> Result<Connector, BusError> {
-    if config.tls {
+fn connector(config: &config::Redis) -> Result<Connector, BusError> {
+    if config.tls.enabled {
         // Whoever was first has installed the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }

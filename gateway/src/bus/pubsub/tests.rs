@@ -18,23 +18,23 @@ use super::*;
 use crate::bus::conformance::{count, numbered};
 use crate::bus::{BusEvent, Reply};
 use crate::clock::SystemClock;
-use crate::config::{BusMode, Config, SecretFile};
+use crate::config::{Config, RedisMode, SecretFile};
 use crate::id::Id;
 
 const EMITTED: &str = r#"{"serverId":"emitter","type":"room","target":"r","event":"e","data":1}"#;
 
-fn settings(mode: BusMode, nodes: Vec<String>) -> config::Bus {
-    let mut bus = Config::for_tests().bus;
+fn settings(mode: RedisMode, nodes: Vec<String>) -> config::Redis {
+    let mut bus = Config::for_tests().redis;
     (bus.mode, bus.nodes) = (mode, nodes);
     (bus.command_timeout_ms, bus.request_timeout_ms) = (2000, 1000);
     bus
 }
 
-fn standalone(server: &Server) -> config::Bus {
-    settings(BusMode::Standalone, vec![server.address()])
+fn standalone(server: &Server) -> config::Redis {
+    settings(RedisMode::Standalone, vec![server.address()])
 }
 
-fn quick(config: &config::Bus) -> Timing {
+fn quick(config: &config::Redis) -> Timing {
     let mut timing = Timing::of(config);
     (timing.linger, timing.beat, timing.watch) = (
         Duration::from_millis(200),
@@ -64,7 +64,7 @@ fn setup(name: &str, metrics: Arc<Metrics>, shutdown: CancellationToken) -> Setu
     }
 }
 
-async fn open_with(config: &config::Bus, name: &str, timing: Timing) -> Opening {
+async fn open_with(config: &config::Redis, name: &str, timing: Timing) -> Opening {
     let metrics = Metrics::new();
     let setup = setup(name, metrics.clone(), CancellationToken::new());
     let opening = async {
@@ -86,7 +86,7 @@ async fn open_with(config: &config::Bus, name: &str, timing: Timing) -> Opening 
     }
 }
 
-async fn opened(config: &config::Bus) -> Opening {
+async fn opened(config: &config::Redis) -> Opening {
     open_with(config, "one", quick(config)).await
 }
 

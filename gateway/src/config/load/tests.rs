@@ -32,8 +32,8 @@ fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
         environment(&[
             ("SIGNAL__SERVER__PUBLIC_ADDRESS", "127.0.0.1:3"),
             ("SIGNAL__KAFKA__BROKERS", "a:1, b:2"),
-            ("SIGNAL__BUS__USERNAME", "17"),
-            ("SIGNAL__TELEMETRY__SAMPLING_RATIO", "1"),
+            ("SIGNAL__REDIS__AUTH__USERNAME", "17"),
+            ("SIGNAL__OBSERVABILITY__TRACING__SAMPLES_PER_MILLION", "1"),
             ("PATH", "/bin"),
         ]),
     )
@@ -41,7 +41,8 @@ fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
     assert_eq!(config.server.public_address.port(), 3);
     assert_eq!(config.server.admin_address.port(), 2);
     assert_eq!(config.kafka.brokers, ["a:1", "b:2"]);
-    assert_eq!(config.bus.username, "17");
+    assert_eq!(config.redis.auth.username, "17");
+    assert_eq!(config.observability.tracing.samples_per_million, 1);
 }
 
 #[test]
@@ -51,7 +52,7 @@ fn every_unknown_key_and_wrong_value_is_reported_together() {
     );
     let Invalid(problems) = load(
         Some(file.path()),
-        environment(&[("SIGNAL__BUS__MODE", "cluster")]),
+        environment(&[("SIGNAL__REDIS__MODE", "cluster")]),
     )
     .unwrap_err();
     let names: Vec<_> = problems
@@ -64,7 +65,7 @@ fn every_unknown_key_and_wrong_value_is_reported_together() {
         "server.public_address",
         "server.max_headers",
         "sessions.x",
-        "bus.nodes",
+        "redis.nodes",
     ] {
         assert!(names.contains(&name), "{name} in {problems:?}");
     }
@@ -72,7 +73,7 @@ fn every_unknown_key_and_wrong_value_is_reported_together() {
 
 #[test]
 fn a_source_needs_issuer_audience_https_and_an_asymmetric_algorithm() {
-    let source = |rest: &str| load_live(&format!("[[sources]]\nname = \"a\"\n{rest}"));
+    let source = |rest: &str| load_live(&format!("[[jwks.sources]]\nname = \"a\"\n{rest}"));
     let good = "issuer = \"i\"\naudiences = [\"s\"]\nalgorithms = [\"ES256\"]\nurl = \"https://i/certs\"\n";
     source(good).unwrap();
     for (from, to) in [
@@ -90,15 +91,18 @@ fn a_source_needs_issuer_audience_https_and_an_asymmetric_algorithm() {
 fn a_source_has_its_keys_from_a_url_or_a_file_and_a_name_of_its_own() {
     let source = |name: &str, keys: &str| {
         format!(
-            "[[sources]]\nname = {name:?}\nissuer = \"i\"\naudiences = [\"s\"]\nalgorithms = [\"ES256\"]\n{keys}\n"
+            "[[jwks.sources]]\nname = {name:?}\nissuer = \"i\"\naudiences = [\"s\"]\nalgorithms = [\"ES256\"]\n{keys}\n"
         )
     };
     let (url, file) = ("url = \"https://i/certs\"", "keys_file = \"/keys.json\"");
     let both = load_live(&[source("a", url), source("b", file)].concat()).unwrap();
-    assert_eq!(both.sources[1].keys_file, Path::new("/keys.json"));
+    assert_eq!(both.jwks.sources[1].keys_file, Path::new("/keys.json"));
     assert_eq!(
         both.files().collect::<Vec<_>>(),
-        [("sources[1].keys_file".to_owned(), Path::new("/keys.json"))]
+        [(
+            "jwks.sources[1].keys_file".to_owned(),
+            Path::new("/keys.json")
+        )]
     );
     let ca = "keys_file = \"/keys.json\"\nca_file = \"/ca.crt\"";
     for wrong in [
@@ -109,14 +113,14 @@ fn a_source_has_its_keys_from_a_url_or_a_file_and_a_name_of_its_own() {
     ] {
         let Invalid(problems) = load_live(&wrong).unwrap_err();
         assert!(
-            problems.len() == 1 && problems[0].starts_with("sources["),
+            problems.len() == 1 && problems[0].starts_with("jwks.sources["),
             "{problems:?}"
         );
     }
     for wrong in [
-        "jwks_max_age_secs = 0",
-        "jwks_max_age_secs = 86401",
-        "revoked_sources = [\"\"]",
+        "jwks.managed.cache_age_secs = 0",
+        "jwks.managed.cache_age_secs = 86401",
+        "jwks.revoked_sources = [\"\"]",
     ] {
         assert_eq!(load_live(wrong).unwrap_err().0.len(), 1, "{wrong}");
     }
@@ -131,32 +135,35 @@ fn a_secret_never_prints() {
 }
 
 #[test]
-fn a_place_in_the_live_file_stands_for_itself_and_every_fault_in_it_is_named() {
+fn a_redis_in_the_live_file_stands_for_itself_and_every_fault_in_it_is_named() {
     let live = load_live(
-        "[bus]\nmode = \"standalone\"\nnodes = [\"new:6379\"]\n[bus_previous]\nmode = \"standalone\"\nnodes = [\"old:6379\"]\n",
+        "[redis]\nmode = \"standalone\"\nnodes = [\"new:6379\"]\n[redis_previous]\nmode = \"standalone\"\nnodes = [\"old:6379\"]\n",
     );
     let live = live.unwrap();
-    let (bus, previous) = (live.bus.unwrap(), live.bus_previous.unwrap());
+    let (redis, previous) = (live.redis.unwrap(), live.redis_previous.unwrap());
     assert_eq!(
-        (bus.nodes.as_slice(), previous.nodes.as_slice()),
+        (redis.nodes.as_slice(), previous.nodes.as_slice()),
         (&["new:6379".to_owned()][..], &["old:6379".to_owned()][..])
     );
-    assert_eq!(bus.sentinel_master, "mymaster");
+    assert_eq!(redis.sentinel.master_name, "mymaster");
     for (wrong, name) in [
-        ("[bus]\nmode = \"local\"\nnodes = [\"a:1\"]", "bus.mode"),
-        ("[bus]\nmode = \"standalone\"\nnodes = []", "bus.nodes"),
-        ("[bus]\nmode = \"standalone\"\nnodes = [\"a\"]", "bus.nodes"),
+        ("[redis]\nmode = \"none\"\nnodes = [\"a:1\"]", "redis.mode"),
+        ("[redis]\nmode = \"standalone\"\nnodes = []", "redis.nodes"),
         (
-            "[bus]\nmode = \"standalone\"\nnodes = [\"a:1\"]\npublish_queue = 1",
-            "bus",
+            "[redis]\nmode = \"standalone\"\nnodes = [\"a\"]",
+            "redis.nodes",
         ),
         (
-            "[bus_previous]\nmode = \"standalone\"\nnodes = [\":1\"]",
-            "bus_previous.nodes",
+            "[redis]\nmode = \"standalone\"\nnodes = [\"a:1\"]\npublish_queue = 1",
+            "redis",
         ),
         (
-            "[bus]\nmode = \"standalone\"\nnodes = [\"a:1\"]\n[bus_previous]\nmode = \"standalone\"\nnodes = [\"a:1\"]",
-            "bus_previous",
+            "[redis_previous]\nmode = \"standalone\"\nnodes = [\":1\"]",
+            "redis_previous.nodes",
+        ),
+        (
+            "[redis]\nmode = \"standalone\"\nnodes = [\"a:1\"]\n[redis_previous]\nmode = \"standalone\"\nnodes = [\"a:1\"]",
+            "redis_previous",
         ),
     ] {
         let Invalid(problems) = load_live(wrong).unwrap_err();

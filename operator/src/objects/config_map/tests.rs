@@ -2,11 +2,13 @@
 
 use std::io::Write as _;
 
-use signal_gateway::config::{self, BusMode, SourceState};
+use signal_crds::status::SourceStage;
+use signal_gateway::config::{self, RedisMode, SourceState};
 
 use super::*;
 use crate::fixture::{EXAMPLES, changed, example, observed, settled};
 use crate::observe::observed::Observed;
+use crate::plan::record::RecordedRedis;
 use crate::plan::validate::validate;
 
 fn load(observed: &Observed) -> config::Config {
@@ -41,10 +43,7 @@ fn static_settings_arrive_in_their_units() {
         (8_000, 90_000)
     );
     assert_eq!(
-        (
-            config.session.expiring_lead_secs,
-            config.session.heartbeat_timeout_ms
-        ),
+        (config.auth.expiring_lead_secs, config.heartbeat.timeout_ms),
         (60, 90_000)
     );
     assert_eq!(
@@ -55,16 +54,16 @@ fn static_settings_arrive_in_their_units() {
         ),
         (60, 180, false)
     );
-    assert_ne!(config.bus.mode, BusMode::Local);
-    assert_eq!(config.kafka.username, "signal");
-    assert!((config.telemetry.sampling_ratio - 0.0025).abs() < 1e-9);
+    assert_ne!(config.redis.mode, RedisMode::None);
+    assert_eq!(config.kafka.security.auth.username, "signal");
+    assert_eq!(config.observability.tracing.samples_per_million, 2500);
     let config = load(&example("development"));
     assert!(config.database.migrate);
     assert_eq!(
         (config.drain.batch_interval_ms, config.drain.min_batch),
         (500, 1)
     );
-    assert_eq!(load(&example("minimal")).bus.mode, BusMode::Local);
+    assert_eq!(load(&example("minimal")).redis.mode, RedisMode::None);
 }
 
 #[test]
@@ -73,12 +72,12 @@ fn a_gateway_loads_live_settings_of_one_pod_alone() {
     let mut record = settled(&cluster);
     record.sources[0].stage = SourceStage::Retiring;
     let live = config::load_live(&live_toml(&cluster, &record, false)).unwrap();
-    assert_eq!(live.sources[0].state, SourceState::Retiring);
+    assert_eq!(live.jwks.sources[0].state, SourceState::Retiring);
     assert_eq!(
         (
-            live.limits.max_connections,
-            live.keys.max_stale_secs,
-            live.keys.leeway_secs
+            live.limits.connections_per_pod,
+            live.jwks.max_stale_secs,
+            live.auth.clock_skew_secs
         ),
         (50_000, 43_200, 30)
     );
@@ -111,7 +110,7 @@ fn texts_of_users_cannot_leave_their_quotes() {
     assert_eq!(load(&observed).policy.always_allow_roles, ["x\"]\n"]);
     let cluster = validate(&observed).unwrap();
     let live = config::load_live(&live_toml(&cluster, &settled(&cluster), false)).unwrap();
-    assert_eq!(live.sources[0].issuer, cluster.sources[0].1.issuer);
+    assert_eq!(live.jwks.sources[0].issuer, cluster.sources[0].1.issuer);
 }
 
 #[test]
@@ -122,11 +121,15 @@ fn a_gateway_loads_managed_keys_and_revoked_sources() {
     let live = config::load_live(&live_toml(&cluster, &record, true)).unwrap();
     let jwks = std::path::Path::new("/etc/signal/live/jwks.json");
     assert_eq!(
-        (live.well_known_jwks_file.as_path(), live.jwks_max_age_secs),
+        (
+            live.jwks.managed.jwks_file.as_path(),
+            live.jwks.managed.cache_age_secs
+        ),
         (jwks, 300)
     );
-    assert_eq!(live.revoked_sources, ["old"]);
+    assert_eq!(live.jwks.revoked_sources, ["old"]);
     let keys: Vec<_> = live
+        .jwks
         .sources
         .iter()
         .map(|source| (source.url.is_some(), source.keys_file == jwks))
@@ -146,7 +149,7 @@ fn a_gateway_loads_managed_keys_and_revoked_sources() {
 }
 
 #[test]
-fn a_gateway_loads_where_redis_is_and_where_it_was() {
+fn a_gateway_loads_the_current_and_the_previous_redis() {
     let cluster = validate(&changed("production", |cluster| {
         cluster.spec.jwks.managed = None;
         cluster.spec.notifications.catalog_ref = None;
@@ -160,19 +163,19 @@ fn a_gateway_loads_where_redis_is_and_where_it_was() {
     };
     record.redis_previous = Some(before);
     let live = config::load_live(&live_toml(&cluster, &record, false)).unwrap();
-    let (bus, previous) = (live.bus.unwrap(), live.bus_previous.unwrap());
+    let (redis, previous) = (live.redis.unwrap(), live.redis_previous.unwrap());
     assert_eq!(
         (
-            bus.mode,
-            bus.nodes.len(),
-            bus.sentinel_master.as_str(),
-            bus.username.as_str()
+            redis.mode,
+            redis.nodes.len(),
+            redis.sentinel.master_name.as_str(),
+            redis.auth.username.as_str()
         ),
-        (BusMode::Sentinel, 3, "mymaster", "signal")
+        (RedisMode::Sentinel, 3, "mymaster", "signal")
     );
     assert_eq!(previous.nodes, ["old:26379"]);
-    assert!(previous.password_file.path().is_none());
-    let named: Vec<_> = bus
+    assert!(previous.auth.password_file.path().is_none());
+    let named: Vec<_> = redis
         .files()
         .map(|(_, file)| {
             file.strip_prefix(crate::names::LIVE_DIR)
@@ -187,7 +190,7 @@ fn a_gateway_loads_where_redis_is_and_where_it_was() {
         "{named:?}"
     );
 
-    // Another password of the same server is no move: a gateway refuses two places that are one.
+    // Another password of the same server is no switch: a gateway refuses two locations that are one server.
     record.redis_previous = record.redis.clone().map(|redis| RecordedRedis {
         password_file: None,
         ..redis
@@ -195,7 +198,7 @@ fn a_gateway_loads_where_redis_is_and_where_it_was() {
     assert!(
         config::load_live(&live_toml(&cluster, &record, false))
             .unwrap()
-            .bus_previous
+            .redis_previous
             .is_none()
     );
 }

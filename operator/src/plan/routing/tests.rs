@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::observe::fleet::{Bus, PreviousBus};
 use crate::plan::Kind;
+use signal_contract::RedisMode;
 
 const TIMEOUT: signal_crds::Duration = signal_crds::Duration::secs(300);
 
@@ -14,7 +15,7 @@ fn at(secs: i64) -> DateTime<Utc> {
 
 fn redis(node: &str) -> RecordedRedis {
     RecordedRedis {
-        mode: "standalone".into(),
+        mode: RedisMode::Standalone,
         nodes: vec![format!("{node}:6379")],
         sentinel_master: String::new(),
         database: 0,

@@ -20,7 +20,7 @@ async fn a_bus_opens_when_its_server_comes_and_gives_up_when_it_is_told_to() {
     let bus = waiting.await.unwrap();
     bus.subscribe(&[room("r")]).await;
 
-    let wrong = settings(BusMode::Standalone, vec!["no port".into()]);
+    let wrong = settings(RedisMode::Standalone, vec!["no port".into()]);
     let result = begin(
         &wrong,
         &setup("one", Metrics::new(), CancellationToken::new()),
@@ -74,9 +74,9 @@ async fn the_documented_acl_recipes_are_enough_and_no_more() {
         apply(&server, &recipe(name, prefix));
     }
     let mut config = standalone(&server);
-    config.prefix = prefix.into();
-    config.username = "signal-gateway".into();
-    config.password_file = secret(server.dir.path(), "password", "change-me-gateway\n");
+    config.channel_prefix = prefix.into();
+    config.auth.username = "signal-gateway".into();
+    config.auth.password_file = secret(server.dir.path(), "password", "change-me-gateway\n");
     let (mut a, mut b) = (
         open_with(&config, "a", quick(&config)).await,
         open_with(&config, "b", quick(&config)).await,
@@ -188,17 +188,17 @@ async fn the_documented_acl_recipes_are_enough_and_no_more() {
         );
     }
     server.cli(&["ACL", "SETUSER", "open", "on", "nopass", "+@all", "&*"]);
-    (config.username, config.password_file) = ("open".into(), SecretFile::default());
+    (config.auth.username, config.auth.password_file) = ("open".into(), SecretFile::default());
     connect(&config).await.unwrap();
-    config.username = "signal-gateway".into();
-    config.password_file = secret(server.dir.path(), "wrong", "change-me-emitter");
+    config.auth.username = "signal-gateway".into();
+    config.auth.password_file = secret(server.dir.path(), "wrong", "change-me-emitter");
     assert!(
         connect(&config).await.is_err(),
         "a wrong password is refused"
     );
 }
 
-async fn connect(config: &config::Bus) -> redis::RedisResult<()> {
+async fn connect(config: &config::Redis) -> redis::RedisResult<()> {
     let connector = Connector::new(config).unwrap();
     connector
         .link(
@@ -221,8 +221,8 @@ async fn a_changed_password_is_a_new_connection_beside_the_old_one_and_nothing_i
         "ACL", "SETUSER", "signal", "on", ">first", "+@all", "~*", "&*",
     ]);
     let mut config = standalone(&server);
-    config.username = "signal".into();
-    config.password_file = secret(server.dir.path(), "password", "first");
+    config.auth.username = "signal".into();
+    config.auth.password_file = secret(server.dir.path(), "password", "first");
     let b = opened(&standalone(&server)).await;
     let mut a = opened(&config).await;
     a.subscribe(&[room("r")]).await;
@@ -295,26 +295,26 @@ async fn tls_is_verified_against_the_given_authority() {
         &["--tls", "--cacert", "{dir}/ca.pem"],
     );
     let mut config = standalone(&server);
-    (config.tls, config.tls_ca_file) = (true, server.dir.path().join("ca.pem"));
+    (config.tls.enabled, config.tls.ca_file) = (true, server.dir.path().join("ca.pem"));
     let (mut a, b) = (opened(&config).await, opened(&config).await);
     a.subscribe(&[room("r")]).await;
     b.publish(room("r"), 1).await;
     assert_eq!(a.number().await, 1);
 
     connect(&config).await.unwrap();
-    config.tls_ca_file = other.path().join("ca.pem");
+    config.tls.ca_file = other.path().join("ca.pem");
     assert!(
         connect(&config).await.is_err(),
         "another authority is not trusted"
     );
-    config.tls = false;
+    config.tls.enabled = false;
     assert!(
         connect(&config).await.is_err(),
         "the server speaks TLS alone"
     );
-    config.tls = true;
+    config.tls.enabled = true;
     for wrong in ["missing.pem", "key.pem"] {
-        config.tls_ca_file = server.dir.path().join(wrong);
+        config.tls.ca_file = server.dir.path().join(wrong);
         assert!(
             matches!(Connector::new(&config), Err(BusError::Misconfigured(_))),
             "{wrong}"

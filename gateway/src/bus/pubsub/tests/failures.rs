@@ -110,7 +110,7 @@ async fn losses_of_a_publisher_are_told_to_the_others() {
     let server = Server::start(&[]);
     let mut config = standalone(&server);
     // So seldom that the next to be published is the dispatch.
-    (config.self_ping_interval_ms, config.deaf_after_ms) = (60_000, 120_000);
+    (config.self_ping_interval_ms, config.stalled_after_ms) = (60_000, 120_000);
     let mut timing = quick(&config);
     timing.beat = Duration::from_secs(60);
     let (mut a, b) = (opened(&config).await, open_with(&config, "b", timing).await);
@@ -131,7 +131,7 @@ async fn a_server_that_stands_still_makes_the_bus_deaf_and_is_repaired() {
     }
     let server = Server::start(&[]);
     let mut config = standalone(&server);
-    (config.command_timeout_ms, config.deaf_after_ms) = (500, 700);
+    (config.command_timeout_ms, config.stalled_after_ms) = (500, 700);
     let (mut a, b) = (opened(&config).await, opened(&config).await);
     a.subscribe(&[room("r")]).await;
     assert_eq!(a.bus.subscriber(), SubscriberState::Live);
@@ -170,7 +170,7 @@ async fn a_server_that_holds_publishing_back_makes_the_bus_deaf_and_is_repaired(
     }
     let server = Server::start(&[]);
     let mut config = standalone(&server);
-    config.deaf_after_ms = 700;
+    config.stalled_after_ms = 700;
     let (mut a, b) = (opened(&config).await, opened(&config).await);
     a.subscribe(&[room("r")]).await;
     // Connections stay and nothing is heard.
@@ -197,8 +197,8 @@ async fn a_subscriber_whose_connection_went_silent_is_deaf_and_repaired_while_pu
     }
     let server = Server::start(&[]);
     let proxy = lab::Proxy::start(server.port).await;
-    let mut config = settings(BusMode::Standalone, vec![proxy.address()]);
-    config.deaf_after_ms = 700;
+    let mut config = settings(RedisMode::Standalone, vec![proxy.address()]);
+    config.stalled_after_ms = 700;
     let (mut a, mut b) = (opened(&config).await, opened(&standalone(&server)).await);
     a.subscribe(&[room("r")]).await;
     b.subscribe(&[room("r")]).await;
@@ -233,7 +233,7 @@ async fn a_failover_by_sentinels_is_followed() {
         tokio::task::spawn_blocking(lab::sentinels).await.unwrap();
     let mut nodes: Vec<String> = sentinels.iter().map(Server::address).collect();
     nodes.insert(0, format!("127.0.0.1:{}", lab::free_port()));
-    let config = settings(BusMode::Sentinel, nodes);
+    let config = settings(RedisMode::Sentinel, nodes);
     let (mut a, b) = (opened(&config).await, opened(&config).await);
     a.subscribe(&[room("r")]).await;
     b.publish(room("r"), 1).await;
@@ -263,7 +263,7 @@ async fn a_cluster_hands_messages_from_any_node_to_any_and_survives_a_node() {
     }
     let mut servers = tokio::task::spawn_blocking(lab::cluster).await.unwrap();
     let config = settings(
-        BusMode::Cluster,
+        RedisMode::Cluster,
         servers.iter().map(Server::address).collect(),
     );
     let (mut a, mut b) = (
