@@ -1,10 +1,9 @@
-//! A message on its way out: to the hub if its destination is here, to the bus where it may be elsewhere.
+//! Sends every message: to the hub if its destination is held here, and to the bus where it may be held elsewhere.
 //!
 //! Input: [`crate::ws`], [`crate::api`] and [`crate::activity`]. Output: [`crate::hub`] and [`crate::bus`].
 
-use std::sync::Arc;
-
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::StreamExt;
@@ -17,16 +16,16 @@ use crate::hub::Hub;
 /// How many destinations of one batch are published to at the same time.
 const BATCH_CONCURRENCY: usize = 256;
 
-/// What became of a message.
+/// What happened to a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sent {
-    /// How many connections of this instance it was handed to.
+    /// How many connections of this instance it was given to.
     pub local: usize,
-    /// Whether the bus took it for other instances.
+    /// Whether the bus published it to other instances.
     pub published: bool,
 }
 
-/// The way out of every message.
+/// Sends messages; cheap to clone.
 #[derive(Clone)]
 pub struct Delivery {
     hub: Hub,
@@ -34,14 +33,14 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Sends through `hub` and `bus`.
+    /// Creates a delivery through `hub` and `bus`.
     pub fn new(hub: Hub, bus: Arc<dyn Bus>) -> Self {
         Self { hub, bus }
     }
 
-    /// Delivers here and publishes. A client that is held here is not published.
+    /// Delivers here and publishes. A message to a client that is held here is not published.
     ///
-    /// Best effort: a bus that cannot publish is logged and told in [`Sent::published`], and local delivery has happened by then.
+    /// Best effort: when the bus cannot publish, it is logged and [`Sent::published`] is false. The message was delivered here before.
     pub async fn send(&self, dispatch: &Dispatch) -> Sent {
         let local = self.hub.deliver(dispatch);
         if local > 0 && matches!(dispatch.destination, Destination::Client(_)) {
@@ -53,17 +52,18 @@ impl Delivery {
         let published = match self.bus.publish(dispatch).await {
             Ok(()) => true,
             Err(error) => {
-                tracing::debug!(%error, "dispatch was delivered here only");
+                tracing::debug!(%error, "message not published: bus failed; delivered to local connections only");
                 false
             }
         };
         Sent { local, published }
     }
 
-    /// Delivers a batch here and publishes it: in order for each destination, side by side for different ones. Says how many the bus took.
+    /// Delivers a batch here and publishes it, and returns how many messages the bus published. Messages to one destination keep their order; different
+    /// destinations are published to at the same time.
     ///
-    /// Best effort as [`Delivery::send`]. Once the bus turns out to be unavailable the rest is not tried, so that a batch waits for an
-    /// unreachable server once at most: when it is back, every client is told to sync.
+    /// Best effort as [`Delivery::send`]. Once the bus is unavailable the rest is not tried, so that a batch waits for an unreachable server once at
+    /// most. When the server is back, every client gets `resync`.
     pub async fn send_all(&self, batch: &[Dispatch]) -> usize {
         let mut by_destination: HashMap<&Destination, Vec<&Dispatch>> =
             HashMap::with_capacity(batch.len());
@@ -76,12 +76,12 @@ impl Delivery {
                     .push(dispatch);
             }
         }
-        let (published, away) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let (published, away) = (&published, &away);
+        let (published, unavailable) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let (published, unavailable) = (&published, &unavailable);
         stream::iter(by_destination.into_values())
             .for_each_concurrent(BATCH_CONCURRENCY, |dispatches| async move {
                 for dispatch in dispatches {
-                    if away.load(Ordering::Relaxed) {
+                    if unavailable.load(Ordering::Relaxed) {
                         return;
                     }
                     match self.bus.publish(dispatch).await {
@@ -90,8 +90,8 @@ impl Delivery {
                         }
                         Err(BusError::Full) => {}
                         Err(error @ (BusError::Unavailable(_) | BusError::Misconfigured(_))) => {
-                            if !away.swap(true, Ordering::Relaxed) {
-                                tracing::debug!(%error, "the rest of a batch was delivered here only");
+                            if !unavailable.swap(true, Ordering::Relaxed) {
+                                tracing::debug!(%error, "rest of a batch not published: bus failed; delivered to local connections only");
                             }
                         }
                     }

@@ -106,7 +106,7 @@ impl Inbound {
         let authenticator = self.authenticator.clone();
         let ending = self
             .hub
-            .announce_end(move |principal| !authenticator.trusts(principal))
+            .withdraw_trust(move |principal| !authenticator.trusts(principal))
             .await;
         if revoked + ending > 0 {
             tracing::info!(

@@ -215,14 +215,14 @@ impl Start<'_> {
         threads: &mut hub::Threads,
         shards_stop: &CancellationToken,
     ) -> Hub {
-        let parts = hub::Parts {
+        let options = hub::HubOptions {
             live: self.settings.subscribe(),
             bus: Arc::clone(bus),
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(self.metrics),
             shutdown: shards_stop.clone(),
         };
-        Hub::start(parts, threads)
+        Hub::start(options, threads)
     }
 
     fn pipeline(

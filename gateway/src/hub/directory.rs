@@ -1,4 +1,5 @@
-//! Which shard holds what: the one index that every thread may read. Striped, so that shards rarely meet at a lock; no lock outlives a call.
+//! The index of which shard holds which destination. Every thread reads it. It is striped, so that shards rarely wait for each other; no lock
+//! outlives a call.
 
 use std::hash::BuildHasher;
 
@@ -11,7 +12,7 @@ use crate::dispatch::Destination;
 
 const STRIPES: usize = 64;
 
-/// (shard, connections there)
+/// Pairs of a shard and the number of its connections.
 pub(super) type Holders = SmallVec<[(u16, u32); 2]>;
 
 /// Counts the connections of each destination by shard.
@@ -34,7 +35,7 @@ impl Directory {
         &self.stripes[(FxBuildHasher.hash_one(destination) >> 40) as usize % STRIPES]
     }
 
-    /// Adds a connection, unless the destination has `limit` already; says whether it did.
+    /// Adds a connection, unless the destination already has `limit`. Returns whether it did.
     pub(super) fn add(&self, destination: &Destination, shard: u16, limit: u32) -> bool {
         let mut stripe = self.stripe(destination).lock();
         let holders = match stripe.get_mut(destination) {
@@ -51,7 +52,7 @@ impl Directory {
         true
     }
 
-    /// Takes a connection away.
+    /// Removes a connection.
     pub(super) fn remove(&self, destination: &Destination, shard: u16) {
         let mut stripe = self.stripe(destination).lock();
         let Some(holders) = stripe.get_mut(destination) else {
@@ -71,7 +72,7 @@ impl Directory {
         }
     }
 
-    /// Who holds a destination; empty for nobody.
+    /// Returns the shards that hold a destination; empty if none does.
     pub(super) fn holders(&self, destination: &Destination) -> Holders {
         self.stripe(destination)
             .lock()

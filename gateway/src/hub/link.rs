@@ -14,7 +14,8 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::outbox::{Bounds, Flushed, Outbox, Overflow, Run, Sink};
+use super::batch::MessageBatch;
+use super::outbox::{Bounds, Flushed, Outbox, Overflow, Sink};
 use crate::id::Id;
 use crate::principal::Principal;
 use crate::protocol::Message;
@@ -27,32 +28,32 @@ impl Sink for TcpStream {
     }
 }
 
-/// A room a connection is in, and where in the room's list of members.
+/// A room that a connection is in, and its index in the list of members.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seat {
     pub(super) room: u32,
     pub(super) at: u32,
-    /// Given by an administrator, past the ACL: no look at the rules takes it away.
+    /// An administrator joined the room for it: the rules do not take it away (protocol.md 5.6).
     pub(super) granted: bool,
 }
 
-/// How far a connection is, as lists of connections tell it.
+/// How far a connection is, as lists of connections show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Nothing was asked yet.
+    /// It has not sent `authenticate`.
     Connecting,
-    /// Its token is looked at.
+    /// Its token is being verified, or the bus subscribes.
     Authenticating,
-    /// In the clear.
+    /// Authenticated, without encryption.
     Authenticated,
-    /// Sealed.
+    /// Authenticated and encrypted.
     Encrypted,
-    /// On its way out.
+    /// Closing.
     Closed,
 }
 
 impl Stage {
-    /// Its name.
+    /// Returns its name in lists.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
@@ -64,7 +65,7 @@ impl Stage {
     }
 }
 
-/// A connection as its shard sees it. There are as many as connections, so each of its bytes counts: the allocator has a size of 320 bytes, and the next is 384.
+/// A connection as its shard sees it. Every connection has one, so each byte counts: the allocator rounds up to 320 bytes, and then to 384.
 pub struct Link {
     pub(super) id: Id,
     pub(super) slot: u32,
@@ -82,12 +83,12 @@ pub struct Link {
     pub(super) seats: RefCell<SmallVec<[Seat; 2]>>,
     pub(super) stage: Cell<Stage>,
     pub(super) last_seen: Cell<Instant>,
-    /// What the hub wants of the connection.
-    order: Cell<Option<Close>>,
-    fallen: Cell<bool>,
-    /// Tick of its next deadline, and the one at which the wheel looks at it: the second is never the later one.
+    /// Why the hub asks the connection to close.
+    close_request: Cell<Option<Close>>,
+    trust_withdrawn: Cell<bool>,
+    /// Ticks: of its next deadline, and of its entry in the wheel, which is never the later one.
     pub(super) due: Cell<u32>,
-    pub(super) looked_at: Cell<u32>,
+    pub(super) scheduled: Cell<u32>,
 }
 
 impl Link {
@@ -115,37 +116,37 @@ impl Link {
             seats: RefCell::default(),
             stage: Cell::new(Stage::Connecting),
             last_seen: Cell::new(Instant::now()),
-            order: Cell::new(None),
-            fallen: Cell::new(false),
+            close_request: Cell::new(None),
+            trust_withdrawn: Cell::new(false),
             due: Cell::new(u32::MAX),
-            looked_at: Cell::new(u32::MAX),
+            scheduled: Cell::new(u32::MAX),
         }
     }
 
-    /// Client id.
+    /// Returns the client id.
     pub fn id(&self) -> Id {
         self.id
     }
 
-    /// Where it connected from.
+    /// Returns the address that it connected from.
     pub fn peer(&self) -> IpAddr {
         self.peer
     }
 
-    /// Notes how far it is and the last frame, as lists of connections show them.
+    /// Notes the stage and the time of the last frame, for lists of connections.
     pub fn note(&self, stage: Stage, last_seen: Instant) {
         self.stage.set(stage);
         self.last_seen.set(last_seen);
     }
 
-    /// Has the connection's task run soon.
+    /// Wakes the task of the connection.
     pub fn wake(&self) {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
     }
 
-    /// Remembers whom to wake.
+    /// Remembers the task to wake.
     pub fn register(&self, cx: &Context<'_>) {
         let mut waker = self.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
@@ -154,30 +155,30 @@ impl Link {
     }
 
     /// Asks the connection to close; the first reason stands.
-    pub(super) fn order(&self, close: Close) {
-        if self.order.get().is_none() {
-            self.order.set(Some(close));
+    pub(super) fn request_close(&self, close: Close) {
+        if self.close_request.get().is_none() {
+            self.close_request.set(Some(close));
             self.wake();
         }
     }
 
-    /// What the hub has asked for.
-    pub fn ordered(&self) -> Option<Close> {
-        self.order.get()
+    /// Returns why the hub asks the connection to close, if it does.
+    pub fn requested_close(&self) -> Option<Close> {
+        self.close_request.get()
     }
 
-    /// Tells the connection that what its token rests on is gone.
-    pub(super) fn tell_fallen(&self) {
-        self.fallen.set(true);
+    /// Notes that trust in the source or the key of its token is withdrawn.
+    pub(super) fn withdraw_trust(&self) {
+        self.trust_withdrawn.set(true);
         self.wake();
     }
 
-    /// Whether the connection was told so since the last call.
-    pub fn take_fallen(&self) -> bool {
-        self.fallen.take()
+    /// Returns whether trust was withdrawn since the last call.
+    pub fn take_trust_withdrawn(&self) -> bool {
+        self.trust_withdrawn.take()
     }
 
-    /// Seals every message from here on.
+    /// Seals every message that is queued from here on.
     pub fn seal_with(&self, cipher: Rc<Cipher>) {
         self.out.borrow_mut().seal_with(cipher);
     }
@@ -187,25 +188,25 @@ impl Link {
         self.out.borrow_mut().hold();
     }
 
-    /// Queues what was held back, as far as `keep` says so.
+    /// Queues the held messages that `keep` returns true for.
     pub fn release(&self, bounds: Bounds, keep: impl FnMut(&Message) -> bool) {
         let result = self.out.borrow_mut().release(bounds, keep);
         self.after_push(result);
     }
 
-    /// Queues a delivery; a reader that is too slow is closed.
+    /// Queues a delivered message; a reader that is too slow is closed.
     pub(super) fn deliver(&self, message: &Rc<Message>, bounds: Bounds) {
         let result = self.out.borrow_mut().push(message, bounds);
         self.after_push(result);
     }
 
-    /// Queues deliveries that came together.
-    pub(super) fn deliver_run(&self, run: &Rc<Run>, bounds: Bounds) {
-        let result = self.out.borrow_mut().push_run(run, bounds);
+    /// Queues a delivered batch.
+    pub(super) fn deliver_batch(&self, batch: &Rc<MessageBatch>, bounds: Bounds) {
+        let result = self.out.borrow_mut().push_batch(batch, bounds);
         self.after_push(result);
     }
 
-    /// Queues the session's own message, ahead of what is held back.
+    /// Queues a message of the session itself, ahead of the held ones.
     pub fn send(&self, message: Message, bounds: Bounds) {
         let result = self.out.borrow_mut().push_now(&Rc::new(message), bounds);
         self.after_push(result);
@@ -219,11 +220,11 @@ impl Link {
 
     fn after_push(&self, result: Result<(), Overflow>) {
         if let Err(Overflow) = result {
-            self.order(Close::SlowConsumer);
+            self.request_close(Close::SlowConsumer);
         }
     }
 
-    /// Queues the last frame. A slow reader's queue is dropped; everyone else gets what was queued before it.
+    /// Queues the last frame: instead of what waits with `drop_queue`, else behind it.
     pub fn finish(&self, message: Message, drop_queue: bool) {
         let mut out = self.out.borrow_mut();
         if drop_queue {
@@ -233,7 +234,7 @@ impl Link {
         }
     }
 
-    /// Writes what waits; says how far it came and how many bytes were written.
+    /// Writes what waits. Returns how far it got and the bytes written.
     pub fn flush(&self) -> io::Result<(Flushed, usize)> {
         let result = self.out.borrow_mut().flush(&self.stream, Instant::now);
         self.account();
@@ -248,7 +249,7 @@ impl Link {
         }
     }
 
-    /// Counts what waits to be written and what has not wholly come in against the instance's budget.
+    /// Counts the bytes that wait to be written, and those of unfinished input, against the budget of the instance.
     pub(super) fn account(&self) {
         let waiting = self.out.borrow().waiting_bytes() + self.held_input.get() as usize;
         let before = self.accounted.replace(waiting);
@@ -259,12 +260,12 @@ impl Link {
         }
     }
 
-    /// Whether nothing waits to be written.
+    /// Returns whether nothing waits to be written.
     pub fn is_flushed(&self) -> bool {
         self.out.borrow().is_empty()
     }
 
-    /// Since when the socket has taken nothing while something waits.
+    /// Returns since when the socket has taken nothing while something waits.
     pub fn blocked_since(&self) -> Option<Instant> {
         self.out.borrow().blocked_since()
     }
@@ -274,7 +275,7 @@ impl Link {
         self.stream.poll_read_ready(cx)
     }
 
-    /// Ready when the socket may take more.
+    /// Ready when the socket may take more bytes.
     pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream.poll_write_ready(cx)
     }
@@ -284,14 +285,14 @@ impl Link {
         read_now(&self.stream, buffer)
     }
 
-    /// Writes before anything is queued, and before the runtime has said that the socket takes it; says whether it took all.
+    /// Writes to a new socket, before anything is queued and before the runtime knows that it is writable. Returns whether the socket took all.
     pub fn write_first(&self, bytes: &[u8]) -> bool {
         (&*SockRef::from(&self.stream))
             .write(bytes)
             .is_ok_and(|written| written == bytes.len())
     }
 
-    /// Tells the peer that nothing more comes.
+    /// Shuts the sending side down.
     pub fn shutdown_write(&self) {
         let _ = SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
     }
@@ -299,7 +300,7 @@ impl Link {
 
 /// Reads without waiting.
 ///
-/// A read that does not fill the buffer has emptied the socket, which is told to the runtime: the next read is not tried before there is more.
+/// A read that does not fill the buffer has emptied the socket. The runtime learns this, so the next read waits until there is more.
 pub fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     let mut short = None;
     let result = stream.try_io(Interest::READABLE, || {
@@ -325,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_and_its_counts_of_references_are_320_bytes() {
+    fn a_link_and_its_reference_counts_fit_into_320_bytes() {
         assert!(
             size_of::<Link>() + 2 * size_of::<usize>() <= 320,
             "{}",

@@ -1,4 +1,4 @@
-//! What other threads ask of a shard: one bounded queue, taken in whole batches, so that a busy shard is woken once per batch.
+//! The queue of a shard: bounded, and taken in whole batches, so that a busy shard wakes once per batch.
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -34,12 +34,13 @@ impl<T> Mailbox<T> {
         }
     }
 
-    /// Queues a message of so many bytes; false when too much waits, or the reader is gone.
+    /// Queues a message of `bytes` bytes. Returns false when too much waits or the reader is gone.
     pub(super) fn push_message(&self, item: T, bytes: usize) -> bool {
         self.push(item, bytes, true)
     }
 
-    /// Queues what must not be lost to a flood of messages; whoever sends it waits for an answer, which bounds it. False when the reader is gone.
+    /// Queues a command, which a flood of messages must not push out. Its sender waits for an answer, so their number is bounded. Returns false when
+    /// the reader is gone.
     pub(super) fn push_command(&self, item: T) -> bool {
         self.push(item, 0, false)
     }
@@ -62,7 +63,7 @@ impl<T> Mailbox<T> {
         true
     }
 
-    /// Waits until something is queued and swaps all of it into `batch`, which must be empty. Cancel safe: it waits before it takes.
+    /// Waits until something is queued, and swaps all of it into `batch`, which must be empty. Cancel safe.
     pub(super) async fn take(&self, batch: &mut Vec<T>) {
         loop {
             {
@@ -77,7 +78,7 @@ impl<T> Mailbox<T> {
         }
     }
 
-    /// Drops what waits and takes nothing more: whoever waits for an answer learns that none comes.
+    /// Drops what waits and refuses everything else. Callers that wait for an answer get none.
     pub(super) fn close(&self) {
         let dropped = {
             let mut queue = self.queue.lock();
@@ -105,11 +106,11 @@ mod tests {
         let mut batch = Vec::new();
         mailbox.take(&mut batch).await;
         assert_eq!(batch, [0, 2]);
-        assert!(mailbox.push_message(3, 1), "what was taken makes room");
+        assert!(mailbox.push_message(3, 1), "a taken batch makes room");
     }
 
     #[tokio::test]
-    async fn a_closed_mailbox_drops_what_waits_and_takes_nothing() {
+    async fn a_closed_mailbox_drops_what_waits_and_refuses_the_rest() {
         let mailbox = Mailbox::new();
         let (answer, waiting) = tokio::sync::oneshot::channel::<()>();
         assert!(mailbox.push_command(answer));

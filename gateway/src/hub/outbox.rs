@@ -1,7 +1,7 @@
 //! What waits to be written to one connection: shared bytes, bounded, flushed in one call.
 //!
-//! A burst leaves in one write; a message alone is written without being copied. Sealing happens while flushing, straight into the write buffer,
-//! so order is kept and a message that waits costs a reference.
+//! A burst leaves in one write; a single message is written without a copy. Messages are sealed while they are flushed, straight into the write
+//! buffer, so their order is kept and a waiting message costs one reference.
 
 use std::cell::RefCell;
 use std::io;
@@ -11,11 +11,12 @@ use std::time::Instant;
 use rand::RngCore;
 use smallvec::SmallVec;
 
+use super::batch::MessageBatch;
 use crate::protocol::Message;
 use crate::protocol::cipher::{Cipher, IV_BYTES};
 
-/// How much is put together for one write.
-const WRITE_BYTES: usize = 64 * 1024;
+/// Most bytes that are copied together for one write.
+pub(super) const WRITE_BYTES: usize = 64 * 1024;
 
 /// Buffers that all connections of a thread share.
 #[derive(Debug)]
@@ -28,72 +29,47 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch { write: Vec::with_capacity(WRITE_BYTES), seal: Vec::new() });
 }
 
-/// Where an outbox writes.
+/// What an outbox writes to.
 pub(super) trait Sink {
     /// Writes without waiting.
     fn write(&self, bytes: &[u8]) -> io::Result<usize>;
 }
 
-/// Messages for the same connections that came together: whoever gets them in the clear gets the same bytes, put together once.
+/// One entry of the queue. All connections of a shard share the messages, so queueing counts a reference without an atomic operation.
 #[derive(Debug)]
-pub(super) struct Run {
-    messages: Vec<Rc<Message>>,
-    joined: Vec<u8>,
-}
-
-impl Run {
-    /// How many bytes of frames are best joined.
-    pub(super) const BYTES: usize = WRITE_BYTES;
-
-    pub(super) fn new(messages: Vec<Rc<Message>>) -> Self {
-        let mut joined =
-            Vec::with_capacity(messages.iter().map(|message| message.frame().len()).sum());
-        messages
-            .iter()
-            .for_each(|message| joined.extend_from_slice(message.frame()));
-        Self { messages, joined }
-    }
-
-    pub(super) fn messages(&self) -> &[Rc<Message>] {
-        &self.messages
-    }
-}
-
-/// What is queued is shared by all connections of a shard that it is queued to, so that queueing counts a reference without an atomic operation.
-#[derive(Debug)]
-enum Item {
+enum Entry {
     /// A frame as it is.
-    Raw(Rc<Message>),
-    /// To be sealed.
+    Clear(Rc<Message>),
+    /// A message that is encrypted while it is written.
     Sealed(Rc<Message>),
     /// Frames as they are. Nothing is queued before them, and what is not written at once becomes single frames.
-    Run(Rc<Run>),
-    /// The rest of a sealed frame whose beginning is on the wire. It is rare, and what is rare does not make all items longer.
-    Rest(Box<Rest>),
+    Batch(Rc<MessageBatch>),
+    /// The rest of a sealed frame whose beginning is on the wire. It is rare and boxed, so that it does not make every entry longer.
+    Rest(Box<SealedRest>),
 }
 
 #[derive(Debug)]
-struct Rest {
+struct SealedRest {
     bytes: Vec<u8>,
 }
 
-impl Item {
-    /// The bytes to write, of what is written as it is.
+impl Entry {
+    /// Returns the bytes to write, or `None` for a message that has yet to be sealed.
     fn bytes(&self) -> Option<&[u8]> {
         match self {
-            Self::Raw(message) => Some(message.frame()),
-            Self::Run(run) => Some(&run.joined),
+            Self::Clear(message) => Some(message.frame()),
+            Self::Batch(batch) => Some(&batch.joined),
             Self::Rest(rest) => Some(&rest.bytes),
             Self::Sealed(_) => None,
         }
     }
 }
 
-/// Too much waits: the reader is too slow.
+/// More would wait than the bounds allow: the reader is too slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Overflow;
 
-/// How far a flush came.
+/// How far a flush got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flushed {
     /// Nothing waits.
@@ -120,10 +96,10 @@ struct Held {
 /// What waits to be written to one connection.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    items: SmallVec<[Item; 1]>,
-    /// How much of the first item has been written.
+    entries: SmallVec<[Entry; 1]>,
+    /// How much of the first entry has been written.
     written: usize,
-    /// Whether the first item goes on with a frame whose beginning is on the wire.
+    /// Whether the first entry is a frame whose beginning is on the wire.
     begun: bool,
     bytes: usize,
     seal: Option<Rc<Cipher>>,
@@ -133,7 +109,7 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Seals every message from here on.
+    /// Seals every message that is queued from here on.
     pub(super) fn seal_with(&mut self, cipher: Rc<Cipher>) {
         self.seal = Some(cipher);
     }
@@ -143,7 +119,7 @@ impl Outbox {
         self.held.get_or_insert_default();
     }
 
-    /// Queues what was held back, as far as `keep` says so.
+    /// Queues the held messages that `keep` returns true for.
     pub(super) fn release(
         &mut self,
         bounds: Bounds,
@@ -173,21 +149,26 @@ impl Outbox {
         self.push_now(message, bounds)
     }
 
-    /// Queues messages that came together, or holds them back.
-    pub(super) fn push_run(&mut self, run: &Rc<Run>, bounds: Bounds) -> Result<(), Overflow> {
+    /// Queues a batch, or holds its messages back.
+    pub(super) fn push_batch(
+        &mut self,
+        batch: &Rc<MessageBatch>,
+        bounds: Bounds,
+    ) -> Result<(), Overflow> {
         let as_one = self.held.is_none()
             && self.seal.is_none()
-            && self.items.is_empty()
-            && run.messages.len() <= bounds.frames;
+            && self.entries.is_empty()
+            && batch.messages.len() <= bounds.frames;
         if as_one {
-            return self.queue(Item::Run(Rc::clone(run)), run.joined.len(), bounds);
+            return self.queue(Entry::Batch(Rc::clone(batch)), batch.joined.len(), bounds);
         }
-        run.messages
+        batch
+            .messages
             .iter()
             .try_for_each(|message| self.push(message, bounds))
     }
 
-    /// Queues a message ahead of what is held back.
+    /// Queues a message ahead of the held ones.
     pub(super) fn push_now(
         &mut self,
         message: &Rc<Message>,
@@ -196,41 +177,45 @@ impl Outbox {
         match self.seal {
             None => self.push_clear(message, bounds),
             Some(_) => self.queue(
-                Item::Sealed(Rc::clone(message)),
+                Entry::Sealed(Rc::clone(message)),
                 Cipher::sealed_length(message.payload().len()),
                 bounds,
             ),
         }
     }
 
-    /// Queues a frame as it is: control frames, and what is always in the clear.
+    /// Queues a frame as it is: control frames, and messages that are never encrypted.
     pub(super) fn push_clear(
         &mut self,
         message: &Rc<Message>,
         bounds: Bounds,
     ) -> Result<(), Overflow> {
-        self.queue(Item::Raw(Rc::clone(message)), message.frame().len(), bounds)
+        self.queue(
+            Entry::Clear(Rc::clone(message)),
+            message.frame().len(),
+            bounds,
+        )
     }
 
-    fn queue(&mut self, item: Item, length: usize, bounds: Bounds) -> Result<(), Overflow> {
+    fn queue(&mut self, entry: Entry, length: usize, bounds: Bounds) -> Result<(), Overflow> {
         if self.closing {
             return Ok(());
         }
-        if self.bytes + length > bounds.bytes || self.items.len() >= bounds.frames {
+        if self.bytes + length > bounds.bytes || self.entries.len() >= bounds.frames {
             return Err(Overflow);
         }
-        self.items.push(item);
+        self.entries.push(entry);
         self.bytes += length;
         Ok(())
     }
 
-    /// Drops what waits, but for the rest of a frame that is half written, and queues this as the last frame ever.
+    /// Drops what waits, except the rest of a half-written frame, and queues the Close frame as the last one.
     pub(super) fn finish(&mut self, close: Message) {
         self.discard();
         self.push_last(close);
     }
 
-    /// Queues the Close frame behind what waits: nothing is lost on a connection that keeps up.
+    /// Queues the Close frame behind what waits, so a reader that keeps up loses nothing.
     pub(super) fn finish_after_queued(&mut self, close: Message) {
         self.held = None;
         if !self.closing {
@@ -240,45 +225,45 @@ impl Outbox {
 
     fn push_last(&mut self, close: Message) {
         self.bytes += close.frame().len();
-        self.items.push(Item::Raw(Rc::new(close)));
+        self.entries.push(Entry::Clear(Rc::new(close)));
         self.closing = true;
     }
 
     fn discard(&mut self) {
         self.held = None;
-        self.items.truncate(usize::from(self.begun));
+        self.entries.truncate(usize::from(self.begun));
         self.bytes = self
-            .items
+            .entries
             .first()
-            .and_then(Item::bytes)
+            .and_then(Entry::bytes)
             .map_or(0, |rest| rest.len() - self.written);
     }
 
-    /// Whether nothing waits to be written.
+    /// Returns whether nothing waits to be written.
     pub(super) fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.entries.is_empty()
     }
 
-    /// Bytes that wait, those held back included.
+    /// Returns the bytes that wait, held messages included.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.bytes + self.held.as_ref().map_or(0, |h| h.bytes)
     }
 
-    /// Since when the socket has taken nothing while something waits.
+    /// Returns since when the socket has taken nothing while something waits.
     pub(super) fn blocked_since(&self) -> Option<Instant> {
         self.blocked_since
     }
 
-    /// Writes what waits, as far as the sink takes it; says how many bytes that were.
+    /// Writes what waits, as far as the sink takes it. Returns how far it got and the bytes written.
     pub(super) fn flush(
         &mut self,
         sink: &impl Sink,
         now: impl Fn() -> Instant,
     ) -> io::Result<(Flushed, usize)> {
         let mut total = 0;
-        while !self.items.is_empty() {
-            let (wanted, result) = match self.items.as_slice() {
-                [Item::Raw(_) | Item::Run(_) | Item::Rest(_)] => self.write_alone(sink),
+        while !self.entries.is_empty() {
+            let (wanted, result) = match self.entries.as_slice() {
+                [Entry::Clear(_) | Entry::Batch(_) | Entry::Rest(_)] => self.write_alone(sink),
                 _ => self.write_together(sink),
             };
             let written = match result {
@@ -291,7 +276,7 @@ impl Outbox {
             total += written;
             self.bytes = self.bytes.saturating_sub(written);
             if written < wanted {
-                // Whatever moved, the clock starts again: slow is not stuck.
+                // A single byte starts the clock again: slow is not stuck.
                 if written > 0 || self.blocked_since.is_none() {
                     self.blocked_since = Some(now());
                 }
@@ -299,38 +284,38 @@ impl Outbox {
             }
         }
         self.blocked_since = None;
-        if self.items.spilled() {
-            self.items = SmallVec::new();
+        if self.entries.spilled() {
+            self.entries = SmallVec::new();
         }
         Ok((Flushed::All, total))
     }
 
-    /// Writes the one item that waits, without copying it.
+    /// Writes the only entry without copying it.
     fn write_alone(&mut self, sink: &impl Sink) -> (usize, io::Result<usize>) {
-        let Some(bytes) = self.items.first().and_then(Item::bytes) else {
+        let Some(bytes) = self.entries.first().and_then(Entry::bytes) else {
             return (0, Ok(0));
         };
         let wanted = bytes.len() - self.written;
         let result = sink.write(&bytes[self.written..]);
         let written = *result.as_ref().unwrap_or(&0);
         if written == wanted {
-            self.items.clear();
+            self.entries.clear();
             (self.written, self.begun) = (0, false);
         } else {
             self.written += written;
             self.begun |= written > 0;
-            self.split_run();
+            self.split_batch();
         }
         (wanted, result)
     }
 
-    /// A run at the front becomes its frames, but for those that were written.
-    fn split_run(&mut self) {
-        let Some(Item::Run(run)) = self.items.first() else {
+    /// Replaces a batch at the front by its frames that are not yet written.
+    fn split_batch(&mut self) {
+        let Some(Entry::Batch(batch)) = self.entries.first() else {
             return;
         };
-        let run = Rc::clone(run);
-        let mut left = run.messages.as_slice();
+        let batch = Rc::clone(batch);
+        let mut left = batch.messages.as_slice();
         while let [first, rest @ ..] = left
             && first.frame().len() <= self.written
         {
@@ -338,30 +323,30 @@ impl Outbox {
             left = rest;
         }
         self.begun = self.written > 0;
-        self.items.remove(0);
-        self.items
-            .insert_many(0, left.iter().cloned().map(Item::Raw));
+        self.entries.remove(0);
+        self.entries
+            .insert_many(0, left.iter().cloned().map(Entry::Clear));
     }
 
-    /// Puts as many items as fit together for one write. Of what was not written only the frame that was begun stays as bytes, since a sealed frame
-    /// is never sealed twice; all others wait on as they are.
+    /// Copies as many entries as fit together and writes them at once. Of what the socket does not take, only the frame that was begun stays as bytes,
+    /// because no message is sealed twice; all others wait on as they are.
     fn write_together(&mut self, sink: &impl Sink) -> (usize, io::Result<usize>) {
-        self.split_run();
+        self.split_batch();
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { write, seal } = scratch;
             write.clear();
             let mut ends: SmallVec<[usize; 64]> = SmallVec::new();
-            for item in &self.items {
+            for entry in &self.entries {
                 let from = if ends.is_empty() { self.written } else { 0 };
-                let length = match item {
-                    Item::Sealed(message) => Cipher::sealed_length(message.payload().len()),
-                    item => item.bytes().map_or(0, <[u8]>::len) - from,
+                let length = match entry {
+                    Entry::Sealed(message) => Cipher::sealed_length(message.payload().len()),
+                    entry => entry.bytes().map_or(0, <[u8]>::len) - from,
                 };
                 if !ends.is_empty() && write.len() + length > WRITE_BYTES {
                     break;
                 }
-                match item {
-                    Item::Sealed(message) => {
+                match entry {
+                    Entry::Sealed(message) => {
                         let mut iv = [0u8; IV_BYTES];
                         rand::rng().fill_bytes(&mut iv);
                         let cipher = self
@@ -370,8 +355,8 @@ impl Outbox {
                             .expect("a message is only queued for sealing with a cipher");
                         cipher.seal(message.payload(), iv, seal, write);
                     }
-                    item => {
-                        write.extend_from_slice(item.bytes().map_or(&[], |bytes| &bytes[from..]))
+                    entry => {
+                        write.extend_from_slice(entry.bytes().map_or(&[], |bytes| &bytes[from..]))
                     }
                 }
                 ends.push(write.len());
@@ -383,13 +368,13 @@ impl Outbox {
                 let done = ends.partition_point(|end| *end <= written);
                 let start = if done == 0 { 0 } else { ends[done - 1] };
                 if done > 0 {
-                    self.items.drain(..done);
+                    self.entries.drain(..done);
                     (self.written, self.begun) = (0, false);
                 }
                 if written > start {
                     self.begun = true;
-                    if let Item::Sealed(_) = &self.items[0] {
-                        self.items[0] = Item::Rest(Box::new(Rest {
+                    if let Entry::Sealed(_) = &self.entries[0] {
+                        self.entries[0] = Entry::Rest(Box::new(SealedRest {
                             bytes: write[written..ends[done]].to_vec(),
                         }));
                         self.written = 0;
@@ -410,221 +395,4 @@ impl Outbox {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::cell::Cell;
-
-    const WIDE: Bounds = Bounds {
-        bytes: 1 << 20,
-        frames: 1000,
-    };
-
-    /// Takes `room` bytes, then blocks.
-    #[derive(Default)]
-    struct Pipe {
-        room: Cell<usize>,
-        got: RefCell<Vec<u8>>,
-        calls: Cell<usize>,
-    }
-
-    impl Sink for Pipe {
-        fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-            self.calls.set(self.calls.get() + 1);
-            let n = bytes.len().min(self.room.get());
-            if n == 0 {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            self.room.set(self.room.get() - n);
-            self.got.borrow_mut().extend_from_slice(&bytes[..n]);
-            Ok(n)
-        }
-    }
-
-    fn message(n: usize) -> Rc<Message> {
-        Rc::new(Message::text(format!("message {n}").as_bytes()))
-    }
-
-    fn frames(bytes: &[u8]) -> Vec<Vec<u8>> {
-        let (mut at, mut frames) = (0, Vec::new());
-        while at < bytes.len() {
-            let (header, length) = match bytes[at + 1] {
-                126 => (
-                    4,
-                    usize::from(u16::from_be_bytes([bytes[at + 2], bytes[at + 3]])),
-                ),
-                short => (2, usize::from(short)),
-            };
-            frames.push(bytes[at + header..at + header + length].to_vec());
-            at += header + length;
-        }
-        frames
-    }
-
-    #[test]
-    fn a_burst_leaves_in_one_write() {
-        let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
-        pipe.room.set(usize::MAX);
-        for n in 0..10 {
-            outbox.push(&message(n), WIDE).unwrap();
-        }
-        assert_eq!(outbox.flush(&pipe, Instant::now).unwrap().0, Flushed::All);
-        assert_eq!(pipe.calls.get(), 1);
-        assert_eq!(frames(&pipe.got.borrow()).len(), 10);
-        assert_eq!(outbox.waiting_bytes(), 0);
-        assert!(!outbox.items.spilled(), "a burst leaves no memory behind");
-    }
-
-    #[test]
-    fn whatever_the_socket_takes_at_a_time_the_bytes_are_the_same_and_in_order() {
-        for sealed in [false, true] {
-            for room in [1, 3, 50, 1000] {
-                let cipher = Rc::new(Cipher::new(&[1; 32]));
-                let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
-                if sealed {
-                    outbox.seal_with(cipher.clone());
-                }
-                for n in 0..40 {
-                    outbox.push(&message(n), WIDE).unwrap();
-                    pipe.room.set(room);
-                    outbox.flush(&pipe, Instant::now).unwrap();
-                }
-                while !outbox.is_empty() {
-                    pipe.room.set(room);
-                    outbox.flush(&pipe, Instant::now).unwrap();
-                }
-                assert_eq!(outbox.waiting_bytes(), 0);
-                for (n, frame) in frames(&pipe.got.borrow()).iter().enumerate() {
-                    let text = std::str::from_utf8(frame).unwrap();
-                    let clear = if sealed {
-                        let envelope = crate::protocol::Envelope::parse(text).unwrap();
-                        cipher.open(&envelope.read().unwrap()).unwrap()
-                    } else {
-                        text.to_owned()
-                    };
-                    assert_eq!(clear, format!("message {n}"), "room {room}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_run_leaves_as_it_is_and_what_the_socket_does_not_take_becomes_frames() {
-        for sealed in [false, true] {
-            for before in [0, 1] {
-                for room in [0, 1, 11, 15, 22, 109, 110, 1000] {
-                    let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
-                    if sealed {
-                        outbox.seal_with(Rc::new(Cipher::new(&[1; 32])));
-                    }
-                    let run = Rc::new(Run::new((before..10).map(message).collect()));
-                    (0..before).for_each(|n| outbox.push(&message(n), WIDE).unwrap());
-                    outbox.push_run(&run, WIDE).unwrap();
-                    pipe.room.set(room);
-                    outbox.flush(&pipe, Instant::now).unwrap();
-                    outbox
-                        .push_run(&Rc::new(Run::new(vec![message(1), message(2)])), WIDE)
-                        .unwrap();
-                    outbox.push(&message(3), WIDE).unwrap();
-                    assert!(room < 1000 || outbox.items.len() <= 3);
-                    let narrow = Bounds {
-                        bytes: 1 << 20,
-                        frames: 3,
-                    };
-                    assert_eq!(
-                        outbox.push_run(&run, narrow),
-                        Err(Overflow),
-                        "frames are counted"
-                    );
-                    pipe.room.set(usize::MAX);
-                    outbox.flush(&pipe, Instant::now).unwrap();
-                    let got = frames(&pipe.got.borrow());
-                    if !sealed {
-                        let said: Vec<_> = got
-                            .iter()
-                            .map(|frame| String::from_utf8_lossy(frame).into_owned())
-                            .collect();
-                        let first: Vec<_> = (0..10)
-                            .chain([1, 2, 3])
-                            .map(|n| format!("message {n}"))
-                            .collect();
-                        assert_eq!(said[..13], first, "room {room}");
-                    }
-                    assert!(got.len() >= 13 && outbox.waiting_bytes() == 0);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn too_many_frames_or_bytes_are_an_overflow() {
-        let mut outbox = Outbox::default();
-        let frames = Bounds {
-            bytes: 1 << 20,
-            frames: 3,
-        };
-        let pushed: Vec<_> = (0..4).map(|n| outbox.push(&message(n), frames)).collect();
-        assert_eq!(pushed, [Ok(()), Ok(()), Ok(()), Err(Overflow)]);
-        let mut outbox = Outbox::default();
-        outbox.hold();
-        let bytes = Bounds {
-            bytes: 25,
-            frames: 1000,
-        };
-        let pushed: Vec<_> = (0..3).map(|n| outbox.push(&message(n), bytes)).collect();
-        assert_eq!(
-            pushed,
-            [Ok(()), Ok(()), Err(Overflow)],
-            "what is held back counts as well"
-        );
-    }
-
-    #[test]
-    fn finishing_keeps_the_rest_of_a_half_written_frame_and_nothing_else() {
-        for sealed in [false, true] {
-            for (room, whole) in [(0, 0), (4, 1), (15, 2)] {
-                let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
-                if sealed {
-                    outbox.seal_with(Rc::new(Cipher::new(&[1; 32])));
-                }
-                for n in 0..3 {
-                    outbox.push(&message(n), WIDE).unwrap();
-                }
-                // In the clear a frame has 11 bytes.
-                pipe.room.set(if sealed {
-                    room * Cipher::sealed_length(9) / 11
-                } else {
-                    room
-                });
-                outbox.flush(&pipe, Instant::now).unwrap();
-                assert!(outbox.blocked_since().is_some());
-                outbox.finish(Message::close(4008, "Slow consumer"));
-                outbox.push(&message(9), WIDE).unwrap();
-                pipe.room.set(usize::MAX);
-                outbox.flush(&pipe, Instant::now).unwrap();
-                let got = frames(&pipe.got.borrow());
-                assert_eq!(got.len(), whole + 1, "sealed {sealed}, room {room}");
-                assert_eq!(got.last().unwrap()[..2], 4008u16.to_be_bytes());
-                assert_eq!(outbox.waiting_bytes(), 0);
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_held_back_comes_after_what_is_pushed_ahead_of_it() {
-        let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
-        pipe.room.set(usize::MAX);
-        outbox.hold();
-        outbox.push(&message(2), WIDE).unwrap();
-        outbox.push(&message(3), WIDE).unwrap();
-        outbox.push_now(&message(1), WIDE).unwrap();
-        outbox
-            .release(WIDE, |m| m.payload() != b"message 3")
-            .unwrap();
-        outbox.push(&message(4), WIDE).unwrap();
-        outbox.flush(&pipe, Instant::now).unwrap();
-        assert_eq!(
-            frames(&pipe.got.borrow()),
-            [b"message 1", b"message 2", b"message 4"]
-        );
-    }
-}
+mod tests;

@@ -1,18 +1,18 @@
 //! One coarse timer wheel for every deadline of a shard: tens of thousands of connections cost one timer of the runtime, which is set only for ticks at
 //! which something is due.
 //!
-//! An entry only says that it is time to look at its key again: what is due later by then is entered anew, so a deadline that moved, or one beyond the
-//! wheel's span, costs no wake-up.
+//! The user of the wheel checks the deadline of each key that it hands out, and schedules it again if the deadline lies later. So a deadline that
+//! moved, or one beyond the span of the wheel, wakes no connection.
 
 use std::time::{Duration, Instant};
 
-/// How coarse deadlines are.
+/// The precision of deadlines.
 const TICK: Duration = Duration::from_millis(100);
 const TICK_MS: u64 = TICK.as_millis() as u64;
-/// A span of 102 s: longer than a connection may be silent.
+/// Spans 102 s: longer than a connection may be silent.
 const SLOTS: usize = 1024;
 
-/// Whole milliseconds, rounded up: a deadline is never early.
+/// Returns whole milliseconds, rounded up, so that no deadline is early.
 fn millis(duration: Duration) -> u64 {
     duration.as_secs() * 1000 + u64::from(duration.subsec_nanos().div_ceil(1_000_000))
 }
@@ -21,15 +21,15 @@ fn millis(duration: Duration) -> u64 {
 #[derive(Debug)]
 pub(super) struct Wheel {
     started: Instant,
-    /// The next tick that has not been turned to. Ticks of 100 ms are counted for 13 years.
+    /// The next tick that the wheel has not reached. 32 bits of 100 ms last for 13 years.
     tick: u32,
     slots: Box<[Vec<u32>]>,
-    /// A bit for each slot that holds something.
+    /// A bit for each slot that is not empty.
     filled: [u64; SLOTS / 64],
 }
 
 impl Wheel {
-    /// An empty wheel.
+    /// Creates an empty wheel.
     pub(super) fn new(now: Instant) -> Self {
         Self {
             started: now,
@@ -39,7 +39,7 @@ impl Wheel {
         }
     }
 
-    /// Hands `key` out at `tick`, or at the next turn if that has passed, or at the end of the span; says when.
+    /// Schedules `key` for `tick`: for the next turn if that has passed, and for the end of the span if it lies beyond. Returns the tick.
     pub(super) fn schedule(&mut self, key: u32, tick: u32) -> u32 {
         let tick = tick.clamp(self.tick, self.tick + SLOTS as u32 - 1);
         let slot = tick as usize % SLOTS;
@@ -48,10 +48,10 @@ impl Wheel {
         tick
     }
 
-    /// The next tick at which something is due, and when that is; `None` when nothing is.
+    /// Returns the next tick at which something is due, and its time; `None` if the wheel is empty.
     pub(super) fn next(&self) -> Option<(u32, Instant)> {
         let from = self.tick as usize % SLOTS;
-        // The word of `from` is looked at twice: its upper bits first, those below them last.
+        // The word of `from` comes twice: its upper bits first, its lower bits last.
         let words = (0..=self.filled.len()).map(|n| {
             let word = (from / 64 + n) % self.filled.len();
             let upper = u64::MAX << (from % 64);
@@ -72,18 +72,18 @@ impl Wheel {
         Some((tick, self.started + TICK * tick))
     }
 
-    /// The first tick at or after `at`.
+    /// Returns the first tick at or after `at`.
     pub(super) fn tick_of(&self, at: Instant) -> u32 {
         let due = millis(at.saturating_duration_since(self.started)).div_ceil(TICK_MS);
         u32::try_from(due).unwrap_or(u32::MAX)
     }
 
-    /// Whether a tick has been turned to.
+    /// Returns whether the wheel has reached a tick.
     pub(super) fn has_passed(&self, tick: u32) -> bool {
         tick < self.tick
     }
 
-    /// Turns to `now` and hands out every key whose time has come, with the tick that [`Wheel::schedule`] said.
+    /// Turns to `now`, and adds every due key to `due`, with the tick that [`Wheel::schedule`] returned.
     pub(super) fn turn(&mut self, now: Instant, due: &mut Vec<(u32, u32)>) {
         let passed = now.saturating_duration_since(self.started);
         let until =
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_beyond_the_span_is_looked_at_at_the_span() {
+    fn a_deadline_beyond_the_span_is_handed_out_at_its_end() {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
         schedule(&mut wheel, 1, start + Duration::from_secs(3600));
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_tick_is_the_first_that_holds_something_wherever_the_wheel_stands() {
+    fn the_next_tick_is_the_first_with_a_key_wherever_the_wheel_stands() {
         let start = Instant::now();
         let mut wheel = Wheel::new(start);
         assert_eq!(wheel.next(), None);

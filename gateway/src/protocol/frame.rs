@@ -1,6 +1,6 @@
-//! RFC 6455 frames: a decoder that works in place on whatever was read, and messages encoded once for everyone who gets them.
+//! Frames of RFC 6455: a decoder that works in place on what was read, and messages that are encoded once for all their receivers.
 //!
-//! The decoder holds nothing between reads but what an unfinished frame or message needs, so a connection that waits has no buffer.
+//! Between reads the decoder holds only unfinished frames and messages, so a waiting connection has no buffer.
 //! Each violation has its close code (section 7.4.1): 1002, 1007 or 1009.
 
 use smallvec::SmallVec;
@@ -20,17 +20,17 @@ const MASKED: u8 = 0x80;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Opcode {
-    /// Goes on with a message.
+    /// Continues a message.
     Continuation = 0x0,
     /// Begins a text message.
     Text = 0x1,
     /// Begins a binary message.
     Binary = 0x2,
-    /// Closes.
+    /// Closes the connection.
     Close = 0x8,
-    /// Wants a pong.
+    /// Asks for a pong.
     Ping = 0x9,
-    /// Answers a ping, or says that one is there.
+    /// Answers a ping, or is sent unasked.
     Pong = 0xA,
 }
 
@@ -66,72 +66,76 @@ struct Frame<'b> {
     payload: &'b mut [u8],
 }
 
-/// What the peer said.
+/// What the peer sent.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Item<'b> {
+pub enum Received<'b> {
     /// A whole text message.
     Text(&'b str),
     /// A whole binary message.
     Binary(&'b [u8]),
-    /// Wants the payload back in a pong.
+    /// A ping; the pong returns its payload.
     Ping(&'b [u8]),
-    /// It is there.
+    /// A pong.
     Pong,
-    /// A part of a message that carries nothing: no message needs it, and without end it would never reach a limit of bytes.
+    /// An empty fragment of a message. It counts as a frame, because any number of them stays below every limit of bytes.
     Empty,
-    /// Goodbye, with a valid code if one was given.
+    /// A Close frame, with its code if it has one.
     Close(Option<u16>),
 }
 
 /// Splits the bytes of one connection into messages.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// Bytes of a frame whose end has not come.
+    /// Bytes of an unfinished frame.
     pending: Vec<u8>,
-    /// The parts of a message whose last frame has not come.
-    parts: Option<Box<Parts>>,
+    /// The fragments of an unfinished message.
+    fragments: Option<Box<Fragments>>,
 }
 
 #[derive(Debug)]
-struct Parts {
+struct Fragments {
     opcode: Opcode,
     data: Vec<u8>,
 }
 
 impl Decoder {
-    /// Starts with bytes that were read already.
+    /// Creates a decoder that continues with bytes that were already read.
     pub fn with_pending(pending: Vec<u8>) -> Self {
         Self {
             pending,
-            parts: None,
+            fragments: None,
         }
     }
 
-    /// Bytes held for an unfinished frame or message.
+    /// Returns the bytes held for an unfinished frame or message.
     pub fn held_bytes(&self) -> usize {
-        self.pending.capacity() + self.parts.as_ref().map_or(0, |parts| parts.data.capacity())
+        self.pending.capacity()
+            + self
+                .fragments
+                .as_ref()
+                .map_or(0, |fragments| fragments.data.capacity())
     }
 
-    /// Whether a frame or message is unfinished.
+    /// Returns whether no frame or message is unfinished.
     pub fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.parts.is_none()
+        self.pending.is_empty() && self.fragments.is_none()
     }
 
-    /// Takes in what was read and calls `on` for each message in it, until `on` returns false or the bytes end in an unfinished frame.
+    /// Decodes what was read, and calls `on` for each message, until `on` returns false or the rest is an unfinished frame.
     ///
     /// `input` is scratch: frames are unmasked in it. `limit` bounds a whole message in bytes.
     ///
     /// # Errors
-    /// The first violation; nothing may be read from this peer afterwards.
+    /// The first violation; nothing more may be read from this peer.
     pub fn read(
         &mut self,
         input: &mut [u8],
         limit: usize,
-        mut on: impl FnMut(Item<'_>) -> bool,
+        mut on: impl FnMut(Received<'_>) -> bool,
     ) -> Result<(), FrameError> {
         if self.pending.is_empty() {
             let used = self.split(input, limit, &mut on)?;
-            // Allocated once, at the size the frame will have, as far as the header tells and the limit allows.
+            // One allocation, of the size of the whole frame if its header is there and the limit allows.
             if used < input.len() {
                 let rest = &input[used..];
                 self.pending.reserve_exact(
@@ -156,7 +160,7 @@ impl Decoder {
         &mut self,
         buffer: &mut [u8],
         limit: usize,
-        on: &mut impl FnMut(Item<'_>) -> bool,
+        on: &mut impl FnMut(Received<'_>) -> bool,
     ) -> Result<usize, FrameError> {
         let mut at = 0;
         while at < buffer.len() {
@@ -175,33 +179,33 @@ impl Decoder {
         &mut self,
         frame: Frame<'_>,
         limit: usize,
-        on: &mut impl FnMut(Item<'_>) -> bool,
+        on: &mut impl FnMut(Received<'_>) -> bool,
     ) -> Result<bool, FrameError> {
         match frame.opcode {
-            Opcode::Ping => Ok(on(Item::Ping(frame.payload))),
-            Opcode::Pong => Ok(on(Item::Pong)),
-            Opcode::Close => Ok(on(Item::Close(close_code(frame.payload)?))),
+            Opcode::Ping => Ok(on(Received::Ping(frame.payload))),
+            Opcode::Pong => Ok(on(Received::Pong)),
+            Opcode::Close => Ok(on(Received::Close(close_code(frame.payload)?))),
             Opcode::Continuation => {
-                let parts = self
-                    .parts
+                let fragments = self
+                    .fragments
                     .as_mut()
                     .ok_or(FrameError::Protocol("continuation without a message"))?;
-                if parts.data.len() + frame.payload.len() > limit {
+                if fragments.data.len() + frame.payload.len() > limit {
                     return Err(FrameError::TooBig);
                 }
-                parts.data.extend_from_slice(frame.payload);
+                fragments.data.extend_from_slice(frame.payload);
                 if !frame.fin {
-                    return Ok(!frame.payload.is_empty() || on(Item::Empty));
+                    return Ok(!frame.payload.is_empty() || on(Received::Empty));
                 }
-                let whole = self.parts.take().expect("taken from above");
+                let whole = self.fragments.take().expect("taken from above");
                 message(whole.opcode, &whole.data, on)
             }
-            Opcode::Text | Opcode::Binary if self.parts.is_some() => Err(FrameError::Protocol(
+            Opcode::Text | Opcode::Binary if self.fragments.is_some() => Err(FrameError::Protocol(
                 "a new message inside an unfinished one",
             )),
             opcode if frame.fin => message(opcode, frame.payload, on),
             opcode => {
-                self.parts = Some(Box::new(Parts {
+                self.fragments = Some(Box::new(Fragments {
                     opcode,
                     data: frame.payload.to_vec(),
                 }));
@@ -214,13 +218,13 @@ impl Decoder {
 fn message(
     opcode: Opcode,
     data: &[u8],
-    on: &mut impl FnMut(Item<'_>) -> bool,
+    on: &mut impl FnMut(Received<'_>) -> bool,
 ) -> Result<bool, FrameError> {
     if opcode == Opcode::Binary {
-        return Ok(on(Item::Binary(data)));
+        return Ok(on(Received::Binary(data)));
     }
     simdutf8::basic::from_utf8(data)
-        .map(|text| on(Item::Text(text)))
+        .map(|text| on(Received::Text(text)))
         .map_err(|_| FrameError::Utf8)
 }
 
@@ -240,7 +244,7 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, FrameError> {
     }
 }
 
-/// Length of the whole frame, if the header is complete.
+/// Returns the length of the whole frame, if the header is complete.
 fn whole_length(bytes: &[u8]) -> Option<usize> {
     let second = *bytes.get(1)?;
     let (header, length) = match second & 0x7F {
@@ -257,7 +261,7 @@ fn whole_length(bytes: &[u8]) -> Option<usize> {
     (header + 4usize).checked_add(length)
 }
 
-/// Reads one frame from the front; `None` when it is not complete. Violations are found as soon as their bytes are there.
+/// Reads one frame from the front, or returns `None` if it is not complete. A violation is reported as soon as its bytes are there.
 fn decode(bytes: &mut [u8], limit: usize) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
     let (first, second) = match *bytes {
         [first] => (first, None),
@@ -356,7 +360,7 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     }
 }
 
-/// One unmasked frame, encoded once; everyone who gets it shares the bytes.
+/// One unmasked frame, encoded once; all receivers share the bytes.
 #[derive(Debug, Clone)]
 pub struct Message {
     bytes: Vec<u8>,
@@ -365,12 +369,12 @@ pub struct Message {
 }
 
 impl Message {
-    /// A text frame.
+    /// Encodes a text frame.
     pub fn text(payload: &[u8]) -> Self {
         Self::new(Opcode::Text, payload)
     }
 
-    /// A whole, final frame.
+    /// Encodes a final frame.
     pub fn new(opcode: Opcode, payload: &[u8]) -> Self {
         let header = header(opcode, payload.len());
         let mut bytes = Vec::with_capacity(header.len() + payload.len());
@@ -383,12 +387,12 @@ impl Message {
         }
     }
 
-    /// A text frame whose payload, of about `room` bytes, is appended by `write`.
+    /// Encodes a text frame. `write` appends its payload, of about `room` bytes.
     pub fn written(room: usize, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut bytes = Vec::with_capacity(MAX_HEADER + room);
         bytes.extend_from_slice(&[0; MAX_HEADER]);
         write(&mut bytes);
-        // How long the header is shows only now: it ends where the payload begins.
+        // The length of the header is known only here: it ends where the payload begins.
         let header = header(Opcode::Text, bytes.len() - MAX_HEADER);
         let frame_at = MAX_HEADER - header.len();
         bytes[frame_at..MAX_HEADER].copy_from_slice(&header);
@@ -399,7 +403,7 @@ impl Message {
         }
     }
 
-    /// A Close frame.
+    /// Encodes a Close frame.
     pub fn close(code: u16, reason: &str) -> Self {
         let mut payload = Vec::with_capacity(2 + reason.len());
         payload.extend_from_slice(&code.to_be_bytes());
@@ -408,18 +412,18 @@ impl Message {
         Self::new(Opcode::Close, &payload)
     }
 
-    /// The frame as it is written.
+    /// Returns the frame as it is written.
     pub fn frame(&self) -> &[u8] {
         &self.bytes[usize::from(self.frame_at)..]
     }
 
-    /// What is in the frame.
+    /// Returns the payload.
     pub fn payload(&self) -> &[u8] {
         &self.bytes[usize::from(self.payload_at)..]
     }
 }
 
-/// The header of a final, unmasked frame, its length in the shortest form.
+/// Encodes the header of a final, unmasked frame, with the length in its shortest form.
 pub fn header(opcode: Opcode, length: usize) -> SmallVec<[u8; MAX_HEADER]> {
     let mut out = SmallVec::from_slice(&[FIN | opcode as u8]);
     match length {
@@ -436,7 +440,7 @@ pub fn header(opcode: Opcode, length: usize) -> SmallVec<[u8; MAX_HEADER]> {
     out
 }
 
-/// Length of the header that [`header`] gives.
+/// Returns the length of what [`header`] encodes.
 pub fn header_length(length: usize) -> usize {
     match length {
         0..=125 => 2,

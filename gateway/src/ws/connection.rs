@@ -16,12 +16,12 @@ use rand::Rng;
 use super::Context;
 use super::operation::{Begun, Operation, Operations, Outcome, begin};
 use super::session::{Action, Actions, Input, Session, Verdict};
-use crate::hub::{Caps, Flushed, Link, Shard, Stage};
+use crate::hub::{ConnectionLimits, Flushed, Link, Shard, Stage};
 use crate::metrics::Metrics;
 use crate::protocol::Message;
 use crate::protocol::close::Close;
 use crate::protocol::event::{self, message};
-use crate::protocol::frame::{Decoder, Item, Opcode};
+use crate::protocol::frame::{Decoder, Opcode, Received};
 use crate::rate::{Rate, TokenBucket};
 
 /// What one read takes at most; shared by all connections of a thread.
@@ -71,7 +71,7 @@ impl Connection {
         let now = Instant::now();
         let session = Session::new(link.id(), now, &context.rules, rand::rng().random());
         context.metrics.opened.inc();
-        let frames = TokenBucket::full(frame_rate(&shard.caps()), now);
+        let frames = TokenBucket::full(frame_rate(&shard.limits()), now);
         Self {
             shard,
             link,
@@ -92,10 +92,10 @@ impl Connection {
 
     fn turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
         let now = Instant::now();
-        if let Some(close) = self.link.ordered() {
+        if let Some(close) = self.link.requested_close() {
             self.close(close, now);
         }
-        if self.link.take_fallen() {
+        if self.link.take_trust_withdrawn() {
             self.step(now, Input::Fallen);
         }
         self.operate(cx, now);
@@ -155,7 +155,7 @@ impl Connection {
         if !self.operations.get_or_insert_default().push(operation) {
             self.link.send(
                 event::error(message::TOO_MANY_REQUESTS),
-                self.shard.caps().outbox,
+                self.shard.limits().outbox,
             );
         }
     }
@@ -193,7 +193,7 @@ impl Connection {
                 self.shard.leave(&self.link, &rooms);
             }
             Outcome::Missed { after, missed } => {
-                let bounds = self.shard.caps().outbox;
+                let bounds = self.shard.limits().outbox;
                 // A page ends before it could fill the outbox of a reader that keeps up.
                 let (mut bytes, mut count, mut cursor) = (0, 0, after);
                 for row in &missed.rows {
@@ -215,7 +215,7 @@ impl Connection {
             }
             Outcome::Done => {}
             Outcome::Unavailable => {
-                let bounds = self.shard.caps().outbox;
+                let bounds = self.shard.limits().outbox;
                 self.link.send(event::error(message::TRY_AGAIN), bounds);
                 self.link.release(bounds, |_| true);
             }
@@ -259,7 +259,7 @@ impl Connection {
         ) {
             return;
         }
-        let limit = self.shard.caps().frame_bytes;
+        let limit = self.shard.limits().frame_bytes;
         let mut decoder = std::mem::take(&mut self.decoder);
         let result = decoder.read(bytes, limit, |item| self.item(item, now));
         self.decoder = decoder;
@@ -273,36 +273,36 @@ impl Connection {
     }
 
     /// One thing the peer said; false once nothing it says matters.
-    fn item(&mut self, item: Item<'_>, now: Instant) -> bool {
+    fn item(&mut self, item: Received<'_>, now: Instant) -> bool {
         if self.phase != Phase::Open {
-            if matches!(item, Item::Close(_)) {
+            if matches!(item, Received::Close(_)) {
                 self.heard();
                 return false;
             }
             return true;
         }
-        if !matches!(item, Item::Close(_)) && !self.within_rate(now) {
+        if !matches!(item, Received::Close(_)) && !self.within_rate(now) {
             self.close(Close::LimitExceeded, now);
             return true;
         }
-        let bounds = self.shard.caps().outbox;
+        let bounds = self.shard.limits().outbox;
         match item {
-            Item::Text(text) if self.context.echo => {
+            Received::Text(text) if self.context.echo => {
                 self.link.send(Message::text(text.as_bytes()), bounds)
             }
-            Item::Binary(data) if self.context.echo => {
+            Received::Binary(data) if self.context.echo => {
                 self.link.send(Message::new(Opcode::Binary, data), bounds)
             }
-            Item::Text(text) => self.text(text, now),
+            Received::Text(text) => self.text(text, now),
             // A binary message is read as text; what is not UTF-8 is replaced (protocol.md 1.5).
-            Item::Binary(data) => self.text(&String::from_utf8_lossy(data), now),
-            Item::Ping(payload) => {
+            Received::Binary(data) => self.text(&String::from_utf8_lossy(data), now),
+            Received::Ping(payload) => {
                 self.link
                     .send_clear(Message::new(Opcode::Pong, payload), bounds);
                 self.step(now, Input::Alive);
             }
-            Item::Pong | Item::Empty => self.step(now, Input::Alive),
-            Item::Close(code) => {
+            Received::Pong | Received::Empty => self.step(now, Input::Alive),
+            Received::Close(code) => {
                 self.closed_by = Some(match code {
                     Some(1000) => "1000",
                     Some(1001) => "1001",
@@ -325,12 +325,12 @@ impl Connection {
         self.step(now, Input::Text(text));
     }
 
-    /// Whether the connection may send one more frame.
+    /// Returns whether the connection may send one more frame.
     fn within_rate(&mut self, now: Instant) -> bool {
-        let caps = self.shard.caps();
-        caps.frames_per_second == 0
+        let limits = self.shard.limits();
+        limits.frames_per_second == 0
             || self.context.echo
-            || self.frames.try_take(frame_rate(&caps), now)
+            || self.frames.try_take(frame_rate(&limits), now)
     }
 
     fn step(&mut self, now: Instant, input: Input<'_>) {
@@ -355,7 +355,7 @@ impl Connection {
     }
 
     fn perform(&mut self, actions: Actions, now: Instant) {
-        let bounds = self.shard.caps().outbox;
+        let bounds = self.shard.limits().outbox;
         for action in actions {
             match action {
                 Action::Send(message) => self.link.send(message, bounds),
@@ -412,7 +412,7 @@ impl Connection {
         if !self.context.authenticator.trusts(&principal) {
             self.link.send_clear(
                 event::error(message::AUTHENTICATION_FAILED),
-                self.shard.caps().outbox,
+                self.shard.limits().outbox,
             );
             return self.close(Close::AuthenticationFailed, now);
         }
@@ -426,7 +426,7 @@ impl Connection {
             self.link.seal_with(Rc::clone(cipher));
         }
         self.link.note(self.session.stage(), now);
-        self.link.release(self.shard.caps().outbox, |_| true);
+        self.link.release(self.shard.limits().outbox, |_| true);
         self.context
             .metrics
             .handshake
@@ -456,7 +456,7 @@ impl Connection {
     fn write_deadline(&self) -> Option<Instant> {
         self.link
             .blocked_since()
-            .map(|since| since + self.shard.caps().write_timeout)
+            .map(|since| since + self.shard.limits().write_timeout)
     }
 
     fn recheck(&mut self, now: Instant) {
@@ -474,7 +474,7 @@ impl Connection {
 
     /// Writes what is queued. `Err` ends the connection.
     fn write(&mut self, cx: &mut TaskContext<'_>, now: Instant) -> Result<(), Ended> {
-        if let Some(close) = self.link.ordered() {
+        if let Some(close) = self.link.requested_close() {
             self.close(close, now);
         }
         while !self.link.is_flushed() {
@@ -590,9 +590,9 @@ impl Drop for Connection {
     }
 }
 
-fn frame_rate(caps: &Caps) -> Rate {
+fn frame_rate(limits: &ConnectionLimits) -> Rate {
     Rate {
-        per_second: f64::from(caps.frames_per_second),
-        burst: caps.frame_burst,
+        per_second: f64::from(limits.frames_per_second),
+        burst: limits.frame_burst,
     }
 }

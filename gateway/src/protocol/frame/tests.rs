@@ -34,12 +34,12 @@ fn read(decoder: &mut Decoder, bytes: &[u8], limit: usize) -> Result<Vec<Seen>, 
     let mut seen = Vec::new();
     decoder.read(&mut bytes.to_vec(), limit, |item| {
         seen.push(match item {
-            Item::Text(t) => Seen::Text(t.into()),
-            Item::Binary(b) => Seen::Binary(b.into()),
-            Item::Ping(p) => Seen::Ping(p.into()),
-            Item::Pong => Seen::Pong,
-            Item::Empty => Seen::Empty,
-            Item::Close(c) => Seen::Close(c),
+            Received::Text(t) => Seen::Text(t.into()),
+            Received::Binary(b) => Seen::Binary(b.into()),
+            Received::Ping(p) => Seen::Ping(p.into()),
+            Received::Pong => Seen::Pong,
+            Received::Empty => Seen::Empty,
+            Received::Close(c) => Seen::Close(c),
         });
         true
     })?;

@@ -1,0 +1,221 @@
+//! Every way in which a socket may take what waits.
+
+use super::*;
+use std::cell::Cell;
+
+const WIDE: Bounds = Bounds {
+    bytes: 1 << 20,
+    frames: 1000,
+};
+
+/// Takes `room` bytes, then blocks.
+#[derive(Default)]
+struct Pipe {
+    room: Cell<usize>,
+    got: RefCell<Vec<u8>>,
+    calls: Cell<usize>,
+}
+
+impl Sink for Pipe {
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.calls.set(self.calls.get() + 1);
+        let n = bytes.len().min(self.room.get());
+        if n == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.room.set(self.room.get() - n);
+        self.got.borrow_mut().extend_from_slice(&bytes[..n]);
+        Ok(n)
+    }
+}
+
+fn message(n: usize) -> Rc<Message> {
+    Rc::new(Message::text(format!("message {n}").as_bytes()))
+}
+
+fn frames(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let (mut at, mut frames) = (0, Vec::new());
+    while at < bytes.len() {
+        let (header, length) = match bytes[at + 1] {
+            126 => (
+                4,
+                usize::from(u16::from_be_bytes([bytes[at + 2], bytes[at + 3]])),
+            ),
+            short => (2, usize::from(short)),
+        };
+        frames.push(bytes[at + header..at + header + length].to_vec());
+        at += header + length;
+    }
+    frames
+}
+
+#[test]
+fn a_burst_is_one_write() {
+    let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+    pipe.room.set(usize::MAX);
+    for n in 0..10 {
+        outbox.push(&message(n), WIDE).unwrap();
+    }
+    assert_eq!(outbox.flush(&pipe, Instant::now).unwrap().0, Flushed::All);
+    assert_eq!(pipe.calls.get(), 1);
+    assert_eq!(frames(&pipe.got.borrow()).len(), 10);
+    assert_eq!(outbox.waiting_bytes(), 0);
+    assert!(!outbox.entries.spilled(), "a burst leaves no memory behind");
+}
+
+#[test]
+fn bytes_are_the_same_and_in_order_however_few_the_socket_takes_at_a_time() {
+    for sealed in [false, true] {
+        for room in [1, 3, 50, 1000] {
+            let cipher = Rc::new(Cipher::new(&[1; 32]));
+            let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+            if sealed {
+                outbox.seal_with(cipher.clone());
+            }
+            for n in 0..40 {
+                outbox.push(&message(n), WIDE).unwrap();
+                pipe.room.set(room);
+                outbox.flush(&pipe, Instant::now).unwrap();
+            }
+            while !outbox.is_empty() {
+                pipe.room.set(room);
+                outbox.flush(&pipe, Instant::now).unwrap();
+            }
+            assert_eq!(outbox.waiting_bytes(), 0);
+            for (n, frame) in frames(&pipe.got.borrow()).iter().enumerate() {
+                let text = std::str::from_utf8(frame).unwrap();
+                let clear = if sealed {
+                    let envelope = crate::protocol::Envelope::parse(text).unwrap();
+                    cipher.open(&envelope.read().unwrap()).unwrap()
+                } else {
+                    text.to_owned()
+                };
+                assert_eq!(clear, format!("message {n}"), "room {room}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_is_written_at_once_and_what_the_socket_does_not_take_becomes_frames() {
+    for sealed in [false, true] {
+        for before in [0, 1] {
+            for room in [0, 1, 11, 15, 22, 109, 110, 1000] {
+                let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+                if sealed {
+                    outbox.seal_with(Rc::new(Cipher::new(&[1; 32])));
+                }
+                let batch = Rc::new(MessageBatch::new((before..10).map(message).collect()));
+                (0..before).for_each(|n| outbox.push(&message(n), WIDE).unwrap());
+                outbox.push_batch(&batch, WIDE).unwrap();
+                pipe.room.set(room);
+                outbox.flush(&pipe, Instant::now).unwrap();
+                outbox
+                    .push_batch(
+                        &Rc::new(MessageBatch::new(vec![message(1), message(2)])),
+                        WIDE,
+                    )
+                    .unwrap();
+                outbox.push(&message(3), WIDE).unwrap();
+                assert!(room < 1000 || outbox.entries.len() <= 3);
+                let narrow = Bounds {
+                    bytes: 1 << 20,
+                    frames: 3,
+                };
+                assert_eq!(
+                    outbox.push_batch(&batch, narrow),
+                    Err(Overflow),
+                    "frames are counted"
+                );
+                pipe.room.set(usize::MAX);
+                outbox.flush(&pipe, Instant::now).unwrap();
+                let got = frames(&pipe.got.borrow());
+                if !sealed {
+                    let texts: Vec<_> = got
+                        .iter()
+                        .map(|frame| String::from_utf8_lossy(frame).into_owned())
+                        .collect();
+                    let first: Vec<_> = (0..10)
+                        .chain([1, 2, 3])
+                        .map(|n| format!("message {n}"))
+                        .collect();
+                    assert_eq!(texts[..13], first, "room {room}");
+                }
+                assert!(got.len() >= 13 && outbox.waiting_bytes() == 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn too_many_frames_or_bytes_are_an_overflow() {
+    let mut outbox = Outbox::default();
+    let frames = Bounds {
+        bytes: 1 << 20,
+        frames: 3,
+    };
+    let pushed: Vec<_> = (0..4).map(|n| outbox.push(&message(n), frames)).collect();
+    assert_eq!(pushed, [Ok(()), Ok(()), Ok(()), Err(Overflow)]);
+    let mut outbox = Outbox::default();
+    outbox.hold();
+    let bytes = Bounds {
+        bytes: 25,
+        frames: 1000,
+    };
+    let pushed: Vec<_> = (0..3).map(|n| outbox.push(&message(n), bytes)).collect();
+    assert_eq!(
+        pushed,
+        [Ok(()), Ok(()), Err(Overflow)],
+        "held messages count as well"
+    );
+}
+
+#[test]
+fn finishing_keeps_only_the_rest_of_a_half_written_frame() {
+    for sealed in [false, true] {
+        for (room, whole) in [(0, 0), (4, 1), (15, 2)] {
+            let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+            if sealed {
+                outbox.seal_with(Rc::new(Cipher::new(&[1; 32])));
+            }
+            for n in 0..3 {
+                outbox.push(&message(n), WIDE).unwrap();
+            }
+            // In the clear a frame has 11 bytes.
+            pipe.room.set(if sealed {
+                room * Cipher::sealed_length(9) / 11
+            } else {
+                room
+            });
+            outbox.flush(&pipe, Instant::now).unwrap();
+            assert!(outbox.blocked_since().is_some());
+            outbox.finish(Message::close(4008, "Slow consumer"));
+            outbox.push(&message(9), WIDE).unwrap();
+            pipe.room.set(usize::MAX);
+            outbox.flush(&pipe, Instant::now).unwrap();
+            let got = frames(&pipe.got.borrow());
+            assert_eq!(got.len(), whole + 1, "sealed {sealed}, room {room}");
+            assert_eq!(got.last().unwrap()[..2], 4008u16.to_be_bytes());
+            assert_eq!(outbox.waiting_bytes(), 0);
+        }
+    }
+}
+
+#[test]
+fn held_messages_follow_those_that_are_pushed_ahead_of_them() {
+    let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+    pipe.room.set(usize::MAX);
+    outbox.hold();
+    outbox.push(&message(2), WIDE).unwrap();
+    outbox.push(&message(3), WIDE).unwrap();
+    outbox.push_now(&message(1), WIDE).unwrap();
+    outbox
+        .release(WIDE, |m| m.payload() != b"message 3")
+        .unwrap();
+    outbox.push(&message(4), WIDE).unwrap();
+    outbox.flush(&pipe, Instant::now).unwrap();
+    assert_eq!(
+        frames(&pipe.got.borrow()),
+        [b"message 1", b"message 2", b"message 4"]
+    );
+}

@@ -1,0 +1,226 @@
+//! Commands of other threads, performed in batches.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rand::Rng;
+use tokio::sync::oneshot;
+use tracing::Span;
+
+use super::Shard;
+use crate::client::{ClientInfo, ClientQuery};
+use crate::dispatch::Destination;
+use crate::hub::batch::BatchBuilder;
+use crate::hub::counts::Claim;
+use crate::hub::link::Link;
+use crate::id::Id;
+use crate::principal::Principal;
+use crate::protocol::Message;
+use crate::protocol::close::Close;
+
+/// How many messages, or bytes of them, are queued before they are written. A burst is written together, and a reader that keeps up never counts as slow.
+const MESSAGES_PER_FLUSH: usize = 64;
+const BYTES_PER_FLUSH: usize = 128 * 1024;
+
+/// How many new sockets are begun before other tasks of the shard run.
+const BEGUN_PER_TURN: usize = 64;
+
+/// Begins with a new socket, on the shard that it was placed on.
+pub(in crate::hub) type Begin = Box<dyn FnOnce(&Rc<Shard>, Claim) + Send>;
+
+/// Selects connections by their principal.
+pub(in crate::hub) type Predicate = Box<dyn Fn(&Principal) -> bool + Send>;
+
+/// What other threads ask a shard to do.
+pub(in crate::hub) enum Command {
+    Begin(Begin, Claim),
+    Deliver {
+        destination: Destination,
+        message: Message,
+        exclude: Arc<[Id]>,
+        span: Span,
+    },
+    Control(Control),
+}
+
+/// What administrators and the process ask; each has an answer.
+pub(in crate::hub) enum Control {
+    CloseClient(Id, Close, oneshot::Sender<usize>),
+    CloseUser(Arc<str>, Close, oneshot::Sender<usize>),
+    CloseWhere(Predicate, Close, oneshot::Sender<usize>),
+    /// Withdraws trust in the tokens of the matching connections.
+    WithdrawTrust(Predicate, oneshot::Sender<usize>),
+    /// Closes `count` random connections, only authenticated ones or any.
+    CloseSome {
+        count: usize,
+        authenticated_only: bool,
+        close: Close,
+        reply: oneshot::Sender<usize>,
+    },
+    List(ClientQuery, oneshot::Sender<Vec<ClientInfo>>),
+    Describe(Id, oneshot::Sender<Option<ClientInfo>>),
+    Join(Id, Vec<String>, oneshot::Sender<Option<Vec<String>>>),
+    Leave(Id, Vec<String>, oneshot::Sender<Option<Vec<String>>>),
+}
+
+impl Shard {
+    /// Performs the commands in their order. Messages are queued first and then written, with one call per connection.
+    pub(in crate::hub) async fn perform(self: &Rc<Self>, commands: &mut Vec<Command>) {
+        let started = Instant::now();
+        // A span ends when its message is written.
+        let mut traced = Vec::new();
+        let (mut delivered, mut messages, mut bytes, mut begun) = (0, 0, 0, 0);
+        let mut commands = commands.drain(..).peekable();
+        while let Some(command) = commands.next() {
+            // Order is kept: a message that was sent before a close is written before it.
+            let full = match &command {
+                Command::Deliver { message, .. } => {
+                    messages += 1;
+                    bytes += message.frame().len();
+                    messages > MESSAGES_PER_FLUSH || bytes > BYTES_PER_FLUSH
+                }
+                _ => messages > 0,
+            };
+            if full {
+                self.flush_touched().await;
+                (messages, bytes) = (0, 0);
+            }
+            match command {
+                Command::Begin(begin, claim) => {
+                    begin(self, claim);
+                    begun += 1;
+                    if begun % BEGUN_PER_TURN == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                Command::Deliver {
+                    destination,
+                    message,
+                    exclude,
+                    span,
+                } => {
+                    traced.extend(Some(span).filter(|span| !span.is_disabled()));
+                    let mut batch = BatchBuilder::new(message);
+                    while messages < MESSAGES_PER_FLUSH
+                        && let Some(next) = commands.next_if(|next| {
+                            matches!(next, Command::Deliver { destination: to, message, exclude: excluded, .. }
+                                if *to == destination && *excluded == exclude && batch.has_room(message, BYTES_PER_FLUSH.saturating_sub(bytes)))
+                        })
+                    {
+                        if let Command::Deliver { message, span, .. } = next {
+                            messages += 1;
+                            bytes += message.frame().len();
+                            batch.push(message);
+                            traced.extend(Some(span).filter(|span| !span.is_disabled()));
+                        }
+                    }
+                    delivered += self.deliver(&destination, &batch.build(), &exclude);
+                }
+                Command::Control(control) => self.execute(control),
+            }
+        }
+        self.flush_touched().await;
+        drop(traced);
+        if delivered > 0 {
+            self.core.metrics.frames_out.inc_by(delivered as u64);
+            self.core
+                .metrics
+                .fan_out_time
+                .observe(started.elapsed().as_secs_f64());
+        }
+    }
+
+    fn execute(&self, control: Control) {
+        match control {
+            Control::CloseClient(id, close, reply) => answer(
+                reply,
+                self.find(id).map_or(0, |link| request_close(&link, close)),
+            ),
+            Control::CloseUser(user, close, reply) => {
+                let links = self.links.borrow();
+                let users = self.by_user.borrow();
+                let closed = users.get(&user).map_or(0, |slots| {
+                    slots
+                        .iter()
+                        .map(|slot| request_close(&links[*slot as usize], close))
+                        .sum()
+                });
+                answer(reply, closed);
+            }
+            Control::CloseWhere(matches, close, reply) => {
+                let links = self.links.borrow();
+                let matching = links.iter().filter(|(_, link)| {
+                    link.principal.borrow().as_ref().is_some_and(|p| matches(p))
+                });
+                answer(
+                    reply,
+                    matching.map(|(_, link)| request_close(link, close)).sum(),
+                );
+            }
+            Control::WithdrawTrust(matches, reply) => {
+                let links = self.links.borrow();
+                let matching = links.iter().filter(|(_, link)| {
+                    link.principal.borrow().as_ref().is_some_and(|p| matches(p))
+                });
+                answer(
+                    reply,
+                    matching.map(|(_, link)| link.withdraw_trust()).count(),
+                );
+            }
+            Control::CloseSome {
+                count,
+                authenticated_only,
+                close,
+                reply,
+            } => {
+                answer(reply, self.close_some(count, authenticated_only, close));
+            }
+            Control::List(query, reply) => answer(reply, self.list(&query)),
+            Control::Describe(id, reply) => {
+                answer(reply, self.find(id).map(|link| self.info(&link)))
+            }
+            Control::Join(id, rooms, reply) => answer(
+                reply,
+                self.member(id).map(|link| self.join(&link, &rooms, true)),
+            ),
+            Control::Leave(id, rooms, reply) => {
+                answer(reply, self.member(id).map(|link| self.leave(&link, &rooms)))
+            }
+        }
+    }
+
+    fn close_some(&self, count: usize, authenticated_only: bool, close: Close) -> usize {
+        let links = self.links.borrow();
+        let mut candidates: Vec<&Rc<Link>> = links
+            .iter()
+            .map(|(_, link)| link)
+            .filter(|link| {
+                link.requested_close().is_none()
+                    && (!authenticated_only || link.principal.borrow().is_some())
+            })
+            .collect();
+        let count = count.min(candidates.len());
+        let mut random = rand::rng();
+        for at in 0..count {
+            let with = random.random_range(at..candidates.len());
+            candidates.swap(at, with);
+        }
+        candidates[..count]
+            .iter()
+            .map(|link| request_close(link, close))
+            .sum()
+    }
+}
+
+/// Answers, unless the asker has stopped waiting.
+fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+    let _ = reply.send(value);
+}
+
+/// Asks a connection to close. Returns 1, or 0 if it was asked before.
+fn request_close(link: &Rc<Link>, close: Close) -> usize {
+    let first = link.requested_close().is_none();
+    link.request_close(close);
+    usize::from(first)
+}

@@ -1,0 +1,160 @@
+//! Rooms of a shard: who is in which, and what the bus subscribes to for them.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::Shard;
+use crate::dispatch::Destination;
+use crate::hub::link::{Link, Seat};
+use crate::id::Id;
+use crate::protocol::room::DEFAULT_ROOMS;
+
+/// A room with members on this shard.
+#[derive(Debug)]
+pub(super) struct Room {
+    pub(super) name: Arc<str>,
+    pub(super) members: Vec<u32>,
+}
+
+impl Shard {
+    /// Returns the names of the rooms a connection is in.
+    pub fn rooms_of(&self, link: &Link) -> Vec<String> {
+        let rooms = self.rooms.borrow();
+        link.seats
+            .borrow()
+            .iter()
+            .map(|seat| rooms[seat.room as usize].name.to_string())
+            .collect()
+    }
+
+    /// Returns the names of the rooms that the rules allowed, without the default rooms: it leaves them when the right ends.
+    pub fn rooms_by_right(&self, link: &Link) -> Vec<String> {
+        let rooms = self.rooms.borrow();
+        let seats = link.seats.borrow();
+        let names = seats
+            .iter()
+            .filter(|seat| !seat.granted)
+            .map(|seat| &*rooms[seat.room as usize].name);
+        names
+            .filter(|name| !DEFAULT_ROOMS.contains(name))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Joins rooms, up to the limit per connection, and returns the new ones. Rooms `granted` by an administrator are kept whatever the rules say.
+    pub fn join(&self, link: &Rc<Link>, names: &[String], granted: bool) -> Vec<String> {
+        let limit = self.limits().rooms;
+        let may = |name: &str| match name.parse::<Id>() {
+            // A client id is the room of that client alone, from the start (protocol.md 5.7).
+            Ok(id) => {
+                id != link.id
+                    && self
+                        .core
+                        .directory
+                        .holders(&Destination::Client(id))
+                        .is_empty()
+            }
+            Err(_) => true,
+        };
+        let enter = |name: &&String| {
+            may(name) && link.seats.borrow().len() < limit && self.enter(link, name, granted)
+        };
+        let joined: Vec<String> = names.iter().filter(enter).cloned().collect();
+        if !joined.is_empty() {
+            self.core.subscribe(
+                joined
+                    .iter()
+                    .map(|name| Destination::Room(name.as_str().into()))
+                    .collect(),
+            );
+        }
+        joined
+    }
+
+    /// Leaves rooms, and returns those it was in.
+    pub fn leave(&self, link: &Link, names: &[String]) -> Vec<String> {
+        let left: Vec<String> = names
+            .iter()
+            .filter(|name| self.exit(link, name))
+            .cloned()
+            .collect();
+        if !left.is_empty() {
+            self.core.unsubscribe(
+                left.iter()
+                    .map(|name| Destination::Room(name.as_str().into()))
+                    .collect(),
+            );
+        }
+        left
+    }
+
+    pub(super) fn enter(&self, link: &Link, name: &str, granted: bool) -> bool {
+        let mut rooms = self.rooms.borrow_mut();
+        let known = self.by_room.borrow().get(name).copied();
+        let room = known.unwrap_or_else(|| {
+            let name: Arc<str> = name.into();
+            let room = rooms.insert(Room {
+                name: Arc::clone(&name),
+                members: Vec::new(),
+            }) as u32;
+            self.by_room.borrow_mut().insert(name, room);
+            room
+        });
+        let mut seats = link.seats.borrow_mut();
+        if let Some(seat) = seats.iter_mut().find(|seat| seat.room == room) {
+            seat.granted |= granted;
+            return false;
+        }
+        let entered = &mut rooms[room as usize];
+        seats.push(Seat {
+            room,
+            at: entered.members.len() as u32,
+            granted,
+        });
+        entered.members.push(link.slot);
+        self.core.directory.add(
+            &Destination::Room(Arc::clone(&entered.name)),
+            self.index,
+            u32::MAX,
+        );
+        true
+    }
+
+    fn exit(&self, link: &Link, name: &str) -> bool {
+        let Some(room) = self.by_room.borrow().get(name).copied() else {
+            return false;
+        };
+        let seat = {
+            let mut seats = link.seats.borrow_mut();
+            let Some(at) = seats.iter().position(|seat| seat.room == room) else {
+                return false;
+            };
+            seats.swap_remove(at)
+        };
+        self.vacate(seat);
+        true
+    }
+
+    /// Removes a seat from its room. The last member of the room takes its index.
+    pub(super) fn vacate(&self, seat: Seat) {
+        let mut rooms = self.rooms.borrow_mut();
+        let room = &mut rooms[seat.room as usize];
+        room.members.swap_remove(seat.at as usize);
+        if let Some(moved) = room.members.get(seat.at as usize) {
+            let links = self.links.borrow();
+            let mut seats = links[*moved as usize].seats.borrow_mut();
+            if let Some(theirs) = seats.iter_mut().find(|s| s.room == seat.room) {
+                theirs.at = seat.at;
+            }
+        }
+        self.core
+            .directory
+            .remove(&Destination::Room(Arc::clone(&room.name)), self.index);
+        if room.members.is_empty() {
+            let room = rooms.remove(seat.room as usize);
+            self.by_room.borrow_mut().remove(&room.name);
+        } else if room.members.capacity() > 64 && room.members.len() < room.members.capacity() / 4 {
+            room.members.shrink_to_fit();
+        }
+    }
+}
