@@ -1,7 +1,7 @@
 //! The connection's own encryption: ECDH on P-256, HKDF-SHA-256, AES-256-GCM (protocol.md 6.1 to 6.4).
 //!
-//! This is hop encryption between a client and this gateway: the gateway sees the plaintext. Agreement and sealing use ring, which
-//! does them several times faster than portable code; the tests check both against `p256` and `aes-gcm`.
+//! It encrypts one hop, between a client and this gateway: the gateway sees the plaintext. Key agreement and sealing use ring, several times faster
+//! than portable code; the tests check both against `p256` and `aes-gcm`.
 
 use std::mem::MaybeUninit;
 
@@ -38,7 +38,7 @@ pub struct UnusableKey;
 #[error("cannot be opened with this connection's key")]
 pub struct NotOurs;
 
-/// What `connected` tells the client, and the cipher both sides now share.
+/// What `connected` sends to the client, and the cipher that both sides share.
 pub struct Handshake {
     /// The server's public key, base64.
     pub public_key: String,
@@ -48,7 +48,7 @@ pub struct Handshake {
     pub cipher: Cipher,
 }
 
-/// Agrees on a key with a client: a fresh key pair, and `salt` as given.
+/// Agrees on a key with a client, with a fresh key pair and the given salt.
 ///
 /// # Errors
 /// [`UnusableKey`] for anything that is not a point on the curve.
@@ -77,7 +77,7 @@ pub fn handshake(
     })
 }
 
-/// A client's half of a handshake, for the watcher of dev mode.
+/// The client's half of a handshake, for the watcher of dev mode.
 pub struct Offer {
     private: EphemeralPrivateKey,
     /// The client's public key, base64.
@@ -85,7 +85,7 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Makes a fresh key pair; `None` where the system has no randomness.
+    /// Creates a fresh key pair, or returns `None` if the system has no randomness.
     pub fn new(random: &SystemRandom) -> Option<Self> {
         let private = EphemeralPrivateKey::generate(&ECDH_P256, random).ok()?;
         let public_key = BASE64.encode_to_string(private.compute_public_key().ok()?.as_ref());
@@ -95,10 +95,10 @@ impl Offer {
         })
     }
 
-    /// Takes what `connected` tells.
+    /// Completes the handshake with the key and the salt of `connected`.
     ///
     /// # Errors
-    /// [`UnusableKey`] for a key that is no point on the curve, or a salt that is no base64.
+    /// [`UnusableKey`] for a key that is not a point on the curve, or a salt that is not base64.
     pub fn accept(self, server_key: &str, salt: &str) -> Result<Cipher, UnusableKey> {
         let point = BASE64.decode_to_vec(server_key).map_err(|_| UnusableKey)?;
         let salt = BASE64.decode_to_vec(salt).map_err(|_| UnusableKey)?;
@@ -192,7 +192,7 @@ impl Cipher {
         String::from_utf8(text).map_err(|_| NotOurs)
     }
 
-    /// The frame's length for an envelope of `length` bytes, header included.
+    /// Returns the length of the frame for an envelope of `length` bytes, header included.
     pub fn sealed_length(length: usize) -> usize {
         let payload = HEAD.len()
             + BASE64.encoded_length(IV_BYTES)
@@ -325,7 +325,7 @@ mod tests {
             let frame = seal(&shake.cipher, text.as_bytes(), [9; 12]);
             assert_eq!(frame.len(), Cipher::sealed_length(length));
             let envelope = Envelope::parse(payload(&frame)).unwrap();
-            assert_eq!(envelope.event, "encrypted");
+            assert_eq!(envelope.event, crate::protocol::event::name::ENCRYPTED);
             let sealed: Encrypted<'_> = envelope.read().unwrap();
             let gcm = aes_gcm::Aes256Gcm::new_from_slice(&key).unwrap();
             let opened = gcm

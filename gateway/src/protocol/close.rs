@@ -3,7 +3,7 @@
 /// Why the server closes a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Close {
-    /// 1000: the peer said goodbye.
+    /// 1000: the peer closed.
     Normal,
     /// 1001: drain or shutdown.
     ShuttingDown,
@@ -15,7 +15,7 @@ pub enum Close {
     TooBig,
     /// 1011: the server failed.
     InternalError,
-    /// 4001: no `authenticate` in time, or no verdict on it in time.
+    /// 4001: `authenticate` did not come in time, or took too long.
     AuthenticationTimeout,
     /// 4002: no frame for too long.
     HeartbeatTimeout,
@@ -38,7 +38,7 @@ pub enum Close {
 }
 
 impl Close {
-    /// Every cause.
+    /// All causes.
     pub const ALL: [Self; 16] = [
         Self::Normal,
         Self::ShuttingDown,
@@ -58,7 +58,7 @@ impl Close {
         Self::LimitExceeded,
     ];
 
-    /// The code on the wire.
+    /// Returns the code on the wire.
     pub const fn code(self) -> u16 {
         match self {
             Self::Normal => 1000,
@@ -80,7 +80,7 @@ impl Close {
         }
     }
 
-    /// The code as a metric's label.
+    /// Returns the code as the label of a metric.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Normal => "1000",
@@ -102,7 +102,7 @@ impl Close {
         }
     }
 
-    /// The reason text on the wire: at most 123 bytes (RFC 6455 section 5.5).
+    /// Returns the reason on the wire, of at most [`MAX_CLOSE_REASON`](super::bounds::MAX_CLOSE_REASON) bytes.
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Normal => "",
@@ -128,6 +128,7 @@ impl Close {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::bounds::MAX_CLOSE_REASON;
 
     #[test]
     fn reasons_fit_a_control_frame_and_codes_are_distinct() {
@@ -135,7 +136,11 @@ mod tests {
         codes.sort_unstable();
         codes.dedup();
         assert_eq!(codes.len(), Close::ALL.len());
-        assert!(Close::ALL.iter().all(|c| c.reason().len() <= 123));
+        assert!(
+            Close::ALL
+                .iter()
+                .all(|c| c.reason().len() <= MAX_CLOSE_REASON)
+        );
         assert!(Close::ALL.iter().all(|c| c.label() == c.code().to_string()));
     }
 

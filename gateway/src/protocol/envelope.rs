@@ -1,4 +1,4 @@
-//! The envelope: every text message is one JSON object `{"event": string, "data"?: any, "id"?: string}`.
+//! The envelope: every text message is one JSON object `{"event": string, "data"?: any, "id"?: string}` (protocol.md, section 2).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,25 +11,25 @@ use super::Message;
 /// An envelope as a client sent it; borrows from the message.
 #[derive(Debug)]
 pub struct Envelope<'m> {
-    /// What it is about; never empty.
+    /// The name of the event; never empty.
     pub event: Cow<'m, str>,
     /// The JSON of `data`, unread.
     pub data: Option<&'m RawValue>,
 }
 
-/// Why a message is no envelope.
+/// Why a message is not an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotAnEnvelope {
-    /// Answered with an `error` event.
+    /// It is answered with an `error` event.
     #[error("not JSON")]
     NotJson,
-    /// Dropped and logged.
+    /// It is dropped and logged.
     #[error("no event")]
     NoEvent,
 }
 
 impl<'m> Envelope<'m> {
-    /// Reads a message. A member that appears twice counts the last time, as in JavaScript.
+    /// Reads a message. Of a member that appears twice the last one counts, as in JavaScript.
     ///
     /// # Errors
     /// [`NotAnEnvelope`], which decides the answer.
@@ -123,7 +123,7 @@ impl<'de> Deserialize<'de> for Text<'de> {
     }
 }
 
-/// Encodes an envelope, once for all who get it. `data` is JSON text.
+/// Encodes an envelope once for all its receivers. `data` is JSON text.
 pub fn encode(event: &str, data: &str) -> Message {
     Message::written(event.len() + data.len() + 24, |text| {
         text.extend_from_slice(b"{\"event\":");
@@ -149,7 +149,7 @@ mod tests {
 
     /// protocol.md 2.3 and 2.4.
     #[test]
-    fn what_is_not_json_is_told_from_what_has_no_event() {
+    fn text_that_is_not_json_differs_from_json_without_an_event() {
         for text in [
             "",
             "hello",

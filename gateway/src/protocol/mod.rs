@@ -1,4 +1,4 @@
-//! What travels on the socket, without any IO: frames, envelopes, events, close codes and the cipher.
+//! What travels on the socket: frames, envelopes, events, close codes and the cipher. No IO.
 //!
 //! Input: bytes and text from [`crate::ws`]. Output: frames in, [`Message`]s out. Reads no clock; entropy comes in as an argument.
 
