@@ -15,6 +15,7 @@ pub mod activity;
 pub mod api;
 pub mod app;
 pub mod auth;
+mod backoff;
 pub mod bus;
 pub mod client;
 pub mod clock;

@@ -22,6 +22,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use super::Pipeline;
 use super::decode::{Activity, Record, TRACEPARENT_HEADER, decode};
 use super::poison::{DeadLetterReason, Poison};
+use crate::backoff::Backoff;
 use crate::dispatch::{Destination, Dispatch, ResyncReason};
 use crate::metrics::Metrics;
 use crate::notification::{NewActivity, Notification};
@@ -138,30 +139,12 @@ impl Extractor for HeadersOf<'_> {
     }
 }
 
-/// Grows with each failure and is spread at random, so that lanes and instances do not come back all at once.
-struct Backoff {
-    next: Duration,
-    max: Duration,
-    attempts: u32,
-}
-
-impl Backoff {
-    fn new(pipeline: &Pipeline) -> Self {
-        let ms = Duration::from_millis;
-        Self {
-            next: ms(pipeline.config.retry_initial_ms),
-            max: ms(pipeline.config.retry_max_ms),
-            attempts: 0,
-        }
-    }
-
-    /// Between half of the delay and all of it.
-    fn next(&mut self) -> Duration {
-        let whole = self.next.min(self.max);
-        self.next = (whole * 2).min(self.max);
-        self.attempts += 1;
-        whole.mul_f64(rand::random_range(0.5..=1.0))
-    }
+fn backoff(pipeline: &Pipeline) -> Backoff {
+    let ms = Duration::from_millis;
+    Backoff::new(
+        ms(pipeline.config.retry_initial_ms),
+        ms(pipeline.config.retry_max_ms),
+    )
 }
 
 impl Lane {
@@ -290,7 +273,7 @@ impl Lane {
         offset: i64,
     ) -> Result<Vec<super::resolve::Resolved>, Stopped> {
         let pipeline = self.pipeline.clone();
-        let mut backoff = Backoff::new(&pipeline);
+        let mut backoff = backoff(&pipeline);
         let refused = loop {
             match pipeline.resolver.resolve(activities).await {
                 Ok(resolved) => return Ok(resolved),
@@ -455,7 +438,7 @@ impl Lane {
         offset: i64,
     ) -> Result<Result<Vec<Stored>, sqlx::Error>, Stopped> {
         let pipeline = self.pipeline.clone();
-        let mut backoff = Backoff::new(&pipeline);
+        let mut backoff = backoff(&pipeline);
         let mut unanswered = false;
         loop {
             let started = Instant::now();
@@ -564,7 +547,7 @@ impl Lane {
                 _ => None,
             })
             .collect();
-        let mut backoff = Backoff::new(&pipeline);
+        let mut backoff = backoff(&pipeline);
         while !left.is_empty() {
             let now = pipeline.clock.now();
             let sent = join_all(
@@ -615,11 +598,11 @@ impl Lane {
         what: &str,
         error: &(dyn std::error::Error + Send + Sync),
     ) -> Result<(), Stopped> {
-        let delay = backoff.next();
+        let delay = backoff.next_delay();
         self.pipeline.metrics.pipeline_retries.inc();
         tracing::warn!(
             kafka.topic = &*self.topic, kafka.partition = self.partition, kafka.offset = offset, error = %error,
-            attempt = backoff.attempts, retry_in_ms = delay.as_millis() as u64, "{what}; the partition waits"
+            attempt = backoff.failures(), retry_in_ms = delay.as_millis() as u64, "{what}; the partition waits"
         );
         self.permit = None;
         let _retrying = self.pipeline.status.retrying();
@@ -699,22 +682,5 @@ mod tests {
                 assert_ne!(id(other), parent, "{other:?}");
             }
         });
-    }
-
-    #[test]
-    fn delays_grow_to_their_limit_and_are_spread() {
-        let ms = Duration::from_millis;
-        let mut backoff = Backoff {
-            next: ms(200),
-            max: ms(1000),
-            attempts: 0,
-        };
-        for whole in [200, 400, 800, 1000, 1000] {
-            let delay = backoff.next();
-            assert!(
-                delay >= ms(whole) / 2 && delay <= ms(whole),
-                "{delay:?} of {whole}"
-            );
-        }
     }
 }

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::jwk::Key;
 use super::recent::Recent;
+use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::config::{self, Live, Source, SourceState};
 use crate::metrics::{Metrics, SourceKind, SourceLabel};
@@ -362,7 +363,7 @@ struct Kept {
     fetching: bool,
     /// A file it comes from or by may have changed while a fetch was under way.
     again: bool,
-    failures: u32,
+    backoff: Backoff,
 }
 
 type Fetched = (Arc<Feed>, Result<Vec<Arc<Key>>, FetchError>);
@@ -561,7 +562,7 @@ impl Kept {
             due: Instant::now(),
             fetching: false,
             again: false,
-            failures: 0,
+            backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),
         }
     }
 
@@ -576,7 +577,8 @@ impl Kept {
         let refresh = Duration::from_secs(jwks.refresh_interval_secs);
         match result {
             Ok(found) => {
-                let before = std::mem::take(&mut self.failures);
+                let before = self.backoff.failures();
+                self.backoff.reset();
                 self.view.set = Some(Set {
                     keys: found.into(),
                     fetched_ms: now_ms,
@@ -595,15 +597,10 @@ impl Kept {
             }
             Err(error) => {
                 let text = error.to_string();
-                if self.failures == 0 || self.view.error.as_ref() != Some(&text) {
+                if self.backoff.failures() == 0 || self.view.error.as_ref() != Some(&text) {
                     tracing::warn!(source = %self.view.name, "key set could not be fetched: {text}");
                 }
-                let delay = RETRY_FIRST
-                    .saturating_mul(1 << self.failures.min(10))
-                    .min(RETRY_MAX)
-                    .min(refresh);
-                self.due = Instant::now() + delay.mul_f64(rand::rng().random_range(0.5..=1.0));
-                self.failures = self.failures.saturating_add(1);
+                self.due = Instant::now() + self.backoff.next_delay_within(refresh);
                 self.view.error = Some(text);
             }
         }

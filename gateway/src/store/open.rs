@@ -19,6 +19,7 @@ use super::policy::{PostgresPolicies, SqlitePolicies};
 use super::postgres::{Postgres, PostgresStore, pool};
 use super::sqlite::{Sqlite, SqliteStore};
 use super::{NotificationStore, OpenError, PolicyStore};
+use crate::backoff::Backoff;
 use crate::config::{self, Secret, SecretFile};
 use crate::files;
 use crate::id::IdGenerator;
@@ -216,7 +217,7 @@ async fn reach(
     database: &config::Database,
     shutdown: &CancellationToken,
 ) -> Result<(Secret, DatabaseAddress), OpenError> {
-    let mut delay = RETRY_FIRST;
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
     loop {
         let url = secret("database.url_file", &database.url, &database.url_file).await?;
         let address = parse_address("database.url", &url)?;
@@ -224,6 +225,7 @@ async fn reach(
             prepared = prepare(&address, database) => prepared,
             () = shutdown.cancelled() => return Err(OpenError::Stopped),
         };
+        let delay = backoff.next_delay();
         match prepared {
             Ok(()) => return Ok((url, address)),
             Err(error) if error.passes() => {
@@ -232,7 +234,7 @@ async fn reach(
             Err(error) => return Err(error),
         }
         tokio::select! {
-            () = tokio::time::sleep(delay) => delay = (delay * 2).min(RETRY_LAST),
+            () = tokio::time::sleep(delay) => {}
             () = shutdown.cancelled() => return Err(OpenError::Stopped),
         }
     }
@@ -285,12 +287,13 @@ impl Follow {
                 changed = told.changed() => if changed.is_err() { return shutdown.cancelled().await },
                 () = shutdown.cancelled() => return,
             }
-            let mut delay = RETRY_FIRST;
+            let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
             loop {
                 let again = tokio::select! {
                     again = self.again(&mut url, &database) => again,
                     () = shutdown.cancelled() => return,
                 };
+                let delay = backoff.next_delay();
                 match again {
                     Ok(()) => break,
                     Err(error) => {
@@ -299,7 +302,7 @@ impl Follow {
                     }
                 }
                 tokio::select! {
-                    () = tokio::time::sleep(delay) => delay = (delay * 2).min(RETRY_LAST),
+                    () = tokio::time::sleep(delay) => {}
                     () = shutdown.cancelled() => return,
                 }
             }

@@ -1,0 +1,94 @@
+//! Growing delays between attempts: the one rule for everything in the gateway that tries again.
+//!
+//! Input: the first and the longest delay, from a setting or a constant of the caller. Output: how long to wait after each failure.
+
+use std::time::Duration;
+
+use rand::Rng;
+
+/// Delays that double from the first to the longest.
+///
+/// Each is spread at random between half of its length and all of it, so that instances that failed together do not come back together.
+#[derive(Debug, Clone)]
+pub(crate) struct Backoff {
+    first: Duration,
+    longest: Duration,
+    failures: u32,
+}
+
+impl Backoff {
+    /// Returns a backoff that has seen no failure.
+    pub(crate) const fn new(first: Duration, longest: Duration) -> Self {
+        Self {
+            first,
+            longest,
+            failures: 0,
+        }
+    }
+
+    /// Counts a failure and returns how long to wait before the next attempt.
+    pub(crate) fn next_delay(&mut self) -> Duration {
+        self.next_delay_within(Duration::MAX)
+    }
+
+    /// Counts a failure and returns how long to wait, as if `limit` were the longest delay where it is shorter.
+    pub(crate) fn next_delay_within(&mut self, limit: Duration) -> Duration {
+        self.next_delay_by(limit, &mut rand::rng())
+    }
+
+    fn next_delay_by(&mut self, limit: Duration, random: &mut impl Rng) -> Duration {
+        let doubled = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);
+        let longest = self.longest.min(limit);
+        let whole = self.first.saturating_mul(doubled).min(longest);
+        self.failures = self.failures.saturating_add(1);
+        whole.mul_f64(random.random_range(0.5..=1.0))
+    }
+
+    /// Returns how many failures were counted since the last success.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Begins with the first delay again, after a success.
+    pub(crate) fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    #[test]
+    fn delays_double_to_the_longest_and_are_spread_over_their_upper_half() {
+        let ms = Duration::from_millis;
+        for seed in 0..100 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut backoff = Backoff::new(ms(200), ms(1000));
+            for whole in [200, 400, 800, 1000, 1000] {
+                let delay = backoff.next_delay_by(Duration::MAX, &mut random);
+                assert!(
+                    delay >= ms(whole) / 2 && delay <= ms(whole),
+                    "{delay:?} of {whole}"
+                );
+            }
+            assert_eq!(backoff.failures(), 5);
+            backoff.reset();
+            assert!(backoff.next_delay_by(Duration::MAX, &mut random) <= ms(200));
+            assert!(backoff.next_delay_by(ms(50), &mut random) <= ms(50));
+        }
+    }
+
+    #[test]
+    fn the_delay_stays_the_longest_however_often_it_fails() {
+        let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_secs(5));
+        for _ in 0..100 {
+            let delay = backoff.next_delay();
+            assert!(!delay.is_zero() && delay <= Duration::from_secs(5));
+        }
+        assert!(backoff.next_delay() >= Duration::from_millis(2500));
+    }
+}
