@@ -1,4 +1,6 @@
-//! What the bus hears, handed on: dispatches to the hub, other instances' questions to whoever knows.
+//! Hands on what the bus receives: dispatches to the hub, revocations to those who apply them, questions of other instances to the hub.
+//!
+//! Input: the events of the bus. Output: calls of the hub, and answers to the instances that ask.
 
 use std::sync::Arc;
 
@@ -15,10 +17,10 @@ use crate::principal::Principal;
 use crate::protocol::close::Close;
 use crate::protocol::event::{self, name};
 
-/// Questions that are answered at the same time; those beyond are left unanswered, which the asker is told.
+/// Most questions that are answered at the same time. More are not answered: the asker reports this instance as missing.
 const ANSWERS_AT_ONCE: usize = 64;
 
-/// Where what is heard goes.
+/// The parts that take what the bus receives.
 #[derive(Clone)]
 pub(super) struct Inbound {
     pub(super) hub: Hub,
@@ -26,7 +28,7 @@ pub(super) struct Inbound {
     pub(super) revocations: Arc<Revocations>,
     pub(super) authenticator: Authenticator,
     pub(super) metrics: Arc<Metrics>,
-    /// What takes longer than handing on is done here: the events may be heard on the thread of connections.
+    /// Runs what takes longer than handing on: the events may be received on the thread of connections.
     pub(super) control: Handle,
 }
 
@@ -34,11 +36,11 @@ impl Inbound {
     /// Runs until the bus is closed.
     pub(super) async fn run(self, mut events: Events) {
         let permits = Arc::new(Semaphore::new(ANSWERS_AT_ONCE));
-        let mut heard = Vec::new();
-        while events.next(&mut heard).await {
-            for event in heard.drain(..) {
+        let mut received = Vec::new();
+        while events.next(&mut received).await {
+            for event in received.drain(..) {
                 self.take(event, &permits);
-                // It may run on the thread of connections: a flood leaves time for them.
+                // This may be the thread of connections: a flood of events leaves time for them.
                 tokio::task::coop::consume_budget().await;
             }
         }
@@ -62,7 +64,7 @@ impl Inbound {
                 self.revocations.extend(stored);
                 let inbound = self.clone();
                 self.control
-                    .spawn(async move { inbound.close_fallen().await });
+                    .spawn(async move { inbound.close_withdrawn().await });
             }
             BusEvent::Asked(ask, reply) => {
                 if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
@@ -84,19 +86,19 @@ impl Inbound {
         ));
     }
 
-    /// Revocations that were made while this instance did not hear.
+    /// Reads the revocations that were made while this instance received nothing.
     async fn reload_revocations(self) {
         match self.bus.revocations().await {
             Ok(stored) => {
                 self.revocations.extend(stored);
-                self.close_fallen().await;
+                self.close_withdrawn().await;
             }
-            Err(error) => tracing::warn!(%error, "stored revocations cannot be read"),
+            Err(error) => tracing::warn!(%error, "reading the stored revocations failed"),
         }
     }
 
-    /// Closes connections whose token was revoked, by itself or with its source, and tells those whose source or key is gone that their token ends soon.
-    pub(super) async fn close_fallen(&self) {
+    /// Closes connections whose token was revoked, by itself or with its source. Announces to those whose source or key is gone that their token ends soon.
+    pub(super) async fn close_withdrawn(&self) {
         let (revocations, authenticator) =
             (Arc::clone(&self.revocations), self.authenticator.clone());
         let is_revoked = move |principal: &Principal| {
@@ -112,7 +114,7 @@ impl Inbound {
             tracing::info!(
                 revoked,
                 ending,
-                "connections rest on tokens that stand no longer"
+                "connections with withdrawn tokens: revoked ones were closed, the others were told that theirs ends soon"
             );
         }
     }

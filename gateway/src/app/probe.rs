@@ -1,4 +1,6 @@
-//! What readiness depends on after the start: keys, hearing, and the worker lease.
+//! Checks what readiness depends on after the start: key sets, the subscriber of the bus, and the worker lease.
+//!
+//! Input: the authenticator and the bus. Output: the parts of [`Lifecycle`], and whether new connections and ids are refused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +15,11 @@ use crate::id::IdGenerator;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 
-/// How often readiness is looked at, and besides whenever key sets change. A worker lease counts as lapsed long before another instance may have its number.
+/// How often readiness is checked; it is checked whenever key sets change as well. A worker lease counts as lapsed long before another instance may own
+/// its number.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Looks at what readiness depends on.
+/// The parts that readiness depends on, and those that follow it.
 pub(super) struct Probe {
     pub(super) lifecycle: Arc<Lifecycle>,
     pub(super) authenticator: Authenticator,
@@ -33,14 +36,14 @@ impl Probe {
         loop {
             self.lifecycle
                 .set("keys", self.authenticator.unready_reason());
-            let deaf = self.bus.subscriber() == SubscriberState::Stalled;
+            let stalled = self.bus.subscriber() == SubscriberState::Stalled;
             let lapsed = self.bus.lease_lapsed();
             self.closed.store(lapsed, Ordering::Release);
             self.ids.suspend(lapsed);
             let why = if lapsed {
                 Some("the worker lease has lapsed")
             } else {
-                deaf.then_some("deaf: pushes from other instances are missed")
+                stalled.then_some("subscriber stalled: pushes from other instances are missed")
             };
             self.lifecycle.set("bus", why.map(str::to_owned));
             self.lifecycle.write_unready(&self.metrics);

@@ -88,7 +88,7 @@ async fn follow_trust(inbound: Inbound, stop: CancellationToken) {
     loop {
         tokio::select! {
             changed = changes.changed() => match changed {
-                Ok(()) => inbound.close_fallen().await,
+                Ok(()) => inbound.close_withdrawn().await,
                 Err(_) => return stop.cancelled().await,
             },
             () = stop.cancelled() => return,

@@ -22,7 +22,7 @@ pub(super) fn numbered(destination: Destination, n: usize) -> Dispatch {
     )
 }
 
-/// Publishes numbers from 0 on, one after the other, until it is told to stop; then it says how many they were.
+/// Publishes numbers from 0 on, one after the other, until `stop`; then returns how many they were.
 pub(super) fn count(
     bus: &Arc<dyn Bus>,
     destination: Destination,
@@ -65,23 +65,23 @@ pub(super) async fn alone(opened: Opened, clock: &FixedClock) {
     let answers = bus.ask(&Ask::Holds { client: id }).await.unwrap();
     assert!(
         answers.replies.is_empty() && answers.missing.is_empty(),
-        "nobody else is there"
+        "there is no other instance"
     );
 
     revocations(&*bus, clock).await;
 
     bus.unsubscribe(interests.clone());
     bus.unsubscribe(interests);
-    bus.unsubscribe(vec![Interest::Room("never heard".into())]);
+    bus.unsubscribe(vec![Interest::Room("never subscribed to".into())]);
     bus.close().await;
     bus.close().await;
-    let mut heard = Vec::new();
-    let goes_on = tokio::time::timeout(Duration::from_secs(5), events.next(&mut heard))
+    let mut received = Vec::new();
+    let goes_on = tokio::time::timeout(Duration::from_secs(5), events.next(&mut received))
         .await
         .unwrap();
     assert!(
-        !goes_on && heard.is_empty(),
-        "an instance hears nothing of what it published itself, and events end: {heard:?}"
+        !goes_on && received.is_empty(),
+        "an instance does not receive what it published itself, and events end: {received:?}"
     );
 }
 
@@ -117,7 +117,11 @@ async fn revocations(bus: &dyn Bus, clock: &FixedClock) {
     );
     clock.advance_ms(1_000);
     let stored = bus.revocations().await.unwrap();
-    assert_eq!(stored.len(), 2, "what is over is forgotten: {stored:?}");
+    assert_eq!(
+        stored.len(),
+        2,
+        "a revocation that has ended is forgotten: {stored:?}"
+    );
     bus.store_revocation(&of("c", now + 70_000)).await.unwrap();
     assert_eq!(bus.revocations().await.unwrap().len(), 3);
 }

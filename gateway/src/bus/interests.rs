@@ -1,7 +1,7 @@
-//! Which channels this instance wants: counted, and as state, so that every subscription can be made again on any connection. No IO.
+//! Which channels this instance wants: counted, and kept as state, so that every subscription can be made again on any connection. No IO.
 //!
-//! [`Interests::add`] and [`Interests::remove`] come from the hub; [`Interests::take`], [`Interests::take_left`] and
-//! [`Interests::take_all`] say to the one task that talks to the server what to do next.
+//! The hub calls [`Interests::add`] and [`Interests::remove`]. The task that talks to the server gets its next work from [`Interests::take`],
+//! [`Interests::take_left`] and [`Interests::take_all`].
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{BusError, Interest};
 
-/// Told when everything that was wanted at the time is confirmed, or cannot be.
+/// Waits until everything that was wanted at the time is confirmed, or cannot be.
 pub(super) type Waiter = oneshot::Sender<Result<(), BusError>>;
 
 struct Entry {
@@ -32,11 +32,11 @@ pub(super) struct Interests {
     up: bool,
 }
 
-/// What became of [`Interests::add`].
+/// The outcome of [`Interests::add`].
 pub(super) enum Added {
     /// The server has confirmed all of them already.
     Confirmed,
-    /// It will be asked.
+    /// The server will be asked; completes with its confirmation.
     Waiting(oneshot::Receiver<Result<(), BusError>>),
     /// There is no subscriber connection; they are kept.
     Down,
@@ -65,9 +65,9 @@ impl Interests {
         if confirmed {
             return Added::Confirmed;
         }
-        let (tell, told) = oneshot::channel();
-        self.waiters.push(tell);
-        Added::Waiting(told)
+        let (waiter, confirmed) = oneshot::channel();
+        self.waiters.push(waiter);
+        Added::Waiting(confirmed)
     }
 
     /// Counts interests down.
@@ -87,7 +87,7 @@ impl Interests {
         }
     }
 
-    /// Takes what is to be subscribed next, and who waits for it.
+    /// Takes what is to be subscribed next, and the callers that wait for it.
     pub(super) fn take(&mut self) -> (Vec<Interest>, Vec<Waiter>) {
         let mut fresh = std::mem::take(&mut self.fresh);
         fresh.retain(|interest| match self.wanted.get(interest) {
@@ -125,12 +125,12 @@ impl Interests {
         left
     }
 
-    /// When [`Interests::take_left`] has something next.
+    /// Returns when [`Interests::take_left`] has something next.
     pub(super) fn next_leave(&self, lag: Duration) -> Option<Instant> {
         self.leaving.front().map(|(at, _)| *at + lag)
     }
 
-    /// Takes all that a new connection has to subscribe, and who waits for some of it. What nobody wants is forgotten.
+    /// Takes all that a new connection has to subscribe, and the callers that wait for some of it. Forgets what is not wanted any more.
     pub(super) fn take_all(&mut self) -> (Vec<Interest>, Vec<Waiter>) {
         self.fresh.clear();
         self.leaving.clear();
@@ -150,12 +150,12 @@ impl Interests {
         }
     }
 
-    /// From here on `add` waits for confirmation.
+    /// The connection has subscribed to everything: from here on `add` waits for confirmation.
     pub(super) fn up(&mut self) {
         self.up = true;
     }
 
-    /// Nothing is confirmed any more, and who waits is told.
+    /// The connection is gone: nothing is confirmed, and those who wait get an error.
     pub(super) fn down(&mut self) {
         self.up = false;
         for entry in self.wanted.values_mut() {
@@ -166,7 +166,7 @@ impl Interests {
         }
     }
 
-    /// Everything that is wanted, as often as it is.
+    /// Returns everything that is wanted, as often as it is.
     pub(super) fn wanted(&self) -> Vec<Interest> {
         self.wanted
             .iter()
@@ -186,7 +186,7 @@ impl Interests {
         self.wanted.contains_key(interest)
     }
 
-    /// How many are wanted or not yet unsubscribed.
+    /// Returns how many are wanted or not yet unsubscribed.
     pub(super) fn len(&self) -> usize {
         self.wanted.len()
     }
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interest_is_subscribed_once_and_left_when_the_last_holder_left() {
+    fn an_interest_is_subscribed_once_and_unsubscribed_when_the_last_holder_left() {
         let (mut interests, now) = (up(), Instant::now());
         assert!(matches!(interests.add(vec![room("a")]), Added::Waiting(_)));
         assert!(matches!(
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_right_back_costs_nothing() {
+    fn an_interest_that_comes_right_back_stays_subscribed() {
         let (mut interests, now) = (up(), Instant::now());
         let _ = interests.add(vec![room("a")]);
         let (fresh, _) = interests.take();
@@ -245,13 +245,13 @@ mod tests {
         interests.remove(vec![room("a")], later);
         assert!(
             interests.take_left(now + LAG, LAG).is_empty(),
-            "the lag starts anew"
+            "the lag starts again"
         );
         assert_eq!(interests.take_left(later + LAG, LAG), [room("a")]);
     }
 
     #[test]
-    fn what_came_and_went_is_never_subscribed() {
+    fn an_interest_that_came_and_went_is_never_subscribed() {
         let (mut interests, now) = (up(), Instant::now());
         let _ = interests.add(vec![room("a")]);
         interests.remove(vec![room("a")], now);
@@ -261,13 +261,16 @@ mod tests {
     }
 
     #[test]
-    fn a_new_connection_subscribes_all_that_is_wanted_and_waiters_of_the_old_one_are_told() {
+    fn a_new_connection_subscribes_all_that_is_wanted_and_waiters_of_the_old_one_get_an_error() {
         let (mut interests, now) = (up(), Instant::now());
-        let Added::Waiting(mut told) = interests.add(vec![room("a"), room("b")]) else {
+        let Added::Waiting(mut confirmed) = interests.add(vec![room("a"), room("b")]) else {
             panic!("not waiting")
         };
         interests.down();
-        assert!(matches!(told.try_recv(), Ok(Err(BusError::Unavailable(_)))));
+        assert!(matches!(
+            confirmed.try_recv(),
+            Ok(Err(BusError::Unavailable(_)))
+        ));
         assert!(matches!(interests.add(vec![room("c")]), Added::Down));
         interests.remove(vec![room("b")], now);
         let (mut all, _) = interests.take_all();

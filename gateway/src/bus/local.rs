@@ -1,6 +1,6 @@
-//! The bus of an instance that is alone: there is nobody to publish to or to hear from.
+//! The bus of an instance that is alone: there is no other instance to publish to or to receive from.
 //!
-//! Revocations are kept in memory, so they end with the process; every token that was made before it started is older than that.
+//! Revocations are kept in memory and end with the process.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +19,16 @@ use crate::config;
 use crate::dispatch::Dispatch;
 use crate::revocation::Revocation;
 
-struct Local {
+struct LocalBus {
     clock: Arc<dyn Clock>,
     revocations: Mutex<Vec<Revocation>>,
-    /// Held so that the events do not end before the bus is closed.
+    /// Kept so that the events do not end before the bus is closed.
     events: Mutex<Option<mpsc::Sender<BusEvent>>>,
 }
 
 pub(super) fn open(ids: &config::Ids, clock: Arc<dyn Clock>) -> Opened {
     let (sender, events) = mpsc::channel(1);
-    let bus = Local {
+    let bus = LocalBus {
         clock,
         revocations: Mutex::default(),
         events: Mutex::new(Some(sender)),
@@ -40,14 +40,14 @@ pub(super) fn open(ids: &config::Ids, clock: Arc<dyn Clock>) -> Opened {
     }
 }
 
-impl Local {
+impl LocalBus {
     fn forget_old(&self) {
         let now = self.clock.now_ms();
         self.revocations.lock().retain(|r| r.until_ms > now);
     }
 }
 
-impl Bus for Local {
+impl Bus for LocalBus {
     fn publish<'a>(&'a self, _dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>> {
         ready(Ok(())).boxed()
     }

@@ -1,10 +1,10 @@
 //! Between instances: dispatches over Redis Pub/Sub (`docs/protocol.md`, section 10), or within the process for a single instance.
 //!
 //! Input: dispatches from [`crate::delivery`], interests from [`crate::hub`]. Output: [`BusEvent`]s, which `app` hands to the hub.
-//! An instance subscribes only to what it holds, so Redis hands a message to the owning instances and nobody else.
+//! An instance subscribes only to what it holds, so Redis hands a message to the owning instances alone.
 //!
-//! [`open`] chooses: [`local`](self) for one instance alone, Redis (standalone, Sentinel or Cluster) for several. In front of Redis stands a switch,
-//! which moves a running instance from one server to another.
+//! [`open`] chooses: `local` for one instance alone, Redis (standalone, Sentinel or Cluster) for several. `pubsub` is the bus over one Redis; `bridge`
+//! switches a running instance from one Redis to another.
 
 mod bridge;
 #[cfg(test)]
@@ -31,10 +31,10 @@ use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::revocation::Revocation;
 
-/// A channel this instance wants to hear: one of its clients, their users, its rooms. Broadcast is always heard.
+/// What this instance wants to receive: messages for one of its clients, their users, its rooms. Broadcast is always subscribed to.
 ///
-/// Each interest is one channel, but for a client's, which is two: senders that do not know whether a name is a client or a room publish to the room,
-/// so `Client(id)` hears what is sent to a room of that name as well.
+/// An interest is one channel, but a client's is two: senders that do not know whether a name is a client or a room publish to the room, so
+/// `Client(id)` receives what is published to a room of that name as well.
 pub type Interest = Destination;
 
 /// Why something could not be published or asked.
@@ -56,12 +56,12 @@ pub enum BusError {
 pub enum BusEvent {
     /// Another instance, or an outside emitter, sent this; never what this instance published itself.
     Dispatch(Dispatch),
-    /// Pushes may have been missed: every local client is to be told, and [`Bus::revocations`] read again, since a live
+    /// Pushes may have been missed, for this reason. The receiver tells every local client and reads [`Bus::revocations`] again, since an
     /// [`Ask::Revoke`] may be among what was missed. Comes after subscriptions are confirmed again, once per gap.
     Resync(ResyncReason),
-    /// These were stored elsewhere before this instance came there.
+    /// These revocations were stored on a server before this instance connected to it.
     Revocations(Vec<Revocation>),
-    /// Another instance asks; the answer goes back through the channel, or is dropped for none.
+    /// Another instance asks. The answer goes back through the channel; dropping the channel answers nothing.
     Asked(Ask, oneshot::Sender<Reply>),
 }
 
@@ -74,7 +74,7 @@ pub enum Ask {
         /// Which of them.
         query: ClientQuery,
     },
-    /// What do you know of this connection?
+    /// Describe this connection, if you hold it.
     Describe {
         /// Which.
         client: Id,
@@ -193,9 +193,9 @@ pub struct PreviousServer {
 
 /// What carries dispatches between instances.
 ///
-/// At most once and, per publishing instance and destination, in order. Methods never block on an unreachable server longer than the configured
-/// timeouts. Events are handed out through the [`Events`] that [`open`] returns; they end when the bus is closed, and should they end before that, the
-/// bus has failed for good and the process has to go.
+/// At most once and, per publishing instance and destination, in order. Methods never wait for an unreachable server longer than the configured
+/// timeouts. Events come out of the [`Events`] that [`open`] returns. They end when the bus is closed; if they end before that, the bus has failed for
+/// good and the process has to end.
 pub trait Bus: Send + Sync + 'static {
     /// Publishes to every other instance that holds the destination; batched with what waits. Returns when the server took it.
     ///
@@ -207,21 +207,21 @@ pub trait Bus: Send + Sync + 'static {
     /// [`BusError::Unavailable`], and [`BusError::Full`] beyond `redis.publish_queue`.
     fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>>;
 
-    /// Adds interests, counted: as many `unsubscribe` undo them. The future ends when the server has confirmed all of them (or `Err` when it cannot:
-    /// they are kept and established as soon as it can, followed by a [`BusEvent::Resync`]).
+    /// Adds interests, counted: each needs its own `unsubscribe`. The future completes when the server has confirmed all of them. It returns `Err` when
+    /// the server cannot: they are kept, subscribed as soon as it can, and a [`BusEvent::Resync`] follows.
     ///
     /// Counted when called: dropping the future changes nothing. While subscriptions are down it fails at once.
     fn subscribe(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>>;
 
-    /// Takes interests back; the server is told in a batch, a little later, so that a client that comes right back costs nothing. Until then their
-    /// messages may still come in. An interest that was never added is ignored.
+    /// Takes interests back. The server is asked to unsubscribe a little later and in a batch, so that a client that comes right back costs nothing.
+    /// Until then messages may still come in. An interest that was never added is ignored.
     fn unsubscribe(&self, interests: Vec<Interest>);
 
-    /// Asks every other live instance and waits for their replies at most the configured time. Instances that are live (or were a few seconds
-    /// ago) and silent are in [`Answers::missing`].
+    /// Asks every other live instance and waits for replies at most the configured time. An instance that is live (or was a few seconds ago) and does
+    /// not reply is in [`Answers::missing`].
     ///
     /// # Errors
-    /// [`BusError::Unavailable`] when it is not known who is live; [`BusError::Full`] when too many questions are open.
+    /// [`BusError::Unavailable`] when the live instances cannot be listed; [`BusError::Full`] when too many questions are open.
     fn ask<'a>(&'a self, ask: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>>;
 
     /// Stores a revocation for instances that start later, until its `until_ms`. Storing it again changes nothing.
@@ -233,7 +233,7 @@ pub trait Bus: Send + Sync + 'static {
         revocation: &'a Revocation,
     ) -> BoxFuture<'a, Result<(), BusError>>;
 
-    /// Every stored revocation that still matters, in no order.
+    /// Returns every stored revocation that has not ended, in no order.
     ///
     /// # Errors
     /// [`BusError::Unavailable`].
@@ -242,17 +242,17 @@ pub trait Bus: Send + Sync + 'static {
     /// Whether the subscriber receives right now.
     fn subscriber(&self) -> SubscriberState;
 
-    /// Time from publishing to hearing of the last self-ping.
+    /// Returns how long the last self-ping took from publishing to receiving.
     fn lag(&self) -> Option<Duration>;
 
-    /// Whether the worker number may belong to another instance: its lease could not be renewed for as long as it lasts, or somebody else has
-    /// it. The instance then takes no new connections and is not ready. It becomes false again once the lease is renewed.
+    /// Whether the worker number may belong to another instance: its lease could not be renewed for as long as it lasts, or another instance owns the
+    /// number. The instance then takes no new connections and is not ready. It becomes false again once the lease is renewed.
     fn lease_lapsed(&self) -> bool;
 
     /// Which servers are in use, and how a switch to another one stands.
     fn status(&self) -> BusStatus;
 
-    /// Gives up the worker lease and closes; nothing is heard or published afterwards. Closing twice changes nothing.
+    /// Gives up the worker lease and closes; nothing is received or published afterwards. Closing twice changes nothing.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 
@@ -263,22 +263,22 @@ pub const MAX_REVOCATIONS: usize = 100_000;
 pub struct Opened {
     /// The bus.
     pub bus: Arc<dyn Bus>,
-    /// What comes in, bounded: when nobody takes it for long, dispatches are dropped and a [`BusEvent::Resync`] follows.
+    /// What comes in, bounded: when it is not taken for long, dispatches are dropped and a [`BusEvent::Resync`] follows.
     pub events: Events,
-    /// The worker number leased for this instance's ids. Another one takes its place when this one is not free on a Redis that is gone over to.
+    /// The worker number leased for this instance's ids. Another one takes its place when this one is not free on the Redis that the bus switches to.
     pub worker: Arc<AtomicU16>,
 }
 
-/// What a bus hears, in order. A bus whose events are dropped closes.
+/// What a bus receives, in order. A bus whose events are dropped closes.
 pub struct Events(Source);
 
 enum Source {
     Local(mpsc::Receiver<BusEvent>),
-    Switch(Box<bridge::Joined>),
+    Redis(Box<bridge::EventStream>),
 }
 
 impl Events {
-    /// Adds what comes next to `out`, which must be empty; `false` says that the events have ended. Cancel safe.
+    /// Adds what comes next to `out`, which must be empty; returns `false` when the events have ended. Cancel safe.
     pub async fn next(&mut self, out: &mut Vec<BusEvent>) -> bool {
         match &mut self.0 {
             Source::Local(events) => match events.recv().await {
@@ -288,7 +288,7 @@ impl Events {
                 }
                 None => false,
             },
-            Source::Switch(joined) => joined.next(out).await,
+            Source::Redis(stream) => stream.next(out).await,
         }
     }
 }
@@ -309,7 +309,7 @@ pub struct BusOptions {
     pub ids: config::Ids,
     /// What people call this instance.
     pub instance_name: String,
-    /// Which Redis is in use where it is not that of the static settings, and which was before.
+    /// The live settings: the current Redis where it is not that of the static settings, and the previous one.
     pub live: watch::Receiver<Arc<Live>>,
     /// Returns every revocation that this instance knows of: they are stored in a Redis that the bus switches to.
     pub known_revocations: Arc<dyn Fn() -> Vec<Revocation> + Send + Sync>,

@@ -1,7 +1,7 @@
 //! Channels and payloads of Redis (protocol.md 10.1 to 10.15), and the gateway's own channels and keys under `signal:`. No IO.
 //!
-//! Reading is lenient where senders we do not own may differ: the channel says whom a message is for and the payload's `type` and `target` are
-//! not looked at, so a payload that contradicts its channel goes where it was published.
+//! Reading is lenient where foreign senders may differ: the channel alone decides whom a message is for. The payload's `type` and `target` are not read,
+//! so a payload that contradicts its channel goes where it was published.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -22,13 +22,13 @@ const BROADCAST: &str = "ws:broadcast";
 #[derive(Debug, Clone)]
 pub(super) struct Names {
     prefix: String,
-    /// Where this instance hears its own pings.
+    /// Channel of this instance's own pings.
     pub(super) ping: String,
-    /// Where it is asked.
+    /// Channel of questions to it.
     pub(super) ask: String,
-    /// Where it is answered.
+    /// Channel of answers to it.
     pub(super) reply: String,
-    /// Where instances say that what they published was lost.
+    /// Channel on which instances report that what they published was lost.
     pub(super) lost: String,
     /// Key: sorted set of live instances.
     pub(super) instances: String,
@@ -49,7 +49,7 @@ impl Names {
         }
     }
 
-    /// The channel of a destination.
+    /// Returns the channel of a destination.
     pub(super) fn channel(&self, destination: &Destination) -> String {
         let prefix = &self.prefix;
         match destination {
@@ -60,8 +60,8 @@ impl Names {
         }
     }
 
-    /// The channels that an interest hears.
-    pub(super) fn heard_for(&self, interest: &Interest) -> impl Iterator<Item = String> {
+    /// Returns the channels that are subscribed to for an interest.
+    pub(super) fn subscribed_for(&self, interest: &Interest) -> impl Iterator<Item = String> {
         let room = match interest {
             Interest::Client(id) => Some(Destination::Room(id.as_str().into())),
             _ => None,
@@ -74,7 +74,7 @@ impl Names {
         .flatten()
     }
 
-    /// The destination of a channel; `None` for any other channel.
+    /// Returns the destination of a channel; `None` for any other channel.
     pub(super) fn destination(&self, channel: &str) -> Option<Destination> {
         let name = channel.strip_prefix(self.prefix.as_str())?;
         if let Some(id) = name.strip_prefix(CLIENT) {
@@ -88,17 +88,17 @@ impl Names {
         }
     }
 
-    /// Where another instance is asked.
+    /// Returns the channel of questions to another instance.
     pub(super) fn ask_of(&self, instance: &str) -> String {
         ask_channel(&self.prefix, instance)
     }
 
-    /// Where another instance is answered.
+    /// Returns the channel of answers to another instance.
     pub(super) fn reply_of(&self, instance: &str) -> String {
         reply_channel(&self.prefix, instance)
     }
 
-    /// Key: the lease of a worker number.
+    /// Returns the key of the lease of a worker number.
     pub(super) fn worker(&self, number: u16) -> String {
         format!("{}signal:worker:{number}", self.prefix)
     }
@@ -114,7 +114,7 @@ fn reply_channel(prefix: &str, instance: &str) -> String {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Out<'a> {
+struct OutPayload<'a> {
     server_id: &'a str,
     #[serde(rename = "type")]
     kind: &'static str,
@@ -128,19 +128,19 @@ struct Out<'a> {
     bridged: Option<(u64, u64, u8)>,
 }
 
-/// What a dispatch that is published to two servers carries besides: the member `bridged` of ours, which other readers pass over. It lists
-/// the three numbers, the last as 0 or 1.
+/// The numbers of a dispatch that is published to two servers: the payload's member `bridged`, which other readers ignore. It is a list of three
+/// numbers, the last 0 or 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bridged {
     /// The same in both copies, and greater than that of every dispatch of the instance before.
     pub(super) number: u64,
-    /// The number of the first since its instance published to one server alone.
+    /// The number of the first dispatch that its instance published to this pair of servers.
     pub(super) since: u64,
-    /// Whether this is the copy on the server where everything before came as well.
-    pub(super) is_home: bool,
+    /// Whether this is the copy on the complete server: the one to which everything before `since` was published as well.
+    pub(super) is_complete: bool,
 }
 
-/// The payload of a dispatch.
+/// Returns the payload of a dispatch.
 pub(super) fn encode(server_id: &str, dispatch: &Dispatch, bridged: Option<Bridged>) -> Vec<u8> {
     let (kind, target) = match &dispatch.destination {
         Destination::Client(id) => ("client", Some(id.as_str())),
@@ -148,14 +148,14 @@ pub(super) fn encode(server_id: &str, dispatch: &Dispatch, bridged: Option<Bridg
         Destination::Room(room) => ("room", Some(&**room)),
         Destination::Broadcast => ("broadcast", None),
     };
-    let out = Out {
+    let out = OutPayload {
         server_id,
         kind,
         target,
         event: &dispatch.event,
         data: &dispatch.data,
         exclude: &dispatch.exclude,
-        bridged: bridged.map(|b| (b.number, b.since, b.is_home.into())),
+        bridged: bridged.map(|b| (b.number, b.since, b.is_complete.into())),
     };
     serde_json::to_vec(&out).expect("strings and JSON are JSON")
 }
@@ -173,7 +173,7 @@ pub(super) enum Malformed {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct In<'a> {
+struct InPayload<'a> {
     #[serde(borrow, default)]
     server_id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
@@ -186,22 +186,22 @@ struct In<'a> {
     bridged: Option<&'a RawValue>,
 }
 
-/// A dispatch, the `serverId` that published it, and what it carries where it was published to two servers.
+/// A dispatch, the `serverId` that published it, and its numbers where it was published to two servers.
 pub(super) type Decoded<'a> = (Dispatch, Cow<'a, str>, Option<Bridged>);
 
 /// Reads a payload that came for `destination`; `None` when this instance published it itself.
 ///
-/// Absent `data` is null. Members of `exclude` that are no client ids exclude nobody; a `bridged` that is not three numbers is none.
+/// Absent `data` is null. Members of `exclude` that are no client ids are ignored, and so is a `bridged` that is not three numbers.
 pub(super) fn decode<'a>(
     me: &str,
     destination: Destination,
     payload: &'a [u8],
 ) -> Result<Option<Decoded<'a>>, Malformed> {
-    // A list would be read as the members in their order.
+    // serde would read a list as the members in their order.
     if payload.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
         return Err(Malformed::NotJson);
     }
-    let read: In<'_> = serde_json::from_slice(payload).map_err(|_| Malformed::NotJson)?;
+    let read: InPayload<'_> = serde_json::from_slice(payload).map_err(|_| Malformed::NotJson)?;
     let server_id = read
         .server_id
         .filter(|s| !s.is_empty())
@@ -217,10 +217,10 @@ pub(super) fn decode<'a>(
     let bridged = read
         .bridged
         .and_then(|raw| serde_json::from_str::<(u64, u64, u8)>(raw.get()).ok());
-    let bridged = bridged.map(|(number, since, home)| Bridged {
+    let bridged = bridged.map(|(number, since, complete)| Bridged {
         number,
         since,
-        is_home: home == 1,
+        is_complete: complete == 1,
     });
     let mut dispatch = Dispatch::new(destination, event.as_ref(), Arc::from(data));
     if let Some(exclude) = read
@@ -323,7 +323,7 @@ mod tests {
 
     /// protocol.md 10.8.
     #[test]
-    fn garbage_is_told_apart_from_what_is_missing() {
+    fn malformed_json_and_missing_members_are_different_errors() {
         for (payload, wanted) in [
             ("", Malformed::NotJson),
             ("nope", Malformed::NotJson),
@@ -357,7 +357,7 @@ mod tests {
 
     /// protocol.md 10.9 and 10.10.
     #[test]
-    fn absent_data_is_null_and_odd_members_do_no_harm() {
+    fn absent_data_is_null_and_odd_members_are_ignored() {
         let got = read(
             r#"{"serverId":"emitter","event":"e","type":7,"target":[],"more":{},"exclude":["4bC",5,"not an id",null]}"#,
         );
@@ -375,14 +375,14 @@ mod tests {
 
     /// protocol.md 10.14.
     #[test]
-    fn a_number_travels_as_one_more_member_that_does_no_harm() {
+    fn bridged_numbers_are_one_more_member_and_malformed_ones_are_ignored() {
         let payload = encode(
             "other",
             &Dispatch::new(Destination::Broadcast, "hi", raw("1")),
             Some(Bridged {
                 number: 3,
                 since: 2,
-                is_home: true,
+                is_complete: true,
             }),
         );
         let value: serde_json::Value = serde_json::from_slice(&payload).unwrap();
@@ -400,7 +400,7 @@ mod tests {
                 Some(Bridged {
                     number: 3,
                     since: 2,
-                    is_home: true
+                    is_complete: true
                 })
             )
         );
@@ -430,7 +430,7 @@ mod tests {
 
     /// protocol.md 10.7 and 10.13.
     #[test]
-    fn the_channel_says_whom_it_is_for_whatever_the_payload_says() {
+    fn the_channel_decides_the_destination_whatever_the_payload_names() {
         let names = Names::new("", "i");
         let destination = names.destination("ws:room:lobby").unwrap();
         let payload = br#"{"serverId":"emitter","type":"user","target":"17","event":"e"}"#;

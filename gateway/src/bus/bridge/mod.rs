@@ -1,18 +1,23 @@
-//! The bus that callers hold where there is Redis: it stands in front of the one in use and, while the live file has `[redis_previous]`, of the one
-//! before, so that a running instance goes from one server to another.
+//! The bus that callers hold where there is Redis. It follows the live settings from one Redis to another.
 //!
 //! | module | does |
 //! |---|---|
-//! | `merge` | one stream out of what both hear: each message once, in order |
-//! | `hands` | feeds it, and hands the stream out |
-//! | `mover` | the task that follows the live settings: opens beside, goes over, closes |
+//! | `switcher` | the task that follows the live settings and switches |
+//! | `opening` | connects to a server while another serves, and leaves one |
+//! | `worker` | one worker number on two servers |
+//! | `stream` | hands out what is received |
+//! | `merge` | one stream out of what two servers deliver: each message once, in order |
 //!
-//! While there are two, everything is published to both and heard from both, and questions go to each instance once, by whichever server it is on.
-//! The one in use decides what callers are told and whether the instance is ready; the other is waited for [`BESIDE_WAIT`] at most.
+//! With one server the way is plain: a dispatch goes to it as it is, and what it delivers is handed out as it comes. While the live settings name a
+//! previous server, a [`Bridge`] is in the [`Route`]: everything is published to both and received from both, and a question goes to each instance once,
+//! by whichever server the instance uses. The current server decides what callers get and whether the instance is ready; the previous one is waited for
+//! [`PREVIOUS_WAIT`] at most.
 
-mod hands;
 mod merge;
-mod mover;
+mod opening;
+mod stream;
+mod switcher;
+mod worker;
 
 #[cfg(test)]
 mod tests;
@@ -28,11 +33,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::hands::Hand;
-pub(super) use self::hands::Joined;
-use self::merge::Line;
-use self::mover::Mover;
-use super::pubsub::{self, RedisBus, Setup};
+use self::merge::ServerId;
+pub(super) use self::stream::EventStream;
+use self::stream::StreamCommand;
+use self::switcher::{Switcher, wanted_place};
+use super::pubsub::{self, PubSubBus, Setup};
 use super::wire::Bridged;
 use super::{
     Answers, Ask, Bus, BusError, BusEvent, BusOptions, BusStatus, Events, Interest, Opened,
@@ -42,90 +47,147 @@ use crate::config::{self, Live, RedisLocation};
 use crate::dispatch::Dispatch;
 use crate::revocation::Revocation;
 
-/// Longest wait for the server that is not the one in use.
-const BESIDE_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait for the previous server.
+const PREVIOUS_WAIT: Duration = Duration::from_millis(500);
 
 /// One server that is connected to.
 #[derive(Clone)]
-struct Side {
-    line: Line,
+struct Server {
+    id: ServerId,
     place: RedisLocation,
-    bus: Arc<RedisBus>,
+    bus: Arc<PubSubBus>,
 }
 
-/// Where things go. The lock is held over queueing a dispatch, so that what is published before a change of it and what comes after keep their order.
+/// Where dispatches go. The lock is held while a dispatch is queued, so that those before and after a change of the route keep their order.
 struct Route {
-    /// The one in use.
-    current: Side,
-    /// The one before.
-    previous: Option<Side>,
-    /// One that is being opened: it learns what is wanted.
-    opening: Option<Arc<RedisBus>>,
-    /// Of the last dispatch that went to two servers.
-    number: u64,
-    /// Of the first since there was one alone.
+    current: Server,
+    /// In front of the current server while there is a previous one.
+    bridge: Option<Bridge>,
+    /// A server that is being opened: it learns what is wanted.
+    opening: Option<Arc<PubSubBus>>,
+    /// The number of the last dispatch that went over a bridge.
+    last_number: u64,
+}
+
+/// Publishes to the current and the previous server, with the numbers by which receivers take each dispatch once and in order.
+struct Bridge {
+    previous: Server,
+    /// The first number of this pair of servers.
     since: u64,
-    /// The server that was published to alone last.
-    home: Line,
+    /// The server of the pair on which every dispatch before `since` went too.
+    complete: ServerId,
+}
+
+impl Bridge {
+    /// Returns the numbers of the copy for this server.
+    fn bridged(&self, server: &Server, number: u64) -> Option<Bridged> {
+        Some(Bridged {
+            number,
+            since: self.since,
+            is_complete: server.id == self.complete,
+        })
+    }
 }
 
 impl Route {
-    fn all(&self) -> impl Iterator<Item = &Arc<RedisBus>> {
-        std::iter::once(&self.current.bus)
-            .chain(self.previous.as_ref().map(|side| &side.bus))
+    /// Queues a dispatch at the current server, and at the previous one where there is a bridge.
+    fn publish(&mut self, dispatch: &Dispatch) -> BoxFuture<'static, Result<(), BusError>> {
+        let Some(bridge) = &self.bridge else {
+            return self.current.bus.publish_numbered(dispatch, None);
+        };
+        self.last_number += 1;
+        let (previous, number) = (&bridge.previous, self.last_number);
+        // That bus counts it and reports it when it is lost; the caller does not wait for it.
+        drop(
+            previous
+                .bus
+                .publish_numbered(dispatch, bridge.bridged(previous, number)),
+        );
+        self.current
+            .bus
+            .publish_numbered(dispatch, bridge.bridged(&self.current, number))
+    }
+
+    /// Puts a bridge in front of the current server. Every dispatch so far went to the server `complete`, one of the two.
+    fn attach_bridge(&mut self, previous: Server, complete: ServerId) {
+        self.bridge = Some(Bridge {
+            previous,
+            since: self.last_number + 1,
+            complete,
+        });
+    }
+
+    /// Takes the bridge off and returns the previous server.
+    fn detach_bridge(&mut self) -> Option<Server> {
+        self.bridge.take().map(|bridge| bridge.previous)
+    }
+
+    fn previous(&self) -> Option<&Server> {
+        self.bridge.as_ref().map(|bridge| &bridge.previous)
+    }
+
+    fn servers(&self) -> impl Iterator<Item = &Server> {
+        std::iter::once(&self.current).chain(self.previous())
+    }
+
+    fn buses(&self) -> impl Iterator<Item = &Arc<PubSubBus>> {
+        self.servers()
+            .map(|server| &server.bus)
             .chain(&self.opening)
     }
 }
 
-/// What is told of a move.
+/// How a switch stands, for `/status`.
 #[derive(Default)]
 struct Progress {
     error: Option<String>,
-    /// Nodes of `[redis_previous]`, connected to or not.
+    /// Nodes of the previous server in the live settings, connected to or not.
     previous: Option<Vec<String>>,
 }
 
-/// What callers and the two tasks share.
-struct Shared {
+/// What callers, the switcher and the stream share.
+struct BridgeCore {
     route: Mutex<Route>,
     progress: Mutex<Progress>,
-    /// A server was lost for good.
-    lost: Notify,
+    /// The previous server's bus has ended by itself.
+    previous_lost: Notify,
     worker: Arc<AtomicU16>,
     setup: Setup,
     fixed: config::Redis,
     live: watch::Receiver<Arc<Live>>,
-    known: Arc<dyn Fn() -> Vec<Revocation> + Send + Sync>,
+    known_revocations: Arc<dyn Fn() -> Vec<Revocation> + Send + Sync>,
     closing: CancellationToken,
 }
 
-impl Shared {
-    fn current(&self) -> Side {
+impl BridgeCore {
+    fn current(&self) -> Server {
         self.route.lock().current.clone()
     }
 
-    fn previous(&self) -> Option<Side> {
-        self.route.lock().previous.clone()
+    fn previous(&self) -> Option<Server> {
+        self.route.lock().previous().cloned()
     }
 
-    fn both(&self) -> (Arc<RedisBus>, Option<Arc<RedisBus>>) {
+    fn both(&self) -> (Arc<PubSubBus>, Option<Arc<PubSubBus>>) {
         let route = self.route.lock();
         (
             route.current.bus.clone(),
-            route.previous.as_ref().map(|side| side.bus.clone()),
+            route.previous().map(|server| server.bus.clone()),
         )
     }
 
-    /// The number in use.
+    /// The worker number that ids are made with.
     fn worker(&self) -> u16 {
         self.worker.load(Ordering::Acquire)
     }
 }
 
-struct Switch {
-    shared: Arc<Shared>,
+/// The bus over the Redis that the live settings name.
+struct RedisBus {
+    core: Arc<BridgeCore>,
 }
 
+/// Opens the bus; see [`super::open`].
 pub(super) async fn open(options: BusOptions) -> Result<Opened, BusError> {
     let closing = options.shutdown.child_token();
     let setup = Setup {
@@ -136,55 +198,53 @@ pub(super) async fn open(options: BusOptions) -> Result<Opened, BusError> {
         metrics: options.metrics,
         shutdown: closing.clone(),
     };
-    let (first, live) = mover::open_first(&setup, &options.config, options.live).await?;
+    let (first, live) = opening::open_first(&setup, &options.config, options.live).await?;
     let worker = Arc::new(AtomicU16::new(0));
-    let shared = Arc::new(Shared {
+    let core = Arc::new(BridgeCore {
         route: Mutex::new(Route {
-            current: first.side,
-            previous: None,
+            current: first.server,
+            bridge: None,
             opening: None,
-            number: 0,
-            since: 1,
-            home: 1,
+            last_number: 0,
         }),
         progress: Mutex::default(),
-        lost: Notify::new(),
+        previous_lost: Notify::new(),
         worker: worker.clone(),
         setup,
         fixed: options.config,
         live: live.clone(),
-        known: options.known_revocations,
+        known_revocations: options.known_revocations,
         closing,
     });
-    let (hand, handed) = mpsc::unbounded_channel();
-    let _ = hand.send(Hand::Line(shared.current().line, first.events));
-    let mut mover = Mover::new(shared.clone(), live, hand);
-    let joined = Joined::new(shared.clone(), handed);
-    let bus = Switch { shared };
-    mover.start().await?;
-    // Should it fail, what it hands ends, with that the events, and the process goes.
-    tokio::spawn(async move { mover.follow().await });
+    let (commands, received) = mpsc::unbounded_channel();
+    let _ = commands.send(StreamCommand::Attach(core.current().id, first.events));
+    let mut switcher = Switcher::new(core.clone(), live, commands);
+    let stream = EventStream::new(core.clone(), received);
+    let bus = RedisBus { core };
+    switcher.start().await?;
+    // Should it fail, its commands end, with them the events, and the process goes.
+    tokio::spawn(async move { switcher.follow().await });
     Ok(Opened {
         bus: Arc::new(bus),
-        events: Events(Source::Switch(Box::new(joined))),
+        events: Events(Source::Redis(Box::new(stream))),
         worker,
     })
 }
 
-/// Waits a little for the server that is not the one in use.
-async fn beside<T>(work: Option<impl Future<Output = T>>) -> Option<T> {
-    tokio::time::timeout(BESIDE_WAIT, work?).await.ok()
+/// Waits for the previous server, for a limited time.
+async fn limited<T>(work: Option<impl Future<Output = T>>) -> Option<T> {
+    tokio::time::timeout(PREVIOUS_WAIT, work?).await.ok()
 }
 
-impl Switch {
-    async fn ask_both(&self, question: &Ask) -> Result<Answers, BusError> {
-        let (current, previous) = self.shared.both();
+impl RedisBus {
+    async fn ask_all(&self, question: &Ask) -> Result<Answers, BusError> {
+        let (current, previous) = self.core.both();
         let Some(previous) = previous else {
             return current.ask(question).await;
         };
-        let (here, there) = join(current.others(), beside(Some(previous.others()))).await;
+        let (here, there) = join(current.others(), limited(Some(previous.others()))).await;
         let here = here?;
-        // Who is on both is asked once.
+        // An instance that uses both is asked once.
         let there = pubsub::only_here(there.and_then(Result::ok).unwrap_or_default(), &here);
         let names: Vec<String> = there.iter().map(|instance| instance.name.clone()).collect();
         let (answers, more) = join(
@@ -203,80 +263,59 @@ impl Switch {
         Ok(answers)
     }
 
-    async fn stored(&self) -> Result<Vec<Revocation>, BusError> {
-        let (current, previous) = self.shared.both();
-        let (stored, more) = join(
-            current.revocations(),
-            beside(previous.as_ref().map(|bus| bus.revocations())),
-        )
-        .await;
+    async fn stored_revocations(&self) -> Result<Vec<Revocation>, BusError> {
+        let (current, previous) = self.core.both();
+        let Some(previous) = previous else {
+            return current.revocations().await;
+        };
+        let (stored, more) =
+            join(current.revocations(), limited(Some(previous.revocations()))).await;
         let mut all: HashSet<Revocation> = stored?.into_iter().collect();
         all.extend(more.and_then(Result::ok).unwrap_or_default());
         Ok(all.into_iter().collect())
     }
 }
 
-impl Bus for Switch {
+impl Bus for RedisBus {
     fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>> {
-        let mut route = self.shared.route.lock();
-        if route.previous.is_none() {
-            (route.home, route.since) = (route.current.line, route.number + 1);
-            return route.current.bus.publish_numbered(dispatch, None);
-        }
-        route.number += 1;
-        let bridged = |side: &Side| {
-            Some(Bridged {
-                number: route.number,
-                since: route.since,
-                is_home: side.line == route.home,
-            })
-        };
-        if let Some(previous) = &route.previous {
-            // Counted and, where it is lost, told by that bus; nobody waits for it.
-            drop(previous.bus.publish_numbered(dispatch, bridged(previous)));
-        }
-        route
-            .current
-            .bus
-            .publish_numbered(dispatch, bridged(&route.current))
+        self.core.route.lock().publish(dispatch)
     }
 
     fn subscribe(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
-        let route = self.shared.route.lock();
+        let route = self.core.route.lock();
         if let Some(opening) = &route.opening {
             drop(opening.subscribe(interests.clone()));
         }
         let previous = route
-            .previous
-            .as_ref()
-            .map(|side| side.bus.subscribe(interests.clone()));
+            .previous()
+            .map(|server| server.bus.subscribe(interests.clone()));
         let current = route.current.bus.subscribe(interests);
         match previous {
             None => current,
-            Some(previous) => async { join(current, beside(Some(previous))).await.0 }.boxed(),
+            Some(previous) => async { join(current, limited(Some(previous))).await.0 }.boxed(),
         }
     }
 
     fn unsubscribe(&self, interests: Vec<Interest>) {
-        let route = self.shared.route.lock();
-        for bus in route.all() {
+        let route = self.core.route.lock();
+        for bus in route.buses() {
             bus.unsubscribe(interests.clone());
         }
     }
 
     fn ask<'a>(&'a self, question: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>> {
-        self.ask_both(question).boxed()
+        self.ask_all(question).boxed()
     }
 
     fn store_revocation<'a>(
         &'a self,
         revocation: &'a Revocation,
     ) -> BoxFuture<'a, Result<(), BusError>> {
-        let (current, previous) = self.shared.both();
+        let (current, previous) = self.core.both();
         async move {
             let (stored, _) = join(
                 current.store_revocation(revocation),
-                beside(
+                limited(
                     previous
                         .as_ref()
                         .map(|bus| bus.store_revocation(revocation)),
@@ -289,28 +328,29 @@ impl Bus for Switch {
     }
 
     fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
-        self.stored().boxed()
+        self.stored_revocations().boxed()
     }
 
     fn subscriber(&self) -> SubscriberState {
-        self.shared.current().bus.subscriber()
+        self.core.current().bus.subscriber()
     }
 
     fn lag(&self) -> Option<Duration> {
-        self.shared.current().bus.lag()
+        self.core.current().bus.lag()
     }
 
     fn lease_lapsed(&self) -> bool {
-        self.shared.current().bus.lease_lapsed()
+        self.core.current().bus.lease_lapsed()
     }
 
     fn status(&self) -> BusStatus {
-        let route = self.shared.route.lock();
-        let progress = self.shared.progress.lock();
-        let previous = match &route.previous {
-            Some(side) => Some(PreviousServer {
-                nodes: side.place.nodes.clone(),
-                subscribed: side.bus.is_up() && side.bus.subscriber() == SubscriberState::Live,
+        let route = self.core.route.lock();
+        let progress = self.core.progress.lock();
+        let previous = match route.previous() {
+            Some(server) => Some(PreviousServer {
+                nodes: server.place.nodes.clone(),
+                subscribed: server.bus.is_subscribed()
+                    && server.bus.subscriber() == SubscriberState::Live,
             }),
             None => progress.previous.clone().map(|nodes| PreviousServer {
                 nodes,
@@ -318,7 +358,7 @@ impl Bus for Switch {
             }),
         };
         let place = &route.current.place;
-        let moving = mover::place_wanted(&self.shared.live.borrow(), &self.shared.fixed) != *place;
+        let moving = wanted_place(&self.core.live.borrow(), &self.core.fixed) != *place;
         BusStatus {
             mode: place.mode,
             nodes: place.nodes.clone(),
@@ -329,17 +369,17 @@ impl Bus for Switch {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        self.shared.closing.cancel();
+        self.core.closing.cancel();
         async {
-            let buses: Vec<Arc<RedisBus>> = self.shared.route.lock().all().cloned().collect();
+            let buses: Vec<Arc<PubSubBus>> = self.core.route.lock().buses().cloned().collect();
             join_all(buses.iter().map(|bus| bus.close())).await;
         }
         .boxed()
     }
 }
 
-impl Drop for Switch {
+impl Drop for RedisBus {
     fn drop(&mut self) {
-        self.shared.closing.cancel();
+        self.core.closing.cancel();
     }
 }

@@ -1,6 +1,6 @@
 //! Questions to all live instances, and answers to theirs.
 //!
-//! Who is live is known from [`super::lease`]. Each is asked on a channel of its own; who does not answer in time is named.
+//! [`super::presence`] lists who is live. Each is asked on a channel of its own; an instance that does not answer in time is reported as missing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::Shared;
-use super::intake::{Answer, Asked, Question};
-use super::lease::Instance;
+use super::PubSubCore;
+use super::intake::{Answer, OpenQuestion, Question};
+use super::presence::Instance;
 use crate::bus::{Answers, Ask, BusError};
 
 /// Most questions of this instance that are open at a time.
@@ -21,11 +21,11 @@ pub(super) const MAX_OPEN: usize = 64;
 
 /// Asks these instances.
 pub(super) async fn ask(
-    shared: &Arc<Shared>,
+    core: &Arc<PubSubCore>,
     ask: &Ask,
     others: Vec<Instance>,
 ) -> Result<Answers, BusError> {
-    let Ok(_open) = shared.asking.try_acquire() else {
+    let Ok(_open) = core.asking.try_acquire() else {
         return Err(BusError::Full);
     };
     if others.is_empty() {
@@ -33,19 +33,18 @@ pub(super) async fn ask(
     }
     let question = Question {
         id: rand::random(),
-        from: shared.instance.clone(),
+        from: core.instance.clone(),
         ask: ask.clone(),
     };
     let payload =
         serde_json::to_vec(&question).map_err(|error| BusError::Unavailable(error.to_string()))?;
-    let mut expected = shared.intake.expect(question.id, others.len());
-    let deadline = Instant::now() + shared.timing.request;
+    let mut expected = core.intake.expect(question.id, others.len());
+    let deadline = Instant::now() + core.timing.request;
     let published = others
         .iter()
         .map(|other| {
-            shared
-                .publisher
-                .signal(shared.names.ask_of(&other.id), payload.clone())
+            core.publisher
+                .signal(core.names.ask_of(&other.id), payload.clone())
         })
         .collect::<Vec<_>>();
     let published = join_all(
@@ -53,18 +52,16 @@ pub(super) async fn ask(
             .into_iter()
             .map(|published| async { published.ok()?.await.ok()?.ok() }),
     );
-    let heard = tokio::time::timeout_at(deadline, published)
+    let receivers = tokio::time::timeout_at(deadline, published)
         .await
         .unwrap_or_default();
 
     let mut answers = Answers::default();
     let mut open: HashMap<String, String> = HashMap::new();
     for (at, other) in others.into_iter().enumerate() {
-        match heard.get(at).copied().flatten() {
-            // Nobody is subscribed there: it is gone, and waiting would not bring it back.
-            Some(0) if shared.connector().counts_all_receivers() => {
-                answers.missing.push(other.name)
-            }
+        match receivers.get(at).copied().flatten() {
+            // It does not subscribe there any more: it is gone, and waiting is of no use.
+            Some(0) if core.connector().counts_all_receivers() => answers.missing.push(other.name),
             None => answers.missing.push(other.name),
             Some(_) => drop(open.insert(other.id, other.name)),
         }
@@ -85,20 +82,20 @@ pub(super) async fn ask(
 }
 
 /// Sends this instance's answers as they come.
-pub(super) async fn answer(shared: &Shared, mut asked: mpsc::Receiver<Asked>) {
+pub(super) async fn answer(core: &PubSubCore, mut questions: mpsc::Receiver<OpenQuestion>) {
     let mut waiting = FuturesUnordered::new();
     loop {
         tokio::select! {
-            Some(Asked { id, from, reply }) = asked.recv() => waiting.push(async move {
-                // The asker has given up by then, and an answer that was dropped is none.
-                let reply = tokio::time::timeout(shared.timing.request, reply).await.ok()?.ok()?;
-                Some((from, Answer { id, from: shared.instance.clone(), reply }))
+            Some(OpenQuestion { id, from, reply }) = questions.recv() => waiting.push(async move {
+                // Later the asker has given up. A dropped reply is no answer.
+                let reply = tokio::time::timeout(core.timing.request, reply).await.ok()?.ok()?;
+                Some((from, Answer { id, from: core.instance.clone(), reply }))
             }),
             Some(answer) = waiting.next(), if !waiting.is_empty() => {
                 let Some((to, answer)) = answer else { continue };
                 match serde_json::to_vec(&answer) {
-                    Ok(payload) => drop(shared.publisher.signal(shared.names.reply_of(&to), payload)),
-                    Err(error) => tracing::error!(%error, "an answer could not be written"),
+                    Ok(payload) => drop(core.publisher.signal(core.names.reply_of(&to), payload)),
+                    Err(error) => tracing::error!(%error, "encoding an answer for another instance failed"),
                 }
             }
             else => return,

@@ -1,7 +1,7 @@
 //! Connections to whatever `redis.mode` names: one server, the master that sentinels name, a node of a cluster.
 //!
 //! Passwords are read from their files at every connection, so a changed one is used by the next. Pub/Sub in a cluster is classic: any node hands a
-//! message to all others, so one node is enough to publish and to hear, and keys alone need the cluster's routing.
+//! message to all others, so one node is enough to publish and to subscribe, and only keys need the cluster's routing.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,27 +16,14 @@ use redis::{
     TlsCertificates, TlsMode, Value,
 };
 
+use super::nodes::{self, Address, Prefer, master_of, ordered};
 use crate::bus::BusError;
 use crate::config::{self, RedisMode, SecretFile};
-
-/// Host and port.
-pub(super) type Address = (String, u16);
 
 /// A connection to one node.
 pub(super) struct Link {
     pub(super) connection: MultiplexedConnection,
     pub(super) address: Address,
-}
-
-/// Where a link goes when several nodes would do.
-#[derive(Debug, Clone)]
-pub(super) enum Prefer {
-    /// Anywhere.
-    Any,
-    /// To this node if it can be had: two connections to one node hear the same messages in the same order.
-    Same(Address),
-    /// To another node than this: what goes in there comes out here only while the nodes hear each other.
-    Other(Address),
 }
 
 /// What key commands go through.
@@ -85,7 +72,7 @@ impl Connector {
         let nodes = config
             .nodes
             .iter()
-            .map(|node| address(node))
+            .map(|node| nodes::parse(node))
             .collect::<Result<Vec<_>, _>>()?;
         if nodes.is_empty() {
             return Err(BusError::Misconfigured(
@@ -110,29 +97,36 @@ impl Connector {
             ca_file,
             timeout: Duration::from_millis(config.command_timeout_ms.max(1)),
         };
-        if let (true, Some(path)) = (connector.tls, &connector.ca_file) {
-            let wrong = |text: String| {
-                BusError::Misconfigured(format!("redis.tls.ca_file {}: {text}", path.display()))
-            };
-            let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-            let nowhere = ConnectionAddr::TcpTls {
-                host: "localhost".into(),
-                port: 1,
-                insecure: false,
-                tls_params: None,
-            };
-            if !pem.windows(27).any(|w| w == b"-----BEGIN CERTIFICATE-----") {
-                return Err(wrong("it holds no PEM certificate".into()));
-            }
-            Client::build_with_tls(
-                nowhere
-                    .into_connection_info()
-                    .map_err(|e| wrong(e.to_string()))?,
-                certificates(Some(pem)),
-            )
-            .map_err(|error| wrong(error.to_string()))?;
-        }
+        connector.check_authorities()?;
         Ok(connector)
+    }
+
+    /// Reads the file of authorities once, so that one that cannot work is refused at the start.
+    fn check_authorities(&self) -> Result<(), BusError> {
+        let (true, Some(path)) = (self.tls, &self.ca_file) else {
+            return Ok(());
+        };
+        let wrong = |text: String| {
+            BusError::Misconfigured(format!("redis.tls.ca_file {}: {text}", path.display()))
+        };
+        let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        let nowhere = ConnectionAddr::TcpTls {
+            host: "localhost".into(),
+            port: 1,
+            insecure: false,
+            tls_params: None,
+        };
+        if !pem.windows(27).any(|w| w == b"-----BEGIN CERTIFICATE-----") {
+            return Err(wrong("it holds no PEM certificate".into()));
+        }
+        Client::build_with_tls(
+            nowhere
+                .into_connection_info()
+                .map_err(|e| wrong(e.to_string()))?,
+            certificates(Some(pem)),
+        )
+        .map_err(|error| wrong(error.to_string()))?;
+        Ok(())
     }
 
     /// Which kind of Redis.
@@ -142,14 +136,7 @@ impl Connector {
 
     /// `host:port` of each, as configured but for IPv6 hosts, which are in brackets.
     pub(super) fn nodes(&self) -> Vec<String> {
-        let text = |(host, port): &Address| {
-            if host.contains(':') {
-                format!("[{host}]:{port}")
-            } else {
-                format!("{host}:{port}")
-            }
-        };
-        self.nodes.iter().map(text).collect()
+        self.nodes.iter().map(nodes::format).collect()
     }
 
     /// The file whose change asks for new connections.
@@ -162,12 +149,12 @@ impl Connector {
         self.timeout
     }
 
-    /// Whether a count of receivers that `PUBLISH` returns is that of all receivers.
+    /// Whether `PUBLISH` returns the number of all receivers.
     pub(super) fn counts_all_receivers(&self) -> bool {
         self.mode != RedisMode::Cluster
     }
 
-    /// Connects to a node that can publish and be heard through. `push` is called with what is heard.
+    /// Connects to a node for publishing or subscribing. `push` is called with what is received.
     pub(super) async fn link(
         &self,
         prefer: &Prefer,
@@ -233,7 +220,7 @@ impl Connector {
         }
     }
 
-    /// What key commands go through; `link` serves where one node holds all keys. A cluster is connected to in the background, so that publishing
+    /// Returns what key commands go through: `link` itself where one node holds all keys. A cluster is connected to in the background, so that publishing
     /// does not wait for a node that only keys need.
     pub(super) fn keys(&self, link: &Link) -> RedisResult<Keys> {
         if self.mode != RedisMode::Cluster {
@@ -267,8 +254,8 @@ impl Connector {
         ))
     }
 
-    /// Refuses a replica that was a master, and, while there is another, a node that has lost its cluster: both take what is published and hand it
-    /// to nobody else.
+    /// Refuses a replica that was a master, and a node that has lost its cluster while there is another: both take what is published and do not pass it
+    /// on.
     async fn is_fit(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         match self.mode {
             RedisMode::Sentinel => {
@@ -289,7 +276,7 @@ impl Connector {
                     .await?;
                 info.contains("cluster_state:ok")
                     .then_some(())
-                    .ok_or_else(|| failed("the node says that its cluster is not ok"))
+                    .ok_or_else(|| failed("the node reports that its cluster is not ok"))
             }
             _ => Ok(()),
         }
@@ -324,7 +311,7 @@ impl Connector {
         Err(last)
     }
 
-    /// The masters of the cluster, as the first node that answers tells them.
+    /// Returns the masters of the cluster, as the first node that answers reports them.
     async fn cluster_nodes(&self) -> RedisResult<Vec<Address>> {
         let mut last = failed("no node is known");
         for seed in &self.nodes {
@@ -435,113 +422,11 @@ fn certificates(root_cert: Option<Vec<u8>>) -> TlsCertificates {
     }
 }
 
-/// `host:port`, with an IPv6 host in brackets.
-fn address(text: &str) -> Result<Address, BusError> {
-    let wrong = || BusError::Misconfigured(format!("redis.nodes: {text:?} is not host:port"));
-    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-    let host = host
-        .strip_prefix('[')
-        .and_then(|h| h.strip_suffix(']'))
-        .unwrap_or(host);
-    let port = port.parse().map_err(|_| wrong())?;
-    if host.is_empty() {
-        Err(wrong())
-    } else {
-        Ok((host.to_owned(), port))
-    }
-}
-
-/// The master in one entry of `CLUSTER SLOTS`: `[from, to, [host, port, ..], ..]`. A node that does not know its own host sends none.
-fn master_of(range: &Value, seed_host: &str) -> Option<Address> {
-    let Value::Array(range) = range else {
-        return None;
-    };
-    let Value::Array(node) = range.get(2)? else {
-        return None;
-    };
-    let host = redis::from_redis_value_ref::<Option<String>>(node.first()?).ok()?;
-    let port = redis::from_redis_value_ref::<u16>(node.get(1)?).ok()?;
-    Some((
-        host.filter(|h| !h.is_empty() && h != "?")
-            .unwrap_or_else(|| seed_host.to_owned()),
-        port,
-    ))
-}
-
-/// The order in which nodes are tried: at random where there is no preference, so that instances spread.
-fn ordered(mut nodes: Vec<Address>, prefer: &Prefer) -> Vec<Address> {
-    use rand::seq::SliceRandom;
-    nodes.shuffle(&mut rand::rng());
-    match prefer {
-        Prefer::Any => {}
-        Prefer::Same(same) => nodes.sort_by_key(|node| node != same),
-        Prefer::Other(other) => nodes.sort_by_key(|node| node == other),
-    }
-    nodes
-}
-
 fn failed(text: &'static str) -> RedisError {
     RedisError::from((ErrorKind::Client, text))
 }
 
-/// What the rest of the gateway is told. A message of the server is kept, since it says what is denied; it never holds a password.
+/// Returns the error for the rest of the gateway. It keeps the message of the server, which names what is denied and never holds a password.
 pub(super) fn unavailable(error: &RedisError) -> BusError {
     BusError::Unavailable(error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nodes_are_host_and_port() {
-        assert_eq!(address("redis:6379").unwrap(), ("redis".to_owned(), 6379));
-        assert_eq!(address("[::1]:7000").unwrap(), ("::1".to_owned(), 7000));
-        for bad in ["redis", ":6379", "redis:", "redis:99999", "redis:x"] {
-            assert!(
-                matches!(address(bad), Err(BusError::Misconfigured(_))),
-                "{bad}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_preference_decides_which_node_comes_first_and_none_is_left_out() {
-        let nodes: Vec<Address> = (1..=3).map(|port| ("h".to_owned(), port)).collect();
-        for _ in 0..20 {
-            let same = ordered(nodes.clone(), &Prefer::Same(nodes[1].clone()));
-            assert_eq!((&same[0], same.len()), (&nodes[1], 3));
-            let other = ordered(nodes.clone(), &Prefer::Other(nodes[1].clone()));
-            assert_eq!((&other[2], other.len()), (&nodes[1], 3));
-        }
-    }
-
-    #[test]
-    fn a_cluster_node_that_does_not_know_its_host_is_reached_by_the_seeds() {
-        let node = |host: Value| {
-            Value::Array(vec![
-                Value::Int(0),
-                Value::Int(5),
-                Value::Array(vec![
-                    host,
-                    Value::Int(7001),
-                    Value::BulkString(b"id".to_vec()),
-                ]),
-            ])
-        };
-        assert_eq!(
-            master_of(&node(Value::BulkString(b"10.0.0.1".to_vec())), "seed"),
-            Some(("10.0.0.1".into(), 7001))
-        );
-        for unknown in [
-            Value::Nil,
-            Value::BulkString(Vec::new()),
-            Value::BulkString(b"?".to_vec()),
-        ] {
-            assert_eq!(
-                master_of(&node(unknown), "seed"),
-                Some(("seed".into(), 7001))
-            );
-        }
-    }
 }

@@ -1,19 +1,17 @@
-//! What an instance holds in Redis while it lives: its worker number and its entry among the live ones.
+//! Leasing, renewing and giving up this instance's worker number on one server.
 //!
-//! Each step is one script on one key, so it is atomic and works in a cluster. A lease is taken when it is free or already ours, which makes taking,
-//! renewing and trying again after a lost answer the same thing. Being alive is measured by the server's clock.
+//! Each step is one script on one key, so it is atomic and works in a cluster. A lease is taken when it is free or already this instance's, which makes
+//! taking, renewing and trying again after a lost answer the same script. What the answers mean is decided by
+//! [`WorkerLease`](super::worker_lease::WorkerLease).
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use parking_lot::Mutex;
 use redis::Cmd;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Shared;
-use super::publisher::Backoff;
-use crate::bus::{BusError, SubscriberState};
+use super::PubSubCore;
+use super::worker_lease::{LeaseState, Renewed};
+use super::{presence, reconnect_backoff};
+use crate::bus::BusError;
 use crate::config;
 
 /// KEYS: the lease. ARGV: the instance, milliseconds.
@@ -28,105 +26,46 @@ const RELEASE: &str = "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])";
 
-/// KEYS: the live instances. ARGV: this one, milliseconds that it counts as alive.
-const BEAT: &str = "\
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZADD', KEYS[1], now, ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[2] * 2)
-return 1";
-
-/// KEYS: the live instances. ARGV: milliseconds that one counts as alive, the most that are listed.
-const LIVE: &str = "\
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-return redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[1], '+inf', 'LIMIT', 0, ARGV[2])";
-
-/// Most instances that are asked.
-const MAX_INSTANCES: usize = 1024;
-
+/// Returns a command that runs a script on one key; the caller adds the arguments.
 pub(super) fn script(text: &str, key: &str) -> Cmd {
     let mut cmd = redis::cmd("EVAL");
     cmd.arg(text).arg(1).arg(key);
     cmd
 }
 
-/// A worker number that this instance holds.
-pub(super) struct Lease {
-    pub(super) worker: u16,
-    state: Mutex<State>,
-}
-
-struct State {
-    /// When the last renewal that succeeded was sent.
-    renewed: Instant,
-    /// Somebody else has the number.
-    taken: bool,
-}
-
-impl Lease {
-    /// Whether the number may be another's: the server forgets a lease one lifetime after its renewal; a little before that it is not relied on.
-    pub(super) fn lapsed(&self, lifetime: Duration) -> bool {
-        let state = self.state.lock();
-        state.taken || state.renewed.elapsed() >= lifetime - lifetime / 100
-    }
-}
-
-/// Another live instance.
-pub(in crate::bus) struct Instance {
-    pub(in crate::bus) id: String,
-    pub(in crate::bus) name: String,
-}
-
-impl Lease {
-    fn new(worker: u16, sent: Instant) -> Arc<Self> {
-        Arc::new(Self {
-            worker,
-            state: Mutex::new(State {
-                renewed: sent,
-                taken: false,
-            }),
-        })
-    }
-
-    /// Whether another instance is known to hold the number.
-    pub(super) fn is_anothers(&self) -> bool {
-        self.state.lock().taken
-    }
-}
-
-/// Leases the wanted number, or when that is held any free one from a random place on, for as long as it takes.
+/// Leases the wanted number or, when another instance owns it, any free one from a random place on. Tries for as long as it takes.
 ///
-/// With a second bus the number is leased there as well: instances that are on one of the two must not share it. While that one does not answer,
-/// the first decides alone.
+/// With a second server the number is leased there as well: instances that use only one of the two must not share it. While that server does not
+/// answer, the first one decides alone.
 pub(super) async fn acquire(
-    shared: &Shared,
-    also: Option<&Shared>,
+    core: &PubSubCore,
+    also: Option<&PubSubCore>,
     ids: &config::Ids,
     wanted: u16,
 ) -> u16 {
-    let mut backoff = Backoff::default();
+    let mut backoff = reconnect_backoff();
     loop {
-        match try_acquire(shared, also, ids, wanted).await {
+        match try_acquire(core, also, ids, wanted).await {
             Ok(Some(worker)) => {
-                tracing::info!(worker, "leased a worker number");
+                tracing::info!(worker, "worker number leased");
                 return worker;
             }
             Ok(None) => tracing::error!(
                 from = ids.worker_base,
                 count = ids.worker_count,
-                "every worker number is leased: raise ids.worker_count, or wait for leases of instances that are gone"
+                "no worker number is free: raise ids.worker_count, or wait until the leases of instances that are gone end"
             ),
-            Err(error) => tracing::warn!(%error, "no worker number could be leased"),
+            Err(error) => {
+                tracing::warn!(%error, "leasing a worker number failed; trying again");
+            }
         }
-        tokio::time::sleep(backoff.next()).await;
+        tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 
 async fn try_acquire(
-    shared: &Shared,
-    also: Option<&Shared>,
+    core: &PubSubCore,
+    also: Option<&PubSubCore>,
     ids: &config::Ids,
     wanted: u16,
 ) -> Result<Option<u16>, BusError> {
@@ -134,156 +73,101 @@ async fn try_acquire(
     let others =
         (0..ids.worker_count).map(|step| ids.worker_base + (start + step) % ids.worker_count);
     for number in std::iter::once(wanted).chain(others.filter(|number| *number != wanted)) {
-        let sent = Instant::now();
-        if !take(shared, number).await? {
+        let sent_at = Instant::now();
+        if !take(core, number).await? {
             continue;
         }
         if let Some(also) = also {
-            match hold(also, number).await {
+            match lease_number(also, number).await {
                 Ok(true) => {}
                 Ok(false) => {
-                    give_up(shared, number).await?;
+                    release_number(core, number).await?;
                     continue;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, worker = number, "a worker number could not be leased on the other Redis")
+                    tracing::warn!(%error, worker = number, "leasing the worker number on the second Redis failed; the first one decides alone");
                 }
             }
         }
-        *shared.lease.lock() = Some(Lease::new(number, sent));
+        core.lease.leased(number, sent_at);
         return Ok(Some(number));
     }
     Ok(None)
 }
 
-/// Leases this very number and renews it from here on; `false` when it is another's. The one held before is the caller's to give up, once nothing is
-/// made with it.
-pub(super) async fn hold(shared: &Shared, worker: u16) -> Result<bool, BusError> {
-    let sent = Instant::now();
-    let ours = take(shared, worker).await?;
-    if ours {
-        *shared.lease.lock() = Some(Lease::new(worker, sent));
+/// Leases this very number and renews it from here on; `false` when another instance owns it.
+///
+/// The number leased before stays leased on the server: the caller gives it up once no id is made with it.
+pub(super) async fn lease_number(core: &PubSubCore, number: u16) -> Result<bool, BusError> {
+    let sent_at = Instant::now();
+    let is_ours = take(core, number).await?;
+    if is_ours {
+        core.lease.leased(number, sent_at);
     }
-    Ok(ours)
+    Ok(is_ours)
 }
 
-/// Gives a number up if it is this instance's.
-pub(super) async fn give_up(shared: &Shared, worker: u16) -> Result<(), BusError> {
-    let mut cmd = script(RELEASE, &shared.names.worker(worker));
-    cmd.arg(&shared.instance);
-    shared.query::<i64>(&cmd).await.map(drop)
+/// Gives a number up on the server if this instance owns it there.
+pub(super) async fn release_number(core: &PubSubCore, number: u16) -> Result<(), BusError> {
+    let mut cmd = script(RELEASE, &core.names.worker(number));
+    cmd.arg(&core.instance);
+    core.query::<i64>(&cmd).await.map(drop)
 }
 
-async fn take(shared: &Shared, worker: u16) -> Result<bool, BusError> {
-    let mut cmd = script(TAKE, &shared.names.worker(worker));
-    cmd.arg(&shared.instance)
-        .arg(shared.timing.lease.as_millis() as u64);
-    shared.query(&cmd).await
+async fn take(core: &PubSubCore, number: u16) -> Result<bool, BusError> {
+    let mut cmd = script(TAKE, &core.names.worker(number));
+    cmd.arg(&core.instance)
+        .arg(core.timing.lease.as_millis() as u64);
+    core.query(&cmd).await
 }
 
-/// Renews the lease and the entry among the live, on time and whenever the connection was made again.
-pub(super) async fn keep(shared: &Shared, mut connected: watch::Receiver<u64>) {
-    let mut renew_at = Instant::now();
+/// Renews the lease and the entry among the live instances, in time and whenever the connection was made again. Ends never.
+pub(super) async fn renew_in_time(core: &PubSubCore, mut connected: watch::Receiver<u64>) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(shared.timing.beat) => {}
-            // The server may have forgotten everything: what is ours is put back before another takes it.
-            Ok(()) = connected.changed() => renew_at = Instant::now(),
+            () = tokio::time::sleep(core.timing.beat) => {}
+            // The server may have forgotten everything: this instance puts its own back before another takes the number.
+            Ok(()) = connected.changed() => core.lease.renew_now(Instant::now()),
         }
-        if let Some(lease) = shared.lease() {
-            if Instant::now() >= renew_at && renew(shared, &lease).await {
-                renew_at = Instant::now() + shared.timing.renew;
-            }
-            if let Err(error) = beat(shared).await {
-                tracing::debug!(%error, "the entry among live instances was not renewed");
-            }
+        let now = Instant::now();
+        if let Some(number) = core.lease.due(now) {
+            renew(core, number).await;
+        }
+        if core.lease.state(now) != LeaseState::GivenUp
+            && let Err(error) = presence::announce(core).await
+        {
+            tracing::debug!(%error, "the entry among the live instances was not renewed");
         }
     }
 }
 
-async fn renew(shared: &Shared, lease: &Lease) -> bool {
-    let sent = Instant::now();
-    let ours = match take(shared, lease.worker).await {
-        Ok(ours) => ours,
+async fn renew(core: &PubSubCore, worker: u16) {
+    let sent_at = Instant::now();
+    match take(core, worker).await {
+        Ok(is_ours) => match core.lease.renewed(worker, sent_at, is_ours) {
+            Renewed::Unchanged => {}
+            Renewed::Regained => {
+                tracing::info!(worker, "worker number owned by this instance again");
+            }
+            Renewed::Lost => tracing::error!(
+                worker,
+                "worker number owned by another instance: no new connections are taken"
+            ),
+        },
         Err(error) => {
-            tracing::debug!(%error, "the worker lease was not renewed");
-            return false;
+            tracing::debug!(%error, worker, "renewing the worker lease failed; trying again");
         }
+    }
+}
+
+/// Gives up the worker number and the entry among the live instances.
+pub(super) async fn release(core: &PubSubCore) {
+    let Some(worker) = core.lease.give_up() else {
+        return;
     };
-    let mut state = lease.state.lock();
-    if ours {
-        state.renewed = sent;
-    }
-    if state.taken == ours {
-        state.taken = !ours;
-        if ours {
-            tracing::info!(worker = lease.worker, "the worker number is ours again");
-        } else {
-            tracing::error!(
-                worker = lease.worker,
-                "another instance holds this worker number: no new connections are taken"
-            );
-        }
-    }
-    ours
-}
-
-/// Says that this instance is alive.
-pub(super) async fn beat(shared: &Shared) -> Result<(), BusError> {
-    let mut cmd = script(BEAT, &shared.names.instances);
-    cmd.arg(shared.member())
-        .arg(shared.timing.live.as_millis() as u64);
-    shared.query::<i64>(&cmd).await.map(drop)
-}
-
-/// The other live instances.
-pub(super) async fn others(shared: &Shared) -> Result<Vec<Instance>, BusError> {
-    let mut cmd = script(LIVE, &shared.names.instances);
-    cmd.arg(shared.timing.live.as_millis() as u64)
-        .arg(MAX_INSTANCES);
-    let members: Vec<String> = shared.query(&cmd).await?;
-    let instances = members.into_iter().filter_map(|member| {
-        let (id, name) = member.split_once(' ')?;
-        (id != shared.instance).then(|| Instance {
-            id: id.to_owned(),
-            name: name.to_owned(),
-        })
-    });
-    Ok(instances.collect())
-}
-
-/// Gives up what is ours.
-pub(super) async fn release(shared: &Shared) {
-    let Some(lease) = shared.lease() else { return };
-    let released = give_up(shared, lease.worker).await;
-    let mut cmd = redis::cmd("ZREM");
-    cmd.arg(&shared.names.instances).arg(shared.member());
-    let removed = shared.query::<i64>(&cmd).await.map(drop);
+    let released = release_number(core, worker).await;
+    let removed = presence::withdraw(core).await;
     if let Err(error) = released.and(removed) {
-        tracing::warn!(%error, "the worker lease was not given up; it ends by itself");
-    }
-}
-
-/// Sends self-pings, and says on the metric what comes of them.
-pub(super) async fn ping(shared: &Shared) {
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(shared.timing.self_ping) => {}
-            () = shared.ping_at_once.notified() => {}
-        }
-        // Through the same queue as dispatches: what is measured is what they meet.
-        let _ = shared
-            .publisher
-            .signal(shared.names.ping.clone(), shared.intake.ping());
-        if shared.is_shown() {
-            shared
-                .metrics
-                .bus_stalled
-                .set(i64::from(shared.subscriber() == SubscriberState::Stalled));
-            shared
-                .metrics
-                .bus_lag
-                .set(shared.intake.pinged().1.unwrap_or_default().as_secs_f64());
-        }
+        tracing::warn!(%error, worker, "giving up the worker lease failed; it ends by itself");
     }
 }

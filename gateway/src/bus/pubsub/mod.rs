@@ -1,25 +1,34 @@
-//! The bus over Redis Pub/Sub: standalone, Sentinel or Cluster.
+//! One Redis over Pub/Sub: standalone, Sentinel or Cluster.
 //!
 //! | module | does |
 //! |---|---|
-//! | `connect` | makes connections to whatever the mode names |
+//! | `connect`, `nodes` | makes connections to whatever the mode names |
 //! | `publisher` | one task, one connection: what goes out, in order; key commands share its connection |
 //! | `subscriber` | one task, one connection: keeps every wanted channel confirmed, repairs itself |
-//! | `intake` | what is heard: sorted, bounded, handed out |
-//! | `lease` | the worker number and being listed as alive; the self-ping |
+//! | `intake`, `queue` | what is received: sorted, bounded, handed out |
+//! | `self_ping` | notices a subscriber that receives nothing |
+//! | `worker_lease`, `lease` | the worker number: the decisions, and the commands |
+//! | `presence` | which instances are live |
 //! | `ask`, `revocations` | questions between instances; what outlives them |
-//! | `handle` | what [`super::bridge`] does beside the calls of every bus |
-//!
-//! All tasks belong to one supervisor: should one end unasked, all end and with them the events.
+//! | `login` | other credentials, without a gap |
+//! | `bridging` | what [`super::bridge`] needs besides the calls of every bus |
+//! | `tasks` | one supervisor for all tasks: should one end by itself, all end and with them the events |
 
 mod ask;
+mod bridging;
 mod connect;
-mod handle;
 mod intake;
 mod lease;
+mod login;
+mod nodes;
+mod presence;
 mod publisher;
+mod queue;
 mod revocations;
+mod self_ping;
 mod subscriber;
+mod tasks;
+mod worker_lease;
 
 #[cfg(test)]
 pub(super) mod lab;
@@ -34,41 +43,47 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 use redis::{Cmd, FromRedisValue};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::connect::{Address, Connector, Keys, unavailable};
-pub(super) use self::handle::{only_here, probe};
-pub(super) use self::intake::{Events, Heard, Stamp};
-pub(super) use self::publisher::Backoff;
+use self::connect::{Connector, Keys, unavailable};
+use self::nodes::Address;
 
-use self::intake::{Asked, Intake};
-use self::lease::Lease;
-use self::publisher::{Publisher, Writer};
-use self::subscriber::Subscriber;
+pub(super) use self::bridging::{is_same_server, only_here};
+pub(super) use self::queue::{Events, Origin, Received};
+
+use self::intake::Intake;
+use self::publisher::Publisher;
+use self::tasks::Tasks;
+use self::worker_lease::WorkerLease;
 use super::interests::{Added, Interests};
 use super::wire::Names;
 use super::{Answers, Ask, Bus, BusError, BusStatus, Interest, SubscriberState};
+use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::config;
 use crate::dispatch::{Destination, Dispatch, ResyncReason};
 use crate::metrics::Metrics;
 use crate::revocation::Revocation;
 
+/// Returns the delays between attempts to reach a server.
+pub(super) fn reconnect_backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(50), Duration::from_secs(5))
+}
+
 /// Every interval of the bus.
 #[derive(Debug, Clone)]
 struct Timing {
     self_ping: Duration,
-    deaf_after: Duration,
+    stalled_after: Duration,
     request: Duration,
     /// From the last holder's leaving to unsubscribing.
     linger: Duration,
     /// How long a worker lease lasts, and how often it is renewed (protocol.md 11.5).
     lease: Duration,
     renew: Duration,
-    /// How often an instance says that it is alive, and for how long it is believed.
+    /// How often an instance announces that it is live, and for how long that counts.
     beat: Duration,
     live: Duration,
     /// How often the password file is compared.
@@ -79,7 +94,7 @@ impl Timing {
     fn of(config: &config::Redis) -> Self {
         Self {
             self_ping: Duration::from_millis(config.self_ping_interval_ms.max(1)),
-            deaf_after: Duration::from_millis(config.stalled_after_ms),
+            stalled_after: Duration::from_millis(config.stalled_after_ms),
             request: Duration::from_millis(config.request_timeout_ms),
             linger: Duration::from_secs(2),
             lease: Duration::from_secs(3600),
@@ -91,17 +106,17 @@ impl Timing {
     }
 }
 
-/// What the tasks and the callers share.
-struct Shared {
+/// What the tasks and the callers of one bus share.
+struct PubSubCore {
     /// 128 random bits in hexadecimal: the `serverId`.
     instance: String,
     /// What people call it.
     name: String,
     names: Names,
     timing: Timing,
-    /// Replaced when one logs in otherwise.
+    /// Replaced when the login changes.
     connector: Mutex<Arc<Connector>>,
-    /// Grows when new connections are to be made beside the old ones.
+    /// Grows when new connections are to take the place of the old ones.
     login: watch::Sender<u64>,
     intake: Arc<Intake>,
     publisher: Publisher,
@@ -112,15 +127,15 @@ struct Shared {
     connected: watch::Sender<u64>,
     keys: Mutex<Option<(Keys, Address)>>,
     subscriber: Mutex<Option<Address>>,
-    lease: Mutex<Option<Arc<Lease>>>,
-    /// Another bus is the one in use: its figures are those that are shown.
-    aside: AtomicBool,
+    lease: WorkerLease,
+    /// Another bus is the current one: the gauges show its figures.
+    hidden: AtomicBool,
     asking: Semaphore,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
 }
 
-impl Shared {
+impl PubSubCore {
     fn set_publisher(&self, keys: Option<(Keys, Address)>) {
         let connected = keys.is_some();
         *self.keys.lock() = keys;
@@ -141,13 +156,9 @@ impl Shared {
         Arc::clone(&self.connector.lock())
     }
 
-    fn lease(&self) -> Option<Arc<Lease>> {
-        self.lease.lock().clone()
-    }
-
-    /// Whether gauges are of this bus.
+    /// Whether the gauges show the figures of this bus.
     fn is_shown(&self) -> bool {
-        !self.aside.load(Ordering::Acquire)
+        !self.hidden.load(Ordering::Acquire)
     }
 
     /// Runs a key command.
@@ -158,7 +169,7 @@ impl Shared {
         keys.query(cmd).await.map_err(|error| unavailable(&error))
     }
 
-    /// The channels that every instance hears.
+    /// The channels that every instance subscribes to.
     fn own_channels(&self) -> Vec<String> {
         let names = &self.names;
         vec![
@@ -170,20 +181,20 @@ impl Shared {
         ]
     }
 
-    /// This instance among the live ones.
+    /// The entry of this instance among the live ones.
     fn member(&self) -> String {
         format!("{} {}", self.instance, self.name)
     }
 
-    fn subscriber(&self) -> SubscriberState {
-        if self.intake.pinged().0.elapsed() <= self.timing.deaf_after {
+    fn subscriber_state(&self) -> SubscriberState {
+        if self.intake.last_ping().0.elapsed() <= self.timing.stalled_after {
             SubscriberState::Live
         } else {
             SubscriberState::Stalled
         }
     }
 
-    /// Tells local clients to sync when another instance lost what it published; several in a row are one.
+    /// Queues a resync when another instance has lost what it published; several losses within a second are one.
     async fn pass_on_losses(&self) {
         loop {
             self.intake.peer_lost().await;
@@ -193,9 +204,9 @@ impl Shared {
     }
 }
 
-/// The bus that callers hold.
-pub(super) struct RedisBus {
-    shared: Arc<Shared>,
+/// A bus over one Redis.
+pub(super) struct PubSubBus {
+    core: Arc<PubSubCore>,
     closing: CancellationToken,
     closed: watch::Receiver<bool>,
 }
@@ -213,28 +224,32 @@ pub(super) struct Setup {
     pub(super) shutdown: CancellationToken,
 }
 
-/// A new `serverId`.
+/// Returns a new `serverId`.
 pub(super) fn new_instance() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// A bus that has begun to connect. Dropping the bus closes what was begun.
-pub(super) struct Begun {
-    pub(super) bus: Arc<RedisBus>,
+/// A bus that connects. Dropping the bus closes what was begun.
+pub(super) struct Connecting {
+    pub(super) bus: Arc<PubSubBus>,
     pub(super) events: Events,
-    /// Told when all that was wanted is subscribed and confirmed for the first time.
-    heard: oneshot::Receiver<()>,
+    /// Completes when all that was wanted is subscribed and confirmed for the first time.
+    subscribed: oneshot::Receiver<()>,
 }
 
 /// Begins to connect; interests may be added from here on.
 ///
 /// # Errors
 /// [`BusError::Misconfigured`].
-pub(super) fn begin(config: &config::Redis, setup: &Setup) -> Result<Begun, BusError> {
-    begin_timed(config, setup, Timing::of(config))
+pub(super) fn connect(config: &config::Redis, setup: &Setup) -> Result<Connecting, BusError> {
+    connect_timed(config, setup, Timing::of(config))
 }
 
-fn begin_timed(config: &config::Redis, setup: &Setup, timing: Timing) -> Result<Begun, BusError> {
+fn connect_timed(
+    config: &config::Redis,
+    setup: &Setup,
+    timing: Timing,
+) -> Result<Connecting, BusError> {
     let connector = connector(config)?;
     let Setup {
         instance,
@@ -244,13 +259,12 @@ fn begin_timed(config: &config::Redis, setup: &Setup, timing: Timing) -> Result<
         ..
     } = setup.clone();
     let names = Names::new(&config.channel_prefix, &instance);
-    let (intake, events, asked) = Intake::new(names.clone(), instance.clone(), metrics.clone());
+    let (intake, events, questions) = Intake::new(names.clone(), instance.clone(), metrics.clone());
     let (publisher, writer) = Publisher::new(config.publish_queue, metrics.clone());
-    let shared = Arc::new(Shared {
+    let core = Arc::new(PubSubCore {
         instance,
         name,
         names,
-        timing,
         connector: Mutex::new(Arc::new(connector)),
         login: watch::channel(0).0,
         intake,
@@ -261,52 +275,53 @@ fn begin_timed(config: &config::Redis, setup: &Setup, timing: Timing) -> Result<
         connected: watch::channel(0).0,
         keys: Mutex::default(),
         subscriber: Mutex::default(),
-        lease: Mutex::default(),
-        aside: AtomicBool::new(false),
+        lease: WorkerLease::new(timing.lease, timing.renew),
+        timing,
+        hidden: AtomicBool::new(false),
         asking: Semaphore::new(ask::MAX_OPEN),
         clock,
         metrics,
     });
     let closing = setup.shutdown.child_token();
-    let (ready_in, heard) = oneshot::channel();
-    let (closed_in, closed) = watch::channel(false);
+    let (ready, subscribed) = oneshot::channel();
+    let (closed_sender, closed) = watch::channel(false);
     let tasks = Tasks {
         writer,
-        asked,
-        ready: ready_in,
+        questions,
+        ready,
     };
-    tokio::spawn(tasks.supervise(shared.clone(), closing.clone(), closed_in));
-    Ok(Begun {
-        bus: Arc::new(RedisBus {
-            shared,
+    tokio::spawn(tasks.supervise(core.clone(), closing.clone(), closed_sender));
+    Ok(Connecting {
+        bus: Arc::new(PubSubBus {
+            core,
             closing,
             closed,
         }),
         events,
-        heard,
+        subscribed,
     })
 }
 
 /// Reads the settings of connections.
 fn connector(config: &config::Redis) -> Result<Connector, BusError> {
     if config.tls.enabled {
-        // Whoever was first has installed the same one.
+        // An error says that one is installed already: it is the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
     Connector::new(config)
 }
 
-impl Begun {
-    /// Ends when keys can be asked and everything wanted is confirmed, however long it takes. Cancel safe.
+impl Connecting {
+    /// Completes when keys can be asked and everything wanted is confirmed, however long it takes. Cancel safe.
     ///
     /// # Errors
     /// [`BusError::Unavailable`] when the bus is closed meanwhile.
     pub(super) async fn connected(&mut self) -> Result<(), BusError> {
-        let mut count = self.bus.shared.connected.subscribe();
+        let mut count = self.bus.core.connected.subscribe();
         let connected = async {
             let _ = count.wait_for(|count| *count > 0).await;
-            if !self.heard.is_terminated() {
-                let _ = (&mut self.heard).await;
+            if !self.subscribed.is_terminated() {
+                let _ = (&mut self.subscribed).await;
             }
         };
         tokio::select! {
@@ -322,74 +337,7 @@ impl Begun {
     }
 }
 
-/// What the tasks start with.
-struct Tasks {
-    writer: Writer,
-    asked: mpsc::Receiver<Asked>,
-    ready: oneshot::Sender<()>,
-}
-
-impl Tasks {
-    /// Runs everything until the bus is closed, then gives up what is held.
-    async fn supervise(
-        self,
-        shared: Arc<Shared>,
-        closing: CancellationToken,
-        closed: watch::Sender<bool>,
-    ) {
-        let ends = shared.intake.ends();
-        let writing = CancellationToken::new();
-        let mut writer = tokio::spawn(self.writer.run(
-            shared.clone(),
-            shared.login.subscribe(),
-            writing.clone(),
-        ));
-        let mut set = JoinSet::new();
-        set.spawn(Subscriber::new(shared.clone(), shared.login.subscribe(), self.ready).run());
-        set.spawn(handle::follow_password(shared.clone(), closing.clone()));
-        let intake = shared.intake.clone();
-        set.spawn(async move { intake.abandoned().await });
-        let (asker, keeper, pinger, teller) = (
-            shared.clone(),
-            shared.clone(),
-            shared.clone(),
-            shared.clone(),
-        );
-        set.spawn(async move { ask::answer(&asker, self.asked).await });
-        set.spawn(async move { lease::keep(&keeper, keeper.connected.subscribe()).await });
-        set.spawn(async move { lease::ping(&pinger).await });
-        set.spawn(async move { teller.pass_on_losses().await });
-        tokio::select! {
-            () = closing.cancelled() => {}
-            ended = set.join_next() => match ended {
-                Some(Err(error)) => tracing::error!(%error, "a task of the bus failed: the bus closes"),
-                _ => tracing::info!("events of the bus are no longer taken: it closes"),
-            },
-            ended = &mut writer => tracing::error!(failed = ended.is_err(), "the publisher of the bus ended: the bus closes"),
-        }
-        closing.cancel();
-        set.shutdown().await;
-        drop(ends);
-        shared.interests.lock().down();
-        let goodbye = async {
-            lease::release(&shared).await;
-            writing.cancel();
-            if !writer.is_finished() {
-                let _ = (&mut writer).await;
-            }
-        };
-        let limit = 2 * shared.connector().timeout();
-        if tokio::time::timeout(limit, goodbye).await.is_err() {
-            tracing::warn!("Redis did not answer while the bus was closed");
-        }
-        writing.cancel();
-        writer.abort();
-        shared.set_publisher(None);
-        closed.send_replace(true);
-    }
-}
-
-impl Bus for RedisBus {
+impl Bus for PubSubBus {
     fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>> {
         self.publish_numbered(dispatch, None)
     }
@@ -399,17 +347,17 @@ impl Bus for RedisBus {
             .into_iter()
             .filter(|interest| *interest != Interest::Broadcast)
             .collect();
-        let added = self.shared.interests.lock().add(interests);
+        let added = self.core.interests.lock().add(interests);
         match added {
             Added::Confirmed => ready(Ok(())).boxed(),
             Added::Down => {
                 ready(Err(BusError::Unavailable("subscriptions are down".into()))).boxed()
             }
-            Added::Waiting(told) => {
-                self.shared.interests_changed.notify_one();
-                let limit = self.shared.connector().timeout();
+            Added::Waiting(confirmed) => {
+                self.core.interests_changed.notify_one();
+                let limit = self.core.connector().timeout();
                 async move {
-                    match tokio::time::timeout(limit, told).await {
+                    match tokio::time::timeout(limit, confirmed).await {
                         Ok(Ok(result)) => result,
                         Ok(Err(_)) => Err(BusError::Unavailable(
                             "the subscriber connection is replaced".into(),
@@ -425,17 +373,14 @@ impl Bus for RedisBus {
     }
 
     fn unsubscribe(&self, interests: Vec<Interest>) {
-        self.shared
-            .interests
-            .lock()
-            .remove(interests, Instant::now());
-        self.shared.interests_changed.notify_one();
+        self.core.interests.lock().remove(interests, Instant::now());
+        self.core.interests_changed.notify_one();
     }
 
     fn ask<'a>(&'a self, question: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>> {
         async {
-            let others = lease::others(&self.shared).await?;
-            ask::ask(&self.shared, question, others).await
+            let others = presence::others(&self.core).await?;
+            ask::ask(&self.core, question, others).await
         }
         .boxed()
     }
@@ -444,31 +389,30 @@ impl Bus for RedisBus {
         &'a self,
         revocation: &'a Revocation,
     ) -> BoxFuture<'a, Result<(), BusError>> {
-        revocations::store(&self.shared, revocation).boxed()
+        revocations::store(&self.core, revocation).boxed()
     }
 
     fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
-        revocations::load(&self.shared).boxed()
+        revocations::load(&self.core).boxed()
     }
 
     fn subscriber(&self) -> SubscriberState {
-        self.shared.subscriber()
+        self.core.subscriber_state()
     }
 
     fn lag(&self) -> Option<Duration> {
-        self.shared.intake.pinged().1
+        self.core.intake.last_ping().1
     }
 
     fn lease_lapsed(&self) -> bool {
-        self.shared
-            .lease()
-            .is_none_or(|lease| lease.lapsed(self.shared.timing.lease))
+        self.core.lease.has_lapsed(Instant::now())
     }
 
     fn status(&self) -> BusStatus {
+        let connector = self.core.connector();
         BusStatus {
-            mode: self.shared.connector().mode(),
-            nodes: self.shared.connector().nodes(),
+            mode: connector.mode(),
+            nodes: connector.nodes(),
             ..BusStatus::default()
         }
     }
@@ -480,7 +424,7 @@ impl Bus for RedisBus {
     }
 }
 
-impl Drop for RedisBus {
+impl Drop for PubSubBus {
     fn drop(&mut self) {
         self.closing.cancel();
     }

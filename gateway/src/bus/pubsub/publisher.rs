@@ -1,8 +1,7 @@
-//! The one task that publishes: takes what waits, sends it as one pipeline, tells each sender what became of it.
+//! The one task that publishes: takes what waits, sends it as one pipeline, and returns the outcome to each sender.
 //!
 //! One connection and one pipeline at a time keep the order of calls. While there is no connection everything is refused at once; nothing is ever
-//! sent twice. Input: [`Publisher`]. Output: Redis, and the connection in [`Shared`] that key commands go
-//! through.
+//! sent twice. Input: [`Publisher`]. Output: Redis, and the connection in [`PubSubCore`] that key commands go through.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,8 +14,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
-use super::connect::{Keys, Link, Prefer, unavailable};
+use super::connect::{Keys, Link, unavailable};
+use super::nodes::Prefer;
+use super::{PubSubCore, reconnect_backoff};
 use crate::bus::BusError;
 use crate::metrics::Metrics;
 
@@ -24,19 +24,19 @@ use crate::metrics::Metrics;
 const MAX_BATCH: usize = 512;
 /// Most bytes in one pipeline, unless one payload alone is longer.
 const MAX_BATCH_BYTES: usize = 4 << 20;
-/// How often other instances are told of losses at most.
-const TELL_INTERVAL: Duration = Duration::from_secs(1);
+/// Shortest time between two reports of losses to the other instances.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Most bytes that wait to be published.
 const MAX_WAITING_BYTES: usize = 64 << 20;
 
-/// What a publish comes to: how many heard it on the node that took it.
+/// The outcome of a publish: how many subscribers received it on the node that took it.
 pub(super) type Published = oneshot::Receiver<Result<i64, BusError>>;
 
 struct Outgoing {
     channel: String,
     payload: Vec<u8>,
     /// Whether clients miss something when it is lost.
-    dispatch: bool,
+    is_dispatch: bool,
     done: oneshot::Sender<Result<i64, BusError>>,
 }
 
@@ -73,7 +73,7 @@ impl Publisher {
         )
     }
 
-    /// Queues a dispatch; losing it is told to the other instances later.
+    /// Queues a dispatch. When it is lost, the other instances are notified later.
     pub(super) fn dispatch(
         &self,
         channel: String,
@@ -90,12 +90,12 @@ impl Publisher {
         offered
     }
 
-    /// Whether dispatches were lost of which the others have not been told.
+    /// Whether dispatches were lost and the other instances have not been notified yet.
     pub(super) fn has_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
     }
 
-    /// Has the others told that dispatches of this instance were lost.
+    /// Has the other instances notified that dispatches of this one were lost.
     pub(super) fn note_loss(&self) {
         self.lost.store(true, Ordering::Release);
     }
@@ -109,7 +109,7 @@ impl Publisher {
         &self,
         channel: String,
         payload: Vec<u8>,
-        dispatch: bool,
+        is_dispatch: bool,
     ) -> Result<Published, BusError> {
         let length = payload.len();
         if self.bytes.fetch_add(length, Ordering::AcqRel) + length > MAX_WAITING_BYTES {
@@ -121,7 +121,7 @@ impl Publisher {
             .try_send(Outgoing {
                 channel,
                 payload,
-                dispatch,
+                is_dispatch,
                 done,
             })
             .map_err(|error| {
@@ -135,12 +135,12 @@ impl Publisher {
     }
 }
 
-/// What is said after [`crate::bus::Bus::close`].
+/// Returns the error after [`crate::bus::Bus::close`].
 pub(super) fn closed() -> BusError {
     BusError::Unavailable("the bus is closed".into())
 }
 
-/// The task's end of the queue.
+/// The end of the queue that the task takes from.
 pub(super) struct Writer {
     waiting: mpsc::Receiver<Outgoing>,
     bytes: Arc<AtomicUsize>,
@@ -149,28 +149,28 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Publishes until `closing`. `credentials` changes when new connections are to be made.
+    /// Publishes until `closing`. `login` changes when new connections are to be made.
     pub(super) async fn run(
         mut self,
-        shared: Arc<Shared>,
-        mut credentials: watch::Receiver<u64>,
+        core: Arc<PubSubCore>,
+        mut login: watch::Receiver<u64>,
         closing: CancellationToken,
     ) {
         let mut link: Option<Link> = None;
-        let mut connecting = Some(connect(shared.clone()));
+        let mut connecting = Some(connect(core.clone()));
         let mut batch = Vec::with_capacity(MAX_BATCH);
-        let mut told = None;
+        let mut reported = None;
         loop {
             tokio::select! {
                 biased;
                 () = closing.cancelled() => break,
                 (new, keys) = async { connecting.as_mut().expect("the branch is off otherwise").await }, if connecting.is_some() => {
                     connecting = None;
-                    shared.set_publisher(Some((keys, new.address.clone())));
+                    core.set_publisher(Some((keys, new.address.clone())));
                     link = Some(new);
                 }
                 // The old connection serves until the new one is there.
-                Ok(()) = credentials.changed() => connecting = Some(connect(shared.clone())),
+                Ok(()) = login.changed() => connecting = Some(connect(core.clone())),
                 _ = self.waiting.recv_many(&mut batch, MAX_BATCH) => {
                     if batch.is_empty() {
                         break;
@@ -183,9 +183,9 @@ impl Writer {
                     if let Err(error) = result {
                         self.refuse(&mut batch, &error);
                         if link.take().is_some() {
-                            tracing::warn!(%error, "publishing to Redis failed; connecting again");
-                            shared.set_publisher(None);
-                            connecting = Some(connect(shared.clone()));
+                            tracing::warn!(%error, "publishing to Redis failed; reconnecting");
+                            core.set_publisher(None);
+                            connecting = Some(connect(core.clone()));
                         }
                     }
                 }
@@ -193,10 +193,10 @@ impl Writer {
             if let Some(open) = &mut link
                 && self.waiting.is_empty()
             {
-                self.tell_of_losses(open, &shared, &mut told).await;
+                self.report_losses(open, &core, &mut reported).await;
             }
         }
-        // What was queued before the end still goes out, as far as the server takes it.
+        // What was queued before the end is still sent, as far as the server takes it.
         self.waiting.close();
         loop {
             self.waiting.recv_many(&mut batch, MAX_BATCH).await;
@@ -214,7 +214,7 @@ impl Writer {
         }
     }
 
-    /// Sends what is in the batch; what is still in it at an error was not sent or may not have been taken.
+    /// Sends the batch. At an error, what is still in it was not sent, or may not have been taken.
     async fn send(&self, link: &mut Link, batch: &mut Vec<Outgoing>) -> Result<(), BusError> {
         while !batch.is_empty() {
             let mut bytes = 0;
@@ -237,10 +237,10 @@ impl Writer {
                 .map_err(|error| unavailable(&error))?;
             for (outgoing, result) in batch.drain(..count).zip(results) {
                 let result = result.map_err(|error| {
-                    tracing::debug!(%error, "Redis refused to publish");
+                    tracing::debug!(%error, "Redis refused a dispatch");
                     unavailable(&error)
                 });
-                if outgoing.dispatch {
+                if outgoing.is_dispatch {
                     self.lost.fetch_or(result.is_err(), Ordering::AcqRel);
                     self.metrics
                         .bus_published
@@ -259,7 +259,7 @@ impl Writer {
 
     fn refuse(&self, batch: &mut Vec<Outgoing>, error: &BusError) {
         for outgoing in batch.drain(..) {
-            if outgoing.dispatch {
+            if outgoing.is_dispatch {
                 self.lost.store(true, Ordering::Release);
                 self.metrics
                     .bus_published
@@ -270,36 +270,39 @@ impl Writer {
         }
     }
 
-    /// Tells the other instances that dispatches of this one were lost, so that their clients sync: when it can publish again, and not more often
-    /// than every [`TELL_INTERVAL`].
-    async fn tell_of_losses(&self, link: &mut Link, shared: &Shared, told: &mut Option<Instant>) {
-        let due = told.is_none_or(|at| at.elapsed() >= TELL_INTERVAL);
+    /// Reports to the other instances that dispatches of this one were lost, so that their clients sync: when it can publish again, and at most once
+    /// every [`REPORT_INTERVAL`].
+    async fn report_losses(
+        &self,
+        link: &mut Link,
+        core: &PubSubCore,
+        reported: &mut Option<Instant>,
+    ) {
+        let due = reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL);
         if !due || !self.lost.swap(false, Ordering::AcqRel) {
             return;
         }
-        *told = Some(Instant::now());
+        *reported = Some(Instant::now());
         let result: RedisResult<i64> = redis::cmd("PUBLISH")
-            .arg(&shared.names.lost)
-            .arg(&shared.instance)
+            .arg(&core.names.lost)
+            .arg(&core.instance)
             .query_async(&mut link.connection)
             .await;
         if let Err(error) = result {
-            tracing::warn!(%error, "other instances could not be told that dispatches were lost");
+            tracing::warn!(%error, "reporting lost dispatches to the other instances failed; trying again");
             self.lost.store(true, Ordering::Release);
         }
     }
 }
 
-/// Connects, however long it takes.
-fn connect(shared: Arc<Shared>) -> BoxFuture<'static, (Link, Keys)> {
+/// Connects; tries for as long as it takes.
+fn connect(core: Arc<PubSubCore>) -> BoxFuture<'static, (Link, Keys)> {
     Box::pin(async move {
-        let mut backoff = Backoff::default();
+        let mut backoff = reconnect_backoff();
         loop {
             let made: RedisResult<(Link, Keys)> = async {
-                let connector = shared.connector();
-                let prefer = shared
-                    .subscriber_address()
-                    .map_or(Prefer::Any, Prefer::Other);
+                let connector = core.connector();
+                let prefer = core.subscriber_address().map_or(Prefer::Any, Prefer::Other);
                 let link = connector.link(&prefer, NO_PUSH).await?;
                 let keys = connector.keys(&link)?;
                 Ok((link, keys))
@@ -308,8 +311,8 @@ fn connect(shared: Arc<Shared>) -> BoxFuture<'static, (Link, Keys)> {
             match made {
                 Ok(made) => return made,
                 Err(error) => {
-                    let wait = backoff.next();
-                    tracing::warn!(%error, retry_ms = wait.as_millis() as u64, "Redis cannot be reached for publishing");
+                    let wait = backoff.next_delay();
+                    tracing::warn!(%error, retry_ms = wait.as_millis() as u64, "connecting to Redis for publishing failed; trying again");
                     tokio::time::sleep(wait).await;
                 }
             }
@@ -326,26 +329,6 @@ impl AsyncPushSender for NoPush {
 }
 
 const NO_PUSH: Option<NoPush> = None;
-
-/// Growing delays with jitter, so that instances do not come back in step.
-#[derive(Debug, Default)]
-pub(in crate::bus) struct Backoff {
-    tries: u32,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(50);
-    const LAST: Duration = Duration::from_secs(5);
-
-    /// The next delay: half of it fixed, half random.
-    pub(in crate::bus) fn next(&mut self) -> Duration {
-        let full = Self::FIRST
-            .saturating_mul(1 << self.tries.min(10))
-            .min(Self::LAST);
-        self.tries = self.tries.saturating_add(1);
-        full.mul_f64(0.5 + rand::random::<f64>() / 2.0)
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -367,25 +350,12 @@ mod tests {
         assert_eq!(publisher.bytes.load(Ordering::Acquire), 8);
         assert!(
             publisher.lost.load(Ordering::Acquire),
-            "others have to be told"
+            "the other instances have to be notified"
         );
         drop(writer);
         assert!(matches!(
             publisher.signal("c".into(), Vec::new()),
             Err(BusError::Unavailable(_))
         ));
-    }
-
-    #[test]
-    fn delays_grow_to_a_limit_and_never_vanish() {
-        let mut backoff = Backoff::default();
-        let delays: Vec<_> = (0..40).map(|_| backoff.next()).collect();
-        assert!(delays[0] <= Backoff::FIRST && delays[0] >= Backoff::FIRST / 2);
-        assert!(
-            delays
-                .iter()
-                .skip(10)
-                .all(|d| *d >= Backoff::LAST / 2 && *d <= Backoff::LAST)
-        );
     }
 }

@@ -1,6 +1,6 @@
 //! Revocations that outlive this process: one sorted set, by the time they may be forgotten.
 
-use super::Shared;
+use super::PubSubCore;
 use super::lease::script;
 use crate::bus::{BusError, MAX_REVOCATIONS};
 use crate::revocation::Revocation;
@@ -17,37 +17,37 @@ local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2]
 redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', last + ARGV[5]))
 return 1";
 
-pub(super) async fn store(shared: &Shared, revocation: &Revocation) -> Result<(), BusError> {
+pub(super) async fn store(core: &PubSubCore, revocation: &Revocation) -> Result<(), BusError> {
     let member = serde_json::to_string(revocation)
         .map_err(|error| BusError::Unavailable(error.to_string()))?;
-    let mut cmd = script(STORE, &shared.names.revocations);
-    cmd.arg(shared.clock.now_ms() - SLACK_MS)
+    let mut cmd = script(STORE, &core.names.revocations);
+    cmd.arg(core.clock.now_ms() - SLACK_MS)
         .arg(MAX_REVOCATIONS)
         .arg(revocation.until_ms)
         .arg(member)
         .arg(SLACK_MS);
-    if shared.query(&cmd).await? {
+    if core.query(&cmd).await? {
         Ok(())
     } else {
         Err(BusError::Full)
     }
 }
 
-pub(super) async fn load(shared: &Shared) -> Result<Vec<Revocation>, BusError> {
+pub(super) async fn load(core: &PubSubCore) -> Result<Vec<Revocation>, BusError> {
     let mut cmd = redis::cmd("ZRANGEBYSCORE");
-    cmd.arg(&shared.names.revocations)
-        .arg(format!("({}", shared.clock.now_ms()))
+    cmd.arg(&core.names.revocations)
+        .arg(format!("({}", core.clock.now_ms()))
         .arg("+inf")
         .arg("LIMIT")
         .arg(0)
         .arg(MAX_REVOCATIONS);
-    let members: Vec<String> = shared.query(&cmd).await?;
+    let members: Vec<String> = core.query(&cmd).await?;
     let read = members
         .iter()
         .filter_map(|member| match serde_json::from_str(member) {
             Ok(revocation) => Some(revocation),
             Err(error) => {
-                tracing::error!(%error, "a stored revocation cannot be read");
+                tracing::error!(%error, "a stored revocation cannot be read and is skipped");
                 None
             }
         });

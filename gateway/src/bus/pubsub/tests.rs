@@ -68,16 +68,17 @@ async fn open_with(config: &config::Redis, name: &str, timing: Timing) -> Openin
     let metrics = Metrics::new();
     let setup = setup(name, metrics.clone(), CancellationToken::new());
     let opening = async {
-        let mut begun = begin_timed(config, &setup, timing).unwrap();
-        begun.connected().await.unwrap();
-        let worker = begun
+        let mut connecting = connect_timed(config, &setup, timing).unwrap();
+        connecting.connected().await.unwrap();
+        let worker = connecting
             .bus
-            .acquire(None, &setup.ids, setup.ids.worker_base)
+            .lease_worker(None, &setup.ids, setup.ids.worker_base)
             .await;
-        begun.bus.beat().await;
-        (begun, worker)
+        connecting.bus.announce().await;
+        (connecting, worker)
     };
-    let (Begun { bus, events, .. }, worker) = timeout(LIMIT, opening).await.expect("opens in time");
+    let (Connecting { bus, events, .. }, worker) =
+        timeout(LIMIT, opening).await.expect("opens in time");
     Opening {
         bus,
         events,
@@ -183,8 +184,8 @@ fn channels(server: &Server, pattern: &str) -> BTreeSet<String> {
 
 /// protocol.md 8.1 and 10.6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_instance_publishes_the_other_hears_in_order_and_itself_never() {
-    if !lab::available("what_one_instance_publishes_the_other_hears_in_order_and_itself_never") {
+async fn what_one_instance_publishes_the_other_receives_in_order_and_itself_never() {
+    if !lab::available("what_one_instance_publishes_the_other_receives_in_order_and_itself_never") {
         return;
     }
     let server = Server::start(&[]);
@@ -267,7 +268,7 @@ async fn an_outside_emitter_reaches_every_kind_of_destination() {
             (destination, "e", r#"{"a":[1, 2]}"#)
         );
     }
-    // The channel says whom it is for.
+    // The channel decides the destination.
     server.cli(&[
         "PUBLISH",
         "ws:user:17",
@@ -319,9 +320,9 @@ async fn garbage_is_counted_and_dropped_and_the_next_payload_arrives() {
 
 /// protocol.md 10.13.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_patterns() {
+async fn only_owners_subscribe_and_channels_of_ours_do_not_match_the_patterns_of_emitters() {
     if !lab::available(
-        "only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_patterns",
+        "only_owners_subscribe_and_channels_of_ours_do_not_match_the_patterns_of_emitters",
     ) {
         return;
     }
@@ -351,12 +352,12 @@ async fn only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_pa
             .all(|c| c.starts_with("ws:") || c.starts_with("signal:"))
     );
     b.publish(room("a"), 1).await;
-    b.publish(room("nobody"), 2).await;
+    b.publish(room("empty"), 2).await;
     b.publish(room("both"), 3).await;
     assert_eq!((a.number().await, a.number().await), (1, 3));
     b.nothing_waits();
 
-    // Who leaves and comes back within the lag never left; who stays away is unsubscribed once the last holder is gone.
+    // An interest that comes back in time stays subscribed; otherwise it is unsubscribed once its last holder is gone.
     a.bus.unsubscribe(vec![room("a"), room("both")]);
     a.subscribe(&[room("a")]).await;
     a.bus.unsubscribe(vec![client("A")]);
@@ -383,7 +384,7 @@ async fn only_owners_are_subscribed_and_what_is_ours_hides_from_the_reference_pa
         0
     );
 
-    // A client and a room of its id share a channel, which is heard for as long as either is there.
+    // A client and a room of its id share a channel, which stays subscribed as long as either is there.
     a.subscribe(&[client("A"), room("A")]).await;
     a.bus.unsubscribe(vec![client("A")]);
     eventually("the client is left", async || {
@@ -410,9 +411,10 @@ async fn ten_thousand_interests_are_confirmed_in_few_commands() {
         opened(&standalone(&server)).await,
     );
     let before = subscribes(&server);
-    let heard = (0..10_000).map(|n| a.bus.subscribe(vec![client(&format!("{n}")), room("all")]));
-    let heard = futures_util::future::join_all(heard.collect::<Vec<_>>()).await;
-    assert!(heard.iter().all(Result::is_ok));
+    let subscribed =
+        (0..10_000).map(|n| a.bus.subscribe(vec![client(&format!("{n}")), room("all")]));
+    let subscribed = futures_util::future::join_all(subscribed.collect::<Vec<_>>()).await;
+    assert!(subscribed.iter().all(Result::is_ok));
     // What comes while a command is on its way shares the next one: 20,001 channels would be as many commands one by one.
     let commands = subscribes(&server) - before;
     assert!(commands < 2000, "{commands} commands");
@@ -426,7 +428,7 @@ async fn ten_thousand_interests_are_confirmed_in_few_commands() {
     assert!((40..100).contains(&commands), "{commands} commands");
     b.publish(client("9999"), 3).await;
     assert_eq!(a.number().await, 3);
-    // A client is heard as a room too.
+    // A client is subscribed to as a room too.
     b.publish(room("9999"), 4).await;
     assert_eq!(a.number().await, 4);
     a.bus

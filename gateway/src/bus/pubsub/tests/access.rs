@@ -3,16 +3,17 @@
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bus_opens_when_its_server_comes_and_gives_up_when_it_is_told_to() {
-    if !lab::available("a_bus_opens_when_its_server_comes_and_gives_up_when_it_is_told_to") {
+async fn a_bus_opens_when_its_server_comes_and_ends_at_shutdown() {
+    if !lab::available("a_bus_opens_when_its_server_comes_and_ends_at_shutdown") {
         return;
     }
     let mut server = Server::start(&[]);
     let config = standalone(&server);
     server.kill();
     let shutdown = CancellationToken::new();
-    let mut begun = begin(&config, &setup("one", Metrics::new(), shutdown.clone())).unwrap();
-    let (result, ()) = tokio::join!(begun.connected(), async { shutdown.cancel() });
+    let mut connecting =
+        super::connect(&config, &setup("one", Metrics::new(), shutdown.clone())).unwrap();
+    let (result, ()) = tokio::join!(connecting.connected(), async { shutdown.cancel() });
     assert!(matches!(result, Err(BusError::Unavailable(_))));
 
     let waiting = tokio::spawn(async move { opened(&config).await });
@@ -21,7 +22,7 @@ async fn a_bus_opens_when_its_server_comes_and_gives_up_when_it_is_told_to() {
     bus.subscribe(&[room("r")]).await;
 
     let wrong = settings(RedisMode::Standalone, vec!["no port".into()]);
-    let result = begin(
+    let result = super::connect(
         &wrong,
         &setup("one", Metrics::new(), CancellationToken::new()),
     );
@@ -121,7 +122,7 @@ async fn the_documented_acl_recipes_are_enough_and_no_more() {
             .all(|c| c.starts_with("shop1:"))
     );
 
-    // Who may do what beside it; `-e` makes redis-cli fail on an error.
+    // What the other users may do; `-e` makes redis-cli fail on an error.
     let as_user = |user: &str, password: &str, command: &[&str]| {
         let login = ["--user", user, "--pass", password, "--no-auth-warning"];
         server.try_cli(&[&login[..], command].concat())
@@ -202,7 +203,7 @@ async fn connect(config: &config::Redis) -> redis::RedisResult<()> {
     let connector = Connector::new(config).unwrap();
     connector
         .link(
-            &connect::Prefer::Any,
+            &nodes::Prefer::Any,
             None::<fn(redis::PushInfo) -> Result<(), ()>>,
         )
         .await
@@ -210,9 +211,9 @@ async fn connect(config: &config::Redis) -> redis::RedisResult<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_changed_password_is_a_new_connection_beside_the_old_one_and_nothing_is_missed() {
+async fn after_a_password_change_new_connections_replace_the_old_ones_and_nothing_is_missed() {
     if !lab::available(
-        "a_changed_password_is_a_new_connection_beside_the_old_one_and_nothing_is_missed",
+        "after_a_password_change_new_connections_replace_the_old_ones_and_nothing_is_missed",
     ) {
         return;
     }

@@ -3,9 +3,9 @@
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_are_told_once() {
+async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_one_resync_follows() {
     if !lab::available(
-        "after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_are_told_once",
+        "after_a_kill_of_the_server_everything_is_subscribed_again_then_one_resync_follows",
     ) {
         return;
     }
@@ -23,7 +23,7 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_
         b.bus.publish(&numbered(room("before"), 0)).await,
         Err(BusError::Unavailable(_))
     ));
-    eventually("hearing fails", async || {
+    eventually("subscribing fails", async || {
         a.bus.subscribe(vec![room("during")]).await.is_err()
     })
     .await;
@@ -58,7 +58,7 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_clients_
     while numbers.len() < 2 {
         match a.event().await {
             BusEvent::Dispatch(dispatch) => numbers.push(dispatch.data.get().to_owned()),
-            // What b lost is told as well, if it could publish again later than this one could hear.
+            // What b lost is reported as well, if it could publish again later than this one could receive.
             BusEvent::Resync(ResyncReason::BusPeerLost) => {}
             other => panic!("{other:?}"),
         }
@@ -98,13 +98,13 @@ async fn a_killed_subscriber_connection_is_replaced() {
     assert_eq!(
         a.bus.subscriber(),
         SubscriberState::Live,
-        "a short gap is not deafness"
+        "a short gap is not a stall"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn losses_of_a_publisher_are_told_to_the_others() {
-    if !lab::available("losses_of_a_publisher_are_told_to_the_others") {
+async fn the_losses_of_a_publisher_become_a_resync_for_the_others() {
+    if !lab::available("the_losses_of_a_publisher_become_a_resync_for_the_others") {
         return;
     }
     let server = Server::start(&[]);
@@ -125,8 +125,8 @@ async fn losses_of_a_publisher_are_told_to_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stands_still_makes_the_bus_deaf_and_is_repaired() {
-    if !lab::available("a_server_that_stands_still_makes_the_bus_deaf_and_is_repaired") {
+async fn a_server_that_stands_still_stalls_the_subscriber_which_repairs_itself() {
+    if !lab::available("a_server_that_stands_still_stalls_the_subscriber_which_repairs_itself") {
         return;
     }
     let server = Server::start(&[]);
@@ -142,7 +142,7 @@ async fn a_server_that_stands_still_makes_the_bus_deaf_and_is_repaired() {
         began.elapsed() < Duration::from_secs(2),
         "an answer that does not come is given up"
     );
-    eventually("deafness is noticed", async || {
+    eventually("the stall is noticed", async || {
         a.bus.subscriber() == SubscriberState::Stalled && a.metrics.bus_stalled.get() == 1
     })
     .await;
@@ -155,7 +155,7 @@ async fn a_server_that_stands_still_makes_the_bus_deaf_and_is_repaired() {
         ),
         "{reason:?}"
     );
-    eventually("it hears again", async || {
+    eventually("it is live again", async || {
         a.bus.subscriber() == SubscriberState::Live && a.metrics.bus_stalled.get() == 0
     })
     .await;
@@ -164,8 +164,10 @@ async fn a_server_that_stands_still_makes_the_bus_deaf_and_is_repaired() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_holds_publishing_back_makes_the_bus_deaf_and_is_repaired() {
-    if !lab::available("a_server_that_holds_publishing_back_makes_the_bus_deaf_and_is_repaired") {
+async fn a_server_that_holds_publishing_back_stalls_the_subscriber_which_repairs_itself() {
+    if !lab::available(
+        "a_server_that_holds_publishing_back_stalls_the_subscriber_which_repairs_itself",
+    ) {
         return;
     }
     let server = Server::start(&[]);
@@ -173,14 +175,14 @@ async fn a_server_that_holds_publishing_back_makes_the_bus_deaf_and_is_repaired(
     config.stalled_after_ms = 700;
     let (mut a, b) = (opened(&config).await, opened(&config).await);
     a.subscribe(&[room("r")]).await;
-    // Connections stay and nothing is heard.
+    // Connections stay and nothing is received.
     server.cli(&["CLIENT", "PAUSE", "3000", "WRITE"]);
-    eventually("deafness is noticed", async || {
+    eventually("the stall is noticed", async || {
         a.bus.subscriber() == SubscriberState::Stalled
     })
     .await;
     assert_eq!(a.resync().await, ResyncReason::BusStalled);
-    eventually("it hears again", async || {
+    eventually("it is live again", async || {
         a.bus.subscriber() == SubscriberState::Live
     })
     .await;
@@ -189,9 +191,10 @@ async fn a_server_that_holds_publishing_back_makes_the_bus_deaf_and_is_repaired(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subscriber_whose_connection_went_silent_is_deaf_and_repaired_while_publishing_goes_on() {
+async fn a_subscriber_whose_connection_goes_silent_is_stalled_and_repaired_while_publishing_goes_on()
+ {
     if !lab::available(
-        "a_subscriber_whose_connection_went_silent_is_deaf_and_repaired_while_publishing_goes_on",
+        "a_subscriber_whose_connection_goes_silent_is_stalled_and_repaired_while_publishing_goes_on",
     ) {
         return;
     }
@@ -204,7 +207,7 @@ async fn a_subscriber_whose_connection_went_silent_is_deaf_and_repaired_while_pu
     b.subscribe(&[room("r")]).await;
     proxy.mute_subscribers();
     b.publish(room("r"), 1).await;
-    eventually("deafness is noticed", async || {
+    eventually("the stall is noticed", async || {
         a.bus.subscriber() == SubscriberState::Stalled
     })
     .await;
@@ -217,7 +220,7 @@ async fn a_subscriber_whose_connection_went_silent_is_deaf_and_repaired_while_pu
     );
     b.publish(room("r"), 3).await;
     assert_eq!(a.number().await, 3);
-    eventually("it hears again", async || {
+    eventually("it is live again", async || {
         a.bus.subscriber() == SubscriberState::Live
     })
     .await;

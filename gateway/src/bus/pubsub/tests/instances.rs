@@ -1,4 +1,4 @@
-//! Worker numbers, questions and what instances know of each other.
+//! Worker numbers, and questions between instances.
 
 use super::*;
 
@@ -65,8 +65,10 @@ async fn a_crashed_instance_keeps_its_worker_until_the_lease_ends() {
 
 /// protocol.md 11.5.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_number_that_another_took_is_told_and_taken_back_when_it_is_free() {
-    if !lab::available("a_worker_number_that_another_took_is_told_and_taken_back_when_it_is_free") {
+async fn a_worker_number_that_another_instance_took_is_noticed_and_leased_again_when_it_is_free() {
+    if !lab::available(
+        "a_worker_number_that_another_instance_took_is_noticed_and_leased_again_when_it_is_free",
+    ) {
         return;
     }
     let server = Server::start(&[]);
@@ -80,22 +82,23 @@ async fn a_worker_number_that_another_took_is_told_and_taken_back_when_it_is_fre
     assert_eq!(
         server.cli(&["GET", "signal:worker:9"]),
         "somebody else",
-        "and theirs it stays"
+        "the other instance keeps it"
     );
     server.cli(&["DEL", "signal:worker:9"]);
-    eventually("it is ours again", async || !a.bus.lease_lapsed()).await;
+    eventually("it is leased again", async || !a.bus.lease_lapsed()).await;
     server.cli(&["SET", "signal:worker:9", "somebody else"]);
     a.bus.close().await;
     assert_eq!(
         server.cli(&["GET", "signal:worker:9"]),
         "somebody else",
-        "closing gives up only what is ours"
+        "closing gives up only what this instance owns"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn questions_reach_all_live_instances_and_the_silent_are_named() {
-    if !lab::available("questions_reach_all_live_instances_and_the_silent_are_named") {
+async fn questions_reach_all_live_instances_and_those_that_do_not_reply_are_missing() {
+    if !lab::available("questions_reach_all_live_instances_and_those_that_do_not_reply_are_missing")
+    {
         return;
     }
     let server = Server::start(&[]);
@@ -182,6 +185,6 @@ async fn questions_reach_all_live_instances_and_the_silent_are_named() {
             .iter()
             .flatten()
             .all(|answers| answers.missing == ["b"]),
-        "who closed is not asked"
+        "an instance that closed is not asked"
     );
 }
