@@ -11,7 +11,7 @@ use signal_crds::status::SourceStage;
 
 use crate::observe::fleet::Fleet;
 use crate::observe::observed::{Kinds, Observed};
-use crate::plan::record::{Record, RecordedSource};
+use crate::plan::record::{Record, RecordedSource, RedisRecord, SourcesRecord};
 use crate::plan::validate::ValidCluster;
 
 /// The examples, by name.
@@ -102,8 +102,13 @@ pub(crate) fn settled(cluster: &ValidCluster) -> Record {
             retire_after: None,
         });
     Record {
-        sources: sources.collect(),
-        redis: cluster.redis.clone(),
-        ..Record::default()
+        jwks: SourcesRecord {
+            sources: sources.collect(),
+            ..SourcesRecord::default()
+        },
+        redis: RedisRecord {
+            current: cluster.redis.clone(),
+            ..RedisRecord::default()
+        },
     }
 }

@@ -15,6 +15,7 @@ pub mod names;
 pub mod objects;
 pub mod observe;
 pub mod plan;
+pub mod reasons;
 pub mod reconcile;
 pub mod status;
 pub mod time;

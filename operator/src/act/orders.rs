@@ -1,7 +1,7 @@
-//! What is told to pods: marks on the objects, drains and sheds over the admin listener, and the number that autoscaling writes.
+//! Orders to pods: marks on their objects, drains and sheds over the admin listener; and the number that autoscaling writes.
 //!
-//! Every order may be given again without harm. A pod that does not take one is told again at the next look, so failures here are no errors;
-//! only what the API server refuses is.
+//! Every order can be repeated without harm. A pod that does not take one gets it again from the next reconcile, so that is no error; a refusal by
+//! the API server is one.
 
 use std::net::IpAddr;
 
@@ -15,22 +15,32 @@ use serde_json::{Value, json};
 use signal_crds::SignalCluster;
 
 use crate::act::writer::{WriteError, Writer};
-use crate::decide::ClusterPlan;
 use crate::names::{DELETION_COST, DRAINING, DRAINING_SINCE};
 use crate::observe::admin_client::AdminClient;
 use crate::observe::fleet::{Fleet, Pod};
 use crate::observe::owner::Owner;
-use crate::plan::scale::PodMark;
+use crate::plan::scale::{PodMark, ScaleStep};
 
-/// Pods that are told at the same time.
+/// Pods that are asked at the same time.
 const AT_ONCE: usize = 32;
 
-/// Gives every order of a plan, after its objects were applied.
+/// What a plan asks of pods and of the scale subresource.
+#[derive(Debug, Clone, Copy)]
+pub struct Orders<'a> {
+    /// Pods to be marked, drained, or to be left alone again.
+    pub scale: &'a ScaleStep,
+    /// Pods and how many connections each sheds.
+    pub shed: &'a [(String, u32)],
+    /// The number to be written through the scale subresource.
+    pub rescale: Option<i32>,
+}
+
+/// Carries out these orders, after the objects were applied. `token` is that of the pods' admin listener; without it no pod is asked.
 ///
 /// # Errors
-/// When the API server refuses a mark or the number. A pod that is gone, or that someone wrote just now, is left to the next look.
+/// When the API server refuses a mark or the number. A pod that is gone, or that someone else has just written, is left to the next reconcile.
 pub async fn give(
-    plan: &ClusterPlan,
+    orders: Orders<'_>,
     fleet: &Fleet,
     owner: &Owner,
     token: Option<&str>,
@@ -38,40 +48,36 @@ pub async fn give(
     writer: &Writer,
 ) -> Result<(), WriteError> {
     let api: Api<KubePod> = Api::namespaced(writer.client().clone(), &owner.namespace);
-    if let Some(step) = &plan.scale {
-        for mark in &step.mark {
-            tolerate(writer.merge(&api, &mark.name, &marked(mark)).await)?;
-        }
-        for mark in &step.unmark {
-            tolerate(writer.merge(&api, &mark.name, &unmarked(mark)).await)?;
-        }
+    for mark in &orders.scale.mark {
+        tolerate(writer.merge(&api, &mark.name, &marked(mark)).await)?;
+    }
+    for mark in &orders.scale.unmark {
+        tolerate(writer.merge(&api, &mark.name, &unmarked(mark)).await)?;
     }
     if let Some(token) = token {
-        let step = plan.scale.iter();
-        let drains = step
-            .clone()
-            .flat_map(|step| &step.drain)
-            .map(|name| (name, Order::Drain));
-        let undrains = step
-            .flat_map(|step| &step.undrain)
+        let drains = orders.scale.drain.iter().map(|name| (name, Order::Drain));
+        let undrains = orders
+            .scale
+            .undrain
+            .iter()
             .map(|name| (name, Order::Undrain));
-        let sheds = plan
+        let sheds = orders
             .shed
             .iter()
             .map(|(name, count)| (name, Order::Shed(*count)));
-        let mut telling = Vec::new();
+        let mut requests = Vec::new();
         for (name, order) in drains.chain(undrains).chain(sheds) {
             let pod = fleet.pods.iter().find(|pod| pod.name == *name);
-            telling.extend(
-                pod.and_then(|pod| Some(tell(pod, pod.ip?, order, token, pods, writer).boxed())),
+            requests.extend(
+                pod.and_then(|pod| Some(send(pod, pod.ip?, order, token, pods, writer).boxed())),
             );
         }
-        stream::iter(telling)
+        stream::iter(requests)
             .buffer_unordered(AT_ONCE)
             .collect::<Vec<()>>()
             .await;
     }
-    if let Some(replicas) = plan.rescale {
+    if let Some(replicas) = orders.rescale {
         let api: Api<SignalCluster> = Api::namespaced(writer.client().clone(), &owner.namespace);
         let patch = json!({"spec": {"replicas": replicas}});
         let request = async {
@@ -113,7 +119,7 @@ fn unmarked(mark: &PodMark) -> Value {
     }})
 }
 
-/// What a pod is told.
+/// One request to a pod.
 #[derive(Debug, Clone, Copy)]
 enum Order {
     /// Let connections go, and stay.
@@ -124,8 +130,8 @@ enum Order {
     Shed(u32),
 }
 
-/// Tells one pod; if it does not listen it is told again at the next look.
-async fn tell(
+/// Sends one request; the next reconcile repeats it if it fails.
+async fn send(
     pod: &Pod,
     ip: IpAddr,
     order: Order,
@@ -133,18 +139,23 @@ async fn tell(
     pods: &AdminClient,
     writer: &Writer,
 ) {
-    // The lease is looked at as late as with writes to the API server.
+    // As with writes to the API server, the lease is checked right before.
     if !writer.may_write() {
         return;
     }
     let port = pod.admin_port;
-    let told = match order {
+    let sent = match order {
         Order::Drain => pods.drain_hold(ip, port, token).await,
         Order::Undrain => pods.undrain(ip, port, token).await,
         Order::Shed(count) => pods.shed(ip, port, token, count).await,
     };
-    match told {
-        Ok(()) => tracing::info!(pod = pod.name, ?order, "a pod was told"),
-        Err(error) => tracing::warn!(pod = pod.name, ?order, error, "a pod was not told"),
+    match sent {
+        Ok(()) => tracing::info!(pod = pod.name, ?order, "pod order sent"),
+        Err(error) => tracing::warn!(
+            pod = pod.name,
+            ?order,
+            error,
+            "pod order failed; the next reconcile repeats it"
+        ),
     }
 }

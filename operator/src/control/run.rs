@@ -29,6 +29,7 @@ use crate::control::lease::{self, Lease};
 use crate::metrics::Metrics;
 use crate::observe::admin_client::AdminClient;
 use crate::observe::{Poll, Reader};
+use crate::reasons::EventReason;
 use crate::reconcile::context::{Context, Settings};
 use crate::time::about;
 
@@ -288,7 +289,7 @@ async fn tell_about_crd(client: &Client, args: &Run, identity: &str) {
         .publish_on(
             &object,
             EventType::Warning,
-            "CustomResourceDefinitionMissing",
+            EventReason::CustomResourceDefinitionMissing.as_str(),
             &note,
         )
         .await;

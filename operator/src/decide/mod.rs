@@ -1,434 +1,264 @@
-//! What is observed -> what is to be done: the middle of a reconcile, without a client.
+//! Observed -> [`ClusterPlan`]: the middle of a reconcile. Pure.
 //!
-//! The plans follow each other: sources, Redis, signing keys, the number of pods; then every object is made from what they say. Whatever the
-//! operator was killed in, the same observation gives the same plan, but for what two memories hold: how connections went (a new leader begins
-//! with the present number) and since when pods are skewed.
+//! The plans run in this order: key sources, Redis, signing keys, the number of pods; every object is made from their results. The same observation
+//! gives the same plan, so an operator that was killed at any point continues. The exception is [`ClusterMemory`], which a new leader starts empty.
 
-use chrono::{DateTime, TimeDelta, Utc};
+mod step;
+
+use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::ConfigMap;
 use signal_crds::scaling::AutoscalingMode;
-use signal_crds::status::{ScalingState, SigningKeyStatus};
+use signal_crds::status::{ScalingState, SigningKeyStatus, SourceStage};
 
-use crate::names::{RECORD, TEMPLATE_HASH};
-use crate::objects::compare;
-use crate::objects::{self, Desired, LIVE_TOML, ManagedKeys, Migration, desired, revision};
+use crate::names::RECORD;
+use crate::objects::{self, Desired, DesiredInput, LIVE_TOML, Migration, desired, revision};
 use crate::observe::fleet::Fleet;
 use crate::observe::observed::Observed;
 use crate::plan::autoscale::{self, Decision, History};
-use crate::plan::rebalance::{self, Memory, RebalanceInput};
+use crate::plan::rebalance::RebalanceMemory;
 use crate::plan::record::Record;
 use crate::plan::rollout::Rollout;
-use crate::plan::routing::{self, RoutingInput};
-use crate::plan::scale::{self, ScaleInput, ScaleStep};
-use crate::plan::signing::{self, KeyRing, SigningInput};
-use crate::plan::sources::{self, SourcesInput};
-use crate::plan::validate::{Problem, ValidCluster, validate};
+use crate::plan::scale::ScaleStep;
+use crate::plan::validate::{Problem, ProblemKind, validate};
 use crate::plan::{PlanEvent, Waiting};
+use crate::reasons::ConditionReason;
 
-/// How often connections decide about the number of pods: the HPA's own interval.
-const AUTOSCALE_EVERY: TimeDelta = TimeDelta::seconds(15);
-/// How often connections are spread.
-const REBALANCE_EVERY: TimeDelta = TimeDelta::seconds(5);
+use step::{Step, signing_keys_before};
 
-/// What is remembered of one SignalCluster between reconciles; lost with the leader, without harm.
+/// What is remembered of one SignalCluster between reconciles. A new leader starts it empty, without harm.
 #[derive(Default)]
 pub struct ClusterMemory {
     history: History,
     decided: Option<(DateTime<Utc>, Decision)>,
-    rebalance: Memory,
+    rebalance: RebalanceMemory,
     rebalanced: Option<DateTime<Utc>>,
-    told: Vec<PlanEvent>,
+    published: Vec<PlanEvent>,
 }
 
 impl ClusterMemory {
-    /// Of these events those that the look before did not have.
+    /// Those of these events that the last reconcile did not have: a plan repeats its events while it waits.
     pub(crate) fn unpublished(&mut self, events: &[PlanEvent]) -> Vec<PlanEvent> {
         let fresh = events
             .iter()
-            .filter(|event| !self.told.contains(event))
+            .filter(|event| !self.published.contains(event))
             .cloned()
             .collect();
-        self.told = events.to_vec();
+        self.published = events.to_vec();
         fresh
     }
 }
 
 /// What is to be done about one SignalCluster.
-pub struct ClusterPlan {
-    /// The spec, if it can be acted on.
-    pub valid: Result<ValidCluster, Vec<Problem>>,
-    /// What is recorded from now on.
-    pub record: Record,
-    /// `sha256:` of the `live.toml` that is wanted; empty where there is none.
-    pub revision: String,
-    /// Every object, where the spec can be acted on.
-    pub desired: Option<Desired>,
-    /// The number of pods.
-    pub scale: Option<ScaleStep>,
+pub enum ClusterPlan {
+    /// Nothing is changed: the spec, or the record of what was done before, cannot be used.
+    Invalid(InvalidCluster),
+    /// The spec is valid; this is the next step towards it.
+    Planned(Box<PlannedCluster>),
+}
+
+/// Why nothing is changed, and what the cluster runs with meanwhile.
+pub struct InvalidCluster {
+    /// Everything that is wrong; never empty.
+    pub problems: Vec<Problem>,
+    /// As it is in the cluster.
+    pub facts: ClusterFacts,
+}
+
+/// The next step of a SignalCluster with a valid spec.
+pub struct PlannedCluster {
+    /// Every object.
+    pub desired: Desired,
+    /// The number of pods, and which of them drain.
+    pub scale: ScaleStep,
     /// Pods and how many connections each sheds.
     pub shed: Vec<(String, u32)>,
-    /// Number to be written through the scale subresource.
+    /// The number to be written through the scale subresource.
     pub rescale: Option<i32>,
-    /// What holds the number of pods: reason and message.
-    pub limited: Option<(&'static str, String)>,
-    /// Whether pods are being replaced.
-    pub rollout: Rollout,
+    /// What limits the number of pods: reason and message.
+    pub limited: Option<(ConditionReason, String)>,
     /// How far the schema is.
     pub migration: Migration,
-    /// What the sources wait for, or the keys that the operator makes.
+    /// What the key sources wait for, or the signing keys.
     pub rotation: Option<Waiting>,
-    /// The keys that the operator makes, as their Secret holds them.
-    pub signing: Vec<SigningKeyStatus>,
-    /// What the move of Redis waits for.
+    /// What the switch to another Redis waits for.
     pub routing: Option<Waiting>,
-    /// What happened.
+    /// As it is after this step.
+    pub facts: ClusterFacts,
+}
+
+/// What is known of a SignalCluster whether its spec is valid or not.
+pub struct ClusterFacts {
+    /// The stages of everything that changes in stages.
+    pub record: Record,
+    /// `sha256:` of the wanted `live.toml`; empty where there is none.
+    pub revision: String,
+    /// Whether pods are being replaced.
+    pub rollout: Rollout,
+    /// The keys that the operator makes, as their Secret holds them.
+    pub signing_keys: Vec<SigningKeyStatus>,
+    /// What happened in this step.
     pub events: Vec<PlanEvent>,
 }
 
 impl ClusterPlan {
-    /// Something is under way that no watch announces. Pods that come and go are announced; what those that serve say of themselves is not.
+    /// What is known in both cases.
+    pub fn facts(&self) -> &ClusterFacts {
+        match self {
+            Self::Invalid(invalid) => &invalid.facts,
+            Self::Planned(planned) => &planned.facts,
+        }
+    }
+
+    /// The next step, if the spec is valid.
+    pub fn planned(&self) -> Option<&PlannedCluster> {
+        match self {
+            Self::Invalid(_) => None,
+            Self::Planned(planned) => Some(planned),
+        }
+    }
+
+    /// What is wrong; empty if the spec is valid.
+    pub fn problems(&self) -> &[Problem] {
+        match self {
+            Self::Invalid(invalid) => &invalid.problems,
+            Self::Planned(_) => &[],
+        }
+    }
+
+    /// Whether something is in progress that no watch reports: watches report pods that come and go, not what serving pods say in their status.
     pub fn is_busy(&self, fleet: &Fleet) -> bool {
-        let state = self
-            .scale
-            .as_ref()
-            .map_or(ScalingState::Idle, |step| step.status.state);
-        let moving = state != ScalingState::Idle || self.rollout.going_on;
-        let asked =
-            state == ScalingState::Draining || self.rotation.is_some() || self.routing.is_some();
-        asked || (moving && fleet.ready().next().is_some())
+        let planned = self.planned();
+        let scaling = planned.map_or(ScalingState::Idle, |planned| planned.scale.status.state);
+        let polled = scaling == ScalingState::Draining
+            || planned
+                .is_some_and(|planned| planned.rotation.is_some() || planned.routing.is_some());
+        let pods_change = scaling != ScalingState::Idle || self.facts().rollout.going_on;
+        polled || (pods_change && fleet.ready().next().is_some())
     }
 }
 
-/// Judges what is observed. `operator_namespace` is that of the operator's own pod, if pods of others cannot be operators.
+/// Decides what is to be done. `operator_namespace` is the namespace of the operator's own pod; `None` where operators may run in any.
 pub fn decide(
     observed: &Observed,
-    remembered: &mut ClusterMemory,
+    memory: &mut ClusterMemory,
     operator_namespace: Option<&str>,
     random: &mut impl rand::CryptoRng,
     now: DateTime<Utc>,
 ) -> ClusterPlan {
-    let rollout = Rollout::of(observed.deployment.as_ref(), &observed.fleet);
-    let mut events = Vec::new();
-    let (record, held) = recorded(observed.live_config.as_ref(), &mut events);
-    let valid = match validate(observed) {
-        Ok(valid) => valid,
-        Err(problems) => {
-            return ClusterPlan {
-                valid: Err(problems),
-                revision: held.unwrap_or_default(),
-                record,
-                desired: None,
-                scale: None,
-                shed: Vec::new(),
-                rescale: None,
-                limited: None,
-                rollout,
-                migration: Migration::NotWanted,
-                rotation: None,
-                signing: signing_before(observed),
-                routing: None,
-                events,
-            };
+    let recorded = recorded(observed.live_config.as_ref());
+    let valid = match (&recorded, validate(observed)) {
+        (Ok(_), Ok(valid)) => valid,
+        (recorded, valid) => {
+            let unreadable = recorded.as_ref().err().cloned();
+            let wrong = valid.err().unwrap_or_default();
+            let problems = unreadable.into_iter().chain(wrong).collect();
+            return invalid(observed, recorded.as_ref().ok(), problems);
         }
     };
-    let fleet = &observed.fleet;
-    let revised = held.as_deref();
-
-    let rotation = sources::plan(
-        &SourcesInput {
-            wanted: &valid.sources,
-            rotation: &valid.spec.jwks.rotation,
-            record: &record,
-            revision: revised,
-            fleet,
-        },
+    let recorded = recorded.unwrap_or_default();
+    let mut step = Step {
+        cluster: &valid,
+        observed,
+        rollout: Rollout::of(observed.deployment.as_ref(), &observed.fleet),
         now,
-    );
-    events.extend(rotation.events);
-    // What only routing changes is still as it was in the cluster, so the revision speaks for it.
-    let ack_timeout = valid.spec.jwks.rotation.ack_timeout;
-    let routing = routing::plan(
-        &RoutingInput {
-            wanted: valid.redis.as_ref(),
-            record: &rotation.next,
-            revision: revised,
-            fleet,
-            ack_timeout,
-        },
-        now,
-    );
-    events.extend(routing.events);
-    let record = routing.next;
-    let (keys, signing, keys_wait) = managed_keys(&valid, observed, random, now, &mut events);
-
-    let (wanted, bounded) = autoscale::wanted(&valid.spec);
+        events: Vec::new(),
+    };
+    let (record, rotation, routing) = step.stages(&recorded);
+    let signing = step.signing_keys(random);
     let mut entropy = [0; 32];
     random.fill_bytes(&mut entropy);
-    let make = |replicas| {
-        let input = objects::Input {
-            keys: keys.as_ref(),
+    let (replicas, bounded) = autoscale::wanted(&valid.spec);
+    let mut desired = desired(
+        &valid,
+        &record,
+        DesiredInput {
+            keys: signing.keys.as_ref(),
             replicas,
             observed,
             operator_namespace,
             entropy,
             now,
-        };
-        desired(&valid, &record, input)
-    };
-    let mut wanted_objects = make(wanted);
-    let changes_template = mark_template(&mut wanted_objects, observed);
-    let scale = scale::plan(
-        &ScaleInput {
-            wanted,
-            deployment: observed.deployment.as_ref(),
-            fleet,
-            drain: &valid.spec.drain,
-            rolling_out: rollout.going_on || changes_template,
         },
-        now,
     );
-    events.extend(scale.events.iter().cloned());
-    if let Some(deployment) = wanted_objects
-        .deployment
-        .as_mut()
-        .and_then(|deployment| deployment.spec.as_mut())
-    {
-        deployment.replicas = Some(scale.deployment_replicas);
-    }
-    let (rescale, limited) = number(&valid, observed, remembered, bounded, &scale, now);
-    let shed = spread(&valid, observed, remembered, &rollout, &scale, now);
-    let migration = objects::migration(&valid, &observed.jobs);
-    let live = wanted_objects
+    let scale = step.scale(&mut desired, replicas);
+    let (rescale, limited) = step.autoscale(memory, bounded, &scale);
+    let shed = step.rebalance(memory, &scale);
+    let live = desired
         .live_config
         .data
         .as_ref()
         .and_then(|data| data.get(LIVE_TOML));
-    ClusterPlan {
-        revision: live.map(|text| revision(text)).unwrap_or_default(),
-        record,
-        desired: Some(wanted_objects),
-        scale: Some(scale),
+    ClusterPlan::Planned(Box::new(PlannedCluster {
+        facts: ClusterFacts {
+            record,
+            revision: live.map(|text| revision(text)).unwrap_or_default(),
+            rollout: step.rollout,
+            signing_keys: signing.shown,
+            events: step.events,
+        },
+        scale,
         shed,
         rescale,
         limited,
-        rollout,
-        migration,
-        rotation: rotation.waiting.or(keys_wait),
-        signing,
-        routing: routing.waiting,
-        events,
-        valid: Ok(valid),
-    }
+        migration: objects::migration(&valid, &observed.jobs),
+        rotation: rotation.or(signing.waiting),
+        routing,
+        desired,
+    }))
 }
 
-/// The record in the cluster, and the revision of the `live.toml` beside it.
-fn recorded(live: Option<&ConfigMap>, events: &mut Vec<PlanEvent>) -> (Record, Option<String>) {
+/// Nothing is changed; what is known stays as it is in the cluster.
+fn invalid(
+    observed: &Observed,
+    recorded: Option<&Recorded>,
+    problems: Vec<Problem>,
+) -> ClusterPlan {
+    let Recorded { record, revision } = recorded.cloned().unwrap_or_default();
+    ClusterPlan::Invalid(InvalidCluster {
+        problems,
+        facts: ClusterFacts {
+            record,
+            revision: revision.unwrap_or_default(),
+            rollout: Rollout::of(observed.deployment.as_ref(), &observed.fleet),
+            signing_keys: signing_keys_before(observed),
+            events: Vec::new(),
+        },
+    })
+}
+
+/// What the live ConfigMap holds: the record, and the revision of the `live.toml` that was made from it.
+#[derive(Debug, Clone, Default)]
+struct Recorded {
+    record: Record,
+    /// `None`: there is no `live.toml` of this record yet.
+    revision: Option<String>,
+}
+
+/// Reads the live ConfigMap. A record that cannot be read is a [`Problem`]: without it, new sources would be trusted at once.
+fn recorded(live: Option<&ConfigMap>) -> Result<Recorded, Problem> {
     let Some(live) = live else {
-        return (Record::default(), None);
+        return Ok(Recorded::default());
     };
-    let held = live
-        .data
-        .as_ref()
-        .and_then(|data| data.get(LIVE_TOML))
-        .map(|text| revision(text));
-    let text = live
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|annotations| annotations.get(RECORD));
-    match text.map(|text| serde_json::from_str(text)) {
-        Some(Ok(record)) => (record, held),
-        // Beginning anew would trust new sources at once, so it is said aloud.
-        Some(Err(error)) => {
-            events.push(PlanEvent::warning(
-                "RecordUnreadable",
-                format!("annotation {RECORD} cannot be read, stages begin anew: {error}"),
-            ));
-            (Record::default(), None)
-        }
-        None => (Record::default(), None),
-    }
+    let annotations = live.metadata.annotations.as_ref();
+    let Some(text) = annotations.and_then(|annotations| annotations.get(RECORD)) else {
+        return Ok(Recorded::default());
+    };
+    let record = serde_json::from_str(text).map_err(|error| Problem {
+        kind: ProblemKind::Record,
+        reason: ConditionReason::RecordUnreadable,
+        message: format!(
+            "annotation {RECORD} of ConfigMap {} cannot be read, nothing is changed: {error}",
+            live.metadata.name.as_deref().unwrap_or_default()
+        ),
+    })?;
+    let toml = live.data.as_ref().and_then(|data| data.get(LIVE_TOML));
+    Ok(Recorded {
+        record,
+        revision: toml.map(|text| revision(text)),
+    })
 }
 
-/// The keys that the operator makes, after this step; how status shows them; what they wait for.
-fn managed_keys(
-    valid: &ValidCluster,
-    observed: &Observed,
-    random: &mut impl rand::CryptoRng,
-    now: DateTime<Utc>,
-    events: &mut Vec<PlanEvent>,
-) -> (Option<ManagedKeys>, Vec<SigningKeyStatus>, Option<Waiting>) {
-    let Some(managed) = &valid.spec.jwks.managed else {
-        return (None, Vec::new(), None);
-    };
-    let data = observed
-        .signing_keys
-        .as_ref()
-        .and_then(|secret| secret.data.as_ref());
-    let data = data
-        .map(|data| {
-            data.iter()
-                .map(|(key, value)| (key.clone(), value.0.clone()))
-                .collect()
-        })
-        .unwrap_or_default();
-    // Status shows what the Secret holds: a key that was not written yet, or will not be while paused, is no key.
-    let (ring, shown) = match KeyRing::from_secret(&data) {
-        Ok(ring) => {
-            let shown = ring.as_ref().map(KeyRing::status).unwrap_or_default();
-            (ring, shown)
-        }
-        Err(damage) => {
-            events.push(PlanEvent::warning(
-                signing::SIGNING_KEYS_DAMAGED,
-                damage.to_string(),
-            ));
-            (damage.ring, signing_before(observed))
-        }
-    };
-    let input = SigningInput {
-        managed,
-        skew: valid.spec.gateway.auth.clock_skew,
-        ring: ring.as_ref(),
-        fleet: &observed.fleet,
-    };
-    let plan = signing::plan(&input, now, random);
-    events.extend(plan.events);
-    let keys = ManagedKeys {
-        jwks: plan.next.jwks(),
-        data: plan.next.to_secret(),
-    };
-    (Some(keys), shown, plan.waiting)
-}
-
-/// As status showed the keys at the last look.
-fn signing_before(observed: &Observed) -> Vec<SigningKeyStatus> {
-    observed
-        .cluster
-        .status
-        .as_ref()
-        .map(|status| status.signing_keys.clone())
-        .unwrap_or_default()
-}
-
-/// Notes the template's hash on the Deployment; says whether the write of it begins a rollout.
-fn mark_template(wanted: &mut Desired, observed: &Observed) -> bool {
-    let Some(deployment) = &mut wanted.deployment else {
-        return false;
-    };
-    let template = deployment
-        .spec
-        .as_ref()
-        .map(|spec| serde_json::to_value(&spec.template).expect("a template is plain data"));
-    let hash = compare::hash(&template.unwrap_or_default());
-    let before = observed.deployment.as_ref().map(|there| {
-        there
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|all| all.get(TEMPLATE_HASH))
-    });
-    // A template that is held back is the observed one, with what the API server filled in: it keeps its mark.
-    let held = observed.deployment.as_ref().is_some_and(|there| {
-        there.spec.as_ref().map(|spec| &spec.template)
-            == deployment.spec.as_ref().map(|spec| &spec.template)
-    });
-    let mark = match before {
-        Some(Some(before)) if held => before.clone(),
-        _ => hash,
-    };
-    let changes = matches!(before, Some(before) if before != Some(&mark));
-    deployment
-        .metadata
-        .annotations
-        .get_or_insert_default()
-        .insert(TEMPLATE_HASH.into(), mark);
-    changes
-}
-
-/// What autoscaling writes, and what holds the number of pods.
-fn number(
-    valid: &ValidCluster,
-    observed: &Observed,
-    remembered: &mut ClusterMemory,
-    bounded: Option<&'static str>,
-    scale: &ScaleStep,
-    now: DateTime<Utc>,
-) -> (Option<i32>, Option<(&'static str, String)>) {
-    let spec = &valid.spec;
-    let mut rescale = None;
-    let mut limited = bounded.map(|reason| {
-        (
-            reason,
-            "spec.replicas is outside of minReplicas and maxReplicas".to_owned(),
-        )
-    });
-    if let Some(autoscaling) = spec
-        .autoscaling
-        .as_ref()
-        .filter(|a| a.mode == AutoscalingMode::Connections && !spec.stopped && !spec.paused)
-    {
-        let due = remembered
-            .decided
-            .as_ref()
-            .is_none_or(|(at, _)| now - *at >= AUTOSCALE_EVERY);
-        if due {
-            let decision = autoscale::decide(
-                autoscaling,
-                spec.replicas,
-                &observed.fleet,
-                &mut remembered.history,
-                now,
-            );
-            rescale = decision.replicas;
-            remembered.decided = Some((now, decision));
-        }
-        if let Some((
-            _,
-            Decision {
-                limited: Some(reason),
-                message,
-                ..
-            },
-        )) = &remembered.decided
-        {
-            limited = Some((*reason, message.clone()));
-        }
-    } else {
-        remembered.decided = None;
-    }
-    if let Some(waiting) = &scale.waiting {
-        limited = limited.or_else(|| Some((waiting.reason, waiting.message.clone())));
-    }
-    (rescale, limited)
-}
-
-fn spread(
-    valid: &ValidCluster,
-    observed: &Observed,
-    remembered: &mut ClusterMemory,
-    rollout: &Rollout,
-    scale: &ScaleStep,
-    now: DateTime<Utc>,
-) -> Vec<(String, u32)> {
-    if remembered
-        .rebalanced
-        .is_some_and(|at| now - at < REBALANCE_EVERY)
-    {
-        return Vec::new();
-    }
-    remembered.rebalanced = Some(now);
-    let input = RebalanceInput {
-        settings: &valid.spec.rebalance,
-        fleet: &observed.fleet,
-        rolling_out: rollout.going_on,
-        scaling: scale.status.state != ScalingState::Idle,
-        paused: valid.spec.paused || valid.spec.stopped,
-    };
-    rebalance::plan(&input, &mut remembered.rebalance, now)
-}
-
-/// Whether connections are looked at often although nothing is under way: somebody decides by them.
+/// Whether pods are polled often although nothing is in progress, because something depends on their connections or keys.
 pub fn wants_samples(observed: &Observed) -> bool {
     let spec = &observed.cluster.spec;
     let connections = spec
@@ -440,7 +270,7 @@ pub fn wants_samples(observed: &Observed) -> bool {
             status
                 .jwks
                 .iter()
-                .any(|source| source.state != signal_crds::status::SourceStage::Trusted)
+                .any(|source| source.state != SourceStage::Trusted)
         });
     observed.fleet.ready().next().is_some()
         && (connections || rotating || (spec.rebalance.enabled && spec.replicas > 1))
@@ -448,12 +278,17 @@ pub fn wants_samples(observed: &Observed) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
+
     use super::*;
+    use crate::reasons::EventReason;
 
     #[test]
-    fn an_event_that_every_look_repeats_is_told_once_until_it_is_gone() {
+    fn an_event_that_every_reconcile_repeats_is_published_once_until_it_is_gone() {
         let late = [PlanEvent::warning(
-            "AcknowledgementTimedOut",
+            EventReason::AcknowledgementTimedOut,
             "edge-1: it holds an older configuration".into(),
         )];
         let mut remembered = ClusterMemory::default();
@@ -461,5 +296,44 @@ mod tests {
         assert_eq!(remembered.unpublished(&late), []);
         assert_eq!(remembered.unpublished(&[]), []);
         assert_eq!(remembered.unpublished(&late), late);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_changes_nothing_and_is_reported() {
+        let mut observed = crate::fixture::example("production");
+        observed.live_config = Some(ConfigMap {
+            metadata: ObjectMeta {
+                annotations: Some([(RECORD.to_owned(), "{\"sources\": 7}".to_owned())].into()),
+                ..ObjectMeta::default()
+            },
+            ..ConfigMap::default()
+        });
+        let plan = decide(
+            &observed,
+            &mut ClusterMemory::default(),
+            None,
+            &mut StdRng::seed_from_u64(7),
+            DateTime::UNIX_EPOCH,
+        );
+        assert!(plan.planned().is_none());
+        let kinds: Vec<_> = plan.problems().iter().map(|found| found.kind).collect();
+        assert_eq!(kinds, [ProblemKind::Record]);
+        let status = crate::status::status(&observed, &plan, None, DateTime::UNIX_EPOCH);
+        for kind in ["Degraded", "Ready"] {
+            let conditions = &mut status.conditions.iter();
+            let condition = conditions.find(|one| one.type_ == kind).unwrap();
+            assert_eq!(condition.reason, "RecordUnreadable");
+        }
+    }
+
+    #[test]
+    fn each_plan_keeps_its_own_members_of_one_record() {
+        let json = serde_json::json!({
+            "sources": [], "revokedSources": ["x"], "revokedSince": "2026-01-01T00:00:00Z", "redisSince": "2026-01-02T00:00:00Z",
+        });
+        let record: Record = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(record.jwks.revoked_sources, ["x"]);
+        assert!(record.redis.since.is_some());
+        assert_eq!(serde_json::to_value(&record).unwrap(), json);
     }
 }

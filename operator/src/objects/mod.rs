@@ -89,7 +89,7 @@ pub struct ManagedKeys {
 
 /// What is given to `desired` besides the cluster and its record.
 #[derive(Debug, Clone, Copy)]
-pub struct Input<'a> {
+pub struct DesiredInput<'a> {
     /// The managed keys, where the spec wants some.
     pub keys: Option<&'a ManagedKeys>,
     /// Pods of the Deployment, as the scaling step says.
@@ -105,8 +105,8 @@ pub struct Input<'a> {
 }
 
 /// Every object of a SignalCluster.
-pub fn desired(cluster: &ValidCluster, record: &Record, input: Input<'_>) -> Desired {
-    let Input {
+pub fn desired(cluster: &ValidCluster, record: &Record, input: DesiredInput<'_>) -> Desired {
+    let DesiredInput {
         keys,
         replicas,
         observed,

@@ -153,8 +153,8 @@ pub(super) fn live_settings(cluster: &ValidCluster, record: &Record, managed: bo
     live.jwks.min_refresh_interval_secs = spec.jwks.min_refresh_interval.as_secs();
     live.jwks.max_stale_secs = spec.jwks.max_stale.as_secs();
     live.jwks.request_timeout_ms = millis(spec.jwks.request_timeout);
-    live.jwks.revoked_sources = record.revoked_sources.clone();
-    live.jwks.sources = record.sources.iter().map(source).collect();
+    live.jwks.revoked_sources = record.jwks.revoked_sources.clone();
+    live.jwks.sources = record.jwks.sources.iter().map(source).collect();
     if managed || record.names_managed() {
         live.jwks.managed = ManagedJwks {
             jwks_file: mounted(JWKS_JSON).into(),
@@ -164,8 +164,8 @@ pub(super) fn live_settings(cluster: &ValidCluster, record: &Record, managed: bo
             live.jwks.managed.cache_age_secs = managed.cache_age.as_secs();
         }
     }
-    live.redis = record.redis.as_ref().map(location);
-    let previous = record.redis_previous.as_ref().map(location);
+    live.redis = record.redis.current.as_ref().map(location);
+    let previous = record.redis.previous.as_ref().map(location);
     // Other credentials for the same server are no other server, and gateways refuse such a pair.
     live.redis_previous = previous.filter(|previous| {
         !live

@@ -38,7 +38,7 @@ fn make_with(observed: &Observed, cluster: &ValidCluster, record: &Record) -> De
     } else {
         cluster.spec.replicas
     };
-    let input = Input {
+    let input = DesiredInput {
         keys: managed.then_some(&keys),
         replicas,
         observed,
@@ -411,13 +411,15 @@ fn files_of_before_stay_until_every_ready_pod_holds_settings_without_them() {
 
     let cluster = validate(&observed).unwrap();
     let mut record = settled(&cluster);
-    record.redis_previous = record
-        .redis
-        .clone()
-        .map(|redis| crate::plan::record::RecordedRedis {
-            password_file: before.first().cloned(),
-            ..redis
-        });
+    record.redis.previous =
+        record
+            .redis
+            .current
+            .clone()
+            .map(|redis| crate::plan::record::RecordedRedis {
+                password_file: before.first().cloned(),
+                ..redis
+            });
     let live = live_toml(&cluster, &record, true);
     observed
         .live_config

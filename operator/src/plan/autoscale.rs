@@ -9,25 +9,11 @@ use signal_crds::SignalClusterSpec;
 use signal_crds::scaling::{Autoscaling, AutoscalingMode};
 
 use crate::observe::fleet::{Fleet, Pod};
+use crate::reasons::ConditionReason;
 
 mod behavior;
 
 pub use behavior::History;
-
-/// Reason: the number would be above `maxReplicas`.
-pub const TOO_MANY: &str = "TooManyReplicas";
-/// Reason: the number would be below `minReplicas`.
-pub const TOO_FEW: &str = "TooFewReplicas";
-/// Reason: policies allow no faster way up.
-pub const UP_LIMIT: &str = "ScaleUpLimit";
-/// Reason: policies allow no faster way down.
-pub const DOWN_LIMIT: &str = "ScaleDownLimit";
-/// Reason: nobody can say how many pods are called for.
-pub const UNAVAILABLE: &str = "MetricUnavailable";
-/// Reason: the number is as called for.
-pub const WITHIN_RANGE: &str = "DesiredWithinRange";
-/// Reason: at zero pods nothing is decided, as the HorizontalPodAutoscaler has it.
-pub const DISABLED: &str = "ScalingDisabled";
 
 /// How far the mean may be from the target before anything changes (the HPA's default).
 const TOLERANCE: f64 = 0.1;
@@ -38,14 +24,14 @@ pub struct Decision {
     /// To be written through the scale subresource; `None`: leave it.
     pub replicas: Option<i32>,
     /// What keeps the number from what is called for: reason of condition ScalingLimited.
-    pub limited: Option<&'static str>,
+    pub limited: Option<ConditionReason>,
     /// For people.
     pub message: String,
 }
 
 /// Wanted pods of a spec, and the bound that it was brought to, if any: 0 where it is stopped, within `minReplicas` and `maxReplicas` with mode
 /// External (the other modes write nothing beyond them), else `replicas`.
-pub fn wanted(spec: &SignalClusterSpec) -> (i32, Option<&'static str>) {
+pub fn wanted(spec: &SignalClusterSpec) -> (i32, Option<ConditionReason>) {
     match &spec.autoscaling {
         _ if spec.stopped => (0, None),
         Some(autoscaling) if autoscaling.mode == AutoscalingMode::External => {
@@ -55,11 +41,17 @@ pub fn wanted(spec: &SignalClusterSpec) -> (i32, Option<&'static str>) {
     }
 }
 
-fn bound(autoscaling: &Autoscaling, replicas: i32) -> (i32, Option<&'static str>) {
+fn bound(autoscaling: &Autoscaling, replicas: i32) -> (i32, Option<ConditionReason>) {
     if replicas > autoscaling.max_replicas {
-        (autoscaling.max_replicas, Some(TOO_MANY))
+        (
+            autoscaling.max_replicas,
+            Some(ConditionReason::TooManyReplicas),
+        )
     } else if replicas < autoscaling.min_replicas {
-        (autoscaling.min_replicas, Some(TOO_FEW))
+        (
+            autoscaling.min_replicas,
+            Some(ConditionReason::TooFewReplicas),
+        )
     } else {
         (replicas, None)
     }
@@ -80,7 +72,7 @@ pub fn decide(
             "spec.replicas is 0: nothing is decided until it is set to another number".to_owned();
         return Decision {
             replicas: None,
-            limited: Some(DISABLED),
+            limited: Some(ConditionReason::ScalingDisabled),
             message,
         };
     }
@@ -99,7 +91,7 @@ pub fn decide(
         let message = "no pod reports its connections: the number is left as it is".to_owned();
         return Decision {
             replicas: None,
-            limited: Some(UNAVAILABLE),
+            limited: Some(ConditionReason::MetricUnavailable),
             message,
         };
     };

@@ -10,16 +10,13 @@ pub mod signing;
 pub mod sources;
 pub mod validate;
 
-/// Pods have not taken the live settings of this stage yet; reason of a [`Waiting`].
-pub const WAITING_FOR_PODS: &str = "WaitingForPods";
-/// They have not for longer than they may take; reason of a [`Waiting`] and of an Event.
-pub const ACKNOWLEDGEMENT_TIMED_OUT: &str = "AcknowledgementTimedOut";
+use crate::reasons::{ConditionReason, EventReason};
 
 /// What keeps a plan from its next step: becomes the reason and message of a condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
-    /// CamelCase, of a closed list.
-    pub reason: &'static str,
+    /// Reason of the condition.
+    pub reason: ConditionReason,
     /// For people: which pod, how long, until when.
     pub message: String,
 }
@@ -29,8 +26,8 @@ pub struct Waiting {
 pub struct PlanEvent {
     /// Whether someone should look.
     pub kind: Kind,
-    /// CamelCase, of a closed list.
-    pub reason: &'static str,
+    /// Reason of the Event.
+    pub reason: EventReason,
     /// For people.
     pub note: String,
 }
@@ -57,7 +54,7 @@ pub struct Plan<T> {
 
 impl PlanEvent {
     /// As it should be.
-    pub fn normal(reason: &'static str, note: String) -> Self {
+    pub fn normal(reason: EventReason, note: String) -> Self {
         Self {
             kind: Kind::Normal,
             reason,
@@ -66,7 +63,7 @@ impl PlanEvent {
     }
 
     /// Someone should look.
-    pub fn warning(reason: &'static str, note: String) -> Self {
+    pub fn warning(reason: EventReason, note: String) -> Self {
         Self {
             kind: Kind::Warning,
             reason,

@@ -34,7 +34,7 @@ pub struct RebalanceInput<'a> {
 
 /// What is remembered of one SignalCluster. Begins empty; a new leader waits `stableFor` anew.
 #[derive(Debug, Clone, Default)]
-pub struct Memory {
+pub struct RebalanceMemory {
     /// Since when a pod is too far above the mean.
     skewed_since: Option<DateTime<Utc>>,
     /// When, and how many connections were shed, within the last minute.
@@ -44,7 +44,7 @@ pub struct Memory {
 /// Pods by name and how many connections each is to shed; most often none.
 pub fn plan(
     input: &RebalanceInput<'_>,
-    memory: &mut Memory,
+    memory: &mut RebalanceMemory,
     now: DateTime<Utc>,
 ) -> Vec<(String, u32)> {
     if !input.settings.enabled || input.rolling_out || input.scaling || input.paused {
@@ -135,7 +135,7 @@ fn share(surplus: &[(&str, i64)], budget: i64) -> Vec<(String, u32)> {
     orders
 }
 
-impl Memory {
+impl RebalanceMemory {
     /// How many may be shed in this step: the pace times the time since the last step, and never more than `per_minute` in any minute.
     fn budget(&mut self, per_minute: i64, now: DateTime<Utc>) -> i64 {
         let last = self

@@ -9,10 +9,21 @@ use signal_contract::RedisMode;
 use signal_crds::jwks::Algorithm;
 use signal_crds::status::SourceStage;
 
-/// The stage of everything that changes in stages.
+/// The stage of everything that changes in stages: one member for each plan, which reads and changes no other.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Key sources; of [`crate::plan::sources`].
+    #[serde(flatten)]
+    pub jwks: SourcesRecord,
+    /// Redis; of [`crate::plan::routing`].
+    #[serde(flatten)]
+    pub redis: RedisRecord,
+}
+
+/// The stages of key sources.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Record {
+pub struct SourcesRecord {
     /// Key sources as gateways know them, in the order of `live.toml`.
     pub sources: Vec<RecordedSource>,
     /// Names of sources that lost trust in an emergency: their connections are closed at once.
@@ -21,15 +32,21 @@ pub struct Record {
     /// When the last of them lost it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked_since: Option<DateTime<Utc>>,
-    /// Redis that gateways use, or are to use.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub redis: Option<RecordedRedis>,
-    /// Redis that gateways used before and still hear.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub redis_previous: Option<RecordedRedis>,
-    /// When that move began.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub redis_since: Option<DateTime<Utc>>,
+}
+
+/// How far gateways have switched from one Redis to another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RedisRecord {
+    /// Redis that gateways use, or switch to.
+    #[serde(rename = "redis", skip_serializing_if = "Option::is_none")]
+    pub current: Option<RecordedRedis>,
+    /// Redis that gateways switch from and stay subscribed to meanwhile.
+    #[serde(rename = "redisPrevious", skip_serializing_if = "Option::is_none")]
+    pub previous: Option<RecordedRedis>,
+    /// When the switch began.
+    #[serde(rename = "redisSince", skip_serializing_if = "Option::is_none")]
+    pub since: Option<DateTime<Utc>>,
 }
 
 /// One key source as gateways know it.
@@ -107,7 +124,8 @@ pub struct RecordedRedis {
 impl Record {
     /// Returns whether gateways still trust a source of the managed keys.
     pub fn names_managed(&self) -> bool {
-        self.sources
+        self.jwks
+            .sources
             .iter()
             .any(|source| source.definition.url.is_none())
     }
@@ -115,13 +133,15 @@ impl Record {
     /// Keys of the credentials Secret that the record names.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         let sources = self
+            .jwks
             .sources
             .iter()
             .filter_map(|source| source.definition.ca_file.as_deref());
         let redis = self
             .redis
+            .current
             .iter()
-            .chain(&self.redis_previous)
+            .chain(&self.redis.previous)
             .flat_map(|redis| {
                 [
                     redis.password_file.as_deref(),

@@ -9,11 +9,9 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::observe::fleet::{Fleet, Pod, Report, lag};
-use crate::plan::record::{Record, RecordedRedis};
-use crate::plan::{ACKNOWLEDGEMENT_TIMED_OUT, Plan, PlanEvent, WAITING_FOR_PODS, Waiting};
-
-/// A pod cannot use the Redis that it is to use; reason of a [`Waiting`].
-pub const REDIS_UNREACHABLE: &str = "RedisUnreachable";
+use crate::plan::record::{RecordedRedis, RedisRecord};
+use crate::plan::{Plan, PlanEvent, Waiting};
+use crate::reasons::{ConditionReason, EventReason};
 
 /// What [`plan`] looks at.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +19,7 @@ pub struct RoutingInput<'a> {
     /// Redis as the spec wants it.
     pub wanted: Option<&'a RecordedRedis>,
     /// How far a move has come.
-    pub record: &'a Record,
+    pub record: &'a RedisRecord,
     /// Revision of the `live.toml` in the cluster that was made from exactly this record; `None`: there is none yet.
     pub revision: Option<&'a str>,
     /// The pods.
@@ -30,14 +28,14 @@ pub struct RoutingInput<'a> {
     pub ack_timeout: signal_crds::Duration,
 }
 
-/// The next step: changes `redis`, `redis_previous` and `redis_since` only.
-pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
+/// The next step.
+pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<RedisRecord> {
     let mut plan = Plan {
         next: input.record.clone(),
         waiting: None,
         events: Vec::new(),
     };
-    let (Some(wanted), Some(used)) = (input.wanted, &input.record.redis) else {
+    let (Some(wanted), Some(used)) = (input.wanted, &input.record.current) else {
         place(&mut plan.next, input.wanted, None, None);
         return plan;
     };
@@ -46,7 +44,7 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
         place(&mut plan.next, Some(wanted), None, None);
         return plan;
     }
-    let previous = input.record.redis_previous.as_ref();
+    let previous = input.record.previous.as_ref();
     match previous {
         _ if wanted == used => {}
         // Nobody is there yet, so that what everybody still uses is to be heard until the move to the third is done.
@@ -59,7 +57,7 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
     }
     if plan.next != *input.record {
         plan.waiting = Some(Waiting {
-            reason: WAITING_FOR_PODS,
+            reason: ConditionReason::WaitingForPods,
             message: "the move is not written yet".into(),
         });
         return plan;
@@ -69,7 +67,7 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
     };
     let Some(mut waiting) = obstacle(input, used) else {
         plan.events.push(PlanEvent::normal(
-            "RedisMoved",
+            EventReason::RedisMoved,
             format!("from {} to {}", address(previous), address(used)),
         ));
         // Where a third is wanted by now, the next look begins with that.
@@ -85,19 +83,17 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
         );
     }
     let timeout = TimeDelta::from_std(input.ack_timeout.std()).unwrap_or(TimeDelta::days(36_500));
-    if let Some(since) = input
-        .record
-        .redis_since
-        .filter(|since| now - *since >= timeout)
-    {
+    if let Some(since) = input.record.since.filter(|since| now - *since >= timeout) {
         let since = since.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
         let note = format!("Redis moves since {since}: {}", waiting.message);
-        plan.events
-            .push(PlanEvent::warning(ACKNOWLEDGEMENT_TIMED_OUT, note.clone()));
+        plan.events.push(PlanEvent::warning(
+            EventReason::AcknowledgementTimedOut,
+            note.clone(),
+        ));
         // That it cannot be reached says more than that it takes long.
-        if waiting.reason == WAITING_FOR_PODS {
+        if waiting.reason == ConditionReason::WaitingForPods {
             waiting = Waiting {
-                reason: ACKNOWLEDGEMENT_TIMED_OUT,
+                reason: ConditionReason::AcknowledgementTimedOut,
                 message: note,
             };
         }
@@ -107,19 +103,23 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
 }
 
 fn place(
-    record: &mut Record,
+    record: &mut RedisRecord,
     redis: Option<&RecordedRedis>,
     previous: Option<&RecordedRedis>,
     since: Option<DateTime<Utc>>,
 ) {
-    (record.redis, record.redis_previous, record.redis_since) =
-        (redis.cloned(), previous.cloned(), since);
+    (record.current, record.previous, record.since) = (redis.cloned(), previous.cloned(), since);
 }
 
-fn begin(plan: &mut Plan<Record>, to: &RecordedRedis, from: &RecordedRedis, now: DateTime<Utc>) {
+fn begin(
+    plan: &mut Plan<RedisRecord>,
+    to: &RecordedRedis,
+    from: &RecordedRedis,
+    now: DateTime<Utc>,
+) {
     place(&mut plan.next, Some(to), Some(from), Some(now));
     plan.events.push(PlanEvent::normal(
-        "RedisMoveStarted",
+        EventReason::RedisMoveStarted,
         format!("from {} to {}", address(from), address(to)),
     ));
 }
@@ -137,7 +137,7 @@ fn obstacle(input: &RoutingInput<'_>, used: &RecordedRedis) -> Option<Waiting> {
     let of = |reason, message| Some(Waiting { reason, message });
     let Some(revision) = input.revision else {
         return of(
-            WAITING_FOR_PODS,
+            ConditionReason::WaitingForPods,
             input.fleet.lagging(None).unwrap_or_default(),
         );
     };
@@ -149,15 +149,18 @@ fn obstacle(input: &RoutingInput<'_>, used: &RecordedRedis) -> Option<Waiting> {
             .unwrap_or_default()
     };
     if let Some((pod, error)) = there.iter().find_map(|pod| Some((pod, bus(pod).error?))) {
-        return of(REDIS_UNREACHABLE, format!("pod {}: {error}", pod.name));
+        return of(
+            ConditionReason::RedisUnreachable,
+            format!("pod {}: {error}", pod.name),
+        );
     }
     if let Some(lag) = lag(late) {
-        return of(WAITING_FOR_PODS, lag);
+        return of(ConditionReason::WaitingForPods, lag);
     }
     let waits = |pod: &&&Pod| !same_nodes(&bus(pod).nodes, &used.nodes) || !bus(pod).hearing;
     let pod = there.iter().find(waits)?;
     of(
-        WAITING_FOR_PODS,
+        ConditionReason::WaitingForPods,
         format!(
             "pod {} does not hear itself over {} yet",
             pod.name,

@@ -18,6 +18,7 @@ use signal_crds::status::{Scaling, ScalingState};
 
 use crate::observe::fleet::{Fleet, Pod};
 use crate::plan::{PlanEvent, Waiting};
+use crate::reasons::{ConditionReason, EventReason};
 use crate::time::to_k8s;
 
 /// Deletion cost of a victim that drains.
@@ -364,7 +365,7 @@ fn tell(
             input.wanted
         );
         step.waiting = Some(Waiting {
-            reason: "RolloutInProgress",
+            reason: ConditionReason::RolloutInProgress,
             message,
         });
     } else if drains {
@@ -373,7 +374,7 @@ fn tell(
             .filter(|pod| leaving.iter().all(|one| one.name != pod.name))
             .collect();
         step.waiting = Some(Waiting {
-            reason: "Draining",
+            reason: ConditionReason::Draining,
             message: format!("before they go, these drain: {}", list(&open)),
         });
     }
@@ -383,7 +384,8 @@ fn tell(
             input.wanted,
             list(&victims.new)
         );
-        step.events.push(PlanEvent::normal("DrainStarted", note));
+        step.events
+            .push(PlanEvent::normal(EventReason::DrainStarted, note));
     }
     if !victims.cancelled.is_empty() {
         let why = if input.rolling_out {
@@ -392,7 +394,7 @@ fn tell(
             "they are wanted again"
         };
         step.events.push(PlanEvent::normal(
-            "DrainCancelled",
+            EventReason::DrainCancelled,
             format!("{why}: {}", list(&victims.cancelled)),
         ));
     }
@@ -401,13 +403,13 @@ fn tell(
     }
     if replicas > current {
         step.events.push(PlanEvent::normal(
-            "ScaledOut",
+            EventReason::ScaledOut,
             format!("from {current} to {replicas} pods"),
         ));
         return;
     }
     step.events.push(PlanEvent::normal(
-        "ScaledIn",
+        EventReason::ScaledIn,
         format!("from {current} to {replicas} pods: {}", list(leaving)),
     ));
     let late: Vec<&Pod> = leaving
@@ -417,7 +419,7 @@ fn tell(
         .collect();
     if !late.is_empty() {
         step.events.push(PlanEvent::warning(
-            "DrainDeadlineExceeded",
+            EventReason::DrainDeadlineExceeded,
             format!("these go with connections open: {}", list(&late)),
         ));
     }

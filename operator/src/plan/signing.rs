@@ -28,6 +28,7 @@ use signal_crds::status::{SigningKeyStage, SigningKeyStatus};
 
 use crate::observe::fleet::{Fleet, Pod};
 use crate::plan::{Plan, PlanEvent, Waiting};
+use crate::reasons::{ConditionReason, EventReason};
 use crate::time::to_k8s;
 
 /// Key of the Secret with every key and its stage.
@@ -43,21 +44,6 @@ const JWKS_JSON: &str = "jwks.json";
 const POD_MARGIN: signal_crds::Duration = signal_crds::Duration::secs(180);
 /// Most keys at a time; gateways take more.
 const MAX_KEYS: usize = 8;
-
-/// Reason: so many old keys are still verified that none is added.
-pub const TOO_MANY_KEYS: &str = "TooManySigningKeys";
-/// Reason: ready pods do not serve a key yet that is to sign.
-pub const WAITING_FOR_PODS: &str = "WaitingForPods";
-/// Event: a key is in the public set and signs nothing yet.
-pub const SIGNING_KEY_PUBLISHED: &str = "SigningKeyPublished";
-/// Event: the issuer is to sign with a key.
-pub const SIGNING_KEY_ACTIVATED: &str = "SigningKeyActivated";
-/// Event: a key signs no more.
-pub const SIGNING_KEY_RETIRED: &str = "SigningKeyRetired";
-/// Event: no token of a key can be valid any more, and it is gone.
-pub const SIGNING_KEY_DROPPED: &str = "SigningKeyDropped";
-/// Event: the Secret does not hold what the operator wrote.
-pub const SIGNING_KEYS_DAMAGED: &str = "SigningKeysDamaged";
 
 /// Every key with its stage, oldest first, and what tokens say of their issuer.
 #[derive(Debug, Clone, PartialEq)]
@@ -440,7 +426,7 @@ pub fn plan(
             && key.verify_until.is_some_and(|until| until <= now);
         if over {
             tell(
-                SIGNING_KEY_DROPPED,
+                EventReason::SigningKeyDropped,
                 format!("key {}: no token of it can be valid any more", key.kid),
             );
         }
@@ -457,7 +443,7 @@ pub fn plan(
         ring.keys[at].turn(SigningKeyStage::Signing, Some(now), None);
         ring.keys[at].token_life = *max_token_life;
         tell(
-            SIGNING_KEY_ACTIVATED,
+            EventReason::SigningKeyActivated,
             format!("key {} signs; there was none before", ring.keys[at].kid),
         );
         return Plan {
@@ -474,14 +460,14 @@ pub fn plan(
                 "{MAX_KEYS} keys are published; the next one is made when an old one is dropped"
             );
             waiting = Some(Waiting {
-                reason: TOO_MANY_KEYS,
+                reason: ConditionReason::TooManySigningKeys,
                 message,
             });
         }
         None if after(after(now, *cache_age), POD_MARGIN) >= due => {
             let key = Key::generate(random, SigningKeyStage::Published, now);
             tell(
-                SIGNING_KEY_PUBLISHED,
+                EventReason::SigningKeyPublished,
                 format!(
                     "key {} is published and signs from {}",
                     key.kid,
@@ -497,7 +483,7 @@ pub fn plan(
                 .map(|since| after(since, *cache_age));
             if let Some(why) = unserved(input.fleet, &kid) {
                 waiting = Some(Waiting {
-                    reason: WAITING_FOR_PODS,
+                    reason: ConditionReason::WaitingForPods,
                     message: format!("signing key {kid}: {why}"),
                 });
             } else if known.is_some_and(|known| known <= now) {
@@ -506,12 +492,12 @@ pub fn plan(
                 ring.keys[next].token_life = *max_token_life;
                 ring.keys[signing].turn(SigningKeyStage::VerifyOnly, Some(now), Some(until));
                 tell(
-                    SIGNING_KEY_ACTIVATED,
+                    EventReason::SigningKeyActivated,
                     format!("key {kid} signs; every ready pod has served it for {cache_age}"),
                 );
                 let old = &ring.keys[signing].kid;
                 tell(
-                    SIGNING_KEY_RETIRED,
+                    EventReason::SigningKeyRetired,
                     format!(
                         "key {old} signs no more and is verified until {}",
                         until.to_rfc3339()

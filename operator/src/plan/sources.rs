@@ -21,17 +21,9 @@ use signal_crds::jwks::Rotation;
 use signal_crds::status::SourceStage;
 
 use crate::observe::fleet::{Fleet, Pod, lag};
-use crate::plan::record::{Record, RecordedSource, SourceDefinition};
-use crate::plan::{ACKNOWLEDGEMENT_TIMED_OUT, Plan, PlanEvent, WAITING_FOR_PODS, Waiting};
-
-/// A pod cannot fetch a source that it is to trust or relies on; reason of a [`Waiting`].
-pub const SOURCE_UNREACHABLE: &str = "SourceUnreachable";
-/// Sources that are no longer wanted are accepted for a while; reason of a [`Waiting`].
-pub const OVERLAP: &str = "Overlap";
-/// Gateways take no more sources until some have gone; reason of a [`Waiting`].
-pub const TOO_MANY_SOURCES: &str = "TooManySources";
-/// Sources were revoked, and the emergency is still on; reason of a [`Waiting`].
-pub const EMERGENCY: &str = "EmergencyInForce";
+use crate::plan::record::{RecordedSource, SourceDefinition, SourcesRecord};
+use crate::plan::{Plan, PlanEvent, Waiting};
+use crate::reasons::{ConditionReason, EventReason};
 
 /// Most sources that a gateway takes.
 const MAX_SOURCES: usize = 16;
@@ -46,15 +38,15 @@ pub struct SourcesInput<'a> {
     /// How a change proceeds.
     pub rotation: &'a Rotation,
     /// How far it has come.
-    pub record: &'a Record,
+    pub record: &'a SourcesRecord,
     /// Revision of the `live.toml` in the cluster that was made from exactly this record; `None`: there is none yet.
     pub revision: Option<&'a str>,
     /// The pods.
     pub fleet: &'a Fleet,
 }
 
-/// The next step: changes `sources`, `revoked_sources` and `revoked_since` only.
-pub fn plan(input: &SourcesInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
+/// The next step.
+pub fn plan(input: &SourcesInput<'_>, now: DateTime<Utc>) -> Plan<SourcesRecord> {
     let mut step = Step {
         input,
         now,
@@ -78,7 +70,7 @@ pub fn plan(input: &SourcesInput<'_>, now: DateTime<Utc>) -> Plan<Record> {
 struct Step<'a> {
     input: &'a SourcesInput<'a>,
     now: DateTime<Utc>,
-    next: Record,
+    next: SourcesRecord,
     events: Vec<PlanEvent>,
     /// Declared names of wanted sources that there is no room for.
     left_out: Vec<&'a str>,
@@ -95,7 +87,7 @@ impl<'a> Step<'a> {
             // A source that nobody trusted has no connections.
             if source.stage == SourceStage::Prepared {
                 self.event(
-                    "SourceRemoved",
+                    EventReason::SourceRemoved,
                     format!("{} was never trusted", source.name),
                 );
                 continue;
@@ -104,15 +96,16 @@ impl<'a> Step<'a> {
                 "{} lost trust in an emergency: connections that rest on it are closed",
                 source.name
             );
-            self.events.push(PlanEvent::warning("SourceRevoked", note));
+            self.events
+                .push(PlanEvent::warning(EventReason::SourceRevoked, note));
             self.next.revoked_sources.push(source.name);
             self.next.revoked_since = Some(self.now);
         }
         let surplus = self.next.revoked_sources.len().saturating_sub(MAX_REVOKED);
         self.next.revoked_sources.drain(..surplus);
         self.advance(|source| match source.stage {
-            SourceStage::Prepared => Some((SourceStage::Trusted, "SourceTrusted")),
-            SourceStage::Retiring => Some((SourceStage::Trusted, "SourceTakenBack")),
+            SourceStage::Prepared => Some((SourceStage::Trusted, EventReason::SourceTrusted)),
+            SourceStage::Retiring => Some((SourceStage::Trusted, EventReason::SourceTakenBack)),
             SourceStage::Trusted => None,
         });
         self.add(SourceStage::Trusted);
@@ -139,11 +132,11 @@ impl<'a> Step<'a> {
         self.advance(|source| {
             let trusted = trusted
                 .contains(&source.name)
-                .then_some((SourceStage::Trusted, "SourceTrusted"));
+                .then_some((SourceStage::Trusted, EventReason::SourceTrusted));
             trusted.or_else(|| {
                 retired
                     .contains(&source.name)
-                    .then_some((SourceStage::Retiring, "SourceRetiring"))
+                    .then_some((SourceStage::Retiring, EventReason::SourceRetiring))
             })
         });
     }
@@ -176,7 +169,7 @@ impl<'a> Step<'a> {
         }
         self.advance(|source| {
             back.contains(&source.name)
-                .then_some((SourceStage::Trusted, "SourceTakenBack"))
+                .then_some((SourceStage::Trusted, EventReason::SourceTakenBack))
         });
     }
 
@@ -192,7 +185,7 @@ impl<'a> Step<'a> {
         self.next.sources = kept;
         for source in gone {
             self.event(
-                "SourceRemoved",
+                EventReason::SourceRemoved,
                 format!("{} is gone: its tokens are refused", source.name),
             );
         }
@@ -219,10 +212,13 @@ impl<'a> Step<'a> {
             let name = self.free_name(declared, definition);
             match stage {
                 SourceStage::Prepared => self.event(
-                    "SourcePrepared",
+                    EventReason::SourcePrepared,
                     format!("pods are to fetch {name} ({})", origin(definition)),
                 ),
-                _ => self.event("SourceTrusted", format!("{name} ({})", origin(definition))),
+                _ => self.event(
+                    EventReason::SourceTrusted,
+                    format!("{name} ({})", origin(definition)),
+                ),
             }
             let (declared, definition, since) = (declared.clone(), definition.clone(), self.now);
             self.next.sources.push(RecordedSource {
@@ -261,7 +257,7 @@ impl<'a> Step<'a> {
     }
 
     /// Gives those sources their next stage for which there is one.
-    fn advance(&mut self, stage: impl Fn(&RecordedSource) -> Option<(SourceStage, &'static str)>) {
+    fn advance(&mut self, stage: impl Fn(&RecordedSource) -> Option<(SourceStage, EventReason)>) {
         for source in &mut self.next.sources {
             let Some((stage, reason)) = stage(source) else {
                 continue;
@@ -277,7 +273,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    fn event(&mut self, reason: &'static str, note: String) {
+    fn event(&mut self, reason: EventReason, note: String) {
         self.events.push(PlanEvent::normal(reason, note));
     }
 
@@ -418,14 +414,16 @@ impl<'a> Step<'a> {
             return Some(waiting);
         };
         let note = format!("since {}: {}", text(since), waiting.message);
-        self.events
-            .push(PlanEvent::warning(ACKNOWLEDGEMENT_TIMED_OUT, note.clone()));
+        self.events.push(PlanEvent::warning(
+            EventReason::AcknowledgementTimedOut,
+            note.clone(),
+        ));
         // A source that cannot be fetched says more than that pods have not fetched it.
         let timed_out = Waiting {
-            reason: ACKNOWLEDGEMENT_TIMED_OUT,
+            reason: ConditionReason::AcknowledgementTimedOut,
             message: note,
         };
-        Some(if waiting.reason == WAITING_FOR_PODS {
+        Some(if waiting.reason == ConditionReason::WaitingForPods {
             timed_out
         } else {
             waiting
@@ -453,12 +451,15 @@ impl<'a> Step<'a> {
             let names = self.next.revoked_sources.join(", ");
             return Some(match lag {
                 Some(lag) => (
-                    of(WAITING_FOR_PODS, format!("revocation of {names}: {lag}")),
+                    of(
+                        ConditionReason::WaitingForPods,
+                        format!("revocation of {names}: {lag}"),
+                    ),
                     self.next.revoked_since.filter(|_| !self.changed()),
                 ),
                 None => (
                     of(
-                        EMERGENCY,
+                        ConditionReason::EmergencyInForce,
                         format!(
                             "{names} revoked everywhere; set spec.jwks.rotation.emergency to false"
                         ),
@@ -476,17 +477,25 @@ impl<'a> Step<'a> {
         match (moving, lag) {
             (Some(source), Some(lag)) => {
                 return Some((
-                    of(WAITING_FOR_PODS, format!("{}: {lag}", source.name)),
+                    of(
+                        ConditionReason::WaitingForPods,
+                        format!("{}: {lag}", source.name),
+                    ),
                     since,
                 ));
             }
             // A source that went leaves no time to count from.
-            (None, Some(lag)) if self.is_news() => return Some((of(WAITING_FOR_PODS, lag), None)),
+            (None, Some(lag)) if self.is_news() => {
+                return Some((of(ConditionReason::WaitingForPods, lag), None));
+            }
             _ => {}
         }
         let unreachable = |source: &RecordedSource, error: String| {
             let message = format!("{} ({}): {error}", source.name, origin(&source.definition));
-            Some((of(SOURCE_UNREACHABLE, message), Some(source.since)))
+            Some((
+                of(ConditionReason::SourceUnreachable, message),
+                Some(source.since),
+            ))
         };
         for source in self.prepared() {
             if let Err(error) = self.fetched(source) {
@@ -508,7 +517,7 @@ impl<'a> Step<'a> {
                 "gateways take {MAX_SOURCES} sources; no room yet for {}",
                 self.left_out.join(", ")
             );
-            return Some((of(TOO_MANY_SOURCES, message), None));
+            return Some((of(ConditionReason::TooManySources, message), None));
         }
         let until = |source: &RecordedSource| {
             source
@@ -516,7 +525,7 @@ impl<'a> Step<'a> {
                 .map(|until| format!("{} is accepted until {}", source.name, text(until)))
         };
         let overlaps: Vec<String> = self.retiring().filter_map(until).collect();
-        (!overlaps.is_empty()).then(|| (of(OVERLAP, overlaps.join("; ")), None))
+        (!overlaps.is_empty()).then(|| (of(ConditionReason::Overlap, overlaps.join("; ")), None))
     }
 
     /// Whether a ready pod says that it has other sources, or others of them trusted, than it is to have.

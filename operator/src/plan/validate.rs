@@ -16,7 +16,7 @@ use signal_crds::{SignalCluster, SignalClusterSpec};
 
 use crate::observe::observed::{Observed, Secrets};
 use crate::plan::record::{RecordedRedis, SourceDefinition};
-use crate::status::conditions::ConditionType;
+use crate::reasons::ConditionReason;
 use secrets::Resolver;
 pub use secrets::{BASIC_USERS, DATABASE_CA, DATABASE_URL, KAFKA_CA, KAFKA_PASSWORD, POLICY_URL};
 use shape::Shape;
@@ -72,15 +72,26 @@ impl ValidCluster {
     }
 }
 
-/// Why a spec cannot be acted on.
+/// Why a spec cannot be carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The condition that it makes False.
-    pub condition: ConditionType,
-    /// CamelCase.
-    pub reason: &'static str,
+    /// What is wrong.
+    pub kind: ProblemKind,
+    /// Reason of the condition.
+    pub reason: ConditionReason,
     /// Names the field and the object; never a secret.
     pub message: String,
+}
+
+/// What is wrong, and so which condition shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProblemKind {
+    /// The spec itself.
+    Spec,
+    /// A Secret or ConfigMap that the spec names.
+    Reference,
+    /// The record of stages that an operator wrote.
+    Record,
 }
 
 /// Checks the spec against everything it refers to.

@@ -12,8 +12,8 @@ use serde_json::json;
 use signal_crds::SignalCluster;
 
 use crate::act::apply::{Applied, ApplyError, Wanted, apply, wanted};
-use crate::act::orders;
-use crate::decide::{ClusterPlan, decide, wants_samples};
+use crate::act::orders::{self, Orders};
+use crate::decide::{ClusterPlan, PlannedCluster, decide, wants_samples};
 use crate::names::Children;
 use crate::objects::ADMIN_TOKEN;
 use crate::observe::observed::Observed;
@@ -21,6 +21,7 @@ use crate::observe::owner::Owner;
 use crate::observe::resources::SECRET;
 use crate::observe::{ObserveError, observe};
 use crate::plan::Kind;
+use crate::reasons::ConditionReason;
 use crate::reconcile::context::{Context, Error};
 use crate::status::conditions::ConditionType;
 use crate::status::{ApplyFailure, status};
@@ -60,11 +61,10 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
             now,
         )
     };
-    let paused = observed.cluster.spec.paused;
-    let outcome = if paused {
-        Ok(())
-    } else {
-        act(context, &observed, &plan).await
+    let planned = plan.planned().filter(|_| !observed.cluster.spec.paused);
+    let outcome = match planned {
+        None => Ok(()),
+        Some(planned) => act(context, &observed, planned).await,
     };
     let failure = match &outcome {
         Err(Error::Apply(error)) => lasting(error),
@@ -73,7 +73,7 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
     // Whatever stopped the rest, people are told what was seen.
     let status = status(&observed, &plan, failure.as_ref(), now);
     if outcome.is_ok() || failure.is_some() {
-        if !paused && outcome.is_ok() {
+        if !observed.cluster.spec.paused && outcome.is_ok() {
             publish_events(context, &observed, &plan).await;
         }
         publish_conditions(context, &observed, &status.conditions).await;
@@ -81,7 +81,10 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
     }
     outcome?;
     // No watch tells when.
-    let migrates_again = plan.migration.tried_again(&observed.cluster.spec).is_some();
+    let migrates_again = plan.planned().is_some_and(|planned| {
+        let retried = planned.migration.tried_again(&observed.cluster.spec);
+        retried.is_some()
+    });
     Ok(if plan.is_busy(&observed.fleet) {
         context.look_again(BUSY)
     } else if wants_samples(&observed) || settling(&observed, &status.conditions) || migrates_again
@@ -103,11 +106,9 @@ fn settling(observed: &Observed, conditions: &[Condition]) -> bool {
     !settled && observed.fleet.ready().next().is_some()
 }
 
-/// Writes what the plan asks for.
-async fn act(context: &Context, observed: &Observed, plan: &ClusterPlan) -> Result<(), Error> {
-    let Some(desired) = &plan.desired else {
-        return Ok(());
-    };
+/// Applies the objects and gives the orders of a plan.
+async fn act(context: &Context, observed: &Observed, plan: &PlannedCluster) -> Result<(), Error> {
+    let desired = &plan.desired;
     let mut objects = wanted(desired.clone())?;
     if desired.signing_keys.is_none()
         && observed
@@ -137,7 +138,11 @@ async fn act(context: &Context, observed: &Observed, plan: &ClusterPlan) -> Resu
     }
     let token = admin_token(&applied, observed);
     orders::give(
-        plan,
+        Orders {
+            scale: &plan.scale,
+            shed: &plan.shed,
+            rescale: plan.rescale,
+        },
         &observed.fleet,
         &Owner::of(observed),
         token.as_deref(),
@@ -166,13 +171,13 @@ fn names_managed_keys(live: &k8s_openapi::api::core::v1::ConfigMap) -> bool {
 fn lasting(error: &ApplyError) -> Option<ApplyFailure> {
     match error {
         ApplyError::Occupied { .. } => Some(ApplyFailure {
-            reason: "NameOccupied",
+            reason: ConditionReason::NameOccupied,
             message: error.to_string(),
         }),
         ApplyError::Write(write) => match write.api() {
             Some(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
                 Some(ApplyFailure {
-                    reason: "ApplyRefused",
+                    reason: ConditionReason::ApplyRefused,
                     message: format!("{write}: {}", status.message),
                 })
             }
@@ -190,7 +195,7 @@ async fn publish_events(context: &Context, observed: &Observed, plan: &ClusterPl
     let fresh = context
         .remembered(&observed.cluster)
         .lock()
-        .unpublished(&plan.events);
+        .unpublished(&plan.facts().events);
     for event in &fresh {
         let kind = match event.kind {
             Kind::Normal => EventType::Normal,
@@ -198,7 +203,7 @@ async fn publish_events(context: &Context, observed: &Observed, plan: &ClusterPl
         };
         context
             .events
-            .publish(&observed.cluster, kind, event.reason, &event.note)
+            .publish(&observed.cluster, kind, event.reason.as_str(), &event.note)
             .await;
     }
 }

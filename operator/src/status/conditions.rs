@@ -5,6 +5,7 @@
 use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
+use crate::reasons::ConditionReason;
 use crate::time::to_k8s;
 
 /// Longest message that is kept; the schema of metav1.Condition allows 32 KiB, people read less.
@@ -110,8 +111,8 @@ pub struct Finding {
     pub kind: ConditionType,
     /// What it says.
     pub state: State,
-    /// CamelCase, stable.
-    pub reason: &'static str,
+    /// Its reason.
+    pub reason: ConditionReason,
     /// For people.
     pub message: String,
 }
@@ -121,7 +122,7 @@ impl Finding {
     pub fn new(
         kind: ConditionType,
         state: State,
-        reason: &'static str,
+        reason: ConditionReason,
         message: impl Into<String>,
     ) -> Self {
         Self {
@@ -149,7 +150,7 @@ pub fn conditions(
             return old.cloned().unwrap_or_else(|| Condition {
                 type_: kind.as_str().into(),
                 status: State::Unknown.as_str().into(),
-                reason: "NotReported".into(),
+                reason: ConditionReason::NotReported.as_str().into(),
                 message: "nothing is known yet".into(),
                 observed_generation: generation,
                 last_transition_time: to_k8s(now),
@@ -161,7 +162,7 @@ pub fn conditions(
         Condition {
             type_: kind.as_str().into(),
             status: found.state.as_str().into(),
-            reason: found.reason.into(),
+            reason: found.reason.as_str().into(),
             message: shortened(&found.message),
             observed_generation: generation,
             last_transition_time: since.unwrap_or_else(|| to_k8s(now)),
@@ -202,10 +203,15 @@ mod tests {
     #[test]
     fn the_transition_time_moves_only_with_the_state() {
         let found = |state, reason| vec![Finding::new(Type::Ready, state, reason, "text")];
-        let first = conditions(&[], &found(State::False, "PodsStarting"), Some(1), at(10));
+        let first = conditions(
+            &[],
+            &found(State::False, ConditionReason::PodsStarting),
+            Some(1),
+            at(10),
+        );
         let other_reason = conditions(
             &first,
-            &found(State::False, "RolloutInProgress"),
+            &found(State::False, ConditionReason::RolloutInProgress),
             Some(2),
             at(20),
         );
@@ -219,7 +225,7 @@ mod tests {
         assert_eq!(other_reason[0].observed_generation, Some(2));
         let turned = conditions(
             &other_reason,
-            &found(State::True, "AllPodsReady"),
+            &found(State::True, ConditionReason::AllPodsReady),
             Some(2),
             at(30),
         );

@@ -1,4 +1,4 @@
-//! One finding per condition, and the summary of them.
+//! One finding per condition, and the summary of them: condition Ready.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use signal_crds::SignalClusterSpec;
@@ -7,43 +7,46 @@ use signal_crds::status::{ScalingState, SourceStage};
 
 use super::hpa::hpa_condition;
 use super::reports;
-use crate::decide::ClusterPlan;
+use crate::decide::{ClusterPlan, PlannedCluster};
 use crate::objects::Migration;
 use crate::observe::observed::Observed;
 use crate::plan::Waiting;
-use crate::plan::validate::Problem;
+use crate::plan::validate::{Problem, ProblemKind};
+use crate::reasons::ConditionReason;
 use crate::status::conditions::{ConditionType as Type, Finding, State};
 
 /// Why something could not be applied and will not be by trying again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApplyFailure {
     /// CamelCase.
-    pub reason: &'static str,
+    pub reason: ConditionReason,
     /// For people.
     pub message: String,
 }
 
-/// Everything that was found.
+/// The findings of all conditions.
 pub fn findings(
     observed: &Observed,
     plan: &ClusterPlan,
     failure: Option<&ApplyFailure>,
 ) -> Vec<Finding> {
     let spec = &observed.cluster.spec;
-    let problems = plan.valid.as_ref().err().map_or(&[][..], Vec::as_slice);
+    let problems = plan.problems();
     let mut all = vec![
         paused(spec),
         resolved(
             Type::SpecAccepted,
+            ProblemKind::Spec,
             problems,
-            "Accepted",
-            "the spec can be carried out",
+            ConditionReason::Accepted,
+            "the spec is valid",
         ),
         resolved(
             Type::SecretsResolved,
+            ProblemKind::Reference,
             problems,
-            "Resolved",
-            "everything the spec names is there",
+            ConditionReason::Resolved,
+            "every Secret and ConfigMap that the spec names is usable",
         ),
         available(observed),
         degraded(observed, plan, failure),
@@ -52,10 +55,10 @@ pub fn findings(
         jwks(observed, plan),
         limited(observed, plan),
     ];
-    if problems.is_empty() {
-        all.push(progressing(observed, plan));
-        all.push(database(spec, &plan.migration));
-        all.push(rotation(plan));
+    if let Some(planned) = plan.planned() {
+        all.push(progressing(observed, planned));
+        all.push(database(spec, &planned.migration));
+        all.push(rotation(planned));
     }
     all.push(ready(observed, plan, &all));
     all
@@ -65,18 +68,24 @@ fn paused(spec: &SignalClusterSpec) -> Finding {
     let (state, reason, message) = match spec.paused {
         true => (
             State::True,
-            "Paused",
-            "spec.paused: nothing is changed but status",
+            ConditionReason::Paused,
+            "spec.paused: only the status is written",
         ),
-        false => (State::False, "NotPaused", ""),
+        false => (State::False, ConditionReason::NotPaused, ""),
     };
     Finding::new(Type::ReconciliationPaused, state, reason, message)
 }
 
-fn resolved(kind: Type, problems: &[Problem], reason: &'static str, message: &str) -> Finding {
+fn resolved(
+    kind: Type,
+    of_kind: ProblemKind,
+    problems: &[Problem],
+    reason: ConditionReason,
+    message: &str,
+) -> Finding {
     let mut of: Vec<&Problem> = problems
         .iter()
-        .filter(|problem| problem.condition == kind)
+        .filter(|problem| problem.kind == of_kind)
         .collect();
     of.sort_by_key(|problem| &problem.message);
     match of.first() {
@@ -102,9 +111,9 @@ fn available(observed: &Observed) -> Finding {
     let (serving, wanted) = serving(observed);
     if wanted == 0 {
         let reason = if spec.stopped {
-            "Stopped"
+            ConditionReason::Stopped
         } else {
-            "ScaledToZero"
+            ConditionReason::ScaledToZero
         };
         return Finding::new(Type::Available, State::False, reason, "no pods are wanted");
     }
@@ -116,81 +125,115 @@ fn available(observed: &Observed) -> Finding {
     let least = (wanted - may_be_away).max(1);
     let message = format!("{serving} of {wanted} pods serve");
     match serving >= least {
-        true => Finding::new(Type::Available, State::True, "PodsAvailable", message),
-        false => Finding::new(Type::Available, State::False, "PodsUnavailable", message),
+        true => Finding::new(
+            Type::Available,
+            State::True,
+            ConditionReason::PodsAvailable,
+            message,
+        ),
+        false => Finding::new(
+            Type::Available,
+            State::False,
+            ConditionReason::PodsUnavailable,
+            message,
+        ),
     }
 }
 
 fn degraded(observed: &Observed, plan: &ClusterPlan, failure: Option<&ApplyFailure>) -> Finding {
-    let bad = |reason, message: String| Finding::new(Type::Degraded, State::True, reason, message);
-    if let Some(failure) = failure {
-        return bad(failure.reason, failure.message.clone());
+    let wrong = record_unreadable(plan)
+        .or_else(|| failure.map(|failure| (failure.reason, failure.message.clone())))
+        .or_else(|| stuck_rollout(plan))
+        .or_else(|| failed_migration(observed, plan))
+        .or_else(|| replica_failure(observed))
+        .or_else(|| refused_configuration(observed, plan))
+        .or_else(|| late_acknowledgement(plan));
+    match wrong {
+        Some((reason, message)) => Finding::new(Type::Degraded, State::True, reason, message),
+        None => Finding::new(
+            Type::Degraded,
+            State::False,
+            ConditionReason::AsExpected,
+            "",
+        ),
     }
-    if let Some(stuck) = &plan.rollout.stuck {
-        return bad(
-            "ProgressDeadlineExceeded",
-            format!("the rollout is stuck, pods of the old revision stay: {stuck}"),
-        );
-    }
-    if let Migration::Failed { job, message, .. } = &plan.migration {
-        return bad(
-            "MigrationFailed",
-            format!("Job {job} failed, pods of the old image stay: {message}"),
-        );
-    }
-    // While it is tried again nothing is better yet, and an alert that waits would never be given.
-    if let Migration::Pending { job } = &plan.migration
-        && let Some(before) = observed.cluster.status.as_ref().and_then(|status| {
-            let is_ours = |one: &&Condition| {
-                one.type_ == Type::Degraded.as_str() && one.reason == "MigrationFailed"
-            };
-            status
-                .conditions
-                .iter()
-                .find(is_ours)
-                .filter(|one| one.message.contains(job.as_str()))
-        })
-    {
-        return bad("MigrationFailed", before.message.clone());
-    }
-    let failure = observed
-        .deployment
-        .as_ref()
-        .and_then(|deployment| deployment.status.as_ref()?.conditions.as_ref());
-    let failure = failure.and_then(|all| {
-        all.iter()
-            .find(|one| one.type_ == "ReplicaFailure" && one.status == "True")
-    });
-    if let Some(failure) = failure {
-        return bad(
-            "ReplicaFailure",
-            failure.message.clone().unwrap_or_default(),
-        );
-    }
-    let refused = reports(&observed.fleet).find(|(pod, report)| {
-        report.live_error.is_some() && (!pod.holds(&plan.revision) || !report.ready)
-    });
-    if let Some((pod, report)) = refused {
-        return bad(
-            "ConfigurationRefused",
-            format!(
-                "{}: {}",
-                pod.name,
-                report.live_error.as_deref().unwrap_or_default()
-            ),
-        );
-    }
-    let late = [&plan.rotation, &plan.routing]
-        .into_iter()
-        .flatten()
-        .find(|waiting| waiting.reason == "AcknowledgementTimedOut");
-    if let Some(late) = late {
-        return bad("AcknowledgementTimedOut", late.message.clone());
-    }
-    Finding::new(Type::Degraded, State::False, "AsExpected", "")
 }
 
-fn progressing(observed: &Observed, plan: &ClusterPlan) -> Finding {
+fn record_unreadable(plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
+    let problem = plan
+        .problems()
+        .iter()
+        .find(|problem| problem.kind == ProblemKind::Record)?;
+    Some((problem.reason, problem.message.clone()))
+}
+
+fn stuck_rollout(plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
+    let stuck = plan.facts().rollout.stuck.as_ref()?;
+    Some((
+        ConditionReason::ProgressDeadlineExceeded,
+        format!("the rollout is stuck, pods of the old revision stay: {stuck}"),
+    ))
+}
+
+fn failed_migration(observed: &Observed, plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
+    let message = match &plan.planned()?.migration {
+        Migration::Failed { job, message, .. } => {
+            format!("Job {job} failed, pods of the old image stay: {message}")
+        }
+        // The next attempt proves nothing yet: without this, an alert with a waiting time would never fire.
+        Migration::Pending { job } => {
+            let conditions = &observed.cluster.status.as_ref()?.conditions;
+            let is_of_job = |condition: &&Condition| {
+                condition.type_ == Type::Degraded.as_str()
+                    && condition.reason == ConditionReason::MigrationFailed.as_str()
+                    && condition.message.contains(job.as_str())
+            };
+            conditions.iter().find(is_of_job)?.message.clone()
+        }
+        Migration::NotWanted | Migration::Complete { .. } => return None,
+    };
+    Some((ConditionReason::MigrationFailed, message))
+}
+
+fn replica_failure(observed: &Observed) -> Option<(ConditionReason, String)> {
+    let status = observed.deployment.as_ref()?.status.as_ref()?;
+    let failure = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;
+    Some((
+        ConditionReason::ReplicaFailure,
+        failure.message.clone().unwrap_or_default(),
+    ))
+}
+
+fn refused_configuration(
+    observed: &Observed,
+    plan: &ClusterPlan,
+) -> Option<(ConditionReason, String)> {
+    reports(&observed.fleet).find_map(|(pod, report)| {
+        let error = report.live_error.as_ref()?;
+        let is_refused = !pod.holds(&plan.facts().revision) || !report.ready;
+        is_refused.then(|| {
+            (
+                ConditionReason::ConfigurationRefused,
+                format!("{}: {error}", pod.name),
+            )
+        })
+    })
+}
+
+fn late_acknowledgement(plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
+    let planned = plan.planned()?;
+    let late = [&planned.rotation, &planned.routing]
+        .into_iter()
+        .flatten()
+        .find(|waiting| waiting.reason == ConditionReason::AcknowledgementTimedOut)?;
+    Some((late.reason, late.message.clone()))
+}
+
+fn progressing(observed: &Observed, plan: &PlannedCluster) -> Finding {
     let on =
         |reason, message: String| Finding::new(Type::Progressing, State::True, reason, message);
     // While stopped no Job is made, and no pod waits for one.
@@ -199,58 +242,71 @@ fn progressing(observed: &Observed, plan: &ClusterPlan) -> Finding {
         && !spec.stopped
     {
         return on(
-            "MigrationRunning",
+            ConditionReason::MigrationRunning,
             format!("pods of the wanted image start once Job {job} has completed"),
         );
     }
     if let Some(job) = plan.migration.tried_again(spec) {
         return on(
-            "MigrationFailed",
-            format!("Job {job} is made again a minute after it failed"),
+            ConditionReason::MigrationFailed,
+            format!("Job {job} failed; it is created again a minute later"),
         );
     }
-    if plan.rollout.going_on {
+    if plan.facts.rollout.going_on {
         return on(
-            "RolloutInProgress",
-            format!("{} pods are of the newest revision", plan.rollout.updated),
+            ConditionReason::RolloutInProgress,
+            format!(
+                "{} pods are of the newest revision",
+                plan.facts.rollout.updated
+            ),
         );
     }
     let (serving, wanted) = serving(observed);
-    let starting = || on("PodsStarting", format!("{serving} of {wanted} pods serve"));
-    if let Some(step) = plan
-        .scale
-        .as_ref()
-        .filter(|step| step.status.state != ScalingState::Idle)
-    {
-        if step.status.from == step.status.to && step.status.victims.is_empty() && serving < wanted
-        {
+    let starting = || {
+        on(
+            ConditionReason::PodsStarting,
+            format!("{serving} of {wanted} pods serve"),
+        )
+    };
+    let scaling = &plan.scale.status;
+    if scaling.state != ScalingState::Idle {
+        if scaling.from == scaling.to && scaling.victims.is_empty() && serving < wanted {
             return starting();
         }
         let message = format!(
             "from {} to {} pods; {} drain",
-            step.status.from,
-            step.status.to,
-            step.status.victims.len()
+            scaling.from,
+            scaling.to,
+            scaling.victims.len()
         );
-        return on("ScalingInProgress", message);
+        return on(ConditionReason::ScalingInProgress, message);
     }
     if let Some(waiting) = &plan.routing {
-        return on("RedisMoving", waiting.message.clone());
+        return on(ConditionReason::RedisMoving, waiting.message.clone());
     }
     if let Some(waiting) = &plan.rotation {
-        return on("RotationInProgress", waiting.message.clone());
+        return on(ConditionReason::RotationInProgress, waiting.message.clone());
     }
     if serving < wanted {
         return starting();
     }
-    Finding::new(Type::Progressing, State::False, "Settled", "")
+    Finding::new(
+        Type::Progressing,
+        State::False,
+        ConditionReason::Settled,
+        "",
+    )
 }
 
 fn redis(observed: &Observed) -> Finding {
     let find =
         |state, reason, message: String| Finding::new(Type::RedisReachable, state, reason, message);
     if observed.cluster.spec.redis.is_none() {
-        return find(State::True, "NotConfigured", "one pod alone".into());
+        return find(
+            State::True,
+            ConditionReason::NotConfigured,
+            "one pod serves without Redis".into(),
+        );
     }
     let mut asked = 0;
     for (pod, report) in reports(&observed.fleet) {
@@ -258,24 +314,31 @@ fn redis(observed: &Observed) -> Finding {
         if let Some(error) = &report.bus.error {
             return find(
                 State::False,
-                "NotReachable",
+                ConditionReason::NotReachable,
                 format!("{}: {error}", pod.name),
             );
         }
         if !report.bus.hearing {
             return find(
                 State::False,
-                "Deaf",
-                format!("{} does not hear itself through Redis", pod.name),
+                ConditionReason::SubscriptionStalled,
+                format!(
+                    "{} does not receive its own messages through Redis",
+                    pod.name
+                ),
             );
         }
     }
     match asked {
-        0 => find(State::Unknown, "NotReported", "no pod answers".into()),
+        0 => find(
+            State::Unknown,
+            ConditionReason::NotReported,
+            "no pod answers".into(),
+        ),
         _ => find(
             State::True,
-            "Hearing",
-            format!("{asked} pods hear themselves through Redis"),
+            ConditionReason::Subscribed,
+            format!("{asked} pods receive their own messages through Redis"),
         ),
     }
 }
@@ -284,7 +347,11 @@ fn kafka(observed: &Observed) -> Finding {
     let find =
         |state, reason, message: String| Finding::new(Type::KafkaReachable, state, reason, message);
     if observed.cluster.spec.kafka.is_none() {
-        return find(State::True, "NotConfigured", "there is no pipeline".into());
+        return find(
+            State::True,
+            ConditionReason::NotConfigured,
+            "the spec has no Kafka".into(),
+        );
     }
     let facts: Vec<_> = reports(&observed.fleet)
         .filter_map(|(pod, report)| Some((pod, report.kafka?)))
@@ -292,7 +359,7 @@ fn kafka(observed: &Observed) -> Finding {
     if let Some((pod, facts)) = facts.iter().find(|(_, facts)| facts.retrying > 0) {
         return find(
             State::False,
-            "PipelineWaits",
+            ConditionReason::PipelineWaits,
             format!(
                 "{}: {} partitions wait for a dependency",
                 pod.name, facts.retrying
@@ -300,15 +367,20 @@ fn kafka(observed: &Observed) -> Finding {
         );
     }
     match facts.iter().map(|(_, facts)| facts.partitions).sum::<i64>() {
-        _ if facts.is_empty() => find(State::Unknown, "NotReported", "no pod answers".into()),
+        _ if facts.is_empty() => find(
+            State::Unknown,
+            ConditionReason::NotReported,
+            "no pod answers".into(),
+        ),
         0 => find(
             State::False,
-            "NoPartitions",
-            "no pod has a partition: brokers cannot be reached, or the topics are not there".into(),
+            ConditionReason::NoPartitions,
+            "no pod has a partition: the brokers cannot be reached, or the topics do not exist"
+                .into(),
         ),
         partitions => find(
             State::True,
-            "Consuming",
+            ConditionReason::Consuming,
             format!("{partitions} partitions are assigned"),
         ),
     }
@@ -319,36 +391,42 @@ fn database(spec: &SignalClusterSpec, migration: &Migration) -> Finding {
         Finding::new(Type::DatabaseMigrated, state, reason, message)
     };
     match migration {
-        Migration::NotWanted if spec.database.is_none() => {
-            find(State::True, "NotConfigured", "rows live in the pod".into())
-        }
+        Migration::NotWanted if spec.database.is_none() => find(
+            State::True,
+            ConditionReason::NotConfigured,
+            "each pod has a database of its own".into(),
+        ),
         Migration::NotWanted => find(
             State::True,
-            "NotManaged",
-            "spec.database.migrations: no Job migrates".into(),
+            ConditionReason::NotManaged,
+            "spec.database.migrations: the operator creates no Job".into(),
         ),
         Migration::Pending { job } => find(
             State::False,
-            "MigrationRunning",
+            ConditionReason::MigrationRunning,
             format!("Job {job} has not completed"),
         ),
         Migration::Failed { job, message, .. } => find(
             State::False,
-            "MigrationFailed",
+            ConditionReason::MigrationFailed,
             format!("Job {job}: {message}"),
         ),
-        Migration::Complete { job } => {
-            find(State::True, "Migrated", format!("Job {job} completed"))
-        }
+        Migration::Complete { job } => find(
+            State::True,
+            ConditionReason::Migrated,
+            format!("Job {job} completed"),
+        ),
     }
 }
 
-/// Of accepted sources alone: one that is being prepared is spoken of by the rotation.
+/// Only accepted sources count; condition JWKSRotationComplete covers those that are being prepared.
 fn jwks(observed: &Observed, plan: &ClusterPlan) -> Finding {
     let find =
         |state, reason, message: String| Finding::new(Type::JWKSHealthy, state, reason, message);
     let accepted = |name: &str| {
-        plan.record
+        plan.facts()
+            .record
+            .jwks
             .sources
             .iter()
             .any(|source| source.name == name && source.stage != SourceStage::Prepared)
@@ -363,43 +441,52 @@ fn jwks(observed: &Observed, plan: &ClusterPlan) -> Finding {
             let error = source.error.as_deref().unwrap_or("it has no usable key");
             return find(
                 State::False,
-                "SourceUnhealthy",
+                ConditionReason::SourceUnhealthy,
                 format!("{}: source {}: {error}", pod.name, source.name),
             );
         }
     }
     match asked {
-        0 => find(State::Unknown, "NotReported", "no pod answers".into()),
+        0 => find(
+            State::Unknown,
+            ConditionReason::NotReported,
+            "no pod answers".into(),
+        ),
         _ => find(
             State::True,
-            "Fetched",
+            ConditionReason::Fetched,
             format!("{asked} pods have usable keys of every source"),
         ),
     }
 }
 
-fn rotation(plan: &ClusterPlan) -> Finding {
+fn rotation(plan: &PlannedCluster) -> Finding {
     let find = |state, reason, message: String| {
         Finding::new(Type::JWKSRotationComplete, state, reason, message)
     };
     if let Some(Waiting { reason, message }) = &plan.rotation {
-        return find(State::False, reason, message.clone());
+        return find(State::False, *reason, message.clone());
     }
     let moving: Vec<String> = plan
+        .facts
         .record
+        .jwks
         .sources
         .iter()
         .filter(|source| source.stage != SourceStage::Trusted)
         .map(|source| format!("{} is {:?}", source.name, source.stage))
         .collect();
-    match moving.is_empty() && plan.record.revoked_sources.is_empty() {
-        true => find(State::True, "Complete", String::new()),
+    match moving.is_empty() && plan.facts.record.jwks.revoked_sources.is_empty() {
+        true => find(State::True, ConditionReason::Complete, String::new()),
         false if moving.is_empty() => find(
             State::False,
-            "Revoking",
-            format!("revoked: {}", plan.record.revoked_sources.join(", ")),
+            ConditionReason::Revoking,
+            format!(
+                "revoked: {}",
+                plan.facts.record.jwks.revoked_sources.join(", ")
+            ),
         ),
-        false => find(State::False, "InProgress", moving.join("; ")),
+        false => find(State::False, ConditionReason::InProgress, moving.join("; ")),
     }
 }
 
@@ -409,15 +496,16 @@ fn limited(observed: &Observed, plan: &ClusterPlan) -> Finding {
         .autoscaling
         .as_ref()
         .is_some_and(|autoscaling| autoscaling.mode == AutoscalingMode::Hpa);
-    let (state, reason, message) = match (&plan.limited, &observed.hpa) {
+    let limited = plan.planned().and_then(|planned| planned.limited.as_ref());
+    let (state, reason, message) = match (limited, &observed.hpa) {
         (Some((reason, message)), _) => (State::True, *reason, message.clone()),
         (None, Some(hpa)) if by_hpa => hpa_condition(hpa),
-        _ => (State::False, "NotLimited", String::new()),
+        _ => (State::False, ConditionReason::NotLimited, String::new()),
     };
     Finding::new(Type::ScalingLimited, state, reason, message)
 }
 
-/// The first thing that is wrong, in the order in which people would mend it.
+/// The first thing that is wrong, in the order in which people would fix it.
 fn ready(observed: &Observed, plan: &ClusterPlan, found: &[Finding]) -> Finding {
     let spec = &observed.cluster.spec;
     let not = |finding: &Finding| {
@@ -441,7 +529,7 @@ fn ready(observed: &Observed, plan: &ClusterPlan, found: &[Finding]) -> Finding 
         return Finding::new(
             Type::Ready,
             State::False,
-            "Stopped",
+            ConditionReason::Stopped,
             "spec.stopped: no pods are wanted",
         );
     }
@@ -455,15 +543,15 @@ fn ready(observed: &Observed, plan: &ClusterPlan, found: &[Finding]) -> Finding 
         return Finding::new(
             Type::Ready,
             State::False,
-            "PodsStarting",
+            ConditionReason::PodsStarting,
             format!("{serving} of {wanted} pods serve"),
         );
     }
-    if plan.rollout.going_on {
+    if plan.facts().rollout.going_on {
         return Finding::new(
             Type::Ready,
             State::False,
-            "RolloutInProgress",
+            ConditionReason::RolloutInProgress,
             "pods are being replaced",
         );
     }
@@ -475,7 +563,7 @@ fn ready(observed: &Observed, plan: &ClusterPlan, found: &[Finding]) -> Finding 
     Finding::new(
         Type::Ready,
         State::True,
-        "AllPodsReady",
+        ConditionReason::AllPodsReady,
         format!("{serving} of {wanted} pods serve"),
     )
 }

@@ -4,15 +4,13 @@ use k8s_openapi::api::autoscaling::v2::{
     HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition,
 };
 
-use crate::plan::autoscale::{
-    DISABLED, DOWN_LIMIT, TOO_FEW, TOO_MANY, UNAVAILABLE, UP_LIMIT, WITHIN_RANGE,
-};
+use crate::reasons::ConditionReason;
 use crate::status::conditions::State;
 
 /// State, reason and message of condition ScalingLimited. `Unknown` until the HorizontalPodAutoscaler has been looked at by its controller.
 ///
 /// A metric that it cannot read counts as a limit with reason `MetricUnavailable`: the number stays whatever the load.
-pub(super) fn hpa_condition(hpa: &HorizontalPodAutoscaler) -> (State, &'static str, String) {
+pub(super) fn hpa_condition(hpa: &HorizontalPodAutoscaler) -> (State, ConditionReason, String) {
     let conditions = hpa
         .status
         .as_ref()
@@ -23,15 +21,19 @@ pub(super) fn hpa_condition(hpa: &HorizontalPodAutoscaler) -> (State, &'static s
         condition.message.clone().unwrap_or_default()
     };
     if let Some(active) = find("ScalingActive").filter(|condition| condition.status == "False") {
-        let is_disabled = active.reason.as_deref() == Some(DISABLED);
+        let is_disabled = active.reason.as_deref() == Some("ScalingDisabled");
         return (
             State::True,
-            if is_disabled { DISABLED } else { UNAVAILABLE },
+            if is_disabled {
+                ConditionReason::ScalingDisabled
+            } else {
+                ConditionReason::MetricUnavailable
+            },
             message(active),
         );
     }
     if let Some(able) = find("AbleToScale").filter(|condition| condition.status == "False") {
-        return (State::True, "UnableToScale", message(able));
+        return (State::True, ConditionReason::UnableToScale, message(able));
     }
     match find("ScalingLimited") {
         Some(limited) if limited.status == "True" => (
@@ -39,23 +41,27 @@ pub(super) fn hpa_condition(hpa: &HorizontalPodAutoscaler) -> (State, &'static s
             limit(limited.reason.as_deref()),
             message(limited),
         ),
-        Some(limited) => (State::False, WITHIN_RANGE, message(limited)),
+        Some(limited) => (
+            State::False,
+            ConditionReason::DesiredWithinRange,
+            message(limited),
+        ),
         None => (
             State::Unknown,
-            "NotObserved",
+            ConditionReason::NotObserved,
             "the HorizontalPodAutoscaler has not been looked at".to_owned(),
         ),
     }
 }
 
 /// Its reasons as ours.
-fn limit(reason: Option<&str>) -> &'static str {
+fn limit(reason: Option<&str>) -> ConditionReason {
     match reason {
-        Some("TooManyReplicas") => TOO_MANY,
-        Some("TooFewReplicas") => TOO_FEW,
-        Some("ScaleUpLimit") => UP_LIMIT,
-        Some("ScaleDownLimit") => DOWN_LIMIT,
-        _ => "ScalingLimited",
+        Some("TooManyReplicas") => ConditionReason::TooManyReplicas,
+        Some("TooFewReplicas") => ConditionReason::TooFewReplicas,
+        Some("ScaleUpLimit") => ConditionReason::ScaleUpLimit,
+        Some("ScaleDownLimit") => ConditionReason::ScaleDownLimit,
+        _ => ConditionReason::ScalingLimited,
     }
 }
 
@@ -89,31 +95,31 @@ mod tests {
         let able = ("AbleToScale", "True", "ReadyForNewScale");
         let active = ("ScalingActive", "True", "ValidMetricFound");
         for (conditions, state, reason) in [
-            (&[][..], State::Unknown, "NotObserved"),
+            (&[][..], State::Unknown, ConditionReason::NotObserved),
             (
                 &[able, ("ScalingActive", "False", "FailedGetPodsMetric")],
                 State::True,
-                UNAVAILABLE,
+                ConditionReason::MetricUnavailable,
             ),
             (
                 &[able, ("ScalingActive", "False", "ScalingDisabled")],
                 State::True,
-                DISABLED,
+                ConditionReason::ScalingDisabled,
             ),
             (
                 &[("AbleToScale", "False", "FailedGetScale")],
                 State::True,
-                "UnableToScale",
+                ConditionReason::UnableToScale,
             ),
             (
                 &[able, active, ("ScalingLimited", "True", "TooManyReplicas")],
                 State::True,
-                TOO_MANY,
+                ConditionReason::TooManyReplicas,
             ),
             (
                 &[able, active, ("ScalingLimited", "True", "ScaleUpLimit")],
                 State::True,
-                UP_LIMIT,
+                ConditionReason::ScaleUpLimit,
             ),
             (
                 &[
@@ -122,7 +128,7 @@ mod tests {
                     ("ScalingLimited", "False", "DesiredWithinRange"),
                 ],
                 State::False,
-                WITHIN_RANGE,
+                ConditionReason::DesiredWithinRange,
             ),
         ] {
             let found = hpa_condition(&hpa(conditions));

@@ -1,6 +1,6 @@
-//! The status of a SignalCluster: numbers from the fleet, conditions from the plan.
+//! The status of a SignalCluster: numbers from the fleet, conditions from the plan. Pure.
 //!
-//! Speaks of what was observed and what the API server returned, never of what was wished.
+//! It shows what was observed and what the API server returned, never what is only wanted.
 
 pub mod conditions;
 
@@ -20,7 +20,8 @@ use crate::names::{CONTAINER, staying_selector};
 use crate::objects::Migration;
 use crate::observe::fleet::{Fleet, Pod, Report};
 use crate::observe::observed::Observed;
-use crate::plan::record::Record;
+use crate::plan::record::{RecordedSource, RedisRecord, SourcesRecord};
+use crate::plan::validate::ProblemKind;
 use crate::status::conditions::conditions;
 use crate::time::to_k8s;
 
@@ -29,7 +30,7 @@ pub use findings::{ApplyFailure, findings};
 /// Most key ids that are listed of one source.
 const MAX_KEY_IDS: usize = 16;
 
-/// The status after this look. `failure` is why something could not be applied.
+/// The status after this reconcile. `failure` is why the objects could not be applied.
 pub fn status(
     observed: &Observed,
     plan: &ClusterPlan,
@@ -44,12 +45,18 @@ pub fn status(
     let staying: Vec<&Pod> = fleet.pods.iter().filter(|pod| pod.stays()).collect();
     let count = |pods: usize| i32::try_from(pods).unwrap_or(i32::MAX);
     let found = findings(observed, plan, failure);
+    // Without a readable record the stages are unknown: the last status stays.
+    let is_known = plan
+        .problems()
+        .iter()
+        .all(|problem| problem.kind != ProblemKind::Record);
+    let record = is_known.then_some(&plan.facts().record);
     Status {
         observed_generation: generation,
         version: common_version(fleet),
         replicas: count(staying.len()),
         ready_replicas: count(staying.iter().filter(|pod| pod.ready).count()),
-        updated_replicas: plan.rollout.updated,
+        updated_replicas: plan.facts().rollout.updated,
         draining_replicas: count(
             fleet
                 .alive()
@@ -65,13 +72,18 @@ pub fn status(
         connections: connections(&staying),
         config: config(fleet, plan),
         scaling: plan
-            .scale
-            .as_ref()
-            .map(|step| step.status.clone())
+            .planned()
+            .map(|planned| planned.scale.status.clone())
             .filter(|scaling| scaling.state != ScalingState::Idle),
-        jwks: sources(&plan.record, fleet),
-        signing_keys: plan.signing.clone(),
-        redis: redis(&cluster.spec, &plan.record, fleet),
+        jwks: match record {
+            Some(record) => sources(&record.jwks, fleet),
+            None => before.jwks,
+        },
+        signing_keys: plan.facts().signing_keys.clone(),
+        redis: match record {
+            Some(record) => redis(&cluster.spec, &record.redis, fleet),
+            None => before.redis,
+        },
         kafka: kafka(&cluster.spec, fleet),
         database: database(&cluster.spec, plan, observed, before.database.as_ref()),
         conditions: conditions(&before.conditions, &found, generation, now),
@@ -102,7 +114,7 @@ fn endpoints(spec: &SignalClusterSpec, name: &str, namespace: &str) -> Endpoints
         };
         format!("{scheme}://{}/stream", ingress.host)
     });
-    // Whether the Gateway's listener speaks TLS is not told here; outside it nearly always does.
+    // The route does not say whether the Gateway's listener speaks TLS; outside a cluster it nearly always does.
     let by_route = spec
         .exposure
         .http_route
@@ -115,7 +127,7 @@ fn endpoints(spec: &SignalClusterSpec, name: &str, namespace: &str) -> Endpoints
     }
 }
 
-/// `None` where no pod answered: an old number would be taken for a fresh one.
+/// `None` if no pod answered: an old number would look like a fresh one.
 fn connections(staying: &[&Pod]) -> Option<Connections> {
     let reports: Vec<&Report> = staying.iter().filter_map(|pod| pod.report()).collect();
     let sum = |of: fn(&Report) -> i64| reports.iter().map(|report| of(report)).sum();
@@ -131,7 +143,8 @@ fn connections(staying: &[&Pod]) -> Option<Connections> {
 }
 
 fn config(fleet: &Fleet, plan: &ClusterPlan) -> Option<ConfigStatus> {
-    if plan.revision.is_empty() {
+    let revision = &plan.facts().revision;
+    if revision.is_empty() {
         return None;
     }
     let error = reports(fleet).find_map(|(pod, report)| {
@@ -140,19 +153,16 @@ fn config(fleet: &Fleet, plan: &ClusterPlan) -> Option<ConfigStatus> {
             .as_ref()
             .map(|error| format!("{}: {error}", pod.name))
     });
-    let acknowledged = fleet
-        .ready()
-        .filter(|pod| pod.holds(&plan.revision))
-        .count();
+    let acknowledged = fleet.ready().filter(|pod| pod.holds(revision)).count();
     Some(ConfigStatus {
-        revision: plan.revision.clone(),
+        revision: revision.clone(),
         acknowledged_replicas: i32::try_from(acknowledged).unwrap_or(i32::MAX),
         error,
     })
 }
 
-fn sources(record: &Record, fleet: &Fleet) -> Vec<SourceStatus> {
-    let of = |source: &crate::plan::record::RecordedSource| {
+fn sources(record: &SourcesRecord, fleet: &Fleet) -> Vec<SourceStatus> {
+    let of = |source: &RecordedSource| {
         let ready: Vec<_> = fleet
             .ready()
             .filter_map(|pod| Some((pod, pod.report()?)))
@@ -196,9 +206,9 @@ fn sources(record: &Record, fleet: &Fleet) -> Vec<SourceStatus> {
     record.sources.iter().map(of).collect()
 }
 
-fn redis(spec: &SignalClusterSpec, record: &Record, fleet: &Fleet) -> Option<RedisStatus> {
+fn redis(spec: &SignalClusterSpec, record: &RedisRecord, fleet: &Fleet) -> Option<RedisStatus> {
     spec.redis.as_ref()?;
-    let wanted = record.redis.as_ref();
+    let wanted = record.current.as_ref();
     let hears = |report: &Report| {
         report.bus.hearing && wanted.is_some_and(|redis| redis.nodes == report.bus.nodes)
     };
@@ -209,7 +219,7 @@ fn redis(spec: &SignalClusterSpec, record: &Record, fleet: &Fleet) -> Option<Red
         .count();
     Some(RedisStatus {
         subscribed_replicas: i32::try_from(hearing).unwrap_or(i32::MAX),
-        moving: record.redis_previous.is_some(),
+        moving: record.previous.is_some(),
         error: reports(fleet).find_map(|(pod, report)| {
             report
                 .bus
@@ -248,8 +258,8 @@ fn database(
     let version = reports(&observed.fleet)
         .filter_map(|(_, report)| report.database.version)
         .max();
-    let migrated = match &plan.migration {
-        Migration::Complete { job } => observed
+    let migrated = match plan.planned().map(|planned| &planned.migration) {
+        Some(Migration::Complete { job }) => observed
             .jobs
             .iter()
             .find(|there| there.metadata.name.as_deref() == Some(job))

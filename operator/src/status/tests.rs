@@ -10,6 +10,7 @@ use super::*;
 use crate::decide::{ClusterMemory, decide};
 use crate::fixture::example;
 use crate::observe::fleet::{Bus, Counts, KafkaFacts, KeySource};
+use crate::reasons::ConditionReason;
 
 fn at(secs: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000 + secs, 0).unwrap()
@@ -199,7 +200,10 @@ fn a_deaf_pod_a_source_without_keys_and_a_waiting_pipeline_name_the_pod() {
     let deaf = with(|report| report.bus.hearing = false);
     assert_eq!(
         (said(&deaf, "RedisReachable"), said(&deaf, "Ready")),
-        (("False", "Deaf"), ("False", "Deaf"))
+        (
+            ("False", "SubscriptionStalled"),
+            ("False", "SubscriptionStalled")
+        )
     );
     assert!(message(&deaf, "RedisReachable").contains("bad"));
     let keyless =
@@ -236,7 +240,7 @@ fn pods_wait_for_the_migration_and_say_so() {
 #[test]
 fn what_the_api_server_refuses_degrades() {
     let failure = ApplyFailure {
-        reason: "NameOccupied",
+        reason: ConditionReason::NameOccupied,
         message: "Service edge belongs to someone else".into(),
     };
     let status = look(&running(vec![pod("a", 0), pod("b", 0)]), Some(&failure));

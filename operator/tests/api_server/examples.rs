@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use signal_crds::SignalCluster;
 use signal_crds::status::SourceStage;
 use signal_operator::act::apply::{Applied, apply, wanted};
-use signal_operator::objects::{Input, desired};
+use signal_operator::objects::{DesiredInput, desired};
 use signal_operator::observe::resources::{CONFIG_MAP, SECRET};
-use signal_operator::plan::record::{Record, RecordedSource};
+use signal_operator::plan::record::{Record, RecordedSource, RedisRecord, SourcesRecord};
 use signal_operator::plan::validate::validate;
 use signal_operator::reconcile::reconcile;
 use signal_operator::time::now;
@@ -70,11 +70,16 @@ async fn round(hands: &Hands, cluster: &SignalCluster) -> Applied {
             retire_after: None,
         });
     let record = Record {
-        sources: sources.collect(),
-        redis: valid.redis.clone(),
-        ..Record::default()
+        jwks: SourcesRecord {
+            sources: sources.collect(),
+            ..SourcesRecord::default()
+        },
+        redis: RedisRecord {
+            current: valid.redis.clone(),
+            ..RedisRecord::default()
+        },
     };
-    let input = Input {
+    let input = DesiredInput {
         keys: None,
         replicas: cluster.spec.replicas,
         observed: &observed,

@@ -70,7 +70,7 @@ fn static_settings_arrive_in_their_units() {
 fn a_gateway_loads_live_settings_of_one_pod_alone() {
     let cluster = validate(&example("minimal")).unwrap();
     let mut record = settled(&cluster);
-    record.sources[0].stage = SourceStage::Retiring;
+    record.jwks.sources[0].stage = SourceStage::Retiring;
     let live = config::load_live(&live_toml(&cluster, &record, false)).unwrap();
     assert_eq!(live.jwks.sources[0].state, SourceState::Retiring);
     assert_eq!(
@@ -117,7 +117,7 @@ fn texts_of_users_cannot_leave_their_quotes() {
 fn a_gateway_loads_managed_keys_and_revoked_sources() {
     let cluster = validate(&changed("production", |cluster| cluster.spec.redis = None)).unwrap();
     let mut record = settled(&cluster);
-    record.revoked_sources = vec!["old".into()];
+    record.jwks.revoked_sources = vec!["old".into()];
     let live = config::load_live(&live_toml(&cluster, &record, true)).unwrap();
     let jwks = std::path::Path::new("/etc/signal/live/jwks.json");
     assert_eq!(
@@ -159,9 +159,9 @@ fn a_gateway_loads_the_current_and_the_previous_redis() {
     let before = RecordedRedis {
         nodes: vec!["old:26379".into()],
         password_file: None,
-        ..record.redis.clone().unwrap()
+        ..record.redis.current.clone().unwrap()
     };
-    record.redis_previous = Some(before);
+    record.redis.previous = Some(before);
     let live = config::load_live(&live_toml(&cluster, &record, false)).unwrap();
     let (redis, previous) = (live.redis.unwrap(), live.redis_previous.unwrap());
     assert_eq!(
@@ -191,7 +191,7 @@ fn a_gateway_loads_the_current_and_the_previous_redis() {
     );
 
     // Another password of the same server is no switch: a gateway refuses two locations that are one server.
-    record.redis_previous = record.redis.clone().map(|redis| RecordedRedis {
+    record.redis.previous = record.redis.current.clone().map(|redis| RecordedRedis {
         password_file: None,
         ..redis
     });

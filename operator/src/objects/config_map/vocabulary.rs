@@ -64,8 +64,8 @@ fn written() -> Vec<(&'static str, Table, Table)> {
         .map(|(name, text)| {
             let cluster = validate(&observed(text)).unwrap();
             let mut record = settled(&cluster);
-            record.revoked_sources = vec!["old".into()];
-            record.redis_previous = record.redis.clone().map(|mut redis| {
+            record.jwks.revoked_sources = vec!["old".into()];
+            record.redis.previous = record.redis.current.clone().map(|mut redis| {
                 redis.nodes = vec!["old:6379".into()];
                 redis
             });

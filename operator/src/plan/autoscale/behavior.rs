@@ -5,7 +5,8 @@ use signal_crds::scaling::{
     Autoscaling, Behavior, PolicyKind, ScalingPolicy, ScalingRules, SelectPolicy,
 };
 
-use super::{DOWN_LIMIT, TOO_FEW, TOO_MANY, UP_LIMIT, secs};
+use super::secs;
+use crate::reasons::ConditionReason;
 
 /// Windows of a direction without rules, in seconds.
 const UP_WINDOW: i32 = 0;
@@ -146,16 +147,16 @@ impl History {
         current: i32,
         wanted: i32,
         now: DateTime<Utc>,
-    ) -> (i32, Option<&'static str>) {
+    ) -> (i32, Option<ConditionReason>) {
         let behavior = scaling.behavior.as_ref();
         if wanted > current {
             let allowed = self
                 .highest(&Rules::up(behavior), current, now)
                 .max(current);
             let (most, reason) = if allowed < scaling.max_replicas {
-                (allowed, UP_LIMIT)
+                (allowed, ConditionReason::ScaleUpLimit)
             } else {
-                (scaling.max_replicas, TOO_MANY)
+                (scaling.max_replicas, ConditionReason::TooManyReplicas)
             };
             return if wanted > most {
                 (most, Some(reason))
@@ -168,9 +169,9 @@ impl History {
                 .lowest(&Rules::down(behavior), current, now)
                 .min(current);
             let (least, reason) = if allowed > scaling.min_replicas {
-                (allowed, DOWN_LIMIT)
+                (allowed, ConditionReason::ScaleDownLimit)
             } else {
-                (scaling.min_replicas, TOO_FEW)
+                (scaling.min_replicas, ConditionReason::TooFewReplicas)
             };
             return if wanted < least {
                 (least, Some(reason))

@@ -58,7 +58,7 @@ fn fleet(pods: &[i64]) -> Fleet {
 }
 
 /// The number after one decision.
-fn once(scaling: &Autoscaling, current: i32, pods: &[i64]) -> (i32, Option<&'static str>) {
+fn once(scaling: &Autoscaling, current: i32, pods: &[i64]) -> (i32, Option<ConditionReason>) {
     let decision = decide(
         scaling,
         current,
@@ -131,7 +131,11 @@ fn pods_that_do_not_answer_count_carefully_in_both_directions() {
 #[test]
 fn without_any_report_the_number_stays() {
     for pods in [&[-1, -1][..], &[-2], &[]] {
-        assert_eq!(once(&free(), 5, pods), (5, Some(UNAVAILABLE)), "{pods:?}");
+        assert_eq!(
+            once(&free(), 5, pods),
+            (5, Some(ConditionReason::MetricUnavailable)),
+            "{pods:?}"
+        );
     }
 }
 
@@ -148,19 +152,28 @@ fn pods_that_drain_or_terminate_are_left_out() {
 fn bounds_hold_and_are_named() {
     let mut bounded = free();
     (bounded.min_replicas, bounded.max_replicas) = (2, 4);
-    assert_eq!(once(&bounded, 3, &[500, 500, 500]), (4, Some(TOO_MANY)));
-    assert_eq!(once(&bounded, 3, &[1, 1, 1]), (2, Some(TOO_FEW)));
+    assert_eq!(
+        once(&bounded, 3, &[500, 500, 500]),
+        (4, Some(ConditionReason::TooManyReplicas))
+    );
+    assert_eq!(
+        once(&bounded, 3, &[1, 1, 1]),
+        (2, Some(ConditionReason::TooFewReplicas))
+    );
     assert_eq!(
         once(&bounded, 9, &[100]),
-        (4, Some(TOO_MANY)),
+        (4, Some(ConditionReason::TooManyReplicas)),
         "set by hand beyond the bounds"
     );
     assert_eq!(
         once(&bounded, 1, &[-1]),
-        (2, Some(TOO_FEW)),
+        (2, Some(ConditionReason::TooFewReplicas)),
         "also without a metric"
     );
-    assert_eq!(once(&bounded, 0, &[]), (0, Some(DISABLED)));
+    assert_eq!(
+        once(&bounded, 0, &[]),
+        (0, Some(ConditionReason::ScalingDisabled))
+    );
 }
 
 #[test]
@@ -172,7 +185,10 @@ fn without_rules_the_way_up_doubles_or_adds_four_each_quarter_of_a_minute() {
     );
     // Looked at more often, the period still counts.
     assert_eq!(course(&plain, 4, 5, &[10_000; 4]), [8, 8, 8, 16]);
-    assert_eq!(once(&plain, 4, &[5000, 0, 0, 0]).1, Some(UP_LIMIT));
+    assert_eq!(
+        once(&plain, 4, &[5000, 0, 0, 0]).1,
+        Some(ConditionReason::ScaleUpLimit)
+    );
 }
 
 #[test]
@@ -236,7 +252,10 @@ fn the_policy_that_is_selected_counts() {
         ),
         (8, 2)
     );
-    assert_eq!(once(&rules("Disabled"), 10, &[0; 10]).1, Some(DOWN_LIMIT));
+    assert_eq!(
+        once(&rules("Disabled"), 10, &[0; 10]).1,
+        Some(ConditionReason::ScaleDownLimit)
+    );
 }
 
 #[test]
@@ -272,8 +291,14 @@ fn others_are_bounded_only_in_mode_external() {
             "autoscaling": {"mode": mode, "minReplicas": 2, "maxReplicas": 5}}))
         .unwrap()
     };
-    assert_eq!(wanted(&spec("External", 9)), (5, Some(TOO_MANY)));
-    assert_eq!(wanted(&spec("External", 0)), (2, Some(TOO_FEW)));
+    assert_eq!(
+        wanted(&spec("External", 9)),
+        (5, Some(ConditionReason::TooManyReplicas))
+    );
+    assert_eq!(
+        wanted(&spec("External", 0)),
+        (2, Some(ConditionReason::TooFewReplicas))
+    );
     assert_eq!(wanted(&spec("External", 3)), (3, None));
     assert_eq!(wanted(&spec("HPA", 9)), (9, None));
     assert_eq!(

@@ -61,7 +61,7 @@ fn at_rest<'a>(settings: &'a Rebalance, fleet: &'a Fleet) -> RebalanceInput<'a> 
 
 /// What is shed when this has lasted for longer than `stableFor`.
 fn lasting(counts: &[i64]) -> Vec<(String, u32)> {
-    let (settings, fleet, mut memory) = (settings(), fleet(counts), Memory::default());
+    let (settings, fleet, mut memory) = (settings(), fleet(counts), RebalanceMemory::default());
     assert!(plan(&at_rest(&settings, &fleet), &mut memory, at(0)).is_empty());
     assert!(plan(&at_rest(&settings, &fleet), &mut memory, at(59)).is_empty());
     plan(&at_rest(&settings, &fleet), &mut memory, at(60))
@@ -115,7 +115,7 @@ fn a_rollout_a_scale_in_a_pause_and_a_switch_begin_the_waiting_again() {
             ..rest
         },
     ] {
-        let mut memory = Memory::default();
+        let mut memory = RebalanceMemory::default();
         assert!(plan(&rest, &mut memory, at(0)).is_empty());
         assert!(plan(&stop, &mut memory, at(61)).is_empty());
         assert!(plan(&rest, &mut memory, at(62)).is_empty(), "{stop:?}");
@@ -129,7 +129,7 @@ fn nothing_is_shed_while_a_pod_is_silent_or_not_ready() {
     let (mut silent, mut unready) = (whole.clone(), whole.clone());
     silent.pods[1].report = Err("timed out".into());
     unready.pods[2].ready = false;
-    let mut memory = Memory::default();
+    let mut memory = RebalanceMemory::default();
     assert!(plan(&at_rest(&settings, &whole), &mut memory, at(0)).is_empty());
     assert!(plan(&at_rest(&settings, &silent), &mut memory, at(61)).is_empty());
     assert!(plan(&at_rest(&settings, &unready), &mut memory, at(62)).is_empty());
@@ -153,7 +153,7 @@ fn a_slow_pace_moves_one_at_a_time() {
             ..settings()
         },
         fleet(&[1000, 0]),
-        Memory::default(),
+        RebalanceMemory::default(),
     );
     let shed: Vec<u32> = (0..40)
         .map(|step| {
@@ -170,7 +170,8 @@ fn a_slow_pace_moves_one_at_a_time() {
 /// Runs for two hours in steps of `interval` seconds; shed clients come back after up to 20 s to any pod. Returns the pods' connections and how
 /// many were shed at each second.
 fn course(counts: &[i64], interval: i64, seed: u64) -> (Vec<i64>, Vec<(i64, i64)>) {
-    let (settings, mut counts, mut memory) = (settings(), counts.to_vec(), Memory::default());
+    let (settings, mut counts, mut memory) =
+        (settings(), counts.to_vec(), RebalanceMemory::default());
     let mut random = StdRng::seed_from_u64(seed);
     let mut away: Vec<i64> = Vec::new();
     let mut shed = Vec::new();

@@ -65,15 +65,15 @@ fn retiring(text: &str) -> RecordedSource {
     source(text, SourceStage::Retiring)
 }
 
-fn record(sources: Vec<RecordedSource>) -> Record {
-    Record {
+fn record(sources: Vec<RecordedSource>) -> SourcesRecord {
+    SourcesRecord {
         sources,
-        ..Record::default()
+        ..SourcesRecord::default()
     }
 }
 
 /// A pod that holds this revision, and has keys of everything in the record.
-fn pod(name: &str, revision: &str, record: &Record) -> Pod {
+fn pod(name: &str, revision: &str, record: &SourcesRecord) -> Pod {
     let key_source = |source: &RecordedSource| KeySource {
         name: source.name.clone(),
         state: state(source.stage).into(),
@@ -128,10 +128,10 @@ fn silent(mut pod: Pod) -> Pod {
 fn step_with(
     rotation: Rotation,
     wanted: &Wanted,
-    record: &Record,
+    record: &SourcesRecord,
     pods: Vec<Pod>,
     secs: i64,
-) -> Plan<Record> {
+) -> Plan<SourcesRecord> {
     let fleet = Fleet { pods };
     plan(
         &SourcesInput {
@@ -145,11 +145,11 @@ fn step_with(
     )
 }
 
-fn step(texts: &[&str], record: &Record, pods: Vec<Pod>, secs: i64) -> Plan<Record> {
+fn step(texts: &[&str], record: &SourcesRecord, pods: Vec<Pod>, secs: i64) -> Plan<SourcesRecord> {
     step_with(Rotation::default(), &wanted(texts), record, pods, secs)
 }
 
-fn emergency(texts: &[&str], record: &Record, pods: Vec<Pod>) -> Plan<Record> {
+fn emergency(texts: &[&str], record: &SourcesRecord, pods: Vec<Pod>) -> Plan<SourcesRecord> {
     step_with(
         Rotation {
             emergency: true,
@@ -163,7 +163,7 @@ fn emergency(texts: &[&str], record: &Record, pods: Vec<Pod>) -> Plan<Record> {
 }
 
 /// Names and stages, in order.
-fn stages(record: &Record) -> Vec<(&str, SourceStage)> {
+fn stages(record: &SourcesRecord) -> Vec<(&str, SourceStage)> {
     record
         .sources
         .iter()
@@ -171,21 +171,24 @@ fn stages(record: &Record) -> Vec<(&str, SourceStage)> {
         .collect()
 }
 
-fn reasons(plan: &Plan<Record>) -> Vec<&'static str> {
-    plan.events.iter().map(|event| event.reason).collect()
+fn reasons(plan: &Plan<SourcesRecord>) -> Vec<&'static str> {
+    plan.events
+        .iter()
+        .map(|event| event.reason.as_str())
+        .collect()
 }
 
-fn waits(plan: &Plan<Record>) -> Option<(&'static str, &str)> {
+fn waits(plan: &Plan<SourcesRecord>) -> Option<(&'static str, &str)> {
     plan.waiting
         .as_ref()
-        .map(|waiting| (waiting.reason, waiting.message.as_str()))
+        .map(|waiting| (waiting.reason.as_str(), waiting.message.as_str()))
 }
 
 #[test]
 fn the_first_configuration_is_trusted_at_once() {
     let wanted = wanted(&["b", "a"]);
     let fleet = Fleet::default();
-    let (rotation, empty) = (Rotation::default(), Record::default());
+    let (rotation, empty) = (Rotation::default(), SourcesRecord::default());
     let input = SourcesInput {
         wanted: &wanted,
         rotation: &rotation,
@@ -220,7 +223,7 @@ fn a_changed_source_is_prepared_then_trusted_then_alone_after_the_overlap() {
     );
     assert_eq!(
         (reasons(&begun), waits(&begun).unwrap().0),
-        (vec!["SourcePrepared"], WAITING_FOR_PODS)
+        (vec!["SourcePrepared"], "WaitingForPods")
     );
 
     let late = step(
@@ -233,7 +236,7 @@ fn a_changed_source_is_prepared_then_trusted_then_alone_after_the_overlap() {
     assert_eq!(
         waits(&late),
         Some((
-            WAITING_FOR_PODS,
+            "WaitingForPods",
             &*format!("{name}: pod q has older live settings")
         ))
     );
@@ -250,7 +253,7 @@ fn a_changed_source_is_prepared_then_trusted_then_alone_after_the_overlap() {
     );
     assert_eq!(
         (reasons(&seen), waits(&seen).unwrap().0),
-        (vec!["SourceTrusted"], WAITING_FOR_PODS)
+        (vec!["SourceTrusted"], "WaitingForPods")
     );
     let late = step(
         &["a@two"],
@@ -285,7 +288,7 @@ fn a_changed_source_is_prepared_then_trusted_then_alone_after_the_overlap() {
     );
     assert_eq!(
         (&overlap.next, waits(&overlap).unwrap().0),
-        (&both.next, OVERLAP)
+        (&both.next, "Overlap")
     );
     assert!(
         waits(&overlap)
@@ -365,7 +368,7 @@ fn a_broken_new_source_changes_nothing_and_says_which_pod_cannot_fetch_it() {
     ] {
         let broken = step(&["a@two"], &now, pods(bad), 299);
         assert_eq!((&broken.next, broken.events.len()), (&now, 0));
-        assert_eq!(waits(&broken), Some((SOURCE_UNREACHABLE, message)));
+        assert_eq!(waits(&broken), Some(("SourceUnreachable", message)));
     }
     let late = step(
         &["a@two"],
@@ -376,8 +379,8 @@ fn a_broken_new_source_changes_nothing_and_says_which_pod_cannot_fetch_it() {
     assert_eq!(
         (waits(&late).unwrap().0, reasons(&late), late.events[0].kind),
         (
-            SOURCE_UNREACHABLE,
-            vec![ACKNOWLEDGEMENT_TIMED_OUT],
+            "SourceUnreachable",
+            vec!["AcknowledgementTimedOut"],
             Kind::Warning
         )
     );
@@ -390,15 +393,15 @@ fn a_pod_that_does_not_answer_is_waited_for_and_named_and_told_after_the_timeout
     let waiting = step(&["a@two"], &now, silent(), 299);
     assert_eq!(
         (&waiting.next, waits(&waiting)),
-        (&now, Some((WAITING_FOR_PODS, "a-two: pod q: no route")))
+        (&now, Some(("WaitingForPods", "a-two: pod q: no route")))
     );
     let late = step(&["a@two"], &now, silent(), 300);
     assert_eq!(
         (&late.next, waits(&late).unwrap().0, reasons(&late)),
         (
             &now,
-            ACKNOWLEDGEMENT_TIMED_OUT,
-            vec![ACKNOWLEDGEMENT_TIMED_OUT]
+            "AcknowledgementTimedOut",
+            vec!["AcknowledgementTimedOut"]
         )
     );
     assert!(
@@ -418,7 +421,7 @@ fn a_replaced_source_stays_while_a_pod_has_no_keys_of_its_successor() {
     );
     assert_eq!(
         (&broken.next, waits(&broken).unwrap().0),
-        (&now, SOURCE_UNREACHABLE)
+        (&now, "SourceUnreachable")
     );
     let mut stale = pod("p", "r", &now);
     stale.report.as_mut().unwrap().key_sources[1].error = Some("503".into());
@@ -644,14 +647,17 @@ fn an_emergency_revokes_at_once_and_trusts_what_is_wanted_unseen() {
 
 #[test]
 fn revoked_names_stay_until_every_pod_has_heard_and_the_emergency_is_over() {
-    let now = Record {
+    let now = SourcesRecord {
         revoked_sources: vec!["a".into()],
         revoked_since: Some(at(0)),
         ..record(vec![trusted("b")])
     };
     let heard = || pod("p", "r", &now);
     let on = emergency(&["b"], &now, vec![heard()]);
-    assert_eq!((&on.next, waits(&on).unwrap().0), (&now, EMERGENCY));
+    assert_eq!(
+        (&on.next, waits(&on).unwrap().0),
+        (&now, "EmergencyInForce")
+    );
     for deaf in [
         pod("q", "old", &now),
         unready(pod("q", "old", &now)),
@@ -660,13 +666,13 @@ fn revoked_names_stay_until_every_pod_has_heard_and_the_emergency_is_over() {
         let waiting = step(&["b"], &now, vec![heard(), deaf], 1);
         assert_eq!(
             (&waiting.next, waits(&waiting).unwrap().0),
-            (&now, WAITING_FOR_PODS)
+            (&now, "WaitingForPods")
         );
     }
     let late = step(&["b"], &now, vec![pod("q", "old", &now)], 300);
     assert_eq!(
         (waits(&late).unwrap().0, reasons(&late)),
-        (ACKNOWLEDGEMENT_TIMED_OUT, vec![ACKNOWLEDGEMENT_TIMED_OUT])
+        ("AcknowledgementTimedOut", vec!["AcknowledgementTimedOut"])
     );
     let over = step(&["b"], &now, vec![heard(), unready(silent(heard()))], 1);
     assert_eq!(over.next, record(vec![trusted("b")]));
@@ -675,7 +681,7 @@ fn revoked_names_stay_until_every_pod_has_heard_and_the_emergency_is_over() {
 #[test]
 fn gateways_never_get_more_revoked_names_than_they_take() {
     let revoked_sources = (0..MAX_REVOKED).map(|n| format!("old-{n}")).collect();
-    let now = Record {
+    let now = SourcesRecord {
         revoked_sources,
         ..record(vec![trusted("a")])
     };
@@ -704,7 +710,7 @@ fn more_sources_than_gateways_take_wait_for_their_turn() {
     assert_eq!(
         waits(&full),
         Some((
-            TOO_MANY_SOURCES,
+            "TooManySources",
             "gateways take 16 sources; no room yet for s7, s8"
         ))
     );
@@ -727,7 +733,7 @@ fn a_rotation_is_not_called_complete_while_a_pod_says_otherwise() {
     let late = step(&["b"], &now, vec![pod("p", "old", &before)], 7201);
     assert_eq!(
         (waits(&late).unwrap().0, late.events.len()),
-        (WAITING_FOR_PODS, 0),
+        ("WaitingForPods", 0),
         "that the rotation began long ago makes no pod late"
     );
     let unrelated = step(&["b"], &now, vec![pod("p", "old", &now)], 1);

@@ -5,10 +5,10 @@ use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 use signal_crds::reference::SecretKey;
 
-use super::{Files, Problem};
+use super::{Files, Problem, ProblemKind};
 use crate::names::LIVE_DIR;
 use crate::observe::observed::Secrets;
-use crate::status::conditions::ConditionType;
+use crate::reasons::ConditionReason;
 
 /// Key of the credentials Secret: Kafka's password.
 pub const KAFKA_PASSWORD: &str = "kafka-password";
@@ -50,9 +50,9 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn refuse(&mut self, reason: &'static str, message: String) {
+    fn refuse(&mut self, reason: ConditionReason, message: String) {
         self.problems.push(Problem {
-            condition: ConditionType::SecretsResolved,
+            kind: ProblemKind::Reference,
             reason,
             message,
         });
@@ -63,7 +63,7 @@ impl<'a> Resolver<'a> {
         let SecretKey { name, key } = key;
         let Some(data) = self.secrets.get(name).and_then(Option::as_ref) else {
             self.refuse(
-                "SecretMissing",
+                ConditionReason::SecretMissing,
                 format!("{field}: there is no Secret {name}"),
             );
             return None;
@@ -71,14 +71,14 @@ impl<'a> Resolver<'a> {
         match data.get(key) {
             None => {
                 self.refuse(
-                    "SecretKeyMissing",
+                    ConditionReason::SecretKeyMissing,
                     format!("{field}: Secret {name} has no key {key}"),
                 );
                 None
             }
             Some(content) if content.trim_ascii().is_empty() => {
                 self.refuse(
-                    "SecretValueEmpty",
+                    ConditionReason::SecretValueEmpty,
                     format!("{field}: key {key} of Secret {name} is empty"),
                 );
                 None
@@ -94,7 +94,7 @@ impl<'a> Resolver<'a> {
             Ok(text) if !text.contains(char::is_control) => Some(text),
             _ => {
                 self.refuse(
-                    "SecretValueInvalid",
+                    ConditionReason::SecretValueInvalid,
                     format!(
                         "{field}: key {} of Secret {} is no text of one line",
                         key.key, key.name
@@ -135,7 +135,7 @@ impl<'a> Resolver<'a> {
             return Some(content);
         }
         self.refuse(
-            "AuthorityInvalid",
+            ConditionReason::AuthorityInvalid,
             format!(
                 "{field}: key {} of Secret {} holds no PEM certificates",
                 key.key, key.name
@@ -178,7 +178,7 @@ impl<'a> Resolver<'a> {
                 "{field}: key {} of Secret {} is no postgres:// URL",
                 key.key, key.name
             );
-            return self.refuse("DatabaseURLInvalid", message);
+            return self.refuse(ConditionReason::DatabaseURLInvalid, message);
         };
         let mut text = text.to_owned();
         if authorities && !url.query_pairs().any(|(name, _)| name == "sslrootcert") {
@@ -205,7 +205,7 @@ impl<'a> Resolver<'a> {
                 self.files.insert(BASIC_USERS.into(), content.into());
             }
             Err(_) => self.refuse(
-                "BasicUsersInvalid",
+                ConditionReason::BasicUsersInvalid,
                 format!(
                     "{field}: key {} of Secret {} is no JSON array of users",
                     key.key, key.name

@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use signal_crds::{Duration, SignalClusterSpec};
 
-use super::Problem;
-use crate::status::conditions::ConditionType;
+use super::{Problem, ProblemKind};
+use crate::reasons::ConditionReason;
 
 /// Collects what is wrong with the spec.
 pub(super) struct Shape<'a> {
@@ -22,9 +22,9 @@ impl<'a> Shape<'a> {
     }
 
     /// Records a problem of a field.
-    pub(super) fn refuse(&mut self, reason: &'static str, message: String) {
+    pub(super) fn refuse(&mut self, reason: ConditionReason, message: String) {
         self.problems.push(Problem {
-            condition: ConditionType::SpecAccepted,
+            kind: ProblemKind::Spec,
             reason,
             message,
         });
@@ -32,7 +32,10 @@ impl<'a> Shape<'a> {
 
     fn need(&mut self, good: bool, field: &str, text: &str) {
         if !good {
-            self.refuse("InvalidSpec", format!("spec.{field}: {text}"));
+            self.refuse(
+                ConditionReason::InvalidSpec,
+                format!("spec.{field}: {text}"),
+            );
         }
     }
 
@@ -251,7 +254,7 @@ impl<'a> Shape<'a> {
                     "."
                 };
                 self.refuse(
-                    "InvalidSpec",
+                    ConditionReason::InvalidSpec,
                     format!(
                         "spec.{field}{dot}{}: {}",
                         path.trim_end_matches('.'),
@@ -265,7 +268,7 @@ impl<'a> Shape<'a> {
         let unknown = first_unknown(part, &known);
         if let Some(path) = &unknown {
             self.refuse(
-                "InvalidSpec",
+                ConditionReason::InvalidSpec,
                 format!("spec.{field}{path}: there is no such field"),
             );
         }
@@ -276,7 +279,7 @@ impl<'a> Shape<'a> {
     pub(super) fn catalogs(&mut self, name: &str, found: Option<&ConfigMap>) -> Vec<String> {
         let Some(found) = found else {
             self.refuse(
-                "CatalogsMissing",
+                ConditionReason::CatalogsMissing,
                 format!("spec.notifications.catalogRef: there is no ConfigMap {name}"),
             );
             return Vec::new();
@@ -288,7 +291,7 @@ impl<'a> Shape<'a> {
             match key.strip_suffix(".ftl").filter(|locale| is_locale(locale)) {
                 Some(locale) => locales.push(locale.to_owned()),
                 None => self
-                    .refuse("CatalogsInvalid", format!("spec.notifications.catalogRef: key {key} of ConfigMap {name} is not LOCALE.ftl")),
+                    .refuse(ConditionReason::CatalogsInvalid, format!("spec.notifications.catalogRef: key {key} of ConfigMap {name} is not LOCALE.ftl")),
             }
         }
         locales.sort();

@@ -42,7 +42,7 @@ fn a_secret_that_is_absent_or_lacks_a_key_is_named_with_the_field() {
         problems
             .iter()
             .all(|problem| problem.reason == "SecretMissing"
-                && problem.condition == ConditionType::SecretsResolved)
+                && problem.kind == ProblemKind::Reference)
     );
     assert_eq!(
         problems[0].message,
@@ -166,8 +166,8 @@ fn a_pod_template_that_is_no_pod_spec_is_refused_with_its_path() {
             cluster.spec.pod_template.spec = spec.as_object().unwrap().clone()
         }));
         assert_eq!(
-            (found.condition, found.reason),
-            (ConditionType::SpecAccepted, "InvalidSpec")
+            (found.kind, found.reason),
+            (ProblemKind::Spec, ConditionReason::InvalidSpec)
         );
         assert!(
             found.message.starts_with(&format!("{path}:")),
@@ -325,8 +325,8 @@ fn each_field_that_the_api_server_cannot_check_is_named() {
     for (field, change) in cases {
         let found = problem(&changed("production", |cluster| change(&mut cluster.spec)));
         assert_eq!(
-            (found.condition, found.reason),
-            (ConditionType::SpecAccepted, "InvalidSpec"),
+            (found.kind, found.reason),
+            (ProblemKind::Spec, ConditionReason::InvalidSpec),
             "{field}"
         );
         assert!(

@@ -58,7 +58,7 @@ fn act() -> impl Strategy<Value = Act> {
 struct World {
     gateways: Vec<Gateway>,
     wanted: Vec<Option<SourceDefinition>>,
-    record: Record,
+    record: SourcesRecord,
     revision: usize,
     broken: Option<usize>,
     secs: i64,
@@ -81,7 +81,7 @@ impl World {
         let mut world = Self {
             gateways: vec![gateway; PODS],
             wanted,
-            record: Record::default(),
+            record: SourcesRecord::default(),
             revision: 0,
             broken: None,
             secs: 0,
@@ -176,7 +176,7 @@ impl World {
         }
     }
 
-    fn plan(&mut self) -> Plan<Record> {
+    fn plan(&mut self) -> Plan<SourcesRecord> {
         self.secs += 1;
         let (fleet, wanted, revision, rotation) = (
             self.observed(),

@@ -1,0 +1,255 @@
+//! The plans of one reconcile, each with exactly the input that it needs.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use signal_crds::scaling::AutoscalingMode;
+use signal_crds::status::{ScalingState, SigningKeyStatus};
+
+use super::{ClusterMemory, Recorded};
+use crate::names::TEMPLATE_HASH;
+use crate::objects::{Desired, ManagedKeys, compare};
+use crate::observe::observed::Observed;
+use crate::plan::rebalance::{self, RebalanceInput};
+use crate::plan::record::Record;
+use crate::plan::rollout::Rollout;
+use crate::plan::routing::{self, RoutingInput};
+use crate::plan::scale::{self, ScaleInput, ScaleStep};
+use crate::plan::signing::{self, KeyRing, SigningInput};
+use crate::plan::sources::{self, SourcesInput};
+use crate::plan::validate::ValidCluster;
+use crate::plan::{PlanEvent, Waiting, autoscale};
+use crate::reasons::{ConditionReason, EventReason};
+
+/// How often connections decide about the number of pods: the HPA's own interval.
+const AUTOSCALE_EVERY: TimeDelta = TimeDelta::seconds(15);
+/// How often connections are spread.
+const REBALANCE_EVERY: TimeDelta = TimeDelta::seconds(5);
+
+/// One reconcile of a valid SignalCluster.
+pub(super) struct Step<'a> {
+    pub(super) cluster: &'a ValidCluster,
+    pub(super) observed: &'a Observed,
+    pub(super) rollout: Rollout,
+    pub(super) now: DateTime<Utc>,
+    /// What happened so far.
+    pub(super) events: Vec<PlanEvent>,
+}
+
+/// The keys that the operator makes.
+pub(super) struct SigningKeys {
+    /// After this step; `None`: the spec wants none.
+    pub(super) keys: Option<ManagedKeys>,
+    /// For the status: what the Secret holds. A key that is not written yet is not shown.
+    pub(super) shown: Vec<SigningKeyStatus>,
+    /// What the keys wait for.
+    pub(super) waiting: Option<Waiting>,
+}
+
+impl Step<'_> {
+    /// The record after this step, and what key sources and Redis wait for.
+    pub(super) fn stages(
+        &mut self,
+        recorded: &Recorded,
+    ) -> (Record, Option<Waiting>, Option<Waiting>) {
+        let rotation = &self.cluster.spec.jwks.rotation;
+        let (revision, fleet) = (recorded.revision.as_deref(), &self.observed.fleet);
+        let sources = sources::plan(
+            &SourcesInput {
+                wanted: &self.cluster.sources,
+                rotation,
+                record: &recorded.record.jwks,
+                revision,
+                fleet,
+            },
+            self.now,
+        );
+        let redis = routing::plan(
+            &RoutingInput {
+                wanted: self.cluster.redis.as_ref(),
+                record: &recorded.record.redis,
+                revision,
+                fleet,
+                ack_timeout: rotation.ack_timeout,
+            },
+            self.now,
+        );
+        self.events.extend(sources.events);
+        self.events.extend(redis.events);
+        let record = Record {
+            jwks: sources.next,
+            redis: redis.next,
+        };
+        (record, sources.waiting, redis.waiting)
+    }
+
+    /// The keys that the operator makes, after this step.
+    pub(super) fn signing_keys(&mut self, random: &mut impl rand::CryptoRng) -> SigningKeys {
+        let Some(managed) = &self.cluster.spec.jwks.managed else {
+            return SigningKeys {
+                keys: None,
+                shown: Vec::new(),
+                waiting: None,
+            };
+        };
+        let data = self
+            .observed
+            .signing_keys
+            .iter()
+            .filter_map(|secret| secret.data.as_ref())
+            .flatten()
+            .map(|(key, value)| (key.clone(), value.0.clone()))
+            .collect();
+        let (ring, shown) = match KeyRing::from_secret(&data) {
+            Ok(ring) => {
+                let shown = ring.as_ref().map(KeyRing::status).unwrap_or_default();
+                (ring, shown)
+            }
+            Err(damage) => {
+                self.events.push(PlanEvent::warning(
+                    EventReason::SigningKeysDamaged,
+                    damage.to_string(),
+                ));
+                (damage.ring, signing_keys_before(self.observed))
+            }
+        };
+        let input = SigningInput {
+            managed,
+            skew: self.cluster.spec.gateway.auth.clock_skew,
+            ring: ring.as_ref(),
+            fleet: &self.observed.fleet,
+        };
+        let plan = signing::plan(&input, self.now, random);
+        self.events.extend(plan.events);
+        SigningKeys {
+            keys: Some(ManagedKeys {
+                jwks: plan.next.jwks(),
+                data: plan.next.to_secret(),
+            }),
+            shown,
+            waiting: plan.waiting,
+        }
+    }
+
+    /// The number of pods, which is written into the Deployment.
+    pub(super) fn scale(&mut self, desired: &mut Desired, wanted: i32) -> ScaleStep {
+        let changes_template = mark_template(desired, self.observed);
+        let mut scale = scale::plan(
+            &ScaleInput {
+                wanted,
+                deployment: self.observed.deployment.as_ref(),
+                fleet: &self.observed.fleet,
+                drain: &self.cluster.spec.drain,
+                rolling_out: self.rollout.going_on || changes_template,
+            },
+            self.now,
+        );
+        self.events.append(&mut scale.events);
+        let deployment = desired.deployment.as_mut();
+        if let Some(spec) = deployment.and_then(|deployment| deployment.spec.as_mut()) {
+            spec.replicas = Some(scale.deployment_replicas);
+        }
+        scale
+    }
+
+    /// What autoscaling writes, and what limits the number of pods. `bounded` is the bound that `spec.replicas` was brought to.
+    pub(super) fn autoscale(
+        &self,
+        memory: &mut ClusterMemory,
+        bounded: Option<ConditionReason>,
+        scale: &ScaleStep,
+    ) -> (Option<i32>, Option<(ConditionReason, String)>) {
+        let spec = &self.cluster.spec;
+        let by_connections = spec.autoscaling.as_ref().filter(|autoscaling| {
+            autoscaling.mode == AutoscalingMode::Connections && !spec.stopped && !spec.paused
+        });
+        let by_scaling = scale
+            .waiting
+            .as_ref()
+            .map(|waiting| (waiting.reason, waiting.message.clone()));
+        let Some(autoscaling) = by_connections else {
+            memory.decided = None;
+            let message = "spec.replicas is outside of minReplicas and maxReplicas";
+            let by_bound = bounded.map(|reason| (reason, message.to_owned()));
+            return (None, by_bound.or(by_scaling));
+        };
+        let mut rescale = None;
+        let decided = memory.decided.as_ref();
+        if decided.is_none_or(|(at, _)| self.now - *at >= AUTOSCALE_EVERY) {
+            let decision = autoscale::decide(
+                autoscaling,
+                spec.replicas,
+                &self.observed.fleet,
+                &mut memory.history,
+                self.now,
+            );
+            rescale = decision.replicas;
+            memory.decided = Some((self.now, decision));
+        }
+        let by_decision = memory
+            .decided
+            .as_ref()
+            .and_then(|(_, decision)| Some((decision.limited?, decision.message.clone())));
+        (rescale, by_decision.or(by_scaling))
+    }
+
+    /// Pods and how many connections each sheds.
+    pub(super) fn rebalance(
+        &self,
+        memory: &mut ClusterMemory,
+        scale: &ScaleStep,
+    ) -> Vec<(String, u32)> {
+        let last = memory.rebalanced;
+        if last.is_some_and(|at| self.now - at < REBALANCE_EVERY) {
+            return Vec::new();
+        }
+        memory.rebalanced = Some(self.now);
+        let spec = &self.cluster.spec;
+        let input = RebalanceInput {
+            settings: &spec.rebalance,
+            fleet: &self.observed.fleet,
+            rolling_out: self.rollout.going_on,
+            scaling: scale.status.state != ScalingState::Idle,
+            paused: spec.paused || spec.stopped,
+        };
+        rebalance::plan(&input, &mut memory.rebalance, self.now)
+    }
+}
+
+/// The keys as the status of the last reconcile showed them.
+pub(super) fn signing_keys_before(observed: &Observed) -> Vec<SigningKeyStatus> {
+    let status = observed.cluster.status.as_ref();
+    status
+        .map(|status| status.signing_keys.clone())
+        .unwrap_or_default()
+}
+
+/// Writes the template's hash on the Deployment; returns whether applying it begins a rollout.
+fn mark_template(desired: &mut Desired, observed: &Observed) -> bool {
+    let Some(deployment) = &mut desired.deployment else {
+        return false;
+    };
+    let template = deployment
+        .spec
+        .as_ref()
+        .map(|spec| serde_json::to_value(&spec.template).expect("a template is plain data"));
+    let hash = compare::hash(&template.unwrap_or_default());
+    let before = observed.deployment.as_ref().map(|live| {
+        let annotations = live.metadata.annotations.as_ref();
+        annotations.and_then(|all| all.get(TEMPLATE_HASH))
+    });
+    // A template that is held back is the observed one, with the API server's defaults: it keeps its hash.
+    let is_held_back = observed.deployment.as_ref().is_some_and(|live| {
+        live.spec.as_ref().map(|spec| &spec.template)
+            == deployment.spec.as_ref().map(|spec| &spec.template)
+    });
+    let mark = match before {
+        Some(Some(before)) if is_held_back => before.clone(),
+        _ => hash,
+    };
+    let changes = matches!(before, Some(before) if before != Some(&mark));
+    deployment
+        .metadata
+        .annotations
+        .get_or_insert_default()
+        .insert(TEMPLATE_HASH.into(), mark);
+    changes
+}
