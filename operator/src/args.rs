@@ -21,9 +21,9 @@ pub enum Command {
     Run(Box<Run>),
     /// Print the CustomResourceDefinitions as YAML
     Crd,
-    /// Ask a running operator how it is; exits 0 or 1
+    /// Ask a running operator for its health; exits 0 or 1
     Healthcheck {
-        /// What to ask: `http://signal-operator:8080/readyz`
+        /// URL to fetch: `http://signal-operator:8080/readyz`
         #[arg(long)]
         url: String,
     },
@@ -59,7 +59,7 @@ pub struct Run {
     /// SignalClusters that are reconciled at the same time
     #[arg(long, value_name = "COUNT", env = "SIGNAL_OPERATOR_CONCURRENCY", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub concurrency: u16,
-    /// A SignalCluster about which nothing is heard is looked at again after about so many seconds
+    /// A SignalCluster without changes is reconciled again after about so many seconds
     #[arg(long, value_name = "SECONDS", env = "SIGNAL_OPERATOR_RESYNC_SECS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=3600))]
     pub resync_secs: u64,
     /// The Lease whose holder writes
@@ -107,7 +107,7 @@ pub struct Lease {
         env = "SIGNAL_OPERATOR_LEASE_NAMESPACE"
     )]
     pub lease_namespace: Option<String>,
-    /// After so many seconds of silence another takes over
+    /// Another process takes the Lease over when it was not renewed for so many seconds
     #[arg(long, value_name = "SECONDS", env = "SIGNAL_OPERATOR_LEASE_DURATION_SECS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=300))]
     pub lease_duration_secs: u64,
 }
@@ -122,14 +122,14 @@ pub enum LogFormat {
 }
 
 impl Run {
-    /// A SignalCluster about which nothing is heard is looked at again after about this time.
+    /// A SignalCluster without changes is reconciled again after about this time.
     pub fn resync(&self) -> Duration {
         Duration::from_secs(self.resync_secs)
     }
 }
 
 impl Lease {
-    /// After this much silence another takes over.
+    /// Another process takes the Lease over when it was not renewed for this long.
     pub fn duration(&self) -> Duration {
         Duration::from_secs(self.lease_duration_secs)
     }

@@ -1,4 +1,4 @@
-//! What tests start from: a SignalCluster and the objects it refers to, from YAML, as if they had been observed.
+//! Where tests start: a SignalCluster and the objects it refers to, read from YAML as if they had been observed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub(crate) fn example(name: &str) -> Observed {
     observed(EXAMPLES.iter().find(|(known, _)| *known == name).unwrap().1)
 }
 
-/// What one reconcile sees in a cluster with nothing but these objects, which knows every optional kind.
+/// The observation of a cluster with only these objects and every optional kind.
 pub(crate) fn observed(yaml: &str) -> Observed {
     let mut cluster: Option<SignalCluster> = None;
     let mut secrets = BTreeMap::new();
@@ -88,7 +88,7 @@ pub(crate) fn changed(name: &str, change: impl FnOnce(&mut SignalCluster)) -> Ob
     observed
 }
 
-/// The record of a cluster whose changes have all come to an end.
+/// The record of a cluster in which no change is in progress.
 pub(crate) fn settled(cluster: &ValidCluster) -> Record {
     let sources = cluster
         .sources

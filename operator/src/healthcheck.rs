@@ -1,18 +1,18 @@
-//! `signal-operator healthcheck`: asks a running operator how it is. The image has nothing else that could.
+//! `signal-operator healthcheck`: asks a running operator for its health. The image contains no other program that could.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Longest answer that is shown; what waits is a line per part.
+/// Longest answer that is shown; `/readyz` has one line for each part that waits.
 const MAX_ANSWER: usize = 4096;
 
-/// Fetches `url` and gives the text of the answer.
+/// Fetches `url` and returns the text of the answer.
 ///
 /// # Errors
-/// When nobody answers within `limit`, or with anything but success; the message carries what was said.
+/// When there is no answer within `limit`, or its status is not a success; the message contains the answer.
 pub async fn check(url: &str, limit: Duration) -> Result<String> {
-    // Clients want one even where no TLS is spoken; another may have been faster.
+    // A client needs a provider even without TLS; an error means that one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder()
         .no_proxy()
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn not_ready_fails_with_what_is_waited_for() {
+    async fn not_ready_fails_and_names_what_the_operator_waits_for() {
         let body = "crd: SignalCluster is not known\n";
         let url = server(Some(format!(
             "HTTP/1.1 503 Service Unavailable\r\ncontent-length: {}\r\n\r\n{body}",
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silence_redirects_and_nobody_fail_and_a_long_answer_is_cut() {
+    async fn silence_redirects_and_a_closed_port_fail_and_a_long_answer_is_cut() {
         assert!(
             check(&server(None).await, Duration::from_millis(50))
                 .await

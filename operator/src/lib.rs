@@ -1,7 +1,7 @@
 //! Reconciles `SignalCluster` resources: gateways that scale, route over Redis and rotate their trust without dropping people.
 //!
-//! A reconcile reads as its steps, and only the first and the last three hold a client:
-//! `observe` -> `validate` -> plans (`jwks`, `signing`, `routing`, `scale`, `autoscale`, `rebalance`) -> `desired` -> `apply` -> `orders` -> `status`.
+//! One reconcile runs through the folders in this order: `observe` -> `decide` (`plan`, then `objects`) -> `act` -> `status`. `control` starts
+//! reconciles, `reconcile` calls the steps. Only `control`, `reconcile`, `observe` and `act` hold a client; the others are pure.
 
 pub mod act;
 pub mod args;

@@ -1,4 +1,4 @@
-//! Arguments, telemetry, `run`; nothing to test here.
+//! Reads the arguments, sets up the log, and runs the subcommand; nothing to test here.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use clap::Parser as _;
 use signal_operator::args::{Arguments, Command, LogFormat, Run};
 use signal_operator::control::clusters::Clusters;
 use signal_operator::control::external_scaler;
-use signal_operator::control::run::Part;
+use signal_operator::control::run::BackgroundTask;
 use signal_operator::healthcheck;
 use signal_operator::observe::admin_client::AdminClient;
 use tokio::net::TcpListener;
@@ -76,7 +76,7 @@ fn start() -> anyhow::Result<()> {
 }
 
 fn log(args: &Run) -> anyhow::Result<()> {
-    // What kube says of requests that failed is said again by whoever sent them; a filter that names kube_client still gets it.
+    // Callers log their failed requests themselves. A filter that names kube_client turns its own lines on again.
     let filter = EnvFilter::try_new(format!("kube_client=off,{}", args.log_filter))
         .with_context(|| format!("read the log filter {:?}", args.log_filter))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter);
@@ -97,7 +97,7 @@ async fn serve(args: Run) -> anyhow::Result<()> {
             _ = asked.recv() => {}
             _ = interrupted.recv() => {}
         }
-        tracing::info!("asked to stop");
+        tracing::info!("signal received; stopping");
         cancel.cancel();
         std::future::pending::<anyhow::Result<()>>().await
     };
@@ -110,12 +110,15 @@ async fn serve(args: Run) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.scaler_address)
         .await
         .with_context(|| format!("bind the scaler address {}", args.scaler_address))?;
-    let parts = move |clusters: &Clusters, stop: CancellationToken| {
+    let tasks = move |clusters: &Clusters, stop: CancellationToken| {
         let scaler = external_scaler::serve(clusters.store().clone(), listener, stop);
-        vec![Box::pin(async move { scaler.await.context("serve the external scaler") }) as Part]
+        vec![
+            Box::pin(async move { scaler.await.context("serve the external scaler") })
+                as BackgroundTask,
+        ]
     };
     tokio::select! {
-        outcome = signal_operator::control::run::run(args, client, pods, parts, stop) => outcome,
+        outcome = signal_operator::control::run::run(args, client, pods, tasks, stop) => outcome,
         outcome = signals => outcome,
     }
 }

@@ -1,4 +1,4 @@
-//! Every metric name of the process in one list. Labels have few, known values: no name of an object ever.
+//! Every metric of the process in one list. Labels have few, known values and never the name of an object.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use prometheus_client::registry::{Registry, Unit};
 /// How something ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Outcome {
-    /// As the metric's help says.
+    /// One of the values in the metric's help.
     pub outcome: &'static str,
 }
 
@@ -25,10 +25,10 @@ pub struct WriteLabel {
     pub verb: &'static str,
 }
 
-/// What asked for a reconcile.
+/// What requested a reconcile.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Source {
-    /// `cluster`: itself; `owned`: one of its objects; `named`: something that its spec names; `relist`: a watch began anew.
+    /// `cluster`: itself; `owned`: one of its objects; `named`: something that its spec names; `relist`: a watch was started again.
     pub source: &'static str,
 }
 
@@ -48,9 +48,9 @@ pub struct Metrics {
     pub reconcile_seconds: Histogram,
     /// Reconciles that run now.
     pub running: Gauge,
-    /// Reconciles asked for by watches, by source.
+    /// Reconciles that watches requested, by source.
     pub triggers: Family<Source, Counter>,
-    /// Reconciles asked for again, by why: `wait`, `resync`, or the class of the error.
+    /// Reconciles that were scheduled again, by why: `wait`, `resync`, or the class of the error.
     pub requeues: Family<Outcome, Counter>,
     /// Writes sent to the API server.
     pub writes: Family<WriteLabel, Counter>,
@@ -58,7 +58,7 @@ pub struct Metrics {
     pub polls: Family<Outcome, Counter>,
     /// Watches that broke and were set up again.
     pub watch_errors: Counter,
-    /// SignalClusters that are known.
+    /// SignalClusters in the store.
     pub clusters: Gauge,
     /// 1 while this process holds the lease.
     pub leader: Gauge,

@@ -12,18 +12,18 @@ pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
 pub const DRAINING: &str = "signal.dev/draining";
 /// Annotation of pods that drain: since when, RFC 3339.
 pub const DRAINING_SINCE: &str = "signal.dev/draining-since";
-/// Annotation by which the ReplicaSet chooses whom to delete first (Kubernetes' own).
+/// Annotation by which the ReplicaSet chooses which pod to delete first (Kubernetes' own).
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 /// Annotation of applied objects: the hash of what was applied.
 pub const APPLIED: &str = "signal.dev/applied";
-/// Annotation of the live ConfigMap: the [`crate::plan::record::Record`] as JSON.
+/// Annotation of the live ConfigMap: the record of stages as JSON.
 pub const RECORD: &str = "signal.dev/record";
 /// Annotation of the pod template: the hash of the static configuration.
 pub const STATIC_HASH: &str = "signal.dev/static-config";
 /// Annotation of the pod template: the hash of secret content that a gateway reads only as it starts.
 pub const RESTART_HASH: &str = "signal.dev/restart-secrets";
 
-/// Annotation of the Deployment: the hash of its pod template, by which a change of it is told from what the API server fills in.
+/// Annotation of the Deployment: the hash of its pod template, which separates a change of it from the API server's defaults.
 pub const TEMPLATE_HASH: &str = "signal.dev/template";
 
 /// Where the projected volume of `live.toml` and all credentials is mounted.
@@ -70,7 +70,7 @@ impl Children {
     }
 }
 
-/// What the Deployment selects its pods by; never changes.
+/// The Deployment's selector of pods; never changes.
 pub fn selector(name: &str) -> BTreeMap<String, String> {
     [
         ("app.kubernetes.io/name", "signal-gateway"),
@@ -89,13 +89,13 @@ pub fn labels(name: &str) -> BTreeMap<String, String> {
     labels
 }
 
-/// Selects the pods that stay, as `status.selector` says it.
+/// Selects the pods that stay; the value of `status.selector`.
 pub fn staying_selector(name: &str) -> String {
     let mut parts: Vec<String> = selector(name)
         .into_iter()
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
-    // `!=` is no operator that kubectl reads in a scale subresource.
+    // kubectl cannot read `!=` in the selector of a scale subresource.
     parts.push(format!("!{DRAINING}"));
     parts.join(",")
 }

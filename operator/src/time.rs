@@ -12,12 +12,12 @@ pub fn to_k8s(at: DateTime<Utc>) -> Time {
     Time(Timestamp::from_second(at.timestamp()).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
-/// As the plans reckon with it.
+/// As the plans calculate with it.
 pub fn from_k8s(at: &Time) -> DateTime<Utc> {
     DateTime::from_timestamp(at.0.as_second(), 0).unwrap_or(DateTime::UNIX_EPOCH)
 }
 
-/// The time of day. The only reader of wall time: `run` and `controller` hand it on, and deadlines use the monotonic clock instead.
+/// The wall time. Nothing else reads it: `reconcile` passes it to the plans. Deadlines of the process use the monotonic clock.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the one place that reads the wall clock"
@@ -26,7 +26,7 @@ pub fn now() -> DateTime<Utc> {
     Utc::now()
 }
 
-/// About this long: a fifth more or less, so that many processes do not come at once.
+/// About this long: up to a fifth more or less, so that many processes spread out.
 pub fn about(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.8..1.2))
 }

@@ -1,8 +1,8 @@
-//! Server-side apply in a stated order, then prune what is ours and no longer wanted.
+//! Server-side apply in a fixed order, then deletion of owned objects that are not wanted any more.
 //!
-//! What is there already as it is wanted costs no request. What is there otherwise is applied with its `resourceVersion` as a precondition, so an
-//! operator that looked at something old, or that lost its lease without noticing, changes nothing. What is not there is asked for by name
-//! first: an object of the same name that belongs to someone else is never taken over.
+//! An object that is as wanted costs no request. One that differs is applied with its `resourceVersion` as a precondition, so an operator with an old
+//! observation, or one that lost its lease without noticing, changes nothing. One that was not observed is read by name first: an object of the same
+//! name that belongs to someone else is never taken over.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::act::writer::{Settled, WriteError, Writer};
+use crate::act::writer::{ServerChanges, WriteError, Writer};
 use crate::names::APPLIED;
 use crate::objects::Desired;
 use crate::objects::compare::{differences, hash};
@@ -21,21 +21,21 @@ use crate::observe::observed::Observed;
 use crate::observe::owner::{Owner, controller};
 use crate::observe::resources::{DEPLOYMENT, JOB, Owned};
 
-/// What a reconcile wants to be there.
+/// What a reconcile wants to exist.
 #[derive(Debug, Clone)]
 pub enum Wanted {
     /// This object, with at least these fields.
     Object(Owned, Box<DynamicObject>),
-    /// The object of this kind and name, as it is, if it is there.
+    /// The object of this kind and name stays as it is, if it exists.
     Kept(Owned, String),
 }
 
-/// What the API server has after an apply.
+/// What the API server holds after an apply.
 #[derive(Debug, Clone, Default)]
 pub struct Applied {
     /// Everything that is wanted, as the API server returned it.
     pub objects: Vec<AppliedObject>,
-    /// Kind and name of what was pruned.
+    /// Kind and name of every object that was pruned.
     pub pruned: Vec<(&'static str, String)>,
 }
 
@@ -44,13 +44,13 @@ pub struct Applied {
 pub struct AppliedObject {
     /// Its kind.
     pub kind: Owned,
-    /// As the API server returned it: by the write, or as it was observed.
+    /// As the API server returned it: from the write, or from the observation.
     pub object: DynamicObject,
     /// Whether this apply wrote it.
     pub written: bool,
 }
 
-/// Why an apply stopped. What comes before in the order is applied.
+/// Why an apply stopped. Objects that come earlier in the order are applied.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// A write failed.
@@ -63,22 +63,22 @@ pub enum ApplyError {
         kind: &'static str,
         /// Its name.
         name: String,
-        /// What the API server said.
+        /// The API server's answer.
         source: Box<kube::Error>,
     },
     /// An object of the name belongs to someone else.
     #[error(
-        "{kind} {name} is there already and belongs to {owner}: delete it, or choose another name for the SignalCluster"
+        "{kind} {name} exists and belongs to {owner}: delete it, or choose another name for the SignalCluster"
     )]
     Occupied {
         /// Kind of the object.
         kind: &'static str,
         /// Its name.
         name: String,
-        /// Who has it.
+        /// Its owner.
         owner: String,
     },
-    /// The object, or its owner of the same name before this one, is being deleted; it passes.
+    /// The object, or the earlier SignalCluster of the same name that owns it, is being deleted; it passes.
     #[error("{kind} {name} is still being deleted")]
     Leaving {
         /// Kind of the object.
@@ -87,15 +87,15 @@ pub enum ApplyError {
         name: String,
     },
     /// The operator makes no objects of this kind.
-    #[error("kind {0} is none of the operator's")]
+    #[error("the operator makes no objects of kind {0}")]
     UnknownKind(String),
-    /// What is wanted does not fit into what the API server takes.
-    #[error("an object cannot be read as one of the API server's")]
+    /// An object cannot be converted into one of the API server's.
+    #[error("convert an object into one of the API server's")]
     Shape(#[from] serde_json::Error),
 }
 
 impl Wanted {
-    /// This object.
+    /// Wants this object.
     ///
     /// # Errors
     /// When the operator makes no objects of this kind.
@@ -105,7 +105,7 @@ impl Wanted {
         Self::dynamic(dynamic(object)?)
     }
 
-    /// The same for a kind without a type.
+    /// Wants an object of a kind without a Rust type.
     ///
     /// # Errors
     /// When the operator makes no objects of this kind.
@@ -142,7 +142,7 @@ impl Applied {
         self.objects.iter().filter(|object| object.written).count() + self.pruned.len()
     }
 
-    /// The object of this kind and name, if it is there.
+    /// The object of this kind and name, if it exists.
     pub fn get<K: Resource<DynamicType = ()> + DeserializeOwned>(&self, name: &str) -> Option<K> {
         let found = self.objects.iter().find(|applied| {
             applied.kind.kind == K::kind(&()) && applied.object.name_any() == name
@@ -153,7 +153,7 @@ impl Applied {
     }
 }
 
-/// An object without its type. What managed it is left out: it is large and nobody reads it.
+/// The same object without its Rust type and without `managedFields`, which are large and not read.
 pub(crate) fn dynamic<K: Resource<DynamicType = ()> + Serialize>(
     object: &K,
 ) -> Result<DynamicObject, serde_json::Error> {
@@ -217,10 +217,10 @@ pub fn wanted(desired: Desired) -> Result<Vec<Wanted>, ApplyError> {
     Ok(wanted)
 }
 
-/// Brings what is wanted about, and takes away what is ours and not wanted.
+/// Applies everything that is wanted, and deletes owned objects that are not.
 ///
 /// # Errors
-/// At the first object that could not be applied; those before it are.
+/// At the first object that cannot be applied; those before it are applied.
 pub async fn apply(
     wanted: Vec<Wanted>,
     observed: &Observed,
@@ -262,7 +262,7 @@ fn live(observed: &Observed) -> Result<Vec<DynamicObject>, serde_json::Error> {
     Ok(live)
 }
 
-/// [`apply`] over what is there, whoever looked.
+/// [`apply`] over these observed objects.
 ///
 /// # Errors
 /// As [`apply`].
@@ -336,7 +336,14 @@ async fn apply_one(
     let key = (kind.kind, owner.namespace.clone(), name.clone());
     if let Some(found) = found {
         // A Job's template cannot change; what it was made for is in its name.
-        if kind == JOB || is_as_wanted(&content, &hash, &found, writer.settled(&key).as_ref())? {
+        if kind == JOB
+            || is_as_wanted(
+                &content,
+                &hash,
+                &found,
+                writer.server_changes(&key).as_ref(),
+            )?
+        {
             return Ok(AppliedObject {
                 kind,
                 object: found,
@@ -345,7 +352,7 @@ async fn apply_one(
         }
         object.metadata.resource_version = found.metadata.resource_version;
     }
-    // Without a version the object is not there yet; whoever makes one of this name just now keeps what they set.
+    // Without a version the object does not exist yet; if someone creates it at the same time, their fields are kept.
     let force = object.metadata.resource_version.is_some();
     let request = async {
         api.patch(&name, &Writer::apply_params(force), &Patch::Apply(&object))
@@ -355,11 +362,11 @@ async fn apply_one(
     returned.metadata.managed_fields = None;
     let left = differences(&content, &serde_json::to_value(&returned)?);
     if !left.is_empty() {
-        tracing::debug!(kind = kind.kind, name, paths = ?left.iter().map(|difference| &difference.path).collect::<Vec<_>>(), "the API server changes what is applied");
+        tracing::debug!(kind = kind.kind, name, paths = ?left.iter().map(|difference| &difference.path).collect::<Vec<_>>(), "the API server changes fields of the applied object");
     }
-    writer.settle(
+    writer.keep_server_changes(
         key,
-        Settled {
+        ServerChanges {
             uid: returned.uid().unwrap_or_default(),
             hash,
             differences: left,
@@ -372,7 +379,7 @@ async fn apply_one(
     })
 }
 
-/// What is there under the name although it was not among our own: a look before it is made.
+/// Reads an object by name before it is created: it may exist although it was not among the observed ones.
 async fn by_name(
     kind: Owned,
     api: &Api<DynamicObject>,
@@ -406,28 +413,28 @@ async fn by_name(
         None => ApplyError::Occupied {
             kind: kind.kind,
             name: name.to_owned(),
-            owner: "someone who is not a SignalCluster".into(),
+            owner: "an owner that is not a SignalCluster".into(),
         },
     })
 }
 
-/// The same was applied, and nothing has changed since, but for what the API server itself makes of it.
+/// Whether the same content was applied and has not changed since, apart from what the API server itself changes.
 fn is_as_wanted(
     content: &Value,
     hash: &str,
     found: &DynamicObject,
-    settled: Option<&Settled>,
+    server_changes: Option<&ServerChanges>,
 ) -> Result<bool, serde_json::Error> {
     if found.annotations().get(APPLIED).map(String::as_str) != Some(hash) {
         return Ok(false);
     }
     let left = differences(content, &serde_json::to_value(found)?);
-    let known = settled.filter(|settled| {
-        settled.hash == hash && Some(&settled.uid) == found.metadata.uid.as_ref()
+    let known = server_changes.filter(|server_changes| {
+        server_changes.hash == hash && Some(&server_changes.uid) == found.metadata.uid.as_ref()
     });
-    Ok(left
-        .iter()
-        .all(|difference| known.is_some_and(|settled| settled.differences.contains(difference))))
+    Ok(left.iter().all(|difference| {
+        known.is_some_and(|server_changes| server_changes.differences.contains(difference))
+    }))
 }
 
 async fn prune(

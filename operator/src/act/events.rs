@@ -1,4 +1,4 @@
-//! Events on SignalClusters: what people see in `kubectl describe`. Repeated ones are counted, not repeated; a lost one is no fault.
+//! Publishes Events on SignalClusters, which people see in `kubectl describe`. Repeated ones are counted in one object; a lost one is no error.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Publishes while this fence stands; `instance` is the name of this process.
+    /// Publishes while this fence allows it; `instance` is the name of this process.
     pub fn new(client: Client, instance: String, fence: Fence) -> Self {
         Self {
             fence: Some(fence),
@@ -31,7 +31,7 @@ impl Events {
         }
     }
 
-    /// Publishes about this process itself, whoever holds the lease.
+    /// Publishes about this process itself, also without the lease.
     pub fn of_the_process(client: Client, instance: String) -> Self {
         let reporter = Reporter {
             controller: format!("signal.dev/{MANAGER}"),
@@ -43,7 +43,7 @@ impl Events {
         }
     }
 
-    /// Something happened to a SignalCluster. The reason is CamelCase and stable.
+    /// Publishes an Event on a SignalCluster. The reason is CamelCase and stable.
     pub async fn publish(
         &self,
         cluster: &SignalCluster,
@@ -55,7 +55,7 @@ impl Events {
             .await;
     }
 
-    /// The same for any object.
+    /// Publishes an Event on any object.
     pub async fn publish_on(
         &self,
         object: &ObjectReference,
@@ -82,9 +82,9 @@ impl Events {
             Ok(Err(error)) => tracing::debug!(
                 error = &error as &dyn std::error::Error,
                 reason,
-                "an event was not published"
+                "publishing an Event failed"
             ),
-            Err(_) => tracing::debug!(reason, "an event was not published in time"),
+            Err(_) => tracing::debug!(reason, "publishing an Event timed out"),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Says whether the lease is held, without asking anyone.
+/// Whether the lease is held, by the monotonic clock of this process.
 #[derive(Clone, Default)]
 pub struct Fence(Arc<Mutex<Option<Instant>>>);
 
@@ -16,19 +16,19 @@ impl Fence {
         self.remaining().is_some()
     }
 
-    /// For how long it may be, if nothing is renewed.
+    /// How long writes may still be sent if the lease is not renewed.
     pub fn remaining(&self) -> Option<Duration> {
         (*self.0.lock())?
             .checked_duration_since(Instant::now())
             .filter(|left| !left.is_zero())
     }
 
-    /// Holds it until then.
+    /// Allows writes until then.
     pub fn hold_until(&self, until: Instant) {
         *self.0.lock() = Some(until);
     }
 
-    /// Gives it up.
+    /// Forbids writes from now on.
     pub fn drop_now(&self) {
         *self.0.lock() = None;
     }

@@ -1,4 +1,4 @@
-//! The one door through which the operator writes: nothing is sent unless the lease is held, everything is counted, nothing hangs for ever.
+//! Every write to the API server: sent only while the lease is held, counted, and bounded in time.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -13,13 +13,13 @@ use crate::metrics::{Metrics, WriteLabel};
 use crate::names::MANAGER;
 use crate::objects::compare::Difference;
 
-/// Longest time that one write may take. A request that the API server carries out late is caught by its precondition.
+/// Longest time for one write. A request that the API server carries out later fails by its precondition.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Why a write did not happen, or nobody knows whether it did.
+/// Why a write failed, or its result is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// Another operator may hold the lease by now.
+    /// Another process may hold the lease.
     #[error("the lease is not held")]
     NotHeld,
     /// The API server refused, or did not answer.
@@ -31,7 +31,7 @@ pub enum WriteError {
         kind: String,
         /// Its name.
         name: String,
-        /// What the API server said.
+        /// The API server's answer.
         source: Box<kube::Error>,
     },
     /// No answer in time.
@@ -46,9 +46,9 @@ pub enum WriteError {
     },
 }
 
-/// What the API server made of an object that differs from what was applied, although nobody else wrote it.
+/// How the API server's own changes made an object differ from what was applied.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Settled {
+pub(crate) struct ServerChanges {
     pub(crate) uid: String,
     pub(crate) hash: String,
     pub(crate) differences: Vec<Difference>,
@@ -62,17 +62,17 @@ pub struct Writer {
     client: Client,
     fence: Fence,
     metrics: Metrics,
-    settled: Mutex<HashMap<Key, Settled>>,
+    server_changes: Mutex<HashMap<Key, ServerChanges>>,
 }
 
 impl Writer {
-    /// Writes through this client while this fence stands.
+    /// Writes through this client while this fence allows it.
     pub fn new(client: Client, fence: Fence, metrics: Metrics) -> Self {
         Self {
             client,
             fence,
             metrics,
-            settled: Mutex::default(),
+            server_changes: Mutex::default(),
         }
     }
 
@@ -81,12 +81,12 @@ impl Writer {
         &self.client
     }
 
-    /// Whether writes go out now.
+    /// Whether writes may be sent now.
     pub fn may_write(&self) -> bool {
         self.fence.is_held()
     }
 
-    /// Server-side apply as the operator does it.
+    /// Parameters of every server-side apply.
     pub fn apply_params(force: bool) -> PatchParams {
         PatchParams {
             force,
@@ -102,7 +102,7 @@ impl Writer {
         }
     }
 
-    /// Carries out one write. The request is a future that has not begun: it is dropped unsent if the lease is not held.
+    /// Carries out one write. The request is a future that has not started: it is dropped unsent if the lease is not held.
     ///
     /// # Errors
     /// When the lease is not held, the API server refuses, or it does not answer in time.
@@ -161,25 +161,25 @@ impl Writer {
         .await
     }
 
-    pub(crate) fn settled(&self, key: &Key) -> Option<Settled> {
-        self.settled.lock().get(key).cloned()
+    pub(crate) fn server_changes(&self, key: &Key) -> Option<ServerChanges> {
+        self.server_changes.lock().get(key).cloned()
     }
 
-    pub(crate) fn settle(&self, key: Key, settled: Settled) {
-        if settled.differences.is_empty() {
-            self.settled.lock().remove(&key);
+    pub(crate) fn keep_server_changes(&self, key: Key, server_changes: ServerChanges) {
+        if server_changes.differences.is_empty() {
+            self.server_changes.lock().remove(&key);
         } else {
-            self.settled.lock().insert(key, settled);
+            self.server_changes.lock().insert(key, server_changes);
         }
     }
 
     pub(crate) fn forget(&self, key: &Key) {
-        self.settled.lock().remove(key);
+        self.server_changes.lock().remove(key);
     }
 }
 
 impl WriteError {
-    /// What the API server said, if it said something.
+    /// The API server's answer, if there is one.
     pub fn api(&self) -> Option<&kube::Error> {
         match self {
             WriteError::Api { source, .. } => Some(source.as_ref()),
@@ -187,12 +187,12 @@ impl WriteError {
         }
     }
 
-    /// Someone else wrote in between: look again, soon.
+    /// Whether another client wrote in between: read again soon.
     pub fn is_conflict(&self) -> bool {
         matches!(self.api(), Some(kube::Error::Api(status)) if status.code == 409)
     }
 
-    /// There is no such object.
+    /// Whether the object does not exist.
     pub fn is_gone(&self) -> bool {
         matches!(self.api(), Some(kube::Error::Api(status)) if status.code == 404)
     }

@@ -14,17 +14,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-/// What the process still waits for. Ready means: nothing. A standby is ready.
+/// What the process still waits for; ready means nothing. A standby is ready.
 #[derive(Clone, Default)]
 pub struct Pending(Arc<Mutex<BTreeMap<&'static str, String>>>);
 
 impl Pending {
-    /// This part waits, and for what.
+    /// This part waits for something.
     pub fn wait(&self, part: &'static str, why: impl Into<String>) {
         self.0.lock().insert(part, why.into());
     }
 
-    /// This part has begun.
+    /// This part has started.
     pub fn done(&self, part: &'static str) {
         self.0.lock().remove(part);
     }

@@ -1,4 +1,4 @@
-//! How long to wait before a reconcile that failed is tried again. Pure: chance comes in.
+//! How long to wait before a failed reconcile is tried again. Pure: randomness is an argument.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use crate::act::writer::WriteError;
 use crate::observe::ObserveError;
 use crate::reconcile::context::Error;
 
-/// What kind of failure it was.
+/// The kinds of failure that are treated differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
-    /// Someone else wrote in between (409): looking again soon is all it takes.
+    /// Another client wrote in between (409): reading again soon is enough.
     Conflict,
-    /// The API server has too much to do (429), or is unwell (5xx), or does not answer.
+    /// The API server is overloaded (429), fails (5xx), or does not answer.
     Busy,
-    /// The operator may not (401, 403).
+    /// The operator has no right to it (401, 403).
     Denied,
-    /// What is asked for cannot be (other 4xx).
+    /// The request itself is refused (other 4xx).
     Refused,
-    /// Another operator may hold the lease by now.
+    /// Another process may hold the lease.
     NotHeld,
-    /// Something of the name is there that is not ours, or is still being deleted.
+    /// An object of that name belongs to someone else, or is still being deleted.
     InTheWay,
 }
 
@@ -81,8 +81,8 @@ impl ErrorClass {
     }
 }
 
-/// The pause after this many failures in a row (1 is the first), with `chance` in 0..1: at least half of what doubles each time, so that many that
-/// failed together do not come back together.
+/// The pause after this many failures in a row (1 is the first). The bound doubles with each failure; `chance` in 0..1 picks a pause between half of
+/// it and all of it, so that clusters that failed together are not retried together.
 pub fn pause(class: ErrorClass, failures: u32, chance: f64) -> Duration {
     let (first, longest) = class.first_and_longest();
     let doubled = first

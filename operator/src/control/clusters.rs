@@ -1,6 +1,6 @@
-//! The SignalClusters that are known: one store whatever the number of namespaces, kept by every process, leader or not.
+//! The store of all SignalClusters: one for all namespaces, kept up to date by every process, leader or standby.
 //!
-//! The leader's controller follows what changes in it; the external scaler only reads.
+//! The leader's controller follows its changes; the external scaler only reads.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use tokio::sync::broadcast;
 use crate::metrics::Metrics;
 use crate::observe::references::references;
 
-/// Changes that a controller may be behind before it looks at all SignalClusters instead.
+/// Changes that a controller may be behind before it requests all SignalClusters instead.
 const BEHIND: usize = 1024;
 
-/// Where SignalClusters are looked for.
+/// Where SignalClusters are watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     /// In every namespace; needs a ClusterRole.
@@ -66,24 +66,24 @@ impl Scope {
     }
 }
 
-/// The SignalClusters that are known.
+/// The SignalClusters that were listed or watched.
 #[derive(Clone)]
 pub struct Clusters {
     store: Store<SignalCluster>,
     changes: broadcast::Sender<ObjectRef<SignalCluster>>,
 }
 
-/// What the watches share.
-struct Shared {
+/// What all watches write to.
+struct StoreUpdates {
     writer: Writer<SignalCluster>,
     changes: broadcast::Sender<ObjectRef<SignalCluster>>,
-    /// Scopes that were not listed yet.
+    /// Scopes that have not been listed yet.
     unlisted: usize,
     metrics: Metrics,
 }
 
 impl Clusters {
-    /// A store, and one future for each scope that keeps it and never ends.
+    /// A store, and one future for each scope that keeps it up to date and never ends.
     pub fn watch(
         client: &Client,
         scopes: &[Scope],
@@ -95,7 +95,7 @@ impl Clusters {
             store: writer.as_reader(),
             changes: changes.clone(),
         };
-        let shared = Arc::new(Mutex::new(Shared {
+        let updates = Arc::new(Mutex::new(StoreUpdates {
             writer,
             changes,
             unlisted: scopes.len(),
@@ -108,7 +108,7 @@ impl Clusters {
                     client.clone(),
                     scope.clone(),
                     clusters.store.clone(),
-                    shared.clone(),
+                    updates.clone(),
                 )
             })
             .collect();
@@ -157,12 +157,12 @@ impl Clusters {
     }
 }
 
-/// Keeps one scope's part of the store, for ever.
+/// Keeps one scope of the store up to date; never ends.
 async fn follow(
     client: Client,
     scope: Scope,
     store: Store<SignalCluster>,
-    shared: Arc<Mutex<Shared>>,
+    updates: Arc<Mutex<StoreUpdates>>,
 ) {
     let api: Api<SignalCluster> = match &scope {
         Scope::All => Api::all(client),
@@ -177,49 +177,49 @@ async fn follow(
             Ok(watcher::Event::Init) => listing.clear(),
             Ok(watcher::Event::InitApply(cluster)) => {
                 listing.insert(ObjectRef::from_obj(&cluster));
-                shared.lock().put(&store, cluster);
+                updates.lock().put(&store, cluster);
             }
             Ok(watcher::Event::InitDone) => {
-                // What is not in the list was deleted while nobody looked.
+                // What is not in the list was deleted while the watch was broken.
                 let gone = store.state().into_iter().filter(|cluster| {
                     scope.covers(cluster.metadata.namespace.as_deref().unwrap_or_default())
                         && !listing.contains(&ObjectRef::from_obj(&**cluster))
                 });
                 for cluster in gone {
-                    shared.lock().remove(&store, &cluster);
+                    updates.lock().remove(&store, &cluster);
                 }
                 listing = HashSet::new();
                 if !std::mem::replace(&mut listed, true) {
-                    shared.lock().listed(&store);
+                    updates.lock().listed(&store);
                 }
             }
-            Ok(watcher::Event::Apply(cluster)) => shared.lock().put(&store, cluster),
-            Ok(watcher::Event::Delete(cluster)) => shared.lock().remove(&store, &cluster),
+            Ok(watcher::Event::Apply(cluster)) => updates.lock().put(&store, cluster),
+            Ok(watcher::Event::Delete(cluster)) => updates.lock().remove(&store, &cluster),
             Err(error) => {
-                shared.lock().metrics.watch_errors.inc();
+                updates.lock().metrics.watch_errors.inc();
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     ?scope,
-                    "the watch of SignalClusters broke"
+                    "watch of SignalClusters broke; restarting it"
                 );
             }
         }
     }
 }
 
-impl Shared {
+impl StoreUpdates {
     fn put(&mut self, store: &Store<SignalCluster>, cluster: SignalCluster) {
         let key = ObjectRef::from_obj(&cluster);
-        let asks = store
+        let changed = store
             .get(&key)
-            .is_none_or(|before| asks(&before) != asks(&cluster));
+            .is_none_or(|before| relevant(&before) != relevant(&cluster));
         self.writer
             .apply_watcher_event(&watcher::Event::Apply(cluster));
         self.metrics
             .clusters
             .set(i64::try_from(store.len()).unwrap_or(i64::MAX));
-        if asks {
-            // Nobody listens on a standby.
+        if changed {
+            // A standby has no receiver.
             let _ = self.changes.send(key);
         }
     }
@@ -248,8 +248,8 @@ impl Shared {
     }
 }
 
-/// Everything of a SignalCluster that a reconcile answers to; its status is not among it.
-fn asks(cluster: &SignalCluster) -> impl PartialEq + use<> {
+/// Everything of a SignalCluster whose change needs a reconcile; not its status.
+fn relevant(cluster: &SignalCluster) -> impl PartialEq + use<> {
     let metadata = &cluster.metadata;
     (
         metadata.uid.clone(),
@@ -287,25 +287,25 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_reconcile_answers_to_is_a_change_and_a_secret_leads_to_those_that_name_it() {
+    fn a_status_alone_is_no_change_and_a_secret_leads_to_the_clusters_that_name_it() {
         let writer = Writer::<SignalCluster>::default();
-        let (changes, mut heard) = broadcast::channel(8);
+        let (changes, mut changed) = broadcast::channel(8);
         let clusters = Clusters {
             store: writer.as_reader(),
             changes: changes.clone(),
         };
-        let mut shared = Shared {
+        let mut updates = StoreUpdates {
             writer,
             changes,
             unlisted: 1,
             metrics: Metrics::default(),
         };
-        shared.put(&clusters.store, cluster("one", 1, "x"));
-        shared.put(&clusters.store, cluster("two", 1, "y"));
+        updates.put(&clusters.store, cluster("one", 1, "x"));
+        updates.put(&clusters.store, cluster("two", 1, "y"));
         assert_eq!(
             (
-                heard.try_recv().unwrap().name,
-                heard.try_recv().unwrap().name
+                changed.try_recv().unwrap().name,
+                changed.try_recv().unwrap().name
             ),
             ("one".into(), "two".into())
         );
@@ -314,10 +314,10 @@ mod tests {
             replicas: 3,
             ..Default::default()
         });
-        shared.put(&clusters.store, reported);
-        assert!(heard.try_recv().is_err(), "a status alone is no change");
-        shared.put(&clusters.store, cluster("one", 2, "x"));
-        assert_eq!(heard.try_recv().unwrap().name, "one");
+        updates.put(&clusters.store, reported);
+        assert!(changed.try_recv().is_err(), "a status alone is no change");
+        updates.put(&clusters.store, cluster("one", 2, "x"));
+        assert_eq!(changed.try_recv().unwrap().name, "one");
 
         let names = |kind, namespace, name| {
             clusters
@@ -332,8 +332,8 @@ mod tests {
                 && names("ConfigMap", "a", "y").is_empty()
                 && names("Secret", "a", "z").is_empty()
         );
-        shared.remove(&clusters.store, &cluster("two", 1, "y"));
+        updates.remove(&clusters.store, &cluster("two", 1, "y"));
         assert!(names("Secret", "a", "y").is_empty());
-        assert_eq!(shared.metrics.clusters.get(), 1);
+        assert_eq!(updates.metrics.clusters.get(), 1);
     }
 }

@@ -21,14 +21,14 @@ use crate::metrics::Metrics;
 use crate::reconcile::context::{Context, Error};
 use crate::reconcile::reconcile;
 
-/// Changes that come within this time are one reconcile.
+/// Changes within this time become one reconcile.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 /// Requests that wait for the scheduler.
 const QUEUE: usize = 1024;
-/// How long running reconciles may take to end when the controller stops.
+/// Longest time for running reconciles to end when the controller stops.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Reconciles until `stop`, then lets what runs end. Nothing is written after it has returned.
+/// Reconciles until `stop`, then waits for the reconciles that run. Nothing is written after it has returned.
 pub async fn run(
     context: Arc<Context>,
     clusters: &Clusters,
@@ -68,7 +68,7 @@ pub async fn run(
         {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
-                "the controller cannot go on"
+                "controller failed"
             );
         }
         std::future::ready(())
@@ -77,11 +77,11 @@ pub async fn run(
     tokio::select! {
         () = &mut work => {}
         () = stop.cancelled() => {
-            // The queue ends with its last sender; what runs is awaited.
+            // The queue ends with its last sender; running reconciles are awaited.
             tasks.abort_all();
             while tasks.join_next().await.is_some() {}
             if tokio::time::timeout(STOP_LIMIT, work).await.is_err() {
-                tracing::warn!("a reconcile did not end in time and is given up");
+                tracing::warn!("reconcile did not end in time; dropping it");
             }
         }
     }
@@ -110,7 +110,7 @@ async fn measured(context: Arc<Context>, cluster: Arc<SignalCluster>) -> Result<
     outcome
 }
 
-/// A reconcile that is given up does not run any more either.
+/// Counts down also when a reconcile is dropped.
 struct Running<'a>(&'a Metrics);
 
 impl Drop for Running<'_> {
@@ -119,7 +119,7 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Everything is tried again; how soon follows from what failed, and how often.
+/// Schedules the next attempt: the pause depends on what failed and how often.
 fn after_error(context: &Context, cluster: &SignalCluster, error: &Error) -> Action {
     let class = ErrorClass::of(error);
     let failures = context.count_failure(cluster);
@@ -131,7 +131,7 @@ fn after_error(context: &Context, cluster: &SignalCluster, error: &Error) -> Act
             error = error as &dyn std::error::Error,
             namespace,
             name,
-            "a reconcile is done again"
+            "reconcile interrupted; repeating it"
         );
     } else {
         tracing::warn!(
@@ -140,7 +140,7 @@ fn after_error(context: &Context, cluster: &SignalCluster, error: &Error) -> Act
             name,
             failures,
             pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
-            "a reconcile failed"
+            "reconcile failed; retrying after a pause"
         );
     }
     Action::requeue(pause)

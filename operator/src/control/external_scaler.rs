@@ -1,8 +1,8 @@
 //! KEDA's external scaler: connections per pod for a `ScaledObject` whose target is a SignalCluster, without Prometheus in between.
 //!
-//! Answers come from the watched SignalClusters alone and nothing is written, so every replica of the operator answers, whoever leads. A
-//! `ScaledObject` learns only of the SignalClusters in its own namespace: the trigger's metadata names one by `cluster`; without it, it is the one
-//! of the `ScaledObject`'s own name. Where the number of connections is not known the answer is an error, so that KEDA's `fallback` counts.
+//! Answers come from the watched SignalClusters and nothing is written, so every replica of the operator answers, leader or standby. A
+//! `ScaledObject` sees only SignalClusters in its own namespace: `cluster` in the trigger's metadata names one; the default is the name of the
+//! `ScaledObject`. If the number of connections is unknown the answer is an error, so that KEDA uses its `fallback`.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub mod proto {
 pub const METRIC: &str = "connections";
 /// Key of the trigger's metadata that names the SignalCluster.
 pub const CLUSTER: &str = "cluster";
-/// How often an open stream looks whether something changed.
+/// How often an open stream checks for a change.
 const STREAM_INTERVAL: Duration = Duration::from_secs(2);
 /// Streams and calls at once on one of KEDA's connections.
 const MAX_STREAMS: u32 = 1000;
@@ -41,7 +41,7 @@ const MAX_STREAMS: u32 = 1000;
 /// Serves until `shutdown`; open streams end with it.
 ///
 /// # Errors
-/// Where the listener fails.
+/// When the listener fails.
 pub async fn serve(
     store: Store<SignalCluster>,
     listener: TcpListener,
@@ -64,7 +64,7 @@ struct Scaler {
     shutdown: CancellationToken,
 }
 
-/// The SignalCluster that a `ScaledObject` speaks of.
+/// The SignalCluster that a `ScaledObject` refers to.
 fn find(
     store: &Store<SignalCluster>,
     asker: &ScaledObjectRef,
@@ -85,7 +85,7 @@ fn find(
         })
 }
 
-/// Its autoscaling settings, where it is left to others at all.
+/// Its autoscaling settings, if the mode lets others set the number.
 fn external(cluster: &SignalCluster) -> Result<&Autoscaling, Status> {
     match &cluster.spec.autoscaling {
         Some(autoscaling) if autoscaling.mode == AutoscalingMode::External => Ok(autoscaling),
@@ -95,7 +95,7 @@ fn external(cluster: &SignalCluster) -> Result<&Autoscaling, Status> {
     }
 }
 
-/// Its connections, where every ready pod is among those that were counted.
+/// Its connections, if every ready pod was counted.
 fn connections(cluster: &SignalCluster) -> Result<i64, Status> {
     let status = cluster.status.as_ref();
     let ready = status.map_or(0, |status| status.ready_replicas);
@@ -113,7 +113,7 @@ fn connections(cluster: &SignalCluster) -> Result<i64, Status> {
     }
 }
 
-/// Whether it should have pods: also without a connection, for without a pod nobody could make one.
+/// Whether it should have pods; also without connections, because the first client needs a pod to connect to.
 fn active(store: &Store<SignalCluster>, asker: &ScaledObjectRef) -> Result<bool, Status> {
     let cluster = find(store, asker)?;
     external(&cluster)?;
@@ -142,7 +142,7 @@ impl ExternalScaler for Scaler {
         let changes = Changes {
             store: self.store.clone(),
             asker,
-            told: None,
+            sent: None,
             over: false,
             shutdown: self.shutdown.clone(),
         };
@@ -191,11 +191,11 @@ impl ExternalScaler for Scaler {
     }
 }
 
-/// What one stream has told.
+/// One open stream.
 struct Changes {
     store: Store<SignalCluster>,
     asker: ScaledObjectRef,
-    told: Option<bool>,
+    sent: Option<bool>,
     over: bool,
     shutdown: CancellationToken,
 }
@@ -205,8 +205,8 @@ impl Changes {
     async fn next(mut self) -> Option<(Result<IsActiveResponse, Status>, Self)> {
         while !self.over {
             match active(&self.store, &self.asker) {
-                Ok(result) if self.told != Some(result) => {
-                    self.told = Some(result);
+                Ok(result) if self.sent != Some(result) => {
+                    self.sent = Some(result);
                     return Some((Ok(IsActiveResponse { result }), self));
                 }
                 Ok(_) => {}

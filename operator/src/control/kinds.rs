@@ -1,4 +1,4 @@
-//! Which optional kinds the API server knows, and whether it knows SignalCluster; looked up again now and then.
+//! Discovers which optional kinds the API server knows, and whether it knows SignalCluster; refreshed every half minute.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::observe::observed::Kinds;
 use crate::observe::resources::{HTTP_ROUTE, INGRESS, Owned, PROMETHEUS_RULE, SERVICE_MONITOR};
 use crate::time::about;
 
-/// Between two looks.
+/// Between two discoveries.
 const REFRESH: Duration = Duration::from_secs(30);
 /// Longest time for one answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ pub async fn discover(client: &Client, scopes: &[Scope]) -> kube::Result<Kinds> 
     })
 }
 
-/// An installation may leave out the rights to a kind that the API server knows.
+/// Whether the API server knows a kind and the operator may list it: an installation may leave out those rights.
 async fn is_usable(client: &Client, scopes: &[Scope], kind: Owned) -> kube::Result<bool> {
     if !plurals(client, &kind.api_version())
         .await?
@@ -81,7 +81,7 @@ async fn plurals(client: &Client, api_version: &str) -> kube::Result<Vec<String>
     }
 }
 
-/// Keeps `kinds` and the gauge of the CRD true. What was known stays while the API server does not answer.
+/// Keeps `kinds` and the gauge of the CRD up to date; both stay as they are while the API server does not answer.
 pub async fn follow(
     client: Client,
     scopes: Vec<Scope>,
@@ -93,12 +93,12 @@ pub async fn follow(
         match discover(&client, &scopes).await {
             Ok(found) => {
                 if kinds.send_replace(found) != found {
-                    tracing::info!(?found, "the optional kinds changed");
+                    tracing::info!(?found, "optional kinds changed");
                 }
             }
             Err(error) => tracing::debug!(
                 error = &error as &dyn std::error::Error,
-                "no answer about kinds"
+                "discovery of optional kinds failed; keeping the last result"
             ),
         }
         if let Ok(present) = knows_signal_cluster(&client).await {

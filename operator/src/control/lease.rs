@@ -1,8 +1,8 @@
-//! Who may write: the holder of a `coordination.k8s.io` Lease, and only as long as its own clock says so.
+//! Leader election: only the holder of a `coordination.k8s.io` Lease writes, and only until its own clock reaches the deadline.
 //!
 //! The clocks of two machines are never compared. A holder counts from the moment it sent its last successful renewal and stops writing at two
-//! thirds of the duration; another takes over once it has seen the same record for the whole duration. So there is at most one writer even when a
-//! process is stopped and goes on later, and a write that was already on its way then fails by its `resourceVersion`.
+//! thirds of the duration; another process takes over once it has seen the same record for the whole duration. So there is at most one writer even
+//! if a process is suspended and continues later; a write that was already sent then fails by its `resourceVersion`.
 
 use std::time::Duration;
 
@@ -26,25 +26,25 @@ pub struct Settings {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Unique among all processes, also among two lives of one pod.
+    /// Unique for each process: a restarted container of the same pod has another one.
     pub identity: String,
-    /// How long a record that does not change keeps others away. At least 3 s.
+    /// How long an unchanged record keeps others from taking over. At least 3 s.
     pub duration: Duration,
 }
 
 impl Settings {
-    /// For so long after a renewal its holder writes.
+    /// How long after a renewal the holder may write.
     fn term(&self) -> Duration {
         self.duration * 2 / 3
     }
 
-    /// Between two looks or renewals.
+    /// Between two reads or renewals.
     fn pause(&self) -> Duration {
         self.duration / 6
     }
 }
 
-/// What another holder wrote, and since when it stands.
+/// What another holder wrote, and since when it has not changed.
 #[derive(Debug, Clone, PartialEq)]
 struct Seen {
     record: Option<LeaseSpec>,
@@ -73,7 +73,7 @@ impl Lease {
         }
     }
 
-    /// Takes and renews the lease whenever it can, and tells `leading`; at `stop` it lets go and returns.
+    /// Takes and renews the lease whenever it can, and publishes in `leading` whether it is held; at `stop` it releases the lease and returns.
     pub async fn run(mut self, leading: watch::Sender<bool>, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let limit = self.fence.remaining().unwrap_or(self.settings.term());
@@ -86,20 +86,23 @@ impl Lease {
                 Ok(Err(error)) => tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     lease = self.settings.name,
-                    "the lease could not be read or written"
+                    "lease read or renewal failed; trying again"
                 ),
-                Err(_) => tracing::warn!(lease = self.settings.name, "no answer about the lease"),
+                Err(_) => tracing::warn!(
+                    lease = self.settings.name,
+                    "lease read or renewal timed out; trying again"
+                ),
             }
             let held = self.fence.is_held();
             if leading.send_replace(held) != held {
-                tracing::info!(
-                    held,
-                    lease = self.settings.name,
-                    identity = self.settings.identity,
-                    "leadership changed"
-                );
+                let (lease, identity) = (&self.settings.name, &self.settings.identity);
+                if held {
+                    tracing::info!(lease, identity, "lease acquired; this process leads");
+                } else {
+                    tracing::warn!(lease, identity, "lease lost; this process stops writing");
+                }
             }
-            // A renewal that failed is tried again before the term ends; whoever waits looks without everybody looking at once.
+            // A failed renewal is tried again before the term ends. Standbys read at different times.
             let pause = about(self.settings.pause());
             let pause = self.fence.remaining().map_or(pause, |left| pause.min(left));
             tokio::select! {
@@ -111,12 +114,12 @@ impl Lease {
         leading.send_replace(false);
     }
 
-    /// One look, or one renewal.
+    /// One read, or one renewal.
     async fn round(&mut self) -> kube::Result<()> {
         let started = Instant::now();
         if let Some(own) = self.own.clone().filter(|_| self.fence.is_held()) {
             match self.renew(own, started).await {
-                // Someone wrote in between, or it is gone: see who has it.
+                // Another process wrote in between, or the object is gone: read who holds it.
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
                     self.own = None
                 }
@@ -156,7 +159,7 @@ impl Lease {
             == Some(&self.settings.identity)
     }
 
-    /// Nobody holds it, or its record has not changed for as long as it was given.
+    /// Whether it has no holder, or its record has not changed for the duration that it names.
     fn is_free(&mut self, lease: &LeaseObject) -> bool {
         let record = lease.spec.clone();
         if record
@@ -254,7 +257,7 @@ impl Lease {
         self.fence.hold_until(started + self.settings.term());
     }
 
-    /// Lets others take it at once. Nothing may be written any more when this is called.
+    /// Lets another process take it at once. Nothing may be written after this call.
     async fn release(&mut self) {
         let held = self.fence.is_held();
         self.fence.drop_now();
@@ -280,17 +283,17 @@ impl Lease {
             self.put(lease, spec).await.map(|_| ())
         };
         match tokio::time::timeout(self.settings.pause(), give_up).await {
-            Ok(Ok(())) => tracing::info!(lease = self.settings.name, "the lease is released"),
+            Ok(Ok(())) => tracing::info!(lease = self.settings.name, "lease released"),
             Ok(Err(error)) => tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "the lease could not be released, it runs out"
+                "lease release failed; the lease expires by itself"
             ),
-            Err(_) => tracing::warn!("no answer to the release of the lease, it runs out"),
+            Err(_) => tracing::warn!("lease release timed out; the lease expires by itself"),
         }
     }
 }
 
-/// For people who read the object; no decision rests on it.
+/// For people who read the object; no decision depends on it.
 fn wall() -> MicroTime {
     MicroTime(
         Timestamp::from_microsecond(now().timestamp_micros()).unwrap_or(Timestamp::UNIX_EPOCH),

@@ -1,6 +1,6 @@
-//! The process: its parts are started once, each is awaited, and all end in order.
+//! The process: starts every task once, awaits each of them, and ends them in order.
 //!
-//! admin listener -> wait for SignalCluster -> store of SignalClusters and kinds -> lease -> while it is held, the controller.
+//! Order: admin listener -> wait for the definition of SignalCluster -> watch SignalClusters and kinds -> lease -> controller, while the lease is held.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -33,29 +33,28 @@ use crate::reasons::EventReason;
 use crate::reconcile::context::{Context, Settings};
 use crate::time::about;
 
-/// Between two looks for what is not there yet.
+/// Between two attempts to find the definition.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// How long listeners may take to end.
+/// Longest time for the listeners to end.
 const LISTENER_LIMIT: Duration = Duration::from_secs(2);
 
-/// A part that runs until it is told to stop; a part that ends before is a fault.
-pub type Part = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+/// A task that runs until its token is cancelled; one that ends before is an error.
+pub type BackgroundTask = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
-/// Runs until `stop`. `more` makes further parts out of the store of SignalClusters, and of a token by which
-/// they end after the last reconcile has.
+/// Runs until `stop`. `more` makes further tasks from the watched SignalClusters; the token ends them after the last reconcile has ended.
 ///
 /// # Errors
-/// When a part could not start, or ended unasked.
+/// When a task cannot start, or ends before `stop`.
 pub async fn run(
     args: Run,
     client: Client,
     pods: AdminClient,
-    more: impl FnOnce(&Clusters, CancellationToken) -> Vec<Part>,
+    more: impl FnOnce(&Clusters, CancellationToken) -> Vec<BackgroundTask>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     let pending = Pending::default();
-    pending.wait("start", "the API server was not asked yet");
+    pending.wait("start", "the API server has not been asked yet");
     let listener = TcpListener::bind(args.admin_address)
         .await
         .with_context(|| format!("bind the admin address {}", args.admin_address))?;
@@ -69,10 +68,10 @@ pub async fn run(
     let work = work(args, client, pods, more, &pending, &metrics, &stop);
     let outcome = tokio::select! {
         outcome = work => outcome,
-        ended = &mut admin => return Err(anyhow::anyhow!("the admin listener ended: {ended:?}")),
+        ended = &mut admin => return Err(anyhow::anyhow!("the admin listener ended unexpectedly: {ended:?}")),
     };
     listener_stop.cancel();
-    // Whoever keeps a connection open is not waited for.
+    // An open connection does not delay the end.
     let _ = tokio::time::timeout(LISTENER_LIMIT, admin).await;
     outcome
 }
@@ -81,7 +80,7 @@ async fn work(
     args: Run,
     client: Client,
     pods: AdminClient,
-    more: impl FnOnce(&Clusters, CancellationToken) -> Vec<Part>,
+    more: impl FnOnce(&Clusters, CancellationToken) -> Vec<BackgroundTask>,
     pending: &Pending,
     metrics: &Metrics,
     stop: &CancellationToken,
@@ -98,26 +97,26 @@ async fn work(
     };
     let (kinds_sender, kinds) = watch::channel(kinds);
     let (clusters, follow) = Clusters::watch(&client, &scopes, metrics);
-    let mut parts = JoinSet::new();
+    let mut tasks = JoinSet::new();
     for follow in follow {
-        parts.spawn(endless(follow));
+        tasks.spawn(endless(follow));
     }
-    parts.spawn(endless(kinds::follow(
+    tasks.spawn(endless(kinds::follow(
         client.clone(),
         scopes.clone(),
         kinds_sender,
         metrics.clone(),
     )));
-    let watches = parts.len();
+    let watches = tasks.len();
     let after = CancellationToken::new();
-    for part in more(&clusters, after.clone()) {
-        parts.spawn(part);
+    for task in more(&clusters, after.clone()) {
+        tasks.spawn(task);
     }
-    pending.wait("signalclusters", "they were not listed yet");
+    pending.wait("signalclusters", "they have not been listed yet");
     pending.done("start");
     let listed = clusters.store().clone();
     let listed = async {
-        // The writer lives in a part that is awaited.
+        // An error means that the watching task has ended, which ends the process below.
         let _ = listed.wait_until_ready().await;
         pending.done("signalclusters");
         std::future::pending::<()>().await;
@@ -168,27 +167,27 @@ async fn work(
     let outcome = tokio::select! {
         () = lead => Ok(()),
         () = listed => Ok(()),
-        ended = &mut lease => Err(anyhow::anyhow!("the lease's task ended: {ended:?}")),
-        Some(ended) = parts.join_next() => Err(anyhow::anyhow!("a part ended: {ended:?}")),
+        ended = &mut lease => Err(anyhow::anyhow!("the lease's task ended unexpectedly: {ended:?}")),
+        Some(ended) = tasks.join_next() => Err(anyhow::anyhow!("a background task ended unexpectedly: {ended:?}")),
     };
     after.cancel();
-    // No reconcile runs any more: the next one may have the lease at once.
+    // No reconcile runs any more, so another process may take the lease at once.
     release.cancel();
     if outcome.is_ok() {
         lease.await.context("the lease's task")?;
     }
-    // The watches among them never end by themselves.
-    let ended = async { while parts.len() > watches && parts.join_next().await.is_some() {} };
+    // The watches among them never end.
+    let ended = async { while tasks.len() > watches && tasks.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(LISTENER_LIMIT, ended).await;
     outcome
 }
 
-async fn endless(part: impl Future<Output = ()>) -> anyhow::Result<()> {
-    part.await;
+async fn endless(task: impl Future<Output = ()>) -> anyhow::Result<()> {
+    task.await;
     Ok(())
 }
 
-/// Asks pods for their status.
+/// Polls the status of pods over their admin listener.
 pub fn poll(pods: &AdminClient) -> Poll {
     let pods = pods.clone();
     Arc::new(move |ip, port, token| {
@@ -214,7 +213,7 @@ async fn lead(
         metrics.leader.set(1);
         let term = stop.child_token();
         let over = async {
-            // An error means that the lease's task is gone, which ends the process elsewhere.
+            // An error means that the lease's task has ended, which ends the process in `work`.
             let _ = leading.wait_for(|leading| !*leading).await;
             term.cancel();
             std::future::pending::<()>().await;
@@ -227,7 +226,7 @@ async fn lead(
     }
 }
 
-/// Waits until the API server knows SignalCluster, and says so where people look. Returns the optional kinds.
+/// Waits until the API server knows SignalCluster, and reports that it waits. Returns the optional kinds.
 async fn wait_for_crd(
     client: &Client,
     scopes: &[Scope],
@@ -236,7 +235,7 @@ async fn wait_for_crd(
     pending: &Pending,
     metrics: &Metrics,
 ) -> crate::observe::observed::Kinds {
-    let mut told = false;
+    let mut reported = false;
     loop {
         let why = match kinds::knows_signal_cluster(client).await {
             Ok(true) => match kinds::discover(client, scopes).await {
@@ -244,15 +243,15 @@ async fn wait_for_crd(
                     metrics.crd_present.set(1);
                     return kinds;
                 }
-                Err(error) => format!("the API server does not say which kinds it knows: {error}"),
+                Err(error) => format!("the API server does not list its kinds: {error}"),
             },
             Ok(false) => {
-                if !told {
+                if !reported {
                     tracing::warn!(
-                        "the CustomResourceDefinition signalclusters.signal.dev is not installed; waiting for it"
+                        "CustomResourceDefinition signalclusters.signal.dev is not installed; waiting for it"
                     );
-                    tell_about_crd(client, args, identity).await;
-                    told = true;
+                    report_missing_crd(client, args, identity).await;
+                    reported = true;
                 }
                 format!(
                     "the API server does not know SignalCluster ({SIGNAL}): install the CustomResourceDefinition"
@@ -266,14 +265,14 @@ async fn wait_for_crd(
 }
 
 /// One Warning on the operator's own pod.
-async fn tell_about_crd(client: &Client, args: &Run, identity: &str) {
+async fn report_missing_crd(client: &Client, args: &Run, identity: &str) {
     let (Some(name), Some(namespace)) = (&args.pod_name, &args.pod_namespace) else {
         return;
     };
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let object = match pods.get_opt(name).await {
         Ok(Some(pod)) => pod.object_ref(&()),
-        // Without the right to read pods the event still finds its pod by name.
+        // Without the right to read pods the Event still refers to its pod by name.
         _ => ObjectReference {
             api_version: Some("v1".into()),
             kind: Some("Pod".into()),

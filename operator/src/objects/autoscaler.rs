@@ -84,7 +84,7 @@ fn cpu(percent: i32) -> MetricSpec {
     }
 }
 
-/// Down by one pod every two minutes after five quiet ones: each scale-in moves people.
+/// Down by one pod every two minutes, after five minutes of lower load: each scale-in makes clients reconnect.
 fn slowly_down() -> HPAScalingRules {
     HPAScalingRules {
         stabilization_window_seconds: Some(300),

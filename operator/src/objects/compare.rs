@@ -1,21 +1,21 @@
-//! Whether what is there is what is wanted, so that a reconcile that changes nothing writes nothing. No client.
+//! Compares a wanted object with the live one, so that a reconcile without changes writes nothing. Pure.
 //!
-//! Wanted is a part of what is there: the API server fills in defaults, and others add what is theirs (an injected container, an annotation).
-//! Whether a field is wanted no longer is told by the hash of what was applied ([`hash`]), not by a comparison.
+//! A live object may have more than the wanted one: the API server adds defaults, and others add their own fields (an injected container, an
+//! annotation). A field that is not wanted any more shows in the hash of the applied object ([`hash`]), not in this comparison.
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-/// A place where what is there is not what is wanted.
+/// A place where the live object is not as wanted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Difference {
     /// `/spec/template/spec/containers[gateway]/image`
     pub path: String,
-    /// What is there.
+    /// The live value.
     pub live: Option<Value>,
 }
 
-/// Keys by which the elements of a list are told apart, the first that all of them have.
+/// Keys that identify the elements of a list; the first one that all of them have counts.
 const LIST_KEYS: [&str; 4] = ["name", "mountPath", "uid", "topologyKey"];
 /// Fields whose values are quantities, and those whose members are.
 const QUANTITIES: [&str; 4] = ["sizeLimit", "averageValue", "divisor", "storage"];
@@ -58,7 +58,7 @@ fn feed(hasher: &mut Sha256, value: &Value) {
     }
 }
 
-/// Every place where `live` does not hold what `wanted` says.
+/// Every place where `live` is not as `wanted`.
 pub fn differences(wanted: &Value, live: &Value) -> Vec<Difference> {
     let mut found = Vec::new();
     walk(wanted, Some(live), "", false, &mut found);
@@ -79,7 +79,7 @@ fn walk(
         })
     };
     match (wanted, live) {
-        // The API server leaves out what is empty.
+        // The API server omits empty values.
         (Value::Null, None | Some(Value::Null)) => {}
         (Value::Object(members), None | Some(Value::Null)) if members.is_empty() => {}
         (Value::Array(elements), None | Some(Value::Null)) if elements.is_empty() => {}
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_fills_in_and_others_add_is_no_difference() {
+    fn defaults_of_the_server_and_fields_of_others_are_no_difference() {
         let wanted = json!({"metadata": {"labels": {"a": "1"}}, "spec": {"containers": [{"name": "gateway", "image": "x:1", "env": []}]}});
         let live = json!({
             "metadata": {"labels": {"a": "1", "theirs": "2"}, "uid": "u"},
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_knows_content_and_not_order() {
+    fn the_hash_depends_on_the_content_and_not_on_the_order() {
         let one: Value = serde_json::from_str(r#"{"a":1,"b":{"c":[1,2],"d":"x"}}"#).unwrap();
         let other: Value = serde_json::from_str(r#"{"b":{"d":"x","c":[1,2]},"a":1}"#).unwrap();
         assert_eq!(hash(&one), hash(&other));

@@ -1,4 +1,4 @@
-//! Secrets: everything that gateways read, and the keys that the operator makes.
+//! Two Secrets: everything that gateways read, and the keys that the operator makes.
 
 use std::collections::BTreeMap;
 
@@ -14,9 +14,9 @@ use crate::plan::validate::ValidCluster;
 /// Key with the bearer token of the gateways' admin listener.
 pub const ADMIN_TOKEN: &str = "admin-token";
 
-/// Everything that gateways read: what the spec wants now, the admin token, and content-addressed files that some pod may still look for.
+/// Everything that gateways read: the files that the spec needs, the admin token, and content-addressed files that some pod may still read.
 ///
-/// The token is made once, from `entropy`, and kept from then on.
+/// The token is made once, from `entropy`, and then kept.
 pub(super) fn credentials(
     cluster: &ValidCluster,
     children: &Children,
@@ -78,7 +78,7 @@ fn secret(cluster: &ValidCluster, name: &str, data: BTreeMap<String, ByteString>
     }
 }
 
-/// Whether the wanted `live.toml` is in the cluster and every ready pod holds it: nobody looks for files of an older one.
+/// Whether the wanted `live.toml` is in the cluster and every ready pod holds it: then no pod reads files of an older one.
 fn acknowledged(live_toml: &str, observed: &Observed) -> bool {
     let current = observed
         .live_config

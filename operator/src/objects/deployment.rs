@@ -1,6 +1,6 @@
 //! The gateways' Deployment and its pod template.
 //!
-//! The template is a function of the spec and of secret content that a gateway reads only as it starts: nothing else restarts a pod.
+//! The template depends on the spec and on secret content that a gateway reads only at start: nothing else restarts a pod.
 
 use k8s_openapi::api::apps::v1::{
     Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment,
@@ -20,8 +20,8 @@ use crate::names::{
 };
 use crate::plan::validate::{DATABASE_CA, Files, KAFKA_CA, ValidCluster};
 
-/// What a gateway may need on its way down besides endpoint propagation and the window, in seconds: 25 for records in hand, 5 to flush, 10 for its
-/// shards to end, 10 to close Redis and the database, 10 to spare.
+/// How long a gateway may need to stop after endpoint propagation and the window, in seconds: 25 for records in work, 5 to flush, 10 for its shards to
+/// end, 10 to close Redis and the database, 10 spare.
 pub const STOP_MARGIN_SECS: u64 = 60;
 
 /// The user and group of the image.
@@ -96,7 +96,7 @@ fn template(cluster: &ValidCluster, children: &Children, gateway_toml: &str) -> 
     }
 }
 
-/// Files that a gateway reads only as it starts.
+/// The hash of files that a gateway reads only at start.
 fn restart_hash(files: &Files) -> String {
     let mut hash = Sha256::new();
     for name in [DATABASE_CA, KAFKA_CA] {
@@ -113,7 +113,7 @@ fn restart_hash(files: &Files) -> String {
     format!("sha256:{hash}")
 }
 
-/// What holds unless the user says otherwise.
+/// Defaults that the user may override.
 fn defaults(cluster: &ValidCluster, children: &Children) -> Value {
     json!({
         "serviceAccountName": children.name,
@@ -132,7 +132,7 @@ fn defaults(cluster: &ValidCluster, children: &Children) -> Value {
     })
 }
 
-/// Requests for CPU and memory where the user gives neither a request nor a limit: a pod without them is the first to be evicted.
+/// Adds requests for CPU and memory if the user sets neither request nor limit: pods without them are evicted first.
 fn default_requests(pod: &mut Value) {
     let containers = pod.get_mut("containers").and_then(Value::as_array_mut);
     let Some(gateway) = containers
@@ -152,7 +152,7 @@ fn default_requests(pod: &mut Value) {
     }
 }
 
-/// What the operator needs, and the restricted Pod Security standard.
+/// What the operator sets itself, within the restricted Pod Security standard.
 fn pod_spec(cluster: &ValidCluster, children: &Children) -> Value {
     let spec = &cluster.spec;
     let mut volumes = vec![
@@ -169,7 +169,7 @@ fn pod_spec(cluster: &ValidCluster, children: &Children) -> Value {
         json!({"name": "tmp", "mountPath": "/tmp"}),
     ];
     if let Some(catalogs) = &spec.notifications.catalog_ref {
-        // A gateway reads one folder per locale, and only an item says that: a further locale rolls the pods, a changed text does not.
+        // A gateway reads one folder per locale, which needs an item per key: a new locale restarts the pods, a changed text does not.
         let items: Vec<_> = cluster
             .locales
             .iter()
@@ -200,7 +200,7 @@ fn pod_spec(cluster: &ValidCluster, children: &Children) -> Value {
                 {"name": ADMIN_PORT, "containerPort": spec.gateway.admin_port, "protocol": "TCP"},
             ],
             "env": [{"name": "SIGNAL__SERVER__INSTANCE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
-            // Two minutes to start: the first connection to a database that fails over takes its time.
+            // Two minutes to start: the first connection to a database that fails over may take long.
             "startupProbe": probe("/livez", 2, 60),
             "livenessProbe": probe("/livez", 10, 3),
             "readinessProbe": probe("/readyz", 5, 2),
@@ -211,7 +211,7 @@ fn pod_spec(cluster: &ValidCluster, children: &Children) -> Value {
     })
 }
 
-/// `null` where there are none: an empty list would be dropped by the API server and look like a difference.
+/// `null` for none: the API server drops an empty list, which would look like a difference.
 pub(super) fn pull_secrets(cluster: &ValidCluster) -> Value {
     let names = &cluster.spec.image.pull_secrets;
     if names.is_empty() {
@@ -237,7 +237,7 @@ pub(super) fn container_security() -> Value {
     json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "privileged": false, "runAsNonRoot": true, "capabilities": {"drop": ["ALL"]}})
 }
 
-/// The Deployment while its template is held back: what runs stays as it is, and only the number of pods follows. `None` where none runs.
+/// The Deployment while its template is held back: running pods keep their template, only the number of pods changes. `None` if none runs.
 pub(super) fn held_back(wanted: Deployment, current: Option<&Deployment>) -> Option<Deployment> {
     let template = current?.spec.as_ref()?.template.clone();
     let mut held = wanted;

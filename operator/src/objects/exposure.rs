@@ -11,7 +11,7 @@ use crate::names::{Children, PUBLIC_PORT};
 use crate::observe::observed::Kinds;
 use crate::plan::validate::ValidCluster;
 
-/// An Ingress to the public Service, where the cluster knows that kind.
+/// An Ingress to the public Service, if the cluster has that kind.
 pub(super) fn ingress(
     cluster: &ValidCluster,
     children: &Children,
@@ -60,7 +60,7 @@ pub(super) fn ingress(
     })
 }
 
-/// An HTTPRoute to the public Service, where the cluster knows that kind.
+/// An HTTPRoute to the public Service, if the cluster has that kind.
 pub(super) fn http_route(
     cluster: &ValidCluster,
     children: &Children,

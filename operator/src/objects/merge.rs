@@ -1,8 +1,8 @@
-//! Lays one pod template over another, as a strategic merge does: fields of objects one by one, lists of named things by name.
+//! Merges one pod template over another, like a strategic merge: objects field by field, lists of named elements by name.
 
 use serde_json::{Map, Value};
 
-/// Lists whose items are told apart by a key.
+/// Lists whose elements are identified by a key.
 fn key_of(list: &str) -> Option<&'static str> {
     match list {
         "containers" | "initContainers" | "volumes" | "env" | "ports" | "imagePullSecrets" => {
@@ -13,13 +13,13 @@ fn key_of(list: &str) -> Option<&'static str> {
     }
 }
 
-/// `over` laid over `under`: where both say something, `over` holds. In a list of named things those of `over` come first, each laid over the one
-/// of the same name; every other list of `over` stands in place of that of `under`.
+/// `over` merged over `under`: if both have a value, that of `over` counts. In a list of named elements those of `over` come first, each merged over
+/// the one of the same name; every other list of `over` replaces that of `under`.
 pub(super) fn lay_over(under: Value, over: Value) -> Value {
     merge("", under, over)
 }
 
-/// What has one of several forms: those of two would be refused together.
+/// Fields with one of several forms: the API server refuses two of them together.
 fn is_one_of_many(name: &str) -> bool {
     matches!(
         name,
@@ -41,7 +41,7 @@ fn merge(name: &str, under: Value, over: Value) -> Value {
 }
 
 fn merge_objects(mut under: Map<String, Value>, over: Map<String, Value>) -> Map<String, Value> {
-    // An environment variable has one of the two: both would be refused.
+    // An environment variable has one of the two: the API server refuses both together.
     for (one, other) in [("value", "valueFrom"), ("valueFrom", "value")] {
         if over.contains_key(one) && over.contains_key("name") {
             under.remove(other);
@@ -83,7 +83,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn fields_merge_and_the_upper_one_holds() {
+    fn fields_merge_and_the_upper_one_counts() {
         let merged = lay_over(
             json!({"a": 1, "b": {"c": 1, "d": 2}}),
             json!({"b": {"c": 3}, "e": null}),

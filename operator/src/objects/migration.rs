@@ -1,4 +1,4 @@
-//! The Job that brings the database to the image's schema before pods of that image start.
+//! The Job that migrates the database to the image's schema before pods of that image start.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
@@ -18,29 +18,29 @@ use crate::time::from_k8s;
 /// Attempts after the first, and how long all of them may take, in seconds.
 const RETRIES: i32 = 4;
 const DEADLINE_SECS: i64 = 1800;
-/// How long a Job that has given up is left to be looked at before another is made in its place. What kept it from working may be over: a database
-/// that was away, a right that was missing.
+/// How long a failed Job is kept for inspection before it is created again. Its cause may be gone by then: a database that was down, a right that was
+/// missing.
 const AGAIN_AFTER: TimeDelta = TimeDelta::minutes(1);
-/// What the pods of the Job are, beside the gateways: no Service selects them.
+/// Component label of the Job's pods: it keeps Services from selecting them.
 const COMPONENT: &str = "migration";
 
 /// How far the schema is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Migration {
-    /// No Job is wanted: there is no database, or somebody else migrates it.
+    /// No Job is wanted: there is no database, or the operator does not migrate it.
     NotWanted,
-    /// The Job has not ended, or is not there yet.
+    /// The Job has not ended, or does not exist yet.
     Pending {
         /// Its name.
         job: String,
     },
-    /// The Job has given up.
+    /// The Job failed.
     Failed {
         /// Its name.
         job: String,
-        /// What Kubernetes says of it.
+        /// The message of Kubernetes.
         message: String,
-        /// When another is made.
+        /// When it is created again.
         again_at: DateTime<Utc>,
     },
     /// The schema is that of the image.
@@ -56,7 +56,7 @@ impl Migration {
         matches!(self, Self::NotWanted | Self::Complete { .. })
     }
 
-    /// The Job that is made anew once it has failed for long enough; none while the SignalCluster is paused or stopped.
+    /// The failed Job that will be created again; none while the SignalCluster is paused or stopped.
     pub fn tried_again(&self, spec: &SignalClusterSpec) -> Option<&str> {
         match self {
             Self::Failed { job, .. } if !spec.paused && !spec.stopped => Some(job),
@@ -91,7 +91,7 @@ pub fn job_name(cluster: &ValidCluster) -> Option<String> {
     Some(format!("{}-migrate-{hash}", cluster.name))
 }
 
-/// How far the wanted Job is, among those that are there.
+/// How far the wanted Job is, from the Jobs in the cluster.
 pub fn migration(cluster: &ValidCluster, jobs: &[Job]) -> Migration {
     let Some(job) = job_name(cluster) else {
         return Migration::NotWanted;
@@ -131,10 +131,10 @@ pub fn migration(cluster: &ValidCluster, jobs: &[Job]) -> Migration {
     }
 }
 
-/// The wanted Job. It is created and never changed: its pods' template cannot be. While stopped none is made, and one that is there is kept. One that
-/// failed long enough ago is not wanted; once it is gone, one of the same name is.
+/// The wanted Job. It is created and never changed, because the template of a Job is immutable. While stopped none is created, and an existing one is
+/// kept. One that failed long enough ago is not wanted, so it is pruned; the next reconcile creates it again.
 ///
-/// Its settings come by environment and by the one Secret, not by `gateway.toml`: that file belongs to the pods' image, which may be an older one.
+/// Its settings come from the environment and the credentials Secret, not from `gateway.toml`, which belongs to the pods' image and may be older.
 pub(super) fn job(
     cluster: &ValidCluster,
     children: &Children,
@@ -199,7 +199,7 @@ fn pod(cluster: &ValidCluster, children: &Children) -> PodSpec {
         }],
         "volumes": [{"name": "database", "secret": {"secretName": children.credentials, "defaultMode": 0o440, "items": items}}],
     });
-    // It runs where gateways run, and as whom.
+    // It runs on the same nodes and as the same user as gateways.
     let mut user = json!({
         "serviceAccountName": children.name,
         "securityContext": {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER},

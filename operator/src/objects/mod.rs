@@ -1,6 +1,6 @@
-//! [`ValidCluster`] -> [`Desired`]: every object of a SignalCluster, one field per kind.
+//! [`ValidCluster`] -> [`Desired`]: every object of a SignalCluster, one field per kind. Pure.
 //!
-//! The same input is the same output, byte for byte, whatever the operator's version: a newer operator restarts no pod.
+//! The same input gives the same output, byte for byte, in every version of the operator: an upgrade of the operator restarts no pod.
 
 pub mod compare;
 
@@ -60,7 +60,7 @@ pub struct Desired {
     pub signing_keys: Option<Secret>,
     /// The pods' account.
     pub service_account: ServiceAccount,
-    /// How many pods a node drain may take.
+    /// How many pods a node drain may evict.
     pub pdb: Option<PodDisruptionBudget>,
     /// The autoscaler of mode HPA.
     pub hpa: Option<HorizontalPodAutoscaler>,
@@ -72,7 +72,7 @@ pub struct Desired {
     pub ingress: Option<Ingress>,
     /// Exposure by HTTPRoute.
     pub http_route: Option<DynamicObject>,
-    /// Whom Prometheus scrapes.
+    /// What Prometheus scrapes.
     pub service_monitor: Option<DynamicObject>,
     /// What Prometheus alerts on.
     pub prometheus_rule: Option<DynamicObject>,
@@ -87,20 +87,20 @@ pub struct ManagedKeys {
     pub data: BTreeMap<String, Vec<u8>>,
 }
 
-/// What is given to `desired` besides the cluster and its record.
+/// Further input of [`desired`].
 #[derive(Debug, Clone, Copy)]
 pub struct DesiredInput<'a> {
-    /// The managed keys, where the spec wants some.
+    /// The managed keys, if the spec wants some.
     pub keys: Option<&'a ManagedKeys>,
-    /// Pods of the Deployment, as the scaling step says.
+    /// Pods of the Deployment.
     pub replicas: i32,
-    /// Only what must be kept: the admin token, files that pods may still look for, and what runs while a migration does.
+    /// For what must be kept: the admin token, files that pods may still read, and the running template while a migration runs.
     pub observed: &'a Observed,
     /// The operator's namespace; `None` where operators may run in any.
     pub operator_namespace: Option<&'a str>,
-    /// For the admin token, where there is none yet.
+    /// Randomness for the admin token, if there is none yet.
     pub entropy: [u8; 32],
-    /// A migration that failed before it may be tried again.
+    /// Decides whether a failed migration is tried again.
     pub now: DateTime<Utc>,
 }
 
@@ -120,7 +120,7 @@ pub fn desired(cluster: &ValidCluster, record: &Record, input: DesiredInput<'_>)
     let live = live_toml(cluster, record, jwks.is_some());
     let wanted = deployment::deployment(cluster, &children, &gateway, replicas);
     let static_config = config_map::static_config(cluster, &children, gateway);
-    // Until the schema is there, what runs keeps its template and the settings that belong to it: a pod that restarts must find them.
+    // Until the schema is migrated, running pods keep their template and its static settings: a pod that restarts must find them.
     let free = migration(cluster, &observed.jobs).lets_pods_start();
     let (deployment, static_config) = if free {
         (Some(wanted), static_config)
@@ -179,7 +179,7 @@ fn meta(cluster: &ValidCluster, name: &str) -> ObjectMeta {
     }
 }
 
-/// An object of a kind that not every cluster knows.
+/// An object of an optional kind.
 fn dynamic(
     cluster: &ValidCluster,
     name: &str,

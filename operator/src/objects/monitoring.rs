@@ -1,7 +1,7 @@
-//! What Prometheus's operator is told: whom to scrape, and what to wake people for.
+//! Objects for Prometheus's operator: what to scrape, and the alerts.
 //!
-//! Alerts select by namespace and by the shape of the pods' names, which hold whoever scrapes them, and read what
-//! gateways say of themselves: no other exporter is needed.
+//! Alerts select by namespace and by the pattern of the pods' names, labels that every scraper adds, and read only metrics of gateways: no other
+//! exporter is needed.
 
 use std::collections::BTreeMap;
 
@@ -76,7 +76,7 @@ fn labelled(mut object: DynamicObject, given: &BTreeMap<String, String>) -> Dyna
 
 fn alerts(cluster: &ValidCluster) -> Vec<Value> {
     let (name, namespace) = (&cluster.name, &cluster.namespace);
-    // Names of pods of the Deployment and of no other whose name begins the same.
+    // Matches pods of this Deployment, and not of another one whose name starts the same.
     let pods = format!(r#"namespace="{namespace}",pod=~"{name}-[a-z0-9]+-[a-z0-9]{{5}}""#);
     let alert = |title: &str,
                  expr: String,
@@ -102,7 +102,7 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             "10m",
             "warning",
             "clients reconnect far more often than they stay",
-            "So many connect that none would last four minutes. Look at signal_connections_closed_total by code.",
+            "So many clients connect that a connection lasts less than four minutes on average. Look at signal_connections_closed_total by code.",
         ),
         alert(
             "SignalAuthenticationFailures",
@@ -112,7 +112,7 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             "10m",
             "warning",
             "many tokens are refused: {{ $labels.kind }}",
-            "More than a fifth of all verdicts have this reason. After a change of issuers or keys, look at the condition JWKSHealthy.",
+            "More than a fifth of all authentications fail for this reason. After a change of issuers or keys, look at the condition JWKSHealthy.",
         ),
         alert(
             "SignalKeySetStale",
@@ -122,7 +122,7 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             ),
             "5m",
             "critical",
-            "keys of {{ $labels.source }} are not fetched",
+            "keys of {{ $labels.source }} cannot be fetched",
             "The key set is half as old as it may become (spec.jwks.maxStale); beyond that all tokens of this issuer are refused.",
         ),
         alert(
@@ -131,7 +131,7 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             "10m",
             "warning",
             "{{ $labels.pod }} refuses its live settings",
-            "The settings before hold on. status.config.error of the SignalCluster says what is wrong.",
+            "The last good settings stay in use. status.config.error of the SignalCluster shows the error.",
         ),
         alert(
             "SignalDrainOverrun",
@@ -147,17 +147,17 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             "5m",
             "critical",
             "{{ $labels.pod }} is not ready: {{ $labels.kind }}",
-            "The pod takes no new connections. Its /readyz?verbose says why.",
+            "The pod accepts no new connections. Its /readyz?verbose shows why.",
         ),
     ];
     if cluster.spec.redis.is_some() {
         all.push(alert(
-            "SignalRedisDeaf",
+            "SignalRedisStalled",
             format!("max by (pod) (signal_bus_stalled{{{pods}}}) == 1"),
             "1m",
             "critical",
             "{{ $labels.pod }} misses messages of other pods",
-            "No message came back through Redis for spec.redis.stalledAfter. Clients are told to fetch what they may have missed once it hears again.",
+            "No message came back through Redis for spec.redis.stalledAfter. Clients are told to fetch what they may have missed once messages arrive again.",
         ));
     }
     if cluster.spec.kafka.is_some() {

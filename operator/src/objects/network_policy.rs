@@ -1,6 +1,6 @@
-//! Who may reach the pods.
+//! Which peers may reach the pods.
 //!
-//! Egress is left open: where Redis, Kafka, the database, issuers and collectors are is a matter of names, and a NetworkPolicy knows only addresses.
+//! Egress is open: Redis, Kafka, the database, issuers and collectors have names, and a NetworkPolicy has only addresses.
 //! Probes of the kubelet need no rule: traffic from a pod's own node is always allowed.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use crate::names::{Children, MANAGER, selector};
 use crate::plan::validate::ValidCluster;
 
-/// `operator_namespace`: where the operator runs; `None` where it may run in any.
+/// `operator_namespace`: where the operator runs; `None` if it may run in any.
 pub(super) fn network_policy(
     cluster: &ValidCluster,
     children: &Children,
@@ -38,7 +38,7 @@ pub(super) fn network_policy(
     })
 }
 
-/// No peers: everybody.
+/// No peers: all may connect.
 fn rule(port: u16, from: Vec<NetworkPolicyPeer>) -> NetworkPolicyIngressRule {
     let port = NetworkPolicyPort {
         protocol: Some("TCP".into()),

@@ -1,4 +1,4 @@
-//! How many pods a node drain may take at once.
+//! How many pods a node drain may evict at once.
 
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use crate::names::{Children, selector};
 use crate::plan::validate::ValidCluster;
 
-/// A budget of pods that may be away. Pods that drain at scale-in count against it: the fleet is short of them already.
+/// A budget of unavailable pods. Pods that drain at scale-in count against it, because they are not ready.
 ///
 /// Unready pods are evicted only within the budget (Kubernetes' default): without Redis no pod is ready, and each still holds its connections.
 pub(super) fn pdb(cluster: &ValidCluster, children: &Children) -> Option<PodDisruptionBudget> {

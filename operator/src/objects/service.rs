@@ -7,7 +7,7 @@ use signal_crds::pod::ServiceType;
 use crate::names::{ADMIN_PORT, Children, PUBLIC_PORT, selector};
 use crate::plan::validate::ValidCluster;
 
-/// `/stream` and REST, on ready pods alone. A WebSocket begins as plain HTTP/1.1, and `http` is the protocol that every proxy knows.
+/// `/stream` and REST, on ready pods only. A WebSocket starts as plain HTTP/1.1, and every proxy supports the protocol `http`.
 pub(super) fn public(cluster: &ValidCluster, children: &Children) -> Service {
     let service = &cluster.spec.service;
     let kind = match service.kind {
@@ -29,7 +29,7 @@ pub(super) fn public(cluster: &ValidCluster, children: &Children) -> Service {
     }
 }
 
-/// The admin port of every pod, ready or not: a name per pod for those who scrape, no address of its own.
+/// The admin port of every pod, ready or not: headless, with a DNS name per pod for scrapers.
 pub(super) fn admin(cluster: &ValidCluster, children: &Children) -> Service {
     Service {
         metadata: super::meta(cluster, &children.admin_service),
@@ -55,7 +55,7 @@ fn port(name: &str, number: u16) -> ServicePort {
     }
 }
 
-/// Gateways ask nothing of the API server: an account without a token.
+/// An account without a token: gateways send no requests to the API server.
 pub(super) fn account(cluster: &ValidCluster, children: &Children) -> ServiceAccount {
     ServiceAccount {
         metadata: super::meta(cluster, &children.name),

@@ -146,7 +146,7 @@ fn every_object_of_the_examples_is_as_committed() {
         let committed = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(
             committed == text,
-            "{name}: SIGNAL_UPDATE_GOLDEN=1 cargo test -p signal-operator writes it anew; look at the difference"
+            "{name}: SIGNAL_UPDATE_GOLDEN=1 cargo test -p signal-operator rewrites it; check the difference"
         );
     }
 }
@@ -332,7 +332,7 @@ fn a_stopped_cluster_starts_no_job_and_has_neither_budget_nor_autoscaler() {
 }
 
 #[test]
-fn kinds_that_the_cluster_does_not_know_are_not_wanted() {
+fn kinds_that_the_cluster_does_not_have_are_not_wanted() {
     let mut observed = migrated(example("production"));
     observed.kinds = crate::observe::observed::Kinds::default();
     let all = make(&observed);
@@ -459,7 +459,7 @@ fn pod(name: &str, revision: &str) -> crate::observe::fleet::Pod {
 }
 
 #[test]
-fn the_record_is_written_beside_the_live_settings_it_describes() {
+fn the_record_is_written_with_the_live_settings_it_describes() {
     let observed = example("production");
     let cluster = validate(&observed).unwrap();
     let record = settled(&cluster);
@@ -475,7 +475,7 @@ fn the_record_is_written_beside_the_live_settings_it_describes() {
 }
 
 #[test]
-fn the_public_keys_stay_while_gateways_are_told_of_them() {
+fn the_public_keys_stay_while_live_settings_name_them() {
     let mut observed = changed("production", |cluster| cluster.spec.jwks.managed = None);
     let before = make(&example("production"));
     observed.live_config = Some(before.live_config);

@@ -1,16 +1,16 @@
-//! What the operator asks of gateway pods, over their admin listener. Pods are asked directly: no proxy, no redirect.
+//! Requests to the admin listener of gateway pods. They go to the pod directly: no proxy, no redirect.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::observe::fleet::Report;
 
-/// Longest time for one question.
+/// Longest time for one request.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Longest answer that is read.
 const MAX_BYTES: usize = 256 * 1024;
 
-/// Asks pods. Cheap to clone; all clones share connections.
+/// Sends requests to pods. Cheap to clone; all clones share connections.
 #[derive(Debug, Clone)]
 pub struct AdminClient(reqwest::Client);
 
@@ -31,10 +31,10 @@ impl AdminClient {
         ))
     }
 
-    /// What a pod says of itself.
+    /// Reads the status of a pod.
     ///
     /// # Errors
-    /// For people: why nobody knows.
+    /// A text for people: why it could not be read.
     pub async fn status(&self, ip: IpAddr, port: u16, token: &str) -> Result<Report, String> {
         let mut answer = self
             .0
@@ -44,10 +44,7 @@ impl AdminClient {
             .await
             .map_err(|error| why(&error))?;
         if !answer.status().is_success() {
-            return Err(format!(
-                "its status is answered with {}",
-                answer.status().as_u16()
-            ));
+            return Err(format!("GET /status returned {}", answer.status().as_u16()));
         }
         let mut body = Vec::new();
         while let Some(part) = answer.chunk().await.map_err(|error| why(&error))? {
@@ -59,10 +56,10 @@ impl AdminClient {
         serde_json::from_slice(&body).map_err(|error| format!("its status cannot be read: {error}"))
     }
 
-    /// Tells a pod to let its connections go and to stay; told again it changes nothing.
+    /// Orders a pod to close its connections and to keep running; a repeated order changes nothing.
     ///
     /// # Errors
-    /// For people: why it was not told.
+    /// A text for people: why the order failed.
     pub async fn drain_hold(&self, ip: IpAddr, port: u16, token: &str) -> Result<(), String> {
         let request = self
             .0
@@ -71,18 +68,18 @@ impl AdminClient {
         order(request.bearer_auth(token)).await
     }
 
-    /// Takes a drain back; one that is not there is taken back too.
+    /// Cancels a drain; succeeds also if the pod does not drain.
     ///
     /// # Errors
-    /// For people: why it was not told.
+    /// A text for people: why the order failed.
     pub async fn undrain(&self, ip: IpAddr, port: u16, token: &str) -> Result<(), String> {
         order(self.0.delete(url(ip, port, "drain")).bearer_auth(token)).await
     }
 
-    /// Tells a pod to close so many connections with 4009.
+    /// Orders a pod to close so many connections with 4009.
     ///
     /// # Errors
-    /// For people: why it was not told.
+    /// A text for people: why the order failed.
     pub async fn shed(&self, ip: IpAddr, port: u16, token: &str, count: u32) -> Result<(), String> {
         let request = self
             .0
@@ -101,7 +98,7 @@ async fn order(request: reqwest::RequestBuilder) -> Result<(), String> {
     if answer.status().is_success() {
         Ok(())
     } else {
-        Err(format!("it answers {}", answer.status().as_u16()))
+        Err(format!("it answered {}", answer.status().as_u16()))
     }
 }
 
@@ -109,8 +106,8 @@ fn why(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         format!("no answer within {} s", LIMIT.as_secs())
     } else if error.is_connect() {
-        "it accepts no connection".into()
+        "it refuses connections".into()
     } else {
-        "its answer broke off".into()
+        "its answer ended early".into()
     }
 }

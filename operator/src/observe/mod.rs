@@ -1,7 +1,8 @@
-//! Reads what the spec refers to and what already exists.
+//! Reads everything that one reconcile needs: the SignalCluster, what its spec names, what it owns, and the status of each pod. Holds a client.
 //!
-//! Everything is read from the API server, scoped to one SignalCluster, and nothing from a cache: a stage that moves on because of an old answer
-//! would drop people. What belongs to a SignalCluster of the same name before this one is told apart by owner and uid.
+//! Everything is read from the API server and nothing from a cache: a stage that ends because of an old answer would drop connections. Objects of an
+//! earlier SignalCluster of the same name are excluded by owner and uid. The other modules are plain data: [`observed`], [`fleet`], [`resources`],
+//! [`references`], [`owner`].
 
 pub mod admin_client;
 pub mod fleet;
@@ -43,27 +44,27 @@ use crate::time::from_k8s;
 
 /// Longest time for one answer of the API server.
 const READ_LIMIT: Duration = Duration::from_secs(15);
-/// Pods that are asked at the same time.
+/// Pods that are polled at the same time.
 const POLLS: usize = 64;
 /// Key of the credentials Secret with the token of `/status`.
 pub const ADMIN_TOKEN: &str = "admin-token";
 /// The gateway's own default.
 const DEFAULT_ADMIN_PORT: u16 = 9090;
 
-/// Asks one pod for its status: address, port, token.
+/// Polls the status of one pod: address, port, token.
 pub type Poll =
     Arc<dyn Fn(IpAddr, u16, Arc<str>) -> BoxFuture<'static, Result<Report, String>> + Send + Sync>;
 
-/// What is needed to look.
+/// What an observation needs.
 #[derive(Clone)]
 pub struct Reader {
     /// The API server.
     pub client: Client,
-    /// Optional kinds, as they were discovered last.
+    /// Optional kinds, from the last discovery.
     pub kinds: watch::Receiver<Kinds>,
     /// The pods.
     pub poll: Poll,
-    /// Counts what pods answer.
+    /// Counts the polls.
     pub metrics: Metrics,
 }
 
@@ -78,7 +79,7 @@ pub enum ObserveError {
     Read {
         /// Kind, or kind and name.
         what: String,
-        /// What it said.
+        /// The API server's answer.
         source: Box<kube::Error>,
     },
 }
@@ -103,7 +104,7 @@ async fn read<T>(
 pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observed, ObserveError> {
     let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
     let api: Api<SignalCluster> = Api::namespaced(reader.client.clone(), &namespace);
-    // The store may be older than our own last write of the status, or than a scale just now.
+    // The watched object may be older than our own last write of the status, or than a scale.
     let mut cluster = read(format!("SignalCluster {name}"), api.get_opt(&name))
         .await?
         .ok_or(ObserveError::Gone)?;
@@ -143,7 +144,7 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
     );
     let mut autoscalers = autoscalers;
     let hpa = take(&mut autoscalers, &children.name);
-    // Of another name than any of this version: for prune.
+    // Names that this version does not use: to be pruned.
     rest.extend(
         deployments
             .iter()
@@ -213,7 +214,7 @@ fn admin_token(credentials: &Secret) -> Option<Arc<str>> {
     Some(std::str::from_utf8(token).ok()?.trim().into())
 }
 
-/// One SignalCluster's part of the API server.
+/// The part of the API server that belongs to one SignalCluster.
 struct Scope<'a> {
     client: &'a Client,
     owner: Owner,
@@ -245,7 +246,7 @@ impl Scope<'_> {
         Ok(objects)
     }
 
-    /// Kinds that only apply looks at.
+    /// Objects of the kinds that only `apply` needs.
     async fn others(&self) -> Result<Vec<DynamicObject>, ObserveError> {
         let typed = [DEPLOYMENT, CONFIG_MAP, SECRET, JOB, AUTOSCALER];
         let kinds = resources::ALL
@@ -256,7 +257,7 @@ impl Scope<'_> {
                 Api::namespaced_with(self.client.clone(), &self.owner.namespace, &kind.resource());
             let params = self.selector();
             let list = match read(kind.kind, api.list(&params)).await {
-                // Its definition was taken away since the last discovery.
+                // Its definition was removed since the last discovery.
                 Err(ObserveError::Read { source, .. })
                     if kind.optional
                         && matches!(&*source, kube::Error::Api(status) if status.code == 404) =>
@@ -308,7 +309,7 @@ impl Scope<'_> {
         Ok(Some(found))
     }
 
-    /// The pods of this Deployment: a selector alone would also find those of a Deployment of the same name that is being deleted.
+    /// The pods of this Deployment. A selector alone would also find pods of an earlier Deployment of the same name that is being deleted.
     async fn fleet(
         &self,
         deployment: &Deployment,
@@ -384,7 +385,7 @@ fn ask(
     })
 }
 
-/// What Kubernetes says of a pod; `None` for one that is over.
+/// A pod as Kubernetes reports it; `None` for one that has ended.
 fn pod(pod: &KubePod) -> Option<Pod> {
     let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
     if matches!(
@@ -428,7 +429,7 @@ fn pod(pod: &KubePod) -> Option<Pod> {
             .iter()
             .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
         terminating: pod.metadata.deletion_timestamp.is_some(),
-        // A mark whose time cannot be read is an old one: its deadline has passed.
+        // A mark with an unreadable time counts as old: its deadline has passed.
         draining_since: drains.then(|| since.map_or(chrono::DateTime::UNIX_EPOCH, Into::into)),
         deletion_cost: pod
             .annotations()
@@ -445,7 +446,7 @@ fn pod(pod: &KubePod) -> Option<Pod> {
             .as_ref()
             .map(from_k8s)
             .unwrap_or_default(),
-        report: Err("it was not asked yet".into()),
+        report: Err("it has not been polled yet".into()),
     })
 }
 
@@ -498,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_over_is_no_pod_and_an_annotation_alone_is_no_drain() {
+    fn a_pod_that_has_ended_is_left_out_and_an_annotation_alone_is_no_drain() {
         assert!(
             pod(&kube_pod(
                 json!({"metadata": {"name": "a"}, "status": {"phase": "Failed"}})

@@ -1,4 +1,4 @@
-//! Everything one reconcile looks at: plain data, read once, judged by functions that hold no client.
+//! Everything that one reconcile observed: plain data, read once, the input of the pure steps.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use signal_crds::SignalCluster;
 use crate::observe::fleet::Fleet;
 use crate::observe::resources::{HTTP_ROUTE, INGRESS, Owned, PROMETHEUS_RULE, SERVICE_MONITOR};
 
-/// Data of every Secret that the spec names; `None`: there is none of that name.
+/// Data of every Secret that the spec names; `None`: it does not exist.
 pub type Secrets = BTreeMap<String, Option<BTreeMap<String, Vec<u8>>>>;
 
-/// What one reconcile looks at.
+/// What one reconcile observed.
 #[derive(Debug, Clone)]
 pub struct Observed {
     /// The SignalCluster.
     pub cluster: Arc<SignalCluster>,
     /// Every Secret that the spec names.
     pub secrets: Secrets,
-    /// The ConfigMap of catalogs; `Some(None)`: named but absent.
+    /// The ConfigMap of catalogs; `Some(None)`: the spec names it and it does not exist.
     pub catalogs: Option<Option<ConfigMap>>,
     /// The gateways.
     pub deployment: Option<Deployment>,

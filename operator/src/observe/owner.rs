@@ -27,8 +27,8 @@ impl Owner {
         }
     }
 
-    /// Whether an object is this SignalCluster's: it has the owner reference; or it has the labels and no owner, as after a deletion that left
-    /// the objects behind.
+    /// Whether an object belongs to this SignalCluster: it has the owner reference; or it has the labels and no owner, as after a deletion that
+    /// orphaned its objects.
     pub fn owns(&self, metadata: &ObjectMeta) -> bool {
         match controller(metadata) {
             Some(owner) => owner.uid == self.uid,

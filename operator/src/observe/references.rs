@@ -1,4 +1,4 @@
-//! Which objects of others a spec names, so that a change of one of them is a change of the SignalCluster.
+//! The Secrets and ConfigMaps that a spec names: a change of one of them reconciles the SignalCluster.
 
 use std::collections::BTreeSet;
 

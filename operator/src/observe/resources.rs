@@ -1,4 +1,4 @@
-//! Every kind of object that the operator makes, in one table: what is watched, listed, applied in this order, and pruned.
+//! Every kind of object that the operator makes, in one table: they are watched, listed, applied in this order, and pruned.
 
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 
@@ -132,7 +132,7 @@ impl Owned {
         }
     }
 
-    /// The kind of an object, by its own words; `None` if the operator makes none of it.
+    /// The kind that an object states; `None` if the operator makes none of it.
     pub fn of(object: &DynamicObject) -> Option<Owned> {
         let types = object.types.as_ref()?;
         Self::find(&types.api_version, &types.kind)

@@ -1,8 +1,8 @@
-//! How many pods the connections call for, by the rules of the HorizontalPodAutoscaler (Kubernetes, "Horizontal Pod Autoscaling: Algorithm
+//! How many pods the connections need, by the rules of the HorizontalPodAutoscaler (Kubernetes, "Horizontal Pod Autoscaling: Algorithm
 //! details" and "Configurable scaling behavior"): tolerance, missing pods, stabilization windows, policies.
 //!
-//! Input is what the staying pods report; output is a number to be written through the scale subresource, where [`crate::plan::scale`] finds it as it
-//! finds anyone's. What is remembered of the past is in memory: a new leader begins with the present number as its first recommendation.
+//! Input is what the staying pods report; output is a number to be written through the scale subresource, from where scaling reads it like any other
+//! change of it. The history is kept in memory: a new leader starts with the present number as its first recommendation.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use signal_crds::SignalClusterSpec;
@@ -18,19 +18,19 @@ pub use behavior::History;
 /// How far the mean may be from the target before anything changes (the HPA's default).
 const TOLERANCE: f64 = 0.1;
 
-/// What follows from the connections.
+/// The result of one decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
     /// To be written through the scale subresource; `None`: leave it.
     pub replicas: Option<i32>,
-    /// What keeps the number from what is called for: reason of condition ScalingLimited.
+    /// Why the number is not the needed one: reason of condition ScalingLimited.
     pub limited: Option<ConditionReason>,
     /// For people.
     pub message: String,
 }
 
-/// Wanted pods of a spec, and the bound that it was brought to, if any: 0 where it is stopped, within `minReplicas` and `maxReplicas` with mode
-/// External (the other modes write nothing beyond them), else `replicas`.
+/// Wanted pods of a spec, and the bound that limited them, if any: 0 if it is stopped; within `minReplicas` and `maxReplicas` with mode External (the
+/// other modes write nothing beyond them); else `replicas`.
 pub fn wanted(spec: &SignalClusterSpec) -> (i32, Option<ConditionReason>) {
     match &spec.autoscaling {
         _ if spec.stopped => (0, None),
@@ -69,14 +69,14 @@ pub fn decide(
     history.begin(autoscaling.behavior.as_ref(), current, now);
     if current == 0 {
         let message =
-            "spec.replicas is 0: nothing is decided until it is set to another number".to_owned();
+            "spec.replicas is 0: autoscaling starts once it is set to another number".to_owned();
         return Decision {
             replicas: None,
             limited: Some(ConditionReason::ScalingDisabled),
             message,
         };
     }
-    // As the HPA has it, a number out of bounds is brought back before anything is measured.
+    // As in the HPA, a number out of bounds is corrected before anything is measured.
     if let (bounded, Some(reason)) = bound(autoscaling, current) {
         history.writes(current, bounded, now);
         let message = format!("spec.replicas is {current}, and becomes {bounded}");
@@ -88,25 +88,25 @@ pub fn decide(
     }
     let target = f64::from(autoscaling.target_connections_per_pod);
     let Some(sample) = Sample::of(fleet) else {
-        let message = "no pod reports its connections: the number is left as it is".to_owned();
+        let message = "no pod reports its connections: the number of pods stays".to_owned();
         return Decision {
             replicas: None,
             limited: Some(ConditionReason::MetricUnavailable),
             message,
         };
     };
-    let called_for = sample.replicas(current, target);
-    let stabilized = history.stabilize(autoscaling.behavior.as_ref(), current, called_for, now);
+    let needed = sample.replicas(current, target);
+    let stabilized = history.stabilize(autoscaling.behavior.as_ref(), current, needed, now);
     let (next, limited) = history.limit(autoscaling, current, stabilized, now);
     let mut message = format!(
-        "{} connections on {} pods call for {called_for}",
+        "{} connections on {} pods need {needed} pods",
         sample.connections, sample.reporting
     );
     if sample.silent() > 0 {
         message.push_str(&format!("; {} pods do not answer", sample.silent()));
     }
-    if stabilized != called_for {
-        message.push_str("; the stabilization window holds it");
+    if stabilized != needed {
+        message.push_str("; the stabilization window delays the change");
     }
     if next != current {
         history.writes(current, next, now);
@@ -129,7 +129,7 @@ struct Sample {
 }
 
 impl Sample {
-    /// `None`: no pod reports. Pods that drain are left out with their connections, as `status.selector` leaves them out for others.
+    /// `None`: no pod reports. Draining pods and their connections are left out, as in `status.selector`.
     fn of(fleet: &Fleet) -> Option<Self> {
         let mut sample = Self {
             connections: 0,
@@ -154,8 +154,8 @@ impl Sample {
         self.missing + self.pending
     }
 
-    /// The HPA's rule for a metric of pods: those that are missing count with the target on the way down and with nothing on the way up, pending
-    /// ones with nothing on the way up, and where that changes the direction nothing changes.
+    /// The HPA's rule for a metric of pods: on the way down a missing pod counts with the target, on the way up missing and pending pods count with
+    /// zero; if that reverses the direction, the number stays.
     fn replicas(&self, current: i32, target: f64) -> i32 {
         let connections = exact(self.connections);
         let ratio = connections / f64::from(self.reporting) / target;

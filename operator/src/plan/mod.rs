@@ -1,4 +1,6 @@
-//! What every plan hands back beside its next state: what it waits for, and what is worth an Event.
+//! Pure plans: each takes an observation and its own part of the record, and returns the next state, what it waits for, and Events.
+//!
+//! `validate` and `rollout` prepare the input of the others. No plan uses another one, holds a client, or reads a clock.
 
 pub mod autoscale;
 pub mod rebalance;
@@ -12,7 +14,7 @@ pub mod validate;
 
 use crate::reasons::{ConditionReason, EventReason};
 
-/// What keeps a plan from its next step: becomes the reason and message of a condition.
+/// Why a plan cannot take its next step yet: reason and message of a condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
     /// Reason of the condition.
@@ -21,51 +23,51 @@ pub struct Waiting {
     pub message: String,
 }
 
-/// Something that happened in this step: becomes an Event.
+/// Something that happened in this step: an Event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanEvent {
     /// Whether someone should look.
-    pub kind: Kind,
+    pub kind: EventKind,
     /// Reason of the Event.
     pub reason: EventReason,
     /// For people.
     pub note: String,
 }
 
-/// Kind of an Event.
+/// EventKind of an Event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum EventKind {
     /// As it should be.
     Normal,
     /// Someone should look.
     Warning,
 }
 
-/// A plan: the next state, and what people are told.
+/// The result of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan<T> {
-    /// What is to hold after this step; equal to what holds where there is nothing to do.
+    /// The state after this step; equal to the present one if there is nothing to do.
     pub next: T,
-    /// What keeps it from the next step.
+    /// Why it cannot take its next step yet.
     pub waiting: Option<Waiting>,
     /// What happened in this step.
     pub events: Vec<PlanEvent>,
 }
 
 impl PlanEvent {
-    /// As it should be.
+    /// An Event of kind Normal.
     pub fn normal(reason: EventReason, note: String) -> Self {
         Self {
-            kind: Kind::Normal,
+            kind: EventKind::Normal,
             reason,
             note,
         }
     }
 
-    /// Someone should look.
+    /// An Event of kind Warning.
     pub fn warning(reason: EventReason, note: String) -> Self {
         Self {
-            kind: Kind::Warning,
+            kind: EventKind::Warning,
             reason,
             note,
         }

@@ -1,7 +1,7 @@
-//! Which pods close how many connections (4009), so that new pods get their share: nothing moves an open WebSocket but its client's reconnect.
+//! Which pods close how many connections (4009), so that new pods get their share: an open WebSocket moves only when its client reconnects.
 //!
-//! Input is the fleet at rest: no rollout, no scale-in, every staying pod ready and answering. Pods that are far above the mean for long enough
-//! shed what is above it, paced; their clients come back to any ready pod, so the numbers close in on the mean and never pass it.
+//! It runs only on a stable fleet: no rollout, no scaling, every staying pod ready and answering. Pods that are far above the mean for long enough
+//! shed their surplus at a limited pace; their clients reconnect to any ready pod, so the numbers approach the mean and never cross it.
 
 use std::collections::VecDeque;
 
@@ -10,11 +10,11 @@ use signal_crds::scaling::Rebalance;
 
 use crate::observe::fleet::{Fleet, Pod};
 
-/// A pod that is fewer connections above the mean is left alone, whatever the percentage.
+/// A smaller surplus over the mean is ignored, whatever the percentage.
 const LEAST_SURPLUS: i64 = 10;
-/// Over which time `maxPerMinute` is counted.
+/// The period of `maxPerMinute`.
 const MINUTE: TimeDelta = TimeDelta::seconds(60);
-/// Most of the pace that one step may make up for, so that a pause is no burst.
+/// The longest time between two steps that counts for the pace, so that no burst follows a pause.
 const STEP: TimeDelta = TimeDelta::seconds(10);
 
 /// What [`plan`] looks at.
@@ -26,13 +26,13 @@ pub struct RebalanceInput<'a> {
     pub fleet: &'a Fleet,
     /// A rollout is going on.
     pub rolling_out: bool,
-    /// The number of pods is not as wanted.
+    /// The number of pods is changing.
     pub scaling: bool,
     /// The cluster is paused or stopped.
     pub paused: bool,
 }
 
-/// What is remembered of one SignalCluster. Begins empty; a new leader waits `stableFor` anew.
+/// What is remembered of one SignalCluster. It starts empty: a new leader waits `stableFor` again.
 #[derive(Debug, Clone, Default)]
 pub struct RebalanceMemory {
     /// Since when a pod is too far above the mean.
@@ -41,7 +41,7 @@ pub struct RebalanceMemory {
     shed: VecDeque<(DateTime<Utc>, i64)>,
 }
 
-/// Pods by name and how many connections each is to shed; most often none.
+/// Pods by name and how many connections each sheds; usually none.
 pub fn plan(
     input: &RebalanceInput<'_>,
     memory: &mut RebalanceMemory,
@@ -51,7 +51,7 @@ pub fn plan(
         memory.skewed_since = None;
         return Vec::new();
     }
-    // Without one pod's number there is no mean; it says nothing about how long the skew lasts.
+    // Without the number of every pod there is no mean; the time of the skew keeps running.
     let Some(counts) = counts(input.fleet) else {
         return Vec::new();
     };
@@ -65,7 +65,7 @@ pub fn plan(
             i64::from(input.settings.max_skew_percent),
         )
     };
-    // Down to the mean, rounded up: nobody goes below it.
+    // Down to the mean, rounded up: no pod goes below it.
     let mean = total.div_euclid(pods) + i64::from(total % pods > 0);
     let mut surplus: Vec<(&str, i64)> = counts
         .iter()
@@ -115,7 +115,7 @@ fn is_skewed(count: i64, total: i64, pods: i64, percent: i64) -> bool {
     i128::from(count) * i128::from(pods) * 100 > i128::from(total) * i128::from(100 + percent)
 }
 
-/// Each its part of the budget in proportion to what it has too many, the fullest first with what rounding leaves.
+/// Shares the budget in proportion to the surplus; the fullest pods get what rounding leaves.
 fn share(surplus: &[(&str, i64)], budget: i64) -> Vec<(String, u32)> {
     let total: i64 = surplus.iter().map(|(_, above)| above).sum();
     let budget = budget.min(total);

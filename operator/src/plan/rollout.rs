@@ -1,7 +1,7 @@
 //! Whether pods are being replaced, how far that is, and whether it is stuck: from the Deployment's status and the fleet.
 //!
-//! A change of the number alone is no rollout: pods that start, fail or are missing are all of the newest revision. What makes a rollout is a pod
-//! of another revision that is not terminating.
+//! A change of the number alone is no rollout: pods that start, fail or are missing all have the newest revision. A pod of another revision that is
+//! not terminating makes a rollout.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,12 @@ use k8s_openapi::api::apps::v1::Deployment;
 
 use crate::observe::fleet::{Fleet, Pod};
 
-/// What is known of the pods' revisions.
+/// The state of a rollout.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rollout {
-    /// Pods of an older revision are about.
+    /// Pods of an older revision exist.
     pub going_on: bool,
-    /// The Deployment made no progress within its deadline: its own words.
+    /// The Deployment's message, if it made no progress within its deadline.
     pub stuck: Option<String>,
     /// `pod-template-hash` of the newest revision, once a pod of it was seen.
     pub newest: Option<String>,
@@ -24,7 +24,7 @@ pub struct Rollout {
 }
 
 impl Rollout {
-    /// Of a Deployment as observed.
+    /// The rollout of an observed Deployment.
     pub fn of(deployment: Option<&Deployment>, fleet: &Fleet) -> Self {
         let Some(deployment) = deployment else {
             return Self::default();
@@ -32,7 +32,7 @@ impl Rollout {
         let status = deployment.status.clone().unwrap_or_default();
         let pods = status.replicas.unwrap_or(0);
         let updated = status.updated_replicas.unwrap_or(0);
-        // Until the Deployment's controller has looked, its counts speak of the template before.
+        // Until the Deployment's controller has observed the newest generation, its counts belong to the previous template.
         let is_current = status.observed_generation >= deployment.metadata.generation;
         let revisions = Revisions::of(fleet);
         let newest = revisions.newest(is_current.then_some(updated));
@@ -82,8 +82,8 @@ impl Revisions {
         Self(revisions)
     }
 
-    /// The one with as many pods as the Deployment says are updated; where several have, or none, the one with the youngest pod. Youth alone
-    /// would mistake an old revision whose pod was replaced while a rollout is stuck.
+    /// The revision with as many pods as the Deployment counts as updated; if several or none have, the one with the youngest pod. The youngest pod
+    /// alone is not enough: a stuck rollout may have replaced a pod of the old revision.
     fn newest(&self, updated: Option<i32>) -> Option<String> {
         if updated == Some(0) {
             return None;
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_of_the_template_before_are_not_trusted() {
+    fn counts_of_the_previous_template_are_not_trusted() {
         let mut deployment = deployment(3, 2);
         deployment.metadata.generation = Some(4);
         let rollout = Rollout::of(Some(&deployment), &fleet("aab"));
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_past_its_deadline_is_stuck_in_the_deployments_words() {
+    fn a_rollout_past_its_deadline_is_stuck_with_the_deployments_message() {
         let mut deployment = deployment(4, 1);
         deployment.status.as_mut().unwrap().conditions = Some(vec![DeploymentCondition {
             type_: "Progressing".into(),
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(
             Rollout::of(Some(&deployment), &fleet("aaab")).stuck,
             None,
-            "said of the template before"
+            "the message belongs to the previous template"
         );
     }
 }

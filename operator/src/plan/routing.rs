@@ -1,10 +1,10 @@
-//! Moves from one Redis to another, as a plan: gateways use the new one and go on hearing the old one until all of them are there.
+//! Switches from one Redis to another: gateways use the new server and stay subscribed to the previous one until every pod uses the new one.
 //!
-//! A move that is under way has a place for one Redis of before, and that is the one which every gateway hears: those that have moved bridge it,
-//! the others use it. So back is always possible, and on to a third place once the move is done, or while no gateway uses the second yet: that is
-//! the way out where it was a wrong one.
+//! A switch has room for one previous Redis, the one that every gateway is subscribed to: gateways that have switched bridge it, the others use it.
+//! So switching back is always possible. Switching on to a third Redis is possible once the switch is done, or while no gateway uses the second one
+//! yet, which is the way out if the second one is wrong.
 //!
-//! To have a Redis at all or none is no move: gateways restart for it, and what was used before is of no use to them.
+//! Adding or removing Redis is no switch: gateways restart for it, and a previous Redis is of no use to them.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -18,13 +18,13 @@ use crate::reasons::{ConditionReason, EventReason};
 pub struct RoutingInput<'a> {
     /// Redis as the spec wants it.
     pub wanted: Option<&'a RecordedRedis>,
-    /// How far a move has come.
+    /// How far a switch has come.
     pub record: &'a RedisRecord,
-    /// Revision of the `live.toml` in the cluster that was made from exactly this record; `None`: there is none yet.
+    /// Revision of the `live.toml` in the cluster that was made from exactly this record; `None`: it does not exist yet.
     pub revision: Option<&'a str>,
     /// The pods.
     pub fleet: &'a Fleet,
-    /// When pods have not moved for so long, someone is told.
+    /// A Warning is published when pods take longer than this.
     pub ack_timeout: signal_crds::Duration,
 }
 
@@ -36,29 +36,29 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<RedisRecord> {
         events: Vec::new(),
     };
     let (Some(wanted), Some(used)) = (input.wanted, &input.record.current) else {
-        place(&mut plan.next, input.wanted, None, None);
+        set(&mut plan.next, input.wanted, None, None);
         return plan;
     };
-    // Pods that do not run hear nothing: those that start find the one that is wanted.
+    // Without pods there is nothing to switch: starting pods read the wanted Redis.
     if input.fleet.pods.is_empty() {
-        place(&mut plan.next, Some(wanted), None, None);
+        set(&mut plan.next, Some(wanted), None, None);
         return plan;
     }
     let previous = input.record.previous.as_ref();
     match previous {
         _ if wanted == used => {}
-        // Nobody is there yet, so that what everybody still uses is to be heard until the move to the third is done.
+        // No pod uses the second Redis yet: all pods stay subscribed to the previous one until the switch to the third is done.
         Some(previous) if previous != wanted && !may_use(input, used, previous) => {
             begin(&mut plan, wanted, previous, now)
         }
         Some(previous) if previous != wanted => {}
-        // The first move, and back again.
+        // The first switch, or the switch back.
         _ => begin(&mut plan, wanted, used, now),
     }
     if plan.next != *input.record {
         plan.waiting = Some(Waiting {
             reason: ConditionReason::WaitingForPods,
-            message: "the move is not written yet".into(),
+            message: "the switch has not been written yet".into(),
         });
         return plan;
     }
@@ -68,16 +68,20 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<RedisRecord> {
     let Some(mut waiting) = obstacle(input, used) else {
         plan.events.push(PlanEvent::normal(
             EventReason::RedisMoved,
-            format!("from {} to {}", address(previous), address(used)),
+            format!(
+                "every pod has switched from {} to {}",
+                address(previous),
+                address(used)
+            ),
         ));
-        // Where a third is wanted by now, the next look begins with that.
-        place(&mut plan.next, Some(used), None, None);
+        // If a third Redis is wanted by now, the next reconcile switches to it.
+        set(&mut plan.next, Some(used), None, None);
         return plan;
     };
     if wanted != used {
         let next = address(wanted);
         waiting.message = format!(
-            "{next} has to wait until the move to {} is done: {}",
+            "{next} waits until the switch to {} is done: {}",
             address(used),
             waiting.message
         );
@@ -85,12 +89,12 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<RedisRecord> {
     let timeout = TimeDelta::from_std(input.ack_timeout.std()).unwrap_or(TimeDelta::days(36_500));
     if let Some(since) = input.record.since.filter(|since| now - *since >= timeout) {
         let since = since.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-        let note = format!("Redis moves since {since}: {}", waiting.message);
+        let note = format!("switching Redis since {since}: {}", waiting.message);
         plan.events.push(PlanEvent::warning(
             EventReason::AcknowledgementTimedOut,
             note.clone(),
         ));
-        // That it cannot be reached says more than that it takes long.
+        // RedisUnreachable is more precise than a timeout.
         if waiting.reason == ConditionReason::WaitingForPods {
             waiting = Waiting {
                 reason: ConditionReason::AcknowledgementTimedOut,
@@ -102,7 +106,7 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<RedisRecord> {
     plan
 }
 
-fn place(
+fn set(
     record: &mut RedisRecord,
     redis: Option<&RecordedRedis>,
     previous: Option<&RecordedRedis>,
@@ -117,14 +121,14 @@ fn begin(
     from: &RecordedRedis,
     now: DateTime<Utc>,
 ) {
-    place(&mut plan.next, Some(to), Some(from), Some(now));
+    set(&mut plan.next, Some(to), Some(from), Some(now));
     plan.events.push(PlanEvent::normal(
         EventReason::RedisMoveStarted,
-        format!("from {} to {}", address(from), address(to)),
+        format!("switching from {} to {}", address(from), address(to)),
     ));
 }
 
-/// Pods whose clients would miss what is sent: ready ones, and all that answer, since those that drain or terminate have clients as well.
+/// Pods whose clients could miss messages: ready ones, and all that answer, because pods that drain or terminate have clients too.
 fn concerned(fleet: &Fleet) -> impl Iterator<Item = &Pod> {
     fleet
         .pods
@@ -132,7 +136,7 @@ fn concerned(fleet: &Fleet) -> impl Iterator<Item = &Pod> {
         .filter(|pod| pod.report().is_some() || (pod.ready && !pod.terminating))
 }
 
-/// What keeps the move from being done.
+/// Why the switch is not done.
 fn obstacle(input: &RoutingInput<'_>, used: &RecordedRedis) -> Option<Waiting> {
     let of = |reason, message| Some(Waiting { reason, message });
     let Some(revision) = input.revision else {
@@ -162,29 +166,29 @@ fn obstacle(input: &RoutingInput<'_>, used: &RecordedRedis) -> Option<Waiting> {
     of(
         ConditionReason::WaitingForPods,
         format!(
-            "pod {} does not hear itself over {} yet",
+            "pod {} does not receive its own messages through {} yet",
             pod.name,
             address(used)
         ),
     )
 }
 
-/// Whether a pod may use this one rather than the one before; who does not answer may.
+/// Whether a pod may use this Redis rather than the previous one; a pod that does not answer may.
 fn may_use(input: &RoutingInput<'_>, this: &RecordedRedis, before: &RecordedRedis) -> bool {
-    // Nodes do not tell them apart where only credentials changed; that a pod refuses the newest does.
-    let telling = !same_nodes(&this.nodes, &before.nodes);
+    // If only credentials changed, both have the same nodes; a pod that refuses the newest revision uses the previous one.
+    let differs = !same_nodes(&this.nodes, &before.nodes);
     let refuses = |pod: &Pod, report: &Report| {
         input.revision.is_some_and(|revision| pod.holds(revision)) && report.bus.error.is_some()
     };
     concerned(input.fleet).any(|pod| match pod.report() {
         None => true,
         Some(report) => {
-            same_nodes(&report.bus.nodes, &this.nodes) && (telling || !refuses(pod, report))
+            same_nodes(&report.bus.nodes, &this.nodes) && (differs || !refuses(pod, report))
         }
     })
 }
 
-/// In any order: it says where to look first, no more.
+/// Whether both name the same nodes, in any order: the order is only where a client connects first.
 fn same_nodes(some: &[String], others: &[String]) -> bool {
     let sorted = |nodes: &[String]| {
         let mut nodes = nodes.to_vec();

@@ -1,13 +1,13 @@
-//! How many pods the Deployment has, and which of them go: a pure function of the fleet, so that an operator killed at any point goes on from there.
+//! How many pods the Deployment has, and which of them are deleted: a pure function of the fleet, so an operator killed at any point can continue.
 //!
-//! Up is at once. Down is a drain, and each step follows from what the last one left on the objects:
+//! Scaling out is immediate. Scaling in is a drain, and each step follows from what the last one left on the objects:
 //! choose victims -> `mark` (label, since when, deletion cost) -> seen marked: `drain` -> seen finished: lower the Deployment -> the ReplicaSet
 //! deletes exactly those.
 //!
-//! The ReplicaSet ranks whom it deletes: pods without a node first, then pending ones, then those that are not ready, then the lowest deletion
-//! cost (Kubernetes, "ReplicaSet: Scaling a ReplicaSet"). Victims that drain are not ready and have the lowest cost, so only a pod that is still
-//! pending goes before them. Such a pod serves nobody: it is made a victim in the place of one that drains, which is taken back. Where it comes
-//! up between two looks it is deleted instead of a victim; the victim is then one too many and is taken back by the next look.
+//! The ReplicaSet deletes in this order: pods without a node, pending ones, those that are not ready, those with the lowest deletion cost
+//! (Kubernetes, "ReplicaSet: Scaling a ReplicaSet"). Victims that drain are not ready and have the lowest cost, so only a pending pod is deleted
+//! before them. A pending pod serves no client: it becomes a victim, and the drain of another victim is cancelled. If it starts between two
+//! reconciles it is deleted instead of a victim, and the next reconcile cancels the drain of the surplus victim.
 
 use std::cmp::{Ordering, Reverse};
 
@@ -23,9 +23,9 @@ use crate::time::to_k8s;
 
 /// Deletion cost of a victim that drains.
 pub const DRAINING_COST: i32 = i32::MIN + 1;
-/// Deletion cost of a victim that may go while others still drain.
+/// Deletion cost of a victim that may be deleted while others still drain.
 pub const FINISHED_COST: i32 = i32::MIN;
-/// What a drain may take beyond its own settings.
+/// How much longer than its settings a drain may take.
 const DRAIN_MARGIN: TimeDelta = TimeDelta::seconds(15);
 /// Most pods that a message names.
 const NAMED: usize = 5;
@@ -33,19 +33,19 @@ const NAMED: usize = 5;
 /// What [`plan`] looks at.
 #[derive(Debug, Clone, Copy)]
 pub struct ScaleInput<'a> {
-    /// Wanted pods; 0 where the cluster is stopped.
+    /// Wanted pods; 0 if the cluster is stopped.
     pub wanted: i32,
     /// The Deployment, if there is one.
     pub deployment: Option<&'a Deployment>,
     /// Its pods.
     pub fleet: &'a Fleet,
-    /// How pods drain: what the deadline follows from.
+    /// How pods drain; gives the deadline.
     pub drain: &'a Drain,
-    /// Pods of an older revision are about, or the same reconcile is going to change the template.
+    /// Pods of an older revision exist, or this reconcile changes the template.
     pub rolling_out: bool,
 }
 
-/// One step of scaling: what to write. All of it may be done again without harm.
+/// One step of scaling. All of it can be repeated without harm.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScaleStep {
     /// `spec.replicas` of the Deployment.
@@ -54,19 +54,19 @@ pub struct ScaleStep {
     pub status: Scaling,
     /// Pods to be marked as victims, or marked with a lower cost.
     pub mark: Vec<PodMark>,
-    /// Pods whose mark is to be taken off: label, annotation and cost.
+    /// Pods whose mark is to be removed: label, annotation and cost.
     pub unmark: Vec<PodMark>,
-    /// Pods to be told to drain and stay.
+    /// Pods to be ordered to drain and keep running.
     pub drain: Vec<String>,
-    /// Pods whose drain is to be taken back.
+    /// Pods whose drain is to be cancelled.
     pub undrain: Vec<String>,
-    /// What the step after this one waits for.
+    /// What the next step waits for.
     pub waiting: Option<Waiting>,
     /// What happened.
     pub events: Vec<PlanEvent>,
 }
 
-/// A victim's mark, and what a write of it needs.
+/// A victim's mark, and the preconditions of its write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodMark {
     /// The pod.
@@ -93,7 +93,7 @@ impl PodMark {
     }
 }
 
-/// When a drain that began at `since` is over, finished or not.
+/// When a drain that started at `since` ends, finished or not.
 pub fn deadline(since: DateTime<Utc>, drain: &Drain) -> DateTime<Utc> {
     since + span(drain.endpoint_propagation) + span(drain.window) + DRAIN_MARGIN
 }
@@ -165,7 +165,7 @@ pub fn plan(input: &ScaleInput<'_>, now: DateTime<Utc>) -> ScaleStep {
         .filter(held)
         .map(|pod| pod.name.clone())
         .collect();
-    tell(
+    report(
         &mut step,
         input,
         &victims,
@@ -176,13 +176,13 @@ pub fn plan(input: &ScaleInput<'_>, now: DateTime<Utc>) -> ScaleStep {
     step
 }
 
-/// Who goes, as far as it is settled.
+/// Which pods are to be deleted.
 struct Victims<'a> {
-    /// Seen with a mark, and still to go.
+    /// Observed with a mark, and still to be deleted.
     kept: Vec<&'a Pod>,
     /// To be marked.
     new: Vec<&'a Pod>,
-    /// Seen with a mark, and to stay: the fullest first.
+    /// Observed with a mark, and to stay: the fullest first.
     cancelled: Vec<&'a Pod>,
 }
 
@@ -191,12 +191,12 @@ impl<'a> Victims<'a> {
         let (mut marked, unmarked): (Vec<&Pod>, Vec<&Pod>) =
             active.iter().partition(|pod| pod.draining_since.is_some());
         marked.sort_by_key(|pod| order(pod));
-        let (mut unseen, mut serving): (Vec<&Pod>, Vec<&Pod>) =
-            unmarked.into_iter().partition(|pod| serves_nobody(pod));
-        unseen.sort_by_key(|pod| (pod.node.is_some(), pod.ip.is_some(), order(pod)));
+        let (mut pending, mut serving): (Vec<&Pod>, Vec<&Pod>) =
+            unmarked.into_iter().partition(|pod| has_no_clients(pod));
+        pending.sort_by_key(|pod| (pod.node.is_some(), pod.ip.is_some(), order(pod)));
         serving.sort_by_key(|pod| order(pod));
 
-        // Before a Deployment exists, and while pods are replaced anyway, nobody is chosen and whoever drains is taken back.
+        // Before a Deployment exists, and during a rollout, no victim is chosen and every drain is cancelled.
         let settled = input.deployment.is_some() && !input.rolling_out;
         let above = |count: usize| {
             if settled {
@@ -205,15 +205,15 @@ impl<'a> Victims<'a> {
                 0
             }
         };
-        // Pods beyond the Deployment's number are being deleted: their marks stay, and nobody is chosen on their account.
+        // Pods beyond the Deployment's number are being deleted: their marks stay, and no victim is chosen for them.
         let surplus = above(active.len());
         let choosable = above(active.len().min(size(current)));
 
-        unseen.truncate(choosable);
-        let mut cancelled = marked.split_off(marked.len().min(surplus - unseen.len()));
+        pending.truncate(choosable);
+        let mut cancelled = marked.split_off(marked.len().min(surplus - pending.len()));
         cancelled.reverse();
-        let mut new = unseen;
-        // One step at a time: the next victims that serve people are chosen when the last ones are gone.
+        let mut new = pending;
+        // One step at a time: further victims with clients are chosen when the last ones are gone.
         if marked.is_empty() && cancelled.is_empty() {
             new.extend(serving.into_iter().take(choosable - new.len()));
         }
@@ -234,7 +234,7 @@ fn order(pod: &Pod) -> (i64, Reverse<DateTime<Utc>>, String) {
     (load(pod), Reverse(pod.created), pod.name.clone())
 }
 
-/// Connections of a pod as far as it matters here. One that is ready but does not answer may be full; one that is neither has been found empty.
+/// Connections of a pod, to rank it. A ready pod that does not answer counts as full; one that is neither ready nor answers counts as empty.
 fn load(pod: &Pod) -> i64 {
     match &pod.report {
         Ok(report) if report.drain.draining => report.drain.remaining,
@@ -244,8 +244,8 @@ fn load(pod: &Pod) -> i64 {
     }
 }
 
-/// It is not ready and does not answer: pending, starting, or broken.
-fn serves_nobody(pod: &Pod) -> bool {
+/// Whether it has no clients: it is not ready and does not answer (pending, starting, or broken).
+fn has_no_clients(pod: &Pod) -> bool {
     is_unplaced(pod) || !pod.ready && pod.report.is_err()
 }
 
@@ -253,14 +253,14 @@ fn is_unplaced(pod: &Pod) -> bool {
     pod.node.is_none() || pod.ip.is_none()
 }
 
-/// The whole mark is on it: since when, and the cost.
+/// Whether it has the whole mark: time and cost.
 fn is_marked(pod: &Pod) -> bool {
     pod.draining_since.is_some() && pod.deletion_cost.is_some_and(|cost| cost <= DRAINING_COST)
 }
 
-/// Whether a marked pod may be deleted: it is empty and nobody is sent to it any more, or its time is over.
+/// Whether a marked pod may be deleted: it is empty and gets no new clients, or its deadline has passed.
 ///
-/// One that does not answer is given its time: a draining pod is not ready either, so silence says nothing about its connections.
+/// One that does not answer gets its whole time: it is not ready while it drains, so its connections are unknown.
 fn is_finished(pod: &Pod, drain: &Drain, now: DateTime<Utc>) -> bool {
     let Some(since) = pod.draining_since.filter(|_| is_marked(pod)) else {
         return false;
@@ -273,7 +273,7 @@ fn is_finished(pod: &Pod, drain: &Drain, now: DateTime<Utc>) -> bool {
         || empty && !pod.ready && now >= since + span(drain.endpoint_propagation)
 }
 
-/// The most of the finished pods that the ReplicaSet deletes before any other that may hold connections.
+/// The largest set of finished pods that the ReplicaSet deletes before any other pod with connections.
 fn leaving<'a>(finished: &[&'a Pod], active: &[&Pod]) -> Vec<&'a Pod> {
     let mut leaving = finished.to_vec();
     loop {
@@ -308,7 +308,7 @@ fn replicas(input: &ScaleInput<'_>, active: &[&Pod], current: i32, leaving: usiz
     if input.rolling_out {
         return current;
     }
-    // Pods that are missing need not come. The Deployment's own count guards against a fleet that was seen too early.
+    // Missing pods need not be created. The Deployment's own count covers pods that the observation missed.
     let counted = input
         .deployment
         .and_then(|deployment| deployment.status.as_ref()?.replicas)
@@ -325,8 +325,8 @@ fn size(number: i32) -> usize {
     usize::try_from(number).unwrap_or(0)
 }
 
-/// Status, what is waited for, and events.
-fn tell(
+/// Fills in the status, what the step waits for, and Events.
+fn report(
     step: &mut ScaleStep,
     input: &ScaleInput<'_>,
     victims: &Victims<'_>,
@@ -360,10 +360,7 @@ fn tell(
             .map(to_k8s),
     };
     if blocked {
-        let message = format!(
-            "{current} pods become {} when the rollout is over",
-            input.wanted
-        );
+        let message = format!("{current} pods become {} after the rollout", input.wanted);
         step.waiting = Some(Waiting {
             reason: ConditionReason::RolloutInProgress,
             message,
@@ -375,12 +372,12 @@ fn tell(
             .collect();
         step.waiting = Some(Waiting {
             reason: ConditionReason::Draining,
-            message: format!("before they go, these drain: {}", list(&open)),
+            message: format!("these pods drain before they are deleted: {}", list(&open)),
         });
     }
     if !victims.new.is_empty() {
         let note = format!(
-            "{current} pods become {}; these drain first: {}",
+            "{current} pods become {}; these pods drain first: {}",
             input.wanted,
             list(&victims.new)
         );
@@ -389,9 +386,9 @@ fn tell(
     }
     if !victims.cancelled.is_empty() {
         let why = if input.rolling_out {
-            "a rollout replaces them"
+            "a rollout replaces these pods"
         } else {
-            "they are wanted again"
+            "these pods are wanted again"
         };
         step.events.push(PlanEvent::normal(
             EventReason::DrainCancelled,
@@ -420,7 +417,10 @@ fn tell(
     if !late.is_empty() {
         step.events.push(PlanEvent::warning(
             EventReason::DrainDeadlineExceeded,
-            format!("these go with connections open: {}", list(&late)),
+            format!(
+                "these pods are deleted with open connections: {}",
+                list(&late)
+            ),
         ));
     }
 }

@@ -6,11 +6,11 @@
 //! | Signing | signs with it | accept it | its successor signs |
 //! | VerifyOnly | does not use it | accept it | the longest `maxTokenLife` it signed under, clock skew and `cacheAge` have passed |
 //!
-//! So whoever caches the set for `cacheAge` knows a key before the first token of it, and a token is verified to its end. A successor is published
-//! `cacheAge` and the time that pods need before its turn; the first key signs at once, for nobody holds an older set. Until a pod is ready nobody
-//! can verify its tokens, and nobody can connect either.
+//! So a verifier that caches the set for `cacheAge` has a key before the first token of it, and every token is verified until it expires. A successor
+//! is published `cacheAge`, and the time that pods need, before it signs. The first key signs at once: no verifier holds an older set, and until a
+//! pod is ready no client can connect.
 //!
-//! The ring lives in a Secret: `ring.json` is what the operator reads, `current.pem` and `current.json` are what the issuer reads.
+//! The ring is stored in a Secret: the operator reads `ring.json`, the issuer reads `current.pem` and `current.json`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -40,12 +40,12 @@ const CURRENT_JSON: &str = "current.json";
 /// Key of the Secret with the public set.
 const JWKS_JSON: &str = "jwks.json";
 
-/// How much earlier than by `cacheAge` a key is published: pods show a changed ConfigMap within two minutes.
+/// How much earlier than `cacheAge` a key is published: pods see a changed ConfigMap within two minutes.
 const POD_MARGIN: signal_crds::Duration = signal_crds::Duration::secs(180);
-/// Most keys at a time; gateways take more.
+/// Most keys at a time; gateways accept more.
 const MAX_KEYS: usize = 8;
 
-/// Every key with its stage, oldest first, and what tokens say of their issuer.
+/// Every key with its stage, oldest first, and the issuer and audiences of their tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KeyRing {
     issuer: String,
@@ -53,11 +53,11 @@ pub struct KeyRing {
     keys: Vec<Key>,
 }
 
-/// The Secret does not hold what the operator wrote; the text repeats nothing of it.
+/// The Secret does not hold what the operator wrote; the text contains nothing of it.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}; {}", match ring.as_ref().and_then(KeyRing::signing) {
-    Some(key) => format!("key {} stays the one that signs", key.kid),
-    None => "no key that signed could be read, another takes its place".to_owned(),
+    Some(key) => format!("key {} continues to sign", key.kid),
+    None => "no signing key could be read, another key takes over".to_owned(),
 })]
 pub struct Damage {
     what: String,
@@ -70,9 +70,9 @@ pub struct Damage {
 pub struct SigningInput<'a> {
     /// Part of the spec.
     pub managed: &'a Managed,
-    /// How far clocks of issuer and gateways may be apart.
+    /// How far the clocks of issuer and gateways may differ.
     pub skew: signal_crds::Duration,
-    /// What the Secret holds, if it is there.
+    /// What the Secret holds, if it exists.
     pub ring: Option<&'a KeyRing>,
     /// The pods.
     pub fleet: &'a Fleet,
@@ -86,7 +86,7 @@ struct Key {
     x: String,
     y: String,
     stage: SigningKeyStage,
-    /// `None` where a damaged Secret does not say; [`plan`] reckons from now then.
+    /// `None` if a damaged Secret lacks it; [`plan`] then counts from now.
     since: Option<DateTime<Utc>>,
     /// Of VerifyOnly alone; `None` as above.
     verify_until: Option<DateTime<Utc>>,
@@ -186,7 +186,7 @@ impl Key {
         }
     }
 
-    /// `None` where the text is no key, or is not the one that it is called.
+    /// `None` if the entry is no key, or its `kid` is not that of the key.
     fn read(value: Value) -> Option<Self> {
         let entry: Entry = serde_json::from_value(value).ok()?;
         let secret = SecretKey::from_slice(&BASE64URL.decode_to_vec(&entry.d).ok()?).ok()?;
@@ -223,10 +223,10 @@ fn thumbprint(x: &str, y: &str) -> String {
 }
 
 impl KeyRing {
-    /// Reads the Secret; `None` where there is nothing to read.
+    /// Reads the Secret; `None` if it is empty.
     ///
     /// # Errors
-    /// It does not hold what [`KeyRing::to_secret`] wrote. A key to sign with that can be read stays that, whatever else is lost.
+    /// When it does not hold what [`KeyRing::to_secret`] wrote. A readable signing key continues to sign, whatever else is lost.
     pub fn from_secret(data: &BTreeMap<String, Vec<u8>>) -> Result<Option<Self>, Damage> {
         if data.is_empty() {
             return Ok(None);
@@ -247,22 +247,22 @@ impl KeyRing {
                 .any(|key| key.stage == SigningKeyStage::Signing && key.kid != held)
         });
         if signing != 1 {
-            what.get_or_insert_with(|| format!("{RING_JSON} names {signing} keys that sign"));
+            what.get_or_insert_with(|| format!("{RING_JSON} has {signing} signing keys"));
             choose_signing(&mut keys, current);
         } else if other {
             what.get_or_insert_with(|| {
-                format!("{CURRENT_PEM} is another key than the one that signs in {RING_JSON}")
+                format!("{CURRENT_PEM} is not the signing key of {RING_JSON}")
             });
             choose_signing(&mut keys, current);
         }
-        // Only for the issuer; a plan writes it anew anyway.
-        let said: Current = data
+        // Only the issuer reads it; a plan rewrites it.
+        let current_json: Current = data
             .get(CURRENT_JSON)
             .and_then(|json| serde_json::from_slice(json).ok())
             .unwrap_or_default();
         let ring = (!keys.is_empty()).then_some(Self {
-            issuer: said.iss,
-            audiences: said.aud,
+            issuer: current_json.iss,
+            audiences: current_json.aud,
             keys,
         });
         match what {
@@ -326,16 +326,16 @@ impl KeyRing {
     }
 }
 
-/// The keys of `ring.json` that can be read, and what is wrong with it.
+/// The readable keys of `ring.json`, and what is wrong with it.
 fn read_ring(json: Option<&[u8]>) -> (Vec<Key>, Option<String>) {
     #[derive(Deserialize)]
     struct Ring {
         keys: Vec<Value>,
     }
     let Some(json) = json else {
-        return (Vec::new(), Some(format!("{RING_JSON} is not there")));
+        return (Vec::new(), Some(format!("{RING_JSON} is missing")));
     };
-    // What serde says of it may repeat a private key.
+    // An error of serde may contain a private key.
     let Ok(ring) = serde_json::from_slice::<Ring>(json) else {
         return (Vec::new(), Some(format!("{RING_JSON} cannot be read")));
     };
@@ -346,7 +346,7 @@ fn read_ring(json: Option<&[u8]>) -> (Vec<Key>, Option<String>) {
             _ => {
                 what = what.or_else(|| {
                     Some(format!(
-                        "{RING_JSON}: key {at} cannot be read, or is there twice"
+                        "{RING_JSON}: key {at} cannot be read, or is a duplicate"
                     ))
                 })
             }
@@ -355,7 +355,7 @@ fn read_ring(json: Option<&[u8]>) -> (Vec<Key>, Option<String>) {
     (keys, what)
 }
 
-/// Leaves one key that signs: the one that the issuer holds, else the newest that did.
+/// Leaves one signing key: the one that the issuer holds, else the newest one.
 fn choose_signing(keys: &mut Vec<Key>, current: Option<SecretKey>) {
     let current = current.map(|secret| Key::new(secret, SigningKeyStage::Signing, None));
     let newest = keys
@@ -410,7 +410,7 @@ pub fn plan(
     for key in &mut ring.keys {
         key.since.get_or_insert(now);
         match key.stage {
-            // A life that is shortened does not shorten that of tokens that are out.
+            // A shorter `maxTokenLife` does not shorten the life of issued tokens.
             SigningKeyStage::Signing => key.token_life = key.token_life.max(*max_token_life),
             SigningKeyStage::VerifyOnly => {
                 key.verify_until = key.verify_until.or_else(|| Some(verified_until(key)))
@@ -434,7 +434,7 @@ pub fn plan(
     });
 
     let Some(signing) = ring.at(SigningKeyStage::Signing) else {
-        // The first one; or the one before is lost, and the successor is at least known to some.
+        // The first key; or the last one is lost, and some verifiers have its successor.
         let at = ring.at(SigningKeyStage::Published).unwrap_or_else(|| {
             ring.keys
                 .push(Key::generate(random, SigningKeyStage::Published, now));
@@ -514,7 +514,7 @@ pub fn plan(
     }
 }
 
-/// Which ready pod does not serve a key, or that none is ready while some could be.
+/// Which ready pod does not serve a key; or that none is ready although pods run.
 fn unserved(fleet: &Fleet, kid: &str) -> Option<String> {
     if fleet.ready().next().is_none() && fleet.alive().next().is_some() {
         return Some("no pod is ready".into());
@@ -533,7 +533,7 @@ fn serves(pod: &Pod, kid: &str) -> bool {
     served.is_some_and(|file| file.keys.iter().any(|served| served == kid))
 }
 
-/// So much later; saturates.
+/// The time after `span`; saturates.
 fn after(at: DateTime<Utc>, span: signal_crds::Duration) -> DateTime<Utc> {
     let span = TimeDelta::from_std(span.std()).unwrap_or(TimeDelta::MAX);
     at.checked_add_signed(span)

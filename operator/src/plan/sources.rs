@@ -1,17 +1,17 @@
-//! Rotation of the sources of keys, as a plan: Prepared -> Trusted -> Retiring -> gone.
+//! Rotation of key sources: Prepared -> Trusted -> Retiring -> removed.
 //!
-//! A new source, which is one with any difference in its definition, is put beside the old one: pods fetch it before anyone trusts it. What is no
-//! longer wanted is accepted until its successor is trusted by every ready pod, and for the overlap after that. Each stage is a revision of the live
-//! settings, and the next one begins only when every ready pod holds the last. Pods that start read the newest, so where no pod is ready there is
-//! nobody to wait for; but nobody's keys are trusted unseen while there are pods that could look.
+//! Any difference in its definition makes a source a new one. A new source is added first, and every pod fetches its keys before anyone trusts them.
+//! A source that the spec does not name any more is accepted until every ready pod trusts its successor, and for the overlap after that. Each stage
+//! is a revision of the live settings; the next stage starts only when every ready pod holds the last one. Starting pods read the newest revision, so
+//! without a ready pod there is nothing to wait for; but keys that a running pod could fetch are never trusted unseen.
 //!
-//! The successor of a source is what is wanted under its name, or for its issuer: a renamed source is not let go before the one of the new name
-//! is trusted either. One without a successor waits until nothing is being prepared, since another name and issuer may be what replaces it. Whoever is wanted under some name or for some issuer is never without an accepted source that had been trusted before, however
-//! often the wish changes meanwhile.
+//! The successor of a source is a wanted one of the same name, or of the same issuer: a renamed source is kept until the one with the new name is
+//! trusted. A source without a successor waits until nothing is being prepared, because a source of another name and issuer may replace it. Every
+//! wanted name and issuer always has an accepted source that had been trusted before, however often the spec changes meanwhile.
 //!
-//! `emergency` is the exception: what is not wanted loses trust in one step, its connections are closed, and what is wanted is trusted at once,
-//! seen or not, so that a replacement serves as soon as it is fetched. Names that lost trust are listed until every pod has heard of it and the
-//! emergency is over.
+//! `emergency` is the exception: a source that is not wanted loses trust in one step and its connections are closed; every wanted source is trusted at
+//! once, fetched or not, so that a replacement serves as soon as it is fetched. Names that lost trust are listed until every pod has taken the list
+//! and the emergency is over.
 
 use std::collections::BTreeSet;
 
@@ -25,9 +25,9 @@ use crate::plan::record::{RecordedSource, SourceDefinition, SourcesRecord};
 use crate::plan::{Plan, PlanEvent, Waiting};
 use crate::reasons::{ConditionReason, EventReason};
 
-/// Most sources that a gateway takes.
+/// Most sources that a gateway accepts.
 const MAX_SOURCES: usize = 16;
-/// Most revoked names that a gateway takes; the oldest go first.
+/// Most revoked names that a gateway accepts; the oldest are dropped first.
 const MAX_REVOKED: usize = 64;
 
 /// What [`plan`] looks at.
@@ -35,11 +35,11 @@ const MAX_REVOKED: usize = 64;
 pub struct SourcesInput<'a> {
     /// Sources as the spec wants them, by their declared names.
     pub wanted: &'a [(String, SourceDefinition)],
-    /// How a change proceeds.
+    /// The settings of a rotation.
     pub rotation: &'a Rotation,
-    /// How far it has come.
+    /// The stages so far.
     pub record: &'a SourcesRecord,
-    /// Revision of the `live.toml` in the cluster that was made from exactly this record; `None`: there is none yet.
+    /// Revision of the `live.toml` in the cluster that was made from exactly this record; `None`: it does not exist yet.
     pub revision: Option<&'a str>,
     /// The pods.
     pub fleet: &'a Fleet,
@@ -72,19 +72,19 @@ struct Step<'a> {
     now: DateTime<Utc>,
     next: SourcesRecord,
     events: Vec<PlanEvent>,
-    /// Declared names of wanted sources that there is no room for.
+    /// Declared names of wanted sources beyond [`MAX_SOURCES`].
     left_out: Vec<&'a str>,
 }
 
 impl<'a> Step<'a> {
-    /// Everything that is wanted is trusted, everything else revoked: an emergency, or the first configuration, where there is nothing else.
+    /// Trusts every wanted source and revokes every other: in an emergency, and in the first configuration, which has no other.
     fn at_once(&mut self) {
         let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.next.sources)
             .into_iter()
             .partition(|source| self.is_wanted(source));
         self.next.sources = kept;
         for source in gone {
-            // A source that nobody trusted has no connections.
+            // A source that was never trusted has no connections.
             if source.stage == SourceStage::Prepared {
                 self.event(
                     EventReason::SourceRemoved,
@@ -93,7 +93,7 @@ impl<'a> Step<'a> {
                 continue;
             }
             let note = format!(
-                "{} lost trust in an emergency: connections that rest on it are closed",
+                "{} lost trust in an emergency: its connections are closed",
                 source.name
             );
             self.events
@@ -113,12 +113,12 @@ impl<'a> Step<'a> {
 
     fn rotate(&mut self) {
         self.take_back();
-        self.let_go();
+        self.remove_unused();
         self.add(SourceStage::Prepared);
         if self.changed() || self.input.fleet.lagging(self.input.revision).is_some() {
             return;
         }
-        // Both look at the record that was acknowledged: nothing retires because of what is trusted only from now on.
+        // Both use the acknowledged record: a source that becomes trusted in this step lets nothing retire yet.
         let trusted: BTreeSet<String> = self
             .prepared()
             .filter(|source| self.fetched(source).is_ok())
@@ -141,7 +141,7 @@ impl<'a> Step<'a> {
         });
     }
 
-    /// What is wanted again need not be fetched again; and while nothing of a wanted name or issuer is trusted, what was trusted last still is.
+    /// Trusts retiring sources that are wanted again. While no source of a wanted name or issuer is trusted, trusts the one that was trusted last.
     fn take_back(&mut self) {
         let mut back: BTreeSet<String> = self
             .retiring()
@@ -173,8 +173,8 @@ impl<'a> Step<'a> {
         });
     }
 
-    /// What needs no acknowledgement: nobody relies on what was never trusted, and on what is past its time.
-    fn let_go(&mut self) {
+    /// Removes sources without an acknowledgement: those that were never trusted, and those whose overlap has ended.
+    fn remove_unused(&mut self) {
         let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.next.sources)
             .into_iter()
             .partition(|source| match source.stage {
@@ -186,7 +186,7 @@ impl<'a> Step<'a> {
         for source in gone {
             self.event(
                 EventReason::SourceRemoved,
-                format!("{} is gone: its tokens are refused", source.name),
+                format!("{} is removed: its tokens are refused", source.name),
             );
         }
         if !self.next.revoked_sources.is_empty() && self.revocation_lag().is_none() {
@@ -213,7 +213,10 @@ impl<'a> Step<'a> {
             match stage {
                 SourceStage::Prepared => self.event(
                     EventReason::SourcePrepared,
-                    format!("pods are to fetch {name} ({})", origin(definition)),
+                    format!(
+                        "pods fetch {name} ({}) before it is trusted",
+                        origin(definition)
+                    ),
                 ),
                 _ => self.event(
                     EventReason::SourceTrusted,
@@ -232,7 +235,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// The declared name, or with so much of the definition's hash that no source of before, which a pod may still have, is called the same.
+    /// The declared name; with enough digits of the definition's hash if a pod may still have another source of that name.
     fn free_name(&self, declared: &str, definition: &SourceDefinition) -> String {
         let known = self
             .input
@@ -256,7 +259,7 @@ impl<'a> Step<'a> {
             .expect("fewer sources than digits")
     }
 
-    /// Gives those sources their next stage for which there is one.
+    /// Moves every source for which `stage` returns one to that stage.
     fn advance(&mut self, stage: impl Fn(&RecordedSource) -> Option<(SourceStage, EventReason)>) {
         for source in &mut self.next.sources {
             let Some((stage, reason)) = stage(source) else {
@@ -301,7 +304,7 @@ impl<'a> Step<'a> {
             .filter(|source| source.stage == SourceStage::Retiring)
     }
 
-    /// Those that are still trusted.
+    /// Trusted sources that are not wanted.
     fn unwanted(&self) -> impl Iterator<Item = &RecordedSource> {
         self.next
             .sources
@@ -327,8 +330,7 @@ impl<'a> Step<'a> {
             .any(|(_, definition)| definition.issuer == source.definition.issuer)
     }
 
-    /// What has a successor waits for that one. What has none may still be replaced by something of another name and issuer, so it waits while
-    /// anything is being prepared.
+    /// Whether a source may retire: once its successor replaces it; without a successor, once nothing is being prepared that could replace it.
     fn may_retire(&self, source: &RecordedSource) -> bool {
         if self.has_successor(source) {
             self.is_replaced(source)
@@ -337,7 +339,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Whether something else is trusted, and known to every ready pod, under its name and for its issuer, as far as those are wanted.
+    /// Whether another source of its name and one of its issuer, if those are wanted, is trusted and every ready pod has its keys.
     fn is_replaced(&self, source: &RecordedSource) -> bool {
         let named = |other: &RecordedSource| other.declared == source.declared;
         let issued = |other: &RecordedSource| other.definition.issuer == source.definition.issuer;
@@ -355,7 +357,7 @@ impl<'a> Step<'a> {
             && (!self.wants_issuer(source) || stands(&issued))
     }
 
-    /// Trusted sources that may stand in its place: wanted ones, and ones that came after it, so that of those no longer wanted one is kept.
+    /// Trusted sources that may replace it: wanted ones, and later ones. So of several unwanted sources the last one is kept.
     fn successors<'s>(
         &'s self,
         source: &'s RecordedSource,
@@ -377,7 +379,7 @@ impl<'a> Step<'a> {
             .map(|(_, candidate)| candidate)
     }
 
-    /// Whether pods have seen its keys: every ready one, or where none is ready at least one, or where there is none at all nobody.
+    /// Whether pods have fetched its keys: every ready pod; without a ready pod, at least one; without any pod, always.
     fn fetched(&self, source: &RecordedSource) -> Result<(), String> {
         let seen = |pod: &Pod| match self.input.revision {
             Some(revision) if pod.holds(revision) => fetched_by(pod, &source.name),
@@ -393,7 +395,7 @@ impl<'a> Step<'a> {
         answers.into_iter().collect()
     }
 
-    /// Who has not heard of the revocations. Pods that are not ready count as well where they answer: they may hold connections.
+    /// Which pods have not taken the revocations. Pods that are not ready but answer count too: they may hold connections.
     fn revocation_lag(&self) -> Option<String> {
         let Some(revision) = self.input.revision else {
             return self.input.fleet.lagging(None);
@@ -413,12 +415,12 @@ impl<'a> Step<'a> {
         else {
             return Some(waiting);
         };
-        let note = format!("since {}: {}", text(since), waiting.message);
+        let note = format!("waiting since {}: {}", text(since), waiting.message);
         self.events.push(PlanEvent::warning(
             EventReason::AcknowledgementTimedOut,
             note.clone(),
         ));
-        // A source that cannot be fetched says more than that pods have not fetched it.
+        // SourceUnreachable is more precise than a timeout.
         let timed_out = Waiting {
             reason: ConditionReason::AcknowledgementTimedOut,
             message: note,
@@ -430,10 +432,10 @@ impl<'a> Step<'a> {
         })
     }
 
-    /// What keeps the rotation from its next step or its end; and since when, if that is to end by itself within the timeout.
+    /// Why the rotation cannot take its next step or end; and since when, if it should end by itself within the timeout.
     fn obstacle(&self) -> Option<(Waiting, Option<DateTime<Utc>>)> {
         let of = |reason, message| Waiting { reason, message };
-        // What this very step made cannot be late.
+        // A change of this step cannot be late.
         let since = self
             .next
             .sources
@@ -441,7 +443,7 @@ impl<'a> Step<'a> {
             .map(|source| source.since)
             .max()
             .filter(|_| !self.changed());
-        let written = || "this step is not written yet".to_owned();
+        let written = || "this step has not been written yet".to_owned();
         if !self.next.revoked_sources.is_empty() {
             let lag = if self.changed() {
                 Some(written())
@@ -461,7 +463,7 @@ impl<'a> Step<'a> {
                     of(
                         ConditionReason::EmergencyInForce,
                         format!(
-                            "{names} revoked everywhere; set spec.jwks.rotation.emergency to false"
+                            "{names} are revoked everywhere; set spec.jwks.rotation.emergency to false"
                         ),
                     ),
                     None,
@@ -484,8 +486,8 @@ impl<'a> Step<'a> {
                     since,
                 ));
             }
-            // A source that went leaves no time to count from.
-            (None, Some(lag)) if self.is_news() => {
+            // A removed source leaves no time to count from.
+            (None, Some(lag)) if self.is_outdated_somewhere() => {
                 return Some((of(ConditionReason::WaitingForPods, lag), None));
             }
             _ => {}
@@ -514,7 +516,7 @@ impl<'a> Step<'a> {
         }
         if !self.left_out.is_empty() {
             let message = format!(
-                "gateways take {MAX_SOURCES} sources; no room yet for {}",
+                "gateways accept {MAX_SOURCES} sources; waiting for room: {}",
                 self.left_out.join(", ")
             );
             return Some((of(ConditionReason::TooManySources, message), None));
@@ -528,8 +530,8 @@ impl<'a> Step<'a> {
         (!overlaps.is_empty()).then(|| (of(ConditionReason::Overlap, overlaps.join("; ")), None))
     }
 
-    /// Whether a ready pod says that it has other sources, or others of them trusted, than it is to have.
-    fn is_news(&self) -> bool {
+    /// Whether a ready pod reports other sources or other stages than the record.
+    fn is_outdated_somewhere(&self) -> bool {
         let ours: BTreeSet<(&str, &str)> = self
             .next
             .sources
@@ -551,7 +553,7 @@ impl<'a> Step<'a> {
     }
 }
 
-/// As gateways call it.
+/// The state of a stage in a gateway's status.
 fn state(stage: SourceStage) -> &'static str {
     match stage {
         SourceStage::Prepared => "prepared",
@@ -560,7 +562,7 @@ fn state(stage: SourceStage) -> &'static str {
     }
 }
 
-/// Whether this pod has keys of the source, and got them the last time it asked.
+/// Whether this pod has keys of the source and its last fetch succeeded.
 fn fetched_by(pod: &Pod, name: &str) -> Result<(), String> {
     has_keys(pod, name)?;
     let error = pod.report().and_then(|report| {
@@ -574,7 +576,7 @@ fn fetched_by(pod: &Pod, name: &str) -> Result<(), String> {
     error.map_or(Ok(()), |error| Err(format!("pod {}: {error}", pod.name)))
 }
 
-/// Whether this pod has keys of the source, be they fresh or not.
+/// Whether this pod has keys of the source, fresh or not.
 fn has_keys(pod: &Pod, name: &str) -> Result<(), String> {
     let report = pod
         .report
@@ -587,7 +589,7 @@ fn has_keys(pod: &Pod, name: &str) -> Result<(), String> {
             pod.name,
             source.error.as_deref().unwrap_or("has no keys of it yet")
         )),
-        None => Err(format!("pod {} does not know it", pod.name)),
+        None => Err(format!("pod {} does not have this source yet", pod.name)),
     }
 }
 

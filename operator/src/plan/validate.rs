@@ -1,4 +1,4 @@
-//! Spec and observed objects -> [`ValidCluster`], the only input of what follows; or all that is wrong, by field and object.
+//! Spec and observed objects -> [`ValidCluster`], the input of every later step; or everything that is wrong, by field and object.
 
 mod secrets;
 mod shape;
@@ -27,7 +27,7 @@ pub type Files = BTreeMap<String, Vec<u8>>;
 /// Declared name of the source whose keys the operator makes.
 pub const MANAGED_SOURCE: &str = "managed";
 
-/// A spec that can be acted on, and everything it refers to.
+/// A valid spec, and everything it refers to.
 #[derive(Debug, Clone)]
 pub struct ValidCluster {
     /// Its name.
@@ -40,26 +40,26 @@ pub struct ValidCluster {
     pub generation: i64,
     /// The spec itself.
     pub spec: SignalClusterSpec,
-    /// Keys of the credentials Secret, as wanted by the spec now; without the admin token.
+    /// Files of the credentials Secret that the spec needs; without the admin token.
     pub files: Files,
     /// Sources of keys by their declared names, in the order of the spec; the managed one comes last.
     pub sources: Vec<(String, SourceDefinition)>,
     /// Redis.
     pub redis: Option<RecordedRedis>,
-    /// Kafka's user; empty where there is none.
+    /// Kafka's user; empty for none.
     pub kafka_username: String,
-    /// Locales of the catalogs beside those of the image, sorted.
+    /// Locales of the catalogs that are added to those of the image, sorted.
     pub locales: Vec<String>,
-    /// Who may reach the public port; empty: everybody.
+    /// Peers that may reach the public port; empty: all.
     pub public_from: Vec<NetworkPolicyPeer>,
-    /// Who may reach the admin port, besides the operator.
+    /// Peers that may reach the admin port, in addition to the operator.
     pub admin_from: Vec<NetworkPolicyPeer>,
     /// Further metrics of the HorizontalPodAutoscaler.
     pub extra_metrics: Vec<MetricSpec>,
 }
 
 impl ValidCluster {
-    /// Makes the SignalCluster the controller of an object, which goes with it.
+    /// The owner reference that makes an object be deleted with the SignalCluster.
     pub fn owner_ref(&self) -> OwnerReference {
         OwnerReference {
             api_version: SignalCluster::api_version(&()).into_owned(),
@@ -97,7 +97,7 @@ pub enum ProblemKind {
 /// Checks the spec against everything it refers to.
 ///
 /// # Errors
-/// All that is wrong, together.
+/// Everything that is wrong.
 pub fn validate(observed: &Observed) -> Result<ValidCluster, Vec<Problem>> {
     let cluster = &observed.cluster;
     let spec = &cluster.spec;

@@ -24,21 +24,21 @@ use crate::time::about;
 pub struct Settings {
     /// Reconciles at the same time, at least 1; never two of one SignalCluster.
     pub concurrency: u16,
-    /// A SignalCluster about which nothing is heard is looked at again after about this time.
+    /// A SignalCluster without changes is reconciled again after about this time.
     pub resync: Duration,
 }
 
 /// What reconciles hold.
 pub struct Context {
-    /// Looks.
+    /// Observes.
     pub reader: Reader,
     /// Writes.
     pub writer: Writer,
-    /// Tells people.
+    /// Publishes Events.
     pub events: Events,
-    /// Counts.
+    /// Counts reconciles and requests.
     pub metrics: Metrics,
-    /// Tells pods.
+    /// Sends orders to pods.
     pub pods: AdminClient,
     /// The namespace of the operator's own pod, where operators run in no other.
     pub operator_namespace: Option<String>,
@@ -50,13 +50,13 @@ pub struct Context {
     remembered: Mutex<HashMap<String, Arc<Mutex<ClusterMemory>>>>,
 }
 
-/// Why a reconcile did not come to its end. Waiting for something is no error but a condition.
+/// Why a reconcile failed. Waiting for something is a condition, not an error.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nothing was observed.
+    /// The observation failed.
     #[error(transparent)]
     Observe(#[from] ObserveError),
-    /// Something could not be applied.
+    /// An object could not be applied.
     #[error(transparent)]
     Apply(#[from] ApplyError),
     /// An order or the status could not be written.
@@ -88,7 +88,7 @@ impl Context {
         }
     }
 
-    /// What is remembered of a SignalCluster; one of the same name after it has memories of its own.
+    /// What is remembered of a SignalCluster, by its uid: a later one of the same name starts empty.
     pub(crate) fn remembered(&self, cluster: &SignalCluster) -> Arc<Mutex<ClusterMemory>> {
         self.remembered
             .lock()
@@ -97,7 +97,7 @@ impl Context {
             .clone()
     }
 
-    /// A SignalCluster is gone.
+    /// Drops everything that is remembered of a SignalCluster.
     pub(crate) fn forget(&self, cluster: &SignalCluster) {
         self.remembered
             .lock()
@@ -118,13 +118,13 @@ impl Context {
         self.failures.lock().remove(&ObjectRef::from_obj(cluster));
     }
 
-    /// When to look again although nothing changes: about the resync time, not all at once.
+    /// Schedules the next reconcile after about the resync time, although nothing changes.
     pub fn resync(&self) -> Action {
         Metrics::count(&self.metrics.requeues, "resync");
         Action::requeue(about(self.settings.resync))
     }
 
-    /// When to look again because something is waited for.
+    /// Schedules the next reconcile because something is in progress.
     pub fn look_again(&self, after: Duration) -> Action {
         Metrics::count(&self.metrics.requeues, "wait");
         Action::requeue(after)

@@ -1,4 +1,4 @@
-//! One reconcile, as its steps: observe, decide, apply, give orders, write the status.
+//! One reconcile, as its steps: observe, decide, apply, give orders, write the status. Holds a client.
 
 pub mod context;
 
@@ -20,22 +20,22 @@ use crate::observe::observed::Observed;
 use crate::observe::owner::Owner;
 use crate::observe::resources::SECRET;
 use crate::observe::{ObserveError, observe};
-use crate::plan::Kind;
+use crate::plan::EventKind;
 use crate::reasons::ConditionReason;
 use crate::reconcile::context::{Context, Error};
 use crate::status::conditions::ConditionType;
 use crate::status::{ApplyFailure, status};
 use crate::time::now;
 
-/// The next look while something is under way that no watch announces.
+/// Until the next reconcile while something is in progress that no watch reports.
 const BUSY: Duration = Duration::from_secs(2);
-/// The next look at connections where their number decides something.
+/// Until the next reconcile while decisions depend on what pods report.
 const SAMPLE: Duration = Duration::from_secs(10);
 
 /// Brings one SignalCluster a step closer to its spec.
 ///
 /// # Errors
-/// What stopped it; the controller tries again after a pause that fits.
+/// When a step failed; the controller tries again after a pause.
 pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Action, Error> {
     let observed = match observe(&context.reader, cluster).await {
         Err(ObserveError::Gone) => {
@@ -45,7 +45,7 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
         observed => observed?,
     };
     if observed.cluster.metadata.deletion_timestamp.is_some() {
-        // Owner references take everything away.
+        // The garbage collector deletes everything by its owner reference.
         context.forget(cluster);
         return Ok(Action::await_change());
     }
@@ -70,7 +70,7 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
         Err(Error::Apply(error)) => lasting(error),
         _ => None,
     };
-    // Whatever stopped the rest, people are told what was seen.
+    // The status is written also when the objects could not be applied.
     let status = status(&observed, &plan, failure.as_ref(), now);
     if outcome.is_ok() || failure.is_some() {
         if !observed.cluster.spec.paused && outcome.is_ok() {
@@ -80,7 +80,7 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
         write_status(context, &observed, &status).await?;
     }
     outcome?;
-    // No watch tells when.
+    // No watch reports the time of the next attempt.
     let migrates_again = plan.planned().is_some_and(|planned| {
         let retried = planned.migration.tried_again(&observed.cluster.spec);
         retried.is_some()
@@ -95,7 +95,7 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
     })
 }
 
-/// Pods serve, and what they say of themselves is not yet, or no longer, as it should be.
+/// Whether pods serve and report something that is not as it should be.
 fn settling(observed: &Observed, conditions: &[Condition]) -> bool {
     let holds = |kind: ConditionType| {
         conditions
@@ -116,7 +116,7 @@ async fn act(context: &Context, observed: &Observed, plan: &PlannedCluster) -> R
             .as_ref()
             .is_some_and(names_managed_keys)
     {
-        // While gateways still verify with the keys, the issuer's Secret is not taken away.
+        // While gateways still verify with the keys, the issuer's Secret is kept.
         let children = Children::of(
             observed
                 .cluster
@@ -133,7 +133,7 @@ async fn act(context: &Context, observed: &Observed, plan: &PlannedCluster) -> R
             namespace = observed.cluster.metadata.namespace,
             name = observed.cluster.metadata.name,
             writes = applied.writes(),
-            "objects written"
+            "objects applied"
         );
     }
     let token = admin_token(&applied, observed);
@@ -167,7 +167,7 @@ fn names_managed_keys(live: &k8s_openapi::api::core::v1::ConfigMap) -> bool {
         .is_some_and(|data| data.contains_key(crate::objects::JWKS_JSON))
 }
 
-/// What trying again does not mend, for a condition.
+/// The failure for the conditions, if another attempt does not help.
 fn lasting(error: &ApplyError) -> Option<ApplyFailure> {
     match error {
         ApplyError::Occupied { .. } => Some(ApplyFailure {
@@ -190,7 +190,7 @@ fn lasting(error: &ApplyError) -> Option<ApplyFailure> {
     }
 }
 
-/// What a plan says again and again while it waits is told once.
+/// Publishes the events of a plan; one that it repeats while it waits is published once.
 async fn publish_events(context: &Context, observed: &Observed, plan: &ClusterPlan) {
     let fresh = context
         .remembered(&observed.cluster)
@@ -198,8 +198,8 @@ async fn publish_events(context: &Context, observed: &Observed, plan: &ClusterPl
         .unpublished(&plan.facts().events);
     for event in &fresh {
         let kind = match event.kind {
-            Kind::Normal => EventType::Normal,
-            Kind::Warning => EventType::Warning,
+            EventKind::Normal => EventType::Normal,
+            EventKind::Warning => EventType::Warning,
         };
         context
             .events
@@ -208,7 +208,7 @@ async fn publish_events(context: &Context, observed: &Observed, plan: &ClusterPl
     }
 }
 
-/// A condition that turned is an Event: a Warning where it is for the worse.
+/// Publishes an Event for each condition that turned: a Warning if it got worse.
 async fn publish_conditions(context: &Context, observed: &Observed, after: &[Condition]) {
     let before = observed
         .cluster
@@ -240,8 +240,8 @@ fn turned(old: Option<&Condition>, new: &Condition) -> Option<EventType> {
         return None;
     }
     let was = old.map_or("Unknown", |old| old.status.as_str());
-    let troubles = [ConditionType::Degraded];
-    let goods = [
+    let unhealthy = [ConditionType::Degraded];
+    let healthy = [
         ConditionType::Ready,
         ConditionType::SpecAccepted,
         ConditionType::SecretsResolved,
@@ -251,17 +251,19 @@ fn turned(old: Option<&Condition>, new: &Condition) -> Option<EventType> {
     ];
     let is = |all: &[ConditionType]| all.iter().any(|kind| kind.as_str() == new.type_);
     match new.status.as_str() {
-        "True" if is(&troubles) => Some(EventType::Warning),
-        "False" if is(&troubles) && was == "True" => Some(EventType::Normal),
+        "True" if is(&unhealthy) => Some(EventType::Warning),
+        "False" if is(&unhealthy) && was == "True" => Some(EventType::Normal),
         "True"
-            if is(&goods)
+            if is(&healthy)
                 && was != "True"
                 && (was == "False" || new.type_ == ConditionType::Ready.as_str()) =>
         {
             Some(EventType::Normal)
         }
-        // A cluster that starts is not ready and not migrated yet: that is no fault.
-        "False" if is(&goods[1..4]) || (is(&goods) && was == "True") => Some(EventType::Warning),
+        // A cluster that starts is not ready and not migrated yet, which deserves no Warning.
+        "False" if is(&healthy[1..4]) || (is(&healthy) && was == "True") => {
+            Some(EventType::Warning)
+        }
         _ => None,
     }
 }
@@ -277,7 +279,7 @@ async fn write_status(
     let owner = Owner::of(observed);
     let api: Api<SignalCluster> =
         Api::namespaced(context.writer.client().clone(), &owner.namespace);
-    // Members that are not there any more are taken away, which a merge alone would not do.
+    // A merge patch removes a member only if it is null.
     let patch = json!({
         "metadata": {"uid": owner.uid, "resourceVersion": observed.cluster.metadata.resource_version},
         "status": replaced(observed.cluster.status.as_ref(), status),
@@ -294,23 +296,23 @@ async fn write_status(
     Ok(())
 }
 
-/// The new status, with null for what the old one has and the new one has not.
+/// The new status, with null for every member that only the old one has.
 fn replaced(old: Option<&signal_crds::Status>, new: &signal_crds::Status) -> serde_json::Value {
     let mut value = serde_json::to_value(new).expect("a status is plain data");
     let old = old.map(|old| serde_json::to_value(old).expect("a status is plain data"));
     if let Some(old) = &old {
-        null_what_is_gone(old, &mut value);
+        null_removed_members(old, &mut value);
     }
     value
 }
 
-fn null_what_is_gone(old: &serde_json::Value, new: &mut serde_json::Value) {
+fn null_removed_members(old: &serde_json::Value, new: &mut serde_json::Value) {
     let (Some(old), Some(new)) = (old.as_object(), new.as_object_mut()) else {
         return;
     };
     for (key, before) in old {
         match new.get_mut(key) {
-            Some(after) => null_what_is_gone(before, after),
+            Some(after) => null_removed_members(before, after),
             None => {
                 new.insert(key.clone(), serde_json::Value::Null);
             }

@@ -1,6 +1,6 @@
 //! The conditions of a SignalCluster: a closed list, each with stable reasons (API conventions, "Typical status properties").
 //!
-//! All of them stand in the status from the first reconcile on; what is not known yet is `Unknown`.
+//! The status has all of them from the first reconcile on; those without a finding are `Unknown`.
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -16,19 +16,19 @@ const MAX_MESSAGE: usize = 1024;
 pub enum ConditionType {
     /// The summary: the spec is accepted and all wanted pods of the newest revision serve with working parts.
     Ready,
-    /// Enough pods serve: all that are wanted, less what the disruption budget allows to be away.
+    /// Enough pods serve: all that are wanted, minus those that the disruption budget allows to be unavailable.
     Available,
-    /// Something is on its way to what the spec says.
+    /// Something is changing towards the spec.
     Progressing,
-    /// Something is wrong that does not heal by waiting.
+    /// Something is wrong that waiting does not fix.
     Degraded,
-    /// The spec can be carried out.
+    /// The spec is valid.
     SpecAccepted,
-    /// Every Secret and ConfigMap that the spec names is there and usable.
+    /// Every Secret and ConfigMap that the spec names exists and is usable.
     SecretsResolved,
-    /// Every ready pod hears itself through Redis.
+    /// Every ready pod receives its own messages through Redis.
     RedisReachable,
-    /// No pod waits for the pipeline's dependencies.
+    /// No partition waits for a dependency.
     KafkaReachable,
     /// The database has the schema of the image.
     DatabaseMigrated,
@@ -36,9 +36,9 @@ pub enum ConditionType {
     JWKSHealthy,
     /// No source is between two stages.
     JWKSRotationComplete,
-    /// The number of pods is held back by a bound, a rollout or a drain.
+    /// A bound, a rollout or a drain limits the number of pods.
     ScalingLimited,
-    /// The spec says `paused`.
+    /// `spec.paused` is set.
     ReconciliationPaused,
 }
 
@@ -82,14 +82,14 @@ impl ConditionType {
     }
 }
 
-/// What a condition says.
+/// Status of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// It holds.
     True,
     /// It does not.
     False,
-    /// Nobody can say.
+    /// It is not known.
     Unknown,
 }
 
@@ -104,12 +104,12 @@ impl State {
     }
 }
 
-/// What was found about one condition.
+/// What a reconcile found about one condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Which.
+    /// The condition.
     pub kind: ConditionType,
-    /// What it says.
+    /// Its status.
     pub state: State,
     /// Its reason.
     pub reason: ConditionReason,
@@ -134,8 +134,8 @@ impl Finding {
     }
 }
 
-/// The conditions after these findings. What keeps its state keeps the time of its last transition, and what nobody found anything about stays, or
-/// is `Unknown` at first.
+/// The conditions after these findings. A condition that keeps its status keeps its transition time. One without a finding stays as it is, and is
+/// `Unknown` at first.
 pub fn conditions(
     before: &[Condition],
     findings: &[Finding],
@@ -151,7 +151,7 @@ pub fn conditions(
                 type_: kind.as_str().into(),
                 status: State::Unknown.as_str().into(),
                 reason: ConditionReason::NotReported.as_str().into(),
-                message: "nothing is known yet".into(),
+                message: "no reconcile has reported it yet".into(),
                 observed_generation: generation,
                 last_transition_time: to_k8s(now),
             });

@@ -1,4 +1,4 @@
-//! What a HorizontalPodAutoscaler says of itself, as condition ScalingLimited.
+//! The status of a HorizontalPodAutoscaler as condition ScalingLimited.
 
 use k8s_openapi::api::autoscaling::v2::{
     HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition,
@@ -7,9 +7,9 @@ use k8s_openapi::api::autoscaling::v2::{
 use crate::reasons::ConditionReason;
 use crate::status::conditions::State;
 
-/// State, reason and message of condition ScalingLimited. `Unknown` until the HorizontalPodAutoscaler has been looked at by its controller.
+/// State, reason and message of condition ScalingLimited. `Unknown` until its controller has written a status.
 ///
-/// A metric that it cannot read counts as a limit with reason `MetricUnavailable`: the number stays whatever the load.
+/// A metric that it cannot read is a limit with reason `MetricUnavailable`: the number does not follow the load.
 pub(super) fn hpa_condition(hpa: &HorizontalPodAutoscaler) -> (State, ConditionReason, String) {
     let conditions = hpa
         .status
@@ -49,12 +49,12 @@ pub(super) fn hpa_condition(hpa: &HorizontalPodAutoscaler) -> (State, ConditionR
         None => (
             State::Unknown,
             ConditionReason::NotObserved,
-            "the HorizontalPodAutoscaler has not been looked at".to_owned(),
+            "the HorizontalPodAutoscaler has no status yet".to_owned(),
         ),
     }
 }
 
-/// Its reasons as ours.
+/// The reason of this limit.
 fn limit(reason: Option<&str>) -> ConditionReason {
     match reason {
         Some("TooManyReplicas") => ConditionReason::TooManyReplicas,
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_hpa_says_becomes_the_condition() {
+    fn the_status_of_the_hpa_becomes_the_condition() {
         let able = ("AbleToScale", "True", "ReadyForNewScale");
         let active = ("ScalingActive", "True", "ValidMetricFound");
         for (conditions, state, reason) in [

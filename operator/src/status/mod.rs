@@ -209,16 +209,16 @@ fn sources(record: &SourcesRecord, fleet: &Fleet) -> Vec<SourceStatus> {
 fn redis(spec: &SignalClusterSpec, record: &RedisRecord, fleet: &Fleet) -> Option<RedisStatus> {
     spec.redis.as_ref()?;
     let wanted = record.current.as_ref();
-    let hears = |report: &Report| {
+    let is_subscribed = |report: &Report| {
         report.bus.hearing && wanted.is_some_and(|redis| redis.nodes == report.bus.nodes)
     };
-    let hearing = fleet
+    let subscribed = fleet
         .ready()
         .filter_map(Pod::report)
-        .filter(|report| hears(report))
+        .filter(|report| is_subscribed(report))
         .count();
     Some(RedisStatus {
-        subscribed_replicas: i32::try_from(hearing).unwrap_or(i32::MAX),
+        subscribed_replicas: i32::try_from(subscribed).unwrap_or(i32::MAX),
         moving: record.previous.is_some(),
         error: reports(fleet).find_map(|(pod, report)| {
             report

@@ -1,4 +1,4 @@
-//! What people read in a status, from observations made by hand.
+//! The status that people read, from hand-made observations.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ fn at(secs: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000 + secs, 0).unwrap()
 }
 
-/// The status that a look gives.
+/// The status after one reconcile.
 fn look(observed: &Observed, failure: Option<&ApplyFailure>) -> Status {
     let plan = decide(
         observed,
@@ -38,7 +38,7 @@ fn said<'a>(status: &'a Status, kind: &str) -> (&'a str, &'a str) {
     (&condition.status, &condition.reason)
 }
 
-/// A ready pod of the production example with so many connections, and everything about it as it should be.
+/// A healthy ready pod of the production example with so many connections.
 fn pod(name: &str, connections: i64) -> Pod {
     Pod {
         name: name.into(),
@@ -86,7 +86,7 @@ fn key_source(name: &str) -> KeySource {
     }
 }
 
-/// The production example with these pods; nobody has to migrate first, and nobody else decides about their number.
+/// The production example with these pods, without a migration and without autoscaling.
 fn running(pods: Vec<Pod>) -> Observed {
     let mut observed = example("production");
     let cluster = Arc::make_mut(&mut observed.cluster);
@@ -148,7 +148,7 @@ fn pods_of_two_versions_have_no_common_one() {
 }
 
 #[test]
-fn connections_that_nobody_reports_are_not_told_from_memory() {
+fn connections_that_no_pod_reports_are_left_out() {
     let mut silent = pod("a", 7);
     silent.report = Err("no answer within 2 s".into());
     let mut observed = running(vec![silent]);
@@ -165,7 +165,7 @@ fn connections_that_nobody_reports_are_not_told_from_memory() {
 }
 
 #[test]
-fn what_is_missing_is_told_by_the_condition_and_by_the_summary() {
+fn a_missing_secret_shows_in_its_condition_and_in_the_summary() {
     let mut observed = running(vec![pod("a", 0), pod("b", 0)]);
     observed
         .secrets
@@ -174,15 +174,11 @@ fn what_is_missing_is_told_by_the_condition_and_by_the_summary() {
     let status = look(&observed, None);
     assert_eq!(said(&status, "SecretsResolved"), ("False", "SecretMissing"));
     assert_eq!(said(&status, "Ready"), ("False", "SecretMissing"));
-    assert_eq!(
-        said(&status, "Progressing").0,
-        "Unknown",
-        "nobody judged it"
-    );
+    assert_eq!(said(&status, "Progressing").0, "Unknown", "not decided");
 }
 
 #[test]
-fn a_deaf_pod_a_source_without_keys_and_a_waiting_pipeline_name_the_pod() {
+fn a_stalled_pod_a_source_without_keys_and_a_waiting_pipeline_name_the_pod() {
     let with = |change: fn(&mut Report)| {
         let mut bad = pod("bad", 0);
         change(report(&mut bad));
@@ -197,15 +193,15 @@ fn a_deaf_pod_a_source_without_keys_and_a_waiting_pipeline_name_the_pod() {
             .message
             .clone()
     };
-    let deaf = with(|report| report.bus.hearing = false);
+    let stalled = with(|report| report.bus.hearing = false);
     assert_eq!(
-        (said(&deaf, "RedisReachable"), said(&deaf, "Ready")),
+        (said(&stalled, "RedisReachable"), said(&stalled, "Ready")),
         (
             ("False", "SubscriptionStalled"),
             ("False", "SubscriptionStalled")
         )
     );
-    assert!(message(&deaf, "RedisReachable").contains("bad"));
+    assert!(message(&stalled, "RedisReachable").contains("bad"));
     let keyless =
         with(|report| report.key_sources[0].error = Some("the answer is 404, not 200".into()));
     assert_eq!(said(&keyless, "JWKSHealthy"), ("False", "SourceUnhealthy"));
@@ -261,7 +257,7 @@ fn a_pod_that_drains_counts_as_draining_and_not_as_a_replica() {
 }
 
 #[test]
-fn paused_and_stopped_are_told() {
+fn paused_and_stopped_are_shown() {
     let mut observed = running(vec![pod("a", 0)]);
     Arc::make_mut(&mut observed.cluster).spec.paused = true;
     assert_eq!(

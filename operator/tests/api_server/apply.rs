@@ -28,13 +28,13 @@ use tokio::time::Instant;
 use crate::{Stage, no_pods};
 
 /// A reader and a writer that may write for the whole test.
-pub(crate) struct Hands {
+pub(crate) struct Harness {
     reader: Reader,
     pub(crate) writer: Writer,
     fence: Fence,
 }
 
-impl Hands {
+impl Harness {
     pub(crate) async fn of(stage: &Stage) -> Self {
         let scopes = [Scope::Namespace(stage.namespace.clone())];
         // Nothing changes in it: the sender may go.
@@ -180,13 +180,13 @@ fn everything(cluster: &SignalCluster) -> Vec<Wanted> {
 }
 
 #[tokio::test]
-async fn what_is_there_as_it_is_wanted_is_not_written_again() {
-    let Some(stage) = Stage::new("what_is_there_as_it_is_wanted_is_not_written_again").await else {
+async fn an_object_that_is_as_wanted_is_not_written_again() {
+    let Some(stage) = Stage::new("an_object_that_is_as_wanted_is_not_written_again").await else {
         return;
     };
     let cluster = stage.cluster("edge").await;
-    let hands = Hands::of(&stage).await;
-    let first = hands.bring(&cluster, everything(&cluster)).await.unwrap();
+    let harness = Harness::of(&stage).await;
+    let first = harness.bring(&cluster, everything(&cluster)).await.unwrap();
     assert_eq!((first.writes(), first.objects.len()), (10, 10));
     let order: Vec<&str> = first
         .objects
@@ -208,14 +208,14 @@ async fn what_is_there_as_it_is_wanted_is_not_written_again() {
             "Ingress"
         ]
     );
-    let second = hands.bring(&cluster, everything(&cluster)).await.unwrap();
+    let second = harness.bring(&cluster, everything(&cluster)).await.unwrap();
     assert_eq!(second.writes(), 0);
     assert_eq!(
         second.get::<Deployment>("edge").unwrap().uid(),
         first.get::<Deployment>("edge").unwrap().uid()
     );
     // Another process knows nothing of what this one learnt; it writes at most what the API server leaves out, once.
-    let other = Hands::of(&stage).await;
+    let other = Harness::of(&stage).await;
     let rewritten = other.bring(&cluster, everything(&cluster)).await.unwrap();
     let names: Vec<&str> = rewritten
         .objects
@@ -253,8 +253,8 @@ async fn what_someone_changed_is_put_back_and_what_someone_added_stays() {
         return;
     };
     let cluster = stage.cluster("edge").await;
-    let hands = Hands::of(&stage).await;
-    hands.bring(&cluster, everything(&cluster)).await.unwrap();
+    let harness = Harness::of(&stage).await;
+    harness.bring(&cluster, everything(&cluster)).await.unwrap();
     let patch = json!({"metadata": {"annotations": {"theirs": "1"}}, "spec": {"template": {"spec": {"containers": [
         {"name": "gateway", "image": "evil:1"}, {"name": "proxy", "image": "proxy:1"}]}}}});
     stage
@@ -267,7 +267,7 @@ async fn what_someone_changed_is_put_back_and_what_someone_added_stays() {
         .delete("edge", &DeleteParams::default())
         .await
         .unwrap();
-    let applied = hands.bring(&cluster, everything(&cluster)).await.unwrap();
+    let applied = harness.bring(&cluster, everything(&cluster)).await.unwrap();
     let written: Vec<&str> = applied
         .objects
         .iter()
@@ -297,7 +297,7 @@ async fn what_someone_changed_is_put_back_and_what_someone_added_stays() {
         Some("1")
     );
     assert_eq!(
-        hands
+        harness
             .bring(&cluster, everything(&cluster))
             .await
             .unwrap()
@@ -312,7 +312,7 @@ async fn a_field_that_is_wanted_no_longer_goes() {
         return;
     };
     let cluster = stage.cluster("edge").await;
-    let hands = Hands::of(&stage).await;
+    let harness = Harness::of(&stage).await;
     let config = |data: Value| {
         vec![wanted(
             &cluster,
@@ -321,7 +321,7 @@ async fn a_field_that_is_wanted_no_longer_goes() {
             json!({"data": data}),
         )]
     };
-    hands
+    harness
         .bring(
             &cluster,
             config(json!({"live.toml": "a", "jwks.json": "b"})),
@@ -329,7 +329,7 @@ async fn a_field_that_is_wanted_no_longer_goes() {
         .await
         .unwrap();
     assert_eq!(
-        hands
+        harness
             .bring(&cluster, config(json!({"live.toml": "a"})))
             .await
             .unwrap()
@@ -351,8 +351,8 @@ async fn what_is_not_wanted_any_more_is_pruned_and_what_is_kept_is_not() {
         return;
     };
     let cluster = stage.cluster("edge").await;
-    let hands = Hands::of(&stage).await;
-    hands.bring(&cluster, everything(&cluster)).await.unwrap();
+    let harness = Harness::of(&stage).await;
+    harness.bring(&cluster, everything(&cluster)).await.unwrap();
     let foreign = serde_json::from_value(
         json!({"metadata": {"name": "theirs", "labels": {"app.kubernetes.io/instance": "edge"}}, "data": {"a": "b"}}),
     )
@@ -369,7 +369,7 @@ async fn what_is_not_wanted_any_more_is_pruned_and_what_is_kept_is_not() {
         )
         .chain([Wanted::Kept(DEPLOYMENT, "edge".into())])
         .collect();
-    let applied = hands.bring(&cluster, fewer).await.unwrap();
+    let applied = harness.bring(&cluster, fewer).await.unwrap();
     assert_eq!(
         applied.pruned,
         [
@@ -411,7 +411,7 @@ async fn a_job_is_made_once_and_never_changed() {
         return;
     };
     let cluster = stage.cluster("edge").await;
-    let hands = Hands::of(&stage).await;
+    let harness = Harness::of(&stage).await;
     let job = |image: &str| {
         let template = json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "migrate", "image": image}]}});
         vec![wanted(
@@ -421,8 +421,8 @@ async fn a_job_is_made_once_and_never_changed() {
             json!({"spec": {"template": template}}),
         )]
     };
-    hands.bring(&cluster, job("a:1")).await.unwrap();
-    let again = hands.bring(&cluster, job("a:2")).await.unwrap();
+    harness.bring(&cluster, job("a:1")).await.unwrap();
+    let again = harness.bring(&cluster, job("a:2")).await.unwrap();
     assert_eq!(
         (again.writes(), again.get::<Job>("edge-migrate-1").is_some()),
         (0, true)
@@ -435,7 +435,7 @@ async fn an_object_of_someone_else_is_never_taken_over() {
         return;
     };
     let cluster = stage.cluster("edge").await;
-    let hands = Hands::of(&stage).await;
+    let harness = Harness::of(&stage).await;
     let theirs = serde_json::from_value(
         json!({"metadata": {"name": "edge-live"}, "data": {"live.toml": "theirs"}}),
     )
@@ -445,7 +445,7 @@ async fn an_object_of_someone_else_is_never_taken_over() {
         .create(&PostParams::default(), &theirs)
         .await
         .unwrap();
-    let error = hands
+    let error = harness
         .bring(&cluster, everything(&cluster))
         .await
         .unwrap_err();
@@ -473,12 +473,12 @@ async fn an_object_of_someone_else_is_never_taken_over() {
 }
 
 #[tokio::test]
-async fn a_look_that_is_out_of_date_changes_nothing() {
-    let Some(stage) = Stage::new("a_look_that_is_out_of_date_changes_nothing").await else {
+async fn an_outdated_observation_changes_nothing() {
+    let Some(stage) = Stage::new("an_outdated_observation_changes_nothing").await else {
         return;
     };
     let cluster = stage.cluster("edge").await;
-    let hands = Hands::of(&stage).await;
+    let harness = Harness::of(&stage).await;
     let config = |text: &str| {
         vec![wanted(
             &cluster,
@@ -487,12 +487,14 @@ async fn a_look_that_is_out_of_date_changes_nothing() {
             json!({"data": {"live.toml": text}}),
         )]
     };
-    hands.bring(&cluster, config("1")).await.unwrap();
-    let old = hands.look(&cluster).await;
-    hands.bring(&cluster, config("2")).await.unwrap();
-    let error = apply(config("1b"), &old, &hands.writer).await.unwrap_err();
+    harness.bring(&cluster, config("1")).await.unwrap();
+    let old = harness.look(&cluster).await;
+    harness.bring(&cluster, config("2")).await.unwrap();
+    let error = apply(config("1b"), &old, &harness.writer)
+        .await
+        .unwrap_err();
     assert_eq!(ErrorClass::of(&Error::from(error)), ErrorClass::Conflict);
-    let error = apply(Vec::new(), &old, &hands.writer).await.unwrap_err();
+    let error = apply(Vec::new(), &old, &harness.writer).await.unwrap_err();
     assert_eq!(
         ErrorClass::of(&Error::from(error)),
         ErrorClass::Conflict,
@@ -516,9 +518,9 @@ async fn nothing_is_written_without_the_lease() {
         return;
     };
     let cluster = stage.cluster("edge").await;
-    let hands = Hands::of(&stage).await;
-    hands.fence.drop_now();
-    let error = hands
+    let harness = Harness::of(&stage).await;
+    harness.fence.drop_now();
+    let error = harness
         .bring(&cluster, everything(&cluster))
         .await
         .unwrap_err();
@@ -538,30 +540,30 @@ async fn nothing_is_written_without_the_lease() {
 }
 
 #[tokio::test]
-async fn a_signal_cluster_made_anew_waits_for_the_objects_of_the_one_before() {
+async fn a_signal_cluster_created_again_waits_for_the_objects_of_the_one_before() {
     let Some(stage) =
-        Stage::new("a_signal_cluster_made_anew_waits_for_the_objects_of_the_one_before").await
+        Stage::new("a_signal_cluster_created_again_waits_for_the_objects_of_the_one_before").await
     else {
         return;
     };
     let before = stage.cluster("edge").await;
-    let hands = Hands::of(&stage).await;
-    hands.bring(&before, everything(&before)).await.unwrap();
+    let harness = Harness::of(&stage).await;
+    harness.bring(&before, everything(&before)).await.unwrap();
     // No garbage collector runs here, so what it owned stays for now.
     stage
         .api::<SignalCluster>()
         .delete("edge", &DeleteParams::default())
         .await
         .unwrap();
-    let anew = stage.cluster("edge").await;
-    let observed = hands.look(&anew).await;
+    let recreated = stage.cluster("edge").await;
+    let observed = harness.look(&recreated).await;
     assert!(
         observed.deployment.is_none()
             && observed.live_config.is_none()
             && observed.owned.is_empty()
             && observed.jobs.is_empty()
     );
-    let error = apply(everything(&anew), &observed, &hands.writer)
+    let error = apply(everything(&recreated), &observed, &harness.writer)
         .await
         .unwrap_err();
     assert!(matches!(error, ApplyError::Leaving { .. }), "{error}");
@@ -572,22 +574,22 @@ async fn a_signal_cluster_made_anew_waits_for_the_objects_of_the_one_before() {
         .patch("edge-live", &PatchParams::default(), &Patch::Merge(patch))
         .await
         .unwrap();
-    let observed = hands.look(&anew).await;
+    let observed = harness.look(&recreated).await;
     assert!(observed.live_config.is_some());
     let config = vec![wanted(
-        &anew,
+        &recreated,
         ("v1", "ConfigMap"),
         "edge-live",
         json!({"data": {"live.toml": "a = 1\n"}}),
     )];
-    let applied = apply(config, &observed, &hands.writer).await.unwrap();
+    let applied = apply(config, &observed, &harness.writer).await.unwrap();
     assert_eq!(
         applied
             .get::<ConfigMap>("edge-live")
             .unwrap()
             .owner_references()[0]
             .uid,
-        anew.uid().unwrap()
+        recreated.uid().unwrap()
     );
 }
 
@@ -599,9 +601,9 @@ async fn secrets_that_the_spec_names_are_read_or_known_to_be_absent() {
         return;
     };
     let cluster = stage.cluster("edge").await;
-    let hands = Hands::of(&stage).await;
+    let harness = Harness::of(&stage).await;
     assert_eq!(
-        hands.look(&cluster).await.secrets.get("authority"),
+        harness.look(&cluster).await.secrets.get("authority"),
         Some(&None)
     );
     let secret = serde_json::from_value(
@@ -613,9 +615,10 @@ async fn secrets_that_the_spec_names_are_read_or_known_to_be_absent() {
         .create(&PostParams::default(), &secret)
         .await
         .unwrap();
-    let found = hands.look(&cluster).await.secrets;
+    let found = harness.look(&cluster).await.secrets;
     assert_eq!(found["authority"].as_ref().unwrap()["ca.crt"], b"PEM");
     assert!(
-        hands.look(&cluster).await.kinds.ingress && !hands.look(&cluster).await.kinds.http_route
+        harness.look(&cluster).await.kinds.ingress
+            && !harness.look(&cluster).await.kinds.http_route
     );
 }

@@ -1,4 +1,4 @@
-//! The examples, brought about on a real API server: it takes every object as it is made, and none is ever written twice.
+//! The examples on a real API server: it accepts every object as it is made, and none is written twice.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::batch::v1::Job;
@@ -18,9 +18,9 @@ use signal_operator::reconcile::reconcile;
 use signal_operator::time::now;
 
 use crate::Stage;
-use crate::apply::Hands;
-use crate::killed::{FIRST, Life, rest, wish_for};
-use crate::world::World;
+use crate::apply::Harness;
+use crate::killed::{FIRST, TestOperator, rest, set_spec};
+use crate::simulated_pods::SimulatedPods;
 
 /// Applies the documents of an example; returns the SignalCluster.
 async fn example(stage: &Stage, yaml: &str) -> SignalCluster {
@@ -54,9 +54,9 @@ async fn example(stage: &Stage, yaml: &str) -> SignalCluster {
     cluster.unwrap()
 }
 
-/// One round, as if every change had come to its end and nobody scaled.
-async fn round(hands: &Hands, cluster: &SignalCluster) -> Applied {
-    let observed = hands.look(cluster).await;
+/// One round without a change in progress and without autoscaling.
+async fn round(harness: &Harness, cluster: &SignalCluster) -> Applied {
+    let observed = harness.look(cluster).await;
     let valid = validate(&observed).unwrap();
     let sources = valid
         .sources
@@ -90,13 +90,13 @@ async fn round(hands: &Hands, cluster: &SignalCluster) -> Applied {
     apply(
         wanted(desired(&valid, &record, input)).unwrap(),
         &observed,
-        &hands.writer,
+        &harness.writer,
     )
     .await
     .unwrap()
 }
 
-/// The migration comes to its end, if there is one: nobody runs Jobs here.
+/// Completes the migration Job, if there is one: no controller runs Jobs here.
 pub(crate) async fn migrate(stage: &Stage) -> bool {
     let jobs = stage
         .api::<Job>()
@@ -128,12 +128,12 @@ async fn a_migration_that_failed_is_tried_again() {
     let Some(stage) = Stage::new("a_migration_that_failed_is_tried_again").await else {
         return;
     };
-    let mut world = World::around(&stage).await;
-    wish_for(&stage, (1, FIRST)).await;
-    let life = Life::begin(&stage, None).await;
+    let mut simulated = SimulatedPods::around(&stage).await;
+    set_spec(&stage, (1, FIRST)).await;
+    let operator = TestOperator::begin(&stage, None).await;
     let look = async || {
         let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
-        reconcile(&life.context, &cluster).await.unwrap();
+        reconcile(&operator.context, &cluster).await.unwrap();
         stage
             .api::<Job>()
             .list(&ListParams::default())
@@ -180,7 +180,7 @@ async fn a_migration_that_failed_is_tried_again() {
         ["MigrationRunning", "MigrationFailed"],
         "it is not better before it is"
     );
-    rest(&stage, &mut world, None).await;
+    rest(&stage, &mut simulated, None).await;
     assert_eq!(reasons().await, ["Migrated", "AsExpected"]);
 }
 
@@ -202,7 +202,7 @@ async fn fail(stage: &Stage, job: &Job, at: DateTime<Utc>) {
 
 async fn is_written_once(stage: &Stage, yaml: &str) {
     let cluster = example(stage, yaml).await;
-    let first = Hands::of(stage).await;
+    let first = Harness::of(stage).await;
     let made = round(&first, &cluster).await;
     if migrate(stage).await {
         // The gateways were held back until now.
@@ -215,7 +215,7 @@ async fn is_written_once(stage: &Stage, yaml: &str) {
         made.writes()
     );
     let again = round(&first, &cluster).await;
-    let other = round(&Hands::of(stage).await, &cluster).await;
+    let other = round(&Harness::of(stage).await, &cluster).await;
     for (who, applied) in [("the same operator", again), ("the next one", other)] {
         let written: Vec<(&str, String)> = applied
             .objects

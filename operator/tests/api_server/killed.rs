@@ -1,4 +1,4 @@
-//! An operator is killed after each of its writes in turn, and another one goes on: whatever the first had done, the end is the same.
+//! An operator is killed after each of its writes in turn, and another one continues: the result is the same, whatever the first one had done.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -32,13 +32,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::{Layer, Service as Tower};
 
-use crate::world::{World, edge};
+use crate::simulated_pods::{SimulatedPods, edge};
 use crate::{Stage, config};
 
-/// A scenario that goes on for so many looks does not come to its end.
-const MOST_LOOKS: usize = 60;
+/// A scenario that takes more reconciles fails.
+const MAX_RECONCILES: usize = 60;
 
-/// Counts answered writes, and takes the lease away after the last that is allowed: what a process that dies there does not do any more.
+/// Counts answered writes, and drops the lease after the last allowed one: later writes are those that a killed process does not send.
 #[derive(Clone)]
 struct Kill {
     answered: Arc<AtomicUsize>,
@@ -90,13 +90,13 @@ where
     }
 }
 
-/// One life of an operator.
-pub(crate) struct Life {
+/// One operator of an operator.
+pub(crate) struct TestOperator {
     pub(crate) context: Context,
     kill: Kill,
 }
 
-impl Life {
+impl TestOperator {
     /// It dies once so many of its writes are answered.
     pub(crate) async fn begin(stage: &Stage, after: Option<usize>) -> Self {
         let fence = Fence::default();
@@ -152,24 +152,24 @@ pub(crate) async fn context(stage: &Stage, client: Client, fence: Fence) -> Cont
 }
 
 /// What people ask for, one after the other; each time everything comes to rest before the next.
-type Wishes<'a> = &'a [(u32, &'static str)];
+type Changes<'a> = &'a [(u32, &'static str)];
 
 pub(crate) const FIRST: &str = "https://id.example/";
 pub(crate) const SECOND: &str = "https://id2.example/";
 
-/// Brings the wishes about; the first life of the last one ends after so many writes. Returns the writes of the life that came to the end.
-pub(crate) async fn live(stage: &Stage, wishes: Wishes<'_>, after: Option<usize>) -> usize {
-    let mut world = World::around(stage).await;
-    let (last, before) = wishes.split_last().unwrap();
-    for wish in before {
-        wish_for(stage, *wish).await;
-        rest(stage, &mut world, None).await;
+/// Makes the changes; the first operator of the last change ends after so many writes. Returns the writes of the operator that finished it.
+pub(crate) async fn live(stage: &Stage, changes: Changes<'_>, after: Option<usize>) -> usize {
+    let mut simulated = SimulatedPods::around(stage).await;
+    let (last, before) = changes.split_last().unwrap();
+    for change in before {
+        set_spec(stage, *change).await;
+        rest(stage, &mut simulated, None).await;
     }
-    wish_for(stage, *last).await;
-    rest(stage, &mut world, after).await
+    set_spec(stage, *last).await;
+    rest(stage, &mut simulated, after).await
 }
 
-pub(crate) async fn wish_for(stage: &Stage, (replicas, issuer): (u32, &str)) {
+pub(crate) async fn set_spec(stage: &Stage, (replicas, issuer): (u32, &str)) {
     stage
         .api::<SignalCluster>()
         .patch(
@@ -182,28 +182,32 @@ pub(crate) async fn wish_for(stage: &Stage, (replicas, issuer): (u32, &str)) {
 }
 
 /// Looks until three looks in a row write nothing while every stage is over.
-pub(crate) async fn rest(stage: &Stage, world: &mut World<'_>, after: Option<usize>) -> usize {
-    let mut life = Life::begin(stage, after).await;
+pub(crate) async fn rest(
+    stage: &Stage,
+    simulated: &mut SimulatedPods<'_>,
+    after: Option<usize>,
+) -> usize {
+    let mut operator = TestOperator::begin(stage, after).await;
     let mut quiet = 0;
-    for _ in 0..MOST_LOOKS {
-        world.turn().await;
+    for _ in 0..MAX_RECONCILES {
+        simulated.advance().await;
         let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
-        let before = life.writes();
-        let outcome = reconcile(&life.context, &cluster).await;
-        if life.is_over() {
-            life = Life::begin(stage, None).await;
+        let before = operator.writes();
+        let outcome = reconcile(&operator.context, &cluster).await;
+        if operator.is_over() {
+            operator = TestOperator::begin(stage, None).await;
             quiet = 0;
             continue;
         }
         // A pod that was written in the meantime is looked at again.
         let is_over = outcome.is_ok() && is_settled(stage).await;
-        quiet = if is_over && life.writes() == before {
+        quiet = if is_over && operator.writes() == before {
             quiet + 1
         } else {
             0
         };
         if quiet == 3 {
-            return life.writes();
+            return operator.writes();
         }
         if !is_over {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -221,13 +225,13 @@ pub(crate) async fn is_settled(stage: &Stage) -> bool {
     let Some(status) = cluster.status else {
         return false;
     };
-    let says = |kind: &str, state: &str| {
+    let has = |kind: &str, state: &str| {
         status
             .conditions
             .iter()
             .any(|condition| condition.type_ == kind && condition.status == state)
     };
-    let ready = says("Ready", "True") && says("Progressing", "False");
+    let ready = has("Ready", "True") && has("Progressing", "False");
     let sources =
         status.jwks.len() == 1 && status.jwks[0].state == signal_crds::status::SourceStage::Trusted;
     ready
@@ -320,11 +324,11 @@ fn forget(value: &mut Value) {
 }
 
 /// The run that nothing disturbs, then one for each of its writes.
-async fn comes_to_the_same_end(test: &str, wishes: Wishes<'_>) {
+async fn comes_to_the_same_end(test: &str, changes: Changes<'_>) {
     let Some(stage) = Stage::new(test).await else {
         return;
     };
-    let writes = live(&stage, wishes, None).await;
+    let writes = live(&stage, changes, None).await;
     let whole = picture(&stage).await;
     assert!(
         writes >= 3,
@@ -334,7 +338,7 @@ async fn comes_to_the_same_end(test: &str, wishes: Wishes<'_>) {
         let Some(stage) = Stage::new(test).await else {
             return;
         };
-        live(&stage, wishes, Some(after)).await;
+        live(&stage, changes, Some(after)).await;
         let end = picture(&stage).await;
         assert_eq!(
             difference(&whole, &end),

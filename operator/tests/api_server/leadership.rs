@@ -1,4 +1,4 @@
-//! Real processes: one leads, the others stand by, and whatever happens to the first the next one takes over within the lease.
+//! Real processes: one leads, the others stand by; whatever happens to the leader, a standby takes over within the lease duration.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
@@ -242,14 +242,14 @@ async fn it_waits_for_its_definition_and_outlives_an_api_server_that_is_away() {
     };
     let client = server.client().await;
     let mut operator = Operator::start(&server.cluster.kubeconfig(), "default", "one");
-    let says = async |part: &str| {
+    let reports = async |part: &str| {
         operator
             .get("/readyz")
             .await
             .is_some_and(|(code, text)| code == 503 && text.contains(part))
     };
-    until("it says what it waits for", SLACK, async || {
-        says("install the CustomResourceDefinition").await
+    until("it reports what it waits for", SLACK, async || {
+        reports("install the CustomResourceDefinition").await
     })
     .await;
     assert_eq!(
@@ -261,7 +261,7 @@ async fn it_waits_for_its_definition_and_outlives_an_api_server_that_is_away() {
         Some(0.0)
     );
     let events: Api<Event> = Api::namespaced(client.clone(), "default");
-    let told = async || {
+    let published = async || {
         events
             .list(&ListParams::default())
             .await
@@ -271,15 +271,20 @@ async fn it_waits_for_its_definition_and_outlives_an_api_server_that_is_away() {
             .filter(|event| event.reason.as_deref() == Some("CustomResourceDefinitionMissing"))
             .count()
     };
-    until("it says so on its pod", SLACK, async || told().await == 1).await;
+    until("it publishes an Event on its pod", SLACK, async || {
+        published().await == 1
+    })
+    .await;
 
     server
         .cluster
         .stop_component(Component::ApiServer, true)
         .unwrap();
-    until("it says that nobody answers", SLACK, async || {
-        says("does not answer").await
-    })
+    until(
+        "it reports that the API server does not answer",
+        SLACK,
+        async || reports("does not answer").await,
+    )
     .await;
     server
         .cluster
@@ -291,7 +296,7 @@ async fn it_waits_for_its_definition_and_outlives_an_api_server_that_is_away() {
         operator.metric("signal_operator_crd_present ").await,
         Some(1.0)
     );
-    assert_eq!(told().await, 1, "said once");
+    assert_eq!(published().await, 1, "published once");
 
     server
         .cluster

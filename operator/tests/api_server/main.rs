@@ -1,8 +1,11 @@
-//! The operator against a real API server: what is defaulted, pruned, refused and preconditioned there, nothing here can make up.
+//! The operator against a real API server: its defaults, pruning, refusals and preconditions cannot be imitated.
 //!
-//! One server for the whole binary; each test has a namespace of its own. Without the server's programs every test says that it is skipped.
+//! One server for the whole binary; each test has a namespace of its own. Without the server's programs every test reports that it is skipped.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot continue reports where"
+)]
 
 mod apply;
 mod examples;
@@ -11,8 +14,8 @@ mod leadership;
 mod many;
 mod optional;
 mod rights;
-mod weather;
-mod world;
+mod simulated_pods;
+mod watch_faults;
 
 use std::io::Write as _;
 use std::path::Path;
@@ -29,23 +32,24 @@ use serde_json::{Value, json};
 use signal_crds::SignalCluster;
 use signal_services::{Kubernetes, KubernetesInstallation, Level};
 
-/// Says why a test did nothing; written past the test runner's capture, so that it is seen when the test passes.
+/// Reports why a test was skipped; bypasses the test runner's capture, so that it is seen when the test passes.
 fn skip(name: &str, reason: &str) {
     let _ = writeln!(std::io::stdout(), "skipped: {name}: {reason}");
 }
 
-/// An API server in a folder that goes with it.
+/// An API server in a folder that is removed with it.
 struct Server {
     cluster: Kubernetes,
     _dir: tempfile::TempDir,
 }
 
 impl Server {
-    /// A server of its own; `Err` says why there is none.
+    /// A server of its own; `Err`: why there is none.
     fn start() -> Result<Self, String> {
-        let home = KubernetesInstallation::find(Level::A).map_err(|error| format!("{error:#}"))?;
+        let programs =
+            KubernetesInstallation::find(Level::A).map_err(|error| format!("{error:#}"))?;
         let dir = tempfile::tempdir().unwrap();
-        let cluster = Kubernetes::start(&home, dir.path(), Level::A).unwrap();
+        let cluster = Kubernetes::start(&programs, dir.path(), Level::A).unwrap();
         Ok(Self { cluster, _dir: dir })
     }
 
@@ -58,7 +62,7 @@ async fn client(kubeconfig: &Path) -> Client {
     Client::try_from(config(kubeconfig).await).unwrap()
 }
 
-/// What a client is made of.
+/// The configuration of a client.
 async fn config(kubeconfig: &Path) -> Config {
     // Every test comes by here; the first one is enough.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -101,9 +105,9 @@ fn small() -> Value {
     })
 }
 
-/// Stops with the process: a static is not dropped, but whatever keeps the server ends it with whoever held it.
-static SHARED: OnceLock<Result<Server, String>> = OnceLock::new();
-static TURN: Mutex<u32> = Mutex::new(0);
+/// Stops with the process: a static is not dropped, but the guard of the server ends it with its parent.
+static SERVER: OnceLock<Result<Server, String>> = OnceLock::new();
+static NEXT_NAMESPACE: Mutex<u32> = Mutex::new(0);
 
 /// A namespace of its own on the shared server.
 struct Stage {
@@ -114,7 +118,7 @@ struct Stage {
 
 impl Stage {
     async fn new(test: &str) -> Option<Self> {
-        let server = match SHARED.get_or_init(Server::start) {
+        let server = match SERVER.get_or_init(Server::start) {
             Ok(server) => server,
             Err(reason) => {
                 skip(test, reason);
@@ -124,7 +128,7 @@ impl Stage {
         let client = server.client().await;
         define(&client).await;
         let namespace = {
-            let mut turn = TURN.lock().unwrap();
+            let mut turn = NEXT_NAMESPACE.lock().unwrap();
             *turn += 1;
             format!("test-{turn}")
         };
@@ -197,7 +201,7 @@ async fn until(what: &str, limit: Duration, condition: impl AsyncFn() -> bool) {
     }
 }
 
-/// Changes the object of this name, or makes it.
+/// Changes the object of this name, or creates it.
 async fn touch<K>(stage: &Stage, name: &str)
 where
     K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
@@ -218,7 +222,7 @@ where
         .unwrap();
 }
 
-/// Nobody to ask: level A has no pods.
+/// No pod answers: level A has no pods.
 fn no_pods() -> signal_operator::observe::Poll {
     Arc::new(|_, _, _| Box::pin(std::future::ready(Err("no pods here".into()))))
 }

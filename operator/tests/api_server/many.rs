@@ -1,4 +1,4 @@
-//! Many SignalClusters at once, where controllers make pods of what is written: all have everything soon, and an operator with nothing to do is quiet.
+//! Many SignalClusters at once, with controllers that create pods: all objects exist soon, and an operator with nothing to do writes nothing.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ const MAX_RESIDENT_KIB: u64 = 100 * 1024;
 
 #[tokio::test]
 async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_is_written() {
-    let home = match KubernetesInstallation::find(Level::B) {
-        Ok(home) => home,
+    let programs = match KubernetesInstallation::find(Level::B) {
+        Ok(programs) => programs,
         Err(error) => {
             return skip(
                 "a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_is_written",
@@ -31,7 +31,7 @@ async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_
         }
     };
     let dir = tempfile::tempdir().unwrap();
-    let server = Kubernetes::start(&home, dir.path(), Level::B).unwrap();
+    let server = Kubernetes::start(&programs, dir.path(), Level::B).unwrap();
     let client = client(&server.kubeconfig()).await;
     define(&client).await;
     make_authority(&client, &server.kubeconfig()).await;

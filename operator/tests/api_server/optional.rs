@@ -1,4 +1,4 @@
-//! Kinds of others: an object of one is made only where the API server knows it, from when it does, and nobody waits for it when it goes.
+//! Optional kinds: objects are created once the API server knows the kind, and a kind that is removed blocks nothing.
 
 use std::time::Duration;
 

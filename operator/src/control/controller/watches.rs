@@ -1,4 +1,4 @@
-//! What asks for a reconcile. Metadata alone is watched and none of it is kept: a change names its SignalCluster and is forgotten.
+//! The watches that request reconciles. They watch metadata only and keep none of it: each change is mapped to the SignalClusters it concerns.
 
 use std::pin::pin;
 
@@ -40,7 +40,7 @@ struct Watched {
     optional: Option<Owned>,
 }
 
-/// Every kind once. Secrets and ConfigMaps of people count too, so of these all are watched.
+/// Every kind once. Secrets and ConfigMaps are watched without a label: a spec may name some that the operator does not own.
 fn watched() -> Vec<Watched> {
     let managed = format!("{MANAGED_BY_LABEL}={MANAGER}");
     let owned = resources::ALL.into_iter().map(|kind| Watched {
@@ -62,7 +62,7 @@ fn watched() -> Vec<Watched> {
 }
 
 impl Watches {
-    /// Starts them all; they end with the set.
+    /// Starts all watches; they end with the set.
     pub(super) fn start(&self, scopes: &[Scope]) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.clone().follow_clusters());
@@ -84,12 +84,12 @@ impl Watches {
                 .triggers
                 .get_or_create(&Source { source })
                 .inc();
-            // The receiver goes first when the controller stops; nobody needs the request then.
+            // Without a receiver the controller is stopping, and no request is needed.
             let _ = self.requests.send(cluster).await;
         }
     }
 
-    /// All that are known, then each that changes.
+    /// Requests all SignalClusters of the store, then each that changes.
     async fn follow_clusters(self) {
         let mut changes = self.clusters.changes();
         self.request("cluster", self.clusters.all(&Scope::All))
@@ -106,7 +106,7 @@ impl Watches {
         }
     }
 
-    /// One kind in one scope, while the API server knows it.
+    /// Watches one kind in one scope while the API server knows it.
     async fn follow(self, scope: Scope, watched: Watched) {
         let mut kinds = self.kinds.clone();
         let mut without = self.kinds.clone();
@@ -115,7 +115,7 @@ impl Watches {
                 return self.pump(&scope, &watched).await;
             };
             if kinds.wait_for(|kinds| kinds.has(kind)).await.is_err() {
-                // The process ends.
+                // The sender is gone: the process ends.
                 return std::future::pending().await;
             }
             tokio::select! {
@@ -138,7 +138,7 @@ impl Watches {
                     self.request("owned", self.owning(watched, &object)).await;
                     self.request("named", self.naming(watched, &object)).await;
                 }
-                // Something may have changed, or gone, between the last look and this list.
+                // Objects may have changed or gone between the last event and this list.
                 Ok(watcher::Event::InitDone) => {
                     self.request("relist", self.clusters.all(scope)).await
                 }
@@ -149,7 +149,7 @@ impl Watches {
                         error = &error as &dyn std::error::Error,
                         kind = watched.resource.kind,
                         ?scope,
-                        "a watch broke"
+                        "watch broke; restarting it"
                     );
                 }
             }
@@ -185,7 +185,7 @@ impl Watches {
                 .and_then(|labels| labels.get(INSTANCE_LABEL));
             owning.extend(instance.map(|instance| ObjectRef::new(instance).within(namespace)));
         }
-        // A label names whatever it likes.
+        // A label may name a SignalCluster that does not exist.
         owning.retain(|cluster| self.clusters.store().get(cluster).is_some());
         owning
     }

@@ -192,12 +192,12 @@ async fn what_is_not_known_is_an_error_so_that_the_fallback_counts() {
             Code::FailedPrecondition
         );
     }
-    let nobody = GetMetricsRequest {
+    let missing = GetMetricsRequest {
         scaled_object_ref: None,
         metric_name: METRIC.into(),
     };
     assert_eq!(
-        served.client.get_metrics(nobody).await.unwrap_err().code(),
+        served.client.get_metrics(missing).await.unwrap_err().code(),
         Code::InvalidArgument
     );
 }
@@ -215,21 +215,21 @@ async fn a_stream_tells_at_once_then_each_change_and_ends_with_the_cluster_or_th
         .await
         .unwrap()
         .into_inner();
-    let told = tokio::time::timeout(LIMIT, stream.message())
+    let answer = tokio::time::timeout(LIMIT, stream.message())
         .await
         .unwrap()
         .unwrap();
     assert_eq!(
-        told,
+        answer,
         Some(IsActiveResponse { result: true }),
         "active without a connection"
     );
     served.list(&[stopped]);
-    let told = tokio::time::timeout(LIMIT, stream.message())
+    let answer = tokio::time::timeout(LIMIT, stream.message())
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(told, Some(IsActiveResponse { result: false }));
+    assert_eq!(answer, Some(IsActiveResponse { result: false }));
     served.list(&[]);
     let over = tokio::time::timeout(LIMIT, stream.message())
         .await

@@ -1,4 +1,4 @@
-//! How fast the number may change: stabilization windows over recommendations, policies over what was written.
+//! How fast the number may change: stabilization windows over recommendations, policies over written changes.
 
 use chrono::{DateTime, Utc};
 use signal_crds::scaling::{
@@ -24,17 +24,17 @@ const UP_POLICIES: [ScalingPolicy; 2] = [
         period_seconds: 15,
     },
 ];
-/// ... and the way down is one pod every two minutes: each takes its people along.
+/// ... and the way down is one pod every two minutes: the clients of each have to reconnect.
 const DOWN_POLICIES: [ScalingPolicy; 1] = [ScalingPolicy {
     kind: PolicyKind::Pods,
     value: 1,
     period_seconds: 120,
 }];
 
-/// What is remembered of one SignalCluster. Begins empty.
+/// What is remembered of one SignalCluster. It starts empty.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    /// When, and how many were called for.
+    /// When, and how many pods were needed.
     recommendations: Vec<(DateTime<Utc>, i32)>,
     /// When, and by how many the number rose (above 0) or fell (below 0).
     changes: Vec<(DateTime<Utc>, i32)>,
@@ -89,7 +89,7 @@ impl<'a> Rules<'a> {
 }
 
 impl History {
-    /// Looks at the number as it is: confirms what was written, forgets what is too old to count.
+    /// Takes the present number: confirms the last written change, and drops what is too old to count.
     pub(super) fn begin(&mut self, behavior: Option<&Behavior>, current: i32, now: DateTime<Utc>) {
         if let Some((at, from, to)) = self.written
             && current == to
@@ -108,17 +108,17 @@ impl History {
             .retain(|(at, _)| *at > now - window || *at == now);
     }
 
-    /// A change that is about to be written.
+    /// Notes a change that is about to be written.
     pub(super) fn writes(&mut self, from: i32, to: i32, now: DateTime<Utc>) {
         self.written = Some((now, from, to));
     }
 
-    /// The most cautious of the recommendations within each direction's window, `called_for` included.
+    /// The most cautious recommendation within the window of each direction, `needed` included.
     pub(super) fn stabilize(
         &mut self,
         behavior: Option<&Behavior>,
         current: i32,
-        called_for: i32,
+        needed: i32,
         now: DateTime<Utc>,
     ) -> i32 {
         let within = |window: i32| {
@@ -129,18 +129,18 @@ impl History {
                 .map(|(_, replicas)| *replicas)
         };
         let up = within(Rules::up(behavior).window)
-            .chain([called_for])
+            .chain([needed])
             .min()
-            .unwrap_or(called_for);
+            .unwrap_or(needed);
         let down = within(Rules::down(behavior).window)
-            .chain([called_for])
+            .chain([needed])
             .max()
-            .unwrap_or(called_for);
-        self.recommendations.push((now, called_for));
+            .unwrap_or(needed);
+        self.recommendations.push((now, needed));
         current.max(up).min(down)
     }
 
-    /// What policies and bounds leave of `wanted`, and which of them cut it.
+    /// `wanted` within policies and bounds, and which of them limited it.
     pub(super) fn limit(
         &self,
         scaling: &Autoscaling,

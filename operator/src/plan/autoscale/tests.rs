@@ -19,7 +19,7 @@ fn scaling(min: i32, max: i32, behavior: Value) -> Autoscaling {
     serde_json::from_value(spec).unwrap()
 }
 
-/// Any speed, no windows: what the connections call for is what is decided.
+/// Any speed, no windows: what the connections need is what is decided.
 fn free() -> Autoscaling {
     let rules = json!({"stabilizationWindowSeconds": 0, "policies": [{"type": "Percent", "value": 10000, "periodSeconds": 15}]});
     scaling(1, 100, json!({"scaleUp": rules, "scaleDown": rules}))

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::observe::fleet::{Bus, PreviousBus};
-use crate::plan::Kind;
+use crate::plan::EventKind;
 use signal_contract::RedisMode;
 
 const TIMEOUT: signal_crds::Duration = signal_crds::Duration::secs(300);
@@ -105,7 +105,7 @@ fn reasons(plan: &Plan<RedisRecord>) -> Vec<&'static str> {
 }
 
 #[test]
-fn a_move_begins_beside_the_redis_of_before_and_ends_when_every_pod_hears_the_new_one() {
+fn a_switch_bridges_the_previous_redis_and_ends_when_every_pod_is_subscribed_to_the_new_one() {
     let begun = step(Some(&redis("b")), &on("a"), vec![pod("p", "r", "a")], 0);
     assert_eq!(
         (&begun.next, reasons(&begun)),
@@ -113,12 +113,12 @@ fn a_move_begins_beside_the_redis_of_before_and_ends_when_every_pod_hears_the_ne
     );
     assert_eq!(begun.waiting.unwrap().reason, "WaitingForPods");
 
-    let mut deaf = pod("q", "r", "b");
-    deaf.report.as_mut().unwrap().bus.hearing = false;
+    let mut stalled = pod("q", "r", "b");
+    stalled.report.as_mut().unwrap().bus.hearing = false;
     for (late, word) in [
         (pod("q", "old", "a"), "older"),
-        (pod("q", "r", "a"), "hear"),
-        (deaf, "hear"),
+        (pod("q", "r", "a"), "receive"),
+        (stalled, "receive"),
         (unknown("q"), "no route"),
     ] {
         let waits = step(
@@ -155,7 +155,7 @@ fn unknown(name: &str) -> Pod {
 }
 
 #[test]
-fn a_redis_that_cannot_be_reached_is_told_with_the_pod_and_someone_hears_of_it_after_the_timeout() {
+fn an_unreachable_redis_is_reported_with_the_pod_and_by_an_event_after_the_timeout() {
     let pods = || {
         vec![
             pod("p", "r", "b"),
@@ -176,7 +176,7 @@ fn a_redis_that_cannot_be_reached_is_told_with_the_pod_and_someone_hears_of_it_a
         (&late.waiting, late.events[0].kind, reasons(&late)),
         (
             &Some(waiting),
-            Kind::Warning,
+            EventKind::Warning,
             vec!["AcknowledgementTimedOut"]
         )
     );
@@ -190,7 +190,7 @@ fn a_redis_that_cannot_be_reached_is_told_with_the_pod_and_someone_hears_of_it_a
 }
 
 #[test]
-fn back_is_at_once() {
+fn switching_back_is_immediate() {
     let back = step(
         Some(&redis("a")),
         &moving("b", "a"),
@@ -204,15 +204,15 @@ fn back_is_at_once() {
 }
 
 #[test]
-fn on_to_a_third_is_after_the_move_or_while_nobody_is_at_the_second() {
+fn switching_to_a_third_waits_for_the_switch_unless_no_pod_uses_the_second() {
     let third = redis("c");
-    let nobody = step(
+    let unused = step(
         Some(&third),
         &moving("b", "a"),
         vec![fails(pod("p", "r", "a"), "refused"), pod("q", "old", "a")],
         0,
     );
-    assert_eq!(nobody.next, moving("c", "a"));
+    assert_eq!(unused.next, moving("c", "a"));
     for other in [pod("q", "r", "b"), unknown("q")] {
         let waits = step(
             Some(&third),
@@ -223,8 +223,7 @@ fn on_to_a_third_is_after_the_move_or_while_nobody_is_at_the_second() {
         assert_eq!(waits.next, moving("b", "a"));
         let message = waits.waiting.unwrap().message;
         assert!(
-            message
-                .starts_with("c:6379 has to wait until the move to b:6379 is done: pod p: refused"),
+            message.starts_with("c:6379 waits until the switch to b:6379 is done: pod p: refused"),
             "{message}"
         );
     }
@@ -237,7 +236,7 @@ fn on_to_a_third_is_after_the_move_or_while_nobody_is_at_the_second() {
 }
 
 #[test]
-fn other_credentials_of_the_same_redis_are_a_move_that_the_acknowledgement_tells() {
+fn other_credentials_of_the_same_redis_are_a_switch_that_the_acknowledgement_confirms() {
     let with = |file: &str| RecordedRedis {
         password_file: Some(file.into()),
         ..redis("a")
@@ -294,7 +293,7 @@ fn other_credentials_of_the_same_redis_are_a_move_that_the_acknowledgement_tells
 }
 
 #[test]
-fn to_have_a_redis_or_none_is_no_move_and_without_pods_there_is_none() {
+fn adding_or_removing_redis_is_no_switch_and_without_pods_there_is_none() {
     let b = redis("b");
     for (wanted, record, pods, next) in [
         (
@@ -407,7 +406,7 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-struct World {
+struct Simulation {
     gateways: Vec<Gateway>,
     record: RedisRecord,
     revision: usize,
@@ -416,7 +415,7 @@ struct World {
     secs: i64,
 }
 
-impl World {
+impl Simulation {
     fn plan(&mut self) -> Plan<RedisRecord> {
         let fleet = Fleet {
             pods: self.gateways.iter().map(Gateway::observed).collect(),
@@ -459,7 +458,7 @@ impl World {
                     gateway.answers,
                 ) = (self.revision, !ready, ready, true);
             }
-            // Who does not answer is watched by nobody but the kubelet, which still calls it ready.
+            // The kubelet still reports a pod ready that does not answer the operator.
             Act::Ready(at, on) => self.gateways[at].ready = on || !self.gateways[at].answers,
             Act::Answers(at, on) => self.gateways[at].answers = on || !self.gateways[at].ready,
             Act::Break(at) => self.broken = at,
@@ -475,27 +474,27 @@ proptest! {
     #[test]
     fn no_pod_is_ever_alone_and_every_move_comes_to_its_end(acts in proptest::collection::vec(act(), 1..80)) {
         let gateway = |number| Gateway { number, revision: 0, used: choice(0), bridged: None, error: false, ready: true, answers: true };
-        let mut world =
-            World { gateways: (0..3).map(gateway).collect(), record: on("a"), revision: 0, wanted: 0, broken: None, secs: 0 };
+        let mut simulation =
+            Simulation { gateways: (0..3).map(gateway).collect(), record: on("a"), revision: 0, wanted: 0, broken: None, secs: 0 };
         for act in &acts {
-            world.act(act);
-            let known = [world.record.current.as_ref(), world.record.previous.as_ref()];
+            simulation.act(act);
+            let known = [simulation.record.current.as_ref(), simulation.record.previous.as_ref()];
             prop_assert_ne!(known[0], known[1]);
-            for gateway in world.gateways.iter().filter(|gateway| gateway.ready) {
-                let heard = [Some(&gateway.used), gateway.bridged.as_ref()];
-                prop_assert!(heard.iter().flatten().any(|redis| known.contains(&Some(*redis))), "after {:?}: {:?} {:?}", act, gateway, world.record);
+            for gateway in simulation.gateways.iter().filter(|gateway| gateway.ready) {
+                let subscribed = [Some(&gateway.used), gateway.bridged.as_ref()];
+                prop_assert!(subscribed.iter().flatten().any(|redis| known.contains(&Some(*redis))), "after {:?}: {:?} {:?}", act, gateway, simulation.record);
             }
         }
         // Left alone, with everything reachable, it comes to rest where it is wanted.
-        world.broken = None;
+        simulation.broken = None;
         for _ in 0..6 {
             for at in 0..3 {
-                world.act(&Act::Answers(at, true));
-                world.act(&Act::Read(at));
+                simulation.act(&Act::Answers(at, true));
+                simulation.act(&Act::Read(at));
             }
-            world.write();
+            simulation.write();
         }
-        prop_assert_eq!(&world.record, &RedisRecord { current: Some(choice(world.wanted)), ..RedisRecord::default() });
-        prop_assert!(!world.write() && world.plan().waiting.is_none());
+        prop_assert_eq!(&simulation.record, &RedisRecord { current: Some(choice(simulation.wanted)), ..RedisRecord::default() });
+        prop_assert!(!simulation.write() && simulation.plan().waiting.is_none());
     }
 }

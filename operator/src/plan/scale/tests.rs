@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::observe::fleet::{Counts, Report};
-use crate::plan::Kind;
+use crate::plan::EventKind;
 
 mod simulation;
 
@@ -229,9 +229,9 @@ fn a_pod_past_its_deadline_goes_with_a_warning() {
     let late = step(1, 2, vec![draining("a", limit, 3), pod("b", 40)]);
     assert_eq!(late.deployment_replicas, 1);
     assert!(
-        late.events
-            .iter()
-            .any(|event| event.kind == Kind::Warning && event.reason == "DrainDeadlineExceeded")
+        late.events.iter().any(
+            |event| event.kind == EventKind::Warning && event.reason == "DrainDeadlineExceeded"
+        )
     );
 }
 
@@ -288,7 +288,7 @@ fn a_late_victim_that_is_still_ready_waits_for_one_that_drains() {
 
 #[test]
 fn pods_being_deleted_are_not_counted_twice() {
-    // The Deployment is lowered, the ReplicaSet has not acted: marks stay, nobody else is chosen.
+    // The Deployment is lowered, the ReplicaSet has not acted: marks stay, no other pod is chosen.
     let lowered = step(
         2,
         2,

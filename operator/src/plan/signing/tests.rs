@@ -79,7 +79,7 @@ fn step_with(managed: &Managed, ring: Option<&KeyRing>, fleet: &Fleet, secs: i64
     )
 }
 
-/// A step in a cluster whose one pod serves what the ring says.
+/// A step in a cluster whose one pod serves the ring.
 fn step(ring: Option<&KeyRing>, secs: i64) -> Plan<KeyRing> {
     let served = ring.map(kids).unwrap_or_default();
     step_with(&managed(), ring, &fleet(&[&served]), secs)
@@ -358,7 +358,7 @@ fn caches_are_counted_from_when_every_ready_pod_serves_a_key() {
     )
     .next;
     assert_eq!(current(&next), current(&ring));
-    // A pod that serves an older set for a while begins the time anew.
+    // A pod that serves an older set for a while starts the time again.
     let lapsed = step_with(
         &managed(),
         Some(&next),
@@ -454,7 +454,7 @@ fn there_are_never_more_than_eight_keys() {
 }
 
 #[test]
-fn a_pem_that_is_another_key_than_the_one_that_signs_is_told_and_signs_on() {
+fn a_pem_with_another_key_than_the_signing_one_is_reported_and_signs() {
     let (ring, now) = full();
     let mut data = ring.to_secret();
     data.insert(
@@ -500,7 +500,7 @@ fn rings_come_back_from_the_secret_as_they_were() {
 }
 
 #[test]
-fn with_a_damaged_ring_the_key_that_signs_stays_and_its_time_begins_anew() {
+fn with_a_damaged_ring_the_key_that_signs_stays_and_its_time_starts_again() {
     let (ring, now) = full();
     for damaged in [
         None,
@@ -532,7 +532,7 @@ fn one_damaged_key_takes_no_other_with_it() {
     let text = String::from_utf8(ring.to_secret()[RING_JSON].clone()).unwrap();
     for lost in 0..3 {
         let mut value: Value = serde_json::from_str(&text).unwrap();
-        // A private key that is valid, and another one than its name says.
+        // A private key that is valid, and not the one of its `kid`.
         value["keys"][lost]["d"] = json!(RFC_D);
         let mut data = ring.to_secret();
         data.insert(RING_JSON.to_owned(), value.to_string().into_bytes());
@@ -585,7 +585,7 @@ fn where_no_key_that_signs_can_be_read_the_published_one_takes_its_place() {
     let text = String::from_utf8(data[RING_JSON].clone()).unwrap();
     data.insert(
         RING_JSON.to_owned(),
-        text.replace("\"Signing\"", "\"Unheard\"").into_bytes(),
+        text.replace("\"Signing\"", "\"Unknown\"").into_bytes(),
     );
     data.insert(
         CURRENT_PEM.to_owned(),

@@ -4,7 +4,7 @@ use signal_crds::jwks::Algorithm;
 
 use super::*;
 use crate::observe::fleet::{KeySource, Report};
-use crate::plan::Kind;
+use crate::plan::EventKind;
 
 mod courses;
 
@@ -263,7 +263,7 @@ fn a_changed_source_is_prepared_then_trusted_then_alone_after_the_overlap() {
     );
     assert_eq!(
         late.next, seen.next,
-        "nobody lets go of the old one while a pod may refuse the new"
+        "the old one stays while a pod may refuse the new one"
     );
 
     let both = step(
@@ -363,7 +363,7 @@ fn a_broken_new_source_changes_nothing_and_says_which_pod_cannot_fetch_it() {
         (stale, "a-two (https://two/jwks): pod q: 404"),
         (
             pod("q", "r", &record(vec![trusted("a")])),
-            "a-two (https://two/jwks): pod q does not know it",
+            "a-two (https://two/jwks): pod q does not have this source yet",
         ),
     ] {
         let broken = step(&["a@two"], &now, pods(bad), 299);
@@ -381,7 +381,7 @@ fn a_broken_new_source_changes_nothing_and_says_which_pod_cannot_fetch_it() {
         (
             "SourceUnreachable",
             vec!["AcknowledgementTimedOut"],
-            Kind::Warning
+            EventKind::Warning
         )
     );
 }
@@ -635,7 +635,7 @@ fn an_emergency_revokes_at_once_and_trusts_what_is_wanted_unseen() {
             "SourceTrusted"
         ]
     );
-    assert_eq!(plan.events[0].kind, Kind::Warning);
+    assert_eq!(plan.events[0].kind, EventKind::Warning);
     assert!(
         !plan
             .next
@@ -646,24 +646,24 @@ fn an_emergency_revokes_at_once_and_trusts_what_is_wanted_unseen() {
 }
 
 #[test]
-fn revoked_names_stay_until_every_pod_has_heard_and_the_emergency_is_over() {
+fn revoked_names_stay_until_every_pod_has_taken_them_and_the_emergency_is_over() {
     let now = SourcesRecord {
         revoked_sources: vec!["a".into()],
         revoked_since: Some(at(0)),
         ..record(vec![trusted("b")])
     };
-    let heard = || pod("p", "r", &now);
-    let on = emergency(&["b"], &now, vec![heard()]);
+    let current = || pod("p", "r", &now);
+    let on = emergency(&["b"], &now, vec![current()]);
     assert_eq!(
         (&on.next, waits(&on).unwrap().0),
         (&now, "EmergencyInForce")
     );
-    for deaf in [
+    for late in [
         pod("q", "old", &now),
         unready(pod("q", "old", &now)),
-        silent(heard()),
+        silent(current()),
     ] {
-        let waiting = step(&["b"], &now, vec![heard(), deaf], 1);
+        let waiting = step(&["b"], &now, vec![current(), late], 1);
         assert_eq!(
             (&waiting.next, waits(&waiting).unwrap().0),
             (&now, "WaitingForPods")
@@ -674,7 +674,7 @@ fn revoked_names_stay_until_every_pod_has_heard_and_the_emergency_is_over() {
         (waits(&late).unwrap().0, reasons(&late)),
         ("AcknowledgementTimedOut", vec!["AcknowledgementTimedOut"])
     );
-    let over = step(&["b"], &now, vec![heard(), unready(silent(heard()))], 1);
+    let over = step(&["b"], &now, vec![current(), unready(silent(current()))], 1);
     assert_eq!(over.next, record(vec![trusted("b")]));
 }
 
@@ -711,7 +711,7 @@ fn more_sources_than_gateways_take_wait_for_their_turn() {
         waits(&full),
         Some((
             "TooManySources",
-            "gateways take 16 sources; no room yet for s7, s8"
+            "gateways accept 16 sources; waiting for room: s7, s8"
         ))
     );
     let room = step(&new, &both, vec![pod("p", "r", &both)], 7203).next;

@@ -1,4 +1,4 @@
-//! Resolves every Secret that the spec names into a file of the credentials Secret, or into a text of the configuration.
+//! Resolves every Secret that the spec names: into a file of the credentials Secret, or into a text of the configuration.
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -12,11 +12,11 @@ use crate::reasons::ConditionReason;
 
 /// Key of the credentials Secret: Kafka's password.
 pub const KAFKA_PASSWORD: &str = "kafka-password";
-/// Kafka's authorities. A changed content rolls the pods.
+/// Kafka's certificate authorities. A change restarts the pods.
 pub const KAFKA_CA: &str = "kafka-ca.crt";
 /// URL of the notification database.
 pub const DATABASE_URL: &str = "database-url";
-/// Its authorities. A changed content rolls the pods.
+/// Its certificate authorities. A change restarts the pods.
 pub const DATABASE_CA: &str = "database-ca.crt";
 /// URL of the policy database.
 pub const POLICY_URL: &str = "policy-url";
@@ -33,7 +33,7 @@ fn addressed(stem: &str, content: &[u8], suffix: &str) -> String {
     format!("{stem}-{hash}{suffix}")
 }
 
-/// Takes Secrets apart and gathers the files that gateways read, and what is wrong.
+/// Reads Secrets, and collects the files for gateways and everything that is wrong.
 pub(super) struct Resolver<'a> {
     secrets: &'a Secrets,
     /// Keys of the credentials Secret.
@@ -64,7 +64,7 @@ impl<'a> Resolver<'a> {
         let Some(data) = self.secrets.get(name).and_then(Option::as_ref) else {
             self.refuse(
                 ConditionReason::SecretMissing,
-                format!("{field}: there is no Secret {name}"),
+                format!("{field}: Secret {name} does not exist"),
             );
             return None;
         };
@@ -96,7 +96,7 @@ impl<'a> Resolver<'a> {
                 self.refuse(
                     ConditionReason::SecretValueInvalid,
                     format!(
-                        "{field}: key {} of Secret {} is no text of one line",
+                        "{field}: key {} of Secret {} is not one line of text",
                         key.key, key.name
                     ),
                 );
@@ -125,7 +125,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// Authorities that can be trusted: at least one certificate, and nothing that is none.
+    /// Certificate authorities: at least one certificate, and nothing else.
     fn authorities(&mut self, field: &str, key: &SecretKey) -> Option<&'a [u8]> {
         let content = self.content(field, key)?;
         let mut store = rustls::RootCertStore::empty();
@@ -137,7 +137,7 @@ impl<'a> Resolver<'a> {
         self.refuse(
             ConditionReason::AuthorityInvalid,
             format!(
-                "{field}: key {} of Secret {} holds no PEM certificates",
+                "{field}: key {} of Secret {} does not hold PEM certificates only",
                 key.key, key.name
             ),
         );
@@ -169,13 +169,13 @@ impl<'a> Resolver<'a> {
         let Some(text) = self.text(field, key) else {
             return;
         };
-        // The message must not repeat the URL: it holds the password.
+        // The message must not contain the URL: it holds the password.
         let parsed = url::Url::parse(text)
             .ok()
             .filter(|url| matches!(url.scheme(), "postgres" | "postgresql"));
         let Some(url) = parsed else {
             let message = format!(
-                "{field}: key {} of Secret {} is no postgres:// URL",
+                "{field}: key {} of Secret {} is not a postgres:// URL",
                 key.key, key.name
             );
             return self.refuse(ConditionReason::DatabaseURLInvalid, message);
@@ -207,7 +207,7 @@ impl<'a> Resolver<'a> {
             Err(_) => self.refuse(
                 ConditionReason::BasicUsersInvalid,
                 format!(
-                    "{field}: key {} of Secret {} is no JSON array of users",
+                    "{field}: key {} of Secret {} is not a JSON array of users",
                     key.key, key.name
                 ),
             ),

@@ -1,4 +1,4 @@
-//! What the API server cannot check: durations in their units, origins, networks, addresses, and parts that are passed on to other kinds.
+//! Checks that the API server cannot make: durations in their units, origins, networks, addresses, and parts that belong to other kinds.
 
 use std::collections::BTreeMap;
 
@@ -39,7 +39,7 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// Everything of the spec but Secrets and what is passed on.
+    /// Checks everything of the spec but Secrets and parts of other kinds.
     pub(super) fn spec(&mut self, spec: &SignalClusterSpec) {
         self.durations(spec);
         for origin in &spec.gateway.allowed_origins {
@@ -55,7 +55,7 @@ impl<'a> Shape<'a> {
             self.need(
                 network.parse::<ipnet::IpNet>().is_ok(),
                 "gateway.trustedProxies",
-                &format!("`{network}` is no network such as 10.0.0.0/8"),
+                &format!("`{network}` is not a network such as 10.0.0.0/8"),
             );
         }
         self.need(
@@ -88,13 +88,13 @@ impl<'a> Shape<'a> {
                 self.need(
                     topic.chars().all(allowed),
                     "kafka.topics",
-                    &format!("`{topic}` is no name of a topic"),
+                    &format!("`{topic}` is not a topic name"),
                 );
                 let letters = format!("{topic}{}", kafka.dead_letter_suffix);
                 self.need(
                     !kafka.topics.contains(&letters),
                     "kafka.topics",
-                    &format!("`{letters}` holds the dead letters of `{topic}`"),
+                    &format!("`{letters}` is the dead-letter topic of `{topic}`"),
                 );
             }
         }
@@ -103,13 +103,13 @@ impl<'a> Shape<'a> {
             self.need(
                 good,
                 &format!("jwks.sources[{at}].url"),
-                &format!("`{}` is no URL", source.url),
+                &format!("`{}` is not a URL", source.url),
             );
             let free = spec.jwks.managed.is_none() || source.name != super::MANAGED_SOURCE;
             self.need(
                 free,
                 &format!("jwks.sources[{at}].name"),
-                "`managed` is the name of the keys that the operator makes",
+                "`managed` is reserved for the keys that the operator makes",
             );
         }
         let observability = &spec.observability;
@@ -119,7 +119,7 @@ impl<'a> Shape<'a> {
         self.need(
             filter.is_ok(),
             "observability.logFilter",
-            "is no filter such as `info,signal_gateway::ws=debug`",
+            "is not a filter such as `info,signal_gateway::ws=debug`",
         );
         if let Some(tracing) = &observability.tracing {
             let good = url::Url::parse(&tracing.endpoint)
@@ -127,7 +127,7 @@ impl<'a> Shape<'a> {
             self.need(
                 good,
                 "observability.tracing.endpoint",
-                &format!("`{}` is no http URL", tracing.endpoint),
+                &format!("`{}` is not an http URL", tracing.endpoint),
             );
         }
     }
@@ -180,7 +180,7 @@ impl<'a> Shape<'a> {
                 field,
                 "must be whole seconds",
             );
-            // Kubernetes counts these in 32 bits, and nobody means more.
+            // Kubernetes counts these in 32 bits.
             self.need(duration.as_secs() <= i32::MAX as u64, field, "is too long");
         }
         self.need(
@@ -226,7 +226,7 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// Parts that belong to another kind, read as that kind.
+    /// Reads parts that belong to another kind.
     pub(super) fn parts<T: DeserializeOwned + Serialize>(
         &mut self,
         field: &str,
@@ -238,7 +238,7 @@ impl<'a> Shape<'a> {
         read.collect()
     }
 
-    /// A part that belongs to another kind, read as that kind. What the kind does not know is refused: it would be dropped in silence.
+    /// Reads a part that belongs to another kind. A field that the kind does not have is refused: the API server would drop it without a word.
     pub(super) fn part<T: DeserializeOwned + Serialize>(
         &mut self,
         field: &str,
@@ -280,7 +280,7 @@ impl<'a> Shape<'a> {
         let Some(found) = found else {
             self.refuse(
                 ConditionReason::CatalogsMissing,
-                format!("spec.notifications.catalogRef: there is no ConfigMap {name}"),
+                format!("spec.notifications.catalogRef: ConfigMap {name} does not exist"),
             );
             return Vec::new();
         };
@@ -299,13 +299,13 @@ impl<'a> Shape<'a> {
     }
 }
 
-/// The first path in `given` that is not in `known`; nulls and what is empty say nothing.
+/// The first path in `given` that is not in `known`; nulls and empty values do not count.
 fn first_unknown(given: &Value, known: &Value) -> Option<String> {
     match (given, known) {
         (Value::Object(given), Value::Object(known)) => {
             given.iter().find_map(|(key, value)| match known.get(key) {
                 Some(known) => first_unknown(value, known).map(|path| format!(".{key}{path}")),
-                None => (!says_nothing(value)).then(|| format!(".{key}")),
+                None => (!is_empty_value(value)).then(|| format!(".{key}")),
             })
         }
         (Value::Array(given), Value::Array(known)) => {
@@ -321,11 +321,11 @@ fn first_unknown(given: &Value, known: &Value) -> Option<String> {
     }
 }
 
-fn says_nothing(value: &Value) -> bool {
+fn is_empty_value(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.values().all(says_nothing),
+        Value::Object(fields) => fields.values().all(is_empty_value),
         _ => false,
     }
 }

@@ -46,7 +46,7 @@ fn a_secret_that_is_absent_or_lacks_a_key_is_named_with_the_field() {
     );
     assert_eq!(
         problems[0].message,
-        "spec.kafka.security.auth.usernameSecretRef: there is no Secret kafka"
+        "spec.kafka.security.auth.usernameSecretRef: Secret kafka does not exist"
     );
 
     for (content, reason) in [
@@ -227,7 +227,7 @@ fn catalogs_are_there_and_named_by_locale() {
     absent.catalogs = Some(None);
     assert_eq!(
         problem(&absent).message,
-        "spec.notifications.catalogRef: there is no ConfigMap texts"
+        "spec.notifications.catalogRef: ConfigMap texts does not exist"
     );
     for key in ["readme.md", "x.ftl", "en_GB.ftl", "en-.ftl", ".ftl"] {
         let mut odd = example("production");

@@ -1,4 +1,4 @@
-//! Whole courses over pods that read late, start anew and cannot fetch everything, under a wish that changes all the time.
+//! Random courses: pods that read late, restart and cannot fetch everything, while the spec changes all the time.
 
 use proptest::prelude::*;
 
@@ -55,7 +55,7 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-struct World {
+struct Simulation {
     gateways: Vec<Gateway>,
     wanted: Vec<Option<SourceDefinition>>,
     record: SourcesRecord,
@@ -64,7 +64,7 @@ struct World {
     secs: i64,
 }
 
-impl World {
+impl Simulation {
     fn new() -> Self {
         let wanted = NAMES
             .iter()
@@ -78,7 +78,7 @@ impl World {
             answers: true,
             there: true,
         };
-        let mut world = Self {
+        let mut simulation = Self {
             gateways: vec![gateway; PODS],
             wanted,
             record: SourcesRecord::default(),
@@ -86,16 +86,17 @@ impl World {
             broken: None,
             secs: 0,
         };
-        let (fleet, rotation, wanted) = (Fleet::default(), Rotation::default(), world.wanted());
+        let (fleet, rotation, wanted) =
+            (Fleet::default(), Rotation::default(), simulation.wanted());
         let input = SourcesInput {
             wanted: &wanted,
             rotation: &rotation,
-            record: &world.record,
+            record: &simulation.record,
             revision: None,
             fleet: &fleet,
         };
-        world.record = plan(&input, at(0)).next;
-        world
+        simulation.record = plan(&input, at(0)).next;
+        simulation
     }
 
     fn wanted(&self) -> Wanted {
@@ -262,44 +263,44 @@ proptest! {
 
     #[test]
     fn trust_has_no_gap_and_every_rotation_comes_to_its_end(acts in proptest::collection::vec(act(), 1..120)) {
-        let mut world = World::new();
+        let mut simulation = Simulation::new();
         for act in &acts {
-            let (trusted, served) = (world.of_stage(SourceStage::Trusted), world.served());
-            world.act(act);
-            for source in trusted.iter().filter(|source| world.is_wanted(source)) {
-                prop_assert!(world.record.sources.contains(source), "after {:?}: {} is wanted and was trusted", act, source.name);
+            let (trusted, served) = (simulation.of_stage(SourceStage::Trusted), simulation.served());
+            simulation.act(act);
+            for source in trusted.iter().filter(|source| simulation.is_wanted(source)) {
+                prop_assert!(simulation.record.sources.contains(source), "after {:?}: {} is wanted and was trusted", act, source.name);
             }
-            for it in served.iter().filter(|it| world.wants(it)) {
-                prop_assert!(world.served().contains(it), "after {:?}: nothing of {:?} in {:?}", act, it, stages(&world.record));
+            for it in served.iter().filter(|it| simulation.wants(it)) {
+                prop_assert!(simulation.served().contains(it), "after {:?}: nothing of {:?} in {:?}", act, it, stages(&simulation.record));
             }
-            let names: BTreeSet<_> = world.record.sources.iter().map(|source| &source.name).collect();
-            prop_assert_eq!(names.len(), world.record.sources.len(), "names are unique");
-            prop_assert!(names.len() <= MAX_SOURCES && world.record.revoked_sources.is_empty());
+            let names: BTreeSet<_> = simulation.record.sources.iter().map(|source| &source.name).collect();
+            prop_assert_eq!(names.len(), simulation.record.sources.len(), "names are unique");
+            prop_assert!(names.len() <= MAX_SOURCES && simulation.record.revoked_sources.is_empty());
         }
         // Left alone, with everything reachable, it comes to rest at what is wanted.
-        world.broken = None;
+        simulation.broken = None;
         for _ in 0..12 {
             for pod in 0..PODS {
                 for act in [Act::Answers(pod, true), Act::Read(pod), Act::Fetch(pod), Act::Wait(3000)] {
-                    world.act(&act);
+                    simulation.act(&act);
                 }
             }
-            world.write();
+            simulation.write();
         }
-        prop_assert!(world.record.sources.iter().all(|source| source.stage == SourceStage::Trusted && world.is_wanted(source)));
-        prop_assert_eq!(world.record.sources.len(), world.wanted().len());
-        let waiting = world.plan().waiting;
-        prop_assert!(!world.write() && waiting.is_none(), "{:?}", waiting);
+        prop_assert!(simulation.record.sources.iter().all(|source| source.stage == SourceStage::Trusted && simulation.is_wanted(source)));
+        prop_assert_eq!(simulation.record.sources.len(), simulation.wanted().len());
+        let waiting = simulation.plan().waiting;
+        prop_assert!(!simulation.write() && waiting.is_none(), "{:?}", waiting);
     }
 
     #[test]
     fn a_new_source_is_trusted_only_when_every_ready_pod_has_its_keys(acts in proptest::collection::vec(act(), 1..120)) {
-        let mut world = World::new();
+        let mut simulation = Simulation::new();
         for act in &acts {
-            let prepared = world.of_stage(SourceStage::Prepared);
-            world.act(act);
-            for source in world.of_stage(SourceStage::Trusted).iter().filter(|source| prepared.iter().any(|it| it.name == source.name)) {
-                let alive: Vec<_> = world.gateways.iter().filter(|gateway| gateway.there).collect();
+            let prepared = simulation.of_stage(SourceStage::Prepared);
+            simulation.act(act);
+            for source in simulation.of_stage(SourceStage::Trusted).iter().filter(|source| prepared.iter().any(|it| it.name == source.name)) {
+                let alive: Vec<_> = simulation.gateways.iter().filter(|gateway| gateway.there).collect();
                 let has = |gateway: &&&Gateway| gateway.fetched.contains(&source.definition);
                 prop_assert!(alive.iter().filter(|gateway| gateway.ready).all(|gateway| has(&gateway)), "{}", source.name);
                 prop_assert!(alive.is_empty() || alive.iter().any(|gateway| has(&gateway)), "{}", source.name);

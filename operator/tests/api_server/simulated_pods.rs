@@ -1,5 +1,5 @@
-//! What stands around an operator where nothing but an API server runs: the controllers that make pods of a Deployment, and the pods themselves,
-//! each a small server that answers as a gateway does.
+//! Simulates what an API server alone lacks: the controllers that create the pods of a Deployment, and the pods, each a small server that answers
+//! like a gateway.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use crate::examples::migrate;
 use crate::{Stage, authority};
 
-/// The SignalCluster of this world: no step of it takes longer than it must.
+/// The SignalCluster of the simulation: its waiting times are as short as possible.
 pub(crate) fn edge(replicas: u32, issuer: &str) -> Value {
     json!({
         "apiVersion": "signal.dev/v1alpha1",
@@ -44,23 +44,23 @@ pub(crate) fn edge(replicas: u32, issuer: &str) -> Value {
     })
 }
 
-/// What a gateway knows of itself.
+/// The state of a simulated gateway.
 #[derive(Default)]
 struct Gateway {
     live: String,
     draining: bool,
 }
 
-type Shared = Arc<Mutex<Gateway>>;
+type SharedGateway = Arc<Mutex<Gateway>>;
 
-/// The world around the SignalCluster `edge` of a stage.
-pub(crate) struct World<'a> {
+/// Controllers and pods of the SignalCluster `edge` of a stage.
+pub(crate) struct SimulatedPods<'a> {
     stage: &'a Stage,
     pods: BTreeMap<String, Running>,
 }
 
 struct Running {
-    gateway: Shared,
+    gateway: SharedGateway,
     _tasks: JoinSet<()>,
 }
 
@@ -71,8 +71,8 @@ fn next_address() -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(127, 64, high, low))
 }
 
-impl<'a> World<'a> {
-    /// Nothing runs yet. The Secrets that [`edge`] names are there.
+impl<'a> SimulatedPods<'a> {
+    /// Creates the Secrets that [`edge`] names; no pod runs yet.
     pub(crate) async fn around(stage: &'a Stage) -> Self {
         for (name, data) in [
             (
@@ -96,8 +96,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Lets time pass: migrations are over, what the Deployment asks for is there, and every gateway has read its live settings.
-    pub(crate) async fn turn(&mut self) {
+    /// Completes migrations, creates and deletes pods as the Deployment asks, and lets every gateway read its live settings.
+    pub(crate) async fn advance(&mut self) {
         migrate(self.stage).await;
         let Some(deployment) = self
             .stage
@@ -154,7 +154,7 @@ impl<'a> World<'a> {
                 gateway.live.clone_from(&live);
                 gateway.draining
             };
-            self.say_ready(name, json!({"conditions": [condition("Ready", !draining)]}))
+            self.set_status(name, json!({"conditions": [condition("Ready", !draining)]}))
                 .await;
         }
         let count = wanted;
@@ -169,7 +169,7 @@ impl<'a> World<'a> {
             .unwrap();
     }
 
-    /// Its pods are gone.
+    /// Drops all pods.
     pub(crate) fn forget(&mut self) {
         self.pods.clear();
     }
@@ -203,7 +203,7 @@ impl<'a> World<'a> {
             .unwrap()
     }
 
-    async fn say_ready(&self, pod: &str, status: Value) {
+    async fn set_status(&self, pod: &str, status: Value) {
         let patch = json!({"status": status});
         self.stage
             .api::<Pod>()
@@ -246,7 +246,7 @@ impl<'a> World<'a> {
             .unwrap()
             .container_port;
         let address = next_address();
-        let gateway = Shared::default();
+        let gateway = SharedGateway::default();
         let mut tasks = JoinSet::new();
         let listener = TcpListener::bind(SocketAddr::new(address, u16::try_from(port).unwrap()))
             .await
@@ -255,18 +255,18 @@ impl<'a> World<'a> {
             .route("/status", get(status))
             .route(
                 "/drain",
-                post(async |State(gateway): State<Shared>| gateway.lock().draining = true),
+                post(async |State(gateway): State<SharedGateway>| gateway.lock().draining = true),
             )
             .route(
                 "/drain",
-                axum::routing::delete(async |State(gateway): State<Shared>| {
+                axum::routing::delete(async |State(gateway): State<SharedGateway>| {
                     gateway.lock().draining = false
                 }),
             )
             .with_state(Arc::clone(&gateway));
         tasks.spawn(async move { axum::serve(listener, routes).await.unwrap() });
         let running = json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]});
-        self.say_ready(&pod.name_any(), running).await;
+        self.set_status(&pod.name_any(), running).await;
         self.pods.insert(
             pod.name_any(),
             Running {
@@ -285,8 +285,8 @@ fn owner(version: &str, kind: &str, name: &str, uid: &Option<String>) -> Value {
     json!({"apiVersion": version, "kind": kind, "name": name, "uid": uid, "controller": true})
 }
 
-/// A gateway that fetched every source, and drains in no time.
-async fn status(State(gateway): State<Shared>) -> axum::Json<Value> {
+/// The status of a gateway that has fetched every source and drains at once.
+async fn status(State(gateway): State<SharedGateway>) -> axum::Json<Value> {
     let (live, draining) = {
         let gateway = gateway.lock();
         (gateway.live.clone(), gateway.draining)

@@ -1,4 +1,5 @@
-//! Watches that are late, tell twice, or break again and again; memories of an object that was deleted and made anew; wishes taken back half-way.
+//! Watches that are late, repeat events, or break again and again; a SignalCluster that is deleted and created again; changes that are reverted
+//! half-way.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,39 +26,41 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Layer, Service};
 
-use crate::killed::{FIRST, Life, SECOND, difference, is_settled, live, picture, rest, wish_for};
-use crate::world::World;
+use crate::killed::{
+    FIRST, SECOND, TestOperator, difference, is_settled, live, picture, rest, set_spec,
+};
+use crate::simulated_pods::SimulatedPods;
 use crate::{Stage, config};
 
-/// What becomes of the events of a watch.
+/// What happens to the events of a watch.
 #[derive(Debug, Clone, Copy)]
-enum Weather {
+enum WatchFault {
     /// Each comes so much later.
     Late(Duration),
     /// Each comes twice.
     Doubled,
-    /// The connection breaks after so long, in the middle of whatever it says.
+    /// The connection breaks after so long, in the middle of an event.
     Broken(Duration),
 }
 
-impl<S> Layer<S> for Weather {
-    type Service = Weathered<S>;
+impl<S> Layer<S> for WatchFault {
+    type Service = FaultyWatch<S>;
 
-    fn layer(&self, inner: S) -> Weathered<S> {
-        Weathered {
+    fn layer(&self, inner: S) -> FaultyWatch<S> {
+        FaultyWatch {
             inner,
-            weather: *self,
+            fault: *self,
         }
     }
 }
 
 #[derive(Clone)]
-struct Weathered<S> {
+struct FaultyWatch<S> {
     inner: S,
-    weather: Weather,
+    fault: WatchFault,
 }
 
-impl<S, B> Service<Request<Body>> for Weathered<S>
+impl<S, B> Service<Request<Body>> for FaultyWatch<S>
 where
     S: Service<Request<Body>, Response = Response<B>>,
     S::Future: Send + 'static,
@@ -77,11 +80,11 @@ where
             .uri()
             .query()
             .is_some_and(|query| query.contains("watch=true"));
-        let (answer, weather) = (self.inner.call(request), self.weather);
+        let (answer, fault) = (self.inner.call(request), self.fault);
         Box::pin(async move {
             let answer = answer.await?.map(Answer::new);
             Ok(if watches {
-                answer.map(|body| weather.over(body))
+                answer.map(|body| fault.over(body))
             } else {
                 answer
             })
@@ -89,7 +92,7 @@ where
     }
 }
 
-impl Weather {
+impl WatchFault {
     fn over(self, body: Answer) -> Answer {
         let parts = body.into_data_stream();
         match self {
@@ -127,14 +130,14 @@ fn lines(
     })
 }
 
-const WISHES: [(u32, &str); 3] = [(2, FIRST), (3, FIRST), (1, SECOND)];
+const CHANGES: [(u32, &str); 3] = [(2, FIRST), (3, FIRST), (1, SECOND)];
 
-/// The whole controller with its watches, in this weather.
-async fn picture_after(stage: &Stage, weather: Weather) -> serde_json::Value {
+/// The whole controller with its watches, in this fault.
+async fn picture_after(stage: &Stage, fault: WatchFault) -> serde_json::Value {
     let config = config(&stage.server.cluster.kubeconfig()).await;
     let client = ClientBuilder::try_from(config)
         .unwrap()
-        .with_layer(&weather)
+        .with_layer(&fault)
         .build();
     let fence = Fence::default();
     fence.hold_until(Instant::now() + Duration::from_secs(600));
@@ -147,13 +150,13 @@ async fn picture_after(stage: &Stage, weather: Weather) -> serde_json::Value {
         let (stop, clusters) = (stop.clone(), clusters.clone());
         tokio::spawn(async move { controller::run(context, &clusters, &scopes, stop).await })
     };
-    let mut world = World::around(stage).await;
-    for wish in WISHES {
-        wish_for(stage, wish).await;
+    let mut simulated = SimulatedPods::around(stage).await;
+    for change in CHANGES {
+        set_spec(stage, change).await;
         let arrived = async {
             let mut quiet = 0;
             while quiet < 5 {
-                world.turn().await;
+                simulated.advance().await;
                 sleep(Duration::from_millis(200)).await;
                 quiet = if is_settled(stage).await {
                     quiet + 1
@@ -170,7 +173,7 @@ async fn picture_after(stage: &Stage, weather: Weather) -> serde_json::Value {
                 .unwrap()
                 .status;
             panic!(
-                "{weather:?}: {wish:?} is not there: {}",
+                "{fault:?}: {change:?} was not applied: {}",
                 serde_json::to_string_pretty(&status).unwrap()
             );
         }
@@ -187,33 +190,34 @@ async fn late_doubled_and_broken_watches_come_to_the_same_end() {
     let Some(calm) = Stage::new(TEST).await else {
         return;
     };
-    live(&calm, &WISHES, None).await;
+    live(&calm, &CHANGES, None).await;
     let calm = picture(&calm).await;
     let weathers = [
-        Weather::Late(Duration::from_secs(2)),
-        Weather::Doubled,
-        Weather::Broken(Duration::from_millis(700)),
+        WatchFault::Late(Duration::from_secs(2)),
+        WatchFault::Doubled,
+        WatchFault::Broken(Duration::from_millis(700)),
     ];
-    for weather in weathers {
+    for fault in weathers {
         let Some(stage) = Stage::new(TEST).await else {
             return;
         };
         assert_eq!(
-            difference(&calm, &picture_after(&stage, weather).await),
+            difference(&calm, &picture_after(&stage, fault).await),
             None,
-            "{weather:?}"
+            "{fault:?}"
         );
     }
 }
 
 #[tokio::test]
-async fn a_memory_of_one_that_was_made_anew_does_no_harm() {
-    let Some(stage) = Stage::new("a_memory_of_one_that_was_made_anew_does_no_harm").await else {
+async fn a_memory_of_one_that_was_created_again_does_no_harm() {
+    let Some(stage) = Stage::new("a_memory_of_one_that_was_created_again_does_no_harm").await
+    else {
         return;
     };
-    let mut world = World::around(&stage).await;
-    wish_for(&stage, (1, FIRST)).await;
-    rest(&stage, &mut world, None).await;
+    let mut simulated = SimulatedPods::around(&stage).await;
+    set_spec(&stage, (1, FIRST)).await;
+    rest(&stage, &mut simulated, None).await;
     let old = stage.api::<SignalCluster>().get("edge").await.unwrap();
 
     stage
@@ -221,17 +225,21 @@ async fn a_memory_of_one_that_was_made_anew_does_no_harm() {
         .delete("edge", &DeleteParams::default())
         .await
         .unwrap();
-    let life = Life::begin(&stage, None).await;
-    reconcile(&life.context, &old).await.unwrap();
-    assert_eq!(life.writes(), 0, "nothing is written for one that is gone");
+    let operator = TestOperator::begin(&stage, None).await;
+    reconcile(&operator.context, &old).await.unwrap();
+    assert_eq!(
+        operator.writes(),
+        0,
+        "nothing is written for one that is gone"
+    );
 
-    // What belonged to the old one is still there: nobody takes it over, and nobody takes it away from the collector.
-    wish_for(&stage, (1, SECOND)).await;
-    let refused = reconcile(&life.context, &old).await.unwrap_err();
+    // Objects of the old one still exist: they are neither taken over nor deleted before the garbage collector deletes them.
+    set_spec(&stage, (1, SECOND)).await;
+    let refused = reconcile(&operator.context, &old).await.unwrap_err();
     assert_eq!(ErrorClass::of(&refused), ErrorClass::InTheWay, "{refused}");
     collect(&stage, &old.uid().unwrap()).await;
-    world.forget();
-    rest(&stage, &mut world, None).await;
+    simulated.forget();
+    rest(&stage, &mut simulated, None).await;
     let new = stage.api::<SignalCluster>().get("edge").await.unwrap();
     let deployment = stage.api::<Deployment>().get("edge").await.unwrap();
     assert_eq!(deployment.owner_references()[0].uid, new.uid().unwrap());
@@ -248,16 +256,16 @@ async fn a_memory_of_one_that_was_made_anew_does_no_harm() {
         live["live.toml"]
     );
 
-    let life = Life::begin(&stage, None).await;
-    reconcile(&life.context, &old).await.unwrap();
+    let operator = TestOperator::begin(&stage, None).await;
+    reconcile(&operator.context, &old).await.unwrap();
     assert_eq!(
-        life.writes(),
+        operator.writes(),
         0,
         "an old memory asks for a look at what is there now"
     );
 }
 
-/// Whether gateways are told of this issuer.
+/// Whether the live settings name this issuer.
 fn trusts(live: &str, issuer: &str) -> bool {
     live.contains(&format!("issuer = \"{issuer}\""))
 }
@@ -294,26 +302,26 @@ async fn collect(stage: &Stage, owner: &str) {
 }
 
 #[tokio::test]
-async fn a_wish_that_is_taken_back_at_any_point_leaves_what_was_there() {
+async fn a_change_that_is_reverted_at_any_point_restores_the_objects() {
     let Some(stage) =
-        Stage::new("a_wish_that_is_taken_back_at_any_point_leaves_what_was_there").await
+        Stage::new("a_change_that_is_reverted_at_any_point_restores_the_objects").await
     else {
         return;
     };
-    let mut world = World::around(&stage).await;
-    wish_for(&stage, (2, FIRST)).await;
-    rest(&stage, &mut world, None).await;
+    let mut simulated = SimulatedPods::around(&stage).await;
+    set_spec(&stage, (2, FIRST)).await;
+    rest(&stage, &mut simulated, None).await;
     let deployment = stage.api::<Deployment>().get("edge").await.unwrap();
     for looks in 0..6 {
-        let life = Life::begin(&stage, None).await;
-        wish_for(&stage, (3, SECOND)).await;
+        let operator = TestOperator::begin(&stage, None).await;
+        set_spec(&stage, (3, SECOND)).await;
         for _ in 0..looks {
-            world.turn().await;
+            simulated.advance().await;
             let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
-            reconcile(&life.context, &cluster).await.unwrap();
+            reconcile(&operator.context, &cluster).await.unwrap();
         }
-        wish_for(&stage, (2, FIRST)).await;
-        rest(&stage, &mut world, None).await;
+        set_spec(&stage, (2, FIRST)).await;
+        rest(&stage, &mut simulated, None).await;
         let status = stage
             .api::<SignalCluster>()
             .get("edge")
