@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 /// How something ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -54,7 +54,7 @@ pub struct Metrics {
     pub requeues: Family<Outcome, Counter>,
     /// Writes sent to the API server.
     pub writes: Family<WriteLabel, Counter>,
-    /// Questions to the status of gateway pods: `ok`, `error`.
+    /// Polls of the status of gateway pods: `ok`, `error`.
     pub polls: Family<Outcome, Counter>,
     /// Watches that broke and were set up again.
     pub watch_errors: Counter,
@@ -69,72 +69,47 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("signal_operator");
-        let reconciles = Family::default();
-        registry.register(
-            "reconciles",
-            "Reconciles that ended, by outcome",
-            reconciles.clone(),
-        );
+        let all = &mut registry;
+        let reconciles = register(all, "reconciles", "Reconciles that ended, by outcome");
         let reconcile_seconds = Histogram::new(exponential_buckets(0.005, 2.0, 13));
-        registry.register_with_unit(
+        all.register_with_unit(
             "reconcile_duration",
             "How long reconciles took",
             Unit::Seconds,
             reconcile_seconds.clone(),
         );
-        let running = Gauge::default();
-        registry.register(
-            "reconciles_running",
-            "Reconciles that run now",
-            running.clone(),
-        );
-        let triggers = Family::default();
-        registry.register(
+        let running = register(all, "reconciles_running", "Reconciles that run now");
+        let triggers = register(
+            all,
             "triggers",
-            "Reconciles asked for by watches, by source",
-            triggers.clone(),
+            "Reconciles that watches requested, by source",
         );
-        let requeues = Family::default();
-        registry.register(
+        let requeues = register(
+            all,
             "requeues",
-            "Reconciles asked for again, by why",
-            requeues.clone(),
+            "Reconciles that were scheduled again, by why",
         );
-        let writes = Family::default();
-        registry.register(
+        let writes = register(
+            all,
             "writes",
             "Writes sent to the API server, by kind and verb",
-            writes.clone(),
         );
-        let polls = Family::default();
-        registry.register(
+        let polls = register(
+            all,
             "pod_status_polls",
-            "Questions to the status of gateway pods, by outcome",
-            polls.clone(),
+            "Polls of the status of gateway pods, by outcome",
         );
-        let watch_errors = Counter::default();
-        registry.register(
+        let watch_errors = register(
+            all,
             "watch_errors",
             "Watches that broke and were set up again",
-            watch_errors.clone(),
         );
-        let clusters = Gauge::default();
-        registry.register(
-            "clusters",
-            "SignalClusters that are known",
-            clusters.clone(),
-        );
-        let leader = Gauge::default();
-        registry.register(
-            "leader",
-            "1 while this process holds the lease",
-            leader.clone(),
-        );
-        let crd_present = Gauge::default();
-        registry.register(
+        let clusters = register(all, "clusters", "SignalClusters in the store");
+        let leader = register(all, "leader", "1 while this process holds the lease");
+        let crd_present = register(
+            all,
             "crd_present",
             "1 once the API server knows SignalCluster",
-            crd_present.clone(),
         );
         let build: Family<Build, Gauge> = Family::default();
         build
@@ -158,6 +133,13 @@ impl Default for Metrics {
             crd_present,
         }
     }
+}
+
+/// A new metric of the registry.
+fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 impl Metrics {

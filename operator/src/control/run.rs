@@ -97,16 +97,14 @@ async fn work(
     };
     let (kinds_sender, kinds) = watch::channel(kinds);
     let (clusters, follow) = Clusters::watch(&client, &scopes, metrics);
-    let mut tasks = JoinSet::new();
-    for follow in follow {
-        tasks.spawn(endless(follow));
-    }
-    tasks.spawn(endless(kinds::follow(
+    let mut tasks: JoinSet<_> = follow.into_iter().map(endless).collect();
+    let follow_kinds = kinds::follow(
         client.clone(),
         scopes.clone(),
         kinds_sender,
         metrics.clone(),
-    )));
+    );
+    tasks.spawn(endless(follow_kinds));
     let watches = tasks.len();
     let after = CancellationToken::new();
     for task in more(&clusters, after.clone()) {
@@ -123,17 +121,7 @@ async fn work(
     };
 
     let fence = Fence::default();
-    let settings = lease::Settings {
-        namespace: args
-            .lease
-            .lease_namespace
-            .clone()
-            .or_else(|| args.pod_namespace.clone())
-            .unwrap_or_else(|| client.default_namespace().to_owned()),
-        name: args.lease.lease_name.clone(),
-        identity: identity.clone(),
-        duration: args.lease.duration(),
-    };
+    let settings = lease_settings(&args, &client, &identity);
     let (leading, is_leading) = watch::channel(false);
     let release = CancellationToken::new();
     let mut lease = tokio::spawn(
@@ -180,6 +168,21 @@ async fn work(
     let ended = async { while tasks.len() > watches && tasks.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(LISTENER_LIMIT, ended).await;
     outcome
+}
+
+fn lease_settings(args: &Run, client: &Client, identity: &str) -> lease::Settings {
+    let namespaces = [&args.lease.lease_namespace, &args.pod_namespace];
+    lease::Settings {
+        namespace: namespaces
+            .into_iter()
+            .flatten()
+            .next()
+            .cloned()
+            .unwrap_or_else(|| client.default_namespace().to_owned()),
+        name: args.lease.lease_name.clone(),
+        identity: identity.to_owned(),
+        duration: args.lease.duration(),
+    }
 }
 
 async fn endless(task: impl Future<Output = ()>) -> anyhow::Result<()> {

@@ -76,14 +76,39 @@ fn labelled(mut object: DynamicObject, given: &BTreeMap<String, String>) -> Dyna
 
 fn alerts(cluster: &ValidCluster) -> Vec<Value> {
     let (name, namespace) = (&cluster.name, &cluster.namespace);
-    // Matches pods of this Deployment, and not of another one whose name starts the same.
-    let pods = format!(r#"namespace="{namespace}",pod=~"{name}-[a-z0-9]+-[a-z0-9]{{5}}""#);
-    let alert = |title: &str,
-                 expr: String,
-                 lasting: &str,
-                 severity: &str,
-                 summary: &str,
-                 description: &str| {
+    let context = AlertContext {
+        cluster,
+        // Matches pods of this Deployment, and not of another one whose name starts the same.
+        pods: format!(r#"namespace="{namespace}",pod=~"{name}-[a-z0-9]+-[a-z0-9]{{5}}""#),
+    };
+    let mut all = gateway_alerts(&context);
+    if cluster.spec.redis.is_some() {
+        all.push(redis_alert(&context));
+    }
+    if cluster.spec.kafka.is_some() {
+        all.extend(kafka_alerts(&context));
+    }
+    all
+}
+
+/// What all alerts of one SignalCluster share.
+struct AlertContext<'a> {
+    cluster: &'a ValidCluster,
+    /// Label matchers of its pods.
+    pods: String,
+}
+
+impl AlertContext<'_> {
+    fn alert(
+        &self,
+        title: &str,
+        expr: String,
+        lasting: &str,
+        severity: &str,
+        summary: &str,
+        description: &str,
+    ) -> Value {
+        let (name, namespace) = (&self.cluster.name, &self.cluster.namespace);
         json!({
             "alert": title,
             "expr": expr,
@@ -91,10 +116,14 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             "labels": {"severity": severity, "signalcluster": name, "namespace": namespace},
             "annotations": {"summary": format!("{namespace}/{name}: {summary}"), "description": description},
         })
-    };
+    }
+}
+
+fn gateway_alerts(context: &AlertContext<'_>) -> Vec<Value> {
+    let AlertContext { cluster, pods } = context;
     let stale = cluster.spec.jwks.max_stale.as_secs();
-    let mut all = vec![
-        alert(
+    vec![
+        context.alert(
             "SignalReconnectStorm",
             format!(
                 "sum(rate(signal_connections_opened_total{{{pods}}}[5m])) > 0.005 * sum(signal_connections{{{pods}}}) and sum(rate(signal_connections_opened_total{{{pods}}}[5m])) > 10"
@@ -104,7 +133,7 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             "clients reconnect far more often than they stay",
             "So many clients connect that a connection lasts less than four minutes on average. Look at signal_connections_closed_total by code.",
         ),
-        alert(
+        context.alert(
             "SignalAuthenticationFailures",
             format!(
                 "sum by (kind) (rate(signal_authentications_total{{{pods},kind!=\"accepted\"}}[10m])) > 0.2 * scalar(sum(rate(signal_authentications_total{{{pods}}}[10m]))) and sum by (kind) (rate(signal_authentications_total{{{pods},kind!=\"accepted\"}}[10m])) > 1"
@@ -114,7 +143,7 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             "many tokens are refused: {{ $labels.kind }}",
             "More than a fifth of all authentications fail for this reason. After a change of issuers or keys, look at the condition JWKSHealthy.",
         ),
-        alert(
+        context.alert(
             "SignalKeySetStale",
             format!(
                 "max by (source) (signal_key_set_age_seconds{{{pods}}}) > {}",
@@ -125,7 +154,7 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             "keys of {{ $labels.source }} cannot be fetched",
             "The key set is half as old as it may become (spec.jwks.maxStale); beyond that all tokens of this issuer are refused.",
         ),
-        alert(
+        context.alert(
             "SignalConfigurationRefused",
             format!("increase(signal_config_reloads_total{{{pods},kind=~\".+_error\"}}[15m]) > 0"),
             "10m",
@@ -133,7 +162,7 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             "{{ $labels.pod }} refuses its live settings",
             "The last good settings stay in use. status.config.error of the SignalCluster shows the error.",
         ),
-        alert(
+        context.alert(
             "SignalDrainOverrun",
             format!("signal_draining{{{pods}}} == 1 and signal_connections{{{pods}}} > 0"),
             &format!("{}s", grace_period(cluster)),
@@ -141,7 +170,7 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             "{{ $labels.pod }} still has connections after its drain",
             "The pod's grace period is over and clients are still connected; they are cut off when the pod ends.",
         ),
-        alert(
+        context.alert(
             "SignalPodUnready",
             format!("sum by (pod, kind) (signal_unready{{{pods},kind!=\"drain\"}}) > 0"),
             "5m",
@@ -149,34 +178,39 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
             "{{ $labels.pod }} is not ready: {{ $labels.kind }}",
             "The pod accepts no new connections. Its /readyz?verbose shows why.",
         ),
-    ];
-    if cluster.spec.redis.is_some() {
-        all.push(alert(
+    ]
+}
+
+fn redis_alert(context: &AlertContext<'_>) -> Value {
+    let pods = &context.pods;
+    context.alert(
             "SignalRedisStalled",
             format!("max by (pod) (signal_bus_stalled{{{pods}}}) == 1"),
             "1m",
             "critical",
             "{{ $labels.pod }} misses messages of other pods",
             "No message came back through Redis for spec.redis.stalledAfter. Clients are told to fetch what they may have missed once messages arrive again.",
-        ));
-    }
-    if cluster.spec.kafka.is_some() {
-        all.push(alert(
+    )
+}
+
+fn kafka_alerts(context: &AlertContext<'_>) -> [Value; 2] {
+    let pods = &context.pods;
+    [
+        context.alert(
             "SignalKafkaLag",
             format!("max by (topic, partition) (signal_kafka_lag_records{{{pods}}}) > 10000"),
             "10m",
             "warning",
             "records wait in {{ $labels.topic }}/{{ $labels.partition }}",
             "Notifications arrive late. Look at signal_kafka_retries_total and at the database.",
-        ));
-        all.push(alert(
+        ),
+        context.alert(
             "SignalDeadLetters",
             format!("sum by (kind) (increase(signal_kafka_dead_letters_total{{{pods}}}[15m])) > 0"),
             "0m",
             "warning",
             "records became dead letters: {{ $labels.kind }}",
             "Nobody was notified of them. `signal-gateway dlq replay` puts them back once the cause is gone.",
-        ));
-    }
-    all
+        ),
+    ]
 }

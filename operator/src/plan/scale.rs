@@ -375,6 +375,19 @@ fn report(
             message: format!("these pods drain before they are deleted: {}", list(&open)),
         });
     }
+    report_victims(step, input, victims, current);
+    if input.deployment.is_some() {
+        report_replicas(step, leaving, current);
+    }
+}
+
+/// Events about victims that begin to drain, or do not any more.
+fn report_victims(
+    step: &mut ScaleStep,
+    input: &ScaleInput<'_>,
+    victims: &Victims<'_>,
+    current: i32,
+) {
     if !victims.new.is_empty() {
         let note = format!(
             "{current} pods become {}; these pods drain first: {}",
@@ -395,7 +408,12 @@ fn report(
             format!("{why}: {}", list(&victims.cancelled)),
         ));
     }
-    if input.deployment.is_none() || replicas == current {
+}
+
+/// Events about a changed number of pods.
+fn report_replicas(step: &mut ScaleStep, leaving: &[&Pod], current: i32) {
+    let replicas = step.deployment_replicas;
+    if replicas == current {
         return;
     }
     if replicas > current {

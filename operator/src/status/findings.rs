@@ -1,10 +1,10 @@
 //! One finding per condition, and the summary of them: condition Ready.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use signal_crds::SignalClusterSpec;
 use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SourceStage};
 
+use super::degraded::{ApplyFailure, degraded};
 use super::hpa::hpa_condition;
 use super::reports;
 use crate::decide::{ClusterPlan, PlannedCluster};
@@ -14,15 +14,6 @@ use crate::plan::Waiting;
 use crate::plan::validate::{Problem, ProblemKind};
 use crate::reasons::ConditionReason;
 use crate::status::conditions::{ConditionType as Type, Finding, State};
-
-/// Why something could not be applied and will not be by trying again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ApplyFailure {
-    /// CamelCase.
-    pub reason: ConditionReason,
-    /// For people.
-    pub message: String,
-}
 
 /// The findings of all conditions.
 pub fn findings(
@@ -138,99 +129,6 @@ fn available(observed: &Observed) -> Finding {
             message,
         ),
     }
-}
-
-fn degraded(observed: &Observed, plan: &ClusterPlan, failure: Option<&ApplyFailure>) -> Finding {
-    let wrong = record_unreadable(plan)
-        .or_else(|| failure.map(|failure| (failure.reason, failure.message.clone())))
-        .or_else(|| stuck_rollout(plan))
-        .or_else(|| failed_migration(observed, plan))
-        .or_else(|| replica_failure(observed))
-        .or_else(|| refused_configuration(observed, plan))
-        .or_else(|| late_acknowledgement(plan));
-    match wrong {
-        Some((reason, message)) => Finding::new(Type::Degraded, State::True, reason, message),
-        None => Finding::new(
-            Type::Degraded,
-            State::False,
-            ConditionReason::AsExpected,
-            "",
-        ),
-    }
-}
-
-fn record_unreadable(plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
-    let problem = plan
-        .problems()
-        .iter()
-        .find(|problem| problem.kind == ProblemKind::Record)?;
-    Some((problem.reason, problem.message.clone()))
-}
-
-fn stuck_rollout(plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
-    let stuck = plan.facts().rollout.stuck.as_ref()?;
-    Some((
-        ConditionReason::ProgressDeadlineExceeded,
-        format!("the rollout is stuck, pods of the old revision stay: {stuck}"),
-    ))
-}
-
-fn failed_migration(observed: &Observed, plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
-    let message = match &plan.planned()?.migration {
-        Migration::Failed { job, message, .. } => {
-            format!("Job {job} failed, pods of the old image stay: {message}")
-        }
-        // The next attempt proves nothing yet: without this, an alert with a waiting time would never fire.
-        Migration::Pending { job } => {
-            let conditions = &observed.cluster.status.as_ref()?.conditions;
-            let is_of_job = |condition: &&Condition| {
-                condition.type_ == Type::Degraded.as_str()
-                    && condition.reason == ConditionReason::MigrationFailed.as_str()
-                    && condition.message.contains(job.as_str())
-            };
-            conditions.iter().find(is_of_job)?.message.clone()
-        }
-        Migration::NotWanted | Migration::Complete { .. } => return None,
-    };
-    Some((ConditionReason::MigrationFailed, message))
-}
-
-fn replica_failure(observed: &Observed) -> Option<(ConditionReason, String)> {
-    let status = observed.deployment.as_ref()?.status.as_ref()?;
-    let failure = status
-        .conditions
-        .iter()
-        .flatten()
-        .find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;
-    Some((
-        ConditionReason::ReplicaFailure,
-        failure.message.clone().unwrap_or_default(),
-    ))
-}
-
-fn refused_configuration(
-    observed: &Observed,
-    plan: &ClusterPlan,
-) -> Option<(ConditionReason, String)> {
-    reports(&observed.fleet).find_map(|(pod, report)| {
-        let error = report.live_error.as_ref()?;
-        let is_refused = !pod.holds(&plan.facts().revision) || !report.ready;
-        is_refused.then(|| {
-            (
-                ConditionReason::ConfigurationRefused,
-                format!("{}: {error}", pod.name),
-            )
-        })
-    })
-}
-
-fn late_acknowledgement(plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
-    let planned = plan.planned()?;
-    let late = [&planned.rotation, &planned.routing]
-        .into_iter()
-        .flatten()
-        .find(|waiting| waiting.reason == ConditionReason::AcknowledgementTimedOut)?;
-    Some((late.reason, late.message.clone()))
 }
 
 fn progressing(observed: &Observed, plan: &PlannedCluster) -> Finding {

@@ -4,6 +4,7 @@
 
 pub mod conditions;
 
+mod degraded;
 mod findings;
 mod hpa;
 
@@ -25,7 +26,8 @@ use crate::plan::validate::ProblemKind;
 use crate::status::conditions::conditions;
 use crate::time::to_k8s;
 
-pub use findings::{ApplyFailure, findings};
+pub use degraded::ApplyFailure;
+pub use findings::findings;
 
 /// Most key ids that are listed of one source.
 const MAX_KEY_IDS: usize = 16;

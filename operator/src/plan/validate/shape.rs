@@ -6,6 +6,9 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use signal_crds::data::Kafka;
+use signal_crds::jwks::Jwks;
+use signal_crds::pod::Observability;
 use signal_crds::{Duration, SignalClusterSpec};
 
 use super::{Problem, ProblemKind};
@@ -71,48 +74,59 @@ impl<'a> Shape<'a> {
             );
         }
         if let Some(kafka) = &spec.kafka {
-            for broker in &kafka.brokers {
-                self.need(
-                    is_address(broker),
-                    "kafka.brokers",
-                    &format!("`{broker}` is not host:port"),
-                );
-            }
-            let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-            self.need(
-                kafka.dead_letter_suffix.chars().all(allowed),
-                "kafka.deadLetterSuffix",
-                "takes letters, digits, dots, underscores and hyphens",
-            );
-            for topic in &kafka.topics {
-                self.need(
-                    topic.chars().all(allowed),
-                    "kafka.topics",
-                    &format!("`{topic}` is not a topic name"),
-                );
-                let letters = format!("{topic}{}", kafka.dead_letter_suffix);
-                self.need(
-                    !kafka.topics.contains(&letters),
-                    "kafka.topics",
-                    &format!("`{letters}` is the dead-letter topic of `{topic}`"),
-                );
-            }
+            self.kafka(kafka);
         }
-        for (at, source) in spec.jwks.sources.iter().enumerate() {
+        self.sources(&spec.jwks);
+        self.observability(&spec.observability);
+    }
+
+    fn kafka(&mut self, kafka: &Kafka) {
+        for broker in &kafka.brokers {
+            self.need(
+                is_address(broker),
+                "kafka.brokers",
+                &format!("`{broker}` is not host:port"),
+            );
+        }
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        self.need(
+            kafka.dead_letter_suffix.chars().all(allowed),
+            "kafka.deadLetterSuffix",
+            "takes letters, digits, dots, underscores and hyphens",
+        );
+        for topic in &kafka.topics {
+            self.need(
+                topic.chars().all(allowed),
+                "kafka.topics",
+                &format!("`{topic}` is not a topic name"),
+            );
+            let letters = format!("{topic}{}", kafka.dead_letter_suffix);
+            self.need(
+                !kafka.topics.contains(&letters),
+                "kafka.topics",
+                &format!("`{letters}` is the dead-letter topic of `{topic}`"),
+            );
+        }
+    }
+
+    fn sources(&mut self, jwks: &Jwks) {
+        for (at, source) in jwks.sources.iter().enumerate() {
             let good = url::Url::parse(&source.url).is_ok_and(|url| url.has_host());
             self.need(
                 good,
                 &format!("jwks.sources[{at}].url"),
                 &format!("`{}` is not a URL", source.url),
             );
-            let free = spec.jwks.managed.is_none() || source.name != super::MANAGED_SOURCE;
+            let free = jwks.managed.is_none() || source.name != super::MANAGED_SOURCE;
             self.need(
                 free,
                 &format!("jwks.sources[{at}].name"),
                 "`managed` is reserved for the keys that the operator makes",
             );
         }
-        let observability = &spec.observability;
+    }
+
+    fn observability(&mut self, observability: &Observability) {
         let filter = observability
             .log_filter
             .parse::<tracing_subscriber::EnvFilter>();
@@ -132,9 +146,8 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// Durations that a setting counts in seconds are whole seconds, and those that must be above zero are.
+    /// Durations that become a setting in seconds are whole seconds; timeouts and intervals are above zero.
     fn durations(&mut self, spec: &SignalClusterSpec) {
-        const DAY: u64 = 24 * 3600 * 1000;
         let (auth, jwks, drain, rollout) =
             (&spec.gateway.auth, &spec.jwks, &spec.drain, &spec.rollout);
         let above_zero: [(&str, Duration); 8] = [
@@ -183,6 +196,13 @@ impl<'a> Shape<'a> {
             // Kubernetes counts these in 32 bits.
             self.need(duration.as_secs() <= i32::MAX as u64, field, "is too long");
         }
+        self.bounds(spec);
+    }
+
+    /// Bounds of single durations.
+    fn bounds(&mut self, spec: &SignalClusterSpec) {
+        const DAY: u64 = 24 * 3600 * 1000;
+        let (auth, jwks, rollout) = (&spec.gateway.auth, &spec.jwks, &spec.rollout);
         self.need(
             auth.clock_skew <= Duration::secs(300),
             "gateway.auth.clockSkew",
