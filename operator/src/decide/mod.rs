@@ -51,7 +51,7 @@ impl ClusterMemory {
 /// What is to be done about one SignalCluster.
 pub enum ClusterPlan {
     /// Nothing is changed: the spec, or the record of what was done before, cannot be used.
-    Invalid(InvalidCluster),
+    Invalid(Box<InvalidCluster>),
     /// The spec is valid; this is the next step towards it.
     Planned(Box<PlannedCluster>),
 }
@@ -214,7 +214,7 @@ fn invalid(
     problems: Vec<Problem>,
 ) -> ClusterPlan {
     let Recorded { record, revision } = recorded.cloned().unwrap_or_default();
-    ClusterPlan::Invalid(InvalidCluster {
+    ClusterPlan::Invalid(Box::new(InvalidCluster {
         problems,
         facts: ClusterFacts {
             record,
@@ -223,7 +223,7 @@ fn invalid(
             signing_keys: signing_keys_before(observed),
             events: Vec::new(),
         },
-    })
+    }))
 }
 
 /// What the live ConfigMap holds: the record, and the revision of the `live.toml` that was made from it.
