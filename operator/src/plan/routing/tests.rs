@@ -67,7 +67,6 @@ fn moving(to: &str, from: &str) -> RedisRecord {
         current: Some(redis(to)),
         previous: Some(redis(from)),
         since: Some(at(0)),
-        ..RedisRecord::default()
     }
 }
 
@@ -258,7 +257,6 @@ fn other_credentials_of_the_same_redis_are_a_switch_that_the_acknowledgement_con
         current: Some(with("two")),
         previous: Some(with("one")),
         since: Some(at(0)),
-        ..RedisRecord::default()
     };
     assert_eq!(
         step(Some(&with("two")), &record, vec![pod("p", "old", "a")], 0).next,
