@@ -6,8 +6,8 @@
 //! |---|---|
 //! | WebSocket frame in | [`ws`] socket -> [`protocol`] envelope -> [`ws`] session -> [`auth`] / [`hub`] |
 //! | message out | [`delivery`] -> [`hub`] if held here, [`bus`] where it may be elsewhere -> outbox -> socket |
-//! | Kafka record in | [`activity`]: consumer -> decode -> resolve -> render -> [`store`] -> [`delivery`] -> commit |
-//! | REST request in | [`api`] route -> extractor -> [`auth`] policy -> [`store`] / [`delivery`] -> response |
+//! | Kafka record in | [`activity`]: consumer -> decode -> resolve -> render -> [`inbox`] ([`store`], then [`delivery`]) -> commit |
+//! | REST request in | [`api`] route -> extractor -> [`auth`] policy -> [`inbox`] / [`store`] / [`delivery`] -> response |
 //!
 //! [`app`] builds each part once, wires them, supervises the tasks and drains them in order.
 
@@ -26,6 +26,7 @@ pub mod dispatch;
 pub mod files;
 pub mod hub;
 pub mod id;
+pub mod inbox;
 pub mod lifecycle;
 pub mod metrics;
 pub mod notification;

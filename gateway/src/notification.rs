@@ -1,4 +1,6 @@
-//! What an inbox holds: plain data shared by the pipeline, the store, the sockets and REST.
+//! What an inbox holds: plain data shared by the pipeline, the store, the sockets and REST; and the bounds of its text.
+
+pub mod bounds;
 
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ pub const MAX_READ_IDS: usize = 1000;
 
 /// One stored notification of one recipient, in the shape that clients see.
 ///
-/// The texts are shared: a hundred thousand rows of one activity hold its words once.
+/// The texts are shared: a hundred thousand rows of one activity keep them once.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "One stored notification of one recipient.", example = json!({
@@ -78,7 +80,7 @@ pub struct InboxState {
     pub version: i64,
 }
 
-/// What the pipeline asks the store to write: one activity with everyone it concerns.
+/// One activity with everyone it concerns, as the pipeline gives it to the store.
 #[derive(Debug, Clone)]
 pub struct NewActivity {
     /// CloudEvents `source`, else the topic: with `event_id` the identity of the event.
@@ -93,7 +95,7 @@ pub struct NewActivity {
     pub content: String,
     /// The locale that was used.
     pub locale: String,
-    /// Parameters, stored beside the text.
+    /// Parameters, stored together with the text.
     pub data: Box<RawValue>,
     /// Who caused it.
     pub actor_id: Option<String>,

@@ -16,17 +16,9 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::poison::{DeadLetterReason, Poison};
-
-/// Longest `id`, `type`, source, or id of a person, merchant or organizer, in bytes: three of them fit an index entry.
-pub const MAX_NAME_BYTES: usize = 512;
-/// Longest `title`, in bytes.
-pub const MAX_TITLE_BYTES: usize = 4096;
-/// Longest `content`, in bytes.
-pub const MAX_CONTENT_BYTES: usize = 65_536;
-/// Longest `data`, in bytes of JSON: it travels to every recipient's connections.
-pub const MAX_DATA_BYTES: usize = 262_144;
-/// Longest `locale`, in bytes (RFC 5646 section 4.4.1 asks for 35 at least).
-pub const MAX_LOCALE_BYTES: usize = 64;
+use crate::notification::bounds::{
+    self, MAX_CONTENT_BYTES, MAX_DATA_BYTES, MAX_LOCALE_BYTES, MAX_NAME_BYTES, MAX_TITLE_BYTES,
+};
 
 /// Carries the identity of a replayed record that has no `id`: where it lay first.
 pub const EVENT_ID_HEADER: &str = "signal-event-id";
@@ -460,12 +452,7 @@ fn parameters(raw: Option<&RawValue>) -> Result<(Box<RawValue>, Map<String, Valu
             Map::new(),
         ));
     };
-    if raw.get().len() > MAX_DATA_BYTES {
-        return Err(invalid(&format!("is longer than {MAX_DATA_BYTES} bytes")));
-    }
-    if has_nul(raw.get()) {
-        return Err(invalid("holds the character U+0000"));
-    }
+    bounds::check_json(raw.get(), MAX_DATA_BYTES).map_err(|error| invalid(&error.to_string()))?;
     if !raw.get().starts_with('{') {
         return Err(invalid("is no object"));
     }
@@ -473,20 +460,6 @@ fn parameters(raw: Option<&RawValue>) -> Result<(Box<RawValue>, Map<String, Valu
     let parameters = serde_json::from_str(raw.get())
         .map_err(|error| invalid(&format!("cannot be read: {}", place(&error))))?;
     Ok((raw.to_owned(), parameters))
-}
-
-/// Whether a JSON text spells U+0000 in a string, which PostgreSQL's `text` and `jsonb` refuse.
-fn has_nul(json: &str) -> bool {
-    let bytes = json.as_bytes();
-    let mut at = 0;
-    while let Some(next) = memchr::memchr(b'\\', &bytes[at..]) {
-        let escape = at + next + 1;
-        if bytes[escape..].starts_with(b"u0000") {
-            return true;
-        }
-        at = (escape + 1).min(bytes.len());
-    }
-    false
 }
 
 /// An id or a name: a string, or an integer in the digits that were written, since no double holds every one of them.
@@ -516,18 +489,12 @@ fn string(field: &'static str, raw: &RawValue, max_bytes: usize) -> Result<Strin
 }
 
 fn checked(field: &str, text: Cow<'_, str>, max_bytes: usize) -> Result<String, Poison> {
-    if text.len() > max_bytes {
-        return Err(Poison::new(
+    bounds::check_text(&text, max_bytes).map_err(|error| {
+        Poison::new(
             DeadLetterReason::InvalidField,
-            format!("field {field} is longer than {max_bytes} bytes"),
-        ));
-    }
-    if text.contains('\0') {
-        return Err(Poison::new(
-            DeadLetterReason::InvalidField,
-            format!("field {field} holds the character U+0000"),
-        ));
-    }
+            format!("field {field} {error}"),
+        )
+    })?;
     Ok(text.into_owned())
 }
 

@@ -11,8 +11,6 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use serde::Serialize;
-use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,17 +21,13 @@ use super::Pipeline;
 use super::decode::{Activity, Record, TRACEPARENT_HEADER, decode};
 use super::poison::{DeadLetterReason, Poison};
 use crate::backoff::Backoff;
-use crate::dispatch::{Destination, Dispatch, ResyncReason};
+use crate::inbox::{StoreError, Stored};
 use crate::metrics::Metrics;
-use crate::notification::{NewActivity, Notification};
-use crate::protocol::event;
-use crate::store::{StoreError, Stored};
+use crate::notification::NewActivity;
 use crate::telemetry::SPANS;
 
 /// Most bytes of records in one batch.
 const BATCH_BYTES: usize = 8 << 20;
-/// Most pushes that are encoded before they are sent.
-const PUSH_BATCH: usize = 1000;
 
 /// What waits in a lane's queue.
 #[derive(Debug, Default)]
@@ -110,18 +104,6 @@ enum Fate {
         is_new: bool,
     },
 }
-
-/// `notification:created`
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Created<'s> {
-    notification: &'s Notification,
-    unread_count: i64,
-    version: i64,
-}
-
-/// The event that tells a client of a new notification.
-pub const CREATED_EVENT: &str = crate::protocol::event::name::NOTIFICATION_CREATED;
 
 struct HeadersOf<'r>(&'r Record);
 
@@ -277,7 +259,7 @@ impl Lane {
         let refused = loop {
             match pipeline.resolver.resolve(activities).await {
                 Ok(resolved) => return Ok(resolved),
-                Err(StoreError::Unavailable(error)) => {
+                Err(StoreError::Unavailable { source: error }) => {
                     self.wait(
                         &mut backoff,
                         offset,
@@ -286,11 +268,11 @@ impl Lane {
                     )
                     .await?
                 }
-                Err(StoreError::Refused(error)) => break error,
+                Err(StoreError::Refused { code, .. }) => break refusal(code.as_deref()),
             }
         };
         if let [_] = activities {
-            return Ok(vec![Err(refusal(&refused))]);
+            return Ok(vec![Err(refused)]);
         }
         let mut resolved = Vec::with_capacity(activities.len());
         for activity in activities {
@@ -374,10 +356,10 @@ impl Lane {
                             *span = tracing::info_span!(target: SPANS, parent: &item.span, "push");
                         }
                     }
-                    self.push(stored, &pushing).await;
+                    self.pipeline.inbox.push_created(&stored, &pushing).await;
                 }
                 Err(refused) if part.len() == 1 => {
-                    items[places[part.start]].fate = Fate::Dead(refusal(&refused))
+                    items[places[part.start]].fate = Fate::Dead(refused)
                 }
                 Err(_) => {
                     // The left half is stored first, so that order is kept.
@@ -436,17 +418,13 @@ impl Lane {
         &mut self,
         activities: &[NewActivity],
         offset: i64,
-    ) -> Result<Result<Vec<Stored>, sqlx::Error>, Stopped> {
+    ) -> Result<Result<Vec<Stored>, Poison>, Stopped> {
         let pipeline = self.pipeline.clone();
         let mut backoff = backoff(&pipeline);
         let mut unanswered = false;
         loop {
             let started = Instant::now();
-            match pipeline
-                .notifications
-                .insert(activities, pipeline.clock.now())
-                .await
-            {
+            match pipeline.inbox.insert(activities).await {
                 Ok(stored) => {
                     pipeline
                         .metrics
@@ -459,8 +437,10 @@ impl Lane {
                     }
                     return Ok(Ok(stored));
                 }
-                Err(StoreError::Refused(error)) => return Ok(Err(error)),
-                Err(StoreError::Unavailable(error)) => {
+                Err(StoreError::Refused { code, .. }) => {
+                    return Ok(Err(refusal(code.as_deref())));
+                }
+                Err(StoreError::Unavailable { source: error }) => {
                     unanswered = true;
                     self.wait(
                         &mut backoff,
@@ -492,49 +472,7 @@ impl Lane {
             .filter(|row| !stored.contains(row))
             .map(|(_, recipient)| recipient)
             .collect();
-        let resync = event::resync_data(ResyncReason::PushMissed);
-        let dispatches: Vec<Dispatch> = missed
-            .into_iter()
-            .map(|user| {
-                Dispatch::new(
-                    Destination::User(user.into()),
-                    event::name::RESYNC,
-                    resync.clone(),
-                )
-            })
-            .collect();
-        self.pipeline.delivery.send_all(&dispatches).await;
-    }
-
-    /// Tells live connections; best effort, so nothing that goes wrong here holds the lane. There is a span for each activity.
-    async fn push(&self, stored: Vec<Stored>, spans: &[Span]) {
-        for rows in stored.chunks(PUSH_BATCH) {
-            let dispatches: Vec<Dispatch> = rows
-                .iter()
-                .filter_map(|row| self.created(row, &spans[row.activity]))
-                .collect();
-            self.pipeline.delivery.send_all(&dispatches).await;
-        }
-    }
-
-    fn created(&self, row: &Stored, span: &Span) -> Option<Dispatch> {
-        let data = Created {
-            notification: &row.notification,
-            unread_count: row.inbox.unread_count,
-            version: row.inbox.version,
-        };
-        let data: Arc<RawValue> = match serde_json::value::to_raw_value(&data) {
-            Ok(data) => data.into(),
-            Err(error) => {
-                tracing::error!(%error, kafka.topic = &*self.topic, kafka.partition = self.partition, "a notification cannot be encoded");
-                return None;
-            }
-        };
-        let destination = Destination::User(row.notification.recipient_id.clone());
-        Some(Dispatch {
-            span: span.clone(),
-            ..Dispatch::new(destination, self.pipeline.created_event.clone(), data)
-        })
+        self.pipeline.inbox.push_resync(missed).await;
     }
 
     /// Sends every dead letter among the items, each until it is confirmed.
@@ -615,11 +553,8 @@ impl Lane {
     }
 }
 
-/// The message of a data exception may quote the value: only its class is told.
-fn refusal(error: &sqlx::Error) -> Poison {
-    let code = error
-        .as_database_error()
-        .and_then(|e| e.code().map(std::borrow::Cow::into_owned));
+/// The message of a data exception may quote the value: only its code is given.
+fn refusal(code: Option<&str>) -> Poison {
     let detail = code.map_or_else(
         || "the database refuses a value".into(),
         |code| format!("the database refuses a value (SQLSTATE {code})"),

@@ -1,8 +1,8 @@
 //! The pipeline: what a producer says happened becomes stored notifications, and appears on the connections of those it concerns.
 //!
-//! Input: records of `kafka.topics`. Output: rows in [`crate::store`], pushes through [`crate::delivery`], dead letters, committed offsets.
+//! Input: records of `kafka.topics`. Output: rows and pushes through [`crate::inbox`], dead letters, committed offsets.
 //!
-//! The steps, in this order, for each partition by itself: `consumer` -> [`decode`] -> [`resolve`] -> [`render`] -> store -> delivery -> commit.
+//! The steps, in this order, for each partition by itself: `consumer` -> [`decode`] -> [`resolve`] -> [`render`] -> [`crate::inbox`] (rows, then pushes) -> commit.
 //!
 //! | failure | what follows |
 //! |---|---|
@@ -39,16 +39,15 @@ use tokio_util::sync::CancellationToken;
 
 pub use catalogs::{CatalogError, Catalogs};
 pub use client::check;
-pub use lane::CREATED_EVENT;
 pub use poison::{DeadLetterReason, Poison};
 pub use status::{PipelineFacts, PipelineStatus};
 
 use crate::clock::Clock;
 use crate::config;
-use crate::delivery::Delivery;
 use crate::files;
+use crate::inbox::Inbox;
 use crate::metrics::Metrics;
-use crate::store::{NotificationStore, PolicyStore};
+use crate::store::PolicyStore;
 
 /// How long a changed password is tried before the next attempt.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
@@ -59,15 +58,13 @@ pub struct PipelineOptions {
     pub config: config::Kafka,
     /// `policy.cache_secs`
     pub cache_secs: u64,
-    /// Where rows go.
-    pub notifications: Arc<dyn NotificationStore>,
+    /// Where rows and pushes go.
+    pub inbox: Inbox,
     /// Where recipients come from.
     pub policies: Arc<dyn PolicyStore>,
-    /// Where pushes go.
-    pub delivery: Delivery,
     /// Where texts come from.
     pub catalogs: Arc<Catalogs>,
-    /// Times of rows and dead letters.
+    /// Times of dead letters.
     pub clock: Arc<dyn Clock>,
     /// Counts.
     pub metrics: Arc<Metrics>,
@@ -99,15 +96,13 @@ pub enum PipelineError {
 struct Pipeline {
     config: config::Kafka,
     resolver: resolve::Resolver,
-    notifications: Arc<dyn NotificationStore>,
-    delivery: Delivery,
+    inbox: Inbox,
     catalogs: Arc<Catalogs>,
     dead_letters: dead_letter::DeadLetters,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     status: Arc<PipelineStatus>,
     lanes_at_work: Arc<Semaphore>,
-    created_event: Arc<str>,
 }
 
 /// Consumes until `shutdown`; then finishes and commits what is being stored, within a limit, and leaves the group.
@@ -124,9 +119,8 @@ pub async fn run(
     let PipelineOptions {
         config,
         cache_secs,
-        notifications,
+        inbox,
         policies,
-        delivery,
         catalogs,
         clock,
         metrics,
@@ -146,10 +140,8 @@ pub async fn run(
         ),
         dead_letters: dead_letter::DeadLetters::new(&config)?,
         lanes_at_work: Arc::new(Semaphore::new(config.concurrency)),
-        created_event: Arc::from(CREATED_EVENT),
         config,
-        notifications,
-        delivery,
+        inbox,
         catalogs,
         clock,
         metrics,

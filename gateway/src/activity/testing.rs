@@ -252,14 +252,14 @@ impl Rows {
         let mut inside = self.inside.lock();
         if inside.is_away {
             inside.failures += 1;
-            return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut));
+            return Err(crate::store::testing::unavailable("no connection"));
         }
         inside.calls.push(batch.len());
         if batch
             .iter()
             .any(|activity| activity.title.contains("REFUSED"))
         {
-            return Err(StoreError::Refused(sqlx::Error::RowNotFound));
+            return Err(crate::store::testing::refused("a title that is refused"));
         }
         let mut stored = Vec::new();
         for (at, new) in batch.iter().enumerate() {
@@ -306,7 +306,7 @@ impl Rows {
         }
         if std::mem::take(&mut inside.loses_answer) {
             inside.failures += 1;
-            return Err(StoreError::Unavailable(sqlx::Error::WorkerCrashed));
+            return Err(crate::store::testing::unavailable("the answer is lost"));
         }
         Ok(stored)
     }

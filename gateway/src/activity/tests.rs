@@ -27,10 +27,11 @@ use super::testing::{Policies, Published, Rows, unused_reads};
 use super::*;
 use crate::clock::SystemClock;
 use crate::config::{Config, Database, Kafka, Secret};
+use crate::delivery::Delivery;
 use crate::hub::Hub;
 use crate::notification::NewActivity;
 use crate::store::testing::TestDatabase;
-use crate::store::{self, StoreError, Stored};
+use crate::store::{self, NotificationStore, StoreError, Stored};
 
 /// How long a test waits for anything before it says what it waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -100,6 +101,12 @@ impl Broker {
     }
 }
 
+/// An inbox without local connections.
+fn inbox(notifications: Arc<dyn NotificationStore>, bus: Arc<Published>) -> Inbox {
+    let delivery = Delivery::new(Hub::none(), bus);
+    Inbox::new(notifications, delivery, Arc::new(SystemClock))
+}
+
 /// A topic, its dead letters and everything around the pipeline.
 struct Stage {
     broker: Broker,
@@ -166,12 +173,16 @@ impl Stage {
     }
 
     fn options(&self) -> PipelineOptions {
+        self.options_with(self.rows.clone())
+    }
+
+    /// Stores in `notifications`.
+    fn options_with(&self, notifications: Arc<dyn NotificationStore>) -> PipelineOptions {
         PipelineOptions {
             config: self.config.clone(),
             cache_secs: 30,
-            notifications: self.rows.clone(),
+            inbox: inbox(notifications, self.bus.clone()),
             policies: self.policies.clone(),
-            delivery: Delivery::new(Hub::none(), self.bus.clone()),
             catalogs: Arc::new(Catalogs::load(std::path::Path::new(""), "vi").unwrap()),
             clock: Arc::new(SystemClock),
             metrics: self.metrics.clone(),
@@ -360,7 +371,10 @@ async fn a_record_becomes_rows_then_pushes_then_a_committed_offset() {
     let pushes = stage.bus.dispatches.lock().clone();
     assert_eq!(pushes.len(), 2);
     for push in &pushes {
-        assert_eq!(&*push.event, CREATED_EVENT);
+        assert_eq!(
+            &*push.event,
+            crate::protocol::event::name::NOTIFICATION_CREATED
+        );
         let data: serde_json::Value = serde_json::from_str(push.data.get()).unwrap();
         assert_eq!(
             (&data["unreadCount"], &data["version"]),

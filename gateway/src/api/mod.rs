@@ -33,6 +33,7 @@ use crate::clock::Clock;
 use crate::config::Live;
 use crate::delivery::Delivery;
 use crate::hub::Hub;
+use crate::inbox::Inbox;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::store::NotificationStore;
@@ -59,8 +60,10 @@ pub struct ApiState {
     pub basic: Basic,
     /// Decides what a caller may.
     pub access: Access,
-    /// The inboxes.
+    /// Reads inboxes.
     pub notifications: Arc<dyn NotificationStore>,
+    /// Changes inboxes, and pushes what changed.
+    pub inbox: Inbox,
     /// The way out of every message.
     pub delivery: Delivery,
     /// Connections of this instance.

@@ -1,25 +1,22 @@
-//! The inbox of whoever asks: lists, counts, reading and removing, and telling the owner's other devices.
+//! The caller's inbox: lists, counts, marking as read, deleting.
 //!
-//! Input: requests whose subject comes from a verified token, never from a parameter. Output: rows of [`crate::store`]; after a
-//! change, an event with the absolute count through [`crate::delivery`].
-
-use std::sync::Arc;
+//! Input: requests whose subject comes from a verified token, never from a parameter. Output: rows of [`crate::store`]; changes
+//! go through [`crate::inbox`], which pushes them to the caller's devices.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use serde_json::value::to_raw_value;
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Cursor, Json, Limit, Name, NoParams, Owner, Params, Segment};
 use super::problem::{Cause, Problem};
 use super::{ApiState, NOTIFICATIONS};
-use crate::dispatch::{Destination, Dispatch};
 use crate::id::Id;
+use crate::inbox::{self, NotificationSelector};
 use crate::notification::{InboxState, Notification};
 use crate::protocol::event;
-use crate::store::{Filter, MarkedRead, NotificationSelector};
+use crate::store::Filter;
 
 /// Most ids in one request.
 const MAX_IDS: usize = crate::protocol::bounds::MAX_READ_IDS;
@@ -160,15 +157,10 @@ pub(crate) async fn patch(
     if !patch.is_read {
         return Err(Cause::InvalidBody.because("`isRead` must be true: what was read stays read"));
     }
-    let read = state
-        .notifications
-        .mark_read(
-            &subject,
-            &NotificationSelector::Ids(vec![id]),
-            state.clock.now(),
-        )
+    state
+        .inbox
+        .mark_read(&subject, &NotificationSelector::Ids(vec![id]))
         .await?;
-    tell_read(&state, &subject, &read).await;
     state
         .notifications
         .get(&subject, id)
@@ -210,20 +202,6 @@ impl MarkRead {
     }
 }
 
-fn read_data(read: &MarkedRead) -> event::ReadByUser<'_> {
-    let InboxState {
-        unread_count,
-        version,
-    } = read.inbox;
-    event::ReadByUser {
-        ids: &read.ids,
-        total: read.total,
-        read_at: read.read_at,
-        unread_count,
-        version,
-    }
-}
-
 /// Marks several of the caller's notifications as read.
 ///
 /// `ids` of the answer holds those that were unread before, the newest 1000 of `total`: none when the call is repeated. Every device of the caller hears `notification:read`.
@@ -236,24 +214,8 @@ pub(crate) async fn mark_read(
     Json(body): Json<MarkRead>,
 ) -> Result<Response, Problem> {
     let which = body.which()?;
-    let read = state
-        .notifications
-        .mark_read(&subject, &which, state.clock.now())
-        .await?;
-    tell_read(&state, &subject, &read).await;
-    Ok(Json(read_data(&read)).into_response())
-}
-
-async fn tell_read(state: &ApiState, subject: &Arc<str>, read: &MarkedRead) {
-    if !read.ids.is_empty() {
-        tell(
-            state,
-            subject,
-            event::name::NOTIFICATION_READ,
-            &read_data(read),
-        )
-        .await;
-    }
+    let read = state.inbox.mark_read(&subject, &which).await?;
+    Ok(Json(inbox::read_data(&read)).into_response())
 }
 
 /// Removes one of the caller's notifications, for good.
@@ -267,39 +229,9 @@ pub(crate) async fn delete(
     _: Params<NoParams>,
     Segment(id): Segment<Id>,
 ) -> Result<StatusCode, Problem> {
-    let deleted = state
-        .notifications
-        .delete(&subject, id, state.clock.now())
-        .await?;
-    let InboxState {
-        unread_count,
-        version,
-    } = deleted.ok_or_else(no_such)?;
-    tell(
-        &state,
-        &subject,
-        event::name::NOTIFICATION_DELETED,
-        &event::Deleted {
-            ids: &[id],
-            unread_count,
-            version,
-        },
-    )
-    .await;
+    let deleted = state.inbox.delete(&subject, id).await?;
+    deleted.ok_or_else(no_such)?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// Best effort: what a device misses, it finds in the inbox.
-async fn tell(state: &ApiState, subject: &Arc<str>, event: &'static str, data: &impl Serialize) {
-    let data = to_raw_value(data).expect("ids, times and numbers serialize");
-    state
-        .delivery
-        .send(&Dispatch::new(
-            Destination::User(subject.clone()),
-            event,
-            data.into(),
-        ))
-        .await;
 }
 
 #[cfg(test)]

@@ -164,11 +164,11 @@ pub(super) fn name_request(response: &mut Response, request_id: &str) {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Refused(_) => {
+            StoreError::Refused { .. } => {
                 tracing::warn!(%error, "request refused: the database does not take a value of it");
                 Cause::RefusedValue.because("the database refuses a value of this request")
             }
-            StoreError::Unavailable(_) => {
+            StoreError::Unavailable { .. } => {
                 tracing::error!(%error, "request failed: the database is not available");
                 Cause::StoreUnavailable
                     .because("nothing was changed; try again")
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn a_database_error_does_not_reach_the_caller() {
         let text = "password authentication failed for user \"gateway\"";
-        let error = StoreError::Unavailable(sqlx::Error::Protocol(text.into()));
+        let error = crate::store::testing::unavailable(text);
         let document = Problem::from(error).document(Some("r-1"));
         assert!(!document.contains("password"), "{document}");
         let value: Value = serde_json::from_str(&document).unwrap();

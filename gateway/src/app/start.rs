@@ -24,6 +24,7 @@ use crate::delivery::Delivery;
 use crate::files;
 use crate::hub::{self, Hub};
 use crate::id::IdGenerator;
+use crate::inbox::Inbox;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::store::{self, NotificationStore, PolicyStore};
@@ -56,6 +57,7 @@ pub(super) struct Running {
     pub(super) access: Access,
     pub(super) hub: Hub,
     pub(super) delivery: Delivery,
+    pub(super) inbox: Inbox,
     pub(super) bus: Arc<dyn Bus>,
     pub(super) notifications: Arc<dyn NotificationStore>,
     pub(super) policies: Arc<dyn PolicyStore>,
@@ -100,10 +102,16 @@ impl Gateway {
         let stores = start.open_stores(&ids).await?;
         let shards_stop = CancellationToken::new();
         let hub = start.hub(&opened.bus, &mut threads, &shards_stop);
+        let delivery = Delivery::new(hub.clone(), Arc::clone(&opened.bus));
         let running = Running {
             identity,
             access: Access::new(Arc::clone(&stores.policies), &config.policy, config.rooms),
-            delivery: Delivery::new(hub.clone(), Arc::clone(&opened.bus)),
+            inbox: Inbox::new(
+                Arc::clone(&stores.notifications),
+                delivery.clone(),
+                Arc::clone(&start.clock),
+            ),
+            delivery,
             hub,
             bus: opened.bus,
             notifications: Arc::clone(&stores.notifications),
@@ -236,9 +244,8 @@ impl Start<'_> {
             let options = activity::PipelineOptions {
                 config: self.config.kafka.clone(),
                 cache_secs: self.config.policy.cache_secs,
-                notifications: Arc::clone(&running.notifications),
+                inbox: running.inbox.clone(),
                 policies: Arc::clone(&running.policies),
-                delivery: running.delivery.clone(),
                 catalogs: Arc::clone(catalogs),
                 clock: Arc::clone(&self.clock),
                 metrics: Arc::clone(self.metrics),
@@ -261,8 +268,7 @@ impl Start<'_> {
             recheck_interval: running.access.recheck_interval(),
             authenticator: running.identity.authenticator.clone(),
             access: running.access.clone(),
-            notifications: Arc::clone(&running.notifications),
-            delivery: running.delivery.clone(),
+            inbox: running.inbox.clone(),
             bus: Arc::clone(&running.bus),
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(self.metrics),
@@ -279,6 +285,7 @@ impl Start<'_> {
             basic: running.identity.basic.clone(),
             access: running.access.clone(),
             notifications: Arc::clone(&running.notifications),
+            inbox: running.inbox.clone(),
             delivery: running.delivery.clone(),
             hub: running.hub.clone(),
             bus: Arc::clone(&running.bus),

@@ -369,7 +369,7 @@ struct Slot<T> {
     /// When reading began, and what was read.
     read: OnceCell<(Instant, Arc<T>)>,
     failures: AtomicU64,
-    last_failure: Mutex<String>,
+    last_failure: Mutex<Option<StoreError>>,
 }
 
 impl<T> Kept<T> {
@@ -393,17 +393,17 @@ impl<T> Kept<T> {
         let slot = self.slot(user);
         let failures = slot.failures.load(Ordering::Acquire);
         let reading = async {
-            if slot.failures.load(Ordering::Acquire) > failures {
-                // It failed for the one before in the queue: the rest need not find out one by one.
-                return Err(StoreError::Unavailable(sqlx::Error::Protocol(
-                    slot.last_failure.lock().clone(),
-                )));
+            if slot.failures.load(Ordering::Acquire) > failures
+                && let Some(error) = slot.last_failure.lock().clone()
+            {
+                // The caller in front failed: the others need not find out one by one.
+                return Err(error);
             }
             let began = Instant::now();
             match read().await {
                 Ok(value) => Ok((began, Arc::new(value))),
                 Err(error) => {
-                    *slot.last_failure.lock() = error.to_string();
+                    *slot.last_failure.lock() = Some(error.clone());
                     slot.failures.fetch_add(1, Ordering::Release);
                     Err(error)
                 }
@@ -425,7 +425,7 @@ impl<T> Kept<T> {
         let slot = Arc::new(Slot {
             read: OnceCell::new(),
             failures: AtomicU64::new(0),
-            last_failure: Mutex::new(String::new()),
+            last_failure: Mutex::new(None),
         });
         slots.insert(Arc::clone(user), Arc::clone(&slot));
         slot

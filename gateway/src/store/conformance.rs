@@ -190,11 +190,11 @@ async fn an_empty_batch_and_an_empty_inbox_are_nothing(database: &TestDatabase) 
     stores.close().await;
     assert!(matches!(
         store.ping().await,
-        Err(StoreError::Unavailable(_))
+        Err(StoreError::Unavailable { .. })
     ));
     assert!(matches!(
         store.version().await,
-        Err(StoreError::Unavailable(_))
+        Err(StoreError::Unavailable { .. })
     ));
 }
 
@@ -553,7 +553,7 @@ async fn a_refused_value_leaves_nothing_behind(database: &TestDatabase) {
         let batch = [activity("good", &["x", "y"]), bad];
         let refused = store.insert(&batch, at(0)).await;
         assert!(
-            matches!(refused, Err(StoreError::Refused(_))),
+            matches!(refused, Err(StoreError::Refused { .. })),
             "{refused:?}"
         );
     }
@@ -601,7 +601,7 @@ async fn a_refused_value_leaves_nothing_behind(database: &TestDatabase) {
         store.missed("\0", 0, 1).await.map(drop),
     ] {
         assert!(
-            matches!(refused, Err(StoreError::Refused(_))),
+            matches!(refused, Err(StoreError::Refused { .. })),
             "{refused:?}"
         );
     }

@@ -1,33 +1,144 @@
-//! What a database's refusal means: which errors lie in the value, and which pass with time.
+//! What an error of the database means: the value is wrong for good, or the same question may be answered later.
 //!
 //! Input: every error of sqlx in this folder. Output: [`StoreError`], by which the pipeline retries or dead-letters; [`OpenError`] at start.
+//! Neither shows a type of sqlx to the rest of the gateway.
 
-use std::error::Error as _;
+use std::error::Error;
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::error::DatabaseError;
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::PgDatabaseError;
 use sqlx::sqlite::SqliteError;
 
-/// What went wrong, as far as a caller treats it differently.
-#[derive(Debug, thiserror::Error)]
+use crate::notification::bounds;
+
+/// Why a question to the store has no answer, as far as a caller treats it differently.
+///
+/// Only this folder makes one: a [`DatabaseError`] has no other constructor.
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// The database refuses the value itself, however often it is tried (data exceptions, integrity violations, too large).
-    #[error("the database refuses the value: {0}")]
-    Refused(#[source] sqlx::Error),
+    /// The database refuses the value itself, however often it is tried.
+    #[error("the database refuses the value: {source}")]
+    Refused {
+        /// What is wrong with the value.
+        class: RefusalClass,
+        /// The database's own code (an SQLSTATE, or an extended result code of SQLite), where the database was asked.
+        code: Option<Arc<str>>,
+        /// The driver's error. Its text may quote the value.
+        source: DatabaseError,
+    },
     /// The database cannot be reached, is overloaded, shutting down, lacks a table or a right, or gave up on a conflict: try again.
-    #[error("the database is unavailable: {0}")]
-    Unavailable(#[source] sqlx::Error),
+    #[error("the database is unavailable: {source}")]
+    Unavailable {
+        /// The driver's error.
+        source: DatabaseError,
+    },
+}
+
+/// What is wrong with a value that the database refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalClass {
+    /// It has the wrong type, range, length or encoding, or holds the character U+0000.
+    Data,
+    /// It breaks a constraint of the schema.
+    Constraint,
+    /// It is larger than the database can keep.
+    TooLarge,
+    /// It cannot be written to the database's protocol, or read back from it.
+    Encoding,
+    /// The database refuses it for another reason.
+    Other,
+}
+
+impl fmt::Display for RefusalClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Data => "invalid data",
+            Self::Constraint => "a constraint is violated",
+            Self::TooLarge => "the value is too large",
+            Self::Encoding => "the value cannot be encoded",
+            Self::Other => "another reason",
+        })
+    }
+}
+
+/// An error of a database or its driver: for log lines, never for clients.
+#[derive(Clone)]
+pub struct DatabaseError(Arc<dyn Error + Send + Sync>);
+
+impl DatabaseError {
+    pub(super) fn new(error: impl Error + Send + Sync + 'static) -> Self {
+        Self(Arc::new(error))
+    }
+
+    /// The driver's error, if it is one.
+    pub(super) fn driver(&self) -> Option<&sqlx::Error> {
+        self.0.downcast_ref()
+    }
+}
+
+impl fmt::Debug for DatabaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for DatabaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl Error for DatabaseError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+impl StoreError {
+    /// The value is refused before the database is asked.
+    pub(super) fn refused(class: RefusalClass, source: impl Error + Send + Sync + 'static) -> Self {
+        Self::Refused {
+            class,
+            code: None,
+            source: DatabaseError::new(source),
+        }
+    }
+
+    /// The question can be asked again.
+    pub(super) fn unavailable(source: impl Error + Send + Sync + 'static) -> Self {
+        Self::Unavailable {
+            source: DatabaseError::new(source),
+        }
+    }
+
+    /// Whether the connection may be in the middle of an answer, so that it must not be used again.
+    pub(super) fn breaks_connection(&self) -> bool {
+        let Self::Unavailable { source } = self else {
+            return false;
+        };
+        matches!(
+            source.driver(),
+            Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_))
+        )
+    }
 }
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        if refuses_the_value(&error) {
-            Self::Refused(error)
-        } else {
-            Self::Unavailable(error)
+        let source = |error| DatabaseError::new(error);
+        match refusal(&error) {
+            Some((class, code)) => Self::Refused {
+                class,
+                code,
+                source: source(error),
+            },
+            None => Self::Unavailable {
+                source: source(error),
+            },
         }
     }
 }
@@ -35,54 +146,76 @@ impl From<sqlx::Error> for StoreError {
 /// The value holds what PostgreSQL cannot keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a NUL character (U+0000) in {0}")]
-pub(super) struct Nul(pub(super) &'static str);
+pub(super) struct NulCharacter(pub(super) &'static str);
 
-impl From<Nul> for StoreError {
-    fn from(nul: Nul) -> Self {
-        Self::Refused(sqlx::Error::Encode(Box::new(nul)))
+/// Refuses a text that holds U+0000. `name` is the field that held it.
+pub(super) fn refuse_nul(name: &'static str, text: &str) -> Result<(), NulCharacter> {
+    if bounds::has_nul(text) {
+        Err(NulCharacter(name))
+    } else {
+        Ok(())
     }
 }
 
-/// Whether trying again cannot help. In doubt it can: a record that waits is found by its lag, one that was dead-lettered for a missing table is not.
-fn refuses_the_value(error: &sqlx::Error) -> bool {
+impl From<NulCharacter> for StoreError {
+    fn from(nul: NulCharacter) -> Self {
+        Self::refused(RefusalClass::Data, nul)
+    }
+}
+
+/// What is wrong with the value, and the database's code; `None` where trying again may help.
+///
+/// In doubt it may: a record that waits is found by its lag, one that was dead-lettered for a missing table is not.
+fn refusal(error: &sqlx::Error) -> Option<(RefusalClass, Option<Arc<str>>)> {
     match error {
-        sqlx::Error::Database(error) => match (
-            error.try_downcast_ref::<PgDatabaseError>(),
-            error.try_downcast_ref::<SqliteError>(),
-        ) {
-            (Some(error), _) => postgres_refuses(error.code()),
-            (_, Some(error)) => error
-                .code()
-                .and_then(|code| code.parse().ok())
-                .is_some_and(sqlite_refuses),
-            _ => false,
-        },
+        sqlx::Error::Database(error) => {
+            let code = error.code()?;
+            let class = if error.try_downcast_ref::<PgDatabaseError>().is_some() {
+                postgres_refusal(&code)
+            } else if error.try_downcast_ref::<SqliteError>().is_some() {
+                code.parse().ok().and_then(sqlite_refusal)
+            } else {
+                None
+            };
+            class.map(|class| (class, Some(code.as_ref().into())))
+        }
         sqlx::Error::Encode(_)
         | sqlx::Error::Decode(_)
         | sqlx::Error::ColumnDecode { .. }
-        | sqlx::Error::InvalidArgument(_) => true,
-        _ => false,
+        | sqlx::Error::InvalidArgument(_) => Some((RefusalClass::Encoding, None)),
+        _ => None,
     }
 }
 
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
 ///
-/// Class 42 (no such table, no right) says something of the schema and never of a value, because every statement here is the same for every value.
-/// 23505 means that the same row came from elsewhere a moment ago, or an id was made twice: the next try finds the row, and makes a new id.
-fn postgres_refuses(sqlstate: &str) -> bool {
-    matches!(sqlstate.get(..2), Some("21" | "22" | "23" | "54")) && sqlstate != "23505"
-        || sqlstate == "P0001"
+/// Class 42 (no such table, no right) is an error of the schema and never of a value, because every statement here is the same for every value.
+/// 23505 means that another connection stored the same row a moment ago, or an id was made twice: the next try finds the row, and makes a new id.
+fn postgres_refusal(sqlstate: &str) -> Option<RefusalClass> {
+    match (sqlstate.get(..2)?, sqlstate) {
+        (_, "23505") => None,
+        ("22", _) => Some(RefusalClass::Data),
+        ("23", _) => Some(RefusalClass::Constraint),
+        ("54", _) => Some(RefusalClass::TooLarge),
+        ("21", _) | (_, "P0001") => Some(RefusalClass::Other),
+        _ => None,
+    }
 }
 
 /// <https://www.sqlite.org/rescode.html>; extended codes carry the primary one in their low byte.
-fn sqlite_refuses(code: i32) -> bool {
+fn sqlite_refusal(code: i32) -> Option<RefusalClass> {
     const TOO_BIG: i32 = 18;
     const CONSTRAINT: i32 = 19;
     const MISMATCH: i32 = 20;
     const CONSTRAINT_PRIMARY_KEY: i32 = 1555;
     const CONSTRAINT_UNIQUE: i32 = 2067;
-    matches!(code & 0xff, TOO_BIG | CONSTRAINT | MISMATCH)
-        && !matches!(code, CONSTRAINT_PRIMARY_KEY | CONSTRAINT_UNIQUE)
+    match (code & 0xff, code) {
+        (_, CONSTRAINT_PRIMARY_KEY | CONSTRAINT_UNIQUE) => None,
+        (TOO_BIG, _) => Some(RefusalClass::TooLarge),
+        (CONSTRAINT, _) => Some(RefusalClass::Constraint),
+        (MISMATCH, _) => Some(RefusalClass::Data),
+        _ => None,
+    }
 }
 
 /// Why a store could not be opened or migrated.
@@ -114,28 +247,28 @@ pub enum OpenError {
     Changed(i64),
     /// A migration failed.
     #[error("cannot migrate: {0}")]
-    Migration(#[source] MigrateError),
-    /// Another instance went on migrating.
+    Migration(#[source] DatabaseError),
+    /// Another instance did not finish migrating in time.
     #[error("another instance held the migration lock for more than {0:?}")]
     Locked(Duration),
     /// The database cannot be reached, or not used yet.
-    #[error("the database is away: {0}")]
-    Away(#[source] sqlx::Error),
-    /// The process was told to stop before the database was there.
-    #[error("stopped while the database was away")]
+    #[error("the database is unavailable: {0}")]
+    Unavailable(#[source] DatabaseError),
+    /// The process was stopped before the database answered.
+    #[error("stopped while the database was unavailable")]
     Stopped,
 }
 
 impl OpenError {
     /// Whether waiting may help.
-    pub(super) fn passes(&self) -> bool {
-        matches!(self, Self::Away(_) | Self::Locked(_))
+    pub(super) fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Locked(_))
     }
 }
 
 impl From<sqlx::Error> for OpenError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Away(error)
+        Self::Unavailable(DatabaseError::new(error))
     }
 }
 
@@ -143,26 +276,24 @@ impl From<MigrateError> for OpenError {
     fn from(error: MigrateError) -> Self {
         match error {
             MigrateError::VersionMismatch(version) => Self::Changed(version),
-            MigrateError::Execute(error) => Self::Away(error),
-            // The server went away or a lock was not had in time: the migration was undone.
-            MigrateError::ExecuteMigration(error, version) => {
-                let passes = match &error {
-                    sqlx::Error::Database(inner) => inner.code().is_some_and(|code| {
-                        matches!(
-                            &*code,
-                            "55P03" | "57P01" | "57P02" | "57P03" | "40P01" | "40001"
-                        )
-                    }),
-                    other => other.source().is_some_and(|s| s.is::<std::io::Error>()),
-                };
-                if passes {
-                    Self::Away(error)
-                } else {
-                    Self::Migration(MigrateError::ExecuteMigration(error, version))
-                }
-            }
-            other => Self::Migration(other),
+            MigrateError::Execute(error) => error.into(),
+            // The connection broke or a lock was not granted in time: the migration was undone.
+            MigrateError::ExecuteMigration(error, _) if is_transient(&error) => error.into(),
+            other => Self::Migration(DatabaseError::new(other)),
         }
+    }
+}
+
+/// Whether a migration that failed like this may succeed later.
+fn is_transient(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(inner) => inner.code().is_some_and(|code| {
+            matches!(
+                &*code,
+                "55P03" | "57P01" | "57P02" | "57P03" | "40P01" | "40001"
+            )
+        }),
+        other => other.source().is_some_and(|s| s.is::<std::io::Error>()),
     }
 }
 
@@ -175,21 +306,21 @@ mod tests {
         for code in [
             "22021", "22P05", "22001", "23502", "23514", "23503", "54000", "21000", "P0001",
         ] {
-            assert!(postgres_refuses(code), "{code}");
+            assert!(postgres_refusal(code).is_some(), "{code}");
         }
         for code in [
             "08006", "53300", "57P01", "57014", "40001", "40P01", "55P03", "25006", "23505",
             "42P01", "42501", "28P01", "3D000", "XX000", "",
         ] {
-            assert!(!postgres_refuses(code), "{code}");
+            assert!(postgres_refusal(code).is_none(), "{code}");
         }
         // TOOBIG, CONSTRAINT_NOTNULL, CONSTRAINT_DATATYPE, MISMATCH
         for code in [18, 1299, 3091, 20] {
-            assert!(sqlite_refuses(code), "{code}");
+            assert!(sqlite_refusal(code).is_some(), "{code}");
         }
         // BUSY, BUSY_SNAPSHOT, LOCKED, READONLY, IOERR, FULL, CANTOPEN, no such table, UNIQUE, PRIMARYKEY
         for code in [5, 517, 6, 8, 10, 13, 14, 1, 2067, 1555] {
-            assert!(!sqlite_refuses(code), "{code}");
+            assert!(sqlite_refusal(code).is_none(), "{code}");
         }
     }
 
@@ -206,7 +337,7 @@ mod tests {
         ] {
             assert!(matches!(
                 StoreError::from(error),
-                StoreError::Unavailable(_)
+                StoreError::Unavailable { .. }
             ));
         }
     }

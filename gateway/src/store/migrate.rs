@@ -114,7 +114,10 @@ async fn run(
 /// Whether SQLite gave up on a lock without waiting for it. It does so where waiting could be for ever: when two connections change a new file to
 /// its write-ahead log at the same time (`SQLITE_BUSY`, <https://sqlite.org/c3ref/busy_handler.html>).
 fn is_busy(error: &OpenError) -> bool {
-    matches!(error, OpenError::Away(sqlx::Error::Database(database)) if is_busy_code(database.code().as_deref()))
+    let OpenError::Unavailable(error) = error else {
+        return false;
+    };
+    matches!(error.driver(), Some(sqlx::Error::Database(database)) if is_busy_code(database.code().as_deref()))
 }
 
 async fn run_postgres(
@@ -261,9 +264,7 @@ where
     .await
     {
         Ok(connection) => Ok(connection?),
-        Err(_) => Err(OpenError::Away(sqlx::Error::Io(
-            std::io::ErrorKind::TimedOut.into(),
-        ))),
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
     }
 }
 

@@ -29,7 +29,7 @@ use crate::id::Id;
 use crate::notification::{InboxState, NewActivity, Notification};
 
 pub use crate::notification::MAX_READ_IDS;
-pub use error::{OpenError, StoreError};
+pub use error::{DatabaseError, OpenError, RefusalClass, StoreError};
 pub use migrate::{Migrated, migrate};
 pub use open::{Stores, open};
 pub use retention::{PURGE_INTERVAL, purge_loop};

@@ -228,7 +228,7 @@ async fn reach(
         let delay = backoff.next_delay();
         match prepared {
             Ok(()) => return Ok((url, address)),
-            Err(error) if error.passes() => {
+            Err(error) if error.is_transient() => {
                 tracing::warn!(%error, retry_ms = delay.as_millis() as u64, "cannot open the notification database yet");
             }
             Err(error) => return Err(error),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use sqlx::{ColumnIndex, Decode, Row, Type};
 
-use super::batch::no_nul;
+use super::error::refuse_nul;
 use super::postgres::Postgres;
 use super::sqlite::{Sqlite, json};
 use super::{Domain, GroupRow, PolicyRow, PolicyStore, StoreError, StoreFuture};
@@ -154,7 +154,9 @@ where
 
 fn names(domains: &[Domain]) -> Result<Vec<String>, StoreError> {
     let names: Vec<String> = domains.iter().map(Domain::to_string).collect();
-    names.iter().try_for_each(|name| no_nul("domain", name))?;
+    names
+        .iter()
+        .try_for_each(|name| refuse_nul("domain", name))?;
     Ok(names)
 }
 
@@ -175,14 +177,14 @@ impl PolicyStore for PostgresPolicies {
 
     fn domains_of<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<String>> {
         Box::pin(async move {
-            no_nul("user", user)?;
+            refuse_nul("user", user)?;
             sorted_domains(&self.rows(sqlx::query(DOMAINS_OF).bind(user)).await?)
         })
     }
 
     fn rules_of<'a>(&'a self, user: &'a str) -> StoreFuture<'a, (Vec<PolicyRow>, Vec<GroupRow>)> {
         Box::pin(async move {
-            no_nul("user", user)?;
+            refuse_nul("user", user)?;
             rules(&self.rows(sqlx::query(RULES_OF).bind(user)).await?)
         })
     }
@@ -207,7 +209,7 @@ impl PolicyStore for SqlitePolicies {
 
     fn domains_of<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<String>> {
         Box::pin(async move {
-            no_nul("user", user)?;
+            refuse_nul("user", user)?;
             sorted_domains(
                 &sqlx::query(DOMAINS_OF)
                     .bind(user)
@@ -219,7 +221,7 @@ impl PolicyStore for SqlitePolicies {
 
     fn rules_of<'a>(&'a self, user: &'a str) -> StoreFuture<'a, (Vec<PolicyRow>, Vec<GroupRow>)> {
         Box::pin(async move {
-            no_nul("user", user)?;
+            refuse_nul("user", user)?;
             rules(
                 &sqlx::query(RULES_OF)
                     .bind(user)

@@ -13,7 +13,8 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow};
 use sqlx::{Connection, Row as _};
 
-use super::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds, no_nul};
+use super::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds};
+use super::error::refuse_nul;
 use super::migrate::VERSION;
 use super::{
     Filter, MAX_READ_IDS, MarkedRead, Missed, NotificationSelector, NotificationStore, Page,
@@ -88,12 +89,7 @@ impl Postgres {
         mut connection: PoolConnection<sqlx::Postgres>,
         result: Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        if matches!(
-            result,
-            Err(StoreError::Unavailable(
-                sqlx::Error::Io(_) | sqlx::Error::Protocol(_)
-            ))
-        ) {
+        if result.as_ref().is_err_and(StoreError::breaks_connection) {
             connection.close_on_drop();
         }
         result
@@ -472,13 +468,13 @@ impl PostgresStore {
         before: Option<i64>,
         limit: u32,
     ) -> Result<Page, StoreError> {
-        no_nul("recipient", recipient)?;
+        refuse_nul("recipient", recipient)?;
         let mut query = sqlx::query(sql::list(filter))
             .bind(recipient)
             .bind(before.unwrap_or(i64::MAX))
             .bind(sql::one_more(limit));
         if let Some(kind) = &filter.kind {
-            no_nul("type", kind)?;
+            refuse_nul("type", kind)?;
             query = query.bind(kind);
         }
         let (inbox, rows) = self.rows(query).await?;
@@ -486,7 +482,7 @@ impl PostgresStore {
     }
 
     async fn missed(&self, recipient: &str, after: i64, limit: u32) -> Result<Missed, StoreError> {
-        no_nul("recipient", recipient)?;
+        refuse_nul("recipient", recipient)?;
         let (inbox, rows) = self
             .rows(
                 sqlx::query(sql::MISSED)
@@ -529,7 +525,7 @@ impl PostgresStore {
     }
 
     async fn get(&self, recipient: &str, id: Id) -> Result<Option<Notification>, StoreError> {
-        no_nul("recipient", recipient)?;
+        refuse_nul("recipient", recipient)?;
         let row = self
             .one(sqlx::query(sql::GET).bind(recipient).bind(id.as_str()))
             .await?;
@@ -537,7 +533,7 @@ impl PostgresStore {
     }
 
     async fn inbox(&self, recipient: &str) -> Result<InboxState, StoreError> {
-        no_nul("recipient", recipient)?;
+        refuse_nul("recipient", recipient)?;
         let row = self.one(sqlx::query(sql::INBOX).bind(recipient)).await?;
         Ok(row
             .as_ref()
@@ -552,7 +548,7 @@ impl PostgresStore {
         id: Id,
         now: DateTime<Utc>,
     ) -> Result<Option<InboxState>, StoreError> {
-        no_nul("recipient", recipient)?;
+        refuse_nul("recipient", recipient)?;
         let mut connection = self.postgres.acquire().await?;
         let result = self
             .delete_one(&mut connection, recipient, id, milliseconds(now))
@@ -587,7 +583,7 @@ impl PostgresStore {
         which: &NotificationSelector,
         now: DateTime<Utc>,
     ) -> Result<MarkedRead, StoreError> {
-        no_nul("recipient", recipient)?;
+        refuse_nul("recipient", recipient)?;
         let mut connection = self.postgres.acquire().await?;
         let result = self
             .mark(&mut connection, recipient, which, milliseconds(now))

@@ -14,7 +14,8 @@ use sqlx::sqlite::{
 };
 use sqlx::{Row as _, Sqlite as Driver, Transaction};
 
-use super::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds, no_nul};
+use super::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds};
+use super::error::{RefusalClass, refuse_nul};
 use super::migrate::VERSION;
 use super::{
     Filter, MAX_READ_IDS, MarkedRead, Missed, NotificationSelector, NotificationStore, Page,
@@ -211,13 +212,13 @@ impl SqliteStore {
         before: Option<i64>,
         limit: u32,
     ) -> Result<Page, StoreError> {
-        no_nul("recipient", recipient)?;
+        refuse_nul("recipient", recipient)?;
         let mut query = sqlx::query(sql::list(filter))
             .bind(recipient)
             .bind(before.unwrap_or(i64::MAX))
             .bind(sql::one_more(limit));
         if let Some(kind) = &filter.kind {
-            no_nul("type", kind)?;
+            refuse_nul("type", kind)?;
             query = query.bind(kind);
         }
         let (inbox, rows) = self.rows(query).await?;
@@ -225,7 +226,7 @@ impl SqliteStore {
     }
 
     async fn missed(&self, recipient: &str, after: i64, limit: u32) -> Result<Missed, StoreError> {
-        no_nul("recipient", recipient)?;
+        refuse_nul("recipient", recipient)?;
         let (inbox, rows) = self
             .rows(
                 sqlx::query(sql::MISSED)
@@ -252,7 +253,7 @@ impl SqliteStore {
     }
 
     async fn get(&self, recipient: &str, id: Id) -> Result<Option<Notification>, StoreError> {
-        no_nul("recipient", recipient)?;
+        refuse_nul("recipient", recipient)?;
         let row = sqlx::query(sql::GET)
             .bind(recipient)
             .bind(id.as_str())
@@ -262,7 +263,7 @@ impl SqliteStore {
     }
 
     async fn inbox(&self, recipient: &str) -> Result<InboxState, StoreError> {
-        no_nul("recipient", recipient)?;
+        refuse_nul("recipient", recipient)?;
         let row = sqlx::query(sql::INBOX)
             .bind(recipient)
             .fetch_optional(&self.sqlite.read)
@@ -280,7 +281,7 @@ impl SqliteStore {
         id: Id,
         now: DateTime<Utc>,
     ) -> Result<Option<InboxState>, StoreError> {
-        no_nul("recipient", recipient)?;
+        refuse_nul("recipient", recipient)?;
         let mut tx = self.sqlite.begin().await?;
         let Some(gone) = sqlx::query(DELETE)
             .bind(recipient)
@@ -314,7 +315,7 @@ impl SqliteStore {
         which: &NotificationSelector,
         now: DateTime<Utc>,
     ) -> Result<MarkedRead, StoreError> {
-        no_nul("recipient", recipient)?;
+        refuse_nul("recipient", recipient)?;
         let read_at = milliseconds(now);
         let mut tx = self.sqlite.begin().await?;
         let state = sqlx::query(sql::INBOX)
@@ -505,7 +506,7 @@ async fn insert_rows(
 /// SQLite has no arrays: many values travel as one JSON text.
 pub(super) fn json(values: &impl serde::Serialize) -> Result<String, StoreError> {
     serde_json::to_string(values)
-        .map_err(|error| StoreError::Refused(sqlx::Error::Encode(Box::new(error))))
+        .map_err(|error| StoreError::refused(RefusalClass::Encoding, error))
 }
 
 fn time(row: &SqliteRow, column: &'static str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {

@@ -11,11 +11,21 @@ use serde_json::value::RawValue;
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
 use tokio_util::sync::CancellationToken;
 
-use super::{Stores, open};
+use super::{RefusalClass, StoreError, Stores, open};
 use crate::clock::SystemClock;
 use crate::config::{Config, Database, Secret};
 use crate::id::IdGenerator;
 use crate::notification::NewActivity;
+
+/// The error of a store whose database does not answer.
+pub(crate) fn unavailable(why: &'static str) -> StoreError {
+    StoreError::unavailable(std::io::Error::other(why))
+}
+
+/// The error of a store whose database refuses a value.
+pub(crate) fn refused(why: &'static str) -> StoreError {
+    StoreError::refused(RefusalClass::Data, std::io::Error::other(why))
+}
 
 /// An activity with every optional text, whose words tell the event.
 pub(super) fn activity(event: &str, recipients: &[&str]) -> NewActivity {

@@ -22,9 +22,8 @@ use crate::auth::{Access, Authenticator};
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::Live;
-use crate::delivery::Delivery;
+use crate::inbox::Inbox;
 use crate::metrics::Metrics;
-use crate::store::NotificationStore;
 
 pub use listener::{Listener, serve};
 pub use session::Rules;
@@ -45,10 +44,8 @@ pub struct Context {
     pub authenticator: Authenticator,
     /// Decides on rooms.
     pub access: Access,
-    /// Inboxes.
-    pub notifications: Arc<dyn NotificationStore>,
-    /// The way out.
-    pub delivery: Delivery,
+    /// The inboxes of all users.
+    pub inbox: Inbox,
     /// Hears for what is held here.
     pub bus: Arc<dyn Bus>,
     /// Wall time.

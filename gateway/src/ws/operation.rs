@@ -10,7 +10,6 @@ use std::task::{Context as TaskContext, Poll};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use ring::rand::{SecureRandom, SystemRandom};
-use serde_json::value::RawValue;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::Context;
@@ -18,12 +17,10 @@ use super::session::{GivenKey, Verdict};
 use crate::auth::VerifyError;
 use crate::bus::BusError;
 use crate::config::EncryptionMode;
-use crate::dispatch::{Destination, Dispatch};
 use crate::id::Id;
+use crate::inbox::{Missed, NotificationSelector};
 use crate::principal::Principal;
 use crate::protocol::cipher::{Handshake, SALT_BYTES, UnusableKey, handshake};
-use crate::protocol::event;
-use crate::store::{Missed, NotificationSelector};
 
 /// Most operations that wait for a connection.
 const MAX_WAITING: usize = 16;
@@ -193,7 +190,7 @@ pub(super) fn begin(context: &Arc<Context>, id: Id, operation: Operation) -> Beg
             there(context, async move { mark_read(&with, &who, &which).await })
         }
         Operation::Sync { who, after, limit } => there(context, async move {
-            match with.notifications.missed(&who.subject, after, limit).await {
+            match with.inbox.missed(&who.subject, after, limit).await {
                 Ok(missed) => Outcome::Missed { after, missed },
                 Err(error) => {
                     tracing::warn!(client.id = %id, %error, "sync failed");
@@ -299,37 +296,11 @@ fn agree(random: &SystemRandom, key: Option<&str>) -> Result<Handshake, Unusable
 }
 
 async fn mark_read(context: &Context, who: &Principal, which: &NotificationSelector) -> Outcome {
-    let read = match context
-        .notifications
-        .mark_read(&who.subject, which, context.clock.now())
-        .await
-    {
-        Ok(read) => read,
+    match context.inbox.mark_read(&who.subject, which).await {
+        Ok(_) => Outcome::Done,
         Err(error) => {
             tracing::warn!(%error, "marking as read failed");
-            return Outcome::Unavailable;
+            Outcome::Unavailable
         }
-    };
-    if !read.ids.is_empty() {
-        let inbox = read.inbox;
-        let data = event::ReadByUser {
-            ids: &read.ids,
-            total: read.total,
-            read_at: read.read_at,
-            unread_count: inbox.unread_count,
-            version: inbox.version,
-        };
-        let data: Arc<RawValue> = serde_json::value::to_raw_value(&data)
-            .expect("plain data")
-            .into();
-        context
-            .delivery
-            .send(&Dispatch::new(
-                Destination::User(Arc::clone(&who.subject)),
-                event::name::NOTIFICATION_READ,
-                data,
-            ))
-            .await;
     }
-    Outcome::Done
 }

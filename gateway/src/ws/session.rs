@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use crate::config::{ClientFrames, Encryption, EncryptionMode};
 use crate::hub::Stage;
 use crate::id::Id;
+use crate::inbox::NotificationSelector;
 use crate::principal::Principal;
 use crate::protocol::bounds::{MAX_READ_IDS, MAX_SYNC};
 use crate::protocol::cipher::{Cipher, Handshake, UnusableKey};
@@ -21,7 +22,6 @@ use crate::protocol::envelope::NotAnEnvelope;
 use crate::protocol::event::{self, message, name};
 use crate::protocol::room::Rooms;
 use crate::protocol::{Envelope, Message};
-use crate::store::NotificationSelector;
 
 /// What every session of the gateway goes by.
 #[derive(Debug, Clone)]

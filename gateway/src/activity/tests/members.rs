@@ -131,9 +131,8 @@ async fn child_that_is_killed() {
     let options = PipelineOptions {
         config,
         cache_secs: 0,
-        notifications: Arc::new(Hung(stores.notifications)),
+        inbox: inbox(Arc::new(Hung(stores.notifications)), Arc::default()),
         policies: stores.policies,
-        delivery: Delivery::new(Hub::none(), Arc::new(Published::default())),
         catalogs: Arc::new(Catalogs::load(std::path::Path::new(""), "vi").unwrap()),
         clock: Arc::new(SystemClock),
         metrics: Metrics::new(),
@@ -195,10 +194,7 @@ async fn killed_between_store_and_commit(database: &Database) {
     .await
     .unwrap();
     let shutdown = CancellationToken::new();
-    let options = PipelineOptions {
-        notifications: stores.notifications.clone(),
-        ..stage.options()
-    };
+    let options = stage.options_with(stores.notifications.clone());
     let running = Running {
         task: tokio::spawn(run(options, shutdown.clone())),
         shutdown,
@@ -272,10 +268,7 @@ async fn two_members_store_side_by_side_into_postgres_for_the_same_people() {
     let running: Vec<Running> = (0..2)
         .map(|_| {
             let shutdown = CancellationToken::new();
-            let options = PipelineOptions {
-                notifications: stores.notifications.clone(),
-                ..stage.options()
-            };
+            let options = stage.options_with(stores.notifications.clone());
             Running {
                 task: tokio::spawn(run(options, shutdown.clone())),
                 shutdown,

@@ -32,6 +32,7 @@ use crate::delivery::Delivery;
 use crate::dispatch::Dispatch;
 use crate::hub::Hub;
 use crate::id::IdGenerator;
+use crate::inbox::Inbox;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::notification::{NewActivity, Notification};
@@ -294,12 +295,18 @@ impl House {
         let token_file = folder.path().join("admin-token");
         std::fs::write(&token_file, format!("{ADMIN_TOKEN}\n")).unwrap();
 
+        let delivery = Delivery::new(hub.clone(), bus.clone());
         let state = ApiState {
             authenticator: authenticator.clone(),
             basic,
             access: Access::new(stores.policies.clone(), &config.policy, config.rooms),
             notifications: stores.notifications.clone(),
-            delivery: Delivery::new(hub.clone(), bus.clone()),
+            inbox: Inbox::new(
+                stores.notifications.clone(),
+                delivery.clone(),
+                Arc::new(clock.clone()),
+            ),
+            delivery,
             hub: hub.clone(),
             bus: bus.clone(),
             revocations: revocations.clone(),

@@ -60,7 +60,7 @@ async fn a_database_that_is_away_is_unavailable_and_used_again_when_it_is_back()
         store.ping().await,
     ] {
         assert!(
-            matches!(failed, Err(StoreError::Unavailable(_))),
+            matches!(failed, Err(StoreError::Unavailable { .. })),
             "{failed:?}"
         );
     }
@@ -132,7 +132,7 @@ async fn a_statement_that_waits_too_long_is_unavailable_and_undone() {
         store.delete("x", id, at(0)).await.map(drop),
     ] {
         assert!(
-            matches!(failed, Err(StoreError::Unavailable(_))),
+            matches!(failed, Err(StoreError::Unavailable { .. })),
             "{failed:?}"
         );
     }
@@ -329,7 +329,7 @@ async fn a_server_that_falls_silent_is_given_up_and_its_connections_with_it() {
     );
     for failed in [inserted, read.map(drop)] {
         assert!(
-            matches!(failed, Err(StoreError::Unavailable(_))),
+            matches!(failed, Err(StoreError::Unavailable { .. })),
             "{failed:?}"
         );
     }

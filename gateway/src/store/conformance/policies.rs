@@ -118,7 +118,7 @@ async fn assert_policies(policies: &dyn PolicyStore) {
         policies.domains_of("\0").await.map(drop),
         policies.rules_of("\0").await.map(drop),
     ] {
-        assert!(matches!(refused, Err(StoreError::Refused(_))));
+        assert!(matches!(refused, Err(StoreError::Refused { .. })));
     }
 }
 
@@ -128,7 +128,7 @@ pub(super) async fn policies_are_read_with_text_ids(database: &TestDatabase) {
     // Without the tables it is the deployment that is at fault, not the question.
     assert!(matches!(
         policies.rules_of("17").await,
-        Err(StoreError::Unavailable(_))
+        Err(StoreError::Unavailable { .. })
     ));
     for _ in 0..2 {
         platform::seed(database.url(), &platform()).await.unwrap();

@@ -1,0 +1,169 @@
+//! Store, then push: every change of an inbox, in the one order that loses nothing.
+//!
+//! Input: activities from [`crate::activity`], a user's operations from [`crate::ws`], requests from [`crate::api`]. Output: rows in
+//! [`crate::store`] and, once they are durable, events with the absolute counts through [`crate::delivery`].
+//!
+//! A push is best effort: a device that misses one finds the row in the inbox, or by `notification:sync`.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+use tracing::Span;
+
+use crate::clock::Clock;
+use crate::delivery::Delivery;
+use crate::dispatch::{Destination, Dispatch, ResyncReason};
+use crate::id::Id;
+use crate::notification::{InboxState, NewActivity};
+use crate::protocol::event::{self, name};
+use crate::store::NotificationStore;
+
+pub use crate::store::{MarkedRead, Missed, NotificationSelector, StoreError, Stored};
+
+/// Most pushes that are encoded before they are sent.
+const PUSH_BATCH: usize = 1000;
+
+/// The inboxes of all users. Clones share everything.
+#[derive(Clone)]
+pub struct Inbox {
+    notifications: Arc<dyn NotificationStore>,
+    delivery: Delivery,
+    clock: Arc<dyn Clock>,
+    created_event: Arc<str>,
+}
+
+impl Inbox {
+    /// Stores in `notifications` and pushes through `delivery`; `clock` gives the times of rows.
+    pub fn new(
+        notifications: Arc<dyn NotificationStore>,
+        delivery: Delivery,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            notifications,
+            delivery,
+            clock,
+            created_event: name::NOTIFICATION_CREATED.into(),
+        }
+    }
+
+    /// Stores one row per (activity, recipient), all or none, as [`NotificationStore::insert`]. [`Inbox::push_created`] is the second half.
+    ///
+    /// # Errors
+    /// The database refuses a value or does not answer. After the latter the rows may be stored: repeat the call.
+    pub async fn insert(&self, activities: &[NewActivity]) -> Result<Vec<Stored>, StoreError> {
+        self.notifications
+            .insert(activities, self.clock.now())
+            .await
+    }
+
+    /// Pushes `notification:created` for rows that were stored, in their order. `spans` has one for each activity.
+    pub async fn push_created(&self, stored: &[Stored], spans: &[Span]) {
+        for rows in stored.chunks(PUSH_BATCH) {
+            let dispatches: Vec<Dispatch> = rows
+                .iter()
+                .map(|row| self.created(row, &spans[row.activity]))
+                .collect();
+            self.delivery.send_all(&dispatches).await;
+        }
+    }
+
+    fn created(&self, row: &Stored, span: &Span) -> Dispatch {
+        let data = json(&event::Created {
+            notification: &row.notification,
+            unread_count: row.inbox.unread_count,
+            version: row.inbox.version,
+        });
+        let destination = Destination::User(row.notification.recipient_id.clone());
+        Dispatch {
+            span: span.clone(),
+            ..Dispatch::new(destination, self.created_event.clone(), data)
+        }
+    }
+
+    /// Sends `resync` to these users: a push of theirs may be missing.
+    pub async fn push_resync<'u>(&self, users: impl IntoIterator<Item = &'u str>) {
+        let data = event::resync_data(ResyncReason::PushMissed);
+        let dispatches: Vec<Dispatch> = users
+            .into_iter()
+            .map(|user| Dispatch::new(Destination::User(user.into()), name::RESYNC, data.clone()))
+            .collect();
+        self.delivery.send_all(&dispatches).await;
+    }
+
+    /// Marks notifications of a user as read. Where any changed, every device of the user receives `notification:read`.
+    ///
+    /// # Errors
+    /// As [`NotificationStore::mark_read`]; nothing is pushed then.
+    pub async fn mark_read(
+        &self,
+        user: &Arc<str>,
+        selector: &NotificationSelector,
+    ) -> Result<MarkedRead, StoreError> {
+        let read = self
+            .notifications
+            .mark_read(user, selector, self.clock.now())
+            .await?;
+        if !read.ids.is_empty() {
+            self.push(user, name::NOTIFICATION_READ, &read_data(&read))
+                .await;
+        }
+        Ok(read)
+    }
+
+    /// Deletes a notification of a user. Every device of the user receives `notification:deleted`. `None` if the user has no such
+    /// notification; nothing changed then.
+    ///
+    /// # Errors
+    /// As [`NotificationStore::delete`]; nothing is pushed then.
+    pub async fn delete(&self, user: &Arc<str>, id: Id) -> Result<Option<InboxState>, StoreError> {
+        let deleted = self
+            .notifications
+            .delete(user, id, self.clock.now())
+            .await?;
+        if let Some(InboxState {
+            unread_count,
+            version,
+        }) = deleted
+        {
+            let data = event::Deleted {
+                ids: &[id],
+                unread_count,
+                version,
+            };
+            self.push(user, name::NOTIFICATION_DELETED, &data).await;
+        }
+        Ok(deleted)
+    }
+
+    /// The notifications of a user with `seq` above `after`, oldest first, at most `limit`: the answer to `notification:sync`.
+    ///
+    /// # Errors
+    /// As [`NotificationStore::missed`].
+    pub async fn missed(&self, user: &str, after: i64, limit: u32) -> Result<Missed, StoreError> {
+        self.notifications.missed(user, after, limit).await
+    }
+
+    async fn push(&self, user: &Arc<str>, event: &'static str, data: &impl Serialize) {
+        let dispatch = Dispatch::new(Destination::User(user.clone()), event, json(data));
+        self.delivery.send(&dispatch).await;
+    }
+}
+
+/// The data of `notification:read`, which is also the answer of REST.
+pub fn read_data(read: &MarkedRead) -> event::ReadByUser<'_> {
+    event::ReadByUser {
+        ids: &read.ids,
+        total: read.total,
+        read_at: read.read_at,
+        unread_count: read.inbox.unread_count,
+        version: read.inbox.version,
+    }
+}
+
+fn json(data: &impl Serialize) -> Arc<RawValue> {
+    to_raw_value(data)
+        .expect("ids, texts, times and numbers serialize")
+        .into()
+}
