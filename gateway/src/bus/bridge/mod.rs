@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use self::merge::ServerId;
 pub(super) use self::stream::EventStream;
 use self::stream::StreamCommand;
-use self::switcher::{Switcher, wanted_place};
+use self::switcher::{Switcher, wanted_location};
 use super::pubsub::{self, PubSubBus, Setup};
 use super::wire::Bridged;
 use super::{
@@ -54,7 +54,7 @@ const PREVIOUS_WAIT: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 struct Server {
     id: ServerId,
-    place: RedisLocation,
+    location: RedisLocation,
     bus: Arc<PubSubBus>,
 }
 
@@ -348,7 +348,7 @@ impl Bus for RedisBus {
         let progress = self.core.progress.lock();
         let previous = match route.previous() {
             Some(server) => Some(PreviousServer {
-                nodes: server.place.nodes.clone(),
+                nodes: server.location.nodes.clone(),
                 subscribed: server.bus.is_subscribed()
                     && server.bus.subscriber() == SubscriberState::Live,
             }),
@@ -357,11 +357,11 @@ impl Bus for RedisBus {
                 subscribed: false,
             }),
         };
-        let place = &route.current.place;
-        let moving = wanted_place(&self.core.live.borrow(), &self.core.fixed) != *place;
+        let location = &route.current.location;
+        let moving = wanted_location(&self.core.live.borrow(), &self.core.fixed) != *location;
         BusStatus {
-            mode: place.mode,
-            nodes: place.nodes.clone(),
+            mode: location.mode,
+            nodes: location.nodes.clone(),
             moving,
             error: progress.error.clone(),
             previous,

@@ -29,13 +29,13 @@ pub(super) async fn open_first(
     mut live: watch::Receiver<Arc<Live>>,
 ) -> Result<(First, watch::Receiver<Arc<Live>>), BusError> {
     loop {
-        let place = Wanted::of(&live.borrow_and_update(), fixed).place;
-        let mut connecting = pubsub::connect(&place.with_timings_of(fixed), setup)?;
+        let location = Wanted::of(&live.borrow_and_update(), fixed).location;
+        let mut connecting = pubsub::connect(&location.with_timings_of(fixed), setup)?;
         let connected = loop {
             tokio::select! {
                 connected = connecting.connected() => break Some(connected),
                 Ok(()) = live.changed() => {
-                    if Wanted::of(&live.borrow_and_update(), fixed).place != place {
+                    if Wanted::of(&live.borrow_and_update(), fixed).location != location {
                         break None;
                     }
                 }
@@ -44,7 +44,11 @@ pub(super) async fn open_first(
         let Connecting { bus, events, .. } = connecting;
         match connected {
             Some(Ok(())) => {
-                let server = Server { id: 1, place, bus };
+                let server = Server {
+                    id: 1,
+                    location,
+                    bus,
+                };
                 return Ok((First { server, events }, live));
             }
             Some(Err(error)) => {
@@ -58,16 +62,16 @@ pub(super) async fn open_first(
 
 impl Switcher {
     /// Opens the previous server while the current one serves.
-    pub(super) async fn open_previous(&mut self, place: &RedisLocation) -> Result<(), BusError> {
+    pub(super) async fn open_previous(&mut self, location: &RedisLocation) -> Result<(), BusError> {
         let core = self.core.clone();
-        let config = place.with_timings_of(&core.fixed);
+        let config = location.with_timings_of(&core.fixed);
         let current = core.current();
         let mut newer = self.live.clone();
         let is_same = tokio::select! {
             is_same = pubsub::is_same_server(&current.bus, &config) => is_same?,
             Ok(()) = newer.changed() => return Err(superseded()),
         };
-        if is_same && place.channel_prefix == current.place.channel_prefix {
+        if is_same && location.channel_prefix == current.location.channel_prefix {
             return Err(BusError::Misconfigured(
                 "redis_previous is the current server under another name".into(),
             ));
@@ -87,7 +91,7 @@ impl Switcher {
             bus.close().await;
             return Err(error);
         }
-        let server = self.attach(connecting, place);
+        let server = self.attach(connecting, location);
         {
             let mut route = core.route.lock();
             route.opening = None;
@@ -95,7 +99,7 @@ impl Switcher {
             route.attach_bridge(server.clone(), complete);
         }
         core.setup.metrics.bus_bridged.set(1);
-        tracing::info!(nodes = ?place.nodes, "publishing to and receiving from the previous Redis as well");
+        tracing::info!(nodes = ?location.nodes, "publishing to and receiving from the previous Redis as well");
         self.take_revocations(&server.bus).await;
         Ok(())
     }
@@ -125,7 +129,7 @@ impl Switcher {
     }
 
     /// Has the stream receive from a server.
-    pub(super) fn attach(&mut self, connecting: Connecting, place: &RedisLocation) -> Server {
+    pub(super) fn attach(&mut self, connecting: Connecting, location: &RedisLocation) -> Server {
         self.last_server += 1;
         let Connecting { bus, events, .. } = connecting;
         let _ = self
@@ -133,7 +137,7 @@ impl Switcher {
             .send(StreamCommand::Attach(self.last_server, events));
         Server {
             id: self.last_server,
-            place: place.clone(),
+            location: location.clone(),
             bus,
         }
     }

@@ -190,7 +190,7 @@ impl Drop for EventStream {
     }
 }
 
-/// Takes what one server has, each in its turn; an empty batch says that its events have ended. Pending for ever where there is no server. Cancel safe.
+/// Takes what one server has, each in its turn; an empty batch means that its events have ended. Pending for ever where there is no server. Cancel safe.
 async fn next_batch(
     servers: &mut VecDeque<(ServerId, Events)>,
     batch: &mut Vec<Received>,

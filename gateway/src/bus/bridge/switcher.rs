@@ -30,12 +30,12 @@ const NUMBER_CHECK: Duration = Duration::from_secs(1);
 /// What the live settings want.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wanted {
-    pub(super) place: RedisLocation,
+    pub(super) location: RedisLocation,
     pub(super) previous: Option<RedisLocation>,
 }
 
 /// Returns the current server that the settings want.
-pub(super) fn wanted_place(live: &Live, fixed: &config::Redis) -> RedisLocation {
+pub(super) fn wanted_location(live: &Live, fixed: &config::Redis) -> RedisLocation {
     live.redis
         .clone()
         .unwrap_or_else(|| RedisLocation::of(fixed))
@@ -44,7 +44,7 @@ pub(super) fn wanted_place(live: &Live, fixed: &config::Redis) -> RedisLocation 
 impl Wanted {
     pub(super) fn of(live: &Live, fixed: &config::Redis) -> Self {
         Self {
-            place: wanted_place(live, fixed),
+            location: wanted_location(live, fixed),
             previous: live.redis_previous.clone(),
         }
     }
@@ -53,8 +53,8 @@ impl Wanted {
     pub(super) fn keeps(&self, server: &Server) -> bool {
         self.previous
             .as_ref()
-            .is_some_and(|place| place.is_same_server(&server.place))
-            && !server.place.is_same_server(&self.place)
+            .is_some_and(|location| location.is_same_server(&server.location))
+            && !server.location.is_same_server(&self.location)
     }
 }
 
@@ -118,10 +118,10 @@ impl Switcher {
             let worker = current.lease_worker(None, &ids, first).await;
             core.worker.store(worker, Ordering::Release);
             current.announce().await;
-            if let Some(place) = &wanted.previous {
-                core.progress.lock().previous = Some(place.nodes.clone());
-                if let Err(error) = self.open_previous(place).await {
-                    tracing::warn!(%error, nodes = ?place.nodes, "connecting to the previous Redis failed; trying again");
+            if let Some(location) = &wanted.previous {
+                core.progress.lock().previous = Some(location.nodes.clone());
+                if let Err(error) = self.open_previous(location).await {
+                    tracing::warn!(%error, nodes = ?location.nodes, "connecting to the previous Redis failed; trying again");
                 }
             }
         };
@@ -169,7 +169,7 @@ impl Switcher {
     /// Brings the route to what is wanted; `false` when that has to be tried again.
     async fn settle(&mut self, wanted: &Wanted) -> bool {
         let core = self.core.clone();
-        if core.current().place == wanted.place {
+        if core.current().location == wanted.location {
             core.progress.lock().error = None;
             return self.settle_previous(wanted).await;
         }
@@ -178,7 +178,7 @@ impl Switcher {
         let kind = match &switched {
             Ok(switched) => switched.as_str(),
             Err(error) => {
-                tracing::warn!(%error, nodes = ?wanted.place.nodes, "Redis switch failed; staying on the current server and trying again");
+                tracing::warn!(%error, nodes = ?wanted.location.nodes, "Redis switch failed; staying on the current server and trying again");
                 "failed"
             }
         };
@@ -193,20 +193,21 @@ impl Switcher {
     /// Switches to the server that is wanted.
     async fn switch(&mut self, wanted: &Wanted) -> Result<Switched, BusError> {
         let core = self.core.clone();
-        let config = wanted.place.with_timings_of(&core.fixed);
+        let config = wanted.location.with_timings_of(&core.fixed);
         let current = core.current();
-        if current.place.is_same_server(&wanted.place) {
-            self.change_login(&current, &wanted.place, &config).await?;
+        if current.location.is_same_server(&wanted.location) {
+            self.change_login(&current, &wanted.location, &config)
+                .await?;
             return Ok(Switched::Login);
         }
         if let Some(previous) = core
             .previous()
-            .filter(|previous| previous.place.is_same_server(&wanted.place))
+            .filter(|previous| previous.location.is_same_server(&wanted.location))
         {
-            if previous.place != wanted.place {
+            if previous.location != wanted.location {
                 previous.bus.log_in(&config).await?;
             }
-            self.exchange(previous, &wanted.place).await?;
+            self.exchange(previous, &wanted.location).await?;
             return Ok(Switched::Moved);
         }
         let mut newer = self.live.clone();
@@ -214,8 +215,9 @@ impl Switcher {
             is_same = pubsub::is_same_server(&current.bus, &config) => is_same?,
             Ok(()) = newer.changed() => return Err(superseded()),
         };
-        if is_same && current.place.channel_prefix == wanted.place.channel_prefix {
-            self.change_login(&current, &wanted.place, &config).await?;
+        if is_same && current.location.channel_prefix == wanted.location.channel_prefix {
+            self.change_login(&current, &wanted.location, &config)
+                .await?;
             return Ok(Switched::Login);
         }
         self.switch_to_new(wanted, &config, current).await?;
@@ -226,20 +228,20 @@ impl Switcher {
     async fn change_login(
         &self,
         current: &Server,
-        place: &RedisLocation,
+        location: &RedisLocation,
         config: &config::Redis,
     ) -> Result<(), BusError> {
         current.bus.log_in(config).await?;
         let mut route = self.core.route.lock();
         if route.current.id == current.id {
-            route.current.place = place.clone();
+            route.current.location = location.clone();
         }
-        tracing::info!(nodes = ?place.nodes, "Redis login changed");
+        tracing::info!(nodes = ?location.nodes, "Redis login changed");
         Ok(())
     }
 
     /// Lets the current and the previous server change places.
-    async fn exchange(&self, previous: Server, place: &RedisLocation) -> Result<(), BusError> {
+    async fn exchange(&self, previous: Server, location: &RedisLocation) -> Result<(), BusError> {
         let core = &self.core;
         if !previous.bus.is_subscribed() {
             return Err(BusError::Unavailable("subscriptions are down there".into()));
@@ -256,12 +258,12 @@ impl Switcher {
         };
         bridge.previous = old.clone();
         route.current = Server {
-            place: place.clone(),
+            location: location.clone(),
             ..previous
         };
         old.bus.show(false);
         route.current.bus.show(true);
-        tracing::info!(nodes = ?place.nodes, previous = ?old.place.nodes, "switched to the previous Redis");
+        tracing::info!(nodes = ?location.nodes, previous = ?old.location.nodes, "switched to the previous Redis");
         Ok(())
     }
 
@@ -279,10 +281,10 @@ impl Switcher {
             .then(|| old.bus.clone())
             .filter(|bus| bus.is_subscribed());
         let (connecting, number) = self.open_new(config, &known, also.as_deref()).await?;
-        let server = self.attach(connecting, &wanted.place);
+        let server = self.attach(connecting, &wanted.location);
         self.use_worker(number, also.as_deref()).await;
         let dropped = self.make_current(&server, &old, wanted);
-        tracing::info!(nodes = ?server.place.nodes, previous = ?old.place.nodes, "switched to another Redis");
+        tracing::info!(nodes = ?server.location.nodes, previous = ?old.location.nodes, "switched to another Redis");
         // Revocations that were made meanwhile went to the old server alone.
         let late: Vec<Revocation> = (core.known_revocations)()
             .into_iter()
@@ -354,7 +356,10 @@ impl Switcher {
     /// Opens, keeps or leaves the previous server; `false` when that has to be tried again.
     async fn settle_previous(&mut self, wanted: &Wanted) -> bool {
         let core = self.core.clone();
-        core.progress.lock().previous = wanted.previous.as_ref().map(|place| place.nodes.clone());
+        core.progress.lock().previous = wanted
+            .previous
+            .as_ref()
+            .map(|location| location.nodes.clone());
         let superfluous = {
             let mut route = core.route.lock();
             if route.previous().is_some_and(|server| !wanted.keeps(server)) {
@@ -365,23 +370,23 @@ impl Switcher {
         };
         if let Some(server) = superfluous {
             self.leave(server.clone()).await;
-            tracing::info!(nodes = ?server.place.nodes, "left the previous Redis");
+            tracing::info!(nodes = ?server.location.nodes, "left the previous Redis");
         }
         let done = match (&wanted.previous, core.previous()) {
             (None, _) => Ok(()),
-            (Some(place), Some(server)) if server.place == *place => Ok(()),
-            (Some(place), Some(server)) => server
+            (Some(location), Some(server)) if server.location == *location => Ok(()),
+            (Some(location), Some(server)) => server
                 .bus
-                .log_in(&place.with_timings_of(&core.fixed))
+                .log_in(&location.with_timings_of(&core.fixed))
                 .await
                 .map(|()| {
                     if let Some(Bridge { previous, .. }) = &mut core.route.lock().bridge {
-                        previous.place = place.clone();
+                        previous.location = location.clone();
                     }
                 }),
-            (Some(place), None) if place.is_same_server(&wanted.place) => Ok(()),
-            (Some(place), None) => self
-                .open_previous(place)
+            (Some(location), None) if location.is_same_server(&wanted.location) => Ok(()),
+            (Some(location), None) => self
+                .open_previous(location)
                 .await
                 .map(|()| self.hand_out(BusEvent::Resync(ResyncReason::BusMoved))),
         };
@@ -389,8 +394,8 @@ impl Switcher {
             .metrics
             .bus_bridged
             .set(i64::from(core.previous().is_some()));
-        if let (Err(error), Some(place)) = (&done, &wanted.previous) {
-            tracing::warn!(%error, nodes = ?place.nodes, "connecting to the previous Redis failed; trying again");
+        if let (Err(error), Some(location)) = (&done, &wanted.previous) {
+            tracing::warn!(%error, nodes = ?location.nodes, "connecting to the previous Redis failed; trying again");
         }
         done.is_ok()
     }

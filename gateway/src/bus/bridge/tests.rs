@@ -24,7 +24,7 @@ use crate::dispatch::{Destination, Dispatch};
 use crate::metrics::Metrics;
 use crate::revocation::Revocation;
 
-fn place(server: &Server) -> RedisLocation {
+fn location(server: &Server) -> RedisLocation {
     let mut bus = Config::for_tests().redis;
     (bus.mode, bus.nodes) = (RedisMode::Standalone, vec![server.address()]);
     RedisLocation::of(&bus)
@@ -45,7 +45,7 @@ fn options(
     clock: Arc<dyn Clock>,
 ) -> BusOptions {
     let mut config = Config::for_tests();
-    config.redis = place(server).with_timings_of(&config.redis);
+    config.redis = location(server).with_timings_of(&config.redis);
     (
         config.redis.command_timeout_ms,
         config.redis.request_timeout_ms,
@@ -128,7 +128,7 @@ impl Instance {
                 .map(|seen| (seen.nodes.as_slice(), seen.subscribed));
             facts.nodes == bus.nodes
                 && !facts.moving
-                && seen == previous.map(|place| (place.nodes.as_slice(), true))
+                && seen == previous.map(|location| (location.nodes.as_slice(), true))
         })
         .await;
     }
@@ -208,7 +208,10 @@ async fn the_bridge_keeps_the_contract_of_every_bus_with_one_server_and_with_two
         return;
     }
     let (old, new) = (Server::start(&[]), Server::start(&[]));
-    for at_first in [live(None, None), live(Some(place(&new)), Some(place(&old)))] {
+    for at_first in [
+        live(None, None),
+        live(Some(location(&new)), Some(location(&old))),
+    ] {
         let clock = FixedClock::new(SystemClock.now());
         let (_live, following) = watch::channel(at_first.clone());
         let opened = open(options(&old, "one", following, Arc::new(clock.clone())))

@@ -31,7 +31,7 @@ pub(super) struct Link {
 pub(super) enum Keys {
     /// A server that holds all keys.
     Node(MultiplexedConnection),
-    /// A cluster that knows which node holds which.
+    /// A connection that finds the node of each key.
     Cluster(ClusterConnection),
 }
 

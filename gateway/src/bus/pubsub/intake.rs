@@ -340,7 +340,7 @@ impl Intake {
         self.queue.end_when_dropped()
     }
 
-    /// Ends when nobody takes events any more.
+    /// Ends when events are no longer taken.
     pub(super) async fn abandoned(&self) {
         self.queue.abandoned().await;
     }

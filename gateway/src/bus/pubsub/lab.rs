@@ -15,7 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// Longest wait for anything in a test.
 pub(in crate::bus) const LIMIT: Duration = Duration::from_secs(20);
 
-/// Whether there is a `redis-server`; says so where there is none.
+/// Whether there is a `redis-server`; prints that the test is skipped where there is none.
 pub(in crate::bus) fn available(test: &str) -> bool {
     let found = Command::new("redis-server")
         .arg("--version")
@@ -325,7 +325,7 @@ impl Proxy {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// From here on the connections that have subscribed hear nothing; later ones do.
+    /// From here on the connections that have subscribed receive nothing; later ones do.
     pub(in crate::bus) fn mute_subscribers(&self) {
         for wire in self
             .open

@@ -229,7 +229,7 @@ pub(super) fn new_instance() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// A bus that connects. Dropping the bus closes what was begun.
+/// A bus that connects. Dropping the bus closes its connections.
 pub(super) struct Connecting {
     pub(super) bus: Arc<PubSubBus>,
     pub(super) events: Events,
@@ -305,7 +305,7 @@ fn connect_timed(
 /// Reads the settings of connections.
 fn connector(config: &config::Redis) -> Result<Connector, BusError> {
     if config.tls.enabled {
-        // An error says that one is installed already: it is the same one.
+        // Fails where one is installed already: it is the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
     Connector::new(config)

@@ -123,7 +123,7 @@ impl Queue {
         self.waiting.load(Ordering::Acquire)
     }
 
-    /// Ends when nobody takes events any more.
+    /// Ends when events are no longer taken.
     pub(super) async fn abandoned(&self) {
         self.sender.closed().await;
     }
@@ -133,7 +133,7 @@ impl Queue {
         EndOfEvents(Arc::clone(self))
     }
 
-    /// Whether a resync is due for what was dropped: not before half of the queue is free again.
+    /// Whether a resync is due for what was dropped: once half of the queue is free again.
     fn overflow_is_over(&self) -> bool {
         self.waiting.load(Ordering::Acquire) <= MAX_WAITING / 2
             && self.waiting_bytes.load(Ordering::Acquire) <= MAX_WAITING_BYTES / 2
@@ -159,7 +159,7 @@ pub(in crate::bus) struct Events {
 }
 
 impl Events {
-    /// Takes at most `limit` of what waits; nothing at all says that the events have ended.
+    /// Takes at most `limit` of what waits; an empty batch means that the events have ended.
     pub(in crate::bus) fn poll_many(
         &mut self,
         context: &mut Context<'_>,

@@ -25,7 +25,7 @@ use crate::dispatch::ResyncReason;
 /// Most interests in one command, each of two channels at most.
 const CHUNK: usize = 256;
 
-/// How often the wait for a first ping doubles.
+/// How many times the wait for a first ping doubles at most.
 const MAX_STALL_DOUBLINGS: u32 = 5;
 
 /// A connection that receives what it subscribed to.
@@ -290,7 +290,7 @@ impl Subscriber {
             .collect()
     }
 
-    /// Makes a connection beside `old`, subscribes all on it, and goes over at a marker that both hconnection.
+    /// Makes a connection while `old` serves, subscribes to all on it, and hands over at a marker that both receive.
     async fn hand_over(&mut self, old: &Connection) -> RedisResult<Connection> {
         let mut connection = self
             .connect(&Prefer::Same(old.link.address.clone()))

@@ -105,7 +105,7 @@ impl WorkerLease {
             .map(|held| held.number)
     }
 
-    /// Returns the number, whoever owns it by now; `None` where none is held.
+    /// Returns the number, although another instance may own it by now; `None` where none is held.
     pub(super) fn number(&self) -> Option<u16> {
         self.held.lock().as_ref().map(|held| held.number)
     }
@@ -134,7 +134,7 @@ impl WorkerLease {
         !matches!(self.state(now), LeaseState::Leased | LeaseState::Renewing)
     }
 
-    /// Forgets the number and returns it: the caller tells the server.
+    /// Forgets the number and returns it: the caller gives it up on the server.
     pub(super) fn give_up(&self) -> Option<u16> {
         self.held.lock().take().map(|held| held.number)
     }

@@ -13,7 +13,7 @@ async fn a_server_that_cannot_be_reached_leaves_the_current_one_in_use_until_it_
     let b = Instance::start(&old, "b", live(None, None)).await;
     a.subscribe(&[room()]).await;
     new.kill();
-    a.set(&place(&new), Some(&place(&old)));
+    a.set(&location(&new), Some(&location(&old)));
     eventually("the error is shown", async || a.status().error.is_some()).await;
     let facts = a.status();
     assert!(facts.moving && facts.nodes == [old.address()], "{facts:?}");
@@ -32,7 +32,7 @@ async fn a_server_that_cannot_be_reached_leaves_the_current_one_in_use_until_it_
     assert_eq!(a.number().await, 2);
     // Taken back before it could be done: nothing is left of it.
     new.kill();
-    a.switch(&place(&old), None).await;
+    a.switch(&location(&old), None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -47,7 +47,9 @@ async fn a_previous_server_that_dies_harms_nothing_and_is_left_when_the_file_nam
     let b = Instance::start(&old, "b", live(None, None)).await;
     a.subscribe(&[room()]).await;
     for instance in [&a, &b] {
-        instance.switch(&place(&new), Some(&place(&old))).await;
+        instance
+            .switch(&location(&new), Some(&location(&old)))
+            .await;
     }
     old.kill();
     eventually("the loss is shown", async || {
@@ -77,6 +79,6 @@ async fn a_previous_server_that_dies_harms_nothing_and_is_left_when_the_file_nam
         reply.send(Reply::Count { count: 0 }).unwrap();
     });
     assert_eq!(answers.unwrap().replies.len(), 1);
-    b.switch(&place(&new), None).await;
+    b.switch(&location(&new), None).await;
     assert_eq!(b.status().previous, None);
 }

@@ -14,7 +14,9 @@ async fn an_instance_on_the_old_server_alone_is_asked_there_and_one_on_both_is_a
     let mut b = Instance::start(&old, "b", live(None, None)).await;
     let mut c = Instance::start(&old, "c", live(None, None)).await;
     for instance in [&a, &b] {
-        instance.switch(&place(&new), Some(&place(&old))).await;
+        instance
+            .switch(&location(&new), Some(&location(&old)))
+            .await;
     }
     let question = Ask::Holds {
         client: "4bC".parse().unwrap(),
@@ -53,8 +55,13 @@ async fn worker_numbers_are_never_shared_while_instances_are_on_different_server
         server.cli(&["SET", &format!("signal:worker:{number}"), "somebody else"])
     };
     taken(&new, 9);
-    let fresh = Instance::start(&old, "fresh", live(Some(place(&new)), Some(place(&old)))).await;
-    a.switch(&place(&new), Some(&place(&old))).await;
+    let fresh = Instance::start(
+        &old,
+        "fresh",
+        live(Some(location(&new)), Some(location(&old))),
+    )
+    .await;
+    a.switch(&location(&new), Some(&location(&old))).await;
     let numbers = [a.worker(), b.worker(), fresh.worker()];
     assert!(
         a.worker() != 9
@@ -77,8 +84,8 @@ async fn worker_numbers_are_never_shared_while_instances_are_on_different_server
     // Another instance takes the number on the old server later.
     taken(&old, fresh.worker());
     let before = fresh.worker();
-    fresh.switch(&place(&new), None).await;
-    fresh.switch(&place(&new), Some(&place(&old))).await;
+    fresh.switch(&location(&new), None).await;
+    fresh.switch(&location(&new), Some(&location(&old))).await;
     assert_ne!(fresh.worker(), before);
     assert_eq!(
         old.cli(&["GET", &format!("signal:worker:{}", fresh.worker())])
@@ -109,7 +116,7 @@ async fn revocations_are_written_to_the_new_server_and_those_stored_there_are_ha
         .await
         .unwrap();
     let mut a = Instance::knowing(&old, "a", live(None, None), vec![of("known")]).await;
-    a.switch(&place(&new), Some(&place(&old))).await;
+    a.switch(&location(&new), Some(&location(&old))).await;
     let BusEvent::Revocations(mut stored) = a.event().await else {
         panic!("no revocations")
     };

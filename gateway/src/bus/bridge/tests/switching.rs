@@ -63,7 +63,7 @@ async fn instances_switch_one_after_the_other_while_messages_flow_and_none_is_lo
         return;
     }
     let (old, new) = (Server::start(&[]), Server::start(&[]));
-    let (here, there) = (place(&old), place(&new));
+    let (here, there) = (location(&old), location(&new));
     let mut a = Instance::start(&old, "a", live(None, None)).await;
     let mut b = Instance::start(&old, "b", live(None, None)).await;
     a.subscribe(&[room()]).await;
@@ -118,7 +118,7 @@ async fn a_bridge_is_attached_and_detached_under_load_and_nothing_is_lost_or_dou
         return;
     }
     let (old, new) = (Server::start(&[]), Server::start(&[]));
-    let (previous, current) = (place(&old), place(&new));
+    let (previous, current) = (location(&old), location(&new));
     let mut a = Instance::start(&new, "a", live(None, None)).await;
     let mut b = Instance::start(&new, "b", live(None, None)).await;
     a.subscribe(&[room()]).await;
@@ -160,9 +160,9 @@ async fn a_message_of_an_emitter_is_received_once_on_either_server_while_there_a
     let mut b = Instance::start(&old, "b", live(None, None)).await;
     a.subscribe(&[room()]).await;
     b.subscribe(&[room()]).await;
-    a.switch(&place(&new), Some(&place(&old))).await;
+    a.switch(&location(&new), Some(&location(&old))).await;
     // Wanted from here on, on both.
-    b.switch(&place(&new), Some(&place(&old))).await;
+    b.switch(&location(&new), Some(&location(&old))).await;
     for (n, server) in [&old, &new, &old, &new].into_iter().enumerate() {
         emit(server, n);
         assert_eq!((a.number().await, b.number().await), (n, n));
@@ -201,7 +201,7 @@ async fn another_login_or_another_name_of_the_same_server_is_used_without_a_gap(
             username: user.into(),
             password_file: SecretFile::new(server.dir.path().join(password)),
         },
-        ..place(&server)
+        ..location(&server)
     };
     let mut a = Instance::start(&server, "a", live(Some(by("one", "first")), None)).await;
     let b = Instance::start(&server, "b", live(None, None)).await;
@@ -237,7 +237,7 @@ async fn another_login_or_another_name_of_the_same_server_is_used_without_a_gap(
         nodes: vec![format!("localhost:{}", server.port)],
         ..by("two", "second")
     };
-    a.set(&named, Some(&place(&server)));
+    a.set(&named, Some(&location(&server)));
     eventually("the name is used", async || a.status().nodes == named.nodes).await;
     emit(&server, 1);
     emit(&server, 2);
@@ -264,7 +264,7 @@ async fn a_start_follows_the_file_to_a_server_that_answers() {
         following,
         Arc::new(SystemClock),
     )));
-    live_sender.send_replace(live(Some(place(&new)), Some(place(&dead))));
+    live_sender.send_replace(live(Some(location(&new)), Some(location(&dead))));
     let opened = timeout(LIMIT, opening).await.unwrap().unwrap().unwrap();
     let facts = opened.bus.status();
     assert_eq!(

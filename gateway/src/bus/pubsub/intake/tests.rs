@@ -40,7 +40,7 @@ fn drain(events: &mut Events) -> Vec<String> {
 #[test]
 fn a_handover_is_one_stream_without_gap_or_repeat_whichever_connection_is_faster() {
     let marker = || message(&format!("signal:ping:{ME}"), "handover-1");
-    // What each connection receives, in order, and all ways to mix the two that the bits of a number can say.
+    // What each connection receives, in order, and every way to mix the two, as the bits of a number.
     for mix in 0..1u32 << 12 {
         let (intake, mut events, _questions) = intake();
         intake.switch_to(1);
@@ -117,7 +117,8 @@ async fn a_full_queue_drops_and_a_resync_follows_once_it_is_half_empty() {
 }
 
 #[tokio::test]
-async fn events_end_behind_what_was_received_and_the_intake_notices_that_nobody_takes_them() {
+async fn events_end_behind_what_was_received_and_the_intake_notices_when_they_are_no_longer_taken()
+{
     let (intake, mut events, _questions) = intake();
     intake.switch_to(1);
     intake.receive(1, published(1));

@@ -122,7 +122,20 @@ async fn the_documented_acl_recipes_are_enough_and_no_more() {
             .all(|c| c.starts_with("shop1:"))
     );
 
-    // What the other users may do; `-e` makes redis-cli fail on an error.
+    other_users_may_do_what_they_need_and_no_more(&server, &mut a).await;
+    server.cli(&["ACL", "SETUSER", "open", "on", "nopass", "+@all", "&*"]);
+    (config.auth.username, config.auth.password_file) = ("open".into(), SecretFile::default());
+    connect(&config).await.unwrap();
+    config.auth.username = "signal-gateway".into();
+    config.auth.password_file = secret(server.dir.path(), "wrong", "change-me-emitter");
+    assert!(
+        connect(&config).await.is_err(),
+        "a wrong password is refused"
+    );
+}
+
+/// `-e` makes redis-cli fail on an error.
+async fn other_users_may_do_what_they_need_and_no_more(server: &Server, a: &mut Opening) {
     let as_user = |user: &str, password: &str, command: &[&str]| {
         let login = ["--user", user, "--pass", password, "--no-auth-warning"];
         server.try_cli(&[&login[..], command].concat())
@@ -188,15 +201,6 @@ async fn the_documented_acl_recipes_are_enough_and_no_more() {
             "{looking:?}"
         );
     }
-    server.cli(&["ACL", "SETUSER", "open", "on", "nopass", "+@all", "&*"]);
-    (config.auth.username, config.auth.password_file) = ("open".into(), SecretFile::default());
-    connect(&config).await.unwrap();
-    config.auth.username = "signal-gateway".into();
-    config.auth.password_file = secret(server.dir.path(), "wrong", "change-me-emitter");
-    assert!(
-        connect(&config).await.is_err(),
-        "a wrong password is refused"
-    );
 }
 
 async fn connect(config: &config::Redis) -> redis::RedisResult<()> {

@@ -108,12 +108,23 @@ async fn questions_reach_all_live_instances_and_those_that_do_not_reply_are_miss
         open_with(&config, "b", quick(&config)).await,
         open_with(&config, "c", quick(&config)).await,
     );
-    let question = Ask::Join {
+    all_reply(&a, &mut b, &mut c).await;
+    those_that_do_not_reply_are_missing(&server, &a, &mut b, &mut c).await;
+    c.bus.close().await;
+    open_questions_are_bounded(&a).await;
+}
+
+fn join_question() -> Ask {
+    Ask::Join {
         client: "4bC".parse().unwrap(),
         rooms: vec!["x".into()],
-    };
+    }
+}
+
+async fn all_reply(a: &Opening, b: &mut Opening, c: &mut Opening) {
+    let question = join_question();
     let (answers, ()) = tokio::join!(a.bus.ask(&question), async {
-        for bus in [&mut b, &mut c] {
+        for bus in [b, c] {
             let BusEvent::Asked(asked, reply) = bus.event().await else {
                 panic!("not asked")
             };
@@ -138,8 +149,16 @@ async fn questions_reach_all_live_instances_and_those_that_do_not_reply_are_miss
             |(_, reply)| matches!(reply, Reply::Rooms { rooms: Some(rooms) } if rooms == &["x"])
         )
     );
+}
 
-    // c drops the question, and one that crashed is still listed.
+/// c drops the question, and an instance that crashed is still listed.
+async fn those_that_do_not_reply_are_missing(
+    server: &Server,
+    a: &Opening,
+    b: &mut Opening,
+    c: &mut Opening,
+) {
+    let question = join_question();
     let id = "f".repeat(32);
     server.cli(&[
         "ZADD",
@@ -164,9 +183,10 @@ async fn questions_reach_all_live_instances_and_those_that_do_not_reply_are_miss
     assert!(
         began.elapsed() >= Duration::from_millis(900) && began.elapsed() < Duration::from_secs(3)
     );
-
-    c.bus.close().await;
     server.cli(&["ZREM", "signal:instances", &format!("{id} gone")]);
+}
+
+async fn open_questions_are_bounded(a: &Opening) {
     let questions = vec![
         Ask::Holds {
             client: "A".parse().unwrap()
