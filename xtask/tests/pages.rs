@@ -12,6 +12,13 @@ const SPECIFICATIONS: [&str; 2] = ["protocol.md", "authorization.md"];
 const TABLES: [&str; 2] = ["3.", "7."];
 /// What is generated, built or not ours.
 const SKIPPED: [&str; 4] = ["target", ".git", "node_modules", "golden"];
+/// Endings of names that are files and not settings.
+const FILE_ENDINGS: [&str; 13] = [
+    "md", "rs", "toml", "json", "yaml", "sh", "pem", "db", "html", "key", "token", "go", "sum",
+];
+/// What a setting's name ends in when it carries a unit.
+const UNITS: [&str; 5] = ["_ms", "_secs", "_bytes", "_days", "_file"];
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -170,6 +177,63 @@ fn every_row_of_the_event_and_close_code_tables_is_cited_by_a_test() {
         untested.is_empty(),
         "no test's doc comment cites protocol.md {}",
         untested.join(", ")
+    );
+}
+
+/// The static and live settings, as `section.key` and as the key alone.
+fn settings() -> BTreeSet<String> {
+    let mut settings = BTreeSet::new();
+    for file in ["config.default.toml", "live.default.toml"] {
+        let mut section = String::new();
+        for line in read(&root().join("contract").join(file)).lines() {
+            // Tables and keys that stand there as examples are behind a `#`.
+            let line = line.trim_start_matches("# ");
+            if let Some(name) = line.strip_prefix('[') {
+                section = name.trim_matches(['[', ']']).to_owned();
+            } else if let Some((key, _)) = line.split_once(" = ") {
+                settings.insert(key.to_owned());
+                settings.insert(format!("{section}.{key}"));
+            }
+        }
+    }
+    settings
+}
+
+/// Whether a quoted name looks like a setting: `section.key`, or a key that ends in its unit.
+fn is_setting(name: &str) -> bool {
+    let is_word =
+        |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    match name.rsplit_once('.') {
+        Some((section, key)) => {
+            section.split('.').all(is_word) && is_word(key) && !FILE_ENDINGS.contains(&key)
+        }
+        None => is_word(name) && UNITS.iter().any(|unit| name.ends_with(unit)),
+    }
+}
+
+#[test]
+fn every_setting_that_a_page_names_exists() {
+    let settings = settings();
+    let mut missing = Vec::new();
+    for (path, text) in pages() {
+        // That page names values of charts and fields of the resource.
+        if path.starts_with("charts/") {
+            continue;
+        }
+        for quoted in quoted(&text) {
+            let name = quoted.split_once(" = ").map_or(quoted, |(name, _)| name);
+            let is_of_resource = name.starts_with("spec.") || name.starts_with("status.");
+            // Within `[redis]` a page may leave the section out.
+            let exists = settings.contains(name) || settings.contains(&format!("redis.{name}"));
+            if is_setting(name) && !is_of_resource && !exists {
+                missing.push(format!("{path}: {name}"));
+            }
+        }
+    }
+    assert!(
+        missing.is_empty(),
+        "not in the default settings:\n{}",
+        missing.join("\n")
     );
 }
 
