@@ -6,6 +6,7 @@
 //! | `opening` | connects to a server while another serves, and leaves one |
 //! | `worker` | one worker number on two servers |
 //! | `stream` | hands out what is received |
+//! | `merging` | whether a merge stands in between |
 //! | `merge` | one stream out of what two servers deliver: each message once, in order |
 //!
 //! With one server the way is plain: a dispatch goes to it as it is, and what it delivers is handed out as it comes. While the live settings name a
@@ -14,6 +15,7 @@
 //! [`PREVIOUS_WAIT`] at most.
 
 mod merge;
+mod merging;
 mod opening;
 mod stream;
 mod switcher;

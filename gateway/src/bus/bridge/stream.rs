@@ -3,8 +3,7 @@
 //! Input: the events of each server, as the switcher attaches them, and the switcher's own. Output: the events that [`super::super::open`] returns; they
 //! end with those of the current server. The taker does the work: there is no task and no queue in between.
 //!
-//! With one server its events are handed out as they come. A [`Merge`] is attached as soon as there is a second server, or as a dispatch carries the
-//! numbers of an instance that publishes to two; it is detached when neither has been the case for [`SETTLE`].
+//! With one server its events are handed out as they come; [`Merging`] decides when a merge stands in between.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -15,7 +14,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::merge::{Merge, ServerId, ServerState};
+use super::merge::{ServerId, ServerState};
+use super::merging::Merging;
 use super::{BridgeCore, Bus as _, BusEvent, SubscriberState};
 use crate::bus::pubsub::{Events, Received};
 use crate::metrics::Metrics;
@@ -24,9 +24,6 @@ use crate::metrics::Metrics;
 const HOLD_CHECK: Duration = Duration::from_millis(50);
 /// Most events that are taken from one server at a time.
 const BATCH: usize = 256;
-/// How long a merge stays after the last numbered dispatch. A copy that comes later than its twin by this much has been lost: a server that holds back so
-/// long is stalled, and its connection is replaced.
-const SETTLE: Duration = Duration::from_secs(120);
 
 /// What the switcher sends.
 pub(super) enum StreamCommand {
@@ -41,15 +38,9 @@ pub(in crate::bus) struct EventStream {
     core: Arc<BridgeCore>,
     commands: mpsc::UnboundedReceiver<StreamCommand>,
     servers: VecDeque<(ServerId, Events)>,
-    merging: Option<Merging>,
+    merging: Merging,
     /// Scratch.
     batch: Vec<Received>,
-}
-
-/// A merge, and when a numbered dispatch last came in.
-struct Merging {
-    merge: Merge,
-    last_numbered: Instant,
 }
 
 impl EventStream {
@@ -61,7 +52,7 @@ impl EventStream {
             core,
             commands,
             servers: VecDeque::new(),
-            merging: None,
+            merging: Merging::default(),
             batch: Vec::with_capacity(BATCH),
         }
     }
@@ -69,10 +60,7 @@ impl EventStream {
     /// Adds what comes next to `out`; `false` when the current server's events have ended. Cancel safe.
     pub(in crate::bus) async fn next(&mut self, out: &mut Vec<BusEvent>) -> bool {
         while out.is_empty() {
-            let is_holding = self
-                .merging
-                .as_ref()
-                .is_some_and(|merging| merging.merge.is_holding());
+            let is_holding = self.merging.is_holding();
             tokio::select! {
                 biased;
                 command = self.commands.recv() => match command {
@@ -98,81 +86,25 @@ impl EventStream {
     }
 
     fn attach(&mut self, server: ServerId, events: Events) {
-        if let Some(merging) = &mut self.merging {
-            merging.merge.attach(server);
-        }
         self.servers.push_back((server, events));
-        if self.servers.len() > 1 {
-            self.merging(Instant::now());
-        }
+        self.merging.attach_server(server, Instant::now());
     }
 
     fn detach(&mut self, server: ServerId, out: &mut Vec<BusEvent>) {
         self.servers.retain(|(other, _)| *other != server);
-        if let Some(merging) = &mut self.merging {
-            merging.merge.detach(server, out);
-            merging.last_numbered = Instant::now();
-        }
-    }
-
-    /// Returns the merge, and begins one of the servers that are attached where there is none.
-    fn merging(&mut self, now: Instant) -> &mut Merging {
-        self.merging.get_or_insert_with(|| {
-            let mut merge = Merge::default();
-            for (server, _) in &self.servers {
-                merge.attach(*server);
-            }
-            Merging {
-                merge,
-                last_numbered: now,
-            }
-        })
+        self.merging.detach_server(server, Instant::now(), out);
     }
 
     /// Takes the batch of a server.
     fn take(&mut self, server: ServerId, out: &mut Vec<BusEvent>) {
-        let has_numbers = self.batch.iter().any(Received::is_numbered);
-        if self.merging.is_none() && !has_numbers {
-            out.extend(self.batch.drain(..).map(|received| received.event));
+        if self.merging.take_plain(&mut self.batch, out) {
             return;
         }
         let now = Instant::now();
         let states = server_states(&self.core, &self.servers);
-        let mut batch = std::mem::take(&mut self.batch);
-        let is_alone = self.servers.len() < 2;
-        let merging = self.merging(now);
-        for received in batch.drain(..) {
-            let state = |server| state_of(&states, server);
-            merging.merge.take(server, received, now, state, out);
-        }
-        if has_numbers {
-            merging.last_numbered = now;
-        }
-        let is_settled = is_alone
-            && !merging.merge.is_holding()
-            && now.duration_since(merging.last_numbered) >= SETTLE;
-        self.count_repeats();
-        if is_settled {
-            self.merging = None;
-        }
-        self.batch = batch;
-    }
-
-    /// Hands out what was held for too long.
-    fn release_held(&mut self, out: &mut Vec<BusEvent>) {
-        if let Some(Merging { merge, .. }) = &mut self.merging
-            && merge.is_holding()
-        {
-            let states = server_states(&self.core, &self.servers);
-            merge.expire(Instant::now(), |server| state_of(&states, server), out);
-        }
-    }
-
-    fn count_repeats(&mut self) {
-        let Some(Merging { merge, .. }) = &mut self.merging else {
-            return;
-        };
-        let repeats = std::mem::take(&mut merge.repeats);
+        let state = |server| state_of(&states, server);
+        self.merging.take(server, &mut self.batch, now, state, out);
+        let repeats = self.merging.settle(now);
         if repeats > 0 {
             self.core
                 .setup
@@ -180,6 +112,15 @@ impl EventStream {
                 .bus_received
                 .get_or_create(&Metrics::kind("repeat"))
                 .inc_by(repeats);
+        }
+    }
+
+    /// Hands out what was held for too long.
+    fn release_held(&mut self, out: &mut Vec<BusEvent>) {
+        if self.merging.is_holding() {
+            let states = server_states(&self.core, &self.servers);
+            let state = |server| state_of(&states, server);
+            self.merging.expire(Instant::now(), state, out);
         }
     }
 }
