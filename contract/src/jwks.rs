@@ -72,7 +72,7 @@ pub struct Source {
 }
 
 /// The stage of a source in a rotation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceState {
     /// Fetched and validated; its tokens are refused.

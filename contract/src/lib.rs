@@ -4,6 +4,8 @@
 //! |---|---|---|---|
 //! | `gateway.toml`, the static settings | [`Config`] | the operator, or a person | the gateway, once, when it starts |
 //! | `live.toml`, the live settings | [`Live`] | the operator, or a person | the gateway, at each change |
+//! | `/status` | [`StatusReport`] | the gateway | the operator, at each look at its pods |
+//! | `/drain`, `/shed` | [`DrainOrder`], [`ShedOrder`] | the operator | the gateway |
 //!
 //! A key has the name of the SignalCluster's field in snake case and its unit (`finishTimeout` is `finish_timeout_ms`), in the section of the same
 //! path without `gateway`. Nothing here does IO: the gateway loads and checks (`signal_gateway::config`), the operator decides what to write.
@@ -15,6 +17,7 @@ mod redis;
 mod revision;
 mod secret;
 mod sparse;
+mod status;
 
 pub use config::{
     Auth, ClientFrames, Config, DEFAULTS, Database, Drain, Encryption, EncryptionMode, Heartbeat,
@@ -27,3 +30,7 @@ pub use live::{LIVE_DEFAULTS, Limits, Live, LiveAuth, LiveObservability, LiveRoo
 pub use redis::{Redis, RedisAuth, RedisLocation, RedisMode, RedisTls, Sentinel};
 pub use revision::{revision, revision_of_digest};
 pub use secret::{Secret, SecretFile};
+pub use status::{
+    ConnectionCounts, DatabaseReport, DrainOrder, DrainStatus, JwksFileReport, KafkaReport,
+    KeySourceReport, PreviousRedis, RedisReport, Shed, ShedOrder, StatusReport, UnreadyPart,
+};

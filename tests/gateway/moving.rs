@@ -34,7 +34,7 @@ async fn name(gateway: &mut Gateway, bus: SocketAddr, previous: Option<SocketAdd
 }
 
 async fn status(gateway: &Gateway) -> Value {
-    gateway.admin("GET", "/status").await.expect(200).json()["bus"].clone()
+    gateway.admin("GET", "/status").await.expect(200).json()["redis"].clone()
 }
 
 /// Waits until a gateway uses a server, and is still subscribed to the previous one or has left it.
@@ -42,11 +42,12 @@ async fn expect_on(gateway: &Gateway, bus: SocketAddr, previous: Option<SocketAd
     until("the move is acknowledged", || async {
         let bus_status = status(gateway).await;
         let in_place = bus_status["nodes"] == json!([bus.to_string()])
-            && bus_status["hearing"] == true
+            && bus_status["subscribed"] == true
             && bus_status["moving"] == false;
         let before = match previous {
             Some(previous) => {
-                bus_status["previous"] == json!({"nodes": [previous.to_string()], "hearing": true})
+                bus_status["previous"]
+                    == json!({"nodes": [previous.to_string()], "subscribed": true})
             }
             None => bus_status["previous"].is_null(),
         };
@@ -268,7 +269,7 @@ async fn an_unreachable_new_redis_changes_nothing_and_a_dead_previous_one_does_n
             let bus = status(&three.gateways[number]).await;
             (bus["error"].is_string()
                 && bus["nodes"] == json!([old.to_string()])
-                && bus["hearing"] == true)
+                && bus["subscribed"] == true)
                 .then_some(())
         })
         .await;
@@ -299,7 +300,7 @@ async fn an_unreachable_new_redis_changes_nothing_and_a_dead_previous_one_does_n
     three.old.kill().await;
     for gateway in &three.gateways {
         until("it is known to be gone", || async {
-            (status(gateway).await["previous"]["hearing"] == false).then_some(())
+            (status(gateway).await["previous"]["subscribed"] == false).then_some(())
         })
         .await;
         gateway.expect_ready().await;

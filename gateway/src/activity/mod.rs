@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 pub use catalogs::{CatalogError, Catalogs};
 pub use client::check;
 pub use poison::{DeadLetterReason, Poison};
-pub use status::{PipelineFacts, PipelineStatus};
+pub use status::PipelineStatus;
 
 use crate::clock::Clock;
 use crate::config;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use signal_contract::KafkaReport;
 
 /// By topic and partition; `None` until the lag is known.
 type Lags = BTreeMap<(Arc<str>, i32), Option<i64>>;
@@ -17,27 +17,15 @@ pub struct PipelineStatus {
     retrying: AtomicUsize,
 }
 
-/// The pipeline at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PipelineFacts {
-    /// Partitions assigned to this instance.
-    pub partitions: usize,
-    /// The longest lag of any of them, in records; `None` while none is known.
-    pub max_lag: Option<i64>,
-    /// Partitions that wait for a dependency.
-    pub retrying: usize,
-}
-
 impl PipelineStatus {
-    /// How the pipeline is.
-    pub fn facts(&self) -> PipelineFacts {
+    /// Returns the state of the pipeline.
+    pub fn facts(&self) -> KafkaReport {
         let partitions = self.partitions.lock();
         let max_lag = partitions.values().flatten().max().copied();
-        PipelineFacts {
-            partitions: partitions.len(),
+        KafkaReport {
+            partitions: i64::try_from(partitions.len()).unwrap_or(i64::MAX),
             max_lag,
-            retrying: self.retrying.load(Ordering::Relaxed),
+            retrying: i64::try_from(self.retrying.load(Ordering::Relaxed)).unwrap_or(i64::MAX),
         }
     }
 

@@ -19,6 +19,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{DefaultProducerContext, FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
+use signal_contract::KafkaReport;
 use tokio::io::AsyncBufReadExt;
 
 use super::decode::Record;
@@ -391,7 +392,7 @@ async fn a_record_becomes_rows_then_pushes_then_a_committed_offset() {
     }
     until("the lag is known", || {
         stage.status.facts()
-            == PipelineFacts {
+            == KafkaReport {
                 partitions: 1,
                 max_lag: Some(0),
                 retrying: 0,

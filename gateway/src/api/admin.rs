@@ -11,15 +11,17 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use signal_contract::{
+    ConnectionCounts, DatabaseReport, DrainOrder, DrainStatus, PreviousRedis, RedisReport, Shed,
+    ShedOrder, StatusReport, UnreadyPart,
+};
 use subtle::ConstantTimeEq;
 
 use super::extract::{Json, NoParams, OptionalJson, Params, authorization};
 use super::problem::{Cause, Problem};
-use crate::auth::{PublishedKeys, SourceStatus};
-use crate::bus::{self, Bus, SubscriberState};
-use crate::client::ClientCounts;
+use crate::bus::{Bus, SubscriberState};
 use crate::config::SecretFile;
 use crate::hub::Hub;
 use crate::lifecycle::Lifecycle;
@@ -53,48 +55,8 @@ pub struct AdminState {
     pub instance: Arc<str>,
     /// `server.admin_token_file`: read at each request, so a changed token holds from the next one on.
     pub token_file: SecretFile,
-    /// What only the app knows.
-    pub facts: Arc<dyn Fn() -> Facts + Send + Sync>,
-}
-
-/// What `/status` tells that only the app knows.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Facts {
-    /// Revision of the static settings, as [`crate::files::revision_of`] writes it.
-    pub static_revision: String,
-    /// Revision of the live settings that hold.
-    pub live_revision: String,
-    /// Why a newer live file does not hold.
-    pub live_error: Option<String>,
-    /// Revision of the catalogs that hold.
-    pub catalogs_revision: String,
-    /// Each key source with its stage and key ids: [`crate::auth::Authenticator::status`].
-    pub key_sources: Vec<SourceStatus>,
-    /// What `/.well-known/jwks.json` serves.
-    pub jwks_file: Option<JwksFile>,
-    /// Whether the pipeline runs, and its partitions; null where there is none.
-    pub kafka: serde_json::Value,
-}
-
-/// The key set that is served to others.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct JwksFile {
-    /// Of the file's text, as [`crate::files::revision_of`] writes it.
-    pub revision: String,
-    /// The `kid` of each key.
-    pub keys: Vec<String>,
-}
-
-impl JwksFile {
-    /// What is told of a key set.
-    pub fn of(published: &PublishedKeys) -> Self {
-        Self {
-            revision: published.revision.clone(),
-            keys: published.keys.clone(),
-        }
-    }
+    /// A report with the members that only the app knows: revisions, key sources, the served key set, the pipeline.
+    pub facts: Arc<dyn Fn() -> StatusReport + Send + Sync>,
 }
 
 /// Lets holders of the token through.
@@ -151,24 +113,12 @@ pub(super) struct ReadyParams {
     verbose: Option<String>,
 }
 
-/// One part that is not ready.
-#[derive(Debug, Serialize)]
-struct Part {
-    part: &'static str,
-    reason: String,
-}
-
 /// Ready when no part says otherwise.
 pub(super) async fn readyz(
     State(state): State<AdminState>,
     Params(params): Params<ReadyParams>,
 ) -> Result<Response, Problem> {
-    let parts: Vec<Part> = state
-        .lifecycle
-        .unready()
-        .into_iter()
-        .map(|(part, reason)| Part { part, reason })
-        .collect();
+    let parts = unready(&state);
     let verbose = params.verbose.is_some();
     if parts.is_empty() {
         let body = if verbose {
@@ -178,7 +128,7 @@ pub(super) async fn readyz(
         };
         return Ok(Json(body).into_response());
     }
-    let names: Vec<&str> = parts.iter().map(|part| part.part).collect();
+    let names: Vec<&str> = parts.iter().map(|part| part.part.as_str()).collect();
     let problem = Cause::NotReady.because(format!("not ready: {}", names.join(", ")));
     let told = serde_json::to_value(&parts).expect("names and texts serialize");
     Err(if verbose {
@@ -193,111 +143,77 @@ pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
     ([(CONTENT_TYPE, OPEN_METRICS)], state.metrics.render()).into_response()
 }
 
-/// Where the process stands.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Status {
-    instance: Arc<str>,
-    version: &'static str,
-    ready: bool,
-    unready: Vec<Part>,
-    connections: ClientCounts,
-    bus: BusStatus,
-    drain: DrainStatus,
-    database: DatabaseStatus,
-    #[serde(flatten)]
-    facts: Facts,
+/// A count as reports carry it.
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct BusStatus {
-    hearing: bool,
-    lag_ms: Option<f64>,
-    #[serde(flatten)]
-    facts: bus::BusStatus,
+fn unready(state: &AdminState) -> Vec<UnreadyPart> {
+    let part = |(part, reason): (&'static str, String)| UnreadyPart {
+        part: part.to_owned(),
+        reason,
+    };
+    state.lifecycle.unready().into_iter().map(part).collect()
 }
 
-#[derive(Debug, Serialize)]
-struct DatabaseStatus {
-    /// The schema's version; null while the database does not say.
-    version: Option<i64>,
-}
-
-impl DatabaseStatus {
-    async fn of(state: &AdminState) -> Self {
-        let asked = tokio::time::timeout(VERSION_LIMIT, state.notifications.version()).await;
-        Self {
-            version: asked.ok().and_then(Result::ok).flatten(),
-        }
+fn redis(bus: &dyn Bus) -> RedisReport {
+    let status = bus.status();
+    RedisReport {
+        mode: Some(status.mode),
+        nodes: status.nodes,
+        subscribed: bus.subscriber() == SubscriberState::Live,
+        lag_ms: bus.lag().map(|lag| lag.as_secs_f64() * 1000.0),
+        moving: status.moving,
+        error: status.error,
+        previous: status.previous.map(|previous| PreviousRedis {
+            nodes: previous.nodes,
+            subscribed: previous.subscribed,
+        }),
     }
 }
 
-/// How far a drain has come.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct DrainStatus {
-    draining: bool,
-    /// Whether it can be taken back: the process stays.
-    held: bool,
-    /// Connections when it began to close them; 0 until then.
-    at_start: usize,
-    /// Connections that are still open.
-    remaining: usize,
-}
-
-impl DrainStatus {
-    fn of(state: &AdminState) -> Self {
-        let lifecycle = &state.lifecycle;
-        Self {
-            draining: lifecycle.is_draining(),
-            held: lifecycle.is_held(),
-            at_start: lifecycle.connections_at_drain(),
-            remaining: state.hub.counts().total,
-        }
+fn drain_status(state: &AdminState) -> DrainStatus {
+    let lifecycle = &state.lifecycle;
+    DrainStatus {
+        draining: lifecycle.is_draining(),
+        held: lifecycle.is_held(),
+        at_start: count(lifecycle.connections_at_drain()),
+        remaining: count(state.hub.counts().total),
     }
 }
 
-/// What the operator reads as an acknowledgement of what it wrote.
-pub(super) async fn status(State(state): State<AdminState>, _: Params<NoParams>) -> Json<Status> {
-    let database = DatabaseStatus::of(&state).await;
-    let unready: Vec<Part> = state
-        .lifecycle
-        .unready()
-        .into_iter()
-        .map(|(part, reason)| Part { part, reason })
-        .collect();
-    Json(Status {
-        instance: state.instance.clone(),
-        version: env!("CARGO_PKG_VERSION"),
+/// Reports where the process stands; the operator reads in it that pods have taken what it wrote.
+pub(super) async fn status(
+    State(state): State<AdminState>,
+    _: Params<NoParams>,
+) -> Json<StatusReport> {
+    let version = tokio::time::timeout(VERSION_LIMIT, state.notifications.version()).await;
+    let unready = unready(&state);
+    let counts = state.hub.counts();
+    Json(StatusReport {
+        instance: state.instance.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         ready: unready.is_empty(),
         unready,
-        connections: state.hub.counts(),
-        bus: BusStatus {
-            hearing: state.bus.subscriber() == SubscriberState::Live,
-            lag_ms: state.bus.lag().map(|lag| lag.as_secs_f64() * 1000.0),
-            facts: state.bus.status(),
+        connections: ConnectionCounts {
+            total: count(counts.total),
+            authenticated: count(counts.authenticated),
+            encrypted: count(counts.encrypted),
         },
-        drain: DrainStatus::of(&state),
-        database,
-        facts: (state.facts)(),
+        redis: redis(state.bus.as_ref()),
+        drain: drain_status(&state),
+        database: DatabaseReport {
+            version: version.ok().and_then(Result::ok).flatten(),
+        },
+        ..(state.facts)()
     })
-}
-
-/// Which drain is asked for.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct DrainBody {
-    /// The process stays, unready and without connections, until it is taken back or told to end.
-    #[serde(default)]
-    hold: bool,
 }
 
 /// Begins the drain; asking twice changes nothing.
 pub(super) async fn drain(
     State(state): State<AdminState>,
     _: Params<NoParams>,
-    OptionalJson(body): OptionalJson<DrainBody>,
+    OptionalJson(body): OptionalJson<DrainOrder>,
 ) -> Result<Response, Problem> {
     tracing::info!(
         held = body.hold,
@@ -308,7 +224,7 @@ pub(super) async fn drain(
     } else {
         state.lifecycle.request_drain();
     }
-    Ok((StatusCode::ACCEPTED, Json(DrainStatus::of(&state))).into_response())
+    Ok((StatusCode::ACCEPTED, Json(drain_status(&state))).into_response())
 }
 
 /// Takes a held drain back; without a drain nothing changes.
@@ -317,26 +233,19 @@ pub(super) async fn undrain(
     _: Params<NoParams>,
 ) -> Result<Json<DrainStatus>, Problem> {
     state.lifecycle.release()?;
-    Ok(Json(DrainStatus::of(&state)))
-}
-
-/// How many connections are asked to go elsewhere.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ShedBody {
-    count: usize,
+    Ok(Json(drain_status(&state)))
 }
 
 /// Closes random connections with 4009, so that they spread over the other instances.
 pub(super) async fn shed(
     State(state): State<AdminState>,
     _: Params<NoParams>,
-    Json(body): Json<ShedBody>,
-) -> Result<Json<serde_json::Value>, Problem> {
+    Json(body): Json<ShedOrder>,
+) -> Result<Json<Shed>, Problem> {
     if body.count == 0 {
         return Err(Cause::InvalidBody.because("`count` must be at least 1"));
     }
     let closed = state.hub.shed(body.count).await;
     tracing::info!(asked = body.count, closed, "connections shed");
-    Ok(Json(serde_json::json!({"closed": closed})))
+    Ok(Json(Shed { closed }))
 }

@@ -38,7 +38,7 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::store::NotificationStore;
 
-pub use admin::{AdminState, Facts, JwksFile};
+pub use admin::AdminState;
 
 /// Tag of the routes about live connections.
 const CLIENTS: &str = "clients";

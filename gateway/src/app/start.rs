@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use ring::rand::SystemRandom;
+use signal_contract::StatusReport;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +17,7 @@ use super::settings::{Fault, LiveSettings};
 use super::supervisor::Supervisor;
 use crate::activity::{self, Catalogs, PipelineStatus};
 use crate::api;
-use crate::auth::{Access, Authenticator, Basic, Revocations};
+use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
 use crate::bus::{self, Bus};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Invalid};
@@ -313,19 +314,15 @@ impl Start<'_> {
         let authenticator = running.identity.authenticator.clone();
         let facts = move || {
             let current = settings.revision();
-            let kafka = if kafka_enabled {
-                serde_json::to_value(pipeline_status.facts()).unwrap_or_default()
-            } else {
-                serde_json::Value::Null
-            };
-            api::Facts {
+            StatusReport {
                 static_revision: static_revision.clone(),
                 live_revision: current.revision,
                 live_error: current.error,
                 catalogs_revision: catalogs.revision(),
                 key_sources: authenticator.status(),
-                jwks_file: published.borrow().as_deref().map(api::JwksFile::of),
-                kafka,
+                jwks_file: published.borrow().as_deref().map(PublishedKeys::report),
+                kafka: kafka_enabled.then(|| pipeline_status.facts()),
+                ..StatusReport::default()
             }
         };
         Ok(api::AdminState {

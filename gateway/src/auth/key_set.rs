@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use rand::Rng;
-use serde::Serialize;
+use signal_contract::KeySourceReport;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -40,22 +40,6 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How often the age of the sets is written into the metrics.
 const AGE_INTERVAL: Duration = Duration::from_secs(10);
-
-/// One source in `/status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SourceStatus {
-    /// Its configured name.
-    pub name: String,
-    /// Where it stands in a rotation.
-    pub state: SourceState,
-    /// Its usable keys: `kid`, or the thumbprint of a key without one.
-    pub keys: Vec<String>,
-    /// The last good fetch, RFC 3339.
-    pub refreshed_at: Option<String>,
-    /// What is wrong with it, if anything is.
-    pub error: Option<String>,
-}
 
 /// What verification reads: one consistent state of all sources.
 pub(super) struct Table {
@@ -306,11 +290,11 @@ impl KeySets {
     }
 
     /// Every source as it stands.
-    pub(super) fn status(&self) -> Vec<SourceStatus> {
+    pub(super) fn status(&self) -> Vec<KeySourceReport> {
         let (table, now) = (self.table(), self.clock.now_ms());
-        let status = |view: &View| SourceStatus {
+        let status = |view: &View| KeySourceReport {
             name: view.source.name.clone(),
-            state: view.source.state,
+            state: Some(view.source.state),
             keys: view.keys().map(|key| key.name.to_string()).collect(),
             refreshed_at: view
                 .set

@@ -15,7 +15,6 @@ mod revocation;
 mod token;
 
 pub use basic::{Basic, BasicError, UsersError};
-pub use key_set::SourceStatus;
 pub use policy::Access;
 pub use published::{NotPublic, PublishedKeys};
 pub use revocation::Revocations;

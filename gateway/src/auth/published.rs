@@ -5,6 +5,7 @@
 
 use ring::digest;
 use serde_json::{Map, Value};
+use signal_contract::JwksFileReport;
 
 use super::jwk::{MAX_KEYS, MAX_KID};
 
@@ -74,6 +75,14 @@ pub struct PublishedKeys {
 }
 
 impl PublishedKeys {
+    /// Returns what `/status` reports of this key set.
+    pub fn report(&self) -> JwksFileReport {
+        JwksFileReport {
+            revision: self.revision.clone(),
+            keys: self.keys.clone(),
+        }
+    }
+
     /// Reads a file's text.
     ///
     /// # Errors

@@ -16,13 +16,14 @@ use parking_lot::Mutex;
 use ring::digest;
 use serde::Deserialize;
 use serde_json::Value;
+use signal_contract::KeySourceReport;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Revocations;
 use super::jwk::{Key, MAX_KID};
-use super::key_set::{Freshness, KeySets, SourceStatus, Table, View, Wish};
+use super::key_set::{Freshness, KeySets, Table, View, Wish};
 use super::recent::Recent;
 use crate::clock::Clock;
 use crate::config::{Algorithm, Live, Source};
@@ -233,7 +234,7 @@ impl Authenticator {
     }
 
     /// Every source as it stands, in the order of the settings.
-    pub fn status(&self) -> Vec<SourceStatus> {
+    pub fn status(&self) -> Vec<KeySourceReport> {
         self.inner.sets.status()
     }
 }

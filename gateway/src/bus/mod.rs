@@ -153,8 +153,7 @@ pub enum SubscriberState {
 }
 
 /// The bus as `/status` shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BusStatus {
     /// Which kind is in use.
     pub mode: config::RedisMode,
@@ -181,13 +180,11 @@ impl Default for BusStatus {
 }
 
 /// The Redis that the instance used before the current one, and publishes to and subscribes on as well.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PreviousServer {
     /// `host:port` of its servers, sentinels or cluster nodes.
     pub nodes: Vec<String>,
     /// Whether all subscriptions are confirmed there and its subscriber is live; readiness does not depend on it.
-    #[serde(rename = "hearing")]
     pub subscribed: bool,
 }
 

@@ -240,18 +240,21 @@ fn recorded(live: Option<&ConfigMap>) -> Result<Recorded, Problem> {
         return Ok(Recorded::default());
     };
     let annotations = live.metadata.annotations.as_ref();
-    let Some(text) = annotations.and_then(|annotations| annotations.get(RECORD)) else {
-        return Ok(Recorded::default());
+    let toml = live.data.as_ref().and_then(|data| data.get(LIVE_TOML));
+    let read = match annotations.and_then(|annotations| annotations.get(RECORD)) {
+        Some(text) => Record::read(text),
+        None if toml.is_none() => return Ok(Recorded::default()),
+        None => Err("it is missing".to_owned()),
     };
-    let record = serde_json::from_str(text).map_err(|error| Problem {
+    let record = read.map_err(|error| Problem {
         kind: ProblemKind::Record,
         reason: ConditionReason::RecordUnreadable,
         message: format!(
-            "annotation {RECORD} of ConfigMap {} cannot be read, nothing is changed: {error}",
+            "annotation {RECORD} of ConfigMap {} cannot be read, nothing is changed: {error}. Restore the annotation, or delete the ConfigMap \
+             to begin again with all sources of the spec trusted",
             live.metadata.name.as_deref().unwrap_or_default()
         ),
     })?;
-    let toml = live.data.as_ref().and_then(|data| data.get(LIVE_TOML));
     Ok(Recorded {
         record,
         revision: toml.map(|text| revision(text)),

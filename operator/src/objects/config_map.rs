@@ -67,8 +67,7 @@ pub(super) fn live_config(
         data.insert(JWKS_JSON.into(), jwks);
     }
     let mut metadata = super::meta(cluster, &children.live_config);
-    let text = serde_json::to_string(record).expect("a record is plain data");
-    metadata.annotations = Some([(RECORD.to_owned(), text)].into());
+    metadata.annotations = Some([(RECORD.to_owned(), record.write())].into());
     ConfigMap {
         metadata,
         data: Some(data),

@@ -451,9 +451,9 @@ fn pod(name: &str, revision: &str) -> crate::observe::fleet::Pod {
         deletion_cost: None,
         template_hash: "1".into(),
         created: chrono::DateTime::UNIX_EPOCH,
-        report: Ok(crate::observe::fleet::Report {
+        report: Ok(signal_contract::StatusReport {
             live_revision: revision.into(),
-            ..crate::observe::fleet::Report::default()
+            ..signal_contract::StatusReport::default()
         }),
     }
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::observe::fleet::Report;
+use signal_contract::{DrainOrder, ShedOrder, StatusReport};
 
 /// Longest time for one request.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -35,7 +35,7 @@ impl AdminClient {
     ///
     /// # Errors
     /// A text for people: why it could not be read.
-    pub async fn status(&self, ip: IpAddr, port: u16, token: &str) -> Result<Report, String> {
+    pub async fn status(&self, ip: IpAddr, port: u16, token: &str) -> Result<StatusReport, String> {
         let mut answer = self
             .0
             .get(url(ip, port, "status"))
@@ -64,7 +64,7 @@ impl AdminClient {
         let request = self
             .0
             .post(url(ip, port, "drain"))
-            .json(&serde_json::json!({"hold": true}));
+            .json(&DrainOrder { hold: true });
         order(request.bearer_auth(token)).await
     }
 
@@ -81,10 +81,9 @@ impl AdminClient {
     /// # Errors
     /// A text for people: why the order failed.
     pub async fn shed(&self, ip: IpAddr, port: u16, token: &str, count: u32) -> Result<(), String> {
-        let request = self
-            .0
-            .post(url(ip, port, "shed"))
-            .json(&serde_json::json!({"count": count}));
+        let request = self.0.post(url(ip, port, "shed")).json(&ShedOrder {
+            count: usize::try_from(count).expect("64 bits"),
+        });
         order(request.bearer_auth(token)).await
     }
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
+use signal_contract::StatusReport;
 
 /// All pods of one SignalCluster that are not over (neither Succeeded nor Failed), by name.
 #[derive(Debug, Clone, Default)]
@@ -40,148 +40,12 @@ pub struct Pod {
     /// When it was created.
     pub created: DateTime<Utc>,
     /// What it says of itself; `Err` says why nobody knows.
-    pub report: Result<Report, String>,
-}
-
-/// What a gateway's `/status` says (camelCase there); members that are not needed are not read.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Report {
-    /// Version of the gateway.
-    pub version: String,
-    /// Whether it calls itself ready.
-    pub ready: bool,
-    /// Which parts are not.
-    pub unready: Vec<UnreadyPart>,
-    /// Open connections.
-    pub connections: Counts,
-    /// Redis; mode `local` where there is none.
-    pub bus: Bus,
-    /// How far a drain has come.
-    pub drain: Drain,
-    /// `sha256:` and the hash of the `live.toml` that holds: the acknowledgement.
-    pub live_revision: String,
-    /// Why a newer `live.toml` does not hold.
-    pub live_error: Option<String>,
-    /// Every key source.
-    pub key_sources: Vec<KeySource>,
-    /// The pipeline; `None` where there is none.
-    pub kafka: Option<KafkaFacts>,
-    /// The database.
-    pub database: Database,
-    /// What `/.well-known/jwks.json` serves.
-    pub jwks_file: Option<JwksFile>,
-}
-
-/// A part that is not ready.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct UnreadyPart {
-    /// Its name.
-    pub part: String,
-    /// Why.
-    pub reason: String,
-}
-
-/// Open connections of one pod.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Counts {
-    /// All.
-    pub total: i64,
-    /// Past authentication.
-    pub authenticated: i64,
-    /// Sealed.
-    pub encrypted: i64,
-}
-
-/// Redis of one pod.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Bus {
-    /// `local`, `standalone`, `sentinel`, `cluster`.
-    pub mode: String,
-    /// Of the bus in use.
-    pub nodes: Vec<String>,
-    /// Whether it hears itself.
-    pub hearing: bool,
-    /// Why a newer bus is not in use.
-    pub error: Option<String>,
-    /// The bus before, while it is bridged.
-    pub previous: Option<PreviousBus>,
-}
-
-/// The bus before, while it is bridged.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct PreviousBus {
-    /// Its nodes.
-    pub nodes: Vec<String>,
-    /// Whether it is heard.
-    pub hearing: bool,
-}
-
-/// How far a drain has come.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Drain {
-    /// It drains.
-    pub draining: bool,
-    /// It will stay afterwards, and the drain can be taken back.
-    pub held: bool,
-    /// Connections that are still open.
-    pub remaining: i64,
-}
-
-/// One key source of one pod.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct KeySource {
-    /// Its name.
-    pub name: String,
-    /// `prepared`, `trusted`, `retiring`.
-    pub state: String,
-    /// Its usable keys.
-    pub keys: Vec<String>,
-    /// The last good fetch, RFC 3339.
-    pub refreshed_at: Option<String>,
-    /// What is wrong with it.
-    pub error: Option<String>,
-}
-
-/// The pipeline of one pod.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct KafkaFacts {
-    /// Partitions assigned to it.
-    pub partitions: i64,
-    /// Most records that wait in one of them.
-    pub max_lag: Option<i64>,
-    /// Partitions that wait for a dependency.
-    pub retrying: i64,
-}
-
-/// The database of one pod.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Database {
-    /// Number of the newest migration.
-    pub version: Option<i64>,
-}
-
-/// What `/.well-known/jwks.json` serves.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct JwksFile {
-    /// Hash of the file.
-    pub revision: String,
-    /// Its `kid`s.
-    pub keys: Vec<String>,
+    pub report: Result<StatusReport, String>,
 }
 
 impl Pod {
     /// Its report, if it answered.
-    pub fn report(&self) -> Option<&Report> {
+    pub fn report(&self) -> Option<&StatusReport> {
         self.report.as_ref().ok()
     }
 
@@ -230,7 +94,7 @@ const NAMED: usize = 3;
 pub fn lag(pods: Vec<&Pod>) -> Option<String> {
     let why = |pod: &&Pod| match &pod.report {
         Err(error) => format!("pod {}: {error}", pod.name),
-        Ok(Report {
+        Ok(StatusReport {
             live_error: Some(error),
             ..
         }) => format!("pod {}: {error}", pod.name),

@@ -33,12 +33,13 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 use crate::names::{self, Children, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER};
-use crate::observe::fleet::{Fleet, Pod, Report};
+use crate::observe::fleet::{Fleet, Pod};
 use crate::observe::observed::{Kinds, Observed, Secrets};
 use crate::observe::owner::Owner;
 use crate::observe::pods::pod;
 use crate::observe::references::references;
 use crate::observe::resources::{AUTOSCALER, CONFIG_MAP, DEPLOYMENT, JOB, Owned, SECRET};
+use signal_contract::StatusReport;
 
 /// Longest time for one answer of the API server.
 const READ_LIMIT: Duration = Duration::from_secs(15);
@@ -48,8 +49,9 @@ const POLLS: usize = 64;
 pub const ADMIN_TOKEN: &str = "admin-token";
 
 /// Polls the status of one pod: address, port, token.
-pub type Poll =
-    Arc<dyn Fn(IpAddr, u16, Arc<str>) -> BoxFuture<'static, Result<Report, String>> + Send + Sync>;
+pub type Poll = Arc<
+    dyn Fn(IpAddr, u16, Arc<str>) -> BoxFuture<'static, Result<StatusReport, String>> + Send + Sync,
+>;
 
 /// What an observation needs.
 #[derive(Clone)]
@@ -346,11 +348,11 @@ impl Scope<'_> {
             .filter_map(pod)
             .collect();
         pods.sort_by(|a, b| a.name.cmp(&b.name));
-        let asked: Vec<BoxFuture<'static, Result<Report, String>>> = pods
+        let asked: Vec<BoxFuture<'static, Result<StatusReport, String>>> = pods
             .iter()
             .map(|pod| ask(pod, token.as_ref(), reader))
             .collect();
-        let reports: Vec<Result<Report, String>> =
+        let reports: Vec<Result<StatusReport, String>> =
             stream::iter(asked).buffered(POLLS).collect().await;
         for (pod, report) in pods.iter_mut().zip(reports) {
             pod.report = report;
@@ -363,7 +365,7 @@ fn ask(
     pod: &Pod,
     token: Option<&Arc<str>>,
     reader: &Reader,
-) -> BoxFuture<'static, Result<Report, String>> {
+) -> BoxFuture<'static, Result<StatusReport, String>> {
     let Some(ip) = pod.ip else {
         return Box::pin(std::future::ready(Err("it has no address yet".into())));
     };

@@ -1,7 +1,7 @@
-//! What a change has come to, kept on the objects: an operator killed between any two steps goes on from here.
+//! The stage of each change, kept on the objects: an operator that is killed between any two steps goes on from here.
 //!
-//! The record lies in an annotation of the live ConfigMap, so it changes in the same write as the `live.toml` that it describes. A copy of what
-//! cannot be derived again lies nowhere else: without the ConfigMap there is no configuration whose stage would matter.
+//! The record lies in an annotation of the live ConfigMap, so it changes in the same write as the `live.toml` that it describes. There is no other
+//! copy: without the ConfigMap there is no configuration whose stage would matter. A record that cannot be read changes nothing.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -64,35 +64,38 @@ pub struct RecordedSource {
     /// Since when it has this stage.
     pub since: DateTime<Utc>,
     /// Until when it is accepted; stage Retiring.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retire_after: Option<DateTime<Utc>>,
 }
 
-/// Everything of a source that a gateway is told. Any difference makes another source.
+/// Everything of a source that a gateway reads. Any difference makes another source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceDefinition {
     /// `iss`.
     pub issuer: String,
     /// Its JWK Set; `None` for the managed set, which is a file.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// `aud`.
     pub audiences: Vec<String>,
     /// Accepted algorithms.
     pub algorithms: Vec<Algorithm>,
     /// In front of its subjects.
+    #[serde(default)]
     pub subject_prefix: String,
     /// Whether its roles count.
+    #[serde(default)]
     pub trust_roles: bool,
     /// Key of the credentials Secret with its authorities, content-addressed.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<String>,
     /// Accepts `http://`.
+    #[serde(default)]
     pub allow_insecure_http: bool,
 }
 
-/// One Redis as gateways know it. Any difference is a move.
+/// One Redis as gateways know it. Any difference is a switch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordedRedis {
@@ -101,27 +104,69 @@ pub struct RecordedRedis {
     /// `host:port`.
     pub nodes: Vec<String>,
     /// Sentinel's name of the master, else empty.
+    #[serde(default)]
     pub sentinel_master: String,
     /// Database number.
+    #[serde(default)]
     pub database: u32,
     /// ACL user, or empty.
+    #[serde(default)]
     pub username: String,
     /// Key of the credentials Secret with the password, content-addressed.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_file: Option<String>,
     /// The same for the sentinels' password.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sentinel_password_file: Option<String>,
     /// Whether TLS is used.
+    #[serde(default)]
     pub tls: bool,
     /// Key of the credentials Secret with its authorities, content-addressed.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<String>,
     /// In front of channels and keys.
+    #[serde(default)]
     pub prefix: String,
 }
 
+/// Version of the form in which records are written. A newer operator raises it when an older one would misread its records.
+const VERSION: u32 = 1;
+
+/// A record with the version of its form; the first form had none.
+#[derive(Serialize, Deserialize)]
+struct Versioned<R> {
+    #[serde(default)]
+    version: u32,
+    #[serde(flatten)]
+    record: R,
+}
+
 impl Record {
+    /// Reads what [`Record::write`] wrote, in this release or an earlier one.
+    ///
+    /// # Errors
+    /// For people: why it cannot be read.
+    pub fn read(text: &str) -> Result<Self, String> {
+        let read: Versioned<Self> =
+            serde_json::from_str(text).map_err(|error| error.to_string())?;
+        if read.version > VERSION {
+            return Err(format!(
+                "it has version {} of a newer operator, this one reads up to {VERSION}",
+                read.version
+            ));
+        }
+        Ok(read.record)
+    }
+
+    /// Returns the text that is kept in the annotation.
+    pub fn write(&self) -> String {
+        let versioned = Versioned {
+            version: VERSION,
+            record: self,
+        };
+        serde_json::to_string(&versioned).expect("a record is plain data")
+    }
+
     /// Returns whether gateways still trust a source of the managed keys.
     pub fn names_managed(&self) -> bool {
         self.jwks
@@ -152,5 +197,36 @@ impl Record {
                 .flatten()
             });
         sources.chain(redis)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As operators wrote it before records had a version.
+    const FIRST_FORM: &str = include_str!("../../golden/record.first-form.json");
+
+    #[test]
+    fn a_record_of_an_older_operator_is_readable() {
+        let record = Record::read(FIRST_FORM).unwrap();
+        assert_eq!(record.jwks.sources.len(), 3);
+        assert_eq!(record.jwks.sources[2].definition.url, None);
+        let redis = record.redis.current.as_ref().unwrap();
+        assert_eq!((redis.mode, redis.nodes.len()), (RedisMode::Sentinel, 3));
+        assert_eq!(Record::read(&record.write()).unwrap(), record);
+        assert!(
+            record.write().starts_with("{\"version\":1,"),
+            "{}",
+            record.write()
+        );
+        assert_eq!(Record::read("{}").unwrap(), Record::default());
+    }
+
+    #[test]
+    fn a_record_of_a_newer_operator_is_not_readable() {
+        let error = Record::read("{\"version\":2,\"sources\":[]}").unwrap_err();
+        assert!(error.contains("version 2"), "{error}");
+        assert!(Record::read("{").is_err());
     }
 }

@@ -8,10 +8,11 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::observe::fleet::{Fleet, Pod, Report, lag};
+use crate::observe::fleet::{Fleet, Pod, lag};
 use crate::plan::record::{RecordedRedis, RedisRecord};
 use crate::plan::{Plan, PlanEvent, Waiting};
 use crate::reasons::{ConditionReason, EventReason};
+use signal_contract::StatusReport;
 
 /// What [`plan`] looks at.
 #[derive(Debug, Clone, Copy)]
@@ -149,7 +150,7 @@ fn obstacle(input: &RoutingInput<'_>, used: &RecordedRedis) -> Option<Waiting> {
         concerned(input.fleet).partition(|pod| pod.holds(revision));
     let bus = |pod: &'_ Pod| {
         pod.report()
-            .map(|report| report.bus.clone())
+            .map(|report| report.redis.clone())
             .unwrap_or_default()
     };
     if let Some((pod, error)) = there.iter().find_map(|pod| Some((pod, bus(pod).error?))) {
@@ -161,7 +162,7 @@ fn obstacle(input: &RoutingInput<'_>, used: &RecordedRedis) -> Option<Waiting> {
     if let Some(lag) = lag(late) {
         return of(ConditionReason::WaitingForPods, lag);
     }
-    let waits = |pod: &&&Pod| !same_nodes(&bus(pod).nodes, &used.nodes) || !bus(pod).hearing;
+    let waits = |pod: &&&Pod| !same_nodes(&bus(pod).nodes, &used.nodes) || !bus(pod).subscribed;
     let pod = there.iter().find(waits)?;
     of(
         ConditionReason::WaitingForPods,
@@ -177,13 +178,13 @@ fn obstacle(input: &RoutingInput<'_>, used: &RecordedRedis) -> Option<Waiting> {
 fn may_use(input: &RoutingInput<'_>, this: &RecordedRedis, before: &RecordedRedis) -> bool {
     // If only credentials changed, both have the same nodes; a pod that refuses the newest revision uses the previous one.
     let differs = !same_nodes(&this.nodes, &before.nodes);
-    let refuses = |pod: &Pod, report: &Report| {
-        input.revision.is_some_and(|revision| pod.holds(revision)) && report.bus.error.is_some()
+    let refuses = |pod: &Pod, report: &StatusReport| {
+        input.revision.is_some_and(|revision| pod.holds(revision)) && report.redis.error.is_some()
     };
     concerned(input.fleet).any(|pod| match pod.report() {
         None => true,
         Some(report) => {
-            same_nodes(&report.bus.nodes, &this.nodes) && (differs || !refuses(pod, report))
+            same_nodes(&report.redis.nodes, &this.nodes) && (differs || !refuses(pod, report))
         }
     })
 }

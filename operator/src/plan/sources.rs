@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sha2::{Digest as _, Sha256};
+use signal_contract::SourceState;
 use signal_crds::jwks::Rotation;
 use signal_crds::status::SourceStage;
 
@@ -532,11 +533,11 @@ impl<'a> Step<'a> {
 
     /// Whether a ready pod reports other sources or other stages than the record.
     fn is_outdated_somewhere(&self) -> bool {
-        let ours: BTreeSet<(&str, &str)> = self
+        let ours: BTreeSet<(&str, Option<SourceState>)> = self
             .next
             .sources
             .iter()
-            .map(|source| (source.name.as_str(), state(source.stage)))
+            .map(|source| (source.name.as_str(), Some(source.stage.into())))
             .collect();
         self.input
             .fleet
@@ -546,19 +547,10 @@ impl<'a> Step<'a> {
                 report
                     .key_sources
                     .iter()
-                    .map(|source| (source.name.as_str(), source.state.as_str()))
+                    .map(|source| (source.name.as_str(), source.state))
                     .collect::<BTreeSet<_>>()
                     != ours
             })
-    }
-}
-
-/// The state of a stage in a gateway's status.
-fn state(stage: SourceStage) -> &'static str {
-    match stage {
-        SourceStage::Prepared => "prepared",
-        SourceStage::Trusted => "trusted",
-        SourceStage::Retiring => "retiring",
     }
 }
 

@@ -209,14 +209,14 @@ fn redis(observed: &Observed) -> Finding {
     let mut asked = 0;
     for (pod, report) in reports(&observed.fleet) {
         asked += 1;
-        if let Some(error) = &report.bus.error {
+        if let Some(error) = &report.redis.error {
             return find(
                 State::False,
                 ConditionReason::NotReachable,
                 format!("{}: {error}", pod.name),
             );
         }
-        if !report.bus.hearing {
+        if !report.redis.subscribed {
             return find(
                 State::False,
                 ConditionReason::SubscriptionStalled,

@@ -19,12 +19,13 @@ use signal_crds::status::{
 use crate::decide::ClusterPlan;
 use crate::names::{CONTAINER, staying_selector};
 use crate::objects::Migration;
-use crate::observe::fleet::{Fleet, Pod, Report};
+use crate::observe::fleet::{Fleet, Pod};
 use crate::observe::observed::Observed;
 use crate::plan::record::{RecordedSource, RedisRecord, SourcesRecord};
 use crate::plan::validate::ProblemKind;
 use crate::status::conditions::conditions;
 use crate::time::to_k8s;
+use signal_contract::StatusReport;
 
 pub use degraded::ApplyFailure;
 pub use findings::findings;
@@ -93,7 +94,7 @@ pub fn status(
 }
 
 /// Reports of pods that are not terminating.
-fn reports(fleet: &Fleet) -> impl Iterator<Item = (&Pod, &Report)> {
+fn reports(fleet: &Fleet) -> impl Iterator<Item = (&Pod, &StatusReport)> {
     fleet.alive().filter_map(|pod| Some((pod, pod.report()?)))
 }
 
@@ -131,8 +132,8 @@ fn endpoints(spec: &SignalClusterSpec, name: &str, namespace: &str) -> Endpoints
 
 /// `None` if no pod answered: an old number would look like a fresh one.
 fn connections(staying: &[&Pod]) -> Option<Connections> {
-    let reports: Vec<&Report> = staying.iter().filter_map(|pod| pod.report()).collect();
-    let sum = |of: fn(&Report) -> i64| reports.iter().map(|report| of(report)).sum();
+    let reports: Vec<&StatusReport> = staying.iter().filter_map(|pod| pod.report()).collect();
+    let sum = |of: fn(&StatusReport) -> i64| reports.iter().map(|report| of(report)).sum();
     let each = || reports.iter().map(|report| report.connections.total);
     Some(Connections {
         min_per_pod: each().min()?,
@@ -211,8 +212,8 @@ fn sources(record: &SourcesRecord, fleet: &Fleet) -> Vec<SourceStatus> {
 fn redis(spec: &SignalClusterSpec, record: &RedisRecord, fleet: &Fleet) -> Option<RedisStatus> {
     spec.redis.as_ref()?;
     let wanted = record.current.as_ref();
-    let is_subscribed = |report: &Report| {
-        report.bus.hearing && wanted.is_some_and(|redis| redis.nodes == report.bus.nodes)
+    let is_subscribed = |report: &StatusReport| {
+        report.redis.subscribed && wanted.is_some_and(|redis| redis.nodes == report.redis.nodes)
     };
     let subscribed = fleet
         .ready()
@@ -224,7 +225,7 @@ fn redis(spec: &SignalClusterSpec, record: &RedisRecord, fleet: &Fleet) -> Optio
         moving: record.previous.is_some(),
         error: reports(fleet).find_map(|(pod, report)| {
             report
-                .bus
+                .redis
                 .error
                 .as_ref()
                 .map(|error| format!("{}: {error}", pod.name))

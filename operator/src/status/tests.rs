@@ -9,8 +9,10 @@ use signal_crds::data::Migrations;
 use super::*;
 use crate::decide::{ClusterMemory, decide};
 use crate::fixture::example;
-use crate::observe::fleet::{Bus, Counts, KafkaFacts, KeySource};
 use crate::reasons::ConditionReason;
+use signal_contract::{
+    ConnectionCounts, KafkaReport, KeySourceReport, RedisMode, RedisReport, SourceState,
+};
 
 fn at(secs: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000 + secs, 0).unwrap()
@@ -53,36 +55,36 @@ fn pod(name: &str, connections: i64) -> Pod {
         deletion_cost: None,
         template_hash: "hash".into(),
         created: at(-60),
-        report: Ok(Report {
+        report: Ok(StatusReport {
             version: "1.2.3".into(),
             ready: true,
-            connections: Counts {
+            connections: ConnectionCounts {
                 total: connections,
                 authenticated: connections,
                 encrypted: 0,
             },
-            bus: Bus {
-                mode: "sentinel".into(),
-                hearing: true,
-                ..Bus::default()
+            redis: RedisReport {
+                mode: Some(RedisMode::Sentinel),
+                subscribed: true,
+                ..RedisReport::default()
             },
             key_sources: ["main", "partner"].map(key_source).into(),
-            kafka: Some(KafkaFacts {
+            kafka: Some(KafkaReport {
                 partitions: 3,
                 max_lag: Some(5),
                 retrying: 0,
             }),
-            ..Report::default()
+            ..StatusReport::default()
         }),
     }
 }
 
-fn key_source(name: &str) -> KeySource {
-    KeySource {
+fn key_source(name: &str) -> KeySourceReport {
+    KeySourceReport {
         name: name.into(),
-        state: "trusted".into(),
+        state: Some(SourceState::Trusted),
         keys: vec!["k1".into()],
-        ..KeySource::default()
+        ..KeySourceReport::default()
     }
 }
 
@@ -98,7 +100,7 @@ fn running(pods: Vec<Pod>) -> Observed {
     observed
 }
 
-fn report(pod: &mut Pod) -> &mut Report {
+fn report(pod: &mut Pod) -> &mut StatusReport {
     pod.report.as_mut().unwrap()
 }
 
@@ -179,7 +181,7 @@ fn a_missing_secret_shows_in_its_condition_and_in_the_summary() {
 
 #[test]
 fn a_stalled_pod_a_source_without_keys_and_a_waiting_pipeline_name_the_pod() {
-    let with = |change: fn(&mut Report)| {
+    let with = |change: fn(&mut StatusReport)| {
         let mut bad = pod("bad", 0);
         change(report(&mut bad));
         look(&running(vec![pod("a", 0), bad]), None)
@@ -193,7 +195,7 @@ fn a_stalled_pod_a_source_without_keys_and_a_waiting_pipeline_name_the_pod() {
             .message
             .clone()
     };
-    let stalled = with(|report| report.bus.hearing = false);
+    let stalled = with(|report| report.redis.subscribed = false);
     assert_eq!(
         (said(&stalled, "RedisReachable"), said(&stalled, "Ready")),
         (

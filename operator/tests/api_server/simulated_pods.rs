@@ -304,7 +304,7 @@ async fn status(State(gateway): State<SharedGateway>) -> axum::Json<Value> {
     });
     axum::Json(json!({
         "version": "1", "ready": !draining,
-        "bus": {"mode": "standalone", "nodes": table["redis"]["nodes"], "hearing": true}, "database": {"version": 1},
+        "redis": {"mode": "standalone", "nodes": table["redis"]["nodes"], "subscribed": true}, "database": {"version": 1},
         "drain": {"draining": draining, "held": draining, "remaining": 0},
         "liveRevision": signal_operator::objects::revision(&live), "keySources": sources.collect::<Vec<_>>(),
     }))

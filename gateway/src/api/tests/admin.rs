@@ -152,10 +152,10 @@ async fn status_says_what_holds() {
         json!({"total": 0, "authenticated": 0, "encrypted": 0})
     );
     assert_eq!(
-        body["bus"],
+        body["redis"],
         json!({
-            "mode": "standalone", "nodes": ["new:6379"], "hearing": true, "lagMs": 2.0, "moving": false, "error": null,
-            "previous": {"nodes": ["old:6379"], "hearing": false},
+            "mode": "standalone", "nodes": ["new:6379"], "subscribed": true, "lagMs": 2.0, "moving": false, "error": null,
+            "previous": {"nodes": ["old:6379"], "subscribed": false},
         })
     );
     assert_eq!(

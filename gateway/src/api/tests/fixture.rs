@@ -17,11 +17,12 @@ use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use signal_contract::StatusReport;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::api::{AdminState, ApiState, Facts, JwksFile, admin_router, router};
+use crate::api::{AdminState, ApiState, admin_router, router};
 use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
 use crate::bus::{
     Answers, Ask, Bus, BusError, BusStatus, Interest, PreviousServer, SubscriberState,
@@ -328,14 +329,15 @@ impl House {
             metrics: metrics.clone(),
             instance: "gateway-0".into(),
             token_file: SecretFile::new(token_file),
-            facts: Arc::new(move || Facts {
+            facts: Arc::new(move || StatusReport {
                 static_revision: "sha256:1".into(),
                 live_revision: "sha256:2".into(),
                 live_error: None,
                 catalogs_revision: "sha256:3".into(),
                 key_sources: status.status(),
-                jwks_file: told_keys.borrow().as_deref().map(JwksFile::of),
-                kafka: Value::Null,
+                jwks_file: told_keys.borrow().as_deref().map(PublishedKeys::report),
+                kafka: None,
+                ..StatusReport::default()
             }),
         };
         let house = Self {

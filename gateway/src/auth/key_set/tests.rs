@@ -355,12 +355,12 @@ async fn a_source_goes_from_prepared_over_trusted_and_retiring_to_gone() {
     let old_facts = rig.verify(&by_old).await.unwrap();
     // Fetched and shown, but not accepted.
     until(|| rig.auth.status()[1].keys == ["new"]).await;
-    assert_eq!(rig.auth.status()[1].state, SourceState::Prepared);
+    assert_eq!(rig.auth.status()[1].state, Some(SourceState::Prepared));
     assert_eq!(rig.verify(&by_new).await, Err(UNKNOWN));
 
     let state = async |at: usize, state: SourceState| {
         rig.change(|live| live.jwks.sources[at].state = state);
-        until(|| rig.auth.status()[at].state == state).await;
+        until(|| rig.auth.status()[at].state == Some(state)).await;
     };
     state(1, SourceState::Trusted).await;
     let new_facts = rig.verify(&by_new).await.unwrap();
@@ -452,9 +452,9 @@ async fn the_age_of_a_set_is_told_and_forgotten_with_its_source() {
     );
     rig.change(|live| live.jwks.sources.clear());
     until(|| !rig.metrics.render().contains("signal_key_set_age_seconds{")).await;
-    let status = serde_json::to_value(SourceStatus {
+    let status = serde_json::to_value(KeySourceReport {
         name: "main".into(),
-        state: SourceState::Trusted,
+        state: Some(SourceState::Trusted),
         keys: vec!["k1".into()],
         refreshed_at: None,
         error: None,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::observe::fleet::{Counts, Report};
+use signal_contract::{ConnectionCounts, StatusReport};
 
 fn at(secs: i64) -> DateTime<Utc> {
     "2030-01-01T00:00:00Z".parse::<DateTime<Utc>>().unwrap() + TimeDelta::seconds(secs)
@@ -43,8 +43,8 @@ fn fleet(pods: &[i64]) -> Fleet {
         report: if *count < 0 {
             Err("silent".into())
         } else {
-            Ok(Report {
-                connections: Counts {
+            Ok(StatusReport {
+                connections: ConnectionCounts {
                     total: *count,
                     ..Default::default()
                 },

@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 use signal_crds::Duration;
 
 use super::*;
-use crate::observe::fleet::{Counts, Report};
+use signal_contract::{ConnectionCounts, StatusReport};
 
 fn at(secs: i64) -> DateTime<Utc> {
     "2030-01-01T00:00:00Z".parse::<DateTime<Utc>>().unwrap() + TimeDelta::seconds(secs)
@@ -36,8 +36,8 @@ fn fleet(counts: &[i64]) -> Fleet {
         deletion_cost: None,
         template_hash: "h".into(),
         created: at(0),
-        report: Ok(Report {
-            connections: Counts {
+        report: Ok(StatusReport {
+            connections: ConnectionCounts {
                 total: *total,
                 ..Default::default()
             },

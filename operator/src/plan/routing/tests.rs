@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::observe::fleet::{Bus, PreviousBus};
 use crate::plan::EventKind;
 use signal_contract::RedisMode;
+use signal_contract::{PreviousRedis, RedisReport};
 
 const TIMEOUT: signal_crds::Duration = signal_crds::Duration::secs(300);
 
@@ -29,11 +29,11 @@ fn redis(node: &str) -> RecordedRedis {
 }
 
 fn pod(name: &str, revision: &str, node: &str) -> Pod {
-    let bus = Bus {
-        mode: "standalone".into(),
+    let bus = RedisReport {
+        mode: Some(RedisMode::Standalone),
         nodes: vec![format!("{node}:6379")],
-        hearing: true,
-        ..Bus::default()
+        subscribed: true,
+        ..RedisReport::default()
     };
     Pod {
         name: name.into(),
@@ -48,17 +48,17 @@ fn pod(name: &str, revision: &str, node: &str) -> Pod {
         deletion_cost: None,
         template_hash: String::new(),
         created: at(0),
-        report: Ok(Report {
+        report: Ok(StatusReport {
             ready: true,
             live_revision: revision.into(),
-            bus,
-            ..Report::default()
+            redis: bus,
+            ..StatusReport::default()
         }),
     }
 }
 
 fn fails(mut pod: Pod, error: &str) -> Pod {
-    pod.report.as_mut().unwrap().bus.error = Some(error.into());
+    pod.report.as_mut().unwrap().redis.error = Some(error.into());
     pod
 }
 
@@ -113,7 +113,7 @@ fn a_switch_bridges_the_previous_redis_and_ends_when_every_pod_is_subscribed_to_
     assert_eq!(begun.waiting.unwrap().reason, "WaitingForPods");
 
     let mut stalled = pod("q", "r", "b");
-    stalled.report.as_mut().unwrap().bus.hearing = false;
+    stalled.report.as_mut().unwrap().redis.subscribed = false;
     for (late, word) in [
         (pod("q", "old", "a"), "older"),
         (pod("q", "r", "a"), "receive"),
@@ -346,12 +346,12 @@ impl Gateway {
     fn observed(&self) -> Pod {
         let mut pod = pod(&format!("p{}", self.number), &self.revision.to_string(), "");
         pod.ready = self.ready;
-        let bus = &mut pod.report.as_mut().unwrap().bus;
+        let bus = &mut pod.report.as_mut().unwrap().redis;
         bus.nodes.clone_from(&self.used.nodes);
         bus.error = self.error.then(|| "refused".into());
-        bus.previous = self.bridged.as_ref().map(|redis| PreviousBus {
+        bus.previous = self.bridged.as_ref().map(|redis| PreviousRedis {
             nodes: redis.nodes.clone(),
-            hearing: true,
+            subscribed: true,
         });
         if !self.answers {
             pod.report = Err("no route".into());

@@ -6,8 +6,8 @@ use k8s_openapi::api::apps::v1::{DeploymentSpec, DeploymentStatus};
 use proptest::prelude::*;
 
 use super::*;
-use crate::observe::fleet::{Counts, Report};
 use crate::plan::EventKind;
+use signal_contract::{ConnectionCounts, StatusReport};
 
 mod simulation;
 
@@ -43,9 +43,9 @@ fn pod(name: &str, connections: i64) -> Pod {
         deletion_cost: None,
         template_hash: "h1".into(),
         created: now() - TimeDelta::hours(1),
-        report: Ok(Report {
+        report: Ok(StatusReport {
             ready: true,
-            connections: Counts {
+            connections: ConnectionCounts {
                 total: connections,
                 ..Default::default()
             },
@@ -61,7 +61,8 @@ fn draining(name: &str, secs: i64, remaining: i64) -> Pod {
     pod.draining_since = Some(now() - TimeDelta::seconds(secs));
     pod.deletion_cost = Some(DRAINING_COST);
     if let Ok(report) = &mut pod.report {
-        report.drain = crate::observe::fleet::Drain {
+        report.drain = signal_contract::DrainStatus {
+            at_start: 0,
             draining: true,
             held: true,
             remaining,

@@ -9,8 +9,8 @@ use signal_crds::Duration;
 use super::*;
 use crate::decide::{ClusterMemory, ClusterPlan, decide};
 use crate::fixture::example;
-use crate::observe::fleet::{JwksFile, Report};
 use crate::observe::observed::Observed;
+use signal_contract::{JwksFileReport, StatusReport};
 
 /// RFC 7517, appendix A.1 and A.2: the EC key.
 const RFC_X: &str = "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4";
@@ -52,12 +52,12 @@ fn fleet(served: &[&[String]]) -> Fleet {
         deletion_cost: None,
         template_hash: "hash".into(),
         created: at(0),
-        report: Ok(Report {
-            jwks_file: Some(JwksFile {
+        report: Ok(StatusReport {
+            jwks_file: Some(JwksFileReport {
                 revision: String::new(),
                 keys: keys.to_vec(),
             }),
-            ..Report::default()
+            ..StatusReport::default()
         }),
     };
     Fleet {

@@ -3,8 +3,8 @@
 use signal_crds::jwks::Algorithm;
 
 use super::*;
-use crate::observe::fleet::{KeySource, Report};
 use crate::plan::EventKind;
+use signal_contract::{KeySourceReport, StatusReport};
 
 mod courses;
 
@@ -74,11 +74,11 @@ fn record(sources: Vec<RecordedSource>) -> SourcesRecord {
 
 /// A pod that holds this revision, and has keys of everything in the record.
 fn pod(name: &str, revision: &str, record: &SourcesRecord) -> Pod {
-    let key_source = |source: &RecordedSource| KeySource {
+    let key_source = |source: &RecordedSource| KeySourceReport {
         name: source.name.clone(),
-        state: state(source.stage).into(),
+        state: Some(source.stage.into()),
         keys: vec!["k1".into()],
-        ..KeySource::default()
+        ..KeySourceReport::default()
     };
     let key_sources = record.sources.iter().map(key_source).collect();
     Pod {
@@ -94,11 +94,11 @@ fn pod(name: &str, revision: &str, record: &SourcesRecord) -> Pod {
         deletion_cost: None,
         template_hash: String::new(),
         created: at(0),
-        report: Ok(Report {
+        report: Ok(StatusReport {
             ready: true,
             live_revision: revision.into(),
             key_sources,
-            ..Report::default()
+            ..StatusReport::default()
         }),
     }
 }

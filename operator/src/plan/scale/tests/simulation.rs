@@ -100,7 +100,8 @@ impl Sim {
                 pod.report = Err("timed out".into());
             } else if let Ok(report) = &mut pod.report {
                 let draining = sim.drain_began.is_some();
-                report.drain = crate::observe::fleet::Drain {
+                report.drain = signal_contract::DrainStatus {
+                    at_start: 0,
                     draining,
                     held: draining,
                     remaining: if draining { sim.connections } else { 0 },
