@@ -3,6 +3,8 @@
 //! Input: `notifications.catalog_dir`, with one folder per locale and `*.ftl` files in it. Output: an activity's text ([`super::render`]).
 //! A catalog is taken whole or not at all: a broken one is refused at start, and at a change the one before stays.
 
+mod references;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,12 +12,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use fluent_bundle::FluentResource;
-use fluent_syntax::ast::{
-    CallArguments, Entry, Expression, InlineExpression, Pattern, PatternElement,
-};
 use tokio_util::sync::CancellationToken;
 use unic_langid::LanguageIdentifier;
 
+use self::references::{Names, named};
 use super::decode::Activity;
 use super::poison::Poison;
 use super::render::{self, Catalog, Text};
@@ -26,9 +26,6 @@ use crate::metrics::Metrics;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Most catalog files.
 const MAX_FILES: usize = 1000;
-/// What a message must have: these attributes, and no others.
-const ATTRIBUTES: [&str; 2] = ["title", "content"];
-
 /// What ships with the gateway: locale, file name, text.
 const BUILT_IN: [(&str, &str, &str); 2] = [
     (
@@ -346,7 +343,12 @@ fn assemble(
         }
         catalog.add_resource_overriding(file.resource.clone());
     }
-    let names = Names::of(built_in.iter().chain(given));
+    let names = Names::of(
+        built_in
+            .iter()
+            .chain(given)
+            .flat_map(|file| file.resource.entries()),
+    );
     for file in built_in.iter().chain(given) {
         for entry in file.resource.entries() {
             names.check(entry).map_err(|problem| match named(entry) {
@@ -360,148 +362,6 @@ fn assemble(
         }
     }
     Ok(catalog)
-}
-
-/// How an entry's line begins, and its id.
-fn named<'e>(entry: &Entry<&'e str>) -> Option<(String, &'e str)> {
-    match entry {
-        Entry::Message(message) => Some((message.id.name.to_owned(), message.id.name)),
-        Entry::Term(term) => Some((format!("-{}", term.id.name), term.id.name)),
-        _ => None,
-    }
-}
-
-/// What can be referred to, with attributes after a dot and terms after a hyphen.
-struct Names(std::collections::HashSet<String>);
-
-impl Names {
-    fn of<'f>(files: impl Iterator<Item = &'f File>) -> Self {
-        let mut names = std::collections::HashSet::new();
-        for entry in files.flat_map(|file| file.resource.entries()) {
-            let Some((key, _)) = named(entry) else {
-                continue;
-            };
-            let (has_value, attributes) = match entry {
-                Entry::Message(message) => (message.value.is_some(), &message.attributes),
-                Entry::Term(term) => (true, &term.attributes),
-                _ => continue,
-            };
-            names.extend(
-                attributes
-                    .iter()
-                    .map(|attribute| format!("{key}.{}", attribute.id.name)),
-            );
-            if has_value {
-                names.insert(key);
-            }
-        }
-        Self(names)
-    }
-
-    fn check(&self, entry: &Entry<&str>) -> Result<(), String> {
-        match entry {
-            Entry::Message(message) => {
-                let attributes: Vec<&str> = message
-                    .attributes
-                    .iter()
-                    .map(|attribute| attribute.id.name)
-                    .collect();
-                let is_text = attributes.len() == ATTRIBUTES.len()
-                    && ATTRIBUTES.iter().all(|name| attributes.contains(name))
-                    && message.value.is_none();
-                // A message with a value and no attributes is there for others to refer to.
-                let is_part = attributes.is_empty() && message.value.is_some();
-                if !(is_text || is_part) {
-                    return Err(format!(
-                        "{} must have the attributes .title and .content, and nothing else",
-                        message.id.name
-                    ));
-                }
-                message
-                    .value
-                    .iter()
-                    .chain(message.attributes.iter().map(|a| &a.value))
-                    .try_for_each(|pattern| self.pattern(pattern))
-            }
-            Entry::Term(term) => {
-                self.pattern(&term.value)?;
-                term.attributes
-                    .iter()
-                    .try_for_each(|attribute| self.pattern(&attribute.value))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn pattern(&self, pattern: &Pattern<&str>) -> Result<(), String> {
-        pattern
-            .elements
-            .iter()
-            .try_for_each(|element| match element {
-                PatternElement::TextElement { .. } => Ok(()),
-                PatternElement::Placeable { expression } => self.expression(expression),
-            })
-    }
-
-    fn expression(&self, expression: &Expression<&str>) -> Result<(), String> {
-        match expression {
-            Expression::Inline(inline) => self.inline(inline),
-            Expression::Select { selector, variants } => {
-                self.inline(selector)?;
-                variants
-                    .iter()
-                    .try_for_each(|variant| self.pattern(&variant.value))
-            }
-        }
-    }
-
-    fn inline(&self, inline: &InlineExpression<&str>) -> Result<(), String> {
-        let known = |key: String| {
-            if self.0.contains(&key) {
-                Ok(())
-            } else {
-                Err(format!("refers to {key}, which there is not"))
-            }
-        };
-        let with = |attribute: &Option<fluent_syntax::ast::Identifier<&str>>| {
-            attribute
-                .as_ref()
-                .map_or(String::new(), |a| format!(".{}", a.name))
-        };
-        match inline {
-            InlineExpression::MessageReference { id, attribute } => {
-                known(format!("{}{}", id.name, with(attribute)))
-            }
-            InlineExpression::TermReference {
-                id,
-                attribute,
-                arguments,
-            } => {
-                known(format!("-{}{}", id.name, with(attribute)))?;
-                arguments
-                    .as_ref()
-                    .map_or(Ok(()), |arguments| self.arguments(arguments))
-            }
-            InlineExpression::FunctionReference { id, arguments } if id.name == "NUMBER" => {
-                self.arguments(arguments)
-            }
-            InlineExpression::FunctionReference { id, .. } => {
-                Err(format!("calls {}; the only function is NUMBER", id.name))
-            }
-            InlineExpression::Placeable { expression } => self.expression(expression),
-            InlineExpression::StringLiteral { .. }
-            | InlineExpression::NumberLiteral { .. }
-            | InlineExpression::VariableReference { .. } => Ok(()),
-        }
-    }
-
-    fn arguments(&self, arguments: &CallArguments<&str>) -> Result<(), String> {
-        arguments
-            .positional
-            .iter()
-            .chain(arguments.named.iter().map(|n| &n.value))
-            .try_for_each(|inline| self.inline(inline))
-    }
 }
 
 #[cfg(test)]

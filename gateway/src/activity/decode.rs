@@ -1,12 +1,13 @@
-//! What Kafka gave, read as an activity; no IO.
+//! A record as Kafka gave it, read as an activity; no IO.
 //!
-//! Input: [`Record`]s from the consumer. Output: an [`Activity`], or the [`Poison`] that says what is wrong with the record.
+//! Input: [`Record`]s from the consumer. Output: an [`Activity`], or the [`Poison`] that names what is wrong with the record.
 //!
-//! Three shapes are read: the platform's own JSON object, and CloudEvents 1.0 in structured and in binary content mode
-//! (Kafka protocol binding 1.0.2, sections 3.2 and 3.3). Members that are not known are passed over, since producers evolve.
-//! The members that are known are checked one by one, so that nothing a producer sends reaches the database unmeasured.
+//! Three shapes are read: the platform's own JSON object, and CloudEvents 1.0 in structured and in binary content mode. Unknown members are
+//! ignored, since producers evolve. Known members are checked one by one, so that nothing a producer sends reaches the database unmeasured.
 
-use std::borrow::Cow;
+mod cloud_event;
+mod fields;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -15,12 +16,13 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use self::fields::{checked, error_position, named, object, rfc3339, shown, string, text_of};
 use super::poison::{DeadLetterReason, Poison};
 use crate::notification::bounds::{
     self, MAX_CONTENT_BYTES, MAX_DATA_BYTES, MAX_LOCALE_BYTES, MAX_NAME_BYTES, MAX_TITLE_BYTES,
 };
 
-/// Carries the identity of a replayed record that has no `id`: where it lay first.
+/// Carries the identity of a replayed record that has no `id`: its first topic, partition, offset and time.
 pub const EVENT_ID_HEADER: &str = "signal-event-id";
 /// W3C Trace Context.
 pub const TRACEPARENT_HEADER: &str = "traceparent";
@@ -32,7 +34,7 @@ pub struct Record {
     pub topic: Arc<str>,
     /// The partition it was read from.
     pub partition: i32,
-    /// Where in the partition.
+    /// Its position in the partition.
     pub offset: i64,
     /// Milliseconds since the Unix epoch; `None` where the topic keeps no time.
     pub timestamp: Option<i64>,
@@ -58,7 +60,7 @@ impl Record {
         std::str::from_utf8(value.as_deref()?).ok()
     }
 
-    /// The identity of a record that names none: where it lay first.
+    /// The identity of a record that names none: its topic, partition, offset and time.
     pub fn fallback_id(&self) -> String {
         format!(
             "{}/{}/{}/{}",
@@ -83,7 +85,7 @@ impl Record {
     }
 }
 
-/// Whom an activity is for, before anybody was looked up.
+/// Whom an activity is for, before recipients are looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Audience {
     /// Everyone in an organizer.
@@ -92,7 +94,7 @@ pub enum Audience {
     Merchant(String),
     /// These, without repeats.
     Users(Arc<[String]>),
-    /// Whoever caused it.
+    /// The user who caused it.
     Actor,
 }
 
@@ -115,18 +117,16 @@ pub struct Activity {
     pub merchant_id: Option<String>,
     /// Parameters as the producer wrote them: a JSON object.
     pub data: Box<RawValue>,
-    /// The same, read.
+    /// The same, parsed.
     pub parameters: Map<String, Value>,
-    /// Text of the producer's, in place of the template's.
+    /// Text given by the producer; it replaces the template's.
     pub title: Option<String>,
-    /// Text of the producer's, in place of the template's.
+    /// Text given by the producer; it replaces the template's.
     pub content: Option<String>,
     /// The locale asked for.
     pub locale: Option<String>,
     /// When it happened.
     pub occurred_at: Option<DateTime<Utc>>,
-    /// Header `traceparent`.
-    pub traceparent: Option<String>,
 }
 
 /// The members of the platform's own shape, each still as it was written.
@@ -159,29 +159,7 @@ struct Body<'r> {
     occurred_at: Option<&'r RawValue>,
 }
 
-/// A structured CloudEvent, each attribute still as it was written (CloudEvents JSON format 1.0.2).
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Structured<'r> {
-    #[serde(borrow)]
-    specversion: Option<&'r RawValue>,
-    #[serde(borrow)]
-    id: Option<&'r RawValue>,
-    #[serde(borrow)]
-    source: Option<&'r RawValue>,
-    #[serde(borrow, rename = "type")]
-    kind: Option<&'r RawValue>,
-    #[serde(borrow)]
-    time: Option<&'r RawValue>,
-    #[serde(borrow)]
-    datacontenttype: Option<&'r RawValue>,
-    #[serde(borrow)]
-    data: Option<&'r RawValue>,
-    #[serde(borrow)]
-    data_base64: Option<&'r RawValue>,
-}
-
-/// What an envelope says about the event inside it.
+/// The attributes that an envelope gives to the event inside it.
 struct Event {
     source: String,
     id: Option<String>,
@@ -194,23 +172,8 @@ struct Event {
 /// # Errors
 /// [`Poison`]: this record will never be an activity, however often it is read.
 pub fn decode(record: &Record) -> Result<Activity, Poison> {
-    let content_type = media_type(record.header("content-type").unwrap_or_default());
-    if content_type.starts_with("application/cloudevents") {
-        return match content_type.as_str() {
-            "application/cloudevents" | "application/cloudevents+json" => structured(record),
-            other => Err(cloud_event(format!(
-                "content type {} is not application/cloudevents+json",
-                shown(other)
-            ))),
-        };
-    }
-    if record.headers.iter().any(|(name, _)| {
-        matches!(
-            name.to_ascii_lowercase().as_str(),
-            "ce_specversion" | "ce_id" | "ce_type" | "ce_source"
-        )
-    }) {
-        return binary(record, &content_type);
+    if let Some(activity) = cloud_event::decode(record) {
+        return activity;
     }
     let event = Event {
         source: record.topic.to_string(),
@@ -221,106 +184,7 @@ pub fn decode(record: &Record) -> Result<Activity, Poison> {
     activity(record, event, text_of(record)?)
 }
 
-fn structured(record: &Record) -> Result<Activity, Poison> {
-    let envelope: Structured<'_> = object(text_of(record)?, "the value")?;
-    let attribute =
-        |name: &'static str, raw: Option<&RawValue>| -> Result<Option<String>, Poison> {
-            raw.map(|raw| named(name, raw))
-                .transpose()
-                .map_err(|p| cloud_event(p.detail))
-        };
-    let version = attribute("specversion", envelope.specversion)?;
-    let event = event(
-        version.as_deref(),
-        attribute("id", envelope.id)?,
-        attribute("source", envelope.source)?,
-        attribute("type", envelope.kind)?,
-        attribute("time", envelope.time)?.as_deref(),
-    )?;
-    json_content(&attribute("datacontenttype", envelope.datacontenttype)?.unwrap_or_default())?;
-    match (envelope.data, envelope.data_base64) {
-        (Some(_), Some(_)) => Err(cloud_event("data and data_base64 exclude each other")),
-        (Some(data), None) => activity(record, event, data.get()),
-        (None, Some(encoded)) => {
-            let encoded = string("data_base64", encoded, usize::MAX)?;
-            let bytes = base64_simd::STANDARD
-                .decode_to_vec(encoded.as_bytes())
-                .map_err(|_| cloud_event("data_base64 is not base64"))?;
-            activity(record, event, utf8(&bytes)?)
-        }
-        (None, None) => activity(record, event, "{}"),
-    }
-}
-
-fn binary(record: &Record, content_type: &str) -> Result<Activity, Poison> {
-    let attribute = |name: &'static str| -> Result<Option<String>, Poison> {
-        let Some((_, value)) = record
-            .headers
-            .iter()
-            .rev()
-            .find(|(n, _)| n.eq_ignore_ascii_case(name))
-        else {
-            return Ok(None);
-        };
-        let text = std::str::from_utf8(value.as_deref().unwrap_or_default())
-            .map_err(|_| cloud_event(format!("{name} is not UTF-8")))?;
-        checked(name, text.into(), MAX_NAME_BYTES)
-            .map(Some)
-            .map_err(|p| cloud_event(p.detail))
-    };
-    let version = attribute("ce_specversion")?;
-    let event = event(
-        version.as_deref(),
-        attribute("ce_id")?,
-        attribute("ce_source")?,
-        attribute("ce_type")?,
-        attribute("ce_time")?.as_deref(),
-    )?;
-    json_content(content_type)?;
-    let text = if record.value.as_deref().unwrap_or_default().is_empty() {
-        "{}"
-    } else {
-        text_of(record)?
-    };
-    activity(record, event, text)
-}
-
-/// CloudEvents 1.0.2, "Required attributes": `id`, `source`, `specversion`, `type`, none of them empty.
-fn event(
-    version: Option<&str>,
-    id: Option<String>,
-    source: Option<String>,
-    kind: Option<String>,
-    time: Option<&str>,
-) -> Result<Event, Poison> {
-    let need = |name: &str, value: Option<String>| {
-        value
-            .filter(|text| !text.is_empty())
-            .ok_or_else(|| cloud_event(format!("attribute {name} is missing or empty")))
-    };
-    match version {
-        Some("1.0") => {}
-        Some(other) => {
-            return Err(cloud_event(format!(
-                "specversion {} is not 1.0",
-                shown(other)
-            )));
-        }
-        None => return Err(cloud_event("attribute specversion is missing")),
-    }
-    let time = time
-        .map(|text| rfc3339("time", text))
-        .transpose()
-        .map_err(|p| cloud_event(p.detail))?;
-    Ok(Event {
-        source: need("source", source)?,
-        id: Some(need("id", id)?),
-        kind: Some(need("type", kind)?),
-        time,
-    })
-}
-
-/// Reads the platform's own shape; what the envelope says about the event wins over what stands inside.
+/// Reads the platform's own shape. An attribute of the envelope wins over the member inside.
 fn activity(record: &Record, event: Event, text: &str) -> Result<Activity, Poison> {
     let body: Body<'_> = object(text, "the value")?;
     let optional = |name: &'static str, raw: Option<&RawValue>| -> Result<Option<String>, Poison> {
@@ -379,7 +243,6 @@ fn activity(record: &Record, event: Event, text: &str) -> Result<Activity, Poiso
             .transpose()?
             .filter(|text| !text.is_empty()),
         occurred_at,
-        traceparent: record.header(TRACEPARENT_HEADER).map(str::to_owned),
     })
 }
 
@@ -458,137 +321,8 @@ fn parameters(raw: Option<&RawValue>) -> Result<(Box<RawValue>, Map<String, Valu
     }
     // Reading it whole refuses what a raw value lets through: nesting beyond 128, lone surrogates, numbers beyond a double.
     let parameters = serde_json::from_str(raw.get())
-        .map_err(|error| invalid(&format!("cannot be read: {}", place(&error))))?;
+        .map_err(|error| invalid(&format!("cannot be read: {}", error_position(&error))))?;
     Ok((raw.to_owned(), parameters))
-}
-
-/// An id or a name: a string, or an integer in the digits that were written, since no double holds every one of them.
-fn named(field: &'static str, raw: &RawValue) -> Result<String, Poison> {
-    let text = raw.get();
-    if text.starts_with('"') {
-        return string(field, raw, MAX_NAME_BYTES);
-    }
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(Poison::new(
-            DeadLetterReason::InvalidField,
-            format!("field {field} is no string or integer"),
-        ));
-    }
-    checked(field, text.into(), MAX_NAME_BYTES)
-}
-
-fn string(field: &'static str, raw: &RawValue, max_bytes: usize) -> Result<String, Poison> {
-    let text: Cow<'_, str> = serde_json::from_str(raw.get()).map_err(|_| {
-        Poison::new(
-            DeadLetterReason::InvalidField,
-            format!("field {field} is no string"),
-        )
-    })?;
-    checked(field, text, max_bytes)
-}
-
-fn checked(field: &str, text: Cow<'_, str>, max_bytes: usize) -> Result<String, Poison> {
-    bounds::check_text(&text, max_bytes).map_err(|error| {
-        Poison::new(
-            DeadLetterReason::InvalidField,
-            format!("field {field} {error}"),
-        )
-    })?;
-    Ok(text.into_owned())
-}
-
-fn rfc3339(field: &str, text: &str) -> Result<DateTime<Utc>, Poison> {
-    DateTime::parse_from_rfc3339(text)
-        .map(|at| at.with_timezone(&Utc))
-        .map_err(|_| {
-            Poison::new(
-                DeadLetterReason::InvalidField,
-                format!("field {field} is no RFC 3339 time"),
-            )
-        })
-}
-
-/// Derived structs accept arrays as well; the contract speaks of objects only.
-fn object<'t, T: Deserialize<'t>>(text: &'t str, what: &str) -> Result<T, Poison> {
-    if !text
-        .trim_start_matches([' ', '\t', '\n', '\r'])
-        .starts_with('{')
-    {
-        return Err(Poison::new(
-            DeadLetterReason::NotJson,
-            format!("{what} is no JSON object"),
-        ));
-    }
-    serde_json::from_str(text).map_err(|error| {
-        Poison::new(
-            DeadLetterReason::NotJson,
-            format!("{what} is no JSON object: {}", place(&error)),
-        )
-    })
-}
-
-/// Where a JSON text goes wrong. The error's own text may quote what stands there.
-fn place(error: &serde_json::Error) -> String {
-    format!(
-        "{} error at line {} column {}",
-        if error.is_eof() {
-            "unexpected end,"
-        } else {
-            "syntax"
-        },
-        error.line(),
-        error.column()
-    )
-}
-
-fn text_of(record: &Record) -> Result<&str, Poison> {
-    utf8(
-        record
-            .value
-            .as_deref()
-            .ok_or_else(|| Poison::new(DeadLetterReason::NotJson, "the record has no value"))?,
-    )
-}
-
-fn utf8(bytes: &[u8]) -> Result<&str, Poison> {
-    simdutf8::basic::from_utf8(bytes)
-        .map_err(|_| Poison::new(DeadLetterReason::NotJson, "the value is not UTF-8"))
-}
-
-fn media_type(content_type: &str) -> String {
-    content_type
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase()
-}
-
-/// CloudEvents JSON format 1.0.2, 3.1: no content type means JSON, as do `application/json` and any `+json`.
-fn json_content(content_type: &str) -> Result<(), Poison> {
-    let media = media_type(content_type);
-    if media.is_empty()
-        || media == "application/json"
-        || media == "text/json"
-        || media.ends_with("+json")
-    {
-        return Ok(());
-    }
-    Err(cloud_event(format!(
-        "data of content type {} is not JSON",
-        shown(&media)
-    )))
-}
-
-fn cloud_event(detail: impl Into<String>) -> Poison {
-    Poison::new(DeadLetterReason::InvalidCloudEvent, detail)
-}
-
-/// A producer's word, short and printable enough for a log line and a header.
-fn shown(text: &str) -> String {
-    let short: String = text.chars().take(40).collect();
-    format!("{short:?}")
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@
 //! | the partition is revoked, or the process stops | what is being stored is finished and committed, within a limit; the rest is read again |
 //! | the process dies anywhere | records since the last commit are read again; their rows are there already, so nothing changes |
 
+mod batch;
 pub mod catalogs;
 mod client;
 mod consumer;
@@ -21,6 +22,7 @@ pub mod dead_letter;
 pub mod decode;
 mod lane;
 pub mod poison;
+mod queue;
 pub mod render;
 pub mod replay;
 pub mod resolve;
@@ -29,6 +31,7 @@ mod status;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::migrate::prepare;
 use super::policy::{PostgresPolicies, SqlitePolicies};
-use super::postgres::{Postgres, PostgresStore, pool};
-use super::sqlite::{Sqlite, SqliteStore};
+use super::postgres::{PostgresPool, PostgresStore, new_pool};
+use super::sqlite::{SqlitePools, SqliteStore};
 use super::{NotificationStore, OpenError, PolicyStore};
 use crate::backoff::Backoff;
 use crate::config::{self, Secret, SecretFile};
@@ -54,18 +54,18 @@ impl Stores {
 /// One database that is used.
 #[derive(Clone)]
 enum Database {
-    Postgres(Arc<Postgres>),
-    Sqlite(Sqlite),
+    Postgres(Arc<PostgresPool>),
+    Sqlite(SqlitePools),
 }
 
 impl Database {
     fn new(address: &DatabaseAddress, database: &config::Database) -> Self {
         match address {
             DatabaseAddress::Postgres(options) => {
-                Self::Postgres(Postgres::new(options.clone(), database))
+                Self::Postgres(PostgresPool::new(options.clone(), database))
             }
             DatabaseAddress::Sqlite { options, in_memory } => {
-                Self::Sqlite(Sqlite::new(options.clone(), *in_memory, database))
+                Self::Sqlite(SqlitePools::new(options.clone(), *in_memory, database))
             }
         }
     }
@@ -317,7 +317,7 @@ impl Follow {
         match (database, parse_address(self.setting, &new)?) {
             (Database::Postgres(postgres), DatabaseAddress::Postgres(options)) => {
                 (self.check)(&DatabaseAddress::Postgres(options.clone())).await?;
-                let pool = pool(options, &self.settings);
+                let pool = new_pool(options, &self.settings);
                 drop(pool.acquire().await?);
                 postgres.replace(pool);
                 tracing::info!(

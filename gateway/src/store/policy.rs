@@ -10,8 +10,8 @@ use std::sync::Arc;
 use sqlx::{ColumnIndex, Decode, Row, Type};
 
 use super::error::refuse_nul;
-use super::postgres::Postgres;
-use super::sqlite::{Sqlite, json};
+use super::postgres::PostgresPool;
+use super::sqlite::{SqlitePools, json};
 use super::{Domain, GroupRow, PolicyRow, PolicyStore, StoreError, StoreFuture};
 
 macro_rules! users_in {
@@ -54,10 +54,10 @@ WHERE CAST(p.variant AS text) = 'policy' AND m.code IS NOT NULL AND p.action IS 
     )";
 
 /// The platform's tables in PostgreSQL.
-pub(super) struct PostgresPolicies(pub(super) Arc<Postgres>);
+pub(super) struct PostgresPolicies(pub(super) Arc<PostgresPool>);
 
 /// The platform's tables in SQLite.
-pub(super) struct SqlitePolicies(pub(super) Sqlite);
+pub(super) struct SqlitePolicies(pub(super) SqlitePools);
 
 impl PostgresPolicies {
     async fn rows(

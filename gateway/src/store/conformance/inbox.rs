@@ -319,3 +319,39 @@ pub(super) async fn another_recipients_id_is_like_none(database: &TestDatabase) 
         json(&stored[0].notification)
     );
 }
+
+pub(super) async fn a_page_and_its_counters_are_one_snapshot(database: &TestDatabase) {
+    let store = database.open().await.notifications;
+    let writer = {
+        let store = store.clone();
+        tokio::spawn(async move {
+            for n in 0..60 {
+                store
+                    .insert(
+                        &[
+                            activity(&format!("a{n}"), &["x"]),
+                            activity(&format!("b{n}"), &["x"]),
+                        ],
+                        at(0),
+                    )
+                    .await
+                    .unwrap();
+            }
+        })
+    };
+    let mut seen = BTreeSet::new();
+    while !writer.is_finished() {
+        let page = store.list("x", &Filter::default(), None, 3).await.unwrap();
+        let newest = page.rows.first().map_or(0, |n| n.seq);
+        assert_eq!(
+            (page.inbox.unread_count, page.inbox.version),
+            (newest, newest)
+        );
+        let missed = store.missed("x", newest, 100).await.unwrap();
+        assert_eq!(missed.inbox.version, newest + missed.rows.len() as i64);
+        assert_eq!(newest % 2, 0, "a batch is seen whole");
+        seen.insert(newest);
+    }
+    writer.await.unwrap();
+    assert!(seen.len() > 2, "reads fell between writes: {seen:?}");
+}

@@ -1,0 +1,318 @@
+//! What happens to a batch of records, as a value: no IO, no clock, no randomness.
+//!
+//! Input: decoded, resolved and rendered records, and what the store answered. Output: the next [`Step`], which [`super::lane`] performs and
+//! reports back. Each record owns its [`Outcome`], and the batch decides what goes into one transaction, in which order, and up to which
+//! offset everything is done.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ops::Range;
+
+use tracing::Span;
+
+use super::decode::Record;
+use super::poison::Poison;
+use crate::inbox::Stored;
+use crate::notification::NewActivity;
+
+/// What has become of a record.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It waits for a transaction.
+    Pending(Box<NewActivity>),
+    /// It is in the current transaction, or a part of its recipients is.
+    Storing,
+    /// The same, and an earlier try was not answered: its rows may be stored already.
+    Retry,
+    /// Its rows are stored.
+    Stored,
+    /// It can never be stored: it goes to the dead-letter topic.
+    DeadLetter(Poison),
+}
+
+/// A record on its way through a batch.
+#[derive(Debug)]
+pub(super) struct BatchRecord {
+    pub(super) record: Record,
+    /// Continues the producer's trace; closed when the record is dropped.
+    pub(super) span: Span,
+    pub(super) outcome: Outcome,
+    /// Whether any of its rows was not there before.
+    has_new_rows: bool,
+}
+
+impl BatchRecord {
+    pub(super) fn new(record: Record, span: Span, outcome: Outcome) -> Self {
+        Self {
+            record,
+            span,
+            outcome,
+            has_new_rows: false,
+        }
+    }
+
+    /// The metric label of a record that is done.
+    pub(super) fn label(&self) -> &'static str {
+        match self.outcome {
+            Outcome::DeadLetter(_) => "dead_letter",
+            _ if self.has_new_rows => "stored",
+            _ => "duplicate",
+        }
+    }
+}
+
+/// What the lane does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Store [`Batch::transaction`], and report [`Batch::stored`], [`Batch::refused`] or [`Batch::unanswered`].
+    Store,
+    /// Send the dead letters of [`Batch::finishing`], and report [`Batch::finish`].
+    Finish,
+    /// Every record is done.
+    End,
+}
+
+/// Records of one partition, in the order of their offsets.
+pub(super) struct Batch {
+    records: Vec<BatchRecord>,
+    max_rows: usize,
+    group: Group,
+    /// An activity with more recipients than a transaction takes, and how many of them were taken.
+    sliced: Option<Sliced>,
+    /// The first record that was not looked at.
+    next: usize,
+    /// Records before this one are done.
+    done: usize,
+    /// Records before this one are done once the group is stored.
+    finishing: usize,
+}
+
+/// Activities that are stored in one transaction, unless the database refuses it.
+#[derive(Default)]
+struct Group {
+    activities: Vec<NewActivity>,
+    /// For each activity, its record.
+    records: Vec<usize>,
+    /// Ranges of activities that are not stored yet, the next one last.
+    parts: Vec<Range<usize>>,
+}
+
+impl Group {
+    fn push(&mut self, record: usize, activity: NewActivity) {
+        self.activities.push(activity);
+        self.records.push(record);
+    }
+
+    fn part(&self) -> Range<usize> {
+        self.parts.last().cloned().unwrap_or(0..0)
+    }
+}
+
+struct Sliced {
+    record: usize,
+    activity: Box<NewActivity>,
+    taken: usize,
+}
+
+impl Batch {
+    /// Transactions have at most `max_rows` rows.
+    pub(super) fn new(records: Vec<BatchRecord>, max_rows: usize) -> Self {
+        Self {
+            records,
+            max_rows: max_rows.max(1),
+            group: Group::default(),
+            sliced: None,
+            next: 0,
+            done: 0,
+            finishing: 0,
+        }
+    }
+
+    /// What is to be done next; the same until its outcome is reported.
+    pub(super) fn step(&mut self) -> Step {
+        loop {
+            if !self.group.parts.is_empty() {
+                return Step::Store;
+            }
+            if self.is_finishing() {
+                return Step::Finish;
+            }
+            if self.done == self.records.len() {
+                return Step::End;
+            }
+            self.plan();
+        }
+    }
+
+    /// Whether everything is stored that [`Batch::finish`] needs, and it was not reported yet.
+    pub(super) fn is_finishing(&self) -> bool {
+        self.group.parts.is_empty() && self.done < self.finishing
+    }
+
+    /// Fills the group with the activities that come next.
+    fn plan(&mut self) {
+        self.group = Group::default();
+        if self.sliced.is_some() {
+            self.plan_slice();
+        } else {
+            self.plan_activities();
+        }
+        if !self.group.activities.is_empty() {
+            self.group.parts.push(0..self.group.activities.len());
+        }
+    }
+
+    /// As many whole activities as a transaction takes. One that has too many recipients for any comes in slices, in groups of its own.
+    fn plan_activities(&mut self) {
+        let mut rows = 0;
+        while let Some(at) = self.records.get_mut(self.next) {
+            if let Outcome::Pending(activity) = &at.outcome {
+                let recipients = activity.recipients.len();
+                if rows > 0 && rows + recipients > self.max_rows {
+                    break;
+                }
+                let Outcome::Pending(activity) =
+                    std::mem::replace(&mut at.outcome, Outcome::Storing)
+                else {
+                    break;
+                };
+                if recipients > self.max_rows {
+                    self.finishing = self.next;
+                    self.sliced = Some(Sliced {
+                        record: self.next,
+                        activity,
+                        taken: 0,
+                    });
+                    self.next += 1;
+                    return self.plan_slice();
+                }
+                rows += recipients;
+                self.group.push(self.next, *activity);
+            }
+            self.next += 1;
+        }
+        self.finishing = self.next;
+    }
+
+    /// The next recipients of the sliced activity, so that its rows are never in memory as a whole. A slice stored twice changes nothing.
+    fn plan_slice(&mut self) {
+        let Some(mut sliced) = self.sliced.take() else {
+            return;
+        };
+        let recipients = &sliced.activity.recipients;
+        let end = recipients.len().min(sliced.taken + self.max_rows);
+        let slice = NewActivity {
+            recipients: recipients[sliced.taken..end].into(),
+            ..(*sliced.activity).clone()
+        };
+        self.records[sliced.record].outcome = Outcome::Storing;
+        self.group.push(sliced.record, slice);
+        if end < recipients.len() {
+            sliced.taken = end;
+            self.sliced = Some(sliced);
+        } else {
+            self.finishing = self.next;
+        }
+    }
+
+    /// The activities of the current transaction.
+    pub(super) fn transaction(&self) -> &[NewActivity] {
+        &self.group.activities[self.group.part()]
+    }
+
+    /// The record of each activity of the current transaction.
+    pub(super) fn storing(&self) -> impl Iterator<Item = &BatchRecord> {
+        self.group.records[self.group.part()]
+            .iter()
+            .map(|at| &self.records[*at])
+    }
+
+    /// The offset of the first record of the current transaction.
+    pub(super) fn offset(&self) -> i64 {
+        self.storing().next().map_or(0, |first| first.record.offset)
+    }
+
+    /// The current transaction was not answered: its rows may be stored. It stays the current one.
+    pub(super) fn unanswered(&mut self) {
+        self.set_storing(|| Outcome::Retry);
+    }
+
+    fn set_storing(&mut self, outcome: fn() -> Outcome) {
+        for at in &self.group.records[self.group.part()] {
+            self.records[*at].outcome = outcome();
+        }
+    }
+
+    /// Recipients whose rows may come from a try that was not answered: what is not among the `rows` that are new was there already, so
+    /// that it was not pushed then and is not pushed now.
+    pub(super) fn unpushed<'b>(&'b self, rows: &[Stored]) -> BTreeSet<&'b str> {
+        let retried: Vec<bool> = self
+            .storing()
+            .map(|record| matches!(record.outcome, Outcome::Retry))
+            .collect();
+        if !retried.contains(&true) {
+            return BTreeSet::new();
+        }
+        let new: HashSet<(usize, &str)> = rows
+            .iter()
+            .map(|row| (row.activity, &*row.notification.recipient_id))
+            .collect();
+        self.transaction()
+            .iter()
+            .enumerate()
+            .filter(|(activity, _)| retried[*activity])
+            .flat_map(|(activity, new)| {
+                let recipients = new.recipients.iter();
+                recipients.map(move |recipient| (activity, recipient.as_str()))
+            })
+            .filter(|row| !new.contains(row))
+            .map(|(_, recipient)| recipient)
+            .collect()
+    }
+
+    /// The current transaction is stored; `rows` are those that were not there before.
+    pub(super) fn stored(&mut self, rows: &[Stored]) {
+        self.set_storing(|| Outcome::Stored);
+        let part = self.group.part();
+        for row in rows {
+            let record = self.group.records[part.start + row.activity];
+            self.records[record].has_new_rows = true;
+        }
+        self.group.parts.pop();
+    }
+
+    /// The database refuses the current transaction: it is halved until the bad record is alone, which becomes a dead letter.
+    pub(super) fn refused(&mut self, poison: Poison) {
+        self.set_storing(|| Outcome::Storing);
+        let Some(part) = self.group.parts.pop() else {
+            return;
+        };
+        if part.len() == 1 {
+            let record = self.group.records[part.start];
+            self.records[record].outcome = Outcome::DeadLetter(poison);
+            // Nothing more is stored of a sliced activity.
+            if self.sliced.take().is_some() {
+                self.finishing = self.next;
+            }
+            return;
+        }
+        let middle = part.start + part.len() / 2;
+        // The left half is stored first, so that order is kept.
+        self.group.parts.push(middle..part.end);
+        self.group.parts.push(part.start..middle);
+    }
+
+    /// The records that are done once their dead letters are confirmed.
+    pub(super) fn finishing(&self) -> &[BatchRecord] {
+        &self.records[self.done..self.finishing]
+    }
+
+    /// Everything of [`Batch::finishing`] is durable. Returns the offset to commit.
+    pub(super) fn finish(&mut self) -> Option<i64> {
+        let last = self.finishing().last().map(|last| last.record.offset);
+        self.done = self.finishing;
+        last.map(|offset| offset + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests;

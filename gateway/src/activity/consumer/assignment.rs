@@ -1,0 +1,395 @@
+//! The partitions that are assigned to this member, and the lane of each: fills, pauses, resumes, commits, gives up.
+//!
+//! Input: messages, rebalances and statistics of librdkafka. Output: records in the queues of lanes, and committed offsets. Everything here runs
+//! on the consumer's thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{POLL, record};
+use crate::activity::decode::Record;
+use crate::activity::lane::Lane;
+use crate::activity::queue::{Backlog, Progress};
+use crate::activity::{Pipeline, PipelineError};
+use crate::metrics::Partition;
+
+/// Longest time that giving up partitions waits for what is being stored. Well below the group's session timeout.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// Most bytes of records that wait per partition before it is paused.
+const QUEUE_BYTES: usize = 32 << 20;
+/// How often a commit on the way out is tried, and how long each waits for the broker's answer.
+const LAST_COMMITS: usize = 3;
+const COMMIT_LIMIT: Duration = Duration::from_secs(2);
+type Key = (Arc<str>, i32);
+
+/// What is assigned to this member, and the lanes at work on it.
+pub(super) struct Assignment {
+    pipeline: Arc<Pipeline>,
+    topics: Vec<Arc<str>>,
+    runtime: Handle,
+    lanes: Mutex<HashMap<Key, Assigned>>,
+}
+
+/// The consumer's end of a lane.
+struct Assigned {
+    queue: mpsc::UnboundedSender<Record>,
+    backlog: Arc<Backlog>,
+    progress: Arc<Progress>,
+    committed: Option<i64>,
+    is_paused: bool,
+    drain: CancellationToken,
+    task: JoinHandle<()>,
+    /// Disconnected when the task has ended, however it did.
+    done: blocking::Receiver<()>,
+}
+
+impl Assignment {
+    /// Nothing is assigned yet. Lanes run on the runtime of the caller.
+    pub(super) fn new(pipeline: Arc<Pipeline>) -> Self {
+        let topics = pipeline.config.topics.iter();
+        Self {
+            topics: topics.map(|topic| Arc::from(topic.as_str())).collect(),
+            pipeline,
+            runtime: Handle::current(),
+            lanes: Mutex::default(),
+        }
+    }
+
+    fn key(&self, topic: &str, partition: i32) -> Key {
+        let topic = self
+            .topics
+            .iter()
+            .find(|known| known.as_ref() == topic)
+            .cloned()
+            .unwrap_or_else(|| topic.into());
+        (topic, partition)
+    }
+
+    fn open(&self, key: &Key) -> Assigned {
+        let (queue, records) = mpsc::unbounded_channel();
+        let (tell, done) = blocking::sync_channel(1);
+        let (backlog, progress, drain) = (
+            Arc::new(Backlog::default()),
+            Arc::new(Progress::none()),
+            CancellationToken::new(),
+        );
+        let lane = Lane {
+            pipeline: self.pipeline.clone(),
+            topic: key.0.clone(),
+            partition: key.1,
+            queue: records,
+            backlog: backlog.clone(),
+            progress: progress.clone(),
+            drain: drain.clone(),
+            permit: None,
+        };
+        let task = self.runtime.spawn(async move {
+            let _until_the_end: blocking::SyncSender<()> = tell;
+            lane.run().await;
+        });
+        Assigned {
+            queue,
+            backlog,
+            progress,
+            committed: None,
+            is_paused: false,
+            drain,
+            task,
+            done,
+        }
+    }
+
+    pub(super) fn accept(&self, consumer: &BaseConsumer<Self>, message: &BorrowedMessage<'_>) {
+        let key = self.key(message.topic(), message.partition());
+        let record = record(key.0.clone(), message);
+        let mut lanes = self.lanes.lock();
+        let Some(lane) = lanes.get_mut(&key) else {
+            drop(lanes);
+            // It is not committed, so its owner reads it.
+            tracing::debug!(
+                kafka.topic = &*key.0,
+                kafka.partition = key.1,
+                kafka.offset = record.offset,
+                "record of a partition that is gone"
+            );
+            return;
+        };
+        lane.backlog.add(&record);
+        // A lane that ended is noticed by the next tick; the record is not committed.
+        let _ = lane.queue.send(record);
+        if !lane.is_paused
+            && lane
+                .backlog
+                .exceeds(self.pipeline.config.partition_queue, QUEUE_BYTES)
+        {
+            match consumer.pause(&list([(&key, None)])) {
+                Ok(()) => lane.is_paused = true,
+                Err(error) => {
+                    tracing::warn!(%error, kafka.topic = &*key.0, kafka.partition = key.1, "partition cannot be paused")
+                }
+            }
+        }
+    }
+
+    /// Says whether any lane is still paused.
+    pub(super) fn resume_those_that_caught_up(&self, consumer: &BaseConsumer<Self>) -> bool {
+        let mut is_any_paused = false;
+        for (key, lane) in self
+            .lanes
+            .lock()
+            .iter_mut()
+            .filter(|(_, lane)| lane.is_paused)
+        {
+            if !lane.backlog.exceeds(
+                self.pipeline.config.partition_queue.div_ceil(2),
+                QUEUE_BYTES / 2,
+            ) {
+                match consumer.resume(&list([(key, None)])) {
+                    Ok(()) => lane.is_paused = false,
+                    Err(error) => {
+                        tracing::warn!(%error, kafka.topic = &*key.0, kafka.partition = key.1, "partition cannot be resumed")
+                    }
+                }
+            }
+            is_any_paused |= lane.is_paused;
+        }
+        is_any_paused
+    }
+
+    /// Commits what was done, and looks for lanes that died.
+    pub(super) fn tick(&self, consumer: &BaseConsumer<Self>) -> Result<(), PipelineError> {
+        let mut done = Vec::new();
+        {
+            let mut lanes = self.lanes.lock();
+            for (key, lane) in lanes.iter_mut() {
+                if lane.task.is_finished() {
+                    tracing::error!(
+                        kafka.topic = &*key.0,
+                        kafka.partition = key.1,
+                        "the work on a partition ended unasked"
+                    );
+                    return Err(PipelineError::Panicked);
+                }
+                let next = lane.progress.next();
+                if next.is_some() && next != lane.committed {
+                    lane.committed = next;
+                    done.push((key.clone(), next));
+                }
+            }
+        }
+        if !done.is_empty() {
+            let offsets = list(done.iter().map(|(key, next)| (key, *next)));
+            if let Err(error) = consumer.commit(&offsets, CommitMode::Async) {
+                tracing::warn!(%error, "offsets were not committed; they are tried again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Drains and commits these partitions, or all of them; afterwards nothing of theirs is committed.
+    pub(super) fn give_up(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: Option<&TopicPartitionList>,
+    ) {
+        let mut leaving: Vec<(Key, Assigned)> = match partitions {
+            None => self.lanes.lock().drain().collect(),
+            Some(partitions) => {
+                let keys: Vec<Key> = partitions
+                    .elements()
+                    .iter()
+                    .map(|p| self.key(p.topic(), p.partition()))
+                    .collect();
+                let mut lanes = self.lanes.lock();
+                keys.iter()
+                    .filter_map(|key| lanes.remove_entry(key))
+                    .collect()
+            }
+        };
+        if leaving.is_empty() {
+            return;
+        }
+        let is_lost = consumer.assignment_lost();
+        for (_, lane) in &leaving {
+            lane.drain.cancel();
+        }
+        // Whoever owns a lost partition is at work on it already.
+        let deadline = Instant::now() + if is_lost { Duration::ZERO } else { DRAIN_LIMIT };
+        for (key, lane) in &mut leaving {
+            if let Err(blocking::RecvTimeoutError::Timeout) = lane
+                .done
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                tracing::warn!(
+                    kafka.topic = &*key.0,
+                    kafka.partition = key.1,
+                    is_lost,
+                    "partition is given up with work in hand: it will be done again"
+                );
+                lane.task.abort();
+            }
+        }
+        if !is_lost {
+            let done: Vec<_> = leaving
+                .iter()
+                .filter_map(|(key, lane)| Some((key, Some(lane.progress.next()?))))
+                .collect();
+            commit_now(consumer, &done);
+        }
+        for ((topic, partition), _) in leaving {
+            self.pipeline.metrics.lag.remove(&Partition {
+                topic: topic.to_string(),
+                partition,
+            });
+            self.pipeline.status.remove(&topic, partition);
+        }
+    }
+}
+
+/// Commits, and asks for the offsets until they are the ones committed. A synchronous commit would wait for a coordinator that is away for
+/// minutes. What cannot be committed is read again by whoever comes next, which changes nothing.
+fn commit_now(consumer: &BaseConsumer<Assignment>, done: &[(&Key, Option<i64>)]) {
+    if done.is_empty() {
+        return;
+    }
+    let offsets = list(done.iter().copied());
+    let mut why = "another generation of the group began".to_owned();
+    for _ in 0..LAST_COMMITS {
+        let known = consumer.commit(&offsets, CommitMode::Async).and_then(|()| {
+            consumer.committed_offsets(list(done.iter().map(|(key, _)| (*key, None))), COMMIT_LIMIT)
+        });
+        match known {
+            Ok(known)
+                if done.iter().all(|((topic, partition), next)| {
+                    known
+                        .find_partition(topic, *partition)
+                        .and_then(|p| p.offset().to_raw())
+                        == *next
+                }) =>
+            {
+                return;
+            }
+            Ok(_) => std::thread::sleep(POLL),
+            Err(error) => {
+                why = error.to_string();
+                break;
+            }
+        }
+    }
+    tracing::warn!(
+        error = why,
+        "offsets cannot be committed on the way out: some records will be read again"
+    );
+}
+
+impl ClientContext for Assignment {
+    fn stats(&self, statistics: Statistics) {
+        let mut lanes = self.lanes.lock();
+        for ((topic, partition), lane) in lanes.iter_mut() {
+            let Some(facts) = statistics
+                .topics
+                .get(topic.as_ref())
+                .and_then(|t| t.partitions.get(partition))
+            else {
+                continue;
+            };
+            // A commit in a rebalance may come too late for its generation. librdkafka gives a manual commit no callback that would say so, but
+            // it tells here which offset the broker has taken: another one is committed again.
+            if lane
+                .committed
+                .is_some_and(|committed| committed != facts.committed_offset)
+            {
+                lane.committed = None;
+            }
+            // Negative numbers stand for what librdkafka does not know yet.
+            if facts.hi_offset < 0 {
+                continue;
+            }
+            let done = lane
+                .progress
+                .next()
+                .or(Some(facts.committed_offset).filter(|o| *o >= 0))
+                .unwrap_or(facts.lo_offset.max(0));
+            let lag = (facts.hi_offset - done).max(0);
+            self.pipeline
+                .metrics
+                .lag
+                .get_or_create(&Partition {
+                    topic: topic.to_string(),
+                    partition: *partition,
+                })
+                .set(lag);
+            self.pipeline.status.set_lag(topic, *partition, lag);
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "the Kafka consumer reports an error");
+    }
+}
+
+impl ConsumerContext for Assignment {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(partitions) => {
+                for partition in partitions.elements() {
+                    let key = self.key(partition.topic(), partition.partition());
+                    tracing::info!(
+                        kafka.topic = &*key.0,
+                        kafka.partition = key.1,
+                        "partition assigned"
+                    );
+                    self.pipeline.status.add(&key.0, key.1);
+                    let lane = self.open(&key);
+                    if let Some(old) = self.lanes.lock().insert(key, lane) {
+                        old.drain.cancel();
+                    }
+                }
+            }
+            Rebalance::Revoke(partitions) => {
+                self.give_up(consumer, Some(partitions));
+                for partition in partitions.elements() {
+                    tracing::info!(
+                        kafka.topic = partition.topic(),
+                        kafka.partition = partition.partition(),
+                        "partition given up"
+                    );
+                }
+            }
+            Rebalance::Error(error) => tracing::warn!(%error, "the group cannot rebalance"),
+        }
+    }
+
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Assign(partitions) = rebalance {
+            // A partition that comes back may have been paused when it left.
+            if let Err(error) = consumer.resume(partitions) {
+                tracing::warn!(%error, "assigned partitions cannot be resumed");
+            }
+        }
+    }
+}
+
+fn list<'k>(partitions: impl IntoIterator<Item = (&'k Key, Option<i64>)>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for ((topic, partition), offset) in partitions {
+        let offset = offset.map_or(Offset::Invalid, Offset::Offset);
+        list.add_partition_offset(topic, *partition, offset)
+            .expect("an offset of Kafka's is one");
+    }
+    list
+}
