@@ -5,6 +5,11 @@
 //!
 //! A push is best effort: a device that misses one finds the row in the inbox, or by `notification:sync`.
 
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use serde::Serialize;

@@ -208,7 +208,7 @@ async fn a_changed_database_url_moves_to_another_role_and_no_request_fails() {
     until("it is tried", || async {
         gateway
             .log()
-            .contains("the changed database URL does not work yet")
+            .contains("the changed database URL does not work")
             .then_some(())
     })
     .await;

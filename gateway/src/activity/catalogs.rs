@@ -1,7 +1,7 @@
-//! The catalogs of texts: those that ship with the gateway and, over them, a folder of the operator's that may change while records flow.
+//! The catalogs of texts: those that ship with the gateway and, over them, those of a mounted folder, which may change at any time.
 //!
 //! Input: `notifications.catalog_dir`, with one folder per locale and `*.ftl` files in it. Output: an activity's text ([`super::render`]).
-//! A catalog is taken whole or not at all: a broken one is refused at start, and at a change the one before stays.
+//! The catalogs are used whole or not at all: a broken file is refused at start, and after a change the catalogs in use stay.
 
 mod references;
 
@@ -26,7 +26,7 @@ use crate::metrics::Metrics;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Most catalog files.
 const MAX_FILES: usize = 1000;
-/// What ships with the gateway: locale, file name, text.
+/// The catalogs that ship with the gateway: locale, file name, text.
 const BUILT_IN: [(&str, &str, &str); 2] = [
     (
         "vi",
@@ -100,12 +100,12 @@ impl Catalogs {
     /// Renders an activity in the locale it asks for or the best one there is.
     ///
     /// # Errors
-    /// [`super::DeadLetterReason::NoTemplate`], as [`render::render`] says.
+    /// [`super::DeadLetterReason::NoTemplate`], as [`render::render`].
     pub fn render(&self, activity: &Activity) -> Result<Text, Poison> {
         render::render(activity, &self.current.load().locales, &self.default_locale)
     }
 
-    /// Reads everything again; says whether anything changed. On an error what was in use stays.
+    /// Reads everything again, and returns whether anything changed. On an error the catalogs in use stay.
     ///
     /// # Errors
     /// As [`Catalogs::load`].
@@ -132,11 +132,11 @@ impl Catalogs {
         metrics: Arc<Metrics>,
         shutdown: CancellationToken,
     ) {
-        let mut told = files::watch(dir, interval, shutdown);
-        // What changed between load and here is not told: look once.
-        told.mark_changed();
-        while told.changed().await.is_ok() {
-            told.mark_unchanged();
+        let mut changes = files::watch(dir, interval, shutdown);
+        // A change between load and here is not reported: look once.
+        changes.mark_changed();
+        while changes.changed().await.is_ok() {
+            changes.mark_unchanged();
             let catalogs = self.clone();
             let Ok(outcome) = tokio::task::spawn_blocking(move || catalogs.reload()).await else {
                 return;
@@ -151,7 +151,7 @@ impl Catalogs {
                         .inc();
                 }
                 Err(error) => {
-                    tracing::error!(%error, catalogs.revision = %self.revision(), "changed catalogs are broken; those before stay in use");
+                    tracing::error!(%error, catalogs.revision = %self.revision(), "catalog reload failed: the changed files are broken; the current catalogs stay in use");
                     metrics
                         .config_reloads
                         .get_or_create(&Metrics::kind("catalog_error"))
@@ -277,7 +277,7 @@ fn read_file(path: &Path) -> std::io::Result<String> {
     std::fs::read_to_string(path)
 }
 
-/// Every `<locale>/*.ftl` by name. What begins with a dot is none: a kubelet keeps its own folders there.
+/// Every `<locale>/*.ftl` by name. Names that begin with a dot are skipped: a kubelet keeps its own folders there.
 fn files(dir: &Path) -> Result<Vec<(LanguageIdentifier, PathBuf)>, CatalogError> {
     let list = |dir: &Path| -> Result<Vec<(String, PathBuf)>, CatalogError> {
         let failed = |error: std::io::Error| CatalogError {
@@ -324,7 +324,7 @@ fn files(dir: &Path) -> Result<Vec<(LanguageIdentifier, PathBuf)>, CatalogError>
     Ok(found)
 }
 
-/// Puts a locale together: what is given replaces what ships, message by message; nothing may be given twice or refer to nothing.
+/// Puts a locale together: given files replace built-in ones, message by message. No message may be given twice or refer to a missing one.
 fn assemble(
     locale: &LanguageIdentifier,
     built_in: &[File],

@@ -19,7 +19,7 @@ const RESERVED: [(&str, &str); 32] = [
     ),
     (
         "group.instance.id",
-        "a changed password starts a second member beside the first",
+        "a changed password starts a second member while the first still runs",
     ),
     (
         "partition.assignment.strategy",
@@ -91,18 +91,18 @@ const RESERVED: [(&str, &str); 32] = [
     ("fetch.queue.backoff.ms", "set kafka.partition_queue"),
     (
         "isolation.level",
-        "records of aborted transactions never happened",
+        "records of aborted transactions are never read",
     ),
 ];
 
-/// How long the producer tries to send a dead letter before it says so.
+/// How long the producer tries to send a dead letter before it reports an error.
 pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often librdkafka tells where each partition ends and what of it is committed.
+/// How often librdkafka reports the end and the committed offset of each partition.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(2);
 /// Larger than any broker takes, so that the broker's own limit decides.
 const MAX_MESSAGE_BYTES: usize = 100 << 20;
 
-/// Says all that is wrong with `[kafka]` and that only the pipeline knows, by name; an empty list is good.
+/// Returns every problem of `[kafka]` that only the pipeline can find, by name; an empty list is good.
 pub fn check(config: &Kafka) -> Vec<String> {
     let mut problems: Vec<String> = RESERVED
         .iter()
@@ -192,7 +192,7 @@ fn base(config: &Kafka) -> Result<ClientConfig, PipelineError> {
     Ok(client)
 }
 
-/// A member of the group. Nothing is committed unless the pipeline says so.
+/// A member of the group. Only the pipeline commits.
 pub(super) fn consumer(config: &Kafka) -> Result<ClientConfig, PipelineError> {
     let mut client = base(config)?;
     client

@@ -1,11 +1,11 @@
-//! The group member: polls Kafka, hands each partition's records to its [`Lane`], commits what the lanes have done.
+//! The group member: polls Kafka, gives each partition's records to its lane, and commits what the lanes have done.
 //!
 //! Input: `[kafka]`. Output: offsets, committed only when what lies before them is durable.
 //!
-//! One thread of its own does all of it, and nothing in it waits for a database: it polls while lanes are stuck, so an outage of hours never
+//! One thread of its own does all of it, and nothing in it waits for a database: it polls while lanes wait, so an outage of hours never
 //! costs the group membership, and callbacks of a rebalance run on the same thread, so that no offset of a partition that is not owned can be
 //! committed. A lane whose queue is full is paused. A partition that is taken away is drained first: what is being stored is finished
-//! and committed, within [`DRAIN_LIMIT`].
+//! and committed, within a limit.
 
 mod assignment;
 
@@ -49,7 +49,7 @@ impl Member {
             .subscribe(&topics.iter().map(String::as_str).collect::<Vec<_>>())
             .map_err(PipelineError::Client)?;
         let stop = CancellationToken::new();
-        let (tell, ended) = oneshot::channel();
+        let (ending, ended) = oneshot::channel();
         let thread = std::thread::Builder::new().name("kafka-consumer".into());
         thread
             .spawn({
@@ -59,14 +59,14 @@ impl Member {
                     consumer.context().give_up(&consumer, None);
                     // Dropping leaves the group, which takes a round trip.
                     drop(consumer);
-                    let _ = tell.send(outcome);
+                    let _ = ending.send(outcome);
                 }
             })
             .map_err(PipelineError::Thread)?;
         Ok(Self { stop, ended })
     }
 
-    /// Ends when the member does, which it does unasked only for good.
+    /// Ends when the member does. A member that ends before it is stopped does not come back.
     pub(super) async fn ended(&mut self) -> Result<(), PipelineError> {
         (&mut self.ended)
             .await
@@ -80,7 +80,7 @@ impl Member {
             Ok(ended) => ended,
             Err(_) => {
                 tracing::warn!(
-                    "the Kafka consumer does not end in time and is left behind; its last records may be read again"
+                    "the Kafka consumer did not stop in time and is abandoned; its last records may be read again"
                 );
                 Ok(())
             }

@@ -1,7 +1,7 @@
-//! Poison on its way to the dead-letter topic: the record as it was, and headers that say why it is there and where it lay.
+//! Poison on its way to the dead-letter topic: the record unchanged, with headers for the reason and the original position.
 //!
-//! Input: records that a lane gave up. Output: `{topic}{dead_letter_suffix}`, confirmed by every in-sync replica. What is read back by
-//! [`super::replay`] is written here, so both know one set of headers.
+//! Input: records that a lane gave up. Output: `{topic}{dead_letter_suffix}`, confirmed by every in-sync replica. [`super::replay`]
+//! reads back what is written here; the headers of both stand here.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -20,38 +20,38 @@ use super::poison::Poison;
 use super::{PipelineError, client};
 use crate::config::Kafka;
 
-/// What every header of ours on a dead letter begins with.
+/// The prefix of every header that the gateway adds to a dead letter.
 pub(super) const PREFIX: &str = "signal-dlq-";
-/// Why: the text of a [`super::DeadLetterReason`].
+/// The reason: the text of a [`super::DeadLetterReason`].
 pub const REASON: &str = "signal-dlq-reason";
-/// What exactly.
+/// The details of the reason.
 pub const DETAIL: &str = "signal-dlq-detail";
-/// The topic it lay in.
+/// The original topic.
 pub const TOPIC: &str = "signal-dlq-topic";
-/// The partition it lay in.
+/// The original partition.
 pub const PARTITION: &str = "signal-dlq-partition";
-/// Its offset there.
+/// The original offset.
 pub const OFFSET: &str = "signal-dlq-offset";
 /// The record's own time, in milliseconds since the Unix epoch.
 pub const TIMESTAMP: &str = "signal-dlq-timestamp";
 /// When it became a dead letter, RFC 3339.
 pub const TIME: &str = "signal-dlq-time";
-/// `omitted` where the value was too large for the dead-letter topic: it can be read at its place in the source topic.
+/// `omitted` where the value was too large for the dead-letter topic: it can be read in the source topic.
 pub const VALUE: &str = "signal-dlq-value";
 
 /// How long a producer that sends nothing is kept: much longer than sending may take.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Tells of broken connections once, as warnings: librdkafka goes on trying.
+/// Logs broken connections as warnings: librdkafka tries again by itself.
 pub(super) struct Quiet;
 
 impl ClientContext for Quiet {
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "the Kafka producer has trouble");
+        tracing::warn!(%error, reason, "the Kafka producer reports an error");
     }
 }
 
-/// The way to the dead-letter topics. Dead letters are rare, and a producer keeps connections, and a thread that looks for answers all the time: it is there
+/// Sends to the dead-letter topics. Dead letters are rare, and a producer keeps connections and a thread that polls all the time: it exists
 /// from the first letter until none has been sent for [`IDLE`].
 pub(super) struct DeadLetters {
     config: Kafka,
@@ -59,7 +59,7 @@ pub(super) struct DeadLetters {
 }
 
 struct State {
-    /// With the password that the brokers have taken, whatever the file says by now.
+    /// Holds the password that the brokers accepted last; the file may have a newer one.
     client: ClientConfig,
     producer: Option<FutureProducer<Quiet>>,
     used: Instant,
@@ -82,7 +82,7 @@ impl DeadLetters {
         })
     }
 
-    /// Has the next letter sent with a password that was changed and is taken; what is being sent ends with the old one.
+    /// Sends the next letters with a changed password that a broker accepted; what is being sent ends with the old one.
     pub(super) fn renew(&self) -> Result<(), PipelineError> {
         let client = client::producer(&self.config)?;
         let mut state = self.state.lock();
@@ -128,7 +128,7 @@ impl DeadLetters {
                     kafka.topic = &*record.topic,
                     kafka.partition = record.partition,
                     kafka.offset = record.offset,
-                    "the dead-letter topic does not take a record of this size: its value stays in the source topic only"
+                    "dead letter too large for its topic: sent without its value, which stays in the source topic"
                 );
                 self.try_send(
                     record,
@@ -155,14 +155,14 @@ impl DeadLetters {
         letter.key = record.key.as_deref();
         letter.payload = value;
         let producer = self.producer().map_err(|error| {
-            tracing::error!(%error, "the dead-letter producer cannot be made");
+            tracing::error!(%error, "the dead-letter producer cannot be created; the partition waits");
             error
         })?;
         let sent = producer
             .send(letter, Timeout::After(client::SEND_TIMEOUT))
             .await;
         if producer.client().fatal_error().is_some() {
-            // An idempotent producer that lost its place is of no further use.
+            // An idempotent producer that lost its sequence cannot be used again.
             discard(self.state.lock().producer.take());
             discard(Some(producer));
         }
@@ -185,14 +185,14 @@ async fn end_when_idle(state: Weak<Mutex<State>>) {
     }
 }
 
-/// Its end waits for threads; whoever sends with it still has it end there.
+/// Drops a producer where blocking is allowed, since dropping waits for its threads. A sender that still uses it drops it instead.
 fn discard(producer: Option<FutureProducer<Quiet>>) {
     if let Some(producer) = producer {
         tokio::task::spawn_blocking(move || drop(producer));
     }
 }
 
-/// The record's own headers, less those of an earlier stay in the dead-letter topic, then ours.
+/// The record's own headers without those of an earlier dead letter, then ours.
 fn headers(record: &Record, poison: &Poison, now: DateTime<Utc>) -> OwnedHeaders {
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len() + 8);
     for (name, value) in record
@@ -222,7 +222,7 @@ fn headers(record: &Record, poison: &Poison, now: DateTime<Utc>) -> OwnedHeaders
     })
 }
 
-/// The headers a dead letter goes back with: its own, and the identity it had where it lay first.
+/// The headers of a dead letter that is replayed: its own, and the identity of its first position.
 pub(super) fn original_headers(letter: &Record) -> Vec<super::decode::Header> {
     let mut headers: Vec<_> = letter
         .headers
@@ -230,9 +230,9 @@ pub(super) fn original_headers(letter: &Record) -> Vec<super::decode::Header> {
         .filter(|(name, _)| !name.starts_with(PREFIX))
         .cloned()
         .collect();
-    let place = [TOPIC, PARTITION, OFFSET, TIMESTAMP].map(|name| letter.header(name));
+    let position = [TOPIC, PARTITION, OFFSET, TIMESTAMP].map(|name| letter.header(name));
     if let ([Some(topic), Some(partition), Some(offset), Some(timestamp)], None) =
-        (place, letter.header(EVENT_ID_HEADER))
+        (position, letter.header(EVENT_ID_HEADER))
     {
         headers.push((
             EVENT_ID_HEADER.to_owned(),
@@ -251,7 +251,7 @@ mod tests {
     use rdkafka::message::Headers;
 
     #[tokio::test(start_paused = true)]
-    async fn a_producer_is_there_while_it_is_used() {
+    async fn a_producer_exists_while_it_is_used() {
         let mut config = crate::config::Config::for_tests().kafka;
         config.brokers = vec!["127.0.0.1:1".into()];
         let letters = DeadLetters::new(&config).unwrap();
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_letter_says_why_and_where_and_keeps_its_own_headers() {
+    fn a_dead_letter_has_its_reason_and_position_and_keeps_its_own_headers() {
         let mut record = Record {
             partition: 2,
             offset: 7,

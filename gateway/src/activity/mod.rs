@@ -1,4 +1,4 @@
-//! The pipeline: what a producer says happened becomes stored notifications, and appears on the connections of those it concerns.
+//! The pipeline: an activity of a producer becomes stored notifications, and is pushed to the connections of its recipients.
 //!
 //! Input: records of `kafka.topics`. Output: rows and pushes through [`crate::inbox`], dead letters, committed offsets.
 //!
@@ -8,11 +8,11 @@
 //! |---|---|
 //! | the record can never be a notification ([`DeadLetterReason`]) | dead-letter topic, confirmed; then committed |
 //! | the database refuses a batch | the batch is halved until the record is alone; then as above, `refused` |
-//! | the database is away, recipients cannot be looked up | the partition waits, longer each time, and tries again; nothing past it is committed |
+//! | the database is unavailable, recipients cannot be looked up | the partition waits, longer each time, and tries again; nothing past it is committed |
 //! | the dead-letter topic does not confirm | the same |
-//! | Redis is away | nothing: rows are stored and local connections served, others sync later |
+//! | Redis is unavailable | nothing: rows are stored and local connections served, others sync later |
 //! | the partition is revoked, or the process stops | what is being stored is finished and committed, within a limit; the rest is read again |
-//! | the process dies anywhere | records since the last commit are read again; their rows are there already, so nothing changes |
+//! | the process is killed | records since the last commit are read again; their rows exist already, so nothing changes |
 
 mod batch;
 pub mod catalogs;
@@ -55,7 +55,7 @@ use crate::store::PolicyStore;
 /// How long a changed password is tried before the next attempt.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 
-/// What the pipeline is made of.
+/// The parts that the pipeline uses.
 pub struct PipelineOptions {
     /// `[kafka]`
     pub config: config::Kafka,
@@ -71,11 +71,11 @@ pub struct PipelineOptions {
     pub clock: Arc<dyn Clock>,
     /// Counts.
     pub metrics: Arc<Metrics>,
-    /// Where the pipeline tells how it is.
+    /// Where the pipeline reports its state.
     pub status: Arc<PipelineStatus>,
 }
 
-/// Why the pipeline cannot start, or ended unasked.
+/// Why the pipeline cannot start, or ended unexpectedly.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
     /// Settings that only the pipeline can judge, one line each.
@@ -84,11 +84,11 @@ pub enum PipelineError {
     /// librdkafka refuses its settings, or cannot reach a broker.
     #[error("the Kafka client: {0}")]
     Client(#[source] KafkaError),
-    /// The member is of no further use.
-    #[error("the Kafka consumer failed for good: {0}")]
+    /// The consumer cannot be used any more.
+    #[error("the Kafka consumer failed and cannot recover: {0}")]
     Fatal(RDKafkaErrorCode),
     /// A part of the pipeline panicked.
-    #[error("the work on a partition ended unasked")]
+    #[error("the work on a partition ended unexpectedly")]
     Panicked,
     /// The operating system has no thread for it.
     #[error("the consumer's thread cannot be started: {0}")]
@@ -110,11 +110,11 @@ struct Pipeline {
 
 /// Consumes until `shutdown`; then finishes and commits what is being stored, within a limit, and leaves the group.
 ///
-/// A broker that cannot be reached is waited for. A changed password file starts a second member beside the first, which is stopped
-/// once the broker has taken the new password.
+/// A broker that cannot be reached is waited for. A changed password file starts a second member; the first is stopped
+/// once the broker accepts the new password.
 ///
 /// # Errors
-/// Settings that are refused, at once; and what ends the pipeline unasked.
+/// Settings that are refused, at once; and what ends the pipeline unexpectedly.
 pub async fn run(
     options: PipelineOptions,
     shutdown: CancellationToken,
@@ -175,7 +175,7 @@ async fn changed(password: &mut Option<tokio::sync::watch::Receiver<String>>) {
     std::future::pending().await
 }
 
-/// A member with the password as it is, once a broker has taken it; `None`, after a while, where it has not.
+/// Starts a member with the current password once a broker accepts it; `None`, after a while, if none does.
 async fn renewed(pipeline: &Arc<Pipeline>) -> Option<consumer::Member> {
     let probe = tokio::task::spawn_blocking({
         let pipeline = pipeline.clone();
@@ -188,7 +188,7 @@ async fn renewed(pipeline: &Arc<Pipeline>) -> Option<consumer::Member> {
     match started {
         Ok(member) => Some(member),
         Err(error) => {
-            tracing::warn!(%error, "the changed Kafka password is not taken; the connections of the one before stay in use");
+            tracing::warn!(%error, "the brokers refuse the changed Kafka password; connections with the previous one stay in use");
             tokio::time::sleep(files::INTERVAL).await;
             None
         }

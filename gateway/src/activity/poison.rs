@@ -5,9 +5,9 @@ use std::fmt;
 /// Why a record is a dead letter. The text of each is a metric label, a header of the dead letter and a filter of `dlq replay`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DeadLetterReason {
-    /// There is no value, or it is no UTF-8 text holding one JSON object.
+    /// There is no value, or it is not UTF-8 text with one JSON object.
     NotJson,
-    /// A field has the wrong type, is too long, or holds a character that no database takes.
+    /// A field has the wrong type, is too long, or holds a character that the database refuses.
     InvalidField,
     /// A field that every activity needs is missing.
     MissingField,
@@ -19,9 +19,9 @@ pub enum DeadLetterReason {
     MissingAudience,
     /// More recipients than `kafka.max_recipients`.
     TooManyRecipients,
-    /// Nobody was found and there is no `actorId`.
+    /// No recipient was found and there is no `actorId`.
     Nobody,
-    /// No template for the type, or one that needs parameters which are not given, and no text of the producer's.
+    /// There is no template for the type, or one of its parameters is missing, and the producer gave no text.
     NoTemplate,
     /// The database refuses a value.
     Refused,
@@ -88,9 +88,9 @@ impl std::str::FromStr for DeadLetterReason {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {detail}")]
 pub struct Poison {
-    /// Which kind of wrong.
+    /// The reason.
     pub reason: DeadLetterReason,
-    /// What exactly, for whoever mends the producer. Names fields, never what people's fields hold.
+    /// What exactly is wrong, for the author of the producer. Names fields, never their values.
     pub detail: String,
 }
 

@@ -12,7 +12,7 @@
 //!
 //! The message of a type is found by [`message_id`]. Parameters are the members of the activity's `data`, and `$actorId`, `$organizerId`,
 //! `$merchantId`. Texts and numbers are as given; true and false are texts; lists, objects and null are no parameters. A parameter that a
-//! pattern names and the activity lacks is an error: nobody is shown half a sentence.
+//! pattern names and the activity lacks is an error: a text is rendered whole or not at all.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -105,7 +105,7 @@ pub fn fallbacks(asked: Option<&str>, default_locale: &str) -> Vec<String> {
     chain
 }
 
-/// `vi_vn` is `vi-VN`; what is no locale stays as it is and is found nowhere.
+/// `vi_vn` becomes `vi-VN`. A text that is not a locale stays as it is, and no catalog has it.
 fn canonical(locale: &str) -> Cow<'_, str> {
     match locale.parse::<LanguageIdentifier>() {
         Ok(id) => Cow::Owned(id.to_string()),
@@ -113,7 +113,7 @@ fn canonical(locale: &str) -> Cow<'_, str> {
     }
 }
 
-/// Renders an activity. A text of the producer's takes the place of the template's, each on its own.
+/// Renders an activity. A title or content given by the producer replaces the template's.
 ///
 /// # Errors
 /// [`DeadLetterReason::NoTemplate`]: a text is not given and no catalog in the chain has the type, or a parameter of its pattern is missing.

@@ -1,4 +1,4 @@
-//! `dlq replay`: puts dead letters back where they lay, for a pipeline that can take them by now.
+//! `dlq replay`: puts dead letters back into their original topic, for a pipeline that can handle them by then.
 //!
 //! Input: `{topic}{dead_letter_suffix}`. Output: the same keys, values and headers in the source topic, in the partition they came from, so
 //! that they keep their order among their neighbours' keys; and offsets of groups of its own, so that a second run repeats nothing.
@@ -27,7 +27,7 @@ use crate::config::Kafka;
 
 /// Longest wait for one answer of a broker.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
-/// Most records that are on their way back before they are confirmed and committed.
+/// Most records that are sent before they are confirmed and committed.
 const WINDOW: usize = 500;
 /// Letters whose reason is none of [`DeadLetterReason::ALL`], such as those of a later release.
 const OTHER: &str = "other";
@@ -90,7 +90,7 @@ struct Run {
     source_partitions: i32,
     runtime: Handle,
     report: ReplayReport,
-    on_their_way: Vec<DeliveryFuture>,
+    unconfirmed: Vec<DeliveryFuture>,
 }
 
 impl Run {
@@ -139,7 +139,7 @@ impl Run {
             source_partitions,
             runtime,
             report: ReplayReport::default(),
-            on_their_way: Vec::new(),
+            unconfirmed: Vec::new(),
         })
     }
 
@@ -201,7 +201,7 @@ impl Run {
             }
             self.put_back(&letter)?;
             next = letter.offset + 1;
-            if self.on_their_way.len() >= WINDOW {
+            if self.unconfirmed.len() >= WINDOW {
                 self.settle(partition, next)?;
             }
         }
@@ -234,7 +234,7 @@ impl Run {
                 kafka.topic = letter.header(dead_letter::TOPIC),
                 kafka.partition = letter.header(dead_letter::PARTITION),
                 kafka.offset = letter.header(dead_letter::OFFSET),
-                "a dead letter without its value is left where it is"
+                "dead letter without its value skipped: it stays in the dead-letter topic"
             );
             self.report.without_value += 1;
             return Ok(());
@@ -265,7 +265,7 @@ impl Run {
         record.key = letter.key.as_deref();
         record.payload = letter.value.as_deref();
         record.partition = from.filter(|partition| (0..self.source_partitions).contains(partition));
-        self.on_their_way.push(
+        self.unconfirmed.push(
             self.producer
                 .send_result(record)
                 .map_err(|(error, _)| PipelineError::Client(error))?,
@@ -281,7 +281,7 @@ impl Run {
         self.producer
             .flush(client::SEND_TIMEOUT)
             .map_err(PipelineError::Client)?;
-        for confirmed in std::mem::take(&mut self.on_their_way) {
+        for confirmed in std::mem::take(&mut self.unconfirmed) {
             match self.runtime.block_on(confirmed) {
                 Ok(Ok(_)) => {}
                 Ok(Err((error, _))) => return Err(PipelineError::Client(error)),

@@ -1,7 +1,7 @@
-//! Whom an activity concerns: the audiences of a whole batch become lists of people with one query.
+//! The recipients of activities: the audiences of a whole batch become lists of users with one query.
 //!
 //! Input: audiences from [`super::decode`]. Output: one list of recipients per activity, or the reason why there is none.
-//! What the platform's table said is used for `policy.cache_secs`, since the table gives no change signal.
+//! The answer of the platform's table is used for `policy.cache_secs`, since the table gives no change signal.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::decode::{Activity, Audience};
 use super::poison::{DeadLetterReason, Poison};
 use crate::store::{Domain, PolicyStore, StoreError};
 
-/// Most ids of people that are kept between batches, over all merchants and organizers.
+/// Most ids of users that are kept between batches, over all merchants and organizers.
 const MAX_CACHED_IDS: usize = 1_000_000;
 /// Most merchants and organizers that are kept between batches.
 const MAX_CACHED_DOMAINS: usize = 50_000;
@@ -22,7 +22,7 @@ const MAX_CACHED_DOMAINS: usize = 50_000;
 /// Recipients of one activity, or why it has none.
 pub type Resolved = Result<Arc<[String]>, Poison>;
 
-/// Looks people up, and remembers them for a while.
+/// Looks recipients up, and caches them for a while.
 pub struct Resolver {
     policies: Arc<dyn PolicyStore>,
     keep: Duration,
@@ -49,7 +49,7 @@ impl Resolver {
 
     /// Finds the recipients of each activity, in the order given, with at most one query.
     ///
-    /// An audience that is absent, or in which nobody is found, becomes the actor.
+    /// The actor stands in for an audience that is absent or empty.
     ///
     /// # Errors
     /// The policy database does not answer, or refuses one of the ids.
@@ -118,7 +118,7 @@ impl Resolver {
                 Some(actor) => Ok(Arc::from([actor.clone()])),
                 None => Err(Poison::new(
                     DeadLetterReason::Nobody,
-                    "nobody was found and there is no actorId",
+                    "no recipient was found and there is no actorId",
                 )),
             },
         }
@@ -131,7 +131,7 @@ impl Cache {
             return;
         }
         if self.ids + ids.len() > MAX_CACHED_IDS || self.known.len() >= MAX_CACHED_DOMAINS {
-            // Everything goes: what is still in use comes back with the next query, and keeping an order would cost every hit.
+            // The whole cache is dropped: what is still in use comes back with the next query, and keeping an order would cost every hit.
             *self = Self::default();
         }
         self.ids += ids.len();
@@ -205,7 +205,7 @@ mod tests {
         );
         assert_eq!(policies.queries(), 1);
         resolver.resolve(&batch).await.unwrap();
-        assert_eq!(policies.queries(), 1, "nobody is an answer as well");
+        assert_eq!(policies.queries(), 1, "an empty audience is cached as well");
         tokio::time::advance(Duration::from_secs(31)).await;
         resolver.resolve(&batch).await.unwrap();
         assert_eq!(policies.queries(), 2);
@@ -213,7 +213,7 @@ mod tests {
 
     /// authorization.md 6.2.
     #[tokio::test]
-    async fn nobody_found_means_the_actor_and_no_actor_means_poison() {
+    async fn an_empty_audience_means_the_actor_and_no_actor_means_poison() {
         let resolver = Resolver::new(Policies::new(&[]), Duration::ZERO, 2);
         assert_eq!(*one(&resolver, r#""actorId":17"#).await.unwrap(), ["17"]);
         assert_eq!(

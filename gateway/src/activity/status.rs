@@ -1,4 +1,4 @@
-//! What the pipeline tells of itself to `/status`.
+//! The state of the pipeline, for `/status`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use signal_contract::KafkaReport;
 /// By topic and partition; `None` until the lag is known.
 type Lags = BTreeMap<(Arc<str>, i32), Option<i64>>;
 
-/// Shared between the pipeline, which writes it, and whoever asks.
+/// Shared: the pipeline writes it, the admin listener reads it.
 #[derive(Debug, Default)]
 pub struct PipelineStatus {
     partitions: Mutex<Lags>,
@@ -45,7 +45,7 @@ impl PipelineStatus {
         self.partitions.lock().remove(&(topic.clone(), partition));
     }
 
-    /// Counts a partition as waiting until the answer is dropped.
+    /// Counts a partition as waiting until the returned value is dropped.
     pub(super) fn retrying(self: &Arc<Self>) -> Retrying {
         self.retrying.fetch_add(1, Ordering::Relaxed);
         Retrying(self.clone())

@@ -2,20 +2,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::decode::{Activity, Record, decode};
-use crate::bus::{Answers, Ask, Bus, BusError, BusStatus, Interest, SubscriberState};
 use crate::clock::SystemClock;
-use crate::dispatch::Dispatch;
 use crate::id::IdGenerator;
 use crate::notification::{InboxState, NewActivity, Notification};
-use crate::revocation::Revocation;
 use crate::store::{
     Domain, GroupRow, NotificationStore, PolicyRow, PolicyStore, StoreError, Stored,
 };
@@ -335,65 +331,4 @@ impl NotificationStore for Rows {
 
 pub(crate) fn unused<T: Send + 'static>() -> BoxFuture<'static, Result<T, StoreError>> {
     panic!("the pipeline asks the notification tables nothing but insert")
-}
-
-/// A bus that keeps what is published, or is away.
-#[derive(Default)]
-pub(crate) struct Published {
-    pub(crate) dispatches: Mutex<Vec<Dispatch>>,
-    pub(crate) is_away: AtomicBool,
-    pub(crate) tries: AtomicUsize,
-}
-
-impl Bus for Published {
-    fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>> {
-        Box::pin(async move {
-            // Gives way, so that publishes really run side by side.
-            tokio::task::yield_now().await;
-            self.tries.fetch_add(1, Ordering::SeqCst);
-            if self.is_away.load(Ordering::SeqCst) {
-                return Err(BusError::Unavailable("away".into()));
-            }
-            self.dispatches.lock().push(dispatch.clone());
-            Ok(())
-        })
-    }
-
-    fn subscribe(&self, _: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn unsubscribe(&self, _: Vec<Interest>) {}
-
-    fn ask<'a>(&'a self, _: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>> {
-        Box::pin(async { Ok(Answers::default()) })
-    }
-
-    fn store_revocation<'a>(&'a self, _: &'a Revocation) -> BoxFuture<'a, Result<(), BusError>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn lease_lapsed(&self) -> bool {
-        false
-    }
-
-    fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-
-    fn status(&self) -> BusStatus {
-        BusStatus::default()
-    }
-
-    fn subscriber(&self) -> SubscriberState {
-        SubscriberState::Live
-    }
-
-    fn lag(&self) -> Option<Duration> {
-        None
-    }
-
-    fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {})
-    }
 }

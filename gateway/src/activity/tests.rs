@@ -19,13 +19,14 @@ use rdkafka::types::RDKafkaRespErr;
 use signal_contract::KafkaReport;
 use tokio::io::AsyncBufReadExt;
 
-use self::stage::{Broker, PATIENCE, Running, Stage, ids, inbox, until};
+use self::stage::{Broker, PATIENCE, Running, Stage, ids, until};
 use super::decode::Record;
 use super::replay::{ReplayOptions, replay};
 use super::testing::unused_reads;
 use super::*;
 use crate::clock::SystemClock;
 use crate::config::{Config, Database, Kafka, Secret};
+use crate::inbox::testing::inbox;
 use crate::notification::NewActivity;
 use crate::store::testing::TestDatabase;
 use crate::store::{self, NotificationStore, StoreError, Stored};
@@ -85,7 +86,7 @@ async fn a_record_becomes_rows_then_pushes_then_a_committed_offset() {
     assert_eq!(stage.status.facts().partitions, 0);
     assert!(
         !stage.metrics.render().contains("signal_kafka_lag_records{"),
-        "the lag of a partition of another's is not told"
+        "the lag of a partition that is assigned elsewhere is not exported"
     );
 }
 
@@ -122,47 +123,49 @@ async fn the_same_event_twice_and_a_redelivery_of_everything_change_nothing() {
     );
 }
 
+/// A record for every reason, where at most two recipients are allowed.
+const POISON: [(&str, DeadLetterReason); 10] = [
+    ("not json", DeadLetterReason::NotJson),
+    (
+        r#"{"type":"T","actorId":{}}"#,
+        DeadLetterReason::InvalidField,
+    ),
+    (r#"{"actorId":"17"}"#, DeadLetterReason::MissingField),
+    (
+        r#"{"type":"T","recipientType":"everyone"}"#,
+        DeadLetterReason::UnknownRecipientType,
+    ),
+    (
+        r#"{"type":"T","recipientType":"merchant"}"#,
+        DeadLetterReason::MissingAudience,
+    ),
+    (
+        r#"{"type":"T","title":"t","content":"c","recipientType":"users","recipientIds":[1,2,3]}"#,
+        DeadLetterReason::TooManyRecipients,
+    ),
+    (
+        r#"{"type":"T","title":"t","content":"c","recipientType":"merchant","merchantId":"0"}"#,
+        DeadLetterReason::Nobody,
+    ),
+    (
+        r#"{"type":"UNKNOWN","actorId":"17"}"#,
+        DeadLetterReason::NoTemplate,
+    ),
+    (
+        r#"{"type":"PAYMENT_SUCCESS","actorId":"17","data":{"amount":1}}"#,
+        DeadLetterReason::NoTemplate,
+    ),
+    (
+        r#"{"type":"T","title":"REFUSED","content":"c","actorId":"17"}"#,
+        DeadLetterReason::Refused,
+    ),
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn poison_of_every_kind_is_a_dead_letter_and_the_partition_goes_on() {
     let mut stage = Stage::new(Broker::any(), 1).await;
     stage.config.max_recipients = 2;
-    let poison: [(&str, DeadLetterReason); 10] = [
-        ("not json", DeadLetterReason::NotJson),
-        (
-            r#"{"type":"T","actorId":{}}"#,
-            DeadLetterReason::InvalidField,
-        ),
-        (r#"{"actorId":"17"}"#, DeadLetterReason::MissingField),
-        (
-            r#"{"type":"T","recipientType":"everyone"}"#,
-            DeadLetterReason::UnknownRecipientType,
-        ),
-        (
-            r#"{"type":"T","recipientType":"merchant"}"#,
-            DeadLetterReason::MissingAudience,
-        ),
-        (
-            r#"{"type":"T","title":"t","content":"c","recipientType":"users","recipientIds":[1,2,3]}"#,
-            DeadLetterReason::TooManyRecipients,
-        ),
-        (
-            r#"{"type":"T","title":"t","content":"c","recipientType":"merchant","merchantId":"0"}"#,
-            DeadLetterReason::Nobody,
-        ),
-        (
-            r#"{"type":"UNHEARD_OF","actorId":"17"}"#,
-            DeadLetterReason::NoTemplate,
-        ),
-        (
-            r#"{"type":"PAYMENT_SUCCESS","actorId":"17","data":{"amount":1}}"#,
-            DeadLetterReason::NoTemplate,
-        ),
-        (
-            r#"{"type":"T","title":"REFUSED","content":"c","actorId":"17"}"#,
-            DeadLetterReason::Refused,
-        ),
-    ];
-    for (at, (value, _)) in poison.iter().enumerate() {
+    for (at, (value, _)) in POISON.iter().enumerate() {
         let headers = OwnedHeaders::new().insert(Header {
             key: "h",
             value: Some(&[0xff_u8, 0][..]),
@@ -177,8 +180,8 @@ async fn poison_of_every_kind_is_a_dead_letter_and_the_partition_goes_on() {
         stage.rows.of("17"),
         (0..10).map(|at| format!("good{at}-0")).collect::<Vec<_>>()
     );
-    let letters = stage.dead_letters(poison.len()).await;
-    for (at, (value, reason)) in poison.iter().enumerate() {
+    let letters = stage.dead_letters(POISON.len()).await;
+    for (at, (value, reason)) in POISON.iter().enumerate() {
         let letter = letters
             .iter()
             .find(|letter| letter.header(dead_letter::OFFSET) == Some(&(2 * at).to_string()))

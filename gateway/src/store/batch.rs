@@ -24,12 +24,12 @@ pub(super) const CHUNK_BYTES: usize = 8 << 20;
 pub(super) struct Candidate {
     /// Index into the batch.
     pub(super) activity: usize,
-    /// Index into [`Batch::recipients`].
+    /// Index into [`InsertBatch::recipients`].
     pub(super) recipient: usize,
 }
 
 /// A batch without the repeats within it.
-pub(super) struct Batch<'a> {
+pub(super) struct InsertBatch<'a> {
     given: &'a [NewActivity],
     /// Sorted byte by byte: the order in which state rows are locked.
     pub(super) recipients: Vec<&'a str>,
@@ -56,7 +56,7 @@ pub(super) struct Base {
     pub(super) version: i64,
 }
 
-impl<'a> Batch<'a> {
+impl<'a> InsertBatch<'a> {
     /// Refuses what a database would refuse only halfway through.
     pub(super) fn new(given: &'a [NewActivity]) -> Result<Self, StoreError> {
         given.iter().try_for_each(refuse_nul_in)?;
@@ -301,7 +301,7 @@ mod tests {
             activity("b", &["x"]),
             activity("a", &["z", "y"]),
         ];
-        let mut batch = Batch::new(&given).unwrap();
+        let mut batch = InsertBatch::new(&given).unwrap();
         assert_eq!(batch.recipients, ["x", "y", "z"]);
         let places: Vec<_> = batch
             .candidates
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn numbers_go_on_from_the_base_in_the_order_of_the_batch() {
         let given = [activity("a", &["x"]), activity("b", &["y", "x"])];
-        let batch = Batch::new(&given).unwrap();
+        let batch = InsertBatch::new(&given).unwrap();
         let bases = vec![
             Base {
                 last_seq: 7,
@@ -367,7 +367,7 @@ mod tests {
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         let mut given = vec![activity("a", &many)];
         let sizes = |given: &[NewActivity]| -> Vec<usize> {
-            let batch = Batch::new(given).unwrap();
+            let batch = InsertBatch::new(given).unwrap();
             let rows = batch
                 .number(vec![Base::default(); batch.recipients.len()], &ids())
                 .unwrap();
@@ -389,17 +389,17 @@ mod tests {
         let mut bad = activity("a", &["x"]);
         bad.title.push('\0');
         assert!(matches!(
-            Batch::new(&[bad]),
+            InsertBatch::new(&[bad]),
             Err(StoreError::Refused { .. })
         ));
         assert!(matches!(
-            Batch::new(&[activity("a", &["x\0"])]),
+            InsertBatch::new(&[activity("a", &["x\0"])]),
             Err(StoreError::Refused { .. })
         ));
         let mut escaped = activity("a", &["x"]);
         escaped.data = RawValue::from_string(r#"{"a":"\u0000"}"#.into()).unwrap();
         assert!(matches!(
-            Batch::new(&[escaped]),
+            InsertBatch::new(&[escaped]),
             Err(StoreError::Refused { .. })
         ));
     }

@@ -1,7 +1,8 @@
-//! One suite for every implementation of the storage traits: it says what their docs mean.
+//! One suite for every implementation of the storage traits: it gives their docs an exact meaning.
 //!
 //! Each function below runs against SQLite and against a real PostgreSQL, on a database of its own.
 
+mod concurrency;
 mod inbox;
 mod insert;
 mod migrations;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::task::JoinSet;
 
+use self::concurrency::*;
 use self::inbox::*;
 use self::insert::*;
 use self::migrations::*;
@@ -55,15 +57,15 @@ conformance! {
     overlapping_recipients_in_opposite_orders_never_deadlock,
     a_deleted_notification_does_not_come_back,
     reading_sets_the_time_once_and_counts_once,
-    marking_a_large_inbox_tells_the_newest_ids_and_the_whole_count,
+    marking_a_large_inbox_returns_the_newest_ids_and_the_whole_count,
     pages_are_stable_while_rows_arrive,
     lists_are_filtered_by_state_and_type,
-    what_was_missed_comes_in_order_and_says_whether_there_is_more,
-    another_recipients_id_is_like_none,
+    missed_rows_come_in_order_with_whether_there_are_more,
+    an_id_of_another_recipient_is_not_found,
     one_activity_may_have_a_hundred_thousand_recipients,
     a_refused_value_leaves_nothing_behind,
     a_page_and_its_counters_are_one_snapshot,
-    purging_keeps_counters_right_and_numbers_unused,
+    purging_keeps_counters_right_and_reuses_no_number,
     counters_agree_with_the_rows_after_everything_at_once,
     an_abandoned_insert_holds_nothing,
     instances_migrate_together_and_a_later_schema_is_accepted,
@@ -79,6 +81,13 @@ fn at(seconds: i64) -> DateTime<Utc> {
 
 fn millis(at: DateTime<Utc>) -> DateTime<Utc> {
     DateTime::from_timestamp_millis(at.timestamp_millis()).unwrap()
+}
+
+fn counters(unread_count: i64, version: i64) -> InboxState {
+    InboxState {
+        unread_count,
+        version,
+    }
 }
 
 fn json(notification: &Notification) -> String {
@@ -97,7 +106,7 @@ fn seqs(rows: &[Notification]) -> Vec<i64> {
     rows.iter().map(|n| n.seq).collect()
 }
 
-/// The state row says what the rows say.
+/// Asserts that the state row agrees with the rows.
 async fn assert_counters(store: &dyn NotificationStore, recipient: &str) {
     let page = store
         .list(recipient, &Filter::default(), None, 100_000)

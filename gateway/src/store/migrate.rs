@@ -1,6 +1,6 @@
 //! Brings a database to the schema that this binary knows (`migrations/README.md`).
 //!
-//! Input: the embedded folders. Output: tables, or the reason why there are none. A database that is ahead is accepted.
+//! Input: the embedded folders. Output: tables, or the reason why they are missing. A database that is ahead is accepted.
 
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ use crate::config;
 static POSTGRES: Migrator = sqlx::migrate!("../migrations/postgres");
 static SQLITE: Migrator = sqlx::migrate!("../migrations/sqlite");
 
-/// Where it is written down what was applied. The database may be the platform's, which may have a list of its own under sqlx's name.
+/// The list of applied migrations. The database may be the platform's, which may have a list of its own under sqlx's name.
 const TABLE: &str = "signal_migration";
 /// The highest number in it that was applied whole.
 pub(super) const VERSION: &str = "SELECT max(version) FROM signal_migration WHERE success";
-/// The advisory lock of whoever migrates.
+/// The advisory lock of the instance that migrates.
 const LOCK: i64 = i64::from_be_bytes(*b"sigmigra");
 /// How often the lock is asked for. Waiting inside the server would hold a snapshot, and `CREATE INDEX CONCURRENTLY` waits for those.
 const LOCK_INTERVAL: Duration = Duration::from_millis(100);
@@ -36,7 +36,7 @@ pub struct Migrated {
     pub version: i64,
 }
 
-/// Applies what is missing, under a lock, and says what it was. Safe to run beside any number of instances of this release and the previous one.
+/// Applies missing migrations under a lock, and returns their numbers. Safe while any number of instances of this release and the previous one run.
 ///
 /// # Errors
 /// The database cannot be reached, another instance held the lock for too long, or a migration failed and was undone.
@@ -45,7 +45,7 @@ pub async fn migrate(database: &config::Database) -> Result<Migrated, OpenError>
     run(&parse_address("database.url", &url)?, database).await
 }
 
-/// Migrates, or only looks where `database.migrate` is off.
+/// Migrates, or only checks where `database.migrate` is off.
 pub(super) async fn prepare(
     address: &DatabaseAddress,
     database: &config::Database,

@@ -1,6 +1,6 @@
 //! Where notifications are kept and policies are read: PostgreSQL, or SQLite for one instance alone.
 //!
-//! Input: activities from [`crate::activity`], questions from [`crate::api`] and [`crate::ws`]. Output: rows as domain types.
+//! Input: activities and changes from [`crate::inbox`], questions from [`crate::api`] and [`crate::auth`]. Output: rows as domain types.
 //! [`open`] chooses by the URL, migrates, and follows a changed `url_file`; [`purge_loop`] removes what is old.
 
 mod batch;
@@ -100,14 +100,14 @@ pub struct Missed {
     pub inbox: InboxState,
 }
 
-/// What a method answers, later.
+/// The answer of a method, as a future.
 pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
 /// The notification tables.
 ///
 /// - Every method is one transaction, and what it returns is one snapshot: a page and its counters belong together.
-/// - `last_seq`, unread count and version of a recipient live in one state row. Whoever changes an inbox locks that row first, several of them in
-///   the order of their recipients, so that batches that touch the same people never deadlock and the counters are never off.
+/// - `last_seq`, unread count and version of a recipient live in one state row. A change of an inbox locks that row first, several of them in
+///   the order of their recipients, so that batches for the same recipients never deadlock and the counters are always right.
 /// - Strings are compared byte by byte. One that holds a NUL character is [`StoreError::Refused`] wherever it is given, and so is JSON with
 ///   the escape `\u0000`: PostgreSQL keeps neither.
 /// - Times are kept to the millisecond.
@@ -137,7 +137,7 @@ pub trait NotificationStore: Send + Sync + 'static {
         limit: u32,
     ) -> StoreFuture<'a, Page>;
 
-    /// One notification; `None` for another recipient's as for none.
+    /// One notification; `None` if the recipient has none with this id, as for a notification of another recipient.
     fn get<'a>(&'a self, recipient: &'a str, id: Id) -> StoreFuture<'a, Option<Notification>>;
 
     /// Removes one, leaving a tombstone; `None` if the recipient has no such row, and then nothing changed.
@@ -163,10 +163,10 @@ pub trait NotificationStore: Send + Sync + 'static {
     fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> StoreFuture<'a, Missed>;
 
     /// Removes up to `limit` of the oldest notifications created before `before`, adjusting the counters of their inboxes (whose versions grow by
-    /// one), and up to `limit` tombstones that were left before `tombstones_before`; says how many rows of both went.
+    /// one), and up to `limit` tombstones that were left before `tombstones_before`; returns how many rows of both were removed.
     ///
     /// A notification created since `tombstones_before` leaves a tombstone of its own age: redelivery may still bring it. Of several
-    /// instances one purges at a time; the others are told 0.
+    /// instances one purges at a time; the others get 0.
     fn purge<'a>(
         &'a self,
         before: Option<DateTime<Utc>>,
@@ -229,7 +229,7 @@ pub struct GroupRow {
 ///
 /// Ids in them may be numbers or text; they are compared and returned as text. A user is named by id alone (`17`), as tokens and inboxes name it.
 pub trait PolicyStore: Send + Sync + 'static {
-    /// The ids of the distinct `User` subjects with a group row in each domain, sorted, in one query. A domain with nobody is absent from the answer.
+    /// The ids of the distinct `User` subjects with a group row in each domain, sorted, in one query. A domain without users is absent from the answer.
     fn users_in<'a>(
         &'a self,
         domains: &'a [Domain],

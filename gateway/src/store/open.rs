@@ -1,6 +1,6 @@
 //! Opens the stores that the settings name, and follows their URL files.
 //!
-//! Input: `[database]` and `[policy]`. Output: [`Stores`]. A database that is away is waited for, so that a pod does not restart in circles;
+//! Input: `[database]` and `[policy]`. Output: [`Stores`]. A database that is unavailable is waited for, so that a pod does not restart again and again;
 //! a setting that is wrong or a schema that does not fit is an error at once.
 
 use std::str::FromStr;
@@ -40,7 +40,7 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// Waits until nobody uses a connection, and closes them. For the end of the process, after everything that stores.
+    /// Waits until no connection is used, and closes them: the last step of the process, after everything that stores.
     pub async fn close(&self) {
         for database in &self.databases {
             match database {
@@ -71,7 +71,7 @@ impl Database {
     }
 }
 
-/// What a URL names.
+/// The database that a URL names.
 #[derive(Clone)]
 pub(super) enum DatabaseAddress {
     Postgres(PgConnectOptions),
@@ -143,8 +143,8 @@ pub(super) async fn secret(
 
 /// Opens both stores. Returns when the notification database has the schema; the policy tables are looked at with the first question.
 ///
-/// A database that is away, or whose migration another instance runs, is tried again with growing delay until `shutdown`, each time logged.
-/// A PostgreSQL URL that comes out of a file is followed: new content opens a pool beside the old one, which is closed when it is idle.
+/// A database that is unavailable, or that another instance migrates, is tried again with growing delay until `shutdown`; each failure is logged.
+/// A PostgreSQL URL that comes out of a file is watched: new content opens a new pool, and the old one is closed when it is idle.
 ///
 /// # Errors
 /// A wrong setting, a file that cannot be read, missing migrations where `database.migrate` is off, or one that fails;
@@ -159,11 +159,11 @@ pub async fn open(
         tasks: Vec::new(),
         shutdown: shutdown.clone(),
     };
-    // The revision is taken before the content is read: a change in between is told afterwards.
-    let told = stores.told(&database.url_file);
+    // The watch begins before the content is read, so that it reports a change in between.
+    let changes = stores.watch(&database.url_file);
     let (url, address) = reach(database, &shutdown).await?;
     let notifications_in = Database::new(&address, database);
-    if let Some(told) = told {
+    if let Some(changes) = changes {
         let check = database.clone();
         let follow = Follow {
             setting: "database.url_file",
@@ -174,24 +174,24 @@ pub async fn open(
                 Box::pin(async move { prepare(&address, &check).await })
             }),
         };
-        stores.follow(follow, url, notifications_in.clone(), told);
+        stores.follow(follow, url, notifications_in.clone(), changes);
     }
 
     let elsewhere = !policy.url.is_empty() || policy.url_file.path().is_some();
     let mut databases = vec![notifications_in.clone()];
     let policies_in = if elsewhere {
-        let told = stores.told(&policy.url_file);
+        let changes = stores.watch(&policy.url_file);
         let url = secret("policy.url_file", &policy.url, &policy.url_file).await?;
         let policies_in = Database::new(&parse_address("policy.url", &url)?, database);
         databases.push(policies_in.clone());
-        if let Some(told) = told {
+        if let Some(changes) = changes {
             let follow = Follow {
                 setting: "policy.url_file",
                 file: policy.url_file.clone(),
                 settings: database.clone(),
                 check: Box::new(|_| Box::pin(async { Ok(()) })),
             };
-            stores.follow(follow, url, policies_in.clone(), told);
+            stores.follow(follow, url, policies_in.clone(), changes);
         }
         policies_in
     } else {
@@ -229,7 +229,7 @@ async fn reach(
         match prepared {
             Ok(()) => return Ok((url, address)),
             Err(error) if error.is_transient() => {
-                tracing::warn!(%error, retry_ms = delay.as_millis() as u64, "cannot open the notification database yet");
+                tracing::warn!(%error, retry_ms = delay.as_millis() as u64, "the notification database cannot be opened; trying again");
             }
             Err(error) => return Err(error),
         }
@@ -243,7 +243,7 @@ async fn reach(
 type Check =
     Box<dyn Fn(&DatabaseAddress) -> BoxFuture<'static, Result<(), OpenError>> + Send + Sync>;
 
-/// What is known of a database whose URL comes out of a file.
+/// A database whose URL comes out of a watched file.
 struct Follow {
     setting: &'static str,
     file: SecretFile,
@@ -258,16 +258,22 @@ struct Tasks {
 }
 
 impl Tasks {
-    fn told(&self, file: &SecretFile) -> Option<Receiver<String>> {
+    fn watch(&self, file: &SecretFile) -> Option<Receiver<String>> {
         file.path()
             .map(|path| files::watch(path.to_owned(), files::INTERVAL, self.shutdown.clone()))
     }
 
-    fn follow(&mut self, follow: Follow, url: Secret, database: Database, told: Receiver<String>) {
+    fn follow(
+        &mut self,
+        follow: Follow,
+        url: Secret,
+        database: Database,
+        changes: Receiver<String>,
+    ) {
         self.tasks.push(tokio::spawn(follow.run(
             url,
             database,
-            told,
+            changes,
             self.shutdown.clone(),
         )));
     }
@@ -279,12 +285,12 @@ impl Follow {
         self,
         mut url: Secret,
         database: Database,
-        mut told: Receiver<String>,
+        mut changes: Receiver<String>,
         shutdown: CancellationToken,
     ) {
         loop {
             tokio::select! {
-                changed = told.changed() => if changed.is_err() { return shutdown.cancelled().await },
+                changed = changes.changed() => if changed.is_err() { return shutdown.cancelled().await },
                 () = shutdown.cancelled() => return,
             }
             let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
@@ -298,7 +304,7 @@ impl Follow {
                     Ok(()) => break,
                     Err(error) => {
                         let retry_ms = delay.as_millis() as u64;
-                        tracing::warn!(%error, setting = self.setting, retry_ms, "the changed database URL does not work yet");
+                        tracing::warn!(%error, setting = self.setting, retry_ms, "the changed database URL does not work; the current connections stay in use, trying again");
                     }
                 }
                 tokio::select! {
@@ -327,7 +333,7 @@ impl Follow {
             }
             _ => tracing::warn!(
                 setting = self.setting,
-                "the changed URL names another kind of database or file: restart to use it"
+                "the changed URL names another kind of database or another file; restart the gateway to use it"
             ),
         }
         *url = new;

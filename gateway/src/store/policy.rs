@@ -1,4 +1,4 @@
-//! What the platform's policy tables say: who belongs to a merchant or organizer, and which rules a user has.
+//! The platform's policy tables: the users of a merchant or organizer, and the rules of a user.
 //!
 //! Input: `policy_definition` and `permission`, which are only read. Output: rows for [`crate::auth`] and recipients for [`crate::activity`].
 //! Their ids may be numbers or text, so they are compared as text; where the tables are large, the platform may help with an index on

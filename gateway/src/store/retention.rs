@@ -44,13 +44,13 @@ pub(super) async fn purge_every(
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "removed old notifications and tombstones"),
             Err(error) => {
-                tracing::warn!(%error, "cannot remove old notifications, the next round tries again")
+                tracing::warn!(%error, "old notifications cannot be removed; the next round tries again")
             }
         }
     }
 }
 
-/// One round: chunk after chunk until nothing is left or `shutdown`. Says how many rows went.
+/// One round: chunk after chunk until nothing is left or `shutdown`. Returns how many rows were removed.
 async fn purge_all(
     store: &dyn NotificationStore,
     database: &config::Database,

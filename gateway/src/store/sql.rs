@@ -1,4 +1,4 @@
-//! The questions that PostgreSQL and SQLite are asked in the same words, and how a row becomes a notification.
+//! The statements that PostgreSQL and SQLite share, and how a row becomes a notification.
 //!
 //! A page and the counters of its inbox come out of one statement, so they are one snapshot at the price of one round trip.
 
@@ -64,7 +64,7 @@ pub(super) fn list(filter: &Filter) -> &'static str {
     }
 }
 
-/// How many rows to ask for, so that the answer tells whether there are more.
+/// How many rows to ask for, so that the answer shows whether there are more.
 pub(super) fn one_more(limit: u32) -> i64 {
     i64::from(limit.max(1)) + 1
 }

@@ -1,4 +1,4 @@
-//! What the tests of this folder start from: small activities, and a real database of each kind, one per test.
+//! For the tests of this folder and of others: errors, small activities, and a real database of each kind, one per test.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -27,8 +27,8 @@ pub(crate) fn refused(why: &'static str) -> StoreError {
     StoreError::refused(RefusalClass::Data, std::io::Error::other(why))
 }
 
-/// An activity with every optional text, whose words tell the event.
-pub(super) fn activity(event: &str, recipients: &[&str]) -> NewActivity {
+/// An activity with every optional text; its texts contain the event's id.
+pub(crate) fn activity(event: &str, recipients: &[&str]) -> NewActivity {
     NewActivity {
         source: "shop".into(),
         event_id: event.into(),
@@ -137,7 +137,7 @@ impl TestDatabase {
     }
 
     /// Another instance on the same database.
-    pub(super) async fn open(&self) -> Stores {
+    pub(crate) async fn open(&self) -> Stores {
         open(
             &self.settings,
             &Config::for_tests().policy,

@@ -261,7 +261,7 @@ fn half_a_batch_is_not_committed_while_the_other_half_waits() {
 }
 
 #[test]
-fn who_may_have_a_row_of_an_unanswered_try_is_named_and_nobody_else() {
+fn only_recipients_who_may_have_a_row_of_an_unanswered_try_get_resync() {
     let records = vec![pending(0, "a", &["1", "2"]), pending(1, "b", &["2", "3"])];
     let mut batch = Batch::new(records, 10);
     assert_eq!(batch.step(), Step::Store);

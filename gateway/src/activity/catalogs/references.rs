@@ -11,7 +11,7 @@ use fluent_syntax::ast::{
 /// What a message must have: these attributes, and no others.
 const ATTRIBUTES: [&str; 2] = ["title", "content"];
 
-/// How an entry's line begins, and its id.
+/// The text that an entry's line begins with, and its id.
 pub(super) fn named<'e>(entry: &Entry<&'e str>) -> Option<(String, &'e str)> {
     match entry {
         Entry::Message(message) => Some((message.id.name.to_owned(), message.id.name)),
@@ -20,7 +20,7 @@ pub(super) fn named<'e>(entry: &Entry<&'e str>) -> Option<(String, &'e str)> {
     }
 }
 
-/// What can be referred to, with attributes after a dot and terms after a hyphen.
+/// Everything that a message can refer to, with attributes after a dot and terms after a hyphen.
 pub(super) struct Names(HashSet<String>);
 
 impl Names {
@@ -58,7 +58,7 @@ impl Names {
                 let is_text = attributes.len() == ATTRIBUTES.len()
                     && ATTRIBUTES.iter().all(|name| attributes.contains(name))
                     && message.value.is_none();
-                // A message with a value and no attributes is there for others to refer to.
+                // Other messages may refer to a message that has a value and no attributes.
                 let is_part = attributes.is_empty() && message.value.is_some();
                 if !(is_text || is_part) {
                     return Err(format!(
@@ -109,7 +109,7 @@ impl Names {
             if self.0.contains(&key) {
                 Ok(())
             } else {
-                Err(format!("refers to {key}, which there is not"))
+                Err(format!("refers to {key}, which does not exist"))
             }
         };
         let with = |attribute: &Option<Identifier<&str>>| {

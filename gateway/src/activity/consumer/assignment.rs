@@ -81,7 +81,7 @@ impl Assignment {
 
     fn open(&self, key: &Key) -> Assigned {
         let (queue, records) = mpsc::unbounded_channel();
-        let (tell, done) = blocking::sync_channel(1);
+        let (ending, done) = blocking::sync_channel(1);
         let (backlog, progress, drain) = (
             Arc::new(Backlog::default()),
             Arc::new(Progress::none()),
@@ -98,7 +98,7 @@ impl Assignment {
             permit: None,
         };
         let task = self.runtime.spawn(async move {
-            let _until_the_end: blocking::SyncSender<()> = tell;
+            let _until_the_end: blocking::SyncSender<()> = ending;
             lane.run().await;
         });
         Assigned {
@@ -119,17 +119,16 @@ impl Assignment {
         let mut lanes = self.lanes.lock();
         let Some(lane) = lanes.get_mut(&key) else {
             drop(lanes);
-            // It is not committed, so its owner reads it.
             tracing::debug!(
                 kafka.topic = &*key.0,
                 kafka.partition = key.1,
                 kafka.offset = record.offset,
-                "record of a partition that is gone"
+                "record of a partition that is not assigned any more; its owner reads it"
             );
             return;
         };
         lane.backlog.add(&record);
-        // A lane that ended is noticed by the next tick; the record is not committed.
+        // The next tick notices a lane that ended; the record is not committed.
         let _ = lane.queue.send(record);
         if !lane.is_paused
             && lane
@@ -139,13 +138,13 @@ impl Assignment {
             match consumer.pause(&list([(&key, None)])) {
                 Ok(()) => lane.is_paused = true,
                 Err(error) => {
-                    tracing::warn!(%error, kafka.topic = &*key.0, kafka.partition = key.1, "partition cannot be paused")
+                    tracing::warn!(%error, kafka.topic = &*key.0, kafka.partition = key.1, "partition cannot be paused; its queue grows")
                 }
             }
         }
     }
 
-    /// Says whether any lane is still paused.
+    /// Resumes lanes that caught up, and returns whether any lane is still paused.
     pub(super) fn resume_those_that_caught_up(&self, consumer: &BaseConsumer<Self>) -> bool {
         let mut is_any_paused = false;
         for (key, lane) in self
@@ -161,7 +160,7 @@ impl Assignment {
                 match consumer.resume(&list([(key, None)])) {
                     Ok(()) => lane.is_paused = false,
                     Err(error) => {
-                        tracing::warn!(%error, kafka.topic = &*key.0, kafka.partition = key.1, "partition cannot be resumed")
+                        tracing::warn!(%error, kafka.topic = &*key.0, kafka.partition = key.1, "partition cannot be resumed; the next poll tries again")
                     }
                 }
             }
@@ -170,7 +169,7 @@ impl Assignment {
         is_any_paused
     }
 
-    /// Commits what was done, and looks for lanes that died.
+    /// Commits what was done, and looks for lanes that ended.
     pub(super) fn tick(&self, consumer: &BaseConsumer<Self>) -> Result<(), PipelineError> {
         let mut done = Vec::new();
         {
@@ -180,7 +179,7 @@ impl Assignment {
                     tracing::error!(
                         kafka.topic = &*key.0,
                         kafka.partition = key.1,
-                        "the work on a partition ended unasked"
+                        "the work on a partition ended unexpectedly; the process ends"
                     );
                     return Err(PipelineError::Panicked);
                 }
@@ -194,13 +193,13 @@ impl Assignment {
         if !done.is_empty() {
             let offsets = list(done.iter().map(|(key, next)| (key, *next)));
             if let Err(error) = consumer.commit(&offsets, CommitMode::Async) {
-                tracing::warn!(%error, "offsets were not committed; they are tried again");
+                tracing::warn!(%error, "offsets were not committed; the next commit includes them");
             }
         }
         Ok(())
     }
 
-    /// Drains and commits these partitions, or all of them; afterwards nothing of theirs is committed.
+    /// Drains and commits these partitions, or all of them; nothing of theirs is committed later.
     pub(super) fn give_up(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -227,7 +226,7 @@ impl Assignment {
         for (_, lane) in &leaving {
             lane.drain.cancel();
         }
-        // Whoever owns a lost partition is at work on it already.
+        // The new owner of a lost partition works on it already.
         let deadline = Instant::now() + if is_lost { Duration::ZERO } else { DRAIN_LIMIT };
         for (key, lane) in &mut leaving {
             if let Err(blocking::RecvTimeoutError::Timeout) = lane
@@ -238,7 +237,7 @@ impl Assignment {
                     kafka.topic = &*key.0,
                     kafka.partition = key.1,
                     is_lost,
-                    "partition is given up with work in hand: it will be done again"
+                    "partition revoked before its records were stored; its next owner reads them again"
                 );
                 lane.task.abort();
             }
@@ -261,7 +260,7 @@ impl Assignment {
 }
 
 /// Commits, and asks for the offsets until they are the ones committed. A synchronous commit would wait for a coordinator that is away for
-/// minutes. What cannot be committed is read again by whoever comes next, which changes nothing.
+/// minutes. The next owner reads again what cannot be committed, which changes nothing.
 fn commit_now(consumer: &BaseConsumer<Assignment>, done: &[(&Key, Option<i64>)]) {
     if done.is_empty() {
         return;
@@ -292,7 +291,7 @@ fn commit_now(consumer: &BaseConsumer<Assignment>, done: &[(&Key, Option<i64>)])
     }
     tracing::warn!(
         error = why,
-        "offsets cannot be committed on the way out: some records will be read again"
+        "offsets cannot be committed while partitions are given up; some records will be read again"
     );
 }
 
@@ -307,8 +306,8 @@ impl ClientContext for Assignment {
             else {
                 continue;
             };
-            // A commit in a rebalance may come too late for its generation. librdkafka gives a manual commit no callback that would say so, but
-            // it tells here which offset the broker has taken: another one is committed again.
+            // A commit in a rebalance may come too late for its generation. librdkafka has no callback for a manual commit, but
+            // it reports here which offset the broker has: a different one is committed again.
             if lane
                 .committed
                 .is_some_and(|committed| committed != facts.committed_offset)
@@ -370,7 +369,7 @@ impl ConsumerContext for Assignment {
                     );
                 }
             }
-            Rebalance::Error(error) => tracing::warn!(%error, "the group cannot rebalance"),
+            Rebalance::Error(error) => tracing::warn!(%error, "consumer group rebalance failed"),
         }
     }
 

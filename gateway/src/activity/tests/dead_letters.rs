@@ -1,6 +1,23 @@
-//! What is given up, and how it goes back.
+//! Dead letters, and how they are replayed.
 
 use super::*;
+
+/// The dead letter of the record that was at `offset`.
+fn at_offset<'r>(letters: &'r [Record], offset: &str) -> &'r Record {
+    letters
+        .iter()
+        .find(|letter| letter.header(dead_letter::OFFSET) == Some(offset))
+        .unwrap()
+}
+
+/// The event ids of all records that are activities.
+fn event_ids(records: &[Record]) -> HashSet<String> {
+    records
+        .iter()
+        .filter_map(|record| decode::decode(record).ok())
+        .map(|activity| activity.event_id)
+        .collect()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_go_back_once_with_their_identity() {
@@ -12,15 +29,8 @@ async fn dead_letters_go_back_once_with_their_identity() {
     stage.produce(1, "not json").await;
     stage.until_committed(1, 2).await;
     running.stop().await;
-    let by_offset = |records: &[Record], offset: &str| {
-        records
-            .iter()
-            .find(|record| record.header(dead_letter::OFFSET) == Some(offset))
-            .unwrap()
-            .clone()
-    };
     let letters = stage.dead_letters(2).await;
-    let timestamp = by_offset(&letters, "0")
+    let timestamp = at_offset(&letters, "0")
         .header(dead_letter::TIMESTAMP)
         .unwrap()
         .to_owned();
@@ -66,7 +76,7 @@ async fn dead_letters_go_back_once_with_their_identity() {
         format!("{}/1/0/{timestamp}", stage.topic())
     );
 
-    // It comes to nothing again, and goes back again as the same event; what was left out the first time comes along.
+    // It becomes a dead letter again, and is replayed as the same event; the letters left out the first time come along.
     let running = stage.run();
     stage.until_committed(1, 3).await;
     running.stop().await;
@@ -90,11 +100,7 @@ async fn dead_letters_go_back_once_with_their_identity() {
     assert_eq!((rest.total(), rest.is_cut_short), (1, false));
     assert_eq!(replay(&stage.config, all).await.unwrap().total(), 0);
     let records = stage.read(stage.topic(), 5).await;
-    let ids: HashSet<String> = records
-        .iter()
-        .filter_map(|record| decode::decode(record).ok())
-        .map(|activity| activity.event_id)
-        .collect();
+    let ids = event_ids(&records);
     assert_eq!(ids.len(), 1, "{ids:?}");
 }
 

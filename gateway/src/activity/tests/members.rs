@@ -77,7 +77,7 @@ async fn stage_produce(stage: &Stage, partition: i32, round: usize) {
         .await;
 }
 
-/// Stores, says so on standard output, and never answers: the process can be killed between store and commit.
+/// Stores, prints it on standard output, and never answers: the process can be killed between store and commit.
 struct Hung(Arc<dyn NotificationStore>);
 
 impl NotificationStore for Hung {
@@ -96,17 +96,17 @@ impl NotificationStore for Hung {
     unused_reads!();
 }
 
-/// Where a test tells the process it starts what to consume and where to store.
+/// The variable in which a test gives its child process the topic and the database.
 const CHILD: &str = "SIGNAL_TEST_ACTIVITY_CHILD";
 
 /// The other process of [`killed_between_store_and_commit`]; in any other run there is nothing for it to do.
 #[tokio::test(flavor = "multi_thread")]
 async fn child_that_is_killed() {
-    let Ok(told) = std::env::var(CHILD) else {
+    let Ok(target) = std::env::var(CHILD) else {
         return;
     };
-    let [broker, group, topic, database] = told.split(' ').collect::<Vec<_>>()[..] else {
-        panic!("{told}")
+    let [broker, group, topic, database] = target.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{target}")
     };
     let database = Database {
         url: Secret::new(database),
@@ -145,7 +145,7 @@ async fn killed_between_store_and_commit(database: &Database) {
     let stage = Stage::new(Broker::any(), 1).await;
     stage.produce_many(0, "a", "17", 30).await;
     stage.produce_many(0, "b", "18", 30).await;
-    let told = format!(
+    let target = format!(
         "{} {} {} {}",
         stage.broker.address,
         stage.config.group_id,
@@ -158,7 +158,7 @@ async fn killed_between_store_and_commit(database: &Database) {
             "activity::tests::members::child_that_is_killed",
             "--nocapture",
         ])
-        .env(CHILD, told)
+        .env(CHILD, target)
         .stdout(std::process::Stdio::piped())
         .kill_on_drop(true)
         .spawn()

@@ -34,7 +34,7 @@ async fn an_outage_of_the_database_pauses_keeps_the_order_and_commits_nothing_pa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_a_row_of_a_try_without_an_answer_is_told_to_sync() {
+async fn a_recipient_whose_row_may_come_from_an_unanswered_try_gets_resync() {
     let stage = Stage::new(Broker::any(), 1).await;
     let running = stage.run();
     stage.produce_many(0, "a", "17", 1).await;
@@ -50,7 +50,7 @@ async fn who_has_a_row_of_a_try_without_an_answer_is_told_to_sync() {
         (stage.rows.failures(), stage.rows.of("18")),
         (1, ids("b", 1))
     );
-    let told: Vec<_> = stage
+    let pushed: Vec<_> = stage
         .bus
         .dispatches
         .lock()
@@ -59,7 +59,7 @@ async fn who_has_a_row_of_a_try_without_an_answer_is_told_to_sync() {
         .collect();
     let user = |id: &str| Destination::User(id.into());
     assert_eq!(
-        told,
+        pushed,
         [
             (user("17"), "notification:created".to_owned()),
             (user("18"), "resync".to_owned())

@@ -14,15 +14,14 @@ use rdkafka::producer::{DefaultProducerContext, FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::activity::decode::Record;
-use crate::activity::testing::{Policies, Published, Rows};
+use crate::activity::testing::{Policies, Rows};
 use crate::activity::*;
 use crate::clock::SystemClock;
 use crate::config::{Config, Kafka};
-use crate::delivery::Delivery;
-use crate::hub::Hub;
+use crate::inbox::testing::{Published, inbox};
 use crate::store::NotificationStore;
 
-/// How long a test waits for anything before it says what it waited for.
+/// How long a test waits for anything before it fails.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) struct Broker {
@@ -88,12 +87,6 @@ impl Broker {
             .await;
         created.unwrap().remove(0).unwrap();
     }
-}
-
-/// An inbox without local connections.
-pub(super) fn inbox(notifications: Arc<dyn NotificationStore>, bus: Arc<Published>) -> Inbox {
-    let delivery = Delivery::new(Hub::none(), bus);
-    Inbox::new(notifications, delivery, Arc::new(SystemClock))
 }
 
 /// A topic, its dead letters and everything around the pipeline.

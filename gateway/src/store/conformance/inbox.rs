@@ -22,23 +22,8 @@ pub(super) async fn reading_sets_the_time_once_and_counts_once(database: &TestDa
         .await
         .unwrap();
     assert_eq!((read.ids.as_slice(), read.total), (&[id("x", 2)][..], 1));
-    assert_eq!(
-        (read.read_at, read.inbox),
-        (
-            millis(at(10)),
-            InboxState {
-                unread_count: 5,
-                version: 7
-            }
-        )
-    );
-    assert_eq!(
-        store.inbox("y").await.unwrap(),
-        InboxState {
-            unread_count: 6,
-            version: 6
-        }
-    );
+    assert_eq!((read.read_at, read.inbox), (millis(at(10)), counters(5, 7)));
+    assert_eq!(store.inbox("y").await.unwrap(), counters(6, 6));
 
     let read = store
         .mark_read(
@@ -49,38 +34,20 @@ pub(super) async fn reading_sets_the_time_once_and_counts_once(database: &TestDa
         .await
         .unwrap();
     assert!(read.ids.is_empty() && read.total == 0);
-    assert_eq!(
-        read.inbox,
-        InboxState {
-            unread_count: 5,
-            version: 7
-        }
-    );
+    assert_eq!(read.inbox, counters(5, 7));
 
     let read = store
         .mark_read("x", &NotificationSelector::UpTo(4), at(30))
         .await
         .unwrap();
     assert_eq!(read.ids, [id("x", 4), id("x", 3), id("x", 1)]);
-    assert_eq!(
-        read.inbox,
-        InboxState {
-            unread_count: 2,
-            version: 8
-        }
-    );
+    assert_eq!(read.inbox, counters(2, 8));
     let read = store
         .mark_read("x", &NotificationSelector::All, at(40))
         .await
         .unwrap();
     assert_eq!(read.ids, [id("x", 6), id("x", 5)]);
-    assert_eq!(
-        read.inbox,
-        InboxState {
-            unread_count: 0,
-            version: 9
-        }
-    );
+    assert_eq!(read.inbox, counters(0, 9));
     assert_eq!(
         store
             .mark_read("x", &NotificationSelector::All, at(50))
@@ -103,7 +70,7 @@ pub(super) async fn reading_sets_the_time_once_and_counts_once(database: &TestDa
     assert_counters(&*store, "y").await;
 }
 
-pub(super) async fn marking_a_large_inbox_tells_the_newest_ids_and_the_whole_count(
+pub(super) async fn marking_a_large_inbox_returns_the_newest_ids_and_the_whole_count(
     database: &TestDatabase,
 ) {
     let store = database.open().await.notifications;
@@ -236,13 +203,7 @@ pub(super) async fn lists_are_filtered_by_state_and_type(database: &TestDatabase
         let mut before = None;
         loop {
             let page = store.list("x", &filter, before, 2).await.unwrap();
-            assert_eq!(
-                page.inbox,
-                InboxState {
-                    unread_count: 3,
-                    version: 9
-                }
-            );
+            assert_eq!(page.inbox, counters(3, 9));
             seen.extend(seqs(&page.rows));
             before = page.next;
             if before.is_none() {
@@ -253,9 +214,7 @@ pub(super) async fn lists_are_filtered_by_state_and_type(database: &TestDatabase
     }
 }
 
-pub(super) async fn what_was_missed_comes_in_order_and_says_whether_there_is_more(
-    database: &TestDatabase,
-) {
+pub(super) async fn missed_rows_come_in_order_with_whether_there_are_more(database: &TestDatabase) {
     let store = database.open().await.notifications;
     let batch: Vec<NewActivity> = (1..=5)
         .map(|n| activity(&format!("e{n}"), &["x", "y"]))
@@ -263,13 +222,7 @@ pub(super) async fn what_was_missed_comes_in_order_and_says_whether_there_is_mor
     store.insert(&batch, at(0)).await.unwrap();
     let missed = store.missed("x", 1, 2).await.unwrap();
     assert_eq!((seqs(&missed.rows), missed.more), (vec![2, 3], true));
-    assert_eq!(
-        missed.inbox,
-        InboxState {
-            unread_count: 5,
-            version: 5
-        }
-    );
+    assert_eq!(missed.inbox, counters(5, 5));
     let missed = store.missed("x", 3, 2).await.unwrap();
     assert_eq!((seqs(&missed.rows), missed.more), (vec![4, 5], false));
     let missed = store.missed("x", 5, 2).await.unwrap();
@@ -288,7 +241,7 @@ pub(super) async fn what_was_missed_comes_in_order_and_says_whether_there_is_mor
     );
 }
 
-pub(super) async fn another_recipients_id_is_like_none(database: &TestDatabase) {
+pub(super) async fn an_id_of_another_recipient_is_not_found(database: &TestDatabase) {
     let store = database.open().await.notifications;
     let stored = store
         .insert(&[activity("e1", &["x", "X"])], at(0))
@@ -307,13 +260,7 @@ pub(super) async fn another_recipients_id_is_like_none(database: &TestDatabase) 
                 .is_empty()
         );
     }
-    assert_eq!(
-        store.inbox("X").await.unwrap(),
-        InboxState {
-            unread_count: 1,
-            version: 1
-        }
-    );
+    assert_eq!(store.inbox("X").await.unwrap(), counters(1, 1));
     assert_eq!(
         json(&store.get("x", id).await.unwrap().unwrap()),
         json(&stored[0].notification)

@@ -1,4 +1,4 @@
-//! Storing: what an answer holds, repeats, deadlocks, refusals, many recipients.
+//! Storing: what an answer holds, repeated events, tombstones, refusals.
 
 use super::*;
 
@@ -47,13 +47,7 @@ pub(super) async fn what_is_stored_reads_back_as_it_was_answered(database: &Test
         .unwrap();
     assert_eq!((later[0].notification.seq, later[0].inbox.version), (3, 3));
     assert_eq!(seqs(&all(&*store, "zoe").await), [3, 2, 1]);
-    assert_eq!(
-        store.inbox("zoe").await.unwrap(),
-        InboxState {
-            unread_count: 3,
-            version: 3
-        }
-    );
+    assert_eq!(store.inbox("zoe").await.unwrap(), counters(3, 3));
     store.ping().await.unwrap();
 }
 
@@ -110,13 +104,7 @@ pub(super) async fn a_repeated_event_changes_nothing(database: &TestDatabase) {
             .unwrap()
             .is_empty()
     );
-    assert_eq!(
-        store.inbox("x").await.unwrap(),
-        InboxState {
-            unread_count: 1,
-            version: 1
-        }
-    );
+    assert_eq!(store.inbox("x").await.unwrap(), counters(1, 1));
     assert_eq!(json(&all(&*store, "x").await[0]), json(&before[0]));
 
     // Partly known, and repeated within the batch with other words: the first stays.
@@ -163,132 +151,6 @@ pub(super) async fn a_repeated_event_changes_nothing(database: &TestDatabase) {
     assert_counters(&*store, "x").await;
 }
 
-pub(super) async fn concurrent_duplicates_make_exactly_one_row(database: &TestDatabase) {
-    let recipients = ["a", "b", "c", "d", "e"];
-    let instances = [
-        database.open().await.notifications,
-        database.open().await.notifications,
-    ];
-    let batch: Vec<NewActivity> = (0..20)
-        .map(|n| activity(&format!("e{n}"), &recipients))
-        .collect();
-    let mut tasks = JoinSet::new();
-    for task in 0..10 {
-        let store = instances[task % 2].clone();
-        let mut batch = batch.clone();
-        batch.rotate_left(task * 2);
-        tasks.spawn(async move {
-            let mut answered = Vec::new();
-            for part in batch.chunks(1 + task % 7) {
-                answered.extend(store.insert(part, at(0)).await.unwrap());
-            }
-            answered
-        });
-    }
-    let answered: Vec<Stored> = tasks.join_all().await.into_iter().flatten().collect();
-    assert_eq!(
-        answered.len(),
-        100,
-        "each row was answered to exactly one of the callers"
-    );
-    assert_eq!(
-        answered
-            .iter()
-            .map(|s| s.notification.id)
-            .collect::<HashSet<_>>()
-            .len(),
-        100
-    );
-    for recipient in recipients {
-        let rows = all(&*instances[0], recipient).await;
-        assert_eq!(
-            seqs(&rows),
-            (1..=20).rev().collect::<Vec<_>>(),
-            "{recipient}"
-        );
-        assert_eq!(
-            rows.iter()
-                .map(|n| n.title.clone())
-                .collect::<HashSet<_>>()
-                .len(),
-            20
-        );
-        assert_eq!(
-            instances[0].inbox(recipient).await.unwrap(),
-            InboxState {
-                unread_count: 20,
-                version: 20
-            }
-        );
-    }
-    // What was answered is what is stored.
-    for one in &answered {
-        let back = instances[1]
-            .get(&one.notification.recipient_id, one.notification.id)
-            .await
-            .unwrap()
-            .unwrap();
-        assert_eq!(back.seq, one.notification.seq);
-        assert_eq!(
-            one.inbox,
-            InboxState {
-                unread_count: back.seq,
-                version: back.seq
-            }
-        );
-    }
-}
-
-pub(super) async fn overlapping_recipients_in_opposite_orders_never_deadlock(
-    database: &TestDatabase,
-) {
-    let people: Vec<String> = (0..40).map(|n| format!("p{n}")).collect();
-    let instances = [
-        database.open().await.notifications,
-        database.open().await.notifications,
-    ];
-    let mut tasks = JoinSet::new();
-    for task in 0..8 {
-        let store = instances[task % 2].clone();
-        let mut recipients: Vec<String> = people.iter().skip(task % 3).cloned().collect();
-        if task % 2 == 1 {
-            recipients.reverse();
-        }
-        tasks.spawn(async move {
-            for round in 0..10 {
-                let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
-                let batch: Vec<NewActivity> = recipients
-                    .chunks(7)
-                    .enumerate()
-                    .map(|(n, some)| activity(&format!("{task}/{round}/{n}"), some))
-                    .collect();
-                store.insert(&batch, at(0)).await.unwrap();
-                store
-                    .mark_read(recipients[round], &NotificationSelector::All, at(1))
-                    .await
-                    .unwrap();
-            }
-        });
-    }
-    tasks.join_all().await;
-    for person in &people[2..] {
-        assert_eq!(
-            seqs(&all(&*instances[0], person).await),
-            (1..=80).rev().collect::<Vec<_>>(),
-            "{person}"
-        );
-        assert_counters(&*instances[0], person).await;
-    }
-    if database.is_postgres() {
-        assert_eq!(
-            database
-                .number("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-                .await,
-            0
-        );
-    }
-}
-
 pub(super) async fn a_deleted_notification_does_not_come_back(database: &TestDatabase) {
     let store = database.open().await.notifications;
     let stored = store
@@ -306,17 +168,11 @@ pub(super) async fn a_deleted_notification_does_not_come_back(database: &TestDat
     // A read one leaves the count, an unread one takes from it; the version grows either way.
     assert_eq!(
         store.delete("x", first, at(2)).await.unwrap(),
-        Some(InboxState {
-            unread_count: 1,
-            version: 4
-        })
+        Some(counters(1, 4))
     );
     assert_eq!(
         store.delete("x", second, at(2)).await.unwrap(),
-        Some(InboxState {
-            unread_count: 0,
-            version: 5
-        })
+        Some(counters(0, 5))
     );
     assert_eq!(store.delete("x", second, at(2)).await.unwrap(), None);
     assert_eq!(store.inbox("x").await.unwrap().version, 5);
@@ -350,106 +206,9 @@ pub(super) async fn a_deleted_notification_does_not_come_back(database: &TestDat
     );
 }
 
-pub(super) async fn one_activity_may_have_a_hundred_thousand_recipients(database: &TestDatabase) {
-    let store = database.open().await.notifications;
-    let people: Vec<String> = (0..100_000).map(|n| format!("person-{n}")).collect();
-    let people: Vec<&str> = people.iter().map(String::as_str).collect();
-    store
-        .insert(&[activity("e0", &["person-77"])], at(0))
-        .await
-        .unwrap();
-    let started = Instant::now();
-    let stored = store
-        .insert(
-            &[activity("e1", &people), activity("e2", &["person-1"])],
-            at(1),
-        )
-        .await
-        .unwrap();
-    println!(
-        "100,001 rows in {:.1} s ({})",
-        started.elapsed().as_secs_f64(),
-        if database.is_postgres() {
-            "PostgreSQL"
-        } else {
-            "SQLite"
-        }
-    );
-    assert_eq!(stored.len(), 100_001);
-    let in_order = stored
-        .iter()
-        .zip(&people)
-        .all(|(s, person)| *s.notification.recipient_id == **person);
-    assert!(in_order);
-    assert_eq!(
-        (
-            stored[77].notification.seq,
-            stored[100_000].notification.seq
-        ),
-        (2, 2)
-    );
-    assert_eq!(
-        database
-            .number("SELECT count(*) FROM signal_notification")
-            .await,
-        100_002
-    );
-    assert_eq!(database.number("SELECT count(*) FROM signal_inbox WHERE last_seq = unread_count AND version = last_seq").await, 100_000);
-    assert!(
-        store
-            .insert(&[activity("e1", &people)], at(2))
-            .await
-            .unwrap()
-            .is_empty()
-    );
-    assert_eq!(
-        database
-            .number("SELECT count(*) FROM signal_inbox WHERE version <> last_seq OR last_seq > 2")
-            .await,
-        0
-    );
-}
-
 pub(super) async fn a_refused_value_leaves_nothing_behind(database: &TestDatabase) {
     let store = database.open().await.notifications;
-    let with = |change: fn(&mut NewActivity)| {
-        let mut bad = activity("bad", &["x"]);
-        change(&mut bad);
-        bad
-    };
-    let raw = |json: &str| serde_json::value::RawValue::from_string(json.to_owned()).unwrap();
-    let mut bad = vec![
-        with(|a| a.title.push('\0')),
-        with(|a| a.content.push('\0')),
-        with(|a| a.event_id.push('\0')),
-        with(|a| a.source.push('\0')),
-        with(|a| a.kind.push('\0')),
-        with(|a| a.locale.push('\0')),
-        with(|a| a.actor_id = Some("\0".into())),
-        with(|a| a.organizer_id = Some("\0".into())),
-        with(|a| a.merchant_id = Some("\0".into())),
-        with(|a| a.recipients = Arc::from(["y".to_owned(), "\0".to_owned()])),
-        NewActivity {
-            data: raw(r#"{"a":"\u0000"}"#),
-            ..activity("bad", &["x"])
-        },
-    ];
-    if database.is_postgres() {
-        // Longer than an index can hold, and not to be compressed below it.
-        let mut long = String::new();
-        let mut state = 1_u64;
-        while long.len() < 20_000 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            long.push_str(&format!("{:x}", state >> 20));
-        }
-        bad.push(NewActivity {
-            event_id: long,
-            ..activity("", &["x"])
-        });
-    }
-    for bad in bad {
+    for bad in refused_activities(database.is_postgres()) {
         let batch = [activity("good", &["x", "y"]), bad];
         let refused = store.insert(&batch, at(0)).await;
         assert!(
@@ -473,7 +232,55 @@ pub(super) async fn a_refused_value_leaves_nothing_behind(database: &TestDatabas
         .unwrap()
         .unwrap();
     assert_eq!((json(&back), back.seq), (json(&stored[0].notification), 1));
+    assert_questions_with_nul_are_refused(&*store, back.id).await;
+}
 
+fn raw(json: &str) -> Box<serde_json::value::RawValue> {
+    serde_json::value::RawValue::from_string(json.to_owned()).unwrap()
+}
+
+/// Activities that are refused, each for one text.
+fn refused_activities(is_postgres: bool) -> Vec<NewActivity> {
+    let with = |change: fn(&mut NewActivity)| {
+        let mut bad = activity("bad", &["x"]);
+        change(&mut bad);
+        bad
+    };
+    let mut bad = vec![
+        with(|a| a.title.push('\0')),
+        with(|a| a.content.push('\0')),
+        with(|a| a.event_id.push('\0')),
+        with(|a| a.source.push('\0')),
+        with(|a| a.kind.push('\0')),
+        with(|a| a.locale.push('\0')),
+        with(|a| a.actor_id = Some("\0".into())),
+        with(|a| a.organizer_id = Some("\0".into())),
+        with(|a| a.merchant_id = Some("\0".into())),
+        with(|a| a.recipients = Arc::from(["y".to_owned(), "\0".to_owned()])),
+        NewActivity {
+            data: raw(r#"{"a":"\u0000"}"#),
+            ..activity("bad", &["x"])
+        },
+    ];
+    if is_postgres {
+        // Longer than an index can hold, and not to be compressed below it.
+        let mut long = String::new();
+        let mut state = 1_u64;
+        while long.len() < 20_000 {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            long.push_str(&format!("{:x}", state >> 20));
+        }
+        bad.push(NewActivity {
+            event_id: long,
+            ..activity("", &["x"])
+        });
+    }
+    bad
+}
+
+async fn assert_questions_with_nul_are_refused(store: &dyn NotificationStore, id: Id) {
     for refused in [
         store
             .list("x\0", &Filter::default(), None, 1)
@@ -491,8 +298,8 @@ pub(super) async fn a_refused_value_leaves_nothing_behind(database: &TestDatabas
             )
             .await
             .map(drop),
-        store.get("\0", back.id).await.map(drop),
-        store.delete("\0", back.id, at(0)).await.map(drop),
+        store.get("\0", id).await.map(drop),
+        store.delete("\0", id, at(0)).await.map(drop),
         store
             .mark_read("\0", &NotificationSelector::All, at(0))
             .await
@@ -505,38 +312,4 @@ pub(super) async fn a_refused_value_leaves_nothing_behind(database: &TestDatabas
             "{refused:?}"
         );
     }
-}
-
-pub(super) async fn an_abandoned_insert_holds_nothing(database: &TestDatabase) {
-    let store = database.open().await.notifications;
-    let people: Vec<String> = (0..3000).map(|n| format!("p{n}")).collect();
-    let people: Vec<&str> = people.iter().map(String::as_str).collect();
-    for round in 0..10 {
-        let batch = [activity(&format!("cut{round}"), &people)];
-        // Cut at some point on the way, each time another.
-        let _ = tokio::time::timeout(
-            Duration::from_millis(round * 9),
-            store.insert(&batch, at(0)),
-        )
-        .await;
-    }
-    let stored = store
-        .insert(&[activity("after", &people)], at(1))
-        .await
-        .unwrap();
-    assert_eq!(stored.len(), people.len());
-    let rows = database
-        .number("SELECT count(*) FROM signal_notification")
-        .await;
-    assert_eq!(
-        rows % people.len() as i64,
-        0,
-        "each batch is there whole or not at all"
-    );
-    assert_eq!(
-        database
-            .number("SELECT CAST(sum(unread_count) AS bigint) FROM signal_inbox")
-            .await,
-        rows
-    );
 }

@@ -34,7 +34,7 @@ pub(super) async fn instances_migrate_together_and_a_later_schema_is_accepted(
     assert_eq!(
         store.version().await.unwrap(),
         Some(9999),
-        "a store that was open before is told as well"
+        "a store that is open already reports it as well"
     );
     database
         .execute("UPDATE signal_migration SET success = false WHERE version = 9999")

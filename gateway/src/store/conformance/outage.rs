@@ -64,7 +64,7 @@ async fn a_database_that_is_away_is_unavailable_and_used_again_when_it_is_back()
             "{failed:?}"
         );
     }
-    // One that starts meanwhile waits instead of failing, and stops when told.
+    // One that starts meanwhile waits instead of failing, and stops at shutdown.
     let shutdown = CancellationToken::new();
     let settings = database.settings.clone();
     let start = |shutdown: CancellationToken| {
@@ -154,7 +154,7 @@ async fn a_statement_that_waits_too_long_is_unavailable_and_undone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_changed_url_opens_a_pool_beside_the_old_one() {
+async fn a_changed_url_opens_a_new_pool_while_the_old_one_is_used() {
     let Some(database) = TestDatabase::postgres("changed URL").await else {
         return;
     };
@@ -271,15 +271,15 @@ async fn a_migration_that_another_holds_is_waited_for_a_bounded_time() {
 /// Forwards to the server until it is frozen: then nothing comes and nothing is refused, as when a network is gone.
 async fn freezable(port: u16) -> (u16, tokio::sync::watch::Sender<bool>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (here, (frozen, told)) = (
+    let (here, (frozen, is_frozen)) = (
         listener.local_addr().unwrap().port(),
         tokio::sync::watch::channel(false),
     );
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {
-            let mut told = told.clone();
+            let mut is_frozen = is_frozen.clone();
             tokio::spawn(async move {
-                let thawed = told.wait_for(|frozen| !frozen).await.map(drop);
+                let thawed = is_frozen.wait_for(|frozen| !frozen).await.map(drop);
                 thawed.unwrap();
                 let mut server = tokio::net::TcpStream::connect(("127.0.0.1", port))
                     .await
@@ -287,7 +287,7 @@ async fn freezable(port: u16) -> (u16, tokio::sync::watch::Sender<bool>) {
                 let mut client = client;
                 tokio::select! {
                     _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-                    _ = async { told.wait_for(|frozen| *frozen).await.map(drop) } => {
+                    _ = async { is_frozen.wait_for(|frozen| *frozen).await.map(drop) } => {
                         // Both ends stay open and silent for good.
                         std::future::pending::<()>().await;
                     }

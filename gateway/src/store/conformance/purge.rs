@@ -2,7 +2,7 @@
 
 use super::*;
 
-pub(super) async fn purging_keeps_counters_right_and_numbers_unused(database: &TestDatabase) {
+pub(super) async fn purging_keeps_counters_right_and_reuses_no_number(database: &TestDatabase) {
     let stores = [
         database.open().await.notifications,
         database.open().await.notifications,

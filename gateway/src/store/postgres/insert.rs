@@ -1,6 +1,6 @@
 //! Stores a batch: in one statement where all of it is new, else in a transaction of a few statements, whatever the size of the batch.
 //!
-//! Input: a [`Batch`] without repeats. Output: its rows, with the numbers that they have.
+//! Input: a [`InsertBatch`] without repeats. Output: its rows, with the numbers that they have.
 
 use chrono::{DateTime, Utc};
 use rustc_hash::FxHashSet;
@@ -9,10 +9,10 @@ use sqlx::{Connection, Row as _};
 
 use super::{BEGIN, PgQuery, PostgresStore};
 use crate::notification::NewActivity;
-use crate::store::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds};
+use crate::store::batch::{Base, CHUNK_ROWS, InsertBatch, Row, milliseconds};
 use crate::store::{StoreError, Stored};
 
-/// Most rows of [`INSERT_PLAIN`]: beyond, four round trips more are nothing to what the rows cost.
+/// Most rows of [`INSERT_PLAIN`]: for more rows, four more round trips cost little in comparison.
 const PLAIN_ROWS: usize = 128;
 
 /// `$1` recipients in order, `$2` how many rows each may get. Creates and locks the state rows, one after the other.
@@ -68,7 +68,7 @@ JOIN unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::tex
 
 const INSERT: &str = insert!("0", "");
 
-/// A small batch in one statement, if all of it is new and nobody is in the way; else nothing happens, and the answer is empty. Seqs count from
+/// A small batch in one statement, if all of it is new and no other transaction interferes; else nothing happens, and the answer is empty. Seqs count from
 /// the inbox; `$16` recipients in order, `$17` how many rows each gets. The answer is each inbox as it is then.
 ///
 /// What the statement sees is as it was before it had its locks. It holds if no inbox has another version by then, since every change of rows or
@@ -101,7 +101,7 @@ impl PostgresStore {
         given: &[NewActivity],
         now: DateTime<Utc>,
     ) -> Result<Vec<Stored>, StoreError> {
-        let mut batch = Batch::new(given)?;
+        let mut batch = InsertBatch::new(given)?;
         if batch.candidates.is_empty() {
             return Ok(Vec::new());
         }
@@ -114,12 +114,12 @@ impl PostgresStore {
         Ok(batch.stored(&rows, now))
     }
 
-    /// All in one statement, if it can be.
+    /// Tries to store the batch in one statement; `None` if it cannot be.
     async fn insert_plain<'a>(
         &self,
         connection: &mut PgConnection,
         given: &[NewActivity],
-        batch: &Batch<'a>,
+        batch: &InsertBatch<'a>,
         now: DateTime<Utc>,
     ) -> Result<Option<Vec<Row<'a>>>, StoreError> {
         let counts = batch.counts();
@@ -137,13 +137,13 @@ impl PostgresStore {
         Ok(Some(rows))
     }
 
-    /// Plainly if it can be. Else numbers are taken for every candidate, which locks the state rows; only then is it certain which candidates are
-    /// known already, and their numbers go back.
+    /// In one statement if possible. Else it takes numbers for every candidate, which locks the state rows; only then is it certain which
+    /// candidates exist already, and their numbers are returned.
     async fn insert_batch<'a>(
         &self,
         connection: &mut PgConnection,
         given: &[NewActivity],
-        batch: &mut Batch<'a>,
+        batch: &mut InsertBatch<'a>,
         now: DateTime<Utc>,
     ) -> Result<Vec<Row<'a>>, StoreError> {
         if batch.candidates.len() <= PLAIN_ROWS
@@ -169,7 +169,7 @@ impl PostgresStore {
     async fn take_numbers(
         &self,
         tx: &mut PgConnection,
-        batch: &Batch<'_>,
+        batch: &InsertBatch<'_>,
     ) -> Result<Vec<Base>, StoreError> {
         let counts = batch.counts();
         let mut bases = vec![Base::default(); counts.len()];
@@ -191,7 +191,7 @@ impl PostgresStore {
     async fn return_numbers(
         &self,
         tx: &mut PgConnection,
-        batch: &Batch<'_>,
+        batch: &InsertBatch<'_>,
         known: &FxHashSet<usize>,
     ) -> Result<(), StoreError> {
         let mut counts = vec![0; batch.recipients.len()];
@@ -221,7 +221,7 @@ impl PostgresStore {
         &self,
         tx: &mut PgConnection,
         given: &[NewActivity],
-        batch: &Batch<'_>,
+        batch: &InsertBatch<'_>,
     ) -> Result<FxHashSet<usize>, StoreError> {
         let mut known = FxHashSet::default();
         for (chunk_at, chunk) in batch.candidates.chunks(CHUNK_ROWS).enumerate() {
@@ -269,10 +269,10 @@ impl PostgresStore {
     }
 }
 
-/// Reads what inboxes were before `counts` were added to them, into the places of their recipients.
+/// Reads the counters of inboxes before `counts` were added to them, by the index of their recipients.
 fn read_bases(
     answer: &[PgRow],
-    batch: &Batch<'_>,
+    batch: &InsertBatch<'_>,
     counts: &[i64],
     bases: &mut [Base],
 ) -> Result<(), sqlx::Error> {
@@ -327,7 +327,7 @@ fn bind_rows<'q>(
         .bind(now)
 }
 
-/// Numbers what repeats from 1 on in the order of its first appearance: the number of each, and what each number stands for.
+/// Numbers distinct values from 1 on in the order of their first appearance: the number of each value, and the value of each number.
 fn numbered(of: impl Iterator<Item = usize>) -> (Vec<i64>, Vec<usize>) {
     let mut known = rustc_hash::FxHashMap::default();
     let mut distinct = Vec::new();

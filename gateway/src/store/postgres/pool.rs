@@ -13,7 +13,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use crate::config;
 use crate::store::StoreError;
 
-/// Beyond the server's own limit of a statement: after this much more the connection is taken for dead.
+/// Added to the server's own limit of a statement: after that the connection counts as broken.
 const GRACE: Duration = Duration::from_secs(5);
 /// A connection that was idle for longer is tried before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ pub(in crate::store) struct PostgresPool {
 }
 
 impl PostgresPool {
-    /// Connects at the first question.
+    /// Connects with the first statement.
     pub(in crate::store) fn new(
         options: PgConnectOptions,
         database: &config::Database,
@@ -35,13 +35,13 @@ impl PostgresPool {
         })
     }
 
-    /// Puts a pool in place of the present one, which is closed once nobody uses it any more.
+    /// Replaces the current pool, which is closed once it is not used any more.
     pub(in crate::store) fn replace(&self, pool: PgPool) {
         let old = self.pool.swap(Arc::new(pool));
         tokio::spawn(async move { old.close().await });
     }
 
-    /// Waits until nobody uses the pool, and closes it.
+    /// Waits until the pool is not used, and closes it.
     pub(in crate::store) async fn close(&self) {
         self.pool.load_full().close().await;
     }
@@ -74,7 +74,7 @@ impl PostgresPool {
         }
     }
 
-    /// Gives a connection back, or away if it may be in the middle of something.
+    /// Returns a connection to the pool, or closes it if it may be in the middle of an answer.
     pub(in crate::store) fn done<T>(
         &self,
         mut connection: PoolConnection<sqlx::Postgres>,

@@ -10,7 +10,7 @@ use super::{BEGIN, PostgresStore};
 use crate::store::StoreError;
 use crate::store::batch::milliseconds;
 
-/// The advisory lock of whoever purges.
+/// The advisory lock of the instance that purges.
 const PURGE_LOCK: i64 = i64::from_be_bytes(*b"sigpurge");
 
 /// `$1` created before, `$2` at most.
@@ -34,7 +34,7 @@ WITH gone AS (
 )
 SELECT coalesce(sum(n), 0)::int8 FROM per";
 
-/// `$1` left before, `$2` at most. What a deletion holds is left for the next round.
+/// `$1` left before, `$2` at most. Rows that a deletion has locked are left for the next round.
 const PURGE_TOMBSTONES: &str = r"
 DELETE FROM signal_tombstone WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM signal_tombstone WHERE deleted_at < $1 ORDER BY deleted_at LIMIT $2 FOR UPDATE SKIP LOCKED

@@ -1,6 +1,6 @@
 //! Stores a batch in one transaction, activity by activity.
 //!
-//! Input: a [`Batch`] without repeats. Output: its rows, with the numbers that they have.
+//! Input: a [`InsertBatch`] without repeats. Output: its rows, with the numbers that they have.
 
 use chrono::{DateTime, Utc};
 use rustc_hash::FxHashSet;
@@ -10,7 +10,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::{SqliteStore, json};
 use crate::id::Id;
 use crate::notification::NewActivity;
-use crate::store::batch::{Base, Batch, CHUNK_ROWS, Row, milliseconds};
+use crate::store::batch::{Base, CHUNK_ROWS, InsertBatch, Row, milliseconds};
 use crate::store::{StoreError, Stored};
 
 /// `$1` source, `$2` event id, `$3` recipients as JSON. The places of those that have a row or a tombstone.
@@ -41,7 +41,7 @@ impl SqliteStore {
         given: &[NewActivity],
         now: DateTime<Utc>,
     ) -> Result<Vec<Stored>, StoreError> {
-        let mut batch = Batch::new(given)?;
+        let mut batch = InsertBatch::new(given)?;
         if batch.candidates.is_empty() {
             return Ok(Vec::new());
         }
@@ -64,7 +64,7 @@ impl SqliteStore {
 async fn known(
     tx: &mut SqliteConnection,
     given: &[NewActivity],
-    batch: &Batch<'_>,
+    batch: &InsertBatch<'_>,
 ) -> Result<FxHashSet<usize>, StoreError> {
     let mut known = FxHashSet::default();
     let mut start = 0;
@@ -94,7 +94,7 @@ async fn known(
 
 async fn take_numbers(
     tx: &mut SqliteConnection,
-    batch: &Batch<'_>,
+    batch: &InsertBatch<'_>,
 ) -> Result<Vec<Base>, StoreError> {
     let counts = batch.counts();
     let mut bases = vec![Base::default(); counts.len()];

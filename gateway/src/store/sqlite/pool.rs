@@ -23,7 +23,7 @@ pub(in crate::store) struct SqlitePools {
 }
 
 impl SqlitePools {
-    /// Opens the file at the first question. A database in memory has one connection for everything: each would see its own.
+    /// Opens the file with the first statement. A database in memory has one connection for everything: each would see its own.
     pub(in crate::store) fn new(
         options: SqliteConnectOptions,
         in_memory: bool,
@@ -49,7 +49,7 @@ impl SqlitePools {
         Self { read, write }
     }
 
-    /// Waits until nobody uses the pools, and closes them.
+    /// Waits until the pools are not used, and closes them.
     pub(in crate::store) async fn close(&self) {
         self.read.close().await;
         self.write.close().await;
@@ -66,7 +66,7 @@ impl SqlitePools {
 /// Takes the write lock at once: a transaction that reads first and writes later could find that another wrote in between.
 pub(in crate::store) const BEGIN: &str = "BEGIN IMMEDIATE";
 
-/// What every connection is opened with. A commit is on the disk before it is told (`FULL`), because Kafka's offset is committed after it.
+/// The options of every connection. A commit is on the disk before it is confirmed (`FULL`), because Kafka's offset is committed after it.
 pub(in crate::store) fn tuned(
     options: SqliteConnectOptions,
     busy_timeout: Duration,

@@ -1,0 +1,94 @@
+//! What is pushed after each change, and that nothing is pushed where nothing changed.
+
+use super::testing::{Published, inbox};
+use super::*;
+use crate::store::Stored;
+use crate::store::testing::{TestDatabase, activity};
+
+/// An inbox over SQLite, its bus, and the rows of two events of user 17.
+async fn start(database: &TestDatabase) -> (Inbox, Arc<Published>, Vec<Stored>) {
+    let bus = Arc::new(Published::default());
+    let inbox = inbox(database.open().await.notifications, bus.clone());
+    let new = [activity("e1", &["17"]), activity("e2", &["17"])];
+    let stored = inbox.insert(&new).await.unwrap();
+    (inbox, bus, stored)
+}
+
+/// The events and data that were pushed, which all go to user 17.
+fn pushed(bus: &Published) -> Vec<(String, serde_json::Value)> {
+    let dispatches = std::mem::take(&mut *bus.dispatches.lock());
+    dispatches
+        .iter()
+        .map(|push| {
+            assert_eq!(push.destination, Destination::User("17".into()));
+            let data = serde_json::from_str(push.data.get()).unwrap();
+            (push.event.to_string(), data)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn created_rows_are_pushed_in_their_order_with_the_counts_of_each() {
+    let database = TestDatabase::sqlite();
+    let (inbox, bus, stored) = start(&database).await;
+    assert!(pushed(&bus).is_empty(), "storing alone pushes nothing");
+    let spans = [Span::none(), Span::none()];
+    inbox.push_created(&stored, &spans).await;
+    let seen: Vec<_> = pushed(&bus)
+        .into_iter()
+        .map(|(event, data)| {
+            let numbers = ["unreadCount", "version"].map(|name| data[name].as_i64().unwrap());
+            (
+                event,
+                data["notification"]["seq"].as_i64().unwrap(),
+                numbers,
+            )
+        })
+        .collect();
+    let created = name::NOTIFICATION_CREATED.to_owned();
+    assert_eq!(seen, [(created.clone(), 1, [1, 1]), (created, 2, [2, 2])]);
+}
+
+#[tokio::test]
+async fn marking_as_read_is_pushed_once() {
+    let database = TestDatabase::sqlite();
+    let (inbox, bus, stored) = start(&database).await;
+    let user: Arc<str> = "17".into();
+    let selector = NotificationSelector::UpTo(1);
+    let read = inbox.mark_read(&user, &selector).await.unwrap();
+    let data = serde_json::to_value(read_data(&read)).unwrap();
+    assert_eq!(data["ids"], serde_json::json!([stored[0].notification.id]));
+    assert_eq!(
+        pushed(&bus),
+        [(name::NOTIFICATION_READ.to_owned(), data)],
+        "devices receive what the caller receives"
+    );
+    let again = inbox.mark_read(&user, &selector).await.unwrap();
+    assert!(again.ids.is_empty() && pushed(&bus).is_empty());
+}
+
+#[tokio::test]
+async fn deleting_is_pushed_and_a_missing_notification_changes_nothing() {
+    let database = TestDatabase::sqlite();
+    let (inbox, bus, stored) = start(&database).await;
+    let user: Arc<str> = "17".into();
+    let id = stored[1].notification.id;
+    let left = inbox.delete(&user, id).await.unwrap().unwrap();
+    assert_eq!((left.unread_count, left.version), (1, 3));
+    let data = serde_json::json!({"ids": [id], "unreadCount": 1, "version": 3});
+    assert_eq!(
+        pushed(&bus),
+        [(name::NOTIFICATION_DELETED.to_owned(), data)]
+    );
+    assert!(inbox.delete(&user, id).await.unwrap().is_none());
+    assert!(pushed(&bus).is_empty());
+}
+
+#[tokio::test]
+async fn resync_names_its_reason() {
+    let database = TestDatabase::sqlite();
+    let (inbox, bus, _) = start(&database).await;
+    inbox.push_resync(["17"]).await;
+    let data = serde_json::json!({"reason": "push_missed"});
+    assert_eq!(pushed(&bus), [(name::RESYNC.to_owned(), data)]);
+}
