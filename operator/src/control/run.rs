@@ -112,14 +112,7 @@ async fn work(
     }
     pending.wait("signalclusters", "they have not been listed yet");
     pending.done("start");
-    let listed = clusters.store().clone();
-    let listed = async {
-        // An error means that the watching task has ended, which ends the process below.
-        let _ = listed.wait_until_ready().await;
-        pending.done("signalclusters");
-        std::future::pending::<()>().await;
-    };
-
+    let listed = report_listed(&clusters, pending);
     let fence = Fence::default();
     let settings = lease_settings(&args, &client, &identity);
     let (leading, is_leading) = watch::channel(false);
@@ -164,10 +157,22 @@ async fn work(
     if outcome.is_ok() {
         lease.await.context("the lease's task")?;
     }
-    // The watches among them never end.
+    end(tasks, watches).await;
+    outcome
+}
+
+/// Waits, within a limit, for all tasks but the watches, which never end.
+async fn end(mut tasks: JoinSet<anyhow::Result<()>>, watches: usize) {
     let ended = async { while tasks.len() > watches && tasks.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(LISTENER_LIMIT, ended).await;
-    outcome
+}
+
+/// Reports the first list of SignalClusters to readiness; never ends.
+async fn report_listed(clusters: &Clusters, pending: &Pending) {
+    // An error means that a watching task has ended, which ends the process elsewhere.
+    let _ = clusters.store().wait_until_ready().await;
+    pending.done("signalclusters");
+    std::future::pending().await
 }
 
 fn lease_settings(args: &Run, client: &Client, identity: &str) -> lease::Settings {

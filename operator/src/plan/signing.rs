@@ -12,58 +12,23 @@
 //!
 //! The ring is stored in a Secret: the operator reads `ring.json`, the issuer reads `current.pem` and `current.json`.
 
-use std::collections::BTreeMap;
-use std::fmt;
+mod ring;
 
-use base64_simd::URL_SAFE_NO_PAD as BASE64URL;
 use chrono::{DateTime, TimeDelta, Utc};
-use p256::SecretKey;
-use p256::elliptic_curve::sec1::ToSec1Point as _;
-use p256::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, LineEnding};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use signal_crds::jwks::Managed;
-use signal_crds::status::{SigningKeyStage, SigningKeyStatus};
+use signal_crds::status::SigningKeyStage;
 
 use crate::observe::fleet::{Fleet, Pod};
 use crate::plan::{Plan, PlanEvent, Waiting};
 use crate::reasons::{ConditionReason, EventReason};
-use crate::time::to_k8s;
 
-/// Key of the Secret with every key and its stage.
-const RING_JSON: &str = "ring.json";
-/// Key of the Secret with the key to sign with, PKCS#8.
-const CURRENT_PEM: &str = "current.pem";
-/// Key of the Secret with what the issuer writes into header and claims.
-const CURRENT_JSON: &str = "current.json";
-/// Key of the Secret with the public set.
-const JWKS_JSON: &str = "jwks.json";
+use ring::Key;
+pub use ring::{Damage, KeyRing};
 
 /// How much earlier than `cacheAge` a key is published: pods see a changed ConfigMap within two minutes.
 const POD_MARGIN: signal_crds::Duration = signal_crds::Duration::secs(180);
 /// Most keys at a time; gateways accept more.
 const MAX_KEYS: usize = 8;
-
-/// Every key with its stage, oldest first, and the issuer and audiences of their tokens.
-#[derive(Debug, Clone, PartialEq)]
-pub struct KeyRing {
-    issuer: String,
-    audiences: Vec<String>,
-    keys: Vec<Key>,
-}
-
-/// The Secret does not hold what the operator wrote; the text contains nothing of it.
-#[derive(Debug, thiserror::Error)]
-#[error("{what}; {}", match ring.as_ref().and_then(KeyRing::signing) {
-    Some(key) => format!("key {} continues to sign", key.kid),
-    None => "no signing key could be read, another key takes over".to_owned(),
-})]
-pub struct Damage {
-    what: String,
-    /// What could be read.
-    pub ring: Option<KeyRing>,
-}
 
 /// What [`plan`] looks at.
 #[derive(Debug, Clone, Copy)]
@@ -78,439 +43,187 @@ pub struct SigningInput<'a> {
     pub fleet: &'a Fleet,
 }
 
-#[derive(Clone, PartialEq)]
-struct Key {
-    secret: SecretKey,
-    kid: String,
-    /// Coordinates of the public point, base64url.
-    x: String,
-    y: String,
-    stage: SigningKeyStage,
-    /// `None` if a damaged Secret lacks it; [`plan`] then counts from now.
-    since: Option<DateTime<Utc>>,
-    /// Of VerifyOnly alone; `None` as above.
-    verify_until: Option<DateTime<Utc>>,
-    /// Of Published alone: since when every ready pod serves it.
-    served_since: Option<DateTime<Utc>>,
-    /// The longest life of a token that it may have signed.
-    token_life: signal_crds::Duration,
-}
-
-/// The private part is left out.
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Key")
-            .field("kid", &self.kid)
-            .field("stage", &self.stage)
-            .field("since", &self.since)
-            .finish_non_exhaustive()
-    }
-}
-
-/// One key of `ring.json`.
-#[derive(Serialize, Deserialize)]
-struct Entry {
-    kid: String,
-    /// RFC 7518, 6.2.2.1.
-    d: String,
-    stage: SigningKeyStage,
-    since: Option<DateTime<Utc>>,
-    verify_until: Option<DateTime<Utc>>,
-    #[serde(default)]
-    served_since: Option<DateTime<Utc>>,
-    #[serde(default)]
-    token_life: signal_crds::Duration,
-}
-
-/// `current.json`.
-#[derive(Default, Serialize, Deserialize)]
-struct Current {
-    kid: String,
-    alg: String,
-    iss: String,
-    aud: Vec<String>,
-}
-
-impl Key {
-    fn new(secret: SecretKey, stage: SigningKeyStage, since: Option<DateTime<Utc>>) -> Self {
-        let point = secret.public_key().to_sec1_point(false);
-        let (x, y) = point.as_bytes()[1..].split_at(32);
-        let (x, y) = (BASE64URL.encode_to_string(x), BASE64URL.encode_to_string(y));
-        let kid = thumbprint(&x, &y);
-        Self {
-            secret,
-            kid,
-            x,
-            y,
-            stage,
-            since,
-            verify_until: None,
-            served_since: None,
-            token_life: signal_crds::Duration::default(),
-        }
-    }
-
-    fn generate(
-        random: &mut impl rand::CryptoRng,
-        stage: SigningKeyStage,
-        now: DateTime<Utc>,
-    ) -> Self {
-        loop {
-            let mut bytes = [0; 32];
-            random.fill_bytes(&mut bytes);
-            // Zero, or not below the order of the group: one in 2^32 draws.
-            if let Ok(secret) = SecretKey::from_slice(&bytes) {
-                return Self::new(secret, stage, Some(now));
-            }
-        }
-    }
-
-    fn entry(&self) -> Entry {
-        let d = BASE64URL.encode_to_string(self.secret.to_bytes());
-        let Self {
-            stage,
-            since,
-            verify_until,
-            served_since,
-            token_life,
-            ..
-        } = *self;
-        Entry {
-            kid: self.kid.clone(),
-            d,
-            stage,
-            since,
-            verify_until,
-            served_since,
-            token_life,
-        }
-    }
-
-    /// `None` if the entry is no key, or its `kid` is not that of the key.
-    fn read(value: Value) -> Option<Self> {
-        let entry: Entry = serde_json::from_value(value).ok()?;
-        let secret = SecretKey::from_slice(&BASE64URL.decode_to_vec(&entry.d).ok()?).ok()?;
-        let Entry {
-            verify_until,
-            served_since,
-            token_life,
-            ..
-        } = entry;
-        let key = Self {
-            verify_until,
-            served_since,
-            token_life,
-            ..Self::new(secret, entry.stage, entry.since)
-        };
-        (key.kid == entry.kid).then_some(key)
-    }
-
-    fn turn(
-        &mut self,
-        stage: SigningKeyStage,
-        since: Option<DateTime<Utc>>,
-        verify_until: Option<DateTime<Utc>>,
-    ) {
-        (self.stage, self.since, self.verify_until, self.served_since) =
-            (stage, since, verify_until, None);
-    }
-}
-
-/// RFC 7638: SHA-256 of the members that make the key, by name and without blanks.
-fn thumbprint(x: &str, y: &str) -> String {
-    let members = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);
-    BASE64URL.encode_to_string(Sha256::digest(members.as_bytes()))
-}
-
-impl KeyRing {
-    /// Reads the Secret; `None` if it is empty.
-    ///
-    /// # Errors
-    /// When it does not hold what [`KeyRing::to_secret`] wrote. A readable signing key continues to sign, whatever else is lost.
-    pub fn from_secret(data: &BTreeMap<String, Vec<u8>>) -> Result<Option<Self>, Damage> {
-        if data.is_empty() {
-            return Ok(None);
-        }
-        let (mut keys, mut what) = read_ring(data.get(RING_JSON).map(Vec::as_slice));
-        let current = data
-            .get(CURRENT_PEM)
-            .and_then(|pem| SecretKey::from_pkcs8_pem(std::str::from_utf8(pem).ok()?).ok());
-        let signing = keys
-            .iter()
-            .filter(|key| key.stage == SigningKeyStage::Signing)
-            .count();
-        let held = current
-            .as_ref()
-            .map(|secret| Key::new(secret.clone(), SigningKeyStage::Signing, None).kid);
-        let other = held.is_some_and(|held| {
-            keys.iter()
-                .any(|key| key.stage == SigningKeyStage::Signing && key.kid != held)
-        });
-        if signing != 1 {
-            what.get_or_insert_with(|| format!("{RING_JSON} has {signing} signing keys"));
-            choose_signing(&mut keys, current);
-        } else if other {
-            what.get_or_insert_with(|| {
-                format!("{CURRENT_PEM} is not the signing key of {RING_JSON}")
-            });
-            choose_signing(&mut keys, current);
-        }
-        // Only the issuer reads it; a plan rewrites it.
-        let current_json: Current = data
-            .get(CURRENT_JSON)
-            .and_then(|json| serde_json::from_slice(json).ok())
-            .unwrap_or_default();
-        let ring = (!keys.is_empty()).then_some(Self {
-            issuer: current_json.iss,
-            audiences: current_json.aud,
-            keys,
-        });
-        match what {
-            Some(what) => Err(Damage { what, ring }),
-            None => Ok(ring),
-        }
-    }
-
-    /// Data of the Secret.
-    pub fn to_secret(&self) -> BTreeMap<String, Vec<u8>> {
-        let entries: Vec<Entry> = self.keys.iter().map(Key::entry).collect();
-        let mut data = BTreeMap::from([
-            (
-                RING_JSON.to_owned(),
-                json!({"keys": entries}).to_string().into_bytes(),
-            ),
-            (JWKS_JSON.to_owned(), self.jwks().into_bytes()),
-        ]);
-        if let Some(key) = self.signing() {
-            let pem = key
-                .secret
-                .to_pkcs8_pem(LineEnding::LF)
-                .expect("a key of a named curve has a PKCS#8 form");
-            let current = Current {
-                kid: key.kid.clone(),
-                alg: "ES256".into(),
-                iss: self.issuer.clone(),
-                aud: self.audiences.clone(),
-            };
-            data.insert(CURRENT_PEM.to_owned(), pem.as_bytes().to_vec());
-            data.insert(
-                CURRENT_JSON.to_owned(),
-                serde_json::to_vec(&current).expect("texts are plain data"),
-            );
-        }
-        data
-    }
-
-    /// The public set, RFC 7517. A change of stage alone does not change it.
-    pub fn jwks(&self) -> String {
-        let public = |key: &Key| json!({"kty": "EC", "crv": "P-256", "x": key.x, "y": key.y, "kid": key.kid, "alg": "ES256", "use": "sig"});
-        json!({"keys": self.keys.iter().map(public).collect::<Vec<_>>()}).to_string()
-    }
-
-    /// As the status of the SignalCluster shows it.
-    pub fn status(&self) -> Vec<SigningKeyStatus> {
-        let shown = |key: &Key| SigningKeyStatus {
-            kid: key.kid.clone(),
-            state: key.stage,
-            since: to_k8s(key.since.unwrap_or_default()),
-        };
-        self.keys.iter().map(shown).collect()
-    }
-
-    fn at(&self, stage: SigningKeyStage) -> Option<usize> {
-        self.keys.iter().position(|key| key.stage == stage)
-    }
-
-    fn signing(&self) -> Option<&Key> {
-        self.at(SigningKeyStage::Signing).map(|at| &self.keys[at])
-    }
-}
-
-/// The readable keys of `ring.json`, and what is wrong with it.
-fn read_ring(json: Option<&[u8]>) -> (Vec<Key>, Option<String>) {
-    #[derive(Deserialize)]
-    struct Ring {
-        keys: Vec<Value>,
-    }
-    let Some(json) = json else {
-        return (Vec::new(), Some(format!("{RING_JSON} is missing")));
-    };
-    // An error of serde may contain a private key.
-    let Ok(ring) = serde_json::from_slice::<Ring>(json) else {
-        return (Vec::new(), Some(format!("{RING_JSON} cannot be read")));
-    };
-    let (mut keys, mut what) = (Vec::<Key>::new(), None);
-    for (at, value) in ring.keys.into_iter().enumerate() {
-        match Key::read(value) {
-            Some(key) if keys.iter().all(|known| known.kid != key.kid) => keys.push(key),
-            _ => {
-                what = what.or_else(|| {
-                    Some(format!(
-                        "{RING_JSON}: key {at} cannot be read, or is a duplicate"
-                    ))
-                })
-            }
-        }
-    }
-    (keys, what)
-}
-
-/// Leaves one signing key: the one that the issuer holds, else the newest one.
-fn choose_signing(keys: &mut Vec<Key>, current: Option<SecretKey>) {
-    let current = current.map(|secret| Key::new(secret, SigningKeyStage::Signing, None));
-    let newest = keys
-        .iter()
-        .filter(|key| key.stage == SigningKeyStage::Signing)
-        .max_by_key(|key| key.since)
-        .map(|key| key.kid.clone());
-    let Some(chosen) = current.as_ref().map(|key| key.kid.clone()).or(newest) else {
-        return;
-    };
-    for key in keys.iter_mut() {
-        if key.kid == chosen {
-            let since = key.since.filter(|_| key.stage == SigningKeyStage::Signing);
-            key.turn(SigningKeyStage::Signing, since, None);
-        } else if key.stage == SigningKeyStage::Signing {
-            key.turn(SigningKeyStage::VerifyOnly, None, None);
-        }
-    }
-    if keys.iter().all(|key| key.kid != chosen) {
-        keys.extend(current);
-    }
-}
-
 /// The next step of the keys.
 pub fn plan(
     input: &SigningInput<'_>,
     now: DateTime<Utc>,
     random: &mut impl rand::CryptoRng,
 ) -> Plan<KeyRing> {
-    let Managed {
-        issuer,
-        audiences,
-        rotate_every,
-        max_token_life,
-        cache_age,
-        ..
-    } = input.managed;
-    let keys = input.ring.map(|ring| ring.keys.clone()).unwrap_or_default();
-    let mut ring = KeyRing {
-        issuer: issuer.clone(),
-        audiences: audiences.clone(),
-        keys,
+    let mut step = Step {
+        input,
+        now,
+        ring: KeyRing {
+            issuer: input.managed.issuer.clone(),
+            audiences: input.managed.audiences.clone(),
+            keys: input.ring.map(|ring| ring.keys.clone()).unwrap_or_default(),
+        },
+        events: Vec::new(),
     };
-    let verified_until = |key: &Key| {
-        [key.token_life.max(*max_token_life), input.skew, *cache_age]
-            .into_iter()
-            .fold(now, after)
-    };
-    let mut events = Vec::new();
-    let mut tell = |reason, note| events.push(PlanEvent::normal(reason, note));
-
-    for key in &mut ring.keys {
-        key.since.get_or_insert(now);
-        match key.stage {
-            // A shorter `maxTokenLife` does not shorten the life of issued tokens.
-            SigningKeyStage::Signing => key.token_life = key.token_life.max(*max_token_life),
-            SigningKeyStage::VerifyOnly => {
-                key.verify_until = key.verify_until.or_else(|| Some(verified_until(key)))
-            }
-            SigningKeyStage::Published if unserved(input.fleet, &key.kid).is_none() => {
-                key.served_since = key.served_since.or(Some(now))
-            }
-            SigningKeyStage::Published => key.served_since = None,
+    step.update_times();
+    step.drop_expired();
+    let waiting = match step.ring.at(SigningKeyStage::Signing) {
+        Some(signing) => step.rotate(signing, random),
+        None => {
+            step.activate_first(random);
+            None
         }
+    };
+    Plan {
+        next: step.ring,
+        waiting,
+        events: step.events,
     }
-    ring.keys.retain(|key| {
-        let over = key.stage == SigningKeyStage::VerifyOnly
-            && key.verify_until.is_some_and(|until| until <= now);
-        if over {
-            tell(
+}
+
+struct Step<'a> {
+    input: &'a SigningInput<'a>,
+    now: DateTime<Utc>,
+    ring: KeyRing,
+    events: Vec<PlanEvent>,
+}
+
+impl Step<'_> {
+    fn event(&mut self, reason: EventReason, note: String) {
+        self.events.push(PlanEvent::normal(reason, note));
+    }
+
+    /// Until when tokens of a key that signs are verified.
+    fn verified_until(&self, key: &Key) -> DateTime<Utc> {
+        let Managed {
+            max_token_life,
+            cache_age,
+            ..
+        } = self.input.managed;
+        [
+            key.token_life.max(*max_token_life),
+            self.input.skew,
+            *cache_age,
+        ]
+        .into_iter()
+        .fold(self.now, after)
+    }
+
+    /// Fills in times that a damaged Secret lacks, and follows what pods serve.
+    fn update_times(&mut self) {
+        let mut keys = std::mem::take(&mut self.ring.keys);
+        for key in &mut keys {
+            key.since.get_or_insert(self.now);
+            match key.stage {
+                // A shorter `maxTokenLife` does not shorten the life of issued tokens.
+                SigningKeyStage::Signing => {
+                    key.token_life = key.token_life.max(self.input.managed.max_token_life);
+                }
+                SigningKeyStage::VerifyOnly => {
+                    let until = key.verify_until;
+                    key.verify_until = until.or_else(|| Some(self.verified_until(key)));
+                }
+                SigningKeyStage::Published if unserved(self.input.fleet, &key.kid).is_none() => {
+                    key.served_since = key.served_since.or(Some(self.now));
+                }
+                SigningKeyStage::Published => key.served_since = None,
+            }
+        }
+        self.ring.keys = keys;
+    }
+
+    fn drop_expired(&mut self) {
+        let now = self.now;
+        let is_expired = |key: &Key| {
+            key.stage == SigningKeyStage::VerifyOnly
+                && key.verify_until.is_some_and(|until| until <= now)
+        };
+        let (expired, kept): (Vec<Key>, Vec<Key>) = std::mem::take(&mut self.ring.keys)
+            .into_iter()
+            .partition(is_expired);
+        self.ring.keys = kept;
+        for key in expired {
+            self.event(
                 EventReason::SigningKeyDropped,
                 format!("key {}: no token of it can be valid any more", key.kid),
             );
         }
-        !over
-    });
+    }
 
-    let Some(signing) = ring.at(SigningKeyStage::Signing) else {
-        // The first key; or the last one is lost, and some verifiers have its successor.
+    /// The first key; or the last one is lost, and some verifiers have its successor.
+    fn activate_first(&mut self, random: &mut impl rand::CryptoRng) {
+        let ring = &mut self.ring;
         let at = ring.at(SigningKeyStage::Published).unwrap_or_else(|| {
             ring.keys
-                .push(Key::generate(random, SigningKeyStage::Published, now));
+                .push(Key::generate(random, SigningKeyStage::Published, self.now));
             ring.keys.len() - 1
         });
-        ring.keys[at].turn(SigningKeyStage::Signing, Some(now), None);
-        ring.keys[at].token_life = *max_token_life;
-        tell(
-            EventReason::SigningKeyActivated,
-            format!("key {} signs; there was none before", ring.keys[at].kid),
-        );
-        return Plan {
-            next: ring,
-            waiting: None,
-            events,
-        };
-    };
-    let due = after(ring.keys[signing].since.unwrap_or(now), *rotate_every);
-    let mut waiting = None;
-    match ring.at(SigningKeyStage::Published) {
-        None if after(after(now, *cache_age), POD_MARGIN) >= due && ring.keys.len() >= MAX_KEYS => {
-            let message = format!(
-                "{MAX_KEYS} keys are published; the next one is made when an old one is dropped"
-            );
-            waiting = Some(Waiting {
+        self.activate(at);
+        let kid = &self.ring.keys[at].kid;
+        let note = format!("key {kid} signs; there was none before");
+        self.event(EventReason::SigningKeyActivated, note);
+    }
+
+    fn activate(&mut self, at: usize) {
+        let key = &mut self.ring.keys[at];
+        key.turn(SigningKeyStage::Signing, Some(self.now), None);
+        key.token_life = self.input.managed.max_token_life;
+    }
+
+    /// Publishes the successor of the signing key in time, and lets it sign when it is due.
+    fn rotate(&mut self, signing: usize, random: &mut impl rand::CryptoRng) -> Option<Waiting> {
+        let Managed {
+            rotate_every,
+            cache_age,
+            ..
+        } = self.input.managed;
+        let since = self.ring.keys[signing].since.unwrap_or(self.now);
+        let due = after(since, *rotate_every);
+        match self.ring.at(SigningKeyStage::Published) {
+            Some(next) if self.now >= due => return self.succeed(signing, next),
+            None if after(after(self.now, *cache_age), POD_MARGIN) >= due => {}
+            _ => return None,
+        }
+        if self.ring.keys.len() >= MAX_KEYS {
+            return Some(Waiting {
                 reason: ConditionReason::TooManySigningKeys,
-                message,
+                message: format!(
+                    "{MAX_KEYS} keys are published; the next one is made when an old one is dropped"
+                ),
             });
         }
-        None if after(after(now, *cache_age), POD_MARGIN) >= due => {
-            let key = Key::generate(random, SigningKeyStage::Published, now);
-            tell(
-                EventReason::SigningKeyPublished,
-                format!(
-                    "key {} is published and signs from {}",
-                    key.kid,
-                    due.max(after(now, *cache_age)).to_rfc3339()
-                ),
-            );
-            ring.keys.push(key);
-        }
-        Some(next) if now >= due => {
-            let kid = ring.keys[next].kid.clone();
-            let known = ring.keys[next]
-                .served_since
-                .map(|since| after(since, *cache_age));
-            if let Some(why) = unserved(input.fleet, &kid) {
-                waiting = Some(Waiting {
-                    reason: ConditionReason::WaitingForPods,
-                    message: format!("signing key {kid}: {why}"),
-                });
-            } else if known.is_some_and(|known| known <= now) {
-                let until = verified_until(&ring.keys[signing]);
-                ring.keys[next].turn(SigningKeyStage::Signing, Some(now), None);
-                ring.keys[next].token_life = *max_token_life;
-                ring.keys[signing].turn(SigningKeyStage::VerifyOnly, Some(now), Some(until));
-                tell(
-                    EventReason::SigningKeyActivated,
-                    format!("key {kid} signs; every ready pod has served it for {cache_age}"),
-                );
-                let old = &ring.keys[signing].kid;
-                tell(
-                    EventReason::SigningKeyRetired,
-                    format!(
-                        "key {old} signs no more and is verified until {}",
-                        until.to_rfc3339()
-                    ),
-                );
-            }
-        }
-        _ => {}
+        let key = Key::generate(random, SigningKeyStage::Published, self.now);
+        let from = due.max(after(self.now, *cache_age)).to_rfc3339();
+        let note = format!("key {} is published and signs from {from}", key.kid);
+        self.event(EventReason::SigningKeyPublished, note);
+        self.ring.keys.push(key);
+        None
     }
-    Plan {
-        next: ring,
-        waiting,
-        events,
+
+    /// Lets the published key sign once every ready pod has served it for `cacheAge`.
+    fn succeed(&mut self, signing: usize, next: usize) -> Option<Waiting> {
+        let cache_age = self.input.managed.cache_age;
+        let successor = &self.ring.keys[next];
+        let kid = successor.kid.clone();
+        if let Some(why) = unserved(self.input.fleet, &kid) {
+            return Some(Waiting {
+                reason: ConditionReason::WaitingForPods,
+                message: format!("signing key {kid}: {why}"),
+            });
+        }
+        let cached = after(successor.served_since?, cache_age);
+        if cached > self.now {
+            return None;
+        }
+        let until = self.verified_until(&self.ring.keys[signing]);
+        self.activate(next);
+        let old = &mut self.ring.keys[signing];
+        old.turn(SigningKeyStage::VerifyOnly, Some(self.now), Some(until));
+        let retired = format!(
+            "key {} signs no more and is verified until {}",
+            old.kid,
+            until.to_rfc3339()
+        );
+        self.event(
+            EventReason::SigningKeyActivated,
+            format!("key {kid} signs; every ready pod has served it for {cache_age}"),
+        );
+        self.event(EventReason::SigningKeyRetired, retired);
+        None
     }
 }
 

@@ -13,18 +13,19 @@
 //! once, fetched or not, so that a replacement serves as soon as it is fetched. Names that lost trust are listed until every pod has taken the list
 //! and the emergency is over.
 
+mod waiting;
+
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sha2::{Digest as _, Sha256};
-use signal_contract::SourceState;
 use signal_crds::jwks::Rotation;
 use signal_crds::status::SourceStage;
 
 use crate::observe::fleet::{Fleet, Pod, lag};
 use crate::plan::record::{RecordedSource, SourceDefinition, SourcesRecord};
-use crate::plan::{Plan, PlanEvent, Waiting};
-use crate::reasons::{ConditionReason, EventReason};
+use crate::plan::{Plan, PlanEvent};
+use crate::reasons::EventReason;
 
 /// Most sources that a gateway accepts.
 const MAX_SOURCES: usize = 16;
@@ -407,150 +408,6 @@ impl<'a> Step<'a> {
             .alive()
             .filter(|pod| (pod.ready || pod.report().is_some()) && !pod.holds(revision))
             .collect())
-    }
-
-    fn waiting(&mut self) -> Option<Waiting> {
-        let (waiting, since) = self.obstacle()?;
-        let Some(since) =
-            since.filter(|since| self.now - *since >= span(self.input.rotation.ack_timeout))
-        else {
-            return Some(waiting);
-        };
-        let note = format!("waiting since {}: {}", text(since), waiting.message);
-        self.events.push(PlanEvent::warning(
-            EventReason::AcknowledgementTimedOut,
-            note.clone(),
-        ));
-        // SourceUnreachable is more precise than a timeout.
-        let timed_out = Waiting {
-            reason: ConditionReason::AcknowledgementTimedOut,
-            message: note,
-        };
-        Some(if waiting.reason == ConditionReason::WaitingForPods {
-            timed_out
-        } else {
-            waiting
-        })
-    }
-
-    /// Why the rotation cannot take its next step or end; and since when, if it should end by itself within the timeout.
-    fn obstacle(&self) -> Option<(Waiting, Option<DateTime<Utc>>)> {
-        let of = |reason, message| Waiting { reason, message };
-        // A change of this step cannot be late.
-        let since = self
-            .next
-            .sources
-            .iter()
-            .map(|source| source.since)
-            .max()
-            .filter(|_| !self.changed());
-        let written = || "this step has not been written yet".to_owned();
-        if !self.next.revoked_sources.is_empty() {
-            let lag = if self.changed() {
-                Some(written())
-            } else {
-                self.revocation_lag()
-            };
-            let names = self.next.revoked_sources.join(", ");
-            return Some(match lag {
-                Some(lag) => (
-                    of(
-                        ConditionReason::WaitingForPods,
-                        format!("revocation of {names}: {lag}"),
-                    ),
-                    self.next.revoked_since.filter(|_| !self.changed()),
-                ),
-                None => (
-                    of(
-                        ConditionReason::EmergencyInForce,
-                        format!(
-                            "{names} are revoked everywhere; set spec.jwks.rotation.emergency to false"
-                        ),
-                    ),
-                    None,
-                ),
-            });
-        }
-        let moving = self.prepared().chain(self.unwanted()).next();
-        let lag = if self.changed() {
-            Some(written())
-        } else {
-            self.input.fleet.lagging(self.input.revision)
-        };
-        match (moving, lag) {
-            (Some(source), Some(lag)) => {
-                return Some((
-                    of(
-                        ConditionReason::WaitingForPods,
-                        format!("{}: {lag}", source.name),
-                    ),
-                    since,
-                ));
-            }
-            // A removed source leaves no time to count from.
-            (None, Some(lag)) if self.is_outdated_somewhere() => {
-                return Some((of(ConditionReason::WaitingForPods, lag), None));
-            }
-            _ => {}
-        }
-        let unreachable = |source: &RecordedSource, error: String| {
-            let message = format!("{} ({}): {error}", source.name, origin(&source.definition));
-            Some((
-                of(ConditionReason::SourceUnreachable, message),
-                Some(source.since),
-            ))
-        };
-        for source in self.prepared() {
-            if let Err(error) = self.fetched(source) {
-                return unreachable(source, error);
-            }
-        }
-        for source in self.unwanted().flat_map(|source| self.successors(source)) {
-            if let Some(error) = self
-                .input
-                .fleet
-                .ready()
-                .find_map(|pod| has_keys(pod, &source.name).err())
-            {
-                return unreachable(source, error);
-            }
-        }
-        if !self.left_out.is_empty() {
-            let message = format!(
-                "gateways accept {MAX_SOURCES} sources; waiting for room: {}",
-                self.left_out.join(", ")
-            );
-            return Some((of(ConditionReason::TooManySources, message), None));
-        }
-        let until = |source: &RecordedSource| {
-            source
-                .retire_after
-                .map(|until| format!("{} is accepted until {}", source.name, text(until)))
-        };
-        let overlaps: Vec<String> = self.retiring().filter_map(until).collect();
-        (!overlaps.is_empty()).then(|| (of(ConditionReason::Overlap, overlaps.join("; ")), None))
-    }
-
-    /// Whether a ready pod reports other sources or other stages than the record.
-    fn is_outdated_somewhere(&self) -> bool {
-        let ours: BTreeSet<(&str, Option<SourceState>)> = self
-            .next
-            .sources
-            .iter()
-            .map(|source| (source.name.as_str(), Some(source.stage.into())))
-            .collect();
-        self.input
-            .fleet
-            .ready()
-            .filter_map(Pod::report)
-            .any(|report| {
-                report
-                    .key_sources
-                    .iter()
-                    .map(|source| (source.name.as_str(), source.state))
-                    .collect::<BTreeSet<_>>()
-                    != ours
-            })
     }
 }
 

@@ -1,15 +1,23 @@
 //! Keys and their life, against values that were computed elsewhere and a clock that is moved by hand.
 
+use std::collections::BTreeMap;
+
+use base64_simd::URL_SAFE_NO_PAD as BASE64URL;
+use p256::SecretKey;
 use p256::ecdsa::signature::{Signer as _, Verifier as _};
 use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
+use p256::pkcs8::DecodePrivateKey as _;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use serde_json::{Value, json};
 use signal_crds::Duration;
 
+use super::ring::{CURRENT_JSON, CURRENT_PEM, JWKS_JSON, RING_JSON};
 use super::*;
 use crate::decide::{ClusterMemory, ClusterPlan, decide};
 use crate::fixture::example;
 use crate::observe::observed::Observed;
+use crate::time::to_k8s;
 use signal_contract::{JwksFileReport, StatusReport};
 
 /// RFC 7517, appendix A.1 and A.2: the EC key.

@@ -208,7 +208,7 @@ fn the_first_configuration_is_trusted_at_once() {
 }
 
 #[test]
-fn a_changed_source_is_prepared_then_trusted_then_alone_after_the_overlap() {
+fn a_changed_source_is_prepared_and_then_trusted_by_every_pod() {
     let start = record(vec![trusted("a")]);
     let begun = step(&["a@two"], &start, vec![pod("p", "r", &start)], 1);
     assert_eq!(begun.next.sources[0], trusted("a"));
@@ -265,7 +265,14 @@ fn a_changed_source_is_prepared_then_trusted_then_alone_after_the_overlap() {
         late.next, seen.next,
         "the old one stays while a pod may refuse the new one"
     );
+}
 
+#[test]
+fn a_replaced_source_retires_once_every_pod_trusts_the_new_one_and_goes_after_the_overlap() {
+    let start = record(vec![trusted("a")]);
+    let begun = step(&["a@two"], &start, vec![pod("p", "r", &start)], 1);
+    let name = begun.next.sources[1].name.clone();
+    let seen = step(&["a@two"], &begun.next, vec![pod("p", "r", &begun.next)], 3);
     let both = step(
         &["a@two"],
         &seen.next,
