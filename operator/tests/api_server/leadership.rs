@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::events::v1::Event;
-use kube::Api;
 use kube::api::ListParams;
+use kube::{Api, Client};
+
 use signal_services::Component;
 
 use crate::{Server, Stage, define, signal, skip, touch, until};
@@ -229,6 +230,16 @@ async fn a_change_of_a_secret_that_a_spec_names_and_a_new_cluster_are_looked_at(
     );
 }
 
+/// Counts the Events of this reason.
+async fn count_events(client: &Client, reason: &str) -> usize {
+    let events: Api<Event> = Api::namespaced(client.clone(), "default");
+    let events = events.list(&ListParams::default()).await.unwrap().items;
+    events
+        .iter()
+        .filter(|event| event.reason.as_deref() == Some(reason))
+        .count()
+}
+
 #[tokio::test]
 async fn it_waits_for_its_definition_and_outlives_an_api_server_that_is_away() {
     let server = match Server::start() {
@@ -260,17 +271,7 @@ async fn it_waits_for_its_definition_and_outlives_an_api_server_that_is_away() {
         operator.metric("signal_operator_crd_present ").await,
         Some(0.0)
     );
-    let events: Api<Event> = Api::namespaced(client.clone(), "default");
-    let published = async || {
-        events
-            .list(&ListParams::default())
-            .await
-            .unwrap()
-            .items
-            .into_iter()
-            .filter(|event| event.reason.as_deref() == Some("CustomResourceDefinitionMissing"))
-            .count()
-    };
+    let published = async || count_events(&client, "CustomResourceDefinitionMissing").await;
     until("it publishes an Event on its pod", SLACK, async || {
         published().await == 1
     })

@@ -19,6 +19,43 @@ const CLUSTERS: usize = 100;
 const LIMIT: Duration = Duration::from_secs(120);
 const MAX_RESIDENT_KIB: u64 = 100 * 1024;
 
+/// Creates [`CLUSTERS`] SignalClusters.
+async fn create_all(clusters: &Api<SignalCluster>) {
+    stream::iter(0..CLUSTERS)
+        .map(|n| {
+            let clusters = clusters.clone();
+            async move {
+                let object = json!({
+                    "apiVersion": "signal.dev/v1alpha1", "kind": "SignalCluster", "metadata": {"name": format!("edge-{n}")}, "spec": small(),
+                });
+                clusters.patch(&format!("edge-{n}"), &PatchParams::apply("test"), &Patch::Apply(&object)).await.unwrap();
+            }
+        })
+        .buffer_unordered(10)
+        .collect::<Vec<()>>()
+        .await;
+}
+
+/// Waits until the operator writes nothing: changes of the controllers reach the status for a while.
+async fn until_quiet(operator: &Operator) {
+    let writes = async || operator.sum("signal_operator_writes_total").await;
+    let mut before = writes().await;
+    let quiet = Duration::from_secs(10);
+    let began = std::time::Instant::now();
+    loop {
+        tokio::time::sleep(quiet).await;
+        let now = writes().await;
+        if now == before {
+            break;
+        }
+        assert!(
+            began.elapsed() < LIMIT,
+            "it continues to write: {before} and then {now}"
+        );
+        before = now;
+    }
+}
+
 #[tokio::test]
 async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_is_written() {
     let programs = match KubernetesInstallation::find(Level::B) {
@@ -40,21 +77,9 @@ async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_
 
     let clusters: Api<SignalCluster> = Api::namespaced(client.clone(), "default");
     let made = std::time::Instant::now();
-    stream::iter(0..CLUSTERS)
-        .map(|n| {
-            let clusters = clusters.clone();
-            async move {
-                let object = json!({
-                    "apiVersion": "signal.dev/v1alpha1", "kind": "SignalCluster", "metadata": {"name": format!("edge-{n}")}, "spec": small(),
-                });
-                clusters.patch(&format!("edge-{n}"), &PatchParams::apply("test"), &Patch::Apply(&object)).await.unwrap();
-            }
-        })
-        .buffer_unordered(10)
-        .collect::<Vec<()>>()
-        .await;
+    create_all(&clusters).await;
 
-    // The PodDisruptionBudget is the last that is applied, the status the last that is written, the Pod what the controllers make of it.
+    // The PodDisruptionBudget is applied last, the status is written last, and the controllers create the Pod.
     let all = async || {
         let written = clusters.list(&ListParams::default()).await.unwrap().items;
         let written = written
@@ -81,23 +106,7 @@ async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_
     let resident = operator.resident_kib();
     assert!(resident < MAX_RESIDENT_KIB, "{resident} KiB resident");
 
-    // What the controllers still do at first is looked at and written to the status.
-    let writes = async || operator.sum("signal_operator_writes_total").await;
-    let mut before = writes().await;
-    let quiet = Duration::from_secs(10);
-    let began = std::time::Instant::now();
-    loop {
-        tokio::time::sleep(quiet).await;
-        let now = writes().await;
-        if now == before {
-            break;
-        }
-        assert!(
-            began.elapsed() < LIMIT,
-            "it goes on writing: {before} and then {now}"
-        );
-        before = now;
-    }
+    until_quiet(&operator).await;
     // Drift is put back, and is the only thing that is written.
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
     let patch = json!({"spec": {"minReadySeconds": 77}});

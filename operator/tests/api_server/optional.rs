@@ -127,6 +127,14 @@ async fn a_kind_that_comes_later_is_used_and_one_that_goes_is_not_waited_for() {
     }
     assert!(made(&client, RULE).await.is_some());
 
+    a_kind_that_goes_blocks_nothing(&client, &clusters, &deployments).await;
+}
+
+async fn a_kind_that_goes_blocks_nothing(
+    client: &Client,
+    clusters: &Api<SignalCluster>,
+    deployments: &Api<Deployment>,
+) {
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
     crds.delete(&format!("{}.{}", RULE.2, RULE.0), &DeleteParams::default())
         .await
