@@ -24,6 +24,8 @@ pub mod delivery;
 pub mod dev;
 pub mod dispatch;
 pub mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hub;
 pub mod id;
 pub mod inbox;

@@ -11,6 +11,7 @@
 
 mod check;
 mod cluster;
+mod fuzz;
 mod outcome;
 mod setup;
 mod test;
@@ -36,6 +37,7 @@ Commands:
                                arrows, names, spelling, licences; `arrows --print PACKAGE` prints those of the sources
   bench  [ARGUMENTS]           Builds optimized and measures against bare system calls, with real Kafka, PostgreSQL and
                                Redis. Arguments go to `signal-bench`: --small, --only GROUP, --json FILE
+  fuzz   [--seconds N] [ENTRY] Fuzzes each entry, or those named, for a minute or N seconds
   cluster up [--nodes N]       Starts a Kubernetes to play with: with N nodes as root (default 1), which have both images; N = 0 without nodes and root
   cluster down                 Ends it
   setup                        Only checks what building and testing need, and installs what is missing
@@ -76,6 +78,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
         "test" => test::run(arguments),
         "check" => check::run(&arguments),
         "cluster" => cluster::run(&arguments),
+        "fuzz" => fuzz::run(&arguments),
         "bench" => {
             setup::build()?;
             setup::services()?;

@@ -6,6 +6,7 @@
 mod basic;
 #[cfg(test)]
 mod fixture;
+pub(crate) mod fuzzing;
 mod jwk;
 mod key_set;
 mod policy;

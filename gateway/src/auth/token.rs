@@ -7,6 +7,8 @@
 //! [`Clock`], and leeway a live setting) and takes a token without `aud` or with a list of issuers unless told otherwise claim by claim; nor its
 //! `CryptoProvider`, a process-wide static that copies and boxes the key for each signature. ring is called directly in [`super::jwk`].
 
+pub(super) mod fuzzing;
+
 use std::sync::Arc;
 use std::time::Duration;
 

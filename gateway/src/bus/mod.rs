@@ -9,6 +9,7 @@
 mod bridge;
 #[cfg(test)]
 mod conformance;
+pub(crate) mod fuzzing;
 mod interests;
 mod local;
 mod pubsub;

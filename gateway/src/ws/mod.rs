@@ -3,6 +3,7 @@
 //! Input: TCP connections on the public listener. Output: entries in [`crate::hub`], and requests that are not `/stream` to the REST router.
 
 pub mod connection;
+pub(crate) mod fuzzing;
 mod head;
 mod listener;
 mod opening;
