@@ -50,7 +50,7 @@ impl ClusterMemory {
 
 /// What is to be done about one SignalCluster.
 pub enum ClusterPlan {
-    /// Nothing is changed: the spec, or the record of what was done before, cannot be used.
+    /// Nothing is changed: the spec cannot be used.
     Invalid(Box<InvalidCluster>),
     /// The spec is valid; this is the next step towards it.
     Planned(Box<PlannedCluster>),
@@ -82,6 +82,8 @@ pub struct PlannedCluster {
     pub rotation: Option<Waiting>,
     /// What the switch to another Redis waits for.
     pub routing: Option<Waiting>,
+    /// Why the record cannot be read. Live settings, trust and keys then stay as they are; the rest of the plan goes on.
+    pub unreadable: Option<Problem>,
     /// As it is after this step.
     pub facts: ClusterFacts,
 }
@@ -117,11 +119,11 @@ impl ClusterPlan {
         }
     }
 
-    /// What is wrong; empty if the spec is valid.
+    /// What is wrong; empty if the spec is valid and the record can be read.
     pub fn problems(&self) -> &[Problem] {
         match self {
             Self::Invalid(invalid) => &invalid.problems,
-            Self::Planned(_) => &[],
+            Self::Planned(planned) => planned.unreadable.as_slice(),
         }
     }
 
@@ -146,16 +148,14 @@ pub fn decide(
     now: DateTime<Utc>,
 ) -> ClusterPlan {
     let recorded = recorded(observed.live_config.as_ref());
-    let valid = match (&recorded, validate(observed)) {
-        (Ok(_), Ok(valid)) => valid,
-        (recorded, valid) => {
+    let valid = match validate(observed) {
+        Ok(valid) => valid,
+        Err(wrong) => {
             let unreadable = recorded.as_ref().err().cloned();
-            let wrong = valid.err().unwrap_or_default();
             let problems = unreadable.into_iter().chain(wrong).collect();
             return invalid(observed, recorded.as_ref().ok(), problems);
         }
     };
-    let recorded = recorded.unwrap_or_default();
     let mut step = Step {
         cluster: &valid,
         observed,
@@ -163,8 +163,14 @@ pub fn decide(
         now,
         events: Vec::new(),
     };
-    let (record, rotation, routing) = step.stages(&recorded);
-    let signing = step.signing_keys(random);
+    let (record, rotation, routing) = match &recorded {
+        Ok(recorded) => step.stages(recorded),
+        Err(unreadable) => step.unknown_stages(unreadable),
+    };
+    let signing = match &recorded {
+        Ok(_) => step.signing_keys(random),
+        Err(_) => step.kept_signing_keys(),
+    };
     let mut entropy = [0; 32];
     random.fill_bytes(&mut entropy);
     let (replicas, bounded) = autoscale::wanted(&valid.spec);
@@ -180,6 +186,9 @@ pub fn decide(
             now,
         },
     );
+    if recorded.is_err() {
+        desired.keep_live_config(observed);
+    }
     let scale = step.scale(&mut desired, replicas);
     let (rescale, limited) = step.autoscale(memory, bounded, &scale);
     let shed = step.rebalance(memory, &scale);
@@ -204,6 +213,7 @@ pub fn decide(
         rotation: rotation.or(signing.waiting),
         routing,
         desired,
+        unreadable: recorded.err(),
     }))
 }
 
@@ -250,7 +260,7 @@ fn recorded(live: Option<&ConfigMap>) -> Result<Recorded, Problem> {
         kind: ProblemKind::Record,
         reason: ConditionReason::RecordUnreadable,
         message: format!(
-            "annotation {RECORD} of ConfigMap {} cannot be read, nothing is changed: {error}. Restore the annotation, or delete the ConfigMap \
+            "annotation {RECORD} of ConfigMap {} cannot be read: {error}. Live settings, trust and keys stay as they are. Restore the annotation, or delete the ConfigMap \
              to begin again with all sources of the spec trusted",
             live.metadata.name.as_deref().unwrap_or_default()
         ),
@@ -278,6 +288,9 @@ pub fn wants_samples(observed: &Observed) -> bool {
     observed.fleet.ready().next().is_some()
         && (connections || rotating || (spec.rebalance.enabled && spec.replicas > 1))
 }
+
+#[cfg(test)]
+mod unreadable;
 
 #[cfg(test)]
 mod tests {
@@ -318,7 +331,8 @@ mod tests {
             &mut StdRng::seed_from_u64(7),
             DateTime::UNIX_EPOCH,
         );
-        assert!(plan.planned().is_none());
+        let planned = plan.planned().unwrap();
+        assert_eq!(planned.desired.live_config.data, None);
         let kinds: Vec<_> = plan.problems().iter().map(|found| found.kind).collect();
         assert_eq!(kinds, [ProblemKind::Record]);
         let status = crate::status::status(&observed, &plan, None, DateTime::UNIX_EPOCH);

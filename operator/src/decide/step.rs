@@ -15,7 +15,7 @@ use crate::plan::routing::{self, RoutingInput};
 use crate::plan::scale::{self, ScaleInput, ScaleStep};
 use crate::plan::signing::{self, KeyRing, SigningInput};
 use crate::plan::sources::{self, SourcesInput};
-use crate::plan::validate::ValidCluster;
+use crate::plan::validate::{Problem, ValidCluster};
 use crate::plan::{PlanEvent, Waiting, autoscale};
 use crate::reasons::{ConditionReason, EventReason};
 
@@ -79,6 +79,37 @@ impl Step<'_> {
             redis: redis.next,
         };
         (record, sources.waiting, redis.waiting)
+    }
+
+    /// Without a readable record: no stages are known, and key sources wait for it.
+    pub(super) fn unknown_stages(
+        &self,
+        unreadable: &Problem,
+    ) -> (Record, Option<Waiting>, Option<Waiting>) {
+        let waiting = Waiting {
+            reason: unreadable.reason,
+            message: unreadable.message.clone(),
+        };
+        (Record::default(), Some(waiting), None)
+    }
+
+    /// The keys that the operator made, as their Secret holds them.
+    pub(super) fn kept_signing_keys(&self) -> SigningKeys {
+        let secret = self.observed.signing_keys.as_ref();
+        let keys = secret
+            .and_then(|secret| secret.data.as_ref())
+            .map(|data| ManagedKeys {
+                jwks: String::new(),
+                data: data
+                    .iter()
+                    .map(|(key, value)| (key.clone(), value.0.clone()))
+                    .collect(),
+            });
+        SigningKeys {
+            keys,
+            shown: signing_keys_before(self.observed),
+            waiting: None,
+        }
     }
 
     /// The keys that the operator makes, after this step.

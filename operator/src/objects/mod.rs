@@ -36,7 +36,7 @@ pub use credentials::ADMIN_TOKEN;
 pub use deployment::{STOP_MARGIN_SECS, grace_period};
 pub use migration::{Migration, job_name, migration};
 
-use crate::names::{Children, labels};
+use crate::names::{Children, RECORD, labels};
 use crate::observe::observed::Observed;
 use crate::plan::record::Record;
 use crate::plan::validate::ValidCluster;
@@ -76,6 +76,20 @@ pub struct Desired {
     pub service_monitor: Option<DynamicObject>,
     /// What Prometheus alerts on.
     pub prometheus_rule: Option<DynamicObject>,
+}
+
+impl Desired {
+    /// Puts back the live settings that are in the cluster, and their record.
+    pub fn keep_live_config(&mut self, observed: &Observed) {
+        let Some(current) = &observed.live_config else {
+            return;
+        };
+        let annotations = current.metadata.annotations.as_ref();
+        let record = annotations.and_then(|all| all.get(RECORD)).cloned();
+        self.live_config.data.clone_from(&current.data);
+        self.live_config.metadata.annotations =
+            record.map(|text| [(RECORD.to_owned(), text)].into());
+    }
 }
 
 /// The keys that the operator makes, as far as objects show them.
