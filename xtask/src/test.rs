@@ -27,8 +27,9 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
         setup::components()?;
         Ok((setup::services()?, setup::clusters()?))
     })?;
+    let mut failed = Vec::new();
     if !quick {
-        checks(&mut timing)?;
+        checks(&mut timing, &mut failed);
     }
     // With the tests, so that the gateway's binary is built with the same features and nothing is compiled twice.
     let mut build = cargo();
@@ -43,32 +44,41 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
 
     let mut stdout = std::io::stdout().lock();
     timing.write(&mut stdout)?;
+    for failure in &failed {
+        writeln!(stdout, "\nfailed: {failure}")?;
+    }
     outcome.write(&mut stdout)?;
     stdout.flush()?;
-    Ok(if outcome.is_good() {
+    Ok(if outcome.is_good() && failed.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-/// What is checked before anything runs.
-fn checks(timing: &mut Timing) -> Result<()> {
+/// What is checked before anything runs. One that fails does not keep the others, or the tests, from running.
+fn checks(timing: &mut Timing, failed: &mut Vec<String>) {
     let mut format = cargo();
     format.args(["fmt", "--all", "--check"]);
-    timing.part("format", || succeed(&mut format))?;
-    timing.part("arrows", check::arrows)?;
-    timing.part("names", check::names)?;
-    timing.part("spelling", check::spelling)?;
-    timing.part("licences", check::licences)?;
     let mut lints = cargo();
     lints.args(["clippy", "--workspace", "--all-targets", "--"]);
     lints.args(["-D", "warnings"]);
-    timing.part("lints", || succeed(&mut lints))?;
     let mut docs = cargo();
     docs.args(["doc", "--no-deps", "--workspace"]);
     docs.env("RUSTDOCFLAGS", "-D warnings");
-    timing.part("docs", || succeed(&mut docs))
+    let results = [
+        timing.part("format", || succeed(&mut format)),
+        timing.part("arrows", check::arrows),
+        timing.part("names", check::names),
+        timing.part("spelling", check::spelling),
+        timing.part("licences", check::licences),
+        timing.part("lints", || succeed(&mut lints)),
+        timing.part("docs", || succeed(&mut docs)),
+    ];
+    for error in results.into_iter().filter_map(Result::err) {
+        println!("xtask: {error:#}");
+        failed.push(format!("{error:#}"));
+    }
 }
 
 /// One server of each kind, killed on drop.

@@ -211,6 +211,11 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_sources_have_the_arrows_that_the_page_draws() {
+        check(&crate::root()).unwrap();
+    }
+
     fn drawing(lines: &[&str]) -> Drawing {
         Drawing::read(lines).unwrap()
     }
