@@ -1,4 +1,4 @@
-//! What the tests of this folder share: signers with their JWKs, a real HTTP server for key sets, and a whole authenticator around them.
+//! Shared by the tests of this folder: signers with their JWKs, a real HTTP server for key sets, and an authenticator that uses it.
 //!
 //! `fixture/` holds a certificate for `localhost` with its key and the authority that signed it, made for these tests and valid until 2120.
 
@@ -162,14 +162,14 @@ impl Signer {
     }
 }
 
-/// A server for key sets on loopback that counts fetches.
+/// An HTTP server for key sets on loopback that counts fetches.
 #[derive(Clone)]
 pub(super) struct Issuer {
     pub(super) url: String,
-    shared: Arc<Shared>,
+    state: Arc<IssuerState>,
 }
 
-struct Shared {
+struct IssuerState {
     answer: Mutex<Answer>,
     fetches: AtomicUsize,
     held: tokio::sync::Semaphore,
@@ -188,7 +188,7 @@ impl Issuer {
             .await
             .unwrap();
         let url = format!("http://{}/certs", listener.local_addr().unwrap());
-        let shared = Arc::new(Shared {
+        let state = Arc::new(IssuerState {
             answer: Mutex::new(Answer {
                 status: 200,
                 body: vec![],
@@ -199,24 +199,24 @@ impl Issuer {
         });
         let issuer = Self {
             url,
-            shared: Arc::clone(&shared),
+            state: Arc::clone(&state),
         };
         issuer.publish(signers);
         let routes = axum::Router::new()
             .route("/certs", axum::routing::get(serve))
-            .with_state(shared);
+            .with_state(state);
         tokio::spawn(async move { axum::serve(listener, routes).await });
         issuer
     }
 
-    /// Answers with the keys of these from the next fetch on.
+    /// Serves the keys of these signers from the next fetch on.
     pub(super) fn publish(&self, signers: &[&Signer]) {
         let keys: Vec<Value> = signers.iter().map(|signer| signer.jwk()).collect();
         self.answer(200, json!({"keys": keys}).to_string());
     }
 
     pub(super) fn answer(&self, status: u16, body: impl Into<Vec<u8>>) {
-        *self.shared.answer.lock() = Answer {
+        *self.state.answer.lock() = Answer {
             status,
             body: body.into(),
             location: None,
@@ -224,31 +224,31 @@ impl Issuer {
     }
 
     pub(super) fn redirect(&self, to: &str) {
-        *self.shared.answer.lock() = Answer {
+        *self.state.answer.lock() = Answer {
             status: 302,
             body: vec![],
             location: Some(to.into()),
         };
     }
 
-    /// Answers nothing until [`Issuer::release`]; fetches are counted all the same.
+    /// Delays every answer until [`Issuer::release`]; fetches are still counted.
     pub(super) fn hold(&self) {
-        self.shared.held.forget_permits(usize::MAX);
+        self.state.held.forget_permits(usize::MAX);
     }
 
     pub(super) fn release(&self) {
-        self.shared.held.add_permits(1_000_000);
+        self.state.held.add_permits(1_000_000);
     }
 
     pub(super) fn fetches(&self) -> usize {
-        self.shared.fetches.load(Ordering::SeqCst)
+        self.state.fetches.load(Ordering::SeqCst)
     }
 }
 
-async fn serve(State(shared): State<Arc<Shared>>) -> Response {
-    shared.fetches.fetch_add(1, Ordering::SeqCst);
-    let _released = shared.held.acquire().await.unwrap();
-    let answer = shared.answer.lock().clone();
+async fn serve(State(state): State<Arc<IssuerState>>) -> Response {
+    state.fetches.fetch_add(1, Ordering::SeqCst);
+    let _released = state.held.acquire().await.unwrap();
+    let answer = state.answer.lock().clone();
     let mut response = Response::builder().status(answer.status);
     if let Some(location) = answer.location {
         response = response.header("location", location);
@@ -256,7 +256,7 @@ async fn serve(State(shared): State<Arc<Shared>>) -> Response {
     response.body(Body::from(answer.body)).unwrap()
 }
 
-/// A source whose tokens are for `signal` and may be signed by every algorithm.
+/// A source with audience `signal` that allows every algorithm.
 pub(super) fn source(name: &str, issuer: &Issuer) -> Source {
     source_at(name, &issuer.url)
 }
@@ -289,15 +289,15 @@ pub(super) fn source_at(name: &str, url: &str) -> Source {
     }
 }
 
-/// 2026-11-23T08:00:00Z, where the clock of a [`Rig`] stands.
+/// The time of a [`Rig`]'s clock: 2026-11-23T08:00:00Z.
 pub(super) const NOW: i64 = 1_795_420_800;
 
-/// Claims that source `name` accepts for an hour.
+/// Claims that the source `name` accepts for an hour.
 pub(super) fn claims(name: &str) -> Value {
     json!({"iss": format!("https://{name}.test/"), "aud": "signal", "sub": "17", "jti": "t1", "iat": NOW, "exp": NOW + 3600})
 }
 
-/// An authenticator with what it needs, driven by a test.
+/// An authenticator and what it needs, controlled by a test.
 pub(super) struct Rig {
     pub(super) auth: Authenticator,
     pub(super) clock: FixedClock,
@@ -309,7 +309,7 @@ pub(super) struct Rig {
 }
 
 impl Rig {
-    /// Starts and waits until it is ready.
+    /// Starts an authenticator and waits until it is ready.
     pub(super) async fn start(sources: Vec<Source>) -> Self {
         let rig = Self::start_unready(sources, |_| {}).await;
         until(|| rig.auth.unready_reason().is_none()).await;
@@ -357,11 +357,11 @@ impl Rig {
     pub(super) async fn verify(&self, token: &str) -> Result<Arc<Principal>, VerifyError> {
         tokio::time::timeout(Duration::from_secs(20), self.auth.verify(token))
             .await
-            .expect("a verdict in time")
+            .expect("an outcome in time")
     }
 
-    /// How many verdicts of this outcome were counted.
-    pub(super) fn verdicts(&self, outcome: &str) -> u64 {
+    /// Returns how many verifications with this outcome were counted.
+    pub(super) fn outcomes(&self, outcome: &str) -> u64 {
         self.metrics
             .authentications
             .get_or_create(&Metrics::kind(outcome))
@@ -369,7 +369,7 @@ impl Rig {
     }
 }
 
-/// The facts of a verified token.
+/// Returns the facts of a verified token.
 pub(super) fn facts(principal: &Principal) -> &TokenFacts {
     match &principal.via {
         Via::Token(facts) => facts,
@@ -377,7 +377,7 @@ pub(super) fn facts(principal: &Principal) -> &TokenFacts {
     }
 }
 
-/// Waits for a condition, at most ten seconds.
+/// Waits until a condition is true, at most ten seconds.
 pub(super) async fn until(mut condition: impl FnMut() -> bool) {
     let wait = async {
         while !condition() {
@@ -386,10 +386,10 @@ pub(super) async fn until(mut condition: impl FnMut() -> bool) {
     };
     tokio::time::timeout(Duration::from_secs(10), wait)
         .await
-        .expect("the condition comes true");
+        .expect("the condition becomes true");
 }
 
-/// Moves tokio's clock ahead, as if the process had waited.
+/// Advances tokio's clock, as if the process had waited.
 pub(super) async fn wait(duration: Duration) {
     tokio::time::pause();
     tokio::time::advance(duration).await;

@@ -1,7 +1,7 @@
 //! JSON Web Keys (RFC 7517, RFC 7518 section 6, RFC 8037) and the verification of signatures with them.
 //!
-//! Input: the text of a key set, as [`super::key_set`] fetched it. Output: the public keys in it that can verify a signature this gateway
-//! knows, and nothing else of it: private, symmetric, encryption and unknown keys are left out. No IO.
+//! Input: the text of a key set, as [`super::key_set`] fetched it. Output: those public keys in it that can verify a signature of a supported
+//! algorithm; private, symmetric, encryption and unknown keys are left out (authorization.md 2.4). No IO.
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use serde::de::IgnoredAny;
 use crate::config::Algorithm;
 use crate::principal::Thumbprint;
 
-/// Most keys of one set; a longer set is refused whole, because nobody could say which of its keys count.
+/// Most keys of one set; a longer set is refused as a whole, because a part of it would be an arbitrary choice.
 pub(super) const MAX_KEYS: usize = 64;
 /// Longest `kid` in bytes.
 pub(super) const MAX_KID: usize = 256;
 /// RSA moduli in bytes: 2048 to 8192 bits, which is what ring verifies and RFC 7518 section 3.3 demands at least.
 const RSA_MODULUS: std::ops::RangeInclusive<usize> = 256..=1024;
 
-/// A text that is no key set.
+/// Why a text is not a key set.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotAKeySet {
     #[error("it is not a JWK Set: {0}")]
@@ -35,11 +35,11 @@ pub(super) enum NotAKeySet {
 pub(super) struct Key {
     /// `kid`, if it has one.
     pub(super) kid: Option<Arc<str>>,
-    /// Its `kid`, else its thumbprint in base64url.
+    /// Its `kid`, or its thumbprint in base64url if it has none.
     pub(super) name: Arc<str>,
     /// RFC 7638.
     pub(super) thumbprint: Arc<Thumbprint>,
-    /// What it may verify: its `alg`, else all that its type and curve can.
+    /// What it may verify: its `alg`, or every algorithm of its type and curve if it names none.
     pub(super) algorithms: &'static [Algorithm],
     public: Public,
 }
@@ -133,7 +133,7 @@ impl Key {
         })
     }
 
-    /// Whether `signature` is this key's over `message` by `algorithm`. The algorithm must be one of [`Key::algorithms`]: no other verifies.
+    /// Returns whether `signature` is this key's signature of `message` by `algorithm`, which must be one of [`Key::algorithms`].
     pub(super) fn verifies(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
         if !self.algorithms.contains(&algorithm) {
             return false;
@@ -187,7 +187,7 @@ fn rsa_parameters(algorithm: Algorithm) -> Option<&'static signature::RsaParamet
     }
 }
 
-/// What the key can verify, the key, and its canonical JSON for the thumbprint (RFC 7638 section 3.2).
+/// Returns the algorithms that the key can verify, the key, and its canonical JSON for the thumbprint (RFC 7638 section 3.2).
 fn read(jwk: &Jwk) -> Option<(&'static [Algorithm], Public, String)> {
     const RSA: &[Algorithm] = &[
         Algorithm::RS256,
@@ -241,14 +241,14 @@ fn read(jwk: &Jwk) -> Option<(&'static [Algorithm], Public, String)> {
 
 fn canonical_curve(jwk: &Jwk, kty: &str, crv: &str) -> Option<String> {
     let x = jwk.x.as_deref()?;
-    // Both texts were decoded before, so they are base64url and need no escaping.
+    // Both were decoded before, so they are base64url and need no escaping.
     Some(match jwk.y.as_deref().filter(|_| kty == "EC") {
         Some(y) => format!(r#"{{"crv":"{crv}","kty":"{kty}","x":"{x}","y":"{y}"}}"#),
         None => format!(r#"{{"crv":"{crv}","kty":"{kty}","x":"{x}"}}"#),
     })
 }
 
-/// The uncompressed point, checked to lie on its curve.
+/// Returns the uncompressed point if it lies on its curve.
 fn point(jwk: &Jwk, coordinate: usize, curve: &'static agreement::Algorithm) -> Option<Vec<u8>> {
     let (x, y) = (decode(&jwk.x)?, decode(&jwk.y)?);
     if x.len() != coordinate || y.len() != coordinate {
@@ -278,7 +278,7 @@ fn without_zeros(bytes: Vec<u8>) -> Vec<u8> {
         .map_or_else(Vec::new, |at| bytes[at..].to_vec())
 }
 
-/// The name of RFC 7518 section 3.1 or RFC 8037 section 3.1.
+/// Returns the algorithm's name (RFC 7518 section 3.1, RFC 8037 section 3.1).
 fn name(algorithm: Algorithm) -> &'static str {
     match algorithm {
         Algorithm::ES256 => "ES256",
@@ -376,7 +376,7 @@ mod tests {
 
     /// authorization.md 2.4.
     #[test]
-    fn only_public_keys_for_signatures_that_are_known_count() {
+    fn only_public_keys_of_supported_signature_algorithms_count() {
         let with = |mut key: Value, name: &str, value: Value| {
             key[name] = value;
             key
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_that_is_none_or_too_long_is_refused() {
+    fn a_text_that_is_no_set_or_a_set_that_is_too_long_is_refused() {
         for text in ["", "[]", "{}", r#"{"keys": {}}"#, r#"{"keys": [}"#] {
             assert!(
                 matches!(parse(text.as_bytes()), Err(NotAKeySet::Json(_))),

@@ -1,10 +1,11 @@
 //! The key sets of all sources: fetched before they are needed, refreshed in the background, kept while an issuer is away.
 //!
-//! Input: the live settings and, over HTTP or out of a mounted file, each source's JWK Set; from [`super::token`] the wish for a `kid` that nobody holds.
-//! Output: a [`Table`] that verification reads without waiting. One task owns all changes of it; everything it does is bounded: sources,
-//! keys, bytes, time, fetches that a stranger's token can cause (one per cooldown), and the memory of `kid`s that do not exist.
+//! Input: the live settings, each source's JWK Set (over HTTP or from a mounted file), and requests of [`super::token`] for an unknown `kid`.
+//! Output: a [`SourceTable`] that verification reads without waiting. One task makes all changes of it. Everything is bounded: sources, keys, bytes,
+//! time, the fetches that a stranger's token can cause (one per cooldown), and the memory of unknown `kid`s (authorization.md 2).
 
 mod fetch;
+mod table;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,134 +26,34 @@ use super::jwk::Key;
 use super::recent::Recent;
 use crate::backoff::Backoff;
 use crate::clock::Clock;
-use crate::config::{self, Live, Source, SourceState};
+use crate::config::{self, Live, Source};
 use crate::metrics::{Metrics, SourceKind, SourceLabel};
 use crate::principal::Thumbprint;
 
-use fetch::{FetchError, Way};
+use fetch::{FetchError, KeyFetcher};
+use table::Set;
+pub(super) use table::{Freshness, SourceTable, SourceView};
 
-/// Remembered `kid`s that a fetch did not find, per source.
+/// `kid`s per source that are remembered because a fetch did not find them.
 const MAX_BAD_KIDS: usize = 1024;
-/// A `kid` that a fetch did not find causes none again for this many cooldowns.
+/// For how many cooldowns a `kid` that a fetch did not find causes no other fetch.
 const BAD_KID_COOLDOWNS: u32 = 2;
 /// Delay after the first failed fetch; it doubles up to [`RETRY_MAX`] and is never longer than the refresh interval.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(60);
-/// How often the age of the sets is written into the metrics.
+/// How often the metrics of the sets' age are written.
 const AGE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What verification reads: one consistent state of all sources.
-pub(super) struct Table {
-    pub(super) jwks: config::Jwks,
-    /// Allowed difference between clocks, in seconds.
-    pub(super) clock_skew_secs: u64,
-    pub(super) sources: Vec<View>,
-    /// Names of sources whose tokens are refused and whose connections are closed, listed above or not.
-    revoked: Vec<String>,
-}
-
-/// One source and its keys.
-#[derive(Clone)]
-pub(super) struct View {
-    /// The same pointer as long as the source's settings are the same.
-    pub(super) source: Arc<Source>,
-    pub(super) name: Arc<str>,
-    set: Option<Set>,
-    error: Option<String>,
-    revoked: bool,
-    feed: Arc<Feed>,
-}
-
-#[derive(Clone)]
-struct Set {
-    keys: Arc<[Arc<Key>]>,
-    fetched_ms: i64,
-}
-
-/// Whether a source's keys may be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Freshness {
-    NeverFetched,
-    Stale,
-    Usable,
-}
-
-impl View {
-    /// Whether its tokens are accepted at all.
-    pub(super) fn is_accepted(&self) -> bool {
-        !self.revoked
-            && matches!(
-                self.source.state,
-                SourceState::Trusted | SourceState::Retiring
-            )
-    }
-
-    pub(super) fn was_fetched(&self) -> bool {
-        self.set.is_some()
-    }
-
-    pub(super) fn freshness(&self, now_ms: i64, max_stale_secs: u64) -> Freshness {
-        match &self.set {
-            None => Freshness::NeverFetched,
-            Some(set)
-                if now_ms.saturating_sub(set.fetched_ms)
-                    > max_stale_secs.saturating_mul(1000) as i64 =>
-            {
-                Freshness::Stale
-            }
-            Some(_) => Freshness::Usable,
-        }
-    }
-
-    /// The keys that may verify a signature by one of the source's algorithms.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &Arc<Key>> {
-        let keys = self.set.as_ref().map_or(&[][..], |set| &set.keys);
-        keys.iter().filter(|key| {
-            key.algorithms
-                .iter()
-                .any(|a| self.source.algorithms.contains(a))
-        })
-    }
-
-    /// Whether it still has exactly this key.
-    pub(super) fn has(&self, thumbprint: &Thumbprint) -> bool {
-        self.keys().any(|key| *key.thumbprint == *thumbprint)
-    }
-
-    /// Why its keys cannot be used, for a log line and `/readyz`.
-    pub(super) fn unusable(&self) -> String {
-        format!(
-            "key source {}: {}",
-            self.name,
-            self.problem().unwrap_or_else(|| "not fetched yet".into())
-        )
-    }
-
-    fn problem(&self) -> Option<String> {
-        if self.revoked {
-            return Some("its tokens are refused: revoked_sources names it".to_owned());
-        }
-        let without_keys = self.set.is_some() && self.keys().next().is_none();
-        self.error
-            .clone()
-            .or_else(|| without_keys.then(|| "no key in the set can be used".to_owned()))
-    }
-
-    fn is_usable(&self, now_ms: i64, max_stale_secs: u64) -> bool {
-        self.freshness(now_ms, max_stale_secs) == Freshness::Usable && self.keys().next().is_some()
-    }
-}
-
-/// What one source's fetches share with those who wait for them.
-struct Feed {
-    demand: Mutex<Demand>,
-    /// Counts finished fetches.
+/// The state of one source's fetches, shared with the verifications that wait for them.
+struct FetchHandle {
+    demand: Mutex<FetchDemand>,
+    /// The number of finished fetches.
     finished: watch::Sender<u64>,
-    way: Way,
+    fetcher: KeyFetcher,
 }
 
-struct Demand {
-    /// A fetch is under way or about to begin.
+struct FetchDemand {
+    /// Whether a fetch is under way or about to start.
     running: bool,
     /// When an unknown `kid` last caused a fetch.
     asked: Option<Instant>,
@@ -160,20 +61,20 @@ struct Demand {
     bad_kids: Recent<String, Instant>,
 }
 
-/// What an unknown `kid` leads to.
-pub(super) enum Wish {
-    /// A fetch will finish: look again then.
+/// The answer to a request for an unknown `kid`.
+pub(super) enum KeyRequest {
+    /// A fetch is under way: try again when it has finished.
     Wait(watch::Receiver<u64>),
-    /// The source does not have it.
+    /// The source does not have the key.
     Unknown,
-    /// The last fetch failed, so nobody can say.
+    /// The last fetch failed, so it is not known whether the source has the key.
     Unreachable,
 }
 
 /// The key sets, readable from anywhere.
 pub(super) struct KeySets {
-    table: ArcSwap<Table>,
-    wanted: mpsc::Sender<Arc<Feed>>,
+    table: ArcSwap<SourceTable>,
+    wanted: mpsc::Sender<Arc<FetchHandle>>,
     changed: watch::Sender<u64>,
     started: AtomicBool,
     clock: Arc<dyn Clock>,
@@ -181,19 +82,19 @@ pub(super) struct KeySets {
 }
 
 impl KeySets {
-    /// Begins to fetch; the task ends with `shutdown`. Must be called inside a tokio runtime.
+    /// Starts to fetch; the task ends with `shutdown`. Must be called inside a tokio runtime.
     pub(super) fn start(
         live: watch::Receiver<Arc<Live>>,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
         shutdown: CancellationToken,
     ) -> (Arc<Self>, tokio::task::JoinHandle<()>) {
-        // Fails when a provider is installed already: then that one is used.
+        // Fails when a provider is installed already; that one is used then.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (wanted, requests) = mpsc::channel(64);
         let settings = Arc::clone(&live.borrow());
         let sets = Arc::new(Self {
-            table: ArcSwap::from_pointee(Table {
+            table: ArcSwap::from_pointee(SourceTable {
                 jwks: settings.jwks.clone(),
                 clock_skew_secs: settings.auth.clock_skew_secs,
                 sources: Vec::new(),
@@ -205,71 +106,74 @@ impl KeySets {
             clock,
             metrics,
         });
-        let (feeds, fetches) = (Vec::new(), FuturesUnordered::new());
-        let mut keeper = Keeper {
+        let (tracked, fetches) = (Vec::new(), FuturesUnordered::new());
+        let mut refresher = Refresher {
             sets: Arc::clone(&sets),
             jwks: settings.jwks.clone(),
             clock_skew_secs: settings.auth.clock_skew_secs,
             revoked: Vec::new(),
-            feeds,
+            tracked,
             fetches,
         };
-        keeper.adopt(&settings);
-        (sets, tokio::spawn(keeper.run(live, requests, shutdown)))
+        refresher.adopt(&settings);
+        (sets, tokio::spawn(refresher.run(live, requests, shutdown)))
     }
 
-    /// The current state.
-    pub(super) fn table(&self) -> arc_swap::Guard<Arc<Table>> {
+    /// Returns the current state.
+    pub(super) fn table(&self) -> arc_swap::Guard<Arc<SourceTable>> {
         self.table.load()
     }
 
-    /// Counts changes after which a token may no longer stand: another source, another state of one, another key.
+    /// Returns the counter of changes that may withdraw trust from a token: of sources, their states and their keys.
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// A fetch of this source that is under way.
-    pub(super) fn under_way(&self, view: &View) -> Option<watch::Receiver<u64>> {
-        let demand = view.feed.demand.lock();
-        demand.running.then(|| view.feed.finished.subscribe())
+    /// Returns the fetch of this source that is under way, if there is one.
+    pub(super) fn under_way(&self, view: &SourceView) -> Option<watch::Receiver<u64>> {
+        let demand = view.handle.demand.lock();
+        demand.running.then(|| view.handle.finished.subscribe())
     }
 
-    /// Asks for a `kid` that the source does not have. `waited` says that the caller has waited for a fetch already.
+    /// Requests a `kid` that the source does not have. `waited` says that the caller has already waited for a fetch.
     ///
-    /// Single flight: whoever asks while a fetch is under way waits for that one. At most one fetch per `min_refresh_interval_secs` is caused this way,
-    /// whatever the `kid`s are.
-    pub(super) fn wish(&self, view: &View, kid: &str, cooldown: Duration, waited: bool) -> Wish {
+    /// All callers during a fetch wait for that one fetch. Requests cause at most one fetch per `min_refresh_interval_secs`, whatever the `kid`s are
+    /// (authorization.md 2.3).
+    pub(super) fn request_key(
+        &self,
+        view: &SourceView,
+        kid: &str,
+        cooldown: Duration,
+        waited: bool,
+    ) -> KeyRequest {
         let now = Instant::now();
-        let mut demand = view.feed.demand.lock();
+        let mut demand = view.handle.demand.lock();
         if demand.bad_kids.get(kid).is_some_and(|until| now < *until) {
-            return Wish::Unknown;
+            return KeyRequest::Unknown;
         }
         if demand.running {
-            return Wish::Wait(view.feed.finished.subscribe());
+            return KeyRequest::Wait(view.handle.finished.subscribe());
         }
         if demand.asked.is_some_and(|asked| now < asked + cooldown) {
             if demand.last_failed {
-                return Wish::Unreachable;
+                return KeyRequest::Unreachable;
             }
             if waited {
                 demand
                     .bad_kids
                     .insert(kid.to_owned(), now + cooldown * BAD_KID_COOLDOWNS);
             }
-            return Wish::Unknown;
+            return KeyRequest::Unknown;
         }
-        if self.wanted.try_send(Arc::clone(&view.feed)).is_err() {
-            return Wish::Unreachable;
+        if self.wanted.try_send(Arc::clone(&view.handle)).is_err() {
+            return KeyRequest::Unreachable;
         }
         demand.running = true;
         demand.asked = Some(now);
-        Wish::Wait(view.feed.finished.subscribe())
+        KeyRequest::Wait(view.handle.finished.subscribe())
     }
 
-    /// Why no token can be verified yet; `None` when some can.
-    ///
-    /// Until every accepted source was fetched once, any of them is a reason. From then on only the loss of all of them is: a source that is
-    /// added later, or away, must not take every instance out of service.
+    /// Returns why tokens cannot be verified, or `None` when ready; see [`super::Authenticator::unready_reason`].
     pub(super) fn unready(&self) -> Option<String> {
         let (table, now) = (self.table(), self.clock.now_ms());
         let (usable, unusable): (Vec<_>, Vec<_>) = table
@@ -289,10 +193,10 @@ impl KeySets {
         )
     }
 
-    /// Every source as it stands.
+    /// Returns the status of every source.
     pub(super) fn status(&self) -> Vec<KeySourceReport> {
         let (table, now) = (self.table(), self.clock.now_ms());
-        let status = |view: &View| KeySourceReport {
+        let status = |view: &SourceView| KeySourceReport {
             name: view.source.name.clone(),
             state: Some(view.source.state),
             keys: view.keys().map(|key| key.name.to_string()).collect(),
@@ -332,31 +236,31 @@ impl KeySets {
 }
 
 /// The task behind [`KeySets`].
-struct Keeper {
+struct Refresher {
     sets: Arc<KeySets>,
     jwks: config::Jwks,
     clock_skew_secs: u64,
     revoked: Vec<String>,
-    feeds: Vec<Kept>,
+    tracked: Vec<TrackedSource>,
     fetches: FuturesUnordered<BoxFuture<'static, Fetched>>,
 }
 
-struct Kept {
-    view: View,
+struct TrackedSource {
+    view: SourceView,
     due: Instant,
     fetching: bool,
-    /// A file it comes from or by may have changed while a fetch was under way.
+    /// A file of the source may have changed while a fetch was under way, so another fetch follows.
     again: bool,
     backoff: Backoff,
 }
 
-type Fetched = (Arc<Feed>, Result<Vec<Arc<Key>>, FetchError>);
+type Fetched = (Arc<FetchHandle>, Result<Vec<Arc<Key>>, FetchError>);
 
-impl Keeper {
+impl Refresher {
     async fn run(
         mut self,
         mut live: watch::Receiver<Arc<Live>>,
-        mut requests: mpsc::Receiver<Arc<Feed>>,
+        mut requests: mpsc::Receiver<Arc<FetchHandle>>,
         shutdown: CancellationToken,
     ) {
         let mut ages = tokio::time::interval(AGE_INTERVAL);
@@ -364,7 +268,7 @@ impl Keeper {
         loop {
             self.fetch_what_is_due();
             let next = self
-                .feeds
+                .tracked
                 .iter()
                 .filter(|kept| !kept.fetching)
                 .map(|kept| kept.due)
@@ -375,33 +279,33 @@ impl Keeper {
                     let settings = Arc::clone(&live.borrow_and_update());
                     self.adopt(&settings);
                 }
-                Some(feed) = requests.recv() => {
-                    if let Some(kept) = self.feeds.iter_mut().find(|kept| Arc::ptr_eq(&kept.view.feed, &feed)) {
+                Some(handle) = requests.recv() => {
+                    if let Some(kept) = self.tracked.iter_mut().find(|kept| Arc::ptr_eq(&kept.view.handle, &handle)) {
                         kept.due = Instant::now();
                     } else {
-                        feed.finish(false);
+                        handle.finish(false);
                     }
                 }
-                Some((feed, result)) = self.fetches.next(), if !self.fetches.is_empty() => self.finish(&feed, result),
+                Some((handle, result)) = self.fetches.next(), if !self.fetches.is_empty() => self.finish(&handle, result),
                 () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
                 _ = ages.tick() => self.sets.write_ages(),
             }
         }
     }
 
-    /// Takes over new settings: unchanged sources keep their keys, new ones are fetched, removed ones go at once. The live settings are told again
-    /// when a file that they name has other content: sources with a file are looked at again.
+    /// Takes over new settings: unchanged sources keep their keys, new ones are fetched, removed ones go at once. The same settings come again when
+    /// the content of a file that they name changes, so every source with a file is fetched.
     fn adopt(&mut self, settings: &Live) {
         self.jwks = settings.jwks.clone();
         self.clock_skew_secs = settings.auth.clock_skew_secs;
         self.revoked = settings.jwks.revoked_sources.clone();
-        let mut before = std::mem::take(&mut self.feeds);
+        let mut before = std::mem::take(&mut self.tracked);
         for source in &settings.jwks.sources {
             let kept = before
                 .iter()
                 .position(|kept| same_keys(&kept.view.source, source))
                 .map(|at| before.swap_remove(at));
-            let mut kept = kept.unwrap_or_else(|| Kept::new(source));
+            let mut kept = kept.unwrap_or_else(|| TrackedSource::new(source));
             if *kept.view.source != *source {
                 kept.view.source = Arc::new(source.clone());
             }
@@ -409,15 +313,15 @@ impl Keeper {
             if source.files().next().is_some() {
                 (kept.due, kept.again) = (Instant::now(), kept.fetching);
             }
-            self.feeds.push(kept);
+            self.tracked.push(kept);
         }
         if settings.jwks.sources.is_empty() {
-            tracing::warn!("no key source is configured: every token is refused");
+            tracing::warn!("no key source is configured; every token is refused");
         }
         self.publish();
         for gone in before {
             tracing::info!(source = %gone.view.name, "key source removed");
-            gone.view.feed.finish(false);
+            gone.view.handle.finish(false);
             if !settings
                 .jwks
                 .sources
@@ -434,32 +338,33 @@ impl Keeper {
     fn fetch_what_is_due(&mut self) {
         let now = Instant::now();
         for kept in self
-            .feeds
+            .tracked
             .iter_mut()
             .filter(|kept| !kept.fetching && kept.due <= now)
         {
             kept.fetching = true;
-            kept.view.feed.demand.lock().running = true;
-            let (feed, source, jwks) = (
-                Arc::clone(&kept.view.feed),
+            kept.view.handle.demand.lock().running = true;
+            let (handle, source, jwks) = (
+                Arc::clone(&kept.view.handle),
                 Arc::clone(&kept.view.source),
                 self.jwks.clone(),
             );
             self.fetches.push(Box::pin(async move {
                 let limit = Duration::from_millis(jwks.request_timeout_ms);
                 let fetched =
-                    tokio::time::timeout(limit, feed.way.fetch(&source, jwks.max_bytes)).await;
+                    tokio::time::timeout(limit, handle.fetcher.fetch(&source, jwks.max_bytes))
+                        .await;
                 let result = fetched.unwrap_or(Err(FetchError::TooSlow(jwks.request_timeout_ms)));
-                (feed, result)
+                (handle, result)
             }));
         }
     }
 
-    fn finish(&mut self, feed: &Arc<Feed>, result: Result<Vec<Arc<Key>>, FetchError>) {
+    fn finish(&mut self, handle: &Arc<FetchHandle>, result: Result<Vec<Arc<Key>>, FetchError>) {
         let Some(kept) = self
-            .feeds
+            .tracked
             .iter_mut()
-            .find(|kept| Arc::ptr_eq(&kept.view.feed, feed))
+            .find(|kept| Arc::ptr_eq(&kept.view.handle, handle))
         else {
             return;
         };
@@ -471,14 +376,14 @@ impl Keeper {
         self.sets.metrics.key_fetches.get_or_create(&label).inc();
         kept.take(result, self.sets.clock.now_ms(), &self.jwks);
         self.publish();
-        feed.finish(!ok);
+        handle.finish(!ok);
         self.sets.write_ages();
     }
 
-    /// Shows the state to verification, and tells of it if a token may no longer stand after it.
+    /// Publishes the state for verification, and reports a change that may withdraw trust from a token.
     fn publish(&self) {
-        let sources = self.feeds.iter().map(|kept| kept.view.clone()).collect();
-        let table = Table {
+        let sources = self.tracked.iter().map(|kept| kept.view.clone()).collect();
+        let table = SourceTable {
             jwks: self.jwks.clone(),
             clock_skew_secs: self.clock_skew_secs,
             sources,
@@ -493,7 +398,7 @@ impl Keeper {
         if all {
             self.sets.started.store(true, Ordering::Relaxed);
         }
-        let standing = |table: &Table| -> Vec<(Arc<str>, bool, Vec<Thumbprint>)> {
+        let trusted = |table: &SourceTable| -> Vec<(Arc<str>, bool, Vec<Thumbprint>)> {
             table
                 .sources
                 .iter()
@@ -507,39 +412,39 @@ impl Keeper {
                 .collect()
         };
         let before = self.sets.table();
-        let other = before.revoked != table.revoked || standing(&before) != standing(&table);
+        let changed = before.revoked != table.revoked || trusted(&before) != trusted(&table);
         self.sets.table.store(Arc::new(table));
-        if other {
+        if changed {
             self.sets.changed.send_modify(|n| *n += 1);
         }
     }
 }
 
-/// Whether two sources have their keys from the same place by the same way.
+/// Returns whether two sources get their keys from the same address or file, with the same authorities.
 fn same_keys(a: &Source, b: &Source) -> bool {
     a.name == b.name && a.url == b.url && a.ca_file == b.ca_file && a.keys_file == b.keys_file
 }
 
-impl Kept {
+impl TrackedSource {
     fn new(source: &Source) -> Self {
-        let demand = Demand {
+        let demand = FetchDemand {
             running: true,
             asked: None,
             last_failed: false,
             bad_kids: Recent::new(MAX_BAD_KIDS),
         };
-        let feed = Feed {
+        let handle = FetchHandle {
             demand: Mutex::new(demand),
             finished: watch::channel(0).0,
-            way: Way::default(),
+            fetcher: KeyFetcher::default(),
         };
-        let view = View {
+        let view = SourceView {
             name: Arc::from(source.name.as_str()),
             source: Arc::new(source.clone()),
             set: None,
             error: None,
             revoked: false,
-            feed: Arc::new(feed),
+            handle: Arc::new(handle),
         };
         Self {
             view,
@@ -550,7 +455,7 @@ impl Kept {
         }
     }
 
-    /// Takes the outcome of a fetch: a good set replaces the one before, a failure leaves it.
+    /// Takes the outcome of a fetch: a good set replaces the current one, a failure keeps it.
     fn take(
         &mut self,
         result: Result<Vec<Arc<Key>>, FetchError>,
@@ -574,7 +479,7 @@ impl Kept {
                         tracing::warn!(source = %self.view.name, "key source cannot be used: {problem}")
                     }
                     None if before > 0 => {
-                        tracing::info!(source = %self.view.name, "key source is back")
+                        tracing::info!(source = %self.view.name, "key source recovered; its key set was fetched")
                     }
                     None => tracing::debug!(source = %self.view.name, "key set fetched"),
                 }
@@ -582,7 +487,7 @@ impl Kept {
             Err(error) => {
                 let text = error.to_string();
                 if self.backoff.failures() == 0 || self.view.error.as_ref() != Some(&text) {
-                    tracing::warn!(source = %self.view.name, "key set could not be fetched: {text}");
+                    tracing::warn!(source = %self.view.name, "key set fetch failed; the last good set stays in use: {text}");
                 }
                 self.due = Instant::now() + self.backoff.next_delay_within(refresh);
                 self.view.error = Some(text);
@@ -594,8 +499,8 @@ impl Kept {
     }
 }
 
-impl Feed {
-    /// Wakes whoever waits for a fetch.
+impl FetchHandle {
+    /// Ends a fetch and wakes everyone who waits for it.
     fn finish(&self, failed: bool) {
         {
             let mut demand = self.demand.lock();
@@ -603,38 +508,6 @@ impl Feed {
             demand.last_failed = failed;
         }
         self.finished.send_modify(|n| *n += 1);
-    }
-}
-
-impl Table {
-    /// The accepted sources that a token of this issuer may come from: first those with exactly this issuer, then those that waive it.
-    pub(super) fn candidates<'t>(
-        &'t self,
-        issuer: Option<&'t str>,
-    ) -> impl Iterator<Item = &'t View> {
-        let named = move |view: &&View| {
-            view.is_accepted()
-                && !view.source.skip_issuer_check
-                && issuer == Some(view.source.issuer.as_str())
-        };
-        let waived = |view: &&View| view.is_accepted() && view.source.skip_issuer_check;
-        self.sources
-            .iter()
-            .filter(named)
-            .chain(self.sources.iter().filter(waived))
-    }
-
-    /// Whether a token of this issuer could come from a source that is listed and revoked.
-    pub(super) fn is_of_revoked(&self, issuer: Option<&str>) -> bool {
-        self.sources.iter().any(|view| {
-            view.revoked
-                && (view.source.skip_issuer_check || issuer == Some(view.source.issuer.as_str()))
-        })
-    }
-
-    /// Whether connections that rest on this source are to be closed.
-    pub(super) fn is_revoked(&self, source: &str) -> bool {
-        self.revoked.iter().any(|name| name == source)
     }
 }
 

@@ -1,7 +1,7 @@
-//! Who is asking, and may they: Bearer tokens against remote key sets, Basic users, revocations, and Casbin policies.
+//! Authentication and authorization: Bearer tokens checked with the key sets of their issuers, Basic users, revocations, and Casbin policies.
 //!
-//! Input: credentials from [`crate::ws`] and [`crate::api`], key sets over HTTP, policy rows from [`crate::store`].
-//! Output: a [`Principal`](crate::principal::Principal), or a refusal; and yes or no.
+//! Input: credentials of connections and requests, key sets over HTTP, policy rows from [`crate::store`].
+//! Output: a [`Principal`](crate::principal::Principal), or a refusal; whether a principal may do something.
 
 mod basic;
 #[cfg(test)]

@@ -1,11 +1,11 @@
-//! May they? Casbin over the rows of the platform's policy tables: client management, and who may join which room.
+//! Permissions: Casbin over the rows of the platform's policy tables, for client management and for joining rooms (authorization.md 4 and 5).
 //!
-//! Input: a principal from [`super::token`] or [`super::basic`], rows from [`crate::store::PolicyStore`]. Output: yes or no, or that the store
-//! cannot be asked; an outage is never a yes. What was read of one user is kept for a short time, so decisions are never older than
-//! `policy.cache_secs`. A row without a domain is loaded with domain `*`, which holds in every domain; a deny wins.
+//! Input: a principal, and rows from [`crate::store::PolicyStore`]. Output: whether it is allowed, or an error when the store is not available; an
+//! outage never allows anything. The rows of a user are kept for a short time, so a decision is never older than `policy.cache_secs`. A row without a
+//! domain is loaded with domain `*`, which matches every domain; a deny wins.
 //!
-//! A user's rows are loaded into one small enforcer for each question: users are many, and an enforcer with its script engine of its own
-//! would cost each of them more memory than their connection.
+//! One enforcer is loaded with a user's rows for each question. An enforcer per user, with its own script engine, would take more memory than the
+//! user's connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,22 +26,22 @@ use crate::principal::Principal;
 use crate::protocol::room::DEFAULT_ROOMS;
 use crate::store::{Domain, GroupRow, PolicyRow, PolicyStore, StoreError};
 
-/// The domain of a row that names none, and of a question about the whole cluster.
+/// The domain of a row without one, and of a question about the whole cluster.
 const EVERY_DOMAIN: &str = "*";
 /// Users whose rows are kept.
 const MAX_USERS: usize = 8192;
-/// Answers that are kept of one user.
+/// Answers that are kept per user.
 const MAX_ANSWERS: usize = 64;
-/// Rooms that are decided before others get their turn at the enforcer.
+/// Rooms that are decided before the enforcer is free for other callers.
 const ROOMS_AT_ONCE: usize = 32;
-/// What a member of a domain is in the enforcer. No role of the tables has this name: theirs begin with `Role_`.
+/// The role of a domain's members in the enforcer. Roles of the tables begin with `Role_`, so none has this name.
 const MEMBER: &str = "Member";
 const ROOM: &str = "Room";
 const JOIN: &str = "join";
 /// Client ids have at least this many characters from February 2025 on.
 const MIN_CLIENT_ID: usize = 10;
 
-/// authorization.md 4.4 and 4.5. The cheap comparisons come first.
+/// The model of authorization.md 4. The cheap comparisons come first.
 const MODEL: &str = r#"
 [request_definition]
 r = sub, dom, obj, act
@@ -59,7 +59,7 @@ e = some(where (p.eft == allow)) && !some(where (p.eft == deny))
 m = r.act == p.act && (p.dom == "*" || r.dom == p.dom) && codeMatch(r.obj, p.obj) && g(r.sub, p.sub, r.dom)
 "#;
 
-/// Answers whether a principal may. Cheap to clone.
+/// Decides what a principal may do. Cheap to clone.
 #[derive(Clone)]
 pub struct Access {
     inner: Arc<Inner>,
@@ -70,21 +70,21 @@ struct Inner {
     always_allow_roles: Vec<String>,
     unmatched: Unmatched,
     cache: Duration,
-    rules: Kept<Decided>,
-    domains: Kept<Vec<String>>,
+    rules: UserCache<UserRules>,
+    domains: UserCache<Vec<String>>,
     enforcer: Mutex<Enforcer>,
 }
 
 type Rules = (Vec<PolicyRow>, Vec<GroupRow>);
 
-/// A user's rows, and what was decided by them.
-struct Decided {
+/// A user's rows, and the answers that follow from them.
+struct UserRules {
     rows: Rules,
     answers: Mutex<Recent<(String, String), bool>>,
 }
 
 impl Access {
-    /// Decides by the rows of `store`.
+    /// Makes an access check over the rows of `store`.
     pub fn new(store: Arc<dyn PolicyStore>, policy: &config::Policy, rooms: config::Rooms) -> Self {
         let cache = Duration::from_secs(policy.cache_secs);
         let inner = Inner {
@@ -92,8 +92,8 @@ impl Access {
             always_allow_roles: policy.always_allow_roles.clone(),
             unmatched: rooms.unmatched,
             cache,
-            rules: Kept::new(cache),
-            domains: Kept::new(cache / 6),
+            rules: UserCache::new(cache),
+            domains: UserCache::new(cache / 6),
             enforcer: Mutex::new(enforcer()),
         };
         Self {
@@ -101,13 +101,13 @@ impl Access {
         }
     }
 
-    /// Whether the principal may do `action` (`read`, `execute`, `update`, `delete`, ...) on the permission `code`, in the whole cluster.
+    /// Returns whether the principal may do `action` (`read`, `execute`, `update`, `delete`, ...) on the permission `code`, in the whole cluster.
     ///
-    /// Client management knows no domain, so the question is asked in domain `*`: only rows without a domain answer it, and only through roles
-    /// that are held without one. What is granted, or denied, within one merchant or organizer says nothing about everybody's connections.
+    /// Client management has no domain, so the question is asked in domain `*`: only rows without a domain count, and only roles that are held
+    /// without one (authorization.md 4.7). A grant or a deny within one merchant or organizer does not count for the connections of everyone.
     ///
     /// # Errors
-    /// The store cannot be asked.
+    /// The store is not available.
     pub async fn may(
         &self,
         principal: &Principal,
@@ -124,7 +124,7 @@ impl Access {
         let user = &principal.subject;
         let read = || async {
             let rows = self.inner.store.rules_of(user).await?;
-            Ok(Decided {
+            Ok(UserRules {
                 rows,
                 answers: Mutex::new(Recent::new(MAX_ANSWERS)),
             })
@@ -140,7 +140,7 @@ impl Access {
     }
 
     fn decide(&self, (policies, groups): &Rules, user: &str, code: &str, action: &str) -> bool {
-        // Rows of one merchant or organizer cannot match domain `*`, and some users have thousands of them.
+        // Rows of one merchant or organizer cannot match domain `*`, and a user may have thousands of them.
         let everywhere = |domain: &Option<String>| {
             domain
                 .as_deref()
@@ -167,21 +167,21 @@ impl Access {
         enforces(&enforcer, &subject(user), EVERY_DOMAIN, code, action)
     }
 
-    /// Whether the principal, on the connection `client`, may join each of `rooms`; the answers are in their order.
+    /// Returns for each of `rooms`, in their order, whether the principal may join it on the connection `client` (authorization.md 5).
     ///
-    /// | room | allowed to |
+    /// | room | who may join |
     /// |---|---|
     /// | the connection's own id, `ws-default`, `ws-notification` | this connection |
     /// | `user:{id}` | that subject |
-    /// | `merchant:{id}`, `organizer:{id}` | who has a group row in `Merchant_{id}`, `Organizer_{id}`; a row without a domain is none |
-    /// | shaped like a client id: 10 to 12 of `0-9A-Za-z`, no leading zero, below 2^70 | nobody: messages to that client would be heard |
+    /// | `merchant:{id}`, `organizer:{id}` | a user with a group row in `Merchant_{id}`, `Organizer_{id}`; a row without a domain does not count |
+    /// | shaped like a client id: 10 to 12 of `0-9A-Za-z`, no leading zero, below 2^70 | nobody, because messages to that client would be received |
     /// | any other | as `rooms.unmatched` says |
     ///
-    /// Every id made from February 2025 on has at least ten characters, so shorter words are ordinary names. Roles on the always-allow list
-    /// do not matter here: they manage connections, rooms belong to members.
+    /// Every client id made from February 2025 on has at least ten characters, so shorter words are ordinary names. Roles on the always-allow list
+    /// do not count here.
     ///
     /// # Errors
-    /// The store cannot be asked; it is not asked when no room needs it.
+    /// The store is not available, and a room needs it.
     pub async fn may_join(
         &self,
         principal: &Principal,
@@ -213,8 +213,8 @@ impl Access {
         Ok(answers)
     }
 
-    /// Which of these rooms belong to a merchant or organizer that the user is in. Only the memberships that are asked for are loaded, and a few
-    /// rooms at a time: neither a user with thousands of merchants nor a long list of rooms keeps the enforcer from others.
+    /// Returns for each room whether it belongs to a merchant or organizer of the user. Loads only the memberships in question, for a few rooms at a
+    /// time, so that neither a user with thousands of merchants nor a long list of rooms blocks the enforcer for others.
     fn memberships(&self, user: &str, rules: &[Rule], domains: &[String]) -> Vec<bool> {
         let subject = subject(user);
         let asked: Vec<Option<String>> = rules
@@ -243,8 +243,8 @@ impl Access {
         asked.iter().map(answer).collect()
     }
 
-    /// How often a connection's rooms are to be asked for again with [`Access::may_join`], so that a right that is gone takes the connection out
-    /// of the room within `policy.cache_secs`: memberships are read again after a sixth of that time, and two thirds is this.
+    /// Returns how often [`Access::may_join`] must be asked again for a connection's rooms, so that a lost right takes the connection out of the room
+    /// within `policy.cache_secs`: memberships are read again after a sixth of that time, and this interval is two thirds of it.
     pub fn recheck_interval(&self) -> Duration {
         (self.inner.cache * 2 / 3).max(Duration::from_secs(1))
     }
@@ -259,7 +259,7 @@ impl Access {
     }
 }
 
-/// What a room's name asks for.
+/// Who may join a room, by its name.
 #[derive(Debug, PartialEq, Eq)]
 enum Rule {
     Own,
@@ -284,7 +284,7 @@ impl Rule {
     }
 }
 
-/// Ids are written without leading zeros and have 70 bits.
+/// Returns whether a name could be a client id. Ids have no leading zeros and 70 bits.
 fn is_shaped_like_a_client_id(room: &str) -> bool {
     room.len() >= MIN_CLIENT_ID
         && !room.starts_with('0')
@@ -302,13 +302,13 @@ fn enforcer() -> Enforcer {
     };
     let mut enforcer = made
         .now_or_never()
-        .expect("a model in memory is waited for by nobody")
+        .expect("a model in memory needs no waiting")
         .expect("the model is a constant that tests load");
     enforcer.add_function(
         "codeMatch",
         OperatorFunction::Arg2(|asked, granted| code_match(&asked, &granted).into()),
     );
-    // In the domain that is asked for, roles of that domain and of `*` hold.
+    // In the domain of the question, roles of that domain and of `*` count.
     enforcer.get_role_manager().write().matching_fn(
         None,
         Some(|asked, held| held == EVERY_DOMAIN || asked == held),
@@ -316,7 +316,7 @@ fn enforcer() -> Enforcer {
     enforcer
 }
 
-/// `WebSocketClient.*` grants every code that begins with `WebSocketClient.`.
+/// Returns whether the granted code covers the asked one: `WebSocketClient.*` covers every code that begins with `WebSocketClient.`.
 fn code_match(asked: &Dynamic, granted: &Dynamic) -> bool {
     let (Some(asked), Some(granted)) = (
         asked.read_lock::<ImmutableString>(),
@@ -330,7 +330,7 @@ fn code_match(asked: &Dynamic, granted: &Dynamic) -> bool {
             .is_some_and(|prefix| prefix.ends_with('.') && asked.starts_with(prefix))
 }
 
-/// Puts these lines in the place of those that were there.
+/// Replaces all rows of the enforcer.
 fn load<'r>(
     enforcer: &mut Enforcer,
     policies: impl Iterator<Item = [&'r str; 5]>,
@@ -349,39 +349,39 @@ fn load<'r>(
         .expect("every group line has the three fields of the model");
 }
 
-/// Casbin's answer; a question it cannot decide is a no.
+/// Returns Casbin's answer; a question that it cannot evaluate is denied.
 fn enforces(enforcer: &Enforcer, subject: &str, domain: &str, code: &str, action: &str) -> bool {
     enforcer
         .enforce((subject, domain, code, action))
         .unwrap_or_else(|error| {
-            tracing::error!(%error, "a policy could not be evaluated: denied");
+            tracing::error!(%error, "policy evaluation failed; access denied");
             false
         })
 }
 
-/// What was read of each user, for a while.
-struct Kept<T> {
-    for_how_long: Duration,
-    slots: Mutex<Recent<Arc<str>, Arc<Slot<T>>>>,
+/// What was read of each user, kept for a short time.
+struct UserCache<T> {
+    keep_for: Duration,
+    entries: Mutex<Recent<Arc<str>, Arc<CacheEntry<T>>>>,
 }
 
-struct Slot<T> {
-    /// When reading began, and what was read.
+struct CacheEntry<T> {
+    /// When reading started, and what was read.
     read: OnceCell<(Instant, Arc<T>)>,
     failures: AtomicU64,
     last_failure: Mutex<Option<StoreError>>,
 }
 
-impl<T> Kept<T> {
-    fn new(for_how_long: Duration) -> Self {
+impl<T> UserCache<T> {
+    fn new(keep_for: Duration) -> Self {
         Self {
-            for_how_long,
-            slots: Mutex::new(Recent::new(MAX_USERS)),
+            keep_for,
+            entries: Mutex::new(Recent::new(MAX_USERS)),
         }
     }
 
-    /// What is kept, else what `read` brings. Whoever asks for the same user meanwhile waits for that one answer, or failure. Cancel safe: the
-    /// next who waits reads.
+    /// Returns what is kept, or reads it with `read`. Callers for the same user at the same time wait for one read and share its result or failure.
+    /// Cancel safe: when the reading caller is dropped, the next one reads.
     async fn get<'s, F>(
         &self,
         user: &Arc<str>,
@@ -390,45 +390,45 @@ impl<T> Kept<T> {
     where
         F: Future<Output = Result<T, StoreError>> + 's,
     {
-        let slot = self.slot(user);
-        let failures = slot.failures.load(Ordering::Acquire);
+        let entry = self.entry(user);
+        let failures = entry.failures.load(Ordering::Acquire);
         let reading = async {
-            if slot.failures.load(Ordering::Acquire) > failures
-                && let Some(error) = slot.last_failure.lock().clone()
+            if entry.failures.load(Ordering::Acquire) > failures
+                && let Some(error) = entry.last_failure.lock().clone()
             {
-                // The caller in front failed: the others need not find out one by one.
+                // The read of the caller before failed, so those who waited for it fail too instead of trying one by one.
                 return Err(error);
             }
             let began = Instant::now();
             match read().await {
                 Ok(value) => Ok((began, Arc::new(value))),
                 Err(error) => {
-                    *slot.last_failure.lock() = Some(error.clone());
-                    slot.failures.fetch_add(1, Ordering::Release);
+                    *entry.last_failure.lock() = Some(error.clone());
+                    entry.failures.fetch_add(1, Ordering::Release);
                     Err(error)
                 }
             }
         };
-        Ok(Arc::clone(&slot.read.get_or_try_init(|| reading).await?.1))
+        Ok(Arc::clone(&entry.read.get_or_try_init(|| reading).await?.1))
     }
 
-    fn slot(&self, user: &Arc<str>) -> Arc<Slot<T>> {
-        let mut slots = self.slots.lock();
-        if let Some(slot) = slots.get(user)
-            && slot
+    fn entry(&self, user: &Arc<str>) -> Arc<CacheEntry<T>> {
+        let mut entries = self.entries.lock();
+        if let Some(entry) = entries.get(user)
+            && entry
                 .read
                 .get()
-                .is_none_or(|(began, _)| began.elapsed() < self.for_how_long)
+                .is_none_or(|(began, _)| began.elapsed() < self.keep_for)
         {
-            return Arc::clone(slot);
+            return Arc::clone(entry);
         }
-        let slot = Arc::new(Slot {
+        let entry = Arc::new(CacheEntry {
             read: OnceCell::new(),
             failures: AtomicU64::new(0),
             last_failure: Mutex::new(None),
         });
-        slots.insert(Arc::clone(user), Arc::clone(&slot));
-        slot
+        entries.insert(Arc::clone(user), Arc::clone(&entry));
+        entry
     }
 }
 

@@ -1,7 +1,7 @@
-//! The key set that this gateway serves to others at `/.well-known/jwks.json`: public keys, and nothing else ever.
+//! The key set that this gateway serves at `/.well-known/jwks.json` (authorization.md 2.10): public keys and never anything else.
 //!
-//! Input: the text of the mounted file, as `app` read it. Output: what is served, written anew from the members that are public by their
-//! specification (RFC 7517 section 4, RFC 7518 section 6, RFC 8037), or what is wrong. No error repeats anything of a key but its place.
+//! Input: the text of the mounted file. Output: the document that is served, built from those members that are public by their specification
+//! (RFC 7517 section 4, RFC 7518 section 6, RFC 8037), or what is wrong with the file. An error names a key only by its index.
 
 use ring::digest;
 use serde_json::{Map, Value};
@@ -9,17 +9,17 @@ use signal_contract::JwksFileReport;
 
 use super::jwk::{MAX_KEYS, MAX_KID};
 
-/// Members that say something of a key and are public for every type: strings, and lists of strings.
+/// Members that describe a key and are public for every type: strings and lists of strings.
 const OF_EVERY_TYPE: [&str; 8] = [
     "kty", "use", "key_ops", "alg", "kid", "x5c", "x5t", "x5t#S256",
 ];
 /// Members that hold secrets: RFC 7518 sections 6.2.2, 6.3.2 and 6.4.1, and `priv` of later types.
 const SECRET: [&str; 9] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"];
 
-/// Why a file is not served.
+/// Why a file is not served. Nothing of the key is in the message but its index.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotPublic {
-    /// Not JSON.
+    /// The file is not JSON.
     #[error("it is not JSON: line {line}, column {column}")]
     Json {
         /// From 1.
@@ -27,44 +27,42 @@ pub enum NotPublic {
         /// From 0.
         column: usize,
     },
-    /// JSON, and not a key set.
+    /// The file is JSON, but not a key set.
     #[error("it is not a JWK Set: an object whose `keys` is a list of objects")]
     Shape,
-    /// More keys than others could be asked to read.
+    /// The file has more keys than a key set may have.
     #[error("it holds {0} keys, more than {MAX_KEYS}")]
     TooMany(usize),
-    /// A secret: the key is burnt.
+    /// A key has a secret member: it is compromised.
     #[error(
-        "keys[{at}] holds the secret member `{member}`: nothing of this file is served, and the key is to be replaced"
+        "keys[{at}] holds the secret member `{member}`: nothing of this file is served; replace the key"
     )]
     Secret {
-        /// The key's place from 0.
+        /// The key's index, from 0.
         at: usize,
         /// The member's name.
         member: &'static str,
     },
-    /// A symmetric key is a secret whole.
-    #[error(
-        "keys[{at}] is symmetric: nothing of this file is served, and the key is to be replaced"
-    )]
+    /// A key is symmetric, so all of it is secret.
+    #[error("keys[{at}] is symmetric: nothing of this file is served; replace the key")]
     Symmetric {
-        /// The key's place from 0.
+        /// The key's index, from 0.
         at: usize,
     },
-    /// Not EC, RSA or OKP, or without what those need.
+    /// A key is not EC, RSA or OKP, or lacks a member that these need.
     #[error("keys[{at}] is not a public key of type EC, RSA or OKP with a kid: {reason}")]
     Key {
-        /// The key's place from 0.
+        /// The key's index, from 0.
         at: usize,
         /// What is wrong.
         reason: &'static str,
     },
 }
 
-/// A key set as it is served.
+/// The key set that is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedKeys {
-    /// Of the file's text, as [`crate::files::revision_of`] writes it.
+    /// The revision of the file's text, as [`crate::files::revision_of`] makes it.
     pub revision: String,
     /// The `kid` of each key, in the file's order.
     pub keys: Vec<String>,
@@ -83,10 +81,10 @@ impl PublishedKeys {
         }
     }
 
-    /// Reads a file's text.
+    /// Reads the text of a file.
     ///
     /// # Errors
-    /// The first thing that is wrong with it; secrets before anything else.
+    /// The first fault of the file; secrets come before all others.
     pub fn read(text: &str) -> Result<Self, NotPublic> {
         let document: Value = serde_json::from_str(text).map_err(|error| NotPublic::Json {
             line: error.line(),
@@ -145,14 +143,14 @@ fn refuse_secrets(at: usize, key: &Map<String, Value>) -> Result<(), NotPublic> 
     }
 }
 
-/// The key with its public members alone.
+/// Returns the key with only its public members.
 fn public(at: usize, key: &Map<String, Value>) -> Result<Value, NotPublic> {
     let wrong = |reason| NotPublic::Key { at, reason };
     let needed: &[&str] = match key.get("kty").and_then(Value::as_str) {
         Some("EC") => &["crv", "x", "y"],
         Some("OKP") => &["crv", "x"],
         Some("RSA") => &["n", "e"],
-        _ => return Err(wrong("its kty is another")),
+        _ => return Err(wrong("its kty is not one of these")),
     };
     let has = |member: &str| {
         key.get(member)
@@ -160,7 +158,7 @@ fn public(at: usize, key: &Map<String, Value>) -> Result<Value, NotPublic> {
             .is_some_and(|text| !text.is_empty())
     };
     if !needed.iter().all(|member| has(member)) {
-        return Err(wrong("a part of it is missing"));
+        return Err(wrong("a required member is missing"));
     }
     if !has("kid") || key["kid"].as_str().is_none_or(|kid| kid.len() > MAX_KID) {
         return Err(wrong("its kid is missing or too long"));
@@ -180,7 +178,7 @@ fn public(at: usize, key: &Map<String, Value>) -> Result<Value, NotPublic> {
     if kept.values().all(is_text) {
         Ok(Value::Object(kept))
     } else {
-        Err(wrong("a member is neither a text nor a list of texts"))
+        Err(wrong("a member is neither a string nor a list of strings"))
     }
 }
 
@@ -205,7 +203,7 @@ mod tests {
 
     /// authorization.md 2.10.
     #[test]
-    fn public_keys_are_served_with_their_public_members_and_no_other() {
+    fn keys_are_served_with_their_public_members_only() {
         let rsa = json!({"kty": "RSA", "kid": "rsa-1", "n": "AQAB", "e": "AQAB", "key_ops": ["verify"], "x5c": ["MII"], "note": "for us", "iat": 1});
         let okp = json!({"kty": "OKP", "kid": "ed-1", "crv": "Ed25519", "x": "11qY"});
         let set = json!({"keys": [ec(), rsa, okp], "owner": "platform"}).to_string();
@@ -229,12 +227,12 @@ mod tests {
 
     /// authorization.md 2.10.
     #[test]
-    fn one_secret_member_or_symmetric_key_keeps_the_whole_file_from_being_served() {
+    fn a_secret_member_or_a_symmetric_key_blocks_the_whole_file() {
         for member in ["d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"] {
             for value in [json!("hunter2"), json!([{"r": "hunter2"}]), Value::Null] {
                 let error = read(&[ec(), with(ec(), member, value)]).unwrap_err();
                 assert!(
-                    matches!(error, NotPublic::Secret { at: 1, member: told } if told == member),
+                    matches!(error, NotPublic::Secret { at: 1, member: found } if found == member),
                     "{error}"
                 );
                 assert!(!error.to_string().contains("hunter2"));
@@ -249,12 +247,12 @@ mod tests {
         let many = [vec![ec(); MAX_KEYS], vec![with(ec(), "d", json!("x"))]].concat();
         assert!(
             matches!(read(&many).unwrap_err(), NotPublic::Secret { .. }),
-            "whatever else is wrong"
+            "a secret is reported first"
         );
     }
 
     #[test]
-    fn what_is_no_key_set_is_told_without_repeating_it() {
+    fn a_text_that_is_no_key_set_is_refused_without_repeating_it() {
         for text in [
             "",
             "hunter2",

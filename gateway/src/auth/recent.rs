@@ -1,13 +1,13 @@
-//! What was seen recently, in bounded memory: verified tokens, bad `kid`s, failing addresses, users' policy rows.
+//! A bounded map of what was seen recently: verified tokens, unknown `kid`s, failed attempts of addresses, policy rows of users.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// A map that forgets what was not used for a while once it is full.
+/// A map that, once full, drops entries that were not used for a while.
 ///
-/// Two generations of half the capacity each: what is read or written moves to the newer one, and when that is full the older one is forgotten
-/// whole. Every operation is O(1) and nothing is ever searched for a victim.
+/// It has two generations of half the capacity each. An entry that is read or written moves to the newer one; when that is full, the older one is
+/// dropped as a whole. Every operation is O(1).
 #[derive(Debug)]
 pub(super) struct Recent<K, V> {
     half: usize,
@@ -16,7 +16,7 @@ pub(super) struct Recent<K, V> {
 }
 
 impl<K: Hash + Eq, V> Recent<K, V> {
-    /// Holds `capacity` entries at most.
+    /// Makes an empty map of at most `capacity` entries.
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             half: (capacity / 2).max(1),

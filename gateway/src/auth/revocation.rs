@@ -1,7 +1,7 @@
-//! Tokens that are refused before their time: by user, by `jti`, issued before some moment.
+//! Revocations: tokens that are refused before they expire, by user or by `jti` (authorization.md 3).
 //!
-//! Input: revocations from [`crate::api`] and, through `app`, from other instances and the bus's memory. Output: whether one applies to a
-//! principal. Revocations are never taken back, they only end; so whatever arrives twice, late or in another order leaves the same state.
+//! Input: revocations from REST, from other instances and from Redis. Output: whether one matches a principal. A revocation is never taken back,
+//! it only ends. So one that arrives twice, late or in another order leaves the same state.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::clock::Clock;
 use crate::principal::Principal;
 use crate::revocation::Revocation;
 
-/// Most revocations that are remembered.
+/// Most revocations that are kept.
 const MAX_REVOCATIONS: usize = 100_000;
 
-/// Every revocation that still matters.
+/// Every revocation that has not ended.
 pub struct Revocations {
     clock: Arc<dyn Clock>,
     limit: usize,
@@ -35,7 +35,7 @@ struct Moments {
 }
 
 impl Revocations {
-    /// Knows of none.
+    /// Makes an empty set.
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
         Self::with_limit(clock, MAX_REVOCATIONS)
     }
@@ -48,13 +48,12 @@ impl Revocations {
         })
     }
 
-    /// Remembers one.
+    /// Adds one revocation.
     pub fn add(&self, revocation: Revocation) {
         self.extend([revocation]);
     }
 
-    /// Remembers many, such as all that the bus has stored. What is known already stays: one that arrived while the others were being read
-    /// must not be lost.
+    /// Adds many revocations, such as all that Redis has stored. Known ones stay, so one that arrives while the stored ones are read is not lost.
     pub fn extend(&self, revocations: impl IntoIterator<Item = Revocation>) {
         let now = self.clock.now_ms();
         let mut held = self.held.write();
@@ -78,7 +77,7 @@ impl Revocations {
         }
     }
 
-    /// Whether one of them applies; see [`Revocation::matches`].
+    /// Returns whether one of them matches the principal; see [`Revocation::matches`].
     pub fn matches(&self, principal: &Principal) -> bool {
         let Some(token) = principal.token() else {
             return false;
@@ -99,7 +98,7 @@ impl Revocations {
                 .is_some_and(applies)
     }
 
-    /// Every one that still matters, those of one name as one.
+    /// Returns every revocation that has not ended; those of one user or one `jti` are merged into one.
     pub fn all(&self) -> Vec<Revocation> {
         let (now, held) = (self.clock.now_ms(), self.held.read());
         let users = held
@@ -131,18 +130,18 @@ impl Revocations {
         whole.collect()
     }
 
-    /// How many are remembered.
+    /// Returns how many there are.
     pub fn len(&self) -> usize {
         self.held.read().len()
     }
 
-    /// Whether none is.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Two revocations of the same name become one that covers both.
+/// Merges two revocations of the same name into one that covers both.
 fn merge(into: &mut HashMap<String, Moments>, name: String, new: Moments) {
     let held = into.entry(name).or_insert(new);
     held.issued_before_ms = held.issued_before_ms.max(new.issued_before_ms);
@@ -154,7 +153,7 @@ impl Held {
         self.users.len() + self.tokens.len()
     }
 
-    /// Forgets those that have ended; if that is not enough, the tenth that ends first, so that this work is rare.
+    /// Drops revocations that have ended. If that is not enough, drops the tenth part that ends first, so that this work is rare.
     fn shrink(&mut self, now: i64, limit: usize) {
         let keep_after = |held: &mut Self, moment: i64| {
             held.users.retain(|_, moments| moments.until_ms > moment);
@@ -175,9 +174,9 @@ impl Held {
         let mut surplus = self.len() - keep;
         let last = ends[surplus - 1];
         tracing::error!(
-            forgotten = surplus,
+            dropped = surplus,
             limit,
-            "too many revocations: those that end first are forgotten"
+            "too many revocations; those that end first are dropped"
         );
         let mut drop_one = |moments: &Moments| {
             let drop = surplus > 0 && moments.until_ms <= last;
@@ -319,7 +318,7 @@ mod tests {
 
     /// authorization.md 3.3.
     #[test]
-    fn when_full_the_ended_go_first_and_then_those_that_end_first() {
+    fn when_full_it_drops_ended_revocations_and_then_those_that_end_first() {
         let clock = FixedClock::new(at(0));
         let held = Revocations::with_limit(Arc::new(clock.clone()), 100);
         held.extend((0..100).map(|n| of_user(&format!("early{n}"), 10, 1000)));

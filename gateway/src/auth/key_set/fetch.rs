@@ -1,6 +1,6 @@
-//! One fetch of one source's key set: over HTTP, or out of a mounted file.
+//! One fetch of one source's key set, over HTTP or from a mounted file.
 //!
-//! Input: where the source says its keys are, and by which authorities. Output: its keys, or why not. Bounded in bytes here, in time by the caller.
+//! Input: the source's URL and CA file, or its keys file. Output: its keys, or why they cannot be used. Bounded in bytes here, in time by the caller.
 
 use std::io::Read;
 use std::path::Path;
@@ -31,13 +31,13 @@ pub(super) enum FetchError {
     NotAKeySet(#[from] NotAKeySet),
 }
 
-/// The way to one source's keys.
+/// Fetches one source's keys; keeps the HTTP client between fetches.
 #[derive(Default)]
-pub(super) struct Way {
+pub(super) struct KeyFetcher {
     client: Mutex<Option<(String, reqwest::Client)>>,
 }
 
-impl Way {
+impl KeyFetcher {
     pub(super) async fn fetch(
         &self,
         source: &Source,
@@ -54,7 +54,7 @@ impl Way {
         Ok(jwk::parse(&text)?)
     }
 
-    /// The client for this source, made again when the content of its CA file changes.
+    /// Returns the client for this source, and makes another one when the content of its CA file changes.
     async fn client(&self, source: &Source, url: &Url) -> Result<reqwest::Client, FetchError> {
         let (path, url) = (source.ca_file.clone(), url.clone());
         let revision = {
@@ -75,7 +75,7 @@ impl Way {
         {
             return Ok(client.clone());
         }
-        // Reading the system's authorities takes some milliseconds of disk and parsing.
+        // Loading the system's authorities takes milliseconds of disk and parsing.
         let made = tokio::task::spawn_blocking(move || make_client(&url, &path)).await;
         let client = made.map_err(|error| FetchError::Authorities(error.to_string()))??;
         *self.client.lock() = Some((revision, client.clone()));
@@ -114,7 +114,8 @@ fn read(path: &Path, max_bytes: usize) -> Result<Vec<u8>, FetchError> {
     }
 }
 
-/// No redirects: a key set comes from the configured address or not at all. No idle connections: the next fetch is minutes away.
+/// Makes a client that follows no redirects, because a key set comes only from the configured address, and keeps no idle connections, because the
+/// next fetch is minutes away.
 fn make_client(url: &Url, ca_file: &Path) -> Result<reqwest::Client, FetchError> {
     let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
@@ -122,7 +123,7 @@ fn make_client(url: &Url, ca_file: &Path) -> Result<reqwest::Client, FetchError>
         .pool_max_idle_per_host(0)
         .user_agent(concat!("signal-gateway/", env!("CARGO_PKG_VERSION")));
     if is_loopback(url) {
-        // A proxy named in the environment is for other hosts than this one.
+        // A proxy of the environment is not for this host itself.
         builder = builder.no_proxy();
     }
     if !ca_file.as_os_str().is_empty() {
@@ -149,7 +150,7 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// The error with its causes, without the address: that may hold a secret.
+/// Returns the error with its causes but without the URL, which may hold a secret.
 fn request_failed(error: reqwest::Error) -> FetchError {
     let error = error.without_url();
     let mut text = error.to_string();

@@ -1,13 +1,13 @@
 use super::*;
 use crate::auth::fixture::{Issuer, Rig, Signer, claims, facts, source, source_at, until, wait};
 use crate::auth::{TokenFault, VerifyError};
-use crate::config::Algorithm;
+use crate::config::{Algorithm, SourceState};
 use serde_json::json;
 
 const UNKNOWN: VerifyError = VerifyError::Refused(TokenFault::UnknownKey);
 
-fn is_unavailable<T>(verdict: &Result<T, VerifyError>) -> bool {
-    matches!(verdict, Err(VerifyError::Unavailable(_)))
+fn is_unavailable<T>(outcome: &Result<T, VerifyError>) -> bool {
+    matches!(outcome, Err(VerifyError::Unavailable(_)))
 }
 
 /// authorization.md 2.9.
@@ -29,7 +29,7 @@ async fn it_is_ready_once_every_accepted_source_was_fetched() {
     down.publish(&[&b]);
     until(|| rig.auth.unready_reason().is_none()).await;
     rig.verify(&b.sign(&claims("down"))).await.unwrap();
-    // From here on one source alone takes nobody out of service.
+    // From here on one unreachable source does not make the gateway unready.
     rig.change(|live| {
         live.jwks
             .sources
@@ -50,17 +50,17 @@ async fn a_verification_during_the_first_fetch_waits_for_it() {
     let rig = Rig::start_unready(vec![source("main", &issuer)], |_| {}).await;
     until(|| issuer.fetches() == 1).await;
     let token = signer.sign(&claims("main"));
-    let (verdict, ()) = tokio::join!(rig.verify(&token), async {
+    let (outcome, ()) = tokio::join!(rig.verify(&token), async {
         tokio::task::yield_now().await;
         issuer.release();
     });
-    verdict.unwrap();
+    outcome.unwrap();
     assert_eq!(issuer.fetches(), 1);
 }
 
 /// authorization.md 2.3.
 #[tokio::test]
-async fn an_unknown_kid_is_fetched_once_for_everybody_who_brings_it() {
+async fn an_unknown_kid_causes_one_fetch_for_all_who_bring_it() {
     let (old, new) = (Signer::es256("old"), Signer::es256("new"));
     let issuer = Issuer::start(&[&old]).await;
     let rig = Rig::start(vec![source("main", &issuer)]).await;
@@ -74,11 +74,11 @@ async fn an_unknown_kid_is_fetched_once_for_everybody_who_brings_it() {
         })
         .collect();
     let all = futures_util::future::join_all(tokens.iter().map(|token| rig.verify(token)));
-    let (verdicts, ()) = tokio::join!(all, async {
+    let (outcomes, ()) = tokio::join!(all, async {
         until(|| issuer.fetches() == 2).await;
         issuer.release();
     });
-    assert!(verdicts.iter().all(Result::is_ok));
+    assert!(outcomes.iter().all(Result::is_ok));
     assert_eq!(issuer.fetches(), 2);
 }
 
@@ -97,11 +97,11 @@ async fn random_kids_cause_one_fetch_per_cooldown_and_no_more() {
                 )
             })
             .collect();
-        let verdicts =
+        let outcomes =
             futures_util::future::join_all(tokens.iter().map(|token| rig.verify(token))).await;
         assert!(
-            verdicts.iter().all(|verdict| *verdict == Err(UNKNOWN)),
-            "{verdicts:?}"
+            outcomes.iter().all(|outcome| *outcome == Err(UNKNOWN)),
+            "{outcomes:?}"
         );
         for token in &tokens {
             assert_eq!(rig.verify(token).await, Err(UNKNOWN));
@@ -120,7 +120,7 @@ async fn random_kids_cause_one_fetch_per_cooldown_and_no_more() {
 
 /// authorization.md 2.3.
 #[tokio::test]
-async fn a_kid_that_a_fetch_did_not_find_causes_no_further_one_for_a_while() {
+async fn a_kid_that_a_fetch_did_not_find_causes_no_other_fetch_for_a_while() {
     let (signer, stranger) = (Signer::es256("k1"), Signer::es256("never"));
     let issuer = Issuer::start(&[&signer]).await;
     let rig = Rig::start(vec![source("main", &issuer)]).await;
@@ -130,7 +130,7 @@ async fn a_kid_that_a_fetch_did_not_find_causes_no_further_one_for_a_while() {
     wait(Duration::from_secs(31)).await;
     assert_eq!(rig.verify(&bad).await, Err(UNKNOWN));
     assert_eq!(issuer.fetches(), 2);
-    // Another one may still cause its fetch, and brings in what was published meanwhile.
+    // Another `kid` may still cause a fetch, which brings what was published meanwhile.
     let late = Signer::es256("late");
     issuer.publish(&[&signer, &late, &stranger]);
     rig.verify(&late.sign(&claims("main"))).await.unwrap();
@@ -176,7 +176,7 @@ async fn a_withdrawn_key_stops_working_at_the_next_refresh() {
 
 /// authorization.md 2.6.
 #[tokio::test]
-async fn another_key_behind_the_same_kid_is_another_key() {
+async fn a_new_key_with_the_same_kid_is_a_different_key() {
     let (old, new) = (Signer::es256("1"), Signer::es256("1"));
     let issuer = Issuer::start(&[&old]).await;
     let rig = Rig::start(vec![source("main", &issuer)]).await;
@@ -194,7 +194,7 @@ async fn another_key_behind_the_same_kid_is_another_key() {
 }
 
 #[tokio::test]
-async fn an_unchanged_set_is_no_change() {
+async fn an_unchanged_set_reports_no_change() {
     let signer = Signer::es256("k1");
     let issuer = Issuer::start(&[&signer]).await;
     let rig = Rig::start(vec![source("main", &issuer)]).await;
@@ -211,7 +211,7 @@ async fn an_unchanged_set_is_no_change() {
 
 /// authorization.md 2.2.
 #[tokio::test]
-async fn an_outage_is_lived_through_until_the_keys_are_too_old() {
+async fn keys_are_used_during_an_outage_until_they_are_too_old() {
     let signer = Signer::es256("k1");
     let issuer = Issuer::start(&[&signer]).await;
     let rig = Rig::start(vec![source("main", &issuer)]).await;
@@ -245,7 +245,7 @@ async fn an_outage_is_lived_through_until_the_keys_are_too_old() {
             .unwrap()
             .starts_with("its keys are too old")
     );
-    // Open connections stay: nobody has withdrawn the key.
+    // Open connections stay, because the key was not withdrawn.
     assert!(rig.auth.still_valid(facts(&principal)));
     issuer.publish(&[&signer]);
     until(|| rig.auth.unready_reason().is_none()).await;
@@ -260,7 +260,7 @@ async fn an_outage_is_lived_through_until_the_keys_are_too_old() {
 
 /// authorization.md 2.2.
 #[tokio::test]
-async fn an_answer_that_is_no_key_set_leaves_the_last_good_one() {
+async fn an_answer_that_is_no_key_set_keeps_the_last_good_set() {
     let signer = Signer::es256("k1");
     let issuer = Issuer::start(&[&signer]).await;
     let elsewhere = Issuer::start(&[&signer]).await;
@@ -344,7 +344,7 @@ async fn an_empty_set_withdraws_every_key() {
 
 /// authorization.md 2.5.
 #[tokio::test]
-async fn a_source_goes_from_prepared_over_trusted_and_retiring_to_gone() {
+async fn a_source_passes_from_prepared_to_trusted_retiring_and_removed() {
     let (old, new) = (Signer::es256("old"), Signer::es256("new"));
     let (a, b) = (Issuer::start(&[&old]).await, Issuer::start(&[&new]).await);
     let (first, mut second) = (source("first", &a), source("second", &b));
@@ -380,13 +380,13 @@ async fn a_source_goes_from_prepared_over_trusted_and_retiring_to_gone() {
     assert!(rig.auth.still_valid(facts(&new_facts)));
     assert!(rig.verify(&by_old).await.is_err());
     rig.verify(&by_new).await.unwrap();
-    // One fetch each at start and one each for the `kid` that only the other had: no change of state fetched anything.
+    // One fetch each at the start and one each for the `kid` that only the other source had: changes of state cause no fetch.
     assert_eq!((a.fetches(), b.fetches()), (2, 2));
 }
 
 /// authorization.md 2.5.
 #[tokio::test]
-async fn a_source_moved_back_to_prepared_is_accepted_no_longer() {
+async fn a_source_that_is_prepared_again_is_not_accepted() {
     let signer = Signer::es256("k1");
     let issuer = Issuer::start(&[&signer]).await;
     let rig = Rig::start(vec![source("main", &issuer)]).await;
@@ -401,7 +401,7 @@ async fn a_source_moved_back_to_prepared_is_accepted_no_longer() {
 }
 
 #[tokio::test]
-async fn changed_settings_fetch_what_is_new_and_only_that() {
+async fn changed_settings_fetch_only_new_sources() {
     let (a, b) = (Signer::es256("a"), Signer::es256("b"));
     let (first, second) = (Issuer::start(&[&a]).await, Issuer::start(&[&b]).await);
     let rig = Rig::start(vec![source("first", &first)]).await;
@@ -421,7 +421,7 @@ async fn changed_settings_fetch_what_is_new_and_only_that() {
     rig.verify(&b.sign(&claims("second"))).await.unwrap();
     rig.verify(&a.sign(&claims("first"))).await.unwrap();
     assert_eq!((first.fetches(), second.fetches()), (1, 1));
-    // Another address under the same name is another source: its keys are fetched again before anything is said of open connections.
+    // Another address under the same name is another source: its keys are fetched before trust in open connections is judged.
     first.hold();
     let moved = Issuer::start(&[&b]).await;
     moved.hold();
@@ -433,7 +433,7 @@ async fn changed_settings_fetch_what_is_new_and_only_that() {
 }
 
 #[tokio::test]
-async fn the_age_of_a_set_is_told_and_forgotten_with_its_source() {
+async fn the_age_of_a_set_is_a_metric_that_goes_with_its_source() {
     let signer = Signer::es256("k1");
     let issuer = Issuer::start(&[&signer]).await;
     let rig = Rig::start(vec![source("main", &issuer)]).await;
@@ -497,7 +497,7 @@ async fn a_ca_file_is_the_only_authority_for_its_source() {
             .is_some_and(|why| why.contains("the CA file cannot be used"))
     })
     .await;
-    // The file is read again for the next try.
+    // The file is read again at the next attempt.
     std::fs::write(&ca_file, include_str!("../fixture/authority.pem")).unwrap();
     until(|| rig.auth.unready_reason().is_none()).await;
     rig.verify(&signer.sign(&claims("main"))).await.unwrap();
@@ -511,7 +511,7 @@ async fn a_ca_file_is_the_only_authority_for_its_source() {
 }
 
 #[tokio::test]
-async fn a_ca_file_with_other_content_is_used_when_the_settings_are_told_again() {
+async fn a_changed_ca_file_is_used_when_the_settings_come_again() {
     let signer = Signer::es256("k1");
     let url = tls_issuer(json!({"keys": [signer.jwk()]}).to_string());
     let dir = tempfile::tempdir().unwrap();
@@ -545,7 +545,7 @@ fn in_file(name: &str, path: &std::path::Path) -> Source {
 
 /// authorization.md 2.1.
 #[tokio::test]
-async fn keys_come_out_of_a_file_and_follow_its_content() {
+async fn keys_from_a_file_follow_its_content() {
     let (old, new) = (Signer::es256("old"), Signer::es256("new"));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("keys.json");
@@ -565,7 +565,7 @@ async fn keys_come_out_of_a_file_and_follow_its_content() {
     rig.change(|_| {});
     until(|| !rig.auth.still_valid(facts(&principal))).await;
     assert_eq!(rig.verify(&old.sign(&claims("main"))).await, Err(UNKNOWN));
-    // What cannot be read, or is too long, leaves the keys that were.
+    // A file that cannot be read or is too long keeps the last keys.
     std::fs::write(&path, "x".repeat(300_000)).unwrap();
     rig.change(|_| {});
     until(|| {
@@ -590,7 +590,7 @@ async fn keys_come_out_of_a_file_and_follow_its_content() {
 
 /// authorization.md 2.3.
 #[tokio::test]
-async fn an_unknown_kid_has_the_file_read_again_before_anybody_tells_of_it() {
+async fn an_unknown_kid_causes_the_file_to_be_read_again() {
     let (old, new) = (Signer::es256("old"), Signer::es256("new"));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("keys.json");
@@ -602,7 +602,7 @@ async fn an_unknown_kid_has_the_file_read_again_before_anybody_tells_of_it() {
 
 /// authorization.md 2.7.
 #[tokio::test]
-async fn a_revoked_source_is_refused_listed_or_not_and_others_are_not() {
+async fn a_revoked_source_is_refused_whether_listed_or_not() {
     let (a, b) = (Signer::es256("a"), Signer::es256("b"));
     let (first, second) = (Issuer::start(&[&a]).await, Issuer::start(&[&b]).await);
     let rig = Rig::start(vec![source("first", &first), source("second", &second)]).await;
@@ -633,7 +633,7 @@ async fn a_revoked_source_is_refused_listed_or_not_and_others_are_not() {
     assert!(!rig.auth.is_revoked(&you) && rig.auth.trusts(&you));
     rig.verify(&yours).await.unwrap();
 
-    // Removed first, with time to refresh, and revoked later: that is told as well.
+    // A source that was removed first, with time to refresh, and revoked later is reported as well.
     rig.change(|live| {
         (
             live.jwks.revoked_sources.clear(),

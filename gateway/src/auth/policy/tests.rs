@@ -5,7 +5,7 @@ use futures_util::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
 
-/// A store over fixed rows that counts what it is asked and can be away.
+/// A store over fixed rows that counts its calls and can be unavailable.
 #[derive(Default)]
 struct Rows {
     policies: Mutex<Vec<PolicyRow>>,
@@ -127,11 +127,25 @@ fn with_rooms(rows: Rows, unmatched: Unmatched) -> (Access, Arc<Rows>) {
 
 const FIND: &str = "WebSocketClient.find";
 
+/// A case of client management: its name, the rows, and whether user 17 may list connections.
+type Case = (&'static str, Vec<PolicyRow>, Vec<GroupRow>, bool);
+
+async fn check_find(cases: Vec<Case>) {
+    for (name, policies, groups, expected) in cases {
+        let (access, _) = over(policies, groups);
+        assert_eq!(
+            access.may(&user("17"), FIND, "read").await.unwrap(),
+            expected,
+            "{name}"
+        );
+    }
+}
+
 /// authorization.md 4.4, 4.5 and 4.7.
 #[tokio::test]
 async fn client_management_needs_a_grant_that_holds_everywhere() {
-    let (m, role) = (Some("Merchant_42"), "Role_3");
-    let cases: Vec<(&str, Vec<PolicyRow>, Vec<GroupRow>, bool)> = vec![
+    let merchant = Some("Merchant_42");
+    check_find(vec![
         ("nothing", vec![], vec![], false),
         (
             "own grant",
@@ -140,7 +154,7 @@ async fn client_management_needs_a_grant_that_holds_everywhere() {
             true,
         ),
         (
-            "another's grant",
+            "a grant of another user",
             vec![allow("User_18", None, FIND, "read")],
             vec![],
             false,
@@ -159,32 +173,8 @@ async fn client_management_needs_a_grant_that_holds_everywhere() {
         ),
         (
             "grant in one domain",
-            vec![allow("User_17", m, FIND, "read")],
+            vec![allow("User_17", merchant, FIND, "read")],
             vec![],
-            false,
-        ),
-        (
-            "role's grant",
-            vec![allow(role, None, FIND, "read")],
-            vec![group("User_17", role, None)],
-            true,
-        ),
-        (
-            "another role's grant",
-            vec![allow("Role_4", None, FIND, "read")],
-            vec![group("User_17", role, None)],
-            false,
-        ),
-        (
-            "role held in one domain",
-            vec![allow(role, None, FIND, "read")],
-            vec![group("User_17", role, m)],
-            false,
-        ),
-        (
-            "role granted in one domain",
-            vec![allow(role, m, FIND, "read")],
-            vec![group("User_17", role, None)],
             false,
         ),
         (
@@ -211,6 +201,48 @@ async fn client_management_needs_a_grant_that_holds_everywhere() {
             vec![],
             false,
         ),
+    ])
+    .await;
+}
+
+/// authorization.md 4.4, 4.5 and 4.7.
+#[tokio::test]
+async fn a_role_counts_where_it_is_held_and_granted_everywhere() {
+    let (merchant, role) = (Some("Merchant_42"), "Role_3");
+    check_find(vec![
+        (
+            "role's grant",
+            vec![allow(role, None, FIND, "read")],
+            vec![group("User_17", role, None)],
+            true,
+        ),
+        (
+            "a grant of another role",
+            vec![allow("Role_4", None, FIND, "read")],
+            vec![group("User_17", role, None)],
+            false,
+        ),
+        (
+            "role held in one domain",
+            vec![allow(role, None, FIND, "read")],
+            vec![group("User_17", role, merchant)],
+            false,
+        ),
+        (
+            "role granted in one domain",
+            vec![allow(role, merchant, FIND, "read")],
+            vec![group("User_17", role, None)],
+            false,
+        ),
+    ])
+    .await;
+}
+
+/// authorization.md 4.4, 4.5 and 4.7.
+#[tokio::test]
+async fn a_deny_that_holds_everywhere_wins() {
+    let (merchant, role) = (Some("Merchant_42"), "Role_3");
+    check_find(vec![
         (
             "a deny wins",
             vec![
@@ -234,7 +266,7 @@ async fn client_management_needs_a_grant_that_holds_everywhere() {
             "a deny in one domain is about that domain",
             vec![
                 allow("User_17", None, FIND, "read"),
-                deny("User_17", m, FIND, "read"),
+                deny("User_17", merchant, FIND, "read"),
             ],
             vec![],
             true,
@@ -245,15 +277,8 @@ async fn client_management_needs_a_grant_that_holds_everywhere() {
             vec![],
             false,
         ),
-    ];
-    for (name, policies, groups, expected) in cases {
-        let (access, _) = over(policies, groups);
-        assert_eq!(
-            access.may(&user("17"), FIND, "read").await.unwrap(),
-            expected,
-            "{name}"
-        );
-    }
+    ])
+    .await;
 }
 
 /// authorization.md 4.5.
@@ -285,7 +310,7 @@ fn group_rows_without_a_domain_hold_in_every_domain_and_others_in_theirs() {
             "{domain}"
         );
     }
-    // Nothing of a user stays for the next.
+    // Loading replaces all rows of the user before.
     load(&mut enforcer, std::iter::empty(), std::iter::empty());
     assert!(!enforces(&enforcer, "User_17", "*", "Order", "read"));
     load(&mut enforcer, policies.into_iter(), std::iter::empty());
@@ -293,7 +318,7 @@ fn group_rows_without_a_domain_hold_in_every_domain_and_others_in_theirs() {
 }
 
 #[tokio::test]
-async fn names_that_look_like_lines_or_expressions_are_only_names() {
+async fn names_that_look_like_policy_lines_or_expressions_are_only_names() {
     let evil = "17, Role_3, *\ng, User_17";
     let (access, _) = over(
         vec![allow("Role_3", None, FIND, "read")],
@@ -310,7 +335,7 @@ async fn names_that_look_like_lines_or_expressions_are_only_names() {
 
 /// authorization.md 4.8.
 #[tokio::test]
-async fn roles_on_the_list_skip_the_check_and_the_store() {
+async fn roles_on_the_always_allow_list_skip_the_check_and_the_store() {
     let (access, rows) = over(vec![], vec![]);
     rows.away.store(true, Ordering::SeqCst);
     let with = |role: &str| Principal {
@@ -333,7 +358,7 @@ async fn roles_on_the_list_skip_the_check_and_the_store() {
 
 /// authorization.md 4.9.
 #[tokio::test]
-async fn an_outage_is_an_error_and_never_a_yes_and_ends_with_the_store() {
+async fn an_outage_is_an_error_and_never_allows() {
     let (access, rows) = over(
         vec![allow("User_17", None, FIND, "read")],
         vec![group("User_17", "Role_1", Some("Merchant_42"))],
@@ -350,7 +375,7 @@ async fn an_outage_is_an_error_and_never_a_yes_and_ends_with_the_store() {
             .await
             .is_err()
     );
-    // What needs no store needs no store.
+    // Rooms that need no store are decided without it.
     assert_eq!(
         access
             .may_join(&user("17"), client, &["user:17", "lobby"])
@@ -424,7 +449,7 @@ async fn rooms_are_for_members_owners_and_their_own_connection() {
 
 /// authorization.md 5.5.
 #[test]
-fn only_names_that_an_id_could_have_are_shaped_like_one() {
+fn only_possible_ids_are_shaped_like_a_client_id() {
     let early = Id::from_parts(38 * 86_400_000, 0, 0);
     let last = Id::from_number((1 << 70) - 1);
     for id in [early.as_str(), last.as_str(), "9abcdefghi", "1LyPpThFq001"] {
@@ -447,7 +472,7 @@ fn only_names_that_an_id_could_have_are_shaped_like_one() {
 
 /// authorization.md 5.7.
 #[tokio::test]
-async fn administrators_are_members_of_nothing_by_that_alone() {
+async fn an_always_allow_role_makes_nobody_a_member() {
     let (access, _) = over(vec![], vec![]);
     let admin = Principal {
         roles: vec!["super-admin".into()],
@@ -464,7 +489,7 @@ async fn administrators_are_members_of_nothing_by_that_alone() {
 
 /// authorization.md 4.9 and 5.8.
 #[tokio::test(start_paused = true)]
-async fn what_was_read_is_kept_for_its_time_and_a_lost_right_is_gone_within_it() {
+async fn rows_are_kept_for_a_while_and_a_lost_right_ends_within_that_time() {
     let (access, rows) = over(
         vec![allow("User_17", None, FIND, "read")],
         vec![group("User_17", "Role_1", Some("Merchant_42"))],
@@ -492,10 +517,8 @@ async fn what_was_read_is_kept_for_its_time_and_a_lost_right_is_gone_within_it()
         tokio::time::advance(access.recheck_interval()).await;
     }
     assert!(lost.elapsed() <= Duration::from_secs(30));
-    // The worst case: asked right before what is kept ends.
-    assert!(
-        access.inner.domains.for_how_long + access.recheck_interval() <= Duration::from_secs(30)
-    );
+    // The worst case: asked right before the kept rows expire.
+    assert!(access.inner.domains.keep_for + access.recheck_interval() <= Duration::from_secs(30));
     while access.may(&seventeen, FIND, "read").await.unwrap() {
         tokio::time::advance(Duration::from_secs(1)).await;
     }
@@ -523,7 +546,7 @@ async fn questions_about_one_user_at_the_same_time_read_once() {
 }
 
 #[tokio::test]
-async fn a_failure_is_told_to_everybody_who_waits_for_it_and_asked_again_by_the_next() {
+async fn a_failed_read_fails_all_who_wait_and_the_next_caller_reads_again() {
     let rows = Rows {
         gate: Some(tokio::sync::Semaphore::new(0)),
         away: true.into(),
@@ -550,7 +573,7 @@ async fn a_failure_is_told_to_everybody_who_waits_for_it_and_asked_again_by_the_
 }
 
 #[tokio::test]
-async fn a_caller_who_gives_up_leaves_the_question_to_the_next() {
+async fn a_caller_who_gives_up_does_not_block_the_next() {
     let rows = Rows {
         policies: Mutex::new(vec![allow("User_17", None, FIND, "read")]),
         gate: Some(tokio::sync::Semaphore::new(0)),
@@ -570,7 +593,7 @@ async fn a_caller_who_gives_up_leaves_the_question_to_the_next() {
 }
 
 #[tokio::test]
-async fn a_user_with_thousands_of_merchants_who_asks_for_thousands_of_rooms_keeps_nobody_waiting() {
+async fn thousands_of_merchants_and_rooms_do_not_block_the_enforcer() {
     let groups = (0..5000)
         .map(|n| group("User_17", "Role_1", Some(&format!("Merchant_{n}"))))
         .collect();

@@ -1,14 +1,16 @@
+use base64_simd::URL_SAFE_NO_PAD;
+use serde_json::{Value, json};
+
 use super::*;
 use crate::auth::fixture::{Issuer, NOW, Rig, Signer, claims, facts, source};
-use crate::config::SourceState;
+use crate::config::{Algorithm, SourceState};
 use crate::revocation::Revocation;
-use serde_json::json;
 
 fn refused(reason: TokenFault) -> Result<Arc<Principal>, VerifyError> {
     Err(VerifyError::Refused(reason))
 }
 
-/// `claims` with one member changed; null removes it.
+/// Returns `claims` with one member changed; null removes the member.
 fn with(name: &str, value: Value) -> Value {
     let mut claims = claims("main");
     if value.is_null() {
@@ -54,8 +56,8 @@ async fn a_good_token_of_every_algorithm_gives_its_principal() {
         assert_eq!(facts.issued_at.unwrap().timestamp(), NOW);
         assert_eq!(facts.expires_at.unwrap().timestamp(), NOW + 3600);
     }
-    assert_eq!(keys.len(), 4, "those with RSA have one key");
-    assert_eq!(rig.verdicts("accepted"), 6);
+    assert_eq!(keys.len(), 4, "the RSA signers share one key");
+    assert_eq!(rig.outcomes("accepted"), 6);
     assert_eq!(issuer.fetches(), 1);
 }
 
@@ -105,13 +107,13 @@ async fn each_claim_is_checked_with_leeway() {
         ("jti", json!(null), None),
     ];
     for (name, value, reason) in cases {
-        let verdict = rig.verify(&signer.sign(&with(name, value.clone()))).await;
+        let outcome = rig.verify(&signer.sign(&with(name, value.clone()))).await;
         match reason {
-            Some(reason) => assert_eq!(verdict, refused(reason), "{name} = {value}"),
-            None => assert!(verdict.is_ok(), "{name} = {value}: {verdict:?}"),
+            Some(reason) => assert_eq!(outcome, refused(reason), "{name} = {value}"),
+            None => assert!(outcome.is_ok(), "{name} = {value}: {outcome:?}"),
         }
     }
-    assert_eq!(rig.verdicts("audience"), 4);
+    assert_eq!(rig.outcomes("audience"), 4);
 }
 
 /// authorization.md 1.9 and 2.8.
@@ -177,7 +179,7 @@ async fn roles_count_only_where_they_are_trusted() {
 
 /// authorization.md 1.2.
 #[tokio::test]
-async fn none_and_symmetric_algorithms_are_refused_whatever_the_key_is_used_for() {
+async fn none_and_symmetric_algorithms_are_always_refused() {
     let (rig, issuer, signer) = one_source(|_| {}).await;
     let payload = URL_SAFE_NO_PAD.encode_to_string(claims("main").to_string());
     for alg in [
@@ -185,22 +187,22 @@ async fn none_and_symmetric_algorithms_are_refused_whatever_the_key_is_used_for(
     ] {
         let header = URL_SAFE_NO_PAD.encode_to_string(json!({"alg": alg, "kid": "k1"}).to_string());
         let message = format!("{header}.{payload}");
-        // The public key, which everybody has, as the secret.
+        // The public key, which everyone has, is used as the secret.
         let secret = signer.jwk()["x"].as_str().unwrap().to_owned();
         let mac = ring::hmac::sign(
             &ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes()),
             message.as_bytes(),
         );
         for signature in [String::new(), URL_SAFE_NO_PAD.encode_to_string(mac)] {
-            let verdict = rig.verify(&format!("{message}.{signature}")).await;
+            let outcome = rig.verify(&format!("{message}.{signature}")).await;
             assert!(
                 matches!(
-                    verdict,
+                    outcome,
                     Err(VerifyError::Refused(
                         TokenFault::Malformed | TokenFault::Algorithm
                     ))
                 ),
-                "{alg}: {verdict:?}"
+                "{alg}: {outcome:?}"
             );
         }
     }
@@ -209,7 +211,7 @@ async fn none_and_symmetric_algorithms_are_refused_whatever_the_key_is_used_for(
 
 /// authorization.md 1.2.
 #[tokio::test]
-async fn the_algorithm_must_be_the_sources_and_the_keys() {
+async fn the_source_and_the_key_must_both_allow_the_algorithm() {
     let (es, rs, ps) = (
         Signer::es256("es"),
         Signer::rsa("rs", "RS256"),
@@ -239,7 +241,7 @@ async fn the_algorithm_must_be_the_sources_and_the_keys() {
 
 /// authorization.md 1.4.
 #[tokio::test]
-async fn a_key_that_the_token_brings_along_is_never_used() {
+async fn a_key_that_the_token_brings_is_never_used() {
     let (rig, issuer, _signer) = one_source(|_| {}).await;
     let thief = Signer::es256("k1");
     let elsewhere = Issuer::start(&[&thief]).await;
@@ -320,20 +322,20 @@ async fn a_token_of_another_kind_or_with_an_unknown_extension_is_refused() {
     ] {
         let mut header = json!({"alg": "ES256", "kid": "k1"});
         header[member] = value.clone();
-        let verdict = rig
+        let outcome = rig
             .verify(&signer.sign_with(&header, &claims("main")))
             .await;
         if good {
-            assert!(verdict.is_ok(), "{member} = {value}")
+            assert!(outcome.is_ok(), "{member} = {value}")
         } else {
-            assert_eq!(verdict, refused(TokenFault::Kind), "{member} = {value}")
+            assert_eq!(outcome, refused(TokenFault::Kind), "{member} = {value}")
         }
     }
 }
 
 /// authorization.md 1.1.
 #[tokio::test]
-async fn an_oversized_token_is_refused_unread() {
+async fn an_oversized_token_is_refused_without_parsing() {
     let (rig, _issuer, signer) = one_source(|_| {}).await;
     let token = signer.sign(&with("note", json!("x".repeat(MAX_TOKEN_BYTES))));
     assert_eq!(rig.verify(&token).await, refused(TokenFault::TooLong));
@@ -344,7 +346,7 @@ async fn an_oversized_token_is_refused_unread() {
 
 /// authorization.md 1.4.
 #[tokio::test]
-async fn without_kid_only_the_only_key_of_a_source_may_have_signed() {
+async fn without_kid_the_source_must_have_exactly_one_key() {
     let (rig, issuer, signer) = one_source(|_| {}).await;
     let token = signer.sign_with(&json!({"alg": "ES256"}), &claims("main"));
     let (named, unnamed) = (
@@ -367,7 +369,7 @@ async fn without_kid_only_the_only_key_of_a_source_may_have_signed() {
 
 /// authorization.md 2.1 and 2.8.
 #[tokio::test]
-async fn two_sources_of_one_issuer_are_told_apart_by_kid_and_prefixes_keep_subjects_apart() {
+async fn two_sources_of_one_issuer_are_distinguished_by_kid_and_prefixes_separate_subjects() {
     let (old, new, foreign) = (
         Signer::es256("old"),
         Signer::es256("new"),
@@ -430,14 +432,14 @@ async fn waived_checks_are_waived_for_that_source_alone() {
     let rig = Rig::start(vec![source("main", &a), fallback]).await;
     let mut bare = with("iss", Value::Null);
     bare.as_object_mut().unwrap().remove("aud");
-    for claims in [bare.clone(), claims("unheard-of"), claims("main")] {
+    for claims in [bare.clone(), claims("unknown"), claims("main")] {
         assert_eq!(
             &*facts(&rig.verify(&loose.sign(&claims)).await.unwrap()).source,
             "loose"
         );
     }
     rig.verify(&named.sign(&claims("main"))).await.unwrap();
-    for claims in [bare, claims("unheard-of")] {
+    for claims in [bare, claims("unknown")] {
         assert_eq!(
             rig.verify(&named.sign(&claims)).await,
             refused(TokenFault::UnknownKey)
@@ -447,10 +449,14 @@ async fn waived_checks_are_waived_for_that_source_alone() {
 
 /// authorization.md 1.11.
 #[tokio::test]
-async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
+async fn a_remembered_token_is_verified_again_after_its_time_its_key_or_its_settings_change() {
     let (rig, issuer, signer) = one_source(|_| {}).await;
     let token = signer.sign(&claims("main"));
-    assert_eq!(rig.auth.verify_cached(&token), None, "nobody has seen it");
+    assert_eq!(
+        rig.auth.verify_cached(&token),
+        None,
+        "it was never verified"
+    );
     for _ in 0..3 {
         rig.verify(&token).await.unwrap();
     }
@@ -485,7 +491,7 @@ async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
     assert_eq!(
         rig.auth.verify_cached(&token),
         None,
-        "why it is refused is found the long way"
+        "only the full verification finds the fault"
     );
     assert_eq!(rig.verify(&token).await, refused(TokenFault::Expired));
     assert_eq!(remembered(), 0);
@@ -494,7 +500,7 @@ async fn a_remembered_token_ends_with_its_time_its_key_and_its_settings() {
 
 /// authorization.md 3.2.
 #[tokio::test]
-async fn a_revoked_token_is_refused_also_when_it_is_remembered() {
+async fn a_revoked_token_is_refused_even_if_it_is_remembered() {
     let (rig, _issuer, signer) = one_source(|_| {}).await;
     let (token, other) = (
         signer.sign(&claims("main")),
@@ -522,9 +528,9 @@ async fn a_revoked_token_is_refused_also_when_it_is_remembered() {
     });
     assert_eq!(rig.verify(&other).await, refused(TokenFault::Revoked));
     let younger = signer.sign(&with("iat", json!(NOW + 1)));
-    // Same `jti` as the revoked token, but issued after the moment that was named.
+    // Same `jti` as the revoked token, but issued after the time of the revocation.
     rig.verify(&younger).await.unwrap();
-    assert_eq!(rig.verdicts("revoked"), 3);
+    assert_eq!(rig.outcomes("revoked"), 3);
 }
 
 /// authorization.md 2.9.
