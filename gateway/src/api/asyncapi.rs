@@ -1,6 +1,7 @@
-//! The AsyncAPI 3.0 document: WebSocket events and the Kafka record, as `docs/protocol.md` specifies them.
+//! The AsyncAPI 3.0 document: WebSocket events (protocol.md 3) and the Kafka record.
 //!
-//! Shapes that are Rust types come from their schemas; a gateway that reads a shape leniently describes what clients should send.
+//! Names, bounds, close codes and the data that the gateway sends come from [`crate::protocol`]. Where the gateway reads data leniently, the document
+//! describes what clients should send.
 
 use std::sync::LazyLock;
 
@@ -8,10 +9,15 @@ use serde_json::{Map, Value, json};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::dispatch::ResyncReason;
 use crate::id::Id;
 use crate::notification::Notification;
+use crate::protocol::bounds::{MAX_ROOM_CHARS, MAX_ROOMS_PER_EVENT, MAX_SYNC};
 use crate::protocol::close::Close;
-use crate::protocol::event::{Deleted, ReadByUser, name};
+use crate::protocol::event::{
+    Connected, Created, Deleted, ErrorText, Expiring, ReadByUser, Refreshed, Resync, Synced, name,
+};
+use crate::protocol::room::RESERVED_PREFIX;
 
 /// The document as it is served and committed.
 pub(super) static TEXT: LazyLock<String> = LazyLock::new(|| {
@@ -22,19 +28,35 @@ pub(super) static TEXT: LazyLock<String> = LazyLock::new(|| {
 
 /// Who sends an event.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum By {
+enum Sender {
     Client,
     Gateway,
     Both,
 }
 
-/// One WebSocket event: its name, who sends it, what it is for, the schema of its data and an example of it.
+/// One WebSocket event: its name, who sends it, what it is for, the schema of its data and an example of the data.
 struct Event {
     name: &'static str,
-    by: By,
+    sender: Sender,
     summary: &'static str,
     data: Option<Value>,
     example: Value,
+}
+
+fn event(
+    name: &'static str,
+    sender: Sender,
+    summary: &'static str,
+    data: Value,
+    example: Value,
+) -> Event {
+    Event {
+        name,
+        sender,
+        summary,
+        data: Some(data),
+        example,
+    }
 }
 
 fn object(required: &[&str], properties: Value) -> Value {
@@ -49,202 +71,189 @@ fn time() -> Value {
     json!({"type": "string", "format": "date-time"})
 }
 
-fn number() -> Value {
-    json!({"type": "integer", "format": "int64"})
+fn seq() -> Value {
+    json!({"type": "integer", "format": "int64", "minimum": 0, "description": "`seq` of a notification"})
 }
 
 fn list_of(items: Value) -> Value {
     json!({"type": "array", "items": items})
 }
 
-fn schema(name: &str) -> Value {
+/// A reference to the schema of a Rust type.
+fn schema<T: ToSchema>() -> Value {
+    reference(&T::name())
+}
+
+fn reference(name: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{name}")})
 }
 
-fn session_events() -> Vec<Event> {
-    use By::{Both, Client, Gateway};
-    let event = |event, by, summary, data, example| Event {
-        name: event,
-        by,
-        summary,
-        data,
-        example,
-    };
-    let rooms = || {
-        object(
-            &["rooms"],
-            json!({"rooms": list_of(json!({"type": "string", "minLength": 1, "maxLength": 256, "pattern": "^(?!ws:)"}))}),
-        )
-    };
+/// Data of `join` and `leave`.
+fn rooms() -> Value {
+    let name = json!({"type": "string", "minLength": 1, "maxLength": MAX_ROOM_CHARS, "pattern": format!("^(?!{RESERVED_PREFIX})")});
+    object(
+        &["rooms"],
+        json!({"rooms": {"type": "array", "items": name, "maxItems": MAX_ROOMS_PER_EVENT}}),
+    )
+}
+
+/// Data of `authenticate` and `refresh`, with further properties.
+fn credentials(more: &[(&str, Value)]) -> Value {
+    let mut properties = json!({"type": {"const": "Bearer"}, "token": text()});
+    for (name, schema) in more {
+        properties[*name] = schema.clone();
+    }
+    object(&["type", "token"], properties)
+}
+
+fn authentication_events() -> Vec<Event> {
+    let key =
+        json!({"type": "string", "description": "Raw uncompressed P-256 point, standard base64"});
     vec![
         event(
             name::AUTHENTICATE,
-            Client,
-            "First event of a connection, within 5 s. With a client key the connection is encrypted (P-256 ECDH, HKDF-SHA-256, AES-256-GCM); \
-             `publicKey` is read as `clientPublicKey` too.",
-            Some(object(
-                &["type", "token"],
-                json!({"type": {"const": "Bearer"}, "token": text(), "clientPublicKey": {"type": "string", "description": "Raw uncompressed P-256 point, standard base64"}}),
-            )),
+            Sender::Client,
+            "The first event of a connection, due within 5 s. A client key asks for encryption (P-256 ECDH, HKDF-SHA-256, AES-256-GCM); \
+             `publicKey` is another name of `clientPublicKey`.",
+            credentials(&[("clientPublicKey", key)]),
             json!({"type": "Bearer", "token": "eyJhbGciOiJFUzI1NiJ9.e30.c2ln"}),
         ),
         event(
             name::CONNECTED,
-            Gateway,
-            "The connection is authenticated; always in clear text. `serverPublicKey` and `salt` are there where it is encrypted.",
-            Some(object(
-                &["id", "userId", "time"],
-                json!({"id": schema("Id"), "userId": text(), "time": time(), "serverPublicKey": text(), "salt": text()}),
-            )),
+            Sender::Gateway,
+            "The connection is authenticated; never encrypted. `serverPublicKey` and `salt` are present on an encrypted connection.",
+            schema::<Connected<'_>>(),
             json!({"id": "1KbZ0dT9Xa4", "userId": "17", "time": "2026-11-23T08:00:00.000Z"}),
         ),
         event(
             name::ENCRYPTED,
-            Both,
-            "A sealed envelope: the plaintext is the JSON of the inner envelope.",
-            Some(object(
+            Sender::Both,
+            "An encrypted envelope: the plaintext is the JSON of the inner envelope.",
+            object(
                 &["iv", "ct"],
                 json!({"iv": {"type": "string", "description": "12 bytes, standard base64"}, "ct": {"type": "string", "description": "Ciphertext and 16-byte tag, standard base64"}}),
-            )),
+            ),
             json!({"iv": "AAAAAAAAAAAAAAAA", "ct": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="}),
         ),
         event(
-            name::JOIN,
-            Client,
-            "Asks for rooms; those that the rules allow are joined, the others are left out without a word.",
-            Some(rooms()),
-            json!({"rooms": ["merchant:42"]}),
-        ),
-        event(
-            name::LEAVE,
-            Client,
-            "Leaves rooms.",
-            Some(rooms()),
-            json!({"rooms": ["merchant:42"]}),
-        ),
-        event(
-            name::HEARTBEAT,
-            Client,
-            "Says that the client is there; not answered. A Pong does as well.",
-            None,
-            Value::Null,
-        ),
-        event(
-            name::ERROR,
-            Gateway,
-            "What a client sent was not accepted.",
-            Some(object(&["message"], json!({"message": text()}))),
-            json!({"message": "Not authenticated"}),
-        ),
-        event(
             name::REFRESH,
-            Client,
-            "Puts a newer token of the same subject in place of the one that ends.",
-            Some(object(
-                &["type", "token"],
-                json!({"type": {"const": "Bearer"}, "token": text()}),
-            )),
+            Sender::Client,
+            "Replaces the token with a newer one of the same subject.",
+            credentials(&[]),
             json!({"type": "Bearer", "token": "eyJhbGciOiJFUzI1NiJ9.e30.c2ln"}),
         ),
         event(
             name::REFRESHED,
-            Gateway,
-            "The newer token holds; `expiresAt` is null where it never ends.",
-            Some(object(
-                &["expiresAt"],
-                json!({"expiresAt": {"type": ["string", "null"], "format": "date-time"}}),
-            )),
+            Sender::Gateway,
+            "The newer token is in use; `expiresAt` is null for a token without an end.",
+            schema::<Refreshed>(),
             json!({"expiresAt": "2026-11-23T09:00:00.000Z"}),
         ),
         event(
             name::EXPIRING,
-            Gateway,
+            Sender::Gateway,
             "The token ends soon; without `refresh` the connection is closed with 4005.",
-            Some(object(
-                &["expiresAt", "seconds"],
-                json!({"expiresAt": time(), "seconds": number()}),
-            )),
+            schema::<Expiring>(),
             json!({"expiresAt": "2026-11-23T09:00:00.000Z", "seconds": 60}),
+        ),
+    ]
+}
+
+fn session_events() -> Vec<Event> {
+    vec![
+        event(
+            name::JOIN,
+            Sender::Client,
+            "Asks for rooms. The client joins those that the rules allow; the others are left out without an answer.",
+            rooms(),
+            json!({"rooms": ["merchant:42"]}),
+        ),
+        event(
+            name::LEAVE,
+            Sender::Client,
+            "Leaves rooms.",
+            rooms(),
+            json!({"rooms": ["merchant:42"]}),
+        ),
+        Event {
+            name: name::HEARTBEAT,
+            sender: Sender::Client,
+            summary: "Shows that the client is alive; not answered. A Pong frame does the same.",
+            data: None,
+            example: Value::Null,
+        },
+        event(
+            name::ERROR,
+            Sender::Gateway,
+            "The gateway did not accept what the client sent.",
+            schema::<ErrorText<'_>>(),
+            json!({"message": "Not authenticated"}),
         ),
         event(
             name::RESYNC,
-            Gateway,
+            Sender::Gateway,
             "Pushes may have been missed: send `notification:sync`.",
-            Some(object(&["reason"], json!({"reason": text()}))),
-            json!({"reason": "bus"}),
+            schema::<Resync>(),
+            json!({"reason": ResyncReason::BusReconnected.as_str()}),
         ),
     ]
 }
 
 fn notification_events() -> Vec<Event> {
-    use By::{Client, Gateway};
-    let event = |event, by, summary, data, example| Event {
-        name: event,
-        by,
-        summary,
-        data: Some(data),
-        example,
-    };
-    let seq = || json!({"type": "integer", "format": "int64", "minimum": 0, "description": "`seq` of a notification"});
     let shown = example_of::<Notification>();
     vec![
         event(
             name::NOTIFICATION_CREATED,
-            Gateway,
+            Sender::Gateway,
             "A notification was stored. It may come again with the same `id`, and it may be missed: `notification:sync` closes every gap.",
-            object(
-                &["notification", "unreadCount", "version"],
-                json!({"notification": schema("Notification"), "unreadCount": number(), "version": number()}),
-            ),
+            schema::<Created<'_>>(),
             json!({"notification": shown, "unreadCount": 4, "version": 40}),
         ),
-        Event {
-            name: name::NOTIFICATION_READ,
-            by: Client,
-            summary: "Marks notifications as read; ids that are not the caller's are ignored.",
-            data: Some(
-                json!({"oneOf": [object(&["ids"], json!({"ids": list_of(schema("Id"))})), object(&["upTo"], json!({"upTo": seq()}))]}),
-            ),
-            example: json!({"upTo": 812}),
-        },
         event(
             name::NOTIFICATION_READ,
-            Gateway,
-            "What became read, to every connection of the user; the newest 1000 of `total`.",
-            schema("NotificationsRead"),
+            Sender::Client,
+            "Marks notifications as read; ids of other users' notifications are ignored.",
+            json!({"oneOf": [
+                object(&["ids"], json!({"ids": list_of(schema::<Id>())})),
+                object(&["upTo"], json!({"upTo": seq()})),
+            ]}),
+            json!({"upTo": 812}),
+        ),
+        event(
+            name::NOTIFICATION_READ,
+            Sender::Gateway,
+            "Notifications became read; sent to every connection of the user. `ids` holds the newest 1000 of `total`.",
+            schema::<ReadByUser<'_>>(),
             example_of::<ReadByUser<'_>>(),
         ),
         event(
             name::NOTIFICATION_DELETED,
-            Gateway,
-            "What was removed over REST, to every connection of the user.",
-            schema("NotificationsDeleted"),
+            Sender::Gateway,
+            "Notifications were deleted over REST; sent to every connection of the user.",
+            schema::<Deleted<'_>>(),
             example_of::<Deleted<'_>>(),
         ),
         event(
             name::NOTIFICATION_SYNC,
-            Client,
-            "Asks for what was stored after `after`.",
+            Sender::Client,
+            "Asks for the notifications that were stored after `after`.",
             object(
                 &["after"],
-                json!({"after": seq(), "limit": {"type": "integer", "minimum": 1, "maximum": 200}}),
+                json!({"after": seq(), "limit": {"type": "integer", "minimum": 1, "maximum": MAX_SYNC}}),
             ),
             json!({"after": 812}),
         ),
         event(
             name::NOTIFICATION_SYNCED,
-            Gateway,
+            Sender::Gateway,
             "Ends a sync: the missed `notification:created` events came before it, in order.",
-            object(
-                &["count", "cursor", "unreadCount", "version", "more"],
-                json!({"count": number(), "cursor": seq(), "unreadCount": number(), "version": number(), "more": {"type": "boolean"}}),
-            ),
+            schema::<Synced>(),
             json!({"count": 2, "cursor": 814, "unreadCount": 4, "version": 41, "more": false}),
         ),
     ]
 }
 
-/// The example that a type's schema carries.
+/// Returns the example of a type's schema.
 fn example_of<T: PartialSchema>() -> Value {
     let schema = serde_json::to_value(T::schema()).expect("schemas serialize");
     find_example(&schema).unwrap_or(Value::Null)
@@ -268,12 +277,12 @@ fn key(event: &Event) -> String {
             .map(|first| first.to_uppercase().chain(chars).collect::<String>())
             .unwrap_or_default()
     });
-    let side = if event.by == By::Client {
+    let suffix = if event.sender == Sender::Client {
         "FromClient"
     } else {
         ""
     };
-    words.collect::<String>() + side
+    words.collect::<String>() + suffix
 }
 
 fn message(event: &Event) -> Value {
@@ -316,14 +325,14 @@ fn activity() -> Value {
         "properties": {
             "id": {"type": ["string", "number"], "description": "Identity of the event within its source: one (source, id) makes exactly one notification per recipient. Absent: topic, partition, offset and time of the record."},
             "type": {"type": "string", "minLength": 1, "description": "Selects the template."},
-            "recipientType": {"enum": ["org", "merchant", "users"], "description": "Whom it concerns; absent, or nobody found: the actor."},
+            "recipientType": {"enum": ["org", "merchant", "users"], "description": "Whom it concerns. Absent, or no recipient found: the actor."},
             "organizerId": id(),
             "merchantId": id(),
             "recipientIds": list_of(id()),
             "actorId": id(),
             "data": {"type": "object", "description": "Parameters of the template."},
-            "title": {"type": "string", "description": "Given text, used instead of the template."},
-            "content": {"type": "string", "description": "Given text, used instead of the template."},
+            "title": {"type": "string", "description": "Text that replaces the template."},
+            "content": {"type": "string", "description": "Text that replaces the template."},
             "locale": {"type": "string", "description": "A locale of the catalogs; `vi` where it is left out."},
             "occurredAt": time(),
         },
@@ -333,12 +342,12 @@ fn activity() -> Value {
 fn activity_message() -> Value {
     json!({
         "name": "activity",
-        "summary": "Something happened that people should know.",
+        "summary": "An event that users should be notified of.",
         "description": "The key is free; events of one key stay in order. CloudEvents 1.0 is read too, structured (`application/cloudevents+json`) and binary (`ce_*` \
                         headers). A record that cannot be used goes to the dead-letter topic.",
         "contentType": "application/json",
-        "headers": object(&[], json!({"traceparent": {"type": "string", "description": "W3C Trace Context: the trace goes on to the socket write."}})),
-        "payload": schema("Activity"),
+        "headers": object(&[], json!({"traceparent": {"type": "string", "description": "W3C Trace Context: the trace continues to the write on the socket."}})),
+        "payload": reference("Activity"),
         "examples": [{"name": "payment", "payload": {
             "id": "evt-81", "type": "PAYMENT_SUCCESS", "actorId": "17", "recipientType": "merchant", "merchantId": "42",
             "data": {"amount": 150_000, "currency": "VND", "orderId": "DH-1001"}, "occurredAt": "2026-11-23T08:00:00Z",
@@ -354,26 +363,36 @@ fn close_codes() -> String {
 
 fn schemas() -> Value {
     let mut collected: Vec<(String, RefOr<Schema>)> = vec![
-        (Id::name().into(), Id::schema()),
-        (Notification::name().into(), Notification::schema()),
-        (ReadByUser::name().into(), ReadByUser::schema()),
-        (Deleted::name().into(), Deleted::schema()),
+        named::<Id>(),
+        named::<Notification>(),
+        named::<Connected<'_>>(),
+        named::<ErrorText<'_>>(),
+        named::<Refreshed>(),
+        named::<Expiring>(),
+        named::<Resync>(),
+        named::<Created<'_>>(),
+        named::<ReadByUser<'_>>(),
+        named::<Deleted<'_>>(),
+        named::<Synced>(),
     ];
     Notification::schemas(&mut collected);
-    let named = collected.into_iter().map(|(name, schema)| {
-        (
-            name,
-            serde_json::to_value(schema).expect("schemas serialize"),
-        )
-    });
-    let mut all = Map::from_iter(named);
+    let json = |schema| serde_json::to_value(schema).expect("schemas serialize");
+    let mut all: Map<String, Value> = collected
+        .into_iter()
+        .map(|(name, schema)| (name, json(schema)))
+        .collect();
     all.insert("Activity".into(), activity());
     Value::Object(all)
 }
 
+fn named<T: ToSchema>() -> (String, RefOr<Schema>) {
+    (T::name().into(), T::schema())
+}
+
 fn document() -> Value {
-    let events: Vec<Event> = session_events()
+    let events: Vec<Event> = authentication_events()
         .into_iter()
+        .chain(session_events())
         .chain(notification_events())
         .collect();
     let mut messages = Map::from_iter(events.iter().map(|event| (key(event), message(event))));
@@ -385,55 +404,68 @@ fn document() -> Value {
         )
     }));
     messages.insert("Activity".into(), activity_message());
-
-    let of = |wanted: &[By]| -> Vec<Value> {
-        let keys = events
-            .iter()
-            .filter(|event| wanted.contains(&event.by))
-            .map(key)
-            .chain(["Application".to_owned()]);
-        keys.map(|key| json!({"$ref": format!("#/channels/stream/messages/{key}")}))
-            .collect()
-    };
     json!({
         "asyncapi": "3.0.0",
         "info": {
             "title": "Signal events",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "What travels on the WebSocket `/stream` and what producers put into Kafka. Every WebSocket text frame is one envelope `{event, data?, id?}`. \
+            "description": "Events of the WebSocket `/stream`, and the records that producers write to Kafka. Every WebSocket text frame is one envelope `{event, data?, id?}`. \
                             REST is described by `/openapi.json`.",
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         "defaultContentType": "application/json",
         "servers": {
             "gateway": {"host": "{host}", "protocol": "wss", "description": "The gateway", "variables": {"host": {"default": "localhost:8080"}}},
-            "kafka": {"host": "{broker}", "protocol": "kafka", "description": "The broker that the gateway consumes", "variables": {"broker": {"default": "localhost:9092"}}},
+            "kafka": {"host": "{broker}", "protocol": "kafka", "description": "The broker that the gateway consumes from", "variables": {"broker": {"default": "localhost:9092"}}},
         },
-        "channels": {
-            "stream": {
-                "address": "/stream",
-                "title": "One client's connection",
-                "description": format!("Ends with one of these codes.\n\n{}", close_codes()),
-                "servers": [{"$ref": "#/servers/gateway"}],
-                "messages": on_stream,
-                "bindings": {"ws": {"method": "GET"}},
-            },
-            "activities": {
-                "address": "activity-notification",
-                "title": "Activities",
-                "description": "The topic's name is a setting.",
-                "servers": [{"$ref": "#/servers/kafka"}],
-                "messages": {"Activity": {"$ref": "#/components/messages/Activity"}},
-            },
-        },
-        "operations": {
-            "hearClients": {"action": "receive", "channel": {"$ref": "#/channels/stream"}, "summary": "What clients send.", "messages": of(&[By::Client, By::Both])},
-            "tellClients": {"action": "send", "channel": {"$ref": "#/channels/stream"}, "summary": "What the gateway sends.", "messages": of(&[By::Gateway, By::Both])},
-            "consumeActivities": {
-                "action": "receive", "channel": {"$ref": "#/channels/activities"}, "summary": "What producers write.",
-                "messages": [{"$ref": "#/channels/activities/messages/Activity"}],
-            },
-        },
+        "channels": channels(&on_stream),
+        "operations": operations(&events),
         "components": {"messages": messages, "schemas": schemas()},
+    })
+}
+
+fn channels(on_stream: &Map<String, Value>) -> Value {
+    json!({
+        "stream": {
+            "address": "/stream",
+            "title": "One client's connection",
+            "description": format!("Closed with one of these codes.\n\n{}", close_codes()),
+            "servers": [{"$ref": "#/servers/gateway"}],
+            "messages": on_stream,
+            "bindings": {"ws": {"method": "GET"}},
+        },
+        "activities": {
+            "address": "activity-notification",
+            "title": "Activities",
+            "description": "The topic's name is a setting.",
+            "servers": [{"$ref": "#/servers/kafka"}],
+            "messages": {"Activity": {"$ref": "#/components/messages/Activity"}},
+        },
+    })
+}
+
+fn operations(events: &[Event]) -> Value {
+    let sent_by = |senders: &[Sender]| -> Vec<Value> {
+        let keys = events
+            .iter()
+            .filter(|event| senders.contains(&event.sender))
+            .map(key)
+            .chain(["Application".to_owned()]);
+        keys.map(|key| json!({"$ref": format!("#/channels/stream/messages/{key}")}))
+            .collect()
+    };
+    json!({
+        "receiveFromClients": {
+            "action": "receive", "channel": {"$ref": "#/channels/stream"}, "summary": "What clients send.",
+            "messages": sent_by(&[Sender::Client, Sender::Both]),
+        },
+        "sendToClients": {
+            "action": "send", "channel": {"$ref": "#/channels/stream"}, "summary": "What the gateway sends.",
+            "messages": sent_by(&[Sender::Gateway, Sender::Both]),
+        },
+        "consumeActivities": {
+            "action": "receive", "channel": {"$ref": "#/channels/activities"}, "summary": "What producers write.",
+            "messages": [{"$ref": "#/channels/activities/messages/Activity"}],
+        },
     })
 }

@@ -133,6 +133,7 @@ pub struct Connected<'a> {
     /// The subject of the token.
     pub user_id: &'a str,
     /// When, RFC 3339 in UTC.
+    #[schema(format = DateTime)]
     pub time: String,
     /// The server's public key of an encrypted connection, base64.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -193,6 +194,7 @@ pub fn resync_data(reason: ResyncReason) -> Arc<RawValue> {
 #[serde(rename_all = "camelCase")]
 pub struct Expiring {
     /// When the token ends, RFC 3339 in UTC.
+    #[schema(format = DateTime)]
     pub expires_at: String,
     /// Seconds until then.
     pub seconds: i64,
@@ -215,6 +217,7 @@ pub fn expiring(at: DateTime<Utc>, seconds: i64) -> Message {
 #[serde(rename_all = "camelCase")]
 pub struct Refreshed {
     /// When the new token ends, RFC 3339 in UTC; null for a token without an end.
+    #[schema(format = DateTime, required = true)]
     pub expires_at: Option<String>,
 }
 
@@ -229,14 +232,15 @@ pub fn refreshed(at: Option<DateTime<Utc>>) -> Message {
 }
 
 /// Data of `notification:created`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = NotificationCreated)]
 pub struct Created<'a> {
-    /// The row.
+    /// The notification.
     pub notification: &'a Notification,
-    /// The inbox's absolute count right after it.
+    /// How many notifications are unread.
     pub unread_count: i64,
-    /// Grows with every change of the inbox.
+    /// Grows with every change of the inbox: of two counts the one with the higher version is newer.
     pub version: i64,
 }
 
