@@ -1,7 +1,7 @@
-//! The admin listener: probes, metrics, and for holders of the token what the operator reads and orders.
+//! The admin listener: probes, metrics, and, for holders of the token, the status, drains and sheds.
 //!
-//! Never public: probes and metrics need no token. Input: requests of kubelets, Prometheus and the operator. Output: where the
-//! process stands; a drain or a shed.
+//! It is never public, because probes and metrics need no token. Input: requests of kubelets, Prometheus and the operator. Output: the state of the
+//! process; a drain or a shed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,38 +28,38 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::store::NotificationStore;
 
-/// Longest wait for the database's version: whoever asks for the status wants the rest of it.
+/// Longest wait for the version of the database's schema; the rest of the status is answered without it.
 const VERSION_LIMIT: Duration = Duration::from_secs(1);
 /// Largest body of an admin request.
 pub(super) const MAX_BODY_BYTES: usize = 4096;
-/// The text format that the metrics are in (OpenMetrics 1.0).
+/// The format of the metrics (OpenMetrics 1.0).
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 const CHALLENGE: &str = "Bearer realm=\"signal-admin\"";
 const CHALLENGE_INVALID: &str = "Bearer realm=\"signal-admin\", error=\"invalid_token\"";
 
-/// What the admin routes work with; cheap to clone.
+/// What the admin routes need; cheap to clone.
 #[derive(Clone)]
 pub struct AdminState {
-    /// Where the process stands.
+    /// The state of the process.
     pub lifecycle: Arc<Lifecycle>,
     /// Connections of this instance.
     pub hub: Hub,
-    /// SubscriberState and lag.
+    /// Whether it receives, its lag, and its servers.
     pub bus: Arc<dyn Bus>,
-    /// Knows the schema's version.
+    /// Reads the version of the schema.
     pub notifications: Arc<dyn NotificationStore>,
-    /// What `/metrics` prints.
+    /// What `/metrics` answers.
     pub metrics: Arc<Metrics>,
     /// This instance's name.
     pub instance: Arc<str>,
-    /// `server.admin_token_file`: read at each request, so a changed token holds from the next one on.
+    /// `server.admin_token_file`; read at each request, so a changed token is used from the next one on.
     pub token_file: SecretFile,
     /// A report with the members that only the app knows: revisions, key sources, the served key set, the pipeline.
     pub facts: Arc<dyn Fn() -> StatusReport + Send + Sync>,
 }
 
-/// Lets holders of the token through.
+/// Passes requests of holders of the token.
 pub(super) async fn guard(
     State(state): State<AdminState>,
     request: Request,
@@ -75,14 +75,14 @@ pub(super) async fn guard(
             );
         }
         Ok(Err(error)) => {
-            tracing::error!(%error, "server.admin_token_file cannot be read");
+            tracing::error!(%error, "admin request refused: server.admin_token_file cannot be read");
             return Err(Cause::AdminDisabled.because("the file with the token cannot be read"));
         }
         Err(_) => return Err(Cause::Internal.because("the file with the token could not be read")),
     };
     match authorization(request.headers())? {
         Some((scheme, given, _)) if scheme.eq_ignore_ascii_case("bearer") => {
-            // Hashes have one length, so the comparison tells nothing of the token's.
+            // Hashes have one length, so the comparison does not reveal the token's.
             let same: bool = Sha256::digest(given.as_bytes())
                 .ct_eq(&Sha256::digest(token.expose().as_bytes()))
                 .into();
@@ -101,7 +101,7 @@ pub(super) async fn guard(
     Ok(next.run(request).await)
 }
 
-/// The process turns: nothing else is asked, so a dependency's outage restarts nobody.
+/// Answers that the process runs. It checks nothing else, so an outage of a dependency restarts no pod.
 pub(super) async fn livez() -> Json<serde_json::Value> {
     Json(serde_json::json!({"live": true}))
 }
@@ -113,7 +113,7 @@ pub(super) struct ReadyParams {
     verbose: Option<String>,
 }
 
-/// Ready when no part says otherwise.
+/// Answers that the process is ready when every part is.
 pub(super) async fn readyz(
     State(state): State<AdminState>,
     Params(params): Params<ReadyParams>,
@@ -130,15 +130,15 @@ pub(super) async fn readyz(
     }
     let names: Vec<&str> = parts.iter().map(|part| part.part.as_str()).collect();
     let problem = Cause::NotReady.because(format!("not ready: {}", names.join(", ")));
-    let told = serde_json::to_value(&parts).expect("names and texts serialize");
+    let parts = serde_json::to_value(&parts).expect("names and texts serialize");
     Err(if verbose {
-        problem.with("parts", told)
+        problem.with("parts", parts)
     } else {
         problem
     })
 }
 
-/// Everything that is counted.
+/// Answers all metrics.
 pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
     ([(CONTENT_TYPE, OPEN_METRICS)], state.metrics.render()).into_response()
 }
@@ -182,7 +182,7 @@ fn drain_status(state: &AdminState) -> DrainStatus {
     }
 }
 
-/// Reports where the process stands; the operator reads in it that pods have taken what it wrote.
+/// Answers the status, in which the operator sees whether its changes are in use.
 pub(super) async fn status(
     State(state): State<AdminState>,
     _: Params<NoParams>,
@@ -209,16 +209,13 @@ pub(super) async fn status(
     })
 }
 
-/// Begins the drain; asking twice changes nothing.
+/// Starts a drain; a second request changes nothing.
 pub(super) async fn drain(
     State(state): State<AdminState>,
     _: Params<NoParams>,
     OptionalJson(body): OptionalJson<DrainOrder>,
 ) -> Result<Response, Problem> {
-    tracing::info!(
-        held = body.hold,
-        "a drain was asked for over the admin listener"
-    );
+    tracing::info!(held = body.hold, "drain requested on the admin listener");
     if body.hold {
         state.lifecycle.request_hold()?;
     } else {
@@ -227,7 +224,7 @@ pub(super) async fn drain(
     Ok((StatusCode::ACCEPTED, Json(drain_status(&state))).into_response())
 }
 
-/// Takes a held drain back; without a drain nothing changes.
+/// Takes a held drain back; without one nothing changes.
 pub(super) async fn undrain(
     State(state): State<AdminState>,
     _: Params<NoParams>,
@@ -236,7 +233,7 @@ pub(super) async fn undrain(
     Ok(Json(drain_status(&state)))
 }
 
-/// Closes random connections with 4009, so that they spread over the other instances.
+/// Closes random connections with 4009, so that their clients reconnect to other instances.
 pub(super) async fn shed(
     State(state): State<AdminState>,
     _: Params<NoParams>,
@@ -246,6 +243,10 @@ pub(super) async fn shed(
         return Err(Cause::InvalidBody.because("`count` must be at least 1"));
     }
     let closed = state.hub.shed(body.count).await;
-    tracing::info!(asked = body.count, closed, "connections shed");
+    tracing::info!(
+        asked = body.count,
+        closed,
+        "connections closed with 4009 so that clients reconnect elsewhere"
+    );
     Ok(Json(Shed { closed }))
 }

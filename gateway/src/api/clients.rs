@@ -1,7 +1,7 @@
-//! Live connections of the whole cluster: who is here, where, and the door.
+//! Live connections of the whole cluster: listing, describing and closing them, and their rooms.
 //!
-//! Input: administrators' requests. Each is answered from this instance's [`crate::hub`] and, by request and reply over the
-//! [`crate::bus`], from every other one; an instance that does not answer is named, never hidden.
+//! Input: administrators' requests. Output: answers from this instance's [`crate::hub`] and, by request and reply over the [`crate::bus`], from every
+//! other instance. The answer names the instances that did not reply.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ use crate::id::Id;
 use crate::protocol::close::Close;
 
 /// Most rooms in one request.
-const MAX_ROOMS: usize = 128;
+pub(super) const MAX_ROOMS: usize = 128;
 
 macro_rules! permissions {
     ($($name:ident: $code:literal, $action:literal;)*) => {$(
@@ -56,10 +56,10 @@ pub(crate) struct ListParams {
     /// Only members of this room.
     #[param(value_type = Option<String>)]
     room: Option<RoomName>,
-    /// Only connections that this instance holds. Naming the one that answers asks nobody else, so that works without Redis too.
+    /// Only connections of this instance. Where it is the instance that answers, no other one is asked, so this works without Redis.
     #[param(value_type = Option<String>)]
     instance: Option<Name>,
-    /// `next` of the page before.
+    /// `next` of the previous page.
     #[param(value_type = Option<String>)]
     cursor: Option<Cursor<Id>>,
     /// Size of the page.
@@ -83,17 +83,17 @@ pub(crate) struct Client {
     user_id: Option<String>,
     /// `connecting`, `authenticating`, `authenticated` or `encrypted`.
     state: String,
-    /// Whether what the gateway sends it is sealed.
+    /// Whether its messages are encrypted.
     encrypted: bool,
-    /// Rooms it is in, its own id's excepted.
+    /// The rooms it is in, without the room of its own id.
     rooms: Vec<String>,
     /// When it connected.
     #[schema(format = DateTime)]
     connected_at: String,
-    /// When its last frame came.
+    /// When its last frame arrived.
     #[schema(format = DateTime)]
     last_seen_at: String,
-    /// Where it connected from.
+    /// The address it connected from.
     #[schema(value_type = Option<String>, required = true)]
     address: Option<IpAddr>,
     /// The instance that holds it.
@@ -134,14 +134,14 @@ pub(crate) struct ClientPage {
     /// `cursor` of the next page; null at the end.
     #[schema(value_type = Option<String>, required = true, example = "MUtiWjBkVDlYYTQ")]
     next: Option<Cursor<Id>>,
-    /// Live instances that did not answer in time: what they hold is not in `data`.
+    /// Live instances that did not answer in time: their connections are not in `data`.
     #[schema(example = json!(["gateway-2"]))]
     missing: Vec<String>,
 }
 
 /// Lists live connections of the whole cluster.
 ///
-/// Connections that open or close meanwhile may be in or out; every connection that stays open is on exactly one page.
+/// A connection that opens or closes while pages are read may be missing; every connection that stays open is on exactly one page.
 #[utoipa::path(get, path = "/socket/websocket/clients", operation_id = "listClients", tag = CLIENTS, params(ListParams),
     responses((status = 200, description = "One page", body = ClientPage)))]
 pub(crate) async fn list(
@@ -243,11 +243,11 @@ pub(crate) async fn describe(
                 .map(|client| Client::on(&instance, client)),
             _ => None,
         });
-    held.map(Json).ok_or_else(|| nobody_holds(missing))
+    held.map(Json).ok_or_else(|| not_held(missing))
 }
 
-/// The 404 of a client that nobody holds; as long as an instance has not answered, it may be the one.
-pub(super) fn nobody_holds(missing: Vec<String>) -> Problem {
+/// Makes the answer for a client that no instance holds: 404, or 503 while an instance that may hold it has not answered.
+pub(super) fn not_held(missing: Vec<String>) -> Problem {
     if missing.is_empty() {
         return Cause::NotFound.because("no instance holds a client with this id");
     }
@@ -260,9 +260,9 @@ pub(super) fn nobody_holds(missing: Vec<String>) -> Problem {
 /// How many connections were closed.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Closed {
-    /// How many, on all instances that answered.
+    /// On all instances that answered.
     pub(super) closed: usize,
-    /// Live instances that did not answer in time: what they hold may be open.
+    /// Live instances that did not answer in time: their connections may still be open.
     #[schema(example = json!(["gateway-2"]))]
     pub(super) missing: Vec<String>,
 }
@@ -282,7 +282,7 @@ pub(super) fn counted(replies: &[(String, Reply)]) -> usize {
 
 /// Closes one connection, wherever it is, with 4007.
 #[utoipa::path(delete, path = "/socket/websocket/clients/{id}", operation_id = "disconnectClient", tag = CLIENTS, params(("id" = Id, Path, description = "Client id")),
-    responses((status = 200, description = "It is closed", body = Closed)))]
+    responses((status = 200, description = "The connection is closed", body = Closed)))]
 pub(crate) async fn disconnect(
     by: May<Disconnect>,
     State(state): State<ApiState>,
@@ -303,7 +303,7 @@ pub(crate) async fn disconnect(
             .await?;
         closed = counted(&replies);
         if closed == 0 {
-            return Err(nobody_holds(missing));
+            return Err(not_held(missing));
         }
     }
     tracing::info!(by = %by.subject, client.id = %id, "client disconnected");
@@ -315,9 +315,9 @@ pub(crate) async fn disconnect(
 
 /// Closes every connection of a user, on all instances, with 4007.
 ///
-/// The user may connect again at once; a revocation prevents that. A user without connections is not an error.
+/// The user may connect again at once; to prevent that, revoke the user's tokens. A user without connections is not an error.
 #[utoipa::path(delete, path = "/socket/websocket/users/{id}/clients", operation_id = "disconnectUser", tag = CLIENTS, params(("id" = String, Path, description = "User id")),
-    responses((status = 200, description = "They are closed", body = Closed)))]
+    responses((status = 200, description = "The connections are closed", body = Closed)))]
 pub(crate) async fn disconnect_user(
     by: May<Disconnect>,
     State(state): State<ApiState>,
@@ -334,7 +334,7 @@ pub(crate) async fn disconnect_user(
         state.bus.ask(&ask)
     );
     let Answers { replies, missing } = elsewhere.map_err(|error| {
-        tracing::warn!(%error, user.id = %user, "a user's clients were closed on this instance only");
+        tracing::warn!(%error, user.id = %user, "the clients of a user were closed on this instance only: the others could not be asked");
         Cause::BusUnavailable.because("closed on this instance only; repeat for the others").with("closed", here).retry_after(5)
     })?;
     let closed = here + counted(&replies);
@@ -367,17 +367,17 @@ impl RoomsBody {
 /// ClientSelector rooms changed.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct RoomsChanged {
-    /// Those that the client was not in before, or was in; the others stay as they were.
+    /// The rooms that changed: those that the client newly joined, or left.
     rooms: Vec<String>,
     /// The instance that holds the client.
     instance: String,
 }
 
-/// Puts a connection into rooms, past the room rules.
+/// Puts a connection into rooms, whatever the room rules say.
 ///
-/// Rules still hold for what the client itself asks, and do not take it out of these rooms.
+/// The rules still apply to the client's own requests. They do not take it out of these rooms.
 #[utoipa::path(post, path = "/socket/websocket/clients/{id}/rooms", operation_id = "joinRooms", tag = CLIENTS, params(("id" = Id, Path, description = "Client id")),
-    request_body = RoomsBody, responses((status = 200, description = "Rooms that are new to it", body = RoomsChanged)))]
+    request_body = RoomsBody, responses((status = 200, description = "The rooms that it newly joined", body = RoomsChanged)))]
 pub(crate) async fn join(
     by: May<Join>,
     State(state): State<ApiState>,
@@ -388,13 +388,13 @@ pub(crate) async fn join(
     let rooms = body.names()?;
     let here = state.hub.join(id, &rooms).await;
     let changed = changed(&state, here, Ask::Join { client: id, rooms }).await?;
-    tracing::info!(by = %by.subject, client.id = %id, rooms = changed.rooms.len(), "client joined to rooms");
+    tracing::info!(by = %by.subject, client.id = %id, rooms = changed.rooms.len(), "client put into rooms");
     Ok(Json(changed))
 }
 
 /// Takes a connection out of rooms.
 #[utoipa::path(delete, path = "/socket/websocket/clients/{id}/rooms", operation_id = "leaveRooms", tag = CLIENTS, params(("id" = Id, Path, description = "Client id")),
-    request_body = RoomsBody, responses((status = 200, description = "Rooms that it was in", body = RoomsChanged)))]
+    request_body = RoomsBody, responses((status = 200, description = "The rooms that it left", body = RoomsChanged)))]
 pub(crate) async fn leave(
     by: May<Leave>,
     State(state): State<ApiState>,
@@ -427,5 +427,5 @@ async fn changed(
             Reply::Rooms { rooms: Some(rooms) } => Some(RoomsChanged { rooms, instance }),
             _ => None,
         });
-    held.ok_or_else(|| nobody_holds(missing))
+    held.ok_or_else(|| not_held(missing))
 }

@@ -1,14 +1,14 @@
-//! The documents of this gateway, and a page to browse them. For anyone: they hold nothing that is not in the source.
+//! The OpenAPI and AsyncAPI documents, and a page to browse them. Everyone may read them: they contain nothing that is not in the source.
 
 use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY};
 
+use super::extract::{NoParams, Params};
 use super::problem::Problem;
 use super::{DOCUMENTS, asyncapi as async_api, openapi as open_api};
-use crate::api::extract::{NoParams, Params};
 
 const SHORTLY: &str = "public, max-age=300";
-/// Nothing but this gateway's own files, and nobody's frame.
+/// The page may load only this gateway's own files and may not be framed.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; \
                       form-action 'none'; frame-ancestors 'none'";
 
@@ -36,7 +36,7 @@ pub(crate) async fn asyncapi(_: Params<NoParams>) -> Result<Response, Problem> {
     Ok(file("application/json", async_api::TEXT.as_str()))
 }
 
-/// Serves a page for people.
+/// Serves a page to browse the documents.
 #[utoipa::path(get, path = "/docs", operation_id = "getDocs", tag = DOCUMENTS,
     responses((status = 200, description = "HTML", body = String, content_type = "text/html")))]
 pub(crate) async fn page(_: Params<NoParams>) -> Result<Response, Problem> {

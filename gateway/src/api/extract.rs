@@ -1,7 +1,7 @@
-//! What handlers take from a request: who is asking, what they may, and checked paths, queries and bodies.
+//! What handlers take from a request: the caller, their permission, and checked paths, queries and bodies.
 //!
-//! Input: request heads and bodies. Output: values that need no further checking, or a [`Problem`]. Handlers name the permission
-//! before the path and the body last, so a stranger learns nothing about either.
+//! Input: request heads and bodies. Output: values that need no further checking, or a [`Problem`]. Handlers take the permission before the path, and
+//! the body last, so that a caller without permission learns nothing about either.
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr};
@@ -31,14 +31,14 @@ use crate::protocol::room::is_room_name;
 /// Longest wait for a whole body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest user id, `jti` or notification type in a request, in bytes.
-const MAX_NAME: usize = 256;
+pub(super) const MAX_NAME: usize = 256;
 
 const BEARER: &str = "Bearer realm=\"signal\"";
 const BEARER_INVALID: &str = "Bearer realm=\"signal\", error=\"invalid_token\"";
 const BEARER_SCOPE: &str = "Bearer realm=\"signal\", error=\"insufficient_scope\"";
 const BASIC: &str = "Basic realm=\"signal\", charset=\"UTF-8\"";
 
-/// The one `Authorization` header: its scheme, what follows it, and the whole.
+/// Returns the scheme of the `Authorization` header, its credentials and the whole value; refuses more than one header.
 pub(super) fn authorization(headers: &HeaderMap) -> Result<Option<(&str, &str, &str)>, Problem> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else {
@@ -54,7 +54,7 @@ pub(super) fn authorization(headers: &HeaderMap) -> Result<Option<(&str, &str, &
     Ok(Some((scheme, credentials.trim(), value)))
 }
 
-/// Whoever holds the credentials of this request.
+/// The principal of the request's credentials.
 pub(crate) struct Caller(pub(crate) Principal);
 
 impl FromRequestParts<ApiState> for Caller {
@@ -84,7 +84,7 @@ fn challenges(problem: Problem) -> Problem {
 }
 
 fn address(parts: &Parts, state: &ApiState) -> IpAddr {
-    // Without an address everybody shares one allowance: stricter, never looser.
+    // Requests without an address share one limit of failed attempts, which is stricter.
     let peer = parts
         .extensions
         .get::<PeerAddress>()
@@ -100,13 +100,13 @@ async fn bearer(state: &ApiState, token: &str) -> Result<Principal, Problem> {
         .map(Arc::unwrap_or_clone)
         .map_err(|error| match error {
             VerifyError::Refused(_) => {
-                tracing::debug!(%error, "a request's token is refused");
+                tracing::debug!(%error, "request refused: its token is not accepted");
                 Cause::CredentialsRefused
                     .because("the token is not valid, has ended or was revoked")
                     .challenge(BEARER_INVALID)
             }
             VerifyError::Unavailable(_) => {
-                tracing::warn!(%error, "a request's token could not be verified");
+                tracing::warn!(%error, "request failed: its token could not be verified");
                 Cause::KeysUnavailable
                     .because("the issuer's keys are not available; try again")
                     .retry_after(5)
@@ -129,7 +129,7 @@ async fn basic(state: &ApiState, header: &str, from: IpAddr) -> Result<Principal
         })
 }
 
-/// The subject whose inbox is asked for: a token's, never a parameter.
+/// The subject whose inbox is used: always the token's, never a parameter.
 pub(crate) struct Owner(pub(crate) Arc<str>);
 
 impl FromRequestParts<ApiState> for Owner {
@@ -144,7 +144,7 @@ impl FromRequestParts<ApiState> for Owner {
     }
 }
 
-/// A permission (authorization.md 4.7): its code and the action asked for.
+/// A permission (authorization.md 4.7): its code and the action.
 pub(crate) trait Permission: Send {
     /// `WebSocketClient.find`
     const CODE: &'static str;
@@ -154,7 +154,7 @@ pub(crate) trait Permission: Send {
 
 /// A caller who has a permission.
 pub(crate) struct May<P> {
-    /// Who.
+    /// The caller's subject.
     pub(crate) subject: Arc<str>,
     permission: std::marker::PhantomData<P>,
 }
@@ -180,7 +180,7 @@ impl<P: Permission> FromRequestParts<ApiState> for May<P> {
     }
 }
 
-/// One path parameter, checked.
+/// A checked path parameter.
 pub(crate) struct Segment<T>(pub(crate) T);
 
 impl<T, S> FromRequestParts<S> for Segment<T>
@@ -200,7 +200,7 @@ where
     }
 }
 
-/// The query parameters, checked; unknown and repeated ones are refused by `T`.
+/// The checked query parameters; `T` refuses unknown and repeated ones.
 pub(crate) struct Params<T>(pub(crate) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
@@ -217,12 +217,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     }
 }
 
-/// No query parameter at all.
+/// Refuses every query parameter.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NoParams {}
 
-/// A JSON body, checked and bounded; unknown and repeated members are refused by `T`.
+/// A checked and bounded JSON body; `T` refuses unknown and repeated members.
 pub(crate) struct Json<T>(pub(crate) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
@@ -234,7 +234,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
-/// A JSON body that may be left out: an empty one is `T`'s default.
+/// A JSON body that may be empty; an empty one is `T`'s default.
 pub(crate) struct OptionalJson<T>(pub(crate) T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
@@ -274,7 +274,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
         serde_json::error::Category::Data => Cause::InvalidBody.because(error.to_string()),
         _ => Cause::InvalidJson.because(error.to_string()),
     })?;
-    // serde takes an array for the members of a struct in their order.
+    // serde accepts an array as the members of a struct in their order.
     if body.trim_ascii_start().starts_with(b"[") {
         return Err(Cause::InvalidBody.because("the body must be an object"));
     }
@@ -287,7 +287,7 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-/// `application/json` or `application/*+json`, in UTF-8 (RFC 8259 section 8.1).
+/// Returns whether the media type is `application/json` or `application/*+json`, in UTF-8 (RFC 8259 section 8.1).
 fn is_json(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(CONTENT_TYPE).iter();
     let (Some(Ok(value)), None) = (values.next().map(|v| v.to_str()), values.next()) else {
@@ -308,11 +308,11 @@ fn unread(rejection: BytesRejection) -> Problem {
     if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
         return Cause::BodyTooLarge.because("send less, or in several requests");
     }
-    tracing::debug!(error = %rejection, "a body could not be read");
+    tracing::debug!(error = %rejection, "request failed: its body could not be read");
     Cause::InvalidRequest.because("the body could not be read to its end")
 }
 
-/// The size of a page: 1 to 100, 50 where none is given.
+/// The size of a page: 1 to 100, by default 50.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "u32")]
 pub(crate) struct Limit(pub(crate) u32);
@@ -335,7 +335,7 @@ impl TryFrom<u32> for Limit {
     }
 }
 
-/// Where a page ended, in base64url so that nobody builds on what it holds.
+/// The end of a page. It is base64url, so that clients treat it as opaque.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cursor<T>(pub(crate) T);
 
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn cursors_round_trip_and_made_up_ones_are_refused() {
+    fn cursors_round_trip_and_invalid_ones_are_refused() {
         let text = serde_json::to_string(&Cursor(41_i64)).unwrap();
         assert_eq!(
             serde_json::from_str::<Cursor<i64>>(&text).unwrap(),

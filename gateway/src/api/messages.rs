@@ -1,6 +1,6 @@
-//! Messages to a client, a user, a room or everyone: REST's way into [`crate::delivery`].
+//! Messages to a client, a user, a room or everyone.
 //!
-//! Input: `{event, data}` from callers who may. Output: a dispatch, and 202 with what became of it.
+//! Input: `{event, data}` of callers with the permission. Output: a dispatch to [`crate::delivery`], and 202 with where it went.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::clients::{Broadcast, Send, counted, nobody_holds};
+use super::clients::{Broadcast, Send, counted, not_held};
 use super::extract::{Json, May, Name, NoParams, Params, RoomName, Segment};
 use super::problem::{Cause, Problem};
 use super::{ApiState, MESSAGES};
@@ -21,13 +21,13 @@ use crate::id::Id;
 use crate::protocol::event::{RESERVED, name};
 
 /// Longest event name in bytes.
-const MAX_EVENT: usize = 128;
-/// How deep `data` may nest: what common parsers still take.
+pub(super) const MAX_EVENT: usize = 128;
+/// How deep `data` may nest; common parsers accept that much.
 const MAX_DEPTH: usize = 100;
-/// Most clients that a broadcast leaves out.
-const MAX_EXCLUDED: usize = 1000;
-/// What clients take for the gateway's own word, besides the events of protocol.md 3.1 to 3.8.
-const OURS: [&str; 7] = [
+/// Most clients that a broadcast may exclude.
+pub(super) const MAX_EXCLUDED: usize = 1000;
+/// Further event names that only the gateway sends (protocol.md 3.19).
+const GATEWAY_ONLY: [&str; 7] = [
     name::REFRESHED,
     name::EXPIRING,
     name::RESYNC,
@@ -55,16 +55,16 @@ impl TryFrom<String> for EventName {
 
 impl EventName {
     fn checked(self) -> Result<Arc<str>, Problem> {
-        if RESERVED.contains(&&*self.0) || OURS.contains(&&*self.0) {
+        if RESERVED.contains(&&*self.0) || GATEWAY_ONLY.contains(&&*self.0) {
             return Err(
-                Cause::ReservedEvent.because(format!("{} is said by the gateway alone", self.0))
+                Cause::ReservedEvent.because(format!("{} is sent by the gateway only", self.0))
             );
         }
         Ok(self.0)
     }
 }
 
-/// Any JSON that does not nest too deep.
+/// JSON that does not nest too deep.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Box<RawValue>")]
 struct Payload(Arc<RawValue>);
@@ -87,7 +87,7 @@ impl Default for Payload {
     }
 }
 
-/// How deep valid JSON nests.
+/// Returns how deep valid JSON nests.
 fn depth(json: &str) -> usize {
     let (mut depth, mut deepest, mut in_text, mut escaped) = (0_usize, 0, false, false);
     for byte in json.bytes() {
@@ -106,7 +106,7 @@ fn depth(json: &str) -> usize {
     deepest
 }
 
-/// What is sent.
+/// A message.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"event": "order:updated", "data": {"orderId": "DH-1001", "status": "shipped"}}))]
@@ -120,7 +120,7 @@ pub(crate) struct Message {
     data: Payload,
 }
 
-/// What is sent to everyone.
+/// A message to everyone.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"event": "maintenance", "data": {"at": "2026-11-24T01:00:00Z"}, "exclude": ["1KbZ0dT9Xa4"]}))]
@@ -132,19 +132,19 @@ pub(crate) struct BroadcastMessage {
     #[serde(default)]
     #[schema(value_type = Value, required = false)]
     data: Payload,
-    /// Client ids that do not get it.
+    /// Client ids that do not receive it.
     #[serde(default)]
     #[schema(max_items = 1000, required = false)]
     exclude: Vec<Id>,
 }
 
-/// What became of a message. Delivery is best effort.
+/// Where a message went. Delivery is best effort.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"local": 2, "published": true}))]
 pub(crate) struct Accepted {
-    /// How many connections of the answering instance it was handed to.
+    /// How many connections of the answering instance it was given to.
     local: usize,
-    /// Whether it went out to other instances; false for a client that is held here, and while Redis is away.
+    /// Whether it was published to other instances; false for a client of this instance, and while Redis is not available.
     published: bool,
 }
 
@@ -165,9 +165,9 @@ async fn send(state: &ApiState, dispatch: Dispatch) -> Result<Response, Problem>
         .into_response())
 }
 
-/// Sends to one connection, wherever it is.
+/// Sends to one connection, on whichever instance it is.
 #[utoipa::path(post, path = "/socket/websocket/clients/{id}/messages", operation_id = "sendToClient", tag = MESSAGES, params(("id" = Id, Path, description = "Client id")),
-    request_body = Message, responses((status = 202, description = "On its way", body = Accepted)))]
+    request_body = Message, responses((status = 202, description = "Accepted", body = Accepted)))]
 pub(crate) async fn to_client(
     _: May<Send>,
     State(state): State<ApiState>,
@@ -179,7 +179,7 @@ pub(crate) async fn to_client(
     if !state.hub.holds(&Destination::Client(id)) {
         let Answers { replies, missing } = state.bus.ask(&Ask::Holds { client: id }).await?;
         if counted(&replies) == 0 {
-            return Err(nobody_holds(missing));
+            return Err(not_held(missing));
         }
     }
     send(
@@ -191,7 +191,7 @@ pub(crate) async fn to_client(
 
 /// Sends to every connection of a user.
 #[utoipa::path(post, path = "/socket/websocket/users/{id}/messages", operation_id = "sendToUser", tag = MESSAGES, params(("id" = String, Path, description = "User id")),
-    request_body = Message, responses((status = 202, description = "On its way", body = Accepted)))]
+    request_body = Message, responses((status = 202, description = "Accepted", body = Accepted)))]
 pub(crate) async fn to_user(
     _: May<Send>,
     State(state): State<ApiState>,
@@ -212,7 +212,7 @@ pub(crate) async fn to_user(
 
 /// Sends to every member of a room.
 #[utoipa::path(post, path = "/socket/websocket/rooms/{room}/messages", operation_id = "sendToRoom", tag = MESSAGES, params(("room" = String, Path, description = "Room name")),
-    request_body = Message, responses((status = 202, description = "On its way", body = Accepted)))]
+    request_body = Message, responses((status = 202, description = "Accepted", body = Accepted)))]
 pub(crate) async fn to_room(
     _: May<Send>,
     State(state): State<ApiState>,
@@ -233,7 +233,7 @@ pub(crate) async fn to_room(
 
 /// Sends to every authenticated connection.
 #[utoipa::path(post, path = "/socket/websocket/broadcast", operation_id = "broadcast", tag = MESSAGES, request_body = BroadcastMessage,
-    responses((status = 202, description = "On its way", body = Accepted)))]
+    responses((status = 202, description = "Accepted", body = Accepted)))]
 pub(crate) async fn broadcast(
     by: May<Broadcast>,
     State(state): State<ApiState>,
@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn depth_counts_brackets_outside_texts_only() {
+    fn depth_counts_only_brackets_outside_strings() {
         for (json, deep) in [
             ("null", 0),
             ("[]", 1),

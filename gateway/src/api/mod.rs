@@ -1,12 +1,13 @@
-//! REST: the whole route table on one screen, and what every request passes through.
+//! REST and the admin listener: the route tables, and the layers that every request passes.
 //!
 //! Input: requests of the public listener (all but `/stream`) and of the admin listener. Flow: `observe` (request id, metrics, panics)
-//! -> `origin` (CORS) -> route -> `extract` (who, may they, what) -> handler -> [`crate::store`] / [`crate::delivery`] -> response or
+//! -> `cors` -> route -> `extract` (caller, permission, checked input) -> handler -> [`crate::store`] / [`crate::delivery`] -> response or
 //! `problem`.
 
 mod admin;
 mod asyncapi;
 mod clients;
+mod cors;
 mod documents;
 mod extract;
 mod jwks;
@@ -14,7 +15,6 @@ mod messages;
 mod notifications;
 mod observe;
 mod openapi;
-mod origin;
 mod problem;
 mod revocations;
 
@@ -51,46 +51,46 @@ const KEYS: &str = "keys";
 /// Tag of the inbox.
 const NOTIFICATIONS: &str = "notifications";
 
-/// What the public routes work with; cheap to clone.
+/// What the public routes need; cheap to clone.
 #[derive(Clone)]
 pub struct ApiState {
     /// Verifies Bearer tokens.
     pub authenticator: Authenticator,
     /// Verifies Basic users.
     pub basic: Basic,
-    /// Decides what a caller may.
+    /// Decides what a caller may do.
     pub access: Access,
     /// Reads inboxes.
     pub notifications: Arc<dyn NotificationStore>,
     /// Changes inboxes, and pushes what changed.
     pub inbox: Inbox,
-    /// The way out of every message.
+    /// Sends every message.
     pub delivery: Delivery,
     /// Connections of this instance.
     pub hub: Hub,
     /// The other instances.
     pub bus: Arc<dyn Bus>,
-    /// Tokens refused before their time, as this instance knows them.
+    /// The revocations that this instance knows.
     pub revocations: Arc<Revocations>,
-    /// Tells the time.
+    /// The wall clock.
     pub clock: Arc<dyn Clock>,
     /// Origins and trusted proxies.
     pub live: watch::Receiver<Arc<Live>>,
-    /// The key set that is served to others.
+    /// The key set of `/.well-known/jwks.json`.
     pub published: watch::Receiver<Option<Arc<PublishedKeys>>>,
-    /// Requests are counted here.
+    /// Counts requests.
     pub metrics: Arc<Metrics>,
-    /// While it drains, callers are told to connect elsewhere.
+    /// While it drains, answers ask callers to close their connection.
     pub lifecycle: Arc<Lifecycle>,
     /// This instance's name in lists.
     pub instance: Arc<str>,
     /// Largest body in bytes.
     pub max_body_bytes: usize,
-    /// The longest life of a token: how long a revocation is kept.
+    /// The longest life of a token; a revocation is kept that long.
     pub token_life: Duration,
 }
 
-/// The public routes, as the documents list them.
+/// The public routes; a test compares them with the documents.
 fn routes() -> Vec<(&'static str, MethodRouter<ApiState>)> {
     vec![
         ("/socket/websocket/clients", get(clients::list)),
@@ -154,12 +154,12 @@ pub fn router(state: ApiState) -> Router {
             router.route(path, methods)
         });
     finish(router, limit)
-        .layer(from_fn_with_state(state.clone(), origin::cors))
+        .layer(from_fn_with_state(state.clone(), cors::cors))
         .layer(from_fn_with_state(observer, observe::observe))
         .with_state(state)
 }
 
-/// The routes of the admin listener: probes and metrics for anyone who reaches it, the rest for holders of the token.
+/// The routes of the admin listener: probes and metrics for everyone who reaches it, the others for holders of the token.
 pub fn admin_router(state: AdminState) -> Router {
     let observer = observe::Observer {
         metrics: state.metrics.clone(),
@@ -183,7 +183,7 @@ pub fn admin_router(state: AdminState) -> Router {
         .with_state(state)
 }
 
-/// What both routers share: the answers of routes that do not exist, and the bound of bodies.
+/// Adds what both routers share: the answers of unknown routes and methods, and the bound of bodies.
 fn finish<S: Clone + Send + Sync + 'static>(
     router: Router<S>,
     limit: DefaultBodyLimit,

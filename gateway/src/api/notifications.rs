@@ -26,14 +26,14 @@ const MAX_IDS: usize = crate::protocol::bounds::MAX_READ_IDS;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ListParams {
-    /// Only unread, or only read ones.
+    /// Only unread, or only read notifications.
     #[param(inline)]
     status: Option<Status>,
-    /// Only of this type, exactly.
+    /// Only notifications of exactly this type.
     #[serde(rename = "type")]
     #[param(value_type = Option<String>)]
     kind: Option<Name>,
-    /// `next` of the page before.
+    /// `next` of the previous page.
     #[param(value_type = Option<String>)]
     cursor: Option<Cursor<i64>>,
     /// Size of the page.
@@ -42,25 +42,25 @@ pub(crate) struct ListParams {
     limit: Limit,
 }
 
-/// Whether it was read.
+/// Whether a notification was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Status {
-    /// It was not.
+    /// Not read yet.
     Unread,
-    /// It was.
+    /// Read.
     Read,
 }
 
 /// A page of an inbox, newest first.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct NotificationPage {
-    /// The notifications, by falling `seq`.
+    /// The notifications, by descending `seq`.
     data: Vec<Notification>,
     /// `cursor` of the next page; null at the end.
     #[schema(value_type = Option<String>, required = true, example = "ODEy")]
     next: Option<Cursor<i64>>,
-    /// The counters of the whole inbox, as they were for this page.
+    /// The counters of the whole inbox at the time of this page.
     #[serde(flatten)]
     inbox: InboxState,
 }
@@ -89,7 +89,7 @@ pub(crate) async fn list(
     }))
 }
 
-/// How many are unread.
+/// How many notifications are unread.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct UnreadCount {
@@ -111,7 +111,7 @@ pub(crate) async fn unread_count(
     }))
 }
 
-/// Another's notification is told from none by nobody.
+/// A notification of another user is answered like one that does not exist.
 fn no_such() -> Problem {
     Cause::NotFound.because("you have no notification with this id")
 }
@@ -133,20 +133,20 @@ pub(crate) async fn get(
         .ok_or_else(no_such)
 }
 
-/// What a notification becomes.
+/// A change of a notification.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(as = NotificationPatch, example = json!({"isRead": true}))]
 pub(crate) struct Patch {
-    /// Always true: what was read stays read.
+    /// Always true: a read notification stays read.
     is_read: bool,
 }
 
 /// Marks one of the caller's notifications as read.
 ///
-/// Sets `readAt` once: repeated calls change nothing. Every device of the caller hears `notification:read`.
+/// Sets `readAt` once; repeated calls change nothing. Every device of the caller receives `notification:read`.
 #[utoipa::path(patch, path = "/notifications/{id}", operation_id = "readNotification", tag = NOTIFICATIONS, params(("id" = Id, Path, description = "Notification id")),
-    request_body = Patch, responses((status = 200, description = "The notification as it is", body = Notification)))]
+    request_body = Patch, responses((status = 200, description = "The notification", body = Notification)))]
 pub(crate) async fn patch(
     Owner(subject): Owner,
     State(state): State<ApiState>,
@@ -169,18 +169,18 @@ pub(crate) async fn patch(
         .ok_or_else(no_such)
 }
 
-/// Which notifications become read: exactly one of the members.
+/// Which notifications become read: exactly one of these members.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(example = json!({"upTo": 812}), min_properties = 1, max_properties = 1)]
 pub(crate) struct MarkRead {
-    /// These; ids that are not the caller's are ignored.
+    /// The notifications with these ids; ids of other users' notifications are ignored.
     #[schema(min_items = 1, max_items = 1000)]
     ids: Option<Vec<Id>>,
-    /// All with this `seq` or a lower one.
+    /// All notifications with this `seq` or a lower one.
     #[schema(minimum = 0)]
     up_to: Option<i64>,
-    /// All; always true.
+    /// All notifications; always true.
     all: Option<bool>,
 }
 
@@ -204,7 +204,7 @@ impl MarkRead {
 
 /// Marks several of the caller's notifications as read.
 ///
-/// `ids` of the answer holds those that were unread before, the newest 1000 of `total`: none when the call is repeated. Every device of the caller hears `notification:read`.
+/// `ids` of the answer holds the notifications that were unread before, the newest 1000 of `total`. It is empty when the call is repeated. Every device of the caller receives `notification:read`.
 #[utoipa::path(post, path = "/notifications/read", operation_id = "readNotifications", tag = NOTIFICATIONS, request_body = MarkRead,
     responses((status = 200, description = "What became read", body = event::ReadByUser<'_>)))]
 pub(crate) async fn mark_read(
@@ -218,11 +218,11 @@ pub(crate) async fn mark_read(
     Ok(Json(inbox::read_data(&read)).into_response())
 }
 
-/// Removes one of the caller's notifications, for good.
+/// Deletes one of the caller's notifications permanently.
 ///
-/// Every device of the caller hears `notification:deleted`.
+/// Every device of the caller receives `notification:deleted`.
 #[utoipa::path(delete, path = "/notifications/{id}", operation_id = "deleteNotification", tag = NOTIFICATIONS, params(("id" = Id, Path, description = "Notification id")),
-    responses((status = 204, description = "It is gone")))]
+    responses((status = 204, description = "The notification is deleted")))]
 pub(crate) async fn delete(
     Owner(subject): Owner,
     State(state): State<ApiState>,

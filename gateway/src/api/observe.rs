@@ -1,4 +1,4 @@
-//! What every request passes through, whatever becomes of it: its id, its metrics, and an answer even when a handler panics.
+//! The outermost layer of every request: its id, its metrics, and an answer even when a handler panics.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -18,17 +18,17 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::{Metrics, Route};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Longest request id that is taken over from a caller.
+/// Longest request id that is accepted from a caller.
 const MAX_REQUEST_ID: usize = 64;
 
-/// What is told of requests.
+/// What the layer needs.
 #[derive(Clone)]
 pub(super) struct Observer {
     pub(super) metrics: Arc<Metrics>,
     pub(super) lifecycle: Arc<Lifecycle>,
 }
 
-/// The outermost layer.
+/// Handles a request and completes its response.
 pub(super) async fn observe(
     State(observer): State<Observer>,
     request: Request,
@@ -55,7 +55,7 @@ pub(super) async fn observe(
         REQUEST_ID,
         HeaderValue::from_str(&id).expect("a request id is made of visible ASCII"),
     );
-    // Answers are nobody else's: not kept by caches, not guessed at by browsers. A handler that knows better has said so itself.
+    // Answers are personal: caches must not store them and browsers must not guess their type. A handler may have set its own rule.
     headers
         .entry(CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
@@ -88,9 +88,9 @@ pub(super) async fn observe(
     response
 }
 
-/// The caller's id if it is one that logs can take, else one of ours.
+/// Returns the caller's id if it is safe to log, or makes one.
 fn request_id(headers: &HeaderMap) -> String {
-    let sane = |id: &&str| {
+    let is_safe = |id: &&str| {
         (1..=MAX_REQUEST_ID).contains(&id.len())
             && id
                 .bytes()
@@ -99,11 +99,11 @@ fn request_id(headers: &HeaderMap) -> String {
     let given = headers
         .get(REQUEST_ID)
         .and_then(|id| id.to_str().ok())
-        .filter(sane);
+        .filter(is_safe);
     given.map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned)
 }
 
-/// The method where the code knows it: a label has few, known values.
+/// Returns the method as a label; labels have few, known values.
 fn method_label(method: &Method) -> &'static str {
     const KNOWN: [(Method, &str); 7] = [
         (Method::GET, "GET"),
@@ -125,19 +125,22 @@ fn panicked(panic: &(dyn Any + Send)) -> Response {
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    tracing::error!(panic = text.unwrap_or("not a text"), "a handler panicked");
+    tracing::error!(
+        panic = text.unwrap_or("no message"),
+        "request failed: a handler panicked"
+    );
     Cause::Internal
         .because("this is a defect of the gateway; its log holds the details")
         .into_response()
 }
 
-/// 404 of a path that no route has.
+/// Answers 404 for a path without a route.
 pub(super) async fn no_route(OriginalUri(uri): OriginalUri) -> Problem {
     let shown: String = uri.path().chars().take(200).collect();
     Cause::NoRoute.because(format!("no route is called {shown}; GET /docs lists all"))
 }
 
-/// 405; axum adds `Allow`.
+/// Answers 405; axum adds `Allow`.
 pub(super) async fn no_method(method: Method) -> Problem {
     let shown: String = method.as_str().chars().take(20).collect();
     Cause::MethodNotAllowed.because(format!("{shown} is not in Allow"))
@@ -148,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sane_request_id_is_kept_and_any_other_replaced() {
+    fn a_safe_request_id_is_kept_and_any_other_replaced() {
         let id_of = |text: &str| {
             request_id(&HeaderMap::from_iter([(
                 REQUEST_ID,
@@ -163,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_made_up_method_is_no_label_of_its_own() {
+    fn an_unknown_method_has_the_label_other() {
         assert_eq!(method_label(&Method::PATCH), "PATCH");
         assert_eq!(method_label(&Method::from_bytes(b"GROW").unwrap()), "other");
     }

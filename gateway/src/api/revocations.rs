@@ -1,6 +1,6 @@
-//! Tokens that are refused before their time: stored for instances to come, then applied by all that live.
+//! Revoking tokens (authorization.md 3): the revocation is stored for instances that start later, then applied by all that run.
 //!
-//! Input: an administrator's `{userId}` or `{jti}`. Output: the stored revocation, and how many connections it closed.
+//! Input: an administrator's `{userId}` or `{jti}`. Output: the stored revocation, and how many connections were closed.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use super::{ApiState, CLIENTS};
 use crate::bus::{Answers, Ask};
 use crate::revocation::Revocation;
 
-/// How far `issuedBefore` may lie ahead: an issuer's clock may be that much ahead of ours.
+/// How far in the future `issuedBefore` may lie, because an issuer's clock may be ahead.
 const MAX_AHEAD: Duration = Duration::from_secs(300);
 
-/// Whose tokens are refused: exactly one of `userId` and `jti`.
+/// Whose tokens are revoked: exactly one of `userId` and `jti`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(as = NewRevocation, example = json!({"userId": "17", "issuedBefore": "2026-11-23T08:00:00Z"}))]
@@ -30,23 +30,23 @@ pub(crate) struct Body {
     /// The one token with this `jti`.
     #[schema(value_type = Option<String>, min_length = 1, max_length = 256)]
     jti: Option<Name>,
-    /// Only tokens issued before this time, at most 5 minutes ahead; the time of the request where it is left out.
+    /// Only tokens issued before this time, which may lie at most 5 minutes in the future. By default the time of the request.
     issued_before: Option<DateTime<Utc>>,
 }
 
-/// What is refused from here on, and what that closed.
+/// Which tokens are revoked, and how many connections were closed.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({"closed": 3, "missing": [], "issuedBefore": "2026-11-23T08:00:00.000Z", "until": "2026-12-24T08:00:00.000Z"}))]
 pub(crate) struct Revoked {
     /// How many connections were closed with 4006, on all instances that answered.
     closed: usize,
-    /// Live instances that did not answer in time: what they hold may be open until they hear of it.
+    /// Live instances that did not answer in time: their connections may be open until they read the stored revocation.
     missing: Vec<String>,
     /// Tokens issued before this time are refused.
     #[schema(format = DateTime)]
     issued_before: String,
-    /// When it is forgotten: every such token has ended by then.
+    /// When the revocation is dropped; every such token has ended by then.
     #[schema(format = DateTime)]
     until: String,
 }
@@ -68,7 +68,7 @@ impl Body {
         if issued_before_ms > now_ms.saturating_add(MAX_AHEAD.as_millis() as i64) {
             return Err(Cause::InvalidBody.because("`issuedBefore` is more than 5 minutes ahead"));
         }
-        // A token issued before `issuedBefore` ends at most its longest life later.
+        // A token issued before `issuedBefore` ends at the latest one longest life after it.
         let until_ms = issued_before_ms
             .saturating_add(i64::try_from(token_life.as_millis()).unwrap_or(i64::MAX));
         if until_ms <= now_ms {
@@ -85,11 +85,11 @@ impl Body {
     }
 }
 
-/// Refuses tokens before they end, and closes their connections with 4006 on every instance.
+/// Revokes tokens, and closes their connections with 4006 on every instance.
 ///
-/// It is stored first. Where that fails nothing has happened; repeating a request changes nothing for the worse.
+/// The revocation is stored first. If that fails, nothing has changed. Repeating the request is safe.
 #[utoipa::path(post, path = "/socket/websocket/revocations", operation_id = "revokeTokens", tag = CLIENTS, request_body = Body,
-    responses((status = 200, description = "They are refused", body = Revoked)))]
+    responses((status = 200, description = "The tokens are revoked", body = Revoked)))]
 pub(crate) async fn revoke(
     by: May<Disconnect>,
     State(state): State<ApiState>,
@@ -98,7 +98,7 @@ pub(crate) async fn revoke(
 ) -> Result<Json<Revoked>, Problem> {
     let revocation = body.checked(state.clock.now_ms(), state.token_life)?;
     state.bus.store_revocation(&revocation).await.map_err(|error| {
-        tracing::error!(%error, "a revocation could not be stored");
+        tracing::error!(%error, "revocation failed: it could not be stored; nothing is revoked");
         Cause::BusUnavailable
             .because("the revocation could not be stored; nothing is refused and nothing was closed; try again")
             .retry_after(5)
@@ -106,7 +106,7 @@ pub(crate) async fn revoke(
     state.revocations.add(revocation.clone());
     let here = state.hub.revoke(&revocation).await;
     let Answers { replies, missing } = state.bus.ask(&Ask::Revoke { revocation: revocation.clone() }).await.map_err(|error| {
-        tracing::error!(%error, "a revocation is stored and holds here, other instances could not be told");
+        tracing::error!(%error, "revocation incomplete: it is stored and applied on this instance, but the other instances could not be asked");
         let detail = "stored, and applied on this instance; the others could not be told; repeat it";
         Cause::BusUnavailable.because(detail).with("closed", here).retry_after(5)
     })?;
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_one_of_user_and_token_is_named() {
+    fn exactly_one_of_user_and_token_must_be_named() {
         assert!(checked("{}").is_err());
         assert!(checked(r#"{"userId": "17", "jti": "a"}"#).is_err());
         assert!(checked(r#"{"userId": null, "jti": "a"}"#).is_ok());
@@ -148,14 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn a_revocation_is_kept_until_every_such_token_has_ended() {
+    fn a_revocation_is_kept_until_every_matching_token_has_ended() {
         let revocation = checked(r#"{"userId": "17"}"#).unwrap();
         assert_eq!(revocation.issued_before_ms, NOW);
         assert_eq!(revocation.until_ms, NOW + 31 * 86_400_000);
     }
 
     #[test]
-    fn times_that_cannot_be_meant_are_refused() {
+    fn times_too_far_ahead_or_too_long_ago_are_refused() {
         let body = |offset_ms: i64| {
             format!(
                 r#"{{"userId": "17", "issuedBefore": "{}"}}"#,

@@ -1,8 +1,8 @@
-//! The real router on a real store, a real key set and real policies. Neighbours on the bus are played, so that each of their answers
-//! can be chosen.
+//! Tests of the real router with a real store, key set and policies. The other instances are simulated, so that a test can choose their answers.
 
 mod access;
 mod admin;
+mod call;
 mod clients;
 mod documents;
 mod fixture;

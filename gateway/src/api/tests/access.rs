@@ -1,10 +1,10 @@
 use http::Method;
 use serde_json::{Value, json};
 
-use super::fixture::{Call, House, PASSWORD};
+use super::fixture::{Call, PASSWORD, TestGateway};
 use crate::bus::{Answers, Reply};
 
-/// Every guarded route of client management, with a good body and what `root` is answered while nobody is connected.
+/// Every guarded route of client management, with a valid body and the status that `root` gets while nobody is connected.
 fn guarded() -> Vec<(Method, &'static str, Option<Value>, u16)> {
     let message = || Some(json!({"event": "order:updated", "data": {"a": 1}}));
     let rooms = || Some(json!({"rooms": ["lobby"]}));
@@ -87,10 +87,10 @@ fn with_body(call: Call, body: Option<&Value>) -> Call {
 }
 
 #[tokio::test]
-async fn every_route_asks_who_before_anything_else() {
-    let house = House::new().await;
+async fn every_route_checks_credentials_first() {
+    let gateway = TestGateway::new().await;
     for (method, path, ..) in guarded().into_iter().chain(own()) {
-        let answer = house
+        let answer = gateway
             .send(Call::new(method.clone(), path).body("{"))
             .await
             .problem(401, "credentials_missing");
@@ -102,7 +102,7 @@ async fn every_route_asks_who_before_anything_else() {
             ],
             "{path}"
         );
-        let answer = house
+        let answer = gateway
             .send(Call::new(method, path).header("authorization", "Bearer nonsense"))
             .await;
         let answer = answer.problem(401, "credentials_refused");
@@ -117,10 +117,10 @@ async fn every_route_asks_who_before_anything_else() {
 /// authorization.md 4.7.
 #[tokio::test]
 async fn client_management_needs_its_permission_and_takes_basic_users() {
-    let house = House::new().await;
+    let gateway = TestGateway::new().await;
     for (method, path, body, status) in guarded() {
-        let denied = house
-            .send(house.as_user("17", method.clone(), path).body("{"))
+        let denied = gateway
+            .send(gateway.as_user("17", method.clone(), path).body("{"))
             .await
             .problem(403, "forbidden");
         assert_eq!(
@@ -128,10 +128,10 @@ async fn client_management_needs_its_permission_and_takes_basic_users() {
             "Bearer realm=\"signal\", error=\"insufficient_scope\""
         );
         for call in [
-            house.call(method.clone(), path),
+            gateway.call(method.clone(), path),
             Call::new(method.clone(), path).basic("ops", PASSWORD),
         ] {
-            let answer = house.send(with_body(call, body.as_ref())).await;
+            let answer = gateway.send(with_body(call, body.as_ref())).await;
             assert_eq!(
                 answer.status.as_u16(),
                 status,
@@ -143,16 +143,16 @@ async fn client_management_needs_its_permission_and_takes_basic_users() {
 }
 
 #[tokio::test]
-async fn one_permission_opens_one_door() {
-    let house = House::new().await;
-    house
-        .send(house.as_user("finder", Method::GET, "/socket/websocket/clients"))
+async fn a_permission_allows_only_its_own_routes() {
+    let gateway = TestGateway::new().await;
+    gateway
+        .send(gateway.as_user("finder", Method::GET, "/socket/websocket/clients"))
         .await
         .ok(200);
     for (method, path, body, _) in guarded().into_iter().skip(1) {
-        house
+        gateway
             .send(with_body(
-                house.as_user("finder", method, path),
+                gateway.as_user("finder", method, path),
                 body.as_ref(),
             ))
             .await
@@ -163,11 +163,11 @@ async fn one_permission_opens_one_door() {
 /// authorization.md 7.2.
 #[tokio::test]
 async fn inboxes_are_for_tokens_and_basic_users_have_none() {
-    let house = House::new().await;
+    let gateway = TestGateway::new().await;
     for (method, path, body, status) in own() {
-        let answer = house
+        let answer = gateway
             .send(with_body(
-                house.as_user("17", method.clone(), path),
+                gateway.as_user("17", method.clone(), path),
                 body.as_ref(),
             ))
             .await;
@@ -177,7 +177,7 @@ async fn inboxes_are_for_tokens_and_basic_users_have_none() {
             "{method} {path}: {}",
             answer.text
         );
-        house
+        gateway
             .send(with_body(
                 Call::new(method, path).basic("ops", PASSWORD),
                 body.as_ref(),
@@ -188,8 +188,8 @@ async fn inboxes_are_for_tokens_and_basic_users_have_none() {
 }
 
 #[tokio::test]
-async fn tokens_that_ended_or_were_revoked_or_are_for_others_are_refused() {
-    let house = House::new().await;
+async fn expired_revoked_and_foreign_tokens_are_refused() {
+    let gateway = TestGateway::new().await;
     let now = super::fixture::NOW;
     for changes in [
         json!({"exp": now - 60}),
@@ -197,51 +197,51 @@ async fn tokens_that_ended_or_were_revoked_or_are_for_others_are_refused() {
         json!({"iss": "https://evil.example.com/"}),
         json!({"nbf": now + 300}),
     ] {
-        let token = house.token_with("17", changes.clone());
+        let token = gateway.token_with("17", changes.clone());
         let call = Call::new(Method::GET, "/notifications")
             .header("authorization", &format!("Bearer {token}"));
-        assert_eq!(house.send(call).await.status, 401, "{changes}");
+        assert_eq!(gateway.send(call).await.status, 401, "{changes}");
     }
-    house
-        .send(house.as_user("17", Method::GET, "/notifications"))
+    gateway
+        .send(gateway.as_user("17", Method::GET, "/notifications"))
         .await
         .ok(200);
-    house
+    gateway
         .send(
-            house
+            gateway
                 .call(Method::POST, "/socket/websocket/revocations")
                 .json(&json!({"userId": "17"})),
         )
         .await
         .ok(200);
-    house
-        .send(house.as_user("17", Method::GET, "/notifications"))
+    gateway
+        .send(gateway.as_user("17", Method::GET, "/notifications"))
         .await
         .problem(401, "credentials_refused");
-    house
-        .send(house.as_user("18", Method::GET, "/notifications"))
+    gateway
+        .send(gateway.as_user("18", Method::GET, "/notifications"))
         .await
         .ok(200);
 }
 
 /// authorization.md 1.12.
 #[tokio::test]
-async fn keys_that_cannot_be_fetched_are_the_gateways_fault() {
-    let house = House::new().await;
+async fn unavailable_keys_are_a_503() {
+    let gateway = TestGateway::new().await;
     let call = Call::new(Method::GET, "/notifications")
-        .header("authorization", &house.bearer_of_absent_issuer());
-    let answer = house.send(call).await.problem(503, "keys_unavailable");
+        .header("authorization", &gateway.bearer_of_absent_issuer());
+    let answer = gateway.send(call).await.problem(503, "keys_unavailable");
     assert_eq!(answer.header("retry-after"), "5");
     assert!(!answer.text.contains("127.0.0.1"), "{}", answer.text);
 }
 
 #[tokio::test]
-async fn credentials_that_contradict_each_other_are_no_credentials() {
-    let house = House::new().await;
-    let call = house
+async fn contradicting_or_unusable_credentials_are_refused() {
+    let gateway = TestGateway::new().await;
+    let call = gateway
         .call(Method::GET, "/socket/websocket/clients")
         .basic("ops", PASSWORD);
-    house.send(call).await.problem(400, "invalid_request");
+    gateway.send(call).await.problem(400, "invalid_request");
     for text in [
         "Bearer",
         "Bearer ",
@@ -250,7 +250,7 @@ async fn credentials_that_contradict_each_other_are_no_credentials() {
         "Basic !!",
         "bearer a b c",
     ] {
-        let answer = house
+        let answer = gateway
             .send(Call::new(Method::GET, "/notifications").header("authorization", text))
             .await;
         assert_eq!(answer.status, 401, "{text}");
@@ -258,9 +258,9 @@ async fn credentials_that_contradict_each_other_are_no_credentials() {
     }
     let in_query = format!(
         "/notifications?access_token={}",
-        house.token_with("17", json!({}))
+        gateway.token_with("17", json!({}))
     );
-    house
+    gateway
         .send(Call::new(Method::GET, &in_query))
         .await
         .problem(401, "credentials_missing");
@@ -268,13 +268,13 @@ async fn credentials_that_contradict_each_other_are_no_credentials() {
 
 /// authorization.md 7.3.
 #[tokio::test]
-async fn failed_basic_attempts_are_slowed_by_address() {
-    let house = House::new().await;
+async fn failed_basic_attempts_are_limited_by_address() {
+    let gateway = TestGateway::new().await;
     let attempt = |peer: [u8; 4], forwarded: &'static str, password: &'static str| {
         let call = Call::new(Method::GET, "/socket/websocket/clients")
             .basic("ops", password)
             .peer(peer);
-        house.send(if forwarded.is_empty() {
+        gateway.send(if forwarded.is_empty() {
             call
         } else {
             call.header("x-forwarded-for", forwarded)
@@ -289,9 +289,9 @@ async fn failed_basic_attempts_are_slowed_by_address() {
         }
         answer.problem(401, "credentials_refused");
     }
-    let slowed = slowed.expect("failures without end were allowed");
+    let slowed = slowed.expect("the number of failures is limited");
     assert!(slowed.header("retry-after").parse::<u64>().unwrap() >= 1);
-    // A stranger's X-Forwarded-For moves nobody to another address; a proxy's does.
+    // X-Forwarded-For counts only when a trusted proxy sent it.
     assert_eq!(
         attempt([192, 0, 2, 1], "203.0.113.77", PASSWORD)
             .await
@@ -312,12 +312,12 @@ async fn failed_basic_attempts_are_slowed_by_address() {
 
 #[tokio::test]
 async fn pages_on_the_list_may_read_answers_and_others_may_not() {
-    let house = House::new().await;
+    let gateway = TestGateway::new().await;
     let preflight = |origin: &str| {
         let call = Call::new(Method::OPTIONS, "/notifications")
             .header("origin", origin)
             .header("host", "gw.example.com");
-        house.send(call.header("access-control-request-method", "PATCH"))
+        gateway.send(call.header("access-control-request-method", "PATCH"))
     };
     let answer = preflight("https://shop.example.com").await;
     assert_eq!(
@@ -345,8 +345,8 @@ async fn pages_on_the_list_may_read_answers_and_others_may_not() {
     assert_eq!(refused.header("access-control-allow-origin"), "");
 
     let read = |origin: &str| {
-        house.send(
-            house
+        gateway.send(
+            gateway
                 .as_user("17", Method::GET, "/notifications")
                 .header("origin", origin),
         )
@@ -358,17 +358,20 @@ async fn pages_on_the_list_may_read_answers_and_others_may_not() {
         "https://shop.example.com"
     );
     assert_eq!(read("null").await.header("access-control-allow-origin"), "");
-    // A problem can be read too, or the page could not tell why.
+    // The page can read problems too, so that it can show why a request failed.
     let call =
         Call::new(Method::GET, "/notifications").header("origin", "https://shop.example.com");
     assert_eq!(
-        house.send(call).await.header("access-control-allow-origin"),
+        gateway
+            .send(call)
+            .await
+            .header("access-control-allow-origin"),
         "https://shop.example.com"
     );
 
-    let mut live = (**house.live.borrow()).clone();
+    let mut live = (**gateway.live.borrow()).clone();
     live.allowed_origins = vec!["https://*.example.com".into()];
-    house.live.send_replace(live.into());
+    gateway.live.send_replace(live.into());
     assert_eq!(
         read("https://evil.example.com")
             .await
@@ -378,15 +381,15 @@ async fn pages_on_the_list_may_read_answers_and_others_may_not() {
 }
 
 #[tokio::test]
-async fn an_instance_that_answers_with_the_wrong_thing_is_no_evidence() {
-    let house = House::new().await;
-    house.neighbours.answer(|_| Answers {
+async fn a_reply_of_the_wrong_kind_is_ignored() {
+    let gateway = TestGateway::new().await;
+    gateway.others.answer(|_| Answers {
         replies: vec![("gateway-1".into(), Reply::Rooms { rooms: None })],
         missing: vec![],
     });
     for (method, path, body, status) in guarded() {
-        let answer = house
-            .send(with_body(house.call(method.clone(), path), body.as_ref()))
+        let answer = gateway
+            .send(with_body(gateway.call(method.clone(), path), body.as_ref()))
             .await;
         assert_eq!(
             answer.status.as_u16(),

@@ -1,10 +1,10 @@
 use http::Method;
 use serde_json::json;
 
-use super::fixture::{ADMIN_TOKEN, Answer, Call, House};
+use super::fixture::{ADMIN_TOKEN, Answer, Call, TestGateway};
 
-async fn ask(house: &House, method: Method, path: &str) -> Answer {
-    Call::new(method, path).send(&house.admin).await
+async fn ask(gateway: &TestGateway, method: Method, path: &str) -> Answer {
+    Call::new(method, path).send(&gateway.admin).await
 }
 
 fn with_token(method: Method, path: &str) -> Call {
@@ -12,54 +12,54 @@ fn with_token(method: Method, path: &str) -> Call {
 }
 
 #[tokio::test]
-async fn a_live_process_is_live_whatever_it_lacks() {
-    let house = House::new().await;
-    house
+async fn a_running_process_is_live_whatever_is_unready() {
+    let gateway = TestGateway::new().await;
+    gateway
         .lifecycle
         .set("database", Some("connection refused".into()));
-    house.lifecycle.request_drain();
-    ask(&house, Method::GET, "/livez").await.ok(200);
+    gateway.lifecycle.request_drain();
+    ask(&gateway, Method::GET, "/livez").await.ok(200);
 }
 
 #[tokio::test]
-async fn ready_is_when_no_part_says_otherwise() {
-    let house = House::new().await;
+async fn the_process_is_ready_when_every_part_is() {
+    let gateway = TestGateway::new().await;
     assert_eq!(
-        ask(&house, Method::GET, "/readyz").await.ok(200),
+        ask(&gateway, Method::GET, "/readyz").await.ok(200),
         json!({"ready": true})
     );
-    house
+    gateway
         .lifecycle
         .set("keys", Some("main: not fetched".into()));
-    house.lifecycle.set("bus", Some("deaf".into()));
-    let answer = ask(&house, Method::GET, "/readyz")
+    gateway.lifecycle.set("bus", Some("stalled".into()));
+    let answer = ask(&gateway, Method::GET, "/readyz")
         .await
         .problem(503, "not_ready");
     assert!(answer.body.get("parts").is_none());
     for path in ["/readyz?verbose", "/readyz?verbose=", "/readyz?verbose=1"] {
-        let answer = ask(&house, Method::GET, path)
+        let answer = ask(&gateway, Method::GET, path)
             .await
             .problem(503, "not_ready");
         assert_eq!(
             answer.body["parts"],
-            json!([{"part": "keys", "reason": "main: not fetched"}, {"part": "bus", "reason": "deaf"}])
+            json!([{"part": "keys", "reason": "main: not fetched"}, {"part": "bus", "reason": "stalled"}])
         );
     }
-    ask(&house, Method::GET, "/readyz?detail")
+    ask(&gateway, Method::GET, "/readyz?detail")
         .await
         .problem(400, "invalid_query");
-    house.lifecycle.set("keys", None);
-    house.lifecycle.set("bus", None);
+    gateway.lifecycle.set("keys", None);
+    gateway.lifecycle.set("bus", None);
     assert_eq!(
-        ask(&house, Method::GET, "/readyz?verbose").await.ok(200)["parts"],
+        ask(&gateway, Method::GET, "/readyz?verbose").await.ok(200)["parts"],
         json!([])
     );
 }
 
 #[tokio::test]
 async fn metrics_are_open_metrics_text() {
-    let house = House::new().await;
-    let answer = ask(&house, Method::GET, "/metrics").await;
+    let gateway = TestGateway::new().await;
+    let answer = ask(&gateway, Method::GET, "/metrics").await;
     assert_eq!(
         answer.header("content-type"),
         "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -72,15 +72,15 @@ async fn metrics_are_open_metrics_text() {
 }
 
 #[tokio::test]
-async fn orders_and_status_are_for_holders_of_the_token() {
-    let house = House::new().await;
+async fn status_drain_and_shed_need_the_token() {
+    let gateway = TestGateway::new().await;
     for (method, path) in [
         (Method::GET, "/status"),
         (Method::POST, "/drain"),
         (Method::DELETE, "/drain"),
         (Method::POST, "/shed"),
     ] {
-        let answer = ask(&house, method.clone(), path)
+        let answer = ask(&gateway, method.clone(), path)
             .await
             .problem(401, "credentials_missing");
         assert_eq!(
@@ -96,56 +96,61 @@ async fn orders_and_status_are_for_holders_of_the_token() {
             &format!("Bearer {}", &ADMIN_TOKEN[..5]),
         ] {
             let call = Call::new(method.clone(), path).header("authorization", wrong);
-            assert_eq!(call.send(&house.admin).await.status, 401, "{wrong}");
+            assert_eq!(call.send(&gateway.admin).await.status, 401, "{wrong}");
         }
     }
-    assert!(!house.lifecycle.is_draining());
-    ask(&house, Method::PUT, "/drain")
+    assert!(!gateway.lifecycle.is_draining());
+    ask(&gateway, Method::PUT, "/drain")
         .await
         .problem(405, "method_not_allowed");
-    ask(&house, Method::GET, "/notifications")
+    ask(&gateway, Method::GET, "/notifications")
         .await
         .problem(404, "no_route");
 }
 
 #[tokio::test]
-async fn a_changed_token_holds_from_the_next_request_and_none_closes_the_door() {
-    let house = House::new().await;
-    let file = house.folder.path().join("admin-token");
+async fn a_changed_token_is_used_from_the_next_request_and_without_one_access_is_refused() {
+    let gateway = TestGateway::new().await;
+    let file = gateway.folder.path().join("admin-token");
     with_token(Method::GET, "/status")
-        .send(&house.admin)
+        .send(&gateway.admin)
         .await
         .ok(200);
     std::fs::write(&file, "another\n").unwrap();
     with_token(Method::GET, "/status")
-        .send(&house.admin)
+        .send(&gateway.admin)
         .await
         .problem(401, "credentials_refused");
     let call = Call::new(Method::GET, "/status").header("authorization", "Bearer another");
-    call.send(&house.admin).await.ok(200);
+    call.send(&gateway.admin).await.ok(200);
     std::fs::write(&file, " \n").unwrap();
     let call = Call::new(Method::GET, "/status").header("authorization", "Bearer ");
-    call.send(&house.admin).await.problem(403, "admin_disabled");
+    call.send(&gateway.admin)
+        .await
+        .problem(403, "admin_disabled");
     std::fs::remove_file(&file).unwrap();
     with_token(Method::GET, "/status")
-        .send(&house.admin)
+        .send(&gateway.admin)
         .await
         .problem(403, "admin_disabled");
 }
 
 #[tokio::test]
-async fn status_says_what_holds() {
-    let house = House::new().await;
-    house.lifecycle.set("bus", Some("deaf".into()));
+async fn status_shows_the_state_of_every_part() {
+    let gateway = TestGateway::new().await;
+    gateway.lifecycle.set("bus", Some("stalled".into()));
     let body = with_token(Method::GET, "/status")
-        .send(&house.admin)
+        .send(&gateway.admin)
         .await
         .ok(200);
     assert_eq!(body["instance"], "gateway-0");
     assert_eq!(body["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(
         (&body["ready"], &body["unready"]),
-        (&json!(false), &json!([{"part": "bus", "reason": "deaf"}]))
+        (
+            &json!(false),
+            &json!([{"part": "bus", "reason": "stalled"}])
+        )
     );
     assert_eq!(
         body["connections"],
@@ -185,11 +190,11 @@ async fn status_says_what_holds() {
 }
 
 #[tokio::test]
-async fn a_drain_is_asked_for_once_and_its_progress_told() {
-    let house = House::new().await;
+async fn a_drain_starts_once_and_its_progress_is_shown() {
+    let gateway = TestGateway::new().await;
     for _ in 0..2 {
         let body = with_token(Method::POST, "/drain")
-            .send(&house.admin)
+            .send(&gateway.admin)
             .await
             .ok(202);
         assert_eq!(
@@ -197,16 +202,16 @@ async fn a_drain_is_asked_for_once_and_its_progress_told() {
             json!({"draining": true, "held": false, "atStart": 0, "remaining": 0})
         );
     }
-    assert!(house.lifecycle.is_draining());
-    house.lifecycle.note_connections(120);
+    assert!(gateway.lifecycle.is_draining());
+    gateway.lifecycle.note_connections(120);
     assert_eq!(
         with_token(Method::GET, "/status")
-            .send(&house.admin)
+            .send(&gateway.admin)
             .await
             .ok(200)["drain"]["atStart"],
         120
     );
-    let parts = ask(&house, Method::GET, "/readyz?verbose")
+    let parts = ask(&gateway, Method::GET, "/readyz?verbose")
         .await
         .problem(503, "not_ready");
     assert_eq!(
@@ -216,14 +221,14 @@ async fn a_drain_is_asked_for_once_and_its_progress_told() {
 }
 
 #[tokio::test]
-async fn a_held_drain_is_asked_for_taken_back_and_never_mistaken_for_the_other() {
-    let house = House::new().await;
+async fn a_held_drain_can_be_taken_back_and_differs_from_a_drain_that_ends_the_process() {
+    let gateway = TestGateway::new().await;
     let hold = |body: serde_json::Value| {
         with_token(Method::POST, "/drain")
             .json(&body)
-            .send(&house.admin)
+            .send(&gateway.admin)
     };
-    let undrain = || with_token(Method::DELETE, "/drain").send(&house.admin);
+    let undrain = || with_token(Method::DELETE, "/drain").send(&gateway.admin);
     for wrong in [
         json!({"held": true}),
         json!({"hold": "yes"}),
@@ -237,16 +242,16 @@ async fn a_held_drain_is_asked_for_taken_back_and_never_mistaken_for_the_other()
     let call = with_token(Method::POST, "/drain")
         .header("content-type", "application/json")
         .body("{\"hold\": tr");
-    call.send(&house.admin).await.problem(400, "invalid_json");
+    call.send(&gateway.admin).await.problem(400, "invalid_json");
     let call = with_token(Method::POST, "/drain")
         .header("content-type", "text/plain")
         .body("{\"hold\": true}");
-    call.send(&house.admin)
+    call.send(&gateway.admin)
         .await
         .problem(415, "unsupported_media_type");
     assert!(
-        !house.lifecycle.is_draining(),
-        "what cannot be read drains nobody"
+        !gateway.lifecycle.is_draining(),
+        "a request that is not valid starts no drain"
     );
 
     let held = json!({"draining": true, "held": true, "atStart": 0, "remaining": 0});
@@ -255,19 +260,19 @@ async fn a_held_drain_is_asked_for_taken_back_and_never_mistaken_for_the_other()
     }
     assert_eq!(
         with_token(Method::GET, "/status")
-            .send(&house.admin)
+            .send(&gateway.admin)
             .await
             .ok(200)["drain"],
         held
     );
-    let parts = ask(&house, Method::GET, "/readyz?verbose")
+    let parts = ask(&gateway, Method::GET, "/readyz?verbose")
         .await
         .problem(503, "not_ready");
     assert_eq!(
         parts.body["parts"],
         json!([{"part": "drain", "reason": "held"}])
     );
-    assert!(!house.lifecycle.is_ending());
+    assert!(!gateway.lifecycle.is_ending());
 
     for _ in 0..2 {
         assert_eq!(
@@ -275,22 +280,22 @@ async fn a_held_drain_is_asked_for_taken_back_and_never_mistaken_for_the_other()
             json!({"draining": false, "held": false, "atStart": 0, "remaining": 0})
         );
     }
-    ask(&house, Method::GET, "/readyz").await.ok(200);
+    ask(&gateway, Method::GET, "/readyz").await.ok(200);
     hold(json!({"hold": true})).await.ok(202);
     let ending = json!({"draining": true, "held": false, "atStart": 0, "remaining": 0});
     assert_eq!(hold(json!({"hold": false})).await.ok(202), ending);
     hold(json!({"hold": true})).await.problem(409, "ending");
     undrain().await.problem(409, "ending");
-    assert!(house.lifecycle.is_ending());
+    assert!(gateway.lifecycle.is_ending());
 }
 
 #[tokio::test]
 async fn shedding_takes_a_count_of_at_least_one() {
-    let house = House::new().await;
+    let gateway = TestGateway::new().await;
     let shed = |body: serde_json::Value| {
         with_token(Method::POST, "/shed")
             .json(&body)
-            .send(&house.admin)
+            .send(&gateway.admin)
     };
     assert_eq!(
         shed(json!({"count": 10})).await.ok(200),
@@ -306,5 +311,7 @@ async fn shedding_takes_a_count_of_at_least_one() {
         shed(body).await.problem(400, "invalid_body");
     }
     let big = with_token(Method::POST, "/shed").json(&json!({"count": 1, "x": "y".repeat(5000)}));
-    big.send(&house.admin).await.problem(413, "body_too_large");
+    big.send(&gateway.admin)
+        .await
+        .problem(413, "body_too_large");
 }

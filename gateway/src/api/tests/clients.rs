@@ -3,7 +3,7 @@ use std::sync::atomic::Ordering;
 use http::Method;
 use serde_json::json;
 
-use super::fixture::{House, NOW};
+use super::fixture::{NOW, TestGateway};
 use crate::bus::{Answers, Ask, Reply};
 use crate::client::{ClientInfo, ClientQuery};
 
@@ -22,7 +22,7 @@ fn client(id: &str, user: &str, rooms: &[&str]) -> ClientInfo {
     }
 }
 
-/// What an instance that holds these answers.
+/// The reply of an instance that holds these clients.
 fn held(clients: &[ClientInfo], query: &ClientQuery) -> Reply {
     let mut found: Vec<ClientInfo> = clients
         .iter()
@@ -45,8 +45,8 @@ fn held(clients: &[ClientInfo], query: &ClientQuery) -> Reply {
     Reply::Clients { clients: found }
 }
 
-/// Two instances with three clients each, whose ids alternate; a third is silent.
-fn play_cluster(house: &House) {
+/// Two instances with three clients each, whose ids alternate; a third instance does not answer.
+fn play_cluster(gateway: &TestGateway) {
     let one = [
         client("A1", "17", &["lobby"]),
         client("B2", "18", &[]),
@@ -57,7 +57,7 @@ fn play_cluster(house: &House) {
         client("a", "19", &["lobby"]),
         client("zz", "17", &["lobby"]),
     ];
-    house.neighbours.answer(move |ask| match ask {
+    gateway.others.answer(move |ask| match ask {
         Ask::List { query } => Answers {
             replies: vec![
                 ("gateway-1".into(), held(&one, query)),
@@ -82,14 +82,14 @@ fn play_cluster(house: &House) {
 }
 
 #[tokio::test]
-async fn pages_walk_the_whole_cluster_in_one_order_and_name_who_was_silent() {
-    let house = House::new().await;
-    play_cluster(&house);
+async fn pages_cover_the_whole_cluster_in_one_order_and_name_silent_instances() {
+    let gateway = TestGateway::new().await;
+    play_cluster(&gateway);
     let (mut seen, mut cursor) = (Vec::new(), String::new());
     for page in 0.. {
         assert!(page < 5, "pages without end");
-        let body = house
-            .send(house.call(Method::GET, &format!("{CLIENTS}?limit=2{cursor}")))
+        let body = gateway
+            .send(gateway.call(Method::GET, &format!("{CLIENTS}?limit=2{cursor}")))
             .await
             .ok(200);
         assert_eq!(body["missing"], json!(["gateway-3"]));
@@ -123,9 +123,9 @@ async fn pages_walk_the_whole_cluster_in_one_order_and_name_who_was_silent() {
 }
 
 #[tokio::test]
-async fn filters_are_asked_of_everyone_and_an_instance_can_be_chosen() {
-    let house = House::new().await;
-    play_cluster(&house);
+async fn filters_apply_to_every_instance_and_one_instance_can_be_chosen() {
+    let gateway = TestGateway::new().await;
+    play_cluster(&gateway);
     let ids = |body: &serde_json::Value| {
         body["data"]
             .as_array()
@@ -134,8 +134,9 @@ async fn filters_are_asked_of_everyone_and_an_instance_can_be_chosen() {
             .map(|c| c["id"].as_str().unwrap().to_owned())
             .collect::<Vec<_>>()
     };
-    let get =
-        |query: &'static str| house.send(house.call(Method::GET, &format!("{CLIENTS}?{query}")));
+    let get = |query: &'static str| {
+        gateway.send(gateway.call(Method::GET, &format!("{CLIENTS}?{query}")))
+    };
     assert_eq!(
         ids(&get("userId=17&room=lobby").await.ok(200)),
         ["A1", "zz"]
@@ -150,17 +151,17 @@ async fn filters_are_asked_of_everyone_and_an_instance_can_be_chosen() {
         json!(["gateway-3"])
     );
 
-    house.neighbours.asking_fails.store(true, Ordering::SeqCst);
+    gateway.others.asking_fails.store(true, Ordering::SeqCst);
     get("").await.problem(503, "bus_unavailable");
     assert_eq!(ids(&get("instance=gateway-0").await.ok(200)), [""; 0]);
 }
 
 #[tokio::test]
 async fn a_client_is_described_wherever_it_is() {
-    let house = House::new().await;
-    play_cluster(&house);
-    let body = house
-        .send(house.call(Method::GET, &format!("{CLIENTS}/zz")))
+    let gateway = TestGateway::new().await;
+    play_cluster(&gateway);
+    let body = gateway
+        .send(gateway.call(Method::GET, &format!("{CLIENTS}/zz")))
         .await
         .ok(200);
     assert_eq!(
@@ -168,33 +169,36 @@ async fn a_client_is_described_wherever_it_is() {
         json!({"id": "zz", "userId": "17", "state": "encrypted", "encrypted": true, "rooms": ["lobby"], "connectedAt": "2026-11-23T08:00:00.000Z",
                "lastSeenAt": "2026-11-23T08:00:10.000Z", "address": "203.0.113.9", "instance": "gateway-2"})
     );
-    house
-        .send(house.call(Method::GET, &format!("{CLIENTS}/Zz")))
+    gateway
+        .send(gateway.call(Method::GET, &format!("{CLIENTS}/Zz")))
         .await
         .problem(404, "not_found");
 }
 
 #[tokio::test]
-async fn nobody_is_declared_absent_while_an_instance_is_silent() {
-    let house = House::new().await;
-    house.neighbours.answer(|_| Answers {
+async fn no_client_is_reported_absent_while_an_instance_is_silent() {
+    let gateway = TestGateway::new().await;
+    gateway.others.answer(|_| Answers {
         replies: vec![("gateway-1".into(), Reply::Count { count: 0 })],
         missing: vec!["gateway-3".into()],
     });
     let rooms = json!({"rooms": ["lobby"]});
     for (call, body) in [
-        (house.call(Method::GET, &format!("{CLIENTS}/abc")), None),
-        (house.call(Method::DELETE, &format!("{CLIENTS}/abc")), None),
+        (gateway.call(Method::GET, &format!("{CLIENTS}/abc")), None),
         (
-            house.call(Method::POST, &format!("{CLIENTS}/abc/messages")),
+            gateway.call(Method::DELETE, &format!("{CLIENTS}/abc")),
+            None,
+        ),
+        (
+            gateway.call(Method::POST, &format!("{CLIENTS}/abc/messages")),
             Some(json!({"event": "e"})),
         ),
         (
-            house.call(Method::POST, &format!("{CLIENTS}/abc/rooms")),
+            gateway.call(Method::POST, &format!("{CLIENTS}/abc/rooms")),
             Some(rooms.clone()),
         ),
         (
-            house.call(Method::DELETE, &format!("{CLIENTS}/abc/rooms")),
+            gateway.call(Method::DELETE, &format!("{CLIENTS}/abc/rooms")),
             Some(rooms),
         ),
     ] {
@@ -203,16 +207,16 @@ async fn nobody_is_declared_absent_while_an_instance_is_silent() {
         } else {
             call
         };
-        let answer = house.send(call).await.problem(503, "instances_silent");
+        let answer = gateway.send(call).await.problem(503, "instances_silent");
         assert_eq!(answer.body["missing"], json!(["gateway-3"]));
     }
-    assert!(house.published().is_empty());
+    assert!(gateway.published().is_empty());
 }
 
 #[tokio::test]
 async fn disconnecting_reaches_other_instances_and_counts() {
-    let house = House::new().await;
-    house.neighbours.answer(|ask| match ask {
+    let gateway = TestGateway::new().await;
+    gateway.others.answer(|ask| match ask {
         Ask::Close {
             client: Some(_),
             user: None,
@@ -232,31 +236,31 @@ async fn disconnecting_reaches_other_instances_and_counts() {
         },
         _ => Answers::default(),
     });
-    let body = house
-        .send(house.call(Method::DELETE, &format!("{CLIENTS}/abc")))
+    let body = gateway
+        .send(gateway.call(Method::DELETE, &format!("{CLIENTS}/abc")))
         .await
         .ok(200);
     assert_eq!(body, json!({"closed": 1, "missing": []}));
-    let body = house
-        .send(house.call(Method::DELETE, "/socket/websocket/users/17%2F3/clients"))
+    let body = gateway
+        .send(gateway.call(Method::DELETE, "/socket/websocket/users/17%2F3/clients"))
         .await
         .ok(200);
     assert_eq!(body, json!({"closed": 5, "missing": ["gateway-3"]}));
     assert_eq!(
-        house.neighbours.asked.lock()[1],
+        gateway.others.asked.lock()[1],
         Ask::Close {
             client: None,
             user: Some("17/3".into())
         }
     );
 
-    house.neighbours.asking_fails.store(true, Ordering::SeqCst);
-    house
-        .send(house.call(Method::DELETE, &format!("{CLIENTS}/abc")))
+    gateway.others.asking_fails.store(true, Ordering::SeqCst);
+    gateway
+        .send(gateway.call(Method::DELETE, &format!("{CLIENTS}/abc")))
         .await
         .problem(503, "bus_unavailable");
-    let half = house
-        .send(house.call(Method::DELETE, "/socket/websocket/users/17/clients"))
+    let half = gateway
+        .send(gateway.call(Method::DELETE, "/socket/websocket/users/17/clients"))
         .await
         .problem(503, "bus_unavailable");
     assert_eq!(half.body["closed"], 0);
@@ -264,8 +268,8 @@ async fn disconnecting_reaches_other_instances_and_counts() {
 
 #[tokio::test]
 async fn rooms_are_joined_and_left_on_the_instance_that_holds_the_client() {
-    let house = House::new().await;
-    house.neighbours.answer(|ask| {
+    let gateway = TestGateway::new().await;
+    gateway.others.answer(|ask| {
         let rooms = match ask {
             Ask::Join { rooms, .. } | Ask::Leave { rooms, .. } => rooms.clone(),
             _ => panic!("nothing else is asked"),
@@ -286,15 +290,15 @@ async fn rooms_are_joined_and_left_on_the_instance_that_holds_the_client() {
     });
     let path = format!("{CLIENTS}/abc/rooms");
     for method in [Method::POST, Method::DELETE] {
-        let call = house
+        let call = gateway
             .call(method, &path)
             .json(&json!({"rooms": ["b", "a", "b"]}));
         assert_eq!(
-            house.send(call).await.ok(200),
+            gateway.send(call).await.ok(200),
             json!({"rooms": ["a"], "instance": "gateway-2"})
         );
     }
-    let asked = house.neighbours.asked.lock().clone();
+    let asked = gateway.others.asked.lock().clone();
     let (client, rooms) = ("abc".parse().unwrap(), vec!["a".to_owned(), "b".to_owned()]);
     assert_eq!(
         asked,
@@ -316,9 +320,9 @@ async fn rooms_are_joined_and_left_on_the_instance_that_holds_the_client() {
         json!(["r".repeat(257)]),
         json!(vec!["r"; 129]),
     ] {
-        house
+        gateway
             .send(
-                house
+                gateway
                     .call(Method::POST, &path)
                     .json(&json!({"rooms": rooms})),
             )
@@ -329,9 +333,9 @@ async fn rooms_are_joined_and_left_on_the_instance_that_holds_the_client() {
 
 /// authorization.md 3.2 and 3.3.
 #[tokio::test]
-async fn a_revocation_is_stored_before_it_holds_and_before_others_hear() {
-    let house = House::new().await;
-    house.neighbours.answer(|ask| match ask {
+async fn a_revocation_is_stored_before_it_is_applied() {
+    let gateway = TestGateway::new().await;
+    gateway.others.answer(|ask| match ask {
         Ask::Revoke { .. } => Answers {
             replies: vec![("gateway-1".into(), Reply::Count { count: 2 })],
             missing: vec!["gateway-3".into()],
@@ -339,8 +343,8 @@ async fn a_revocation_is_stored_before_it_holds_and_before_others_hear() {
         _ => Answers::default(),
     });
     let post = |body: serde_json::Value| {
-        house.send(
-            house
+        gateway.send(
+            gateway
                 .call(Method::POST, "/socket/websocket/revocations")
                 .json(&body),
         )
@@ -355,7 +359,7 @@ async fn a_revocation_is_stored_before_it_holds_and_before_others_hear() {
         body["until"],
         until.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
     );
-    let stored = house.neighbours.stored.lock().clone();
+    let stored = gateway.others.stored.lock().clone();
     assert_eq!(
         (
             stored[0].user_id.as_deref(),
@@ -365,12 +369,12 @@ async fn a_revocation_is_stored_before_it_holds_and_before_others_hear() {
         (Some("17"), None, NOW * 1000)
     );
     assert_eq!(
-        house.neighbours.asked.lock()[..],
+        gateway.others.asked.lock()[..],
         [Ask::Revoke {
             revocation: stored[0].clone()
         }]
     );
-    assert_eq!(house.revocations.len(), 1);
+    assert_eq!(gateway.revocations.len(), 1);
 
     for body in [
         json!({}),
@@ -382,39 +386,36 @@ async fn a_revocation_is_stored_before_it_holds_and_before_others_hear() {
     ] {
         post(body).await.problem(400, "invalid_body");
     }
-    assert_eq!(house.neighbours.stored.lock().len(), 1);
+    assert_eq!(gateway.others.stored.lock().len(), 1);
 }
 
 #[tokio::test]
-async fn without_redis_a_revocation_leaves_nothing_half_done() {
-    let house = House::new().await;
+async fn without_redis_a_revocation_changes_nothing_or_says_what_it_did() {
+    let gateway = TestGateway::new().await;
     let post = || {
-        house.send(
-            house
+        gateway.send(
+            gateway
                 .call(Method::POST, "/socket/websocket/revocations")
                 .json(&json!({"jti": "t-17"})),
         )
     };
-    house.neighbours.storing_fails.store(true, Ordering::SeqCst);
+    gateway.others.storing_fails.store(true, Ordering::SeqCst);
     let answer = post().await.problem(503, "bus_unavailable");
     assert!(
         answer.body["detail"].as_str().unwrap().contains("nothing"),
         "{}",
         answer.text
     );
-    assert_eq!(house.revocations.len(), 0);
-    assert!(house.neighbours.asked.lock().is_empty());
-    house
-        .send(house.as_user("17", Method::GET, "/notifications"))
+    assert_eq!(gateway.revocations.len(), 0);
+    assert!(gateway.others.asked.lock().is_empty());
+    gateway
+        .send(gateway.as_user("17", Method::GET, "/notifications"))
         .await
         .ok(200);
 
-    // Redis goes away between storing and telling: that much is said, and it holds here.
-    house
-        .neighbours
-        .storing_fails
-        .store(false, Ordering::SeqCst);
-    house.neighbours.asking_fails.store(true, Ordering::SeqCst);
+    // Redis fails between storing and asking the others: the answer says so, and the revocation applies here.
+    gateway.others.storing_fails.store(false, Ordering::SeqCst);
+    gateway.others.asking_fails.store(true, Ordering::SeqCst);
     let answer = post().await.problem(503, "bus_unavailable");
     assert!(
         answer.body["detail"]
@@ -425,11 +426,11 @@ async fn without_redis_a_revocation_leaves_nothing_half_done() {
         answer.text
     );
     assert_eq!(
-        (house.revocations.len(), &answer.body["closed"]),
+        (gateway.revocations.len(), &answer.body["closed"]),
         (1, &json!(0))
     );
-    house
-        .send(house.as_user("17", Method::GET, "/notifications"))
+    gateway
+        .send(gateway.as_user("17", Method::GET, "/notifications"))
         .await
         .problem(401, "credentials_refused");
 }

@@ -4,10 +4,11 @@ use std::path::Path;
 use http::Method;
 use serde_json::Value;
 
-use super::fixture::{Call, House};
-use crate::api::{asyncapi, openapi, routes};
+use super::fixture::{Call, TestGateway};
+use crate::api::{asyncapi, clients, extract, messages, openapi, routes};
+use crate::protocol::bounds::MAX_READ_IDS;
 
-/// Compares with the committed file, or writes it where `SIGNAL_UPDATE_DOCS` is set.
+/// Compares the text with the committed file, or writes the file where `SIGNAL_UPDATE_DOCS` is set.
 fn is_committed(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../docs")
@@ -28,9 +29,41 @@ fn the_committed_documents_are_the_generated_ones() {
     is_committed("asyncapi.json", &asyncapi::TEXT);
 }
 
+/// The derive macros take only literals, so this compares them with the constants that are checked.
+#[test]
+fn documented_bounds_are_the_ones_that_are_checked() {
+    let document: Value = serde_json::from_str(&openapi::TEXT).unwrap();
+    for (schema, property, bound, expected) in [
+        ("MarkRead", "ids", "maxItems", MAX_READ_IDS),
+        ("RoomsBody", "rooms", "maxItems", clients::MAX_ROOMS),
+        ("Message", "event", "maxLength", messages::MAX_EVENT),
+        (
+            "BroadcastMessage",
+            "event",
+            "maxLength",
+            messages::MAX_EVENT,
+        ),
+        (
+            "BroadcastMessage",
+            "exclude",
+            "maxItems",
+            messages::MAX_EXCLUDED,
+        ),
+        ("NewRevocation", "userId", "maxLength", extract::MAX_NAME),
+        ("NewRevocation", "jti", "maxLength", extract::MAX_NAME),
+    ] {
+        let pointer = format!("/components/schemas/{schema}/properties/{property}/{bound}");
+        assert_eq!(
+            document.pointer(&pointer).and_then(Value::as_u64),
+            Some(expected as u64),
+            "{pointer}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn every_route_and_method_is_documented_and_no_other() {
-    let house = House::new().await;
+    let gateway = TestGateway::new().await;
     let document: Value = serde_json::from_str(&openapi::TEXT).unwrap();
     let documented: BTreeSet<(String, String)> = document["paths"]
         .as_object()
@@ -49,7 +82,7 @@ async fn every_route_and_method_is_documented_and_no_other() {
         .filter(|(path, _)| !path.starts_with("/docs/"))
     {
         let concrete = path.replace("{id}", "abc").replace("{room}", "abc");
-        let answer = house
+        let answer = gateway
             .send(Call::new(Method::TRACE, &concrete))
             .await
             .problem(405, "method_not_allowed");
@@ -66,8 +99,8 @@ async fn every_route_and_method_is_documented_and_no_other() {
 }
 
 #[tokio::test]
-async fn documents_are_for_anyone_and_the_page_trusts_nobody_else() {
-    let house = House::new().await;
+async fn everyone_may_read_the_documents_and_the_page_loads_only_its_own_files() {
+    let gateway = TestGateway::new().await;
     for (path, media_type) in [
         ("/openapi.json", "application/json"),
         ("/asyncapi.json", "application/json"),
@@ -75,7 +108,7 @@ async fn documents_are_for_anyone_and_the_page_trusts_nobody_else() {
         ("/docs/page.js", "text/javascript; charset=utf-8"),
         ("/docs/page.css", "text/css; charset=utf-8"),
     ] {
-        let answer = house.send(Call::new(Method::GET, path)).await;
+        let answer = gateway.send(Call::new(Method::GET, path)).await;
         assert_eq!(
             (answer.status.as_u16(), answer.header("content-type")),
             (200, media_type),
@@ -91,7 +124,7 @@ async fn documents_are_for_anyone_and_the_page_trusts_nobody_else() {
             "{policy}"
         );
     }
-    let page = house.send(Call::new(Method::GET, "/docs")).await.text;
+    let page = gateway.send(Call::new(Method::GET, "/docs")).await.text;
     assert!(
         !page.contains("http://")
             && !page.contains("https://")
@@ -102,7 +135,7 @@ async fn documents_are_for_anyone_and_the_page_trusts_nobody_else() {
 }
 
 #[test]
-fn every_reference_leads_somewhere() {
+fn every_reference_resolves() {
     fn references<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
         match value {
             Value::Object(members) => {

@@ -1,18 +1,15 @@
-//! A gateway without sockets: what the tests of REST start from.
+//! A gateway without sockets, which the tests of REST use.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use chrono::DateTime;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
-use http_body_util::BodyExt;
+use http::Method;
+use http::header::AUTHORIZATION;
 use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
 use parking_lot::Mutex;
@@ -20,8 +17,8 @@ use serde_json::{Value, json};
 use signal_contract::StatusReport;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
+pub(super) use super::call::{Answer, Call};
 use crate::api::{AdminState, ApiState, admin_router, router};
 use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
 use crate::bus::{
@@ -37,12 +34,11 @@ use crate::inbox::Inbox;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::notification::{NewActivity, Notification};
-use crate::peer::PeerAddress;
 use crate::revocation::Revocation;
 use crate::store::platform::{Platform, PolicyDefinition, seed};
 use crate::store::{NotificationStore, open};
 
-/// When every test takes place.
+/// The time of every test.
 pub(super) const NOW: i64 = 1_795_000_000;
 pub(super) const ADMIN_TOKEN: &str = "a-token-of-the-operator";
 pub(super) const PASSWORD: &str = "open sesame";
@@ -51,8 +47,8 @@ const AWAY: &str = "https://away.example.com/";
 
 type Answering = Box<dyn Fn(&Ask) -> Answers + Send>;
 
-/// Other instances, played: what they answer is chosen, what they hear is noted.
-pub(super) struct Neighbours {
+/// The other instances, simulated: a test sets their answers and sees what they received.
+pub(super) struct OtherInstances {
     answer: Mutex<Answering>,
     pub(super) asked: Mutex<Vec<Ask>>,
     pub(super) published: Mutex<Vec<Dispatch>>,
@@ -62,7 +58,7 @@ pub(super) struct Neighbours {
     pub(super) storing_fails: AtomicBool,
 }
 
-impl Neighbours {
+impl OtherInstances {
     fn none() -> Arc<Self> {
         Arc::new(Self {
             answer: Mutex::new(Box::new(|_| Answers::default())),
@@ -90,7 +86,7 @@ impl Neighbours {
     }
 }
 
-impl Bus for Neighbours {
+impl Bus for OtherInstances {
     fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>> {
         let taken = Self::away(&self.publishing_fails)
             .map(|()| self.published.lock().push(dispatch.clone()));
@@ -150,11 +146,11 @@ impl Bus for Neighbours {
     }
 }
 
-/// A gateway without sockets, and everything a test turns or looks at.
-pub(super) struct House {
+/// A gateway without sockets, and everything that a test changes or reads.
+pub(super) struct TestGateway {
     pub(super) rest: Router,
     pub(super) admin: Router,
-    pub(super) neighbours: Arc<Neighbours>,
+    pub(super) others: Arc<OtherInstances>,
     pub(super) notifications: Arc<dyn NotificationStore>,
     pub(super) revocations: Arc<Revocations>,
     pub(super) clock: FixedClock,
@@ -167,13 +163,13 @@ pub(super) struct House {
     shutdown: CancellationToken,
 }
 
-impl Drop for House {
+impl Drop for TestGateway {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
 }
 
-/// Serves one key as a JWK Set; says where.
+/// Serves one key as a JWK Set; returns the URL.
 async fn serve_keys(key: &SigningKey, shutdown: CancellationToken) -> String {
     let point = key.verifying_key().to_sec1_point(false);
     let part = |bytes: &[u8]| base64_simd::URL_SAFE_NO_PAD.encode_to_string(bytes);
@@ -197,7 +193,7 @@ async fn serve_keys(key: &SigningKey, shutdown: CancellationToken) -> String {
     format!("http://{address}/certs")
 }
 
-/// `root` may everything, `finder` only find, `ops` is a Basic user with the rights of `root`; anybody else may nothing.
+/// `root` has every permission, `finder` only that to find; all others have none. `ops` is a Basic user with the rights of `root`.
 fn platform() -> Platform {
     let permissions = [
         ("1", "WebSocketClient.find", "read"),
@@ -228,7 +224,7 @@ fn platform() -> Platform {
     }
 }
 
-/// Argon2id at its cheapest: what is tested is REST, not the hash.
+/// Argon2id with low cost, because REST is tested and not the hash.
 fn users_file(folder: &std::path::Path) -> SecretFile {
     use argon2::password_hash::{PasswordHasher, SaltString};
     let argon = argon2::Argon2::new(
@@ -252,7 +248,42 @@ fn users_file(folder: &std::path::Path) -> SecretFile {
     SecretFile::new(path)
 }
 
-impl House {
+/// Two sources: one whose keys are served at `certs`, and one that cannot be reached.
+fn live_settings(certs: &str) -> Live {
+    let text = format!(
+        "allowed_origins = [\"https://shop.example.com\"]\ntrusted_proxies = [\"10.0.0.0/8\"]\n\
+             [[jwks.sources]]\nname = \"main\"\nissuer = \"{ISSUER}\"\nurl = \"{certs}\"\naudiences = [\"signal\"]\nalgorithms = [\"ES256\"]\nallow_insecure_http = true\n\
+             [[jwks.sources]]\nname = \"away\"\nissuer = \"{AWAY}\"\nurl = \"http://127.0.0.1:1/certs\"\naudiences = [\"signal\"]\nalgorithms = [\"ES256\"]\nallow_insecure_http = true\n"
+    );
+    load_live(&text).unwrap()
+}
+
+fn admin_state(state: &ApiState, folder: &std::path::Path) -> AdminState {
+    let token_file = folder.join("admin-token");
+    std::fs::write(&token_file, format!("{ADMIN_TOKEN}\n")).unwrap();
+    let (authenticator, published) = (state.authenticator.clone(), state.published.clone());
+    AdminState {
+        lifecycle: state.lifecycle.clone(),
+        hub: state.hub.clone(),
+        bus: state.bus.clone(),
+        notifications: state.notifications.clone(),
+        metrics: state.metrics.clone(),
+        instance: state.instance.clone(),
+        token_file: SecretFile::new(token_file),
+        facts: Arc::new(move || StatusReport {
+            static_revision: "sha256:1".into(),
+            live_revision: "sha256:2".into(),
+            live_error: None,
+            catalogs_revision: "sha256:3".into(),
+            key_sources: authenticator.status(),
+            jwks_file: published.borrow().as_deref().map(PublishedKeys::report),
+            kafka: None,
+            ..StatusReport::default()
+        }),
+    }
+}
+
+impl TestGateway {
     pub(super) async fn new() -> Self {
         let (folder, shutdown) = (tempfile::tempdir().unwrap(), CancellationToken::new());
         let mut config = Config::for_tests();
@@ -263,12 +294,7 @@ impl House {
         config.auth.basic_users_file = users_file(folder.path());
         let key = SigningKey::from_slice(&[7; 32]).unwrap();
         let certs = serve_keys(&key, shutdown.clone()).await;
-        let text = format!(
-            "allowed_origins = [\"https://shop.example.com\"]\ntrusted_proxies = [\"10.0.0.0/8\"]\n\
-             [[jwks.sources]]\nname = \"main\"\nissuer = \"{ISSUER}\"\nurl = \"{certs}\"\naudiences = [\"signal\"]\nalgorithms = [\"ES256\"]\nallow_insecure_http = true\n\
-             [[jwks.sources]]\nname = \"away\"\nissuer = \"{AWAY}\"\nurl = \"http://127.0.0.1:1/certs\"\naudiences = [\"signal\"]\nalgorithms = [\"ES256\"]\nallow_insecure_http = true\n"
-        );
-        let (live, told) = watch::channel(Arc::new(load_live(&text).unwrap()));
+        let (live, followed) = watch::channel(Arc::new(live_settings(&certs)));
         let clock = FixedClock::new(DateTime::from_timestamp(NOW, 0).unwrap());
         let (metrics, lifecycle) = (Metrics::new(), Arc::new(Lifecycle::default()));
         let published = watch::Sender::new(None);
@@ -284,17 +310,15 @@ impl House {
         .await
         .unwrap();
         let (authenticator, _) = Authenticator::start(
-            told.clone(),
+            followed.clone(),
             Arc::new(clock.clone()),
             metrics.clone(),
             revocations.clone(),
             shutdown.clone(),
         );
         let (basic, _) = Basic::start(&config.auth, shutdown.clone()).unwrap();
-        let (hub, neighbours) = (Hub::none(), Neighbours::none());
-        let bus: Arc<dyn Bus> = neighbours.clone();
-        let token_file = folder.path().join("admin-token");
-        std::fs::write(&token_file, format!("{ADMIN_TOKEN}\n")).unwrap();
+        let (hub, others) = (Hub::none(), OtherInstances::none());
+        let bus: Arc<dyn Bus> = others.clone();
 
         let delivery = Delivery::new(hub.clone(), bus.clone());
         let state = ApiState {
@@ -308,11 +332,11 @@ impl House {
                 Arc::new(clock.clone()),
             ),
             delivery,
-            hub: hub.clone(),
-            bus: bus.clone(),
+            hub,
+            bus,
             revocations: revocations.clone(),
             clock: Arc::new(clock.clone()),
-            live: told,
+            live: followed,
             published: published.subscribe(),
             metrics: metrics.clone(),
             lifecycle: lifecycle.clone(),
@@ -320,30 +344,11 @@ impl House {
             max_body_bytes: 4096,
             token_life: Duration::from_secs(31 * 86_400),
         };
-        let (status, told_keys) = (authenticator.clone(), published.subscribe());
-        let admin = AdminState {
-            lifecycle: lifecycle.clone(),
-            hub,
-            bus,
-            notifications: stores.notifications.clone(),
-            metrics: metrics.clone(),
-            instance: "gateway-0".into(),
-            token_file: SecretFile::new(token_file),
-            facts: Arc::new(move || StatusReport {
-                static_revision: "sha256:1".into(),
-                live_revision: "sha256:2".into(),
-                live_error: None,
-                catalogs_revision: "sha256:3".into(),
-                key_sources: status.status(),
-                jwks_file: told_keys.borrow().as_deref().map(PublishedKeys::report),
-                kafka: None,
-                ..StatusReport::default()
-            }),
-        };
-        let house = Self {
+        let admin = admin_state(&state, folder.path());
+        let gateway = Self {
             rest: router(state),
             admin: admin_router(admin),
-            neighbours,
+            others,
             notifications: stores.notifications,
             revocations,
             clock,
@@ -355,8 +360,8 @@ impl House {
             key,
             shutdown,
         };
-        house.keys_are_there(&authenticator).await;
-        house
+        gateway.keys_are_there(&authenticator).await;
+        gateway
     }
 
     async fn keys_are_there(&self, authenticator: &Authenticator) {
@@ -387,7 +392,7 @@ impl House {
         )
     }
 
-    /// A token of ten minutes, `changes` put over its claims.
+    /// Returns a token of ten minutes; `changes` replace claims.
     pub(super) fn token_with(&self, subject: &str, changes: Value) -> String {
         let now = self.clock.now().timestamp();
         let mut claims = json!({"iss": ISSUER, "aud": "signal", "sub": subject, "iat": now - 60, "exp": now + 600, "jti": format!("t-{subject}")});
@@ -401,7 +406,7 @@ impl House {
         format!("Bearer {}", self.token_with(subject, json!({})))
     }
 
-    /// Of the issuer whose keys cannot be fetched.
+    /// Returns a token of the issuer whose keys cannot be fetched.
     pub(super) fn bearer_of_absent_issuer(&self) -> String {
         format!("Bearer {}", self.token_with("17", json!({"iss": AWAY})))
     }
@@ -410,7 +415,7 @@ impl House {
         call.send(&self.rest).await
     }
 
-    /// What `/status` says.
+    /// Returns `/status`.
     pub(super) async fn status(&self) -> Value {
         let call = Call::new(Method::GET, "/status")
             .header(AUTHORIZATION, &format!("Bearer {ADMIN_TOKEN}"));
@@ -421,12 +426,12 @@ impl House {
         Call::new(method, path).header(AUTHORIZATION, &self.bearer(subject))
     }
 
-    /// As `root`.
+    /// Makes a request of `root`.
     pub(super) fn call(&self, method: Method, path: &str) -> Call {
         self.as_user("root", method, path)
     }
 
-    /// Puts notifications into inboxes, one activity a call; says the rows.
+    /// Stores the notifications of one activity; returns the rows.
     pub(super) async fn store(
         &self,
         event: &str,
@@ -457,157 +462,16 @@ impl House {
             .collect()
     }
 
-    /// What was published so far: event, destination and data; forgotten by this.
+    /// Returns and clears what was published: event, destination and data.
     pub(super) fn published(&self) -> Vec<(String, String, Value)> {
-        let published = std::mem::take(&mut *self.neighbours.published.lock());
-        let tell = |d: Dispatch| {
+        let published = std::mem::take(&mut *self.others.published.lock());
+        let describe = |d: Dispatch| {
             (
                 d.event.to_string(),
                 format!("{:?}", d.destination),
                 serde_json::from_str(d.data.get()).unwrap(),
             )
         };
-        published.into_iter().map(tell).collect()
-    }
-}
-
-/// A request on its way.
-pub(super) struct Call {
-    method: Method,
-    path: String,
-    headers: HeaderMap,
-    body: Body,
-    peer: IpAddr,
-}
-
-impl Call {
-    pub(super) fn new(method: Method, path: &str) -> Self {
-        Self {
-            method,
-            path: path.into(),
-            headers: HeaderMap::new(),
-            body: Body::empty(),
-            peer: [192, 0, 2, 1].into(),
-        }
-    }
-
-    pub(super) fn header(
-        mut self,
-        name: impl TryInto<HeaderName, Error: std::fmt::Debug>,
-        value: &str,
-    ) -> Self {
-        self.headers.append(
-            name.try_into().unwrap(),
-            HeaderValue::from_str(value).unwrap(),
-        );
-        self
-    }
-
-    pub(super) fn basic(self, name: &str, password: &str) -> Self {
-        let text = base64_simd::STANDARD.encode_to_string(format!("{name}:{password}"));
-        self.header(AUTHORIZATION, &format!("Basic {text}"))
-    }
-
-    pub(super) fn peer(mut self, peer: impl Into<IpAddr>) -> Self {
-        self.peer = peer.into();
-        self
-    }
-
-    pub(super) fn json(self, body: &Value) -> Self {
-        self.header(CONTENT_TYPE, "application/json")
-            .body(body.to_string())
-    }
-
-    pub(super) fn body(mut self, body: impl Into<Body>) -> Self {
-        self.body = body.into();
-        self
-    }
-
-    pub(super) async fn send(self, router: &Router) -> Answer {
-        let mut request = Request::builder()
-            .method(self.method)
-            .uri(&self.path)
-            .body(self.body)
-            .unwrap();
-        *request.headers_mut() = self.headers;
-        request.extensions_mut().insert(PeerAddress(self.peer));
-        let response = router.clone().oneshot(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        Answer {
-            status: parts.status,
-            headers: parts.headers,
-            body,
-            text: String::from_utf8(bytes.into()).unwrap(),
-        }
-    }
-}
-
-/// A response, read to its end.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Value,
-    pub(super) text: String,
-}
-
-impl Answer {
-    pub(super) fn header(&self, name: &str) -> &str {
-        self.headers
-            .get(name)
-            .map_or("", |value| value.to_str().unwrap())
-    }
-
-    /// Every value of a header.
-    pub(super) fn all(&self, name: &str) -> Vec<&str> {
-        self.headers
-            .get_all(name)
-            .iter()
-            .map(|value| value.to_str().unwrap())
-            .collect()
-    }
-
-    /// Holds the answer to be right and personal.
-    #[track_caller]
-    pub(super) fn ok(self, status: u16) -> Value {
-        assert_eq!(self.status.as_u16(), status, "{}", self.text);
-        assert_eq!(self.header("cache-control"), "no-store");
-        assert_eq!(self.header("x-content-type-options"), "nosniff");
-        self.body
-    }
-
-    /// Holds the answer to be that problem in its full form.
-    #[track_caller]
-    pub(super) fn problem(self, status: u16, code: &str) -> Self {
-        assert_eq!(
-            (self.status.as_u16(), self.body["code"].as_str()),
-            (status, Some(code)),
-            "{}",
-            self.text
-        );
-        assert_eq!(self.header("content-type"), "application/problem+json");
-        assert_eq!(self.header("cache-control"), "no-store");
-        assert_eq!(self.header("x-content-type-options"), "nosniff");
-        assert_eq!(self.body["status"], status);
-        assert_eq!(self.body["type"], format!("/docs#{code}"));
-        assert!(
-            self.body["title"]
-                .as_str()
-                .is_some_and(|title| !title.is_empty())
-        );
-        assert!(
-            self.body["detail"]
-                .as_str()
-                .is_some_and(|detail| !detail.is_empty())
-        );
-        assert_eq!(self.body["instance"], self.header("x-request-id"));
-        assert!(
-            !self.text.contains("10.1.2.3"),
-            "an error tells of the inside: {}",
-            self.text
-        );
-        self
+        published.into_iter().map(describe).collect()
     }
 }

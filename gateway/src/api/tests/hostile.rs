@@ -1,13 +1,13 @@
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use super::fixture::{Call, House};
+use super::fixture::{Call, TestGateway};
 
 const SEND: &str = "/socket/websocket/users/17/messages";
 
 #[tokio::test]
-async fn routes_and_methods_that_do_not_exist_are_problems_too() {
-    let house = House::new().await;
+async fn unknown_routes_and_methods_are_problems() {
+    let gateway = TestGateway::new().await;
     for path in [
         "/",
         "/notification",
@@ -17,59 +17,65 @@ async fn routes_and_methods_that_do_not_exist_are_problems_too() {
         "/../etc/passwd",
         "/%00",
     ] {
-        house
+        gateway
             .send(Call::new(Method::GET, path))
             .await
             .problem(404, "no_route");
     }
-    let answer = house
+    let answer = gateway
         .send(Call::new(Method::PUT, "/notifications/abc"))
         .await
         .problem(405, "method_not_allowed");
     let mut allow: Vec<&str> = answer.header("allow").split(',').map(str::trim).collect();
     allow.sort_unstable();
     assert_eq!(allow, ["DELETE", "GET", "HEAD", "PATCH"]);
-    house
+    gateway
         .send(Call::new(Method::from_bytes(b"GROW").unwrap(), "/docs"))
         .await
         .problem(405, "method_not_allowed");
-    house
+    gateway
         .send(Call::new(Method::OPTIONS, "/docs"))
         .await
         .problem(405, "method_not_allowed");
 }
 
 #[tokio::test]
-async fn bodies_are_bounded_whether_or_not_they_say_how_long_they_are() {
-    let house = House::new().await;
+async fn bodies_are_bounded_with_and_without_a_content_length() {
+    let gateway = TestGateway::new().await;
     let big = json!({"event": "e", "data": "x".repeat(5000)}).to_string();
     let call = |call: Call| call.header("content-type", "application/json");
-    let told = call(house.call(Method::POST, SEND))
+    let with_length = call(gateway.call(Method::POST, SEND))
         .header("content-length", &big.len().to_string())
         .body(big.clone());
-    house.send(told).await.problem(413, "body_too_large");
+    gateway
+        .send(with_length)
+        .await
+        .problem(413, "body_too_large");
     let chunks: Vec<Result<_, std::io::Error>> = big
         .as_bytes()
         .chunks(100)
         .map(|chunk| Ok(chunk.to_vec()))
         .collect();
-    let untold = call(house.call(Method::POST, SEND)).body(axum::body::Body::from_stream(
-        futures_util::stream::iter(chunks),
-    ));
-    house.send(untold).await.problem(413, "body_too_large");
-    let lie = call(house.call(Method::POST, SEND))
+    let without_length = call(gateway.call(Method::POST, SEND)).body(
+        axum::body::Body::from_stream(futures_util::stream::iter(chunks)),
+    );
+    gateway
+        .send(without_length)
+        .await
+        .problem(413, "body_too_large");
+    let wrong_length = call(gateway.call(Method::POST, SEND))
         .header("content-length", "99999999999")
         .body("{}");
-    assert!(house.send(lie).await.status.is_client_error());
-    assert!(house.neighbours.published.lock().is_empty());
+    assert!(gateway.send(wrong_length).await.status.is_client_error());
+    assert!(gateway.others.published.lock().is_empty());
 }
 
 #[tokio::test]
-async fn bodies_that_are_not_json_are_told_what_is_wrong_with_them() {
-    let house = House::new().await;
+async fn a_body_that_is_not_valid_json_gets_the_reason() {
+    let gateway = TestGateway::new().await;
     let post = |media: Option<&'static str>, body: &'static [u8]| {
-        let call = house.call(Method::POST, SEND).body(body);
-        house.send(if let Some(media) = media {
+        let call = gateway.call(Method::POST, SEND).body(body);
+        gateway.send(if let Some(media) = media {
             call.header("content-type", media)
         } else {
             call
@@ -122,12 +128,12 @@ async fn bodies_that_are_not_json_are_told_what_is_wrong_with_them() {
         "{}",
         answer.text
     );
-    assert!(house.neighbours.published.lock().is_empty());
+    assert!(gateway.others.published.lock().is_empty());
 }
 
 #[tokio::test]
 async fn queries_are_checked_and_unknown_parameters_refused() {
-    let house = House::new().await;
+    let gateway = TestGateway::new().await;
     for query in [
         "limit=0",
         "limit=101",
@@ -144,8 +150,8 @@ async fn queries_are_checked_and_unknown_parameters_refused() {
         "page=2",
         "STATUS=read",
     ] {
-        let answer = house
-            .send(house.as_user("17", Method::GET, &format!("/notifications?{query}")))
+        let answer = gateway
+            .send(gateway.as_user("17", Method::GET, &format!("/notifications?{query}")))
             .await;
         assert_eq!(answer.status, 400, "{query}: {}", answer.text);
         answer.problem(400, "invalid_query");
@@ -156,8 +162,8 @@ async fn queries_are_checked_and_unknown_parameters_refused() {
         "status=unread&type=PAYMENT_SUCCESS",
         "",
     ] {
-        house
-            .send(house.as_user("17", Method::GET, &format!("/notifications?{query}")))
+        gateway
+            .send(gateway.as_user("17", Method::GET, &format!("/notifications?{query}")))
             .await
             .ok(200);
     }
@@ -168,23 +174,23 @@ async fn queries_are_checked_and_unknown_parameters_refused() {
         "/socket/websocket/clients/abc?x=1",
         "/openapi.json?x=1",
     ] {
-        house
-            .send(house.call(Method::GET, path))
+        gateway
+            .send(gateway.call(Method::GET, path))
             .await
             .problem(400, "invalid_query");
     }
-    // A filter that is not known must not close everything.
+    // An unknown filter must not close all connections.
     let path = "/socket/websocket/users/17/clients?room=lobby";
-    house
-        .send(house.call(Method::DELETE, path))
+    gateway
+        .send(gateway.call(Method::DELETE, path))
         .await
         .problem(400, "invalid_query");
-    assert!(house.neighbours.asked.lock().is_empty());
+    assert!(gateway.others.asked.lock().is_empty());
 }
 
 #[tokio::test]
-async fn paths_hold_ids_and_names_only() {
-    let house = House::new().await;
+async fn paths_accept_only_ids_and_names() {
+    let gateway = TestGateway::new().await;
     for id in [
         "a-b",
         "abcdefghijklm",
@@ -198,8 +204,8 @@ async fn paths_hold_ids_and_names_only() {
             format!("/socket/websocket/clients/{id}"),
             format!("/notifications/{id}"),
         ] {
-            house
-                .send(house.call(Method::GET, &path))
+            gateway
+                .send(gateway.call(Method::GET, &path))
                 .await
                 .problem(400, "invalid_path");
         }
@@ -207,8 +213,12 @@ async fn paths_hold_ids_and_names_only() {
     let long = "r".repeat(257);
     for name in ["ws:broadcast", "%00", "a%0Ab", &long] {
         let path = format!("/socket/websocket/rooms/{name}/messages");
-        house
-            .send(house.call(Method::POST, &path).json(&json!({"event": "e"})))
+        gateway
+            .send(
+                gateway
+                    .call(Method::POST, &path)
+                    .json(&json!({"event": "e"})),
+            )
             .await
             .problem(400, "invalid_path");
     }
@@ -220,66 +230,68 @@ async fn paths_hold_ids_and_names_only() {
         &long[..256],
     ] {
         let path = format!("/socket/websocket/rooms/{name}/messages");
-        house
-            .send(house.call(Method::POST, &path).json(&json!({"event": "e"})))
+        gateway
+            .send(
+                gateway
+                    .call(Method::POST, &path)
+                    .json(&json!({"event": "e"})),
+            )
             .await
             .ok(202);
     }
 }
 
 #[tokio::test]
-async fn a_value_that_no_database_keeps_is_the_callers_fault() {
-    let house = House::new().await;
-    house
-        .send(house.as_user("17", Method::GET, "/notifications?type=a%00b"))
+async fn a_value_that_no_database_stores_is_a_client_error() {
+    let gateway = TestGateway::new().await;
+    gateway
+        .send(gateway.as_user("17", Method::GET, "/notifications?type=a%00b"))
         .await
         .problem(400, "invalid_query");
-    let token = house.token_with("17\u{0}", json!({}));
+    let token = gateway.token_with("17\u{0}", json!({}));
     let call = Call::new(Method::GET, "/notifications")
         .header("authorization", &format!("Bearer {token}"));
-    assert!(house.send(call).await.status.is_client_error());
+    assert!(gateway.send(call).await.status.is_client_error());
 }
 
 #[tokio::test]
-async fn a_panic_is_a_500_that_says_nothing_and_the_next_request_is_served() {
-    let house = House::new().await;
-    house
-        .neighbours
-        .answer(|_| panic!("the secret is 10.1.2.3"));
+async fn a_panic_is_a_500_without_details_and_the_next_request_is_served() {
+    let gateway = TestGateway::new().await;
+    gateway.others.answer(|_| panic!("the secret is 10.1.2.3"));
     let path = "/socket/websocket/clients/abc";
-    house
-        .send(house.call(Method::GET, path))
+    gateway
+        .send(gateway.call(Method::GET, path))
         .await
         .problem(500, "internal");
-    house.neighbours.answer(|_| crate::bus::Answers::default());
-    house
-        .send(house.call(Method::GET, path))
+    gateway.others.answer(|_| crate::bus::Answers::default());
+    gateway
+        .send(gateway.call(Method::GET, path))
         .await
         .problem(404, "not_found");
 }
 
 #[tokio::test]
-async fn request_ids_are_echoed_and_requests_counted_by_template() {
-    let house = House::new().await;
-    let answer = house
+async fn request_ids_are_echoed_and_requests_are_counted_by_route_template() {
+    let gateway = TestGateway::new().await;
+    let answer = gateway
         .send(Call::new(Method::GET, "/notifications/abc").header("x-request-id", "trace-7"))
         .await;
     assert_eq!(
         answer.problem(401, "credentials_missing").body["instance"],
         "trace-7"
     );
-    house
+    gateway
         .send(Call::new(Method::GET, "/no/such/route"))
         .await
         .problem(404, "no_route");
-    house
+    gateway
         .send(Call::new(
             Method::from_bytes(b"EVIL").unwrap(),
             "/no/such/route",
         ))
         .await
         .problem(404, "no_route");
-    let text = house.metrics.render();
+    let text = gateway.metrics.render();
     for line in [
         r#"signal_http_requests_total{route="/notifications/{id}",method="GET",status="401"} 1"#,
         r#"signal_http_requests_total{route="unmatched",method="GET",status="404"} 1"#,
@@ -291,11 +303,11 @@ async fn request_ids_are_echoed_and_requests_counted_by_template() {
 }
 
 #[tokio::test]
-async fn a_draining_gateway_serves_on_and_tells_callers_to_connect_elsewhere() {
-    let house = House::new().await;
-    house.lifecycle.request_drain();
-    let answer = house
-        .send(house.as_user("17", Method::GET, "/notifications"))
+async fn a_draining_gateway_still_serves_and_asks_callers_to_reconnect() {
+    let gateway = TestGateway::new().await;
+    gateway.lifecycle.request_drain();
+    let answer = gateway
+        .send(gateway.as_user("17", Method::GET, "/notifications"))
         .await;
     assert_eq!(
         (answer.status, answer.header("connection")),

@@ -3,37 +3,37 @@ use std::sync::Arc;
 use http::Method;
 use serde_json::json;
 
-use super::fixture::{Call, House};
+use super::fixture::{Call, TestGateway};
 use crate::auth::PublishedKeys;
 
 const PATH: &str = "/.well-known/jwks.json";
 
-fn publish(house: &House, kid: &str) -> Arc<PublishedKeys> {
+fn publish(gateway: &TestGateway, kid: &str) -> Arc<PublishedKeys> {
     let text =
         json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qY", "kid": kid}]}).to_string();
     let published = Arc::new(PublishedKeys::read(&text).unwrap());
-    house.published.send_replace(Some(Arc::clone(&published)));
+    gateway.published.send_replace(Some(Arc::clone(&published)));
     published
 }
 
 #[tokio::test]
-async fn without_a_configured_set_there_is_none() {
-    let house = House::new().await;
-    let answer = house
+async fn without_a_configured_key_set_the_route_is_a_404() {
+    let gateway = TestGateway::new().await;
+    let answer = gateway
         .send(Call::new(Method::GET, PATH))
         .await
         .problem(404, "not_found");
     assert_eq!(answer.header("cache-control"), "no-store");
-    let status = house.status().await;
+    let status = gateway.status().await;
     assert_eq!(status["jwksFile"], json!(null));
 }
 
 /// authorization.md 2.10.
 #[tokio::test]
-async fn the_set_is_served_to_anyone_with_its_tag_and_age() {
-    let house = House::new().await;
-    let published = publish(&house, "k1");
-    let answer = house.send(Call::new(Method::GET, PATH)).await;
+async fn the_key_set_is_served_to_everyone_with_its_tag_and_age() {
+    let gateway = TestGateway::new().await;
+    let published = publish(&gateway, "k1");
+    let answer = gateway.send(Call::new(Method::GET, PATH)).await;
     assert_eq!(
         (answer.status.as_u16(), answer.header("content-type")),
         (200, "application/jwk-set+json")
@@ -44,7 +44,7 @@ async fn the_set_is_served_to_anyone_with_its_tag_and_age() {
     );
     assert_eq!(answer.header("x-content-type-options"), "nosniff");
     assert_eq!(answer.text, published.body);
-    let head = house.send(Call::new(Method::HEAD, PATH)).await;
+    let head = gateway.send(Call::new(Method::HEAD, PATH)).await;
     assert_eq!(
         (
             head.status.as_u16(),
@@ -53,31 +53,32 @@ async fn the_set_is_served_to_anyone_with_its_tag_and_age() {
         ),
         (200, published.etag.as_str(), "")
     );
-    house
+    gateway
         .live
         .send_modify(|live| Arc::make_mut(live).jwks.managed.cache_age_secs = 60);
     assert_eq!(
-        house
+        gateway
             .send(Call::new(Method::GET, PATH))
             .await
             .header("cache-control"),
         "public, max-age=60"
     );
     assert_eq!(
-        house.status().await["jwksFile"],
+        gateway.status().await["jwksFile"],
         json!({"revision": published.revision, "keys": ["k1"]})
     );
-    house
+    gateway
         .send(Call::new(Method::GET, "/.well-known/jwks.json?kid=k1"))
         .await
         .problem(400, "invalid_query");
 }
 
 #[tokio::test]
-async fn who_has_it_already_is_told_so_until_it_changes() {
-    let house = House::new().await;
-    let etag = publish(&house, "k1").etag.clone();
-    let ask = |given: &str| house.send(Call::new(Method::GET, PATH).header("if-none-match", given));
+async fn a_caller_with_the_current_key_set_gets_304_until_it_changes() {
+    let gateway = TestGateway::new().await;
+    let etag = publish(&gateway, "k1").etag.clone();
+    let ask =
+        |given: &str| gateway.send(Call::new(Method::GET, PATH).header("if-none-match", given));
     for known in [
         etag.clone(),
         format!("W/{etag}"),
@@ -98,6 +99,6 @@ async fn who_has_it_already_is_told_so_until_it_changes() {
     for other in ["\"other\"", "", etag.trim_matches('"')] {
         assert_eq!(ask(other).await.status, 200, "{other}");
     }
-    publish(&house, "k2");
+    publish(&gateway, "k2");
     assert_eq!(ask(&etag).await.status, 200);
 }

@@ -3,7 +3,7 @@ use std::sync::atomic::Ordering;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::fixture::House;
+use super::fixture::TestGateway;
 use crate::bus::{Answers, Ask, Reply};
 use crate::protocol::event::{RESERVED, name};
 
@@ -12,9 +12,9 @@ fn nested(depth: usize) -> Value {
 }
 
 #[tokio::test]
-async fn a_message_goes_out_as_it_was_given() {
-    let house = House::new().await;
-    house.neighbours.answer(|ask| match ask {
+async fn a_message_is_sent_as_it_was_given() {
+    let gateway = TestGateway::new().await;
+    gateway.others.answer(|ask| match ask {
         Ask::Holds { .. } => Answers {
             replies: vec![("gateway-1".into(), Reply::Count { count: 1 })],
             missing: vec!["gateway-3".into()],
@@ -28,39 +28,39 @@ async fn a_message_goes_out_as_it_was_given() {
         ("rooms/merchant:42/messages", "Room(\"merchant:42\")"),
         ("broadcast", "Broadcast"),
     ] {
-        let call = house
+        let call = gateway
             .call(Method::POST, &format!("/socket/websocket/{path}"))
             .json(&json!({"event": "order:updated", "data": data}));
         assert_eq!(
-            house.send(call).await.ok(202),
+            gateway.send(call).await.ok(202),
             json!({"local": 0, "published": true})
         );
         assert_eq!(
-            house.published(),
+            gateway.published(),
             [("order:updated".into(), destination.into(), data.clone())]
         );
     }
-    let call = house
+    let call = gateway
         .call(Method::POST, "/socket/websocket/users/17/messages")
         .json(&json!({"event": "ping me"}));
-    house.send(call).await.ok(202);
-    assert_eq!(house.published()[0].2, Value::Null);
+    gateway.send(call).await.ok(202);
+    assert_eq!(gateway.published()[0].2, Value::Null);
 }
 
 /// protocol.md 10.10.
 #[tokio::test]
-async fn a_broadcast_leaves_out_whom_it_names() {
-    let house = House::new().await;
+async fn a_broadcast_leaves_out_the_excluded_clients() {
+    let gateway = TestGateway::new().await;
     let path = "/socket/websocket/broadcast";
-    house
+    gateway
         .send(
-            house
+            gateway
                 .call(Method::POST, path)
                 .json(&json!({"event": "e", "exclude": ["abc", "xyz"]})),
         )
         .await
         .ok(202);
-    let excluded: Vec<String> = house.neighbours.published.lock()[0]
+    let excluded: Vec<String> = gateway.others.published.lock()[0]
         .exclude
         .iter()
         .map(ToString::to_string)
@@ -72,19 +72,19 @@ async fn a_broadcast_leaves_out_whom_it_names() {
         json!([1]),
         json!(vec!["a"; 1001]),
     ] {
-        house
+        gateway
             .send(
-                house
+                gateway
                     .call(Method::POST, path)
                     .json(&json!({"event": "e", "exclude": exclude})),
             )
             .await
             .problem(400, "invalid_body");
     }
-    let only_broadcasts = house
+    let only_broadcasts = gateway
         .call(Method::POST, "/socket/websocket/rooms/a/messages")
         .json(&json!({"event": "e", "exclude": ["abc"]}));
-    let answer = house
+    let answer = gateway
         .send(only_broadcasts)
         .await
         .problem(400, "invalid_body");
@@ -97,8 +97,8 @@ async fn a_broadcast_leaves_out_whom_it_names() {
 
 /// protocol.md 3.8 and 3.19.
 #[tokio::test]
-async fn nobody_speaks_with_the_gateways_voice() {
-    let house = House::new().await;
+async fn event_names_of_the_gateway_are_refused() {
+    let gateway = TestGateway::new().await;
     let ours = [
         name::NOTIFICATION_CREATED,
         name::NOTIFICATION_READ,
@@ -115,22 +115,22 @@ async fn nobody_speaks_with_the_gateways_voice() {
             "rooms/a/messages",
             "broadcast",
         ] {
-            let call = house
+            let call = gateway
                 .call(Method::POST, &format!("/socket/websocket/{path}"))
                 .json(&json!({"event": event}));
-            house.send(call).await.problem(400, "reserved_event");
+            gateway.send(call).await.problem(400, "reserved_event");
         }
     }
-    assert!(house.published().is_empty());
-    assert!(house.neighbours.asked.lock().is_empty());
+    assert!(gateway.published().is_empty());
+    assert!(gateway.others.asked.lock().is_empty());
 }
 
 #[tokio::test]
 async fn events_and_data_are_bounded() {
-    let house = House::new().await;
+    let gateway = TestGateway::new().await;
     let post = |body: Value| {
-        house.send(
-            house
+        gateway.send(
+            gateway
                 .call(Method::POST, "/socket/websocket/users/17/messages")
                 .json(&body),
         )
@@ -147,30 +147,30 @@ async fn events_and_data_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_client_that_nobody_holds_is_a_404_and_nothing_is_sent() {
-    let house = House::new().await;
-    house.neighbours.answer(|_| Answers {
+async fn a_client_that_no_instance_holds_is_a_404_and_nothing_is_sent() {
+    let gateway = TestGateway::new().await;
+    gateway.others.answer(|_| Answers {
         replies: vec![("gateway-1".into(), Reply::Count { count: 0 })],
         missing: vec![],
     });
-    let call = house
+    let call = gateway
         .call(Method::POST, "/socket/websocket/clients/abc/messages")
         .json(&json!({"event": "e"}));
-    house.send(call).await.problem(404, "not_found");
-    assert!(house.published().is_empty());
+    gateway.send(call).await.problem(404, "not_found");
+    assert!(gateway.published().is_empty());
 }
 
 #[tokio::test]
-async fn a_message_that_can_reach_nobody_is_not_accepted() {
-    let house = House::new().await;
-    house
-        .neighbours
+async fn a_message_that_cannot_reach_anyone_is_a_503() {
+    let gateway = TestGateway::new().await;
+    gateway
+        .others
         .publishing_fails
         .store(true, Ordering::SeqCst);
     for path in ["users/17/messages", "rooms/a/messages", "broadcast"] {
-        let call = house
+        let call = gateway
             .call(Method::POST, &format!("/socket/websocket/{path}"))
             .json(&json!({"event": "e"}));
-        house.send(call).await.problem(503, "bus_unavailable");
+        gateway.send(call).await.problem(503, "bus_unavailable");
     }
 }

@@ -1,7 +1,7 @@
 use http::Method;
 use serde_json::{Value, json};
 
-use super::fixture::House;
+use super::fixture::TestGateway;
 
 fn ids(body: &Value) -> Vec<String> {
     body["data"]
@@ -13,11 +13,11 @@ fn ids(body: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn an_inbox_is_paged_newest_first_and_only_its_owners() {
-    let house = House::new().await;
+async fn an_inbox_is_paged_newest_first_and_shows_only_its_owner() {
+    let gateway = TestGateway::new().await;
     let mut mine = Vec::new();
     for number in 0..5 {
-        let rows = house
+        let rows = gateway
             .store(&format!("e{number}"), "PAYMENT_SUCCESS", &["17", "18"])
             .await;
         mine.extend(
@@ -29,8 +29,8 @@ async fn an_inbox_is_paged_newest_first_and_only_its_owners() {
     mine.reverse();
     let (mut seen, mut cursor) = (Vec::new(), String::new());
     loop {
-        let body = house
-            .send(house.as_user(
+        let body = gateway
+            .send(gateway.as_user(
                 "17",
                 Method::GET,
                 &format!("/notifications?limit=2{cursor}"),
@@ -56,8 +56,8 @@ async fn an_inbox_is_paged_newest_first_and_only_its_owners() {
         }
     }
     assert_eq!(seen, mine);
-    let empty = house
-        .send(house.as_user("nobody", Method::GET, "/notifications"))
+    let empty = gateway
+        .send(gateway.as_user("nobody", Method::GET, "/notifications"))
         .await
         .ok(200);
     assert_eq!(
@@ -69,14 +69,17 @@ async fn an_inbox_is_paged_newest_first_and_only_its_owners() {
 /// protocol.md 9.1.
 #[tokio::test]
 async fn a_notification_has_the_shape_of_the_contract() {
-    let house = House::new().await;
-    let row = house.store("e", "PAYMENT_SUCCESS", &["17"]).await.remove(0);
-    let body = house
-        .send(house.as_user("17", Method::GET, &format!("/notifications/{}", row.id)))
+    let gateway = TestGateway::new().await;
+    let row = gateway
+        .store("e", "PAYMENT_SUCCESS", &["17"])
+        .await
+        .remove(0);
+    let body = gateway
+        .send(gateway.as_user("17", Method::GET, &format!("/notifications/{}", row.id)))
         .await
         .ok(200);
-    let created_at = house
-        .send(house.as_user("17", Method::GET, "/notifications"))
+    let created_at = gateway
+        .send(gateway.as_user("17", Method::GET, "/notifications"))
         .await
         .ok(200)["data"][0]["createdAt"]
         .clone();
@@ -89,22 +92,22 @@ async fn a_notification_has_the_shape_of_the_contract() {
 
 #[tokio::test]
 async fn filters_by_status_and_type() {
-    let house = House::new().await;
-    let payment = house
+    let gateway = TestGateway::new().await;
+    let payment = gateway
         .store("e1", "PAYMENT_SUCCESS", &["17"])
         .await
         .remove(0)
         .id
         .to_string();
-    let refund = house
+    let refund = gateway
         .store("e2", "REFUND", &["17"])
         .await
         .remove(0)
         .id
         .to_string();
-    house
+    gateway
         .send(
-            house
+            gateway
                 .as_user("17", Method::PATCH, &format!("/notifications/{refund}"))
                 .json(&json!({"isRead": true})),
         )
@@ -117,8 +120,8 @@ async fn filters_by_status_and_type() {
         ("type=refund", vec![]),
         ("status=unread&type=REFUND", vec![]),
     ] {
-        let body = house
-            .send(house.as_user("17", Method::GET, &format!("/notifications?{query}")))
+        let body = gateway
+            .send(gateway.as_user("17", Method::GET, &format!("/notifications?{query}")))
             .await
             .ok(200);
         assert_eq!(ids(&body).iter().collect::<Vec<_>>(), expected, "{query}");
@@ -127,9 +130,9 @@ async fn filters_by_status_and_type() {
 }
 
 #[tokio::test]
-async fn anothers_notification_is_told_from_none_by_nobody() {
-    let house = House::new().await;
-    let id = house
+async fn a_notification_of_another_user_is_answered_like_one_that_does_not_exist() {
+    let gateway = TestGateway::new().await;
+    let id = gateway
         .store("e", "PAYMENT_SUCCESS", &["18"])
         .await
         .remove(0)
@@ -138,13 +141,13 @@ async fn anothers_notification_is_told_from_none_by_nobody() {
     let mut details = Vec::new();
     for id in [id.as_str(), "doesnotexist"] {
         for method in [Method::GET, Method::PATCH, Method::DELETE] {
-            let call = house.as_user("17", method.clone(), &format!("/notifications/{id}"));
+            let call = gateway.as_user("17", method.clone(), &format!("/notifications/{id}"));
             let call = if method == Method::PATCH {
                 call.json(&json!({"isRead": true}))
             } else {
                 call
             };
-            let mut answer = house.send(call).await.problem(404, "not_found");
+            let mut answer = gateway.send(call).await.problem(404, "not_found");
             answer.body["instance"] = Value::Null;
             details.push(answer.body);
         }
@@ -154,74 +157,74 @@ async fn anothers_notification_is_told_from_none_by_nobody() {
         "{details:?}"
     );
     let body = json!({"ids": [id]});
-    let read = house
+    let read = gateway
         .send(
-            house
+            gateway
                 .as_user("17", Method::POST, "/notifications/read")
                 .json(&body),
         )
         .await
         .ok(200);
     assert_eq!((&read["ids"], &read["total"]), (&json!([]), &json!(0)));
-    let theirs = house
-        .send(house.as_user("18", Method::GET, &format!("/notifications/{id}")))
+    let theirs = gateway
+        .send(gateway.as_user("18", Method::GET, &format!("/notifications/{id}")))
         .await
         .ok(200);
     assert_eq!(theirs["isRead"], false);
-    assert!(house.published().is_empty());
+    assert!(gateway.published().is_empty());
 }
 
 /// protocol.md 3.15.
 #[tokio::test]
-async fn reading_one_is_told_to_every_device_once() {
-    let house = House::new().await;
-    let id = house
+async fn reading_one_is_pushed_to_every_device_once() {
+    let gateway = TestGateway::new().await;
+    let id = gateway
         .store("e1", "PAYMENT_SUCCESS", &["17"])
         .await
         .remove(0)
         .id
         .to_string();
-    house.store("e2", "PAYMENT_SUCCESS", &["17"]).await;
+    gateway.store("e2", "PAYMENT_SUCCESS", &["17"]).await;
     let path = format!("/notifications/{id}");
-    let first = house
+    let first = gateway
         .send(
-            house
+            gateway
                 .as_user("17", Method::PATCH, &path)
                 .json(&json!({"isRead": true})),
         )
         .await
         .ok(200);
     assert_eq!(first["isRead"], true);
-    let told = house.published();
-    assert_eq!(told.len(), 1);
+    let pushed = gateway.published();
+    assert_eq!(pushed.len(), 1);
     assert_eq!(
-        (told[0].0.as_str(), told[0].1.as_str()),
+        (pushed[0].0.as_str(), pushed[0].1.as_str()),
         ("notification:read", "User(\"17\")")
     );
     assert_eq!(
-        told[0].2,
+        pushed[0].2,
         json!({"ids": [id], "total": 1, "readAt": first["readAt"], "unreadCount": 1, "version": 3})
     );
 
-    house.clock.advance_ms(60_000);
-    let again = house
+    gateway.clock.advance_ms(60_000);
+    let again = gateway
         .send(
-            house
+            gateway
                 .as_user("17", Method::PATCH, &path)
                 .json(&json!({"isRead": true})),
         )
         .await
         .ok(200);
     assert_eq!(again, first);
-    assert!(house.published().is_empty());
+    assert!(gateway.published().is_empty());
     for body in [
         json!({"isRead": false}),
         json!({}),
         json!({"isRead": "true"}),
         json!({"isRead": true, "title": "mine"}),
     ] {
-        house
-            .send(house.as_user("17", Method::PATCH, &path).json(&body))
+        gateway
+            .send(gateway.as_user("17", Method::PATCH, &path).json(&body))
             .await
             .problem(400, "invalid_body");
     }
@@ -229,18 +232,18 @@ async fn reading_one_is_told_to_every_device_once() {
 
 #[tokio::test]
 async fn reading_many_by_ids_by_seq_or_all() {
-    let house = House::new().await;
+    let gateway = TestGateway::new().await;
     let mut rows = Vec::new();
     for number in 0..6 {
         rows.extend(
-            house
+            gateway
                 .store(&format!("e{number}"), "PAYMENT_SUCCESS", &["17"])
                 .await,
         );
     }
     let read = |body: Value| {
-        house.send(
-            house
+        gateway.send(
+            gateway
                 .as_user("17", Method::POST, "/notifications/read")
                 .json(&body),
         )
@@ -251,7 +254,7 @@ async fn reading_many_by_ids_by_seq_or_all() {
         (&json!([rows[5].id]), &json!(5))
     );
     assert_eq!(
-        house.published(),
+        gateway.published(),
         [("notification:read".into(), "User(\"17\")".into(), by_ids)]
     );
 
@@ -262,17 +265,17 @@ async fn reading_many_by_ids_by_seq_or_all() {
     );
     let all = read(json!({"all": true})).await.ok(200);
     assert_eq!((&all["total"], &all["unreadCount"]), (&json!(3), &json!(0)));
-    house.published();
+    gateway.published();
 
     let again = read(json!({"all": true})).await.ok(200);
     assert_eq!(
         (&again["ids"], &again["version"]),
         (&json!([]), &all["version"])
     );
-    assert!(house.published().is_empty());
+    assert!(gateway.published().is_empty());
     assert_eq!(
-        house
-            .send(house.as_user("17", Method::GET, "/notifications/unread-count"))
+        gateway
+            .send(gateway.as_user("17", Method::GET, "/notifications/unread-count"))
             .await
             .ok(200),
         json!({"unreadCount": 0})
@@ -294,52 +297,54 @@ async fn reading_many_by_ids_by_seq_or_all() {
 
 /// protocol.md 3.16.
 #[tokio::test]
-async fn a_removed_notification_is_gone_for_every_device() {
-    let house = House::new().await;
-    let id = house
+async fn a_deleted_notification_is_gone_on_every_device() {
+    let gateway = TestGateway::new().await;
+    let id = gateway
         .store("e1", "PAYMENT_SUCCESS", &["17"])
         .await
         .remove(0)
         .id
         .to_string();
-    house.store("e2", "PAYMENT_SUCCESS", &["17"]).await;
+    gateway.store("e2", "PAYMENT_SUCCESS", &["17"]).await;
     let path = format!("/notifications/{id}");
-    let answer = house.send(house.as_user("17", Method::DELETE, &path)).await;
+    let answer = gateway
+        .send(gateway.as_user("17", Method::DELETE, &path))
+        .await;
     assert_eq!((answer.status.as_u16(), answer.text.as_str()), (204, ""));
     assert_eq!(
-        house.published(),
+        gateway.published(),
         [(
             "notification:deleted".into(),
             "User(\"17\")".into(),
             json!({"ids": [id], "unreadCount": 1, "version": 3})
         )]
     );
-    house
-        .send(house.as_user("17", Method::DELETE, &path))
+    gateway
+        .send(gateway.as_user("17", Method::DELETE, &path))
         .await
         .problem(404, "not_found");
-    house
-        .send(house.as_user("17", Method::GET, &path))
+    gateway
+        .send(gateway.as_user("17", Method::GET, &path))
         .await
         .problem(404, "not_found");
-    assert!(house.published().is_empty());
+    assert!(gateway.published().is_empty());
 }
 
 #[tokio::test]
-async fn without_the_bus_an_inbox_works_and_only_the_push_is_missed() {
-    let house = House::new().await;
-    let id = house
+async fn without_redis_an_inbox_works_and_only_the_push_is_missed() {
+    let gateway = TestGateway::new().await;
+    let id = gateway
         .store("e1", "PAYMENT_SUCCESS", &["17"])
         .await
         .remove(0)
         .id
         .to_string();
-    house
-        .neighbours
+    gateway
+        .others
         .publishing_fails
         .store(true, std::sync::atomic::Ordering::SeqCst);
-    let call = house
+    let call = gateway
         .as_user("17", Method::PATCH, &format!("/notifications/{id}"))
         .json(&json!({"isRead": true}));
-    assert_eq!(house.send(call).await.ok(200)["isRead"], true);
+    assert_eq!(gateway.send(call).await.ok(200)["isRead"], true);
 }

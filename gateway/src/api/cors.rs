@@ -1,7 +1,7 @@
 //! CORS: which web pages may read the answers of REST.
 //!
 //! Input: the `Origin` and `Host` headers and `allowed_origins` of the live settings. Output: the CORS headers of the
-//! Fetch standard. The list is read at each request, so a change holds from the next one on.
+//! Fetch standard. The list is read at each request, so a change applies from the next one on.
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -23,9 +23,9 @@ const RESPONSE_HEADERS: HeaderValue =
     HeaderValue::from_static("x-request-id, retry-after, www-authenticate, allow");
 const PREFLIGHT_SECS: HeaderValue = HeaderValue::from_static("600");
 
-/// Answers preflight requests and lets allowed pages read the answers (Fetch standard, "HTTP extensions").
+/// Answers preflight requests, and allows listed origins to read the answers (Fetch standard, "HTTP extensions").
 ///
-/// Credentials are never allowed: callers send `Authorization` themselves.
+/// Cookies are never allowed: callers send `Authorization` themselves.
 pub(super) async fn cors(
     State(state): State<super::ApiState>,
     request: Request,
