@@ -1,11 +1,11 @@
-//! Dev mode: the gateway of production with everything around it embedded, for one person at a terminal.
+//! Dev mode: the gateway of production with everything it needs embedded, for one person at a terminal.
 //!
-//! Input: ports and a folder. Output: a running gateway on SQLite and the bus within the process, a broker that any producer can reach, an
-//! issuer whose keys the gateway fetches over HTTP, a few merchants and users, and a sheet of lines to paste. The gateway itself is
-//! started by [`crate::app`] with settings from a file, as always: nothing in it knows of dev mode.
+//! Input: ports and a folder. Output: a running gateway on SQLite and without Redis, a broker that any producer can reach, an issuer whose keys the
+//! gateway fetches over HTTP, a few merchants and users, and a printed sheet of commands to paste. [`crate::app`] starts the gateway with settings from
+//! a file, as in production; the gateway does not know of dev mode.
 //!
-//! What lies in the folder survives a restart: inboxes, policies, keys. Records do not, since the broker keeps nothing; their identity holds
-//! the time they were produced at, so those of the next run are new although their offsets begin at 0 again.
+//! The folder survives a restart with inboxes, policies and keys. Records do not, because the broker keeps nothing. Their identity contains the time of
+//! production, so the records of the next run are new although their offsets start at 0 again.
 
 mod broker;
 mod folder;
@@ -35,11 +35,11 @@ use folder::{Addresses, Folder};
 use issuer::Issuer;
 use settings::ListenAddresses;
 
-/// Partitions of every topic: enough to see that order holds within one.
+/// Partitions of every topic: enough to see that order is kept within one.
 const PARTITIONS: i32 = 4;
-/// How often it is looked whether the gateway is ready.
+/// How often readiness is checked.
 const READY_INTERVAL: Duration = Duration::from_millis(20);
-/// The name of a file that says the platform's tables were filled: what is deleted from them afterwards stays deleted.
+/// Name of the file that marks the platform's tables as filled, so that rows that are deleted later stay deleted.
 const SEEDED: &str = "platform.seeded";
 /// The users that tokens are printed for.
 const USERS: [&str; 2] = ["17", "18"];
@@ -62,7 +62,7 @@ pub struct Arguments {
     command: Option<Command>,
 }
 
-/// Where dev mode listens and keeps its state.
+/// Options of dev mode: where it listens and keeps its state.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
@@ -73,31 +73,31 @@ pub struct Options {
     /// Where probes, metrics and drain listen
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
     admin: SocketAddr,
-    /// Port of the embedded broker on 127.0.0.1; 0 for any, as in the other addresses
+    /// Port of the embedded broker on 127.0.0.1; 0 for any, as in the other options
     #[arg(long, value_name = "PORT", default_value_t = 9092)]
     kafka_port: u16,
     /// Port of the development issuer's key set on 127.0.0.1
     #[arg(long, value_name = "PORT", default_value_t = 8090)]
     issuer_port: u16,
-    /// Let --public and --admin be reached from other machines. The tokens of dev mode open everything
+    /// Allow --public and --admin to be reached from other machines. The tokens of dev mode allow everything
     #[arg(long)]
     allow_non_loopback: bool,
 }
 
-/// The folder of a dev mode.
+/// The folder of dev mode.
 #[derive(Debug, Args)]
 pub struct DataFolder {
-    /// Folder of inboxes, policies, keys and tokens; kept across restarts
+    /// Folder for inboxes, policies, keys and tokens; kept across restarts
     #[arg(long, value_name = "DIR", default_value = ".signal-dev")]
     data_dir: PathBuf,
 }
 
-/// What can be done beside a running dev mode.
+/// Commands that work with a running dev mode.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Connect as a user, encrypted, and print every event that comes
+    /// Connect as a user, encrypted, and print every event that arrives
     Watch {
-        /// Where the dev mode is.
+        /// The folder of the running dev mode.
         #[command(flatten)]
         folder: DataFolder,
         /// Whose notifications to watch
@@ -106,36 +106,36 @@ pub enum Command {
     },
     /// Produce an activity record to the embedded broker
     Produce {
-        /// Where the dev mode is.
+        /// The folder of the running dev mode.
         #[command(flatten)]
         folder: DataFolder,
-        /// What to produce.
+        /// The record to produce.
         #[command(flatten)]
         record: produce::Record,
     },
-    /// Print a token of any user, good for 12 hours
+    /// Print a token of any user, valid for 12 hours
     Token {
-        /// Where the dev mode is.
+        /// The folder of the running dev mode.
         #[command(flatten)]
         folder: DataFolder,
-        /// Whom it speaks for
+        /// The user of the token
         #[arg(long, value_name = "ID", default_value = USERS[0])]
         user: String,
     },
 }
 
 impl Arguments {
-    /// The options of a dev mode to be run, or what to do beside one that runs.
+    /// Returns the options of dev mode, or the command to run.
     pub fn split(self) -> Result<Options, Command> {
         self.command.map_or(Ok(self.options), Err)
     }
 }
 
 impl Command {
-    /// Does it. Blocks until it is done.
+    /// Runs the command to its end; blocks.
     ///
     /// # Errors
-    /// No dev mode serves from the folder, or what it answers.
+    /// No dev mode runs in the folder, or it refuses.
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Watch { folder, user } => {
@@ -158,14 +158,14 @@ impl Command {
     }
 }
 
-/// Everything that is needed before a runtime: bound listeners, settings, keys.
+/// Dev mode before its runtime starts: bound listeners, settings, keys.
 pub struct Prepared {
     config: Config,
     folder: Folder,
     issuer: Issuer,
     listeners: Listeners,
     addresses: Addresses,
-    as_typed: PathBuf,
+    typed_folder: PathBuf,
 }
 
 struct Listeners {
@@ -176,10 +176,10 @@ struct Listeners {
 }
 
 impl Options {
-    /// Binds the listeners, and writes what the folder lacks.
+    /// Binds the listeners, and writes missing files into the folder.
     ///
     /// # Errors
-    /// An address that is not loopback and was not allowed, or cannot be bound; a folder that cannot be used; wrong settings.
+    /// An address that is neither loopback nor allowed, or cannot be bound; a folder that cannot be used; wrong settings.
     pub fn prepare(
         self,
         environment: impl Iterator<Item = (String, String)>,
@@ -187,8 +187,8 @@ impl Options {
         for (name, address) in [("--public", self.public), ("--admin", self.admin)] {
             anyhow::ensure!(
                 self.allow_non_loopback || address.ip().is_loopback(),
-                "{name} {address} can be reached from other machines, and dev mode's keys and tokens lie in a folder; \
-                 to do it all the same, add --allow-non-loopback"
+                "{name} {address} can be reached from other machines, and the tokens of dev mode allow everything; \
+                 add --allow-non-loopback to allow it"
             );
         }
         let folder = Folder::take(&self.folder.data_dir)?;
@@ -210,7 +210,7 @@ impl Options {
             let mut token = [0; 24];
             ring::rand::SystemRandom::new()
                 .fill(&mut token)
-                .map_err(|_| anyhow::anyhow!("the system has no randomness"))?;
+                .map_err(|_| anyhow::anyhow!("the system cannot provide randomness"))?;
             Ok(base64_simd::URL_SAFE_NO_PAD
                 .encode_to_string(token)
                 .into_bytes())
@@ -230,7 +230,7 @@ impl Options {
             issuer,
             listeners,
             addresses,
-            as_typed: self.folder.data_dir,
+            typed_folder: self.folder.data_dir,
         })
     }
 }
@@ -242,7 +242,7 @@ fn bind(argument: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     Ok(listener)
 }
 
-/// An address to connect to, where one that is listened on may stand for all of them.
+/// Returns an address to connect to: loopback for an address that stands for all interfaces.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() {
@@ -255,16 +255,16 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 }
 
 impl Prepared {
-    /// The settings the gateway runs with.
+    /// Returns the settings of the gateway.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Runs until `lifecycle` asks for a drain, and prints the sheet to standard output once everything is ready. `program` is how this
+    /// Runs until `lifecycle` asks for a drain, and prints the sheet to standard output when everything is ready. `program` is the name by which this
     /// program was called.
     ///
     /// # Errors
-    /// A part that cannot start, or one that ended unasked.
+    /// A part that cannot start, or one that ended unexpectedly.
     pub async fn run(
         self,
         program: &Path,
@@ -277,7 +277,7 @@ impl Prepared {
             issuer,
             listeners,
             addresses,
-            as_typed,
+            typed_folder,
         } = self;
         seed(&folder).await?;
         let tokens = write_tokens(&folder, &issuer)?;
@@ -304,25 +304,25 @@ impl Prepared {
 
         let sheet = sheet::Sheet {
             program,
-            data_dir: &as_typed,
+            data_dir: &typed_folder,
             folder: folder.path(),
             addresses: &addresses,
             tokens: &tokens,
             topics: &topics,
         };
-        let tell = async {
+        let print_when_ready = async {
             ready(&lifecycle).await;
-            // A closed standard output is no reason to end.
+            // Dev mode continues without standard output.
             let _ = write!(std::io::stdout(), "{sheet}").and_then(|()| std::io::stdout().flush());
             std::future::pending::<()>().await;
         };
-        // Until `run` says how its parts are, nothing is.
+        // Not ready until `run` sets the state of its parts.
         lifecycle.set("keys", Some("starting".into()));
         tokio::select! {
             ended = app::run(config, sockets, Arc::clone(&lifecycle), telemetry) => ended,
-            () = tell => unreachable!("it waits for ever"),
-            () = forward => anyhow::bail!("the broker's forwarder ended unasked"),
-            ended = certs => ended.context("the issuer ended unasked"),
+            () = print_when_ready => unreachable!("it never ends"),
+            () = forward => anyhow::bail!("the broker's forwarder ended unexpectedly"),
+            ended = certs => ended.context("the issuer ended unexpectedly"),
         }
     }
 }
@@ -364,25 +364,25 @@ fn write_tokens(folder: &Folder, issuer: &Issuer) -> anyhow::Result<Vec<Token>> 
         .collect()
 }
 
-/// Fills the platform's tables, once.
+/// Fills the platform's tables once.
 async fn seed(folder: &Folder) -> anyhow::Result<()> {
     let known = folder.file(SEEDED).exists();
     let platform = if known {
         Platform::default()
     } else {
-        who_there_is()
+        sample_platform()
     };
     platform::seed(&settings::platform(folder)?, &platform).await?;
     if !known {
         folder.write(
             SEEDED,
-            b"The platform's tables were filled; without this file they are again.\n",
+            b"The platform's tables are filled. Without this file dev mode fills them again.\n",
         )?;
     }
     Ok(())
 }
 
-fn who_there_is() -> Platform {
+fn sample_platform() -> Platform {
     let (member, admin, connections) = ("member", "connection-admin", "connections");
     let members = MEMBERS.iter().flat_map(|(domain, users)| {
         users
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_can_reach_is_refused_unless_it_is_allowed() {
+    fn addresses_that_other_machines_can_reach_must_be_allowed() {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         for argument in ["--public", "--admin"] {
@@ -431,7 +431,7 @@ mod tests {
                 error.starts_with(argument) && error.contains("--allow-non-loopback"),
                 "{error}"
             );
-            assert!(!data.exists(), "nothing is done before");
+            assert!(!data.exists(), "nothing is written");
         }
         let any = |public: &str| {
             [
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_deleted_from_the_platform_stays_deleted() {
+    async fn rows_that_are_deleted_from_the_platform_stay_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::take(dir.path()).unwrap();
         seed(&folder).await.unwrap();

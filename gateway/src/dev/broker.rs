@@ -1,7 +1,7 @@
-//! The embedded broker: librdkafka's mock cluster, with a forwarder in front that gives it the port of one's choice.
+//! The embedded broker: librdkafka's mock cluster behind a forwarder, so that the port can be chosen.
 //!
-//! Input: whatever producers and the pipeline's own consumer send over TCP. Output: their answers. It speaks the protocol, so the pipeline
-//! runs on it as on any other broker; it keeps nothing when the process ends.
+//! Input: requests of producers and of the pipeline's consumer over TCP. Output: their answers. It speaks Kafka's protocol, so the pipeline uses it like
+//! any broker. It keeps nothing when the process ends.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -17,27 +17,27 @@ use rdkafka::producer::{BaseProducer, Producer as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-/// The only broker's number; the mock cluster counts from 1.
+/// The id of the only broker; the mock cluster counts from 1.
 const BROKER: i32 = 1;
-/// Producers and consumers at the same time.
+/// Most connections at the same time.
 const MAX_CONNECTIONS: usize = 256;
-/// After a failed accept, which is most often a lack of file descriptors.
+/// Pause after a failed accept, which usually means a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A running mock cluster of one broker. It ends when this is dropped.
 pub(super) struct Broker {
     cluster: NonNull<sys::rd_kafka_mock_cluster_t>,
-    /// Where the mock cluster itself listens.
-    behind: SocketAddr,
-    /// Owns the threads that serve the cluster, so it goes after it.
+    /// The address on which the mock cluster listens.
+    mock_address: SocketAddr,
+    /// Owns the threads that serve the cluster, so it is dropped after it.
     _owner: BaseProducer,
 }
 
 impl Broker {
-    /// Starts a broker that tells its clients to come to `front`, and makes `topics`.
+    /// Starts a broker that advertises the address `front`, and creates `topics`.
     ///
     /// # Errors
-    /// librdkafka cannot start it or make a topic.
+    /// librdkafka cannot start it or create a topic.
     #[expect(
         unsafe_code,
         reason = "the safe wrapper of the mock cluster cannot set a broker's address"
@@ -61,9 +61,9 @@ impl Broker {
                 .to_owned();
         let broker = Self {
             cluster,
-            behind: bootstraps
+            mock_address: bootstraps
                 .parse()
-                .with_context(|| format!("an odd address: {bootstraps}"))?,
+                .with_context(|| format!("not an address: {bootstraps}"))?,
             _owner: owner,
         };
         let host = CString::new(front.ip().to_string())?;
@@ -75,7 +75,7 @@ impl Broker {
                 host.as_ptr(),
                 front.port().into(),
             );
-            // Real brokers wait for more members to come; here there is one.
+            // Real brokers wait for more members; here there is only one.
             sys::rd_kafka_mock_group_initial_rebalance_delay_ms(cluster.as_ptr(), 0);
         }
         for topic in topics {
@@ -86,18 +86,18 @@ impl Broker {
             };
             anyhow::ensure!(
                 result == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR,
-                "topic {topic} cannot be made: {result:?}"
+                "topic {topic} cannot be created: {result:?}"
             );
         }
         Ok(broker)
     }
 
-    /// Carries bytes between `listener` and the broker, for as long as it is polled.
+    /// Forwards bytes between `listener` and the broker, for as long as it is polled.
     pub(super) fn forward(
         &self,
         listener: TcpListener,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let behind = self.behind;
+        let mock_address = self.mock_address;
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         async move {
             loop {
@@ -109,8 +109,8 @@ impl Broker {
                     continue;
                 };
                 tokio::spawn(async move {
-                    // However it ends, the client sees its connection end and comes again.
-                    let _ = carry(client, behind).await;
+                    // However it ends, the client sees the end of its connection and reconnects.
+                    let _ = forward_bytes(client, mock_address).await;
                     drop(permit);
                 });
             }
@@ -118,8 +118,8 @@ impl Broker {
     }
 }
 
-async fn carry(mut client: TcpStream, behind: SocketAddr) -> io::Result<()> {
-    let mut broker = TcpStream::connect(behind).await?;
+async fn forward_bytes(mut client: TcpStream, mock_address: SocketAddr) -> io::Result<()> {
+    let mut broker = TcpStream::connect(mock_address).await?;
     client.set_nodelay(true)?;
     broker.set_nodelay(true)?;
     tokio::io::copy_bidirectional(&mut client, &mut broker).await?;
@@ -127,14 +127,17 @@ async fn carry(mut client: TcpStream, behind: SocketAddr) -> io::Result<()> {
 }
 
 impl Drop for Broker {
-    #[expect(unsafe_code, reason = "a cluster made by hand is destroyed by hand")]
+    #[expect(
+        unsafe_code,
+        reason = "the cluster was created without a safe wrapper, so it is destroyed without one"
+    )]
     fn drop(&mut self) {
         // SAFETY: made by `start`, destroyed once, while its owner is still alive.
         unsafe { sys::rd_kafka_mock_cluster_destroy(self.cluster.as_ptr()) }
     }
 }
 
-/// Where the broker is reached: always this machine alone.
+/// Returns the broker's address, which is always loopback.
 pub(super) fn address(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }

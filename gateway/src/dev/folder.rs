@@ -1,4 +1,4 @@
-//! The folder that holds a dev mode's state: readable by its owner alone, since tokens and keys lie in it.
+//! The folder with the state of dev mode. Only its owner can read it, because it contains tokens and keys.
 //!
 //! Input: `--data-dir`. Output: files that survive a restart, and the addresses by which `dev watch` and `dev produce` find the running gateway.
 
@@ -14,14 +14,14 @@ use url::Url;
 const ADDRESSES: &str = "addresses.json";
 const LOCK: &str = "lock";
 
-/// An existing folder, by its whole path.
+/// An existing folder, by its absolute path.
 pub(super) struct Folder {
     path: PathBuf,
-    /// Held by the one dev mode that serves from here.
+    /// The lock of the one dev mode that uses the folder.
     _lock: Option<File>,
 }
 
-/// Where the parts of a running dev mode are.
+/// The addresses of a running dev mode.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Addresses {
@@ -40,16 +40,16 @@ pub(super) struct Addresses {
 }
 
 impl Folder {
-    /// Makes the folder where it is missing, and takes it for this process.
+    /// Creates the folder if it is missing, and locks it for this process.
     ///
     /// # Errors
-    /// It cannot be made, or another dev mode serves from it.
+    /// It cannot be created, or another dev mode uses it.
     pub(super) fn take(path: &Path) -> anyhow::Result<Self> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(path)
-            .with_context(|| format!("cannot make {}", path.display()))?;
+            .with_context(|| format!("cannot create {}", path.display()))?;
         let mut folder = Self::open(path)?;
         let lock = OpenOptions::new()
             .write(true)
@@ -58,19 +58,19 @@ impl Folder {
             .mode(0o600)
             .open(folder.file(LOCK))?;
         lock.try_lock()
-            .with_context(|| format!("another dev mode serves from {}", folder.path.display()))?;
+            .with_context(|| format!("another dev mode uses {}", folder.path.display()))?;
         folder._lock = Some(lock);
         Ok(folder)
     }
 
-    /// An existing folder.
+    /// Opens an existing folder.
     ///
     /// # Errors
-    /// There is none.
+    /// It does not exist.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let found = path
             .canonicalize()
-            .with_context(|| format!("no dev mode ever ran in {}", path.display()))?;
+            .with_context(|| format!("dev mode has never run in {}", path.display()))?;
         Ok(Self {
             path: found,
             _lock: None,
@@ -85,16 +85,16 @@ impl Folder {
         self.path.join(name)
     }
 
-    /// The URL of an SQLite database in the folder.
+    /// Returns the URL of an SQLite database in the folder.
     pub(super) fn database(&self, name: &str) -> anyhow::Result<String> {
-        // What a URL cannot hold as it is, is escaped.
+        // `Url` escapes what a URL cannot contain.
         let url = Url::from_file_path(self.file(name))
             .ok()
             .context("the data folder has no absolute path")?;
         Ok(format!("sqlite://{}", url.path()))
     }
 
-    /// The content of a secret file, made by `make` when it is not there yet.
+    /// Returns the content of a secret file; `make` makes it if the file is missing.
     pub(super) fn secret(
         &self,
         name: &str,
@@ -112,7 +112,7 @@ impl Folder {
         }
     }
 
-    /// Replaces a file at once, so that nobody reads half of it.
+    /// Replaces a file atomically.
     pub(super) fn write(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
         let (path, draft) = (self.file(name), self.file(&format!("{name}.draft")));
         let written = || {
@@ -133,10 +133,10 @@ impl Folder {
         self.write(ADDRESSES, &serde_json::to_vec_pretty(addresses)?)
     }
 
-    /// Where the dev mode that serves from here is, or was.
+    /// Returns the addresses of the dev mode that uses the folder, or used it last.
     pub(super) fn addresses(&self) -> anyhow::Result<Addresses> {
         let text = std::fs::read(self.file(ADDRESSES))
-            .with_context(|| format!("no dev mode ever ran in {}", self.path.display()))?;
+            .with_context(|| format!("dev mode has never run in {}", self.path.display()))?;
         Ok(serde_json::from_slice(&text)?)
     }
 }
@@ -147,7 +147,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
-    fn a_secret_is_made_once_and_is_its_owners_alone() {
+    fn a_secret_is_made_once_and_only_its_owner_can_read_it() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::take(&dir.path().join("a b")).unwrap();
         let made = folder.secret("key", || Ok(b"first".to_vec())).unwrap();
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn one_dev_mode_serves_from_a_folder_at_a_time() {
+    fn a_folder_has_one_dev_mode_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let first = Folder::take(dir.path()).unwrap();
         let second = Folder::take(dir.path()).err().unwrap();

@@ -1,6 +1,6 @@
-//! The development issuer: one ES256 key kept in the data folder, its key set over HTTP, tokens for anybody.
+//! The development issuer: one ES256 key in the data folder, its key set over HTTP, tokens for any user.
 //!
-//! Input: a user's id. Output: tokens, and `/certs` for the gateway's own key cache, which knows nothing of dev mode.
+//! Input: a user's id. Output: tokens, and `/certs`, from which the gateway fetches the key set as from any issuer.
 
 use axum::Router;
 use axum::http::header;
@@ -14,11 +14,11 @@ use sha2::{Digest as _, Sha256};
 
 use super::folder::Folder;
 
-/// The `iss` of every token. It names no address, so tokens outlive a change of ports.
+/// The `iss` of every token. It contains no address, so tokens stay valid when ports change.
 pub(super) const NAME: &str = "signal-dev";
 /// The `aud` of every token.
 pub(super) const AUDIENCE: &str = "signal";
-/// How long a token is good for.
+/// How long a token is valid, in hours.
 pub(super) const TOKEN_HOURS: i64 = 12;
 const KEY_FILE: &str = "issuer-key.pk8";
 
@@ -31,21 +31,21 @@ pub(super) struct Issuer {
 }
 
 impl Issuer {
-    /// The issuer whose key lies in the folder; the first time the key is made.
+    /// Opens the issuer whose key is in the folder; makes the key the first time.
     ///
     /// # Errors
     /// The key file cannot be read, written or used.
     pub(super) fn open(folder: &Folder) -> anyhow::Result<Self> {
         let random = SystemRandom::new();
-        let way = &ECDSA_P256_SHA256_FIXED_SIGNING;
+        let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
         let key = folder.secret(KEY_FILE, || {
-            let made = EcdsaKeyPair::generate_pkcs8(way, &random)
-                .map_err(|_| anyhow::anyhow!("the system has no randomness"))?;
+            let made = EcdsaKeyPair::generate_pkcs8(algorithm, &random)
+                .map_err(|_| anyhow::anyhow!("the system cannot provide randomness"))?;
             Ok(made.as_ref().to_vec())
         })?;
-        let pair = EcdsaKeyPair::from_pkcs8(way, &key, &random).map_err(|error| {
+        let pair = EcdsaKeyPair::from_pkcs8(algorithm, &key, &random).map_err(|error| {
             anyhow::anyhow!(
-                "{} is no ES256 key: {error}",
+                "{} is not an ES256 key: {error}",
                 folder.file(KEY_FILE).display()
             )
         })?;
@@ -65,9 +65,9 @@ impl Issuer {
         })
     }
 
-    /// A token of this user.
+    /// Makes a token for this user.
     pub(super) fn token(&self, user: &str, now: DateTime<Utc>) -> anyhow::Result<String> {
-        let no_randomness = |_| anyhow::anyhow!("the system has no randomness");
+        let no_randomness = |_| anyhow::anyhow!("the system cannot provide randomness");
         let mut jti = [0; 12];
         self.random.fill(&mut jti).map_err(no_randomness)?;
         let header = json!({"alg": "ES256", "kid": self.kid, "typ": "JWT"});
@@ -87,7 +87,7 @@ impl Issuer {
         Ok(format!("{message}.{}", base64(signature)))
     }
 
-    /// `/certs`, as an issuer of production serves it.
+    /// Returns the route `/certs`, like that of a production issuer.
     pub(super) fn router(&self) -> Router {
         let body = json!({"keys": [self.jwk]}).to_string();
         let headers = [

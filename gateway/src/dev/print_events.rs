@@ -1,6 +1,6 @@
-//! `signal-gateway dev watch`: a small client that prints what comes, decrypted.
+//! `signal-gateway dev watch`: a small client of the protocol that prints every event, decrypted.
 //!
-//! Input: the socket. Output: lines on standard output. It comes back after the gateway restarts and asks for what it missed.
+//! Input: the socket. Output: lines on standard output. It reconnects after the gateway restarts and asks for missed notifications.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -18,7 +18,7 @@ use crate::protocol::Envelope;
 use crate::protocol::cipher::{Cipher, Offer};
 use crate::protocol::event::name;
 
-/// Between two tries to reach a gateway that went away.
+/// Delay between two attempts to reconnect.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long the gateway may take to answer a connection and `authenticate`.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -32,14 +32,14 @@ struct Connected {
     salt: Option<String>,
 }
 
-/// A connection, authenticated.
-struct Watcher {
+/// An authenticated connection.
+struct Client {
     socket: WebSocket<TcpStream>,
     id: String,
     cipher: Option<Cipher>,
 }
 
-/// Prints every event of a user's connection, until the process is ended.
+/// Prints every event of a user's connection until the process ends.
 ///
 /// # Errors
 /// The gateway cannot be reached at first or refuses the token; standard output is closed.
@@ -48,27 +48,27 @@ pub(super) fn print_events(
     user: &str,
     token: impl Fn() -> anyhow::Result<String>,
 ) -> anyhow::Result<()> {
-    let mut watcher = Watcher::connect(stream, &token()?)?;
+    let mut client = Client::connect(stream, &token()?)?;
     let mut seen = None;
     loop {
-        let kind = if watcher.cipher.is_some() {
+        let kind = if client.cipher.is_some() {
             "encrypted"
         } else {
-            "in the clear"
+            "in clear text"
         };
         say(&format!(
-            "watching as user {user}, connection {}, {kind}; Ctrl-C ends it",
-            watcher.id
+            "watching as user {user}, connection {}, {kind}; press Ctrl-C to stop",
+            client.id
         ))?;
         if let Some(after) = seen {
-            watcher.send(name::NOTIFICATION_SYNC, &json!({"after": after}))?;
+            client.send(name::NOTIFICATION_SYNC, &json!({"after": after}))?;
         }
-        let why = watcher.print(&mut seen)?;
-        say(&format!("{why}; trying again"))?;
-        watcher = loop {
+        let why = client.print(&mut seen)?;
+        say(&format!("{why}; reconnecting"))?;
+        client = loop {
             std::thread::sleep(RETRY);
-            if let Ok(watcher) = Watcher::connect(stream, &token()?) {
-                break watcher;
+            if let Ok(client) = Client::connect(stream, &token()?) {
+                break client;
             }
         };
     }
@@ -78,7 +78,7 @@ fn say(line: &str) -> std::io::Result<()> {
     writeln!(std::io::stdout(), "{line}")
 }
 
-impl Watcher {
+impl Client {
     fn connect(stream: &str, token: &str) -> anyhow::Result<Self> {
         let url: Url = stream.parse()?;
         let address = format!(
@@ -91,7 +91,8 @@ impl Watcher {
         tcp.set_read_timeout(Some(ANSWER))?;
         let (mut socket, _) = tungstenite::client(stream, tcp)
             .map_err(|error| anyhow::anyhow!("{stream}: {error}"))?;
-        let offer = Offer::new(&SystemRandom::new()).context("the system has no randomness")?;
+        let offer =
+            Offer::new(&SystemRandom::new()).context("the system cannot provide randomness")?;
         let data = json!({"type": "Bearer", "token": token, "clientPublicKey": offer.public_key});
         socket.send(Message::text(
             json!({"event": name::AUTHENTICATE, "data": data}).to_string(),
@@ -102,11 +103,12 @@ impl Watcher {
                 Message::Close(frame) => anyhow::bail!(closed(frame)),
                 _ => continue,
             };
-            let envelope =
-                Envelope::parse(&text).map_err(|_| anyhow::anyhow!("no envelope came: {text}"))?;
+            let envelope = Envelope::parse(&text).map_err(|_| {
+                anyhow::anyhow!("the gateway sent something that is no envelope: {text}")
+            })?;
             anyhow::ensure!(
                 envelope.event == name::CONNECTED,
-                "the gateway answers: {text}"
+                "the gateway refused: {text}"
             );
             let connected: Connected = envelope.read()?;
             let cipher = match (connected.server_public_key, connected.salt) {
@@ -128,13 +130,13 @@ impl Watcher {
         ))?)
     }
 
-    /// Prints what comes until the connection ends, and lets go of it; says why it ended. Pings are answered on the way.
+    /// Prints every event until the connection ends; returns why it ended. Answers pings.
     fn print(mut self, seen: &mut Option<i64>) -> anyhow::Result<String> {
         loop {
             match self.socket.read() {
                 Ok(Message::Text(text)) => say(&self.describe(&text, seen))?,
                 Ok(Message::Close(frame)) => {
-                    // Reading on sends the answer.
+                    // Reading further sends the answering Close frame.
                     while self.socket.read().is_ok() {}
                     return Ok(closed(frame));
                 }
@@ -156,7 +158,7 @@ impl Watcher {
     }
 }
 
-/// An envelope as people read it; for a notification its text in front. Notes the last `seq`.
+/// Formats an envelope for people, a notification with its text first. Remembers the highest `seq` in `seen`.
 fn lines(text: &str, seen: &mut Option<i64>) -> String {
     let Ok(envelope) = Envelope::parse(text) else {
         return text.to_owned();
@@ -196,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_notification_is_told_by_its_text_and_the_last_is_remembered() {
+    fn a_notification_is_printed_with_its_text_and_the_last_seq_is_remembered() {
         let created = |seq: i64| {
             json!({"event": "notification:created", "data": {
                 "notification": {"seq": seq, "title": "Paid", "content": "Order 1"}, "unreadCount": 3, "version": 9}})

@@ -1,4 +1,4 @@
-//! `signal-gateway dev produce`: one record to the embedded broker, for those who have no producer at hand.
+//! `signal-gateway dev produce`: produces one record to the embedded broker, so that no other producer is needed.
 
 use std::io::{Read as _, Write as _};
 use std::time::Duration;
@@ -8,17 +8,17 @@ use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
-/// What is produced when no record is given: a payment at merchant 42.
+/// The record that is produced by default: a payment at merchant 42.
 pub(super) const SAMPLE: &str = r#"{"type":"PAYMENT_SUCCESS","actorId":"17","recipientType":"merchant","merchantId":"42","data":{"amount":150000,"currency":"VND","orderId":"DH-1001"}}"#;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What to produce.
+/// The record to produce.
 #[derive(Debug, clap::Args)]
 pub struct Record {
     /// The record as JSON, or - to read it from standard input; without it, a payment at merchant 42
     #[arg(value_name = "JSON", default_value = SAMPLE, hide_default_value = true)]
     value: String,
-    /// Key: records of one key stay in order
+    /// Key of the record; records of one key stay in order
     #[arg(long, default_value = "42")]
     key: String,
     /// A header, such as traceparent=00-...; may be repeated
@@ -30,11 +30,11 @@ fn header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text
         .split_once('=')
         .filter(|(name, _)| !name.is_empty())
-        .ok_or("want NAME=VALUE")?;
+        .ok_or("must be NAME=VALUE")?;
     Ok((name.into(), value.into()))
 }
 
-/// Sends the record and waits until the broker has it. Whether it is a good one is for the pipeline to say.
+/// Produces the record and waits for the broker's confirmation. Does not check the record; the pipeline does.
 ///
 /// # Errors
 /// The broker cannot be reached.
@@ -87,7 +87,7 @@ mod tests {
     use crate::activity::decode::{self, decode};
 
     #[test]
-    fn the_sample_is_a_good_record() {
+    fn the_sample_is_a_valid_record() {
         let record = decode::Record {
             topic: "t".into(),
             partition: 0,

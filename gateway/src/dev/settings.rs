@@ -1,7 +1,6 @@
-//! The two settings files of a dev mode, written into its folder and then read by the same loader as in production.
+//! The two settings files of dev mode, written into its folder and read by the loader of production.
 //!
-//! Input: where the parts listen. Output: `config.toml`, `live.toml`, and the checked [`Config`] made of them. Other subcommands take these
-//! files too: `signal-gateway dlq replay --config .signal-dev/config.toml`.
+//! Input: the listening addresses. Output: `config.toml`, `live.toml`, and the checked [`Config`]. Other subcommands can read these files too: `signal-gateway dlq replay --config .signal-dev/config.toml`.
 
 use std::net::SocketAddr;
 
@@ -18,7 +17,7 @@ pub(super) const ADMIN_TOKEN_FILE: &str = "admin-listener.token";
 const NOTIFICATIONS: &str = "notifications.db";
 const PLATFORM: &str = "platform.db";
 
-/// Where the parts listen.
+/// The addresses on which the parts listen.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ListenAddresses {
     pub(super) public: SocketAddr,
@@ -27,15 +26,15 @@ pub(super) struct ListenAddresses {
     pub(super) issuer: SocketAddr,
 }
 
-/// The platform's tables: always the folder's own, whatever else is set.
+/// Returns the database of the platform's tables, which is always in the folder.
 pub(super) fn platform(folder: &Folder) -> anyhow::Result<config::Secret> {
     folder.database(PLATFORM).map(config::Secret::new)
 }
 
-/// Writes both files and loads them. `environment` may change everything but what makes dev mode an island.
+/// Writes both files and loads them. `environment` may change every setting but those that isolate dev mode.
 ///
 /// # Errors
-/// A file cannot be written; all that is wrong with the settings.
+/// A file cannot be written, or everything that is wrong with the settings.
 pub(super) fn prepare(
     folder: &Folder,
     addresses: ListenAddresses,
@@ -47,7 +46,7 @@ pub(super) fn prepare(
         .iter()
         .map(|(name, _)| format!("SIGNAL__{}", name.replace('.', "__").to_uppercase()))
         .filter(|name| environment.iter().any(|(given, _)| given == name))
-        .map(|name| format!("{name}: dev mode sets this itself; unset it"))
+        .map(|name| format!("{name}: dev mode sets this itself; unset the variable"))
         .collect();
     if !taken.is_empty() {
         return Err(Invalid(taken).into());
@@ -55,7 +54,7 @@ pub(super) fn prepare(
     folder.write(
         LIVE_FILE,
         page(
-            "Dev mode writes this file at each start; while it runs, changes to it are taken up.",
+            "Dev mode writes this file at each start. While it runs, changes of the file are used.",
             &live(addresses),
         )
         .as_bytes(),
@@ -79,7 +78,7 @@ fn page(comment: &str, table: &Table) -> String {
     format!("# {comment}\n\n{table}")
 }
 
-/// What makes dev mode an island: it reads and writes nothing but its folder, and listens where its arguments say.
+/// The settings that isolate dev mode: it reads and writes only its folder, and listens where its arguments say.
 fn fixed(
     folder: &Folder,
     addresses: ListenAddresses,
@@ -101,9 +100,9 @@ fn fixed(
     ])
 }
 
-/// What suits a person at a terminal.
+/// Settings that suit a person at a terminal.
 fn preferred() -> [(&'static str, Value); 10] {
-    // The mock cluster answers a fetch when its time is over, whatever has come meanwhile.
+    // The mock cluster answers a fetch only when the wait time is over, even if records have arrived.
     let fetch = Table::from_iter([("fetch.wait.max.ms".to_owned(), "20".into())]);
     [
         ("server.instance_name", "dev".into()),
@@ -140,12 +139,12 @@ fn live(addresses: ListenAddresses) -> Table {
     ])
 }
 
-/// The issuer's key set.
+/// Returns the URL of the issuer's key set.
 pub(super) fn certs(issuer: SocketAddr) -> String {
     format!("http://{issuer}/certs")
 }
 
-/// Dotted names become sections.
+/// Makes a table in which dotted names become sections.
 fn table(settings: impl IntoIterator<Item = (&'static str, Value)>) -> Table {
     let mut table = Table::new();
     for (name, value) in settings {
@@ -189,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_it_writes_are_good_settings() {
+    fn the_written_files_are_valid_settings() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::take(dir.path()).unwrap();
         let environment = [("SIGNAL__ENCRYPTION__MODE".to_owned(), "required".to_owned())];
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_it_an_island_cannot_be_overridden() {
+    fn the_settings_that_isolate_dev_mode_cannot_be_overridden() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::take(dir.path()).unwrap();
         for name in [

@@ -1,4 +1,4 @@
-//! What dev mode tells a person once it is ready: where everything is, and lines to paste.
+//! What dev mode prints when it is ready: all addresses, and commands to paste.
 
 use std::fmt;
 use std::path::Path;
@@ -8,13 +8,13 @@ use super::issuer::TOKEN_HOURS;
 use super::settings::ADMIN_TOKEN_FILE;
 use super::{Token, produce};
 
-/// Prints as several lines of text.
+/// The text, printed by its `Display`.
 pub(super) struct Sheet<'a> {
-    /// How this program was called.
+    /// The name by which this program was called.
     pub(super) program: &'a Path,
-    /// The data folder as it was given.
+    /// The data folder as it was typed.
     pub(super) data_dir: &'a Path,
-    /// The same as a whole path, so that pasted lines work anywhere.
+    /// The absolute path of the data folder, so that pasted commands work anywhere.
     pub(super) folder: &'a Path,
     pub(super) addresses: &'a Addresses,
     pub(super) tokens: &'a [Token],
@@ -23,86 +23,98 @@ pub(super) struct Sheet<'a> {
 
 impl fmt::Display for Sheet<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_addresses(f)?;
+        self.write_commands(f)?;
+        self.write_tokens(f)?;
+        writeln!(f, "Press Ctrl-C to stop.\n")
+    }
+}
+
+impl Sheet<'_> {
+    fn write_addresses(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Addresses {
             stream,
             rest,
             admin,
             kafka,
-            topic,
             certs,
+            ..
         } = self.addresses;
-        let beside = |command: &str| {
-            let place = if self.data_dir == Path::new(".signal-dev") {
-                String::new()
-            } else {
-                format!(" --data-dir {}", quoted(self.folder))
-            };
-            format!("{} dev {command}{place}", quoted(self.program))
-        };
+        let (folder, topics) = (self.folder.display(), self.topics.join(", "));
         writeln!(
             f,
             "\nSignal is ready, in dev mode: everything is embedded.\n"
         )?;
-        writeln!(f, "  state    {}", self.folder.display())?;
+        writeln!(f, "  state    {folder}")?;
         writeln!(
             f,
-            "           inboxes, policies, keys and tokens, kept across restarts; delete the folder to begin anew"
+            "           inboxes, policies, keys and tokens; kept across restarts; delete the folder to start from zero"
         )?;
         writeln!(f, "  stream   {stream}")?;
         writeln!(f, "  REST     {rest}    documents: {rest}/docs")?;
         writeln!(f, "  admin    {admin}")?;
         writeln!(
             f,
-            "  Kafka    {kafka}    topics: {}; records go with the process",
-            self.topics.join(", ")
+            "  Kafka    {kafka}    topics: {topics}; records are lost when the process ends"
         )?;
         writeln!(f, "  keys     {certs}")?;
         writeln!(
             f,
             "\nMerchant 42 has users 17 and 18, merchant 43 has user 18, organizer 7 has user 17. User 1 may manage connections.\n"
-        )?;
+        )
+    }
+
+    fn write_commands(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Addresses {
+            rest,
+            admin,
+            kafka,
+            topic,
+            ..
+        } = self.addresses;
         writeln!(
             f,
-            "Watch user 17's notifications appear, in a second terminal:\n"
+            "Watch the notifications of user 17 arrive, in a second terminal:\n"
         )?;
-        writeln!(f, "  {}\n", beside("watch --user 17"))?;
+        writeln!(f, "  {}\n", self.dev_command("watch --user 17"))?;
         writeln!(
             f,
             "Produce an activity for merchant 42; the second line does the same with kcat:\n"
         )?;
-        writeln!(f, "  {} '{}'", beside("produce"), produce::SAMPLE)?;
+        let sample = produce::SAMPLE;
+        writeln!(f, "  {} '{sample}'", self.dev_command("produce"))?;
         writeln!(
             f,
-            "  echo '{}' | kcat -P -b {kafka} -t {topic} -k 42\n",
-            produce::SAMPLE
+            "  echo '{sample}' | kcat -P -b {kafka} -t {topic} -k 42\n"
         )?;
         writeln!(
             f,
-            "Read an inbox; list all connections, as the administrator; look into the gateway:\n"
+            "Read an inbox; list all connections as the administrator; read the status of the gateway:\n"
         )?;
+        let curl = |file: &Path, url: &str| {
+            format!(
+                "  curl -H \"Authorization: Bearer $(cat {})\" {url}",
+                quoted(file)
+            )
+        };
         for (path, is_admin) in [
             ("/notifications", false),
             ("/socket/websocket/clients", true),
         ] {
-            let Some(token) = self.tokens.iter().find(|token| token.is_admin == is_admin) else {
-                continue;
-            };
-            writeln!(
-                f,
-                "  curl -H \"Authorization: Bearer $(cat {})\" {rest}{path}",
-                quoted(&token.file)
-            )?;
+            if let Some(token) = self.tokens.iter().find(|token| token.is_admin == is_admin) {
+                writeln!(f, "{}", curl(&token.file, &format!("{rest}{path}")))?;
+            }
         }
         let file = self.folder.join(ADMIN_TOKEN_FILE);
+        writeln!(f, "{}\n", curl(&file, &format!("{admin}/status")))
+    }
+
+    fn write_tokens(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let files = self.folder.join("*.token");
         writeln!(
             f,
-            "  curl -H \"Authorization: Bearer $(cat {})\" {admin}/status\n",
-            quoted(&file)
-        )?;
-        writeln!(
-            f,
-            "Tokens, good for {TOKEN_HOURS} hours, also in {}:\n",
-            self.folder.join("*.token").display()
+            "Tokens, valid for {TOKEN_HOURS} hours, also in {}:\n",
+            files.display()
         )?;
         for Token {
             user,
@@ -111,21 +123,28 @@ impl fmt::Display for Sheet<'_> {
             ..
         } in self.tokens
         {
-            writeln!(
-                f,
-                "  {} {user}\n  {text}\n",
-                if *is_admin {
-                    "administrator, user"
-                } else {
-                    "user"
-                }
-            )?;
+            let kind = if *is_admin {
+                "administrator, user"
+            } else {
+                "user"
+            };
+            writeln!(f, "  {kind} {user}\n  {text}\n")?;
         }
-        writeln!(f, "Ctrl-C ends it.\n")
+        Ok(())
+    }
+
+    /// Returns the command line of a dev mode subcommand.
+    fn dev_command(&self, arguments: &str) -> String {
+        let folder = if self.data_dir == Path::new(".signal-dev") {
+            String::new()
+        } else {
+            format!(" --data-dir {}", quoted(self.folder))
+        };
+        format!("{} dev {arguments}{folder}", quoted(self.program))
     }
 }
 
-/// As a shell reads it back.
+/// Quotes a path for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,".contains(c);
@@ -141,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_survives_the_shell() {
+    fn a_path_is_quoted_for_the_shell() {
         assert_eq!(quoted(Path::new("/a/b.c")), "/a/b.c");
         assert_eq!(quoted(Path::new("/a b/it's")), r"'/a b/it'\''s'");
     }
