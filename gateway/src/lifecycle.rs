@@ -1,4 +1,4 @@
-//! Where the process stands between start and exit: what probes, `/status` and the drain share.
+//! The state of the process between start and exit, which probes, `/status` and the drain share.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,7 +12,7 @@ use crate::metrics::Metrics;
 /// The parts that may be unready, the drain included.
 pub const PARTS: [&str; 5] = ["settings", "bus", "database", "keys", "drain"];
 
-/// Start, serving, held, draining, gone.
+/// The state of the process: starting, serving, held drain, draining, exiting.
 #[derive(Debug)]
 pub struct Lifecycle {
     drain: CancellationToken,
@@ -22,16 +22,16 @@ pub struct Lifecycle {
     at_drain: AtomicUsize,
 }
 
-/// A held drain: everyone is asked to leave and the process stays, until it is taken back or the process is told to end.
+/// A held drain: all connections are closed and the process stays, until the drain is taken back or the process is asked to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hold {
-    /// When it was asked for; tells one hold from the next.
+    /// When it was requested; also identifies it.
     pub since: Instant,
-    /// When connections began to be closed; `None` while endpoints are to notice, and everybody is still served and accepted.
+    /// When it started to close connections. `None` during the pause for endpoints, in which connections are still served and accepted.
     pub closing_since: Option<Instant>,
 }
 
-/// The process is on its way out: that is not held, and not taken back.
+/// The process drains in order to end; that drain cannot be held or taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the process drains in order to end")]
 pub struct Ending;
@@ -49,16 +49,16 @@ impl Default for Lifecycle {
 }
 
 impl Lifecycle {
-    /// Asks for a drain: not ready at once, connections closed in batches, then exit. Asking twice changes nothing; a held drain becomes this one.
+    /// Requests a drain: not ready at once, connections closed in batches, then exit. A second request changes nothing; a held drain becomes this one.
     pub fn request_drain(&self) {
         self.drain.cancel();
     }
 
-    /// Asks for a held drain: not ready at once, connections closed in batches, then nothing more until [`Lifecycle::release`] or
-    /// [`Lifecycle::request_drain`]. Asking twice changes nothing.
+    /// Requests a held drain: not ready at once, connections closed in batches, then nothing until [`Lifecycle::release`] or
+    /// [`Lifecycle::request_drain`]. A second request changes nothing.
     ///
     /// # Errors
-    /// The process is on its way out.
+    /// The process drains in order to end.
     pub fn request_hold(&self) -> Result<(), Ending> {
         self.unless_ending(|hold| {
             hold.is_none()
@@ -72,10 +72,10 @@ impl Lifecycle {
         })
     }
 
-    /// Takes a held drain back: ready and accepting again, both at once. Without one nothing changes.
+    /// Takes a held drain back: the process is ready and accepts connections at once. Without one nothing changes.
     ///
     /// # Errors
-    /// The process is on its way out.
+    /// The process drains in order to end.
     pub fn release(&self) -> Result<(), Ending> {
         self.unless_ending(|hold| hold.take().is_some())
     }
@@ -92,7 +92,7 @@ impl Lifecycle {
         result
     }
 
-    /// From here on this hold takes no new connections and closes the open ones; false if it was taken back meanwhile.
+    /// Makes a held drain refuse new connections and close the open ones. Returns false if it was taken back.
     pub fn begin_closing(&self, begun: Hold) -> bool {
         self.hold.send_if_modified(|hold| match hold {
             Some(hold) if hold.since == begun.since => {
@@ -103,62 +103,62 @@ impl Lifecycle {
         })
     }
 
-    /// The held drain there is, or that there was when the process was told to end.
+    /// Returns the held drain, also after the process was asked to end.
     pub fn hold(&self) -> Option<Hold> {
         *self.hold.borrow()
     }
 
-    /// Is marked changed whenever [`Lifecycle::hold`] is another.
+    /// Returns a channel that follows [`Lifecycle::hold`].
     pub fn holds(&self) -> watch::Receiver<Option<Hold>> {
         self.hold.subscribe()
     }
 
-    /// Whether new connections are to be refused: a held drain closes, or has closed, the open ones.
+    /// Returns whether new connections are refused, because a held drain closes or has closed the open ones.
     pub fn refuses_connections(&self) -> bool {
         self.hold
             .borrow()
             .is_some_and(|hold| hold.closing_since.is_some())
     }
 
-    /// Asks to exit at once.
+    /// Requests an exit at once.
     pub fn request_exit(&self) {
         self.drain.cancel();
         self.now.cancel();
     }
 
-    /// Ends when a drain was asked for that ends the process.
+    /// Returns the token that is cancelled when a drain that ends the process is requested.
     pub fn drain_requested(&self) -> &CancellationToken {
         &self.drain
     }
 
-    /// Ends when an exit at once was asked for.
+    /// Returns the token that is cancelled when an exit at once is requested.
     pub fn exit_requested(&self) -> &CancellationToken {
         &self.now
     }
 
-    /// Whether a drain is under way that ends the process.
+    /// Returns whether a drain that ends the process is under way.
     pub fn is_ending(&self) -> bool {
         self.drain.is_cancelled()
     }
 
-    /// Whether the drain under way is a held one.
+    /// Returns whether a held drain is under way.
     pub fn is_held(&self) -> bool {
         !self.is_ending() && self.hold.borrow().is_some()
     }
 
-    /// Whether any drain is under way.
+    /// Returns whether any drain is under way.
     pub fn is_draining(&self) -> bool {
         self.is_ending() || self.hold.borrow().is_some()
     }
 
-    /// Says why one part is not ready, or with `None` that it is. Every part that must be ready first names itself before it starts.
+    /// Sets why a part is not ready; `None` makes it ready. A part that must become ready is set before it starts.
     pub fn set(&self, part: &'static str, unready_because: Option<String>) {
         let mut parts = self.unready.write();
         parts.retain(|(name, _)| *name != part);
         parts.extend(unready_because.map(|why| (part, why)));
     }
 
-    /// The parts that are not ready, and why; empty when the process is ready.
+    /// Returns the parts that are not ready, and why; empty when the process is ready.
     pub fn unready(&self) -> Vec<(&'static str, String)> {
         let mut parts = self.unready.read().clone();
         if self.is_ending() {
@@ -169,7 +169,7 @@ impl Lifecycle {
         parts
     }
 
-    /// Writes into the metrics which parts are not ready.
+    /// Sets the metrics of the parts that are not ready.
     pub fn write_unready(&self, metrics: &Metrics) {
         let unready = self.unready();
         for part in PARTS {
@@ -181,12 +181,12 @@ impl Lifecycle {
         }
     }
 
-    /// How many connections there were when the drain began to close them; 0 before that and after a held one was taken back.
+    /// Returns how many connections were open when the drain started to close them; 0 before that, and after a held drain was taken back.
     pub fn connections_at_drain(&self) -> usize {
         self.at_drain.load(Ordering::Relaxed)
     }
 
-    /// Notes how many connections there are as the drain begins to close them.
+    /// Sets how many connections are open as the drain starts to close them.
     pub fn note_connections(&self, count: usize) {
         self.at_drain.store(count, Ordering::Relaxed);
     }
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_unready_until_it_says_otherwise_and_a_drain_is_for_good() {
+    fn a_part_is_unready_until_it_is_set_ready_and_a_drain_is_final() {
         let lifecycle = Lifecycle::default();
         lifecycle.set("keys", Some("not fetched".into()));
         lifecycle.set("keys", Some("fetch failed".into()));
@@ -223,42 +223,41 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_is_unready_at_once_refuses_from_its_closing_on_and_is_taken_back_whole() {
+    fn a_held_drain_is_unready_at_once_refuses_when_it_closes_and_can_be_taken_back() {
         let lifecycle = Lifecycle::default();
-        assert_eq!(
-            lifecycle.release(),
-            Ok(()),
-            "there is nothing to take back, which is what was asked for"
-        );
+        assert_eq!(lifecycle.release(), Ok(()), "taking back nothing succeeds");
         lifecycle.request_hold().unwrap();
         let first = lifecycle.hold().unwrap();
         assert_eq!(lifecycle.unready(), [("drain", "held".into())]);
         assert!(
             lifecycle.is_held() && !lifecycle.refuses_connections(),
-            "endpoints are to notice first"
+            "connections are accepted during the pause for endpoints"
         );
         lifecycle.request_hold().unwrap();
         assert_eq!(
             lifecycle.hold(),
             Some(first),
-            "asking twice changes nothing"
+            "a second request changes nothing"
         );
         assert!(lifecycle.begin_closing(first) && lifecycle.refuses_connections());
         let closing = lifecycle.hold();
         assert!(lifecycle.begin_closing(first));
-        assert_eq!(lifecycle.hold(), closing, "closing begins once");
+        assert_eq!(lifecycle.hold(), closing, "closing starts once");
         lifecycle.release().unwrap();
         assert!(lifecycle.unready().is_empty() && !lifecycle.refuses_connections());
         assert!(
             !lifecycle.begin_closing(first),
-            "a hold that was taken back closes nobody"
+            "a held drain that was taken back closes nothing"
         );
         lifecycle.request_hold().unwrap();
-        assert!(!lifecycle.begin_closing(first), "and is not the next one");
+        assert!(
+            !lifecycle.begin_closing(first),
+            "nor does it act for the next one"
+        );
     }
 
     #[test]
-    fn a_hold_becomes_the_drain_that_ends_the_process() {
+    fn a_held_drain_becomes_the_drain_that_ends_the_process() {
         let lifecycle = Lifecycle::default();
         lifecycle.request_hold().unwrap();
         let hold = lifecycle.hold();
@@ -268,7 +267,7 @@ mod tests {
         assert_eq!(
             (lifecycle.release(), lifecycle.hold()),
             (Err(Ending), hold),
-            "what is done of it is not done again"
+            "its finished steps are kept"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Arguments, configuration, telemetry, `run`; nothing to test here.
+//! The command line: reads arguments and settings, starts telemetry and runs a subcommand.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,11 +28,11 @@ struct Arguments {
 enum Command {
     /// Serve until SIGTERM, then drain; a second SIGTERM exits at once
     Serve(Settings),
-    /// Serve with everything embedded: SQLite, a broker, an issuer, users and merchants to try it with
+    /// Serve with everything embedded: SQLite, a broker, an issuer, and users and merchants to try it with
     Dev(dev::Arguments),
-    /// Say everything that is wrong with the settings, and connect nowhere
+    /// Check the settings and print everything that is wrong, without connecting anywhere
     CheckConfig(Settings),
-    /// Bring the notification database to this version's schema, under a lock
+    /// Migrate the notification database to the schema of this version, under a lock
     Migrate(Settings),
     /// Ask a running gateway's admin listener whether it is ready; exits 0 or 1
     Healthcheck {
@@ -49,20 +49,20 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum Dlq {
-    /// Put dead letters back to the topic they came from
+    /// Produce dead letters again to the topic they came from
     Replay {
         #[command(flatten)]
         settings: Settings,
-        /// The topic the letters came from
+        /// The topic that the dead letters came from
         #[arg(long)]
         topic: String,
-        /// Only letters with this reason, as their header tells; may be repeated
+        /// Only dead letters with this reason in their header; may be repeated
         #[arg(long = "reason", value_name = "REASON", value_parser = reason)]
         reasons: Vec<activity::DeadLetterReason>,
-        /// Put back at most so many
+        /// Replay at most this many
         #[arg(long, value_name = "COUNT")]
         limit: Option<u64>,
-        /// Count, put nothing back, commit nothing
+        /// Only count; produce and commit nothing
         #[arg(long)]
         dry_run: bool,
     },
@@ -70,7 +70,7 @@ enum Dlq {
 
 #[derive(Debug, Args)]
 struct Settings {
-    /// TOML file with static settings; the defaults hold for all it leaves out, and SIGNAL__SECTION__KEY overrides it
+    /// TOML file with static settings; missing keys have their defaults, and SIGNAL__SECTION__KEY overrides the file
     #[arg(long, value_name = "FILE", env = "SIGNAL_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -82,7 +82,7 @@ impl Settings {
 }
 
 fn main() -> ExitCode {
-    // For every TLS client of the process; the trace exporter makes one before there is a runtime.
+    // For every TLS client of the process; the trace exporter makes one before a runtime exists.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
@@ -100,7 +100,7 @@ fn main() -> ExitCode {
             reasons,
             limit,
             dry_run,
-        }) => put_back(
+        }) => replay_dead_letters(
             &settings,
             ReplayOptions {
                 topic,
@@ -119,10 +119,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// What a person at a terminal reads goes to standard error, like the log.
+/// Prints a line for a person at a terminal to standard error, like the log.
 #[expect(
     clippy::print_stderr,
-    reason = "the one place that talks to a terminal"
+    reason = "the only place that prints to a terminal"
 )]
 fn say(text: &str) {
     eprintln!("{text}");
@@ -137,31 +137,31 @@ fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
         .context("cannot start a runtime")
 }
 
-/// Memory of many small connections is touched sparsely: a huge page behind each touch would hold twice what is used.
-fn refuse_huge_pages() {
+/// Turns off transparent huge pages. The memory of many small connections is used sparsely, and huge pages would double it.
+fn turn_off_huge_pages() {
     #[expect(unsafe_code, reason = "there is no safe name for this call")]
-    // SAFETY: no memory is involved; a kernel that does not know the option refuses it, and nothing is lost.
+    // SAFETY: no memory is involved; a kernel that does not know the option refuses it, which is harmless.
     unsafe {
         libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
     }
 }
 
-/// Pages that a growing index or a finished handshake left go back to the kernel after so many milliseconds. By the allocator's default of a second they
-/// often stay: nothing looks for them once a crowd has come and is at rest.
+/// After this many milliseconds, pages that a grown index or a finished handshake freed go back to the kernel. With the allocator's default of a second
+/// they often stay: once many clients have connected and are idle, nothing triggers the purge.
 const PURGE_DELAY_MS: std::ffi::c_long = 100;
-/// `mi_option_purge_delay` of mimalloc.h, where the numbers of options stay as they are; the bindings leave it out.
+/// `mi_option_purge_delay` of mimalloc.h, which the bindings lack. The numbers of options never change.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 fn purge_soon() {
     #[expect(unsafe_code, reason = "the allocator's settings have no safe name")]
-    // SAFETY: it writes one number of the allocator's, and only where `MIMALLOC_PURGE_DELAY` is not set.
+    // SAFETY: it writes one number of the allocator, and only if `MIMALLOC_PURGE_DELAY` is not set.
     unsafe {
         libmimalloc_sys::mi_option_set_default(PURGE_DELAY, PURGE_DELAY_MS);
     }
 }
 
 fn serve(settings: &Settings) -> anyhow::Result<()> {
-    refuse_huge_pages();
+    turn_off_huge_pages();
     purge_soon();
     let config = settings.load()?;
     app::check(&config)?;
@@ -170,7 +170,7 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
     let runtime = runtime(config.workers.control_threads)?;
     let result = runtime.block_on(async {
         let lifecycle = Arc::new(Lifecycle::default());
-        drain_when_asked(&lifecycle)?;
+        drain_on_signals(&lifecycle)?;
         let sockets = Sockets::bind(&config).await?;
         app::run(config, sockets, lifecycle, Some(telemetry)).await
     });
@@ -178,8 +178,8 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
     result
 }
 
-/// The first SIGTERM or SIGINT asks for a drain, the next for an exit at once. Called before anything slow, so that an early one is not lost.
-fn drain_when_asked(lifecycle: &Arc<Lifecycle>) -> anyhow::Result<()> {
+/// Makes the first SIGTERM or SIGINT request a drain and the next one an exit at once. Called before anything slow, so that an early signal is not lost.
+fn drain_on_signals(lifecycle: &Arc<Lifecycle>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let lifecycle = Arc::clone(lifecycle);
@@ -190,7 +190,7 @@ fn drain_when_asked(lifecycle: &Arc<Lifecycle>) -> anyhow::Result<()> {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            // A drain that was asked for over HTTP is still a drain: only a second signal is in a hurry.
+            // Only a second signal skips the drain; one that was requested over HTTP does not count.
             if signalled {
                 lifecycle.request_exit()
             } else {
@@ -214,7 +214,7 @@ fn develop(options: dev::Options) -> anyhow::Result<()> {
     let runtime = runtime(config.workers.control_threads)?;
     let result = runtime.block_on(async {
         let lifecycle = Arc::new(Lifecycle::default());
-        drain_when_asked(&lifecycle)?;
+        drain_on_signals(&lifecycle)?;
         prepared.run(&program, lifecycle, Some(telemetry)).await
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
@@ -225,7 +225,7 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
     let config = settings.load()?;
     app::check(&config)?;
     app::check_files(&config)?;
-    say("the settings are good");
+    say("the settings are valid");
     Ok(())
 }
 
@@ -274,11 +274,11 @@ fn reason(text: &str) -> Result<activity::DeadLetterReason, String> {
         .find(|reason| reason.as_str() == text)
         .ok_or_else(|| {
             let names: Vec<_> = known.iter().map(|reason| reason.as_str()).collect();
-            format!("want one of {}", names.join(", "))
+            format!("must be one of {}", names.join(", "))
         })
 }
 
-fn put_back(settings: &Settings, options: ReplayOptions) -> anyhow::Result<()> {
+fn replay_dead_letters(settings: &Settings, options: ReplayOptions) -> anyhow::Result<()> {
     let config = settings.load()?;
     let _telemetry = telemetry::init(&config.observability, "warn", &config.server.instance_name)?;
     let report = runtime(1)?.block_on(replay::replay(&config.kafka, options))?;

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 /// One label whose values the code lists.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Kind {
-    /// What happened: an outcome, a reason or a code, as the metric's help says.
+    /// An outcome, a reason or a code, as the metric's help says.
     pub kind: String,
 }
 
@@ -53,7 +53,7 @@ pub struct Route {
     pub status: u16,
 }
 
-/// Build facts.
+/// The build.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Build {
     /// The package's version.
@@ -72,7 +72,7 @@ macro_rules! metrics {
         }
 
         impl Metrics {
-            /// A registry of its own: two gateways in one process share nothing.
+            /// Makes the metrics with their own registry, so that two gateways in one process share nothing.
             pub fn new() -> Arc<Self> {
                 let mut registry = Registry::with_prefix("signal");
                 $(let $field: $type = $make; registry.register($name, $help, $field.clone());)*
@@ -96,44 +96,44 @@ metrics! {
     build_info: Family<Build, Gauge> = Family::default(), "build_info", "Version of the running gateway; always 1";
     connections: Gauge = Gauge::default(), "connections", "Open WebSocket connections";
     authenticated: Gauge = Gauge::default(), "connections_authenticated", "Open connections past authentication";
-    encrypted: Gauge = Gauge::default(), "connections_encrypted", "Open connections whose frames are sealed";
+    encrypted: Gauge = Gauge::default(), "connections_encrypted", "Open connections that are encrypted";
     opened: Counter = Counter::default(), "connections_opened", "WebSocket connections accepted";
     refused: Family<Kind, Counter> = Family::default(), "connections_refused", "Upgrades refused, by reason";
-    closed: Family<Kind, Counter> = Family::default(), "connections_closed", "Connections ended, by close code; 1006 where no Close frame was sent by either side";
-    authentications: Family<Kind, Counter> = Family::default(), "authentications", "Verdicts on tokens, by outcome";
-    handshake: Histogram = seconds(), "handshake_seconds", "From authenticate to connected";
+    closed: Family<Kind, Counter> = Family::default(), "connections_closed", "Connections ended, by close code; 1006 if neither side sent a Close frame";
+    authentications: Family<Kind, Counter> = Family::default(), "authentications", "Tokens verified, by outcome";
+    handshake: Histogram = seconds(), "handshake_seconds", "Time from authenticate to connected";
     frames_in: Counter = Counter::default(), "frames_received", "Text and binary messages from clients";
-    frames_out: Counter = Counter::default(), "frames_sent", "Messages handed to connections";
+    frames_out: Counter = Counter::default(), "frames_sent", "Messages queued to connections";
     bytes_out: Counter = Counter::default(), "sent_bytes", "Bytes written to sockets";
-    outbox_bytes: Gauge = Gauge::default(), "outbox_bytes", "Bytes that wait to be written";
-    fan_out: Histogram = sizes(), "fan_out_members", "Local connections a message was handed to";
-    fan_out_time: Histogram = seconds(), "fan_out_seconds", "Time a shard took to hand one batch of messages to its connections";
+    outbox_bytes: Gauge = Gauge::default(), "outbox_bytes", "Bytes waiting to be written to sockets";
+    fan_out: Histogram = sizes(), "fan_out_members", "Local connections that a message was queued to";
+    fan_out_time: Histogram = seconds(), "fan_out_seconds", "Time a shard took to queue one batch of messages to its connections";
     bus_published: Family<Kind, Counter> = Family::default(), "bus_published", "Dispatches given to Redis, by outcome";
-    bus_received: Family<Kind, Counter> = Family::default(), "bus_received", "Payloads heard from Redis, by outcome";
+    bus_received: Family<Kind, Counter> = Family::default(), "bus_received", "Payloads received from Redis, by outcome";
     bus_subscriptions: Gauge = Gauge::default(), "bus_subscriptions", "Clients, users and rooms subscribed for";
-    bus_lag: Float = Float::default(), "bus_lag_seconds", "From publishing to hearing of the last self-ping";
-    bus_stalled: Gauge = Gauge::default(), "bus_stalled", "1 while pushes from elsewhere are being missed";
-    bus_moves: Family<Kind, Counter> = Family::default(), "bus_moves", "Changes of the Redis in use, by outcome: moved, login, failed";
-    bus_bridged: Gauge = Gauge::default(), "bus_bridged", "1 while the Redis before the one in use is published to and heard as well";
-    bus_resyncs: Counter = Counter::default(), "bus_resyncs", "Times local clients were told that pushes may have been missed";
+    bus_lag: Float = Float::default(), "bus_lag_seconds", "Time from publishing to receiving of the last self-ping";
+    bus_stalled: Gauge = Gauge::default(), "bus_stalled", "1 while the subscriber is stalled and pushes from other instances may be missed";
+    bus_moves: Family<Kind, Counter> = Family::default(), "bus_moves", "Switches to another Redis, by outcome: moved, login, failed";
+    bus_bridged: Gauge = Gauge::default(), "bus_bridged", "1 while the previous Redis is bridged: published to and subscribed to as well";
+    bus_resyncs: Counter = Counter::default(), "bus_resyncs", "Times resync was sent to local clients, because pushes may have been missed";
     records: Family<Kind, Counter> = Family::default(), "kafka_records", "Activity records finished, by outcome";
     rows: Counter = Counter::default(), "notifications_stored", "Notification rows written";
     dead_letters: Family<Kind, Counter> = Family::default(), "kafka_dead_letters", "Records sent to the dead-letter topic, by reason";
     lag: Family<Partition, Gauge> = Family::default(), "kafka_lag_records", "Records between the committed offset and the end of the partition";
     batch: Histogram = sizes(), "kafka_batch_records", "Records stored in one transaction";
     store_time: Histogram = seconds(), "store_seconds", "Time of one storing transaction";
-    pipeline_retries: Counter = Counter::default(), "kafka_retries", "Batches tried again because a dependency was away";
-    key_age: Family<SourceLabel, Gauge> = Family::default(), "key_set_age_seconds", "Since the last good fetch of a key source";
+    pipeline_retries: Counter = Counter::default(), "kafka_retries", "Batches retried because a dependency was not available";
+    key_age: Family<SourceLabel, Gauge> = Family::default(), "key_set_age_seconds", "Time since the last good fetch of a key source";
     key_fetches: Family<SourceKind, Counter> = Family::default(), "key_set_fetches", "Fetches of key sets, by source and outcome";
     requests: Family<Route, Counter> = Family::default(), "http_requests", "REST requests, by route template, method and status";
     request_time: Histogram = seconds(), "http_request_seconds", "Time of one REST request";
     config_reloads: Family<Kind, Counter> = Family::default(), "config_reloads", "Live settings and catalogs read again, by outcome";
     unready: Family<Kind, Gauge> = Family::default(), "unready", "1 while this part is not ready: settings, bus, database, keys, drain";
-    draining: Gauge = Gauge::default(), "draining", "1 from SIGTERM or POST /drain on, until a held drain is taken back";
+    draining: Gauge = Gauge::default(), "draining", "1 from SIGTERM or POST /drain until a held drain is taken back";
 }
 
 impl Metrics {
-    /// The OpenMetrics text of everything.
+    /// Returns all metrics as OpenMetrics text.
     pub fn render(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)
@@ -141,7 +141,7 @@ impl Metrics {
         text
     }
 
-    /// A label with one value.
+    /// Makes a label with this value.
     pub fn kind(kind: impl Into<String>) -> Kind {
         Kind { kind: kind.into() }
     }

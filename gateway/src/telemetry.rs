@@ -16,16 +16,16 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use crate::config::{self, LogFormat};
 
-/// The target of spans that make up a trace: they are traced whatever is logged.
+/// The target of spans that make up a trace; they are traced whatever the log filter is.
 pub const SPANS: &str = "signal_gateway::trace";
 
-/// What the process keeps of its telemetry: drop it last.
+/// The process's telemetry; drop it last.
 pub struct Telemetry {
     filter: reload::Handle<EnvFilter, Registry>,
     provider: Option<SdkTracerProvider>,
 }
 
-/// Installs the process's subscriber. Call it once, outside any runtime: the exporter has a thread of its own.
+/// Installs the process's subscriber. Call it once, outside of a runtime, because the exporter has its own thread.
 ///
 /// # Errors
 /// A filter that does not parse, an exporter that cannot be built, or a second call.
@@ -43,10 +43,10 @@ pub fn init(
             .with_writer(std::io::stderr)
             .boxed(),
         LogFormat::Text => {
-            let colours = std::io::stderr().is_terminal();
+            let with_colors = std::io::stderr().is_terminal();
             fmt::layer()
                 .with_target(false)
-                .with_ansi(colours)
+                .with_ansi(with_colors)
                 .with_writer(std::io::stderr)
                 .boxed()
         }
@@ -60,7 +60,7 @@ pub fn init(
         .with(lines)
         .with(traces)
         .try_init()?;
-    // A panic in a task ends the task alone: it must be seen all the same.
+    // A panic ends only its task, so it is logged here.
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a task panicked")));
     Ok(Telemetry {
         filter: handle,
@@ -68,11 +68,11 @@ pub fn init(
     })
 }
 
-/// One filter for lines and traces. Filters for each layer would lose spans: `tracing::enabled!`, which sqlx asks before each statement,
-/// leaves its answer behind for the next span of the thread (tokio-rs/tracing, tracing-subscriber's `Filtered`).
+/// Parses the filter for log lines and traces. One filter serves both: with a filter per layer spans are lost, because `tracing::enabled!`, which sqlx
+/// calls before each statement, leaves its answer for the next span of the thread (tokio-rs/tracing, tracing-subscriber's `Filtered`).
 fn parse(filter: &str, is_traced: bool) -> Result<EnvFilter, ParseError> {
     let filter = EnvFilter::try_new(filter)?;
-    // The most specific directive wins: a quiet log costs no trace, and a log without traces makes none of their spans.
+    // The most specific directive wins, so a strict log filter drops no traces, and without traces their spans are not made.
     Ok(
         filter
             .add_directive(format!("{SPANS}={}", if is_traced { "info" } else { "off" }).parse()?),
@@ -102,7 +102,7 @@ fn exporter(
             instance.to_owned(),
         ))
         .build();
-    // A trace that began elsewhere keeps its sampling decision.
+    // A trace that started in another process keeps its sampling decision.
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(
         f64::from(settings.tracing.samples_per_million) / 1e6,
     )));
@@ -116,13 +116,15 @@ fn exporter(
 }
 
 impl Telemetry {
-    /// Changes what is logged; a filter that does not parse changes nothing.
+    /// Changes the log filter; one that does not parse changes nothing.
     pub fn set_filter(&self, filter: &str) {
         match parse(filter, self.provider.is_some()) {
             Ok(filter) => {
                 let _ = self.filter.reload(filter);
             }
-            Err(error) => tracing::warn!(%error, "the log filter does not parse"),
+            Err(error) => {
+                tracing::warn!(%error, "the log filter does not parse; the current one stays")
+            }
         }
     }
 }
@@ -140,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quiet_log_costs_no_trace() {
+    fn a_strict_log_filter_drops_no_traces() {
         for (traced, want) in [(true, true), (false, false)] {
             tracing::subscriber::with_default(
                 tracing_subscriber::registry().with(parse("signal_gateway=warn", traced).unwrap()),
@@ -149,7 +151,7 @@ mod tests {
                         !tracing::info_span!(target: SPANS, "a span").is_disabled(),
                         want
                     );
-                    assert!(tracing::info_span!("another").is_disabled());
+                    assert!(tracing::info_span!("other").is_disabled());
                 },
             );
         }
@@ -159,7 +161,7 @@ mod tests {
             || {
                 assert!(
                     tracing::info_span!(target: SPANS, "a span").is_disabled()
-                        && !tracing::info_span!("another").is_disabled()
+                        && !tracing::info_span!("other").is_disabled()
                 );
             },
         );

@@ -1,4 +1,4 @@
-//! The admin listener: open from the first moment, so that probes have an answer while parts are still starting.
+//! The admin listener. It is open from the start, so that probes get an answer while parts are still starting.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,13 +19,14 @@ use crate::peer::PeerAddress;
 
 /// Connections of the admin listener at the same time.
 const ADMIN_CONNECTIONS: usize = 256;
-/// Longest life of a connection to the admin listener, and how long its end may take.
+/// Longest life of a connection to the admin listener ...
 const ADMIN_LIFE: Duration = Duration::from_secs(120);
+/// ... and how long its end may take.
 const ADMIN_CLOSE: Duration = Duration::from_secs(5);
-/// How long the accept loop rests after a failure.
+/// How long the accept loop waits after a failure.
 const ACCEPT_REST: Duration = Duration::from_millis(250);
 
-/// The routes of a process whose parts are still starting.
+/// Returns the routes of a process whose parts are still starting.
 pub(super) fn starting(metrics: &Arc<Metrics>) -> Router {
     let metrics = Arc::clone(metrics);
     Router::new()
@@ -37,7 +38,7 @@ pub(super) fn starting(metrics: &Arc<Metrics>) -> Router {
         .route("/metrics", get(async move || metrics.render()))
 }
 
-/// Serves whatever router is in place, until `stop`.
+/// Serves the router that is set at each request, until `stop`.
 pub(super) async fn serve_admin(
     socket: TcpListener,
     router: Arc<ArcSwap<Router>>,
@@ -49,7 +50,7 @@ pub(super) async fn serve_admin(
             accepted = socket.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "accept failed on the admin listener");
+                    tracing::warn!(%error, "accept failed on the admin listener; trying again");
                     tokio::time::sleep(ACCEPT_REST).await;
                     continue;
                 }
@@ -78,7 +79,7 @@ pub(super) async fn serve_admin(
             server
                 .timer(TokioTimer::new())
                 .header_read_timeout(Duration::from_secs(10));
-            // Whoever reads slowly, or not at all, must not keep probes out.
+            // A client that reads slowly or not at all must not block probes.
             let connection = server.serve_connection(TokioIo::new(stream), service);
             tokio::pin!(connection);
             if tokio::time::timeout(ADMIN_LIFE, connection.as_mut())

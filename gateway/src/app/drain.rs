@@ -1,4 +1,4 @@
-//! The way down: everyone is closed in random batches over a window, and nothing on the way waits for ever. A held drain goes the same way, and stays.
+//! Closing connections in a drain: in random batches over a window, with a limit on every wait. A held drain does the same, and the process stays.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use crate::hub::Hub;
 use crate::lifecycle::{Hold, Lifecycle};
 use crate::metrics::Metrics;
 
-/// How long an exit at once still takes for its Close frames.
+/// How long an exit at once waits for its Close frames to leave.
 const LAST_MOMENT: Duration = Duration::from_millis(50);
-/// How often whoever is left is closed, and whoever's handshake was under way when accepting stopped.
+/// How often connections are closed that are left, or whose handshake was under way when accepting stopped.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(20);
-/// How often a held drain that is through looks for somebody whose handshake took that long.
+/// How often a held drain that has closed all connections closes one whose handshake ended later.
 const HELD_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The way down of the connections.
+/// What closing connections needs.
 #[derive(Clone, Copy)]
 pub(super) struct Drain<'a> {
     pub(super) config: &'a Config,
@@ -27,7 +27,7 @@ pub(super) struct Drain<'a> {
 }
 
 impl Drain<'_> {
-    /// Waits, or not when an exit at once is asked for.
+    /// Waits, but not longer than until an exit at once is requested.
     pub(super) async fn wait(&self, time: Duration) {
         tokio::select! {
             () = tokio::time::sleep(time) => {}
@@ -35,7 +35,7 @@ impl Drain<'_> {
         }
     }
 
-    /// Waits for work to end, at most so long, and not at all once an exit at once is asked for.
+    /// Waits for work to end, within a limit, and not longer than until an exit at once is requested.
     pub(super) async fn within<T>(
         &self,
         limit: Duration,
@@ -47,8 +47,8 @@ impl Drain<'_> {
         }
     }
 
-    /// Performs held drains as they are asked for and taken back; never ends. Dropping it leaves a held drain where it stands: a drain that ends
-    /// the process goes on from there.
+    /// Performs held drains as they are requested and taken back; never ends. Dropping it leaves a held drain at its current step, and a drain that
+    /// ends the process continues from there.
     pub(super) async fn follow_holds(&self) -> std::convert::Infallible {
         let mut holds = self.lifecycle.holds();
         loop {
@@ -56,25 +56,25 @@ impl Drain<'_> {
             self.metrics.draining.set(i64::from(hold.is_some()));
             let Some(hold) = hold else {
                 self.lifecycle.note_connections(0);
-                // The sender lives in the lifecycle, which outlives this.
+                // The sender is in the lifecycle, which lives longer.
                 let _ = holds.wait_for(Option::is_some).await;
-                tracing::info!(connections = self.hub.counts().total, "a held drain begins");
+                tracing::info!(connections = self.hub.counts().total, "held drain started");
                 continue;
             };
-            let is_another = |now: &Option<Hold>| now.is_none_or(|now| now.since != hold.since);
+            let differs = |now: &Option<Hold>| now.is_none_or(|now| now.since != hold.since);
             tokio::select! {
-                _ = holds.wait_for(is_another) => tracing::info!(connections = self.hub.counts().total, "the held drain is taken back"),
-                never = self.empty(hold) => match never {},
+                _ = holds.wait_for(differs) => tracing::info!(connections = self.hub.counts().total, "held drain taken back; the process accepts connections again"),
+                never = self.close_and_keep_closed(hold) => match never {},
             }
         }
     }
 
-    /// Lets endpoints notice, closes everyone, and keeps it that way.
-    async fn empty(&self, hold: Hold) -> std::convert::Infallible {
+    /// Waits the pause for endpoints, closes all connections, and keeps them closed.
+    async fn close_and_keep_closed(&self, hold: Hold) -> std::convert::Infallible {
         tokio::time::sleep(self.propagation_left(Some(hold))).await;
         if self.lifecycle.begin_closing(hold) {
             self.close_connections(None).await;
-            tracing::info!("held: the process stays without connections");
+            tracing::info!("held drain finished; the process stays without connections");
         }
         loop {
             if self.lifecycle.refuses_connections() && self.hub.counts().total > 0 {
@@ -84,13 +84,13 @@ impl Drain<'_> {
         }
     }
 
-    /// What is left of the pause for endpoints to notice: a held drain may have used it up.
+    /// Returns the rest of the pause in which endpoints notice; a held drain may have used it up.
     pub(super) fn propagation_left(&self, hold: Option<Hold>) -> Duration {
         let whole = Duration::from_millis(self.config.drain.endpoint_propagation_ms);
         hold.map_or(whole, |hold| whole.saturating_sub(hold.since.elapsed()))
     }
 
-    /// Closes everyone in random batches over the window, or over what is left of it where a held drain began `earlier`, then lets queues flush.
+    /// Closes all connections in random batches over the window, or over the rest of it if a held drain started `earlier`, then waits for the queues.
     pub(super) async fn close_connections(&self, earlier: Option<Instant>) {
         let settings = &self.config.drain;
         let total = self.hub.counts().total;
@@ -98,7 +98,7 @@ impl Drain<'_> {
             self.lifecycle.note_connections(total);
         }
         let window = Duration::from_millis(settings.window_ms)
-            .saturating_sub(earlier.map_or(Duration::ZERO, |begun| begun.elapsed()));
+            .saturating_sub(earlier.map_or(Duration::ZERO, |start| start.elapsed()));
         let batches = (window.as_millis() / u128::from(settings.batch_interval_ms)).max(1);
         let batch = settings
             .min_batch
@@ -111,7 +111,7 @@ impl Drain<'_> {
             self.wait(Duration::from_millis(settings.batch_interval_ms))
                 .await;
         }
-        // Whoever is left, and whoever's handshake was under way when accepting stopped.
+        // Connections that are left, and those whose handshake was under way when accepting stopped.
         let flushed = async {
             while self.hub.counts().total > 0 {
                 self.hub.close_for_shutdown(usize::MAX).await;
@@ -122,11 +122,11 @@ impl Drain<'_> {
         tokio::select! {
             flushed = tokio::time::timeout(limit, flushed) => {
                 if flushed.is_err() {
-                    tracing::warn!(connections = self.hub.counts().total, "some connections did not answer the close in time");
+                    tracing::warn!(connections = self.hub.counts().total, "connections dropped: they did not answer the Close frame in time");
                 }
             }
             () = self.lifecycle.exit_requested().cancelled() => {
-                // A moment for the Close frames to leave.
+                // Time for the Close frames to leave.
                 let _ = tokio::time::timeout(LAST_MOMENT, self.hub.close_for_shutdown(usize::MAX)).await;
                 tokio::time::sleep(LAST_MOMENT).await;
             }
