@@ -87,7 +87,7 @@ impl Heartbeat {
 pub struct Auth {
     /// Longest time from connecting to `authenticate` (4001). A change rolls the pods.
     pub connect_timeout: Duration,
-    /// Longest time from `authenticate` to its verdict (4001). A change rolls the pods.
+    /// Longest time from `authenticate` to its answer (4001). A change rolls the pods.
     pub finish_timeout: Duration,
     /// Allowed difference between the clocks of issuers and gateways. Live.
     pub clock_skew: Duration,

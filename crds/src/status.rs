@@ -105,7 +105,7 @@ pub struct ConfigStatus {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Scaling {
-    /// What is happening.
+    /// What it is doing.
     pub state: ScalingState,
     /// Pods of the Deployment.
     pub from: i32,
@@ -119,7 +119,7 @@ pub struct Scaling {
     pub started_at: Option<Time>,
 }
 
-/// What is happening to the number of pods.
+/// How the number of pods changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum ScalingState {
     /// It is as wanted.

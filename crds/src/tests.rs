@@ -21,7 +21,7 @@ fn the_committed_yaml_is_what_the_types_say_and_below_200_kb() {
         assert_eq!(
             committed,
             text,
-            "{}: SIGNAL_UPDATE_CRDS=1 cargo test -p signal-crds writes it anew",
+            "{}: SIGNAL_UPDATE_CRDS=1 cargo test -p signal-crds rewrites it",
             path.display()
         );
     }
@@ -317,7 +317,7 @@ fn cases() -> Vec<Case> {
 const TRANSITION: &str = "another group reads the topic again or skips part of it";
 
 #[test]
-fn every_rule_refuses_with_its_message_and_lets_what_is_beside_it_pass() {
+fn every_rule_refuses_with_its_message_and_accepts_values_close_to_it() {
     for (message, wrong, right) in cases() {
         let errors = validate_cel(&with(&wrong)).expect_err(message).to_string();
         assert!(

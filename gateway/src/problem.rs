@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plain_refusal_has_the_statuss_own_title_and_a_code() {
+    fn a_plain_refusal_has_the_title_of_its_status_and_a_code() {
         let response = plain(
             StatusCode::BAD_REQUEST,
             "bad_host",

@@ -51,7 +51,7 @@ fn references(value: &Value, into: &mut BTreeSet<(String, String)>) {
 }
 
 #[test]
-fn every_secret_that_an_example_names_stands_beside_it() {
+fn every_secret_that_an_example_names_is_in_its_folder() {
     for name in EXAMPLES {
         let mut wanted = BTreeSet::new();
         references(
@@ -74,7 +74,7 @@ fn every_secret_that_an_example_names_stands_beside_it() {
 }
 
 #[test]
-fn no_example_has_a_replicas_field_beside_an_autoscaler() {
+fn no_example_has_both_a_replicas_field_and_an_autoscaler() {
     for name in EXAMPLES {
         let example = &documents(&std::fs::read_to_string(path(name)).unwrap())[0];
         let spec = &example["spec"];

@@ -105,7 +105,7 @@ fn the_plain_manifests_are_those_of_the_chart() {
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
     assert_eq!(
         committed, text,
-        "SIGNAL_UPDATE_MANIFESTS=1 cargo test -p signal-crds --test charts writes it anew"
+        "SIGNAL_UPDATE_MANIFESTS=1 cargo test -p signal-crds --test charts rewrites it"
     );
 }
 
