@@ -335,10 +335,10 @@ async fn an_unreachable_new_redis_changes_nothing_and_a_dead_previous_one_does_n
 async fn a_gateway_without_redis_does_not_start_to_use_one_while_it_runs() {
     let issuer = Issuer::start().await;
     let mut gateway = Gateway::trusting(&issuer).await;
-    gateway.write_live("[bus]\nmode = \"standalone\"\nnodes = [\"127.0.0.1:6379\"]\n");
+    gateway.write_live("[redis]\nmode = \"standalone\"\nnodes = [\"127.0.0.1:6379\"]\n");
     until("the error is reported", || async {
         let status = gateway.admin("GET", "/status").await.expect(200).json();
-        (status["liveError"].as_str()?.contains("redis.mode") && status["bus"]["mode"] == "none")
+        (status["liveError"].as_str()?.contains("redis.mode") && status["redis"]["mode"] == "none")
             .then_some(())
     })
     .await;
