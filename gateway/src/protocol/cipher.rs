@@ -48,6 +48,12 @@ pub struct Handshake {
     pub cipher: Cipher,
 }
 
+impl std::fmt::Debug for Handshake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Handshake")
+    }
+}
+
 /// Agrees on a key with a client, with a fresh key pair and the given salt.
 ///
 /// # Errors

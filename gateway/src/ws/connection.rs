@@ -15,7 +15,7 @@ use rand::Rng;
 
 use super::Context;
 use super::operation::{Begun, Operation, Operations, Outcome, begin};
-use super::session::{Action, Actions, Input, Session, Verdict};
+use super::session::{Action, Actions, Authentication, Input, Session};
 use crate::hub::{ConnectionLimits, Flushed, Link, Shard, Stage};
 use crate::metrics::Metrics;
 use crate::protocol::Message;
@@ -41,7 +41,10 @@ enum Phase {
     /// Frames are exchanged.
     Open,
     /// A Close frame is queued. `heard` once the peer's has come, or nothing it says can be understood any more.
-    Closing { until: Instant, heard: bool },
+    Closing {
+        until: Instant,
+        close_received: bool,
+    },
     /// Nothing more is written; what still comes is discarded until the stream ends, so that no reset overtakes the Close frame.
     Lingering { until: Instant },
 }
@@ -96,7 +99,7 @@ impl Connection {
             self.close(close, now);
         }
         if self.link.take_trust_withdrawn() {
-            self.step(now, Input::Fallen);
+            self.step(now, Input::TrustWithdrawn);
         }
         self.operate(cx, now);
         if std::mem::take(&mut self.fresh) {
@@ -165,10 +168,10 @@ impl Connection {
             return;
         }
         match outcome {
-            Outcome::Verdict(verdict) => self.step(now, Input::Verdict(verdict)),
-            Outcome::Refreshed(verdict) => {
+            Outcome::Authentication(outcome) => self.step(now, Input::Authentication(outcome)),
+            Outcome::Refreshed(outcome) => {
                 let before = self.session.principal().cloned();
-                self.step(now, Input::Refreshed(verdict));
+                self.step(now, Input::Refreshed(outcome));
                 let renewed = self
                     .session
                     .principal()
@@ -181,7 +184,7 @@ impl Connection {
                     }
                 }
             }
-            Outcome::Heard => self.step(now, Input::Heard),
+            Outcome::Subscribed => self.step(now, Input::Subscribed),
             Outcome::Allowed(rooms) => {
                 if !self.shard.join(&self.link, &rooms, false).is_empty()
                     && self.recheck_at.is_none()
@@ -255,7 +258,11 @@ impl Connection {
     fn take(&mut self, bytes: &mut [u8], now: Instant) {
         if matches!(
             self.phase,
-            Phase::Lingering { .. } | Phase::Closing { heard: true, .. }
+            Phase::Lingering { .. }
+                | Phase::Closing {
+                    close_received: true,
+                    ..
+                }
         ) {
             return;
         }
@@ -266,7 +273,7 @@ impl Connection {
         if let Err(error) = result {
             tracing::debug!(client.id = %self.link.id(), %error, "the peer broke the protocol");
             self.close(error.into(), now);
-            self.heard();
+            self.close_received();
         }
         self.link.hold_input(self.decoder.held_bytes());
         self.link.note(self.session.stage(), now);
@@ -276,7 +283,7 @@ impl Connection {
     fn item(&mut self, item: Received<'_>, now: Instant) -> bool {
         if self.phase != Phase::Open {
             if matches!(item, Received::Close(_)) {
-                self.heard();
+                self.close_received();
                 return false;
             }
             return true;
@@ -313,7 +320,7 @@ impl Connection {
                     |code| Message::close(code, ""),
                 );
                 self.end(reply, false, now);
-                self.heard();
+                self.close_received();
                 return false;
             }
         }
@@ -337,13 +344,16 @@ impl Connection {
         // The wall clock is read only where an input needs it.
         let wall = match input {
             Input::Text(_) | Input::Alive => chrono::DateTime::UNIX_EPOCH,
-            Input::Verdict(_)
-            | Input::Heard
+            Input::Authentication(_)
+            | Input::Subscribed
             | Input::Refreshed(_)
-            | Input::Fallen
+            | Input::TrustWithdrawn
             | Input::Tick => self.context.clock.now(),
         };
-        let refused = matches!(input, Input::Verdict(Verdict::Refused | Verdict::Broken));
+        let refused = matches!(
+            input,
+            Input::Authentication(Authentication::Refused | Authentication::Failed)
+        );
         let actions = self.session.on(now, wall, &self.context.rules, input);
         if refused {
             self.context
@@ -407,7 +417,7 @@ impl Connection {
         (self.admitted, self.encrypted) = (true, encrypted);
         // Counted here and now, so that whatever way the connection ends, the interests are taken back after they were given.
         let heard = self.context.bus.subscribe(self.shard.interests(&self.link));
-        // A revocation, or a source's removal, that came between the verdict and the entry in the hub found nobody to close: it is refused as whoever
+        // A revocation, or a source's removal, that came between the outcome and the entry in the hub found nobody to close: it is refused as whoever
         // comes later with such a token.
         if !self.context.authenticator.trusts(&principal) {
             self.link.send_clear(
@@ -418,7 +428,7 @@ impl Connection {
         }
         self.operations
             .get_or_insert_default()
-            .push_own(Operation::Hear(heard));
+            .push_own(Operation::Subscribe(heard));
     }
 
     fn release(&mut self, now: Instant) {
@@ -494,7 +504,11 @@ impl Connection {
                 Err(_) => return Err(Ended),
             }
         }
-        if let Phase::Closing { heard: true, .. } = self.phase {
+        if let Phase::Closing {
+            close_received: true,
+            ..
+        } = self.phase
+        {
             self.link.shutdown_write();
             self.phase = Phase::Lingering {
                 until: now + LINGER.min(self.context.close_timeout),
@@ -547,13 +561,13 @@ impl Connection {
         self.link.note(Stage::Closed, now);
         self.phase = Phase::Closing {
             until: now + self.context.close_timeout,
-            heard: false,
+            close_received: false,
         };
     }
 
-    fn heard(&mut self) {
-        if let Phase::Closing { heard, .. } = &mut self.phase {
-            *heard = true;
+    fn close_received(&mut self) {
+        if let Phase::Closing { close_received, .. } = &mut self.phase {
+            *close_received = true;
         }
     }
 

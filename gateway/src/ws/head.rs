@@ -1,8 +1,7 @@
-//! The first request head of a socket, from bytes that may not be all of it: an opening handshake, or something else. No IO.
+//! The first request head of a socket, perhaps incomplete: an opening handshake, or something else. No IO.
 //!
-//! Only a plain `GET /stream` without a body is recognized. Everything else, every fault and every doubt included, is for hyper, which gets the same
-//! bytes from the first on and so answers as it would have. The parser is hyper's own, and a head counts as whole, broken or too long when hyper
-//! would see it so.
+//! It recognizes only a plain `GET /stream` without a body. hyper gets everything else, faults and doubts included, with the same bytes from the first
+//! on, and answers as it always would. The parser is hyper's own: a head is complete, broken or too long exactly when it is for hyper.
 
 use std::mem::MaybeUninit;
 
@@ -14,7 +13,7 @@ use smallvec::SmallVec;
 use super::upgrade::Offer;
 use crate::peer::FORWARDED;
 
-/// Header fields of a handshake that are read without hyper; browsers send about twenty.
+/// Most header fields of a handshake that is read without hyper; browsers send about twenty.
 const FIELDS: usize = 64;
 
 /// Bounds of a request head.
@@ -37,14 +36,14 @@ pub(super) enum Head<'b> {
         offer: Offer<'b>,
         /// Its `X-Forwarded-For` lines.
         forwarded: SmallVec<[&'b [u8]; 1]>,
-        /// Bytes of the head; what is behind them are frames.
+        /// Bytes of the head: frames begin behind them.
         length: usize,
     },
     /// Anything else.
     Other,
 }
 
-/// Reads a head. `before` is how many of the bytes were there at the last look: until its end has come, a head is parsed once and not for every byte.
+/// Reads a head. `before` is how many of the bytes were there at the last call, so that a head in pieces is parsed once and not for every piece.
 pub(super) fn read(bytes: &[u8], before: usize, bounds: Bounds) -> Head<'_> {
     let unfinished = || {
         if bytes.len() >= bounds.bytes {
@@ -101,7 +100,7 @@ pub(super) fn read(bytes: &[u8], before: usize, bounds: Bounds) -> Head<'_> {
     }
 }
 
-/// Whether an empty line has come since.
+/// Returns whether an empty line ends among the new bytes.
 fn may_be_whole(bytes: &[u8], before: usize) -> bool {
     let fresh = &bytes[before.saturating_sub(3)..];
     memchr::memmem::find(fresh, b"\n\r\n")
@@ -134,7 +133,7 @@ mod tests {
         matches!(read(bytes, 0, BOUNDS), Head::Other)
     }
 
-    /// The outcome of bytes that come one piece after the other, and how many of them had come by then.
+    /// Returns the result for bytes that come in pieces, and how many of them it took.
     fn in_pieces<'b>(bytes: &'b [u8], cuts: &[usize], bounds: Bounds) -> (Head<'b>, usize) {
         let mut before = 0;
         for end in cuts.iter().copied().chain([bytes.len()]) {
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_plainly_a_handshake_is_for_hyper() {
+    fn hyper_gets_what_is_not_plainly_a_handshake() {
         let with = |line: &str| GOOD.replacen("\r\n", &format!("\r\n{line}\r\n"), 1);
         for other in [
             GOOD.replace("GET ", "POST "),
@@ -220,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_is_too_long_or_has_too_many_fields_is_for_hyper_to_refuse() {
+    fn hyper_gets_heads_that_are_too_long_or_have_too_many_fields() {
         let long = GOOD.replacen(
             "\r\n",
             &format!("\r\nX-Long: {}\r\n", "x".repeat(BOUNDS.bytes)),

@@ -1,7 +1,7 @@
-//! The public listener: one loop accepts and places each socket on a shard, where [`super::opening`] makes a connection of it. What is not plainly a
-//! WebSocket's first request comes back: hyper serves it here, REST and refusals, and `/stream` on a connection that had other requests before.
+//! The public listener: one loop accepts sockets and places each on a shard, where [`super::opening`] makes a connection of it. hyper serves here what
+//! is not plainly a successful opening handshake: REST, refusals, and `/stream` on a connection that made other requests before.
 //!
-//! Both bound what comes before the upgrade, and alike: the time for a request head, its size and its number of fields.
+//! Both sides have the same bounds before the upgrade: the time for a request head, its size and its number of fields.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -41,38 +41,39 @@ use crate::peer::{PeerAddress, client_address};
 use crate::problem;
 use crate::rate::{Rate, TokenBucket};
 
-/// Most TCP connections that are not WebSockets, or not yet; more wait in the kernel's queue ...
+/// Most TCP connections that are not WebSockets, or not yet. More wait in the queue of the kernel.
 const MAX_HTTP_CONNECTIONS: usize = 4096;
-/// ... and most of them from one address, unless it is a trusted proxy's.
+/// Most of them from one address, unless it is a trusted proxy.
 const MAX_HTTP_PER_ADDRESS: usize = 1024;
-/// How long such a connection may live before it is asked to close, and how long that may take.
+/// How long such a connection may live before it is asked to close.
 const HTTP_LIFE: Duration = Duration::from_secs(300);
+/// How long that close may take.
 const HTTP_CLOSE: Duration = Duration::from_secs(30);
-/// How long written bytes may stay unacknowledged, or the peer's window shut, before the kernel gives a connection up (RFC 5482).
+/// How long written bytes may stay unacknowledged, or the window of the peer closed, before the kernel ends a connection (RFC 5482).
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long an accept loop rests after the process ran out of file descriptors.
-const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// How long the accept loop pauses after an error, such as no more file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the public listener needs.
 pub struct Listener {
     /// Bounds of requests.
     pub server: Server,
-    /// Where sockets go.
+    /// Gets the sockets.
     pub hub: Hub,
-    /// What connections use.
+    /// What connections need.
     pub context: Arc<Context>,
-    /// All that is not `/stream`.
+    /// Serves every request that is not `/stream`.
     pub rest: Router,
-    /// Client ids.
+    /// Makes client ids.
     pub ids: IdGenerator,
-    /// While a held drain closes connections, or has closed them, no new WebSocket is taken.
+    /// A drain refuses new WebSockets.
     pub lifecycle: Arc<Lifecycle>,
-    /// Set while no new WebSocket is taken: the worker lease has lapsed.
+    /// Whether new WebSockets are refused because the worker lease has lapsed.
     pub closed: Arc<AtomicBool>,
 }
 
-/// The listener at work.
-pub(super) struct Door {
+/// The running listener.
+pub(super) struct Acceptor {
     pub(super) listener: Listener,
     pub(super) bounds: Bounds,
     pub(super) shutdown: CancellationToken,
@@ -81,21 +82,21 @@ pub(super) struct Door {
     by_address: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// One of the places for sockets that are not WebSockets, until it is dropped.
-pub(super) struct Place {
+/// Permits one socket that is not a WebSocket, until it is dropped.
+pub(super) struct HttpPermit {
     _permit: OwnedSemaphorePermit,
-    _counted: Counted,
+    _address: AddressPermit,
 }
 
-/// One connection of an address, until it is dropped.
-struct Counted {
-    door: Arc<Door>,
+/// Counts one such socket of an address, until it is dropped.
+struct AddressPermit {
+    acceptor: Arc<Acceptor>,
     address: IpAddr,
 }
 
-impl Drop for Counted {
+impl Drop for AddressPermit {
     fn drop(&mut self) {
-        let mut counts = self.door.by_address.lock();
+        let mut counts = self.acceptor.by_address.lock();
         if let Some(count) = counts.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
@@ -117,7 +118,7 @@ pub async fn serve(
         fields: listener.server.max_headers,
     };
     let permits = Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS));
-    let door = Arc::new(Door {
+    let acceptor = Arc::new(Acceptor {
         listener,
         bounds,
         shutdown: shutdown.clone(),
@@ -127,43 +128,45 @@ pub async fn serve(
     });
     let socket = match listening(socket) {
         Ok(socket) => socket,
-        Err(error) => return tracing::error!(%error, "the public listener cannot be used"),
+        Err(error) => {
+            return tracing::error!(%error, "public listener failed; no connections are accepted");
+        }
     };
     let stopped = shutdown.cancelled();
     tokio::pin!(stopped);
     loop {
         let permit = tokio::select! {
-            permit = Arc::clone(&door.permits).acquire_owned() => permit.expect("the semaphore is never closed"),
+            permit = Arc::clone(&acceptor.permits).acquire_owned() => permit.expect("the semaphore is never closed"),
             () = &mut stopped => return,
         };
         let (stream, peer) = tokio::select! {
             accepted = accept(&socket) => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "accept failed");
-                    tokio::time::sleep(ACCEPT_REST).await;
+                    tracing::warn!(%error, "accept failed; trying again after a pause");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             },
             () = &mut stopped => return,
         };
         let peer = peer.ip();
-        // One address cannot take every place; what it has too many of is closed at once.
-        let Some(counted) = count(&door, peer) else {
+        // One address cannot take every permit: its surplus sockets are closed at once.
+        let Some(address_permit) = count(&acceptor, peer) else {
             continue;
         };
-        let place = Place {
+        let permit = HttpPermit {
             _permit: permit,
-            _counted: counted,
+            _address: address_permit,
         };
-        let of_socket = Arc::clone(&door);
-        door.listener.hub.place(move |shard, claim| {
-            Opening::begin(of_socket, shard, claim, stream, peer, place)
+        let of_socket = Arc::clone(&acceptor);
+        acceptor.listener.hub.place(move |shard, claim| {
+            Opening::begin(of_socket, shard, claim, stream, peer, permit)
         });
     }
 }
 
-/// The listening socket, to be accepted from without registering what comes with this runtime. Each socket that comes has its options.
+/// Prepares the listening socket, whose options each accepted socket inherits. Accepted sockets are not registered with this runtime.
 fn listening(socket: tokio::net::TcpListener) -> io::Result<AsyncFd<TcpListener>> {
     let socket = socket.into_std()?;
     let options = SockRef::from(&socket);
@@ -171,7 +174,7 @@ fn listening(socket: tokio::net::TcpListener) -> io::Result<AsyncFd<TcpListener>
     options.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     #[expect(
         unsafe_code,
-        reason = "the runtime wants to be told that the descriptor stays the same"
+        reason = "the caller must guarantee that the descriptor stays the same"
     )]
     // SAFETY: a listening socket owns its descriptor, which is open and the same until it is dropped.
     let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
@@ -192,8 +195,8 @@ async fn accept(socket: &AsyncFd<TcpListener>) -> io::Result<(TcpStream, SocketA
     }
 }
 
-fn count(door: &Arc<Door>, address: IpAddr) -> Option<Counted> {
-    let is_proxy = door
+fn count(acceptor: &Arc<Acceptor>, address: IpAddr) -> Option<AddressPermit> {
+    let is_proxy = acceptor
         .listener
         .context
         .live
@@ -201,30 +204,30 @@ fn count(door: &Arc<Door>, address: IpAddr) -> Option<Counted> {
         .trusted_proxies
         .iter()
         .any(|net| net.contains(&address));
-    let mut counts = door.by_address.lock();
+    let mut counts = acceptor.by_address.lock();
     let count = counts.entry(address).or_default();
     if *count >= MAX_HTTP_PER_ADDRESS && !is_proxy {
         return None;
     }
     *count += 1;
-    Some(Counted {
-        door: Arc::clone(door),
+    Some(AddressPermit {
+        acceptor: Arc::clone(acceptor),
         address,
     })
 }
 
-impl Door {
-    /// Serves a socket by hyper, beginning with what was `seen` of it.
-    pub(super) async fn converse(
+impl Acceptor {
+    /// Serves a socket with hyper, which reads `seen` first.
+    pub(super) async fn serve_http(
         self: Arc<Self>,
         stream: TcpStream,
         seen: Bytes,
         peer: IpAddr,
-        place: Place,
+        permit: HttpPermit,
     ) {
         let stream = match tokio::net::TcpStream::from_std(stream) {
             Ok(stream) => Rewound::new(seen, stream),
-            Err(error) => return tracing::warn!(%error, "a socket could not be registered"),
+            Err(error) => return tracing::warn!(%error, "socket could not be registered; closed"),
         };
         let server = &self.listener.server;
         let mut http = hyper::server::conn::http1::Builder::new();
@@ -232,8 +235,8 @@ impl Door {
             .header_read_timeout(Duration::from_secs(server.header_read_timeout_secs))
             .max_headers(server.max_headers)
             .max_buf_size(server.max_header_bytes);
-        let door = Arc::clone(&self);
-        let service = service_fn(move |request| Arc::clone(&door).answer(request, peer));
+        let acceptor = Arc::clone(&self);
+        let service = service_fn(move |request| Arc::clone(&acceptor).answer(request, peer));
         let connection = http
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
@@ -247,10 +250,10 @@ impl Door {
         };
         match result {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "a connection ended early"),
-            Err(_) => tracing::debug!("a connection did not end in time"),
+            Ok(Err(error)) => tracing::debug!(%error, "HTTP connection ended early"),
+            Err(_) => tracing::debug!("HTTP connection did not end in time; closed"),
         }
-        drop(place);
+        drop(permit);
     }
 
     async fn answer(
@@ -297,7 +300,7 @@ impl Door {
         let id = match self.listener.ids.next() {
             Ok(id) => id,
             Err(error) => {
-                tracing::error!(%error, "no id can be made");
+                tracing::error!(%error, "no client id: clock or worker lease failed; connection refused");
                 return Refusal::Closed.response();
             }
         };
@@ -306,7 +309,7 @@ impl Door {
         tokio::spawn(async move {
             let upgraded = match upgrade.await {
                 Ok(upgraded) => upgraded,
-                Err(error) => return tracing::debug!(%error, "the upgrade was not completed"),
+                Err(error) => return tracing::debug!(%error, "upgrade was not completed"),
             };
             let Ok(parts) = upgraded.downcast::<TokioIo<Rewound>>() else {
                 return;
@@ -315,12 +318,12 @@ impl Door {
             let read = [parts.read_buf, unread].concat();
             match stream.into_std() {
                 Ok(stream) => {
-                    let door = Arc::clone(&self);
+                    let acceptor = Arc::clone(&self);
                     self.listener.hub.place(move |shard, _claim| {
-                        opening::adopt(&door, shard, stream, from, id, &read)
+                        opening::adopt(&acceptor, shard, stream, from, id, &read)
                     });
                 }
-                Err(error) => tracing::warn!(%error, "a socket could not be handed over"),
+                Err(error) => tracing::warn!(%error, "socket could not leave its runtime; closed"),
             }
         });
         upgrade::response(&accept)
@@ -371,7 +374,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_socket_has_its_options_from_the_listening_one_and_does_not_block() {
+    async fn an_accepted_socket_inherits_its_options_and_does_not_block() {
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let socket = listening(socket).unwrap();

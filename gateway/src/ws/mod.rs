@@ -1,4 +1,4 @@
-//! The socket: accept and upgrade, session, connection.
+//! WebSockets: accept and upgrade, session, connection.
 //!
 //! Input: TCP connections on the public listener. Output: entries in [`crate::hub`], and requests that are not `/stream` to the REST router.
 
@@ -29,17 +29,17 @@ use crate::metrics::Metrics;
 pub use listener::{Listener, serve};
 pub use session::Rules;
 
-/// What every connection uses.
+/// What every connection needs.
 pub struct Context {
-    /// What sessions go by.
+    /// Settings of sessions.
     pub rules: Rules,
-    /// Serves a plain echo.
+    /// Whether connections only echo, for conformance tests.
     pub echo: bool,
-    /// How long a close waits for the peer.
+    /// How long a close waits for the Close frame of the peer.
     pub close_timeout: Duration,
-    /// How long `connected` waits for the bus.
+    /// How long `connected` waits for the bus to subscribe.
     pub subscribe_timeout: Duration,
-    /// How often the right to rooms is looked at again.
+    /// How often the right to rooms is checked again.
     pub recheck_interval: Duration,
     /// Verifies tokens.
     pub authenticator: Authenticator,
@@ -47,16 +47,16 @@ pub struct Context {
     pub access: Access,
     /// The inboxes of all users.
     pub inbox: Inbox,
-    /// Hears for what is held here.
+    /// Subscribes to what connections need.
     pub bus: Arc<dyn Bus>,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
-    /// Counts.
+    /// Counts connections and frames.
     pub metrics: Arc<Metrics>,
     /// Live settings.
     pub live: watch::Receiver<Arc<Live>>,
     /// Where operations run.
     pub control: Handle,
-    /// Entropy of handshakes.
+    /// Randomness of handshakes.
     pub random: SystemRandom,
 }

@@ -1,8 +1,7 @@
-//! A new socket on its shard: the first request head becomes a connection right there, or the socket goes to hyper with all that was read of it.
+//! A new socket on its shard: either its first request head makes it a connection there, or hyper gets the socket with all that was read of it.
 //!
-//! Where the head has come whole by the first look, the socket costs no task, no timer and no buffer of its own until it is a
-//! connection, and is registered once, with the runtime that it stays with. Only a socket that lets its shard wait gets a task, and its bytes are
-//! kept then.
+//! If the first read returns the whole head, the socket costs no task, no timer and no buffer of its own before it is a connection, and it is
+//! registered once, with the runtime that it stays with. Only a socket whose head comes in pieces gets a task that keeps its bytes.
 
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -15,32 +14,32 @@ use tokio::net::TcpStream;
 
 use super::connection::{Connection, READ};
 use super::head::{self, Head};
-use super::listener::{Door, Place};
+use super::listener::{Acceptor, HttpPermit};
 use super::upgrade;
 use crate::hub::{Claim, Shard, read_now};
 use crate::id::Id;
 use crate::peer::forwarded_for;
 
-/// A socket whose first request has not been answered.
+/// A socket whose first request is not answered yet.
 pub(super) struct Opening {
-    door: Arc<Door>,
+    acceptor: Arc<Acceptor>,
     shard: Rc<Shard>,
     peer: IpAddr,
-    place: Place,
-    /// Counted among those of its shard until it is dropped.
+    permit: HttpPermit,
+    /// Counts as pending on its shard until it is dropped.
     _claim: Claim,
 }
 
-/// A handshake that is to be completed.
+/// A handshake to complete.
 struct Accepted {
     answer: Vec<u8>,
     from: IpAddr,
     id: Id,
-    /// Where the frames begin.
+    /// Bytes of the head: frames begin behind them.
     length: usize,
 }
 
-/// What is to be done with the bytes so far.
+/// What to do with the bytes so far.
 enum Next {
     Wait,
     Open(Accepted),
@@ -48,24 +47,24 @@ enum Next {
 }
 
 impl Opening {
-    /// Looks at a socket that was just accepted.
+    /// Begins with a socket that was just accepted.
     pub(super) fn begin(
-        door: Arc<Door>,
+        acceptor: Arc<Acceptor>,
         shard: &Rc<Shard>,
         claim: Claim,
         stream: std::net::TcpStream,
         peer: IpAddr,
-        place: Place,
+        permit: HttpPermit,
     ) {
         let opening = Self {
-            door,
+            acceptor,
             shard: Rc::clone(shard),
             peer,
-            place,
+            permit,
             _claim: claim,
         };
         READ.with_borrow_mut(|buffer| {
-            let room = opening.door.bounds.bytes.min(buffer.len());
+            let room = opening.acceptor.bounds.bytes.min(buffer.len());
             let bytes = match (&stream).read(&mut buffer[..room]) {
                 Ok(0) => return,
                 Ok(n) => &buffer[..n],
@@ -96,33 +95,33 @@ impl Opening {
         });
     }
 
-    /// Waits for the rest of the head; not for ever, and not beyond the end of accepting.
+    /// Waits for the rest of the head, with a deadline, and no longer than the listener accepts.
     async fn wait(self, stream: TcpStream, mut seen: Vec<u8>) {
-        let limit = Duration::from_secs(self.door.listener.server.header_read_timeout_secs);
+        let limit = Duration::from_secs(self.acceptor.listener.server.header_read_timeout_secs);
         let next = tokio::select! {
             next = self.rest(&stream, &mut seen) => next,
-            () = tokio::time::sleep(limit) => return tracing::debug!("a request head did not come in time"),
-            () = self.door.shutdown.cancelled() => return,
+            () = tokio::time::sleep(limit) => return tracing::debug!("request head did not come in time; socket closed"),
+            () = self.acceptor.shutdown.cancelled() => return,
         };
         match next {
             Ok(Next::Open(accepted)) => self.open(stream, &accepted, &seen),
             Ok(Next::HandOver) => match stream.into_std() {
                 Ok(stream) => self.hand_over(stream, seen.into()),
-                Err(error) => tracing::warn!(%error, "a socket could not be handed over"),
+                Err(error) => tracing::warn!(%error, "socket could not leave its runtime; closed"),
             },
-            // It has ended: there is nobody to answer.
+            // The peer has gone.
             Ok(Next::Wait) | Err(_) => {}
         }
     }
 
-    /// Reads until something else than waiting is to be done, or the socket ends.
+    /// Reads until the head is complete, or is one for hyper, or the socket ends.
     async fn rest(&self, stream: &TcpStream, seen: &mut Vec<u8>) -> io::Result<Next> {
         loop {
             stream.readable().await?;
             let before = seen.len();
             let read: io::Result<usize> = READ.with_borrow_mut(|buffer| {
-                // What is kept of a head is bounded as hyper bounds it.
-                let room = (self.door.bounds.bytes - before).min(buffer.len());
+                // The same bound as hyper's.
+                let room = (self.acceptor.bounds.bytes - before).min(buffer.len());
                 let n = read_now(stream, &mut buffer[..room])?;
                 seen.extend_from_slice(&buffer[..n]);
                 Ok(n)
@@ -147,10 +146,10 @@ impl Opening {
         }
     }
 
-    /// What `bytes` call for, of which `before` were looked at before. A handshake that cannot be completed here is for hyper, which finds the same
-    /// reason and refuses it.
+    /// Decides what to do with `bytes`, the first `before` of which were there at the last call. A handshake that cannot be completed goes to hyper,
+    /// which finds the same reason and refuses it.
     fn next(&self, bytes: &[u8], before: usize) -> Next {
-        let (offer, forwarded, length) = match head::read(bytes, before, self.door.bounds) {
+        let (offer, forwarded, length) = match head::read(bytes, before, self.acceptor.bounds) {
             Head::Partial => return Next::Wait,
             Head::Stream {
                 offer,
@@ -159,15 +158,15 @@ impl Opening {
             } if offer.has_one_host() => (offer, forwarded, length),
             Head::Stream { .. } | Head::Other => return Next::HandOver,
         };
-        let live = Arc::clone(&self.door.listener.context.live.borrow());
+        let live = Arc::clone(&self.acceptor.listener.context.live.borrow());
         let Ok(accept) = upgrade::accept(&offer, &live.allowed_origins) else {
             return Next::HandOver;
         };
-        if self.door.admit(&live).is_err() {
+        if self.acceptor.admit(&live).is_err() {
             return Next::HandOver;
         }
-        // Where an id is to be waited for, a shard does not wait.
-        let Ok(Some(id)) = self.door.listener.ids.next_at_once() else {
+        // A shard never waits for an id; hyper's side does.
+        let Ok(Some(id)) = self.acceptor.listener.ids.next_at_once() else {
             return Next::HandOver;
         };
         let from = forwarded_for(self.peer, forwarded.iter().copied(), &live.trusted_proxies);
@@ -179,14 +178,14 @@ impl Opening {
         })
     }
 
-    /// Completes the handshake: from here on it is a connection, and no longer one of the sockets that are not.
+    /// Completes the handshake: the socket becomes a connection, and its permit is free.
     fn open(self, stream: TcpStream, accepted: &Accepted, bytes: &[u8]) {
         let link = self.shard.adopt(stream, accepted.from, accepted.id);
-        // Nothing was ever written to it, so it takes so little at once or is broken.
+        // The first write to a socket: it takes so few bytes at once, or it is broken.
         if !link.write_first(&accepted.answer) {
             return self.shard.forget(&link);
         }
-        let context = Arc::clone(&self.door.listener.context);
+        let context = Arc::clone(&self.acceptor.listener.context);
         tokio::task::spawn_local(Connection::new(
             self.shard,
             link,
@@ -195,19 +194,22 @@ impl Opening {
         ));
     }
 
-    /// Has the control runtime serve the socket by hyper.
+    /// Gives the socket to hyper, on the control runtime.
     fn hand_over(self, stream: std::net::TcpStream, seen: Bytes) {
         let Self {
-            door, peer, place, ..
+            acceptor,
+            peer,
+            permit,
+            ..
         } = self;
-        let control = door.listener.context.control.clone();
-        control.spawn(door.converse(stream, seen, peer, place));
+        let control = acceptor.listener.context.control.clone();
+        control.spawn(acceptor.serve_http(stream, seen, peer, permit));
     }
 }
 
-/// Makes a connection of a socket that hyper has completed the handshake of.
+/// Makes a connection of a socket whose handshake hyper has completed.
 pub(super) fn adopt(
-    door: &Door,
+    acceptor: &Acceptor,
     shard: &Rc<Shard>,
     stream: std::net::TcpStream,
     from: IpAddr,
@@ -221,13 +223,13 @@ pub(super) fn adopt(
     tokio::task::spawn_local(Connection::new(
         Rc::clone(shard),
         link,
-        Arc::clone(&door.listener.context),
+        Arc::clone(&acceptor.listener.context),
         read,
     ));
 }
 
 fn registered(stream: std::net::TcpStream) -> Option<TcpStream> {
     TcpStream::from_std(stream)
-        .inspect_err(|error| tracing::warn!(%error, "a socket could not be registered"))
+        .inspect_err(|error| tracing::warn!(%error, "socket could not be registered; closed"))
         .ok()
 }

@@ -1,6 +1,7 @@
-//! What a connection asks of the rest of the process: verdicts, rooms, its inbox; one at a time and in order per connection. What asks a database runs on
-//! the control runtime. A verdict is found on the connection's shard: signatures and key agreements of many who come at once are then shared by all
-//! cores, and nobody goes to another thread and back for the tens of microseconds that one takes.
+//! What a connection needs from the rest of the process: authentication, rooms, its inbox. Operations of one connection run one at a time and in order.
+//!
+//! Operations that use a database run on the control runtime. Authentication runs on the shard of the connection: when many clients come at once, all
+//! cores share the work, and no connection pays two thread switches for some tens of microseconds.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -13,7 +14,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::task::{JoinError, JoinHandle};
 
 use super::Context;
-use super::session::{GivenKey, Verdict};
+use super::session::{Authentication, GivenKey};
 use crate::auth::VerifyError;
 use crate::bus::BusError;
 use crate::config::EncryptionMode;
@@ -22,10 +23,10 @@ use crate::inbox::{Missed, NotificationSelector};
 use crate::principal::Principal;
 use crate::protocol::cipher::{Handshake, SALT_BYTES, UnusableKey, handshake};
 
-/// Most operations that wait for a connection.
+/// Most waiting operations of a connection (protocol.md 2.9).
 const MAX_WAITING: usize = 16;
 
-/// Something that needs more than the shard.
+/// Something that the shard cannot answer alone.
 pub(super) enum Operation {
     Verify {
         token: String,
@@ -34,13 +35,13 @@ pub(super) enum Operation {
     Refresh {
         token: String,
     },
-    /// The interests are counted already; what is left is the server's word on them.
-    Hear(BoxFuture<'static, Result<(), BusError>>),
+    /// Waits for Redis to confirm the subscriptions, which the bus has already counted.
+    Subscribe(BoxFuture<'static, Result<(), BusError>>),
     Join {
         who: Arc<Principal>,
         rooms: Vec<String>,
     },
-    /// In its turn behind a `Join`.
+    /// An operation too, so that it comes after an earlier `Join`.
     Leave(Vec<String>),
     Recheck {
         who: Arc<Principal>,
@@ -57,24 +58,24 @@ pub(super) enum Operation {
     },
 }
 
-/// What came of it.
+/// The result of an operation.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Verdict(Verdict),
-    Refreshed(Verdict),
-    Heard,
+    Authentication(Authentication),
+    Refreshed(Authentication),
+    Subscribed,
     /// Rooms that may be joined.
     Allowed(Vec<String>),
-    /// Rooms that are to be left.
+    /// Rooms to leave.
     Leave(Vec<String>),
-    /// Rooms whose right is gone.
+    /// Rooms that the user may no longer be in.
     Lost(Vec<String>),
     Missed {
         after: i64,
         missed: Missed,
     },
     Done,
-    /// A dependency is away.
+    /// A database did not answer.
     Unavailable,
 }
 
@@ -85,12 +86,12 @@ pub(super) struct Operations {
     running: Option<Running>,
 }
 
-/// An operation under way.
+/// An operation in progress.
 pub(super) enum Running {
     /// On the control runtime.
-    There(JoinHandle<Outcome>),
+    OnControl(JoinHandle<Outcome>),
     /// On the connection's shard.
-    Here(BoxFuture<'static, Outcome>),
+    OnShard(BoxFuture<'static, Outcome>),
 }
 
 impl Future for Running {
@@ -98,20 +99,20 @@ impl Future for Running {
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
-            Self::There(task) => Pin::new(task).poll(cx),
-            Self::Here(wait) => wait.as_mut().poll(cx).map(Ok),
+            Self::OnControl(task) => Pin::new(task).poll(cx),
+            Self::OnShard(work) => work.as_mut().poll(cx).map(Ok),
         }
     }
 }
 
-/// How far an operation came at once.
+/// Whether an operation was done at once.
 pub(super) enum Begun {
     Done(Outcome),
     Running(Running),
 }
 
 impl Operations {
-    /// Queues what a client asked for; false when too many wait.
+    /// Queues an operation of the client. Returns false when too many wait.
     pub(super) fn push(&mut self, operation: Operation) -> bool {
         let room = self.waiting.len() < MAX_WAITING;
         if room {
@@ -120,12 +121,12 @@ impl Operations {
         room
     }
 
-    /// Queues what the gateway itself wants: one `Hear` and one `Recheck` at the most, ahead of all that waits.
+    /// Queues an operation of the gateway ahead of the others: one `Subscribe` and one `Recheck` at most.
     pub(super) fn push_own(&mut self, operation: Operation) {
         self.waiting.push_front(operation);
     }
 
-    /// The next operation to start, if none is running.
+    /// Returns the next operation to start, if none is running.
     pub(super) fn next(&mut self) -> Option<Operation> {
         if self.running.is_some() {
             None
@@ -153,43 +154,47 @@ impl Operations {
 
 impl Drop for Operations {
     fn drop(&mut self) {
-        if let Some(Running::There(task)) = &self.running {
+        if let Some(Running::OnControl(task)) = &self.running {
             task.abort();
         }
     }
 }
 
-/// Begins an operation of the connection `id`.
+/// Starts an operation of the connection `id`.
 pub(super) fn begin(context: &Arc<Context>, id: Id, operation: Operation) -> Begun {
     let with = Arc::clone(context);
     match operation {
         Operation::Verify { token, key } => match context.authenticator.verify_cached(&token) {
-            Some(known) => Begun::Done(Outcome::Verdict(verdict(context, known, key))),
-            // It waits only for keys that are being fetched.
-            None => here(async move { Outcome::Verdict(verify(&with, &token, key).await) }),
+            Some(known) => {
+                Begun::Done(Outcome::Authentication(authentication(context, known, key)))
+            }
+            // It waits only while keys are fetched.
+            None => {
+                on_shard(async move { Outcome::Authentication(verify(&with, &token, key).await) })
+            }
         },
         Operation::Refresh { token } => {
-            here(async move { Outcome::Refreshed(verify(&with, &token, None).await) })
+            on_shard(async move { Outcome::Refreshed(verify(&with, &token, None).await) })
         }
         Operation::Leave(rooms) => Begun::Done(Outcome::Leave(rooms)),
-        Operation::Hear(heard) => hear(context, id, heard),
-        Operation::Join { who, rooms } => there(context, async move {
+        Operation::Subscribe(confirmed) => subscribe(context, id, confirmed),
+        Operation::Join { who, rooms } => on_control(context, async move {
             match allowed(&with, &who, id, &rooms).await {
                 Some(allowed) => Outcome::Allowed(split(rooms, &allowed, true)),
                 None => Outcome::Unavailable,
             }
         }),
-        Operation::Recheck { who, rooms } => there(context, async move {
+        Operation::Recheck { who, rooms } => on_control(context, async move {
             match allowed(&with, &who, id, &rooms).await {
                 Some(allowed) => Outcome::Lost(split(rooms, &allowed, false)),
-                // While policies cannot be read nobody gains a right, and nobody is thrown out.
+                // Without policies no connection gains a room, and none loses one.
                 None => Outcome::Done,
             }
         }),
         Operation::MarkRead { who, which } => {
-            there(context, async move { mark_read(&with, &who, &which).await })
+            on_control(context, async move { mark_read(&with, &who, &which).await })
         }
-        Operation::Sync { who, after, limit } => there(context, async move {
+        Operation::Sync { who, after, limit } => on_control(context, async move {
             match with.inbox.missed(&who.subject, after, limit).await {
                 Ok(missed) => Outcome::Missed { after, missed },
                 Err(error) => {
@@ -201,32 +206,31 @@ pub(super) fn begin(context: &Arc<Context>, id: Id, operation: Operation) -> Beg
     }
 }
 
-fn there(context: &Context, work: impl Future<Output = Outcome> + Send + 'static) -> Begun {
-    Begun::Running(Running::There(context.control.spawn(work)))
+fn on_control(context: &Context, work: impl Future<Output = Outcome> + Send + 'static) -> Begun {
+    Begun::Running(Running::OnControl(context.control.spawn(work)))
 }
 
-fn here(work: impl Future<Output = Outcome> + Send + 'static) -> Begun {
+fn on_shard(work: impl Future<Output = Outcome> + Send + 'static) -> Begun {
     let mut work = work.boxed();
     match (&mut work).now_or_never() {
         Some(outcome) => Begun::Done(outcome),
-        None => Begun::Running(Running::Here(work)),
+        None => Begun::Running(Running::OnShard(work)),
     }
 }
 
-fn hear(context: &Context, id: Id, heard: BoxFuture<'static, Result<(), BusError>>) -> Begun {
-    // Without Redis the connection goes on at once; it is told to resync when the bus is back.
-    let told = move |heard: bool| {
-        if !heard {
-            tracing::debug!(client.id = %id, "connected before the bus hears for it");
-        }
-        Outcome::Heard
-    };
+fn subscribe(
+    context: &Context,
+    id: Id,
+    confirmed: BoxFuture<'static, Result<(), BusError>>,
+) -> Begun {
     let limit = context.subscribe_timeout;
-    here(async move {
-        told(matches!(
-            tokio::time::timeout(limit, heard).await,
-            Ok(Ok(()))
-        ))
+    on_shard(async move {
+        // Without Redis the connection goes on at once; it gets `resync` when the bus is back.
+        let confirmed = tokio::time::timeout(limit, confirmed).await;
+        if !matches!(confirmed, Ok(Ok(()))) {
+            tracing::debug!(client.id = %id, "subscriptions not confirmed in time; connected without them");
+        }
+        Outcome::Subscribed
     })
 }
 
@@ -249,30 +253,31 @@ async fn allowed(
     match context.access.may_join(who, id, &names).await {
         Ok(allowed) => Some(allowed),
         Err(error) => {
-            tracing::warn!(client.id = %id, %error, "the right to rooms cannot be read");
+            tracing::warn!(client.id = %id, %error, "policies cannot be read; rooms stay as they are");
             None
         }
     }
 }
 
-async fn verify(context: &Context, token: &str, key: GivenKey) -> Verdict {
-    verdict(context, context.authenticator.verify(token).await, key)
+async fn verify(context: &Context, token: &str, key: GivenKey) -> Authentication {
+    authentication(context, context.authenticator.verify(token).await, key)
 }
 
-fn verdict(
+/// Turns the result of a verification into an outcome, and agrees on a session key if the client sent one.
+fn authentication(
     context: &Context,
     verified: Result<Arc<Principal>, VerifyError>,
     key: GivenKey,
-) -> Verdict {
+) -> Authentication {
     let principal = match verified {
         Ok(principal) => principal,
         Err(VerifyError::Refused(reason)) => {
             tracing::debug!(reason = reason.as_str(), "token refused");
-            return Verdict::Refused;
+            return Authentication::Refused;
         }
         Err(VerifyError::Unavailable(why)) => {
-            tracing::warn!(%why, "token could not be verified");
-            return Verdict::Broken;
+            tracing::warn!(%why, "token could not be verified; connection refused");
+            return Authentication::Failed;
         }
     };
     let handshake = match context.rules.encryption.mode {
@@ -282,7 +287,7 @@ fn verdict(
         }
     };
     let leeway = std::time::Duration::from_secs(context.live.borrow().auth.clock_skew_secs);
-    Verdict::Accepted {
+    Authentication::Accepted {
         principal,
         handshake,
         leeway,

@@ -1,4 +1,4 @@
-//! A socket of which something was read already: hyper reads that first.
+//! A socket from which bytes were read before: hyper reads them first.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// A socket behind bytes that came from it.
+/// A socket, and the bytes that were read from it.
 #[derive(Debug)]
 pub(super) struct Rewound {
     seen: Bytes,
@@ -20,7 +20,7 @@ impl Rewound {
         Self { seen, stream }
     }
 
-    /// The socket, and what of the bytes was not read again.
+    /// Returns the bytes that were not read again, and the socket.
     pub(super) fn into_parts(self) -> (Bytes, TcpStream) {
         (self.seen, self.stream)
     }
@@ -39,7 +39,7 @@ impl AsyncRead for Rewound {
         buffer.put_slice(&self.seen[..length]);
         self.seen.advance(length);
         if self.seen.is_empty() {
-            // What it was cut from is not kept for as long as the socket.
+            // Frees the buffer that the bytes are a part of.
             self.seen = Bytes::new();
         }
         Poll::Ready(Ok(()))
@@ -83,7 +83,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     #[tokio::test]
-    async fn what_was_seen_comes_first_and_is_handed_back_where_it_was_not_read() {
+    async fn seen_bytes_are_read_first_and_returned_if_they_were_not_read() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap())
             .await

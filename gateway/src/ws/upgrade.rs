@@ -1,5 +1,5 @@
-//! The opening handshake of RFC 6455 section 4.2: what is asked of the request, and each refusal with its status. No IO; one implementation for
-//! heads that a shard reads and for those that hyper reads.
+//! The opening handshake of RFC 6455 section 4.2: what a request must have, and the status of each refusal (protocol.md 1.3). No IO. Heads that a
+//! shard reads and those that hyper reads go through the same code.
 
 use http::header::{
     CONNECTION, HOST, HeaderName, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
@@ -21,18 +21,18 @@ pub(super) enum Refusal {
     Version,
     /// 400: no nonce of 16 bytes.
     Key,
-    /// 403: a browser on a page that may not connect.
+    /// 403: the origin may not connect.
     Origin,
-    /// 503: the instance is at its limit of connections, or of memory for them.
+    /// 503: the instance has all the connections, or the queued bytes, that it may have.
     Full,
-    /// 503: connections come faster than they are accepted.
+    /// 503: connections come too fast.
     Rate,
-    /// 503: no connections are taken: the process ends, or may not make ids.
+    /// 503: the instance drains, or its worker lease has lapsed.
     Closed,
 }
 
 impl Refusal {
-    /// The reason as a metric's label.
+    /// Returns the reason as the label of a metric and the code of the problem.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Method => "method",
@@ -80,7 +80,7 @@ impl Refusal {
         }
     }
 
-    /// The response, as a problem of RFC 9457.
+    /// Returns the response, a problem document.
     pub(super) fn response(self) -> Response<String> {
         let (status, detail) = self.parts();
         let mut response = problem::plain(status, self.label(), detail);
@@ -95,10 +95,10 @@ impl Refusal {
                 headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
             }
             Self::Full | Self::Rate | Self::Closed => {
-                // Spread out, so that those who were refused together do not come back together ...
+                // Random, so that clients that were refused together do not come back together.
                 headers.insert(RETRY_AFTER, HeaderValue::from(rand::random_range(1..=5u32)));
                 if self == Self::Closed {
-                    // ... and not over the same connection, which would lead to the same instance.
+                    // The same connection would lead to the same instance again.
                     headers.insert(CONNECTION, HeaderValue::from_static("close"));
                 }
             }
@@ -108,7 +108,7 @@ impl Refusal {
     }
 }
 
-/// A header field that the handshake wants once.
+/// A header field that must appear once.
 #[derive(Debug, Clone, Copy, Default)]
 enum Field<'h> {
     #[default]
@@ -118,7 +118,7 @@ enum Field<'h> {
 }
 
 impl<'h> Field<'h> {
-    fn meet(&mut self, value: &'h [u8]) {
+    fn add(&mut self, value: &'h [u8]) {
         *self = if matches!(self, Self::Absent) {
             Self::Once(value)
         } else {
@@ -134,7 +134,7 @@ impl<'h> Field<'h> {
     }
 }
 
-/// What of a request head the handshake looks at, whoever parsed it.
+/// The parts of a request head that the handshake checks.
 #[derive(Debug, Default)]
 pub(super) struct Offer<'h> {
     get: bool,
@@ -166,19 +166,19 @@ impl<'h> Offer<'h> {
             } else if is(&CONNECTION) {
                 offer.connection |= has_token(value, "upgrade");
             } else if is(&SEC_WEBSOCKET_VERSION) {
-                offer.version.meet(value);
+                offer.version.add(value);
             } else if is(&SEC_WEBSOCKET_KEY) {
-                offer.key.meet(value);
+                offer.key.add(value);
             } else if is(&ORIGIN) {
-                offer.origin.meet(value);
+                offer.origin.add(value);
             } else if is(&HOST) {
-                offer.host.meet(value);
+                offer.host.add(value);
             }
         }
         offer
     }
 
-    /// That of a request that hyper has read.
+    /// Reads a request that hyper has parsed.
     pub(super) fn of<B>(request: &'h Request<B>) -> Self {
         let fields = request
             .headers()
@@ -191,13 +191,16 @@ impl<'h> Offer<'h> {
         )
     }
 
-    /// Whether there is exactly one `Host`.
+    /// Returns whether there is exactly one `Host`.
     pub(super) fn has_one_host(&self) -> bool {
         matches!(self.host, Field::Once(_))
     }
 }
 
-/// Checks an offer; what `Sec-WebSocket-Accept` says then completes the handshake.
+/// Checks an offer, and returns the value of `Sec-WebSocket-Accept`.
+///
+/// # Errors
+/// The first reason to refuse it.
 pub(super) fn accept(offer: &Offer<'_>, allowed_origins: &[String]) -> Result<String, Refusal> {
     if !offer.get {
         return Err(Refusal::Method);
@@ -228,7 +231,7 @@ pub(super) fn accept(offer: &Offer<'_>, allowed_origins: &[String]) -> Result<St
     Ok(tungstenite::handshake::derive_accept_key(key.as_bytes()))
 }
 
-/// The response that completes the handshake, for hyper to write ...
+/// Returns the response that completes the handshake, for hyper.
 pub(super) fn response(accept: &str) -> Response<String> {
     let mut response = Response::new(String::new());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -242,13 +245,13 @@ pub(super) fn response(accept: &str) -> Response<String> {
     response
 }
 
-/// ... and as bytes.
+/// Returns the same response as bytes.
 pub(super) fn response_bytes(accept: &str) -> Vec<u8> {
     let head = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: ";
     [head, accept.as_bytes(), b"\r\n\r\n"].concat()
 }
 
-/// A header field's value as text, if it is visible ASCII.
+/// Returns the value of a header field as text, if it is visible ASCII.
 fn visible(value: &[u8]) -> Option<&str> {
     let is_visible = value.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
     if is_visible {

@@ -1,7 +1,9 @@
 //! The clauses of `docs/protocol.md` that a session holds, without a socket.
 
 use super::*;
+use crate::config::{ClientFrames, Encryption};
 use crate::principal::{TokenFacts, Via};
+use crate::protocol::Message;
 use crate::protocol::cipher::handshake;
 use ring::rand::SystemRandom;
 
@@ -82,7 +84,7 @@ impl Fixture {
         principal: Arc<Principal>,
         handshake: Option<Result<Handshake, UnusableKey>>,
     ) -> Vec<String> {
-        self.on(Input::Verdict(Verdict::Accepted {
+        self.on(Input::Authentication(Authentication::Accepted {
             principal,
             handshake,
             leeway: Duration::from_secs(30),
@@ -93,7 +95,7 @@ impl Fixture {
         let mut fixture = Self::new(rules);
         fixture.text(AUTHENTICATE);
         assert_eq!(fixture.accept(principal("17", lives), None), ["admit"]);
-        let sent = fixture.on(Input::Heard);
+        let sent = fixture.on(Input::Subscribed);
         assert!(
             sent[0].starts_with(r#"clear {"event":"connected","data":{"id":"abc","userId":"17""#),
             "{sent:?}"
@@ -109,7 +111,7 @@ impl Fixture {
             fixture.accept(principal("17", None), Some(Ok(shake()))),
             ["admit"]
         );
-        let sent = fixture.on(Input::Heard);
+        let sent = fixture.on(Input::Subscribed);
         assert!(
             sent[0].contains("serverPublicKey") && sent[0].starts_with("clear "),
             "{sent:?}"
@@ -181,7 +183,7 @@ fn what_is_not_json_is_answered_and_what_has_no_event_is_dropped() {
 
 /// protocol.md 2.5.
 #[test]
-fn before_authentication_only_authenticate_and_heartbeat_are_heard() {
+fn before_authentication_only_authenticate_and_heartbeat_are_accepted() {
     let mut fixture = Fixture::new(rules());
     assert_eq!(
         fixture.text(r#"{"event":"join","data":{"rooms":["a"]}}"#),
@@ -203,7 +205,7 @@ fn authenticate_again_is_an_error_in_every_state() {
     assert_eq!(fixture.text(AUTHENTICATE), [error("Already authenticated")]);
     fixture.accept(principal("17", None), None);
     assert_eq!(fixture.text(AUTHENTICATE), [error("Already authenticated")]);
-    fixture.on(Input::Heard);
+    fixture.on(Input::Subscribed);
     assert_eq!(fixture.text(AUTHENTICATE), [error("Already authenticated")]);
 }
 
@@ -221,7 +223,7 @@ fn both_names_of_the_client_key_are_read() {
 
 /// protocol.md 4.2, 4.4, 4.5 and 7.9.
 #[test]
-fn a_refused_token_and_a_broken_verification_differ_in_the_error_before_4003() {
+fn a_refused_token_and_a_failed_verification_differ_in_the_error_before_4003() {
     let bad = [
         r#"{"event":"authenticate"}"#,
         r#"{"event":"authenticate","data":{"type":"Basic","token":"t"}}"#,
@@ -237,14 +239,14 @@ fn a_refused_token_and_a_broken_verification_differ_in_the_error_before_4003() {
             ]
         );
     }
-    for (verdict, message) in [
-        (Verdict::Refused, "Authentication failed"),
-        (Verdict::Broken, "Authentication error"),
+    for (outcome, message) in [
+        (Authentication::Refused, "Authentication failed"),
+        (Authentication::Failed, "Authentication error"),
     ] {
         let mut fixture = Fixture::new(rules());
         fixture.text(AUTHENTICATE);
         assert_eq!(
-            fixture.on(Input::Verdict(verdict)),
+            fixture.on(Input::Authentication(outcome)),
             [
                 clear_error(message),
                 "close 4003 Authentication failed".into()
@@ -252,7 +254,7 @@ fn a_refused_token_and_a_broken_verification_differ_in_the_error_before_4003() {
         );
         assert!(
             fixture.text(AUTHENTICATE).is_empty(),
-            "nothing is said after the end"
+            "nothing is sent after the end"
         );
     }
 }
@@ -360,7 +362,7 @@ fn required_encryption_needs_a_key_and_disabled_ignores_one() {
     let mut fixture = Fixture::new(with(EncryptionMode::Disabled));
     fixture.text(AUTHENTICATE);
     fixture.accept(principal("17", None), Some(Ok(shake())));
-    assert!(!fixture.on(Input::Heard)[0].contains("serverPublicKey"));
+    assert!(!fixture.on(Input::Subscribed)[0].contains("serverPublicKey"));
     assert_eq!(fixture.session.stage(), Stage::Authenticated);
 }
 
@@ -414,7 +416,7 @@ fn a_setting_demands_sealed_frames_of_all_but_heartbeat() {
 
 /// protocol.md 2.7, 3.3, 3.4 and 5.1.
 #[test]
-fn join_drops_names_that_may_not_be_asked_for() {
+fn join_drops_names_that_no_room_may_have() {
     let mut fixture = Fixture::authenticated(rules(), None);
     let text = format!(
         r#"{{"event":"join","data":{{"rooms":["a",1,"","ws:x","{}","b"]}}}}"#,
@@ -438,7 +440,7 @@ fn join_drops_names_that_may_not_be_asked_for() {
 
 /// protocol.md 3.11, 4.9 and 7.11.
 #[test]
-fn a_token_is_announced_to_end_and_ends_with_the_leeway() {
+fn expiring_comes_before_the_end_of_a_token_and_the_close_after_the_leeway() {
     let mut fixture = Fixture::authenticated(rules(), Some(100));
     assert!(fixture.tick_at(39_000).is_empty());
     assert_eq!(
@@ -448,7 +450,7 @@ fn a_token_is_announced_to_end_and_ends_with_the_leeway() {
         ]
     );
     fixture.on(Input::Alive);
-    assert!(fixture.tick_at(100_000).is_empty(), "said once");
+    assert!(fixture.tick_at(100_000).is_empty(), "sent once");
     fixture.on(Input::Alive);
     assert!(fixture.tick_at(129_999).is_empty());
     assert_eq!(fixture.tick_at(130_000), ["close 4005 Token expired"]);
@@ -463,7 +465,7 @@ fn a_refresh_of_the_same_subject_moves_the_end_and_another_subject_changes_nothi
         ["refresh t2"]
     );
     let refreshed = |subject: &str, lives| {
-        Input::Refreshed(Verdict::Accepted {
+        Input::Refreshed(Authentication::Accepted {
             principal: principal(subject, Some(lives)),
             handshake: None,
             leeway: Duration::from_secs(30),
@@ -474,7 +476,7 @@ fn a_refresh_of_the_same_subject_moves_the_end_and_another_subject_changes_nothi
         [error("Refresh refused")]
     );
     assert_eq!(
-        fixture.on(Input::Refreshed(Verdict::Refused)),
+        fixture.on(Input::Refreshed(Authentication::Refused)),
         [error("Refresh refused")]
     );
     assert_eq!(
@@ -491,24 +493,24 @@ fn a_refresh_of_the_same_subject_moves_the_end_and_another_subject_changes_nothi
 
 /// protocol.md 4.11 and 7.11.
 #[test]
-fn a_token_whose_key_is_gone_is_announced_to_end_and_another_may_be_given() {
+fn withdrawn_trust_announces_the_end_and_a_refresh_may_prevent_it() {
     let mut fixture = Fixture::authenticated(rules(), Some(9000));
-    let said = fixture.on(Input::Fallen);
+    let sent = fixture.on(Input::TrustWithdrawn);
     assert_eq!(
-        said,
+        sent,
         [
             r#"send {"event":"expiring","data":{"expiresAt":"2025-06-15T15:07:40.000Z","seconds":60}}"#
         ]
     );
-    assert!(fixture.on(Input::Fallen).is_empty(), "said once");
-    fixture.on(Input::Refreshed(Verdict::Accepted {
+    assert!(fixture.on(Input::TrustWithdrawn).is_empty(), "sent once");
+    fixture.on(Input::Refreshed(Authentication::Accepted {
         principal: principal("17", Some(9000)),
         handshake: None,
         leeway: Duration::ZERO,
     }));
     fixture.on(Input::Alive);
     assert!(fixture.tick_at(60_000).is_empty());
-    fixture.on(Input::Fallen);
+    fixture.on(Input::TrustWithdrawn);
     fixture.on(Input::Alive);
     assert_eq!(fixture.tick_at(120_000), ["close 4005 Token expired"]);
 }
@@ -556,7 +558,7 @@ fn inbox_events_are_read_within_their_bounds() {
 
 /// protocol.md 2.8.
 #[test]
-fn events_of_the_application_are_passed_over() {
+fn events_of_the_application_are_not_answered() {
     let mut fixture = Fixture::authenticated(rules(), None);
     assert!(
         fixture

@@ -1,0 +1,175 @@
+//! What a session does with the text messages of its client (protocol.md, sections 2 and 3).
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::{Action, Actions, Rules, Session, State};
+use crate::config::ClientFrames;
+use crate::inbox::NotificationSelector;
+use crate::protocol::Envelope;
+use crate::protocol::bounds::{MAX_READ_IDS, MAX_SYNC};
+use crate::protocol::close::Close;
+use crate::protocol::envelope::NotAnEnvelope;
+use crate::protocol::event::{self, message, name};
+use crate::protocol::room::Rooms;
+
+/// The only type of token (protocol.md 4.2).
+const BEARER: &str = "Bearer";
+
+impl Session {
+    pub(super) fn text(&mut self, now: Instant, rules: &Rules, text: &str, actions: &mut Actions) {
+        match Envelope::parse(text) {
+            Ok(envelope) => self.envelope(now, rules, &envelope, actions),
+            Err(NotAnEnvelope::NotJson) => {
+                actions.push(Action::Send(event::error(message::INVALID_FORMAT)))
+            }
+            Err(NotAnEnvelope::NoEvent) => {
+                tracing::debug!(client.id = %self.id, "message without an event dropped")
+            }
+        }
+    }
+
+    fn envelope(
+        &mut self,
+        now: Instant,
+        rules: &Rules,
+        envelope: &Envelope<'_>,
+        actions: &mut Actions,
+    ) {
+        let event = &*envelope.event;
+        match &self.state {
+            State::Encrypted(_, cipher) if event == name::ENCRYPTED => {
+                let cipher = Rc::clone(cipher);
+                let opened = envelope
+                    .read()
+                    .ok()
+                    .and_then(|sealed| cipher.open(&sealed).ok());
+                match opened.as_deref().map(Envelope::parse) {
+                    Some(Ok(inner)) if inner.event != name::ENCRYPTED => {
+                        self.event(&inner, actions)
+                    }
+                    Some(Err(NotAnEnvelope::NotJson)) => {
+                        actions.push(Action::Send(event::error(message::INVALID_FORMAT)))
+                    }
+                    Some(_) => {
+                        tracing::debug!(client.id = %self.id, "encrypted message without an event dropped")
+                    }
+                    None => actions.push(Action::Send(event::error(message::DECRYPTION_FAILED))),
+                }
+            }
+            State::Encrypted(..)
+                if rules.encryption.client_frames == ClientFrames::Encrypted
+                    && event != name::HEARTBEAT =>
+            {
+                actions.push(Action::Send(event::error(message::ENCRYPTION_REQUIRED)));
+            }
+            State::Authenticated(_) | State::Encrypted(..) => self.event(envelope, actions),
+            State::Connecting { .. } if event == name::AUTHENTICATE => {
+                self.authenticate(now, rules, envelope, actions)
+            }
+            State::Verifying { .. } | State::Admitting { .. } if event == name::AUTHENTICATE => {
+                actions.push(Action::Send(event::error(message::ALREADY_AUTHENTICATED)));
+            }
+            _ if event == name::HEARTBEAT => {}
+            _ => actions.push(Action::Send(event::error(message::NOT_AUTHENTICATED))),
+        }
+    }
+
+    fn authenticate(
+        &mut self,
+        now: Instant,
+        rules: &Rules,
+        envelope: &Envelope<'_>,
+        actions: &mut Actions,
+    ) {
+        let given = envelope.read::<event::Authenticate<'_>>().ok();
+        let token = given.as_ref().and_then(|a| {
+            (a.kind.as_deref() == Some(BEARER)).then(|| a.token.as_deref().unwrap_or_default())
+        });
+        match (given.as_ref(), token) {
+            (Some(given), Some(token)) if !token.is_empty() => {
+                self.state = State::Verifying {
+                    until: now + rules.verify_timeout,
+                };
+                actions.push(Action::Verify {
+                    token: token.to_owned(),
+                    key: given.key(),
+                });
+            }
+            _ => self.refuse(
+                message::AUTHENTICATION_FAILED,
+                Close::AuthenticationFailed,
+                actions,
+            ),
+        }
+    }
+
+    fn event(&self, envelope: &Envelope<'_>, actions: &mut Actions) {
+        let invalid = || Action::Send(event::error(message::INVALID_DATA));
+        match &*envelope.event {
+            name::HEARTBEAT => {}
+            name::AUTHENTICATE => {
+                actions.push(Action::Send(event::error(message::ALREADY_AUTHENTICATED)))
+            }
+            name::JOIN | name::LEAVE => {
+                let Ok(rooms) = envelope.read::<Rooms>() else {
+                    return actions.push(invalid());
+                };
+                let names = rooms.names();
+                if !names.is_empty() {
+                    actions.push(if envelope.event == name::JOIN {
+                        Action::Join(names)
+                    } else {
+                        Action::Leave(names)
+                    });
+                }
+            }
+            name::REFRESH => {
+                let given = envelope.read::<event::Authenticate<'_>>().ok();
+                match given.and_then(|g| {
+                    if g.kind.as_deref() == Some(BEARER) {
+                        g.token
+                    } else {
+                        None
+                    }
+                }) {
+                    Some(token) if !token.is_empty() => {
+                        actions.push(Action::Refresh(token.into_owned()))
+                    }
+                    _ => actions.push(invalid()),
+                }
+            }
+            name::NOTIFICATION_READ => match envelope.read::<event::MarkRead>() {
+                Ok(event::MarkRead {
+                    ids: Some(ids),
+                    up_to: None,
+                }) if ids.len() <= MAX_READ_IDS => {
+                    // Text that is not an id is ignored, as every id that is not the caller's (protocol.md 9.6).
+                    actions.push(Action::MarkRead(NotificationSelector::Ids(
+                        ids.iter().filter_map(|id| id.parse().ok()).collect(),
+                    )));
+                }
+                Ok(event::MarkRead {
+                    ids: None,
+                    up_to: Some(seq),
+                }) => actions.push(Action::MarkRead(NotificationSelector::UpTo(seq))),
+                _ => actions.push(invalid()),
+            },
+            name::NOTIFICATION_SYNC => match envelope.read::<event::Sync>() {
+                Ok(event::Sync { after, limit })
+                    if after >= 0 && limit.is_none_or(|limit| (1..=MAX_SYNC).contains(&limit)) =>
+                {
+                    actions.push(Action::Sync {
+                        after,
+                        limit: limit.unwrap_or(MAX_SYNC),
+                    });
+                }
+                _ => actions.push(invalid()),
+            },
+            // Every other name belongs to the application (protocol.md 2.8).
+            other => {
+                tracing::trace!(client.id = %self.id, event = other, "event of the application ignored")
+            }
+        }
+    }
+}
