@@ -1,7 +1,7 @@
 //! The task of one connection: a hand-written future of a few hundred bytes that holds no buffer while it waits.
 //!
-//! It wakes for five things, looked at in this order on every turn: what the hub ordered (close), an operation that has finished, bytes to read,
-//! deadlines, and room to write what is queued. Whatever way it ends, its `drop` takes it out of the hub.
+//! It wakes for five things, in this order on every turn: a close that the hub requested, an operation that has finished, bytes to read,
+//! deadlines, and room to write what is queued. However it ends, its `drop` removes it from the hub.
 
 use std::cell::RefCell;
 use std::io;
@@ -40,7 +40,7 @@ thread_local! {
 enum Phase {
     /// Frames are exchanged.
     Open,
-    /// A Close frame is queued. `heard` once the peer's has come, or nothing it says can be understood any more.
+    /// A Close frame is queued. `close_received` once the peer's has come, or after the peer broke the protocol.
     Closing {
         until: Instant,
         close_received: bool,
@@ -178,7 +178,7 @@ impl Connection {
                     .filter(|now| before.is_none_or(|before| !Arc::ptr_eq(now, &before)));
                 if let Some(principal) = renewed.cloned() {
                     self.shard.renew(&self.link, Arc::clone(&principal));
-                    // As at admission: a revocation may have come since the verdict.
+                    // As at admission: a revocation may have come since the verification.
                     if !self.context.authenticator.trusts(&principal) {
                         self.close(Close::Revoked, now);
                     }
@@ -279,7 +279,7 @@ impl Connection {
         self.link.note(self.session.stage(), now);
     }
 
-    /// One thing the peer said; false once nothing it says matters.
+    /// Handles one message or control frame. Returns false once the peer is not read any more.
     fn item(&mut self, item: Received<'_>, now: Instant) -> bool {
         if self.phase != Phase::Open {
             if matches!(item, Received::Close(_)) {
@@ -416,7 +416,7 @@ impl Connection {
         }
         (self.admitted, self.encrypted) = (true, encrypted);
         // Counted here and now, so that whatever way the connection ends, the interests are taken back after they were given.
-        let heard = self.context.bus.subscribe(self.shard.interests(&self.link));
+        let confirmed = self.context.bus.subscribe(self.shard.interests(&self.link));
         // A revocation, or a source's removal, that came between the outcome and the entry in the hub found nobody to close: it is refused as whoever
         // comes later with such a token.
         if !self.context.authenticator.trusts(&principal) {
@@ -428,7 +428,7 @@ impl Connection {
         }
         self.operations
             .get_or_insert_default()
-            .push_own(Operation::Subscribe(heard));
+            .push_own(Operation::Subscribe(confirmed));
     }
 
     fn release(&mut self, now: Instant) {
