@@ -2,9 +2,10 @@
 
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use signal_crds::data::Migrations;
 
 use super::*;
-use crate::fixture::example;
+use crate::fixture::changed;
 use crate::status::status;
 
 fn at(secs: i64) -> DateTime<Utc> {
@@ -23,7 +24,11 @@ fn look(observed: &Observed) -> ClusterPlan {
 
 /// The production example with everything written, and then a source more in its spec and a record that reads like this.
 fn with_record(text: Option<&str>) -> Observed {
-    let mut observed = example("production");
+    // Otherwise the Deployment waits for the migration's Job.
+    let mut observed = changed("production", |cluster| {
+        let database = cluster.spec.database.as_mut().unwrap();
+        database.migrations = Migrations::Startup;
+    });
     let ClusterPlan::Planned(planned) = look(&observed) else {
         panic!("the example is valid")
     };
