@@ -28,7 +28,7 @@ const WORDS: [&[u8]; 32] = [
     b"\"alg\":\"ES256\"",
     b"eyJhbGciOiJFUzI1NiJ9",
     b".",
-    b"[[sources]]\n",
+    b"[[jwks.sources]]\n",
     b"= ",
     b"\r\n",
     b"\r\n\r\n",
