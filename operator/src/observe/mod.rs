@@ -2,7 +2,7 @@
 //!
 //! Everything is read from the API server and nothing from a cache: a stage that ends because of an old answer would drop connections. Objects of an
 //! earlier SignalCluster of the same name are excluded by owner and uid. The other modules are plain data: [`observed`], [`fleet`], [`resources`],
-//! [`references`], [`owner`].
+//! [`mod@references`], [`owner`].
 
 pub mod admin_client;
 pub mod fleet;
