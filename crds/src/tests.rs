@@ -78,6 +78,7 @@ type Case = (
     Vec<(&'static str, Value)>,
 );
 
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn cases() -> Vec<Case> {
     let source = |name: &str, issuer: &str, url: &str, insecure: bool| json!({"name": name, "issuer": issuer, "url": url, "audiences": ["signal"], "allowInsecureHTTP": insecure});
     let sentinel = json!({"masterName": "m"});

@@ -71,6 +71,7 @@ async fn clients(stage: &Stage, count: usize) -> Vec<Client> {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one course of events, in its order")]
 async fn a_held_drain_closes_in_batches_refuses_who_comes_back_and_is_taken_back() {
     let stage = Stage::with(paced).await;
     let mut clients = clients(&stage, 15).await;

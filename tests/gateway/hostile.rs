@@ -21,6 +21,7 @@ async fn closes_with(stage: &Stage, frames: &[Frame]) -> Option<u16> {
 
 /// protocol.md 1.4 and 7.3.
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 async fn violations_of_the_framing_are_answered_with_1002() {
     let stage = Stage::new().await;
     let text = || Frame::new(opcode::TEXT, "{}");

@@ -258,6 +258,7 @@ async fn a_start_waits_for_the_files_that_the_settings_name() {
 
 /// authorization.md 2.7.
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one course of events, in its order")]
 async fn a_revoked_source_closes_at_once_with_4006_whatever_lead_there_is() {
     let (first, second) = (Issuer::start().await, Issuer::start().await);
     let settings = Gateway::build()

@@ -477,6 +477,7 @@ async fn a_producer_that_sends_twice_changes_nothing() {
 
 /// protocol.md 3.14, 3.15 and 9.6.
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one course of events, in its order")]
 async fn reading_on_one_device_is_seen_on_all_and_on_rest() {
     let Some(mut all) = Pipeline::start(2).await else {
         return;

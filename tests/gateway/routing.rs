@@ -230,6 +230,7 @@ async fn payloads_that_are_not_messages_are_dropped() {
 
 /// protocol.md 7.13.
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one course of events, in its order")]
 async fn rest_on_one_gateway_lists_reaches_and_disconnects_clients_of_the_other() {
     let Some(pair) = Pair::start().await else {
         return;

@@ -162,6 +162,7 @@ async fn make_roles(pool: &PgPool, database: &str) {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one course of events, in its order")]
 async fn a_changed_database_url_moves_to_another_role_and_no_request_fails() {
     let Some(server) = services::own_postgres().await else {
         return;
@@ -253,6 +254,7 @@ async fn a_changed_database_url_moves_to_another_role_and_no_request_fails() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one course of events, in its order")]
 async fn a_changed_kafka_password_loses_no_record() {
     let Some(broker) = services::scram_kafka().await else {
         return;

@@ -37,6 +37,10 @@ struct ConsumerUnderTest {
     times: Vec<f64>,
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "the phases of one measurement, in their order"
+)]
 pub(crate) fn run(testbed: &Testbed, report: &mut Report) -> Result<()> {
     let (kafka, postgres) = testbed
         .runtime

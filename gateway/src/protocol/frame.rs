@@ -261,6 +261,20 @@ fn whole_length(bytes: &[u8]) -> Option<usize> {
     (header + 4usize).checked_add(length)
 }
 
+/// Returns the opcode in the first byte of a frame (RFC 6455 5.2).
+#[inline]
+fn opcode(first: u8) -> Result<Opcode, FrameError> {
+    Ok(match first & 0x0F {
+        0x0 => Opcode::Continuation,
+        0x1 => Opcode::Text,
+        0x2 => Opcode::Binary,
+        0x8 => Opcode::Close,
+        0x9 => Opcode::Ping,
+        0xA => Opcode::Pong,
+        _ => return Err(FrameError::Protocol("a reserved opcode")),
+    })
+}
+
 /// Reads one frame from the front, or returns `None` if it is not complete. A violation is reported as soon as its bytes are there.
 fn decode(bytes: &mut [u8], limit: usize) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
     let (first, second) = match *bytes {
@@ -272,15 +286,7 @@ fn decode(bytes: &mut [u8], limit: usize) -> Result<Option<(Frame<'_>, usize)>, 
         return Err(FrameError::Protocol("a reserved bit is set"));
     }
     let fin = first & FIN != 0;
-    let opcode = match first & 0x0F {
-        0x0 => Opcode::Continuation,
-        0x1 => Opcode::Text,
-        0x2 => Opcode::Binary,
-        0x8 => Opcode::Close,
-        0x9 => Opcode::Ping,
-        0xA => Opcode::Pong,
-        _ => return Err(FrameError::Protocol("a reserved opcode")),
-    };
+    let opcode = opcode(first)?;
     let control = opcode as u8 & 0x8 != 0;
     if control && !fin {
         return Err(FrameError::Protocol("a control frame in parts"));

@@ -241,6 +241,7 @@ async fn count_events(client: &Client, reason: &str) -> usize {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one course of events, in its order")]
 async fn it_waits_for_its_definition_and_outlives_an_api_server_that_is_away() {
     let server = match Server::start() {
         Ok(server) => server,

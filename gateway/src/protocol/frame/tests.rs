@@ -111,6 +111,7 @@ fn a_part_that_carries_nothing_is_told() {
 
 /// protocol.md 1.4.
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn each_violation_has_its_close_code() {
     let cases: &[(&str, Vec<u8>, Close)] = &[
         ("no mask", vec![0x81, 0x01, b'a'], Close::ProtocolError),

@@ -252,6 +252,10 @@ fn two_clusters_with_controllers_stand_side_by_side_and_make_pods_of_deployments
 }
 
 #[test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one course of events, in its order: a cluster is started once"
+)]
 fn pods_run_are_reached_from_outside_and_reach_servers_there() {
     let level = Level::C { nodes: 1 };
     let Some(installation) = installation(
@@ -344,6 +348,10 @@ fn pods_run_are_reached_from_outside_and_reach_servers_there() {
 }
 
 #[test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one course of events, in its order: a cluster is started once"
+)]
 fn three_nodes_spread_pods_and_survive_the_death_of_one() {
     let level = Level::C { nodes: 3 };
     let Some(installation) = installation(
