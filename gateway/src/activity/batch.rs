@@ -301,16 +301,20 @@ impl Batch {
         self.group.parts.push(part.start..middle);
     }
 
-    /// The records that are done once their dead letters are confirmed.
+    /// The records that are done once their dead letters are confirmed; none while a transaction waits.
     pub(super) fn finishing(&self) -> &[BatchRecord] {
-        &self.records[self.done..self.finishing]
+        if self.is_finishing() {
+            &self.records[self.done..self.finishing]
+        } else {
+            &[]
+        }
     }
 
     /// Everything of [`Batch::finishing`] is durable. Returns the offset to commit.
     pub(super) fn finish(&mut self) -> Option<i64> {
-        let last = self.finishing().last().map(|last| last.record.offset);
+        let last = self.finishing().last()?.record.offset;
         self.done = self.finishing;
-        last.map(|offset| offset + 1)
+        Some(last + 1)
     }
 }
 
