@@ -318,7 +318,7 @@ async fn it_is_reached_from_this_machine_alone_unless_told_otherwise() {
 async fn one_trace_leads_from_the_records_header_to_the_socket() {
     let (collector, bodies) = collect().await;
     let mut dev = Dev::start_with(vec![(
-        "SIGNAL__TELEMETRY__OTLP_ENDPOINT",
+        "SIGNAL__OBSERVABILITY__TRACING__ENDPOINT",
         format!("http://{collector}/v1/traces"),
     )])
     .await;
