@@ -315,7 +315,7 @@ async fn a_changed_kafka_password_loses_no_record() {
     until("it is tried", || async {
         gateway
             .log()
-            .contains("the changed Kafka password is not taken")
+            .contains("the brokers refuse the changed Kafka password")
             .then_some(())
     })
     .await;
