@@ -406,10 +406,10 @@ async fn ten_thousand_interests_are_confirmed_in_few_commands() {
         return;
     }
     let server = Server::start(&[]);
-    let (mut a, b) = (
-        opened(&standalone(&server)).await,
-        opened(&standalone(&server)).await,
-    );
+    let mut config = standalone(&server);
+    // This is about how many commands there are: on a loaded machine 20,001 confirmations take longer than one usually may.
+    config.command_timeout_ms = 20_000;
+    let (mut a, b) = (opened(&config).await, opened(&config).await);
     let before = subscribes(&server);
     let subscribed =
         (0..10_000).map(|n| a.bus.subscribe(vec![client(&format!("{n}")), room("all")]));
