@@ -1,5 +1,6 @@
 //! Who a caller is, once authenticated. Plain data: [`crate::auth`] makes it, everything else reads it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -7,11 +8,16 @@ use chrono::{DateTime, Utc};
 /// SHA-256 of a public key (RFC 7638).
 pub type Thumbprint = [u8; 32];
 
+/// The kind of a subject whose token names none, and of every Basic user.
+pub const USER: &str = "User";
+
 /// Who a token, or a Basic user, speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
     /// The subject, with the prefix of its source: compared as text everywhere.
     pub subject: Arc<str>,
+    /// What the subject is (`principalType`): [`USER`] unless its token says otherwise. Policies know the subject as `{kind}_{subject}`.
+    pub kind: Cow<'static, str>,
     /// Identifiers of its roles; empty unless the roles of the source are trusted.
     pub roles: Vec<String>,
     /// How it was authenticated.

@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use super::recent::Recent;
 use crate::config;
-use crate::principal::{Principal, Via};
+use crate::principal::{Principal, USER, Via};
 use crate::rate::{Rate, TokenBucket};
 
 use users::Users;
@@ -176,6 +176,7 @@ impl Basic {
 fn principal(subject: Arc<str>) -> Principal {
     Principal {
         subject,
+        kind: USER.into(),
         roles: Vec::new(),
         via: Via::Basic,
     }

@@ -192,7 +192,7 @@ impl Held {
 mod tests {
     use super::*;
     use crate::clock::FixedClock;
-    use crate::principal::{TokenFacts, Via};
+    use crate::principal::{TokenFacts, USER, Via};
     use chrono::{DateTime, Utc};
 
     fn at(ms: i64) -> DateTime<Utc> {
@@ -209,6 +209,7 @@ mod tests {
         };
         Principal {
             subject: subject.into(),
+            kind: USER.into(),
             roles: vec![],
             via: Via::Token(facts),
         }
@@ -291,6 +292,7 @@ mod tests {
         }
         let basic = Principal {
             subject: "17".into(),
+            kind: USER.into(),
             roles: vec![],
             via: Via::Basic,
         };

@@ -78,7 +78,7 @@ pub enum TokenFault {
     Expired,
     /// `nbf` or `iat` lies in the future.
     NotYetValid,
-    /// Neither `sub` nor `userId` is a usable subject.
+    /// Neither `sub` nor `userId` is a usable subject, or `principalType` is no usable kind.
     Subject,
     /// It was revoked before it expired, or its source was.
     Revoked,

@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::{Config, Rooms};
-use crate::principal::Via;
+use crate::principal::{USER, Via};
 use futures_util::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
@@ -99,6 +99,7 @@ fn group(subject: &str, role: &str, domain: Option<&str>) -> GroupRow {
 fn user(subject: &str) -> Principal {
     Principal {
         subject: subject.into(),
+        kind: USER.into(),
         roles: vec![],
         via: Via::Basic,
     }

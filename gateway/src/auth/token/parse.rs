@@ -2,6 +2,7 @@
 //!
 //! Input: a token, a key and the settings of its source. Output: the principal, or what is wrong. No IO; the time is an argument.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use base64_simd::URL_SAFE_NO_PAD;
@@ -13,10 +14,14 @@ use super::TokenFault;
 use crate::auth::jwk::{Key, MAX_KID};
 use crate::auth::key_set::SourceView;
 use crate::config::Algorithm;
-use crate::principal::{Principal, TokenFacts, Via};
+use crate::principal::{Principal, TokenFacts, USER, Via};
 
 /// Longest subject in bytes, without the prefix of its source (OpenID Connect Core section 2 allows 255 characters).
 const MAX_SUBJECT_BYTES: usize = 256;
+/// Longest `principalType` in bytes.
+const MAX_KIND_BYTES: usize = 64;
+/// What no token may say that it is: rows of policies know roles under this kind.
+const ROLE: &str = "Role";
 /// Most roles that are read from one token ...
 const MAX_ROLES: usize = 64;
 /// ... and the longest role in bytes.
@@ -45,6 +50,8 @@ pub(super) struct Claims {
     sub: Option<Value>,
     #[serde(rename = "userId")]
     user_id: Option<Value>,
+    #[serde(rename = "principalType")]
+    principal_type: Option<Value>,
     roles: Option<Value>,
 }
 
@@ -170,6 +177,7 @@ pub(super) fn check(
     };
     let principal = Principal {
         subject: subject(claims, &source.subject_prefix)?,
+        kind: kind(claims.principal_type.as_ref())?,
         roles: if source.trust_roles {
             roles(claims.roles.as_ref())
         } else {
@@ -209,6 +217,24 @@ fn subject(claims: &Claims, prefix: &str) -> Result<Arc<str>, TokenFault> {
     } else {
         format!("{prefix}{subject}").into()
     })
+}
+
+/// Returns what the subject is: `principalType`, or [`USER`] where there is none (authorization.md 1.13).
+///
+/// Policies know the subject as `{kind}_{subject}`, so a kind has no `_`, and is never that of roles.
+fn kind(claim: Option<&Value>) -> Result<Cow<'static, str>, TokenFault> {
+    match claim {
+        None => Ok(Cow::Borrowed(USER)),
+        Some(Value::String(kind)) if kind == USER => Ok(Cow::Borrowed(USER)),
+        Some(Value::String(kind))
+            if (1..=MAX_KIND_BYTES).contains(&kind.len())
+                && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                && kind != ROLE =>
+        {
+            Ok(Cow::Owned(kind.clone()))
+        }
+        Some(_) => Err(TokenFault::Subject),
+    }
 }
 
 /// Returns a string as it is and a whole number as decimal digits; `None` for anything else.

@@ -148,6 +148,41 @@ async fn the_subject_is_sub_else_user_id_behind_the_sources_prefix() {
     );
 }
 
+/// authorization.md 1.13.
+#[tokio::test]
+async fn the_kind_of_a_subject_is_its_principal_type_else_user() {
+    let (rig, _issuer, signer) = one_source(|_| {}).await;
+    for (value, kind) in [
+        (json!(null), "User"),
+        (json!("User"), "User"),
+        (json!("Staff"), "Staff"),
+        (json!("Service-Account2"), "Service-Account2"),
+    ] {
+        let principal = rig
+            .verify(&signer.sign(&with("principalType", value)))
+            .await
+            .unwrap();
+        assert_eq!((&*principal.kind, &*principal.subject), (kind, "17"));
+    }
+    // `Role_17` would be a role, and `User_1_7` the user `1_7`.
+    for value in [
+        json!("Role"),
+        json!("User_1"),
+        json!(""),
+        json!("a b"),
+        json!("x".repeat(65)),
+        json!(7),
+        json!({"name": "Staff"}),
+    ] {
+        assert_eq!(
+            rig.verify(&signer.sign(&with("principalType", value.clone())))
+                .await,
+            refused(TokenFault::Subject),
+            "{value}"
+        );
+    }
+}
+
 /// authorization.md 1.10.
 #[tokio::test]
 async fn roles_count_only_where_they_are_trusted() {

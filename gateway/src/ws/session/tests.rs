@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::{ClientFrames, Encryption};
-use crate::principal::{TokenFacts, Via};
+use crate::principal::{TokenFacts, USER, Via};
 use crate::protocol::Message;
 use crate::protocol::cipher::handshake;
 use ring::rand::SystemRandom;
@@ -27,6 +27,7 @@ fn rules() -> Rules {
 fn principal(subject: &str, lives: Option<i64>) -> Arc<Principal> {
     Arc::new(Principal {
         subject: subject.into(),
+        kind: USER.into(),
         roles: Vec::new(),
         via: Via::Token(TokenFacts {
             source: "main".into(),
