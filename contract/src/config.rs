@@ -71,6 +71,10 @@ pub struct Server {
     pub max_headers: usize,
     /// Largest REST body in bytes.
     pub max_body_bytes: usize,
+    /// Paths that open a WebSocket.
+    pub stream_paths: Vec<String>,
+    /// Subprotocols that are answered; `*` for any.
+    pub subprotocols: Vec<String>,
 }
 
 /// `[workers]`

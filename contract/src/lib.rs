@@ -13,6 +13,7 @@
 mod config;
 mod jwks;
 mod live;
+mod origin;
 mod redis;
 mod revision;
 mod secret;
@@ -27,6 +28,10 @@ pub use config::{
 };
 pub use jwks::{Algorithm, Jwks, ManagedJwks, Source, SourceState};
 pub use live::{LIVE_DEFAULTS, Limits, Live, LiveAuth, LiveObservability, LiveRooms, SendQueue};
+pub use origin::{
+    LOOPBACK_ORIGINS, MAX_STREAM_PATHS, NULL_ORIGIN, REST_PATHS, is_allowed_origin, is_stream_path,
+    is_subprotocol,
+};
 pub use redis::{Redis, RedisAuth, RedisLocation, RedisMode, RedisTls, Sentinel};
 pub use revision::{revision, revision_of_digest};
 pub use secret::{Secret, SecretFile};

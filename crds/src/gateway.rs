@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::Duration;
 use crate::reference::SecretKey;
 
+/// An entry of `allowedOrigins`, as `signal_contract::is_allowed_origin` reads it.
+const ORIGIN: &str =
+    r"^(null|loopback|[A-Za-z][A-Za-z0-9+.-]*://[^/\\?#%@*\s]+|https?://\*\.[^/\\?#%@*\s]+)$";
+
 /// What a gateway does with connections.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -17,9 +21,22 @@ pub struct Gateway {
     /// Container port of probes, metrics, status and drain; never on the public Service. A change rolls the pods.
     #[schemars(range(min = 1024, max = 65535))]
     pub admin_port: u16,
-    /// Origins that browsers may connect from besides the gateway's own, exactly (`https://shop.example.com`) or as `https://*.example.com`. Live.
-    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    /// Origins that may connect besides the gateway's own, exactly (`https://shop.example.com`, `capacitor://localhost`) or as `https://*.example.com`;
+    /// `null` for pages without an origin, `loopback` for every page of the client's own machine. Live.
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253), regex(pattern = ORIGIN)))]
     pub allowed_origins: Vec<String>,
+    /// Paths that open a WebSocket. None belongs to REST. A change rolls the pods.
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(length(max = 128), regex(pattern = "^/[A-Za-z0-9/._~-]*$"))
+    )]
+    pub stream_paths: Vec<String>,
+    /// Subprotocols: of those that a client asks for, the first that is listed is answered; `*`: any. A change rolls the pods.
+    #[schemars(
+        length(max = 16),
+        inner(length(max = 128), regex(pattern = "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"))
+    )]
+    pub subprotocols: Vec<String>,
     /// Networks (CIDR) whose `X-Forwarded-For` is believed. Live.
     #[schemars(length(max = 64), inner(length(min = 3, max = 49)))]
     pub trusted_proxies: Vec<String>,
@@ -39,6 +56,8 @@ impl Default for Gateway {
             public_port: 8080,
             admin_port: 9090,
             allowed_origins: Vec::new(),
+            stream_paths: vec!["/stream".to_owned()],
+            subprotocols: vec!["*".to_owned()],
             trusted_proxies: Vec::new(),
             heartbeat: Heartbeat::default(),
             auth: Auth::default(),

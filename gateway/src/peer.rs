@@ -3,10 +3,11 @@
 //! Input: header fields, and `trusted_proxies` and `allowed_origins` of the live settings. Output: an address; yes or no. Used for REST and for the
 //! opening handshake alike.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
+use signal_contract::{LOOPBACK_ORIGINS, NULL_ORIGIN};
 use url::Url;
 
 /// Who sent a request, as each proxy on its way saw it.
@@ -33,10 +34,9 @@ pub fn forwarded_for<'h>(
     lines: impl DoubleEndedIterator<Item = &'h [u8]>,
     trusted: &[IpNet],
 ) -> IpAddr {
-    let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
     let mut client = peer.to_canonical();
     for entry in lines.rev().flat_map(|line| ascii(line).rsplit(',')) {
-        if !is_trusted(&client) {
+        if !is_in(client, trusted) {
             break;
         }
         let Some(address) = forwarded_address(entry.trim()) else {
@@ -78,20 +78,64 @@ fn forwarded_address(entry: &str) -> Option<IpAddr> {
         .map(|address| address.to_canonical())
 }
 
+/// Those who share what one peer may have: an IPv4 address, or a /64 of IPv6, which one customer is given as a whole (RFC 6177 section 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Network(IpAddr);
+
+impl Network {
+    /// Returns the network of an address. An IPv4 address in IPv6 form (`::ffff:192.0.2.1`) is the IPv4 address.
+    pub fn of(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V6(address) => {
+                let prefix = u128::from(address) & (u128::MAX << 64);
+                IpAddr::V6(prefix.into())
+            }
+            v4 @ IpAddr::V4(_) => v4,
+        })
+    }
+}
+
+/// Returns whether a network of the list has the address, in whichever form the address is written.
+pub fn is_in(address: IpAddr, networks: &[IpNet]) -> bool {
+    let address = address.to_canonical();
+    networks.iter().any(|net| net.contains(&address))
+}
+
 /// Whether a request with these `Origin` and `Host` headers may go on.
 ///
 /// A request without `Origin` passes: it does not come from a web page. The origin that names the gateway's own host passes, whatever its scheme,
-/// since a proxy may have ended TLS; so do the exact entries of `allowed`, and subdomains of any depth of entries such as `https://*.example.com`.
-/// Everything else is refused, `null` (RFC 6454 section 7.3) included.
+/// since a proxy may have ended TLS and some clients send the address of the WebSocket; so do the exact entries of `allowed`, of any scheme, subdomains
+/// of any depth of entries such as `https://*.example.com`, and pages of the same machine where `loopback` is listed. Everything else is refused;
+/// `null` (RFC 6454 section 7.3) unless it is listed.
 pub fn origin_allowed(origin: Option<&str>, host: Option<&str>, allowed: &[String]) -> bool {
     let Some(origin) = origin else { return true };
-    let Some(origin) = Origin::of_origin(origin) else {
+    if is_serialized(origin) && allowed.iter().any(|entry| entry == origin) {
+        return true;
+    }
+    let Some((scheme, rest)) = origin.split_once("://") else {
         return false;
     };
-    let own = host
-        .and_then(|host| Origin::of_host(&origin.scheme, host))
-        .is_some_and(|own| own == origin);
-    own || allowed.iter().any(|entry| origin.matches(entry))
+    let own = match scheme.to_ascii_lowercase().as_str() {
+        "http" | "ws" => "http",
+        "https" | "wss" => "https",
+        _ => return false,
+    };
+    let Some(of_web) = Origin::of_host(own, rest) else {
+        return false;
+    };
+    if host.and_then(|host| Origin::of_host(own, host)).as_ref() == Some(&of_web) {
+        return true;
+    }
+    let is_page = scheme.eq_ignore_ascii_case(own);
+    is_page
+        && allowed.iter().any(|entry| {
+            of_web.matches(entry) || (entry == LOOPBACK_ORIGINS && of_web.is_loopback())
+        })
+}
+
+/// Returns whether a text can be an origin as a client sends it: no entry's wildcard or name for several is one.
+fn is_serialized(origin: &str) -> bool {
+    origin == NULL_ORIGIN || (origin.contains("://") && !origin.contains('*'))
 }
 
 /// Scheme, host and port, normalized: lower case, Punycode, the default port filled in.
@@ -103,12 +147,7 @@ struct Origin {
 }
 
 impl Origin {
-    /// Reads `scheme://host[:port]` and nothing more (RFC 6454 section 6.2).
-    fn of_origin(text: &str) -> Option<Self> {
-        let (scheme, host) = text.split_once("://")?;
-        Self::of_host(scheme, host)
-    }
-
+    /// Reads `host[:port]` and nothing more (RFC 6454 section 6.2).
     fn of_host(scheme: &str, host: &str) -> Option<Self> {
         let scheme = scheme.to_ascii_lowercase();
         // What the URL parser would take for user, path, query or fragment, or strip.
@@ -130,6 +169,15 @@ impl Origin {
             port: url.port_or_known_default()?,
             scheme,
         })
+    }
+
+    /// Returns whether the page comes from the client's own machine (RFC 6761 section 6.3, RFC 1122 section 3.2.1.3).
+    fn is_loopback(&self) -> bool {
+        matches!(self.host.as_str(), "localhost" | "[::1]")
+            || self
+                .host
+                .parse::<Ipv4Addr>()
+                .is_ok_and(|address| address.is_loopback())
     }
 
     fn matches(&self, entry: &str) -> bool {
@@ -223,9 +271,10 @@ mod tests {
 
     /// protocol.md 1.2.
     #[test]
-    fn a_request_without_an_origin_passes_and_null_never_does() {
+    fn a_request_without_an_origin_passes_and_null_only_where_it_is_listed() {
         assert!(origin_allowed(None, Some("gw.example.com"), &[]));
-        assert!(!allowed("null", "null", &["null"]));
+        assert!(!allowed("null", "null", &["https://null", "loopback"]));
+        assert!(allowed("null", "gw.example.com", &["null"]));
         assert!(!allowed("", "", &[""]));
         assert!(!origin_allowed(Some("https://gw.example.com"), None, &[]));
     }
@@ -243,6 +292,98 @@ mod tests {
         assert!(!allowed("https://evil.com", "gw.example.com", &[]));
         assert!(!allowed("https://evil.com", "gw.example.com@evil.com", &[]));
         assert!(!allowed("https://evil.com", "evil.com/gw.example.com", &[]));
+    }
+
+    /// protocol.md 1.2.
+    #[test]
+    fn the_own_origin_passes_in_its_websocket_form_too() {
+        for (origin, host) in [
+            ("ws://gw.example.com", "gw.example.com"),
+            ("wss://gw.example.com", "gw.example.com"),
+            ("WSS://gw.example.com", "gw.example.com:443"),
+            ("ws://localhost:8080", "localhost:8080"),
+        ] {
+            assert!(allowed(origin, host, &[]), "{origin}");
+        }
+        assert!(!allowed("wss://evil.com", "gw.example.com", &[]));
+        assert!(!allowed("wss://gw.example.com", "gw.example.com:80", &[]));
+        assert!(!allowed(
+            "wss://shop.example.com",
+            "gw",
+            &["https://shop.example.com"]
+        ));
+    }
+
+    /// protocol.md 1.2.
+    #[test]
+    fn an_origin_of_any_scheme_passes_where_it_is_listed_to_the_letter() {
+        let list = [
+            "capacitor://localhost",
+            "ionic://localhost",
+            "tauri://localhost",
+        ];
+        for good in list {
+            assert!(allowed(good, "gw", &list), "{good}");
+            assert!(
+                !allowed(good, "localhost", &["https://localhost", "loopback"]),
+                "{good}"
+            );
+        }
+        for bad in [
+            "capacitor://localhost:1",
+            "capacitor://localhost/",
+            "CAPACITOR://localhost",
+            "electron://localhost",
+        ] {
+            assert!(!allowed(bad, "gw", &list), "{bad}");
+        }
+    }
+
+    /// protocol.md 1.2.
+    #[test]
+    fn every_page_of_the_same_machine_passes_where_loopback_is_listed() {
+        for good in [
+            "http://localhost:3000",
+            "https://localhost",
+            "http://127.0.0.1:5173",
+            "https://127.8.9.10:1",
+            "http://[::1]:4200",
+        ] {
+            assert!(allowed(good, "gw", &["loopback"]), "{good}");
+            assert!(!allowed(good, "gw", &[]), "{good}");
+        }
+        for bad in [
+            "loopback",
+            "null",
+            "ws://localhost:3000",
+            "http://localhost.evil.com",
+            "http://127.0.0.1.evil.com",
+            "http://128.0.0.1",
+            "http://[::2]",
+            "http://192.168.0.1",
+            "file://",
+        ] {
+            assert!(!allowed(bad, "gw", &["loopback"]), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_an_address_of_ipv4_or_64_bits_of_ipv6() {
+        let of = |text: &str| Network::of(text.parse().unwrap());
+        assert_eq!(of("192.0.2.1"), of("::ffff:192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+        assert_eq!(
+            of("2001:db8:0:1::1"),
+            of("2001:db8:0:1:ffff:ffff:ffff:ffff")
+        );
+        assert_ne!(of("2001:db8:0:1::1"), of("2001:db8:0:2::1"));
+    }
+
+    #[test]
+    fn a_mapped_address_is_in_the_network_of_its_ipv4_form() {
+        let networks = ["10.0.0.0/8".parse().unwrap()];
+        assert!(is_in("::ffff:10.1.2.3".parse().unwrap(), &networks));
+        assert!(!is_in("::ffff:11.1.2.3".parse().unwrap(), &networks));
     }
 
     #[test]

@@ -385,13 +385,13 @@ async fn an_upgrade_that_is_not_quite_one_is_refused() {
     }
 }
 
-/// protocol.md 1.1.
+/// protocol.md 1.1 and 1.8.
 #[tokio::test]
-async fn extensions_and_subprotocols_that_were_offered_are_not_taken() {
+async fn extensions_that_were_offered_are_not_taken_and_a_subprotocol_is_answered() {
     let stage = Stage::new().await;
     let address = stage.gateway.address();
     let request = upgrade_request(&format!(
-        "Host: {address}\r\nSec-WebSocket-Extensions: permessage-deflate\r\nSec-WebSocket-Protocol: chat"
+        "Host: {address}\r\nSec-WebSocket-Extensions: permessage-deflate\r\nSec-WebSocket-Protocol: chat, v2"
     ));
     assert_eq!(
         answer(&stage, &request, "sec-websocket-extensions").await,
@@ -399,8 +399,83 @@ async fn extensions_and_subprotocols_that_were_offered_are_not_taken() {
     );
     assert_eq!(
         answer(&stage, &request, "sec-websocket-protocol").await,
+        (101, "chat".into())
+    );
+    // A head that only hyper takes gets the same answer.
+    let by_hyper = request.replacen("\r\n", "\r\nContent-Length: 0\r\n", 1);
+    assert_eq!(
+        answer(&stage, &by_hyper, "sec-websocket-protocol").await,
+        (101, "chat".into())
+    );
+}
+
+/// protocol.md 1.1 and 1.8.
+#[tokio::test]
+async fn every_listed_path_opens_a_websocket_and_only_listed_subprotocols_are_answered() {
+    let stage = Stage::with(|settings| {
+        settings
+            .set("server.stream_paths", vec!["/ws", "/live/stream"])
+            .set("server.subprotocols", vec!["v1", "v2"])
+    })
+    .await;
+    let address = stage.gateway.address();
+    let request = upgrade_request(&format!(
+        "Host: {address}\r\nSec-WebSocket-Protocol: v3, v2, v1"
+    ));
+    for length in ["", "\r\nContent-Length: 0"] {
+        let request = request.replacen("\r\n", &format!("{length}\r\n"), 1);
+        for (path, status, subprotocol) in [
+            ("/ws", 101, "v2"),
+            ("/ws?room=1", 101, "v2"),
+            ("/live/stream", 101, "v2"),
+            ("/stream", 404, ""),
+            ("/ws/", 404, ""),
+        ] {
+            assert_eq!(
+                answer(
+                    &stage,
+                    &request.replace("/stream", path),
+                    "sec-websocket-protocol"
+                )
+                .await,
+                (status, subprotocol.to_owned()),
+                "{path}{length}"
+            );
+        }
+    }
+    let none = upgrade_request(&format!("Host: {address}\r\nSec-WebSocket-Protocol: v3"))
+        .replace("/stream", "/ws");
+    assert_eq!(
+        answer(&stage, &none, "sec-websocket-protocol").await,
         (101, String::new())
     );
+}
+
+/// protocol.md 1.3.
+#[tokio::test]
+async fn a_handshake_that_announces_a_body_is_400_and_ends_the_connection() {
+    let stage = Stage::new().await;
+    let address = stage.gateway.address();
+    for (line, body) in [
+        ("Content-Length: 5", "hello"),
+        ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n"),
+    ] {
+        let request = upgrade_request(&format!("Host: {address}\r\n{line}"));
+        assert_eq!(
+            answer(&stage, &format!("{request}{body}"), "connection").await,
+            (400, "close".into()),
+            "{line}"
+        );
+    }
+}
+
+/// protocol.md 1.1.
+#[tokio::test]
+async fn a_key_with_bits_that_are_not_used_is_a_key() {
+    let stage = Stage::new().await;
+    let good = upgrade_request(&format!("Host: {}", stage.gateway.address()));
+    let loose = good.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZf==");
+    assert_eq!(answer(&stage, &loose, "").await.0, 101);
 }
 
 #[tokio::test]
@@ -480,13 +555,21 @@ async fn bytes_that_are_no_http_are_answered_and_cut_off() {
 /// protocol.md 1.2.
 #[tokio::test]
 async fn another_origin_is_403_and_the_own_and_listed_ones_pass() {
-    let origins = vec!["https://shop.example.com", "https://*.partner.example"];
+    let origins = vec![
+        "https://shop.example.com",
+        "https://*.partner.example",
+        "capacitor://localhost",
+    ];
     let stage = Stage::with(|settings| settings.live("allowed_origins", origins)).await;
     let address = stage.gateway.address();
     let own = format!("http://{address}");
+    let own_websocket = format!("ws://{address}");
     for (origin, pass) in [
         ("", true),
         (own.as_str(), true),
+        (own_websocket.as_str(), true),
+        ("capacitor://localhost", true),
+        ("ionic://localhost", false),
         ("https://shop.example.com", true),
         ("https://a.partner.example", true),
         ("https://partner.example", false),

@@ -17,8 +17,10 @@ use super::problem::Cause;
 use crate::peer::origin_allowed;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PATCH, DELETE");
-const REQUEST_HEADERS: HeaderValue =
-    HeaderValue::from_static("authorization, content-type, x-request-id");
+/// Those of W3C Trace Context and Baggage among them, which tracing adds to the requests of a page.
+const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
+    "authorization, content-type, x-request-id, traceparent, tracestate, baggage",
+);
 const RESPONSE_HEADERS: HeaderValue =
     HeaderValue::from_static("x-request-id, retry-after, www-authenticate, allow");
 const PREFLIGHT_SECS: HeaderValue = HeaderValue::from_static("600");

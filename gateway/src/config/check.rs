@@ -1,5 +1,7 @@
 //! What must hold among the static settings, beyond their types.
 
+use signal_contract::{MAX_STREAM_PATHS, is_stream_path, is_subprotocol};
+
 use super::{Config, KafkaProtocol, RedisMode};
 
 /// Collects problems, each with the name of its setting.
@@ -25,6 +27,7 @@ impl Checks<'_> {
 pub(super) fn check(config: &Config, problems: &mut Vec<String>) {
     let mut checks = Checks(problems);
     check_process(config, &mut checks);
+    check_stream(config, &mut checks);
     check_session(config, &mut checks);
     check_redis(config, &mut checks);
     check_kafka(config, &mut checks);
@@ -78,6 +81,30 @@ fn check_process(config: &Config, checks: &mut Checks<'_>) {
         "observability.tracing.samples_per_million",
         "must be at most 1000000",
     );
+}
+
+fn check_stream(config: &Config, checks: &mut Checks<'_>) {
+    let server = &config.server;
+    let paths = &server.stream_paths;
+    checks.need(
+        (1..=MAX_STREAM_PATHS).contains(&paths.len()),
+        "server.stream_paths",
+        "must be 1 to 16 paths",
+    );
+    for path in paths {
+        checks.need(
+            is_stream_path(path),
+            "server.stream_paths",
+            &format!("{path:?} is not a path of letters, digits and -._~/, or belongs to REST"),
+        );
+    }
+    for name in &server.subprotocols {
+        checks.need(
+            is_subprotocol(name),
+            "server.subprotocols",
+            &format!("{name:?} is not the name of a subprotocol"),
+        );
+    }
 }
 
 fn check_session(config: &Config, checks: &mut Checks<'_>) {

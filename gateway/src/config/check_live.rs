@@ -98,17 +98,11 @@ fn check_requests(live: &Live, checks: &mut Checks<'_>) {
         "is not a filter, such as \"info\" or \"info,signal_gateway=debug\"",
     );
     for origin in &live.allowed_origins {
-        let good = origin.split_once("://").is_some_and(|(scheme, host)| {
-            matches!(scheme, "http" | "https")
-                && !host.is_empty()
-                && !host.contains('/')
-                && !host.trim_start_matches("*.").contains('*')
-        });
         checks.need(
-            good,
+            signal_contract::is_allowed_origin(origin),
             "allowed_origins",
             &format!(
-                "{origin:?} is not scheme://host[:port], with *. in front of the host at most"
+                "{origin:?} is not scheme://host[:port] (http and https with *. in front of the host at most), null or loopback"
             ),
         );
     }

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 
+use signal_contract::LOOPBACK_ORIGINS;
 use toml::{Table, Value};
 
 use super::folder::Folder;
@@ -135,6 +136,8 @@ fn live(addresses: ListenAddresses) -> Table {
             "observability.log_filter",
             "warn,signal_gateway=info".into(),
         ),
+        // A page that is being written is served by whatever its tools start, on any port.
+        ("allowed_origins", vec![LOOPBACK_ORIGINS].into()),
         ("jwks.sources", Value::Array(vec![Value::Table(source)])),
     ])
 }

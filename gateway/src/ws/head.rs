@@ -1,6 +1,6 @@
 //! The first request head of a socket, perhaps incomplete: an opening handshake, or something else. No IO.
 //!
-//! It recognizes only a plain `GET /stream` without a body. hyper gets everything else, faults and doubts included, with the same bytes from the first
+//! It recognizes only a plain `GET` of a stream path without a body. hyper gets everything else, faults and doubts included, with the same bytes from the first
 //! on, and answers as it always would. The parser is hyper's own: a head is complete, broken or too long exactly when it is for hyper.
 
 use std::mem::MaybeUninit;
@@ -30,7 +30,7 @@ pub(super) struct Bounds {
 pub(super) enum Head<'b> {
     /// The beginning of a head.
     Partial,
-    /// A request for `/stream`.
+    /// A request for a stream path.
     Stream {
         /// What it offers.
         offer: Offer<'b>,
@@ -44,7 +44,12 @@ pub(super) enum Head<'b> {
 }
 
 /// Reads a head. `before` is how many of the bytes were there at the last call, so that a head in pieces is parsed once and not for every piece.
-pub(super) fn read(bytes: &[u8], before: usize, bounds: Bounds) -> Head<'_> {
+pub(super) fn read<'b>(
+    bytes: &'b [u8],
+    before: usize,
+    bounds: Bounds,
+    stream_paths: &[String],
+) -> Head<'b> {
     let unfinished = || {
         if bytes.len() >= bounds.bytes {
             Head::Other
@@ -76,7 +81,9 @@ pub(super) fn read(bytes: &[u8], before: usize, bounds: Bounds) -> Head<'_> {
     if length > bounds.bytes
         || request.method != Some("GET")
         || request.version != Some(1)
-        || !request.path.is_some_and(is_stream)
+        || !request
+            .path
+            .is_some_and(|target| is_stream(target, stream_paths))
         || request.headers.iter().any(has_body)
     {
         return Head::Other;
@@ -108,19 +115,23 @@ fn may_be_whole(bytes: &[u8], before: usize) -> bool {
         .is_some()
 }
 
-fn is_stream(target: &str) -> bool {
-    match target.strip_prefix("/stream") {
-        Some("") => true,
-        Some(rest) if rest.starts_with('?') => target
-            .parse::<PathAndQuery>()
-            .is_ok_and(|target| target.path() == "/stream"),
-        _ => false,
-    }
+fn is_stream(target: &str, stream_paths: &[String]) -> bool {
+    let path = target.split_once('?').map_or(target, |(path, _)| path);
+    let is_plain = path.len() == target.len();
+    stream_paths.iter().any(|stream| stream == path)
+        && (is_plain
+            || target
+                .parse::<PathAndQuery>()
+                .is_ok_and(|target| target.path() == path))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read(bytes: &[u8], before: usize, bounds: Bounds) -> Head<'_> {
+        super::read(bytes, before, bounds, &["/stream".into(), "/ws".into()])
+    }
 
     const BOUNDS: Bounds = Bounds {
         bytes: 16384,
@@ -158,9 +169,11 @@ mod tests {
             else {
                 panic!("{head:?} of {seen} bytes")
             };
-            assert_eq!(
-                super::super::upgrade::accept(&offer, &[]),
-                Ok("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".into())
+            let accept = super::super::upgrade::accept(&offer, &[], &[]).expect("a handshake");
+            let answer = String::from_utf8(super::super::upgrade::response_bytes(&accept)).unwrap();
+            assert!(
+                answer.contains("sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"),
+                "{answer}"
             );
             assert!(offer.has_one_host());
             assert_eq!(
@@ -196,6 +209,10 @@ mod tests {
             GOOD.replace("HTTP/1.1", "HTTP/1.0"),
             GOOD.replace("/stream", "/streams"),
             GOOD.replace("/stream", "/"),
+            GOOD.replace("/stream", "/wss"),
+            GOOD.replace("/stream", "/ws/"),
+            GOOD.replace("/stream", "/%77s"),
+            GOOD.replace("/stream", "/ws#x"),
             GOOD.replace("/stream", "http://edge.example.com/stream"),
             GOOD.replace("/stream", "*"),
             with("Content-Length: 0"),
@@ -209,6 +226,8 @@ mod tests {
         }
         for stream in [
             GOOD.replace("/stream", "/stream?v=1&w=%20"),
+            GOOD.replace("/stream", "/ws"),
+            GOOD.replace("/stream", "/ws?"),
             format!("\r\n{GOOD}"),
         ] {
             assert!(

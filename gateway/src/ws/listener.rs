@@ -1,5 +1,5 @@
 //! The public listener: one loop accepts sockets and places each on a shard, where [`super::opening`] makes a connection of it. hyper serves here what
-//! is not plainly a successful opening handshake: REST, refusals, and `/stream` on a connection that made other requests before.
+//! is not plainly a successful opening handshake: REST, refusals, and a stream path on a connection that made other requests before.
 //!
 //! Both sides have the same bounds before the upgrade: the time for a request head, its size and its number of fields.
 
@@ -62,7 +62,7 @@ pub struct Listener {
     pub hub: Hub,
     /// What connections need.
     pub context: Arc<Context>,
-    /// Serves every request that is not `/stream`.
+    /// Serves every request of another path than those of streams.
     pub rest: Router,
     /// Makes client ids.
     pub ids: IdGenerator,
@@ -267,7 +267,14 @@ impl Acceptor {
         {
             return Ok(bad_host());
         }
-        if request.uri().path() == "/stream" && request.method() != http::Method::OPTIONS {
+        let path = request.uri().path();
+        let is_stream = self
+            .listener
+            .server
+            .stream_paths
+            .iter()
+            .any(|stream| stream == path);
+        if is_stream && request.method() != http::Method::OPTIONS {
             return Ok(self.upgrade(request, peer).map(Body::from));
         }
         let mut request = request.map(Body::new);
@@ -283,10 +290,11 @@ impl Acceptor {
 
     fn upgrade(self: Arc<Self>, mut request: Request<Incoming>, peer: IpAddr) -> Response<String> {
         let live = Arc::clone(&self.listener.context.live.borrow());
-        let checked = upgrade::accept(&Offer::of(&request), &live.allowed_origins)
-            .and_then(|accept| self.admit(&live).map(|()| accept));
-        let accept = match checked {
-            Ok(accept) => accept,
+        let subprotocols = &self.listener.server.subprotocols;
+        let checked = upgrade::accept(&Offer::of(&request), &live.allowed_origins, subprotocols)
+            .and_then(|accept| self.admit(&live).map(|()| upgrade::response(&accept)));
+        let response = match checked {
+            Ok(response) => response,
             Err(refusal) => {
                 self.listener
                     .context
@@ -326,7 +334,7 @@ impl Acceptor {
                 Err(error) => tracing::warn!(%error, "socket could not leave its runtime; closed"),
             }
         });
-        upgrade::response(&accept)
+        response
     }
 
     /// Counts this connection against the limits of the instance.

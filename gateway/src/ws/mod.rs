@@ -1,6 +1,6 @@
 //! WebSockets: accept and upgrade, session, connection.
 //!
-//! Input: TCP connections on the public listener. Output: entries in [`crate::hub`], and requests that are not `/stream` to the REST router.
+//! Input: TCP connections on the public listener. Output: entries in [`crate::hub`], and requests of other than the stream paths to the REST router.
 
 pub mod connection;
 pub(crate) mod fuzzing;

@@ -149,7 +149,9 @@ impl Opening {
     /// Decides what to do with `bytes`, the first `before` of which were there at the last call. A handshake that cannot be completed goes to hyper,
     /// which finds the same reason and refuses it.
     fn next(&self, bytes: &[u8], before: usize) -> Next {
-        let (offer, forwarded, length) = match head::read(bytes, before, self.acceptor.bounds) {
+        let server = &self.acceptor.listener.server;
+        let head = head::read(bytes, before, self.acceptor.bounds, &server.stream_paths);
+        let (offer, forwarded, length) = match head {
             Head::Partial => return Next::Wait,
             Head::Stream {
                 offer,
@@ -159,7 +161,8 @@ impl Opening {
             Head::Stream { .. } | Head::Other => return Next::HandOver,
         };
         let live = Arc::clone(&self.acceptor.listener.context.live.borrow());
-        let Ok(accept) = upgrade::accept(&offer, &live.allowed_origins) else {
+        let Ok(accept) = upgrade::accept(&offer, &live.allowed_origins, &server.subprotocols)
+        else {
             return Next::HandOver;
         };
         if self.acceptor.admit(&live).is_err() {

@@ -2,13 +2,18 @@
 //! shard reads and those that hyper reads go through the same code.
 
 use http::header::{
-    CONNECTION, HOST, HeaderName, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT,
+    SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use signal_contract::is_subprotocol;
+use smallvec::SmallVec;
 
 use crate::peer::origin_allowed;
 use crate::problem;
+
+/// The entry of `server.subprotocols` that stands for every one.
+const ANY: &str = "*";
 
 /// Why a request does not become a WebSocket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +26,8 @@ pub(super) enum Refusal {
     Version,
     /// 400: no nonce of 16 bytes.
     Key,
+    /// 400: a body is announced, whose bytes a proxy and the gateway could read differently.
+    Body,
     /// 403: the origin may not connect.
     Origin,
     /// 503: the instance has all the connections, or the queued bytes, that it may have.
@@ -39,6 +46,7 @@ impl Refusal {
             Self::NotAnUpgrade => "not_an_upgrade",
             Self::Version => "version",
             Self::Key => "key",
+            Self::Body => "body",
             Self::Origin => "origin",
             Self::Full => "full",
             Self::Rate => "rate",
@@ -64,6 +72,7 @@ impl Refusal {
                 StatusCode::BAD_REQUEST,
                 "Sec-WebSocket-Key must be one base64 value of 16 bytes.",
             ),
+            Self::Body => (StatusCode::BAD_REQUEST, "An opening handshake has no body."),
             Self::Origin => (StatusCode::FORBIDDEN, "This origin may not connect."),
             Self::Full => (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -101,6 +110,10 @@ impl Refusal {
                     // The same connection would lead to the same instance again.
                     headers.insert(CONNECTION, HeaderValue::from_static("close"));
                 }
+            }
+            Self::Body => {
+                // Where the next request begins is in doubt.
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Self::Key | Self::Origin => {}
         }
@@ -145,6 +158,8 @@ pub(super) struct Offer<'h> {
     key: Field<'h>,
     origin: Field<'h>,
     host: Field<'h>,
+    body: bool,
+    subprotocols: SmallVec<[&'h [u8]; 1]>,
 }
 
 impl<'h> Offer<'h> {
@@ -173,6 +188,12 @@ impl<'h> Offer<'h> {
                 offer.origin.add(value);
             } else if is(&HOST) {
                 offer.host.add(value);
+            } else if is(&SEC_WEBSOCKET_PROTOCOL) {
+                offer.subprotocols.push(value);
+            } else if is(&CONTENT_LENGTH) {
+                offer.body |= value.trim_ascii() != b"0";
+            } else if is(&TRANSFER_ENCODING) {
+                offer.body = true;
             }
         }
         offer
@@ -197,11 +218,24 @@ impl<'h> Offer<'h> {
     }
 }
 
-/// Checks an offer, and returns the value of `Sec-WebSocket-Accept`.
+/// What completes the handshake.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Accept<'h> {
+    /// The value of `Sec-WebSocket-Accept`.
+    key: String,
+    /// The value of `Sec-WebSocket-Protocol`, one of those that were asked for.
+    subprotocol: Option<&'h str>,
+}
+
+/// Checks an offer; `subprotocols` are those of the settings.
 ///
 /// # Errors
 /// The first reason to refuse it.
-pub(super) fn accept(offer: &Offer<'_>, allowed_origins: &[String]) -> Result<String, Refusal> {
+pub(super) fn accept<'h>(
+    offer: &Offer<'h>,
+    allowed_origins: &[String],
+    subprotocols: &[String],
+) -> Result<Accept<'h>, Refusal> {
     if !offer.get {
         return Err(Refusal::Method);
     }
@@ -212,13 +246,9 @@ pub(super) fn accept(offer: &Offer<'_>, allowed_origins: &[String]) -> Result<St
     if offer.version.text() != Some("13") {
         return Err(Refusal::Version);
     }
-    let key = offer.key.text().ok_or(Refusal::Key)?;
-    if base64_simd::STANDARD
-        .decode_to_vec(key)
-        .map_or(0, |nonce| nonce.len())
-        != 16
-    {
-        return Err(Refusal::Key);
+    let key = offer.key.text().filter(is_nonce).ok_or(Refusal::Key)?;
+    if offer.body {
+        return Err(Refusal::Body);
     }
     let origin = match offer.origin {
         Field::Absent => None,
@@ -228,11 +258,34 @@ pub(super) fn accept(offer: &Offer<'_>, allowed_origins: &[String]) -> Result<St
     if !origin_allowed(origin, offer.host.text(), allowed_origins) {
         return Err(Refusal::Origin);
     }
-    Ok(tungstenite::handshake::derive_accept_key(key.as_bytes()))
+    Ok(Accept {
+        key: tungstenite::handshake::derive_accept_key(key.as_bytes()),
+        subprotocol: subprotocol(&offer.subprotocols, subprotocols),
+    })
+}
+
+/// Returns whether a key is 16 bytes in base64. The four bits that the last digit has too many may be anything: some clients write random digits.
+fn is_nonce(key: &&str) -> bool {
+    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    key.len() == 24
+        && key
+            .strip_suffix("==")
+            .is_some_and(|digits| digits.as_bytes().iter().all(is_digit))
+}
+
+/// Returns the first subprotocol that is asked for and known. The order is the client's preference (RFC 6455 section 4.1).
+fn subprotocol<'h>(offered: &[&'h [u8]], known: &[String]) -> Option<&'h str> {
+    let is_known = |name: &&str| known.iter().any(|known| known == name || known == ANY);
+    offered
+        .iter()
+        .filter_map(|line| visible(line))
+        .flat_map(|line| line.split(',').map(str::trim))
+        .filter(|name| is_subprotocol(name))
+        .find(is_known)
 }
 
 /// Returns the response that completes the handshake, for hyper.
-pub(super) fn response(accept: &str) -> Response<String> {
+pub(super) fn response(accept: &Accept<'_>) -> Response<String> {
     let mut response = Response::new(String::new());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -240,15 +293,25 @@ pub(super) fn response(accept: &str) -> Response<String> {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(
         SEC_WEBSOCKET_ACCEPT,
-        HeaderValue::from_str(accept).expect("base64 is a header value"),
+        HeaderValue::from_str(&accept.key).expect("base64 is a header value"),
     );
+    if let Some(name) = accept.subprotocol {
+        headers.insert(
+            SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_str(name).expect("a token is a header value"),
+        );
+    }
     response
 }
 
 /// Returns the same response as bytes.
-pub(super) fn response_bytes(accept: &str) -> Vec<u8> {
+pub(super) fn response_bytes(accept: &Accept<'_>) -> Vec<u8> {
     let head = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: ";
-    [head, accept.as_bytes(), b"\r\n\r\n"].concat()
+    let (field, name): (&[u8], &[u8]) = match accept.subprotocol {
+        Some(name) => (b"\r\nsec-websocket-protocol: ", name.as_bytes()),
+        None => (b"", b""),
+    };
+    [head, accept.key.as_bytes(), field, name, b"\r\n\r\n"].concat()
 }
 
 /// Returns the value of a header field as text, if it is visible ASCII.
@@ -287,6 +350,10 @@ mod tests {
         request
     }
 
+    fn accept<'h>(offer: &Offer<'h>, origins: &[String]) -> Result<Accept<'h>, Refusal> {
+        super::accept(offer, origins, &["*".into()])
+    }
+
     fn set(name: &'static str, value: &'static str) -> impl FnOnce(&mut Request<()>) {
         move |r| {
             r.headers_mut()
@@ -297,8 +364,10 @@ mod tests {
     /// protocol.md 1.1.
     #[test]
     fn the_nonce_of_rfc_6455_section_1_3_gets_its_answer() {
-        let accept = accept(&Offer::of(&request(|_| {})), &[]).unwrap();
-        assert_eq!(accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        let request = request(set("sec-websocket-protocol", "chat, v2"));
+        let accept = accept(&Offer::of(&request), &[]).unwrap();
+        assert_eq!(accept.key, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(accept.subprotocol, Some("chat"));
         let by_hyper = response(&accept);
         let bytes = response_bytes(&accept);
         let mut fields = [httparse::EMPTY_HEADER; 8];
@@ -320,6 +389,93 @@ mod tests {
                 .map(|field| (field.name, field.value))
                 .collect::<Vec<_>>(),
             fields
+        );
+    }
+
+    /// protocol.md 1.8.
+    #[test]
+    fn of_the_subprotocols_asked_for_the_first_that_is_known_is_answered() {
+        let answered = |asked: &[&'static str], known: &[&str]| {
+            let mut request = request(|_| {});
+            for line in asked {
+                request
+                    .headers_mut()
+                    .append("sec-websocket-protocol", HeaderValue::from_static(line));
+            }
+            let known: Vec<String> = known.iter().map(|name| (*name).to_owned()).collect();
+            super::accept(&Offer::of(&request), &[], &known)
+                .unwrap()
+                .subprotocol
+                .map(str::to_owned)
+        };
+        for (asked, known, name) in [
+            (&["chat"][..], &["*"][..], Some("chat")),
+            (&["v2, v1"], &["*"], Some("v2")),
+            (&["v3, v2", "v1"], &["v1", "v2"], Some("v2")),
+            (&["v3", "v1"], &["v1"], Some("v1")),
+            (&["v3"], &["v1"], None),
+            (&["chat"], &[], None),
+            (&["a b, , chat"], &["*"], Some("chat")),
+            (&["Chat"], &["chat"], None),
+            (&[], &["*"], None),
+        ] {
+            assert_eq!(
+                answered(asked, known).as_deref(),
+                name,
+                "{asked:?} of {known:?}"
+            );
+        }
+    }
+
+    /// protocol.md 1.3.
+    #[test]
+    fn a_key_is_sixteen_bytes_whatever_its_unused_bits_are() {
+        for good in [
+            "dGhlIHNhbXBsZSBub25jZQ==",
+            "dGhlIHNhbXBsZSBub25jZR==",
+            "////////////////////+/==",
+        ] {
+            assert!(
+                accept(&Offer::of(&request(set("sec-websocket-key", good))), &[]).is_ok(),
+                "{good}"
+            );
+        }
+        for bad in [
+            "dGhlIHNhbXBsZSBub25jZQ",
+            "dGhlIHNhbXBsZSBub25jZQ=",
+            "dGhlIHNhbXBsZSBub25jZQQ=",
+            "dGhlIHNhbXBsZSBub25jZQAA",
+            "dGhlIHNhbXBsZSBub25jZ===",
+            "dGhlIHNhbXBs_SBub25jZQ==",
+        ] {
+            assert_eq!(
+                accept(&Offer::of(&request(set("sec-websocket-key", bad))), &[]),
+                Err(Refusal::Key),
+                "{bad}"
+            );
+        }
+    }
+
+    /// protocol.md 1.3.
+    #[test]
+    fn a_handshake_that_announces_a_body_is_refused() {
+        for (name, value, refused) in [
+            ("content-length", "0", false),
+            ("content-length", "1", true),
+            ("content-length", "00", true),
+            ("transfer-encoding", "chunked", true),
+            ("transfer-encoding", "identity", true),
+        ] {
+            let result = accept(&Offer::of(&request(set(name, value))), &[]).err();
+            assert_eq!(result, refused.then_some(Refusal::Body), "{name}: {value}");
+        }
+        let response = Refusal::Body.response();
+        assert_eq!(
+            (
+                response.status().as_u16(),
+                &response.headers()["connection"]
+            ),
+            (400, &HeaderValue::from_static("close"))
         );
     }
 

@@ -66,6 +66,8 @@ fn gateway(cluster: &ValidCluster, config: &mut Config) {
     let gateway = &cluster.spec.gateway;
     config.server.public_address = ([0, 0, 0, 0], gateway.public_port).into();
     config.server.admin_address = ([0, 0, 0, 0], gateway.admin_port).into();
+    config.server.stream_paths = gateway.stream_paths.clone();
+    config.server.subprotocols = gateway.subprotocols.clone();
     config.server.admin_token_file = secret_file(Some(ADMIN_TOKEN));
     config.auth.connect_timeout_ms = millis(gateway.auth.connect_timeout);
     config.auth.finish_timeout_ms = millis(gateway.auth.finish_timeout);

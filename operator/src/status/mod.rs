@@ -109,13 +109,18 @@ fn common_version(fleet: &Fleet) -> Option<String> {
 }
 
 fn endpoints(spec: &SignalClusterSpec, name: &str, namespace: &str) -> Endpoints {
+    let path = spec
+        .gateway
+        .stream_paths
+        .first()
+        .map_or("/stream", String::as_str);
     let by_ingress = spec.exposure.ingress.as_ref().map(|ingress| {
         let scheme = if ingress.tls_secret_name.is_some() {
             "wss"
         } else {
             "ws"
         };
-        format!("{scheme}://{}/stream", ingress.host)
+        format!("{scheme}://{}{path}", ingress.host)
     });
     // The route does not say whether the Gateway's listener speaks TLS; outside a cluster it nearly always does.
     let by_route = spec
@@ -123,10 +128,10 @@ fn endpoints(spec: &SignalClusterSpec, name: &str, namespace: &str) -> Endpoints
         .http_route
         .as_ref()
         .and_then(|route| route.hostnames.first())
-        .map(|host| format!("wss://{host}/stream"));
+        .map(|host| format!("wss://{host}{path}"));
     Endpoints {
         public: by_route.or(by_ingress),
-        internal: format!("ws://{name}.{namespace}.svc:{}/stream", spec.service.port),
+        internal: format!("ws://{name}.{namespace}.svc:{}{path}", spec.service.port),
     }
 }
 

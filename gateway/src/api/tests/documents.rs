@@ -24,6 +24,13 @@ fn is_committed(name: &str, text: &str) {
 }
 
 #[test]
+fn no_route_of_rest_can_be_a_stream_path() {
+    for (route, _) in routes() {
+        assert!(!signal_contract::is_stream_path(route), "{route}");
+    }
+}
+
+#[test]
 fn the_committed_documents_are_the_generated_ones() {
     is_committed("openapi.json", &openapi::TEXT);
     is_committed("asyncapi.json", &asyncapi::TEXT);

@@ -47,11 +47,18 @@ impl<'a> Shape<'a> {
         self.durations(spec);
         for origin in &spec.gateway.allowed_origins {
             self.need(
-                is_origin(origin),
+                signal_contract::is_allowed_origin(origin),
                 "gateway.allowedOrigins",
                 &format!(
-                    "`{origin}` is not scheme://host[:port], with *. in front of the host at most"
+                    "`{origin}` is not scheme://host[:port] (http and https with *. in front of the host at most), null or loopback"
                 ),
+            );
+        }
+        for path in &spec.gateway.stream_paths {
+            self.need(
+                signal_contract::is_stream_path(path),
+                "gateway.streamPaths",
+                &format!("`{path}` is not a path of letters, digits and -._~/, or belongs to REST"),
             );
         }
         for network in &spec.gateway.trusted_proxies {
@@ -348,15 +355,6 @@ fn is_empty_value(value: &Value) -> bool {
         Value::Object(fields) => fields.values().all(is_empty_value),
         _ => false,
     }
-}
-
-fn is_origin(text: &str) -> bool {
-    text.split_once("://").is_some_and(|(scheme, host)| {
-        matches!(scheme, "http" | "https")
-            && !host.is_empty()
-            && !host.contains('/')
-            && !host.trim_start_matches("*.").contains('*')
-    })
 }
 
 fn is_address(text: &str) -> bool {

@@ -260,12 +260,15 @@ fn catalogs_are_there_and_named_by_locale() {
 #[test]
 fn each_field_that_the_api_server_cannot_check_is_named() {
     type Change = fn(&mut SignalClusterSpec);
-    let cases: [(&str, Change); 20] = [
+    let cases: [(&str, Change); 21] = [
         ("gateway.allowedOrigins", |s| {
             s.gateway.allowed_origins = vec!["shop.example.com".into()]
         }),
         ("gateway.allowedOrigins", |s| {
             s.gateway.allowed_origins = vec!["https://a.*.example.com".into()]
+        }),
+        ("gateway.streamPaths", |s| {
+            s.gateway.stream_paths = vec!["/notifications/live".into()]
         }),
         ("gateway.trustedProxies", |s| {
             s.gateway.trusted_proxies = vec!["10.0.0.0/33".into()]
