@@ -63,8 +63,12 @@ pub struct Server {
     pub admin_token_file: SecretFile,
     /// Shown in lists of connections; empty for the host name.
     pub instance_name: String,
+    /// Sockets that the kernel holds until they are accepted.
+    pub listen_backlog: u32,
     /// Longest wait for a whole request head, in seconds.
     pub header_read_timeout_secs: u64,
+    /// Longest wait for the next request of a connection, in seconds.
+    pub keep_alive_timeout_secs: u64,
     /// Largest request head in bytes.
     pub max_header_bytes: usize,
     /// Most header fields.

@@ -18,6 +18,8 @@ pub struct Live {
     pub allowed_origins: Vec<String>,
     /// Networks whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Networks whose sockets begin with a header of PROXY protocol version 2.
+    pub proxy_protocol_from: Vec<IpNet>,
     /// Clocks.
     pub auth: LiveAuth,
     /// Logs.
@@ -72,6 +74,10 @@ pub struct Limits {
     pub accepts_per_second: u32,
     /// How many more may come at once.
     pub accept_burst: u32,
+    /// Sockets that are no WebSockets.
+    pub http_connections_per_pod: usize,
+    /// Those of one network.
+    pub http_connections_per_network: usize,
     /// Longest message of a client in bytes.
     pub frame_bytes: usize,
     /// Frames per second of one connection; 0 for no limit.

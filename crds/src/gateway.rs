@@ -40,6 +40,16 @@ pub struct Gateway {
     /// Networks (CIDR) whose `X-Forwarded-For` is believed. Live.
     #[schemars(length(max = 64), inner(length(min = 3, max = 49)))]
     pub trusted_proxies: Vec<String>,
+    /// Networks (CIDR) whose sockets begin with a header of PROXY protocol version 2, which is demanded there. Live.
+    #[schemars(length(max = 64), inner(length(min = 3, max = 49)))]
+    pub proxy_protocol_from: Vec<String>,
+    /// Sockets that the kernel holds until they are accepted, at most the node's `net.core.somaxconn`. A change rolls the pods.
+    #[schemars(range(min = 1, max = 65535))]
+    pub listen_backlog: u32,
+    /// Longest wait for a whole request head, in whole seconds. A change rolls the pods.
+    pub header_read_timeout: Duration,
+    /// How long a connection may wait for the next request, in whole seconds; longer than balancers keep theirs. A change rolls the pods.
+    pub keep_alive_timeout: Duration,
     /// Pings and silence.
     pub heartbeat: Heartbeat,
     /// Timers of authentication.
@@ -59,6 +69,10 @@ impl Default for Gateway {
             stream_paths: vec!["/stream".to_owned()],
             subprotocols: vec!["*".to_owned()],
             trusted_proxies: Vec::new(),
+            proxy_protocol_from: Vec::new(),
+            listen_backlog: 4096,
+            header_read_timeout: Duration::secs(10),
+            keep_alive_timeout: Duration::secs(620),
             heartbeat: Heartbeat::default(),
             auth: Auth::default(),
             encryption: Encryption::default(),
@@ -207,6 +221,13 @@ pub struct Limits {
     /// How many connections above the rate may come at once.
     #[schemars(range(min = 0, max = 1000000))]
     pub accept_burst: u32,
+    /// Sockets of one pod that are no WebSockets: unfinished requests, answers, idle connections. Beyond it the oldest idle one goes, then the oldest
+    /// unfinished request.
+    #[schemars(range(min = 16, max = 1000000))]
+    pub http_connections_per_pod: u32,
+    /// Those of one network, an IPv4 address or an IPv6 /64, that is neither in `trustedProxies` nor in `proxyProtocolFrom`.
+    #[schemars(range(min = 16, max = 1000000))]
+    pub http_connections_per_network: u32,
     /// Longest message of a client in bytes (1009).
     #[schemars(range(min = 1024, max = 16777216))]
     pub frame_bytes: u32,
@@ -227,6 +248,8 @@ impl Default for Limits {
             connections_per_user: 20,
             accepts_per_second: 500,
             accept_burst: 500,
+            http_connections_per_pod: 4096,
+            http_connections_per_network: 2048,
             frame_bytes: 131_072,
             inbound_frames_per_second: 50,
             inbound_burst: 200,

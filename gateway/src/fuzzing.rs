@@ -11,7 +11,7 @@ use crate::protocol::frame::{Decoder, Message, Opcode, header};
 pub type Entry = fn(&[u8]);
 
 /// Every entry point with its name, which is also that of its folder in the corpus.
-pub const ENTRIES: [(&str, Entry); 8] = [
+pub const ENTRIES: [(&str, Entry); 9] = [
     ("activity", activity),
     ("envelope", envelope),
     ("frame", frame),
@@ -19,6 +19,7 @@ pub const ENTRIES: [(&str, Entry); 8] = [
     ("jwt", crate::auth::fuzzing::jwt),
     ("live", live),
     ("opening", crate::ws::fuzzing::opening),
+    ("proxied", crate::ws::fuzzing::proxied),
     ("redis", crate::bus::fuzzing::redis),
 ];
 

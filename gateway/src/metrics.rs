@@ -99,6 +99,7 @@ metrics! {
     encrypted: Gauge = Gauge::default(), "connections_encrypted", "Open connections that are encrypted";
     opened: Counter = Counter::default(), "connections_opened", "WebSocket connections accepted";
     refused: Family<Kind, Counter> = Family::default(), "connections_refused", "Upgrades refused, by reason";
+    http_closed: Family<Kind, Counter> = Family::default(), "http_connections_closed", "Sockets that the gateway closed before they were WebSockets, by reason: full, network_full, evicted, head_late, answer_late, idle, proxy_header";
     closed: Family<Kind, Counter> = Family::default(), "connections_closed", "Connections ended, by close code; 1006 if neither side sent a Close frame";
     authentications: Family<Kind, Counter> = Family::default(), "authentications", "Tokens verified, by outcome";
     handshake: Histogram = seconds(), "handshake_seconds", "Time from authenticate to connected";

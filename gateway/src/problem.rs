@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use http::header::CONTENT_TYPE;
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -85,6 +85,24 @@ pub fn response(status: StatusCode, document: String) -> Response<String> {
     response
 }
 
+/// Returns a response as the bytes that answer it on a socket, which ends the connection.
+pub fn closing(mut response: Response<String>) -> Vec<u8> {
+    let (status, length) = (response.status(), response.body().len());
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(CONTENT_LENGTH, length.into());
+    let reason = status.canonical_reason().unwrap_or_default();
+    let mut bytes = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).into_bytes();
+    for (name, value) in response.headers() {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            bytes.extend_from_slice(part);
+        }
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(response.body().as_bytes());
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +116,10 @@ mod tests {
         );
         assert_eq!(response.status(), 400);
         assert_eq!(response.headers()[CONTENT_TYPE], MEDIA_TYPE);
+        let bytes = String::from_utf8(closing(response.clone())).unwrap();
+        let head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n";
+        assert!(bytes.starts_with(head), "{bytes}");
+        assert!(bytes.ends_with(&format!("\r\n\r\n{}", response.body())));
         let document: Value = serde_json::from_str(response.body()).unwrap();
         assert_eq!(
             document,

@@ -40,6 +40,16 @@ impl TokenBucket {
         enough
     }
 
+    /// As [`Self::try_take`], but leaves at least `reserve` tokens.
+    pub fn try_take_above(&mut self, reserve: u32, rate: Rate, now: Instant) -> bool {
+        self.fill(rate, now);
+        let enough = self.tokens >= 1.0 + f64::from(reserve);
+        if enough {
+            self.tokens -= 1.0;
+        }
+        enough
+    }
+
     /// Returns how long it takes until there is a token; zero when there is one.
     pub fn wait(&mut self, rate: Rate, now: Instant) -> Duration {
         self.fill(rate, now);
@@ -91,6 +101,15 @@ mod tests {
             3,
             "a bucket never holds more than its burst"
         );
+    }
+
+    #[test]
+    fn a_reserve_is_left_to_others() {
+        let start = Instant::now();
+        let mut bucket = TokenBucket::full(RATE, start);
+        assert!(bucket.try_take_above(2, RATE, start));
+        assert!(!bucket.try_take_above(2, RATE, start));
+        assert!(bucket.try_take(RATE, start) && bucket.try_take(RATE, start));
     }
 
     #[test]

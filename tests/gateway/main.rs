@@ -2,6 +2,7 @@
 //!
 //! A module per theme. Every test starts what it needs and shares nothing but the PostgreSQL server and the broker.
 
+mod crowd;
 mod dev;
 mod failover;
 mod hold;
@@ -12,6 +13,7 @@ mod limits;
 mod moving;
 mod opening;
 mod pipeline;
+mod places;
 mod rest;
 mod routing;
 mod secrets;

@@ -368,6 +368,11 @@ impl Gateway {
         self.public
     }
 
+    /// Where probes and metrics are.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// Its name in lists of connections.
     pub fn instance(&self) -> String {
         format!("gateway-{}", self.number)

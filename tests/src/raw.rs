@@ -1,6 +1,6 @@
 //! A client without manners: bytes, HTTP heads and RFC 6455 frames of any shape over a plain TCP connection.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -153,6 +153,30 @@ impl Raw {
             stream,
             buffer: Vec::new(),
         }
+    }
+
+    /// Connects from one of the addresses of this machine.
+    ///
+    /// # Panics
+    /// When the connection is refused.
+    pub async fn connect_from(from: IpAddr, address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket
+            .bind(SocketAddr::new(from, 0))
+            .expect("an address of this machine");
+        let stream = within("connect", socket.connect(address))
+            .await
+            .expect("a connection");
+        let _ = stream.set_nodelay(true);
+        Self {
+            stream,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Ends the connection with a reset, as a balancer that dies does.
+    pub fn reset(self) {
+        let _ = self.stream.set_zero_linger();
     }
 
     /// Connects with a receive buffer of about this many bytes, so that not reading is soon felt by the sender.

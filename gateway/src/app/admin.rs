@@ -1,6 +1,5 @@
 //! The admin listener. It is open from the start, so that probes get an answer while parts are still starting.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,21 +7,27 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::metrics::Metrics;
-use crate::peer::PeerAddress;
+use crate::peer::{Network, PeerAddress};
+use crate::places::{Bounds, Places};
+use crate::requests::{self, Timers};
 
-/// Connections of the admin listener at the same time.
-const ADMIN_CONNECTIONS: usize = 256;
-/// Longest life of a connection to the admin listener ...
-const ADMIN_LIFE: Duration = Duration::from_secs(120);
-/// ... and how long its end may take.
-const ADMIN_CLOSE: Duration = Duration::from_secs(5);
+/// Connections of the admin listener at the same time. A newcomer always gets a place, because it may be the probe that decides on a restart: the oldest
+/// idle connection goes for it, else the oldest unfinished request, else the oldest answer, each of the network that holds most.
+const PLACES: Bounds = Bounds {
+    total: 256,
+    per_network: 256,
+    evicts_serving: true,
+};
+/// A scraper comes back within a minute or two; a kubelet opens a new connection for each probe.
+const TIMERS: Timers = Timers {
+    head: Duration::from_secs(10),
+    idle: Duration::from_secs(120),
+};
 /// How long the accept loop waits after a failure.
 const ACCEPT_REST: Duration = Duration::from_millis(250);
 
@@ -44,7 +49,7 @@ pub(super) async fn serve_admin(
     router: Arc<ArcSwap<Router>>,
     stop: CancellationToken,
 ) {
-    let permits = Arc::new(tokio::sync::Semaphore::new(ADMIN_CONNECTIONS));
+    let places = Arc::new(Places::default());
     loop {
         let (stream, peer) = tokio::select! {
             accepted = socket.accept() => match accepted {
@@ -57,39 +62,25 @@ pub(super) async fn serve_admin(
             },
             () = stop.cancelled() => return,
         };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+        let peer = peer.ip().to_canonical();
+        let Ok(place) = places.claim(Network::of(peer), false, PLACES) else {
             continue;
         };
-        let router = Arc::clone(&router);
+        let (router, stop) = (Arc::clone(&router), stop.clone());
         tokio::spawn(async move {
-            let service = service_fn(move |request: axum::http::Request<hyper::body::Incoming>| {
+            let service = |request: axum::http::Request<hyper::body::Incoming>| {
+                let mut request = request.map(axum::body::Body::new);
+                request.extensions_mut().insert(PeerAddress(peer));
                 let router = Router::clone(&router.load());
                 async move {
-                    let mut request = request.map(axum::body::Body::new);
-                    request.extensions_mut().insert(PeerAddress(peer.ip()));
-                    Ok::<_, Infallible>(
-                        router
-                            .oneshot(request)
-                            .await
-                            .unwrap_or_else(|never| match never {}),
-                    )
+                    let answer = router.oneshot(request).await;
+                    answer.unwrap_or_else(|never| match never {})
                 }
-            });
-            let mut server = hyper::server::conn::http1::Builder::new();
-            server
-                .timer(TokioTimer::new())
-                .header_read_timeout(Duration::from_secs(10));
-            // A client that reads slowly or not at all must not block probes.
-            let connection = server.serve_connection(TokioIo::new(stream), service);
-            tokio::pin!(connection);
-            if tokio::time::timeout(ADMIN_LIFE, connection.as_mut())
-                .await
-                .is_err()
-            {
-                connection.as_mut().graceful_shutdown();
-                let _ = tokio::time::timeout(ADMIN_CLOSE, connection).await;
-            }
-            drop(permit);
+            };
+            let mut http = hyper::server::conn::http1::Builder::new();
+            // The times are those of `requests`.
+            http.header_read_timeout(None);
+            requests::serve(&http, TIMERS, stream, place, &stop, service).await;
         });
     }
 }

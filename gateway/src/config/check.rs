@@ -49,12 +49,21 @@ fn check_process(config: &Config, checks: &mut Checks<'_>) {
             server.header_read_timeout_secs,
         ),
         (
+            "server.keep_alive_timeout_secs",
+            server.keep_alive_timeout_secs,
+        ),
+        (
             "workers.control_threads",
             config.workers.control_threads as u64,
         ),
         ("drain.batch_interval_ms", config.drain.batch_interval_ms),
         ("drain.min_batch", config.drain.min_batch as u64),
     ]);
+    checks.need(
+        (1..=65_535).contains(&server.listen_backlog),
+        "server.listen_backlog",
+        "must be from 1 to 65535",
+    );
     checks.need(
         config.workers.shards <= 256,
         "workers.shards",

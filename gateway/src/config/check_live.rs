@@ -30,6 +30,14 @@ fn check_limits(live: &Live, checks: &mut Checks<'_>) {
             u64::from(limits.accepts_per_second),
         ),
         ("limits.accept_burst", u64::from(limits.accept_burst)),
+        (
+            "limits.http_connections_per_pod",
+            limits.http_connections_per_pod as u64,
+        ),
+        (
+            "limits.http_connections_per_network",
+            limits.http_connections_per_network as u64,
+        ),
         ("limits.frame_bytes", limits.frame_bytes as u64),
         ("limits.send_queue.bytes", limits.send_queue.bytes as u64),
         ("limits.send_queue.frames", limits.send_queue.frames as u64),

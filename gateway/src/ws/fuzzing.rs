@@ -1,6 +1,7 @@
-//! The entry point of the opening handshake for `crate::fuzzing`.
+//! The entry points of the opening handshake and of what comes before it, for `crate::fuzzing`.
 
 use super::head::{self, Bounds, Head};
+use super::proxied::{self, Proxied};
 
 /// Reads a request head: a whole one lies within the bytes and its bounds, and reads the same with more bytes behind it, and when
 /// it arrives in two pieces.
@@ -27,4 +28,16 @@ pub(crate) fn opening(input: &[u8]) {
         Head::Partial
     ));
     assert_eq!(read(input, half), Some(length));
+}
+
+/// Reads a header of the PROXY protocol: a whole one lies within the bytes, and reads the same with more bytes behind it and not at all without its last.
+pub(crate) fn proxied(input: &[u8]) {
+    let (proxied, length) = proxied::read(input);
+    assert!(length <= input.len());
+    assert_eq!(length > 0, matches!(proxied, Proxied::Whole { .. }));
+    if length > 0 {
+        let longer = [&input[..length], b"GET /"].concat();
+        assert_eq!(proxied::read(&longer), (proxied, length));
+        assert_eq!(proxied::read(&input[..length - 1]), (Proxied::Partial, 0));
+    }
 }

@@ -3,8 +3,6 @@
 //!
 //! Both sides have the same bounds before the upgrade: the time for a request head, its size and its number of fields.
 
-use std::collections::HashMap;
-use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -17,17 +15,16 @@ use bytes::Bytes;
 use http::header::HOST;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::Context;
+use super::admission::Admission;
 use super::head::Bounds;
 use super::opening::{self, Opening};
 use super::rewound::Rewound;
@@ -37,18 +34,11 @@ use crate::hub::Hub;
 use crate::id::IdGenerator;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
-use crate::peer::{PeerAddress, client_address};
+use crate::peer::{Network, PeerAddress, client_address, is_in};
+use crate::places::{self, NoPlace, Place, Places};
 use crate::problem;
-use crate::rate::{Rate, TokenBucket};
+use crate::requests::{self, Timers, Watched};
 
-/// Most TCP connections that are not WebSockets, or not yet. More wait in the queue of the kernel.
-const MAX_HTTP_CONNECTIONS: usize = 4096;
-/// Most of them from one address, unless it is a trusted proxy.
-const MAX_HTTP_PER_ADDRESS: usize = 1024;
-/// How long such a connection may live before it is asked to close.
-const HTTP_LIFE: Duration = Duration::from_secs(300);
-/// How long that close may take.
-const HTTP_CLOSE: Duration = Duration::from_secs(30);
 /// How long written bytes may stay unacknowledged, or the window of the peer closed, before the kernel ends a connection (RFC 5482).
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the accept loop pauses after an error, such as no more file descriptors.
@@ -77,33 +67,8 @@ pub(super) struct Acceptor {
     pub(super) listener: Listener,
     pub(super) bounds: Bounds,
     pub(super) shutdown: CancellationToken,
-    accepts: Mutex<TokenBucket>,
-    permits: Arc<Semaphore>,
-    by_address: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// Permits one socket that is not a WebSocket, until it is dropped.
-pub(super) struct HttpPermit {
-    _permit: OwnedSemaphorePermit,
-    _address: AddressPermit,
-}
-
-/// Counts one such socket of an address, until it is dropped.
-struct AddressPermit {
-    acceptor: Arc<Acceptor>,
-    address: IpAddr,
-}
-
-impl Drop for AddressPermit {
-    fn drop(&mut self) {
-        let mut counts = self.acceptor.by_address.lock();
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
-        }
-    }
+    admission: Mutex<Admission>,
+    places: Arc<Places>,
 }
 
 /// Accepts until `shutdown`.
@@ -112,33 +77,27 @@ pub async fn serve(
     socket: tokio::net::TcpListener,
     shutdown: CancellationToken,
 ) {
-    let rate = accept_rate(&listener.context.live.borrow().limits);
+    let admission = Admission::new(&listener.context.live.borrow().limits, Instant::now());
     let bounds = Bounds {
         bytes: listener.server.max_header_bytes,
         fields: listener.server.max_headers,
     };
-    let permits = Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS));
-    let acceptor = Arc::new(Acceptor {
-        listener,
-        bounds,
-        shutdown: shutdown.clone(),
-        accepts: Mutex::new(TokenBucket::full(rate, Instant::now())),
-        permits,
-        by_address: Mutex::default(),
-    });
-    let socket = match listening(socket) {
+    let socket = match listening(socket, listener.server.listen_backlog) {
         Ok(socket) => socket,
         Err(error) => {
             return tracing::error!(%error, "public listener failed; no connections are accepted");
         }
     };
+    let acceptor = Arc::new(Acceptor {
+        listener,
+        bounds,
+        shutdown: shutdown.clone(),
+        admission: Mutex::new(admission),
+        places: Arc::default(),
+    });
     let stopped = shutdown.cancelled();
     tokio::pin!(stopped);
     loop {
-        let permit = tokio::select! {
-            permit = Arc::clone(&acceptor.permits).acquire_owned() => permit.expect("the semaphore is never closed"),
-            () = &mut stopped => return,
-        };
         let (stream, peer) = tokio::select! {
             accepted = accept(&socket) => match accepted {
                 Ok(accepted) => accepted,
@@ -150,26 +109,16 @@ pub async fn serve(
             },
             () = &mut stopped => return,
         };
-        let peer = peer.ip();
-        // One address cannot take every permit: its surplus sockets are closed at once.
-        let Some(address_permit) = count(&acceptor, peer) else {
-            continue;
-        };
-        let permit = HttpPermit {
-            _permit: permit,
-            _address: address_permit,
-        };
-        let of_socket = Arc::clone(&acceptor);
-        acceptor.listener.hub.place(move |shard, claim| {
-            Opening::begin(of_socket, shard, claim, stream, peer, permit)
-        });
+        acceptor.begin(stream, peer.ip().to_canonical());
     }
 }
 
 /// Prepares the listening socket, whose options each accepted socket inherits. Accepted sockets are not registered with this runtime.
-fn listening(socket: tokio::net::TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+fn listening(socket: tokio::net::TcpListener, backlog: u32) -> io::Result<AsyncFd<TcpListener>> {
     let socket = socket.into_std()?;
     let options = SockRef::from(&socket);
+    // On a socket that listens already, this sets the length of its queue.
+    options.listen(backlog.try_into().unwrap_or(i32::MAX))?;
     options.set_tcp_nodelay(true)?;
     options.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     #[expect(
@@ -195,35 +144,85 @@ async fn accept(socket: &AsyncFd<TcpListener>) -> io::Result<(TcpStream, SocketA
     }
 }
 
-fn count(acceptor: &Arc<Acceptor>, address: IpAddr) -> Option<AddressPermit> {
-    let is_proxy = acceptor
-        .listener
-        .context
-        .live
-        .borrow()
-        .trusted_proxies
-        .iter()
-        .any(|net| net.contains(&address));
-    let mut counts = acceptor.by_address.lock();
-    let count = counts.entry(address).or_default();
-    if *count >= MAX_HTTP_PER_ADDRESS && !is_proxy {
-        return None;
-    }
-    *count += 1;
-    Some(AddressPermit {
-        acceptor: Arc::clone(acceptor),
-        address,
-    })
-}
-
 impl Acceptor {
+    /// Gives a new socket a place and a shard, or turns it away.
+    fn begin(self: &Arc<Self>, stream: TcpStream, peer: IpAddr) {
+        let live = self.listener.context.live.borrow();
+        let is_proxied = is_in(peer, &live.proxy_protocol_from);
+        let is_trusted = is_proxied || is_in(peer, &live.trusted_proxies);
+        let bounds = place_bounds(&live.limits);
+        drop(live);
+        match self.places.claim(Network::of(peer), is_trusted, bounds) {
+            Ok(place) => {
+                let acceptor = Arc::clone(self);
+                self.listener.hub.place(move |shard, claim| {
+                    let opening = Opening::new(acceptor, shard, claim, peer, place);
+                    if is_proxied {
+                        opening.begin_proxied(stream);
+                    } else {
+                        opening.begin(stream);
+                    }
+                });
+            }
+            Err(reason) => self.turn_away(stream, reason),
+        }
+    }
+
+    /// Answers a socket for which there is no place. A request costs no more than this answer.
+    pub(super) fn turn_away(&self, stream: TcpStream, reason: NoPlace) {
+        self.count_closed(match reason {
+            NoPlace::Full => "full",
+            NoPlace::NetworkFull => "network_full",
+        });
+        let Some(lingering) = self.places.linger() else {
+            return;
+        };
+        self.listener.context.control.spawn(async move {
+            match tokio::net::TcpStream::from_std(stream) {
+                Ok(stream) => requests::refuse(stream, &requests::busy()).await,
+                Err(error) => tracing::warn!(%error, "socket could not be registered; closed"),
+            }
+            drop(lingering);
+        });
+    }
+
+    /// Counts a socket that the gateway closes before it is a WebSocket.
+    pub(super) fn count_closed(&self, reason: &str) {
+        self.listener
+            .context
+            .metrics
+            .http_closed
+            .get_or_create(&Metrics::kind(reason))
+            .inc();
+    }
+
+    /// Counts an opening handshake that is refused.
+    pub(super) fn count_refused(&self, refusal: Refusal) {
+        self.listener
+            .context
+            .metrics
+            .refused
+            .get_or_create(&Metrics::kind(refusal.label()))
+            .inc();
+    }
+
+    /// Moves the place of a socket to the client that its proxy names.
+    ///
+    /// # Errors
+    /// The network of the client has no place.
+    pub(super) fn move_place(&self, place: &Place, client: IpAddr) -> Result<(), NoPlace> {
+        let live = Arc::clone(&self.listener.context.live.borrow());
+        let is_trusted = is_in(client, &live.trusted_proxies);
+        place.move_to(Network::of(client), is_trusted, place_bounds(&live.limits))
+    }
+
     /// Serves a socket with hyper, which reads `seen` first.
     pub(super) async fn serve_http(
         self: Arc<Self>,
         stream: TcpStream,
         seen: Bytes,
         peer: IpAddr,
-        permit: HttpPermit,
+        place: Place,
     ) {
         let stream = match tokio::net::TcpStream::from_std(stream) {
             Ok(stream) => Rewound::new(seen, stream),
@@ -231,41 +230,27 @@ impl Acceptor {
         };
         let server = &self.listener.server;
         let mut http = hyper::server::conn::http1::Builder::new();
-        http.timer(TokioTimer::new())
-            .header_read_timeout(Duration::from_secs(server.header_read_timeout_secs))
+        // The times are those of `requests`.
+        http.header_read_timeout(None)
             .max_headers(server.max_headers)
             .max_buf_size(server.max_header_bytes);
-        let acceptor = Arc::clone(&self);
-        let service = service_fn(move |request| Arc::clone(&acceptor).answer(request, peer));
-        let connection = http
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
-        tokio::pin!(connection);
-        let result = tokio::select! {
-            result = connection.as_mut() => Ok(result),
-            () = async { tokio::select! { () = self.shutdown.cancelled() => {}, () = tokio::time::sleep(HTTP_LIFE) => {} } } => {
-                connection.as_mut().graceful_shutdown();
-                tokio::time::timeout(HTTP_CLOSE, connection).await
-            }
+        let timers = Timers {
+            head: Duration::from_secs(server.header_read_timeout_secs),
+            idle: Duration::from_secs(server.keep_alive_timeout_secs),
         };
-        match result {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "HTTP connection ended early"),
-            Err(_) => tracing::debug!("HTTP connection did not end in time; closed"),
+        let service = |request| Arc::clone(&self).answer(request, peer);
+        let ended = requests::serve(&http, timers, stream, place, &self.shutdown, service).await;
+        if let Some(reason) = ended.label() {
+            self.count_closed(reason);
         }
-        drop(permit);
     }
 
-    async fn answer(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        peer: IpAddr,
-    ) -> Result<Response<Body>, Infallible> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
         // RFC 9112 section 3.2: a request of HTTP/1.1 without exactly one Host is bad.
         if request.version() >= Version::HTTP_11
             && request.headers().get_all(HOST).iter().count() != 1
         {
-            return Ok(bad_host());
+            return bad_host();
         }
         let path = request.uri().path();
         let is_stream = self
@@ -275,33 +260,28 @@ impl Acceptor {
             .iter()
             .any(|stream| stream == path);
         if is_stream && request.method() != http::Method::OPTIONS {
-            return Ok(self.upgrade(request, peer).map(Body::from));
+            return self.upgrade(request, peer).map(Body::from);
         }
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(PeerAddress(peer));
-        Ok(self
-            .listener
+        self.listener
             .rest
             .clone()
             .oneshot(request)
             .await
-            .unwrap_or_else(|never| match never {}))
+            .unwrap_or_else(|never| match never {})
     }
 
     fn upgrade(self: Arc<Self>, mut request: Request<Incoming>, peer: IpAddr) -> Response<String> {
         let live = Arc::clone(&self.listener.context.live.borrow());
         let subprotocols = &self.listener.server.subprotocols;
+        let from = client_address(peer, request.headers(), &live.trusted_proxies);
         let checked = upgrade::accept(&Offer::of(&request), &live.allowed_origins, subprotocols)
-            .and_then(|accept| self.admit(&live).map(|()| upgrade::response(&accept)));
+            .and_then(|accept| self.admit(&live, from).map(|()| upgrade::response(&accept)));
         let response = match checked {
             Ok(response) => response,
             Err(refusal) => {
-                self.listener
-                    .context
-                    .metrics
-                    .refused
-                    .get_or_create(&Metrics::kind(refusal.label()))
-                    .inc();
+                self.count_refused(refusal);
                 return refusal.response();
             }
         };
@@ -312,17 +292,16 @@ impl Acceptor {
                 return Refusal::Closed.response();
             }
         };
-        let from = client_address(peer, request.headers(), &live.trusted_proxies);
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             let upgraded = match upgrade.await {
                 Ok(upgraded) => upgraded,
                 Err(error) => return tracing::debug!(%error, "upgrade was not completed"),
             };
-            let Ok(parts) = upgraded.downcast::<TokioIo<Rewound>>() else {
+            let Ok(parts) = upgraded.downcast::<TokioIo<Watched<Rewound>>>() else {
                 return;
             };
-            let (unread, stream) = parts.io.into_inner().into_parts();
+            let (unread, stream) = parts.io.into_inner().into_inner().into_parts();
             let read = [parts.read_buf, unread].concat();
             match stream.into_std() {
                 Ok(stream) => {
@@ -337,8 +316,8 @@ impl Acceptor {
         response
     }
 
-    /// Counts this connection against the limits of the instance.
-    pub(super) fn admit(&self, live: &Live) -> Result<(), Refusal> {
+    /// Counts a connection of this client against the limits of the instance.
+    pub(super) fn admit(&self, live: &Live, from: IpAddr) -> Result<(), Refusal> {
         let listener = &self.listener;
         if self.shutdown.is_cancelled()
             || listener.lifecycle.refuses_connections()
@@ -352,19 +331,19 @@ impl Acceptor {
         {
             return Err(Refusal::Full);
         }
-        let mut accepts = self.accepts.lock();
-        if accepts.try_take(accept_rate(limits), Instant::now()) {
-            Ok(())
-        } else {
-            Err(Refusal::Rate)
-        }
+        let network = Network::of(from);
+        let mut admission = self.admission.lock();
+        admission
+            .admit(network, limits, Instant::now())
+            .map_err(Refusal::Rate)
     }
 }
 
-fn accept_rate(limits: &Limits) -> Rate {
-    Rate {
-        per_second: f64::from(limits.accepts_per_second),
-        burst: limits.accept_burst,
+fn place_bounds(limits: &Limits) -> places::Bounds {
+    places::Bounds {
+        total: limits.http_connections_per_pod,
+        per_network: limits.http_connections_per_network,
+        evicts_serving: false,
     }
 }
 
@@ -385,7 +364,7 @@ mod tests {
     async fn an_accepted_socket_inherits_its_options_and_does_not_block() {
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
-        let socket = listening(socket).unwrap();
+        let socket = listening(socket, 4096).unwrap();
         let (client, accepted) =
             tokio::join!(tokio::net::TcpStream::connect(address), accept(&socket));
         let (stream, peer) = accepted.unwrap();
@@ -393,5 +372,39 @@ mod tests {
         let options = SockRef::from(&stream);
         assert!(options.tcp_nodelay().unwrap() && options.nonblocking().unwrap());
         assert_eq!(options.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+    }
+
+    #[tokio::test]
+    async fn the_queue_of_the_kernel_is_as_long_as_the_setting_and_the_kernel_allow() {
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = listening(socket, 3000).unwrap();
+        let most: u32 = std::fs::read_to_string("/proc/sys/net/core/somaxconn")
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        assert_eq!(queue_length(socket.get_ref()), 3000.min(most));
+    }
+
+    /// Of a listening socket, `TCP_INFO` has the length of the queue where others have the segments acknowledged out of order.
+    fn queue_length(socket: &TcpListener) -> u32 {
+        use std::os::fd::AsRawFd;
+
+        let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+        let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+        #[expect(unsafe_code, reason = "the standard library does not read TCP_INFO")]
+        // SAFETY: the buffer is as long as its length says, and all zeroes are a value of it.
+        let info = unsafe {
+            let result = libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                info.as_mut_ptr().cast(),
+                &raw mut length,
+            );
+            assert_eq!(result, 0);
+            info.assume_init()
+        };
+        info.tcpi_sacked
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! Input: TCP connections on the public listener. Output: entries in [`crate::hub`], and requests of other than the stream paths to the REST router.
 
+mod admission;
 pub mod connection;
 pub(crate) mod fuzzing;
 mod head;
 mod listener;
 mod opening;
 mod operation;
+mod proxied;
 mod rewound;
 pub mod session;
 mod upgrade;

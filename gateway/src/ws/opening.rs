@@ -10,22 +10,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::connection::{Connection, READ};
 use super::head::{self, Head};
-use super::listener::{Acceptor, HttpPermit};
-use super::upgrade;
+use super::listener::Acceptor;
+use super::proxied::{self, Fault, Proxied};
+use super::upgrade::{self, Refusal};
 use crate::hub::{Claim, Shard, read_now};
 use crate::id::Id;
 use crate::peer::forwarded_for;
+use crate::places::Place;
+use crate::{problem, requests};
 
 /// A socket whose first request is not answered yet.
 pub(super) struct Opening {
     acceptor: Arc<Acceptor>,
     shard: Rc<Shard>,
     peer: IpAddr,
-    permit: HttpPermit,
+    place: Place,
     /// Counts as pending on its shard until it is dropped.
     _claim: Claim,
 }
@@ -43,28 +47,101 @@ struct Accepted {
 enum Next {
     Wait,
     Open(Accepted),
+    /// A good handshake for which this instance has no room. Refusing a storm must not cost what serving a request costs.
+    Refuse(Refusal),
     HandOver,
 }
 
 impl Opening {
-    /// Begins with a socket that was just accepted.
-    pub(super) fn begin(
+    pub(super) fn new(
         acceptor: Arc<Acceptor>,
         shard: &Rc<Shard>,
         claim: Claim,
-        stream: std::net::TcpStream,
         peer: IpAddr,
-        permit: HttpPermit,
-    ) {
-        let opening = Self {
+        place: Place,
+    ) -> Self {
+        Self {
             acceptor,
             shard: Rc::clone(shard),
             peer,
-            permit,
+            place,
             _claim: claim,
+        }
+    }
+
+    /// Begins with a socket whose peer must say for whom it opened it.
+    pub(super) fn begin_proxied(self, stream: std::net::TcpStream) {
+        match proxied::take(&stream) {
+            Ok(Proxied::Partial) => {
+                tokio::task::spawn_local(self.wait_for_proxy(stream));
+            }
+            Ok(Proxied::Whole { client }) => self.begin_for(client, stream),
+            Ok(Proxied::Refused(fault)) => self.refuse_proxy(fault),
+            Err(_) => {}
+        }
+    }
+
+    async fn wait_for_proxy(self, stream: std::net::TcpStream) {
+        // Another descriptor of the same socket, since the socket itself is registered by whoever reads on.
+        let watched = match stream.try_clone() {
+            Ok(watched) => registered(watched),
+            Err(error) => return tracing::warn!(%error, "socket could not be watched; closed"),
         };
+        let Some(watched) = watched else { return };
+        let header = async {
+            loop {
+                watched.readable().await?;
+                let proxied = watched.try_io(Interest::READABLE, || {
+                    match proxied::take(&stream)? {
+                        // What has come stays in the socket: only more of it makes it readable again.
+                        Proxied::Partial => Err(io::ErrorKind::WouldBlock.into()),
+                        proxied => Ok(proxied),
+                    }
+                });
+                match proxied {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    proxied => return proxied,
+                }
+            }
+        };
+        let proxied = tokio::select! {
+            proxied = header => proxied,
+            () = tokio::time::sleep(self.head_limit()) => return self.acceptor.count_closed("head_late"),
+            () = self.place.evicted() => return self.acceptor.count_closed("evicted"),
+            () = self.acceptor.shutdown.cancelled() => return,
+        };
+        drop(watched);
+        match proxied {
+            Ok(Proxied::Whole { client }) => self.begin_for(client, stream),
+            Ok(Proxied::Refused(fault)) => self.refuse_proxy(fault),
+            Ok(Proxied::Partial) | Err(_) => {}
+        }
+    }
+
+    fn refuse_proxy(&self, fault: Fault) {
+        self.acceptor.count_closed("proxy_header");
+        // A check of the balancer that connects and goes is no event.
+        if fault == Fault::Ended {
+            tracing::debug!(peer.address = %self.peer, "{}; socket closed", fault.text());
+        } else {
+            tracing::warn!(peer.address = %self.peer, "{}; socket closed", fault.text());
+        }
+    }
+
+    fn begin_for(mut self, client: Option<IpAddr>, stream: std::net::TcpStream) {
+        if let Some(client) = client.map(|client| client.to_canonical()) {
+            self.peer = client;
+            if let Err(reason) = self.acceptor.move_place(&self.place, client) {
+                return self.acceptor.turn_away(stream, reason);
+            }
+        }
+        self.begin(stream);
+    }
+
+    /// Begins with a socket whose first bytes are those of the client.
+    pub(super) fn begin(self, stream: std::net::TcpStream) {
         READ.with_borrow_mut(|buffer| {
-            let room = opening.acceptor.bounds.bytes.min(buffer.len());
+            let room = self.acceptor.bounds.bytes.min(buffer.len());
             let bytes = match (&stream).read(&mut buffer[..room]) {
                 Ok(0) => return,
                 Ok(n) => &buffer[..n],
@@ -78,39 +155,71 @@ impl Opening {
                 }
                 Err(_) => return,
             };
-            match opening.next(bytes, 0) {
-                Next::HandOver => opening.hand_over(stream, Bytes::copy_from_slice(bytes)),
+            match self.next(bytes, 0) {
+                Next::HandOver => self.hand_over(stream, Bytes::copy_from_slice(bytes)),
                 Next::Open(accepted) => {
                     if let Some(stream) = registered(stream) {
-                        opening.open(stream, &accepted, bytes);
+                        self.open(stream, &accepted, bytes);
+                    }
+                }
+                Next::Refuse(refusal) => {
+                    if let Some(stream) = registered(stream) {
+                        tokio::task::spawn_local(self.refuse(stream, refusal));
                     }
                 }
                 Next::Wait => {
                     let seen = bytes.to_vec();
                     if let Some(stream) = registered(stream) {
-                        tokio::task::spawn_local(opening.wait(stream, seen));
+                        tokio::task::spawn_local(self.wait(stream, seen));
                     }
                 }
             }
         });
     }
 
-    /// Waits for the rest of the head, with a deadline, and no longer than the listener accepts.
+    fn head_limit(&self) -> Duration {
+        Duration::from_secs(self.acceptor.listener.server.header_read_timeout_secs)
+    }
+
+    /// Waits for the rest of the head, with a deadline, while the place lasts, and no longer than the listener accepts.
     async fn wait(self, stream: TcpStream, mut seen: Vec<u8>) {
-        let limit = Duration::from_secs(self.acceptor.listener.server.header_read_timeout_secs);
         let next = tokio::select! {
             next = self.rest(&stream, &mut seen) => next,
-            () = tokio::time::sleep(limit) => return tracing::debug!("request head did not come in time; socket closed"),
+            () = tokio::time::sleep(self.head_limit()) => {
+                self.acceptor.count_closed("head_late");
+                return self.close(stream, &requests::late()).await;
+            }
+            () = self.place.evicted() => {
+                self.acceptor.count_closed("evicted");
+                return self.close(stream, &requests::busy()).await;
+            }
             () = self.acceptor.shutdown.cancelled() => return,
         };
         match next {
             Ok(Next::Open(accepted)) => self.open(stream, &accepted, &seen),
+            Ok(Next::Refuse(refusal)) => self.refuse(stream, refusal).await,
             Ok(Next::HandOver) => match stream.into_std() {
                 Ok(stream) => self.hand_over(stream, seen.into()),
                 Err(error) => tracing::warn!(%error, "socket could not leave its runtime; closed"),
             },
             // The peer has gone.
             Ok(Next::Wait) | Err(_) => {}
+        }
+    }
+
+    async fn refuse(self, stream: TcpStream, refusal: Refusal) {
+        self.acceptor.count_refused(refusal);
+        let answer = problem::closing(refusal.response());
+        self.close(stream, &answer).await;
+    }
+
+    /// Answers a request that is not served, while not too many others are answered so.
+    async fn close(self, stream: TcpStream, answer: &[u8]) {
+        let lingering = self.place.linger();
+        // The place is free for others meanwhile.
+        drop(self);
+        if lingering.is_some() {
+            requests::refuse(stream, answer).await;
         }
     }
 
@@ -165,14 +274,14 @@ impl Opening {
         else {
             return Next::HandOver;
         };
-        if self.acceptor.admit(&live).is_err() {
-            return Next::HandOver;
+        let from = forwarded_for(self.peer, forwarded.iter().copied(), &live.trusted_proxies);
+        if let Err(refusal) = self.acceptor.admit(&live, from) {
+            return Next::Refuse(refusal);
         }
         // A shard never waits for an id; hyper's side does.
         let Ok(Some(id)) = self.acceptor.listener.ids.next_at_once() else {
             return Next::HandOver;
         };
-        let from = forwarded_for(self.peer, forwarded.iter().copied(), &live.trusted_proxies);
         Next::Open(Accepted {
             answer: upgrade::response_bytes(&accept),
             from,
@@ -181,7 +290,7 @@ impl Opening {
         })
     }
 
-    /// Completes the handshake: the socket becomes a connection, and its permit is free.
+    /// Completes the handshake: the socket becomes a connection, and its place is free.
     fn open(self, stream: TcpStream, accepted: &Accepted, bytes: &[u8]) {
         let link = self.shard.adopt(stream, accepted.from, accepted.id);
         // The first write to a socket: it takes so few bytes at once, or it is broken.
@@ -202,11 +311,11 @@ impl Opening {
         let Self {
             acceptor,
             peer,
-            permit,
+            place,
             ..
         } = self;
         let control = acceptor.listener.context.control.clone();
-        control.spawn(acceptor.serve_http(stream, seen, peer, permit));
+        control.spawn(acceptor.serve_http(stream, seen, peer, place));
     }
 }
 

@@ -66,6 +66,9 @@ fn gateway(cluster: &ValidCluster, config: &mut Config) {
     let gateway = &cluster.spec.gateway;
     config.server.public_address = ([0, 0, 0, 0], gateway.public_port).into();
     config.server.admin_address = ([0, 0, 0, 0], gateway.admin_port).into();
+    config.server.listen_backlog = gateway.listen_backlog;
+    config.server.header_read_timeout_secs = gateway.header_read_timeout.as_secs();
+    config.server.keep_alive_timeout_secs = gateway.keep_alive_timeout.as_secs();
     config.server.stream_paths = gateway.stream_paths.clone();
     config.server.subprotocols = gateway.subprotocols.clone();
     config.server.admin_token_file = secret_file(Some(ADMIN_TOKEN));
@@ -147,6 +150,10 @@ pub(super) fn live_settings(cluster: &ValidCluster, record: &Record, managed: bo
     live.trusted_proxies = networks
         .map(|network| network.parse().expect("validated"))
         .collect();
+    let networks = spec.gateway.proxy_protocol_from.iter();
+    live.proxy_protocol_from = networks
+        .map(|network| network.parse().expect("validated"))
+        .collect();
     live.auth.clock_skew_secs = spec.gateway.auth.clock_skew.as_secs();
     live.observability.log_filter = spec.observability.log_filter.clone();
     live.rooms.max_per_connection = size(spec.gateway.rooms.max_per_connection);
@@ -184,6 +191,8 @@ fn limits(spec: &signal_crds::gateway::Limits, limits: &mut signal_contract::Lim
     limits.accepts_per_second = spec.accepts_per_second;
     // A gateway reads a burst of 0 as no connection at all.
     limits.accept_burst = spec.accept_burst.max(1);
+    limits.http_connections_per_pod = size(spec.http_connections_per_pod);
+    limits.http_connections_per_network = size(spec.http_connections_per_network);
     limits.frame_bytes = size(spec.frame_bytes);
     limits.inbound_frames_per_second = spec.inbound_frames_per_second;
     limits.inbound_burst = spec.inbound_burst;

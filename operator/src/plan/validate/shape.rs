@@ -61,12 +61,20 @@ impl<'a> Shape<'a> {
                 &format!("`{path}` is not a path of letters, digits and -._~/, or belongs to REST"),
             );
         }
-        for network in &spec.gateway.trusted_proxies {
-            self.need(
-                network.parse::<ipnet::IpNet>().is_ok(),
-                "gateway.trustedProxies",
-                &format!("`{network}` is not a network such as 10.0.0.0/8"),
-            );
+        for (field, networks) in [
+            ("gateway.trustedProxies", &spec.gateway.trusted_proxies),
+            (
+                "gateway.proxyProtocolFrom",
+                &spec.gateway.proxy_protocol_from,
+            ),
+        ] {
+            for network in networks {
+                self.need(
+                    network.parse::<ipnet::IpNet>().is_ok(),
+                    field,
+                    &format!("`{network}` is not a network such as 10.0.0.0/8"),
+                );
+            }
         }
         self.need(
             spec.gateway.public_port != spec.gateway.admin_port,
@@ -157,7 +165,10 @@ impl<'a> Shape<'a> {
     fn durations(&mut self, spec: &SignalClusterSpec) {
         let (auth, jwks, drain, rollout) =
             (&spec.gateway.auth, &spec.jwks, &spec.drain, &spec.rollout);
-        let above_zero: [(&str, Duration); 8] = [
+        let gateway = &spec.gateway;
+        let above_zero: [(&str, Duration); 10] = [
+            ("gateway.headerReadTimeout", gateway.header_read_timeout),
+            ("gateway.keepAliveTimeout", gateway.keep_alive_timeout),
             ("gateway.auth.connectTimeout", auth.connect_timeout),
             ("gateway.auth.finishTimeout", auth.finish_timeout),
             (
@@ -174,6 +185,8 @@ impl<'a> Shape<'a> {
             self.need(duration.as_millis() > 0, field, "must be above zero");
         }
         let mut seconds = vec![
+            ("gateway.headerReadTimeout", gateway.header_read_timeout),
+            ("gateway.keepAliveTimeout", gateway.keep_alive_timeout),
             ("gateway.auth.clockSkew", auth.clock_skew),
             ("gateway.auth.expiringLead", auth.expiring_lead),
             ("jwks.refreshInterval", jwks.refresh_interval),
