@@ -157,7 +157,7 @@ fn show(action: &Action) -> String {
         Action::Join(rooms) => format!("join {rooms:?}"),
         Action::Leave(rooms) => format!("leave {rooms:?}"),
         Action::Refresh(token) => format!("refresh {token}"),
-        Action::MarkRead(which) => format!("read {which:?}"),
+        Action::MarkRead(selector) => format!("read {selector:?}"),
         Action::Sync { after, limit } => format!("sync {after} {limit}"),
         Action::Close(close) => format!("close {} {}", close.code(), close.reason()),
     }
