@@ -12,7 +12,7 @@ const T0: i64 = 1_750_000_000_000;
 fn rules() -> Rules {
     Rules {
         authenticate_timeout: Duration::from_secs(5),
-        verify_timeout: Duration::from_secs(15),
+        finish_timeout: Duration::from_secs(15),
         heartbeat_timeout: Duration::from_secs(90),
         sweep_interval: Duration::from_secs(30),
         ping_interval: None,
