@@ -129,7 +129,7 @@ metrics! {
     requests: Family<Route, Counter> = Family::default(), "http_requests", "REST requests, by route template, method and status";
     request_time: Histogram = seconds(), "http_request_seconds", "Time of one REST request";
     config_reloads: Family<Kind, Counter> = Family::default(), "config_reloads", "Live settings and catalogs read again, by outcome";
-    unready: Family<Kind, Gauge> = Family::default(), "unready", "1 while this part is not ready: settings, bus, database, keys, drain";
+    unready: Family<Kind, Gauge> = Family::default(), "unready", "1 while this part is not ready: settings, redis, database, keys, drain";
     draining: Gauge = Gauge::default(), "draining", "1 from SIGTERM or POST /drain until a held drain is taken back";
 }
 

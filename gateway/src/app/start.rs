@@ -197,7 +197,7 @@ impl Start<'_> {
             .spawn(bus::open(options))
             .await
             .context("the bus cannot be opened")??;
-        self.lifecycle.set("bus", None);
+        self.lifecycle.set("redis", None);
         revocations.extend(opened.bus.revocations().await?);
         Ok(opened)
     }
