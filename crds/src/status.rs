@@ -198,7 +198,7 @@ pub struct RedisStatus {
     /// Ready pods that are subscribed to the wanted servers.
     pub subscribed_replicas: i32,
     /// Whether pods still keep the previous servers as well.
-    pub moving: bool,
+    pub switching: bool,
     /// What a pod says is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

@@ -316,7 +316,7 @@ async fn redis_moves_and_pushes_go_on(edge: &Edge) {
         let observed = edge.is_observed();
         let status = edge.status();
         let moved = observed
-            && status["redis"]["moving"] == false
+            && status["redis"]["switching"] == false
             && status["redis"]["subscribedReplicas"] == 2;
         let progressing = edge.condition("Progressing")?;
         (moved && progressing.0 == "False").then_some(())

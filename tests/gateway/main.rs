@@ -10,7 +10,6 @@ mod hostile;
 mod keys;
 mod lifecycle;
 mod limits;
-mod moving;
 mod opening;
 mod pipeline;
 mod places;
@@ -19,6 +18,7 @@ mod routing;
 mod secrets;
 mod socket;
 mod storm;
+mod switching;
 mod tokens;
 
 use serde_json::json;

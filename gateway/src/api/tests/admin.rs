@@ -159,7 +159,7 @@ async fn status_shows_the_state_of_every_part() {
     assert_eq!(
         body["redis"],
         json!({
-            "mode": "standalone", "nodes": ["new:6379"], "subscribed": true, "lagMs": 2.0, "moving": false, "error": null,
+            "mode": "standalone", "nodes": ["new:6379"], "subscribed": true, "lagMs": 2.0, "switching": false, "error": null,
             "previous": {"nodes": ["old:6379"], "subscribed": false},
         })
     );

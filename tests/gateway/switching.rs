@@ -43,7 +43,7 @@ async fn expect_on(gateway: &Gateway, bus: SocketAddr, previous: Option<SocketAd
         let bus_status = status(gateway).await;
         let in_place = bus_status["nodes"] == json!([bus.to_string()])
             && bus_status["subscribed"] == true
-            && bus_status["moving"] == false;
+            && bus_status["switching"] == false;
         let before = match previous {
             Some(previous) => {
                 bus_status["previous"]
