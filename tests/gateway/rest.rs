@@ -1,4 +1,4 @@
-//! REST as the contract has it: who may, what comes back, and how it says no.
+//! REST: permissions, answers and problems.
 
 use serde_json::{Value, json};
 use signal_tests::rest::Answer;
