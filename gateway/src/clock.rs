@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 
 /// Tells the time of day.
 pub trait Clock: Send + Sync + 'static {
@@ -15,6 +15,12 @@ pub trait Clock: Send + Sync + 'static {
     fn now_ms(&self) -> i64 {
         self.now().timestamp_millis()
     }
+}
+
+/// Returns whether RFC 3339 can write a time: its year has four digits and no sign. What comes from outside is checked where it enters, because
+/// everything that prints a time later takes it for granted.
+pub fn has_four_digit_year(at: &DateTime<Utc>) -> bool {
+    (0..=9999).contains(&at.year())
 }
 
 /// The operating system's clock.

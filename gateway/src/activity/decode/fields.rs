@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use super::Record;
 use crate::activity::poison::{DeadLetterReason, Poison};
+use crate::clock::has_four_digit_year;
 use crate::notification::bounds::{self, MAX_NAME_BYTES};
 
 /// An id or a name: a string, or an integer in the digits that were written, since no double holds every one of them.
@@ -54,9 +55,12 @@ pub(super) fn checked(field: &str, text: Cow<'_, str>, max_bytes: usize) -> Resu
 
 /// A time, in UTC.
 pub(super) fn rfc3339(field: &str, text: &str) -> Result<DateTime<Utc>, Poison> {
+    // An offset can lead out of the four digits that a year has.
     DateTime::parse_from_rfc3339(text)
         .map(|at| at.with_timezone(&Utc))
-        .map_err(|_| {
+        .ok()
+        .filter(has_four_digit_year)
+        .ok_or_else(|| {
             Poison::new(
                 DeadLetterReason::InvalidField,
                 format!("field {field} is no RFC 3339 time"),

@@ -200,6 +200,9 @@ fn a_missing_type_and_wrong_or_oversized_fields_are_poison() {
         format!(r#""type": "T", "data": {nested}"#),
         format!(r#""type": "T", "data": {huge}"#),
         r#""type": "T", "occurredAt": "yesterday""#.to_owned(),
+        // In UTC these are of the years 10000 and -1, which RFC 3339 cannot write.
+        r#""type": "T", "occurredAt": "9999-12-31T23:59:59-00:01""#.to_owned(),
+        r#""type": "T", "occurredAt": "0000-01-01T00:00:00+00:01""#.to_owned(),
         r#""type": "T", "recipientType": "users", "recipientIds": "17""#.to_owned(),
         r#""type": "T", "recipientType": "users", "recipientIds": [""]"#.to_owned(),
         r#""type": "T", "recipientType": "users", "recipientIds": [null]"#.to_owned(),
