@@ -1,5 +1,6 @@
 //! What is measured, a group of figures per module.
 
+mod calls;
 mod connect;
 mod echo;
 mod fanout;
@@ -109,7 +110,7 @@ pub(crate) struct Group {
 }
 
 /// In the order they run.
-pub(crate) const GROUPS: [Group; 8] = [
+pub(crate) const GROUPS: [Group; 10] = [
     Group {
         name: "idle",
         about: "Authenticated connections at rest. After traffic: five messages of 1 KiB to everyone, then two seconds of rest.",
@@ -149,5 +150,15 @@ pub(crate) const GROUPS: [Group; 8] = [
         name: "workers",
         about: "128 B to everyone: two workers on two cores compared with one on one; and 1 KiB to a crowd in which one member reads nothing.",
         run: workers::run,
+    },
+    Group {
+        name: "token",
+        about: "The check of a token, in this process on one thread: wall time of a call, signature included.",
+        run: calls::run_token,
+    },
+    Group {
+        name: "seal",
+        about: "AES-256-GCM over one message, in this process on one thread: wall time of a call.",
+        run: calls::run_seal,
     },
 ];
