@@ -26,7 +26,7 @@ pub use config::{
     Observability, OffsetReset, Policy, Revocations, Rooms, Server, Session, Tracing, Unmatched,
     Workers,
 };
-pub use jwks::{Algorithm, Jwks, ManagedJwks, Source, SourceState};
+pub use jwks::{Algorithm, Jwks, ManagedJwks, Source, SourcePreset, SourceState, prefixes_collide};
 pub use live::{LIVE_DEFAULTS, Limits, Live, LiveAuth, LiveObservability, LiveRooms, SendQueue};
 pub use origin::{
     LOOPBACK_ORIGINS, MAX_STREAM_PATHS, NULL_ORIGIN, REST_PATHS, is_allowed_origin, is_stream_path,

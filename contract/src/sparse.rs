@@ -131,14 +131,18 @@ mod tests {
 
     #[test]
     fn defaults_are_left_out_and_what_differs_is_written() {
-        assert_eq!(Config::defaults().to_sparse_toml(), "");
+        // The previous release has another default.
+        let changed = "[server]\nmax_header_bytes = 32768\n";
+        assert_eq!(Config::defaults().to_sparse_toml(), changed);
         assert_eq!(Live::defaults().to_sparse_toml(), "");
         let mut config = Config::defaults();
         config.redis.sentinel.master_name = "m".into();
         config.database.url = crate::Secret::new("sqlite:///data/signal.db");
         assert_eq!(
             config.to_sparse_toml(),
-            "[database]\nurl = \"sqlite:///data/signal.db\"\n\n[redis.sentinel]\nmaster_name = \"m\"\n"
+            format!(
+                "[database]\nurl = \"sqlite:///data/signal.db\"\n\n[redis.sentinel]\nmaster_name = \"m\"\n\n{changed}"
+            )
         );
         let mut live = Live::defaults();
         live.jwks.sources = vec![Source {

@@ -1,4 +1,4 @@
-//! Conversions between the enums of the spec and those of the gateway's settings, one for each enum.
+//! The spec's words for what the settings of a gateway say in their own form: one conversion per enum, all of them here.
 
 use crate::{data, gateway, jwks, pod, status};
 
@@ -24,6 +24,23 @@ same_variants! {
     data::KafkaProtocol => KafkaProtocol { Plaintext, Ssl, SaslPlaintext, SaslSsl }
     data::KafkaMechanism => KafkaMechanism { Plain, ScramSha256, ScramSha512 }
     pod::LogFormat => LogFormat { Json, Text }
-    jwks::Algorithm => Algorithm { ES256, ES384, RS256, RS384, RS512, PS256, PS384, PS512, EdDSA }
+    jwks::SourcePreset => SourcePreset { Standard, Ignis }
     status::SourceStage => SourceState { Prepared, Trusted, Retiring }
+}
+
+impl From<jwks::Algorithm> for signal_contract::Algorithm {
+    fn from(from: jwks::Algorithm) -> Self {
+        use jwks::Algorithm as Named;
+        match from {
+            Named::ES256 | Named::ESP256 => Self::ES256,
+            Named::ES384 | Named::ESP384 => Self::ES384,
+            Named::RS256 => Self::RS256,
+            Named::RS384 => Self::RS384,
+            Named::RS512 => Self::RS512,
+            Named::PS256 => Self::PS256,
+            Named::PS384 => Self::PS384,
+            Named::PS512 => Self::PS512,
+            Named::EdDSA | Named::Ed25519 => Self::EdDSA,
+        }
+    }
 }

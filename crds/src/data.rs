@@ -168,7 +168,7 @@ pub enum OffsetReset {
     /// With the oldest record.
     #[default]
     Earliest,
-    /// With the next record.
+    /// With what comes next.
     Latest,
 }
 

@@ -12,8 +12,12 @@ use crate::reference::SecretKey;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
     validation = Rule::new("self.sources.size() > 0 || has(self.managed)").message("name a source, or let the operator manage keys").field_path(".sources"),
-    validation = Rule::new("self.sources.all(a, self.sources.exists_one(b, b.issuer == a.issuer)) && (!has(self.managed) || self.sources.all(a, a.issuer != self.managed.issuer))")
+    validation = Rule::new("self.sources.all(a, a.issuer == '' || self.sources.exists_one(b, b.issuer == a.issuer)) && (!has(self.managed) || self.sources.all(a, a.issuer != self.managed.issuer))")
         .message("one declared source per issuer").field_path(".sources"),
+    validation = Rule::new("self.sources.all(a, self.sources.all(b, a.name == b.name || (a.subjectPrefix == '') != (b.subjectPrefix == '') || !a.subjectPrefix.startsWith(b.subjectPrefix)))")
+        .message("of two issuers neither subjectPrefix may begin the other, and only one may have none").field_path(".sources"),
+    validation = Rule::new("!has(self.managed) || self.sources.all(a, (a.subjectPrefix == '') != (self.managed.subjectPrefix == '') || (!a.subjectPrefix.startsWith(self.managed.subjectPrefix) && !self.managed.subjectPrefix.startsWith(a.subjectPrefix)))")
+        .message("of two issuers neither subjectPrefix may begin the other, and only one may have none").field_path(".managed"),
     validation = Rule::new("duration(self.maxStale) >= duration(self.refreshInterval)")
         .message("maxStale must be at least refreshInterval").field_path(".maxStale"),
 )]
@@ -63,29 +67,48 @@ fn request_timeout() -> Duration {
 /// One issuer and where its keys are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("self.url.startsWith('https://') || (self.allowInsecureHTTP && self.url.startsWith('http://'))")
-    .message("a JWKS URL must be https, or http with allowInsecureHTTP").field_path(".url"))]
+#[x_kube(
+    validation = Rule::new("self.url.startsWith('https://') || (self.allowInsecureHTTP && self.url.startsWith('http://'))")
+        .message("a JWKS URL must be https, or http with allowInsecureHTTP").field_path(".url"),
+    validation = Rule::new("self.preset == 'Ignis' || (self.issuer != '' && self.audiences.size() > 0)")
+        .message("name an issuer and an audience; only preset Ignis can do without").field_path(".issuer"),
+    validation = Rule::new("!has(self.applicationSecretRef) || self.preset == 'Ignis'")
+        .message("encrypted payloads are of preset Ignis").field_path(".applicationSecretRef"),
+)]
 pub struct Source {
     /// Its name in status, logs and metrics.
     #[schemars(length(min = 1, max = 40), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
-    /// Exactly the `iss` of its tokens.
-    #[schemars(length(min = 1, max = 512))]
+    /// What kind of issuer it is.
+    #[serde(default)]
+    pub preset: SourcePreset,
+    /// Exactly the `iss` of its tokens. With preset `Ignis` it may be left out, and `iss` is not checked.
+    #[serde(default)]
+    #[schemars(length(max = 512))]
     pub issuer: String,
     /// Its JWK Set.
     #[schemars(length(min = 8, max = 1024))]
     pub url: String,
-    /// One of these must be in `aud`.
-    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 512)))]
+    /// One of these must be in `aud`. With preset `Ignis` they may be left out, and `aud` is not checked.
+    #[serde(default)]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 512)))]
     pub audiences: Vec<String>,
     /// The algorithms accepted from it.
     #[serde(default = "algorithms")]
-    #[schemars(length(min = 1, max = 9))]
+    #[schemars(length(min = 1, max = 12))]
     pub algorithms: Vec<Algorithm>,
-    /// Put in front of its subjects, so that user 17 of one issuer is not user 17 of another.
+    /// The claims that may be the subject: the first that a token has. Empty: `sub`, then `userId`; with preset `Ignis` the other way round.
+    #[serde(default)]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 64)))]
+    pub subject_claims: Vec<String>,
+    /// Put in front of its subjects, so that user 17 of one issuer is not user 17 of another. Of two issuers neither prefix may begin the other, and only
+    /// one may have none.
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub subject_prefix: String,
+    /// The application secret with which a service of preset `Ignis` encrypts its payloads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub application_secret_ref: Option<SecretKey>,
     /// Whether the `roles` of its tokens count.
     #[serde(default)]
     pub trust_roles: bool,
@@ -101,7 +124,18 @@ fn algorithms() -> Vec<Algorithm> {
     vec![Algorithm::ES256, Algorithm::RS256]
 }
 
-/// Asymmetric signature algorithms (RFC 7518 section 3.1, RFC 8037): `none` and `HS*` cannot be named.
+/// What kind of issuer a source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+pub enum SourcePreset {
+    /// Tokens as RFC 7519 has them.
+    #[default]
+    Standard,
+    /// Tokens of services built on `@venizia/ignis`.
+    Ignis,
+}
+
+/// Asymmetric signature algorithms (RFC 7518 section 3.1, RFC 8037): `none` and `HS*` cannot be named. `ESP256`, `ESP384` and `Ed25519` (RFC 9864) are
+/// other names of `ES256`, `ES384` and `EdDSA`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "named by RFC 7518")]
 pub enum Algorithm {
@@ -114,6 +148,21 @@ pub enum Algorithm {
     PS384,
     PS512,
     EdDSA,
+    ESP256,
+    ESP384,
+    Ed25519,
+}
+
+impl Algorithm {
+    /// Returns the same algorithm by its name of RFC 7518 or RFC 8037, which every release knows.
+    pub fn canonical(self) -> Self {
+        match self {
+            Self::ESP256 => Self::ES256,
+            Self::ESP384 => Self::ES384,
+            Self::Ed25519 => Self::EdDSA,
+            named => named,
+        }
+    }
 }
 
 /// How a change of sources proceeds: Prepared, Trusted, Retiring, gone.

@@ -44,7 +44,7 @@ fn base() -> Value {
             "database": {"urlSecretRef": secret},
             "jwks": {
                 "sources": [{"name": "main", "issuer": "i", "url": "https://i/certs", "audiences": ["signal"]}],
-                "managed": {"issuer": "own", "audiences": ["signal"]},
+                "managed": {"issuer": "own", "audiences": ["signal"], "subjectPrefix": "own:"},
             },
             "drain": {},
             "rollout": {},
@@ -81,6 +81,8 @@ type Case = (
 #[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn cases() -> Vec<Case> {
     let source = |name: &str, issuer: &str, url: &str, insecure: bool| json!({"name": name, "issuer": issuer, "url": url, "audiences": ["signal"], "allowInsecureHTTP": insecure});
+    let prefixed = |name: &str, prefix: &str| json!({"name": name, "issuer": name, "url": "https://a/c", "audiences": ["signal"], "subjectPrefix": prefix});
+    let secret = json!({"name": "a", "key": "b"});
     let sentinel = json!({"masterName": "m"});
     let auth = json!({"usernameSecretRef": {"name": "a", "key": "b"}, "passwordSecretRef": {"name": "a", "key": "b"}});
     let digest = format!("sha256:{}", "0".repeat(64));
@@ -203,22 +205,71 @@ fn cases() -> Vec<Case> {
             vec![(
                 "/spec/jwks/sources",
                 json!([
-                    source("a", "i", "https://a/c", false),
-                    source("b", "i", "https://b/c", false)
+                    prefixed("a", "a:"),
+                    {"name": "b", "issuer": "a", "url": "https://b/c", "audiences": ["signal"], "subjectPrefix": "b:"}
                 ]),
             )],
             vec![(
                 "/spec/jwks/sources",
-                json!([
-                    source("a", "i", "https://a/c", false),
-                    source("b", "j", "https://b/c", false)
-                ]),
+                json!([prefixed("a", "a:"), prefixed("b", "b:")]),
             )],
         ),
         (
             "one declared source per issuer",
             vec![("/spec/jwks/managed/issuer", json!("i"))],
             vec![("/spec/jwks/managed", Value::Null)],
+        ),
+        (
+            "of two issuers neither subjectPrefix may begin the other",
+            vec![(
+                "/spec/jwks/sources",
+                json!([prefixed("a", "x:"), prefixed("b", "x:y:")]),
+            )],
+            vec![(
+                "/spec/jwks/sources",
+                json!([
+                    prefixed("a", "x:"),
+                    prefixed("b", "y:x:"),
+                    prefixed("c", "")
+                ]),
+            )],
+        ),
+        (
+            "of two issuers neither subjectPrefix may begin the other",
+            vec![(
+                "/spec/jwks/sources",
+                json!([prefixed("a", ""), prefixed("b", "")]),
+            )],
+            vec![],
+        ),
+        (
+            "of two issuers neither subjectPrefix may begin the other",
+            vec![("/spec/jwks/managed/subjectPrefix", json!(""))],
+            vec![("/spec/jwks/managed/subjectPrefix", json!("m"))],
+        ),
+        (
+            "of two issuers neither subjectPrefix may begin the other",
+            vec![("/spec/jwks/sources", json!([prefixed("a", "own:x")]))],
+            vec![("/spec/jwks/sources", json!([prefixed("a", "owner:")]))],
+        ),
+        (
+            "name an issuer and an audience; only preset Ignis can do without",
+            vec![(
+                "/spec/jwks/sources",
+                json!([{"name": "a", "url": "https://a/c"}]),
+            )],
+            vec![(
+                "/spec/jwks/sources",
+                json!([{"name": "a", "url": "https://a/c", "preset": "Ignis", "applicationSecretRef": secret}]),
+            )],
+        ),
+        (
+            "encrypted payloads are of preset Ignis",
+            vec![(
+                "/spec/jwks/sources",
+                json!([{"name": "a", "issuer": "a", "audiences": ["s"], "url": "https://a/c", "applicationSecretRef": secret}]),
+            )],
+            vec![],
         ),
         (
             "maxStale must be at least refreshInterval",

@@ -118,7 +118,7 @@ pub async fn run(
     lifecycle: Arc<Lifecycle>,
     telemetry: Option<Telemetry>,
 ) -> anyhow::Result<()> {
-    for part in ["settings", "redis", "database", "keys"] {
+    for part in ["settings", "bus", "database", "keys"] {
         lifecycle.set(part, Some("starting".into()));
     }
     let stop = CancellationToken::new();

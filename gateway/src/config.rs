@@ -16,5 +16,5 @@ pub use signal_contract::{
     Heartbeat, Ids, Jwks, Kafka, KafkaMechanism, KafkaProtocol, KafkaSecurity, LIVE_DEFAULTS,
     Limits, Live, LogFormat, Notifications, Observability, OffsetReset, Policy, Redis, RedisAuth,
     RedisLocation, RedisMode, Revocations, Rooms, Secret, SecretFile, Server, Session, Source,
-    SourceState, Unmatched, Workers,
+    SourcePreset, SourceState, Unmatched, Workers,
 };

@@ -10,6 +10,7 @@ mod hostile;
 mod keys;
 mod lifecycle;
 mod limits;
+mod moving;
 mod opening;
 mod pipeline;
 mod places;
@@ -18,7 +19,6 @@ mod routing;
 mod secrets;
 mod socket;
 mod storm;
-mod switching;
 mod tokens;
 
 use serde_json::json;

@@ -448,3 +448,35 @@ async fn revocations_close_with_4006_and_refuse_the_token_afterwards() {
     expect_refused(&stage, &other, "revoked by user").await;
     stage.client("18").await;
 }
+
+/// authorization.md 1.1.
+#[tokio::test]
+async fn a_large_token_is_taken_on_the_socket_and_in_the_header_and_a_larger_one_is_refused() {
+    let stage = Stage::new().await;
+    let of = |note: usize| {
+        let mut claims = stage.issuer.claims("17");
+        claims["note"] = "x".repeat(note).into();
+        stage.issuer.sign("key-1", &claims)
+    };
+    let (large, larger, vast) = (of(15_000), of(19_000), of(27_000));
+    assert!(large.len() > 20_000 && larger.len() > 24_576 && vast.len() > 32_768);
+    let mut client = stage.connect().await;
+    let connected = client.authenticate(&large, KeyMember::None).await;
+    assert_eq!(connected.user_id, "17");
+    let notifications = async |token: &str| {
+        stage
+            .gateway
+            .rest("GET", "/notifications", token, None)
+            .await
+    };
+    notifications(&large).await.expect(200);
+    let refusal = notifications(&larger).await.expect(401);
+    assert_eq!(
+        refusal.json()["detail"],
+        "the token is longer than 24576 bytes"
+    );
+    notifications(&vast).await.expect(431);
+    for token in [larger, vast] {
+        expect_refused(&stage, &token, "too long").await;
+    }
+}

@@ -67,9 +67,20 @@ impl Builder {
         self
     }
 
-    /// Trusts an issuer and its roles; it may be given several times.
+    /// Trusts an issuer and its roles; it may be given several times, and the people of all of them are the same.
     pub fn trust(self, issuer: &Issuer) -> Self {
-        self.source(source(issuer))
+        let earlier = self
+            .live
+            .get("jwks")
+            .and_then(|jwks| jwks.get("sources")?.as_array());
+        let names: Vec<toml::Value> = earlier
+            .into_iter()
+            .flatten()
+            .map(|source| source["name"].clone())
+            .collect();
+        let mut source = source(issuer);
+        source.insert("same_subjects_as".into(), names.into());
+        self.source(source)
     }
 
     /// Adds a key source as it is.

@@ -23,7 +23,7 @@ use utoipa::ToSchema;
 
 use super::ApiState;
 use super::problem::{Cause, Problem};
-use crate::auth::{BasicError, VerifyError};
+use crate::auth::{BasicError, MAX_TOKEN_BYTES, TokenFault, VerifyError};
 use crate::peer::{PeerAddress, client_address};
 use crate::principal::Principal;
 use crate::protocol::room::is_room_name;
@@ -99,10 +99,16 @@ async fn bearer(state: &ApiState, token: &str) -> Result<Principal, Problem> {
         .await
         .map(Arc::unwrap_or_clone)
         .map_err(|error| match error {
-            VerifyError::Refused(_) => {
+            VerifyError::Refused(fault) => {
                 tracing::debug!(%error, "request refused: its token is not accepted");
+                let why = match fault {
+                    TokenFault::TooLong => {
+                        format!("the token is longer than {MAX_TOKEN_BYTES} bytes")
+                    }
+                    _ => "the token is not valid, has ended or was revoked".to_owned(),
+                };
                 Cause::CredentialsRefused
-                    .because("the token is not valid, has ended or was revoked")
+                    .because(why)
                     .challenge(BEARER_INVALID)
             }
             VerifyError::Unavailable(_) => {

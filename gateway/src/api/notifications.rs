@@ -185,7 +185,7 @@ pub(crate) struct MarkRead {
 }
 
 impl MarkRead {
-    fn selector(self) -> Result<NotificationSelector, Problem> {
+    fn which(self) -> Result<NotificationSelector, Problem> {
         match (self.ids, self.up_to, self.all) {
             (Some(ids), None, None) if (1..=MAX_IDS).contains(&ids.len()) => {
                 Ok(NotificationSelector::Ids(ids))
@@ -213,8 +213,8 @@ pub(crate) async fn mark_read(
     _: Params<NoParams>,
     Json(body): Json<MarkRead>,
 ) -> Result<Response, Problem> {
-    let selector = body.selector()?;
-    let read = state.inbox.mark_read(&subject, &selector).await?;
+    let which = body.which()?;
+    let read = state.inbox.mark_read(&subject, &which).await?;
     Ok(Json(inbox::read_data(&read)).into_response())
 }
 
@@ -238,22 +238,16 @@ pub(crate) async fn delete(
 mod tests {
     use super::*;
 
-    fn selector(json: &str) -> Option<NotificationSelector> {
-        serde_json::from_str::<MarkRead>(json).ok()?.selector().ok()
+    fn which(json: &str) -> Option<NotificationSelector> {
+        serde_json::from_str::<MarkRead>(json).ok()?.which().ok()
     }
 
     #[test]
     fn exactly_one_way_of_naming_what_was_read() {
+        assert_eq!(which(r#"{"upTo": 7}"#), Some(NotificationSelector::UpTo(7)));
+        assert_eq!(which(r#"{"all": true}"#), Some(NotificationSelector::All));
         assert_eq!(
-            selector(r#"{"upTo": 7}"#),
-            Some(NotificationSelector::UpTo(7))
-        );
-        assert_eq!(
-            selector(r#"{"all": true}"#),
-            Some(NotificationSelector::All)
-        );
-        assert_eq!(
-            selector(r#"{"ids": ["a"]}"#),
+            which(r#"{"ids": ["a"]}"#),
             Some(NotificationSelector::Ids(vec!["a".parse().unwrap()]))
         );
         for bad in [
@@ -264,7 +258,7 @@ mod tests {
             r#"{"all": true, "upTo": 7}"#,
             r#"{"ids": ["a-b"]}"#,
         ] {
-            assert_eq!(selector(bad), None, "{bad}");
+            assert_eq!(which(bad), None, "{bad}");
         }
     }
 }

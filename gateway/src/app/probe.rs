@@ -45,7 +45,7 @@ impl Probe {
             } else {
                 stalled.then_some("subscriber stalled: pushes from other instances are missed")
             };
-            self.lifecycle.set("redis", why.map(str::to_owned));
+            self.lifecycle.set("bus", why.map(str::to_owned));
             self.lifecycle.write_unready(&self.metrics);
             self.metrics
                 .outbox_bytes

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Authenticator, Revocations, VerifyError};
 use crate::clock::{Clock, FixedClock};
-use crate::config::{Algorithm, Live, Source, SourceState};
+use crate::config::{Algorithm, Live, Source};
 use crate::metrics::Metrics;
 use crate::principal::{Principal, TokenFacts, Via};
 
@@ -142,7 +142,12 @@ impl Signer {
 
     /// The same with any header.
     pub(super) fn sign_with(&self, header: &Value, claims: &Value) -> String {
-        let message = format!("{}.{}", b64(header.to_string()), b64(claims.to_string()));
+        self.sign_text(&header.to_string(), &claims.to_string())
+    }
+
+    /// The same with any texts.
+    pub(super) fn sign_text(&self, header: &str, payload: &str) -> String {
+        let message = format!("{}.{}", b64(header), b64(payload));
         let random = SystemRandom::new();
         let signature = match &self.pair {
             Pair::Ec(pair) => pair
@@ -171,6 +176,8 @@ pub(super) struct Issuer {
 
 struct IssuerState {
     answer: Mutex<Answer>,
+    /// `Accept-Encoding` of the last fetch.
+    accepted: Mutex<String>,
     fetches: AtomicUsize,
     held: tokio::sync::Semaphore,
 }
@@ -180,6 +187,7 @@ pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
     pub(super) location: Option<String>,
+    pub(super) encoding: Option<&'static str>,
 }
 
 impl Issuer {
@@ -193,7 +201,9 @@ impl Issuer {
                 status: 200,
                 body: vec![],
                 location: None,
+                encoding: None,
             }),
+            accepted: Mutex::default(),
             fetches: AtomicUsize::new(0),
             held: tokio::sync::Semaphore::new(1_000_000),
         });
@@ -220,7 +230,25 @@ impl Issuer {
             status,
             body: body.into(),
             location: None,
+            encoding: None,
         };
+    }
+
+    /// Answers with this body, which is compressed.
+    pub(super) fn answer_gzip(&self, body: &[u8]) {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        std::io::Write::write_all(&mut gzip, body).unwrap();
+        *self.state.answer.lock() = Answer {
+            status: 200,
+            body: gzip.finish().unwrap(),
+            location: None,
+            encoding: Some("gzip"),
+        };
+    }
+
+    /// Returns the `Accept-Encoding` of the last fetch.
+    pub(super) fn accepted(&self) -> String {
+        self.state.accepted.lock().clone()
     }
 
     pub(super) fn redirect(&self, to: &str) {
@@ -228,6 +256,7 @@ impl Issuer {
             status: 302,
             body: vec![],
             location: Some(to.into()),
+            encoding: None,
         };
     }
 
@@ -245,11 +274,18 @@ impl Issuer {
     }
 }
 
-async fn serve(State(state): State<Arc<IssuerState>>) -> Response {
+async fn serve(State(state): State<Arc<IssuerState>>, headers: http::HeaderMap) -> Response {
+    let accepted = headers
+        .get("accept-encoding")
+        .map_or("", |value| value.to_str().unwrap());
+    accepted.clone_into(&mut state.accepted.lock());
     state.fetches.fetch_add(1, Ordering::SeqCst);
     let _released = state.held.acquire().await.unwrap();
     let answer = state.answer.lock().clone();
     let mut response = Response::builder().status(answer.status);
+    if let Some(encoding) = answer.encoding {
+        response = response.header("content-encoding", encoding);
+    }
     if let Some(location) = answer.location {
         response = response.header("location", location);
     }
@@ -266,7 +302,6 @@ pub(super) fn source_at(name: &str, url: &str) -> Source {
         name: name.into(),
         issuer: format!("https://{name}.test/"),
         url: Some(url.parse().unwrap()),
-        keys_file: Default::default(),
         audiences: vec!["signal".into()],
         algorithms: vec![
             Algorithm::ES256,
@@ -279,13 +314,8 @@ pub(super) fn source_at(name: &str, url: &str) -> Source {
             Algorithm::PS512,
             Algorithm::EdDSA,
         ],
-        subject_prefix: String::new(),
-        trust_roles: false,
-        ca_file: Default::default(),
         allow_insecure_http: true,
-        skip_issuer_check: false,
-        skip_audience_check: false,
-        state: SourceState::Trusted,
+        ..Source::default()
     }
 }
 

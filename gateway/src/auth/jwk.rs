@@ -1,16 +1,22 @@
-//! JSON Web Keys (RFC 7517, RFC 7518 section 6, RFC 8037) and the verification of signatures with them.
+//! JSON Web Keys (RFC 7517, RFC 7518 section 6, RFC 8037).
 //!
 //! Input: the text of a key set, as [`super::key_set`] fetched it. Output: those public keys in it that can verify a signature of a supported
 //! algorithm; private, symmetric, encryption and unknown keys are left out (authorization.md 2.4). No IO.
+//!
+//! `jsonwebtoken` reads key sets too, but not with these rules: it takes private keys for public ones, refuses a whole set for one key that it does not
+//! understand, and does not look whether a point lies on its curve. So keys are read here, and handed to it as [`DecodingKey`]s.
 
 use std::sync::Arc;
 
 use base64_simd::URL_SAFE_NO_PAD;
-use ring::signature::{self, RsaPublicKeyComponents, UnparsedPublicKey};
+use jsonwebtoken::DecodingKey;
 use ring::{agreement, digest, rand};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 
+use super::members::Members;
+use super::signature;
 use crate::config::Algorithm;
 use crate::principal::Thumbprint;
 
@@ -26,6 +32,8 @@ const RSA_MODULUS: std::ops::RangeInclusive<usize> = 256..=1024;
 pub(super) enum NotAKeySet {
     #[error("it is not a JWK Set: {0}")]
     Json(#[from] serde_json::Error),
+    #[error("it is not a JWK Set: it has no list `keys`")]
+    NoList,
     #[error("it holds {0} keys, more than {MAX_KEYS}")]
     TooMany(usize),
 }
@@ -41,22 +49,8 @@ pub(super) struct Key {
     pub(super) thumbprint: Arc<Thumbprint>,
     /// What it may verify: its `alg`, or every algorithm of its type and curve if it names none.
     pub(super) algorithms: &'static [Algorithm],
-    public: Public,
-}
-
-#[derive(Debug)]
-enum Public {
-    /// An uncompressed point or an Ed25519 key.
-    Bytes(Vec<u8>),
-    Rsa {
-        n: Vec<u8>,
-        e: Vec<u8>,
-    },
-}
-
-#[derive(Deserialize)]
-struct Document {
-    keys: Vec<serde_json::Value>,
+    /// The key as `jsonwebtoken` takes it: an uncompressed point, an Ed25519 key, or modulus and exponent.
+    pub(super) decoding: DecodingKey,
 }
 
 #[derive(Deserialize)]
@@ -80,13 +74,17 @@ struct Jwk {
 /// # Errors
 /// [`NotAKeySet`] for a text that is not a JSON object with an array `keys`, or for one with more than [`MAX_KEYS`] members.
 pub(super) fn parse(text: &[u8]) -> Result<Vec<Arc<Key>>, NotAKeySet> {
-    let document: Document = serde_json::from_slice(text)?;
-    if document.keys.len() > MAX_KEYS {
-        return Err(NotAKeySet::TooMany(document.keys.len()));
+    let mut document: Members = serde_json::from_slice(text)?;
+    let Some(Value::Array(keys)) = document.take("keys") else {
+        return Err(NotAKeySet::NoList);
+    };
+    if keys.len() > MAX_KEYS {
+        return Err(NotAKeySet::TooMany(keys.len()));
     }
-    Ok(document
-        .keys
+    Ok(keys
         .into_iter()
+        // A derived struct would read a list as well.
+        .filter(Value::is_object)
         .filter_map(|value| Jwk::deserialize(value).ok())
         .filter_map(Key::new)
         .map(Arc::new)
@@ -108,11 +106,12 @@ impl Key {
         if !for_signatures || private || !named {
             return None;
         }
-        let (able, public, canonical) = read(&jwk)?;
+        let (able, decoding, canonical) = read(&jwk)?;
         let algorithms = match &jwk.alg {
             None => able,
             Some(alg) => {
-                let at = able.iter().position(|a| name(*a) == alg)?;
+                let named = Algorithm::named(alg)?;
+                let at = able.iter().position(|a| *a == named)?;
                 &able[at..=at]
             }
         };
@@ -129,66 +128,43 @@ impl Key {
             name,
             thumbprint: Arc::new(thumbprint),
             algorithms,
-            public,
+            decoding,
         })
+    }
+
+    /// Returns this key for a token whose header, in the form in which it was signed, is not the one that `jsonwebtoken` is given.
+    pub(super) fn signed_under(&self, header: &str) -> Option<DecodingKey> {
+        signature::signed_under(&self.decoding, header)
     }
 
     /// Returns whether `signature` is this key's signature of `message` by `algorithm`, which must be one of [`Key::algorithms`].
     pub(super) fn verifies(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
-        if !self.algorithms.contains(&algorithm) {
-            return false;
-        }
-        let verified = match (&self.public, algorithm) {
-            (Public::Bytes(point), Algorithm::ES256) => bytes(
-                &signature::ECDSA_P256_SHA256_FIXED,
-                point,
-                message,
-                signature,
-            ),
-            (Public::Bytes(point), Algorithm::ES384) => bytes(
-                &signature::ECDSA_P384_SHA384_FIXED,
-                point,
-                message,
-                signature,
-            ),
-            (Public::Bytes(key), Algorithm::EdDSA) => {
-                bytes(&signature::ED25519, key, message, signature)
-            }
-            (Public::Rsa { n, e }, algorithm) => {
-                let Some(parameters) = rsa_parameters(algorithm) else {
-                    return false;
-                };
-                RsaPublicKeyComponents { n, e }.verify(parameters, message, signature)
-            }
-            (Public::Bytes(_), _) => return false,
-        };
-        verified.is_ok()
+        signature::install();
+        let signature = URL_SAFE_NO_PAD.encode_to_string(signature);
+        self.algorithms.contains(&algorithm)
+            && jsonwebtoken::crypto::verify(&signature, message, &self.decoding, library(algorithm))
+                .unwrap_or(false)
     }
 }
 
-fn bytes(
-    algorithm: &'static dyn signature::VerificationAlgorithm,
-    key: &[u8],
-    message: &[u8],
-    signature: &[u8],
-) -> Result<(), ring::error::Unspecified> {
-    UnparsedPublicKey::new(algorithm, key).verify(message, signature)
-}
-
-fn rsa_parameters(algorithm: Algorithm) -> Option<&'static signature::RsaParameters> {
+/// Returns the algorithm as `jsonwebtoken` names it.
+pub(super) fn library(algorithm: Algorithm) -> jsonwebtoken::Algorithm {
+    use jsonwebtoken::Algorithm as Library;
     match algorithm {
-        Algorithm::RS256 => Some(&signature::RSA_PKCS1_2048_8192_SHA256),
-        Algorithm::RS384 => Some(&signature::RSA_PKCS1_2048_8192_SHA384),
-        Algorithm::RS512 => Some(&signature::RSA_PKCS1_2048_8192_SHA512),
-        Algorithm::PS256 => Some(&signature::RSA_PSS_2048_8192_SHA256),
-        Algorithm::PS384 => Some(&signature::RSA_PSS_2048_8192_SHA384),
-        Algorithm::PS512 => Some(&signature::RSA_PSS_2048_8192_SHA512),
-        Algorithm::ES256 | Algorithm::ES384 | Algorithm::EdDSA => None,
+        Algorithm::ES256 => Library::ES256,
+        Algorithm::ES384 => Library::ES384,
+        Algorithm::RS256 => Library::RS256,
+        Algorithm::RS384 => Library::RS384,
+        Algorithm::RS512 => Library::RS512,
+        Algorithm::PS256 => Library::PS256,
+        Algorithm::PS384 => Library::PS384,
+        Algorithm::PS512 => Library::PS512,
+        Algorithm::EdDSA => Library::EdDSA,
     }
 }
 
 /// Returns the algorithms that the key can verify, the key, and its canonical JSON for the thumbprint (RFC 7638 section 3.2).
-fn read(jwk: &Jwk) -> Option<(&'static [Algorithm], Public, String)> {
+fn read(jwk: &Jwk) -> Option<(&'static [Algorithm], DecodingKey, String)> {
     const RSA: &[Algorithm] = &[
         Algorithm::RS256,
         Algorithm::RS384,
@@ -202,7 +178,7 @@ fn read(jwk: &Jwk) -> Option<(&'static [Algorithm], Public, String)> {
             let point = point(jwk, 32, &agreement::ECDH_P256)?;
             Some((
                 &[Algorithm::ES256],
-                Public::Bytes(point),
+                DecodingKey::from_ec_der(&point),
                 canonical_curve(jwk, "EC", "P-256")?,
             ))
         }
@@ -210,14 +186,17 @@ fn read(jwk: &Jwk) -> Option<(&'static [Algorithm], Public, String)> {
             let point = point(jwk, 48, &agreement::ECDH_P384)?;
             Some((
                 &[Algorithm::ES384],
-                Public::Bytes(point),
+                DecodingKey::from_ec_der(&point),
                 canonical_curve(jwk, "EC", "P-384")?,
             ))
         }
         ("OKP", Some("Ed25519")) => {
             let key = decode(&jwk.x)?;
             let canonical = canonical_curve(jwk, "OKP", "Ed25519")?;
-            (key.len() == 32).then_some((&[Algorithm::EdDSA], Public::Bytes(key), canonical))
+            (key.len() == 32).then(|| {
+                let algorithms: &[Algorithm] = &[Algorithm::EdDSA];
+                (algorithms, DecodingKey::from_ed_der(&key), canonical)
+            })
         }
         ("RSA", _) => {
             let (n, e) = (
@@ -229,11 +208,10 @@ fn read(jwk: &Jwk) -> Option<(&'static [Algorithm], Public, String)> {
                 URL_SAFE_NO_PAD.encode_to_string(&e),
                 URL_SAFE_NO_PAD.encode_to_string(&n)
             );
-            (RSA_MODULUS.contains(&n.len()) && (1..=5).contains(&e.len())).then_some((
-                RSA,
-                Public::Rsa { n, e },
-                canonical,
-            ))
+            (RSA_MODULUS.contains(&n.len()) && (1..=5).contains(&e.len())).then(|| {
+                let key = DecodingKey::from_rsa_raw_components(&n, &e);
+                (RSA, key, canonical)
+            })
         }
         _ => None,
     }
@@ -276,21 +254,6 @@ fn without_zeros(bytes: Vec<u8>) -> Vec<u8> {
         .iter()
         .position(|b| *b != 0)
         .map_or_else(Vec::new, |at| bytes[at..].to_vec())
-}
-
-/// Returns the algorithm's name (RFC 7518 section 3.1, RFC 8037 section 3.1).
-fn name(algorithm: Algorithm) -> &'static str {
-    match algorithm {
-        Algorithm::ES256 => "ES256",
-        Algorithm::ES384 => "ES384",
-        Algorithm::RS256 => "RS256",
-        Algorithm::RS384 => "RS384",
-        Algorithm::RS512 => "RS512",
-        Algorithm::PS256 => "PS256",
-        Algorithm::PS384 => "PS384",
-        Algorithm::PS512 => "PS512",
-        Algorithm::EdDSA => "EdDSA",
-    }
 }
 
 #[cfg(test)]
@@ -385,7 +348,10 @@ mod tests {
             with(p256(), "use", json!("sig")),
             with(p256(), "key_ops", json!(["sign", "verify"])),
             with(p256(), "alg", json!("ES256")),
+            with(p256(), "alg", json!("ESP256")),
             with(ed25519(), "kid", json!("k")),
+            with(ed25519(), "alg", json!("EdDSA")),
+            with(ed25519(), "alg", json!("Ed25519")),
         ];
         let bad = [
             with(p256(), "use", json!("enc")),
@@ -414,6 +380,9 @@ mod tests {
             json!({"kty": "oct", "k": "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"}),
             json!({"kid": "no type"}),
             json!("not an object"),
+            json!(["EC", null, null, null, null, "P-256"]),
+            with(p256(), "alg", json!("ESP384")),
+            with(ed25519(), "alg", json!("Ed448")),
         ];
         for key in good {
             assert_eq!(set(&[key.clone(), bad[0].clone()]).len(), 1, "{key}");
@@ -432,9 +401,21 @@ mod tests {
 
     #[test]
     fn a_text_that_is_no_set_or_a_set_that_is_too_long_is_refused() {
-        for text in ["", "[]", "{}", r#"{"keys": {}}"#, r#"{"keys": [}"#] {
+        for text in [
+            "",
+            "[]",
+            "[[]]",
+            r#"{"keys": [}"#,
+            r#"{"keys": [], "keys": []}"#,
+        ] {
             assert!(
                 matches!(parse(text.as_bytes()), Err(NotAKeySet::Json(_))),
+                "{text}"
+            );
+        }
+        for text in ["{}", r#"{"keys": {}}"#, r#"{"keys": null}"#] {
+            assert!(
+                matches!(parse(text.as_bytes()), Err(NotAKeySet::NoList)),
                 "{text}"
             );
         }

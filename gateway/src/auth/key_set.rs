@@ -22,7 +22,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::jwk::Key;
 use super::recent::Recent;
 use crate::backoff::Backoff;
 use crate::clock::Clock;
@@ -30,9 +29,9 @@ use crate::config::{self, Live, Source};
 use crate::metrics::{Metrics, SourceKind, SourceLabel};
 use crate::principal::Thumbprint;
 
-use fetch::{FetchError, KeyFetcher};
-use table::Set;
+use fetch::{FetchError, KeyFetcher, KeySet};
 pub(super) use table::{Freshness, SourceTable, SourceView};
+use table::{Set, foreign_prefixes};
 
 /// `kid`s per source that are remembered because a fetch did not find them.
 const MAX_BAD_KIDS: usize = 1024;
@@ -135,26 +134,33 @@ impl KeySets {
         demand.running.then(|| view.handle.finished.subscribe())
     }
 
-    /// Requests a `kid` that the source does not have. `waited` says that the caller has already waited for a fetch.
+    /// Requests a key: `unknown` is a `kid` that the source does not have; `None` asks whether the key of a known one, or the only key, was replaced.
+    /// `waited` says that the caller has already waited for a fetch.
     ///
-    /// All callers during a fetch wait for that one fetch. Requests cause at most one fetch per `min_refresh_interval_secs`, whatever the `kid`s are
-    /// (authorization.md 2.3).
+    /// All callers during a fetch wait for that one fetch. Requests cause at most one fetch per `min_refresh_interval_secs`, whatever they name
+    /// (authorization.md 2.3 and 2.11).
     pub(super) fn request_key(
         &self,
         view: &SourceView,
-        kid: &str,
+        unknown: Option<&str>,
         cooldown: Duration,
         waited: bool,
     ) -> KeyRequest {
         let now = Instant::now();
         let mut demand = view.handle.demand.lock();
-        if demand.bad_kids.get(kid).is_some_and(|until| now < *until) {
+        if let Some(kid) = unknown
+            && demand.bad_kids.get(kid).is_some_and(|until| now < *until)
+        {
             return KeyRequest::Unknown;
         }
         if demand.running {
             return KeyRequest::Wait(view.handle.finished.subscribe());
         }
         if demand.asked.is_some_and(|asked| now < asked + cooldown) {
+            // A key that is known and does not fit stays the answer while the source is away.
+            let Some(kid) = unknown else {
+                return KeyRequest::Unknown;
+            };
             if demand.last_failed {
                 return KeyRequest::Unreachable;
             }
@@ -166,7 +172,11 @@ impl KeySets {
             return KeyRequest::Unknown;
         }
         if self.wanted.try_send(Arc::clone(&view.handle)).is_err() {
-            return KeyRequest::Unreachable;
+            return if unknown.is_some() {
+                KeyRequest::Unreachable
+            } else {
+                KeyRequest::Unknown
+            };
         }
         demand.running = true;
         demand.asked = Some(now);
@@ -254,7 +264,7 @@ struct TrackedSource {
     backoff: Backoff,
 }
 
-type Fetched = (Arc<FetchHandle>, Result<Vec<Arc<Key>>, FetchError>);
+type Fetched = (Arc<FetchHandle>, Result<KeySet, FetchError>);
 
 impl Refresher {
     async fn run(
@@ -306,8 +316,10 @@ impl Refresher {
                 .position(|kept| same_keys(&kept.view.source, source))
                 .map(|at| before.swap_remove(at));
             let mut kept = kept.unwrap_or_else(|| TrackedSource::new(source));
-            if *kept.view.source != *source {
+            let foreign = foreign_prefixes(source, &settings.jwks.sources);
+            if *kept.view.source != *source || kept.view.foreign != foreign {
                 kept.view.source = Arc::new(source.clone());
+                kept.view.foreign = foreign;
             }
             kept.view.revoked = self.revoked.contains(&source.name);
             if source.files().next().is_some() {
@@ -360,7 +372,7 @@ impl Refresher {
         }
     }
 
-    fn finish(&mut self, handle: &Arc<FetchHandle>, result: Result<Vec<Arc<Key>>, FetchError>) {
+    fn finish(&mut self, handle: &Arc<FetchHandle>, result: Result<KeySet, FetchError>) {
         let Some(kept) = self
             .tracked
             .iter_mut()
@@ -398,7 +410,7 @@ impl Refresher {
         if all {
             self.sets.started.store(true, Ordering::Relaxed);
         }
-        let trusted = |table: &SourceTable| -> Vec<(Arc<str>, bool, Vec<Thumbprint>)> {
+        let trusted = |table: &SourceTable| -> Vec<_> {
             table
                 .sources
                 .iter()
@@ -406,7 +418,10 @@ impl Refresher {
                     (
                         Arc::clone(&v.name),
                         v.is_accepted(),
-                        v.keys().map(|key| *key.thumbprint).collect(),
+                        Arc::clone(&v.foreign),
+                        v.keys()
+                            .map(|key| *key.thumbprint)
+                            .collect::<Vec<Thumbprint>>(),
                     )
                 })
                 .collect()
@@ -420,9 +435,13 @@ impl Refresher {
     }
 }
 
-/// Returns whether two sources get their keys from the same address or file, with the same authorities.
+/// Returns whether two sources get their keys from the same address or file, with the same authorities, and their secret from the same file.
 fn same_keys(a: &Source, b: &Source) -> bool {
-    a.name == b.name && a.url == b.url && a.ca_file == b.ca_file && a.keys_file == b.keys_file
+    a.name == b.name
+        && a.url == b.url
+        && a.ca_file == b.ca_file
+        && a.keys_file == b.keys_file
+        && a.application_secret_file == b.application_secret_file
 }
 
 impl TrackedSource {
@@ -441,6 +460,8 @@ impl TrackedSource {
         let view = SourceView {
             name: Arc::from(source.name.as_str()),
             source: Arc::new(source.clone()),
+            foreign: Arc::default(),
+            payload_key: None,
             set: None,
             error: None,
             revoked: false,
@@ -456,12 +477,7 @@ impl TrackedSource {
     }
 
     /// Takes the outcome of a fetch: a good set replaces the current one, a failure keeps it.
-    fn take(
-        &mut self,
-        result: Result<Vec<Arc<Key>>, FetchError>,
-        now_ms: i64,
-        jwks: &config::Jwks,
-    ) {
+    fn take(&mut self, result: Result<KeySet, FetchError>, now_ms: i64, jwks: &config::Jwks) {
         self.fetching = false;
         let refresh = Duration::from_secs(jwks.refresh_interval_secs);
         match result {
@@ -469,9 +485,13 @@ impl TrackedSource {
                 let before = self.backoff.failures();
                 self.backoff.reset();
                 self.view.set = Some(Set {
-                    keys: found.into(),
+                    keys: found.keys.into(),
                     fetched_ms: now_ms,
                 });
+                if self.view.payload_key != found.payload_key {
+                    self.view.payload_key = found.payload_key;
+                    self.view.forget_verified();
+                }
                 self.view.error = None;
                 self.due = Instant::now() + refresh.mul_f64(rand::rng().random_range(0.9..=1.0));
                 match self.view.problem() {

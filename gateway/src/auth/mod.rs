@@ -9,14 +9,16 @@ mod fixture;
 pub(crate) mod fuzzing;
 mod jwk;
 mod key_set;
+mod members;
 mod policy;
 mod published;
 mod recent;
 mod revocation;
+mod signature;
 mod token;
 
 pub use basic::{Basic, BasicError, UsersError};
 pub use policy::Access;
 pub use published::{NotPublic, PublishedKeys};
 pub use revocation::Revocations;
-pub use token::{Authenticator, TokenFault, VerifyError};
+pub use token::{Authenticator, MAX_TOKEN_BYTES, TokenFault, VerifyError};

@@ -4,11 +4,11 @@
 //! (authorization.md 1). When the key is known, verifying does not wait: a hash and a look-up for a token seen before, one signature check for a new
 //! one.
 //!
-//! `jsonwebtoken` reads the header. Its validation is not used, because it reads the system's clock itself (here time is a [`Clock`], and leeway is
-//! a live setting) and accepts a token without `aud` unless each claim is required one by one. Its `CryptoProvider` is not used either: it is a
-//! process-wide static that copies and boxes the key for each signature. [`super::jwk`] calls ring directly.
+//! `jsonwebtoken` checks a token, with ring beneath ([`super::signature`]); [`parse`] says what it cannot do. Of its own this module has the order in which
+//! sources and keys are tried, waiting for keys, and the memory of verified tokens, so that a client that comes back costs a hash and a look-up.
 
 mod parse;
+pub(super) mod payload;
 
 pub(super) mod fuzzing;
 
@@ -33,8 +33,9 @@ use crate::principal::{Principal, TokenFacts};
 
 use parse::{ParsedToken, check};
 
-/// Longest token in bytes.
-const MAX_TOKEN_BYTES: usize = 16 * 1024;
+/// Longest token in bytes, on the socket and in a header (authorization.md 1.1). Large identity providers write tokens of 20 kB; with 8 KiB for all other
+/// fields it fits into the default of `server.max_header_bytes`.
+pub const MAX_TOKEN_BYTES: usize = 24 * 1024;
 /// Verified tokens that are remembered. At least half as many different ones are remembered at any time, such as those of all clients that
 /// reconnect at once. A connection shares the principal; without connections a full memory takes about 15 MiB.
 const REMEMBERED: usize = 32_768;
@@ -58,7 +59,7 @@ pub enum VerifyError {
 /// What is wrong with a token, in the order of the checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TokenFault {
-    /// Longer than 16 KiB.
+    /// Longer than [`MAX_TOKEN_BYTES`].
     TooLong,
     /// Not a signed token that this gateway can read; `none` and unknown algorithms are among these.
     Malformed,
@@ -152,6 +153,7 @@ impl Authenticator {
         revocations: Arc<Revocations>,
         shutdown: CancellationToken,
     ) -> (Self, JoinHandle<()>) {
+        super::signature::install();
         let (sets, task) = KeySets::start(live, Arc::clone(&clock), Arc::clone(&metrics), shutdown);
         let remembered = std::array::from_fn(|_| Mutex::new(Recent::new(REMEMBERED / SHARDS)));
         (
@@ -210,13 +212,19 @@ impl Authenticator {
             .is_some_and(|facts| self.inner.sets.table().is_revoked(&facts.source))
     }
 
-    /// Returns whether a principal is still trusted: no revocation matches it, and the source and the key of its token are still accepted.
+    /// Returns whether a principal is still trusted: no revocation matches it, the source and the key of its token are still accepted, and its subject is
+    /// not one of another issuer by now.
     pub fn trusts(&self, principal: &Principal) -> bool {
         !self.inner.revocations.matches(principal)
             && !self.is_revoked(principal)
-            && principal
-                .token()
-                .is_none_or(|facts| self.still_valid(facts))
+            && principal.token().is_none_or(|facts| {
+                self.still_valid(facts)
+                    && self
+                        .inner
+                        .sets
+                        .table()
+                        .owns(&facts.source, &principal.subject)
+            })
     }
 
     /// Returns a channel that changes whenever [`Authenticator::still_valid`] or [`Authenticator::is_revoked`] may return something else.
@@ -321,44 +329,53 @@ impl Inner {
     fn try_sources(&self, token: &ParsedToken<'_>, hash: &TokenHash, round: usize) -> Step {
         let table = self.sets.table();
         let now = self.clock.now_ms();
-        let mut reason = TokenFault::Issuer;
+        let mut reason = None;
+        // Sources that may have the key by now, and whether a signature was right, so that no other key would change the answer.
         let mut without_key = Vec::new();
-        let mut found_key = false;
-        for view in table.candidates(token.claims.iss.as_deref()) {
+        let mut verified = false;
+        for view in table.candidates(token.issuer.as_deref()) {
             if !view.source.algorithms.contains(&token.algorithm) {
-                reason = reason.max(TokenFault::Algorithm);
+                reason = reason.max(Some(TokenFault::Algorithm));
                 continue;
             }
             if view.freshness(now, table.jwks.max_stale_secs) != Freshness::Usable {
                 without_key.push(view);
                 continue;
             }
-            let mut found_here = false;
-            for key in matching(view, token.kid.as_deref()) {
-                found_here = true;
+            let (mut found, mut verified_here) = (false, false);
+            for key in matching(view, token) {
+                found = true;
                 match check(token, view, key, now, leeway_ms(&table)) {
                     Ok((principal, not_before_ms)) => {
                         return Step::Done(self.accept(principal, not_before_ms, view, hash));
                     }
-                    Err(why) => reason = reason.max(why),
+                    Err(why) => {
+                        verified_here |=
+                            !matches!(why, TokenFault::Algorithm | TokenFault::Signature);
+                        reason = reason.max(Some(why));
+                    }
                 }
             }
-            found_key |= found_here;
-            if !found_here {
-                reason = reason.max(TokenFault::UnknownKey);
+            verified |= verified_here;
+            if !found {
+                reason = reason.max(Some(TokenFault::UnknownKey));
+            }
+            if !verified_here {
                 without_key.push(view);
             }
         }
-        if reason == TokenFault::Issuer
-            && without_key.is_empty()
-            && table.is_of_revoked(token.claims.iss.as_deref())
-        {
-            reason = TokenFault::Revoked;
-        }
-        if found_key || without_key.is_empty() {
+        let reason = reason.unwrap_or_else(|| {
+            let revoked = without_key.is_empty() && table.is_of_revoked(token.issuer.as_deref());
+            if revoked {
+                TokenFault::Revoked
+            } else {
+                TokenFault::Issuer
+            }
+        });
+        if verified || without_key.is_empty() {
             return Step::Done(Err(VerifyError::Refused(reason)));
         }
-        self.ask_for_keys(&table, &without_key, token.kid.as_deref(), reason, round)
+        self.ask_for_keys(&table, &without_key, token, reason, round)
     }
 
     fn accept(
@@ -380,12 +397,12 @@ impl Inner {
         self.unless_revoked(principal)
     }
 
-    /// No source has the key yet. Requests fetches where these may bring it.
+    /// No source has the key yet, or it was replaced under its `kid`. Requests fetches where these may bring it.
     fn ask_for_keys(
         &self,
         table: &SourceTable,
         views: &[&SourceView],
-        kid: Option<&str>,
+        token: &ParsedToken<'_>,
         reason: TokenFault,
         round: usize,
     ) -> Step {
@@ -397,12 +414,16 @@ impl Inner {
             if view.freshness(now, table.jwks.max_stale_secs) != Freshness::Usable {
                 fetches.extend(self.sets.under_way(view));
                 unavailable.get_or_insert_with(|| view.unusable());
-            } else if let Some(kid) = kid {
-                match self.sets.request_key(view, kid, cooldown, round > 0) {
-                    KeyRequest::Wait(fetch) => fetches.push(fetch),
-                    KeyRequest::Unknown => {}
-                    KeyRequest::Unreachable => unavailable = Some(view.unusable()),
-                }
+                continue;
+            }
+            let unknown = token
+                .kid
+                .as_deref()
+                .filter(|_| matching(view, token).next().is_none());
+            match self.sets.request_key(view, unknown, cooldown, round > 0) {
+                KeyRequest::Wait(fetch) => fetches.push(fetch),
+                KeyRequest::Unknown => {}
+                KeyRequest::Unreachable => unavailable = Some(view.unusable()),
             }
         }
         if !fetches.is_empty() && round < MAX_WAITS {
@@ -428,11 +449,18 @@ fn leeway_ms(table: &SourceTable) -> i64 {
     table.clock_skew_secs.saturating_mul(1000) as i64
 }
 
-/// Returns the keys that may have signed a token: those with its `kid`, or the only key of the source for a token without `kid`.
-fn matching<'v>(view: &'v SourceView, kid: Option<&'v str>) -> impl Iterator<Item = &'v Arc<Key>> {
-    let only = kid.is_none() && view.keys().count() == 1;
-    view.keys()
-        .filter(move |key| only || (kid.is_some() && key.kid.as_deref() == kid))
+/// Returns the keys that may have signed a token: those with its `kid`, or, for a token without `kid`, the only key of the source that is for its
+/// algorithm.
+fn matching<'v>(
+    view: &'v SourceView,
+    token: &'v ParsedToken<'_>,
+) -> impl Iterator<Item = &'v Arc<Key>> {
+    let fits = |key: &Key| key.algorithms.contains(&token.algorithm);
+    let only = token.kid.is_none() && view.keys().filter(|key| fits(key)).count() == 1;
+    view.keys().filter(move |key| match &token.kid {
+        Some(kid) => key.kid.as_deref() == Some(kid),
+        None => only && fits(key),
+    })
 }
 
 #[cfg(test)]

@@ -161,7 +161,7 @@ pub struct BusStatus {
     /// `host:port` of the servers, sentinels or cluster nodes in use.
     pub nodes: Vec<String>,
     /// Whether the live settings name another Redis or login than the one in use, and the bus is switching to it.
-    pub switching: bool,
+    pub moving: bool,
     /// Why the switch has failed so far.
     pub error: Option<String>,
     /// The previous Redis, while the live settings name one.
@@ -173,7 +173,7 @@ impl Default for BusStatus {
         Self {
             mode: config::RedisMode::None,
             nodes: Vec::new(),
-            switching: false,
+            moving: false,
             error: None,
             previous: None,
         }

@@ -2,8 +2,14 @@
 
 use std::path::Path;
 
+use signal_contract::prefixes_collide;
+
 use super::check::Checks;
-use super::{Live, RedisLocation, RedisMode, Source};
+use super::{Live, RedisLocation, RedisMode, Source, SourcePreset};
+
+/// Most claims of `subject_claims`, and the longest of them and of `subject_prefix` in bytes.
+const MAX_CLAIMS: usize = 8;
+const MAX_NAME_BYTES: usize = 64;
 
 /// Adds everything that is wrong with the live settings.
 pub(super) fn check_live(live: &Live, problems: &mut Vec<String>) {
@@ -14,6 +20,7 @@ pub(super) fn check_live(live: &Live, problems: &mut Vec<String>) {
     let sources = &live.jwks.sources;
     for (at, source) in sources.iter().enumerate() {
         check_source(source, &sources[..at], at, &mut checks);
+        check_subjects(source, &sources[..at], at, &mut checks);
     }
     check_locations(live, &mut checks);
 }
@@ -122,11 +129,11 @@ fn check_source(source: &Source, earlier: &[Source], at: usize, checks: &mut Che
     for (ok, text) in [
         (!source.name.is_empty(), "name must not be empty"),
         (
-            !source.issuer.is_empty() || source.skip_issuer_check,
+            !source.issuer.is_empty() || source.waives_issuer(),
             "issuer must not be empty, or say skip_issuer_check = true",
         ),
         (
-            !source.audiences.is_empty() || source.skip_audience_check,
+            !source.audiences.is_empty() || source.waives_audience(),
             "audiences must not be empty, or say skip_audience_check = true",
         ),
         (
@@ -151,6 +158,42 @@ fn check_source(source: &Source, earlier: &[Source], at: usize, checks: &mut Che
         ),
     ] {
         checks.need(ok, &format!("jwks.sources[{at}]"), text);
+    }
+}
+
+/// Checks from which claims a source has its subjects, and that no other issuer has the same ones (authorization.md 2.8).
+fn check_subjects(source: &Source, earlier: &[Source], at: usize, checks: &mut Checks<'_>) {
+    let name = format!("jwks.sources[{at}]");
+    let is_name = |claim: &String| {
+        (1..=MAX_NAME_BYTES).contains(&claim.len()) && !claim.contains(char::is_control)
+    };
+    checks.need(
+        source.subject_claims.len() <= MAX_CLAIMS && source.subject_claims.iter().all(is_name),
+        &name,
+        "subject_claims must be at most 8 names of 1 to 64 bytes",
+    );
+    let prefix = &source.subject_prefix;
+    checks.need(
+        prefix.len() <= MAX_NAME_BYTES && !prefix.contains(char::is_control),
+        &name,
+        "subject_prefix must be at most 64 bytes without control characters",
+    );
+    checks.need(
+        source.application_secret_file.path().is_none() || source.preset == SourcePreset::Ignis,
+        &name,
+        "application_secret_file is for preset = \"ignis\"",
+    );
+    for earlier in earlier {
+        checks.need(
+            source.shares_subjects_with(earlier)
+                || !prefixes_collide(prefix, &earlier.subject_prefix),
+            &name,
+            &format!(
+                "subject_prefix {prefix:?} collides with {:?} of {}: of two issuers neither may begin the other, and only one may have none, or subjects \
+                 of one would be taken for the other's",
+                earlier.subject_prefix, earlier.name
+            ),
+        );
     }
 }
 

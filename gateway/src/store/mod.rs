@@ -29,7 +29,7 @@ use crate::id::Id;
 use crate::notification::{InboxState, NewActivity, Notification};
 
 pub use crate::notification::MAX_READ_IDS;
-pub use error::{DatabaseError, OpenError, StoreError};
+pub use error::{DatabaseError, OpenError, RefusalClass, StoreError};
 pub use migrate::{Migrated, migrate};
 pub use open::{Stores, open};
 pub use retention::{PURGE_INTERVAL, purge_loop};
@@ -152,7 +152,7 @@ pub trait NotificationStore: Send + Sync + 'static {
     fn mark_read<'a>(
         &'a self,
         recipient: &'a str,
-        selector: &'a NotificationSelector,
+        which: &'a NotificationSelector,
         now: DateTime<Utc>,
     ) -> StoreFuture<'a, MarkedRead>;
 

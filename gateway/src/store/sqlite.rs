@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, Sqlite as Driver};
 
 use super::batch::milliseconds;
-use super::error::refuse_nul;
+use super::error::{RefusalClass, refuse_nul};
 use super::migrate::VERSION;
 use super::{
     Filter, MAX_READ_IDS, MarkedRead, Missed, NotificationSelector, NotificationStore, Page,
@@ -35,21 +35,21 @@ const CHANGED: &str = "UPDATE signal_inbox SET unread_count = unread_count - $2,
 
 /// The two statements of a mark: the newest ids that will change, and the change.
 ///
-/// `$1` recipient, `$2` most ids or when, `$3` what the selector names.
-fn mark(selector: &NotificationSelector) -> (&'static str, &'static str) {
+/// `$1` recipient, `$2` most ids or when, `$3` which.
+fn mark(which: &NotificationSelector) -> (&'static str, &'static str) {
     macro_rules! mark {
-        ($filter:literal) => {
+        ($which:literal) => {
             (
                 concat!(
                     "SELECT id FROM signal_notification WHERE recipient_id = $1 AND read_at IS NULL",
-                    $filter,
+                    $which,
                     " ORDER BY seq DESC LIMIT $2"
                 ),
-                concat!("UPDATE signal_notification SET read_at = $2 WHERE recipient_id = $1 AND read_at IS NULL", $filter),
+                concat!("UPDATE signal_notification SET read_at = $2 WHERE recipient_id = $1 AND read_at IS NULL", $which),
             )
         };
     }
-    match selector {
+    match which {
         NotificationSelector::Ids(_) => mark!(" AND id IN (SELECT value FROM json_each($3))"),
         NotificationSelector::UpTo(_) => mark!(" AND seq <= $3"),
         NotificationSelector::All => mark!(""),
@@ -145,7 +145,7 @@ impl SqliteStore {
     ) -> Result<Option<InboxState>, StoreError> {
         refuse_nul("recipient", recipient)?;
         let mut tx = self.pools.begin().await?;
-        let Some(deleted) = sqlx::query(DELETE)
+        let Some(gone) = sqlx::query(DELETE)
             .bind(recipient)
             .bind(id.as_str())
             .fetch_optional(&mut *tx)
@@ -155,13 +155,13 @@ impl SqliteStore {
             return Ok(None);
         };
         sqlx::query(MARK_DELETED)
-            .bind(deleted.try_get::<&str, _>("source")?)
-            .bind(deleted.try_get::<&str, _>("event_id")?)
+            .bind(gone.try_get::<&str, _>("source")?)
+            .bind(gone.try_get::<&str, _>("event_id")?)
             .bind(recipient)
             .bind(now.timestamp_millis())
             .execute(&mut *tx)
             .await?;
-        let unread = i64::from(time(&deleted, "read_at")?.is_none());
+        let unread = i64::from(time(&gone, "read_at")?.is_none());
         let inbox = sqlx::query(CHANGED)
             .bind(recipient)
             .bind(unread)
@@ -174,7 +174,7 @@ impl SqliteStore {
     async fn mark_read(
         &self,
         recipient: &str,
-        selector: &NotificationSelector,
+        which: &NotificationSelector,
         now: DateTime<Utc>,
     ) -> Result<MarkedRead, StoreError> {
         refuse_nul("recipient", recipient)?;
@@ -195,8 +195,8 @@ impl SqliteStore {
             read_at,
             inbox,
         };
-        let (select, update) = mark(selector);
-        let chosen = |query| choose(query, selector);
+        let (select, update) = mark(which);
+        let chosen = |query| choose(query, which);
         for row in chosen(
             sqlx::query(select)
                 .bind(recipient)
@@ -230,9 +230,9 @@ type SqliteQuery<'q> = sqlx::query::Query<'q, Driver, sqlx::sqlite::SqliteArgume
 
 fn choose<'q>(
     query: SqliteQuery<'q>,
-    selector: &NotificationSelector,
+    which: &NotificationSelector,
 ) -> Result<SqliteQuery<'q>, StoreError> {
-    Ok(match selector {
+    Ok(match which {
         NotificationSelector::Ids(ids) => query.bind(json(ids)?),
         NotificationSelector::UpTo(seq) => query.bind(*seq),
         NotificationSelector::All => query,
@@ -241,7 +241,8 @@ fn choose<'q>(
 
 /// SQLite has no arrays: many values travel as one JSON text.
 pub(super) fn json(values: &impl serde::Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(values).map_err(StoreError::refused)
+    serde_json::to_string(values)
+        .map_err(|error| StoreError::refused(RefusalClass::Encoding, error))
 }
 
 fn time(row: &SqliteRow, column: &'static str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
@@ -285,10 +286,10 @@ impl NotificationStore for SqliteStore {
     fn mark_read<'a>(
         &'a self,
         recipient: &'a str,
-        selector: &'a NotificationSelector,
+        which: &'a NotificationSelector,
         now: DateTime<Utc>,
     ) -> StoreFuture<'a, MarkedRead> {
-        Box::pin(self.mark_read(recipient, selector, now))
+        Box::pin(self.mark_read(recipient, which, now))
     }
 
     fn inbox<'a>(&'a self, recipient: &'a str) -> StoreFuture<'a, InboxState> {

@@ -386,9 +386,9 @@ impl Connection {
                 }
                 Action::Leave(rooms) => self.ask(Operation::Leave(rooms)),
                 Action::Refresh(token) => self.ask(Operation::Refresh { token }),
-                Action::MarkRead(selector) => {
+                Action::MarkRead(which) => {
                     if let Some(who) = self.session.principal().cloned() {
-                        self.ask(Operation::MarkRead { who, selector });
+                        self.ask(Operation::MarkRead { who, which });
                     }
                 }
                 Action::Sync { after, limit } => {

@@ -41,6 +41,7 @@ fn with_record(text: Option<&str>) -> Observed {
     let cluster = std::sync::Arc::make_mut(&mut observed.cluster);
     let mut new = cluster.spec.jwks.sources[0].clone();
     (new.name, new.issuer) = ("new".into(), "https://new.example.com/".into());
+    new.subject_prefix = "new:".into();
     cluster.spec.jwks.sources.push(new);
     observed
 }

@@ -4,7 +4,7 @@
 
 use signal_contract::{
     Config, KafkaAuth, KafkaSecurity, Live, ManagedJwks, RedisAuth, RedisLocation, RedisMode,
-    RedisTls, Secret, SecretFile, SendQueue, Sentinel, Source, Tracing,
+    RedisTls, Secret, SecretFile, SendQueue, Sentinel, Source, Tracing, prefixes_collide,
 };
 use signal_crds::data::{Database, Kafka, Migrations};
 
@@ -164,6 +164,7 @@ pub(super) fn live_settings(cluster: &ValidCluster, record: &Record, managed: bo
     live.jwks.request_timeout_ms = millis(spec.jwks.request_timeout);
     live.jwks.revoked_sources = record.jwks.revoked_sources.clone();
     live.jwks.sources = record.jwks.sources.iter().map(source).collect();
+    share_subjects(cluster, &record.jwks.sources, &mut live.jwks.sources);
     if managed || record.names_managed() {
         live.jwks.managed = ManagedJwks {
             jwks_file: mounted(JWKS_JSON).into(),
@@ -235,6 +236,38 @@ fn location(redis: &RecordedRedis) -> RedisLocation {
     }
 }
 
+/// While a source is replaced, gateways have it twice: with two issuers or without any, and with the same people. Sources that the spec names side by side
+/// are never made one.
+fn share_subjects(cluster: &ValidCluster, recorded: &[RecordedSource], sources: &mut [Source]) {
+    let is_wanted = |source: &RecordedSource| {
+        let mut wanted = cluster.sources.iter();
+        wanted
+            .any(|(name, definition)| *name == source.declared && *definition == source.definition)
+    };
+    let is_declared = |source: &RecordedSource| {
+        let mut wanted = cluster.sources.iter();
+        wanted.any(|(name, _)| *name == source.declared)
+    };
+    // Another version of the same source, or a source that the spec does not name any more.
+    let is_replaced = |one: &RecordedSource, other: &RecordedSource| {
+        !is_wanted(one) && (one.declared == other.declared || !is_declared(one))
+    };
+    for at in 1..sources.len() {
+        for earlier in 0..at {
+            let (one, other) = (&recorded[at], &recorded[earlier]);
+            let collide = !sources[at].shares_subjects_with(&sources[earlier])
+                && prefixes_collide(
+                    &one.definition.subject_prefix,
+                    &other.definition.subject_prefix,
+                );
+            if collide && (is_replaced(one, other) || is_replaced(other, one)) {
+                let name = sources[earlier].name.clone();
+                sources[at].same_subjects_as.push(name);
+            }
+        }
+    }
+}
+
 fn source(source: &RecordedSource) -> Source {
     let definition = &source.definition;
     Source {
@@ -248,6 +281,9 @@ fn source(source: &RecordedSource) -> Source {
         },
         audiences: definition.audiences.clone(),
         algorithms: definition.algorithms.iter().map(|a| (*a).into()).collect(),
+        preset: definition.preset,
+        subject_claims: definition.subject_claims.clone(),
+        application_secret_file: secret_file(definition.application_secret_file.as_deref()),
         subject_prefix: definition.subject_prefix.clone(),
         trust_roles: definition.trust_roles,
         ca_file: definition

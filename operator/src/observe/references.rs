@@ -38,7 +38,8 @@ pub fn references(spec: &SignalClusterSpec) -> References {
         .jwks
         .sources
         .iter()
-        .filter_map(|source| source.ca_secret_ref.as_ref());
+        .flat_map(|source| [&source.ca_secret_ref, &source.application_secret_ref])
+        .filter_map(Option::as_ref);
     References {
         secrets: optional
             .into_iter()

@@ -5,7 +5,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use signal_contract::RedisMode;
+use signal_contract::{RedisMode, SourcePreset};
 use signal_crds::jwks::Algorithm;
 use signal_crds::status::SourceStage;
 
@@ -81,9 +81,18 @@ pub struct SourceDefinition {
     pub audiences: Vec<String>,
     /// Accepted algorithms.
     pub algorithms: Vec<Algorithm>,
+    /// What kind of issuer it is.
+    #[serde(default, skip_serializing_if = "is_standard")]
+    pub preset: SourcePreset,
+    /// The claims that may be its subject.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subject_claims: Vec<String>,
     /// In front of its subjects.
     #[serde(default)]
     pub subject_prefix: String,
+    /// Key of the credentials Secret with the secret of its payloads, content-addressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application_secret_file: Option<String>,
     /// Whether its roles count.
     #[serde(default)]
     pub trust_roles: bool,
@@ -93,6 +102,17 @@ pub struct SourceDefinition {
     /// Accepts `http://`.
     #[serde(default)]
     pub allow_insecure_http: bool,
+}
+
+fn is_standard(preset: &SourcePreset) -> bool {
+    *preset == SourcePreset::Standard
+}
+
+impl SourceDefinition {
+    /// Returns whether both are of the same named issuer.
+    pub fn is_of_issuer(&self, other: &Self) -> bool {
+        !self.issuer.is_empty() && self.issuer == other.issuer
+    }
 }
 
 /// One Redis as gateways know it. Any difference is a switch.
@@ -181,7 +201,11 @@ impl Record {
             .jwks
             .sources
             .iter()
-            .filter_map(|source| source.definition.ca_file.as_deref());
+            .flat_map(|source| {
+                let definition = &source.definition;
+                [&definition.ca_file, &definition.application_secret_file]
+            })
+            .filter_map(|file| file.as_deref());
         let redis = self
             .redis
             .current

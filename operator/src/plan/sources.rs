@@ -152,8 +152,7 @@ impl<'a> Step<'a> {
             .collect();
         for (declared, definition) in self.input.wanted {
             let of_name = |source: &&RecordedSource| source.declared == *declared;
-            let of_issuer =
-                |source: &&RecordedSource| source.definition.issuer == definition.issuer;
+            let of_issuer = |source: &&RecordedSource| source.definition.is_of_issuer(definition);
             for related in [&of_name as &dyn Fn(&&RecordedSource) -> bool, &of_issuer] {
                 let stands = |source: &RecordedSource| {
                     source.stage == SourceStage::Trusted || back.contains(&source.name)
@@ -329,7 +328,7 @@ impl<'a> Step<'a> {
         self.input
             .wanted
             .iter()
-            .any(|(_, definition)| definition.issuer == source.definition.issuer)
+            .any(|(_, definition)| definition.is_of_issuer(&source.definition))
     }
 
     /// Whether a source may retire: once its successor replaces it; without a successor, once nothing is being prepared that could replace it.
@@ -344,7 +343,7 @@ impl<'a> Step<'a> {
     /// Whether another source of its name and one of its issuer, if those are wanted, is trusted and every ready pod has its keys.
     fn is_replaced(&self, source: &RecordedSource) -> bool {
         let named = |other: &RecordedSource| other.declared == source.declared;
-        let issued = |other: &RecordedSource| other.definition.issuer == source.definition.issuer;
+        let issued = |other: &RecordedSource| other.definition.is_of_issuer(&source.definition);
         let stands = |related: &dyn Fn(&RecordedSource) -> bool| {
             self.successors(source).any(|other| {
                 related(other)

@@ -11,6 +11,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use serde_json::Value;
+use signal_contract::SourcePreset;
 use signal_crds::jwks::Algorithm;
 use signal_crds::{SignalCluster, SignalClusterSpec};
 
@@ -260,12 +261,25 @@ fn sources(
                 &format!("source-{}-ca", source.name),
             )
         });
+        let secret = source.application_secret_ref.as_ref();
+        let application_secret_file = secret.and_then(|key| {
+            resolver.addressed_password(
+                &format!("spec.jwks.sources[{at}].applicationSecretRef"),
+                key,
+                &format!("source-{}-secret", source.name),
+            )
+        });
+        let algorithms = source.algorithms.iter();
         let definition = SourceDefinition {
             issuer: source.issuer.clone(),
             url: Some(source.url.clone()),
             audiences: source.audiences.clone(),
-            algorithms: source.algorithms.clone(),
+            // Every release reads these names, in a record too; another name for the same algorithm is no other source.
+            algorithms: algorithms.map(|named| named.canonical()).collect(),
+            preset: source.preset.into(),
+            subject_claims: source.subject_claims.clone(),
             subject_prefix: source.subject_prefix.clone(),
+            application_secret_file,
             trust_roles: source.trust_roles,
             ca_file,
             allow_insecure_http: source.allow_insecure_http,
@@ -278,7 +292,10 @@ fn sources(
             url: None,
             audiences: managed.audiences.clone(),
             algorithms: vec![Algorithm::ES256],
+            preset: SourcePreset::Standard,
+            subject_claims: Vec::new(),
             subject_prefix: managed.subject_prefix.clone(),
+            application_secret_file: None,
             trust_roles: managed.trust_roles,
             ca_file: None,
             allow_insecure_http: false,

@@ -253,7 +253,7 @@ fn live_settings(certs: &str) -> Live {
     let text = format!(
         "allowed_origins = [\"https://shop.example.com\"]\ntrusted_proxies = [\"10.0.0.0/8\"]\n\
              [[jwks.sources]]\nname = \"main\"\nissuer = \"{ISSUER}\"\nurl = \"{certs}\"\naudiences = [\"signal\"]\nalgorithms = [\"ES256\"]\nallow_insecure_http = true\n\
-             [[jwks.sources]]\nname = \"away\"\nissuer = \"{AWAY}\"\nurl = \"http://127.0.0.1:1/certs\"\naudiences = [\"signal\"]\nalgorithms = [\"ES256\"]\nallow_insecure_http = true\n"
+             [[jwks.sources]]\nname = \"away\"\nissuer = \"{AWAY}\"\nurl = \"http://127.0.0.1:1/certs\"\naudiences = [\"signal\"]\nalgorithms = [\"ES256\"]\nsubject_prefix = \"away:\"\nallow_insecure_http = true\n"
     );
     load_live(&text).unwrap()
 }

@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 use url::Url;
 
 use super::super::jwk::{self, Key, NotAKeySet};
-use crate::config::Source;
+use crate::auth::token::payload::PayloadKey;
+use crate::config::{SecretFile, Source, read_secret};
 
 /// Why a key set could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +20,8 @@ pub(super) enum FetchError {
     Authorities(String),
     #[error("the keys file cannot be read: {0}")]
     File(String),
+    #[error("the application secret cannot be used: {0}")]
+    Secret(String),
     #[error("the request failed: {0}")]
     Request(String),
     #[error("the answer is {0}, not 200")]
@@ -29,6 +32,13 @@ pub(super) enum FetchError {
     TooSlow(u64),
     #[error(transparent)]
     NotAKeySet(#[from] NotAKeySet),
+}
+
+/// What a fetch brings.
+pub(super) struct KeySet {
+    pub(super) keys: Vec<Arc<Key>>,
+    /// The key of encrypted payloads, for a source that names a secret.
+    pub(super) payload_key: Option<PayloadKey>,
 }
 
 /// Fetches one source's keys; keeps the HTTP client between fetches.
@@ -42,7 +52,11 @@ impl KeyFetcher {
         &self,
         source: &Source,
         max_bytes: usize,
-    ) -> Result<Vec<Arc<Key>>, FetchError> {
+    ) -> Result<KeySet, FetchError> {
+        let secret = source.application_secret_file.clone();
+        let payload_key = tokio::task::spawn_blocking(move || payload_key(&secret))
+            .await
+            .map_err(|error| FetchError::Secret(error.to_string()))??;
         let text = match &source.url {
             Some(url) => get(&self.client(source, url).await?, url, max_bytes).await?,
             None => {
@@ -51,7 +65,10 @@ impl KeyFetcher {
                 read.map_err(|error| FetchError::File(error.to_string()))??
             }
         };
-        Ok(jwk::parse(&text)?)
+        Ok(KeySet {
+            keys: jwk::parse(&text)?,
+            payload_key,
+        })
     }
 
     /// Returns the client for this source, and makes another one when the content of its CA file changes.
@@ -83,6 +100,16 @@ impl KeyFetcher {
     }
 }
 
+/// Reads the secret of encrypted payloads, if the source has one.
+fn payload_key(file: &SecretFile) -> Result<Option<PayloadKey>, FetchError> {
+    let secret = read_secret(file).map_err(|error| FetchError::Secret(error.to_string()))?;
+    secret
+        .map(|secret| PayloadKey::new(secret.expose()))
+        .transpose()
+        .map_err(|error| FetchError::Secret(error.to_string()))
+}
+
+/// Gets a document, which the server may send compressed. The bound is of the document itself, so nothing small can unfold into something large.
 async fn get(client: &reqwest::Client, url: &Url, max_bytes: usize) -> Result<Vec<u8>, FetchError> {
     let request = client
         .get(url.clone())
@@ -121,6 +148,7 @@ fn make_client(url: &Url, ca_file: &Path) -> Result<reqwest::Client, FetchError>
         .redirect(reqwest::redirect::Policy::none())
         .https_only(url.scheme() == "https")
         .pool_max_idle_per_host(0)
+        .gzip(true)
         .user_agent(concat!("signal-gateway/", env!("CARGO_PKG_VERSION")));
     if is_loopback(url) {
         // A proxy of the environment is not for this host itself.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::FetchHandle;
 use crate::auth::jwk::Key;
+use crate::auth::token::payload::PayloadKey;
 use crate::config::{self, Source, SourceState};
 use crate::principal::Thumbprint;
 
@@ -20,9 +21,13 @@ pub(in crate::auth) struct SourceTable {
 /// One source and its keys.
 #[derive(Clone)]
 pub(in crate::auth) struct SourceView {
-    /// The pointer stays the same while the source's settings are the same.
+    /// The pointer stays the same while everything is that a verified token rests on but its key: the settings, the secret, others' prefixes.
     pub(in crate::auth) source: Arc<Source>,
     pub(in crate::auth) name: Arc<str>,
+    /// Prefixes of other issuers' subjects; empty for a source that has a prefix of its own, since no subject behind that one begins with another.
+    pub(super) foreign: Arc<[String]>,
+    /// The key of its encrypted payloads.
+    pub(in crate::auth) payload_key: Option<PayloadKey>,
     pub(super) set: Option<Set>,
     pub(super) error: Option<String>,
     pub(super) revoked: bool,
@@ -43,7 +48,29 @@ pub(in crate::auth) enum Freshness {
     Usable,
 }
 
+/// Returns the prefixes with which a subject of this source must not begin (authorization.md 2.8).
+pub(super) fn foreign_prefixes(source: &Source, all: &[Source]) -> Arc<[String]> {
+    all.iter()
+        .filter(|other| source.subject_prefix.is_empty() && !source.shares_subjects_with(other))
+        .filter(|other| !other.subject_prefix.is_empty())
+        .map(|other| other.subject_prefix.clone())
+        .collect()
+}
+
 impl SourceView {
+    /// Returns whether a subject, with the prefix of the source, is one of this issuer: it does not begin with the prefix of another.
+    pub(in crate::auth) fn owns(&self, subject: &str) -> bool {
+        !self
+            .foreign
+            .iter()
+            .any(|prefix| subject.starts_with(prefix))
+    }
+
+    /// Has tokens of this source that were verified before be verified again.
+    pub(super) fn forget_verified(&mut self) {
+        self.source = Arc::new(Source::clone(&self.source));
+    }
+
     /// Returns whether its tokens are accepted at all.
     pub(in crate::auth) fn is_accepted(&self) -> bool {
         !self.revoked
@@ -117,10 +144,10 @@ impl SourceTable {
     ) -> impl Iterator<Item = &'t SourceView> {
         let named = move |view: &&SourceView| {
             view.is_accepted()
-                && !view.source.skip_issuer_check
+                && !view.source.waives_issuer()
                 && issuer == Some(view.source.issuer.as_str())
         };
-        let waived = |view: &&SourceView| view.is_accepted() && view.source.skip_issuer_check;
+        let waived = |view: &&SourceView| view.is_accepted() && view.source.waives_issuer();
         self.sources
             .iter()
             .filter(named)
@@ -131,8 +158,14 @@ impl SourceTable {
     pub(in crate::auth) fn is_of_revoked(&self, issuer: Option<&str>) -> bool {
         self.sources.iter().any(|view| {
             view.revoked
-                && (view.source.skip_issuer_check || issuer == Some(view.source.issuer.as_str()))
+                && (view.source.waives_issuer() || issuer == Some(view.source.issuer.as_str()))
         })
+    }
+
+    /// Returns whether a subject of this source is one of its issuer; see [`SourceView::owns`].
+    pub(in crate::auth) fn owns(&self, source: &str, subject: &str) -> bool {
+        let view = self.sources.iter().find(|view| &*view.name == source);
+        view.is_none_or(|view| view.owns(subject))
     }
 
     /// Returns whether this source is revoked, so that its connections are closed.

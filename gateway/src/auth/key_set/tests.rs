@@ -689,3 +689,25 @@ fn tls_issuer(body: String) -> String {
     });
     url
 }
+
+/// authorization.md 2.2 and 2.4.
+#[tokio::test]
+async fn a_compressed_key_set_is_read_and_bounded_by_what_it_unfolds_to() {
+    let signer = Signer::es256("k1");
+    let issuer = Issuer::start(&[]).await;
+    issuer.answer_gzip(json!({"keys": [signer.jwk()]}).to_string().as_bytes());
+    let rig = Rig::start(vec![source("main", &issuer)]).await;
+    rig.verify(&signer.sign(&claims("main"))).await.unwrap();
+    assert_eq!(issuer.accepted(), "gzip");
+    // A few kilobytes that would be 64 MiB.
+    let keys = json!({"keys": [signer.jwk()]}).to_string();
+    issuer.answer_gzip(&[keys.as_bytes(), &vec![b' '; 64 << 20]].concat());
+    let token = signer.sign_with(&json!({"alg": "ES256", "kid": "k2"}), &claims("main"));
+    assert_eq!(
+        rig.verify(&token).await,
+        Err(VerifyError::Unavailable(
+            "key source main: the answer is longer than 262144 bytes".into()
+        ))
+    );
+    rig.verify(&signer.sign(&claims("main"))).await.unwrap();
+}

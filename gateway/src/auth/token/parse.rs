@@ -1,19 +1,29 @@
-//! Parsing a token, and the checks of its claims (authorization.md 1).
+//! Reading a token, and the checks of its claims (authorization.md 1).
 //!
 //! Input: a token, a key and the settings of its source. Output: the principal, or what is wrong. No IO; the time is an argument.
+//!
+//! `jsonwebtoken` decodes a token, verifies its signature, and checks `iss` and `aud`. What it cannot do is done here:
+//! - The key is chosen by issuer, algorithm and `kid` before anything is verified, and the header may have a name of RFC 9864, which it does not know.
+//! - `crit` and another `typ` are refused; it reads the one and ignores both.
+//! - `exp`, `nbf` and `iat` are compared with the given time. It reads the system's clock, in whole seconds, and has no check of `iat`.
+//! - A list for an object, and a name that stands twice, are refused ([`Members`]).
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use base64_simd::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
+use jsonwebtoken::errors::{Error, ErrorKind};
+use jsonwebtoken::{TokenData, Validation, dangerous};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::TokenFault;
-use crate::auth::jwk::{Key, MAX_KID};
+use crate::auth::jwk::{Key, MAX_KID, library};
 use crate::auth::key_set::SourceView;
-use crate::config::Algorithm;
+use crate::auth::members::Members;
+use crate::clock::has_four_digit_year;
+use crate::config::{Algorithm, Source};
 use crate::principal::{Principal, TokenFacts, USER, Via};
 
 /// Longest subject in bytes, without the prefix of its source (OpenID Connect Core section 2 allows 255 characters).
@@ -27,100 +37,152 @@ const MAX_ROLES: usize = 64;
 /// ... and the longest role in bytes.
 const MAX_ROLE_BYTES: usize = 128;
 
-/// A parsed token; nothing of it is verified.
+/// What of a token is read before it is verified: enough to find the key.
 pub(super) struct ParsedToken<'t> {
+    /// The token, with the algorithm's older name where it has one of RFC 9864.
+    text: Cow<'t, str>,
+    /// The header as it was signed, where that of `text` is another.
+    signed_header: Option<&'t str>,
     pub(super) algorithm: Algorithm,
     pub(super) kid: Option<String>,
-    pub(super) claims: Claims,
+    pub(super) issuer: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Unverified {
+    iss: Option<String>,
+}
+
+/// The claims of a token. Only those of a verified one come out of [`jsonwebtoken::decode`].
+#[derive(Deserialize)]
+#[serde(try_from = "Members")]
+struct Claims {
     expires_at: Option<DateTime<Utc>>,
     issued_at: Option<DateTime<Utc>>,
     not_before: Option<DateTime<Utc>>,
-    pub(super) message: &'t [u8],
-    pub(super) signature: Vec<u8>,
+    members: Members,
 }
 
-#[derive(Deserialize)]
-pub(super) struct Claims {
-    pub(super) iss: Option<String>,
-    aud: Option<Audience>,
-    exp: Option<f64>,
-    nbf: Option<f64>,
-    iat: Option<f64>,
-    jti: Option<Value>,
-    sub: Option<Value>,
-    #[serde(rename = "userId")]
-    user_id: Option<Value>,
-    #[serde(rename = "principalType")]
-    principal_type: Option<Value>,
-    roles: Option<Value>,
-}
+impl TryFrom<Members> for Claims {
+    type Error = &'static str;
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Audience {
-    One(String),
-    Many(Vec<String>),
-}
-
-impl Audience {
-    fn holds_one_of(&self, wanted: &[String]) -> bool {
-        match self {
-            Self::One(audience) => wanted.contains(audience),
-            Self::Many(audiences) => audiences.iter().any(|audience| wanted.contains(audience)),
+    fn try_from(members: Members) -> Result<Self, Self::Error> {
+        let is_text = |value: &Value| value.is_string();
+        let is_audience = |value: &Value| {
+            is_text(value) || value.as_array().is_some_and(|all| all.iter().all(is_text))
+        };
+        if !members.get("iss").is_none_or(is_text) || !members.get("aud").is_none_or(is_audience) {
+            return Err("iss is no string, or aud neither a string nor a list of strings");
         }
-    }
-}
-
-impl<'t> ParsedToken<'t> {
-    /// Parses a token without verifying anything.
-    pub(super) fn parse(token: &'t str) -> Result<Self, TokenFault> {
-        let (message, signature) = token.rsplit_once('.').ok_or(TokenFault::Malformed)?;
-        let (_, payload) = message.split_once('.').ok_or(TokenFault::Malformed)?;
-        // `none` and unknown algorithms do not parse.
-        let header = jsonwebtoken::decode_header(token).map_err(|_| TokenFault::Malformed)?;
-        let algorithm = accepted(header.alg).ok_or(TokenFault::Algorithm)?;
-        // RFC 7515 section 4.1.11: an unknown extension makes the token invalid, and no extension is known here.
-        if header.crit.is_some() || header.typ.as_deref().is_some_and(is_another_kind) {
-            return Err(TokenFault::Kind);
-        }
-        if header.kid.as_ref().is_some_and(|kid| kid.len() > MAX_KID) {
-            return Err(TokenFault::UnknownKey);
-        }
-        let payload = URL_SAFE_NO_PAD
-            .decode_to_vec(payload.as_bytes())
-            .map_err(|_| TokenFault::Malformed)?;
-        let claims: Claims = serde_json::from_slice(&payload).map_err(|_| TokenFault::Malformed)?;
-        let signature = URL_SAFE_NO_PAD
-            .decode_to_vec(signature.as_bytes())
-            .map_err(|_| TokenFault::Malformed)?;
+        let time = |name| members.get(name).map(time).transpose();
         Ok(Self {
-            algorithm,
-            kid: header.kid,
-            expires_at: claims.exp.map(time).transpose()?,
-            issued_at: claims.iat.map(time).transpose()?,
-            not_before: claims.nbf.map(time).transpose()?,
-            claims,
-            message: message.as_bytes(),
-            signature,
+            expires_at: time("exp")?,
+            issued_at: time("iat")?,
+            not_before: time("nbf")?,
+            members,
         })
     }
 }
 
-/// Returns the algorithm if it is asymmetric; no other may ever be accepted.
-fn accepted(algorithm: jsonwebtoken::Algorithm) -> Option<Algorithm> {
-    use jsonwebtoken::Algorithm as Named;
-    match algorithm {
-        Named::ES256 => Some(Algorithm::ES256),
-        Named::ES384 => Some(Algorithm::ES384),
-        Named::RS256 => Some(Algorithm::RS256),
-        Named::RS384 => Some(Algorithm::RS384),
-        Named::RS512 => Some(Algorithm::RS512),
-        Named::PS256 => Some(Algorithm::PS256),
-        Named::PS384 => Some(Algorithm::PS384),
-        Named::PS512 => Some(Algorithm::PS512),
-        Named::EdDSA => Some(Algorithm::EdDSA),
-        // HMAC algorithms, and those that a later release of the parser may add.
-        _ => None,
+/// Returns whether a payload has the shape of claims, for fuzzing: their times can be printed.
+pub(super) fn are_claims(payload: &[u8]) -> bool {
+    let Ok(claims) = serde_json::from_slice::<Claims>(payload) else {
+        return false;
+    };
+    let times = [claims.expires_at, claims.issued_at, claims.not_before];
+    assert!(times.iter().flatten().all(has_four_digit_year));
+    true
+}
+
+impl<'t> ParsedToken<'t> {
+    /// Reads a token without verifying anything.
+    pub(super) fn parse(token: &'t str) -> Result<Self, TokenFault> {
+        let (encoded, rest) = token.split_once('.').ok_or(TokenFault::Malformed)?;
+        let header = URL_SAFE_NO_PAD
+            .decode_to_vec(encoded.as_bytes())
+            .map_err(|_| TokenFault::Malformed)?;
+        let header: Members = serde_json::from_slice(&header).map_err(|_| TokenFault::Malformed)?;
+        let text = |name: &str| match header.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.as_str())),
+            Some(_) => Err(TokenFault::Malformed),
+        };
+        let name = text("alg")?.ok_or(TokenFault::Malformed)?;
+        // `none`, every HMAC algorithm and unknown ones have no name here.
+        let algorithm = Algorithm::named(name).ok_or(TokenFault::Algorithm)?;
+        // RFC 7515 section 4.1.11: an unknown extension makes the token invalid, and no extension is known here.
+        if header.has("crit") || text("typ")?.is_some_and(is_another_kind) {
+            return Err(TokenFault::Kind);
+        }
+        let kid = text("kid")?;
+        if kid.is_some_and(|kid| kid.len() > MAX_KID) {
+            return Err(TokenFault::UnknownKey);
+        }
+        let (text, signed_header) = if name == algorithm.name() {
+            (Cow::Borrowed(token), None)
+        } else {
+            let header = format!(r#"{{"alg":"{}"}}"#, algorithm.name());
+            let renamed = format!("{}.{rest}", URL_SAFE_NO_PAD.encode_to_string(header));
+            (Cow::Owned(renamed), Some(encoded))
+        };
+        let unverified: Unverified =
+            dangerous::insecure_decode_claims(&*text).map_err(|_| TokenFault::Malformed)?;
+        Ok(Self {
+            kid: kid.map(str::to_owned),
+            text,
+            signed_header,
+            algorithm,
+            issuer: unverified.iss,
+        })
+    }
+
+    /// Verifies the signature, and then what `jsonwebtoken` knows of the claims.
+    fn decode(&self, view: &SourceView, key: &Key) -> Result<Claims, TokenFault> {
+        let validation = validation(&view.source, key);
+        let decoded = match self.signed_header {
+            None => jsonwebtoken::decode(&*self.text, &key.decoding, &validation),
+            Some(header) => {
+                let key = key.signed_under(header).ok_or(TokenFault::Algorithm)?;
+                jsonwebtoken::decode(&*self.text, &key, &validation)
+            }
+        };
+        decoded
+            .map(|TokenData { claims, .. }| claims)
+            .map_err(|error| fault(&error))
+    }
+}
+
+/// Returns what `jsonwebtoken` checks of a token of this source: the algorithm is one that the source allows and the key is for, and `iss` and `aud`
+/// are required and right unless they are waived.
+fn validation(source: &Source, key: &Key) -> Validation {
+    // Starting from one algorithm: the list is replaced.
+    let mut validation = Validation::new(library(Algorithm::ES256));
+    let both = |algorithm: &&Algorithm| source.algorithms.contains(algorithm);
+    let algorithms = key.algorithms.iter().filter(both);
+    validation.algorithms = algorithms.map(|algorithm| library(*algorithm)).collect();
+    validation.required_spec_claims.clear();
+    (validation.validate_exp, validation.validate_nbf) = (false, false);
+    validation.validate_aud = !source.waives_audience();
+    if validation.validate_aud {
+        validation.set_audience(&source.audiences);
+        validation.required_spec_claims.insert("aud".to_owned());
+    }
+    if !source.waives_issuer() {
+        validation.set_issuer(&[&source.issuer]);
+        validation.required_spec_claims.insert("iss".to_owned());
+    }
+    validation
+}
+
+fn fault(error: &Error) -> TokenFault {
+    match error.kind() {
+        ErrorKind::InvalidSignature => TokenFault::Signature,
+        ErrorKind::InvalidAlgorithm | ErrorKind::MissingAlgorithm => TokenFault::Algorithm,
+        ErrorKind::InvalidIssuer => TokenFault::Issuer,
+        ErrorKind::InvalidAudience => TokenFault::Audience,
+        ErrorKind::MissingRequiredClaim(claim) if claim == "iss" => TokenFault::Issuer,
+        ErrorKind::MissingRequiredClaim(_) => TokenFault::Audience,
+        _ => TokenFault::Malformed,
     }
 }
 
@@ -138,48 +200,41 @@ pub(super) fn check(
     now_ms: i64,
     leeway_ms: i64,
 ) -> Result<(Principal, i64), TokenFault> {
-    if !key.algorithms.contains(&token.algorithm) {
-        return Err(TokenFault::Algorithm);
-    }
-    if !key.verifies(token.algorithm, token.message, &token.signature) {
-        return Err(TokenFault::Signature);
-    }
-    let (claims, source) = (&token.claims, &view.source);
-    if !source.skip_audience_check
-        && !claims
-            .aud
-            .as_ref()
-            .is_some_and(|aud| aud.holds_one_of(&source.audiences))
-    {
-        return Err(TokenFault::Audience);
-    }
-    let expires_at = token.expires_at.ok_or(TokenFault::Expired)?;
+    let Claims {
+        expires_at,
+        issued_at,
+        not_before,
+        mut members,
+    } = token.decode(view, key)?;
+    let expires_at = expires_at.ok_or(TokenFault::Expired)?;
     if now_ms >= expires_at.timestamp_millis().saturating_add(leeway_ms) {
         return Err(TokenFault::Expired);
     }
     // A token from the future would not match the `issuedBefore` of a revocation.
-    let not_before_ms = token
-        .issued_at
+    let not_before_ms = issued_at
         .into_iter()
-        .chain(token.not_before)
+        .chain(not_before)
         .map(|at| at.timestamp_millis())
         .max()
         .unwrap_or(i64::MIN);
     if now_ms.saturating_add(leeway_ms) < not_before_ms {
         return Err(TokenFault::NotYetValid);
     }
+    if let Some(key) = &view.payload_key {
+        members = key.open(members).ok_or(TokenFault::Malformed)?;
+    }
     let facts = TokenFacts {
         source: Arc::clone(&view.name),
         thumbprint: Arc::clone(&key.thumbprint),
-        token_id: claims.jti.as_ref().and_then(text).map(Arc::from),
-        issued_at: token.issued_at,
+        token_id: members.get("jti").and_then(as_text).map(Arc::from),
+        issued_at,
         expires_at: Some(expires_at),
     };
     let principal = Principal {
-        subject: subject(claims, &source.subject_prefix)?,
-        kind: kind(claims.principal_type.as_ref())?,
-        roles: if source.trust_roles {
-            roles(claims.roles.as_ref())
+        subject: subject(&members, view)?,
+        kind: kind(members.get("principalType"))?,
+        roles: if view.source.trust_roles {
+            roles(members.get("roles"), view.payload_key.is_some())
         } else {
             Vec::new()
         },
@@ -188,23 +243,23 @@ pub(super) fn check(
     Ok((principal, not_before_ms))
 }
 
-/// Converts a NumericDate (RFC 7519 section 2), which may have a fraction.
-fn time(seconds: f64) -> Result<DateTime<Utc>, TokenFault> {
-    let ms = (seconds * 1000.0).floor();
+/// Converts a NumericDate (RFC 7519 section 2), which may have a fraction. Its year has four digits, because it is printed in RFC 3339.
+fn time(seconds: &Value) -> Result<DateTime<Utc>, &'static str> {
+    let ms = seconds.as_f64().map(|seconds| (seconds * 1000.0).floor());
     // From 2^53 on a double cannot express single milliseconds.
-    let fits = ms.is_finite() && ms.abs() < 9_007_199_254_740_992.0;
-    fits.then(|| DateTime::from_timestamp_millis(ms as i64))
-        .flatten()
-        .ok_or(TokenFault::Malformed)
+    ms.filter(|ms| ms.abs() < 9_007_199_254_740_992.0)
+        .and_then(|ms| DateTime::from_timestamp_millis(ms as i64))
+        .filter(has_four_digit_year)
+        .ok_or("a time is no number, or not of the years 0 to 9999")
 }
 
-/// Returns `sub`, or `userId` if there is no `sub`, with the source's prefix (authorization.md 1.9).
-fn subject(claims: &Claims, prefix: &str) -> Result<Arc<str>, TokenFault> {
-    let subject = claims
-        .sub
-        .as_ref()
-        .or(claims.user_id.as_ref())
-        .and_then(text)
+/// Returns the first of the source's subject claims that the token has, with the source's prefix (authorization.md 1.9).
+fn subject(claims: &Members, view: &SourceView) -> Result<Arc<str>, TokenFault> {
+    let subject = view
+        .source
+        .subject_claims()
+        .find_map(|name| claims.get(name))
+        .and_then(as_text)
         .ok_or(TokenFault::Subject)?;
     if subject.is_empty()
         || subject.len() > MAX_SUBJECT_BYTES
@@ -212,11 +267,18 @@ fn subject(claims: &Claims, prefix: &str) -> Result<Arc<str>, TokenFault> {
     {
         return Err(TokenFault::Subject);
     }
-    Ok(if prefix.is_empty() {
+    let prefix = &view.source.subject_prefix;
+    let subject: Arc<str> = if prefix.is_empty() {
         subject.into()
     } else {
         format!("{prefix}{subject}").into()
-    })
+    };
+    // It would be taken for a subject of the issuer that has this prefix.
+    if view.owns(&subject) {
+        Ok(subject)
+    } else {
+        Err(TokenFault::Subject)
+    }
 }
 
 /// Returns what the subject is: `principalType`, or [`USER`] where there is none (authorization.md 1.13).
@@ -238,7 +300,7 @@ fn kind(claim: Option<&Value>) -> Result<Cow<'static, str>, TokenFault> {
 }
 
 /// Returns a string as it is and a whole number as decimal digits; `None` for anything else.
-fn text(value: &Value) -> Option<String> {
+fn as_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) if number.is_i64() || number.is_u64() => Some(number.to_string()),
@@ -246,15 +308,22 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// Returns the identifiers of `[{"identifier": ..}]` or `[".."]`; members of another shape are no roles (authorization.md 1.10).
-fn roles(claim: Option<&Value>) -> Vec<String> {
+/// Returns the identifiers of `[{"identifier": ..}]` or `[".."]`; members of another shape are no roles (authorization.md 1.10). In an encrypted payload
+/// a text may be `id|identifier|priority`.
+fn roles(claim: Option<&Value>, encrypted: bool) -> Vec<String> {
     let Some(Value::Array(roles)) = claim else {
         return Vec::new();
     };
-    let identifier = |role: &Value| {
-        role.as_str()
-            .or_else(|| role.get("identifier")?.as_str())
-            .map(str::to_owned)
+    let identifier = |role: &Value| match role {
+        Value::String(text) if encrypted && text.contains('|') => {
+            text.split('|').nth(1).map(str::to_owned)
+        }
+        Value::String(text) => Some(text.clone()),
+        Value::Object(role) => ["identifier", "name", "id"]
+            .iter()
+            .find_map(|name| role.get(*name).filter(|value| !value.is_null()))
+            .and_then(as_text),
+        _ => None,
     };
     roles
         .iter()

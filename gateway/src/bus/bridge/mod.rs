@@ -360,11 +360,11 @@ impl Bus for RedisBus {
             }),
         };
         let location = &route.current.location;
-        let switching = wanted_location(&self.core.live.borrow(), &self.core.fixed) != *location;
+        let moving = wanted_location(&self.core.live.borrow(), &self.core.fixed) != *location;
         BusStatus {
             mode: location.mode,
             nodes: location.nodes.clone(),
-            switching,
+            moving,
             error: progress.error.clone(),
             previous,
         }

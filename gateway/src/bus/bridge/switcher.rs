@@ -62,7 +62,7 @@ impl Wanted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Switched {
     /// To another server.
-    Server,
+    Moved,
     /// To another login or name of the same server.
     Login,
 }
@@ -70,7 +70,7 @@ enum Switched {
 impl Switched {
     fn as_str(self) -> &'static str {
         match self {
-            Self::Server => "server",
+            Self::Moved => "moved",
             Self::Login => "login",
         }
     }
@@ -184,7 +184,7 @@ impl Switcher {
         };
         core.setup
             .metrics
-            .bus_switches
+            .bus_moves
             .get_or_create(&Metrics::kind(kind))
             .inc();
         switched.is_ok() && self.settle_previous(wanted).await
@@ -208,7 +208,7 @@ impl Switcher {
                 previous.bus.log_in(&config).await?;
             }
             self.exchange(previous, &wanted.location).await?;
-            return Ok(Switched::Server);
+            return Ok(Switched::Moved);
         }
         let mut newer = self.live.clone();
         let is_same = tokio::select! {
@@ -221,7 +221,7 @@ impl Switcher {
             return Ok(Switched::Login);
         }
         self.switch_to_new(wanted, &config, current).await?;
-        Ok(Switched::Server)
+        Ok(Switched::Moved)
     }
 
     /// Uses another login or another name of the same server.

@@ -126,6 +126,82 @@ fn a_source_has_its_keys_from_a_url_or_a_file_and_a_name_of_its_own() {
     }
 }
 
+/// One source of an issuer of its own, with these lines.
+fn source_of(name: &str, rest: &str) -> String {
+    format!(
+        "[[jwks.sources]]\nname = {name:?}\nissuer = {name:?}\naudiences = [\"s\"]\nalgorithms = [\"Ed25519\"]\nkeys_file = \"/k\"\n{rest}\n"
+    )
+}
+
+/// authorization.md 2.8.
+#[test]
+fn of_two_issuers_neither_subject_prefix_may_begin_the_other() {
+    let both = |a: &str, b: &str| load_live(&[source_of("a", a), source_of("b", b)].concat());
+    let prefix = |text: &str| format!("subject_prefix = {text:?}");
+    for (a, b, good) in [
+        ("", "", false),
+        ("", "b:", true),
+        ("a:", "", true),
+        ("a:", "b:", true),
+        ("x:", "x:", false),
+        ("x:", "x:y:", false),
+        ("x:y:", "x:", false),
+        ("xy:", "xz:", true),
+    ] {
+        let loaded = both(&prefix(a), &prefix(b));
+        assert_eq!(loaded.is_ok(), good, "{a:?} and {b:?}");
+        if let Err(Invalid(problems)) = loaded {
+            assert_eq!(problems.len(), 1);
+            assert!(problems[0].contains("collides"), "{problems:?}");
+        }
+    }
+    // Sources of one issuer, and those that say that they have the same people, may be alike.
+    both("", "issuer = \"a\"").unwrap_err();
+    let of_a = source_of("b", "").replace("issuer = \"b\"", "issuer = \"a\"");
+    load_live(&[source_of("a", ""), of_a.clone()].concat()).unwrap();
+    both("", "same_subjects_as = [\"a\"]").unwrap();
+    both("same_subjects_as = [\"b\"]", "").unwrap();
+    assert!(both("", "same_subjects_as = [\"c\"]").is_err());
+    // A source that waives `iss` is an issuer of its own.
+    let waives = of_a.clone() + "skip_issuer_check = true\n";
+    assert!(load_live(&[source_of("a", ""), waives].concat()).is_err());
+    let ignis = of_a.replace("issuer = \"a\"", "preset = \"ignis\"");
+    assert!(load_live(&[source_of("a", ""), ignis].concat()).is_err());
+}
+
+/// authorization.md 1.9, 1.14 and 2.12.
+#[test]
+fn the_subject_of_a_source_has_bounded_claims_and_a_secret_only_with_its_preset() {
+    let loads = |rest: &str| load_live(&source_of("a", rest)).is_ok();
+    let claims = |n: usize| format!("subject_claims = {:?}", vec!["sub"; n]);
+    for (rest, good) in [
+        (claims(8), true),
+        (claims(9), false),
+        ("subject_claims = [\"\"]".into(), false),
+        (format!("subject_claims = [{:?}]", "x".repeat(65)), false),
+        (format!("subject_prefix = {:?}", "x".repeat(64)), true),
+        (format!("subject_prefix = {:?}", "x".repeat(65)), false),
+        ("subject_prefix = \"a\\n\"".into(), false),
+        ("application_secret_file = \"/s\"".into(), false),
+        (
+            "preset = \"ignis\"\napplication_secret_file = \"/s\"".into(),
+            true,
+        ),
+        ("preset = \"other\"".into(), false),
+    ] {
+        assert_eq!(loads(&rest), good, "{rest}");
+    }
+    // The preset needs neither issuer nor audience.
+    let bare = "[[jwks.sources]]\nname = \"a\"\npreset = \"ignis\"\nalgorithms = [\"ES256\"]\nkeys_file = \"/k\"\napplication_secret_file = \"/s\"";
+    let live = load_live(bare).unwrap();
+    let claims: Vec<&str> = live.jwks.sources[0].subject_claims().collect();
+    assert_eq!(claims, ["userId", "sub"]);
+    assert!(live.files().any(|(name, path)| {
+        name == "jwks.sources[0].application_secret_file" && path == Path::new("/s")
+    }));
+    load_live(&bare.replace("ignis", "standard")).unwrap_err();
+}
+
 #[test]
 fn a_secret_never_prints() {
     let mut config = Config::for_tests();

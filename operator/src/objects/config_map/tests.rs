@@ -149,6 +149,70 @@ fn a_gateway_loads_managed_keys_and_revoked_sources() {
 }
 
 #[test]
+fn a_gateway_loads_a_source_of_preset_ignis() {
+    let cluster = validate(&changed("production", |cluster| {
+        let source = &mut cluster.spec.jwks.sources[0];
+        source.preset = signal_crds::jwks::SourcePreset::Ignis;
+        (source.issuer, source.audiences) = (String::new(), vec![]);
+        source.subject_claims = vec!["userId".into()];
+        source.application_secret_ref = Some(signal_crds::reference::SecretKey {
+            name: "redis".into(),
+            key: "pass".into(),
+        });
+    }))
+    .unwrap();
+    let live = config::load_live(&live_toml(&cluster, &settled(&cluster), false)).unwrap();
+    let source = &live.jwks.sources[0];
+    assert_eq!(source.preset, config::SourcePreset::Ignis);
+    assert!(source.waives_issuer() && source.waives_audience());
+    assert_eq!(source.subject_claims().collect::<Vec<_>>(), ["userId"]);
+    let secret = source.application_secret_file.path().unwrap();
+    let name = secret.strip_prefix(crate::names::LIVE_DIR).unwrap();
+    assert!(cluster.files.contains_key(name.to_str().unwrap()));
+    let mut record = settled(&cluster);
+    assert_eq!(Record::read(&record.write()).unwrap(), record);
+    assert!(record.files().any(|file| name.to_str() == Some(file)));
+
+    // Another secret is another source: during the overlap both are accepted, and have the same people.
+    let mut older = record.jwks.sources[0].clone();
+    older.name = "main-older".into();
+    older.definition.application_secret_file = Some("source-main-secret-00000000".into());
+    record.jwks.sources.push(older);
+    let live = config::load_live(&live_toml(&cluster, &record, false)).unwrap();
+    assert_eq!(live.jwks.sources[3].same_subjects_as, ["main"]);
+}
+
+#[test]
+fn a_gateway_loads_a_source_beside_the_one_that_replaces_it() {
+    let cluster = validate(&changed("production", |cluster| {
+        cluster.spec.jwks.sources[0].name = "renamed".into();
+        cluster.spec.jwks.sources[0].issuer = "https://other.example.com/".into();
+    }))
+    .unwrap();
+    let before = settled(&validate(&example("production")).unwrap());
+    let mut record = settled(&cluster);
+    record
+        .jwks
+        .sources
+        .insert(0, before.jwks.sources[0].clone());
+    let live = config::load_live(&live_toml(&cluster, &record, false)).unwrap();
+    assert_eq!(live.jwks.sources[1].same_subjects_as, ["main"]);
+
+    // Two sources that exchange their prefixes are not made one: a gateway keeps the settings that it has.
+    let cluster = validate(&changed("production", |cluster| {
+        cluster.spec.jwks.sources[0].subject_prefix = "p:".into();
+        cluster.spec.jwks.sources[1].subject_prefix = String::new();
+    }))
+    .unwrap();
+    let mut record = settled(&cluster);
+    for mut source in before.jwks.sources.into_iter().take(2) {
+        source.name = format!("{}-older", source.name);
+        record.jwks.sources.push(source);
+    }
+    config::load_live(&live_toml(&cluster, &record, false)).unwrap_err();
+}
+
+#[test]
 fn a_gateway_loads_the_current_and_the_previous_redis() {
     let cluster = validate(&changed("production", |cluster| {
         cluster.spec.jwks.managed = None;

@@ -4,7 +4,7 @@ use signal_crds::jwks::Algorithm;
 
 use super::*;
 use crate::plan::EventKind;
-use signal_contract::{KeySourceReport, StatusReport};
+use signal_contract::{KeySourceReport, SourcePreset, StatusReport};
 
 mod courses;
 
@@ -20,7 +20,10 @@ fn definition(issuer: &str, url: &str) -> SourceDefinition {
         url: Some(format!("https://{url}/jwks")),
         audiences: vec!["signal".into()],
         algorithms: vec![Algorithm::ES256],
+        preset: SourcePreset::Standard,
+        subject_claims: vec![],
         subject_prefix: String::new(),
+        application_secret_file: None,
         trust_roles: false,
         ca_file: None,
         allow_insecure_http: false,

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use signal_contract::prefixes_collide;
 use signal_crds::data::Kafka;
 use signal_crds::jwks::Jwks;
 use signal_crds::pod::Observability;
@@ -138,6 +139,34 @@ impl<'a> Shape<'a> {
                 &format!("jwks.sources[{at}].name"),
                 "`managed` is reserved for the keys that the operator makes",
             );
+        }
+        self.prefixes(jwks);
+    }
+
+    /// Of two issuers neither prefix may begin the other, and only one may have none: a subject of one would be taken for one of the other. Every
+    /// declared source is an issuer of its own.
+    fn prefixes(&mut self, jwks: &Jwks) {
+        let declared = jwks.sources.iter().enumerate();
+        let mut all: Vec<(String, &str)> = declared
+            .map(|(at, source)| (format!("jwks.sources[{at}]"), &*source.subject_prefix))
+            .collect();
+        let managed = jwks.managed.iter();
+        all.extend(managed.map(|managed| ("jwks.managed".to_owned(), &*managed.subject_prefix)));
+        for (at, (field, prefix)) in all.iter().enumerate() {
+            self.need(
+                !prefix.contains(char::is_control),
+                &format!("{field}.subjectPrefix"),
+                "has a control character",
+            );
+            for (other, taken) in &all[..at] {
+                self.need(
+                    !prefixes_collide(prefix, taken),
+                    &format!("{field}.subjectPrefix"),
+                    &format!(
+                        "`{prefix}` collides with `{taken}` of {other}: of two issuers neither may begin the other, and only one may have none"
+                    ),
+                );
+            }
         }
     }
 

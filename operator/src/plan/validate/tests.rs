@@ -299,7 +299,7 @@ fn each_field_of_the_listener_that_the_api_server_cannot_check_is_named() {
 
 #[test]
 fn each_field_that_the_api_server_cannot_check_is_named() {
-    let cases: [(&str, Change); 17] = [
+    let cases: [(&str, Change); 20] = [
         ("gateway.adminPort", |s| {
             s.gateway.admin_port = s.gateway.public_port
         }),
@@ -339,6 +339,15 @@ fn each_field_that_the_api_server_cannot_check_is_named() {
         ("jwks.sources[0].name", |s| {
             s.jwks.sources[0].name = MANAGED_SOURCE.into()
         }),
+        ("jwks.sources[1].subjectPrefix", |s| {
+            s.jwks.sources[1].subject_prefix = String::new()
+        }),
+        ("jwks.managed.subjectPrefix", |s| {
+            s.jwks.managed.as_mut().unwrap().subject_prefix = "p:e:".into()
+        }),
+        ("jwks.sources[0].subjectPrefix", |s| {
+            s.jwks.sources[0].subject_prefix = "\n".into()
+        }),
         ("jwks.managed.cacheAge", |s| {
             s.jwks.managed.as_mut().unwrap().cache_age = Duration::secs(90_000)
         }),
@@ -353,6 +362,43 @@ fn each_field_that_the_api_server_cannot_check_is_named() {
         }),
     ];
     each_is_named(&cases);
+}
+
+#[test]
+fn a_source_of_preset_ignis_has_its_secret_as_a_file_named_by_its_content() {
+    let ignis = changed("production", |cluster| {
+        let source = &mut cluster.spec.jwks.sources[0];
+        source.preset = signal_crds::jwks::SourcePreset::Ignis;
+        source.application_secret_ref = Some(signal_crds::reference::SecretKey {
+            name: "redis".into(),
+            key: "pass".into(),
+        });
+        source.algorithms = vec![Algorithm::Ed25519, Algorithm::ESP256, Algorithm::RS256];
+    });
+    let cluster = validate(&ignis).unwrap();
+    let definition = &cluster.sources[0].1;
+    let file = definition.application_secret_file.as_ref().unwrap();
+    assert!(file.starts_with("source-main-secret-"), "{file}");
+    assert_eq!(cluster.files[file], b"redis-secret");
+    assert_eq!(
+        definition.algorithms,
+        [Algorithm::EdDSA, Algorithm::ES256, Algorithm::RS256],
+        "names that every release reads"
+    );
+    let missing = changed("production", |cluster| {
+        let source = &mut cluster.spec.jwks.sources[0];
+        source.application_secret_ref = Some(signal_crds::reference::SecretKey {
+            name: "redis".into(),
+            key: "none".into(),
+        });
+    });
+    let found = problem(&missing);
+    assert_eq!(found.reason, "SecretKeyMissing");
+    assert!(
+        found
+            .message
+            .starts_with("spec.jwks.sources[0].applicationSecretRef: ")
+    );
 }
 
 #[test]

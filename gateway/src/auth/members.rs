@@ -1,0 +1,93 @@
+//! A JSON object, member by member: the header and the claims of a token, and a key set.
+//!
+//! A derived struct reads a JSON list as if it were an object. RFC 7515 section 4 and RFC 7519 section 4 want an object, and refuse one in which a name
+//! stands twice, because two readers could then see two different tokens.
+
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::{Map, Value};
+
+/// The members of one object, each name once.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Members(Map<String, Value>);
+
+impl Members {
+    /// Returns a member; a null counts as absent.
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Returns whether it has this member, null or not.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Takes a member out; a null counts as absent.
+    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// Adds a member. Returns whether the name is new.
+    pub(super) fn add(&mut self, name: String, value: Value) -> bool {
+        self.0.insert(name, value).is_none()
+    }
+}
+
+impl IntoIterator for Members {
+    type Item = (String, Value);
+    type IntoIter = serde_json::map::IntoIter;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(OneObject)
+    }
+}
+
+struct OneObject;
+
+impl<'de> Visitor<'de> for OneObject {
+    type Value = Members;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut given: A) -> Result<Members, A::Error> {
+        let mut members = Members::default();
+        while let Some((name, value)) = given.next_entry()? {
+            if !members.add(name, value) {
+                return Err(de::Error::custom("a name stands twice"));
+            }
+        }
+        Ok(members)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_object_whose_names_are_unique_is_read() {
+        let read = serde_json::from_str::<Members>;
+        let members = read(r#"{"a": 1, "b": null}"#).unwrap();
+        assert_eq!(members.get("a"), Some(&1.into()));
+        assert_eq!((members.get("b"), members.has("b")), (None, true));
+        for text in [
+            "[]",
+            r#"[["a", 1]]"#,
+            r#""a""#,
+            "null",
+            r#"{"a": 1, "a": 1}"#,
+            r#"{"a": 1, "\u0061": 2}"#,
+        ] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+}
