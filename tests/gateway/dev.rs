@@ -17,14 +17,14 @@ use tokio::net::TcpListener;
 const START_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// A running `signal-gateway dev`; killed when dropped.
-struct Dev {
+pub(crate) struct Dev {
     dir: TempDir,
     environment: Vec<(&'static str, String)>,
     child: Child,
 }
 
 impl Dev {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(Vec::new()).await
     }
 
@@ -41,7 +41,7 @@ impl Dev {
     }
 
     /// Ctrl-C.
-    async fn end(&mut self) -> ExitStatus {
+    pub(crate) async fn end(&mut self) -> ExitStatus {
         signal_services::signal(self.child.id(), "INT");
         let child = Mutex::new(&mut self.child);
         until("it ends", || async {
@@ -64,7 +64,7 @@ impl Dev {
         .await
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -72,13 +72,13 @@ impl Dev {
         std::fs::read_to_string(self.file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    fn address(&self, part: &str) -> String {
+    pub(crate) fn address(&self, part: &str) -> String {
         let addresses: Value =
             serde_json::from_str(&self.read("data dir/addresses.json")).expect("JSON");
         addresses[part].as_str().expect(part).to_owned()
     }
 
-    fn token(&self, of: &str) -> String {
+    pub(crate) fn token(&self, of: &str) -> String {
         self.read(&format!("data dir/{of}.token"))
     }
 

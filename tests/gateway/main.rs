@@ -4,6 +4,7 @@
 
 mod crowd;
 mod dev;
+mod examples;
 mod failover;
 mod hold;
 mod hostile;

@@ -656,13 +656,22 @@ pub async fn binary() -> PathBuf {
         .expect("the gateway builds")
 }
 
-fn build() -> PathBuf {
+/// A program of `examples/`, beside the gateway's that `cargo xtask test` built; else built here with it.
+pub async fn example(name: &str) -> PathBuf {
+    binary().await;
+    profile_folder().join(name)
+}
+
+/// The folder of programs of this test's profile.
+fn profile_folder() -> PathBuf {
     // target/debug/deps/gateway-0123456789abcdef
     let test = std::env::current_exe().expect("the path of this test");
-    let profile = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("a profile's folder");
+    let profile = test.parent().and_then(Path::parent);
+    profile.expect("a profile's folder").to_owned()
+}
+
+fn build() -> PathBuf {
+    let profile = profile_folder();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     // With the tests of the workspace: their features, so that nothing is compiled a second time.
