@@ -7,6 +7,7 @@ mod admin;
 mod drain;
 mod inbound;
 mod probe;
+mod revocations;
 mod serve;
 mod settings;
 mod start;
@@ -118,7 +119,7 @@ pub async fn run(
     lifecycle: Arc<Lifecycle>,
     telemetry: Option<Telemetry>,
 ) -> anyhow::Result<()> {
-    for part in ["settings", "bus", "database", "keys"] {
+    for part in ["settings", "bus", "database", "keys", "revocations"] {
         lifecycle.set(part, Some("starting".into()));
     }
     let stop = CancellationToken::new();

@@ -1,7 +1,9 @@
 //! Growing delays between attempts: the one rule for everything in the gateway that tries again.
 //!
-//! Input: the first and the longest delay, from a setting or a constant of the caller. Output: how long to wait after each failure.
+//! Input: the first and the longest delay, from a setting or a constant of the caller. Output: how long to wait after each failure. What has to be done
+//! again after a loss goes through [`until_done`]: a single attempt may meet a dependency that is back only a moment later.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use rand::Rng;
@@ -44,6 +46,17 @@ impl Backoff {
         whole.mul_f64(random.random_range(0.5..=1.0))
     }
 
+    /// Logs that this work failed, and waits until the next attempt.
+    pub(crate) fn pause_after(
+        &mut self,
+        what: &'static str,
+        error: &impl Display,
+    ) -> tokio::time::Sleep {
+        let wait = self.next_delay();
+        tracing::warn!(%error, retry_ms = wait.as_millis() as u64, "{what} failed; trying again");
+        tokio::time::sleep(wait)
+    }
+
     /// Returns how many failures were counted since the last success.
     pub(crate) fn failures(&self) -> u32 {
         self.failures
@@ -52,6 +65,21 @@ impl Backoff {
     /// Begins with the first delay again, after a success.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
+    }
+}
+
+/// Makes attempts until one succeeds, however long it takes, and returns its value. Each failure is logged; `what` names the work, as in "reading
+/// revocations". Dropping the future ends it.
+pub(crate) async fn until_done<T, E: Display, F: Future<Output = Result<T, E>>>(
+    mut backoff: Backoff,
+    what: &'static str,
+    mut attempt: impl FnMut() -> F,
+) -> T {
+    loop {
+        match attempt().await {
+            Ok(value) => return value,
+            Err(error) => backoff.pause_after(what, &error).await,
+        }
     }
 }
 
@@ -80,6 +108,26 @@ mod tests {
             assert!(backoff.next_delay_by(Duration::MAX, &mut random) <= ms(200));
             assert!(backoff.next_delay_by(ms(50), &mut random) <= ms(50));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_must_be_done_is_tried_until_it_is() {
+        let began = tokio::time::Instant::now();
+        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+        let mut attempts = 0;
+        let value = until_done(backoff, "counting", || {
+            attempts += 1;
+            std::future::ready(if attempts < 20 {
+                Err("not yet")
+            } else {
+                Ok(attempts)
+            })
+        });
+        assert_eq!(value.await, 20);
+        assert!(
+            began.elapsed() >= Duration::from_secs(8),
+            "with growing delays"
+        );
     }
 
     #[test]

@@ -10,7 +10,14 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 
 /// The parts that may be unready, the drain included.
-pub const PARTS: [&str; 5] = ["settings", "bus", "database", "keys", "drain"];
+pub const PARTS: [&str; 6] = [
+    "settings",
+    "bus",
+    "database",
+    "keys",
+    "revocations",
+    "drain",
+];
 
 /// The state of the process: starting, serving, held drain, draining, exiting.
 #[derive(Debug)]

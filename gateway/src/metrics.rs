@@ -126,10 +126,11 @@ metrics! {
     pipeline_retries: Counter = Counter::default(), "kafka_retries", "Batches retried because a dependency was not available";
     key_age: Family<SourceLabel, Gauge> = Family::default(), "key_set_age_seconds", "Time since the last good fetch of a key source";
     key_fetches: Family<SourceKind, Counter> = Family::default(), "key_set_fetches", "Fetches of key sets, by source and outcome";
+    revocations_age: Float = Float::default(), "revocations_age_seconds", "Time since revocations were last read from the database; about 30 s at most while it answers";
     requests: Family<Route, Counter> = Family::default(), "http_requests", "REST requests, by route template, method and status";
     request_time: Histogram = seconds(), "http_request_seconds", "Time of one REST request";
     config_reloads: Family<Kind, Counter> = Family::default(), "config_reloads", "Live settings and catalogs read again, by outcome";
-    unready: Family<Kind, Gauge> = Family::default(), "unready", "1 while this part is not ready: settings, bus, database, keys, drain";
+    unready: Family<Kind, Gauge> = Family::default(), "unready", "1 while this part is not ready: settings, bus, database, keys, revocations, drain";
     draining: Gauge = Gauge::default(), "draining", "1 from SIGTERM or POST /drain until a held drain is taken back";
 }
 

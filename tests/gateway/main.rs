@@ -16,6 +16,7 @@ mod opening;
 mod pipeline;
 mod places;
 mod rest;
+mod revocations;
 mod routing;
 mod secrets;
 mod socket;

@@ -343,35 +343,6 @@ async fn rest_on_one_gateway_lists_reaches_and_disconnects_clients_of_the_other(
     assert_eq!(c.expect_closed().await.0, 4007);
 }
 
-/// authorization.md 3.2 and 3.3.
-#[tokio::test]
-async fn a_revocation_holds_on_every_gateway_and_on_those_that_start_later() {
-    let Some(mut pair) = Pair::start().await else {
-        return;
-    };
-    let token = pair.issuer.token("17");
-    let mut client = Client::open(pair.gateways[1].address(), &token).await;
-    let answer = pair
-        .rest(
-            0,
-            "POST",
-            "/socket/websocket/revocations",
-            Some(json!({"userId": "17"})),
-        )
-        .await;
-    assert_eq!(answer.status / 100, 2, "{answer:?}");
-    assert_eq!(client.expect_closed().await, (4006, "Revoked".into()));
-    pair.gateways[1].kill();
-    pair.gateways[1].restart().await;
-    for gateway in &pair.gateways {
-        let mut again = Client::connect(gateway.address()).await;
-        again
-            .send_authenticate(&token, signal_tests::KeyMember::None)
-            .await;
-        assert_eq!(again.expect_closed().await.0, 4003);
-    }
-}
-
 #[tokio::test]
 async fn an_instance_that_does_not_answer_is_named() {
     let Some(pair) = Pair::start().await else {

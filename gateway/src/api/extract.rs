@@ -114,7 +114,7 @@ async fn bearer(state: &ApiState, token: &str) -> Result<Principal, Problem> {
             VerifyError::Unavailable(_) => {
                 tracing::warn!(%error, "request failed: its token could not be verified");
                 Cause::KeysUnavailable
-                    .because("the issuer's keys are not available; try again")
+                    .because("the issuer's keys, or the revocations, are not available; try again")
                     .retry_after(5)
             }
         })

@@ -28,7 +28,7 @@ use axum::routing::{MethodRouter, delete, get, post};
 use tokio::sync::watch;
 
 use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
-use crate::bus::Bus;
+use crate::bus::{Announcer, Bus};
 use crate::clock::Clock;
 use crate::config::Live;
 use crate::delivery::Delivery;
@@ -36,7 +36,7 @@ use crate::hub::Hub;
 use crate::inbox::Inbox;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
-use crate::store::NotificationStore;
+use crate::store::{NotificationStore, RevocationStore};
 
 pub use admin::AdminState;
 
@@ -70,6 +70,10 @@ pub struct ApiState {
     pub hub: Hub,
     /// The other instances.
     pub bus: Arc<dyn Bus>,
+    /// Tells the other instances of revocations.
+    pub announcer: Arc<Announcer>,
+    /// Keeps revocations.
+    pub revocation_store: Arc<dyn RevocationStore>,
     /// The revocations that this instance knows.
     pub revocations: Arc<Revocations>,
     /// The wall clock.

@@ -1,4 +1,4 @@
-//! Revoking tokens (authorization.md 3): the revocation is stored for instances that start later, then applied by all that run.
+//! Revoking tokens (authorization.md 3): the revocation is stored in the database, where every instance finds it, then applied here and announced.
 //!
 //! Input: an administrator's `{userId}` or `{jti}`. Output: the stored revocation, and how many connections were closed.
 
@@ -13,8 +13,9 @@ use super::clients::{Disconnect, counted};
 use super::extract::{Json, May, Name, NoParams, Params};
 use super::problem::{Cause, Problem};
 use super::{ApiState, CLIENTS};
-use crate::bus::{Answers, Ask};
+use crate::bus::Answers;
 use crate::revocation::Revocation;
+use crate::store::{Added, MAX_REVOCATIONS, StoreError};
 
 /// How far in the future `issuedBefore` may lie, because an issuer's clock may be ahead.
 const MAX_AHEAD: Duration = Duration::from_secs(300);
@@ -41,7 +42,8 @@ pub(crate) struct Body {
 pub(crate) struct Revoked {
     /// How many connections were closed with 4006, on all instances that answered.
     closed: usize,
-    /// Live instances that did not answer in time: their connections may be open until they read the stored revocation.
+    /// Live instances that did not answer in time, and while Redis is away those that were live before. They are told again, and read it from the
+    /// database: within seconds while they receive nothing from Redis, within 36 s in any case.
     missing: Vec<String>,
     /// Tokens issued before this time are refused.
     #[schema(format = DateTime)]
@@ -87,7 +89,8 @@ impl Body {
 
 /// Revokes tokens, and closes their connections with 4006 on every instance.
 ///
-/// The revocation is stored first. If that fails, nothing has changed. Repeating the request is safe.
+/// The revocation is stored in the database first. If that fails, nothing has changed. Once it is stored it holds on every instance, also on those that
+/// could not be told at once. Repeating the request is safe.
 #[utoipa::path(post, path = "/socket/websocket/revocations", operation_id = "revokeTokens", tag = CLIENTS, request_body = Body,
     responses((status = 200, description = "The tokens are revoked", body = Revoked)))]
 pub(crate) async fn revoke(
@@ -97,20 +100,11 @@ pub(crate) async fn revoke(
     Json(body): Json<Body>,
 ) -> Result<Json<Revoked>, Problem> {
     let revocation = body.checked(state.clock.now_ms(), state.token_life)?;
-    state.bus.store_revocation(&revocation).await.map_err(|error| {
-        tracing::error!(%error, "revocation failed: it could not be stored; nothing is revoked");
-        Cause::BusUnavailable
-            .because("the revocation could not be stored; nothing is refused and nothing was closed; try again")
-            .retry_after(5)
-    })?;
-    state.revocations.add(revocation.clone());
-    let here = state.hub.revoke(&revocation).await;
-    let Answers { replies, missing } = state.bus.ask(&Ask::Revoke { revocation: revocation.clone() }).await.map_err(|error| {
-        tracing::error!(%error, "revocation incomplete: it is stored and applied on this instance, but the other instances could not be asked");
-        let detail = "stored, and applied on this instance; the others could not be told; repeat it";
-        Cause::BusUnavailable.because(detail).with("closed", here).retry_after(5)
-    })?;
-    let closed = here + counted(&replies);
+    // Goes on to its end also when the caller gives up: what is stored is announced.
+    let carried_out = tokio::spawn(carry_out(state, revocation.clone()));
+    let (closed, missing) = carried_out
+        .await
+        .map_err(|_| Cause::Internal.because("the revocation was not carried out to its end"))??;
     let Revocation {
         user_id,
         jti,
@@ -124,6 +118,46 @@ pub(crate) async fn revoke(
         issued_before: text(issued_before_ms),
         until: text(until_ms),
     }))
+}
+
+/// Stores a revocation, applies it here, and announces it. Returns how many connections were closed, and who did not answer.
+async fn carry_out(
+    state: ApiState,
+    revocation: Revocation,
+) -> Result<(usize, Vec<String>), Problem> {
+    store(&state, &revocation).await?;
+    state.revocations.add(revocation.clone());
+    let here = state.hub.revoke(&revocation).await;
+    let Answers { replies, missing } = state.announcer.announce(&revocation).await;
+    Ok((here + counted(&replies), missing))
+}
+
+async fn store(state: &ApiState, revocation: &Revocation) -> Result<(), Problem> {
+    let stored = state.revocation_store.add(
+        std::slice::from_ref(revocation),
+        MAX_REVOCATIONS,
+        state.clock.now(),
+    );
+    match stored.await {
+        Ok(Added::Stored) => Ok(()),
+        Ok(Added::Full) => {
+            tracing::error!(
+                most = MAX_REVOCATIONS,
+                "revocation refused: no more are kept; nothing is revoked"
+            );
+            Err(Cause::StoreUnavailable
+                .because("no more revocations are kept; nothing is revoked and nothing was closed"))
+        }
+        Err(StoreError::Refused { .. }) => {
+            Err(Cause::InvalidBody.because("the name holds a character that cannot be kept"))
+        }
+        Err(error @ StoreError::Unavailable { .. }) => {
+            tracing::error!(%error, "revocation failed: it could not be stored; nothing is revoked");
+            Err(Cause::StoreUnavailable
+                .because("the revocation could not be stored; nothing is revoked and nothing was closed; try again")
+                .retry_after(5))
+        }
+    }
 }
 
 #[cfg(test)]

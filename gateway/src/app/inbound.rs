@@ -1,4 +1,5 @@
-//! Hands on what the bus receives: dispatches to the hub, revocations to those who apply them, questions of other instances to the hub.
+//! Hands on what the bus receives: dispatches to the hub, revocations to those who apply them, questions of other instances to the hub, and losses to
+//! whoever reads again what they may have hidden.
 //!
 //! Input: the events of the bus. Output: calls of the hub, and answers to the instances that ask.
 
@@ -7,8 +8,9 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
+use super::revocations::Prompt;
 use crate::auth::{Authenticator, Revocations};
-use crate::bus::{Ask, Bus, BusEvent, Events, Reply};
+use crate::bus::{Ask, BusEvent, Events, Reply};
 use crate::client::ClientSelector;
 use crate::dispatch::{Destination, Dispatch, ResyncReason};
 use crate::hub::Hub;
@@ -24,7 +26,7 @@ const ANSWERS_AT_ONCE: usize = 64;
 #[derive(Clone)]
 pub(super) struct Inbound {
     pub(super) hub: Hub,
-    pub(super) bus: Arc<dyn Bus>,
+    pub(super) prompt: Arc<Prompt>,
     pub(super) revocations: Arc<Revocations>,
     pub(super) authenticator: Authenticator,
     pub(super) metrics: Arc<Metrics>,
@@ -58,13 +60,10 @@ impl Inbound {
                     "pushes may have been missed; clients are told to sync"
                 );
                 self.resync(reason);
-                self.control.spawn(self.clone().reload_revocations());
-            }
-            BusEvent::Revocations(stored) => {
-                self.revocations.extend(stored);
-                let inbound = self.clone();
-                self.control
-                    .spawn(async move { inbound.close_withdrawn().await });
+                // Whoever lost its own dispatches announces its revocations until they are answered.
+                if reason != ResyncReason::BusPeerLost {
+                    self.prompt.lost();
+                }
             }
             BusEvent::Asked(ask, reply) => {
                 if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
@@ -84,17 +83,6 @@ impl Inbound {
             name::RESYNC,
             event::resync_data(reason),
         ));
-    }
-
-    /// Reads the revocations that were made while this instance received nothing.
-    async fn reload_revocations(self) {
-        match self.bus.revocations().await {
-            Ok(stored) => {
-                self.revocations.extend(stored);
-                self.close_withdrawn().await;
-            }
-            Err(error) => tracing::warn!(%error, "reading the stored revocations failed"),
-        }
     }
 
     /// Closes connections whose token was revoked, by itself or with its source. Announces to those whose source or key is gone that their token ends soon.
@@ -149,8 +137,14 @@ impl Inbound {
             Ask::Holds { client } => Reply::Count {
                 count: usize::from(self.hub.holds(&Destination::Client(client))),
             },
-            Ask::Revoke { revocation } => {
+            Ask::Revoke {
+                revocation,
+                in_database,
+            } => {
                 self.revocations.add(revocation.clone());
+                if !in_database {
+                    self.prompt.adopt();
+                }
                 Reply::Count {
                     count: self.hub.revoke(&revocation).await,
                 }

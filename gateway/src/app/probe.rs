@@ -42,8 +42,11 @@ impl Probe {
             self.ids.suspend(lapsed);
             let why = if lapsed {
                 Some("the worker lease has lapsed")
+            } else if stalled {
+                Some("subscriber stalled: pushes from other instances are missed")
             } else {
-                stalled.then_some("subscriber stalled: pushes from other instances are missed")
+                let doubtful = self.bus.lease_doubtful();
+                doubtful.then_some("the worker lease is not renewed since a connection was lost")
             };
             self.lifecycle.set("bus", why.map(str::to_owned));
             self.lifecycle.write_unready(&self.metrics);

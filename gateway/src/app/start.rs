@@ -12,13 +12,14 @@ use signal_contract::StatusReport;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use super::revocations::{self, RevocationReader};
 use super::serve::{Gateway, Pipeline};
 use super::settings::{Fault, LiveSettings};
 use super::supervisor::Supervisor;
 use crate::activity::{self, Catalogs, PipelineStatus};
 use crate::api;
 use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
-use crate::bus::{self, Bus};
+use crate::bus::{self, Announcer, Bus};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Invalid};
 use crate::delivery::Delivery;
@@ -28,7 +29,7 @@ use crate::id::IdGenerator;
 use crate::inbox::Inbox;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
-use crate::store::{self, NotificationStore, PolicyStore};
+use crate::store::{self, NotificationStore, PolicyStore, RevocationStore};
 use crate::telemetry::Telemetry;
 use crate::ws;
 
@@ -60,7 +61,9 @@ pub(super) struct Running {
     pub(super) delivery: Delivery,
     pub(super) inbox: Inbox,
     pub(super) bus: Arc<dyn Bus>,
+    pub(super) announcer: Arc<Announcer>,
     pub(super) notifications: Arc<dyn NotificationStore>,
+    pub(super) revocations: Arc<dyn RevocationStore>,
     pub(super) policies: Arc<dyn PolicyStore>,
     pub(super) ids: IdGenerator,
 }
@@ -98,9 +101,12 @@ impl Gateway {
         // With one shard the bus receives on its thread, so that a push to a connection wakes one thread and not two. Several shards are all kept
         // free of the bus.
         let bus_runtime = threads.only().unwrap_or_else(Handle::current);
-        let opened = start.open_bus(&bus_runtime, &identity.revocations).await?;
+        let opened = start.open_bus(&bus_runtime).await?;
         let ids = IdGenerator::following(opened.worker, Arc::clone(&start.clock));
         let stores = start.open_stores(&ids).await?;
+        let reader = start
+            .read_revocations(&opened.bus, &stores.revocations, &identity.revocations)
+            .await;
         let shards_stop = CancellationToken::new();
         let hub = start.hub(&opened.bus, &mut threads, &shards_stop);
         let delivery = Delivery::new(hub.clone(), Arc::clone(&opened.bus));
@@ -114,13 +120,15 @@ impl Gateway {
             ),
             delivery,
             hub,
+            announcer: Announcer::new(Arc::clone(&opened.bus)),
             bus: opened.bus,
             notifications: Arc::clone(&stores.notifications),
+            revocations: Arc::clone(&stores.revocations),
             policies: Arc::clone(&stores.policies),
             ids,
         };
 
-        start.follow_bus(&running, opened.events, &bus_runtime);
+        start.follow_bus(&running, opened.events, &bus_runtime, reader);
         let no_new_connections = start.follow_readiness(&running);
         start.follow_files(&catalogs, telemetry);
         start.purge_notifications(&running);
@@ -177,18 +185,12 @@ impl Start<'_> {
         })
     }
 
-    async fn open_bus(
-        &self,
-        runtime: &Handle,
-        revocations: &Arc<Revocations>,
-    ) -> anyhow::Result<bus::Opened> {
-        let known = Arc::clone(revocations);
+    async fn open_bus(&self, runtime: &Handle) -> anyhow::Result<bus::Opened> {
         let options = bus::BusOptions {
             config: self.config.redis.clone(),
             ids: self.config.ids.clone(),
             instance_name: self.instance.to_string(),
             live: self.settings.subscribe(),
-            known_revocations: Arc::new(move || known.all()),
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(self.metrics),
             shutdown: self.stop.clone(),
@@ -198,8 +200,28 @@ impl Start<'_> {
             .await
             .context("the bus cannot be opened")??;
         self.lifecycle.set("bus", None);
-        revocations.extend(opened.bus.revocations().await?);
         Ok(opened)
+    }
+
+    /// Reads the revocations, however long it takes: the listener does not accept before.
+    async fn read_revocations(
+        &self,
+        bus: &Arc<dyn Bus>,
+        store: &Arc<dyn RevocationStore>,
+        known: &Arc<Revocations>,
+    ) -> RevocationReader {
+        let redis = &self.config.redis;
+        RevocationReader::start(revocations::Parts {
+            store: Arc::clone(store),
+            bus: Arc::clone(bus),
+            revocations: Arc::clone(known),
+            prompt: Arc::default(),
+            lifecycle: Arc::clone(self.lifecycle),
+            metrics: Arc::clone(self.metrics),
+            clock: Arc::clone(&self.clock),
+            ping_interval: Duration::from_millis(redis.self_ping_interval_ms),
+        })
+        .await
     }
 
     async fn open_stores(&mut self, ids: &IdGenerator) -> anyhow::Result<store::Stores> {
@@ -290,6 +312,8 @@ impl Start<'_> {
             delivery: running.delivery.clone(),
             hub: running.hub.clone(),
             bus: Arc::clone(&running.bus),
+            announcer: Arc::clone(&running.announcer),
+            revocation_store: Arc::clone(&running.revocations),
             revocations: Arc::clone(&running.identity.revocations),
             clock: Arc::clone(&self.clock),
             live: self.settings.subscribe(),

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::inbound::Inbound;
 use super::probe::Probe;
+use super::revocations::RevocationReader;
 use super::settings::LiveSettings;
 use super::start::{Running, Start};
 use crate::activity::Catalogs;
@@ -16,11 +17,17 @@ use crate::store;
 use crate::telemetry::Telemetry;
 
 impl Start<'_> {
-    /// Delivers what the bus receives, and closes connections whose trust is withdrawn.
-    pub(super) fn follow_bus(&mut self, running: &Running, events: bus::Events, runtime: &Handle) {
+    /// Delivers what the bus receives, closes connections whose trust is withdrawn, and keeps the revocations whole.
+    pub(super) fn follow_bus(
+        &mut self,
+        running: &Running,
+        events: bus::Events,
+        runtime: &Handle,
+        reader: RevocationReader,
+    ) {
         let inbound = Inbound {
             hub: running.hub.clone(),
-            bus: Arc::clone(&running.bus),
+            prompt: reader.prompt(),
             revocations: Arc::clone(&running.identity.revocations),
             authenticator: running.identity.authenticator.clone(),
             metrics: Arc::clone(self.metrics),
@@ -28,6 +35,13 @@ impl Start<'_> {
         };
         self.supervisor
             .spawn_forever("trust", follow_trust(inbound.clone(), self.stop.clone()));
+        self.supervisor.spawn_forever(
+            "revocations",
+            reader.run(inbound.clone(), self.stop.clone()),
+        );
+        let announcer = Arc::clone(&running.announcer);
+        self.supervisor
+            .spawn_forever("announcements", announcer.run(self.stop.clone()));
         self.supervisor
             .spawn_forever_on(runtime, "bus events", inbound.run(events));
     }
@@ -70,10 +84,11 @@ impl Start<'_> {
         }
     }
 
-    /// Deletes notifications that are older than the settings keep them.
+    /// Deletes notifications that are older than the settings keep them, and revocations that have ended.
     pub(super) fn purge_notifications(&mut self, running: &Running) {
         let purge = store::purge_loop(
             Arc::clone(&running.notifications),
+            Arc::clone(&running.revocations),
             self.config.database.clone(),
             Arc::clone(&self.clock),
             self.stop.clone(),

@@ -360,6 +360,7 @@ impl Rig {
             Revocations::new(Arc::clone(&shared)),
             CancellationToken::new(),
         );
+        revocations.follow();
         let (live, followed) = watch::channel(Arc::new(settings));
         let (auth, task) = Authenticator::start(
             followed,

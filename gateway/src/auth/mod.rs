@@ -20,5 +20,5 @@ mod token;
 pub use basic::{Basic, BasicError, UsersError};
 pub use policy::Access;
 pub use published::{NotPublic, PublishedKeys};
-pub use revocation::Revocations;
+pub use revocation::{MAX_BLIND, Revocations};
 pub use token::{Authenticator, MAX_TOKEN_BYTES, TokenFault, VerifyError};

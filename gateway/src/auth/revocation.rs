@@ -1,25 +1,41 @@
 //! Revocations: tokens that are refused before they expire, by user or by `jti` (authorization.md 3).
 //!
-//! Input: revocations from REST, from other instances and from Redis. Output: whether one matches a principal. A revocation is never taken back,
-//! it only ends. So one that arrives twice, late or in another order leaves the same state.
+//! Input: revocations from REST, from other instances and from the database; until when what is known was whole. Output: whether one matches a principal,
+//! and whether enough is known to accept a token. A revocation is never taken back, it only ends. So one that arrives twice, late or in another order
+//! leaves the same state.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::RwLock;
+use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::principal::Principal;
 use crate::revocation::Revocation;
 
-/// Most revocations that are kept.
-const MAX_REVOCATIONS: usize = 100_000;
+/// Most revocations that are held: what the database keeps at most, and as many again that are announced before they are read from it.
+const MAX_HELD: usize = 200_000;
+
+/// How long revocations may have been missed before new tokens are refused (authorization.md 3.5).
+pub const MAX_BLIND: Duration = Duration::from_secs(10);
+
+/// [`Revocations::whole_until`]: nothing has been read yet ...
+const NEVER: u64 = 0;
+/// ... and announcements come in, so nothing is missed.
+const FOLLOWING: u64 = u64::MAX;
 
 /// Every revocation that has not ended.
 pub struct Revocations {
     clock: Arc<dyn Clock>,
     limit: usize,
     held: RwLock<Held>,
+    /// Until when what is held was whole: milliseconds since `origin`, [`NEVER`] or [`FOLLOWING`].
+    whole_until: AtomicU64,
+    origin: Instant,
 }
 
 #[derive(Default)]
@@ -34,10 +50,23 @@ struct Moments {
     until_ms: i64,
 }
 
+impl Moments {
+    fn of(revocation: &Revocation) -> Self {
+        Self {
+            issued_before_ms: revocation.issued_before_ms,
+            until_ms: revocation.until_ms,
+        }
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        self.issued_before_ms >= other.issued_before_ms && self.until_ms >= other.until_ms
+    }
+}
+
 impl Revocations {
-    /// Makes an empty set.
+    /// Makes an empty set that is not whole: no token is accepted before [`Revocations::follow`] or [`Revocations::set_whole_until`].
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        Self::with_limit(clock, MAX_REVOCATIONS)
+        Self::with_limit(clock, MAX_HELD)
     }
 
     fn with_limit(clock: Arc<dyn Clock>, limit: usize) -> Arc<Self> {
@@ -45,7 +74,32 @@ impl Revocations {
             clock,
             limit,
             held: RwLock::default(),
+            whole_until: AtomicU64::new(NEVER),
+            origin: Instant::now(),
         })
+    }
+
+    /// Everything in force is held, and announcements of new ones come in.
+    pub fn follow(&self) {
+        self.whole_until.store(FOLLOWING, Ordering::Release);
+    }
+
+    /// Everything that was in force at this time is held; later ones may have been missed. A time before the set was made says that nothing is known.
+    pub fn set_whole_until(&self, at: Instant) {
+        let ms = match at.checked_duration_since(self.origin) {
+            Some(since) => u64::try_from(since.as_millis()).map_or(FOLLOWING - 1, |ms| ms + 1),
+            None => NEVER,
+        };
+        self.whole_until.store(ms, Ordering::Release);
+    }
+
+    /// Returns whether enough is known to accept a token: announcements come in, or what is held was whole at most [`MAX_BLIND`] ago.
+    pub fn is_current(&self) -> bool {
+        match self.whole_until.load(Ordering::Acquire) {
+            FOLLOWING => true,
+            NEVER => false,
+            ms => self.origin.elapsed() <= Duration::from_millis(ms - 1) + MAX_BLIND,
+        }
     }
 
     /// Adds one revocation.
@@ -53,28 +107,45 @@ impl Revocations {
         self.extend([revocation]);
     }
 
-    /// Adds many revocations, such as all that Redis has stored. Known ones stay, so one that arrives while the stored ones are read is not lost.
-    pub fn extend(&self, revocations: impl IntoIterator<Item = Revocation>) {
+    /// Adds many revocations, such as those that were read from the database, and returns whether one of them is new or wider than what was known. Known
+    /// ones stay, so one that is announced while others are read is not lost.
+    pub fn extend(&self, revocations: impl IntoIterator<Item = Revocation>) -> bool {
         let now = self.clock.now_ms();
         let mut held = self.held.write();
+        let mut has_more = false;
         for revocation in revocations {
-            let moments = Moments {
-                issued_before_ms: revocation.issued_before_ms,
-                until_ms: revocation.until_ms,
-            };
+            let moments = Moments::of(&revocation);
             if moments.until_ms <= now {
                 continue;
             }
             if let Some(user) = revocation.user_id {
-                merge(&mut held.users, user, moments);
+                has_more |= merge(&mut held.users, user, moments);
             }
             if let Some(jti) = revocation.jti {
-                merge(&mut held.tokens, jti, moments);
+                has_more |= merge(&mut held.tokens, jti, moments);
             }
             if held.len() > self.limit {
                 held.shrink(now, self.limit);
             }
         }
+        has_more
+    }
+
+    /// Returns whether what is held refuses every token that this revocation refuses, for as long.
+    pub fn covers(&self, revocation: &Revocation) -> bool {
+        let held = self.held.read();
+        let new = Moments::of(revocation);
+        let covered = |names: &HashMap<String, Moments>, name: Option<&String>| {
+            name.is_none_or(|name| names.get(name).is_some_and(|held| held.covers(&new)))
+        };
+        covered(&held.users, revocation.user_id.as_ref())
+            && covered(&held.tokens, revocation.jti.as_ref())
+    }
+
+    /// Drops those that have ended.
+    pub fn drop_ended(&self) {
+        let now = self.clock.now_ms();
+        self.held.write().keep_after(now);
     }
 
     /// Returns whether one of them matches the principal; see [`Revocation::matches`].
@@ -98,38 +169,6 @@ impl Revocations {
                 .is_some_and(applies)
     }
 
-    /// Returns every revocation that has not ended; those of one user or one `jti` are merged into one.
-    pub fn all(&self) -> Vec<Revocation> {
-        let (now, held) = (self.clock.now_ms(), self.held.read());
-        let users = held
-            .users
-            .iter()
-            .map(|(user, moments)| (Some(user.clone()), None, moments));
-        let tokens = held
-            .tokens
-            .iter()
-            .map(|(jti, moments)| (None, Some(jti.clone()), moments));
-        let lasting = users
-            .chain(tokens)
-            .filter(|(_, _, moments)| moments.until_ms > now);
-        let whole = lasting.map(
-            |(
-                user_id,
-                jti,
-                Moments {
-                    issued_before_ms,
-                    until_ms,
-                },
-            )| Revocation {
-                user_id,
-                jti,
-                issued_before_ms: *issued_before_ms,
-                until_ms: *until_ms,
-            },
-        );
-        whole.collect()
-    }
-
     /// Returns how many there are.
     pub fn len(&self) -> usize {
         self.held.read().len()
@@ -141,11 +180,21 @@ impl Revocations {
     }
 }
 
-/// Merges two revocations of the same name into one that covers both.
-fn merge(into: &mut HashMap<String, Moments>, name: String, new: Moments) {
-    let held = into.entry(name).or_insert(new);
+/// Merges two revocations of the same name into one that covers both; returns whether it covers more than before.
+fn merge(into: &mut HashMap<String, Moments>, name: String, new: Moments) -> bool {
+    let held = match into.entry(name) {
+        Entry::Vacant(vacant) => {
+            vacant.insert(new);
+            return true;
+        }
+        Entry::Occupied(held) => held.into_mut(),
+    };
+    if held.covers(&new) {
+        return false;
+    }
     held.issued_before_ms = held.issued_before_ms.max(new.issued_before_ms);
     held.until_ms = held.until_ms.max(new.until_ms);
+    true
 }
 
 impl Held {
@@ -153,13 +202,16 @@ impl Held {
         self.users.len() + self.tokens.len()
     }
 
+    fn keep_after(&mut self, moment: i64) {
+        self.users.retain(|_, moments| moments.until_ms > moment);
+        self.tokens.retain(|_, moments| moments.until_ms > moment);
+    }
+
     /// Drops revocations that have ended. If that is not enough, drops the tenth part that ends first, so that this work is rare.
+    ///
+    /// The database refuses one more long before ([`crate::store::MAX_REVOCATIONS`]), so only announcements of what it does not hold lead here.
     fn shrink(&mut self, now: i64, limit: usize) {
-        let keep_after = |held: &mut Self, moment: i64| {
-            held.users.retain(|_, moments| moments.until_ms > moment);
-            held.tokens.retain(|_, moments| moments.until_ms > moment);
-        };
-        keep_after(self, now);
+        self.keep_after(now);
         if self.len() <= limit {
             return;
         }
@@ -304,18 +356,54 @@ mod tests {
     fn a_revocation_ends_at_its_time_and_order_does_not_matter() {
         let clock = FixedClock::new(at(1000));
         let held = Revocations::new(Arc::new(clock.clone()));
-        held.extend([
+        let all = [
             of_user("17", 500, 2000),
             of_user("17", 300, 3000),
             of_user("gone", 500, 1000),
-        ]);
+        ];
+        assert!(held.extend(all.clone()));
+        assert!(!held.extend(all), "nothing of it is new");
         assert_eq!(held.len(), 1);
-        assert_eq!(held.all(), [of_user("17", 500, 3000)]);
+        assert!(held.covers(&of_user("17", 500, 3000)));
+        for wider in [
+            of_user("17", 501, 3000),
+            of_user("17", 500, 3001),
+            of_user("18", 1, 2),
+            of_token("17", 1, 2),
+        ] {
+            assert!(!held.covers(&wider), "{wider:?}");
+        }
         assert!(held.matches(&principal("17", None, Some(400))));
         clock.advance_ms(1999);
         assert!(held.matches(&principal("17", None, Some(299))));
         clock.advance_ms(1);
         assert!(!held.matches(&principal("17", None, Some(299))));
+        held.drop_ended();
+        assert!(held.is_empty());
+    }
+
+    /// authorization.md 3.5.
+    #[tokio::test(start_paused = true)]
+    async fn no_token_is_accepted_before_the_first_read_nor_long_after_the_last() {
+        let held = Revocations::new(Arc::new(FixedClock::new(at(0))));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!held.is_current());
+        held.set_whole_until(Instant::now());
+        assert!(held.is_current(), "read this moment");
+        tokio::time::advance(MAX_BLIND).await;
+        assert!(held.is_current());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!held.is_current());
+        held.follow();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert!(held.is_current(), "nothing is missed");
+        held.set_whole_until(Instant::now() - Duration::from_secs(9));
+        assert!(held.is_current());
+        held.set_whole_until(Instant::now() - Duration::from_secs(7200));
+        assert!(!held.is_current(), "before there was anything");
+        held.set_whole_until(Instant::now() - Duration::from_secs(9));
+        tokio::time::advance(Duration::from_millis(1001)).await;
+        assert!(!held.is_current());
     }
 
     /// authorization.md 3.3.

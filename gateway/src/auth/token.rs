@@ -320,8 +320,13 @@ impl Inner {
     fn unless_revoked(&self, principal: Arc<Principal>) -> Result<Arc<Principal>, VerifyError> {
         if self.revocations.matches(&principal) {
             Err(VerifyError::Refused(TokenFault::Revoked))
-        } else {
+        } else if self.revocations.is_current() {
             Ok(principal)
+        } else {
+            Err(VerifyError::Unavailable(
+                "whether it was revoked is not known: neither Redis nor the database answers"
+                    .into(),
+            ))
         }
     }
 

@@ -42,7 +42,7 @@ pub(super) fn count(
 }
 
 /// The contract as far as one instance alone can see it. Ends with the bus closed.
-pub(super) async fn alone(opened: Opened, clock: &FixedClock) {
+pub(super) async fn alone(opened: Opened) {
     let Opened {
         bus, mut events, ..
     } = opened;
@@ -68,7 +68,29 @@ pub(super) async fn alone(opened: Opened, clock: &FixedClock) {
         "there is no other instance"
     );
 
-    revocations(&*bus, clock).await;
+    assert!(bus.last_seen().is_empty());
+    let first = bus.reception().unwrap();
+    let reception = tokio::time::timeout(Duration::from_secs(5), async {
+        loop {
+            let reception = bus.reception().unwrap();
+            if reception.until > first.until {
+                return reception;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert_eq!(
+        reception.await.expect("it goes on").gaps,
+        first.gaps,
+        "without a gap"
+    );
+    let revocation = Revocation {
+        user_id: Some("17".into()),
+        jti: None,
+        issued_before_ms: 1,
+        until_ms: 4_000_000_000_000,
+    };
+    bus.share_revocation(&revocation).await.unwrap();
 
     bus.unsubscribe(interests.clone());
     bus.unsubscribe(interests);
@@ -85,7 +107,8 @@ pub(super) async fn alone(opened: Opened, clock: &FixedClock) {
     );
 }
 
-async fn revocations(bus: &dyn Bus, clock: &FixedClock) {
+/// Where instances of the release before keep revocations.
+pub(super) async fn shared_revocations(bus: &dyn Bus, clock: &FixedClock) {
     let now = clock.now_ms();
     let of = |user: &str, until_ms| Revocation {
         user_id: Some(user.into()),
@@ -99,16 +122,16 @@ async fn revocations(bus: &dyn Bus, clock: &FixedClock) {
         issued_before_ms: now,
         until_ms: now + 60_000,
     };
-    assert!(bus.revocations().await.unwrap().is_empty());
+    assert!(bus.shared_revocations().await.unwrap().is_empty());
     for revocation in [
         &of("a", now + 1_000),
         &of("b", now + 60_000),
         &token,
         &token,
     ] {
-        bus.store_revocation(revocation).await.unwrap();
+        bus.share_revocation(revocation).await.unwrap();
     }
-    let mut stored = bus.revocations().await.unwrap();
+    let mut stored = bus.shared_revocations().await.unwrap();
     stored.sort_by_key(|r| (r.until_ms, r.jti.clone()));
     assert_eq!(
         stored,
@@ -116,12 +139,12 @@ async fn revocations(bus: &dyn Bus, clock: &FixedClock) {
         "each once"
     );
     clock.advance_ms(1_000);
-    let stored = bus.revocations().await.unwrap();
+    let stored = bus.shared_revocations().await.unwrap();
     assert_eq!(
         stored.len(),
         2,
         "a revocation that has ended is forgotten: {stored:?}"
     );
-    bus.store_revocation(&of("c", now + 70_000)).await.unwrap();
-    assert_eq!(bus.revocations().await.unwrap().len(), 3);
+    bus.share_revocation(&of("c", now + 70_000)).await.unwrap();
+    assert_eq!(bus.shared_revocations().await.unwrap().len(), 3);
 }

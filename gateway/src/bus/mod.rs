@@ -4,8 +4,9 @@
 //! An instance subscribes only to what it holds, so Redis hands a message to the owning instances alone.
 //!
 //! [`open`] chooses: `local` for one instance alone, Redis (standalone, Sentinel or Cluster) for several. `pubsub` is the bus over one Redis; `bridge`
-//! switches a running instance from one Redis to another.
+//! switches a running instance from one Redis to another. [`Announcer`] tells the other instances of revocations until all know of them.
 
+mod announcer;
 mod bridge;
 #[cfg(test)]
 mod conformance;
@@ -15,6 +16,8 @@ mod local;
 mod pubsub;
 mod wire;
 
+pub use announcer::Announcer;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 use std::time::Duration;
@@ -22,6 +25,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{ClientInfo, ClientQuery};
@@ -44,7 +48,7 @@ pub enum BusError {
     /// Redis cannot be reached, refused, or did not answer in time.
     #[error("the bus is unavailable: {0}")]
     Unavailable(String),
-    /// Too much waits already: dispatches to be published, questions to be answered, or stored revocations.
+    /// Too much waits already: dispatches to be published, questions to be answered, or shared revocations.
     #[error("too much waits on the bus already")]
     Full,
     /// The settings name something that cannot work, such as an authority file that is no PEM.
@@ -57,11 +61,9 @@ pub enum BusError {
 pub enum BusEvent {
     /// Another instance, or an outside emitter, sent this; never what this instance published itself.
     Dispatch(Dispatch),
-    /// Pushes may have been missed, for this reason. The receiver tells every local client and reads [`Bus::revocations`] again, since an
+    /// Pushes may have been missed, for this reason. The receiver tells every local client and reads the revocations again, since an
     /// [`Ask::Revoke`] may be among what was missed. Comes after subscriptions are confirmed again, once per gap.
     Resync(ResyncReason),
-    /// These revocations were stored on a server before this instance connected to it.
-    Revocations(Vec<Revocation>),
     /// Another instance asks. The answer goes back through the channel; dropping the channel answers nothing.
     Asked(Ask, oneshot::Sender<Reply>),
 }
@@ -106,10 +108,13 @@ pub enum Ask {
         /// Which.
         client: Id,
     },
-    /// This revocation was made; it is stored already.
+    /// This revocation was made, and is stored.
     Revoke {
         /// What is refused from here on.
         revocation: Revocation,
+        /// Whether the database holds it. An instance of the release before stores it in Redis alone, where [`Bus::shared_revocations`] finds it.
+        #[serde(default, rename = "inDatabase")]
+        in_database: bool,
     },
 }
 
@@ -151,6 +156,15 @@ pub enum SubscriberState {
     /// No self-ping came back for that long, whatever the cause: pushes from other instances are being missed. The bus repairs itself
     /// meanwhile. A connection that breaks and is made again sooner is a [`BusEvent::Resync`] and never `Stalled`.
     Stalled,
+}
+
+/// What the subscriber has received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reception {
+    /// Changes with every gap: what was published between two receptions of different gap numbers may have been missed.
+    pub gaps: u64,
+    /// When a self-ping came back last: what was published before has come in. It lies a ping interval back at most while Redis answers.
+    pub until: Instant,
 }
 
 /// The bus as `/status` shows it.
@@ -222,23 +236,29 @@ pub trait Bus: Send + Sync + 'static {
     /// [`BusError::Unavailable`] when the live instances cannot be listed; [`BusError::Full`] when too many questions are open.
     fn ask<'a>(&'a self, ask: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>>;
 
-    /// Stores a revocation for instances that start later, until its `until_ms`. Storing it again changes nothing.
+    /// Names the instances that were live when they could last be listed, this one left out: whom a question that cannot be asked concerns.
+    fn last_seen(&self) -> Vec<String>;
+
+    /// Writes a revocation to where instances of the release before read them, until its `until_ms`. Writing it again changes nothing.
     ///
     /// # Errors
-    /// [`BusError::Unavailable`], and [`BusError::Full`] when [`MAX_REVOCATIONS`] are stored.
-    fn store_revocation<'a>(
+    /// [`BusError::Unavailable`], and [`BusError::Full`] when there is no room.
+    fn share_revocation<'a>(
         &'a self,
         revocation: &'a Revocation,
     ) -> BoxFuture<'a, Result<(), BusError>>;
 
-    /// Returns every stored revocation that has not ended, in no order.
+    /// Returns every revocation that has not ended from where instances of the release before keep them, in no order.
     ///
     /// # Errors
     /// [`BusError::Unavailable`].
-    fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>>;
+    fn shared_revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>>;
 
     /// Whether the subscriber receives right now.
     fn subscriber(&self) -> SubscriberState;
+
+    /// Until when everything that other instances published has come in; `None` while subscriptions are down.
+    fn reception(&self) -> Option<Reception>;
 
     /// Returns how long the last self-ping took from publishing to receiving.
     fn lag(&self) -> Option<Duration>;
@@ -247,15 +267,17 @@ pub trait Bus: Send + Sync + 'static {
     /// number. The instance then takes no new connections and is not ready. It becomes false again once the lease is renewed.
     fn lease_lapsed(&self) -> bool;
 
+    /// Whether the server may have forgotten the lease, because a connection was lost, and no renewal has succeeded since: the instance is not ready.
+    fn lease_doubtful(&self) -> bool {
+        false
+    }
+
     /// Which servers are in use, and how a switch to another one stands.
     fn status(&self) -> BusStatus;
 
     /// Gives up the worker lease and closes; nothing is received or published afterwards. Closing twice changes nothing.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
-
-/// Most revocations that are stored at a time.
-pub const MAX_REVOCATIONS: usize = 100_000;
 
 /// A bus and what comes out of it.
 pub struct Opened {
@@ -309,9 +331,7 @@ pub struct BusOptions {
     pub instance_name: String,
     /// The live settings: the current Redis where it is not that of the static settings, and the previous one.
     pub live: watch::Receiver<Arc<Live>>,
-    /// Returns every revocation that this instance knows of: they are stored in a Redis that the bus switches to.
-    pub known_revocations: Arc<dyn Fn() -> Vec<Revocation> + Send + Sync>,
-    /// Ends of revocations.
+    /// Ends of shared revocations.
     pub clock: Arc<dyn Clock>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
@@ -329,7 +349,7 @@ pub struct BusOptions {
 /// [`BusError::Misconfigured`] for settings that can never work; [`BusError::Unavailable`] when `shutdown` came first.
 pub async fn open(options: BusOptions) -> Result<Opened, BusError> {
     match options.config.mode {
-        config::RedisMode::None => Ok(local::open(&options.ids, options.clock)),
+        config::RedisMode::None => Ok(local::open(&options.ids)),
         _ => bridge::open(options).await,
     }
 }

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::Inbox;
-use crate::bus::{Answers, Ask, Bus, BusError, BusStatus, Interest, SubscriberState};
+use crate::bus::{Answers, Ask, Bus, BusError, BusStatus, Interest, Reception, SubscriberState};
 use crate::clock::SystemClock;
 use crate::delivery::Delivery;
 use crate::dispatch::Dispatch;
@@ -54,7 +54,11 @@ impl Bus for Published {
         Box::pin(async { Ok(Answers::default()) })
     }
 
-    fn store_revocation<'a>(&'a self, _: &'a Revocation) -> BoxFuture<'a, Result<(), BusError>> {
+    fn last_seen(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn share_revocation<'a>(&'a self, _: &'a Revocation) -> BoxFuture<'a, Result<(), BusError>> {
         Box::pin(async { Ok(()) })
     }
 
@@ -62,7 +66,11 @@ impl Bus for Published {
         false
     }
 
-    fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
+    fn reception(&self) -> Option<Reception> {
+        None
+    }
+
+    fn shared_revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
         Box::pin(async { Ok(Vec::new()) })
     }
 

@@ -9,6 +9,7 @@ mod migrations;
 mod outage;
 mod policies;
 mod purge;
+mod revocations;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use self::insert::*;
 use self::migrations::*;
 use self::policies::*;
 use self::purge::*;
+use self::revocations::*;
 use super::testing::{TestDatabase, activity, ids};
 use super::*;
 use crate::config::{Config, Secret, SecretFile};
@@ -73,6 +75,9 @@ conformance! {
     policies_are_read_with_text_ids,
     policies_are_read_with_number_ids,
     policies_may_live_in_another_database,
+    revocations_are_widened_read_in_the_order_of_changes_and_purged_past_their_end,
+    beyond_the_bound_a_revocation_is_refused_and_those_in_force_stay,
+    a_reader_that_goes_on_after_what_it_saw_misses_no_revocation,
 }
 
 fn at(seconds: i64) -> DateTime<Utc> {

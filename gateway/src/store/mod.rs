@@ -1,6 +1,6 @@
-//! Where notifications are kept and policies are read: PostgreSQL, or SQLite for one instance alone.
+//! Where notifications and revocations are kept and policies are read: PostgreSQL, or SQLite for one instance alone.
 //!
-//! Input: activities and changes from [`crate::inbox`], questions from [`crate::api`] and [`crate::auth`]. Output: rows as domain types.
+//! Input: activities and changes from [`crate::inbox`], revocations and questions from [`crate::api`] and [`crate::auth`]. Output: rows as domain types.
 //! [`open`] chooses by the URL, migrates, and follows a changed `url_file`; [`purge_loop`] removes what is old.
 
 mod batch;
@@ -11,6 +11,7 @@ pub mod platform;
 mod policy;
 mod postgres;
 mod retention;
+mod revocation;
 mod sql;
 mod sqlite;
 
@@ -33,6 +34,7 @@ pub use error::{DatabaseError, OpenError, RefusalClass, StoreError};
 pub use migrate::{Migrated, migrate};
 pub use open::{Stores, open};
 pub use retention::{PURGE_INTERVAL, purge_loop};
+pub use revocation::{Added, ChangedRevocation, MAX_REVOCATIONS, RevocationStore};
 
 /// One row that was stored.
 #[derive(Debug, Clone)]

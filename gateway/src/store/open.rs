@@ -18,7 +18,7 @@ use super::migrate::prepare;
 use super::policy::{PostgresPolicies, SqlitePolicies};
 use super::postgres::{PostgresPool, PostgresStore, new_pool};
 use super::sqlite::{SqlitePools, SqliteStore};
-use super::{NotificationStore, OpenError, PolicyStore};
+use super::{NotificationStore, OpenError, PolicyStore, RevocationStore};
 use crate::backoff::Backoff;
 use crate::config::{self, Secret, SecretFile};
 use crate::files;
@@ -32,6 +32,8 @@ const RETRY_LAST: Duration = Duration::from_secs(10);
 pub struct Stores {
     /// The notification tables.
     pub notifications: Arc<dyn NotificationStore>,
+    /// The revocations, in the same database.
+    pub revocations: Arc<dyn RevocationStore>,
     /// The policy tables, possibly in another database.
     pub policies: Arc<dyn PolicyStore>,
     /// Tasks that follow the URL files; they end at shutdown and never before.
@@ -198,11 +200,20 @@ pub async fn open(
         notifications_in.clone()
     };
 
+    let (notifications, revocations): (Arc<dyn NotificationStore>, Arc<dyn RevocationStore>) =
+        match notifications_in {
+            Database::Postgres(postgres) => {
+                let store = Arc::new(PostgresStore::new(postgres, ids));
+                (store.clone(), store)
+            }
+            Database::Sqlite(sqlite) => {
+                let store = Arc::new(SqliteStore::new(sqlite, ids));
+                (store.clone(), store)
+            }
+        };
     Ok(Stores {
-        notifications: match notifications_in {
-            Database::Postgres(postgres) => Arc::new(PostgresStore::new(postgres, ids)),
-            Database::Sqlite(sqlite) => Arc::new(SqliteStore::new(sqlite, ids)),
-        },
+        notifications,
+        revocations,
         policies: match policies_in {
             Database::Postgres(postgres) => Arc::new(PostgresPolicies(postgres)),
             Database::Sqlite(sqlite) => Arc::new(SqlitePolicies(sqlite)),

@@ -5,6 +5,7 @@
 mod insert;
 mod pool;
 mod purge;
+mod revocations;
 
 use std::sync::Arc;
 

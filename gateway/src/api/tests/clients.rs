@@ -1,4 +1,5 @@
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use http::Method;
 use serde_json::json;
@@ -359,7 +360,7 @@ async fn a_revocation_is_stored_before_it_is_applied() {
         body["until"],
         until.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
     );
-    let stored = gateway.others.stored.lock().clone();
+    let stored = gateway.table.all().await;
     assert_eq!(
         (
             stored[0].user_id.as_deref(),
@@ -371,8 +372,14 @@ async fn a_revocation_is_stored_before_it_is_applied() {
     assert_eq!(
         gateway.others.asked.lock()[..],
         [Ask::Revoke {
-            revocation: stored[0].clone()
+            revocation: stored[0].clone(),
+            in_database: true
         }]
+    );
+    assert_eq!(
+        gateway.others.shared.lock()[..],
+        stored[..1],
+        "instances of the release before read it in Redis"
     );
     assert_eq!(gateway.revocations.len(), 1);
 
@@ -386,11 +393,13 @@ async fn a_revocation_is_stored_before_it_is_applied() {
     ] {
         post(body).await.problem(400, "invalid_body");
     }
-    assert_eq!(gateway.others.stored.lock().len(), 1);
+    assert_eq!(gateway.table.all().await.len(), 1);
 }
 
+/// authorization.md 3.4.
 #[tokio::test]
-async fn without_redis_a_revocation_changes_nothing_or_says_what_it_did() {
+async fn a_revocation_that_cannot_be_stored_changes_nothing_and_one_that_cannot_be_announced_holds()
+{
     let gateway = TestGateway::new().await;
     let post = || {
         gateway.send(
@@ -399,38 +408,55 @@ async fn without_redis_a_revocation_changes_nothing_or_says_what_it_did() {
                 .json(&json!({"jti": "t-17"})),
         )
     };
-    gateway.others.storing_fails.store(true, Ordering::SeqCst);
-    let answer = post().await.problem(503, "bus_unavailable");
+    gateway.table.is_away.store(true, Ordering::SeqCst);
+    let answer = post().await.problem(503, "store_unavailable");
     assert!(
         answer.body["detail"].as_str().unwrap().contains("nothing"),
         "{}",
         answer.text
     );
+    assert!(answer.headers.contains_key("retry-after"));
     assert_eq!(gateway.revocations.len(), 0);
-    assert!(gateway.others.asked.lock().is_empty());
+    assert!(gateway.others.asked.lock().is_empty() && gateway.others.shared.lock().is_empty());
     gateway
         .send(gateway.as_user("17", Method::GET, "/notifications"))
         .await
         .ok(200);
 
-    // Redis fails between storing and asking the others: the answer says so, and the revocation applies here.
-    gateway.others.storing_fails.store(false, Ordering::SeqCst);
+    // Redis is away: it is stored and applies here, and those that were live before are named.
+    gateway.table.is_away.store(false, Ordering::SeqCst);
     gateway.others.asking_fails.store(true, Ordering::SeqCst);
-    let answer = post().await.problem(503, "bus_unavailable");
-    assert!(
-        answer.body["detail"]
-            .as_str()
-            .unwrap()
-            .starts_with("stored"),
-        "{}",
-        answer.text
+    let body = post().await.ok(200);
+    assert_eq!(
+        (&body["closed"], &body["missing"]),
+        (&json!(0), &json!(["gateway-2"]))
     );
     assert_eq!(
-        (gateway.revocations.len(), &answer.body["closed"]),
-        (1, &json!(0))
+        (gateway.revocations.len(), gateway.table.all().await.len()),
+        (1, 1)
     );
     gateway
         .send(gateway.as_user("17", Method::GET, "/notifications"))
         .await
         .problem(401, "credentials_refused");
+}
+
+/// authorization.md 3.5.
+#[tokio::test]
+async fn while_revocations_are_not_known_a_token_gets_503_and_a_basic_user_an_answer() {
+    let gateway = TestGateway::new().await;
+    let long_ago = tokio::time::Instant::now() - crate::auth::MAX_BLIND - Duration::from_secs(1);
+    gateway.revocations.set_whole_until(long_ago);
+    let answer = gateway
+        .send(gateway.as_user("17", Method::GET, "/notifications"))
+        .await
+        .problem(503, "keys_unavailable");
+    assert!(answer.headers.contains_key("retry-after"));
+    gateway
+        .revocations
+        .set_whole_until(tokio::time::Instant::now());
+    gateway
+        .send(gateway.as_user("17", Method::GET, "/notifications"))
+        .await
+        .ok(200);
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use chrono::DateTime;
+use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use http::Method;
@@ -22,7 +22,8 @@ pub(super) use super::call::{Answer, Call};
 use crate::api::{AdminState, ApiState, admin_router, router};
 use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
 use crate::bus::{
-    Answers, Ask, Bus, BusError, BusStatus, Interest, PreviousServer, SubscriberState,
+    Announcer, Answers, Ask, Bus, BusError, BusStatus, Interest, PreviousServer, Reception,
+    SubscriberState,
 };
 use crate::clock::{Clock, FixedClock, SystemClock};
 use crate::config::{Config, Live, RedisMode, Secret, SecretFile, load_live};
@@ -36,7 +37,10 @@ use crate::metrics::Metrics;
 use crate::notification::{NewActivity, Notification};
 use crate::revocation::Revocation;
 use crate::store::platform::{Platform, PolicyDefinition, seed};
-use crate::store::{NotificationStore, open};
+use crate::store::testing::unavailable;
+use crate::store::{
+    Added, ChangedRevocation, NotificationStore, RevocationStore, StoreFuture, Stores, open,
+};
 
 /// The time of every test.
 pub(super) const NOW: i64 = 1_795_000_000;
@@ -52,10 +56,58 @@ pub(super) struct OtherInstances {
     answer: Mutex<Answering>,
     pub(super) asked: Mutex<Vec<Ask>>,
     pub(super) published: Mutex<Vec<Dispatch>>,
-    pub(super) stored: Mutex<Vec<Revocation>>,
+    pub(super) shared: Mutex<Vec<Revocation>>,
     pub(super) publishing_fails: AtomicBool,
     pub(super) asking_fails: AtomicBool,
-    pub(super) storing_fails: AtomicBool,
+}
+
+/// The revocations in the database, or a database that does not answer.
+pub(super) struct RevocationTable {
+    store: Arc<dyn RevocationStore>,
+    pub(super) is_away: AtomicBool,
+}
+
+impl RevocationTable {
+    fn over(stores: &Stores) -> Arc<Self> {
+        Arc::new(Self {
+            store: stores.revocations.clone(),
+            is_away: AtomicBool::new(false),
+        })
+    }
+
+    /// What is in force at the time of the tests.
+    pub(super) async fn all(&self) -> Vec<Revocation> {
+        let now = DateTime::from_timestamp(NOW, 0).unwrap();
+        let changed = self.store.changed(0, 100, now).await.unwrap();
+        changed.into_iter().map(|one| one.revocation).collect()
+    }
+}
+
+impl RevocationStore for RevocationTable {
+    fn add<'a>(
+        &'a self,
+        revocations: &'a [Revocation],
+        most: u64,
+        now: DateTime<Utc>,
+    ) -> StoreFuture<'a, Added> {
+        if self.is_away.load(Ordering::SeqCst) {
+            return ready(Err(unavailable("connection refused at 10.1.2.3:5432"))).boxed();
+        }
+        self.store.add(revocations, most, now)
+    }
+
+    fn changed(
+        &self,
+        after: i64,
+        limit: u32,
+        now: DateTime<Utc>,
+    ) -> StoreFuture<'_, Vec<ChangedRevocation>> {
+        self.store.changed(after, limit, now)
+    }
+
+    fn purge_ended(&self, before: DateTime<Utc>, limit: u32) -> StoreFuture<'_, u64> {
+        self.store.purge_ended(before, limit)
+    }
 }
 
 impl OtherInstances {
@@ -64,10 +116,9 @@ impl OtherInstances {
             answer: Mutex::new(Box::new(|_| Answers::default())),
             asked: Mutex::default(),
             published: Mutex::default(),
-            stored: Mutex::default(),
+            shared: Mutex::default(),
             publishing_fails: AtomicBool::new(false),
             asking_fails: AtomicBool::new(false),
-            storing_fails: AtomicBool::new(false),
         })
     }
 
@@ -104,16 +155,24 @@ impl Bus for OtherInstances {
         ready(Self::away(&self.asking_fails).map(|()| (self.answer.lock())(ask))).boxed()
     }
 
-    fn store_revocation<'a>(
+    fn last_seen(&self) -> Vec<String> {
+        vec!["gateway-2".into()]
+    }
+
+    fn share_revocation<'a>(
         &'a self,
         revocation: &'a Revocation,
     ) -> BoxFuture<'a, Result<(), BusError>> {
-        ready(Self::away(&self.storing_fails).map(|()| self.stored.lock().push(revocation.clone())))
+        ready(Self::away(&self.asking_fails).map(|()| self.shared.lock().push(revocation.clone())))
             .boxed()
     }
 
-    fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
-        ready(Ok(self.stored.lock().clone())).boxed()
+    fn shared_revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
+        ready(Ok(self.shared.lock().clone())).boxed()
+    }
+
+    fn reception(&self) -> Option<Reception> {
+        None
     }
 
     fn status(&self) -> BusStatus {
@@ -153,6 +212,7 @@ pub(super) struct TestGateway {
     pub(super) others: Arc<OtherInstances>,
     pub(super) notifications: Arc<dyn NotificationStore>,
     pub(super) revocations: Arc<Revocations>,
+    pub(super) table: Arc<RevocationTable>,
     pub(super) clock: FixedClock,
     pub(super) live: watch::Sender<Arc<Live>>,
     pub(super) published: watch::Sender<Option<Arc<PublishedKeys>>>,
@@ -283,14 +343,15 @@ fn admin_state(state: &ApiState, folder: &std::path::Path) -> AdminState {
     }
 }
 
+fn database_in(folder: &std::path::Path) -> Secret {
+    Secret::new(format!("sqlite://{}", folder.join("signal.db").display()))
+}
+
 impl TestGateway {
     pub(super) async fn new() -> Self {
         let (folder, shutdown) = (tempfile::tempdir().unwrap(), CancellationToken::new());
         let mut config = Config::for_tests();
-        config.database.url = Secret::new(format!(
-            "sqlite://{}",
-            folder.path().join("signal.db").display()
-        ));
+        config.database.url = database_in(folder.path());
         config.auth.basic_users_file = users_file(folder.path());
         let key = SigningKey::from_slice(&[7; 32]).unwrap();
         let certs = serve_keys(&key, shutdown.clone()).await;
@@ -299,6 +360,7 @@ impl TestGateway {
         let (metrics, lifecycle) = (Metrics::new(), Arc::new(Lifecycle::default()));
         let published = watch::Sender::new(None);
         let revocations = Revocations::new(Arc::new(clock.clone()));
+        revocations.follow();
 
         seed(&config.database.url, &platform()).await.unwrap();
         let stores = open(
@@ -317,6 +379,7 @@ impl TestGateway {
             shutdown.clone(),
         );
         let (basic, _) = Basic::start(&config.auth, shutdown.clone()).unwrap();
+        let table = RevocationTable::over(&stores);
         let (hub, others) = (Hub::none(), OtherInstances::none());
         let bus: Arc<dyn Bus> = others.clone();
 
@@ -333,7 +396,9 @@ impl TestGateway {
             ),
             delivery,
             hub,
+            announcer: Announcer::new(bus.clone()),
             bus,
+            revocation_store: table.clone(),
             revocations: revocations.clone(),
             clock: Arc::new(clock.clone()),
             live: followed,
@@ -351,6 +416,7 @@ impl TestGateway {
             others,
             notifications: stores.notifications,
             revocations,
+            table,
             clock,
             live,
             published,

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::auth::fixture::{Issuer, NOW, Rig, Signer, claims, facts, source, wait};
 use crate::config::{Algorithm, SourceState};
+use crate::principal::{USER, Via};
 use crate::revocation::Revocation;
 
 fn refused(reason: TokenFault) -> Result<Arc<Principal>, VerifyError> {
@@ -794,6 +795,49 @@ async fn a_revoked_token_is_refused_even_if_it_is_remembered() {
     // Same `jti` as the revoked token, but issued after the time of the revocation.
     rig.verify(&younger).await.unwrap();
     assert_eq!(rig.outcomes("revoked"), 3);
+}
+
+/// authorization.md 3.5.
+#[tokio::test]
+async fn while_revocations_are_not_known_a_token_is_neither_accepted_nor_called_wrong() {
+    let (rig, _issuer, signer) = one_source(|_| {}).await;
+    let (token, revoked) = (
+        signer.sign(&claims("main")),
+        signer.sign(&with("jti", json!("t2"))),
+    );
+    rig.verify(&token).await.unwrap();
+    rig.revocations.add(Revocation {
+        user_id: None,
+        jti: Some("t2".into()),
+        issued_before_ms: NOW * 1000 + 1,
+        until_ms: (NOW + 9000) * 1000,
+    });
+    rig.revocations.set_whole_until(tokio::time::Instant::now());
+    rig.verify(&token).await.unwrap();
+    wait(crate::auth::MAX_BLIND + Duration::from_millis(1)).await;
+    let unknown = rig.verify(&token).await;
+    assert!(
+        matches!(unknown, Err(VerifyError::Unavailable(_))),
+        "one that was remembered as well: {unknown:?}"
+    );
+    let unknown = rig.verify(&signer.sign(&with("jti", json!("t3")))).await;
+    assert!(
+        matches!(unknown, Err(VerifyError::Unavailable(_))),
+        "{unknown:?}"
+    );
+    assert_eq!(rig.verify(&revoked).await, refused(TokenFault::Revoked));
+    let principal = Principal {
+        subject: "17".into(),
+        kind: USER.into(),
+        roles: vec![],
+        via: Via::Basic,
+    };
+    assert!(
+        rig.auth.trusts(&principal),
+        "open connections are not looked at"
+    );
+    rig.revocations.follow();
+    rig.verify(&token).await.unwrap();
 }
 
 /// authorization.md 2.9.

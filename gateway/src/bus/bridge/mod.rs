@@ -43,7 +43,7 @@ use super::pubsub::{self, PubSubBus, Setup};
 use super::wire::Bridged;
 use super::{
     Answers, Ask, Bus, BusError, BusEvent, BusOptions, BusStatus, Events, Interest, Opened,
-    PreviousServer, Source, SubscriberState,
+    PreviousServer, Reception, Source, SubscriberState,
 };
 use crate::config::{self, Live, RedisLocation};
 use crate::dispatch::Dispatch;
@@ -157,7 +157,6 @@ struct BridgeCore {
     setup: Setup,
     fixed: config::Redis,
     live: watch::Receiver<Arc<Live>>,
-    known_revocations: Arc<dyn Fn() -> Vec<Revocation> + Send + Sync>,
     closing: CancellationToken,
 }
 
@@ -215,7 +214,6 @@ pub(super) async fn open(options: BusOptions) -> Result<Opened, BusError> {
         setup,
         fixed: options.config,
         live: live.clone(),
-        known_revocations: options.known_revocations,
         closing,
     });
     let (commands, received) = mpsc::unbounded_channel();
@@ -265,14 +263,17 @@ impl RedisBus {
         Ok(answers)
     }
 
-    async fn stored_revocations(&self) -> Result<Vec<Revocation>, BusError> {
+    async fn all_shared_revocations(&self) -> Result<Vec<Revocation>, BusError> {
         let (current, previous) = self.core.both();
         let Some(previous) = previous else {
-            return current.revocations().await;
+            return current.shared_revocations().await;
         };
-        let (stored, more) =
-            join(current.revocations(), limited(Some(previous.revocations()))).await;
-        let mut all: HashSet<Revocation> = stored?.into_iter().collect();
+        let (shared, more) = join(
+            current.shared_revocations(),
+            limited(Some(previous.shared_revocations())),
+        )
+        .await;
+        let mut all: HashSet<Revocation> = shared?.into_iter().collect();
         all.extend(more.and_then(Result::ok).unwrap_or_default());
         Ok(all.into_iter().collect())
     }
@@ -309,28 +310,47 @@ impl Bus for RedisBus {
         self.ask_all(question).boxed()
     }
 
-    fn store_revocation<'a>(
+    fn last_seen(&self) -> Vec<String> {
+        let (current, previous) = self.core.both();
+        let mut names = current.last_seen();
+        names.extend(previous.iter().flat_map(|bus| bus.last_seen()));
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    fn share_revocation<'a>(
         &'a self,
         revocation: &'a Revocation,
     ) -> BoxFuture<'a, Result<(), BusError>> {
         let (current, previous) = self.core.both();
         async move {
-            let (stored, _) = join(
-                current.store_revocation(revocation),
+            let (shared, _) = join(
+                current.share_revocation(revocation),
                 limited(
                     previous
                         .as_ref()
-                        .map(|bus| bus.store_revocation(revocation)),
+                        .map(|bus| bus.share_revocation(revocation)),
                 ),
             )
             .await;
-            stored
+            shared
         }
         .boxed()
     }
 
-    fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
-        self.stored_revocations().boxed()
+    fn shared_revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
+        self.all_shared_revocations().boxed()
+    }
+
+    fn reception(&self) -> Option<Reception> {
+        let Server { id, bus, .. } = self.core.current();
+        // Another server counts its gaps from the start.
+        let reception = bus.reception()?;
+        Some(Reception {
+            gaps: (id << 32) + reception.gaps,
+            ..reception
+        })
     }
 
     fn subscriber(&self) -> SubscriberState {
@@ -343,6 +363,10 @@ impl Bus for RedisBus {
 
     fn lease_lapsed(&self) -> bool {
         self.core.current().bus.lease_lapsed()
+    }
+
+    fn lease_doubtful(&self) -> bool {
+        self.core.current().bus.lease_doubtful()
     }
 
     fn status(&self) -> BusStatus {

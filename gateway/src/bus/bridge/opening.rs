@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::stream::StreamCommand;
 use super::switcher::{Switcher, Wanted, superseded};
 use super::{BusEvent, Server};
-use crate::bus::pubsub::{self, Connecting, Events, PubSubBus, Setup};
+use crate::bus::pubsub::{self, Connecting, Events, Setup};
 use crate::bus::{Bus as _, BusError};
 use crate::config::{self, Live, RedisLocation};
 use crate::dispatch::ResyncReason;
@@ -100,7 +100,6 @@ impl Switcher {
         }
         core.setup.metrics.bus_bridged.set(1);
         tracing::info!(nodes = ?location.nodes, "publishing to and receiving from the previous Redis as well");
-        self.take_revocations(&server.bus).await;
         Ok(())
     }
 
@@ -152,17 +151,6 @@ impl Switcher {
 
     pub(super) fn hand_out(&self, event: BusEvent) {
         let _ = self.commands.send(StreamCommand::HandOut(event));
-    }
-
-    /// Hands out the revocations that are stored on a server that this instance has come to.
-    pub(super) async fn take_revocations(&self, bus: &PubSubBus) {
-        match bus.revocations().await {
-            Ok(stored) if stored.is_empty() => {}
-            Ok(stored) => self.hand_out(BusEvent::Revocations(stored)),
-            Err(error) => {
-                tracing::warn!(%error, "reading the revocations stored on the other Redis failed");
-            }
-        }
     }
 }
 

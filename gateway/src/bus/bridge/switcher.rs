@@ -1,16 +1,13 @@
 //! The task that follows the live settings from one Redis to another.
 //!
-//! The new server is opened while the current one serves: connected, everything subscribed and confirmed, revocations written, a worker number leased.
+//! The new server is opened while the current one serves: connected, everything subscribed and confirmed, a worker number leased.
 //! Then it becomes the current one at once. What cannot be reached is tried again with growing delay while the current server serves on.
 //! Input: the live settings. Output: the [`Route`](super::Route), and commands to [`super::stream`].
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream;
 use tokio::sync::{mpsc, watch};
 
 use super::stream::StreamCommand;
@@ -20,10 +17,7 @@ use crate::bus::{Bus as _, BusError};
 use crate::config::{self, Live, RedisLocation};
 use crate::dispatch::ResyncReason;
 use crate::metrics::Metrics;
-use crate::revocation::Revocation;
 
-/// How many revocations are written at the same time.
-const WRITES_AT_ONCE: usize = 64;
 /// How often the worker number is checked on the previous server.
 const NUMBER_CHECK: Duration = Duration::from_secs(1);
 
@@ -250,7 +244,6 @@ impl Switcher {
             let current = core.current().bus;
             self.lease_new_worker(&previous.bus, Some(&current)).await;
         }
-        write_revocations(&previous.bus, (core.known_revocations)()).await?;
         let mut route = core.route.lock();
         let old = route.current.clone();
         let Some(bridge) = route.bridge.as_mut() else {
@@ -274,26 +267,15 @@ impl Switcher {
         config: &config::Redis,
         old: Server,
     ) -> Result<(), BusError> {
-        let core = self.core.clone();
-        let known: HashSet<Revocation> = (core.known_revocations)().into_iter().collect();
         let also = wanted
             .keeps(&old)
             .then(|| old.bus.clone())
             .filter(|bus| bus.is_subscribed());
-        let (connecting, number) = self.open_new(config, &known, also.as_deref()).await?;
+        let (connecting, number) = self.open_new(config, also.as_deref()).await?;
         let server = self.attach(connecting, &wanted.location);
         self.use_worker(number, also.as_deref()).await;
         let dropped = self.make_current(&server, &old, wanted);
         tracing::info!(nodes = ?server.location.nodes, previous = ?old.location.nodes, "switched to another Redis");
-        // Revocations that were made meanwhile went to the old server alone.
-        let late: Vec<Revocation> = (core.known_revocations)()
-            .into_iter()
-            .filter(|revocation| !known.contains(revocation))
-            .collect();
-        if let Err(error) = write_revocations(&server.bus, late).await {
-            tracing::warn!(%error, "storing the revocations that were made during the Redis switch failed");
-        }
-        self.take_revocations(&server.bus).await;
         for server in dropped {
             self.leave(server).await;
         }
@@ -304,7 +286,6 @@ impl Switcher {
     async fn open_new(
         &self,
         config: &config::Redis,
-        known: &HashSet<Revocation>,
         also: Option<&PubSubBus>,
     ) -> Result<(Connecting, u16), BusError> {
         let core = &self.core;
@@ -312,7 +293,6 @@ impl Switcher {
         let bus = connecting.bus.clone();
         let opening = async {
             connecting.connected().await?;
-            write_revocations(&bus, known.iter().cloned()).await?;
             let number = bus.lease_worker(also, &core.setup.ids, core.worker()).await;
             bus.announce().await;
             Ok(number)
@@ -403,22 +383,4 @@ impl Switcher {
 
 pub(super) fn superseded() -> BusError {
     BusError::Unavailable("the live settings have changed again".into())
-}
-
-/// Writes revocations to a server that may not have them.
-async fn write_revocations(
-    bus: &PubSubBus,
-    revocations: impl IntoIterator<Item = Revocation>,
-) -> Result<(), BusError> {
-    let mut writes = stream::iter(revocations)
-        .map(|revocation| async move { bus.store_revocation(&revocation).await })
-        .buffer_unordered(WRITES_AT_ONCE);
-    while let Some(written) = writes.next().await {
-        match written {
-            // The server has as many as are ever kept.
-            Ok(()) | Err(BusError::Full) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

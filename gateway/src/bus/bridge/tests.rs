@@ -50,13 +50,12 @@ fn options(
         config.redis.command_timeout_ms,
         config.redis.request_timeout_ms,
     ) = (2000, 1000);
-    let (known_revocations, metrics) = (Arc::new(Vec::new), Metrics::new());
+    let metrics = Metrics::new();
     BusOptions {
         config: config.redis,
         ids: config.ids,
         instance_name: name.into(),
         live,
-        known_revocations,
         clock,
         metrics,
         shutdown: CancellationToken::new(),
@@ -74,20 +73,8 @@ struct Instance {
 impl Instance {
     /// One whose live file names these.
     async fn start(fixed: &Server, name: &str, at_first: Arc<Live>) -> Self {
-        Self::knowing(fixed, name, at_first, Vec::new()).await
-    }
-
-    async fn knowing(
-        fixed: &Server,
-        name: &str,
-        at_first: Arc<Live>,
-        known: Vec<Revocation>,
-    ) -> Self {
         let (live, following) = watch::channel(at_first);
-        let options = BusOptions {
-            known_revocations: Arc::new(move || known.clone()),
-            ..options(fixed, name, following, Arc::new(SystemClock))
-        };
+        let options = options(fixed, name, following, Arc::new(SystemClock));
         let Opened {
             bus,
             mut events,
@@ -226,7 +213,8 @@ async fn the_bridge_keeps_the_contract_of_every_bus_with_one_server_and_with_two
             at_first.redis_previous.is_some()
         );
         assert!(at_first.redis.is_some() || opened.worker.load(Ordering::Acquire) == 9);
-        conformance::alone(opened, &clock).await;
+        conformance::shared_revocations(&*opened.bus, &clock).await;
+        conformance::alone(opened).await;
         for server in [&old, &new] {
             let keys = server.cli(&["KEYS", "*"]);
             assert!(

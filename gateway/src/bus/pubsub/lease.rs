@@ -121,43 +121,57 @@ async fn take(core: &PubSubCore, number: u16) -> Result<bool, BusError> {
     core.query(&cmd).await
 }
 
-/// Renews the lease and the entry among the live instances, in time and whenever the connection was made again. Ends never.
+/// Renews the lease and the entry among the live instances, in time and whenever the connection was made again; a renewal that fails is tried again at
+/// once, with growing delay. Ends never.
 pub(super) async fn renew_in_time(core: &PubSubCore, mut connected: watch::Receiver<u64>) {
+    let mut backoff = reconnect_backoff();
+    let mut wait = core.timing.beat;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(core.timing.beat) => {}
+            () = tokio::time::sleep(wait) => {}
             // The server may have forgotten everything: this instance puts its own back before another takes the number.
             Ok(()) = connected.changed() => core.lease.renew_now(Instant::now()),
         }
         let now = Instant::now();
-        if let Some(number) = core.lease.due(now) {
-            renew(core, number).await;
+        wait = core.timing.beat;
+        match core.lease.due(now) {
+            Some(number) if !renew(core, number).await => {
+                wait = backoff.next_delay_within(core.timing.beat);
+            }
+            _ => backoff.reset(),
         }
-        if core.lease.state(now) != LeaseState::GivenUp
-            && let Err(error) = presence::announce(core).await
-        {
-            tracing::debug!(%error, "the entry among the live instances was not renewed");
+        if core.lease.state(now) != LeaseState::GivenUp {
+            let renewed = presence::announce(core).await;
+            // Whom to name when they cannot be asked.
+            let listed = presence::others(core).await;
+            if let Err(error) = renewed.and(listed.map(drop)) {
+                tracing::debug!(%error, "the entry among the live instances was not renewed");
+            }
         }
     }
 }
 
-async fn renew(core: &PubSubCore, worker: u16) {
+/// Returns whether the server answered.
+async fn renew(core: &PubSubCore, worker: u16) -> bool {
     let sent_at = Instant::now();
-    match take(core, worker).await {
-        Ok(is_ours) => match core.lease.renewed(worker, sent_at, is_ours) {
-            Renewed::Unchanged => {}
-            Renewed::Regained => {
-                tracing::info!(worker, "worker number owned by this instance again");
-            }
-            Renewed::Lost => tracing::error!(
-                worker,
-                "worker number owned by another instance: no new connections are taken"
-            ),
-        },
+    let is_ours = match take(core, worker).await {
+        Ok(is_ours) => is_ours,
         Err(error) => {
             tracing::debug!(%error, worker, "renewing the worker lease failed; trying again");
+            return false;
         }
+    };
+    match core.lease.renewed(worker, sent_at, is_ours) {
+        Renewed::Unchanged => {}
+        Renewed::Regained => {
+            tracing::info!(worker, "worker number owned by this instance again");
+        }
+        Renewed::Lost => tracing::error!(
+            worker,
+            "worker number owned by another instance: no new connections are taken"
+        ),
     }
+    true
 }
 
 /// Gives up the worker number and the entry among the live instances.

@@ -9,7 +9,8 @@
 //! | `self_ping` | notices a subscriber that receives nothing |
 //! | `worker_lease`, `lease` | the worker number: the decisions, and the commands |
 //! | `presence` | which instances are live |
-//! | `ask`, `revocations` | questions between instances; what outlives them |
+//! | `ask` | questions between instances |
+//! | `revocations` | the set of revocations of the release before |
 //! | `login` | other credentials, without a gap |
 //! | `bridging` | what [`super::bridge`] needs besides the calls of every bus |
 //! | `tasks` | one supervisor for all tasks: should one end by itself, all end and with them the events |
@@ -36,7 +37,7 @@ pub(super) mod lab;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -59,7 +60,7 @@ use self::tasks::Tasks;
 use self::worker_lease::WorkerLease;
 use super::interests::{Added, Interests};
 use super::wire::Names;
-use super::{Answers, Ask, Bus, BusError, BusStatus, Interest, SubscriberState};
+use super::{Answers, Ask, Bus, BusError, BusStatus, Interest, Reception, SubscriberState};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::config;
@@ -125,6 +126,10 @@ struct PubSubCore {
     ping_at_once: Notify,
     /// How many connections the publisher has had.
     connected: watch::Sender<u64>,
+    /// How many subscriber connections were lost.
+    gaps: AtomicU64,
+    /// Names of the other instances that were live when they were last listed.
+    last_seen: Mutex<Vec<String>>,
     keys: Mutex<Option<(Keys, Address)>>,
     subscriber: Mutex<Option<Address>>,
     lease: WorkerLease,
@@ -273,6 +278,8 @@ fn connect_timed(
         interests_changed: Notify::new(),
         ping_at_once: Notify::new(),
         connected: watch::channel(0).0,
+        gaps: AtomicU64::new(0),
+        last_seen: Mutex::default(),
         keys: Mutex::default(),
         subscriber: Mutex::default(),
         lease: WorkerLease::new(timing.lease, timing.renew),
@@ -385,19 +392,35 @@ impl Bus for PubSubBus {
         .boxed()
     }
 
-    fn store_revocation<'a>(
+    fn last_seen(&self) -> Vec<String> {
+        self.core.last_seen.lock().clone()
+    }
+
+    fn share_revocation<'a>(
         &'a self,
         revocation: &'a Revocation,
     ) -> BoxFuture<'a, Result<(), BusError>> {
-        revocations::store(&self.core, revocation).boxed()
+        revocations::share(&self.core, revocation).boxed()
     }
 
-    fn revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
-        revocations::load(&self.core).boxed()
+    fn shared_revocations(&self) -> BoxFuture<'_, Result<Vec<Revocation>, BusError>> {
+        revocations::shared(&self.core).boxed()
     }
 
     fn subscriber(&self) -> SubscriberState {
         self.core.subscriber_state()
+    }
+
+    fn reception(&self) -> Option<Reception> {
+        let core = &self.core;
+        // In this order, because a gap begins with subscriptions that are down, and is counted before they are up: one in between is seen now or at the
+        // next call, and never hidden by a ping that came after it.
+        let until = core.intake.last_ping().0;
+        let gaps = core.gaps.load(Ordering::Acquire);
+        core.interests
+            .lock()
+            .is_up()
+            .then_some(Reception { gaps, until })
     }
 
     fn lag(&self) -> Option<Duration> {
@@ -406,6 +429,10 @@ impl Bus for PubSubBus {
 
     fn lease_lapsed(&self) -> bool {
         self.core.lease.has_lapsed(Instant::now())
+    }
+
+    fn lease_doubtful(&self) -> bool {
+        self.core.lease.is_doubtful()
     }
 
     fn status(&self) -> BusStatus {

@@ -60,5 +60,7 @@ pub(super) async fn others(core: &PubSubCore) -> Result<Vec<Instance>, BusError>
             name: name.to_owned(),
         })
     });
-    Ok(instances.collect())
+    let instances: Vec<Instance> = instances.collect();
+    *core.last_seen.lock() = instances.iter().map(|one| one.name.clone()).collect();
+    Ok(instances)
 }

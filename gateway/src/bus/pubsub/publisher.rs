@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::connect::{Keys, Link, unavailable};
 use super::nodes::Prefer;
 use super::{PubSubCore, reconnect_backoff};
+use crate::backoff::until_done;
 use crate::bus::BusError;
 use crate::metrics::Metrics;
 
@@ -297,27 +298,18 @@ impl Writer {
 
 /// Connects; tries for as long as it takes.
 fn connect(core: Arc<PubSubCore>) -> BoxFuture<'static, (Link, Keys)> {
-    Box::pin(async move {
-        let mut backoff = reconnect_backoff();
-        loop {
-            let made: RedisResult<(Link, Keys)> = async {
-                let connector = core.connector();
-                let prefer = core.subscriber_address().map_or(Prefer::Any, Prefer::Other);
-                let link = connector.link(&prefer, NO_PUSH).await?;
-                let keys = connector.keys(&link)?;
-                Ok((link, keys))
-            }
-            .await;
-            match made {
-                Ok(made) => return made,
-                Err(error) => {
-                    let wait = backoff.next_delay();
-                    tracing::warn!(%error, retry_ms = wait.as_millis() as u64, "connecting to Redis for publishing failed; trying again");
-                    tokio::time::sleep(wait).await;
-                }
-            }
+    let attempt = move || {
+        let core = Arc::clone(&core);
+        async move {
+            let connector = core.connector();
+            let prefer = core.subscriber_address().map_or(Prefer::Any, Prefer::Other);
+            let link = connector.link(&prefer, NO_PUSH).await?;
+            let keys = connector.keys(&link)?;
+            RedisResult::Ok((link, keys))
         }
-    })
+    };
+    let what = "connecting to Redis for publishing";
+    Box::pin(until_done(reconnect_backoff(), what, attempt))
 }
 
 struct NoPush;

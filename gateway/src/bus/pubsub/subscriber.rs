@@ -8,6 +8,7 @@
 //! [`Intake::receive`]: super::intake::Intake::receive
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::{PushInfo, PushKind, RedisResult};
@@ -96,6 +97,7 @@ impl Subscriber {
             let since = Instant::now();
             reason = self.serve(connection).await;
             self.core.interests.lock().down();
+            self.core.gaps.fetch_add(1, Ordering::AcqRel);
             self.core.set_subscriber(None);
             // A server that takes connections and breaks them at once is left alone for a while.
             if since.elapsed() > self.core.timing.stalled_after {

@@ -48,6 +48,8 @@ struct Held {
     renewed_at: Instant,
     renew_due: Instant,
     owned_by_other: bool,
+    /// The server may have forgotten the lease, and no renewal has succeeded since.
+    is_doubtful: bool,
 }
 
 impl WorkerLease {
@@ -67,6 +69,7 @@ impl WorkerLease {
             renewed_at: sent_at,
             renew_due: sent_at + self.renew_interval,
             owned_by_other: false,
+            is_doubtful: false,
         });
     }
 
@@ -79,6 +82,7 @@ impl WorkerLease {
         if is_ours {
             held.renewed_at = sent_at;
             held.renew_due = sent_at + self.renew_interval;
+            held.is_doubtful = false;
         }
         match (
             std::mem::replace(&mut held.owned_by_other, !is_ours),
@@ -94,7 +98,16 @@ impl WorkerLease {
     pub(super) fn renew_now(&self, now: Instant) {
         if let Some(held) = self.held.lock().as_mut() {
             held.renew_due = now;
+            held.is_doubtful = true;
         }
+    }
+
+    /// Whether the server may have forgotten the lease, and no renewal has succeeded since.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.held
+            .lock()
+            .as_ref()
+            .is_some_and(|held| held.is_doubtful)
     }
 
     /// Returns the number whose renewal is due.
@@ -183,14 +196,18 @@ mod tests {
     fn a_number_that_another_instance_owns_is_not_relied_on_until_it_is_free_again() {
         let start = Instant::now();
         let lease = leased(9, start);
+        assert!(!lease.is_doubtful());
         lease.renew_now(start);
+        assert!(lease.is_doubtful() && !lease.has_lapsed(start));
         assert_eq!(lease.due(start), Some(9));
         assert_eq!(lease.renewed(9, start, false), Renewed::Lost);
         assert_eq!(lease.renewed(9, start, false), Renewed::Unchanged);
         assert_eq!(lease.state(start), LeaseState::OwnedByOther);
         assert!(lease.has_lapsed(start));
         assert_eq!(lease.due(start), Some(9), "it is asked for again");
+        assert!(lease.is_doubtful());
         assert_eq!(lease.renewed(9, start, true), Renewed::Regained);
+        assert!(!lease.is_doubtful());
         assert_eq!(lease.state(start), LeaseState::Leased);
     }
 

@@ -142,7 +142,8 @@ pub(super) async fn counters_agree_with_the_rows_after_everything_at_once(databa
 #[tokio::test]
 async fn the_purge_loop_removes_what_is_past_its_age_and_ends_at_shutdown() {
     let database = TestDatabase::sqlite();
-    let store = database.open().await.notifications;
+    let stores = database.open().await;
+    let (store, revocations) = (stores.notifications, stores.revocations);
     let days = |n: i64| at(86_400 * n);
     store
         .insert(&[activity("old", &["x"])], days(0))
@@ -162,7 +163,7 @@ async fn the_purge_loop_removes_what_is_past_its_age_and_ends_at_shutdown() {
         let (clock, interval) = (Arc::new(clock.clone()), Duration::from_millis(5));
         tokio::spawn(retention::purge_every(
             interval,
-            store.clone(),
+            (store.clone(), revocations.clone()),
             settings,
             clock,
             shutdown.clone(),
@@ -187,7 +188,8 @@ async fn the_purge_loop_removes_what_is_past_its_age_and_ends_at_shutdown() {
 #[tokio::test]
 async fn nothing_is_purged_without_a_retention() {
     let database = TestDatabase::sqlite();
-    let store = database.open().await.notifications;
+    let stores = database.open().await;
+    let (store, revocations) = (stores.notifications, stores.revocations);
     let stored = store
         .insert(&[activity("e1", &["x", "y"])], at(0))
         .await
@@ -201,7 +203,7 @@ async fn nothing_is_purged_without_a_retention() {
     let (settings, interval) = (database.settings.clone(), Duration::from_millis(5));
     let purging = tokio::spawn(retention::purge_every(
         interval,
-        store.clone(),
+        (store.clone(), revocations),
         settings,
         Arc::new(clock),
         shutdown.clone(),

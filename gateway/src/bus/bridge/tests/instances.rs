@@ -95,9 +95,9 @@ async fn worker_numbers_are_never_shared_while_instances_are_on_different_server
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn revocations_are_written_to_the_new_server_and_those_stored_there_are_handed_out() {
+async fn revocations_for_the_release_before_are_written_to_both_servers_and_read_from_both() {
     if !lab::available(
-        "revocations_are_written_to_the_new_server_and_those_stored_there_are_handed_out",
+        "revocations_for_the_release_before_are_written_to_both_servers_and_read_from_both",
     ) {
         return;
     }
@@ -110,26 +110,42 @@ async fn revocations_are_written_to_the_new_server_and_those_stored_there_are_ha
         until_ms,
     };
     let there = Instance::start(&new, "there", live(None, None)).await;
-    there
-        .bus
-        .store_revocation(&of("stored there"))
-        .await
-        .unwrap();
-    let mut a = Instance::knowing(&old, "a", live(None, None), vec![of("known")]).await;
+    there.bus.share_revocation(&of("there")).await.unwrap();
+    let a = Instance::start(&old, "a", live(None, None)).await;
     a.switch(&location(&new), Some(&location(&old))).await;
-    let BusEvent::Revocations(mut stored) = a.event().await else {
-        panic!("no revocations")
-    };
-    stored.sort_by_key(|revocation| revocation.user_id.clone());
-    assert_eq!(stored, [of("known"), of("stored there")]);
-    assert_eq!(there.bus.revocations().await.unwrap().len(), 2);
-    a.bus.store_revocation(&of("made between")).await.unwrap();
+    a.bus.share_revocation(&of("on both")).await.unwrap();
     let late = Instance::start(&old, "late", live(None, None)).await;
     assert_eq!(
-        late.bus.revocations().await.unwrap(),
-        [of("made between")],
-        "both have it"
+        late.bus.shared_revocations().await.unwrap(),
+        [of("on both")]
     );
-    late.bus.store_revocation(&of("old alone")).await.unwrap();
-    assert_eq!(a.bus.revocations().await.unwrap().len(), 4, "both are read");
+    late.bus.share_revocation(&of("old alone")).await.unwrap();
+    assert_eq!(a.bus.shared_revocations().await.unwrap().len(), 3);
+}
+
+/// What was published between two receptions of different numbers may have been missed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_connection_and_another_server_are_gaps_and_nothing_else_is() {
+    if !lab::available("a_lost_connection_and_another_server_are_gaps_and_nothing_else_is") {
+        return;
+    }
+    let (old, new) = (Server::start(&[]), Server::start(&[]));
+    let mut a = Instance::start(&old, "a", live(None, None)).await;
+    let first = a.bus.reception().unwrap();
+    a.bus
+        .subscribe(vec![Interest::Room("r".into())])
+        .await
+        .unwrap();
+    eventually("a ping comes back", async || {
+        a.bus.reception().is_some_and(|now| now.until > first.until)
+    })
+    .await;
+    assert_eq!(a.bus.reception().unwrap().gaps, first.gaps);
+    assert_ne!(old.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]), "0");
+    assert!(matches!(a.event().await, BusEvent::Resync(_)));
+    let second = a.bus.reception().unwrap();
+    assert_ne!(second.gaps, first.gaps);
+    a.switch(&location(&new), None).await;
+    let third = a.bus.reception().unwrap();
+    assert!(third.gaps != first.gaps && third.gaps != second.gaps);
 }

@@ -93,8 +93,8 @@ async fn the_documented_acl_recipes_are_enough_and_no_more() {
         issued_before_ms: 1,
         until_ms: SystemClock.now_ms() + 60_000,
     };
-    a.bus.store_revocation(&revocation).await.unwrap();
-    assert_eq!(b.bus.revocations().await.unwrap(), [revocation]);
+    a.bus.share_revocation(&revocation).await.unwrap();
+    assert_eq!(b.bus.shared_revocations().await.unwrap(), [revocation]);
     let question = Ask::Holds {
         client: "A".parse().unwrap(),
     };

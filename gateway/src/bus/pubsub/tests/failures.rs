@@ -103,6 +103,24 @@ async fn a_killed_subscriber_connection_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_lost_connection_the_lease_is_renewed_until_it_has_succeeded() {
+    if !lab::available("after_a_lost_connection_the_lease_is_renewed_until_it_has_succeeded") {
+        return;
+    }
+    let server = Server::start(&[]);
+    let a = opened(&standalone(&server)).await;
+    assert!(!a.bus.lease_doubtful());
+    // Connections can be made, and scripts cannot be run.
+    server.cli(&["ACL", "SETUSER", "default", "-eval"]);
+    server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    eventually("the renewal fails", async || a.bus.lease_doubtful()).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(a.bus.lease_doubtful() && !a.bus.lease_lapsed());
+    server.cli(&["ACL", "SETUSER", "default", "+eval"]);
+    eventually("it is renewed", async || !a.bus.lease_doubtful()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_losses_of_a_publisher_become_a_resync_for_the_others() {
     if !lab::available("the_losses_of_a_publisher_become_a_resync_for_the_others") {
         return;
@@ -293,8 +311,8 @@ async fn a_cluster_hands_messages_from_any_node_to_any_and_survives_a_node() {
         issued_before_ms: 1,
         until_ms: SystemClock.now_ms() + 60_000,
     };
-    b.bus.store_revocation(&revocation).await.unwrap();
-    assert_eq!(a.bus.revocations().await.unwrap(), [revocation]);
+    b.bus.share_revocation(&revocation).await.unwrap();
+    assert_eq!(a.bus.shared_revocations().await.unwrap(), [revocation]);
     let question = Ask::Holds {
         client: "A".parse().unwrap(),
     };
@@ -309,7 +327,10 @@ async fn a_cluster_hands_messages_from_any_node_to_any_and_survives_a_node() {
     // A slot moves, with the key in it: leases, questions and revocations follow.
     move_key(&servers, "signal:revocations");
     eventually("the key is found where it went", async || {
-        a.bus.revocations().await.is_ok_and(|all| all.len() == 1)
+        a.bus
+            .shared_revocations()
+            .await
+            .is_ok_and(|all| all.len() == 1)
     })
     .await;
     b.publish(room("r"), 8).await;
