@@ -80,7 +80,7 @@ pub struct RedisReport {
     /// How long the last self-ping took, in milliseconds.
     pub lag_ms: Option<f64>,
     /// Whether the live settings name another server or login than the current one, and the gateway is switching to it.
-    pub moving: bool,
+    pub switching: bool,
     /// Why the switch has failed so far.
     pub error: Option<String>,
     /// The previous server, while the gateway keeps it.

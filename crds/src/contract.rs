@@ -1,4 +1,4 @@
-//! The spec's words for what the settings of a gateway say in their own form: one conversion per enum, all of them here.
+//! Conversions between the enums of the spec and those of the gateway's settings, one for each enum.
 
 use crate::{data, gateway, jwks, pod, status};
 

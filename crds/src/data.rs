@@ -168,7 +168,7 @@ pub enum OffsetReset {
     /// With the oldest record.
     #[default]
     Earliest,
-    /// With what comes next.
+    /// With the next record.
     Latest,
 }
 

@@ -124,7 +124,7 @@ pub struct Auth {
     pub finish_timeout: Duration,
     /// Allowed difference between the clocks of issuers and gateways. Live.
     pub clock_skew: Duration,
-    /// How long before a token ends its connection is told. A change rolls the pods.
+    /// How long before the end of a token its connection gets `expiring`. A change rolls the pods.
     pub expiring_lead: Duration,
     /// JSON file of users for `Authorization: Basic` on REST: `[{"name", "hash": "$argon2id$...", "subject"}]`. Without it Basic is refused.
     #[serde(skip_serializing_if = "Option::is_none")]

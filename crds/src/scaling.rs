@@ -21,13 +21,13 @@ pub struct Drain {
     /// From not ready until closing starts: the time endpoints need to notice.
     #[serde(default = "Drain::endpoint_propagation")]
     pub endpoint_propagation: Duration,
-    /// Connections are closed (1001) over this long ...
+    /// How long it takes to close all connections (1001).
     #[serde(default = "Drain::window")]
     pub window: Duration,
-    /// ... in random batches this far apart ...
+    /// Time between two batches of connections, which are chosen at random.
     #[serde(default = "Drain::batch_interval")]
     pub batch_interval: Duration,
-    /// ... of at least so many.
+    /// Fewest connections of one batch.
     #[serde(default = "Drain::min_batch")]
     #[schemars(range(min = 1, max = 100000))]
     pub min_batch: u32,
@@ -112,7 +112,7 @@ fn int_or_percent(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Rebalance {
-    /// Whether it happens.
+    /// Whether connections are evened out.
     pub enabled: bool,
     /// A pod this many percent above the mean sheds connections (4009).
     #[schemars(range(min = 5, max = 1000))]

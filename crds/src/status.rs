@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Status {
-    /// The generation of the spec that this speaks of.
+    /// The generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Version that every ready pod reports; empty while they differ.
@@ -198,7 +198,7 @@ pub struct RedisStatus {
     /// Ready pods that are subscribed to the wanted servers.
     pub subscribed_replicas: i32,
     /// Whether pods still keep the previous servers as well.
-    pub moving: bool,
+    pub switching: bool,
     /// What a pod says is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

@@ -119,7 +119,7 @@ pub async fn run(
     lifecycle: Arc<Lifecycle>,
     telemetry: Option<Telemetry>,
 ) -> anyhow::Result<()> {
-    for part in ["settings", "bus", "database", "keys", "revocations"] {
+    for part in ["settings", "redis", "database", "keys", "revocations"] {
         lifecycle.set(part, Some("starting".into()));
     }
     let stop = CancellationToken::new();

@@ -12,7 +12,7 @@ use crate::metrics::Metrics;
 /// The parts that may be unready, the drain included.
 pub const PARTS: [&str; 6] = [
     "settings",
-    "bus",
+    "redis",
     "database",
     "keys",
     "revocations",

@@ -114,7 +114,7 @@ metrics! {
     bus_subscriptions: Gauge = Gauge::default(), "bus_subscriptions", "Clients, users and rooms subscribed for";
     bus_lag: Float = Float::default(), "bus_lag_seconds", "Time from publishing to receiving of the last self-ping";
     bus_stalled: Gauge = Gauge::default(), "bus_stalled", "1 while the subscriber is stalled and pushes from other instances may be missed";
-    bus_moves: Family<Kind, Counter> = Family::default(), "bus_moves", "Switches to another Redis, by outcome: moved, login, failed";
+    bus_switches: Family<Kind, Counter> = Family::default(), "bus_switches", "Switches to another Redis server or login, by kind: server, login, failed";
     bus_bridged: Gauge = Gauge::default(), "bus_bridged", "1 while the previous Redis is bridged: published to and subscribed to as well";
     bus_resyncs: Counter = Counter::default(), "bus_resyncs", "Times resync was sent to local clients, because pushes may have been missed";
     records: Family<Kind, Counter> = Family::default(), "kafka_records", "Activity records finished, by outcome";
@@ -130,7 +130,7 @@ metrics! {
     requests: Family<Route, Counter> = Family::default(), "http_requests", "REST requests, by route template, method and status";
     request_time: Histogram = seconds(), "http_request_seconds", "Time of one REST request";
     config_reloads: Family<Kind, Counter> = Family::default(), "config_reloads", "Live settings and catalogs read again, by outcome";
-    unready: Family<Kind, Gauge> = Family::default(), "unready", "1 while this part is not ready: settings, bus, database, keys, revocations, drain";
+    unready: Family<Kind, Gauge> = Family::default(), "unready", "1 while this part is not ready: settings, redis, database, keys, revocations, drain";
     draining: Gauge = Gauge::default(), "draining", "1 from SIGTERM or POST /drain until a held drain is taken back";
 }
 

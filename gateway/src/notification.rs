@@ -76,7 +76,7 @@ pub struct Notification {
 pub struct InboxState {
     /// How many notifications are unread.
     pub unread_count: i64,
-    /// Grows with every change of the inbox, so counts that arrive out of order are told apart.
+    /// Grows with every change of the inbox: of two counts the one with the higher version is newer.
     pub version: i64,
 }
 

@@ -193,9 +193,9 @@ reasons! {
         /// A source lost trust in an emergency.
         SourceRevoked,
         /// Gateways begin to switch to another Redis.
-        RedisMoveStarted,
+        RedisSwitchStarted,
         /// Every gateway uses the new Redis.
-        RedisMoved,
+        RedisSwitched,
         /// Pods have not acknowledged a stage within `spec.jwks.rotation.ackTimeout`.
         AcknowledgementTimedOut,
         /// A key is in the public set and signs nothing yet.

@@ -1,4 +1,4 @@
-//! Many people with one connection each, who come back whenever they are told to go.
+//! Many clients with one connection each, which reconnect whenever they are closed.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::edge::Edge;
 
-/// How many connect at the same time: they share one thread here, and none of them should be late for its own handshake.
+/// How many connect at the same time. They share one thread, and no handshake should time out because of the others.
 const COMING: usize = 64;
 /// How long the whole crowd may take to be connected.
 const ASSEMBLED: Duration = Duration::from_secs(120);
@@ -27,21 +27,21 @@ struct CrowdState {
     coming: Semaphore,
     round: Mutex<Round>,
     closed: Mutex<BTreeMap<u16, u64>>,
-    /// Whether a node may be dead, and its pods still be sent to: who finds nobody there tries again.
+    /// Whether a client tries again where nothing answers, because a node may be dead while its pods are still sent to.
     forgiving: AtomicBool,
 }
 
-/// A time for which everybody connects once.
+/// A round: every client connects once in it.
 #[derive(Clone, Copy, Default)]
 struct Round {
-    /// Raised to make everybody reconnect.
+    /// The number of the round; a higher one makes every client reconnect.
     number: u64,
-    /// How many are connected since it was raised.
+    /// How many have connected in this round.
     connected: u64,
 }
 
 impl CrowdState {
-    /// Somebody of a round has come, or gone. Of those who belong to an older one nobody is counted any more.
+    /// Counts a client that has connected or left. Those of an older round do not count.
     fn count(&self, number: u64, by: i64) {
         let mut round = self.round.lock();
         if round.number == number {
@@ -50,7 +50,7 @@ impl CrowdState {
     }
 }
 
-/// The people, and what happened to them.
+/// The clients, and how their connections ended.
 pub(crate) struct Crowd {
     size: u64,
     state: Arc<CrowdState>,
@@ -58,7 +58,7 @@ pub(crate) struct Crowd {
 }
 
 impl Crowd {
-    /// Connects so many people, each a user of their own.
+    /// Connects so many clients, each as a user of its own.
     pub(crate) async fn gather(edge: &Edge, size: u64) -> Self {
         let state = Arc::new(CrowdState {
             coming: Semaphore::new(COMING),
@@ -80,12 +80,12 @@ impl Crowd {
         crowd
     }
 
-    /// How many they are.
+    /// How many clients there are.
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
-    /// Waits until everybody is connected.
+    /// Waits until all are connected.
     pub(crate) async fn assembled(&self) {
         until_within(ASSEMBLED, "everybody is connected", async || {
             (self.connected() == self.size).then_some(())
@@ -93,7 +93,7 @@ impl Crowd {
         .await;
     }
 
-    /// Everybody reconnects, so that every pod has its share.
+    /// Makes all reconnect, so that every pod has its share.
     pub(crate) async fn spread_out(&self) {
         {
             let mut round = self.state.round.lock();
@@ -105,7 +105,7 @@ impl Crowd {
         self.assembled().await;
     }
 
-    /// Whether who finds nobody tries again, as clients do; elsewhere it is a failure of the test.
+    /// Sets whether a client that gets no answer tries again, as clients do. If not, it fails the test.
     pub(crate) fn forgive(&self, forgiving: bool) {
         self.state.forgiving.store(forgiving, Ordering::SeqCst);
     }
@@ -125,10 +125,10 @@ impl Crowd {
         self.state.round.lock().connected
     }
 
-    /// Everybody goes.
+    /// Closes all connections.
     ///
     /// # Panics
-    /// When somebody was turned away in a way that nobody should be.
+    /// When a client was refused for a reason that should not occur.
     pub(crate) async fn leave(mut self) {
         self.people.abort_all();
         while let Some(ended) = self.people.join_next().await {
@@ -169,7 +169,7 @@ async fn person(address: SocketAddr, token: String, state: Arc<CrowdState>) {
     }
 }
 
-/// Connects and authenticates. Who comes to a pod that is on its way out gets 503 with Retry-After, and comes again.
+/// Connects and authenticates. A pod that stops answers 503 with Retry-After; the client then tries again.
 async fn open(address: SocketAddr, token: &str, forgiving: &AtomicBool) -> Client {
     loop {
         let attempt = tokio::time::timeout(PATIENCE, Client::try_connect(address, &[])).await;

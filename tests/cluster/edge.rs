@@ -1,4 +1,4 @@
-//! What a platform has around Signal, and Signal on it: servers at the switch, images in the nodes, both charts, one SignalCluster.
+//! A whole platform: servers at the switch of a cluster, images in its nodes, both charts, one SignalCluster.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// `None`, and said so, where this machine cannot have one.
+    /// Starts one. `None` where this machine cannot; the test then reports that it was skipped.
     pub(crate) async fn start() -> Option<Self> {
         let Some(kafka_installation) = KafkaInstallation::find() else {
             skip("Kafka is not in the cache folder: run `cargo xtask setup`");
@@ -202,7 +202,7 @@ impl Edge {
             .unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
     }
 
-    /// `charts/examples/minimal.yaml` with this lab's image and issuer, times for the impatient, and these members over it. Its Redis and Kafka,
+    /// `charts/examples/minimal.yaml` with the image and issuer of this test, short times, and these members over it. Its Redis and Kafka,
     /// and PostgreSQL, are the Services that [`Edge::name_servers`] makes.
     pub(crate) fn manifest(&self, over: Value) -> Value {
         let example = include_str!("../../charts/examples/minimal.yaml");
@@ -213,7 +213,7 @@ impl Edge {
             "service": {"type": "NodePort"},
             "drain": {"endpointPropagation": "8s", "window": "5s", "batchInterval": "500ms"},
             "rollout": {"minReady": "1s"},
-            // People stay while their issuer is exchanged for another and back.
+            // Connections stay while their issuer is replaced by another, and put back.
             "gateway": {"auth": {"expiringLead": "30m"}},
         });
         for members in [lab, over] {
@@ -244,7 +244,7 @@ impl Edge {
         }
     }
 
-    /// Applies an object; what the API server says if it refuses.
+    /// Applies an object. Returns the API server's error if it refuses.
     pub(crate) fn try_apply(&self, object: &Value) -> Result<String, String> {
         self.try_kubectl(&["apply", "-f", "-"], Some(&object.to_string()))
     }
@@ -295,7 +295,7 @@ impl Edge {
         self.lab.cluster.outside_network().ip()
     }
 
-    /// Kills every operator at once, without a word.
+    /// Kills every operator at once, with SIGKILL.
     pub(crate) fn kill_operators(&self) {
         let all = [
             "delete",
@@ -310,7 +310,7 @@ impl Edge {
         self.kubectl(&all);
     }
 
-    /// The API server is away for so long.
+    /// Stops the API server for so long.
     pub(crate) async fn without_api(&self, time: Duration) {
         self.lab
             .cluster
@@ -401,7 +401,7 @@ impl Edge {
         .await;
     }
 
-    /// A node dies with all that runs on it.
+    /// Kills a node, with all that runs on it.
     pub(crate) async fn kill_node(&self, node: usize) {
         self.lab
             .cluster
@@ -409,17 +409,17 @@ impl Edge {
             .await;
     }
 
-    /// Nodes that died are booted.
+    /// Boots the nodes that were killed.
     pub(crate) async fn boot_nodes(&self) {
         self.lab.cluster.does(|cluster| cluster.up()).await;
     }
 
-    /// The Redis that nobody uses at first, for emitters: in the clear.
+    /// The second Redis, which no gateway uses at first; for emitters, in the clear.
     pub(crate) fn other_redis(&self) -> SocketAddr {
         self.lab.other_redis.server.address()
     }
 
-    /// The same for gateways: over TLS, and as a user of its own. Makes the Secret that is named.
+    /// The same Redis for gateways: over TLS, with a user and password of its own. Makes the Secret for them.
     pub(crate) fn guarded_redis(&self) -> Value {
         let data = json!({"user": REDIS_USER, "password": REDIS_PASSWORD, "ca": self.lab.other_redis.authority});
         self.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "edge-redis"}, "stringData": data}));
@@ -454,7 +454,7 @@ impl Edge {
         serde_json::from_str::<Value>(&text).expect("JSON")["status"].take()
     }
 
-    /// Whether the status speaks of the newest spec.
+    /// Whether the status is about the newest spec.
     pub(crate) fn is_observed(&self) -> bool {
         let text = self.kubectl(&[
             "get",
@@ -486,7 +486,7 @@ impl Edge {
         .await;
     }
 
-    /// Waits until so many pods stay, all are ready, and none is on its way.
+    /// Waits until there are exactly so many pods, all of them ready, none starting and none stopping.
     pub(crate) async fn settled(&self, pods: i64, limit: Duration) {
         until_within(limit, "the number of pods", async || {
             let status = self.status();
@@ -499,7 +499,7 @@ impl Edge {
         .await;
     }
 
-    /// Names of the gateway pods that are not going, sorted, each with how often its container was started again.
+    /// Names of the gateway pods that do not stop, sorted, each with the number of restarts of its container.
     pub(crate) fn pods(&self) -> Vec<String> {
         let name = |pod: &Value| {
             format!(

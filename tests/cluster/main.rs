@@ -1,7 +1,7 @@
 //! End to end on a real cluster: both charts, real pods of both binaries, real Redis, Kafka and PostgreSQL, real clients.
 //!
-//! Needs root for the cluster's nodes; elsewhere each test says that it is skipped, and why. Everything a test does happens at the cluster's
-//! switch, where people outside of a cluster stand.
+//! Needs root for the cluster's nodes; elsewhere each test says that it is skipped, and why. Tests act at the cluster's switch,
+//! which is where clients outside of a cluster are.
 
 mod crowd;
 mod edge;
@@ -119,7 +119,7 @@ async fn people_are_everywhere(edge: &Edge, crowd: &Crowd) {
     .await;
 }
 
-/// Everybody on the drained pods gets 1001 once and comes back; nobody else notices, and nobody misses what is sent meanwhile.
+/// Each connection on the drained pods gets 1001 once and reconnects; the others stay open, and nothing sent meanwhile is lost.
 async fn scaling_in_moves_only_those_of_the_drained_pods(edge: &Edge, crowd: &Crowd) {
     edge.kubectl(&["scale", "sigc/edge", "--replicas=4"]);
     edge.settled(4, LONG).await;
@@ -183,7 +183,7 @@ async fn another_image_comes_in_without_anybody_left_out(edge: &Edge, crowd: &Cr
     })
     .await;
     crowd.assembled().await;
-    // Of two pods one may let go of everybody, and paced as that is, they come back while it does.
+    // One of two pods closes all its connections, slowly enough that clients reconnect meanwhile.
     assert!(
         fewest.get() >= crowd.size() / 2,
         "only {} of {} were connected",
@@ -198,7 +198,7 @@ async fn another_image_comes_in_without_anybody_left_out(edge: &Edge, crowd: &Cr
     );
 }
 
-/// Nobody is closed, and what was asked for afterwards is done.
+/// No connection is closed, and what is changed afterwards takes effect.
 async fn an_api_server_that_is_away_disturbs_nobody(edge: &Edge, crowd: &Crowd) {
     crowd.assembled().await;
     crowd.forget();
@@ -210,7 +210,7 @@ async fn an_api_server_that_is_away_disturbs_nobody(edge: &Edge, crowd: &Crowd) 
     edge.kubectl(&["scale", "sigc/edge", "--replicas=3"]);
     edge.settled(3, LONG).await;
     assert!(pods.iter().all(|pod| edge.pods().contains(pod)));
-    // The proxies of the nodes come back in their own time; until then they lead to pods that were.
+    // The proxies of the nodes need a while; until then they lead to pods that have ended.
     people_are_everywhere(edge, crowd).await;
 }
 
@@ -280,7 +280,7 @@ async fn trust_moves_to_another_issuer_without_a_refusal(edge: &Edge) {
     .await;
     assert!(admits(edge, &next).await);
     assert_eq!(edge.pods(), pods, "no pod restarted");
-    // For what follows everybody is known again.
+    // The rest of the test uses the first issuer again.
     edge.patch(json!({"jwks": {"sources": [edge::source("main", &edge.issuer)]}}));
     until_within(LONG, "the first issuer is trusted again", async || {
         (edge.condition("JWKSRotationComplete")?.0 == "True"
@@ -290,7 +290,7 @@ async fn trust_moves_to_another_issuer_without_a_refusal(edge: &Edge) {
     .await;
 }
 
-/// Whether a fresh connection with a fresh token is let in.
+/// Whether a new connection with a new token is accepted.
 async fn admits(edge: &Edge, issuer: &Issuer) -> bool {
     let mut client = Client::connect(edge.address()).await;
     client
@@ -303,7 +303,7 @@ async fn admits(edge: &Edge, issuer: &Issuer) -> bool {
     admitted
 }
 
-/// From a server in the clear to one with TLS and a user: pushes reach people on every pod after the move, and no pod restarts.
+/// From a server in the clear to one with TLS and a user: pushes reach clients on every pod after the switch, and no pod restarts.
 async fn redis_moves_and_pushes_go_on(edge: &Edge) {
     let pods = edge.pods();
     let mut clients = Vec::new();
@@ -312,11 +312,11 @@ async fn redis_moves_and_pushes_go_on(edge: &Edge) {
     }
     edge.patch(json!({"redis": edge.guarded_redis()}));
     until_within(LONG, "every pod uses the other Redis", async || {
-        // In this order: a status that was read later speaks of the newest spec too.
+        // In this order: a status that was read later is about the newest spec too.
         let observed = edge.is_observed();
         let status = edge.status();
         let moved = observed
-            && status["redis"]["moving"] == false
+            && status["redis"]["switching"] == false
             && status["redis"]["subscribedReplicas"] == 2;
         let progressing = edge.condition("Progressing")?;
         (moved && progressing.0 == "False").then_some(())

@@ -1,4 +1,4 @@
-//! What a platform asks of an edge that runs: nothing missing after a drain, pods by connections, keys of its own, a stolen key, a dead node.
+//! A running edge under load: a drain that loses nothing, scaling by connections, managed keys, a stolen key, a dead node.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::crowd::Crowd;
 use crate::edge::{self, Edge};
 use crate::{LONG, admits};
 
-/// People of the crowd who are members of one merchant, and how many records it is sent while pods go.
+/// How many of the crowd are members of one merchant, and how many records it gets while pods stop.
 const MEMBERS: usize = 50;
 const RECORDS: usize = 40;
 const MERCHANT: &str = "43";
@@ -42,7 +42,7 @@ pub(crate) async fn send_records(edge: &Edge) {
     }
 }
 
-/// Every member has every record once, asked for as someone does who comes back.
+/// Checks that every member has every record once, by a sync as after a reconnect.
 pub(crate) async fn nothing_is_missing_after_sync(edge: &Edge) {
     for member in 0..MEMBERS {
         let token = edge.issuer.token(&format!("crowd-{member}"));
@@ -118,7 +118,7 @@ pub(crate) async fn connections_make_pods_and_the_fullest_shed(edge: &Edge, crow
     crowd.assembled().await;
 }
 
-/// The platform's issuer signs with keys that the operator makes and exchanges; gateways publish and trust them, and forget the old one.
+/// The platform's issuer signs with keys that the operator makes and replaces; gateways publish and trust them, and drop the old one.
 pub(crate) async fn managed_keys_come_and_go(edge: &Edge) {
     let pods = edge.pods();
     let managed = json!({
@@ -188,7 +188,7 @@ pub(crate) async fn an_emergency_closes_those_who_rest_on_the_source(edge: &Edge
 
 /// A node with pods of gateways dies: others take their place, and everybody is let in again.
 pub(crate) async fn a_node_that_dies_is_made_up_for(edge: &Edge, crowd: &Crowd) {
-    // A pod on a node that is gone is given up soon.
+    // Kubernetes gives up a pod on a dead node soon.
     let tolerations = ["not-ready", "unreachable"].map(|condition| {
         let key = format!("node.kubernetes.io/{condition}");
         json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5})

@@ -82,7 +82,7 @@ async fn a_held_drain_closes_in_batches_refuses_who_comes_back_and_is_taken_back
         json!({"draining": true, "held": true, "atStart": 0, "remaining": 15})
     );
     stage.gateway.admin("GET", "/readyz").await.expect(503);
-    // Endpoints do not know yet: whoever still comes is served, and goes with the others.
+    // Endpoints do not know yet: a client that still connects is served, and closed with the others.
     clients.push(stage.client("18").await);
     clients.push(stage.connect().await);
     stage.send_to_client(clients[0].id(), "still here").await;
@@ -126,7 +126,7 @@ async fn a_held_drain_closes_in_batches_refuses_who_comes_back_and_is_taken_back
         (drain_of(&stage.gateway).await["remaining"] == 0).then_some(())
     })
     .await;
-    // Asked again when it is through, nothing changes, and it goes on refusing.
+    // Another request after it has finished changes nothing: it goes on refusing.
     assert_eq!(
         hold(&stage.gateway).await,
         json!({"draining": true, "held": true, "atStart": 17, "remaining": 0})

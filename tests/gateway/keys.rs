@@ -167,7 +167,7 @@ async fn the_key_set_is_served_from_its_file_and_follows_it() {
         "key-2"
     );
 
-    // Somebody mounts the private half: it is never served, and what was goes on.
+    // A private key is mounted by mistake: it is never served, and the key set before it stays.
     let mut set: Value = serde_json::from_str(&issuer.key_set()).unwrap();
     set["keys"][0]["d"] = "a-secret-scalar".into();
     put(&path, &set.to_string());

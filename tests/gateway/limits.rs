@@ -1,4 +1,4 @@
-//! Bounds: what is too much for one connection ends that one, and nobody else notices.
+//! Bounds: a connection that exceeds one is closed, and the others do not notice.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ async fn a_slow_reader_is_closed_with_4008_and_slows_nobody() {
         (closed >= 1.0).then_some(())
     })
     .await;
-    // If it reads on in time it finds the Close frame behind what was already on its way.
+    // If it reads in time, it finds the Close frame after what had already been written.
     let close = slow.read_close().await;
     assert!(
         close.is_none() || close == Some((4008, "Slow consumer".into())),

@@ -11,7 +11,6 @@ mod hostile;
 mod keys;
 mod lifecycle;
 mod limits;
-mod moving;
 mod opening;
 mod pipeline;
 mod places;
@@ -21,6 +20,7 @@ mod routing;
 mod secrets;
 mod socket;
 mod storm;
+mod switching;
 mod tokens;
 
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! REST as the contract has it: who may, what comes back, and how it says no.
+//! REST: permissions, answers and problems.
 
 use serde_json::{Value, json};
 use signal_tests::rest::Answer;
@@ -376,9 +376,9 @@ async fn shedding_closes_so_many_with_4009() {
     let closing = clients
         .iter_mut()
         .map(|client| Box::pin(client.expect_closed()));
-    let (first, which, _) = futures_util::future::select_all(closing).await;
+    let (first, index, _) = futures_util::future::select_all(closing).await;
     assert_eq!(first, (4009, "Rebalanced".into()));
-    drop(clients.remove(which));
+    drop(clients.remove(index));
     // The gateway counts a connection until it has seen the end of its socket.
     until("three are counted", || async {
         let status = stage.gateway.admin("GET", "/status").await.json();

@@ -1,4 +1,4 @@
-//! Two gateways and one Redis: whoever publishes reaches whoever is connected, wherever that is.
+//! Two gateways and one Redis: a message reaches its clients on either gateway, whichever publishes it.
 
 use serde_json::{Value, json};
 use signal_tests::services::{self, Own};
@@ -473,7 +473,7 @@ async fn many_gateways_at_once_never_share_a_worker_number() {
     }
     let distinct: std::collections::BTreeSet<u16> = workers.iter().copied().collect();
     assert_eq!(distinct.len(), workers.len(), "{workers:?}");
-    // Whoever came first has the first number, the others any free one of `ids.worker_count`.
+    // The first instance has the first number, the others any free one of `ids.worker_count`.
     assert_eq!(distinct.first(), Some(&9), "{workers:?}");
     assert!(distinct.last() < Some(&1009), "{workers:?}");
 }

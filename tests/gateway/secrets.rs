@@ -1,4 +1,4 @@
-//! Secrets in files that change while the gateway runs: each is taken up, and nobody who is connected notices.
+//! Secrets in files that change while the gateway runs: each takes effect, and connections do not notice.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -75,7 +75,7 @@ async fn a_changed_redis_password_loses_no_message_and_no_connection() {
     let mut client = Client::open_encrypted(gateways[1].address(), &issuer.token("17")).await;
     let mut emitter = Emitter::connect(server.address()).await.unwrap();
 
-    // Both passwords are good while they change over, as a rotation has it.
+    // During a rotation both passwords are accepted.
     set_user(&mut redis, &[">second"]).await;
     let before = connections(&mut redis).await;
     assert!(
@@ -204,7 +204,7 @@ async fn a_changed_database_url_moves_to_another_role_and_no_request_fails() {
     ask().await.expect(200);
     assert!(count("one").await > 0);
 
-    // A URL that does not work is tried and told, and what is in use goes on.
+    // A URL that does not work is tried and logged, and the pool in use stays.
     replace(&file, &url("two", "wrong"));
     until("it is tried", || async {
         gateway

@@ -1,4 +1,4 @@
-//! Faults under load: whatever dies or goes away, every acknowledged record has exactly its rows, in order per key.
+//! Faults under load: whatever fails, every acknowledged record has exactly its rows, in order per key.
 //!
 //! Each test produces 500 records a second over 20 keys, two recipients each, on two gateways; and breaks one thing meanwhile.
 
@@ -226,7 +226,7 @@ async fn a_database_that_answers_nothing_for_a_while_delays_and_loses_nothing() 
     sleep(Duration::from_secs(1)).await;
     proxy.stall();
     sleep(Duration::from_secs(3)).await;
-    // What hangs is cut, as a failing network does in the end.
+    // Connections that hang are cut, as a failing network does in the end.
     proxy.cut();
     sleep(Duration::from_secs(1)).await;
     proxy.restore();

@@ -1,4 +1,4 @@
-//! librdkafka's settings for each of the pipeline's clients, made of `[kafka]`.
+//! The settings of librdkafka for each client of the pipeline, made from `[kafka]`.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use super::PipelineError;
 use crate::config::{Kafka, KafkaMechanism, KafkaProtocol, OffsetReset, read_secret};
 
-/// Properties that `kafka.properties` may not set, and why: the pipeline's promises rest on them.
+/// Properties that `kafka.properties` may not set, and what to do instead or why: what the pipeline guarantees depends on them.
 const RESERVED: [(&str, &str); 32] = [
     ("bootstrap.servers", "set kafka.brokers"),
     ("metadata.broker.list", "set kafka.brokers"),
@@ -206,12 +206,12 @@ pub(super) fn consumer(config: &Kafka) -> Result<ClientConfig, PipelineError> {
             "statistics.interval.ms",
             STATISTICS_INTERVAL.as_millis().to_string(),
         )
-        // What is fetched ahead is thrown away when a partition is paused: not more than what waits anyway.
+        // A pause throws away what was fetched ahead, so that is no more than may wait in the queue.
         .set(
             "queued.min.messages",
             config.partition_queue.clamp(1, 10_000_000).to_string(),
         )
-        // A second, by default, before more is fetched once that much is there.
+        // By default librdkafka waits a second before it fetches again after that many were there.
         .set("fetch.queue.backoff.ms", "10");
     if !config.properties.contains_key("queued.max.messages.kbytes") {
         client.set("queued.max.messages.kbytes", "16384");
@@ -219,7 +219,7 @@ pub(super) fn consumer(config: &Kafka) -> Result<ClientConfig, PipelineError> {
     Ok(client)
 }
 
-/// Reads partitions it names itself, for `dlq replay`; `group` holds the offsets.
+/// A consumer that names its partitions itself, for `dlq replay`; `group` holds the offsets.
 pub(super) fn reader(config: &Kafka, group: &str) -> Result<ClientConfig, PipelineError> {
     let mut client = base(config)?;
     client
@@ -231,7 +231,7 @@ pub(super) fn reader(config: &Kafka, group: &str) -> Result<ClientConfig, Pipeli
     Ok(client)
 }
 
-/// Confirms what it sends: every in-sync replica has it, once.
+/// A producer whose record is confirmed when every in-sync replica has it, once.
 pub(super) fn producer(config: &Kafka) -> Result<ClientConfig, PipelineError> {
     let mut client = base(config)?;
     client

@@ -1,11 +1,11 @@
-//! `dlq replay`: puts dead letters back into their original topic, for a pipeline that can handle them by then.
+//! `dlq replay`: puts dead letters back into their source topic, once the pipeline can handle them.
 //!
-//! Input: `{topic}{dead_letter_suffix}`. Output: the same keys, values and headers in the source topic, in the partition they came from, so
-//! that they keep their order among their neighbours' keys; and offsets of groups of its own, so that a second run repeats nothing.
+//! Input: `{topic}{dead_letter_suffix}`. Output: the same keys, values and headers in the source topic and partition, so that
+//! records of one key keep their order; and offsets in groups of its own, so that a second run repeats nothing.
 //!
 //! There is one group per reason, `{kafka.group_id}.dlq-replay.{reason}`: a run for some reasons leaves the others for a later one.
-//! Offsets are committed after the broker has confirmed the records; a run that dies in between puts some back twice, which changes nothing,
-//! since a record keeps its identity.
+//! Offsets are committed after the broker has confirmed the records. A run that dies in between puts some back twice; that changes nothing,
+//! because a record keeps its identity.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,9 +49,9 @@ pub struct ReplayOptions {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReplayReport {
-    /// Letters put back, or that would be in a dry run, by reason.
+    /// Letters put back, by reason; in a dry run those that would be.
     pub replayed: BTreeMap<String, u64>,
-    /// Letters whose value was too large for the dead-letter topic: it can be read in the source topic only.
+    /// Letters without a value, which was too large for the dead-letter topic: it stands in the source topic only.
     pub without_value: u64,
     /// Whether letters are left because of the limit.
     pub is_cut_short: bool,

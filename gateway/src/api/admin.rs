@@ -163,7 +163,7 @@ fn redis(bus: &dyn Bus) -> RedisReport {
         nodes: status.nodes,
         subscribed: bus.subscriber() == SubscriberState::Live,
         lag_ms: bus.lag().map(|lag| lag.as_secs_f64() * 1000.0),
-        moving: status.moving,
+        switching: status.switching,
         error: status.error,
         previous: status.previous.map(|previous| PreviousRedis {
             nodes: previous.nodes,

@@ -185,7 +185,7 @@ pub(crate) struct MarkRead {
 }
 
 impl MarkRead {
-    fn which(self) -> Result<NotificationSelector, Problem> {
+    fn selector(self) -> Result<NotificationSelector, Problem> {
         match (self.ids, self.up_to, self.all) {
             (Some(ids), None, None) if (1..=MAX_IDS).contains(&ids.len()) => {
                 Ok(NotificationSelector::Ids(ids))
@@ -213,8 +213,8 @@ pub(crate) async fn mark_read(
     _: Params<NoParams>,
     Json(body): Json<MarkRead>,
 ) -> Result<Response, Problem> {
-    let which = body.which()?;
-    let read = state.inbox.mark_read(&subject, &which).await?;
+    let selector = body.selector()?;
+    let read = state.inbox.mark_read(&subject, &selector).await?;
     Ok(Json(inbox::read_data(&read)).into_response())
 }
 
@@ -238,16 +238,22 @@ pub(crate) async fn delete(
 mod tests {
     use super::*;
 
-    fn which(json: &str) -> Option<NotificationSelector> {
-        serde_json::from_str::<MarkRead>(json).ok()?.which().ok()
+    fn selector(json: &str) -> Option<NotificationSelector> {
+        serde_json::from_str::<MarkRead>(json).ok()?.selector().ok()
     }
 
     #[test]
     fn exactly_one_way_of_naming_what_was_read() {
-        assert_eq!(which(r#"{"upTo": 7}"#), Some(NotificationSelector::UpTo(7)));
-        assert_eq!(which(r#"{"all": true}"#), Some(NotificationSelector::All));
         assert_eq!(
-            which(r#"{"ids": ["a"]}"#),
+            selector(r#"{"upTo": 7}"#),
+            Some(NotificationSelector::UpTo(7))
+        );
+        assert_eq!(
+            selector(r#"{"all": true}"#),
+            Some(NotificationSelector::All)
+        );
+        assert_eq!(
+            selector(r#"{"ids": ["a"]}"#),
             Some(NotificationSelector::Ids(vec!["a".parse().unwrap()]))
         );
         for bad in [
@@ -258,7 +264,7 @@ mod tests {
             r#"{"all": true, "upTo": 7}"#,
             r#"{"ids": ["a-b"]}"#,
         ] {
-            assert_eq!(which(bad), None, "{bad}");
+            assert_eq!(selector(bad), None, "{bad}");
         }
     }
 }

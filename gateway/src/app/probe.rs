@@ -48,7 +48,7 @@ impl Probe {
                 let doubtful = self.bus.lease_doubtful();
                 doubtful.then_some("the worker lease is not renewed since a connection was lost")
             };
-            self.lifecycle.set("bus", why.map(str::to_owned));
+            self.lifecycle.set("redis", why.map(str::to_owned));
             self.lifecycle.write_unready(&self.metrics);
             self.metrics
                 .outbox_bytes

@@ -1,4 +1,5 @@
-//! The live settings as they hold: read again when their file, or a file that they name, changes; faults change nothing and say so.
+//! The live settings in use. They are read again when their file, or a file that they name, changes. On a fault the settings in use stay, and
+//! `/status` and the log say why.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -13,27 +14,27 @@ use crate::config::{Invalid, LIVE_DEFAULTS, Live, RedisMode, load_live};
 use crate::files;
 use crate::metrics::Metrics;
 
-/// Why settings do not hold.
+/// Why new settings are not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Fault {
-    /// The file itself: it stays so until somebody writes another.
+    /// The live file itself has faults: only another file mends that.
     #[error(transparent)]
     Settings(Invalid),
-    /// A file that it names is not there, or cannot be used: a mounted volume may show it in a moment.
+    /// A file that it names is missing or cannot be used. A mounted volume may show it a moment later.
     #[error(transparent)]
     Files(Invalid),
 }
 
-/// What holds, and what is wrong with what is newer.
+/// The revision in use, and why a newer one is not.
 #[derive(Debug, Clone)]
 pub(super) struct Revision {
     pub(super) revision: String,
     pub(super) error: Option<String>,
-    /// Of the contents of the files that are named.
+    /// A hash of the files that the settings name.
     files: String,
 }
 
-/// One look at the live file and at all it names.
+/// The live file and all files that it names, read at one time.
 struct Look {
     live: Live,
     revision: String,
@@ -45,7 +46,7 @@ struct Look {
 #[derive(Debug)]
 pub(super) struct LiveSettings {
     file: Option<PathBuf>,
-    /// Of the static `[redis]`.
+    /// The mode in the static `[redis]`.
     mode: RedisMode,
     sender: channel::Sender<Arc<Live>>,
     published: channel::Sender<Option<Arc<PublishedKeys>>>,
@@ -76,7 +77,7 @@ impl LiveSettings {
         }))
     }
 
-    /// Is marked changed at each change of the settings, and of a file that they name.
+    /// Returns a receiver of the settings. It is marked as changed when the settings, or a file that they name, have changed.
     pub(super) fn subscribe(&self) -> channel::Receiver<Arc<Live>> {
         self.sender.subscribe()
     }
@@ -94,8 +95,8 @@ impl LiveSettings {
         self.holds.read().clone()
     }
 
-    /// Reloads at each change until `shutdown`. While there is a fault everything is looked at again each [`files::INTERVAL`]: what is missing may
-    /// be shown a moment later than what names it.
+    /// Reloads at each change until `shutdown`. While there is a fault, reads everything again each [`files::INTERVAL`], because a missing file may
+    /// appear a moment after the file that names it.
     pub(super) async fn follow(
         self: Arc<Self>,
         metrics: Arc<Metrics>,
@@ -118,7 +119,7 @@ impl LiveSettings {
         }
     }
 
-    /// Whether a look would find something else than what holds, or may.
+    /// Whether the live file, or a file that it names, differs from what is in use. Always true after a fault.
     fn has_other_content(&self) -> bool {
         let holds = self.revision();
         let same = |path: &PathBuf| {
@@ -150,7 +151,7 @@ impl LiveSettings {
                         .inc();
                     tracing::info!(live.revision = %holds.revision, "live settings reloaded");
                 } else if before.error.is_some() {
-                    tracing::info!(live.revision = %holds.revision, "the live file is as it was before its faults");
+                    tracing::info!(live.revision = %holds.revision, "live file mended: its content is what is in use");
                 }
             }
             Err(fault) => {
@@ -160,7 +161,7 @@ impl LiveSettings {
                         .config_reloads
                         .get_or_create(&Metrics::kind("live_error"))
                         .inc();
-                    tracing::error!(error = %text, "the live file has faults; the settings before it hold on");
+                    tracing::error!(error = %text, "live settings not reloaded: the live file has faults; the settings in use stay");
                     self.holds.write().error = Some(text);
                 }
             }
@@ -168,13 +169,13 @@ impl LiveSettings {
     }
 }
 
-/// The settings in the file alone, whatever it names.
+/// Reads the settings in the file, and none of the files that it names.
 pub(super) fn read_settings(file: &Path, mode: RedisMode) -> Result<Live, Invalid> {
     let file = (!file.as_os_str().is_empty()).then_some(file);
     read(&text_of(file)?, mode)
 }
 
-/// The settings in a text, if they fit beside a static `[redis]` of this mode.
+/// Reads the settings in a text, if they fit a static `[redis]` of this mode.
 fn read(text: &str, mode: RedisMode) -> Result<Live, Invalid> {
     let live = load_live(text)?;
     if mode == RedisMode::None && (live.redis.is_some() || live.redis_previous.is_some()) {
@@ -196,7 +197,7 @@ fn text_of(file: Option<&Path>) -> Result<String, Invalid> {
 fn look(file: Option<&Path>, mode: RedisMode) -> Result<Look, Fault> {
     let text = text_of(file).map_err(Fault::Settings)?;
     let live = read(&text, mode).map_err(Fault::Settings)?;
-    // Before the contents are used: a change in between is seen by the next look.
+    // Hashed before the contents are used, so that the next look sees a change in between.
     let files = contents(&live);
     let unreadable = live.files().filter_map(|(name, path)| {
         let error = std::fs::File::open(path)
@@ -228,7 +229,7 @@ fn look(file: Option<&Path>, mode: RedisMode) -> Result<Look, Fault> {
     })
 }
 
-/// The key set to serve. An error without a text is one of a file that is not there, which is told of every file.
+/// Reads the key set to serve. The error is `None` for a file that cannot be opened: the caller reports those already.
 fn published(live: &Live) -> Result<Option<PublishedKeys>, Option<String>> {
     let (path, max_bytes) = (&live.jwks.managed.jwks_file, live.jwks.max_bytes);
     if path.as_os_str().is_empty() {
@@ -264,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_with_faults_changes_nothing_and_is_told() {
+    fn a_file_with_faults_changes_nothing_and_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("live.toml");
         std::fs::write(&path, "observability.log_filter = \"warn\"").unwrap();
@@ -406,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_file_with_other_content_is_told_to_who_follows_under_the_same_revision() {
+    fn other_content_of_a_named_file_is_announced_under_the_same_revision() {
         let rig = Rig::new();
         rig.live("jwks.json", "keys.json");
         rig.write("keys.json", &set("k1", ""));
@@ -427,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_private_key_is_never_published_and_what_was_goes_on() {
+    fn a_private_key_is_never_published_and_the_key_set_before_it_stays() {
         let rig = Rig::new();
         rig.live("jwks.json", "keys.json");
         rig.write("keys.json", &set("k1", ""));
@@ -463,8 +464,9 @@ mod tests {
             "each fault once"
         );
     }
+
     #[test]
-    fn a_redis_is_named_only_where_there_is_one_and_with_files_that_are_there() {
+    fn redis_is_named_only_where_the_static_settings_have_one_and_only_with_files_that_exist() {
         let rig = Rig::new();
         let password = rig.path("redis-password-1");
         let bus = format!(

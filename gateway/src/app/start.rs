@@ -199,7 +199,7 @@ impl Start<'_> {
             .spawn(bus::open(options))
             .await
             .context("the bus cannot be opened")??;
-        self.lifecycle.set("bus", None);
+        self.lifecycle.set("redis", None);
         Ok(opened)
     }
 
@@ -398,7 +398,7 @@ fn rules(config: &Config) -> ws::Rules {
     let (auth, heartbeat) = (&config.auth, &config.heartbeat);
     ws::Rules {
         authenticate_timeout: ms(auth.connect_timeout_ms),
-        verify_timeout: ms(auth.finish_timeout_ms),
+        finish_timeout: ms(auth.finish_timeout_ms),
         heartbeat_timeout: ms(heartbeat.timeout_ms),
         sweep_interval: ms(heartbeat.sweep_interval_ms),
         ping_interval: (heartbeat.ping_interval_ms > 0).then(|| ms(heartbeat.ping_interval_ms)),

@@ -175,7 +175,7 @@ pub struct BusStatus {
     /// `host:port` of the servers, sentinels or cluster nodes in use.
     pub nodes: Vec<String>,
     /// Whether the live settings name another Redis or login than the one in use, and the bus is switching to it.
-    pub moving: bool,
+    pub switching: bool,
     /// Why the switch has failed so far.
     pub error: Option<String>,
     /// The previous Redis, while the live settings name one.
@@ -187,7 +187,7 @@ impl Default for BusStatus {
         Self {
             mode: config::RedisMode::None,
             nodes: Vec::new(),
-            moving: false,
+            switching: false,
             error: None,
             previous: None,
         }

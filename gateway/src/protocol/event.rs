@@ -272,7 +272,7 @@ pub struct ReadByUser<'a> {
     pub read_at: DateTime<Utc>,
     /// How many notifications are unread.
     pub unread_count: i64,
-    /// Grows with every change of the inbox, so counts that arrive out of order are told apart.
+    /// Grows with every change of the inbox: of two counts the one with the higher version is newer.
     pub version: i64,
 }
 
@@ -285,7 +285,7 @@ pub struct Deleted<'a> {
     pub ids: &'a [Id],
     /// How many notifications are unread.
     pub unread_count: i64,
-    /// Grows with every change of the inbox, so counts that arrive out of order are told apart.
+    /// Grows with every change of the inbox: of two counts the one with the higher version is newer.
     pub version: i64,
 }
 

@@ -103,12 +103,12 @@ impl<'a> InsertBatch<'a> {
         counts
     }
 
-    /// Takes out the candidates at these places.
-    pub(super) fn remove(&mut self, places: &FxHashSet<usize>) {
+    /// Takes out the candidates at these positions.
+    pub(super) fn remove(&mut self, positions: &FxHashSet<usize>) {
         let mut at = 0;
         self.candidates.retain(|_| {
             at += 1;
-            !places.contains(&(at - 1))
+            !positions.contains(&(at - 1))
         });
     }
 
@@ -303,20 +303,20 @@ mod tests {
         ];
         let mut batch = InsertBatch::new(&given).unwrap();
         assert_eq!(batch.recipients, ["x", "y", "z"]);
-        let places: Vec<_> = batch
+        let pairs: Vec<_> = batch
             .candidates
             .iter()
             .map(|c| (c.activity, batch.recipients[c.recipient]))
             .collect();
-        assert_eq!(places, [(0, "x"), (0, "y"), (1, "x"), (2, "z")]);
+        assert_eq!(pairs, [(0, "x"), (0, "y"), (1, "x"), (2, "z")]);
         assert_eq!(batch.counts(), [2, 1, 1]);
         batch.remove(&FxHashSet::from_iter([0, 3]));
-        let places: Vec<_> = batch
+        let pairs: Vec<_> = batch
             .candidates
             .iter()
             .map(|c| (c.activity, batch.recipients[c.recipient]))
             .collect();
-        assert_eq!(places, [(0, "y"), (1, "x")]);
+        assert_eq!(pairs, [(0, "y"), (1, "x")]);
     }
 
     #[test]

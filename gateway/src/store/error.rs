@@ -23,8 +23,6 @@ pub enum StoreError {
     /// The database refuses the value itself, however often it is tried.
     #[error("the database refuses the value: {source}")]
     Refused {
-        /// What is wrong with the value.
-        class: RefusalClass,
         /// The database's own code (an SQLSTATE, or an extended result code of SQLite), where the database was asked.
         code: Option<Arc<str>>,
         /// The driver's error. Its text may quote the value.
@@ -36,33 +34,6 @@ pub enum StoreError {
         /// The driver's error.
         source: DatabaseError,
     },
-}
-
-/// What is wrong with a value that the database refuses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RefusalClass {
-    /// It has the wrong type, range, length or encoding, or holds the character U+0000.
-    Data,
-    /// It breaks a constraint of the schema.
-    Constraint,
-    /// It is larger than the database can keep.
-    TooLarge,
-    /// It cannot be written to the database's protocol, or read back from it.
-    Encoding,
-    /// The database refuses it for another reason.
-    Other,
-}
-
-impl fmt::Display for RefusalClass {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Data => "invalid data",
-            Self::Constraint => "a constraint is violated",
-            Self::TooLarge => "the value is too large",
-            Self::Encoding => "the value cannot be encoded",
-            Self::Other => "another reason",
-        })
-    }
 }
 
 /// An error of a database or its driver: for log lines, never for clients.
@@ -100,9 +71,8 @@ impl Error for DatabaseError {
 
 impl StoreError {
     /// The value is refused before the database is asked.
-    pub(super) fn refused(class: RefusalClass, source: impl Error + Send + Sync + 'static) -> Self {
+    pub(super) fn refused(source: impl Error + Send + Sync + 'static) -> Self {
         Self::Refused {
-            class,
             code: None,
             source: DatabaseError::new(source),
         }
@@ -129,16 +99,13 @@ impl StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        let source = |error| DatabaseError::new(error);
-        match refusal(&error) {
-            Some((class, code)) => Self::Refused {
-                class,
-                code,
-                source: source(error),
-            },
-            None => Self::Unavailable {
-                source: source(error),
-            },
+        if !is_refusal(&error) {
+            return Self::unavailable(error);
+        }
+        let code = error.as_database_error().and_then(|error| error.code());
+        Self::Refused {
+            code: code.map(|code| code.as_ref().into()),
+            source: DatabaseError::new(error),
         }
     }
 }
@@ -159,63 +126,54 @@ pub(super) fn refuse_nul(name: &'static str, text: &str) -> Result<(), NulCharac
 
 impl From<NulCharacter> for StoreError {
     fn from(nul: NulCharacter) -> Self {
-        Self::refused(RefusalClass::Data, nul)
+        Self::refused(nul)
     }
 }
 
-/// What is wrong with the value, and the database's code; `None` where trying again may help.
+/// Whether the value is wrong for good; false where trying again may help.
 ///
 /// In doubt it may: a record that waits is found by its lag, one that was dead-lettered for a missing table is not.
-fn refusal(error: &sqlx::Error) -> Option<(RefusalClass, Option<Arc<str>>)> {
+fn is_refusal(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(error) => {
-            let code = error.code()?;
-            let class = if error.try_downcast_ref::<PgDatabaseError>().is_some() {
-                postgres_refusal(&code)
-            } else if error.try_downcast_ref::<SqliteError>().is_some() {
-                code.parse().ok().and_then(sqlite_refusal)
-            } else {
-                None
+            let Some(code) = error.code() else {
+                return false;
             };
-            class.map(|class| (class, Some(code.as_ref().into())))
+            if error.try_downcast_ref::<PgDatabaseError>().is_some() {
+                is_postgres_refusal(&code)
+            } else if error.try_downcast_ref::<SqliteError>().is_some() {
+                code.parse().is_ok_and(is_sqlite_refusal)
+            } else {
+                false
+            }
         }
+        // It cannot be written to the database's protocol, or read back from it.
         sqlx::Error::Encode(_)
         | sqlx::Error::Decode(_)
         | sqlx::Error::ColumnDecode { .. }
-        | sqlx::Error::InvalidArgument(_) => Some((RefusalClass::Encoding, None)),
-        _ => None,
+        | sqlx::Error::InvalidArgument(_) => true,
+        _ => false,
     }
 }
 
-/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>: classes 21, 22, 23 and 54, and P0001.
 ///
 /// Class 42 (no such table, no right) is an error of the schema and never of a value, because every statement here is the same for every value.
 /// 23505 means that another connection stored the same row a moment ago, or an id was made twice: the next try finds the row, and makes a new id.
-fn postgres_refusal(sqlstate: &str) -> Option<RefusalClass> {
-    match (sqlstate.get(..2)?, sqlstate) {
-        (_, "23505") => None,
-        ("22", _) => Some(RefusalClass::Data),
-        ("23", _) => Some(RefusalClass::Constraint),
-        ("54", _) => Some(RefusalClass::TooLarge),
-        ("21", _) | (_, "P0001") => Some(RefusalClass::Other),
-        _ => None,
-    }
+fn is_postgres_refusal(sqlstate: &str) -> bool {
+    let class = sqlstate.get(..2).unwrap_or_default();
+    sqlstate == "P0001" || (matches!(class, "21" | "22" | "23" | "54") && sqlstate != "23505")
 }
 
 /// <https://www.sqlite.org/rescode.html>; extended codes carry the primary one in their low byte.
-fn sqlite_refusal(code: i32) -> Option<RefusalClass> {
+fn is_sqlite_refusal(code: i32) -> bool {
     const TOO_BIG: i32 = 18;
     const CONSTRAINT: i32 = 19;
     const MISMATCH: i32 = 20;
     const CONSTRAINT_PRIMARY_KEY: i32 = 1555;
     const CONSTRAINT_UNIQUE: i32 = 2067;
-    match (code & 0xff, code) {
-        (_, CONSTRAINT_PRIMARY_KEY | CONSTRAINT_UNIQUE) => None,
-        (TOO_BIG, _) => Some(RefusalClass::TooLarge),
-        (CONSTRAINT, _) => Some(RefusalClass::Constraint),
-        (MISMATCH, _) => Some(RefusalClass::Data),
-        _ => None,
-    }
+    matches!(code & 0xff, TOO_BIG | CONSTRAINT | MISMATCH)
+        && !matches!(code, CONSTRAINT_PRIMARY_KEY | CONSTRAINT_UNIQUE)
 }
 
 /// Why a store could not be opened or migrated.
@@ -306,21 +264,21 @@ mod tests {
         for code in [
             "22021", "22P05", "22001", "23502", "23514", "23503", "54000", "21000", "P0001",
         ] {
-            assert!(postgres_refusal(code).is_some(), "{code}");
+            assert!(is_postgres_refusal(code), "{code}");
         }
         for code in [
             "08006", "53300", "57P01", "57014", "40001", "40P01", "55P03", "25006", "23505",
             "42P01", "42501", "28P01", "3D000", "XX000", "",
         ] {
-            assert!(postgres_refusal(code).is_none(), "{code}");
+            assert!(!is_postgres_refusal(code), "{code}");
         }
         // TOOBIG, CONSTRAINT_NOTNULL, CONSTRAINT_DATATYPE, MISMATCH
         for code in [18, 1299, 3091, 20] {
-            assert!(sqlite_refusal(code).is_some(), "{code}");
+            assert!(is_sqlite_refusal(code), "{code}");
         }
         // BUSY, BUSY_SNAPSHOT, LOCKED, READONLY, IOERR, FULL, CANTOPEN, no such table, UNIQUE, PRIMARYKEY
         for code in [5, 517, 6, 8, 10, 13, 14, 1, 2067, 1555] {
-            assert!(sqlite_refusal(code).is_none(), "{code}");
+            assert!(!is_sqlite_refusal(code), "{code}");
         }
     }
 

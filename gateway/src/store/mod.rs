@@ -30,7 +30,7 @@ use crate::id::Id;
 use crate::notification::{InboxState, NewActivity, Notification};
 
 pub use crate::notification::MAX_READ_IDS;
-pub use error::{DatabaseError, OpenError, RefusalClass, StoreError};
+pub use error::{DatabaseError, OpenError, StoreError};
 pub use migrate::{Migrated, migrate};
 pub use open::{Stores, open};
 pub use retention::{PURGE_INTERVAL, purge_loop};
@@ -154,7 +154,7 @@ pub trait NotificationStore: Send + Sync + 'static {
     fn mark_read<'a>(
         &'a self,
         recipient: &'a str,
-        which: &'a NotificationSelector,
+        selector: &'a NotificationSelector,
         now: DateTime<Utc>,
     ) -> StoreFuture<'a, MarkedRead>;
 

@@ -1,12 +1,12 @@
-//! The platform's three tables, made and filled: for dev mode and tests only. In production they belong to the platform and are only read.
+//! Makes and fills the platform's three tables, for dev mode and tests. In production they belong to the platform, and the gateway only reads them.
 //!
-//! Input: what dev mode or a test wants to be true. Output: rows that [`super::PolicyStore`] reads.
+//! Input: permissions, roles and policies. Output: rows that [`super::PolicyStore`] reads.
 
 use super::OpenError;
 use super::open::{DatabaseAddress, parse_address};
 use crate::config::Secret;
 
-/// The tables, with text ids. The same words serve PostgreSQL and SQLite.
+/// The tables, with text ids. PostgreSQL and SQLite take the same statements.
 pub const TABLES: [&str; 3] = [
     "CREATE TABLE IF NOT EXISTS policy_definition (
         id text NOT NULL PRIMARY KEY, variant text NOT NULL, subject_type text NOT NULL, subject_id text NOT NULL,
@@ -18,7 +18,7 @@ pub const TABLES: [&str; 3] = [
 /// A row of `policy_definition`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyDefinition {
-    /// Identity; a row whose id is there already is left as it is.
+    /// Identity; an existing row with this id is left as it is.
     pub id: String,
     /// `policy` or `group`.
     pub variant: &'static str,
@@ -35,7 +35,7 @@ pub struct PolicyDefinition {
 }
 
 impl PolicyDefinition {
-    /// The user is a member of the role, in one domain or everywhere.
+    /// Makes the user a member of the role, in one domain or everywhere.
     pub fn member(user: &str, role: &str, domain: Option<&str>) -> Self {
         Self {
             id: format!("member/{user}/{role}/{}", domain.unwrap_or_default()),
@@ -48,7 +48,7 @@ impl PolicyDefinition {
         }
     }
 
-    /// The role may do this with what the permission names, in one domain or everywhere.
+    /// Allows the role this action on what the permission names, in one domain or everywhere.
     pub fn may(role: &str, permission: &str, action: &str, domain: Option<&str>) -> Self {
         Self {
             id: format!(
@@ -83,7 +83,7 @@ const DEFINITION: &str = r"
 INSERT INTO policy_definition (id, variant, subject_type, subject_id, target_type, target_id, action, effect, domain)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING";
 
-/// The same statements on either connection, in one transaction.
+/// Runs the statements on a connection of either kind, in one transaction.
 macro_rules! fill {
     ($connection:ident, $platform:ident) => {{
         let mut tx = sqlx::Connection::begin(&mut $connection).await?;

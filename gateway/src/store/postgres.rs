@@ -34,27 +34,27 @@ const LOCK: &str =
 
 /// `$1` recipient, `$2` id, `$3` when. The state row is locked already.
 const DELETE: &str = r"
-WITH gone AS (
+WITH deleted AS (
     DELETE FROM signal_notification WHERE recipient_id = $1 AND id = $2 RETURNING source, event_id, recipient_id, read_at
 ), mark AS (
-    INSERT INTO signal_tombstone (source, event_id, recipient_id, deleted_at) SELECT source, event_id, recipient_id, $3 FROM gone
+    INSERT INTO signal_tombstone (source, event_id, recipient_id, deleted_at) SELECT source, event_id, recipient_id, $3 FROM deleted
     ON CONFLICT (source, event_id, recipient_id) DO UPDATE SET deleted_at = excluded.deleted_at
 )
-UPDATE signal_inbox s SET unread_count = s.unread_count - CASE WHEN gone.read_at IS NULL THEN 1 ELSE 0 END, version = s.version + 1
-FROM gone WHERE s.recipient_id = gone.recipient_id RETURNING s.unread_count, s.version";
+UPDATE signal_inbox s SET unread_count = s.unread_count - CASE WHEN deleted.read_at IS NULL THEN 1 ELSE 0 END, version = s.version + 1
+FROM deleted WHERE s.recipient_id = deleted.recipient_id RETURNING s.unread_count, s.version";
 
-/// `$1` recipient, `$2` when, `$3` most ids, `$4` which.
-fn mark(which: &NotificationSelector) -> &'static str {
+/// `$1` recipient, `$2` when, `$3` most ids, `$4` what the selector names.
+fn mark(selector: &NotificationSelector) -> &'static str {
     macro_rules! mark {
-        ($which:literal) => {
+        ($filter:literal) => {
             concat!(
                 "WITH changed AS (UPDATE signal_notification SET read_at = $2 WHERE recipient_id = $1 AND read_at IS NULL",
-                $which,
+                $filter,
                 " RETURNING id, seq) SELECT id, (SELECT count(*) FROM changed) AS total FROM changed ORDER BY seq DESC LIMIT $3"
             )
         };
     }
-    match which {
+    match selector {
         NotificationSelector::Ids(_) => mark!(" AND id = ANY($4)"),
         NotificationSelector::UpTo(_) => mark!(" AND seq <= $4"),
         NotificationSelector::All => mark!(""),
@@ -193,13 +193,13 @@ impl PostgresStore {
     async fn mark_read(
         &self,
         recipient: &str,
-        which: &NotificationSelector,
+        selector: &NotificationSelector,
         now: DateTime<Utc>,
     ) -> Result<MarkedRead, StoreError> {
         refuse_nul("recipient", recipient)?;
         let mut connection = self.pool.acquire().await?;
         let result = self
-            .mark(&mut connection, recipient, which, milliseconds(now))
+            .mark(&mut connection, recipient, selector, milliseconds(now))
             .await;
         self.pool.done(connection, result.map_err(StoreError::from))
     }
@@ -208,7 +208,7 @@ impl PostgresStore {
         &self,
         connection: &mut PgConnection,
         recipient: &str,
-        which: &NotificationSelector,
+        selector: &NotificationSelector,
         read_at: DateTime<Utc>,
     ) -> Result<MarkedRead, sqlx::Error> {
         let mut tx = self.pool.step(connection.begin_with(BEGIN)).await?;
@@ -224,11 +224,11 @@ impl PostgresStore {
             .await?
         {
             read.inbox = sql::read_inbox(&state)?;
-            let mut query = sqlx::query(mark(which))
+            let mut query = sqlx::query(mark(selector))
                 .bind(recipient)
                 .bind(read_at)
                 .bind(MAX_READ_IDS as i64);
-            query = match which {
+            query = match selector {
                 NotificationSelector::Ids(ids) => {
                     query.bind(ids.iter().map(Id::as_str).collect::<Vec<_>>())
                 }
@@ -290,10 +290,10 @@ impl NotificationStore for PostgresStore {
     fn mark_read<'a>(
         &'a self,
         recipient: &'a str,
-        which: &'a NotificationSelector,
+        selector: &'a NotificationSelector,
         now: DateTime<Utc>,
     ) -> StoreFuture<'a, MarkedRead> {
-        Box::pin(self.mark_read(recipient, which, now))
+        Box::pin(self.mark_read(recipient, selector, now))
     }
 
     fn inbox<'a>(&'a self, recipient: &'a str) -> StoreFuture<'a, InboxState> {

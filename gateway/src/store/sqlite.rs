@@ -12,7 +12,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, Sqlite as Driver};
 
 use super::batch::milliseconds;
-use super::error::{RefusalClass, refuse_nul};
+use super::error::refuse_nul;
 use super::migrate::VERSION;
 use super::{
     Filter, MAX_READ_IDS, MarkedRead, Missed, NotificationSelector, NotificationStore, Page,
@@ -36,21 +36,21 @@ const CHANGED: &str = "UPDATE signal_inbox SET unread_count = unread_count - $2,
 
 /// The two statements of a mark: the newest ids that will change, and the change.
 ///
-/// `$1` recipient, `$2` most ids or when, `$3` which.
-fn mark(which: &NotificationSelector) -> (&'static str, &'static str) {
+/// `$1` recipient, `$2` most ids or when, `$3` what the selector names.
+fn mark(selector: &NotificationSelector) -> (&'static str, &'static str) {
     macro_rules! mark {
-        ($which:literal) => {
+        ($filter:literal) => {
             (
                 concat!(
                     "SELECT id FROM signal_notification WHERE recipient_id = $1 AND read_at IS NULL",
-                    $which,
+                    $filter,
                     " ORDER BY seq DESC LIMIT $2"
                 ),
-                concat!("UPDATE signal_notification SET read_at = $2 WHERE recipient_id = $1 AND read_at IS NULL", $which),
+                concat!("UPDATE signal_notification SET read_at = $2 WHERE recipient_id = $1 AND read_at IS NULL", $filter),
             )
         };
     }
-    match which {
+    match selector {
         NotificationSelector::Ids(_) => mark!(" AND id IN (SELECT value FROM json_each($3))"),
         NotificationSelector::UpTo(_) => mark!(" AND seq <= $3"),
         NotificationSelector::All => mark!(""),
@@ -146,7 +146,7 @@ impl SqliteStore {
     ) -> Result<Option<InboxState>, StoreError> {
         refuse_nul("recipient", recipient)?;
         let mut tx = self.pools.begin().await?;
-        let Some(gone) = sqlx::query(DELETE)
+        let Some(deleted) = sqlx::query(DELETE)
             .bind(recipient)
             .bind(id.as_str())
             .fetch_optional(&mut *tx)
@@ -156,13 +156,13 @@ impl SqliteStore {
             return Ok(None);
         };
         sqlx::query(MARK_DELETED)
-            .bind(gone.try_get::<&str, _>("source")?)
-            .bind(gone.try_get::<&str, _>("event_id")?)
+            .bind(deleted.try_get::<&str, _>("source")?)
+            .bind(deleted.try_get::<&str, _>("event_id")?)
             .bind(recipient)
             .bind(now.timestamp_millis())
             .execute(&mut *tx)
             .await?;
-        let unread = i64::from(time(&gone, "read_at")?.is_none());
+        let unread = i64::from(time(&deleted, "read_at")?.is_none());
         let inbox = sqlx::query(CHANGED)
             .bind(recipient)
             .bind(unread)
@@ -175,7 +175,7 @@ impl SqliteStore {
     async fn mark_read(
         &self,
         recipient: &str,
-        which: &NotificationSelector,
+        selector: &NotificationSelector,
         now: DateTime<Utc>,
     ) -> Result<MarkedRead, StoreError> {
         refuse_nul("recipient", recipient)?;
@@ -196,8 +196,8 @@ impl SqliteStore {
             read_at,
             inbox,
         };
-        let (select, update) = mark(which);
-        let chosen = |query| choose(query, which);
+        let (select, update) = mark(selector);
+        let chosen = |query| choose(query, selector);
         for row in chosen(
             sqlx::query(select)
                 .bind(recipient)
@@ -231,9 +231,9 @@ type SqliteQuery<'q> = sqlx::query::Query<'q, Driver, sqlx::sqlite::SqliteArgume
 
 fn choose<'q>(
     query: SqliteQuery<'q>,
-    which: &NotificationSelector,
+    selector: &NotificationSelector,
 ) -> Result<SqliteQuery<'q>, StoreError> {
-    Ok(match which {
+    Ok(match selector {
         NotificationSelector::Ids(ids) => query.bind(json(ids)?),
         NotificationSelector::UpTo(seq) => query.bind(*seq),
         NotificationSelector::All => query,
@@ -242,8 +242,7 @@ fn choose<'q>(
 
 /// SQLite has no arrays: many values travel as one JSON text.
 pub(super) fn json(values: &impl serde::Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(values)
-        .map_err(|error| StoreError::refused(RefusalClass::Encoding, error))
+    serde_json::to_string(values).map_err(StoreError::refused)
 }
 
 fn time(row: &SqliteRow, column: &'static str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
@@ -287,10 +286,10 @@ impl NotificationStore for SqliteStore {
     fn mark_read<'a>(
         &'a self,
         recipient: &'a str,
-        which: &'a NotificationSelector,
+        selector: &'a NotificationSelector,
         now: DateTime<Utc>,
     ) -> StoreFuture<'a, MarkedRead> {
-        Box::pin(self.mark_read(recipient, which, now))
+        Box::pin(self.mark_read(recipient, selector, now))
     }
 
     fn inbox<'a>(&'a self, recipient: &'a str) -> StoreFuture<'a, InboxState> {

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
 use tokio_util::sync::CancellationToken;
 
-use super::{RefusalClass, StoreError, Stores, open};
+use super::{StoreError, Stores, open};
 use crate::clock::SystemClock;
 use crate::config::{Config, Database, Secret};
 use crate::id::IdGenerator;
@@ -24,7 +24,7 @@ pub(crate) fn unavailable(why: &'static str) -> StoreError {
 
 /// The error of a store whose database refuses a value.
 pub(crate) fn refused(why: &'static str) -> StoreError {
-    StoreError::refused(RefusalClass::Data, std::io::Error::other(why))
+    StoreError::refused(std::io::Error::other(why))
 }
 
 /// An activity with every optional text; its texts contain the event's id.

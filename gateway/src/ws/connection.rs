@@ -386,9 +386,9 @@ impl Connection {
                 }
                 Action::Leave(rooms) => self.ask(Operation::Leave(rooms)),
                 Action::Refresh(token) => self.ask(Operation::Refresh { token }),
-                Action::MarkRead(which) => {
+                Action::MarkRead(selector) => {
                     if let Some(who) = self.session.principal().cloned() {
-                        self.ask(Operation::MarkRead { who, which });
+                        self.ask(Operation::MarkRead { who, selector });
                     }
                 }
                 Action::Sync { after, limit } => {

@@ -49,7 +49,7 @@ pub(super) enum Operation {
     },
     MarkRead {
         who: Arc<Principal>,
-        which: NotificationSelector,
+        selector: NotificationSelector,
     },
     Sync {
         who: Arc<Principal>,
@@ -191,8 +191,11 @@ pub(super) fn begin(context: &Arc<Context>, id: Id, operation: Operation) -> Beg
                 None => Outcome::Done,
             }
         }),
-        Operation::MarkRead { who, which } => {
-            on_control(context, async move { mark_read(&with, &who, &which).await })
+        Operation::MarkRead { who, selector } => {
+            on_control(
+                context,
+                async move { mark_read(&with, &who, &selector).await },
+            )
         }
         Operation::Sync { who, after, limit } => on_control(context, async move {
             match with.inbox.missed(&who.subject, after, limit).await {
@@ -300,8 +303,8 @@ fn agree(random: &SystemRandom, key: Option<&str>) -> Result<Handshake, Unusable
     handshake(key.ok_or(UnusableKey)?, salt, random)
 }
 
-async fn mark_read(context: &Context, who: &Principal, which: &NotificationSelector) -> Outcome {
-    match context.inbox.mark_read(&who.subject, which).await {
+async fn mark_read(context: &Context, who: &Principal, selector: &NotificationSelector) -> Outcome {
+    match context.inbox.mark_read(&who.subject, selector).await {
         Ok(_) => Outcome::Done,
         Err(error) => {
             tracing::warn!(%error, "marking as read failed");

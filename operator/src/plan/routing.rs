@@ -68,7 +68,7 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<RedisRecord> {
     };
     let Some(mut waiting) = obstacle(input, used) else {
         plan.events.push(PlanEvent::normal(
-            EventReason::RedisMoved,
+            EventReason::RedisSwitched,
             format!(
                 "every pod has switched from {} to {}",
                 address(previous),
@@ -124,7 +124,7 @@ fn begin(
 ) {
     set(&mut plan.next, Some(to), Some(from), Some(now));
     plan.events.push(PlanEvent::normal(
-        EventReason::RedisMoveStarted,
+        EventReason::RedisSwitchStarted,
         format!("switching from {} to {}", address(from), address(to)),
     ));
 }

@@ -319,3 +319,50 @@ fn null_removed_members(old: &serde_json::Value, new: &mut serde_json::Value) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
+
+    use super::*;
+    use crate::names::RECORD;
+
+    /// The conditions of the production example, with this record in its live ConfigMap.
+    fn conditions(record: Option<&str>) -> Vec<Condition> {
+        let mut observed = crate::fixture::example("production");
+        observed.live_config = record.map(|text| {
+            let mut live = ConfigMap::default();
+            live.metadata.annotations = Some([(RECORD.to_owned(), text.to_owned())].into());
+            live
+        });
+        let plan = decide(
+            &observed,
+            &mut Default::default(),
+            None,
+            &mut StdRng::seed_from_u64(7),
+            DateTime::UNIX_EPOCH,
+        );
+        crate::status::status(&observed, &plan, None, DateTime::UNIX_EPOCH).conditions
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_a_warning_once() {
+        let (before, after) = (conditions(None), conditions(Some("{")));
+        let warnings = |before: &[Condition]| -> Vec<String> {
+            let turned = after.iter().filter(|condition| {
+                let old = before.iter().find(|old| old.type_ == condition.type_);
+                turned(old, condition) == Some(EventType::Warning)
+            });
+            turned
+                .map(|condition| format!("{} {}", condition.type_, condition.reason))
+                .collect()
+        };
+        for before in [&[][..], &before] {
+            assert_eq!(warnings(before), ["Degraded RecordUnreadable"]);
+        }
+        assert!(warnings(&after).is_empty());
+    }
+}

@@ -227,7 +227,7 @@ fn redis(spec: &SignalClusterSpec, record: &RedisRecord, fleet: &Fleet) -> Optio
         .count();
     Some(RedisStatus {
         subscribed_replicas: i32::try_from(subscribed).unwrap_or(i32::MAX),
-        moving: record.previous.is_some(),
+        switching: record.previous.is_some(),
         error: reports(fleet).find_map(|(pod, report)| {
             report
                 .redis

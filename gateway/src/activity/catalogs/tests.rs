@@ -188,3 +188,17 @@ async fn a_changed_folder_is_reloaded_and_a_broken_change_leaves_what_was() {
     shutdown.cancel();
     watching.await.unwrap();
 }
+
+#[test]
+fn every_type_that_ships_has_texts_in_every_language() {
+    let types = |text: &str| -> Vec<String> {
+        let messages = text.lines().filter_map(|line| line.strip_suffix(" ="));
+        messages
+            .filter(|name| !name.starts_with(['#', ' ']))
+            .map(str::to_owned)
+            .collect()
+    };
+    let all = BUILT_IN.map(|(_, _, text)| types(text));
+    assert!(!all[0].is_empty());
+    assert!(all.iter().all(|types| *types == all[0]), "{all:?}");
+}

@@ -31,7 +31,7 @@ async fn the_process_is_ready_when_every_part_is() {
     gateway
         .lifecycle
         .set("keys", Some("main: not fetched".into()));
-    gateway.lifecycle.set("bus", Some("stalled".into()));
+    gateway.lifecycle.set("redis", Some("stalled".into()));
     let answer = ask(&gateway, Method::GET, "/readyz")
         .await
         .problem(503, "not_ready");
@@ -42,14 +42,14 @@ async fn the_process_is_ready_when_every_part_is() {
             .problem(503, "not_ready");
         assert_eq!(
             answer.body["parts"],
-            json!([{"part": "keys", "reason": "main: not fetched"}, {"part": "bus", "reason": "stalled"}])
+            json!([{"part": "keys", "reason": "main: not fetched"}, {"part": "redis", "reason": "stalled"}])
         );
     }
     ask(&gateway, Method::GET, "/readyz?detail")
         .await
         .problem(400, "invalid_query");
     gateway.lifecycle.set("keys", None);
-    gateway.lifecycle.set("bus", None);
+    gateway.lifecycle.set("redis", None);
     assert_eq!(
         ask(&gateway, Method::GET, "/readyz?verbose").await.ok(200)["parts"],
         json!([])
@@ -138,7 +138,7 @@ async fn a_changed_token_is_used_from_the_next_request_and_without_one_access_is
 #[tokio::test]
 async fn status_shows_the_state_of_every_part() {
     let gateway = TestGateway::new().await;
-    gateway.lifecycle.set("bus", Some("stalled".into()));
+    gateway.lifecycle.set("redis", Some("stalled".into()));
     let body = with_token(Method::GET, "/status")
         .send(&gateway.admin)
         .await
@@ -149,7 +149,7 @@ async fn status_shows_the_state_of_every_part() {
         (&body["ready"], &body["unready"]),
         (
             &json!(false),
-            &json!([{"part": "bus", "reason": "stalled"}])
+            &json!([{"part": "redis", "reason": "stalled"}])
         )
     );
     assert_eq!(
@@ -159,7 +159,7 @@ async fn status_shows_the_state_of_every_part() {
     assert_eq!(
         body["redis"],
         json!({
-            "mode": "standalone", "nodes": ["new:6379"], "subscribed": true, "lagMs": 2.0, "moving": false, "error": null,
+            "mode": "standalone", "nodes": ["new:6379"], "subscribed": true, "lagMs": 2.0, "switching": false, "error": null,
             "previous": {"nodes": ["old:6379"], "subscribed": false},
         })
     );

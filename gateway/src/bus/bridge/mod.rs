@@ -384,11 +384,11 @@ impl Bus for RedisBus {
             }),
         };
         let location = &route.current.location;
-        let moving = wanted_location(&self.core.live.borrow(), &self.core.fixed) != *location;
+        let switching = wanted_location(&self.core.live.borrow(), &self.core.fixed) != *location;
         BusStatus {
             mode: location.mode,
             nodes: location.nodes.clone(),
-            moving,
+            switching,
             error: progress.error.clone(),
             previous,
         }

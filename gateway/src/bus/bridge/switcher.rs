@@ -56,7 +56,7 @@ impl Wanted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Switched {
     /// To another server.
-    Moved,
+    Server,
     /// To another login or name of the same server.
     Login,
 }
@@ -64,7 +64,7 @@ enum Switched {
 impl Switched {
     fn as_str(self) -> &'static str {
         match self {
-            Self::Moved => "moved",
+            Self::Server => "server",
             Self::Login => "login",
         }
     }
@@ -178,7 +178,7 @@ impl Switcher {
         };
         core.setup
             .metrics
-            .bus_moves
+            .bus_switches
             .get_or_create(&Metrics::kind(kind))
             .inc();
         switched.is_ok() && self.settle_previous(wanted).await
@@ -202,7 +202,7 @@ impl Switcher {
                 previous.bus.log_in(&config).await?;
             }
             self.exchange(previous, &wanted.location).await?;
-            return Ok(Switched::Moved);
+            return Ok(Switched::Server);
         }
         let mut newer = self.live.clone();
         let is_same = tokio::select! {
@@ -215,7 +215,7 @@ impl Switcher {
             return Ok(Switched::Login);
         }
         self.switch_to_new(wanted, &config, current).await?;
-        Ok(Switched::Moved)
+        Ok(Switched::Server)
     }
 
     /// Uses another login or another name of the same server.

@@ -114,7 +114,7 @@ impl Instance {
                 .as_ref()
                 .map(|seen| (seen.nodes.as_slice(), seen.subscribed));
             facts.nodes == bus.nodes
-                && !facts.moving
+                && !facts.switching
                 && seen == previous.map(|location| (location.nodes.as_slice(), true))
         })
         .await;

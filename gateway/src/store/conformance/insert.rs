@@ -63,13 +63,13 @@ pub(super) async fn an_empty_batch_and_an_empty_inbox_are_nothing(database: &Tes
     assert!(page.rows.is_empty() && page.next.is_none() && page.inbox == InboxState::default());
     let missed = store.missed("nobody", 0, 50).await.unwrap();
     assert!(missed.rows.is_empty() && !missed.more && missed.inbox == InboxState::default());
-    for which in [
+    for selector in [
         NotificationSelector::All,
         NotificationSelector::UpTo(9),
         NotificationSelector::Ids(Vec::new()),
         NotificationSelector::Ids(vec!["1".parse().unwrap()]),
     ] {
-        let read = store.mark_read("nobody", &which, at(0)).await.unwrap();
+        let read = store.mark_read("nobody", &selector, at(0)).await.unwrap();
         assert!(read.ids.is_empty() && read.total == 0 && read.inbox == InboxState::default());
     }
     assert!(

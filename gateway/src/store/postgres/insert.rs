@@ -39,9 +39,9 @@ macro_rules! is_known {
     };
 }
 
-/// `$1` places, `$2` recipients, `$3` which event (from 1), `$4` sources, `$5` event ids. The places of what is known.
+/// `$1` positions, `$2` recipients, `$3` which event (from 1), `$4` sources, `$5` event ids. The positions of what is known.
 const KNOWN: &str = concat!(
-    "SELECT c.place FROM unnest($1::int8[], $2::text[], $3::int8[]) AS c(place, recipient_id, event)
+    "SELECT c.position FROM unnest($1::int8[], $2::text[], $3::int8[]) AS c(position, recipient_id, event)
 JOIN unnest($4::text[], $5::text[]) WITH ORDINALITY AS e(source, event_id, event) ON e.event = c.event
 WHERE ",
     is_known!()
@@ -84,11 +84,11 @@ const INSERT_PLAIN: &str = concat!(
         JOIN unnest($5::text[], $6::text[]) WITH ORDINALITY AS e(source, event_id, activity) ON e.activity = c.activity WHERE ",
     is_known!(),
     "
-    ) AS so
+    ) AS is_plain
 ), taken AS (
     UPDATE signal_inbox s SET last_seq = s.last_seq + t.n, unread_count = s.unread_count + t.n, version = s.version + t.n
     FROM unnest($16::text[], $17::int8[]) AS t(recipient_id, n)
-    WHERE s.recipient_id = ANY($16) AND s.recipient_id = t.recipient_id AND (SELECT so FROM plain)
+    WHERE s.recipient_id = ANY($16) AND s.recipient_id = t.recipient_id AND (SELECT is_plain FROM plain)
     RETURNING s.recipient_id, s.last_seq, s.unread_count, s.version, t.n
 ), stored AS (",
     insert!("t.last_seq - t.n", " JOIN taken t ON t.recipient_id = r.recipient_id"),
@@ -195,8 +195,8 @@ impl PostgresStore {
         known: &FxHashSet<usize>,
     ) -> Result<(), StoreError> {
         let mut counts = vec![0; batch.recipients.len()];
-        for place in known {
-            counts[batch.candidates[*place].recipient] += 1;
+        for position in known {
+            counts[batch.candidates[*position].recipient] += 1;
         }
         let (recipients, counts): (Vec<&str>, Vec<i64>) = batch
             .recipients
@@ -225,7 +225,7 @@ impl PostgresStore {
     ) -> Result<FxHashSet<usize>, StoreError> {
         let mut known = FxHashSet::default();
         for (chunk_at, chunk) in batch.candidates.chunks(CHUNK_ROWS).enumerate() {
-            let places: Vec<i64> = (0..chunk.len())
+            let positions: Vec<i64> = (0..chunk.len())
                 .map(|at| (chunk_at * CHUNK_ROWS + at) as i64)
                 .collect();
             let recipients: Vec<&str> = chunk
@@ -239,7 +239,7 @@ impl PostgresStore {
                 .map(|at| given[*at].event_id.as_str())
                 .collect();
             let query = sqlx::query_scalar::<_, i64>(KNOWN)
-                .bind(places)
+                .bind(positions)
                 .bind(recipients)
                 .bind(event)
                 .bind(sources)
@@ -249,7 +249,7 @@ impl PostgresStore {
                     .step(query.fetch_all(&mut *tx))
                     .await?
                     .into_iter()
-                    .map(|place| place as usize),
+                    .map(|position| position as usize),
             );
         }
         Ok(known)

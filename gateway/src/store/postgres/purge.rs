@@ -21,18 +21,18 @@ const LOCK_MANY: &str = "SELECT recipient_id FROM signal_inbox WHERE recipient_i
 
 /// `$1` ids, `$2` tombstones are left for what was created since.
 const PURGE: &str = r"
-WITH gone AS (
+WITH deleted AS (
     DELETE FROM signal_notification WHERE id = ANY($1) RETURNING source, event_id, recipient_id, read_at, created_at
 ), mark AS (
     INSERT INTO signal_tombstone (source, event_id, recipient_id, deleted_at)
-    SELECT source, event_id, recipient_id, created_at FROM gone WHERE created_at >= $2
+    SELECT source, event_id, recipient_id, created_at FROM deleted WHERE created_at >= $2
     ON CONFLICT (source, event_id, recipient_id) DO NOTHING
-), per AS (
-    SELECT recipient_id, count(*) AS n, count(*) FILTER (WHERE read_at IS NULL) AS unread FROM gone GROUP BY recipient_id
+), counts AS (
+    SELECT recipient_id, count(*) AS n, count(*) FILTER (WHERE read_at IS NULL) AS unread FROM deleted GROUP BY recipient_id
 ), adjusted AS (
-    UPDATE signal_inbox s SET unread_count = s.unread_count - per.unread, version = s.version + 1 FROM per WHERE s.recipient_id = per.recipient_id
+    UPDATE signal_inbox s SET unread_count = s.unread_count - counts.unread, version = s.version + 1 FROM counts WHERE s.recipient_id = counts.recipient_id
 )
-SELECT coalesce(sum(n), 0)::int8 FROM per";
+SELECT coalesce(sum(n), 0)::int8 FROM counts";
 
 /// `$1` left before, `$2` at most. Rows that a deletion has locked are left for the next round.
 const PURGE_TOMBSTONES: &str = r"
@@ -70,7 +70,7 @@ impl PostgresStore {
             self.pool.step(tx.rollback()).await?;
             return Ok(0);
         }
-        let mut gone = 0;
+        let mut removed = 0;
         if let Some(before) = before {
             let old = self
                 .pool
@@ -89,18 +89,18 @@ impl PostgresStore {
                 let query = sqlx::query_scalar::<_, i64>(PURGE)
                     .bind(ids)
                     .bind(tombstones_before);
-                gone += self.pool.step(query.fetch_one(&mut *tx)).await? as u64;
+                removed += self.pool.step(query.fetch_one(&mut *tx)).await? as u64;
             }
         }
         let query = sqlx::query(PURGE_TOMBSTONES)
             .bind(tombstones_before)
             .bind(limit);
-        gone += self
+        removed += self
             .pool
             .step(query.execute(&mut *tx))
             .await?
             .rows_affected();
         self.pool.step(tx.commit()).await?;
-        Ok(gone)
+        Ok(removed)
     }
 }

@@ -13,7 +13,7 @@ use crate::notification::NewActivity;
 use crate::store::batch::{Base, CHUNK_ROWS, InsertBatch, Row, milliseconds};
 use crate::store::{StoreError, Stored};
 
-/// `$1` source, `$2` event id, `$3` recipients as JSON. The places of those that have a row or a tombstone.
+/// `$1` source, `$2` event id, `$3` recipients as JSON. The positions of those that have a row or a tombstone.
 const KNOWN: &str = r"
 SELECT j.key FROM json_each($3) j
 WHERE EXISTS (SELECT 1 FROM signal_notification n WHERE n.source = $1 AND n.event_id = $2 AND n.recipient_id = j.value)
@@ -84,7 +84,7 @@ async fn known(
                     .fetch_all(&mut *tx)
                     .await?
                     .into_iter()
-                    .map(|place| start + place as usize),
+                    .map(|position| start + position as usize),
             );
             start += chunk.len();
         }

@@ -19,11 +19,11 @@ ON CONFLICT (source, event_id, recipient_id) DO NOTHING";
 
 /// `$1` ids as JSON.
 const ADJUST_PURGED: &str = r"
-UPDATE signal_inbox SET unread_count = unread_count - per.unread, version = version + 1
+UPDATE signal_inbox SET unread_count = unread_count - counts.unread, version = version + 1
 FROM (
     SELECT recipient_id, sum(read_at IS NULL) AS unread FROM signal_notification
     WHERE id IN (SELECT value FROM json_each($1)) GROUP BY recipient_id
-) AS per WHERE signal_inbox.recipient_id = per.recipient_id";
+) AS counts WHERE signal_inbox.recipient_id = counts.recipient_id";
 
 /// `$1` ids as JSON.
 const PURGE: &str = "DELETE FROM signal_notification WHERE id IN (SELECT value FROM json_each($1))";
@@ -42,7 +42,7 @@ impl SqliteStore {
         limit: u32,
     ) -> Result<u64, StoreError> {
         let mut tx = self.pools.begin().await?;
-        let mut gone = 0;
+        let mut removed = 0;
         if let Some(before) = before {
             let query = sqlx::query_scalar::<_, String>(OLD)
                 .bind(before.timestamp_millis())
@@ -57,7 +57,7 @@ impl SqliteStore {
                 .bind(&ids)
                 .execute(&mut *tx)
                 .await?;
-            gone += sqlx::query(PURGE)
+            removed += sqlx::query(PURGE)
                 .bind(&ids)
                 .execute(&mut *tx)
                 .await?
@@ -66,8 +66,8 @@ impl SqliteStore {
         let query = sqlx::query(PURGE_TOMBSTONES)
             .bind(tombstones_before.timestamp_millis())
             .bind(limit);
-        gone += query.execute(&mut *tx).await?.rows_affected();
+        removed += query.execute(&mut *tx).await?.rows_affected();
         tx.commit().await?;
-        Ok(gone)
+        Ok(removed)
     }
 }

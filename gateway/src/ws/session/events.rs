@@ -89,7 +89,7 @@ impl Session {
         match (given.as_ref(), token) {
             (Some(given), Some(token)) if !token.is_empty() => {
                 self.state = State::Verifying {
-                    until: now + rules.verify_timeout,
+                    until: now + rules.finish_timeout,
                 };
                 actions.push(Action::Verify {
                     token: token.to_owned(),

@@ -18,7 +18,7 @@ pub struct Rules {
     /// Longest time from connecting to `authenticate`.
     pub authenticate_timeout: Duration,
     /// Longest time from `authenticate` to `connected`.
-    pub verify_timeout: Duration,
+    pub finish_timeout: Duration,
     /// Time without a frame that ends an authenticated connection.
     pub heartbeat_timeout: Duration,
     /// How often that is checked.

@@ -12,7 +12,7 @@ const T0: i64 = 1_750_000_000_000;
 fn rules() -> Rules {
     Rules {
         authenticate_timeout: Duration::from_secs(5),
-        verify_timeout: Duration::from_secs(15),
+        finish_timeout: Duration::from_secs(15),
         heartbeat_timeout: Duration::from_secs(90),
         sweep_interval: Duration::from_secs(30),
         ping_interval: None,
@@ -157,7 +157,7 @@ fn show(action: &Action) -> String {
         Action::Join(rooms) => format!("join {rooms:?}"),
         Action::Leave(rooms) => format!("leave {rooms:?}"),
         Action::Refresh(token) => format!("refresh {token}"),
-        Action::MarkRead(which) => format!("read {which:?}"),
+        Action::MarkRead(selector) => format!("read {selector:?}"),
         Action::Sync { after, limit } => format!("sync {after} {limit}"),
         Action::Close(close) => format!("close {} {}", close.code(), close.reason()),
     }

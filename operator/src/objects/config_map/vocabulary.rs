@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use kube::CustomResourceExt as _;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use signal_contract::{Config, Live};
-use signal_crds::SignalCluster;
+use signal_crds::{Duration, SignalCluster};
 use toml::{Table, Value};
 
 use super::{gateway_toml, live_toml};
-use crate::fixture::{EXAMPLES, observed, settled};
+use crate::fixture::{EXAMPLES, example, observed, settled};
+use crate::observe::observed::Observed;
 use crate::plan::validate::validate;
 
 /// Keys that no field of the SignalCluster is called like, and why.
@@ -64,6 +65,21 @@ const OTHER_NAMES: [(&str, &str); 20] = [
         "content of kafka.security.auth.usernameSecretRef",
     ),
     ("database.retention_days", "database.retention"),
+];
+
+/// Sections of the spec that are the gateway's, with the parts of them that are not.
+const SECTIONS: [(&str, &[&str]); 8] = [
+    ("gateway", &[]),
+    ("limits", &[]),
+    ("redis", &[]),
+    ("kafka", &["/allowGroupChange"]),
+    ("database", &[]),
+    (
+        "jwks",
+        &["/rotation", "/managed/rotateEvery", "/managed/maxTokenLife"],
+    ),
+    ("policy", &[]),
+    ("drain", &[]),
 ];
 
 /// Keys that are new in this release and that an example uses on purpose: its image has to be of this release.
@@ -198,4 +214,62 @@ fn the_previous_release_reads_what_is_written_as_it_is_meant() {
             }
         }
     }
+}
+
+/// The numbers, switches and durations under a value, by JSON pointer, each with another value of its kind.
+fn changes(value: &Json, pointer: &str) -> Vec<(String, Json)> {
+    let under = |name: &str, value: &Json| changes(value, &format!("{pointer}/{name}"));
+    let other = match value {
+        Json::Object(fields) => {
+            return fields
+                .iter()
+                .flat_map(|(name, value)| under(name, value))
+                .collect();
+        }
+        Json::Array(values) => {
+            let values = values.iter().enumerate();
+            return values
+                .flat_map(|(at, value)| under(&at.to_string(), value))
+                .collect();
+        }
+        Json::Number(number) => Some(json!(number.as_u64().unwrap() + 1)),
+        Json::Bool(is_on) => Some(json!(!is_on)),
+        Json::String(text) => {
+            let duration: Option<Duration> = text.parse().ok();
+            duration.map(|duration| json!(Duration::millis(duration.as_millis() * 2)))
+        }
+        Json::Null => None,
+    };
+    other
+        .map(|other| (pointer.to_owned(), other))
+        .into_iter()
+        .collect()
+}
+
+#[test]
+fn every_number_switch_and_duration_of_the_gateways_sections_reaches_its_settings() {
+    let example = example("production");
+    let spec = serde_json::to_value(&example.cluster.spec).unwrap();
+    let documents = |observed: &Observed| {
+        let cluster = validate(observed).unwrap();
+        let live = live_toml(&cluster, &settled(&cluster), true);
+        (gateway_toml(&cluster), live)
+    };
+    let before = documents(&example);
+    let mut count = 0;
+    for (section, operators) in SECTIONS {
+        for (pointer, other) in changes(&spec[section], "") {
+            if operators.iter().any(|part| pointer.starts_with(part)) {
+                continue;
+            }
+            count += 1;
+            let mut changed = spec.clone();
+            *changed[section].pointer_mut(&pointer).unwrap() = other;
+            let mut observed = example.clone();
+            let cluster = std::sync::Arc::make_mut(&mut observed.cluster);
+            cluster.spec = serde_json::from_value(changed).unwrap();
+            assert!(documents(&observed) != before, "{section}{pointer}");
+        }
+    }
+    assert!(count > 30, "only {count}");
 }

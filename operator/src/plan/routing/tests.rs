@@ -62,7 +62,7 @@ fn fails(mut pod: Pod, error: &str) -> Pod {
     pod
 }
 
-fn moving(to: &str, from: &str) -> RedisRecord {
+fn switching(to: &str, from: &str) -> RedisRecord {
     RedisRecord {
         current: Some(redis(to)),
         previous: Some(redis(from)),
@@ -108,7 +108,7 @@ fn a_switch_bridges_the_previous_redis_and_ends_when_every_pod_is_subscribed_to_
     let begun = step(Some(&redis("b")), &on("a"), vec![pod("p", "r", "a")], 0);
     assert_eq!(
         (&begun.next, reasons(&begun)),
-        (&moving("b", "a"), vec!["RedisMoveStarted"])
+        (&switching("b", "a"), vec!["RedisSwitchStarted"])
     );
     assert_eq!(begun.waiting.unwrap().reason, "WaitingForPods");
 
@@ -122,11 +122,11 @@ fn a_switch_bridges_the_previous_redis_and_ends_when_every_pod_is_subscribed_to_
     ] {
         let waits = step(
             Some(&redis("b")),
-            &moving("b", "a"),
+            &switching("b", "a"),
             vec![pod("p", "r", "b"), late],
             1,
         );
-        assert_eq!((&waits.next, waits.events.len()), (&moving("b", "a"), 0));
+        assert_eq!((&waits.next, waits.events.len()), (&switching("b", "a"), 0));
         let waiting = waits.waiting.unwrap();
         assert!(
             waiting.reason == "WaitingForPods"
@@ -137,13 +137,13 @@ fn a_switch_bridges_the_previous_redis_and_ends_when_every_pod_is_subscribed_to_
     }
     let done = step(
         Some(&redis("b")),
-        &moving("b", "a"),
+        &switching("b", "a"),
         vec![pod("p", "r", "b"), pod("q", "r", "b")],
         1,
     );
     assert_eq!(
         (&done.next, reasons(&done), done.waiting),
-        (&on("b"), vec!["RedisMoved"], None)
+        (&on("b"), vec!["RedisSwitched"], None)
     );
 }
 
@@ -161,16 +161,16 @@ fn an_unreachable_redis_is_reported_with_the_pod_and_by_an_event_after_the_timeo
             fails(pod("q", "r", "a"), "connection refused"),
         ]
     };
-    let waits = step(Some(&redis("b")), &moving("b", "a"), pods(), 299);
+    let waits = step(Some(&redis("b")), &switching("b", "a"), pods(), 299);
     let waiting = Waiting {
         reason: ConditionReason::RedisUnreachable,
         message: "pod q: connection refused".into(),
     };
     assert_eq!(
         (&waits.next, waits.waiting, waits.events.len()),
-        (&moving("b", "a"), Some(waiting.clone()), 0)
+        (&switching("b", "a"), Some(waiting.clone()), 0)
     );
-    let late = step(Some(&redis("b")), &moving("b", "a"), pods(), 300);
+    let late = step(Some(&redis("b")), &switching("b", "a"), pods(), 300);
     assert_eq!(
         (&late.waiting, late.events[0].kind, reasons(&late)),
         (
@@ -181,7 +181,7 @@ fn an_unreachable_redis_is_reported_with_the_pod_and_by_an_event_after_the_timeo
     );
     let silent = step(
         Some(&redis("b")),
-        &moving("b", "a"),
+        &switching("b", "a"),
         vec![pod("p", "old", "a")],
         300,
     );
@@ -192,13 +192,13 @@ fn an_unreachable_redis_is_reported_with_the_pod_and_by_an_event_after_the_timeo
 fn switching_back_is_immediate() {
     let back = step(
         Some(&redis("a")),
-        &moving("b", "a"),
+        &switching("b", "a"),
         vec![pod("p", "r", "b"), pod("q", "r", "a")],
         0,
     );
     assert_eq!(
         (&back.next, reasons(&back)),
-        (&moving("a", "b"), vec!["RedisMoveStarted"])
+        (&switching("a", "b"), vec!["RedisSwitchStarted"])
     );
 }
 
@@ -207,30 +207,35 @@ fn switching_to_a_third_waits_for_the_switch_unless_no_pod_uses_the_second() {
     let third = redis("c");
     let unused = step(
         Some(&third),
-        &moving("b", "a"),
+        &switching("b", "a"),
         vec![fails(pod("p", "r", "a"), "refused"), pod("q", "old", "a")],
         0,
     );
-    assert_eq!(unused.next, moving("c", "a"));
+    assert_eq!(unused.next, switching("c", "a"));
     for other in [pod("q", "r", "b"), unknown("q")] {
         let waits = step(
             Some(&third),
-            &moving("b", "a"),
+            &switching("b", "a"),
             vec![fails(pod("p", "r", "a"), "refused"), other],
             0,
         );
-        assert_eq!(waits.next, moving("b", "a"));
+        assert_eq!(waits.next, switching("b", "a"));
         let message = waits.waiting.unwrap().message;
         assert!(
             message.starts_with("c:6379 waits until the switch to b:6379 is done: pod p: refused"),
             "{message}"
         );
     }
-    let done = step(Some(&third), &moving("b", "a"), vec![pod("p", "r", "b")], 0);
+    let done = step(
+        Some(&third),
+        &switching("b", "a"),
+        vec![pod("p", "r", "b")],
+        0,
+    );
     assert_eq!(done.next, on("b"));
     assert_eq!(
         step(Some(&third), &done.next, vec![pod("p", "r", "b")], 0).next,
-        moving("c", "b")
+        switching("c", "b")
     );
 }
 
@@ -308,7 +313,7 @@ fn adding_or_removing_redis_is_no_switch_and_without_pods_there_is_none() {
         ),
         (
             None,
-            moving("a", "b"),
+            switching("a", "b"),
             vec![pod("p", "r", "a")],
             RedisRecord::default(),
         ),
@@ -319,7 +324,7 @@ fn adding_or_removing_redis_is_no_switch_and_without_pods_there_is_none() {
             RedisRecord::default(),
         ),
         (Some(&b), on("a"), vec![], on("b")),
-        (Some(&b), moving("b", "a"), vec![], on("b")),
+        (Some(&b), switching("b", "a"), vec![], on("b")),
         (Some(&b), on("b"), vec![pod("p", "old", "b")], on("b")),
     ] {
         let plan = step(wanted, &record, pods, 0);

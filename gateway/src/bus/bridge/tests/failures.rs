@@ -16,7 +16,10 @@ async fn a_server_that_cannot_be_reached_leaves_the_current_one_in_use_until_it_
     a.set(&location(&new), Some(&location(&old)));
     eventually("the error is shown", async || a.status().error.is_some()).await;
     let facts = a.status();
-    assert!(facts.moving && facts.nodes == [old.address()], "{facts:?}");
+    assert!(
+        facts.switching && facts.nodes == [old.address()],
+        "{facts:?}"
+    );
     b.publish(1).await;
     assert_eq!(
         (a.number().await, a.bus.subscriber()),

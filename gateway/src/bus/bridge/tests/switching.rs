@@ -225,7 +225,7 @@ async fn another_login_or_another_name_of_the_same_server_is_used_without_a_gap(
         users() == [0, 2]
     })
     .await;
-    assert!(a.status().error.is_none() && !a.status().moving);
+    assert!(a.status().error.is_none() && !a.status().switching);
     stop.cancel();
     let sent = sending.await.unwrap();
     for n in 0..sent {

@@ -1,4 +1,4 @@
-//! Redis moves from one server to another while gateways run: nobody is disconnected, and every message comes once.
+//! Gateways switch from one Redis to another while they run: no connection is closed, and every message comes once.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ async fn expect_on(gateway: &Gateway, bus: SocketAddr, previous: Option<SocketAd
         let bus_status = status(gateway).await;
         let in_place = bus_status["nodes"] == json!([bus.to_string()])
             && bus_status["subscribed"] == true
-            && bus_status["moving"] == false;
+            && bus_status["switching"] == false;
         let before = match previous {
             Some(previous) => {
                 bus_status["previous"]
@@ -110,7 +110,7 @@ impl Three {
         Some(three)
     }
 
-    /// Sends numbers by every gateway until status to stop; gives how many each sent.
+    /// Sends numbers through every gateway until it is told to stop; gives how many each sent.
     fn flow(&self, stop: &Arc<AtomicBool>) -> Vec<JoinHandle<u64>> {
         let send = |gateway: &Gateway| {
             let (url, token) = (
@@ -158,7 +158,7 @@ impl Three {
             );
         }
         assert!(sent.iter().all(|sent| *sent > 20), "{sent:?}");
-        // What was taken by any gateway is out by then, and this comes behind it.
+        // By then every gateway has sent what it took, so this message comes last.
         for gateway in &self.gateways {
             let body = json!({"event": "end", "data": gateway.instance()});
             gateway
@@ -219,7 +219,7 @@ async fn three_gateways_switch_redis_one_after_the_other_and_every_message_comes
     for number in 0..3 {
         name(&mut three.gateways[number], new, Some(old)).await;
         expect_on(&three.gateways[number], new, Some(old)).await;
-        // Those that have moved and those that have not find each other's clients, each once.
+        // Gateways that have switched and those that have not reach each other's clients, each once.
         let list = three.gateways[0]
             .rest(
                 "GET",
