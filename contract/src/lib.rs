@@ -13,6 +13,7 @@
 mod config;
 mod jwks;
 mod live;
+mod object;
 mod origin;
 mod redis;
 mod revision;
@@ -28,6 +29,7 @@ pub use config::{
 };
 pub use jwks::{Algorithm, Jwks, ManagedJwks, Source, SourcePreset, SourceState, prefixes_collide};
 pub use live::{LIVE_DEFAULTS, Limits, Live, LiveAuth, LiveObservability, LiveRooms, SendQueue};
+pub use object::{Object, object, objects, optional_object};
 pub use origin::{
     LOOPBACK_ORIGINS, MAX_STREAM_PATHS, NULL_ORIGIN, REST_PATHS, is_allowed_origin, is_stream_path,
     is_subprotocol,

@@ -6,7 +6,7 @@
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{RedisMode, SourceState};
+use crate::{RedisMode, SourceState, object, objects, optional_object};
 
 /// The answer of `GET /status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -19,14 +19,19 @@ pub struct StatusReport {
     /// Whether it is ready.
     pub ready: bool,
     /// The parts that are not.
+    #[serde(deserialize_with = "objects")]
     pub unready: Vec<UnreadyPart>,
     /// Open connections.
+    #[serde(deserialize_with = "object")]
     pub connections: ConnectionCounts,
     /// Redis.
+    #[serde(deserialize_with = "object")]
     pub redis: RedisReport,
     /// How far a drain has come.
+    #[serde(deserialize_with = "object")]
     pub drain: DrainStatus,
     /// The notification database.
+    #[serde(deserialize_with = "object")]
     pub database: DatabaseReport,
     /// Revision of the static settings.
     pub static_revision: String,
@@ -37,10 +42,13 @@ pub struct StatusReport {
     /// Revision of the catalogs that are in use.
     pub catalogs_revision: String,
     /// Every key source.
+    #[serde(deserialize_with = "objects")]
     pub key_sources: Vec<KeySourceReport>,
     /// What `/.well-known/jwks.json` serves; `None` where it serves nothing.
+    #[serde(deserialize_with = "optional_object")]
     pub jwks_file: Option<JwksFileReport>,
     /// The pipeline; `None` where there is none.
+    #[serde(deserialize_with = "optional_object")]
     pub kafka: Option<KafkaReport>,
 }
 
@@ -84,6 +92,7 @@ pub struct RedisReport {
     /// Why the switch has failed so far.
     pub error: Option<String>,
     /// The previous server, while the gateway keeps it.
+    #[serde(deserialize_with = "optional_object")]
     pub previous: Option<PreviousRedis>,
 }
 
@@ -200,10 +209,10 @@ fn known<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Object;
 
     #[test]
     fn a_report_of_an_older_or_a_newer_release_is_understood() {
-        // TOML stands in for JSON: this crate needs no second format.
         let read = |text: &str| toml::from_str::<StatusReport>(text).unwrap();
         assert_eq!(read(""), StatusReport::default());
         let newer = read(
@@ -213,5 +222,25 @@ mod tests {
         assert!(newer.ready && newer.redis.subscribed && newer.redis.mode.is_none());
         let states: Vec<_> = newer.key_sources.iter().map(|s| s.state).collect();
         assert_eq!(states, [None, Some(SourceState::Retiring)]);
+    }
+
+    #[test]
+    fn a_list_is_no_report_and_no_part_of_one() {
+        let read = |text: &str| serde_json::from_str::<Object<StatusReport>>(text);
+        assert!(read(r#"{"ready":true,"redis":{"subscribed":true}}"#).is_ok());
+        for list in [
+            r#"["gateway-0","1.0.0",true]"#,
+            r#"{"redis":[null,[],true]}"#,
+            r#"{"redis":{"previous":[[],true]}}"#,
+            r#"{"drain":[false,false,0,0]}"#,
+            r#"{"connections":[1,1,0]}"#,
+            r#"{"database":[7]}"#,
+            r#"{"unready":[["redis","lost"]]}"#,
+            r#"{"keySources":[["main","trusted",[]]]}"#,
+            r#"{"jwksFile":["sha256:0",[]]}"#,
+            r#"{"kafka":[1,null,0]}"#,
+        ] {
+            assert!(read(list).unwrap_err().is_data(), "{list}");
+        }
     }
 }

@@ -19,6 +19,7 @@ use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use signal_contract::Object;
 use utoipa::ToSchema;
 
 use super::ApiState;
@@ -276,15 +277,12 @@ async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Prob
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    let parsed = serde_json::from_slice(body).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => Cause::InvalidBody.because(error.to_string()),
-        _ => Cause::InvalidJson.because(error.to_string()),
-    })?;
-    // serde accepts an array as the members of a struct in their order.
-    if body.trim_ascii_start().starts_with(b"[") {
-        return Err(Cause::InvalidBody.because("the body must be an object"));
-    }
-    Ok(parsed)
+    serde_json::from_slice(body)
+        .map(|Object(value)| value)
+        .map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => Cause::InvalidBody.because(error.to_string()),
+            _ => Cause::InvalidJson.because(error.to_string()),
+        })
 }
 
 impl<T: Serialize> IntoResponse for Json<T> {

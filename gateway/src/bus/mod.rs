@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use signal_contract::{object, objects};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -75,6 +76,7 @@ pub enum Ask {
     /// Which connections do you hold?
     List {
         /// Which of them.
+        #[serde(deserialize_with = "object")]
         query: ClientQuery,
     },
     /// Describe this connection, if you hold it.
@@ -111,6 +113,7 @@ pub enum Ask {
     /// This revocation was made, and is stored.
     Revoke {
         /// What is refused from here on.
+        #[serde(deserialize_with = "object")]
         revocation: Revocation,
         /// Whether the database holds it. An instance of the release before stores it in Redis alone, where [`Bus::shared_revocations`] finds it.
         #[serde(default, rename = "inDatabase")]
@@ -125,6 +128,7 @@ pub enum Reply {
     /// To `List` and `Describe`.
     Clients {
         /// Those held; at most [`crate::client::MAX_LISTED`].
+        #[serde(deserialize_with = "objects")]
         clients: Vec<ClientInfo>,
     },
     /// To `Close` and `Revoke`: how many. To `Holds`: 0 or 1.

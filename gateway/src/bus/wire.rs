@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use signal_contract::Object;
 
 use super::Interest;
 use crate::dispatch::{Destination, Dispatch};
@@ -197,11 +198,8 @@ pub(super) fn decode<'a>(
     destination: Destination,
     payload: &'a [u8],
 ) -> Result<Option<Decoded<'a>>, Malformed> {
-    // serde would read a list as the members in their order.
-    if payload.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
-        return Err(Malformed::NotJson);
-    }
-    let read: InPayload<'_> = serde_json::from_slice(payload).map_err(|_| Malformed::NotJson)?;
+    let Object(read): Object<InPayload<'_>> =
+        serde_json::from_slice(payload).map_err(|_| Malformed::NotJson)?;
     let server_id = read
         .server_id
         .filter(|s| !s.is_empty())

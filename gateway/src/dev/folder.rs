@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use signal_contract::Object;
 use url::Url;
 
 const ADDRESSES: &str = "addresses.json";
@@ -137,7 +138,8 @@ impl Folder {
     pub(super) fn addresses(&self) -> anyhow::Result<Addresses> {
         let text = std::fs::read(self.file(ADDRESSES))
             .with_context(|| format!("dev mode has never run in {}", self.path.display()))?;
-        Ok(serde_json::from_slice(&text)?)
+        let Object(addresses) = serde_json::from_slice(&text)?;
+        Ok(addresses)
     }
 }
 

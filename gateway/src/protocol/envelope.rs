@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use signal_contract::Object;
 
 use super::Message;
 
@@ -47,9 +48,12 @@ impl<'m> Envelope<'m> {
         }
     }
 
-    /// Reads `data` as `T`; absent data reads as `null`.
+    /// Reads `data`, an object, as `T`; absent data reads as `null`.
+    ///
+    /// # Errors
+    /// It is not an object, or not one that `T` accepts.
     pub fn read<T: Deserialize<'m>>(&self) -> Result<T, serde_json::Error> {
-        serde_json::from_str(self.data.map_or("null", RawValue::get))
+        serde_json::from_str(self.data.map_or("null", RawValue::get)).map(|Object(data)| data)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use signal_contract::{DrainOrder, ShedOrder, StatusReport};
+use signal_contract::{DrainOrder, Object, ShedOrder, StatusReport};
 
 /// Longest time for one request.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -53,7 +53,9 @@ impl AdminClient {
             }
             body.extend_from_slice(&part);
         }
-        serde_json::from_slice(&body).map_err(|error| format!("its status cannot be read: {error}"))
+        serde_json::from_slice(&body)
+            .map(|Object(report)| report)
+            .map_err(|error| format!("its status cannot be read: {error}"))
     }
 
     /// Orders a pod to close its connections and to keep running; a repeated order changes nothing.

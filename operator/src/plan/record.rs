@@ -5,7 +5,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use signal_contract::{RedisMode, SourcePreset};
+use signal_contract::{Object, RedisMode, SourcePreset, object, objects, optional_object};
 use signal_crds::jwks::Algorithm;
 use signal_crds::status::SourceStage;
 
@@ -25,6 +25,7 @@ pub struct Record {
 #[serde(rename_all = "camelCase", default)]
 pub struct SourcesRecord {
     /// Key sources as gateways know them, in the order of `live.toml`.
+    #[serde(deserialize_with = "objects")]
     pub sources: Vec<RecordedSource>,
     /// Names of sources that lost trust in an emergency: their connections are closed at once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -39,10 +40,18 @@ pub struct SourcesRecord {
 #[serde(default)]
 pub struct RedisRecord {
     /// Redis that gateways use, or switch to.
-    #[serde(rename = "redis", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "redis",
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional_object"
+    )]
     pub current: Option<RecordedRedis>,
     /// Redis that gateways switch from and stay subscribed to meanwhile.
-    #[serde(rename = "redisPrevious", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "redisPrevious",
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional_object"
+    )]
     pub previous: Option<RecordedRedis>,
     /// When the switch began.
     #[serde(rename = "redisSince", skip_serializing_if = "Option::is_none")]
@@ -58,6 +67,7 @@ pub struct RecordedSource {
     /// Its name in the spec.
     pub declared: String,
     /// What it is.
+    #[serde(deserialize_with = "object")]
     pub definition: SourceDefinition,
     /// Its stage.
     pub stage: SourceStage,
@@ -167,7 +177,7 @@ impl Record {
     /// # Errors
     /// For people: why it cannot be read.
     pub fn read(text: &str) -> Result<Self, String> {
-        let read: Versioned<Self> =
+        let Object(read): Object<Versioned<Self>> =
             serde_json::from_str(text).map_err(|error| error.to_string())?;
         if read.version > VERSION {
             return Err(format!(
@@ -252,5 +262,18 @@ mod tests {
         let error = Record::read("{\"version\":2,\"sources\":[]}").unwrap_err();
         assert!(error.contains("version 2"), "{error}");
         assert!(Record::read("{").is_err());
+    }
+
+    #[test]
+    fn a_list_is_no_record_and_no_part_of_one() {
+        for list in [
+            r#"[1,[]]"#,
+            r#"{"sources":[["a","a",{},"Trusted","2026-01-01T00:00:00Z"]]}"#,
+            r#"{"redis":["standalone",["redis:6379"]]}"#,
+            r#"{"redisPrevious":["standalone",["redis:6379"]]}"#,
+        ] {
+            let error = Record::read(list).unwrap_err();
+            assert!(error.contains("expected an object"), "{list}: {error}");
+        }
     }
 }

@@ -4,7 +4,9 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
+use serde_json::error::Category;
 use serde_json::value::RawValue;
+use signal_contract::Object;
 
 use super::Record;
 use crate::activity::poison::{DeadLetterReason, Poison};
@@ -68,33 +70,26 @@ pub(super) fn rfc3339(field: &str, text: &str) -> Result<DateTime<Utc>, Poison> 
         })
 }
 
-/// Reads a JSON object. A derived struct accepts an array as well, and the contract has objects only.
+/// Reads a JSON object.
 pub(super) fn object<'t, T: Deserialize<'t>>(text: &'t str, what: &str) -> Result<T, Poison> {
-    if !text
-        .trim_start_matches([' ', '\t', '\n', '\r'])
-        .starts_with('{')
-    {
-        return Err(Poison::new(
-            DeadLetterReason::NotJson,
-            format!("{what} is no JSON object"),
-        ));
-    }
-    serde_json::from_str(text).map_err(|error| {
-        Poison::new(
-            DeadLetterReason::NotJson,
-            format!("{what} is no JSON object: {}", error_position(&error)),
-        )
-    })
+    serde_json::from_str(text)
+        .map(|Object(value)| value)
+        .map_err(|error| {
+            Poison::new(
+                DeadLetterReason::NotJson,
+                format!("{what} is no JSON object: {}", error_position(&error)),
+            )
+        })
 }
 
 /// Where a JSON text is wrong. The error's own message may quote the text.
 pub(super) fn error_position(error: &serde_json::Error) -> String {
     format!(
         "{} error at line {} column {}",
-        if error.is_eof() {
-            "unexpected end,"
-        } else {
-            "syntax"
+        match error.classify() {
+            Category::Eof => "unexpected end,",
+            Category::Data => "shape",
+            Category::Syntax | Category::Io => "syntax",
         },
         error.line(),
         error.column()

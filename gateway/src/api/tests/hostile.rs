@@ -108,6 +108,7 @@ async fn a_body_that_is_not_valid_json_gets_the_reason() {
     }
     for body in [
         &b"[]"[..],
+        b"[\"e\",7]",
         b"null",
         b"7",
         b"{}",

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use redis::{PushInfo, PushKind, Value};
 use serde::{Deserialize, Serialize};
+use signal_contract::Object;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -281,7 +282,7 @@ impl Intake {
 
     fn take_question(&self, payload: &[u8]) {
         let question: Question = match serde_json::from_slice(payload) {
-            Ok(question) => question,
+            Ok(Object(question)) => question,
             Err(error) => {
                 // A newer instance may ask what this one does not know; it counts this one as missing.
                 tracing::debug!(%error, "question of another instance not understood");
@@ -308,7 +309,7 @@ impl Intake {
     }
 
     fn take_answer(&self, payload: &[u8]) {
-        let Ok(answer) = serde_json::from_slice::<Answer>(payload) else {
+        let Ok(Object(answer)) = serde_json::from_slice::<Object<Answer>>(payload) else {
             return self.count("malformed");
         };
         self.count("reply");

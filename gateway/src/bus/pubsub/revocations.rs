@@ -3,6 +3,8 @@
 //! The database is where they are kept. This release writes the set for instances of the release before, which run beside it during an upgrade or come
 //! back after one, and takes over what they wrote. The release after this one needs neither.
 
+use signal_contract::Object;
+
 use super::PubSubCore;
 use super::lease::script;
 use crate::bus::BusError;
@@ -50,7 +52,7 @@ pub(super) async fn shared(core: &PubSubCore) -> Result<Vec<Revocation>, BusErro
     let read = members
         .iter()
         .filter_map(|member| match serde_json::from_str(member) {
-            Ok(revocation) => Some(revocation),
+            Ok(Object(revocation)) => Some(revocation),
             Err(error) => {
                 tracing::error!(%error, "a revocation in Redis cannot be read and is skipped");
                 None

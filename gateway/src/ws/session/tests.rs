@@ -557,6 +557,33 @@ fn inbox_events_are_read_within_their_bounds() {
     assert_eq!(fixture.text(&event("read", "{}")), [error("Invalid data")]);
 }
 
+/// protocol.md 2.7.
+#[test]
+fn a_list_is_no_data_of_an_event() {
+    let mut fixture = Fixture::authenticated(rules(), None);
+    for (event, list) in [
+        ("join", r#"[["a"]]"#),
+        ("leave", r#"[["a"]]"#),
+        ("notification:read", r#"[["a1"],null]"#),
+        ("notification:sync", "[5,1]"),
+        ("refresh", r#"["Bearer","token"]"#),
+    ] {
+        assert_eq!(
+            fixture.text(&format!(r#"{{"event":"{event}","data":{list}}}"#)),
+            [error("Invalid data")],
+            "{event}"
+        );
+    }
+    let mut connecting = Fixture::new(rules());
+    assert_eq!(
+        connecting.text(r#"{"event":"authenticate","data":["Bearer","token"]}"#),
+        [
+            clear_error("Authentication failed"),
+            "close 4003 Authentication failed".into()
+        ]
+    );
+}
+
 /// protocol.md 2.8.
 #[test]
 fn events_of_the_application_are_not_answered() {

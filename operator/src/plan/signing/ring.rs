@@ -11,6 +11,7 @@ use p256::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, LineEnding};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use signal_contract::Object;
 use signal_crds::status::{SigningKeyStage, SigningKeyStatus};
 
 use crate::time::to_k8s;
@@ -158,7 +159,7 @@ impl Key {
 
     /// `None` if the entry is no key, or its `kid` is not that of the key.
     fn read(value: Value) -> Option<Self> {
-        let entry: Entry = serde_json::from_value(value).ok()?;
+        let Object(entry): Object<Entry> = serde_json::from_value(value).ok()?;
         let secret = SecretKey::from_slice(&BASE64URL.decode_to_vec(&entry.d).ok()?).ok()?;
         let Entry {
             verify_until,
@@ -229,6 +230,7 @@ impl KeyRing {
         let current_json: Current = data
             .get(CURRENT_JSON)
             .and_then(|json| serde_json::from_slice(json).ok())
+            .map(|Object(current)| current)
             .unwrap_or_default();
         let ring = (!keys.is_empty()).then_some(Self {
             issuer: current_json.iss,
@@ -306,7 +308,7 @@ fn read_ring(json: Option<&[u8]>) -> (Vec<Key>, Option<String>) {
         return (Vec::new(), Some(format!("{RING_JSON} is missing")));
     };
     // An error of serde may contain a private key.
-    let Ok(ring) = serde_json::from_slice::<Ring>(json) else {
+    let Ok(Object(ring)) = serde_json::from_slice::<Object<Ring>>(json) else {
         return (Vec::new(), Some(format!("{RING_JSON} cannot be read")));
     };
     let (mut keys, mut what) = (Vec::<Key>::new(), None);

@@ -140,6 +140,10 @@ fn questions_are_bounded_and_garbage_among_them_is_dropped() {
         "{}",
         r#"{"id":1,"from":"x","ask":"holds","client":"4bC"}"#,
         r#"{"id":1,"from":"00","ask":"unknown"}"#,
+        // Lists are no objects: a question, the query of one, a revocation.
+        &format!(r#"[1,"{ME}",["holds","4bC"]]"#),
+        &format!(r#"{{"id":1,"from":"{ME}","ask":"list","query":[null,null,null,1]}}"#),
+        &format!(r#"{{"id":1,"from":"{ME}","ask":"revoke","revocation":["17",null,1,2]}}"#),
     ] {
         intake.receive(1, message(&channel, bad));
     }
