@@ -3,7 +3,8 @@
 //!
 //! Input: the users file, read again when its content changes, and the credentials of REST requests. Output: a [`Principal`] without inbox.
 //! Guessing is slow: a few failures per address and minute, two hashes at a time on the whole instance, and an unknown name takes as long as a
-//! wrong password.
+//! wrong password. A failure is a hash that was computed for a wrong password: an attempt that found no place in the queue, or whose client left
+//! before its turn, costs its address nothing.
 
 mod users;
 
@@ -76,6 +77,32 @@ struct Inner {
     secret: hmac::Key,
     queue: Arc<Semaphore>,
     hashes: Arc<Semaphore>,
+    /// The hashes that were computed.
+    #[cfg(test)]
+    computed: Mutex<Vec<Arc<str>>>,
+}
+
+/// One of an address's attempts. While it is under way it counts as a failure, so that attempts at the same time are limited together; when it is
+/// dropped it goes back, unless it has failed.
+struct Attempt {
+    inner: Arc<Inner>,
+    from: IpAddr,
+    failed: bool,
+}
+
+impl Attempt {
+    /// Ends it. One that has failed does not go back.
+    fn end(mut self, failed: bool) {
+        self.failed = failed;
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.failed {
+            self.inner.give_back_attempt(self.from);
+        }
+    }
 }
 
 /// Credentials that were verified a short time ago.
@@ -116,6 +143,8 @@ impl Basic {
             secret,
             queue: Arc::new(Semaphore::new(HASHES + WAITING)),
             hashes: Arc::new(Semaphore::new(HASHES)),
+            #[cfg(test)]
+            computed: Mutex::default(),
         });
         let basic = Self { inner };
         let Some(path) = settings.basic_users_file.path().map(PathBuf::from) else {
@@ -156,14 +185,10 @@ impl Basic {
         if let Some(subject) = self.inner.recall(&fingerprint) {
             return Ok(principal(subject));
         }
-        // Each attempt counts as a failure until it succeeds, so that attempts at the same time are limited together.
-        self.inner.take_attempt(from)?;
-        let subject = self
-            .inner
-            .check(&users, credentials)
+        let attempt = self.inner.take_attempt(from)?;
+        let subject = check(&users, credentials, attempt)
             .await?
             .ok_or(BasicError::Refused)?;
-        self.inner.give_back_attempt(from);
         let verified = Verified {
             until: Instant::now() + REMEMBER,
             subject: Arc::clone(&subject),
@@ -222,20 +247,23 @@ impl Inner {
     }
 
     /// Takes one of the address's attempts, or refuses an address that has none left.
-    fn take_attempt(&self, from: IpAddr) -> Result<(), BasicError> {
+    fn take_attempt(self: &Arc<Self>, from: IpAddr) -> Result<Attempt, BasicError> {
         let (rate, now) = (self.failure_rate, now());
         let mut attempts = self.attempts.lock();
         if let Some(bucket) = attempts.get(&from) {
-            return if bucket.try_take(rate, now) {
-                Ok(())
-            } else {
-                Err(too_many(bucket.wait(rate, now)))
-            };
+            if !bucket.try_take(rate, now) {
+                return Err(too_many(bucket.wait(rate, now)));
+            }
+        } else {
+            let mut bucket = TokenBucket::full(rate, now);
+            bucket.try_take(rate, now);
+            attempts.insert(from, bucket);
         }
-        let mut bucket = TokenBucket::full(rate, now);
-        bucket.try_take(rate, now);
-        attempts.insert(from, bucket);
-        Ok(())
+        Ok(Attempt {
+            inner: Arc::clone(self),
+            from,
+            failed: false,
+        })
     }
 
     fn give_back_attempt(&self, from: IpAddr) {
@@ -262,41 +290,57 @@ impl Inner {
         let found = verified.get(fingerprint)?;
         (Instant::now() < found.until).then(|| Arc::clone(&found.subject))
     }
+}
 
-    /// Returns the subject if the password is right. An unknown name costs one hash too.
-    async fn check(
-        &self,
-        users: &Users,
-        credentials: Credentials,
-    ) -> Result<Option<Arc<str>>, BasicError> {
-        let user = users.by_name.get(&credentials.name);
-        let Some(hash) = user
-            .map(|user| &user.hash)
-            .or(users.decoy.as_ref())
-            .cloned()
-        else {
-            return Ok(None);
-        };
-        let waiting =
-            Arc::clone(&self.queue)
-                .try_acquire_owned()
-                .map_err(|_| BasicError::TooMany {
-                    retry_after_secs: 1,
-                })?;
-        let turn = Arc::clone(&self.hashes)
-            .acquire_owned()
-            .await
-            .map_err(|_| BasicError::Refused)?;
-        let right = tokio::task::spawn_blocking(move || {
-            // The work holds the permits, not the request: a client that hangs up does not free them early.
-            let _permits = (waiting, turn);
-            let hash = PasswordHash::new(&hash).expect("hashes are parsed when the file is read");
-            Argon2::default()
-                .verify_password(credentials.password.as_bytes(), &hash)
-                .is_ok()
-        });
-        let right = right.await.unwrap_or(false);
-        Ok(user.filter(|_| right).map(|user| Arc::clone(&user.subject)))
+/// Returns the subject if the password is right. An unknown name costs one hash too. The attempt fails only where a hash was computed and does not
+/// give access.
+async fn check(
+    users: &Users,
+    credentials: Credentials,
+    attempt: Attempt,
+) -> Result<Option<Arc<str>>, BasicError> {
+    let user = users.by_name.get(&credentials.name);
+    let Some(hash) = user
+        .map(|user| &user.hash)
+        .or_else(|| users.decoy(&credentials.name))
+        .cloned()
+    else {
+        return Ok(None);
+    };
+    let waiting = Arc::clone(&attempt.inner.queue)
+        .try_acquire_owned()
+        .map_err(|_| BasicError::TooMany {
+            retry_after_secs: 1,
+        })?;
+    let turn = Arc::clone(&attempt.inner.hashes)
+        .acquire_owned()
+        .await
+        .map_err(|_| BasicError::Refused)?;
+    let is_known = user.is_some();
+    let right = tokio::task::spawn_blocking(move || {
+        // The work holds the permits and the attempt, not the request: a client that hangs up does not free them early.
+        let _permits = (waiting, turn);
+        let computed = compute(&credentials.password, &hash);
+        #[cfg(test)]
+        attempt.inner.computed.lock().push(hash);
+        let right = is_known && computed == Some(true);
+        attempt.end(computed.is_some() && !right);
+        right
+    });
+    let right = right.await.unwrap_or(false);
+    Ok(user.filter(|_| right).map(|user| Arc::clone(&user.subject)))
+}
+
+/// Returns whether the password is that of the hash, or `None` where the hash could not be computed.
+fn compute(password: &str, hash: &str) -> Option<bool> {
+    let hash = PasswordHash::new(hash).expect("hashes are parsed when the file is read");
+    match Argon2::default().verify_password(password.as_bytes(), &hash) {
+        Ok(()) => Some(true),
+        Err(argon2::password_hash::Error::Password) => Some(false),
+        Err(error) => {
+            tracing::error!(%error, "a password hash could not be computed; the attempt is refused");
+            None
+        }
     }
 }
 

@@ -260,16 +260,122 @@ async fn a_changed_file_that_is_wrong_keeps_the_current_users() {
     );
 }
 
+/// Users of whom each fourth has a hash of twice the memory.
+fn mixed_users() -> String {
+    let (small, large) = (hash("x", 64), hash("x", 128));
+    let list: Vec<_> = (0..40)
+        .map(|n| {
+            let hash = if n % 4 == 0 { &large } else { &small };
+            serde_json::json!({"name": format!("user{n}"), "hash": hash, "subject": "1"})
+        })
+        .collect();
+    serde_json::to_string(&list).unwrap()
+}
+
 /// authorization.md 7.3.
 #[test]
-fn an_unknown_name_costs_the_most_expensive_hash_of_the_file() {
-    let list = serde_json::json!([
-        {"name": "a", "hash": hash("x", 64), "subject": "1"},
-        {"name": "b", "hash": hash("x", 128), "subject": "2"},
-        {"name": "c", "hash": hash("x", 64), "subject": "3"},
-    ]);
-    let users = Users::parse(list.to_string().as_bytes(), 0).unwrap();
-    assert!(users.decoy.unwrap().contains("m=128"));
+fn unknown_names_cost_what_known_names_cost() {
+    let users = Users::parse(mixed_users().as_bytes(), 0).unwrap();
+    let is_large = |name: &String| users.decoy(name).unwrap().contains("m=128");
+    let names: Vec<String> = (0..4000).map(|n| format!("nobody{n}")).collect();
+    // A quarter of the users has the large hash, and so has a quarter of the names that nobody has.
+    let large = names.iter().filter(|name| is_large(name)).count();
+    assert!((800..1200).contains(&large), "{large}");
+    // A name keeps its costs: on another instance, after a restart, and with the users in another order.
+    let mut list: Vec<serde_json::Value> = serde_json::from_str(&mixed_users()).unwrap();
+    list.reverse();
+    let other = Users::parse(serde_json::to_string(&list).unwrap().as_bytes(), 7).unwrap();
+    for name in &names {
+        assert_eq!(users.decoy(name), other.decoy(name));
+    }
+    assert_eq!(Users::parse(b"[]", 0).unwrap().decoy("nobody"), None);
+}
+
+/// authorization.md 7.3.
+#[tokio::test]
+async fn an_unknown_name_computes_one_hash_with_parameters_of_the_file() {
+    let (basic, _file, _stop) = started(&mixed_users());
+    for (name, from) in [
+        ("user0", HERE),
+        ("user1", HERE),
+        ("nobody", HERE),
+        ("nobody", THERE),
+    ] {
+        // "x" is the password of the hash that is computed for a name that nobody has, too.
+        let password = if name == "nobody" { "x" } else { "wrong" };
+        assert_eq!(
+            basic.verify(&header(name, password), from).await,
+            Err(BasicError::Refused)
+        );
+    }
+    let computed = basic.inner.computed.lock();
+    let memory: Vec<bool> = computed.iter().map(|hash| hash.contains("m=128")).collect();
+    assert_eq!(memory[..2], [true, false]);
+    assert_eq!((memory.len(), memory[2]), (4, memory[3]));
+}
+
+/// authorization.md 7.3.
+#[tokio::test]
+async fn a_full_queue_charges_nobody() {
+    let (basic, _file, _stop) = started(&users(&[("ops", "right", "17")]));
+    let all = (HASHES + WAITING) as u32;
+    let strangers = basic.inner.queue.clone().acquire_many_owned(all).await;
+    for _ in 0..20 {
+        assert_eq!(
+            basic.verify(&header("ops", "right"), HERE).await,
+            Err(BasicError::TooMany {
+                retry_after_secs: 1
+            })
+        );
+    }
+    drop(strangers);
+    assert!(basic.inner.computed.lock().is_empty());
+    basic.verify(&header("ops", "right"), HERE).await.unwrap();
+}
+
+/// authorization.md 7.3.
+#[tokio::test]
+async fn a_client_that_leaves_is_charged_only_for_a_hash_that_was_computed() {
+    let (basic, _file, _stop) = started(&users(&[("ops", "right", "17")]));
+    let turns = basic
+        .inner
+        .hashes
+        .clone()
+        .acquire_many_owned(HASHES as u32)
+        .await;
+    let guess = header("ops", "wrong");
+    for _ in 0..20 {
+        // It waits for its turn when its client leaves.
+        let mut attempt = std::pin::pin!(basic.verify(&guess, HERE));
+        assert!(futures_util::poll!(&mut attempt).is_pending());
+    }
+    drop(turns);
+    for round in 0..3 {
+        // Its hash is under way when its client leaves.
+        {
+            let mut attempt = std::pin::pin!(basic.verify(&guess, HERE));
+            let _ = futures_util::poll!(&mut attempt);
+        }
+        until(|| basic.inner.computed.lock().len() > round).await;
+    }
+    until(|| basic.inner.hashes.available_permits() == HASHES).await;
+    assert!(matches!(
+        basic.verify(&header("ops", "right"), HERE).await,
+        Err(BasicError::TooMany { .. })
+    ));
+}
+
+/// authorization.md 7.3.
+#[tokio::test]
+async fn a_file_without_users_computes_and_charges_nothing() {
+    let (basic, _file, _stop) = started("[]");
+    for _ in 0..20 {
+        assert_eq!(
+            basic.verify(&header("ops", "wrong"), HERE).await,
+            Err(BasicError::Refused)
+        );
+    }
+    assert!(basic.inner.computed.lock().is_empty());
 }
 
 #[test]
@@ -293,10 +399,10 @@ fn a_wrong_users_file_is_refused_and_the_wrong_user_is_named() {
             "{bad}"
         );
     }
-    assert!(matches!(
-        Users::parse(br#"[{"name": "a", "pass": "b"}]"#, 0),
-        Err(UsersError::Json(_))
-    ));
+    let list = serde_json::json!([["a", good, "1"]]).to_string();
+    for no_user in [&br#"[{"name": "a", "pass": "b"}]"#[..], list.as_bytes()] {
+        assert!(matches!(Users::parse(no_user, 0), Err(UsersError::Json(_))));
+    }
     assert!(matches!(
         Users::read(std::path::Path::new("/nowhere"), 0),
         Err(UsersError::Read { .. })

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use argon2::Params;
 use argon2::password_hash::PasswordHash;
+use ring::{digest, hmac};
 use serde::Deserialize;
+use signal_contract::Object;
 
 /// Most users in the file.
 const MAX_USERS: usize = 10_000;
@@ -53,7 +55,7 @@ struct Entry {
 }
 
 pub(super) struct User {
-    pub(super) hash: String,
+    pub(super) hash: Arc<str>,
     pub(super) subject: Arc<str>,
 }
 
@@ -61,8 +63,10 @@ pub(super) struct Users {
     /// Counts the files that were read: credentials that were verified with an earlier file are verified again.
     pub(super) generation: u64,
     pub(super) by_name: HashMap<String, User>,
-    /// The most expensive hash in the file; it is computed for an unknown name.
-    pub(super) decoy: Option<String>,
+    /// The hashes of all users, in the order of their names: one of them is computed for an unknown name.
+    decoys: Vec<Arc<str>>,
+    /// Chooses it. Made from the hashes, which nobody outside knows, so that all instances with the same file choose alike.
+    decoy_key: hmac::Key,
 }
 
 impl Users {
@@ -75,19 +79,18 @@ impl Users {
     }
 
     pub(super) fn parse(text: &[u8], generation: u64) -> Result<Self, UsersError> {
-        let entries: Vec<Entry> = serde_json::from_slice(text)?;
+        let entries: Vec<Object<Entry>> = serde_json::from_slice(text)?;
         if entries.len() > MAX_USERS {
             return Err(UsersError::TooMany(entries.len()));
         }
         let mut by_name = HashMap::with_capacity(entries.len());
-        let mut most_expensive: Option<(u64, String)> = None;
-        for Entry {
+        for Object(Entry {
             name,
             hash,
             subject,
-        } in entries
+        }) in entries
         {
-            let cost = cost(&hash).map_err(|problem| UsersError::User {
+            check(&hash).map_err(|problem| UsersError::User {
                 name: name.clone(),
                 problem,
             })?;
@@ -102,27 +105,50 @@ impl Users {
             if let Some(problem) = problem {
                 return Err(UsersError::User { name, problem });
             }
-            if most_expensive.as_ref().is_none_or(|(most, _)| cost > *most) {
-                most_expensive = Some((cost, hash.clone()));
-            }
             by_name.insert(
                 name,
                 User {
-                    hash,
+                    hash: hash.into(),
                     subject: subject.into(),
                 },
             );
         }
-        Ok(Self {
+        Ok(Self::new(generation, by_name))
+    }
+
+    fn new(generation: u64, by_name: HashMap<String, User>) -> Self {
+        let mut users: Vec<(&String, &User)> = by_name.iter().collect();
+        users.sort_unstable_by_key(|(name, _)| *name);
+        let decoys: Vec<Arc<str>> = users
+            .into_iter()
+            .map(|(_, user)| Arc::clone(&user.hash))
+            .collect();
+        let mut secret = digest::Context::new(&digest::SHA256);
+        for hash in &decoys {
+            secret.update(hash.as_bytes());
+        }
+        Self {
             generation,
+            decoy_key: hmac::Key::new(hmac::HMAC_SHA256, secret.finish().as_ref()),
+            decoys,
             by_name,
-            decoy: most_expensive.map(|(_, hash)| hash),
-        })
+        }
+    }
+
+    /// Returns the hash that is computed for an unknown name, which is one of the file's: its costs are those of a name that is known. A name always
+    /// gets the same one, and as many names get the parameters of a hash as there are users with them, so that neither one answer nor many tell which
+    /// names are known. `None` without users.
+    pub(super) fn decoy(&self, name: &str) -> Option<&Arc<str>> {
+        let tag = hmac::sign(&self.decoy_key, name.as_bytes());
+        let number = u64::from_be_bytes(tag.as_ref()[..8].try_into().expect("a tag has 32 bytes"));
+        let count = self.decoys.len() as u64;
+        self.decoys
+            .get(usize::try_from(number.checked_rem(count)?).ok()?)
     }
 }
 
-/// Returns what a hash costs to verify: memory times passes.
-fn cost(hash: &str) -> Result<u64, &'static str> {
+/// Returns what is wrong with a hash, if anything is.
+fn check(hash: &str) -> Result<(), &'static str> {
     const NOT_ARGON2ID: &str =
         "the hash is not of the form $argon2id$v=19$m=..,t=..,p=..$salt$hash";
     let parsed = PasswordHash::new(hash).map_err(|_| NOT_ARGON2ID)?;
@@ -141,5 +167,5 @@ fn cost(hash: &str) -> Result<u64, &'static str> {
     {
         return Err("the hash costs more than m=262144, t=16, p=16");
     }
-    Ok(u64::from(params.m_cost()) * u64::from(params.t_cost()))
+    Ok(())
 }
