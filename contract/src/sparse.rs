@@ -134,7 +134,8 @@ mod tests {
         // The previous release has another default.
         let changed = "[server]\nmax_header_bytes = 32768\n";
         assert_eq!(Config::defaults().to_sparse_toml(), changed);
-        assert_eq!(Live::defaults().to_sparse_toml(), "");
+        let live_changed = "[limits]\ninbound_burst = 2048\n\n[rooms]\nmax_per_connection = 1024\n";
+        assert_eq!(Live::defaults().to_sparse_toml(), live_changed);
         let mut config = Config::defaults();
         config.redis.sentinel.master_name = "m".into();
         config.database.url = crate::Secret::new("sqlite:///data/signal.db");
@@ -152,7 +153,7 @@ mod tests {
         }];
         assert_eq!(
             live.to_sparse_toml(),
-            "[[jwks.sources]]\nname = \"main\"\ntrust_roles = true\n"
+            format!("[[jwks.sources]]\nname = \"main\"\ntrust_roles = true\n\n{live_changed}")
         );
     }
 

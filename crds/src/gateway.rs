@@ -190,7 +190,7 @@ impl Default for Rooms {
     fn default() -> Self {
         Self {
             unmatched: Unmatched::Deny,
-            max_per_connection: 128,
+            max_per_connection: 1024,
         }
     }
 }
@@ -252,7 +252,7 @@ impl Default for Limits {
             http_connections_per_network: 2048,
             frame_bytes: 131_072,
             inbound_frames_per_second: 50,
-            inbound_burst: 200,
+            inbound_burst: 2048,
             send_queue: SendQueue::default(),
         }
     }

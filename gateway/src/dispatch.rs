@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 use tracing::Span;
 
-use crate::id::Id;
+use crate::id::{AnyId, Id};
 
 /// Whom a message is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -27,24 +27,36 @@ pub struct Dispatch {
     pub destination: Destination,
     /// The envelope's event.
     pub event: Arc<str>,
-    /// The envelope's data, as JSON text.
-    pub data: Arc<RawValue>,
+    /// The envelope's data, as JSON text; absent where the sender gave none (protocol.md 2.12).
+    pub data: Option<Arc<RawValue>>,
     /// Connections that do not get it.
     pub exclude: Arc<[Id]>,
+    /// Further client ids that do not get it, in a form that no gateway gives: another server on the bus may hold them.
+    pub exclude_foreign: Arc<[AnyId]>,
     /// Ends when the message was written to every local socket or waits in its outbox. Disabled where tracing is off.
     pub span: Span,
 }
 
 impl Dispatch {
     /// Creates a message with `data` as its JSON, which excludes no connection.
-    pub fn new(destination: Destination, event: impl Into<Arc<str>>, data: Arc<RawValue>) -> Self {
+    pub fn new(
+        destination: Destination,
+        event: impl Into<Arc<str>>,
+        data: impl Into<Option<Arc<RawValue>>>,
+    ) -> Self {
         Self {
             destination,
             event: event.into(),
-            data,
+            data: data.into(),
             exclude: Arc::default(),
+            exclude_foreign: Arc::default(),
             span: Span::none(),
         }
+    }
+
+    /// Returns the envelope's data as JSON text, if there is any.
+    pub fn data_text(&self) -> Option<&str> {
+        self.data.as_deref().map(RawValue::get)
     }
 }
 

@@ -79,13 +79,16 @@ fn envelope(input: &[u8]) {
     let Ok(envelope) = Envelope::parse(text) else {
         return;
     };
-    assert!(!envelope.event.is_empty());
-    let data = envelope.data.map_or("null", |data| data.get());
+    if envelope.event.is_empty() {
+        // The event was no text.
+        return;
+    }
+    let data = envelope.data.map(|data| data.get());
     let written = encode(&envelope.event, data);
     let written = std::str::from_utf8(written.payload()).expect("an envelope is text");
     let again = Envelope::parse(written).expect("what was written is an envelope");
     assert_eq!(again.event, envelope.event);
-    assert_eq!(again.data.map(|data| data.get()), Some(data));
+    assert_eq!(again.data.map(|data| data.get()), data);
 }
 
 /// Decodes a record whose first byte selects its headers: the result is the same each time, names its event, and a refusal is short.

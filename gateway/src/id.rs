@@ -147,6 +147,72 @@ impl utoipa::PartialSchema for Id {
 
 impl utoipa::ToSchema for Id {}
 
+/// The longest id of another server, in characters.
+pub const MAX_ANY_ID: usize = 64;
+
+/// An id as any server of the protocol may give it: 1 to [`MAX_ANY_ID`] characters of `0-9A-Za-z_-`, such as a UUID (protocol.md 11.6).
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "String")]
+pub struct AnyId(Box<str>);
+
+impl AnyId {
+    /// Returns the id if a gateway may have given it.
+    pub fn ours(&self) -> Option<Id> {
+        self.0.parse().ok()
+    }
+
+    /// The text form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The text is no id of any server: it is empty, longer than 64 characters, or has a character outside `0-9A-Za-z_-`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an id: want 1 to 64 characters of 0-9A-Za-z_-")]
+pub struct NotAnyId;
+
+impl TryFrom<String> for AnyId {
+    type Error = NotAnyId;
+
+    fn try_from(text: String) -> Result<Self, NotAnyId> {
+        let known = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+        if text.is_empty() || text.len() > MAX_ANY_ID || !text.bytes().all(known) {
+            return Err(NotAnyId);
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl FromStr for AnyId {
+    type Err = NotAnyId;
+
+    fn from_str(text: &str) -> Result<Self, NotAnyId> {
+        text.to_owned().try_into()
+    }
+}
+
+impl serde::Serialize for AnyId {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
+    }
+}
+
+impl utoipa::PartialSchema for AnyId {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .description(Some(
+                "An id of this gateway (a Snowflake in base62), or of another server, such as a UUID.",
+            ))
+            .pattern(Some("^[0-9A-Za-z_-]{1,64}$"))
+            .examples(["1KbZ0dT9Xa4"])
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for AnyId {}
+
 /// Why no id can be made: one made now could repeat another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
@@ -288,6 +354,19 @@ mod tests {
     fn text_that_is_no_id_is_refused() {
         for bad in ["", "abcdefghijklm", "a-b", "ws:1", "é"] {
             assert_eq!(bad.parse::<Id>(), Err(NotAnId), "{bad}");
+        }
+    }
+
+    /// protocol.md 11.6.
+    #[test]
+    fn an_id_of_another_server_has_up_to_64_url_safe_characters() {
+        let uuid = "7f0e2a52-6c1b-4c0e-9c5e-0d1f2a3b4c5d";
+        for (text, ours) in [("4bC", true), (uuid, false), ("a_b", false)] {
+            assert_eq!(text.parse::<AnyId>().unwrap().ours().is_some(), ours);
+        }
+        assert!("x".repeat(64).parse::<AnyId>().is_ok());
+        for bad in ["", &"x".repeat(65), "a b", "a/b", "a.b", "é"] {
+            assert_eq!(bad.parse::<AnyId>(), Err(NotAnyId), "{bad}");
         }
     }
 

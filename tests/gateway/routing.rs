@@ -216,6 +216,9 @@ async fn payloads_that_are_not_messages_are_dropped() {
         r#"{"serverId":"emitter","type":"broadcast","data":1}"#,
         r#"{"serverId":7,"type":"broadcast","event":"bad","data":1}"#,
         r#"{"serverId":"emitter","type":"broadcast","event":{},"data":1}"#,
+        r#"{"serverId":"emitter","event":"no-type","data":1}"#,
+        r#"{"serverId":"emitter","type":"everyone","event":"unknown-type","data":1}"#,
+        r#"{"serverId":"emitter","type":"room","event":"no-target","data":1}"#,
     ] {
         pair.emitter.raw("ws:broadcast", bad).await.unwrap();
     }

@@ -58,7 +58,7 @@ async fn a_record_becomes_rows_then_pushes_then_a_committed_offset() {
             &*push.event,
             crate::protocol::event::name::NOTIFICATION_CREATED
         );
-        let data: serde_json::Value = serde_json::from_str(push.data.get()).unwrap();
+        let data: serde_json::Value = serde_json::from_str(push.data_text().unwrap()).unwrap();
         assert_eq!(
             (&data["unreadCount"], &data["version"]),
             (&1.into(), &1.into())
@@ -252,7 +252,7 @@ async fn pushes_of_one_recipient_keep_the_order_of_its_inbox() {
     running.stop().await;
     let mut versions: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for push in stage.bus.dispatches.lock().iter() {
-        let data: serde_json::Value = serde_json::from_str(push.data.get()).unwrap();
+        let data: serde_json::Value = serde_json::from_str(push.data_text().unwrap()).unwrap();
         versions
             .entry(data["notification"]["recipientId"].to_string())
             .or_default()

@@ -16,11 +16,12 @@ use super::problem::{Cause, Problem};
 use super::{ApiState, CLIENTS};
 use crate::bus::{Answers, Ask, Reply};
 use crate::client::{ClientInfo, ClientQuery, ClientSelector};
-use crate::id::Id;
+use crate::id::{AnyId, Id};
+use crate::protocol::bounds::MAX_ROOMS_PER_EVENT;
 use crate::protocol::close::Close;
 
 /// Most rooms in one request.
-pub(super) const MAX_ROOMS: usize = 128;
+pub(super) const MAX_ROOMS: usize = MAX_ROOMS_PER_EVENT;
 
 macro_rules! permissions {
     ($($name:ident: $code:literal, $action:literal;)*) => {$(
@@ -222,14 +223,15 @@ pub(crate) async fn list(
 }
 
 /// Describes one connection, wherever it is.
-#[utoipa::path(get, path = "/socket/websocket/clients/{id}", operation_id = "describeClient", tag = CLIENTS, params(("id" = Id, Path, description = "Client id")),
+#[utoipa::path(get, path = "/socket/websocket/clients/{id}", operation_id = "describeClient", tag = CLIENTS, params(("id" = AnyId, Path, description = "Client id")),
     responses((status = 200, description = "The connection", body = Client)))]
 pub(crate) async fn describe(
     _: May<FindById>,
     State(state): State<ApiState>,
     _: Params<NoParams>,
-    Segment(id): Segment<Id>,
+    Segment(id): Segment<AnyId>,
 ) -> Result<Json<Client>, Problem> {
+    let id = given_here(&id)?;
     if let Some(client) = state.hub.describe(id).await {
         return Ok(Json(Client::on(&state.instance, client)));
     }
@@ -244,6 +246,11 @@ pub(crate) async fn describe(
             _ => None,
         });
     held.map(Json).ok_or_else(|| not_held(missing))
+}
+
+/// Returns the id if a gateway may have given it; no instance holds any other client.
+pub(super) fn given_here(id: &AnyId) -> Result<Id, Problem> {
+    id.ours().ok_or_else(|| not_held(Vec::new()))
 }
 
 /// Makes the answer for a client that no instance holds: 404, or 503 while an instance that may hold it has not answered.
@@ -281,14 +288,15 @@ pub(super) fn counted(replies: &[(String, Reply)]) -> usize {
 }
 
 /// Closes one connection, wherever it is, with 4007.
-#[utoipa::path(delete, path = "/socket/websocket/clients/{id}", operation_id = "disconnectClient", tag = CLIENTS, params(("id" = Id, Path, description = "Client id")),
+#[utoipa::path(delete, path = "/socket/websocket/clients/{id}", operation_id = "disconnectClient", tag = CLIENTS, params(("id" = AnyId, Path, description = "Client id")),
     responses((status = 200, description = "The connection is closed", body = Closed)))]
 pub(crate) async fn disconnect(
     by: May<Disconnect>,
     State(state): State<ApiState>,
     _: Params<NoParams>,
-    Segment(id): Segment<Id>,
+    Segment(id): Segment<AnyId>,
 ) -> Result<Json<Closed>, Problem> {
+    let id = given_here(&id)?;
     let mut closed = state
         .hub
         .close(&ClientSelector::Client(id), Close::Disconnected)
@@ -348,7 +356,7 @@ pub(crate) async fn disconnect_user(
 #[schema(example = json!({"rooms": ["merchant:42"]}))]
 pub(crate) struct RoomsBody {
     /// Their names.
-    #[schema(value_type = Vec<String>, min_items = 1, max_items = 128)]
+    #[schema(value_type = Vec<String>, min_items = 1, max_items = 1024)]
     rooms: Vec<RoomName>,
 }
 
@@ -376,16 +384,16 @@ pub(crate) struct RoomsChanged {
 /// Puts a connection into rooms, whatever the room rules say.
 ///
 /// The rules still apply to the client's own requests. They do not take it out of these rooms.
-#[utoipa::path(post, path = "/socket/websocket/clients/{id}/rooms", operation_id = "joinRooms", tag = CLIENTS, params(("id" = Id, Path, description = "Client id")),
+#[utoipa::path(post, path = "/socket/websocket/clients/{id}/rooms", operation_id = "joinRooms", tag = CLIENTS, params(("id" = AnyId, Path, description = "Client id")),
     request_body = RoomsBody, responses((status = 200, description = "The rooms that it newly joined", body = RoomsChanged)))]
 pub(crate) async fn join(
     by: May<Join>,
     State(state): State<ApiState>,
     _: Params<NoParams>,
-    Segment(id): Segment<Id>,
+    Segment(id): Segment<AnyId>,
     Json(body): Json<RoomsBody>,
 ) -> Result<Json<RoomsChanged>, Problem> {
-    let rooms = body.names()?;
+    let (id, rooms) = (given_here(&id)?, body.names()?);
     let here = state.hub.join(id, &rooms).await;
     let changed = changed(&state, here, Ask::Join { client: id, rooms }).await?;
     tracing::info!(by = %by.subject, client.id = %id, rooms = changed.rooms.len(), "client put into rooms");
@@ -393,16 +401,16 @@ pub(crate) async fn join(
 }
 
 /// Takes a connection out of rooms.
-#[utoipa::path(delete, path = "/socket/websocket/clients/{id}/rooms", operation_id = "leaveRooms", tag = CLIENTS, params(("id" = Id, Path, description = "Client id")),
+#[utoipa::path(delete, path = "/socket/websocket/clients/{id}/rooms", operation_id = "leaveRooms", tag = CLIENTS, params(("id" = AnyId, Path, description = "Client id")),
     request_body = RoomsBody, responses((status = 200, description = "The rooms that it left", body = RoomsChanged)))]
 pub(crate) async fn leave(
     by: May<Leave>,
     State(state): State<ApiState>,
     _: Params<NoParams>,
-    Segment(id): Segment<Id>,
+    Segment(id): Segment<AnyId>,
     Json(body): Json<RoomsBody>,
 ) -> Result<Json<RoomsChanged>, Problem> {
-    let rooms = body.names()?;
+    let (id, rooms) = (given_here(&id)?, body.names()?);
     let here = state.hub.leave(id, &rooms).await;
     let changed = changed(&state, here, Ask::Leave { client: id, rooms }).await?;
     tracing::info!(by = %by.subject, client.id = %id, rooms = changed.rooms.len(), "client taken out of rooms");

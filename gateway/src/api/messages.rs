@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::clients::{Broadcast, Send, counted, not_held};
+use super::clients::{Broadcast, Send, counted, given_here, not_held};
 use super::extract::{Json, May, Name, NoParams, Params, RoomName, Segment};
 use super::problem::{Cause, Problem};
 use super::{ApiState, MESSAGES};
 use crate::bus::{Answers, Ask};
 use crate::dispatch::{Destination, Dispatch};
-use crate::id::Id;
+use crate::id::AnyId;
 use crate::protocol::event::{RESERVED, name};
 
 /// Longest event name in bytes.
@@ -64,10 +64,10 @@ impl EventName {
     }
 }
 
-/// JSON that does not nest too deep.
-#[derive(Debug, Deserialize)]
+/// JSON that does not nest too deep; `None` where it was left out.
+#[derive(Debug, Default, Deserialize)]
 #[serde(try_from = "Box<RawValue>")]
-struct Payload(Arc<RawValue>);
+struct Payload(Option<Arc<RawValue>>);
 
 impl TryFrom<Box<RawValue>> for Payload {
     type Error = &'static str;
@@ -76,14 +76,8 @@ impl TryFrom<Box<RawValue>> for Payload {
         if depth(raw.get()) > MAX_DEPTH {
             Err("data nests deeper than 100")
         } else {
-            Ok(Self(raw.into()))
+            Ok(Self(Some(raw.into())))
         }
-    }
-}
-
-impl Default for Payload {
-    fn default() -> Self {
-        Self(RawValue::NULL.to_owned().into())
     }
 }
 
@@ -114,7 +108,7 @@ pub(crate) struct Message {
     /// The envelope's event; the gateway's own event names are refused.
     #[schema(value_type = String, min_length = 1, max_length = 128)]
     event: EventName,
-    /// The envelope's data; null where it is left out.
+    /// The envelope's data; where it is left out, the envelope has none.
     #[serde(default)]
     #[schema(value_type = Value, required = false)]
     data: Payload,
@@ -128,14 +122,14 @@ pub(crate) struct BroadcastMessage {
     /// The envelope's event; the gateway's own event names are refused.
     #[schema(value_type = String, min_length = 1, max_length = 128)]
     event: EventName,
-    /// The envelope's data; null where it is left out.
+    /// The envelope's data; where it is left out, the envelope has none.
     #[serde(default)]
     #[schema(value_type = Value, required = false)]
     data: Payload,
     /// Client ids that do not receive it.
     #[serde(default)]
-    #[schema(max_items = 1000, required = false)]
-    exclude: Vec<Id>,
+    #[schema(max_items = 1000)]
+    exclude: Option<Vec<AnyId>>,
 }
 
 /// Where a message went. Delivery is best effort.
@@ -166,16 +160,17 @@ async fn send(state: &ApiState, dispatch: Dispatch) -> Result<Response, Problem>
 }
 
 /// Sends to one connection, on whichever instance it is.
-#[utoipa::path(post, path = "/socket/websocket/clients/{id}/messages", operation_id = "sendToClient", tag = MESSAGES, params(("id" = Id, Path, description = "Client id")),
+#[utoipa::path(post, path = "/socket/websocket/clients/{id}/messages", operation_id = "sendToClient", tag = MESSAGES, params(("id" = AnyId, Path, description = "Client id")),
     request_body = Message, responses((status = 202, description = "Accepted", body = Accepted)))]
 pub(crate) async fn to_client(
     _: May<Send>,
     State(state): State<ApiState>,
     _: Params<NoParams>,
-    Segment(id): Segment<Id>,
+    Segment(id): Segment<AnyId>,
     Json(message): Json<Message>,
 ) -> Result<Response, Problem> {
     let event = message.event.checked()?;
+    let id = given_here(&id)?;
     if !state.hub.holds(&Destination::Client(id)) {
         let Answers { replies, missing } = state.bus.ask(&Ask::Holds { client: id }).await?;
         if counted(&replies) == 0 {
@@ -240,7 +235,8 @@ pub(crate) async fn broadcast(
     _: Params<NoParams>,
     Json(message): Json<BroadcastMessage>,
 ) -> Result<Response, Problem> {
-    if message.exclude.len() > MAX_EXCLUDED {
+    let exclude = message.exclude.unwrap_or_default();
+    if exclude.len() > MAX_EXCLUDED {
         return Err(Cause::InvalidBody.because(format!("exclude must name at most {MAX_EXCLUDED}")));
     }
     let mut dispatch = Dispatch::new(
@@ -248,7 +244,9 @@ pub(crate) async fn broadcast(
         message.event.checked()?,
         message.data.0,
     );
-    dispatch.exclude = message.exclude.into();
+    dispatch.exclude = exclude.iter().filter_map(AnyId::ours).collect();
+    let foreign = exclude.into_iter().filter(|id| id.ours().is_none());
+    dispatch.exclude_foreign = foreign.collect();
     tracing::info!(by = %by.subject, event = %dispatch.event, "broadcast");
     send(&state, dispatch).await
 }

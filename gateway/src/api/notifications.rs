@@ -12,7 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::extract::{Cursor, Json, Limit, Name, NoParams, Owner, Params, Segment};
 use super::problem::{Cause, Problem};
 use super::{ApiState, NOTIFICATIONS};
-use crate::id::Id;
+use crate::id::AnyId;
 use crate::inbox::{self, NotificationSelector};
 use crate::notification::{InboxState, Notification};
 use crate::protocol::event;
@@ -117,14 +117,15 @@ fn no_such() -> Problem {
 }
 
 /// Shows one of the caller's notifications.
-#[utoipa::path(get, path = "/notifications/{id}", operation_id = "getNotification", tag = NOTIFICATIONS, params(("id" = Id, Path, description = "Notification id")),
+#[utoipa::path(get, path = "/notifications/{id}", operation_id = "getNotification", tag = NOTIFICATIONS, params(("id" = AnyId, Path, description = "Notification id")),
     responses((status = 200, description = "The notification", body = Notification)))]
 pub(crate) async fn get(
     Owner(subject): Owner,
     State(state): State<ApiState>,
     _: Params<NoParams>,
-    Segment(id): Segment<Id>,
+    Segment(id): Segment<AnyId>,
 ) -> Result<Json<Notification>, Problem> {
+    let id = id.ours().ok_or_else(no_such)?;
     state
         .notifications
         .get(&subject, id)
@@ -145,18 +146,19 @@ pub(crate) struct Patch {
 /// Marks one of the caller's notifications as read.
 ///
 /// Sets `readAt` once; repeated calls change nothing. Every device of the caller receives `notification:read`.
-#[utoipa::path(patch, path = "/notifications/{id}", operation_id = "readNotification", tag = NOTIFICATIONS, params(("id" = Id, Path, description = "Notification id")),
+#[utoipa::path(patch, path = "/notifications/{id}", operation_id = "readNotification", tag = NOTIFICATIONS, params(("id" = AnyId, Path, description = "Notification id")),
     request_body = Patch, responses((status = 200, description = "The notification", body = Notification)))]
 pub(crate) async fn patch(
     Owner(subject): Owner,
     State(state): State<ApiState>,
     _: Params<NoParams>,
-    Segment(id): Segment<Id>,
+    Segment(id): Segment<AnyId>,
     Json(patch): Json<Patch>,
 ) -> Result<Json<Notification>, Problem> {
     if !patch.is_read {
         return Err(Cause::InvalidBody.because("`isRead` must be true: what was read stays read"));
     }
+    let id = id.ours().ok_or_else(no_such)?;
     state
         .inbox
         .mark_read(&subject, &NotificationSelector::Ids(vec![id]))
@@ -176,7 +178,7 @@ pub(crate) async fn patch(
 pub(crate) struct MarkRead {
     /// The notifications with these ids; ids of other users' notifications are ignored.
     #[schema(min_items = 1, max_items = 1000)]
-    ids: Option<Vec<Id>>,
+    ids: Option<Vec<AnyId>>,
     /// All notifications with this `seq` or a lower one.
     #[schema(minimum = 0)]
     up_to: Option<i64>,
@@ -187,9 +189,9 @@ pub(crate) struct MarkRead {
 impl MarkRead {
     fn selector(self) -> Result<NotificationSelector, Problem> {
         match (self.ids, self.up_to, self.all) {
-            (Some(ids), None, None) if (1..=MAX_IDS).contains(&ids.len()) => {
-                Ok(NotificationSelector::Ids(ids))
-            }
+            (Some(ids), None, None) if (1..=MAX_IDS).contains(&ids.len()) => Ok(
+                NotificationSelector::Ids(ids.iter().filter_map(AnyId::ours).collect()),
+            ),
             (Some(_), None, None) => {
                 Err(Cause::InvalidBody.because(format!("`ids` must name 1 to {MAX_IDS}")))
             }
@@ -221,14 +223,15 @@ pub(crate) async fn mark_read(
 /// Deletes one of the caller's notifications permanently.
 ///
 /// Every device of the caller receives `notification:deleted`.
-#[utoipa::path(delete, path = "/notifications/{id}", operation_id = "deleteNotification", tag = NOTIFICATIONS, params(("id" = Id, Path, description = "Notification id")),
+#[utoipa::path(delete, path = "/notifications/{id}", operation_id = "deleteNotification", tag = NOTIFICATIONS, params(("id" = AnyId, Path, description = "Notification id")),
     responses((status = 204, description = "The notification is deleted")))]
 pub(crate) async fn delete(
     Owner(subject): Owner,
     State(state): State<ApiState>,
     _: Params<NoParams>,
-    Segment(id): Segment<Id>,
+    Segment(id): Segment<AnyId>,
 ) -> Result<StatusCode, Problem> {
+    let id = id.ours().ok_or_else(no_such)?;
     let deleted = state.inbox.delete(&subject, id).await?;
     deleted.ok_or_else(no_such)?;
     Ok(StatusCode::NO_CONTENT)
@@ -256,13 +259,18 @@ mod tests {
             selector(r#"{"ids": ["a"]}"#),
             Some(NotificationSelector::Ids(vec!["a".parse().unwrap()]))
         );
+        assert_eq!(
+            selector(r#"{"ids": ["7f0e2a52-6c1b-4c0e-9c5e-0d1f2a3b4c5d"]}"#),
+            Some(NotificationSelector::Ids(Vec::new())),
+            "an id of another server names nothing here"
+        );
         for bad in [
             "{}",
             r#"{"ids": []}"#,
             r#"{"upTo": -1}"#,
             r#"{"all": false}"#,
             r#"{"all": true, "upTo": 7}"#,
-            r#"{"ids": ["a-b"]}"#,
+            r#"{"ids": ["a b"]}"#,
         ] {
             assert_eq!(selector(bad), None, "{bad}");
         }

@@ -1,18 +1,18 @@
 //! Channels and payloads of Redis (protocol.md 10.1 to 10.15), and the gateway's own channels and keys under `signal:`. No IO.
 //!
-//! Reading is lenient where foreign senders may differ: the channel alone decides whom a message is for. The payload's `type` and `target` are not read,
-//! so a payload that contradicts its channel goes where it was published.
+//! The payload's `type` and `target` decide whom a message is for, as with the reference. The channel decides only which instances receive it, so who may
+//! publish to any channel of `ws:` reaches everybody.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use signal_contract::Object;
 
 use super::Interest;
 use crate::dispatch::{Destination, Dispatch};
-use crate::id::Id;
+use crate::id::{AnyId, Id};
 
 const CLIENT: &str = "ws:client:";
 const USER: &str = "ws:user:";
@@ -89,6 +89,14 @@ impl Names {
         }
     }
 
+    /// Returns whether messages to clients come on this channel.
+    pub(super) fn is_of_messages(&self, channel: &str) -> bool {
+        let name = channel.strip_prefix(self.prefix.as_str());
+        name.is_some_and(|name| {
+            name == BROADCAST || [CLIENT, USER, ROOM].iter().any(|kind| name.starts_with(kind))
+        })
+    }
+
     /// Returns the channel of questions to another instance.
     pub(super) fn ask_of(&self, instance: &str) -> String {
         ask_channel(&self.prefix, instance)
@@ -122,11 +130,28 @@ struct OutPayload<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<&'a str>,
     event: &'a str,
-    data: &'a RawValue,
-    #[serde(skip_serializing_if = "<[Id]>::is_empty")]
-    exclude: &'a [Id],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Excluded::is_empty")]
+    exclude: Excluded<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     bridged: Option<(u64, u64, u8)>,
+}
+
+/// The client ids of `exclude`: those of gateways, and those of other servers.
+struct Excluded<'a>(&'a [Id], &'a [AnyId]);
+
+impl Excluded<'_> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty() && self.1.is_empty()
+    }
+}
+
+impl Serialize for Excluded<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let ours = self.0.iter().map(Id::as_str);
+        serializer.collect_seq(ours.chain(self.1.iter().map(AnyId::as_str)))
+    }
 }
 
 /// The numbers of a dispatch that is published to two servers: the payload's member `bridged`, which other readers ignore. It is a list of three
@@ -154,8 +179,8 @@ pub(super) fn encode(server_id: &str, dispatch: &Dispatch, bridged: Option<Bridg
         kind,
         target,
         event: &dispatch.event,
-        data: &dispatch.data,
-        exclude: &dispatch.exclude,
+        data: dispatch.data.as_deref(),
+        exclude: Excluded(&dispatch.exclude, &dispatch.exclude_foreign),
         bridged: bridged.map(|b| (b.number, b.since, b.is_complete.into())),
     };
     serde_json::to_vec(&out).expect("strings and JSON are JSON")
@@ -170,6 +195,10 @@ pub(super) enum Malformed {
     NoServerId,
     #[error("it has no event")]
     NoEvent,
+    #[error("its type is absent or unknown")]
+    NoType,
+    #[error("its target is absent, or no client id")]
+    NoTarget,
 }
 
 #[derive(Deserialize)]
@@ -177,9 +206,14 @@ pub(super) enum Malformed {
 struct InPayload<'a> {
     #[serde(borrow, default)]
     server_id: Option<Cow<'a, str>>,
+    #[serde(borrow, default, rename = "type")]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    target: Option<&'a RawValue>,
     #[serde(borrow, default)]
     event: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
+    /// `null` is data, too.
+    #[serde(borrow, default, deserialize_with = "present")]
     data: Option<&'a RawValue>,
     #[serde(borrow, default)]
     exclude: Option<&'a RawValue>,
@@ -187,31 +221,57 @@ struct InPayload<'a> {
     bridged: Option<&'a RawValue>,
 }
 
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+impl InPayload<'_> {
+    fn destination(&self) -> Result<Destination, Malformed> {
+        let text = |raw: Option<&RawValue>| serde_json::from_str::<String>(raw?.get()).ok();
+        let kind = text(self.kind).ok_or(Malformed::NoType)?;
+        let target = || {
+            let target = text(self.target).filter(|target| !target.is_empty());
+            target.ok_or(Malformed::NoTarget)
+        };
+        match kind.as_str() {
+            "client" => match target()?.parse() {
+                Ok(id) => Ok(Destination::Client(id)),
+                // The id of a client of another server, which no instance holds.
+                Err(_) => Err(Malformed::NoTarget),
+            },
+            "user" => Ok(Destination::User(target()?.into())),
+            "room" => Ok(Destination::Room(target()?.into())),
+            "broadcast" => Ok(Destination::Broadcast),
+            _ => Err(Malformed::NoType),
+        }
+    }
+}
+
 /// A dispatch, the `serverId` that published it, and its numbers where it was published to two servers.
 pub(super) type Decoded<'a> = (Dispatch, Cow<'a, str>, Option<Bridged>);
 
-/// Reads a payload that came for `destination`; `None` when this instance published it itself.
+/// Reads a payload; `None` when this instance published it itself.
 ///
-/// Absent `data` is null. Members of `exclude` that are no client ids are ignored, and so is a `bridged` that is not three numbers.
+/// Members of `exclude` that are no client ids of a gateway are ignored, and so are all of them for a client or a user, and a `bridged` that is not three
+/// numbers.
 pub(super) fn decode<'a>(
     me: &str,
-    destination: Destination,
     payload: &'a [u8],
 ) -> Result<Option<Decoded<'a>>, Malformed> {
     let Object(read): Object<InPayload<'_>> =
         serde_json::from_slice(payload).map_err(|_| Malformed::NotJson)?;
+    let destination = read.destination();
     let server_id = read
         .server_id
         .filter(|s| !s.is_empty())
         .ok_or(Malformed::NoServerId)?;
-    let event = read
-        .event
-        .filter(|s| !s.is_empty())
-        .ok_or(Malformed::NoEvent)?;
+    let event = read.event.ok_or(Malformed::NoEvent)?;
     if server_id == me {
         return Ok(None);
     }
-    let data = read.data.unwrap_or(RawValue::NULL).to_owned();
+    let destination = destination?;
+    let data = read.data.map(|data| Arc::from(data.to_owned()));
+    let may_exclude = matches!(destination, Destination::Room(_) | Destination::Broadcast);
     let bridged = read
         .bridged
         .and_then(|raw| serde_json::from_str::<(u64, u64, u8)>(raw.get()).ok());
@@ -220,9 +280,10 @@ pub(super) fn decode<'a>(
         since,
         is_complete: complete == 1,
     });
-    let mut dispatch = Dispatch::new(destination, event.as_ref(), Arc::from(data));
+    let mut dispatch = Dispatch::new(destination, event.as_ref(), data);
     if let Some(exclude) = read
         .exclude
+        .filter(|_| may_exclude)
         .and_then(|raw| serde_json::from_str::<Vec<serde_json::Value>>(raw.get()).ok())
     {
         dispatch.exclude = exclude
@@ -243,10 +304,7 @@ mod tests {
     }
 
     fn read(payload: &str) -> Result<Option<Dispatch>, Malformed> {
-        Ok(
-            decode("me", Destination::Broadcast, payload.as_bytes())?
-                .map(|(dispatch, ..)| dispatch),
-        )
+        Ok(decode("me", payload.as_bytes())?.map(|(dispatch, ..)| dispatch))
     }
 
     /// protocol.md 10.1, 10.2, 10.3, 10.4 and 10.5.
@@ -276,9 +334,10 @@ mod tests {
         ] {
             let mut dispatch = Dispatch::new(destination.clone(), "hi", raw("{\"n\": 1.50}"));
             dispatch.exclude = Arc::from([id]);
+            dispatch.exclude_foreign = Arc::from(["a-uuid".parse::<AnyId>().unwrap()]);
             let payload: serde_json::Value =
                 serde_json::from_slice(&encode("s1", &dispatch, None)).unwrap();
-            let mut wanted = json!({"serverId": "s1", "type": kind, "event": "hi", "data": {"n": 1.5}, "exclude": ["4bC"]});
+            let mut wanted = json!({"serverId": "s1", "type": kind, "event": "hi", "data": {"n": 1.5}, "exclude": ["4bC", "a-uuid"]});
             if let Some(target) = target {
                 wanted["target"] = json!(target);
             }
@@ -307,10 +366,8 @@ mod tests {
             &Dispatch::new(Destination::Broadcast, "hi", raw(text)),
             None,
         );
-        let (got, ..) = decode("me", Destination::Broadcast, &payload)
-            .unwrap()
-            .unwrap();
-        assert_eq!(got.data.get(), text);
+        let (got, ..) = decode("me", &payload).unwrap().unwrap();
+        assert_eq!(got.data_text(), Some(text));
     }
 
     /// protocol.md 10.6.
@@ -334,7 +391,19 @@ mod tests {
             ("{\"serverId\":\"\",\"event\":\"e\"}", Malformed::NoServerId),
             ("{\"serverId\":\"x\"}", Malformed::NoEvent),
             ("{\"serverId\":\"x\",\"event\":null}", Malformed::NoEvent),
-            ("{\"serverId\":\"x\",\"event\":\"\"}", Malformed::NoEvent),
+            ("{\"serverId\":\"x\",\"event\":\"e\"}", Malformed::NoType),
+            (
+                "{\"serverId\":\"x\",\"event\":\"e\",\"type\":\"Room\",\"target\":\"a\"}",
+                Malformed::NoType,
+            ),
+            (
+                "{\"serverId\":\"x\",\"event\":\"e\",\"type\":\"room\"}",
+                Malformed::NoTarget,
+            ),
+            (
+                "{\"serverId\":\"x\",\"event\":\"e\",\"type\":\"client\",\"target\":\"a-uuid\"}",
+                Malformed::NoTarget,
+            ),
             (
                 "{\"serverId\":\"x\",\"event\":\"e\",\"data\":{",
                 Malformed::NotJson,
@@ -343,32 +412,42 @@ mod tests {
             assert_eq!(read(payload).unwrap_err(), wanted, "{payload}");
         }
         assert_eq!(
-            decode(
-                "me",
-                Destination::Broadcast,
-                b"{\"serverId\":\"\xff\",\"event\":\"e\"}"
-            )
-            .unwrap_err(),
+            decode("me", b"{\"serverId\":\"\xff\",\"event\":\"e\"}").unwrap_err(),
             Malformed::NotJson
         );
     }
 
     /// protocol.md 10.9 and 10.10.
     #[test]
-    fn absent_data_is_null_and_odd_members_are_ignored() {
+    fn absent_data_stays_absent_and_odd_members_are_ignored() {
         let got = read(
-            r#"{"serverId":"emitter","event":"e","type":7,"target":[],"more":{},"exclude":["4bC",5,"not an id",null]}"#,
+            r#"{"serverId":"emitter","event":"","type":"broadcast","target":[],"more":{},"exclude":["4bC",5,"not an id",null]}"#,
         );
         let got = got.unwrap().unwrap();
-        assert_eq!(got.data.get(), "null");
+        assert_eq!((&*got.event, got.data_text()), ("", None));
         assert_eq!(&*got.exclude, ["4bC".parse::<Id>().unwrap()]);
-        assert!(
-            read(r#"{"serverId":"emitter","event":"e","exclude":"4bC"}"#)
-                .unwrap()
-                .unwrap()
-                .exclude
-                .is_empty()
-        );
+        let again = encode("other", &got, None);
+        assert!(!String::from_utf8(again).unwrap().contains("data"));
+        let null = r#"{"serverId":"emitter","event":"e","type":"broadcast","data":null,"exclude":null}"#;
+        assert_eq!(read(null).unwrap().unwrap().data_text(), Some("null"));
+        for exclude in [r#""4bC""#, "null", "{}"] {
+            let payload = format!(
+                r#"{{"serverId":"emitter","event":"e","type":"broadcast","exclude":{exclude}}}"#
+            );
+            assert!(read(&payload).unwrap().unwrap().exclude.is_empty());
+        }
+    }
+
+    /// protocol.md 10.10.
+    #[test]
+    fn a_client_and_a_user_exclude_nobody() {
+        for (kind, excluded) in [("client", 0), ("user", 0), ("room", 1), ("broadcast", 1)] {
+            let payload = format!(
+                r#"{{"serverId":"emitter","event":"e","type":"{kind}","target":"17","exclude":["4bC"]}}"#
+            );
+            let got = read(&payload).unwrap().unwrap();
+            assert_eq!(got.exclude.len(), excluded, "{kind}");
+        }
     }
 
     /// protocol.md 10.14.
@@ -388,9 +467,7 @@ mod tests {
             value,
             json!({"serverId": "other", "type": "broadcast", "event": "hi", "data": 1, "bridged": [3, 2, 1]})
         );
-        let (_, from, number) = decode("me", Destination::Broadcast, &payload)
-            .unwrap()
-            .unwrap();
+        let (_, from, number) = decode("me", &payload).unwrap().unwrap();
         assert_eq!(
             (&*from, number),
             (
@@ -414,9 +491,11 @@ mod tests {
             "null",
             "[18446744073709551616,0,0]",
         ] {
-            let payload = format!("{{\"serverId\":\"x\",\"event\":\"e\",\"bridged\":{odd}}}");
+            let payload = format!(
+                "{{\"serverId\":\"x\",\"type\":\"broadcast\",\"event\":\"e\",\"bridged\":{odd}}}"
+            );
             assert_eq!(
-                decode("me", Destination::Broadcast, payload.as_bytes())
+                decode("me", payload.as_bytes())
                     .unwrap()
                     .unwrap()
                     .2,
@@ -428,25 +507,24 @@ mod tests {
 
     /// protocol.md 10.7 and 10.13.
     #[test]
-    fn the_channel_decides_the_destination_whatever_the_payload_names() {
-        let names = Names::new("", "i");
-        let destination = names.destination("ws:room:lobby").unwrap();
-        let payload = br#"{"serverId":"emitter","type":"user","target":"17","event":"e"}"#;
-        assert_eq!(
-            decode("i", destination, payload)
-                .unwrap()
-                .unwrap()
-                .0
-                .destination,
-            Destination::Room("lobby".into())
-        );
-        for foreign in [
-            "ws:broadcast:x",
-            "ws:client:not an id",
-            "signal:ask:i",
-            "other",
+    fn type_and_target_decide_the_destination_whatever_the_channel_is() {
+        for (kind, destination) in [
+            ("client", Destination::Client("17".parse().unwrap())),
+            ("user", Destination::User("17".into())),
+            ("room", Destination::Room("17".into())),
+            ("broadcast", Destination::Broadcast),
         ] {
+            let payload =
+                format!(r#"{{"serverId":"emitter","type":"{kind}","target":"17","event":"e"}}"#);
+            assert_eq!(read(&payload).unwrap().unwrap().destination, destination);
+        }
+        let names = Names::new("", "i");
+        for foreign in ["ws:broadcast:x", "signal:ask:i", "other"] {
             assert_eq!(names.destination(foreign), None, "{foreign}");
+            assert!(!names.is_of_messages(foreign), "{foreign}");
+        }
+        for channel in ["ws:client:a-uuid", "ws:user:1", "ws:room:a", "ws:broadcast"] {
+            assert!(names.is_of_messages(channel), "{channel}");
         }
     }
 }

@@ -44,7 +44,7 @@ pub use counts::Claim;
 pub use limits::ConnectionLimits;
 pub use link::{Link, Stage, read_now};
 pub use outbox::{Bounds, Flushed};
-pub use shard::{Shard, TooManyConnections};
+pub use shard::{Joined, Shard, TooManyConnections};
 pub use threads::Threads;
 
 /// The state that all shards and handles share.
@@ -149,7 +149,7 @@ impl Hub {
                 .is_empty()
         };
         count = count.saturating_sub(dispatch.exclude.iter().filter(excluded).count());
-        let message = envelope::encode(&dispatch.event, dispatch.data.get());
+        let message = envelope::encode(&dispatch.event, dispatch.data_text());
         let bytes = message.frame().len();
         // Each shard gets its own copy, which it shares without atomic operations.
         let messages = std::iter::repeat_n(message, holders.len());

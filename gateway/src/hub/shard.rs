@@ -34,6 +34,7 @@ use crate::principal::Principal;
 use crate::protocol::room::DEFAULT_ROOMS;
 
 pub(super) use command::{Command, Control};
+pub use rooms::Joined;
 use rooms::Room;
 
 /// The user has as many connections as the limits allow.

@@ -21,7 +21,7 @@ fn pushed(bus: &Published) -> Vec<(String, serde_json::Value)> {
         .iter()
         .map(|push| {
             assert_eq!(push.destination, Destination::User("17".into()));
-            let data = serde_json::from_str(push.data.get()).unwrap();
+            let data = serde_json::from_str(push.data_text().unwrap()).unwrap();
             (push.event.to_string(), data)
         })
         .collect()

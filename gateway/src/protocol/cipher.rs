@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 
 use base64_simd::STANDARD as BASE64;
 use hkdf::Hkdf;
+use p256::elliptic_curve::sec1::ToSec1Point;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::agreement::{ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey, agree_ephemeral};
 use ring::rand::SystemRandom;
@@ -18,6 +19,8 @@ use super::frame::{Opcode, header, header_length};
 
 /// Bytes of an uncompressed P-256 point.
 pub const POINT_BYTES: usize = 65;
+/// Bytes of a compressed one.
+const COMPRESSED_BYTES: usize = 33;
 /// Bytes of the salt of a handshake.
 pub const SALT_BYTES: usize = 32;
 /// Bytes of an IV.
@@ -28,7 +31,7 @@ const HEAD: &[u8] = br#"{"event":"encrypted","data":{"iv":""#;
 const MIDDLE: &[u8] = br#"","ct":""#;
 const TAIL: &[u8] = br#""}}"#;
 
-/// The client's key is not a point of P-256 in raw, uncompressed form and standard base64.
+/// The client's key is not a point of P-256 in raw form and standard base64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("unusable public key")]
 pub struct UnusableKey;
@@ -63,11 +66,7 @@ pub fn handshake(
     salt: [u8; SALT_BYTES],
     random: &SystemRandom,
 ) -> Result<Handshake, UnusableKey> {
-    let point = BASE64.decode_to_vec(client_key).map_err(|_| UnusableKey)?;
-    // 0x04 marks the uncompressed form (SEC 1 section 2.3.3), the only one that is accepted (protocol.md 6.1).
-    if point.len() != POINT_BYTES || point[0] != 4 {
-        return Err(UnusableKey);
-    }
+    let point = uncompressed(BASE64.decode_to_vec(client_key).map_err(|_| UnusableKey)?)?;
     let private = EphemeralPrivateKey::generate(&ECDH_P256, random).map_err(|_| UnusableKey)?;
     let public = private.compute_public_key().map_err(|_| UnusableKey)?;
     let key = agree_ephemeral(
@@ -81,6 +80,18 @@ pub fn handshake(
         salt: BASE64.encode_to_string(salt),
         cipher: Cipher::new(&key),
     })
+}
+
+/// Returns the uncompressed form of a point, the only one that ring takes. The first byte marks the form (SEC 1 section 2.3.3).
+fn uncompressed(point: Vec<u8>) -> Result<Vec<u8>, UnusableKey> {
+    match (point.len(), point.first()) {
+        (POINT_BYTES, Some(4)) => Ok(point),
+        (COMPRESSED_BYTES, Some(2 | 3)) => {
+            let key = p256::PublicKey::from_sec1_bytes(&point).map_err(|_| UnusableKey)?;
+            Ok(key.to_sec1_point(false).as_bytes().to_vec())
+        }
+        _ => Err(UnusableKey),
+    }
 }
 
 /// The client's half of a handshake, for the watcher of dev mode.
@@ -394,15 +405,39 @@ mod tests {
 
     /// protocol.md 6.1.
     #[test]
+    fn a_compressed_key_is_the_same_key() {
+        // The last bit of y tells two points apart: secrets with either.
+        for secret in [5, 6, 7, 8, 9] {
+            let client = p256::SecretKey::from_slice(&[secret; 32]).unwrap();
+            let point = client.public_key().to_sec1_point(true);
+            let key = BASE64.encode_to_string(point.as_bytes());
+            let shake = handshake(&key, [3; 32], &SystemRandom::new()).unwrap();
+            let server = BASE64.decode_to_vec(&shake.public_key).unwrap();
+            assert_eq!((server.len(), server[0]), (POINT_BYTES, 4));
+            let server = p256::PublicKey::from_sec1_bytes(&server).unwrap();
+            let shared = p256::ecdh::diffie_hellman(client.to_nonzero_scalar(), server.as_affine());
+            let ours = Cipher::new(&derive(shared.raw_secret_bytes(), &[3; 32]));
+            let frame = seal(&shake.cipher, b"{}", [9; 12]);
+            let envelope = Envelope::parse(payload(&frame)).unwrap();
+            assert_eq!(ours.open(&envelope.read().unwrap()).unwrap(), "{}");
+        }
+    }
+
+    /// protocol.md 6.1.
+    #[test]
     fn keys_that_are_no_point_are_unusable() {
         let good = p256::SecretKey::from_slice(&[7; 32]).unwrap().public_key();
-        let compressed = BASE64.encode_to_string(good.to_sec1_point(true).as_bytes());
+        let mut other_form = good.to_sec1_point(false).as_bytes().to_vec();
+        other_form[0] = 6;
+        let no_x: Vec<u8> = std::iter::once(2).chain([0xff; 32]).collect();
         let mut off_curve = good.to_sec1_point(false).as_bytes().to_vec();
         off_curve[64] ^= 1;
         let bad = [
             String::new(),
             "!".into(),
-            compressed,
+            BASE64.encode_to_string(other_form),
+            BASE64.encode_to_string(no_x),
+            BASE64.encode_to_string([4u8; 33]),
             BASE64.encode_to_string([4u8; 65]),
             BASE64.encode_to_string(off_curve),
         ];

@@ -12,7 +12,7 @@ use super::Message;
 /// An envelope as a client sent it; borrows from the message.
 #[derive(Debug)]
 pub struct Envelope<'m> {
-    /// The name of the event; never empty.
+    /// The name of the event; empty where the member is no text, so that no rule knows it (protocol.md 2.4).
     pub event: Cow<'m, str>,
     /// The JSON of `data`, unread.
     pub data: Option<&'m RawValue>,
@@ -39,7 +39,7 @@ impl<'m> Envelope<'m> {
             Ok(Members {
                 event: Some(event),
                 data,
-            }) if !event.is_empty() => Ok(Self { event, data }),
+            }) => Ok(Self { event, data }),
             Ok(_) => Err(NotAnEnvelope::NoEvent),
             Err(_) if serde_json::from_str::<IgnoredAny>(text).is_ok() => {
                 Err(NotAnEnvelope::NoEvent)
@@ -82,9 +82,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
                     match &*name {
                         "event" => {
                             let raw: &'de RawValue = map.next_value()?;
-                            members.event = serde_json::from_str::<Text<'de>>(raw.get())
-                                .ok()
-                                .map(|t| t.0);
+                            members.event = event_name(raw);
                         }
                         "data" => members.data = Some(map.next_value()?),
                         _ => {
@@ -98,6 +96,15 @@ impl<'de> Deserialize<'de> for Members<'de> {
 
         deserializer.deserialize_map(Collect)
     }
+}
+
+/// Returns the name of an event. The reference drops what JavaScript takes for nothing, and treats any other value as an event that it does not know.
+fn event_name(raw: &RawValue) -> Option<Cow<'_, str>> {
+    if let Ok(Text(name)) = serde_json::from_str(raw.get()) {
+        return Some(name).filter(|name| !name.is_empty());
+    }
+    let is_zero = || raw.get().parse::<f64>().is_ok_and(|number| number == 0.0);
+    (!matches!(raw.get(), "null" | "false") && !is_zero()).then_some(Cow::Borrowed(""))
 }
 
 /// A string, borrowed where it holds no escapes.
@@ -127,15 +134,22 @@ impl<'de> Deserialize<'de> for Text<'de> {
     }
 }
 
-/// Encodes an envelope once for all its receivers. `data` is JSON text.
-pub fn encode(event: &str, data: &str) -> Message {
-    Message::written(event.len() + data.len() + 24, |text| {
+/// Encodes an envelope once for all its receivers. `data` is JSON text; without it the envelope has no such member (protocol.md 2.12).
+pub fn encode(event: &str, data: Option<&str>) -> Message {
+    Message::written(encoded_length(event, data), |text| {
         text.extend_from_slice(b"{\"event\":");
         serde_json::to_writer(&mut *text, event).expect("a Vec takes every write");
-        text.extend_from_slice(b",\"data\":");
-        text.extend_from_slice(data.as_bytes());
+        if let Some(data) = data {
+            text.extend_from_slice(b",\"data\":");
+            text.extend_from_slice(data.as_bytes());
+        }
         text.push(b'}');
     })
+}
+
+/// Returns about how many bytes an envelope takes: exactly so many where the name of its event needs no escapes.
+pub fn encoded_length(event: &str, data: Option<&str>) -> usize {
+    r#"{"event":""}"#.len() + event.len() + data.map_or(0, |data| r#","data":"#.len() + data.len())
 }
 
 #[cfg(test)]
@@ -176,8 +190,9 @@ mod tests {
             "null",
             "\"event\"",
             "{\"event\":\"\"}",
-            "{\"event\":7}",
             "{\"event\":null}",
+            "{\"event\":false}",
+            "{\"event\":-0.0}",
             "{\"data\":1}",
         ] {
             assert_eq!(
@@ -199,6 +214,15 @@ mod tests {
         );
     }
 
+    /// protocol.md 2.4.
+    #[test]
+    fn an_event_that_is_no_text_has_no_name() {
+        for text in ["5", "true", "{}", "[]", "[\"join\"]", "1e-3"] {
+            let envelope = format!("{{\"event\":{text}}}");
+            assert_eq!(Envelope::parse(&envelope).unwrap().event, "", "{text}");
+        }
+    }
+
     #[test]
     fn deep_nesting_is_refused_without_overflow() {
         let deep = format!(
@@ -217,8 +241,18 @@ mod tests {
     #[test]
     fn an_event_is_escaped_when_encoded() {
         assert_eq!(
-            encode("a\"b", "null").payload(),
+            encode("a\"b", Some("null")).payload(),
             br#"{"event":"a\"b","data":null}"#
         );
+    }
+
+    /// protocol.md 2.12.
+    #[test]
+    fn absent_data_stays_absent() {
+        assert_eq!(encode("x", None).payload(), br#"{"event":"x"}"#);
+        for data in [None, Some("null"), Some("{}")] {
+            let length = encode("x", data).payload().len();
+            assert_eq!(length, encoded_length("x", data));
+        }
     }
 }

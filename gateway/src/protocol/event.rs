@@ -62,13 +62,14 @@ pub mod message {
     pub const REFRESH_REFUSED: &str = "Refresh refused";
     pub const TOO_MANY_REQUESTS: &str = "Too many requests";
     pub const TRY_AGAIN: &str = "Try again later";
+    pub const TOO_MANY_ROOMS: &str = "Too many rooms";
 }
 
 /// Data of `authenticate` and `refresh` as a client sends it (protocol.md 4.2).
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Authenticate<'m> {
-    /// `Bearer`
+    /// `Bearer` or `JWT`, in any case; may be absent.
     #[serde(rename = "type", default, borrow)]
     pub kind: Option<std::borrow::Cow<'m, str>>,
     /// The JWT.
@@ -83,6 +84,13 @@ pub struct Authenticate<'m> {
 }
 
 impl Authenticate<'_> {
+    /// Returns the token, or `None` where it is absent, empty or of another type. The reference never reads `type`, and its own clients leave it out.
+    pub fn bearer(&self) -> Option<&str> {
+        let kind = self.kind.as_deref().unwrap_or("bearer");
+        let known = kind.eq_ignore_ascii_case("bearer") || kind.eq_ignore_ascii_case("jwt");
+        self.token.as_deref().filter(|token| known && !token.is_empty())
+    }
+
     /// Returns the client's key: `None` when it is absent or null, `Some(None)` when it is present but not a string.
     pub fn key(&self) -> Option<Option<String>> {
         let raw = self.client_public_key.or(self.public_key)?;
@@ -176,7 +184,7 @@ pub struct Resync {
 
 /// Encodes `resync`.
 pub fn resync(reason: ResyncReason) -> Message {
-    encode(name::RESYNC, resync_data(reason).get())
+    encode(name::RESYNC, Some(resync_data(reason).get()))
 }
 
 /// Returns the data of `resync` as JSON.
@@ -341,7 +349,7 @@ pub fn synced(count: usize, cursor: i64, inbox: InboxState, more: bool) -> Messa
 fn of(event: &str, data: &impl Serialize) -> Message {
     encode(
         event,
-        &serde_json::to_string(data).expect("payloads are plain data"),
+        Some(&serde_json::to_string(data).expect("payloads are plain data")),
     )
 }
 

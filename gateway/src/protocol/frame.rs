@@ -79,8 +79,8 @@ pub enum Received<'b> {
     Pong,
     /// An empty fragment of a message. It counts as a frame, because any number of them stays below every limit of bytes.
     Empty,
-    /// A Close frame, with its code if it has one.
-    Close(Option<u16>),
+    /// A Close frame, with its code and reason if it has them.
+    Close(Option<(u16, &'b str)>),
 }
 
 /// Splits the bytes of one connection into messages.
@@ -184,7 +184,7 @@ impl Decoder {
         match frame.opcode {
             Opcode::Ping => Ok(on(Received::Ping(frame.payload))),
             Opcode::Pong => Ok(on(Received::Pong)),
-            Opcode::Close => Ok(on(Received::Close(close_code(frame.payload)?))),
+            Opcode::Close => Ok(on(Received::Close(close_reason(frame.payload)?))),
             Opcode::Continuation => {
                 let fragments = self
                     .fragments
@@ -228,8 +228,8 @@ fn message(
         .map_err(|_| FrameError::Utf8)
 }
 
-/// Codes a peer may send (RFC 6455 section 7.4): 1000-1003, 1007-1014 as registered, 3000-4999.
-fn close_code(payload: &[u8]) -> Result<Option<u16>, FrameError> {
+/// Reads the code and the reason of a Close frame. A peer may send these codes (RFC 6455 section 7.4): 1000-1003, 1007-1014 as registered, 3000-4999.
+fn close_reason(payload: &[u8]) -> Result<Option<(u16, &str)>, FrameError> {
     match payload {
         [] => Ok(None),
         [_] => Err(FrameError::Protocol("close payload of one byte")),
@@ -238,8 +238,8 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, FrameError> {
             if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
                 return Err(FrameError::Protocol("close code that may not be sent"));
             }
-            simdutf8::basic::from_utf8(reason).map_err(|_| FrameError::Utf8)?;
-            Ok(Some(code))
+            let reason = simdutf8::basic::from_utf8(reason).map_err(|_| FrameError::Utf8)?;
+            Ok(Some((code, reason)))
         }
     }
 }

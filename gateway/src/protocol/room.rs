@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use serde::Deserialize;
 
+use super::Envelope;
 use super::bounds::{MAX_ROOM_CHARS, MAX_ROOMS_PER_EVENT};
 
 /// Rooms that every client joins by authenticating (protocol.md 4.6).
@@ -25,25 +26,42 @@ pub struct Rooms {
     rooms: Vec<serde_json::Value>,
 }
 
+/// What a `join` or `leave` names.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The names that a client may ask for, without repeats, at most [`MAX_ROOMS_PER_EVENT`] of them.
+    pub names: Vec<String>,
+    /// Whether there were more.
+    pub more: bool,
+}
+
 impl Rooms {
-    /// Returns the names that a client may ask for, without repeats, at most [`MAX_ROOMS_PER_EVENT`] of them.
-    pub fn names(self) -> Vec<String> {
+    /// Reads the data of a `join` or `leave`; `None` where it is no object with a list `rooms`.
+    pub fn read(envelope: &Envelope<'_>) -> Option<Asked> {
+        // serde would read a list as the members in their order.
+        let data = envelope.data?.get();
+        data.starts_with('{')
+            .then(|| serde_json::from_str::<Self>(data).ok())?
+            .map(Self::asked)
+    }
+
+    fn asked(self) -> Asked {
         let mut names: Vec<String> = Vec::new();
         let mut seen = HashSet::new();
         for room in self.rooms {
-            if names.len() == MAX_ROOMS_PER_EVENT {
-                break;
-            }
             match room {
                 serde_json::Value::String(name)
                     if is_room_name(&name) && seen.insert(name.clone()) =>
                 {
-                    names.push(name)
+                    if names.len() == MAX_ROOMS_PER_EVENT {
+                        return Asked { names, more: true };
+                    }
+                    names.push(name);
                 }
                 _ => {}
             }
         }
-        names
+        Asked { names, more: false }
     }
 }
 
@@ -51,13 +69,44 @@ impl Rooms {
 mod tests {
     use super::*;
 
+    fn read(data: &serde_json::Value) -> Option<Asked> {
+        let text = serde_json::json!({"event": "join", "data": data}).to_string();
+        Rooms::read(&Envelope::parse(&text).unwrap())
+    }
+
     /// protocol.md 5.1.
     #[test]
     fn room_names_that_no_client_may_ask_for_are_dropped() {
-        let rooms: Rooms = serde_json::from_value(
-            serde_json::json!({"rooms": ["a", 5, "", "ws:x", "a", null, "ă".repeat(256), "b".repeat(257), {"x": 1}]}),
-        )
-        .unwrap();
-        assert_eq!(rooms.names(), ["a".to_owned(), "ă".repeat(256)]);
+        let rooms = serde_json::json!({"rooms": ["a", 5, "", "ws:x", "a", null, "ă".repeat(256), "b".repeat(257), {"x": 1}]});
+        let asked = Asked {
+            names: vec!["a".to_owned(), "ă".repeat(256)],
+            more: false,
+        };
+        assert_eq!(read(&rooms), Some(asked));
+    }
+
+    /// protocol.md 5.1.
+    #[test]
+    fn one_event_names_1024_rooms_and_more_are_told() {
+        for (count, more) in [(1024, false), (1025, true)] {
+            let rooms: Vec<String> = (0..count).map(|n| format!("r{n}")).collect();
+            let asked = read(&serde_json::json!({"rooms": rooms})).unwrap();
+            assert_eq!((asked.names.len(), asked.more), (1024, more));
+        }
+    }
+
+    /// protocol.md 3.3.
+    #[test]
+    fn data_without_a_list_of_rooms_names_nothing() {
+        for data in [
+            "null",
+            "5",
+            "{}",
+            r#"{"rooms":"a"}"#,
+            r#"[["a"]]"#,
+            r#""a""#,
+        ] {
+            assert_eq!(read(&serde_json::from_str(data).unwrap()), None, "{data}");
+        }
     }
 }

@@ -186,9 +186,14 @@ impl Connection {
             }
             Outcome::Subscribed => self.step(now, Input::Subscribed),
             Outcome::Allowed(rooms) => {
-                if !self.shard.join(&self.link, &rooms, false).is_empty()
-                    && self.recheck_at.is_none()
-                {
+                let joined = self.shard.join(&self.link, &rooms, false);
+                if joined.limited {
+                    self.link.send(
+                        event::error(message::TOO_MANY_ROOMS),
+                        self.shard.limits().outbox,
+                    );
+                }
+                if !joined.rooms.is_empty() && self.recheck_at.is_none() {
                     self.recheck_at = Some(now + self.context.recheck_interval);
                 }
             }
@@ -288,11 +293,12 @@ impl Connection {
             }
             return true;
         }
+        let bounds = self.shard.limits().outbox;
         if !matches!(item, Received::Close(_)) && !self.within_rate(now) {
+            self.link.send(event::error(message::TOO_MANY_REQUESTS), bounds);
             self.close(Close::LimitExceeded, now);
             return true;
         }
-        let bounds = self.shard.limits().outbox;
         match item {
             Received::Text(text) if self.context.echo => {
                 self.link.send(Message::text(text.as_bytes()), bounds)
@@ -309,15 +315,15 @@ impl Connection {
                 self.step(now, Input::Alive);
             }
             Received::Pong | Received::Empty => self.step(now, Input::Alive),
-            Received::Close(code) => {
-                self.closed_by = Some(match code {
-                    Some(1000) => "1000",
-                    Some(1001) => "1001",
+            Received::Close(with) => {
+                self.closed_by = Some(match with {
+                    Some((1000, _)) => "1000",
+                    Some((1001, _)) => "1001",
                     _ => "client",
                 });
-                let reply = code.map_or_else(
+                let reply = with.map_or_else(
                     || Message::new(Opcode::Close, &[]),
-                    |code| Message::close(code, ""),
+                    |(code, reason)| Message::close(code, reason),
                 );
                 self.end(reply, false, now);
                 self.close_received();

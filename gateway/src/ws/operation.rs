@@ -23,8 +23,12 @@ use crate::inbox::{Missed, NotificationSelector};
 use crate::principal::Principal;
 use crate::protocol::cipher::{Handshake, SALT_BYTES, UnusableKey, handshake};
 
-/// Most waiting operations of a connection (protocol.md 2.9).
+/// Most waiting operations of a connection, those on rooms aside (protocol.md 2.9).
 const MAX_WAITING: usize = 16;
+/// Most bytes of room names that wait (protocol.md 2.9): a page may join all its rooms one by one. What comes when none waits may be longer.
+const MAX_WAITING_ROOM_BYTES: usize = 256 * 1024;
+/// What a waiting room costs besides its name.
+const ROOM_BYTES: usize = 32;
 
 /// Something that the shard cannot answer alone.
 pub(super) enum Operation {
@@ -58,6 +62,40 @@ pub(super) enum Operation {
     },
 }
 
+impl Operation {
+    /// Returns what the names of a `Join` or `Leave` take; `None` for everything else.
+    fn room_bytes(&self) -> Option<usize> {
+        match self {
+            Self::Join { rooms, .. } | Self::Leave(rooms) => {
+                Some(rooms.iter().map(|name| name.len() + ROOM_BYTES).sum())
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns whether the gateway asked for it, and not the client.
+    fn is_own(&self) -> bool {
+        matches!(self, Self::Subscribe(_) | Self::Recheck { .. })
+    }
+
+    /// Takes in an operation that comes directly behind this one, or gives it back: rooms that are joined one by one are decided together.
+    fn merge(&mut self, next: Self) -> Option<Self> {
+        match (self, next) {
+            (Self::Join { who, rooms }, Self::Join { who: same, rooms: more })
+                if Arc::ptr_eq(who, &same) =>
+            {
+                rooms.extend(more);
+                None
+            }
+            (Self::Leave(rooms), Self::Leave(more)) => {
+                rooms.extend(more);
+                None
+            }
+            (_, next) => Some(next),
+        }
+    }
+}
+
 /// The result of an operation.
 #[derive(Debug)]
 pub(super) enum Outcome {
@@ -83,6 +121,10 @@ pub(super) enum Outcome {
 #[derive(Default)]
 pub(super) struct Operations {
     waiting: VecDeque<Operation>,
+    /// Bytes of room names in `waiting`.
+    room_bytes: usize,
+    /// How many of `waiting` the client asked for and are not about rooms.
+    others: usize,
     running: Option<Running>,
 }
 
@@ -114,11 +156,24 @@ pub(super) enum Begun {
 impl Operations {
     /// Queues an operation of the client. Returns false when too many wait.
     pub(super) fn push(&mut self, operation: Operation) -> bool {
-        let room = self.waiting.len() < MAX_WAITING;
-        if room {
-            self.waiting.push_back(operation);
+        let Some(bytes) = operation.room_bytes() else {
+            let has_room = self.others < MAX_WAITING;
+            if has_room {
+                self.others += 1;
+                self.waiting.push_back(operation);
+            }
+            return has_room;
+        };
+        let has_room = self.room_bytes == 0 || self.room_bytes + bytes <= MAX_WAITING_ROOM_BYTES;
+        if has_room {
+            self.room_bytes += bytes;
+            let apart = match self.waiting.back_mut() {
+                Some(last) => last.merge(operation),
+                None => Some(operation),
+            };
+            self.waiting.extend(apart);
         }
-        room
+        has_room
     }
 
     /// Queues an operation of the gateway ahead of the others: one `Subscribe` and one `Recheck` at most.
@@ -129,10 +184,14 @@ impl Operations {
     /// Returns the next operation to start, if none is running.
     pub(super) fn next(&mut self) -> Option<Operation> {
         if self.running.is_some() {
-            None
-        } else {
-            self.waiting.pop_front()
+            return None;
         }
+        let next = self.waiting.pop_front()?;
+        match next.room_bytes() {
+            Some(bytes) => self.room_bytes -= bytes,
+            None => self.others -= usize::from(!next.is_own()),
+        }
+        Some(next)
     }
 
     pub(super) fn started(&mut self, running: Running) {
@@ -310,5 +369,67 @@ async fn mark_read(context: &Context, who: &Principal, selector: &NotificationSe
             tracing::warn!(%error, "marking as read failed");
             Outcome::Unavailable
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::principal::{USER, Via};
+
+    fn who() -> Arc<Principal> {
+        Arc::new(Principal {
+            subject: "17".into(),
+            kind: USER.into(),
+            roles: Vec::new(),
+            via: Via::Basic,
+        })
+    }
+
+    fn join(who: &Arc<Principal>, name: String) -> Operation {
+        let (who, rooms) = (Arc::clone(who), vec![name]);
+        Operation::Join { who, rooms }
+    }
+
+    /// protocol.md 2.9.
+    #[test]
+    fn joins_that_follow_each_other_become_one_however_many_they_are() {
+        let (mut operations, who) = (Operations::default(), who());
+        for n in 0..1024 {
+            assert!(operations.push(join(&who, format!("room-{n}"))), "{n}");
+        }
+        assert!(operations.push(Operation::Leave(vec!["room-1".into()])));
+        assert!(operations.push(join(&who, "room-1".into())));
+        let Some(Operation::Join { rooms, .. }) = operations.next() else {
+            panic!("a join comes first");
+        };
+        assert_eq!(rooms.len(), 1024);
+        assert!(matches!(operations.next(), Some(Operation::Leave(_))));
+        assert!(matches!(operations.next(), Some(Operation::Join { .. })));
+        assert!(operations.is_idle() && operations.room_bytes == 0);
+    }
+
+    /// protocol.md 2.9.
+    #[test]
+    fn rooms_and_other_operations_do_not_take_each_others_places() {
+        let (mut operations, who) = (Operations::default(), who());
+        let sync = || Operation::Sync {
+            who: who.clone(),
+            after: 0,
+            limit: 1,
+        };
+        let long = "x".repeat(1000);
+        let fitting = (0..1000)
+            .take_while(|n| operations.push(join(&who, format!("{long}{n:03}"))))
+            .count();
+        assert_eq!(fitting, MAX_WAITING_ROOM_BYTES / (1003 + ROOM_BYTES));
+        for _ in 0..MAX_WAITING {
+            assert!(operations.push(sync()));
+        }
+        assert!(!operations.push(sync()));
+        while operations.next().is_some() {}
+        assert!(operations.push(join(&who, "x".repeat(2 * MAX_WAITING_ROOM_BYTES))));
+        assert!(!operations.push(join(&who, "x".into())));
+        assert!(operations.push(sync()));
     }
 }

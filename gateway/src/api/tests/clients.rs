@@ -319,7 +319,7 @@ async fn rooms_are_joined_and_left_on_the_instance_that_holds_the_client() {
         json!([7]),
         json!("lobby"),
         json!(["r".repeat(257)]),
-        json!(vec!["r"; 129]),
+        json!(vec!["r"; 1025]),
     ] {
         gateway
             .send(

@@ -535,7 +535,7 @@ impl TestGateway {
             (
                 d.event.to_string(),
                 format!("{:?}", d.destination),
-                serde_json::from_str(d.data.get()).unwrap(),
+                serde_json::from_str(d.data_text().unwrap()).unwrap(),
             )
         };
         published.into_iter().map(describe).collect()

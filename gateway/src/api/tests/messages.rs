@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::fixture::TestGateway;
 use crate::bus::{Answers, Ask, Reply};
+use crate::id::{AnyId, Id};
 use crate::protocol::event::{RESERVED, name};
 
 fn nested(depth: usize) -> Value {
@@ -44,7 +45,37 @@ async fn a_message_is_sent_as_it_was_given() {
         .call(Method::POST, "/socket/websocket/users/17/messages")
         .json(&json!({"event": "ping me"}));
     gateway.send(call).await.ok(202);
-    assert_eq!(gateway.published()[0].2, Value::Null);
+    assert_eq!(gateway.others.published.lock()[0].data_text(), None);
+}
+
+/// protocol.md 11.6.
+#[tokio::test]
+async fn an_id_of_another_server_is_held_by_nobody_here() {
+    let gateway = TestGateway::new().await;
+    let uuid = "7f0e2a52-6c1b-4c0e-9c5e-0d1f2a3b4c5d";
+    let client = format!("/socket/websocket/clients/{uuid}");
+    for (method, path, body) in [
+        (Method::GET, client.clone(), None),
+        (Method::DELETE, client.clone(), None),
+        (
+            Method::POST,
+            format!("{client}/messages"),
+            Some(json!({"event": "e"})),
+        ),
+        (
+            Method::POST,
+            format!("{client}/rooms"),
+            Some(json!({"rooms": ["a"]})),
+        ),
+        (Method::GET, format!("/notifications/{uuid}"), None),
+        (Method::DELETE, format!("/notifications/{uuid}"), None),
+    ] {
+        let mut call = gateway.call(method, &path);
+        if let Some(body) = body {
+            call = call.json(&body);
+        }
+        gateway.send(call).await.problem(404, "not_found");
+    }
 }
 
 /// protocol.md 10.10.
@@ -56,19 +87,23 @@ async fn a_broadcast_leaves_out_the_excluded_clients() {
         .send(
             gateway
                 .call(Method::POST, path)
-                .json(&json!({"event": "e", "exclude": ["abc", "xyz"]})),
+                .json(&json!({"event": "e", "exclude": ["abc", "xyz", "a-uuid"]})),
         )
         .await
         .ok(202);
-    let excluded: Vec<String> = gateway.others.published.lock()[0]
-        .exclude
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let dispatch = gateway.others.published.lock().remove(0);
+    let excluded: Vec<&str> = dispatch.exclude.iter().map(Id::as_str).collect();
     assert_eq!(excluded, ["abc", "xyz"]);
+    let foreign = dispatch.exclude_foreign.iter().map(AnyId::as_str);
+    assert_eq!(foreign.collect::<Vec<_>>(), ["a-uuid"]);
+    let nobody = gateway
+        .call(Method::POST, path)
+        .json(&json!({"event": "e", "exclude": null}));
+    gateway.send(nobody).await.ok(202);
     for exclude in [
         json!("abc"),
-        json!(["a-b"]),
+        json!(["a b"]),
+        json!(["x".repeat(65)]),
         json!([1]),
         json!(vec!["a"; 1001]),
     ] {

@@ -166,7 +166,7 @@ mod tests {
             merging.take(server, &mut batch, now, |_| ServerState::Up, &mut out);
         }
         let read = |event| match event {
-            BusEvent::Dispatch(dispatch) => dispatch.data.get().parse().unwrap(),
+            BusEvent::Dispatch(dispatch) => dispatch.data_text().unwrap().parse().unwrap(),
             other => panic!("{other:?}"),
         };
         (out.into_iter().map(read).collect(), merging.settle(now))

@@ -140,7 +140,7 @@ impl Instance {
 
     async fn number(&mut self) -> usize {
         match self.event().await {
-            BusEvent::Dispatch(dispatch) => dispatch.data.get().parse().unwrap(),
+            BusEvent::Dispatch(dispatch) => dispatch.data_text().unwrap().parse().unwrap(),
             other => panic!("not a dispatch: {other:?}"),
         }
     }
@@ -176,7 +176,7 @@ fn emit(server: &Server, n: usize) {
     server.cli(&[
         "PUBLISH",
         "ws:room:r",
-        &format!("{{\"serverId\":\"emitter\",\"event\":\"e\",\"data\":{n}}}"),
+        &format!("{{\"serverId\":\"emitter\",\"type\":\"room\",\"target\":\"r\",\"event\":\"e\",\"data\":{n}}}"),
     ]);
 }
 

@@ -222,10 +222,10 @@ impl Intake {
         let Ok(channel) = std::str::from_utf8(channel) else {
             return self.count("malformed");
         };
-        if let Some(destination) = self.names.destination(channel) {
-            match wire::decode(&self.instance, destination, payload) {
+        if self.names.is_of_messages(channel) {
+            match wire::decode(&self.instance, payload) {
                 Ok(Some((dispatch, from, bridged))) => {
-                    let bytes = dispatch.data.get().len() + EVENT_BYTES;
+                    let bytes = dispatch.data_text().map_or(0, str::len) + EVENT_BYTES;
                     let origin = is_instance(&from).then(|| Origin {
                         instance: from.into(),
                         bridged,

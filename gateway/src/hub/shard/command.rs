@@ -182,7 +182,8 @@ impl Shard {
             }
             Control::Join(id, rooms, reply) => answer(
                 reply,
-                self.member(id).map(|link| self.join(&link, &rooms, true)),
+                self.member(id)
+                    .map(|link| self.join(&link, &rooms, true).rooms),
             ),
             Control::Leave(id, rooms, reply) => {
                 answer(reply, self.member(id).map(|link| self.leave(&link, &rooms)))

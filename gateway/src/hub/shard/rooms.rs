@@ -16,6 +16,15 @@ pub(super) struct Room {
     pub(super) members: Vec<u32>,
 }
 
+/// What became of a join.
+#[derive(Debug, Default)]
+pub struct Joined {
+    /// The rooms that the connection was not in before.
+    pub rooms: Vec<String>,
+    /// Whether the limit per connection left rooms out.
+    pub limited: bool,
+}
+
 impl Shard {
     /// Returns the names of the rooms a connection is in.
     pub fn rooms_of(&self, link: &Link) -> Vec<String> {
@@ -41,8 +50,8 @@ impl Shard {
             .collect()
     }
 
-    /// Joins rooms, up to the limit per connection, and returns the new ones. Rooms `granted` by an administrator are kept whatever the rules say.
-    pub fn join(&self, link: &Rc<Link>, names: &[String], granted: bool) -> Vec<String> {
+    /// Joins rooms, up to the limit per connection. Rooms `granted` by an administrator are kept whatever the rules say.
+    pub fn join(&self, link: &Rc<Link>, names: &[String], granted: bool) -> Joined {
         let limit = self.limits().rooms;
         let may = |name: &str| match name.parse::<Id>() {
             // A client id is the room of that client alone, from the start (protocol.md 5.7).
@@ -56,19 +65,24 @@ impl Shard {
             }
             Err(_) => true,
         };
-        let enter = |name: &&String| {
-            may(name) && link.seats.borrow().len() < limit && self.enter(link, name, granted)
-        };
-        let joined: Vec<String> = names.iter().filter(enter).cloned().collect();
-        if !joined.is_empty() {
-            self.core.subscribe(
-                joined
-                    .iter()
-                    .map(|name| Destination::Room(name.as_str().into()))
-                    .collect(),
-            );
+        let mut joined = Joined::default();
+        for name in names.iter().filter(|name| may(name)) {
+            if link.seats.borrow().len() >= limit && !self.is_in(link, name) {
+                joined.limited = true;
+            } else if self.enter(link, name, granted) {
+                joined.rooms.push(name.clone());
+            }
+        }
+        if !joined.rooms.is_empty() {
+            let rooms = joined.rooms.iter().map(|name| name.as_str().into());
+            self.core.subscribe(rooms.map(Destination::Room).collect());
         }
         joined
+    }
+
+    fn is_in(&self, link: &Link, name: &str) -> bool {
+        let room = self.by_room.borrow().get(name).copied();
+        room.is_some_and(|room| link.seats.borrow().iter().any(|seat| seat.room == room))
     }
 
     /// Leaves rooms, and returns those it was in.

@@ -8,7 +8,7 @@ enum Seen {
     Ping(Vec<u8>),
     Pong,
     Empty,
-    Close(Option<u16>),
+    Close(Option<(u16, String)>),
 }
 
 fn client(first: u8, payload: &[u8]) -> Vec<u8> {
@@ -39,7 +39,7 @@ fn read(decoder: &mut Decoder, bytes: &[u8], limit: usize) -> Result<Vec<Seen>, 
             Received::Ping(p) => Seen::Ping(p.into()),
             Received::Pong => Seen::Pong,
             Received::Empty => Seen::Empty,
-            Received::Close(c) => Seen::Close(c),
+            Received::Close(c) => Seen::Close(c.map(|(code, reason)| (code, reason.into()))),
         });
         true
     })?;
@@ -207,7 +207,7 @@ fn valid_close_frames_are_read() {
         let payload = [&code.to_be_bytes()[..], "tạm biệt".as_bytes()].concat();
         assert_eq!(
             all(&client(0x88, &payload)),
-            Ok(vec![Seen::Close(Some(code))])
+            Ok(vec![Seen::Close(Some((code, "tạm biệt".into())))])
         );
     }
 }

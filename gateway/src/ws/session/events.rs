@@ -11,10 +11,7 @@ use crate::protocol::bounds::{MAX_READ_IDS, MAX_SYNC};
 use crate::protocol::close::Close;
 use crate::protocol::envelope::NotAnEnvelope;
 use crate::protocol::event::{self, message, name};
-use crate::protocol::room::Rooms;
-
-/// The only type of token (protocol.md 4.2).
-const BEARER: &str = "Bearer";
+use crate::protocol::room::{Asked, Rooms};
 
 impl Session {
     pub(super) fn text(&mut self, now: Instant, rules: &Rules, text: &str, actions: &mut Actions) {
@@ -83,11 +80,8 @@ impl Session {
         actions: &mut Actions,
     ) {
         let given = envelope.read::<event::Authenticate<'_>>().ok();
-        let token = given.as_ref().and_then(|a| {
-            (a.kind.as_deref() == Some(BEARER)).then(|| a.token.as_deref().unwrap_or_default())
-        });
-        match (given.as_ref(), token) {
-            (Some(given), Some(token)) if !token.is_empty() => {
+        match given.as_ref().and_then(|a| Some((a, a.bearer()?))) {
+            Some((given, token)) => {
                 self.state = State::Verifying {
                     until: now + rules.finish_timeout,
                 };
@@ -96,7 +90,7 @@ impl Session {
                     key: given.key(),
                 });
             }
-            _ => self.refuse(
+            None => self.refuse(
                 message::AUTHENTICATION_FAILED,
                 Close::AuthenticationFailed,
                 actions,
@@ -112,10 +106,12 @@ impl Session {
                 actions.push(Action::Send(event::error(message::ALREADY_AUTHENTICATED)))
             }
             name::JOIN | name::LEAVE => {
-                let Ok(rooms) = envelope.read::<Rooms>() else {
-                    return actions.push(invalid());
+                let Some(Asked { names, more }) = Rooms::read(envelope) else {
+                    return tracing::debug!(client.id = %self.id, "join or leave without a list of rooms dropped");
                 };
-                let names = rooms.names();
+                if more {
+                    actions.push(Action::Send(event::error(message::TOO_MANY_ROOMS)));
+                }
                 if !names.is_empty() {
                     actions.push(if envelope.event == name::JOIN {
                         Action::Join(names)
@@ -126,17 +122,9 @@ impl Session {
             }
             name::REFRESH => {
                 let given = envelope.read::<event::Authenticate<'_>>().ok();
-                match given.and_then(|g| {
-                    if g.kind.as_deref() == Some(BEARER) {
-                        g.token
-                    } else {
-                        None
-                    }
-                }) {
-                    Some(token) if !token.is_empty() => {
-                        actions.push(Action::Refresh(token.into_owned()))
-                    }
-                    _ => actions.push(invalid()),
+                match given.as_ref().and_then(event::Authenticate::bearer) {
+                    Some(token) => actions.push(Action::Refresh(token.to_owned())),
+                    None => actions.push(invalid()),
                 }
             }
             name::NOTIFICATION_READ => match envelope.read::<event::MarkRead>() {

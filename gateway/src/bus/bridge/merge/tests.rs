@@ -102,7 +102,7 @@ impl Lab {
     /// What came out since the last look; `None` for a resync.
     fn out(&mut self) -> Vec<Option<u64>> {
         let read = |event| match event {
-            BusEvent::Dispatch(dispatch) => Some(dispatch.data.get().parse().unwrap()),
+            BusEvent::Dispatch(dispatch) => Some(dispatch.data_text().unwrap().parse().unwrap()),
             BusEvent::Resync(_) => None,
             other => panic!("{other:?}"),
         };

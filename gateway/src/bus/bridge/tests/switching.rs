@@ -29,7 +29,7 @@ fn take_numbers_and(
             match event {
                 BusEvent::Dispatch(dispatch) if &*dispatch.event == "end" => break,
                 BusEvent::Dispatch(dispatch) => {
-                    taken.push(dispatch.data.get().parse::<usize>().unwrap());
+                    taken.push(dispatch.data_text().unwrap().parse::<usize>().unwrap());
                 }
                 other => assert!(is_expected(&other), "not a dispatch: {other:?}"),
             }
@@ -244,7 +244,7 @@ async fn another_login_or_another_name_of_the_same_server_is_used_without_a_gap(
     let mut numbers = Vec::new();
     while numbers.last() != Some(&2) {
         if let BusEvent::Dispatch(dispatch) = a.event().await {
-            numbers.push(dispatch.data.get().parse::<usize>().unwrap());
+            numbers.push(dispatch.data_text().unwrap().parse::<usize>().unwrap());
         }
     }
     assert_eq!(numbers, [1, 2]);

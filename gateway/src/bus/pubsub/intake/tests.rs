@@ -21,7 +21,9 @@ fn message(channel: &str, payload: &str) -> PushInfo {
 fn published(n: usize) -> PushInfo {
     message(
         "ws:room:r",
-        &format!("{{\"serverId\":\"emitter\",\"event\":\"e\",\"data\":{n}}}"),
+        &format!(
+            "{{\"serverId\":\"emitter\",\"type\":\"room\",\"target\":\"r\",\"event\":\"e\",\"data\":{n}}}"
+        ),
     )
 }
 
@@ -30,7 +32,7 @@ fn drain(events: &mut Events) -> Vec<String> {
         .map(|received| match received.event {
             BusEvent::Dispatch(dispatch) => {
                 assert_eq!(dispatch.destination, Destination::Room("r".into()));
-                dispatch.data.get().to_owned()
+                dispatch.data_text().unwrap().to_owned()
             }
             other => format!("{other:?}"),
         })
@@ -97,7 +99,7 @@ async fn a_full_queue_drops_and_a_resync_follows_once_it_is_half_empty() {
         else {
             panic!("{n} is missing")
         };
-        assert_eq!(dispatch.data.get(), n.to_string());
+        assert_eq!(dispatch.data_text().unwrap(), n.to_string());
     }
     assert!(matches!(
         events.recv().await,

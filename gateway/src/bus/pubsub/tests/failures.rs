@@ -57,7 +57,7 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_one_resy
     let mut numbers = Vec::new();
     while numbers.len() < 2 {
         match a.event().await {
-            BusEvent::Dispatch(dispatch) => numbers.push(dispatch.data.get().to_owned()),
+            BusEvent::Dispatch(dispatch) => numbers.push(dispatch.data_text().unwrap().to_owned()),
             // What b lost is reported as well, if it could publish again later than this one could receive.
             BusEvent::Resync(ResyncReason::BusPeerLost) => {}
             other => panic!("{other:?}"),
@@ -178,7 +178,7 @@ async fn a_server_that_stands_still_stalls_the_subscriber_which_repairs_itself()
     })
     .await;
     b.publish_when_possible(room("r"), 2).await;
-    while !matches!(a.event().await, BusEvent::Dispatch(d) if d.data.get() == "2") {}
+    while !matches!(a.event().await, BusEvent::Dispatch(d) if d.data_text() == Some("2")) {}
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -205,7 +205,7 @@ async fn a_server_that_holds_publishing_back_stalls_the_subscriber_which_repairs
     })
     .await;
     b.publish_when_possible(room("r"), 1).await;
-    while !matches!(a.event().await, BusEvent::Dispatch(d) if d.data.get() == "1") {}
+    while !matches!(a.event().await, BusEvent::Dispatch(d) if d.data_text() == Some("1")) {}
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -268,7 +268,7 @@ async fn a_failover_by_sentinels_is_followed() {
         "on the new master"
     );
     b.publish_when_possible(room("r"), 2).await;
-    while !matches!(a.event().await, BusEvent::Dispatch(d) if d.data.get() == "2") {}
+    while !matches!(a.event().await, BusEvent::Dispatch(d) if d.data_text() == Some("2")) {}
     eventually("the lease is there", async || {
         !replica
             .cli(&["GET", &format!("signal:worker:{}", a.worker)])
@@ -346,7 +346,7 @@ async fn a_cluster_hands_messages_from_any_node_to_any_and_survives_a_node() {
     servers[holder].run();
     a.resync().await;
     b.publish_when_possible(room("r"), 7).await;
-    while !matches!(a.event().await, BusEvent::Dispatch(d) if d.data.get() == "7") {}
+    while !matches!(a.event().await, BusEvent::Dispatch(d) if d.data_text() == Some("7")) {}
 }
 
 /// Moves the slot of a key from the node that has it to another, as a resharding does.
