@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use signal_tests::client::Incoming;
 use signal_tests::raw::{Frame, opcode};
 use signal_tests::wait::{LIMIT, until};
 use signal_tests::{Client, KeyMember, Raw};
@@ -93,6 +94,7 @@ async fn a_flood_of_frames_is_closed_with_4010() {
         flooding.send("heartbeat", json!(null)).await;
     }
     calm.send("heartbeat", json!(null)).await;
+    assert_eq!(flooding.expect_error().await, "Too many requests");
     assert_eq!(
         flooding.expect_closed().await,
         (4010, "Limit exceeded".into())
@@ -207,9 +209,7 @@ async fn rooms_beyond_the_limit_of_a_connection_are_not_joined() {
     let mut client = stage.client("17").await;
     let rooms: Vec<String> = (0..50).map(|n| format!("room-{n}")).collect();
     client.send("join", json!({"rooms": rooms})).await;
-    // What is sent to the client after the join was read shows that the join is over.
-    client.send_text("not json").await;
-    client.expect("error").await;
+    assert_eq!(client.expect_error().await, "Too many rooms");
     let path = format!("/socket/websocket/clients/{}", client.id());
     let listed = stage
         .gateway
@@ -220,7 +220,75 @@ async fn rooms_beyond_the_limit_of_a_connection_are_not_joined() {
         .as_array()
         .unwrap()
         .len();
-    assert!((3..=12).contains(&listed), "{listed} rooms");
+    assert_eq!(listed, 10);
+}
+
+/// protocol.md 2.9, 5.1 and 5.3.
+#[tokio::test]
+async fn a_page_joins_its_rooms_one_by_one_or_all_at_once() {
+    let stage = Stage::with(|settings| settings.set("rooms.unmatched", "allow")).await;
+    let mut client = stage.client("17").await;
+    for n in 0..30 {
+        client.send("join", json!({"rooms": [format!("single-{n}")]})).await;
+    }
+    let many: Vec<String> = (0..300).map(|n| format!("many-{n}")).collect();
+    client.send("join", json!({"rooms": many})).await;
+    let path = format!("/socket/websocket/clients/{}", client.id());
+    until("332 rooms", || async {
+        let admin = admin(&stage.issuer);
+        let described = stage.gateway.rest("GET", &path, &admin, None).await;
+        let rooms = described.expect(200).json()["rooms"].clone();
+        (rooms.as_array()?.len() == 332).then_some(())
+    })
+    .await;
+    client.send_text("not json").await;
+    assert_eq!(client.expect_error().await, "Invalid message format");
+}
+
+/// protocol.md 4.8 and 7.8.
+#[tokio::test]
+async fn a_silent_connection_makes_room_for_one_more_of_its_user() {
+    let stage = Stage::with(|settings| {
+        settings
+            .live("limits.connections_per_user", 2)
+            .set("heartbeat.timeout_ms", 3000)
+            .set("heartbeat.ping_interval_ms", 300)
+    })
+    .await;
+    // A client that is not read answers no ping.
+    let mut dead = stage.client("17").await;
+    let mut alive = stage.client("17").await;
+    let alive = tokio::spawn(async move { alive.expect("hi").await });
+    let mut third = until("the place of the silent connection", || async {
+        let mut next = stage.connect().await;
+        next.send_authenticate(&stage.issuer.token("17"), KeyMember::None)
+            .await;
+        match next.next().await {
+            Incoming::Envelope(envelope) if envelope.event == "connected" => Some(next),
+            closed => {
+                assert_eq!(closed, Incoming::Closed(4010, "Limit exceeded".into()));
+                None
+            }
+        }
+    })
+    .await;
+    assert_eq!(dead.expect_closed().await, (4002, "Heartbeat timeout".into()));
+    stage.send("/socket/websocket/users/17/messages", "hi").await;
+    third.expect("hi").await;
+    alive.await.unwrap();
+}
+
+/// protocol.md 7.17.
+#[tokio::test]
+async fn a_stranger_has_one_second_to_answer_a_close() {
+    let stage = Stage::with(|settings| settings.set("auth.connect_timeout_ms", 200)).await;
+    let mut stranger = Raw::upgrade(stage.gateway.address()).await;
+    let close = stranger.read_close().await;
+    assert_eq!(close, Some((4001, "Authentication timeout".into())));
+    let begun = Instant::now();
+    stranger.expect_end(LIMIT).await;
+    let waited = begun.elapsed();
+    assert!(waited < Duration::from_secs(4), "{waited:?}");
 }
 
 #[tokio::test]

@@ -578,11 +578,11 @@ async fn the_heartbeat_event_keeps_a_connection_alive_and_has_no_answer() {
 
 /// protocol.md 7.1 and 7.17.
 #[tokio::test]
-async fn a_close_of_the_client_is_answered_with_its_code() {
+async fn a_close_of_the_client_is_answered_with_its_code_and_reason() {
     let stage = Stage::new().await;
     let mut raw = Raw::upgrade(stage.gateway.address()).await;
     raw.send_frame(&Frame::close(4321, "bye")).await;
-    assert_eq!(raw.read_close().await.map(|(code, _)| code), Some(4321));
+    assert_eq!(raw.read_close().await, Some((4321, "bye".into())));
     raw.expect_end(Duration::from_secs(5)).await;
 }
 

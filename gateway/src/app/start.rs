@@ -21,7 +21,7 @@ use crate::api;
 use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
 use crate::bus::{self, Announcer, Bus};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, Invalid};
+use crate::config::{self, Config, Invalid};
 use crate::delivery::Delivery;
 use crate::files;
 use crate::hub::{self, Hub};
@@ -288,10 +288,12 @@ impl Start<'_> {
             echo: session.conformance_echo,
             close_timeout: Duration::from_millis(session.close_timeout_ms),
             subscribe_timeout: Duration::from_millis(session.subscribe_timeout_ms),
+            silent_after: silent_after(&self.config.heartbeat),
             recheck_interval: running.access.recheck_interval(),
             authenticator: running.identity.authenticator.clone(),
             access: running.access.clone(),
             inbox: running.inbox.clone(),
+            hub: running.hub.clone(),
             bus: Arc::clone(&running.bus),
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(self.metrics),
@@ -404,6 +406,16 @@ fn rules(config: &Config) -> ws::Rules {
         ping_interval: (heartbeat.ping_interval_ms > 0).then(|| ms(heartbeat.ping_interval_ms)),
         expiring_lead: Duration::from_secs(auth.expiring_lead_secs),
         encryption: config.encryption,
+    }
+}
+
+/// Returns how long nothing may come from a connection before another one of its user may take its place (protocol.md 4.8): a third of the heartbeat's time,
+/// but long enough for the pong of a live one.
+fn silent_after(heartbeat: &config::Heartbeat) -> Duration {
+    let ms = Duration::from_millis;
+    match heartbeat.ping_interval_ms {
+        0 => ms(heartbeat.timeout_ms),
+        interval => ms(heartbeat.timeout_ms / 3).max(ms(interval) * 6 / 5),
     }
 }
 

@@ -18,6 +18,7 @@ mod wheel;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
@@ -46,6 +47,9 @@ pub use link::{Link, Stage, read_now};
 pub use outbox::{Bounds, Flushed};
 pub use shard::{Joined, Shard, TooManyConnections};
 pub use threads::Threads;
+
+/// How often a silent connection is looked for when the one that was found is silent no more.
+const SILENT_TRIES: usize = 3;
 
 /// The state that all shards and handles share.
 pub(crate) struct HubCore {
@@ -319,6 +323,30 @@ impl Hub {
                 .into_iter()
                 .sum(),
         }
+    }
+
+    /// Closes (4002) the oldest of a user's local connections from which nothing came for `silence`. Its place is free at once. Returns false if there is
+    /// none.
+    pub async fn replace_silent(&self, user: &Arc<str>, silence: Duration) -> bool {
+        for _ in 0..SILENT_TRIES {
+            let oldest = self
+                .ask_all(|reply| Control::FindSilent(Arc::clone(user), silence, reply))
+                .await
+                .into_iter()
+                .flatten()
+                .min();
+            let Some((_, shard, client)) = oldest else {
+                return false;
+            };
+            // It may have ended or sent something since it was found.
+            let closed = self.ask(shard, |reply| {
+                Control::CloseSilent(client, silence, reply)
+            });
+            if closed.await == Some(true) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Closes every local connection whose principal matches, and returns how many.

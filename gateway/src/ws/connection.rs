@@ -35,6 +35,9 @@ thread_local! {
     pub(super) static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
 }
 
+/// How long a close waits for a peer that was never authenticated: strangers do not keep their places for longer (protocol.md 7.17).
+const STRANGER_CLOSE: Duration = Duration::from_secs(1);
+
 /// How far a connection is from its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -60,6 +63,8 @@ pub struct Connection {
     phase: Phase,
     /// Whether what came behind the request has yet to be looked at.
     fresh: bool,
+    /// Whether it was ever admitted.
+    known: bool,
     admitted: bool,
     encrypted: bool,
     closed_by: Option<&'static str>,
@@ -84,6 +89,7 @@ impl Connection {
             operations: None,
             phase: Phase::Open,
             fresh: true,
+            known: false,
             admitted: false,
             encrypted: false,
             closed_by: None,
@@ -185,6 +191,8 @@ impl Connection {
                 }
             }
             Outcome::Subscribed => self.step(now, Input::Subscribed),
+            Outcome::Replaced(true) => self.admit(now),
+            Outcome::Replaced(false) => self.close(Close::LimitExceeded, now),
             Outcome::Allowed(rooms) => {
                 let joined = self.shard.join(&self.link, &rooms, false);
                 if joined.limited {
@@ -418,9 +426,13 @@ impl Connection {
             .admit(&self.link, Arc::clone(&principal), encrypted)
             .is_err()
         {
-            return self.close(Close::LimitExceeded, now);
+            let user = Arc::clone(&principal.subject);
+            return self
+                .operations
+                .get_or_insert_default()
+                .push_own(Operation::Replace { user });
         }
-        (self.admitted, self.encrypted) = (true, encrypted);
+        (self.known, self.admitted, self.encrypted) = (true, true, encrypted);
         // Counted here and now, so that whatever way the connection ends, the interests are taken back after they were given.
         let confirmed = self.context.bus.subscribe(self.shard.interests(&self.link));
         // A revocation, or a source's removal, that came between the outcome and the entry in the hub found nobody to close: it is refused as whoever
@@ -517,7 +529,7 @@ impl Connection {
         {
             self.link.shutdown_write();
             self.phase = Phase::Lingering {
-                until: now + LINGER.min(self.context.close_timeout),
+                until: now + LINGER.min(self.close_timeout()),
             };
         }
         Ok(())
@@ -566,9 +578,18 @@ impl Connection {
         self.link.finish(frame, drop_queue);
         self.link.note(Stage::Closed, now);
         self.phase = Phase::Closing {
-            until: now + self.context.close_timeout,
+            until: now + self.close_timeout(),
             close_received: false,
         };
+    }
+
+    fn close_timeout(&self) -> Duration {
+        let most = self.context.close_timeout;
+        if self.known {
+            most
+        } else {
+            most.min(STRANGER_CLOSE)
+        }
     }
 
     fn close_received(&mut self) {

@@ -25,6 +25,7 @@ use crate::auth::{Access, Authenticator};
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::Live;
+use crate::hub::Hub;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 
@@ -41,6 +42,8 @@ pub struct Context {
     pub close_timeout: Duration,
     /// How long `connected` waits for the bus to subscribe.
     pub subscribe_timeout: Duration,
+    /// How long nothing may come from a connection before another one of its user may take its place (protocol.md 4.8).
+    pub silent_after: Duration,
     /// How often the right to rooms is checked again.
     pub recheck_interval: Duration,
     /// Verifies tokens.
@@ -49,6 +52,8 @@ pub struct Context {
     pub access: Access,
     /// The inboxes of all users.
     pub inbox: Inbox,
+    /// The connections of all shards.
+    pub hub: Hub,
     /// Subscribes to what connections need.
     pub bus: Arc<dyn Bus>,
     /// Wall time.

@@ -41,6 +41,10 @@ pub(super) enum Operation {
     },
     /// Waits for Redis to confirm the subscriptions, which the bus has already counted.
     Subscribe(BoxFuture<'static, Result<(), BusError>>),
+    /// Makes room for one more connection of a user who has as many as the limits allow.
+    Replace {
+        user: Arc<str>,
+    },
     Join {
         who: Arc<Principal>,
         rooms: Vec<String>,
@@ -75,7 +79,10 @@ impl Operation {
 
     /// Returns whether the gateway asked for it, and not the client.
     fn is_own(&self) -> bool {
-        matches!(self, Self::Subscribe(_) | Self::Recheck { .. })
+        matches!(
+            self,
+            Self::Subscribe(_) | Self::Replace { .. } | Self::Recheck { .. }
+        )
     }
 
     /// Takes in an operation that comes directly behind this one, or gives it back: rooms that are joined one by one are decided together.
@@ -102,6 +109,8 @@ pub(super) enum Outcome {
     Authentication(Authentication),
     Refreshed(Authentication),
     Subscribed,
+    /// Whether a silent connection of the user made room.
+    Replaced(bool),
     /// Rooms that may be joined.
     Allowed(Vec<String>),
     /// Rooms to leave.
@@ -176,7 +185,7 @@ impl Operations {
         has_room
     }
 
-    /// Queues an operation of the gateway ahead of the others: one `Subscribe` and one `Recheck` at most.
+    /// Queues an operation of the gateway ahead of the others: one `Subscribe` or `Replace`, and one `Recheck`, at most.
     pub(super) fn push_own(&mut self, operation: Operation) {
         self.waiting.push_front(operation);
     }
@@ -235,6 +244,9 @@ pub(super) fn begin(context: &Arc<Context>, id: Id, operation: Operation) -> Beg
         Operation::Refresh { token } => {
             on_shard(async move { Outcome::Refreshed(verify(&with, &token, None).await) })
         }
+        Operation::Replace { user } => on_shard(async move {
+            Outcome::Replaced(with.hub.replace_silent(&user, with.silent_after).await)
+        }),
         Operation::Leave(rooms) => Begun::Done(Outcome::Leave(rooms)),
         Operation::Subscribe(confirmed) => subscribe(context, id, confirmed),
         Operation::Join { who, rooms } => on_control(context, async move {

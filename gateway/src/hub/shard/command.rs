@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 use tokio::sync::oneshot;
@@ -13,7 +13,7 @@ use crate::client::{ClientInfo, ClientQuery};
 use crate::dispatch::Destination;
 use crate::hub::batch::BatchBuilder;
 use crate::hub::counts::Claim;
-use crate::hub::link::Link;
+use crate::hub::link::{Link, Stage};
 use crate::id::Id;
 use crate::principal::Principal;
 use crate::protocol::Message;
@@ -28,6 +28,9 @@ const BEGUN_PER_TURN: usize = 64;
 
 /// Begins with a new socket, on the shard that it was placed on.
 pub(in crate::hub) type Begin = Box<dyn FnOnce(&Rc<Shard>, Claim) + Send>;
+
+/// A silent connection: when it connected, in milliseconds since the Unix epoch, its shard and its id.
+pub(in crate::hub) type Silent = (i64, u16, Id);
 
 /// Selects connections by their principal.
 pub(in crate::hub) type Predicate = Box<dyn Fn(&Principal) -> bool + Send>;
@@ -58,6 +61,10 @@ pub(in crate::hub) enum Control {
         close: Close,
         reply: oneshot::Sender<usize>,
     },
+    /// The oldest connection of a user from which nothing came for so long: when it connected, its shard and its id.
+    FindSilent(Arc<str>, Duration, oneshot::Sender<Option<Silent>>),
+    /// Closes it and frees its place, if that still holds.
+    CloseSilent(Id, Duration, oneshot::Sender<bool>),
     List(ClientQuery, oneshot::Sender<Vec<ClientInfo>>),
     Describe(Id, oneshot::Sender<Option<ClientInfo>>),
     Join(Id, Vec<String>, oneshot::Sender<Option<Vec<String>>>),
@@ -176,6 +183,12 @@ impl Shard {
             } => {
                 answer(reply, self.close_some(count, authenticated_only, close));
             }
+            Control::FindSilent(user, silence, reply) => {
+                answer(reply, self.oldest_silent(&user, silence))
+            }
+            Control::CloseSilent(id, silence, reply) => {
+                answer(reply, self.close_silent(id, silence))
+            }
             Control::List(query, reply) => answer(reply, self.list(&query)),
             Control::Describe(id, reply) => {
                 answer(reply, self.find(id).map(|link| self.info(&link)))
@@ -189,6 +202,26 @@ impl Shard {
                 answer(reply, self.member(id).map(|link| self.leave(&link, &rooms)))
             }
         }
+    }
+
+    fn oldest_silent(&self, user: &str, silence: Duration) -> Option<Silent> {
+        let (links, users) = (self.links.borrow(), self.by_user.borrow());
+        let slots = users.get(user)?.iter();
+        slots
+            .map(|slot| &links[*slot as usize])
+            .filter(|link| is_silent(link, silence))
+            .map(|link| (link.connected_at_ms, self.index, link.id))
+            .min()
+    }
+
+    fn close_silent(&self, id: Id, silence: Duration) -> bool {
+        let Some(link) = self.member(id).filter(|link| is_silent(link, silence)) else {
+            return false;
+        };
+        // Here and not when its task gets its turn: whoever waits for the place finds it free.
+        self.withdraw(&link, link.stage.get() == Stage::Encrypted);
+        link.request_close(Close::HeartbeatTimeout);
+        true
     }
 
     fn close_some(&self, count: usize, authenticated_only: bool, close: Close) -> usize {
@@ -212,6 +245,11 @@ impl Shard {
             .map(|link| request_close(link, close))
             .sum()
     }
+}
+
+fn is_silent(link: &Link, silence: Duration) -> bool {
+    let is_admitted = matches!(link.stage.get(), Stage::Authenticated | Stage::Encrypted);
+    is_admitted && link.requested_close().is_none() && link.last_seen.get().elapsed() > silence
 }
 
 /// Answers, unless the asker has stopped waiting.
