@@ -58,14 +58,6 @@ impl From<FrameError> for Close {
     }
 }
 
-/// One frame, its payload unmasked in place.
-#[derive(Debug)]
-struct Frame<'b> {
-    fin: bool,
-    opcode: Opcode,
-    payload: &'b mut [u8],
-}
-
 /// What the peer sent.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received<'b> {
@@ -88,6 +80,10 @@ pub enum Received<'b> {
 pub struct Decoder {
     /// Bytes of an unfinished frame.
     pending: Vec<u8>,
+    /// How much of its payload is unmasked and, being text, found to be UTF-8.
+    checked: usize,
+    /// The end of the text that was checked so far, in frames and parts of a frame.
+    text: Utf8Check,
     /// The fragments of an unfinished message.
     fragments: Option<Box<Fragments>>,
 }
@@ -103,7 +99,7 @@ impl Decoder {
     pub fn with_pending(pending: Vec<u8>) -> Self {
         Self {
             pending,
-            fragments: None,
+            ..Self::default()
         }
     }
 
@@ -126,7 +122,7 @@ impl Decoder {
     /// `input` is scratch: frames are unmasked in it. `limit` bounds a whole message in bytes.
     ///
     /// # Errors
-    /// The first violation; nothing more may be read from this peer.
+    /// The first violation, as soon as its bytes are there; nothing more may be read from this peer.
     pub fn read(
         &mut self,
         input: &mut [u8],
@@ -164,50 +160,100 @@ impl Decoder {
     ) -> Result<usize, FrameError> {
         let mut at = 0;
         while at < buffer.len() {
-            let Some((frame, length)) = decode(&mut buffer[at..], limit)? else {
+            let Some(head) = head(&buffer[at..], limit)? else {
                 break;
             };
-            at += length;
-            if !self.frame(frame, limit, on)? {
+            if self.bytes_before(head.opcode)? + head.length > limit {
+                return Err(FrameError::TooBig);
+            }
+            let start = at + head.start;
+            let there = buffer.len().min(start + head.length);
+            let payload = &mut buffer[start..there];
+            if payload.len() < head.length {
+                self.begun(&head, payload)?;
+                break;
+            }
+            let checked = std::mem::take(&mut self.checked);
+            unmask(&mut payload[checked..], head.mask, checked);
+            at = there;
+            if !self.frame(&head, payload, checked, on)? {
                 return Ok(buffer.len());
             }
         }
         Ok(at)
     }
 
-    fn frame(
-        &mut self,
-        frame: Frame<'_>,
-        limit: usize,
-        on: &mut impl FnMut(Received<'_>) -> bool,
-    ) -> Result<bool, FrameError> {
-        match frame.opcode {
-            Opcode::Ping => Ok(on(Received::Ping(frame.payload))),
-            Opcode::Pong => Ok(on(Received::Pong)),
-            Opcode::Close => Ok(on(Received::Close(close_reason(frame.payload)?))),
-            Opcode::Continuation => {
-                let fragments = self
-                    .fragments
-                    .as_mut()
-                    .ok_or(FrameError::Protocol("continuation without a message"))?;
-                if fragments.data.len() + frame.payload.len() > limit {
-                    return Err(FrameError::TooBig);
-                }
-                fragments.data.extend_from_slice(frame.payload);
-                if !frame.fin {
-                    return Ok(!frame.payload.is_empty() || on(Received::Empty));
-                }
-                let whole = self.fragments.take().expect("taken from above");
-                message(whole.opcode, &whole.data, on)
+    /// Returns how much of its message has come before a frame, which must be in its place.
+    fn bytes_before(&self, opcode: Opcode) -> Result<usize, FrameError> {
+        match (opcode, &self.fragments) {
+            (Opcode::Continuation, None) => {
+                Err(FrameError::Protocol("continuation without a message"))
             }
-            Opcode::Text | Opcode::Binary if self.fragments.is_some() => Err(FrameError::Protocol(
+            (Opcode::Continuation, Some(fragments)) => Ok(fragments.data.len()),
+            (Opcode::Text | Opcode::Binary, Some(_)) => Err(FrameError::Protocol(
                 "a new message inside an unfinished one",
             )),
-            opcode if frame.fin => message(opcode, frame.payload, on),
+            _ => Ok(0),
+        }
+    }
+
+    /// Looks at the part of a frame that is there: text that cannot become UTF-8 ends the connection before the rest comes (RFC 6455 section 8.1).
+    fn begun(&mut self, head: &Head, part: &mut [u8]) -> Result<(), FrameError> {
+        let is_text = match head.opcode {
+            Opcode::Text => true,
+            Opcode::Continuation => self.continues_text(),
+            _ => false,
+        };
+        if is_text {
+            let fresh = &mut part[self.checked..];
+            unmask(fresh, head.mask, self.checked);
+            self.text.push(fresh)?;
+            self.checked = part.len();
+        }
+        Ok(())
+    }
+
+    fn continues_text(&self) -> bool {
+        let fragments = self.fragments.as_ref();
+        fragments.is_some_and(|fragments| fragments.opcode == Opcode::Text)
+    }
+
+    /// Takes a whole frame, of which `checked` bytes of text were checked before.
+    fn frame(
+        &mut self,
+        head: &Head,
+        payload: &[u8],
+        checked: usize,
+        on: &mut impl FnMut(Received<'_>) -> bool,
+    ) -> Result<bool, FrameError> {
+        match head.opcode {
+            Opcode::Ping => Ok(on(Received::Ping(payload))),
+            Opcode::Pong => Ok(on(Received::Pong)),
+            Opcode::Close => Ok(on(Received::Close(close_reason(payload)?))),
+            Opcode::Continuation => {
+                if self.continues_text() {
+                    self.text.push(&payload[checked..])?;
+                }
+                let mut fragments = self.fragments.take().expect("a frame in its place");
+                fragments.data.extend_from_slice(payload);
+                if !head.fin {
+                    self.fragments = Some(fragments);
+                    return Ok(!payload.is_empty() || on(Received::Empty));
+                }
+                self.text = Utf8Check::default();
+                message(fragments.opcode, &fragments.data, on)
+            }
+            opcode if head.fin => {
+                self.text = Utf8Check::default();
+                message(opcode, payload, on)
+            }
             opcode => {
+                if opcode == Opcode::Text {
+                    self.text.push(&payload[checked..])?;
+                }
                 self.fragments = Some(Box::new(Fragments {
                     opcode,
-                    data: frame.payload.to_vec(),
+                    data: payload.to_vec(),
                 }));
                 Ok(true)
             }
@@ -215,6 +261,7 @@ impl Decoder {
     }
 }
 
+/// Reads a whole message. Its text is checked as a whole, however much of it was checked before: once more costs less than to trust that it was.
 fn message(
     opcode: Opcode,
     data: &[u8],
@@ -226,6 +273,45 @@ fn message(
     simdutf8::basic::from_utf8(data)
         .map(|text| on(Received::Text(text)))
         .map_err(|_| FrameError::Utf8)
+}
+
+/// Checks text that comes in parts: keeps the beginning of a character that the end of a part cut off.
+#[derive(Debug, Default, Clone, Copy)]
+struct Utf8Check {
+    cut: [u8; 4],
+    length: u8,
+}
+
+impl Utf8Check {
+    /// Takes the next part.
+    ///
+    /// # Errors
+    /// What came so far cannot become UTF-8.
+    fn push(&mut self, mut part: &[u8]) -> Result<(), FrameError> {
+        while self.length > 0 {
+            let [next, rest @ ..] = part else {
+                return Ok(());
+            };
+            part = rest;
+            self.cut[usize::from(self.length)] = *next;
+            self.length += 1;
+            match std::str::from_utf8(&self.cut[..usize::from(self.length)]) {
+                Ok(_) => self.length = 0,
+                Err(error) if error.error_len().is_none() => {}
+                Err(_) => return Err(FrameError::Utf8),
+            }
+        }
+        let Err(error) = simdutf8::compat::from_utf8(part) else {
+            return Ok(());
+        };
+        if error.error_len().is_some() {
+            return Err(FrameError::Utf8);
+        }
+        let cut = &part[error.valid_up_to()..];
+        self.cut[..cut.len()].copy_from_slice(cut);
+        self.length = cut.len() as u8;
+        Ok(())
+    }
 }
 
 /// Reads the code and the reason of a Close frame. A peer may send these codes (RFC 6455 section 7.4): 1000-1003, 1007-1014 as registered, 3000-4999.
@@ -275,8 +361,19 @@ fn opcode(first: u8) -> Result<Opcode, FrameError> {
     })
 }
 
-/// Reads one frame from the front, or returns `None` if it is not complete. A violation is reported as soon as its bytes are there.
-fn decode(bytes: &mut [u8], limit: usize) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
+/// The header of a frame.
+#[derive(Debug)]
+struct Head {
+    fin: bool,
+    opcode: Opcode,
+    mask: [u8; 4],
+    /// Where the payload begins, and how long it is.
+    start: usize,
+    length: usize,
+}
+
+/// Reads the header of a frame, or returns `None` if it is not complete. A violation is reported as soon as its bytes are there.
+fn head(bytes: &[u8], limit: usize) -> Result<Option<Head>, FrameError> {
     let (first, second) = match *bytes {
         [first] => (first, None),
         [first, second, ..] => (first, Some(second)),
@@ -301,7 +398,27 @@ fn decode(bytes: &mut [u8], limit: usize) -> Result<Option<(Frame<'_>, usize)>, 
     if control && short > MAX_CONTROL {
         return Err(FrameError::Protocol("a control frame over 125 bytes"));
     }
-    let (header, length) = match short {
+    let Some((at, length)) = length(bytes, short)? else {
+        return Ok(None);
+    };
+    if length > limit {
+        return Err(FrameError::TooBig);
+    }
+    let Some(mask) = bytes.get(at..at + 4) else {
+        return Ok(None);
+    };
+    Ok(Some(Head {
+        fin,
+        opcode,
+        mask: mask.try_into().expect("four bytes"),
+        start: at + 4,
+        length,
+    }))
+}
+
+/// Reads the length of a payload: where its field ends, and the length.
+fn length(bytes: &[u8], short: usize) -> Result<Option<(usize, usize)>, FrameError> {
+    match short {
         126 => {
             let Some(field) = bytes.get(2..4) else {
                 return Ok(None);
@@ -310,7 +427,7 @@ fn decode(bytes: &mut [u8], limit: usize) -> Result<Option<(Frame<'_>, usize)>, 
             if length < 126 {
                 return Err(FrameError::Protocol("a length not in its shortest form"));
             }
-            (4, length)
+            Ok(Some((4, length)))
         }
         127 => {
             let Some(field) = bytes.get(2..10) else {
@@ -323,40 +440,20 @@ fn decode(bytes: &mut [u8], limit: usize) -> Result<Option<(Frame<'_>, usize)>, 
             if length < 65_536 {
                 return Err(FrameError::Protocol("a length not in its shortest form"));
             }
-            (10, usize::try_from(length).map_err(|_| FrameError::TooBig)?)
+            let length = usize::try_from(length).map_err(|_| FrameError::TooBig)?;
+            Ok(Some((10, length)))
         }
-        short => (2, short),
-    };
-    if length > limit {
-        return Err(FrameError::TooBig);
+        short => Ok(Some((2, short))),
     }
-    let start = header + 4;
-    if bytes.len() < start + length {
-        return Ok(None);
-    }
-    let mask = [
-        bytes[header],
-        bytes[header + 1],
-        bytes[header + 2],
-        bytes[header + 3],
-    ];
-    let payload = &mut bytes[start..start + length];
-    unmask(payload, mask);
-    Ok(Some((
-        Frame {
-            fin,
-            opcode,
-            payload,
-        },
-        start + length,
-    )))
 }
 
-fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+/// Unmasks a part of a payload that begins at byte `at` of it (RFC 6455 section 5.3).
+fn unmask(part: &mut [u8], mut mask: [u8; 4], at: usize) {
+    mask.rotate_left(at % 4);
     let wide = u64::from_ne_bytes([
         mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3],
     ]);
-    let mut chunks = payload.chunks_exact_mut(8);
+    let mut chunks = part.chunks_exact_mut(8);
     for chunk in &mut chunks {
         let word = u64::from_ne_bytes((&*chunk).try_into().expect("eight bytes")) ^ wide;
         chunk.copy_from_slice(&word.to_ne_bytes());

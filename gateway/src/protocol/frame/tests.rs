@@ -200,6 +200,57 @@ fn each_violation_has_its_close_code() {
     }
 }
 
+/// The text of 6.4 of the Autobahn suite, which turns wrong in its middle (RFC 6455 section 8.1).
+const WRONG: &[u8] = b"\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xf4\x90\x80\x80edited";
+/// How much of it is still a beginning of UTF-8: `f4 90` is beyond the last character.
+const RIGHT: usize = 12;
+
+/// protocol.md 1.4.
+#[test]
+fn text_that_cannot_become_utf_8_ends_before_the_message_is_complete() {
+    // In one frame, byte by byte.
+    let frame = client(0x81, WRONG);
+    let header = frame.len() - WRONG.len();
+    let mut decoder = Decoder::default();
+    for (at, byte) in frame.iter().enumerate() {
+        let result = read(&mut decoder, &[*byte], 1 << 20);
+        if at < header + RIGHT {
+            assert_eq!(result, Ok(vec![]), "byte {at}");
+        } else {
+            assert_eq!(result, Err(FrameError::Utf8), "byte {at}");
+            break;
+        }
+    }
+    // In fragments, with a ping between them.
+    for cut in 0..=RIGHT {
+        let mut decoder = Decoder::default();
+        let begun = [client(0x01, &WRONG[..cut]), client(0x89, b"?")].concat();
+        assert_eq!(read(&mut decoder, &begun, 1 << 20).map(|_| ()), Ok(()));
+        let next = client(0x00, &WRONG[cut..=RIGHT]);
+        let result = read(&mut decoder, &next, 1 << 20);
+        assert_eq!(result, Err(FrameError::Utf8), "{cut}");
+        // And in the middle of the second fragment.
+        let mut decoder = Decoder::default();
+        read(&mut decoder, &begun, 1 << 20).unwrap();
+        let part = &client(0x80, &WRONG[cut..])[..6 + RIGHT + 1 - cut];
+        let result = read(&mut decoder, part, 1 << 20);
+        assert_eq!(result, Err(FrameError::Utf8), "{cut}");
+    }
+    let cut_off = [client(0x01, b"a"), client(0x80, b"\xce")].concat();
+    assert_eq!(all(&cut_off), Err(FrameError::Utf8));
+}
+
+#[test]
+fn binary_messages_are_not_checked_in_parts() {
+    let mut decoder = Decoder::default();
+    let bytes = [client(0x02, WRONG), client(0x80, WRONG)].concat();
+    let mut seen = Vec::new();
+    for byte in bytes {
+        seen.extend(read(&mut decoder, &[byte], 1 << 20).unwrap());
+    }
+    assert_eq!(seen, [Seen::Binary(WRONG.repeat(2))]);
+}
+
 #[test]
 fn valid_close_frames_are_read() {
     assert_eq!(all(&client(0x88, b"")), Ok(vec![Seen::Close(None)]));
@@ -255,6 +306,32 @@ proptest! {
         }
         seen.extend(read(&mut decoder, rest, 4096).unwrap());
         prop_assert_eq!(seen, texts.into_iter().map(Seen::Text).collect::<Vec<_>>());
+        prop_assert!(decoder.is_idle());
+    }
+
+    #[test]
+    fn any_split_into_fragments_and_reads_gives_the_same_text(
+        text in ".{0,200}",
+        fragments in prop::collection::vec(0usize..40, 0..8),
+        cuts in prop::collection::vec(1usize..30, 0..40),
+    ) {
+        let (mut bytes, mut rest, mut first) = (Vec::new(), text.as_bytes(), 0x01);
+        for length in fragments {
+            let (now, later) = rest.split_at(length.min(rest.len()));
+            bytes.extend(client(first, now));
+            (rest, first) = (later, 0x00);
+        }
+        bytes.extend(client(0x80 | first, rest));
+        let mut decoder = Decoder::default();
+        let (mut seen, mut rest) = (Vec::new(), &bytes[..]);
+        for cut in cuts {
+            let (now, later) = rest.split_at(cut.min(rest.len()));
+            seen.extend(read(&mut decoder, now, 4096).unwrap());
+            rest = later;
+        }
+        seen.extend(read(&mut decoder, rest, 4096).unwrap());
+        seen.retain(|item| *item != Seen::Empty);
+        prop_assert_eq!(seen, vec![Seen::Text(text)]);
         prop_assert!(decoder.is_idle());
     }
 
