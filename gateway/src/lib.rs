@@ -24,6 +24,7 @@ pub mod delivery;
 pub mod dev;
 pub mod dispatch;
 pub mod files;
+pub mod hash;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod hub;

@@ -229,7 +229,9 @@ async fn a_page_joins_its_rooms_one_by_one_or_all_at_once() {
     let stage = Stage::with(|settings| settings.set("rooms.unmatched", "allow")).await;
     let mut client = stage.client("17").await;
     for n in 0..30 {
-        client.send("join", json!({"rooms": [format!("single-{n}")]})).await;
+        client
+            .send("join", json!({"rooms": [format!("single-{n}")]}))
+            .await;
     }
     let many: Vec<String> = (0..300).map(|n| format!("many-{n}")).collect();
     client.send("join", json!({"rooms": many})).await;
@@ -272,8 +274,13 @@ async fn a_silent_connection_makes_room_for_one_more_of_its_user() {
         }
     })
     .await;
-    assert_eq!(dead.expect_closed().await, (4002, "Heartbeat timeout".into()));
-    stage.send("/socket/websocket/users/17/messages", "hi").await;
+    assert_eq!(
+        dead.expect_closed().await,
+        (4002, "Heartbeat timeout".into())
+    );
+    stage
+        .send("/socket/websocket/users/17/messages", "hi")
+        .await;
     third.expect("hi").await;
     alive.await.unwrap();
 }

@@ -6,11 +6,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{BusError, Interest};
+use crate::hash::HashMap;
 
 /// Waits until everything that was wanted at the time is confirmed, or cannot be.
 pub(super) type Waiter = oneshot::Sender<Result<(), BusError>>;
@@ -25,7 +25,7 @@ struct Entry {
 /// The state; the subscriber's task and the hub's threads share it behind a lock.
 #[derive(Default)]
 pub(super) struct Interests {
-    wanted: FxHashMap<Interest, Entry>,
+    wanted: HashMap<Interest, Entry>,
     fresh: Vec<Interest>,
     leaving: VecDeque<(Instant, Interest)>,
     waiters: Vec<Waiter>,

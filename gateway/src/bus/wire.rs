@@ -93,7 +93,10 @@ impl Names {
     pub(super) fn is_of_messages(&self, channel: &str) -> bool {
         let name = channel.strip_prefix(self.prefix.as_str());
         name.is_some_and(|name| {
-            name == BROADCAST || [CLIENT, USER, ROOM].iter().any(|kind| name.starts_with(kind))
+            name == BROADCAST
+                || [CLIENT, USER, ROOM]
+                    .iter()
+                    .any(|kind| name.starts_with(kind))
         })
     }
 
@@ -254,10 +257,7 @@ pub(super) type Decoded<'a> = (Dispatch, Cow<'a, str>, Option<Bridged>);
 ///
 /// Members of `exclude` that are no client ids of a gateway are ignored, and so are all of them for a client or a user, and a `bridged` that is not three
 /// numbers.
-pub(super) fn decode<'a>(
-    me: &str,
-    payload: &'a [u8],
-) -> Result<Option<Decoded<'a>>, Malformed> {
+pub(super) fn decode<'a>(me: &str, payload: &'a [u8]) -> Result<Option<Decoded<'a>>, Malformed> {
     let Object(read): Object<InPayload<'_>> =
         serde_json::from_slice(payload).map_err(|_| Malformed::NotJson)?;
     let destination = read.destination();
@@ -428,7 +428,8 @@ mod tests {
         assert_eq!(&*got.exclude, ["4bC".parse::<Id>().unwrap()]);
         let again = encode("other", &got, None);
         assert!(!String::from_utf8(again).unwrap().contains("data"));
-        let null = r#"{"serverId":"emitter","event":"e","type":"broadcast","data":null,"exclude":null}"#;
+        let null =
+            r#"{"serverId":"emitter","event":"e","type":"broadcast","data":null,"exclude":null}"#;
         assert_eq!(read(null).unwrap().unwrap().data_text(), Some("null"));
         for exclude in [r#""4bC""#, "null", "{}"] {
             let payload = format!(
@@ -495,10 +496,7 @@ mod tests {
                 "{{\"serverId\":\"x\",\"type\":\"broadcast\",\"event\":\"e\",\"bridged\":{odd}}}"
             );
             assert_eq!(
-                decode("me", payload.as_bytes())
-                    .unwrap()
-                    .unwrap()
-                    .2,
+                decode("me", payload.as_bytes()).unwrap().unwrap().2,
                 None,
                 "{odd}"
             );

@@ -3,44 +3,59 @@
 
 use std::hash::BuildHasher;
 
-use hashbrown::HashMap;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use parking_lot::Mutex;
-use rustc_hash::FxBuildHasher;
 use smallvec::SmallVec;
 
 use crate::dispatch::Destination;
+use crate::hash::Seeded;
 
 const STRIPES: usize = 64;
 
 /// Pairs of a shard and the number of its connections.
 pub(super) type Holders = SmallVec<[(u16, u32); 2]>;
 
+type Held = (Destination, Holders);
+
 /// Counts the connections of each destination by shard.
 #[derive(Debug)]
 pub(super) struct Directory {
-    stripes: Box<[Mutex<HashMap<Destination, Holders, FxBuildHasher>>]>,
+    stripes: Box<[Mutex<HashTable<Held>>]>,
+    hasher: Seeded,
 }
 
 impl Directory {
     pub(super) fn new() -> Self {
         Self {
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            hasher: Seeded::default(),
         }
     }
 
-    fn stripe(
-        &self,
-        destination: &Destination,
-    ) -> &Mutex<HashMap<Destination, Holders, FxBuildHasher>> {
-        &self.stripes[(FxBuildHasher.hash_one(destination) >> 40) as usize % STRIPES]
+    /// Returns the hash of a destination, and the stripe that it is in. One hash serves for both: a table uses its lowest and its highest bits.
+    fn find(&self, destination: &Destination) -> (u64, &Mutex<HashTable<Held>>) {
+        let hash = self.hasher.hash_one(destination);
+        (hash, &self.stripes[(hash >> 40) as usize % STRIPES])
     }
 
     /// Adds a connection, unless the destination already has `limit`. Returns whether it did.
     pub(super) fn add(&self, destination: &Destination, shard: u16, limit: u32) -> bool {
-        let mut stripe = self.stripe(destination).lock();
-        let holders = match stripe.get_mut(destination) {
-            Some(holders) => holders,
-            None => stripe.entry(destination.clone()).or_default(),
+        let (hash, stripe) = self.find(destination);
+        let mut stripe = stripe.lock();
+        let entry = stripe.entry(
+            hash,
+            |held| held.0 == *destination,
+            |held| self.hasher.hash_one(&held.0),
+        );
+        let holders = match entry {
+            Entry::Occupied(held) => &mut held.into_mut().1,
+            Entry::Vacant(place) => {
+                &mut place
+                    .insert((destination.clone(), Holders::new()))
+                    .into_mut()
+                    .1
+            }
         };
         if holders.iter().map(|h| h.1).sum::<u32>() >= limit {
             return false;
@@ -54,10 +69,12 @@ impl Directory {
 
     /// Removes a connection.
     pub(super) fn remove(&self, destination: &Destination, shard: u16) {
-        let mut stripe = self.stripe(destination).lock();
-        let Some(holders) = stripe.get_mut(destination) else {
+        let (hash, stripe) = self.find(destination);
+        let mut stripe = stripe.lock();
+        let Ok(mut held) = stripe.find_entry(hash, |held| held.0 == *destination) else {
             return;
         };
+        let holders = &mut held.get_mut().1;
         if let Some(at) = holders.iter().position(|h| h.0 == shard) {
             holders[at].1 -= 1;
             if holders[at].1 == 0 {
@@ -65,20 +82,19 @@ impl Directory {
             }
         }
         if holders.is_empty() {
-            stripe.remove(destination);
+            held.remove();
             if stripe.capacity() > 64 && stripe.len() < stripe.capacity() / 4 {
-                stripe.shrink_to_fit();
+                stripe.shrink_to_fit(|held| self.hasher.hash_one(&held.0));
             }
         }
     }
 
     /// Returns the shards that hold a destination; empty if none does.
     pub(super) fn holders(&self, destination: &Destination) -> Holders {
-        self.stripe(destination)
-            .lock()
-            .get(destination)
-            .cloned()
-            .unwrap_or_default()
+        let (hash, stripe) = self.find(destination);
+        let stripe = stripe.lock();
+        let held = stripe.find(hash, |held| held.0 == *destination);
+        held.map(|held| held.1.clone()).unwrap_or_default()
     }
 }
 

@@ -339,9 +339,7 @@ impl Hub {
                 return false;
             };
             // It may have ended or sent something since it was found.
-            let closed = self.ask(shard, |reply| {
-                Control::CloseSilent(client, silence, reply)
-            });
+            let closed = self.ask(shard, |reply| Control::CloseSilent(client, silence, reply));
             if closed.await == Some(true) {
                 return true;
             }

@@ -17,8 +17,6 @@ use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::Instant;
 
-use hashbrown::HashMap;
-use rustc_hash::FxBuildHasher;
 use slab::Slab;
 use smallvec::SmallVec;
 use tokio::net::TcpStream;
@@ -29,6 +27,7 @@ use super::limits::ConnectionLimits;
 use super::link::Link;
 use super::wheel::Wheel;
 use crate::dispatch::Destination;
+use crate::hash::HashMap;
 use crate::id::Id;
 use crate::principal::Principal;
 use crate::protocol::room::DEFAULT_ROOMS;
@@ -48,10 +47,10 @@ pub struct Shard {
     index: u16,
     core: Arc<HubCore>,
     links: RefCell<Slab<Rc<Link>>>,
-    by_client: RefCell<HashMap<Id, u32, FxBuildHasher>>,
-    by_user: RefCell<HashMap<Arc<str>, Slots, FxBuildHasher>>,
+    by_client: RefCell<HashMap<Id, u32>>,
+    by_user: RefCell<HashMap<Arc<str>, Slots>>,
     rooms: RefCell<Slab<Room>>,
-    by_room: RefCell<HashMap<Arc<str>, u32, FxBuildHasher>>,
+    by_room: RefCell<HashMap<Arc<str>, u32>>,
     wheel: RefCell<Wheel>,
     /// The tick that the timer of the wheel is set for, and the task to wake for an earlier one.
     timed: Cell<u32>,

@@ -88,7 +88,9 @@ impl Authenticate<'_> {
     pub fn bearer(&self) -> Option<&str> {
         let kind = self.kind.as_deref().unwrap_or("bearer");
         let known = kind.eq_ignore_ascii_case("bearer") || kind.eq_ignore_ascii_case("jwt");
-        self.token.as_deref().filter(|token| known && !token.is_empty())
+        self.token
+            .as_deref()
+            .filter(|token| known && !token.is_empty())
     }
 
     /// Returns the client's key: `None` when it is absent or null, `Some(None)` when it is present but not a string.

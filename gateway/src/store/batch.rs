@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
-use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::value::RawValue;
 
 use super::error::{NulCharacter, refuse_nul};
 use super::{StoreError, Stored};
+use crate::hash;
 use crate::id::{Id, IdGenerator};
 use crate::notification::{InboxState, NewActivity, Notification, bounds};
 
@@ -71,8 +71,8 @@ impl<'a> InsertBatch<'a> {
             .enumerate()
             .map(|(at, r)| (*r, at))
             .collect();
-        let mut events: FxHashMap<(&str, &str), usize> = FxHashMap::default();
-        let mut seen: FxHashSet<(usize, usize)> = FxHashSet::default();
+        let mut events: hash::HashMap<(&str, &str), usize> = hash::HashMap::default();
+        let mut seen: hash::HashSet<(usize, usize)> = hash::HashSet::default();
         let mut candidates = Vec::new();
         for (activity, new) in given.iter().enumerate() {
             let fresh = events.len();
@@ -104,7 +104,7 @@ impl<'a> InsertBatch<'a> {
     }
 
     /// Takes out the candidates at these positions.
-    pub(super) fn remove(&mut self, positions: &FxHashSet<usize>) {
+    pub(super) fn remove(&mut self, positions: &hash::HashSet<usize>) {
         let mut at = 0;
         self.candidates.retain(|_| {
             at += 1;
@@ -310,7 +310,7 @@ mod tests {
             .collect();
         assert_eq!(pairs, [(0, "x"), (0, "y"), (1, "x"), (2, "z")]);
         assert_eq!(batch.counts(), [2, 1, 1]);
-        batch.remove(&FxHashSet::from_iter([0, 3]));
+        batch.remove(&hash::HashSet::from_iter([0, 3]));
         let pairs: Vec<_> = batch
             .candidates
             .iter()

@@ -303,7 +303,8 @@ impl Connection {
         }
         let bounds = self.shard.limits().outbox;
         if !matches!(item, Received::Close(_)) && !self.within_rate(now) {
-            self.link.send(event::error(message::TOO_MANY_REQUESTS), bounds);
+            self.link
+                .send(event::error(message::TOO_MANY_REQUESTS), bounds);
             self.close(Close::LimitExceeded, now);
             return true;
         }

@@ -88,9 +88,13 @@ impl Operation {
     /// Takes in an operation that comes directly behind this one, or gives it back: rooms that are joined one by one are decided together.
     fn merge(&mut self, next: Self) -> Option<Self> {
         match (self, next) {
-            (Self::Join { who, rooms }, Self::Join { who: same, rooms: more })
-                if Arc::ptr_eq(who, &same) =>
-            {
+            (
+                Self::Join { who, rooms },
+                Self::Join {
+                    who: same,
+                    rooms: more,
+                },
+            ) if Arc::ptr_eq(who, &same) => {
                 rooms.extend(more);
                 None
             }

@@ -3,11 +3,11 @@
 //! Input: a [`InsertBatch`] without repeats. Output: its rows, with the numbers that they have.
 
 use chrono::{DateTime, Utc};
-use rustc_hash::FxHashSet;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Row as _};
 
 use super::{BEGIN, PgQuery, PostgresStore};
+use crate::hash;
 use crate::notification::NewActivity;
 use crate::store::batch::{Base, CHUNK_ROWS, InsertBatch, Row, milliseconds};
 use crate::store::{StoreError, Stored};
@@ -192,7 +192,7 @@ impl PostgresStore {
         &self,
         tx: &mut PgConnection,
         batch: &InsertBatch<'_>,
-        known: &FxHashSet<usize>,
+        known: &hash::HashSet<usize>,
     ) -> Result<(), StoreError> {
         let mut counts = vec![0; batch.recipients.len()];
         for position in known {
@@ -222,8 +222,8 @@ impl PostgresStore {
         tx: &mut PgConnection,
         given: &[NewActivity],
         batch: &InsertBatch<'_>,
-    ) -> Result<FxHashSet<usize>, StoreError> {
-        let mut known = FxHashSet::default();
+    ) -> Result<hash::HashSet<usize>, StoreError> {
+        let mut known = hash::HashSet::default();
         for (chunk_at, chunk) in batch.candidates.chunks(CHUNK_ROWS).enumerate() {
             let positions: Vec<i64> = (0..chunk.len())
                 .map(|at| (chunk_at * CHUNK_ROWS + at) as i64)
@@ -329,7 +329,7 @@ fn bind_rows<'q>(
 
 /// Numbers distinct values from 1 on in the order of their first appearance: the number of each value, and the value of each number.
 fn numbered(of: impl Iterator<Item = usize>) -> (Vec<i64>, Vec<usize>) {
-    let mut known = rustc_hash::FxHashMap::default();
+    let mut known = crate::hash::HashMap::default();
     let mut distinct = Vec::new();
     let numbers = of
         .map(|it| {

@@ -3,11 +3,11 @@
 //! Input: a [`InsertBatch`] without repeats. Output: its rows, with the numbers that they have.
 
 use chrono::{DateTime, Utc};
-use rustc_hash::FxHashSet;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 
 use super::{SqliteStore, json};
+use crate::hash;
 use crate::id::Id;
 use crate::notification::NewActivity;
 use crate::store::batch::{Base, CHUNK_ROWS, InsertBatch, Row, milliseconds};
@@ -65,8 +65,8 @@ async fn known(
     tx: &mut SqliteConnection,
     given: &[NewActivity],
     batch: &InsertBatch<'_>,
-) -> Result<FxHashSet<usize>, StoreError> {
-    let mut known = FxHashSet::default();
+) -> Result<hash::HashSet<usize>, StoreError> {
+    let mut known = hash::HashSet::default();
     let mut start = 0;
     for same in batch.candidates.chunk_by(|a, b| a.activity == b.activity) {
         for chunk in same.chunks(CHUNK_ROWS) {
