@@ -28,7 +28,10 @@ pub use config::{
     Workers,
 };
 pub use jwks::{Algorithm, Jwks, ManagedJwks, Source, SourcePreset, SourceState, prefixes_collide};
-pub use live::{LIVE_DEFAULTS, Limits, Live, LiveAuth, LiveObservability, LiveRooms, SendQueue};
+pub use live::{
+    LIVE_DEFAULTS, Limits, Live, LiveAuth, LiveObservability, LiveRooms, MAX_MESSAGE_BYTES,
+    MIN_MESSAGE_BYTES, SendQueue,
+};
 pub use object::{Object, object, objects, optional_object};
 pub use origin::{
     LOOPBACK_ORIGINS, MAX_STREAM_PATHS, NULL_ORIGIN, REST_PATHS, is_allowed_origin, is_stream_path,

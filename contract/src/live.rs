@@ -80,6 +80,8 @@ pub struct Limits {
     pub http_connections_per_network: usize,
     /// Longest message of a client in bytes.
     pub frame_bytes: usize,
+    /// Longest message to clients in bytes.
+    pub message_bytes: usize,
     /// Frames per second of one connection; 0 for no limit.
     pub inbound_frames_per_second: u32,
     /// How many more may come at once.
@@ -87,6 +89,12 @@ pub struct Limits {
     /// What may wait to be written.
     pub send_queue: SendQueue,
 }
+
+/// Least and greatest `limits.message_bytes`: all that a gateway itself sends but notifications fits into the least, and Redis drops a subscriber for
+/// which more than the greatest waits, unless it is configured otherwise (`client-output-buffer-limit pubsub`).
+pub const MIN_MESSAGE_BYTES: usize = 65_536;
+/// See [`MIN_MESSAGE_BYTES`].
+pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
 
 /// `[limits.send_queue]`
 #[derive(Debug, Clone, Copy, Deserialize, Serialize)]

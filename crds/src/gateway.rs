@@ -231,6 +231,9 @@ pub struct Limits {
     /// Longest message of a client in bytes (1009).
     #[schemars(range(min = 1024, max = 16777216))]
     pub frame_bytes: u32,
+    /// Longest message to clients in bytes. What is longer is refused where it enters.
+    #[schemars(range(min = 65536, max = 33554432))]
+    pub message_bytes: u32,
     /// Frames per second of one connection (4010); 0: no limit.
     #[schemars(range(min = 0, max = 1000000))]
     pub inbound_frames_per_second: u32,
@@ -251,6 +254,7 @@ impl Default for Limits {
             http_connections_per_pod: 4096,
             http_connections_per_network: 2048,
             frame_bytes: 131_072,
+            message_bytes: 8_388_608,
             inbound_frames_per_second: 50,
             inbound_burst: 2048,
             send_queue: SendQueue::default(),

@@ -14,7 +14,7 @@ pub use secret::read_secret;
 pub use signal_contract::{
     Algorithm, Auth, ClientFrames, Config, DEFAULTS, Database, Drain, Encryption, EncryptionMode,
     Heartbeat, Ids, Jwks, Kafka, KafkaMechanism, KafkaProtocol, KafkaSecurity, LIVE_DEFAULTS,
-    Limits, Live, LogFormat, Notifications, Observability, OffsetReset, Policy, Redis, RedisAuth,
-    RedisLocation, RedisMode, Revocations, Rooms, Secret, SecretFile, Server, Session, Source,
-    SourcePreset, SourceState, Unmatched, Workers,
+    Limits, Live, LogFormat, MAX_MESSAGE_BYTES, MIN_MESSAGE_BYTES, Notifications, Observability,
+    OffsetReset, Policy, Redis, RedisAuth, RedisLocation, RedisMode, Revocations, Rooms, Secret,
+    SecretFile, Server, Session, Source, SourcePreset, SourceState, Unmatched, Workers,
 };

@@ -38,6 +38,14 @@ impl Delivery {
         Self { hub, bus }
     }
 
+    /// Checks the length of a message where it enters; see [`Hub::check_length`].
+    ///
+    /// # Errors
+    /// It is longer than this many bytes; it was counted and logged.
+    pub fn check_length(&self, dispatch: &Dispatch, from: &'static str) -> Result<(), usize> {
+        self.hub.check_length(dispatch, from)
+    }
+
     /// Delivers here and publishes. A message to a client that is held here is not published.
     ///
     /// Best effort: when the bus cannot publish, it is logged and [`Sent::published`] is false. The message was delivered here before.

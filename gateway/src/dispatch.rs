@@ -20,6 +20,18 @@ pub enum Destination {
     Broadcast,
 }
 
+impl Destination {
+    /// Returns its kind, as `type` on Redis names it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Client(_) => "client",
+            Self::User(_) => "user",
+            Self::Room(_) => "room",
+            Self::Broadcast => "broadcast",
+        }
+    }
+}
+
 /// One message on its way.
 #[derive(Debug, Clone)]
 pub struct Dispatch {

@@ -16,8 +16,7 @@ pub type HashMap<K, V> = hashbrown::HashMap<K, V, Seeded>;
 pub type HashSet<K> = hashbrown::HashSet<K, Seeded>;
 
 /// foldhash's own seed comes from addresses and the time.
-static PROCESS: LazyLock<SharedSeed> =
-    LazyLock::new(|| SharedSeed::from_u64(rand::rng().random()));
+static PROCESS: LazyLock<SharedSeed> = LazyLock::new(|| SharedSeed::from_u64(rand::rng().random()));
 
 /// Hashes with a secret seed.
 #[derive(Clone)]

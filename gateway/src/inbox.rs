@@ -81,10 +81,19 @@ impl Inbox {
             version: row.inbox.version,
         });
         let destination = Destination::User(row.notification.recipient_id.clone());
-        Dispatch {
+        let mut dispatch = Dispatch {
             span: span.clone(),
             ..Dispatch::new(destination, self.created_event.clone(), data)
+        };
+        if self
+            .delivery
+            .check_length(&dispatch, "notification")
+            .is_err()
+        {
+            dispatch.event = name::NOTIFICATION_SKIPPED.into();
+            dispatch.data = Some(json(&event::Skipped::new(&row.notification, row.inbox)));
         }
+        dispatch
     }
 
     /// Sends `resync` to these users: a push of theirs may be missing.

@@ -24,9 +24,9 @@ pub mod delivery;
 pub mod dev;
 pub mod dispatch;
 pub mod files;
-pub mod hash;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod hash;
 pub mod hub;
 pub mod id;
 pub mod inbox;

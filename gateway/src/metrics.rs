@@ -109,6 +109,7 @@ metrics! {
     outbox_bytes: Gauge = Gauge::default(), "outbox_bytes", "Bytes waiting to be written to sockets";
     fan_out: Histogram = sizes(), "fan_out_members", "Local connections that a message was queued to";
     fan_out_time: Histogram = seconds(), "fan_out_seconds", "Time a shard took to queue one batch of messages to its connections";
+    messages_refused: Family<Kind, Counter> = Family::default(), "messages_refused", "Messages longer than limits.message_bytes, by where they entered: rest, redis, notification";
     bus_published: Family<Kind, Counter> = Family::default(), "bus_published", "Dispatches given to Redis, by outcome";
     bus_received: Family<Kind, Counter> = Family::default(), "bus_received", "Payloads received from Redis, by outcome";
     bus_subscriptions: Gauge = Gauge::default(), "bus_subscriptions", "Clients, users and rooms subscribed for";

@@ -330,3 +330,29 @@ async fn many_connections_are_opened_used_and_forgotten() {
     .await
     .unwrap();
 }
+
+/// protocol.md 8.2 and 8.5.
+#[tokio::test]
+async fn one_large_message_closes_nobody_and_a_larger_one_is_refused_to_its_sender() {
+    let stage = Stage::with(|settings| settings.set("server.max_body_bytes", 20_000_000)).await;
+    let (mut clear, mut sealed) = (stage.client("17").await, stage.encrypted("18").await);
+    let broadcast = async |bytes: usize| {
+        let body = json!({"event": "large", "data": "x".repeat(bytes)});
+        let path = "/socket/websocket/broadcast";
+        let admin = admin(&stage.issuer);
+        stage.gateway.rest("POST", path, &admin, Some(body)).await
+    };
+    for bytes in [1_100_000, 1_100_000, 8_000_000] {
+        broadcast(bytes).await.expect(202);
+        for client in [&mut clear, &mut sealed] {
+            let large = client.expect("large").await;
+            assert_eq!(large.data.as_str().map(str::len), Some(bytes));
+        }
+    }
+    let refused = broadcast(8_388_608).await.expect(413).json();
+    assert_eq!(refused["code"], "message_too_large");
+    for client in [&mut clear, &mut sealed] {
+        stage.send_to_client(client.id(), "still here").await;
+        client.expect("still here").await;
+    }
+}

@@ -808,3 +808,59 @@ async fn a_new_member_of_a_merchant_is_told_of_the_next_record() {
     };
     assert_eq!(got.data["notification"]["seq"], 1);
 }
+
+/// protocol.md 3.22, 8.2, 9.4 and 9.8.
+#[tokio::test]
+async fn a_long_notification_is_sent_and_one_that_is_too_long_is_told_and_passed_over() {
+    let narrow = |settings: Builder| {
+        settings
+            .live("limits.message_bytes", 65_536)
+            .live("limits.send_queue.bytes", 10_000)
+    };
+    let Some(all) = Pipeline::with(1, narrow).await else {
+        return;
+    };
+    let mut client = all.client(0, "17").await;
+    for (content, data) in [(1, 1), (50_000, 1), (60_000, 10_000), (1, 1)] {
+        let record = json!({
+            "type": "T", "title": "t", "content": "c".repeat(content), "data": {"text": "d".repeat(data)},
+            "recipientType": "users", "recipientIds": ["17"],
+        });
+        all.produce("42", record).await;
+    }
+    let want = [
+        "notification:created",
+        "notification:created",
+        "notification:skipped",
+        "notification:created",
+    ];
+    for event in want {
+        assert_eq!(client.next_envelope().await.event, event);
+    }
+    let (mut events, mut cursor) = (Vec::new(), json!(0));
+    let mut more = true;
+    while more {
+        let after = json!({"after": cursor});
+        client.send("notification:sync", after).await;
+        let synced = loop {
+            match client.next_envelope().await {
+                synced if synced.event == "notification:synced" => break synced,
+                event => events.push(event),
+            }
+        };
+        cursor = synced.data["cursor"].clone();
+        more = synced.data["more"] == json!(true);
+    }
+    assert_eq!(cursor, 4);
+    let names: Vec<&str> = events.iter().map(|e| e.event.as_str()).collect();
+    assert_eq!(names, want);
+    let skipped = &events[2].data;
+    assert_eq!(
+        (&skipped["seq"], &skipped["unreadCount"]),
+        (&json!(3), &json!(4))
+    );
+    let path = format!("/notifications/{}", skipped["id"].as_str().unwrap());
+    let token = all.issuer.token("17");
+    let stored = all.gateways[0].rest("GET", &path, &token, None).await;
+    assert_eq!(stored.expect(200).json()["seq"], 3);
+}

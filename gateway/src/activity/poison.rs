@@ -23,13 +23,15 @@ pub enum DeadLetterReason {
     Nobody,
     /// There is no template for the type, or one of its parameters is missing, and the producer gave no text.
     NoTemplate,
+    /// A catalog made a text that is longer than one of a record may be.
+    TextTooLong,
     /// The database refuses a value.
     Refused,
 }
 
 impl DeadLetterReason {
     /// Every reason there is.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NotJson,
         Self::InvalidField,
         Self::MissingField,
@@ -39,6 +41,7 @@ impl DeadLetterReason {
         Self::TooManyRecipients,
         Self::Nobody,
         Self::NoTemplate,
+        Self::TextTooLong,
         Self::Refused,
     ];
 
@@ -54,6 +57,7 @@ impl DeadLetterReason {
             Self::TooManyRecipients => "too_many_recipients",
             Self::Nobody => "nobody",
             Self::NoTemplate => "no_template",
+            Self::TextTooLong => "text_too_long",
             Self::Refused => "refused",
         }
     }
@@ -69,7 +73,8 @@ impl fmt::Display for DeadLetterReason {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no reason of a dead letter; there are: not_json, invalid_field, missing_field, invalid_cloud_event, \
-         unknown_recipient_type, missing_audience, too_many_recipients, nobody, no_template, refused"
+         unknown_recipient_type, missing_audience, too_many_recipients, nobody, no_template, \
+         text_too_long, refused"
 )]
 pub struct UnknownDeadLetterReason(pub String);
 

@@ -26,6 +26,7 @@ use unic_langid::LanguageIdentifier;
 
 use super::decode::Activity;
 use super::poison::{DeadLetterReason, Poison};
+use crate::notification::bounds::{MAX_CONTENT_BYTES, MAX_TITLE_BYTES};
 
 /// The locale that is tried last, whatever is configured.
 pub const LAST_LOCALE: &str = "en";
@@ -117,6 +118,7 @@ fn canonical(locale: &str) -> Cow<'_, str> {
 ///
 /// # Errors
 /// [`DeadLetterReason::NoTemplate`]: a text is not given and no catalog in the chain has the type, or a parameter of its pattern is missing.
+/// [`DeadLetterReason::TextTooLong`]: a pattern made a text that is longer than one of a record may be.
 pub fn render(
     activity: &Activity,
     catalogs: &BTreeMap<String, Catalog>,
@@ -145,7 +147,7 @@ pub fn render(
             )
         })?;
     let arguments = arguments(activity);
-    let pattern = |name: &str| -> Result<String, Poison> {
+    let pattern = |name: &str, most: usize| -> Result<String, Poison> {
         let no_template = |why: String| {
             Poison::new(
                 DeadLetterReason::NoTemplate,
@@ -158,6 +160,13 @@ pub fn render(
         let mut errors = Vec::new();
         let text = catalog.format_pattern(attribute.value(), Some(&arguments), &mut errors);
         match errors.first() {
+            None if text.len() > most => Err(Poison::new(
+                DeadLetterReason::TextTooLong,
+                format!(
+                    "{id}.{name} in {locale} has {} bytes; at most {most} are stored",
+                    text.len()
+                ),
+            )),
             None => Ok(text.into_owned()),
             Some(error) => Err(no_template(error.to_string())),
         }
@@ -165,11 +174,11 @@ pub fn render(
     let title = activity
         .title
         .clone()
-        .map_or_else(|| pattern("title"), Ok)?;
+        .map_or_else(|| pattern("title", MAX_TITLE_BYTES), Ok)?;
     let content = activity
         .content
         .clone()
-        .map_or_else(|| pattern("content"), Ok)?;
+        .map_or_else(|| pattern("content", MAX_CONTENT_BYTES), Ok)?;
     Ok(Text {
         title,
         content,

@@ -15,7 +15,8 @@ use crate::notification::Notification;
 use crate::protocol::bounds::{MAX_ROOM_CHARS, MAX_ROOMS_PER_EVENT, MAX_SYNC};
 use crate::protocol::close::Close;
 use crate::protocol::event::{
-    Connected, Created, Deleted, ErrorText, Expiring, ReadByUser, Refreshed, Resync, Synced, name,
+    Connected, Created, Deleted, ErrorText, Expiring, ReadByUser, Refreshed, Resync, Skipped,
+    Synced, name,
 };
 use crate::protocol::room::RESERVED_PREFIX;
 
@@ -99,16 +100,16 @@ fn rooms() -> Value {
 
 /// Data of `authenticate` and `refresh`, with further properties.
 fn credentials(more: &[(&str, Value)]) -> Value {
-    let mut properties = json!({"type": {"const": "Bearer"}, "token": text()});
+    let kind = json!({"type": ["string", "null"], "pattern": "^([Bb][Ee][Aa][Rr][Ee][Rr]|[Jj][Ww][Tt])$", "description": "`Bearer` or `JWT` in any case; may be absent"});
+    let mut properties = json!({"type": kind, "token": text()});
     for (name, schema) in more {
         properties[*name] = schema.clone();
     }
-    object(&["type", "token"], properties)
+    object(&["token"], properties)
 }
 
 fn authentication_events() -> Vec<Event> {
-    let key =
-        json!({"type": "string", "description": "Raw uncompressed P-256 point, standard base64"});
+    let key = json!({"type": "string", "description": "Raw P-256 point, uncompressed or compressed, standard base64"});
     vec![
         event(
             name::AUTHENTICATE,
@@ -250,6 +251,13 @@ fn notification_events() -> Vec<Event> {
             schema::<Synced>(),
             json!({"count": 2, "cursor": 814, "unreadCount": 4, "version": 41, "more": false}),
         ),
+        event(
+            name::NOTIFICATION_SKIPPED,
+            Sender::Gateway,
+            "A notification is longer than a message may be (`limits.message_bytes`); it stands for its `notification:created`. REST has the notification.",
+            schema::<Skipped>(),
+            json!({"id": "1KbZ0dT9Xa4", "seq": 815, "unreadCount": 5, "version": 42}),
+        ),
     ]
 }
 
@@ -374,6 +382,7 @@ fn schemas() -> Value {
         named::<ReadByUser<'_>>(),
         named::<Deleted<'_>>(),
         named::<Synced>(),
+        named::<Skipped>(),
     ];
     Notification::schemas(&mut collected);
     let json = |schema| serde_json::to_value(schema).expect("schemas serialize");

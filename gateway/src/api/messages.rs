@@ -27,7 +27,7 @@ const MAX_DEPTH: usize = 100;
 /// Most clients that a broadcast may exclude.
 pub(super) const MAX_EXCLUDED: usize = 1000;
 /// Further event names that only the gateway sends (protocol.md 3.19).
-const GATEWAY_ONLY: [&str; 7] = [
+const GATEWAY_ONLY: [&str; 8] = [
     name::REFRESHED,
     name::EXPIRING,
     name::RESYNC,
@@ -35,6 +35,7 @@ const GATEWAY_ONLY: [&str; 7] = [
     name::NOTIFICATION_READ,
     name::NOTIFICATION_DELETED,
     name::NOTIFICATION_SYNCED,
+    name::NOTIFICATION_SKIPPED,
 ];
 
 /// An application's event name.
@@ -143,6 +144,11 @@ pub(crate) struct Accepted {
 }
 
 async fn send(state: &ApiState, dispatch: Dispatch) -> Result<Response, Problem> {
+    if let Err(most) = state.delivery.check_length(&dispatch, "rest") {
+        return Err(
+            Cause::MessageTooLarge.because(format!("a message to clients may have {most} bytes"))
+        );
+    }
     let sent = state.delivery.send(&dispatch).await;
     if sent.local == 0 && !sent.published {
         return Err(Cause::BusUnavailable

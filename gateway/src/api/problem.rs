@@ -66,6 +66,7 @@ causes! {
     Ending: CONFLICT, "ending", "The process drains in order to end";
     BodyTimeout: REQUEST_TIMEOUT, "body_timeout", "The body did not arrive in time";
     BodyTooLarge: PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large";
+    MessageTooLarge: PAYLOAD_TOO_LARGE, "message_too_large", "The message is too large for clients";
     UnsupportedMediaType: UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body must be JSON";
     TooManyAttempts: TOO_MANY_REQUESTS, "too_many_attempts", "Too many failed attempts";
     Internal: INTERNAL_SERVER_ERROR, "internal", "The gateway failed";

@@ -51,7 +51,9 @@ impl Inbound {
     fn take(&self, event: BusEvent, permits: &Arc<Semaphore>) {
         match event {
             BusEvent::Dispatch(dispatch) => {
-                self.hub.deliver(&dispatch);
+                if self.hub.check_length(&dispatch, "redis").is_ok() {
+                    self.hub.deliver(&dispatch);
+                }
             }
             BusEvent::Resync(reason) => {
                 self.metrics.bus_resyncs.inc();

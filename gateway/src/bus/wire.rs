@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use signal_contract::Object;
 
 use super::Interest;
+use crate::config::MAX_MESSAGE_BYTES;
 use crate::dispatch::{Destination, Dispatch};
 use crate::id::{AnyId, Id};
 
@@ -18,6 +19,10 @@ const CLIENT: &str = "ws:client:";
 const USER: &str = "ws:user:";
 const ROOM: &str = "ws:room:";
 const BROADCAST: &str = "ws:broadcast";
+
+/// Longest payload that is read: the longest message that the settings allow, and room for the members around it. What is longer would fill the queues that
+/// all messages share.
+const MAX_PAYLOAD_BYTES: usize = MAX_MESSAGE_BYTES + (1 << 20);
 
 /// The names of channels and keys, all behind one prefix.
 #[derive(Debug, Clone)]
@@ -171,15 +176,14 @@ pub(super) struct Bridged {
 
 /// Returns the payload of a dispatch.
 pub(super) fn encode(server_id: &str, dispatch: &Dispatch, bridged: Option<Bridged>) -> Vec<u8> {
-    let (kind, target) = match &dispatch.destination {
-        Destination::Client(id) => ("client", Some(id.as_str())),
-        Destination::User(user) => ("user", Some(&**user)),
-        Destination::Room(room) => ("room", Some(&**room)),
-        Destination::Broadcast => ("broadcast", None),
+    let target = match &dispatch.destination {
+        Destination::Client(id) => Some(id.as_str()),
+        Destination::User(name) | Destination::Room(name) => Some(&**name),
+        Destination::Broadcast => None,
     };
     let out = OutPayload {
         server_id,
-        kind,
+        kind: dispatch.destination.kind(),
         target,
         event: &dispatch.event,
         data: dispatch.data.as_deref(),
@@ -202,6 +206,8 @@ pub(super) enum Malformed {
     NoType,
     #[error("its target is absent, or no client id")]
     NoTarget,
+    #[error("it is longer than any message may be")]
+    TooLong,
 }
 
 #[derive(Deserialize)]
@@ -258,6 +264,9 @@ pub(super) type Decoded<'a> = (Dispatch, Cow<'a, str>, Option<Bridged>);
 /// Members of `exclude` that are no client ids of a gateway are ignored, and so are all of them for a client or a user, and a `bridged` that is not three
 /// numbers.
 pub(super) fn decode<'a>(me: &str, payload: &'a [u8]) -> Result<Option<Decoded<'a>>, Malformed> {
+    if payload.len() > MAX_PAYLOAD_BYTES {
+        return Err(Malformed::TooLong);
+    }
     let Object(read): Object<InPayload<'_>> =
         serde_json::from_slice(payload).map_err(|_| Malformed::NotJson)?;
     let destination = read.destination();

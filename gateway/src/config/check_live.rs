@@ -5,7 +5,9 @@ use std::path::Path;
 use signal_contract::prefixes_collide;
 
 use super::check::Checks;
-use super::{Live, RedisLocation, RedisMode, Source, SourcePreset};
+use super::{
+    Live, MAX_MESSAGE_BYTES, MIN_MESSAGE_BYTES, RedisLocation, RedisMode, Source, SourcePreset,
+};
 
 /// Most claims of `subject_claims`, and the longest of them and of `subject_prefix` in bytes.
 const MAX_CLAIMS: usize = 8;
@@ -66,6 +68,20 @@ fn check_limits(live: &Live, checks: &mut Checks<'_>) {
         "limits.frame_bytes",
         "must be at most 16777216",
     );
+    checks.need(
+        (MIN_MESSAGE_BYTES..=MAX_MESSAGE_BYTES).contains(&limits.message_bytes),
+        "limits.message_bytes",
+        "must be from 65536 to 33554432",
+    );
+    let total = limits.send_queue.total_bytes;
+    for (name, bytes) in [
+        ("limits.send_queue.bytes", limits.send_queue.bytes),
+        ("limits.message_bytes", limits.message_bytes),
+        ("limits.frame_bytes", limits.frame_bytes),
+    ] {
+        let what = format!("must not be less than {name} ({bytes})");
+        checks.need(total >= bytes, "limits.send_queue.total_bytes", &what);
+    }
 }
 
 fn check_jwks(live: &Live, checks: &mut Checks<'_>) {

@@ -10,6 +10,8 @@ use crate::config::Live;
 pub struct ConnectionLimits {
     /// Bounds of each outbox.
     pub outbox: Bounds,
+    /// Longest message to clients in bytes.
+    pub message_bytes: usize,
     /// Longest message of a client in bytes.
     pub frame_bytes: usize,
     /// Frames per second of one connection; 0 for no limit.
@@ -32,6 +34,7 @@ impl ConnectionLimits {
                 bytes: limits.send_queue.bytes,
                 frames: limits.send_queue.frames,
             },
+            message_bytes: limits.message_bytes,
             frame_bytes: limits.frame_bytes,
             frames_per_second: limits.inbound_frames_per_second,
             frame_burst: limits.inbound_burst,

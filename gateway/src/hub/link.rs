@@ -189,9 +189,8 @@ impl Link {
     }
 
     /// Queues the held messages that `keep` returns true for.
-    pub fn release(&self, bounds: Bounds, keep: impl FnMut(&Message) -> bool) {
-        let result = self.out.borrow_mut().release(bounds, keep);
-        self.after_push(result);
+    pub fn release(&self, keep: impl FnMut(&Message) -> bool) {
+        self.out.borrow_mut().release(keep);
     }
 
     /// Queues a delivered message; a reader that is too slow is closed.

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bus::{Bus, Interest};
 use crate::client::{ClientCounts, ClientInfo, ClientQuery, ClientSelector, MAX_LISTED};
 use crate::clock::Clock;
-use crate::config::Live;
+use crate::config::{Live, MIN_MESSAGE_BYTES};
 use crate::dispatch::{Destination, Dispatch};
 use crate::id::Id;
 use crate::metrics::Metrics;
@@ -177,6 +177,36 @@ impl Hub {
             }
         }
         count
+    }
+
+    /// Checks that a message is not longer than clients may get (`limits.message_bytes`). `from` says where it entered, for the metric.
+    ///
+    /// # Errors
+    /// It is longer than this many bytes; it was counted and logged.
+    pub fn check_length(&self, dispatch: &Dispatch, from: &'static str) -> Result<(), usize> {
+        let bytes = envelope::encoded_length(&dispatch.event, dispatch.data_text());
+        // The setting is never below this, and reading it takes a lock.
+        if bytes <= MIN_MESSAGE_BYTES {
+            return Ok(());
+        }
+        let Some(core) = &self.core else {
+            return Ok(());
+        };
+        let most = core.live.borrow().limits.message_bytes;
+        if bytes <= most {
+            return Ok(());
+        }
+        core.metrics
+            .messages_refused
+            .get_or_create(&Metrics::kind(from))
+            .inc();
+        tracing::warn!(
+            from,
+            kind = dispatch.destination.kind(),
+            bytes,
+            "message refused: longer than limits.message_bytes"
+        );
+        Err(most)
     }
 
     fn holders(&self, destination: &Destination) -> Holders {

@@ -63,6 +63,21 @@ impl Entry {
             Self::Sealed(_) => None,
         }
     }
+
+    /// Returns how many bytes it takes on the wire.
+    fn length(&self) -> usize {
+        match self {
+            Self::Sealed(message) => Cipher::sealed_length(message.payload().len()),
+            entry => entry.bytes().map_or(0, <[u8]>::len),
+        }
+    }
+}
+
+fn without_longest(lengths: impl Iterator<Item = usize>) -> usize {
+    let (sum, longest) = lengths.fold((0, 0), |(sum, longest), length| {
+        (sum + length, length.max(longest))
+    });
+    sum - longest
 }
 
 /// More would wait than the bounds allow: the reader is too slow.
@@ -119,30 +134,30 @@ impl Outbox {
         self.held.get_or_insert_default();
     }
 
-    /// Queues the held messages that `keep` returns true for.
-    pub(super) fn release(
-        &mut self,
-        bounds: Bounds,
-        mut keep: impl FnMut(&Message) -> bool,
-    ) -> Result<(), Overflow> {
+    /// Queues the held messages that `keep` returns true for. They were within the bounds when they came, and the socket was not asked yet.
+    pub(super) fn release(&mut self, mut keep: impl FnMut(&Message) -> bool) {
         let Some(held) = self.held.take() else {
-            return Ok(());
+            return;
         };
-        held.messages
-            .iter()
-            .filter(|m| keep(m))
-            .try_for_each(|message| self.push(message, bounds))
+        for message in held.messages.iter().filter(|m| keep(m)) {
+            let entry = self.entry(message);
+            self.append(entry);
+        }
     }
 
     /// Queues a message, or holds it back.
     pub(super) fn push(&mut self, message: &Rc<Message>, bounds: Bounds) -> Result<(), Overflow> {
         if let Some(held) = &mut self.held {
-            if held.bytes + message.frame().len() > bounds.bytes
-                || held.messages.len() >= bounds.frames
+            let length = message.frame().len();
+            let lengths = held.messages.iter().map(|message| message.frame().len());
+            if !held.messages.is_empty()
+                && (held.messages.len() >= bounds.frames
+                    || (held.bytes + length > bounds.bytes
+                        && without_longest(lengths.chain([length])) > bounds.bytes))
             {
                 return Err(Overflow);
             }
-            held.bytes += message.frame().len();
+            held.bytes += length;
             held.messages.push(Rc::clone(message));
             return Ok(());
         }
@@ -160,7 +175,7 @@ impl Outbox {
             && self.entries.is_empty()
             && batch.messages.len() <= bounds.frames;
         if as_one {
-            return self.queue(Entry::Batch(Rc::clone(batch)), batch.joined.len(), bounds);
+            return self.queue(Entry::Batch(Rc::clone(batch)), bounds);
         }
         batch
             .messages
@@ -174,13 +189,14 @@ impl Outbox {
         message: &Rc<Message>,
         bounds: Bounds,
     ) -> Result<(), Overflow> {
+        let entry = self.entry(message);
+        self.queue(entry, bounds)
+    }
+
+    fn entry(&self, message: &Rc<Message>) -> Entry {
         match self.seal {
-            None => self.push_clear(message, bounds),
-            Some(_) => self.queue(
-                Entry::Sealed(Rc::clone(message)),
-                Cipher::sealed_length(message.payload().len()),
-                bounds,
-            ),
+            None => Entry::Clear(Rc::clone(message)),
+            Some(_) => Entry::Sealed(Rc::clone(message)),
         }
     }
 
@@ -190,23 +206,31 @@ impl Outbox {
         message: &Rc<Message>,
         bounds: Bounds,
     ) -> Result<(), Overflow> {
-        self.queue(
-            Entry::Clear(Rc::clone(message)),
-            message.frame().len(),
-            bounds,
-        )
+        self.queue(Entry::Clear(Rc::clone(message)), bounds)
     }
 
-    fn queue(&mut self, entry: Entry, length: usize, bounds: Bounds) -> Result<(), Overflow> {
-        if self.closing {
-            return Ok(());
-        }
-        if self.bytes + length > bounds.bytes || self.entries.len() >= bounds.frames {
+    fn queue(&mut self, entry: Entry, bounds: Bounds) -> Result<(), Overflow> {
+        if !self.closing && !self.entries.is_empty() && self.overflows(entry.length(), bounds) {
             return Err(Overflow);
         }
-        self.entries.push(entry);
-        self.bytes += length;
+        self.append(entry);
         Ok(())
+    }
+
+    fn append(&mut self, entry: Entry) {
+        if !self.closing {
+            self.bytes += entry.length();
+            self.entries.push(entry);
+        }
+    }
+
+    /// Returns whether one more entry would be too much. The bounds are for what adds up, so neither the message that is being written counts nor the
+    /// longest of the others: one message of any length closes nobody (protocol.md 8.2).
+    fn overflows(&self, length: usize, bounds: Bounds) -> bool {
+        let behind = self.entries[1..].iter().map(Entry::length);
+        self.entries.len() >= bounds.frames
+            || (self.bytes + length > bounds.bytes
+                && without_longest(behind.chain([length])) > bounds.bytes)
     }
 
     /// Drops what waits, except the rest of a half-written frame, and queues the Close frame as the last one.
@@ -338,10 +362,7 @@ impl Outbox {
             let mut ends: SmallVec<[usize; 64]> = SmallVec::new();
             for entry in &self.entries {
                 let from = if ends.is_empty() { self.written } else { 0 };
-                let length = match entry {
-                    Entry::Sealed(message) => Cipher::sealed_length(message.payload().len()),
-                    entry => entry.bytes().map_or(0, <[u8]>::len) - from,
-                };
+                let length = entry.length() - from;
                 if !ends.is_empty() && write.len() + length > WRITE_BYTES {
                     break;
                 }

@@ -33,6 +33,7 @@ pub mod name {
     pub const NOTIFICATION_DELETED: &str = "notification:deleted";
     pub const NOTIFICATION_SYNC: &str = "notification:sync";
     pub const NOTIFICATION_SYNCED: &str = "notification:synced";
+    pub const NOTIFICATION_SKIPPED: &str = "notification:skipped";
 }
 
 /// Names that no sender on REST may choose (protocol.md 3.19).
@@ -299,7 +300,42 @@ pub struct Deleted<'a> {
     pub version: i64,
 }
 
-/// Returns the `seq` of a `notification:created`, or `None` for any other message.
+/// Data of `notification:skipped`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = NotificationSkipped)]
+pub struct Skipped {
+    /// The notification: REST has it.
+    pub id: Id,
+    /// Its place in the inbox.
+    pub seq: i64,
+    /// How many notifications are unread.
+    pub unread_count: i64,
+    /// Grows with every change of the inbox: of two counts the one with the higher version is newer.
+    pub version: i64,
+}
+
+impl Skipped {
+    /// Names a notification that is too long to be sent.
+    pub fn new(notification: &Notification, inbox: InboxState) -> Self {
+        Self {
+            id: notification.id,
+            seq: notification.seq,
+            unread_count: inbox.unread_count,
+            version: inbox.version,
+        }
+    }
+}
+
+/// Encodes `notification:skipped`.
+pub fn skipped(notification: &Notification, inbox: InboxState) -> Message {
+    of(
+        name::NOTIFICATION_SKIPPED,
+        &Skipped::new(notification, inbox),
+    )
+}
+
+/// Returns the `seq` of a `notification:created` or `notification:skipped`, or `None` for any other message.
 pub fn created_seq(message: &Message) -> Option<i64> {
     #[derive(Deserialize)]
     struct Row {
@@ -311,13 +347,11 @@ pub fn created_seq(message: &Message) -> Option<i64> {
     }
     let text = std::str::from_utf8(message.payload()).ok()?;
     let envelope = super::Envelope::parse(text).ok()?;
-    if envelope.event != name::NOTIFICATION_CREATED {
-        return None;
+    match &*envelope.event {
+        name::NOTIFICATION_CREATED => envelope.read::<Data>().ok().map(|d| d.notification.seq),
+        name::NOTIFICATION_SKIPPED => envelope.read::<Row>().ok().map(|row| row.seq),
+        _ => None,
     }
-    envelope
-        .read::<Data>()
-        .ok()
-        .map(|data| data.notification.seq)
 }
 
 /// Data of `notification:synced`.
@@ -415,6 +449,7 @@ mod tests {
             name::NOTIFICATION_DELETED,
             name::NOTIFICATION_SYNC,
             name::NOTIFICATION_SYNCED,
+            name::NOTIFICATION_SKIPPED,
         ];
         assert_eq!(named, RESERVED.into_iter().chain(ours).collect());
     }

@@ -17,6 +17,7 @@ use super::Context;
 use super::operation::{Begun, Operation, Operations, Outcome, begin};
 use super::session::{Action, Actions, Authentication, Input, Session};
 use crate::hub::{ConnectionLimits, Flushed, Link, Shard, Stage};
+use crate::inbox::Missed;
 use crate::metrics::Metrics;
 use crate::protocol::Message;
 use crate::protocol::close::Close;
@@ -208,34 +209,39 @@ impl Connection {
             Outcome::Lost(rooms) | Outcome::Leave(rooms) => {
                 self.shard.leave(&self.link, &rooms);
             }
-            Outcome::Missed { after, missed } => {
-                let bounds = self.shard.limits().outbox;
-                // A page ends before it could fill the outbox of a reader that keeps up.
-                let (mut bytes, mut count, mut cursor) = (0, 0, after);
-                for row in &missed.rows {
-                    let message = event::created(row, missed.inbox);
-                    bytes += message.frame().len();
-                    if count > 0 && bytes > bounds.bytes / 4 {
-                        break;
-                    }
-                    self.link.send(message, bounds);
-                    (count, cursor) = (count + 1, row.seq);
-                }
-                let more = missed.more || count < missed.rows.len();
-                self.link
-                    .send(event::synced(count, cursor, missed.inbox, more), bounds);
-                // What was pushed meanwhile and is in the answer is not repeated; what lies beyond a page comes with the next sync.
-                self.link.release(bounds, |held| {
-                    event::created_seq(held).is_none_or(|seq| seq > cursor && !more)
-                });
-            }
+            Outcome::Missed { after, missed } => self.missed(after, &missed),
             Outcome::Done => {}
             Outcome::Unavailable => {
                 let bounds = self.shard.limits().outbox;
                 self.link.send(event::error(message::TRY_AGAIN), bounds);
-                self.link.release(bounds, |_| true);
+                self.link.release(|_| true);
             }
         }
+    }
+
+    /// Answers `notification:sync`.
+    fn missed(&mut self, after: i64, missed: &Missed) {
+        let limits = self.shard.limits();
+        // A page ends before it could fill the outbox of a reader that keeps up.
+        let (mut bytes, mut count, mut cursor) = (0, 0, after);
+        for row in &missed.rows {
+            let mut message = event::created(row, missed.inbox);
+            if message.payload().len() > limits.message_bytes {
+                message = event::skipped(row, missed.inbox);
+            }
+            bytes += message.frame().len();
+            if count > 0 && bytes > limits.outbox.bytes / 4 {
+                break;
+            }
+            self.link.send(message, limits.outbox);
+            (count, cursor) = (count + 1, row.seq);
+        }
+        let more = missed.more || count < missed.rows.len();
+        let synced = event::synced(count, cursor, missed.inbox, more);
+        self.link.send(synced, limits.outbox);
+        // What was pushed meanwhile and is in the answer is not repeated; what lies beyond a page comes with the next sync.
+        self.link
+            .release(|held| event::created_seq(held).is_none_or(|seq| seq > cursor && !more));
     }
 
     /// Reads what is there. `Err` ends the connection.
@@ -455,7 +461,7 @@ impl Connection {
             self.link.seal_with(Rc::clone(cipher));
         }
         self.link.note(self.session.stage(), now);
-        self.link.release(self.shard.limits().outbox, |_| true);
+        self.link.release(|_| true);
         self.context
             .metrics
             .handshake

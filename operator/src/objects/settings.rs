@@ -195,6 +195,7 @@ fn limits(spec: &signal_crds::gateway::Limits, limits: &mut signal_contract::Lim
     limits.http_connections_per_pod = size(spec.http_connections_per_pod);
     limits.http_connections_per_network = size(spec.http_connections_per_network);
     limits.frame_bytes = size(spec.frame_bytes);
+    limits.message_bytes = size(spec.message_bytes);
     limits.inbound_frames_per_second = spec.inbound_frames_per_second;
     limits.inbound_burst = spec.inbound_burst;
     let queue = &spec.send_queue;

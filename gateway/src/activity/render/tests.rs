@@ -211,3 +211,24 @@ fn a_parameter_is_shown_as_it_is_without_isolation_marks_or_being_read_as_a_patt
         ("<{ $b } שלום>", "true 5")
     );
 }
+
+#[test]
+fn a_parameter_that_blows_a_text_up_makes_it_a_dead_letter_and_not_a_row() {
+    let rendered = |length: usize| {
+        let order = "x".repeat(length);
+        let data = format!(r#"{{"amount":1,"currency":"VND","orderId":"{order}"}}"#);
+        let fields =
+            format!(r#""type":"PAYMENT_SUCCESS","locale":"en","actorId":"17","data":{data}"#);
+        built_in().render(&activity(&fields))
+    };
+    let around = "Order  has been paid: 1 VND.".len();
+    let text = rendered(MAX_CONTENT_BYTES - around).unwrap();
+    assert_eq!(text.content.len(), MAX_CONTENT_BYTES);
+    let poison = rendered(MAX_CONTENT_BYTES - around + 1).unwrap_err();
+    assert_eq!(poison.reason, DeadLetterReason::TextTooLong);
+    assert!(
+        poison.detail.contains("has 65537 bytes"),
+        "{}",
+        poison.detail
+    );
+}

@@ -139,6 +139,7 @@ async fn event_names_of_the_gateway_are_refused() {
         name::NOTIFICATION_READ,
         name::NOTIFICATION_DELETED,
         name::NOTIFICATION_SYNCED,
+        name::NOTIFICATION_SKIPPED,
         name::RESYNC,
         name::EXPIRING,
         name::REFRESHED,

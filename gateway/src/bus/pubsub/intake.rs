@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::queue::{EndOfEvents, Events, MAX_WAITING_BYTES, Origin, Queue, Received};
-use crate::bus::wire::{self, Names};
+use crate::bus::wire::{self, Malformed, Names};
 use crate::bus::{Ask, BusEvent, Reply};
 use crate::dispatch::ResyncReason;
 use crate::metrics::Metrics;
@@ -236,6 +236,18 @@ impl Intake {
                     }
                 }
                 Ok(None) => self.count("own"),
+                Err(Malformed::TooLong) => {
+                    let kind = self.names.destination(channel);
+                    let kind = kind.map_or("unknown", |destination| destination.kind());
+                    tracing::warn!(
+                        from = "redis",
+                        kind,
+                        bytes = payload.len(),
+                        "message refused: longer than any may be"
+                    );
+                    let refused = &self.metrics.messages_refused;
+                    refused.get_or_create(&Metrics::kind("redis")).inc();
+                }
                 Err(why) => {
                     // Without the channel, which may hold a user's id.
                     tracing::debug!(reason = %why, bytes = payload.len(), "malformed payload dropped");

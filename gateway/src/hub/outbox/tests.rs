@@ -162,12 +162,67 @@ fn too_many_frames_or_bytes_are_an_overflow() {
         bytes: 25,
         frames: 1000,
     };
-    let pushed: Vec<_> = (0..3).map(|n| outbox.push(&message(n), bytes)).collect();
+    let pushed: Vec<_> = (0..4).map(|n| outbox.push(&message(n), bytes)).collect();
     assert_eq!(
         pushed,
-        [Ok(()), Ok(()), Err(Overflow)],
-        "held messages count as well"
+        [Ok(()), Ok(()), Ok(()), Err(Overflow)],
+        "held messages count as well, but for the longest"
     );
+    outbox.release(|_| true);
+    let pushed: Vec<_> = (4..6).map(|n| outbox.push(&message(n), bytes)).collect();
+    assert_eq!(
+        pushed,
+        [Ok(()), Err(Overflow)],
+        "and the message that is being written does not count either"
+    );
+}
+
+/// protocol.md 8.2.
+#[test]
+fn one_message_of_any_length_is_no_overflow_wherever_it_waits() {
+    let bounds = Bounds {
+        bytes: 100,
+        frames: 10,
+    };
+    let long = Rc::new(Message::text(&[b'x'; 5000]));
+    for sealed in [false, true] {
+        for (held, before, after) in [(false, 0, 9), (false, 1, 8), (true, 0, 9), (true, 3, 5)] {
+            let mut outbox = Outbox::default();
+            if sealed {
+                outbox.seal_with(Rc::new(Cipher::new(&[1; 32])));
+            }
+            if held {
+                outbox.hold();
+            }
+            let bounds = Bounds {
+                bytes: if sealed { 1500 } else { bounds.bytes },
+                ..bounds
+            };
+            (0..before).for_each(|n| outbox.push(&message(n), bounds).unwrap());
+            outbox.push(&long, bounds).unwrap();
+            (0..after).for_each(|n| outbox.push(&message(n), bounds).unwrap());
+            outbox.release(|_| true);
+            assert_eq!(outbox.entries.len(), before + after + 1);
+        }
+    }
+}
+
+#[test]
+fn messages_longer_than_the_bound_do_not_add_up() {
+    let bounds = Bounds {
+        bytes: 100,
+        frames: 10,
+    };
+    let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+    let long = Rc::new(Message::text(&[b'x'; 5000]));
+    let pushed: Vec<_> = (0..3).map(|_| outbox.push(&long, bounds)).collect();
+    assert_eq!(pushed, [Ok(()), Ok(()), Err(Overflow)]);
+    // A socket that takes bytes makes room.
+    for _ in 0..20 {
+        pipe.room.set(5200);
+        outbox.flush(&pipe, Instant::now).unwrap();
+        outbox.push(&long, bounds).unwrap();
+    }
 }
 
 #[test]
@@ -209,9 +264,7 @@ fn held_messages_follow_those_that_are_pushed_ahead_of_them() {
     outbox.push(&message(2), WIDE).unwrap();
     outbox.push(&message(3), WIDE).unwrap();
     outbox.push_now(&message(1), WIDE).unwrap();
-    outbox
-        .release(WIDE, |m| m.payload() != b"message 3")
-        .unwrap();
+    outbox.release(|m| m.payload() != b"message 3");
     outbox.push(&message(4), WIDE).unwrap();
     outbox.flush(&pipe, Instant::now).unwrap();
     assert_eq!(

@@ -81,18 +81,17 @@ impl Shard {
         let mut commands = commands.drain(..).peekable();
         while let Some(command) = commands.next() {
             // Order is kept: a message that was sent before a close is written before it.
-            let full = match &command {
-                Command::Deliver { message, .. } => {
-                    messages += 1;
-                    bytes += message.frame().len();
-                    messages > MESSAGES_PER_FLUSH || bytes > BYTES_PER_FLUSH
-                }
-                _ => messages > 0,
+            let (more, length) = match &command {
+                Command::Deliver { message, .. } => (1, message.frame().len()),
+                _ => (0, 0),
             };
-            if full {
+            let is_full = messages + more > MESSAGES_PER_FLUSH || bytes + length > BYTES_PER_FLUSH;
+            if messages > 0 && (is_full || more == 0) {
                 self.flush_touched().await;
                 (messages, bytes) = (0, 0);
             }
+            messages += more;
+            bytes += length;
             match command {
                 Command::Begin(begin, claim) => {
                     begin(self, claim);

@@ -89,6 +89,18 @@ impl<'a> Shape<'a> {
                 &format!("`{node}` is not host:port"),
             );
         }
+        let limits = &spec.limits;
+        for (field, bytes) in [
+            ("sendQueue.bytes", limits.send_queue.bytes),
+            ("messageBytes", limits.message_bytes),
+            ("frameBytes", limits.frame_bytes),
+        ] {
+            self.need(
+                limits.send_queue.total_bytes >= u64::from(bytes),
+                "limits.sendQueue.totalBytes",
+                &format!("must not be less than {field} ({bytes})"),
+            );
+        }
         if let Some(kafka) = &spec.kafka {
             self.kafka(kafka);
         }

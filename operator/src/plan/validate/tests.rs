@@ -299,7 +299,7 @@ fn each_field_of_the_listener_that_the_api_server_cannot_check_is_named() {
 
 #[test]
 fn each_field_that_the_api_server_cannot_check_is_named() {
-    let cases: [(&str, Change); 20] = [
+    let cases: [(&str, Change); 21] = [
         ("gateway.adminPort", |s| {
             s.gateway.admin_port = s.gateway.public_port
         }),
@@ -311,6 +311,9 @@ fn each_field_that_the_api_server_cannot_check_is_named() {
         }),
         ("gateway.auth.connectTimeout", |s| {
             s.gateway.auth.connect_timeout = Duration::default()
+        }),
+        ("limits.sendQueue.totalBytes", |s| {
+            s.limits.send_queue.total_bytes = u64::from(s.limits.message_bytes) - 1
         }),
         ("limits.sendQueue.writeTimeout", |s| {
             s.limits.send_queue.write_timeout = Duration::default()
