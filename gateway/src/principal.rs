@@ -5,6 +5,17 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
+/// Longest user id, in bytes.
+pub const MAX_USER_ID_BYTES: usize = 256;
+
+/// Returns whether a text may be a user id, wherever it comes from: 1 to [`MAX_USER_ID_BYTES`] bytes without control characters. `.` and `..` are none, because
+/// no path of REST can name them (RFC 3986 section 5.2.4).
+pub fn is_user_id(text: &str) -> bool {
+    (1..=MAX_USER_ID_BYTES).contains(&text.len())
+        && !text.chars().any(char::is_control)
+        && !matches!(text, "." | "..")
+}
+
 /// SHA-256 of a public key (RFC 7638).
 pub type Thumbprint = [u8; 32];
 
@@ -62,5 +73,29 @@ impl TokenFacts {
     /// Returns `iat` in milliseconds since the Unix epoch; a token without it counts as issued at time zero.
     pub fn issued_ms(&self) -> i64 {
         self.issued_at.map_or(0, |at| at.timestamp_millis())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// authorization.md 1.9.
+    #[test]
+    fn a_user_id_is_what_rest_can_name() {
+        for (text, good) in [
+            ("17", true),
+            ("người dùng/1", true),
+            (" ", true),
+            (&*"x".repeat(256), true),
+            (&*"x".repeat(257), false),
+            ("", false),
+            ("a\u{7}", false),
+            (".", false),
+            ("..", false),
+            ("...", true),
+        ] {
+            assert_eq!(is_user_id(text), good, "{text:?}");
+        }
     }
 }

@@ -21,6 +21,7 @@ use super::poison::{DeadLetterReason, Poison};
 use crate::notification::bounds::{
     self, MAX_CONTENT_BYTES, MAX_DATA_BYTES, MAX_LOCALE_BYTES, MAX_NAME_BYTES, MAX_TITLE_BYTES,
 };
+use crate::principal::{MAX_USER_ID_BYTES, is_user_id};
 
 /// Carries the identity of a replayed record that has no `id`: its first topic, partition, offset and time.
 pub const EVENT_ID_HEADER: &str = "signal-event-id";
@@ -224,7 +225,9 @@ fn activity(record: &Record, event: Event, text: &str) -> Result<Activity, Poiso
         event_id,
         kind,
         audience: audience(&body, organizer_id.as_deref(), merchant_id.as_deref())?,
-        actor_id: optional("actorId", body.actor_id)?,
+        actor_id: optional("actorId", body.actor_id)?
+            .map(|id| user_id("actorId", id))
+            .transpose()?,
         organizer_id,
         merchant_id,
         data,
@@ -284,12 +287,7 @@ fn audience(
             let mut ids = Vec::with_capacity(raw.len());
             for raw in raw {
                 let id = named("recipientIds", raw)?;
-                if id.is_empty() {
-                    return Err(Poison::new(
-                        DeadLetterReason::InvalidField,
-                        "field recipientIds holds an empty id",
-                    ));
-                }
+                let id = user_id("recipientIds", id)?;
                 if seen.insert(id.clone()) {
                     ids.push(id);
                 }
@@ -304,6 +302,19 @@ fn audience(
             ),
         )),
     }
+}
+
+/// Checks that a recipient is somebody whom a token may name; the actor may become one.
+fn user_id(field: &str, id: String) -> Result<String, Poison> {
+    if is_user_id(&id) {
+        return Ok(id);
+    }
+    Err(Poison::new(
+        DeadLetterReason::InvalidField,
+        format!(
+            "field {field} holds no user id: 1 to {MAX_USER_ID_BYTES} bytes without control characters"
+        ),
+    ))
 }
 
 fn parameters(raw: Option<&RawValue>) -> Result<(Box<RawValue>, Map<String, Value>), Poison> {

@@ -26,13 +26,13 @@ use super::ApiState;
 use super::problem::{Cause, Problem};
 use crate::auth::{BasicError, MAX_TOKEN_BYTES, TokenFault, VerifyError};
 use crate::peer::{PeerAddress, client_address};
-use crate::principal::Principal;
+use crate::principal::{MAX_USER_ID_BYTES, Principal};
 use crate::protocol::room::is_room_name;
 
 /// Longest wait for a whole body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest user id, `jti` or notification type in a request, in bytes.
-pub(super) const MAX_NAME: usize = 256;
+pub(super) const MAX_NAME: usize = MAX_USER_ID_BYTES;
 
 const BEARER: &str = "Bearer realm=\"signal\"";
 const BEARER_INVALID: &str = "Bearer realm=\"signal\", error=\"invalid_token\"";

@@ -14,6 +14,7 @@ use super::Interest;
 use crate::config::MAX_MESSAGE_BYTES;
 use crate::dispatch::{Destination, Dispatch};
 use crate::id::{AnyId, Id};
+use crate::principal::is_user_id;
 
 const CLIENT: &str = "ws:client:";
 const USER: &str = "ws:user:";
@@ -204,7 +205,7 @@ pub(super) enum Malformed {
     NoEvent,
     #[error("its type is absent or unknown")]
     NoType,
-    #[error("its target is absent, or no client id")]
+    #[error("its target is absent, or no client or user can have that id")]
     NoTarget,
     #[error("it is longer than any message may be")]
     TooLong,
@@ -248,7 +249,10 @@ impl InPayload<'_> {
                 // The id of a client of another server, which no instance holds.
                 Err(_) => Err(Malformed::NoTarget),
             },
-            "user" => Ok(Destination::User(target()?.into())),
+            "user" => match target()? {
+                user if is_user_id(&user) => Ok(Destination::User(user.into())),
+                _ => Err(Malformed::NoTarget),
+            },
             "room" => Ok(Destination::Room(target()?.into())),
             "broadcast" => Ok(Destination::Broadcast),
             _ => Err(Malformed::NoType),

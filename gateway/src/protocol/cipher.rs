@@ -12,7 +12,7 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::agreement::{ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey, agree_ephemeral};
 use ring::rand::SystemRandom;
 use sha2::Sha256;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::event::Encrypted;
 use super::frame::{Opcode, header, header_length};
@@ -26,6 +26,8 @@ pub const SALT_BYTES: usize = 32;
 /// Bytes of an IV.
 pub const IV_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
+/// More than an agreement uses of the stack.
+const SCRUBBED_BYTES: usize = 16 * 1024;
 const INFO: &[u8] = b"ignis-ecdh-p256-aes-256-gcm-v1";
 const HEAD: &[u8] = br#"{"event":"encrypted","data":{"iv":""#;
 const MIDDLE: &[u8] = br#"","ct":""#;
@@ -66,13 +68,34 @@ pub fn handshake(
     salt: [u8; SALT_BYTES],
     random: &SystemRandom,
 ) -> Result<Handshake, UnusableKey> {
+    let handshake = agree(client_key, salt, random);
+    scrub_stack();
+    handshake
+}
+
+/// Overwrites the part of the stack that functions have used that just returned. A value that moves leaves a copy where it was, and no destructor runs there:
+/// of the session key, of its expanded form, of the shared secret.
+#[inline(never)]
+fn scrub_stack() {
+    let mut used = [0u64; SCRUBBED_BYTES / 8];
+    used.zeroize();
+    std::hint::black_box(&used);
+}
+
+#[inline(never)]
+fn agree(
+    client_key: &str,
+    salt: [u8; SALT_BYTES],
+    random: &SystemRandom,
+) -> Result<Handshake, UnusableKey> {
     let point = uncompressed(BASE64.decode_to_vec(client_key).map_err(|_| UnusableKey)?)?;
     let private = EphemeralPrivateKey::generate(&ECDH_P256, random).map_err(|_| UnusableKey)?;
     let public = private.compute_public_key().map_err(|_| UnusableKey)?;
-    let key = agree_ephemeral(
+    let mut key = Zeroizing::new([0u8; 32]);
+    agree_ephemeral(
         private,
         &UnparsedPublicKey::new(&ECDH_P256, &point),
-        |shared| derive(shared, &salt),
+        |shared| derive(shared, &salt, &mut key),
     )
     .map_err(|_| UnusableKey)?;
     Ok(Handshake {
@@ -117,23 +140,31 @@ impl Offer {
     /// # Errors
     /// [`UnusableKey`] for a key that is not a point on the curve, or a salt that is not base64.
     pub fn accept(self, server_key: &str, salt: &str) -> Result<Cipher, UnusableKey> {
+        let cipher = self.agree(server_key, salt);
+        scrub_stack();
+        cipher
+    }
+
+    #[inline(never)]
+    fn agree(self, server_key: &str, salt: &str) -> Result<Cipher, UnusableKey> {
         let point = BASE64.decode_to_vec(server_key).map_err(|_| UnusableKey)?;
         let salt = BASE64.decode_to_vec(salt).map_err(|_| UnusableKey)?;
-        let key = agree_ephemeral(
+        let mut key = Zeroizing::new([0u8; 32]);
+        agree_ephemeral(
             self.private,
             &UnparsedPublicKey::new(&ECDH_P256, &point),
-            |shared| derive(shared, &salt),
-        );
-        Ok(Cipher::new(&*key.map_err(|_| UnusableKey)?))
+            |shared| derive(shared, &salt, &mut key),
+        )
+        .map_err(|_| UnusableKey)?;
+        Ok(Cipher::new(&key))
     }
 }
 
-fn derive(shared: &[u8], salt: &[u8]) -> Zeroizing<[u8; 32]> {
-    let mut key = Zeroizing::new([0u8; 32]);
+/// Writes the session key where it is wiped.
+fn derive(shared: &[u8], salt: &[u8], key: &mut [u8; 32]) {
     Hkdf::<Sha256>::new(Some(salt), shared)
-        .expand(INFO, &mut *key)
+        .expand(INFO, key)
         .expect("32 bytes are within HKDF's limit");
-    key
 }
 
 /// Seals and opens for one connection. The expanded key is wiped when it is dropped.
@@ -378,7 +409,8 @@ mod tests {
             p256::ecdh::diffie_hellman(server.to_nonzero_scalar(), client.public_key().as_affine());
         assert_eq!(shared.raw_secret_bytes()[..], hex(value("shared secret")));
         let salt = BASE64.decode_to_vec(value("`salt`")).unwrap();
-        let key = derive(shared.raw_secret_bytes(), &salt);
+        let mut key = [0; 32];
+        derive(shared.raw_secret_bytes(), &salt, &mut key);
         assert_eq!(key[..], hex(value("session key")));
         let frame = seal(&Cipher::new(&key), value("plaintext").as_bytes(), [9; 12]);
         let envelope = Envelope::parse(payload(&frame)).unwrap();
@@ -416,7 +448,9 @@ mod tests {
             assert_eq!((server.len(), server[0]), (POINT_BYTES, 4));
             let server = p256::PublicKey::from_sec1_bytes(&server).unwrap();
             let shared = p256::ecdh::diffie_hellman(client.to_nonzero_scalar(), server.as_affine());
-            let ours = Cipher::new(&derive(shared.raw_secret_bytes(), &[3; 32]));
+            let mut key = [0; 32];
+            derive(shared.raw_secret_bytes(), &[3; 32], &mut key);
+            let ours = Cipher::new(&key);
             let frame = seal(&shake.cipher, b"{}", [9; 12]);
             let envelope = Envelope::parse(payload(&frame)).unwrap();
             assert_eq!(ours.open(&envelope.read().unwrap()).unwrap(), "{}");

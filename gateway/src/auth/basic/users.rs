@@ -12,6 +12,8 @@ use ring::{digest, hmac};
 use serde::Deserialize;
 use signal_contract::Object;
 
+use crate::principal::is_user_id;
+
 /// Most users in the file.
 const MAX_USERS: usize = 10_000;
 /// The most expensive hash that is accepted: 256 MiB, 16 passes, 16 lanes.
@@ -98,7 +100,9 @@ impl Users {
                 () if name.is_empty() || name.contains(':') => {
                     Some("a name must not be empty or hold a colon")
                 }
-                () if subject.is_empty() => Some("the subject must not be empty"),
+                () if !is_user_id(&subject) => {
+                    Some("the subject must have 1 to 256 bytes without control characters")
+                }
                 () if by_name.contains_key(&name) => Some("the name is taken by an earlier user"),
                 () => None,
             };

@@ -24,10 +24,8 @@ use crate::auth::key_set::SourceView;
 use crate::auth::members::Members;
 use crate::clock::has_four_digit_year;
 use crate::config::{Algorithm, Source};
-use crate::principal::{Principal, TokenFacts, USER, Via};
+use crate::principal::{Principal, TokenFacts, USER, Via, is_user_id};
 
-/// Longest subject in bytes, without the prefix of its source (OpenID Connect Core section 2 allows 255 characters).
-const MAX_SUBJECT_BYTES: usize = 256;
 /// Longest `principalType` in bytes.
 const MAX_KIND_BYTES: usize = 64;
 /// What no token may say that it is: rows of policies know roles under this kind.
@@ -261,10 +259,7 @@ fn subject(claims: &Members, view: &SourceView) -> Result<Arc<str>, TokenFault> 
         .find_map(|name| claims.get(name))
         .and_then(as_text)
         .ok_or(TokenFault::Subject)?;
-    if subject.is_empty()
-        || subject.len() > MAX_SUBJECT_BYTES
-        || subject.chars().any(char::is_control)
-    {
+    if subject.is_empty() {
         return Err(TokenFault::Subject);
     }
     let prefix = &view.source.subject_prefix;
@@ -273,8 +268,8 @@ fn subject(claims: &Members, view: &SourceView) -> Result<Arc<str>, TokenFault> 
     } else {
         format!("{prefix}{subject}").into()
     };
-    // It would be taken for a subject of the issuer that has this prefix.
-    if view.owns(&subject) {
+    // The whole is what everything else compares and names. A subject that the source does not own would be taken for one of the issuer that has its prefix.
+    if is_user_id(&subject) && view.owns(&subject) {
         Ok(subject)
     } else {
         Err(TokenFault::Subject)
