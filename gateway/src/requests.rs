@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::places::{Phase, Place};
+use crate::places::{Lingering, Phase, Place};
 use crate::problem;
 
 /// How long a request may take from its head to the last byte of its answer.
@@ -252,12 +252,10 @@ where
         Ended::Evicted if progress.step.lock().0 == Step::Head => busy(),
         _ => return ended,
     };
-    let Some(_lingering) = progress.place.linger() else {
-        return ended;
-    };
     // No answer has begun, so one that says why can follow.
     if let Some(parts) = connection.into_parts() {
-        refuse(parts.io.into_inner().into_inner(), &answer).await;
+        let stream = parts.io.into_inner().into_inner();
+        refuse(stream, &answer, progress.place.linger()).await;
     }
     ended
 }
@@ -305,11 +303,19 @@ where
 }
 
 /// Answers a peer whose request is not served, and closes in such a way that it can read the answer: the kernel resets a socket that is closed while
-/// bytes of the peer are unread, and the peer then loses what it had not read yet (RFC 9112 section 9.6).
-pub async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, answer: &[u8]) {
+/// bytes of the peer are unread, and the peer then loses what it had not read yet (RFC 9112 section 9.6). Without the permit to linger it gets the
+/// answer as well, but may lose it if it sends more.
+pub async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    answer: &[u8],
+    lingering: Option<Lingering>,
+) {
     let told = async {
         stream.write_all(answer).await?;
         stream.shutdown().await?;
+        if lingering.is_none() {
+            return Ok(());
+        }
         let (mut left, mut buffer) = (LINGER_BYTES, [0; 1024]);
         while left > 0 {
             match stream.read(&mut buffer).await? {

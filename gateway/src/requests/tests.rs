@@ -130,6 +130,7 @@ async fn a_refused_peer_reads_why_even_if_it_sends_on() {
     client.write_all(&[b'x'; 10_000]).await.unwrap();
     let (stream, _) = listener.accept().await.unwrap();
     let answer = busy();
+    let lingering = Arc::new(Places::default()).linger();
     let reading = async {
         client.write_all(&[b'x'; 10_000]).await.unwrap();
         let mut seen = Vec::new();
@@ -137,6 +138,6 @@ async fn a_refused_peer_reads_why_even_if_it_sends_on() {
         drop(client);
         seen
     };
-    let ((), seen) = tokio::join!(refuse(stream, &answer), reading);
+    let ((), seen) = tokio::join!(refuse(stream, &answer, lingering), reading);
     assert_eq!(seen, answer);
 }

@@ -174,15 +174,12 @@ impl Acceptor {
             NoPlace::Full => "full",
             NoPlace::NetworkFull => "network_full",
         });
-        let Some(lingering) = self.places.linger() else {
-            return;
-        };
+        let lingering = self.places.linger();
         self.listener.context.control.spawn(async move {
             match tokio::net::TcpStream::from_std(stream) {
-                Ok(stream) => requests::refuse(stream, &requests::busy()).await,
+                Ok(stream) => requests::refuse(stream, &requests::busy(), lingering).await,
                 Err(error) => tracing::warn!(%error, "socket could not be registered; closed"),
             }
-            drop(lingering);
         });
     }
 
@@ -225,9 +222,15 @@ impl Acceptor {
         place: Place,
     ) {
         let stream = match tokio::net::TcpStream::from_std(stream) {
-            Ok(stream) => Rewound::new(seen, stream),
+            Ok(stream) => stream,
             Err(error) => return tracing::warn!(%error, "socket could not be registered; closed"),
         };
+        // hyper drops what it could not write at once when a connection ends with an upgrade that was refused, and a socket that was registered a
+        // moment ago is not known to take bytes yet.
+        if stream.writable().await.is_err() {
+            return;
+        }
+        let stream = Rewound::new(seen, stream);
         let server = &self.listener.server;
         let mut http = hyper::server::conn::http1::Builder::new();
         // The times are those of `requests`.

@@ -213,14 +213,12 @@ impl Opening {
         self.close(stream, &answer).await;
     }
 
-    /// Answers a request that is not served, while not too many others are answered so.
+    /// Answers a request that is not served.
     async fn close(self, stream: TcpStream, answer: &[u8]) {
         let lingering = self.place.linger();
         // The place is free for others meanwhile.
         drop(self);
-        if lingering.is_some() {
-            requests::refuse(stream, answer).await;
-        }
+        requests::refuse(stream, answer, lingering).await;
     }
 
     /// Reads until the head is complete, or is one for hyper, or the socket ends.
