@@ -193,7 +193,9 @@ async fn a_file_that_is_named_and_missing_changes_nothing_until_it_is_there() {
     let before = status(&gateway).await["liveRevision"].clone();
     let path = gateway.file("later.json");
     let mut live = toml::Table::new();
-    let sources = vec![source(&issuer), source_in(&second, &path)];
+    let mut added = source_in(&second, &path);
+    added.insert("subject_prefix".into(), "second/".into());
+    let sources = vec![source(&issuer), added];
     let jwks = toml::Table::from_iter([("sources".to_owned(), sources.into())]);
     live.insert("jwks".into(), jwks.into());
     gateway.write_live(&live.to_string());

@@ -109,7 +109,8 @@ async fn sources_and_origins_reload_without_dropping_a_connection() {
         }
     };
     assert!(!origin(&stage.gateway).await);
-    let added = source(&second);
+    let mut added = source(&second);
+    added.insert("subject_prefix".into(), "second/".into());
     stage
         .gateway
         .reload(|live| {
