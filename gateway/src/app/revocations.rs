@@ -78,7 +78,7 @@ enum ReadError {
 }
 
 /// What the reader reads from and writes to.
-pub(super) struct Parts {
+pub(super) struct ReaderParts {
     pub(super) store: Arc<dyn RevocationStore>,
     pub(super) bus: Arc<dyn Bus>,
     pub(super) revocations: Arc<Revocations>,
@@ -92,7 +92,7 @@ pub(super) struct Parts {
 
 /// The state of the task.
 pub(super) struct RevocationReader {
-    parts: Parts,
+    parts: ReaderParts,
     /// Since a read that began in this stretch everything is known; `None` from a gap until the table was read.
     synced: Option<Stretch>,
     /// The stretch in which the table was last tried to be read.
@@ -124,7 +124,7 @@ struct Stretch {
 }
 
 impl RevocationReader {
-    fn new(parts: Parts) -> Self {
+    fn new(parts: ReaderParts) -> Self {
         let now = Instant::now();
         Self {
             parts,
@@ -143,7 +143,7 @@ impl RevocationReader {
     }
 
     /// Reads everything for the first time, however long it takes. No token is accepted before.
-    pub(super) async fn start(parts: Parts) -> Self {
+    pub(super) async fn start(parts: ReaderParts) -> Self {
         let mut reader = Self::new(parts);
         let mut backoff = Backoff::new(FIRST_RETRY, POLL);
         while let Err(error) = reader.read().await {

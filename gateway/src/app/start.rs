@@ -211,7 +211,7 @@ impl Start<'_> {
         known: &Arc<Revocations>,
     ) -> RevocationReader {
         let redis = &self.config.redis;
-        RevocationReader::start(revocations::Parts {
+        RevocationReader::start(revocations::ReaderParts {
             store: Arc::clone(store),
             bus: Arc::clone(bus),
             revocations: Arc::clone(known),

@@ -193,8 +193,8 @@ impl Rig {
         }
     }
 
-    fn parts(&self) -> Parts {
-        Parts {
+    fn parts(&self) -> ReaderParts {
+        ReaderParts {
             store: self.table.clone(),
             bus: self.redis.clone(),
             revocations: self.known.clone(),
