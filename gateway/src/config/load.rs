@@ -36,7 +36,7 @@ pub fn load(
 ) -> Result<Config, Invalid> {
     let mut problems = Vec::new();
     let mut given = read(file, &mut problems);
-    overlay_environment(&mut given, environment);
+    overlay_environment(&mut given, &table(DEFAULTS), environment);
     let config = assemble::<Config>(DEFAULTS, &given, &["kafka.properties"], &mut problems);
     if let Some(config) = &config {
         check(config, &mut problems);
@@ -70,6 +70,10 @@ fn finish<T>(value: Option<T>, problems: Vec<String>) -> Result<T, Invalid> {
     }
 }
 
+fn table(defaults: &str) -> Table {
+    defaults.parse().expect("the defaults parse")
+}
+
 fn read(file: Option<&Path>, problems: &mut Vec<String>) -> Table {
     let Some(path) = file else {
         return Table::new();
@@ -85,31 +89,62 @@ fn read(file: Option<&Path>, problems: &mut Vec<String>) -> Table {
 
 fn parse(text: &str, name: &str, problems: &mut Vec<String>) -> Table {
     text.parse().unwrap_or_else(|error: toml::de::Error| {
+        // The error's own text shows the line, which may hold a password.
+        let before = text.get(..error.span().map_or(0, |span| span.start));
+        let before = before.unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
         problems.push(format!(
-            "{name}: {}",
-            error.to_string().trim_end().replace('\n', "\n    ")
+            "{name}: line {line}, column {column}: {}",
+            error.message()
         ));
         Table::new()
     })
 }
 
-/// `SIGNAL__SERVER__PUBLIC_ADDRESS=...` sets `server.public_address`. What reads as a TOML value is one; all else is a string.
-fn overlay_environment(given: &mut Table, environment: impl Iterator<Item = (String, String)>) {
+/// `SIGNAL__SERVER__PUBLIC_ADDRESS=...` sets `server.public_address`; the default says what kind of value the text is.
+fn overlay_environment(
+    given: &mut Table,
+    defaults: &Table,
+    environment: impl Iterator<Item = (String, String)>,
+) {
     for (name, text) in environment {
         let Some(path) = name.strip_prefix(ENV_PREFIX) else {
             continue;
         };
-        let keys: Vec<String> = path.split("__").map(str::to_lowercase).collect();
-        insert(given, &keys, literal(&text));
+        let keys: Vec<String> = path.split("__").map(str::to_ascii_lowercase).collect();
+        let value = typed(lookup(defaults, &keys), text);
+        insert(given, &keys, value);
     }
 }
 
-fn literal(text: &str) -> Value {
-    format!("v = {text}")
-        .parse::<Table>()
-        .ok()
-        .and_then(|mut t| t.remove("v"))
-        .unwrap_or_else(|| Value::String(text.to_owned()))
+/// Reads the text of an environment variable as the kind of the setting's default. A setting that is text keeps every character of it: `1e5` is a
+/// name and `007` is not 7. Keys below an open section, which have no default, are text too. A text that is not of the kind stays one, so that the
+/// setting is refused by its name.
+fn typed(default: Option<&Value>, text: String) -> Value {
+    match default {
+        None | Some(Value::String(_)) => Value::String(text),
+        Some(Value::Array(_)) => list(&text),
+        Some(_) => literal(&text).unwrap_or(Value::String(text)),
+    }
+}
+
+/// Reads `["a", "b"]`, or `a, b`. Every list among the static settings is one of texts, so anything else in brackets is a text as well.
+fn list(text: &str) -> Value {
+    match literal(text) {
+        Some(Value::Array(items)) if items.iter().all(Value::is_str) => Value::Array(items),
+        _ => split(text),
+    }
+}
+
+fn split(text: &str) -> Value {
+    let items = text.split(',').map(str::trim).filter(|s| !s.is_empty());
+    Value::Array(items.map(|s| Value::String(s.to_owned())).collect())
+}
+
+fn literal(text: &str) -> Option<Value> {
+    let mut document: Table = format!("v = {text}").parse().ok()?;
+    document.remove("v").filter(|_| document.is_empty())
 }
 
 fn insert(table: &mut Table, keys: &[String], value: Value) {
@@ -139,7 +174,7 @@ fn assemble<T: DeserializeOwned>(
     open: &[&str],
     problems: &mut Vec<String>,
 ) -> Option<T> {
-    let defaults: Table = defaults.parse().expect("the defaults parse");
+    let defaults = table(defaults);
     let mut leaves = Vec::new();
     flatten(given, &mut Vec::new(), open, &mut leaves);
     let mut whole = defaults.clone();
@@ -150,7 +185,10 @@ fn assemble<T: DeserializeOwned>(
             continue;
         }
         let mut alone = defaults.clone();
-        let value = as_default_kind(&defaults, &keys, value);
+        let value = match (lookup(&defaults, &keys), value) {
+            (Some(Value::Array(_)), Value::String(text)) => split(&text),
+            (_, value) => value,
+        };
         insert(&mut alone, &keys, value.clone());
         if let Err(error) = T::deserialize(Value::Table(alone)) {
             problems.push(format!(
@@ -200,24 +238,6 @@ fn lookup<'t>(table: &'t Table, keys: &[String]) -> Option<&'t Value> {
 
 fn known(defaults: &Table, keys: &[String]) -> bool {
     lookup(defaults, keys).is_some_and(|v| !v.is_table())
-}
-
-/// An environment variable holding digits is still a string where the default is one, and `a,b` is a list where the default is.
-fn as_default_kind(defaults: &Table, keys: &[String], value: Value) -> Value {
-    match (lookup(defaults, keys), value) {
-        (
-            Some(Value::String(_)),
-            value @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_)),
-        ) => Value::String(value.to_string()),
-        (Some(Value::Array(_)), Value::String(text)) => Value::Array(
-            text.split(',')
-                .map(str::trim)
-                .filter(|s| !s.is_empty())
-                .map(|s| Value::String(s.to_owned()))
-                .collect(),
-        ),
-        (_, value) => value,
-    }
 }
 
 #[cfg(test)]

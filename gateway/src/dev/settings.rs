@@ -46,7 +46,10 @@ pub(super) fn prepare(
     let taken: Vec<String> = fixed
         .iter()
         .map(|(name, _)| format!("SIGNAL__{}", name.replace('.', "__").to_uppercase()))
-        .filter(|name| environment.iter().any(|(given, _)| given == name))
+        .filter(|name| {
+            let same = |(given, _): &(String, String)| is_same_or_part(given, name);
+            environment.iter().any(same)
+        })
         .map(|name| format!("{name}: dev mode sets this itself; unset the variable"))
         .collect();
     if !taken.is_empty() {
@@ -73,6 +76,13 @@ pub(super) fn prepare(
         Some(&folder.file(CONFIG_FILE)),
         environment.into_iter(),
     )?)
+}
+
+/// Whether the variable `given` sets what `name` sets: names are read in any case, and `SIGNAL__POLICY` would replace `SIGNAL__POLICY__URL`.
+fn is_same_or_part(given: &str, name: &str) -> bool {
+    let given = given.to_ascii_uppercase();
+    name.strip_prefix(given.as_str())
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with("__"))
 }
 
 fn page(comment: &str, table: &Table) -> String {
@@ -209,6 +219,8 @@ mod tests {
             "SIGNAL__POLICY__URL",
             "SIGNAL__DATABASE__URL_FILE",
             "SIGNAL__SERVER__PUBLIC_ADDRESS",
+            "SIGNAL__policy__Url",
+            "SIGNAL__REDIS",
         ] {
             let error = prepare(
                 &folder,
@@ -216,7 +228,8 @@ mod tests {
                 [(name.to_owned(), "x".to_owned())].into_iter(),
             )
             .unwrap_err();
-            assert!(error.to_string().contains(name), "{error}");
+            let error = error.to_string();
+            assert!(error.contains(&name.to_uppercase()), "{error}");
         }
     }
 }

@@ -251,3 +251,130 @@ fn a_redis_in_the_live_file_stands_for_itself_and_every_fault_in_it_is_named() {
         );
     }
 }
+
+/// Texts that read as another kind of TOML value.
+const LOOKALIKES: [&str; 12] = [
+    "1e5",
+    "100000",
+    "007",
+    "true",
+    "1.10",
+    "inf",
+    "[a]",
+    "{ a = 1 }",
+    "2026-11-23",
+    "\"quoted\"",
+    " spaced ",
+    "a # b",
+];
+
+#[test]
+fn a_setting_that_is_text_keeps_every_character_of_the_environment() {
+    for text in LOOKALIKES {
+        let config = load(
+            None,
+            environment(&[
+                ("SIGNAL__REDIS__AUTH__USERNAME", text),
+                ("SIGNAL__DATABASE__URL_FILE", text),
+                ("SIGNAL__POLICY__URL", text),
+                ("SIGNAL__KAFKA__PROPERTIES__CLIENT.ID", text),
+            ]),
+        );
+        let config = config.unwrap_or_else(|error| panic!("{text}: {error}"));
+        assert_eq!(config.redis.auth.username, text);
+        assert_eq!(
+            config.database.url_file.path(),
+            Some(Path::new(text)),
+            "a path"
+        );
+        assert_eq!(config.policy.url.expose(), text, "a secret");
+        assert_eq!(config.kafka.properties["client.id"], text, "an open key");
+    }
+}
+
+#[test]
+fn every_setting_is_read_from_the_environment_as_the_kind_of_its_default() {
+    let mut leaves = Vec::new();
+    flatten(&table(DEFAULTS), &mut Vec::new(), &[], &mut leaves);
+    assert!(leaves.len() > 80);
+    for (keys, default) in leaves {
+        for text in LOOKALIKES {
+            let value = typed(Some(&default), text.to_owned());
+            let is_kept = value.as_str() == Some(text);
+            match &default {
+                Value::String(_) => assert!(is_kept, "{keys:?}"),
+                Value::Array(_) => assert!(
+                    value.as_array().unwrap().iter().all(Value::is_str),
+                    "{keys:?}"
+                ),
+                _ => assert!(is_kept || !value.is_array(), "{keys:?}: {value:?}"),
+            }
+        }
+        if !default.is_str() && !default.is_array() {
+            assert_eq!(typed(Some(&default), default.to_string()), default);
+        }
+    }
+}
+
+#[test]
+fn numbers_booleans_and_lists_are_read_from_the_environment() {
+    let config = load(
+        None,
+        environment(&[
+            ("SIGNAL__SERVER__MAX_HEADERS", "1_000"),
+            ("SIGNAL__REDIS__DATABASE", "-0"),
+            ("SIGNAL__DATABASE__MIGRATE", "false"),
+            ("SIGNAL__KAFKA__BROKERS", "[::1]:9092, 007:1"),
+            ("SIGNAL__KAFKA__TOPICS", r#"["a,b", "1e5"]"#),
+            ("SIGNAL__POLICY__ALWAYS_ALLOW_ROLES", "1e5, true ,[1]"),
+            ("SIGNAL__REDIS__NODES", ""),
+            ("SIGNAL__KAFKA__PROPERTIES", r#"{ "linger.ms" = "5" }"#),
+        ]),
+    )
+    .unwrap();
+    assert_eq!(config.server.max_headers, 1000);
+    assert_eq!(config.redis.database, 0);
+    assert!(!config.database.migrate);
+    assert_eq!(config.kafka.brokers, ["[::1]:9092", "007:1"]);
+    assert_eq!(config.kafka.topics, ["a,b", "1e5"]);
+    assert_eq!(config.policy.always_allow_roles, ["1e5", "true", "[1]"]);
+    assert_eq!(config.redis.nodes, [""; 0]);
+    assert_eq!(config.kafka.properties["linger.ms"], "5");
+}
+
+#[test]
+fn a_value_of_another_kind_is_refused_by_name_wherever_it_stands() {
+    for (name, text, setting) in [
+        ("SIGNAL__SERVER__MAX_HEADERS", "1e3", "server.max_headers"),
+        ("SIGNAL__SERVER__MAX_HEADERS", "", "server.max_headers"),
+        (
+            "SIGNAL__SERVER__MAX_HEADERS",
+            "1\nx = 2",
+            "server.max_headers",
+        ),
+        ("SIGNAL__DATABASE__MIGRATE", "yes", "database.migrate"),
+        ("SIGNAL__REDIS", "none", "redis"),
+    ] {
+        let Invalid(problems) = load(None, environment(&[(name, text)])).unwrap_err();
+        assert!(
+            problems.len() == 1 && problems[0].starts_with(&format!("{setting}: ")),
+            "{name}={text}: {problems:?}"
+        );
+    }
+    let file = file("[redis.auth]\nusername = 1e5\n");
+    let Invalid(problems) = load(Some(file.path()), environment(&[])).unwrap_err();
+    assert!(
+        problems.len() == 1 && problems[0].starts_with("redis.auth.username: "),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn a_syntax_error_is_named_by_its_place_and_quotes_nothing() {
+    let file = file("[database]\nurl = \"postgres://u:hunter2@h\n");
+    let Invalid(problems) = load(Some(file.path()), environment(&[])).unwrap_err();
+    assert!(
+        problems[0].contains(": line 2, column ") && !problems[0].contains("hunter2"),
+        "{problems:?}"
+    );
+}
