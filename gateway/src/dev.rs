@@ -9,11 +9,13 @@
 
 mod broker;
 mod folder;
+mod forward;
 mod issuer;
 mod print_events;
 mod produce;
 mod settings;
 mod sheet;
+mod versions;
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};

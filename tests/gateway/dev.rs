@@ -1,5 +1,7 @@
 //! Dev mode as a person meets it: started, read, pasted from, ended and started again.
 
+pub(crate) mod producers;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};

@@ -6,6 +6,7 @@ mod crowd;
 mod dev;
 mod examples;
 mod failover;
+mod framework;
 mod hold;
 mod hostile;
 mod keys;

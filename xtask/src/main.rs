@@ -104,6 +104,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
             setup::components()?;
             setup::services()?;
             setup::clusters()?;
+            setup::packages();
             println!("everything that building and testing need is here");
             Ok(ExitCode::SUCCESS)
         }

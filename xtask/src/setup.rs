@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use signal_services::{
-    KafkaInstallation, KubernetesInstallation, Level, Postgres, Redis, Tool, find_program,
+    KafkaInstallation, KubernetesInstallation, Level, Packages, Postgres, Redis, Tool, find_program,
 };
 
 use crate::cargo;
@@ -207,6 +207,15 @@ pub(crate) fn clusters() -> Result<Option<KubernetesInstallation>> {
         Err(reason) => println!("xtask: no clusters with nodes: {reason:#}"),
     }
     Ok(Some(installation))
+}
+
+/// Programs of others that some tests run. Where they cannot be had, those tests report themselves skipped.
+pub(crate) fn packages() {
+    for packages in Packages::ALL {
+        if let Err(error) = packages.ensure(say) {
+            println!("xtask: tests are left out that need {packages:?}: {error:#}");
+        }
+    }
 }
 
 fn say(what: &str) {

@@ -25,6 +25,7 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
     let (kafka, kubernetes) = timing.part("setup", || {
         setup::build()?;
         setup::components()?;
+        setup::packages();
         Ok((setup::services()?, setup::clusters()?))
     })?;
     let mut failed = Vec::new();

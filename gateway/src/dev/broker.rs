@@ -1,10 +1,9 @@
-//! The embedded broker: librdkafka's mock cluster behind a forwarder, so that the port can be chosen.
+//! The embedded broker: librdkafka's mock cluster behind a forwarder, so that the port can be chosen and clients of every make can connect.
 //!
 //! Input: requests of producers and of the pipeline's consumer over TCP. Output: their answers. It speaks Kafka's protocol, so the pipeline uses it like
 //! any broker. It keeps nothing when the process ends.
 
 use std::ffi::{CStr, CString};
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -14,8 +13,10 @@ use anyhow::Context as _;
 use rdkafka::ClientConfig;
 use rdkafka::bindings as sys;
 use rdkafka::producer::{BaseProducer, Producer as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+
+use super::forward::forward;
 
 /// The id of the only broker; the mock cluster counts from 1.
 const BROKER: i32 = 1;
@@ -92,7 +93,7 @@ impl Broker {
         Ok(broker)
     }
 
-    /// Forwards bytes between `listener` and the broker, for as long as it is polled.
+    /// Forwards requests and answers between `listener` and the broker, for as long as it is polled.
     pub(super) fn forward(
         &self,
         listener: TcpListener,
@@ -110,20 +111,12 @@ impl Broker {
                 };
                 tokio::spawn(async move {
                     // However it ends, the client sees the end of its connection and reconnects.
-                    let _ = forward_bytes(client, mock_address).await;
+                    let _ = forward(client, mock_address).await;
                     drop(permit);
                 });
             }
         }
     }
-}
-
-async fn forward_bytes(mut client: TcpStream, mock_address: SocketAddr) -> io::Result<()> {
-    let mut broker = TcpStream::connect(mock_address).await?;
-    client.set_nodelay(true)?;
-    broker.set_nodelay(true)?;
-    tokio::io::copy_bidirectional(&mut client, &mut broker).await?;
-    Ok(())
 }
 
 impl Drop for Broker {

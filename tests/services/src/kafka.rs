@@ -91,7 +91,11 @@ impl KafkaInstallation {
         Ok(cache_dir()?.join(format!("kafka-{VERSION}-{LAYOUT}")))
     }
 
-    fn java(&self) -> Result<Command> {
+    /// Java with Kafka's jars, its own client among them, without a program to run.
+    ///
+    /// # Errors
+    /// When Java is not installed.
+    pub fn java(&self) -> Result<Command> {
         let java = find_program(&["java"]).context("java is not installed")?;
         let mut command = bound_command(&java, None);
         command.args(JVM).arg("-cp").arg(self.0.join("lib/*"));

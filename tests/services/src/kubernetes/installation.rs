@@ -308,7 +308,7 @@ pub(crate) fn complete(target: &Path, make: impl FnOnce(&Path) -> Result<()>) ->
 }
 
 /// FNV-1a of all parts: it distinguishes versions of sources and is no protection.
-fn fingerprint(parts: &[&str]) -> u64 {
+pub(crate) fn fingerprint(parts: &[&str]) -> u64 {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 pub use installation::KubernetesInstallation;
-pub(crate) use installation::complete;
+pub(crate) use installation::{complete, fingerprint};
 
 use crate::process::{run, spawn};
 use crate::{Network, cache_dir, free_port};
