@@ -12,6 +12,7 @@ mod hostile;
 mod keys;
 mod lifecycle;
 mod limits;
+mod logs;
 mod opening;
 mod pipeline;
 mod places;

@@ -13,7 +13,7 @@ use super::extract::{
     Cursor, Json, Limit, May, Name, NoParams, Params, Permission, RoomName, Segment,
 };
 use super::problem::{Cause, Problem};
-use super::{ApiState, CLIENTS};
+use super::{AUDIT, ApiState, CLIENTS};
 use crate::bus::{Answers, Ask, Reply};
 use crate::client::{ClientInfo, ClientQuery, ClientSelector};
 use crate::id::{AnyId, Id};
@@ -314,7 +314,7 @@ pub(crate) async fn disconnect(
             return Err(not_held(missing));
         }
     }
-    tracing::info!(by = %by.subject, client.id = %id, "client disconnected");
+    tracing::info!(target: AUDIT, by = %by.subject, client.id = %id, "client disconnected");
     Ok(Json(Closed {
         closed,
         missing: Vec::new(),
@@ -342,11 +342,12 @@ pub(crate) async fn disconnect_user(
         state.bus.ask(&ask)
     );
     let Answers { replies, missing } = elsewhere.map_err(|error| {
-        tracing::warn!(%error, user.id = %user, "the clients of a user were closed on this instance only: the others could not be asked");
+        tracing::warn!(%error, "the clients of a user were closed on this instance only: the others could not be asked");
+        tracing::info!(target: AUDIT, by = %by.subject, user.id = %user, closed = here, "clients of a user disconnected on this instance only");
         Cause::BusUnavailable.because("closed on this instance only; repeat for the others").with("closed", here).retry_after(5)
     })?;
     let closed = here + counted(&replies);
-    tracing::info!(by = %by.subject, user.id = %user, closed, "clients of a user disconnected");
+    tracing::info!(target: AUDIT, by = %by.subject, user.id = %user, closed, "clients of a user disconnected");
     Ok(Json(Closed { closed, missing }))
 }
 
@@ -396,7 +397,7 @@ pub(crate) async fn join(
     let (id, rooms) = (given_here(&id)?, body.names()?);
     let here = state.hub.join(id, &rooms).await;
     let changed = changed(&state, here, Ask::Join { client: id, rooms }).await?;
-    tracing::info!(by = %by.subject, client.id = %id, rooms = changed.rooms.len(), "client put into rooms");
+    tracing::info!(target: AUDIT, by = %by.subject, client.id = %id, rooms = changed.rooms.len(), "client put into rooms");
     Ok(Json(changed))
 }
 
@@ -413,7 +414,7 @@ pub(crate) async fn leave(
     let (id, rooms) = (given_here(&id)?, body.names()?);
     let here = state.hub.leave(id, &rooms).await;
     let changed = changed(&state, here, Ask::Leave { client: id, rooms }).await?;
-    tracing::info!(by = %by.subject, client.id = %id, rooms = changed.rooms.len(), "client taken out of rooms");
+    tracing::info!(target: AUDIT, by = %by.subject, client.id = %id, rooms = changed.rooms.len(), "client taken out of rooms");
     Ok(Json(changed))
 }
 

@@ -177,7 +177,7 @@ impl<P: Permission> FromRequestParts<ApiState> for May<P> {
                 permission: std::marker::PhantomData,
             });
         }
-        tracing::info!(user.id = %principal.subject, permission = P::CODE, action = P::ACTION, "permission denied");
+        tracing::info!(target: super::AUDIT, by = %principal.subject, permission = P::CODE, action = P::ACTION, "permission denied");
         let problem = Cause::Forbidden.because(format!("this needs {} ({})", P::CODE, P::ACTION));
         Err(if principal.token().is_some() {
             problem.challenge(BEARER_SCOPE)

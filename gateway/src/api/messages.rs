@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use super::clients::{Broadcast, Send, counted, given_here, not_held};
 use super::extract::{Json, May, Name, NoParams, Params, RoomName, Segment};
 use super::problem::{Cause, Problem};
-use super::{ApiState, MESSAGES};
+use super::{AUDIT, ApiState, MESSAGES};
 use crate::bus::{Answers, Ask};
 use crate::dispatch::{Destination, Dispatch};
 use crate::id::AnyId;
@@ -253,7 +253,7 @@ pub(crate) async fn broadcast(
     dispatch.exclude = exclude.iter().filter_map(AnyId::ours).collect();
     let foreign = exclude.into_iter().filter(|id| id.ours().is_none());
     dispatch.exclude_foreign = foreign.collect();
-    tracing::info!(by = %by.subject, event = %dispatch.event, "broadcast");
+    tracing::info!(target: AUDIT, by = %by.subject, event = %dispatch.event, "broadcast");
     send(&state, dispatch).await
 }
 

@@ -50,6 +50,9 @@ const DOCUMENTS: &str = "documents";
 const KEYS: &str = "keys";
 /// Tag of the inbox.
 const NOTIFICATIONS: &str = "notifications";
+/// Target of the log lines that say who did what to whom: the only ones above `debug` that name people. `signal_gateway::audit=off` in the log
+/// filter switches them off.
+const AUDIT: &str = "signal_gateway::audit";
 
 /// What the public routes need; cheap to clone.
 #[derive(Clone)]

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::clients::{Disconnect, counted};
 use super::extract::{Json, May, Name, NoParams, Params};
 use super::problem::{Cause, Problem};
-use super::{ApiState, CLIENTS};
+use super::{AUDIT, ApiState, CLIENTS};
 use crate::bus::Answers;
 use crate::revocation::Revocation;
 use crate::store::{Added, MAX_REVOCATIONS, StoreError};
@@ -111,7 +111,7 @@ pub(crate) async fn revoke(
         issued_before_ms,
         until_ms,
     } = revocation;
-    tracing::info!(by = %by.subject, user.id = user_id, jti, closed, missing = missing.len(), "tokens revoked");
+    tracing::info!(target: AUDIT, by = %by.subject, user.id = user_id, jti, closed, missing = missing.len(), "tokens revoked");
     Ok(Json(Revoked {
         closed,
         missing,

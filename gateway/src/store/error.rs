@@ -20,8 +20,8 @@ use crate::notification::bounds;
 /// Only this folder makes one: a [`DatabaseError`] has no other constructor.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// The database refuses the value itself, however often it is tried.
-    #[error("the database refuses the value: {source}")]
+    /// The database refuses the value itself, however often it is tried. Its own text may quote the value, so it is not shown.
+    #[error("the database refuses the value (code {})", .code.as_deref().unwrap_or("none"))]
     Refused {
         /// The database's own code (an SQLSTATE, or an extended result code of SQLite), where the database was asked.
         code: Option<Arc<str>>,

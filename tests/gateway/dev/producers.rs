@@ -69,7 +69,7 @@ async fn expect_orders(client: &mut Client, orders: &[&str]) {
 async fn a_producer_in_pure_javascript_asks_for_versions_that_the_mock_does_not_speak() {
     let dev = Dev::start().await;
     let mut client = dev.client("17").await;
-    let orders = ["default", "idempotent", "framework"];
+    let orders = ["platformatic", "framework"];
     let mut arguments = vec![dev.address("kafka"), TOPIC.to_owned()];
     arguments.extend(orders.map(record));
     let text = include_str!("../programs/platformatic.mjs");

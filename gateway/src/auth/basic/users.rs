@@ -33,16 +33,16 @@ pub enum UsersError {
         source: std::io::Error,
     },
     /// It is not a JSON array of `{"name", "hash", "subject"}`.
-    #[error("not a list of users: {0}")]
+    #[error("not a list of users: line {}, column {}", .0.line(), .0.column())]
     Json(#[from] serde_json::Error),
     /// More users than a gateway keeps.
     #[error("{0} users, more than {MAX_USERS}")]
     TooMany(usize),
     /// One of the users is wrong.
-    #[error("user {name:?}: {problem}")]
+    #[error("users[{at}]: {problem}")]
     User {
-        /// The user's name.
-        name: String,
+        /// Which, counted from 0: the error is logged, and names are not.
+        at: usize,
         /// What is wrong.
         problem: &'static str,
     },
@@ -86,16 +86,13 @@ impl Users {
             return Err(UsersError::TooMany(entries.len()));
         }
         let mut by_name = HashMap::with_capacity(entries.len());
-        for Object(Entry {
-            name,
-            hash,
-            subject,
-        }) in entries
-        {
-            check(&hash).map_err(|problem| UsersError::User {
-                name: name.clone(),
-                problem,
-            })?;
+        for (at, Object(entry)) in entries.into_iter().enumerate() {
+            let Entry {
+                name,
+                hash,
+                subject,
+            } = entry;
+            check(&hash).map_err(|problem| UsersError::User { at, problem })?;
             let problem = match () {
                 () if name.is_empty() || name.contains(':') => {
                     Some("a name must not be empty or hold a colon")
@@ -107,7 +104,7 @@ impl Users {
                 () => None,
             };
             if let Some(problem) = problem {
-                return Err(UsersError::User { name, problem });
+                return Err(UsersError::User { at, problem });
             }
             by_name.insert(
                 name,
