@@ -82,8 +82,8 @@ async fn a_crowd_behind_one_address_that_is_cut_is_back_soon_and_others_notice_n
         while !returning.is_finished() {
             let asked = Instant::now();
             other.send_frame(&Frame::new(opcode::PING, "x")).await;
-            let pong = other.read_frame().await.expect("a pong");
-            assert_eq!(pong.opcode, opcode::PONG);
+            // The gateway pings as well.
+            while other.read_frame().await.expect("a pong").opcode != opcode::PONG {}
             longest = longest.max(asked.elapsed());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
