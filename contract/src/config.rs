@@ -79,6 +79,41 @@ pub struct Server {
     pub stream_paths: Vec<String>,
     /// Subprotocols that are answered; `*` for any.
     pub subprotocols: Vec<String>,
+    /// TLS on the public listener.
+    pub tls: ServerTls,
+}
+
+/// `[server.tls]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerTls {
+    /// PEM file of the certificate and its chain; empty for a listener in the clear.
+    pub certificate_file: PathBuf,
+    /// PEM file of the certificate's private key.
+    pub key_file: SecretFile,
+    /// PEM file of the authorities that clients' certificates are verified against; empty if clients show none.
+    pub client_ca_file: PathBuf,
+    /// The oldest version that is spoken.
+    pub min_version: TlsVersion,
+}
+
+impl ServerTls {
+    /// Whether the public listener speaks TLS.
+    pub fn enabled(&self) -> bool {
+        !self.certificate_file.as_os_str().is_empty()
+    }
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+pub enum TlsVersion {
+    /// TLS 1.2, RFC 5246.
+    #[default]
+    #[serde(rename = "1.2")]
+    V1_2,
+    /// TLS 1.3, RFC 8446.
+    #[serde(rename = "1.3")]
+    V1_3,
 }
 
 /// `[workers]`

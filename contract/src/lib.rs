@@ -24,8 +24,8 @@ mod status;
 pub use config::{
     Auth, ClientFrames, Config, DEFAULTS, Database, Drain, Encryption, EncryptionMode, Heartbeat,
     Ids, Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaSecurity, LogFormat, Notifications,
-    Observability, OffsetReset, Policy, Revocations, Rooms, Server, Session, Tracing, Unmatched,
-    Workers,
+    Observability, OffsetReset, Policy, Revocations, Rooms, Server, ServerTls, Session, TlsVersion,
+    Tracing, Unmatched, Workers,
 };
 pub use jwks::{Algorithm, Jwks, ManagedJwks, Source, SourcePreset, SourceState, prefixes_collide};
 pub use live::{
@@ -42,5 +42,6 @@ pub use revision::{revision, revision_of_digest};
 pub use secret::{Secret, SecretFile};
 pub use status::{
     ConnectionCounts, DatabaseReport, DrainOrder, DrainStatus, JwksFileReport, KafkaReport,
-    KeySourceReport, PreviousRedis, RedisReport, Shed, ShedOrder, StatusReport, UnreadyPart,
+    KeySourceReport, PreviousRedis, RedisReport, Shed, ShedOrder, StatusReport, TlsReport,
+    UnreadyPart,
 };

@@ -39,6 +39,8 @@ pub struct StatusReport {
     pub live_revision: String,
     /// Why a newer `live.toml` is not in use.
     pub live_error: Option<String>,
+    /// TLS of the public listener; `None` where it is in the clear.
+    pub tls: Option<TlsReport>,
     /// Revision of the catalogs that are in use.
     pub catalogs_revision: String,
     /// Every key source.
@@ -50,6 +52,16 @@ pub struct StatusReport {
     /// The pipeline; `None` where there is none.
     #[serde(deserialize_with = "optional_object")]
     pub kafka: Option<KafkaReport>,
+}
+
+/// TLS of the public listener.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TlsReport {
+    /// When the certificate in use ends, RFC 3339.
+    pub not_after: String,
+    /// Why newer files are not in use.
+    pub error: Option<String>,
 }
 
 /// A part that is not ready.

@@ -14,19 +14,23 @@ mod start;
 mod supervisor;
 mod tasks;
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::activity::{self, Catalogs};
+use crate::clock::{Clock as _, SystemClock};
 use crate::config::{Config, Invalid};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::telemetry::Telemetry;
+use crate::tls;
 
 use admin::serve_admin;
 use serve::Gateway;
@@ -42,26 +46,39 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Binds the addresses of the settings.
+    /// Binds the addresses of the settings. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// The setting whose address cannot be bound.
-    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
+    pub fn bind(config: &Config) -> anyhow::Result<Self> {
         let server = &config.server;
-        let bind = async |name: &str, address: SocketAddr| {
-            TcpListener::bind(address)
-                .await
-                .with_context(|| format!("server.{name}: cannot bind {address}"))
+        let bind = |name: &str, address: SocketAddr| {
+            listen(address).with_context(|| format!("server.{name}: cannot bind {address}"))
         };
         Ok(Self {
-            public: bind("public_address", server.public_address).await?,
-            admin: bind("admin_address", server.admin_address).await?,
+            public: bind("public_address", server.public_address)?,
+            admin: bind("admin_address", server.admin_address)?,
         })
     }
 }
 
-/// Checks what can be checked without connecting anywhere: the live file, the catalogs and the Kafka settings. [`check_files`] checks the files that
-/// the live file names, because a gateway that starts waits for them.
+/// Listens on an address. One of IPv6 takes clients of IPv4 as well, whatever the default of the system is.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    /// As the standard library. The public listener makes it longer.
+    const BACKLOG: i32 = 128;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Checks what can be checked without connecting anywhere: the live file, the catalogs, the TLS files and the Kafka settings. [`check_files`] checks the
+/// files that the live file names, because a gateway that starts waits for them.
 ///
 /// # Errors
 /// Everything that is wrong, together.
@@ -76,6 +93,7 @@ pub fn check(config: &Config) -> Result<(), Invalid> {
     ) {
         problems.push(format!("notifications: {error}"));
     }
+    problems.extend(tls::check(&config.server.tls, SystemClock.now()));
     if config.kafka.enabled {
         problems.extend(activity::check(&config.kafka));
     }

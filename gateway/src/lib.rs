@@ -42,5 +42,7 @@ pub mod rate;
 pub mod requests;
 pub mod revocation;
 pub mod store;
+pub mod stream;
 pub mod telemetry;
+pub mod tls;
 pub mod ws;

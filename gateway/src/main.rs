@@ -171,7 +171,7 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
     let result = runtime.block_on(async {
         let lifecycle = Arc::new(Lifecycle::default());
         drain_on_signals(&lifecycle)?;
-        let sockets = Sockets::bind(&config).await?;
+        let sockets = Sockets::bind(&config)?;
         app::run(config, sockets, lifecycle, Some(telemetry)).await
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

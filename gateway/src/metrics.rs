@@ -98,6 +98,8 @@ metrics! {
     authenticated: Gauge = Gauge::default(), "connections_authenticated", "Open connections past authentication";
     encrypted: Gauge = Gauge::default(), "connections_encrypted", "Open connections that are encrypted";
     opened: Counter = Counter::default(), "connections_opened", "WebSocket connections accepted";
+    tls_handshakes: Family<Kind, Counter> = Family::default(), "tls_handshakes", "TLS handshakes of the public listener, by outcome: full, resumed, failed, timeout, plain_http";
+    tls_not_after: Gauge = Gauge::default(), "tls_certificate_not_after_seconds", "Unix time at which the certificate of the public listener ends; 0 without TLS";
     refused: Family<Kind, Counter> = Family::default(), "connections_refused", "Upgrades refused, by reason";
     http_closed: Family<Kind, Counter> = Family::default(), "http_connections_closed", "Sockets that the gateway closed before they were WebSockets, by reason: full, network_full, evicted, head_late, answer_late, idle, proxy_header";
     closed: Family<Kind, Counter> = Family::default(), "connections_closed", "Connections ended, by close code; 1006 if neither side sent a Close frame";

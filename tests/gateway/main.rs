@@ -23,6 +23,7 @@ mod secrets;
 mod socket;
 mod storm;
 mod switching;
+mod tls;
 mod tokens;
 
 use serde_json::json;

@@ -11,6 +11,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use p256::elliptic_curve::sec1::ToSec1Point as _;
 use p256::{PublicKey, SecretKey, ecdh};
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 pub use tokio_tungstenite::tungstenite::Error;
@@ -115,9 +116,14 @@ impl Opener {
     }
 }
 
+/// What carries a connection: a socket, or TLS on one.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
 /// An open connection.
 pub struct Client {
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<Box<dyn Duplex>>,
     agreement: Agreement,
     cipher: Option<Aes256Gcm>,
     /// Envelopes that came while another was waited for.
@@ -146,14 +152,28 @@ impl Client {
         address: SocketAddr,
         headers: &[(&'static str, &str)],
     ) -> Result<Self, Error> {
-        let mut request = format!("ws://{address}/stream").into_client_request()?;
+        let stream = within("connect", TcpStream::connect(address)).await?;
+        stream.set_nodelay(true)?;
+        Self::over(stream, "ws", address, headers).await
+    }
+
+    /// Upgrades a stream to `address` of this scheme.
+    ///
+    /// # Errors
+    /// As [`Client::try_connect`].
+    pub async fn over(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        scheme: &str,
+        address: SocketAddr,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Error> {
+        let mut request = format!("{scheme}://{address}/stream").into_client_request()?;
         for &(name, value) in headers {
             request
                 .headers_mut()
                 .insert(name, value.parse().expect("a header value"));
         }
-        let stream = within("connect", TcpStream::connect(address)).await?;
-        stream.set_nodelay(true)?;
+        let stream: Box<dyn Duplex> = Box::new(stream);
         let (socket, _) = within("upgrade", client_async(request, stream)).await?;
         Ok(Self {
             socket,

@@ -11,6 +11,7 @@
 //! | [`emitter`], [`producer`] | services that publish to Redis and produce to Kafka |
 //! | [`policy`] | the platform's policy tables |
 //! | [`services`], [`chaos`] | Redis, PostgreSQL and Kafka, and a proxy that cuts and stalls the way to them |
+//! | [`tls`] | certificates, and clients over TLS |
 //! | [`cluster`] | Kubernetes, with nodes or without |
 
 pub mod chaos;
@@ -24,6 +25,7 @@ pub mod producer;
 pub mod raw;
 pub mod rest;
 pub mod services;
+pub mod tls;
 pub mod wait;
 
 pub use chaos::Proxy;

@@ -31,6 +31,7 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::store::{self, NotificationStore, PolicyStore, RevocationStore};
 use crate::telemetry::Telemetry;
+use crate::tls::Tls;
 use crate::ws;
 
 /// What every step of the start needs.
@@ -42,6 +43,8 @@ pub(super) struct Start<'a> {
     pub(super) stop: &'a CancellationToken,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: Arc<LiveSettings>,
+    /// TLS of the public listener.
+    pub(super) tls: Option<Arc<Tls>>,
     pub(super) instance: Arc<str>,
     pub(super) supervisor: Supervisor,
 }
@@ -89,6 +92,7 @@ impl Gateway {
             stop,
             clock: Arc::new(SystemClock),
             settings,
+            tls: Tls::load(&config.server.tls, Arc::new(SystemClock)).map_err(Invalid)?,
             instance: instance_name(config).into(),
             supervisor: Supervisor::default(),
         };
@@ -139,6 +143,7 @@ impl Gateway {
             server: config.server.clone(),
             hub: running.hub.clone(),
             context: Arc::new(start.connections(&running)),
+            tls: start.tls.clone(),
             rest: api::router(start.api(&running)),
             ids: running.ids.clone(),
             lifecycle: Arc::clone(lifecycle),
@@ -338,12 +343,14 @@ impl Start<'_> {
         let kafka_enabled = self.config.kafka.enabled;
         let (settings, published) = (Arc::clone(&self.settings), self.settings.published());
         let authenticator = running.identity.authenticator.clone();
+        let tls = self.tls.clone();
         let facts = move || {
             let current = settings.revision();
             StatusReport {
                 static_revision: static_revision.clone(),
                 live_revision: current.revision,
                 live_error: current.error,
+                tls: tls.as_deref().map(Tls::report),
                 catalogs_revision: catalogs.revision(),
                 key_sources: authenticator.status(),
                 jwks_file: published.borrow().as_deref().map(PublishedKeys::report),

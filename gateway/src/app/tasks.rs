@@ -76,6 +76,12 @@ impl Start<'_> {
             "log filter",
             follow_log_filter(Arc::clone(&self.settings), telemetry, self.stop.clone()),
         );
+        if let Some(tls) = &self.tls {
+            self.supervisor.spawn_forever(
+                "TLS files",
+                Arc::clone(tls).follow(Arc::clone(self.metrics), self.stop.clone()),
+            );
+        }
         if !self.config.notifications.catalog_dir.as_os_str().is_empty() {
             self.supervisor.spawn_forever(
                 "catalogs",

@@ -59,6 +59,18 @@ fn check_process(config: &Config, checks: &mut Checks<'_>) {
         ("drain.batch_interval_ms", config.drain.batch_interval_ms),
         ("drain.min_batch", config.drain.min_batch as u64),
     ]);
+    let tls = &server.tls;
+    checks.need(
+        tls.enabled()
+            || (tls.key_file.path().is_none() && tls.client_ca_file.as_os_str().is_empty()),
+        "server.tls.certificate_file",
+        "must be set with server.tls.key_file and server.tls.client_ca_file",
+    );
+    checks.need(
+        !tls.enabled() || tls.key_file.path().is_some(),
+        "server.tls.key_file",
+        "must be set with server.tls.certificate_file",
+    );
     checks.need(
         (1..=65_535).contains(&server.listen_backlog),
         "server.listen_backlog",

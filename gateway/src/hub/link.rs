@@ -1,7 +1,7 @@
 //! What a shard and a connection share: the socket, the outbox, and who is on the other end. Lives on one thread.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,8 +10,6 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use smallvec::SmallVec;
-use socket2::SockRef;
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::batch::MessageBatch;
@@ -21,10 +19,25 @@ use crate::principal::Principal;
 use crate::protocol::Message;
 use crate::protocol::cipher::Cipher;
 use crate::protocol::close::Close;
+use crate::stream::{Stream, TlsStream};
 
 impl Sink for TcpStream {
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         self.try_write(bytes)
+    }
+}
+
+impl Sink for TlsStream {
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        Self::write(self, bytes)
+    }
+
+    fn held(&self) -> usize {
+        self.held_output()
+    }
+
+    fn write_held(&self) -> io::Result<usize> {
+        Self::write_held(self)
     }
 }
 
@@ -71,7 +84,7 @@ pub struct Link {
     pub(super) slot: u32,
     pub(super) peer: IpAddr,
     pub(super) connected_at_ms: i64,
-    stream: TcpStream,
+    stream: Stream,
     waker: RefCell<Option<Waker>>,
     out: RefCell<Outbox>,
     budget: Arc<AtomicUsize>,
@@ -97,7 +110,7 @@ impl Link {
         slot: u32,
         peer: IpAddr,
         connected_at_ms: i64,
-        stream: TcpStream,
+        stream: Stream,
         budget: Arc<AtomicUsize>,
     ) -> Self {
         Self {
@@ -235,7 +248,10 @@ impl Link {
 
     /// Writes what waits. Returns how far it got and the bytes written.
     pub fn flush(&self) -> io::Result<(Flushed, usize)> {
-        let result = self.out.borrow_mut().flush(&self.stream, Instant::now);
+        let result = match &self.stream {
+            Stream::Clear(socket) => self.out.borrow_mut().flush(socket, Instant::now),
+            Stream::Tls(tls) => self.out.borrow_mut().flush(&**tls, Instant::now),
+        };
         self.account();
         result
     }
@@ -250,7 +266,9 @@ impl Link {
 
     /// Counts the bytes that wait to be written, and those of unfinished input, against the budget of the instance.
     pub(super) fn account(&self) {
-        let waiting = self.out.borrow().waiting_bytes() + self.held_input.get() as usize;
+        let waiting = self.out.borrow().waiting_bytes()
+            + self.held_input.get() as usize
+            + self.stream.held_input();
         let before = self.accounted.replace(waiting);
         if waiting > before {
             self.budget.fetch_add(waiting - before, Ordering::Relaxed);
@@ -269,48 +287,36 @@ impl Link {
         self.out.borrow().blocked_since()
     }
 
-    /// Ready when the socket may have something to read.
+    /// Ready when there may be something to read.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream.poll_read_ready(cx)
+        self.stream.poll_readable(cx)
     }
 
     /// Ready when the socket may take more bytes.
     pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream.poll_write_ready(cx)
+        self.stream.poll_writable(cx)
     }
 
-    /// Reads without waiting; see [`read_now`].
+    /// Reads without waiting; see [`Stream::read`].
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        read_now(&self.stream, buffer)
-    }
-
-    /// Writes to a new socket, before anything is queued and before the runtime knows that it is writable. Returns whether the socket took all.
-    pub fn write_first(&self, bytes: &[u8]) -> bool {
-        (&*SockRef::from(&self.stream))
-            .write(bytes)
-            .is_ok_and(|written| written == bytes.len())
-    }
-
-    /// Shuts the sending side down.
-    pub fn shutdown_write(&self) {
-        let _ = SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
-    }
-}
-
-/// Reads without waiting.
-///
-/// A read that does not fill the buffer has emptied the socket. The runtime learns this, so the next read waits until there is more.
-pub fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut short = None;
-    let result = stream.try_io(Interest::READABLE, || {
-        let n = (&*SockRef::from(stream)).read(buffer)?;
-        if n > 0 && n < buffer.len() {
-            short = Some(n);
-            return Err(io::ErrorKind::WouldBlock.into());
+        let read = self.stream.read(buffer);
+        if let Stream::Tls(tls) = &self.stream {
+            // A record may be incomplete, and some are answered.
+            self.out.borrow_mut().note_held(&**tls);
+            self.account();
         }
-        Ok(n)
-    });
-    short.map_or(result, Ok)
+        read
+    }
+
+    /// Writes to a new stream, before anything is queued; see [`Stream::write_first`].
+    pub fn write_first(&self, bytes: &[u8]) -> bool {
+        self.stream.write_first(bytes)
+    }
+
+    /// Ends the sending side.
+    pub fn shutdown_write(&self) {
+        self.stream.shutdown_write();
+    }
 }
 
 impl Drop for Link {

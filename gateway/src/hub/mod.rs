@@ -43,7 +43,7 @@ use shard::{Command, Control};
 
 pub use counts::Claim;
 pub use limits::ConnectionLimits;
-pub use link::{Link, Stage, read_now};
+pub use link::{Link, Stage};
 pub use outbox::{Bounds, Flushed};
 pub use shard::{Joined, Shard, TooManyConnections};
 pub use threads::Threads;

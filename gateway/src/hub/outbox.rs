@@ -31,8 +31,18 @@ thread_local! {
 
 /// What an outbox writes to.
 pub(super) trait Sink {
-    /// Writes without waiting.
+    /// Writes without waiting. What it returns is not given again: it is with the peer, or held.
     fn write(&self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Returns how many bytes it took and has yet to write: those of a TLS record that the socket took in part.
+    fn held(&self) -> usize {
+        0
+    }
+
+    /// Writes what it holds. Nothing else is given to it before that has gone.
+    fn write_held(&self) -> io::Result<usize> {
+        Ok(0)
+    }
 }
 
 /// One entry of the queue. All connections of a shard share the messages, so queueing counts a reference without an atomic operation.
@@ -121,6 +131,8 @@ pub(super) struct Outbox {
     held: Option<Box<Held>>,
     blocked_since: Option<Instant>,
     closing: bool,
+    /// Bytes that the sink holds. They count as waiting, and nothing overtakes them.
+    held_by_sink: u32,
 }
 
 impl Outbox {
@@ -265,12 +277,17 @@ impl Outbox {
 
     /// Returns whether nothing waits to be written.
     pub(super) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.held_by_sink == 0
     }
 
     /// Returns the bytes that wait, held messages included.
     pub(super) fn waiting_bytes(&self) -> usize {
-        self.bytes + self.held.as_ref().map_or(0, |h| h.bytes)
+        self.bytes + self.held_by_sink as usize + self.held.as_ref().map_or(0, |h| h.bytes)
+    }
+
+    /// Notes how many bytes the sink holds, after it got some from elsewhere.
+    pub(super) fn note_held(&mut self, sink: &impl Sink) {
+        self.held_by_sink = u32::try_from(sink.held()).unwrap_or(u32::MAX);
     }
 
     /// Returns since when the socket has taken nothing while something waits.
@@ -285,6 +302,9 @@ impl Outbox {
         now: impl Fn() -> Instant,
     ) -> io::Result<(Flushed, usize)> {
         let mut total = 0;
+        if sink.held() > 0 && !self.flush_held(sink, &now)? {
+            return Ok((Flushed::Blocked, 0));
+        }
         while !self.entries.is_empty() {
             let (wanted, result) = match self.entries.as_slice() {
                 [Entry::Clear(_) | Entry::Batch(_) | Entry::Rest(_)] => self.write_alone(sink),
@@ -299,7 +319,8 @@ impl Outbox {
             };
             total += written;
             self.bytes = self.bytes.saturating_sub(written);
-            if written < wanted {
+            self.note_held(sink);
+            if written < wanted || self.held_by_sink > 0 {
                 // A single byte starts the clock again: slow is not stuck.
                 if written > 0 || self.blocked_since.is_none() {
                     self.blocked_since = Some(now());
@@ -312,6 +333,25 @@ impl Outbox {
             self.entries = SmallVec::new();
         }
         Ok((Flushed::All, total))
+    }
+
+    /// Has the sink write what it holds. Returns whether all of it has gone.
+    fn flush_held(&mut self, sink: &impl Sink, now: impl Fn() -> Instant) -> io::Result<bool> {
+        while sink.held() > 0 {
+            match sink.write_held() {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(_) => self.blocked_since = Some(now()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.note_held(sink);
+                    self.blocked_since.get_or_insert_with(now);
+                    return Ok(false);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.held_by_sink = 0;
+        Ok(true)
     }
 
     /// Writes the only entry without copying it.

@@ -19,7 +19,6 @@ use std::time::Instant;
 
 use slab::Slab;
 use smallvec::SmallVec;
-use tokio::net::TcpStream;
 
 use super::HubCore;
 use super::counts::ShardCounts;
@@ -31,6 +30,7 @@ use crate::hash::HashMap;
 use crate::id::Id;
 use crate::principal::Principal;
 use crate::protocol::room::DEFAULT_ROOMS;
+use crate::stream::Stream;
 
 pub(super) use command::{Command, Control};
 pub use rooms::Joined;
@@ -90,7 +90,7 @@ impl Shard {
     }
 
     /// Adds a WebSocket, until [`Shard::forget`]. The socket is registered with the runtime of this shard.
-    pub fn adopt(&self, stream: TcpStream, peer: IpAddr, id: Id) -> Rc<Link> {
+    pub fn adopt(&self, stream: Stream, peer: IpAddr, id: Id) -> Rc<Link> {
         let mut links = self.links.borrow_mut();
         let entry = links.vacant_entry();
         let slot = entry.key() as u32;

@@ -24,15 +24,15 @@ use crate::protocol::close::Close;
 use crate::protocol::event::{self, message};
 use crate::protocol::frame::{Decoder, Opcode, Received};
 use crate::rate::{Rate, TokenBucket};
+use crate::stream::READ_BYTES;
 
-/// What one read takes at most; shared by all connections of a thread.
-const READ_BYTES: usize = 64 * 1024;
 /// Reads of one turn before others get theirs.
 const READS_PER_TURN: usize = 8;
 /// How long the peer may take to end the stream after both Close frames.
 const LINGER: Duration = Duration::from_secs(2);
 
 thread_local! {
+    /// What one read takes; shared by all connections of a thread.
     pub(super) static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
 }
 

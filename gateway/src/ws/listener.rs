@@ -3,6 +3,7 @@
 //!
 //! Both sides have the same bounds before the upgrade: the time for a request head, its size and its number of fields.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -38,6 +39,8 @@ use crate::peer::{Network, PeerAddress, client_address, is_in};
 use crate::places::{self, NoPlace, Place, Places};
 use crate::problem;
 use crate::requests::{self, Timers, Watched};
+use crate::stream::Detached;
+use crate::tls::Tls;
 
 /// How long written bytes may stay unacknowledged, or the window of the peer closed, before the kernel ends a connection (RFC 5482).
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -52,6 +55,8 @@ pub struct Listener {
     pub hub: Hub,
     /// What connections need.
     pub context: Arc<Context>,
+    /// Certificates, if the listener speaks TLS.
+    pub tls: Option<Arc<Tls>>,
     /// Serves every request of another path than those of streams.
     pub rest: Router,
     /// Makes client ids.
@@ -174,6 +179,10 @@ impl Acceptor {
             NoPlace::Full => "full",
             NoPlace::NetworkFull => "network_full",
         });
+        // Over TLS an answer would cost the handshake first.
+        if self.listener.tls.is_some() {
+            return;
+        }
         let lingering = self.places.linger();
         self.listener.context.control.spawn(async move {
             match tokio::net::TcpStream::from_std(stream) {
@@ -216,18 +225,20 @@ impl Acceptor {
     /// Serves a socket with hyper, which reads `seen` first.
     pub(super) async fn serve_http(
         self: Arc<Self>,
-        stream: TcpStream,
+        stream: Detached,
         seen: Bytes,
         peer: IpAddr,
         place: Place,
     ) {
-        let stream = match tokio::net::TcpStream::from_std(stream) {
+        let mut stream = match stream.attach() {
             Ok(stream) => stream,
             Err(error) => return tracing::warn!(%error, "socket could not be registered; closed"),
         };
         // hyper drops what it could not write at once when a connection ends with an upgrade that was refused, and a socket that was registered a
         // moment ago is not known to take bytes yet.
-        if stream.writable().await.is_err() {
+        // Held exclusively, since TLS is not shared between threads.
+        let waiting = &mut stream;
+        if poll_fn(move |cx| waiting.poll_writable(cx)).await.is_err() {
             return;
         }
         let stream = Rewound::new(seen, stream);
@@ -306,7 +317,7 @@ impl Acceptor {
             };
             let (unread, stream) = parts.io.into_inner().into_inner().into_parts();
             let read = [parts.read_buf, unread].concat();
-            match stream.into_std() {
+            match stream.detach() {
                 Ok(stream) => {
                     let acceptor = Arc::clone(&self);
                     self.listener.hub.place(move |shard, _claim| {

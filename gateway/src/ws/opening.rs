@@ -1,8 +1,10 @@
 //! A new socket on its shard: either its first request head makes it a connection there, or hyper gets the socket with all that was read of it.
 //!
 //! If the first read returns the whole head, the socket costs no task, no timer and no buffer of its own before it is a connection, and it is
-//! registered once, with the runtime that it stays with. Only a socket whose head comes in pieces gets a task that keeps its bytes.
+//! registered once, with the runtime that it stays with. Only a socket whose head comes in pieces gets a task that keeps its bytes, and one that speaks
+//! TLS, whose handshake comes before the head and shares its deadline.
 
+use std::future::poll_fn;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -10,18 +12,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::connection::{Connection, READ};
 use super::head::{self, Head};
 use super::listener::Acceptor;
 use super::proxied::{self, Fault, Proxied};
+use super::rewound::Rewound;
 use super::upgrade::{self, Refusal};
-use crate::hub::{Claim, Shard, read_now};
+use crate::hub::{Claim, Shard};
 use crate::id::Id;
+use crate::metrics::Metrics;
 use crate::peer::forwarded_for;
 use crate::places::Place;
+use crate::stream::{Detached, NotAccepted, Stream, TlsStream};
+use crate::tls::Tls;
 use crate::{problem, requests};
 
 /// A socket whose first request is not answered yet.
@@ -140,6 +148,13 @@ impl Opening {
 
     /// Begins with a socket whose first bytes are those of the client.
     pub(super) fn begin(self, stream: std::net::TcpStream) {
+        if let Some(tls) = &self.acceptor.listener.tls {
+            let tls = Arc::clone(tls);
+            if let Some(socket) = registered(stream) {
+                tokio::task::spawn_local(self.secure(socket, tls));
+            }
+            return;
+        }
         READ.with_borrow_mut(|buffer| {
             let room = self.acceptor.bounds.bytes.min(buffer.len());
             let bytes = match (&stream).read(&mut buffer[..room]) {
@@ -156,21 +171,22 @@ impl Opening {
                 Err(_) => return,
             };
             match self.next(bytes, 0) {
-                Next::HandOver => self.hand_over(stream, Bytes::copy_from_slice(bytes)),
+                Next::HandOver => self.hand_over(stream.into(), Bytes::copy_from_slice(bytes)),
                 Next::Open(accepted) => {
-                    if let Some(stream) = registered(stream) {
-                        self.open(stream, &accepted, bytes);
+                    if let Some(socket) = registered(stream) {
+                        self.open(Stream::Clear(socket), &accepted, bytes);
                     }
                 }
                 Next::Refuse(refusal) => {
-                    if let Some(stream) = registered(stream) {
-                        tokio::task::spawn_local(self.refuse(stream, refusal));
+                    if let Some(socket) = registered(stream) {
+                        tokio::task::spawn_local(self.refuse(Stream::Clear(socket), refusal));
                     }
                 }
                 Next::Wait => {
                     let seen = bytes.to_vec();
-                    if let Some(stream) = registered(stream) {
-                        tokio::task::spawn_local(self.wait(stream, seen));
+                    if let Some(socket) = registered(stream) {
+                        let until = Instant::now() + self.head_limit();
+                        tokio::task::spawn_local(self.wait(Stream::Clear(socket), seen, until));
                     }
                 }
             }
@@ -181,11 +197,57 @@ impl Opening {
         Duration::from_secs(self.acceptor.listener.server.header_read_timeout_secs)
     }
 
-    /// Waits for the rest of the head, with a deadline, while the place lasts, and no longer than the listener accepts.
-    async fn wait(self, stream: TcpStream, mut seen: Vec<u8>) {
+    /// Performs the TLS handshake, and goes on with what the client sent behind it.
+    async fn secure(self, socket: TcpStream, tls: Arc<Tls>) {
+        let until = Instant::now() + self.head_limit();
+        let count = |kind: &str| {
+            let metrics = &self.acceptor.listener.context.metrics;
+            metrics
+                .tls_handshakes
+                .get_or_create(&Metrics::kind(kind))
+                .inc();
+        };
+        let accepting =
+            TlsStream::accept(socket, tls.config(), tls.demands_certificates(), Vec::new());
+        let accepted = tokio::select! {
+            accepted = accepting => accepted,
+            () = tokio::time::sleep_until(until) => {
+                count("timeout");
+                return self.acceptor.count_closed("head_late");
+            }
+            () = self.place.evicted() => return self.acceptor.count_closed("evicted"),
+            () = self.acceptor.shutdown.cancelled() => return,
+        };
+        match accepted {
+            Ok(accepted) => {
+                count(if accepted.resumed { "resumed" } else { "full" });
+                let (stream, seen) = (Stream::Tls(Box::new(accepted.stream)), accepted.seen);
+                match self.next(&seen, 0) {
+                    Next::Wait => self.wait(stream, seen, until).await,
+                    next => self.proceed(next, stream, seen).await,
+                }
+            }
+            Err(NotAccepted::PlainHttp(socket)) => {
+                count("plain_http");
+                let answer = problem::closing(problem::plain(
+                    StatusCode::BAD_REQUEST,
+                    "tls_required",
+                    "This port speaks TLS: use https:// or wss://.",
+                ));
+                self.close(Stream::Clear(socket), &answer).await;
+            }
+            Err(NotAccepted::Failed(error)) => {
+                count("failed");
+                tracing::debug!(%error, "TLS handshake failed; socket closed");
+            }
+        }
+    }
+
+    /// Waits for the rest of the head until the deadline, while the place lasts, and no longer than the listener accepts.
+    async fn wait(self, stream: Stream, mut seen: Vec<u8>, until: Instant) {
         let next = tokio::select! {
             next = self.rest(&stream, &mut seen) => next,
-            () = tokio::time::sleep(self.head_limit()) => {
+            () = tokio::time::sleep_until(until) => {
                 self.acceptor.count_closed("head_late");
                 return self.close(stream, &requests::late()).await;
             }
@@ -195,41 +257,52 @@ impl Opening {
             }
             () = self.acceptor.shutdown.cancelled() => return,
         };
+        // An error: the peer has gone.
+        if let Ok(next) = next {
+            self.proceed(next, stream, seen).await;
+        }
+    }
+
+    async fn proceed(self, next: Next, stream: Stream, seen: Vec<u8>) {
         match next {
-            Ok(Next::Open(accepted)) => self.open(stream, &accepted, &seen),
-            Ok(Next::Refuse(refusal)) => self.refuse(stream, refusal).await,
-            Ok(Next::HandOver) => match stream.into_std() {
+            Next::Open(accepted) => self.open(stream, &accepted, &seen),
+            Next::Refuse(refusal) => self.refuse(stream, refusal).await,
+            Next::HandOver => match stream.detach() {
                 Ok(stream) => self.hand_over(stream, seen.into()),
                 Err(error) => tracing::warn!(%error, "socket could not leave its runtime; closed"),
             },
             // The peer has gone.
-            Ok(Next::Wait) | Err(_) => {}
+            Next::Wait => {}
         }
     }
 
-    async fn refuse(self, stream: TcpStream, refusal: Refusal) {
+    async fn refuse(self, stream: Stream, refusal: Refusal) {
         self.acceptor.count_refused(refusal);
         let answer = problem::closing(refusal.response());
         self.close(stream, &answer).await;
     }
 
     /// Answers a request that is not served.
-    async fn close(self, stream: TcpStream, answer: &[u8]) {
+    async fn close(self, stream: Stream, answer: &[u8]) {
         let lingering = self.place.linger();
         // The place is free for others meanwhile.
         drop(self);
-        requests::refuse(stream, answer, lingering).await;
+        requests::refuse(Rewound::new(Bytes::new(), stream), answer, lingering).await;
     }
 
     /// Reads until the head is complete, or is one for hyper, or the socket ends.
-    async fn rest(&self, stream: &TcpStream, seen: &mut Vec<u8>) -> io::Result<Next> {
+    async fn rest(&self, stream: &Stream, seen: &mut Vec<u8>) -> io::Result<Next> {
         loop {
-            stream.readable().await?;
+            poll_fn(|cx| stream.poll_readable(cx)).await?;
             let before = seen.len();
             let read: io::Result<usize> = READ.with_borrow_mut(|buffer| {
-                // The same bound as hyper's.
-                let room = (self.acceptor.bounds.bytes - before).min(buffer.len());
-                let n = read_now(stream, &mut buffer[..room])?;
+                // The same bound as hyper's. Records are read whole, so one read may pass it.
+                let room = match self.acceptor.bounds.bytes.saturating_sub(before) {
+                    0 => return Ok(0),
+                    _ if stream.is_tls() => buffer.len(),
+                    room => room.min(buffer.len()),
+                };
+                let n = stream.read(&mut buffer[..room])?;
                 seen.extend_from_slice(&buffer[..n]);
                 Ok(n)
             });
@@ -289,7 +362,7 @@ impl Opening {
     }
 
     /// Completes the handshake: the socket becomes a connection, and its place is free.
-    fn open(self, stream: TcpStream, accepted: &Accepted, bytes: &[u8]) {
+    fn open(self, stream: Stream, accepted: &Accepted, bytes: &[u8]) {
         let link = self.shard.adopt(stream, accepted.from, accepted.id);
         // The first write to a socket: it takes so few bytes at once, or it is broken.
         if !link.write_first(&accepted.answer) {
@@ -305,7 +378,7 @@ impl Opening {
     }
 
     /// Gives the socket to hyper, on the control runtime.
-    fn hand_over(self, stream: std::net::TcpStream, seen: Bytes) {
+    fn hand_over(self, stream: Detached, seen: Bytes) {
         let Self {
             acceptor,
             peer,
@@ -321,13 +394,14 @@ impl Opening {
 pub(super) fn adopt(
     acceptor: &Acceptor,
     shard: &Rc<Shard>,
-    stream: std::net::TcpStream,
+    stream: Detached,
     from: IpAddr,
     id: Id,
     read: &[u8],
 ) {
-    let Some(stream) = registered(stream) else {
-        return;
+    let stream = match stream.attach() {
+        Ok(stream) => stream,
+        Err(error) => return tracing::warn!(%error, "socket could not be registered; closed"),
     };
     let link = shard.adopt(stream, from, id);
     tokio::task::spawn_local(Connection::new(

@@ -1,29 +1,93 @@
-//! A socket from which bytes were read before: hyper reads them first.
+//! A stream from which bytes were read before: hyper reads them first.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
-/// A socket, and the bytes that were read from it.
+use crate::stream::{READ_BYTES, Stream};
+
+thread_local! {
+    /// Content of records, shared by all requests of a thread.
+    static PLAIN: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
+}
+
+/// A stream, and the bytes that were read from it.
 #[derive(Debug)]
 pub(super) struct Rewound {
     seen: Bytes,
-    stream: TcpStream,
+    stream: Stream,
 }
 
 impl Rewound {
-    pub(super) fn new(seen: Bytes, stream: TcpStream) -> Self {
+    pub(super) fn new(seen: Bytes, stream: Stream) -> Self {
         Self { seen, stream }
     }
 
-    /// Returns the bytes that were not read again, and the socket.
-    pub(super) fn into_parts(self) -> (Bytes, TcpStream) {
+    /// Returns the bytes that were not read again, and the stream.
+    pub(super) fn into_parts(self) -> (Bytes, Stream) {
         (self.seen, self.stream)
     }
+
+    fn read_seen(&mut self, buffer: &mut ReadBuf<'_>) {
+        let length = self.seen.len().min(buffer.remaining());
+        buffer.put_slice(&self.seen[..length]);
+        self.seen.advance(length);
+        if self.seen.is_empty() {
+            // Frees the buffer that the bytes are a part of.
+            self.seen = Bytes::new();
+        }
+    }
+
+    /// Reads what comes out of the next records. What does not fit is read next.
+    fn poll_read_tls(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.stream.poll_readable(cx))?;
+            let read = PLAIN.with_borrow_mut(|plain| {
+                let n = self.stream.read(plain)?;
+                let length = n.min(buffer.remaining());
+                buffer.put_slice(&plain[..length]);
+                if length < n {
+                    self.seen = Bytes::copy_from_slice(&plain[length..n]);
+                }
+                Ok(())
+            });
+            match read {
+                Err(error) if waits(&error) => {}
+                read => return Poll::Ready(read),
+            }
+        }
+    }
+
+    /// Writes what TLS holds.
+    fn poll_held(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(tls) = self.stream.tls() else {
+            return Poll::Ready(Ok(()));
+        };
+        while tls.held_output() > 0 {
+            match tls.write_held() {
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Ok(_) => {}
+                Err(error) if waits(&error) => ready!(self.stream.poll_writable(cx))?,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn waits(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }
 
 impl AsyncRead for Rewound {
@@ -32,17 +96,14 @@ impl AsyncRead for Rewound {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.seen.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if !self.seen.is_empty() {
+            self.read_seen(buffer);
+            return Poll::Ready(Ok(()));
         }
-        let length = self.seen.len().min(buffer.remaining());
-        buffer.put_slice(&self.seen[..length]);
-        self.seen.advance(length);
-        if self.seen.is_empty() {
-            // Frees the buffer that the bytes are a part of.
-            self.seen = Bytes::new();
+        match &mut self.stream {
+            Stream::Clear(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Stream::Tls(_) => self.poll_read_tls(cx, buffer),
         }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -52,7 +113,11 @@ impl AsyncWrite for Rewound {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        if let Stream::Clear(socket) = &mut self.stream {
+            return Pin::new(socket).poll_write(cx, bytes);
+        }
+        ready!(self.poll_held(cx))?;
+        Poll::Ready(self.stream.tls().map_or(Ok(0), |tls| tls.write(bytes)))
     }
 
     fn poll_write_vectored(
@@ -60,19 +125,27 @@ impl AsyncWrite for Rewound {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        match &mut self.stream {
+            Stream::Clear(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
+            Stream::Tls(_) => {
+                let first = slices.iter().find(|slice| !slice.is_empty());
+                self.poll_write(cx, first.map_or(&[], |slice| slice))
+            }
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        !self.stream.is_tls()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_held(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_held(cx))?;
+        self.stream.shutdown_write();
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -80,7 +153,7 @@ impl AsyncWrite for Rewound {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     #[tokio::test]
     async fn seen_bytes_are_read_first_and_returned_if_they_were_not_read() {
@@ -90,7 +163,7 @@ mod tests {
             .unwrap();
         let mut socket = Rewound::new(
             Bytes::from_static(b"seen "),
-            listener.accept().await.unwrap().0,
+            Stream::Clear(listener.accept().await.unwrap().0),
         );
         client.write_all(b"unseen").await.unwrap();
         let mut three = [0; 3];

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-pub use certificates::certificates;
+pub use certificates::{Authority, PrivateKey, certificates};
 pub use image::Image;
 pub use kafka::{Kafka, KafkaInstallation};
 pub use kubernetes::{Component, Kubernetes, KubernetesInstallation, Level};
