@@ -17,6 +17,7 @@ macro_rules! same_variants {
 
 same_variants! {
     gateway::EncryptionMode => EncryptionMode { Disabled, Optional, Required }
+    gateway::TlsVersion => TlsVersion { V1_2, V1_3 }
     gateway::ClientFrames => ClientFrames { Any, Encrypted }
     gateway::Unmatched => Unmatched { Deny, Allow }
     data::RedisMode => RedisMode { Standalone, Sentinel, Cluster }

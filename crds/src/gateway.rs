@@ -58,6 +58,12 @@ pub struct Gateway {
     pub encryption: Encryption,
     /// Rooms.
     pub rooms: Rooms,
+    /// Addresses that the ports listen on. A change rolls the pods.
+    pub address_families: AddressFamilies,
+    /// TLS 1.2 and 1.3 on the public port, down to the pods. Without it the port is in the clear, behind whatever ends TLS. Setting or removing it
+    /// rolls the pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
 }
 
 impl Default for Gateway {
@@ -77,8 +83,48 @@ impl Default for Gateway {
             auth: Auth::default(),
             encryption: Encryption::default(),
             rooms: Rooms::default(),
+            address_families: AddressFamilies::default(),
+            tls: None,
         }
     }
+}
+
+/// Addresses that a pod listens on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum AddressFamilies {
+    /// IPv4 alone.
+    #[default]
+    IPv4,
+    /// IPv4 and IPv6, whichever the pod has; the Services prefer both.
+    DualStack,
+}
+
+/// TLS on the public port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tls {
+    /// Secret of type `kubernetes.io/tls`: `tls.crt` with the certificate and its chain, `tls.key`. New content is used for new connections, without a
+    /// restart and without closing one.
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: String,
+    /// PEM certificates of authorities. Every client must then show a certificate of one of them. New content is followed as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca_secret_ref: Option<SecretKey>,
+    /// The oldest version that is spoken. A change rolls the pods.
+    #[serde(default)]
+    pub min_version: TlsVersion,
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[default]
+    #[serde(rename = "1.2")]
+    V1_2,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    V1_3,
 }
 
 /// Pings and silence. A change rolls the pods.

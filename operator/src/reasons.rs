@@ -56,6 +56,8 @@ reasons! {
         SecretValueInvalid,
         /// The key of a Secret holds no PEM certificates.
         AuthorityInvalid,
+        /// A Secret's `tls.crt` and `tls.key` are not a certificate and its key.
+        CertificateInvalid,
         /// The key of a Secret is not a `postgres://` URL.
         DatabaseURLInvalid,
         /// The key of a Secret is not a JSON array of users.

@@ -82,6 +82,9 @@ fn alerts(cluster: &ValidCluster) -> Vec<Value> {
         pods: format!(r#"namespace="{namespace}",pod=~"{name}-[a-z0-9]+-[a-z0-9]{{5}}""#),
     };
     let mut all = gateway_alerts(&context);
+    if cluster.spec.gateway.tls.is_some() {
+        all.push(certificate_alert(&context));
+    }
     if cluster.spec.redis.is_some() {
         all.push(redis_alert(&context));
     }
@@ -159,8 +162,8 @@ fn gateway_alerts(context: &AlertContext<'_>) -> Vec<Value> {
             format!("increase(signal_config_reloads_total{{{pods},kind=~\".+_error\"}}[15m]) > 0"),
             "10m",
             "warning",
-            "{{ $labels.pod }} refuses its live settings",
-            "The last good settings stay in use. status.config.error of the SignalCluster shows the error.",
+            "{{ $labels.pod }} refuses its live settings, or its TLS certificate",
+            "The last good settings stay in use. status.config.error or the condition Degraded of the SignalCluster shows the error.",
         ),
         context.alert(
             "SignalDrainOverrun",
@@ -179,6 +182,18 @@ fn gateway_alerts(context: &AlertContext<'_>) -> Vec<Value> {
             "The pod accepts no new connections. Its /readyz?verbose shows why.",
         ),
     ]
+}
+
+fn certificate_alert(context: &AlertContext<'_>) -> Value {
+    let pods = &context.pods;
+    context.alert(
+        "SignalCertificateExpires",
+        format!("min by (pod) (signal_tls_certificate_not_after_seconds{{{pods}}}) - time() < 7 * 86400"),
+        "1h",
+        "critical",
+        "the TLS certificate that {{ $labels.pod }} shows ends within a week",
+        "Renew the certificate in the Secret that spec.gateway.tls.secretName names; pods take it up by themselves. If it was renewed, /status of the pod shows why it is not in use.",
+    )
 }
 
 fn redis_alert(context: &AlertContext<'_>) -> Value {

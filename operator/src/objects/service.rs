@@ -2,12 +2,13 @@
 
 use k8s_openapi::api::core::v1::{Service, ServiceAccount, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use signal_crds::gateway::AddressFamilies;
 use signal_crds::pod::ServiceType;
 
 use crate::names::{ADMIN_PORT, Children, PUBLIC_PORT, selector};
 use crate::plan::validate::ValidCluster;
 
-/// `/stream` and REST, on ready pods only. A WebSocket starts as plain HTTP/1.1, and every proxy supports the protocol `http`.
+/// `/stream` and REST, on ready pods only. A WebSocket starts as plain HTTP/1.1, and every proxy supports the protocols `http` and `https`.
 pub(super) fn public(cluster: &ValidCluster, children: &Children) -> Service {
     let service = &cluster.spec.service;
     let kind = match service.kind {
@@ -22,7 +23,15 @@ pub(super) fn public(cluster: &ValidCluster, children: &Children) -> Service {
         spec: Some(ServiceSpec {
             type_: Some(kind.into()),
             selector: Some(selector(&cluster.name)),
-            ports: Some(vec![port(PUBLIC_PORT, service.port)]),
+            ports: Some(vec![port(
+                PUBLIC_PORT,
+                service.port,
+                match cluster.spec.gateway.tls {
+                    Some(_) => "https",
+                    None => "http",
+                },
+            )]),
+            ip_family_policy: family_policy(cluster),
             ..ServiceSpec::default()
         }),
         ..Service::default()
@@ -37,20 +46,33 @@ pub(super) fn admin(cluster: &ValidCluster, children: &Children) -> Service {
             cluster_ip: Some("None".into()),
             publish_not_ready_addresses: Some(true),
             selector: Some(selector(&cluster.name)),
-            ports: Some(vec![port(ADMIN_PORT, cluster.spec.gateway.admin_port)]),
+            ports: Some(vec![port(
+                ADMIN_PORT,
+                cluster.spec.gateway.admin_port,
+                "http",
+            )]),
+            ip_family_policy: family_policy(cluster),
             ..ServiceSpec::default()
         }),
         ..Service::default()
     }
 }
 
-fn port(name: &str, number: u16) -> ServicePort {
+/// `None` leaves the choice to the cluster.
+fn family_policy(cluster: &ValidCluster) -> Option<String> {
+    match cluster.spec.gateway.address_families {
+        AddressFamilies::IPv4 => None,
+        AddressFamilies::DualStack => Some("PreferDualStack".into()),
+    }
+}
+
+fn port(name: &str, number: u16, protocol: &str) -> ServicePort {
     ServicePort {
         name: Some(name.into()),
         port: number.into(),
         target_port: Some(IntOrString::String(name.into())),
         protocol: Some("TCP".into()),
-        app_protocol: Some("http".into()),
+        app_protocol: Some(protocol.into()),
         ..ServicePort::default()
     }
 }

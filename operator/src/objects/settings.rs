@@ -2,18 +2,23 @@
 //!
 //! Every setting starts at the contract's default, and only what differs from it is written, so that the image may be one release older.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use signal_contract::{
     Config, KafkaAuth, KafkaSecurity, Live, ManagedJwks, RedisAuth, RedisLocation, RedisMode,
-    RedisTls, Secret, SecretFile, SendQueue, Sentinel, Source, Tracing, prefixes_collide,
+    RedisTls, Secret, SecretFile, SendQueue, Sentinel, ServerTls, Source, Tracing,
+    prefixes_collide,
 };
 use signal_crds::data::{Database, Kafka, Migrations};
+use signal_crds::gateway::AddressFamilies;
 
 use super::config_map::{DATA_DIR, JWKS_JSON, LIVE_TOML};
 use super::credentials::ADMIN_TOKEN;
 use crate::names::{CATALOG_DIR, LIVE_DIR};
 use crate::plan::record::{Record, RecordedRedis, RecordedSource};
 use crate::plan::validate::{
-    BASIC_USERS, DATABASE_URL, KAFKA_CA, KAFKA_PASSWORD, POLICY_URL, ValidCluster,
+    BASIC_USERS, DATABASE_URL, KAFKA_CA, KAFKA_PASSWORD, POLICY_URL, TLS_CERTIFICATE,
+    TLS_CLIENT_CA, TLS_KEY, ValidCluster,
 };
 
 /// Redis as the static settings name it: its location stands in the live file, so that a switch changes no pod template.
@@ -64,8 +69,23 @@ fn referenced(cluster: &ValidCluster, name: &'static str) -> SecretFile {
 
 fn gateway(cluster: &ValidCluster, config: &mut Config) {
     let gateway = &cluster.spec.gateway;
-    config.server.public_address = ([0, 0, 0, 0], gateway.public_port).into();
-    config.server.admin_address = ([0, 0, 0, 0], gateway.admin_port).into();
+    let any: IpAddr = match gateway.address_families {
+        AddressFamilies::IPv4 => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamilies::DualStack => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    config.server.public_address = (any, gateway.public_port).into();
+    config.server.admin_address = (any, gateway.admin_port).into();
+    if let Some(tls) = &gateway.tls {
+        config.server.tls = ServerTls {
+            certificate_file: mounted(TLS_CERTIFICATE).into(),
+            key_file: secret_file(Some(TLS_KEY)),
+            client_ca_file: referenced(cluster, TLS_CLIENT_CA)
+                .path()
+                .map(Into::into)
+                .unwrap_or_default(),
+            min_version: tls.min_version.into(),
+        };
+    }
     config.server.listen_backlog = gateway.listen_backlog;
     config.server.header_read_timeout_secs = gateway.header_read_timeout.as_secs();
     config.server.keep_alive_timeout_secs = gateway.keep_alive_timeout.as_secs();

@@ -1,5 +1,7 @@
 //! YAML in, every object out; and what holds beyond the examples.
 
+mod tls;
+
 use chrono::TimeDelta;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::batch::v1::{JobCondition, JobStatus};

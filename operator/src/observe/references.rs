@@ -21,7 +21,9 @@ pub fn references(spec: &SignalClusterSpec) -> References {
     let kafka = spec.kafka.as_ref().map(|kafka| &kafka.security);
     let kafka_auth = kafka.and_then(|security| security.auth.as_ref());
     let database = spec.database.as_ref();
-    let optional: [Option<&SecretKey>; 11] = [
+    let tls = spec.gateway.tls.as_ref();
+    let optional: [Option<&SecretKey>; 12] = [
+        tls.and_then(|tls| tls.client_ca_secret_ref.as_ref()),
         spec.gateway.auth.basic_users_secret_ref.as_ref(),
         redis.and_then(|redis| redis.sentinel.as_ref()?.password_secret_ref.as_ref()),
         redis_auth.and_then(|auth| auth.username_secret_ref.as_ref()),
@@ -45,7 +47,9 @@ pub fn references(spec: &SignalClusterSpec) -> References {
             .into_iter()
             .flatten()
             .chain(of_sources)
-            .map(|key| key.name.clone())
+            .map(|key| &key.name)
+            .chain(tls.map(|tls| &tls.secret_name))
+            .cloned()
             .collect(),
         config_maps: spec
             .notifications
@@ -77,6 +81,10 @@ mod tests {
         if path.ends_with("SecretRef") {
             names.0.insert(name.clone());
             return Some(json!({"name": name, "key": "k"}));
+        }
+        if path == "/gateway/tls/secretName" {
+            names.0.insert(name.clone());
+            return Some(json!(name));
         }
         if path.ends_with("catalogRef") {
             names.1.insert(name.clone());

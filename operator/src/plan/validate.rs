@@ -19,7 +19,10 @@ use crate::observe::observed::{Observed, Secrets};
 use crate::plan::record::{RecordedRedis, SourceDefinition};
 use crate::reasons::ConditionReason;
 use secrets::Resolver;
-pub use secrets::{BASIC_USERS, DATABASE_CA, DATABASE_URL, KAFKA_CA, KAFKA_PASSWORD, POLICY_URL};
+pub use secrets::{
+    BASIC_USERS, DATABASE_CA, DATABASE_URL, KAFKA_CA, KAFKA_PASSWORD, POLICY_URL, TLS_CERTIFICATE,
+    TLS_CLIENT_CA, TLS_KEY,
+};
 use shape::Shape;
 
 /// Keys of the credentials Secret -> content.
@@ -161,6 +164,12 @@ fn resolve(spec: &SignalClusterSpec, secrets: &Secrets, problems: &mut Vec<Probl
     let mut resolver = Resolver::new(secrets, problems);
     if let Some(key) = &spec.gateway.auth.basic_users_secret_ref {
         resolver.basic_users("spec.gateway.auth.basicUsersSecretRef", key);
+    }
+    if let Some(tls) = &spec.gateway.tls {
+        resolver.certificate("spec.gateway.tls.secretName", &tls.secret_name);
+        if let Some(key) = &tls.client_ca_secret_ref {
+            resolver.fixed_authorities("spec.gateway.tls.clientCaSecretRef", key, TLS_CLIENT_CA);
+        }
     }
     if let Some(database) = &spec.database {
         resolver.database(

@@ -95,7 +95,14 @@ fn refused_configuration(
     observed: &Observed,
     plan: &ClusterPlan,
 ) -> Option<(ConditionReason, String)> {
-    reports(&observed.fleet).find_map(|(pod, report)| {
+    let of_tls = reports(&observed.fleet).find_map(|(pod, report)| {
+        let error = report.tls.as_ref()?.error.as_ref()?;
+        Some((
+            ConditionReason::ConfigurationRefused,
+            format!("{}: {error}", pod.name),
+        ))
+    });
+    let of_live = reports(&observed.fleet).find_map(|(pod, report)| {
         let error = report.live_error.as_ref()?;
         let is_refused = !pod.holds(&plan.facts().revision) || !report.ready;
         is_refused.then(|| {
@@ -104,7 +111,8 @@ fn refused_configuration(
                 format!("{}: {error}", pod.name),
             )
         })
-    })
+    });
+    of_live.or(of_tls)
 }
 
 fn late_acknowledgement(plan: &ClusterPlan) -> Option<(ConditionReason, String)> {

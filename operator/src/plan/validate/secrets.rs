@@ -1,7 +1,8 @@
 //! Resolves every Secret that the spec names: into a file of the credentials Secret, or into a text of the configuration.
 
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 use signal_crds::reference::SecretKey;
 
@@ -20,6 +21,12 @@ pub const DATABASE_URL: &str = "database-url";
 pub const DATABASE_CA: &str = "database-ca.crt";
 /// URL of the policy database.
 pub const POLICY_URL: &str = "policy-url";
+/// Certificate of the public port, and its chain.
+pub const TLS_CERTIFICATE: &str = "tls.crt";
+/// Its private key.
+pub const TLS_KEY: &str = "tls.key";
+/// Authorities of clients' certificates.
+pub const TLS_CLIENT_CA: &str = "tls-client-ca.crt";
 /// Users of `Authorization: Basic`.
 pub const BASIC_USERS: &str = "basic-users.json";
 
@@ -144,6 +151,30 @@ impl<'a> Resolver<'a> {
         None
     }
 
+    /// Certificate and key of a Secret of type `kubernetes.io/tls`, which belong to each other.
+    pub(super) fn certificate(&mut self, field: &str, name: &str) {
+        let key_of = |key: &str| SecretKey {
+            name: name.to_owned(),
+            key: key.to_owned(),
+        };
+        let certificate = self.content(field, &key_of(TLS_CERTIFICATE));
+        let key = self.content(field, &key_of(TLS_KEY));
+        let (Some(certificate), Some(key)) = (certificate, key) else {
+            return;
+        };
+        match pair(certificate, key) {
+            Ok(()) => {
+                self.files
+                    .insert(TLS_CERTIFICATE.into(), certificate.into());
+                self.files.insert(TLS_KEY.into(), key.into());
+            }
+            Err(why) => self.refuse(
+                ConditionReason::CertificateInvalid,
+                format!("{field}: Secret {name}: {why}"),
+            ),
+        }
+    }
+
     /// Authorities under a content-addressed name.
     pub(super) fn addressed_authorities(
         &mut self,
@@ -212,5 +243,24 @@ impl<'a> Resolver<'a> {
                 ),
             ),
         }
+    }
+}
+
+/// Checks that a certificate and a key can be read and belong together. The error never quotes them.
+fn pair(certificate: &[u8], key: &[u8]) -> Result<(), &'static str> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
+    let chain = chain
+        .ok()
+        .filter(|chain| !chain.is_empty())
+        .ok_or("tls.crt does not hold PEM certificates")?;
+    let key = PrivateKeyDer::from_pem_slice(key)
+        .map_err(|_| "tls.key does not hold a PEM private key")?;
+    let provider = rustls::crypto::ring::default_provider();
+    match CertifiedKey::from_der(chain, key, &provider) {
+        Ok(_) => Ok(()),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            Err("tls.key does not belong to the certificate in tls.crt")
+        }
+        Err(_) => Err("tls.crt and tls.key cannot be used"),
     }
 }
