@@ -6,9 +6,12 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::Value;
 use signal_tests::client::{Agreement, Opener};
 use socket2::{Domain, Socket, Type};
@@ -34,6 +37,61 @@ pub(crate) struct Guest {
     pub(crate) agreement: Option<Agreement>,
     /// The socket's receive buffer, where it is not to be the system's.
     pub(crate) receive_buffer: Option<usize>,
+    /// How it speaks TLS, where it does.
+    pub(crate) tls: Option<Arc<ClientConfig>>,
+}
+
+/// A socket, or TLS on one.
+enum Wire {
+    Clear(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Wire {
+    /// With the handshake done: the server's share of it is what is measured.
+    fn open(mut socket: TcpStream, tls: Option<Arc<ClientConfig>>) -> Result<Self> {
+        let Some(config) = tls else {
+            return Ok(Self::Clear(socket));
+        };
+        let name = ServerName::IpAddress(socket.peer_addr()?.ip().into());
+        let mut connection = ClientConnection::new(config, name)?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut socket)?;
+        }
+        Ok(Self::Tls(Box::new(StreamOwned::new(connection, socket))))
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Clear(socket) => socket,
+            Self::Tls(tls) => tls.get_ref(),
+        }
+    }
+}
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Clear(socket) => socket.read(buffer),
+            Self::Tls(tls) => tls.read(buffer),
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Clear(socket) => socket.write(bytes),
+            Self::Tls(tls) => tls.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Self::Clear(socket) => socket.flush(),
+            Self::Tls(tls) => tls.flush(),
+        }
+    }
 }
 
 /// Connections of one crowd.
@@ -55,7 +113,7 @@ enum Stage {
 }
 
 struct Member {
-    socket: TcpStream,
+    socket: Wire,
     stage: Stage,
     guest: Guest,
     opener: Option<Opener>,
@@ -99,7 +157,7 @@ impl Crowd {
                 );
                 crowd
                     .poll
-                    .add(crowd.members[n].socket.as_raw_fd(), n as u64)?;
+                    .add(crowd.members[n].socket.socket().as_raw_fd(), n as u64)?;
             }
             for token in crowd.poll.look(&mut crowd.events)? {
                 let n = token as usize;
@@ -268,7 +326,7 @@ impl Crowd {
 }
 
 impl Member {
-    fn open(address: SocketAddr, n: usize, guest: Guest) -> Result<Self> {
+    fn open(address: SocketAddr, n: usize, mut guest: Guest) -> Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         let own = Ipv4Addr::new(127, 0, 0, 2 + (n % ADDRESSES) as u8);
         socket.bind(&SocketAddr::from((own, 0)).into())?;
@@ -277,7 +335,7 @@ impl Member {
         }
         socket.connect(&address.into())?;
         socket.set_tcp_nodelay(true)?;
-        let mut socket = TcpStream::from(socket);
+        let mut socket = Wire::open(socket.into(), guest.tls.take())?;
         let path = &guest.path;
         // In one segment: formatting into a socket writes piece by piece.
         let request = format!(
@@ -285,7 +343,7 @@ impl Member {
              sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
         socket.write_all(request.as_bytes())?;
-        socket.set_nonblocking(true)?;
+        socket.socket().set_nonblocking(true)?;
         Ok(Self {
             socket,
             stage: Stage::Upgrading,

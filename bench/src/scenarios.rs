@@ -6,6 +6,7 @@ mod echo;
 mod fanout;
 mod idle;
 mod pipeline;
+mod tls;
 mod unicast;
 mod workers;
 
@@ -110,7 +111,7 @@ pub(crate) struct Group {
 }
 
 /// In the order they run.
-pub(crate) const GROUPS: [Group; 10] = [
+pub(crate) const GROUPS: [Group; 11] = [
     Group {
         name: "idle",
         about: "Authenticated connections at rest. After traffic: five messages of 1 KiB to everyone, then two seconds of rest.",
@@ -130,6 +131,11 @@ pub(crate) const GROUPS: [Group; 10] = [
         name: "burst",
         about: "The same for ten messages at once: published in one write to Redis, or asked for by ten REST requests at the same time.",
         run: fanout::run_bursts,
+    },
+    Group {
+        name: "tls",
+        about: "The same over TLS 1.3 as in the clear: connections that come and authenticate with tokens seen before, 128 B to everyone, and memory at rest.",
+        run: tls::run,
     },
     Group {
         name: "unicast",

@@ -4,14 +4,17 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustls::ClientConfig;
 use serde_json::Value;
 use signal_services::{Redis, bound_command, find_program};
 use signal_tests::client::Agreement;
 use signal_tests::issuer::{AUDIENCE, Issuer};
 use signal_tests::policy::Policies;
+use signal_tests::tls::Certificates;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -85,10 +88,10 @@ impl Testbed {
         tokens: &[String],
         encrypted: bool,
     ) -> Result<Crowd> {
-        let guests = tokens
-            .iter()
-            .enumerate()
-            .map(|(n, token)| guest(token, encrypted.then_some(n.is_multiple_of(OPENS_EVERY))));
+        let guests = tokens.iter().enumerate().map(|(n, token)| Guest {
+            tls: server.tls.clone(),
+            ..guest(token, encrypted.then_some(n.is_multiple_of(OPENS_EVERY)))
+        });
         Crowd::connect(server.address, guests.collect())
     }
 
@@ -120,7 +123,7 @@ pub(crate) fn guest(token: &str, encrypted: Option<bool>) -> Guest {
         path: "/stream".to_owned(),
         first: Some(first),
         agreement,
-        receive_buffer: None,
+        ..Guest::default()
     }
 }
 
@@ -132,12 +135,16 @@ pub(crate) struct Settings {
     pub(crate) ping_ms: u64,
     /// Brokers, topic, and PostgreSQL's URL.
     pub(crate) pipeline: Option<(String, String, String)>,
+    /// Whether clients connect over TLS.
+    pub(crate) tls: bool,
 }
 
 /// A server process, ended when dropped.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
+    /// How clients connect over TLS, where they do.
+    pub(crate) tls: Option<Arc<ClientConfig>>,
     /// Its own, so that nothing published for one server reaches another.
     redis: Option<signal_services::Server>,
     /// Removed with the server.
@@ -192,6 +199,7 @@ impl Server {
         let mut server = Self {
             child,
             address: SocketAddr::from(([0, 0, 0, 0], 0)),
+            tls: None,
             redis,
             _dir: dir,
         };
@@ -213,6 +221,8 @@ impl Server {
             || format!("sqlite://{}", path("policy.db")),
             |(_, _, url)| url.clone(),
         );
+        let tls = settings.tls.then(|| Certificates::new(&folder));
+        let tls = tls.map(|made| Arc::new(made.client().config));
         std::fs::write(path("live.toml"), live(&testbed.issuer))?;
         std::fs::write(
             path("static.toml"),
@@ -241,6 +251,7 @@ impl Server {
         let mut server = Self {
             child,
             address: SocketAddr::from(([0, 0, 0, 0], 0)),
+            tls,
             redis: Some(redis),
             _dir: dir,
         };
@@ -326,9 +337,17 @@ fn fixed(settings: &Settings, dir: &Path, redis: SocketAddr, policies: &str) -> 
             ),
         ),
     };
+    let tls = match settings.tls {
+        false => String::new(),
+        true => format!(
+            "[server.tls]\ncertificate_file = \"{}\"\nkey_file = \"{}\"\n",
+            path("tls.crt"),
+            path("tls.key")
+        ),
+    };
     format!(
         "live_file = \"{}\"\n\
-         [server]\npublic_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n\
+         [server]\npublic_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n{tls}\
          [workers]\nshards = {}\ncontrol_threads = 1\n\
          [heartbeat]\nping_interval_ms = {}\ntimeout_ms = 3600000\n\
          [policy]\nurl = \"{policies}\"\n\
