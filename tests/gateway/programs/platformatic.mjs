@@ -8,6 +8,10 @@ const options = { clientId: "platformatic", bootstrapBrokers: [broker], serializ
 const producer = new Producer({ ...options, acks: -1 });
 await producer.send({ messages: [{ topic, key: "42", value: records[0] }] });
 await producer.close();
-const helper = KafkaProducerHelper.newInstance({ ...options, acks: -1 });
+// The helper hands on timeouts that are not given as undefined, and the client takes that for no time at all.
+const timeouts = { connectTimeout: 5000, requestTimeout: 30000 };
+const helper = KafkaProducerHelper.newInstance({ ...options, ...timeouts, acks: -1 });
 await helper.getProducer().send({ messages: [{ topic, key: "42", value: records[1] }] });
 await helper.close();
+// Its connections would keep the process.
+process.exit(0);
