@@ -346,6 +346,66 @@ pub struct Policy {
     pub cache_secs: u64,
     /// Identifiers of roles that may do everything.
     pub always_allow_roles: Vec<String>,
+    /// The kind of a domain that is written without one; empty: such a row is not understood.
+    pub bare_domain_kind: String,
+    /// Names of the tables.
+    pub tables: PolicyTables,
+    /// Names of the columns.
+    pub columns: PolicyColumns,
+    /// Words in `subject_type`, `target_type` and `domain`.
+    pub kinds: PolicyKinds,
+}
+
+/// `[policy.tables]`: a name, or a schema and a name with a dot between them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyTables {
+    /// Who may do what, and who is a member of what.
+    pub policy_definition: String,
+    /// What the codes of permissions are.
+    pub permission: String,
+}
+
+/// `[policy.columns]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyColumns {
+    /// Of both tables.
+    pub id: String,
+    /// Of both tables: a row with a value in it was deleted. The column may be absent under its default name; empty: there is none.
+    pub deleted_at: String,
+    /// Of policy definitions.
+    pub variant: String,
+    /// Of policy definitions.
+    pub subject_type: String,
+    /// Of policy definitions.
+    pub subject_id: String,
+    /// Of policy definitions.
+    pub target_type: String,
+    /// Of policy definitions.
+    pub target_id: String,
+    /// Of policy definitions.
+    pub action: String,
+    /// Of policy definitions.
+    pub effect: String,
+    /// Of policy definitions.
+    pub domain: String,
+    /// Of permissions.
+    pub code: String,
+}
+
+/// `[policy.kinds]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyKinds {
+    /// What stands for a role.
+    pub role: String,
+    /// What stands for a permission.
+    pub permission: String,
+    /// What stands for a merchant.
+    pub merchant: String,
+    /// What stands for an organizer.
+    pub organizer: String,
 }
 
 /// `[revocations]`

@@ -24,8 +24,8 @@ mod status;
 pub use config::{
     Auth, ClientFrames, Config, DEFAULTS, Database, Drain, Encryption, EncryptionMode, Heartbeat,
     Ids, Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaSecurity, LogFormat, Notifications,
-    Observability, OffsetReset, Policy, Revocations, Rooms, Server, ServerTls, Session, TlsVersion,
-    Tracing, Unmatched, Workers,
+    Observability, OffsetReset, Policy, PolicyColumns, PolicyKinds, PolicyTables, Revocations,
+    Rooms, Server, ServerTls, Session, TlsVersion, Tracing, Unmatched, Workers,
 };
 pub use jwks::{Algorithm, Jwks, ManagedJwks, Source, SourcePreset, SourceState, prefixes_collide};
 pub use live::{

@@ -281,6 +281,129 @@ pub struct Policy {
     /// Roles that may do everything, from sources whose roles are trusted. A change rolls the pods.
     #[schemars(length(max = 16), inner(length(min = 1, max = 128)))]
     pub always_allow_roles: Vec<String>,
+    /// The kind of a domain that a row writes without one: with `Merchant` the domain `42` is `Merchant_42`. Empty: such a row is not understood.
+    /// A change rolls the pods.
+    #[schemars(length(max = 64), pattern("^[A-Za-z0-9-]*$"))]
+    pub bare_domain_kind: String,
+    /// Names of the tables. A change rolls the pods.
+    pub tables: PolicyTables,
+    /// Names of their columns. A change rolls the pods.
+    pub columns: PolicyColumns,
+    /// Words that stand in rows. A change rolls the pods.
+    pub kinds: PolicyKinds,
+}
+
+/// Names of the platform's tables: a name, or a schema and a name with a dot between them. Upper and lower case differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct PolicyTables {
+    /// Who may do what, and who is a member of what.
+    #[schemars(
+        length(min = 1, max = 127),
+        pattern("^[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*)?$")
+    )]
+    pub policy_definition: String,
+    /// What the codes of permissions are.
+    #[schemars(
+        length(min = 1, max = 127),
+        pattern("^[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*)?$")
+    )]
+    pub permission: String,
+}
+
+/// Names of the columns of the platform's tables. Upper and lower case differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct PolicyColumns {
+    /// Marks deleted rows in both tables. A table may lack it under its default name; empty: no row is deleted.
+    #[schemars(length(max = 63), pattern("^([A-Za-z_][A-Za-z0-9_]*)?$"))]
+    pub deleted_at: String,
+    /// Of both tables.
+    #[schemars(length(min = 1, max = 63), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub id: String,
+    /// Of policy definitions.
+    #[schemars(length(min = 1, max = 63), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub variant: String,
+    /// Of policy definitions.
+    #[schemars(length(min = 1, max = 63), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub subject_type: String,
+    /// Of policy definitions.
+    #[schemars(length(min = 1, max = 63), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub subject_id: String,
+    /// Of policy definitions.
+    #[schemars(length(min = 1, max = 63), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub target_type: String,
+    /// Of policy definitions.
+    #[schemars(length(min = 1, max = 63), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub target_id: String,
+    /// Of policy definitions.
+    #[schemars(length(min = 1, max = 63), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub action: String,
+    /// Of policy definitions.
+    #[schemars(length(min = 1, max = 63), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub effect: String,
+    /// Of policy definitions.
+    #[schemars(length(min = 1, max = 63), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub domain: String,
+    /// Of permissions.
+    #[schemars(length(min = 1, max = 63), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub code: String,
+}
+
+/// Words that stand in `subject_type`, in `target_type`, and before the underscore of a domain. Upper and lower case differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct PolicyKinds {
+    /// Stands for a role.
+    #[schemars(length(min = 1, max = 64), pattern("^[A-Za-z0-9-]+$"))]
+    pub role: String,
+    /// Stands for a permission.
+    #[schemars(length(min = 1, max = 64), pattern("^[A-Za-z0-9-]+$"))]
+    pub permission: String,
+    /// Stands for a merchant.
+    #[schemars(length(min = 1, max = 64), pattern("^[A-Za-z0-9-]+$"))]
+    pub merchant: String,
+    /// Stands for an organizer.
+    #[schemars(length(min = 1, max = 64), pattern("^[A-Za-z0-9-]+$"))]
+    pub organizer: String,
+}
+
+impl Default for PolicyTables {
+    fn default() -> Self {
+        Self {
+            policy_definition: "policy_definition".into(),
+            permission: "permission".into(),
+        }
+    }
+}
+
+impl Default for PolicyColumns {
+    fn default() -> Self {
+        Self {
+            id: "id".into(),
+            deleted_at: "deleted_at".into(),
+            variant: "variant".into(),
+            subject_type: "subject_type".into(),
+            subject_id: "subject_id".into(),
+            target_type: "target_type".into(),
+            target_id: "target_id".into(),
+            action: "action".into(),
+            effect: "effect".into(),
+            domain: "domain".into(),
+            code: "code".into(),
+        }
+    }
+}
+
+impl Default for PolicyKinds {
+    fn default() -> Self {
+        Self {
+            role: "Role".into(),
+            permission: "Permission".into(),
+            merchant: "Merchant".into(),
+            organizer: "Organizer".into(),
+        }
+    }
 }
 
 impl Default for Policy {
@@ -289,6 +412,10 @@ impl Default for Policy {
             url_secret_ref: None,
             cache: Duration::secs(30),
             always_allow_roles: vec!["super-admin".into()],
+            bare_domain_kind: String::new(),
+            tables: PolicyTables::default(),
+            columns: PolicyColumns::default(),
+            kinds: PolicyKinds::default(),
         }
     }
 }

@@ -15,6 +15,7 @@ pub use signal_contract::{
     Algorithm, Auth, ClientFrames, Config, DEFAULTS, Database, Drain, Encryption, EncryptionMode,
     Heartbeat, Ids, Jwks, Kafka, KafkaMechanism, KafkaProtocol, KafkaSecurity, LIVE_DEFAULTS,
     Limits, Live, LogFormat, MAX_MESSAGE_BYTES, MIN_MESSAGE_BYTES, Notifications, Observability,
-    OffsetReset, Policy, Redis, RedisAuth, RedisLocation, RedisMode, Revocations, Rooms, Secret,
-    SecretFile, Server, Session, Source, SourcePreset, SourceState, Unmatched, Workers,
+    OffsetReset, Policy, PolicyColumns, PolicyKinds, PolicyTables, Redis, RedisAuth, RedisLocation,
+    RedisMode, Revocations, Rooms, Secret, SecretFile, Server, Session, Source, SourcePreset,
+    SourceState, Unmatched, Workers,
 };

@@ -31,7 +31,13 @@ enum Command {
     /// Serve with everything embedded: SQLite, a broker, an issuer, and users and merchants to try it with
     Dev(dev::Arguments),
     /// Check the settings and print everything that is wrong, without connecting anywhere
-    CheckConfig(Settings),
+    CheckConfig {
+        #[command(flatten)]
+        settings: Settings,
+        /// Also connect to the policy database, and print which rows of the platform's table are not understood; exits 1 if there are any
+        #[arg(long)]
+        database: bool,
+    },
     /// Migrate the notification database to the schema of this version, under a lock
     Migrate(Settings),
     /// Ask a running gateway's admin listener whether it is ready; exits 0 or 1
@@ -91,7 +97,7 @@ fn main() -> ExitCode {
             Ok(options) => develop(options),
             Err(command) => command.run(),
         },
-        Command::CheckConfig(settings) => check(&settings),
+        Command::CheckConfig { settings, database } => check(&settings, database),
         Command::Migrate(settings) => migrate(&settings),
         Command::Healthcheck { settings, live } => healthcheck(&settings, live),
         Command::Dlq(Dlq::Replay {
@@ -221,11 +227,41 @@ fn develop(options: dev::Options) -> anyhow::Result<()> {
     result
 }
 
-fn check(settings: &Settings) -> anyhow::Result<()> {
+fn check(settings: &Settings, database: bool) -> anyhow::Result<()> {
     let config = settings.load()?;
     app::check(&config)?;
     app::check_files(&config)?;
     say("the settings are valid");
+    if database {
+        check_policies(&config)?;
+    }
+    Ok(())
+}
+
+/// Prints what the platform's table holds. Nothing is written, and no migration runs.
+fn check_policies(config: &Config) -> anyhow::Result<()> {
+    let survey = runtime(1)?
+        .block_on(store::survey_policies(&config.database, &config.policy))
+        .context("the policy tables")?;
+    say(&format!("the table {} can be read", survey.table));
+    for (variant, count) in &survey.variants {
+        say(&format!("  {count} rows of variant {variant:?}"));
+    }
+    match survey.deleted {
+        Some(count) => say(&format!("  {count} deleted rows, which are not read")),
+        None => say("  no column marks deleted rows"),
+    }
+    if survey.incomplete {
+        say("  rows of too many kinds: the rarest are not counted");
+    }
+    for unread in &survey.unread {
+        say(&format!("not understood: {unread}"));
+    }
+    anyhow::ensure!(
+        survey.unread.is_empty() && !survey.incomplete,
+        "{} policy rows are not understood",
+        survey.unread_rows()
+    );
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use signal_tests::gateway::source;
 use signal_tests::raw::upgrade_request;
 use signal_tests::services;
 use signal_tests::wait::until;
-use signal_tests::{Client, Gateway, Issuer, Raw};
+use signal_tests::{Client, Gateway, Issuer, Policies, Raw};
 use tokio::time::Instant;
 
 use crate::{Stage, admin};
@@ -309,6 +309,41 @@ async fn good_settings_pass_the_check() {
         .run_to_end(&["check-config"])
         .await;
     assert!(status.success(), "{text}");
+}
+
+/// authorization.md 4.12.
+#[tokio::test]
+async fn the_check_of_the_database_lists_policy_rows_that_are_not_understood() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("policy.db").display());
+    let issuer = Issuer::start().await;
+    let check = || {
+        let settings = Gateway::build()
+            .trust(&issuer)
+            .set("policy.url", url.as_str());
+        settings.run_to_end(&["check-config", "--database"])
+    };
+    let (status, text) = check().await;
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.contains("policy_definition does not exist"), "{text}");
+
+    let policies = Policies::create(&url).await.unwrap();
+    policies
+        .grant("17", "WebSocketClient.find", "read", "allow")
+        .await
+        .unwrap();
+    policies.join("17", "Merchant_42").await.unwrap();
+    let (status, text) = check().await;
+    assert!(status.success(), "{text}");
+    assert!(text.contains("1 rows of variant \"group\""), "{text}");
+
+    policies.join("18", "42").await.unwrap();
+    let (status, text) = check().await;
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("1 of variant \"group\": its domain has no kind"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

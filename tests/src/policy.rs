@@ -81,7 +81,11 @@ impl Policies {
         .await
     }
 
-    async fn row(&self, values: &str) -> Result<()> {
+    /// Adds a row as SQL writes it: variant, subject, target, action, effect, domain.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn row(&self, values: &str) -> Result<()> {
         let sql = format!(
             "insert into policy_definition (id, variant, subject_type, subject_id, target_type, target_id, action, effect, domain) \
              values ('{}', {values})",

@@ -13,7 +13,7 @@ use crate::clock::SystemClock;
 use crate::id::IdGenerator;
 use crate::notification::{InboxState, NewActivity, Notification};
 use crate::store::{
-    Domain, GroupRow, NotificationStore, PolicyRow, PolicyStore, StoreError, Stored,
+    Domain, Hierarchy, NotificationStore, PolicyStore, PolicySurvey, Rules, StoreError, Stored,
 };
 
 /// A record that lies first in partition 0 of topic `t`.
@@ -80,15 +80,24 @@ impl PolicyStore for Policies {
         Box::pin(async move { Ok(found) })
     }
 
-    fn domains_of<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>> {
+    fn domains_of<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Domain>, StoreError>> {
         Box::pin(async { Ok(Vec::new()) })
     }
 
-    fn rules_of<'a>(
-        &'a self,
-        _: &'a str,
-    ) -> BoxFuture<'a, Result<(Vec<PolicyRow>, Vec<GroupRow>), StoreError>> {
-        Box::pin(async { Ok((Vec::new(), Vec::new())) })
+    fn rules_of<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Rules, StoreError>> {
+        Box::pin(async { Ok(Rules::default()) })
+    }
+
+    fn hierarchy(&self) -> BoxFuture<'_, Result<Hierarchy, StoreError>> {
+        Box::pin(async { Ok(Hierarchy::default()) })
+    }
+
+    fn survey(&self) -> BoxFuture<'_, Result<PolicySurvey, StoreError>> {
+        Box::pin(async { Ok(PolicySurvey::default()) })
     }
 }
 

@@ -135,7 +135,7 @@ impl Gateway {
         start.follow_bus(&running, opened.events, &bus_runtime, reader);
         let no_new_connections = start.follow_readiness(&running);
         start.follow_files(&catalogs, telemetry);
-        start.purge_notifications(&running);
+        start.follow_tables(&running);
         let pipeline_stop = CancellationToken::new();
         let pipeline_status = Arc::new(PipelineStatus::default());
         let pipeline = start.pipeline(&running, &catalogs, &pipeline_status, pipeline_stop.clone());

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -12,8 +13,10 @@ use super::revocations::RevocationReader;
 use super::settings::LiveSettings;
 use super::start::{Running, Start};
 use crate::activity::Catalogs;
+use crate::backoff::Backoff;
 use crate::bus;
-use crate::store;
+use crate::metrics::Metrics;
+use crate::store::{self, Misread, PolicyStore, PolicySurvey};
 use crate::telemetry::Telemetry;
 
 impl Start<'_> {
@@ -90,8 +93,14 @@ impl Start<'_> {
         }
     }
 
+    /// Follows what the tables hold: the age of notifications, and policy rows that are not understood.
+    pub(super) fn follow_tables(&mut self, running: &Running) {
+        self.purge_notifications(running);
+        self.survey_policies(running);
+    }
+
     /// Deletes notifications that are older than the settings keep them, and revocations that have ended.
-    pub(super) fn purge_notifications(&mut self, running: &Running) {
+    fn purge_notifications(&mut self, running: &Running) {
         let purge = store::purge_loop(
             Arc::clone(&running.notifications),
             Arc::clone(&running.revocations),
@@ -101,6 +110,85 @@ impl Start<'_> {
         );
         self.supervisor.spawn_forever("purge", purge);
     }
+
+    /// Says which rows of the platform's table are not understood, and counts them.
+    fn survey_policies(&mut self, running: &Running) {
+        let survey = survey_policies(
+            Arc::clone(&running.policies),
+            Arc::clone(self.metrics),
+            self.stop.clone(),
+        );
+        self.supervisor.spawn_forever("policy survey", survey);
+    }
+}
+
+/// How often the platform's table is looked at as a whole.
+const SURVEY_INTERVAL: Duration = Duration::from_secs(3600);
+/// Delays after a look that failed.
+const SURVEY_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Surveys the platform's table at the start and then every hour. A failure is tried again; what is not understood is logged when it changes.
+async fn survey_policies(
+    policies: Arc<dyn PolicyStore>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    let mut backoff = Backoff::new(SURVEY_RETRY.0, SURVEY_RETRY.1);
+    let mut said = Vec::new();
+    let mut failed = false;
+    loop {
+        let looked = tokio::select! {
+            looked = policies.survey() => looked,
+            () = stop.cancelled() => return,
+        };
+        let wait = match looked {
+            Ok(survey) => {
+                count_unread(&survey, &metrics);
+                if survey.unread != said {
+                    say_unread(&survey);
+                    said = survey.unread;
+                }
+                failed = false;
+                backoff.reset();
+                SURVEY_INTERVAL
+            }
+            Err(error) => {
+                if !failed {
+                    tracing::warn!(%error, "the policy tables cannot be read; nobody has permissions meanwhile, trying again");
+                }
+                failed = true;
+                backoff.next_delay()
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+fn count_unread(survey: &PolicySurvey, metrics: &Metrics) {
+    for why in Misread::ALL {
+        let rows: u64 = survey
+            .unread
+            .iter()
+            .filter(|unread| unread.why == why)
+            .map(|unread| unread.count)
+            .sum();
+        metrics
+            .policy_rows_unread
+            .get_or_create(&Metrics::kind(why.as_str()))
+            .set(i64::try_from(rows).unwrap_or(i64::MAX));
+    }
+}
+
+fn say_unread(survey: &PolicySurvey) {
+    if survey.unread.is_empty() {
+        tracing::info!(table = %survey.table, "every policy row is understood");
+        return;
+    }
+    let rows: Vec<String> = survey.unread.iter().map(ToString::to_string).collect();
+    tracing::warn!(table = %survey.table, rows = ?rows, "policy rows are not understood: they grant nothing, and those that deny deny their target");
 }
 
 /// Looks at every connection's trust whenever key sets or sources change.

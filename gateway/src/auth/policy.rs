@@ -4,15 +4,15 @@
 //! outage never allows anything. The rows of a user are kept for a short time, so a decision is never older than `policy.cache_secs`. A row without a
 //! domain is loaded with domain `*`, which matches every domain; a deny wins.
 //!
-//! One enforcer is loaded with a user's rows for each question. An enforcer per user, with its own script engine, would take more memory than the
+//! A question is about one code and one action, and rows that do not cover them are left out before the enforcer is loaded: it decides by subject, roles and
+//! domain. One enforcer is loaded with a user's rows for each question. An enforcer per user, with its own script engine, would take more memory than the
 //! user's connection.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use casbin::function_map::OperatorFunction;
-use casbin::rhai::{Dynamic, ImmutableString};
 use casbin::{CoreApi, DefaultModel, Enforcer, MemoryAdapter};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
@@ -22,9 +22,9 @@ use tokio::time::Instant;
 use super::recent::Recent;
 use crate::config::{self, Unmatched};
 use crate::id::Id;
-use crate::principal::Principal;
+use crate::principal::{self, Principal};
 use crate::protocol::room::DEFAULT_ROOMS;
-use crate::store::{Domain, GroupRow, PolicyRow, PolicyStore, StoreError};
+use crate::store::{Domain, Hierarchy, PolicyRow, PolicyStore, Rules, StoreError, Target};
 
 /// The domain of a row without one, and of a question about the whole cluster.
 const EVERY_DOMAIN: &str = "*";
@@ -36,18 +36,16 @@ const MAX_ANSWERS: usize = 64;
 const ROOMS_AT_ONCE: usize = 32;
 /// The role of a domain's members in the enforcer. Roles of the tables begin with `Role_`, so none has this name.
 const MEMBER: &str = "Member";
-const ROOM: &str = "Room";
-const JOIN: &str = "join";
 /// Client ids have at least this many characters from February 2025 on.
 const MIN_CLIENT_ID: usize = 10;
 
-/// The model of authorization.md 4. The cheap comparisons come first.
+/// The model of authorization.md 4, for rows that cover the code and the action of the question. The cheap comparison comes first.
 const MODEL: &str = r#"
 [request_definition]
-r = sub, dom, obj, act
+r = sub, dom
 
 [policy_definition]
-p = sub, dom, obj, act, eft
+p = sub, dom, eft
 
 [role_definition]
 g = _, _, _
@@ -56,7 +54,7 @@ g = _, _, _
 e = some(where (p.eft == allow)) && !some(where (p.eft == deny))
 
 [matchers]
-m = r.act == p.act && (p.dom == "*" || r.dom == p.dom) && codeMatch(r.obj, p.obj) && g(r.sub, p.sub, r.dom)
+m = (p.dom == "*" || r.dom == p.dom) && g(r.sub, p.sub, r.dom)
 "#;
 
 /// Decides what a principal may do. Cheap to clone.
@@ -71,11 +69,11 @@ struct Inner {
     unmatched: Unmatched,
     cache: Duration,
     rules: UserCache<UserRules>,
-    domains: UserCache<Vec<String>>,
+    /// What lies above what, under the one name `""`.
+    above: UserCache<Above>,
+    domains: UserCache<Vec<Domain>>,
     enforcer: Mutex<Enforcer>,
 }
-
-type Rules = (Vec<PolicyRow>, Vec<GroupRow>);
 
 /// A user's rows, and the answers that follow from them.
 struct UserRules {
@@ -93,6 +91,7 @@ impl Access {
             unmatched: rooms.unmatched,
             cache,
             rules: UserCache::new(cache),
+            above: UserCache::new(cache),
             domains: UserCache::new(cache / 6),
             enforcer: Mutex::new(enforcer()),
         };
@@ -121,50 +120,57 @@ impl Access {
         {
             return Ok(true);
         }
-        let user = &principal.subject;
+        let subject = subject(principal);
+        let store = &self.inner.store;
         let read = || async {
-            let rows = self.inner.store.rules_of(user).await?;
+            let rows = store.rules_of(&principal.kind, &principal.subject).await?;
             Ok(UserRules {
                 rows,
                 answers: Mutex::new(Recent::new(MAX_ANSWERS)),
             })
         };
-        let decided = self.inner.rules.get(user, read).await?;
+        let decided = self.inner.rules.get(&subject, read).await?;
+        let rows = &decided.rows;
+        let has_grants = rows
+            .policies
+            .iter()
+            .any(|row| matches!(row.target, Target::Resource(_)));
+        if has_grants {
+            // Such an answer is not kept: it also depends on what was read at another time.
+            let read = || async { Ok(Above::from(store.hierarchy().await?)) };
+            let above = self.inner.above.get(&Arc::from(""), read).await?;
+            return Ok(self.decide(rows, &subject, &above.of(code, action)));
+        }
         let question = (code.to_owned(), action.to_owned());
         if let Some(answer) = decided.answers.lock().get(&question) {
             return Ok(*answer);
         }
-        let answer = self.decide(&decided.rows, user, code, action);
+        let answer = self.decide(rows, &subject, &Above::default().of(code, action));
         decided.answers.lock().insert(question, answer);
         Ok(answer)
     }
 
-    fn decide(&self, (policies, groups): &Rules, user: &str, code: &str, action: &str) -> bool {
+    fn decide(&self, rows: &Rules, subject: &str, question: &Question<'_>) -> bool {
         // Rows of one merchant or organizer cannot match domain `*`, and a user may have thousands of them.
-        let everywhere = |domain: &Option<String>| {
-            domain
-                .as_deref()
-                .is_none_or(|domain| domain == EVERY_DOMAIN)
-        };
-        let policies = policies
+        let policies = rows
+            .policies
             .iter()
-            .filter(|row| everywhere(&row.domain))
+            .filter(|row| row.domain.is_none() && question.is_covered_by(row))
             .map(|row| {
                 [
                     row.subject.as_str(),
                     EVERY_DOMAIN,
-                    &row.code,
-                    &row.action,
                     if row.allow { "allow" } else { "deny" },
                 ]
             });
-        let groups = groups
+        let groups = rows
+            .groups
             .iter()
-            .filter(|row| everywhere(&row.domain))
+            .filter(|row| row.domain.is_none())
             .map(|row| [row.subject.as_str(), &row.role, EVERY_DOMAIN]);
         let mut enforcer = self.inner.enforcer.lock();
         load(&mut enforcer, policies, groups);
-        enforces(&enforcer, &subject(user), EVERY_DOMAIN, code, action)
+        enforces(&enforcer, subject, EVERY_DOMAIN)
     }
 
     /// Returns for each of `rooms`, in their order, whether the principal may join it on the connection `client` (authorization.md 5).
@@ -172,8 +178,8 @@ impl Access {
     /// | room | who may join |
     /// |---|---|
     /// | the connection's own id, `ws-default`, `ws-notification` | this connection |
-    /// | `user:{id}` | that subject |
-    /// | `merchant:{id}`, `organizer:{id}` | a user with a group row in `Merchant_{id}`, `Organizer_{id}`; a row without a domain does not count |
+    /// | `user:{id}` | that subject, if it is a `User` |
+    /// | `merchant:{id}`, `organizer:{id}` | a member of that merchant or organizer |
     /// | shaped like a client id: 10 to 12 of `0-9A-Za-z`, no leading zero, below 2^70 | nobody, because messages to that client would be received |
     /// | any other | as `rooms.unmatched` says |
     ///
@@ -195,15 +201,15 @@ impl Access {
                 .map(|rule| self.without_store(rule, principal))
                 .collect());
         }
-        let user = &principal.subject;
-        let domains = self
-            .inner
-            .domains
-            .get(user, || self.inner.store.domains_of(user))
-            .await?;
+        let subject = subject(principal);
+        let read = || {
+            let store = &self.inner.store;
+            store.domains_of(&principal.kind, &principal.subject)
+        };
+        let domains = self.inner.domains.get(&subject, read).await?;
         let mut answers = Vec::with_capacity(rules.len());
         for some in rules.chunks(ROOMS_AT_ONCE) {
-            let member_of = self.memberships(user, some, &domains);
+            let member_of = self.memberships(&subject, some, &domains);
             answers.extend(
                 some.iter()
                     .zip(member_of)
@@ -215,30 +221,29 @@ impl Access {
 
     /// Returns for each room whether it belongs to a merchant or organizer of the user. Loads only the memberships in question, for a few rooms at a
     /// time, so that neither a user with thousands of merchants nor a long list of rooms blocks the enforcer for others.
-    fn memberships(&self, user: &str, rules: &[Rule], domains: &[String]) -> Vec<bool> {
-        let subject = subject(user);
-        let asked: Vec<Option<String>> = rules
+    fn memberships(&self, subject: &str, rules: &[Rule], domains: &[Domain]) -> Vec<bool> {
+        let asked: Vec<Option<(&Domain, String)>> = rules
             .iter()
             .map(|rule| match rule {
-                Rule::MemberOf(domain) => Some(domain.to_string()),
+                Rule::MemberOf(domain) => Some((domain, domain.to_string())),
                 _ => None,
             })
             .collect();
-        let policy = [MEMBER, EVERY_DOMAIN, ROOM, JOIN, "allow"];
+        let policy = [MEMBER, EVERY_DOMAIN, "allow"];
         let held = asked
             .iter()
             .flatten()
-            .filter(|domain| domains.contains(domain));
+            .filter(|(domain, _)| domains.contains(domain));
         let mut enforcer = self.inner.enforcer.lock();
         load(
             &mut enforcer,
             [policy].into_iter(),
-            held.map(|domain| [subject.as_str(), MEMBER, domain]),
+            held.map(|(_, name)| [subject, MEMBER, name]),
         );
-        let answer = |domain: &Option<String>| {
+        let answer = |domain: &Option<(&Domain, String)>| {
             domain
                 .as_ref()
-                .is_some_and(|domain| enforces(&enforcer, &subject, domain, ROOM, JOIN))
+                .is_some_and(|(_, name)| enforces(&enforcer, subject, name))
         };
         asked.iter().map(answer).collect()
     }
@@ -252,7 +257,7 @@ impl Access {
     fn without_store(&self, rule: &Rule, principal: &Principal) -> bool {
         match rule {
             Rule::Own => true,
-            Rule::User(id) => **id == *principal.subject,
+            Rule::User(id) => principal.kind == principal::USER && **id == *principal.subject,
             Rule::ForeignClient | Rule::MemberOf(_) => false,
             Rule::Unmatched => self.inner.unmatched == Unmatched::Allow,
         }
@@ -291,8 +296,95 @@ fn is_shaped_like_a_client_id(room: &str) -> bool {
         && room.parse::<Id>().is_ok_and(|id| id.number() < 1 << 70)
 }
 
-fn subject(user: &str) -> String {
-    format!("User_{user}")
+/// The name of a person in rows: people of two kinds with the same id are two.
+fn subject(principal: &Principal) -> Arc<str> {
+    format!("{}_{}", principal.kind, principal.subject).into()
+}
+
+/// What lies above each code and each action: a grant of what lies above covers what lies below (authorization.md 4.10).
+#[derive(Default)]
+struct Above {
+    resources: HashMap<String, Vec<String>>,
+    actions: HashMap<String, Vec<String>>,
+}
+
+impl From<Hierarchy> for Above {
+    fn from(hierarchy: Hierarchy) -> Self {
+        let grouped = |edges: Vec<(String, String)>| {
+            let mut above: HashMap<String, Vec<String>> = HashMap::new();
+            for (lower, higher) in edges {
+                above.entry(lower).or_default().push(higher);
+            }
+            above
+        };
+        Self {
+            resources: grouped(hierarchy.resources),
+            actions: grouped(hierarchy.actions),
+        }
+    }
+}
+
+impl Above {
+    fn of<'q>(&'q self, code: &'q str, action: &'q str) -> Question<'q> {
+        let dots = code.match_indices('.').map(|(at, _)| &code[..at]);
+        Question {
+            code,
+            action,
+            resources: reach([code, "*"].into_iter().chain(dots), &self.resources),
+            actions: reach([action].into_iter(), &self.actions),
+        }
+    }
+}
+
+/// Returns these and everything above them.
+fn reach<'q>(
+    from: impl Iterator<Item = &'q str>,
+    above: &'q HashMap<String, Vec<String>>,
+) -> HashSet<&'q str> {
+    let mut reached: HashSet<&str> = from.collect();
+    let mut next: Vec<&str> = reached.iter().copied().collect();
+    while let Some(one) = next.pop() {
+        for higher in above.get(one).into_iter().flatten() {
+            if reached.insert(higher) {
+                next.push(higher);
+            }
+        }
+    }
+    reached
+}
+
+/// A code and an action, and what lies above them.
+struct Question<'q> {
+    code: &'q str,
+    action: &'q str,
+    resources: HashSet<&'q str>,
+    actions: HashSet<&'q str>,
+}
+
+impl Question<'_> {
+    fn is_covered_by(&self, row: &PolicyRow) -> bool {
+        let (code, action) = match &row.target {
+            Target::Code(granted) => (
+                code_match(self.code, granted),
+                row.action.as_deref() == Some(self.action),
+            ),
+            Target::Resource(granted) => (
+                self.resources.contains(granted.as_str()),
+                row.action
+                    .as_deref()
+                    .is_some_and(|action| self.actions.contains(action)),
+            ),
+        };
+        code && (action || row.action.is_none())
+    }
+}
+
+/// Returns whether the granted code covers the asked one: `WebSocketClient.*` covers every code that begins with `WebSocketClient.`.
+fn code_match(asked: &str, granted: &str) -> bool {
+    asked == granted
+        || granted
+            .strip_suffix('*')
+            .is_some_and(|prefix| prefix.ends_with('.') && asked.starts_with(prefix))
 }
 
 fn enforcer() -> Enforcer {
@@ -300,14 +392,10 @@ fn enforcer() -> Enforcer {
         let model = DefaultModel::from_str(MODEL).await?;
         Enforcer::new(model, MemoryAdapter::default()).await
     };
-    let mut enforcer = made
+    let enforcer = made
         .now_or_never()
         .expect("a model in memory needs no waiting")
         .expect("the model is a constant that tests load");
-    enforcer.add_function(
-        "codeMatch",
-        OperatorFunction::Arg2(|asked, granted| code_match(&asked, &granted).into()),
-    );
     // In the domain of the question, roles of that domain and of `*` count.
     enforcer.get_role_manager().write().matching_fn(
         None,
@@ -316,24 +404,10 @@ fn enforcer() -> Enforcer {
     enforcer
 }
 
-/// Returns whether the granted code covers the asked one: `WebSocketClient.*` covers every code that begins with `WebSocketClient.`.
-fn code_match(asked: &Dynamic, granted: &Dynamic) -> bool {
-    let (Some(asked), Some(granted)) = (
-        asked.read_lock::<ImmutableString>(),
-        granted.read_lock::<ImmutableString>(),
-    ) else {
-        return false;
-    };
-    *asked == *granted
-        || granted
-            .strip_suffix('*')
-            .is_some_and(|prefix| prefix.ends_with('.') && asked.starts_with(prefix))
-}
-
 /// Replaces all rows of the enforcer.
 fn load<'r>(
     enforcer: &mut Enforcer,
-    policies: impl Iterator<Item = [&'r str; 5]>,
+    policies: impl Iterator<Item = [&'r str; 3]>,
     groups: impl Iterator<Item = [&'r str; 3]>,
 ) {
     let model = enforcer.get_mut_model();
@@ -350,13 +424,11 @@ fn load<'r>(
 }
 
 /// Returns Casbin's answer; a question that it cannot evaluate is denied.
-fn enforces(enforcer: &Enforcer, subject: &str, domain: &str, code: &str, action: &str) -> bool {
-    enforcer
-        .enforce((subject, domain, code, action))
-        .unwrap_or_else(|error| {
-            tracing::error!(%error, "policy evaluation failed; access denied");
-            false
-        })
+fn enforces(enforcer: &Enforcer, subject: &str, domain: &str) -> bool {
+    enforcer.enforce((subject, domain)).unwrap_or_else(|error| {
+        tracing::error!(%error, "policy evaluation failed; access denied");
+        false
+    })
 }
 
 /// What was read of each user, kept for a short time.

@@ -2,7 +2,7 @@
 
 use signal_contract::{MAX_STREAM_PATHS, is_stream_path, is_subprotocol};
 
-use super::{Config, KafkaProtocol, RedisMode};
+use super::{Config, KafkaProtocol, Policy, RedisMode};
 
 /// Collects problems, each with the name of its setting.
 pub(super) struct Checks<'a>(pub(super) &'a mut Vec<String>);
@@ -32,6 +32,7 @@ pub(super) fn check(config: &Config, problems: &mut Vec<String>) {
     check_redis(config, &mut checks);
     check_kafka(config, &mut checks);
     check_database(config, &mut checks);
+    check_policy(&config.policy, &mut checks);
 }
 
 fn check_process(config: &Config, checks: &mut Checks<'_>) {
@@ -228,4 +229,89 @@ fn check_database(config: &Config, checks: &mut Checks<'_>) {
             u64::from(database.tombstone_days),
         ),
     ]);
+}
+
+/// Longest name of a table or a column (PostgreSQL 18, section 4.1.1).
+const MAX_IDENTIFIER: usize = 63;
+/// Longest word for a kind.
+const MAX_KIND: usize = 64;
+/// The kind of the people whom activities are for.
+const USER: &str = "User";
+
+fn check_policy(policy: &Policy, checks: &mut Checks<'_>) {
+    let (tables, columns, kinds) = (&policy.tables, &policy.columns, &policy.kinds);
+    for (name, table) in [
+        ("policy.tables.policy_definition", &tables.policy_definition),
+        ("policy.tables.permission", &tables.permission),
+    ] {
+        let parts: Vec<&str> = table.split('.').collect();
+        checks.need(
+            parts.len() <= 2 && parts.iter().all(|part| is_identifier(part)),
+            name,
+            "must be a name, or a schema and a name with a dot between them, of letters, digits and underscores",
+        );
+    }
+    for (name, column) in [
+        ("policy.columns.id", &columns.id),
+        ("policy.columns.variant", &columns.variant),
+        ("policy.columns.subject_type", &columns.subject_type),
+        ("policy.columns.subject_id", &columns.subject_id),
+        ("policy.columns.target_type", &columns.target_type),
+        ("policy.columns.target_id", &columns.target_id),
+        ("policy.columns.action", &columns.action),
+        ("policy.columns.effect", &columns.effect),
+        ("policy.columns.domain", &columns.domain),
+        ("policy.columns.code", &columns.code),
+    ] {
+        checks.need(
+            is_identifier(column),
+            name,
+            "must be a name of letters, digits and underscores",
+        );
+    }
+    checks.need(
+        columns.deleted_at.is_empty() || is_identifier(&columns.deleted_at),
+        "policy.columns.deleted_at",
+        "must be empty, or a name of letters, digits and underscores",
+    );
+    let named = [
+        ("policy.kinds.role", &kinds.role),
+        ("policy.kinds.permission", &kinds.permission),
+        ("policy.kinds.merchant", &kinds.merchant),
+        ("policy.kinds.organizer", &kinds.organizer),
+    ];
+    for (at, (name, kind)) in named.iter().enumerate() {
+        checks.need(
+            is_kind(kind),
+            name,
+            "must have 1 to 64 letters, digits and hyphens",
+        );
+        checks.need(
+            **kind != USER && named[..at].iter().all(|(_, other)| other != kind),
+            name,
+            "must differ from User and from the other kinds",
+        );
+    }
+    checks.need(
+        policy.bare_domain_kind.is_empty() || is_kind(&policy.bare_domain_kind),
+        "policy.bare_domain_kind",
+        "must be empty, or have 1 to 64 letters, digits and hyphens",
+    );
+}
+
+fn is_identifier(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    name.len() <= MAX_IDENTIFIER
+        && bytes
+            .next()
+            .is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// Without an underscore, which ends the kind in `Merchant_42`.
+fn is_kind(kind: &str) -> bool {
+    (1..=MAX_KIND).contains(&kind.len())
+        && kind
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }

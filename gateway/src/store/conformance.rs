@@ -3,6 +3,7 @@
 //! Each function below runs against SQLite and against a real PostgreSQL, on a database of its own.
 
 mod concurrency;
+mod framework;
 mod inbox;
 mod insert;
 mod migrations;
@@ -19,6 +20,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::task::JoinSet;
 
 use self::concurrency::*;
+use self::framework::*;
 use self::inbox::*;
 use self::insert::*;
 use self::migrations::*;
@@ -78,6 +80,13 @@ conformance! {
     revocations_are_widened_read_in_the_order_of_changes_and_purged_past_their_end,
     beyond_the_bound_a_revocation_is_refused_and_those_in_force_stay,
     a_reader_that_goes_on_after_what_it_saw_misses_no_revocation,
+    a_row_of_another_target_with_the_id_of_a_permission_grants_nothing,
+    people_of_two_kinds_with_one_id_are_two,
+    memberships_have_every_form_and_deleted_rows_none,
+    newer_variants_are_read_and_roles_inherit,
+    tables_and_columns_have_the_names_of_the_settings,
+    a_column_that_is_missing_is_named_and_found_when_it_is_there,
+    a_survey_counts_what_is_not_understood,
 }
 
 fn at(seconds: i64) -> DateTime<Utc> {

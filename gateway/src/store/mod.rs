@@ -32,7 +32,8 @@ use crate::notification::{InboxState, NewActivity, Notification};
 pub use crate::notification::MAX_READ_IDS;
 pub use error::{DatabaseError, OpenError, StoreError};
 pub use migrate::{Migrated, migrate};
-pub use open::{Stores, open};
+pub use open::{Stores, open, survey_policies};
+pub use policy::{Misread, PolicySurvey, Unread};
 pub use retention::{PURGE_INTERVAL, purge_loop};
 pub use revocation::{Added, ChangedRevocation, MAX_REVOCATIONS, RevocationStore};
 
@@ -183,8 +184,8 @@ pub trait NotificationStore: Send + Sync + 'static {
     fn ping(&self) -> StoreFuture<'_, ()>;
 }
 
-/// A merchant or an organizer, as `policy_definition.domain` writes it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// A merchant or an organizer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Domain {
     /// `Merchant_{id}`
     Merchant(String),
@@ -192,6 +193,16 @@ pub enum Domain {
     Organizer(String),
 }
 
+impl Domain {
+    /// Its id alone.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Merchant(id) | Self::Organizer(id) => id,
+        }
+    }
+}
+
+/// As rows write it, where the settings rename nothing.
 impl std::fmt::Display for Domain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -201,25 +212,34 @@ impl std::fmt::Display for Domain {
     }
 }
 
-/// A row of `policy_definition` of variant `policy`, its target resolved to the permission's code.
+/// What a policy row is about, by the code of its permission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// This code; one that ends in `.*` is every code that begins with what stands before the `*`. Of variant `policy`.
+    Code(String),
+    /// This code and everything below it: `Order` is `Order.find` too, and `*` is every code. Of variant `grant`.
+    Resource(String),
+}
+
+/// A row of `policy_definition` that says what may or may not be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyRow {
     /// `User_17`, `Role_3`
     pub subject: String,
     /// `Merchant_42`; `None` matches every domain.
     pub domain: Option<String>,
-    /// The permission's code.
-    pub code: String,
-    /// `create`, `read`, `update`, `delete`, `execute`.
-    pub action: String,
+    /// The permission.
+    pub target: Target,
+    /// `create`, `read`, `update`, `delete`, `execute`; `None` for every action.
+    pub action: Option<String>,
     /// False for `deny`.
     pub allow: bool,
 }
 
-/// A row of `policy_definition` of variant `group`.
+/// A row of `policy_definition` that makes somebody, or a role, a member of a role.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupRow {
-    /// `User_17`
+    /// `User_17`; `Role_4` for a role that has everything that another one has.
     pub subject: String,
     /// `Role_3`
     pub role: String,
@@ -227,20 +247,44 @@ pub struct GroupRow {
     pub domain: Option<String>,
 }
 
+/// The rows that concern one user.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// What the user, and the roles of the user, may and may not do.
+    pub policies: Vec<PolicyRow>,
+    /// The roles of the user, and those that they inherit.
+    pub groups: Vec<GroupRow>,
+}
+
+/// What lies below what for grants, as pairs of the lower and the higher one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// Codes of permissions.
+    pub resources: Vec<(String, String)>,
+    /// Actions.
+    pub actions: Vec<(String, String)>,
+}
+
 /// The platform's policy tables; read only.
 ///
-/// Ids in them may be numbers or text; they are compared and returned as text. A user is named by id alone (`17`), as tokens and inboxes name it.
+/// Ids in them may be numbers or text; they are compared and returned as text. A person is named by kind and id: `User` and `17`, as in the rows. Deleted
+/// rows are never read, and rows that are not understood grant nothing (authorization.md 4.12).
 pub trait PolicyStore: Send + Sync + 'static {
-    /// The ids of the distinct `User` subjects with a group row in each domain, sorted, in one query. A domain without users is absent from the answer.
+    /// The ids of the distinct `User` subjects that are members of each domain, sorted, in one query. A domain without users is absent from the answer.
     fn users_in<'a>(
         &'a self,
         domains: &'a [Domain],
     ) -> StoreFuture<'a, HashMap<Domain, Arc<[String]>>>;
 
-    /// The distinct domains (`Merchant_42`) in which this user has a group row, sorted; rows without a domain name none.
-    fn domains_of<'a>(&'a self, user: &'a str) -> StoreFuture<'a, Vec<String>>;
+    /// The distinct merchants and organizers of which this person is a member, sorted.
+    fn domains_of<'a>(&'a self, kind: &'a str, user: &'a str) -> StoreFuture<'a, Vec<Domain>>;
 
-    /// Every policy and group row that concerns this user or one of the roles that the user is a member of in any domain.
-    /// Policy rows without an action, or whose permission does not exist, are skipped; an effect other than `allow` or none denies.
-    fn rules_of<'a>(&'a self, user: &'a str) -> StoreFuture<'a, (Vec<PolicyRow>, Vec<GroupRow>)>;
+    /// Every rule that concerns this person or one of the roles that the person has in any domain.
+    fn rules_of<'a>(&'a self, kind: &'a str, user: &'a str) -> StoreFuture<'a, Rules>;
+
+    /// What lies below what; the same for everybody.
+    fn hierarchy(&self) -> StoreFuture<'_, Hierarchy>;
+
+    /// What the whole table holds, and which rows of it are not understood. Reads the table once.
+    fn survey(&self) -> StoreFuture<'_, PolicySurvey>;
 }

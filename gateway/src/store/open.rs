@@ -18,7 +18,7 @@ use super::migrate::prepare;
 use super::policy::{PostgresPolicies, SqlitePolicies};
 use super::postgres::{PostgresPool, PostgresStore, new_pool};
 use super::sqlite::{SqlitePools, SqliteStore};
-use super::{NotificationStore, OpenError, PolicyStore, RevocationStore};
+use super::{NotificationStore, OpenError, PolicyStore, PolicySurvey, RevocationStore, StoreError};
 use crate::backoff::Backoff;
 use crate::config::{self, Secret, SecretFile};
 use crate::files;
@@ -45,10 +45,7 @@ impl Stores {
     /// Waits until no connection is used, and closes them: the last step of the process, after everything that stores.
     pub async fn close(&self) {
         for database in &self.databases {
-            match database {
-                Database::Postgres(postgres) => postgres.close().await,
-                Database::Sqlite(sqlite) => sqlite.close().await,
-            }
+            database.close().await;
         }
     }
 }
@@ -61,6 +58,14 @@ enum Database {
 }
 
 impl Database {
+    /// Waits until no connection is used, and closes them.
+    async fn close(&self) {
+        match self {
+            Self::Postgres(postgres) => postgres.close().await,
+            Self::Sqlite(sqlite) => sqlite.close().await,
+        }
+    }
+
     fn new(address: &DatabaseAddress, database: &config::Database) -> Self {
         match address {
             DatabaseAddress::Postgres(options) => {
@@ -215,11 +220,41 @@ pub async fn open(
         notifications,
         revocations,
         policies: match policies_in {
-            Database::Postgres(postgres) => Arc::new(PostgresPolicies(postgres)),
-            Database::Sqlite(sqlite) => Arc::new(SqlitePolicies(sqlite)),
+            Database::Postgres(postgres) => Arc::new(PostgresPolicies::new(postgres, policy)),
+            Database::Sqlite(sqlite) => Arc::new(SqlitePolicies::new(sqlite, policy)),
         },
         tasks: stores.tasks,
         databases,
+    })
+}
+
+/// Looks at the platform's tables once, without touching the notification tables.
+///
+/// # Errors
+/// A wrong setting, a file that cannot be read, a database that does not answer, or a table or column that is missing.
+pub async fn survey_policies(
+    database: &config::Database,
+    policy: &config::Policy,
+) -> Result<PolicySurvey, OpenError> {
+    let elsewhere = !policy.url.is_empty() || policy.url_file.path().is_some();
+    let address = if elsewhere {
+        let url = secret("policy.url_file", &policy.url, &policy.url_file).await?;
+        parse_address("policy.url", &url)?
+    } else {
+        let url = secret("database.url_file", &database.url, &database.url_file).await?;
+        parse_address("database.url", &url)?
+    };
+    let opened = Database::new(&address, database);
+    let policies: Box<dyn PolicyStore> = match opened.clone() {
+        Database::Postgres(postgres) => Box::new(PostgresPolicies::new(postgres, policy)),
+        Database::Sqlite(sqlite) => Box::new(SqlitePolicies::new(sqlite, policy)),
+    };
+    let survey = policies.survey().await;
+    opened.close().await;
+    survey.map_err(|error| match error {
+        StoreError::Unavailable { source } | StoreError::Refused { source, .. } => {
+            OpenError::Unavailable(source)
+        }
     })
 }
 

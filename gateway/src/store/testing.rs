@@ -138,14 +138,14 @@ impl TestDatabase {
 
     /// Another instance on the same database.
     pub(crate) async fn open(&self) -> Stores {
-        open(
-            &self.settings,
-            &Config::for_tests().policy,
-            ids(),
-            CancellationToken::new(),
-        )
-        .await
-        .unwrap()
+        self.open_with(&Config::for_tests().policy).await
+    }
+
+    /// Another instance that finds the platform's tables by these settings.
+    pub(crate) async fn open_with(&self, policy: &crate::config::Policy) -> Stores {
+        open(&self.settings, policy, ids(), CancellationToken::new())
+            .await
+            .unwrap()
     }
 
     /// Runs statements on a connection of their own.

@@ -5,11 +5,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use signal_contract::{
-    Config, KafkaAuth, KafkaSecurity, Live, ManagedJwks, RedisAuth, RedisLocation, RedisMode,
-    RedisTls, Secret, SecretFile, SendQueue, Sentinel, ServerTls, Source, Tracing,
-    prefixes_collide,
+    Config, KafkaAuth, KafkaSecurity, Live, ManagedJwks, PolicyColumns, PolicyKinds, PolicyTables,
+    RedisAuth, RedisLocation, RedisMode, RedisTls, Secret, SecretFile, SendQueue, Sentinel,
+    ServerTls, Source, Tracing, prefixes_collide,
 };
-use signal_crds::data::{Database, Kafka, Migrations};
+use signal_crds::data::{Database, Kafka, Migrations, Policy};
 use signal_crds::gateway::AddressFamilies;
 
 use super::config_map::{DATA_DIR, JWKS_JSON, LIVE_TOML};
@@ -139,11 +139,40 @@ fn database(spec: Option<&Database>, database: &mut signal_contract::Database) {
     database.retention_days = u32::try_from(spec.retention.as_secs() / 86_400).unwrap_or(u32::MAX);
 }
 
+fn policy(spec: &Policy, policy: &mut signal_contract::Policy) {
+    let (tables, columns, kinds) = (&spec.tables, &spec.columns, &spec.kinds);
+    policy.cache_secs = spec.cache.as_secs();
+    policy.always_allow_roles = spec.always_allow_roles.clone();
+    policy.bare_domain_kind = spec.bare_domain_kind.clone();
+    policy.tables = PolicyTables {
+        policy_definition: tables.policy_definition.clone(),
+        permission: tables.permission.clone(),
+    };
+    policy.columns = PolicyColumns {
+        id: columns.id.clone(),
+        deleted_at: columns.deleted_at.clone(),
+        variant: columns.variant.clone(),
+        subject_type: columns.subject_type.clone(),
+        subject_id: columns.subject_id.clone(),
+        target_type: columns.target_type.clone(),
+        target_id: columns.target_id.clone(),
+        action: columns.action.clone(),
+        effect: columns.effect.clone(),
+        domain: columns.domain.clone(),
+        code: columns.code.clone(),
+    };
+    policy.kinds = PolicyKinds {
+        role: kinds.role.clone(),
+        permission: kinds.permission.clone(),
+        merchant: kinds.merchant.clone(),
+        organizer: kinds.organizer.clone(),
+    };
+}
+
 fn surroundings(cluster: &ValidCluster, config: &mut Config) {
     let spec = &cluster.spec;
     config.policy.url_file = referenced(cluster, POLICY_URL);
-    config.policy.cache_secs = spec.policy.cache.as_secs();
-    config.policy.always_allow_roles = spec.policy.always_allow_roles.clone();
+    policy(&spec.policy, &mut config.policy);
     config.notifications.default_locale = spec.notifications.default_locale.clone();
     if spec.notifications.catalog_ref.is_some() {
         config.notifications.catalog_dir = CATALOG_DIR.into();

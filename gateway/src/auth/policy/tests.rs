@@ -1,8 +1,8 @@
 use super::*;
 use crate::config::{Config, Rooms};
 use crate::principal::{USER, Via};
+use crate::store::GroupRow;
 use futures_util::future::BoxFuture;
-use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
 
 /// A store over fixed rows that counts its calls and can be unavailable.
@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicUsize;
 struct Rows {
     policies: Mutex<Vec<PolicyRow>>,
     groups: Mutex<Vec<GroupRow>>,
+    hierarchy: Mutex<Hierarchy>,
     asked: AtomicUsize,
     away: std::sync::atomic::AtomicBool,
     gate: Option<tokio::sync::Semaphore>,
@@ -37,24 +38,35 @@ impl PolicyStore for Rows {
         Box::pin(self.answer(HashMap::new()))
     }
 
-    fn domains_of<'a>(&'a self, user: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>> {
-        let subject = subject(user);
+    fn domains_of<'a>(
+        &'a self,
+        kind: &'a str,
+        user: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Domain>, StoreError>> {
+        let subject = format!("{kind}_{user}");
         let rows = self.groups.lock();
         let domains = rows
             .iter()
             .filter(|row| row.subject == subject)
-            .filter_map(|row| row.domain.clone())
+            .filter_map(|row| match row.domain.as_deref()?.split_once('_')? {
+                ("Merchant", id) => Some(Domain::Merchant(id.into())),
+                (_, id) => Some(Domain::Organizer(id.into())),
+            })
             .collect();
         Box::pin(self.answer(domains))
     }
 
-    fn rules_of<'a>(&'a self, user: &'a str) -> BoxFuture<'a, Result<Rules, StoreError>> {
-        let subject = subject(user);
+    fn rules_of<'a>(
+        &'a self,
+        kind: &'a str,
+        user: &'a str,
+    ) -> BoxFuture<'a, Result<Rules, StoreError>> {
+        let subject = format!("{kind}_{user}");
         let groups: Vec<GroupRow> = self
             .groups
             .lock()
             .iter()
-            .filter(|row| row.subject == subject)
+            .filter(|row| row.subject == subject || row.subject.starts_with("Role_"))
             .cloned()
             .collect();
         let concerns = |row: &&PolicyRow| {
@@ -67,7 +79,15 @@ impl PolicyStore for Rows {
             .filter(concerns)
             .cloned()
             .collect();
-        Box::pin(self.answer((policies, groups)))
+        Box::pin(self.answer(Rules { policies, groups }))
+    }
+
+    fn hierarchy(&self) -> BoxFuture<'_, Result<Hierarchy, StoreError>> {
+        Box::pin(self.answer(self.hierarchy.lock().clone()))
+    }
+
+    fn survey(&self) -> BoxFuture<'_, Result<crate::store::PolicySurvey, StoreError>> {
+        Box::pin(self.answer(crate::store::PolicySurvey::default()))
     }
 }
 
@@ -75,8 +95,8 @@ fn allow(subject: &str, domain: Option<&str>, code: &str, action: &str) -> Polic
     PolicyRow {
         subject: subject.into(),
         domain: domain.map(Into::into),
-        code: code.into(),
-        action: action.into(),
+        target: Target::Code(code.into()),
+        action: Some(action.into()),
         allow: true,
     }
 }
@@ -286,36 +306,147 @@ async fn a_deny_that_holds_everywhere_wins() {
 #[test]
 fn group_rows_without_a_domain_hold_in_every_domain_and_others_in_theirs() {
     let mut enforcer = enforcer();
-    let policies = [
-        ["Role_3", "*", "Order", "read", "allow"],
-        ["Role_4", "Merchant_42", "Order", "delete", "allow"],
-    ];
-    let groups = [
-        ["User_17", "Role_3", "*"],
-        ["User_17", "Role_4", "*"],
-        ["User_18", "Role_3", "Merchant_42"],
-    ];
-    load(&mut enforcer, policies.into_iter(), groups.into_iter());
-    let ask =
-        |user: &str, domain: &str, action: &str| enforces(&enforcer, user, domain, "Order", action);
-    for domain in ["Merchant_42", "Merchant_7", "Organizer_1", "*"] {
-        assert!(ask("User_17", domain, "read"), "{domain}");
+    let policies = [["Role_3", "*", "allow"], ["Role_4", "Merchant_42", "allow"]];
+    let everywhere = [["User_17", "Role_3", "*"], ["User_18", "Role_4", "*"]];
+    let domains = ["Merchant_42", "Merchant_7", "Organizer_1", "*"];
+    load(&mut enforcer, policies.into_iter(), everywhere.into_iter());
+    for domain in domains {
+        assert!(enforces(&enforcer, "User_17", domain), "{domain}");
         assert_eq!(
-            ask("User_18", domain, "read"),
+            enforces(&enforcer, "User_18", domain),
             domain == "Merchant_42",
             "{domain}"
         );
+    }
+    let in_one = [["User_18", "Role_3", "Merchant_42"]];
+    load(&mut enforcer, policies.into_iter(), in_one.into_iter());
+    for domain in domains {
         assert_eq!(
-            ask("User_17", domain, "delete"),
+            enforces(&enforcer, "User_18", domain),
             domain == "Merchant_42",
             "{domain}"
         );
     }
     // Loading replaces all rows of the user before.
-    load(&mut enforcer, std::iter::empty(), std::iter::empty());
-    assert!(!enforces(&enforcer, "User_17", "*", "Order", "read"));
+    assert!(!enforces(&enforcer, "User_17", "*"));
+    load(&mut enforcer, policies.into_iter(), everywhere.into_iter());
     load(&mut enforcer, policies.into_iter(), std::iter::empty());
-    assert!(!enforces(&enforcer, "User_17", "*", "Order", "read"));
+    assert!(!enforces(&enforcer, "User_17", "*"));
+}
+
+fn grant(subject: &str, domain: Option<&str>, code: &str, action: &str) -> PolicyRow {
+    PolicyRow {
+        target: Target::Resource(code.into()),
+        ..allow(subject, domain, code, action)
+    }
+}
+
+/// Asks each case over what lies above `WebSocketClient` and `read`.
+async fn check_grants(cases: Vec<Case>) {
+    let edge = |lower: &str, higher: &str| (lower.to_owned(), higher.to_owned());
+    for (name, policies, groups, expected) in cases {
+        let hierarchy = Hierarchy {
+            resources: vec![
+                edge("WebSocketClient", "Edge"),
+                edge("Edge", "Platform"),
+                edge("Platform", "Edge"),
+                edge("Other", "All"),
+            ],
+            actions: vec![edge("read", "manage"), edge("manage", "own")],
+        };
+        let rows = Rows {
+            policies: Mutex::new(policies),
+            groups: Mutex::new(groups),
+            hierarchy: Mutex::new(hierarchy),
+            ..Rows::default()
+        };
+        let (access, _) = with_rooms(rows, Unmatched::Deny);
+        let answer = access.may(&user("17"), FIND, "read").await.unwrap();
+        assert_eq!(answer, expected, "{name}");
+    }
+}
+
+/// authorization.md 4.10.
+#[tokio::test]
+async fn a_grant_covers_what_lies_below() {
+    let one = |code: &str, action: &str| vec![grant("User_17", None, code, action)];
+    let any_member = vec![grant("User_17", Some("ANY_MEMBER"), "*", "read")];
+    let older = vec![allow("User_17", None, "WebSocketClient", "read")];
+    check_grants(vec![
+        ("the code itself", one(FIND, "read"), vec![], true),
+        ("above it", one("WebSocketClient", "read"), vec![], true),
+        ("everything", one("*", "read"), vec![], true),
+        ("begins alike", one("WebSocket", "read"), vec![], false),
+        ("far above", one("Platform", "read"), vec![], true),
+        ("something else", one("All", "read"), vec![], false),
+        ("an action above", one("Edge", "own"), vec![], true),
+        ("another action", one("Edge", "update"), vec![], false),
+        ("where joined", any_member, vec![], false),
+        ("the older variant", older, vec![], false),
+    ])
+    .await;
+}
+
+/// authorization.md 4.11 and 4.12.
+#[tokio::test]
+async fn inherited_roles_count_and_a_deny_of_what_lies_above_wins() {
+    let groups = || {
+        vec![
+            group("User_17", "Role_3", None),
+            group("Role_3", "Role_9", None),
+        ]
+    };
+    let of = |role: &str| vec![grant(role, None, "Edge", "read")];
+    let denied = PolicyRow {
+        allow: false,
+        action: None,
+        ..grant("User_17", None, "Edge", "")
+    };
+    let but_denied = vec![grant("User_17", None, "*", "read"), denied];
+    check_grants(vec![
+        ("a role's role", of("Role_9"), groups(), true),
+        ("a role of nobody", of("Role_8"), groups(), false),
+        ("a deny above", but_denied, vec![], false),
+    ])
+    .await;
+}
+
+/// authorization.md 4.2, 5.2 and 5.3.
+#[tokio::test]
+async fn staff_has_no_right_of_the_user_with_the_same_number() {
+    let (access, _) = over(
+        vec![
+            allow("User_17", None, FIND, "read"),
+            allow("Staff_17", None, FIND, "update"),
+        ],
+        vec![
+            group("User_17", "Role_1", Some("Merchant_1")),
+            group("Staff_17", "Role_1", Some("Merchant_2")),
+        ],
+    );
+    let staff = Principal {
+        kind: "Staff".into(),
+        ..user("17")
+    };
+    let rooms = ["user:17", "merchant:1", "merchant:2"];
+    // Asked in turn, so that what is kept of the one is not used for the other.
+    for _ in 0..2 {
+        for (principal, reads, joins) in [
+            (user("17"), true, [true, true, false]),
+            (staff.clone(), false, [false, false, true]),
+        ] {
+            assert_eq!(access.may(&principal, FIND, "read").await.unwrap(), reads);
+            assert_eq!(
+                access.may(&principal, FIND, "update").await.unwrap(),
+                !reads
+            );
+            let client = Id::from_number(1);
+            assert_eq!(
+                access.may_join(&principal, client, &rooms).await.unwrap(),
+                joins
+            );
+        }
+    }
 }
 
 #[tokio::test]
@@ -323,7 +454,7 @@ async fn names_that_look_like_policy_lines_or_expressions_are_only_names() {
     let evil = "17, Role_3, *\ng, User_17";
     let (access, _) = over(
         vec![allow("Role_3", None, FIND, "read")],
-        vec![group(&subject(evil), "x\" || true || \"", None)],
+        vec![group(&format!("User_{evil}"), "x\" || true || \"", None)],
     );
     assert!(!access.may(&user(evil), FIND, "read").await.unwrap());
     assert!(

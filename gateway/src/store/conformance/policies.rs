@@ -66,19 +66,22 @@ async fn assert_policies(policies: &dyn PolicyStore) {
     assert_eq!(users, want);
     assert!(policies.users_in(&[]).await.unwrap().is_empty());
     assert_eq!(
-        policies.domains_of("18").await.unwrap(),
-        ["Merchant_42", "Organizer_7"]
+        policies.domains_of("User", "18").await.unwrap(),
+        [Domain::Merchant("42".into()), Domain::Organizer("7".into())]
     );
-    assert!(policies.domains_of("1").await.unwrap().is_empty());
+    assert!(policies.domains_of("User", "1").await.unwrap().is_empty());
 
-    let (mut rules, mut groups) = policies.rules_of("17").await.unwrap();
-    rules.sort_by(|a, b| (&a.subject, &a.code).cmp(&(&b.subject, &b.code)));
+    let Rules {
+        policies: mut rules,
+        mut groups,
+    } = policies.rules_of("User", "17").await.unwrap();
+    rules.sort_by(|a, b| a.subject.cmp(&b.subject));
     groups.sort_by(|a, b| a.role.cmp(&b.role));
     let rule = |subject: &str, domain: Option<&str>, code: &str, action: &str, allow| PolicyRow {
         subject: subject.into(),
         domain: domain.map(Into::into),
-        code: code.into(),
-        action: action.into(),
+        target: Target::Code(code.into()),
+        action: Some(action.into()),
         allow,
     };
     assert_eq!(
@@ -108,15 +111,15 @@ async fn assert_policies(policies: &dyn PolicyStore) {
             group("Role_5000", Some("Merchant_42"))
         ]
     );
-    let (rules, groups) = policies.rules_of("nobody").await.unwrap();
-    assert!(rules.is_empty() && groups.is_empty());
+    let nobody = policies.rules_of("User", "nobody").await.unwrap();
+    assert_eq!(nobody, Rules::default());
     for refused in [
         policies
             .users_in(&[Domain::Merchant("\0".into())])
             .await
             .map(drop),
-        policies.domains_of("\0").await.map(drop),
-        policies.rules_of("\0").await.map(drop),
+        policies.domains_of("User", "\0").await.map(drop),
+        policies.rules_of("User", "\0").await.map(drop),
     ] {
         assert!(matches!(refused, Err(StoreError::Refused { .. })));
     }
@@ -127,7 +130,7 @@ pub(super) async fn policies_are_read_with_text_ids(database: &TestDatabase) {
     let policies = database.open().await.policies;
     // Without the tables it is the deployment that is at fault, not the question.
     assert!(matches!(
-        policies.rules_of("17").await,
+        policies.rules_of("User", "17").await,
         Err(StoreError::Unavailable { .. })
     ));
     for _ in 0..2 {

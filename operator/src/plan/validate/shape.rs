@@ -258,6 +258,21 @@ impl<'a> Shape<'a> {
             self.need(duration.as_secs() <= i32::MAX as u64, field, "is too long");
         }
         self.bounds(spec);
+        let kinds = &spec.policy.kinds;
+        let named = [
+            &kinds.role,
+            &kinds.permission,
+            &kinds.merchant,
+            &kinds.organizer,
+        ];
+        self.need(
+            named
+                .iter()
+                .enumerate()
+                .all(|(at, kind)| *kind != "User" && !named[..at].contains(kind)),
+            "policy.kinds",
+            "must differ from each other and from User",
+        );
     }
 
     /// Bounds of single durations.
