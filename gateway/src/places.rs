@@ -75,7 +75,7 @@ impl Drop for Lingering {
 
 /// A place in the table, until it is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct ClaimedPlace {
     places: Arc<Places>,
     index: usize,
 }
@@ -125,13 +125,13 @@ impl Places {
         network: Network,
         is_trusted: bool,
         bounds: Bounds,
-    ) -> Result<Place, NoPlace> {
+    ) -> Result<ClaimedPlace, NoPlace> {
         let mut table = self.table.lock();
         let woken = table.make_room(network, is_trusted, bounds)?;
         let index = table.enter(network, is_trusted);
         drop(table);
         wake(woken);
-        Ok(Place {
+        Ok(ClaimedPlace {
             places: Arc::clone(self),
             index,
         })
@@ -151,7 +151,7 @@ impl Places {
     }
 }
 
-impl Place {
+impl ClaimedPlace {
     /// Says what the socket does; a change makes it the youngest of those that do the same.
     pub fn set(&self, phase: Phase) {
         self.places.table.lock().set(self.index, phase);
@@ -213,7 +213,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ClaimedPlace {
     fn drop(&mut self) {
         let mut table = self.places.table.lock();
         if !table.entries[self.index].evicted {

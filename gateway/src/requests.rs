@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::places::{Lingering, Phase, Place};
+use crate::places::{ClaimedPlace, Lingering, Phase};
 use crate::problem;
 
 /// How long a request may take from its head to the last byte of its answer.
@@ -76,7 +76,7 @@ impl Ended {
 /// What the parts of one connection tell its timer.
 #[derive(Debug)]
 struct Progress {
-    place: Place,
+    place: ClaimedPlace,
     step: Mutex<(Step, Instant)>,
 }
 
@@ -222,7 +222,7 @@ pub async fn serve<S, F>(
     builder: &Builder,
     timers: Timers,
     stream: S,
-    place: Place,
+    place: ClaimedPlace,
     stop: &CancellationToken,
     service: impl Fn(Request<Incoming>) -> F,
 ) -> Ended

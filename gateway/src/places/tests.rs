@@ -11,11 +11,11 @@ fn network(n: u8) -> Network {
     Network::of([192, 0, 2, n].into())
 }
 
-fn claim(places: &Arc<Places>, n: u8) -> Result<Place, NoPlace> {
+fn claim(places: &Arc<Places>, n: u8) -> Result<ClaimedPlace, NoPlace> {
     places.claim(network(n), false, BOUNDS)
 }
 
-fn is_evicted(place: &Place) -> bool {
+fn is_evicted(place: &ClaimedPlace) -> bool {
     place.evicted().now_or_never().is_some()
 }
 
@@ -23,7 +23,7 @@ fn is_evicted(place: &Place) -> bool {
 fn a_crowd_pushes_out_its_own_oldest_and_nobody_else() {
     let places = Arc::new(Places::default());
     let other = claim(&places, 2).unwrap();
-    let crowd: Vec<Place> = (0..20).map(|_| claim(&places, 1).unwrap()).collect();
+    let crowd: Vec<ClaimedPlace> = (0..20).map(|_| claim(&places, 1).unwrap()).collect();
     assert!(!is_evicted(&other));
     assert_eq!(crowd.iter().filter(|place| is_evicted(place)).count(), 16);
     assert!(crowd[..16].iter().all(is_evicted), "the oldest go");
@@ -34,7 +34,7 @@ fn a_crowd_pushes_out_its_own_oldest_and_nobody_else() {
 fn a_full_table_makes_room_among_those_who_hold_most() {
     let places = Arc::new(Places::default());
     let small = claim(&places, 2).unwrap();
-    let large: Vec<Place> = (0..4).map(|_| claim(&places, 1).unwrap()).collect();
+    let large: Vec<ClaimedPlace> = (0..4).map(|_| claim(&places, 1).unwrap()).collect();
     let medium = claim(&places, 3).unwrap();
     let newcomer = claim(&places, 4).unwrap();
     assert!(is_evicted(&large[0]) && !is_evicted(&large[1]));
@@ -72,20 +72,20 @@ fn idle_connections_go_before_unfinished_requests_and_answers_stay() {
 #[test]
 fn a_trusted_proxy_has_no_bound_of_its_own_and_goes_last() {
     let places = Arc::new(Places::default());
-    let proxy: Vec<Place> = (0..5)
+    let proxy: Vec<ClaimedPlace> = (0..5)
         .map(|_| places.claim(network(9), true, BOUNDS).unwrap())
         .collect();
     let stranger = claim(&places, 1).unwrap();
     let _next = claim(&places, 2).unwrap();
     assert!(is_evicted(&stranger) && !proxy.iter().any(is_evicted));
-    let _more: Vec<Place> = (3..5).map(|n| claim(&places, n).unwrap()).collect();
+    let _more: Vec<ClaimedPlace> = (3..5).map(|n| claim(&places, n).unwrap()).collect();
     assert!(!proxy.iter().any(is_evicted));
 }
 
 #[test]
 fn with_nothing_to_give_up_there_is_no_place_unless_answers_go_too() {
     let places = Arc::new(Places::default());
-    let serving: Vec<Place> = (1..=6)
+    let serving: Vec<ClaimedPlace> = (1..=6)
         .map(|n| {
             let place = claim(&places, n).unwrap();
             place.set(Phase::Serving);
@@ -112,21 +112,21 @@ fn answers_of_a_crowd_go_for_those_who_hold_less_and_never_for_its_own() {
         place.set(Phase::Serving);
         place
     };
-    let crowd: Vec<Place> = (0..4).map(|_| serving(1, false)).collect();
+    let crowd: Vec<ClaimedPlace> = (0..4).map(|_| serving(1, false)).collect();
     let others = [serving(2, false), serving(2, false)];
     assert_eq!(claim(&places, 1).unwrap_err(), NoPlace::NetworkFull);
     let newcomer = claim(&places, 3).unwrap();
     assert!(is_evicted(&crowd[0]) && !others.iter().any(is_evicted));
     drop((crowd, others, newcomer));
 
-    let _proxy: Vec<Place> = (0..6).map(|_| serving(9, true)).collect();
+    let _proxy: Vec<ClaimedPlace> = (0..6).map(|_| serving(9, true)).collect();
     assert_eq!(claim(&places, 3).unwrap_err(), NoPlace::Full);
 }
 
 #[test]
 fn a_place_moves_to_the_network_that_a_proxy_names() {
     let places = Arc::new(Places::default());
-    let crowd: Vec<Place> = (0..4).map(|_| claim(&places, 1).unwrap()).collect();
+    let crowd: Vec<ClaimedPlace> = (0..4).map(|_| claim(&places, 1).unwrap()).collect();
     let place = places.claim(network(9), true, BOUNDS).unwrap();
     place.move_to(network(1), false, BOUNDS).unwrap();
     assert!(is_evicted(&crowd[0]) && !is_evicted(&place));
@@ -147,7 +147,7 @@ async fn who_waits_is_woken_when_the_place_goes() {
     let place = claim(&places, 1).unwrap();
     let waiting = tokio::spawn(async move { place.evicted().await });
     tokio::task::yield_now().await;
-    let _crowd: Vec<Place> = (0..4).map(|_| claim(&places, 1).unwrap()).collect();
+    let _crowd: Vec<ClaimedPlace> = (0..4).map(|_| claim(&places, 1).unwrap()).collect();
     waiting.await.unwrap();
     assert_eq!(places.held(), 4);
 }

@@ -36,7 +36,7 @@ use crate::id::IdGenerator;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::peer::{Network, PeerAddress, client_address, is_in};
-use crate::places::{self, NoPlace, Place, Places};
+use crate::places::{self, ClaimedPlace, NoPlace, Places};
 use crate::problem;
 use crate::requests::{self, Timers, Watched};
 use crate::stream::Detached;
@@ -216,7 +216,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// The network of the client has no place.
-    pub(super) fn move_place(&self, place: &Place, client: IpAddr) -> Result<(), NoPlace> {
+    pub(super) fn move_place(&self, place: &ClaimedPlace, client: IpAddr) -> Result<(), NoPlace> {
         let live = Arc::clone(&self.listener.context.live.borrow());
         let is_trusted = is_in(client, &live.trusted_proxies);
         place.move_to(Network::of(client), is_trusted, place_bounds(&live.limits))
@@ -228,7 +228,7 @@ impl Acceptor {
         stream: Detached,
         seen: Bytes,
         peer: IpAddr,
-        place: Place,
+        place: ClaimedPlace,
     ) {
         let mut stream = match stream.attach() {
             Ok(stream) => stream,

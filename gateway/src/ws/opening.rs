@@ -27,7 +27,7 @@ use crate::hub::{Claim, Shard};
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::peer::forwarded_for;
-use crate::places::Place;
+use crate::places::ClaimedPlace;
 use crate::stream::{Detached, NotAccepted, Stream, TlsStream};
 use crate::tls::Tls;
 use crate::{problem, requests};
@@ -37,7 +37,7 @@ pub(super) struct Opening {
     acceptor: Arc<Acceptor>,
     shard: Rc<Shard>,
     peer: IpAddr,
-    place: Place,
+    place: ClaimedPlace,
     /// Counts as pending on its shard until it is dropped.
     _claim: Claim,
 }
@@ -66,7 +66,7 @@ impl Opening {
         shard: &Rc<Shard>,
         claim: Claim,
         peer: IpAddr,
-        place: Place,
+        place: ClaimedPlace,
     ) -> Self {
         Self {
             acceptor,
