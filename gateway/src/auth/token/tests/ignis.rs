@@ -41,7 +41,7 @@ fn token<'v>(made: &'v Value, name: &str) -> &'v str {
 
 /// authorization.md 1.9, 1.14 and 2.12.
 #[tokio::test]
-async fn the_librarys_own_tokens_are_read_in_clear_and_encrypted() {
+async fn tokens_of_the_framework_are_read_in_clear_and_encrypted() {
     let (issuer, made) = library_keys().await;
     let dir = tempfile::tempdir().unwrap();
     for (name, user) in [("clear", "17"), ("short", "17"), ("long", "u-17")] {
@@ -73,7 +73,7 @@ async fn a_wrong_secret_is_a_refused_token() {
     let (issuer, made) = library_keys().await;
     let dir = tempfile::tempdir().unwrap();
     for (name, secret) in [
-        ("short", "applicatioN"),
+        ("short", "Application"),
         ("short", "application1"),
         ("short", "0"),
         ("long", "application"),
