@@ -406,7 +406,7 @@ impl TestGateway {
             metrics: metrics.clone(),
             lifecycle: lifecycle.clone(),
             instance: "gateway-0".into(),
-            max_body_bytes: 4096,
+            max_body_bytes: 8192,
             token_life: Duration::from_secs(31 * 86_400),
         };
         let admin = admin_state(&state, folder.path());

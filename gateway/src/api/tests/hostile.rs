@@ -42,7 +42,7 @@ async fn unknown_routes_and_methods_are_problems() {
 #[tokio::test]
 async fn bodies_are_bounded_with_and_without_a_content_length() {
     let gateway = TestGateway::new().await;
-    let big = json!({"event": "e", "data": "x".repeat(5000)}).to_string();
+    let big = json!({"event": "e", "data": "x".repeat(9000)}).to_string();
     let call = |call: Call| call.header("content-type", "application/json");
     let with_length = call(gateway.call(Method::POST, SEND))
         .header("content-length", &big.len().to_string())

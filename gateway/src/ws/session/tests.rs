@@ -623,8 +623,6 @@ fn inbox_events_are_read_within_their_bounds() {
 fn a_list_is_no_data_of_an_event() {
     let mut fixture = Fixture::authenticated(rules(), None);
     for (event, list) in [
-        ("join", r#"[["a"]]"#),
-        ("leave", r#"[["a"]]"#),
         ("notification:read", r#"[["a1"],null]"#),
         ("notification:sync", "[5,1]"),
         ("refresh", r#"["Bearer","token"]"#),
