@@ -183,7 +183,7 @@ fn a_gateway_loads_a_source_of_preset_ignis() {
 }
 
 #[test]
-fn a_gateway_loads_a_source_beside_the_one_that_replaces_it() {
+fn a_gateway_loads_a_source_and_the_one_that_replaces_it() {
     let cluster = validate(&changed("production", |cluster| {
         cluster.spec.jwks.sources[0].name = "renamed".into();
         cluster.spec.jwks.sources[0].issuer = "https://other.example.com/".into();
