@@ -13,6 +13,7 @@ mod keys;
 mod lifecycle;
 mod limits;
 mod logs;
+mod openapi;
 mod opening;
 mod pipeline;
 mod places;

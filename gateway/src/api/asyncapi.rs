@@ -318,7 +318,7 @@ fn message(event: &Event) -> Value {
 fn application_message() -> Value {
     json!({
         "name": "application",
-        "summary": "Any other event belongs to the application: services send it through REST or Redis, clients through the socket.",
+        "summary": "Any other event belongs to the application. Services send it to clients through REST or Redis. From a client the gateway accepts it, answers nothing and passes it to nobody.",
         "contentType": "application/json",
         "payload": {"type": "object", "required": ["event"], "properties": {"event": {"type": "string", "minLength": 1}, "data": {}, "id": text()}},
         "examples": [{"name": "typical", "payload": {"event": "order:updated", "data": {"orderId": "DH-1001"}}}],

@@ -52,16 +52,16 @@ permissions! {
 #[into_params(parameter_in = Query)]
 pub(crate) struct ListParams {
     /// Only connections of this user.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Name, required = false)]
     user_id: Option<Name>,
     /// Only members of this room.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = RoomName, required = false)]
     room: Option<RoomName>,
     /// Only connections of this instance. Where it is the instance that answers, no other one is asked, so this works without Redis.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Name, required = false)]
     instance: Option<Name>,
     /// `next` of the previous page.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = String, required = false, pattern = "^(3[0-9]|[46][1-9a-f]|[57][0-9a]){1,12}$")]
     cursor: Option<Cursor<Id>>,
     /// Size of the page.
     #[serde(default)]
@@ -133,7 +133,7 @@ pub(crate) struct ClientPage {
     /// The connections.
     data: Vec<Client>,
     /// `cursor` of the next page; null at the end.
-    #[schema(value_type = Option<String>, required = true, example = "MUtiWjBkVDlYYTQ")]
+    #[schema(value_type = Option<String>, required = true, example = "314b625a306454395861")]
     next: Option<Cursor<Id>>,
     /// Live instances that did not answer in time: their connections are not in `data`.
     #[schema(example = json!(["gateway-2"]))]
@@ -324,7 +324,7 @@ pub(crate) async fn disconnect(
 /// Closes every connection of a user, on all instances, with 4007.
 ///
 /// The user may connect again at once; to prevent that, revoke the user's tokens. A user without connections is not an error.
-#[utoipa::path(delete, path = "/socket/websocket/users/{id}/clients", operation_id = "disconnectUser", tag = CLIENTS, params(("id" = String, Path, description = "User id")),
+#[utoipa::path(delete, path = "/socket/websocket/users/{id}/clients", operation_id = "disconnectUser", tag = CLIENTS, params(("id" = Name, Path, description = "User id")),
     responses((status = 200, description = "The connections are closed", body = Closed)))]
 pub(crate) async fn disconnect_user(
     by: May<Disconnect>,
@@ -357,7 +357,7 @@ pub(crate) async fn disconnect_user(
 #[schema(example = json!({"rooms": ["merchant:42"]}))]
 pub(crate) struct RoomsBody {
     /// Their names.
-    #[schema(value_type = Vec<String>, min_items = 1, max_items = 1024)]
+    #[schema(min_items = 1, max_items = 1024)]
     rooms: Vec<RoomName>,
 }
 

@@ -25,13 +25,15 @@ use utoipa::ToSchema;
 use super::ApiState;
 use super::problem::{Cause, Problem};
 use crate::auth::{BasicError, MAX_TOKEN_BYTES, TokenFault, VerifyError};
+use crate::id::Id;
 use crate::peer::{PeerAddress, client_address};
 use crate::principal::{MAX_USER_ID_BYTES, Principal};
-use crate::protocol::room::is_room_name;
+use crate::protocol::bounds::MAX_ROOM_CHARS;
+use crate::protocol::room::RESERVED_PREFIX;
 
 /// Longest wait for a whole body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest user id, `jti` or notification type in a request, in bytes.
+/// Longest user id, `jti` or notification type in a request, in characters: no subject with that many bytes is longer.
 pub(super) const MAX_NAME: usize = MAX_USER_ID_BYTES;
 
 const BEARER: &str = "Bearer realm=\"signal\"";
@@ -318,7 +320,7 @@ fn unread(rejection: BytesRejection) -> Problem {
 
 /// The size of a page: 1 to 100, by default 50.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "u32")]
+#[serde(try_from = "String")]
 pub(crate) struct Limit(pub(crate) u32);
 
 impl Default for Limit {
@@ -327,58 +329,92 @@ impl Default for Limit {
     }
 }
 
-impl TryFrom<u32> for Limit {
+impl TryFrom<String> for Limit {
     type Error = &'static str;
 
-    fn try_from(limit: u32) -> Result<Self, &'static str> {
-        if (1..=100).contains(&limit) {
-            Ok(Self(limit))
-        } else {
-            Err("limit must be from 1 to 100")
-        }
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        // A number has one text: no sign and no zeros in front.
+        text.parse()
+            .ok()
+            .filter(|limit: &u32| (1..=100).contains(limit) && limit.to_string() == text)
+            .map(Self)
+            .ok_or("limit must be from 1 to 100")
     }
 }
 
-/// The end of a page. It is base64url, so that clients treat it as opaque.
+/// The end of a page. It is written in hexadecimal, so that clients treat it as opaque, and so that the documents can say which texts are cursors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cursor<T>(pub(crate) T);
 
-impl<T: Display> Serialize for Cursor<T> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&base64_simd::URL_SAFE_NO_PAD.encode_to_string(self.0.to_string()))
+/// What a cursor stands for, with a text of its own.
+pub(crate) trait Position: Sized {
+    /// Writes it.
+    fn to_cursor(&self) -> String;
+    /// Reads it back; `None` for any other text.
+    fn of_cursor(text: &str) -> Option<Self>;
+}
+
+/// A client id: two digits for each of its characters.
+impl Position for Id {
+    fn to_cursor(&self) -> String {
+        let digits = self.as_str().bytes().map(|byte| format!("{byte:02x}"));
+        digits.collect()
+    }
+
+    fn of_cursor(text: &str) -> Option<Self> {
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let bytes: Option<Vec<u8>> = pairs
+            .iter()
+            .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?))
+            .collect();
+        let bytes = bytes.filter(|_| rest.is_empty())?;
+        std::str::from_utf8(&bytes).ok()?.parse().ok()
     }
 }
 
-impl<'de, T: FromStr + Display> Deserialize<'de> for Cursor<T> {
+/// A `seq`: 16 digits.
+impl Position for i64 {
+    fn to_cursor(&self) -> String {
+        format!("{self:016x}")
+    }
+
+    fn of_cursor(text: &str) -> Option<Self> {
+        let seq = Self::from_str_radix(text, 16).ok()?;
+        (seq >= 0 && seq.to_cursor() == text).then_some(seq)
+    }
+}
+
+impl<T: Position> Serialize for Cursor<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.to_cursor())
+    }
+}
+
+impl<'de, T: Position> Deserialize<'de> for Cursor<T> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let decoded = base64_simd::URL_SAFE_NO_PAD
-            .decode_to_vec(&text)
-            .ok()
-            .and_then(|bytes| String::from_utf8(bytes).ok());
-        decoded
-            .and_then(|text| {
-                text.parse::<T>()
-                    .ok()
-                    .filter(|value| value.to_string() == text)
-            })
+        T::of_cursor(&String::deserialize(deserializer)?)
             .map(Self)
             .ok_or_else(|| serde::de::Error::custom("cursor must be the `next` of an earlier page"))
     }
 }
 
-/// A user id, a `jti` or a type: 1 to 256 bytes without control characters.
+/// A user id, a `jti` or a type: 1 to 256 characters, none of them a control character.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(try_from = "String")]
-#[schema(value_type = String, min_length = 1, max_length = 256)]
+#[schema(value_type = String, min_length = 1, max_length = 256, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]*$")]
 pub(crate) struct Name(pub(crate) String);
 
 impl TryFrom<String> for Name {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, &'static str> {
-        if text.is_empty() || text.len() > MAX_NAME || text.chars().any(char::is_control) {
-            return Err("want 1 to 256 bytes without control characters");
+        if !is_short(&text, MAX_NAME) {
+            return Err("want 1 to 256 characters, none of them a control character");
         }
         Ok(Self(text))
     }
@@ -392,17 +428,24 @@ impl FromStr for Name {
     }
 }
 
-/// A room name: 1 to 256 characters that do not begin with `ws:` (protocol.md 5.1).
+/// Returns whether a text has 1 to `most` characters, none of them a control character. Characters and not bytes are counted, as in JSON Schema.
+pub(super) fn is_short(text: &str, most: usize) -> bool {
+    !text.is_empty()
+        && (text.len() <= most || text.chars().count() <= most)
+        && !text.chars().any(char::is_control)
+}
+
+/// A room name: 1 to 256 characters, none of them a control character, that do not begin with `ws:`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(try_from = "String")]
-#[schema(value_type = String, min_length = 1, max_length = 256, pattern = "^(?!ws:)")]
+#[schema(value_type = String, min_length = 1, max_length = 256, pattern = "^(?!ws:)[^\\x00-\\x1f\\x7f-\\x9f]*$")]
 pub(crate) struct RoomName(pub(crate) String);
 
 impl TryFrom<String> for RoomName {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, &'static str> {
-        if !is_room_name(&text) || text.chars().any(char::is_control) {
+        if !is_short(&text, MAX_ROOM_CHARS) || text.starts_with(RESERVED_PREFIX) {
             return Err(
                 "a room name has 1 to 256 characters, no control characters, and does not begin with ws:",
             );
@@ -444,21 +487,65 @@ mod tests {
 
     #[test]
     fn cursors_round_trip_and_invalid_ones_are_refused() {
-        let text = serde_json::to_string(&Cursor(41_i64)).unwrap();
+        let text = |json: serde_json::Result<String>| json.unwrap();
         assert_eq!(
-            serde_json::from_str::<Cursor<i64>>(&text).unwrap(),
-            Cursor(41)
+            text(serde_json::to_string(&Cursor(812_i64))),
+            "\"000000000000032c\""
+        );
+        for seq in [0, 41, i64::MAX] {
+            let text = text(serde_json::to_string(&Cursor(seq)));
+            let read: Cursor<i64> = serde_json::from_str(&text).unwrap();
+            assert_eq!(read, Cursor(seq));
+        }
+        for bad in [
+            "",
+            "41",
+            "NDE=",
+            "000000000000032C",
+            "+00000000000032c",
+            "8000000000000000",
+            "00000000000000000",
+        ] {
+            let json = format!("{bad:?}");
+            assert!(serde_json::from_str::<Cursor<i64>>(&json).is_err(), "{bad}");
+        }
+        let id = |text: &str| Cursor(text.parse::<Id>().unwrap());
+        assert_eq!(text(serde_json::to_string(&id("aZ0"))), "\"615a30\"");
+        assert_eq!(
+            serde_json::from_str::<Cursor<Id>>("\"615a30\"").unwrap(),
+            id("aZ0")
         );
         for bad in [
-            "\"\"",
-            "\"41\"",
-            "\"NDE=\"",
-            "\"KzQx\"",
-            "\"IDQx\"",
-            "\"_w\"",
-            "\"OTk5OTk5OTk5OTk5OTk5OTk5OTk5\"",
+            "",
+            "6",
+            "615A30",
+            "2d",
+            "7b",
+            "g0",
+            "61615a30303030303030303030",
         ] {
-            assert!(serde_json::from_str::<Cursor<i64>>(bad).is_err(), "{bad}");
+            let json = format!("{bad:?}");
+            assert!(serde_json::from_str::<Cursor<Id>>(&json).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_size_of_a_page_has_one_text() {
+        for (text, good) in [("1", true), ("100", true), ("0", false), ("101", false)] {
+            assert_eq!(Limit::try_from(text.to_owned()).is_ok(), good, "{text}");
+        }
+        for text in ["", "+5", "05", "5.0", " 5", "-1", "99999999999"] {
+            assert!(Limit::try_from(text.to_owned()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_measured_in_characters() {
+        let of = |text: String| Name::try_from(text).is_ok();
+        assert!(of("ă".repeat(256)) && !of("ă".repeat(257)));
+        assert!(!of(String::new()) && !of("a\u{85}".into()));
+        let of = |text: String| RoomName::try_from(text).is_ok();
+        assert!(of("😀".repeat(256)) && !of("😀".repeat(257)));
+        assert!(!of("ws:x".into()) && of("xws:".into()) && !of("a\n".into()));
     }
 }

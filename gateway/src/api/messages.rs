@@ -9,10 +9,12 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::clients::{Broadcast, Send, counted, given_here, not_held};
-use super::extract::{Json, May, Name, NoParams, Params, RoomName, Segment};
+use super::extract::{Json, May, Name, NoParams, Params, RoomName, Segment, is_short};
 use super::problem::{Cause, Problem};
 use super::{AUDIT, ApiState, MESSAGES};
 use crate::bus::{Answers, Ask};
@@ -20,7 +22,7 @@ use crate::dispatch::{Destination, Dispatch};
 use crate::id::AnyId;
 use crate::protocol::event::{RESERVED, name};
 
-/// Longest event name in bytes.
+/// Longest event name in characters.
 pub(super) const MAX_EVENT: usize = 128;
 /// How deep `data` may nest; common parsers accept that much.
 const MAX_DEPTH: usize = 100;
@@ -38,17 +40,39 @@ const GATEWAY_ONLY: [&str; 8] = [
     name::NOTIFICATION_SKIPPED,
 ];
 
-/// An application's event name.
+/// An application's event name: 1 to 128 characters, none of them a control character; the gateway's own event names are refused.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
 struct EventName(Arc<str>);
+
+impl PartialSchema for EventName {
+    fn schema() -> RefOr<Schema> {
+        // A name that the gateway keeps for itself is not one of an application. The documents say so in the pattern, since the schemas that they are
+        // made of have no `not`.
+        let kept: Vec<&str> = RESERVED.into_iter().chain(GATEWAY_ONLY).collect();
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .min_length(Some(1))
+            .max_length(Some(MAX_EVENT))
+            .pattern(Some(format!(
+                "^(?!(?:{})$)[^\\x00-\\x1f\\x7f-\\x9f]*$",
+                kept.join("|")
+            )))
+            .description(Some(
+                "The envelope's event; the gateway's own event names are refused.",
+            ))
+            .into()
+    }
+}
+
+impl ToSchema for EventName {}
 
 impl TryFrom<String> for EventName {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, &'static str> {
-        if text.is_empty() || text.len() > MAX_EVENT || text.chars().any(char::is_control) {
-            return Err("event must have 1 to 128 bytes without control characters");
+        if !is_short(&text, MAX_EVENT) {
+            return Err("event must have 1 to 128 characters, none of them a control character");
         }
         Ok(Self(text.into()))
     }
@@ -106,8 +130,6 @@ fn depth(json: &str) -> usize {
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"event": "order:updated", "data": {"orderId": "DH-1001", "status": "shipped"}}))]
 pub(crate) struct Message {
-    /// The envelope's event; the gateway's own event names are refused.
-    #[schema(value_type = String, min_length = 1, max_length = 128)]
     event: EventName,
     /// The envelope's data; where it is left out, the envelope has none.
     #[serde(default)]
@@ -120,8 +142,6 @@ pub(crate) struct Message {
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"event": "maintenance", "data": {"at": "2026-11-24T01:00:00Z"}, "exclude": ["1KbZ0dT9Xa4"]}))]
 pub(crate) struct BroadcastMessage {
-    /// The envelope's event; the gateway's own event names are refused.
-    #[schema(value_type = String, min_length = 1, max_length = 128)]
     event: EventName,
     /// The envelope's data; where it is left out, the envelope has none.
     #[serde(default)]
@@ -191,7 +211,7 @@ pub(crate) async fn to_client(
 }
 
 /// Sends to every connection of a user.
-#[utoipa::path(post, path = "/socket/websocket/users/{id}/messages", operation_id = "sendToUser", tag = MESSAGES, params(("id" = String, Path, description = "User id")),
+#[utoipa::path(post, path = "/socket/websocket/users/{id}/messages", operation_id = "sendToUser", tag = MESSAGES, params(("id" = Name, Path, description = "User id")),
     request_body = Message, responses((status = 202, description = "Accepted", body = Accepted)))]
 pub(crate) async fn to_user(
     _: May<Send>,
@@ -212,7 +232,7 @@ pub(crate) async fn to_user(
 }
 
 /// Sends to every member of a room.
-#[utoipa::path(post, path = "/socket/websocket/rooms/{room}/messages", operation_id = "sendToRoom", tag = MESSAGES, params(("room" = String, Path, description = "Room name")),
+#[utoipa::path(post, path = "/socket/websocket/rooms/{room}/messages", operation_id = "sendToRoom", tag = MESSAGES, params(("room" = RoomName, Path, description = "Room name")),
     request_body = Message, responses((status = 202, description = "Accepted", body = Accepted)))]
 pub(crate) async fn to_room(
     _: May<Send>,

@@ -7,9 +7,14 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::openapi::schema::{
+    ArrayBuilder, KnownFormat, Object, ObjectBuilder, Schema, SchemaFormat, Type,
+};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::extract::{Cursor, Json, Limit, Name, NoParams, Owner, Params, Segment};
+use super::openapi::one_of;
 use super::problem::{Cause, Problem};
 use super::{ApiState, NOTIFICATIONS};
 use crate::id::AnyId;
@@ -31,10 +36,10 @@ pub(crate) struct ListParams {
     status: Option<Status>,
     /// Only notifications of exactly this type.
     #[serde(rename = "type")]
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Name, required = false)]
     kind: Option<Name>,
     /// `next` of the previous page.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = String, required = false, pattern = "^[0-7][0-9a-f]{15}$")]
     cursor: Option<Cursor<i64>>,
     /// Size of the page.
     #[serde(default)]
@@ -58,7 +63,7 @@ pub(crate) struct NotificationPage {
     /// The notifications, by descending `seq`.
     data: Vec<Notification>,
     /// `cursor` of the next page; null at the end.
-    #[schema(value_type = Option<String>, required = true, example = "ODEy")]
+    #[schema(value_type = Option<String>, required = true, example = "000000000000032c")]
     next: Option<Cursor<i64>>,
     /// The counters of the whole inbox at the time of this page.
     #[serde(flatten)]
@@ -134,12 +139,26 @@ pub(crate) async fn get(
         .ok_or_else(no_such)
 }
 
+/// The schema of a member that has one value.
+fn only_true(description: &str) -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::Boolean)
+        .enum_values(Some([true]))
+        .description(Some(description))
+        .build()
+}
+
+fn is_read() -> Object {
+    only_true("Always true: a read notification stays read.")
+}
+
 /// A change of a notification.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(as = NotificationPatch, example = json!({"isRead": true}))]
 pub(crate) struct Patch {
     /// Always true: a read notification stays read.
+    #[schema(schema_with = is_read)]
     is_read: bool,
 }
 
@@ -171,20 +190,63 @@ pub(crate) async fn patch(
         .ok_or_else(no_such)
 }
 
-/// Which notifications become read: exactly one of these members.
-#[derive(Debug, Deserialize, ToSchema)]
+/// Which notifications become read: exactly one of these members; the others may be null.
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schema(example = json!({"upTo": 812}), min_properties = 1, max_properties = 1)]
 pub(crate) struct MarkRead {
-    /// The notifications with these ids; ids of other users' notifications are ignored.
-    #[schema(min_items = 1, max_items = 1000)]
     ids: Option<Vec<AnyId>>,
-    /// All notifications with this `seq` or a lower one.
-    #[schema(minimum = 0)]
-    up_to: Option<i64>,
-    /// All notifications; always true.
+    up_to: Option<Seq>,
     all: Option<bool>,
 }
+
+/// A `seq`. `7.0` is the whole number 7, as JSON Schema has it.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "serde_json::Number")]
+struct Seq(i64);
+
+impl TryFrom<serde_json::Number> for Seq {
+    type Error = &'static str;
+
+    fn try_from(number: serde_json::Number) -> Result<Self, &'static str> {
+        let is_whole = |number: &f64| number.fract() == 0.0 && number.abs() < i64::MAX as f64;
+        number
+            .as_i64()
+            .or_else(|| number.as_f64().filter(is_whole).map(|whole| whole as i64))
+            .map(Self)
+            .ok_or("`upTo` must be a whole number")
+    }
+}
+
+impl PartialSchema for MarkRead {
+    fn schema() -> RefOr<Schema> {
+        let ids = ArrayBuilder::new()
+            .items(Ref::from_schema_name("AnyId"))
+            .min_items(Some(1))
+            .max_items(Some(MAX_IDS))
+            .description(Some(
+                "The notifications with these ids; ids of other users' notifications are ignored.",
+            ));
+        let up_to = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
+            .minimum(Some(0))
+            .maximum(Some(isize::MAX))
+            .description(Some("All notifications with this `seq` or a lower one."));
+        let all = only_true("All notifications.");
+        one_of(
+            "Which notifications become read: exactly one of these members; the others may be null.",
+            [
+                ("ids", ids.into()),
+                ("upTo", up_to.into()),
+                ("all", Schema::Object(all).into()),
+            ],
+            &[],
+            serde_json::json!({"upTo": 812}),
+        )
+    }
+}
+
+impl ToSchema for MarkRead {}
 
 impl MarkRead {
     fn selector(self) -> Result<NotificationSelector, Problem> {
@@ -195,7 +257,7 @@ impl MarkRead {
             (Some(_), None, None) => {
                 Err(Cause::InvalidBody.because(format!("`ids` must name 1 to {MAX_IDS}")))
             }
-            (None, Some(seq), None) if seq >= 0 => Ok(NotificationSelector::UpTo(seq)),
+            (None, Some(Seq(seq)), None) if seq >= 0 => Ok(NotificationSelector::UpTo(seq)),
             (None, Some(_), None) => Err(Cause::InvalidBody.because("`upTo` must not be negative")),
             (None, None, Some(true)) => Ok(NotificationSelector::All),
             (None, None, Some(false)) => Err(Cause::InvalidBody.because("`all` must be true")),
@@ -252,6 +314,10 @@ mod tests {
             Some(NotificationSelector::UpTo(7))
         );
         assert_eq!(
+            selector(r#"{"upTo": 7.0}"#),
+            Some(NotificationSelector::UpTo(7))
+        );
+        assert_eq!(
             selector(r#"{"all": true}"#),
             Some(NotificationSelector::All)
         );
@@ -268,6 +334,8 @@ mod tests {
             "{}",
             r#"{"ids": []}"#,
             r#"{"upTo": -1}"#,
+            r#"{"upTo": 7.5}"#,
+            r#"{"upTo": 1e30}"#,
             r#"{"all": false}"#,
             r#"{"all": true, "upTo": 7}"#,
             r#"{"ids": ["a b"]}"#,

@@ -9,12 +9,12 @@ use std::sync::LazyLock;
 
 use utoipa::openapi::path::{HttpMethod, Operation};
 use utoipa::openapi::response::{Response, ResponseBuilder};
-use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Content, HeaderBuilder, Ref, RefOr};
 use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
-use super::extract::Permission;
+use super::extract::{Name, Permission, RoomName};
 use super::problem::Cause;
 use super::{
     CLIENTS, DOCUMENTS, KEYS, MESSAGES, NOTIFICATIONS, clients, documents, jwks, messages,
@@ -57,7 +57,7 @@ use crate::problem::{CODE_SCHEMA, MEDIA_TYPE, ProblemDocument};
         documents::asyncapi,
         documents::page,
     ),
-    components(schemas(ProblemDocument<'static>, Code)),
+    components(schemas(ProblemDocument<'static>, Code, Name, RoomName)),
     tags(
         (name = CLIENTS, description = "Live connections of the whole cluster"),
         (name = MESSAGES, description = "Sending to live connections"),
@@ -77,6 +77,33 @@ pub(super) static TEXT: LazyLock<String> = LazyLock::new(|| {
     text.push('\n');
     text
 });
+
+/// Returns the schema of an object with exactly one of `members`, of which the others may be null, and with the `optional` ones.
+pub(super) fn one_of<const N: usize>(
+    description: &str,
+    members: [(&str, RefOr<Schema>); N],
+    optional: &[(&str, RefOr<Schema>)],
+    example: serde_json::Value,
+) -> RefOr<Schema> {
+    let mut all = OneOfBuilder::new()
+        .description(Some(description))
+        .examples([example]);
+    for (name, schema) in &members {
+        let mut object = ObjectBuilder::new()
+            .schema_type(Type::Object)
+            .property(*name, schema.clone())
+            .required(*name)
+            .additional_properties(Some(AdditionalProperties::FreeForm(false)));
+        for (other, _) in members.iter().filter(|(other, _)| other != name) {
+            object = object.property(*other, ObjectBuilder::new().schema_type(Type::Null));
+        }
+        for (name, schema) in optional {
+            object = object.property(*name, schema.clone());
+        }
+        all = all.item(object);
+    }
+    all.into()
+}
 
 /// The stable codes of problems.
 struct Code;

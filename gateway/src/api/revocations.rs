@@ -2,15 +2,19 @@
 //!
 //! Input: an administrator's `{userId}` or `{jti}`. Output: the stored revocation, and how many connections were closed.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::extract::State;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::clients::{Disconnect, counted};
 use super::extract::{Json, May, Name, NoParams, Params};
+use super::openapi::one_of;
 use super::problem::{Cause, Problem};
 use super::{AUDIT, ApiState, CLIENTS};
 use crate::bus::Answers;
@@ -20,19 +24,59 @@ use crate::store::{Added, MAX_REVOCATIONS, StoreError};
 /// How far in the future `issuedBefore` may lie, because an issuer's clock may be ahead.
 const MAX_AHEAD: Duration = Duration::from_secs(300);
 
-/// Whose tokens are revoked: exactly one of `userId` and `jti`.
-#[derive(Debug, Deserialize, ToSchema)]
+/// Whose tokens are revoked: exactly one of `userId` and `jti`; the other may be null.
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schema(as = NewRevocation, example = json!({"userId": "17", "issuedBefore": "2026-11-23T08:00:00Z"}))]
 pub(crate) struct Body {
-    /// All tokens of this subject.
-    #[schema(value_type = Option<String>, min_length = 1, max_length = 256)]
     user_id: Option<Name>,
-    /// The one token with this `jti`.
-    #[schema(value_type = Option<String>, min_length = 1, max_length = 256)]
     jti: Option<Name>,
-    /// Only tokens issued before this time, which may lie at most 5 minutes in the future. By default the time of the request.
-    issued_before: Option<DateTime<Utc>>,
+    issued_before: Option<Time>,
+}
+
+/// A time of RFC 3339, and of nothing else that chrono reads.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Time(DateTime<Utc>);
+
+impl TryFrom<String> for Time {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        // chrono also reads a space in place of the T.
+        let has_t = text.as_bytes().get(10).is_some_and(|t| b"Tt".contains(t));
+        DateTime::parse_from_rfc3339(&text)
+            .ok()
+            .filter(|_| has_t)
+            .map(|at| Self(at.with_timezone(&Utc)))
+            .ok_or("`issuedBefore` must be an RFC 3339 time")
+    }
+}
+
+impl PartialSchema for Body {
+    fn schema() -> RefOr<Schema> {
+        let issued_before = ObjectBuilder::new()
+            .schema_type(SchemaType::from_iter([Type::String, Type::Null]))
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
+            .description(Some(
+                "Only tokens issued before this time, which may lie at most 5 minutes in the future, and not so far in the past that every such token \
+                 has ended (`revocations.token_life_days`). By default the time of the request.",
+            ));
+        one_of(
+            "Whose tokens are revoked: all of the subject `userId`, or the one with this `jti`. The other member may be null.",
+            [
+                ("userId", Ref::from_schema_name("Name").into()),
+                ("jti", Ref::from_schema_name("Name").into()),
+            ],
+            &[("issuedBefore", issued_before.into())],
+            serde_json::json!({"userId": "17", "issuedBefore": "2026-11-23T08:00:00Z"}),
+        )
+    }
+}
+
+impl ToSchema for Body {
+    fn name() -> Cow<'static, str> {
+        "NewRevocation".into()
+    }
 }
 
 /// Which tokens are revoked, and how many connections were closed.
@@ -66,7 +110,7 @@ impl Body {
         }
         let issued_before_ms = self
             .issued_before
-            .map_or(now_ms, |at| at.timestamp_millis());
+            .map_or(now_ms, |Time(at)| at.timestamp_millis());
         if issued_before_ms > now_ms.saturating_add(MAX_AHEAD.as_millis() as i64) {
             return Err(Cause::InvalidBody.because("`issuedBefore` is more than 5 minutes ahead"));
         }
