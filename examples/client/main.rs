@@ -4,25 +4,25 @@
 //! cargo run --bin example-client -- --token-file .signal-dev/user-17.token
 //! ```
 //!
-//! It follows docs/websocket.md; numbers in comments are clauses of docs/protocol.md. A real client stores what it received together
-//! with `Inbox::cursor`, and goes on from there after a restart.
+//! It follows docs/websocket.md; numbers in comments are clauses of docs/protocol.md.
 
 #![expect(clippy::print_stdout, reason = "it speaks to its terminal")]
 
 mod cipher;
 mod connection;
+mod inbox;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::sleep;
 
 use connection::{Connection, Ended, Then};
+use inbox::Inbox;
 
 /// Prints the notifications of one user as they come.
 #[derive(Parser)]
@@ -83,85 +83,49 @@ async fn session(
     inbox: &mut Inbox,
 ) -> Result<Infallible, Ended> {
     let mut connection = Connection::open(&arguments.url, token).await?;
-    // 9.5: after every connect and every `resync`.
-    inbox.sync(&mut connection).await?;
+    inbox.begin();
+    // 9.5: after every connect.
+    sync(inbox, &mut connection).await?;
     loop {
-        let (event, data) = connection.next().await?;
+        let (event, data) = tokio::select! {
+            next = connection.next() => next?,
+            // 9.9: the gap is still there.
+            () = until(inbox.sync_at) => {
+                sync(inbox, &mut connection).await?;
+                continue;
+            }
+        };
         match event.as_str() {
-            "notification:created" => {
-                if !inbox.take(&data["notification"]) {
-                    inbox.sync(&mut connection).await?;
-                }
-            }
+            "notification:created" | "notification:skipped" => inbox.take(&data),
             "notification:synced" => {
-                inbox.finish_page(&data);
-                if data["more"] == true {
-                    inbox.sync(&mut connection).await?;
+                if inbox.finish(&data) {
+                    sync(inbox, &mut connection).await?;
                 }
             }
-            "resync" => inbox.sync(&mut connection).await?,
+            "resync" => inbox.tell(),
             // 4.9 and 4.10: whoever issues tokens has put a new one into the file.
             "expiring" => {
                 let data = json!({"type": "Bearer", "token": arguments.token()?});
                 connection.send("refresh", data).await?;
             }
             // 2.9 and 2.10: the sync is not answered.
-            "error" if inbox.is_syncing => return Err(Ended::from(data)),
+            "error" if inbox.syncing > 0 => return Err(Ended::from(data)),
             _ => println!("{event} {data}"),
         }
     }
 }
 
-/// How far the user's inbox was printed.
-struct Inbox {
-    /// Everything up to this `seq` was printed (9.2).
-    cursor: i64,
-    /// Whether an answer to `notification:sync` is to come.
-    is_syncing: bool,
-    /// What came meanwhile, by `seq`.
-    page: BTreeMap<i64, Value>,
+/// Asks for what is missing, from the last contiguous `seq` (9.9).
+async fn sync(inbox: &mut Inbox, connection: &mut Connection) -> Result<(), Ended> {
+    inbox.ask();
+    let data = json!({"after": inbox.contiguous});
+    connection.send("notification:sync", data).await
 }
 
-impl Inbox {
-    fn new(cursor: i64) -> Self {
-        Self {
-            cursor,
-            is_syncing: false,
-            page: BTreeMap::new(),
-        }
-    }
-
-    async fn sync(&mut self, connection: &mut Connection) -> Result<(), Ended> {
-        self.is_syncing = true;
-        let data = json!({"after": self.cursor});
-        connection.send("notification:sync", data).await
-    }
-
-    /// Takes a notification. Returns false if one before it may have been missed (9.7), so that a sync is needed.
-    fn take(&mut self, notification: &Value) -> bool {
-        let seq = notification["seq"].as_i64().unwrap_or_default();
-        if self.is_syncing {
-            self.page.insert(seq, notification.clone());
-        } else if seq == self.cursor + 1 {
-            self.print(seq, notification);
-        }
-        self.is_syncing || seq <= self.cursor
-    }
-
-    /// Prints the page that a sync brought. What was pushed from beyond it comes with the next page (9.4).
-    fn finish_page(&mut self, synced: &Value) {
-        self.is_syncing = false;
-        let end = synced["cursor"].as_i64().unwrap_or_default();
-        for (seq, notification) in std::mem::take(&mut self.page) {
-            if seq > self.cursor && seq <= end {
-                self.print(seq, &notification);
-            }
-        }
-    }
-
-    fn print(&mut self, seq: i64, notification: &Value) {
-        let text = |name: &str| notification[name].as_str().unwrap_or_default();
-        println!("{seq}. {}: {}", text("title"), text("content"));
-        self.cursor = seq;
+/// Waits until this moment; for ever without one.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }

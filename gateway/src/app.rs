@@ -5,6 +5,7 @@
 
 mod admin;
 mod drain;
+mod epoch;
 mod inbound;
 mod probe;
 mod revocations;

@@ -89,6 +89,8 @@ pub enum ResyncReason {
     Overloaded,
     /// Notifications were stored, but perhaps not pushed.
     PushMissed,
+    /// The database went back in time.
+    EpochChanged,
 }
 
 impl ResyncReason {
@@ -102,6 +104,7 @@ impl ResyncReason {
             Self::BusMoved => "bus_moved",
             Self::Overloaded => "overloaded",
             Self::PushMissed => "push_missed",
+            Self::EpochChanged => "epoch_changed",
         }
     }
 }

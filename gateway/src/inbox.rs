@@ -75,8 +75,11 @@ impl Inbox {
     }
 
     fn created(&self, row: &Stored, span: &Span) -> Dispatch {
+        // Numbers of an inbox are given one after the other.
+        let previous_seq = row.notification.seq - 1;
         let data = json(&event::Created {
             notification: &row.notification,
+            previous_seq,
             unread_count: row.inbox.unread_count,
             version: row.inbox.version,
         });
@@ -91,7 +94,11 @@ impl Inbox {
             .is_err()
         {
             dispatch.event = name::NOTIFICATION_SKIPPED.into();
-            dispatch.data = Some(json(&event::Skipped::new(&row.notification, row.inbox)));
+            dispatch.data = Some(json(&event::Skipped::new(
+                &row.notification,
+                previous_seq,
+                row.inbox,
+            )));
         }
         dispatch
     }

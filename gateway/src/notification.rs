@@ -2,12 +2,15 @@
 
 pub mod bounds;
 
+use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::id::Id;
 
@@ -78,6 +81,46 @@ pub struct InboxState {
     pub unread_count: i64,
     /// Grows with every change of the inbox: of two counts the one with the higher version is newer.
     pub version: i64,
+}
+
+/// Names one history of the inboxes. Another one says that the database went back in time, so that numbers which clients know were given again
+/// (protocol.md 9.10). It has no order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Epoch(pub i64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl Serialize for Epoch {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl PartialSchema for Epoch {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some(
+                "Another one says that the database went back in time: forget every `seq` and `version`, and start over. It has no order.",
+            ))
+            .examples(["5c1e09d2a7b34f68"])
+            .into()
+    }
+}
+
+impl ToSchema for Epoch {}
+
+/// The counters of one inbox, and the history that they belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// The counters.
+    pub inbox: InboxState,
+    /// The history.
+    pub epoch: Epoch,
 }
 
 /// One activity with everyone it concerns, as the pipeline gives it to the store.

@@ -13,8 +13,9 @@ const TABLES: [&str; 2] = ["3.", "7."];
 /// What is generated, built or not ours.
 const SKIPPED: [&str; 4] = ["target", ".git", "node_modules", "golden"];
 /// Endings of names that are files and not settings.
-const FILE_ENDINGS: [&str; 13] = [
-    "md", "rs", "toml", "json", "yaml", "sh", "pem", "db", "html", "key", "token", "go", "sum",
+const FILE_ENDINGS: [&str; 14] = [
+    "md", "rs", "toml", "json", "yaml", "sh", "pem", "db", "seen", "html", "key", "token", "go",
+    "sum",
 ];
 /// What a setting's name ends in when it carries a unit.
 const UNITS: [&str; 5] = ["_ms", "_secs", "_bytes", "_days", "_file"];

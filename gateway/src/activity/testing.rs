@@ -143,7 +143,7 @@ macro_rules! unused_reads {
         fn inbox<'a>(
             &'a self,
             _: &'a str,
-        ) -> futures_util::future::BoxFuture<'a, Result<crate::notification::InboxState, crate::store::StoreError>> {
+        ) -> futures_util::future::BoxFuture<'a, Result<crate::notification::Counts, crate::store::StoreError>> {
             $crate::activity::testing::unused()
         }
 
@@ -166,6 +166,10 @@ macro_rules! unused_reads {
         }
 
         fn version(&self) -> futures_util::future::BoxFuture<'_, Result<Option<i64>, crate::store::StoreError>> {
+            $crate::activity::testing::unused()
+        }
+
+        fn look(&self) -> futures_util::future::BoxFuture<'_, Result<crate::notification::Epoch, crate::store::StoreError>> {
             $crate::activity::testing::unused()
         }
 

@@ -11,7 +11,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::dispatch::ResyncReason;
 use crate::id::Id;
-use crate::notification::Notification;
+use crate::notification::{Epoch, Notification};
 use crate::protocol::bounds::{MAX_ROOM_CHARS, MAX_ROOMS_PER_EVENT, MAX_SYNC};
 use crate::protocol::close::Close;
 use crate::protocol::event::{
@@ -206,9 +206,10 @@ fn notification_events() -> Vec<Event> {
         event(
             name::NOTIFICATION_CREATED,
             Sender::Gateway,
-            "A notification was stored. It may come again with the same `id`, and it may be missed: `notification:sync` closes every gap.",
+            "A notification was stored. It may come again with the same `id`, and it may be missed: then the `previousSeq` of the next one is higher than the last contiguous `seq` \
+             of the client, and `notification:sync` closes the gap.",
             schema::<Created<'_>>(),
-            json!({"notification": shown, "unreadCount": 4, "version": 40}),
+            json!({"notification": shown, "previousSeq": 811, "unreadCount": 4, "version": 40}),
         ),
         event(
             name::NOTIFICATION_READ,
@@ -247,16 +248,16 @@ fn notification_events() -> Vec<Event> {
         event(
             name::NOTIFICATION_SYNCED,
             Sender::Gateway,
-            "Ends a sync: the missed `notification:created` events came before it, in order.",
+            "Ends a sync: the missed `notification:created` events came before it, in order. Another `epoch` than the client knows: it starts over.",
             schema::<Synced>(),
-            json!({"count": 2, "cursor": 814, "unreadCount": 4, "version": 41, "more": false}),
+            json!({"count": 2, "cursor": 814, "epoch": "5c1e09d2a7b34f68", "unreadCount": 4, "version": 41, "more": false}),
         ),
         event(
             name::NOTIFICATION_SKIPPED,
             Sender::Gateway,
             "A notification is longer than a message may be (`limits.message_bytes`); it stands for its `notification:created`. REST has the notification.",
             schema::<Skipped>(),
-            json!({"id": "1KbZ0dT9Xa4", "seq": 815, "unreadCount": 5, "version": 42}),
+            json!({"id": "1KbZ0dT9Xa4", "seq": 815, "previousSeq": 814, "unreadCount": 5, "version": 42}),
         ),
     ]
 }
@@ -372,6 +373,7 @@ fn close_codes() -> String {
 fn schemas() -> Value {
     let mut collected: Vec<(String, RefOr<Schema>)> = vec![
         named::<Id>(),
+        named::<Epoch>(),
         named::<Notification>(),
         named::<Connected<'_>>(),
         named::<ErrorText<'_>>(),

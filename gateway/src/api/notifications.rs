@@ -19,7 +19,7 @@ use super::problem::{Cause, Problem};
 use super::{ApiState, NOTIFICATIONS};
 use crate::id::AnyId;
 use crate::inbox::{self, NotificationSelector};
-use crate::notification::{InboxState, Notification};
+use crate::notification::{Epoch, InboxState, Notification};
 use crate::protocol::event;
 use crate::store::Filter;
 
@@ -65,6 +65,8 @@ pub(crate) struct NotificationPage {
     /// `cursor` of the next page; null at the end.
     #[schema(value_type = Option<String>, required = true, example = "000000000000032c")]
     next: Option<Cursor<i64>>,
+    /// Which history of the inbox this is.
+    epoch: Epoch,
     /// The counters of the whole inbox at the time of this page.
     #[serde(flatten)]
     inbox: InboxState,
@@ -90,7 +92,8 @@ pub(crate) async fn list(
     Ok(Json(NotificationPage {
         data: page.rows,
         next: page.next.map(Cursor),
-        inbox: page.inbox,
+        epoch: page.counts.epoch,
+        inbox: page.counts.inbox,
     }))
 }
 
@@ -100,6 +103,8 @@ pub(crate) async fn list(
 pub(crate) struct UnreadCount {
     /// In the whole inbox.
     unread_count: i64,
+    /// Which history of the inbox this is.
+    epoch: Epoch,
 }
 
 /// Counts the caller's unread notifications.
@@ -110,9 +115,10 @@ pub(crate) async fn unread_count(
     State(state): State<ApiState>,
     _: Params<NoParams>,
 ) -> Result<Json<UnreadCount>, Problem> {
-    let inbox = state.notifications.inbox(&subject).await?;
+    let counts = state.notifications.inbox(&subject).await?;
     Ok(Json(UnreadCount {
-        unread_count: inbox.unread_count,
+        unread_count: counts.inbox.unread_count,
+        epoch: counts.epoch,
     }))
 }
 

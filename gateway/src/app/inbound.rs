@@ -22,6 +22,15 @@ use crate::protocol::event::{self, name};
 /// Most questions that are answered at the same time. More are not answered: the asker reports this instance as missing.
 const ANSWERS_AT_ONCE: usize = 64;
 
+/// Tells every client of this instance to sync.
+pub(super) fn resync(hub: &Hub, reason: ResyncReason) {
+    hub.deliver(&Dispatch::new(
+        Destination::Broadcast,
+        name::RESYNC,
+        event::resync_data(reason),
+    ));
+}
+
 /// The parts that take what the bus receives.
 #[derive(Clone)]
 pub(super) struct Inbound {
@@ -61,7 +70,7 @@ impl Inbound {
                     reason = reason.as_str(),
                     "pushes may have been missed; clients are told to sync"
                 );
-                self.resync(reason);
+                resync(&self.hub, reason);
                 // Whoever lost its own dispatches announces its revocations until they are answered.
                 if reason != ResyncReason::BusPeerLost {
                     self.prompt.lost();
@@ -77,14 +86,6 @@ impl Inbound {
                 }
             }
         }
-    }
-
-    fn resync(&self, reason: ResyncReason) {
-        self.hub.deliver(&Dispatch::new(
-            Destination::Broadcast,
-            name::RESYNC,
-            event::resync_data(reason),
-        ));
     }
 
     /// Closes connections whose token was revoked, by itself or with its source. Announces to those whose source or key is gone that their token ends soon.

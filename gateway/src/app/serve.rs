@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::drain::Drain;
+use super::epoch;
 use super::supervisor::Supervisor;
 use crate::activity;
 use crate::bus::Bus;
@@ -115,6 +116,8 @@ impl Gateway {
     }
 }
 
+            // What the last seconds changed is seen as well.
+            epoch::look(&*self.stores.notifications).await;
 async fn stop_pipeline(drain: &Drain<'_>, pipeline: Pipeline) {
     match drain.within(PIPELINE_STOP, pipeline).await {
         Some(Ok(Ok(()))) => {

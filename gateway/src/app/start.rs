@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::revocations::{self, RevocationReader};
+use super::epoch;
 use super::serve::{Gateway, Pipeline};
 use super::settings::{Fault, LiveSettings};
 use super::supervisor::Supervisor;
@@ -111,6 +112,7 @@ impl Gateway {
         let reader = start
             .read_revocations(&opened.bus, &stores.revocations, &identity.revocations)
             .await;
+        let epoch = epoch::look(&*stores.notifications).await;
         let shards_stop = CancellationToken::new();
         let hub = start.hub(&opened.bus, &mut threads, &shards_stop);
         let delivery = Delivery::new(hub.clone(), Arc::clone(&opened.bus));
@@ -135,7 +137,7 @@ impl Gateway {
         start.follow_bus(&running, opened.events, &bus_runtime, reader);
         let no_new_connections = start.follow_readiness(&running);
         start.follow_files(&catalogs, telemetry);
-        start.follow_tables(&running);
+        start.follow_tables(&running, epoch);
         let pipeline_stop = CancellationToken::new();
         let pipeline_status = Arc::new(PipelineStatus::default());
         let pipeline = start.pipeline(&running, &catalogs, &pipeline_status, pipeline_stop.clone());

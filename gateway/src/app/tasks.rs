@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use super::epoch;
 use super::inbound::Inbound;
 use super::probe::Probe;
 use super::revocations::RevocationReader;
@@ -16,6 +17,7 @@ use crate::activity::Catalogs;
 use crate::backoff::Backoff;
 use crate::bus;
 use crate::metrics::Metrics;
+use crate::notification::Epoch;
 use crate::store::{self, Misread, PolicyStore, PolicySurvey};
 use crate::telemetry::Telemetry;
 
@@ -93,8 +95,16 @@ impl Start<'_> {
         }
     }
 
-    /// Follows what the tables hold: the age of notifications, and policy rows that are not understood.
-    pub(super) fn follow_tables(&mut self, running: &Running) {
+    /// Follows what the tables hold: the age of notifications, whether they went back in time, and policy rows that are not understood. `epoch` is what the
+    /// start saw.
+    pub(super) fn follow_tables(&mut self, running: &Running, epoch: Option<Epoch>) {
+        let follow = epoch::follow(
+            Arc::clone(&running.notifications),
+            running.hub.clone(),
+            epoch,
+            self.stop.clone(),
+        );
+        self.supervisor.spawn_forever("epoch", follow);
         self.purge_notifications(running);
         self.survey_policies(running);
     }

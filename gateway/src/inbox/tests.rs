@@ -27,6 +27,7 @@ fn pushed(bus: &Published) -> Vec<(String, serde_json::Value)> {
         .collect()
 }
 
+/// protocol.md 3.13.
 #[tokio::test]
 async fn created_rows_are_pushed_in_their_order_with_the_counts_of_each() {
     let database = TestDatabase::sqlite();
@@ -37,7 +38,8 @@ async fn created_rows_are_pushed_in_their_order_with_the_counts_of_each() {
     let seen: Vec<_> = pushed(&bus)
         .into_iter()
         .map(|(event, data)| {
-            let numbers = ["unreadCount", "version"].map(|name| data[name].as_i64().unwrap());
+            let numbers =
+                ["previousSeq", "unreadCount", "version"].map(|name| data[name].as_i64().unwrap());
             (
                 event,
                 data["notification"]["seq"].as_i64().unwrap(),
@@ -46,7 +48,10 @@ async fn created_rows_are_pushed_in_their_order_with_the_counts_of_each() {
         })
         .collect();
     let created = name::NOTIFICATION_CREATED.to_owned();
-    assert_eq!(seen, [(created.clone(), 1, [1, 1]), (created, 2, [2, 2])]);
+    assert_eq!(
+        seen,
+        [(created.clone(), 1, [0, 1, 1]), (created, 2, [1, 2, 2])]
+    );
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use super::Message;
 use super::envelope::encode;
 use crate::dispatch::ResyncReason;
 use crate::id::Id;
-use crate::notification::{InboxState, Notification, rfc3339};
+use crate::notification::{Counts, Epoch, InboxState, Notification, rfc3339};
 
 /// Names of events (protocol.md 3.1 to 3.18).
 #[expect(missing_docs, reason = "each is its text")]
@@ -249,6 +249,8 @@ pub fn refreshed(at: Option<DateTime<Utc>>) -> Message {
 pub struct Created<'a> {
     /// The notification.
     pub notification: &'a Notification,
+    /// The `seq` before it in this inbox. A client that has not everything up to it has missed a notification, or gets it in a moment.
+    pub previous_seq: i64,
     /// How many notifications are unread.
     pub unread_count: i64,
     /// Grows with every change of the inbox: of two counts the one with the higher version is newer.
@@ -256,11 +258,12 @@ pub struct Created<'a> {
 }
 
 /// `notification:created`
-pub fn created(notification: &Notification, inbox: InboxState) -> Message {
+pub fn created(notification: &Notification, previous_seq: i64, inbox: InboxState) -> Message {
     of(
         name::NOTIFICATION_CREATED,
         &Created {
             notification,
+            previous_seq,
             unread_count: inbox.unread_count,
             version: inbox.version,
         },
@@ -309,6 +312,8 @@ pub struct Skipped {
     pub id: Id,
     /// Its place in the inbox.
     pub seq: i64,
+    /// The `seq` before it in this inbox.
+    pub previous_seq: i64,
     /// How many notifications are unread.
     pub unread_count: i64,
     /// Grows with every change of the inbox: of two counts the one with the higher version is newer.
@@ -317,10 +322,11 @@ pub struct Skipped {
 
 impl Skipped {
     /// Names a notification that is too long to be sent.
-    pub fn new(notification: &Notification, inbox: InboxState) -> Self {
+    pub fn new(notification: &Notification, previous_seq: i64, inbox: InboxState) -> Self {
         Self {
             id: notification.id,
             seq: notification.seq,
+            previous_seq,
             unread_count: inbox.unread_count,
             version: inbox.version,
         }
@@ -328,10 +334,10 @@ impl Skipped {
 }
 
 /// Encodes `notification:skipped`.
-pub fn skipped(notification: &Notification, inbox: InboxState) -> Message {
+pub fn skipped(notification: &Notification, previous_seq: i64, inbox: InboxState) -> Message {
     of(
         name::NOTIFICATION_SKIPPED,
-        &Skipped::new(notification, inbox),
+        &Skipped::new(notification, previous_seq, inbox),
     )
 }
 
@@ -362,6 +368,8 @@ pub struct Synced {
     pub count: usize,
     /// `seq` of the last one, or where the client stood.
     pub cursor: i64,
+    /// Which history of the inbox this is.
+    pub epoch: Epoch,
     /// Whether the client is to sync again from `cursor`.
     pub more: bool,
     /// How many notifications are unread.
@@ -371,10 +379,12 @@ pub struct Synced {
 }
 
 /// Encodes `notification:synced`.
-pub fn synced(count: usize, cursor: i64, inbox: InboxState, more: bool) -> Message {
+pub fn synced(count: usize, cursor: i64, counts: Counts, more: bool) -> Message {
+    let Counts { inbox, epoch } = counts;
     let data = Synced {
         count,
         cursor,
+        epoch,
         more,
         unread_count: inbox.unread_count,
         version: inbox.version,

@@ -3,6 +3,7 @@
 //! Each function below runs against SQLite and against a real PostgreSQL, on a database of its own.
 
 mod concurrency;
+mod epoch;
 mod framework;
 mod inbox;
 mod insert;
@@ -20,6 +21,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::task::JoinSet;
 
 use self::concurrency::*;
+use self::epoch::*;
 use self::framework::*;
 use self::inbox::*;
 use self::insert::*;
@@ -72,6 +74,9 @@ conformance! {
     purging_keeps_counters_right_and_reuses_no_number,
     counters_agree_with_the_rows_after_everything_at_once,
     an_abandoned_insert_holds_nothing,
+    an_older_copy_that_is_put_back_begins_a_new_epoch_every_time,
+    instances_that_look_together_agree_on_one_epoch,
+    every_answer_carries_the_epoch_of_its_database,
     instances_migrate_together_and_a_later_schema_is_accepted,
     missing_and_changed_migrations_are_named,
     policies_are_read_with_text_ids,
@@ -128,7 +133,7 @@ async fn assert_counters(store: &dyn NotificationStore, recipient: &str) {
         .unwrap();
     assert_eq!(
         page.rows.iter().filter(|n| !n.is_read).count() as i64,
-        page.inbox.unread_count,
+        page.counts.inbox.unread_count,
         "{recipient}"
     );
 }

@@ -4,6 +4,7 @@
 //! [`open`] chooses by the URL, migrates, and follows a changed `url_file`; [`purge_loop`] removes what is old.
 
 mod batch;
+mod epoch;
 mod error;
 mod migrate;
 mod open;
@@ -27,7 +28,7 @@ use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 
 use crate::id::Id;
-use crate::notification::{InboxState, NewActivity, Notification};
+use crate::notification::{Counts, Epoch, InboxState, NewActivity, Notification};
 
 pub use crate::notification::MAX_READ_IDS;
 pub use error::{DatabaseError, OpenError, StoreError};
@@ -65,7 +66,7 @@ pub struct Page {
     /// Give this as `before` for the next page; `None` at the end.
     pub next: Option<i64>,
     /// The inbox in the same snapshot.
-    pub inbox: InboxState,
+    pub counts: Counts,
 }
 
 /// Which notifications become read.
@@ -100,7 +101,7 @@ pub struct Missed {
     /// Whether there are more after the last of them.
     pub more: bool,
     /// The inbox in the same snapshot.
-    pub inbox: InboxState,
+    pub counts: Counts,
 }
 
 /// The answer of a method, as a future.
@@ -160,7 +161,7 @@ pub trait NotificationStore: Send + Sync + 'static {
     ) -> StoreFuture<'a, MarkedRead>;
 
     /// The counters; zero for a recipient that never got anything.
-    fn inbox<'a>(&'a self, recipient: &'a str) -> StoreFuture<'a, InboxState>;
+    fn inbox<'a>(&'a self, recipient: &'a str) -> StoreFuture<'a, Counts>;
 
     /// The rows with `seq` above `after`, oldest first, at most `limit` (at least one).
     fn missed<'a>(&'a self, recipient: &'a str, after: i64, limit: u32) -> StoreFuture<'a, Missed>;
@@ -179,6 +180,10 @@ pub trait NotificationStore: Send + Sync + 'static {
 
     /// The highest migration that the database has, this binary's or a later one, as [`Migrated::version`]; `None` before the first.
     fn version(&self) -> StoreFuture<'_, Option<i64>>;
+
+    /// Looks whether the database went back in time since anybody looked, and returns the epoch that every answer carries from here on: a new one if
+    /// it did. Of several instances that look at once, one makes it. `epoch.rs` says what is noticed.
+    fn look(&self) -> StoreFuture<'_, Epoch>;
 
     /// Answers when the database does.
     fn ping(&self) -> StoreFuture<'_, ()>;

@@ -2,6 +2,7 @@
 //!
 //! Input: the trait's questions. Output: one transaction each, of few statements whatever the size of a batch.
 
+mod epoch;
 mod insert;
 mod pool;
 mod purge;
@@ -21,7 +22,7 @@ use super::{
     StoreError, StoreFuture, Stored, sql,
 };
 use crate::id::{Id, IdGenerator};
-use crate::notification::{InboxState, NewActivity, Notification};
+use crate::notification::{Counts, Epoch, InboxState, NewActivity, Notification};
 
 pub(super) use pool::{PostgresPool, new_pool};
 
@@ -68,11 +69,16 @@ const MARKED: &str = "UPDATE signal_inbox SET unread_count = unread_count - $2, 
 pub(super) struct PostgresStore {
     pool: Arc<PostgresPool>,
     ids: IdGenerator,
+    looks: epoch::Looks,
 }
 
 impl PostgresStore {
     pub(super) fn new(pool: Arc<PostgresPool>, ids: IdGenerator) -> Self {
-        Self { pool, ids }
+        Self {
+            pool,
+            ids,
+            looks: epoch::Looks::default(),
+        }
     }
 
     async fn list(
@@ -91,13 +97,13 @@ impl PostgresStore {
             refuse_nul("type", kind)?;
             query = query.bind(kind);
         }
-        let (inbox, rows) = self.rows(query).await?;
-        Ok(sql::page(inbox, rows, limit))
+        let (counts, rows) = self.rows(query).await?;
+        Ok(sql::page(counts, rows, limit))
     }
 
     async fn missed(&self, recipient: &str, after: i64, limit: u32) -> Result<Missed, StoreError> {
         refuse_nul("recipient", recipient)?;
-        let (inbox, rows) = self
+        let (counts, rows) = self
             .rows(
                 sqlx::query(sql::MISSED)
                     .bind(recipient)
@@ -105,27 +111,25 @@ impl PostgresStore {
                     .bind(sql::one_more(limit)),
             )
             .await?;
-        Ok(sql::missed(inbox, rows, limit))
+        Ok(sql::missed(counts, rows, limit))
     }
 
-    async fn rows(
-        &self,
-        query: PgQuery<'_>,
-    ) -> Result<(InboxState, Vec<Notification>), StoreError> {
+    async fn rows(&self, query: PgQuery<'_>) -> Result<(Counts, Vec<Notification>), StoreError> {
         let mut connection = self.pool.acquire().await?;
         let result = self
             .pool
             .step(query.fetch_all(&mut *connection))
             .await
             .map_err(StoreError::from);
-        let mut inbox = InboxState::default();
+        let mut counts = None;
         let mut rows = Vec::new();
         for row in &self.pool.done(connection, result)? {
-            let (state, notification) = sql::read_with_inbox(row, time)?;
-            inbox = state;
+            let (with, notification) = sql::read_with_inbox(row, time)?;
+            counts = Some(with);
             rows.extend(notification);
         }
-        Ok((inbox, rows))
+        // One row comes always.
+        Ok((counts.ok_or(sqlx::Error::RowNotFound)?, rows))
     }
 
     async fn one(&self, query: PgQuery<'_>) -> Result<Option<PgRow>, StoreError> {
@@ -146,14 +150,10 @@ impl PostgresStore {
         Ok(row.as_ref().map(|row| sql::read(row, time)).transpose()?)
     }
 
-    async fn inbox(&self, recipient: &str) -> Result<InboxState, StoreError> {
+    async fn inbox(&self, recipient: &str) -> Result<Counts, StoreError> {
         refuse_nul("recipient", recipient)?;
-        let row = self.one(sqlx::query(sql::INBOX).bind(recipient)).await?;
-        Ok(row
-            .as_ref()
-            .map(sql::read_inbox)
-            .transpose()?
-            .unwrap_or_default())
+        let row = self.one(sqlx::query(sql::COUNTS).bind(recipient)).await?;
+        Ok(sql::read_counts(&row.ok_or(sqlx::Error::RowNotFound)?)?)
     }
 
     async fn delete(
@@ -296,7 +296,7 @@ impl NotificationStore for PostgresStore {
         Box::pin(self.mark_read(recipient, selector, now))
     }
 
-    fn inbox<'a>(&'a self, recipient: &'a str) -> StoreFuture<'a, InboxState> {
+    fn inbox<'a>(&'a self, recipient: &'a str) -> StoreFuture<'a, Counts> {
         Box::pin(self.inbox(recipient))
     }
 
@@ -322,6 +322,10 @@ impl NotificationStore for PostgresStore {
                 .transpose()?
                 .flatten())
         })
+    }
+
+    fn look(&self) -> StoreFuture<'_, Epoch> {
+        Box::pin(self.look())
     }
 
     fn ping(&self) -> StoreFuture<'_, ()> {

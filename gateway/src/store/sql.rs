@@ -8,7 +8,7 @@ use sqlx::{ColumnIndex, Decode, Row, Type};
 
 use super::{Filter, Missed, Page};
 use crate::id::Id;
-use crate::notification::{InboxState, Notification};
+use crate::notification::{Counts, Epoch, InboxState, Notification};
 
 macro_rules! columns {
     () => {
@@ -27,10 +27,25 @@ pub(super) const GET: &str = concat!(
 pub(super) const INBOX: &str =
     "SELECT unread_count, version FROM signal_inbox WHERE recipient_id = $1";
 
+macro_rules! epoch {
+    () => {
+        "(SELECT epoch FROM signal_epoch WHERE id = 1) AS epoch"
+    };
+}
+
+/// `$1` recipient. One row always.
+pub(super) const COUNTS: &str = concat!(
+    "SELECT ",
+    epoch!(),
+    ", s.unread_count, s.version FROM (SELECT 1 AS one) one LEFT JOIN signal_inbox s ON s.recipient_id = $1"
+);
+
 macro_rules! with_inbox {
     ($where:expr, $order:literal) => {
         concat!(
-            "SELECT s.unread_count, s.version, ",
+            "SELECT ",
+            epoch!(),
+            ", s.unread_count, s.version, ",
             columns!(),
             " FROM (SELECT 1 AS one) one LEFT JOIN signal_inbox s ON s.recipient_id = $1 LEFT JOIN (SELECT ",
             columns!(),
@@ -70,19 +85,19 @@ pub(super) fn one_more(limit: u32) -> i64 {
 }
 
 /// Makes a page of the answer to [`list`].
-pub(super) fn page(inbox: InboxState, mut rows: Vec<Notification>, limit: u32) -> Page {
+pub(super) fn page(counts: Counts, mut rows: Vec<Notification>, limit: u32) -> Page {
     let more = cut(&mut rows, limit);
     Page {
         next: rows.last().filter(|_| more).map(|last| last.seq),
         rows,
-        inbox,
+        counts,
     }
 }
 
 /// Makes what was missed of the answer to [`MISSED`].
-pub(super) fn missed(inbox: InboxState, mut rows: Vec<Notification>, limit: u32) -> Missed {
+pub(super) fn missed(counts: Counts, mut rows: Vec<Notification>, limit: u32) -> Missed {
     let more = cut(&mut rows, limit);
-    Missed { rows, more, inbox }
+    Missed { rows, more, counts }
 }
 
 fn cut(rows: &mut Vec<Notification>, limit: u32) -> bool {
@@ -96,22 +111,34 @@ fn cut(rows: &mut Vec<Notification>, limit: u32) -> bool {
 pub(super) fn read_with_inbox<'r, R: Row>(
     row: &'r R,
     time: Time<'r, R>,
-) -> Result<(InboxState, Option<Notification>), sqlx::Error>
+) -> Result<(Counts, Option<Notification>), sqlx::Error>
 where
     &'static str: ColumnIndex<R>,
     i64: Decode<'r, R::Database> + Type<R::Database>,
     &'r str: Decode<'r, R::Database> + Type<R::Database>,
 {
-    let count = |name| {
+    let there = row.try_get::<Option<&str>, _>("id")?.is_some();
+    let notification = there.then(|| read(row, time)).transpose()?;
+    Ok((read_counts(row)?, notification))
+}
+
+/// Reads a row of [`COUNTS`], [`MISSED`] or [`list`] without the notification: zero where there is no inbox.
+pub(super) fn read_counts<'r, R: Row>(row: &'r R) -> Result<Counts, sqlx::Error>
+where
+    &'static str: ColumnIndex<R>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+{
+    let number = |name| {
         row.try_get::<Option<i64>, _>(name)
             .map(Option::unwrap_or_default)
     };
-    let inbox = InboxState {
-        unread_count: count("unread_count")?,
-        version: count("version")?,
-    };
-    let there = row.try_get::<Option<&str>, _>("id")?.is_some();
-    Ok((inbox, there.then(|| read(row, time)).transpose()?))
+    Ok(Counts {
+        inbox: InboxState {
+            unread_count: number("unread_count")?,
+            version: number("version")?,
+        },
+        epoch: Epoch(number("epoch")?),
+    })
 }
 
 /// How a database reads one of its times.

@@ -2,6 +2,7 @@
 //!
 //! Input: the trait's questions. Output: the same answers as PostgreSQL gives; the conformance suite holds both to them.
 
+mod epoch;
 mod insert;
 mod pool;
 mod purge;
@@ -19,7 +20,7 @@ use super::{
     StoreError, StoreFuture, Stored, sql,
 };
 use crate::id::{Id, IdGenerator};
-use crate::notification::{InboxState, NewActivity, Notification};
+use crate::notification::{Counts, Epoch, InboxState, NewActivity, Notification};
 
 pub(super) use pool::{BEGIN, SqlitePools, tuned};
 
@@ -84,13 +85,13 @@ impl SqliteStore {
             refuse_nul("type", kind)?;
             query = query.bind(kind);
         }
-        let (inbox, rows) = self.rows(query).await?;
-        Ok(sql::page(inbox, rows, limit))
+        let (counts, rows) = self.rows(query).await?;
+        Ok(sql::page(counts, rows, limit))
     }
 
     async fn missed(&self, recipient: &str, after: i64, limit: u32) -> Result<Missed, StoreError> {
         refuse_nul("recipient", recipient)?;
-        let (inbox, rows) = self
+        let (counts, rows) = self
             .rows(
                 sqlx::query(sql::MISSED)
                     .bind(recipient)
@@ -98,21 +99,22 @@ impl SqliteStore {
                     .bind(sql::one_more(limit)),
             )
             .await?;
-        Ok(sql::missed(inbox, rows, limit))
+        Ok(sql::missed(counts, rows, limit))
     }
 
     async fn rows(
         &self,
         query: SqliteQuery<'_>,
-    ) -> Result<(InboxState, Vec<Notification>), StoreError> {
-        let mut inbox = InboxState::default();
+    ) -> Result<(Counts, Vec<Notification>), StoreError> {
+        let mut counts = None;
         let mut rows = Vec::new();
         for row in &query.fetch_all(&self.pools.read).await? {
-            let (state, notification) = sql::read_with_inbox(row, time)?;
-            inbox = state;
+            let (with, notification) = sql::read_with_inbox(row, time)?;
+            counts = Some(with);
             rows.extend(notification);
         }
-        Ok((inbox, rows))
+        // One row comes always.
+        Ok((counts.ok_or(sqlx::Error::RowNotFound)?, rows))
     }
 
     async fn get(&self, recipient: &str, id: Id) -> Result<Option<Notification>, StoreError> {
@@ -125,17 +127,13 @@ impl SqliteStore {
         Ok(row.as_ref().map(|row| sql::read(row, time)).transpose()?)
     }
 
-    async fn inbox(&self, recipient: &str) -> Result<InboxState, StoreError> {
+    async fn inbox(&self, recipient: &str) -> Result<Counts, StoreError> {
         refuse_nul("recipient", recipient)?;
-        let row = sqlx::query(sql::INBOX)
+        let row = sqlx::query(sql::COUNTS)
             .bind(recipient)
-            .fetch_optional(&self.pools.read)
+            .fetch_one(&self.pools.read)
             .await?;
-        Ok(row
-            .as_ref()
-            .map(sql::read_inbox)
-            .transpose()?
-            .unwrap_or_default())
+        Ok(sql::read_counts(&row)?)
     }
 
     async fn delete(
@@ -292,7 +290,7 @@ impl NotificationStore for SqliteStore {
         Box::pin(self.mark_read(recipient, selector, now))
     }
 
-    fn inbox<'a>(&'a self, recipient: &'a str) -> StoreFuture<'a, InboxState> {
+    fn inbox<'a>(&'a self, recipient: &'a str) -> StoreFuture<'a, Counts> {
         Box::pin(self.inbox(recipient))
     }
 
@@ -315,6 +313,10 @@ impl NotificationStore for SqliteStore {
                 .fetch_one(&self.pools.read)
                 .await?)
         })
+    }
+
+    fn look(&self) -> StoreFuture<'_, Epoch> {
+        Box::pin(self.look())
     }
 
     fn ping(&self) -> StoreFuture<'_, ()> {

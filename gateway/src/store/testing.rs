@@ -148,6 +148,54 @@ impl TestDatabase {
             .unwrap()
     }
 
+    /// Keeps a copy of everything. No instance may be open.
+    pub(super) async fn back_up(&self) {
+        if self.is_postgres() {
+            let name = self.name();
+            self.on_server(&[format!("CREATE DATABASE {name}_copy TEMPLATE {name}")])
+                .await;
+        } else {
+            std::fs::copy(self.file(), self.file().with_extension("copy")).unwrap();
+        }
+    }
+
+    /// Puts the copy in the place of what there is, as often as one likes. No instance may be open.
+    pub(super) async fn restore(&self) {
+        if self.is_postgres() {
+            let name = self.name();
+            self.on_server(&[
+                format!("DROP DATABASE {name} WITH (FORCE)"),
+                format!("CREATE DATABASE {name} TEMPLATE {name}_copy"),
+            ])
+            .await;
+        } else {
+            std::fs::copy(self.file().with_extension("copy"), self.file()).unwrap();
+        }
+    }
+
+    fn name(&self) -> String {
+        let url = url::Url::parse(self.url().expose()).unwrap();
+        url.path().trim_start_matches('/').to_owned()
+    }
+
+    fn file(&self) -> PathBuf {
+        let url = self.url().expose();
+        url.trim_start_matches("sqlite://").into()
+    }
+
+    /// Runs statements in another database of the server, each by itself.
+    async fn on_server(&self, statements: &[String]) {
+        let options: sqlx::postgres::PgConnectOptions = self.url().expose().parse().unwrap();
+        let mut admin = options.database("postgres").connect().await.unwrap();
+        for statement in statements {
+            admin
+                .execute(sqlx::AssertSqlSafe(statement.as_str()))
+                .await
+                .unwrap();
+        }
+        admin.close().await.unwrap();
+    }
+
     /// Runs statements on a connection of their own.
     pub(super) async fn execute(&self, sql: &str) {
         let url = self.url().expose();
@@ -279,7 +327,7 @@ fn start_server() -> Result<String, String> {
     Ok(format!("postgres://postgres@127.0.0.1:{port}/postgres"))
 }
 
-fn binaries() -> Option<PathBuf> {
+pub(super) fn binaries() -> Option<PathBuf> {
     let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .ok()?
         .flatten()

@@ -225,9 +225,11 @@ impl Connection {
         // A page ends before it could fill the outbox of a reader that keeps up.
         let (mut bytes, mut count, mut cursor) = (0, 0, after);
         for row in &missed.rows {
-            let mut message = event::created(row, missed.inbox);
+            // What lies between the two is deleted.
+            let previous = cursor;
+            let mut message = event::created(row, previous, missed.counts.inbox);
             if message.payload().len() > limits.message_bytes {
-                message = event::skipped(row, missed.inbox);
+                message = event::skipped(row, previous, missed.counts.inbox);
             }
             bytes += message.frame().len();
             if count > 0 && bytes > limits.outbox.bytes / 4 {
@@ -237,7 +239,7 @@ impl Connection {
             (count, cursor) = (count + 1, row.seq);
         }
         let more = missed.more || count < missed.rows.len();
-        let synced = event::synced(count, cursor, missed.inbox, more);
+        let synced = event::synced(count, cursor, missed.counts, more);
         self.link.send(synced, limits.outbox);
         // What was pushed meanwhile and is in the answer is not repeated; what lies beyond a page comes with the next sync.
         self.link

@@ -209,7 +209,7 @@ async fn killed_between_store_and_commit(database: &Database) {
             .unwrap();
         let seqs: Vec<i64> = page.rows.iter().rev().map(|row| row.seq).collect();
         assert_eq!(seqs, (1..=want).collect::<Vec<_>>());
-        assert_eq!(page.inbox.unread_count, want);
+        assert_eq!(page.counts.inbox.unread_count, want);
     }
     assert_eq!(
         stage.bus.dispatches.lock().len(),

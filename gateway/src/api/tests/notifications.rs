@@ -60,9 +60,11 @@ async fn an_inbox_is_paged_newest_first_and_shows_only_its_owner() {
         .send(gateway.as_user("nobody", Method::GET, "/notifications"))
         .await
         .ok(200);
+    let epoch = &empty["epoch"];
+    assert!(epoch.as_str().is_some_and(|epoch| epoch.len() == 16));
     assert_eq!(
         empty,
-        json!({"data": [], "next": null, "unreadCount": 0, "version": 0})
+        json!({"data": [], "next": null, "epoch": epoch, "unreadCount": 0, "version": 0})
     );
 }
 
@@ -273,13 +275,12 @@ async fn reading_many_by_ids_by_seq_or_all() {
         (&json!([]), &all["version"])
     );
     assert!(gateway.published().is_empty());
-    assert_eq!(
-        gateway
-            .send(gateway.as_user("17", Method::GET, "/notifications/unread-count"))
-            .await
-            .ok(200),
-        json!({"unreadCount": 0})
-    );
+    let count = gateway
+        .send(gateway.as_user("17", Method::GET, "/notifications/unread-count"))
+        .await
+        .ok(200);
+    assert_eq!(count, json!({"unreadCount": 0, "epoch": count["epoch"]}));
+    assert!(count["epoch"].is_string());
     let too_many = json!({"ids": vec!["a"; 1001]});
     for body in [
         json!({}),

@@ -53,7 +53,7 @@ pub(super) async fn concurrent_duplicates_make_exactly_one_row(database: &TestDa
             20
         );
         assert_eq!(
-            instances[0].inbox(recipient).await.unwrap(),
+            instances[0].inbox(recipient).await.unwrap().inbox,
             counters(20, 20)
         );
     }

@@ -23,7 +23,7 @@ pub(super) async fn reading_sets_the_time_once_and_counts_once(database: &TestDa
         .unwrap();
     assert_eq!((read.ids.as_slice(), read.total), (&[id("x", 2)][..], 1));
     assert_eq!((read.read_at, read.inbox), (millis(at(10)), counters(5, 7)));
-    assert_eq!(store.inbox("y").await.unwrap(), counters(6, 6));
+    assert_eq!(store.inbox("y").await.unwrap().inbox, counters(6, 6));
 
     let read = store
         .mark_read(
@@ -138,7 +138,7 @@ pub(super) async fn pages_are_stable_while_rows_arrive(database: &TestDatabase) 
         (seqs(&second.rows), second.next),
         (vec![6, 5, 4, 3], Some(3))
     );
-    assert_eq!(second.inbox.unread_count, 12);
+    assert_eq!(second.counts.inbox.unread_count, 12);
     let last = store
         .list("x", &Filter::default(), second.next, 4)
         .await
@@ -203,7 +203,7 @@ pub(super) async fn lists_are_filtered_by_state_and_type(database: &TestDatabase
         let mut before = None;
         loop {
             let page = store.list("x", &filter, before, 2).await.unwrap();
-            assert_eq!(page.inbox, counters(3, 9));
+            assert_eq!(page.counts.inbox, counters(3, 9));
             seen.extend(seqs(&page.rows));
             before = page.next;
             if before.is_none() {
@@ -222,11 +222,11 @@ pub(super) async fn missed_rows_come_in_order_with_whether_there_are_more(databa
     store.insert(&batch, at(0)).await.unwrap();
     let missed = store.missed("x", 1, 2).await.unwrap();
     assert_eq!((seqs(&missed.rows), missed.more), (vec![2, 3], true));
-    assert_eq!(missed.inbox, counters(5, 5));
+    assert_eq!(missed.counts.inbox, counters(5, 5));
     let missed = store.missed("x", 3, 2).await.unwrap();
     assert_eq!((seqs(&missed.rows), missed.more), (vec![4, 5], false));
     let missed = store.missed("x", 5, 2).await.unwrap();
-    assert!(missed.rows.is_empty() && !missed.more && missed.inbox.unread_count == 5);
+    assert!(missed.rows.is_empty() && !missed.more && missed.counts.inbox.unread_count == 5);
     assert_eq!(
         seqs(&store.missed("x", i64::MIN, 9).await.unwrap().rows),
         [1, 2, 3, 4, 5]
@@ -260,7 +260,7 @@ pub(super) async fn an_id_of_another_recipient_is_not_found(database: &TestDatab
                 .is_empty()
         );
     }
-    assert_eq!(store.inbox("X").await.unwrap(), counters(1, 1));
+    assert_eq!(store.inbox("X").await.unwrap().inbox, counters(1, 1));
     assert_eq!(
         json(&store.get("x", id).await.unwrap().unwrap()),
         json(&stored[0].notification)
@@ -291,11 +291,14 @@ pub(super) async fn a_page_and_its_counters_are_one_snapshot(database: &TestData
         let page = store.list("x", &Filter::default(), None, 3).await.unwrap();
         let newest = page.rows.first().map_or(0, |n| n.seq);
         assert_eq!(
-            (page.inbox.unread_count, page.inbox.version),
+            (page.counts.inbox.unread_count, page.counts.inbox.version),
             (newest, newest)
         );
         let missed = store.missed("x", newest, 100).await.unwrap();
-        assert_eq!(missed.inbox.version, newest + missed.rows.len() as i64);
+        assert_eq!(
+            missed.counts.inbox.version,
+            newest + missed.rows.len() as i64
+        );
         assert_eq!(newest % 2, 0, "a batch is seen whole");
         seen.insert(newest);
     }

@@ -47,7 +47,7 @@ pub(super) async fn what_is_stored_reads_back_as_it_was_answered(database: &Test
         .unwrap();
     assert_eq!((later[0].notification.seq, later[0].inbox.version), (3, 3));
     assert_eq!(seqs(&all(&*store, "zoe").await), [3, 2, 1]);
-    assert_eq!(store.inbox("zoe").await.unwrap(), counters(3, 3));
+    assert_eq!(store.inbox("zoe").await.unwrap().inbox, counters(3, 3));
     store.ping().await.unwrap();
 }
 
@@ -55,14 +55,19 @@ pub(super) async fn an_empty_batch_and_an_empty_inbox_are_nothing(database: &Tes
     let stores = database.open().await;
     let store = &stores.notifications;
     assert!(store.insert(&[], at(0)).await.unwrap().is_empty());
-    assert_eq!(store.inbox("nobody").await.unwrap(), InboxState::default());
+    assert_eq!(
+        store.inbox("nobody").await.unwrap().inbox,
+        InboxState::default()
+    );
     let page = store
         .list("nobody", &Filter::default(), None, 50)
         .await
         .unwrap();
-    assert!(page.rows.is_empty() && page.next.is_none() && page.inbox == InboxState::default());
+    assert!(
+        page.rows.is_empty() && page.next.is_none() && page.counts.inbox == InboxState::default()
+    );
     let missed = store.missed("nobody", 0, 50).await.unwrap();
-    assert!(missed.rows.is_empty() && !missed.more && missed.inbox == InboxState::default());
+    assert!(missed.rows.is_empty() && !missed.more && missed.counts.inbox == InboxState::default());
     for selector in [
         NotificationSelector::All,
         NotificationSelector::UpTo(9),
@@ -104,7 +109,7 @@ pub(super) async fn a_repeated_event_changes_nothing(database: &TestDatabase) {
             .unwrap()
             .is_empty()
     );
-    assert_eq!(store.inbox("x").await.unwrap(), counters(1, 1));
+    assert_eq!(store.inbox("x").await.unwrap().inbox, counters(1, 1));
     assert_eq!(json(&all(&*store, "x").await[0]), json(&before[0]));
 
     // Partly known, and repeated within the batch with other words: the first stays.
@@ -175,7 +180,7 @@ pub(super) async fn a_deleted_notification_does_not_come_back(database: &TestDat
         Some(counters(0, 5))
     );
     assert_eq!(store.delete("x", second, at(2)).await.unwrap(), None);
-    assert_eq!(store.inbox("x").await.unwrap().version, 5);
+    assert_eq!(store.inbox("x").await.unwrap().inbox.version, 5);
     assert!(store.get("x", first).await.unwrap().is_none());
 
     let again = store
@@ -216,7 +221,7 @@ pub(super) async fn a_refused_value_leaves_nothing_behind(database: &TestDatabas
             "{refused:?}"
         );
     }
-    assert_eq!(store.inbox("x").await.unwrap(), InboxState::default());
+    assert_eq!(store.inbox("x").await.unwrap().inbox, InboxState::default());
     assert_eq!(
         database.number("SELECT count(*) FROM signal_inbox").await,
         0

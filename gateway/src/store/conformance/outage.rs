@@ -141,7 +141,7 @@ async fn a_statement_that_waits_too_long_is_unavailable_and_undone() {
         .insert(&[activity("e3", &["w"])], at(0))
         .await
         .unwrap();
-    assert_eq!(store.inbox("x").await.unwrap().unread_count, 1);
+    assert_eq!(store.inbox("x").await.unwrap().inbox.unread_count, 1);
     options.rollback().await.unwrap();
     assert_eq!(
         store

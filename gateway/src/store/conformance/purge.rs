@@ -41,9 +41,9 @@ pub(super) async fn purging_keeps_counters_right_and_reuses_no_number(database: 
     );
     for person in ["x", "y"] {
         assert_counters(&**store, person).await;
-        assert_eq!(store.inbox(person).await.unwrap().unread_count, 20);
+        assert_eq!(store.inbox(person).await.unwrap().inbox.unread_count, 20);
     }
-    assert!(store.inbox("x").await.unwrap().version > 31);
+    assert!(store.inbox("x").await.unwrap().inbox.version > 31);
 
     // What a redelivery may still bring stays away (created since 500); what is older than that would be new.
     assert_eq!(

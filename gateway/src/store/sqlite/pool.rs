@@ -3,6 +3,8 @@
 //! Input: the URL and `[database]`. Output: connections. One connection writes, each time under `BEGIN IMMEDIATE`, so nothing changes between
 //! what a transaction reads and what it writes; others read at the same time, each statement one snapshot (WAL).
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::sqlite::{
@@ -20,6 +22,8 @@ const READERS: u32 = 4;
 pub(in crate::store) struct SqlitePools {
     pub(in crate::store) read: SqlitePool,
     write: SqlitePool,
+    /// Where the database is; `None` in memory.
+    pub(in crate::store) file: Option<Arc<Path>>,
 }
 
 impl SqlitePools {
@@ -29,6 +33,7 @@ impl SqlitePools {
         in_memory: bool,
         database: &config::Database,
     ) -> Self {
+        let file = (!in_memory).then(|| options.get_filename().into());
         let options = tuned(options, Duration::from_millis(database.acquire_timeout_ms));
         let pool = || {
             SqlitePoolOptions::new()
@@ -46,7 +51,7 @@ impl SqlitePools {
                 .max_connections(database.max_connections.min(READERS))
                 .connect_lazy_with(options)
         };
-        Self { read, write }
+        Self { read, write, file }
     }
 
     /// Waits until the pools are not used, and closes them.
