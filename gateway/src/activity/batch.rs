@@ -245,11 +245,27 @@ impl Batch {
     /// Recipients whose rows may come from a try that was not answered: what is not among the `rows` that are new was there already, so
     /// that it was not pushed then and is not pushed now.
     pub(super) fn unpushed<'b>(&'b self, rows: &[Stored]) -> BTreeSet<&'b str> {
-        let retried: Vec<bool> = self
+        self.not_among(rows, |outcome| matches!(outcome, Outcome::Retry))
+    }
+
+    /// Recipients of the other rows that are not among the `rows` that are new: another owner of the partition may have stored them.
+    pub(super) fn stored_already<'b>(&'b self, rows: &[Stored]) -> BTreeSet<&'b str> {
+        self.not_among(rows, |outcome| !matches!(outcome, Outcome::Retry))
+    }
+
+    /// Recipients of rows that are not among `rows`, of the activities that `concerns` is true for.
+    fn not_among<'b>(
+        &'b self,
+        rows: &[Stored],
+        concerns: impl Fn(&Outcome) -> bool,
+    ) -> BTreeSet<&'b str> {
+        let concerned: Vec<bool> = self
             .storing()
-            .map(|record| matches!(record.outcome, Outcome::Retry))
+            .map(|record| concerns(&record.outcome))
             .collect();
-        if !retried.contains(&true) {
+        let wanted = self.transaction().iter().map(|new| new.recipients.len());
+        // All of them are new as a rule.
+        if !concerned.contains(&true) || wanted.sum::<usize>() == rows.len() {
             return BTreeSet::new();
         }
         let new: HashSet<(usize, &str)> = rows
@@ -259,7 +275,7 @@ impl Batch {
         self.transaction()
             .iter()
             .enumerate()
-            .filter(|(activity, _)| retried[*activity])
+            .filter(|(activity, _)| concerned[*activity])
             .flat_map(|(activity, new)| {
                 let recipients = new.recipients.iter();
                 recipients.map(move |recipient| (activity, recipient.as_str()))

@@ -6,6 +6,7 @@
 //! The lane waits, asks and tries again; [`super::batch`] decides what happens to each record.
 
 mod prepare;
+mod takeover;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,8 @@ use crate::inbox::{StoreError, Stored};
 use crate::metrics::Metrics;
 use crate::telemetry::SPANS;
 
+pub(super) use takeover::Takeover;
+
 /// Most bytes of records in one batch.
 const BATCH_BYTES: usize = 8 << 20;
 
@@ -40,6 +43,7 @@ pub(super) struct Lane {
     /// Cancelled when the partition is to be given up: what is being stored is finished, nothing else is begun.
     pub(super) drain: CancellationToken,
     pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) takeover: Takeover,
 }
 
 /// The lane must stop; what is not done stays uncommitted.
@@ -175,7 +179,10 @@ impl Lane {
                 }
             }
         };
-        let unpushed = batch.unpushed(&stored);
+        let mut unpushed = batch.unpushed(&stored);
+        if self.takeover.is_open() {
+            unpushed.extend(self.takeover.tell(batch.stored_already(&stored)));
+        }
         if !unpushed.is_empty() {
             pipeline.inbox.push_resync(unpushed).await;
         }

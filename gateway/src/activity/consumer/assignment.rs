@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{POLL, record};
 use crate::activity::decode::Record;
-use crate::activity::lane::Lane;
+use crate::activity::lane::{Lane, Takeover};
 use crate::activity::queue::{Backlog, Progress};
 use crate::activity::{Pipeline, PipelineError};
 use crate::metrics::Partition;
@@ -96,6 +96,7 @@ impl Assignment {
             progress: progress.clone(),
             drain: drain.clone(),
             permit: None,
+            takeover: Takeover::default(),
         };
         let task = self.runtime.spawn(async move {
             let _until_the_end: blocking::SyncSender<()> = ending;

@@ -37,14 +37,17 @@ async fn an_outage_of_the_database_pauses_keeps_the_order_and_commits_nothing_pa
 async fn a_recipient_whose_row_may_come_from_an_unanswered_try_gets_resync() {
     let stage = Stage::new(Broker::any(), 1).await;
     let running = stage.run();
-    stage.produce_many(0, "a", "17", 1).await;
-    stage.until_committed(0, 1).await;
+    // In the first transactions what is stored already may be another owner's.
+    for n in 1..=3 {
+        stage.produce_many(0, &format!("a{n}-"), "17", 1).await;
+        stage.until_committed(0, n).await;
+    }
     stage.rows.lose_answer();
     stage.produce_many(0, "b", "18", 1).await;
-    stage.until_committed(0, 2).await;
+    stage.until_committed(0, 4).await;
     // The same event once more is no reason to sync.
-    stage.produce_many(0, "a", "17", 1).await;
-    stage.until_committed(0, 3).await;
+    stage.produce_many(0, "a3-", "17", 1).await;
+    stage.until_committed(0, 5).await;
     running.stop().await;
     assert_eq!(
         (stage.rows.failures(), stage.rows.of("18")),
@@ -62,9 +65,43 @@ async fn a_recipient_whose_row_may_come_from_an_unanswered_try_gets_resync() {
         pushed,
         [
             (user("17"), "notification:created".to_owned()),
+            (user("17"), "notification:created".to_owned()),
+            (user("17"), "notification:created".to_owned()),
             (user("18"), "resync".to_owned())
         ]
     );
+}
+
+/// protocol.md 9.5.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_owner_tells_whoever_the_last_one_stored_for_and_perhaps_did_not_push_to() {
+    let stage = Stage::new(Broker::any(), 1).await;
+    stage.produce_many(0, "a", "17", 2).await;
+    // The last owner stored them and died.
+    for event in ids("a", 2) {
+        let stored = NewActivity {
+            source: stage.topic().to_owned(),
+            ..store::testing::activity(&event, &["17"])
+        };
+        stage
+            .rows
+            .insert(&[stored], SystemClock.now())
+            .await
+            .unwrap();
+    }
+    let running = stage.run();
+    stage.until_committed(0, 2).await;
+    assert_eq!(stage.sent(name::RESYNC), ["17"]);
+    for n in 3..=5 {
+        stage.produce_many(0, &format!("b{n}-"), "18", 1).await;
+        stage.until_committed(0, n).await;
+    }
+    // All was new three times: an event that comes once more is its producer's repetition.
+    stage.produce_many(0, "a", "17", 2).await;
+    stage.until_committed(0, 7).await;
+    running.stop().await;
+    assert_eq!(stage.sent(name::RESYNC), ["17"]);
+    assert_eq!(stage.sent(name::NOTIFICATION_CREATED), ["18"; 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

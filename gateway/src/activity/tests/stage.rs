@@ -18,6 +18,7 @@ use crate::activity::testing::{Policies, Rows};
 use crate::activity::*;
 use crate::clock::SystemClock;
 use crate::config::{Config, Kafka};
+use crate::dispatch::Destination;
 use crate::inbox::testing::{Published, inbox};
 use crate::store::NotificationStore;
 
@@ -322,6 +323,19 @@ impl Stage {
 
     pub(super) async fn dead_letters(&self, count: usize) -> Vec<Record> {
         self.read(&format!("{}.dlq", self.topic()), count).await
+    }
+
+    /// The users who were sent an event, in order.
+    pub(super) fn sent(&self, event: &str) -> Vec<String> {
+        let dispatches = self.bus.dispatches.lock();
+        dispatches
+            .iter()
+            .filter(|dispatch| &*dispatch.event == event)
+            .map(|dispatch| match &dispatch.destination {
+                Destination::User(user) => user.to_string(),
+                other => panic!("{event} to {other:?}"),
+            })
+            .collect()
     }
 
     pub(super) fn counted(&self, outcome: &str) -> u64 {
