@@ -30,6 +30,7 @@ pub mod hash;
 pub mod hub;
 pub mod id;
 pub mod inbox;
+pub mod leftovers;
 pub mod lifecycle;
 pub mod metrics;
 pub mod notification;

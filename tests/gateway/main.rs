@@ -9,6 +9,7 @@ mod failover;
 mod framework;
 mod hold;
 mod hostile;
+mod inbox;
 mod keys;
 mod lifecycle;
 mod limits;

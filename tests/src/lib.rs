@@ -9,7 +9,8 @@
 //! | [`client`], [`raw`] | a client that keeps to the protocol, and one that does not |
 //! | [`issuer`] | whoever signs tokens and publishes keys |
 //! | [`emitter`], [`producer`] | services that publish to Redis and produce to Kafka |
-//! | [`policy`] | the platform's policy tables |
+//! | [`inbox`] | what a client keeps of its inbox, and when it syncs |
+//! | [`policy`], [`notifications`] | the platform's policy tables, and the gateway's own |
 //! | [`services`], [`chaos`] | Redis, PostgreSQL and Kafka, and a proxy that cuts and stalls the way to them |
 //! | [`tls`] | certificates, and clients over TLS |
 //! | [`cluster`] | Kubernetes, with nodes or without |
@@ -19,8 +20,9 @@ pub mod client;
 pub mod cluster;
 pub mod emitter;
 pub mod gateway;
-pub mod issuer;
 pub mod inbox;
+pub mod issuer;
+pub mod notifications;
 pub mod policy;
 pub mod producer;
 pub mod raw;
@@ -33,9 +35,10 @@ pub use chaos::Proxy;
 pub use client::{Client, Envelope, KeyMember};
 pub use emitter::Emitter;
 pub use gateway::Gateway;
-pub use issuer::Issuer;
-pub use policy::Policies;
 pub use inbox::Inbox;
+pub use issuer::Issuer;
+pub use notifications::Notifications;
+pub use policy::Policies;
 pub use producer::Producer;
 pub use raw::Raw;
 pub use services::skip;

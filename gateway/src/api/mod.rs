@@ -1,11 +1,12 @@
 //! REST and the admin listener: the route tables, and the layers that every request passes.
 //!
 //! Input: requests of the public listener (all but `/stream`) and of the admin listener. Flow: `observe` (request id, metrics, panics)
-//! -> `cors` -> route -> `extract` (caller, permission, checked input) -> handler -> [`crate::store`] / [`crate::delivery`] -> response or
+//! -> `cors` -> `carried_out` -> route -> `extract` (caller, permission, checked input) -> handler -> [`crate::store`] / [`crate::delivery`] -> response or
 //! `problem`.
 
 mod admin;
 mod asyncapi;
+mod carried_out;
 mod clients;
 mod cors;
 mod documents;
@@ -34,6 +35,7 @@ use crate::config::Live;
 use crate::delivery::Delivery;
 use crate::hub::Hub;
 use crate::inbox::Inbox;
+use crate::leftovers::Leftovers;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::store::{NotificationStore, RevocationStore};
@@ -91,6 +93,8 @@ pub struct ApiState {
     pub lifecycle: Arc<Lifecycle>,
     /// This instance's name in lists.
     pub instance: Arc<str>,
+    /// Changes whose callers are gone.
+    pub leftovers: Leftovers,
     /// Largest body in bytes.
     pub max_body_bytes: usize,
     /// The longest life of a token; a revocation is kept that long.
@@ -161,6 +165,10 @@ pub fn router(state: ApiState) -> Router {
             router.route(path, methods)
         });
     finish(router, limit)
+        .layer(from_fn_with_state(
+            state.leftovers.clone(),
+            carried_out::carried_out,
+        ))
         .layer(from_fn_with_state(state.clone(), cors::cors))
         .layer(from_fn_with_state(observer, observe::observe))
         .with_state(state)

@@ -18,6 +18,7 @@ use crate::activity;
 use crate::bus::Bus;
 use crate::config::Config;
 use crate::hub::{self, Hub};
+use crate::leftovers::Leftovers;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::store;
@@ -25,6 +26,8 @@ use crate::ws;
 
 /// Longest time the pipeline may take to finish the records that it has taken.
 const PIPELINE_STOP: Duration = Duration::from_secs(25);
+/// Longest time for what clients asked for before their connections ended.
+const LEFTOVERS: Duration = Duration::from_secs(5);
 /// Longest time Redis and the database, and after them the threads, may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -35,6 +38,7 @@ pub(super) type Pipeline = JoinHandle<Result<(), activity::PipelineError>>;
 pub(super) struct Gateway {
     pub(super) config: Config,
     pub(super) hub: Hub,
+    pub(super) leftovers: Leftovers,
     pub(super) threads: hub::Threads,
     pub(super) bus: Arc<dyn Bus>,
     pub(super) stores: store::Stores,
@@ -101,9 +105,19 @@ impl Gateway {
             .close_connections(hold.and_then(|hold| hold.closing_since))
             .await;
         accepting.abort();
+        // What clients asked for before their connections ended needs the bus and the database.
+        if drain
+            .within(LEFTOVERS, self.leftovers.done())
+            .await
+            .is_none()
+        {
+            tracing::warn!("changes that clients asked for last were not carried out in time");
+        }
         // Before the threads end, because the bus may run on one of them.
         let closed = drain.within(CLOSE_LIMIT, async {
             self.bus.close().await;
+            // What the last seconds changed is seen as well.
+            epoch::look(&*self.stores.notifications).await;
             self.stores.close().await;
         });
         if closed.await.is_none() {
@@ -116,8 +130,6 @@ impl Gateway {
     }
 }
 
-            // What the last seconds changed is seen as well.
-            epoch::look(&*self.stores.notifications).await;
 async fn stop_pipeline(drain: &Drain<'_>, pipeline: Pipeline) {
     match drain.within(PIPELINE_STOP, pipeline).await {
         Some(Ok(Ok(()))) => {

@@ -4,6 +4,7 @@
 //! waited for.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,8 +13,8 @@ use signal_contract::StatusReport;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::revocations::{self, RevocationReader};
 use super::epoch;
+use super::revocations::{self, RevocationReader};
 use super::serve::{Gateway, Pipeline};
 use super::settings::{Fault, LiveSettings};
 use super::supervisor::Supervisor;
@@ -28,6 +29,7 @@ use crate::files;
 use crate::hub::{self, Hub};
 use crate::id::IdGenerator;
 use crate::inbox::Inbox;
+use crate::leftovers::Leftovers;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::store::{self, NotificationStore, PolicyStore, RevocationStore};
@@ -64,6 +66,7 @@ pub(super) struct Running {
     pub(super) hub: Hub,
     pub(super) delivery: Delivery,
     pub(super) inbox: Inbox,
+    pub(super) leftovers: Leftovers,
     pub(super) bus: Arc<dyn Bus>,
     pub(super) announcer: Arc<Announcer>,
     pub(super) notifications: Arc<dyn NotificationStore>,
@@ -109,10 +112,10 @@ impl Gateway {
         let opened = start.open_bus(&bus_runtime).await?;
         let ids = IdGenerator::following(opened.worker, Arc::clone(&start.clock));
         let stores = start.open_stores(&ids).await?;
+        let epoch = epoch::look(&*stores.notifications).await;
         let reader = start
             .read_revocations(&opened.bus, &stores.revocations, &identity.revocations)
             .await;
-        let epoch = epoch::look(&*stores.notifications).await;
         let shards_stop = CancellationToken::new();
         let hub = start.hub(&opened.bus, &mut threads, &shards_stop);
         let delivery = Delivery::new(hub.clone(), Arc::clone(&opened.bus));
@@ -124,6 +127,7 @@ impl Gateway {
                 delivery.clone(),
                 Arc::clone(&start.clock),
             ),
+            leftovers: Leftovers::default(),
             delivery,
             hub,
             announcer: Announcer::new(Arc::clone(&opened.bus)),
@@ -141,20 +145,12 @@ impl Gateway {
         let pipeline_stop = CancellationToken::new();
         let pipeline_status = Arc::new(PipelineStatus::default());
         let pipeline = start.pipeline(&running, &catalogs, &pipeline_status, pipeline_stop.clone());
-        let listener = ws::Listener {
-            server: config.server.clone(),
-            hub: running.hub.clone(),
-            context: Arc::new(start.connections(&running)),
-            tls: start.tls.clone(),
-            rest: api::router(start.api(&running)),
-            ids: running.ids.clone(),
-            lifecycle: Arc::clone(lifecycle),
-            closed: no_new_connections,
-        };
+        let listener = start.listener(&running, no_new_connections);
         let admin = api::admin_router(start.admin(&running, catalogs, pipeline_status)?);
         Ok(Self {
             config: config.clone(),
             hub: running.hub,
+            leftovers: running.leftovers,
             threads,
             bus: running.bus,
             stores,
@@ -288,6 +284,19 @@ impl Start<'_> {
 
 /// What the listeners hand to connections and requests.
 impl Start<'_> {
+    fn listener(&self, running: &Running, closed: Arc<AtomicBool>) -> ws::Listener {
+        ws::Listener {
+            server: self.config.server.clone(),
+            hub: running.hub.clone(),
+            context: Arc::new(self.connections(running)),
+            tls: self.tls.clone(),
+            rest: api::router(self.api(running)),
+            ids: running.ids.clone(),
+            lifecycle: Arc::clone(self.lifecycle),
+            closed,
+        }
+    }
+
     fn connections(&self, running: &Running) -> ws::Context {
         let session = &self.config.session;
         ws::Context {
@@ -300,6 +309,7 @@ impl Start<'_> {
             authenticator: running.identity.authenticator.clone(),
             access: running.access.clone(),
             inbox: running.inbox.clone(),
+            leftovers: running.leftovers.clone(),
             hub: running.hub.clone(),
             bus: Arc::clone(&running.bus),
             clock: Arc::clone(&self.clock),
@@ -318,6 +328,7 @@ impl Start<'_> {
             access: running.access.clone(),
             notifications: Arc::clone(&running.notifications),
             inbox: running.inbox.clone(),
+            leftovers: running.leftovers.clone(),
             delivery: running.delivery.clone(),
             hub: running.hub.clone(),
             bus: Arc::clone(&running.bus),

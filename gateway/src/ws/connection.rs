@@ -103,6 +103,10 @@ impl Connection {
     fn turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
         let now = Instant::now();
         if let Some(close) = self.link.requested_close() {
+            // The client may have sent something before it could know.
+            if invites_back(close) && self.phase == Phase::Open && self.read(cx, now).is_err() {
+                return Poll::Ready(());
+            }
             self.close(close, now);
         }
         if self.link.take_trust_withdrawn() {
@@ -573,6 +577,12 @@ impl Connection {
             close,
             Close::SlowConsumer | Close::TokenExpired | Close::Revoked
         );
+        if close == Close::Revoked
+            && let Some(operations) = &mut self.operations
+        {
+            // It came with a right that has ended.
+            operations.drop_waiting();
+        }
         self.end(
             Message::close(close.code(), close.reason()),
             drop_queue,
@@ -583,13 +593,20 @@ impl Connection {
     fn end(&mut self, frame: Message, drop_queue: bool, now: Instant) {
         self.session.end();
         self.withdraw();
-        self.operations = None;
+        self.carry_out();
         self.link.finish(frame, drop_queue);
         self.link.note(Stage::Closed, now);
         self.phase = Phase::Closing {
             until: now + self.close_timeout(),
             close_received: false,
         };
+    }
+
+    /// Carries out what was taken from the socket and lasts (protocol.md 2.13).
+    fn carry_out(&mut self) {
+        if let Some(operations) = self.operations.take() {
+            operations.carry_out(&self.context);
+        }
     }
 
     fn close_timeout(&self) -> Duration {
@@ -631,6 +648,7 @@ impl Future for Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.withdraw();
+        self.carry_out();
         self.shard.forget(&self.link);
         self.context
             .metrics
@@ -638,6 +656,11 @@ impl Drop for Connection {
             .get_or_create(&Metrics::kind(self.closed_by.unwrap_or("1006")))
             .inc();
     }
+}
+
+/// Whether the client did nothing wrong, and is to come again.
+fn invites_back(close: Close) -> bool {
+    matches!(close, Close::ShuttingDown | Close::Rebalanced)
 }
 
 fn frame_rate(limits: &ConnectionLimits) -> Rate {

@@ -27,6 +27,7 @@ use crate::clock::Clock;
 use crate::config::Live;
 use crate::hub::Hub;
 use crate::inbox::Inbox;
+use crate::leftovers::Leftovers;
 use crate::metrics::Metrics;
 
 pub use listener::{Listener, serve};
@@ -52,6 +53,8 @@ pub struct Context {
     pub access: Access,
     /// The inboxes of all users.
     pub inbox: Inbox,
+    /// Changes whose connections have ended.
+    pub leftovers: Leftovers,
     /// The connections of all shards.
     pub hub: Hub,
     /// Subscribes to what connections need.

@@ -85,6 +85,11 @@ impl Operation {
         )
     }
 
+    /// Returns whether it changes more than this connection, so that it is carried out also when that has ended (protocol.md 2.13).
+    fn lasts(&self) -> bool {
+        matches!(self, Self::MarkRead { .. })
+    }
+
     /// Takes in an operation that comes directly behind this one, or gives it back: rooms that are joined one by one are decided together.
     fn merge(&mut self, next: Self) -> Option<Self> {
         match (self, next) {
@@ -139,6 +144,8 @@ pub(super) struct Operations {
     /// How many of `waiting` the client asked for and are not about rooms.
     others: usize,
     running: Option<Running>,
+    /// Whether the running one [lasts](Operation::lasts).
+    running_lasts: bool,
 }
 
 /// An operation in progress.
@@ -204,7 +211,49 @@ impl Operations {
             Some(bytes) => self.room_bytes -= bytes,
             None => self.others -= usize::from(!next.is_own()),
         }
+        self.running_lasts = next.lasts();
         Some(next)
+    }
+
+    /// Drops what has not begun.
+    pub(super) fn drop_waiting(&mut self) {
+        self.waiting.clear();
+        (self.room_bytes, self.others) = (0, 0);
+    }
+
+    /// The connection has ended: carries out what lasts, in order, in a task of its own.
+    pub(super) fn carry_out(mut self, context: &Arc<Context>) {
+        let (running, waiting) = self.take_lasting();
+        if running.is_none() && waiting.is_empty() {
+            return;
+        }
+        let Some(leftover) = context.leftovers.begin() else {
+            return tracing::warn!(
+                "too many connections ended with changes that were not carried out; those of one are dropped"
+            );
+        };
+        let with = Arc::clone(context);
+        context.control.spawn(async move {
+            if let Some(running) = running {
+                // What it returns was for the connection.
+                let _ = running.await;
+            }
+            for operation in waiting {
+                if let Operation::MarkRead { who, selector } = operation {
+                    mark_read(&with, &who, &selector).await;
+                }
+            }
+            drop(leftover);
+        });
+    }
+
+    /// Takes out what lasts, the running one first.
+    fn take_lasting(&mut self) -> (Option<Running>, VecDeque<Operation>) {
+        let lasts = self.running_lasts;
+        let running = self.running.take_if(|_| lasts);
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(Operation::lasts);
+        (running, waiting)
     }
 
     pub(super) fn started(&mut self, running: Running) {
@@ -423,6 +472,45 @@ mod tests {
         assert!(matches!(operations.next(), Some(Operation::Leave(_))));
         assert!(matches!(operations.next(), Some(Operation::Join { .. })));
         assert!(operations.is_idle() && operations.room_bytes == 0);
+    }
+
+    /// protocol.md 2.13.
+    #[tokio::test]
+    async fn what_lasts_is_left_when_a_connection_ends_and_goes_on_in_its_order() {
+        let (mut operations, who) = (Operations::default(), who());
+        let read = |seq| Operation::MarkRead {
+            who: who.clone(),
+            selector: NotificationSelector::UpTo(seq),
+        };
+        assert!(operations.push(read(1)));
+        assert!(operations.push(Operation::Leave(vec!["room".into()])));
+        assert!(operations.push(read(2)));
+        assert!(operations.push(Operation::Refresh { token: "t".into() }));
+        assert!(operations.push(read(3)));
+        operations.next();
+        let running = tokio::spawn(std::future::ready(Outcome::Done));
+        operations.started(Running::OnControl(running));
+        let (running, waiting) = operations.take_lasting();
+        assert!(matches!(running.unwrap().await, Ok(Outcome::Done)));
+        let seqs: Vec<i64> = waiting
+            .iter()
+            .map(|operation| match operation {
+                Operation::MarkRead {
+                    selector: NotificationSelector::UpTo(seq),
+                    ..
+                } => *seq,
+                _ => 0,
+            })
+            .collect();
+        assert_eq!(seqs, [2, 3]);
+
+        // One that only concerned the connection ends with it.
+        let mut operations = Operations::default();
+        assert!(operations.push(Operation::Refresh { token: "t".into() }));
+        operations.next();
+        let running = tokio::spawn(std::future::pending());
+        operations.started(Running::OnControl(running));
+        assert!(operations.take_lasting().0.is_none());
     }
 
     /// protocol.md 2.9.

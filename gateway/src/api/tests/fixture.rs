@@ -394,6 +394,7 @@ impl TestGateway {
                 delivery.clone(),
                 Arc::new(clock.clone()),
             ),
+            leftovers: crate::leftovers::Leftovers::default(),
             delivery,
             hub,
             announcer: Announcer::new(bus.clone()),
