@@ -1,12 +1,20 @@
 //! Growing delays between attempts: the one rule for everything in the gateway that tries again.
 //!
-//! Input: the first and the longest delay, from a setting or a constant of the caller. Output: how long to wait after each failure. What has to be done
-//! again after a loss goes through [`until_done`]: a single attempt may meet a dependency that is back only a moment later.
+//! Input: the first delay, and what failed. Output: how long to wait after each failure. What has to be done
+//! again after a loss goes through [`until_done`]: a single attempt may meet a dependency that is back only a moment later. Where many wait for the same
+//! dependency, they share a [`Dependency`].
+
+mod dependency;
 
 use std::fmt::Display;
 use std::time::Duration;
 
 use rand::Rng;
+
+pub(crate) use dependency::Dependency;
+
+/// The longest delay, unless a setting says otherwise. However long a dependency was away, what waits for it goes on within five seconds of its return.
+const LONGEST: Duration = Duration::from_secs(4);
 
 /// Delays that double from the first to the longest.
 ///
@@ -19,8 +27,13 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Returns a backoff that has seen no failure.
-    pub(crate) const fn new(first: Duration, longest: Duration) -> Self {
+    /// Returns a backoff that has seen no failure. Its delays grow to four seconds.
+    pub(crate) const fn new(first: Duration) -> Self {
+        Self::between(first, LONGEST)
+    }
+
+    /// The same with another longest delay.
+    pub(crate) const fn between(first: Duration, longest: Duration) -> Self {
         Self {
             first,
             longest,
@@ -95,7 +108,7 @@ mod tests {
         let ms = Duration::from_millis;
         for seed in 0..100 {
             let mut random = StdRng::seed_from_u64(seed);
-            let mut backoff = Backoff::new(ms(200), ms(1000));
+            let mut backoff = Backoff::between(ms(200), ms(1000));
             for whole in [200, 400, 800, 1000, 1000] {
                 let delay = backoff.next_delay_by(Duration::MAX, &mut random);
                 assert!(
@@ -113,7 +126,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_must_be_done_is_tried_until_it_is() {
         let began = tokio::time::Instant::now();
-        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+        let backoff = Backoff::between(Duration::from_millis(100), Duration::from_secs(1));
         let mut attempts = 0;
         let value = until_done(backoff, "counting", || {
             attempts += 1;
@@ -131,12 +144,12 @@ mod tests {
     }
 
     #[test]
-    fn the_delay_stays_the_longest_however_often_it_fails() {
-        let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_secs(5));
+    fn no_delay_is_longer_than_four_seconds_however_often_it_fails() {
+        let mut backoff = Backoff::new(Duration::from_millis(1));
         for _ in 0..100 {
             let delay = backoff.next_delay();
-            assert!(!delay.is_zero() && delay <= Duration::from_secs(5));
+            assert!(!delay.is_zero() && delay <= Duration::from_secs(4));
         }
-        assert!(backoff.next_delay() >= Duration::from_millis(2500));
+        assert!(backoff.next_delay() >= Duration::from_secs(2));
     }
 }

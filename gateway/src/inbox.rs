@@ -63,6 +63,14 @@ impl Inbox {
             .await
     }
 
+    /// Answers when the database does, as [`NotificationStore::ping`].
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.notifications.ping().await
+    }
+
     /// Pushes `notification:created` for rows that were stored, in their order. `spans` has one for each activity.
     pub async fn push_created(&self, stored: &[Stored], spans: &[Span]) {
         for rows in stored.chunks(PUSH_BATCH) {

@@ -153,7 +153,7 @@ fn base(config: &Kafka) -> Result<ClientConfig, PipelineError> {
         .set("bootstrap.servers", config.brokers.join(","))
         .set("client.id", "signal-gateway")
         .set("topic.metadata.refresh.interval.ms", "30000")
-        .set("reconnect.backoff.max.ms", "5000")
+        .set("reconnect.backoff.max.ms", "1000")
         .set_log_level(RDKafkaLogLevel::Info);
     let (protocol, is_sasl, is_tls) = match config.security.protocol {
         KafkaProtocol::Plaintext => ("plaintext", false, false),

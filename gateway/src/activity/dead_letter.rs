@@ -42,6 +42,9 @@ pub const VALUE: &str = "signal-dlq-value";
 /// How long a producer that sends nothing is kept: much longer than sending may take.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// Longest wait for a broker's answer.
+const PING_LIMIT: Duration = Duration::from_secs(2);
+
 /// Logs broken connections as warnings: librdkafka tries again by itself.
 pub(super) struct Quiet;
 
@@ -144,13 +147,31 @@ impl DeadLetters {
         }
     }
 
+    /// Answers when a broker does that knows the dead-letter topic of this one, or that there is none.
+    ///
+    /// # Errors
+    /// No broker answers.
+    pub(super) async fn ping(&self, topic: &str) -> Result<(), KafkaError> {
+        let (producer, topic) = (self.producer()?, self.topic(topic));
+        let asked = tokio::task::spawn_blocking(move || {
+            let metadata = producer.client().fetch_metadata(Some(&topic), PING_LIMIT);
+            metadata.map(drop)
+        });
+        asked.await.unwrap_or(Err(KafkaError::Canceled))
+    }
+
+    /// Where dead letters of a topic go.
+    fn topic(&self, topic: &str) -> String {
+        format!("{topic}{}", self.config.dead_letter_suffix)
+    }
+
     async fn try_send(
         &self,
         record: &Record,
         headers: OwnedHeaders,
         value: Option<&[u8]>,
     ) -> Result<(), KafkaError> {
-        let topic = format!("{}{}", record.topic, self.config.dead_letter_suffix);
+        let topic = self.topic(&record.topic);
         let mut letter: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(&topic).headers(headers);
         letter.key = record.key.as_deref();
         letter.payload = value;

@@ -5,6 +5,7 @@
 //!
 //! The lane waits, asks and tries again; [`super::batch`] decides what happens to each record.
 
+mod dependencies;
 mod prepare;
 mod takeover;
 
@@ -17,6 +18,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
+pub(super) use self::dependencies::Dependencies;
+
+use self::dependencies::Need;
 use super::Pipeline;
 use super::batch::{Batch, BatchRecord, Outcome, Step};
 use super::decode::Record;
@@ -51,7 +55,7 @@ struct Stopped;
 
 fn backoff(pipeline: &Pipeline) -> Backoff {
     let ms = Duration::from_millis;
-    Backoff::new(
+    Backoff::between(
         ms(pipeline.config.retry_initial_ms),
         ms(pipeline.config.retry_max_ms),
     )
@@ -169,13 +173,8 @@ impl Lane {
                 }
                 Err(StoreError::Unavailable { source }) => {
                     batch.unanswered();
-                    self.wait(
-                        &mut backoff,
-                        batch.offset(),
-                        "notifications cannot be stored",
-                        &source,
-                    )
-                    .await?;
+                    self.wait(Need::Database, &mut backoff, batch.offset(), &source)
+                        .await?;
                 }
             }
         };
@@ -250,8 +249,8 @@ impl Lane {
             }
             left = unconfirmed;
             if let Some((offset, error)) = failure {
-                let what = "dead letters are not confirmed";
-                self.wait(&mut backoff, offset, what, &error).await?;
+                self.wait(Need::DeadLetters, &mut backoff, offset, &error)
+                    .await?;
             }
         }
         Ok(())
@@ -271,30 +270,6 @@ impl Lane {
             detail = %poison.detail,
             "record went to the dead-letter topic"
         );
-    }
-
-    /// Waits before the next try of what a dependency failed; other lanes may work meanwhile.
-    async fn wait(
-        &mut self,
-        backoff: &mut Backoff,
-        offset: i64,
-        what: &str,
-        error: &(dyn std::error::Error + Send + Sync),
-    ) -> Result<(), Stopped> {
-        let delay = backoff.next_delay();
-        self.pipeline.metrics.pipeline_retries.inc();
-        tracing::warn!(
-            kafka.topic = &*self.topic, kafka.partition = self.partition, kafka.offset = offset, error = %error,
-            attempt = backoff.failures(), retry_in_ms = delay.as_millis() as u64, "{what}; the partition waits"
-        );
-        self.permit = None;
-        let _retrying = self.pipeline.status.retrying();
-        tokio::select! {
-            biased;
-            () = self.drain.cancelled() => return Err(Stopped),
-            () = tokio::time::sleep(delay) => {}
-        }
-        self.acquire().await
     }
 }
 

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | the record can never be a notification ([`DeadLetterReason`]) | dead-letter topic, confirmed; then committed |
 //! | the database refuses a batch | the batch is halved until the record is alone; then as above, `refused` |
-//! | the database is unavailable, recipients cannot be looked up | the partition waits, longer each time, and tries again; nothing past it is committed |
+//! | the database is unavailable, recipients cannot be looked up | the partition waits for its return, at most seconds longer, and tries again; nothing past it is committed |
 //! | the dead-letter topic does not confirm | the same |
 //! | Redis is unavailable | nothing: rows are stored and local connections served, others sync later |
 //! | the partition is revoked, or the process stops | what is being stored is finished and committed, within a limit; the rest is read again |
@@ -105,6 +105,7 @@ struct Pipeline {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     status: Arc<PipelineStatus>,
+    dependencies: lane::Dependencies,
     lanes_at_work: Arc<Semaphore>,
 }
 
@@ -142,6 +143,7 @@ pub async fn run(
             config.max_recipients,
         ),
         dead_letters: dead_letter::DeadLetters::new(&config)?,
+        dependencies: lane::Dependencies::new(),
         lanes_at_work: Arc::new(Semaphore::new(config.concurrency)),
         config,
         inbox,

@@ -65,6 +65,16 @@ impl Resolver {
             .collect())
     }
 
+    /// Answers when the database of the policy tables does.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        // Nobody is in it, and the statement is the one that lanes wait for.
+        let nobody = [Domain::Merchant("0".into())];
+        self.policies.users_in(&nobody).await.map(drop)
+    }
+
     async fn people(
         &self,
         wanted: HashSet<Domain>,

@@ -172,10 +172,6 @@ macro_rules! unused_reads {
         fn look(&self) -> futures_util::future::BoxFuture<'_, Result<crate::notification::Epoch, crate::store::StoreError>> {
             $crate::activity::testing::unused()
         }
-
-        fn ping(&self) -> futures_util::future::BoxFuture<'_, Result<(), crate::store::StoreError>> {
-            $crate::activity::testing::unused()
-        }
     };
 }
 pub(crate) use unused_reads;
@@ -197,6 +193,7 @@ struct Inside {
     loses_answer: bool,
     calls: Vec<usize>,
     failures: usize,
+    pings: usize,
 }
 
 impl Rows {
@@ -239,6 +236,11 @@ impl Rows {
 
     pub(crate) fn failures(&self) -> usize {
         self.inside.lock().failures
+    }
+
+    /// How often it was asked whether it answers.
+    pub(crate) fn pings(&self) -> usize {
+        self.inside.lock().pings
     }
 
     /// Nothing answers while away.
@@ -336,6 +338,17 @@ impl NotificationStore for Rows {
                 }
                 changed.await;
             }
+        })
+    }
+
+    fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async {
+            let mut inside = self.inside.lock();
+            inside.pings += 1;
+            if inside.is_away {
+                return Err(crate::store::testing::unavailable("no connection"));
+            }
+            Ok(())
         })
     }
 

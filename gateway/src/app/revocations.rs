@@ -138,14 +138,14 @@ impl RevocationReader {
             adopts: true,
             follows: false,
             has_learnt: false,
-            backoff: Backoff::new(FIRST_RETRY, POLL),
+            backoff: Backoff::between(FIRST_RETRY, POLL),
         }
     }
 
     /// Reads everything for the first time, however long it takes. No token is accepted before.
     pub(super) async fn start(parts: ReaderParts) -> Self {
         let mut reader = Self::new(parts);
-        let mut backoff = Backoff::new(FIRST_RETRY, POLL);
+        let mut backoff = Backoff::between(FIRST_RETRY, POLL);
         while let Err(error) = reader.read().await {
             reader.set_unready(Some(error.to_string()));
             backoff.pause_after("reading revocations", &error).await;

@@ -134,8 +134,8 @@ impl Start<'_> {
 
 /// How often the platform's table is looked at as a whole.
 const SURVEY_INTERVAL: Duration = Duration::from_secs(3600);
-/// Delays after a look that failed.
-const SURVEY_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The first delay after a look that failed.
+const SURVEY_RETRY: Duration = Duration::from_secs(1);
 
 /// Surveys the platform's table at the start and then every hour. A failure is tried again; what is not understood is logged when it changes.
 async fn survey_policies(
@@ -143,7 +143,7 @@ async fn survey_policies(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
-    let mut backoff = Backoff::new(SURVEY_RETRY.0, SURVEY_RETRY.1);
+    let mut backoff = Backoff::new(SURVEY_RETRY);
     let mut said = Vec::new();
     let mut failed = false;
     loop {

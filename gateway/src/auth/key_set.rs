@@ -37,9 +37,8 @@ use table::{Set, foreign_prefixes};
 const MAX_BAD_KIDS: usize = 1024;
 /// For how many cooldowns a `kid` that a fetch did not find causes no other fetch.
 const BAD_KID_COOLDOWNS: u32 = 2;
-/// Delay after the first failed fetch; it doubles up to [`RETRY_MAX`] and is never longer than the refresh interval.
+/// Delay after the first failed fetch; it grows, and is never longer than the refresh interval.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
-const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How often the metrics of the sets' age are written.
 const AGE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -472,7 +471,7 @@ impl TrackedSource {
             due: Instant::now(),
             fetching: false,
             again: false,
-            backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),
+            backoff: Backoff::new(RETRY_FIRST),
         }
     }
 

@@ -88,7 +88,7 @@ impl Announcer {
     async fn announce_all(&self) -> Infallible {
         loop {
             self.more.notified().await;
-            let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+            let backoff = Backoff::new(Duration::from_millis(200));
             until_done(backoff, "announcing revocations", || {
                 self.announce_waiting()
             })

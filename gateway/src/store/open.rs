@@ -24,9 +24,8 @@ use crate::config::{self, Secret, SecretFile};
 use crate::files;
 use crate::id::IdGenerator;
 
-/// Delays between two tries to reach a database: from the first to the last, doubled each time.
+/// The first delay between two tries to reach a database.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
-const RETRY_LAST: Duration = Duration::from_secs(10);
 
 /// Both stores, opened.
 pub struct Stores {
@@ -263,7 +262,7 @@ async fn reach(
     database: &config::Database,
     shutdown: &CancellationToken,
 ) -> Result<(Secret, DatabaseAddress), OpenError> {
-    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
+    let mut backoff = Backoff::new(RETRY_FIRST);
     loop {
         let url = secret("database.url_file", &database.url, &database.url_file).await?;
         let address = parse_address("database.url", &url)?;
@@ -339,7 +338,7 @@ impl Follow {
                 changed = changes.changed() => if changed.is_err() { return shutdown.cancelled().await },
                 () = shutdown.cancelled() => return,
             }
-            let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
+            let mut backoff = Backoff::new(RETRY_FIRST);
             loop {
                 let again = tokio::select! {
                     again = self.again(&mut url, &database) => again,

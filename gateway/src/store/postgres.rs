@@ -329,6 +329,6 @@ impl NotificationStore for PostgresStore {
     }
 
     fn ping(&self) -> StoreFuture<'_, ()> {
-        Box::pin(async { self.one(sqlx::query("SELECT 1")).await.map(drop) })
+        Box::pin(self.pool.ping())
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tracing::Span;
 
-use super::{Lane, Stopped, backoff, refusal};
+use super::{Lane, Need, Stopped, backoff, refusal};
 use crate::activity::batch::{BatchRecord, Outcome};
 use crate::activity::decode::{Activity, Record, decode};
 use crate::activity::poison::Poison;
@@ -67,8 +67,8 @@ impl Lane {
             match pipeline.resolver.resolve(activities).await {
                 Ok(resolved) => return Ok(resolved),
                 Err(StoreError::Unavailable { source }) => {
-                    let what = "recipients cannot be looked up";
-                    self.wait(&mut backoff, offset, what, &source).await?;
+                    self.wait(Need::PolicyTables, &mut backoff, offset, &source)
+                        .await?;
                 }
                 Err(StoreError::Refused { code, .. }) => break refusal(code.as_deref()),
             }

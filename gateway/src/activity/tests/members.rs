@@ -93,6 +93,10 @@ impl NotificationStore for Hung {
         })
     }
 
+    fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.0.ping()
+    }
+
     unused_reads!();
 }
 

@@ -70,7 +70,7 @@ use crate::revocation::Revocation;
 
 /// Returns the delays between attempts to reach a server.
 pub(super) fn reconnect_backoff() -> Backoff {
-    Backoff::new(Duration::from_millis(50), Duration::from_secs(5))
+    Backoff::between(Duration::from_millis(50), Duration::from_secs(2))
 }
 
 /// Every interval of the bus.

@@ -17,6 +17,9 @@ use crate::store::StoreError;
 const GRACE: Duration = Duration::from_secs(5);
 /// A connection that was idle for longer is tried before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// Longest wait for the answer to a ping.
+const PING_LIMIT: Duration = Duration::from_secs(2);
+
 /// A pool that can be replaced while it is in use.
 pub(in crate::store) struct PostgresPool {
     pool: ArcSwap<PgPool>,
@@ -84,6 +87,19 @@ impl PostgresPool {
             connection.close_on_drop();
         }
         result
+    }
+
+    /// Answers when the server does. A connection that was lost without a word is closed, so that the next question takes another.
+    pub(in crate::store) async fn ping(&self) -> Result<(), StoreError> {
+        let mut connection = self.acquire().await?;
+        let answer = tokio::time::timeout(PING_LIMIT, connection.ping()).await;
+        let answer = answer.unwrap_or_else(|_| {
+            Err(sqlx::Error::Io(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "no answer to a ping",
+            )))
+        });
+        self.done(connection, answer.map_err(StoreError::from))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::observe::observed::Observed;
 use crate::plan::validate::validate;
 
 /// Keys that no field of the SignalCluster is called like, and why.
-const OTHER_NAMES: [(&str, &str); 20] = [
+const OTHER_NAMES: [(&str, &str); 21] = [
     ("live_file", "path of a mounted file"),
     (
         "server.public_address",
@@ -25,6 +25,10 @@ const OTHER_NAMES: [(&str, &str); 20] = [
         "an address, made of gateway.adminPort",
     ),
     ("server.admin_token_file", "path of a mounted file"),
+    (
+        "kafka.retry_max_ms",
+        "the default, which is higher in the previous release",
+    ),
     (
         "server.max_header_bytes",
         "the default, which is lower in the previous release",
