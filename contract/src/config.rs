@@ -236,6 +236,8 @@ pub struct Kafka {
     pub partition_queue: usize,
     /// Most partitions stored at the same time.
     pub concurrency: usize,
+    /// Memory of records between Kafka and the database, in bytes.
+    pub memory_bytes: usize,
     /// First delay after a failure, in milliseconds.
     pub retry_initial_ms: u64,
     /// Longest delay after a failure, in milliseconds.

@@ -141,6 +141,10 @@ pub struct Kafka {
     #[serde(default = "concurrency")]
     #[schemars(range(min = 1, max = 256))]
     pub concurrency: u32,
+    /// Memory of a pod for records on their way to the database, in bytes. All partitions share it; one that holds its part pauses.
+    #[serde(default = "memory_bytes")]
+    #[schemars(range(min = 16777216, max = 1099511627776_i64))]
+    pub memory_bytes: u64,
     /// Transport and login.
     #[serde(default)]
     pub security: KafkaSecurity,
@@ -160,6 +164,10 @@ fn dead_letter_suffix() -> String {
 
 fn concurrency() -> u32 {
     8
+}
+
+fn memory_bytes() -> u64 {
+    67_108_864
 }
 
 /// Where a group without offsets starts.

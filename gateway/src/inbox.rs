@@ -26,8 +26,9 @@ use crate::store::NotificationStore;
 
 pub use crate::store::{MarkedRead, Missed, NotificationSelector, StoreError, Stored};
 
-/// Most pushes that are encoded before they are sent.
+/// Most pushes that are encoded before they are sent, and most bytes of them: 1,000 pushes of 250 KB would need all the memory there is.
 const PUSH_BATCH: usize = 1000;
+const PUSH_BYTES: usize = 1 << 20;
 
 /// The inboxes of all users. Clones share everything.
 #[derive(Clone)]
@@ -73,11 +74,17 @@ impl Inbox {
 
     /// Pushes `notification:created` for rows that were stored, in their order. `spans` has one for each activity.
     pub async fn push_created(&self, stored: &[Stored], spans: &[Span]) {
-        for rows in stored.chunks(PUSH_BATCH) {
-            let dispatches: Vec<Dispatch> = rows
-                .iter()
-                .map(|row| self.created(row, &spans[row.activity]))
-                .collect();
+        let mut rows = stored.iter().peekable();
+        while rows.peek().is_some() {
+            let (mut dispatches, mut bytes) = (Vec::new(), 0);
+            while dispatches.len() < PUSH_BATCH
+                && bytes < PUSH_BYTES
+                && let Some(row) = rows.next()
+            {
+                let dispatch = self.created(row, &spans[row.activity]);
+                bytes += dispatch.data_text().map_or(0, str::len);
+                dispatches.push(dispatch);
+            }
             self.delivery.send_all(&dispatches).await;
         }
     }

@@ -126,6 +126,7 @@ metrics! {
     lag: Family<Partition, Gauge> = Family::default(), "kafka_lag_records", "Records between the committed offset and the end of the partition";
     batch: Histogram = sizes(), "kafka_batch_records", "Records stored in one transaction";
     store_time: Histogram = seconds(), "store_seconds", "Time of one storing transaction";
+    pipeline_memory: Gauge = Gauge::default(), "kafka_memory_bytes", "Bytes held by activity records between Kafka and the database, and by their pushes; bounded by kafka.memory_bytes";
     pipeline_retries: Counter = Counter::default(), "kafka_retries", "Batches retried because a dependency was not available";
     key_age: Family<SourceLabel, Gauge> = Family::default(), "key_set_age_seconds", "Time since the last good fetch of a key source";
     key_fetches: Family<SourceKind, Counter> = Family::default(), "key_set_fetches", "Fetches of key sets, by source and outcome";

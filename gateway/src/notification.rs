@@ -150,6 +150,23 @@ pub struct NewActivity {
     pub recipients: Arc<[String]>,
 }
 
+impl NewActivity {
+    /// How long its texts are together, in bytes.
+    pub fn text_bytes(&self) -> usize {
+        let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        self.source.len()
+            + self.event_id.len()
+            + self.kind.len()
+            + self.title.len()
+            + self.content.len()
+            + self.locale.len()
+            + self.data.get().len()
+            + optional(&self.actor_id)
+            + optional(&self.organizer_id)
+            + optional(&self.merchant_id)
+    }
+}
+
 /// Writes a time as RFC 3339 in UTC with milliseconds.
 pub fn rfc3339<S: Serializer>(at: &DateTime<Utc>, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(&at.to_rfc3339_opts(SecondsFormat::Millis, true))

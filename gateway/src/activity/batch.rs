@@ -71,10 +71,41 @@ pub(super) enum Step {
     End,
 }
 
+/// What a row needs in memory while it is stored and pushed, besides its text: an identity, a recipient, numbers, each as given, as bound and as answered.
+const ROW_BYTES: usize = 640;
+/// How often the text of an activity is in memory meanwhile: here, bound, in the buffer of the connection, and in what is answered.
+const TEXT_COPIES: usize = 4;
+/// A transaction takes this many rows of an activity however long its text is.
+const LEAST_ROWS: usize = 100;
+
+/// What one transaction takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Most rows.
+    pub(super) rows: usize,
+    /// Most bytes of memory, unless that is less than [`LEAST_ROWS`] need.
+    pub(super) bytes: usize,
+}
+
+impl Limits {
+    /// How many rows of this activity one transaction takes.
+    fn rows_of(&self, activity: &NewActivity) -> usize {
+        let left = self
+            .bytes
+            .saturating_sub(TEXT_COPIES * activity.text_bytes());
+        (left / ROW_BYTES).max(LEAST_ROWS).min(self.rows).max(1)
+    }
+}
+
+/// What the rows of an activity need while they are stored and pushed.
+fn bytes_of(activity: &NewActivity) -> usize {
+    TEXT_COPIES * activity.text_bytes() + ROW_BYTES * activity.recipients.len()
+}
+
 /// Records of one partition, in the order of their offsets.
 pub(super) struct Batch {
     records: Vec<BatchRecord>,
-    max_rows: usize,
+    limits: Limits,
     group: Group,
     /// An activity with more recipients than a transaction takes, and how many of them were taken.
     sliced: Option<Sliced>,
@@ -114,11 +145,11 @@ struct Sliced {
 }
 
 impl Batch {
-    /// Transactions have at most `max_rows` rows.
-    pub(super) fn new(records: Vec<BatchRecord>, max_rows: usize) -> Self {
+    /// Transactions are within `limits`.
+    pub(super) fn new(records: Vec<BatchRecord>, limits: Limits) -> Self {
         Self {
             records,
-            max_rows: max_rows.max(1),
+            limits,
             group: Group::default(),
             sliced: None,
             next: 0,
@@ -163,19 +194,23 @@ impl Batch {
 
     /// As many whole activities as a transaction takes. One that has too many recipients for any comes in slices, in groups of its own.
     fn plan_activities(&mut self) {
-        let mut rows = 0;
+        let (mut rows, mut bytes) = (0, 0);
         while let Some(at) = self.records.get_mut(self.next) {
             if let Outcome::Pending(activity) = &at.outcome {
                 let recipients = activity.recipients.len();
-                if rows > 0 && rows + recipients > self.max_rows {
+                let more = bytes_of(activity);
+                if rows > 0
+                    && (rows + recipients > self.limits.rows || bytes + more > self.limits.bytes)
+                {
                     break;
                 }
+                let takes_whole = recipients <= self.limits.rows_of(activity);
                 let Outcome::Pending(activity) =
                     std::mem::replace(&mut at.outcome, Outcome::Storing)
                 else {
                     break;
                 };
-                if recipients > self.max_rows {
+                if !takes_whole {
                     self.finishing = self.next;
                     self.sliced = Some(Sliced {
                         record: self.next,
@@ -186,6 +221,7 @@ impl Batch {
                     return self.plan_slice();
                 }
                 rows += recipients;
+                bytes += more;
                 self.group.push(self.next, *activity);
             }
             self.next += 1;
@@ -199,7 +235,8 @@ impl Batch {
             return;
         };
         let recipients = &sliced.activity.recipients;
-        let end = recipients.len().min(sliced.taken + self.max_rows);
+        let rows = self.limits.rows_of(&sliced.activity);
+        let end = recipients.len().min(sliced.taken + rows);
         let slice = NewActivity {
             recipients: recipients[sliced.taken..end].into(),
             ..(*sliced.activity).clone()
@@ -217,6 +254,11 @@ impl Batch {
     /// The activities of the current transaction.
     pub(super) fn transaction(&self) -> &[NewActivity] {
         &self.group.activities[self.group.part()]
+    }
+
+    /// About the memory that the current transaction and its pushes need.
+    pub(super) fn transaction_bytes(&self) -> usize {
+        self.transaction().iter().map(bytes_of).sum()
     }
 
     /// The record of each activity of the current transaction.

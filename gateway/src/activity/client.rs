@@ -6,6 +6,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
 use super::PipelineError;
+use super::budget::prefetch_bytes;
 use crate::config::{Kafka, KafkaMechanism, KafkaProtocol, OffsetReset, read_secret};
 
 /// Properties that `kafka.properties` may not set, and what to do instead or why: what the pipeline guarantees depends on them.
@@ -99,6 +100,8 @@ const RESERVED: [(&str, &str); 32] = [
 pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often librdkafka reports the end and the committed offset of each partition.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(2);
+/// How much of one partition is fetched at once.
+const PARTITION_FETCH_BYTES: usize = 256 << 10;
 /// Larger than any broker takes, so that the broker's own limit decides.
 const MAX_MESSAGE_BYTES: usize = 100 << 20;
 
@@ -213,8 +216,16 @@ pub(super) fn consumer(config: &Kafka) -> Result<ClientConfig, PipelineError> {
         )
         // By default librdkafka waits a second before it fetches again after that many were there.
         .set("fetch.queue.backoff.ms", "10");
-    if !config.properties.contains_key("queued.max.messages.kbytes") {
-        client.set("queued.max.messages.kbytes", "16384");
+    let prefetch = prefetch_bytes(config.memory_bytes);
+    // What is fetched at once belongs to it; and of one partition only a little, because a pause throws it away. A record that is larger comes alone.
+    for (name, value) in [
+        ("queued.max.messages.kbytes", prefetch >> 10),
+        ("fetch.max.bytes", prefetch),
+        ("fetch.message.max.bytes", PARTITION_FETCH_BYTES),
+    ] {
+        if !config.properties.contains_key(name) {
+            client.set(name, value.to_string());
+        }
     }
     Ok(client)
 }

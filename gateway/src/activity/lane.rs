@@ -3,12 +3,13 @@
 //! Input: the queue that [`super::consumer`] fills. Output: rows, pushes, dead letters, and the offset up to which all of that is durable,
 //! which the consumer commits. A lane never commits anything itself, and never goes past a record that is not done.
 //!
-//! The lane waits, asks and tries again; [`super::batch`] decides what happens to each record.
+//! The lane waits, asks and tries again; [`super::batch`] decides what happens to each record, and [`super::budget`] how much it has in hand.
 
 mod dependencies;
 mod prepare;
 mod takeover;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,22 +20,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 pub(super) use self::dependencies::Dependencies;
+pub(super) use self::takeover::Takeover;
 
 use self::dependencies::Need;
 use super::Pipeline;
-use super::batch::{Batch, BatchRecord, Outcome, Step};
+use super::batch::{Batch, BatchRecord, Limits, Outcome, Step};
+use super::budget::{Hand, Share};
 use super::decode::Record;
 use super::poison::{DeadLetterReason, Poison};
-use super::queue::{Backlog, Progress};
+use super::progress::Progress;
 use crate::backoff::Backoff;
 use crate::inbox::{StoreError, Stored};
 use crate::metrics::Metrics;
 use crate::telemetry::SPANS;
-
-pub(super) use takeover::Takeover;
-
-/// Most bytes of records in one batch.
-const BATCH_BYTES: usize = 8 << 20;
 
 /// The work of one partition, for as long as it is assigned.
 pub(super) struct Lane {
@@ -42,7 +40,9 @@ pub(super) struct Lane {
     pub(super) topic: Arc<str>,
     pub(super) partition: i32,
     pub(super) queue: mpsc::UnboundedReceiver<Record>,
-    pub(super) backlog: Arc<Backlog>,
+    /// Records that were taken from the queue and did not fit into the batch in hand; they come first.
+    pub(super) left: VecDeque<Record>,
+    pub(super) share: Arc<Share>,
     pub(super) progress: Arc<Progress>,
     /// Cancelled when the partition is to be given up: what is being stored is finished, nothing else is begun.
     pub(super) drain: CancellationToken,
@@ -64,8 +64,8 @@ fn backoff(pipeline: &Pipeline) -> Backoff {
 impl Lane {
     /// Works until the lane is drained or its queue is closed.
     pub(super) async fn run(mut self) {
-        while let Some(records) = self.gather().await {
-            if self.process(records).await.is_err() {
+        while let Some((hand, records)) = self.gather().await {
+            if self.process(hand, records).await.is_err() {
                 return;
             }
             self.permit = None;
@@ -73,19 +73,27 @@ impl Lane {
     }
 
     /// Waits for a record, then for more until the batch is full or has waited long enough; `None` when the lane must stop.
-    async fn gather(&mut self) -> Option<Vec<Record>> {
-        let config = &self.pipeline.config;
-        let first = tokio::select! {
-            biased;
-            () = self.drain.cancelled() => return None,
-            record = self.queue.recv() => record?,
+    async fn gather(&mut self) -> Option<(Hand, Vec<Record>)> {
+        let first = match self.left.pop_front() {
+            Some(record) => record,
+            None => tokio::select! {
+                biased;
+                () = self.drain.cancelled() => return None,
+                record = self.queue.recv() => record?,
+            },
         };
-        self.backlog.take(&first);
+        let config = &self.pipeline.config;
         let deadline = Instant::now() + Duration::from_millis(config.batch_wait_ms);
-        let mut bytes = first.size();
+        let most_bytes = self.share.batch_bytes();
+        let mut hand = Hand::new(self.share.clone());
+        hand.take(&first);
         let mut batch = vec![first];
-        while batch.len() < config.batch_records && bytes < BATCH_BYTES {
-            let record = match self.queue.try_recv() {
+        while batch.len() < config.batch_records && hand.bytes() < most_bytes {
+            let waiting = self
+                .left
+                .pop_front()
+                .map_or_else(|| self.queue.try_recv(), Ok);
+            let record = match waiting {
                 Ok(record) => record,
                 Err(_) => tokio::select! {
                     biased;
@@ -97,12 +105,11 @@ impl Lane {
                     },
                 },
             };
-            self.backlog.take(&record);
-            bytes += record.size();
+            hand.take(&record);
             batch.push(record);
         }
         self.acquire().await.ok()?;
-        Some(batch)
+        Some((hand, batch))
     }
 
     /// Waits until fewer than `kafka.concurrency` lanes are at work.
@@ -117,7 +124,7 @@ impl Lane {
     }
 
     /// Takes records through every step. On `Err` the offset stands where the last finished part ended.
-    async fn process(&mut self, records: Vec<Record>) -> Result<(), Stopped> {
+    async fn process(&mut self, mut hand: Hand, records: Vec<Record>) -> Result<(), Stopped> {
         let span = tracing::debug_span!(
             "activity_batch",
             kafka.topic = &*self.topic,
@@ -126,9 +133,12 @@ impl Lane {
             records = records.len()
         );
         async {
-            let prepared = self.prepare(records).await?;
-            let batch = Batch::new(prepared, self.pipeline.config.batch_rows);
-            self.perform(batch).await
+            let prepared = self.prepare(&mut hand, records).await?;
+            let limits = Limits {
+                rows: self.pipeline.config.batch_rows,
+                bytes: self.pipeline.budget.transaction_bytes(),
+            };
+            self.perform(Batch::new(prepared, limits)).await
         }
         .instrument(span)
         .await
@@ -157,7 +167,8 @@ impl Lane {
             .storing()
             .map(|record| tracing::info_span!(target: SPANS, parent: &record.span, "store"))
             .collect();
-        let stored = loop {
+        let (stored, _work) = loop {
+            let work = pipeline.budget.work(batch.transaction_bytes());
             let started = Instant::now();
             match pipeline.inbox.insert(batch.transaction()).await {
                 Ok(stored) => {
@@ -165,13 +176,14 @@ impl Lane {
                     metrics.store_time.observe(started.elapsed().as_secs_f64());
                     metrics.batch.observe(batch.transaction().len() as f64);
                     metrics.rows.inc_by(stored.len() as u64);
-                    break stored;
+                    break (stored, work);
                 }
                 Err(StoreError::Refused { code, .. }) => {
                     batch.refused(refusal(code.as_deref()));
                     return Ok(());
                 }
                 Err(StoreError::Unavailable { source }) => {
+                    drop(work);
                     batch.unanswered();
                     self.wait(Need::Database, &mut backoff, batch.offset(), &source)
                         .await?;

@@ -11,10 +11,12 @@
 //! | the database is unavailable, recipients cannot be looked up | the partition waits for its return, at most seconds longer, and tries again; nothing past it is committed |
 //! | the dead-letter topic does not confirm | the same |
 //! | Redis is unavailable | nothing: rows are stored and local connections served, others sync later |
+//! | records wait, and hold all that `kafka.memory_bytes` leaves their partition | it pauses at the broker until it has room |
 //! | the partition is revoked, or the process stops | what is being stored is finished and committed, within a limit; the rest is read again |
 //! | the process is killed | records since the last commit are read again; their rows exist already, so nothing changes |
 
 mod batch;
+mod budget;
 pub mod catalogs;
 mod client;
 mod consumer;
@@ -22,7 +24,7 @@ pub mod dead_letter;
 pub mod decode;
 mod lane;
 pub mod poison;
-mod queue;
+mod progress;
 pub mod render;
 pub mod replay;
 pub mod resolve;
@@ -106,6 +108,7 @@ struct Pipeline {
     metrics: Arc<Metrics>,
     status: Arc<PipelineStatus>,
     dependencies: lane::Dependencies,
+    budget: Arc<budget::Budget>,
     lanes_at_work: Arc<Semaphore>,
 }
 
@@ -144,6 +147,7 @@ pub async fn run(
         ),
         dead_letters: dead_letter::DeadLetters::new(&config)?,
         dependencies: lane::Dependencies::new(),
+        budget: budget::Budget::new(config.memory_bytes, config.concurrency),
         lanes_at_work: Arc::new(Semaphore::new(config.concurrency)),
         config,
         inbox,

@@ -197,6 +197,11 @@ fn check_kafka(config: &Config, checks: &mut Checks<'_>) {
         ("kafka.max_recipients", kafka.max_recipients as u64),
     ]);
     checks.need(
+        (16 << 20..=1 << 40).contains(&kafka.memory_bytes),
+        "kafka.memory_bytes",
+        "must be from 16777216 to 1099511627776",
+    );
+    checks.need(
         kafka.retry_initial_ms > 0 && kafka.retry_initial_ms <= kafka.retry_max_ms,
         "kafka.retry_initial_ms",
         "must be at least 1 and at most retry_max_ms",

@@ -177,12 +177,12 @@ impl<'a> InsertBatch<'a> {
             let more = if again {
                 0
             } else {
-                text_bytes(&self.given[row.activity])
+                self.given[row.activity].text_bytes()
             };
             if at > start && (at - start == CHUNK_ROWS || bytes + more > CHUNK_BYTES) {
                 chunks.push(&rows[start..at]);
                 start = at;
-                bytes = text_bytes(&self.given[row.activity]);
+                bytes = self.given[row.activity].text_bytes();
             } else {
                 bytes += more;
             }
@@ -273,20 +273,6 @@ fn refuse_nul_in(new: &NewActivity) -> Result<(), NulCharacter> {
     } else {
         Ok(())
     }
-}
-
-fn text_bytes(new: &NewActivity) -> usize {
-    let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-    new.source.len()
-        + new.event_id.len()
-        + new.kind.len()
-        + new.title.len()
-        + new.content.len()
-        + new.locale.len()
-        + new.data.get().len()
-        + optional(&new.actor_id)
-        + optional(&new.organizer_id)
-        + optional(&new.merchant_id)
 }
 
 #[cfg(test)]

@@ -113,6 +113,7 @@ fn kafka(cluster: &ValidCluster, spec: &Kafka, kafka: &mut signal_contract::Kafk
         .dead_letter_suffix
         .clone_from(&spec.dead_letter_suffix);
     kafka.concurrency = size(spec.concurrency);
+    kafka.memory_bytes = usize::try_from(spec.memory_bytes).expect("a pod has 64 bits");
     let auth = spec.security.auth.as_ref();
     kafka.security = KafkaSecurity {
         protocol: spec.security.protocol.into(),

@@ -26,6 +26,14 @@ fn pending(offset: i64, event: &str, recipients: &[&str]) -> BatchRecord {
     BatchRecord::new(at(offset), Span::none(), Outcome::Pending(activity.into()))
 }
 
+/// Limits by rows alone.
+fn at_most(rows: usize) -> Limits {
+    Limits {
+        rows,
+        bytes: usize::MAX,
+    }
+}
+
 fn dead(offset: i64) -> BatchRecord {
     BatchRecord::new(at(offset), Span::none(), Outcome::DeadLetter(poison()))
 }
@@ -94,7 +102,7 @@ impl Log {
 
 /// Performs every step; the database refuses a transaction in which an event's id begins with `bad`.
 fn perform(records: Vec<BatchRecord>, max_rows: usize) -> Log {
-    let mut batch = Batch::new(records, max_rows);
+    let mut batch = Batch::new(records, at_most(max_rows));
     let mut log = Log::default();
     loop {
         match batch.step() {
@@ -198,6 +206,79 @@ fn transactions_are_bounded_by_rows_and_the_offset_follows_each() {
     assert_eq!(offsets, [5, 6, 7, 9, 10, 11]);
 }
 
+/// A record whose event has this much text and so many recipients.
+fn long(offset: i64, event: &str, text: usize, recipients: usize) -> BatchRecord {
+    let names = names(0..recipients as i64);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut record = pending(offset, event, &names);
+    if let Outcome::Pending(activity) = &mut record.outcome {
+        activity.content = "c".repeat(text);
+    }
+    record
+}
+
+/// Performs every step within these limits; returns rows and memory of each transaction.
+fn transactions(records: Vec<BatchRecord>, limits: Limits) -> Vec<(usize, usize)> {
+    let mut batch = Batch::new(records, limits);
+    let mut seen = Vec::new();
+    loop {
+        match batch.step() {
+            Step::End => return seen,
+            Step::Store => {
+                let rows = all_rows(&batch);
+                seen.push((rows.len(), batch.transaction_bytes()));
+                batch.stored(&rows);
+            }
+            Step::Finish => {
+                batch.finish();
+            }
+        }
+    }
+}
+
+#[test]
+fn transactions_are_bounded_by_memory_too() {
+    let limits = Limits {
+        rows: 5000,
+        bytes: 1 << 20,
+    };
+    // Text alone: two of 100 KB, four times each.
+    let records = (0..5).map(|n| long(n, &n.to_string(), 100_000, 1));
+    let rows: Vec<_> = transactions(records.collect(), limits)
+        .into_iter()
+        .map(|(rows, bytes)| {
+            assert!(bytes <= limits.bytes, "{bytes}");
+            rows
+        })
+        .collect();
+    assert_eq!(rows, [2, 2, 1]);
+    // Rows alone: 4,000 need more than twice a megabyte.
+    let seen = transactions(vec![long(0, "many", 10, 4000)], limits);
+    assert!(
+        (3..=4).contains(&seen.len()) && seen.iter().all(|(_, bytes)| *bytes <= limits.bytes),
+        "{seen:?}"
+    );
+    assert_eq!(seen.iter().map(|(rows, _)| rows).sum::<usize>(), 4000);
+}
+
+#[test]
+fn text_larger_than_a_transaction_may_need_is_stored_in_slices_that_make_progress() {
+    let limits = Limits {
+        rows: 5000,
+        bytes: 1 << 20,
+    };
+    let records = vec![
+        long(0, "a", 10, 1),
+        long(1, "huge", 320_000, 250),
+        long(2, "b", 10, 1),
+    ];
+    let rows: Vec<_> = transactions(records, limits)
+        .into_iter()
+        .map(|(rows, _)| rows)
+        .collect();
+    assert_eq!(rows, [1, 100, 100, 50, 1]);
+}
+
 #[test]
 fn an_activity_for_many_is_stored_in_slices_and_done_after_the_last() {
     let many = ["1", "2", "3", "4", "5"];
@@ -230,7 +311,7 @@ fn nothing_is_committed_past_a_transaction_that_is_not_answered() {
         pending(1, "b", &["2"]),
         pending(2, "c", &["3"]),
     ];
-    let mut batch = Batch::new(records, 2);
+    let mut batch = Batch::new(records, at_most(2));
     for _ in 0..5 {
         assert_eq!(batch.step(), Step::Store);
         assert_eq!((batch.transaction().len(), batch.offset()), (2, 0));
@@ -248,7 +329,7 @@ fn nothing_is_committed_past_a_transaction_that_is_not_answered() {
 #[test]
 fn half_a_batch_is_not_committed_while_the_other_half_waits() {
     let records = vec![pending(0, "a", &["1"]), pending(1, "b", &["2"])];
-    let mut batch = Batch::new(records, 10);
+    let mut batch = Batch::new(records, at_most(10));
     assert_eq!(batch.step(), Step::Store);
     batch.refused(poison());
     assert_eq!((batch.step(), batch.offset()), (Step::Store, 0));
@@ -263,7 +344,7 @@ fn half_a_batch_is_not_committed_while_the_other_half_waits() {
 #[test]
 fn only_recipients_who_may_have_a_row_of_an_unanswered_try_get_resync() {
     let records = vec![pending(0, "a", &["1", "2"]), pending(1, "b", &["2", "3"])];
-    let mut batch = Batch::new(records, 10);
+    let mut batch = Batch::new(records, at_most(10));
     assert_eq!(batch.step(), Step::Store);
     assert!(
         batch.unpushed(&[]).is_empty(),
@@ -283,7 +364,7 @@ fn only_recipients_who_may_have_a_row_of_an_unanswered_try_get_resync() {
 #[test]
 fn a_record_without_a_new_row_is_a_duplicate() {
     let records = vec![pending(0, "a", &["1"]), pending(1, "b", &["1"])];
-    let mut batch = Batch::new(records, 10);
+    let mut batch = Batch::new(records, at_most(10));
     assert_eq!(batch.step(), Step::Store);
     batch.stored(&[row(1, "1")]);
     assert_eq!(batch.step(), Step::Finish);

@@ -3,7 +3,7 @@
 //! Input: messages, rebalances and statistics of librdkafka. Output: records in the queues of lanes, and committed offsets. Everything here runs
 //! on the consumer's thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
@@ -21,16 +21,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{POLL, record};
+use crate::activity::budget::Share;
 use crate::activity::decode::Record;
 use crate::activity::lane::{Lane, Takeover};
-use crate::activity::queue::{Backlog, Progress};
+use crate::activity::progress::Progress;
 use crate::activity::{Pipeline, PipelineError};
 use crate::metrics::Partition;
 
 /// Longest time that giving up partitions waits for what is being stored. Well below the group's session timeout.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-/// Most bytes of records that wait per partition before it is paused.
-const QUEUE_BYTES: usize = 32 << 20;
 /// How often a commit on the way out is tried, and how long each waits for the broker's answer.
 const LAST_COMMITS: usize = 3;
 const COMMIT_LIMIT: Duration = Duration::from_secs(2);
@@ -47,7 +46,7 @@ pub(super) struct Assignment {
 /// The consumer's end of a lane.
 struct Assigned {
     queue: mpsc::UnboundedSender<Record>,
-    backlog: Arc<Backlog>,
+    share: Arc<Share>,
     progress: Arc<Progress>,
     committed: Option<i64>,
     is_paused: bool,
@@ -82,8 +81,8 @@ impl Assignment {
     fn open(&self, key: &Key) -> Assigned {
         let (queue, records) = mpsc::unbounded_channel();
         let (ending, done) = blocking::sync_channel(1);
-        let (backlog, progress, drain) = (
-            Arc::new(Backlog::default()),
+        let (share, progress, drain) = (
+            self.pipeline.budget.share(),
             Arc::new(Progress::none()),
             CancellationToken::new(),
         );
@@ -92,7 +91,8 @@ impl Assignment {
             topic: key.0.clone(),
             partition: key.1,
             queue: records,
-            backlog: backlog.clone(),
+            left: VecDeque::new(),
+            share: share.clone(),
             progress: progress.clone(),
             drain: drain.clone(),
             permit: None,
@@ -104,7 +104,7 @@ impl Assignment {
         });
         Assigned {
             queue,
-            backlog,
+            share,
             progress,
             committed: None,
             is_paused: false,
@@ -128,14 +128,10 @@ impl Assignment {
             );
             return;
         };
-        lane.backlog.add(&record);
+        lane.share.queue(&record);
         // The next tick notices a lane that ended; the record is not committed.
         let _ = lane.queue.send(record);
-        if !lane.is_paused
-            && lane
-                .backlog
-                .exceeds(self.pipeline.config.partition_queue, QUEUE_BYTES)
-        {
+        if !lane.is_paused && lane.share.is_full(self.pipeline.config.partition_queue) {
             match consumer.pause(&list([(&key, None)])) {
                 Ok(()) => lane.is_paused = true,
                 Err(error) => {
@@ -154,10 +150,7 @@ impl Assignment {
             .iter_mut()
             .filter(|(_, lane)| lane.is_paused)
         {
-            if !lane.backlog.exceeds(
-                self.pipeline.config.partition_queue.div_ceil(2),
-                QUEUE_BYTES / 2,
-            ) {
+            if lane.share.has_room(self.pipeline.config.partition_queue) {
                 match consumer.resume(&list([(key, None)])) {
                     Ok(()) => lane.is_paused = false,
                     Err(error) => {
@@ -172,6 +165,11 @@ impl Assignment {
 
     /// Commits what was done, and looks for lanes that ended.
     pub(super) fn tick(&self, consumer: &BaseConsumer<Self>) -> Result<(), PipelineError> {
+        let in_use = self.pipeline.budget.in_use();
+        self.pipeline
+            .metrics
+            .pipeline_memory
+            .set(i64::try_from(in_use).unwrap_or(i64::MAX));
         let mut done = Vec::new();
         {
             let mut lanes = self.lanes.lock();

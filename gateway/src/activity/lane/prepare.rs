@@ -1,15 +1,18 @@
-//! From records to what can be stored: decodes, finds recipients, renders.
+//! From records to what can be stored: decodes, renders, finds recipients.
 //!
-//! Input: the records of a batch. Output: one [`BatchRecord`] for each, pending or a dead letter.
+//! Input: the records of a batch. Output: one [`BatchRecord`] for each, pending or a dead letter. What does not fit into the lane's part of the memory
+//! is left for the next batch.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use tracing::Span;
 
 use super::{Lane, Need, Stopped, backoff, refusal};
 use crate::activity::batch::{BatchRecord, Outcome};
-use crate::activity::decode::{Activity, Record, decode};
+use crate::activity::budget::Hand;
+use crate::activity::catalogs::Catalogs;
+use crate::activity::decode::{Activity, Audience, Record, decode};
 use crate::activity::poison::Poison;
 use crate::activity::render::Text;
 use crate::activity::resolve::Resolved;
@@ -17,42 +20,132 @@ use crate::activity::trace;
 use crate::inbox::StoreError;
 use crate::notification::NewActivity;
 
+/// What an activity and its record take besides their text.
+const ACTIVITY_BYTES: usize = 768;
+/// What the id of a recipient takes besides its text.
+const ID_BYTES: usize = 40;
+
+/// A record, decoded and rendered.
+struct Decoded {
+    record: Record,
+    span: Span,
+    /// Why there is no text counts only for an activity that has recipients.
+    activity: Result<(Activity, Result<Text, Poison>), Poison>,
+}
+
+impl Decoded {
+    fn new(record: Record, catalogs: &Catalogs) -> Self {
+        let span = trace::span(&record);
+        let activity = span.in_scope(|| {
+            let mut activity = decode(&record)?;
+            let text = catalogs.render(&activity);
+            // Parsed, they take many times what they took as text.
+            activity.parameters = serde_json::Map::new();
+            Ok((activity, text))
+        });
+        Self {
+            record,
+            span,
+            activity,
+        }
+    }
+
+    /// About the memory of what was made of the record.
+    fn bytes(&self) -> usize {
+        let Ok((activity, text)) = &self.activity else {
+            return ACTIVITY_BYTES;
+        };
+        let ids = match &activity.audience {
+            Audience::Users(ids) => bytes_of_ids(ids),
+            _ => 0,
+        };
+        let text = text
+            .as_ref()
+            .map_or(0, |text| text.title.len() + text.content.len());
+        ACTIVITY_BYTES + activity.data.get().len() + text + ids
+    }
+}
+
 impl Lane {
-    /// Decodes, resolves and renders.
+    /// Decodes and renders, and finds recipients.
     pub(super) async fn prepare(
         &mut self,
+        hand: &mut Hand,
         records: Vec<Record>,
     ) -> Result<Vec<BatchRecord>, Stopped> {
-        let decoded: Vec<(Record, Span, Result<Activity, Poison>)> = records
-            .into_iter()
-            .map(|record| {
-                let span = trace::span(&record);
-                let activity = span.in_scope(|| decode(&record));
-                (record, span, activity)
-            })
-            .collect();
+        let most_bytes = self.share.batch_bytes();
+        let (decoded, bytes) = self.decode(hand, records, most_bytes);
         let activities: Vec<&Activity> = decoded
             .iter()
-            .filter_map(|(_, _, activity)| activity.as_ref().ok())
+            .filter_map(|one| Some(&one.activity.as_ref().ok()?.0))
             .collect();
         let first_offset = decoded
             .iter()
-            .find(|(_, _, activity)| activity.is_ok())
-            .map_or(0, |(record, _, _)| record.offset);
+            .find(|one| one.activity.is_ok())
+            .map_or(0, |one| one.record.offset);
         let mut resolved: VecDeque<Resolved> =
             self.resolve(&activities, first_offset).await?.into();
-        let prepared = decoded.into_iter().map(|(record, span, activity)| {
-            let new = activity.and_then(|activity| {
+        let mut batch = Vec::with_capacity(decoded.len());
+        // Lists of recipients that came from the table, each counted once.
+        let (mut seen, mut listed) = (HashSet::new(), 0);
+        let mut decoded = decoded.into_iter();
+        for Decoded {
+            record,
+            span,
+            activity,
+        } in decoded.by_ref()
+        {
+            let new = activity.and_then(|(activity, text)| {
                 let recipients = resolved
                     .pop_front()
                     .expect("there is an answer for each activity")?;
-                let text = span.in_scope(|| self.pipeline.catalogs.render(&activity))?;
-                Ok(new_activity(activity, text, recipients))
+                if !matches!(activity.audience, Audience::Users(_))
+                    && seen.insert(recipients.as_ptr())
+                {
+                    listed += bytes_of_ids(&recipients);
+                }
+                Ok(new_activity(activity, text?, recipients))
             });
             let outcome = new.map_or_else(Outcome::DeadLetter, Outcome::Pending);
-            BatchRecord::new(record, span, outcome)
-        });
-        Ok(prepared.collect())
+            batch.push(BatchRecord::new(record, span, outcome));
+            if listed >= most_bytes {
+                break;
+            }
+        }
+        self.leave(hand, decoded.map(|one| one.record));
+        hand.set_made(bytes + listed);
+        Ok(batch)
+    }
+
+    /// Decodes and renders as many records as fit, at least one; the others are left.
+    fn decode(
+        &mut self,
+        hand: &mut Hand,
+        records: Vec<Record>,
+        most_bytes: usize,
+    ) -> (Vec<Decoded>, usize) {
+        let mut decoded = Vec::with_capacity(records.len());
+        let mut bytes = 0;
+        let mut records = records.into_iter();
+        for record in records.by_ref() {
+            let one = Decoded::new(record, &self.pipeline.catalogs);
+            bytes += one.bytes();
+            decoded.push(one);
+            if bytes >= most_bytes {
+                break;
+            }
+        }
+        self.leave(hand, records);
+        hand.set_made(bytes);
+        (decoded, bytes)
+    }
+
+    /// Leaves records for the next batch, before those that are left already.
+    fn leave(&mut self, hand: &mut Hand, records: impl DoubleEndedIterator<Item = Record>) {
+        for record in records.rev() {
+            hand.put_back(&record);
+            self.left.push_front(record);
+        }
     }
 
     /// Finds recipients with one query; where the database refuses an id in it, each activity is asked for alone.
@@ -82,6 +175,10 @@ impl Lane {
         }
         Ok(resolved)
     }
+}
+
+fn bytes_of_ids(ids: &[String]) -> usize {
+    ids.iter().map(|id| id.len() + ID_BYTES).sum()
 }
 
 fn new_activity(activity: Activity, text: Text, recipients: Arc<[String]>) -> Box<NewActivity> {

@@ -67,6 +67,53 @@ async fn all_partitions_go_on_soon_after_the_database_returns_however_long_they_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn records_behind_a_database_that_is_away_hold_no_more_than_the_budget() {
+    let mut stage = Stage::new(Broker::any(), 20).await;
+    stage.config.memory_bytes = 16 << 20;
+    stage.config.partition_queue = 1_000_000;
+    let text = "c".repeat(20_000);
+    let record = |n: usize| {
+        format!(r#"{{"id":"{n}","type":"T","title":"t","content":"{text}","actorId":"17"}}"#)
+    };
+    stage.rows.set_away(true);
+    // 60 MB.
+    for n in 0..150 {
+        let values: Vec<String> = (0..20)
+            .map(|partition| record(n * 20 + partition))
+            .collect();
+        join_all(
+            values
+                .iter()
+                .zip(0..)
+                .map(|(value, partition)| stage.produce(partition, value)),
+        )
+        .await;
+    }
+    let running = stage.run();
+    until("all partitions wait", || {
+        stage.status.facts().retrying == 20
+    })
+    .await;
+    // What comes meanwhile, a partition that is paused leaves at the broker.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let held = stage.metrics.pipeline_memory.get();
+    assert!(
+        (3 << 20..=13 << 20).contains(&held),
+        "10 MiB, and what was made of the batches that each had in hand already: {held}"
+    );
+    stage.rows.set_away(false);
+    for partition in 0..20 {
+        stage.until_committed(partition, 150).await;
+    }
+    until("nothing is held", || {
+        stage.metrics.pipeline_memory.get() == 0
+    })
+    .await;
+    assert_eq!((stage.rows.count(), stage.counted("duplicate")), (3000, 0));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_recipient_whose_row_may_come_from_an_unanswered_try_gets_resync() {
     let stage = Stage::new(Broker::any(), 1).await;
     let running = stage.run();
