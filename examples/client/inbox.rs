@@ -110,16 +110,14 @@ impl Inbox {
 
     /// Prints what follows, and decides when to sync where something is missing before what is left (9.9).
     fn print(&mut self) {
-        while let Some(first) = self.kept.first_entry() {
-            let seq = *first.key();
-            if seq > self.contiguous && first.get().0 > self.contiguous {
-                break;
-            }
-            let (_, text) = first.remove();
-            if seq > self.contiguous {
-                println!("{seq}. {text}");
-                self.contiguous = seq;
-            }
+        loop {
+            self.kept = self.kept.split_off(&(self.contiguous + 1));
+            // Not always the first: a sync passes over one that was deleted.
+            let mut kept = self.kept.iter();
+            let next = kept.find(|(_, (previous, _))| *previous <= self.contiguous);
+            let Some((seq, (_, text))) = next else { break };
+            println!("{seq}. {text}");
+            self.contiguous = *seq;
         }
         if self.kept.len() > MOST_KEPT {
             // A sync brings them as well.

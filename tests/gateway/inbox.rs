@@ -13,14 +13,20 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::Stage;
 
 async fn tables(gateway: &Gateway) -> Notifications {
-    Notifications::open(&gateway.file("db"))
+    Notifications::open(&gateway.file("0.db"))
         .await
         .expect("the gateway's database")
 }
 
 /// A gateway that waits for a database that the test has locked.
 async fn patient() -> Stage {
-    Stage::with(|settings| settings.set("database.acquire_timeout_ms", 20_000)).await
+    Stage::with(|settings| {
+        let url = format!("sqlite://{}", settings.dir().join("0.db").display());
+        settings
+            .set("database.url", url)
+            .set("database.acquire_timeout_ms", 20_000)
+    })
+    .await
 }
 
 /// Syncs until nothing is left to ask for.
@@ -235,7 +241,7 @@ async fn another_epoch_is_told_to_every_client_while_they_are_connected() {
 #[tokio::test]
 async fn a_client_sees_what_comes_after_an_older_copy_of_the_database_was_put_back() {
     let mut stage = Stage::new().await;
-    let file = stage.gateway.file("db");
+    let file = stage.gateway.file("0.db");
     let copy = file.with_extension("copy");
     let mut inbox = Inbox::default();
     for round in 0..3 {

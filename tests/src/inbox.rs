@@ -132,16 +132,18 @@ impl Inbox {
     }
 
     fn follow(&mut self) {
-        while let Some(first) = self.kept.first_entry() {
-            let seq = *first.key();
-            if seq > self.contiguous && first.get().0 > self.contiguous {
-                break;
-            }
-            let (_, row) = first.remove();
-            if seq > self.contiguous {
+        loop {
+            self.kept = self.kept.split_off(&(self.contiguous + 1));
+            // Not always the first: a sync passes over one that was deleted.
+            let mut kept = self.kept.iter();
+            let follows = kept.find(|(_, (previous, _))| *previous <= self.contiguous);
+            let Some(seq) = follows.map(|(seq, _)| *seq) else {
+                return;
+            };
+            if let Some((_, row)) = self.kept.remove(&seq) {
                 self.held.insert(seq, row);
-                self.contiguous = seq;
             }
+            self.contiguous = seq;
         }
     }
 }
@@ -288,7 +290,7 @@ mod tests {
 
     /// protocol.md 9.10.
     #[test]
-    fn a_client_starts_anew_when_the_database_went_back_also_where_only_the_version_shows_it() {
+    fn a_client_starts_over_when_the_database_went_back_also_where_only_the_version_shows_it() {
         for has_new_epoch in [true, false] {
             let (mut server, mut inbox) = (Server::default(), Inbox::default());
             for _ in 0..3 {

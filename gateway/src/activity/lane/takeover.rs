@@ -14,7 +14,7 @@ const NEW_IN_A_ROW: u32 = 3;
 /// Most transactions.
 const MOST: u32 = 1000;
 /// Most recipients that are remembered as told; with more, some are told again.
-const MOST_TOLD: usize = 100_000;
+const MOST_TOLD: usize = 10_000;
 
 /// What a lane knows about its partition's last owner.
 #[derive(Debug, Default)]
