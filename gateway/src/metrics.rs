@@ -123,6 +123,7 @@ metrics! {
     records: Family<Kind, Counter> = Family::default(), "kafka_records", "Activity records finished, by outcome";
     rows: Counter = Counter::default(), "notifications_stored", "Notification rows written";
     dead_letters: Family<Kind, Counter> = Family::default(), "kafka_dead_letters", "Records sent to the dead-letter topic, by reason";
+    values_dropped: Family<Kind, Counter> = Family::default(), "kafka_values_dropped", "Invalid values that were passed over while their record was used, by member: actorId, organizerId, merchantId, recipientIds, locale, occurredAt, time; and member, an id in the platform's policy table that is no user id";
     lag: Family<Partition, Gauge> = Family::default(), "kafka_lag_records", "Records between the committed offset and the end of the partition";
     batch: Histogram = sizes(), "kafka_batch_records", "Records stored in one transaction";
     store_time: Histogram = seconds(), "store_seconds", "Time of one storing transaction";

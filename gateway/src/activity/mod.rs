@@ -144,6 +144,7 @@ pub async fn run(
             policies,
             Duration::from_secs(cache_secs),
             config.max_recipients,
+            metrics.clone(),
         ),
         dead_letters: dead_letter::DeadLetters::new(&config)?,
         dependencies: lane::Dependencies::new(),

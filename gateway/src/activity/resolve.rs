@@ -1,7 +1,7 @@
 //! The recipients of activities: the audiences of a whole batch become lists of users with one query.
 //!
 //! Input: audiences from [`super::decode`]. Output: one list of recipients per activity, or the reason why there is none.
-//! The answer of the platform's table is used for `policy.cache_secs`, since the table gives no change signal.
+//! The answer of the platform's table is used for `policy.cache_secs`, since the table gives no change signal. Its ids are measured as those of a record are.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -12,12 +12,16 @@ use tokio::time::Instant;
 
 use super::decode::{Activity, Audience};
 use super::poison::{DeadLetterReason, Poison};
+use crate::metrics::Metrics;
+use crate::principal::{MAX_USER_ID_BYTES, is_user_id};
 use crate::store::{Domain, PolicyStore, StoreError};
 
 /// Most ids of users that are kept between batches, over all merchants and organizers.
 const MAX_CACHED_IDS: usize = 1_000_000;
 /// Most merchants and organizers that are kept between batches.
 const MAX_CACHED_DOMAINS: usize = 50_000;
+/// How often it is logged at most that members are passed over.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Recipients of one activity, or why it has none.
 pub type Resolved = Result<Arc<[String]>, Poison>;
@@ -27,7 +31,10 @@ pub struct Resolver {
     policies: Arc<dyn PolicyStore>,
     keep: Duration,
     max_recipients: usize,
+    metrics: Arc<Metrics>,
     cache: Mutex<Cache>,
+    /// When it was last logged that members are passed over.
+    warned: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -38,12 +45,19 @@ struct Cache {
 
 impl Resolver {
     /// Answers are used for `keep`; an activity with more than `max_recipients` is poison.
-    pub fn new(policies: Arc<dyn PolicyStore>, keep: Duration, max_recipients: usize) -> Self {
+    pub fn new(
+        policies: Arc<dyn PolicyStore>,
+        keep: Duration,
+        max_recipients: usize,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             policies,
             keep,
             max_recipients,
+            metrics,
             cache: Mutex::default(),
+            warned: Mutex::default(),
         }
     }
 
@@ -97,6 +111,9 @@ impl Resolver {
             return Ok(people);
         }
         let mut found = self.policies.users_in(&unknown).await?;
+        for (domain, ids) in &mut found {
+            self.measure(domain, ids);
+        }
         let until = Instant::now() + self.keep;
         let mut cache = self.cache.lock();
         for domain in unknown {
@@ -107,6 +124,34 @@ impl Resolver {
             people.insert(domain, ids);
         }
         Ok(people)
+    }
+
+    /// Takes out the ids that no token may name, which an inbox cannot have either: one of them must not keep an activity from the other members.
+    fn measure(&self, domain: &Domain, ids: &mut Arc<[String]>) {
+        let is_bad = |id: &&String| !is_user_id(id);
+        let Some(first) = ids.iter().find(is_bad) else {
+            return;
+        };
+        let number = ids.iter().filter(is_bad).count();
+        self.metrics
+            .values_dropped
+            .get_or_create(&Metrics::kind("member"))
+            .inc_by(number as u64);
+        let start: String = first.chars().take(40).collect();
+        tracing::debug!(%domain, bytes = first.len(), %start, "a member's id in the platform's table is no user id");
+        let now = Instant::now();
+        let mut warned = self.warned.lock();
+        if warned.is_none_or(|last| now - last >= WARN_INTERVAL) {
+            *warned = Some(now);
+            tracing::warn!(
+                %domain,
+                number,
+                bytes = first.len(),
+                "members in the platform's table have ids that are no user ids (1 to {MAX_USER_ID_BYTES} bytes without control characters): they are passed over"
+            );
+        }
+        drop(warned);
+        *ids = ids.iter().filter(|id| is_user_id(id)).cloned().collect();
     }
 
     fn recipients(&self, activity: &Activity, people: &HashMap<Domain, Arc<[String]>>) -> Resolved {
@@ -190,7 +235,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_batch_costs_one_query_and_the_next_none_until_the_answer_is_old() {
         let policies = Policies::new(&[("Merchant_1", &["a", "b"]), ("Organizer_1", &["c"])]);
-        let resolver = Resolver::new(policies.clone(), Duration::from_secs(30), 10);
+        let resolver = Resolver::new(
+            policies.clone(),
+            Duration::from_secs(30),
+            10,
+            Metrics::new(),
+        );
         let batch = [
             activity(r#""recipientType":"merchant","merchantId":1"#),
             activity(r#""recipientType":"org","organizerId":"1""#),
@@ -224,7 +274,7 @@ mod tests {
     /// authorization.md 6.2.
     #[tokio::test]
     async fn an_empty_audience_means_the_actor_and_no_actor_means_poison() {
-        let resolver = Resolver::new(Policies::new(&[]), Duration::ZERO, 2);
+        let resolver = Resolver::new(Policies::new(&[]), Duration::ZERO, 2, Metrics::new());
         assert_eq!(*one(&resolver, r#""actorId":17"#).await.unwrap(), ["17"]);
         assert_eq!(
             *one(
@@ -256,6 +306,25 @@ mod tests {
             one(&resolver, three).await.unwrap_err().reason,
             DeadLetterReason::TooManyRecipients
         );
+    }
+
+    /// authorization.md 6.4.
+    #[tokio::test]
+    async fn a_member_whose_id_is_no_user_id_is_passed_over_counted_and_keeps_nobody_from_the_others()
+     {
+        let long = "x".repeat(5000);
+        let policies = Policies::new(&[
+            ("Merchant_1", &["a", &long, "", "b\u{7}", "c"]),
+            ("Organizer_1", &[&long]),
+        ]);
+        let metrics = Metrics::new();
+        let resolver = Resolver::new(policies, Duration::from_secs(30), 2, metrics.clone());
+        let merchant = r#""recipientType":"merchant","merchantId":1"#;
+        assert_eq!(*one(&resolver, merchant).await.unwrap(), ["a", "c"]);
+        let organizer = r#""recipientType":"org","organizerId":1,"actorId":"z""#;
+        assert_eq!(*one(&resolver, organizer).await.unwrap(), ["z"]);
+        let dropped = &metrics.values_dropped;
+        assert_eq!(dropped.get_or_create(&Metrics::kind("member")).get(), 4);
     }
 
     #[test]
