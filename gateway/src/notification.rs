@@ -25,7 +25,7 @@ pub const MAX_READ_IDS: usize = 1000;
 #[schema(description = "One stored notification of one recipient.", example = json!({
     "id": "1KbZ0dT9Xa4", "seq": 812, "type": "PAYMENT_SUCCESS", "title": "Thanh toán thành công", "content": "Đơn hàng DH-1001 đã được thanh toán 150.000 ₫.",
     "data": {"amount": 150000, "currency": "VND", "orderId": "DH-1001"}, "actorId": "17", "recipientId": "21", "merchantId": "42",
-    "locale": "vi", "isRead": false, "readAt": null, "createdAt": "2026-11-23T08:00:00.000Z"
+    "locale": "vi", "isRead": false, "readAt": null, "occurredAt": "2026-11-23T07:59:58.412Z", "createdAt": "2026-11-23T08:00:00.000Z"
 }))]
 pub struct Notification {
     /// Identity, never an order.
@@ -68,6 +68,12 @@ pub struct Notification {
     #[serde(serialize_with = "rfc3339_opt")]
     #[schema(required = true)]
     pub read_at: Option<DateTime<Utc>>,
+    /// When the activity occurred, if its producer said so.
+    #[serde(
+        serialize_with = "rfc3339_opt",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub occurred_at: Option<DateTime<Utc>>,
     /// When it was stored.
     #[serde(serialize_with = "rfc3339")]
     pub created_at: DateTime<Utc>,
@@ -146,6 +152,8 @@ pub struct NewActivity {
     pub organizer_id: Option<String>,
     /// The merchant it concerns.
     pub merchant_id: Option<String>,
+    /// When it occurred, to the millisecond.
+    pub occurred_at: Option<DateTime<Utc>>,
     /// Whom it concerns, without repeats; never empty.
     pub recipients: Arc<[String]>,
 }

@@ -3,6 +3,7 @@
 //! Input: `notifications.catalog_dir`, with one folder per locale and `*.ftl` files in it. Output: an activity's text ([`super::render`]).
 //! The catalogs are used whole or not at all: a broken file is refused at start, and after a change the catalogs in use stay.
 
+mod calls;
 mod references;
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,12 +16,14 @@ use fluent_bundle::FluentResource;
 use tokio_util::sync::CancellationToken;
 use unic_langid::LanguageIdentifier;
 
+use self::calls::Calls;
 use self::references::{Names, named};
 use super::decode::Activity;
 use super::poison::Poison;
 use super::render::{self, Catalog, Text};
 use crate::files;
 use crate::metrics::Metrics;
+use crate::notification::bounds::has_nul;
 
 /// Largest catalog file, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -165,16 +168,20 @@ impl Catalogs {
 /// One file, parsed.
 struct File {
     name: String,
-    resource: Arc<FluentResource>,
+    resource: FluentResource,
 }
 
 impl File {
     fn parse(name: String, text: String) -> Result<Self, CatalogError> {
+        if has_nul(&text) {
+            return Err(CatalogError {
+                at: name,
+                line: None,
+                problem: "holds the character U+0000".into(),
+            });
+        }
         match FluentResource::try_new(text) {
-            Ok(resource) => Ok(Self {
-                name,
-                resource: Arc::new(resource),
-            }),
+            Ok(resource) => Ok(Self { name, resource }),
             Err((resource, errors)) => {
                 let error = errors.first();
                 let line = error.map(|e| {
@@ -206,6 +213,20 @@ impl File {
             problem,
         }
     }
+}
+
+/// Adds a file to a catalog, with its calls as functions of the catalog.
+fn add(catalog: &mut Catalog, calls: &mut Calls, file: &File) -> Result<(), CatalogError> {
+    let text = calls
+        .rewrite(file.resource.source())
+        .map_err(|(key, problem)| file.error(&key, format!("{key}: {problem}")))?;
+    let resource = FluentResource::try_new(text).map_err(|_| CatalogError {
+        at: file.name.clone(),
+        line: None,
+        problem: "cannot be put together".into(),
+    })?;
+    catalog.add_resource_overriding(Arc::new(resource));
+    Ok(())
 }
 
 fn line_at(text: &str, at: usize) -> usize {
@@ -330,10 +351,6 @@ fn assemble(
     built_in: &[File],
     given: &[File],
 ) -> Result<Catalog, CatalogError> {
-    let mut catalog = render::catalog(locale);
-    for file in built_in {
-        catalog.add_resource_overriding(file.resource.clone());
-    }
     let mut seen: HashMap<String, &str> = HashMap::new();
     for file in given {
         for (key, id) in file.resource.entries().filter_map(named) {
@@ -341,7 +358,6 @@ fn assemble(
                 return Err(file.error(&key, format!("{id} is defined already in {first}")));
             }
         }
-        catalog.add_resource_overriding(file.resource.clone());
     }
     let names = Names::of(
         built_in
@@ -361,7 +377,29 @@ fn assemble(
             })?;
         }
     }
+    let entries = built_in
+        .iter()
+        .chain(given)
+        .flat_map(|file| file.resource.entries());
+    let taken = entries.filter_map(named).map(|(_, id)| id.to_owned());
+    let mut calls = Calls::new(render::locale(locale), taken.collect());
+    let mut catalog = render::catalog(locale);
+    for file in built_in.iter().chain(given) {
+        add(&mut catalog, &mut calls, file)?;
+    }
+    for (name, function) in calls.functions {
+        catalog
+            .add_function(&name, function)
+            .expect("each call has a name of its own");
+    }
     Ok(catalog)
+}
+
+/// A catalog of one text, as tests have it.
+#[cfg(test)]
+pub(super) fn of_text(locale: &str, text: &str) -> Result<Catalog, CatalogError> {
+    let file = File::parse("test.ftl".into(), text.into())?;
+    assemble(&locale.parse().expect("a locale"), &[], &[file])
 }
 
 #[cfg(test)]

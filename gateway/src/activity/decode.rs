@@ -4,6 +4,7 @@
 //!
 //! Three shapes are read: the platform's own JSON object, and CloudEvents 1.0 in structured and in binary content mode. Unknown members are
 //! ignored, since producers evolve. Known members are checked one by one, so that nothing a producer sends reaches the database unmeasured.
+//! An invalid member makes a record poison only where nobody could be notified, or of something else, without it; elsewhere it is [`Dropped`].
 
 mod cloud_event;
 mod fields;
@@ -14,10 +15,12 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
-use self::fields::{checked, error_position, named, object, rfc3339, shown, string, text_of};
+use self::fields::{
+    Readable, checked, error_position, is_empty, named, object, present, shown, string, text_of,
+};
 use super::poison::{DeadLetterReason, Poison};
+use super::time;
 use crate::notification::bounds::{
     self, MAX_CONTENT_BYTES, MAX_DATA_BYTES, MAX_LOCALE_BYTES, MAX_NAME_BYTES, MAX_TITLE_BYTES,
 };
@@ -118,16 +121,40 @@ pub struct Activity {
     pub merchant_id: Option<String>,
     /// Parameters as the producer wrote them: a JSON object.
     pub data: Box<RawValue>,
-    /// The same, parsed.
-    pub parameters: Map<String, Value>,
     /// Text given by the producer; it replaces the template's.
     pub title: Option<String>,
     /// Text given by the producer; it replaces the template's.
     pub content: Option<String>,
     /// The locale asked for.
     pub locale: Option<String>,
-    /// When it happened.
+    /// When it occurred, to the millisecond.
     pub occurred_at: Option<DateTime<Utc>>,
+    /// What was passed over.
+    pub dropped: Dropped,
+}
+
+/// What of a record is invalid and was passed over, because the rest can be used without it (protocol.md 12.2).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Names of members.
+    pub members: Vec<&'static str>,
+    /// How many elements of `recipientIds`.
+    pub recipients: u64,
+}
+
+impl Dropped {
+    /// Returns whether everything was used.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.recipients == 0
+    }
+
+    /// Takes what was read, or notes the member's name.
+    fn keep<T>(&mut self, member: &'static str, read: Option<T>) -> Option<T> {
+        if read.is_none() {
+            self.members.push(member);
+        }
+        read
+    }
 }
 
 /// The members of the platform's own shape, each still as it was written.
@@ -166,6 +193,7 @@ struct Event {
     id: Option<String>,
     kind: Option<String>,
     time: Option<DateTime<Utc>>,
+    dropped: Dropped,
 }
 
 /// Reads a record.
@@ -181,6 +209,7 @@ pub fn decode(record: &Record) -> Result<Activity, Poison> {
         id: None,
         kind: None,
         time: None,
+        dropped: Dropped::default(),
     };
     activity(record, event, text_of(record)?)
 }
@@ -188,12 +217,7 @@ pub fn decode(record: &Record) -> Result<Activity, Poison> {
 /// Reads the platform's own shape. An attribute of the envelope wins over the member inside.
 fn activity(record: &Record, event: Event, text: &str) -> Result<Activity, Poison> {
     let body: Body<'_> = object(text, "the value")?;
-    let optional = |name: &'static str, raw: Option<&RawValue>| -> Result<Option<String>, Poison> {
-        Ok(raw
-            .map(|raw| named(name, raw))
-            .transpose()?
-            .filter(|text| !text.is_empty()))
-    };
+    let mut dropped = event.dropped;
     let kind = match event.kind {
         Some(kind) => kind,
         None => optional("type", body.kind)?
@@ -209,102 +233,130 @@ fn activity(record: &Record, event: Event, text: &str) -> Result<Activity, Poiso
             },
         },
     };
-    let occurred_at = match (event.time, body.occurred_at) {
-        (Some(time), _) => Some(time),
-        (None, Some(raw)) => Some(rfc3339(
-            "occurredAt",
-            &string("occurredAt", raw, MAX_LOCALE_BYTES)?,
-        )?),
-        (None, None) => None,
+    let Addressed {
+        audience,
+        actor_id,
+        organizer_id,
+        merchant_id,
+    } = addressed(&body, &mut dropped)?;
+    let occurred_at = match (event.time, present(body.occurred_at)) {
+        (None, Some(raw)) => dropped.keep("occurredAt", time::of_json(raw)),
+        (given, _) => given,
     };
-    let organizer_id = optional("organizerId", body.organizer_id)?;
-    let merchant_id = optional("merchantId", body.merchant_id)?;
-    let (data, parameters) = parameters(body.data)?;
+    let text = |name, raw, most| -> Result<Option<String>, Poison> {
+        present(raw).map(|raw| string(name, raw, most)).transpose()
+    };
     Ok(Activity {
         source: event.source,
         event_id,
         kind,
-        audience: audience(&body, organizer_id.as_deref(), merchant_id.as_deref())?,
-        actor_id: optional("actorId", body.actor_id)?
-            .map(|id| user_id("actorId", id))
-            .transpose()?,
+        audience,
+        actor_id,
         organizer_id,
         merchant_id,
-        data,
-        parameters,
-        title: body
-            .title
-            .map(|raw| string("title", raw, MAX_TITLE_BYTES))
-            .transpose()?,
-        content: body
-            .content
-            .map(|raw| string("content", raw, MAX_CONTENT_BYTES))
-            .transpose()?,
-        locale: body
-            .locale
-            .map(|raw| string("locale", raw, MAX_LOCALE_BYTES))
-            .transpose()?
-            .filter(|text| !text.is_empty()),
+        data: data(body.data)?,
+        title: text("title", body.title, MAX_TITLE_BYTES)?,
+        content: text("content", body.content, MAX_CONTENT_BYTES)?,
+        locale: present(body.locale)
+            .and_then(|raw| dropped.keep("locale", string("locale", raw, MAX_LOCALE_BYTES).ok())),
         occurred_at,
+        dropped,
     })
 }
 
-fn audience(
-    body: &Body<'_>,
-    organizer: Option<&str>,
-    merchant: Option<&str>,
-) -> Result<Audience, Poison> {
-    let Some(raw) = body.recipient_type else {
-        return Ok(Audience::Actor);
+/// Reads a member that may be left out; `null` and an empty text leave it out.
+fn optional(name: &'static str, raw: Option<&RawValue>) -> Result<Option<String>, Poison> {
+    present(raw).map(|raw| named(name, raw)).transpose()
+}
+
+/// Whom an activity is for, and who else it names.
+struct Addressed {
+    audience: Audience,
+    actor_id: Option<String>,
+    organizer_id: Option<String>,
+    merchant_id: Option<String>,
+}
+
+/// Reads the members that name somebody. The one that the audience needs must be valid; the others are dropped where they are not.
+fn addressed(body: &Body<'_>, dropped: &mut Dropped) -> Result<Addressed, Poison> {
+    let kind = present(body.recipient_type)
+        .map(|raw| string("recipientType", raw, MAX_NAME_BYTES))
+        .transpose()?;
+    let kind = kind.as_deref();
+    let mut read = |name, raw, is_needed: bool| match optional(name, raw) {
+        Err(_) if !is_needed => Ok(dropped.keep(name, None)),
+        read => read,
     };
-    let kind = string("recipientType", raw, MAX_NAME_BYTES)?;
+    let organizer_id = read("organizerId", body.organizer_id, kind == Some("org"))?;
+    let merchant_id = read("merchantId", body.merchant_id, kind == Some("merchant"))?;
+    let actor = read("actorId", body.actor_id, kind.is_none())?;
+    let actor_id = match actor.map(|id| user_id("actorId", id)).transpose() {
+        Err(_) if kind.is_some() => dropped.keep("actorId", None),
+        read => read?,
+    };
+    let Some(kind) = kind else {
+        return Ok(Addressed {
+            audience: Audience::Actor,
+            actor_id,
+            organizer_id,
+            merchant_id,
+        });
+    };
     let missing = |name| {
         Poison::new(
             DeadLetterReason::MissingAudience,
             format!("recipientType {kind} needs {name}"),
         )
     };
-    match kind.as_str() {
-        "org" => organizer
-            .map(|id| Audience::Organizer(id.to_owned()))
-            .ok_or_else(|| missing("organizerId")),
-        "merchant" => merchant
-            .map(|id| Audience::Merchant(id.to_owned()))
-            .ok_or_else(|| missing("merchantId")),
+    let audience = match kind {
+        "org" => Audience::Organizer(organizer_id.clone().ok_or_else(|| missing("organizerId"))?),
+        "merchant" => Audience::Merchant(merchant_id.clone().ok_or_else(|| missing("merchantId"))?),
         "users" => {
-            let raw: Vec<&RawValue> = serde_json::from_str(
-                body.recipient_ids
-                    .ok_or_else(|| missing("recipientIds"))?
-                    .get(),
-            )
-            .map_err(|_| {
-                Poison::new(
-                    DeadLetterReason::InvalidField,
-                    "field recipientIds is no array",
-                )
-            })?;
-            let mut seen = HashSet::with_capacity(raw.len());
-            let mut ids = Vec::with_capacity(raw.len());
-            for raw in raw {
-                let id = named("recipientIds", raw)?;
-                let id = user_id("recipientIds", id)?;
+            let raw = present(body.recipient_ids).ok_or_else(|| missing("recipientIds"))?;
+            Audience::Users(recipients(raw, dropped)?)
+        }
+        other => {
+            return Err(Poison::new(
+                DeadLetterReason::UnknownRecipientType,
+                format!(
+                    "recipientType {} is none of org, merchant, users",
+                    shown(other)
+                ),
+            ));
+        }
+    };
+    Ok(Addressed {
+        audience,
+        actor_id,
+        organizer_id,
+        merchant_id,
+    })
+}
+
+/// Reads `recipientIds`. An element that is no user id concerns nobody, and the others no less for it.
+fn recipients(raw: &RawValue, dropped: &mut Dropped) -> Result<Arc<[String]>, Poison> {
+    let elements: Vec<&RawValue> = serde_json::from_str(raw.get()).map_err(|_| {
+        Poison::new(
+            DeadLetterReason::InvalidField,
+            "field recipientIds is no array",
+        )
+    })?;
+    let mut seen = HashSet::with_capacity(elements.len());
+    let mut ids = Vec::with_capacity(elements.len());
+    for element in elements {
+        match named("recipientIds", element) {
+            Ok(id) if is_user_id(&id) => {
                 if seen.insert(id.clone()) {
                     ids.push(id);
                 }
             }
-            Ok(Audience::Users(ids.into()))
+            _ => dropped.recipients += 1,
         }
-        other => Err(Poison::new(
-            DeadLetterReason::UnknownRecipientType,
-            format!(
-                "recipientType {} is none of org, merchant, users",
-                shown(other)
-            ),
-        )),
     }
+    Ok(ids.into())
 }
 
-/// Checks that a recipient is somebody whom a token may name; the actor may become one.
+/// Checks that the actor is somebody whom a token may name: the actor may become a recipient.
 fn user_id(field: &str, id: String) -> Result<String, Poison> {
     if is_user_id(&id) {
         return Ok(id);
@@ -317,23 +369,21 @@ fn user_id(field: &str, id: String) -> Result<String, Poison> {
     ))
 }
 
-fn parameters(raw: Option<&RawValue>) -> Result<(Box<RawValue>, Map<String, Value>), Poison> {
+/// Reads `data`, which stays as it was written. An empty list is how PHP writes an object without members.
+fn data(raw: Option<&RawValue>) -> Result<Box<RawValue>, Poison> {
     let invalid =
         |why: &str| Poison::new(DeadLetterReason::InvalidField, format!("field data {why}"));
-    let Some(raw) = raw else {
-        return Ok((
-            RawValue::from_string("{}".into()).expect("an empty object is JSON"),
-            Map::new(),
-        ));
+    let Some(raw) = present(raw).filter(|raw| !is_empty(raw)) else {
+        return Ok(RawValue::from_string("{}".into()).expect("an empty object is JSON"));
     };
     bounds::check_json(raw.get(), MAX_DATA_BYTES).map_err(|error| invalid(&error.to_string()))?;
     if !raw.get().starts_with('{') {
         return Err(invalid("is no object"));
     }
     // Reading it whole refuses what a raw value lets through: nesting beyond 128, lone surrogates, numbers beyond a double.
-    let parameters = serde_json::from_str(raw.get())
+    serde_json::from_str::<Readable>(raw.get())
         .map_err(|error| invalid(&format!("cannot be read: {}", error_position(&error))))?;
-    Ok((raw.to_owned(), parameters))
+    Ok(raw.to_owned())
 }
 
 #[cfg(test)]

@@ -22,7 +22,9 @@ mod client;
 mod consumer;
 pub mod dead_letter;
 pub mod decode;
+mod intl;
 mod lane;
+mod number;
 pub mod poison;
 mod progress;
 pub mod render;
@@ -33,6 +35,7 @@ mod status;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod time;
 mod trace;
 
 use std::sync::Arc;

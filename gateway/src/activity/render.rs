@@ -11,20 +11,26 @@
 //! ```
 //!
 //! The message of a type is found by [`message_id`]. Parameters are the members of the activity's `data`, and `$actorId`, `$organizerId`,
-//! `$merchantId`. Texts and numbers are as given; true and false are texts; lists, objects and null are no parameters. A parameter that a
-//! pattern names and the activity lacks is an error: a text is rendered whole or not at all.
+//! `$merchantId`, `$occurredAt`. Texts are as given, numbers have every digit that was given; true and false are texts; lists, objects and null are
+//! no parameters. A parameter that a pattern names and the activity lacks is an error: a text is rendered whole or not at all.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use fixed_decimal::Decimal;
 use fluent_bundle::concurrent::FluentBundle;
-use fluent_bundle::types::FluentNumber;
+use fluent_bundle::types::FluentType;
 use fluent_bundle::{FluentArgs, FluentResource, FluentValue};
-use serde_json::Value;
+use icu_locale_core::Locale;
+use intl_memoizer::Memoizable;
+use intl_memoizer::concurrent::IntlLangMemoizer;
+use serde_json::value::RawValue;
 use unic_langid::LanguageIdentifier;
 
 use super::decode::Activity;
+use super::intl::Plain;
+use super::number::Written;
 use super::poison::{DeadLetterReason, Poison};
 use crate::notification::bounds::{MAX_CONTENT_BYTES, MAX_TITLE_BYTES};
 
@@ -49,17 +55,13 @@ pub struct Text {
 pub fn catalog(locale: &LanguageIdentifier) -> Catalog {
     let mut catalog = FluentBundle::new_concurrent(vec![locale.clone()]);
     catalog.set_use_isolating(false);
-    catalog.set_formatter(Some(match locale.language.as_str() {
-        "vi" | "id" | "de" | "es" | "it" | "pt" | "nl" | "da" | "tr" | "el" | "ro" | "hr"
-        | "sl" | "sr" => dot_and_comma,
-        "fr" | "ru" | "uk" | "be" | "bg" | "cs" | "sk" | "pl" | "sv" | "nb" | "no" | "nn"
-        | "fi" | "hu" | "et" | "lv" | "lt" => space_and_comma,
-        _ => comma_and_dot,
-    }));
+    catalog.set_formatter(Some(plain));
     catalog
-        .add_builtins()
-        .expect("a catalog without functions takes the built-in ones");
-    catalog
+}
+
+/// The locale of a catalog, as ICU4X has it.
+pub(super) fn locale(locale: &LanguageIdentifier) -> Locale {
+    locale.to_string().parse().unwrap_or(Locale::UNKNOWN)
 }
 
 /// The message of a type: characters that Fluent's identifiers lack become `_`, and a type that does not begin with a letter gets
@@ -159,16 +161,19 @@ pub fn render(
             .ok_or_else(|| no_template("there is no such attribute".into()))?;
         let mut errors = Vec::new();
         let text = catalog.format_pattern(attribute.value(), Some(&arguments), &mut errors);
-        match errors.first() {
-            None if text.len() > most => Err(Poison::new(
+        if let Some(error) = errors.first() {
+            return Err(no_template(error.to_string()));
+        }
+        if let Some((_, rest)) = text.split_once(FAULT) {
+            let why = rest.split(FAULT).next().unwrap_or_default();
+            return Err(no_template(why.to_owned()));
+        }
+        match text.len() {
+            length if length > most => Err(Poison::new(
                 DeadLetterReason::TextTooLong,
-                format!(
-                    "{id}.{name} in {locale} has {} bytes; at most {most} are stored",
-                    text.len()
-                ),
+                format!("{id}.{name} in {locale} has {length} bytes; at most {most} are stored"),
             )),
-            None => Ok(text.into_owned()),
-            Some(error) => Err(no_template(error.to_string())),
+            _ => Ok(text.into_owned()),
         }
     };
     let title = activity
@@ -187,7 +192,10 @@ pub fn render(
 }
 
 fn arguments(activity: &Activity) -> FluentArgs<'_> {
-    let mut arguments = FluentArgs::with_capacity(activity.parameters.len() + 3);
+    // What is no object has no members, and decoding has refused it.
+    let members: HashMap<String, &RawValue> =
+        serde_json::from_str(activity.data.get()).unwrap_or_default();
+    let mut arguments = FluentArgs::with_capacity(members.len() + 4);
     for (name, id) in [
         ("actorId", &activity.actor_id),
         ("organizerId", &activity.organizer_id),
@@ -197,74 +205,92 @@ fn arguments(activity: &Activity) -> FluentArgs<'_> {
             arguments.set(name, FluentValue::String(Cow::Borrowed(id)));
         }
     }
-    for (name, value) in &activity.parameters {
-        match value {
-            Value::String(text) => arguments.set(name, FluentValue::String(Cow::Borrowed(text))),
-            Value::Bool(truth) => arguments.set(name, truth.to_string()),
-            Value::Number(number) => arguments.set(name, numeric(number)),
-            Value::Null | Value::Array(_) | Value::Object(_) => {}
+    if let Some(at) = activity.occurred_at {
+        arguments.set("occurredAt", at.to_rfc3339());
+    }
+    for (name, value) in members {
+        let written = value.get();
+        match written.as_bytes().first() {
+            Some(b'"') => {
+                if let Ok(text) = serde_json::from_str::<String>(written) {
+                    arguments.set(name, text);
+                }
+            }
+            Some(b't' | b'f') => arguments.set(name, written),
+            Some(b'-' | b'0'..=b'9') => {
+                arguments.set(name, FluentValue::Custom(Box::new(Figure(written.into()))));
+            }
+            _ => {}
         }
     }
     arguments
 }
 
-/// Fluent counts in doubles: a number with more digits than one holds is a text, exactly as it was written.
-fn numeric(number: &serde_json::Number) -> FluentValue<'static> {
-    const DIGITS: usize = 15;
-    let text = number.to_string();
-    let exact = text.bytes().filter(u8::is_ascii_digit).count() <= DIGITS
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_digit() || b == b'-' || b == b'.');
-    match number.as_f64().filter(|_| exact) {
-        Some(value) => FluentValue::Number(FluentNumber::from(value)),
-        None => FluentValue::String(text.into()),
+/// A number of a record, digit by digit as its producer wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Figure(Box<str>);
+
+impl Figure {
+    /// The number; `None` for one that is too long to be counted with.
+    pub(super) fn decimal(&self) -> Option<Decimal> {
+        decimal(&self.0)
+    }
+
+    /// As it was written.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
-fn comma_and_dot<M>(value: &FluentValue<'_>, _: &M) -> Option<String> {
-    as_number(value, ",", ".")
-}
-
-fn dot_and_comma<M>(value: &FluentValue<'_>, _: &M) -> Option<String> {
-    as_number(value, ".", ",")
-}
-
-/// U+00A0, so that a number never breaks across lines.
-fn space_and_comma<M>(value: &FluentValue<'_>, _: &M) -> Option<String> {
-    as_number(value, "\u{a0}", ",")
-}
-
-fn as_number(value: &FluentValue<'_>, group: &str, decimal: &str) -> Option<String> {
-    let FluentValue::Number(number) = value else {
-        return None;
-    };
-    let options = &number.options;
-    let plain = match options.maximum_fraction_digits {
-        Some(most) => format!("{:.*}", most.min(20), number.value),
-        None => number.value.to_string(),
-    };
-    let (sign, plain) = plain
-        .strip_prefix('-')
-        .map_or(("", plain.as_str()), |rest| ("-", rest));
-    let (whole, fraction) = plain.split_once('.').unwrap_or((plain, ""));
-    let least = options.minimum_fraction_digits.unwrap_or(0).min(20);
-    let fraction = match options.maximum_fraction_digits {
-        Some(_) => format!("{:0<least$}", fraction.trim_end_matches('0')),
-        None => format!("{fraction:0<least$}"),
-    };
-    let mut text = sign.to_owned();
-    for (at, digit) in whole.char_indices() {
-        if options.use_grouping && at > 0 && (whole.len() - at) % 3 == 0 {
-            text.push_str(group);
-        }
-        text.push(digit);
+impl FluentType for Figure {
+    fn duplicate(&self) -> Box<dyn FluentType + Send> {
+        Box::new(self.clone())
     }
-    if !fraction.is_empty() {
-        text.push_str(decimal);
-        text.push_str(&fraction);
+
+    fn as_string(&self, _: &intl_memoizer::IntlLangMemoizer) -> Cow<'static, str> {
+        self.0.to_string().into()
     }
-    Some(text)
+
+    fn as_string_threadsafe(&self, _: &IntlLangMemoizer) -> Cow<'static, str> {
+        self.0.to_string().into()
+    }
+}
+
+/// Reads a number as JSON writes it.
+pub(super) fn decimal(text: &str) -> Option<Decimal> {
+    Decimal::try_from_str(&Written::parse(text)?.plain()).ok()
+}
+
+/// The format of numbers that no function formats, made once for each catalog.
+struct Shown(Plain);
+
+impl Memoizable for Shown {
+    type Args = ();
+    type Error = String;
+
+    fn construct(locale: LanguageIdentifier, (): ()) -> Result<Self, String> {
+        Plain::new(&self::locale(&locale)).map(Self)
+    }
+}
+
+/// Writes a number with every digit that it has. One that is too long to be counted with stays as it was written.
+fn plain(value: &FluentValue<'_>, formats: &IntlLangMemoizer) -> Option<String> {
+    let number = match value {
+        FluentValue::Custom(value) => value.as_any().downcast_ref::<Figure>()?.decimal()?,
+        FluentValue::Number(number) => decimal(&number.as_string())?,
+        _ => return None,
+    };
+    formats
+        .with_try_get::<Shown, _, _>((), |format| format.0.format(&number))
+        .ok()
+}
+
+/// Stands before and behind what a function has to say instead of a text: no catalog and no record holds it.
+const FAULT: char = '\0';
+
+/// The value of a function that cannot make a text. Fluent has no errors of functions; [`render`] finds this one in the text.
+pub(super) fn fault(call: &str, why: &str) -> FluentValue<'static> {
+    FluentValue::String(format!("{FAULT}{call} {why}{FAULT}").into())
 }
 
 #[cfg(test)]

@@ -302,6 +302,7 @@ impl Rows {
                     locale: new.locale.as_str().into(),
                     is_read: false,
                     read_at: None,
+                    occurred_at: new.occurred_at,
                     created_at: now,
                 };
                 let inbox = *inbox;

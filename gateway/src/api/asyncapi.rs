@@ -68,10 +68,6 @@ fn text() -> Value {
     json!({"type": "string"})
 }
 
-fn time() -> Value {
-    json!({"type": "string", "format": "date-time"})
-}
-
 fn seq() -> Value {
     json!({"type": "integer", "format": "int64", "minimum": 0, "description": "`seq` of a notification"})
 }
@@ -339,11 +335,11 @@ fn activity() -> Value {
             "merchantId": id(),
             "recipientIds": list_of(id()),
             "actorId": id(),
-            "data": {"type": "object", "description": "Parameters of the template."},
+            "data": {"type": "object", "description": "Parameters of the template. Numbers keep every digit that is written."},
             "title": {"type": "string", "description": "Text that replaces the template."},
             "content": {"type": "string", "description": "Text that replaces the template."},
             "locale": {"type": "string", "description": "A locale of the catalogs; `vi` where it is left out."},
-            "occurredAt": time(),
+            "occurredAt": {"description": "When it occurred, best as RFC 3339; protocol.md 12.3 lists the other forms. A value that is none of them is passed over.", "examples": ["2026-11-23T08:00:00Z"]},
         },
     })
 }
@@ -353,7 +349,8 @@ fn activity_message() -> Value {
         "name": "activity",
         "summary": "An event that users should be notified of.",
         "description": "The key is free; events of one key stay in order. CloudEvents 1.0 is read too, structured (`application/cloudevents+json`) and binary (`ce_*` \
-                        headers). A record that cannot be used goes to the dead-letter topic.",
+                        headers). A member that is null or an empty text is absent; an invalid one that nothing needs is passed over (protocol.md 12.2). A record that cannot be \
+                        used goes to the dead-letter topic.",
         "contentType": "application/json",
         "headers": object(&[], json!({"traceparent": {"type": "string", "description": "W3C Trace Context: the trace continues to the write on the socket."}})),
         "payload": reference("Activity"),

@@ -204,6 +204,7 @@ struct Texts {
     organizer_id: Option<Arc<str>>,
     merchant_id: Option<Arc<str>>,
     locale: Arc<str>,
+    occurred_at: Option<DateTime<Utc>>,
 }
 
 impl Texts {
@@ -218,6 +219,7 @@ impl Texts {
             organizer_id: shared(&new.organizer_id),
             merchant_id: shared(&new.merchant_id),
             locale: new.locale.as_str().into(),
+            occurred_at: new.occurred_at,
         }
     }
 
@@ -236,6 +238,7 @@ impl Texts {
             locale: self.locale.clone(),
             is_read: false,
             read_at: None,
+            occurred_at: self.occurred_at,
             created_at,
         }
     }

@@ -12,7 +12,7 @@ use crate::notification::{Counts, Epoch, InboxState, Notification};
 
 macro_rules! columns {
     () => {
-        "n.id, n.recipient_id, n.seq, n.kind, n.title, n.content, n.locale, n.data, n.actor_id, n.organizer_id, n.merchant_id, n.read_at, n.created_at"
+        "n.id, n.recipient_id, n.seq, n.kind, n.title, n.content, n.locale, n.data, n.actor_id, n.organizer_id, n.merchant_id, n.read_at, n.occurred_at, n.created_at"
     };
 }
 
@@ -173,6 +173,7 @@ where
         locale: text("locale")?.into(),
         is_read: read_at.is_some(),
         read_at,
+        occurred_at: time(row, "occurred_at")?,
         created_at: time(row, "created_at")?
             .ok_or_else(|| decode("created_at", sqlx::error::UnexpectedNullError))?,
     })

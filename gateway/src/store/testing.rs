@@ -40,6 +40,7 @@ pub(crate) fn activity(event: &str, recipients: &[&str]) -> NewActivity {
         actor_id: Some("17".into()),
         organizer_id: None,
         merchant_id: Some("42".into()),
+        occurred_at: chrono::DateTime::from_timestamp_millis(1_795_420_798_412),
         recipients: recipients.iter().map(|r| (*r).to_owned()).collect(),
     }
 }

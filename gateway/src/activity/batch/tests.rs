@@ -21,6 +21,7 @@ fn pending(offset: i64, event: &str, recipients: &[&str]) -> BatchRecord {
         actor_id: None,
         organizer_id: None,
         merchant_id: None,
+        occurred_at: None,
         recipients: recipients.iter().map(|id| (*id).to_owned()).collect(),
     };
     BatchRecord::new(at(offset), Span::none(), Outcome::Pending(activity.into()))
@@ -67,6 +68,7 @@ fn row(activity: usize, recipient: &str) -> Stored {
             locale: text(),
             is_read: false,
             read_at: None,
+            occurred_at: None,
             created_at: DateTime::UNIX_EPOCH,
         },
         inbox: InboxState::default(),

@@ -7,6 +7,9 @@ use std::collections::HashSet;
 use fluent_syntax::ast::{
     CallArguments, Entry, Expression, Identifier, InlineExpression, Pattern, PatternElement,
 };
+use fluent_syntax::unicode::unescape_unicode_to_string;
+
+use super::calls::{DATETIME, NUMBER};
 
 /// What a message must have: these attributes, and no others.
 const ATTRIBUTES: [&str; 2] = ["title", "content"];
@@ -131,13 +134,21 @@ impl Names {
                     .as_ref()
                     .map_or(Ok(()), |arguments| self.arguments(arguments))
             }
-            InlineExpression::FunctionReference { id, arguments } if id.name == "NUMBER" => {
+            InlineExpression::FunctionReference { id, arguments }
+                if [NUMBER, DATETIME].contains(&id.name) =>
+            {
                 self.arguments(arguments)
             }
-            InlineExpression::FunctionReference { id, .. } => {
-                Err(format!("calls {}; the only function is NUMBER", id.name))
-            }
+            InlineExpression::FunctionReference { id, .. } => Err(format!(
+                "calls {}; the functions are NUMBER and DATETIME",
+                id.name
+            )),
             InlineExpression::Placeable { expression } => self.expression(expression),
+            InlineExpression::StringLiteral { value }
+                if unescape_unicode_to_string(value).contains('\0') =>
+            {
+                Err("holds the character U+0000".into())
+            }
             InlineExpression::StringLiteral { .. }
             | InlineExpression::NumberLiteral { .. }
             | InlineExpression::VariableReference { .. } => Ok(()),

@@ -96,11 +96,8 @@ fn a_broken_catalog_is_refused_with_its_file_and_line() {
             1,
             "A.none",
         ),
-        (
-            "A =\n .title = { DATETIME($n) }\n .content = b",
-            1,
-            "DATETIME",
-        ),
+        ("A =\n .title = { PLURAL($n) }\n .content = b", 1, "PLURAL"),
+        ("A =\n .title = { \"\\u0000\" }\n .content = b", 1, "U+0000"),
         (
             "A =\n .title = a\n .content = b\n\nA =\n .title = a\n .content = b",
             1,
@@ -124,6 +121,96 @@ fn a_broken_catalog_is_refused_with_its_file_and_line() {
         broken(&[("not a locale!/a.ftl", twice)]).at,
         "/not a locale!"
     );
+}
+
+/// protocol.md 12.4.
+#[test]
+fn an_option_that_cannot_be_honoured_is_refused_with_its_place() {
+    for (call, problem) in [
+        (
+            "NUMBER($n, style: \"unit\")",
+            "option style of NUMBER is \"unit\"; it may be decimal, percent, currency",
+        ),
+        (
+            "NUMBER($n, style: \"currency\")",
+            "option currency of NUMBER is missing; style is currency",
+        ),
+        (
+            "NUMBER($n, style: \"currency\", currency: \"DONG\")",
+            "option currency of NUMBER is \"DONG\", which is no code such as VND",
+        ),
+        (
+            "NUMBER($n, maximumFractionDigits: 101)",
+            "option maximumFractionDigits of NUMBER is \"101\"; it may be a number from 0 to 100",
+        ),
+        (
+            "NUMBER($n, minimumFractionDigits: 3, maximumFractionDigits: 2)",
+            "option minimumFractionDigits of NUMBER is greater than maximumFractionDigits",
+        ),
+        (
+            "NUMBER($n, notation: \"compact\")",
+            "option notation of NUMBER is not supported",
+        ),
+        (
+            "NUMBER($n, fractionDigits: 2)",
+            "option fractionDigits of NUMBER is not supported",
+        ),
+        (
+            "NUMBER($n, useGrouping: \"always\")",
+            "option useGrouping of NUMBER is \"always\"; it may be true, auto, false, min2",
+        ),
+        (
+            "NUMBER(\"5\")",
+            "calls NUMBER with something other than one variable",
+        ),
+        (
+            "DATETIME($n, timeZone: \"Mars/Base\", dateStyle: \"long\")",
+            "option timeZone of DATETIME is \"Mars/Base\", which is no zone such as Asia/Ho_Chi_Minh",
+        ),
+        (
+            "DATETIME($n, dateStyle: \"long\", month: \"long\")",
+            "option month of DATETIME is not supported",
+        ),
+        (
+            "DATETIME($n)",
+            "DATETIME needs dateStyle, timeStyle, or the parts that it writes",
+        ),
+        (
+            "$n ->\n   *[other] { NUMBER($n, compactDisplay: \"long\") }\n",
+            "option compactDisplay of NUMBER is not supported",
+        ),
+        (
+            "NUMBER($n, style: \"percent\") ->\n   *[other] b\n",
+            "option style of NUMBER is not supported in a selector",
+        ),
+        (
+            "DATETIME($n, dateStyle: \"long\") ->\n   *[other] b\n",
+            "selects by DATETIME, which makes texts only",
+        ),
+    ] {
+        let text = format!(
+            "# A comment\nOTHER =\n .title = a\n .content = b\nPAID =\n .title = a\n .content = {{ {call} }}\n"
+        );
+        let error = broken(&[("vi/a.ftl", &text)]);
+        assert_eq!(
+            (error.at.as_str(), error.line),
+            ("/vi/a.ftl", Some(5)),
+            "{error}"
+        );
+        assert!(error.problem.contains(problem), "{error}\n{problem}");
+    }
+}
+
+#[test]
+fn a_message_may_have_the_name_of_a_call() {
+    let dir = folder(&[(
+        "en/a.ftl",
+        "CALL-0 =\n .title = { $actorId ->\n    [1] one\n   *[other] { NUMBER(2) }\n }\n .content = b",
+    )]);
+    let catalogs = Catalogs::load(dir.path(), "vi").unwrap();
+    let activity = r#"{"type":"CALL-0","locale":"en","actorId":17}"#;
+    let text = catalogs.render(&testing::activity(activity)).unwrap();
+    assert_eq!(text.title, "2");
 }
 
 #[test]

@@ -5,9 +5,10 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::fields::{checked, named, object, rfc3339, shown, string, text_of, utf8};
-use super::{Activity, Event, Record, activity};
+use super::fields::{checked, is_empty, named, object, present, shown, string, text_of, utf8};
+use super::{Activity, Dropped, Event, Record, activity};
 use crate::activity::poison::{DeadLetterReason, Poison};
+use crate::activity::time;
 use crate::notification::bounds::MAX_NAME_BYTES;
 
 /// A structured CloudEvent, each attribute still as it was written (CloudEvents JSON format 1.0.2).
@@ -57,20 +58,23 @@ fn structured(record: &Record) -> Result<Activity, Poison> {
     let envelope: Structured<'_> = object(text_of(record)?, "the value")?;
     let attribute =
         |name: &'static str, raw: Option<&RawValue>| -> Result<Option<String>, Poison> {
-            raw.map(|raw| named(name, raw))
+            present(raw)
+                .map(|raw| named(name, raw))
                 .transpose()
                 .map_err(|p| cloud_event(p.detail))
         };
     let version = attribute("specversion", envelope.specversion)?;
-    let event = event(
+    let mut event = event(
         version.as_deref(),
         attribute("id", envelope.id)?,
         attribute("source", envelope.source)?,
         attribute("type", envelope.kind)?,
-        attribute("time", envelope.time)?.as_deref(),
     )?;
+    event.time =
+        present(envelope.time).and_then(|raw| event.dropped.keep("time", time::of_json(raw)));
     json_content(&attribute("datacontenttype", envelope.datacontenttype)?.unwrap_or_default())?;
-    match (envelope.data, envelope.data_base64) {
+    let data = present(envelope.data).filter(|raw| !is_empty(raw));
+    match (data, present(envelope.data_base64)) {
         (Some(_), Some(_)) => Err(cloud_event("data and data_base64 exclude each other")),
         (Some(data), None) => activity(record, event, data.get()),
         (None, Some(encoded)) => {
@@ -101,13 +105,18 @@ fn binary(record: &Record, content_type: &str) -> Result<Activity, Poison> {
             .map_err(|p| cloud_event(p.detail))
     };
     let version = attribute("ce_specversion")?;
-    let event = event(
+    let mut event = event(
         version.as_deref(),
         attribute("ce_id")?,
         attribute("ce_source")?,
         attribute("ce_type")?,
-        attribute("ce_time")?.as_deref(),
     )?;
+    if record.headers.iter().any(|(name, value)| {
+        name.eq_ignore_ascii_case("ce_time") && value.as_ref().is_some_and(|v| !v.is_empty())
+    }) {
+        let time = record.header("ce_time").and_then(time::of_text);
+        event.time = event.dropped.keep("time", time);
+    }
     json_content(content_type)?;
     let text = if record.value.as_deref().unwrap_or_default().is_empty() {
         "{}"
@@ -123,7 +132,6 @@ fn event(
     id: Option<String>,
     source: Option<String>,
     kind: Option<String>,
-    time: Option<&str>,
 ) -> Result<Event, Poison> {
     let need = |name: &str, value: Option<String>| {
         value
@@ -131,7 +139,8 @@ fn event(
             .ok_or_else(|| cloud_event(format!("attribute {name} is missing or empty")))
     };
     match version {
-        Some("1.0") => {}
+        // The second is how the number 1.0 reads.
+        Some("1.0" | "1") => {}
         Some(other) => {
             return Err(cloud_event(format!(
                 "specversion {} is not 1.0",
@@ -140,15 +149,12 @@ fn event(
         }
         None => return Err(cloud_event("attribute specversion is missing")),
     }
-    let time = time
-        .map(|text| rfc3339("time", text))
-        .transpose()
-        .map_err(|p| cloud_event(p.detail))?;
     Ok(Event {
         source: need("source", source)?,
         id: Some(need("id", id)?),
         kind: Some(need("type", kind)?),
-        time,
+        time: None,
+        dropped: Dropped::default(),
     })
 }
 

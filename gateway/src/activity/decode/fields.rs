@@ -2,31 +2,43 @@
 
 use std::borrow::Cow;
 
-use chrono::{DateTime, Utc};
-use serde::Deserialize;
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 use signal_contract::Object;
 
 use super::Record;
+use crate::activity::number;
 use crate::activity::poison::{DeadLetterReason, Poison};
-use crate::clock::has_four_digit_year;
 use crate::notification::bounds::{self, MAX_NAME_BYTES};
 
-/// An id or a name: a string, or an integer in the digits that were written, since no double holds every one of them.
+/// A member that says something: `null` and an empty text say nothing.
+pub(super) fn present(raw: Option<&RawValue>) -> Option<&RawValue> {
+    raw.filter(|raw| !matches!(raw.get(), "null" | "\"\""))
+}
+
+/// Whether a value is a list without elements.
+pub(super) fn is_empty(raw: &RawValue) -> bool {
+    let inside = raw.get().strip_prefix('[');
+    inside.is_some_and(|rest| rest.trim_start().starts_with(']'))
+}
+
+/// An id or a name: a string, or an integer in the digits that were written, since no double holds every one of them. `42.0` is one as well: so write
+/// languages that have no integers.
 pub(super) fn named(field: &'static str, raw: &RawValue) -> Result<String, Poison> {
     let text = raw.get();
     if text.starts_with('"') {
         return string(field, raw, MAX_NAME_BYTES);
     }
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(Poison::new(
+    let integer = number::Written::parse(text).and_then(|number| number.integer());
+    let integer = integer.ok_or_else(|| {
+        Poison::new(
             DeadLetterReason::InvalidField,
             format!("field {field} is no string or integer"),
-        ));
-    }
-    checked(field, text.into(), MAX_NAME_BYTES)
+        )
+    })?;
+    checked(field, integer.into(), MAX_NAME_BYTES)
 }
 
 /// A string of at most `max_bytes`.
@@ -53,21 +65,6 @@ pub(super) fn checked(field: &str, text: Cow<'_, str>, max_bytes: usize) -> Resu
         )
     })?;
     Ok(text.into_owned())
-}
-
-/// A time, in UTC.
-pub(super) fn rfc3339(field: &str, text: &str) -> Result<DateTime<Utc>, Poison> {
-    // An offset can lead out of the four digits that a year has.
-    DateTime::parse_from_rfc3339(text)
-        .map(|at| at.with_timezone(&Utc))
-        .ok()
-        .filter(has_four_digit_year)
-        .ok_or_else(|| {
-            Poison::new(
-                DeadLetterReason::InvalidField,
-                format!("field {field} is no RFC 3339 time"),
-            )
-        })
 }
 
 /// Reads a JSON object.
@@ -115,4 +112,55 @@ pub(super) fn utf8(bytes: &[u8]) -> Result<&str, Poison> {
 pub(super) fn shown(text: &str) -> String {
     let short: String = text.chars().take(40).collect();
     format!("{short:?}")
+}
+
+/// A JSON value that can be read whole. Nothing of it is kept.
+pub(super) struct Readable;
+
+impl<'de> Deserialize<'de> for Readable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Readable {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self, A::Error> {
+        while elements.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self, A::Error> {
+        while members.next_entry::<Self, Self>()?.is_some() {}
+        Ok(self)
+    }
 }

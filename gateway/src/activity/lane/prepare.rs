@@ -12,12 +12,13 @@ use super::{Lane, Need, Stopped, backoff, refusal};
 use crate::activity::batch::{BatchRecord, Outcome};
 use crate::activity::budget::Hand;
 use crate::activity::catalogs::Catalogs;
-use crate::activity::decode::{Activity, Audience, Record, decode};
+use crate::activity::decode::{Activity, Audience, Dropped, Record, decode};
 use crate::activity::poison::Poison;
 use crate::activity::render::Text;
 use crate::activity::resolve::Resolved;
 use crate::activity::trace;
 use crate::inbox::StoreError;
+use crate::metrics::Metrics;
 use crate::notification::NewActivity;
 
 /// What an activity and its record take besides their text.
@@ -37,10 +38,8 @@ impl Decoded {
     fn new(record: Record, catalogs: &Catalogs) -> Self {
         let span = trace::span(&record);
         let activity = span.in_scope(|| {
-            let mut activity = decode(&record)?;
+            let activity = decode(&record)?;
             let text = catalogs.render(&activity);
-            // Parsed, they take many times what they took as text.
-            activity.parameters = serde_json::Map::new();
             Ok((activity, text))
         });
         Self {
@@ -95,6 +94,9 @@ impl Lane {
             activity,
         } in decoded.by_ref()
         {
+            if let Ok((activity, _)) = &activity {
+                self.count_dropped(&record, &activity.dropped);
+            }
             let new = activity.and_then(|(activity, text)| {
                 let recipients = resolved
                     .pop_front()
@@ -148,6 +150,29 @@ impl Lane {
         }
     }
 
+    /// Counts what of a record was passed over, by the member.
+    fn count_dropped(&self, record: &Record, dropped: &Dropped) {
+        if dropped.is_empty() {
+            return;
+        }
+        let count = |member: &str, number| {
+            let counter = &self.pipeline.metrics.values_dropped;
+            counter.get_or_create(&Metrics::kind(member)).inc_by(number);
+        };
+        dropped.members.iter().for_each(|member| count(member, 1));
+        if dropped.recipients > 0 {
+            count("recipientIds", dropped.recipients);
+        }
+        tracing::debug!(
+            kafka.topic = &*self.topic,
+            kafka.partition = self.partition,
+            kafka.offset = record.offset,
+            members = ?dropped.members,
+            recipients = dropped.recipients,
+            "invalid values of a record were passed over; the rest of it is used"
+        );
+    }
+
     /// Finds recipients with one query; where the database refuses an id in it, each activity is asked for alone.
     async fn resolve(
         &mut self,
@@ -193,6 +218,7 @@ fn new_activity(activity: Activity, text: Text, recipients: Arc<[String]>) -> Bo
         actor_id: activity.actor_id,
         organizer_id: activity.organizer_id,
         merchant_id: activity.merchant_id,
+        occurred_at: activity.occurred_at,
         recipients,
     })
 }

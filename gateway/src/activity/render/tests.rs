@@ -1,5 +1,5 @@
 use super::*;
-use crate::activity::catalogs::Catalogs;
+use crate::activity::catalogs::{self, Catalogs};
 use crate::activity::testing;
 use std::path::Path;
 
@@ -14,10 +14,7 @@ fn built_in() -> Catalogs {
 const PAYMENT: &str = r#""type":"PAYMENT_SUCCESS","actorId":"17","data":{"amount":150000,"currency":"VND","orderId":"DH-1001"}"#;
 
 fn texts(catalog: &str, locale: &str, activity: &Activity) -> Result<Text, Poison> {
-    let id: LanguageIdentifier = locale.parse().unwrap();
-    let mut one = super::catalog(&id);
-    one.add_resource(Arc::new(FluentResource::try_new(catalog.into()).unwrap()))
-        .unwrap();
+    let one = catalogs::of_text(locale, catalog).unwrap();
     super::render(
         activity,
         &BTreeMap::from([(locale.to_owned(), one)]),
@@ -144,7 +141,7 @@ fn numbers_are_written_as_the_locale_does_and_ids_can_be_left_alone() {
     for (locale, n, title, content) in [
         ("vi", "1234567.5", "1.234.567,5", "1234567,5 1.234.567,50"),
         ("en", "-1234", "-1,234", "-1234 -1,234.00"),
-        ("fr", "1234", "1\u{a0}234", "1234 1\u{a0}234,00"),
+        ("fr", "1234", "1\u{202f}234", "1234 1\u{202f}234,00"),
         ("vi", "999", "999", "999 999,00"),
     ] {
         let text = texts(
@@ -162,7 +159,7 @@ fn numbers_are_written_as_the_locale_does_and_ids_can_be_left_alone() {
 }
 
 #[test]
-fn numbers_beyond_a_double_are_texts_and_never_a_panic() {
+fn numbers_beyond_a_double_are_counted_with_and_never_a_panic() {
     let ftl = "T =\n .title = { $n }\n .content = { $n ->\n    [one] one\n   *[other] many\n }";
     for n in [
         "12345678901234567",
@@ -188,7 +185,7 @@ fn numbers_beyond_a_double_are_texts_and_never_a_panic() {
         )
         .unwrap()
         .title,
-        "12345678901234567"
+        "12,345,678,901,234,567"
     );
     assert_eq!(
         texts(ftl, "en", &activity(r#""type":"T","data":{"n":1}"#))
@@ -196,6 +193,195 @@ fn numbers_beyond_a_double_are_texts_and_never_a_panic() {
             .content,
         "one"
     );
+}
+
+/// The title of a message whose title is this pattern, and which `data` has these members for.
+fn title(locale: &str, pattern: &str, data: &str) -> Result<String, String> {
+    let catalog = format!("T =\n .title = {pattern}\n .content = c");
+    let activity = activity(&format!(
+        r#""type":"T","occurredAt":1795420800123,"data":{{{data}}}"#
+    ));
+    texts(&catalog, locale, &activity)
+        .map(|text| text.title)
+        .map_err(|poison| poison.to_string())
+}
+
+/// protocol.md 12.4.
+#[test]
+fn a_number_keeps_every_digit_that_was_written() {
+    for (locale, n, want) in [
+        ("en", "9007199254740993", "9,007,199,254,740,993"),
+        (
+            "vi",
+            "12345678901234567890.10",
+            "12.345.678.901.234.567.890,10",
+        ),
+        ("en", "0.10000000000000000001", "0.10000000000000000001"),
+        ("vi", "1.50", "1,50"),
+        ("en", "-1.25e3", "-1,250"),
+        ("en", "1e-7", "0.0000001"),
+        ("en", "0", "0"),
+    ] {
+        let shown = title(locale, "{ $n }", &format!(r#""n":{n}"#));
+        assert_eq!(shown.as_deref(), Ok(want), "{locale} {n}");
+    }
+    let shown = |n: &str| {
+        let data = format!(r#""n":{n}"#);
+        title("en", "{ NUMBER($n, useGrouping: \"false\") }", &data)
+    };
+    let fits = "9".repeat(300);
+    assert_eq!(shown(&fits), Ok(fits));
+    let beyond = format!(r#""{}""#, "9".repeat(40_000));
+    assert_eq!(
+        shown(&beyond).unwrap_err(),
+        "no_template: T.title in en: NUMBER($n) is not given a number"
+    );
+}
+
+/// protocol.md 12.4.
+#[test]
+fn a_selector_compares_and_counts_every_digit() {
+    let exact = "{ $n ->\n    [9007199254740992] a\n    [9007199254740993] b\n    [1.5] c\n   *[other] d\n }";
+    for (n, want) in [
+        ("9007199254740992", "a"),
+        ("9007199254740993", "b"),
+        ("9007199254740994", "d"),
+        ("1.50", "c"),
+        ("1", "d"),
+        (r#""1.5""#, "d"),
+        (r#""exactly""#, "d"),
+    ] {
+        let shown = title("en", exact, &format!(r#""n":{n}"#));
+        assert_eq!(shown.as_deref(), Ok(want), "{n}");
+    }
+    let plural = "{ $n ->\n    [one] one\n    [few] few\n    [many] many\n   *[other] other\n }";
+    for (locale, n, want) in [
+        ("ru", "9007199254740993", "few"),
+        ("ru", "9007199254740991", "one"),
+        ("ru", "90071992547409915", "many"),
+        ("ru", "1.5", "other"),
+        ("fr", "1000000", "many"),
+        ("ja", "1", "other"),
+        ("en", "1", "one"),
+        ("en", "1.0", "other"),
+    ] {
+        let shown = title(locale, plural, &format!(r#""n":{n}"#));
+        assert_eq!(shown.as_deref(), Ok(want), "{locale} {n}");
+    }
+    let ordinal = "{ NUMBER($n, type: \"ordinal\") ->\n    [one] { $n }st\n    [two] { $n }nd\n   *[other] { $n }th\n }";
+    for (n, want) in [("21", "21st"), ("2", "2nd"), ("11", "11th")] {
+        let shown = title("en", ordinal, &format!(r#""n":{n}"#));
+        assert_eq!(shown.as_deref(), Ok(want));
+    }
+    let rounded = "{ NUMBER($n, maximumFractionDigits: 0) ->\n    [one] one\n   *[other] other\n }";
+    assert_eq!(title("en", rounded, r#""n":1.2"#).as_deref(), Ok("one"));
+}
+
+#[test]
+fn a_term_selects_by_its_own_arguments_and_texts_select_by_themselves() {
+    let catalog = "-shop = { $case ->\n    [genitive] Ladens\n   *[nominative] Laden\n }\n-times = { $n ->\n    [one] einmal\n   *[other] öfter\n }\n\
+                   T =\n .title = { -shop } { -shop(case: \"genitive\") } { -times(n: 1) } { -times(n: 2) }\n .content = { $kind ->\n    [card] Karte\n   *[cash] bar\n }";
+    let text = texts(
+        catalog,
+        "de",
+        &activity(r#""type":"T","data":{"kind":"card"}"#),
+    )
+    .unwrap();
+    assert_eq!(text.title, "Laden Ladens einmal öfter");
+    assert_eq!(text.content, "Karte");
+}
+
+/// protocol.md 12.4.
+#[test]
+fn money_and_times_are_written_as_the_options_ask() {
+    for (locale, pattern, data, want) in [
+        (
+            "vi",
+            r#"{ NUMBER($n, style: "currency", currency: "VND") }"#,
+            r#""n":150000"#,
+            "150.000\u{a0}₫",
+        ),
+        (
+            "en",
+            r#"{ NUMBER($n, style: "currency", currency: "USD") }"#,
+            r#""n":"9007199254740993.005""#,
+            "$9,007,199,254,740,993.01",
+        ),
+        (
+            "en",
+            r#"{ NUMBER($n, style: "percent", maximumFractionDigits: 1) }"#,
+            r#""n":0.1255"#,
+            "12.6%",
+        ),
+        ("en", "{ NUMBER($n) }", r#""n":2.0005"#, "2.001"),
+        (
+            "en",
+            "{ NUMBER(1234.5, minimumFractionDigits: 2) } { 1234.50 }",
+            "",
+            "1,234.50 1,234.50",
+        ),
+        (
+            "vi",
+            r#"{ DATETIME($occurredAt, dateStyle: "short", timeZone: "Asia/Ho_Chi_Minh") }"#,
+            "",
+            "23/11/2026",
+        ),
+        (
+            "en",
+            r#"{ DATETIME($at, dateStyle: "long", timeStyle: "short", timeZone: "America/New_York") }"#,
+            r#""at":"2026-07-04T00:00:00Z""#,
+            "July 3, 2026 at 8:00 PM",
+        ),
+        (
+            "en",
+            r#"{ DATETIME($at, dateStyle: "medium") }"#,
+            r#""at":"2026-11-23""#,
+            "Nov 23, 2026",
+        ),
+        (
+            "en",
+            r#"{ DATETIME($at, timeStyle: "medium") }"#,
+            r#""at":1795420800123"#,
+            "8:00:00 AM",
+        ),
+    ] {
+        let shown = title(locale, pattern, data);
+        assert_eq!(shown.as_deref(), Ok(want), "{pattern}");
+    }
+}
+
+/// protocol.md 12.4.
+#[test]
+fn a_value_that_a_function_cannot_read_is_no_template_and_the_call_is_named() {
+    for (pattern, data, named) in [
+        (
+            "{ NUMBER($n) }",
+            r#""n":"twelve""#,
+            "NUMBER($n) is not given a number",
+        ),
+        (
+            "{ NUMBER($n) }",
+            r#""n":true"#,
+            "NUMBER($n) is not given a number",
+        ),
+        ("{ NUMBER($n) }", "", "$n"),
+        (
+            r#"{ DATETIME($at, dateStyle: "long") }"#,
+            r#""at":"soon""#,
+            "DATETIME($at) is not given a time",
+        ),
+        (
+            r#"{ DATETIME($at, dateStyle: "long") }"#,
+            r#""at":12"#,
+            "DATETIME($at) is not given a time",
+        ),
+    ] {
+        let problem = title("en", pattern, data).unwrap_err();
+        assert!(
+            problem.contains("T.title in en") && problem.contains(named),
+            "{problem}"
+        );
+    }
 }
 
 #[test]

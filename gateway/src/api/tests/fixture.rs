@@ -516,6 +516,7 @@ impl TestGateway {
             actor_id: None,
             organizer_id: None,
             merchant_id: Some("42".into()),
+            occurred_at: DateTime::from_timestamp_millis(1_795_420_798_412),
             recipients: recipients.iter().map(|r| (*r).to_owned()).collect(),
         };
         let stored = self

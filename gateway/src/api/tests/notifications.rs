@@ -88,7 +88,8 @@ async fn a_notification_has_the_shape_of_the_contract() {
     assert_eq!(
         body,
         json!({"id": row.id, "seq": 1, "type": "PAYMENT_SUCCESS", "title": "Tiêu đề", "content": "Nội dung", "data": {"amount": 150_000}, "actorId": null,
-               "recipientId": "17", "merchantId": "42", "locale": "vi", "isRead": false, "readAt": null, "createdAt": created_at})
+               "recipientId": "17", "merchantId": "42", "locale": "vi", "isRead": false, "readAt": null,
+               "occurredAt": "2026-11-23T07:59:58.412Z", "createdAt": created_at})
     );
 }
 

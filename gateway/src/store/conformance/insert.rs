@@ -6,6 +6,7 @@ pub(super) async fn what_is_stored_reads_back_as_it_was_answered(database: &Test
     let store = database.open().await.notifications;
     let mut second = activity("e2", &["ánh", "zoe"]);
     (second.actor_id, second.organizer_id, second.merchant_id) = (None, Some("7".into()), None);
+    second.occurred_at = None;
     let stored = store
         .insert(&[activity("e1", &["zoe"]), second], at(0))
         .await
@@ -38,6 +39,8 @@ pub(super) async fn what_is_stored_reads_back_as_it_was_answered(database: &Test
             .unwrap();
         assert_eq!(json(&back), json(&one.notification));
         assert_eq!(back.created_at, millis(at(0)));
+        assert_eq!(back.occurred_at, one.notification.occurred_at);
+        assert_eq!(back.occurred_at.is_some(), one.activity == 0);
         // The producer's own text, white space, escapes and digits included.
         assert_eq!(back.data.get(), r#"{"z": 1.50, "a":[null, "\u00e9"] }"#);
     }

@@ -47,19 +47,19 @@ WHERE ",
     is_known!()
 );
 
-/// `$1` which activity (from 1), `$2` ids, `$3` recipients, `$4` seqs; `$5` to `$14` the texts of the activities; `$15` when. The seqs count from
+/// `$1` which activity (from 1), `$2` ids, `$3` recipients, `$4` seqs; `$5` to `$15` the texts of the activities and when they occurred; `$16` when. The seqs count from
 /// an expression, which may use another table.
 macro_rules! insert {
     ($from:literal, $other:literal) => {
         concat!(
             "INSERT INTO signal_notification
-    (id, recipient_id, seq, source, event_id, kind, title, content, locale, data, actor_id, organizer_id, merchant_id, created_at)
+    (id, recipient_id, seq, source, event_id, kind, title, content, locale, data, actor_id, organizer_id, merchant_id, occurred_at, created_at)
 SELECT r.id, r.recipient_id, ",
             $from,
-            " + r.seq, a.source, a.event_id, a.kind, a.title, a.content, a.locale, a.data, a.actor_id, a.organizer_id, a.merchant_id, $15
+            " + r.seq, a.source, a.event_id, a.kind, a.title, a.content, a.locale, a.data, a.actor_id, a.organizer_id, a.merchant_id, a.occurred_at, $16
 FROM unnest($1::int8[], $2::text[], $3::text[], $4::int8[]) AS r(activity, id, recipient_id, seq)
-JOIN unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[])
-    WITH ORDINALITY AS a(source, event_id, kind, title, content, locale, data, actor_id, organizer_id, merchant_id, activity)
+JOIN unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::timestamptz[])
+    WITH ORDINALITY AS a(source, event_id, kind, title, content, locale, data, actor_id, organizer_id, merchant_id, occurred_at, activity)
     ON a.activity = r.activity",
             $other
         )
@@ -69,15 +69,15 @@ JOIN unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::tex
 const INSERT: &str = insert!("0", "");
 
 /// A small batch in one statement, if all of it is new and no other transaction interferes; else nothing happens, and the answer is empty. Seqs count from
-/// the inbox; `$16` recipients in order, `$17` how many rows each gets. The answer is each inbox as it is then.
+/// the inbox; `$17` recipients in order, `$18` how many rows each gets. The answer is each inbox as it is then.
 ///
 /// What the statement sees is as it was before it had its locks. It holds if no inbox has another version by then, since every change of rows or
 /// tombstones is one of their inbox's version; and an inbox that is not there yet is made by [`TAKE_NUMBERS`].
 const INSERT_PLAIN: &str = concat!(
     "WITH locked AS MATERIALIZED (
-    SELECT recipient_id, version FROM signal_inbox WHERE recipient_id = ANY($16) ORDER BY recipient_id FOR UPDATE
+    SELECT recipient_id, version FROM signal_inbox WHERE recipient_id = ANY($17) ORDER BY recipient_id FOR UPDATE
 ), plain AS MATERIALIZED (
-    SELECT cardinality($16) = (
+    SELECT cardinality($17) = (
         SELECT count(*) FROM locked l WHERE l.version = (SELECT s.version FROM signal_inbox s WHERE s.recipient_id = l.recipient_id)
     ) AND NOT EXISTS (
         SELECT FROM unnest($1::int8[], $3::text[]) AS c(activity, recipient_id)
@@ -87,8 +87,8 @@ const INSERT_PLAIN: &str = concat!(
     ) AS is_plain
 ), taken AS (
     UPDATE signal_inbox s SET last_seq = s.last_seq + t.n, unread_count = s.unread_count + t.n, version = s.version + t.n
-    FROM unnest($16::text[], $17::int8[]) AS t(recipient_id, n)
-    WHERE s.recipient_id = ANY($16) AND s.recipient_id = t.recipient_id AND (SELECT is_plain FROM plain)
+    FROM unnest($17::text[], $18::int8[]) AS t(recipient_id, n)
+    WHERE s.recipient_id = ANY($17) AND s.recipient_id = t.recipient_id AND (SELECT is_plain FROM plain)
     RETURNING s.recipient_id, s.last_seq, s.unread_count, s.version, t.n
 ), stored AS (",
     insert!("t.last_seq - t.n", " JOIN taken t ON t.recipient_id = r.recipient_id"),
@@ -292,7 +292,7 @@ fn read_bases(
     Ok(())
 }
 
-/// Binds `$1` to `$15` of [`INSERT`].
+/// Binds `$1` to `$16` of [`INSERT`].
 fn bind_rows<'q>(
     query: PgQuery<'q>,
     given: &'q [NewActivity],
@@ -324,6 +324,12 @@ fn bind_rows<'q>(
         .bind(optional(|a| &a.actor_id))
         .bind(optional(|a| &a.organizer_id))
         .bind(optional(|a| &a.merchant_id))
+        .bind(
+            activities
+                .iter()
+                .map(|at| given[*at].occurred_at)
+                .collect::<Vec<_>>(),
+        )
         .bind(now)
 }
 

@@ -29,10 +29,10 @@ ON CONFLICT (recipient_id) DO UPDATE SET
     version = version + excluded.version
 RETURNING recipient_id, last_seq, unread_count, version";
 
-/// `$1` triples of id, recipient and seq, as JSON; `$2` to `$11` the texts of their activity; `$12` when.
+/// `$1` triples of id, recipient and seq, as JSON; `$2` to `$12` the texts of their activity and when it occurred; `$13` when.
 const INSERT: &str = r"
-INSERT INTO signal_notification (id, recipient_id, seq, source, event_id, kind, title, content, locale, data, actor_id, organizer_id, merchant_id, created_at)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12
+INSERT INTO signal_notification (id, recipient_id, seq, source, event_id, kind, title, content, locale, data, actor_id, organizer_id, merchant_id, occurred_at, created_at)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
 FROM json_each($1)";
 
 impl SqliteStore {
@@ -146,6 +146,7 @@ async fn insert_rows(
         .bind(&new.actor_id)
         .bind(&new.organizer_id)
         .bind(&new.merchant_id)
+        .bind(new.occurred_at.map(|at| at.timestamp_millis()))
         .bind(now.timestamp_millis());
     query.execute(tx).await?;
     Ok(())
