@@ -1,7 +1,8 @@
-//! A TCP proxy that can be cut, stalled and restored, to stand before Redis, PostgreSQL or an issuer.
+//! A TCP proxy that can be cut, stalled, slowed and restored, to stand before Redis, PostgreSQL, Kafka or an issuer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -17,6 +18,8 @@ enum Traffic {
     Cut,
     /// Connections stay and are accepted, and no byte passes.
     Stalled,
+    /// What is read at once waits this long before it passes.
+    Slow(Duration),
 }
 
 /// A running proxy; dropping it drops its connections.
@@ -32,9 +35,15 @@ impl Proxy {
     /// # Panics
     /// When no port can be bound.
     pub async fn to(upstream: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a loopback port");
+        Self::at(SocketAddr::from(([127, 0, 0, 1], 0)), upstream).await
+    }
+
+    /// The same at an address that is known before, such as one that a broker advertises.
+    ///
+    /// # Panics
+    /// When it is taken.
+    pub async fn at(address: SocketAddr, upstream: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.expect("a loopback port");
         let address = listener.local_addr().expect("a bound address");
         let traffic = Arc::new(watch::channel(Traffic::Open).0);
         let task = tokio::spawn(accept(listener, upstream, Arc::clone(&traffic)));
@@ -58,6 +67,11 @@ impl Proxy {
     /// Lets no byte pass, until [`Proxy::restore`]; what was sent meanwhile passes then.
     pub fn stall(&self) {
         self.traffic.send_replace(Traffic::Stalled);
+    }
+
+    /// Delays what passes by this much in each direction, and so bounds its rate, until [`Proxy::restore`].
+    pub fn slow(&self, by: Duration) {
+        self.traffic.send_replace(Traffic::Slow(by));
     }
 
     /// Forwards again.
@@ -100,7 +114,7 @@ async fn copy(
     mut to: OwnedWriteHalf,
     mut traffic: watch::Receiver<Traffic>,
 ) {
-    let mut buffer = vec![0; 16 * 1024];
+    let mut buffer = vec![0; 64 * 1024];
     loop {
         let length = tokio::select! {
             _ = traffic.wait_for(|traffic| *traffic == Traffic::Cut) => return,
@@ -115,6 +129,7 @@ async fn copy(
             .map(|traffic| *traffic)
         {
             Ok(Traffic::Open) => {}
+            Ok(Traffic::Slow(by)) => tokio::time::sleep(by).await,
             _ => return,
         }
         if to.write_all(&buffer[..length]).await.is_err() {
@@ -127,7 +142,6 @@ async fn copy(
 mod tests {
     use super::*;
     use crate::wait::within;
-    use std::time::Duration;
 
     async fn echo() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -194,5 +208,23 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(&answer, b"two");
+    }
+
+    #[tokio::test]
+    async fn a_slow_way_delays_what_passes_until_it_is_restored() {
+        let proxy = Proxy::to(echo().await).await;
+        let mut socket = TcpStream::connect(proxy.address()).await.unwrap();
+        proxy.slow(Duration::from_millis(50));
+        let begun = tokio::time::Instant::now();
+        assert_eq!(
+            within("echo", ask(&mut socket, b"one")).await.unwrap(),
+            b"one"
+        );
+        assert!(begun.elapsed() >= Duration::from_millis(100), "both ways");
+        proxy.restore();
+        assert_eq!(
+            within("echo", ask(&mut socket, b"two")).await.unwrap(),
+            b"two"
+        );
     }
 }

@@ -28,6 +28,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 pub struct Builder {
     fixed: Table,
     live: Table,
+    environment: Vec<(String, String)>,
     dir: Arc<TempDir>,
 }
 
@@ -39,6 +40,7 @@ impl Builder {
         let builder = Self {
             fixed: Table::new(),
             live: Table::new(),
+            environment: Vec::new(),
             dir: Arc::clone(&dir),
         };
         builder
@@ -64,6 +66,12 @@ impl Builder {
     /// Sets a live setting by its dotted name.
     pub fn live(mut self, name: &str, value: impl Into<toml::Value>) -> Self {
         insert(&mut self.live, name, value.into());
+        self
+    }
+
+    /// Sets a variable of the process' environment.
+    pub fn environment(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
         self
     }
 
@@ -260,6 +268,8 @@ pub struct Gateway {
     settings: Builder,
     files: Files,
     number: usize,
+    /// How often it was started.
+    starts: usize,
     child: Option<Child>,
     public: SocketAddr,
     admin: SocketAddr,
@@ -322,6 +332,7 @@ impl Gateway {
             settings,
             files,
             number,
+            starts: 0,
             child: None,
             public: unset,
             admin: unset,
@@ -332,17 +343,17 @@ impl Gateway {
 
     async fn spawn_process(&mut self) {
         // Each start has its own log, so that the addresses of the last one are not found again.
-        let _ = std::fs::rename(
-            &self.files.log,
-            self.files.log.with_extension("earlier.log"),
-        );
+        let earlier = format!("{}.log", self.starts);
+        let _ = std::fs::rename(&self.files.log, self.files.log.with_extension(earlier));
+        self.starts += 1;
         let log = std::fs::File::create(&self.files.log).expect("a writable folder");
         let mut command = signal_services::bound_command(&binary().await, None);
         command
             .arg("serve")
             .arg("--config")
             .arg(&self.files.config)
-            .stdin(Stdio::null());
+            .stdin(Stdio::null())
+            .envs(self.settings.environment.iter().cloned());
         command
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log);
@@ -350,28 +361,33 @@ impl Gateway {
     }
 
     async fn listen(&mut self) {
+        if let Err(why) = self.try_listen().await {
+            panic!("{why}:\n{}", self.log());
+        }
+    }
+
+    async fn try_listen(&mut self) -> Result<(), String> {
         let begun = tokio::time::Instant::now();
         loop {
             if let Some((public, admin)) = listening(&self.log()) {
                 (self.public, self.admin) = (public, admin);
-                return;
+                return Ok(());
             }
-            let status = self
-                .child
-                .as_mut()
-                .and_then(|child| child.try_wait().ok().flatten());
-            assert!(
-                status.is_none(),
-                "the gateway ended with {status:?}:\n{}",
-                self.log()
-            );
-            assert!(
-                begun.elapsed() < START_LIMIT,
-                "the gateway says no addresses:\n{}",
-                self.log()
-            );
+            if let Some(status) = self.ended() {
+                return Err(format!("the gateway ended with {status}"));
+            }
+            if begun.elapsed() > START_LIMIT {
+                return Err("the gateway says no addresses".to_owned());
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// How the process ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child
+            .as_mut()
+            .and_then(|child| child.try_wait().ok().flatten())
     }
 
     /// Where `/stream` and REST are.
@@ -584,6 +600,16 @@ impl Gateway {
         self.spawn_process().await;
         self.listen().await;
         self.expect_ready().await;
+    }
+
+    /// [`Gateway::restart`] that waits until it listens, ready or not.
+    ///
+    /// # Errors
+    /// Says how it ended instead, as a gateway may whose dependencies are away.
+    pub async fn try_restart(&mut self) -> Result<(), String> {
+        self.kill();
+        self.spawn_process().await;
+        self.try_listen().await
     }
 }
 

@@ -12,6 +12,8 @@ use signal_services::{Kafka, KafkaInstallation, Postgres, Redis, Sentinels, Serv
 use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 
+use crate::chaos::Proxy;
+
 /// Says that the running test did nothing, and why. Written past the runner's capture, so that it is seen.
 pub fn skip(reason: &str) {
     let thread = std::thread::current();
@@ -267,6 +269,25 @@ pub async fn scram_kafka() -> Option<ScramKafka> {
 pub async fn own_kafka() -> Option<Own> {
     let installation = kafka_installation()?;
     Some(Own::start(move |dir| Kafka::start(&installation, dir)).await)
+}
+
+/// A Kafka broker of the test's own, and a proxy before it. Clients of the proxy cannot get around it; those of the broker's own address do not pass it.
+///
+/// # Panics
+/// When it does not start.
+pub async fn own_kafka_behind_proxy() -> Option<(Own, Proxy)> {
+    let installation = kafka_installation()?;
+    let port = signal_services::free_port().expect("a free port");
+    let advertised = SocketAddr::from(([127, 0, 0, 1], port));
+    let (tell, told) = std::sync::mpsc::channel();
+    let broker = Own::start(move |dir| {
+        let (server, listener) = Kafka::start_behind(&installation, dir, advertised)?;
+        tell.send(listener)?;
+        Ok(server)
+    })
+    .await;
+    let listener = told.recv().expect("sent before the server was given");
+    Some((broker, Proxy::at(advertised, listener).await))
 }
 
 /// A PostgreSQL server of the test's own that keeps what it committed through a kill -9.

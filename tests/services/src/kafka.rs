@@ -175,6 +175,32 @@ impl Kafka {
         Ok((server, loopback(port)))
     }
 
+    /// Starts a broker with a second clear listener, whose clients are told to come to `advertised`: for a proxy there that none gets around. Also
+    /// returns where that listener is.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_behind(
+        installation: &KafkaInstallation,
+        dir: &Path,
+        advertised: SocketAddr,
+    ) -> Result<(Server, SocketAddr)> {
+        let port = free_port()?;
+        let listener = format!(
+            "listeners=PLAINTEXT://127.0.0.1:@PORT@,PROXIED://127.0.0.1:{port},CONTROLLER://127.0.0.1:@CONTROLLER_PORT@\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:@PORT@,PROXIED://{advertised}\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT\n"
+        );
+        let server = Self::start_with(
+            &Network::loopback(),
+            installation,
+            dir,
+            Self::archive_flag(installation),
+            &listener,
+        )?;
+        Ok((server, loopback(port)))
+    }
+
     /// Sets the one SCRAM-SHA-512 password of a user; connections made with the one before stay.
     ///
     /// # Errors
