@@ -1,4 +1,4 @@
-//! `cargo xtask dev | test | check | bench | cluster | setup`: set-up, checks and runs, nothing else.
+//! `cargo xtask dev | test | check | bench | soak | cluster | setup`: set-up, checks and runs, nothing else.
 //!
 //! Needs a Rust toolchain and nothing more to build: what the gateway's own build and its tests need is found or installed
 //! by [`setup`], and [`mod@test`] starts the servers that tests talk to.
@@ -14,6 +14,7 @@ mod cluster;
 mod fuzz;
 mod outcome;
 mod setup;
+mod soak;
 mod test;
 mod timing;
 mod tools;
@@ -32,11 +33,15 @@ Usage: cargo xtask <COMMAND> [ARGUMENTS]
 Commands:
   dev    [ARGUMENTS]           Runs the gateway in dev mode, everything embedded. Arguments go to `signal-gateway dev`
   test   [--quick] [ARGUMENTS] Format, lints, docs, checks, then every test, with real Kafka, PostgreSQL, Redis and
-                               Kubernetes. --quick leaves all but tests out. Arguments go to `cargo test`
+                               Kubernetes, and last five minutes of `soak`. --quick leaves all but tests out. Arguments go to
+                               `cargo test`; with any, there is no soak
   check  [NAME]                Arrows between modules, names, spelling and licences: what `test` checks of them, or one of
                                arrows, names, spelling, licences; `arrows --print PACKAGE` prints those of the sources
   bench  [ARGUMENTS]           Builds optimized and measures against bare system calls, with real Kafka, PostgreSQL and
                                Redis. Arguments go to `signal-bench`: --small, --only GROUP, --json FILE
+  soak   [--minutes N] [--seed S] [--rate R]
+                               Two gateways, R records a second (default 40) and faults drawn from seed S, for N minutes
+                               (default 60); checks every row, client, probe and metric, and prints totals as a table and JSON
   fuzz   [--seconds N] [ENTRY] Fuzzes each entry, or those named, for a minute or N seconds
   cluster up [--nodes N]       Starts a Kubernetes to play with: with N nodes as root (default 1), which have both images; N = 0 without nodes and root
   cluster down                 Ends it
@@ -79,6 +84,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
         "check" => check::run(&arguments),
         "cluster" => cluster::run(&arguments),
         "fuzz" => fuzz::run(&arguments),
+        "soak" => soak::run(&arguments),
         "bench" => {
             setup::build()?;
             setup::services()?;

@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use signal_services::{
-    KafkaInstallation, KubernetesInstallation, Level, Packages, Postgres, Redis, Tool, find_program,
+    KafkaInstallation, KubernetesInstallation, Level, Packages, Postgres, Redis, Tool, fake_clock,
+    find_program,
 };
 
 use crate::cargo;
@@ -59,7 +60,7 @@ const BUILD: [Need; 5] = [
     },
 ];
 
-const SERVICES: [Need; 6] = [
+const SERVICES: [Need; 7] = [
     Need {
         name: "Java 17 or newer",
         present: java_17,
@@ -84,6 +85,13 @@ const SERVICES: [Need; 6] = [
         present: || find_program(&["openssl"]).is_some(),
         debian: "openssl",
         homebrew: "openssl@3",
+    },
+    // Steps the clock of a gateway; where it cannot be installed, no clock steps.
+    Need {
+        name: "libfaketime",
+        present: || fake_clock().is_some() || cfg!(not(target_os = "linux")),
+        debian: "libfaketime",
+        homebrew: "",
     },
     // The README's producer from outside.
     Need {

@@ -12,15 +12,16 @@ use signal_services::{
 
 use crate::outcome::Outcome;
 use crate::timing::Timing;
-use crate::{cargo, check, setup, target_folder};
+use crate::{cargo, check, setup, soak, target_folder};
 
-/// Everything in order; `--quick` leaves all but tests out, other arguments go to `cargo test`.
+/// Everything in order; `--quick` leaves all but tests out, other arguments go to `cargo test`, and then there is no soak: who names tests wants those.
 pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
     let quick = arguments
         .iter()
         .position(|argument| argument == "--quick")
         .map(|at| arguments.remove(at))
         .is_some();
+    let is_whole = arguments.is_empty();
     let mut timing = Timing::default();
     let (kafka, kubernetes) = timing.part("setup", || {
         setup::build()?;
@@ -42,6 +43,10 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
         drop(servers);
         Ok(())
     })?;
+    if is_whole && let Err(error) = timing.part("soak", soak::part) {
+        println!("xtask: {error:#}");
+        failed.push(format!("{error:#}"));
+    }
 
     let mut stdout = std::io::stdout().lock();
     timing.write(&mut stdout)?;
