@@ -240,12 +240,61 @@ pub enum IdError {
     Suspended,
 }
 
+/// The last id of a worker number.
+#[derive(Debug, Clone, Copy)]
+struct LastId {
+    worker: u16,
+    ms: i64,
+    sequence: u16,
+}
+
+impl LastId {
+    /// No id was made with this number yet.
+    const fn none(worker: u16) -> Self {
+        Self {
+            worker,
+            ms: i64::MIN,
+            sequence: 0,
+        }
+    }
+}
+
+/// The last ids of every worker number that was used: one that is used again goes on behind them.
+struct LastIds {
+    current: LastId,
+    /// One for each other number.
+    others: Vec<LastId>,
+}
+
+impl LastIds {
+    /// Returns the last id of `worker`, whose ids are made from here on.
+    fn of(&mut self, worker: u16) -> &mut LastId {
+        if self.current.worker != worker {
+            self.change_to(worker);
+        }
+        &mut self.current
+    }
+
+    #[cold]
+    fn change_to(&mut self, worker: u16) {
+        let known = self.others.iter().position(|last| last.worker == worker);
+        let next = known.map_or(LastId::none(worker), |at| self.others.swap_remove(at));
+        let before = std::mem::replace(&mut self.current, next);
+        if before.ms > i64::MIN {
+            self.others.push(before);
+        }
+    }
+}
+
 /// Makes ids, unique as long as no other live process has the same worker number.
+///
+/// Ids of connections need a worker number that is leased and a clock that goes on. Ids of rows ([`IdGenerator::for_row`]) are made without either,
+/// since the database refuses one that exists.
 #[derive(Clone)]
 pub struct IdGenerator {
     clock: Arc<dyn Clock>,
     worker: Arc<AtomicU16>,
-    last: Arc<Mutex<(i64, u16)>>,
+    last: Arc<Mutex<LastIds>>,
     suspended: Arc<AtomicBool>,
 }
 
@@ -257,10 +306,14 @@ impl IdGenerator {
 
     /// As [`IdGenerator::new`], with a worker number that may change: the next id has it.
     pub fn following(worker: Arc<AtomicU16>, clock: Arc<dyn Clock>) -> Self {
+        let current = LastId::none(worker.load(Ordering::Acquire) & MAX_WORKER);
         Self {
             clock,
             worker,
-            last: Arc::new(Mutex::new((i64::MIN, 0))),
+            last: Arc::new(Mutex::new(LastIds {
+                current,
+                others: Vec::new(),
+            })),
             suspended: Arc::default(),
         }
     }
@@ -304,24 +357,73 @@ impl IdGenerator {
             return Err(IdError::BeforeEpoch);
         };
         let mut last = self.last.lock();
-        let (last_ms, sequence) = *last;
-        if now > last_ms {
-            *last = (now, 0);
-            return Ok(Some(Id::from_parts(since_epoch, self.worker(), 0)));
+        let last = last.of(self.worker());
+        if now > last.ms {
+            (last.ms, last.sequence) = (now, 0);
+            return Ok(Some(Id::from_parts(since_epoch, last.worker, 0)));
         }
-        let behind = last_ms - now;
+        let behind = last.ms - now;
         if behind > MAX_STEP_BACK_MS {
             return Err(IdError::ClockStepped { by_ms: behind });
         }
-        if behind == 0 && sequence < MAX_SEQUENCE {
-            *last = (last_ms, sequence + 1);
+        if behind == 0 && last.sequence < MAX_SEQUENCE {
+            last.sequence += 1;
             return Ok(Some(Id::from_parts(
                 since_epoch,
-                self.worker(),
-                sequence + 1,
+                last.worker,
+                last.sequence,
             )));
         }
         Ok(None)
+    }
+
+    /// Makes the next id of a row, without waiting and whatever became of the lease: storing must not stand still for it. Where the clock stepped back
+    /// it goes on from the last id. A row that is refused for its id gets one of [`IdGenerator::at_random`].
+    ///
+    /// # Errors
+    /// [`IdError::BeforeEpoch`].
+    pub fn for_row(&self) -> Result<Id, IdError> {
+        let now = self.clock.now_ms() - EPOCH_MS;
+        let mut last = self.last.lock();
+        let last = last.of(self.worker());
+        let (ms, sequence) = if now > last.ms {
+            (now, 0)
+        } else if last.sequence < MAX_SEQUENCE {
+            (last.ms, last.sequence + 1)
+        } else {
+            (last.ms + 1, 0)
+        };
+        let since_epoch = u64::try_from(ms).map_err(|_| IdError::BeforeEpoch)?;
+        (last.ms, last.sequence) = (ms, sequence);
+        Ok(Id::from_parts(since_epoch, last.worker, sequence))
+    }
+
+    /// Makes an id of a random moment between 2025 and the present, and of a random worker number and sequence: the way out where ids in their order
+    /// meet those of another process.
+    pub fn at_random(&self) -> Id {
+        let now = u64::try_from(self.clock.now_ms() - EPOCH_MS).unwrap_or(0);
+        let low: u32 = rand::random_range(0..1 << (WORKER_BITS + SEQUENCE_BITS));
+        Id::from_parts(
+            rand::random_range(0..=now),
+            (low >> SEQUENCE_BITS) as u16,
+            low as u16,
+        )
+    }
+
+    /// Checks whether the clock allows ids of connections, without making one.
+    ///
+    /// # Errors
+    /// [`IdError::ClockStepped`] and [`IdError::BeforeEpoch`].
+    pub fn check_clock(&self) -> Result<(), IdError> {
+        let now = self.clock.now_ms() - EPOCH_MS;
+        if now < 0 {
+            return Err(IdError::BeforeEpoch);
+        }
+        let behind = self.last.lock().of(self.worker()).ms.saturating_sub(now);
+        if behind > MAX_STEP_BACK_MS {
+            return Err(IdError::ClockStepped { by_ms: behind });
+        }
+        Ok(())
     }
 }
 
@@ -415,6 +517,55 @@ mod tests {
         assert_ne!(waiting.join().unwrap(), first);
         clock.advance_ms(-101);
         assert_eq!(ids.next(), Err(IdError::ClockStepped { by_ms: 101 }));
+    }
+
+    fn fixed() -> (FixedClock, IdGenerator, Arc<AtomicU16>) {
+        let start = chrono::DateTime::from_timestamp_millis(EPOCH_MS + 60_000).unwrap();
+        let (clock, worker) = (FixedClock::new(start), Arc::new(AtomicU16::new(9)));
+        let ids = IdGenerator::following(worker.clone(), Arc::new(clock.clone()));
+        (clock, ids, worker)
+    }
+
+    /// protocol.md 11.4 and 11.7.
+    #[test]
+    fn rows_get_ids_without_a_lease_and_after_a_step_back_and_none_is_made_twice() {
+        let (clock, ids, _) = fixed();
+        let mut all: HashSet<Id> = (0..5000).map(|_| ids.for_row().unwrap()).collect();
+        ids.suspend(true);
+        clock.advance_ms(-30_000);
+        all.extend((0..5000).map(|_| ids.for_row().unwrap()));
+        clock.advance_ms(30_000);
+        all.extend((0..5000).map(|_| ids.for_row().unwrap()));
+        assert_eq!(all.len(), 15_000);
+        assert!(all.iter().all(|id| id.worker() == 9));
+    }
+
+    /// protocol.md 11.4.
+    #[test]
+    fn another_worker_number_makes_ids_again_after_a_step_back_and_the_old_one_repeats_none() {
+        let (clock, ids, worker) = fixed();
+        let mut all = HashSet::from([ids.next().unwrap()]);
+        clock.advance_ms(-5_000);
+        let stepped = IdError::ClockStepped { by_ms: 5_000 };
+        assert_eq!(ids.check_clock(), Err(stepped));
+        assert_eq!(ids.next(), Err(stepped));
+        worker.store(10, Ordering::Release);
+        assert_eq!(ids.check_clock(), Ok(()));
+        all.insert(ids.next().unwrap());
+        worker.store(9, Ordering::Release);
+        assert_eq!(ids.next(), Err(stepped), "its ids of that time are taken");
+        clock.advance_ms(5_000);
+        all.insert(ids.next().unwrap());
+        assert_eq!(all.len(), 3);
+    }
+
+    #[test]
+    fn ids_at_random_are_ids_of_the_past() {
+        let (_, ids, _) = fixed();
+        let all: HashSet<Id> = (0..1000).map(|_| ids.at_random()).collect();
+        assert!(all.len() > 990);
+        let most = Id::from_parts(60_000, MAX_WORKER, MAX_SEQUENCE).number();
+        assert!(all.iter().all(|id| id.number() <= most));
     }
 
     /// protocol.md 11.5.

@@ -1,4 +1,4 @@
-//! Checks what readiness depends on after the start: key sets, the subscriber of the bus, and the worker lease.
+//! Checks what readiness depends on after the start: key sets, the subscriber of the bus, the worker lease, and the clock that ids are made by.
 //!
 //! Input: the authenticator and the bus. Output: the parts of [`Lifecycle`], and whether new connections and ids are refused.
 
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::Authenticator;
 use crate::bus::{Bus, SubscriberState};
 use crate::hub::Hub;
-use crate::id::IdGenerator;
+use crate::id::{IdError, IdGenerator};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 
@@ -31,6 +31,18 @@ pub(super) struct Probe {
 }
 
 impl Probe {
+    /// Checks whether ids of connections can be made; asks for another worker number where the clock stepped back.
+    fn check_clock(&self) -> Result<(), IdError> {
+        let checked = self.ids.check_clock();
+        let Err(IdError::ClockStepped { by_ms }) = checked else {
+            return checked;
+        };
+        let by = Duration::from_millis(by_ms.unsigned_abs());
+        self.bus.replace_worker(by);
+        // Without Redis it is there at once.
+        self.ids.check_clock()
+    }
+
     pub(super) async fn run(self, stop: CancellationToken) {
         let mut keys = self.authenticator.changes();
         loop {
@@ -40,15 +52,20 @@ impl Probe {
             let lapsed = self.bus.lease_lapsed();
             self.closed.store(lapsed, Ordering::Release);
             self.ids.suspend(lapsed);
+            let clock = self.check_clock();
             let why = if lapsed {
-                Some("the worker lease has lapsed")
+                Some("the worker lease has lapsed".to_owned())
+            } else if let Err(error) = clock {
+                Some(error.to_string())
             } else if stalled {
-                Some("subscriber stalled: pushes from other instances are missed")
+                Some("subscriber stalled: pushes from other instances are missed".to_owned())
             } else {
                 let doubtful = self.bus.lease_doubtful();
-                doubtful.then_some("the worker lease is not renewed since a connection was lost")
+                doubtful.then(|| {
+                    "the worker lease is not renewed since a connection was lost".to_owned()
+                })
             };
-            self.lifecycle.set("redis", why.map(str::to_owned));
+            self.lifecycle.set("redis", why);
             self.lifecycle.write_unready(&self.metrics);
             self.metrics
                 .outbox_bytes

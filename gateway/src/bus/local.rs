@@ -1,6 +1,7 @@
 //! The bus of an instance that is alone: there is no other instance to publish to or to receive from.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -20,17 +21,22 @@ use crate::revocation::Revocation;
 struct LocalBus {
     /// Kept so that the events do not end before the bus is closed.
     events: Mutex<Option<mpsc::Sender<BusEvent>>>,
+    ids: config::Ids,
+    worker: Arc<AtomicU16>,
 }
 
 pub(super) fn open(ids: &config::Ids) -> Opened {
     let (sender, events) = mpsc::channel(1);
+    let worker = Arc::new(AtomicU16::new(ids.worker_base));
     let bus = LocalBus {
         events: Mutex::new(Some(sender)),
+        ids: ids.clone(),
+        worker: worker.clone(),
     };
     Opened {
         bus: Arc::new(bus),
         events: Events(Source::Local(events)),
-        worker: Arc::new(ids.worker_base.into()),
+        worker,
     }
 }
 
@@ -78,6 +84,14 @@ impl Bus for LocalBus {
 
     fn lease_lapsed(&self) -> bool {
         false
+    }
+
+    fn replace_worker(&self, _stepped_back: Duration) {
+        // All numbers are this instance's.
+        let number = self.worker.load(Ordering::Acquire);
+        let next = (number - self.ids.worker_base + 1) % self.ids.worker_count.max(1);
+        self.worker
+            .store(self.ids.worker_base + next, Ordering::Release);
     }
 
     fn status(&self) -> BusStatus {

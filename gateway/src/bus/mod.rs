@@ -276,6 +276,10 @@ pub trait Bus: Send + Sync + 'static {
         false
     }
 
+    /// Has another worker number leased, because the clock stepped back by so much and ids of the present could repeat those made with this one. The
+    /// number stays leased until the clock is past them, so that no other instance repeats them either. Asking again changes nothing.
+    fn replace_worker(&self, _stepped_back: Duration) {}
+
     /// Which servers are in use, and how a switch to another one stands.
     fn status(&self) -> BusStatus;
 

@@ -35,6 +35,8 @@ pub(super) struct InsertBatch<'a> {
     pub(super) recipients: Vec<&'a str>,
     /// In the order given.
     pub(super) candidates: Vec<Candidate>,
+    /// Ids in their order were made twice.
+    draws_ids: bool,
 }
 
 /// A row about to be written.
@@ -91,7 +93,16 @@ impl<'a> InsertBatch<'a> {
             given,
             recipients,
             candidates,
+            draws_ids: false,
         })
+    }
+
+    /// Has rows numbered with ids at random, because one in its order is taken: another process makes ids with the same worker number.
+    pub(super) fn draw_ids(&mut self) {
+        tracing::warn!(
+            "an id of a notification was made twice: the worker number is used by another process as well; the rows get other ids"
+        );
+        self.draws_ids = true;
     }
 
     /// How many candidates each recipient has.
@@ -123,8 +134,11 @@ impl<'a> InsertBatch<'a> {
             base.last_seq += 1;
             base.unread += 1;
             base.version += 1;
-            // The clock catches up, and the next try makes ids again.
-            let id = ids.next().map_err(StoreError::unavailable)?;
+            let id = if self.draws_ids {
+                ids.at_random()
+            } else {
+                ids.for_row().map_err(StoreError::unavailable)?
+            };
             let inbox = InboxState {
                 unread_count: base.unread,
                 version: base.version,

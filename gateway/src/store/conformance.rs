@@ -31,7 +31,9 @@ use self::purge::*;
 use self::revocations::*;
 use super::testing::{TestDatabase, activity, ids};
 use super::*;
+use crate::clock::FixedClock;
 use crate::config::{Config, Secret, SecretFile};
+use crate::id::IdGenerator;
 use crate::notification::NewActivity;
 use platform::{Platform, PolicyDefinition};
 use tokio_util::sync::CancellationToken;
@@ -59,6 +61,7 @@ conformance! {
     what_is_stored_reads_back_as_it_was_answered,
     an_empty_batch_and_an_empty_inbox_are_nothing,
     a_repeated_event_changes_nothing,
+    a_row_whose_id_exists_gets_another_one_at_once,
     concurrent_duplicates_make_exactly_one_row,
     overlapping_recipients_in_opposite_orders_never_deadlock,
     a_deleted_notification_does_not_come_back,

@@ -85,6 +85,19 @@ impl StoreError {
         }
     }
 
+    /// Whether a notification was refused because its id exists: other ids help at once.
+    pub(super) fn repeats_id(&self) -> bool {
+        let Self::Unavailable { source } = self else {
+            return false;
+        };
+        let Some(sqlx::Error::Database(error)) = source.driver() else {
+            return false;
+        };
+        // SQLite names the column in its message, and no constraint.
+        error.constraint() == Some("signal_notification_id")
+            || error.message() == "UNIQUE constraint failed: signal_notification.id"
+    }
+
     /// Whether the connection may be in the middle of an answer, so that it must not be used again.
     pub(super) fn breaks_connection(&self) -> bool {
         let Self::Unavailable { source } = self else {
@@ -159,7 +172,8 @@ fn is_refusal(error: &sqlx::Error) -> bool {
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>: classes 21, 22, 23 and 54, and P0001.
 ///
 /// Class 42 (no such table, no right) is an error of the schema and never of a value, because every statement here is the same for every value.
-/// 23505 means that another connection stored the same row a moment ago, or an id was made twice: the next try finds the row, and makes a new id.
+/// 23505 means that another connection stored the same row a moment ago, or an id was made twice ([`StoreError::repeats_id`]): the next try finds the
+/// row, and makes a new id.
 fn is_postgres_refusal(sqlstate: &str) -> bool {
     let class = sqlstate.get(..2).unwrap_or_default();
     sqlstate == "P0001" || (matches!(class, "21" | "22" | "23" | "54") && sqlstate != "23505")

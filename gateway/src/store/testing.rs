@@ -142,6 +142,14 @@ impl TestDatabase {
         self.open_with(&Config::for_tests().policy).await
     }
 
+    /// Another instance that makes ids in this way.
+    pub(crate) async fn open_making(&self, ids: IdGenerator) -> Stores {
+        let policy = Config::for_tests().policy;
+        open(&self.settings, &policy, ids, CancellationToken::new())
+            .await
+            .unwrap()
+    }
+
     /// Another instance that finds the platform's tables by these settings.
     pub(crate) async fn open_with(&self, policy: &crate::config::Policy) -> Stores {
         open(&self.settings, policy, ids(), CancellationToken::new())

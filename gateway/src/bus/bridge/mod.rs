@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `switcher` | the task that follows the live settings and switches |
 //! | `opening` | connects to a server while another serves, and leaves one |
-//! | `worker` | one worker number on two servers |
+//! | `worker` | one worker number on two servers; another one where it is lost or used up |
 //! | `stream` | hands out what is received |
 //! | `merging` | whether a merge stands in between |
 //! | `merge` | one stream out of what two servers deliver: each message once, in order |
@@ -154,6 +154,8 @@ struct BridgeCore {
     /// The previous server's bus has ended by itself.
     previous_lost: Notify,
     worker: Arc<AtomicU16>,
+    /// The worker number that has to be replaced, and how long it stays leased.
+    replaced: Mutex<Option<(u16, Duration)>>,
     setup: Setup,
     fixed: config::Redis,
     live: watch::Receiver<Arc<Live>>,
@@ -211,6 +213,7 @@ pub(super) async fn open(options: BusOptions) -> Result<Opened, BusError> {
         progress: Mutex::default(),
         previous_lost: Notify::new(),
         worker: worker.clone(),
+        replaced: Mutex::default(),
         setup,
         fixed: options.config,
         live: live.clone(),
@@ -367,6 +370,10 @@ impl Bus for RedisBus {
 
     fn lease_doubtful(&self) -> bool {
         self.core.current().bus.lease_doubtful()
+    }
+
+    fn replace_worker(&self, stepped_back: Duration) {
+        *self.core.replaced.lock() = Some((self.core.worker(), stepped_back));
     }
 
     fn status(&self) -> BusStatus {

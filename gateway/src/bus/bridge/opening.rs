@@ -81,7 +81,7 @@ impl Switcher {
         let opening = async {
             connecting.connected().await?;
             if !bus.lease_number(core.worker()).await? {
-                self.lease_new_worker(&current.bus, Some(&bus)).await;
+                self.lease_new_worker(&current.bus, Some(&bus), None).await;
             }
             bus.announce().await;
             Ok(())

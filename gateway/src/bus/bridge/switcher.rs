@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::stream::StreamCommand;
 use super::{Bridge, BridgeCore, BusEvent, Server};
@@ -18,7 +19,7 @@ use crate::config::{self, Live, RedisLocation};
 use crate::dispatch::ResyncReason;
 use crate::metrics::Metrics;
 
-/// How often the worker number is checked on the previous server.
+/// How often the worker number is checked.
 const NUMBER_CHECK: Duration = Duration::from_secs(1);
 
 /// What the live settings want.
@@ -135,14 +136,13 @@ impl Switcher {
                 settled = self.settle(&wanted) => settled,
                 () = core.closing.cancelled() => return,
             };
-            let wait = if settled {
+            let retry_at = if settled {
                 backoff.reset();
                 None
             } else {
-                Some(backoff.next_delay())
+                Some(Instant::now() + backoff.next_delay())
             };
             loop {
-                let has_bridge = core.previous().is_some();
                 tokio::select! {
                     changed = self.live.changed() => {
                         if changed.is_err() {
@@ -151,9 +151,12 @@ impl Switcher {
                         backoff.reset();
                         break;
                     }
-                    () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => break,
+                    () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => break,
                     () = core.previous_lost.notified() => break,
-                    () = tokio::time::sleep(NUMBER_CHECK), if has_bridge && wait.is_none() => self.keep_same_worker().await,
+                    () = tokio::time::sleep(NUMBER_CHECK) => tokio::select! {
+                        () = self.keep_worker() => {}
+                        () = core.closing.cancelled() => return,
+                    },
                     () = core.closing.cancelled() => return,
                 }
             }
@@ -242,7 +245,8 @@ impl Switcher {
         }
         if !previous.bus.lease_number(core.worker()).await? {
             let current = core.current().bus;
-            self.lease_new_worker(&previous.bus, Some(&current)).await;
+            self.lease_new_worker(&previous.bus, Some(&current), None)
+                .await;
         }
         let mut route = core.route.lock();
         let old = route.current.clone();

@@ -2,6 +2,7 @@
 
 mod failures;
 mod instances;
+mod numbers;
 mod switching;
 
 use std::sync::Arc;

@@ -1,6 +1,8 @@
-//! One worker number on two servers: instances that use only one of them must not share it.
+//! One worker number, on two servers where there are two: instances that use only one of them must not share it. A number that is lost to another
+//! instance, or used up because the clock stepped back, is replaced by another one.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::opening::open_limit;
 use super::switcher::Switcher;
@@ -16,48 +18,74 @@ impl Switcher {
         }
     }
 
-    /// Leases a number that is free on both servers and uses it from here on.
-    pub(super) async fn lease_new_worker(&self, bus: &PubSubBus, also: Option<&PubSubBus>) {
+    /// Leases a number that is free on both servers and uses it from here on. The number before is given up, or `kept` for this long.
+    pub(super) async fn lease_new_worker(
+        &self,
+        bus: &PubSubBus,
+        also: Option<&PubSubBus>,
+        kept: Option<Duration>,
+    ) {
         let ids = &self.core.setup.ids;
-        let wanted = ids.worker_base + rand::random_range(0..ids.worker_count);
+        let before = self.core.worker();
+        let step = rand::random_range(1..ids.worker_count.max(2));
+        let from_base = before.saturating_sub(ids.worker_base);
+        let wanted = ids.worker_base + (from_base + step) % ids.worker_count.max(1);
         let number = bus.lease_worker(also, ids, wanted).await;
-        let before = self.core.worker.swap(number, Ordering::AcqRel);
-        if before != number {
-            log_new_worker(number, before);
-            for bus in std::iter::once(bus).chain(also) {
-                bus.release_number(before).await;
+        self.core.worker.store(number, Ordering::Release);
+        if before == number {
+            return;
+        }
+        log_new_worker(number, before);
+        for bus in std::iter::once(bus).chain(also) {
+            match kept {
+                Some(kept) => bus.keep_number(before, kept).await,
+                None => bus.release_number(before).await,
             }
         }
     }
 
-    /// Leases the number on the previous server when that was not possible at first, and leases a new one on both when another instance owns it there.
-    pub(super) async fn keep_same_worker(&self) {
+    /// Leases another number where another instance owns this one or the clock stepped back, and the number on the previous server when that was not
+    /// possible at first.
+    pub(super) async fn keep_worker(&self) {
         let (current, previous) = self.core.both();
-        let Some(previous) = previous else { return };
-        let number = self.core.worker();
-        let check = async {
-            let is_leased = previous.leased_number() == Some(number) || !previous.is_subscribed();
-            if previous.number_owned_by_other()
-                || (!is_leased && matches!(previous.lease_number(number).await, Ok(false)))
-            {
-                self.lease_new_worker(&current, Some(&previous)).await;
+        if !current.is_subscribed() {
+            return;
+        }
+        let mut newer = self.live.clone();
+        tokio::select! {
+            () = self.check_worker(&current, previous.as_deref()) => {}
+            () = tokio::time::sleep(open_limit(&self.core.fixed)) => {
+                tracing::warn!("no other worker number could be leased yet; trying again");
             }
-        };
-        if tokio::time::timeout(open_limit(&self.core.fixed), check)
-            .await
-            .is_err()
+            Ok(()) = newer.changed() => {}
+        }
+    }
+
+    async fn check_worker(&self, current: &PubSubBus, previous: Option<&PubSubBus>) {
+        let number = self.core.worker();
+        let replaced = self.core.replaced.lock().take();
+        if let Some((_, stepped_back)) = replaced.filter(|(replaced, _)| *replaced == number) {
+            return self
+                .lease_new_worker(current, previous, Some(stepped_back))
+                .await;
+        }
+        if current.number_owned_by_other() {
+            return self.lease_new_worker(current, previous, None).await;
+        }
+        let Some(previous) = previous else { return };
+        let is_leased = previous.leased_number() == Some(number) || !previous.is_subscribed();
+        if previous.number_owned_by_other()
+            || (!is_leased && matches!(previous.lease_number(number).await, Ok(false)))
         {
-            tracing::warn!(
-                "no worker number could be leased on both Redis servers yet; trying again"
-            );
+            self.lease_new_worker(current, Some(previous), None).await;
         }
     }
 }
 
 fn log_new_worker(worker: u16, before: u16) {
-    tracing::info!(
+    tracing::warn!(
         worker,
         before,
-        "worker number owned by another instance on one of two Redis servers; using a new one"
+        "worker number replaced: another instance owns the one before, or the clock stepped back"
     );
 }

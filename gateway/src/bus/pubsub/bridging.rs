@@ -114,6 +114,13 @@ impl PubSubBus {
         }
     }
 
+    /// Keeps a worker number with which no id is made any more, for so long and the time of a lease: nobody may make ids with it before.
+    pub(in crate::bus) async fn keep_number(&self, worker: u16, at_least: Duration) {
+        if let Err(error) = lease::keep_number(&self.core, worker, at_least).await {
+            tracing::warn!(%error, worker, "keeping a used worker number failed; another instance may get it within the hour");
+        }
+    }
+
     /// Returns the worker number that is leased here.
     pub(in crate::bus) fn leased_number(&self) -> Option<u16> {
         self.core.lease.number()

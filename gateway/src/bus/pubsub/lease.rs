@@ -4,6 +4,8 @@
 //! taking, renewing and trying again after a lost answer the same script. What the answers mean is decided by
 //! [`WorkerLease`](super::worker_lease::WorkerLease).
 
+use std::time::Duration;
+
 use redis::Cmd;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -13,6 +15,9 @@ use super::worker_lease::{LeaseState, Renewed};
 use super::{presence, reconnect_backoff};
 use crate::bus::BusError;
 use crate::config;
+
+/// Longest time that a number is kept for a clock that was ahead; a clock that was ahead of it by years is beyond help.
+const LONGEST_KEPT: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// KEYS: the lease. ARGV: the instance, milliseconds.
 const TAKE: &str = "\
@@ -107,6 +112,16 @@ pub(super) async fn lease_number(core: &PubSubCore, number: u16) -> Result<bool,
     Ok(is_ours)
 }
 
+/// Leases a number for so long and the time of a lease, without using it.
+pub(super) async fn keep_number(
+    core: &PubSubCore,
+    number: u16,
+    at_least: Duration,
+) -> Result<(), BusError> {
+    let lifetime = at_least.min(LONGEST_KEPT) + core.timing.lease;
+    take_for(core, number, lifetime).await.map(drop)
+}
+
 /// Gives a number up on the server if this instance owns it there.
 pub(super) async fn release_number(core: &PubSubCore, number: u16) -> Result<(), BusError> {
     let mut cmd = script(RELEASE, &core.names.worker(number));
@@ -115,9 +130,12 @@ pub(super) async fn release_number(core: &PubSubCore, number: u16) -> Result<(),
 }
 
 async fn take(core: &PubSubCore, number: u16) -> Result<bool, BusError> {
+    take_for(core, number, core.timing.lease).await
+}
+
+async fn take_for(core: &PubSubCore, number: u16, lifetime: Duration) -> Result<bool, BusError> {
     let mut cmd = script(TAKE, &core.names.worker(number));
-    cmd.arg(&core.instance)
-        .arg(core.timing.lease.as_millis() as u64);
+    cmd.arg(&core.instance).arg(lifetime.as_millis() as u64);
     core.query(&cmd).await
 }
 
@@ -166,9 +184,9 @@ async fn renew(core: &PubSubCore, worker: u16) -> bool {
         Renewed::Regained => {
             tracing::info!(worker, "worker number owned by this instance again");
         }
-        Renewed::Lost => tracing::error!(
+        Renewed::Lost => tracing::warn!(
             worker,
-            "worker number owned by another instance: no new connections are taken"
+            "worker number owned by another instance: leasing another one; no new connections are taken until then"
         ),
     }
     true

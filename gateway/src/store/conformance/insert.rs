@@ -54,6 +54,34 @@ pub(super) async fn what_is_stored_reads_back_as_it_was_answered(database: &Test
     store.ping().await.unwrap();
 }
 
+/// protocol.md 11.7.
+pub(super) async fn a_row_whose_id_exists_gets_another_one_at_once(database: &TestDatabase) {
+    // Two processes with one worker number, in the same millisecond.
+    let same = || IdGenerator::new(9, Arc::new(FixedClock::new(at(0))));
+    let first = database.open_making(same()).await.notifications;
+    let second = database.open_making(same()).await.notifications;
+    let many: Vec<String> = (0..300).map(|n| format!("user {n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let mut ids = HashSet::new();
+    for (event, recipients) in [
+        ("new inbox", &many[..1]),
+        ("one", &many[..1]),
+        ("all", &many),
+    ] {
+        for (store, name) in [(&first, "first"), (&second, "second")] {
+            let stored = store
+                .insert(&[activity(&format!("{event} {name}"), recipients)], at(0))
+                .await
+                .unwrap();
+            assert_eq!(stored.len(), recipients.len());
+            ids.extend(stored.iter().map(|row| row.notification.id));
+        }
+    }
+    assert_eq!(ids.len(), 604);
+    assert_eq!(seqs(&all(&*first, "user 0").await), [6, 5, 4, 3, 2, 1]);
+    assert_eq!(seqs(&all(&*first, "user 9").await), [2, 1]);
+}
+
 pub(super) async fn an_empty_batch_and_an_empty_inbox_are_nothing(database: &TestDatabase) {
     let stores = database.open().await;
     let store = &stores.notifications;

@@ -107,9 +107,15 @@ impl PostgresStore {
         }
         let now = milliseconds(now);
         let mut connection = self.pool.acquire().await?;
-        let result = self
+        let mut result = self
             .insert_batch(&mut connection, given, &mut batch, now)
             .await;
+        if result.as_ref().is_err_and(StoreError::repeats_id) {
+            batch.draw_ids();
+            result = self
+                .insert_batch(&mut connection, given, &mut batch, now)
+                .await;
+        }
         let rows = self.pool.done(connection, result)?;
         Ok(batch.stored(&rows, now))
     }

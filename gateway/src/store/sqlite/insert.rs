@@ -46,10 +46,24 @@ impl SqliteStore {
             return Ok(Vec::new());
         }
         let now = milliseconds(now);
+        let mut result = self.insert_batch(given, &mut batch, now).await;
+        if result.as_ref().is_err_and(StoreError::repeats_id) {
+            batch.draw_ids();
+            result = self.insert_batch(given, &mut batch, now).await;
+        }
+        Ok(batch.stored(&result?, now))
+    }
+
+    async fn insert_batch<'a>(
+        &self,
+        given: &[NewActivity],
+        batch: &mut InsertBatch<'a>,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<Row<'a>>, StoreError> {
         let mut tx = self.pools.begin().await?;
-        let known = known(&mut tx, given, &batch).await?;
+        let known = known(&mut tx, given, batch).await?;
         batch.remove(&known);
-        let bases = take_numbers(&mut tx, &batch).await?;
+        let bases = take_numbers(&mut tx, batch).await?;
         let rows = batch.number(bases, &self.ids)?;
         for chunk in batch.chunks(&rows) {
             for same in chunk.chunk_by(|a, b| a.activity == b.activity) {
@@ -57,7 +71,7 @@ impl SqliteStore {
             }
         }
         tx.commit().await?;
-        Ok(batch.stored(&rows, now))
+        Ok(rows)
     }
 }
 
