@@ -1,11 +1,13 @@
 //! Inboxes that clients keep by the rule of the protocol, and changes whose client is gone before they are stored.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use signal_tests::client::Incoming;
 use signal_tests::inbox::Next;
-use signal_tests::wait::until;
-use signal_tests::{Client, Gateway, Inbox, Issuer, Notifications};
+use signal_tests::services::{self, unique};
+use signal_tests::wait::{until, until_within};
+use signal_tests::{Client, Gateway, Inbox, Issuer, Notifications, Producer};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -287,5 +289,95 @@ async fn a_client_sees_what_comes_after_an_older_copy_of_the_database_was_put_ba
             1 => drop(std::fs::copy(&copy, &file).expect("the copy is put back")),
             _ => {}
         }
+    }
+}
+
+/// Keeps an inbox by the rule until `done`, and gives what it holds.
+async fn keep(mut client: Client, done: impl Fn(&Inbox) -> bool) -> Inbox {
+    let mut inbox = Inbox::default();
+    settle(&mut client, &mut inbox).await;
+    let mut sync_at: Option<Instant> = None;
+    while !done(&inbox) {
+        let mut next = Next::Wait;
+        match client.next_within(Duration::from_millis(20)).await {
+            Some(Incoming::Envelope(envelope)) => next = inbox.take(&envelope),
+            Some(end) => panic!("the connection ended: {end:?}"),
+            None => {}
+        }
+        match next {
+            Next::SyncLater if sync_at.is_none() => {
+                let wait = Duration::from_millis(rand::random_range(200..1000));
+                sync_at = Some(Instant::now() + wait);
+            }
+            Next::Sync => sync_at = Some(Instant::now()),
+            _ => {}
+        }
+        if sync_at.is_some_and(|at| at <= Instant::now()) {
+            sync_at = None;
+            inbox.asks();
+            let ask = json!({"after": inbox.contiguous()});
+            client.send("notification:sync", ask).await;
+        }
+    }
+    inbox
+}
+
+/// protocol.md 9.5 and 9.9.
+#[tokio::test]
+async fn clients_that_keep_to_the_rule_have_everything_after_the_consuming_gateway_was_killed() {
+    const USERS: usize = 12;
+    const RECORDS: usize = 600;
+    let (Some(brokers), Some(database), Some(redis)) = (
+        services::kafka().await,
+        services::postgres().await,
+        services::redis().await,
+    ) else {
+        return;
+    };
+    let (issuer, topic) = (Issuer::start().await, unique("activity"));
+    let producer = Producer::new(&brokers).expect("a producer");
+    producer.create_topic(&topic, 4).await.expect("a topic");
+    let settings = Gateway::build()
+        .trust(&issuer)
+        .redis(redis.address())
+        .postgres(&database)
+        .kafka(&brokers, &topic);
+    let _policies = settings.policies().await;
+    let mut gateways = settings.start_many(2).await;
+    let mut killed = gateways.remove(0);
+    let survivor = gateways.remove(0);
+    let mut keeping = Vec::new();
+    for user in 0..USERS {
+        let client = Client::open(survivor.address(), &issuer.token(&format!("u{user}"))).await;
+        // Nothing is produced behind the last record, so nothing later shows a gap.
+        let all = (RECORDS / USERS) as i64;
+        keeping.push(tokio::spawn(keep(client, move |inbox| {
+            inbox.contiguous() >= all && !inbox.has_gap()
+        })));
+    }
+    for n in 0..RECORDS {
+        if n % 200 == 150 {
+            killed.kill();
+        }
+        if n % 200 == 199 {
+            killed.restart().await;
+        }
+        let user = format!("u{}", n % USERS);
+        let record = json!({"id": format!("e{n}"), "type": "T", "title": "t", "content": "c", "actorId": user});
+        producer
+            .send(&topic, &user, &record)
+            .await
+            .expect("acknowledged");
+    }
+    killed.kill();
+    let limit = Duration::from_secs(60);
+    until_within(limit, "every client has everything", || async {
+        keeping.iter().all(|kept| kept.is_finished()).then_some(())
+    })
+    .await;
+    for (user, kept) in keeping.into_iter().enumerate() {
+        let inbox = kept.await.expect("no panic");
+        let wanted: Vec<i64> = (1..=(RECORDS / USERS) as i64).collect();
+        assert_eq!((seqs(&inbox), inbox.starts()), (wanted, 0), "u{user}");
     }
 }
