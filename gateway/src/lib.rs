@@ -32,6 +32,7 @@ pub mod id;
 pub mod inbox;
 pub mod leftovers;
 pub mod lifecycle;
+pub mod memory;
 pub mod metrics;
 pub mod notification;
 pub mod peer;

@@ -10,7 +10,7 @@ use signal_gateway::activity::replay::{self, ReplayOptions};
 use signal_gateway::app::{self, Sockets};
 use signal_gateway::config::{self, Config};
 use signal_gateway::lifecycle::Lifecycle;
-use signal_gateway::{activity, dev, store, telemetry};
+use signal_gateway::{activity, dev, memory, store, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -138,6 +138,7 @@ fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name("control")
+        .on_thread_park(memory::give_back)
         .enable_all()
         .build()
         .context("cannot start a runtime")

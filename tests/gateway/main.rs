@@ -16,6 +16,7 @@ mod limits;
 mod logs;
 mod openapi;
 mod opening;
+mod outages;
 mod pipeline;
 mod places;
 mod rest;

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::assignment::Assignment;
 use super::decode::Record;
 use super::{Pipeline, PipelineError, client};
+use crate::memory;
 
 /// How long one poll waits for a record.
 const POLL: Duration = Duration::from_millis(50);
@@ -28,6 +29,8 @@ const POLL: Duration = Duration::from_millis(50);
 const PAUSED_POLL: Duration = Duration::from_millis(5);
 /// How often offsets are committed.
 const TICK: Duration = Duration::from_millis(100);
+/// How often what was kept and is not used any more is given back.
+const GIVE_BACK: Duration = Duration::from_secs(30);
 /// Longest time that stopping a member takes; a broker that is away is not waited for any longer.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
@@ -116,7 +119,7 @@ fn poll_until(
     stop: &CancellationToken,
 ) -> Result<(), PipelineError> {
     let assignment = consumer.context();
-    let mut ticked = Instant::now();
+    let (mut ticked, mut gave_back) = (Instant::now(), Instant::now());
     while !stop.is_cancelled() {
         let is_any_paused = assignment.resume_those_that_caught_up(consumer);
         match consumer.poll(if is_any_paused { PAUSED_POLL } else { POLL }) {
@@ -130,6 +133,12 @@ fn poll_until(
         if ticked.elapsed() >= TICK {
             ticked = Instant::now();
             assignment.tick(consumer)?;
+            // Lanes free what this thread has copied.
+            memory::give_back();
+        }
+        if gave_back.elapsed() >= GIVE_BACK {
+            gave_back = Instant::now();
+            assignment.give_back();
         }
     }
     Ok(())

@@ -89,6 +89,11 @@ impl Resolver {
         self.policies.users_in(&nobody).await.map(drop)
     }
 
+    /// Frees answers that are too old to be used.
+    pub fn forget_old(&self) {
+        self.cache.lock().forget_old(Instant::now());
+    }
+
     async fn people(
         &self,
         wanted: HashSet<Domain>,
@@ -193,6 +198,12 @@ impl Cache {
         if let Some((_, old)) = self.known.insert(domain, (until, ids)) {
             self.ids -= old.len();
         }
+    }
+
+    fn forget_old(&mut self, now: Instant) {
+        self.known.retain(|_, (until, _)| *until > now);
+        self.known.shrink_to_fit();
+        self.ids = self.known.values().map(|(_, ids)| ids.len()).sum();
     }
 }
 
@@ -347,5 +358,18 @@ mod tests {
             vec![String::new(); MAX_CACHED_IDS + 1].into(),
         );
         assert!(!cache.known.contains_key(&Domain::Merchant("all".into())));
+    }
+
+    #[test]
+    fn answers_that_are_too_old_hold_no_memory() {
+        let (mut cache, now) = (Cache::default(), Instant::now());
+        let ids: Arc<[String]> = Arc::from(["x".to_owned()]);
+        for (n, until) in [now, now + Duration::from_secs(1)].into_iter().enumerate() {
+            cache.put(Domain::Merchant(n.to_string()), until, ids.clone());
+        }
+        cache.forget_old(now);
+        assert_eq!((cache.ids, cache.known.len()), (1, 1));
+        cache.forget_old(now + Duration::from_secs(1));
+        assert_eq!((cache.ids, cache.known.capacity()), (0, 0));
     }
 }

@@ -26,6 +26,7 @@ use crate::activity::decode::Record;
 use crate::activity::lane::{Lane, Takeover};
 use crate::activity::progress::Progress;
 use crate::activity::{Pipeline, PipelineError};
+use crate::memory;
 use crate::metrics::Partition;
 
 /// Longest time that giving up partitions waits for what is being stored. Well below the group's session timeout.
@@ -196,6 +197,12 @@ impl Assignment {
             }
         }
         Ok(())
+    }
+
+    /// Gives back memory that was kept and is not used any more: lists of recipients, and what librdkafka has fetched.
+    pub(super) fn give_back(&self) {
+        self.pipeline.resolver.forget_old();
+        memory::give_back_of_c();
     }
 
     /// Drains and commits these partitions, or all of them; nothing of theirs is committed later.

@@ -85,6 +85,9 @@ impl PostgresPool {
     ) -> Result<T, StoreError> {
         if result.as_ref().is_err_and(StoreError::breaks_connection) {
             connection.close_on_drop();
+        } else {
+            // Megabytes after one large batch, for as long as the connection lasts.
+            connection.shrink_buffers();
         }
         result
     }
