@@ -242,12 +242,17 @@ impl Lane {
             .collect();
         let mut backoff = backoff(&pipeline);
         while !left.is_empty() {
+            // The producer copies what it sends.
+            let (at_once, bytes) = fitting(&left, pipeline.budget.transaction_bytes());
+            let later = left.split_off(at_once);
+            let work = pipeline.budget.work(bytes);
             let now = pipeline.clock.now();
             let sent = join_all(
                 left.iter()
                     .map(|(record, poison)| pipeline.dead_letters.send(record, poison, now)),
             )
             .await;
+            drop(work);
             let mut failure = None;
             let mut unconfirmed = Vec::new();
             for ((record, poison), sent) in left.into_iter().zip(sent) {
@@ -260,6 +265,7 @@ impl Lane {
                 }
             }
             left = unconfirmed;
+            left.extend(later);
             if let Some((offset, error)) = failure {
                 self.wait(Need::DeadLetters, &mut backoff, offset, &error)
                     .await?;
@@ -285,6 +291,19 @@ impl Lane {
     }
 }
 
+/// How many of the first letters have at most so many bytes, at least one, and how many bytes they have.
+fn fitting(letters: &[(&Record, &Poison)], most_bytes: usize) -> (usize, usize) {
+    let mut bytes = 0;
+    for (at, (record, _)) in letters.iter().enumerate() {
+        let more = record.size();
+        if at > 0 && bytes + more > most_bytes {
+            return (at, bytes);
+        }
+        bytes += more;
+    }
+    (letters.len(), bytes)
+}
+
 /// A span for each activity of the current transaction that has a row to push.
 fn push_spans(batch: &Batch, stored: &[Stored]) -> Vec<Span> {
     let mut spans: Vec<Span> = batch.storing().map(|_| Span::none()).collect();
@@ -306,4 +325,29 @@ fn refusal(code: Option<&str>) -> Poison {
         |code| format!("the database refuses a value (SQLSTATE {code})"),
     );
     Poison::new(DeadLetterReason::Refused, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activity::testing;
+
+    #[test]
+    fn dead_letters_are_sent_a_few_megabytes_at_a_time_and_one_of_any_size_alone() {
+        let sizes = [1000, 1000, 5000, 300];
+        let records = sizes.map(|size| {
+            let mut record = testing::record("");
+            record.value = Some(vec![0; size - record.size()]);
+            record
+        });
+        let poison = Poison::new(DeadLetterReason::NotJson, "");
+        let mut letters: Vec<_> = records.iter().map(|record| (record, &poison)).collect();
+        let mut seen = Vec::new();
+        while !letters.is_empty() {
+            let (count, bytes) = fitting(&letters, 2000);
+            seen.push((count, bytes));
+            letters.drain(..count);
+        }
+        assert_eq!(seen, [(2, 2000), (1, 5000), (1, 300)]);
+    }
 }
