@@ -160,13 +160,13 @@ impl Drop for Share {
 
 /// The records that a lane has in hand, and what was made of them. Dropping it frees what they held.
 #[derive(Debug)]
-pub(super) struct Hand {
+pub(super) struct RecordsInHand {
     share: Arc<Share>,
     records: usize,
     made: usize,
 }
 
-impl Hand {
+impl RecordsInHand {
     pub(super) fn new(share: Arc<Share>) -> Self {
         Self {
             share,
@@ -202,7 +202,7 @@ impl Hand {
     }
 }
 
-impl Drop for Hand {
+impl Drop for RecordsInHand {
     fn drop(&mut self) {
         self.share.shrink(self.bytes());
     }

@@ -25,7 +25,7 @@ pub(super) use self::takeover::Takeover;
 use self::dependencies::Need;
 use super::Pipeline;
 use super::batch::{Batch, BatchRecord, Limits, Outcome, Step};
-use super::budget::{Hand, Share};
+use super::budget::{RecordsInHand, Share};
 use super::decode::Record;
 use super::poison::{DeadLetterReason, Poison};
 use super::progress::Progress;
@@ -73,7 +73,7 @@ impl Lane {
     }
 
     /// Waits for a record, then for more until the batch is full or has waited long enough; `None` when the lane must stop.
-    async fn gather(&mut self) -> Option<(Hand, Vec<Record>)> {
+    async fn gather(&mut self) -> Option<(RecordsInHand, Vec<Record>)> {
         let first = match self.left.pop_front() {
             Some(record) => record,
             None => tokio::select! {
@@ -85,7 +85,7 @@ impl Lane {
         let config = &self.pipeline.config;
         let deadline = Instant::now() + Duration::from_millis(config.batch_wait_ms);
         let most_bytes = self.share.batch_bytes();
-        let mut hand = Hand::new(self.share.clone());
+        let mut hand = RecordsInHand::new(self.share.clone());
         hand.take(&first);
         let mut batch = vec![first];
         while batch.len() < config.batch_records && hand.bytes() < most_bytes {
@@ -124,7 +124,11 @@ impl Lane {
     }
 
     /// Takes records through every step. On `Err` the offset stands where the last finished part ended.
-    async fn process(&mut self, mut hand: Hand, records: Vec<Record>) -> Result<(), Stopped> {
+    async fn process(
+        &mut self,
+        mut hand: RecordsInHand,
+        records: Vec<Record>,
+    ) -> Result<(), Stopped> {
         let span = tracing::debug_span!(
             "activity_batch",
             kafka.topic = &*self.topic,

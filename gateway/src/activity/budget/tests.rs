@@ -84,7 +84,7 @@ fn a_record_larger_than_any_share_passes_alone() {
     share.queue(&huge);
     assert!(share.is_full(ANY) && !share.has_room(ANY));
     assert!(!other.is_full(ANY), "and the others go on");
-    let mut hand = Hand::new(share.clone());
+    let mut hand = RecordsInHand::new(share.clone());
     hand.take(&huge);
     assert!(hand.bytes() >= share.batch_bytes(), "the batch is full");
     drop(hand);
@@ -101,7 +101,7 @@ fn records_that_wait_are_bounded_by_number_too() {
         share.queue(&record(200));
     }
     assert!(share.is_full(4) && !share.has_room(4));
-    let mut hand = Hand::new(share.clone());
+    let mut hand = RecordsInHand::new(share.clone());
     for _ in 0..2 {
         hand.take(&record(200));
     }
@@ -118,7 +118,7 @@ fn what_is_made_of_records_counts_until_they_are_done() {
     for _ in 0..3 {
         share.queue(&one);
     }
-    let mut hand = Hand::new(share.clone());
+    let mut hand = RecordsInHand::new(share.clone());
     for _ in 0..3 {
         hand.take(&one);
     }

@@ -10,7 +10,7 @@ use tracing::Span;
 
 use super::{Lane, Need, Stopped, backoff, refusal};
 use crate::activity::batch::{BatchRecord, Outcome};
-use crate::activity::budget::Hand;
+use crate::activity::budget::RecordsInHand;
 use crate::activity::catalogs::Catalogs;
 use crate::activity::decode::{Activity, Audience, Dropped, Record, decode};
 use crate::activity::poison::Poison;
@@ -69,7 +69,7 @@ impl Lane {
     /// Decodes and renders, and finds recipients.
     pub(super) async fn prepare(
         &mut self,
-        hand: &mut Hand,
+        hand: &mut RecordsInHand,
         records: Vec<Record>,
     ) -> Result<Vec<BatchRecord>, Stopped> {
         let most_bytes = self.share.batch_bytes();
@@ -122,7 +122,7 @@ impl Lane {
     /// Decodes and renders as many records as fit, at least one; the others are left.
     fn decode(
         &mut self,
-        hand: &mut Hand,
+        hand: &mut RecordsInHand,
         records: Vec<Record>,
         most_bytes: usize,
     ) -> (Vec<Decoded>, usize) {
@@ -143,7 +143,11 @@ impl Lane {
     }
 
     /// Leaves records for the next batch, before those that are left already.
-    fn leave(&mut self, hand: &mut Hand, records: impl DoubleEndedIterator<Item = Record>) {
+    fn leave(
+        &mut self,
+        hand: &mut RecordsInHand,
+        records: impl DoubleEndedIterator<Item = Record>,
+    ) {
         for record in records.rev() {
             hand.put_back(&record);
             self.left.push_front(record);
