@@ -2,19 +2,11 @@
 //!
 //! Input: [`crate::ws`], [`crate::api`] and [`crate::activity`]. Output: [`crate::hub`] and [`crate::bus`].
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use futures_util::StreamExt;
-use futures_util::stream;
-
-use crate::bus::{Bus, BusError};
+use crate::bus::Bus;
 use crate::dispatch::{Destination, Dispatch};
 use crate::hub::Hub;
-
-/// How many destinations of one batch are published to at the same time.
-const BATCH_CONCURRENCY: usize = 256;
 
 /// What happened to a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,45 +59,16 @@ impl Delivery {
         Sent { local, published }
     }
 
-    /// Delivers a batch here and publishes it, and returns how many messages the bus published. Messages to one destination keep their order; different
-    /// destinations are published to at the same time.
+    /// Delivers a batch here and gives it to the bus, in its order, without waiting for the server: storing does not wait for Redis.
     ///
-    /// Best effort as [`Delivery::send`]. Once the bus is unavailable the rest is not tried, so that a batch waits for an unreachable server once at
-    /// most. When the server is back, every client gets `resync`.
-    pub async fn send_all(&self, batch: &[Dispatch]) -> usize {
-        let mut by_destination: HashMap<&Destination, Vec<&Dispatch>> =
-            HashMap::with_capacity(batch.len());
+    /// Best effort as [`Delivery::send`]. What the bus has no room for, or cannot publish, it gives up, and those it was for get `resync`.
+    pub fn post(&self, batch: &[Dispatch]) {
         for dispatch in batch {
             let local = self.hub.deliver(dispatch);
             if local == 0 || !matches!(dispatch.destination, Destination::Client(_)) {
-                by_destination
-                    .entry(&dispatch.destination)
-                    .or_default()
-                    .push(dispatch);
+                // Queued when called; the bus counts the outcome.
+                drop(self.bus.publish(dispatch));
             }
         }
-        let (published, unavailable) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let (published, unavailable) = (&published, &unavailable);
-        stream::iter(by_destination.into_values())
-            .for_each_concurrent(BATCH_CONCURRENCY, |dispatches| async move {
-                for dispatch in dispatches {
-                    if unavailable.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    match self.bus.publish(dispatch).await {
-                        Ok(()) => {
-                            published.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Err(BusError::Full) => {}
-                        Err(error @ (BusError::Unavailable(_) | BusError::Misconfigured(_))) => {
-                            if !unavailable.swap(true, Ordering::Relaxed) {
-                                tracing::debug!(%error, "rest of a batch not published: bus failed; delivered to local connections only");
-                            }
-                        }
-                    }
-                }
-            })
-            .await;
-        published.load(Ordering::Relaxed)
     }
 }

@@ -199,7 +199,7 @@ impl Lane {
             unpushed.extend(self.takeover.tell(batch.stored_already(&stored)));
         }
         if !unpushed.is_empty() {
-            pipeline.inbox.push_resync(unpushed).await;
+            pipeline.inbox.push_resync(unpushed);
         }
         drop(storing);
         let spans = push_spans(batch, &stored);

@@ -24,8 +24,13 @@ const ANSWERS_AT_ONCE: usize = 64;
 
 /// Tells every client of this instance to sync.
 pub(super) fn resync(hub: &Hub, reason: ResyncReason) {
+    resync_for(hub, Destination::Broadcast, reason);
+}
+
+/// Tells the clients of a destination to sync.
+fn resync_for(hub: &Hub, destination: Destination, reason: ResyncReason) {
     hub.deliver(&Dispatch::new(
-        Destination::Broadcast,
+        destination,
         name::RESYNC,
         event::resync_data(reason),
     ));
@@ -74,6 +79,11 @@ impl Inbound {
                 // Whoever lost its own dispatches announces its revocations until they are answered.
                 if reason != ResyncReason::BusPeerLost {
                     self.prompt.lost();
+                }
+            }
+            BusEvent::ResyncFor(destinations) => {
+                for destination in destinations {
+                    resync_for(&self.hub, destination, ResyncReason::BusPeerLost);
                 }
             }
             BusEvent::Asked(ask, reply) => {

@@ -65,6 +65,8 @@ pub enum BusEvent {
     /// Pushes may have been missed, for this reason. The receiver tells every local client and reads the revocations again, since an
     /// [`Ask::Revoke`] may be among what was missed. Comes after subscriptions are confirmed again, once per gap.
     Resync(ResyncReason),
+    /// Another instance gave up messages to these destinations: their local clients may have missed them.
+    ResyncFor(Vec<Destination>),
     /// Another instance asks. The answer goes back through the channel; dropping the channel answers nothing.
     Asked(Ask, oneshot::Sender<Reply>),
 }
@@ -215,9 +217,9 @@ pub struct PreviousServer {
 pub trait Bus: Send + Sync + 'static {
     /// Publishes to every other instance that holds the destination; batched with what waits. Returns when the server took it.
     ///
-    /// Queued when called, in the order of calls, whether or not the future is polled. Never tried twice: after a time-out the server may have
-    /// taken it. While the server is away it fails at once. When an instance that failed to publish can do so again, all others get a
-    /// [`BusEvent::Resync`].
+    /// Queued when called, in the order of calls, whether or not the future is polled: who does not need the outcome drops it. Never tried twice: after
+    /// a time-out the server may have taken it. While the server is away it fails at once. When an instance that failed to publish can do so again, all
+    /// others get a [`BusEvent::ResyncFor`] the destinations, or a [`BusEvent::Resync`] where those are too many.
     ///
     /// # Errors
     /// [`BusError::Unavailable`], and [`BusError::Full`] beyond `redis.publish_queue`.

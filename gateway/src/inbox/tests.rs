@@ -93,7 +93,7 @@ async fn deleting_is_pushed_and_a_missing_notification_changes_nothing() {
 async fn resync_names_its_reason() {
     let database = TestDatabase::sqlite();
     let (inbox, bus, _) = start(&database).await;
-    inbox.push_resync(["17"]).await;
+    inbox.push_resync(["17"]);
     let data = serde_json::json!({"reason": "push_missed"});
     assert_eq!(pushed(&bus), [(name::RESYNC.to_owned(), data)]);
 }

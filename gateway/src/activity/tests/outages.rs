@@ -262,8 +262,25 @@ async fn redis_away_changes_nothing_but_the_pushes() {
     stage.until_committed(0, 101).await;
     running.stop().await;
     assert_eq!(stage.rows.count(), 102);
-    assert!(
-        stage.bus.tries.load(Ordering::SeqCst) < 102,
-        "a batch does not ask an absent bus row by row"
+    assert_eq!(
+        stage.bus.tries.load(Ordering::SeqCst),
+        102,
+        "the bus learns whose pushes are lost"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_does_not_answer_holds_no_lane() {
+    let stage = Stage::new(Broker::any(), 1).await;
+    stage.bus.never_answers.store(true, Ordering::SeqCst);
+    stage.produce_many(0, "a", "17", 2500).await;
+    let running = stage.run();
+    stage.until_committed(0, 2500).await;
+    running.stop().await;
+    assert_eq!(stage.rows.of("17"), ids("a", 2500));
+    assert_eq!(
+        stage.bus.dispatches.lock().len(),
+        2500,
+        "each is given to the bus"
     );
 }

@@ -260,10 +260,34 @@ impl Intake {
             self.take_question(payload);
         } else if channel == self.names.reply {
             self.take_answer(payload);
-        } else if channel == self.names.lost && payload != self.instance.as_bytes() {
-            self.count("lost");
-            self.peer_lost.notify_one();
+        } else if channel == self.names.lost {
+            self.take_losses(payload);
         }
+    }
+
+    /// Takes the report of another instance: its `serverId`, and behind it the channels on which messages were lost, where they are few.
+    fn take_losses(&self, payload: &[u8]) {
+        let text = std::str::from_utf8(payload).unwrap_or_default();
+        let (from, channels) = text.split_once(' ').unwrap_or((text, "[]"));
+        if from == self.instance {
+            return;
+        }
+        let Ok(channels) = serde_json::from_str::<Vec<String>>(channels) else {
+            return self.count("malformed");
+        };
+        if !is_instance(from) {
+            return self.count("malformed");
+        }
+        self.count("lost");
+        if channels.is_empty() {
+            return self.peer_lost.notify_one();
+        }
+        let destinations = channels
+            .iter()
+            .filter_map(|channel| self.names.destination(channel))
+            .collect();
+        let received = Received::from(BusEvent::ResyncFor(destinations));
+        self.enqueue(received, payload.len() + EVENT_BYTES);
     }
 
     /// Returns the payload of a ping that is sent at once.

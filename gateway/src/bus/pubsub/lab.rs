@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -270,10 +270,12 @@ pub(in crate::bus) fn sentinels() -> (Server, Server, Vec<Server>) {
     (master, replica, sentinels)
 }
 
-/// Stands between a bus and its server, and can swallow what the server sends on connections that subscribed.
+/// Stands between a bus and its server, can swallow what the server sends on connections that subscribed, and can be slow.
 pub(in crate::bus) struct Proxy {
     port: u16,
     open: Arc<Mutex<Vec<Arc<Wire>>>>,
+    /// How long bytes take in each direction, in milliseconds.
+    delay: Arc<AtomicU64>,
     _end: DropGuard,
 }
 
@@ -281,6 +283,7 @@ pub(in crate::bus) struct Proxy {
 struct Wire {
     subscribes: AtomicBool,
     mute: AtomicBool,
+    delay: Arc<AtomicU64>,
 }
 
 impl Proxy {
@@ -294,13 +297,17 @@ impl Proxy {
             CancellationToken::new(),
         );
         let open = Arc::new(Mutex::new(Vec::new()));
-        let (wires, token) = (open.clone(), end.clone());
+        let delay = Arc::<AtomicU64>::default();
+        let (wires, token, slow) = (open.clone(), end.clone(), delay.clone());
         tokio::spawn(token.run_until_cancelled_owned(async move {
             while let Ok((here, _)) = listener.accept().await {
                 let Ok(there) = tokio::net::TcpStream::connect(("127.0.0.1", server)).await else {
                     continue;
                 };
-                let wire = Arc::new(Wire::default());
+                let wire = Arc::new(Wire {
+                    delay: slow.clone(),
+                    ..Wire::default()
+                });
                 wires.lock().push(wire.clone());
                 let ((from, to), (back_from, back_to)) = (here.into_split(), there.into_split());
                 tokio::spawn(pass(from, back_to, wire.clone(), |wire, bytes| {
@@ -317,8 +324,15 @@ impl Proxy {
         Self {
             port,
             open,
+            delay,
             _end: end.drop_guard(),
         }
+    }
+
+    /// From here on each answer takes this much longer, however many are under way.
+    pub(in crate::bus) fn set_round_trip(&self, time: Duration) {
+        self.delay
+            .store(time.as_millis() as u64 / 2, Ordering::SeqCst);
     }
 
     pub(in crate::bus) fn address(&self) -> String {
@@ -344,10 +358,27 @@ async fn pass(
     wire: Arc<Wire>,
     passes: fn(&Wire, &[u8]) -> bool,
 ) {
-    let mut buffer = vec![0; 16 << 10];
-    while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        if passes(&wire, &buffer[..length]) && to.write_all(&buffer[..length]).await.is_err() {
-            return;
+    let (under_way, mut arriving) = tokio::sync::mpsc::unbounded_channel::<(_, Vec<u8>)>();
+    let read = async move {
+        let mut buffer = vec![0; 16 << 10];
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            let delay = Duration::from_millis(wire.delay.load(Ordering::SeqCst));
+            let due = tokio::time::Instant::now() + delay;
+            if passes(&wire, &buffer[..length])
+                && under_way.send((due, buffer[..length].to_vec())).is_err()
+            {
+                return;
+            }
         }
-    }
+    };
+    let write = async move {
+        while let Some((due, bytes)) = arriving.recv().await {
+            tokio::time::sleep_until(due).await;
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    // When the reader ends, its sending end goes, and the writer ends behind what is under way.
+    tokio::join!(read, write);
 }

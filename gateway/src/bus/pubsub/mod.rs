@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `connect`, `nodes` | makes connections to whatever the mode names |
 //! | `publisher` | one task, one connection: what goes out, in order; key commands share its connection |
+//! | `losses` | whose messages were given up, until they are told |
 //! | `subscriber` | one task, one connection: keeps every wanted channel confirmed, repairs itself |
 //! | `intake`, `queue` | what is received: sorted, bounded, handed out |
 //! | `self_ping` | notices a subscriber that receives nothing |
@@ -21,6 +22,7 @@ mod connect;
 mod intake;
 mod lease;
 mod login;
+mod losses;
 mod nodes;
 mod presence;
 mod publisher;

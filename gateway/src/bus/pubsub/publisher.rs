@@ -1,13 +1,18 @@
-//! The one task that publishes: takes what waits, sends it as one pipeline, and returns the outcome to each sender.
+//! The one task that publishes: takes what waits, sends it in pipelines, and returns the outcome to each sender.
 //!
-//! One connection and one pipeline at a time keep the order of calls. While there is no connection everything is refused at once; nothing is ever
-//! sent twice. Input: [`Publisher`]. Output: Redis, and the connection in [`PubSubCore`] that key commands go through.
+//! One connection keeps the order of calls. While the server answers in time there is one pipeline at a time; behind a slow server further ones follow
+//! before the first is answered, up to [`MAX_IN_FLIGHT`]. What finds no room is given up, and [`Losses`] has those it was for told to sync. While there
+//! is no connection everything is refused at once; nothing is ever sent twice. Input: [`Publisher`]. Output: Redis, and the connection in [`PubSubCore`]
+//! that key commands go through.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesOrdered;
 use redis::aio::AsyncPushSender;
 use redis::{PushInfo, RedisResult};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connect::{Keys, Link, unavailable};
+use super::losses::{Losses, Lost};
 use super::nodes::Prefer;
 use super::{PubSubCore, reconnect_backoff};
 use crate::backoff::until_done;
@@ -25,27 +31,40 @@ use crate::metrics::Metrics;
 const MAX_BATCH: usize = 512;
 /// Most bytes in one pipeline, unless one payload alone is longer.
 const MAX_BATCH_BYTES: usize = 4 << 20;
-/// Shortest time between two reports of losses to the other instances.
-const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// Most bytes that wait to be published.
+/// Most pipelines that are not answered yet.
+const MAX_IN_FLIGHT: usize = 64;
+/// How long an answer may take before the next pipeline is sent without it.
+const PATIENCE: Duration = Duration::from_millis(5);
+/// Most bytes that wait to be published, or for the answer of the server.
 const MAX_WAITING_BYTES: usize = 64 << 20;
 
 /// The outcome of a publish: how many subscribers received it on the node that took it.
 pub(super) type Published = oneshot::Receiver<Result<i64, BusError>>;
 
+enum Content {
+    /// Clients miss something when it is lost.
+    Dispatch,
+    /// A message between instances.
+    Signal,
+    /// What was lost before.
+    Report(Lost),
+}
+
 struct Outgoing {
     channel: String,
+    /// Empty once it is sent.
     payload: Vec<u8>,
-    /// Whether clients miss something when it is lost.
-    is_dispatch: bool,
-    done: oneshot::Sender<Result<i64, BusError>>,
+    /// The bytes that it counts as until it is answered.
+    counted: usize,
+    content: Content,
+    done: Option<oneshot::Sender<Result<i64, BusError>>>,
 }
 
 /// The sending end of the queue.
 pub(super) struct Publisher {
     queue: mpsc::Sender<Outgoing>,
     bytes: Arc<AtomicUsize>,
-    lost: Arc<AtomicBool>,
+    losses: Arc<Losses>,
     metrics: Arc<Metrics>,
 }
 
@@ -53,86 +72,90 @@ impl Publisher {
     /// The queue and the task that empties it.
     pub(super) fn new(length: usize, metrics: Arc<Metrics>) -> (Self, Writer) {
         let (queue, waiting) = mpsc::channel(length.max(1));
-        let (bytes, lost) = (
-            Arc::new(AtomicUsize::new(0)),
-            Arc::new(AtomicBool::new(false)),
-        );
+        let (bytes, losses) = (Arc::new(AtomicUsize::new(0)), Arc::<Losses>::default());
         let writer = Writer {
             waiting,
             bytes: bytes.clone(),
-            lost: lost.clone(),
+            losses: losses.clone(),
             metrics: metrics.clone(),
+            batch: Vec::with_capacity(MAX_BATCH),
+            in_flight: FuturesOrdered::new(),
+            sent: VecDeque::new(),
+            sent_at: Instant::now(),
         };
         (
             Self {
                 queue,
                 bytes,
-                lost,
+                losses,
                 metrics,
             },
             writer,
         )
     }
 
-    /// Queues a dispatch. When it is lost, the other instances are notified later.
+    /// Queues a dispatch. When it is lost, those it was for are told to sync.
     pub(super) fn dispatch(
         &self,
         channel: String,
         payload: Vec<u8>,
     ) -> Result<Published, BusError> {
-        let offered = self.queue(channel, payload, true);
-        if offered.is_err() {
-            self.lost.store(true, Ordering::Release);
-            self.metrics
-                .bus_published
-                .get_or_create(&Metrics::kind("full"))
-                .inc();
-        }
-        offered
+        self.queue(channel, payload, Content::Dispatch)
+            .map_err(|(error, channel)| {
+                self.losses.note(&channel);
+                self.metrics
+                    .bus_published
+                    .get_or_create(&Metrics::kind("full"))
+                    .inc();
+                error
+            })
     }
 
     /// Whether dispatches were lost and the other instances have not been notified yet.
     pub(super) fn has_lost(&self) -> bool {
-        self.lost.load(Ordering::Acquire)
+        !self.losses.is_empty()
     }
 
     /// Has the other instances notified that dispatches of this one were lost.
     pub(super) fn note_loss(&self) {
-        self.lost.store(true, Ordering::Release);
+        self.losses.note_all();
     }
 
     /// Queues a message between instances.
     pub(super) fn signal(&self, channel: String, payload: Vec<u8>) -> Result<Published, BusError> {
-        self.queue(channel, payload, false)
+        self.queue(channel, payload, Content::Signal)
+            .map_err(|(error, _)| error)
     }
 
     fn queue(
         &self,
         channel: String,
         payload: Vec<u8>,
-        is_dispatch: bool,
-    ) -> Result<Published, BusError> {
+        content: Content,
+    ) -> Result<Published, (BusError, String)> {
         let length = payload.len();
         if self.bytes.fetch_add(length, Ordering::AcqRel) + length > MAX_WAITING_BYTES {
             self.bytes.fetch_sub(length, Ordering::AcqRel);
-            return Err(BusError::Full);
+            return Err((BusError::Full, channel));
         }
         let (done, published) = oneshot::channel();
-        self.queue
-            .try_send(Outgoing {
-                channel,
-                payload,
-                is_dispatch,
-                done,
-            })
-            .map_err(|error| {
+        let outgoing = Outgoing {
+            channel,
+            payload,
+            counted: length,
+            content,
+            done: Some(done),
+        };
+        match self.queue.try_send(outgoing) {
+            Ok(()) => Ok(published),
+            Err(error) => {
                 self.bytes.fetch_sub(length, Ordering::AcqRel);
-                match error {
-                    mpsc::error::TrySendError::Full(_) => BusError::Full,
-                    mpsc::error::TrySendError::Closed(_) => closed(),
-                }
-            })?;
-        Ok(published)
+                Err(match error {
+                    mpsc::error::TrySendError::Full(outgoing) => (BusError::Full, outgoing.channel),
+                    mpsc::error::TrySendError::Closed(outgoing) => (closed(), outgoing.channel),
+                })
+            }
+        }
     }
 }
 
@@ -141,12 +164,22 @@ pub(super) fn closed() -> BusError {
     BusError::Unavailable("the bus is closed".into())
 }
 
+/// What the server said to each command of one pipeline.
+type Outcomes = RedisResult<Vec<RedisResult<i64>>>;
+
 /// The end of the queue that the task takes from.
 pub(super) struct Writer {
     waiting: mpsc::Receiver<Outgoing>,
     bytes: Arc<AtomicUsize>,
-    lost: Arc<AtomicBool>,
+    losses: Arc<Losses>,
     metrics: Arc<Metrics>,
+    /// Taken from the queue, and to be sent next.
+    batch: Vec<Outgoing>,
+    in_flight: FuturesOrdered<BoxFuture<'static, Outcomes>>,
+    /// What each of the pipelines in flight holds.
+    sent: VecDeque<Vec<Outgoing>>,
+    /// When the last pipeline was sent.
+    sent_at: Instant,
 }
 
 impl Writer {
@@ -158,142 +191,196 @@ impl Writer {
         closing: CancellationToken,
     ) {
         let mut link: Option<Link> = None;
+        let mut next: Option<Link> = None;
         let mut connecting = Some(connect(core.clone()));
-        let mut batch = Vec::with_capacity(MAX_BATCH);
-        let mut reported = None;
         loop {
+            let room = MAX_BATCH.saturating_sub(self.batch.len());
+            let is_held = link.is_some() && !self.batch.is_empty() && self.may_send_more(&next);
+            let report_at = self.losses.due_at().filter(|_| link.is_some() && room > 0);
             tokio::select! {
                 biased;
                 () = closing.cancelled() => break,
                 (new, keys) = async { connecting.as_mut().expect("the branch is off otherwise").await }, if connecting.is_some() => {
                     connecting = None;
                     core.set_publisher(Some((keys, new.address.clone())));
-                    link = Some(new);
+                    next = Some(new);
                 }
                 // The old connection serves until the new one is there.
                 Ok(()) = login.changed() => connecting = Some(connect(core.clone())),
-                _ = self.waiting.recv_many(&mut batch, MAX_BATCH) => {
-                    if batch.is_empty() {
-                        break;
-                    }
-                    self.bytes.fetch_sub(batch.iter().map(|o| o.payload.len()).sum(), Ordering::AcqRel);
-                    let result = match &mut link {
-                        Some(link) => self.send(link, &mut batch).await,
-                        None => Err(BusError::Unavailable("there is no connection to Redis".into())),
-                    };
-                    if let Err(error) = result {
-                        self.refuse(&mut batch, &error);
-                        if link.take().is_some() {
-                            tracing::warn!(%error, "publishing to Redis failed; reconnecting");
+                Some(outcomes) = self.in_flight.next() => {
+                    let result = self.answered(outcomes);
+                    if let Err(error) = result
+                        && link.take().is_some()
+                    {
+                        tracing::warn!(%error, "publishing to Redis failed; reconnecting");
+                        if next.is_none() {
                             core.set_publisher(None);
                             connecting = Some(connect(core.clone()));
                         }
                     }
                 }
+                count = self.waiting.recv_many(&mut self.batch, room), if room > 0 => {
+                    if count == 0 {
+                        break;
+                    }
+                }
+                () = tokio::time::sleep_until(self.sent_at + PATIENCE), if is_held => {}
+                () = tokio::time::sleep_until(report_at.unwrap_or(self.sent_at)), if report_at.is_some() => {}
             }
-            if let Some(open) = &mut link
-                && self.waiting.is_empty()
-            {
-                self.report_losses(open, &core, &mut reported).await;
+            // What the old connection has not answered may not be overtaken.
+            if next.is_some() && self.in_flight.is_empty() {
+                link = next.take();
+            }
+            match &link {
+                Some(link) => {
+                    self.add_report(&core);
+                    self.send_due(link, &next);
+                }
+                None => self.refuse_batch(&no_connection()),
             }
         }
-        // What was queued before the end is still sent, as far as the server takes it.
+        self.finish(link).await;
+    }
+
+    /// Sends what was queued before the end, as far as the server takes it.
+    async fn finish(&mut self, mut link: Option<Link>) {
         self.waiting.close();
         loop {
-            self.waiting.recv_many(&mut batch, MAX_BATCH).await;
-            if batch.is_empty() {
+            while let Some(outcomes) = self.in_flight.next().await {
+                if let Err(error) = self.answered(outcomes) {
+                    tracing::debug!(%error, "publishing to Redis failed while the bus closed");
+                    link = None;
+                }
+            }
+            if self.batch.is_empty() {
+                self.waiting.recv_many(&mut self.batch, MAX_BATCH).await;
+            }
+            if self.batch.is_empty() {
                 return;
             }
-            let sent = match &mut link {
-                Some(link) => self.send(link, &mut batch).await,
-                None => Err(closed()),
-            };
-            if let Err(error) = sent {
-                self.refuse(&mut batch, &error);
-                link = None;
+            match &link {
+                Some(link) => self.send(link),
+                None => self.refuse_batch(&closed()),
             }
         }
     }
 
-    /// Sends the batch. At an error, what is still in it was not sent, or may not have been taken.
-    async fn send(&self, link: &mut Link, batch: &mut Vec<Outgoing>) -> Result<(), BusError> {
-        while !batch.is_empty() {
-            let mut bytes = 0;
-            let fits = batch.iter().take_while(|o| {
-                bytes += o.payload.len();
-                bytes <= MAX_BATCH_BYTES
-            });
-            let count = fits.count().max(1);
-            let mut pipeline = redis::Pipeline::with_capacity(count);
-            for outgoing in &batch[..count] {
-                pipeline
-                    .cmd("PUBLISH")
-                    .arg(&outgoing.channel)
-                    .arg(&outgoing.payload);
-            }
-            pipeline.ignore_errors();
-            let results: Vec<RedisResult<i64>> = pipeline
-                .query_async(&mut link.connection)
-                .await
-                .map_err(|error| unavailable(&error))?;
-            for (outgoing, result) in batch.drain(..count).zip(results) {
-                let result = result.map_err(|error| {
-                    tracing::debug!(%error, "Redis refused a dispatch");
-                    unavailable(&error)
-                });
-                if outgoing.is_dispatch {
-                    self.lost.fetch_or(result.is_err(), Ordering::AcqRel);
-                    self.metrics
-                        .bus_published
-                        .get_or_create(&Metrics::kind(if result.is_ok() {
-                            "ok"
-                        } else {
-                            "refused"
-                        }))
-                        .inc();
+    /// Whether a further pipeline may be sent before the last ones are answered.
+    fn may_send_more(&self, next: &Option<Link>) -> bool {
+        next.is_none() && self.in_flight.len() < MAX_IN_FLIGHT
+    }
+
+    /// Sends what waits: at once where nothing is in flight, else when there is enough for a pipeline or the answers are late.
+    fn send_due(&mut self, link: &Link, next: &Option<Link>) {
+        while !self.batch.is_empty()
+            && (self.in_flight.is_empty()
+                || (self.may_send_more(next)
+                    && (self.batch.len() >= MAX_BATCH || self.sent_at.elapsed() >= PATIENCE)))
+        {
+            self.send(link);
+        }
+    }
+
+    /// Sends one pipeline.
+    fn send(&mut self, link: &Link) {
+        let mut bytes = 0;
+        let fits = self.batch.iter().take_while(|o| {
+            bytes += o.payload.len();
+            bytes <= MAX_BATCH_BYTES
+        });
+        let count = fits.count().max(1);
+        let mut pipeline = redis::Pipeline::with_capacity(count);
+        for outgoing in &mut self.batch[..count] {
+            let payload = std::mem::take(&mut outgoing.payload);
+            pipeline.cmd("PUBLISH").arg(&outgoing.channel).arg(payload);
+        }
+        pipeline.ignore_errors();
+        let rest = self.batch.split_off(count);
+        self.sent
+            .push_back(std::mem::replace(&mut self.batch, rest));
+        self.sent_at = Instant::now();
+        let mut connection = link.connection.clone();
+        self.in_flight.push_back(Box::pin(async move {
+            pipeline.query_async(&mut connection).await
+        }));
+    }
+
+    /// Returns the outcome of the oldest pipeline to its senders. At an error, that of all in flight: they were not taken, or nobody knows.
+    fn answered(&mut self, outcomes: Outcomes) -> Result<(), BusError> {
+        let outcomes = match outcomes {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                let error = unavailable(&error);
+                self.in_flight = FuturesOrdered::new();
+                for batch in std::mem::take(&mut self.sent) {
+                    self.refuse(batch, &error);
                 }
-                let _ = outgoing.done.send(result);
+                return Err(error);
             }
+        };
+        let batch = self.sent.pop_front().unwrap_or_default();
+        for (outgoing, result) in batch.into_iter().zip(outcomes) {
+            let result = result.map_err(|error| {
+                tracing::debug!(%error, "Redis refused a dispatch");
+                unavailable(&error)
+            });
+            let kind = if result.is_ok() { "ok" } else { "refused" };
+            self.done(outgoing, result, kind);
         }
         Ok(())
     }
 
-    fn refuse(&self, batch: &mut Vec<Outgoing>, error: &BusError) {
-        for outgoing in batch.drain(..) {
-            if outgoing.is_dispatch {
-                self.lost.store(true, Ordering::Release);
-                self.metrics
-                    .bus_published
-                    .get_or_create(&Metrics::kind("unavailable"))
-                    .inc();
-            }
-            let _ = outgoing.done.send(Err(error.clone()));
+    fn refuse_batch(&mut self, error: &BusError) {
+        let batch = std::mem::take(&mut self.batch);
+        self.refuse(batch, error);
+    }
+
+    fn refuse(&self, batch: Vec<Outgoing>, error: &BusError) {
+        for outgoing in batch {
+            self.done(outgoing, Err(error.clone()), "unavailable");
         }
     }
 
-    /// Reports to the other instances that dispatches of this one were lost, so that their clients sync: when it can publish again, and at most once
-    /// every [`REPORT_INTERVAL`].
-    async fn report_losses(
-        &self,
-        link: &mut Link,
-        core: &PubSubCore,
-        reported: &mut Option<Instant>,
-    ) {
-        let due = reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL);
-        if !due || !self.lost.swap(false, Ordering::AcqRel) {
-            return;
+    fn done(&self, outgoing: Outgoing, result: Result<i64, BusError>, kind: &'static str) {
+        self.bytes.fetch_sub(outgoing.counted, Ordering::AcqRel);
+        match &outgoing.content {
+            Content::Dispatch => {
+                if result.is_err() {
+                    self.losses.note(&outgoing.channel);
+                }
+                self.metrics
+                    .bus_published
+                    .get_or_create(&Metrics::kind(kind))
+                    .inc();
+            }
+            Content::Report(lost) => {
+                if result.is_err() {
+                    self.losses.put_back(lost);
+                }
+            }
+            Content::Signal => {}
         }
-        *reported = Some(Instant::now());
-        let result: RedisResult<i64> = redis::cmd("PUBLISH")
-            .arg(&core.names.lost)
-            .arg(&core.instance)
-            .query_async(&mut link.connection)
-            .await;
-        if let Err(error) = result {
-            tracing::warn!(%error, "reporting lost dispatches to the other instances failed; trying again");
-            self.lost.store(true, Ordering::Release);
+        if let Some(done) = outgoing.done {
+            let _ = done.send(result);
         }
     }
+
+    /// Adds a report to the other instances that dispatches of this one were lost, if one is due.
+    fn add_report(&mut self, core: &PubSubCore) {
+        if let Some(lost) = self.losses.take_due(Instant::now()) {
+            self.batch.push(Outgoing {
+                channel: core.names.lost.clone(),
+                payload: lost.payload(&core.instance),
+                counted: 0,
+                content: Content::Report(lost),
+                done: None,
+            });
+        }
+    }
+}
+
+fn no_connection() -> BusError {
+    BusError::Unavailable("there is no connection to Redis".into())
 }
 
 /// Connects; tries for as long as it takes.
@@ -340,10 +427,7 @@ mod tests {
             Err(BusError::Full)
         ));
         assert_eq!(publisher.bytes.load(Ordering::Acquire), 8);
-        assert!(
-            publisher.lost.load(Ordering::Acquire),
-            "the other instances have to be notified"
-        );
+        assert!(publisher.has_lost(), "those it was for have to be notified");
         drop(writer);
         assert!(matches!(
             publisher.signal("c".into(), Vec::new()),

@@ -3,6 +3,7 @@
 mod access;
 mod failures;
 mod instances;
+mod slow;
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::Ipv4Addr;
@@ -116,7 +117,7 @@ impl Opening {
         loop {
             match self.event().await {
                 BusEvent::Resync(reason) => return reason,
-                BusEvent::Dispatch(_) => {}
+                BusEvent::Dispatch(_) | BusEvent::ResyncFor(_) => {}
                 other => panic!("not a resync: {other:?}"),
             }
         }

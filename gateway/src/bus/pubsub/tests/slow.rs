@@ -1,0 +1,81 @@
+//! A Redis that answers, but late.
+
+use super::*;
+
+async fn behind(server: &Server) -> (lab::Proxy, config::Redis) {
+    let proxy = lab::Proxy::start(server.port).await;
+    let mut config = settings(RedisMode::Standalone, vec![proxy.address()]);
+    (config.command_timeout_ms, config.stalled_after_ms) = (10_000, 60_000);
+    (proxy, config)
+}
+
+/// protocol.md 8.1.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_server_takes_many_pipelines_at_a_time_and_keeps_their_order() {
+    if !lab::available("a_slow_server_takes_many_pipelines_at_a_time_and_keeps_their_order") {
+        return;
+    }
+    let server = Server::start(&[]);
+    let (proxy, config) = behind(&server).await;
+    let (mut a, b) = (opened(&standalone(&server)).await, opened(&config).await);
+    a.subscribe(&[room("r")]).await;
+    proxy.set_round_trip(Duration::from_millis(600));
+    let began = Instant::now();
+    for n in 0..8000 {
+        // Whoever does not need the outcome does not wait for it.
+        drop(b.bus.publish(&numbered(room("r"), n)));
+    }
+    assert!(began.elapsed() < Duration::from_millis(600));
+    for n in 0..8000 {
+        assert_eq!(a.number().await, n);
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "one pipeline at a time takes 16 round trips: {:?}",
+        began.elapsed()
+    );
+}
+
+/// protocol.md 9.12.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_finds_no_room_behind_a_slow_server_is_given_up_and_those_it_was_for_are_told() {
+    if !lab::available(
+        "what_finds_no_room_behind_a_slow_server_is_given_up_and_those_it_was_for_are_told",
+    ) {
+        return;
+    }
+    let server = Server::start(&[]);
+    let (proxy, mut config) = behind(&server).await;
+    config.publish_queue = 100;
+    let (mut a, b) = (opened(&standalone(&server)).await, opened(&config).await);
+    a.subscribe(&[room("kept"), room("r")]).await;
+    b.publish(room("kept"), 0).await;
+    assert_eq!(a.number().await, 0);
+    proxy.set_round_trip(Duration::from_millis(400));
+    // Far more at once than the queue holds, without a moment for the publisher: a runtime of its own would be needed to take them.
+    let mut given_up = 0;
+    for n in 0..200_000 {
+        match b.bus.publish(&numbered(room("r"), n)).now_or_never() {
+            Some(Err(BusError::Full)) => given_up += 1,
+            Some(other) => panic!("{other:?}"),
+            None => {}
+        }
+        if given_up > 10 {
+            break;
+        }
+    }
+    assert!(given_up > 10);
+    let told = loop {
+        match a.event().await {
+            BusEvent::Dispatch(_) => {}
+            BusEvent::ResyncFor(destinations) => break destinations,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(told, [room("r")], "nobody else");
+    let full = b
+        .metrics
+        .bus_published
+        .get_or_create(&Metrics::kind("full"));
+    assert_eq!(full.get(), given_up);
+}
