@@ -85,6 +85,8 @@ pub enum ResyncReason {
     BusOverflow,
     /// The instance switched to another Redis.
     BusMoved,
+    /// Redis confirmed the subscriptions of this connection late.
+    SubscribedLate,
     /// A shard could not take all its messages.
     Overloaded,
     /// Notifications were stored, but perhaps not pushed.
@@ -102,6 +104,7 @@ impl ResyncReason {
             Self::BusPeerLost => "bus_peer_lost",
             Self::BusOverflow => "bus_overflow",
             Self::BusMoved => "bus_moved",
+            Self::SubscribedLate => "subscribed_late",
             Self::Overloaded => "overloaded",
             Self::PushMissed => "push_missed",
             Self::EpochChanged => "epoch_changed",

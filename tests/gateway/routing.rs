@@ -434,6 +434,40 @@ async fn a_gateway_with_a_stalled_subscriber_notices_and_repairs_itself() {
     client.expect("after").await;
 }
 
+/// protocol.md 9.11.
+#[tokio::test]
+async fn a_client_is_told_to_sync_when_redis_confirms_its_subscriptions_late() {
+    let Some(redis) = services::redis().await else {
+        return;
+    };
+    let proxy = Proxy::to(redis.address()).await;
+    let issuer = Issuer::start().await;
+    let settings = Gateway::build()
+        .trust(&issuer)
+        .redis(proxy.address())
+        .set("session.subscribe_timeout_ms", 200);
+    let gateway = settings.start().await;
+    let mut early = Client::open(gateway.address(), &issuer.token("17")).await;
+    proxy.stall();
+    let mut late = Client::open(gateway.address(), &issuer.token("18")).await;
+    proxy.restore();
+    let told = late.expect("resync").await;
+    assert_eq!(told.data["reason"], "subscribed_late");
+    let mut emitter = Emitter::connect(redis.address()).await.unwrap();
+    for client in [&mut early, &mut late] {
+        emitter
+            .to_client(client.id(), "after", json!({}))
+            .await
+            .unwrap();
+    }
+    late.expect("after").await;
+    let before = early.all_before("after").await;
+    assert!(
+        before.iter().all(|envelope| envelope.event != "resync"),
+        "nobody else is told to sync: {before:?}"
+    );
+}
+
 /// protocol.md 4.7.
 #[tokio::test]
 async fn without_redis_a_gateway_connects_clients_at_once_and_tells_them_later() {

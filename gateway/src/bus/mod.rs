@@ -225,8 +225,9 @@ pub trait Bus: Send + Sync + 'static {
     /// [`BusError::Unavailable`], and [`BusError::Full`] beyond `redis.publish_queue`.
     fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>>;
 
-    /// Adds interests, counted: each needs its own `unsubscribe`. The future completes when the server has confirmed all of them. It returns `Err` when
-    /// the server cannot: they are kept, subscribed as soon as it can, and a [`BusEvent::Resync`] follows.
+    /// Adds interests, counted: each needs its own `unsubscribe`. The future completes when the server has confirmed all of them, however late: a caller
+    /// that does not wait for so long tells its client to sync then. It returns `Err` when the connection breaks before: they are kept, subscribed as
+    /// soon as possible, and a [`BusEvent::Resync`] follows.
     ///
     /// Counted when called: dropping the future changes nothing. While subscriptions are down it fails at once.
     fn subscribe(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>>;

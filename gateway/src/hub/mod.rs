@@ -16,24 +16,27 @@ mod threads;
 mod wheel;
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Bus, Interest};
+use crate::bus::{Bus, BusError, Interest};
 use crate::client::{ClientCounts, ClientInfo, ClientQuery, ClientSelector, MAX_LISTED};
 use crate::clock::Clock;
 use crate::config::{Live, MIN_MESSAGE_BYTES};
-use crate::dispatch::{Destination, Dispatch};
+use crate::dispatch::{Destination, Dispatch, ResyncReason};
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::principal::Principal;
 use crate::protocol::close::Close;
 use crate::protocol::envelope;
+use crate::protocol::event::{self, name};
 use crate::revocation::Revocation;
 
 use counts::ShardCounts;
@@ -51,6 +54,9 @@ pub use threads::Threads;
 /// How often a silent connection is looked for when the one that was found is silent no more.
 const SILENT_TRIES: usize = 3;
 
+/// How long the confirmation of a room may take before the client that joined it is told to sync afterwards.
+const ROOM_WAIT: Duration = Duration::from_millis(250);
+
 /// The state that all shards and handles share.
 pub(crate) struct HubCore {
     directory: Directory,
@@ -61,15 +67,25 @@ pub(crate) struct HubCore {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     control: Handle,
+    inlets: OnceLock<Arc<[Arc<Inlet>]>>,
 }
 
 impl HubCore {
-    fn subscribe(&self, interests: Vec<Interest>) {
-        // No caller waits for the subscription of a room: until the server confirms it, messages to the room reach earlier members only.
-        let confirmed = self.bus.subscribe(interests);
+    /// Subscribes to rooms that a client joined. No caller waits: until the server confirms it, messages to the room reach earlier members only, and a client
+    /// for which that took long is told.
+    fn subscribe(self: &Arc<Self>, client: Id, interests: Vec<Interest>) {
+        let mut confirmed = self.bus.subscribe(interests);
+        if let Some(Ok(())) = (&mut confirmed).now_or_never() {
+            return;
+        }
+        let hub = Hub::of(self);
         self.control.spawn(async move {
-            if let Err(error) = confirmed.await {
-                tracing::debug!(%error, "rooms not subscribed: bus unavailable; subscribed when it is back");
+            match tokio::time::timeout(ROOM_WAIT, &mut confirmed).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "rooms not subscribed: bus unavailable; subscribed when it is back");
+                }
+                Err(_) => hub.resync_after(client, confirmed).await,
             }
         });
     }
@@ -108,6 +124,41 @@ pub struct HubOptions {
 }
 
 impl Hub {
+    fn of(core: &Arc<HubCore>) -> Self {
+        Self {
+            core: Some(Arc::clone(core)),
+            inlets: core.inlets.get().cloned().unwrap_or_default(),
+        }
+    }
+
+    /// Sends `resync` to a client once the bus has confirmed its subscriptions, for which nobody waited any longer: what was published before was missed
+    /// (protocol.md 9.11).
+    pub fn resync_when_confirmed(
+        &self,
+        client: Id,
+        confirmed: BoxFuture<'static, Result<(), BusError>>,
+    ) {
+        if let Some(core) = &self.core {
+            let hub = self.clone();
+            core.control
+                .spawn(async move { hub.resync_after(client, confirmed).await });
+        }
+    }
+
+    async fn resync_after(&self, client: Id, confirmed: BoxFuture<'static, Result<(), BusError>>) {
+        // Where the connection breaks first, everybody is told when it is there again.
+        if confirmed.await.is_ok()
+            && let Some(core) = &self.core
+        {
+            core.metrics.bus_late_subscriptions.inc();
+            self.deliver(&Dispatch::new(
+                Destination::Client(client),
+                name::RESYNC,
+                event::resync_data(ResyncReason::SubscribedLate),
+            ));
+        }
+    }
+
     /// Creates a hub without shards, which holds nothing.
     pub fn none() -> Self {
         Self {
@@ -129,8 +180,10 @@ impl Hub {
             clock: options.clock,
             metrics: options.metrics,
             control: Handle::current(),
+            inlets: OnceLock::new(),
         });
         let inlets = threads.begin(&core, &options.shutdown);
+        let _ = core.inlets.set(Arc::clone(&inlets));
         Self {
             core: Some(core),
             inlets,

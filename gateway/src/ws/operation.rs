@@ -348,14 +348,20 @@ fn on_shard(work: impl Future<Output = Outcome> + Send + 'static) -> Begun {
 fn subscribe(
     context: &Context,
     id: Id,
-    confirmed: BoxFuture<'static, Result<(), BusError>>,
+    mut confirmed: BoxFuture<'static, Result<(), BusError>>,
 ) -> Begun {
-    let limit = context.subscribe_timeout;
+    let (limit, hub) = (context.subscribe_timeout, context.hub.clone());
     on_shard(async move {
-        // Without Redis the connection goes on at once; it gets `resync` when the bus is back.
-        let confirmed = tokio::time::timeout(limit, confirmed).await;
-        if !matches!(confirmed, Ok(Ok(()))) {
-            tracing::debug!(client.id = %id, "subscriptions not confirmed in time; connected without them");
+        match tokio::time::timeout(limit, &mut confirmed).await {
+            Ok(Ok(())) => {}
+            // Without Redis the connection goes on at once; it gets `resync` when the bus is back.
+            Ok(Err(error)) => {
+                tracing::debug!(client.id = %id, %error, "subscriptions not confirmed; connected without them");
+            }
+            Err(_) => {
+                tracing::debug!(client.id = %id, "subscriptions not confirmed in time; connected without them");
+                hub.resync_when_confirmed(id, confirmed);
+            }
         }
         Outcome::Subscribed
     })

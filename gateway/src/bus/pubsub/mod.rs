@@ -364,17 +364,12 @@ impl Bus for PubSubBus {
             }
             Added::Waiting(confirmed) => {
                 self.core.interests_changed.notify_one();
-                let limit = self.core.connector().timeout();
                 async move {
-                    match tokio::time::timeout(limit, confirmed).await {
-                        Ok(Ok(result)) => result,
-                        Ok(Err(_)) => Err(BusError::Unavailable(
+                    confirmed.await.unwrap_or_else(|_| {
+                        Err(BusError::Unavailable(
                             "the subscriber connection is replaced".into(),
-                        )),
-                        Err(_) => Err(BusError::Unavailable(
-                            "Redis did not confirm in time".into(),
-                        )),
-                    }
+                        ))
+                    })
                 }
                 .boxed()
             }

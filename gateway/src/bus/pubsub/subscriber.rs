@@ -302,13 +302,13 @@ impl Subscriber {
             .connection
             .subscribe(self.core.own_channels())
             .await?;
-        let (wanted, waiters) = self.core.interests.lock().take_all();
+        let (wanted, mut waiters) = self.core.interests.lock().take_all();
         let subscribed = self.subscribe(&mut connection, &wanted).await;
         if subscribed.is_err() {
             // The old connection has not subscribed to what was new among them: replacing it is the simplest repair.
             old.gone.cancel();
+            notify(std::mem::take(&mut waiters), &subscribed);
         }
-        notify(waiters, &subscribed);
         subscribed?;
         let marker = format!("handover-{:016x}", rand::random::<u64>()).into_bytes();
         self.core
@@ -327,6 +327,8 @@ impl Subscriber {
         if !in_time {
             self.core.intake.force_handover();
         }
+        // What is new among them is received from here on: before the marker only the old connection was listened to.
+        notify(waiters, &Ok(()));
         // Two nodes do not receive the messages of other nodes in the same order: some may have come before the marker on one and after it on the other.
         if !in_time || connection.link.address != old.link.address {
             self.core.intake.resync(ResyncReason::BusReconnected);

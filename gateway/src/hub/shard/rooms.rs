@@ -75,7 +75,8 @@ impl Shard {
         }
         if !joined.rooms.is_empty() {
             let rooms = joined.rooms.iter().map(|name| name.as_str().into());
-            self.core.subscribe(rooms.map(Destination::Room).collect());
+            self.core
+                .subscribe(link.id, rooms.map(Destination::Room).collect());
         }
         joined
     }

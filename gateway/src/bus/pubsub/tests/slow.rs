@@ -79,3 +79,23 @@ async fn what_finds_no_room_behind_a_slow_server_is_given_up_and_those_it_was_fo
         .get_or_create(&Metrics::kind("full"));
     assert_eq!(full.get(), given_up);
 }
+
+/// protocol.md 9.11.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_is_confirmed_however_late_and_everything_from_then_on_comes() {
+    if !lab::available("a_subscription_is_confirmed_however_late_and_everything_from_then_on_comes")
+    {
+        return;
+    }
+    let server = Server::start(&[]);
+    let (proxy, config) = behind(&server).await;
+    let (mut a, b) = (opened(&config).await, opened(&standalone(&server)).await);
+    proxy.set_round_trip(Duration::from_secs(1));
+    let mut confirmed = a.bus.subscribe(vec![room("r")]);
+    let early = timeout(Duration::from_millis(300), &mut confirmed).await;
+    assert!(early.is_err(), "it is not confirmed yet");
+    timeout(LIMIT, confirmed).await.unwrap().unwrap();
+    proxy.set_round_trip(Duration::ZERO);
+    b.publish(room("r"), 1).await;
+    assert_eq!(a.number().await, 1);
+}
