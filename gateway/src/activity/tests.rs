@@ -22,7 +22,7 @@ use tokio::io::AsyncBufReadExt;
 use self::stage::{Broker, PATIENCE, Running, Stage, ids, until};
 use super::decode::Record;
 use super::replay::{ReplayOptions, replay};
-use super::testing::unused_reads;
+use super::testing::{Policies, unused_reads};
 use super::*;
 use crate::clock::SystemClock;
 use crate::config::{Config, Database, Kafka, Secret};
@@ -88,6 +88,48 @@ async fn a_record_becomes_rows_then_pushes_then_a_committed_offset() {
     assert!(
         !stage.metrics.render().contains("signal_kafka_lag_records{"),
         "the lag of a partition that is assigned elsewhere is not exported"
+    );
+}
+
+/// protocol.md 12.2 and 12.3, authorization.md 6.4.
+#[tokio::test(flavor = "multi_thread")]
+async fn invalid_values_are_passed_over_and_counted_and_the_record_reaches_everybody_else() {
+    let mut stage = Stage::new(Broker::any(), 1).await;
+    let long = "x".repeat(5000);
+    stage.policies = Policies::new(&[("Merchant_42", &["17", &long, "18"])]);
+    let running = stage.run();
+    let texts = r#""type":"T","title":"t","content":"c""#;
+    for value in [
+        format!(
+            r#"{{{texts},"recipientType":"merchant","merchantId":42.0,"data":[],"occurredAt":1795420800}}"#
+        ),
+        format!(
+            r#"{{{texts},"recipientType":"users","recipientIds":[null,"19",""],"organizerId":{{}},"occurredAt":"soon"}}"#
+        ),
+    ] {
+        stage.produce(0, &value).await;
+    }
+    stage.until_committed(0, 2).await;
+    running.stop().await;
+    let rows = stage.rows.all();
+    let people: Vec<&str> = rows.iter().map(|row| &*row.recipient_id).collect();
+    assert_eq!(people, ["17", "18", "19"]);
+    let at = DateTime::from_timestamp_millis(1_795_420_800_000);
+    assert_eq!(rows[0].occurred_at, at);
+    assert_eq!((rows[2].occurred_at, &rows[2].organizer_id), (None, &None));
+    for (member, number) in [
+        ("member", 1),
+        ("recipientIds", 2),
+        ("organizerId", 1),
+        ("occurredAt", 1),
+    ] {
+        let dropped = &stage.metrics.values_dropped;
+        let counted = dropped.get_or_create(&Metrics::kind(member)).get();
+        assert_eq!(counted, number, "{member}");
+    }
+    assert_eq!(
+        (stage.counted("stored"), stage.counted("dead_letter")),
+        (2, 0)
     );
 }
 
