@@ -254,6 +254,13 @@ pub(super) fn producer(config: &Kafka) -> Result<ClientConfig, PipelineError> {
     Ok(client)
 }
 
+/// A producer whose records never share a batch.
+pub(super) fn one_by_one(producer: &mut ClientConfig) -> &mut ClientConfig {
+    producer
+        .set("batch.num.messages", "1")
+        .set("linger.ms", "0")
+}
+
 fn reset(at: OffsetReset) -> &'static str {
     match at {
         OffsetReset::Earliest => "earliest",

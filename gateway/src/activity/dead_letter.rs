@@ -38,6 +38,12 @@ pub const TIMESTAMP: &str = "signal-dlq-timestamp";
 pub const TIME: &str = "signal-dlq-time";
 /// `omitted` where the value was too large for the dead-letter topic: it can be read in the source topic.
 pub const VALUE: &str = "signal-dlq-value";
+/// `omitted` where key and headers of the record were too large as well.
+pub const HEADERS: &str = "signal-dlq-headers";
+/// On a mark of [`super::replay`], which is no letter: the reason whose letters it concerns.
+pub const REPLAYED: &str = "signal-dlq-replayed";
+/// On a mark: letters of this partition before this offset were put back.
+pub const REPLAYED_BEFORE: &str = "signal-dlq-replayed-before";
 
 /// How long a producer that sends nothing is kept: much longer than sending may take.
 const IDLE: Duration = Duration::from_secs(60);
@@ -61,10 +67,29 @@ pub(super) struct DeadLetters {
     state: Arc<Mutex<State>>,
 }
 
+/// How letters travel to the broker, which takes or refuses a whole batch of them.
+#[derive(Debug, Clone, Copy)]
+enum Sending {
+    /// With others in one batch.
+    Batched,
+    /// Alone, so that what the broker refuses is this letter.
+    Alone,
+}
+
+/// How much of its record a letter has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Whole,
+    WithoutValue,
+    /// Nothing but why it is a dead letter, and where the record is.
+    PositionOnly,
+}
+
 struct State {
-    /// Holds the password that the brokers accepted last; the file may have a newer one.
+    /// Holds the credentials that the brokers accepted last; the files may have newer ones.
     client: ClientConfig,
-    producer: Option<FutureProducer<Quiet>>,
+    /// One for each [`Sending`].
+    producers: [Option<FutureProducer<Quiet>>; 2],
     used: Instant,
     /// Whether a task waits for it to be idle.
     is_watched: bool,
@@ -75,7 +100,7 @@ impl DeadLetters {
     pub(super) fn new(config: &Kafka) -> Result<Self, PipelineError> {
         let state = State {
             client: client::producer(config)?,
-            producer: None,
+            producers: [None, None],
             used: Instant::now(),
             is_watched: false,
         };
@@ -90,25 +115,31 @@ impl DeadLetters {
         let client = client::producer(&self.config)?;
         let mut state = self.state.lock();
         state.client = client;
-        discard(state.producer.take());
+        state.discard_all();
         Ok(())
     }
 
-    fn producer(&self) -> Result<FutureProducer<Quiet>, KafkaError> {
+    fn producer(&self, sending: Sending) -> Result<FutureProducer<Quiet>, KafkaError> {
         let mut state = self.state.lock();
         state.used = Instant::now();
-        let producer = match &state.producer {
-            Some(producer) => producer.clone(),
-            None => state.client.create_with_context(Quiet)?,
+        let producer = match (&state.producers[sending as usize], sending) {
+            (Some(producer), _) => producer.clone(),
+            (None, Sending::Batched) => state.client.create_with_context(Quiet)?,
+            (None, Sending::Alone) => {
+                client::one_by_one(&mut state.client.clone()).create_with_context(Quiet)?
+            }
         };
-        state.producer = Some(producer.clone());
+        state.producers[sending as usize] = Some(producer.clone());
         if !std::mem::replace(&mut state.is_watched, true) {
             tokio::spawn(end_when_idle(Arc::downgrade(&self.state)));
         }
         Ok(producer)
     }
 
-    /// Sends one and waits until it is confirmed, at most [`client::SEND_TIMEOUT`].
+    /// Sends one and waits until it is confirmed, at most [`client::SEND_TIMEOUT`] for each try.
+    ///
+    /// A broker refuses a batch as a whole, so a refused letter is sent again alone. What is too large even then goes without its value, and at
+    /// last without its key and headers.
     ///
     /// # Errors
     /// It may or may not have been stored: send it again.
@@ -118,33 +149,44 @@ impl DeadLetters {
         poison: &Poison,
         now: DateTime<Utc>,
     ) -> Result<(), KafkaError> {
-        let headers = headers(record, poison, now);
-        match self
-            .try_send(record, headers.clone(), record.value.as_deref())
-            .await
-        {
-            Err(error)
-                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge)
-                    && record.value.is_some() =>
-            {
+        let letter = |extent| headers(record, poison, now, extent);
+        let batched = self
+            .try_send(
+                record,
+                letter(Extent::Whole),
+                Extent::Whole,
+                Sending::Batched,
+            )
+            .await;
+        let mut refused = match batched {
+            Err(error) if is_refused(&error) => error,
+            sent => return sent,
+        };
+        for extent in [Extent::Whole, Extent::WithoutValue, Extent::PositionOnly] {
+            if extent == Extent::WithoutValue && record.value.is_none() {
+                continue;
+            }
+            if extent != Extent::Whole {
+                if !is_too_large(&refused) {
+                    break;
+                }
                 tracing::error!(
                     kafka.topic = &*record.topic,
                     kafka.partition = record.partition,
                     kafka.offset = record.offset,
-                    "dead letter too large for its topic: sent without its value, which stays in the source topic"
+                    "dead letter too large for its topic: sent {}, which stays in the source topic",
+                    extent.omitted()
                 );
-                self.try_send(
-                    record,
-                    headers.insert(KafkaHeader {
-                        key: VALUE,
-                        value: Some("omitted"),
-                    }),
-                    None,
-                )
-                .await
             }
-            sent => sent,
+            match self
+                .try_send(record, letter(extent), extent, Sending::Alone)
+                .await
+            {
+                Err(error) if is_refused(&error) => refused = error,
+                sent => return sent,
+            }
         }
+        Err(refused)
     }
 
     /// Answers when a broker does that knows the dead-letter topic of this one, or that there is none.
@@ -152,7 +194,7 @@ impl DeadLetters {
     /// # Errors
     /// No broker answers.
     pub(super) async fn ping(&self, topic: &str) -> Result<(), KafkaError> {
-        let (producer, topic) = (self.producer()?, self.topic(topic));
+        let (producer, topic) = (self.producer(Sending::Batched)?, self.topic(topic));
         let asked = tokio::task::spawn_blocking(move || {
             let metadata = producer.client().fetch_metadata(Some(&topic), PING_LIMIT);
             metadata.map(drop)
@@ -169,13 +211,17 @@ impl DeadLetters {
         &self,
         record: &Record,
         headers: OwnedHeaders,
-        value: Option<&[u8]>,
+        extent: Extent,
+        sending: Sending,
     ) -> Result<(), KafkaError> {
         let topic = self.topic(&record.topic);
         let mut letter: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(&topic).headers(headers);
-        letter.key = record.key.as_deref();
-        letter.payload = value;
-        let producer = self.producer().map_err(|error| {
+        letter.key = record
+            .key
+            .as_deref()
+            .filter(|_| extent != Extent::PositionOnly);
+        letter.payload = record.value.as_deref().filter(|_| extent == Extent::Whole);
+        let producer = self.producer(sending).map_err(|error| {
             tracing::error!(%error, "the dead-letter producer cannot be created; the partition waits");
             error
         })?;
@@ -184,11 +230,49 @@ impl DeadLetters {
             .await;
         if producer.client().fatal_error().is_some() {
             // An idempotent producer that lost its sequence cannot be used again.
-            discard(self.state.lock().producer.take());
+            discard(self.state.lock().producers[sending as usize].take());
             discard(Some(producer));
         }
         sent.map(|_| ()).map_err(|(error, _)| error)
     }
+}
+
+impl Extent {
+    fn omitted(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::WithoutValue => "without its value",
+            Self::PositionOnly => "without its value, key and headers",
+        }
+    }
+}
+
+impl State {
+    fn discard_all(&mut self) {
+        for producer in &mut self.producers {
+            discard(producer.take());
+        }
+    }
+}
+
+/// Whether the broker refused the batch for what one of its records is; the others may be good.
+pub(super) fn is_refused(error: &KafkaError) -> bool {
+    is_too_large(error)
+        || matches!(
+            error.rdkafka_error_code(),
+            Some(
+                RDKafkaErrorCode::InvalidMessage
+                    | RDKafkaErrorCode::InvalidTimestamp
+                    | RDKafkaErrorCode::InvalidRecord
+            )
+        )
+}
+
+fn is_too_large(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge)
+    )
 }
 
 async fn end_when_idle(state: Weak<Mutex<State>>) {
@@ -201,7 +285,7 @@ async fn end_when_idle(state: Weak<Mutex<State>>) {
         let mut state = state.lock();
         if state.used.elapsed() >= IDLE {
             state.is_watched = false;
-            return discard(state.producer.take());
+            return state.discard_all();
         }
     }
 }
@@ -214,12 +298,12 @@ fn discard(producer: Option<FutureProducer<Quiet>>) {
 }
 
 /// The record's own headers without those of an earlier dead letter, then ours.
-fn headers(record: &Record, poison: &Poison, now: DateTime<Utc>) -> OwnedHeaders {
-    let mut headers = OwnedHeaders::new_with_capacity(record.headers.len() + 8);
+fn headers(record: &Record, poison: &Poison, now: DateTime<Utc>, extent: Extent) -> OwnedHeaders {
+    let mut headers = OwnedHeaders::new_with_capacity(record.headers.len() + 9);
     for (name, value) in record
         .headers
         .iter()
-        .filter(|(name, _)| !name.starts_with(PREFIX))
+        .filter(|(name, _)| extent != Extent::PositionOnly && !name.starts_with(PREFIX))
     {
         headers = headers.insert(KafkaHeader {
             key: name,
@@ -235,10 +319,21 @@ fn headers(record: &Record, poison: &Poison, now: DateTime<Utc>) -> OwnedHeaders
         (TIMESTAMP, record.timestamp.unwrap_or(-1).to_string()),
         (TIME, now.to_rfc3339_opts(SecondsFormat::Millis, true)),
     ];
-    ours.iter().fold(headers, |headers, (key, value)| {
+    let headers = ours.iter().fold(headers, |headers, (key, value)| {
         headers.insert(KafkaHeader {
             key,
             value: Some(value),
+        })
+    });
+    let omitted: &[&str] = match extent {
+        Extent::Whole => &[],
+        Extent::WithoutValue => &[VALUE],
+        Extent::PositionOnly => &[VALUE, HEADERS],
+    };
+    omitted.iter().fold(headers, |headers, key| {
+        headers.insert(KafkaHeader {
+            key,
+            value: Some("omitted"),
         })
     })
 }
@@ -276,23 +371,26 @@ mod tests {
         let mut config = crate::config::Config::for_tests().kafka;
         config.brokers = vec!["127.0.0.1:1".into()];
         let letters = DeadLetters::new(&config).unwrap();
-        let is_there = || letters.state.lock().producer.is_some();
+        let is_there = || {
+            let state = letters.state.lock();
+            state.producers.iter().any(Option::is_some)
+        };
         assert!(!is_there());
-        for _ in 0..3 {
-            drop(letters.producer().unwrap());
+        for sending in [Sending::Batched, Sending::Alone, Sending::Batched] {
+            drop(letters.producer(sending).unwrap());
             tokio::time::sleep(IDLE - Duration::from_secs(1)).await;
             assert!(is_there());
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert!(!is_there());
-        drop(letters.producer().unwrap());
+        drop(letters.producer(Sending::Alone).unwrap());
         letters.renew().unwrap();
         assert!(!is_there());
     }
 
     fn as_letter(record: &Record) -> Record {
         let poison = Poison::new(DeadLetterReason::NoTemplate, "why");
-        let headers = headers(record, &poison, DateTime::UNIX_EPOCH);
+        let headers = headers(record, &poison, DateTime::UNIX_EPOCH, Extent::Whole);
         let headers = headers
             .iter()
             .map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec)))

@@ -3,11 +3,16 @@
 //! Input: `{topic}{dead_letter_suffix}`. Output: the same keys, values and headers in the source topic and partition, so that
 //! records of one key keep their order; and offsets in groups of its own, so that a second run repeats nothing.
 //!
-//! There is one group per reason, `{kafka.group_id}.dlq-replay.{reason}`: a run for some reasons leaves the others for a later one.
-//! Offsets are committed after the broker has confirmed the records. A run that dies in between puts some back twice; that changes nothing,
-//! because a record keeps its identity.
+//! There is one group per reason, `{kafka.group_id}.dlq-replay.{reason}`: a run for some reasons leaves the others for a later one. A broker
+//! forgets the offsets of a group that nobody uses, after a week by default. So what was put back is also written into the dead-letter topic
+//! itself, as a **mark** with a reason and an offset. It is younger than the letters that it concerns, and is deleted after them. A run reads
+//! the marks first.
+//!
+//! Marks are written and offsets committed after the broker has confirmed the records. A run that dies in between puts some back twice; that
+//! changes nothing, because a record keeps its identity.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,6 +58,8 @@ pub struct ReplayReport {
     pub replayed: BTreeMap<String, u64>,
     /// Letters without a value, which was too large for the dead-letter topic: it stands in the source topic only.
     pub without_value: u64,
+    /// Letters that the broker refuses in the source topic, by their size for example. They are passed over.
+    pub refused: u64,
     /// Whether letters are left because of the limit.
     pub is_cut_short: bool,
 }
@@ -75,10 +82,25 @@ pub async fn replay(config: &Kafka, options: ReplayOptions) -> Result<ReplayRepo
         .unwrap_or(Err(PipelineError::Panicked))
 }
 
-/// What one reason's group has put back, by partition.
+/// What was put back for one reason, by partition.
 struct Ledger {
     consumer: BaseConsumer,
-    next: BTreeMap<i32, i64>,
+    positions: BTreeMap<i32, Position>,
+}
+
+#[derive(Default)]
+struct Position {
+    /// The offset of the group; `None` where it has none, or one of an earlier topic of this name.
+    committed: Option<i64>,
+    /// The first letter that was not put back, as far as the group and the marks know.
+    next: i64,
+}
+
+/// A letter that was sent and not confirmed.
+struct Sent {
+    reason: String,
+    offset: i64,
+    confirmed: DeliveryFuture,
 }
 
 struct Run {
@@ -90,7 +112,9 @@ struct Run {
     source_partitions: i32,
     runtime: Handle,
     report: ReplayReport,
-    unconfirmed: Vec<DeliveryFuture>,
+    unconfirmed: Vec<Sent>,
+    /// Reasons with letters that were put back or passed over since the last mark.
+    unmarked: BTreeSet<String>,
 }
 
 impl Run {
@@ -118,14 +142,15 @@ impl Run {
                 reason.to_owned(),
                 Ledger {
                     consumer,
-                    next: BTreeMap::new(),
+                    positions: BTreeMap::new(),
                 },
             );
         }
         let reader: BaseConsumer = client::reader(config, &group("reader"))?
             .create()
             .map_err(PipelineError::Client)?;
-        let producer: FutureProducer<Quiet> = client::producer(config)?
+        // A broker refuses a batch as a whole, and one letter must not keep the others back.
+        let producer: FutureProducer<Quiet> = client::one_by_one(&mut client::producer(config)?)
             .create_with_context(Quiet)
             .map_err(PipelineError::Client)?;
         let source_partitions = partitions(&reader, &options.topic)?;
@@ -140,6 +165,7 @@ impl Run {
             runtime,
             report: ReplayReport::default(),
             unconfirmed: Vec::new(),
+            unmarked: BTreeSet::new(),
         })
     }
 
@@ -155,25 +181,70 @@ impl Run {
             .reader
             .fetch_watermarks(&self.letters, partition, ANSWER_LIMIT)
             .map_err(PipelineError::Client)?;
-        let mut start = high;
-        for ledger in self.ledgers.values_mut() {
-            let next = ledger
-                .committed(&self.letters, partition)?
-                .map_or(low, |next| next.max(low));
-            ledger.next.insert(partition, next);
-            start = start.min(next);
-        }
-        if start >= high {
+        if low >= high {
             return Ok(());
         }
+        for ledger in self.ledgers.values_mut() {
+            let committed = ledger
+                .committed(&self.letters, partition)?
+                .filter(|next| *next <= high);
+            let next = committed.map_or(low, |next| next.max(low));
+            let position = Position { committed, next };
+            ledger.positions.insert(partition, position);
+        }
+        let unread = self.first_left(partition, high)..high;
+        self.read(partition, unread, |run, letter| {
+            run.heed_mark(letter);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        let left = self.first_left(partition, high)..high;
+        let is_whole = self.read(partition, left, |run, letter| {
+            let is_enough = run
+                .options
+                .limit
+                .is_some_and(|limit| run.report.total() >= limit);
+            if is_enough && run.is_wanted(letter) {
+                run.report.is_cut_short = true;
+                run.settle(partition, letter.offset)?;
+                return Ok(ControlFlow::Break(()));
+            }
+            run.put_back(letter)?;
+            if run.unconfirmed.len() >= WINDOW {
+                run.settle(partition, letter.offset + 1)?;
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        if is_whole {
+            self.settle(partition, high)?;
+        }
+        Ok(())
+    }
+
+    /// The first letter of a partition that is left for any of the reasons.
+    fn first_left(&self, partition: i32, high: i64) -> i64 {
+        let positions = self.ledgers.values();
+        positions
+            .filter_map(|ledger| Some(ledger.positions.get(&partition)?.next))
+            .fold(high, i64::min)
+    }
+
+    /// Shows each record of these offsets to `visit`, until it breaks; returns whether it did not.
+    fn read(
+        &mut self,
+        partition: i32,
+        offsets: Range<i64>,
+        mut visit: impl FnMut(&mut Self, &Record) -> Result<ControlFlow<()>, PipelineError>,
+    ) -> Result<bool, PipelineError> {
+        if offsets.is_empty() {
+            return Ok(true);
+        }
         let mut at = TopicPartitionList::new();
-        at.add_partition_offset(&self.letters, partition, Offset::Offset(start))
+        at.add_partition_offset(&self.letters, partition, Offset::Offset(offsets.start))
             .map_err(PipelineError::Client)?;
         self.reader.assign(&at).map_err(PipelineError::Client)?;
         let topic: Arc<str> = self.letters.as_str().into();
         let mut quiet_since = Instant::now();
-        let mut next = start;
-        while next < high {
+        loop {
             let letter = match self.reader.poll(Duration::from_millis(200)) {
                 None if quiet_since.elapsed() > ANSWER_LIMIT => {
                     return Err(PipelineError::Client(KafkaError::MessageConsumption(
@@ -187,25 +258,31 @@ impl Run {
                 Some(Ok(message)) => consumer::record(topic.clone(), &message),
             };
             quiet_since = Instant::now();
-            if letter.offset >= high {
+            if letter.offset >= offsets.end {
                 break;
             }
-            if self
-                .options
-                .limit
-                .is_some_and(|limit| self.report.total() >= limit)
-                && self.is_wanted(&letter)
-            {
-                self.report.is_cut_short = true;
-                return self.settle(partition, letter.offset);
+            if visit(self, &letter)?.is_break() {
+                return Ok(false);
             }
-            self.put_back(&letter)?;
-            next = letter.offset + 1;
-            if self.unconfirmed.len() >= WINDOW {
-                self.settle(partition, next)?;
+            if letter.offset + 1 == offsets.end {
+                break;
             }
         }
-        self.settle(partition, high)
+        Ok(true)
+    }
+
+    /// Takes over what a mark says, whoever wrote it.
+    fn heed_mark(&mut self, record: &Record) {
+        let before = record
+            .header(dead_letter::REPLAYED_BEFORE)
+            .and_then(|text| text.parse::<i64>().ok());
+        if let (Some(reason), Some(before)) = (record.header(dead_letter::REPLAYED), before)
+            && let Some(ledger) = self.ledgers.get_mut(reason)
+            && let Some(position) = ledger.positions.get_mut(&record.partition)
+        {
+            // Nothing that comes after a mark was put back before it.
+            position.next = position.next.max(before.min(record.offset));
+        }
     }
 
     fn reason(letter: &Record) -> &str {
@@ -216,12 +293,13 @@ impl Run {
     }
 
     fn is_wanted(&self, letter: &Record) -> bool {
+        if letter.header(dead_letter::REPLAYED).is_some() {
+            return false;
+        }
         let ledger = self.ledgers.get(Self::reason(letter));
         ledger.is_some_and(|ledger| {
-            ledger
-                .next
-                .get(&letter.partition)
-                .is_some_and(|next| letter.offset >= *next)
+            let position = ledger.positions.get(&letter.partition);
+            position.is_some_and(|position| letter.offset >= position.next)
         })
     }
 
@@ -229,6 +307,7 @@ impl Run {
         if !self.is_wanted(letter) {
             return Ok(());
         }
+        self.unmarked.insert(Self::reason(letter).to_owned());
         if letter.header(dead_letter::VALUE).is_some() {
             tracing::warn!(
                 kafka.topic = letter.header(dead_letter::TOPIC),
@@ -265,15 +344,19 @@ impl Run {
         record.key = letter.key.as_deref();
         record.payload = letter.value.as_deref();
         record.partition = from.filter(|partition| (0..self.source_partitions).contains(partition));
-        self.unconfirmed.push(
-            self.producer
-                .send_result(record)
-                .map_err(|(error, _)| PipelineError::Client(error))?,
-        );
+        let confirmed = self
+            .producer
+            .send_result(record)
+            .map_err(|(error, _)| PipelineError::Client(error))?;
+        self.unconfirmed.push(Sent {
+            reason: Self::reason(letter).to_owned(),
+            offset: letter.offset,
+            confirmed,
+        });
         Ok(())
     }
 
-    /// Waits until everything put back is confirmed, then commits each group up to `next`.
+    /// Waits until everything put back is confirmed, then marks it and commits each group up to `next`.
     fn settle(&mut self, partition: i32, next: i64) -> Result<(), PipelineError> {
         if self.options.dry_run {
             return Ok(());
@@ -281,35 +364,83 @@ impl Run {
         self.producer
             .flush(client::SEND_TIMEOUT)
             .map_err(PipelineError::Client)?;
-        for confirmed in std::mem::take(&mut self.unconfirmed) {
-            match self.runtime.block_on(confirmed) {
+        for sent in std::mem::take(&mut self.unconfirmed) {
+            match self.runtime.block_on(sent.confirmed) {
                 Ok(Ok(_)) => {}
+                Ok(Err((error, _))) if dead_letter::is_refused(&error) => {
+                    tracing::warn!(
+                        kafka.topic = self.letters, kafka.partition = partition, kafka.offset = sent.offset, %error,
+                        "dead letter refused by the source topic and passed over: it stays in the dead-letter topic"
+                    );
+                    self.report.refused += 1;
+                    if let Some(count) = self.report.replayed.get_mut(&sent.reason) {
+                        *count -= 1;
+                    }
+                }
                 Ok(Err((error, _))) => return Err(PipelineError::Client(error)),
                 Err(_) => return Err(PipelineError::Client(KafkaError::Canceled)),
             }
         }
+        for reason in std::mem::take(&mut self.unmarked) {
+            self.mark(&reason, partition, next)?;
+        }
         for ledger in self.ledgers.values_mut() {
-            if ledger
-                .next
-                .get(&partition)
-                .is_some_and(|known| next > *known)
-            {
-                let mut offsets = TopicPartitionList::new();
-                offsets
-                    .add_partition_offset(&self.letters, partition, Offset::Offset(next))
-                    .map_err(PipelineError::Client)?;
-                ledger
-                    .consumer
-                    .commit(&offsets, CommitMode::Sync)
-                    .map_err(PipelineError::Client)?;
-                ledger.next.insert(partition, next);
-            }
+            ledger.commit(&self.letters, partition, next)?;
         }
         Ok(())
+    }
+
+    /// Writes down that the letters of a reason before `next` were put back, and waits until that is confirmed.
+    fn mark(&self, reason: &str, partition: i32, next: i64) -> Result<(), PipelineError> {
+        let (key, before) = (format!("replayed/{reason}"), next.to_string());
+        let headers = [
+            (dead_letter::REPLAYED, reason),
+            (dead_letter::REPLAYED_BEFORE, &before),
+            // An earlier release, which knows no marks, passes over a letter without a value.
+            (dead_letter::VALUE, "omitted"),
+        ];
+        let headers = headers
+            .into_iter()
+            .fold(OwnedHeaders::new(), |all, (key, value)| {
+                all.insert(Header {
+                    key,
+                    value: Some(value),
+                })
+            });
+        let mark = FutureRecord::to(&self.letters)
+            .partition(partition)
+            .key(&key)
+            .payload(&before)
+            .headers(headers);
+        let sent = self.producer.send(mark, client::SEND_TIMEOUT);
+        self.runtime
+            .block_on(sent)
+            .map(|_| ())
+            .map_err(|(error, _)| PipelineError::Client(error))
     }
 }
 
 impl Ledger {
+    fn commit(&mut self, topic: &str, partition: i32, next: i64) -> Result<(), PipelineError> {
+        let position = self.positions.entry(partition).or_default();
+        let next = next.max(position.next);
+        if position.committed == Some(next) {
+            return Ok(());
+        }
+        let mut offsets = TopicPartitionList::new();
+        offsets
+            .add_partition_offset(topic, partition, Offset::Offset(next))
+            .map_err(PipelineError::Client)?;
+        self.consumer
+            .commit(&offsets, CommitMode::Sync)
+            .map_err(PipelineError::Client)?;
+        *position = Position {
+            committed: Some(next),
+            next,
+        };
+        Ok(())
+    }
+
     fn committed(&self, topic: &str, partition: i32) -> Result<Option<i64>, PipelineError> {
         let mut asked = TopicPartitionList::new();
         asked.add_partition(topic, partition);

@@ -98,10 +98,62 @@ async fn dead_letters_go_back_once_with_their_identity() {
     .await
     .unwrap();
     assert_eq!((rest.total(), rest.is_cut_short), (1, false));
-    assert_eq!(replay(&stage.config, all).await.unwrap().total(), 0);
+    assert_eq!(replay(&stage.config, all.clone()).await.unwrap().total(), 0);
+    let forgotten = replay(&forgotten(&stage, 1), all).await.unwrap();
+    assert_eq!(forgotten, Default::default(), "nothing is put back again");
     let records = stage.read(stage.topic(), 5).await;
     let ids = event_ids(&records);
     assert_eq!(ids.len(), 1, "{ids:?}");
+}
+
+/// Settings whose groups have no offsets, as when the broker has forgotten them.
+fn forgotten(stage: &Stage, time: u32) -> Kafka {
+    Kafka {
+        group_id: format!("{}-forgotten-{time}", stage.config.group_id),
+        ..stage.config.clone()
+    }
+}
+
+/// Puts dead letters of every reason back, without a limit.
+fn all_letters(stage: &Stage) -> ReplayOptions {
+    ReplayOptions {
+        topic: stage.topic().into(),
+        reasons: Vec::new(),
+        limit: None,
+        dry_run: false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_remembers_each_reason_by_itself_when_the_broker_has_forgotten() {
+    let stage = Stage::new(Broker::any(), 1).await;
+    let running = stage.run();
+    stage.produce(0, "not json").await;
+    stage
+        .produce(0, r#"{"type":"NEW_TYPE","actorId":"17"}"#)
+        .await;
+    stage.until_committed(0, 2).await;
+    running.stop().await;
+    stage.dead_letters(2).await;
+    let all = all_letters(&stage);
+    let only_json = ReplayOptions {
+        reasons: vec![DeadLetterReason::NotJson],
+        ..all.clone()
+    };
+    let first = replay(&stage.config, only_json).await.unwrap();
+    assert_eq!(first.total(), 1);
+    let second = replay(&forgotten(&stage, 1), all.clone()).await.unwrap();
+    assert_eq!(
+        second.replayed,
+        BTreeMap::from([("no_template".to_owned(), 1)])
+    );
+    // A later letter is put back, whatever the marks say of those before it.
+    let running = stage.run();
+    stage.until_committed(0, 4).await;
+    running.stop().await;
+    stage.dead_letters(4).await;
+    let third = replay(&forgotten(&stage, 2), all).await.unwrap();
+    assert_eq!(third.total(), 2, "{third:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -226,6 +278,102 @@ async fn a_record_too_large_for_the_dead_letter_topic_leaves_its_headers_there()
     };
     let report = replay(&stage.config, all.clone()).await.unwrap();
     assert_eq!((report.total(), report.without_value), (0, 1));
+}
+
+/// Makes a topic for dead letters that takes records, and batches of them, of at most `max_bytes`.
+async fn with_small_letters(stage: &mut Stage, max_bytes: &str) -> String {
+    stage.config.dead_letter_suffix = ".small".into();
+    let letters = format!("{}.small", stage.topic());
+    let small =
+        NewTopic::new(&letters, 1, TopicReplication::Fixed(1)).set("max.message.bytes", max_bytes);
+    stage
+        .broker
+        .admin()
+        .create_topics([&small], &AdminOptions::new())
+        .await
+        .unwrap()
+        .remove(0)
+        .unwrap();
+    letters
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_that_are_too_large_together_keep_their_values() {
+    let Some(broker) =
+        Broker::real_or_skip("letters_that_are_too_large_together_keep_their_values")
+    else {
+        return;
+    };
+    let mut stage = Stage::new(broker, 1).await;
+    let letters = with_small_letters(&mut stage, "4000").await;
+    let value = "x".repeat(1000);
+    join_all((0..300).map(|_| stage.produce(0, &value))).await;
+    let running = stage.run();
+    stage.until_committed(0, 300).await;
+    running.stop().await;
+    let letters = stage.read(&letters, 300).await;
+    let whole = letters
+        .iter()
+        .filter(|letter| letter.value.as_deref() == Some(value.as_bytes()));
+    assert_eq!(whole.count(), 300);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_too_large_for_the_dead_letter_topic_leave_the_position_there() {
+    let Some(broker) = Broker::real_or_skip(
+        "headers_too_large_for_the_dead_letter_topic_leave_the_position_there",
+    ) else {
+        return;
+    };
+    let mut stage = Stage::new(broker, 1).await;
+    let letters = with_small_letters(&mut stage, "2000").await;
+    let large = "h".repeat(10_000);
+    let headers = OwnedHeaders::new().insert(rdkafka::message::Header {
+        key: "large",
+        value: Some(&large),
+    });
+    stage.produce_with(0, b"not json", headers).await;
+    let running = stage.run();
+    stage.until_committed(0, 1).await;
+    running.stop().await;
+    let letter = stage.read(&letters, 1).await.remove(0);
+    let found = [
+        dead_letter::VALUE,
+        dead_letter::HEADERS,
+        dead_letter::OFFSET,
+        "large",
+    ]
+    .map(|name| letter.header(name));
+    assert_eq!(found, [Some("omitted"), Some("omitted"), Some("0"), None]);
+    assert_eq!((letter.value, letter.key), (None, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_the_source_topic_refuses_keeps_no_other_back() {
+    let Some(broker) =
+        Broker::real_or_skip("a_letter_that_the_source_topic_refuses_keeps_no_other_back")
+    else {
+        return;
+    };
+    let stage = Stage::new(broker, 1).await;
+    let running = stage.run();
+    stage.produce(0, &"x".repeat(5000)).await;
+    stage.produce(0, "not json").await;
+    stage.until_committed(0, 2).await;
+    running.stop().await;
+    stage.dead_letters(2).await;
+    let smaller =
+        AlterConfig::new(ResourceSpecifier::Topic(stage.topic())).set("max.message.bytes", "2000");
+    stage
+        .broker
+        .admin()
+        .alter_configs([&smaller], &AdminOptions::new())
+        .await
+        .unwrap()
+        .remove(0)
+        .unwrap();
+    let report = replay(&stage.config, all_letters(&stage)).await.unwrap();
+    assert_eq!((report.total(), report.refused), (1, 1), "{report:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -307,7 +307,11 @@ impl Stage {
                 && enough.is_none_or(|at: Instant| at.elapsed() < Duration::from_millis(500))
             {
                 if let Some(message) = consumer.poll(Duration::from_millis(50)) {
-                    records.push(consumer::record(topic.as_str().into(), &message.unwrap()));
+                    let record = consumer::record(topic.as_str().into(), &message.unwrap());
+                    // A mark of a replay is no letter.
+                    if record.header(dead_letter::REPLAYED).is_none() {
+                        records.push(record);
+                    }
                 }
                 if records.len() >= count && enough.is_none() {
                     enough = Some(Instant::now());
