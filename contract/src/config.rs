@@ -270,6 +270,10 @@ pub struct KafkaSecurity {
     pub auth: KafkaAuth,
     /// PEM file of authorities; empty for the system's.
     pub ca_file: PathBuf,
+    /// PEM file of the certificate that brokers ask for, and its chain; empty for none.
+    pub certificate_file: PathBuf,
+    /// PEM file of its private key.
+    pub key_file: SecretFile,
 }
 
 /// Transport to the brokers.
@@ -292,10 +296,16 @@ pub enum KafkaProtocol {
 pub struct KafkaAuth {
     /// SASL mechanism.
     pub mechanism: KafkaMechanism,
-    /// SASL user.
+    /// SASL user; with OAUTHBEARER the id of the client.
     pub username: String,
-    /// File with the SASL password.
+    /// File with the SASL password; with OAUTHBEARER the secret of the client.
     pub password_file: SecretFile,
+    /// Token endpoint of OAUTHBEARER; empty for none.
+    pub token_url: String,
+    /// Scope that is asked for; empty for none.
+    pub scope: String,
+    /// PEM file of authorities for the token endpoint; empty for the system's.
+    pub token_ca_file: PathBuf,
 }
 
 /// SASL mechanism.
@@ -310,6 +320,9 @@ pub enum KafkaMechanism {
     /// The same with SHA-512.
     #[serde(rename = "SCRAM-SHA-512")]
     ScramSha512,
+    /// RFC 7628, with tokens that a client gets by its own credentials (RFC 6749, section 4.4).
+    #[serde(rename = "OAUTHBEARER")]
+    OAuthBearer,
 }
 
 /// `[database]`

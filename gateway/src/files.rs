@@ -17,8 +17,14 @@ pub const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Returns the revision of everything below a path: `sha256:` and 64 hexadecimal digits. A path that cannot be read counts as empty.
 pub fn revision(path: &Path) -> String {
+    revision_of_all(&[path.to_owned()])
+}
+
+fn revision_of_all(paths: &[PathBuf]) -> String {
     let mut hash = Sha256::new();
-    feed(path, &mut hash, 0);
+    for path in paths {
+        feed(path, &mut hash, 0);
+    }
     revision_of_digest(&hash.finalize())
 }
 
@@ -49,7 +55,16 @@ pub fn watch(
     interval: Duration,
     shutdown: CancellationToken,
 ) -> watch::Receiver<String> {
-    let (sender, receiver) = watch::channel(revision(&path));
+    watch_all(vec![path], interval, shutdown)
+}
+
+/// The same for several paths, which have one revision: files that change together are one change.
+pub fn watch_all(
+    paths: Vec<PathBuf>,
+    interval: Duration,
+    shutdown: CancellationToken,
+) -> watch::Receiver<String> {
+    let (sender, receiver) = watch::channel(revision_of_all(&paths));
     tokio::spawn(async move {
         loop {
             tokio::select! {
@@ -57,8 +72,9 @@ pub fn watch(
                 () = sender.closed() => return,
                 () = tokio::time::sleep(interval) => {}
             }
-            let path = path.clone();
-            let Ok(read) = tokio::task::spawn_blocking(move || revision(&path)).await else {
+            let paths = paths.clone();
+            let Ok(read) = tokio::task::spawn_blocking(move || revision_of_all(&paths)).await
+            else {
                 return;
             };
             sender.send_if_modified(|current| {

@@ -35,6 +35,7 @@ pub mod lifecycle;
 pub mod memory;
 pub mod metrics;
 pub mod notification;
+mod outgoing;
 pub mod peer;
 pub mod places;
 pub mod principal;

@@ -7,10 +7,12 @@ use rdkafka::config::RDKafkaLogLevel;
 
 use super::PipelineError;
 use super::budget::prefetch_bytes;
-use crate::config::{Kafka, KafkaMechanism, KafkaProtocol, OffsetReset, read_secret};
+use crate::config::{
+    Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaSecurity, OffsetReset, read_secret,
+};
 
 /// Properties that `kafka.properties` may not set, and what to do instead or why: what the pipeline guarantees depends on them.
-const RESERVED: [(&str, &str); 32] = [
+const RESERVED: [(&str, &str); 40] = [
     ("bootstrap.servers", "set kafka.brokers"),
     ("metadata.broker.list", "set kafka.brokers"),
     ("group.id", "set kafka.group_id"),
@@ -50,7 +52,33 @@ const RESERVED: [(&str, &str); 32] = [
     ("sasl.mechanisms", "set kafka.security.auth.mechanism"),
     ("sasl.username", "set kafka.security.auth.username"),
     ("sasl.password", "set kafka.security.auth.password_file"),
+    (
+        "sasl.oauthbearer.method",
+        "set kafka.security.auth.token_url",
+    ),
+    (
+        "sasl.oauthbearer.config",
+        "set kafka.security.auth.token_url",
+    ),
+    (
+        "sasl.oauthbearer.client.id",
+        "set kafka.security.auth.username",
+    ),
+    (
+        "sasl.oauthbearer.client.secret",
+        "set kafka.security.auth.password_file",
+    ),
+    ("sasl.oauthbearer.scope", "set kafka.security.auth.scope"),
+    (
+        "sasl.oauthbearer.token.endpoint.url",
+        "set kafka.security.auth.token_url",
+    ),
     ("ssl.ca.location", "set kafka.security.ca_file"),
+    (
+        "ssl.certificate.location",
+        "set kafka.security.certificate_file",
+    ),
+    ("ssl.key.location", "set kafka.security.key_file"),
     (
         "ssl.key.password",
         "settings are printed, and this one is a secret",
@@ -143,6 +171,7 @@ fn mechanism(mechanism: KafkaMechanism) -> &'static str {
         KafkaMechanism::Plain => "PLAIN",
         KafkaMechanism::ScramSha256 => "SCRAM-SHA-256",
         KafkaMechanism::ScramSha512 => "SCRAM-SHA-512",
+        KafkaMechanism::OAuthBearer => "OAUTHBEARER",
     }
 }
 
@@ -166,33 +195,50 @@ fn base(config: &Kafka) -> Result<ClientConfig, PipelineError> {
     };
     client.set("security.protocol", protocol);
     if is_sasl {
-        let failed = |why: String| {
-            PipelineError::Settings(vec![format!("kafka.security.auth.password_file: {why}")])
-        };
-        let auth = &config.security.auth;
-        let password = read_secret(&auth.password_file)
-            .map_err(|error| failed(error.to_string()))?
-            .ok_or_else(|| failed("is not set".into()))?;
-        client
-            .set("sasl.mechanism", mechanism(auth.mechanism))
-            .set("sasl.username", &auth.username)
-            .set("sasl.password", password.expose());
+        login(&config.security.auth, &mut client)?;
     }
     if is_tls {
-        let authorities = config.security.ca_file.to_string_lossy();
-        client.set(
-            "ssl.ca.location",
-            if authorities.is_empty() {
-                "probe"
-            } else {
-                &authorities
-            },
-        );
+        certificates(&config.security, &mut client);
     }
     for (name, value) in &config.properties {
         client.set(name, value);
     }
     Ok(client)
+}
+
+/// Sets what brokers ask for by SASL. With OAUTHBEARER that is a token, which [`super::login`] gets.
+fn login(auth: &KafkaAuth, client: &mut ClientConfig) -> Result<(), PipelineError> {
+    client.set("sasl.mechanism", mechanism(auth.mechanism));
+    if auth.mechanism == KafkaMechanism::OAuthBearer {
+        return Ok(());
+    }
+    let failed = |why: String| {
+        PipelineError::Settings(vec![format!("kafka.security.auth.password_file: {why}")])
+    };
+    let password = read_secret(&auth.password_file)
+        .map_err(|error| failed(error.to_string()))?
+        .ok_or_else(|| failed("is not set".into()))?;
+    client
+        .set("sasl.username", &auth.username)
+        .set("sasl.password", password.expose());
+    Ok(())
+}
+
+/// librdkafka reads the files when a client is made.
+fn certificates(security: &KafkaSecurity, client: &mut ClientConfig) {
+    let authorities = security.ca_file.to_string_lossy();
+    let authorities = if authorities.is_empty() {
+        "probe"
+    } else {
+        &authorities
+    };
+    client.set("ssl.ca.location", authorities);
+    if let Some(key) = security.key_file.path() {
+        let certificate = security.certificate_file.to_string_lossy();
+        client
+            .set("ssl.certificate.location", certificate)
+            .set("ssl.key.location", key.to_string_lossy());
+    }
 }
 
 /// A member of the group. Only the pipeline commits.
@@ -349,5 +395,31 @@ mod tests {
             (Some("hunter2"), Some("probe"))
         );
         assert!(!format!("{client:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_certificate_comes_from_its_files_and_a_token_from_none() {
+        let mut config = settings();
+        config.security.protocol = KafkaProtocol::SaslSsl;
+        config.security.auth.mechanism = KafkaMechanism::OAuthBearer;
+        config.security.certificate_file = "/c/tls.crt".into();
+        config.security.key_file = crate::config::SecretFile::new("/c/tls.key");
+        let client = consumer(&config).unwrap();
+        let found = [
+            "sasl.mechanism",
+            "sasl.password",
+            "ssl.certificate.location",
+            "ssl.key.location",
+        ]
+        .map(|name| client.get(name));
+        assert_eq!(
+            found,
+            [
+                Some("OAUTHBEARER"),
+                None,
+                Some("/c/tls.crt"),
+                Some("/c/tls.key")
+            ]
+        );
     }
 }

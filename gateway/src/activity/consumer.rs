@@ -100,7 +100,8 @@ impl Drop for Member {
 /// Asks a broker for the topics' metadata with the settings as they are now; blocks at most `limit`.
 pub(super) fn probe(pipeline: Arc<Pipeline>, limit: Duration) -> Result<(), PipelineError> {
     let topic = pipeline.config.topics.first().cloned();
-    let consumer = connect(pipeline)?;
+    let consumer = connect(pipeline.clone())?;
+    pipeline.login.serve(&consumer);
     consumer
         .fetch_metadata(topic.as_deref(), limit)
         .map(|_| ())

@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use parking_lot::Mutex;
+use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::util::Timeout;
-use rdkafka::{ClientConfig, ClientContext};
 use tokio::time::Instant;
 
 use super::decode::{EVENT_ID_HEADER, Record};
+use super::login::{Login, Quiet};
 use super::poison::Poison;
 use super::{PipelineError, client};
 use crate::config::Kafka;
@@ -51,19 +52,11 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Longest wait for a broker's answer.
 const PING_LIMIT: Duration = Duration::from_secs(2);
 
-/// Logs broken connections as warnings: librdkafka tries again by itself.
-pub(super) struct Quiet;
-
-impl ClientContext for Quiet {
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "the Kafka producer reports an error");
-    }
-}
-
 /// Sends to the dead-letter topics. Dead letters are rare, and a producer keeps connections and a thread that polls all the time: it exists
 /// from the first letter until none has been sent for [`IDLE`].
 pub(super) struct DeadLetters {
     config: Kafka,
+    context: Quiet,
     state: Arc<Mutex<State>>,
 }
 
@@ -97,7 +90,7 @@ struct State {
 
 impl DeadLetters {
     /// Connects only when there is something to send.
-    pub(super) fn new(config: &Kafka) -> Result<Self, PipelineError> {
+    pub(super) fn new(config: &Kafka, login: Login) -> Result<Self, PipelineError> {
         let state = State {
             client: client::producer(config)?,
             producers: [None, None],
@@ -106,11 +99,12 @@ impl DeadLetters {
         };
         Ok(Self {
             config: config.clone(),
+            context: Quiet { login },
             state: Arc::new(Mutex::new(state)),
         })
     }
 
-    /// Sends the next letters with a changed password that a broker accepted; what is being sent ends with the old one.
+    /// Sends the next letters with changed credentials that a broker accepted; what is being sent ends with the old one.
     pub(super) fn renew(&self) -> Result<(), PipelineError> {
         let client = client::producer(&self.config)?;
         let mut state = self.state.lock();
@@ -124,10 +118,9 @@ impl DeadLetters {
         state.used = Instant::now();
         let producer = match (&state.producers[sending as usize], sending) {
             (Some(producer), _) => producer.clone(),
-            (None, Sending::Batched) => state.client.create_with_context(Quiet)?,
-            (None, Sending::Alone) => {
-                client::one_by_one(&mut state.client.clone()).create_with_context(Quiet)?
-            }
+            (None, Sending::Batched) => state.client.create_with_context(self.context.clone())?,
+            (None, Sending::Alone) => client::one_by_one(&mut state.client.clone())
+                .create_with_context(self.context.clone())?,
         };
         state.producers[sending as usize] = Some(producer.clone());
         if !std::mem::replace(&mut state.is_watched, true) {
@@ -370,7 +363,7 @@ mod tests {
     async fn a_producer_exists_while_it_is_used() {
         let mut config = crate::config::Config::for_tests().kafka;
         config.brokers = vec!["127.0.0.1:1".into()];
-        let letters = DeadLetters::new(&config).unwrap();
+        let letters = DeadLetters::new(&config, Login::default()).unwrap();
         let is_there = || {
             let state = letters.state.lock();
             state.producers.iter().any(Option::is_some)

@@ -24,6 +24,7 @@ pub mod dead_letter;
 pub mod decode;
 mod intl;
 mod lane;
+mod login;
 mod number;
 pub mod poison;
 mod progress;
@@ -38,6 +39,7 @@ mod tests;
 mod time;
 mod trace;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,7 +59,7 @@ use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 use crate::store::PolicyStore;
 
-/// How long a changed password is tried before the next attempt.
+/// How long changed credentials are tried before the next attempt.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The parts that the pipeline uses.
@@ -107,6 +109,7 @@ struct Pipeline {
     inbox: Inbox,
     catalogs: Arc<Catalogs>,
     dead_letters: dead_letter::DeadLetters,
+    login: login::Login,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     status: Arc<PipelineStatus>,
@@ -117,8 +120,8 @@ struct Pipeline {
 
 /// Consumes until `shutdown`; then finishes and commits what is being stored, within a limit, and leaves the group.
 ///
-/// A broker that cannot be reached is waited for. A changed password file starts a second member; the first is stopped
-/// once the broker accepts the new password.
+/// A broker that cannot be reached is waited for. A changed file of credentials starts a second member; the first is stopped once the broker
+/// accepts the new ones.
 ///
 /// # Errors
 /// Settings that are refused, at once; and what ends the pipeline unexpectedly.
@@ -136,12 +139,9 @@ pub async fn run(
         metrics,
         status,
     } = options;
-    let mut password = config
-        .security
-        .auth
-        .password_file
-        .path()
-        .map(|path| files::watch(path.to_owned(), files::INTERVAL, shutdown.clone()));
+    let watched = credentials(&config.security);
+    let mut credentials = files::watch_all(watched, files::INTERVAL, shutdown.clone());
+    let login = login::Login::new(&config.security, clock.clone());
     let pipeline = Arc::new(Pipeline {
         resolver: resolve::Resolver::new(
             policies,
@@ -149,7 +149,8 @@ pub async fn run(
             config.max_recipients,
             metrics.clone(),
         ),
-        dead_letters: dead_letter::DeadLetters::new(&config)?,
+        dead_letters: dead_letter::DeadLetters::new(&config, login.clone())?,
+        login,
         dependencies: lane::Dependencies::new(),
         budget: budget::Budget::new(config.memory_bytes, config.concurrency),
         lanes_at_work: Arc::new(Semaphore::new(config.concurrency)),
@@ -166,26 +167,31 @@ pub async fn run(
         tokio::select! {
             () = shutdown.cancelled() => return member.stop().await,
             ended = member.ended() => return ended,
-            () = changed(&mut password), if !is_changed => is_changed = true,
+            Ok(()) = credentials.changed(), if !is_changed => is_changed = true,
             taken = renewed(&pipeline), if is_changed => if let Some(next) = taken {
                 is_changed = false;
                 std::mem::replace(&mut member, next).stop().await?;
-                tracing::info!("Kafka is connected with the changed password");
+                tracing::info!("Kafka is connected with the changed credentials");
             },
         }
     }
 }
 
-async fn changed(password: &mut Option<tokio::sync::watch::Receiver<String>>) {
-    if let Some(password) = password
-        && password.changed().await.is_ok()
-    {
-        return;
-    }
-    std::future::pending().await
+/// Files that clients read when they are made. The secret behind a token is read whenever a token is asked for.
+fn credentials(security: &config::KafkaSecurity) -> Vec<PathBuf> {
+    let auth = &security.auth;
+    let is_token = auth.mechanism == config::KafkaMechanism::OAuthBearer;
+    let password = auth.password_file.path().filter(|_| !is_token);
+    let public = [&security.ca_file, &security.certificate_file];
+    let public = public
+        .into_iter()
+        .filter(|path| !path.as_os_str().is_empty());
+    let secret = [password, security.key_file.path()];
+    let secret = secret.into_iter().flatten().map(Path::to_owned);
+    public.cloned().chain(secret).collect()
 }
 
-/// Starts a member with the current password once a broker accepts it; `None`, after a while, if none does.
+/// Starts a member with the current credentials once a broker accepts it; `None`, after a while, if none does.
 async fn renewed(pipeline: &Arc<Pipeline>) -> Option<consumer::Member> {
     let probe = tokio::task::spawn_blocking({
         let pipeline = pipeline.clone();
@@ -198,7 +204,7 @@ async fn renewed(pipeline: &Arc<Pipeline>) -> Option<consumer::Member> {
     match started {
         Ok(member) => Some(member),
         Err(error) => {
-            tracing::warn!(%error, "the brokers refuse the changed Kafka password; connections with the previous one stay in use");
+            tracing::warn!(%error, "the brokers refuse the changed Kafka credentials; connections with the previous ones stay in use");
             tokio::time::sleep(files::INTERVAL).await;
             None
         }

@@ -24,10 +24,12 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::Serialize;
 use tokio::runtime::Handle;
 
-use super::dead_letter::{self, Quiet};
+use super::dead_letter;
 use super::decode::Record;
+use super::login::{Login, Quiet};
 use super::poison::DeadLetterReason;
 use super::{PipelineError, client, consumer};
+use crate::clock::SystemClock;
 use crate::config::Kafka;
 
 /// Longest wait for one answer of a broker.
@@ -77,14 +79,15 @@ impl ReplayReport {
 /// Settings that are refused, or a broker that does not answer or confirm; what was committed until then is not repeated by the next run.
 pub async fn replay(config: &Kafka, options: ReplayOptions) -> Result<ReplayReport, PipelineError> {
     let (config, runtime) = (config.clone(), Handle::current());
-    tokio::task::spawn_blocking(move || Run::new(&config, options, runtime)?.finish())
+    let login = Login::new(&config.security, Arc::new(SystemClock));
+    tokio::task::spawn_blocking(move || Run::new(&config, options, runtime, login)?.finish())
         .await
         .unwrap_or(Err(PipelineError::Panicked))
 }
 
 /// What was put back for one reason, by partition.
 struct Ledger {
-    consumer: BaseConsumer,
+    consumer: BaseConsumer<Quiet>,
     positions: BTreeMap<i32, Position>,
 }
 
@@ -107,7 +110,7 @@ struct Run {
     options: ReplayOptions,
     letters: String,
     ledgers: BTreeMap<String, Ledger>,
-    reader: BaseConsumer,
+    reader: BaseConsumer<Quiet>,
     producer: FutureProducer<Quiet>,
     source_partitions: i32,
     runtime: Handle,
@@ -118,8 +121,20 @@ struct Run {
 }
 
 impl Run {
-    fn new(config: &Kafka, options: ReplayOptions, runtime: Handle) -> Result<Self, PipelineError> {
-        let group = |reason: &str| format!("{}.dlq-replay.{reason}", config.group_id);
+    fn new(
+        config: &Kafka,
+        options: ReplayOptions,
+        runtime: Handle,
+        login: Login,
+    ) -> Result<Self, PipelineError> {
+        let context = Quiet { login };
+        let consumer = |group: &str| {
+            let group = format!("{}.dlq-replay.{group}", config.group_id);
+            let made = client::reader(config, &group)?.create_with_context(context.clone());
+            let consumer = made.map_err(PipelineError::Client)?;
+            context.login.serve(&consumer);
+            Ok::<BaseConsumer<Quiet>, PipelineError>(consumer)
+        };
         let reasons: Vec<&str> = if options.reasons.is_empty() {
             DeadLetterReason::ALL
                 .iter()
@@ -135,23 +150,18 @@ impl Run {
         };
         let mut ledgers = BTreeMap::new();
         for reason in reasons {
-            let consumer = client::reader(config, &group(reason))?
-                .create()
-                .map_err(PipelineError::Client)?;
             ledgers.insert(
                 reason.to_owned(),
                 Ledger {
-                    consumer,
+                    consumer: consumer(reason)?,
                     positions: BTreeMap::new(),
                 },
             );
         }
-        let reader: BaseConsumer = client::reader(config, &group("reader"))?
-            .create()
-            .map_err(PipelineError::Client)?;
+        let reader = consumer("reader")?;
         // A broker refuses a batch as a whole, and one letter must not keep the others back.
         let producer: FutureProducer<Quiet> = client::one_by_one(&mut client::producer(config)?)
-            .create_with_context(Quiet)
+            .create_with_context(context.clone())
             .map_err(PipelineError::Client)?;
         let source_partitions = partitions(&reader, &options.topic)?;
         let letters = format!("{}{}", options.topic, config.dead_letter_suffix);
@@ -457,7 +467,7 @@ impl Ledger {
 }
 
 /// How many partitions a topic has; 0 for one that is not there.
-fn partitions(reader: &BaseConsumer, topic: &str) -> Result<i32, PipelineError> {
+fn partitions(reader: &BaseConsumer<Quiet>, topic: &str) -> Result<i32, PipelineError> {
     let metadata = reader
         .fetch_metadata(Some(topic), ANSWER_LIMIT)
         .map_err(PipelineError::Client)?;

@@ -1,6 +1,7 @@
 //! The whole pipeline against a broker: a real one named by `SIGNAL_TEST_KAFKA`, else librdkafka's mock cluster where that is enough.
 
 mod dead_letters;
+mod logins;
 mod members;
 mod outages;
 mod stage;

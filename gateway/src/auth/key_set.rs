@@ -87,8 +87,6 @@ impl KeySets {
         metrics: Arc<Metrics>,
         shutdown: CancellationToken,
     ) -> (Arc<Self>, tokio::task::JoinHandle<()>) {
-        // Fails when a provider is installed already; that one is used then.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let (wanted, requests) = mpsc::channel(64);
         let settings = Arc::clone(&live.borrow());
         let sets = Arc::new(Self {

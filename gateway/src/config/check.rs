@@ -2,7 +2,7 @@
 
 use signal_contract::{MAX_STREAM_PATHS, is_stream_path, is_subprotocol};
 
-use super::{Config, KafkaProtocol, Policy, RedisMode};
+use super::{Config, KafkaMechanism, KafkaProtocol, KafkaSecurity, Policy, RedisMode};
 
 /// Collects problems, each with the name of its setting.
 pub(super) struct Checks<'a>(pub(super) &'a mut Vec<String>);
@@ -179,16 +179,7 @@ fn check_kafka(config: &Config, checks: &mut Checks<'_>) {
         "kafka.dead_letter_suffix",
         "must not be empty, or dead letters would be consumed again",
     );
-    let auth = &kafka.security.auth;
-    let sasl = matches!(
-        kafka.security.protocol,
-        KafkaProtocol::SaslPlaintext | KafkaProtocol::SaslSsl
-    );
-    checks.need(
-        !sasl || (!auth.username.is_empty() && auth.password_file.path().is_some()),
-        "kafka.security.auth.username",
-        "SASL needs kafka.security.auth.username and kafka.security.auth.password_file",
-    );
+    check_kafka_security(&kafka.security, checks);
     checks.positive([
         ("kafka.batch_records", kafka.batch_records as u64),
         ("kafka.batch_rows", kafka.batch_rows as u64),
@@ -206,6 +197,50 @@ fn check_kafka(config: &Config, checks: &mut Checks<'_>) {
         "kafka.retry_initial_ms",
         "must be at least 1 and at most retry_max_ms",
     );
+}
+
+fn check_kafka_security(security: &KafkaSecurity, checks: &mut Checks<'_>) {
+    let auth = &security.auth;
+    let (is_sasl, is_tls) = match security.protocol {
+        KafkaProtocol::Plaintext => (false, false),
+        KafkaProtocol::Ssl => (false, true),
+        KafkaProtocol::SaslPlaintext => (true, false),
+        KafkaProtocol::SaslSsl => (true, true),
+    };
+    checks.need(
+        !is_sasl || (!auth.username.is_empty() && auth.password_file.path().is_some()),
+        "kafka.security.auth.username",
+        "SASL needs kafka.security.auth.username and kafka.security.auth.password_file",
+    );
+    let is_token = auth.mechanism == KafkaMechanism::OAuthBearer;
+    checks.need(
+        !is_sasl || !is_token || is_http(&auth.token_url),
+        "kafka.security.auth.token_url",
+        "must be an http or https URL with OAUTHBEARER",
+    );
+    checks.need(
+        is_token
+            || (auth.token_url.is_empty()
+                && auth.scope.is_empty()
+                && auth.token_ca_file.as_os_str().is_empty()),
+        "kafka.security.auth.mechanism",
+        "token_url, scope and token_ca_file belong to OAUTHBEARER",
+    );
+    let has_certificate = !security.certificate_file.as_os_str().is_empty();
+    checks.need(
+        has_certificate == security.key_file.path().is_some(),
+        "kafka.security.certificate_file",
+        "must be set with kafka.security.key_file",
+    );
+    checks.need(
+        is_tls || !has_certificate,
+        "kafka.security.protocol",
+        "a certificate needs SSL or SASL_SSL",
+    );
+}
+
+fn is_http(url: &str) -> bool {
+    url::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
 
 fn check_database(config: &Config, checks: &mut Checks<'_>) {

@@ -121,11 +121,13 @@ fn kafka(cluster: &ValidCluster, spec: &Kafka, kafka: &mut signal_contract::Kafk
             mechanism: auth.map(|auth| auth.mechanism).unwrap_or_default().into(),
             username: cluster.kafka_username.clone(),
             password_file: referenced(cluster, KAFKA_PASSWORD),
+            ..kafka.security.auth.clone()
         },
         ca_file: referenced(cluster, KAFKA_CA)
             .path()
             .map(Into::into)
             .unwrap_or_default(),
+        ..kafka.security.clone()
     };
 }
 

@@ -157,13 +157,69 @@ impl Kafka {
         installation: &KafkaInstallation,
         dir: &Path,
     ) -> Result<(Server, SocketAddr)> {
+        Self::start_with_listener(
+            installation,
+            dir,
+            "SASL_PLAINTEXT",
+            "sasl.enabled.mechanisms=SCRAM-SHA-512\n\
+             listener.name.second.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;\n",
+        )
+    }
+
+    /// Starts a broker with a clear listener and one that requires OAUTHBEARER; also returns the address of the second. It takes unsigned tokens with
+    /// `sub`, `iat` and `exp`, and none after its end.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_oauth(
+        installation: &KafkaInstallation,
+        dir: &Path,
+    ) -> Result<(Server, SocketAddr)> {
+        Self::start_with_listener(
+            installation,
+            dir,
+            "SASL_PLAINTEXT",
+            "sasl.enabled.mechanisms=OAUTHBEARER\n\
+             listener.name.second.oauthbearer.connections.max.reauth.ms=3600000\n\
+             listener.name.second.oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub=\"broker\";\n",
+        )
+    }
+
+    /// Starts a broker with a clear listener and one over TLS that requires a certificate of the client; also returns the address of the second.
+    /// `identity` is a PEM file with the broker's private key (PKCS#8) and certificate.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_tls(
+        installation: &KafkaInstallation,
+        dir: &Path,
+        identity: &Path,
+        authorities: &Path,
+    ) -> Result<(Server, SocketAddr)> {
+        let tls = format!(
+            "listener.name.second.ssl.keystore.type=PEM\n\
+             listener.name.second.ssl.keystore.location={}\n\
+             listener.name.second.ssl.truststore.type=PEM\n\
+             listener.name.second.ssl.truststore.location={}\n\
+             listener.name.second.ssl.client.auth=required\n",
+            identity.display(),
+            authorities.display()
+        );
+        Self::start_with_listener(installation, dir, "SSL", &tls)
+    }
+
+    fn start_with_listener(
+        installation: &KafkaInstallation,
+        dir: &Path,
+        protocol: &str,
+        properties: &str,
+    ) -> Result<(Server, SocketAddr)> {
         let port = free_port()?;
         let listener = format!(
-            "listeners=PLAINTEXT://127.0.0.1:@PORT@,SASL://127.0.0.1:{port},CONTROLLER://127.0.0.1:@CONTROLLER_PORT@\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:@PORT@,SASL://127.0.0.1:{port}\n\
-             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT\n\
-             sasl.enabled.mechanisms=SCRAM-SHA-512\n\
-             listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;\n"
+            "listeners=PLAINTEXT://127.0.0.1:@PORT@,SECOND://127.0.0.1:{port},CONTROLLER://127.0.0.1:@CONTROLLER_PORT@\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:@PORT@,SECOND://127.0.0.1:{port}\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SECOND:{protocol},CONTROLLER:PLAINTEXT\n\
+             {properties}"
         );
         let server = Self::start_with(
             &Network::loopback(),

@@ -4,12 +4,13 @@
 //! on the consumer's thread.
 
 use std::collections::{HashMap, VecDeque};
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
@@ -302,6 +303,12 @@ fn commit_now(consumer: &BaseConsumer<Assignment>, done: &[(&Key, Option<i64>)])
 }
 
 impl ClientContext for Assignment {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.pipeline.login.token()
+    }
+
     fn stats(&self, statistics: Statistics) {
         let mut lanes = self.lanes.lock();
         for ((topic, partition), lane) in lanes.iter_mut() {

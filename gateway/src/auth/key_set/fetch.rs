@@ -12,6 +12,7 @@ use url::Url;
 use super::super::jwk::{self, Key, NotAKeySet};
 use crate::auth::token::payload::PayloadKey;
 use crate::config::{SecretFile, Source, read_secret};
+use crate::outgoing;
 
 /// Why a key set could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -141,51 +142,13 @@ fn read(path: &Path, max_bytes: usize) -> Result<Vec<u8>, FetchError> {
     }
 }
 
-/// Makes a client that follows no redirects, because a key set comes only from the configured address, and keeps no idle connections, because the
-/// next fetch is minutes away.
 fn make_client(url: &Url, ca_file: &Path) -> Result<reqwest::Client, FetchError> {
-    let mut builder = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .https_only(url.scheme() == "https")
-        .pool_max_idle_per_host(0)
-        .gzip(true)
-        .user_agent(concat!("signal-gateway/", env!("CARGO_PKG_VERSION")));
-    if is_loopback(url) {
-        // A proxy of the environment is not for this host itself.
-        builder = builder.no_proxy();
-    }
-    if !ca_file.as_os_str().is_empty() {
-        let pem =
-            std::fs::read(ca_file).map_err(|error| FetchError::Authorities(error.to_string()))?;
-        let authorities = reqwest::Certificate::from_pem_bundle(&pem)
-            .map_err(|error| FetchError::Authorities(error.to_string()))?;
-        if authorities.is_empty() {
-            return Err(FetchError::Authorities("it holds no certificate".into()));
-        }
-        builder = builder.tls_certs_only(authorities);
-    } else if url.scheme() == "http" {
-        builder = builder.tls_certs_only([]);
-    }
-    builder.build().map_err(request_failed)
+    outgoing::client(url, ca_file)
+        .map_err(FetchError::Authorities)?
+        .build()
+        .map_err(request_failed)
 }
 
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost",
-        None => false,
-    }
-}
-
-/// Returns the error with its causes but without the URL, which may hold a secret.
 fn request_failed(error: reqwest::Error) -> FetchError {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    FetchError::Request(text)
+    FetchError::Request(outgoing::failure(error))
 }
