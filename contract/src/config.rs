@@ -226,6 +226,8 @@ pub struct Kafka {
     pub dead_letter_suffix: String,
     /// Transport and login.
     pub security: KafkaSecurity,
+    /// Where schemas of records are.
+    pub registry: KafkaRegistry,
     /// Most records of a batch.
     pub batch_records: usize,
     /// How long a batch waits to fill, in milliseconds.
@@ -323,6 +325,24 @@ pub enum KafkaMechanism {
     /// RFC 7628, with tokens that a client gets by its own credentials (RFC 6749, section 4.4).
     #[serde(rename = "OAUTHBEARER")]
     OAuthBearer,
+}
+
+/// `[kafka.registry]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct KafkaRegistry {
+    /// Base of Confluent's API; empty for none.
+    pub url: String,
+    /// Topics whose records carry the id of a schema.
+    pub topics: Vec<String>,
+    /// User of HTTP Basic.
+    pub username: String,
+    /// File with the password of HTTP Basic.
+    pub password_file: SecretFile,
+    /// File with a bearer token.
+    pub token_file: SecretFile,
+    /// PEM file of authorities; empty for the system's.
+    pub ca_file: PathBuf,
 }
 
 /// `[database]`

@@ -23,9 +23,9 @@ mod status;
 
 pub use config::{
     Auth, ClientFrames, Config, DEFAULTS, Database, Drain, Encryption, EncryptionMode, Heartbeat,
-    Ids, Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaSecurity, LogFormat, Notifications,
-    Observability, OffsetReset, Policy, PolicyColumns, PolicyKinds, PolicyTables, Revocations,
-    Rooms, Server, ServerTls, Session, TlsVersion, Tracing, Unmatched, Workers,
+    Ids, Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaRegistry, KafkaSecurity, LogFormat,
+    Notifications, Observability, OffsetReset, Policy, PolicyColumns, PolicyKinds, PolicyTables,
+    Revocations, Rooms, Server, ServerTls, Session, TlsVersion, Tracing, Unmatched, Workers,
 };
 pub use jwks::{Algorithm, Jwks, ManagedJwks, Source, SourcePreset, SourceState, prefixes_collide};
 pub use live::{

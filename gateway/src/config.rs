@@ -13,9 +13,9 @@ pub use load::{Invalid, load, load_live};
 pub use secret::read_secret;
 pub use signal_contract::{
     Algorithm, Auth, ClientFrames, Config, DEFAULTS, Database, Drain, Encryption, EncryptionMode,
-    Heartbeat, Ids, Jwks, Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaSecurity,
-    LIVE_DEFAULTS, Limits, Live, LogFormat, MAX_MESSAGE_BYTES, MIN_MESSAGE_BYTES, Notifications,
-    Observability, OffsetReset, Policy, PolicyColumns, PolicyKinds, PolicyTables, Redis, RedisAuth,
-    RedisLocation, RedisMode, Revocations, Rooms, Secret, SecretFile, Server, Session, Source,
-    SourcePreset, SourceState, Unmatched, Workers,
+    Heartbeat, Ids, Jwks, Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaRegistry,
+    KafkaSecurity, LIVE_DEFAULTS, Limits, Live, LogFormat, MAX_MESSAGE_BYTES, MIN_MESSAGE_BYTES,
+    Notifications, Observability, OffsetReset, Policy, PolicyColumns, PolicyKinds, PolicyTables,
+    Redis, RedisAuth, RedisLocation, RedisMode, Revocations, Rooms, Secret, SecretFile, Server,
+    Session, Source, SourcePreset, SourceState, Unmatched, Workers,
 };

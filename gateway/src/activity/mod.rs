@@ -2,13 +2,13 @@
 //!
 //! Input: records of `kafka.topics`. Output: rows and pushes through [`crate::inbox`], dead letters, committed offsets.
 //!
-//! The steps, in this order, for each partition by itself: `consumer` -> [`decode`] -> [`resolve`] -> [`render`] -> [`crate::inbox`] (rows, then pushes) -> commit.
+//! The steps, in this order, for each partition by itself: `consumer` -> (`schema` ->) [`decode`] -> [`resolve`] -> [`render`] -> [`crate::inbox`] (rows, then pushes) -> commit.
 //!
 //! | failure | what follows |
 //! |---|---|
 //! | the record can never be a notification ([`DeadLetterReason`]) | dead-letter topic, confirmed; then committed |
 //! | the database refuses a batch | the batch is halved until the record is alone; then as above, `refused` |
-//! | the database is unavailable, recipients cannot be looked up | the partition waits for its return, at most seconds longer, and tries again; nothing past it is committed |
+//! | the database is unavailable, recipients or schemas cannot be looked up | the partition waits for its return, at most seconds longer, and tries again; nothing past it is committed |
 //! | the dead-letter topic does not confirm | the same |
 //! | Redis is unavailable | nothing: rows are stored and local connections served, others sync later |
 //! | records wait, and hold all that `kafka.memory_bytes` leaves their partition | it pauses at the broker until it has room |
@@ -31,6 +31,7 @@ mod progress;
 pub mod render;
 pub mod replay;
 pub mod resolve;
+mod schema;
 mod status;
 #[cfg(test)]
 mod testing;
@@ -110,6 +111,7 @@ struct Pipeline {
     catalogs: Arc<Catalogs>,
     dead_letters: dead_letter::DeadLetters,
     login: login::Login,
+    registry: Option<schema::Registry>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     status: Arc<PipelineStatus>,
@@ -153,6 +155,7 @@ pub async fn run(
         login,
         dependencies: lane::Dependencies::new(),
         budget: budget::Budget::new(config.memory_bytes, config.concurrency),
+        registry: schema::Registry::new(&config.registry),
         lanes_at_work: Arc::new(Semaphore::new(config.concurrency)),
         config,
         inbox,

@@ -27,11 +27,15 @@ pub enum DeadLetterReason {
     TextTooLong,
     /// The database refuses a value.
     Refused,
+    /// The registry has no schema of the record's id.
+    UnknownSchema,
+    /// The value cannot be read with its schema.
+    SchemaMismatch,
 }
 
 impl DeadLetterReason {
     /// Every reason there is.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::NotJson,
         Self::InvalidField,
         Self::MissingField,
@@ -43,6 +47,8 @@ impl DeadLetterReason {
         Self::NoTemplate,
         Self::TextTooLong,
         Self::Refused,
+        Self::UnknownSchema,
+        Self::SchemaMismatch,
     ];
 
     /// The text of this reason.
@@ -59,6 +65,8 @@ impl DeadLetterReason {
             Self::NoTemplate => "no_template",
             Self::TextTooLong => "text_too_long",
             Self::Refused => "refused",
+            Self::UnknownSchema => "unknown_schema",
+            Self::SchemaMismatch => "schema_mismatch",
         }
     }
 }
@@ -74,7 +82,7 @@ impl fmt::Display for DeadLetterReason {
 #[error(
     "{0:?} is no reason of a dead letter; there are: not_json, invalid_field, missing_field, invalid_cloud_event, \
          unknown_recipient_type, missing_audience, too_many_recipients, nobody, no_template, \
-         text_too_long, refused"
+         text_too_long, refused, unknown_schema, schema_mismatch"
 )]
 pub struct UnknownDeadLetterReason(pub String);
 

@@ -4,6 +4,7 @@ mod dead_letters;
 mod logins;
 mod members;
 mod outages;
+mod schemas;
 mod stage;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};

@@ -2,7 +2,9 @@
 
 use signal_contract::{MAX_STREAM_PATHS, is_stream_path, is_subprotocol};
 
-use super::{Config, KafkaMechanism, KafkaProtocol, KafkaSecurity, Policy, RedisMode};
+use super::{
+    Config, KafkaMechanism, KafkaProtocol, KafkaRegistry, KafkaSecurity, Policy, RedisMode,
+};
 
 /// Collects problems, each with the name of its setting.
 pub(super) struct Checks<'a>(pub(super) &'a mut Vec<String>);
@@ -180,6 +182,7 @@ fn check_kafka(config: &Config, checks: &mut Checks<'_>) {
         "must not be empty, or dead letters would be consumed again",
     );
     check_kafka_security(&kafka.security, checks);
+    check_registry(&kafka.registry, &kafka.topics, checks);
     checks.positive([
         ("kafka.batch_records", kafka.batch_records as u64),
         ("kafka.batch_rows", kafka.batch_rows as u64),
@@ -216,7 +219,7 @@ fn check_kafka_security(security: &KafkaSecurity, checks: &mut Checks<'_>) {
     checks.need(
         !is_sasl || !is_token || is_http(&auth.token_url),
         "kafka.security.auth.token_url",
-        "must be an http or https URL with OAUTHBEARER",
+        "must be an http or https URL without a user, with OAUTHBEARER",
     );
     checks.need(
         is_token
@@ -239,8 +242,45 @@ fn check_kafka_security(security: &KafkaSecurity, checks: &mut Checks<'_>) {
     );
 }
 
+fn check_registry(registry: &KafkaRegistry, topics: &[String], checks: &mut Checks<'_>) {
+    checks.need(
+        registry.url.is_empty() || is_http(&registry.url),
+        "kafka.registry.url",
+        "must be an http or https URL without a user",
+    );
+    checks.need(
+        registry.url.is_empty() == registry.topics.is_empty(),
+        "kafka.registry.topics",
+        "must be set with kafka.registry.url",
+    );
+    for topic in &registry.topics {
+        checks.need(
+            topics.contains(topic),
+            "kafka.registry.topics",
+            &format!("{topic:?} is none of kafka.topics"),
+        );
+    }
+    let has_password = registry.password_file.path().is_some();
+    checks.need(
+        has_password != registry.username.is_empty(),
+        "kafka.registry.username",
+        "must be set with kafka.registry.password_file",
+    );
+    checks.need(
+        !has_password || registry.token_file.path().is_none(),
+        "kafka.registry.token_file",
+        "excludes kafka.registry.password_file",
+    );
+}
+
+/// An address without credentials, which would be printed with the settings.
 fn is_http(url: &str) -> bool {
-    url::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+    url::Url::parse(url).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+    })
 }
 
 fn check_database(config: &Config, checks: &mut Checks<'_>) {

@@ -15,6 +15,8 @@ pub(super) enum Need {
     PolicyTables,
     /// A broker that confirms dead letters.
     DeadLetters,
+    /// Schemas of records are there.
+    Registry,
 }
 
 impl Need {
@@ -24,6 +26,7 @@ impl Need {
             Self::Database => "notifications cannot be stored",
             Self::PolicyTables => "recipients cannot be looked up",
             Self::DeadLetters => "dead letters are not confirmed",
+            Self::Registry => "schemas cannot be looked up",
         }
     }
 }
@@ -33,6 +36,7 @@ pub(in crate::activity) struct Dependencies {
     database: Dependency,
     policy_tables: Dependency,
     dead_letters: Dependency,
+    registry: Dependency,
 }
 
 impl Dependencies {
@@ -41,6 +45,7 @@ impl Dependencies {
             database: Dependency::new("the notification database"),
             policy_tables: Dependency::new("the database of the policy tables"),
             dead_letters: Dependency::new("the broker of the dead letters"),
+            registry: Dependency::new("the registry of schemas"),
         }
     }
 }
@@ -68,6 +73,7 @@ impl Lane {
                 database,
                 policy_tables,
                 dead_letters,
+                registry,
             } = &pipeline.dependencies;
             match need {
                 Need::Database => database.wait(delay, || pipeline.inbox.ping()).await,
@@ -78,6 +84,11 @@ impl Lane {
                 Need::DeadLetters => {
                     let question = || pipeline.dead_letters.ping(&self.topic);
                     dead_letters.wait(delay, question).await;
+                }
+                Need::Registry => {
+                    if let Some(asked) = &pipeline.registry {
+                        registry.wait(delay, || asked.ping()).await;
+                    }
                 }
             }
         };

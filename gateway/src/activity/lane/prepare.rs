@@ -16,6 +16,7 @@ use crate::activity::decode::{Activity, Audience, Dropped, Record, decode};
 use crate::activity::poison::Poison;
 use crate::activity::render::Text;
 use crate::activity::resolve::Resolved;
+use crate::activity::schema::{Registry, SchemaError};
 use crate::activity::trace;
 use crate::inbox::StoreError;
 use crate::metrics::Metrics;
@@ -35,10 +36,11 @@ struct Decoded {
 }
 
 impl Decoded {
-    fn new(record: Record, catalogs: &Catalogs) -> Self {
+    /// `read` is what is read instead of the record, where it carries the id of a schema.
+    fn new(record: Record, read: Result<Option<Record>, Poison>, catalogs: &Catalogs) -> Self {
         let span = trace::span(&record);
         let activity = span.in_scope(|| {
-            let activity = decode(&record)?;
+            let activity = decode(read?.as_ref().unwrap_or(&record))?;
             let text = catalogs.render(&activity);
             Ok((activity, text))
         });
@@ -73,7 +75,7 @@ impl Lane {
         records: Vec<Record>,
     ) -> Result<Vec<BatchRecord>, Stopped> {
         let most_bytes = self.share.batch_bytes();
-        let (decoded, bytes) = self.decode(hand, records, most_bytes);
+        let (decoded, bytes) = self.decode(hand, records, most_bytes).await?;
         let activities: Vec<&Activity> = decoded
             .iter()
             .filter_map(|one| Some(&one.activity.as_ref().ok()?.0))
@@ -120,17 +122,18 @@ impl Lane {
     }
 
     /// Decodes and renders as many records as fit, at least one; the others are left.
-    fn decode(
+    async fn decode(
         &mut self,
         hand: &mut RecordsInHand,
         records: Vec<Record>,
         most_bytes: usize,
-    ) -> (Vec<Decoded>, usize) {
+    ) -> Result<(Vec<Decoded>, usize), Stopped> {
         let mut decoded = Vec::with_capacity(records.len());
         let mut bytes = 0;
         let mut records = records.into_iter();
         for record in records.by_ref() {
-            let one = Decoded::new(record, &self.pipeline.catalogs);
+            let read = self.read_schema(&record).await?;
+            let one = Decoded::new(record, read, &self.pipeline.catalogs);
             bytes += one.bytes();
             decoded.push(one);
             if bytes >= most_bytes {
@@ -139,7 +142,7 @@ impl Lane {
         }
         self.leave(hand, records);
         hand.set_made(bytes);
-        (decoded, bytes)
+        Ok((decoded, bytes))
     }
 
     /// Leaves records for the next batch, before those that are left already.
@@ -175,6 +178,37 @@ impl Lane {
             recipients = dropped.recipients,
             "invalid values of a record were passed over; the rest of it is used"
         );
+    }
+
+    /// What is read instead of a record that carries the id of a schema; `None` for one that is read as it is.
+    async fn read_schema(
+        &mut self,
+        record: &Record,
+    ) -> Result<Result<Option<Record>, Poison>, Stopped> {
+        let is_covered = |registry: &Registry| registry.covers(&self.topic);
+        if !self.pipeline.registry.as_ref().is_some_and(is_covered) {
+            return Ok(Ok(None));
+        }
+        let pipeline = self.pipeline.clone();
+        let Some(registry) = &pipeline.registry else {
+            return Ok(Ok(None));
+        };
+        let mut backoff = backoff(&pipeline);
+        loop {
+            let read = tokio::select! {
+                biased;
+                () = self.drain.cancelled() => return Err(Stopped),
+                read = registry.read(record) => read,
+            };
+            match read {
+                Ok(json) => return Ok(Ok(json)),
+                Err(SchemaError::Poison(poison)) => return Ok(Err(poison)),
+                Err(SchemaError::Away(error)) => {
+                    let need = Need::Registry;
+                    self.wait(need, &mut backoff, record.offset, &error).await?;
+                }
+            }
+        }
     }
 
     /// Finds recipients with one query; where the database refuses an id in it, each activity is asked for alone.
