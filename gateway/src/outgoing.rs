@@ -47,6 +47,31 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
+/// Why the body of an answer was not read.
+#[derive(Debug)]
+pub(crate) enum BodyError {
+    /// The connection failed.
+    Request(reqwest::Error),
+    /// It is longer than allowed.
+    TooLong,
+}
+
+/// Reads the body of an answer, which the server may send compressed. The bound is of the body itself, so nothing small can unfold into something
+/// large.
+pub(crate) async fn body(
+    mut answer: reqwest::Response,
+    max_bytes: usize,
+) -> Result<Vec<u8>, BodyError> {
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(BodyError::Request)? {
+        if body.len() + chunk.len() > max_bytes {
+            return Err(BodyError::TooLong);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
 /// Returns an error with its causes but without the URL, which may hold a secret.
 pub(crate) fn failure(error: reqwest::Error) -> String {
     causes(&error.without_url())

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use signal_tests::client::Incoming;
 use signal_tests::inbox::Next;
-use signal_tests::services::{self, unique};
 use signal_tests::wait::{until, until_within};
-use signal_tests::{Client, Gateway, Inbox, Issuer, Notifications, Producer};
+use signal_tests::{Client, Gateway, Inbox, Issuer, Notifications};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::Stage;
+use crate::pipeline::Pipeline;
 
 async fn tables(gateway: &Gateway) -> Notifications {
     Notifications::open(&gateway.file("0.db"))
@@ -327,28 +327,18 @@ async fn keep(mut client: Client, done: impl Fn(&Inbox) -> bool) -> Inbox {
 async fn clients_that_keep_to_the_rule_have_everything_after_the_consuming_gateway_was_killed() {
     const USERS: usize = 12;
     const RECORDS: usize = 600;
-    let (Some(brokers), Some(database), Some(redis)) = (
-        services::kafka().await,
-        services::postgres().await,
-        services::redis().await,
-    ) else {
+    let Some(mut pipeline) = Pipeline::start(2).await else {
         return;
     };
-    let (issuer, topic) = (Issuer::start().await, unique("activity"));
-    let producer = Producer::new(&brokers).expect("a producer");
-    producer.create_topic(&topic, 4).await.expect("a topic");
-    let settings = Gateway::build()
-        .trust(&issuer)
-        .redis(redis.address())
-        .postgres(&database)
-        .kafka(&brokers, &topic);
-    let _policies = settings.policies().await;
-    let mut gateways = settings.start_many(2).await;
-    let mut killed = gateways.remove(0);
-    let survivor = gateways.remove(0);
+    let survivor = pipeline.gateways.remove(1);
+    let killed = &mut pipeline.gateways[0];
     let mut keeping = Vec::new();
     for user in 0..USERS {
-        let client = Client::open(survivor.address(), &issuer.token(&format!("u{user}"))).await;
+        let client = Client::open(
+            survivor.address(),
+            &pipeline.issuer.token(&format!("u{user}")),
+        )
+        .await;
         // Nothing is produced behind the last record, so nothing later shows a gap.
         let all = (RECORDS / USERS) as i64;
         keeping.push(tokio::spawn(keep(client, move |inbox| {
@@ -364,8 +354,9 @@ async fn clients_that_keep_to_the_rule_have_everything_after_the_consuming_gatew
         }
         let user = format!("u{}", n % USERS);
         let record = json!({"id": format!("e{n}"), "type": "T", "title": "t", "content": "c", "actorId": user});
-        producer
-            .send(&topic, &user, &record)
+        pipeline
+            .producer
+            .send(&pipeline.topic, &user, &record)
             .await
             .expect("acknowledged");
     }

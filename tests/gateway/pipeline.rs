@@ -9,18 +9,18 @@ use signal_tests::wait::until;
 use signal_tests::{Client, Emitter, Envelope, Gateway, Issuer, Policies, Producer};
 
 /// Two gateways on real Kafka, PostgreSQL and Redis. Merchant 42 has the users 17 and 18, merchant 43 has 19.
-struct Pipeline {
-    issuer: Issuer,
+pub(crate) struct Pipeline {
+    pub(crate) issuer: Issuer,
     policies: Policies,
-    gateways: Vec<Gateway>,
-    producer: Producer,
+    pub(crate) gateways: Vec<Gateway>,
+    pub(crate) producer: Producer,
     emitter: Emitter,
-    topic: String,
+    pub(crate) topic: String,
     _redis: services::Own,
 }
 
 impl Pipeline {
-    async fn start(count: usize) -> Option<Self> {
+    pub(crate) async fn start(count: usize) -> Option<Self> {
         Self::with(count, |settings| settings).await
     }
 

@@ -22,7 +22,7 @@ use url::form_urlencoded::{Serializer, byte_serialize};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::config::{KafkaAuth, KafkaMechanism, KafkaSecurity, read_secret};
-use crate::outgoing;
+use crate::outgoing::{self, BodyError};
 
 /// Longest time for one answer of the issuer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -185,25 +185,22 @@ async fn ask(auth: KafkaAuth) -> Result<Granted, TokenError> {
     let prepared = tokio::task::spawn_blocking(move || prepare(&auth)).await;
     let request = prepared.map_err(|error| TokenError::Secret(error.to_string()))??;
     let failed = |error| TokenError::Request(outgoing::failure(error));
-    let mut answer = request
+    let answer = request
         .header("content-type", "application/x-www-form-urlencoded")
         .header("accept", "application/json")
         .body(form(&scope))
         .send()
         .await
         .map_err(failed)?;
-    let mut text = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(failed)? {
-        if text.len() + chunk.len() > MAX_ANSWER_BYTES {
-            return Err(TokenError::TooLong);
-        }
-        text.extend_from_slice(&chunk);
-    }
+    let status = answer.status().as_u16();
+    let text = outgoing::body(answer, MAX_ANSWER_BYTES)
+        .await
+        .map_err(|error| match error {
+            BodyError::Request(error) => failed(error),
+            BodyError::TooLong => TokenError::TooLong,
+        })?;
     let parsed = serde_json::from_slice::<Object<Answer>>(&text).ok();
-    granted(
-        answer.status().as_u16(),
-        parsed.map(|Object(answer)| answer),
-    )
+    granted(status, parsed.map(|Object(answer)| answer))
 }
 
 fn form(scope: &str) -> String {

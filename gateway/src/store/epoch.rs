@@ -26,23 +26,26 @@ pub(super) struct Location {
 }
 
 impl Location {
-    fn parts(&self) -> [&Option<String>; 3] {
-        [&self.server, &self.timeline, &self.relation]
+    /// Each part with that of another location.
+    fn pairs<'l>(&'l self, other: &'l Self) -> [(&'l Option<String>, &'l Option<String>); 3] {
+        [
+            (&self.server, &other.server),
+            (&self.timeline, &other.timeline),
+            (&self.relation, &other.relation),
+        ]
     }
 
     /// Whether it is certainly another one.
     fn differs(&self, other: &Self) -> bool {
-        self.parts()
-            .into_iter()
-            .zip(other.parts())
+        self.pairs(other)
+            .iter()
             .any(|(one, other)| one.is_some() && other.is_some() && one != other)
     }
 
     /// Whether it tells what `other` does not.
     fn tells_more(&self, other: &Self) -> bool {
-        self.parts()
-            .into_iter()
-            .zip(other.parts())
+        self.pairs(other)
+            .iter()
             .any(|(one, other)| one.is_some() && other.is_none())
     }
 }

@@ -214,21 +214,33 @@ impl Kafka {
         protocol: &str,
         properties: &str,
     ) -> Result<(Server, SocketAddr)> {
-        let port = free_port()?;
+        let at = loopback(free_port()?);
+        let server = Self::start_with_second(installation, dir, at, at, protocol, properties)?;
+        Ok((server, at))
+    }
+
+    /// Starts a broker with a clear listener and one called `SECOND` at `at`, whose clients are told to come to `advertised`.
+    fn start_with_second(
+        installation: &KafkaInstallation,
+        dir: &Path,
+        at: SocketAddr,
+        advertised: SocketAddr,
+        protocol: &str,
+        properties: &str,
+    ) -> Result<Server> {
         let listener = format!(
-            "listeners=PLAINTEXT://127.0.0.1:@PORT@,SECOND://127.0.0.1:{port},CONTROLLER://127.0.0.1:@CONTROLLER_PORT@\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:@PORT@,SECOND://127.0.0.1:{port}\n\
+            "listeners=PLAINTEXT://127.0.0.1:@PORT@,SECOND://{at},CONTROLLER://127.0.0.1:@CONTROLLER_PORT@\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:@PORT@,SECOND://{advertised}\n\
              listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SECOND:{protocol},CONTROLLER:PLAINTEXT\n\
              {properties}"
         );
-        let server = Self::start_with(
+        Self::start_with(
             &Network::loopback(),
             installation,
             dir,
             Self::archive_flag(installation),
             &listener,
-        )?;
-        Ok((server, loopback(port)))
+        )
     }
 
     /// Starts a broker with a second clear listener, whose clients are told to come to `advertised`: for a proxy there that none gets around. Also
@@ -241,20 +253,9 @@ impl Kafka {
         dir: &Path,
         advertised: SocketAddr,
     ) -> Result<(Server, SocketAddr)> {
-        let port = free_port()?;
-        let listener = format!(
-            "listeners=PLAINTEXT://127.0.0.1:@PORT@,PROXIED://127.0.0.1:{port},CONTROLLER://127.0.0.1:@CONTROLLER_PORT@\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:@PORT@,PROXIED://{advertised}\n\
-             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT\n"
-        );
-        let server = Self::start_with(
-            &Network::loopback(),
-            installation,
-            dir,
-            Self::archive_flag(installation),
-            &listener,
-        )?;
-        Ok((server, loopback(port)))
+        let at = loopback(free_port()?);
+        let server = Self::start_with_second(installation, dir, at, advertised, "PLAINTEXT", "")?;
+        Ok((server, at))
     }
 
     /// Sets the one SCRAM-SHA-512 password of a user; connections made with the one before stay.

@@ -185,12 +185,9 @@ impl Lane {
         &mut self,
         record: &Record,
     ) -> Result<Result<Option<Record>, Poison>, Stopped> {
-        let is_covered = |registry: &Registry| registry.covers(&self.topic);
-        if !self.pipeline.registry.as_ref().is_some_and(is_covered) {
-            return Ok(Ok(None));
-        }
         let pipeline = self.pipeline.clone();
-        let Some(registry) = &pipeline.registry else {
+        let covers = |registry: &&Registry| registry.covers(&self.topic);
+        let Some(registry) = pipeline.registry.as_ref().filter(covers) else {
             return Ok(Ok(None));
         };
         let mut backoff = backoff(&pipeline);

@@ -249,18 +249,7 @@ async fn a_record_too_large_for_the_dead_letter_topic_leaves_its_headers_there()
         return;
     };
     let mut stage = Stage::new(broker, 1).await;
-    stage.config.dead_letter_suffix = ".small".into();
-    let letters = format!("{}.small", stage.topic());
-    let small =
-        NewTopic::new(&letters, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "2000");
-    stage
-        .broker
-        .admin()
-        .create_topics([&small], &AdminOptions::new())
-        .await
-        .unwrap()
-        .remove(0)
-        .unwrap();
+    let letters = with_small_letters(&mut stage, "2000").await;
     stage.produce(0, &"x".repeat(10_000)).await;
     let running = stage.run();
     stage.until_committed(0, 1).await;

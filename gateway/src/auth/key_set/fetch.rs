@@ -12,7 +12,7 @@ use url::Url;
 use super::super::jwk::{self, Key, NotAKeySet};
 use crate::auth::token::payload::PayloadKey;
 use crate::config::{SecretFile, Source, read_secret};
-use crate::outgoing;
+use crate::outgoing::{self, BodyError};
 
 /// Why a key set could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -110,23 +110,21 @@ fn payload_key(file: &SecretFile) -> Result<Option<PayloadKey>, FetchError> {
         .map_err(|error| FetchError::Secret(error.to_string()))
 }
 
-/// Gets a document, which the server may send compressed. The bound is of the document itself, so nothing small can unfold into something large.
+/// Gets a document of at most `max_bytes`.
 async fn get(client: &reqwest::Client, url: &Url, max_bytes: usize) -> Result<Vec<u8>, FetchError> {
     let request = client
         .get(url.clone())
         .header("accept", "application/jwk-set+json, application/json");
-    let mut answer = request.send().await.map_err(request_failed)?;
+    let answer = request.send().await.map_err(request_failed)?;
     if answer.status() != reqwest::StatusCode::OK {
         return Err(FetchError::Status(answer.status().as_u16()));
     }
-    let mut text = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(request_failed)? {
-        if text.len() + chunk.len() > max_bytes {
-            return Err(FetchError::TooLong(max_bytes));
-        }
-        text.extend_from_slice(&chunk);
-    }
-    Ok(text)
+    outgoing::body(answer, max_bytes)
+        .await
+        .map_err(|error| match error {
+            BodyError::Request(error) => request_failed(error),
+            BodyError::TooLong => FetchError::TooLong(max_bytes),
+        })
 }
 
 fn read(path: &Path, max_bytes: usize) -> Result<Vec<u8>, FetchError> {
