@@ -315,7 +315,7 @@ async fn a_changed_kafka_password_loses_no_record() {
     until("it is tried", || async {
         gateway
             .log()
-            .contains("the brokers refuse the changed Kafka password")
+            .contains("the brokers refuse the changed Kafka credentials")
             .then_some(())
     })
     .await;
@@ -323,7 +323,7 @@ async fn a_changed_kafka_password_loses_no_record() {
     broker.set_password("signal", "second").await;
     flows().await;
     replace(&file, "second\n");
-    let text = "Kafka is connected with the changed password";
+    let text = "Kafka is connected with the changed credentials";
     until("the new password is used", || async {
         gateway.log().contains(text).then_some(())
     })

@@ -238,7 +238,7 @@ async fn a_cloud_event_in_binary_mode_says_json_once_it_is_json() {
 }
 
 #[tokio::test]
-async fn only_the_registrys_own_word_makes_an_id_unknown() {
+async fn only_the_word_of_the_registry_makes_an_id_unknown() {
     let (stub, url) = RegistryStub::start().await;
     stub.add(3, "JSON", "true", json!([]));
     let registry = registry(&url);
