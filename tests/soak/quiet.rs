@@ -22,8 +22,8 @@ use crate::watch::{resident, sum};
 
 /// The broker acknowledges everything within this.
 const ACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(60);
-/// A backlog may take its time, but the count of rows grows at least this often.
-const PROGRESS_LIMIT: Duration = Duration::from_secs(20);
+/// A backlog may take its time, but the count of rows grows at least this often: the group needs 6 s to miss a member that was killed.
+const PROGRESS_LIMIT: Duration = Duration::from_secs(12);
 /// Clients know everything this long after it is stored: a push, a `resync` or a gap, and the sync that follows it.
 const SETTLE_LIMIT: Duration = Duration::from_secs(12);
 

@@ -104,18 +104,18 @@ const DECK: [Card; 19] = [
 pub(crate) struct Schedule {
     random: StdRng,
     deck: Vec<Card>,
-    /// A fault of the first minutes lasts no longer than this.
+    /// No fault lasts longer than this.
     longest_secs: f64,
     has_clock: bool,
 }
 
 impl Schedule {
-    /// The steps of `seed`. A short run has shorter faults, so that it sees every kind; without `has_clock` no clock steps.
+    /// The steps of `seed`. A short run has shorter faults, so that it sees every kind, and some still last until readiness must name them; without `has_clock` no clock steps.
     pub(crate) fn new(seed: u64, minutes: f64, has_clock: bool) -> Self {
         Self {
             random: StdRng::seed_from_u64(seed),
             deck: Vec::new(),
-            longest_secs: (minutes * 1.5).clamp(9.0, 45.0),
+            longest_secs: (minutes * 1.5).clamp(16.0, 45.0),
             has_clock,
         }
     }

@@ -18,9 +18,9 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// Ready again this long after the last fault has ended.
 pub(crate) const RECOVERY_LIMIT: Duration = Duration::from_secs(10);
 /// A subscriber that receives nothing is named within this: `redis.stalled_after_ms` of the harness, a ping, a probe, and a margin.
-const STALLED_LIMIT: Duration = Duration::from_secs(9);
+const STALLED_LIMIT: Duration = Duration::from_secs(7);
 /// A gateway that cannot store says so within this, where it is told that it cannot.
-const WAITING_LIMIT: Duration = Duration::from_secs(10);
+const WAITING_LIMIT: Duration = Duration::from_secs(7);
 /// Resident memory of a gateway, in MiB.
 pub(crate) const MEMORY_LIMIT_MIB: u64 = 320;
 
