@@ -43,10 +43,7 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
         drop(servers);
         Ok(())
     })?;
-    if is_whole
-        && std::env::var_os("SIGNAL_TEST_SOAK").is_some()
-        && let Err(error) = timing.part("soak", soak::part)
-    {
+    if is_whole && let Err(error) = timing.part("soak", soak::part) {
         println!("xtask: {error:#}");
         failed.push(format!("{error:#}"));
     }
