@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientContext;
 use rdkafka::client::OAuthToken;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use serde::Deserialize;
 use signal_contract::Object;
 use tokio::sync::watch;
@@ -32,13 +32,14 @@ const MAX_ANSWER_BYTES: usize = 64 << 10;
 const FIRST_TOKEN_LIMIT: Duration = Duration::from_secs(10);
 /// How often it looks.
 const FIRST_TOKEN_POLL: Duration = Duration::from_millis(20);
-/// Delays after a failure.
+/// Delay after a first failure.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
-const LONGEST_RETRY: Duration = Duration::from_secs(15);
 /// The life of a token whose issuer names none (`expires_in` is only recommended by RFC 6749, section 5.1).
 const UNSAID_LIFE: Duration = Duration::from_secs(60);
 /// How long a consumer that was just made is served, so that it has its token before it is asked for anything.
 const SERVE: Duration = Duration::from_millis(200);
+/// How long brokers may refuse the token of a consumer that has just got another one.
+const REFUSED_LIMIT: Duration = Duration::from_secs(10);
 
 /// Hands out tokens, where clients log in by them.
 #[derive(Clone, Default)]
@@ -94,17 +95,51 @@ impl Login {
 
     /// Lets a consumer that was just made take its token: it does so only while it is polled, and cannot log in before.
     pub(super) fn serve<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>) {
+        self.serve_for(consumer, SERVE);
+    }
+
+    /// Asks brokers something through a consumer that is polled seldom. Its token may have ended since: it takes another one first, and a
+    /// refusal of the old one is not the answer.
+    pub(super) fn ask<C: ConsumerContext, T>(
+        &self,
+        consumer: &BaseConsumer<C>,
+        question: impl Fn(&BaseConsumer<C>) -> KafkaResult<T>,
+    ) -> KafkaResult<T> {
+        let started = Instant::now();
+        self.serve_for(consumer, Duration::ZERO);
+        loop {
+            match question(consumer) {
+                Err(error)
+                    if self.0.is_some()
+                        && is_refused_login(&error)
+                        && started.elapsed() < REFUSED_LIMIT =>
+                {
+                    self.serve_for(consumer, SERVE);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    fn serve_for<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>, time: Duration) {
         if self.0.is_some()
-            && let Some(Err(error)) = consumer.poll(SERVE)
+            && let Some(Err(error)) = consumer.poll(time)
         {
             tracing::debug!(%error, "error of a Kafka client that logs in");
         }
     }
 }
 
+fn is_refused_login(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed)
+    )
+}
+
 /// Never ends by itself.
 async fn keep_fresh(auth: KafkaAuth, clock: Arc<dyn Clock>, sender: &watch::Sender<Current>) {
-    let mut backoff = Backoff::between(FIRST_RETRY, LONGEST_RETRY);
+    let mut backoff = Backoff::new(FIRST_RETRY);
     loop {
         let asked_ms = clock.now_ms();
         match ask(auth.clone()).await {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -187,10 +187,10 @@ impl Run {
     }
 
     fn partition(&mut self, partition: i32) -> Result<(), PipelineError> {
-        let (low, high) = self
-            .reader
-            .fetch_watermarks(&self.letters, partition, ANSWER_LIMIT)
-            .map_err(PipelineError::Client)?;
+        let (low, high) = asked(&self.reader, |reader| {
+            reader.fetch_watermarks(&self.letters, partition, ANSWER_LIMIT)
+        })
+        .map_err(PipelineError::Client)?;
         if low >= high {
             return Ok(());
         }
@@ -441,9 +441,10 @@ impl Ledger {
         offsets
             .add_partition_offset(topic, partition, Offset::Offset(next))
             .map_err(PipelineError::Client)?;
-        self.consumer
-            .commit(&offsets, CommitMode::Sync)
-            .map_err(PipelineError::Client)?;
+        asked(&self.consumer, |consumer| {
+            consumer.commit(&offsets, CommitMode::Sync)
+        })
+        .map_err(PipelineError::Client)?;
         *position = Position {
             committed: Some(next),
             next,
@@ -452,12 +453,12 @@ impl Ledger {
     }
 
     fn committed(&self, topic: &str, partition: i32) -> Result<Option<i64>, PipelineError> {
-        let mut asked = TopicPartitionList::new();
-        asked.add_partition(topic, partition);
-        let known = self
-            .consumer
-            .committed_offsets(asked, ANSWER_LIMIT)
-            .map_err(PipelineError::Client)?;
+        let mut of = TopicPartitionList::new();
+        of.add_partition(topic, partition);
+        let known = asked(&self.consumer, |consumer| {
+            consumer.committed_offsets(of.clone(), ANSWER_LIMIT)
+        })
+        .map_err(PipelineError::Client)?;
         Ok(known
             .elements()
             .first()
@@ -466,11 +467,21 @@ impl Ledger {
     }
 }
 
+/// Consumers of a replay are polled seldom, or never.
+fn asked<T>(
+    consumer: &BaseConsumer<Quiet>,
+    question: impl Fn(&BaseConsumer<Quiet>) -> KafkaResult<T>,
+) -> KafkaResult<T> {
+    let login = consumer.context().login.clone();
+    login.ask(consumer, question)
+}
+
 /// How many partitions a topic has; 0 for one that is not there.
 fn partitions(reader: &BaseConsumer<Quiet>, topic: &str) -> Result<i32, PipelineError> {
-    let metadata = reader
-        .fetch_metadata(Some(topic), ANSWER_LIMIT)
-        .map_err(PipelineError::Client)?;
+    let metadata = asked(reader, |reader| {
+        reader.fetch_metadata(Some(topic), ANSWER_LIMIT)
+    })
+    .map_err(PipelineError::Client)?;
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
         return Ok(0);
     };
