@@ -23,7 +23,7 @@ same_variants! {
     data::RedisMode => RedisMode { Standalone, Sentinel, Cluster }
     data::OffsetReset => OffsetReset { Earliest, Latest }
     data::KafkaProtocol => KafkaProtocol { Plaintext, Ssl, SaslPlaintext, SaslSsl }
-    data::KafkaMechanism => KafkaMechanism { Plain, ScramSha256, ScramSha512 }
+    data::KafkaMechanism => KafkaMechanism { Plain, ScramSha256, ScramSha512, OAuthBearer }
     pod::LogFormat => LogFormat { Json, Text }
     jwks::SourcePreset => SourcePreset { Standard, Ignis }
     status::SourceStage => SourceState { Prepared, Trusted, Retiring }

@@ -112,6 +112,12 @@ pub struct Tls {
         .message("SASL needs auth").field_path(".security"),
     validation = Rule::new("self.security.protocol.startsWith('SASL') || !has(self.security.auth)")
         .message("auth needs a SASL protocol").field_path(".security"),
+    validation = Rule::new("has(self.security.certificateSecretRef) == has(self.security.keySecretRef)")
+        .message("certificateSecretRef and keySecretRef belong together").field_path(".security"),
+    validation = Rule::new("!has(self.security.certificateSecretRef) || self.security.protocol.endsWith('SSL')")
+        .message("a certificate needs SSL or SASL_SSL").field_path(".security"),
+    validation = Rule::new("!has(self.security.auth) || (self.security.auth.mechanism == 'OAUTHBEARER') == has(self.security.auth.tokenUrl)")
+        .message("OAUTHBEARER needs tokenUrl, and no other mechanism has one").field_path(".security"),
     validation = Rule::new("self.groupId == oldSelf.groupId || self.allowGroupChange")
         .message("another group reads the topic again or skips part of it: set allowGroupChange").field_path(".groupId"),
 )]
@@ -148,6 +154,9 @@ pub struct Kafka {
     /// Transport and login.
     #[serde(default)]
     pub security: KafkaSecurity,
+    /// Where schemas of records are. Absent: records are JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry: Option<KafkaRegistry>,
 }
 
 fn group_id() -> String {
@@ -192,6 +201,42 @@ pub struct KafkaSecurity {
     /// PEM authorities to trust; absent: those of the image. A changed content rolls the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
+    /// PEM certificate that brokers ask for, and its chain. A changed content is taken over without a restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_secret_ref: Option<SecretKey>,
+    /// Its PEM private key, which has no password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_secret_ref: Option<SecretKey>,
+}
+
+/// Schemas of records in Avro, Protobuf and JSON Schema, at a registry with Confluent's API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("has(self.usernameSecretRef) == has(self.passwordSecretRef)")
+        .message("usernameSecretRef and passwordSecretRef belong together"),
+    validation = Rule::new("!has(self.passwordSecretRef) || !has(self.tokenSecretRef)")
+        .message("passwordSecretRef and tokenSecretRef exclude each other"),
+)]
+pub struct KafkaRegistry {
+    /// Base of its API.
+    #[schemars(length(min = 1, max = 2048))]
+    pub url: String,
+    /// Topics, of those of the pipeline, whose records carry the id of a schema.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 249)))]
+    pub topics: Vec<String>,
+    /// User of HTTP Basic. A changed content rolls the pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username_secret_ref: Option<SecretKey>,
+    /// Password of HTTP Basic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_secret_ref: Option<SecretKey>,
+    /// Bearer token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_secret_ref: Option<SecretKey>,
+    /// PEM authorities to trust; absent: those of the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKey>,
 }
 
 /// Transport of Kafka.
@@ -219,10 +264,21 @@ pub struct KafkaAuth {
     /// Mechanism.
     #[serde(default)]
     pub mechanism: KafkaMechanism,
-    /// The user. A changed content rolls the pods.
+    /// The user; with OAUTHBEARER the id of the client. A changed content rolls the pods.
     pub username_secret_ref: SecretKey,
-    /// The password.
+    /// The password; with OAUTHBEARER the secret of the client.
     pub password_secret_ref: SecretKey,
+    /// Where the client gets its tokens with OAUTHBEARER (RFC 6749, section 4.4).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048))]
+    pub token_url: Option<String>,
+    /// Scope that it asks for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub scope: String,
+    /// PEM authorities to trust at `tokenUrl`; absent: those of the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ca_secret_ref: Option<SecretKey>,
 }
 
 /// SASL mechanism of Kafka.
@@ -238,6 +294,9 @@ pub enum KafkaMechanism {
     #[default]
     #[serde(rename = "SCRAM-SHA-512")]
     ScramSha512,
+    /// RFC 7628, with tokens that a client gets by its own credentials.
+    #[serde(rename = "OAUTHBEARER")]
+    OAuthBearer,
 }
 
 /// Where notifications are stored. Absent: SQLite in the pod, lost with it, for one replica that tries things out.

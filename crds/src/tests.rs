@@ -193,6 +193,55 @@ fn cases() -> Vec<Case> {
             )],
         ),
         (
+            "OAUTHBEARER needs tokenUrl, and no other mechanism has one",
+            vec![("/spec/kafka/security/auth/mechanism", json!("OAUTHBEARER"))],
+            vec![(
+                "/spec/kafka/security/auth",
+                json!({"mechanism": "OAUTHBEARER", "tokenUrl": "https://id/token", "usernameSecretRef": secret, "passwordSecretRef": secret}),
+            )],
+        ),
+        (
+            "certificateSecretRef and keySecretRef belong together",
+            vec![("/spec/kafka/security/keySecretRef", secret.clone())],
+            vec![
+                ("/spec/kafka/security/keySecretRef", secret.clone()),
+                ("/spec/kafka/security/certificateSecretRef", secret.clone()),
+            ],
+        ),
+        (
+            "a certificate needs SSL or SASL_SSL",
+            vec![(
+                "/spec/kafka/security",
+                json!({"keySecretRef": secret, "certificateSecretRef": secret}),
+            )],
+            vec![(
+                "/spec/kafka/security",
+                json!({"protocol": "SSL", "keySecretRef": secret, "certificateSecretRef": secret}),
+            )],
+        ),
+        (
+            "passwordSecretRef and tokenSecretRef exclude each other",
+            vec![(
+                "/spec/kafka/registry",
+                json!({"url": "https://r", "topics": ["t"], "usernameSecretRef": secret, "passwordSecretRef": secret, "tokenSecretRef": secret}),
+            )],
+            vec![(
+                "/spec/kafka/registry",
+                json!({"url": "https://r", "topics": ["t"], "tokenSecretRef": secret}),
+            )],
+        ),
+        (
+            "usernameSecretRef and passwordSecretRef belong together",
+            vec![(
+                "/spec/kafka/registry",
+                json!({"url": "https://r", "topics": ["t"], "passwordSecretRef": secret}),
+            )],
+            vec![(
+                "/spec/kafka/registry",
+                json!({"url": "https://r", "topics": ["t"], "usernameSecretRef": secret, "passwordSecretRef": secret}),
+            )],
+        ),
+        (
             "name a source, or let the operator manage keys",
             vec![
                 ("/spec/jwks/sources", json!([])),

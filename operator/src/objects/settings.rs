@@ -3,11 +3,12 @@
 //! Every setting starts at the contract's default, and only what differs from it is written, so that the image may be one release older.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 
 use signal_contract::{
-    Config, KafkaAuth, KafkaSecurity, Live, ManagedJwks, PolicyColumns, PolicyKinds, PolicyTables,
-    RedisAuth, RedisLocation, RedisMode, RedisTls, Secret, SecretFile, SendQueue, Sentinel,
-    ServerTls, Source, Tracing, prefixes_collide,
+    Config, KafkaAuth, KafkaRegistry, KafkaSecurity, Live, ManagedJwks, PolicyColumns, PolicyKinds,
+    PolicyTables, RedisAuth, RedisLocation, RedisMode, RedisTls, Secret, SecretFile, SendQueue,
+    Sentinel, ServerTls, Source, Tracing, prefixes_collide,
 };
 use signal_crds::data::{Database, Kafka, Migrations, Policy};
 use signal_crds::gateway::AddressFamilies;
@@ -17,7 +18,8 @@ use super::credentials::ADMIN_TOKEN;
 use crate::names::{CATALOG_DIR, LIVE_DIR};
 use crate::plan::record::{Record, RecordedRedis, RecordedSource};
 use crate::plan::validate::{
-    BASIC_USERS, DATABASE_URL, KAFKA_CA, KAFKA_PASSWORD, POLICY_URL, TLS_CERTIFICATE,
+    BASIC_USERS, DATABASE_URL, KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD,
+    KAFKA_TOKEN_CA, POLICY_URL, REGISTRY_CA, REGISTRY_PASSWORD, REGISTRY_TOKEN, TLS_CERTIFICATE,
     TLS_CLIENT_CA, TLS_KEY, ValidCluster,
 };
 
@@ -67,6 +69,12 @@ fn referenced(cluster: &ValidCluster, name: &'static str) -> SecretFile {
     secret_file(cluster.files.contains_key(name).then_some(name))
 }
 
+/// The same for what is no secret.
+fn public_file(cluster: &ValidCluster, name: &'static str) -> PathBuf {
+    let file = referenced(cluster, name);
+    file.path().map(Into::into).unwrap_or_default()
+}
+
 fn gateway(cluster: &ValidCluster, config: &mut Config) {
     let gateway = &cluster.spec.gateway;
     let any: IpAddr = match gateway.address_families {
@@ -79,10 +87,7 @@ fn gateway(cluster: &ValidCluster, config: &mut Config) {
         config.server.tls = ServerTls {
             certificate_file: mounted(TLS_CERTIFICATE).into(),
             key_file: secret_file(Some(TLS_KEY)),
-            client_ca_file: referenced(cluster, TLS_CLIENT_CA)
-                .path()
-                .map(Into::into)
-                .unwrap_or_default(),
+            client_ca_file: public_file(cluster, TLS_CLIENT_CA),
             min_version: tls.min_version.into(),
         };
     }
@@ -121,14 +126,26 @@ fn kafka(cluster: &ValidCluster, spec: &Kafka, kafka: &mut signal_contract::Kafk
             mechanism: auth.map(|auth| auth.mechanism).unwrap_or_default().into(),
             username: cluster.kafka_username.clone(),
             password_file: referenced(cluster, KAFKA_PASSWORD),
-            ..kafka.security.auth.clone()
+            token_url: auth
+                .and_then(|auth| auth.token_url.clone())
+                .unwrap_or_default(),
+            scope: auth.map(|auth| auth.scope.clone()).unwrap_or_default(),
+            token_ca_file: public_file(cluster, KAFKA_TOKEN_CA),
         },
-        ca_file: referenced(cluster, KAFKA_CA)
-            .path()
-            .map(Into::into)
-            .unwrap_or_default(),
-        ..kafka.security.clone()
+        ca_file: public_file(cluster, KAFKA_CA),
+        certificate_file: public_file(cluster, KAFKA_CERTIFICATE),
+        key_file: referenced(cluster, KAFKA_KEY),
     };
+    if let Some(registry) = &spec.registry {
+        kafka.registry = KafkaRegistry {
+            url: registry.url.clone(),
+            topics: registry.topics.clone(),
+            username: cluster.registry_username.clone(),
+            password_file: referenced(cluster, REGISTRY_PASSWORD),
+            token_file: referenced(cluster, REGISTRY_TOKEN),
+            ca_file: public_file(cluster, REGISTRY_CA),
+        };
+    }
 }
 
 fn database(spec: Option<&Database>, database: &mut signal_contract::Database) {

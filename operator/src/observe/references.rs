@@ -22,7 +22,11 @@ pub fn references(spec: &SignalClusterSpec) -> References {
     let kafka_auth = kafka.and_then(|security| security.auth.as_ref());
     let database = spec.database.as_ref();
     let tls = spec.gateway.tls.as_ref();
-    let optional: [Option<&SecretKey>; 12] = [
+    let registry = spec
+        .kafka
+        .as_ref()
+        .and_then(|kafka| kafka.registry.as_ref());
+    let optional: [Option<&SecretKey>; 19] = [
         tls.and_then(|tls| tls.client_ca_secret_ref.as_ref()),
         spec.gateway.auth.basic_users_secret_ref.as_ref(),
         redis.and_then(|redis| redis.sentinel.as_ref()?.password_secret_ref.as_ref()),
@@ -31,7 +35,14 @@ pub fn references(spec: &SignalClusterSpec) -> References {
         redis.and_then(|redis| redis.tls.as_ref()?.ca_secret_ref.as_ref()),
         kafka_auth.map(|auth| &auth.username_secret_ref),
         kafka_auth.map(|auth| &auth.password_secret_ref),
+        kafka_auth.and_then(|auth| auth.token_ca_secret_ref.as_ref()),
         kafka.and_then(|security| security.ca_secret_ref.as_ref()),
+        kafka.and_then(|security| security.certificate_secret_ref.as_ref()),
+        kafka.and_then(|security| security.key_secret_ref.as_ref()),
+        registry.and_then(|registry| registry.username_secret_ref.as_ref()),
+        registry.and_then(|registry| registry.password_secret_ref.as_ref()),
+        registry.and_then(|registry| registry.token_secret_ref.as_ref()),
+        registry.and_then(|registry| registry.ca_secret_ref.as_ref()),
         database.map(|database| &database.url_secret_ref),
         database.and_then(|database| database.ca_secret_ref.as_ref()),
         spec.policy.url_secret_ref.as_ref(),

@@ -20,7 +20,8 @@ use crate::plan::record::{RecordedRedis, SourceDefinition};
 use crate::reasons::ConditionReason;
 use secrets::Resolver;
 pub use secrets::{
-    BASIC_USERS, DATABASE_CA, DATABASE_URL, KAFKA_CA, KAFKA_PASSWORD, POLICY_URL, TLS_CERTIFICATE,
+    BASIC_USERS, DATABASE_CA, DATABASE_URL, KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD,
+    KAFKA_TOKEN_CA, POLICY_URL, REGISTRY_CA, REGISTRY_PASSWORD, REGISTRY_TOKEN, TLS_CERTIFICATE,
     TLS_CLIENT_CA, TLS_KEY,
 };
 use shape::Shape;
@@ -52,6 +53,8 @@ pub struct ValidCluster {
     pub redis: Option<RecordedRedis>,
     /// Kafka's user; empty for none.
     pub kafka_username: String,
+    /// User of the registry of schemas; empty for none.
+    pub registry_username: String,
     /// Locales of the catalogs that are added to those of the image, sorted.
     pub locales: Vec<String>,
     /// Peers that may reach the public port; empty: all.
@@ -131,6 +134,7 @@ pub fn validate(observed: &Observed) -> Result<ValidCluster, Vec<Problem>> {
         sources,
         redis,
         kafka_username,
+        registry_username,
     } = resolve(spec, &observed.secrets, &mut problems);
     if !problems.is_empty() {
         return Err(problems);
@@ -146,6 +150,7 @@ pub fn validate(observed: &Observed) -> Result<ValidCluster, Vec<Problem>> {
         sources,
         redis,
         kafka_username,
+        registry_username,
         locales,
         public_from,
         admin_from,
@@ -158,6 +163,7 @@ struct Resolved {
     sources: Vec<(String, SourceDefinition)>,
     redis: Option<RecordedRedis>,
     kafka_username: String,
+    registry_username: String,
 }
 
 fn resolve(spec: &SignalClusterSpec, secrets: &Secrets, problems: &mut Vec<Problem>) -> Resolved {
@@ -185,24 +191,8 @@ fn resolve(spec: &SignalClusterSpec, secrets: &Secrets, problems: &mut Vec<Probl
     if let Some(key) = &spec.policy.url_secret_ref {
         resolver.database("spec.policy.urlSecretRef", key, POLICY_URL, false);
     }
-    let mut kafka_username = String::new();
-    if let Some(security) = spec.kafka.as_ref().map(|kafka| &kafka.security) {
-        if let Some(auth) = &security.auth {
-            let user = resolver.text(
-                "spec.kafka.security.auth.usernameSecretRef",
-                &auth.username_secret_ref,
-            );
-            user.unwrap_or_default().clone_into(&mut kafka_username);
-            resolver.password(
-                "spec.kafka.security.auth.passwordSecretRef",
-                &auth.password_secret_ref,
-                KAFKA_PASSWORD,
-            );
-        }
-        if let Some(key) = &security.ca_secret_ref {
-            resolver.fixed_authorities("spec.kafka.security.caSecretRef", key, KAFKA_CA);
-        }
-    }
+    let kafka_username = kafka_login(spec, &mut resolver);
+    let registry_username = registry_login(spec, &mut resolver);
     let redis = redis(spec, &mut resolver);
     let sources = sources(spec, &mut resolver);
     Resolved {
@@ -210,7 +200,72 @@ fn resolve(spec: &SignalClusterSpec, secrets: &Secrets, problems: &mut Vec<Probl
         sources,
         redis,
         kafka_username,
+        registry_username,
     }
+}
+
+/// Files of Kafka's logins; returns the user.
+fn kafka_login(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> String {
+    let mut username = String::new();
+    let Some(security) = spec.kafka.as_ref().map(|kafka| &kafka.security) else {
+        return username;
+    };
+    if let Some(auth) = &security.auth {
+        let user = resolver.text(
+            "spec.kafka.security.auth.usernameSecretRef",
+            &auth.username_secret_ref,
+        );
+        user.unwrap_or_default().clone_into(&mut username);
+        resolver.password(
+            "spec.kafka.security.auth.passwordSecretRef",
+            &auth.password_secret_ref,
+            KAFKA_PASSWORD,
+        );
+        if let Some(key) = &auth.token_ca_secret_ref {
+            let field = "spec.kafka.security.auth.tokenCaSecretRef";
+            resolver.fixed_authorities(field, key, KAFKA_TOKEN_CA);
+        }
+    }
+    if let Some(key) = &security.ca_secret_ref {
+        resolver.fixed_authorities("spec.kafka.security.caSecretRef", key, KAFKA_CA);
+    }
+    if let (Some(certificate), Some(key)) =
+        (&security.certificate_secret_ref, &security.key_secret_ref)
+    {
+        resolver.client_certificate(
+            "spec.kafka.security",
+            [certificate, key],
+            [KAFKA_CERTIFICATE, KAFKA_KEY],
+        );
+    }
+    username
+}
+
+/// Files for the registry of schemas; returns the user.
+fn registry_login(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> String {
+    let mut username = String::new();
+    let registry = spec
+        .kafka
+        .as_ref()
+        .and_then(|kafka| kafka.registry.as_ref());
+    let Some(registry) = registry else {
+        return username;
+    };
+    if let Some(key) = &registry.username_secret_ref {
+        let user = resolver.text("spec.kafka.registry.usernameSecretRef", key);
+        user.unwrap_or_default().clone_into(&mut username);
+    }
+    if let Some(key) = &registry.password_secret_ref {
+        let field = "spec.kafka.registry.passwordSecretRef";
+        resolver.password(field, key, REGISTRY_PASSWORD);
+    }
+    if let Some(key) = &registry.token_secret_ref {
+        resolver.password("spec.kafka.registry.tokenSecretRef", key, REGISTRY_TOKEN);
+    }
+    if let Some(key) = &registry.ca_secret_ref {
+        resolver.fixed_authorities("spec.kafka.registry.caSecretRef", key, REGISTRY_CA);
+    }
+    username
 }
 
 fn redis(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> Option<RecordedRedis> {

@@ -2,8 +2,11 @@
 
 use std::io::Write as _;
 
+use signal_crds::data::{KafkaMechanism, KafkaRegistry};
+use signal_crds::reference::SecretKey;
 use signal_crds::status::SourceStage;
 use signal_gateway::config::{self, RedisMode, SourceState};
+use signal_services::{Authority, PrivateKey};
 
 use super::*;
 use crate::fixture::{EXAMPLES, changed, example, observed, settled};
@@ -29,6 +32,97 @@ fn a_gateway_loads_the_static_settings_of_every_example() {
             "{name}"
         );
     }
+}
+
+fn with_every_login_of_kafka() -> Observed {
+    let key = |name: &str, key: &str| SecretKey {
+        name: name.into(),
+        key: key.into(),
+    };
+    changed("production", |cluster| {
+        let kafka = cluster.spec.kafka.as_mut().unwrap();
+        kafka.security.certificate_secret_ref = Some(key("client", "user.crt"));
+        kafka.security.key_secret_ref = Some(key("client", "user.key"));
+        let auth = kafka.security.auth.as_mut().unwrap();
+        auth.mechanism = KafkaMechanism::OAuthBearer;
+        auth.token_url = Some("https://id.example.com/token".into());
+        auth.scope = "kafka".into();
+        auth.token_ca_secret_ref = Some(key("authorities", "ca.crt"));
+        kafka.registry = Some(KafkaRegistry {
+            url: "https://registry:8081".into(),
+            topics: kafka.topics.clone(),
+            username_secret_ref: Some(key("kafka", "user")),
+            password_secret_ref: Some(key("kafka", "pass")),
+            token_secret_ref: None,
+            ca_secret_ref: Some(key("authorities", "ca.crt")),
+        });
+    })
+}
+
+#[test]
+fn logins_and_the_registry_of_kafka_arrive_with_their_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path()).unwrap();
+    let ip = std::net::Ipv4Addr::LOCALHOST;
+    authority.issue("user", ip, PrivateKey::Pkcs8).unwrap();
+    let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    let mut observed = with_every_login_of_kafka();
+    let mut data = [
+        ("user.crt".to_owned(), read("user.pem")),
+        ("user.key".to_owned(), read("user.key")),
+    ];
+    let secrets = &mut observed.secrets;
+    secrets.insert("client".into(), Some(data.clone().into()));
+    let kafka = load(&observed).kafka;
+    let security = &kafka.security;
+    let files = [
+        &security.certificate_file,
+        security.key_file.path().unwrap(),
+        &security.auth.token_ca_file,
+        kafka.registry.password_file.path().unwrap(),
+        &kafka.registry.ca_file,
+    ]
+    .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned());
+    assert_eq!(
+        files,
+        [
+            "kafka-client.crt",
+            "kafka-client.key",
+            "kafka-token-ca.crt",
+            "kafka-registry-password",
+            "kafka-registry-ca.crt"
+        ]
+    );
+    let cluster = validate(&observed).unwrap();
+    assert!(files.iter().all(|file| cluster.files.contains_key(file)));
+    let texts = [
+        &security.auth.token_url,
+        &security.auth.scope,
+        &security.auth.username,
+        &kafka.registry.url,
+        &kafka.registry.username,
+    ];
+    assert_eq!(
+        texts,
+        [
+            "https://id.example.com/token",
+            "kafka",
+            "signal",
+            "https://registry:8081",
+            "signal"
+        ]
+    );
+    assert_eq!(kafka.registry.topics, kafka.topics);
+
+    authority.issue("other", ip, PrivateKey::Pkcs8).unwrap();
+    data[1].1 = read("other.key");
+    let secrets = &mut observed.secrets;
+    secrets.insert("client".into(), Some(data.into()));
+    let problems = validate(&observed).unwrap_err();
+    assert_eq!(
+        problems[0].message,
+        "spec.kafka.security.certificateSecretRef: Secret client: user.key does not belong to the certificate in user.crt"
+    );
 }
 
 #[test]

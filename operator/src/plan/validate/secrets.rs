@@ -15,6 +15,18 @@ use crate::reasons::ConditionReason;
 pub const KAFKA_PASSWORD: &str = "kafka-password";
 /// Kafka's certificate authorities. A change restarts the pods.
 pub const KAFKA_CA: &str = "kafka-ca.crt";
+/// The certificate that Kafka's brokers ask for, and its chain.
+pub const KAFKA_CERTIFICATE: &str = "kafka-client.crt";
+/// Its private key.
+pub const KAFKA_KEY: &str = "kafka-client.key";
+/// Certificate authorities of Kafka's token endpoint.
+pub const KAFKA_TOKEN_CA: &str = "kafka-token-ca.crt";
+/// Password of the registry of schemas.
+pub const REGISTRY_PASSWORD: &str = "kafka-registry-password";
+/// Bearer token for it.
+pub const REGISTRY_TOKEN: &str = "kafka-registry-token";
+/// Its certificate authorities.
+pub const REGISTRY_CA: &str = "kafka-registry-ca.crt";
 /// URL of the notification database.
 pub const DATABASE_URL: &str = "database-url";
 /// Its certificate authorities. A change restarts the pods.
@@ -162,7 +174,7 @@ impl<'a> Resolver<'a> {
         let (Some(certificate), Some(key)) = (certificate, key) else {
             return;
         };
-        match pair(certificate, key) {
+        match pair(certificate, key, [TLS_CERTIFICATE, TLS_KEY]) {
             Ok(()) => {
                 self.files
                     .insert(TLS_CERTIFICATE.into(), certificate.into());
@@ -171,6 +183,35 @@ impl<'a> Resolver<'a> {
             Err(why) => self.refuse(
                 ConditionReason::CertificateInvalid,
                 format!("{field}: Secret {name}: {why}"),
+            ),
+        }
+    }
+
+    /// A certificate and its key, of any two Secrets, which belong to each other, under fixed names.
+    pub(super) fn client_certificate(
+        &mut self,
+        field: &str,
+        [certificate, key]: [&SecretKey; 2],
+        names: [&str; 2],
+    ) {
+        let (chain, private) = (
+            self.content(&format!("{field}.certificateSecretRef"), certificate),
+            self.content(&format!("{field}.keySecretRef"), key),
+        );
+        let (Some(chain), Some(private)) = (chain, private) else {
+            return;
+        };
+        match pair(chain, private, [&certificate.key, &key.key]) {
+            Ok(()) => {
+                self.files.insert(names[0].into(), chain.into());
+                self.files.insert(names[1].into(), private.into());
+            }
+            Err(why) => self.refuse(
+                ConditionReason::CertificateInvalid,
+                format!(
+                    "{field}.certificateSecretRef: Secret {}: {why}",
+                    certificate.name
+                ),
             ),
         }
     }
@@ -246,21 +287,22 @@ impl<'a> Resolver<'a> {
     }
 }
 
-/// Checks that a certificate and a key can be read and belong together. The error never quotes them.
-fn pair(certificate: &[u8], key: &[u8]) -> Result<(), &'static str> {
+/// Checks that a certificate and a key, of keys with these names, can be read and belong together. The error never quotes them.
+fn pair(certificate: &[u8], key: &[u8], names: [&str; 2]) -> Result<(), String> {
+    let [certificate_name, key_name] = names;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
     let chain = chain
         .ok()
         .filter(|chain| !chain.is_empty())
-        .ok_or("tls.crt does not hold PEM certificates")?;
+        .ok_or_else(|| format!("{certificate_name} does not hold PEM certificates"))?;
     let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|_| "tls.key does not hold a PEM private key")?;
+        .map_err(|_| format!("{key_name} does not hold a PEM private key"))?;
     let provider = rustls::crypto::ring::default_provider();
     match CertifiedKey::from_der(chain, key, &provider) {
         Ok(_) => Ok(()),
-        Err(rustls::Error::InconsistentKeys(_)) => {
-            Err("tls.key does not belong to the certificate in tls.crt")
-        }
-        Err(_) => Err("tls.crt and tls.key cannot be used"),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(format!(
+            "{key_name} does not belong to the certificate in {certificate_name}"
+        )),
+        Err(_) => Err(format!("{certificate_name} and {key_name} cannot be used")),
     }
 }

@@ -122,6 +122,7 @@ impl<'a> Shape<'a> {
             "kafka.deadLetterSuffix",
             "takes letters, digits, dots, underscores and hyphens",
         );
+        self.kafka_addresses(kafka);
         for topic in &kafka.topics {
             self.need(
                 topic.chars().all(allowed),
@@ -133,6 +134,37 @@ impl<'a> Shape<'a> {
                 !kafka.topics.contains(&letters),
                 "kafka.topics",
                 &format!("`{letters}` is the dead-letter topic of `{topic}`"),
+            );
+        }
+    }
+
+    /// Addresses of HTTP, without credentials that the settings would show.
+    fn kafka_addresses(&mut self, kafka: &Kafka) {
+        let auth = kafka.security.auth.as_ref();
+        let token_url = auth.and_then(|auth| auth.token_url.as_deref());
+        let registry = kafka.registry.as_ref();
+        for (field, address) in [
+            ("kafka.security.auth.tokenUrl", token_url),
+            (
+                "kafka.registry.url",
+                registry.map(|registry| registry.url.as_str()),
+            ),
+        ] {
+            let good = address.is_none_or(|address| {
+                url::Url::parse(address).is_ok_and(|url| {
+                    matches!(url.scheme(), "http" | "https")
+                        && url.has_host()
+                        && url.username().is_empty()
+                        && url.password().is_none()
+                })
+            });
+            self.need(good, field, "is not an http URL without a user");
+        }
+        for topic in registry.iter().flat_map(|registry| &registry.topics) {
+            self.need(
+                kafka.topics.contains(topic),
+                "kafka.registry.topics",
+                &format!("`{topic}` is none of kafka.topics"),
             );
         }
     }

@@ -297,9 +297,20 @@ fn each_field_of_the_listener_that_the_api_server_cannot_check_is_named() {
     each_is_named(&cases);
 }
 
+fn registry(url: &str) -> signal_crds::data::KafkaRegistry {
+    signal_crds::data::KafkaRegistry {
+        url: url.into(),
+        topics: vec!["activity-notification".into()],
+        username_secret_ref: None,
+        password_secret_ref: None,
+        token_secret_ref: None,
+        ca_secret_ref: None,
+    }
+}
+
 #[test]
 fn each_field_that_the_api_server_cannot_check_is_named() {
-    let cases: [(&str, Change); 21] = [
+    let cases: [(&str, Change); 24] = [
         ("gateway.adminPort", |s| {
             s.gateway.admin_port = s.gateway.public_port
         }),
@@ -332,6 +343,18 @@ fn each_field_that_the_api_server_cannot_check_is_named() {
         }),
         ("kafka.topics", |s| {
             s.kafka.as_mut().unwrap().topics = vec!["^a.*".into()]
+        }),
+        ("kafka.security.auth.tokenUrl", |s| {
+            let kafka = s.kafka.as_mut().unwrap();
+            kafka.security.auth.as_mut().unwrap().token_url = Some("https://u:p@id/token".into())
+        }),
+        ("kafka.registry.url", |s| {
+            s.kafka.as_mut().unwrap().registry = Some(registry("registry:8081"))
+        }),
+        ("kafka.registry.topics", |s| {
+            let kafka = s.kafka.as_mut().unwrap();
+            kafka.topics = vec!["other".into()];
+            kafka.registry = Some(registry("https://registry"))
         }),
         ("database.retention", |s| {
             s.database.as_mut().unwrap().retention = Duration::secs(90_000)
