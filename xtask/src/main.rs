@@ -13,6 +13,7 @@ mod check;
 mod cluster;
 mod fuzz;
 mod outcome;
+mod registry;
 mod setup;
 mod soak;
 mod test;
@@ -43,6 +44,7 @@ Commands:
                                Two gateways, R records a second (default 40) and faults drawn from seed S, for N minutes
                                (default 60); checks every row, client, probe and metric, and prints totals as a table and JSON
   fuzz   [--seconds N] [ENTRY] Fuzzes each entry, or those named, for a minute or N seconds
+  registry                     Tests of schemas against a real registry (Apicurio; Java 21 or newer), which `test` leaves out
   cluster up [--nodes N]       Starts a Kubernetes to play with: with N nodes as root (default 1), which have both images; N = 0 without nodes and root
   cluster down                 Ends it
   setup                        Only checks what building and testing need, and installs what is missing
@@ -84,6 +86,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
         "check" => check::run(&arguments),
         "cluster" => cluster::run(&arguments),
         "fuzz" => fuzz::run(&arguments),
+        "registry" => registry::run(),
         "soak" => soak::run(&arguments),
         "bench" => {
             setup::build()?;

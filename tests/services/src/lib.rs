@@ -6,6 +6,7 @@
 //! Every server keeps its data in a folder and its port for life, so that a restart is the same server again. No server
 //! outlives this process: each is killed on drop, and by the kernel (`setpriv --pdeathsig`) if this process dies without one.
 
+mod apicurio;
 mod certificates;
 mod image;
 mod kafka;
@@ -22,6 +23,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
+pub use apicurio::Apicurio;
 pub use certificates::{Authority, PrivateKey, certificates};
 pub use image::Image;
 pub use kafka::{Kafka, KafkaInstallation};
