@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientContext;
 use rdkafka::client::OAuthToken;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use serde::Deserialize;
 use signal_contract::Object;
 use tokio::sync::watch;
@@ -30,16 +30,16 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// How long a client waits for the first token.
 const FIRST_TOKEN_LIMIT: Duration = Duration::from_secs(10);
+/// The same after a token has ended.
+const NEXT_TOKEN_LIMIT: Duration = Duration::from_secs(1);
 /// How often it looks.
-const FIRST_TOKEN_POLL: Duration = Duration::from_millis(20);
+const TOKEN_POLL: Duration = Duration::from_millis(20);
 /// Delay after a first failure.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// The life of a token whose issuer names none (`expires_in` is only recommended by RFC 6749, section 5.1).
 const UNSAID_LIFE: Duration = Duration::from_secs(60);
 /// How long a consumer that was just made is served, so that it has its token before it is asked for anything.
 const SERVE: Duration = Duration::from_millis(200);
-/// How long brokers may refuse the token of a consumer that has just got another one.
-const REFUSED_LIMIT: Duration = Duration::from_secs(10);
 
 /// Hands out tokens, where clients log in by them.
 #[derive(Clone, Default)]
@@ -50,6 +50,7 @@ type Current = Option<Result<Token, String>>;
 
 struct Tokens {
     principal: String,
+    clock: Arc<dyn Clock>,
     current: watch::Receiver<Current>,
 }
 
@@ -67,6 +68,7 @@ impl Login {
         }
         let auth = security.auth.clone();
         let principal = auth.username.clone();
+        let tokens_clock = clock.clone();
         let (sender, current) = watch::channel(None);
         tokio::spawn(async move {
             tokio::select! {
@@ -74,15 +76,28 @@ impl Login {
                 () = keep_fresh(auth, clock, &sender) => {}
             }
         });
-        Self(Some(Arc::new(Tokens { principal, current })))
+        Self(Some(Arc::new(Tokens {
+            principal,
+            clock: tokens_clock,
+            current,
+        })))
     }
 
-    /// The current token; waits for the first one, and for no other.
+    /// The current token; waits for the first one, and a moment for one that follows a token that has ended: a client that gets none asks again
+    /// only after ten seconds.
     pub(super) fn token(&self) -> Result<OAuthToken, Box<dyn Error>> {
         let tokens = self.0.as_ref().ok_or("the settings ask for no token")?;
         let started = Instant::now();
-        while tokens.current.borrow().is_none() && started.elapsed() < FIRST_TOKEN_LIMIT {
-            std::thread::sleep(FIRST_TOKEN_POLL);
+        loop {
+            let limit = match &*tokens.current.borrow() {
+                None => FIRST_TOKEN_LIMIT,
+                Some(Ok(token)) if token.expires_ms <= tokens.clock.now_ms() => NEXT_TOKEN_LIMIT,
+                Some(_) => break,
+            };
+            if started.elapsed() >= limit {
+                break;
+            }
+            std::thread::sleep(TOKEN_POLL);
         }
         let current = tokens.current.borrow().clone();
         let token = current.ok_or("the token endpoint does not answer")??;
@@ -98,27 +113,14 @@ impl Login {
         self.serve_for(consumer, SERVE);
     }
 
-    /// Asks brokers something through a consumer that is polled seldom. Its token may have ended since: it takes another one first, and a
-    /// refusal of the old one is not the answer.
-    pub(super) fn ask<C: ConsumerContext, T>(
-        &self,
-        consumer: &BaseConsumer<C>,
-        question: impl Fn(&BaseConsumer<C>) -> KafkaResult<T>,
-    ) -> KafkaResult<T> {
-        let started = Instant::now();
+    /// Lets a consumer that is polled seldom take another token, if the one that it has is about to end.
+    pub(super) fn renew<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>) {
         self.serve_for(consumer, Duration::ZERO);
-        loop {
-            match question(consumer) {
-                Err(error)
-                    if self.0.is_some()
-                        && is_refused_login(&error)
-                        && started.elapsed() < REFUSED_LIMIT =>
-                {
-                    self.serve_for(consumer, SERVE);
-                }
-                answer => return answer,
-            }
-        }
+    }
+
+    /// Whether brokers that refuse a login may accept the next one, with another token.
+    pub(super) fn changes(&self) -> bool {
+        self.0.is_some()
     }
 
     fn serve_for<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>, time: Duration) {
@@ -128,13 +130,6 @@ impl Login {
             tracing::debug!(%error, "error of a Kafka client that logs in");
         }
     }
-}
-
-fn is_refused_login(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed)
-    )
 }
 
 /// Never ends by itself.
@@ -152,8 +147,8 @@ async fn keep_fresh(auth: KafkaAuth, clock: Arc<dyn Clock>, sender: &watch::Send
                 };
                 tracing::debug!(life_secs = granted.life.as_secs(), "got a Kafka token");
                 sender.send_replace(Some(Ok(token)));
-                // librdkafka takes another one after four fifths of the life.
-                tokio::time::sleep(granted.life.mul_f64(0.7).max(Duration::from_secs(1))).await;
+                // A client takes another one after four fifths of what is left of a life, and gets one with half of its life at least.
+                tokio::time::sleep(granted.life.mul_f64(0.5).max(Duration::from_secs(1))).await;
             }
             Err(error) => {
                 let now_ms = clock.now_ms();

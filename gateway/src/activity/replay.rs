@@ -34,6 +34,8 @@ use crate::config::Kafka;
 
 /// Longest wait for one answer of a broker.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+/// How long after an error that passes by itself.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// Most records that are sent before they are confirmed and committed.
 const WINDOW: usize = 500;
 /// Letters whose reason is none of [`DeadLetterReason::ALL`], such as those of a later release.
@@ -467,13 +469,39 @@ impl Ledger {
     }
 }
 
-/// Consumers of a replay are polled seldom, or never.
+/// Asks brokers something, again where the error passes by itself: nothing that a replay asks for changes when it is done twice. Its consumers
+/// are polled seldom, so their tokens are renewed here.
 fn asked<T>(
     consumer: &BaseConsumer<Quiet>,
     question: impl Fn(&BaseConsumer<Quiet>) -> KafkaResult<T>,
 ) -> KafkaResult<T> {
-    let login = consumer.context().login.clone();
-    login.ask(consumer, question)
+    let login = &consumer.context().login;
+    let started = Instant::now();
+    loop {
+        login.renew(consumer);
+        match question(consumer) {
+            Err(error) if passes(&error, login.changes()) && started.elapsed() < ANSWER_LIMIT => {
+                tracing::debug!(%error, "a replay asks again");
+                std::thread::sleep(ASK_AGAIN);
+            }
+            answer => return answer,
+        }
+    }
+}
+
+fn passes(error: &KafkaError, token_changes: bool) -> bool {
+    use RDKafkaErrorCode as Code;
+    match error.rdkafka_error_code() {
+        Some(Code::Authentication | Code::SaslAuthenticationFailed) => token_changes,
+        Some(
+            Code::WaitingForCoordinator
+            | Code::CoordinatorNotAvailable
+            | Code::CoordinatorLoadInProgress
+            | Code::NotCoordinator
+            | Code::BrokerTransportFailure,
+        ) => true,
+        _ => false,
+    }
 }
 
 /// How many partitions a topic has; 0 for one that is not there.

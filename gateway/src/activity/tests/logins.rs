@@ -83,7 +83,7 @@ async fn tokens_of_an_issuer_log_in_and_are_renewed_before_they_end() {
     };
     let dir = tempfile::tempdir().unwrap();
     let (server, secured) = Server::start_oauth(&installation, dir.path()).unwrap();
-    let (issuer, url) = Issuer::start(5).await;
+    let (issuer, url) = Issuer::start(8).await;
     let broker = Broker {
         address: server.address().to_string(),
         mock: None,
