@@ -11,6 +11,7 @@
 //! path without `gateway`. Nothing here does IO: the gateway loads and checks (`signal_gateway::config`), the operator decides what to write.
 
 mod config;
+mod database;
 mod jwks;
 mod live;
 mod object;
@@ -27,6 +28,7 @@ pub use config::{
     Notifications, Observability, OffsetReset, Policy, PolicyColumns, PolicyKinds, PolicyTables,
     Revocations, Rooms, Server, ServerTls, Session, TlsVersion, Tracing, Unmatched, Workers,
 };
+pub use database::one_url_per_host;
 pub use jwks::{Algorithm, Jwks, ManagedJwks, Source, SourcePreset, SourceState, prefixes_collide};
 pub use live::{
     LIVE_DEFAULTS, Limits, Live, LiveAuth, LiveObservability, LiveRooms, MAX_MESSAGE_BYTES,

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use signal_services::{
     KafkaInstallation, KubernetesInstallation, Level, Packages, Postgres, Redis, Tool, fake_clock,
-    find_program,
+    find_program, pgbouncer,
 };
 
 use crate::cargo;
@@ -60,7 +60,7 @@ const BUILD: [Need; 5] = [
     },
 ];
 
-const SERVICES: [Need; 7] = [
+const SERVICES: [Need; 8] = [
     Need {
         name: "Java 17 or newer",
         present: java_17,
@@ -105,6 +105,13 @@ const SERVICES: [Need; 7] = [
         present: || Postgres::programs().is_some(),
         debian: "postgresql",
         homebrew: "postgresql@17",
+    },
+    // Between the gateway and PostgreSQL.
+    Need {
+        name: "PgBouncer",
+        present: || pgbouncer().is_some(),
+        debian: "pgbouncer",
+        homebrew: "pgbouncer",
     },
 ];
 

@@ -525,6 +525,11 @@ fn authorities_of_the_database_are_named_in_its_url_unless_it_names_some() {
         url("postgres://u:p@h/d?sslrootcert=/x"),
         "postgres://u:p@h/d?sslrootcert=/x"
     );
+    // Several hosts, as libpq reads them.
+    assert_eq!(
+        url("postgres://u:p@one:5432,two:5433/d?target_session_attrs=read-write"),
+        format!("postgres://u:p@one:5432,two:5433/d?target_session_attrs=read-write&{named}")
+    );
 }
 
 #[test]

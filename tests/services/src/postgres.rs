@@ -5,13 +5,24 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::process::{Server, bound_command, is_root, run};
+use crate::process::{Server, bound_command, is_root, run, signal};
 use crate::{Network, find_program};
 
 /// How to start one.
 pub struct Postgres;
+
+/// The sessions of a server that answers nothing. Dropped, they go on; what the server itself does after is the caller's.
+pub struct Frozen(Vec<u32>);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            signal(*pid, "CONT");
+        }
+    }
+}
 
 impl Postgres {
     /// The folder with the server's programs: where `initdb` on `PATH` really lies, or the newest of Debian's
@@ -47,12 +58,7 @@ impl Postgres {
     /// # Errors
     /// When it is not installed or does not start.
     pub fn start_in(network: &Network, dir: &Path, durable: bool) -> Result<Server> {
-        let bin = Self::programs().context("PostgreSQL's server programs are not installed")?;
-        fs::create_dir_all(dir)?;
-        let user = is_root()?.then_some("postgres");
-        if user.is_some() {
-            run(Command::new("chown").arg("postgres:").arg(dir))?;
-        }
+        let (bin, user) = prepare(dir)?;
         let data = dir.join("data");
         let mut initdb = bound_command(&bin.join("initdb"), user);
         initdb.arg("-D").arg(&data).args([
@@ -71,6 +77,46 @@ impl Postgres {
         let rule = data.join("pg_hba.conf");
         let rules = fs::read_to_string(&rule)?;
         fs::write(&rule, rules + "host all all all trust\n")?;
+        Self::serve(network, dir, durable)
+    }
+
+    /// A standby on loopback that follows `primary`, and is one until somebody calls `pg_promote()`.
+    ///
+    /// # Errors
+    /// When the primary gives no copy of its data, or the standby does not start.
+    pub fn standby(dir: &Path, primary: &Server) -> Result<Server> {
+        copy(dir, primary)?;
+        Self::serve(&Network::loopback(), dir, true)
+    }
+
+    /// Starts a server that was killed or stopped as a standby of another, on its port, with a new copy of the other's data.
+    ///
+    /// # Errors
+    /// When it runs, the primary gives no copy, or it does not start.
+    pub fn follow(server: &mut Server, primary: &Server) -> Result<()> {
+        ensure!(
+            !server.is_started(),
+            "only a server that is down can follow"
+        );
+        fs::remove_dir_all(server.dir().join("data"))?;
+        copy(server.dir(), primary)?;
+        server.restart()
+    }
+
+    /// Freezes a server with all its sessions, of which [`Server::pause`] alone stops none.
+    pub fn freeze(server: &Server) -> Frozen {
+        server.pause();
+        let frozen = Frozen(server.children());
+        for pid in &frozen.0 {
+            signal(*pid, "STOP");
+        }
+        frozen
+    }
+
+    /// Starts a server on the data in `dir`.
+    fn serve(network: &Network, dir: &Path, durable: bool) -> Result<Server> {
+        let (bin, user) = prepare(dir)?;
+        let data = dir.join("data");
         let address = SocketAddr::from((network.ip(), network.free_port()?));
         let (host, port) = (address.ip().to_string(), address.port().to_string());
         let (inside, probing) = (network.clone(), network.clone());
@@ -112,6 +158,35 @@ impl Postgres {
         };
         Server::start("postgres", dir, address, "INT", command, ready)
     }
+}
+
+/// Makes a folder that the server may use; returns its programs, and the user that runs them where this process is root.
+fn prepare(dir: &Path) -> Result<(PathBuf, Option<&'static str>)> {
+    let bin = Postgres::programs().context("PostgreSQL's server programs are not installed")?;
+    fs::create_dir_all(dir)?;
+    let user = is_root()?.then_some("postgres");
+    if user.is_some() {
+        run(Command::new("chown").arg("postgres:").arg(dir))?;
+    }
+    Ok((bin, user))
+}
+
+/// Copies the data of a running server, to be a standby of it.
+fn copy(dir: &Path, primary: &Server) -> Result<()> {
+    let (bin, user) = prepare(dir)?;
+    let mut backup = bound_command(&bin.join("pg_basebackup"), user);
+    backup
+        .arg("-d")
+        .arg(Postgres::url(primary, "postgres"))
+        .arg("-D")
+        .arg(dir.join("data"))
+        .args([
+            "--write-recovery-conf",
+            "--wal-method=stream",
+            "--checkpoint=fast",
+            "--no-sync",
+        ]);
+    run(&mut backup)
 }
 
 fn newest_of_debian() -> Option<PathBuf> {

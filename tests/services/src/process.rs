@@ -50,6 +50,27 @@ impl Server {
         Ok(server)
     }
 
+    /// The folder of its data.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The processes that it started itself, as Linux tells them.
+    pub(crate) fn children(&self) -> Vec<u32> {
+        let Some(child) = &self.child else {
+            return Vec::new();
+        };
+        let list = format!("/proc/{0}/task/{0}/children", child.id());
+        let text = fs::read_to_string(list).unwrap_or_default();
+        let pids = text.split_whitespace();
+        pids.filter_map(|pid| pid.parse().ok()).collect()
+    }
+
+    /// Whether it was started, and neither killed nor stopped.
+    pub(crate) fn is_started(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address

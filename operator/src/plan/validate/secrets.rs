@@ -242,10 +242,15 @@ impl<'a> Resolver<'a> {
             return;
         };
         // The message must not contain the URL: it holds the password.
-        let parsed = url::Url::parse(text)
-            .ok()
-            .filter(|url| matches!(url.scheme(), "postgres" | "postgresql"));
-        let Some(url) = parsed else {
+        let parsed: Result<Vec<url::Url>, _> = signal_contract::one_url_per_host(text)
+            .iter()
+            .map(|url| url.parse())
+            .collect();
+        let url = parsed.ok().and_then(|hosts| {
+            let is_postgres = |url: &url::Url| matches!(url.scheme(), "postgres" | "postgresql");
+            hosts.into_iter().find(is_postgres)
+        });
+        let Some(url) = url else {
             let message = format!(
                 "{field}: key {} of Secret {} is not a postgres:// URL",
                 key.key, key.name
