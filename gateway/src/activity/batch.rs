@@ -63,7 +63,7 @@ impl BatchRecord {
 /// What the lane does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Store [`Batch::transaction`], and report [`Batch::stored`], [`Batch::refused`] or [`Batch::unanswered`].
+    /// Store [`Batch::transaction`], and report [`Batch::stored`], [`Batch::refused`], [`Batch::too_much`] or [`Batch::unanswered`].
     Store,
     /// Send the dead letters of [`Batch::finishing`], and report [`Batch::finish`].
     Finish,
@@ -77,6 +77,9 @@ const ROW_BYTES: usize = 640;
 const TEXT_COPIES: usize = 4;
 /// A transaction takes this many rows of an activity however long its text is.
 const LEAST_ROWS: usize = 100;
+
+/// Most text that one transaction writes: each row holds the text of its activity. Unless a single row has more.
+const WRITTEN_BYTES: usize = 64 << 20;
 
 /// What one transaction takes.
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +96,12 @@ impl Limits {
         let left = self
             .bytes
             .saturating_sub(TEXT_COPIES * activity.text_bytes());
-        (left / ROW_BYTES).max(LEAST_ROWS).min(self.rows).max(1)
+        let written = WRITTEN_BYTES / activity.text_bytes().max(1);
+        (left / ROW_BYTES)
+            .max(LEAST_ROWS)
+            .min(self.rows)
+            .min(written)
+            .max(1)
     }
 }
 
@@ -194,13 +202,16 @@ impl Batch {
 
     /// As many whole activities as a transaction takes. One that has too many recipients for any comes in slices, in groups of its own.
     fn plan_activities(&mut self) {
-        let (mut rows, mut bytes) = (0, 0);
+        let (mut rows, mut bytes, mut written) = (0, 0, 0);
         while let Some(at) = self.records.get_mut(self.next) {
             if let Outcome::Pending(activity) = &at.outcome {
                 let recipients = activity.recipients.len();
                 let more = bytes_of(activity);
+                let writes = activity.text_bytes() * recipients;
                 if rows > 0
-                    && (rows + recipients > self.limits.rows || bytes + more > self.limits.bytes)
+                    && (rows + recipients > self.limits.rows
+                        || bytes + more > self.limits.bytes
+                        || written + writes > WRITTEN_BYTES)
                 {
                     break;
                 }
@@ -222,6 +233,7 @@ impl Batch {
                 }
                 rows += recipients;
                 bytes += more;
+                written += writes;
                 self.group.push(self.next, *activity);
             }
             self.next += 1;
@@ -347,6 +359,11 @@ impl Batch {
         if part.len() == 1 {
             let record = self.group.records[part.start];
             self.records[record].outcome = Outcome::DeadLetter(poison);
+            // Nor is the rest of its recipients, if it was too much at once.
+            let records = &self.group.records;
+            self.group
+                .parts
+                .retain(|part| records[part.start] != record);
             // Nothing more is stored of a sliced activity.
             if self.sliced.take().is_some() {
                 self.finishing = self.next;
@@ -357,6 +374,51 @@ impl Batch {
         // The left half is stored first, so that order is kept.
         self.group.parts.push(middle..part.end);
         self.group.parts.push(part.start..middle);
+    }
+
+    /// The current transaction is more than the database can do at once, and left nothing behind. It is halved, down to one row, and later ones
+    /// are as small. False for a single row: what it waits for passes.
+    pub(super) fn too_much(&mut self) -> bool {
+        let part = self.group.part();
+        let rows: usize = self
+            .transaction()
+            .iter()
+            .map(|new| new.recipients.len())
+            .sum();
+        if rows <= 1 {
+            return false;
+        }
+        self.limits.rows = (rows / 2).max(1);
+        self.group.parts.pop();
+        if part.len() > 1 {
+            let middle = part.start + part.len() / 2;
+            self.group.parts.push(middle..part.end);
+            self.group.parts.push(part.start..middle);
+            return true;
+        }
+        let at = part.start;
+        let whole = self.group.activities[at].clone();
+        let (first, second) = whole.recipients.split_at(rows / 2);
+        self.group.activities[at].recipients = first.into();
+        self.group.activities.insert(
+            at + 1,
+            NewActivity {
+                recipients: second.into(),
+                ..whole.clone()
+            },
+        );
+        self.group.records.insert(at + 1, self.group.records[at]);
+        for later in &mut self.group.parts {
+            *later = later.start + 1..later.end + 1;
+        }
+        self.group.parts.push(at + 1..at + 2);
+        self.group.parts.push(at..at + 1);
+        true
+    }
+
+    /// How many rows a transaction has at most.
+    pub(super) fn most_rows(&self) -> usize {
+        self.limits.rows
     }
 
     /// The records that are done once their dead letters are confirmed; none while a transaction waits.

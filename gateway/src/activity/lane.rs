@@ -48,6 +48,8 @@ pub(super) struct Lane {
     pub(super) drain: CancellationToken,
     pub(super) permit: Option<OwnedSemaphorePermit>,
     pub(super) takeover: Takeover,
+    /// Most rows of a transaction: fewer than the settings say after one was too much for the database, and more again with each batch that was not.
+    pub(super) rows: usize,
 }
 
 /// The lane must stop; what is not done stays uncommitted.
@@ -139,21 +141,29 @@ impl Lane {
         async {
             let prepared = self.prepare(&mut hand, records).await?;
             let limits = Limits {
-                rows: self.pipeline.config.batch_rows,
+                rows: self.rows,
                 bytes: self.pipeline.budget.transaction_bytes(),
             };
-            self.perform(Batch::new(prepared, limits)).await
+            let mut batch = Batch::new(prepared, limits);
+            let performed = self.perform(&mut batch).await;
+            self.rows = if batch.most_rows() < limits.rows {
+                batch.most_rows()
+            } else {
+                let most = self.pipeline.config.batch_rows;
+                limits.rows.saturating_mul(2).min(most)
+            };
+            performed
         }
         .instrument(span)
         .await
     }
 
     /// Performs what the batch asks for, until every record is done or the lane must stop.
-    async fn perform(&mut self, mut batch: Batch) -> Result<(), Stopped> {
+    async fn perform(&mut self, batch: &mut Batch) -> Result<(), Stopped> {
         loop {
             match batch.step() {
-                Step::Store => self.store(&mut batch).await?,
-                Step::Finish => self.finish(&mut batch).await?,
+                Step::Store => self.store(batch).await?,
+                Step::Finish => self.finish(batch).await?,
                 Step::End => return Ok(()),
             }
             // What is stored is finished and committed first.
@@ -186,6 +196,16 @@ impl Lane {
                     batch.refused(refusal(code.as_deref()));
                     return Ok(());
                 }
+                Err(StoreError::TooMuch { source }) => {
+                    drop(work);
+                    let offset = batch.offset();
+                    if batch.too_much() {
+                        self.say_too_much(offset, batch.most_rows(), &source);
+                        return Ok(());
+                    }
+                    self.wait(Need::Database, &mut backoff, offset, &source)
+                        .await?;
+                }
                 Err(StoreError::Unavailable { source }) => {
                     drop(work);
                     batch.unanswered();
@@ -206,6 +226,18 @@ impl Lane {
         batch.stored(&stored);
         pipeline.inbox.push_created(&stored, &spans).await;
         Ok(())
+    }
+
+    fn say_too_much(&self, offset: i64, rows: usize, error: &dyn std::error::Error) {
+        self.pipeline.metrics.pipeline_retries.inc();
+        tracing::warn!(
+            kafka.topic = &*self.topic,
+            kafka.partition = self.partition,
+            kafka.offset = offset,
+            rows,
+            error = %error,
+            "a transaction was too much for the database; trying again with fewer rows"
+        );
     }
 
     /// Sends the dead letters among the records that are finishing, and moves the offset behind them.

@@ -169,7 +169,7 @@ impl From<StoreError> for Problem {
                 tracing::warn!(%error, "request refused: the database does not take a value of it");
                 Cause::RefusedValue.because("the database refuses a value of this request")
             }
-            StoreError::Unavailable { .. } => {
+            StoreError::Unavailable { .. } | StoreError::TooMuch { .. } => {
                 tracing::error!(%error, "request failed: the database is not available");
                 Cause::StoreUnavailable
                     .because("nothing was changed; try again")

@@ -195,7 +195,7 @@ async fn store(state: &ApiState, revocation: &Revocation) -> Result<(), Problem>
         Err(StoreError::Refused { .. }) => {
             Err(Cause::InvalidBody.because("the name holds a character that cannot be kept"))
         }
-        Err(error @ StoreError::Unavailable { .. }) => {
+        Err(error @ (StoreError::Unavailable { .. } | StoreError::TooMuch { .. })) => {
             tracing::error!(%error, "revocation failed: it could not be stored; nothing is revoked");
             Err(Cause::StoreUnavailable
                 .because("the revocation could not be stored; nothing is revoked and nothing was closed; try again")

@@ -319,7 +319,9 @@ impl RevocationReader {
                     count = some.len(),
                     "the database does not take revocations of the release before; they hold while Redis keeps them"
                 ),
-                Err(error @ StoreError::Unavailable { .. }) => return Err(error.into()),
+                Err(error @ (StoreError::Unavailable { .. } | StoreError::TooMuch { .. })) => {
+                    return Err(error.into());
+                }
             }
             self.has_learnt |= self.parts.revocations.extend(some.iter().cloned());
         }

@@ -16,7 +16,7 @@ use crate::notification::{InboxState, NewActivity, Notification, bounds};
 
 /// Most rows of one statement.
 pub(super) const CHUNK_ROWS: usize = 5000;
-/// Most bytes of text of one statement, unless a single activity has more.
+/// Most bytes that one statement writes, unless a single row has more: each row holds the text of its activity.
 pub(super) const CHUNK_BYTES: usize = 8 << 20;
 
 /// One (activity, recipient) that may become a row.
@@ -182,24 +182,24 @@ impl<'a> InsertBatch<'a> {
         answer
     }
 
-    /// Cuts rows into pieces for one statement each, by number and by the text of their activities.
+    /// How many bytes of text the rows of all candidates hold.
+    pub(super) fn bytes(&self) -> usize {
+        let texts: Vec<usize> = self.given.iter().map(NewActivity::text_bytes).collect();
+        self.candidates.iter().map(|c| texts[c.activity]).sum()
+    }
+
+    /// Cuts rows into pieces for one statement each, by their number and by what they write.
     pub(super) fn chunks<'r>(&self, rows: &'r [Row<'a>]) -> Vec<&'r [Row<'a>]> {
+        let texts: Vec<usize> = self.given.iter().map(NewActivity::text_bytes).collect();
         let mut chunks = Vec::new();
         let (mut start, mut bytes) = (0, 0);
         for (at, row) in rows.iter().enumerate() {
-            let again = at > start && rows[at - 1].activity == row.activity;
-            let more = if again {
-                0
-            } else {
-                self.given[row.activity].text_bytes()
-            };
+            let more = texts[row.activity];
             if at > start && (at - start == CHUNK_ROWS || bytes + more > CHUNK_BYTES) {
                 chunks.push(&rows[start..at]);
-                start = at;
-                bytes = self.given[row.activity].text_bytes();
-            } else {
-                bytes += more;
+                (start, bytes) = (at, 0);
             }
+            bytes += more;
         }
         if start < rows.len() {
             chunks.push(&rows[start..]);
@@ -381,9 +381,12 @@ mod tests {
             .map(|n| activity(&n.to_string(), &["x", "y"]))
             .collect();
         for new in &mut given {
-            new.content = "c".repeat(CHUNK_BYTES / 2);
+            new.content = "c".repeat(CHUNK_BYTES / 2 - 1000);
         }
+        // Each row holds the whole text.
         assert_eq!(sizes(&given), [2, 2, 2]);
+        given[0].content = "c".repeat(CHUNK_BYTES * 2);
+        assert_eq!(sizes(&given), [1, 1, 2, 2]);
         assert!(sizes(&[]).is_empty());
     }
 

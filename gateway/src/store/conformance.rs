@@ -4,12 +4,14 @@
 
 mod concurrency;
 mod epoch;
+mod failover;
 mod framework;
 mod inbox;
 mod insert;
 mod migrations;
 mod outage;
 mod policies;
+mod poolers;
 mod purge;
 mod revocations;
 

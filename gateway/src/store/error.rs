@@ -28,7 +28,14 @@ pub enum StoreError {
         /// The driver's error. Its text may quote the value.
         source: DatabaseError,
     },
-    /// The database cannot be reached, is overloaded, shutting down, lacks a table or a right, or gave up on a conflict: try again.
+    /// The database gave up on the statement because of its size, or of what it waited for: less at once may succeed. What cannot be made less is
+    /// treated as [`StoreError::Unavailable`]: a lock that somebody holds and a slow disk pass.
+    #[error("too much at once for the database: {source}")]
+    TooMuch {
+        /// The driver's error.
+        source: DatabaseError,
+    },
+    /// The database cannot be reached, is overloaded, shutting down, read-only, lacks a table or a right, or gave up on a conflict: try again.
     #[error("the database is unavailable: {source}")]
     Unavailable {
         /// The driver's error.
@@ -98,20 +105,54 @@ impl StoreError {
             || error.message() == "UNIQUE constraint failed: signal_notification.id"
     }
 
-    /// Whether the connection may be in the middle of an answer, so that it must not be used again.
+    /// The driver's error, where there is one.
+    pub(super) fn driver(&self) -> Option<&sqlx::Error> {
+        match self {
+            Self::Refused { source, .. }
+            | Self::TooMuch { source }
+            | Self::Unavailable { source } => source.driver(),
+        }
+    }
+
+    /// Whether the connection must not be used again: it may be in the middle of an answer, or its session is not what it should be.
     pub(super) fn breaks_connection(&self) -> bool {
-        let Self::Unavailable { source } = self else {
-            return false;
-        };
+        match self.driver() {
+            Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::Configuration(_)) => {
+                true
+            }
+            Some(error) => sqlstate(error).is_some_and(|code| sqlstate_breaks_connection(&code)),
+            None => false,
+        }
+    }
+
+    /// Whether the other connections cannot be used either: the server became read-only, or does not answer.
+    pub(super) fn concerns_every_connection(&self) -> bool {
+        match self.driver() {
+            Some(sqlx::Error::Io(error)) => error.kind() == std::io::ErrorKind::TimedOut,
+            Some(sqlx::Error::Configuration(_)) => true,
+            Some(error) => sqlstate(error).as_deref() == Some(READ_ONLY),
+            None => false,
+        }
+    }
+
+    /// Whether another session answered than the one that prepared the statement: a pooler stands between.
+    pub(super) fn tells_of_a_pooler(&self) -> bool {
+        let code = self.driver().and_then(sqlstate);
         matches!(
-            source.driver(),
-            Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_))
+            code.as_deref(),
+            Some(UNKNOWN_STATEMENT | REPEATED_STATEMENT)
         )
     }
 }
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
+        let code = sqlstate(&error);
+        if code.as_deref().is_some_and(is_too_much) {
+            return Self::TooMuch {
+                source: DatabaseError::new(error),
+            };
+        }
         if !is_refusal(&error) {
             return Self::unavailable(error);
         }
@@ -121,6 +162,42 @@ impl From<sqlx::Error> for StoreError {
             source: DatabaseError::new(error),
         }
     }
+}
+
+/// The code of an error of PostgreSQL.
+fn sqlstate(error: &sqlx::Error) -> Option<std::borrow::Cow<'_, str>> {
+    let error = error.as_database_error()?;
+    error.try_downcast_ref::<PgDatabaseError>()?;
+    error.code()
+}
+
+/// A write on a standby, or where `default_transaction_read_only` is on.
+const READ_ONLY: &str = "25006";
+/// A prepared statement that this session does not know, and one of a name that it knows.
+const UNKNOWN_STATEMENT: &str = "26000";
+const REPEATED_STATEMENT: &str = "42P05";
+
+/// `statement_timeout` or somebody's cancellation (57014), and memory (53200).
+fn is_too_much(sqlstate: &str) -> bool {
+    matches!(sqlstate, "57014" | "53200")
+}
+
+/// Read-only; the server ends the session (57P01 to 57P05, 25P03); a prepared statement is unknown or known already (26000, 42P05), which a pooler between
+/// does, or its table changed (0A000).
+fn sqlstate_breaks_connection(sqlstate: &str) -> bool {
+    matches!(
+        sqlstate,
+        READ_ONLY
+            | UNKNOWN_STATEMENT
+            | REPEATED_STATEMENT
+            | "25P03"
+            | "57P01"
+            | "57P02"
+            | "57P03"
+            | "57P04"
+            | "57P05"
+            | "0A000"
+    ) || sqlstate.starts_with("08")
 }
 
 /// The value holds what PostgreSQL cannot keep.
@@ -169,8 +246,10 @@ fn is_refusal(error: &sqlx::Error) -> bool {
     }
 }
 
-/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>: classes 21, 22, 23 and 54, and P0001.
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>: classes 21, 22, 23 and 54, and P0001 (a trigger's refusal).
 ///
+/// Of the others, 57014 and 53200 are too much at once; 25006 and the ends of a session cost the connection as well ([`StoreError::breaks_connection`]); 08,
+/// 40, 53, 55, 57, 58, 28, 3D, 42 and XX are a server that is away, overloaded, in conflict, or not set up yet.
 /// Class 42 (no such table, no right) is an error of the schema and never of a value, because every statement here is the same for every value.
 /// 23505 means that another connection stored the same row a moment ago, or an id was made twice ([`StoreError::repeats_id`]): the next try finds the
 /// row, and makes a new id.
@@ -217,6 +296,14 @@ pub enum OpenError {
     /// The database holds another content of a migration than this binary.
     #[error("migration {0} was applied with another content than this binary has")]
     Changed(i64),
+    /// A migration needs a session of its own, which a pooler does not give.
+    #[error(
+        "migration {0} cannot run behind a pooler: run `signal-gateway migrate` with a URL of the server itself"
+    )]
+    NeedsSession(i64),
+    /// This binary holds two migrations of one number.
+    #[error("two migrations have the number {0}")]
+    Repeated(i64),
     /// A migration failed.
     #[error("cannot migrate: {0}")]
     Migration(#[source] DatabaseError),
@@ -248,7 +335,7 @@ impl From<MigrateError> for OpenError {
     fn from(error: MigrateError) -> Self {
         match error {
             MigrateError::VersionMismatch(version) => Self::Changed(version),
-            MigrateError::Execute(error) => error.into(),
+            MigrateError::Execute(error) if is_transient(&error) => error.into(),
             // The connection broke or a lock was not granted in time: the migration was undone.
             MigrateError::ExecuteMigration(error, _) if is_transient(&error) => error.into(),
             other => Self::Migration(DatabaseError::new(other)),
@@ -256,14 +343,17 @@ impl From<MigrateError> for OpenError {
     }
 }
 
-/// Whether a migration that failed like this may succeed later.
+/// Whether a migration that failed like this may succeed later: the server is away, full, locked, in conflict or read-only. SQLite is busy (5) or locked (6).
 fn is_transient(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(inner) => inner.code().is_some_and(|code| {
-            matches!(
-                &*code,
-                "55P03" | "57P01" | "57P02" | "57P03" | "40P01" | "40001"
-            )
+            if let Ok(code) = code.parse::<i32>()
+                && inner.try_downcast_ref::<SqliteError>().is_some()
+            {
+                return matches!(code & 0xff, 5 | 6);
+            }
+            matches!(code.get(..2), Some("08" | "40" | "53" | "55" | "57" | "58"))
+                || *code == *READ_ONLY
         }),
         other => other.source().is_some_and(|s| s.is::<std::io::Error>()),
     }
@@ -278,13 +368,28 @@ mod tests {
         for code in [
             "22021", "22P05", "22001", "23502", "23514", "23503", "54000", "21000", "P0001",
         ] {
-            assert!(is_postgres_refusal(code), "{code}");
+            assert!(is_postgres_refusal(code) && !is_too_much(code), "{code}");
+            assert!(!sqlstate_breaks_connection(code), "{code}");
         }
         for code in [
             "08006", "53300", "57P01", "57014", "40001", "40P01", "55P03", "25006", "23505",
             "42P01", "42501", "28P01", "3D000", "XX000", "",
         ] {
             assert!(!is_postgres_refusal(code), "{code}");
+        }
+        for code in ["57014", "53200"] {
+            assert!(
+                is_too_much(code) && !sqlstate_breaks_connection(code),
+                "{code}"
+            );
+        }
+        for code in [
+            "25006", "57P01", "57P03", "08006", "08P01", "26000", "42P05", "0A000",
+        ] {
+            assert!(
+                sqlstate_breaks_connection(code) && !is_too_much(code),
+                "{code}"
+            );
         }
         // TOOBIG, CONSTRAINT_NOTNULL, CONSTRAINT_DATATYPE, MISMATCH
         for code in [18, 1299, 3091, 20] {

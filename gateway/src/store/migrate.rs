@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use sqlx::migrate::{AppliedMigration, Migrate, Migrator};
+use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migration, Migrator};
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::OpenError;
 use super::open::{DatabaseAddress, parse_address, secret};
+use super::postgres::{Server, Servers, Unfit, unfit};
 use super::sqlite::{BEGIN, tuned};
 use crate::config;
 
@@ -58,9 +59,11 @@ pub(super) async fn prepare(
         return Ok(());
     }
     let missing = match address {
-        DatabaseAddress::Postgres(options) => {
-            let mut connection = connect(options, database).await?;
-            let missing = missing(&POSTGRES, &listed_postgres(&mut connection).await?)?;
+        DatabaseAddress::Postgres(servers) => {
+            let (mut connection, _) = reached(servers, database).await?;
+            let mut tx = connection.begin().await?;
+            let missing = missing(&POSTGRES, &listed_postgres(&mut tx).await?)?;
+            tx.rollback().await?;
             connection.close().await?;
             missing
         }
@@ -87,9 +90,14 @@ async fn run(
     database: &config::Database,
 ) -> Result<Migrated, OpenError> {
     match address {
-        DatabaseAddress::Postgres(options) => {
-            let mut connection = connect(options, database).await?;
-            let migrated = run_postgres(&mut connection, lock_timeout(database)).await?;
+        DatabaseAddress::Postgres(servers) => {
+            let (mut connection, server) = reached(servers, database).await?;
+            let timeout = lock_timeout(database);
+            let migrated = if server.is_pooled {
+                run_pooled(&mut connection, timeout).await?
+            } else {
+                run_postgres(&mut connection, timeout).await?
+            };
             connection.close().await?;
             Ok(migrated)
         }
@@ -146,8 +154,52 @@ async fn run_postgres(
     }
     // Another instance may have done it meanwhile. The lock ends with the connection, whatever happens.
     let todo = missing(&POSTGRES, &listed_postgres(connection).await?)?;
-    apply(connection, &POSTGRES, &todo).await?;
+    apply_postgres(connection, &todo).await?;
     Ok(migrated(todo, &listed_postgres(connection).await?))
+}
+
+/// The same behind a pooler, which keeps no session: all of it is one transaction, and the lock is the transaction's.
+async fn run_pooled(
+    connection: &mut PgConnection,
+    timeout: Duration,
+) -> Result<Migrated, OpenError> {
+    let mut tx = connection.begin().await?;
+    let listed = listed_postgres(&mut tx).await?;
+    let todo = missing(&POSTGRES, &listed)?;
+    if todo.is_empty() {
+        tx.rollback().await?;
+        return Ok(migrated(todo, &listed));
+    }
+    if let Some(alone) = POSTGRES
+        .iter()
+        .find(|m| m.no_tx && todo.contains(&m.version))
+    {
+        return Err(OpenError::NeedsSession(alone.version));
+    }
+    let settings =
+        "SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', '0', true)";
+    sqlx::query(settings)
+        .bind(format!("{}ms", timeout.as_millis()))
+        .persistent(false)
+        .execute(&mut *tx)
+        .await?;
+    let deadline = Instant::now() + timeout;
+    while !sqlx::query_scalar::<_, bool>("SELECT pg_try_advisory_xact_lock($1)")
+        .bind(LOCK)
+        .persistent(false)
+        .fetch_one(&mut *tx)
+        .await?
+    {
+        if Instant::now() >= deadline {
+            return Err(OpenError::Locked(timeout));
+        }
+        tokio::time::sleep(LOCK_INTERVAL).await;
+    }
+    let todo = missing(&POSTGRES, &listed_postgres(&mut tx).await?)?;
+    apply_postgres(&mut tx, &todo).await?;
+    let listed = listed_postgres(&mut tx).await?;
+    tx.commit().await?;
+    Ok(migrated(todo, &listed))
 }
 
 /// `SQLITE_BUSY` and what extends it: the low byte is 5.
@@ -193,6 +245,40 @@ async fn apply(
     Ok(())
 }
 
+/// The same in PostgreSQL, without a prepared statement that outlives its transaction: behind a pooler somebody else would find it.
+async fn apply_postgres(connection: &mut PgConnection, todo: &[i64]) -> Result<(), OpenError> {
+    connection.ensure_migrations_table(TABLE).await?;
+    for migration in POSTGRES.iter().filter(|m| todo.contains(&m.version)) {
+        if migration.no_tx {
+            apply_one(connection, migration).await?;
+        } else {
+            let mut tx = connection.begin().await?;
+            apply_one(&mut tx, migration).await?;
+            tx.commit().await?;
+        }
+    }
+    Ok(())
+}
+
+async fn apply_one(connection: &mut PgConnection, migration: &Migration) -> Result<(), OpenError> {
+    let failed = |error| MigrateError::ExecuteMigration(error, migration.version);
+    sqlx::raw_sql(migration.sql.clone())
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    sqlx::query(
+        "INSERT INTO signal_migration (version, description, success, checksum, execution_time) VALUES ($1, $2, TRUE, $3, -1)",
+    )
+    .bind(migration.version)
+    .bind(&*migration.description)
+    .bind(&*migration.checksum)
+    .persistent(false)
+    .execute(connection)
+    .await
+    .map_err(failed)?;
+    Ok(())
+}
+
 fn migrated(applied: Vec<i64>, listed: &[AppliedMigration]) -> Migrated {
     Migrated {
         applied,
@@ -203,7 +289,11 @@ fn migrated(applied: Vec<i64>, listed: &[AppliedMigration]) -> Migrated {
 /// Which embedded migrations are not listed as applied.
 fn missing(embedded: &Migrator, listed: &[AppliedMigration]) -> Result<Vec<i64>, OpenError> {
     let mut missing = Vec::new();
-    for migration in embedded.iter() {
+    for (at, migration) in embedded.iter().enumerate() {
+        let mut others = embedded.iter().skip(at + 1);
+        if others.any(|other| other.version == migration.version) {
+            return Err(OpenError::Repeated(migration.version));
+        }
         match listed
             .iter()
             .find(|applied| applied.version == migration.version)
@@ -221,15 +311,29 @@ fn missing(embedded: &Migrator, listed: &[AppliedMigration]) -> Result<Vec<i64>,
 async fn listed_postgres(
     connection: &mut PgConnection,
 ) -> Result<Vec<AppliedMigration>, OpenError> {
-    let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+    // Reads the catalog and not `to_regclass`, which answers from what the session remembers: the table may have been made since this transaction began.
+    let there = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relname = $1 AND n.nspname = ANY(current_schemas(false)))";
+    let there: bool = sqlx::query_scalar(there)
         .bind(TABLE)
+        .persistent(false)
         .fetch_one(&mut *connection)
         .await?;
-    Ok(if there {
-        connection.list_applied_migrations(TABLE).await?
-    } else {
-        Vec::new()
-    })
+    if !there {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<(i64, Vec<u8>)> =
+        sqlx::query_as("SELECT version, checksum FROM signal_migration ORDER BY version")
+            .persistent(false)
+            .fetch_all(connection)
+            .await?;
+    Ok(rows
+        .into_iter()
+        .map(|(version, checksum)| AppliedMigration {
+            version,
+            checksum: checksum.into(),
+        })
+        .collect())
 }
 
 async fn listed_sqlite(
@@ -249,6 +353,29 @@ async fn listed_sqlite(
 
 fn lock_timeout(database: &config::Database) -> Duration {
     Duration::from_millis(database.migrate_lock_timeout_ms)
+}
+
+/// A connection to the server that takes writes. What it does not keep for certain is said here, once for each start.
+async fn reached(
+    servers: &Servers,
+    database: &config::Database,
+) -> Result<(PgConnection, Server), OpenError> {
+    let limit = Duration::from_millis(database.acquire_timeout_ms);
+    let (connection, server) = match servers.connect(limit).await {
+        Err(error) if unfit(&error) == Some(Unfit::StatementMode) => {
+            return Err(OpenError::Setting {
+                setting: "database.url",
+                reason: Unfit::StatementMode.to_string(),
+            });
+        }
+        other => other?,
+    };
+    if server.is_volatile {
+        tracing::warn!(
+            "PostgreSQL runs with fsync or full_page_writes off: a crash of its machine loses notifications that were confirmed"
+        );
+    }
+    Ok((connection, server))
 }
 
 /// One connection of its own: no limit of a statement, because an index may take its time.
@@ -285,5 +412,25 @@ mod tests {
             SQLITE.iter().all(|m| !m.no_tx),
             "SQLite runs all of them in one transaction"
         );
+    }
+
+    #[test]
+    fn two_migrations_of_one_number_are_refused() {
+        let one = SQLITE.iter().next().unwrap();
+        let other = Migration {
+            description: "another".into(),
+            ..one.clone()
+        };
+        let twice = Migrator::with_migrations(vec![one.clone(), other]);
+        let listed = AppliedMigration {
+            version: one.version,
+            checksum: one.checksum.clone(),
+        };
+        for listed in [vec![], vec![listed]] {
+            assert!(matches!(
+                missing(&twice, &listed),
+                Err(OpenError::Repeated(version)) if version == one.version
+            ));
+        }
     }
 }

@@ -115,7 +115,8 @@ pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 /// - Strings are compared byte by byte. One that holds a NUL character is [`StoreError::Refused`] wherever it is given, and so is JSON with
 ///   the escape `\u0000`: PostgreSQL keeps neither.
 /// - Times are kept to the millisecond.
-/// - After [`StoreError::Unavailable`] it is unknown whether a write took effect; each of them may be repeated.
+/// - After [`StoreError::Unavailable`] it is unknown whether a write took effect; each of them may be repeated. [`StoreError::TooMuch`] and
+///   [`StoreError::Refused`] left nothing behind.
 /// - Dropping a future undoes its transaction, unless the commit was already on its way.
 pub trait NotificationStore: Send + Sync + 'static {
     /// Stores one row per (activity, recipient) in the order given, all or none.

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
 use tokio::sync::watch::Receiver;
 use tokio::task::JoinHandle;
@@ -16,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::migrate::prepare;
 use super::policy::{PostgresPolicies, SqlitePolicies};
-use super::postgres::{PostgresPool, PostgresStore, new_pool};
+use super::postgres::{Opened, PostgresPool, PostgresStore, Servers};
 use super::sqlite::{SqlitePools, SqliteStore};
 use super::{NotificationStore, OpenError, PolicyStore, PolicySurvey, RevocationStore, StoreError};
 use crate::backoff::Backoff;
@@ -67,8 +66,8 @@ impl Database {
 
     fn new(address: &DatabaseAddress, database: &config::Database) -> Self {
         match address {
-            DatabaseAddress::Postgres(options) => {
-                Self::Postgres(PostgresPool::new(options.clone(), database))
+            DatabaseAddress::Postgres(servers) => {
+                Self::Postgres(PostgresPool::new(servers.clone(), database))
             }
             DatabaseAddress::Sqlite { options, in_memory } => {
                 Self::Sqlite(SqlitePools::new(options.clone(), *in_memory, database))
@@ -79,8 +78,12 @@ impl Database {
 
 /// The database that a URL names.
 #[derive(Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a process has two of them at most"
+)]
 pub(super) enum DatabaseAddress {
-    Postgres(PgConnectOptions),
+    Postgres(Servers),
     Sqlite {
         options: SqliteConnectOptions,
         in_memory: bool,
@@ -98,8 +101,14 @@ pub(super) fn parse_address(
         reason: error.to_string(),
     };
     if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+        let servers = Servers::parse(text).map_err(wrong)?;
+        // Notifications are written, whatever the URL asks for. Policies are only read, and may come from a standby.
         return Ok(DatabaseAddress::Postgres(
-            PgConnectOptions::from_str(text).map_err(wrong)?,
+            if setting.starts_with("database.") {
+                servers.for_writes()
+            } else {
+                servers
+            },
         ));
     }
     if text.starts_with("sqlite:") {
@@ -251,9 +260,9 @@ pub async fn survey_policies(
     let survey = policies.survey().await;
     opened.close().await;
     survey.map_err(|error| match error {
-        StoreError::Unavailable { source } | StoreError::Refused { source, .. } => {
-            OpenError::Unavailable(source)
-        }
+        StoreError::Unavailable { source }
+        | StoreError::TooMuch { source }
+        | StoreError::Refused { source, .. } => OpenError::Unavailable(source),
     })
 }
 
@@ -366,11 +375,11 @@ impl Follow {
             return Ok(());
         }
         match (database, parse_address(self.setting, &new)?) {
-            (Database::Postgres(postgres), DatabaseAddress::Postgres(options)) => {
-                (self.check)(&DatabaseAddress::Postgres(options.clone())).await?;
-                let pool = new_pool(options, &self.settings);
-                drop(pool.acquire().await?);
-                postgres.replace(pool);
+            (Database::Postgres(postgres), DatabaseAddress::Postgres(servers)) => {
+                (self.check)(&DatabaseAddress::Postgres(servers.clone())).await?;
+                let opened = Opened::new(servers, &self.settings);
+                drop(opened.acquire().await?);
+                postgres.replace(opened);
                 tracing::info!(
                     setting = self.setting,
                     "connected to the database with its changed URL"

@@ -127,8 +127,8 @@ macro_rules! fill {
 /// The URL is wrong or the database refuses.
 pub async fn seed(url: &Secret, platform: &Platform) -> Result<(), OpenError> {
     match parse_address("policy.url", url)? {
-        DatabaseAddress::Postgres(options) => {
-            let mut connection = sqlx::ConnectOptions::connect(&options).await?;
+        DatabaseAddress::Postgres(servers) => {
+            let (mut connection, _) = servers.connect(std::time::Duration::from_secs(30)).await?;
             fill!(connection, platform);
         }
         DatabaseAddress::Sqlite {

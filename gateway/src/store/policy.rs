@@ -316,13 +316,7 @@ impl PostgresPolicies {
         &self,
         query: sqlx::query::Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments>,
     ) -> Result<Vec<sqlx::postgres::PgRow>, StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        let result = self
-            .pool
-            .step(query.fetch_all(&mut *connection))
-            .await
-            .map_err(StoreError::from);
-        self.platform.checked(self.pool.done(connection, result))
+        self.platform.checked(self.pool.all(query).await)
     }
 
     async fn statements(&self) -> Result<Arc<(Instant, Statements)>, StoreError> {

@@ -7,13 +7,15 @@ mod insert;
 mod pool;
 mod purge;
 mod revocations;
+mod servers;
 
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Connection, Row as _};
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
 
+use self::pool::Session;
 use super::batch::milliseconds;
 use super::error::refuse_nul;
 use super::migrate::VERSION;
@@ -24,10 +26,8 @@ use super::{
 use crate::id::{Id, IdGenerator};
 use crate::notification::{Counts, Epoch, InboxState, NewActivity, Notification};
 
-pub(super) use pool::{PostgresPool, new_pool};
-
-/// Begins every transaction.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+pub(super) use pool::{Opened, PostgresPool};
+pub(super) use servers::{Server, Servers, Unfit, unfit};
 
 /// `$1` recipient.
 const LOCK: &str =
@@ -115,15 +115,9 @@ impl PostgresStore {
     }
 
     async fn rows(&self, query: PgQuery<'_>) -> Result<(Counts, Vec<Notification>), StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        let result = self
-            .pool
-            .step(query.fetch_all(&mut *connection))
-            .await
-            .map_err(StoreError::from);
         let mut counts = None;
         let mut rows = Vec::new();
-        for row in &self.pool.done(connection, result)? {
+        for row in &self.pool.all(query).await? {
             let (with, notification) = sql::read_with_inbox(row, time)?;
             counts = Some(with);
             rows.extend(notification);
@@ -133,13 +127,7 @@ impl PostgresStore {
     }
 
     async fn one(&self, query: PgQuery<'_>) -> Result<Option<PgRow>, StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        let result = self
-            .pool
-            .step(query.fetch_optional(&mut *connection))
-            .await
-            .map_err(StoreError::from);
-        self.pool.done(connection, result)
+        Ok(self.pool.all(query).await?.into_iter().next())
     }
 
     async fn get(&self, recipient: &str, id: Id) -> Result<Option<Notification>, StoreError> {
@@ -163,31 +151,29 @@ impl PostgresStore {
         now: DateTime<Utc>,
     ) -> Result<Option<InboxState>, StoreError> {
         refuse_nul("recipient", recipient)?;
-        let mut connection = self.pool.acquire().await?;
+        let mut session = self.pool.acquire().await?;
         let result = self
-            .delete_one(&mut connection, recipient, id, milliseconds(now))
+            .delete_one(&mut session, recipient, id, milliseconds(now))
             .await;
-        self.pool.done(connection, result.map_err(StoreError::from))
+        session.done(result.map_err(StoreError::from))
     }
 
     async fn delete_one(
         &self,
-        connection: &mut PgConnection,
+        session: &mut Session,
         recipient: &str,
         id: Id,
         now: DateTime<Utc>,
     ) -> Result<Option<InboxState>, sqlx::Error> {
-        let mut tx = self.pool.step(connection.begin_with(BEGIN)).await?;
-        self.pool
-            .step(sqlx::query(LOCK).bind(recipient).fetch_optional(&mut *tx))
-            .await?;
+        let mut tx = session.begin().await?;
+        tx.all(sqlx::query(LOCK).bind(recipient)).await?;
         let query = sqlx::query(DELETE)
             .bind(recipient)
             .bind(id.as_str())
             .bind(now);
-        let row = self.pool.step(query.fetch_optional(&mut *tx)).await?;
-        self.pool.step(tx.commit()).await?;
-        row.as_ref().map(sql::read_inbox).transpose()
+        let rows = tx.all(query).await?;
+        tx.commit().await?;
+        rows.first().map(sql::read_inbox).transpose()
     }
 
     async fn mark_read(
@@ -197,33 +183,29 @@ impl PostgresStore {
         now: DateTime<Utc>,
     ) -> Result<MarkedRead, StoreError> {
         refuse_nul("recipient", recipient)?;
-        let mut connection = self.pool.acquire().await?;
+        let mut session = self.pool.acquire().await?;
         let result = self
-            .mark(&mut connection, recipient, selector, milliseconds(now))
+            .mark(&mut session, recipient, selector, milliseconds(now))
             .await;
-        self.pool.done(connection, result.map_err(StoreError::from))
+        session.done(result.map_err(StoreError::from))
     }
 
     async fn mark(
         &self,
-        connection: &mut PgConnection,
+        session: &mut Session,
         recipient: &str,
         selector: &NotificationSelector,
         read_at: DateTime<Utc>,
     ) -> Result<MarkedRead, sqlx::Error> {
-        let mut tx = self.pool.step(connection.begin_with(BEGIN)).await?;
+        let mut tx = session.begin().await?;
         let mut read = MarkedRead {
             ids: Vec::new(),
             total: 0,
             read_at,
             inbox: InboxState::default(),
         };
-        if let Some(state) = self
-            .pool
-            .step(sqlx::query(LOCK).bind(recipient).fetch_optional(&mut *tx))
-            .await?
-        {
-            read.inbox = sql::read_inbox(&state)?;
+        if let Some(state) = tx.all(sqlx::query(LOCK).bind(recipient)).await?.first() {
+            read.inbox = sql::read_inbox(state)?;
             let mut query = sqlx::query(mark(selector))
                 .bind(recipient)
                 .bind(read_at)
@@ -235,16 +217,16 @@ impl PostgresStore {
                 NotificationSelector::UpTo(seq) => query.bind(*seq),
                 NotificationSelector::All => query,
             };
-            for row in self.pool.step(query.fetch_all(&mut *tx)).await? {
+            for row in tx.all(query).await? {
                 read.ids.push(sql::read_id(&row)?);
                 read.total = row.try_get::<i64, _>("total")? as u64;
             }
         }
         if read.total > 0 {
             let query = sqlx::query(MARKED).bind(recipient).bind(read.total as i64);
-            read.inbox = sql::read_inbox(&self.pool.step(query.fetch_one(&mut *tx)).await?)?;
+            read.inbox = sql::read_inbox(&tx.one(query).await?)?;
         }
-        self.pool.step(tx.commit()).await?;
+        tx.commit().await?;
         Ok(read)
     }
 }

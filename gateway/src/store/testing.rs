@@ -118,6 +118,14 @@ impl TestDatabase {
         })
     }
 
+    /// A database that is there already.
+    pub(super) fn on_postgres(url: &str) -> Self {
+        Self {
+            settings: settings(url),
+            folder: None,
+        }
+    }
+
     /// Another database on the same server.
     pub(super) fn at(&self, url: &str) -> Self {
         Self {
@@ -209,12 +217,7 @@ impl TestDatabase {
     pub(super) async fn execute(&self, sql: &str) {
         let url = self.url().expose();
         if self.is_postgres() {
-            let mut connection = url
-                .parse::<sqlx::postgres::PgConnectOptions>()
-                .unwrap()
-                .connect()
-                .await
-                .unwrap();
+            let mut connection = connected(url).await;
             sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
                 .execute(&mut connection)
                 .await
@@ -237,13 +240,9 @@ impl TestDatabase {
     pub(super) async fn number(&self, sql: &str) -> i64 {
         let url = self.url().expose();
         if self.is_postgres() {
-            let mut connection = url
-                .parse::<sqlx::postgres::PgConnectOptions>()
-                .unwrap()
-                .connect()
-                .await
-                .unwrap();
+            let mut connection = connected(url).await;
             sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+                .persistent(false)
                 .fetch_one(&mut connection)
                 .await
                 .unwrap()
@@ -260,6 +259,13 @@ impl TestDatabase {
                 .unwrap()
         }
     }
+}
+
+/// A connection that a pooler takes, too.
+async fn connected(url: &str) -> sqlx::PgConnection {
+    let options: sqlx::postgres::PgConnectOptions = url.parse().unwrap();
+    let options = options.extra_float_digits(None);
+    options.connect().await.unwrap()
 }
 
 fn settings(url: &str) -> Database {

@@ -381,3 +381,112 @@ fn a_batch_of_dead_letters_asks_the_store_nothing() {
     assert_eq!(log.commits, [5]);
     assert!(perform(Vec::new(), 10).commits.is_empty());
 }
+
+/// Performs every step; a transaction of more than `able` rows is too much for the database. Returns the rows of each try.
+fn tries(records: Vec<BatchRecord>, limits: Limits, able: usize) -> (Vec<usize>, Vec<String>) {
+    let mut batch = Batch::new(records, limits);
+    let (mut tries, mut stored) = (Vec::new(), Vec::new());
+    loop {
+        match batch.step() {
+            Step::End => return (tries, stored),
+            Step::Store => {
+                let rows = all_rows(&batch);
+                tries.push(rows.len());
+                if rows.len() > able {
+                    assert!(batch.too_much(), "more than one row can be made less");
+                    continue;
+                }
+                for row in &rows {
+                    let event = &batch.transaction()[row.activity].event_id;
+                    stored.push(format!("{event}{}", row.notification.recipient_id));
+                }
+                batch.stored(&rows);
+            }
+            Step::Finish => {
+                batch.finish();
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_too_much_at_once_is_halved_down_to_single_rows_in_order() {
+    let records = || {
+        vec![
+            pending(0, "a", &["1"]),
+            pending(1, "b", &["1", "2", "3"]),
+            pending(2, "c", &["1", "2"]),
+        ]
+    };
+    let in_order = ["a1", "b1", "b2", "b3", "c1", "c2"];
+    let (seen, stored) = tries(records(), at_most(100), 1);
+    assert_eq!(stored, in_order);
+    assert_eq!(seen, [6, 1, 5, 3, 1, 2, 1, 1, 2, 1, 1]);
+    let (seen, stored) = tries(records(), at_most(100), 3);
+    assert_eq!((seen, stored.len()), (vec![6, 1, 5, 3, 2], 6));
+}
+
+#[test]
+fn later_transactions_are_as_small_as_the_one_that_was_not_too_much() {
+    let records = (0..12).map(|n| pending(n, &n.to_string(), &["1"]));
+    let mut limits = at_most(8);
+    limits.bytes = usize::MAX;
+    assert_eq!(
+        tries(records.collect(), limits, 3).0,
+        [8, 4, 2, 2, 4, 2, 2, 2, 2]
+    );
+}
+
+#[test]
+fn a_single_row_that_is_too_much_stays_the_current_one() {
+    let mut batch = Batch::new(vec![pending(7, "a", &["1"])], at_most(5));
+    for _ in 0..3 {
+        assert_eq!(batch.step(), Step::Store);
+        assert!(!batch.too_much());
+    }
+    let rows = all_rows(&batch);
+    batch.stored(&rows);
+    assert_eq!(batch.step(), Step::Finish);
+    assert_eq!(batch.finish(), Some(8));
+}
+
+#[test]
+fn a_record_that_is_refused_in_part_is_a_dead_letter_as_a_whole() {
+    let mut batch = Batch::new(vec![pending(7, "a", &["1", "2"])], at_most(5));
+    batch.step();
+    assert!(batch.too_much());
+    assert_eq!(batch.step(), Step::Store);
+    batch.refused(poison());
+    assert_eq!(batch.step(), Step::Finish);
+    assert!(matches!(
+        batch.finishing()[0].outcome,
+        Outcome::DeadLetter(_)
+    ));
+}
+
+#[test]
+fn a_transaction_is_bounded_by_rows_times_text() {
+    // The text of each of 3,000 rows is 320 KB: a gigabyte in all.
+    let records = vec![long(0, "huge", 320_000, 3000)];
+    let limits = Limits {
+        rows: 5000,
+        bytes: 64 << 20,
+    };
+    let seen = transactions(records, limits);
+    assert_eq!(seen.iter().map(|(rows, _)| rows).sum::<usize>(), 3000);
+    assert!(
+        seen.iter().all(|(rows, _)| rows * 320_000 <= WRITTEN_BYTES),
+        "{seen:?}"
+    );
+    // Of several records, too.
+    let records = (0..6).map(|n| long(n, &n.to_string(), 320_000, 100));
+    let limits = Limits {
+        rows: 5000,
+        bytes: usize::MAX,
+    };
+    let rows: Vec<_> = transactions(records.collect(), limits)
+        .into_iter()
+        .map(|(rows, _)| rows)
+        .collect();
+    assert_eq!(rows, [200, 200, 200]);
+}

@@ -99,6 +99,7 @@ impl Assignment {
             drain: drain.clone(),
             permit: None,
             takeover: Takeover::default(),
+            rows: self.pipeline.config.batch_rows,
         };
         let task = self.runtime.spawn(async move {
             let _until_the_end: blocking::SyncSender<()> = ending;

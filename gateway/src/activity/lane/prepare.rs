@@ -208,7 +208,7 @@ impl Lane {
         }
     }
 
-    /// Finds recipients with one query; where the database refuses an id in it, each activity is asked for alone.
+    /// Finds recipients with one query; where the database refuses an id in it, or cannot answer it in time, each activity is asked for alone.
     async fn resolve(
         &mut self,
         activities: &[&Activity],
@@ -219,7 +219,9 @@ impl Lane {
         let refused = loop {
             match pipeline.resolver.resolve(activities).await {
                 Ok(resolved) => return Ok(resolved),
-                Err(StoreError::Unavailable { source }) => {
+                // Less at once may be answered.
+                Err(StoreError::TooMuch { .. }) if activities.len() > 1 => break refusal(None),
+                Err(StoreError::Unavailable { source } | StoreError::TooMuch { source }) => {
                     self.wait(Need::PolicyTables, &mut backoff, offset, &source)
                         .await?;
                 }

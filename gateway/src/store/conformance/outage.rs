@@ -96,7 +96,7 @@ async fn a_database_that_is_away_is_unavailable_and_used_again_when_it_is_back()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_statement_that_waits_too_long_is_unavailable_and_undone() {
+async fn a_statement_that_waits_too_long_is_too_much_and_undone() {
     let Some(mut database) = TestDatabase::postgres("statement timeout").await else {
         return;
     };
@@ -132,7 +132,7 @@ async fn a_statement_that_waits_too_long_is_unavailable_and_undone() {
         store.delete("x", id, at(0)).await.map(drop),
     ] {
         assert!(
-            matches!(failed, Err(StoreError::Unavailable { .. })),
+            matches!(failed, Err(StoreError::TooMuch { .. })),
             "{failed:?}"
         );
     }

@@ -136,8 +136,7 @@ impl PostgresStore {
 
 /// Whether the role may not call a function, or the server has none of this name.
 fn is_refused(error: &StoreError) -> bool {
-    let (StoreError::Unavailable { source } | StoreError::Refused { source, .. }) = error;
-    let code = match source.driver() {
+    let code = match error.driver() {
         Some(sqlx::Error::Database(error)) => error.code(),
         _ => None,
     };

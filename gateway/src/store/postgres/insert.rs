@@ -3,13 +3,14 @@
 //! Input: a [`InsertBatch`] without repeats. Output: its rows, with the numbers that they have.
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Connection, Row as _};
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
 
-use super::{BEGIN, PgQuery, PostgresStore};
+use super::pool::{Session, Tx};
+use super::{PgQuery, PostgresStore};
 use crate::hash;
 use crate::notification::NewActivity;
-use crate::store::batch::{Base, CHUNK_ROWS, InsertBatch, Row, milliseconds};
+use crate::store::batch::{Base, CHUNK_BYTES, CHUNK_ROWS, InsertBatch, Row, milliseconds};
 use crate::store::{StoreError, Stored};
 
 /// Most rows of [`INSERT_PLAIN`]: for more rows, four more round trips cost little in comparison.
@@ -106,24 +107,24 @@ impl PostgresStore {
             return Ok(Vec::new());
         }
         let now = milliseconds(now);
-        let mut connection = self.pool.acquire().await?;
+        let mut session = self.pool.acquire().await?;
         let mut result = self
-            .insert_batch(&mut connection, given, &mut batch, now)
+            .insert_batch(&mut session, given, &mut batch, now)
             .await;
         if result.as_ref().is_err_and(StoreError::repeats_id) {
             batch.draw_ids();
             result = self
-                .insert_batch(&mut connection, given, &mut batch, now)
+                .insert_batch(&mut session, given, &mut batch, now)
                 .await;
         }
-        let rows = self.pool.done(connection, result)?;
+        let rows = session.done(result)?;
         Ok(batch.stored(&rows, now))
     }
 
     /// Tries to store the batch in one statement; `None` if it cannot be.
     async fn insert_plain<'a>(
         &self,
-        connection: &mut PgConnection,
+        session: &mut Session,
         given: &[NewActivity],
         batch: &InsertBatch<'a>,
         now: DateTime<Utc>,
@@ -133,7 +134,7 @@ impl PostgresStore {
         let query = bind_rows(sqlx::query(INSERT_PLAIN), given, &rows, now)
             .bind(&batch.recipients)
             .bind(&counts);
-        let answer = self.pool.step(query.fetch_all(connection)).await?;
+        let answer = session.all(query).await?;
         if answer.is_empty() {
             return Ok(None);
         }
@@ -147,17 +148,18 @@ impl PostgresStore {
     /// candidates exist already, and their numbers are returned.
     async fn insert_batch<'a>(
         &self,
-        connection: &mut PgConnection,
+        session: &mut Session,
         given: &[NewActivity],
         batch: &mut InsertBatch<'a>,
         now: DateTime<Utc>,
     ) -> Result<Vec<Row<'a>>, StoreError> {
         if batch.candidates.len() <= PLAIN_ROWS
-            && let Some(rows) = self.insert_plain(connection, given, batch, now).await?
+            && batch.bytes() <= CHUNK_BYTES
+            && let Some(rows) = self.insert_plain(session, given, batch, now).await?
         {
             return Ok(rows);
         }
-        let mut tx = self.pool.step(connection.begin_with(BEGIN)).await?;
+        let mut tx = session.begin().await?;
         let bases = self.take_numbers(&mut tx, batch).await?;
         let known = self.known(&mut tx, given, batch).await?;
         if !known.is_empty() {
@@ -168,13 +170,13 @@ impl PostgresStore {
         for chunk in batch.chunks(&rows) {
             self.insert_rows(&mut tx, given, chunk, now).await?;
         }
-        self.pool.step(tx.commit()).await?;
+        tx.commit().await?;
         Ok(rows)
     }
 
     async fn take_numbers(
         &self,
-        tx: &mut PgConnection,
+        tx: &mut Tx<'_>,
         batch: &InsertBatch<'_>,
     ) -> Result<Vec<Base>, StoreError> {
         let counts = batch.counts();
@@ -184,19 +186,14 @@ impl PostgresStore {
             let query = sqlx::query(TAKE_NUMBERS)
                 .bind(&batch.recipients[start..end])
                 .bind(&counts[start..end]);
-            read_bases(
-                &self.pool.step(query.fetch_all(&mut *tx)).await?,
-                batch,
-                &counts,
-                &mut bases,
-            )?;
+            read_bases(&tx.all(query).await?, batch, &counts, &mut bases)?;
         }
         Ok(bases)
     }
 
     async fn return_numbers(
         &self,
-        tx: &mut PgConnection,
+        tx: &mut Tx<'_>,
         batch: &InsertBatch<'_>,
         known: &hash::HashSet<usize>,
     ) -> Result<(), StoreError> {
@@ -211,13 +208,7 @@ impl PostgresStore {
             .filter(|(_, n)| *n > 0)
             .unzip();
         for (recipients, counts) in recipients.chunks(CHUNK_ROWS).zip(counts.chunks(CHUNK_ROWS)) {
-            self.pool
-                .step(
-                    sqlx::query(RETURN_NUMBERS)
-                        .bind(recipients)
-                        .bind(counts)
-                        .execute(&mut *tx),
-                )
+            tx.run(sqlx::query(RETURN_NUMBERS).bind(recipients).bind(counts))
                 .await?;
         }
         Ok(())
@@ -225,7 +216,7 @@ impl PostgresStore {
 
     async fn known(
         &self,
-        tx: &mut PgConnection,
+        tx: &mut Tx<'_>,
         given: &[NewActivity],
         batch: &InsertBatch<'_>,
     ) -> Result<hash::HashSet<usize>, StoreError> {
@@ -244,32 +235,27 @@ impl PostgresStore {
                 .iter()
                 .map(|at| given[*at].event_id.as_str())
                 .collect();
-            let query = sqlx::query_scalar::<_, i64>(KNOWN)
+            let query = sqlx::query(KNOWN)
                 .bind(positions)
                 .bind(recipients)
                 .bind(event)
                 .bind(sources)
                 .bind(event_ids);
-            known.extend(
-                self.pool
-                    .step(query.fetch_all(&mut *tx))
-                    .await?
-                    .into_iter()
-                    .map(|position| position as usize),
-            );
+            for row in tx.all(query).await? {
+                known.insert(row.try_get::<i64, _>(0)? as usize);
+            }
         }
         Ok(known)
     }
 
     async fn insert_rows(
         &self,
-        tx: &mut PgConnection,
+        tx: &mut Tx<'_>,
         given: &[NewActivity],
         rows: &[Row<'_>],
         now: DateTime<Utc>,
     ) -> Result<(), StoreError> {
-        self.pool
-            .step(bind_rows(sqlx::query(INSERT), given, rows, now).execute(tx))
+        tx.run(bind_rows(sqlx::query(INSERT), given, rows, now))
             .await?;
         Ok(())
     }

@@ -3,10 +3,10 @@
 //! Input: two times and a limit. Output: how many rows were removed.
 
 use chrono::{DateTime, Utc};
-use sqlx::Connection;
-use sqlx::postgres::PgConnection;
+use sqlx::Row as _;
 
-use super::{BEGIN, PostgresStore};
+use super::PostgresStore;
+use super::pool::Session;
 use crate::store::StoreError;
 use crate::store::batch::milliseconds;
 
@@ -47,60 +47,47 @@ impl PostgresStore {
         tombstones_before: DateTime<Utc>,
         limit: u32,
     ) -> Result<u64, StoreError> {
-        let mut connection = self.pool.acquire().await?;
+        let mut session = self.pool.acquire().await?;
         let (before, tombstones_before) =
             (before.map(milliseconds), milliseconds(tombstones_before));
         let result = self
-            .purge_some(&mut connection, before, tombstones_before, i64::from(limit))
+            .purge_some(&mut session, before, tombstones_before, i64::from(limit))
             .await;
-        self.pool.done(connection, result.map_err(StoreError::from))
+        session.done(result.map_err(StoreError::from))
     }
 
     async fn purge_some(
         &self,
-        connection: &mut PgConnection,
+        session: &mut Session,
         before: Option<DateTime<Utc>>,
         tombstones_before: DateTime<Utc>,
         limit: i64,
     ) -> Result<u64, sqlx::Error> {
-        let mut tx = self.pool.step(connection.begin_with(BEGIN)).await?;
-        let alone =
-            sqlx::query_scalar::<_, bool>("SELECT pg_try_advisory_xact_lock($1)").bind(PURGE_LOCK);
-        if !self.pool.step(alone.fetch_one(&mut *tx)).await? {
-            self.pool.step(tx.rollback()).await?;
+        let mut tx = session.begin().await?;
+        let alone = sqlx::query("SELECT pg_try_advisory_xact_lock($1)").bind(PURGE_LOCK);
+        if !tx.one(alone).await?.try_get::<bool, _>(0)? {
+            tx.rollback().await?;
             return Ok(0);
         }
         let mut removed = 0;
         if let Some(before) = before {
-            let old = self
-                .pool
-                .step(
-                    sqlx::query_as::<_, (String, String)>(OLD)
-                        .bind(before)
-                        .bind(limit)
-                        .fetch_all(&mut *tx),
-                )
-                .await?;
-            let (ids, recipients): (Vec<String>, Vec<String>) = old.into_iter().unzip();
+            let old = tx.all(sqlx::query(OLD).bind(before).bind(limit)).await?;
+            let (mut ids, mut recipients) = (Vec::new(), Vec::new());
+            for row in &old {
+                ids.push(row.try_get::<&str, _>("id")?);
+                recipients.push(row.try_get::<&str, _>("recipient_id")?);
+            }
             if !ids.is_empty() {
-                self.pool
-                    .step(sqlx::query(LOCK_MANY).bind(recipients).execute(&mut *tx))
-                    .await?;
-                let query = sqlx::query_scalar::<_, i64>(PURGE)
-                    .bind(ids)
-                    .bind(tombstones_before);
-                removed += self.pool.step(query.fetch_one(&mut *tx)).await? as u64;
+                tx.run(sqlx::query(LOCK_MANY).bind(recipients)).await?;
+                let query = sqlx::query(PURGE).bind(ids).bind(tombstones_before);
+                removed += tx.one(query).await?.try_get::<i64, _>(0)? as u64;
             }
         }
         let query = sqlx::query(PURGE_TOMBSTONES)
             .bind(tombstones_before)
             .bind(limit);
-        removed += self
-            .pool
-            .step(query.execute(&mut *tx))
-            .await?
-            .rows_affected();
-        self.pool.step(tx.commit()).await?;
+        removed += tx.run(query).await?;
+        tx.commit().await?;
         Ok(removed)
     }
 }

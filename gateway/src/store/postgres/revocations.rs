@@ -4,10 +4,10 @@
 //! they are rare, and their versions become visible in order.
 
 use chrono::{DateTime, Utc};
-use sqlx::Connection;
-use sqlx::postgres::PgConnection;
+use sqlx::Row as _;
 
-use super::{BEGIN, PostgresStore, time};
+use super::pool::Session;
+use super::{PostgresStore, time};
 use crate::revocation::Revocation;
 use crate::store::batch::milliseconds;
 use crate::store::revocation::{
@@ -34,7 +34,7 @@ ON CONFLICT (kind, name) DO UPDATE SET
 const PURGE: &str = r"
 DELETE FROM signal_revocation WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM signal_revocation WHERE ends_at < $1 ORDER BY ends_at LIMIT $2 FOR UPDATE SKIP LOCKED
-))";
+)) RETURNING 1";
 
 impl PostgresStore {
     async fn add_revocations(
@@ -47,16 +47,16 @@ impl PostgresStore {
         if rows.is_empty() {
             return Ok(Added::Stored);
         }
-        let mut connection = self.pool.acquire().await?;
+        let mut session = self.pool.acquire().await?;
         let result = self
-            .add_rows(&mut connection, rows, most, milliseconds(now))
+            .add_rows(&mut session, rows, most, milliseconds(now))
             .await;
-        self.pool.done(connection, result.map_err(StoreError::from))
+        session.done(result.map_err(StoreError::from))
     }
 
     async fn add_rows(
         &self,
-        connection: &mut PgConnection,
+        session: &mut Session,
         rows: Vec<NewRow>,
         most: u64,
         now: DateTime<Utc>,
@@ -70,16 +70,14 @@ impl PostgresStore {
             issued_before.push(row.issued_before);
             ends_at.push(row.ends_at);
         }
-        let mut tx = self.pool.step(connection.begin_with(BEGIN)).await?;
-        let query = sqlx::query_scalar::<_, i64>(NEXT_VERSIONS).bind(count);
-        let last = self.pool.step(query.fetch_one(&mut *tx)).await?;
-        let query = sqlx::query_as::<_, (i64, i64)>(IN_FORCE)
-            .bind(now)
-            .bind(&kinds)
-            .bind(&names);
-        let (in_force, known) = self.pool.step(query.fetch_one(&mut *tx)).await?;
+        let mut tx = session.begin().await?;
+        let query = sqlx::query(NEXT_VERSIONS).bind(count);
+        let last: i64 = tx.one(query).await?.try_get(0)?;
+        let query = sqlx::query(IN_FORCE).bind(now).bind(&kinds).bind(&names);
+        let row = tx.one(query).await?;
+        let (in_force, known): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
         if (in_force - known + count) as u64 > most {
-            self.pool.step(tx.rollback()).await?;
+            tx.rollback().await?;
             return Ok(Added::Full);
         }
         let query = sqlx::query(ADD)
@@ -89,8 +87,8 @@ impl PostgresStore {
             .bind(&ends_at)
             .bind(now)
             .bind(last - count);
-        self.pool.step(query.execute(&mut *tx)).await?;
-        self.pool.step(tx.commit()).await?;
+        tx.run(query).await?;
+        tx.commit().await?;
         Ok(Added::Stored)
     }
 
@@ -100,13 +98,11 @@ impl PostgresStore {
         limit: u32,
         now: DateTime<Utc>,
     ) -> Result<Vec<ChangedRevocation>, StoreError> {
-        let mut connection = self.pool.acquire().await?;
         let query = sqlx::query(CHANGED)
             .bind(after)
             .bind(milliseconds(now))
             .bind(i64::from(limit));
-        let rows = self.pool.step(query.fetch_all(&mut *connection)).await;
-        let rows = self.pool.done(connection, rows.map_err(StoreError::from))?;
+        let rows = self.pool.all(query).await?;
         let changed: Result<Vec<_>, _> = rows.iter().map(|row| read(row, time)).collect();
         Ok(changed?)
     }
@@ -116,13 +112,10 @@ impl PostgresStore {
         before: DateTime<Utc>,
         limit: u32,
     ) -> Result<u64, StoreError> {
-        let mut connection = self.pool.acquire().await?;
         let query = sqlx::query(PURGE)
             .bind(milliseconds(before))
             .bind(i64::from(limit));
-        let done = self.pool.step(query.execute(&mut *connection)).await;
-        let done = self.pool.done(connection, done.map_err(StoreError::from))?;
-        Ok(done.rows_affected())
+        Ok(self.pool.all(query).await?.len() as u64)
     }
 }
 
