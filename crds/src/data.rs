@@ -303,7 +303,7 @@ pub enum KafkaMechanism {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Database {
-    /// `postgres://user:password@host:5432/name?sslmode=verify-full`. A changed content is taken over without a restart.
+    /// `postgres://user:password@host:5432/name?sslmode=verify-full`, with several hosts between commas if there are standbys. A changed content is taken over without a restart.
     pub url_secret_ref: SecretKey,
     /// PEM authorities for `sslmode=verify-ca` and `verify-full`; absent: those of the image. A changed content rolls the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
