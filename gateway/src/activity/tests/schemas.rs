@@ -23,10 +23,10 @@ async fn a_registry_that_is_away_holds_the_partition_and_an_unknown_id_is_a_dead
     stage.config.registry.url = url;
     stage.config.registry.topics = stage.config.topics.clone();
     let unknown = with_id(2, b"whatever");
-    stage.produce_many(0, "json", "17", 1).await;
     for value in [&activity("a"), &unknown, &activity("b")] {
         stage.produce_with(0, value, OwnedHeaders::new()).await;
     }
+    stage.produce_many(0, "json", "17", 1).await;
     let running = stage.run();
     // The lanes ask together whether it is back.
     until("the registry was asked again and again", || {
@@ -38,7 +38,7 @@ async fn a_registry_that_is_away_holds_the_partition_and_an_unknown_id_is_a_dead
     stub.answer(Answering::Well);
     stage.until_committed(0, 4).await;
     running.stop().await;
-    assert_eq!(stage.rows.of("17"), ["json0", "a", "b"]);
+    assert_eq!(stage.rows.of("17"), ["a", "b", "json0"]);
     let letter = stage.dead_letters(1).await.remove(0);
     assert_eq!(
         (letter.header(dead_letter::REASON), letter.value.as_ref()),

@@ -8,6 +8,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::OwnedHeaders;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{DefaultProducerContext, FutureProducer, FutureRecord};
@@ -238,11 +239,18 @@ impl Stage {
             let consumer: BaseConsumer = client.clone().set("group.id", group).create().unwrap();
             let mut list = TopicPartitionList::new();
             list.add_partition(&topic, partition);
-            consumer
-                .committed_offsets(list, PATIENCE)
-                .unwrap()
-                .elements()[0]
-                .offset()
+            let started = Instant::now();
+            loop {
+                match consumer.committed_offsets(list.clone(), PATIENCE) {
+                    Ok(known) => return known.elements()[0].offset(),
+                    // A broker that has just started, or has just lost a member.
+                    Err(error)
+                        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::NotCoordinator)
+                            && started.elapsed() < PATIENCE => {}
+                    Err(error) => panic!("{error}"),
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
         });
         match asked.await.unwrap() {
             Offset::Offset(offset) => offset,
