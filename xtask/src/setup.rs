@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use signal_services::{
-    KafkaInstallation, KubernetesInstallation, Level, Packages, Postgres, Redis, Tool, fake_clock,
-    find_program, pgbouncer,
+    KafkaInstallation, KubernetesInstallation, Level, Packages, PgBouncer, Postgres, Redis, Tool,
+    fake_clock, find_program,
 };
 
 use crate::cargo;
@@ -109,7 +109,7 @@ const SERVICES: [Need; 8] = [
     // Between the gateway and PostgreSQL.
     Need {
         name: "PgBouncer",
-        present: || pgbouncer().is_some(),
+        present: || PgBouncer::Installed.find().is_ok(),
         debian: "pgbouncer",
         homebrew: "pgbouncer",
     },
@@ -230,6 +230,9 @@ pub(crate) fn packages() {
         if let Err(error) = packages.ensure(say) {
             println!("xtask: tests are left out that need {packages:?}: {error:#}");
         }
+    }
+    if let Err(error) = PgBouncer::Debian13.ensure(say) {
+        println!("xtask: tests are left out that need PgBouncer of Debian 13: {error:#}");
     }
 }
 

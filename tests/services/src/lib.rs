@@ -13,6 +13,7 @@ mod kafka;
 mod kubernetes;
 mod network;
 mod packages;
+mod pgbouncer;
 mod postgres;
 mod process;
 mod redis;
@@ -30,6 +31,7 @@ pub use kafka::{Kafka, KafkaInstallation};
 pub use kubernetes::{Component, Kubernetes, KubernetesInstallation, Level};
 pub use network::Network;
 pub use packages::Packages;
+pub use pgbouncer::PgBouncer;
 pub use postgres::{Frozen, Postgres};
 pub use process::{Server, bound_command, signal, spawn};
 pub use redis::{Guarded, Redis, Sentinels};
@@ -74,14 +76,6 @@ pub fn fake_clock() -> Option<PathBuf> {
     candidates
         .map(|folder| folder.join("libfaketimeMT.so.1"))
         .find(|library| library.is_file())
-}
-
-/// PgBouncer: `$SIGNAL_TEST_PGBOUNCER`, else the one on `PATH`, else Debian's, which is on the `PATH` of root alone.
-pub fn pgbouncer() -> Option<PathBuf> {
-    let named = std::env::var_os("SIGNAL_TEST_PGBOUNCER").filter(|name| !name.is_empty());
-    let debian = || Some(PathBuf::from("/usr/sbin/pgbouncer")).filter(|file| file.is_file());
-    let found = || find_program(&["pgbouncer"]).or_else(debian);
-    named.map(PathBuf::from).or_else(found)
 }
 
 fn loopback(port: u16) -> SocketAddr {

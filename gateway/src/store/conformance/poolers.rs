@@ -1,8 +1,9 @@
-//! PgBouncer between the gateway and PostgreSQL. `SIGNAL_TEST_PGBOUNCER` names another program than the installed one.
+//! PgBouncer between the gateway and PostgreSQL, in each version that is there.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Stdio};
 
+use signal_services::PgBouncer;
 use sqlx::Row as _;
 
 use super::super::postgres::{Opened, Servers};
@@ -24,11 +25,16 @@ impl Drop for Pooler {
 
 impl Pooler {
     /// Starts one before the server of a database, or says why not.
-    async fn start(test: &str, database: &TestDatabase, mode: &str) -> Option<Self> {
-        let Some(program) = signal_services::pgbouncer() else {
-            println!("skipped {test}: PgBouncer is not installed");
+    async fn start(
+        which: PgBouncer,
+        test: &str,
+        database: &TestDatabase,
+        mode: &str,
+    ) -> Option<Self> {
+        if let Err(error) = which.find() {
+            println!("skipped {test}: {error}");
             return None;
-        };
+        }
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
@@ -46,9 +52,7 @@ impl Pooler {
             ),
         )
         .unwrap();
-        // It refuses to be root, as PostgreSQL does.
-        let is_root = std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
-        let mut command = signal_services::bound_command(&program, is_root.then_some("postgres"));
+        let mut command = which.command(folder.path()).unwrap();
         command
             .arg(&settings)
             .stdout(Stdio::null())
@@ -81,11 +85,17 @@ impl Pooler {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pooler_in_transaction_mode_serves_every_question() {
+    for which in PgBouncer::ALL {
+        serves_every_question(which).await;
+    }
+}
+
+async fn serves_every_question(which: PgBouncer) {
     let test = "PgBouncer in transaction mode";
     let Some(direct) = TestDatabase::postgres(test).await else {
         return;
     };
-    let Some(pooler) = Pooler::start(test, &direct, "transaction").await else {
+    let Some(pooler) = Pooler::start(which, test, &direct, "transaction").await else {
         return;
     };
     let database = pooler.database(&direct);
@@ -133,11 +143,17 @@ async fn a_pooler_in_transaction_mode_serves_every_question() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn behind_a_pooler_every_transaction_has_its_settings_and_leaves_none() {
+    for which in PgBouncer::ALL {
+        transactions_have_their_settings(which).await;
+    }
+}
+
+async fn transactions_have_their_settings(which: PgBouncer) {
     let test = "settings behind PgBouncer";
     let Some(direct) = TestDatabase::postgres(test).await else {
         return;
     };
-    let Some(pooler) = Pooler::start(test, &direct, "transaction").await else {
+    let Some(pooler) = Pooler::start(which, test, &direct, "transaction").await else {
         return;
     };
     let database = pooler.database(&direct);
@@ -170,11 +186,17 @@ async fn behind_a_pooler_every_transaction_has_its_settings_and_leaves_none() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pooler_in_statement_mode_is_refused_at_start() {
+    for which in PgBouncer::ALL {
+        statement_mode_is_refused(which).await;
+    }
+}
+
+async fn statement_mode_is_refused(which: PgBouncer) {
     let test = "PgBouncer in statement mode";
     let Some(direct) = TestDatabase::postgres(test).await else {
         return;
     };
-    let Some(pooler) = Pooler::start(test, &direct, "statement").await else {
+    let Some(pooler) = Pooler::start(which, test, &direct, "statement").await else {
         return;
     };
     let database = pooler.database(&direct);
