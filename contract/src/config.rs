@@ -248,6 +248,10 @@ pub struct Kafka {
     pub max_recipients: usize,
     /// Group session timeout, in milliseconds.
     pub session_timeout_ms: u64,
+    /// How long a partition that has records may stand still before it is reported, in seconds.
+    pub stuck_after_secs: u64,
+    /// Whether a gateway with such a partition is not ready.
+    pub stuck_is_unready: bool,
     /// Further librdkafka properties.
     pub properties: BTreeMap<String, String>,
 }

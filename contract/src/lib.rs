@@ -44,6 +44,6 @@ pub use revision::{revision, revision_of_digest};
 pub use secret::{Secret, SecretFile};
 pub use status::{
     ConnectionCounts, DatabaseReport, DrainOrder, DrainStatus, JwksFileReport, KafkaReport,
-    KeySourceReport, PreviousRedis, RedisReport, Shed, ShedOrder, StatusReport, TlsReport,
-    UnreadyPart,
+    KeySourceReport, PreviousRedis, RedisReport, Shed, ShedOrder, StatusReport, StuckPartition,
+    TlsReport, UnreadyPart,
 };

@@ -168,7 +168,7 @@ pub struct JwksFileReport {
 }
 
 /// The pipeline of one gateway.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct KafkaReport {
     /// Partitions assigned to it.
@@ -177,6 +177,31 @@ pub struct KafkaReport {
     pub max_lag: Option<i64>,
     /// Partitions that wait for a dependency.
     pub retrying: i64,
+    /// Partitions that have records and have not advanced for `kafka.stuck_after_secs`.
+    #[serde(deserialize_with = "objects")]
+    pub stuck: Vec<StuckPartition>,
+    /// What else keeps the pipeline from its work, each as a text for people.
+    pub notices: Vec<String>,
+}
+
+/// A partition that has records and does not advance.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StuckPartition {
+    /// Its topic.
+    pub topic: String,
+    /// Its number.
+    pub partition: i32,
+    /// The record that keeps it.
+    pub offset: i64,
+    /// How many records wait; `None` while it is not known.
+    pub lag: Option<i64>,
+    /// Since when it has not advanced.
+    pub seconds: i64,
+    /// Why: `database`, `recipients`, `dead_letters`, `schemas`, `fetch` or `unknown`.
+    pub reason: String,
+    /// The last error.
+    pub error: Option<String>,
 }
 
 /// The body of `POST /drain`: close all connections over the window.
@@ -251,6 +276,7 @@ mod tests {
             r#"{"keySources":[["main","trusted",[]]]}"#,
             r#"{"jwksFile":["sha256:0",[]]}"#,
             r#"{"kafka":[1,null,0]}"#,
+            r#"{"kafka":{"stuck":[["t",0,5]]}}"#,
         ] {
             assert!(read(list).unwrap_err().is_data(), "{list}");
         }

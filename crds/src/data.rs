@@ -118,6 +118,8 @@ pub struct Tls {
         .message("a certificate needs SSL or SASL_SSL").field_path(".security"),
     validation = Rule::new("!has(self.security.auth) || (self.security.auth.mechanism == 'OAUTHBEARER') == has(self.security.auth.tokenUrl)")
         .message("OAUTHBEARER needs tokenUrl, and no other mechanism has one").field_path(".security"),
+    validation = Rule::new("duration(self.stuckAfter) >= duration('5s') && duration(self.stuckAfter) <= duration('1h')")
+        .message("stuckAfter must be 5s to 1h").field_path(".stuckAfter"),
     validation = Rule::new("self.groupId == oldSelf.groupId || self.allowGroupChange")
         .message("another group reads the topic again or skips part of it: set allowGroupChange").field_path(".groupId"),
 )]
@@ -151,6 +153,12 @@ pub struct Kafka {
     #[serde(default = "memory_bytes")]
     #[schemars(range(min = 16777216, max = 1099511627776_i64))]
     pub memory_bytes: u64,
+    /// A partition that has records and does not advance for this long is reported as stuck, by `/readyz?verbose`, `/status`, a metric and an alert.
+    #[serde(default = "stuck_after")]
+    pub stuck_after: Duration,
+    /// Whether a pod with a stuck partition is not ready. It then gets no new connections, which does not help the partition.
+    #[serde(default)]
+    pub stuck_is_unready: bool,
     /// Transport and login.
     #[serde(default)]
     pub security: KafkaSecurity,
@@ -177,6 +185,10 @@ fn concurrency() -> u32 {
 
 fn memory_bytes() -> u64 {
     67_108_864
+}
+
+fn stuck_after() -> Duration {
+    Duration::secs(30)
 }
 
 /// Where a group without offsets starts.

@@ -242,6 +242,11 @@ fn cases() -> Vec<Case> {
             )],
         ),
         (
+            "stuckAfter must be 5s to 1h",
+            vec![("/spec/kafka/stuckAfter", json!("4s"))],
+            vec![("/spec/kafka/stuckAfter", json!("5s"))],
+        ),
+        (
             "name a source, or let the operator manage keys",
             vec![
                 ("/spec/jwks/sources", json!([])),

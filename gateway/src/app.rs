@@ -7,6 +7,7 @@ mod admin;
 mod drain;
 mod epoch;
 mod inbound;
+mod pipeline;
 mod probe;
 mod revocations;
 mod serve;

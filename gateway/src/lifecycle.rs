@@ -10,12 +10,13 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 
 /// The parts that may be unready, the drain included.
-pub const PARTS: [&str; 6] = [
+pub const PARTS: [&str; 7] = [
     "settings",
     "redis",
     "database",
     "keys",
     "revocations",
+    "pipeline",
     "drain",
 ];
 
@@ -26,6 +27,7 @@ pub struct Lifecycle {
     now: CancellationToken,
     hold: watch::Sender<Option<Hold>>,
     unready: RwLock<Vec<(&'static str, String)>>,
+    notices: RwLock<Vec<(&'static str, String)>>,
     at_drain: AtomicUsize,
 }
 
@@ -50,6 +52,7 @@ impl Default for Lifecycle {
             now: CancellationToken::new(),
             hold: watch::Sender::new(None),
             unready: RwLock::default(),
+            notices: RwLock::default(),
             at_drain: AtomicUsize::new(0),
         }
     }
@@ -174,6 +177,18 @@ impl Lifecycle {
             parts.push(("drain", "held".into()));
         }
         parts
+    }
+
+    /// Sets what a part cannot do although the process is ready; `None` when it can do everything.
+    pub fn set_notice(&self, part: &'static str, notice: Option<String>) {
+        let mut notices = self.notices.write();
+        notices.retain(|(name, _)| *name != part);
+        notices.extend(notice.map(|text| (part, text)));
+    }
+
+    /// Returns the parts that cannot do everything although the process is ready, and why.
+    pub fn notices(&self) -> Vec<(&'static str, String)> {
+        self.notices.read().clone()
     }
 
     /// Sets the metrics of the parts that are not ready.

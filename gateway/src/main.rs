@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use signal_gateway::activity::TopicState;
 use signal_gateway::activity::replay::{self, ReplayOptions};
 use signal_gateway::app::{self, Sockets};
 use signal_gateway::config::{self, Config};
@@ -37,6 +38,9 @@ enum Command {
         /// Also connect to the policy database, and print which rows of the platform's table are not understood; exits 1 if there are any
         #[arg(long)]
         database: bool,
+        /// Also ask the Kafka brokers for every topic and its dead-letter topic, and print which are missing; exits 1 if there are any. Creates nothing
+        #[arg(long)]
+        kafka: bool,
     },
     /// Migrate the notification database to the schema of this version, under a lock
     Migrate(Settings),
@@ -97,7 +101,11 @@ fn main() -> ExitCode {
             Ok(options) => develop(options),
             Err(command) => command.run(),
         },
-        Command::CheckConfig { settings, database } => check(&settings, database),
+        Command::CheckConfig {
+            settings,
+            database,
+            kafka,
+        } => check(&settings, database, kafka),
         Command::Migrate(settings) => migrate(&settings),
         Command::Healthcheck { settings, live } => healthcheck(&settings, live),
         Command::Dlq(Dlq::Replay {
@@ -228,7 +236,7 @@ fn develop(options: dev::Options) -> anyhow::Result<()> {
     result
 }
 
-fn check(settings: &Settings, database: bool) -> anyhow::Result<()> {
+fn check(settings: &Settings, database: bool, kafka: bool) -> anyhow::Result<()> {
     let config = settings.load()?;
     app::check(&config)?;
     app::check_files(&config)?;
@@ -236,6 +244,44 @@ fn check(settings: &Settings, database: bool) -> anyhow::Result<()> {
     if database {
         check_policies(&config)?;
     }
+    if kafka {
+        check_topics(&config)?;
+    }
+    Ok(())
+}
+
+/// Prints what the brokers know of each topic. Nothing is created.
+fn check_topics(config: &Config) -> anyhow::Result<()> {
+    let mut unusable = 0;
+    let looked = runtime(1)?
+        .block_on(activity::look_at_topics(&config.kafka))
+        .context("the Kafka brokers")?;
+    for topic in looked {
+        let name = &topic.name;
+        let kind = if topic.is_of_dead_letters {
+            "dead-letter topic"
+        } else {
+            "topic"
+        };
+        match topic.state {
+            TopicState::Exists(partitions) => {
+                say(&format!("the {kind} {name} has {partitions} partitions"));
+                continue;
+            }
+            TopicState::Missing if topic.is_of_dead_letters => say(&format!(
+                "the {kind} {name} is missing: a gateway creates it when it starts, if its login may"
+            )),
+            TopicState::Missing => say(&format!("the {kind} {name} is missing")),
+            TopicState::Refused(why) => {
+                say(&format!("the {kind} {name} cannot be looked at: {why}"));
+            }
+        }
+        unusable += 1;
+    }
+    anyhow::ensure!(
+        unusable == 0,
+        "{unusable} topics are missing or cannot be looked at"
+    );
     Ok(())
 }
 

@@ -126,6 +126,12 @@ metrics! {
     dead_letters: Family<Kind, Counter> = Family::default(), "kafka_dead_letters", "Records sent to the dead-letter topic, by reason";
     values_dropped: Family<Kind, Counter> = Family::default(), "kafka_values_dropped", "Invalid values that were passed over while their record was used, by member: actorId, organizerId, merchantId, recipientIds, locale, occurredAt, time; and member, an id in the platform's policy table that is no user id";
     lag: Family<Partition, Gauge> = Family::default(), "kafka_lag_records", "Records between the committed offset and the end of the partition";
+    stuck: Family<Partition, Gauge> = Family::default(), "kafka_stuck_seconds", "Time since a partition that has records advanced; 0 until that is longer than kafka.stuck_after_secs";
+    fetch_errors: Family<Partition, Counter> = Family::default(), "kafka_fetch_errors", "Errors of fetching that kept a partition where it was";
+    kafka_errors: Family<Kind, Counter> = Family::default(), "kafka_consumer_errors", "Errors that the Kafka consumer reported, by librdkafka's code";
+    missed: Family<Partition, Counter> = Family::default(), "kafka_missed_records", "Records that could no longer be had: deleted before they were read";
+    missing_topics: Gauge = Gauge::default(), "kafka_dead_letter_topics_missing", "Dead-letter topics that cannot be used";
+    member_left: Counter = Counter::default(), "kafka_group_left", "Times that this instance left the group, because it could not work and another one could";
     batch: Histogram = sizes(), "kafka_batch_records", "Records stored in one transaction";
     store_time: Histogram = seconds(), "store_seconds", "Time of one storing transaction";
     pipeline_memory: Gauge = Gauge::default(), "kafka_memory_bytes", "Bytes held by activity records between Kafka and the database, and by their pushes; bounded by kafka.memory_bytes";
@@ -137,7 +143,7 @@ metrics! {
     request_time: Histogram = seconds(), "http_request_seconds", "Time of one REST request";
     config_reloads: Family<Kind, Counter> = Family::default(), "config_reloads", "Live settings and catalogs read again, by outcome";
     policy_rows_unread: Family<Kind, Gauge> = Family::default(), "policy_rows_unread", "Rows of the platform's policy table that are not understood, by reason: variant, subject, target, permission, effect, domain, custom";
-    unready: Family<Kind, Gauge> = Family::default(), "unready", "1 while this part is not ready: settings, redis, database, keys, revocations, drain";
+    unready: Family<Kind, Gauge> = Family::default(), "unready", "1 while this part is not ready: settings, redis, database, keys, revocations, pipeline, drain";
     draining: Gauge = Gauge::default(), "draining", "1 from SIGTERM or POST /drain until a held drain is taken back";
 }
 

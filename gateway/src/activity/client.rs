@@ -7,9 +7,7 @@ use rdkafka::config::RDKafkaLogLevel;
 
 use super::PipelineError;
 use super::budget::prefetch_bytes;
-use crate::config::{
-    Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaSecurity, OffsetReset, read_secret,
-};
+use crate::config::{Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaSecurity, read_secret};
 
 /// Properties that `kafka.properties` may not set, and what to do instead or why: what the pipeline guarantees depends on them.
 const RESERVED: [(&str, &str); 40] = [
@@ -250,7 +248,8 @@ pub(super) fn consumer(config: &Kafka) -> Result<ClientConfig, PipelineError> {
         .set("session.timeout.ms", config.session_timeout_ms.to_string())
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", reset(config.offset_reset))
+        // What can be had is read. `kafka.offset_reset` is about a group that is new to a topic: see `consumer::start`.
+        .set("auto.offset.reset", "earliest")
         .set(
             "statistics.interval.ms",
             STATISTICS_INTERVAL.as_millis().to_string(),
@@ -288,6 +287,11 @@ pub(super) fn reader(config: &Kafka, group: &str) -> Result<ClientConfig, Pipeli
     Ok(client)
 }
 
+/// A client that creates topics.
+pub(super) fn administrator(config: &Kafka) -> Result<ClientConfig, PipelineError> {
+    base(config)
+}
+
 /// A producer whose record is confirmed when every in-sync replica has it, once.
 pub(super) fn producer(config: &Kafka) -> Result<ClientConfig, PipelineError> {
     let mut client = base(config)?;
@@ -305,13 +309,6 @@ pub(super) fn one_by_one(producer: &mut ClientConfig) -> &mut ClientConfig {
     producer
         .set("batch.num.messages", "1")
         .set("linger.ms", "0")
-}
-
-fn reset(at: OffsetReset) -> &'static str {
-    match at {
-        OffsetReset::Earliest => "earliest",
-        OffsetReset::Latest => "latest",
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,10 @@
 //! and committed, within a limit.
 
 mod assignment;
+mod faults;
+mod position;
+mod start;
+mod statistics;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -129,7 +133,8 @@ fn poll_until(
             Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
                 return Err(PipelineError::Fatal(code));
             }
-            Some(Err(error)) => tracing::warn!(%error, "the Kafka consumer reports an error"),
+            // It was taken, with its text, by the context's `error`.
+            Some(Err(_)) => {}
         }
         if ticked.elapsed() >= TICK {
             ticked = Instant::now();

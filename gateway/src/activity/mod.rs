@@ -13,6 +13,8 @@
 //! | Redis is unavailable | nothing: rows are stored and local connections served, others sync later |
 //! | records wait, and hold all that `kafka.memory_bytes` leaves their partition | it pauses at the broker until it has room |
 //! | the partition is revoked, or the process stops | what is being stored is finished and committed, within a limit; the rest is read again |
+//! | the brokers do not give the records of a partition | it stands still, and says so: [`PipelineStatus`] |
+//! | this instance cannot work, and another one can | it leaves the group until it can, at most once in ten minutes |
 //! | the process is killed | records since the last commit are read again; their rows exist already, so nothing changes |
 
 mod batch;
@@ -24,6 +26,7 @@ pub mod dead_letter;
 pub mod decode;
 mod intl;
 mod lane;
+mod leave;
 mod login;
 mod number;
 pub mod poison;
@@ -38,6 +41,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod time;
+mod topics;
 mod trace;
 
 use std::path::{Path, PathBuf};
@@ -50,8 +54,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use catalogs::{CatalogError, Catalogs};
 pub use client::check;
+pub use leave::Surroundings;
 pub use poison::{DeadLetterReason, Poison};
 pub use status::PipelineStatus;
+pub use topics::{CheckedTopic, TopicState, look as look_at_topics};
 
 use crate::clock::Clock;
 use crate::config;
@@ -81,6 +87,8 @@ pub struct PipelineOptions {
     pub metrics: Arc<Metrics>,
     /// Where the pipeline reports its state.
     pub status: Arc<PipelineStatus>,
+    /// Whether this instance can work, and whether others do.
+    pub around: Surroundings,
 }
 
 /// Why the pipeline cannot start, or ended unexpectedly.
@@ -140,6 +148,7 @@ pub async fn run(
         clock,
         metrics,
         status,
+        around,
     } = options;
     let watched = credentials(&config.security);
     let mut credentials = files::watch_all(watched, files::INTERVAL, shutdown.clone());
@@ -165,11 +174,24 @@ pub async fn run(
         status,
     });
     let mut member = consumer::Member::start(pipeline.clone())?;
+    let mut leave = leave::Leave::new(pipeline.status.clone(), around);
+    let mut topics = std::pin::pin!(topics::follow(pipeline.clone()));
     let mut is_changed = false;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return member.stop().await,
             ended = member.ended() => return ended,
+            never = &mut topics => match never {},
+            why = leave.due() => {
+                leave_group(&pipeline, member, &why).await?;
+                tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    () = leave.until_able() => {}
+                }
+                pipeline.status.set_left(None);
+                member = consumer::Member::start(pipeline.clone())?;
+                tracing::info!("this instance joins the Kafka group again");
+            }
             Ok(()) = credentials.changed(), if !is_changed => is_changed = true,
             taken = renewed(&pipeline), if is_changed => if let Some(next) = taken {
                 is_changed = false;
@@ -178,6 +200,23 @@ pub async fn run(
             },
         }
     }
+}
+
+/// Gives the member's partitions to those that work.
+async fn leave_group(
+    pipeline: &Pipeline,
+    member: consumer::Member,
+    why: &str,
+) -> Result<(), PipelineError> {
+    tracing::error!(
+        reason = why,
+        "this instance cannot work and another one can: it leaves the Kafka group until it is able again"
+    );
+    pipeline.metrics.member_left.inc();
+    pipeline.status.set_left(Some(format!(
+        "this instance left the Kafka group, because it cannot work and another one can: {why}"
+    )));
+    member.stop().await
 }
 
 /// Files that clients read when they are made. The secret behind a token is read whenever a token is asked for.

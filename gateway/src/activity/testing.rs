@@ -243,6 +243,10 @@ impl Rows {
         self.inside.lock().pings
     }
 
+    pub(crate) fn is_away(&self) -> bool {
+        self.inside.lock().is_away
+    }
+
     /// Nothing answers while away.
     pub(crate) fn set_away(&self, is_away: bool) {
         self.inside.lock().is_away = is_away;

@@ -6,6 +6,8 @@ mod members;
 mod outages;
 mod schemas;
 mod stage;
+mod standstill;
+mod starts;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
@@ -83,6 +85,7 @@ async fn a_record_becomes_rows_then_pushes_then_a_committed_offset() {
                 partitions: 1,
                 max_lag: Some(0),
                 retrying: 0,
+                ..KafkaReport::default()
             }
     })
     .await;

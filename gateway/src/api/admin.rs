@@ -122,7 +122,8 @@ pub(super) async fn readyz(
     let verbose = params.verbose.is_some();
     if parts.is_empty() {
         let body = if verbose {
-            serde_json::json!({"ready": true, "parts": []})
+            let parts: Vec<UnreadyPart> = state.lifecycle.notices().into_iter().map(part).collect();
+            serde_json::json!({"ready": true, "parts": parts})
         } else {
             serde_json::json!({"ready": true})
         };
@@ -130,6 +131,8 @@ pub(super) async fn readyz(
     }
     let names: Vec<&str> = parts.iter().map(|part| part.part.as_str()).collect();
     let problem = Cause::NotReady.because(format!("not ready: {}", names.join(", ")));
+    let mut parts = parts.clone();
+    parts.extend(state.lifecycle.notices().into_iter().map(part));
     let parts = serde_json::to_value(&parts).expect("names and texts serialize");
     Err(if verbose {
         problem.with("parts", parts)
@@ -148,11 +151,14 @@ fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn unready(state: &AdminState) -> Vec<UnreadyPart> {
-    let part = |(part, reason): (&'static str, String)| UnreadyPart {
+fn part((part, reason): (&'static str, String)) -> UnreadyPart {
+    UnreadyPart {
         part: part.to_owned(),
         reason,
-    };
+    }
+}
+
+fn unready(state: &AdminState) -> Vec<UnreadyPart> {
     state.lifecycle.unready().into_iter().map(part).collect()
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
+use super::pipeline::PipelineState;
 use super::revocations::Prompt;
 use crate::auth::{Authenticator, Revocations};
 use crate::bus::{Ask, BusEvent, Events, Reply};
@@ -44,6 +45,7 @@ pub(super) struct Inbound {
     pub(super) revocations: Arc<Revocations>,
     pub(super) authenticator: Authenticator,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) pipeline: Option<PipelineState>,
     /// Runs what takes longer than handing on: the events may be received on the thread of connections.
     pub(super) control: Handle,
 }
@@ -149,6 +151,12 @@ impl Inbound {
             },
             Ask::Holds { client } => Reply::Count {
                 count: usize::from(self.hub.holds(&Destination::Client(client))),
+            },
+            Ask::Pipeline { group } => Reply::Count {
+                count: usize::from(match &self.pipeline {
+                    Some(pipeline) => pipeline.works(&group).await,
+                    None => false,
+                }),
             },
             Ask::Revoke {
                 revocation,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::pipeline::PipelineState;
 use crate::auth::Authenticator;
 use crate::bus::{Bus, SubscriberState};
 use crate::hub::Hub;
@@ -28,6 +29,7 @@ pub(super) struct Probe {
     pub(super) metrics: Arc<Metrics>,
     pub(super) closed: Arc<AtomicBool>,
     pub(super) ids: IdGenerator,
+    pub(super) pipeline: Option<PipelineState>,
 }
 
 impl Probe {
@@ -66,6 +68,9 @@ impl Probe {
                 })
             };
             self.lifecycle.set("redis", why);
+            if let Some(pipeline) = &self.pipeline {
+                pipeline.report(&self.lifecycle);
+            }
             self.lifecycle.write_unready(&self.metrics);
             self.metrics
                 .outbox_bytes

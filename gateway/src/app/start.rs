@@ -14,11 +14,12 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::epoch;
+use super::pipeline::PipelineState;
 use super::revocations::{self, RevocationReader};
 use super::serve::{Gateway, Pipeline};
 use super::settings::{Fault, LiveSettings};
 use super::supervisor::Supervisor;
-use crate::activity::{self, Catalogs, PipelineStatus};
+use crate::activity::{self, Catalogs};
 use crate::api;
 use crate::auth::{Access, Authenticator, Basic, PublishedKeys, Revocations};
 use crate::bus::{self, Announcer, Bus};
@@ -73,6 +74,8 @@ pub(super) struct Running {
     pub(super) revocations: Arc<dyn RevocationStore>,
     pub(super) policies: Arc<dyn PolicyStore>,
     pub(super) ids: IdGenerator,
+    /// `None` without Kafka.
+    pub(super) pipeline: Option<PipelineState>,
 }
 
 impl Gateway {
@@ -119,6 +122,7 @@ impl Gateway {
         let shards_stop = CancellationToken::new();
         let hub = start.hub(&opened.bus, &mut threads, &shards_stop);
         let delivery = Delivery::new(hub.clone(), Arc::clone(&opened.bus));
+        let pipeline = PipelineState::new(&config.kafka, &opened.bus, &stores.notifications);
         let running = Running {
             identity,
             access: Access::new(Arc::clone(&stores.policies), &config.policy, config.rooms),
@@ -135,6 +139,7 @@ impl Gateway {
             notifications: Arc::clone(&stores.notifications),
             revocations: Arc::clone(&stores.revocations),
             policies: Arc::clone(&stores.policies),
+            pipeline,
             ids,
         };
 
@@ -143,10 +148,9 @@ impl Gateway {
         start.follow_files(&catalogs, telemetry);
         start.follow_tables(&running, epoch);
         let pipeline_stop = CancellationToken::new();
-        let pipeline_status = Arc::new(PipelineStatus::default());
-        let pipeline = start.pipeline(&running, &catalogs, &pipeline_status, pipeline_stop.clone());
+        let pipeline = start.pipeline(&running, &catalogs, pipeline_stop.clone());
         let listener = start.listener(&running, no_new_connections);
-        let admin = api::admin_router(start.admin(&running, catalogs, pipeline_status)?);
+        let admin = api::admin_router(start.admin(&running, catalogs)?);
         Ok(Self {
             config: config.clone(),
             hub: running.hub,
@@ -263,10 +267,9 @@ impl Start<'_> {
         &self,
         running: &Running,
         catalogs: &Arc<Catalogs>,
-        status: &Arc<PipelineStatus>,
         stop: CancellationToken,
     ) -> Option<Pipeline> {
-        self.config.kafka.enabled.then(|| {
+        running.pipeline.as_ref().map(|pipeline| {
             let options = activity::PipelineOptions {
                 config: self.config.kafka.clone(),
                 cache_secs: self.config.policy.cache_secs,
@@ -275,7 +278,8 @@ impl Start<'_> {
                 catalogs: Arc::clone(catalogs),
                 clock: Arc::clone(&self.clock),
                 metrics: Arc::clone(self.metrics),
-                status: Arc::clone(status),
+                status: Arc::clone(&pipeline.status),
+                around: pipeline.around(),
             };
             tokio::spawn(activity::run(options, stop))
         })
@@ -346,14 +350,9 @@ impl Start<'_> {
         }
     }
 
-    fn admin(
-        &self,
-        running: &Running,
-        catalogs: Arc<Catalogs>,
-        pipeline_status: Arc<PipelineStatus>,
-    ) -> anyhow::Result<api::AdminState> {
+    fn admin(&self, running: &Running, catalogs: Arc<Catalogs>) -> anyhow::Result<api::AdminState> {
         let static_revision = files::revision_of(&toml::to_string(self.config)?);
-        let kafka_enabled = self.config.kafka.enabled;
+        let pipeline = running.pipeline.clone();
         let (settings, published) = (Arc::clone(&self.settings), self.settings.published());
         let authenticator = running.identity.authenticator.clone();
         let tls = self.tls.clone();
@@ -367,7 +366,7 @@ impl Start<'_> {
                 catalogs_revision: catalogs.revision(),
                 key_sources: authenticator.status(),
                 jwks_file: published.borrow().as_deref().map(PublishedKeys::report),
-                kafka: kafka_enabled.then(|| pipeline_status.facts()),
+                kafka: pipeline.as_ref().map(|pipeline| pipeline.status.facts()),
                 ..StatusReport::default()
             }
         };

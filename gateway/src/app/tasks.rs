@@ -36,6 +36,7 @@ impl Start<'_> {
             revocations: Arc::clone(&running.identity.revocations),
             authenticator: running.identity.authenticator.clone(),
             metrics: Arc::clone(self.metrics),
+            pipeline: running.pipeline.clone(),
             control: Handle::current(),
         };
         self.supervisor
@@ -62,6 +63,7 @@ impl Start<'_> {
             metrics: Arc::clone(self.metrics),
             closed: Arc::clone(&closed),
             ids: running.ids.clone(),
+            pipeline: running.pipeline.clone(),
         };
         self.supervisor
             .spawn_forever("readiness", probe.run(self.stop.clone()));

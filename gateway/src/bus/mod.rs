@@ -112,6 +112,11 @@ pub enum Ask {
         /// Which.
         client: Id,
     },
+    /// Does your pipeline of this group work?
+    Pipeline {
+        /// `kafka.group_id`
+        group: String,
+    },
     /// This revocation was made, and is stored.
     Revoke {
         /// What is refused from here on.
@@ -133,7 +138,7 @@ pub enum Reply {
         #[serde(deserialize_with = "objects")]
         clients: Vec<ClientInfo>,
     },
-    /// To `Close` and `Revoke`: how many. To `Holds`: 0 or 1.
+    /// To `Close` and `Revoke`: how many. To `Holds` and `Pipeline`: 0 or 1.
     Count {
         /// How many.
         count: usize,

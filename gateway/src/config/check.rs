@@ -200,6 +200,11 @@ fn check_kafka(config: &Config, checks: &mut Checks<'_>) {
         "kafka.retry_initial_ms",
         "must be at least 1 and at most retry_max_ms",
     );
+    checks.need(
+        (5..=3600).contains(&kafka.stuck_after_secs),
+        "kafka.stuck_after_secs",
+        "must be 5 to 3600",
+    );
 }
 
 fn check_kafka_security(security: &KafkaSecurity, checks: &mut Checks<'_>) {

@@ -208,7 +208,7 @@ fn redis_alert(context: &AlertContext<'_>) -> Value {
     )
 }
 
-fn kafka_alerts(context: &AlertContext<'_>) -> [Value; 2] {
+fn kafka_alerts(context: &AlertContext<'_>) -> [Value; 5] {
     let pods = &context.pods;
     [
         context.alert(
@@ -226,6 +226,30 @@ fn kafka_alerts(context: &AlertContext<'_>) -> [Value; 2] {
             "warning",
             "records became dead letters: {{ $labels.kind }}",
             "Nobody was notified of them. `signal-gateway dlq replay` puts them back once the cause is gone.",
+        ),
+        context.alert(
+            "SignalKafkaStuck",
+            format!("max by (topic, partition) (signal_kafka_stuck_seconds{{{pods}}}) > 0"),
+            "1m",
+            "critical",
+            "{{ $labels.topic }}/{{ $labels.partition }} has records and does not advance",
+            "Its notifications arrive when it does. `kubectl get --raw` of a pod's /readyz?verbose, or /status, says at which offset it stands and why.",
+        ),
+        context.alert(
+            "SignalKafkaMissedRecords",
+            format!("sum by (topic, partition) (increase(signal_kafka_missed_records_total{{{pods}}}[15m])) > 0"),
+            "0m",
+            "critical",
+            "records of {{ $labels.topic }}/{{ $labels.partition }} were deleted before they were read",
+            "Nobody was notified of them. The log of the pod has their offsets. Look at the topic's retention, and at who deletes topics or records.",
+        ),
+        context.alert(
+            "SignalDeadLetterTopicMissing",
+            format!("max(signal_kafka_dead_letter_topics_missing{{{pods}}}) > 0"),
+            "5m",
+            "warning",
+            "a dead-letter topic cannot be used",
+            "The first dead letter will hold its partition until the topic can be used. /readyz?verbose of a pod names it. Create it, or allow the login of the pods to.",
         ),
     ]
 }

@@ -119,6 +119,8 @@ fn kafka(cluster: &ValidCluster, spec: &Kafka, kafka: &mut signal_contract::Kafk
         .clone_from(&spec.dead_letter_suffix);
     kafka.concurrency = size(spec.concurrency);
     kafka.memory_bytes = usize::try_from(spec.memory_bytes).expect("a pod has 64 bits");
+    kafka.stuck_after_secs = spec.stuck_after.as_secs();
+    kafka.stuck_is_unready = spec.stuck_is_unready;
     let auth = spec.security.auth.as_ref();
     kafka.security = KafkaSecurity {
         protocol: spec.security.protocol.into(),

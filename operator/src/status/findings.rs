@@ -252,7 +252,7 @@ fn kafka(observed: &Observed) -> Finding {
         );
     }
     let facts: Vec<_> = reports(&observed.fleet)
-        .filter_map(|(pod, report)| Some((pod, report.kafka?)))
+        .filter_map(|(pod, report)| Some((pod, report.kafka.as_ref()?)))
         .collect();
     if let Some((pod, facts)) = facts.iter().find(|(_, facts)| facts.retrying > 0) {
         return find(
@@ -261,6 +261,19 @@ fn kafka(observed: &Observed) -> Finding {
             format!(
                 "{}: {} partitions wait for a dependency",
                 pod.name, facts.retrying
+            ),
+        );
+    }
+    let mut stuck = facts
+        .iter()
+        .flat_map(|(pod, facts)| facts.stuck.iter().map(move |stuck| (pod, stuck)));
+    if let Some((pod, stuck)) = stuck.next() {
+        return find(
+            State::False,
+            ConditionReason::PipelineWaits,
+            format!(
+                "{}: partition {} of {} stands still at offset {} ({})",
+                pod.name, stuck.partition, stuck.topic, stuck.offset, stuck.reason
             ),
         );
     }

@@ -241,7 +241,7 @@ fn redis(spec: &SignalClusterSpec, record: &RedisRecord, fleet: &Fleet) -> Optio
 fn kafka(spec: &SignalClusterSpec, fleet: &Fleet) -> Option<KafkaStatus> {
     spec.kafka.as_ref()?;
     let facts: Vec<_> = reports(fleet)
-        .filter_map(|(_, report)| report.kafka)
+        .filter_map(|(_, report)| report.kafka.as_ref())
         .collect();
     if facts.is_empty() {
         return None;

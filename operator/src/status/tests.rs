@@ -12,6 +12,7 @@ use crate::fixture::example;
 use crate::reasons::ConditionReason;
 use signal_contract::{
     ConnectionCounts, KafkaReport, KeySourceReport, RedisMode, RedisReport, SourceState,
+    StuckPartition,
 };
 
 fn at(secs: i64) -> DateTime<Utc> {
@@ -72,7 +73,7 @@ fn pod(name: &str, connections: i64) -> Pod {
             kafka: Some(KafkaReport {
                 partitions: 3,
                 max_lag: Some(5),
-                retrying: 0,
+                ..KafkaReport::default()
             }),
             ..StatusReport::default()
         }),
@@ -210,6 +211,21 @@ fn a_stalled_pod_a_source_without_keys_and_a_waiting_pipeline_name_the_pod() {
     assert!(message(&keyless, "JWKSHealthy").contains("404"));
     let waiting = with(|report| report.kafka.as_mut().unwrap().retrying = 2);
     assert_eq!(said(&waiting, "KafkaReachable"), ("False", "PipelineWaits"));
+    let stuck = with(|report| {
+        report.kafka.as_mut().unwrap().stuck = vec![StuckPartition {
+            topic: "activity".into(),
+            partition: 2,
+            offset: 7,
+            reason: "fetch".into(),
+            ..StuckPartition::default()
+        }];
+    });
+    assert_eq!(said(&stuck, "KafkaReachable"), ("False", "PipelineWaits"));
+    let text = message(&stuck, "KafkaReachable");
+    assert!(
+        text.ends_with("partition 2 of activity stands still at offset 7 (fetch)"),
+        "{text}"
+    );
     assert_eq!(
         said(&waiting, "Ready").0,
         "True",

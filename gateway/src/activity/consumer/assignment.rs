@@ -21,6 +21,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::faults::Faults;
+use super::position::Position;
 use super::{POLL, record};
 use crate::activity::budget::Share;
 use crate::activity::decode::Record;
@@ -34,24 +36,32 @@ use crate::metrics::Partition;
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// How often a commit on the way out is tried, and how long each waits for the broker's answer.
 const LAST_COMMITS: usize = 3;
-const COMMIT_LIMIT: Duration = Duration::from_secs(2);
-type Key = (Arc<str>, i32);
+pub(super) const COMMIT_LIMIT: Duration = Duration::from_secs(2);
+pub(super) type Key = (Arc<str>, i32);
 
 /// What is assigned to this member, and the lanes at work on it.
 pub(super) struct Assignment {
-    pipeline: Arc<Pipeline>,
+    pub(super) pipeline: Arc<Pipeline>,
     topics: Vec<Arc<str>>,
     runtime: Handle,
-    lanes: Mutex<HashMap<Key, Assigned>>,
+    pub(super) lanes: Mutex<HashMap<Key, Assigned>>,
+    pub(super) faults: Mutex<Faults>,
+    /// The last error that concerns all partitions.
+    pub(super) last_error: Mutex<Option<String>>,
 }
 
 /// The consumer's end of a lane.
-struct Assigned {
+pub(super) struct Assigned {
     queue: mpsc::UnboundedSender<Record>,
     share: Arc<Share>,
-    progress: Arc<Progress>,
-    committed: Option<i64>,
-    is_paused: bool,
+    pub(super) progress: Arc<Progress>,
+    pub(super) position: Position,
+    pub(super) committed: Option<i64>,
+    pub(super) is_paused: bool,
+    /// Where the next fetch began at the last report of the statistics.
+    pub(super) next_fetch: Option<i64>,
+    /// The last error of fetching that was logged.
+    pub(super) said_fault: Option<String>,
     drain: CancellationToken,
     task: JoinHandle<()>,
     /// Disconnected when the task has ended, however it did.
@@ -67,6 +77,8 @@ impl Assignment {
             pipeline,
             runtime: Handle::current(),
             lanes: Mutex::default(),
+            faults: Mutex::default(),
+            last_error: Mutex::default(),
         }
     }
 
@@ -80,7 +92,23 @@ impl Assignment {
         (topic, partition)
     }
 
-    fn open(&self, key: &Key) -> Assigned {
+    pub(super) fn keys(&self, partitions: &TopicPartitionList) -> Vec<Key> {
+        let elements = partitions.elements();
+        elements
+            .iter()
+            .map(|partition| self.key(partition.topic(), partition.partition()))
+            .collect()
+    }
+
+    /// The topics of these partitions, each once.
+    pub(super) fn topics_of(&self, partitions: &TopicPartitionList) -> Vec<Arc<str>> {
+        let mut topics: Vec<Arc<str>> = self.keys(partitions).into_iter().map(|(t, _)| t).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        topics
+    }
+
+    fn open(&self, key: &Key, committed: Option<i64>) -> Assigned {
         let (queue, records) = mpsc::unbounded_channel();
         let (ending, done) = blocking::sync_channel(1);
         let (share, progress, drain) = (
@@ -109,8 +137,11 @@ impl Assignment {
             queue,
             share,
             progress,
+            position: Position::starting(committed),
             committed: None,
             is_paused: false,
+            next_fetch: None,
+            said_fault: None,
             drain,
             task,
             done,
@@ -131,6 +162,16 @@ impl Assignment {
             );
             return;
         };
+        if let Some(expected) = lane.position.received(record.offset) {
+            tracing::warn!(
+                kafka.topic = &*key.0,
+                kafka.partition = key.1,
+                kafka.offset = record.offset,
+                expected,
+                "the partition begins again before the offset that was expected: its topic was made again or its log was cut; it is read from here"
+            );
+        }
+        lane.said_fault = None;
         lane.share.queue(&record);
         // The next tick notices a lane that ended; the record is not committed.
         let _ = lane.queue.send(record);
@@ -216,11 +257,7 @@ impl Assignment {
         let mut leaving: Vec<(Key, Assigned)> = match partitions {
             None => self.lanes.lock().drain().collect(),
             Some(partitions) => {
-                let keys: Vec<Key> = partitions
-                    .elements()
-                    .iter()
-                    .map(|p| self.key(p.topic(), p.partition()))
-                    .collect();
+                let keys = self.keys(partitions);
                 let mut lanes = self.lanes.lock();
                 keys.iter()
                     .filter_map(|key| lanes.remove_entry(key))
@@ -258,10 +295,12 @@ impl Assignment {
             commit_now(consumer, &done);
         }
         for ((topic, partition), _) in leaving {
-            self.pipeline.metrics.lag.remove(&Partition {
+            let label = Partition {
                 topic: topic.to_string(),
                 partition,
-            });
+            };
+            self.pipeline.metrics.lag.remove(&label);
+            self.pipeline.metrics.stuck.remove(&label);
             self.pipeline.status.remove(&topic, partition);
         }
     }
@@ -269,7 +308,7 @@ impl Assignment {
 
 /// Commits, and asks for the offsets until they are the ones committed. A synchronous commit would wait for a coordinator that is away for
 /// minutes. The next owner reads again what cannot be committed, which changes nothing.
-fn commit_now(consumer: &BaseConsumer<Assignment>, done: &[(&Key, Option<i64>)]) {
+pub(super) fn commit_now(consumer: &BaseConsumer<Assignment>, done: &[(&Key, Option<i64>)]) {
     if done.is_empty() {
         return;
     }
@@ -311,47 +350,11 @@ impl ClientContext for Assignment {
     }
 
     fn stats(&self, statistics: Statistics) {
-        let mut lanes = self.lanes.lock();
-        for ((topic, partition), lane) in lanes.iter_mut() {
-            let Some(facts) = statistics
-                .topics
-                .get(topic.as_ref())
-                .and_then(|t| t.partitions.get(partition))
-            else {
-                continue;
-            };
-            // A commit in a rebalance may come too late for its generation. librdkafka has no callback for a manual commit, but
-            // it reports here which offset the broker has: a different one is committed again.
-            if lane
-                .committed
-                .is_some_and(|committed| committed != facts.committed_offset)
-            {
-                lane.committed = None;
-            }
-            // Negative numbers stand for what librdkafka does not know yet.
-            if facts.hi_offset < 0 {
-                continue;
-            }
-            let done = lane
-                .progress
-                .next()
-                .or(Some(facts.committed_offset).filter(|o| *o >= 0))
-                .unwrap_or(facts.lo_offset.max(0));
-            let lag = (facts.hi_offset - done).max(0);
-            self.pipeline
-                .metrics
-                .lag
-                .get_or_create(&Partition {
-                    topic: topic.to_string(),
-                    partition: *partition,
-                })
-                .set(lag);
-            self.pipeline.status.set_lag(topic, *partition, lag);
-        }
+        self.take_statistics(&statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "the Kafka consumer reports an error");
+        self.take_error(&error, reason);
     }
 }
 
@@ -359,6 +362,7 @@ impl ConsumerContext for Assignment {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
             Rebalance::Assign(partitions) => {
+                let start = self.start(consumer, partitions);
                 for partition in partitions.elements() {
                     let key = self.key(partition.topic(), partition.partition());
                     tracing::info!(
@@ -367,7 +371,11 @@ impl ConsumerContext for Assignment {
                         "partition assigned"
                     );
                     self.pipeline.status.add(&key.0, key.1);
-                    let lane = self.open(&key);
+                    let committed = start
+                        .find_partition(&key.0, key.1)
+                        .and_then(|known| known.offset().to_raw())
+                        .filter(|offset| *offset >= 0);
+                    let lane = self.open(&key, committed);
                     if let Some(old) = self.lanes.lock().insert(key, lane) {
                         old.drain.cancel();
                     }
@@ -397,7 +405,9 @@ impl ConsumerContext for Assignment {
     }
 }
 
-fn list<'k>(partitions: impl IntoIterator<Item = (&'k Key, Option<i64>)>) -> TopicPartitionList {
+pub(super) fn list<'k>(
+    partitions: impl IntoIterator<Item = (&'k Key, Option<i64>)>,
+) -> TopicPartitionList {
     let mut list = TopicPartitionList::new();
     for ((topic, partition), offset) in partitions {
         let offset = offset.map_or(Offset::Invalid, Offset::Offset);

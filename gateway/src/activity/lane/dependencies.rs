@@ -4,6 +4,7 @@
 //! most `kafka.concurrency` of them work at a time, so that it is not overrun.
 
 use super::{Lane, Stopped};
+use crate::activity::status::Cause;
 use crate::backoff::{Backoff, Dependency};
 
 /// What the steps of a lane need from outside.
@@ -27,6 +28,15 @@ impl Need {
             Self::PolicyTables => "recipients cannot be looked up",
             Self::DeadLetters => "dead letters are not confirmed",
             Self::Registry => "schemas cannot be looked up",
+        }
+    }
+
+    fn cause(self) -> Cause {
+        match self {
+            Self::Database => Cause::Database,
+            Self::PolicyTables => Cause::Recipients,
+            Self::DeadLetters => Cause::DeadLetters,
+            Self::Registry => Cause::Schemas,
         }
     }
 }
@@ -67,7 +77,10 @@ impl Lane {
             attempt = backoff.failures(), "{}; the partition waits", need.consequence()
         );
         self.permit = None;
-        let _retrying = pipeline.status.retrying();
+        let why = format!("{}: {error}", need.consequence());
+        let status = &pipeline.status;
+        status.waits(&self.topic, self.partition, offset, need.cause(), why);
+        let _retrying = status.retrying();
         let returned = async {
             let Dependencies {
                 database,

@@ -141,6 +141,7 @@ async fn child_that_is_killed() {
         clock: Arc::new(SystemClock),
         metrics: Metrics::new(),
         status: Arc::default(),
+        around: Surroundings::alone(),
     };
     run(options, CancellationToken::new()).await.unwrap();
 }

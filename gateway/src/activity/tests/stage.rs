@@ -174,6 +174,7 @@ impl Stage {
             clock: Arc::new(SystemClock),
             metrics: self.metrics.clone(),
             status: self.status.clone(),
+            around: Surroundings::alone(),
         }
     }
 

@@ -57,6 +57,33 @@ async fn the_process_is_ready_when_every_part_is() {
 }
 
 #[tokio::test]
+async fn a_pipeline_that_stands_still_is_named_and_fails_no_readiness() {
+    let gateway = TestGateway::new().await;
+    let why = "t/0 has stood at offset 5 for 31 s with 2 records left: no codec";
+    gateway.lifecycle.set_notice("pipeline", Some(why.into()));
+    assert_eq!(
+        ask(&gateway, Method::GET, "/readyz?verbose").await.ok(200),
+        json!({"ready": true, "parts": [{"part": "pipeline", "reason": why}]})
+    );
+    assert_eq!(
+        ask(&gateway, Method::GET, "/readyz").await.ok(200),
+        json!({"ready": true})
+    );
+    gateway.lifecycle.set("redis", Some("stalled".into()));
+    let answer = ask(&gateway, Method::GET, "/readyz?verbose")
+        .await
+        .problem(503, "not_ready");
+    assert_eq!(answer.body["detail"], "not ready: redis");
+    assert_eq!(answer.body["parts"][1]["part"], "pipeline");
+    gateway.lifecycle.set("redis", None);
+    gateway.lifecycle.set_notice("pipeline", None);
+    assert_eq!(
+        ask(&gateway, Method::GET, "/readyz?verbose").await.ok(200)["parts"],
+        json!([])
+    );
+}
+
+#[tokio::test]
 async fn metrics_are_open_metrics_text() {
     let gateway = TestGateway::new().await;
     let answer = ask(&gateway, Method::GET, "/metrics").await;

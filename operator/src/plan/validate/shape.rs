@@ -275,6 +275,11 @@ impl<'a> Shape<'a> {
                 .map(|managed| ("jwks.managed.cacheAge", managed.cache_age)),
         );
         seconds.extend(
+            spec.kafka
+                .iter()
+                .map(|kafka| ("kafka.stuckAfter", kafka.stuck_after)),
+        );
+        seconds.extend(
             spec.observability
                 .service_monitor
                 .iter()
