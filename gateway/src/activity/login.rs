@@ -6,11 +6,13 @@
 //! process. One task keeps one token fresh for all clients, so that none of them ever waits for an issuer but for the first token.
 
 use std::error::Error;
+use std::ffi::{CStr, CString};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
-use rdkafka::client::OAuthToken;
+use rdkafka::bindings as sys;
+use rdkafka::client::{Client, OAuthToken};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use serde::Deserialize;
@@ -40,6 +42,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const UNSAID_LIFE: Duration = Duration::from_secs(60);
 /// How long a consumer that was just made is served, so that it has its token before it is asked for anything.
 const SERVE: Duration = Duration::from_millis(200);
+/// Longest text of an error of librdkafka, in bytes.
+const MAX_ERROR_BYTES: usize = 512;
 
 /// Hands out tokens, where clients log in by them.
 #[derive(Clone, Default)]
@@ -129,6 +133,49 @@ impl Login {
         {
             tracing::debug!(%error, "error of a Kafka client that logs in");
         }
+    }
+
+    /// Hands its token to a client that never asks for one: `rdkafka` polls an administrator's own queue alone, and librdkafka asks on another. The
+    /// client can log in for as long as this token lives.
+    ///
+    /// # Errors
+    /// There is no token, or librdkafka refuses it.
+    #[expect(
+        unsafe_code,
+        reason = "rdkafka has no safe call that sets the token of a client"
+    )]
+    pub(super) fn hand_to<C: ClientContext>(
+        &self,
+        client: &Client<C>,
+    ) -> Result<(), Box<dyn Error>> {
+        if self.0.is_none() {
+            return Ok(());
+        }
+        let OAuthToken {
+            token,
+            principal_name,
+            lifetime_ms,
+        } = self.token()?;
+        let (token, principal) = (CString::new(token)?, CString::new(principal_name)?);
+        let mut why = [0_u8; MAX_ERROR_BYTES];
+        // SAFETY: the client is alive, librdkafka copies both texts, there are no extensions, and the text of an error ends within `why`.
+        let result = unsafe {
+            sys::rd_kafka_oauthbearer_set_token(
+                client.native_ptr(),
+                token.as_ptr(),
+                lifetime_ms,
+                principal.as_ptr(),
+                std::ptr::null_mut(),
+                0,
+                why.as_mut_ptr().cast(),
+                why.len(),
+            )
+        };
+        if result == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Ok(());
+        }
+        let why = CStr::from_bytes_until_nul(&why)?;
+        Err(why.to_string_lossy().into())
     }
 }
 

@@ -75,6 +75,7 @@ fn ask_now(config: &Kafka, login: Login) -> Result<Vec<CheckedTopic>, PipelineEr
             (topic.clone(), false),
             (format!("{topic}{}", config.dead_letter_suffix), true),
         ] {
+            context.login.renew(&consumer);
             let metadata = consumer
                 .fetch_metadata(Some(&name), LIMIT)
                 .map_err(PipelineError::Client)?;
@@ -174,23 +175,27 @@ async fn check(pipeline: &Pipeline) -> Result<BTreeMap<String, String>, Pipeline
     Ok(unusable)
 }
 
-/// With OAUTHBEARER it fails: an administrator is never polled in a way that gives it its token.
 async fn create(pipeline: &Pipeline, topic: &str, partitions: usize) -> Result<(), String> {
     let login = pipeline.login.clone();
     let admin: AdminClient<Quiet> = client::administrator(&pipeline.config)
         .map_err(|error| error.to_string())?
-        .create_with_context(Quiet { login })
+        .create_with_context(Quiet {
+            login: login.clone(),
+        })
         .map_err(|error: KafkaError| error.to_string())?;
+    login
+        .hand_to(admin.inner())
+        .map_err(|error| error.to_string())?;
     let partitions = i32::try_from(partitions.max(1)).unwrap_or(i32::MAX);
     // As many copies as the brokers make by default.
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
     let options = AdminOptions::new()
         .request_timeout(Some(LIMIT))
         .operation_timeout(Some(LIMIT));
-    let created = admin
-        .create_topics([&new], &options)
-        .await
-        .map_err(|error| error.to_string())?;
+    let created = admin.create_topics([&new], &options).await;
+    // Dropping waits for its threads.
+    tokio::task::spawn_blocking(move || drop(admin));
+    let created = created.map_err(|error| error.to_string())?;
     match created.into_iter().next() {
         // Another instance was faster.
         Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
