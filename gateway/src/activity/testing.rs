@@ -191,6 +191,7 @@ struct Inside {
     is_away: bool,
     is_stuck: bool,
     loses_answer: bool,
+    most: Option<usize>,
     calls: Vec<usize>,
     failures: usize,
     pings: usize,
@@ -252,6 +253,11 @@ impl Rows {
         self.inside.lock().is_away = is_away;
     }
 
+    /// More activities than this in one call are too much at once.
+    pub(crate) fn set_most(&self, most: Option<usize>) {
+        self.inside.lock().most = most;
+    }
+
     /// Rows are stored, and the answer never comes while stuck.
     pub(crate) fn set_stuck(&self, is_stuck: bool) {
         self.inside.lock().is_stuck = is_stuck;
@@ -268,6 +274,10 @@ impl Rows {
         if inside.is_away {
             inside.failures += 1;
             return Err(crate::store::testing::unavailable("no connection"));
+        }
+        if inside.most.is_some_and(|most| batch.len() > most) {
+            inside.failures += 1;
+            return Err(crate::store::testing::too_much("no answer in time"));
         }
         inside.calls.push(batch.len());
         if batch

@@ -22,6 +22,14 @@ pub(crate) fn unavailable(why: &'static str) -> StoreError {
     StoreError::unavailable(std::io::Error::other(why))
 }
 
+/// The error of a store whose database gives up on a statement because of its size.
+pub(crate) fn too_much(why: &'static str) -> StoreError {
+    let StoreError::Unavailable { source } = unavailable(why) else {
+        unreachable!("as it was made");
+    };
+    StoreError::TooMuch { source }
+}
+
 /// The error of a store whose database refuses a value.
 pub(crate) fn refused(why: &'static str) -> StoreError {
     StoreError::refused(std::io::Error::other(why))

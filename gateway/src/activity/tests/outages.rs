@@ -38,6 +38,31 @@ async fn an_outage_of_the_database_pauses_keeps_the_order_and_commits_nothing_pa
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slow_database_gets_fewer_rows_at_once_until_it_takes_more() {
+    let stage = Stage::new(Broker::any(), 1).await;
+    let running = stage.run();
+    stage.rows.set_most(Some(3));
+    stage.produce_many(0, "a", "17", 50).await;
+    stage.until_committed(0, 50).await;
+    assert_eq!(stage.rows.of("17"), ids("a", 50), "each once, in order");
+    assert!(stage.rows.failures() > 0 && stage.rows.failures() < 25);
+    assert_eq!(
+        stage.rows.pings(),
+        0,
+        "it answers; nobody waits for its return"
+    );
+    stage.rows.set_most(None);
+    let began = stage.rows.calls().len();
+    for round in 1..10 {
+        stage.produce_many(0, &format!("b{round}-"), "18", 20).await;
+        stage.until_committed(0, 50 + round * 20).await;
+    }
+    let calls = stage.rows.calls();
+    assert!(calls[began..].iter().any(|rows| *rows > 6), "{calls:?}");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_partitions_go_on_soon_after_the_database_returns_however_long_they_waited() {
     let mut stage = Stage::new(Broker::any(), 20).await;
     // Without the return of the database they would wait for an hour.
