@@ -26,6 +26,8 @@ const ACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(60);
 const PROGRESS_LIMIT: Duration = Duration::from_secs(12);
 /// Clients know everything this long after it is stored: a push, a `resync` or a gap, and the sync that follows it.
 const SETTLE_LIMIT: Duration = Duration::from_secs(12);
+/// A gateway holds at most so much more at rest than at the first quiet point, in MiB: what an outage took goes back to the system.
+const GROWTH_LIMIT_MIB: u64 = 96;
 
 /// A device and what it knows.
 pub(crate) type Views = Vec<(u64, Arc<Mutex<View>>)>;
@@ -205,6 +207,12 @@ impl Quiet {
             let now = resident(known.pid).unwrap_or_default();
             let memory = self.findings.memory.entry(number).or_insert((now, now));
             memory.1 = now;
+            let (first, now) = *memory;
+            if now > first + GROWTH_LIMIT_MIB {
+                self.run.fail(format!(
+                    "gateway {number} grew from {first} to {now} MiB at rest"
+                ));
+            }
         }
     }
 
@@ -230,6 +238,7 @@ impl Quiet {
                 ("signal_unready", 0.0),
                 ("signal_bus_stalled", 0.0),
                 ("signal_outbox_bytes", 0.0),
+                ("signal_kafka_memory_bytes", 0.0),
             ];
             for (name, want) in checks {
                 let got = sum(&metrics.text, name);
