@@ -62,7 +62,7 @@ impl Totals<'_> {
                 "missedInSilence": self.findings.missed,
             },
             "gateways": {
-                "samples": self.seen.samples, "unanswered": self.seen.unanswered, "unreadySamples": self.seen.unready,
+                "samples": self.seen.samples, "unanswered": self.seen.unanswered, "unreadySamples": self.seen.unready, "standstillSamples": self.seen.standstills,
                 "mostMemoryMib": self.seen.memory, "quietMemoryMib": self.findings.memory,
             },
             "quietPoints": {

@@ -232,6 +232,31 @@ impl Fault {
         }
     }
 
+    /// Whether no gateway reaches a broker while it lasts.
+    pub(crate) fn keeps_from_reading(self) -> bool {
+        matches!(
+            self,
+            Self::Way(Service::Kafka, _, Hindrance::Cut) | Self::Down(Service::Kafka)
+        )
+    }
+
+    /// Whether a partition of this gateway may stand still while it lasts.
+    pub(crate) fn may_stop_partitions(self, gateway: usize) -> bool {
+        match self {
+            Self::Way(Service::Database, whose, _) => whose.is_none_or(|whose| whose == gateway),
+            Self::Freeze(frozen) => frozen == gateway,
+            Self::Way(Service::Kafka, ..)
+            | Self::ReadOnly
+            | Self::Down(Service::Database | Service::Kafka) => true,
+            Self::Way(Service::Redis, ..)
+            | Self::Down(Service::Redis)
+            | Self::Kill(_)
+            | Self::Terminate(_)
+            | Self::Join
+            | Self::Clock(_) => false,
+        }
+    }
+
     /// Whether this gateway receives nothing from Redis while it lasts.
     pub(crate) fn keeps_from_receiving(self, gateway: usize) -> bool {
         match self {

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::ledger::{MERCHANTS, members};
 use crate::run_state::{Condition, Known, RunState};
 use crate::schedule::{CLOCKED, Fault, Hindrance, MEMBERS, Service};
+use crate::watch::STUCK_AFTER;
 
 /// The number of the gateway that joins and leaves.
 const GUEST: usize = MEMBERS;
@@ -64,6 +65,7 @@ impl Stage {
         let settings = Gateway::build()
             .trust(&issuer)
             .kafka(&kafka_way.address().to_string(), &topic)
+            .set("kafka.stuck_after_secs", STUCK_AFTER.as_secs() as i64)
             .postgres(&database)
             .live("observability.log_filter", "info");
         let policies = settings.policies().await;

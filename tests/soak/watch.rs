@@ -15,12 +15,21 @@ use crate::run_state::{Condition, Known, RunState};
 use crate::schedule::Fault;
 
 const INTERVAL: Duration = Duration::from_millis(500);
+/// The part of readiness for what stands still.
+const PIPELINE: &str = "pipeline";
+const STUCK_METRIC: &str = "signal_kafka_stuck_seconds";
 /// Ready again this long after the last fault has ended.
 pub(crate) const RECOVERY_LIMIT: Duration = Duration::from_secs(10);
 /// A subscriber that receives nothing is named within this: `redis.stalled_after_ms` of the harness, a ping, a probe, and a margin.
 const STALLED_LIMIT: Duration = Duration::from_secs(7);
 /// A gateway that cannot store says so within this, where it is told that it cannot.
 const WAITING_LIMIT: Duration = Duration::from_secs(7);
+/// `kafka.stuck_after_secs` of the harness.
+pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(5);
+/// What stands still is named within this: two reports of the statistics, a probe, and a margin.
+const NAMED_LIMIT: Duration = STUCK_AFTER.saturating_add(Duration::from_secs(7));
+/// How much later with another fault, which may move partitions when a session ends: they are new to their owner.
+const MOVED_LIMIT: Duration = Duration::from_secs(8);
 /// Resident memory of a gateway, in MiB.
 pub(crate) const MEMORY_LIMIT_MIB: u64 = 320;
 
@@ -33,6 +42,8 @@ pub(crate) struct Seen {
     pub(crate) memory: BTreeMap<usize, u64>,
     /// Samples in which a part was not ready, by part.
     pub(crate) unready: BTreeMap<String, u64>,
+    /// Samples in which the pipeline had to be named and was.
+    pub(crate) standstills: u64,
 }
 
 /// The watcher.
@@ -44,6 +55,8 @@ pub(crate) struct Watch {
     starved: Duration,
     /// When the last fault ended, and the gateways that have not been seen ready since.
     calm: Option<(Instant, BTreeSet<usize>)>,
+    /// When a fault that may stop partitions of a gateway was last seen.
+    may_stand: BTreeMap<usize, Instant>,
     /// What was said already, until the next change.
     said: BTreeSet<String>,
 }
@@ -56,6 +69,7 @@ impl Watch {
             seen,
             starved: Duration::ZERO,
             calm: None,
+            may_stand: BTreeMap::new(),
             said: BTreeSet::new(),
         }
     }
@@ -126,6 +140,78 @@ impl Watch {
         if let Some((fault, _)) = self.run.faults().into_iter().find(keeps) {
             self.expect_waiting(number, known, fault).await;
         }
+        let names = parts.iter().any(|part| part == PIPELINE);
+        self.compare_standstill(number, known, names, &answer.text)
+            .await;
+    }
+
+    /// A pipeline that stands still for long is named, and no partition that cannot stand still is.
+    async fn compare_standstill(&mut self, number: usize, known: Known, names: bool, text: &str) {
+        let faults = self.run.faults();
+        let stops = |(fault, _): &(Fault, Instant)| fault.may_stop_partitions(number);
+        let now = Instant::now();
+        if faults.iter().any(stops) {
+            self.may_stand.insert(number, now);
+        }
+        let stood = self.may_stand.get(&number);
+        let must_go = stood
+            .map_or(known.since, |at| known.since.max(*at))
+            .elapsed()
+            > RECOVERY_LIMIT + self.starved;
+        if names_partition(text) && must_go && self.starved < STUCK_AFTER / 2 {
+            let over = "a partition is named, and nothing stops any";
+            self.once(number, format!("{over}: {text}"));
+        }
+        let alone = if faults.len() == 1 {
+            NAMED_LIMIT
+        } else {
+            NAMED_LIMIT + MOVED_LIMIT
+        };
+        let keeps = |(fault, since): &&(Fault, Instant)| {
+            (fault.keeps_from_storing(number) || fault.keeps_from_reading())
+                && since.elapsed().min(known.since.elapsed()) > alone + self.starved
+        };
+        let Some((fault, _)) = faults.iter().find(keeps) else {
+            return;
+        };
+        if names {
+            self.seen.lock().standstills += 1;
+            self.agree_on_standstill(number, known, *fault).await;
+        } else {
+            let late = format!(
+                "{fault} for {alone:?} and more, and /readyz does not name the pipeline: {text}"
+            );
+            self.once(number, late);
+        }
+    }
+
+    /// Where `/status` has partitions that stand still, the metric has them too.
+    async fn agree_on_standstill(&mut self, number: usize, known: Known, fault: Fault) {
+        for _ in 0..6 {
+            let Some((status, metrics)) = self.state(known).await else {
+                return;
+            };
+            let is_over = !self.run.faults().iter().any(|(now, _)| *now == fault);
+            if is_over || stuck(&status) == (sum(&metrics, STUCK_METRIC) > 0.0) {
+                return;
+            }
+            sleep(INTERVAL).await;
+        }
+        let differ = format!("{fault}, and /status and {STUCK_METRIC} do not agree");
+        self.once(number, differ);
+    }
+
+    /// `/status` and the metrics; `None` while they do not come.
+    async fn state(&self, known: Known) -> Option<(Value, String)> {
+        let get = |path: &str| {
+            let url = format!("http://{}{path}", known.admin);
+            rest::try_ask(self.http.get(url).bearer_auth(ADMIN_TOKEN))
+        };
+        let both = async { (get("/status").await, get("/metrics").await) };
+        let (Ok(status), Ok(metrics)) = timeout(Duration::from_secs(5), both).await.ok()? else {
+            return None;
+        };
+        Some((status.json(), metrics.text))
     }
 
     /// `/status` says that partitions wait, or that the gateway has none.
@@ -184,25 +270,24 @@ impl Watch {
 
     /// `/status` and the metrics say the same as `/readyz`. They are asked one after the other, so a difference counts when it stays.
     async fn agree(&mut self, number: usize, known: Known) {
-        for _ in 0..4 {
-            let get = |path: &str| {
-                let url = format!("http://{}{path}", known.admin);
-                rest::try_ask(self.http.get(url).bearer_auth(ADMIN_TOKEN))
-            };
-            let answers = timeout(Duration::from_secs(5), async {
-                (
-                    get("/status").await,
-                    get("/metrics").await,
-                    get("/readyz").await,
-                )
-            });
-            let Ok((Ok(status), Ok(metrics), Ok(ready))) = answers.await else {
+        for _ in 0..6 {
+            let url = format!("http://{}/readyz?verbose", known.admin);
+            let ask = rest::try_ask(self.http.get(url));
+            let Ok(Ok(ready)) = timeout(Duration::from_secs(5), ask).await else {
                 return;
             };
-            let says_ready = status.json()["ready"] == Value::Bool(true);
-            let unready = sum(&metrics.text, "signal_unready");
+            let Some((status, metrics)) = self.state(known).await else {
+                return;
+            };
+            let says_ready = status["ready"] == Value::Bool(true);
+            let unready = sum(&metrics, "signal_unready");
             let is_ready = ready.status == 200;
-            if says_ready == is_ready && (unready == 0.0) == is_ready {
+            let names = names_partition(&ready.text);
+            if says_ready == is_ready
+                && (unready == 0.0) == is_ready
+                && names == stuck(&status)
+                && names == (sum(&metrics, STUCK_METRIC) > 0.0)
+            {
                 return;
             }
             sleep(Duration::from_millis(500)).await;
@@ -210,7 +295,8 @@ impl Watch {
         if self.run.calm_since().is_some() {
             self.once(
                 number,
-                "/readyz, /status and signal_unready do not agree".into(),
+                "/readyz, /status, signal_unready and signal_kafka_stuck_seconds do not agree"
+                    .into(),
             );
         }
     }
@@ -242,6 +328,18 @@ impl Watch {
             self.run.fail(format!("gateway {number}: {what}"));
         }
     }
+}
+
+/// Whether `/readyz?verbose` names a partition that stands still.
+fn names_partition(text: &str) -> bool {
+    text.contains(" has stood at offset ")
+}
+
+/// Whether `/status` has partitions that stand still.
+fn stuck(status: &Value) -> bool {
+    status["kafka"]["stuck"]
+        .as_array()
+        .is_some_and(|stuck| !stuck.is_empty())
 }
 
 /// Resident memory of a process in MiB, where the kernel tells.
