@@ -12,7 +12,7 @@ use k8s_openapi::api::networking::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::names::{Children, MANAGER, selector};
+use crate::names::{ADMIN_PORT, Children, MANAGER, PUBLIC_PORT, selector};
 use crate::plan::validate::ValidCluster;
 
 /// `operator_namespace`: where the operator runs; `None` if it may run in any.
@@ -21,7 +21,6 @@ pub(super) fn network_policy(
     children: &Children,
     operator_namespace: Option<&str>,
 ) -> Option<NetworkPolicy> {
-    let gateway = &cluster.spec.gateway;
     let mut admin_from = vec![operator(operator_namespace)];
     admin_from.extend(cluster.admin_from.iter().cloned());
     cluster.spec.network_policy.enabled.then(|| NetworkPolicy {
@@ -30,19 +29,19 @@ pub(super) fn network_policy(
             pod_selector: Some(labelled(selector(&cluster.name))),
             policy_types: Some(vec!["Ingress".into()]),
             ingress: Some(vec![
-                rule(gateway.public_port, cluster.public_from.clone()),
-                rule(gateway.admin_port, admin_from),
+                rule(PUBLIC_PORT, cluster.public_from.clone()),
+                rule(ADMIN_PORT, admin_from),
             ]),
             ..NetworkPolicySpec::default()
         }),
     })
 }
 
-/// No peers: all may connect.
-fn rule(port: u16, from: Vec<NetworkPolicyPeer>) -> NetworkPolicyIngressRule {
+/// No peers: all may connect. A port has its name, which each pod resolves by its own template: while the number changes, old pods stay reachable.
+fn rule(port: &str, from: Vec<NetworkPolicyPeer>) -> NetworkPolicyIngressRule {
     let port = NetworkPolicyPort {
         protocol: Some("TCP".into()),
-        port: Some(IntOrString::Int(port.into())),
+        port: Some(IntOrString::String(port.into())),
         ..NetworkPolicyPort::default()
     };
     NetworkPolicyIngressRule {

@@ -5,6 +5,7 @@ mod tls;
 use chrono::TimeDelta;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::batch::v1::{JobCondition, JobStatus};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 
 use super::*;
@@ -174,6 +175,50 @@ fn nothing_depends_on_the_version_of_the_operator() {
             file.display()
         );
     }
+}
+
+/// Paths of all values that contain one of these texts.
+fn paths_with(value: &Value, texts: &[&str], path: String, found: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .for_each(|(name, value)| paths_with(value, texts, format!("{path}/{name}"), found)),
+        Value::Array(values) => values
+            .iter()
+            .for_each(|value| paths_with(value, texts, format!("{path}/[]"), found)),
+        value if texts.iter().any(|text| value.to_string().contains(text)) => found.push(path),
+        _ => {}
+    }
+}
+
+#[test]
+fn objects_beside_the_deployment_fit_pods_of_the_old_ports_and_of_the_new_ones() {
+    let observed = changed("production", |cluster| {
+        cluster.spec.gateway.public_port = 18_123;
+        cluster.spec.gateway.admin_port = 19_456;
+    });
+    let mut found = Vec::new();
+    for document in documents(make(&migrated(observed))).split("---\n").skip(1) {
+        let object: Value = serde_yaml_ng::from_str(document).unwrap();
+        let name = object["metadata"]["name"].as_str().unwrap();
+        let path = format!("{} {name} ", object["kind"].as_str().unwrap());
+        paths_with(&object, &["18123", "19456"], path, &mut found);
+    }
+    // A pod reads its own settings, and the port of a headless Service is translated for nobody.
+    found.retain(|path| {
+        !path.starts_with("Deployment ") && !path.starts_with("ConfigMap edge-static ")
+    });
+    assert_eq!(found, ["Service edge-admin /spec/ports/[]/port"]);
+    let policy = make(&migrated(example("production")))
+        .network_policy
+        .unwrap();
+    let rules = policy.spec.unwrap().ingress.unwrap();
+    let ports = rules.into_iter().flat_map(|rule| rule.ports.unwrap());
+    let names: Vec<_> = ports.map(|port| port.port.unwrap()).collect();
+    assert_eq!(
+        names,
+        ["public", "admin"].map(|name| IntOrString::String(name.into()))
+    );
 }
 
 #[test]
