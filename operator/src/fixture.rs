@@ -1,6 +1,6 @@
 //! Where tests start: a SignalCluster and the objects it refers to, read from YAML as if they had been observed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -64,6 +64,7 @@ pub(crate) fn observed(yaml: &str) -> Observed {
         secrets,
         catalogs,
         deployment: None,
+        template_hashes: BTreeSet::new(),
         static_config: None,
         live_config: None,
         credentials: None,

@@ -96,6 +96,9 @@ pub struct ClusterFacts {
     pub revision: String,
     /// Whether pods are being replaced.
     pub rollout: Rollout,
+    /// Whether the Deployment in the cluster has the wanted template and its controller works on it. Until then nothing that is observed is about the
+    /// wanted template.
+    pub rollout_begun: bool,
     /// The keys that the operator makes, as their Secret holds them.
     pub signing_keys: Vec<SigningKeyStatus>,
     /// What happened in this step.
@@ -160,6 +163,7 @@ pub fn decide(
         cluster: &valid,
         observed,
         rollout: Rollout::of(observed.deployment.as_ref(), &observed.fleet),
+        changes_template: false,
         now,
         events: Vec::new(),
     };
@@ -202,6 +206,10 @@ pub fn decide(
             record,
             revision: live.map(|text| revision(text)).unwrap_or_default(),
             rollout: step.rollout,
+            rollout_begun: !step.changes_template
+                && observed.deployment.as_ref().is_none_or(|deployment| {
+                    Rollout::is_begun(deployment, &observed.template_hashes)
+                }),
             signing_keys: signing.shown,
             events: step.events,
         },
@@ -230,6 +238,7 @@ fn invalid(
             record,
             revision: revision.unwrap_or_default(),
             rollout: Rollout::of(observed.deployment.as_ref(), &observed.fleet),
+            rollout_begun: false,
             signing_keys: signing_keys_before(observed),
             events: Vec::new(),
         },
@@ -289,6 +298,8 @@ pub fn wants_samples(observed: &Observed) -> bool {
         && (connections || rotating || (spec.rebalance.enabled && spec.replicas > 1))
 }
 
+#[cfg(test)]
+mod rollouts;
 #[cfg(test)]
 mod unreadable;
 

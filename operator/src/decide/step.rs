@@ -29,6 +29,8 @@ pub(super) struct Step<'a> {
     pub(super) cluster: &'a ValidCluster,
     pub(super) observed: &'a Observed,
     pub(super) rollout: Rollout,
+    /// Whether this reconcile applies another template than the one in the cluster.
+    pub(super) changes_template: bool,
     pub(super) now: DateTime<Utc>,
     /// What happened so far.
     pub(super) events: Vec<PlanEvent>,
@@ -162,14 +164,14 @@ impl Step<'_> {
 
     /// The number of pods, which is written into the Deployment.
     pub(super) fn scale(&mut self, desired: &mut Desired, wanted: i32) -> ScaleStep {
-        let changes_template = mark_template(desired, self.observed);
+        self.changes_template = mark_template(desired, self.observed);
         let mut scale = scale::plan(
             &ScaleInput {
                 wanted,
                 deployment: self.observed.deployment.as_ref(),
                 fleet: &self.observed.fleet,
                 drain: &self.cluster.spec.drain,
-                rolling_out: self.rollout.going_on || changes_template,
+                rolling_out: self.rollout.going_on || self.changes_template,
             },
             self.now,
         );

@@ -25,14 +25,14 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod as KubePod, Secret};
 use kube::api::{Api, ListParams};
-use kube::core::{DynamicObject, NamespaceResourceScope, TypeMeta};
+use kube::core::{DynamicObject, NamespaceResourceScope, PartialObjectMeta, TypeMeta};
 use kube::{Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use signal_crds::SignalCluster;
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
-use crate::names::{self, Children, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER};
+use crate::names::{self, Children, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER, TEMPLATE_HASH};
 use crate::observe::fleet::{Fleet, Pod};
 use crate::observe::observed::{Kinds, Observed, Secrets};
 use crate::observe::owner::Owner;
@@ -161,14 +161,15 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
     );
     rest.extend(owned);
     let token = credentials.as_ref().and_then(admin_token);
-    let fleet = match &deployment {
+    let (fleet, template_hashes) = match &deployment {
         Some(deployment) => scope.fleet(deployment, token, reader).await?,
-        None => Fleet::default(),
+        None => Default::default(),
     };
     Ok(Observed {
         secrets: used,
         catalogs,
         deployment,
+        template_hashes,
         static_config,
         live_config,
         credentials,
@@ -307,13 +308,13 @@ impl Scope<'_> {
         Ok(Some(found))
     }
 
-    /// The pods of this Deployment. A selector alone would also find pods of an earlier Deployment of the same name that is being deleted.
+    /// The pods of this Deployment, and the template hashes of its ReplicaSets. A selector alone would also find pods of an earlier Deployment of the same name that is being deleted.
     async fn fleet(
         &self,
         deployment: &Deployment,
         token: Option<Arc<str>>,
         reader: &Reader,
-    ) -> Result<Fleet, ObserveError> {
+    ) -> Result<(Fleet, BTreeSet<String>), ObserveError> {
         let selector: Vec<String> = names::selector(&self.owner.name)
             .into_iter()
             .map(|(key, value)| format!("{key}={value}"))
@@ -335,10 +336,15 @@ impl Scope<'_> {
                 .any(|owner| uids.contains(&owner.uid))
         };
         let deployment: BTreeSet<String> = deployment.metadata.uid.iter().cloned().collect();
+        let ours = |set: &&PartialObjectMeta<ReplicaSet>| owned_by(&set.metadata, &deployment);
+        let template_hashes = sets.items.iter().filter(ours);
+        let template_hashes = template_hashes
+            .filter_map(|set| set.annotations().get(TEMPLATE_HASH).cloned())
+            .collect();
         let sets: BTreeSet<String> = sets
             .items
             .iter()
-            .filter(|set| owned_by(&set.metadata, &deployment))
+            .filter(ours)
             .filter_map(|set| set.metadata.uid.clone())
             .collect();
         let mut pods: Vec<Pod> = pods
@@ -357,7 +363,7 @@ impl Scope<'_> {
         for (pod, report) in pods.iter_mut().zip(reports) {
             pod.report = report;
         }
-        Ok(Fleet { pods })
+        Ok((Fleet { pods }, template_hashes))
     }
 }
 

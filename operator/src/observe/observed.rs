@@ -1,6 +1,6 @@
 //! Everything that one reconcile observed: plain data, read once, the input of the pure steps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -35,6 +35,8 @@ pub struct Observed {
     pub credentials: Option<Secret>,
     /// Secret with the keys that the operator makes.
     pub signing_keys: Option<Secret>,
+    /// Hashes of the pod templates that the Deployment's controller works on: it copies the Deployment's annotations to the newest ReplicaSet.
+    pub template_hashes: BTreeSet<String>,
     /// Migration Jobs, of this and of earlier images.
     pub jobs: Vec<Job>,
     /// The HorizontalPodAutoscaler.

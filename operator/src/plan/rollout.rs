@@ -3,11 +3,12 @@
 //! A change of the number alone is no rollout: pods that start, fail or are missing all have the newest revision. A pod of another revision that is
 //! not terminating makes a rollout.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::apps::v1::Deployment;
 
+use crate::names::TEMPLATE_HASH;
 use crate::observe::fleet::{Fleet, Pod};
 
 /// The state of a rollout.
@@ -54,6 +55,17 @@ impl Rollout {
                 .map_or(0, |revision| revision.count),
             newest,
         }
+    }
+
+    /// Whether the Deployment's controller works on the template of this Deployment. Until then its counts, and all pods, are of an older template. A
+    /// change of the number alone, which it has not observed either, leaves the template's hash on the newest ReplicaSet.
+    pub fn is_begun(deployment: &Deployment, template_hashes: &BTreeSet<String>) -> bool {
+        let status = deployment.status.as_ref();
+        let observed = status.and_then(|status| status.observed_generation);
+        let annotations = deployment.metadata.annotations.as_ref();
+        let hash = annotations.and_then(|all| all.get(TEMPLATE_HASH));
+        observed >= deployment.metadata.generation
+            || hash.is_some_and(|hash| template_hashes.contains(hash))
     }
 
     /// Whether this pod is of the newest revision.
@@ -181,6 +193,22 @@ mod tests {
         deployment.metadata.generation = Some(4);
         let rollout = Rollout::of(Some(&deployment), &fleet("aab"));
         assert_eq!(rollout.newest.as_deref(), Some("b"));
+    }
+
+    #[test]
+    fn a_rollout_begins_once_its_controller_has_observed_it_or_has_a_replica_set_for_it() {
+        let mut deployment = deployment(2, 2);
+        let hashes = |hash: &str| BTreeSet::from([hash.to_owned()]);
+        assert!(Rollout::is_begun(&deployment, &BTreeSet::new()));
+        deployment.metadata.generation = Some(4);
+        deployment.metadata.annotations = Some([(TEMPLATE_HASH.into(), "new".into())].into());
+        assert!(!Rollout::is_begun(&deployment, &hashes("old")));
+        assert!(
+            Rollout::is_begun(&deployment, &hashes("new")),
+            "only the number changed"
+        );
+        deployment.status = None;
+        assert!(!Rollout::is_begun(&deployment, &BTreeSet::new()));
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::plan::validate::{Problem, ProblemKind};
 use crate::reasons::ConditionReason;
 use crate::status::conditions::{ConditionType as Type, Finding, State};
 
+/// Until then every pod has an older template.
+const ROLLOUT_NOT_BEGUN: &str = "no pod has the wanted template yet";
+
 /// The findings of all conditions.
 pub fn findings(
     observed: &Observed,
@@ -148,6 +151,12 @@ fn progressing(observed: &Observed, plan: &PlannedCluster) -> Finding {
         return on(
             ConditionReason::MigrationFailed,
             format!("Job {job} failed; it is created again a minute later"),
+        );
+    }
+    if !plan.facts.rollout_begun {
+        return on(
+            ConditionReason::RolloutInProgress,
+            ROLLOUT_NOT_BEGUN.to_owned(),
         );
     }
     if plan.facts.rollout.going_on {
@@ -456,6 +465,14 @@ fn ready(observed: &Observed, plan: &ClusterPlan, found: &[Finding]) -> Finding 
             State::False,
             ConditionReason::PodsStarting,
             format!("{serving} of {wanted} pods serve"),
+        );
+    }
+    if !plan.facts().rollout_begun {
+        return Finding::new(
+            Type::Ready,
+            State::False,
+            ConditionReason::RolloutInProgress,
+            ROLLOUT_NOT_BEGUN,
         );
     }
     if plan.facts().rollout.going_on {

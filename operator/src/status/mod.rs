@@ -59,7 +59,10 @@ pub fn status(
         version: common_version(fleet),
         replicas: count(staying.len()),
         ready_replicas: count(staying.iter().filter(|pod| pod.ready).count()),
-        updated_replicas: plan.facts().rollout.updated,
+        updated_replicas: match plan.facts().rollout_begun {
+            true => plan.facts().rollout.updated,
+            false => 0,
+        },
         draining_replicas: count(
             fleet
                 .alive()

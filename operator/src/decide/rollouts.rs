@@ -1,0 +1,203 @@
+//! `kubectl apply && kubectl wait --for=condition=Ready` never returns early: no status that an operator writes, at whatever moment, says Ready of a
+//! generation while pods of an older template are wanted.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
+use proptest::prelude::*;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use signal_contract::StatusReport;
+
+use super::*;
+use crate::fixture::changed;
+use crate::names::TEMPLATE_HASH;
+use crate::observe::fleet::Pod;
+use crate::status::status;
+
+/// What happens next, in any order.
+#[derive(Debug, Clone)]
+enum Action {
+    /// Somebody applies another image.
+    Image,
+    /// Somebody applies another number.
+    Replicas(i32),
+    /// A reconcile, whose apply succeeds or fails.
+    Reconcile(bool),
+    /// The Deployment's controller observes the Deployment, or replaces one pod.
+    Control,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        1 => Just(Action::Image),
+        1 => (1..4).prop_map(Action::Replicas),
+        6 => any::<bool>().prop_map(Action::Reconcile),
+        8 => Just(Action::Control),
+    ]
+}
+
+/// A SignalCluster, its Deployment, and pods that are ready at once. A pod's revision is its image.
+struct World {
+    observed: Observed,
+    memory: ClusterMemory,
+    /// How many statuses said Ready.
+    ready: usize,
+}
+
+fn image(deployment: &Deployment) -> String {
+    let template = deployment.spec.as_ref().unwrap().template.spec.as_ref();
+    template.unwrap().containers[0].image.clone().unwrap()
+}
+
+fn pod(name: String, image: String) -> Pod {
+    Pod {
+        uid: name.clone(),
+        name,
+        resource_version: "1".into(),
+        ip: Some([10, 0, 0, 1].into()),
+        admin_port: 9090,
+        node: Some("node".into()),
+        ready: true,
+        terminating: false,
+        draining_since: None,
+        deletion_cost: None,
+        template_hash: image,
+        created: DateTime::UNIX_EPOCH,
+        report: Ok(StatusReport::default()),
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let observed = changed("minimal", |cluster| cluster.spec.replicas = 2);
+        Self {
+            observed,
+            memory: ClusterMemory::default(),
+            ready: 0,
+        }
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut signal_crds::SignalClusterSpec)) {
+        let cluster = Arc::make_mut(&mut self.observed.cluster);
+        let before = cluster.spec.clone();
+        change(&mut cluster.spec);
+        if cluster.spec != before {
+            cluster.metadata.generation = cluster.metadata.generation.map(|number| number + 1);
+        }
+    }
+
+    /// One reconcile: the status is written from what was observed before the apply.
+    fn reconcile(&mut self, succeeds: bool) -> Result<(), TestCaseError> {
+        let now = DateTime::UNIX_EPOCH;
+        let plan = decide(
+            &self.observed,
+            &mut self.memory,
+            None,
+            &mut StdRng::seed_from_u64(7),
+            now,
+        );
+        let planned = plan.planned().expect("the spec is valid");
+        let wanted = planned.desired.deployment.clone().unwrap();
+        if succeeds {
+            self.apply(wanted);
+        }
+        let status = status(&self.observed, &plan, None, now);
+        let cluster = Arc::make_mut(&mut self.observed.cluster);
+        let is_ready = |one: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
+            one.type_ == "Ready" && one.status == "True"
+        };
+        if status.conditions.iter().any(is_ready) {
+            prop_assert_eq!(status.observed_generation, cluster.metadata.generation);
+            let wanted = cluster.spec.image.reference();
+            let mut running = self
+                .observed
+                .fleet
+                .pods
+                .iter()
+                .map(|pod| &pod.template_hash);
+            prop_assert!(
+                running.all(|image| *image == wanted),
+                "pods of an older image"
+            );
+            let deployment = self.observed.deployment.as_ref().unwrap();
+            prop_assert_eq!(image(deployment), wanted);
+            self.ready += 1;
+        }
+        cluster.status = Some(status);
+        Ok(())
+    }
+
+    fn apply(&mut self, mut wanted: Deployment) {
+        let before = self.observed.deployment.take();
+        let generation = |of: &Deployment| of.metadata.generation.unwrap_or(0);
+        let next = match &before {
+            Some(before) if before.spec == wanted.spec => generation(before),
+            Some(before) => generation(before) + 1,
+            None => 1,
+        };
+        wanted.metadata.generation = Some(next);
+        wanted.status = before.and_then(|before| before.status);
+        self.observed.deployment = Some(wanted);
+    }
+
+    /// The Deployment's controller: it observes first, and then replaces one pod at a time.
+    fn control(&mut self, turn: usize) {
+        let Some(deployment) = &mut self.observed.deployment else {
+            return;
+        };
+        let (image, pods) = (image(deployment), &mut self.observed.fleet.pods);
+        let replicas = deployment.spec.as_ref().unwrap().replicas.unwrap();
+        let replicas = usize::try_from(replicas).unwrap();
+        let status = deployment.status.get_or_insert_default();
+        if status.observed_generation == deployment.metadata.generation {
+            let old = pods.iter().position(|pod| pod.template_hash != image);
+            match old {
+                Some(old) if pods.len() > replicas => drop(pods.remove(old)),
+                None if pods.len() > replicas => drop(pods.pop()),
+                None if pods.len() == replicas => {}
+                _ => pods.push(pod(format!("p{turn}"), image.clone())),
+            }
+        }
+        let annotations = deployment.metadata.annotations.as_ref().unwrap();
+        self.observed.template_hashes = [annotations[TEMPLATE_HASH].clone()].into();
+        let count = |number: usize| Some(i32::try_from(number).unwrap());
+        let updated = pods.iter().filter(|pod| pod.template_hash == image).count();
+        *status = DeploymentStatus {
+            observed_generation: deployment.metadata.generation,
+            replicas: count(pods.len()),
+            updated_replicas: count(updated),
+            ..DeploymentStatus::default()
+        };
+    }
+
+    fn act(&mut self, turn: usize, action: &Action) -> Result<(), TestCaseError> {
+        match action {
+            Action::Image => self.change(|spec| spec.image.tag = Some(format!("v{turn}"))),
+            Action::Replicas(number) => self.change(|spec| spec.replicas = *number),
+            Action::Reconcile(succeeds) => return self.reconcile(*succeeds),
+            Action::Control => self.control(turn),
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn no_status_says_ready_of_a_generation_whose_rollout_has_not_ended(actions in proptest::collection::vec(action(), 1..80)) {
+        let mut world = World::new();
+        for (turn, action) in actions.iter().enumerate() {
+            world.act(turn, action)?;
+        }
+        let before = world.ready;
+        for turn in 1000..1040 {
+            if world.ready > before {
+                break;
+            }
+            world.act(turn, &Action::Reconcile(true))?;
+            world.act(turn, &Action::Control)?;
+        }
+        prop_assert!(world.ready > before, "in the end it is ready");
+    }
+}
