@@ -79,6 +79,7 @@ pub(crate) fn observed(yaml: &str) -> Observed {
             service_monitor: true,
             prometheus_rule: true,
         },
+        unread: Vec::new(),
     }
 }
 

@@ -80,6 +80,12 @@ reasons! {
         NameOccupied,
         /// The API server refuses an object.
         ApplyRefused,
+        /// The API server, or a webhook that it calls, failed while an object was applied.
+        ApplyFailed,
+        /// The API server did not let something be read.
+        ReadFailed,
+        /// The spec wants no such objects, or all are applied.
+        Applied,
         /// The rollout made no progress within its deadline.
         ProgressDeadlineExceeded,
         /// The migration Job failed.

@@ -1,10 +1,13 @@
 //! Server-side apply in a fixed order, then deletion of owned objects that are not wanted any more.
 //!
+//! The gateways come first: what a pod mounts, and the Deployment, in which each needs those before it. The objects around them need nothing of each
+//! other: one that fails keeps no other from being applied.
+//!
 //! An object that is as wanted costs no request. One that differs is applied with its `resourceVersion` as a precondition, so an operator with an old
 //! observation, or one that lost its lease without noticing, changes nothing. One that was not observed is read by name first: an object of the same
 //! name that belongs to someone else is never taken over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use kube::api::{Api, DeleteParams, Patch, Preconditions};
 use kube::core::DynamicObject;
@@ -31,12 +34,23 @@ pub enum Wanted {
 }
 
 /// What the API server holds after an apply.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Applied {
     /// Everything that is wanted, as the API server returned it.
     pub objects: Vec<AppliedObject>,
     /// Kind and name of every object that was pruned.
     pub pruned: Vec<(&'static str, String)>,
+    /// What could not be applied or pruned.
+    pub failed: Vec<FailedObject>,
+}
+
+/// One object that could not be applied or pruned.
+#[derive(Debug)]
+pub struct FailedObject {
+    /// Its kind.
+    pub kind: Owned,
+    /// Why.
+    pub error: ApplyError,
 }
 
 /// One object after an apply.
@@ -50,7 +64,7 @@ pub struct AppliedObject {
     pub written: bool,
 }
 
-/// Why an apply stopped. Objects that come earlier in the order are applied.
+/// Why an object could not be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// A write failed.
@@ -142,6 +156,17 @@ impl Applied {
         self.objects.iter().filter(|object| object.written).count() + self.pruned.len()
     }
 
+    /// Itself, if nothing failed.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub fn whole(mut self) -> Result<Self, ApplyError> {
+        if self.failed.is_empty() {
+            return Ok(self);
+        }
+        Err(self.failed.swap_remove(0).error)
+    }
+
     /// The object of this kind and name, if it exists.
     pub fn get<K: Resource<DynamicType = ()> + DeserializeOwned>(&self, name: &str) -> Option<K> {
         let found = self.objects.iter().find(|applied| {
@@ -220,13 +245,16 @@ pub fn wanted(desired: Desired) -> Result<Vec<Wanted>, ApplyError> {
 /// Applies everything that is wanted, and deletes owned objects that are not.
 ///
 /// # Errors
-/// At the first object that cannot be applied; those before it are applied.
+/// The first failure; everything that does not need the failed object is applied.
 pub async fn apply(
     wanted: Vec<Wanted>,
     observed: &Observed,
     writer: &Writer,
 ) -> Result<Applied, ApplyError> {
-    apply_over(wanted, live(observed)?, &Owner::of(observed), writer).await
+    let owner = Owner::of(observed);
+    let mut application = Application::new(wanted, observed, &owner, writer)?;
+    application.gateways().await?;
+    application.surroundings().await?.whole()
 }
 
 /// All objects of the SignalCluster that were observed.
@@ -262,47 +290,127 @@ fn live(observed: &Observed) -> Result<Vec<DynamicObject>, serde_json::Error> {
     Ok(live)
 }
 
-/// [`apply`] over these observed objects.
-///
-/// # Errors
-/// As [`apply`].
-pub async fn apply_over(
-    mut wanted: Vec<Wanted>,
-    live: Vec<DynamicObject>,
-    owner: &Owner,
-    writer: &Writer,
-) -> Result<Applied, ApplyError> {
-    wanted.sort_by_key(|wanted| wanted.kind().order());
-    let mut there: HashMap<(&'static str, String), DynamicObject> = live
-        .into_iter()
-        .filter_map(|object| Some(((Owned::of(&object)?.kind, object.name_any()), object)))
-        .collect();
-    let mut applied = Applied::default();
-    for wanted in wanted {
+/// One apply, in two parts: what is to be done for pods and people comes between them.
+pub struct Application<'a> {
+    /// In the order of application.
+    wanted: VecDeque<Wanted>,
+    /// What was observed and has not been applied yet.
+    there: HashMap<(&'static str, String), DynamicObject>,
+    applied: Applied,
+    owner: &'a Owner,
+    writer: &'a Writer,
+}
+
+impl<'a> Application<'a> {
+    /// Over the observed objects.
+    ///
+    /// # Errors
+    /// When an object cannot be converted.
+    pub fn new(
+        mut wanted: Vec<Wanted>,
+        observed: &Observed,
+        owner: &'a Owner,
+        writer: &'a Writer,
+    ) -> Result<Self, ApplyError> {
+        wanted.sort_by_key(|wanted| wanted.kind().order());
+        let there = live(observed)?
+            .into_iter()
+            .filter_map(|object| Some(((Owned::of(&object)?.kind, object.name_any()), object)));
+        Ok(Self {
+            wanted: wanted.into(),
+            there: there.collect(),
+            applied: Applied::default(),
+            owner,
+            writer,
+        })
+    }
+
+    /// Applies the Deployment and what its pods mount, up to the first failure: the Deployment never refers to what is not there. Returns what was
+    /// applied so far.
+    ///
+    /// # Errors
+    /// When the lease is not held.
+    pub async fn gateways(&mut self) -> Result<&Applied, ApplyError> {
+        while let Some(wanted) = self.wanted.front() {
+            if !wanted.kind().is_of_gateways() {
+                break;
+            }
+            let Some(wanted) = self.wanted.pop_front() else {
+                break;
+            };
+            let found = self.take(&wanted);
+            if self.applied.failed.is_empty() {
+                self.bring(wanted, found).await?;
+            } else {
+                self.keep(wanted.kind(), found);
+            }
+        }
+        Ok(&self.applied)
+    }
+
+    /// Applies the objects around the gateways, each on its own, and prunes.
+    ///
+    /// # Errors
+    /// When the lease is not held.
+    pub async fn surroundings(mut self) -> Result<Applied, ApplyError> {
+        while let Some(wanted) = self.wanted.pop_front() {
+            let found = self.take(&wanted);
+            self.bring(wanted, found).await?;
+        }
+        let mut rest: Vec<_> = std::mem::take(&mut self.there).into_iter().collect();
+        rest.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for ((_, name), object) in rest {
+            let Some(kind) = Owned::of(&object) else {
+                continue;
+            };
+            match prune(kind, &name, &object, self.owner, self.writer).await {
+                Ok(true) => self.applied.pruned.push((kind.kind, name)),
+                Ok(false) => {}
+                Err(error) => self.fail(kind, error)?,
+            }
+        }
+        Ok(self.applied)
+    }
+
+    fn take(&mut self, wanted: &Wanted) -> Option<DynamicObject> {
+        let key = (wanted.kind().kind, wanted.name().to_owned());
+        self.there.remove(&key)
+    }
+
+    fn keep(&mut self, kind: Owned, found: Option<DynamicObject>) {
+        let kept = found.map(|object| AppliedObject {
+            kind,
+            object,
+            written: false,
+        });
+        self.applied.objects.extend(kept);
+    }
+
+    async fn bring(
+        &mut self,
+        wanted: Wanted,
+        found: Option<DynamicObject>,
+    ) -> Result<(), ApplyError> {
         let kind = wanted.kind();
-        let found = there.remove(&(kind.kind, wanted.name().to_owned()));
-        match wanted {
-            Wanted::Kept(..) => applied.objects.extend(found.map(|object| AppliedObject {
-                kind,
-                object,
-                written: false,
-            })),
-            Wanted::Object(_, object) => applied
-                .objects
-                .push(apply_one(kind, *object, found, owner, writer).await?),
-        }
-    }
-    let mut rest: Vec<((&'static str, String), DynamicObject)> = there.into_iter().collect();
-    rest.sort_by(|(a, _), (b, _)| a.cmp(b));
-    for ((_, name), object) in rest {
-        let Some(kind) = Owned::of(&object) else {
-            continue;
+        let Wanted::Object(_, object) = wanted else {
+            self.keep(kind, found);
+            return Ok(());
         };
-        if prune(kind, &name, &object, owner, writer).await? {
-            applied.pruned.push((kind.kind, name));
+        match apply_one(kind, *object, found, self.owner, self.writer).await {
+            Ok(object) => self.applied.objects.push(object),
+            Err(error) => self.fail(kind, error)?,
         }
+        Ok(())
     }
-    Ok(applied)
+
+    /// Without the lease nothing further is tried.
+    fn fail(&mut self, kind: Owned, error: ApplyError) -> Result<(), ApplyError> {
+        if matches!(error, ApplyError::Write(WriteError::NotHeld)) {
+            return Err(error);
+        }
+        self.applied.failed.push(FailedObject { kind, error });
+        Ok(())
+    }
 }
 
 async fn apply_one(

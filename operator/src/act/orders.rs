@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use chrono::SecondsFormat;
 use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod as KubePod;
 use kube::Api;
 use kube::api::Patch;
@@ -33,12 +34,15 @@ pub struct Orders<'a> {
     pub shed: &'a [(String, u32)],
     /// The number to be written through the scale subresource.
     pub rescale: Option<i32>,
+    /// The observed Deployment and its number, where no Deployment could be applied: pods come and go whatever else fails.
+    pub deployment: Option<(&'a Deployment, i32)>,
 }
 
 /// Carries out these orders, after the objects were applied. `token` is that of the pods' admin listener; without it no pod is asked.
 ///
 /// # Errors
-/// When the API server refuses a mark or the number. A pod that is gone, or that someone else has just written, is left to the next reconcile.
+/// The first mark or number that the API server refuses; all others are carried out. A pod that is gone, or that someone else has just written, is left to
+/// the next reconcile.
 pub async fn give(
     orders: Orders<'_>,
     fleet: &Fleet,
@@ -47,12 +51,25 @@ pub async fn give(
     pods: &AdminClient,
     writer: &Writer,
 ) -> Result<(), WriteError> {
+    let mut first = Ok(());
+    let mut keep = |written: Result<(), WriteError>| {
+        if first.is_ok() {
+            first = written;
+        }
+    };
+    if let Some((deployment, replicas)) = orders.deployment {
+        keep(resize(deployment, replicas, owner, writer).await);
+    }
     let api: Api<KubePod> = Api::namespaced(writer.client().clone(), &owner.namespace);
     for mark in &orders.scale.mark {
-        tolerate(writer.merge(&api, &mark.name, &marked(mark)).await)?;
+        keep(tolerate(
+            writer.merge(&api, &mark.name, &marked(mark)).await,
+        ));
     }
     for mark in &orders.scale.unmark {
-        tolerate(writer.merge(&api, &mark.name, &unmarked(mark)).await)?;
+        keep(tolerate(
+            writer.merge(&api, &mark.name, &unmarked(mark)).await,
+        ));
     }
     if let Some(token) = token {
         let drains = orders.scale.drain.iter().map(|name| (name, Order::Drain));
@@ -84,11 +101,27 @@ pub async fn give(
             api.patch_scale(&owner.name, &Writer::patch_params(), &Patch::Merge(&patch))
                 .await
         };
-        writer
-            .write("scale", "SignalCluster", &owner.name, request)
-            .await?;
+        let written = writer.write("scale", "SignalCluster", &owner.name, request);
+        keep(written.await.map(drop));
     }
-    Ok(())
+    first
+}
+
+/// Writes the number of the observed Deployment, and nothing else of it.
+async fn resize(
+    deployment: &Deployment,
+    replicas: i32,
+    owner: &Owner,
+    writer: &Writer,
+) -> Result<(), WriteError> {
+    let api: Api<Deployment> = Api::namespaced(writer.client().clone(), &owner.namespace);
+    let metadata = &deployment.metadata;
+    let patch = json!({
+        "metadata": {"uid": metadata.uid, "resourceVersion": metadata.resource_version},
+        "spec": {"replicas": replicas},
+    });
+    let name = metadata.name.as_deref().unwrap_or_default();
+    tolerate(writer.merge(&api, name, &patch).await)
 }
 
 fn tolerate<T>(written: Result<T, WriteError>) -> Result<(), WriteError> {

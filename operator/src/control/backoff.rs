@@ -51,6 +51,7 @@ impl ErrorClass {
             Error::Apply(ApplyError::Occupied { .. } | ApplyError::Leaving { .. }) => {
                 Self::InTheWay
             }
+            Error::InPart { source, .. } => Self::of(source),
             Error::Apply(ApplyError::UnknownKind(_) | ApplyError::Shape(_)) => Self::Refused,
         }
     }

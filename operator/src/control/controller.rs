@@ -123,7 +123,10 @@ impl Drop for Running<'_> {
 fn after_error(context: &Context, cluster: &SignalCluster, error: &Error) -> Action {
     let class = ErrorClass::of(error);
     let failures = context.count_failure(cluster);
-    let pause = backoff::pause(class, failures, rand::rng().random_range(0.0..1.0));
+    let mut pause = backoff::pause(class, failures, rand::rng().random_range(0.0..1.0));
+    if let Error::InPart { soon, .. } = error {
+        pause = pause.min(*soon);
+    }
     Metrics::count(&context.metrics.requeues, class.as_str());
     let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
     if class == ErrorClass::Conflict || class == ErrorClass::NotHeld {

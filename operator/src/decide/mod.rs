@@ -1,7 +1,8 @@
 //! Observed -> [`ClusterPlan`]: the middle of a reconcile. Pure.
 //!
-//! The plans run in this order: key sources, Redis, signing keys, the number of pods; every object is made from their results. The same observation
-//! gives the same plan, so an operator that was killed at any point continues. The exception is [`ClusterMemory`], which a new leader starts empty.
+//! The plans run in this order: key sources, Redis, signing keys, the number of pods; every object is made from their results. The number of pods needs
+//! nothing but the spec's numbers, the Deployment and its pods, so it is planned also where the spec cannot be carried out. The same observation gives
+//! the same plan, so an operator that was killed at any point continues. The exception is [`ClusterMemory`], which a new leader starts empty.
 
 mod step;
 
@@ -10,7 +11,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SigningKeyStatus, SourceStage};
 
-use crate::names::RECORD;
+use crate::names::{RECORD, TEMPLATE_HASH};
 use crate::objects::{self, Desired, DesiredInput, LIVE_TOML, Migration, desired, revision};
 use crate::observe::fleet::Fleet;
 use crate::observe::observed::Observed;
@@ -32,6 +33,8 @@ pub struct ClusterMemory {
     decided: Option<(DateTime<Utc>, Decision)>,
     rebalance: RebalanceMemory,
     rebalanced: Option<DateTime<Utc>>,
+    /// Hash of the template that could not be applied the last time: no rollout begins by it, so pods may leave meanwhile.
+    template_not_applied: Option<String>,
     published: Vec<PlanEvent>,
 }
 
@@ -46,20 +49,30 @@ impl ClusterMemory {
         self.published = events.to_vec();
         fresh
     }
+
+    /// Remembers the template that an apply of this plan did not reach, if any.
+    pub(crate) fn applied(&mut self, plan: &PlannedCluster, reached: bool) {
+        let deployment = plan.desired.deployment.as_ref().filter(|_| !reached);
+        let annotations =
+            deployment.and_then(|deployment| deployment.metadata.annotations.as_ref());
+        self.template_not_applied = annotations.and_then(|all| all.get(TEMPLATE_HASH).cloned());
+    }
 }
 
 /// What is to be done about one SignalCluster.
 pub enum ClusterPlan {
-    /// Nothing is changed: the spec cannot be used.
+    /// No object is changed, because the spec cannot be carried out. Only the number of pods follows it.
     Invalid(Box<InvalidCluster>),
     /// The spec is valid; this is the next step towards it.
     Planned(Box<PlannedCluster>),
 }
 
-/// Why nothing is changed, and what the cluster runs with meanwhile.
+/// Why no object is changed, and what the cluster runs with meanwhile.
 pub struct InvalidCluster {
     /// Everything that is wrong; never empty.
     pub problems: Vec<Problem>,
+    /// The pods.
+    pub pods: PodsPlan,
     /// As it is in the cluster.
     pub facts: ClusterFacts,
 }
@@ -68,14 +81,8 @@ pub struct InvalidCluster {
 pub struct PlannedCluster {
     /// Every object.
     pub desired: Desired,
-    /// The number of pods, and which of them drain.
-    pub scale: ScaleStep,
-    /// Pods and how many connections each sheds.
-    pub shed: Vec<(String, u32)>,
-    /// The number to be written through the scale subresource.
-    pub rescale: Option<i32>,
-    /// What limits the number of pods: reason and message.
-    pub limited: Option<(ConditionReason, String)>,
+    /// The pods.
+    pub pods: PodsPlan,
     /// How far the schema is.
     pub migration: Migration,
     /// What the key sources wait for, or the signing keys.
@@ -86,6 +93,18 @@ pub struct PlannedCluster {
     pub unreadable: Option<Problem>,
     /// As it is after this step.
     pub facts: ClusterFacts,
+}
+
+/// What is to be done about the pods, whether the spec is valid or not.
+pub struct PodsPlan {
+    /// The number of pods, and which of them drain.
+    pub scale: ScaleStep,
+    /// Pods and how many connections each sheds.
+    pub shed: Vec<(String, u32)>,
+    /// The number to be written through the scale subresource.
+    pub rescale: Option<i32>,
+    /// What limits the number of pods: reason and message.
+    pub limited: Option<(ConditionReason, String)>,
 }
 
 /// What is known of a SignalCluster whether its spec is valid or not.
@@ -114,6 +133,14 @@ impl ClusterPlan {
         }
     }
 
+    /// What is to be done about the pods.
+    pub fn pods(&self) -> &PodsPlan {
+        match self {
+            Self::Invalid(invalid) => &invalid.pods,
+            Self::Planned(planned) => &planned.pods,
+        }
+    }
+
     /// The next step, if the spec is valid.
     pub fn planned(&self) -> Option<&PlannedCluster> {
         match self {
@@ -133,7 +160,7 @@ impl ClusterPlan {
     /// Whether something is in progress that no watch reports: watches report pods that come and go, not what serving pods say in their status.
     pub fn is_busy(&self, fleet: &Fleet) -> bool {
         let planned = self.planned();
-        let scaling = planned.map_or(ScalingState::Idle, |planned| planned.scale.status.state);
+        let scaling = self.pods().scale.status.state;
         let polled = scaling == ScalingState::Draining
             || planned
                 .is_some_and(|planned| planned.rotation.is_some() || planned.routing.is_some());
@@ -151,24 +178,26 @@ pub fn decide(
     now: DateTime<Utc>,
 ) -> ClusterPlan {
     let recorded = recorded(observed.live_config.as_ref());
-    let valid = match validate(observed) {
-        Ok(valid) => valid,
-        Err(wrong) => {
-            let unreadable = recorded.as_ref().err().cloned();
-            let problems = unreadable.into_iter().chain(wrong).collect();
-            return invalid(observed, recorded.as_ref().ok(), problems);
-        }
-    };
     let mut step = Step {
-        cluster: &valid,
+        spec: &observed.cluster.spec,
         observed,
         rollout: Rollout::of(observed.deployment.as_ref(), &observed.fleet),
         changes_template: false,
         now,
         events: Vec::new(),
     };
+    let valid = match validate(observed) {
+        Ok(valid) => valid,
+        Err(wrong) => {
+            let is_read = observed.unread.is_empty();
+            let unreadable = recorded.as_ref().err().filter(|_| is_read).cloned();
+            let problems = unreadable.into_iter().chain(wrong).collect();
+            let recorded = recorded.as_ref().ok().filter(|_| is_read);
+            return invalid(step, memory, recorded, problems);
+        }
+    };
     let (record, rotation, routing) = match &recorded {
-        Ok(recorded) => step.stages(recorded),
+        Ok(recorded) => step.stages(&valid, recorded),
         Err(unreadable) => step.unknown_stages(unreadable),
     };
     let signing = match &recorded {
@@ -177,13 +206,12 @@ pub fn decide(
     };
     let mut entropy = [0; 32];
     random.fill_bytes(&mut entropy);
-    let (replicas, bounded) = autoscale::wanted(&valid.spec);
     let mut desired = desired(
         &valid,
         &record,
         DesiredInput {
             keys: signing.keys.as_ref(),
-            replicas,
+            replicas: autoscale::wanted(&valid.spec).0,
             observed,
             operator_namespace,
             entropy,
@@ -193,9 +221,7 @@ pub fn decide(
     if recorded.is_err() {
         desired.keep_live_config(observed);
     }
-    let scale = step.scale(&mut desired, replicas);
-    let (rescale, limited) = step.autoscale(memory, bounded, &scale);
-    let shed = step.rebalance(memory, &scale);
+    let pods = step.pods(memory, Some(&mut desired));
     let live = desired
         .live_config
         .data
@@ -205,18 +231,15 @@ pub fn decide(
         facts: ClusterFacts {
             record,
             revision: live.map(|text| revision(text)).unwrap_or_default(),
-            rollout: step.rollout,
             rollout_begun: !step.changes_template
                 && observed.deployment.as_ref().is_none_or(|deployment| {
                     Rollout::is_begun(deployment, &observed.template_hashes)
                 }),
+            rollout: step.rollout,
             signing_keys: signing.shown,
             events: step.events,
         },
-        scale,
-        shed,
-        rescale,
-        limited,
+        pods,
         migration: objects::migration(&valid, &observed.jobs),
         rotation: rotation.or(signing.waiting),
         routing,
@@ -225,22 +248,25 @@ pub fn decide(
     }))
 }
 
-/// Nothing is changed; what is known stays as it is in the cluster.
+/// No object is changed; what is known stays as it is in the cluster. Pods come and go as the spec's numbers say.
 fn invalid(
-    observed: &Observed,
+    mut step: Step<'_>,
+    memory: &mut ClusterMemory,
     recorded: Option<&Recorded>,
     problems: Vec<Problem>,
 ) -> ClusterPlan {
     let Recorded { record, revision } = recorded.cloned().unwrap_or_default();
+    let pods = step.pods(memory, None);
     ClusterPlan::Invalid(Box::new(InvalidCluster {
         problems,
+        pods,
         facts: ClusterFacts {
             record,
             revision: revision.unwrap_or_default(),
-            rollout: Rollout::of(observed.deployment.as_ref(), &observed.fleet),
             rollout_begun: false,
-            signing_keys: signing_keys_before(observed),
-            events: Vec::new(),
+            signing_keys: signing_keys_before(step.observed),
+            rollout: step.rollout,
+            events: step.events,
         },
     }))
 }
@@ -299,6 +325,8 @@ pub fn wants_samples(observed: &Observed) -> bool {
 }
 
 #[cfg(test)]
+mod pods_first;
+#[cfg(test)]
 mod rollouts;
 #[cfg(test)]
 mod unreadable;
@@ -346,7 +374,7 @@ mod tests {
         assert_eq!(planned.desired.live_config.data, None);
         let kinds: Vec<_> = plan.problems().iter().map(|found| found.kind).collect();
         assert_eq!(kinds, [ProblemKind::Record]);
-        let status = crate::status::status(&observed, &plan, None, DateTime::UNIX_EPOCH);
+        let status = crate::status::status(&observed, &plan, &[], DateTime::UNIX_EPOCH);
         for kind in ["Degraded", "Ready"] {
             let conditions = &mut status.conditions.iter();
             let condition = conditions.find(|one| one.type_ == kind).unwrap();

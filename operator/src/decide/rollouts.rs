@@ -102,7 +102,7 @@ impl World {
         if succeeds {
             self.apply(wanted);
         }
-        let status = status(&self.observed, &plan, None, now);
+        let status = status(&self.observed, &plan, &[], now);
         let cluster = Arc::make_mut(&mut self.observed.cluster);
         let is_ready = |one: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
             one.type_ == "Ready" && one.status == "True"

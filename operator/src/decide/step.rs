@@ -1,10 +1,11 @@
 //! The plans of one reconcile, each with exactly the input that it needs.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use signal_crds::SignalClusterSpec;
 use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SigningKeyStatus};
 
-use super::{ClusterMemory, Recorded};
+use super::{ClusterMemory, PodsPlan, Recorded};
 use crate::names::TEMPLATE_HASH;
 use crate::objects::{Desired, ManagedKeys, compare};
 use crate::observe::observed::Observed;
@@ -24,9 +25,9 @@ const AUTOSCALE_EVERY: TimeDelta = TimeDelta::seconds(15);
 /// How often connections are spread.
 const REBALANCE_EVERY: TimeDelta = TimeDelta::seconds(5);
 
-/// One reconcile of a valid SignalCluster.
+/// One reconcile of a SignalCluster.
 pub(super) struct Step<'a> {
-    pub(super) cluster: &'a ValidCluster,
+    pub(super) spec: &'a SignalClusterSpec,
     pub(super) observed: &'a Observed,
     pub(super) rollout: Rollout,
     /// Whether this reconcile applies another template than the one in the cluster.
@@ -50,13 +51,14 @@ impl Step<'_> {
     /// The record after this step, and what key sources and Redis wait for.
     pub(super) fn stages(
         &mut self,
+        cluster: &ValidCluster,
         recorded: &Recorded,
     ) -> (Record, Option<Waiting>, Option<Waiting>) {
-        let rotation = &self.cluster.spec.jwks.rotation;
+        let rotation = &self.spec.jwks.rotation;
         let (revision, fleet) = (recorded.revision.as_deref(), &self.observed.fleet);
         let sources = sources::plan(
             &SourcesInput {
-                wanted: &self.cluster.sources,
+                wanted: &cluster.sources,
                 rotation,
                 record: &recorded.record.jwks,
                 revision,
@@ -66,7 +68,7 @@ impl Step<'_> {
         );
         let redis = routing::plan(
             &RoutingInput {
-                wanted: self.cluster.redis.as_ref(),
+                wanted: cluster.redis.as_ref(),
                 record: &recorded.record.redis,
                 revision,
                 fleet,
@@ -116,7 +118,7 @@ impl Step<'_> {
 
     /// The keys that the operator makes, after this step.
     pub(super) fn signing_keys(&mut self, random: &mut impl rand::CryptoRng) -> SigningKeys {
-        let Some(managed) = &self.cluster.spec.jwks.managed else {
+        let Some(managed) = &self.spec.jwks.managed else {
             return SigningKeys {
                 keys: None,
                 shown: Vec::new(),
@@ -146,7 +148,7 @@ impl Step<'_> {
         };
         let input = SigningInput {
             managed,
-            skew: self.cluster.spec.gateway.auth.clock_skew,
+            skew: self.spec.gateway.auth.clock_skew,
             ring: ring.as_ref(),
             fleet: &self.observed.fleet,
         };
@@ -162,35 +164,66 @@ impl Step<'_> {
         }
     }
 
-    /// The number of pods, which is written into the Deployment.
-    pub(super) fn scale(&mut self, desired: &mut Desired, wanted: i32) -> ScaleStep {
+    /// What is to be done about the pods. The number is written into the Deployment, where objects are made at all.
+    pub(super) fn pods(
+        &mut self,
+        memory: &mut ClusterMemory,
+        mut desired: Option<&mut Desired>,
+    ) -> PodsPlan {
+        let (wanted, bounded) = autoscale::wanted(self.spec);
+        let begins = desired
+            .as_deref_mut()
+            .is_some_and(|desired| self.begins_rollout(memory, desired));
+        let scale = self.scale(wanted, begins);
+        let deployment = desired.and_then(|desired| desired.deployment.as_mut());
+        if let Some(spec) = deployment.and_then(|deployment| deployment.spec.as_mut()) {
+            spec.replicas = Some(scale.deployment_replicas);
+        }
+        let (rescale, limited) = self.autoscale(memory, bounded, &scale);
+        let shed = self.rebalance(memory, &scale);
+        PodsPlan {
+            scale,
+            shed,
+            rescale,
+            limited,
+        }
+    }
+
+    /// Marks the template, and returns whether its apply begins a rollout, as far as anybody knows.
+    fn begins_rollout(&mut self, memory: &ClusterMemory, desired: &mut Desired) -> bool {
         self.changes_template = mark_template(desired, self.observed);
+        let annotations = desired
+            .deployment
+            .as_ref()
+            .and_then(|deployment| deployment.metadata.annotations.as_ref());
+        let mark = annotations.and_then(|all| all.get(TEMPLATE_HASH));
+        self.changes_template && memory.template_not_applied.as_ref() != mark
+    }
+
+    /// The number of pods.
+    fn scale(&mut self, wanted: i32, begins_rollout: bool) -> ScaleStep {
         let mut scale = scale::plan(
             &ScaleInput {
                 wanted,
                 deployment: self.observed.deployment.as_ref(),
                 fleet: &self.observed.fleet,
-                drain: &self.cluster.spec.drain,
-                rolling_out: self.rollout.going_on || self.changes_template,
+                drain: &self.spec.drain,
+                rolling_out: self.rollout.going_on || begins_rollout,
             },
             self.now,
         );
         self.events.append(&mut scale.events);
-        let deployment = desired.deployment.as_mut();
-        if let Some(spec) = deployment.and_then(|deployment| deployment.spec.as_mut()) {
-            spec.replicas = Some(scale.deployment_replicas);
-        }
         scale
     }
 
     /// What autoscaling writes, and what limits the number of pods. `bounded` is the bound that `spec.replicas` was brought to.
-    pub(super) fn autoscale(
+    fn autoscale(
         &self,
         memory: &mut ClusterMemory,
         bounded: Option<ConditionReason>,
         scale: &ScaleStep,
     ) -> (Option<i32>, Option<(ConditionReason, String)>) {
-        let spec = &self.cluster.spec;
+        let spec = self.spec;
         let by_connections = spec.autoscaling.as_ref().filter(|autoscaling| {
             autoscaling.mode == AutoscalingMode::Connections && !spec.stopped && !spec.paused
         });
@@ -225,17 +258,13 @@ impl Step<'_> {
     }
 
     /// Pods and how many connections each sheds.
-    pub(super) fn rebalance(
-        &self,
-        memory: &mut ClusterMemory,
-        scale: &ScaleStep,
-    ) -> Vec<(String, u32)> {
+    fn rebalance(&self, memory: &mut ClusterMemory, scale: &ScaleStep) -> Vec<(String, u32)> {
         let last = memory.rebalanced;
         if last.is_some_and(|at| self.now - at < REBALANCE_EVERY) {
             return Vec::new();
         }
         memory.rebalanced = Some(self.now);
-        let spec = &self.cluster.spec;
+        let spec = self.spec;
         let input = RebalanceInput {
             settings: &spec.rebalance,
             fleet: &self.observed.fleet,

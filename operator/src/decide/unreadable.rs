@@ -74,10 +74,10 @@ fn live_settings_trust_and_keys_stay_and_a_condition_names_the_annotation() {
             before.keys().all(|file| after.contains_key(file)),
             "no file is taken away that live settings may name"
         );
-        assert!(desired.deployment.is_some() && planned.scale.deployment_replicas > 0);
+        assert!(desired.deployment.is_some() && planned.pods.scale.deployment_replicas > 0);
         let kinds: Vec<_> = plan.problems().iter().map(|found| found.kind).collect();
         assert_eq!(kinds, [ProblemKind::Record]);
-        let status = status(&observed, &plan, None, at(0));
+        let status = status(&observed, &plan, &[], at(0));
         for (kind, state) in [("JWKSRotationComplete", "False"), ("Degraded", "True")] {
             let all = &status.conditions;
             let condition = all.iter().find(|one| one.type_ == kind).unwrap();

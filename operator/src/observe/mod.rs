@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, try_join_all};
+use futures_util::future::{BoxFuture, join_all, try_join_all};
 use futures_util::stream::{self, StreamExt as _};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
@@ -95,10 +95,20 @@ async fn read<T>(
     })
 }
 
-/// Everything that one reconcile looks at.
+/// The answer, or nothing and a line more of what could not be read.
+fn or_unread<T: Default>(answer: Result<T, ObserveError>, unread: &mut Vec<String>) -> T {
+    answer.unwrap_or_else(|error| {
+        let source = std::error::Error::source(&error);
+        let why = source.map(|source| format!(": {source}"));
+        unread.push(format!("{error}{}", why.unwrap_or_default()));
+        T::default()
+    })
+}
+
+/// Everything that one reconcile looks at. What cannot be read is in [`Observed::unread`].
 ///
 /// # Errors
-/// When the SignalCluster is gone, or something could not be read. An absent object is no error.
+/// When the SignalCluster is gone, or it, its Deployment or its pods could not be read. An absent object is no error.
 pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observed, ObserveError> {
     let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
     let api: Api<SignalCluster> = Api::namespaced(reader.client.clone(), &namespace);
@@ -117,7 +127,7 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
         kinds: *reader.kinds.borrow(),
     };
     let named = references(&cluster.spec);
-    let (mut deployments, config_maps, secrets, jobs, autoscalers, owned, used, catalogs) = tokio::try_join!(
+    let (deployments, config_maps, secrets, jobs, autoscalers, owned, used, catalogs) = tokio::join!(
         scope.typed::<Deployment>(DEPLOYMENT),
         scope.typed::<ConfigMap>(CONFIG_MAP),
         scope.typed::<Secret>(SECRET),
@@ -126,40 +136,28 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
         scope.others(),
         scope.secrets(named.secrets),
         scope.catalogs(named.config_maps.into_iter().next()),
-    )?;
+    );
+    let mut deployments = deployments?;
+    let mut unread = Vec::new();
+    let mut config_maps = or_unread(config_maps, &mut unread);
+    let mut secrets = or_unread(secrets, &mut unread);
+    let jobs = or_unread(jobs, &mut unread);
+    let used = or_unread(used, &mut unread);
+    let catalogs = or_unread(catalogs, &mut unread);
+    let mut autoscalers = autoscalers.unwrap_or_else(|error| scope.without(AUTOSCALER, &error));
     let children = Children::of(&scope.owner.name);
-    let mut rest = Vec::new();
     let deployment = take(&mut deployments, &children.name);
-    let mut config_maps = config_maps;
-    let (static_config, live_config) = (
-        take(&mut config_maps, &children.static_config),
-        take(&mut config_maps, &children.live_config),
-    );
-    let mut secrets = secrets;
-    let (credentials, signing_keys) = (
-        take(&mut secrets, &children.credentials),
-        take(&mut secrets, &children.signing_keys),
-    );
-    let mut autoscalers = autoscalers;
+    let static_config = take(&mut config_maps, &children.static_config);
+    let live_config = take(&mut config_maps, &children.live_config);
+    let credentials = take(&mut secrets, &children.credentials);
+    let signing_keys = take(&mut secrets, &children.signing_keys);
     let hpa = take(&mut autoscalers, &children.name);
     // Names that this version does not use: to be pruned.
-    rest.extend(
-        deployments
-            .iter()
-            .map(|object| bare(DEPLOYMENT, &object.metadata)),
-    );
-    rest.extend(
-        config_maps
-            .iter()
-            .map(|object| bare(CONFIG_MAP, &object.metadata)),
-    );
-    rest.extend(secrets.iter().map(|object| bare(SECRET, &object.metadata)));
-    rest.extend(
-        autoscalers
-            .iter()
-            .map(|object| bare(AUTOSCALER, &object.metadata)),
-    );
-    rest.extend(owned);
+    let mut rest = owned;
+    rest.extend(bare(DEPLOYMENT, &deployments));
+    rest.extend(bare(CONFIG_MAP, &config_maps));
+    rest.extend(bare(SECRET, &secrets));
+    rest.extend(bare(AUTOSCALER, &autoscalers));
     let token = credentials.as_ref().and_then(admin_token);
     let (fleet, template_hashes) = match &deployment {
         Some(deployment) => scope.fleet(deployment, token, reader).await?,
@@ -179,6 +177,7 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
         owned: rest,
         fleet,
         kinds: scope.kinds,
+        unread,
         cluster: Arc::new(cluster),
     })
 }
@@ -190,15 +189,16 @@ fn take<K: Resource>(objects: &mut Vec<K>, name: &str) -> Option<K> {
     Some(objects.swap_remove(at))
 }
 
-fn bare(
-    kind: Owned,
-    metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-) -> DynamicObject {
-    DynamicObject {
+/// Objects of a kind without their content.
+fn bare<K>(kind: Owned, objects: &[K]) -> impl Iterator<Item = DynamicObject>
+where
+    K: Resource<DynamicType = ()>,
+{
+    objects.iter().map(move |object| DynamicObject {
         types: Some(types(kind)),
-        metadata: metadata.clone(),
+        metadata: object.meta().clone(),
         data: serde_json::Value::Null,
-    }
+    })
 }
 
 fn types(kind: Owned) -> TypeMeta {
@@ -245,8 +245,20 @@ impl Scope<'_> {
         Ok(objects)
     }
 
+    /// Goes on without the objects of a kind that only `apply` needs: it reads each by name, and prunes none.
+    fn without<T: Default>(&self, kind: Owned, error: &ObserveError) -> T {
+        tracing::debug!(
+            error = error as &dyn std::error::Error,
+            kind = kind.kind,
+            namespace = self.owner.namespace,
+            name = self.owner.name,
+            "objects of a kind were not read; going on without them"
+        );
+        T::default()
+    }
+
     /// Objects of the kinds that only `apply` needs.
-    async fn others(&self) -> Result<Vec<DynamicObject>, ObserveError> {
+    async fn others(&self) -> Vec<DynamicObject> {
         let typed = [DEPLOYMENT, CONFIG_MAP, SECRET, JOB, AUTOSCALER];
         let kinds = resources::ALL
             .into_iter()
@@ -256,14 +268,9 @@ impl Scope<'_> {
                 Api::namespaced_with(self.client.clone(), &self.owner.namespace, &kind.resource());
             let params = self.selector();
             let list = match read(kind.kind, api.list(&params)).await {
-                // Its definition was removed since the last discovery.
-                Err(ObserveError::Read { source, .. })
-                    if kind.optional
-                        && matches!(&*source, kube::Error::Api(status) if status.code == 404) =>
-                {
-                    Vec::new()
-                }
-                list => list?.items,
+                Ok(list) => list.items,
+                // Its definition may have been removed since the last discovery.
+                Err(error) => self.without(kind, &error),
             };
             let ours = list
                 .into_iter()
@@ -273,9 +280,9 @@ impl Scope<'_> {
                     object.types = Some(types(kind));
                     object
                 });
-            Ok::<Vec<DynamicObject>, ObserveError>(ours.collect())
+            ours.collect::<Vec<DynamicObject>>()
         });
-        Ok(try_join_all(lists).await?.into_iter().flatten().collect())
+        join_all(lists).await.into_iter().flatten().collect()
     }
 
     async fn secrets(&self, names: BTreeSet<String>) -> Result<Secrets, ObserveError> {

@@ -47,6 +47,8 @@ pub struct Observed {
     pub fleet: Fleet,
     /// Optional kinds that the API server knows.
     pub kinds: Kinds,
+    /// What could not be read although a plan needs it: kind or name, and the API server's answer. The Deployment and its pods are always observed.
+    pub unread: Vec<String>,
 }
 
 /// Optional kinds, and whether the API server knows them.

@@ -97,15 +97,15 @@ pub const PROMETHEUS_RULE: Owned = optional(
     "prometheusrules",
 );
 
-/// All of them, in the order in which they are applied: what a pod mounts or is reached by comes before the pod.
+/// All of them, in the order in which they are applied: the gateways, with what a pod mounts before the pod, and then what is around them.
 pub const ALL: [Owned; 13] = [
     SERVICE_ACCOUNT,
     CONFIG_MAP,
     SECRET,
-    SERVICE,
-    NETWORK_POLICY,
     JOB,
     DEPLOYMENT,
+    NETWORK_POLICY,
+    SERVICE,
     BUDGET,
     AUTOSCALER,
     INGRESS,
@@ -142,6 +142,11 @@ impl Owned {
     pub fn find(api_version: &str, kind: &str) -> Option<Owned> {
         ALL.into_iter()
             .find(|owned| owned.kind == kind && owned.api_version() == api_version)
+    }
+
+    /// Whether it is the Deployment or belongs to what its pods need to start: none of them is applied after one before it has failed.
+    pub fn is_of_gateways(&self) -> bool {
+        self.order() <= DEPLOYMENT.order()
     }
 
     /// Its place in the order of application.

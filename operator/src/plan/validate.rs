@@ -99,6 +99,8 @@ pub enum ProblemKind {
     Reference,
     /// The record of stages that an operator wrote.
     Record,
+    /// The API server did not let something be read that decides about the others.
+    Unread,
 }
 
 /// Checks the spec against everything it refers to.
@@ -106,9 +108,18 @@ pub enum ProblemKind {
 /// # Errors
 /// Everything that is wrong.
 pub fn validate(observed: &Observed) -> Result<ValidCluster, Vec<Problem>> {
+    let unread = observed.unread.iter().map(|what| Problem {
+        kind: ProblemKind::Unread,
+        reason: ConditionReason::ReadFailed,
+        message: what.clone(),
+    });
+    let mut problems: Vec<Problem> = unread.collect();
+    if !problems.is_empty() {
+        // What was not read would look absent.
+        return Err(problems);
+    }
     let cluster = &observed.cluster;
     let spec = &cluster.spec;
-    let mut problems = Vec::new();
     let mut shape = Shape::new(&mut problems);
     shape.spec(spec);
     let _: Option<PodSpec> = shape.part(

@@ -62,6 +62,14 @@ pub enum Error {
     /// An order or the status could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// Something failed while pods are in the middle of something else.
+    #[error("{source}")]
+    InPart {
+        /// What failed.
+        source: Box<Error>,
+        /// When the pods have to be looked at again.
+        soon: Duration,
+    },
 }
 
 impl Context {

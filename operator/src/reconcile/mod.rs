@@ -4,6 +4,8 @@ pub mod context;
 
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
 use kube::runtime::controller::Action;
@@ -11,8 +13,9 @@ use kube::runtime::events::EventType;
 use serde_json::json;
 use signal_crds::SignalCluster;
 
-use crate::act::apply::{Applied, ApplyError, Wanted, apply, wanted};
+use crate::act::apply::{Application, Applied, ApplyError, FailedObject, Wanted, wanted};
 use crate::act::orders::{self, Orders};
+use crate::act::writer::WriteError;
 use crate::decide::{ClusterPlan, PlannedCluster, decide, wants_samples};
 use crate::names::Children;
 use crate::objects::ADMIN_TOKEN;
@@ -61,38 +64,46 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
             now,
         )
     };
-    let planned = plan.planned().filter(|_| !observed.cluster.spec.paused);
-    let outcome = match planned {
-        None => Ok(()),
-        Some(planned) => act(context, &observed, planned).await,
-    };
-    let failure = match &outcome {
-        Err(Error::Apply(error)) => lasting(error),
-        _ => None,
-    };
-    // The status is written also when the objects could not be applied.
-    let status = status(&observed, &plan, failure.as_ref(), now);
-    if outcome.is_ok() || failure.is_some() {
-        if !observed.cluster.spec.paused && outcome.is_ok() {
-            publish_events(context, &observed, &plan).await;
-        }
-        publish_conditions(context, &observed, &status.conditions).await;
-        write_status(context, &observed, &status).await?;
+    let mut done = Done::default();
+    if !observed.cluster.spec.paused {
+        act(context, &observed, &plan, &mut done).await?;
     }
-    outcome?;
+    // The status says also what could not be applied or ordered.
+    let failures: Vec<ApplyFailure> = done.failed.iter().filter_map(failure).collect();
+    let status = status(&observed, &plan, &failures, now);
+    if !observed.cluster.spec.paused {
+        publish_events(context, &observed, &plan).await;
+    }
+    publish_conditions(context, &observed, &status.conditions).await;
+    write_status(context, &observed, &status).await?;
+    let soon = next_look(&observed, &plan, &status.conditions);
+    if let Some(error) = done.error() {
+        // What failed is tried again after its own pause, but pods do not wait for it.
+        return Err(match soon {
+            Some(soon) => Error::InPart {
+                source: Box::new(error),
+                soon,
+            },
+            None => error,
+        });
+    }
+    Ok(match soon {
+        Some(soon) => context.look_again(soon),
+        None => context.resync(),
+    })
+}
+
+/// When to look again because something changes that no watch reports.
+fn next_look(observed: &Observed, plan: &ClusterPlan, after: &[Condition]) -> Option<Duration> {
     // No watch reports the time of the next attempt.
     let migrates_again = plan.planned().is_some_and(|planned| {
         let retried = planned.migration.tried_again(&observed.cluster.spec);
         retried.is_some()
     });
-    Ok(if plan.is_busy(&observed.fleet) {
-        context.look_again(BUSY)
-    } else if wants_samples(&observed) || settling(&observed, &status.conditions) || migrates_again
-    {
-        context.look_again(SAMPLE)
-    } else {
-        context.resync()
-    })
+    if plan.is_busy(&observed.fleet) {
+        return Some(BUSY);
+    }
+    (wants_samples(observed) || settling(observed, after) || migrates_again).then_some(SAMPLE)
 }
 
 /// Whether pods serve and report something that is not as it should be.
@@ -106,8 +117,92 @@ fn settling(observed: &Observed, conditions: &[Condition]) -> bool {
     !settled && observed.fleet.ready().next().is_some()
 }
 
-/// Applies the objects and gives the orders of a plan.
-async fn act(context: &Context, observed: &Observed, plan: &PlannedCluster) -> Result<(), Error> {
+/// What one reconcile could not do.
+#[derive(Default)]
+struct Done {
+    /// Objects that could not be applied.
+    failed: Vec<FailedObject>,
+    /// The first order that could not be given.
+    order: Option<WriteError>,
+}
+
+impl Done {
+    /// What decides about the next attempt: orders come first, because people wait for them.
+    fn error(self) -> Option<Error> {
+        let order = self.order.map(Error::from);
+        order.or_else(|| {
+            let first = self.failed.into_iter().next();
+            first.map(|failed| failed.error.into())
+        })
+    }
+}
+
+/// Applies the objects and gives the orders of a plan: the gateways first, then orders to pods, then everything around them. Only the lease ends it early.
+async fn act(
+    context: &Context,
+    observed: &Observed,
+    plan: &ClusterPlan,
+    done: &mut Done,
+) -> Result<(), Error> {
+    let owner = Owner::of(observed);
+    let mut application = match plan.planned() {
+        Some(planned) => Some(Application::new(
+            everything(planned, observed)?,
+            observed,
+            &owner,
+            &context.writer,
+        )?),
+        None => None,
+    };
+    let nothing = Applied::default();
+    let gateways = match &mut application {
+        Some(application) => application.gateways().await?,
+        None => &nothing,
+    };
+    if let Some(planned) = plan.planned() {
+        let remembered = context.remembered(&observed.cluster);
+        remembered
+            .lock()
+            .applied(planned, gateways.failed.is_empty());
+    }
+    let pods = plan.pods();
+    let token = admin_token(gateways, observed);
+    let ordered = orders::give(
+        Orders {
+            scale: &pods.scale,
+            shed: &pods.shed,
+            rescale: pods.rescale,
+            deployment: number_alone(gateways, observed, pods.scale.deployment_replicas),
+        },
+        &observed.fleet,
+        &owner,
+        token.as_deref(),
+        &context.pods,
+        &context.writer,
+    )
+    .await;
+    match ordered {
+        Err(error @ WriteError::NotHeld) => return Err(error.into()),
+        ordered => done.order = ordered.err(),
+    }
+    let Some(application) = application else {
+        return Ok(());
+    };
+    let applied = application.surroundings().await?;
+    if applied.writes() > 0 {
+        tracing::info!(
+            namespace = observed.cluster.metadata.namespace,
+            name = observed.cluster.metadata.name,
+            writes = applied.writes(),
+            "objects applied"
+        );
+    }
+    done.failed = applied.failed;
+    Ok(())
+}
+
+/// All objects of a plan.
+fn everything(plan: &PlannedCluster, observed: &Observed) -> Result<Vec<Wanted>, ApplyError> {
     let desired = &plan.desired;
     let mut objects = wanted(desired.clone())?;
     if desired.signing_keys.is_none()
@@ -127,36 +222,28 @@ async fn act(context: &Context, observed: &Observed, plan: &PlannedCluster) -> R
         );
         objects.push(Wanted::Kept(SECRET, children.signing_keys));
     }
-    let applied = apply(objects, observed, &context.writer).await?;
-    if applied.writes() > 0 {
-        tracing::info!(
-            namespace = observed.cluster.metadata.namespace,
-            name = observed.cluster.metadata.name,
-            writes = applied.writes(),
-            "objects applied"
-        );
-    }
-    let token = admin_token(&applied, observed);
-    orders::give(
-        Orders {
-            scale: &plan.scale,
-            shed: &plan.shed,
-            rescale: plan.rescale,
-        },
-        &observed.fleet,
-        &Owner::of(observed),
-        token.as_deref(),
-        &context.pods,
-        &context.writer,
-    )
-    .await?;
-    Ok(())
+    Ok(objects)
+}
+
+/// The observed Deployment, where its number has to change and was not applied.
+fn number_alone<'a>(
+    applied: &Applied,
+    observed: &'a Observed,
+    wanted: i32,
+) -> Option<(&'a Deployment, i32)> {
+    let current = observed.deployment.as_ref()?;
+    let name = current.metadata.name.as_deref()?;
+    let applied: Option<Deployment> = applied.get(name);
+    let number = |deployment: &Deployment| deployment.spec.as_ref()?.replicas;
+    let is_wanted = number(applied.as_ref().unwrap_or(current)) == Some(wanted);
+    (!is_wanted).then_some((current, wanted))
 }
 
 fn admin_token(applied: &Applied, observed: &Observed) -> Option<String> {
     let name = Children::of(observed.cluster.metadata.name.as_deref()?).credentials;
-    let secret: k8s_openapi::api::core::v1::Secret = applied.get(&name)?;
-    String::from_utf8(secret.data?.remove(ADMIN_TOKEN)?.0)
+    let secret: Option<Secret> = applied.get(&name);
+    let secret = secret.or_else(|| observed.credentials.clone());
+    String::from_utf8(secret?.data?.remove(ADMIN_TOKEN)?.0)
         .ok()
         .map(|token| token.trim().to_owned())
 }
@@ -167,27 +254,41 @@ fn names_managed_keys(live: &k8s_openapi::api::core::v1::ConfigMap) -> bool {
         .is_some_and(|data| data.contains_key(crate::objects::JWKS_JSON))
 }
 
-/// The failure for the conditions, if another attempt does not help.
-fn lasting(error: &ApplyError) -> Option<ApplyFailure> {
-    match error {
-        ApplyError::Occupied { .. } => Some(ApplyFailure {
-            reason: ConditionReason::NameOccupied,
-            message: error.to_string(),
-        }),
-        ApplyError::Write(write) => match write.api() {
-            Some(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
-                Some(ApplyFailure {
-                    reason: ConditionReason::ApplyRefused,
-                    message: format!("{write}: {}", status.message),
-                })
-            }
-            _ => None,
-        },
-        ApplyError::Read { .. }
-        | ApplyError::Leaving { .. }
-        | ApplyError::UnknownKind(_)
-        | ApplyError::Shape(_) => None,
-    }
+/// The failure for the conditions; `None` for what passes by itself.
+fn failure(failed: &FailedObject) -> Option<ApplyFailure> {
+    let (reason, message) = match &failed.error {
+        error @ ApplyError::Occupied { .. } => (ConditionReason::NameOccupied, error.to_string()),
+        ApplyError::Write(write) if write.is_conflict() => return None,
+        ApplyError::Write(write) => answered(write, write.api())?,
+        error @ ApplyError::Read { source, .. } => answered(error, Some(source))?,
+        ApplyError::Leaving { .. } | ApplyError::UnknownKind(_) | ApplyError::Shape(_) => {
+            return None;
+        }
+    };
+    Some(ApplyFailure {
+        kind: failed.kind,
+        reason,
+        message,
+    })
+}
+
+/// Reason and message of what the API server answered, or did not answer.
+fn answered(
+    error: &dyn std::fmt::Display,
+    answer: Option<&kube::Error>,
+) -> Option<(ConditionReason, String)> {
+    Some(match answer {
+        Some(kube::Error::Api(status)) if matches!(status.code, 400..=499) => (
+            ConditionReason::ApplyRefused,
+            format!("{error}: {}", status.message),
+        ),
+        Some(kube::Error::Api(status)) => (
+            ConditionReason::ApplyFailed,
+            format!("{error}: {}", status.message),
+        ),
+        Some(other) => (ConditionReason::ApplyFailed, format!("{error}: {other}")),
+        None => (ConditionReason::ApplyFailed, error.to_string()),
+    })
 }
 
 /// Publishes the events of a plan; one that it repeats while it waits is published once.
@@ -345,7 +446,7 @@ mod tests {
             &mut StdRng::seed_from_u64(7),
             DateTime::UNIX_EPOCH,
         );
-        crate::status::status(&observed, &plan, None, DateTime::UNIX_EPOCH).conditions
+        crate::status::status(&observed, &plan, &[], DateTime::UNIX_EPOCH).conditions
     }
 
     #[test]

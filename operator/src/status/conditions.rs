@@ -20,7 +20,7 @@ pub enum ConditionType {
     Available,
     /// Something is changing towards the spec.
     Progressing,
-    /// Something is wrong that waiting does not fix.
+    /// Something is wrong that waiting alone may not fix.
     Degraded,
     /// The spec is valid.
     SpecAccepted,
@@ -36,6 +36,10 @@ pub enum ConditionType {
     JWKSHealthy,
     /// No source is between two stages.
     JWKSRotationComplete,
+    /// The objects through which people reach the public Service from outside are as the spec wants them.
+    Exposed,
+    /// The objects for Prometheus's operator are as the spec wants them.
+    Monitored,
     /// A bound, a rollout or a drain limits the number of pods.
     ScalingLimited,
     /// `spec.paused` is set.
@@ -46,7 +50,7 @@ use ConditionType as Type;
 
 impl ConditionType {
     /// All, in the order in which the status lists them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Type::Ready,
         Type::Available,
         Type::Progressing,
@@ -58,6 +62,8 @@ impl ConditionType {
         Type::DatabaseMigrated,
         Type::JWKSHealthy,
         Type::JWKSRotationComplete,
+        Type::Exposed,
+        Type::Monitored,
         Type::ScalingLimited,
         Type::ReconciliationPaused,
     ];
@@ -76,6 +82,8 @@ impl ConditionType {
             Type::DatabaseMigrated => "DatabaseMigrated",
             Type::JWKSHealthy => "JWKSHealthy",
             Type::JWKSRotationComplete => "JWKSRotationComplete",
+            Type::Exposed => "Exposed",
+            Type::Monitored => "Monitored",
             Type::ScalingLimited => "ScalingLimited",
             Type::ReconciliationPaused => "ReconciliationPaused",
         }

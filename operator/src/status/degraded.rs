@@ -1,8 +1,9 @@
-//! Condition Degraded: the first thing that is wrong and that waiting does not fix.
+//! Condition Degraded: the first thing that is wrong and that waiting alone may not fix.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::conditions::{ConditionType as Type, Finding, State};
+use super::failures::{ApplyFailure, Concern, first};
 use super::reports;
 use crate::decide::ClusterPlan;
 use crate::objects::Migration;
@@ -10,22 +11,13 @@ use crate::observe::observed::Observed;
 use crate::plan::validate::ProblemKind;
 use crate::reasons::ConditionReason;
 
-/// Why the objects could not be applied, where another attempt does not help.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ApplyFailure {
-    /// Reason of the condition.
-    pub reason: ConditionReason,
-    /// For people.
-    pub message: String,
-}
-
 pub(super) fn degraded(
     observed: &Observed,
     plan: &ClusterPlan,
-    failure: Option<&ApplyFailure>,
+    failures: &[ApplyFailure],
 ) -> Finding {
     let wrong = record_unreadable(plan)
-        .or_else(|| failure.map(|failure| (failure.reason, failure.message.clone())))
+        .or_else(|| first(failures, Concern::Service))
         .or_else(|| stuck_rollout(plan))
         .or_else(|| failed_migration(observed, plan))
         .or_else(|| replica_failure(observed))

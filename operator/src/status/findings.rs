@@ -4,7 +4,8 @@ use signal_crds::SignalClusterSpec;
 use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SourceStage};
 
-use super::degraded::{ApplyFailure, degraded};
+use super::degraded::degraded;
+use super::failures::{ApplyFailure, exposed, monitored};
 use super::hpa::hpa_condition;
 use super::reports;
 use crate::decide::{ClusterPlan, PlannedCluster};
@@ -22,7 +23,7 @@ const ROLLOUT_NOT_BEGUN: &str = "no pod has the wanted template yet";
 pub fn findings(
     observed: &Observed,
     plan: &ClusterPlan,
-    failure: Option<&ApplyFailure>,
+    failures: &[ApplyFailure],
 ) -> Vec<Finding> {
     let spec = &observed.cluster.spec;
     let problems = plan.problems();
@@ -43,7 +44,9 @@ pub fn findings(
             "every Secret and ConfigMap that the spec names is usable",
         ),
         available(observed),
-        degraded(observed, plan, failure),
+        degraded(observed, plan, failures),
+        exposed(failures),
+        monitored(failures),
         redis(observed),
         kafka(observed),
         jwks(observed, plan),
@@ -77,18 +80,19 @@ fn resolved(
     reason: ConditionReason,
     message: &str,
 ) -> Finding {
-    let mut of: Vec<&Problem> = problems
-        .iter()
-        .filter(|problem| problem.kind == of_kind)
-        .collect();
-    of.sort_by_key(|problem| &problem.message);
-    match of.first() {
-        Some(first) => {
-            let messages: Vec<&str> = of.iter().map(|problem| problem.message.as_str()).collect();
-            Finding::new(kind, State::False, first.reason, messages.join("; "))
-        }
-        None => Finding::new(kind, State::True, reason, message),
-    }
+    let said = |state, of_kind| {
+        let mut of: Vec<&Problem> = problems
+            .iter()
+            .filter(|problem| problem.kind == of_kind)
+            .collect();
+        of.sort_by_key(|problem| &problem.message);
+        let first = of.first()?;
+        let messages: Vec<&str> = of.iter().map(|problem| problem.message.as_str()).collect();
+        Some(Finding::new(kind, state, first.reason, messages.join("; ")))
+    };
+    said(State::False, of_kind)
+        .or_else(|| said(State::Unknown, ProblemKind::Unread))
+        .unwrap_or_else(|| Finding::new(kind, State::True, reason, message))
 }
 
 /// Ready pods that stay, and how many are wanted.
@@ -175,7 +179,7 @@ fn progressing(observed: &Observed, plan: &PlannedCluster) -> Finding {
             format!("{serving} of {wanted} pods serve"),
         )
     };
-    let scaling = &plan.scale.status;
+    let scaling = &plan.pods.scale.status;
     if scaling.state != ScalingState::Idle {
         if scaling.from == scaling.to && scaling.victims.is_empty() && serving < wanted {
             return starting();
@@ -416,7 +420,7 @@ fn limited(observed: &Observed, plan: &ClusterPlan) -> Finding {
         .autoscaling
         .as_ref()
         .is_some_and(|autoscaling| autoscaling.mode == AutoscalingMode::Hpa);
-    let limited = plan.planned().and_then(|planned| planned.limited.as_ref());
+    let limited = plan.pods().limited.as_ref();
     let (state, reason, message) = match (limited, &observed.hpa) {
         (Some((reason, message)), _) => (State::True, *reason, message.clone()),
         (None, Some(hpa)) if by_hpa => hpa_condition(hpa),
@@ -429,16 +433,15 @@ fn limited(observed: &Observed, plan: &ClusterPlan) -> Finding {
 fn ready(observed: &Observed, plan: &ClusterPlan, found: &[Finding]) -> Finding {
     let spec = &observed.cluster.spec;
     let not = |finding: &Finding| {
-        Finding::new(
-            Type::Ready,
-            State::False,
-            finding.reason,
-            finding.message.clone(),
-        )
+        let state = match finding.reason {
+            ConditionReason::ReadFailed => State::Unknown,
+            _ => State::False,
+        };
+        Finding::new(Type::Ready, state, finding.reason, finding.message.clone())
     };
     let of = |kind: Type| found.iter().find(|finding| finding.kind == kind);
     for kind in [Type::SpecAccepted, Type::SecretsResolved] {
-        if let Some(finding) = of(kind).filter(|finding| finding.state == State::False) {
+        if let Some(finding) = of(kind).filter(|finding| finding.state != State::True) {
             return not(finding);
         }
     }

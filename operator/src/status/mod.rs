@@ -5,6 +5,7 @@
 pub mod conditions;
 
 mod degraded;
+mod failures;
 mod findings;
 mod hpa;
 
@@ -27,17 +28,17 @@ use crate::status::conditions::conditions;
 use crate::time::to_k8s;
 use signal_contract::StatusReport;
 
-pub use degraded::ApplyFailure;
+pub use failures::ApplyFailure;
 pub use findings::findings;
 
 /// Most key ids that are listed of one source.
 const MAX_KEY_IDS: usize = 16;
 
-/// The status after this reconcile. `failure` is why the objects could not be applied.
+/// The status after this reconcile. `failures` are the objects that could not be applied.
 pub fn status(
     observed: &Observed,
     plan: &ClusterPlan,
-    failure: Option<&ApplyFailure>,
+    failures: &[ApplyFailure],
     now: DateTime<Utc>,
 ) -> Status {
     let cluster = &observed.cluster;
@@ -47,12 +48,10 @@ pub fn status(
     let fleet = &observed.fleet;
     let staying: Vec<&Pod> = fleet.pods.iter().filter(|pod| pod.stays()).collect();
     let count = |pods: usize| i32::try_from(pods).unwrap_or(i32::MAX);
-    let found = findings(observed, plan, failure);
+    let found = findings(observed, plan, failures);
     // Without a readable record the stages are unknown: the last status stays.
-    let is_known = plan
-        .problems()
-        .iter()
-        .all(|problem| problem.kind != ProblemKind::Record);
+    let has = |kind| plan.problems().iter().any(|problem| problem.kind == kind);
+    let is_known = !has(ProblemKind::Record) && !has(ProblemKind::Unread);
     let record = is_known.then_some(&plan.facts().record);
     Status {
         observed_generation: generation,
@@ -76,10 +75,11 @@ pub fn status(
             cluster.metadata.namespace.as_deref().unwrap_or_default(),
         )),
         connections: connections(&staying),
-        config: config(fleet, plan),
-        scaling: plan
-            .planned()
-            .map(|planned| planned.scale.status.clone())
+        config: match has(ProblemKind::Unread) {
+            true => before.config,
+            false => config(fleet, plan),
+        },
+        scaling: Some(plan.pods().scale.status.clone())
             .filter(|scaling| scaling.state != ScalingState::Idle),
         jwks: match record {
             Some(record) => sources(&record.jwks, fleet),

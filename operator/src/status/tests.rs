@@ -9,6 +9,7 @@ use signal_crds::data::Migrations;
 use super::*;
 use crate::decide::{ClusterMemory, decide};
 use crate::fixture::example;
+use crate::observe::resources::SERVICE;
 use crate::reasons::ConditionReason;
 use signal_contract::{
     ConnectionCounts, KafkaReport, KeySourceReport, RedisMode, RedisReport, SourceState,
@@ -20,7 +21,7 @@ fn at(secs: i64) -> DateTime<Utc> {
 }
 
 /// The status after one reconcile.
-fn look(observed: &Observed, failure: Option<&ApplyFailure>) -> Status {
+fn look(observed: &Observed, failures: &[ApplyFailure]) -> Status {
     let plan = decide(
         observed,
         &mut ClusterMemory::default(),
@@ -28,7 +29,7 @@ fn look(observed: &Observed, failure: Option<&ApplyFailure>) -> Status {
         &mut StdRng::seed_from_u64(7),
         at(0),
     );
-    status(observed, &plan, failure, at(0))
+    status(observed, &plan, failures, at(0))
 }
 
 /// State and reason of a condition.
@@ -107,7 +108,7 @@ fn report(pod: &mut Pod) -> &mut StatusReport {
 
 #[test]
 fn pods_that_all_serve_are_ready_and_their_numbers_add_up() {
-    let status = look(&running(vec![pod("a", 7), pod("b", 11)]), None);
+    let status = look(&running(vec![pod("a", 7), pod("b", 11)]), &[]);
     assert_eq!(said(&status, "Ready"), ("True", "AllPodsReady"));
     assert_eq!(
         (
@@ -147,7 +148,7 @@ fn pods_that_all_serve_are_ready_and_their_numbers_add_up() {
 fn pods_of_two_versions_have_no_common_one() {
     let mut newer = pod("b", 0);
     report(&mut newer).version = "1.3.0".into();
-    assert_eq!(look(&running(vec![pod("a", 0), newer]), None).version, None);
+    assert_eq!(look(&running(vec![pod("a", 0), newer]), &[]).version, None);
 }
 
 #[test]
@@ -162,7 +163,7 @@ fn connections_that_no_pod_reports_are_left_out() {
         }),
         ..Status::default()
     });
-    let status = look(&observed, None);
+    let status = look(&observed, &[]);
     assert_eq!(status.connections, None);
     assert_eq!(said(&status, "RedisReachable"), ("Unknown", "NotReported"));
 }
@@ -174,7 +175,7 @@ fn a_missing_secret_shows_in_its_condition_and_in_the_summary() {
         .secrets
         .values_mut()
         .for_each(|secret| *secret = None);
-    let status = look(&observed, None);
+    let status = look(&observed, &[]);
     assert_eq!(said(&status, "SecretsResolved"), ("False", "SecretMissing"));
     assert_eq!(said(&status, "Ready"), ("False", "SecretMissing"));
     assert_eq!(said(&status, "Progressing").0, "Unknown", "not decided");
@@ -185,7 +186,7 @@ fn a_stalled_pod_a_source_without_keys_and_a_waiting_pipeline_name_the_pod() {
     let with = |change: fn(&mut StatusReport)| {
         let mut bad = pod("bad", 0);
         change(report(&mut bad));
-        look(&running(vec![pod("a", 0), bad]), None)
+        look(&running(vec![pod("a", 0), bad]), &[])
     };
     let message = |status: &Status, kind: &str| {
         status
@@ -235,7 +236,7 @@ fn a_stalled_pod_a_source_without_keys_and_a_waiting_pipeline_name_the_pod() {
 
 #[test]
 fn pods_wait_for_the_migration_and_say_so() {
-    let status = look(&example("production"), None);
+    let status = look(&example("production"), &[]);
     assert_eq!(
         said(&status, "DatabaseMigrated"),
         ("False", "MigrationRunning")
@@ -245,7 +246,7 @@ fn pods_wait_for_the_migration_and_say_so() {
     let mut stopped = example("production");
     Arc::make_mut(&mut stopped.cluster).spec.stopped = true;
     assert_eq!(
-        said(&look(&stopped, None), "Progressing").0,
+        said(&look(&stopped, &[]), "Progressing").0,
         "False",
         "no Job is made for it"
     );
@@ -254,10 +255,11 @@ fn pods_wait_for_the_migration_and_say_so() {
 #[test]
 fn what_the_api_server_refuses_degrades() {
     let failure = ApplyFailure {
+        kind: SERVICE,
         reason: ConditionReason::NameOccupied,
         message: "Service edge belongs to someone else".into(),
     };
-    let status = look(&running(vec![pod("a", 0), pod("b", 0)]), Some(&failure));
+    let status = look(&running(vec![pod("a", 0), pod("b", 0)]), &[failure]);
     assert_eq!(
         (said(&status, "Degraded"), said(&status, "Ready")),
         (("True", "NameOccupied"), ("False", "NameOccupied"))
@@ -269,7 +271,7 @@ fn a_pod_that_drains_counts_as_draining_and_not_as_a_replica() {
     let mut leaving = pod("b", 4);
     leaving.ready = false;
     leaving.draining_since = Some(at(-5));
-    let status = look(&running(vec![pod("a", 7), leaving]), None);
+    let status = look(&running(vec![pod("a", 7), leaving]), &[]);
     assert_eq!((status.replicas, status.draining_replicas), (1, 1));
     assert_eq!(status.connections.unwrap().total, 7);
 }
@@ -279,12 +281,12 @@ fn paused_and_stopped_are_shown() {
     let mut observed = running(vec![pod("a", 0)]);
     Arc::make_mut(&mut observed.cluster).spec.paused = true;
     assert_eq!(
-        said(&look(&observed, None), "ReconciliationPaused"),
+        said(&look(&observed, &[]), "ReconciliationPaused"),
         ("True", "Paused")
     );
     let spec = &mut Arc::make_mut(&mut observed.cluster).spec;
     (spec.paused, spec.stopped) = (false, true);
-    let stopped = look(&observed, None);
+    let stopped = look(&observed, &[]);
     assert_eq!(
         (said(&stopped, "Ready"), said(&stopped, "Available")),
         (("False", "Stopped"), ("False", "Stopped"))

@@ -199,10 +199,10 @@ async fn an_object_that_is_as_wanted_is_not_written_again() {
             "ServiceAccount",
             "ConfigMap",
             "Secret",
-            "Service",
-            "NetworkPolicy",
             "Job",
             "Deployment",
+            "NetworkPolicy",
+            "Service",
             "PodDisruptionBudget",
             "HorizontalPodAutoscaler",
             "Ingress"
@@ -274,7 +274,7 @@ async fn what_someone_changed_is_put_back_and_what_someone_added_stays() {
         .filter(|applied| applied.written)
         .map(|applied| applied.kind.kind)
         .collect();
-    assert_eq!(written, ["Service", "Deployment"]);
+    assert_eq!(written, ["Deployment", "Service"]);
     let live = stage.api::<Deployment>().get("edge").await.unwrap();
     let images: Vec<Option<String>> = live
         .spec

@@ -13,6 +13,7 @@ mod killed;
 mod leadership;
 mod many;
 mod optional;
+mod pods_first;
 mod rights;
 mod simulated_pods;
 mod watch_faults;
