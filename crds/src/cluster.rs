@@ -35,7 +35,7 @@ use crate::status::Status;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name is at most 40 characters: child names need room for suffixes"),
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.redis) || (self.replicas <= 1 && !has(self.autoscaling))")
         .message("more than one replica needs redis").field_path(".redis"),

@@ -10,7 +10,7 @@ use crate::reference::{ConfigMapName, SecretKey};
 /// Redis between the pods. Address, credentials and CA are live: gateways keep the previous server until all of them have switched to the new one.
 /// Adding or removing the whole section rolls the pods.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("(self.mode == 'Sentinel') == has(self.sentinel)")
         .message("sentinel belongs to mode Sentinel, and mode Sentinel needs it").field_path(".sentinel"),
@@ -74,7 +74,7 @@ pub enum RedisMode {
 
 /// Whom to ask for the master.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Sentinel {
     /// The master's name among the sentinels.
     #[schemars(length(min = 1, max = 253))]
@@ -86,7 +86,7 @@ pub struct Sentinel {
 
 /// ACL user and password of Redis.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct RedisAuth {
     /// The user; absent: the default user.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,7 +97,7 @@ pub struct RedisAuth {
 
 /// TLS towards a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Tls {
     /// PEM authorities to trust; absent: those of the image.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,7 +106,7 @@ pub struct Tls {
 
 /// The activity pipeline. Absent: none. Changes roll the pods, but for the content of Secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!self.security.protocol.startsWith('SASL') || has(self.security.auth)")
         .message("SASL needs auth").field_path(".security"),
@@ -203,7 +203,7 @@ pub enum OffsetReset {
 
 /// Transport and login of Kafka.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct KafkaSecurity {
     /// Transport.
     pub protocol: KafkaProtocol,
@@ -223,7 +223,7 @@ pub struct KafkaSecurity {
 
 /// Schemas of records in Avro, Protobuf and JSON Schema, at a registry with Confluent's API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.usernameSecretRef) == has(self.passwordSecretRef)")
         .message("usernameSecretRef and passwordSecretRef belong together"),
@@ -271,7 +271,7 @@ pub enum KafkaProtocol {
 
 /// Login of Kafka by SASL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct KafkaAuth {
     /// Mechanism.
     #[serde(default)]
@@ -313,7 +313,7 @@ pub enum KafkaMechanism {
 
 /// Where notifications are stored. Absent: SQLite in the pod, lost with it, for one replica that tries things out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Database {
     /// `postgres://user:password@host:5432/name?sslmode=verify-full`, with several hosts between commas if there are standbys. A changed content is taken over without a restart.
     pub url_secret_ref: SecretKey,
@@ -350,7 +350,7 @@ pub enum Migrations {
 
 /// Where policies (`policy_definition`, `permission`, `role`) are read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Policy {
     /// Their database; absent: the notification database.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -374,7 +374,7 @@ pub struct Policy {
 
 /// Names of the platform's tables: a name, or a schema and a name with a dot between them. Upper and lower case differ.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct PolicyTables {
     /// Who may do what, and who is a member of what.
     #[schemars(
@@ -392,7 +392,7 @@ pub struct PolicyTables {
 
 /// Names of the columns of the platform's tables. Upper and lower case differ.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct PolicyColumns {
     /// Marks deleted rows in both tables. A table may lack it under its default name; empty: no row is deleted.
     #[schemars(length(max = 63), pattern("^([A-Za-z_][A-Za-z0-9_]*)?$"))]
@@ -431,7 +431,7 @@ pub struct PolicyColumns {
 
 /// Words that stand in `subject_type`, in `target_type`, and before the underscore of a domain. Upper and lower case differ.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct PolicyKinds {
     /// Stands for a role.
     #[schemars(length(min = 1, max = 64), pattern("^[A-Za-z0-9-]+$"))]
@@ -501,7 +501,7 @@ impl Default for Policy {
 
 /// Texts of notifications.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Notifications {
     /// The locale of records that name none. A change rolls the pods.
     #[schemars(length(min = 2, max = 35))]

@@ -13,7 +13,7 @@ const ORIGIN: &str =
 
 /// What a gateway does with connections.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Gateway {
     /// Container port of `/stream` and REST. A change rolls the pods.
     #[schemars(range(min = 1024, max = 65535))]
@@ -101,7 +101,7 @@ pub enum AddressFamilies {
 
 /// TLS on the public port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Tls {
     /// Secret of type `kubernetes.io/tls`: `tls.crt` with the certificate and its chain, `tls.key`. New content is used for new connections, without a
     /// restart and without closing one.
@@ -129,7 +129,7 @@ pub enum TlsVersion {
 
 /// Pings and silence. A change rolls the pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("duration(self.timeout) > duration(self.pingInterval) + duration(self.pingInterval)")
     .message("timeout must exceed two ping intervals").field_path(".timeout"))]
 pub struct Heartbeat {
@@ -162,7 +162,7 @@ impl Heartbeat {
 
 /// Timers of authentication.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Auth {
     /// Longest time from connecting to `authenticate` (4001). A change rolls the pods.
     pub connect_timeout: Duration,
@@ -191,7 +191,7 @@ impl Default for Auth {
 
 /// Encryption of frames per connection, beneath TLS. A change rolls the pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Encryption {
     /// Whether connections are sealed: never, when the client gives a key, or always.
     pub mode: EncryptionMode,
@@ -223,7 +223,7 @@ pub enum ClientFrames {
 
 /// Rooms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Rooms {
     /// What happens to a room name that no rule knows. A change rolls the pods.
     pub unmatched: Unmatched,
@@ -253,7 +253,7 @@ pub enum Unmatched {
 
 /// Bounds of one gateway pod. Live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Limits {
     /// Open connections of one pod; more get 503 with Retry-After.
     #[schemars(range(min = 1, max = 10000000))]
@@ -310,7 +310,7 @@ impl Default for Limits {
 
 /// What may wait to be written. Beyond it a connection is closed with 4008.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct SendQueue {
     /// Bytes for one connection.
     #[schemars(range(min = 65536, max = 268435456))]

@@ -9,7 +9,7 @@ use crate::reference::SecretKey;
 
 /// Whose tokens are accepted. All of it is live: no pod restarts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.sources.size() > 0 || has(self.managed)").message("name a source, or let the operator manage keys").field_path(".sources"),
     validation = Rule::new("self.sources.all(a, a.issuer == '' || self.sources.exists_one(b, b.issuer == a.issuer)) && (!has(self.managed) || self.sources.all(a, a.issuer != self.managed.issuer))")
@@ -66,7 +66,7 @@ fn request_timeout() -> Duration {
 
 /// One issuer and where its keys are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.url.startsWith('https://') || (self.allowInsecureHTTP && self.url.startsWith('http://'))")
         .message("a JWKS URL must be https, or http with allowInsecureHTTP").field_path(".url"),
@@ -167,7 +167,7 @@ impl Algorithm {
 
 /// How a change of sources proceeds: Prepared, Trusted, Retiring, gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Rotation {
     /// How long a removed or replaced source is still accepted once its successor is trusted: the longest life of its tokens.
     pub overlap: Duration,
@@ -189,7 +189,7 @@ impl Default for Rotation {
 
 /// Signing keys that the operator makes: published ahead, then signed with, then verified only, then dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("duration(self.rotateEvery) >= duration(self.maxTokenLife)")
     .message("rotateEvery must be at least maxTokenLife").field_path(".rotateEvery"))]
 pub struct Managed {

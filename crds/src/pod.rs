@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 /// The gateway's image. A change rolls the pods.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.tag) != has(self.digest)").message("set either tag or digest").field_path(".tag"))]
 pub struct Image {
     /// Repository, registry included.
@@ -54,7 +54,7 @@ pub enum PullPolicy {
 
 /// What is merged into the gateways' pods. What the operator needs wins over it. A change rolls the pods.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct PodTemplate {
     /// Labels and annotations.
     pub metadata: PodMetadata,
@@ -65,7 +65,7 @@ pub struct PodTemplate {
 
 /// Labels and annotations of the pods.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct PodMetadata {
     /// Labels.
     #[schemars(extend("maxProperties" = 32))]
@@ -81,7 +81,7 @@ fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 
 /// The public Service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Service {
     /// Its type.
     #[serde(rename = "type")]
@@ -116,7 +116,7 @@ pub enum ServiceType {
 
 /// How the public Service is reached from outside.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Exposure {
     /// An HTTPRoute, where the cluster has the Gateway API.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,7 +128,7 @@ pub struct Exposure {
 
 /// An HTTPRoute of the Gateway API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct HttpRoute {
     /// The Gateways that carry it.
     #[schemars(length(min = 1, max = 8))]
@@ -141,7 +141,7 @@ pub struct HttpRoute {
 
 /// A Gateway that carries an HTTPRoute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ParentRef {
     /// Its name.
     #[schemars(length(min = 1, max = 253))]
@@ -158,7 +158,7 @@ pub struct ParentRef {
 
 /// An Ingress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Ingress {
     /// Its class; absent: the cluster's default.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -179,7 +179,7 @@ pub struct Ingress {
 
 /// Who may reach the pods.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct NetworkPolicy {
     /// Whether a NetworkPolicy is made.
     pub enabled: bool,
@@ -207,7 +207,7 @@ fn peers(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 
 /// How many pods a node drain may take at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Disruption {
     /// Whether a PodDisruptionBudget is made.
     pub enabled: bool,
@@ -227,7 +227,7 @@ impl Default for Disruption {
 
 /// Logs, traces, and what Prometheus's operator is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Observability {
     /// What is logged, in the filter syntax of `tracing`: `info,signal_gateway::ws=debug`. Live.
     #[schemars(length(min = 1, max = 512))]
@@ -269,7 +269,7 @@ pub enum LogFormat {
 
 /// Traces over OTLP/HTTP. A change rolls the pods.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Tracing {
     /// Where they go: `http://collector:4318/v1/traces`.
     #[schemars(length(min = 1, max = 1024))]
@@ -286,7 +286,7 @@ fn per_million() -> u32 {
 
 /// A ServiceMonitor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Monitor {
     /// Labels by which Prometheus finds it.
     #[schemars(extend("maxProperties" = 32))]
@@ -306,7 +306,7 @@ impl Default for Monitor {
 
 /// A PrometheusRule.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Rules {
     /// Labels by which Prometheus finds it.
     #[schemars(extend("maxProperties" = 32))]

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 #[derive(
     Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
-#[serde(deny_unknown_fields)]
 pub struct SecretKey {
     /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
@@ -19,7 +18,6 @@ pub struct SecretKey {
 
 /// A ConfigMap in the namespace of the SignalCluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct ConfigMapName {
     /// Its name.
     #[schemars(length(min = 1, max = 253))]

@@ -10,7 +10,7 @@ use crate::Duration;
 
 /// How a pod lets its connections go: at scale-in, in a rollout, and when a node is drained. The pods' grace period follows from it. A change rolls the pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("duration(self.window) <= duration('30m')").message("the drain window is at most 30m").field_path(".window"),
     validation = Rule::new("duration(self.endpointPropagation) <= duration('2m')").message("endpointPropagation is at most 2m").field_path(".endpointPropagation"),
@@ -64,7 +64,7 @@ impl Drain {
 
 /// How pods are replaced when image or static settings change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("string(self.maxSurge) != '0' && string(self.maxSurge) != '0%'")
     .message("maxSurge must be above 0: new pods come before old ones go").field_path(".maxSurge"))]
 pub struct Rollout {
@@ -110,7 +110,7 @@ fn int_or_percent(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 
 /// Evens connections out over the pods after a scale-out. Live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Rebalance {
     /// Whether connections are evened out.
     pub enabled: bool,
@@ -137,7 +137,7 @@ impl Default for Rebalance {
 
 /// Who decides how many pods there are. Whoever it is writes `spec.replicas` through the scale subresource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.minReplicas <= self.maxReplicas").message("minReplicas must not exceed maxReplicas").field_path(".minReplicas"),
     validation = Rule::new("self.mode == 'HPA' || !has(self.extraMetrics)").message("extraMetrics belong to mode HPA").field_path(".extraMetrics"),
@@ -201,7 +201,7 @@ pub enum AutoscalingMode {
 
 /// How fast the number of pods may change, as in `autoscaling/v2`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Behavior {
     /// On the way up.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -213,7 +213,7 @@ pub struct Behavior {
 
 /// How fast the number of pods may change in one direction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ScalingRules {
     /// For so many seconds back, the most cautious recommendation counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -242,7 +242,7 @@ pub enum SelectPolicy {
 
 /// What may change in how long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ScalingPolicy {
     /// What `value` counts.
     #[serde(rename = "type")]

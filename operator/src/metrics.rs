@@ -1,4 +1,4 @@
-//! Every metric of the process in one list. Labels have few, known values and never the name of an object.
+//! Every metric of the process in one list. Labels have few, known values and never the name of an object but for the namespaces of the arguments.
 
 use std::sync::Arc;
 
@@ -32,6 +32,13 @@ pub struct Source {
     pub source: &'static str,
 }
 
+/// A scope in which SignalClusters are watched.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ScopeLabel {
+    /// A namespace of the arguments; empty for all namespaces.
+    pub namespace: String,
+}
+
 /// Build facts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
@@ -58,6 +65,8 @@ pub struct Metrics {
     pub polls: Family<Outcome, Counter>,
     /// Watches that broke and were set up again.
     pub watch_errors: Counter,
+    /// 1 for each scope whose SignalClusters cannot be watched.
+    pub scopes_failing: Family<ScopeLabel, Gauge>,
     /// SignalClusters in the store.
     pub clusters: Gauge,
     /// 1 while this process holds the lease.
@@ -104,6 +113,11 @@ impl Default for Metrics {
             "watch_errors",
             "Watches that broke and were set up again",
         );
+        let scopes_failing = register(
+            all,
+            "scopes_failing",
+            "1 for each namespace of the arguments whose SignalClusters cannot be watched",
+        );
         let clusters = register(all, "clusters", "SignalClusters in the store");
         let leader = register(all, "leader", "1 while this process holds the lease");
         let crd_present = register(
@@ -128,6 +142,7 @@ impl Default for Metrics {
             writes,
             polls,
             watch_errors,
+            scopes_failing,
             clusters,
             leader,
             crd_present,

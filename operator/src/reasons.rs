@@ -40,6 +40,8 @@ reasons! {
         Accepted,
         /// A field of the spec has a value that cannot be used.
         InvalidSpec,
+        /// The spec has a form of another release.
+        SpecUnreadable,
         /// The ConfigMap of catalogs does not exist.
         CatalogsMissing,
         /// The ConfigMap of catalogs has a key that is not `LOCALE.ftl`.

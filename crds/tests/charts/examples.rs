@@ -22,7 +22,32 @@ fn path(name: &str) -> PathBuf {
 
 fn cluster(name: &str) -> SignalCluster {
     let text = std::fs::read_to_string(path(name)).unwrap();
-    serde_yaml_ng::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"))
+    let read: SignalCluster =
+        serde_yaml_ng::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+    // The types leave out what they do not know.
+    let written: Value = serde_yaml_ng::from_str(&text).unwrap();
+    let known = serde_json::to_value(&read.spec).unwrap();
+    assert_eq!(unknown(&written["spec"], &known), None, "{name}");
+    read
+}
+
+/// The first field that is written and not known.
+fn unknown(written: &Value, known: &Value) -> Option<String> {
+    match (written, known) {
+        (Value::Object(written), Value::Object(known)) => {
+            written
+                .iter()
+                .find_map(|(field, value)| match known.get(field) {
+                    Some(known) => unknown(value, known).map(|within| format!("{field}.{within}")),
+                    None => Some(field.clone()),
+                })
+        }
+        (Value::Array(written), Value::Array(known)) => written
+            .iter()
+            .zip(known)
+            .find_map(|(written, known)| unknown(written, known)),
+        _ => None,
+    }
 }
 
 fn secrets(name: &str) -> Vec<Value> {

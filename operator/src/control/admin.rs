@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
@@ -12,26 +12,31 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::control::clusters::ScopeHealth;
 use crate::metrics::Metrics;
 
 /// What the process still waits for; ready means nothing. A standby is ready.
 #[derive(Clone, Default)]
-pub struct Pending(Arc<Mutex<BTreeMap<&'static str, String>>>);
+pub struct Pending {
+    parts: Arc<Mutex<BTreeMap<&'static str, String>>>,
+    /// Scopes that fail while others are served: shown, and no reason to be unready.
+    pub scopes: ScopeHealth,
+}
 
 impl Pending {
     /// This part waits for something.
     pub fn wait(&self, part: &'static str, why: impl Into<String>) {
-        self.0.lock().insert(part, why.into());
+        self.parts.lock().insert(part, why.into());
     }
 
     /// This part has started.
     pub fn done(&self, part: &'static str) {
-        self.0.lock().remove(part);
+        self.parts.lock().remove(part);
     }
 
     /// One line per part that waits; empty when ready.
     pub fn lines(&self) -> Vec<String> {
-        self.0
+        self.parts
             .lock()
             .iter()
             .map(|(part, why)| format!("{part}: {why}"))
@@ -58,13 +63,20 @@ pub async fn serve(
         .await
 }
 
-async fn ready(State(pending): State<Pending>) -> impl IntoResponse {
-    let lines = pending.lines();
-    if lines.is_empty() {
-        (StatusCode::OK, "ok\n".to_owned())
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, lines.join("\n") + "\n")
+/// With `?verbose` also scopes that fail, which a ready process may have.
+async fn ready(State(pending): State<Pending>, RawQuery(query): RawQuery) -> impl IntoResponse {
+    let mut lines = pending.lines();
+    let code = match lines.is_empty() {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    if code != StatusCode::OK || query.is_some_and(|query| query.starts_with("verbose")) {
+        lines.extend(pending.scopes.lines());
     }
+    if lines.is_empty() {
+        lines.push("ok".into());
+    }
+    (code, lines.join("\n") + "\n")
 }
 
 async fn print(State(metrics): State<Metrics>) -> impl IntoResponse {

@@ -42,7 +42,7 @@ impl ErrorClass {
         match error {
             Error::Observe(ObserveError::Read { source, .. })
             | Error::Apply(ApplyError::Read { source, .. }) => Self::of_api(source),
-            Error::Observe(ObserveError::Gone) => Self::Refused,
+            Error::Observe(ObserveError::Gone | ObserveError::Unreadable(_)) => Self::Refused,
             Error::Apply(ApplyError::Write(error)) | Error::Write(error) => match error {
                 WriteError::NotHeld => Self::NotHeld,
                 WriteError::Api { source, .. } => Self::of_api(source),

@@ -1,5 +1,6 @@
 //! Runs reconciles: the watches ask for them, a failed one is tried again after a pause.
 
+mod unreadable;
 mod watches;
 
 use std::sync::Arc;
@@ -45,6 +46,7 @@ pub async fn run(
     };
     let mut tasks = watches.start(scopes);
     drop(watches);
+    tasks.spawn(unreadable::follow(context.clone(), clusters.clone()));
     let queue = stream::unfold(queue, async |mut queue| {
         queue
             .recv()

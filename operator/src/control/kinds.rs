@@ -9,8 +9,10 @@ use tokio::sync::watch;
 
 use crate::control::clusters::Scope;
 use crate::metrics::Metrics;
-use crate::observe::observed::Kinds;
-use crate::observe::resources::{HTTP_ROUTE, INGRESS, Owned, PROMETHEUS_RULE, SERVICE_MONITOR};
+use crate::observe::observed::{Kinds, KindsByNamespace};
+use crate::observe::resources::{
+    self, HTTP_ROUTE, INGRESS, Owned, PROMETHEUS_RULE, SERVICE_MONITOR,
+};
 use crate::time::about;
 
 /// Between two discoveries.
@@ -32,39 +34,52 @@ pub async fn knows_signal_cluster(client: &Client) -> kube::Result<bool> {
         .any(|plural| plural == "signalclusters"))
 }
 
-/// Which optional kinds the API server knows and the operator may use in these scopes.
+/// Which optional kinds the API server knows and the operator may use, by scope. A scope whose namespace does not answer is left out: it says nothing of
+/// the others.
 ///
 /// # Errors
-/// When it does not answer.
-pub async fn discover(client: &Client, scopes: &[Scope]) -> kube::Result<Kinds> {
-    Ok(Kinds {
-        http_route: is_usable(client, scopes, HTTP_ROUTE).await?,
-        ingress: is_usable(client, scopes, INGRESS).await?,
-        service_monitor: is_usable(client, scopes, SERVICE_MONITOR).await?,
-        prometheus_rule: is_usable(client, scopes, PROMETHEUS_RULE).await?,
-    })
+/// When the API server does not answer.
+pub async fn discover(client: &Client, scopes: &[Scope]) -> kube::Result<KindsByNamespace> {
+    let mut known = Vec::new();
+    for kind in resources::ALL.into_iter().filter(|kind| kind.optional) {
+        let plurals = plurals(client, &kind.api_version()).await?;
+        if plurals.iter().any(|plural| plural == kind.plural) {
+            known.push(kind);
+        }
+    }
+    let mut found = KindsByNamespace::default();
+    for scope in scopes {
+        match usable(client, scope, &known).await {
+            Ok(kinds) => drop(found.0.insert(scope.namespace().cloned(), kinds)),
+            Err(error) => tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                ?scope,
+                "discovery of optional kinds failed in a scope"
+            ),
+        }
+    }
+    Ok(found)
 }
 
-/// Whether the API server knows a kind and the operator may list it: an installation may leave out those rights.
-async fn is_usable(client: &Client, scopes: &[Scope], kind: Owned) -> kube::Result<bool> {
-    if !plurals(client, &kind.api_version())
-        .await?
-        .iter()
-        .any(|plural| plural == kind.plural)
-    {
-        return Ok(false);
-    }
-    for scope in scopes {
+/// Which of these kinds the operator may list in a scope: an installation may leave out those rights, and a namespace may be gone with them.
+async fn usable(client: &Client, scope: &Scope, known: &[Owned]) -> kube::Result<Kinds> {
+    let mut usable = Vec::new();
+    for kind in known {
         let api: Api<DynamicObject> = scope.api(client, &kind.resource());
         let answer =
             tokio::time::timeout(LIMIT, api.list_metadata(&ListParams::default().limit(1))).await;
         match answer.map_err(|late| kube::Error::Service(late.into()))? {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => return Ok(false),
+            Ok(_) => usable.push(*kind),
+            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(true)
+    Ok(Kinds {
+        http_route: usable.contains(&HTTP_ROUTE),
+        ingress: usable.contains(&INGRESS),
+        service_monitor: usable.contains(&SERVICE_MONITOR),
+        prometheus_rule: usable.contains(&PROMETHEUS_RULE),
+    })
 }
 
 /// The resources of one group and version; empty where there is no such group.
@@ -85,15 +100,21 @@ async fn plurals(client: &Client, api_version: &str) -> kube::Result<Vec<String>
 pub async fn follow(
     client: Client,
     scopes: Vec<Scope>,
-    kinds: watch::Sender<Kinds>,
+    kinds: watch::Sender<KindsByNamespace>,
     metrics: Metrics,
 ) {
     loop {
         tokio::time::sleep(about(REFRESH)).await;
         match discover(&client, &scopes).await {
             Ok(found) => {
-                if kinds.send_replace(found) != found {
-                    tracing::info!(?found, "optional kinds changed");
+                let changed = kinds.send_if_modified(|kinds| {
+                    let before = kinds.clone();
+                    // A scope that did not answer keeps what was known of it.
+                    kinds.0.extend(found.0);
+                    *kinds != before
+                });
+                if changed {
+                    tracing::info!(found = ?*kinds.borrow(), "optional kinds changed");
                 }
             }
             Err(error) => tracing::debug!(

@@ -96,7 +96,7 @@ async fn work(
         return Ok(());
     };
     let (kinds_sender, kinds) = watch::channel(kinds);
-    let (clusters, follow) = Clusters::watch(&client, &scopes, metrics);
+    let (clusters, follow) = Clusters::watch(&client, &scopes, metrics, &pending.scopes);
     let mut tasks: JoinSet<_> = follow.into_iter().map(endless).collect();
     let follow_kinds = kinds::follow(
         client.clone(),
@@ -242,7 +242,7 @@ async fn wait_for_crd(
     identity: &str,
     pending: &Pending,
     metrics: &Metrics,
-) -> crate::observe::observed::Kinds {
+) -> crate::observe::observed::KindsByNamespace {
     let mut reported = false;
     loop {
         let why = match kinds::knows_signal_cluster(client).await {

@@ -5,6 +5,7 @@
 //! [`mod@references`], [`owner`].
 
 pub mod admin_client;
+pub mod definition;
 pub mod fleet;
 pub mod observed;
 pub mod owner;
@@ -25,7 +26,7 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod as KubePod, Secret};
 use kube::api::{Api, ListParams};
-use kube::core::{DynamicObject, NamespaceResourceScope, PartialObjectMeta, TypeMeta};
+use kube::core::{ApiResource, DynamicObject, NamespaceResourceScope, PartialObjectMeta, TypeMeta};
 use kube::{Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use signal_crds::SignalCluster;
@@ -33,8 +34,9 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 use crate::names::{self, Children, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER, TEMPLATE_HASH};
+use crate::observe::definition::read_cluster;
 use crate::observe::fleet::{Fleet, Pod};
-use crate::observe::observed::{Kinds, Observed, Secrets};
+use crate::observe::observed::{Kinds, KindsByNamespace, Observed, Secrets};
 use crate::observe::owner::Owner;
 use crate::observe::pods::pod;
 use crate::observe::references::references;
@@ -59,7 +61,7 @@ pub struct Reader {
     /// The API server.
     pub client: Client,
     /// Optional kinds, from the last discovery.
-    pub kinds: watch::Receiver<Kinds>,
+    pub kinds: watch::Receiver<KindsByNamespace>,
     /// The pods.
     pub poll: Poll,
     /// Counts the polls.
@@ -72,6 +74,9 @@ pub enum ObserveError {
     /// The SignalCluster is not there any more.
     #[error("the SignalCluster is gone")]
     Gone,
+    /// This release cannot read the SignalCluster. The watch of SignalClusters sees it too, and reports it.
+    #[error("the SignalCluster cannot be read: {0}")]
+    Unreadable(String),
     /// The API server refused, or did not answer.
     #[error("read {what}")]
     Read {
@@ -111,20 +116,22 @@ fn or_unread<T: Default>(answer: Result<T, ObserveError>, unread: &mut Vec<Strin
 /// When the SignalCluster is gone, or it, its Deployment or its pods could not be read. An absent object is no error.
 pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observed, ObserveError> {
     let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
-    let api: Api<SignalCluster> = Api::namespaced(reader.client.clone(), &namespace);
+    let kind = ApiResource::erase::<SignalCluster>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(reader.client.clone(), &namespace, &kind);
     // The watched object may be older than our own last write of the status, or than a scale.
-    let mut cluster = read(format!("SignalCluster {name}"), api.get_opt(&name))
+    let cluster = read(format!("SignalCluster {name}"), api.get_opt(&name))
         .await?
         .ok_or(ObserveError::Gone)?;
-    cluster.metadata.managed_fields = None;
+    let cluster =
+        read_cluster(cluster).map_err(|unreadable| ObserveError::Unreadable(unreadable.why))?;
     let scope = Scope {
+        kinds: reader.kinds.borrow().of(&namespace),
         client: &reader.client,
         owner: Owner {
             uid: cluster.uid().unwrap_or_default(),
             name,
             namespace,
         },
-        kinds: *reader.kinds.borrow(),
     };
     let named = references(&cluster.spec);
     let (deployments, config_maps, secrets, jobs, autoscalers, owned, used, catalogs) = tokio::join!(

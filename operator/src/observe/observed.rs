@@ -51,7 +51,21 @@ pub struct Observed {
     pub unread: Vec<String>,
 }
 
-/// Optional kinds, and whether the API server knows them.
+/// Optional kinds by the namespace in which the operator works; `None`: in all of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KindsByNamespace(pub BTreeMap<Option<String>, Kinds>);
+
+impl KindsByNamespace {
+    /// Those of a namespace.
+    pub fn of(&self, namespace: &str) -> Kinds {
+        let own = self.0.get(&Some(namespace.to_owned()));
+        own.or_else(|| self.0.get(&None))
+            .copied()
+            .unwrap_or_default()
+    }
+}
+
+/// Optional kinds, and whether the API server knows them and the operator may use them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Kinds {
     /// `gateway.networking.k8s.io/v1` HTTPRoute.

@@ -1,6 +1,7 @@
 //! One reconcile, as its steps: observe, decide, apply, give orders, write the status. Holds a client.
 
 pub mod context;
+pub(crate) mod unreadable;
 
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
             context.forget(cluster);
             return Ok(Action::await_change());
         }
+        // Its own change leads back here.
+        Err(ObserveError::Unreadable(_)) => return Ok(Action::await_change()),
         observed => observed?,
     };
     if observed.cluster.metadata.deletion_timestamp.is_some() {

@@ -11,6 +11,7 @@ mod hpa;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use signal_crds::SignalClusterSpec;
 use signal_crds::status::{
     ConfigStatus, Connections, DatabaseStatus, Endpoints, KafkaStatus, RedisStatus, ScalingState,
@@ -20,11 +21,13 @@ use signal_crds::status::{
 use crate::decide::ClusterPlan;
 use crate::names::{CONTAINER, staying_selector};
 use crate::objects::Migration;
+use crate::observe::definition::UnreadableCluster;
 use crate::observe::fleet::{Fleet, Pod};
 use crate::observe::observed::Observed;
 use crate::plan::record::{RecordedSource, RedisRecord, SourcesRecord};
 use crate::plan::validate::ProblemKind;
-use crate::status::conditions::conditions;
+use crate::reasons::ConditionReason;
+use crate::status::conditions::{ConditionType, Finding, State, conditions};
 use crate::time::to_k8s;
 use signal_contract::StatusReport;
 
@@ -94,6 +97,20 @@ pub fn status(
         database: database(&cluster.spec, plan, observed, before.database.as_ref()),
         conditions: conditions(&before.conditions, &found, generation, now),
     }
+}
+
+/// The conditions of a SignalCluster that this release cannot read. What is known of its pods stays as it was.
+pub fn unreadable_conditions(unreadable: &UnreadableCluster, now: DateTime<Utc>) -> Vec<Condition> {
+    let message = format!(
+        "the spec has a form of another release, and this operator leaves everything as it is: {}",
+        unreadable.why
+    );
+    let found = [ConditionType::Ready, ConditionType::SpecAccepted].map(|kind| {
+        let reason = ConditionReason::SpecUnreadable;
+        Finding::new(kind, State::False, reason, message.clone())
+    });
+    let generation = unreadable.metadata.generation;
+    conditions(&unreadable.conditions, &found, generation, now)
 }
 
 /// Reports of pods that are not terminating.

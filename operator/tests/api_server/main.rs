@@ -8,6 +8,7 @@
 )]
 
 mod apply;
+mod definition;
 mod examples;
 mod killed;
 mod leadership;

@@ -18,7 +18,7 @@ use kube::client::{Body, ClientBuilder};
 use signal_crds::SignalCluster;
 use signal_operator::act::fence::Fence;
 use signal_operator::control::backoff::ErrorClass;
-use signal_operator::control::clusters::{Clusters, Scope};
+use signal_operator::control::clusters::{Clusters, Scope, ScopeHealth};
 use signal_operator::control::controller;
 use signal_operator::metrics::Metrics;
 use signal_operator::reconcile::reconcile;
@@ -143,7 +143,12 @@ async fn picture_after(stage: &Stage, fault: WatchFault) -> serde_json::Value {
     fence.hold_until(Instant::now() + Duration::from_secs(600));
     let context = Arc::new(crate::killed::context(stage, client.clone(), fence).await);
     let scopes = [Scope::Namespace(stage.namespace.clone())];
-    let (clusters, follow) = Clusters::watch(&client, &scopes, &Metrics::default());
+    let (clusters, follow) = Clusters::watch(
+        &client,
+        &scopes,
+        &Metrics::default(),
+        &ScopeHealth::default(),
+    );
     let mut follows: tokio::task::JoinSet<()> = follow.into_iter().collect();
     let stop = CancellationToken::new();
     let running = {

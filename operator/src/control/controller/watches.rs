@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::control::clusters::{Clusters, Scope};
 use crate::metrics::{Metrics, Source};
 use crate::names::{INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER};
-use crate::observe::observed::Kinds;
+use crate::observe::observed::KindsByNamespace;
 use crate::observe::resources::{self, CONFIG_MAP, Owned, SECRET};
 
 /// Names of SignalClusters to be reconciled.
@@ -26,7 +26,7 @@ pub(super) type Requests = mpsc::Sender<ObjectRef<SignalCluster>>;
 pub(super) struct Watches {
     pub(super) client: Client,
     pub(super) clusters: Clusters,
-    pub(super) kinds: watch::Receiver<Kinds>,
+    pub(super) kinds: watch::Receiver<KindsByNamespace>,
     pub(super) metrics: Metrics,
     pub(super) requests: Requests,
 }
@@ -114,13 +114,14 @@ impl Watches {
             let Some(kind) = watched.optional else {
                 return self.pump(&scope, &watched).await;
             };
-            if kinds.wait_for(|kinds| kinds.has(kind)).await.is_err() {
+            let has = |kinds: &KindsByNamespace| scope.kinds(kinds).has(kind);
+            if kinds.wait_for(has).await.is_err() {
                 // The sender is gone: the process ends.
                 return std::future::pending().await;
             }
             tokio::select! {
                 () = self.pump(&scope, &watched) => {}
-                _ = without.wait_for(|kinds| !kinds.has(kind)) => {}
+                _ = without.wait_for(|kinds| !has(kinds)) => {}
             }
         }
     }
