@@ -10,6 +10,7 @@
 )]
 
 mod check;
+mod clients;
 mod cluster;
 mod fuzz;
 mod outcome;
@@ -34,8 +35,9 @@ Usage: cargo xtask <COMMAND> [ARGUMENTS]
 Commands:
   dev    [ARGUMENTS]           Runs the gateway in dev mode, everything embedded. Arguments go to `signal-gateway dev`
   test   [--quick] [ARGUMENTS] Format, lints, docs, checks, then every test, with real Kafka, PostgreSQL, Redis and
-                               Kubernetes, and last five minutes of `soak`. --quick leaves all but tests out. Arguments go to
-                               `cargo test`; with any, there is no soak
+                               Kubernetes, the packages in `clients/` where Node is installed, and last five minutes of
+                               `soak`. --quick leaves all but tests out. Arguments go to `cargo test`; with any, there are
+                               neither `clients/` nor soak
   check  [NAME]                Arrows between modules, names, spelling and licences: what `test` checks of them, or one of
                                arrows, names, spelling, licences; `arrows --print PACKAGE` prints those of the sources
   bench  [ARGUMENTS]           Builds optimized and measures against bare system calls, with real Kafka, PostgreSQL and

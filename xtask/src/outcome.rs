@@ -46,6 +46,13 @@ impl Outcome {
         }
     }
 
+    /// Something that is no test of cargo's was left out, as `NAME: REASON`.
+    pub(crate) fn skip(&mut self, skip: &str) {
+        // As the runner does with a test that reports itself skipped.
+        self.passed += 1;
+        self.skipped.push(skip.to_owned());
+    }
+
     /// Whether cargo itself was content: a test binary that crashes or does not compile writes no closing line.
     pub(crate) fn exit(&mut self, good: bool) {
         self.bad_exit = !good;
@@ -166,6 +173,21 @@ mod tests {
         );
         assert!(outcome.is_good());
         assert!(text.ends_with("skipped: pipeline::both: SIGNAL_TEST_KAFKA is not set\n2 passed, 0 failed, 1 skipped\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_test_is_skipped_by_name_and_leaves_the_sums_of_tests_as_they_are() {
+        let (mut outcome, _) = read(&["test result: ok. 3 passed; 0 failed; 0 ignored;"], true);
+        outcome.skip("clients: Node is not installed");
+        let mut text = Vec::new();
+        outcome.write(&mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(
+            text.ends_with(
+                "skipped: clients: Node is not installed\n3 passed, 0 failed, 1 skipped\n"
+            ),
+            "{text}"
+        );
     }
 
     #[test]

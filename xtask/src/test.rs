@@ -12,9 +12,9 @@ use signal_services::{
 
 use crate::outcome::Outcome;
 use crate::timing::Timing;
-use crate::{cargo, check, setup, soak, target_folder};
+use crate::{cargo, check, clients, setup, soak, target_folder};
 
-/// Everything in order; `--quick` leaves all but tests out, other arguments go to `cargo test`, and then there is no soak: who names tests wants those.
+/// Everything in order; `--quick` leaves all but tests out, other arguments go to `cargo test`, and then there are neither clients nor soak: who names tests wants those.
 pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
     let quick = arguments
         .iter()
@@ -38,11 +38,14 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
     build.args(["build", "--workspace", "--bins", "--tests"]);
     timing.part("build", || succeed(&mut build))?;
     let servers = timing.part("servers", || Servers::start(&kafka, kubernetes.as_ref()))?;
-    let outcome = tests(&servers, arguments, &mut timing)?;
+    let mut outcome = tests(&servers, arguments, &mut timing)?;
     timing.part("end of servers", || {
         drop(servers);
         Ok(())
     })?;
+    if is_whole {
+        clients::part(quick, &mut timing, &mut outcome, &mut failed);
+    }
     if is_whole && let Err(error) = timing.part("soak", soak::part) {
         println!("xtask: {error:#}");
         failed.push(format!("{error:#}"));
