@@ -67,6 +67,9 @@ export interface InboxStore extends Store<InboxState> {
   loadMore(): Promise<void>;
 }
 
+/** Events of the gateway that a page may watch. They come as they are: a notification may come twice, or in another order. */
+export type WatchedEvents = Pick<ServerEvents, "resync" | Extract<keyof ServerEvents, `notification:${string}`>>;
+
 /** `Events` names the application's own events and their data. */
 export interface Client<Events extends object = Record<string, unknown>> {
   readonly connection: Store<ConnectionState>;
@@ -77,8 +80,8 @@ export interface Client<Events extends object = Record<string, unknown>> {
   close(): void;
   /** Closes, and deletes what is stored of this person in the browser, in every page. */
   signOut(): Promise<void>;
-  /** Calls `handler` with the data of each event of this name. Returns what ends that. The gateway's own events come as they are: a notification may come twice. */
-  on<Name extends keyof (Events & ServerEvents) & string>(event: Name, handler: (data: (Events & ServerEvents)[Name]) => void): () => void;
+  /** Calls `handler` with the data of each event of this name. Returns what ends that. */
+  on<Name extends keyof (Events & WatchedEvents) & string>(event: Name, handler: (data: (Events & WatchedEvents)[Name]) => void): () => void;
   /** Calls `handler` with each error, also those after which the client goes on. */
   onError(handler: (error: SignalError) => void): () => void;
   /** Joins rooms, on this connection and every later one. */

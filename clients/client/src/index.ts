@@ -1,6 +1,6 @@
 // The package's public names.
 
-export { type Client, type ClientOptions, type InboxStore, createClient } from "./client.js";
+export { type Client, type ClientOptions, type InboxStore, type WatchedEvents, createClient } from "./client.js";
 export { type ErrorCode, type ErrorDetails, SignalError } from "./errors.js";
 export { fromWs } from "./node.js";
 export { type InboxRecord, type InboxStorage, indexedDbStorage } from "./storage.js";

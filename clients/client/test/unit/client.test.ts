@@ -1,7 +1,7 @@
 // The client as applications hold it: one page, several pages of a browser, and what is stored.
 
 import "fake-indexeddb/auto";
-import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { afterEach, beforeEach, describe, expect, expectTypeOf, test, vi } from "vitest";
 import { type Client, type ClientOptions, type InboxStorage, SignalError, createClient, fromWs, indexedDbStorage, sharedTabs } from "../../src/index.js";
 import type { Notification } from "../../src/wire.js";
 import { FakeSocket, settle } from "./fakes.js";
@@ -162,6 +162,16 @@ test("a handler that throws breaks nothing, and is reported", async () => {
   gateway.push("order:updated", { orderId: "DH-1001" });
   expect([seen, reported]).toEqual([[{ orderId: "DH-1001" }], [new Error("the application's")]]);
   expect(client.connection.getSnapshot().status).toBe("online");
+});
+
+test("data of events has the types that the application and the documents give it", () => {
+  const client = createClient<{ "order:updated": { orderId: string } }>({ url: "wss://x", token: () => null, connect: false, socket: gateway.socket });
+  client.on("order:updated", (data) => expectTypeOf(data).toEqualTypeOf<{ orderId: string }>());
+  client.on("notification:created", (data) => expectTypeOf(data.notification).toEqualTypeOf<Notification>());
+  // @ts-expect-error: no such event
+  client.on("order:deleted", () => {});
+  // @ts-expect-error: other data
+  void client.send("order:updated", { orderId: 1 }).catch(() => {});
 });
 
 test("join says which rooms were refused, and joins the others again on the next connection", async () => {
