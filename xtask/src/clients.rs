@@ -33,6 +33,10 @@ pub(crate) fn part(
             return outcome.skip(&format!("{PART}: {reason:#}"));
         }
     };
+    if browser().is_none() {
+        println!("skipped: {PART}: browser: Chromium is not installed");
+        outcome.skip(&format!("{PART}: browser: Chromium is not installed"));
+    }
     let result = timing.part("clients: install", || run(&npm, &["ci"]));
     let scripts = std::iter::once(CHECK).filter(|_| !quick).chain(TESTS);
     // Without its packages nothing runs; of the scripts each runs, whichever fail.
@@ -50,6 +54,11 @@ pub(crate) fn part(
         println!("xtask: {error:#}");
         failed.push(format!("{error:#}"));
     }
+}
+
+/// What the tests of pages run in.
+fn browser() -> Option<PathBuf> {
+    find_program(&["chromium", "chromium-browser", "google-chrome"])
 }
 
 /// npm, beside a Node that is new enough.
@@ -82,7 +91,8 @@ fn run(npm: &Path, arguments: &[&str]) -> Result<()> {
         .args(arguments)
         .current_dir(root().join("clients"))
         .stdin(Stdio::null())
-        .env("SIGNAL_TEST_GATEWAY", gateway()?);
+        .env("SIGNAL_TEST_GATEWAY", gateway()?)
+        .envs(browser().map(|program| ("SIGNAL_TEST_CHROMIUM", program)));
     let status = command.status().context("cannot run npm")?;
     if !status.success() {
         bail!("npm {} ended with {status}", arguments.join(" "));
