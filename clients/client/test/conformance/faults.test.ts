@@ -261,7 +261,7 @@ describe.skipIf(!binary)("tokens that live for seconds", () => {
 });
 
 /** How long; a longer run finds more. */
-const CHAOS_SECONDS = Number(process.env["SIGNAL_TEST_CHAOS_SECONDS"] ?? 20);
+const CHAOS_SECONDS = Number(process.env["SIGNAL_TEST_CHAOS_SECONDS"] ?? 15);
 
 describe.skipIf(!binary)("chaos", () => {
   test("50 clients of 10 people, through kills, cuts, drains and rebalancing: all show what the database has", { timeout: (CHAOS_SECONDS + 120) * 1000 }, async () => {
