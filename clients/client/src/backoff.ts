@@ -39,7 +39,8 @@ export class Backoff {
   next(now: number, random: number, atLeast = 0): number {
     const { firstMs, maxMs, minMs } = this.bounds;
     const power = Math.max(this.#failures, atLeast);
-    const start = Math.max(now, this.#windowEnd);
+    // A window ends at most so far ahead, unless a clock stepped back.
+    const start = Math.max(now, Math.min(this.#windowEnd, now + maxMs));
     const window = Math.min(maxMs, firstMs * 2 ** Math.min(power, 30));
     this.#failures = power + 1;
     this.#windowEnd = start + window;

@@ -33,6 +33,12 @@ test("after a reset the windows begin with the first one", () => {
   expect(backoff.next(50_000, 1)).toBe(51_000);
 });
 
+test("a clock that stepped back delays nothing by more than two windows", () => {
+  const backoff = new Backoff(bounds);
+  backoff.next(3_600_000, 1);
+  expect(backoff.next(0, 1)).toBeLessThanOrEqual(2 * bounds.maxMs);
+});
+
 test("10,000 clients that lost one server: no second holds more than 1.5 times its share, whenever the server comes back", () => {
   for (const [seed, outageMs] of [[1, 0], [2, 2_500], [3, 20_000], [4, 45_000], [5, 300_000]] as const) {
     const random = seeded(seed);
