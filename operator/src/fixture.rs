@@ -61,6 +61,7 @@ pub(crate) fn observed(yaml: &str) -> Observed {
         .map(|named| maps.remove(&named.name));
     Observed {
         cluster,
+        replicas_named: true,
         secrets,
         catalogs,
         deployment: None,

@@ -211,7 +211,7 @@ pub fn decide(
         &record,
         DesiredInput {
             keys: signing.keys.as_ref(),
-            replicas: autoscale::wanted(&valid.spec).0,
+            replicas: autoscale::wanted(&autoscale::number(observed)).0,
             observed,
             operator_namespace,
             entropy,

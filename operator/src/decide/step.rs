@@ -9,6 +9,7 @@ use super::{ClusterMemory, PodsPlan, Recorded};
 use crate::names::TEMPLATE_HASH;
 use crate::objects::{Desired, ManagedKeys, compare};
 use crate::observe::observed::Observed;
+use crate::plan::autoscale::Number;
 use crate::plan::rebalance::{self, RebalanceInput};
 use crate::plan::record::Record;
 use crate::plan::rollout::Rollout;
@@ -170,7 +171,8 @@ impl Step<'_> {
         memory: &mut ClusterMemory,
         mut desired: Option<&mut Desired>,
     ) -> PodsPlan {
-        let (wanted, bounded) = autoscale::wanted(self.spec);
+        let number = autoscale::number(self.observed);
+        let (wanted, bounded) = autoscale::wanted(&number);
         let begins = desired
             .as_deref_mut()
             .is_some_and(|desired| self.begins_rollout(memory, desired));
@@ -179,7 +181,8 @@ impl Step<'_> {
         if let Some(spec) = deployment.and_then(|deployment| deployment.spec.as_mut()) {
             spec.replicas = Some(scale.deployment_replicas);
         }
-        let (rescale, limited) = self.autoscale(memory, bounded, &scale);
+        let (rescale, limited) = self.autoscale(memory, &number, bounded, &scale);
+        let rescale = rescale.or_else(|| number.lost().filter(|_| !self.spec.paused));
         let shed = self.rebalance(memory, &scale);
         PodsPlan {
             scale,
@@ -220,6 +223,7 @@ impl Step<'_> {
     fn autoscale(
         &self,
         memory: &mut ClusterMemory,
+        number: &Number<'_>,
         bounded: Option<ConditionReason>,
         scale: &ScaleStep,
     ) -> (Option<i32>, Option<(ConditionReason, String)>) {
@@ -242,7 +246,7 @@ impl Step<'_> {
         if decided.is_none_or(|(at, _)| self.now - *at >= AUTOSCALE_EVERY) {
             let decision = autoscale::decide(
                 autoscaling,
-                spec.replicas,
+                number.get(),
                 &self.observed.fleet,
                 &mut memory.history,
                 self.now,

@@ -3,7 +3,7 @@
 //! Fields that this release does not know are left out. An object that cannot be read all the same, because a known field has a form of another release,
 //! concerns nobody but itself.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ManagedFieldsEntry, ObjectMeta};
 use kube::core::DynamicObject;
 use serde_json::Value;
 use signal_crds::SignalCluster;
@@ -43,6 +43,32 @@ pub fn read_cluster(object: DynamicObject) -> Result<SignalCluster, Box<Unreadab
             why: error.to_string(),
         })),
     }
+}
+
+/// Annotation in which `kubectl apply` without `--server-side` keeps what was applied.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// Its field manager.
+const CLIENT_SIDE: &str = "kubectl-client-side-apply";
+
+/// Whether somebody wrote `spec.replicas`, by the object's field managers (Kubernetes, "Server-Side Apply: Field management"). After the field was removed
+/// the API server fills in its default: in server-side apply nobody owns that; in client-side apply the default counts as written by who removed it, and
+/// only the annotation tells.
+pub(crate) fn names_replicas(metadata: &ObjectMeta) -> bool {
+    let Some(managed) = &metadata.managed_fields else {
+        return true;
+    };
+    let owns = |entry: &&ManagedFieldsEntry| {
+        let fields = entry.fields_v1.as_ref();
+        fields.is_some_and(|fields| fields.0.pointer("/f:spec/f:replicas").is_some())
+    };
+    let last_applied = || {
+        let text = metadata.annotations.as_ref()?.get(LAST_APPLIED)?;
+        let applied: Value = serde_json::from_str(text).ok()?;
+        Some(applied.pointer("/spec/replicas").is_some())
+    };
+    managed.iter().filter(owns).any(|entry| {
+        entry.manager.as_deref() != Some(CLIENT_SIDE) || last_applied().unwrap_or(true)
+    })
 }
 
 fn read_status(status: Value) -> Option<signal_crds::Status> {
@@ -98,6 +124,30 @@ mod tests {
         let unreadable = read_cluster(newer).unwrap_err();
         assert!(unreadable.why.contains("Predictive"), "{}", unreadable.why);
         assert_eq!(unreadable.conditions[0].type_, "Ready");
+    }
+
+    #[test]
+    fn a_number_is_somebodys_if_a_manager_owns_it_and_kubectl_has_applied_it() {
+        let metadata = |managers: &[&str], applied: Option<&str>| {
+            let entry = |manager: &&str| json!({"manager": manager, "fieldsV1": {"f:spec": {"f:replicas": {}}}});
+            let mut managed: Vec<Value> = managers.iter().map(entry).collect();
+            managed.push(json!({"manager": "other", "fieldsV1": {"f:spec": {"f:image": {}}}}));
+            let annotations = applied.map(|text| json!({LAST_APPLIED: text}));
+            serde_json::from_value::<ObjectMeta>(
+                json!({"managedFields": managed, "annotations": annotations}),
+            )
+            .unwrap()
+        };
+        let (with, without) = (Some("{\"spec\":{\"replicas\":2}}"), Some("{\"spec\":{}}"));
+        assert!(!names_replicas(&metadata(&[], None)));
+        assert!(!names_replicas(&metadata(&[CLIENT_SIDE], without)));
+        assert!(names_replicas(&metadata(&[CLIENT_SIDE], with)));
+        assert!(names_replicas(&metadata(&["flux"], without)));
+        assert!(names_replicas(&metadata(
+            &[CLIENT_SIDE, "signal-operator"],
+            without
+        )));
+        assert!(names_replicas(&ObjectMeta::default()), "nothing is known");
     }
 
     #[test]

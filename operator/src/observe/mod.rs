@@ -34,7 +34,7 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 use crate::names::{self, Children, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER, TEMPLATE_HASH};
-use crate::observe::definition::read_cluster;
+use crate::observe::definition::{names_replicas, read_cluster};
 use crate::observe::fleet::{Fleet, Pod};
 use crate::observe::observed::{Kinds, KindsByNamespace, Observed, Secrets};
 use crate::observe::owner::Owner;
@@ -124,6 +124,7 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
         .ok_or(ObserveError::Gone)?;
     let cluster =
         read_cluster(cluster).map_err(|unreadable| ObserveError::Unreadable(unreadable.why))?;
+    let replicas_named = names_replicas(&cluster.metadata);
     let scope = Scope {
         kinds: reader.kinds.borrow().of(&namespace),
         client: &reader.client,
@@ -173,6 +174,7 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
     Ok(Observed {
         secrets: used,
         catalogs,
+        replicas_named,
         deployment,
         template_hashes,
         static_config,

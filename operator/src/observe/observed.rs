@@ -21,6 +21,8 @@ pub type Secrets = BTreeMap<String, Option<BTreeMap<String, Vec<u8>>>>;
 pub struct Observed {
     /// The SignalCluster.
     pub cluster: Arc<SignalCluster>,
+    /// Whether somebody wrote `spec.replicas`.
+    pub replicas_named: bool,
     /// Every Secret that the spec names.
     pub secrets: Secrets,
     /// The ConfigMap of catalogs; `Some(None)`: the spec names it and it does not exist.

@@ -9,6 +9,7 @@ use signal_crds::SignalClusterSpec;
 use signal_crds::scaling::{Autoscaling, AutoscalingMode};
 
 use crate::observe::fleet::{Fleet, Pod};
+use crate::observe::observed::Observed;
 use crate::reasons::ConditionReason;
 
 mod behavior;
@@ -34,8 +35,8 @@ pub struct Decision {
 pub fn wanted(spec: &SignalClusterSpec) -> (i32, Option<ConditionReason>) {
     match &spec.autoscaling {
         _ if spec.stopped => (0, None),
-        Some(autoscaling) if autoscaling.mode == AutoscalingMode::External => {
-            bound(autoscaling, spec.replicas)
+        Some(autoscaling) if number.get() > 0 || autoscaling.mode == AutoscalingMode::External => {
+            bound(autoscaling, number.get())
         }
         _ => (spec.replicas, None),
     }

@@ -100,7 +100,7 @@ fn serving(observed: &Observed) -> (i32, i32) {
     let serving = observed.fleet.ready().filter(|pod| pod.stays()).count();
     (
         i32::try_from(serving).unwrap_or(i32::MAX),
-        crate::plan::autoscale::wanted(&observed.cluster.spec).0,
+        crate::plan::autoscale::wanted(&crate::plan::autoscale::number(observed)).0,
     )
 }
 

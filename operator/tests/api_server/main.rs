@@ -15,6 +15,7 @@ mod leadership;
 mod many;
 mod optional;
 mod pods_first;
+mod replicas;
 mod rights;
 mod simulated_pods;
 mod watch_faults;

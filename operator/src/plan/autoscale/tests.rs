@@ -292,20 +292,72 @@ fn others_are_bounded_only_in_mode_external() {
         .unwrap()
     };
     assert_eq!(
-        wanted(&spec("External", 9)),
+        named(&spec("External", 9)),
         (5, Some(ConditionReason::TooManyReplicas))
     );
     assert_eq!(
-        wanted(&spec("External", 0)),
+        named(&spec("External", 0)),
         (2, Some(ConditionReason::TooFewReplicas))
     );
-    assert_eq!(wanted(&spec("External", 3)), (3, None));
-    assert_eq!(wanted(&spec("HPA", 9)), (9, None));
+    assert_eq!(named(&spec("External", 3)), (3, None));
+    for mode in ["HPA", "Connections"] {
+        let (most, few) = (named(&spec(mode, 9)), named(&spec(mode, 1)));
+        assert_eq!(most.1, Some(ConditionReason::TooManyReplicas));
+        assert_eq!(few.1, Some(ConditionReason::TooFewReplicas));
+        assert_eq!(named(&spec(mode, 0)), (0, None), "somebody switched it off");
+    }
     assert_eq!(
-        wanted(&SignalClusterSpec {
+        named(&SignalClusterSpec {
             stopped: true,
             ..spec("External", 9)
         }),
         (0, None)
     );
+}
+
+fn number(spec: &SignalClusterSpec, is_named: bool, running: Option<i32>) -> Number<'_> {
+    Number {
+        spec,
+        is_named,
+        running,
+    }
+}
+
+/// Wanted pods of a spec whose number somebody wrote.
+fn named(spec: &SignalClusterSpec) -> (i32, Option<ConditionReason>) {
+    wanted(&Number {
+        spec,
+        is_named: true,
+        running: Some(7),
+    })
+}
+
+#[test]
+fn a_number_that_fell_because_the_field_was_removed_is_no_wish() {
+    let mut spec: SignalClusterSpec = serde_json::from_value(json!({
+        "image": {"repository": "r", "tag": "1"}, "jwks": {},
+        "autoscaling": {"mode": "External", "minReplicas": 1, "maxReplicas": 20},
+    }))
+    .unwrap();
+    assert_eq!(spec.replicas, 2, "as the API server fills it in");
+    for (is_named, running, expected, lost) in [
+        (false, Some(15), 15, Some(15)),
+        (false, Some(30), 20, Some(20)),
+        (false, Some(1), 2, None),
+        (false, None, 2, None),
+        (true, Some(15), 2, None),
+    ] {
+        let number = number(&spec, is_named, running);
+        assert_eq!((wanted(&number).0, number.lost()), (expected, lost));
+    }
+    spec.stopped = true;
+    let stopped = number(&spec, false, Some(15));
+    assert_eq!((wanted(&stopped).0, stopped.lost()), (0, None));
+    let without = SignalClusterSpec {
+        stopped: false,
+        autoscaling: None,
+        ..spec
+    };
+    let without = number(&without, false, Some(15));
+    assert_eq!((wanted(&without).0, without.lost()), (2, None));
 }
