@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Reconciles SignalClusters: gateways that scale, route and rotate trust without dropping people.
@@ -62,6 +63,9 @@ pub struct Run {
     /// A SignalCluster without changes is reconciled again after about so many seconds
     #[arg(long, value_name = "SECONDS", env = "SIGNAL_OPERATOR_RESYNC_SECS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=3600))]
     pub resync_secs: u64,
+    /// What `spec.podTemplate` may have beyond the restricted Pod Security standard
+    #[command(flatten)]
+    pub allow: Allow,
     /// The Lease whose holder writes
     #[command(flatten)]
     pub lease: Lease,
@@ -87,6 +91,23 @@ pub struct Run {
     /// Namespace of the pod this runs in
     #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
     pub pod_namespace: Option<String>,
+}
+
+/// What `spec.podTemplate` may have beyond the restricted Pod Security standard.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Allow {
+    /// Lets podTemplate name any account of the namespace, and mount its tokens
+    #[arg(long, env = "SIGNAL_OPERATOR_ALLOW_SERVICE_ACCOUNTS", value_parser = BoolishValueParser::new())]
+    pub allow_service_accounts: bool,
+    /// Lets podTemplate read any Secret of the namespace
+    #[arg(long, env = "SIGNAL_OPERATOR_ALLOW_SECRET_VOLUMES", value_parser = BoolishValueParser::new())]
+    pub allow_secret_volumes: bool,
+    /// Lets podTemplate add containers and init containers
+    #[arg(long, env = "SIGNAL_OPERATOR_ALLOW_EXTRA_CONTAINERS", value_parser = BoolishValueParser::new())]
+    pub allow_extra_containers: bool,
+    /// Lets podTemplate take privileges, capabilities, and the node's namespaces, ports and folders
+    #[arg(long, env = "SIGNAL_OPERATOR_ALLOW_HOST_ACCESS", value_parser = BoolishValueParser::new())]
+    pub allow_host_access: bool,
 }
 
 /// The Lease whose holder writes.

@@ -10,7 +10,7 @@ use signal_crds::SignalCluster;
 use signal_crds::status::SourceStage;
 
 use crate::observe::fleet::Fleet;
-use crate::observe::observed::{Kinds, Observed};
+use crate::observe::observed::{Kinds, Observed, PodAllowances};
 use crate::plan::record::{Record, RecordedSource, RedisRecord, SourcesRecord};
 use crate::plan::validate::ValidCluster;
 
@@ -81,6 +81,10 @@ pub(crate) fn observed(yaml: &str) -> Observed {
             prometheus_rule: true,
         },
         unread: Vec::new(),
+        allowed: PodAllowances {
+            extra_containers: true,
+            ..PodAllowances::default()
+        },
     }
 }
 

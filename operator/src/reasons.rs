@@ -40,6 +40,8 @@ reasons! {
         Accepted,
         /// A field of the spec has a value that cannot be used.
         InvalidSpec,
+        /// `spec.podTemplate` has more than the operator's arguments allow.
+        PodTemplateNotAllowed,
         /// The spec has a form of another release.
         SpecUnreadable,
         /// The ConfigMap of catalogs does not exist.

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::act::events::Events;
 use crate::act::fence::Fence;
 use crate::act::writer::Writer;
-use crate::args::Run;
+use crate::args::{Allow, Run};
 use crate::control::admin::{self, Pending};
 use crate::control::clusters::{Clusters, Scope};
 use crate::control::controller;
@@ -28,6 +28,7 @@ use crate::control::kinds::{self, SIGNAL};
 use crate::control::lease::{self, Lease};
 use crate::metrics::Metrics;
 use crate::observe::admin_client::AdminClient;
+use crate::observe::observed::PodAllowances;
 use crate::observe::{Poll, Reader};
 use crate::reasons::EventReason;
 use crate::reconcile::context::{Context, Settings};
@@ -125,6 +126,7 @@ async fn work(
             client: client.clone(),
             kinds,
             poll: poll(&pods),
+            allowed: allowed(&args.allow),
             metrics: metrics.clone(),
         },
         Writer::new(client.clone(), fence.clone(), metrics.clone()),
@@ -159,6 +161,15 @@ async fn work(
     }
     end(tasks, watches).await;
     outcome
+}
+
+fn allowed(allow: &Allow) -> PodAllowances {
+    PodAllowances {
+        service_accounts: allow.allow_service_accounts,
+        secret_volumes: allow.allow_secret_volumes,
+        extra_containers: allow.allow_extra_containers,
+        host_access: allow.allow_host_access,
+    }
 }
 
 /// Waits, within a limit, for all tasks but the watches, which never end.

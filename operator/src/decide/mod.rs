@@ -20,7 +20,7 @@ use crate::plan::rebalance::RebalanceMemory;
 use crate::plan::record::Record;
 use crate::plan::rollout::Rollout;
 use crate::plan::scale::ScaleStep;
-use crate::plan::validate::{Problem, ProblemKind, validate};
+use crate::plan::validate::{Problem, ProblemKind, ValidCluster, validate};
 use crate::plan::{PlanEvent, Waiting};
 use crate::reasons::ConditionReason;
 
@@ -186,7 +186,7 @@ pub fn decide(
         now,
         events: Vec::new(),
     };
-    let valid = match validate(observed) {
+    let valid = match validate(observed).and_then(|valid| within_bounds(valid, observed)) {
         Ok(valid) => valid,
         Err(wrong) => {
             let is_read = observed.unread.is_empty();
@@ -246,6 +246,20 @@ pub fn decide(
         desired,
         unreadable: recorded.err(),
     }))
+}
+
+/// The cluster, if its pods stay within what the operator's arguments allow.
+fn within_bounds(valid: ValidCluster, observed: &Observed) -> Result<ValidCluster, Vec<Problem>> {
+    let beyond = objects::beyond_bounds(&valid, &observed.allowed);
+    if beyond.is_empty() {
+        return Ok(valid);
+    }
+    let problem = |message| Problem {
+        kind: ProblemKind::Spec,
+        reason: ConditionReason::PodTemplateNotAllowed,
+        message,
+    };
+    Err(beyond.into_iter().map(problem).collect())
 }
 
 /// No object is changed; what is known stays as it is in the cluster. Pods come and go as the spec's numbers say.

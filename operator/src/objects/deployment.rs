@@ -61,14 +61,19 @@ pub(super) fn deployment(
             min_ready_seconds: Some(secs(rollout.min_ready)),
             progress_deadline_seconds: Some(secs(rollout.progress_deadline)),
             revision_history_limit: Some(5),
-            template: template(cluster, children, gateway_toml),
+            template: pod_template(cluster, children, gateway_toml),
             ..DeploymentSpec::default()
         }),
         ..Deployment::default()
     }
 }
 
-fn template(cluster: &ValidCluster, children: &Children, gateway_toml: &str) -> PodTemplateSpec {
+/// The pods' template: the user's parts over defaults, and what the operator needs over both.
+pub(super) fn pod_template(
+    cluster: &ValidCluster,
+    children: &Children,
+    gateway_toml: &str,
+) -> PodTemplateSpec {
     let given = &cluster.spec.pod_template;
     let mut labels_of_pod = given.metadata.labels.clone();
     labels_of_pod.append(&mut labels(&cluster.name));
@@ -85,6 +90,7 @@ fn template(cluster: &ValidCluster, children: &Children, gateway_toml: &str) -> 
     );
     let mut whole = lay_over(user, pod_spec(cluster, children));
     default_requests(&mut whole);
+    restrict_further_containers(&mut whole);
     let spec: PodSpec = serde_json::from_value(whole).expect("validated to be a PodSpec");
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
@@ -148,6 +154,25 @@ fn default_requests(pod: &mut Value) {
             && resources["limits"].get(resource).is_none()
         {
             gateway["resources"]["requests"][resource] = amount.into();
+        }
+    }
+}
+
+/// Puts what the restricted Pod Security standard demands of a container under what the user gives further ones.
+fn restrict_further_containers(pod: &mut Value) {
+    for list in ["containers", "initContainers"] {
+        let containers = pod.get_mut(list).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
+            if container["name"] == CONTAINER {
+                continue;
+            }
+            let given = container["securityContext"].take();
+            let restricted =
+                json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
+            container["securityContext"] = match given {
+                Value::Null => restricted,
+                given => lay_over(restricted, given),
+            };
         }
     }
 }

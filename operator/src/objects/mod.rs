@@ -5,6 +5,7 @@
 pub mod compare;
 
 mod autoscaler;
+mod bounds;
 mod config_map;
 mod credentials;
 mod deployment;
@@ -31,6 +32,7 @@ use kube::core::{DynamicObject, TypeMeta};
 use serde_json::{Value, json};
 
 pub use autoscaler::CONNECTIONS_METRIC;
+pub use bounds::beyond_bounds;
 pub use config_map::{GATEWAY_TOML, JWKS_JSON, LIVE_TOML, gateway_toml, live_toml, revision};
 pub use credentials::ADMIN_TOKEN;
 pub use deployment::{STOP_MARGIN_SECS, grace_period};

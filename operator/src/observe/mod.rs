@@ -36,7 +36,7 @@ use crate::metrics::Metrics;
 use crate::names::{self, Children, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER, TEMPLATE_HASH};
 use crate::observe::definition::{names_replicas, read_cluster};
 use crate::observe::fleet::{Fleet, Pod};
-use crate::observe::observed::{Kinds, KindsByNamespace, Observed, Secrets};
+use crate::observe::observed::{Kinds, KindsByNamespace, Observed, PodAllowances, Secrets};
 use crate::observe::owner::Owner;
 use crate::observe::pods::pod;
 use crate::observe::references::references;
@@ -64,6 +64,8 @@ pub struct Reader {
     pub kinds: watch::Receiver<KindsByNamespace>,
     /// The pods.
     pub poll: Poll,
+    /// What `spec.podTemplate` may have beyond the restricted standard.
+    pub allowed: PodAllowances,
     /// Counts the polls.
     pub metrics: Metrics,
 }
@@ -122,9 +124,9 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
     let cluster = read(format!("SignalCluster {name}"), api.get_opt(&name))
         .await?
         .ok_or(ObserveError::Gone)?;
+    let replicas_named = names_replicas(&cluster.metadata);
     let cluster =
         read_cluster(cluster).map_err(|unreadable| ObserveError::Unreadable(unreadable.why))?;
-    let replicas_named = names_replicas(&cluster.metadata);
     let scope = Scope {
         kinds: reader.kinds.borrow().of(&namespace),
         client: &reader.client,
@@ -172,9 +174,9 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
         None => Default::default(),
     };
     Ok(Observed {
+        replicas_named,
         secrets: used,
         catalogs,
-        replicas_named,
         deployment,
         template_hashes,
         static_config,
@@ -187,6 +189,7 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
         fleet,
         kinds: scope.kinds,
         unread,
+        allowed: reader.allowed,
         cluster: Arc::new(cluster),
     })
 }

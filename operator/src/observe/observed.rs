@@ -49,8 +49,23 @@ pub struct Observed {
     pub fleet: Fleet,
     /// Optional kinds that the API server knows.
     pub kinds: Kinds,
+    /// What `spec.podTemplate` may have beyond the restricted standard.
+    pub allowed: PodAllowances,
     /// What could not be read although a plan needs it: kind or name, and the API server's answer. The Deployment and its pods are always observed.
     pub unread: Vec<String>,
+}
+
+/// What `spec.podTemplate` may have beyond the restricted Pod Security standard, by the operator's arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PodAllowances {
+    /// Other accounts than the one that the operator makes, and tokens of them.
+    pub service_accounts: bool,
+    /// Other Secrets than the one that the operator makes, as volumes and variables.
+    pub secret_volumes: bool,
+    /// Further containers and init containers.
+    pub extra_containers: bool,
+    /// Privileges, capabilities, and the node's namespaces, ports and folders.
+    pub host_access: bool,
 }
 
 /// Optional kinds by the namespace in which the operator works; `None`: in all of them.

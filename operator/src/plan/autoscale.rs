@@ -30,15 +30,57 @@ pub struct Decision {
     pub message: String,
 }
 
-/// Wanted pods of a spec, and the bound that limited them, if any: 0 if it is stopped; within `minReplicas` and `maxReplicas` with mode External (the
-/// other modes write nothing beyond them); else `replicas`.
-pub fn wanted(spec: &SignalClusterSpec) -> (i32, Option<ConditionReason>) {
+/// Wanted pods, and the bound that limited them, if any: 0 if the spec is stopped; within `minReplicas` and `maxReplicas` with autoscaling, unless
+/// somebody switched modes Connections or HPA off by the number 0; else `replicas`.
+pub fn wanted(number: &Number<'_>) -> (i32, Option<ConditionReason>) {
+    let spec = number.spec;
     match &spec.autoscaling {
         _ if spec.stopped => (0, None),
         Some(autoscaling) if number.get() > 0 || autoscaling.mode == AutoscalingMode::External => {
             bound(autoscaling, number.get())
         }
-        _ => (spec.replicas, None),
+        _ => (number.get(), None),
+    }
+}
+
+/// The number of an observed SignalCluster.
+pub fn number(observed: &Observed) -> Number<'_> {
+    let deployment = observed.deployment.as_ref();
+    Number {
+        spec: &observed.cluster.spec,
+        is_named: observed.replicas_named,
+        running: deployment.and_then(|deployment| deployment.spec.as_ref()?.replicas),
+    }
+}
+
+/// The number of pods before its bounds.
+#[derive(Debug, Clone, Copy)]
+pub struct Number<'a> {
+    /// The spec.
+    pub spec: &'a SignalClusterSpec,
+    /// Whether `spec.replicas` is what somebody wrote, and not what the API server fills in after the field was removed.
+    pub is_named: bool,
+    /// Number of the Deployment, if there is one.
+    pub running: Option<i32>,
+}
+
+impl Number<'_> {
+    /// `spec.replicas`. With autoscaling, a number that fell because the field was removed is nobody's wish: then that of the Deployment.
+    pub fn get(&self) -> i32 {
+        let replicas = self.spec.replicas;
+        match self.running {
+            Some(running) if self.spec.autoscaling.is_some() && !self.is_named => {
+                running.max(replicas)
+            }
+            _ => replicas,
+        }
+    }
+
+    /// The number that the spec lost, to be written back.
+    pub fn lost(&self) -> Option<i32> {
+        let wanted = wanted(self).0;
+        let is_lost = self.get() != self.spec.replicas && !self.spec.stopped;
+        (is_lost && wanted != self.spec.replicas).then_some(wanted)
     }
 }
 

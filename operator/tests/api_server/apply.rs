@@ -18,7 +18,7 @@ use signal_operator::control::clusters::Scope;
 use signal_operator::control::kinds;
 use signal_operator::metrics::Metrics;
 use signal_operator::names;
-use signal_operator::observe::observed::Observed;
+use signal_operator::observe::observed::{Observed, PodAllowances};
 use signal_operator::observe::resources::DEPLOYMENT;
 use signal_operator::observe::{Reader, observe};
 use signal_operator::reconcile::context::Error;
@@ -47,6 +47,7 @@ impl Harness {
                 client: stage.client.clone(),
                 kinds,
                 poll: no_pods(),
+                allowed: PodAllowances::default(),
                 metrics: metrics.clone(),
             },
             writer: Writer::new(stage.client.clone(), fence.clone(), metrics),

@@ -26,6 +26,7 @@ use signal_operator::control::kinds;
 use signal_operator::metrics::Metrics;
 use signal_operator::observe::Reader;
 use signal_operator::observe::admin_client::AdminClient;
+use signal_operator::observe::observed::PodAllowances;
 use signal_operator::reconcile::context::{Context, Settings};
 use signal_operator::reconcile::reconcile;
 use tokio::sync::watch;
@@ -137,6 +138,7 @@ pub(crate) async fn context(stage: &Stage, client: Client, fence: Fence) -> Cont
             client: client.clone(),
             kinds,
             poll: signal_operator::control::run::poll(&pods),
+            allowed: PodAllowances::default(),
             metrics: metrics.clone(),
         },
         Writer::new(client.clone(), fence.clone(), metrics.clone()),
