@@ -223,6 +223,38 @@ async fn rooms_beyond_the_limit_of_a_connection_are_not_joined() {
     assert_eq!(listed, 10);
 }
 
+/// protocol.md 5.7 and 5.8.
+#[tokio::test]
+async fn a_join_with_an_id_is_answered_with_the_rooms_that_were_joined() {
+    let stage = Stage::with(|settings| {
+        settings
+            .set("rooms.unmatched", "allow")
+            .live("rooms.max_per_connection", 4)
+    })
+    .await;
+    let other = stage.client("18").await;
+    let mut client = stage.client("17").await;
+    // Two of the four are there from the start.
+    for (mark, names, joined, refused) in [
+        ("1", ["a", "b"], vec!["a", "b"], vec![]),
+        ("2", ["a", "c"], vec!["a"], vec!["c"]),
+        ("3", [other.id(), "b"], vec!["b"], vec![other.id()]),
+    ] {
+        let join = json!({"event": "join", "id": mark, "data": {"rooms": names}});
+        client.send_text(&join.to_string()).await;
+        let answer = client.expect("joined").await;
+        assert_eq!(answer.id.as_deref(), Some(mark));
+        assert_eq!(answer.data, json!({"rooms": joined, "refused": refused}));
+    }
+    assert_eq!(client.expect_error().await, "Too many rooms");
+    client
+        .send_text(r#"{"event":"join","id":"4","data":{"rooms":"a"}}"#)
+        .await;
+    let error = client.expect("error").await;
+    assert_eq!(error.id.as_deref(), Some("4"));
+    assert_eq!(error.data, json!({"message": "Invalid data"}));
+}
+
 /// protocol.md 2.9, 5.1 and 5.3.
 #[tokio::test]
 async fn a_page_joins_its_rooms_one_by_one_or_all_at_once() {

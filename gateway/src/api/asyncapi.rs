@@ -15,8 +15,8 @@ use crate::notification::{Epoch, Notification};
 use crate::protocol::bounds::{MAX_ROOM_CHARS, MAX_ROOMS_PER_EVENT, MAX_SYNC};
 use crate::protocol::close::Close;
 use crate::protocol::event::{
-    Connected, Created, Deleted, ErrorText, Expiring, ReadByUser, Refreshed, Resync, Skipped,
-    Synced, name,
+    Connected, Created, Deleted, ErrorText, Expiring, ReadByUser, Refreshed, Resync, RoomsJoined,
+    Skipped, Synced, name,
 };
 use crate::protocol::room::RESERVED_PREFIX;
 
@@ -161,9 +161,16 @@ fn session_events() -> Vec<Event> {
         event(
             name::JOIN,
             Sender::Client,
-            "Asks for rooms. The client joins those that the rules allow; the others are left out without an answer.",
+            "Asks for rooms. The client joins those that the rules allow; the others are left out. With an `id` it is answered with `joined`.",
             rooms(),
             json!({"rooms": ["merchant:42"]}),
+        ),
+        event(
+            name::JOINED,
+            Sender::Gateway,
+            "Answers a `join` that had an `id`, and repeats it: the rooms that the client is in now, and those that it may not join.",
+            schema::<RoomsJoined<'_>>(),
+            json!({"rooms": ["merchant:42"], "refused": ["merchant:43"]}),
         ),
         event(
             name::LEAVE,
@@ -374,6 +381,7 @@ fn schemas() -> Value {
         named::<Notification>(),
         named::<Connected<'_>>(),
         named::<ErrorText<'_>>(),
+        named::<RoomsJoined<'_>>(),
         named::<Refreshed>(),
         named::<Expiring>(),
         named::<Resync>(),

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use signal_contract::Object;
 
 use super::Message;
+use super::bounds::MAX_MARK_CHARS;
 
 /// An envelope as a client sent it; borrows from the message.
 #[derive(Debug)]
@@ -16,7 +17,12 @@ pub struct Envelope<'m> {
     pub event: Cow<'m, str>,
     /// The JSON of `data`, unread.
     pub data: Option<&'m RawValue>,
+    /// The JSON of `id`, unread.
+    id: Option<&'m RawValue>,
 }
+
+/// The `id` of an envelope whose sender wants it in the answer (protocol.md 2.14).
+pub type Mark = Box<str>;
 
 /// Why a message is not an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -39,7 +45,8 @@ impl<'m> Envelope<'m> {
             Ok(Members {
                 event: Some(event),
                 data,
-            }) => Ok(Self { event, data }),
+                id,
+            }) => Ok(Self { event, data, id }),
             Ok(_) => Err(NotAnEnvelope::NoEvent),
             Err(_) if serde_json::from_str::<IgnoredAny>(text).is_ok() => {
                 Err(NotAnEnvelope::NoEvent)
@@ -55,11 +62,19 @@ impl<'m> Envelope<'m> {
     pub fn read<T: Deserialize<'m>>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_str(self.data.map_or("null", RawValue::get)).map(|Object(data)| data)
     }
+
+    /// Returns the sender's mark, which an answer repeats; `None` where it is no text, is empty or has more than [`MAX_MARK_CHARS`] UTF-16 units.
+    pub fn mark(&self) -> Option<Mark> {
+        let mark: String = serde_json::from_str(self.id?.get()).ok()?;
+        let fits = !mark.is_empty() && mark.encode_utf16().count() <= MAX_MARK_CHARS;
+        fits.then(|| mark.into())
+    }
 }
 
 struct Members<'m> {
     event: Option<Cow<'m, str>>,
     data: Option<&'m RawValue>,
+    id: Option<&'m RawValue>,
 }
 
 impl<'de> Deserialize<'de> for Members<'de> {
@@ -77,6 +92,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
                 let mut members = Members {
                     event: None,
                     data: None,
+                    id: None,
                 };
                 while let Some(Text(name)) = map.next_key()? {
                     match &*name {
@@ -85,6 +101,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
                             members.event = event_name(raw);
                         }
                         "data" => members.data = Some(map.next_value()?),
+                        "id" => members.id = Some(map.next_value()?),
                         _ => {
                             map.next_value::<IgnoredAny>()?;
                         }
@@ -137,14 +154,29 @@ impl<'de> Deserialize<'de> for Text<'de> {
 /// Encodes an envelope once for all its receivers. `data` is JSON text; without it the envelope has no such member (protocol.md 2.12).
 pub fn encode(event: &str, data: Option<&str>) -> Message {
     Message::written(encoded_length(event, data), |text| {
-        text.extend_from_slice(b"{\"event\":");
-        serde_json::to_writer(&mut *text, event).expect("a Vec takes every write");
-        if let Some(data) = data {
-            text.extend_from_slice(b",\"data\":");
-            text.extend_from_slice(data.as_bytes());
-        }
+        write_members(text, event, data);
         text.push(b'}');
     })
+}
+
+/// Encodes the answer to a client that marked what it sent.
+pub fn encode_answer(event: &str, data: &str, mark: &str) -> Message {
+    let length = encoded_length(event, Some(data)) + mark.len() + r#","id":"""#.len();
+    Message::written(length, |text| {
+        write_members(text, event, Some(data));
+        text.extend_from_slice(b",\"id\":");
+        serde_json::to_writer(&mut *text, mark).expect("a Vec takes every write");
+        text.push(b'}');
+    })
+}
+
+fn write_members(text: &mut Vec<u8>, event: &str, data: Option<&str>) {
+    text.extend_from_slice(b"{\"event\":");
+    serde_json::to_writer(&mut *text, event).expect("a Vec takes every write");
+    if let Some(data) = data {
+        text.extend_from_slice(b",\"data\":");
+        text.extend_from_slice(data.as_bytes());
+    }
 }
 
 /// Returns about how many bytes an envelope takes: exactly so many where the name of its event needs no escapes.

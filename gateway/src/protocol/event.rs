@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::Message;
-use super::envelope::encode;
+use super::envelope::{encode, encode_answer};
 use crate::dispatch::ResyncReason;
 use crate::id::Id;
 use crate::notification::{Counts, Epoch, InboxState, Notification, rfc3339};
@@ -19,6 +19,7 @@ pub mod name {
     pub const AUTHENTICATE: &str = "authenticate";
     pub const CONNECTED: &str = "connected";
     pub const JOIN: &str = "join";
+    pub const JOINED: &str = "joined";
     pub const LEAVE: &str = "leave";
     pub const HEARTBEAT: &str = "heartbeat";
     pub const ERROR: &str = "error";
@@ -176,6 +177,25 @@ pub struct ErrorText<'a> {
 /// Encodes `error`.
 pub fn error(message: &str) -> Message {
     of(name::ERROR, &ErrorText { message })
+}
+
+/// Encodes `error` as the answer to an event with this mark, if it has one.
+pub fn error_about(mark: Option<&str>, message: &str) -> Message {
+    answer(mark, name::ERROR, &ErrorText { message })
+}
+
+/// Data of `joined`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RoomsJoined<'a> {
+    /// Those of the rooms that were asked for that the client is in now.
+    pub rooms: Vec<&'a str>,
+    /// The others.
+    pub refused: Vec<&'a str>,
+}
+
+/// Encodes `joined`, the answer to the `join` with this mark.
+pub fn joined(mark: &str, data: &RoomsJoined<'_>) -> Message {
+    answer(Some(mark), name::JOINED, data)
 }
 
 /// Data of `resync`.
@@ -399,6 +419,14 @@ fn of(event: &str, data: &impl Serialize) -> Message {
     )
 }
 
+fn answer(mark: Option<&str>, event: &str, data: &impl Serialize) -> Message {
+    let Some(mark) = mark else {
+        return of(event, data);
+    };
+    let data = serde_json::to_string(data).expect("payloads are plain data");
+    encode_answer(event, &data, mark)
+}
+
 fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
@@ -450,6 +478,7 @@ mod tests {
             .filter_map(|line| line.split('`').nth(1))
             .collect();
         let ours = [
+            name::JOINED,
             name::REFRESH,
             name::REFRESHED,
             name::EXPIRING,

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::Envelope;
 use super::bounds::{MAX_ROOM_CHARS, MAX_ROOMS_PER_EVENT};
+use super::envelope::Mark;
 
 /// Rooms that every client joins by authenticating (protocol.md 4.6).
 pub const DEFAULT_ROOMS: [&str; 2] = ["ws-default", "ws-notification"];
@@ -33,6 +34,15 @@ pub struct Asked {
     pub names: Vec<String>,
     /// Whether there were more.
     pub more: bool,
+}
+
+/// The rooms of a `join`, and what its answer repeats, if it is to be answered (protocol.md 5.8).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Join {
+    /// Their names.
+    pub rooms: Vec<String>,
+    /// The mark of the client.
+    pub mark: Option<Mark>,
 }
 
 impl Rooms {

@@ -23,6 +23,7 @@ use crate::protocol::Message;
 use crate::protocol::close::Close;
 use crate::protocol::event::{self, message};
 use crate::protocol::frame::{Decoder, Opcode, Received};
+use crate::protocol::room::Join;
 use crate::rate::{Rate, TokenBucket};
 use crate::stream::READ_BYTES;
 
@@ -166,9 +167,10 @@ impl Connection {
     }
 
     fn ask(&mut self, operation: Operation) {
+        let mark = operation.mark().cloned();
         if !self.operations.get_or_insert_default().push(operation) {
             self.link.send(
-                event::error(message::TOO_MANY_REQUESTS),
+                event::error_about(mark.as_deref(), message::TOO_MANY_REQUESTS),
                 self.shard.limits().outbox,
             );
         }
@@ -198,17 +200,10 @@ impl Connection {
             Outcome::Subscribed => self.step(now, Input::Subscribed),
             Outcome::Replaced(true) => self.admit(now),
             Outcome::Replaced(false) => self.close(Close::LimitExceeded, now),
-            Outcome::Allowed(rooms) => {
-                let joined = self.shard.join(&self.link, &rooms, false);
-                if joined.limited {
-                    self.link.send(
-                        event::error(message::TOO_MANY_ROOMS),
-                        self.shard.limits().outbox,
-                    );
-                }
-                if !joined.rooms.is_empty() && self.recheck_at.is_none() {
-                    self.recheck_at = Some(now + self.context.recheck_interval);
-                }
+            Outcome::Allowed { join, refused } => self.join(&join, &refused, now),
+            Outcome::NotJoined(mark) => {
+                let again = event::error_about(mark.as_deref(), message::TRY_AGAIN);
+                self.link.send(again, self.shard.limits().outbox);
             }
             Outcome::Lost(rooms) | Outcome::Leave(rooms) => {
                 self.shard.leave(&self.link, &rooms);
@@ -220,6 +215,29 @@ impl Connection {
                 self.link.send(event::error(message::TRY_AGAIN), bounds);
                 self.link.release(|_| true);
             }
+        }
+    }
+
+    /// Joins rooms that the rules allow, and answers if the client wants to know.
+    fn join(&mut self, join: &Join, refused: &[String], now: Instant) {
+        let outbox = self.shard.limits().outbox;
+        let joined = self.shard.join(&self.link, &join.rooms, false);
+        if joined.limited {
+            self.link
+                .send(event::error(message::TOO_MANY_ROOMS), outbox);
+        }
+        if !joined.rooms.is_empty() && self.recheck_at.is_none() {
+            self.recheck_at = Some(now + self.context.recheck_interval);
+        }
+        if let Some(mark) = &join.mark {
+            let (rooms, left_out): (Vec<&str>, Vec<&str>) = join
+                .rooms
+                .iter()
+                .map(String::as_str)
+                .partition(|name| self.shard.is_in(&self.link, name));
+            let refused = refused.iter().map(String::as_str).chain(left_out).collect();
+            let answer = event::joined(mark, &event::RoomsJoined { rooms, refused });
+            self.link.send(answer, outbox);
         }
     }
 
@@ -406,9 +424,9 @@ impl Connection {
                 }
                 Action::Admit => self.admit(now),
                 Action::Release => self.release(now),
-                Action::Join(rooms) => {
+                Action::Join(join) => {
                     if let Some(who) = self.session.principal().cloned() {
-                        self.ask(Operation::Join { who, rooms });
+                        self.ask(Operation::Join { who, join });
                     }
                 }
                 Action::Leave(rooms) => self.ask(Operation::Leave(rooms)),

@@ -22,6 +22,8 @@ use crate::id::Id;
 use crate::inbox::{Missed, NotificationSelector};
 use crate::principal::Principal;
 use crate::protocol::cipher::{Handshake, SALT_BYTES, UnusableKey, handshake};
+use crate::protocol::envelope::Mark;
+use crate::protocol::room::Join;
 
 /// Most waiting operations of a connection, those on rooms aside (protocol.md 2.9).
 const MAX_WAITING: usize = 16;
@@ -47,7 +49,7 @@ pub(super) enum Operation {
     },
     Join {
         who: Arc<Principal>,
-        rooms: Vec<String>,
+        join: Join,
     },
     /// An operation too, so that it comes after an earlier `Join`.
     Leave(Vec<String>),
@@ -70,9 +72,20 @@ impl Operation {
     /// Returns what the names of a `Join` or `Leave` take; `None` for everything else.
     fn room_bytes(&self) -> Option<usize> {
         match self {
-            Self::Join { rooms, .. } | Self::Leave(rooms) => {
-                Some(rooms.iter().map(|name| name.len() + ROOM_BYTES).sum())
+            Self::Join { join, .. } => {
+                // An answer has to be kept in mind also for a list without names.
+                let mark = join.mark.as_ref().map_or(0, |mark| mark.len() + ROOM_BYTES);
+                Some(mark + bytes_of(&join.rooms))
             }
+            Self::Leave(rooms) => Some(bytes_of(rooms)),
+            _ => None,
+        }
+    }
+
+    /// Returns what the answer of a `Join` repeats.
+    pub(super) fn mark(&self) -> Option<&Mark> {
+        match self {
+            Self::Join { join, .. } => join.mark.as_ref(),
             _ => None,
         }
     }
@@ -94,13 +107,13 @@ impl Operation {
     fn merge(&mut self, next: Self) -> Option<Self> {
         match (self, next) {
             (
-                Self::Join { who, rooms },
+                Self::Join { who, join },
                 Self::Join {
                     who: same,
-                    rooms: more,
+                    join: more,
                 },
-            ) if Arc::ptr_eq(who, &same) => {
-                rooms.extend(more);
+            ) if Arc::ptr_eq(who, &same) && join.mark.is_none() && more.mark.is_none() => {
+                join.rooms.extend(more.rooms);
                 None
             }
             (Self::Leave(rooms), Self::Leave(more)) => {
@@ -120,8 +133,13 @@ pub(super) enum Outcome {
     Subscribed,
     /// Whether a silent connection of the user made room.
     Replaced(bool),
-    /// Rooms that may be joined.
-    Allowed(Vec<String>),
+    /// Rooms that may be joined, and those that may not.
+    Allowed {
+        join: Join,
+        refused: Vec<String>,
+    },
+    /// The policies could not be read for the `Join` with this mark.
+    NotJoined(Option<Mark>),
     /// Rooms to leave.
     Leave(Vec<String>),
     /// Rooms that the user may no longer be in.
@@ -302,10 +320,19 @@ pub(super) fn begin(context: &Arc<Context>, id: Id, operation: Operation) -> Beg
         }),
         Operation::Leave(rooms) => Begun::Done(Outcome::Leave(rooms)),
         Operation::Subscribe(confirmed) => subscribe(context, id, confirmed),
-        Operation::Join { who, rooms } => on_control(context, async move {
+        Operation::Join { who, join } => on_control(context, async move {
+            let Join { rooms, mark } = join;
             match allowed(&with, &who, id, &rooms).await {
-                Some(allowed) => Outcome::Allowed(split(rooms, &allowed, true)),
-                None => Outcome::Unavailable,
+                Some(allowed) => {
+                    let refused = match mark {
+                        Some(_) => split(rooms.clone(), &allowed, false),
+                        None => Vec::new(),
+                    };
+                    let rooms = split(rooms, &allowed, true);
+                    let join = Join { rooms, mark };
+                    Outcome::Allowed { join, refused }
+                }
+                None => Outcome::NotJoined(mark),
             }
         }),
         Operation::Recheck { who, rooms } => on_control(context, async move {
@@ -365,6 +392,10 @@ fn subscribe(
         }
         Outcome::Subscribed
     })
+}
+
+fn bytes_of(rooms: &[String]) -> usize {
+    rooms.iter().map(|name| name.len() + ROOM_BYTES).sum()
 }
 
 fn split(rooms: Vec<String>, allowed: &[bool], want: bool) -> Vec<String> {
@@ -458,8 +489,9 @@ mod tests {
     }
 
     fn join(who: &Arc<Principal>, name: String) -> Operation {
-        let (who, rooms) = (Arc::clone(who), vec![name]);
-        Operation::Join { who, rooms }
+        let (rooms, mark) = (vec![name], None);
+        let (who, join) = (Arc::clone(who), Join { rooms, mark });
+        Operation::Join { who, join }
     }
 
     /// protocol.md 2.9.
@@ -471,13 +503,40 @@ mod tests {
         }
         assert!(operations.push(Operation::Leave(vec!["room-1".into()])));
         assert!(operations.push(join(&who, "room-1".into())));
-        let Some(Operation::Join { rooms, .. }) = operations.next() else {
+        let Some(Operation::Join { join: all, .. }) = operations.next() else {
             panic!("a join comes first");
         };
-        assert_eq!(rooms.len(), 1024);
+        assert_eq!(all.rooms.len(), 1024);
         assert!(matches!(operations.next(), Some(Operation::Leave(_))));
         assert!(matches!(operations.next(), Some(Operation::Join { .. })));
         assert!(operations.is_idle() && operations.room_bytes == 0);
+    }
+
+    /// protocol.md 5.8.
+    #[test]
+    fn joins_that_are_answered_stay_apart_and_are_bounded_without_names_too() {
+        let (mut operations, who) = (Operations::default(), who());
+        let marked = |rooms: &[&str]| Operation::Join {
+            who: Arc::clone(&who),
+            join: Join {
+                rooms: rooms.iter().map(|name| (*name).to_owned()).collect(),
+                mark: Some("1".into()),
+            },
+        };
+        assert!(operations.push(join(&who, "a".into())));
+        assert!(operations.push(marked(&["b"])));
+        assert!(operations.push(join(&who, "c".into())));
+        assert!(operations.push(marked(&["d"])));
+        let mut left = Vec::new();
+        while let Some(Operation::Join { join, .. }) = operations.next() {
+            left.push((join.rooms.concat(), join.mark.is_some()));
+        }
+        let [a, b, c, d] = ["a", "b", "c", "d"].map(str::to_owned);
+        assert_eq!(left, [(a, false), (b, true), (c, false), (d, true)]);
+        let fitting = (0..100_000)
+            .take_while(|_| operations.push(marked(&[])))
+            .count();
+        assert_eq!(fitting, MAX_WAITING_ROOM_BYTES / (1 + ROOM_BYTES));
     }
 
     /// protocol.md 2.13.

@@ -81,7 +81,8 @@ impl Shard {
         joined
     }
 
-    fn is_in(&self, link: &Link, name: &str) -> bool {
+    /// Whether a connection is in a room.
+    pub fn is_in(&self, link: &Link, name: &str) -> bool {
         let room = self.by_room.borrow().get(name).copied();
         room.is_some_and(|room| link.seats.borrow().iter().any(|seat| seat.room == room))
     }

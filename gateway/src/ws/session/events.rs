@@ -11,7 +11,7 @@ use crate::protocol::bounds::{MAX_READ_IDS, MAX_SYNC};
 use crate::protocol::close::Close;
 use crate::protocol::envelope::NotAnEnvelope;
 use crate::protocol::event::{self, message, name};
-use crate::protocol::room::{Asked, Rooms};
+use crate::protocol::room::{Asked, Join, Rooms};
 
 impl Session {
     pub(super) fn text(&mut self, now: Instant, rules: &Rules, text: &str, actions: &mut Actions) {
@@ -98,6 +98,26 @@ impl Session {
         }
     }
 
+    fn rooms(&self, envelope: &Envelope<'_>, actions: &mut Actions) {
+        let joins = envelope.event == name::JOIN;
+        let mark = envelope.mark().filter(|_| joins);
+        let Some(Asked { names, more }) = Rooms::read(envelope) else {
+            if mark.is_some() {
+                let invalid = event::error_about(mark.as_deref(), message::INVALID_DATA);
+                actions.push(Action::Send(invalid));
+            }
+            return tracing::debug!(client.id = %self.id, "join or leave without a list of rooms dropped");
+        };
+        if more {
+            actions.push(Action::Send(event::error(message::TOO_MANY_ROOMS)));
+        }
+        if joins && (mark.is_some() || !names.is_empty()) {
+            actions.push(Action::Join(Join { rooms: names, mark }));
+        } else if !names.is_empty() {
+            actions.push(Action::Leave(names));
+        }
+    }
+
     fn event(&self, envelope: &Envelope<'_>, actions: &mut Actions) {
         let invalid = || Action::Send(event::error(message::INVALID_DATA));
         match &*envelope.event {
@@ -105,21 +125,7 @@ impl Session {
             name::AUTHENTICATE => {
                 actions.push(Action::Send(event::error(message::ALREADY_AUTHENTICATED)))
             }
-            name::JOIN | name::LEAVE => {
-                let Some(Asked { names, more }) = Rooms::read(envelope) else {
-                    return tracing::debug!(client.id = %self.id, "join or leave without a list of rooms dropped");
-                };
-                if more {
-                    actions.push(Action::Send(event::error(message::TOO_MANY_ROOMS)));
-                }
-                if !names.is_empty() {
-                    actions.push(if envelope.event == name::JOIN {
-                        Action::Join(names)
-                    } else {
-                        Action::Leave(names)
-                    });
-                }
-            }
+            name::JOIN | name::LEAVE => self.rooms(envelope, actions),
             name::REFRESH => {
                 let given = envelope.read::<event::Authenticate<'_>>().ok();
                 match given.as_ref().and_then(event::Authenticate::bearer) {

@@ -11,6 +11,7 @@ use crate::principal::Principal;
 use crate::protocol::Message;
 use crate::protocol::cipher::{Handshake, UnusableKey};
 use crate::protocol::close::Close;
+use crate::protocol::room::Join;
 
 /// Settings of all sessions.
 #[derive(Debug, Clone)]
@@ -104,7 +105,7 @@ pub enum Action {
     /// `connected` is sent: release the held deliveries.
     Release,
     /// Join those of these rooms that the rules allow.
-    Join(Vec<String>),
+    Join(Join),
     /// Leave these rooms.
     Leave(Vec<String>),
     /// Verify another token of the same subject.

@@ -5,6 +5,7 @@ use crate::config::{ClientFrames, Encryption};
 use crate::principal::{TokenFacts, USER, Via};
 use crate::protocol::Message;
 use crate::protocol::cipher::handshake;
+use crate::protocol::room::Join;
 use ring::rand::SystemRandom;
 
 const T0: i64 = 1_750_000_000_000;
@@ -154,7 +155,11 @@ fn show(action: &Action) -> String {
         Action::Verify { token, key } => format!("verify {token} {key:?}"),
         Action::Admit => "admit".into(),
         Action::Release => "release".into(),
-        Action::Join(rooms) => format!("join {rooms:?}"),
+        Action::Join(Join { rooms, mark: None }) => format!("join {rooms:?}"),
+        Action::Join(Join {
+            rooms,
+            mark: Some(mark),
+        }) => format!("join {rooms:?} for {mark}"),
         Action::Leave(rooms) => format!("leave {rooms:?}"),
         Action::Refresh(token) => format!("refresh {token}"),
         Action::MarkRead(selector) => format!("read {selector:?}"),
@@ -498,6 +503,30 @@ fn join_drops_names_that_no_room_may_have() {
             .text(r#"{"event":"join","data":{"rooms":["ws:x"]}}"#)
             .is_empty()
     );
+}
+
+/// protocol.md 2.14 and 5.8.
+#[test]
+fn a_join_with_a_mark_is_answered_whatever_it_names() {
+    let mut fixture = Fixture::authenticated(rules(), None);
+    for (sent, done) in [
+        (r#""id":"7","data":{"rooms":["a"]}"#, r#"join ["a"] for 7"#),
+        (r#""data":{"rooms":["ws:x"]},"id":"7""#, "join [] for 7"),
+        (r#""id":"","data":{"rooms":["a"]}"#, r#"join ["a"]"#),
+        (r#""id":7,"data":{"rooms":["a"]}"#, r#"join ["a"]"#),
+        (
+            r#""id":"7""#,
+            r#"send {"event":"error","data":{"message":"Invalid data"},"id":"7"}"#,
+        ),
+    ] {
+        let text = format!(r#"{{"event":"join",{sent}}}"#);
+        assert_eq!(fixture.text(&text), [done], "{text}");
+    }
+    let long = "x".repeat(65);
+    let text = format!(r#"{{"event":"join","id":"{long}","data":{{"rooms":["a"]}}}}"#);
+    assert_eq!(fixture.text(&text), [r#"join ["a"]"#]);
+    let leave = r#"{"event":"leave","id":"7","data":{"rooms":["a"]}}"#;
+    assert_eq!(fixture.text(leave), [r#"leave ["a"]"#]);
 }
 
 /// protocol.md 3.11, 4.9 and 7.11.
