@@ -65,10 +65,15 @@ export class Rooms {
     this.leave([...this.#wanted.keys()], owner);
   }
 
-  /** Takes `joined`. Returns whether it answered a `join` of this client. */
+  /** Takes `joined`, or the `error` that came in its place (5.8). Returns whether nobody else needs to see it. */
   event({ event, data, id }: Envelope): boolean {
-    const waiting = event === "joined" && id !== undefined ? this.#waiting.get(id) : undefined;
-    if (!waiting || id === undefined) return false;
+    const names = id === undefined ? undefined : this.#waiting.get(id)?.names;
+    if (!names || id === undefined) return false;
+    if (event === "error") {
+      this.#answer(id, { acknowledged: false, rooms: names, refused: [] });
+      this.clock.after(ANSWER_MS, () => this.#ask(names.filter((name) => this.#wanted.has(name))));
+    }
+    if (event !== "joined") return false;
     const { rooms = [], refused = [] } = (data ?? {}) as Partial<JoinAnswer>;
     for (const name of refused) this.#wanted.delete(name);
     this.#answer(id, { acknowledged: true, rooms, refused });

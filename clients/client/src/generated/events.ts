@@ -78,6 +78,14 @@ export type Resync = {
   readonly reason: string;
 };
 
+/** Data of `joined`. */
+export type RoomsJoined = {
+  /** The others. */
+  readonly refused: readonly (string)[];
+  /** Those of the rooms that were asked for that the client is in now. */
+  readonly rooms: readonly (string)[];
+};
+
 /** Data of `notification:synced`. */
 export type Synced = {
   /** How many notifications were sent before. */
@@ -109,6 +117,8 @@ export interface ServerEvents {
   readonly "refreshed": Refreshed;
   /** The token ends soon; without `refresh` the connection is closed with 4005. */
   readonly "expiring": Expiring;
+  /** Answers a `join` that had an `id`, and repeats it: the rooms that the client is in now, and those that it may not join. */
+  readonly "joined": RoomsJoined;
   /** The gateway did not accept what the client sent. */
   readonly "error": ErrorText;
   /** Pushes may have been missed: send `notification:sync`. */
@@ -148,7 +158,7 @@ export interface ClientEvents {
     /** `Bearer` or `JWT` in any case; may be absent */
     readonly type?: string | null;
   };
-  /** Asks for rooms. The client joins those that the rules allow; the others are left out without an answer. */
+  /** Asks for rooms. The client joins those that the rules allow; the others are left out. With an `id` it is answered with `joined`. */
   readonly "join": {
     readonly rooms: readonly (string)[];
   };

@@ -13,6 +13,8 @@ class Answers {
   rows: Notification[] = [];
   version = 0;
   userId = "17";
+  /** So many joins are answered with an error. */
+  undecided = 0;
 
   readonly socket = (url: string): FakeSocket => {
     const socket = new FakeSocket(url);
@@ -23,7 +25,8 @@ class Answers {
       const { event, data, id } = socket.sent.at(-1)!;
       queueMicrotask(() => {
         if (event === "authenticate") socket.push("connected", { id: `c${this.sockets.length}`, userId: this.userId, time: "" });
-        if (event === "join") socket.push("joined", { rooms: data.rooms.filter((room: string) => room !== "secret"), refused: data.rooms.filter((room: string) => room === "secret") }, id);
+        if (event === "join" && data.rooms.includes("undecided") && this.undecided-- > 0) socket.push("error", { message: "Try again later" }, id);
+        else if (event === "join") socket.push("joined", { rooms: data.rooms.filter((room: string) => room !== "secret"), refused: data.rooms.filter((room: string) => room === "secret") }, id);
         if (event === "notification:sync") socket.push("notification:synced", { count: 0, cursor: data.after, epoch: "e", unreadCount: this.unread, version: this.version, more: false });
       });
     };
@@ -183,6 +186,15 @@ test("join says which rooms were refused, and joins the others again on the next
   expect(gateway.sockets[1]!.sent.find(({ event }) => event === "join")!.data).toEqual({ rooms: ["merchant:42"] });
   await client.leave("merchant:42");
   expect(gateway.sockets[1]!.sent.at(-1)).toMatchObject({ event: "leave", data: { rooms: ["merchant:42"] } });
+});
+
+test("a join that the gateway cannot decide is tried again", async () => {
+  gateway.undecided = 1;
+  const client = page();
+  await until("it is ready", isReady(client));
+  expect(await client.join("undecided")).toMatchObject({ acknowledged: false, rooms: ["undecided"] });
+  const joins = () => gateway.sockets[0]!.sent.filter(({ event }) => event === "join").length;
+  await until("it was asked again", () => joins() === 2);
 });
 
 test("names of rooms that the gateway drops without a word are refused with a word (5.1)", async () => {
