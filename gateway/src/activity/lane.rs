@@ -186,6 +186,7 @@ impl Lane {
             let started = Instant::now();
             match pipeline.inbox.insert(batch.transaction()).await {
                 Ok(stored) => {
+                    pipeline.status.stored(&self.topic, self.partition);
                     let metrics = &pipeline.metrics;
                     metrics.store_time.observe(started.elapsed().as_secs_f64());
                     metrics.batch.observe(batch.transaction().len() as f64);

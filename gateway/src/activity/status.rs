@@ -239,7 +239,15 @@ impl PipelineStatus {
         }
     }
 
-    /// Keeps why a partition waits at `offset`, until it advances.
+    /// Notes that rows of a partition were stored. One whose next record has many recipients stays at it for long, and does not stand still.
+    pub(super) fn stored(&self, topic: &Arc<str>, partition: i32) {
+        if let Some(state) = self.partitions.lock().get_mut(&(topic.clone(), partition)) {
+            state.since = Instant::now();
+            state.wait.take_if(|wait| wait.cause != Cause::Fetch);
+        }
+    }
+
+    /// Keeps why a partition waits at `offset`, until it advances or stores.
     pub(super) fn waits(
         &self,
         topic: &Arc<str>,
@@ -399,6 +407,23 @@ mod tests {
         assert_eq!(status.own_cause(Duration::ZERO), None, "it is the record");
         assert_eq!(status.observe(&topic, 3, 7, 1), 0);
         assert_eq!((status.standstill(), status.facts().stuck.len()), (None, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_partition_that_stores_one_record_for_long_is_not_stuck() {
+        let status = PipelineStatus::default();
+        let topic: Arc<str> = "t".into();
+        status.add(&topic, 3);
+        status.observe(&topic, 3, 5, 9);
+        status.waits(&topic, 3, 5, Cause::Database, "away".into());
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            status.stored(&topic, 3);
+            assert_eq!(status.observe(&topic, 3, 5, 9), 0);
+        }
+        assert_eq!(status.own_cause(Duration::ZERO), None);
+        tokio::time::sleep(STUCK_AFTER).await;
+        assert_eq!(status.observe(&topic, 3, 5, 9), 30);
     }
 
     #[tokio::test(start_paused = true)]
