@@ -244,7 +244,8 @@ impl Watch {
 
     fn compare(&mut self, number: usize, known: Known, status: u16, parts: &[String], text: &str) {
         let up = known.since.elapsed();
-        let is_good = status == 200 && parts.is_empty();
+        // What stands still is compared apart.
+        let is_good = status == 200 && parts.iter().all(|part| part == PIPELINE);
         if let Some((since, waiting)) = &mut self.calm {
             let calm = since.elapsed();
             if is_good && waiting.remove(&number) {
