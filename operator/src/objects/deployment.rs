@@ -91,6 +91,7 @@ pub(super) fn pod_template(
     let mut whole = lay_over(user, pod_spec(cluster, children));
     default_requests(&mut whole);
     restrict_further_containers(&mut whole);
+    select_own_pods(&mut whole, &cluster.name);
     let spec: PodSpec = serde_json::from_value(whole).expect("validated to be a PodSpec");
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
@@ -173,6 +174,20 @@ fn restrict_further_containers(pod: &mut Value) {
                 Value::Null => restricted,
                 given => lay_over(restricted, given),
             };
+        }
+    }
+}
+
+/// Completes spread constraints without a selector: they would count no pod at all (Kubernetes, "Pod Topology Spread Constraints").
+fn select_own_pods(pod: &mut Value, name: &str) {
+    let constraints = pod.get_mut("topologySpreadConstraints");
+    for constraint in constraints
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        if constraint["labelSelector"].is_null() {
+            constraint["labelSelector"] = json!({"matchLabels": selector(name)});
         }
     }
 }

@@ -221,6 +221,69 @@ fn objects_beside_the_deployment_fit_pods_of_the_old_ports_and_of_the_new_ones()
     );
 }
 
+/// The selectors of everything by which a template places its pods.
+fn placing_selectors(pod: &Value) -> Vec<Value> {
+    let mut all = Vec::new();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    for constraint in list(&pod["topologySpreadConstraints"]) {
+        all.push(constraint["labelSelector"].clone());
+    }
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let affinity = &pod["affinity"][kind];
+        for term in list(&affinity["requiredDuringSchedulingIgnoredDuringExecution"]) {
+            all.push(term["labelSelector"].clone());
+        }
+        for term in list(&affinity["preferredDuringSchedulingIgnoredDuringExecution"]) {
+            all.push(term["podAffinityTerm"]["labelSelector"].clone());
+        }
+    }
+    all
+}
+
+#[test]
+fn pods_of_every_shipped_example_are_spread_over_zones_and_nodes() {
+    let shipped = [
+        include_str!("../../../charts/examples/minimal.yaml"),
+        include_str!("../../../charts/examples/production.yaml"),
+    ];
+    let constraint = serde_json::json!([{"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "ScheduleAnyway"}]);
+    for text in shipped {
+        let document: Value = serde_yaml_ng::Deserializer::from_str(text)
+            .next()
+            .map(|first| serde::Deserialize::deserialize(first).unwrap())
+            .unwrap();
+        let shipped: signal_crds::SignalCluster = serde_json::from_value(document).unwrap();
+        // Also with a constraint that lacks its selector.
+        for constraints in [None, Some(constraint.clone())] {
+            let mut cluster = validate(&example("production")).unwrap();
+            let mut given = shipped.spec.pod_template.clone();
+            given
+                .spec
+                .extend(constraints.map(|it| ("topologySpreadConstraints".to_owned(), it)));
+            cluster.spec.pod_template = given;
+            let children = Children::of(&cluster.name);
+            let template = deployment::pod_template(&cluster, &children, "");
+            let labels = template.metadata.as_ref().unwrap().labels.clone().unwrap();
+            let pod = serde_json::to_value(template.spec).unwrap();
+            let keys: Vec<_> = pod["topologySpreadConstraints"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|constraint| constraint["topologyKey"].clone())
+                .collect();
+            assert_eq!(keys, ["topology.kubernetes.io/zone"]);
+            let selectors = placing_selectors(&pod);
+            assert!(selectors.len() >= 2, "zones and nodes");
+            for selector in selectors {
+                let wanted = selector["matchLabels"].as_object().unwrap();
+                assert!(!wanted.is_empty());
+                let selects = wanted.iter().all(|(name, value)| labels[name] == *value);
+                assert!(selects, "{selector} does not select {labels:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn live_settings_and_secrets_restart_no_pod() {
     let before = template(&make(&migrated(example("production"))));
