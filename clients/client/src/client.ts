@@ -227,7 +227,8 @@ class SignalClient {
 
   #lead(): void {
     if (this.#engine) return;
-    const engine = new Engine(this.#options, {
+    const isShown = this.#inbox.getSnapshot().status === "ready";
+    const engine = new Engine({ ...this.#options, isShown }, {
       connection: (state) => {
         if (this.#engine === engine) this.#showConnection(state);
       },

@@ -39,6 +39,8 @@ export interface InboxOptions {
   readonly storageKey: string;
   /** How long a change that could not be sent is tried. */
   readonly changeTimeoutMs: number;
+  /** Whether the page shows this inbox already: what is stored may be older than that. */
+  readonly isShown?: boolean;
 }
 
 export interface InboxLink {
@@ -91,7 +93,7 @@ export class Inbox {
     this.#syncTimer = new Timer(options.clock);
     this.#gapTimer = new Timer(options.clock);
     this.#saveTimer = new Timer(options.clock);
-    this.#restored = this.#restore();
+    this.#restored = options.isShown ? Promise.resolve() : this.#restore();
   }
 
   /** A connection began. */

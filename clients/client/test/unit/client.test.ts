@@ -3,6 +3,7 @@
 import "fake-indexeddb/auto";
 import { afterEach, beforeEach, describe, expect, expectTypeOf, test, vi } from "vitest";
 import { type Client, type ClientOptions, type InboxStorage, SignalError, createClient, fromWs, indexedDbStorage, sharedTabs } from "../../src/index.js";
+import type { InboxRecord } from "../../src/storage.js";
 import type { Notification } from "../../src/wire.js";
 import { FakeSocket, settle } from "./fakes.js";
 
@@ -314,6 +315,23 @@ describe("several pages", () => {
     await until("the next one is shown", () => seqs(second).length === 2);
     expect(lengths).not.toContain(0);
     expect(gateway.open).toBe(1);
+  });
+
+  test("go on with what they show where the browser has stored less", async () => {
+    let stored: InboxRecord | null = null;
+    const storage = { load: async () => stored, save: async (_: string, record: InboxRecord) => void (stored ??= record), clear: async () => {} };
+    const first = page({ tabs, storage });
+    await until("an empty inbox is stored", () => stored !== null);
+    const second = page({ tabs, storage });
+    gateway.create();
+    await until("both show it", () => seqs(second).length === 1);
+    const lengths = new Set<number>();
+    second.inbox.subscribe(() => lengths.add(seqs(second).length));
+    first.close();
+    await until("it is back", () => gateway.sockets.length === 2 && isReady(second)());
+    gateway.create();
+    await until("the next one is shown", () => seqs(second).length === 2);
+    expect(lengths).not.toContain(0);
   });
 
   test("a page that the leading one does not answer connects by itself", async () => {
