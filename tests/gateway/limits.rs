@@ -223,7 +223,7 @@ async fn rooms_beyond_the_limit_of_a_connection_are_not_joined() {
     assert_eq!(listed, 10);
 }
 
-/// protocol.md 5.7 and 5.8.
+/// protocol.md 3.23, 5.7 and 5.8.
 #[tokio::test]
 async fn a_join_with_an_id_is_answered_with_the_rooms_that_were_joined() {
     let stage = Stage::with(|settings| {

@@ -38,7 +38,7 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 /// A SignalCluster, its Deployment, and pods that are ready at once. A pod's revision is its image.
-struct World {
+struct Simulation {
     observed: Observed,
     memory: ClusterMemory,
     /// How many statuses said Ready.
@@ -68,7 +68,7 @@ fn pod(name: String, image: String) -> Pod {
     }
 }
 
-impl World {
+impl Simulation {
     fn new() -> Self {
         let observed = changed("minimal", |cluster| cluster.spec.replicas = 2);
         Self {
@@ -186,18 +186,18 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn no_status_says_ready_of_a_generation_whose_rollout_has_not_ended(actions in proptest::collection::vec(action(), 1..80)) {
-        let mut world = World::new();
+        let mut simulation = Simulation::new();
         for (turn, action) in actions.iter().enumerate() {
-            world.act(turn, action)?;
+            simulation.act(turn, action)?;
         }
-        let before = world.ready;
+        let before = simulation.ready;
         for turn in 1000..1040 {
-            if world.ready > before {
+            if simulation.ready > before {
                 break;
             }
-            world.act(turn, &Action::Reconcile(true))?;
-            world.act(turn, &Action::Control)?;
+            simulation.act(turn, &Action::Reconcile(true))?;
+            simulation.act(turn, &Action::Control)?;
         }
-        prop_assert!(world.ready > before, "in the end it is ready");
+        prop_assert!(simulation.ready > before, "in the end it is ready");
     }
 }

@@ -192,7 +192,7 @@ fn paths_with(value: &Value, texts: &[&str], path: String, found: &mut Vec<Strin
 }
 
 #[test]
-fn objects_beside_the_deployment_fit_pods_of_the_old_ports_and_of_the_new_ones() {
+fn every_other_object_fits_pods_of_the_old_ports_and_of_the_new_ones() {
     let observed = changed("production", |cluster| {
         cluster.spec.gateway.public_port = 18_123;
         cluster.spec.gateway.admin_port = 19_456;
