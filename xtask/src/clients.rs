@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use signal_services::find_program;
 
 use crate::outcome::Outcome;
+use crate::setup::browser;
 use crate::timing::Timing;
 use crate::{root, target_folder};
 
@@ -54,11 +55,6 @@ pub(crate) fn part(
         println!("xtask: {error:#}");
         failed.push(format!("{error:#}"));
     }
-}
-
-/// What the tests of pages run in.
-fn browser() -> Option<PathBuf> {
-    find_program(&["chromium", "chromium-browser", "google-chrome"])
 }
 
 /// npm, beside a Node that is new enough.

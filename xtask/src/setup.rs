@@ -1,7 +1,7 @@
 //! What building and testing need from the machine: found, installed, or named.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -183,6 +183,14 @@ const NODES: [Need; 8] = [
     },
 ];
 
+/// What tests of pages run in.
+const BROWSER: [Need; 1] = [Need {
+    name: "Chromium",
+    present: || browser().is_some(),
+    debian: "chromium",
+    homebrew: "chromium",
+}];
+
 /// What compiling the gateway needs.
 pub(crate) fn build() -> Result<()> {
     satisfy(&BUILD)
@@ -234,6 +242,14 @@ pub(crate) fn packages() {
     if let Err(error) = PgBouncer::Debian13.ensure(say) {
         println!("xtask: tests are left out that need PgBouncer of Debian 13: {error:#}");
     }
+    if let Err(error) = satisfy(&BROWSER) {
+        println!("xtask: tests are left out that need a browser: {error:#}");
+    }
+}
+
+/// Chromium, under one of its names.
+pub(crate) fn browser() -> Option<PathBuf> {
+    find_program(&["chromium", "chromium-browser", "google-chrome"])
 }
 
 fn say(what: &str) {
