@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use chrono::DateTime;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use serde::Deserialize as _;
 use serde_yaml_ng::Value;
+use signal_contract::StatusReport;
 use signal_crds::SignalCluster;
 use signal_crds::status::SourceStage;
 
-use crate::observe::fleet::Fleet;
+use crate::observe::fleet::{Fleet, Pod};
 use crate::observe::observed::{Kinds, Observed, PodAllowances};
 use crate::plan::record::{Record, RecordedSource, RedisRecord, SourcesRecord};
 use crate::plan::validate::ValidCluster;
@@ -24,6 +26,25 @@ pub(crate) const EXAMPLES: [(&str, &str); 3] = [
 /// One of the examples.
 pub(crate) fn example(name: &str) -> Observed {
     observed(EXAMPLES.iter().find(|(known, _)| *known == name).unwrap().1)
+}
+
+/// A pod that is ready, and whose report says nothing.
+pub(crate) fn pod(name: &str) -> Pod {
+    Pod {
+        name: name.into(),
+        uid: name.into(),
+        resource_version: "1".into(),
+        ip: Some([10, 0, 0, 1].into()),
+        admin_port: 9090,
+        node: Some("node".into()),
+        ready: true,
+        terminating: false,
+        draining_since: None,
+        deletion_cost: None,
+        template_hash: "1".into(),
+        created: DateTime::UNIX_EPOCH,
+        report: Ok(StatusReport::default()),
+    }
 }
 
 /// The observation of a cluster with only these objects and every optional kind.

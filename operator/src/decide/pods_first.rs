@@ -5,30 +5,10 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use signal_contract::StatusReport;
 
 use super::*;
-use crate::fixture::changed;
-use crate::observe::fleet::Pod;
+use crate::fixture::{changed, pod};
 use crate::status::status;
-
-fn pod(name: &str) -> Pod {
-    Pod {
-        name: name.into(),
-        uid: name.into(),
-        resource_version: "1".into(),
-        ip: Some([10, 0, 0, 1].into()),
-        admin_port: 9090,
-        node: Some("node".into()),
-        ready: true,
-        terminating: false,
-        draining_since: None,
-        deletion_cost: None,
-        template_hash: "1".into(),
-        created: DateTime::UNIX_EPOCH,
-        report: Ok(StatusReport::default()),
-    }
-}
 
 /// Three pods, of which this many are wanted, and a spec that cannot be carried out.
 fn three(wanted: i32, spoil: impl Fn(&mut Observed)) -> (Observed, ClusterPlan) {

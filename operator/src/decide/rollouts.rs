@@ -7,10 +7,9 @@ use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
 use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use signal_contract::StatusReport;
 
 use super::*;
-use crate::fixture::changed;
+use crate::fixture::{changed, pod};
 use crate::names::TEMPLATE_HASH;
 use crate::observe::fleet::Pod;
 use crate::status::status;
@@ -48,24 +47,6 @@ struct Simulation {
 fn image(deployment: &Deployment) -> String {
     let template = deployment.spec.as_ref().unwrap().template.spec.as_ref();
     template.unwrap().containers[0].image.clone().unwrap()
-}
-
-fn pod(name: String, image: String) -> Pod {
-    Pod {
-        uid: name.clone(),
-        name,
-        resource_version: "1".into(),
-        ip: Some([10, 0, 0, 1].into()),
-        admin_port: 9090,
-        node: Some("node".into()),
-        ready: true,
-        terminating: false,
-        draining_since: None,
-        deletion_cost: None,
-        template_hash: image,
-        created: DateTime::UNIX_EPOCH,
-        report: Ok(StatusReport::default()),
-    }
 }
 
 impl Simulation {
@@ -156,7 +137,10 @@ impl Simulation {
                 Some(old) if pods.len() > replicas => drop(pods.remove(old)),
                 None if pods.len() > replicas => drop(pods.pop()),
                 None if pods.len() == replicas => {}
-                _ => pods.push(pod(format!("p{turn}"), image.clone())),
+                _ => pods.push(Pod {
+                    template_hash: image.clone(),
+                    ..pod(&format!("p{turn}"))
+                }),
             }
         }
         let annotations = deployment.metadata.annotations.as_ref().unwrap();

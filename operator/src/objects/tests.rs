@@ -549,22 +549,15 @@ fn files_of_before_stay_until_every_ready_pod_holds_settings_without_them() {
 
 fn pod(name: &str, revision: &str) -> crate::observe::fleet::Pod {
     crate::observe::fleet::Pod {
-        name: name.into(),
-        uid: name.into(),
-        resource_version: "1".into(),
         ip: None,
-        admin_port: 9090,
         node: None,
-        ready: true,
-        terminating: false,
-        draining_since: None,
-        deletion_cost: None,
         template_hash: "1".into(),
         created: chrono::DateTime::UNIX_EPOCH,
         report: Ok(signal_contract::StatusReport {
             live_revision: revision.into(),
             ..signal_contract::StatusReport::default()
         }),
+        ..crate::fixture::pod(name)
     }
 }
 

@@ -110,7 +110,6 @@ impl Revisions {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
 
     use chrono::TimeDelta;
     use k8s_openapi::api::apps::v1::{DeploymentCondition, DeploymentStatus};
@@ -132,19 +131,13 @@ mod tests {
     /// One pod for each letter of the text, named after its place, each a minute younger than the last; the letter is its revision.
     fn fleet(revisions: &str) -> Fleet {
         let pods = revisions.chars().enumerate().map(|(place, hash)| Pod {
-            name: format!("p{place}"),
             uid: String::new(),
             resource_version: String::new(),
-            ip: Some(IpAddr::from([10, 0, 0, 1])),
-            admin_port: 9090,
             node: None,
-            ready: true,
-            terminating: false,
-            draining_since: None,
-            deletion_cost: None,
             template_hash: hash.to_string(),
             created: DateTime::UNIX_EPOCH + TimeDelta::minutes(i64::try_from(place).unwrap()),
             report: Err(String::new()),
+            ..crate::fixture::pod(&format!("p{place}"))
         });
         Fleet {
             pods: pods.collect(),

@@ -45,16 +45,7 @@ fn said<'a>(status: &'a Status, kind: &str) -> (&'a str, &'a str) {
 /// A healthy ready pod of the production example with so many connections.
 fn pod(name: &str, connections: i64) -> Pod {
     Pod {
-        name: name.into(),
-        uid: name.into(),
-        resource_version: "1".into(),
         ip: None,
-        admin_port: 9090,
-        node: Some("node".into()),
-        ready: true,
-        terminating: false,
-        draining_since: None,
-        deletion_cost: None,
         template_hash: "hash".into(),
         created: at(-60),
         report: Ok(StatusReport {
@@ -78,6 +69,7 @@ fn pod(name: &str, connections: i64) -> Pod {
             }),
             ..StatusReport::default()
         }),
+        ..crate::fixture::pod(name)
     }
 }
 

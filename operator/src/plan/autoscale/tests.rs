@@ -28,16 +28,11 @@ fn free() -> Autoscaling {
 /// One pod for each: connections, `-1` does not answer, `-2` has no address.
 fn fleet(pods: &[i64]) -> Fleet {
     let pod = |(place, count): (usize, &i64)| Pod {
-        name: format!("p{place}"),
         uid: String::new(),
         resource_version: String::new(),
         ip: (*count > -2).then_some(IpAddr::from([10, 0, 0, 1])),
-        admin_port: 9090,
         node: Some("n".into()),
         ready: *count >= 0,
-        terminating: false,
-        draining_since: None,
-        deletion_cost: None,
         template_hash: "h".into(),
         created: at(0),
         report: if *count < 0 {
@@ -51,6 +46,7 @@ fn fleet(pods: &[i64]) -> Fleet {
                 ..Default::default()
             })
         },
+        ..crate::fixture::pod(&format!("p{place}"))
     };
     Fleet {
         pods: pods.iter().enumerate().map(pod).collect(),

@@ -1,7 +1,5 @@
 //! Single decisions, and whole courses in which shed clients come back to random ready pods.
 
-use std::net::IpAddr;
-
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use signal_crds::Duration;
@@ -24,16 +22,9 @@ fn settings() -> Rebalance {
 
 fn fleet(counts: &[i64]) -> Fleet {
     let pod = |(place, total): (usize, &i64)| Pod {
-        name: format!("p{place}"),
         uid: String::new(),
         resource_version: String::new(),
-        ip: Some(IpAddr::from([10, 0, 0, 1])),
-        admin_port: 9090,
         node: Some("n".into()),
-        ready: true,
-        terminating: false,
-        draining_since: None,
-        deletion_cost: None,
         template_hash: "h".into(),
         created: at(0),
         report: Ok(StatusReport {
@@ -43,6 +34,7 @@ fn fleet(counts: &[i64]) -> Fleet {
             },
             ..Default::default()
         }),
+        ..crate::fixture::pod(&format!("p{place}"))
     };
     Fleet {
         pods: counts.iter().enumerate().map(pod).collect(),

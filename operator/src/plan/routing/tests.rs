@@ -36,16 +36,8 @@ fn pod(name: &str, revision: &str, node: &str) -> Pod {
         ..RedisReport::default()
     };
     Pod {
-        name: name.into(),
-        uid: name.into(),
-        resource_version: "1".into(),
         ip: None,
-        admin_port: 9090,
         node: None,
-        ready: true,
-        terminating: false,
-        draining_since: None,
-        deletion_cost: None,
         template_hash: String::new(),
         created: at(0),
         report: Ok(StatusReport {
@@ -54,6 +46,7 @@ fn pod(name: &str, revision: &str, node: &str) -> Pod {
             redis: bus,
             ..StatusReport::default()
         }),
+        ..crate::fixture::pod(name)
     }
 }
 

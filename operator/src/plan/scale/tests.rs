@@ -1,7 +1,5 @@
 //! Single steps by hand, and whole courses on a small cluster that fails in every way it can.
 
-use std::net::IpAddr;
-
 use k8s_openapi::api::apps::v1::{DeploymentSpec, DeploymentStatus};
 use proptest::prelude::*;
 
@@ -31,16 +29,9 @@ fn deployment(replicas: i32, counted: i32) -> Deployment {
 
 fn pod(name: &str, connections: i64) -> Pod {
     Pod {
-        name: name.into(),
         uid: format!("uid-{name}"),
         resource_version: "7".into(),
-        ip: Some(IpAddr::from([10, 0, 0, 1])),
-        admin_port: 9090,
         node: Some("n1".into()),
-        ready: true,
-        terminating: false,
-        draining_since: None,
-        deletion_cost: None,
         template_hash: "h1".into(),
         created: now() - TimeDelta::hours(1),
         report: Ok(StatusReport {
@@ -51,6 +42,7 @@ fn pod(name: &str, connections: i64) -> Pod {
             },
             ..Default::default()
         }),
+        ..crate::fixture::pod(name)
     }
 }
 

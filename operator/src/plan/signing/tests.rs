@@ -48,16 +48,9 @@ fn managed() -> Managed {
 /// Ready pods that serve these keys each.
 fn fleet(served: &[&[String]]) -> Fleet {
     let pod = |(number, keys): (usize, &&[String])| Pod {
-        name: format!("edge-{number}"),
         uid: format!("uid-{number}"),
-        resource_version: "1".into(),
         ip: None,
-        admin_port: 9090,
         node: None,
-        ready: true,
-        terminating: false,
-        draining_since: None,
-        deletion_cost: None,
         template_hash: "hash".into(),
         created: at(0),
         report: Ok(StatusReport {
@@ -67,6 +60,7 @@ fn fleet(served: &[&[String]]) -> Fleet {
             }),
             ..StatusReport::default()
         }),
+        ..crate::fixture::pod(&format!("edge-{number}"))
     };
     Fleet {
         pods: served.iter().enumerate().map(pod).collect(),

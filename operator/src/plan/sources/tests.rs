@@ -85,16 +85,8 @@ fn pod(name: &str, revision: &str, record: &SourcesRecord) -> Pod {
     };
     let key_sources = record.sources.iter().map(key_source).collect();
     Pod {
-        name: name.into(),
-        uid: name.into(),
-        resource_version: "1".into(),
         ip: None,
-        admin_port: 9090,
         node: None,
-        ready: true,
-        terminating: false,
-        draining_since: None,
-        deletion_cost: None,
         template_hash: String::new(),
         created: at(0),
         report: Ok(StatusReport {
@@ -103,6 +95,7 @@ fn pod(name: &str, revision: &str, record: &SourcesRecord) -> Pod {
             key_sources,
             ..StatusReport::default()
         }),
+        ..crate::fixture::pod(name)
     }
 }
 
