@@ -99,6 +99,23 @@ conformance! {
     a_survey_counts_what_is_not_understood,
 }
 
+/// The server's own database, which stays as it is, and the name of the test's.
+fn server(database: &TestDatabase) -> (TestDatabase, String) {
+    let mut url = url::Url::parse(database.url().expose()).unwrap();
+    let name = url.path().trim_start_matches('/').to_owned();
+    url.set_path("postgres");
+    (database.at(url.as_str()), name)
+}
+
+/// Ends every session of a database.
+async fn terminate(server: &TestDatabase, name: &str) {
+    server
+        .execute(&format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        ))
+        .await;
+}
+
 fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000 + seconds, 123_456_789).unwrap()
 }

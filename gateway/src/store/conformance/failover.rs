@@ -6,22 +6,6 @@ use sqlx::Row as _;
 use super::super::postgres::{Opened, Servers};
 use super::*;
 
-/// The server's own database, in which writes go on.
-fn server(database: &TestDatabase) -> (TestDatabase, String) {
-    let mut url = url::Url::parse(database.url().expose()).unwrap();
-    let name = url.path().trim_start_matches('/').to_owned();
-    url.set_path("postgres");
-    (database.at(url.as_str()), name)
-}
-
-async fn terminate(server: &TestDatabase, name: &str) {
-    server
-        .execute(&format!(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-        ))
-        .await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_take_no_writes_are_not_kept() {
     let Some(mut database) = TestDatabase::postgres("read-only").await else {

@@ -13,25 +13,13 @@ async fn until<T>(what: &str, mut holds: impl AsyncFnMut() -> Option<T>) -> T {
     }
 }
 
-/// The server's own database, from which another can be shut.
-fn server(database: &TestDatabase) -> (TestDatabase, String) {
-    let mut url = url::Url::parse(database.url().expose()).unwrap();
-    let name = url.path().trim_start_matches('/').to_owned();
-    url.set_path("postgres");
-    (database.at(url.as_str()), name)
-}
-
 async fn shut(server: &TestDatabase, name: &str) {
     server
         .execute(&format!(
             "ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false"
         ))
         .await;
-    server
-        .execute(&format!(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-        ))
-        .await;
+    terminate(server, name).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
