@@ -71,20 +71,19 @@ impl Login {
             return Self::default();
         }
         let auth = security.auth.clone();
-        let principal = auth.username.clone();
-        let tokens_clock = clock.clone();
         let (sender, current) = watch::channel(None);
+        let tokens = Tokens {
+            principal: auth.username.clone(),
+            clock: clock.clone(),
+            current,
+        };
         tokio::spawn(async move {
             tokio::select! {
                 () = sender.closed() => {}
                 () = keep_fresh(auth, clock, &sender) => {}
             }
         });
-        Self(Some(Arc::new(Tokens {
-            principal,
-            clock: tokens_clock,
-            current,
-        })))
+        Self(Some(Arc::new(tokens)))
     }
 
     /// The current token; waits for the first one, and a moment for one that follows a token that has ended: a client that gets none asks again
