@@ -131,6 +131,11 @@ struct Member {
 impl Crowd {
     /// Connects them, a few at a time, until all are greeted.
     pub(crate) fn connect(address: SocketAddr, guests: Vec<Guest>) -> Result<Self> {
+        Self::spread(&[address], guests)
+    }
+
+    /// The same for several servers: guest `n` goes to the server `n`, counted around.
+    pub(crate) fn spread(addresses: &[SocketAddr], guests: Vec<Guest>) -> Result<Self> {
         let count = guests.len();
         let members = Vec::with_capacity(count);
         let poll = os::Poll::new()?;
@@ -152,6 +157,7 @@ impl Crowd {
             while crowd.members.len() - ready < AT_ONCE {
                 let Some(guest) = guests.next() else { break };
                 let n = crowd.members.len();
+                let address = addresses[n % addresses.len()];
                 crowd.members.push(
                     Member::open(address, n, guest).with_context(|| format!("connection {n}"))?,
                 );

@@ -1,7 +1,7 @@
 //! Who makes servers send: a service that publishes to Redis, one that asks over REST, and the floor's control connection.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -23,7 +23,11 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     pub(crate) fn connect(server: &Server) -> Result<Self> {
-        let socket = TcpStream::connect(server.redis()?).context("no connection to Redis")?;
+        Self::to(server.redis()?)
+    }
+
+    pub(crate) fn to(redis: SocketAddr) -> Result<Self> {
+        let socket = TcpStream::connect(redis).context("no connection to Redis")?;
         socket.set_nodelay(true)?;
         socket.set_nonblocking(true)?;
         Ok(Self { socket, pending: 0 })
@@ -31,10 +35,22 @@ impl Publisher {
 
     /// One write, however many messages to the room of everyone.
     pub(crate) fn room(&mut self, messages: impl Iterator<Item = String>) -> Result<()> {
-        self.publish(messages.map(|data| {
-            let dispatch = json!({ "serverId": "emitter", "type": "room", "target": ROOM, "event": EVENT, "data": data });
-            (format!("ws:room:{ROOM}"), dispatch.to_string())
-        }))
+        self.publish(messages.map(|data| room_message(ROOM, &data)))
+    }
+
+    /// A message to one room.
+    pub(crate) fn one_room(&mut self, room: &str, data: &str) -> Result<()> {
+        self.publish(std::iter::once(room_message(room, data)))
+    }
+
+    /// A message to everyone.
+    pub(crate) fn broadcast(&mut self, data: &str) -> Result<()> {
+        let dispatch =
+            json!({ "serverId": "emitter", "type": "broadcast", "event": EVENT, "data": data });
+        self.publish(std::iter::once((
+            "ws:broadcast".to_owned(),
+            dispatch.to_string(),
+        )))
     }
 
     /// A message to one user.
@@ -78,6 +94,12 @@ impl Publisher {
         }
         Ok(())
     }
+}
+
+/// The channel and the payload of a message to a room.
+fn room_message(room: &str, data: &str) -> (String, String) {
+    let dispatch = json!({ "serverId": "emitter", "type": "room", "target": room, "event": EVENT, "data": data });
+    (format!("ws:room:{room}"), dispatch.to_string())
 }
 
 /// A way to make a server send to everyone.

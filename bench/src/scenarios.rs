@@ -5,6 +5,7 @@ mod connect;
 mod echo;
 mod fanout;
 mod idle;
+mod instances;
 mod pipeline;
 mod tls;
 mod unicast;
@@ -49,6 +50,10 @@ pub(crate) struct Sizes {
     pub(crate) records: usize,
     pub(crate) row_records: usize,
     pub(crate) burst_records: usize,
+    /// Gateways that share one Redis, the connections of all of them together, and those of one that come back to the others.
+    pub(crate) instances: &'static [usize],
+    pub(crate) spread: usize,
+    pub(crate) moved: usize,
 }
 
 impl Sizes {
@@ -71,6 +76,9 @@ impl Sizes {
             records: 10_000,
             row_records: 2000,
             burst_records: 100_000,
+            instances: &[2, 8, 32],
+            spread: 1024,
+            moved: 10_000,
         }
     }
 
@@ -93,6 +101,9 @@ impl Sizes {
             records: 400,
             row_records: 200,
             burst_records: 2000,
+            instances: &[2, 4],
+            spread: 64,
+            moved: 200,
         }
     }
 
@@ -111,7 +122,7 @@ pub(crate) struct Group {
 }
 
 /// In the order they run.
-pub(crate) const GROUPS: [Group; 11] = [
+pub(crate) const GROUPS: [Group; 12] = [
     Group {
         name: "idle",
         about: "Authenticated connections at rest. After traffic: five messages of 1 KiB to everyone, then two seconds of rest.",
@@ -156,6 +167,11 @@ pub(crate) const GROUPS: [Group; 11] = [
         name: "workers",
         about: "128 B to everyone: two workers on two cores compared with one on one; and 1 KiB to a crowd in which one member reads nothing.",
         run: workers::run,
+    },
+    Group {
+        name: "instances",
+        about: "Two, eight and 32 gateways on one core that share one Redis: CPU of all of them, and of Redis.",
+        run: instances::run,
     },
     Group {
         name: "token",

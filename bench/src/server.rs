@@ -137,12 +137,15 @@ pub(crate) struct Settings {
     pub(crate) pipeline: Option<(String, String, String)>,
     /// Whether clients connect over TLS.
     pub(crate) tls: bool,
+    /// The Redis that it shares with others; one of its own where there is none.
+    pub(crate) redis: Option<SocketAddr>,
 }
 
 /// A server process, ended when dropped.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
+    admin: SocketAddr,
     /// How clients connect over TLS, where they do.
     pub(crate) tls: Option<Arc<ClientConfig>>,
     /// Its own, so that nothing published for one server reaches another.
@@ -199,6 +202,7 @@ impl Server {
         let mut server = Self {
             child,
             address: SocketAddr::from(([0, 0, 0, 0], 0)),
+            admin: SocketAddr::from(([0, 0, 0, 0], 0)),
             tls: None,
             redis,
             _dir: dir,
@@ -216,7 +220,15 @@ impl Server {
         let dir = tempfile::tempdir()?;
         let folder = dir.path().to_owned();
         let path = |name: &str| folder.join(name).display().to_string();
-        let redis = Redis::start(&folder.join("redis"), &[])?;
+        let own_redis = match settings.redis {
+            Some(_) => None,
+            None => Some(Redis::start(&folder.join("redis"), &[])?),
+        };
+        let redis = own_redis
+            .as_ref()
+            .map(signal_services::Server::address)
+            .or(settings.redis)
+            .context("no Redis")?;
         let policies = settings.pipeline.as_ref().map_or_else(
             || format!("sqlite://{}", path("policy.db")),
             |(_, _, url)| url.clone(),
@@ -226,12 +238,15 @@ impl Server {
         std::fs::write(path("live.toml"), live(&testbed.issuer))?;
         std::fs::write(
             path("static.toml"),
-            fixed(settings, &folder, redis.address(), &policies),
+            fixed(settings, &folder, redis, &policies),
         )?;
         testbed.runtime.block_on(async {
             let policies = Policies::create(&policies).await?;
             policies
                 .grant(ADMIN, "WebSocketClient.broadcast", "execute", "allow")
+                .await?;
+            policies
+                .grant(ADMIN, "WebSocketClient.find", "read", "allow")
                 .await
         })?;
         let own = [testbed.cores.server];
@@ -251,8 +266,9 @@ impl Server {
         let mut server = Self {
             child,
             address: SocketAddr::from(([0, 0, 0, 0], 0)),
+            admin: SocketAddr::from(([0, 0, 0, 0], 0)),
             tls,
-            redis: Some(redis),
+            redis: own_redis,
             _dir: dir,
         };
         let began = Instant::now();
@@ -261,7 +277,7 @@ impl Server {
             if let Some((public, admin)) = addresses(&log)
                 && is_ready(admin)
             {
-                server.address = public;
+                (server.address, server.admin) = (public, admin);
                 return Ok(server);
             }
             if began.elapsed() > LIMIT || server.child.try_wait()?.is_some() {
@@ -282,6 +298,11 @@ impl Server {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether the gateway says so.
+    pub(crate) fn is_ready(&self) -> bool {
+        is_ready(self.admin)
     }
 
     /// CPU time it took until now, in microseconds.
@@ -351,6 +372,7 @@ fn fixed(settings: &Settings, dir: &Path, redis: SocketAddr, policies: &str) -> 
          [workers]\nshards = {}\ncontrol_threads = 1\n\
          [heartbeat]\nping_interval_ms = {}\ntimeout_ms = 3600000\n\
          [policy]\nurl = \"{policies}\"\n\
+         [rooms]\nunmatched = \"allow\"\n\
          [database]\nurl = \"{database}\"\n\
          [drain]\nendpoint_propagation_ms = 0\nwindow_ms = 100\n\
          [redis]\nmode = \"standalone\"\nnodes = [\"{redis}\"]\n{pipeline}",

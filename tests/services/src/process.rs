@@ -76,6 +76,11 @@ impl Server {
         self.address
     }
 
+    /// Its process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Starts it on its data and port, and waits until it answers. Does nothing while it runs.
     ///
     /// # Errors
