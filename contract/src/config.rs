@@ -304,6 +304,8 @@ pub struct KafkaAuth {
     pub mechanism: KafkaMechanism,
     /// SASL user; with OAUTHBEARER the id of the client.
     pub username: String,
+    /// File with the user, instead of `username`.
+    pub username_file: SecretFile,
     /// File with the SASL password; with OAUTHBEARER the secret of the client.
     pub password_file: SecretFile,
     /// Token endpoint of OAUTHBEARER; empty for none.
@@ -341,6 +343,8 @@ pub struct KafkaRegistry {
     pub topics: Vec<String>,
     /// User of HTTP Basic.
     pub username: String,
+    /// File with the user, instead of `username`.
+    pub username_file: SecretFile,
     /// File with the password of HTTP Basic.
     pub password_file: SecretFile,
     /// File with a bearer token.

@@ -79,6 +79,8 @@ impl Default for Sentinel {
 pub struct RedisAuth {
     /// ACL user; empty for the default user.
     pub username: String,
+    /// File with the user, instead of `username`.
+    pub username_file: SecretFile,
     /// File with the password.
     pub password_file: SecretFile,
 }
@@ -166,6 +168,7 @@ impl RedisLocation {
     /// Returns the files that it names, each with the name of its setting.
     pub fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let secrets = [
+            ("auth.username_file", self.auth.username_file.path()),
             ("auth.password_file", self.auth.password_file.path()),
             ("sentinel.password_file", self.sentinel.password_file.path()),
         ];

@@ -237,7 +237,7 @@ pub struct KafkaRegistry {
     /// Topics, of those of the pipeline, whose records carry the id of a schema.
     #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 249)))]
     pub topics: Vec<String>,
-    /// User of HTTP Basic. A changed content rolls the pods.
+    /// User of HTTP Basic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub username_secret_ref: Option<SecretKey>,
     /// Password of HTTP Basic.
@@ -276,7 +276,7 @@ pub struct KafkaAuth {
     /// Mechanism.
     #[serde(default)]
     pub mechanism: KafkaMechanism,
-    /// The user; with OAUTHBEARER the id of the client. A changed content rolls the pods.
+    /// The user; with OAUTHBEARER the id of the client.
     pub username_secret_ref: SecretKey,
     /// The password; with OAUTHBEARER the secret of the client.
     pub password_secret_ref: SecretKey,

@@ -10,7 +10,7 @@ mod load;
 mod secret;
 
 pub use load::{Invalid, load, load_live};
-pub use secret::read_secret;
+pub use secret::{read_secret, read_username};
 pub use signal_contract::{
     Algorithm, Auth, ClientFrames, Config, DEFAULTS, Database, Drain, Encryption, EncryptionMode,
     Heartbeat, Ids, Jwks, Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaRegistry,

@@ -7,7 +7,9 @@ use rdkafka::config::RDKafkaLogLevel;
 
 use super::PipelineError;
 use super::budget::prefetch_bytes;
-use crate::config::{Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaSecurity, read_secret};
+use crate::config::{
+    Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaSecurity, read_secret, read_username,
+};
 
 /// Properties that `kafka.properties` may not set, and what to do instead or why: what the pipeline guarantees depends on them.
 const RESERVED: [(&str, &str); 40] = [
@@ -216,8 +218,11 @@ fn login(auth: &KafkaAuth, client: &mut ClientConfig) -> Result<(), PipelineErro
     let password = read_secret(&auth.password_file)
         .map_err(|error| failed(error.to_string()))?
         .ok_or_else(|| failed("is not set".into()))?;
+    let username = read_username(&auth.username, &auth.username_file).map_err(|error| {
+        PipelineError::Settings(vec![format!("kafka.security.auth.username_file: {error}")])
+    })?;
     client
-        .set("sasl.username", &auth.username)
+        .set("sasl.username", username)
         .set("sasl.password", password.expose());
     Ok(())
 }
@@ -391,7 +396,17 @@ mod tests {
             (client.get("sasl.password"), client.get("ssl.ca.location")),
             (Some("hunter2"), Some("probe"))
         );
+        assert_eq!(client.get("sasl.username"), Some("signal"));
         assert!(!format!("{client:?}").contains("hunter2"));
+        config.security.auth.username_file = crate::config::SecretFile::new(file.path());
+        let client = consumer(&config).unwrap();
+        assert_eq!(client.get("sasl.username"), Some("hunter2"), "of its file");
+        let gone = crate::config::SecretFile::new("/nowhere");
+        config.security.auth.username_file = gone;
+        let Err(PipelineError::Settings(problems)) = consumer(&config) else {
+            panic!("taken")
+        };
+        assert!(problems[0].starts_with("kafka.security.auth.username_file"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use url::form_urlencoded::{Serializer, byte_serialize};
 
 use crate::backoff::Backoff;
 use crate::clock::Clock;
-use crate::config::{KafkaAuth, KafkaMechanism, KafkaSecurity, read_secret};
+use crate::config::{KafkaAuth, KafkaMechanism, KafkaSecurity, read_secret, read_username};
 use crate::outgoing::{self, BodyError};
 
 /// Longest time for one answer of the issuer.
@@ -73,7 +73,8 @@ impl Login {
         let auth = security.auth.clone();
         let (sender, current) = watch::channel(None);
         let tokens = Tokens {
-            principal: auth.username.clone(),
+            // Only for logs of librdkafka: what counts is read for each token.
+            principal: read_username(&auth.username, &auth.username_file).unwrap_or_default(),
             clock: clock.clone(),
             current,
         };
@@ -216,6 +217,8 @@ async fn keep_fresh(auth: KafkaAuth, clock: Arc<dyn Clock>, sender: &watch::Send
 enum TokenError {
     #[error("kafka.security.auth.token_url is no URL")]
     Url,
+    #[error("kafka.security.auth.username_file cannot be read: {0}")]
+    Username(String),
     #[error("kafka.security.auth.password_file cannot be read: {0}")]
     Secret(String),
     #[error("kafka.security.auth.token_ca_file cannot be used: {0}")]
@@ -322,7 +325,9 @@ fn prepare(auth: &KafkaAuth) -> Result<reqwest::RequestBuilder, TokenError> {
         .map_err(|error| TokenError::Request(outgoing::failure(error)))?;
     // RFC 6749, section 2.3.1: both are encoded before they become name and password.
     let encoded = |text: &str| byte_serialize(text.as_bytes()).collect::<String>();
-    let (id, secret) = (encoded(&auth.username), encoded(secret.expose()));
+    let username = read_username(&auth.username, &auth.username_file)
+        .map_err(|error| TokenError::Username(error.to_string()))?;
+    let (id, secret) = (encoded(&username), encoded(secret.expose()));
     Ok(client.post(url).basic_auth(id, Some(secret)))
 }
 

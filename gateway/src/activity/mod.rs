@@ -228,7 +228,8 @@ fn credentials(security: &config::KafkaSecurity) -> Vec<PathBuf> {
     let public = public
         .into_iter()
         .filter(|path| !path.as_os_str().is_empty());
-    let secret = [password, security.key_file.path()];
+    let username = auth.username_file.path().filter(|_| !is_token);
+    let secret = [username, password, security.key_file.path()];
     let secret = secret.into_iter().flatten().map(Path::to_owned);
     public.cloned().chain(secret).collect()
 }

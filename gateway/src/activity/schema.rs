@@ -31,7 +31,7 @@ use self::avro::AvroSchema;
 use self::protobuf::ProtobufSchema;
 use super::decode::Record;
 use super::poison::{DeadLetterReason, Poison};
-use crate::config::{KafkaRegistry, read_secret};
+use crate::config::{KafkaRegistry, read_secret, read_username};
 use crate::outgoing;
 
 /// Most schemas that are kept. A topic has a few; the bound is for producers that use one each.
@@ -231,7 +231,9 @@ fn settings(config: &KafkaRegistry) -> Result<SrSettings, String> {
     if let Some(token) = secret("token_file", &config.token_file)? {
         settings.set_token_authorization(token.expose());
     } else if let Some(password) = secret("password_file", &config.password_file)? {
-        settings.set_basic_authorization(&config.username, Some(password.expose()));
+        let username = read_username(&config.username, &config.username_file)
+            .map_err(|error| format!("kafka.registry.username_file cannot be read: {error}"))?;
+        settings.set_basic_authorization(&username, Some(password.expose()));
     }
     settings
         .build_with(client)

@@ -154,6 +154,11 @@ fn check_redis(config: &Config, checks: &mut Checks<'_>) {
         "must name at least one host:port in this mode",
     );
     checks.need(
+        redis.auth.username.is_empty() || redis.auth.username_file.path().is_none(),
+        "redis.auth.username",
+        "excludes redis.auth.username_file",
+    );
+    checks.need(
         redis.stalled_after_ms > redis.self_ping_interval_ms,
         "redis.stalled_after_ms",
         "must exceed redis.self_ping_interval_ms",
@@ -216,9 +221,11 @@ fn check_kafka_security(security: &KafkaSecurity, checks: &mut Checks<'_>) {
         KafkaProtocol::SaslSsl => (true, true),
     };
     checks.need(
-        !is_sasl || (!auth.username.is_empty() && auth.password_file.path().is_some()),
+        !is_sasl
+            || (auth.username.is_empty() == auth.username_file.path().is_some()
+                && auth.password_file.path().is_some()),
         "kafka.security.auth.username",
-        "SASL needs kafka.security.auth.username and kafka.security.auth.password_file",
+        "SASL needs kafka.security.auth.username or username_file, and kafka.security.auth.password_file",
     );
     let is_token = auth.mechanism == KafkaMechanism::OAuthBearer;
     checks.need(
@@ -267,9 +274,12 @@ fn check_registry(registry: &KafkaRegistry, topics: &[String], checks: &mut Chec
     }
     let has_password = registry.password_file.path().is_some();
     checks.need(
-        has_password != registry.username.is_empty(),
+        match registry.username_file.path() {
+            Some(_) => has_password && registry.username.is_empty(),
+            None => has_password != registry.username.is_empty(),
+        },
         "kafka.registry.username",
-        "must be set with kafka.registry.password_file",
+        "must be set, it or username_file, with kafka.registry.password_file",
     );
     checks.need(
         !has_password || registry.token_file.path().is_none(),

@@ -18,3 +18,12 @@ pub fn read_secret(file: &SecretFile) -> io::Result<Option<Secret>> {
         }
     }
 }
+
+/// The user of a login: the content of its file where one is set, otherwise the text.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn read_username(text: &str, file: &SecretFile) -> io::Result<String> {
+    let read = read_secret(file)?;
+    Ok(read.map_or_else(|| text.to_owned(), |name| name.expose().to_owned()))
+}

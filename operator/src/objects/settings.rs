@@ -19,8 +19,8 @@ use crate::names::{CATALOG_DIR, LIVE_DIR};
 use crate::plan::record::{Record, RecordedRedis, RecordedSource};
 use crate::plan::validate::{
     BASIC_USERS, DATABASE_URL, KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD,
-    KAFKA_TOKEN_CA, POLICY_URL, REGISTRY_CA, REGISTRY_PASSWORD, REGISTRY_TOKEN, TLS_CERTIFICATE,
-    TLS_CLIENT_CA, TLS_KEY, ValidCluster,
+    KAFKA_TOKEN_CA, KAFKA_USERNAME, POLICY_URL, REGISTRY_CA, REGISTRY_PASSWORD, REGISTRY_TOKEN,
+    REGISTRY_USERNAME, TLS_CERTIFICATE, TLS_CLIENT_CA, TLS_KEY, ValidCluster,
 };
 
 /// Redis as the static settings name it: its location stands in the live file, so that a switch changes no pod template.
@@ -126,7 +126,8 @@ fn kafka(cluster: &ValidCluster, spec: &Kafka, kafka: &mut signal_contract::Kafk
         protocol: spec.security.protocol.into(),
         auth: KafkaAuth {
             mechanism: auth.map(|auth| auth.mechanism).unwrap_or_default().into(),
-            username: cluster.kafka_username.clone(),
+            username: String::new(),
+            username_file: referenced(cluster, KAFKA_USERNAME),
             password_file: referenced(cluster, KAFKA_PASSWORD),
             token_url: auth
                 .and_then(|auth| auth.token_url.clone())
@@ -142,7 +143,8 @@ fn kafka(cluster: &ValidCluster, spec: &Kafka, kafka: &mut signal_contract::Kafk
         kafka.registry = KafkaRegistry {
             url: registry.url.clone(),
             topics: registry.topics.clone(),
-            username: cluster.registry_username.clone(),
+            username: String::new(),
+            username_file: referenced(cluster, REGISTRY_USERNAME),
             password_file: referenced(cluster, REGISTRY_PASSWORD),
             token_file: referenced(cluster, REGISTRY_TOKEN),
             ca_file: public_file(cluster, REGISTRY_CA),
@@ -294,6 +296,7 @@ fn location(redis: &RecordedRedis) -> RedisLocation {
         database: redis.database.into(),
         auth: RedisAuth {
             username: redis.username.clone(),
+            username_file: secret_file(redis.username_file.as_deref()),
             password_file: secret_file(redis.password_file.as_deref()),
         },
         tls: RedisTls {

@@ -139,9 +139,12 @@ pub struct RecordedRedis {
     /// Database number.
     #[serde(default)]
     pub database: u32,
-    /// ACL user, or empty.
-    #[serde(default)]
+    /// ACL user, or empty: only in records of the first form. Nothing of a Secret is in a record.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub username: String,
+    /// Key of the credentials Secret with the ACL user, content-addressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username_file: Option<String>,
     /// Key of the credentials Secret with the password, content-addressed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_file: Option<String>,
@@ -223,6 +226,7 @@ impl Record {
             .chain(&self.redis.previous)
             .flat_map(|redis| {
                 [
+                    redis.username_file.as_deref(),
                     redis.password_file.as_deref(),
                     redis.sentinel_password_file.as_deref(),
                     redis.ca_file.as_deref(),

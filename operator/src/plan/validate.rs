@@ -21,8 +21,8 @@ use crate::reasons::ConditionReason;
 use secrets::Resolver;
 pub use secrets::{
     BASIC_USERS, DATABASE_CA, DATABASE_URL, KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD,
-    KAFKA_TOKEN_CA, POLICY_URL, REGISTRY_CA, REGISTRY_PASSWORD, REGISTRY_TOKEN, TLS_CERTIFICATE,
-    TLS_CLIENT_CA, TLS_KEY,
+    KAFKA_TOKEN_CA, KAFKA_USERNAME, POLICY_URL, REGISTRY_CA, REGISTRY_PASSWORD, REGISTRY_TOKEN,
+    REGISTRY_USERNAME, TLS_CERTIFICATE, TLS_CLIENT_CA, TLS_KEY,
 };
 use shape::Shape;
 
@@ -51,10 +51,6 @@ pub struct ValidCluster {
     pub sources: Vec<(String, SourceDefinition)>,
     /// Redis.
     pub redis: Option<RecordedRedis>,
-    /// Kafka's user; empty for none.
-    pub kafka_username: String,
-    /// User of the registry of schemas; empty for none.
-    pub registry_username: String,
     /// Locales of the catalogs that are added to those of the image, sorted.
     pub locales: Vec<String>,
     /// Peers that may reach the public port; empty: all.
@@ -144,8 +140,6 @@ pub fn validate(observed: &Observed) -> Result<ValidCluster, Vec<Problem>> {
         files,
         sources,
         redis,
-        kafka_username,
-        registry_username,
     } = resolve(spec, &observed.secrets, &mut problems);
     if !problems.is_empty() {
         return Err(problems);
@@ -160,8 +154,6 @@ pub fn validate(observed: &Observed) -> Result<ValidCluster, Vec<Problem>> {
         files,
         sources,
         redis,
-        kafka_username,
-        registry_username,
         locales,
         public_from,
         admin_from,
@@ -173,8 +165,6 @@ struct Resolved {
     files: Files,
     sources: Vec<(String, SourceDefinition)>,
     redis: Option<RecordedRedis>,
-    kafka_username: String,
-    registry_username: String,
 }
 
 fn resolve(spec: &SignalClusterSpec, secrets: &Secrets, problems: &mut Vec<Problem>) -> Resolved {
@@ -202,32 +192,29 @@ fn resolve(spec: &SignalClusterSpec, secrets: &Secrets, problems: &mut Vec<Probl
     if let Some(key) = &spec.policy.url_secret_ref {
         resolver.database("spec.policy.urlSecretRef", key, POLICY_URL, false);
     }
-    let kafka_username = kafka_login(spec, &mut resolver);
-    let registry_username = registry_login(spec, &mut resolver);
+    kafka_login(spec, &mut resolver);
+    registry_login(spec, &mut resolver);
     let redis = redis(spec, &mut resolver);
     let sources = sources(spec, &mut resolver);
     Resolved {
         files: resolver.files,
         sources,
         redis,
-        kafka_username,
-        registry_username,
     }
 }
 
-/// Files of Kafka's logins; returns the user.
-fn kafka_login(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> String {
-    let mut username = String::new();
+/// Files of Kafka's logins.
+fn kafka_login(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) {
     let Some(security) = spec.kafka.as_ref().map(|kafka| &kafka.security) else {
-        return username;
+        return;
     };
     if let Some(auth) = &security.auth {
-        let user = resolver.text(
+        resolver.fixed_text(
             "spec.kafka.security.auth.usernameSecretRef",
             &auth.username_secret_ref,
+            KAFKA_USERNAME,
         );
-        user.unwrap_or_default().clone_into(&mut username);
-        resolver.password(
+        resolver.fixed_text(
             "spec.kafka.security.auth.passwordSecretRef",
             &auth.password_secret_ref,
             KAFKA_PASSWORD,
@@ -249,34 +236,31 @@ fn kafka_login(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> String 
             [KAFKA_CERTIFICATE, KAFKA_KEY],
         );
     }
-    username
 }
 
-/// Files for the registry of schemas; returns the user.
-fn registry_login(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> String {
-    let mut username = String::new();
+/// Files for the registry of schemas.
+fn registry_login(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) {
     let registry = spec
         .kafka
         .as_ref()
         .and_then(|kafka| kafka.registry.as_ref());
     let Some(registry) = registry else {
-        return username;
+        return;
     };
     if let Some(key) = &registry.username_secret_ref {
-        let user = resolver.text("spec.kafka.registry.usernameSecretRef", key);
-        user.unwrap_or_default().clone_into(&mut username);
+        let field = "spec.kafka.registry.usernameSecretRef";
+        resolver.fixed_text(field, key, REGISTRY_USERNAME);
     }
     if let Some(key) = &registry.password_secret_ref {
         let field = "spec.kafka.registry.passwordSecretRef";
-        resolver.password(field, key, REGISTRY_PASSWORD);
+        resolver.fixed_text(field, key, REGISTRY_PASSWORD);
     }
     if let Some(key) = &registry.token_secret_ref {
-        resolver.password("spec.kafka.registry.tokenSecretRef", key, REGISTRY_TOKEN);
+        resolver.fixed_text("spec.kafka.registry.tokenSecretRef", key, REGISTRY_TOKEN);
     }
     if let Some(key) = &registry.ca_secret_ref {
         resolver.fixed_authorities("spec.kafka.registry.caSecretRef", key, REGISTRY_CA);
     }
-    username
 }
 
 fn redis(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> Option<RecordedRedis> {
@@ -295,12 +279,12 @@ fn redis(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> Option<Record
             .map(|sentinel| sentinel.master_name.clone())
             .unwrap_or_default(),
         database: redis.database,
-        username: user
-            .and_then(|key| resolver.text("spec.redis.auth.usernameSecretRef", key))
-            .unwrap_or_default()
-            .to_owned(),
+        username: String::new(),
+        username_file: user.and_then(|key| {
+            resolver.addressed_text("spec.redis.auth.usernameSecretRef", key, "redis-username")
+        }),
         password_file: auth.and_then(|auth| {
-            resolver.addressed_password(
+            resolver.addressed_text(
                 "spec.redis.auth.passwordSecretRef",
                 &auth.password_secret_ref,
                 "redis-password",
@@ -309,7 +293,7 @@ fn redis(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> Option<Record
         sentinel_password_file: sentinel
             .and_then(|sentinel| sentinel.password_secret_ref.as_ref())
             .and_then(|key| {
-                resolver.addressed_password(
+                resolver.addressed_text(
                     "spec.redis.sentinel.passwordSecretRef",
                     key,
                     "redis-sentinel-password",
@@ -338,7 +322,7 @@ fn sources(
         });
         let secret = source.application_secret_ref.as_ref();
         let application_secret_file = secret.and_then(|key| {
-            resolver.addressed_password(
+            resolver.addressed_text(
                 &format!("spec.jwks.sources[{at}].applicationSecretRef"),
                 key,
                 &format!("source-{}-secret", source.name),

@@ -59,6 +59,7 @@ pub(super) struct Connector {
     master: String,
     database: i64,
     username: String,
+    username_file: SecretFile,
     password: SecretFile,
     sentinel_password: SecretFile,
     tls: bool,
@@ -91,6 +92,7 @@ impl Connector {
                 config.database
             },
             username: config.auth.username.clone(),
+            username_file: config.auth.username_file.clone(),
             password: config.auth.password_file.clone(),
             sentinel_password: config.sentinel.password_file.clone(),
             tls: config.tls.enabled,
@@ -99,6 +101,11 @@ impl Connector {
         };
         connector.check_authorities()?;
         Ok(connector)
+    }
+
+    /// The user as its file is now.
+    fn username(&self) -> std::io::Result<String> {
+        config::read_username(&self.username, &self.username_file)
     }
 
     /// Reads the file of authorities once, so that one that cannot work is refused at the start.
@@ -178,6 +185,7 @@ impl Connector {
             _ => self.nodes.clone(),
         };
         let push = push.map(std::sync::Arc::new);
+        let username = self.username()?;
         let mut last = failed("no node is known");
         let mut unfit = None;
         for address in ordered(candidates, prefer) {
@@ -186,13 +194,7 @@ impl Connector {
                 config = config.set_push_sender(push.clone());
             }
             match self
-                .connect(
-                    &address,
-                    &self.username,
-                    &self.password,
-                    self.database,
-                    config,
-                )
+                .connect(&address, &username, &self.password, self.database, config)
                 .await
             {
                 Ok(mut connection) => match self.is_fit(&mut connection).await {
@@ -236,11 +238,12 @@ impl Connector {
             .retries(3)
             .tcp_settings(TcpSettings::default().set_nodelay(true));
         let password = config::read_secret(&self.password)?;
-        if password.is_some() || !self.username.is_empty() {
+        let username = self.username()?;
+        if password.is_some() || !username.is_empty() {
             builder = builder.password(password.as_ref().map_or("", config::Secret::expose));
         }
-        if !self.username.is_empty() {
-            builder = builder.username(&self.username);
+        if !username.is_empty() {
+            builder = builder.username(&username);
         }
         if self.tls {
             builder = builder
@@ -317,7 +320,13 @@ impl Connector {
         for seed in &self.nodes {
             let slots: RedisResult<Vec<Value>> = async {
                 let mut connection = self
-                    .connect(seed, &self.username, &self.password, 0, self.async_config())
+                    .connect(
+                        seed,
+                        &self.username()?,
+                        &self.password,
+                        0,
+                        self.async_config(),
+                    )
                     .await?;
                 redis::cmd("CLUSTER")
                     .arg("SLOTS")

@@ -79,6 +79,8 @@ fn logins_and_the_registry_of_kafka_arrive_with_their_files() {
         &security.certificate_file,
         security.key_file.path().unwrap(),
         &security.auth.token_ca_file,
+        security.auth.username_file.path().unwrap(),
+        kafka.registry.username_file.path().unwrap(),
         kafka.registry.password_file.path().unwrap(),
         &kafka.registry.ca_file,
     ]
@@ -89,6 +91,8 @@ fn logins_and_the_registry_of_kafka_arrive_with_their_files() {
             "kafka-client.crt",
             "kafka-client.key",
             "kafka-token-ca.crt",
+            "kafka-username",
+            "kafka-registry-username",
             "kafka-registry-password",
             "kafka-registry-ca.crt"
         ]
@@ -98,18 +102,14 @@ fn logins_and_the_registry_of_kafka_arrive_with_their_files() {
     let texts = [
         &security.auth.token_url,
         &security.auth.scope,
-        &security.auth.username,
         &kafka.registry.url,
-        &kafka.registry.username,
     ];
     assert_eq!(
         texts,
         [
             "https://id.example.com/token",
             "kafka",
-            "signal",
-            "https://registry:8081",
-            "signal"
+            "https://registry:8081"
         ]
     );
     assert_eq!(kafka.registry.topics, kafka.topics);
@@ -149,7 +149,8 @@ fn static_settings_arrive_in_their_units() {
         (60, 180, false)
     );
     assert_ne!(config.redis.mode, RedisMode::None);
-    assert_eq!(config.kafka.security.auth.username, "signal");
+    let username = config.kafka.security.auth.username_file;
+    assert!(username.path().unwrap().ends_with("kafka-username"));
     assert_eq!(config.observability.tracing.samples_per_million, 2500);
     let config = load(&example("development"));
     assert!(config.database.migrate);
@@ -329,7 +330,7 @@ fn a_gateway_loads_the_current_and_the_previous_redis() {
             redis.sentinel.master_name.as_str(),
             redis.auth.username.as_str()
         ),
-        (RedisMode::Sentinel, 3, "mymaster", "signal")
+        (RedisMode::Sentinel, 3, "mymaster", "")
     );
     assert_eq!(previous.nodes, ["old:26379"]);
     assert!(previous.auth.password_file.path().is_none());
@@ -344,7 +345,7 @@ fn a_gateway_loads_the_current_and_the_previous_redis() {
         })
         .collect();
     assert!(
-        named.len() == 3 && named.iter().all(|name| cluster.files.contains_key(name)),
+        named.len() == 4 && named.iter().all(|name| cluster.files.contains_key(name)),
         "{named:?}"
     );
 

@@ -14,7 +14,7 @@ use crate::observe::observed::Observed;
 use crate::plan::validate::validate;
 
 /// Keys that no field of the SignalCluster is called like, and why.
-const OTHER_NAMES: [(&str, &str); 21] = [
+const OTHER_NAMES: [(&str, &str); 19] = [
     ("live_file", "path of a mounted file"),
     (
         "server.public_address",
@@ -60,14 +60,6 @@ const OTHER_NAMES: [(&str, &str); 21] = [
         "redis_previous",
         "kept in the record: redis, before it changed",
     ),
-    (
-        "redis.auth.username",
-        "content of redis.auth.usernameSecretRef",
-    ),
-    (
-        "kafka.security.auth.username",
-        "content of kafka.security.auth.usernameSecretRef",
-    ),
     ("database.retention_days", "database.retention"),
 ];
 
@@ -87,7 +79,11 @@ const SECTIONS: [(&str, &[&str]); 8] = [
 ];
 
 /// Keys that are new in this release and that an example uses on purpose: its image has to be of this release.
-const NEW: [&str; 0] = [];
+const NEW: [&str; 3] = [
+    "redis.auth.username_file",
+    "redis_previous.auth.username_file",
+    "kafka.security.auth.username_file",
+];
 
 /// Both documents of every example, with its record settled and a previous Redis.
 fn written() -> Vec<(&'static str, Table, Table)> {

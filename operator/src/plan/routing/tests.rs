@@ -20,6 +20,7 @@ fn redis(node: &str) -> RecordedRedis {
         sentinel_master: String::new(),
         database: 0,
         username: String::new(),
+        username_file: None,
         password_file: None,
         sentinel_password_file: None,
         tls: false,

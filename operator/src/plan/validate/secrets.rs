@@ -13,6 +13,8 @@ use crate::reasons::ConditionReason;
 
 /// Key of the credentials Secret: Kafka's password.
 pub const KAFKA_PASSWORD: &str = "kafka-password";
+/// Kafka's user.
+pub const KAFKA_USERNAME: &str = "kafka-username";
 /// Kafka's certificate authorities. A change restarts the pods.
 pub const KAFKA_CA: &str = "kafka-ca.crt";
 /// The certificate that Kafka's brokers ask for, and its chain.
@@ -21,6 +23,8 @@ pub const KAFKA_CERTIFICATE: &str = "kafka-client.crt";
 pub const KAFKA_KEY: &str = "kafka-client.key";
 /// Certificate authorities of Kafka's token endpoint.
 pub const KAFKA_TOKEN_CA: &str = "kafka-token-ca.crt";
+/// User of the registry of schemas.
+pub const REGISTRY_USERNAME: &str = "kafka-registry-username";
 /// Password of the registry of schemas.
 pub const REGISTRY_PASSWORD: &str = "kafka-registry-password";
 /// Bearer token for it.
@@ -107,7 +111,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// A text of one line, without white space around it.
-    pub(super) fn text(&mut self, field: &str, key: &SecretKey) -> Option<&'a str> {
+    fn text(&mut self, field: &str, key: &SecretKey) -> Option<&'a str> {
         let content = self.content(field, key)?;
         match std::str::from_utf8(content).map(str::trim) {
             Ok(text) if !text.contains(char::is_control) => Some(text),
@@ -124,8 +128,8 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// A password under a content-addressed name.
-    pub(super) fn addressed_password(
+    /// A user or password under a content-addressed name.
+    pub(super) fn addressed_text(
         &mut self,
         field: &str,
         key: &SecretKey,
@@ -137,8 +141,8 @@ impl<'a> Resolver<'a> {
         Some(name)
     }
 
-    /// A password under a fixed name.
-    pub(super) fn password(&mut self, field: &str, key: &SecretKey, name: &str) {
+    /// A user or password under a fixed name.
+    pub(super) fn fixed_text(&mut self, field: &str, key: &SecretKey, name: &str) {
         if let Some(text) = self.text(field, key) {
             self.files.insert(name.into(), text.into());
         }

@@ -119,7 +119,9 @@ fn files_are_named_by_their_content_where_the_live_settings_name_them() {
         password.starts_with("redis-password-") && password.len() == "redis-password-".len() + 8
     );
     assert_eq!(cluster.files[&password], b"redis-secret");
-    assert_eq!(redis.username, "signal");
+    let username = redis.username_file.unwrap();
+    assert!(redis.username.is_empty() && username.starts_with("redis-username-"));
+    assert_eq!(cluster.files[&username], b"signal");
     let other = validate(&with_secret("redis", "pass", Some("another")))
         .unwrap()
         .redis
@@ -139,7 +141,7 @@ fn files_are_named_by_their_content_where_the_live_settings_name_them() {
             .files
             .contains_key(cluster.sources[0].1.ca_file.as_ref().unwrap())
     );
-    assert_eq!(cluster.kafka_username, "signal");
+    assert_eq!(cluster.files[KAFKA_USERNAME], b"signal");
 }
 
 #[test]

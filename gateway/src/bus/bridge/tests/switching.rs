@@ -196,9 +196,15 @@ async fn another_login_or_another_name_of_the_same_server_is_used_without_a_gap(
         ]);
         std::fs::write(server.dir.path().join(password), password).unwrap();
     }
+    let user_file = |user: &str| {
+        let path = server.dir.path().join(format!("user-{user}"));
+        std::fs::write(&path, user).unwrap();
+        SecretFile::new(path)
+    };
     let by = |user: &str, password: &str| RedisLocation {
         auth: RedisAuth {
-            username: user.into(),
+            username: String::new(),
+            username_file: user_file(user),
             password_file: SecretFile::new(server.dir.path().join(password)),
         },
         ..location(&server)
