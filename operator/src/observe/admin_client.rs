@@ -3,12 +3,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use signal_contract::{DrainOrder, Object, ShedOrder, StatusReport};
 
 /// Longest time for one request.
 const LIMIT: Duration = Duration::from_secs(2);
-/// Longest answer that is read.
-const MAX_BYTES: usize = 256 * 1024;
+/// Longest answer that is read: a gateway with all the sources that it takes, and ten keys of each, needs a third of it.
+const MAX_BYTES: usize = 64 * 1024;
+/// Most values in an answer. A list of empty entries takes some sixty times as much memory as text.
+const MAX_VALUES: usize = 4096;
 
 /// Sends requests to pods. Cheap to clone; all clones share connections.
 #[derive(Debug, Clone)]
@@ -53,9 +56,7 @@ impl AdminClient {
             }
             body.extend_from_slice(&part);
         }
-        serde_json::from_slice(&body)
-            .map(|Object(report)| report)
-            .map_err(|error| format!("its status cannot be read: {error}"))
+        read_report(&body)
     }
 
     /// Orders a pod to close its connections and to keep running; a repeated order changes nothing.
@@ -90,6 +91,84 @@ impl AdminClient {
     }
 }
 
+/// Reads a status. Its values are counted before any of them is kept.
+fn read_report(body: &[u8]) -> Result<StatusReport, String> {
+    let failed = |error: serde_json::Error| format!("its status cannot be read: {error}");
+    let mut left = MAX_VALUES;
+    Counted(&mut left)
+        .deserialize(&mut serde_json::Deserializer::from_slice(body))
+        .map_err(failed)?;
+    serde_json::from_slice(body)
+        .map(|Object(report)| report)
+        .map_err(failed)
+}
+
+/// Reads one value with all that it contains, keeps nothing of it, and counts down.
+struct Counted<'a>(&'a mut usize);
+
+impl Counted<'_> {
+    fn count<E: serde::de::Error>(&mut self) -> Result<(), E> {
+        *self.0 = self
+            .0
+            .checked_sub(1)
+            .ok_or_else(|| E::custom(format!("it has more than {MAX_VALUES} values")))?;
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Counted<'_> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(mut self, from: D) -> Result<(), D::Error> {
+        self.count()?;
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Counted<'_> {
+    type Value = ();
+
+    fn expecting(&self, text: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        text.write_str("a value")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while list.next_element_seed(Counted(self.0))?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        while members.next_key::<IgnoredAny>()?.is_some() {
+            members.next_value_seed(Counted(self.0))?;
+        }
+        Ok(())
+    }
+}
+
 fn url(ip: IpAddr, port: u16, path: &str) -> String {
     format!("http://{}/{path}", SocketAddr::new(ip, port))
 }
@@ -110,5 +189,55 @@ fn why(error: &reqwest::Error) -> String {
         "it refuses connections".into()
     } else {
         "its answer ended early".into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full(sources: usize, keys: usize) -> Vec<u8> {
+        let keys: Vec<String> = (0..keys)
+            .map(|at| format!("a key id of usual length {at}"))
+            .collect();
+        let source = |at: usize| {
+            serde_json::json!({"name": format!("source-{at}"), "state": "trusted", "keys": keys, "refreshedAt": "2026-01-01T00:00:00Z",
+                "error": "the answer is 503, not 200"})
+        };
+        let sources: Vec<_> = (0..sources).map(source).collect();
+        let report = serde_json::json!({"version": "1", "ready": true, "connections": {"total": 7}, "keySources": sources});
+        report.to_string().into_bytes()
+    }
+
+    #[test]
+    fn the_status_of_a_gateway_with_many_sources_is_read() {
+        let body = full(33, 10);
+        assert!(body.len() < MAX_BYTES / 2, "{}", body.len());
+        let report = read_report(&body).unwrap();
+        assert_eq!(
+            (report.key_sources.len(), report.connections.total),
+            (33, 7)
+        );
+    }
+
+    #[test]
+    fn a_status_of_many_empty_entries_is_refused_before_any_is_kept() {
+        let many = |open: &str, entry: &str, close: &str| {
+            let entries = vec![entry; MAX_BYTES / (entry.len() + 1) - 100];
+            format!("{open}{}{close}", entries.join(","))
+        };
+        for body in [
+            many("{\"keySources\":[", "{}", "]}"),
+            many("{\"keySources\":[{\"keys\":[", "\"\"", "]}]}"),
+            many("{\"unready\":[", "{}", "]}"),
+            many("{\"unknown\":[", "0", "]}"),
+        ] {
+            assert!(body.len() <= MAX_BYTES);
+            let error = read_report(body.as_bytes()).unwrap_err();
+            assert!(error.contains("more than 4096 values"), "{error}");
+        }
+        let deep = "[".repeat(60_000);
+        assert!(read_report(deep.as_bytes()).is_err());
+        assert!(read_report(b"[1]").is_err(), "a list is no report");
     }
 }
