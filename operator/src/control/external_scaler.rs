@@ -35,6 +35,8 @@ pub const METRIC: &str = "connections";
 pub const CLUSTER: &str = "cluster";
 /// How often an open stream checks for a change.
 const STREAM_INTERVAL: Duration = Duration::from_secs(2);
+/// Longest message of KEDA: it names a `ScaledObject` and the metadata of one trigger.
+const MAX_MESSAGE_BYTES: usize = 16 * 1024;
 /// Streams and calls at once on one of KEDA's connections.
 const MAX_STREAMS: u32 = 1000;
 
@@ -54,7 +56,7 @@ pub async fn serve(
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .add_service(ExternalScalerServer::new(scaler))
+        .add_service(ExternalScalerServer::new(scaler).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .serve_with_incoming_shutdown(TcpIncoming::from(listener), shutdown.cancelled_owned())
         .await
 }

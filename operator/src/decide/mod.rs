@@ -339,6 +339,8 @@ pub fn wants_samples(observed: &Observed) -> bool {
 }
 
 #[cfg(test)]
+mod planted;
+#[cfg(test)]
 mod pods_first;
 #[cfg(test)]
 mod rollouts;

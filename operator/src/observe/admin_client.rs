@@ -3,15 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use signal_contract::{DrainOrder, Object, ShedOrder, StatusReport};
+
+use crate::observe::bounded;
 
 /// Longest time for one request.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Longest answer that is read: a gateway with all the sources that it takes, and ten keys of each, needs a third of it.
 const MAX_BYTES: usize = 64 * 1024;
-/// Most values in an answer. A list of empty entries takes some sixty times as much memory as text.
-const MAX_VALUES: usize = 4096;
 
 /// Sends requests to pods. Cheap to clone; all clones share connections.
 #[derive(Debug, Clone)]
@@ -94,79 +93,10 @@ impl AdminClient {
 /// Reads a status. Its values are counted before any of them is kept.
 fn read_report(body: &[u8]) -> Result<StatusReport, String> {
     let failed = |error: serde_json::Error| format!("its status cannot be read: {error}");
-    let mut left = MAX_VALUES;
-    Counted(&mut left)
-        .deserialize(&mut serde_json::Deserializer::from_slice(body))
-        .map_err(failed)?;
+    bounded::count(body).map_err(failed)?;
     serde_json::from_slice(body)
         .map(|Object(report)| report)
         .map_err(failed)
-}
-
-/// Reads one value with all that it contains, keeps nothing of it, and counts down.
-struct Counted<'a>(&'a mut usize);
-
-impl Counted<'_> {
-    fn count<E: serde::de::Error>(&mut self) -> Result<(), E> {
-        *self.0 = self
-            .0
-            .checked_sub(1)
-            .ok_or_else(|| E::custom(format!("it has more than {MAX_VALUES} values")))?;
-        Ok(())
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Counted<'_> {
-    type Value = ();
-
-    fn deserialize<D: serde::Deserializer<'de>>(mut self, from: D) -> Result<(), D::Error> {
-        self.count()?;
-        from.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Counted<'_> {
-    type Value = ();
-
-    fn expecting(&self, text: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        text.write_str("a value")
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while list.next_element_seed(Counted(self.0))?.is_some() {}
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        while members.next_key::<IgnoredAny>()?.is_some() {
-            members.next_value_seed(Counted(self.0))?;
-        }
-        Ok(())
-    }
 }
 
 fn url(ip: IpAddr, port: u16, path: &str) -> String {

@@ -5,8 +5,12 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ManagedFieldsEntry, ObjectMeta};
 use kube::core::DynamicObject;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use signal_crds::SignalCluster;
+
+use crate::observe::bounded;
 
 /// A SignalCluster that this release cannot read.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +35,9 @@ pub fn read_cluster(object: DynamicObject) -> Result<SignalCluster, Box<Unreadab
     let field = |name: &str| data.get(name).cloned().unwrap_or_default();
     let (spec, status) = (field("spec"), field("status"));
     let conditions = status.get("conditions").cloned().unwrap_or_default();
-    match serde_json::from_value(spec) {
+    // Parts of it, such as the pod template, have no bound in the definition.
+    let bounded = bounded::count_value(&spec);
+    match bounded.and_then(|()| serde_json::from_value(spec)) {
         Ok(spec) => Ok(SignalCluster {
             metadata,
             spec,
@@ -50,6 +56,17 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Its field manager.
 const CLIENT_SIDE: &str = "kubectl-client-side-apply";
 
+/// What is used of it.
+#[derive(Deserialize)]
+struct LastApplied {
+    spec: LastAppliedSpec,
+}
+
+#[derive(Deserialize)]
+struct LastAppliedSpec {
+    replicas: Option<IgnoredAny>,
+}
+
 /// Whether somebody wrote `spec.replicas`, by the object's field managers (Kubernetes, "Server-Side Apply: Field management"). After the field was removed
 /// the API server fills in its default: in server-side apply nobody owns that; in client-side apply the default counts as written by who removed it, and
 /// only the annotation tells.
@@ -63,8 +80,8 @@ pub(crate) fn names_replicas(metadata: &ObjectMeta) -> bool {
     };
     let last_applied = || {
         let text = metadata.annotations.as_ref()?.get(LAST_APPLIED)?;
-        let applied: Value = serde_json::from_str(text).ok()?;
-        Some(applied.pointer("/spec/replicas").is_some())
+        let applied: LastApplied = serde_json::from_str(text).ok()?;
+        Some(applied.spec.replicas.is_some())
     };
     managed.iter().filter(owns).any(|entry| {
         entry.manager.as_deref() != Some(CLIENT_SIDE) || last_applied().unwrap_or(true)
@@ -124,6 +141,17 @@ mod tests {
         let unreadable = read_cluster(newer).unwrap_err();
         assert!(unreadable.why.contains("Predictive"), "{}", unreadable.why);
         assert_eq!(unreadable.conditions[0].type_, "Ready");
+    }
+
+    #[test]
+    fn a_spec_of_thousands_of_values_is_unreadable() {
+        let many = object(|object| {
+            let empty = vec![json!({}); bounded::MAX_VALUES];
+            object["spec"]["podTemplate"] = json!({"spec": {"volumes": empty}});
+        });
+        let unreadable = read_cluster(many).unwrap_err();
+        let why = &unreadable.why;
+        assert!(why.contains("more than 4096 values"), "{why}");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! [`mod@references`], [`owner`].
 
 pub mod admin_client;
+pub mod bounded;
 pub mod definition;
 pub mod fleet;
 pub mod observed;

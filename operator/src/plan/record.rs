@@ -9,6 +9,8 @@ use signal_contract::{Object, RedisMode, SourcePreset, object, objects, optional
 use signal_crds::jwks::Algorithm;
 use signal_crds::status::SourceStage;
 
+use crate::observe::bounded;
+
 /// The stage of everything that changes in stages: one member for each plan, which reads and changes no other.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -180,6 +182,7 @@ impl Record {
     /// # Errors
     /// For people: why it cannot be read.
     pub fn read(text: &str) -> Result<Self, String> {
+        bounded::count(text.as_bytes()).map_err(|error| error.to_string())?;
         let Object(read): Object<Versioned<Self>> =
             serde_json::from_str(text).map_err(|error| error.to_string())?;
         if read.version > VERSION {
@@ -266,6 +269,13 @@ mod tests {
         let error = Record::read("{\"version\":2,\"sources\":[]}").unwrap_err();
         assert!(error.contains("version 2"), "{error}");
         assert!(Record::read("{").is_err());
+    }
+
+    #[test]
+    fn a_record_of_thousands_of_values_is_not_read() {
+        let empty = vec!["\"\""; bounded::MAX_VALUES].join(",");
+        let error = Record::read(&format!("{{\"unknown\":[{empty}]}}")).unwrap_err();
+        assert!(error.contains("more than 4096 values"), "{error}");
     }
 
     #[test]

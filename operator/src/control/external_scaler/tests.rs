@@ -263,3 +263,16 @@ async fn a_stream_tells_at_once_then_each_change_and_ends_with_the_cluster_or_th
         .unwrap()
         .unwrap();
 }
+
+#[tokio::test]
+async fn a_message_of_empty_entries_is_refused_before_it_is_decoded() {
+    let mut served = start().await;
+    served.list(&[cluster("a", "External", sample(9, 1, 1))]);
+    let mut many = asker("a", "edge", None);
+    let entry = |at: usize| (at.to_string(), String::new());
+    many.scaler_metadata.extend((0..20_000).map(entry));
+    let refused = served.client.is_active(many).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+    let usual = served.client.is_active(asker("a", "edge", None)).await;
+    assert!(usual.unwrap().into_inner().result);
+}

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use signal_contract::Object;
 use signal_crds::status::{SigningKeyStage, SigningKeyStatus};
 
+use crate::observe::bounded;
 use crate::time::to_k8s;
 
 /// Key of the Secret with every key and its stage.
@@ -229,7 +230,7 @@ impl KeyRing {
         // Only the issuer reads it; a plan rewrites it.
         let current_json: Current = data
             .get(CURRENT_JSON)
-            .and_then(|json| serde_json::from_slice(json).ok())
+            .and_then(|json| read_bounded(json))
             .map(|Object(current)| current)
             .unwrap_or_default();
         let ring = (!keys.is_empty()).then_some(Self {
@@ -298,6 +299,12 @@ impl KeyRing {
     }
 }
 
+/// Reads what others may have written into the Secret.
+fn read_bounded<T: serde::de::DeserializeOwned>(json: &[u8]) -> Option<T> {
+    bounded::count(json).ok()?;
+    serde_json::from_slice(json).ok()
+}
+
 /// The readable keys of `ring.json`, and what is wrong with it.
 fn read_ring(json: Option<&[u8]>) -> (Vec<Key>, Option<String>) {
     #[derive(Deserialize)]
@@ -308,7 +315,7 @@ fn read_ring(json: Option<&[u8]>) -> (Vec<Key>, Option<String>) {
         return (Vec::new(), Some(format!("{RING_JSON} is missing")));
     };
     // An error of serde may contain a private key.
-    let Ok(Object(ring)) = serde_json::from_slice::<Object<Ring>>(json) else {
+    let Some(Object(ring)) = read_bounded::<Object<Ring>>(json) else {
         return (Vec::new(), Some(format!("{RING_JSON} cannot be read")));
     };
     let (mut keys, mut what) = (Vec::<Key>::new(), None);

@@ -3,7 +3,9 @@
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
+use signal_contract::Object;
 use signal_crds::reference::SecretKey;
 
 use super::{Files, Problem, ProblemKind};
@@ -281,7 +283,8 @@ impl<'a> Resolver<'a> {
         let Some(content) = self.content(field, key) else {
             return;
         };
-        match serde_json::from_slice::<Vec<serde_json::Map<String, serde_json::Value>>>(content) {
+        // Whatever their number, users that are not kept take no memory.
+        match serde_json::from_slice::<Vec<Object<IgnoredAny>>>(content) {
             Ok(_) => {
                 self.files.insert(BASIC_USERS.into(), content.into());
             }
