@@ -10,7 +10,7 @@ import { type InboxState, emptyInbox } from "./inbox/inbox.js";
 import { type Page, browserPage } from "./page.js";
 import type { Fetch } from "./rest.js";
 import { type JoinAnswer, checkRooms } from "./rooms.js";
-import type { Encryption, Envelope, WebSocketLike } from "./session.js";
+import type { Encryption, Envelope, TracedFrame, WebSocketLike } from "./session.js";
 import type { InboxStorage } from "./storage.js";
 import { type Store, Value, guard } from "./store.js";
 import type { TabLink, Tabs } from "./tabs.js";
@@ -48,6 +48,8 @@ export interface ClientOptions {
   readonly parse?: (text: string) => unknown;
   /** Makes a socket; for Node before 22: `fromWs(WebSocket)` with the package `ws`. */
   readonly socket?: (url: string) => WebSocketLike;
+  /** Called with each message of the connection, for a page that shows them. With `tabs` in the page that holds the connection. */
+  readonly trace?: (frame: TracedFrame) => void;
   readonly fetch?: Fetch;
   readonly clock?: Clock;
   readonly page?: Page;
@@ -306,6 +308,7 @@ function resolve(options: ClientOptions): EngineOptions {
     maxItems: options.maxItems ?? 1_000,
     storage: options.storage,
     storageKey: `${url.href}|${options.user ?? ""}`,
+    trace: options.trace,
     parse: options.parse ?? (JSON.parse as (text: string) => unknown),
   };
 }

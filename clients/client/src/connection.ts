@@ -10,7 +10,7 @@ import { type Ended, type Then, afterClose } from "./close.js";
 import { SignalError, asSignalError } from "./errors.js";
 import type { Connected, Expiring } from "./generated/events.js";
 import type { Page } from "./page.js";
-import { type Encryption, type Envelope, Session, type WebSocketLike } from "./session.js";
+import { type Encryption, type Envelope, Session, type TracedFrame, type WebSocketLike } from "./session.js";
 import type { Tokens } from "./tokens.js";
 
 export type ConnectionStatus = "idle" | "connecting" | "online" | "waiting" | "closed";
@@ -49,6 +49,7 @@ export interface ConnectionOptions {
   readonly connectTimeoutMs: number;
   readonly probeMs: number;
   readonly parse: (text: string) => unknown;
+  readonly trace?: ((frame: TracedFrame) => void) | undefined;
 }
 
 export interface ConnectionHooks {
@@ -160,7 +161,7 @@ export class Connection {
   }
 
   async #attempt(): Promise<void> {
-    const { clock, url, encryption, socket, connectTimeoutMs, parse } = this.#options;
+    const { clock, url, encryption, socket, connectTimeoutMs, parse, trace } = this.#options;
     const generation = ++this.#generation;
     this.#attemptAt = clock.now();
     this.#set({ ...this.#state, status: "connecting", clientId: null, encrypted: false, retryAt: null });
@@ -175,7 +176,7 @@ export class Connection {
     }
     if (generation !== this.#generation) return;
     const session = new Session(
-      { url, token: this.#token, encryption, socket, clock, connectTimeoutMs, parse },
+      { url, token: this.#token, encryption, socket, clock, connectTimeoutMs, parse, trace },
       {
         connected: (data, encrypted) => {
           this.#connected(data, encrypted);

@@ -11,7 +11,7 @@ export type { ConnectionState, ConnectionStatus } from "./connection.js";
 export type { InboxState } from "./inbox/inbox.js";
 export type { Page } from "./page.js";
 export type { JoinAnswer } from "./rooms.js";
-export type { Encryption, WebSocketLike } from "./session.js";
+export type { Encryption, TracedFrame, WebSocketLike } from "./session.js";
 export type { Store } from "./store.js";
 export type { TokenSource } from "./tokens.js";
 export type * from "./generated/rest.js";

@@ -6,6 +6,7 @@ import type { Ended } from "./close.js";
 import { SignalError } from "./errors.js";
 import type { Connected } from "./generated/events.js";
 import { type Cipher, KeyPair, type Sealed } from "./seal.js";
+import { guard } from "./store.js";
 
 /** What the client needs of a WebSocket: a browser's, or that of the package `ws`. */
 export interface WebSocketLike {
@@ -29,6 +30,15 @@ export interface Envelope {
   readonly id?: string;
 }
 
+/** One message, as it travels and as it reads. `authenticate` and `refresh` hold a token. */
+export interface TracedFrame {
+  readonly direction: "in" | "out";
+  /** The text on the wire. */
+  readonly wire: string;
+  /** The envelope; the same text where the message is not sealed. */
+  readonly clear: string;
+}
+
 export interface SessionOptions {
   readonly url: string;
   readonly token: string;
@@ -37,6 +47,7 @@ export interface SessionOptions {
   readonly clock: Clock;
   readonly connectTimeoutMs: number;
   readonly parse: (text: string) => unknown;
+  readonly trace?: ((frame: TracedFrame) => void) | undefined;
 }
 
 /** Called in the order of the messages; `ended` once, last. */
@@ -111,7 +122,7 @@ export class Session {
       const sealed = cipher.then((key) => key.seal(text));
       this.#sealing = this.#sealing
         .then(() => sealed)
-        .then((data) => this.#write({ event: "encrypted", data }))
+        .then((data) => this.#write({ event: "encrypted", data }, text))
         .catch((error: unknown) => this.#hooks.problem(asProblem(error)));
     } else {
       this.#write(envelope);
@@ -141,9 +152,16 @@ export class Session {
     }
   }
 
-  #write(envelope: Envelope): void {
+  #write(envelope: Envelope, clear?: string): void {
     if (this.#socket?.readyState !== 1) return;
-    this.#socket.send(JSON.stringify(envelope));
+    const wire = JSON.stringify(envelope);
+    this.#socket.send(wire);
+    this.#trace("out", wire, clear);
+  }
+
+  #trace(direction: TracedFrame["direction"], wire: string, clear = wire): void {
+    const { trace } = this.#options;
+    if (trace) guard(() => trace({ direction, wire, clear }));
   }
 
   #read(text: string): void {
@@ -155,15 +173,22 @@ export class Session {
       this.#hooks.problem(asProblem(error));
       return;
     }
+    const isSealed = this.#cipher && envelope.event === "encrypted";
+    if (!isSealed) this.#trace("in", text);
     if (!this.#isConnected && envelope.event === "connected") {
       this.#connect(envelope.data as Connected);
     } else if (!this.#cipher) {
       this.#deliver(envelope);
-    } else if (envelope.event === "encrypted") {
+    } else if (isSealed) {
       // Opened side by side, and delivered in the order in which they came.
-      const opened = this.#cipher.then((cipher) => cipher.open(envelope.data as Sealed)).then((inner) => this.#parse(inner));
+      const opened = this.#cipher.then((cipher) => cipher.open(envelope.data as Sealed));
       opened.catch(() => {});
-      this.#afterOpening(() => opened.then((inner) => this.#deliver(inner)));
+      this.#afterOpening(() =>
+        opened.then((inner) => {
+          this.#trace("in", text, inner);
+          this.#deliver(this.#parse(inner));
+        }),
+      );
     } else {
       // 6.5: everything from the server is sealed. Whoever sends this is not the gateway.
       this.#hooks.problem(new SignalError("encryption", `an event that is not sealed was dropped: ${envelope.event}`));

@@ -4,7 +4,7 @@ import { expect, test } from "vitest";
 import type { Ended } from "../../src/close.js";
 import type { SignalError } from "../../src/errors.js";
 import { type Cipher, KeyPair } from "../../src/seal.js";
-import { type Encryption, Session, checkLength } from "../../src/session.js";
+import { type Encryption, Session, type TracedFrame, checkLength } from "../../src/session.js";
 import { FakeClock, FakeSocket, settle } from "./fakes.js";
 
 class Bench {
@@ -16,10 +16,10 @@ class Bench {
   cipher!: Cipher;
   readonly session: Session;
 
-  constructor(encryption: Encryption) {
+  constructor(encryption: Encryption, trace?: (frame: TracedFrame) => void) {
     const socket = (url: string): FakeSocket => (this.socket = new FakeSocket(url));
     this.session = new Session(
-      { url: "ws://gateway/stream", token: "t", encryption, socket, clock: new FakeClock(), connectTimeoutMs: 20_000, parse: JSON.parse as (text: string) => unknown },
+      { url: "ws://gateway/stream", token: "t", encryption, socket, clock: new FakeClock(), connectTimeoutMs: 20_000, parse: JSON.parse as (text: string) => unknown, trace },
       {
         connected: (_, encrypted) => {
           this.encrypted = encrypted;
@@ -115,4 +115,24 @@ test("what is no envelope is reported and changes nothing", async () => {
 test("a message that the gateway would close the connection for is refused before it is sent (1.4)", () => {
   checkLength({ event: "e", data: "x".repeat(90_000) });
   expect(() => checkLength({ event: "e", data: "đ".repeat(60_000) })).toThrow("too long");
+});
+
+test("each message is traced in its order, as it travels and as it reads", async () => {
+  const frames: TracedFrame[] = [];
+  const bench = await new Bench("required", (frame) => frames.push(frame)).agree();
+  await until(() => bench.events.length === 1);
+  const sealed = await bench.seal("hi", { n: 1 });
+  bench.socket.pushText(sealed);
+  bench.session.send({ event: "mine", data: 2 });
+  await until(() => frames.length === 4);
+  expect(frames.map(({ direction, clear }) => [direction, (JSON.parse(clear) as { event: string }).event])).toEqual([
+    ["out", "authenticate"],
+    ["in", "connected"],
+    ...(frames[2]!.direction === "in" ? [["in", "hi"], ["out", "mine"]] : [["out", "mine"], ["in", "hi"]]),
+  ]);
+  expect(frames[0]!.wire).toBe(frames[0]!.clear);
+  const received = frames.find(({ clear }) => clear.includes('"hi"'))!;
+  expect(received).toEqual({ direction: "in", wire: sealed, clear: '{"event":"hi","data":{"n":1}}' });
+  const sent = frames.find(({ clear }) => clear.includes('"mine"'))!;
+  expect(await bench.cipher.open((JSON.parse(sent.wire) as { data: { iv: string; ct: string } }).data)).toBe(sent.clear);
 });
