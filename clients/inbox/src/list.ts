@@ -201,11 +201,13 @@ export class VirtualList<T extends { readonly id: string }> {
     const last = Math.min(rows.length - 1, this.#at(scrollTop + clientHeight + AHEAD));
     const wanted = new Set<number>();
     for (let index = first; index <= last; index++) wanted.add(index);
-    // Who reads with the keyboard stays where they are, and the tab order leads back to where they were.
-    for (const id of [this.#focusedId(), this.#current]) {
-      const index = id === null ? undefined : this.#index.get(id);
-      if (index !== undefined) wanted.add(index);
-    }
+    // Who reads with the keyboard stays where they are, also while others scroll.
+    const focused = this.#index.get(this.#focusedId() ?? "");
+    if (focused !== undefined) wanted.add(focused);
+    // Without that, the tab order leads to what is in sight.
+    const current = focused ?? this.#index.get(this.#current ?? "") ?? -1;
+    const seen = this.#at(scrollTop + 8);
+    if (focused === undefined && (current < seen || this.#tops[current]! >= scrollTop + clientHeight)) this.#current = rows[seen]?.id ?? null;
     for (const [id, view] of this.#views) {
       const index = this.#index.get(id);
       if (index !== undefined && wanted.has(index)) continue;
@@ -214,7 +216,6 @@ export class VirtualList<T extends { readonly id: string }> {
       view.remove();
       view.element.remove();
     }
-    if (this.#current === null || !this.#index.has(this.#current)) this.#current = rows[first]?.id ?? null;
     let before: Element | null = this.#box.firstElementChild;
     for (const index of [...wanted].sort((a, b) => a - b)) {
       const row = rows[index]!;

@@ -43,6 +43,16 @@ export function fakeClient(items = [], more = {}) {
     store,
     refuse: (error) => (refused = error),
     connect: () => void calls.push(["connect"]),
+    close: () => void calls.push(["close"]),
+    on: () => () => {},
+    join(...rooms) {
+      calls.push(["join", ...rooms]);
+      return Promise.resolve({ rooms, refused: rooms.filter((room) => room.startsWith("secret")), acknowledged: true });
+    },
+    leave(...rooms) {
+      calls.push(["leave", ...rooms]);
+      return Promise.resolve();
+    },
     add(...more) {
       const items = [...more, ...store.getSnapshot().items];
       store.set({ items, unreadCount: items.filter(({ isRead }) => !isRead).length });

@@ -12,6 +12,9 @@ const packages = fileURLToPath(new URL("../../..", import.meta.url));
 const MODULES = /^\/(client|inbox)\/dist\/[\w/-]+\.js$/;
 const IMPORTS = JSON.stringify({ imports: { "@signal/client": "/client/dist/index.js", "@signal/inbox": "/inbox/dist/index.js", "@signal/inbox/element": "/inbox/dist/element.js" } });
 
+/** An inbox that a test fills by itself. */
+export const FAKE = fileURLToPath(new URL("fake.js", import.meta.url));
+
 export interface Site {
   readonly origin: string;
   readonly browser: Browser;
@@ -26,14 +29,17 @@ export async function site(routes: Readonly<Record<string, (query: URLSearchPara
   const server: Server = createServer((request, response) => {
     const { pathname, searchParams } = new URL(request.url ?? "/", "http://localhost");
     const route = routes[pathname];
-    if (route) return void response.end(route(searchParams));
+    if (route) {
+      response.setHeader("content-type", pathname.endsWith(".js") ? "text/javascript" : "text/plain");
+      return void response.end(route(searchParams));
+    }
     if (MODULES.test(pathname)) {
       response.setHeader("content-type", "text/javascript");
       return void response.end(readFileSync(packages + pathname));
     }
     if (pathname === "/fake.js") {
       response.setHeader("content-type", "text/javascript");
-      return void response.end(readFileSync(new URL("fake.js", import.meta.url)));
+      return void response.end(readFileSync(FAKE));
     }
     // No inline script of a page and no style by attribute is needed by the element: what a strict policy forbids, it does not do.
     response.setHeader("content-security-policy", "default-src 'self'; connect-src *; style-src 'self'; script-src 'self' 'nonce-test'");
