@@ -23,6 +23,10 @@ pub const STATIC_HASH: &str = "signal.dev/static-config";
 /// Annotation of the pod template: the hash of secret content that a gateway reads only as it starts.
 pub const RESTART_HASH: &str = "signal.dev/restart-secrets";
 
+/// Annotation of the Deployment: the hash of what the spec and its Secrets say about the pod template, whatever an operator makes of it.
+pub const TEMPLATE_INPUTS: &str = "signal.dev/template-inputs";
+/// Annotation of a SignalCluster, and of its pods: another text restarts them.
+pub const RESTARTED_AT: &str = "signal.dev/restarted-at";
 /// Annotation of the Deployment: the hash of its pod template, which separates a change of it from the API server's defaults.
 pub const TEMPLATE_HASH: &str = "signal.dev/template";
 
@@ -46,8 +50,8 @@ pub struct Children {
     pub name: String,
     /// Headless Service of the admin port.
     pub admin_service: String,
-    /// ConfigMap with `gateway.toml`.
-    pub static_config: String,
+    /// Begins the names of what only a start reads, one object for each content: ConfigMaps with `gateway.toml`, Secrets with authorities.
+    pub static_prefix: String,
     /// ConfigMap with `live.toml`.
     pub live_config: String,
     /// Secret with every credential the gateways read.
@@ -62,7 +66,7 @@ impl Children {
         Self {
             name: name.to_owned(),
             admin_service: format!("{name}-admin"),
-            static_config: format!("{name}-static"),
+            static_prefix: format!("{name}-static"),
             live_config: format!("{name}-live"),
             credentials: format!("{name}-credentials"),
             signing_keys: format!("{name}-signing-keys"),

@@ -106,6 +106,10 @@ reasons! {
         AcknowledgementTimedOut,
         /// Pods are being replaced.
         RolloutInProgress,
+        /// Another version of the operator makes another pod template of the same spec.
+        OperatorChanged,
+        /// The pods have the template that the operator makes, or are on the way to it.
+        UpToDate,
         /// Fewer pods serve than the spec wants.
         PodsStarting,
         /// The number of pods changes.

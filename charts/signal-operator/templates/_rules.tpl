@@ -11,7 +11,7 @@
 - apiGroups: [signal.dev]
   resources: [signalclusters/finalizers]
   verbs: [update]
-# What a SignalCluster owns. Secrets: those that its spec names are read, and two of its own are written.
+# What a SignalCluster owns. Secrets: those that its spec names are read, and its own are written.
 - apiGroups: [""]
   resources: [configmaps, secrets, serviceaccounts, services]
   verbs: [get, list, watch, create, patch, delete]

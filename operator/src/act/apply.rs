@@ -142,6 +142,10 @@ impl Wanted {
         }
     }
 
+    fn is(&self, kind: Owned, name: &str) -> bool {
+        self.kind() == kind && self.name() == name
+    }
+
     fn name(&self) -> &str {
         match self {
             Wanted::Object(_, object) => object.metadata.name.as_deref().unwrap_or_default(),
@@ -200,6 +204,9 @@ pub fn wanted(desired: Desired) -> Result<Vec<Wanted>, ApplyError> {
         service,
         admin_service,
         static_config,
+        static_secret,
+        kept_revisions,
+        held: _,
         live_config,
         credentials,
         signing_keys,
@@ -216,12 +223,19 @@ pub fn wanted(desired: Desired) -> Result<Vec<Wanted>, ApplyError> {
     let name = service.metadata.name.clone().unwrap_or_default();
     let mut wanted = vec![
         Wanted::object(&service_account)?,
-        Wanted::object(&static_config)?,
         Wanted::object(&live_config)?,
         Wanted::object(&credentials)?,
         Wanted::object(&service)?,
         Wanted::object(&admin_service)?,
     ];
+    wanted.extend(static_config.as_ref().map(Wanted::object).transpose()?);
+    wanted.extend(static_secret.as_ref().map(Wanted::object).transpose()?);
+    for (kind, name) in kept_revisions {
+        // One of them may be wanted, too.
+        if !wanted.iter().any(|wanted| wanted.is(kind, &name)) {
+            wanted.push(Wanted::Kept(kind, name));
+        }
+    }
     wanted.extend(signing_keys.as_ref().map(Wanted::object).transpose()?);
     wanted.extend(network_policy.as_ref().map(Wanted::object).transpose()?);
     wanted.extend(migration.as_ref().map(Wanted::object).transpose()?);
@@ -261,7 +275,6 @@ pub async fn apply(
 fn live(observed: &Observed) -> Result<Vec<DynamicObject>, serde_json::Error> {
     let Observed {
         deployment,
-        static_config,
         live_config,
         credentials,
         signing_keys,
@@ -271,9 +284,12 @@ fn live(observed: &Observed) -> Result<Vec<DynamicObject>, serde_json::Error> {
         ..
     } = observed;
     let mut live = owned.clone();
-    for config in [static_config, live_config].into_iter().flatten() {
-        live.push(dynamic(config)?);
-    }
+    live.extend(
+        live_config
+            .iter()
+            .map(dynamic)
+            .collect::<Result<Vec<_>, _>>()?,
+    );
     for secret in [credentials, signing_keys].into_iter().flatten() {
         live.push(dynamic(secret)?);
     }

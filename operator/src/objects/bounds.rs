@@ -6,6 +6,7 @@
 use serde_json::Value;
 
 use super::deployment::pod_template;
+use super::revisions::static_secret_name;
 use crate::names::{CONTAINER, Children};
 use crate::observe::observed::PodAllowances;
 use crate::plan::validate::ValidCluster;
@@ -74,6 +75,8 @@ enum Permission {
 /// Collects what the result has beyond what is allowed.
 struct Bounds<'a> {
     allowed: &'a PodAllowances,
+    /// Names of Secrets that the operator makes for pods.
+    own_secrets: Vec<String>,
     found: Vec<String>,
 }
 
@@ -83,6 +86,10 @@ pub fn beyond_bounds(cluster: &ValidCluster, allowed: &PodAllowances) -> Vec<Str
     let template = pod_template(cluster, &children, "");
     let mut bounds = Bounds {
         allowed,
+        own_secrets: static_secret_name(cluster, &children)
+            .into_iter()
+            .chain([children.credentials.clone()])
+            .collect(),
         found: Vec::new(),
     };
     let annotations = template.metadata.and_then(|meta| meta.annotations);
@@ -128,7 +135,7 @@ impl Bounds<'_> {
                 }
                 "volumes" => {
                     for volume in list(pod, field) {
-                        self.volume(volume, children);
+                        self.volume(volume);
                     }
                 }
                 "serviceAccountName" | "serviceAccount" => self.need(
@@ -231,7 +238,7 @@ impl Bounds<'_> {
         }
     }
 
-    fn volume(&mut self, volume: &Value, children: &Children) {
+    fn volume(&mut self, volume: &Value) {
         let field = format!("volumes {}", text(volume, "name"));
         for (source, content) in volume.as_object().into_iter().flatten() {
             match source.as_str() {
@@ -239,7 +246,7 @@ impl Bounds<'_> {
                 "secret" => self.need(false, Permission::SecretVolumes, &field),
                 "projected" => {
                     for source in list(content, "sources") {
-                        self.projected(&field, source, children);
+                        self.projected(&field, source);
                     }
                 }
                 "csi" => {
@@ -252,11 +259,12 @@ impl Bounds<'_> {
         }
     }
 
-    fn projected(&mut self, field: &str, source: &Value, children: &Children) {
+    fn projected(&mut self, field: &str, source: &Value) {
         for (kind, content) in source.as_object().into_iter().flatten() {
             match kind.as_str() {
                 "secret" => {
-                    let is_ours = text(content, "name") == children.credentials;
+                    let name = text(content, "name");
+                    let is_ours = self.own_secrets.iter().any(|own| own == name);
                     self.need(is_ours, Permission::SecretVolumes, field);
                 }
                 "serviceAccountToken" | "podCertificate" => {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::ConfigMap;
 pub use signal_contract::revision;
 
+use super::revisions::static_name;
 use super::settings::{live_settings, static_settings};
 use crate::names::{Children, RECORD};
 use crate::plan::record::Record;
@@ -31,15 +32,16 @@ pub fn live_toml(cluster: &ValidCluster, record: &Record, managed: bool) -> Stri
     live_settings(cluster, record, managed).to_sparse_toml()
 }
 
-/// The ConfigMap of a `gateway.toml`.
+/// The ConfigMap of a `gateway.toml`. It never changes: another text is another object.
 pub(super) fn static_config(
     cluster: &ValidCluster,
     children: &Children,
     text: String,
 ) -> ConfigMap {
     ConfigMap {
-        metadata: super::meta(cluster, &children.static_config),
+        metadata: super::meta(cluster, &static_name(children, text.as_bytes())),
         data: Some([(GATEWAY_TOML.to_owned(), text)].into()),
+        immutable: Some(true),
         ..ConfigMap::default()
     }
 }

@@ -6,6 +6,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 
 use super::config_map::{LIVE_TOML, revision};
+use super::revisions::{read_at_start, static_secret_name};
 use crate::names::Children;
 use crate::observe::observed::Observed;
 use crate::plan::record::Record;
@@ -54,6 +55,17 @@ pub(super) fn credentials(
     };
     data.insert(ADMIN_TOKEN.into(), token);
     secret(cluster, &children.credentials, data)
+}
+
+/// The files that a gateway reads only as it starts; `None` where there are none. It never changes: another content is another object.
+pub(super) fn static_secret(cluster: &ValidCluster, children: &Children) -> Option<Secret> {
+    let name = static_secret_name(cluster, children)?;
+    let files = read_at_start(&cluster.files);
+    let data = files.map(|(name, content)| (name.to_owned(), ByteString(content.to_vec())));
+    Some(Secret {
+        immutable: Some(true),
+        ..secret(cluster, &name, data.collect())
+    })
 }
 
 /// The keys that the operator makes, as their ring writes them.

@@ -9,16 +9,16 @@ use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use signal_crds::pod::PullPolicy;
 
 use super::config_map::{DATA_DIR, GATEWAY_TOML, revision};
 use super::merge::lay_over;
+use super::revisions::{restart_hash, static_name, static_secret_name, template_inputs};
 use crate::names::{
-    ADMIN_PORT, CATALOG_DIR, CONTAINER, Children, LIVE_DIR, PUBLIC_PORT, RESTART_HASH, STATIC_DIR,
-    STATIC_HASH, labels, selector,
+    ADMIN_PORT, CATALOG_DIR, CONTAINER, Children, LIVE_DIR, PUBLIC_PORT, RESTART_HASH,
+    RESTARTED_AT, STATIC_DIR, STATIC_HASH, TEMPLATE_INPUTS, labels, selector,
 };
-use crate::plan::validate::{DATABASE_CA, Files, KAFKA_CA, ValidCluster};
+use crate::plan::validate::ValidCluster;
 
 /// How long a gateway may need to stop after endpoint propagation and the window, in seconds: 25 for records in work, 5 to flush, 10 for its shards to
 /// end, 10 to close Redis and the database, 10 spare.
@@ -43,8 +43,10 @@ pub(super) fn deployment(
     let rollout = &cluster.spec.rollout;
     let secs =
         |duration: signal_crds::Duration| i32::try_from(duration.as_secs()).unwrap_or(i32::MAX);
+    let mut metadata = super::meta(cluster, &children.name);
+    metadata.annotations = Some([(TEMPLATE_INPUTS.to_owned(), template_inputs(cluster))].into());
     Deployment {
-        metadata: super::meta(cluster, &children.name),
+        metadata,
         spec: Some(DeploymentSpec {
             replicas: Some(replicas),
             selector: LabelSelector {
@@ -84,11 +86,15 @@ pub(super) fn pod_template(
     );
     annotations.insert(STATIC_HASH.into(), revision(gateway_toml));
     annotations.insert(RESTART_HASH.into(), restart_hash(&cluster.files));
+    annotations.remove(RESTARTED_AT);
+    if let Some(at) = &cluster.restarted_at {
+        annotations.insert(RESTARTED_AT.into(), at.clone());
+    }
     let user = lay_over(
         defaults(cluster, children),
         Value::Object(given.spec.clone()),
     );
-    let mut whole = lay_over(user, pod_spec(cluster, children));
+    let mut whole = lay_over(user, pod_spec(cluster, children, gateway_toml));
     default_requests(&mut whole);
     restrict_further_containers(&mut whole);
     select_own_pods(&mut whole, &cluster.name);
@@ -101,23 +107,6 @@ pub(super) fn pod_template(
         }),
         spec: Some(spec),
     }
-}
-
-/// The hash of files that a gateway reads only at start.
-fn restart_hash(files: &Files) -> String {
-    let mut hash = Sha256::new();
-    for name in [DATABASE_CA, KAFKA_CA] {
-        if let Some(content) = files.get(name) {
-            hash.update(name);
-            hash.update(Sha256::digest(content));
-        }
-    }
-    let hash: String = hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("sha256:{hash}")
 }
 
 /// Defaults that the user may override.
@@ -193,14 +182,20 @@ fn select_own_pods(pod: &mut Value, name: &str) {
 }
 
 /// What the operator sets itself, within the restricted Pod Security standard.
-fn pod_spec(cluster: &ValidCluster, children: &Children) -> Value {
+fn pod_spec(cluster: &ValidCluster, children: &Children, gateway_toml: &str) -> Value {
     let spec = &cluster.spec;
+    let mut live = vec![
+        json!({"configMap": {"name": children.live_config}}),
+        json!({"secret": {"name": children.credentials}}),
+    ];
+    // The last one that has a file counts: credentials hold the newest authorities, for who reads them whenever it connects.
+    live.extend(
+        static_secret_name(cluster, children).map(|name| json!({"secret": {"name": name}})),
+    );
+    let static_config = static_name(children, gateway_toml.as_bytes());
     let mut volumes = vec![
-        json!({"name": "static", "configMap": {"name": children.static_config, "defaultMode": 0o440}}),
-        json!({"name": "live", "projected": {"defaultMode": 0o440, "sources": [
-            {"configMap": {"name": children.live_config}},
-            {"secret": {"name": children.credentials}},
-        ]}}),
+        json!({"name": "static", "configMap": {"name": static_config, "defaultMode": 0o440}}),
+        json!({"name": "live", "projected": {"defaultMode": 0o440, "sources": live}}),
         json!({"name": "tmp", "emptyDir": {}}),
     ];
     let mut mounts = vec![
@@ -244,6 +239,8 @@ fn pod_spec(cluster: &ValidCluster, children: &Children) -> Value {
             "startupProbe": probe("/livez", 2, 60),
             "livenessProbe": probe("/livez", 10, 3),
             "readinessProbe": probe("/readyz", 5, 2),
+            // The last lines of a container that ends badly reach the status of the SignalCluster.
+            "terminationMessagePolicy": "FallbackToLogsOnError",
             "securityContext": container_security(),
             "volumeMounts": mounts,
         }],
@@ -275,14 +272,4 @@ pub(super) fn pod_security() -> Value {
 
 pub(super) fn container_security() -> Value {
     json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "privileged": false, "runAsNonRoot": true, "capabilities": {"drop": ["ALL"]}})
-}
-
-/// The Deployment while its template is held back: running pods keep their template, only the number of pods changes. `None` if none runs.
-pub(super) fn held_back(wanted: Deployment, current: Option<&Deployment>) -> Option<Deployment> {
-    let template = current?.spec.as_ref()?.template.clone();
-    let mut held = wanted;
-    if let Some(spec) = &mut held.spec {
-        spec.template = template;
-    }
-    Some(held)
 }

@@ -15,6 +15,7 @@ mod migration;
 mod monitoring;
 mod network_policy;
 mod pdb;
+mod revisions;
 mod service;
 mod settings;
 
@@ -37,9 +38,11 @@ pub use config_map::{GATEWAY_TOML, JWKS_JSON, LIVE_TOML, gateway_toml, live_toml
 pub use credentials::ADMIN_TOKEN;
 pub use deployment::{STOP_MARGIN_SECS, grace_period};
 pub use migration::{Migration, job_name, migration};
+pub use revisions::Held;
 
 use crate::names::{Children, RECORD, labels};
 use crate::observe::observed::Observed;
+use crate::observe::resources::Owned;
 use crate::plan::record::Record;
 use crate::plan::validate::ValidCluster;
 
@@ -52,8 +55,14 @@ pub struct Desired {
     pub service: Service,
     /// The headless Service of the admin port.
     pub admin_service: Service,
-    /// `gateway.toml`.
-    pub static_config: ConfigMap,
+    /// `gateway.toml`; `None`: the pods keep theirs.
+    pub static_config: Option<ConfigMap>,
+    /// Files that a gateway reads only as it starts; `None`: there are none, or the pods keep theirs.
+    pub static_secret: Option<Secret>,
+    /// Kind and name of what other revisions of the pods mount.
+    pub kept_revisions: Vec<(Owned, String)>,
+    /// Why the pods keep their template, if they do.
+    pub held: Option<Held>,
     /// `live.toml`, the public keys, the record.
     pub live_config: ConfigMap,
     /// Everything that gateways read from Secrets.
@@ -136,31 +145,27 @@ pub fn desired(cluster: &ValidCluster, record: &Record, input: DesiredInput<'_>)
     let live = live_toml(cluster, record, jwks.is_some());
     let wanted = deployment::deployment(cluster, &children, &gateway, replicas);
     let static_config = config_map::static_config(cluster, &children, gateway);
-    // Until the schema is migrated, running pods keep their template and its static settings: a pod that restarts must find them.
-    let free = migration(cluster, &observed.jobs).lets_pods_start();
-    let (deployment, static_config) = if free {
-        (Some(wanted), static_config)
-    } else {
-        let held = deployment::held_back(wanted, observed.deployment.as_ref());
-        let kept = observed
-            .static_config
-            .as_ref()
-            .filter(|_| held.is_some())
-            .and_then(|map| map.data.clone());
-        let data = kept.or_else(|| static_config.data.clone());
-        (
-            held,
-            ConfigMap {
-                data,
-                ..static_config
-            },
-        )
+    let static_secret = credentials::static_secret(cluster, &children);
+    let held = match migration(cluster, &observed.jobs).lets_pods_start() {
+        false => Some(Held::Migration),
+        true => revisions::waiting_update(cluster, observed, &wanted).map(Held::Update),
+    };
+    let (deployment, static_config, static_secret) = match &held {
+        None => (Some(wanted), Some(static_config), static_secret),
+        Some(held) => (
+            revisions::held_back(wanted, observed.deployment.as_ref(), held),
+            None,
+            None,
+        ),
     };
     Desired {
         deployment,
         service: service::public(cluster, &children),
         admin_service: service::admin(cluster, &children),
         static_config,
+        static_secret,
+        kept_revisions: revisions::kept(observed, &children),
+        held,
         live_config: config_map::live_config(
             cluster,
             &children,

@@ -89,6 +89,9 @@ fn documents(all: Desired) -> String {
         service,
         admin_service,
         static_config,
+        static_secret,
+        kept_revisions: _,
+        held: _,
         live_config,
         credentials,
         signing_keys,
@@ -114,7 +117,8 @@ fn documents(all: Desired) -> String {
     add(json(deployment));
     add(json(Some(service)));
     add(json(Some(admin_service)));
-    add(json(Some(static_config)));
+    add(json(static_config));
+    add(json(static_secret));
     add(json(Some(live_config)));
     add(json(Some(credentials)));
     add(json(signing_keys));
@@ -206,7 +210,7 @@ fn every_other_object_fits_pods_of_the_old_ports_and_of_the_new_ones() {
     }
     // A pod reads its own settings, and the port of a headless Service is translated for nobody.
     found.retain(|path| {
-        !path.starts_with("Deployment ") && !path.starts_with("ConfigMap edge-static ")
+        !path.starts_with("Deployment ") && !path.starts_with("ConfigMap edge-static-")
     });
     assert_eq!(found, ["Service edge-admin /spec/ports/[]/port"]);
     let policy = make(&migrated(example("production")))
@@ -355,14 +359,17 @@ fn without_a_migrated_schema_no_pod_starts_and_what_runs_stays_but_may_be_scaled
     let mut observed = migrated(example("production"));
     let old = make(&observed);
     observed.deployment = old.deployment.clone();
-    observed.static_config = Some(old.static_config.clone());
+    assert!(old.static_config.is_some() && old.held.is_none());
     let cluster = std::sync::Arc::make_mut(&mut observed.cluster);
     cluster.spec.image.digest = Some(format!("sha256:{}", "2".repeat(64)));
     cluster.spec.kafka.as_mut().unwrap().concurrency = 3;
     cluster.spec.replicas = 5;
     let held = make(&observed);
     assert_eq!(template(&held), template(&old));
-    assert_eq!(held.static_config, old.static_config);
+    assert_eq!(
+        (&held.static_config, &held.held),
+        (&None, &Some(Held::Migration))
+    );
     assert_eq!(
         held.deployment
             .as_ref()

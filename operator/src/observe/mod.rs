@@ -27,7 +27,7 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod as KubePod, Secret};
 use kube::api::{Api, ListParams};
-use kube::core::{ApiResource, DynamicObject, NamespaceResourceScope, PartialObjectMeta, TypeMeta};
+use kube::core::{ApiResource, DynamicObject, NamespaceResourceScope, TypeMeta};
 use kube::{Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use signal_crds::SignalCluster;
@@ -37,11 +37,14 @@ use crate::metrics::Metrics;
 use crate::names::{self, Children, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER, TEMPLATE_HASH};
 use crate::observe::definition::{names_replicas, read_cluster};
 use crate::observe::fleet::{Fleet, Pod};
-use crate::observe::observed::{Kinds, KindsByNamespace, Observed, PodAllowances, Secrets};
+use crate::observe::observed::{
+    Kinds, KindsByNamespace, Mounts, Observed, PodAllowances, PodRevision, Secrets,
+};
 use crate::observe::owner::Owner;
 use crate::observe::pods::pod;
 use crate::observe::references::references;
 use crate::observe::resources::{AUTOSCALER, CONFIG_MAP, DEPLOYMENT, JOB, Owned, SECRET};
+use crate::time::from_k8s;
 use signal_contract::StatusReport;
 
 /// Longest time for one answer of the API server.
@@ -158,7 +161,6 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
     let mut autoscalers = autoscalers.unwrap_or_else(|error| scope.without(AUTOSCALER, &error));
     let children = Children::of(&scope.owner.name);
     let deployment = take(&mut deployments, &children.name);
-    let static_config = take(&mut config_maps, &children.static_config);
     let live_config = take(&mut config_maps, &children.live_config);
     let credentials = take(&mut secrets, &children.credentials);
     let signing_keys = take(&mut secrets, &children.signing_keys);
@@ -170,7 +172,7 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
     rest.extend(bare(SECRET, &secrets));
     rest.extend(bare(AUTOSCALER, &autoscalers));
     let token = credentials.as_ref().and_then(admin_token);
-    let (fleet, template_hashes) = match &deployment {
+    let (fleet, revisions) = match &deployment {
         Some(deployment) => scope.fleet(deployment, token, reader).await?,
         None => Default::default(),
     };
@@ -179,8 +181,14 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
         secrets: used,
         catalogs,
         deployment,
-        template_hashes,
-        static_config,
+        template_hashes: revisions
+            .iter()
+            .filter_map(|(_, hash)| hash.clone())
+            .collect(),
+        revisions: revisions
+            .into_iter()
+            .map(|(revision, _)| revision)
+            .collect(),
         live_config,
         credentials,
         signing_keys,
@@ -328,13 +336,13 @@ impl Scope<'_> {
         Ok(Some(found))
     }
 
-    /// The pods of this Deployment, and the template hashes of its ReplicaSets. A selector alone would also find pods of an earlier Deployment of the same name that is being deleted.
+    /// The pods of this Deployment, and its ReplicaSets with the hash of the template that each was made for. A selector alone would also find pods of an earlier Deployment of the same name that is being deleted.
     async fn fleet(
         &self,
         deployment: &Deployment,
         token: Option<Arc<str>>,
         reader: &Reader,
-    ) -> Result<(Fleet, BTreeSet<String>), ObserveError> {
+    ) -> Result<(Fleet, Vec<(PodRevision, Option<String>)>), ObserveError> {
         let selector: Vec<String> = names::selector(&self.owner.name)
             .into_iter()
             .map(|(key, value)| format!("{key}={value}"))
@@ -343,7 +351,7 @@ impl Scope<'_> {
         let sets: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &self.owner.namespace);
         let pods: Api<KubePod> = Api::namespaced(self.client.clone(), &self.owner.namespace);
         let (sets, pods) = tokio::try_join!(
-            read("ReplicaSet", sets.list_metadata(&params)),
+            read("ReplicaSet", sets.list(&params)),
             read("Pod", pods.list(&params))
         )?;
         let owned_by = |metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -356,10 +364,10 @@ impl Scope<'_> {
                 .any(|owner| uids.contains(&owner.uid))
         };
         let deployment: BTreeSet<String> = deployment.metadata.uid.iter().cloned().collect();
-        let ours = |set: &&PartialObjectMeta<ReplicaSet>| owned_by(&set.metadata, &deployment);
-        let template_hashes = sets.items.iter().filter(ours);
-        let template_hashes = template_hashes
-            .filter_map(|set| set.annotations().get(TEMPLATE_HASH).cloned())
+        let ours = |set: &&ReplicaSet| owned_by(&set.metadata, &deployment);
+        let revisions = sets.items.iter().filter(ours);
+        let revisions = revisions
+            .map(|set| (revision(set), set.annotations().get(TEMPLATE_HASH).cloned()))
             .collect();
         let sets: BTreeSet<String> = sets
             .items
@@ -383,7 +391,35 @@ impl Scope<'_> {
         for (pod, report) in pods.iter_mut().zip(reports) {
             pod.report = report;
         }
-        Ok((Fleet { pods }, template_hashes))
+        Ok((Fleet { pods }, revisions))
+    }
+}
+
+fn revision(set: &ReplicaSet) -> PodRevision {
+    let (spec, status) = (set.spec.as_ref(), set.status.as_ref());
+    let template = spec.and_then(|spec| spec.template.as_ref()?.spec.as_ref());
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    let failure = conditions
+        .into_iter()
+        .flatten()
+        .find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True");
+    PodRevision {
+        name: set.name_any(),
+        template_hash: set
+            .labels()
+            .get("pod-template-hash")
+            .cloned()
+            .unwrap_or_default(),
+        wanted: spec.and_then(|spec| spec.replicas).unwrap_or(1),
+        pods: status.map_or(0, |status| status.replicas),
+        created: set
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(from_k8s)
+            .unwrap_or_default(),
+        mounts: template.map(Mounts::of).unwrap_or_default(),
+        failure: failure.map(|failure| failure.message.clone().unwrap_or_default()),
     }
 }
 

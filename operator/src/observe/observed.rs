@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PodSpec, Secret};
 use kube::core::DynamicObject;
 use signal_crds::SignalCluster;
 
@@ -29,14 +30,14 @@ pub struct Observed {
     pub catalogs: Option<Option<ConfigMap>>,
     /// The gateways.
     pub deployment: Option<Deployment>,
-    /// ConfigMap with `gateway.toml`.
-    pub static_config: Option<ConfigMap>,
     /// ConfigMap with `live.toml` and the record.
     pub live_config: Option<ConfigMap>,
     /// Secret with what the gateways read.
     pub credentials: Option<Secret>,
     /// Secret with the keys that the operator makes.
     pub signing_keys: Option<Secret>,
+    /// The Deployment's ReplicaSets.
+    pub revisions: Vec<PodRevision>,
     /// Hashes of the pod templates that the Deployment's controller works on: it copies the Deployment's annotations to the newest ReplicaSet.
     pub template_hashes: BTreeSet<String>,
     /// Migration Jobs, of this and of earlier images.
@@ -53,6 +54,71 @@ pub struct Observed {
     pub allowed: PodAllowances,
     /// What could not be read although a plan needs it: kind or name, and the API server's answer. The Deployment and its pods are always observed.
     pub unread: Vec<String>,
+}
+
+/// A ReplicaSet of the Deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PodRevision {
+    /// Its name.
+    pub name: String,
+    /// `pod-template-hash` of its pods.
+    pub template_hash: String,
+    /// Pods that it wants.
+    pub wanted: i32,
+    /// Pods that it has.
+    pub pods: i32,
+    /// When it was created.
+    pub created: DateTime<Utc>,
+    /// What its pods mount.
+    pub mounts: Mounts,
+    /// Why it cannot create a pod, as its controller says.
+    pub failure: Option<String>,
+}
+
+impl PodRevision {
+    /// Whether it may start a pod: one without pods does only after the Deployment's template became its own again.
+    pub fn is_active(&self) -> bool {
+        self.wanted > 0 || self.pods > 0
+    }
+}
+
+/// Names of the ConfigMaps and Secrets in the volumes of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Mounts {
+    /// ConfigMaps.
+    pub config_maps: BTreeSet<String>,
+    /// Secrets.
+    pub secrets: BTreeSet<String>,
+}
+
+impl Mounts {
+    /// Those of a pod.
+    pub fn of(pod: &PodSpec) -> Self {
+        let mut mounts = Self::default();
+        for volume in pod.volumes.iter().flatten() {
+            mounts
+                .config_maps
+                .extend(volume.config_map.iter().map(|map| map.name.clone()));
+            let secret = volume.secret.as_ref();
+            mounts
+                .secrets
+                .extend(secret.and_then(|secret| secret.secret_name.clone()));
+            let projected = volume.projected.as_ref();
+            for source in projected
+                .and_then(|of| of.sources.as_ref())
+                .into_iter()
+                .flatten()
+            {
+                mounts
+                    .config_maps
+                    .extend(source.config_map.iter().map(|map| map.name.clone()));
+                mounts
+                    .secrets
+                    .extend(source.secret.iter().map(|secret| secret.name.clone()));
+            }
+        }
+        mounts
+    }
 }
 
 /// What `spec.podTemplate` may have beyond the restricted Pod Security standard, by the operator's arguments.

@@ -9,12 +9,13 @@ use k8s_openapi::api::autoscaling::v2::MetricSpec;
 use k8s_openapi::api::core::v1::PodSpec;
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::Resource;
+use kube::{Resource, ResourceExt as _};
 use serde_json::Value;
 use signal_contract::SourcePreset;
 use signal_crds::jwks::Algorithm;
 use signal_crds::{SignalCluster, SignalClusterSpec};
 
+use crate::names::RESTARTED_AT;
 use crate::observe::observed::{Observed, Secrets};
 use crate::plan::record::{RecordedRedis, SourceDefinition};
 use crate::reasons::ConditionReason;
@@ -51,6 +52,8 @@ pub struct ValidCluster {
     pub sources: Vec<(String, SourceDefinition)>,
     /// Redis.
     pub redis: Option<RecordedRedis>,
+    /// What the annotation says that asks for a restart.
+    pub restarted_at: Option<String>,
     /// Locales of the catalogs that are added to those of the image, sorted.
     pub locales: Vec<String>,
     /// Peers that may reach the public port; empty: all.
@@ -154,6 +157,7 @@ pub fn validate(observed: &Observed) -> Result<ValidCluster, Vec<Problem>> {
         files,
         sources,
         redis,
+        restarted_at: cluster.annotations().get(RESTARTED_AT).cloned(),
         locales,
         public_from,
         admin_from,

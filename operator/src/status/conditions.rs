@@ -40,6 +40,8 @@ pub enum ConditionType {
     Exposed,
     /// The objects for Prometheus's operator are as the spec wants them.
     Monitored,
+    /// Pods keep their template because only the operator is another one.
+    UpdatePending,
     /// A bound, a rollout or a drain limits the number of pods.
     ScalingLimited,
     /// `spec.paused` is set.
@@ -50,7 +52,7 @@ use ConditionType as Type;
 
 impl ConditionType {
     /// All, in the order in which the status lists them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Type::Ready,
         Type::Available,
         Type::Progressing,
@@ -64,6 +66,7 @@ impl ConditionType {
         Type::JWKSRotationComplete,
         Type::Exposed,
         Type::Monitored,
+        Type::UpdatePending,
         Type::ScalingLimited,
         Type::ReconciliationPaused,
     ];
@@ -84,6 +87,7 @@ impl ConditionType {
             Type::JWKSRotationComplete => "JWKSRotationComplete",
             Type::Exposed => "Exposed",
             Type::Monitored => "Monitored",
+            Type::UpdatePending => "UpdatePending",
             Type::ScalingLimited => "ScalingLimited",
             Type::ReconciliationPaused => "ReconciliationPaused",
         }

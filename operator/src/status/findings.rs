@@ -9,7 +9,8 @@ use super::failures::{ApplyFailure, exposed, monitored};
 use super::hpa::hpa_condition;
 use super::reports;
 use crate::decide::{ClusterPlan, PlannedCluster};
-use crate::objects::Migration;
+use crate::names::RESTARTED_AT;
+use crate::objects::{Held, Migration};
 use crate::observe::observed::Observed;
 use crate::plan::Waiting;
 use crate::plan::validate::{Problem, ProblemKind};
@@ -56,6 +57,7 @@ pub fn findings(
         all.push(progressing(observed, planned));
         all.push(database(spec, &planned.migration));
         all.push(rotation(planned));
+        all.push(update_pending(planned));
     }
     all.push(ready(observed, plan, &all));
     all
@@ -412,6 +414,33 @@ fn rotation(plan: &PlannedCluster) -> Finding {
         ),
         false => find(State::False, ConditionReason::InProgress, moving.join("; ")),
     }
+}
+
+/// Parts of a template that a message names.
+const NAMED_PARTS: usize = 5;
+
+fn update_pending(plan: &PlannedCluster) -> Finding {
+    let Some(Held::Update(parts)) = &plan.desired.held else {
+        return Finding::new(
+            Type::UpdatePending,
+            State::False,
+            ConditionReason::UpToDate,
+            "",
+        );
+    };
+    let more = parts.len().saturating_sub(NAMED_PARTS);
+    let mut named = parts[..parts.len() - more].join(", ");
+    if more > 0 {
+        named += &format!(" and {more} more");
+    }
+    Finding::new(
+        Type::UpdatePending,
+        State::True,
+        ConditionReason::OperatorChanged,
+        format!(
+            "pods keep the template of an earlier operator until the spec changes, or annotation {RESTARTED_AT} of the SignalCluster: this one differs in {named}"
+        ),
+    )
 }
 
 fn limited(observed: &Observed, plan: &ClusterPlan) -> Finding {

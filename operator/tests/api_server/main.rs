@@ -16,6 +16,7 @@ mod many;
 mod optional;
 mod pods_first;
 mod replicas;
+mod revisions;
 mod rights;
 mod simulated_pods;
 mod watch_faults;

@@ -47,7 +47,14 @@ fn with_tls(certificate: &str, key: &str) -> Observed {
 fn tls_is_mounted_and_followed_and_only_its_settings_roll_the_pods() {
     let before = with_tls("one.pem", "one.key");
     let desired = make(&migrated(before.clone()));
-    let config = desired.static_config.data.as_ref().unwrap()["gateway.toml"].clone();
+    let config = desired
+        .static_config
+        .as_ref()
+        .unwrap()
+        .data
+        .as_ref()
+        .unwrap()["gateway.toml"]
+        .clone();
     for line in [
         "certificate_file = \"/etc/signal/live/tls.crt\"",
         "key_file = \"/etc/signal/live/tls.key\"",
@@ -138,7 +145,13 @@ fn both_families_are_listened_on_where_the_spec_says_so() {
         cluster.spec.gateway.address_families = AddressFamilies::DualStack
     });
     let desired = make(&migrated(both));
-    let config = &desired.static_config.data.as_ref().unwrap()["gateway.toml"];
+    let config = &desired
+        .static_config
+        .as_ref()
+        .unwrap()
+        .data
+        .as_ref()
+        .unwrap()["gateway.toml"];
     assert!(
         config.contains("public_address = \"[::]:8080\""),
         "{config}"

@@ -1,0 +1,288 @@
+//! What belongs to one revision of the pods: the objects that only a start reads, how long they stay, and whether a new template waits. Pure.
+//!
+//! A pod of an older revision whose container restarts must find what it started with: such objects never change, are named by their content, and stay
+//! while a ReplicaSet that may start a pod mounts them. What gateways follow while they run (live settings, logins, keys) is one object for all revisions.
+//!
+//! A template waits until the database is migrated for it; and one that another version of the operator makes of the same spec waits until the spec
+//! changes or a restart is asked for.
+
+use std::cmp::Reverse;
+use std::sync::LazyLock;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{CustomResourceExt as _, ResourceExt as _};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use signal_crds::SignalCluster;
+
+use super::compare;
+use crate::names::{Children, RESTART_HASH, RESTARTED_AT, TEMPLATE_HASH, TEMPLATE_INPUTS};
+use crate::observe::observed::{Mounts, Observed};
+use crate::observe::resources::{CONFIG_MAP, Owned, SECRET};
+use crate::plan::validate::{DATABASE_CA, Files, KAFKA_CA, ValidCluster};
+use crate::time::from_k8s;
+
+/// Most objects that stay although nothing mounts them.
+const MAX_UNSEEN: usize = 10;
+/// Begins the hash of the inputs. Another way of hashing has another one, so that its hashes are not compared with these.
+const INPUTS_FORM: &str = "v1:";
+/// Parts of a spec that no pod template depends on: they are followed while pods run, or belong to other objects.
+const NOT_IN_TEMPLATE: [&str; 18] = [
+    "/replicas",
+    "/paused",
+    "/stopped",
+    "/autoscaling",
+    "/rollout",
+    "/rebalance",
+    "/disruption",
+    "/service",
+    "/exposure",
+    "/networkPolicy",
+    "/jwks",
+    "/limits",
+    "/gateway/allowedOrigins",
+    "/gateway/trustedProxies",
+    "/gateway/rooms/maxPerConnection",
+    "/observability/logFilter",
+    "/observability/serviceMonitor",
+    "/observability/prometheusRule",
+];
+
+/// Why the pods keep the template that they have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// The database is not migrated for the new one.
+    Migration,
+    /// Only the operator is another one: the parts that it makes differently.
+    Update(Vec<String>),
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The name of an object with this content.
+pub(super) fn static_name(children: &Children, content: &[u8]) -> String {
+    let hash = hex(&Sha256::digest(content)[..5]);
+    format!("{}-{hash}", children.static_prefix)
+}
+
+/// The files that a gateway reads only as it starts.
+pub(super) fn read_at_start(files: &Files) -> impl Iterator<Item = (&'static str, &[u8])> {
+    [DATABASE_CA, KAFKA_CA]
+        .into_iter()
+        .filter_map(|name| Some((name, files.get(name)?.as_slice())))
+}
+
+/// The hash of these files.
+pub(super) fn restart_hash(files: &Files) -> String {
+    let mut hash = Sha256::new();
+    for (name, content) in read_at_start(files) {
+        hash.update(name);
+        hash.update(Sha256::digest(content));
+    }
+    format!("sha256:{}", hex(&hash.finalize()))
+}
+
+/// The name of the Secret with these files; `None` where there are none.
+pub(super) fn static_secret_name(cluster: &ValidCluster, children: &Children) -> Option<String> {
+    read_at_start(&cluster.files).next()?;
+    let hash = restart_hash(&cluster.files);
+    Some(static_name(children, hash.as_bytes()))
+}
+
+/// The objects of other revisions that stay: those that a ReplicaSet mounts which has pods, and those of the Deployment's template. While the Deployment's
+/// controller has not seen the newest template, a ReplicaSet may come for one that was applied in between: then the newest others stay, too.
+pub(super) fn kept(observed: &Observed, children: &Children) -> Vec<(Owned, String)> {
+    let active = observed.revisions.iter().filter(|it| it.is_active());
+    let deployment = observed.deployment.as_ref();
+    let template =
+        deployment.and_then(|deployment| deployment.spec.as_ref()?.template.spec.as_ref());
+    let mounted: Vec<Mounts> = active
+        .map(|revision| revision.mounts.clone())
+        .chain(template.map(Mounts::of))
+        .collect();
+    let is_mounted = |kind: Owned, name: &String| {
+        mounted.iter().any(|mounts| match kind {
+            CONFIG_MAP => mounts.config_maps.contains(name),
+            _ => mounts.secrets.contains(name),
+        })
+    };
+    let mut kept = Vec::new();
+    let mut others = Vec::new();
+    for object in &observed.owned {
+        let (Some(kind), name) = (Owned::of(object), object.name_any()) else {
+            continue;
+        };
+        let rest = name.strip_prefix(&children.static_prefix);
+        let is_static = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+        if !is_static || (kind != CONFIG_MAP && kind != SECRET) {
+            continue;
+        }
+        if is_mounted(kind, &name) {
+            kept.push((kind, name));
+        } else {
+            let created = object.metadata.creation_timestamp.as_ref().map(from_k8s);
+            others.push((Reverse(created), kind, name));
+        }
+    }
+    let is_seen = deployment.is_none_or(|deployment| {
+        let status = deployment.status.as_ref();
+        status.and_then(|status| status.observed_generation) >= deployment.metadata.generation
+    });
+    if !is_seen {
+        others.sort_by(|one, other| (one.0, &one.2).cmp(&(other.0, &other.2)));
+        let newest = others.into_iter().take(MAX_UNSEEN);
+        kept.extend(newest.map(|(_, kind, name)| (kind, name)));
+    }
+    kept
+}
+
+/// The hash of everything that decides about a pod template but for the operator's version: the spec without its defaults, locales, files that only a start
+/// reads, and the restart that was asked for.
+pub(super) fn template_inputs(cluster: &ValidCluster) -> String {
+    static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+        let definition = serde_json::to_value(SignalCluster::crd()).expect("plain data");
+        definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
+    });
+    let mut spec = serde_json::to_value(&cluster.spec).expect("a spec is plain data");
+    remove_defaults(&mut spec, &SCHEMA);
+    for path in NOT_IN_TEMPLATE {
+        let (parent, field) = path.rsplit_once('/').unwrap_or_default();
+        let parent = spec.pointer_mut(parent).and_then(Value::as_object_mut);
+        parent.map(|members| members.remove(field));
+    }
+    remove_empty(&mut spec, &SCHEMA);
+    let inputs = json!([
+        spec,
+        cluster.locales,
+        restart_hash(&cluster.files),
+        cluster.restarted_at
+    ]);
+    format!("{INPUTS_FORM}{}", compare::hash(&inputs))
+}
+
+/// Leaves what somebody has chosen: a field that a newer definition adds with a default is no change of the spec.
+fn remove_defaults(value: &mut Value, schema: &Value) {
+    match value {
+        Value::Object(members) => {
+            for (name, member) in members.iter_mut() {
+                remove_defaults(member, member_schema(schema, name));
+            }
+            members.retain(|name, member| {
+                let default = &member_schema(schema, name)["default"];
+                !member.is_null() && (default.is_null() || member != default)
+            });
+        }
+        Value::Array(elements) => {
+            let schema = &schema["items"];
+            elements
+                .iter_mut()
+                .for_each(|element| remove_defaults(element, schema));
+        }
+        _ => {}
+    }
+}
+
+/// Removes objects with nothing left in them, where the definition fills in the object itself: elsewhere an empty one says something.
+fn remove_empty(value: &mut Value, schema: &Value) {
+    let Value::Object(members) = value else {
+        return;
+    };
+    for (name, member) in members.iter_mut() {
+        remove_empty(member, member_schema(schema, name));
+    }
+    members.retain(|name, member| {
+        let is_empty = member.as_object().is_some_and(serde_json::Map::is_empty);
+        !is_empty || member_schema(schema, name)["default"].is_null()
+    });
+}
+
+fn member_schema<'a>(schema: &'a Value, name: &str) -> &'a Value {
+    let of = &schema["properties"][name];
+    match of.is_null() {
+        true => &schema["additionalProperties"],
+        false => of,
+    }
+}
+
+fn annotation<'a>(deployment: &'a Deployment, name: &str) -> Option<&'a String> {
+    deployment.metadata.annotations.as_ref()?.get(name)
+}
+
+/// The parts of the template that another version of the operator makes differently of the same spec; `None` where nothing has to wait.
+pub(super) fn waiting_update(
+    cluster: &ValidCluster,
+    observed: &Observed,
+    wanted: &Deployment,
+) -> Option<Vec<String>> {
+    let current = observed.deployment.as_ref()?;
+    let template = |deployment: &Deployment| {
+        let spec = deployment.spec.as_ref()?;
+        Some(serde_json::to_value(&spec.template).expect("a template is plain data"))
+    };
+    let (new, old) = (template(wanted)?, template(current)?);
+    let is_same_inputs = match annotation(current, TEMPLATE_INPUTS) {
+        Some(inputs) if inputs.starts_with(INPUTS_FORM) => {
+            Some(inputs) == annotation(wanted, TEMPLATE_INPUTS)
+        }
+        _ => was_carried_out(cluster, observed, &new, &old),
+    };
+    if !is_same_inputs || annotation(current, TEMPLATE_HASH) == Some(&compare::hash(&new)) {
+        return None;
+    }
+    let differences = compare::differences(&new, &old);
+    let mut paths: Vec<String> = differences.into_iter().map(|found| found.path).collect();
+    paths.sort();
+    Some(paths)
+}
+
+/// Whether an operator that did not write down the inputs has carried out this generation of the spec: it looked at it, and nothing kept it from rolling
+/// out.
+fn was_carried_out(cluster: &ValidCluster, observed: &Observed, new: &Value, old: &Value) -> bool {
+    let Some(status) = &observed.cluster.status else {
+        return false;
+    };
+    let holds = |kind: &str| {
+        let conditions = &mut status.conditions.iter();
+        conditions.any(|one| {
+            let is_of_it = one.observed_generation == Some(cluster.generation);
+            one.type_ == kind && one.status == "True" && is_of_it
+        })
+    };
+    let same = |path: &str| new.pointer(path) == old.pointer(path);
+    let same_annotation =
+        |name: &str| new["metadata"]["annotations"][name] == old["metadata"]["annotations"][name];
+    status.observed_generation == Some(cluster.generation)
+        && ["SpecAccepted", "SecretsResolved", "DatabaseMigrated"]
+            .into_iter()
+            .all(holds)
+        && same("/spec/containers/0/image")
+        && same_annotation(RESTART_HASH)
+        && same_annotation(RESTARTED_AT)
+}
+
+/// The Deployment while its template is held back: running pods keep their template, only the number of pods changes. `None` if none runs.
+pub(super) fn held_back(
+    wanted: Deployment,
+    current: Option<&Deployment>,
+    held: &Held,
+) -> Option<Deployment> {
+    let current = current?;
+    let template = current.spec.as_ref()?.template.clone();
+    let mut kept = wanted;
+    if let Some(spec) = &mut kept.spec {
+        spec.template = template;
+    }
+    if *held == Held::Migration {
+        // They belong to the template.
+        let annotations = kept.metadata.annotations.get_or_insert_default();
+        annotations.remove(TEMPLATE_INPUTS);
+        let inputs = annotation(current, TEMPLATE_INPUTS).cloned();
+        annotations.extend(inputs.map(|inputs| (TEMPLATE_INPUTS.to_owned(), inputs)));
+    }
+    Some(kept)
+}
+
+#[cfg(test)]
+mod tests;
