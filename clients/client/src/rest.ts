@@ -77,6 +77,8 @@ export class Rest {
         headers,
         signal: abort.signal,
         cache: "no-store",
+        // Who reads a notification often leaves the page with the same click: the browser sends it all the same.
+        keepalive: method !== "GET",
         ...(body !== undefined && { body: JSON.stringify(body) }),
       });
       const text = await answer.text();

@@ -203,6 +203,20 @@ test("names of rooms that the gateway drops without a word are refused with a wo
   for (const name of ["", "ws:secret", "x".repeat(257)]) await expect(client.join(name)).rejects.toMatchObject({ code: "invalid" });
 });
 
+test("a change is sent also where the page is left with the same click; a page of the list is not", async () => {
+  const asked: [string, boolean][] = [];
+  const client = page({
+    fetch: (url, init) => {
+      asked.push([init.method!, init.keepalive === true]);
+      return gateway.fetch(url, init);
+    },
+  });
+  gateway.create();
+  await until("it is ready", isReady(client));
+  await client.inbox.remove("n1");
+  expect(asked).toEqual([["GET", false], ["DELETE", true]]);
+});
+
 test("calls of a closed client say so", async () => {
   const client = page({ connect: false });
   await expect(client.inbox.readAll()).rejects.toMatchObject({ code: "closed", advice: "Call connect() first." });
