@@ -217,7 +217,9 @@ export class SignalInbox extends Base {
     const client = this.#client;
     const changed = (): void => this.#changed();
     const ends = client ? [client.inbox.subscribe(changed), client.connection.subscribe(changed)] : [];
-    this.#unwatch = () => ends.forEach((end) => end());
+    this.#unwatch = () => {
+      for (const end of ends.splice(0)) end();
+    };
     this.#changed();
   }
 
@@ -481,7 +483,7 @@ export class SignalInbox extends Base {
     const shown = count > MOST_SHOWN ? `${texts.number(MOST_SHOWN)}+` : texts.number(count);
     show(view.badge, count > 0);
     text(view.badge, shown);
-    const label = count > 0 ? texts.count("bell", count) : texts.get("title");
+    const label = count > 0 ? texts.count("bell", count, shown) : texts.get("title");
     attribute(view.bell, "aria-label", label);
     show(view.unreadCount, count > 0);
     text(view.unreadCount, shown);

@@ -121,9 +121,10 @@ export class Texts {
     return this.#messages[key];
   }
 
-  count(key: "bell" | "more", count: number): string {
+  /** `shown` stands for the number, such as `99+`. */
+  count(key: "bell" | "more", count: number, shown = this.number(count)): string {
     const forms = this.#messages[key];
-    return (forms[this.#plurals.select(count)] ?? forms.other).replace("{count}", this.number(count));
+    return (forms[this.#plurals.select(count)] ?? forms.other).replace("{count}", shown);
   }
 
   number(count: number): string {
