@@ -1,0 +1,5 @@
+import "@signal/inbox";
+import { createApp } from "vue";
+import App from "./App.vue";
+
+createApp(App).mount("#app");
