@@ -81,7 +81,7 @@ const vi: Messages = {
   offline: "Mất kết nối. Đang kết nối lại.",
   closed: "Chưa kết nối.",
   connect: "Kết nối",
-  changeFailed: "Không lưu được thay đổi, đã hoàn tác.",
+  changeFailed: "Không lưu được nên đã hoàn tác.",
   moreFailed: "Không tải được thông báo cũ hơn.",
   retry: "Thử lại",
   more: { other: "{count} thông báo mới" },

@@ -108,7 +108,11 @@ svg { display: block; inline-size: 1em; block-size: 1em; fill: none; stroke: cur
   @keyframes pulse { to { opacity: .5; } }
 }
 @media (hover: none) {
-  .tools { opacity: 1; pointer-events: auto; position: static; box-shadow: none; background: none; padding: 0 18px 10px; justify-content: end; }
+  .item { display: flex; }
+  .link { flex: 1; min-inline-size: 0; padding-inline-end: 6px; }
+  .custom { flex: 1; min-inline-size: 0; }
+  .tools { position: relative; inset: auto; flex: none; flex-direction: column; padding-block: 8px; padding-inline: 0 6px; background: none; box-shadow: none; opacity: 1; pointer-events: auto; }
+  .tools .tool { inline-size: 40px; block-size: 32px; }
   .item .item-time.item-time { opacity: 1; }
 }
 @media (forced-colors: active) {

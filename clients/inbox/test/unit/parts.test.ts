@@ -37,9 +37,9 @@ describe("texts", () => {
   });
 
   test("count as the language does", () => {
-    addMessages("pl", { bell: { one: "{count} nowa", few: "{count} nowe", other: "{count} nowych" } });
+    addMessages("pl", { bell: { one: "jedna {count}", few: "kilka {count}", other: "wiele {count}" } });
     const texts = new Texts("pl-PL");
-    expect([1, 3, 5].map((count) => texts.count("bell", count))).toEqual(["1 nowa", "3 nowe", "5 nowych"]);
+    expect([1, 3, 5].map((count) => texts.count("bell", count))).toEqual(["jedna 1", "kilka 3", "wiele 5"]);
     expect(texts.get("all")).toBe("All");
     expect(new Texts("vi").count("bell", 12_345)).toBe("Thông báo, 12.345 chưa đọc");
   });
