@@ -20,9 +20,10 @@ const NODE: (u32, u32) = (20, 19);
 const CHECK: &str = "check";
 const TESTS: [&str; 2] = ["test", "conformance"];
 
-/// Checks (unless `quick`) and tests the packages. What fails is noted in `failed`, a machine without Node in `outcome`.
+/// Checks (unless `quick`) and tests the packages. `servers` names Kafka, PostgreSQL and Redis in the environment. What fails is noted in `failed`, a machine without Node in `outcome`.
 pub(crate) fn part(
     quick: bool,
+    servers: &[(&'static str, String)],
     timing: &mut Timing,
     outcome: &mut Outcome,
     failed: &mut Vec<String>,
@@ -38,14 +39,14 @@ pub(crate) fn part(
         println!("skipped: {PART}: browser: Chromium is not installed");
         outcome.skip(&format!("{PART}: browser: Chromium is not installed"));
     }
-    let result = timing.part("clients: install", || run(&npm, &["ci"]));
+    let result = timing.part("clients: install", || run(&npm, &["ci"], servers));
     let scripts = std::iter::once(CHECK).filter(|_| !quick).chain(TESTS);
     // Without its packages nothing runs; of the scripts each runs, whichever fail.
     let results: Vec<Result<()>> = match result {
         Ok(()) => scripts
             .map(|script| {
                 timing.part(&format!("clients: {script}"), || {
-                    run(&npm, &["run", script])
+                    run(&npm, &["run", script], servers)
                 })
             })
             .collect(),
@@ -81,12 +82,13 @@ fn is_new_enough(version: &str) -> bool {
     (numbers.next(), numbers.next()) >= (Some(NODE.0), Some(NODE.1))
 }
 
-fn run(npm: &Path, arguments: &[&str]) -> Result<()> {
+fn run(npm: &Path, arguments: &[&str], servers: &[(&'static str, String)]) -> Result<()> {
     let mut command = Command::new(npm);
     command
         .args(arguments)
         .current_dir(root().join("clients"))
         .stdin(Stdio::null())
+        .envs(servers.iter().map(|(name, value)| (name, value)))
         .env("SIGNAL_TEST_GATEWAY", gateway()?)
         .envs(browser().map(|program| ("SIGNAL_TEST_CHROMIUM", program)));
     let status = command.status().context("cannot run npm")?;

@@ -39,13 +39,14 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
     timing.part("build", || succeed(&mut build))?;
     let servers = timing.part("servers", || Servers::start(&kafka, kubernetes.as_ref()))?;
     let mut outcome = tests(&servers, arguments, &mut timing)?;
+    if is_whole {
+        let environment = servers.environment();
+        clients::part(quick, &environment, &mut timing, &mut outcome, &mut failed);
+    }
     timing.part("end of servers", || {
         drop(servers);
         Ok(())
     })?;
-    if is_whole {
-        clients::part(quick, &mut timing, &mut outcome, &mut failed);
-    }
     if is_whole && let Err(error) = timing.part("soak", soak::part) {
         println!("xtask: {error:#}");
         failed.push(format!("{error:#}"));

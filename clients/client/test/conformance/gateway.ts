@@ -180,15 +180,8 @@ export class Gateway {
     return fetch(this.addresses.admin + path, { method, headers, ...(body !== undefined && { body: JSON.stringify(body) }) });
   }
 
-  /** The whole inbox, as REST has it. */
-  async inbox(user: string): Promise<{ items: Notification[]; unreadCount: number }> {
-    const items: Notification[] = [];
-    for (let cursor = ""; ; ) {
-      const page = (await (await this.rest(user, "GET", `/notifications?limit=100${cursor && `&cursor=${cursor}`}`)).json()) as NotificationPage;
-      items.push(...page.data);
-      if (page.next === null) return { items, unreadCount: page.unreadCount };
-      cursor = page.next;
-    }
+  inbox(user: string): Promise<StoredInbox> {
+    return wholeInbox((path) => this.rest(user, "GET", path));
   }
 
   /** How many notifications this user has. */
@@ -209,8 +202,24 @@ export class Gateway {
   }
 }
 
+export interface StoredInbox {
+  readonly items: Notification[];
+  readonly unreadCount: number;
+}
+
+/** The whole inbox, as REST has it. */
+export async function wholeInbox(get: (path: string) => Promise<Response>): Promise<StoredInbox> {
+  const items: Notification[] = [];
+  for (let cursor = ""; ; ) {
+    const page = (await (await get(`/notifications?limit=100${cursor && `&cursor=${cursor}`}`)).json()) as NotificationPage;
+    items.push(...page.data);
+    if (page.next === null) return { items, unreadCount: page.unreadCount };
+    cursor = page.next;
+  }
+}
+
 /** Waits until the client shows exactly what the database has, to the end of the list. */
-export async function equals(gateway: Gateway, client: Client, user: string, ms = 30_000): Promise<void> {
+export async function equals(gateway: Pick<Gateway, "inbox">, client: Client, user: string, ms = 30_000): Promise<void> {
   const { inbox } = client;
   let last = "";
   try {
