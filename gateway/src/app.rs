@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use axum::Router;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -129,7 +130,7 @@ pub fn log_filter(config: &Config) -> Result<String, Invalid> {
     )
 }
 
-/// Runs the gateway until `lifecycle` asks for a drain; returns after the drain.
+/// Runs the gateway until `lifecycle` asks for a drain; returns after the drain. The public listener serves `pages` besides REST.
 ///
 /// # Errors
 /// A part that cannot start, or one that ended unexpectedly.
@@ -138,6 +139,7 @@ pub async fn run(
     sockets: Sockets,
     lifecycle: Arc<Lifecycle>,
     telemetry: Option<Telemetry>,
+    pages: Router,
 ) -> anyhow::Result<()> {
     for part in ["settings", "redis", "database", "keys", "revocations"] {
         lifecycle.set(part, Some("starting".into()));
@@ -152,7 +154,7 @@ pub async fn run(
     tracing::info!(public.address = %public_address, admin.address = %admin_address, version = env!("CARGO_PKG_VERSION"), "listening");
 
     let started = tokio::select! {
-        started = Gateway::start(&config, &lifecycle, &metrics, &stop, telemetry) => Some(started),
+        started = Gateway::start(&config, &lifecycle, &metrics, &stop, telemetry, pages) => Some(started),
         // There are no connections and no records yet, so there is nothing to drain.
         () = lifecycle.drain_requested().cancelled() => None,
     };
@@ -168,4 +170,23 @@ pub async fn run(
     stop.cancel();
     probing.abort();
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn the_settings_of_the_compose_file_are_valid() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/compose");
+        let live = folder.join("live.toml").display().to_string();
+        let environment = [("SIGNAL__LIVE_FILE".to_owned(), live)];
+        let file = folder.join("config.toml");
+        let config = config::load(Some(&file), environment.into_iter()).unwrap();
+        check(&config).unwrap();
+        check_files(&config).unwrap();
+    }
 }

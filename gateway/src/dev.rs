@@ -1,7 +1,7 @@
 //! Dev mode: the gateway of production with everything it needs embedded, for one person at a terminal.
 //!
 //! Input: ports and a folder. Output: a running gateway on SQLite and without Redis, a broker that any producer can reach, an issuer whose keys the
-//! gateway fetches over HTTP, a few merchants and users, and a printed sheet of commands to paste. [`crate::app`] starts the gateway with settings from
+//! gateway fetches over HTTP, a few merchants and users, a page to try it, and a printed sheet of commands to paste. [`crate::app`] starts the gateway with settings from
 //! a file, as in production; the gateway does not know of dev mode.
 //!
 //! The folder survives a restart with inboxes, policies and keys. Records do not, because the broker keeps nothing. Their identity contains the time of
@@ -11,6 +11,7 @@ mod broker;
 mod folder;
 mod forward;
 mod issuer;
+mod playground;
 mod print_events;
 mod produce;
 mod settings;
@@ -20,12 +21,13 @@ mod versions;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
+use crate::activity::Catalogs;
 use crate::app::{self, Sockets};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
@@ -34,7 +36,8 @@ use crate::store::platform::{self, Platform, PolicyDefinition};
 use crate::telemetry::Telemetry;
 use broker::Broker;
 use folder::{Addresses, Folder};
-use issuer::Issuer;
+use issuer::{Issuer, TOKEN_LIFE};
+use playground::Playground;
 use settings::ListenAddresses;
 
 /// Partitions of every topic: enough to see that order is kept within one.
@@ -43,6 +46,8 @@ const PARTITIONS: i32 = 4;
 const READY_INTERVAL: Duration = Duration::from_millis(20);
 /// Name of the file that marks the platform's tables as filled, so that rows that are deleted later stay deleted.
 const SEEDED: &str = "platform.seeded";
+/// The file with the key of the playground.
+const PLAYGROUND_KEY: &str = "playground.key";
 /// The users that tokens are printed for.
 const USERS: [&str; 2] = ["17", "18"];
 /// The user who may manage connections.
@@ -144,7 +149,7 @@ impl Command {
                 let folder = Folder::open(&folder.data_dir)?;
                 let issuer = Issuer::open(&folder)?;
                 print_events::print_events(&folder.addresses()?.stream, &user, || {
-                    issuer.token(&user, SystemClock.now())
+                    issuer.token(&user, SystemClock.now(), TOKEN_LIFE)
                 })
             }
             Self::Produce { folder, record } => {
@@ -152,8 +157,11 @@ impl Command {
                 produce::produce(&addresses.kafka, &addresses.topic, &record)
             }
             Self::Token { folder, user } => {
-                let token = Issuer::open(&Folder::open(&folder.data_dir)?)?
-                    .token(&user, SystemClock.now())?;
+                let token = Issuer::open(&Folder::open(&folder.data_dir)?)?.token(
+                    &user,
+                    SystemClock.now(),
+                    TOKEN_LIFE,
+                )?;
                 Ok(writeln!(std::io::stdout(), "{token}")?)
             }
         }
@@ -167,6 +175,7 @@ pub struct Prepared {
     issuer: Issuer,
     listeners: Listeners,
     addresses: Addresses,
+    playground_key: String,
     typed_folder: PathBuf,
 }
 
@@ -207,19 +216,12 @@ impl Options {
             issuer: listeners.issuer.local_addr()?,
         };
         let issuer = Issuer::open(&folder)?;
-        folder.secret(settings::ADMIN_TOKEN_FILE, || {
-            use ring::rand::SecureRandom as _;
-            let mut token = [0; 24];
-            ring::rand::SystemRandom::new()
-                .fill(&mut token)
-                .map_err(|_| anyhow::anyhow!("the system cannot provide randomness"))?;
-            Ok(base64_simd::URL_SAFE_NO_PAD
-                .encode_to_string(token)
-                .into_bytes())
-        })?;
+        folder.secret(settings::ADMIN_TOKEN_FILE, random_text)?;
+        let playground_key = String::from_utf8(folder.secret(PLAYGROUND_KEY, random_text)?)?;
         let config = settings::prepare(&folder, listening, environment)?;
         let addresses = Addresses {
             stream: format!("ws://{}/stream", reachable(listening.public)),
+            playground: format!("http://{}/#{playground_key}", reachable(listening.public)),
             rest: format!("http://{}", reachable(listening.public)),
             admin: format!("http://{}", reachable(listening.admin)),
             kafka: listening.kafka.to_string(),
@@ -232,9 +234,22 @@ impl Options {
             issuer,
             listeners,
             addresses,
+            playground_key,
             typed_folder: self.folder.data_dir,
         })
     }
+}
+
+/// Makes a secret that a person can paste.
+fn random_text() -> anyhow::Result<Vec<u8>> {
+    use ring::rand::SecureRandom as _;
+    let mut bytes = [0; 24];
+    ring::rand::SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| anyhow::anyhow!("the system cannot provide randomness"))?;
+    Ok(base64_simd::URL_SAFE_NO_PAD
+        .encode_to_string(bytes)
+        .into_bytes())
 }
 
 fn bind(argument: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -279,8 +294,10 @@ impl Prepared {
             issuer,
             listeners,
             addresses,
+            playground_key,
             typed_folder,
         } = self;
+        let issuer = Arc::new(issuer);
         seed(&folder).await?;
         let tokens = write_tokens(&folder, &issuer)?;
         folder.write_addresses(&addresses)?;
@@ -304,6 +321,16 @@ impl Prepared {
             admin: tokio(listeners.admin)?,
         };
 
+        let texts = &config.notifications;
+        let pages = playground::router(Playground {
+            issuer: Arc::clone(&issuer),
+            lifecycle: Arc::clone(&lifecycle),
+            catalogs: Catalogs::load(&texts.catalog_dir, &texts.default_locale)?,
+            broker: addresses.kafka.clone(),
+            topic: addresses.topic.clone(),
+            key: playground_key,
+            producer: OnceLock::new(),
+        });
         let sheet = sheet::Sheet {
             program,
             data_dir: &typed_folder,
@@ -321,7 +348,7 @@ impl Prepared {
         // Not ready until `run` sets the state of its parts.
         lifecycle.set("keys", Some("starting".into()));
         tokio::select! {
-            ended = app::run(config, sockets, Arc::clone(&lifecycle), telemetry) => ended,
+            ended = app::run(config, sockets, Arc::clone(&lifecycle), telemetry, pages) => ended,
             () = print_when_ready => unreachable!("it never ends"),
             () = forward => anyhow::bail!("the broker's forwarder ended unexpectedly"),
             ended = certs => ended.context("the issuer ended unexpectedly"),
@@ -354,7 +381,7 @@ fn write_tokens(folder: &Folder, issuer: &Issuer) -> anyhow::Result<Vec<Token>> 
         .chain([(ADMIN, "admin.token".to_owned())]);
     named
         .map(|(user, name)| {
-            let text = issuer.token(user, SystemClock.now())?;
+            let text = issuer.token(user, SystemClock.now(), TOKEN_LIFE)?;
             folder.write(&name, text.as_bytes())?;
             Ok(Token {
                 user,
@@ -404,83 +431,4 @@ fn sample_platform() -> Platform {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn options(arguments: &[&str]) -> Options {
-        #[derive(clap::Parser)]
-        struct Whole {
-            #[command(flatten)]
-            dev: Arguments,
-        }
-        let whole =
-            <Whole as clap::Parser>::try_parse_from([&["dev"], arguments].concat()).unwrap();
-        whole.dev.split().ok().unwrap()
-    }
-
-    #[test]
-    fn addresses_that_other_machines_can_reach_must_be_allowed() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data");
-        for argument in ["--public", "--admin"] {
-            let options = options(&["--data-dir", data.to_str().unwrap(), argument, "0.0.0.0:0"]);
-            let error = options
-                .prepare(std::iter::empty())
-                .err()
-                .unwrap()
-                .to_string();
-            assert!(
-                error.starts_with(argument) && error.contains("--allow-non-loopback"),
-                "{error}"
-            );
-            assert!(!data.exists(), "nothing is written");
-        }
-        let any = |public: &str| {
-            [
-                "--public",
-                public,
-                "--admin",
-                "[::1]:0",
-                "--kafka-port",
-                "0",
-                "--issuer-port",
-                "0",
-            ]
-            .map(str::to_owned)
-        };
-        for (public, allow) in [("127.0.0.1:0", false), ("0.0.0.0:0", true)] {
-            let mut arguments = vec!["--data-dir".to_owned(), data.display().to_string()];
-            arguments.extend(any(public));
-            arguments.extend(allow.then(|| "--allow-non-loopback".to_owned()));
-            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            let prepared = options(&arguments).prepare(std::iter::empty()).unwrap();
-            assert!(
-                prepared.addresses.rest.starts_with("http://127.0.0.1:"),
-                "{}",
-                prepared.addresses.rest
-            );
-        }
-    }
-
-    #[tokio::test]
-    async fn rows_that_are_deleted_from_the_platform_stay_deleted() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::take(dir.path()).unwrap();
-        seed(&folder).await.unwrap();
-        let url = settings::platform(&folder).unwrap();
-        let pool = sqlx::SqlitePool::connect(url.expose()).await.unwrap();
-        let count = || {
-            sqlx::query_scalar::<_, i64>(
-                "SELECT count(*) FROM policy_definition WHERE subject_id = '18'",
-            )
-            .fetch_one(&pool)
-        };
-        assert_eq!(count().await.unwrap(), 2);
-        sqlx::query("DELETE FROM policy_definition WHERE subject_id = '18'")
-            .execute(&pool)
-            .await
-            .unwrap();
-        seed(&folder).await.unwrap();
-        assert_eq!(count().await.unwrap(), 0);
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use axum::Router;
 use clap::{Args, Parser, Subcommand};
 use signal_gateway::activity::TopicState;
 use signal_gateway::activity::replay::{self, ReplayOptions};
@@ -187,7 +188,7 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
         let lifecycle = Arc::new(Lifecycle::default());
         drain_on_signals(&lifecycle)?;
         let sockets = Sockets::bind(&config)?;
-        app::run(config, sockets, lifecycle, Some(telemetry)).await
+        app::run(config, sockets, lifecycle, Some(telemetry), Router::new()).await
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result

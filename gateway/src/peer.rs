@@ -133,6 +133,19 @@ pub fn origin_allowed(origin: Option<&str>, host: Option<&str>, allowed: &[Strin
         })
 }
 
+/// Returns whether a `Host` header names the machine of whoever sent it.
+pub fn names_own_machine(host: &str) -> bool {
+    Origin::of_host("http", host).is_some_and(|origin| origin.is_loopback())
+}
+
+/// Returns whether an `Origin` is that of a page that was served under this `Host`.
+pub fn is_own_page(origin: &str, host: &str) -> bool {
+    origin.split_once("://").is_some_and(|(scheme, rest)| {
+        let page = Origin::of_host(scheme, rest);
+        page.is_some() && page == Origin::of_host(scheme, host)
+    })
+}
+
 /// Returns whether a text can be an origin as a client sends it: no entry's wildcard or name for several is one.
 fn is_serialized(origin: &str) -> bool {
     origin == NULL_ORIGIN || (origin.contains("://") && !origin.contains('*'))

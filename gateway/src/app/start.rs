@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use axum::Router;
 use ring::rand::SystemRandom;
 use signal_contract::StatusReport;
 use tokio::runtime::Handle;
@@ -89,6 +90,7 @@ impl Gateway {
         metrics: &Arc<Metrics>,
         stop: &CancellationToken,
         telemetry: Option<Telemetry>,
+        pages: Router,
     ) -> anyhow::Result<Self> {
         let settings = load_settings(config, lifecycle).await?;
         log_allowed_origins(&settings.current().allowed_origins);
@@ -149,7 +151,7 @@ impl Gateway {
         start.follow_tables(&running, epoch);
         let pipeline_stop = CancellationToken::new();
         let pipeline = start.pipeline(&running, &catalogs, pipeline_stop.clone());
-        let listener = start.listener(&running, no_new_connections);
+        let listener = start.listener(&running, no_new_connections, pages);
         let admin = api::admin_router(start.admin(&running, catalogs)?);
         Ok(Self {
             config: config.clone(),
@@ -288,13 +290,13 @@ impl Start<'_> {
 
 /// What the listeners hand to connections and requests.
 impl Start<'_> {
-    fn listener(&self, running: &Running, closed: Arc<AtomicBool>) -> ws::Listener {
+    fn listener(&self, running: &Running, closed: Arc<AtomicBool>, pages: Router) -> ws::Listener {
         ws::Listener {
             server: self.config.server.clone(),
             hub: running.hub.clone(),
             context: Arc::new(self.connections(running)),
             tls: self.tls.clone(),
-            rest: api::router(self.api(running)),
+            rest: api::router(self.api(running)).merge(pages),
             ids: running.ids.clone(),
             lifecycle: Arc::clone(self.lifecycle),
             closed,

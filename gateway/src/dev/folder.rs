@@ -30,6 +30,9 @@ pub(super) struct Addresses {
     pub(super) stream: String,
     /// `http://host:port` of REST.
     pub(super) rest: String,
+    /// The playground, with its key.
+    #[serde(default)]
+    pub(super) playground: String,
     /// `http://host:port` of the admin listener.
     pub(super) admin: String,
     /// `host:port` of the broker.

@@ -20,6 +20,8 @@ pub(super) const NAME: &str = "signal-dev";
 pub(super) const AUDIENCE: &str = "signal";
 /// How long a token is valid, in hours.
 pub(super) const TOKEN_HOURS: i64 = 12;
+/// The same as a duration.
+pub(super) const TOKEN_LIFE: TimeDelta = TimeDelta::hours(TOKEN_HOURS);
 const KEY_FILE: &str = "issuer-key.pk8";
 
 /// Signs tokens.
@@ -65,15 +67,20 @@ impl Issuer {
         })
     }
 
-    /// Makes a token for this user.
-    pub(super) fn token(&self, user: &str, now: DateTime<Utc>) -> anyhow::Result<String> {
+    /// Makes a token for this user that is valid for `life`.
+    pub(super) fn token(
+        &self,
+        user: &str,
+        now: DateTime<Utc>,
+        life: TimeDelta,
+    ) -> anyhow::Result<String> {
         let no_randomness = |_| anyhow::anyhow!("the system cannot provide randomness");
         let mut jti = [0; 12];
         self.random.fill(&mut jti).map_err(no_randomness)?;
         let header = json!({"alg": "ES256", "kid": self.kid, "typ": "JWT"});
         let claims = json!({
             "iss": NAME, "aud": AUDIENCE, "sub": user, "jti": base64(jti),
-            "iat": now.timestamp(), "exp": (now + TimeDelta::hours(TOKEN_HOURS)).timestamp(),
+            "iat": now.timestamp(), "exp": (now + life).timestamp(),
         });
         let message = format!(
             "{}.{}",
@@ -115,7 +122,11 @@ mod tests {
         let folder = Folder::take(dir.path()).unwrap();
         let token = Issuer::open(&folder)
             .unwrap()
-            .token("17", DateTime::from_timestamp(1_800_000_000, 0).unwrap())
+            .token(
+                "17",
+                DateTime::from_timestamp(1_800_000_000, 0).unwrap(),
+                TOKEN_LIFE,
+            )
             .unwrap();
         let again = Issuer::open(&folder).unwrap();
         let (message, signature) = token.rsplit_once('.').unwrap();

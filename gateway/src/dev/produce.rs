@@ -10,7 +10,8 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 
 /// The record that is produced by default: a payment at merchant 42.
 pub(super) const SAMPLE: &str = r#"{"type":"PAYMENT_SUCCESS","actorId":"17","recipientType":"merchant","merchantId":"42","data":{"amount":150000,"currency":"VND","orderId":"DH-1001"}}"#;
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the broker's confirmation.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The record to produce.
 #[derive(Debug, clap::Args)]
@@ -50,12 +51,7 @@ pub(super) fn produce(broker: &str, topic: &str, record: &Record) -> anyhow::Res
         .enable_all()
         .build()?;
     let (partition, offset) = runtime.block_on(async {
-        let mut config = ClientConfig::new();
-        config
-            .set("bootstrap.servers", broker)
-            .set("acks", "all")
-            .set("message.timeout.ms", TIMEOUT.as_millis().to_string());
-        let producer: FutureProducer = config.create()?;
+        let producer = producer(broker)?;
         let headers = record
             .headers
             .iter()
@@ -79,6 +75,19 @@ pub(super) fn produce(broker: &str, topic: &str, record: &Record) -> anyhow::Res
         std::io::stdout(),
         "produced to {topic}, partition {partition}, offset {offset}"
     )?)
+}
+
+/// Makes a producer for the embedded broker.
+///
+/// # Errors
+/// librdkafka cannot start it.
+pub(super) fn producer(broker: &str) -> anyhow::Result<FutureProducer> {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", broker)
+        .set("acks", "all")
+        .set("message.timeout.ms", TIMEOUT.as_millis().to_string());
+    Ok(config.create()?)
 }
 
 #[cfg(test)]

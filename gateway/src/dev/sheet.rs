@@ -33,6 +33,7 @@ impl fmt::Display for Sheet<'_> {
 impl Sheet<'_> {
     fn write_addresses(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Addresses {
+            playground,
             stream,
             rest,
             admin,
@@ -45,6 +46,8 @@ impl Sheet<'_> {
             f,
             "\nSignal is ready, in dev mode: everything is embedded.\n"
         )?;
+        writeln!(f, "Open the playground, two inboxes side by side:\n")?;
+        writeln!(f, "  {playground}\n")?;
         writeln!(f, "  state    {folder}")?;
         writeln!(
             f,
