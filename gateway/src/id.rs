@@ -145,7 +145,7 @@ impl utoipa::PartialSchema for Id {
         utoipa::openapi::ObjectBuilder::new()
             .schema_type(utoipa::openapi::schema::Type::String)
             .description(Some(
-                "A Snowflake of 70 bits in base62: an identity, never an order.",
+                "A number of 70 bits in base62: an identity, never an order.",
             ))
             .pattern(Some("^[0-9A-Za-z]{1,12}$"))
             .examples(["1KbZ0dT9Xa4"])
@@ -288,8 +288,8 @@ impl LastIds {
 
 /// Makes ids, unique as long as no other live process has the same worker number.
 ///
-/// Ids of connections need a worker number that is leased and a clock that goes on. Ids of rows ([`IdGenerator::for_row`]) are made without either,
-/// since the database refuses one that exists.
+/// They need a worker number that is leased and a clock that goes on. Notifications have ids of another kind, made of the numbers of their rows
+/// (protocol.md 11.7).
 #[derive(Clone)]
 pub struct IdGenerator {
     clock: Arc<dyn Clock>,
@@ -375,39 +375,6 @@ impl IdGenerator {
             )));
         }
         Ok(None)
-    }
-
-    /// Makes the next id of a row, without waiting and whatever became of the lease: storing must not stand still for it. Where the clock stepped back
-    /// it goes on from the last id. A row that is refused for its id gets one of [`IdGenerator::at_random`].
-    ///
-    /// # Errors
-    /// [`IdError::BeforeEpoch`].
-    pub fn for_row(&self) -> Result<Id, IdError> {
-        let now = self.clock.now_ms() - EPOCH_MS;
-        let mut last = self.last.lock();
-        let last = last.of(self.worker());
-        let (ms, sequence) = if now > last.ms {
-            (now, 0)
-        } else if last.sequence < MAX_SEQUENCE {
-            (last.ms, last.sequence + 1)
-        } else {
-            (last.ms + 1, 0)
-        };
-        let since_epoch = u64::try_from(ms).map_err(|_| IdError::BeforeEpoch)?;
-        (last.ms, last.sequence) = (ms, sequence);
-        Ok(Id::from_parts(since_epoch, last.worker, sequence))
-    }
-
-    /// Makes an id of a random moment between 2025 and the present, and of a random worker number and sequence: the way out where ids in their order
-    /// meet those of another process.
-    pub fn at_random(&self) -> Id {
-        let now = u64::try_from(self.clock.now_ms() - EPOCH_MS).unwrap_or(0);
-        let low: u32 = rand::random_range(0..1 << (WORKER_BITS + SEQUENCE_BITS));
-        Id::from_parts(
-            rand::random_range(0..=now),
-            (low >> SEQUENCE_BITS) as u16,
-            low as u16,
-        )
     }
 
     /// Checks whether the clock allows ids of connections, without making one.
@@ -526,20 +493,6 @@ mod tests {
         (clock, ids, worker)
     }
 
-    /// protocol.md 11.4 and 11.7.
-    #[test]
-    fn rows_get_ids_without_a_lease_and_after_a_step_back_and_none_is_made_twice() {
-        let (clock, ids, _) = fixed();
-        let mut all: HashSet<Id> = (0..5000).map(|_| ids.for_row().unwrap()).collect();
-        ids.suspend(true);
-        clock.advance_ms(-30_000);
-        all.extend((0..5000).map(|_| ids.for_row().unwrap()));
-        clock.advance_ms(30_000);
-        all.extend((0..5000).map(|_| ids.for_row().unwrap()));
-        assert_eq!(all.len(), 15_000);
-        assert!(all.iter().all(|id| id.worker() == 9));
-    }
-
     /// protocol.md 11.4.
     #[test]
     fn another_worker_number_makes_ids_again_after_a_step_back_and_the_old_one_repeats_none() {
@@ -557,15 +510,6 @@ mod tests {
         clock.advance_ms(5_000);
         all.insert(ids.next().unwrap());
         assert_eq!(all.len(), 3);
-    }
-
-    #[test]
-    fn ids_at_random_are_ids_of_the_past() {
-        let (_, ids, _) = fixed();
-        let all: HashSet<Id> = (0..1000).map(|_| ids.at_random()).collect();
-        assert!(all.len() > 990);
-        let most = Id::from_parts(60_000, MAX_WORKER, MAX_SEQUENCE).number();
-        assert!(all.iter().all(|id| id.number() <= most));
     }
 
     /// protocol.md 11.5.

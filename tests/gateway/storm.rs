@@ -118,7 +118,8 @@ impl Storm {
         for (key, count) in counts {
             for user in ["a", "b"] {
                 let recipient = format!("{user}{key}");
-                let sql = "select event_id, seq from signal_notification where recipient_id = $1 order by seq";
+                let sql = "select event_id, seq::int8 from signal_inbox join signal_notification using (inbox) join signal_event using (event) \
+                           where recipient_id = $1 order by seq";
                 let rows: Vec<(String, i64)> = sqlx::query_as(sql)
                     .bind(&recipient)
                     .fetch_all(&self.pool)

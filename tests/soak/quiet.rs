@@ -151,8 +151,8 @@ impl Quiet {
 
     async fn check_order(&mut self, connection: &mut PgConnection) -> Result<()> {
         for user in 1..=CONNECTED {
-            let sql =
-                "select event_id from signal_notification where recipient_id = $1 order by seq";
+            let sql = "select event_id from signal_inbox join signal_notification using (inbox) join signal_event using (event) \
+                       where recipient_id = $1 order by seq";
             let events: Vec<String> = sqlx::query_scalar(sql)
                 .bind(format!("u{user}"))
                 .fetch_all(&mut *connection)
@@ -167,7 +167,8 @@ impl Quiet {
 
     async fn check_events(&mut self, connection: &mut PgConnection) -> Result<()> {
         let sql = "select event_id, count(*), count(distinct recipient_id), sum(n)::bigint, sum(n * n)::bigint \
-                   from (select event_id, recipient_id, substr(recipient_id, 2)::bigint as n from signal_notification) as rows \
+                   from (select event_id, recipient_id, substr(recipient_id, 2)::bigint as n \
+                         from signal_notification join signal_inbox using (inbox) join signal_event using (event)) as rows \
                    group by event_id";
         let rows = sqlx::query(sql).fetch_all(&mut *connection).await?;
         let mut stored = HashMap::with_capacity(rows.len());
@@ -309,13 +310,30 @@ impl Quiet {
 }
 
 async fn inbox(connection: &mut PgConnection, user: u64) -> Result<Vec<(i64, String)>> {
-    let sql = "select seq, id from signal_notification where recipient_id = $1 order by seq";
+    let sql = "select seq::int8, inbox::int8, text::int8 from signal_inbox join signal_notification using (inbox) \
+               where recipient_id = $1 order by seq";
     let rows = sqlx::query(sql)
         .bind(format!("u{user}"))
         .fetch_all(connection)
         .await?;
-    let row = |row: sqlx::postgres::PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
+    let row = |row: sqlx::postgres::PgRow| {
+        let seq = row.try_get(0)?;
+        Ok((seq, id(row.try_get(1)?, seq, row.try_get(2)?)))
+    };
     rows.into_iter().map(row).collect()
+}
+
+/// The id of a row (protocol.md 11.7), of which none here has a large number.
+fn id(inbox: i64, seq: i64, text: i64) -> String {
+    const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let mut number = (text as u128 & 0x1f_ffff) << 48 | (inbox as u128) << 22 | seq as u128;
+    let mut text = Vec::new();
+    while number > 0 {
+        text.push(DIGITS[(number % 62) as usize]);
+        number /= 62;
+    }
+    text.reverse();
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// What a device has other than the database, if anything.

@@ -32,9 +32,12 @@ impl Notifications {
             "INSERT INTO signal_inbox (recipient_id, last_seq, unread_count, version) VALUES ('{user}', {count}, {count}, {count})
              ON CONFLICT (recipient_id) DO UPDATE SET last_seq = last_seq + {count}, unread_count = unread_count + {count}, version = version + {count};
              WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {count})
-             INSERT INTO signal_notification (id, recipient_id, seq, source, event_id, kind, title, content, locale, data, created_at)
-             SELECT 'x' || lower(hex(randomblob(5))), '{user}', last_seq - {count} + n, 'test', hex(randomblob(8)), 'T', 't', 'c', 'vi', '{{}}', 1800000000000
-             FROM n, signal_inbox WHERE recipient_id = '{user}';"
+             INSERT INTO signal_event (source, event_id) SELECT 'test', hex(randomblob(8)) FROM n;
+             INSERT INTO signal_text (event, text, kind, title, content, locale, data, created_at)
+             SELECT event, abs(random() % 2147483648), 'T', 't', 'c', 'vi', '{{}}', 1800000000000 FROM signal_event ORDER BY event DESC LIMIT {count};
+             INSERT INTO signal_notification (inbox, seq, event, kind, text)
+             SELECT inbox, last_seq - row_number() OVER (ORDER BY event DESC) + 1, event, unicode('T'), text
+             FROM (SELECT event, text FROM signal_text ORDER BY event DESC LIMIT {count}), signal_inbox WHERE recipient_id = '{user}';"
         ))
         .await
     }
@@ -44,7 +47,7 @@ impl Notifications {
     /// # Errors
     /// As above.
     pub async fn unread(&self) -> Result<i64> {
-        let sql = "SELECT count(*) FROM signal_notification WHERE read_at IS NULL";
+        let sql = "SELECT coalesce(sum(unread_count), 0) FROM signal_inbox";
         Ok(sqlx::query_scalar(sql).fetch_one(&self.pool).await?)
     }
 

@@ -116,7 +116,7 @@ impl Gateway {
         let bus_runtime = threads.only().unwrap_or_else(Handle::current);
         let opened = start.open_bus(&bus_runtime).await?;
         let ids = IdGenerator::following(opened.worker, Arc::clone(&start.clock));
-        let stores = start.open_stores(&ids).await?;
+        let stores = start.open_stores().await?;
         let epoch = epoch::look(&*stores.notifications).await;
         let reader = start
             .read_revocations(&opened.bus, &stores.revocations, &identity.revocations)
@@ -233,11 +233,10 @@ impl Start<'_> {
         .await
     }
 
-    async fn open_stores(&mut self, ids: &IdGenerator) -> anyhow::Result<store::Stores> {
+    async fn open_stores(&mut self) -> anyhow::Result<store::Stores> {
         let mut stores = store::open(
             &self.config.database,
             &self.config.policy,
-            ids.clone(),
             self.stop.clone(),
         )
         .await?;

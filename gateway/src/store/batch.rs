@@ -9,14 +9,15 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use serde_json::value::RawValue;
 
 use super::error::{NulCharacter, refuse_nul};
+use super::row_id::row_id;
 use super::{StoreError, Stored};
 use crate::hash;
-use crate::id::{Id, IdGenerator};
+use crate::id::Id;
 use crate::notification::{InboxState, NewActivity, Notification, bounds};
 
 /// Most rows of one statement.
 pub(super) const CHUNK_ROWS: usize = 5000;
-/// Most bytes that one statement writes, unless a single row has more: each row holds the text of its activity.
+/// Most bytes of text that one statement writes, unless a single activity has more.
 pub(super) const CHUNK_BYTES: usize = 8 << 20;
 
 /// One (activity, recipient) that may become a row.
@@ -35,24 +36,26 @@ pub(super) struct InsertBatch<'a> {
     pub(super) recipients: Vec<&'a str>,
     /// In the order given.
     pub(super) candidates: Vec<Candidate>,
-    /// Ids in their order were made twice.
-    draws_ids: bool,
+    /// The number of each activity's text, by index into the batch. Drawn at random, so that the texts of one event need no counter, and an id that
+    /// was given before the database went back in time names no row.
+    pub(super) texts: Vec<i32>,
 }
 
 /// A row about to be written.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Row<'a> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Row {
     /// Index into the batch.
     pub(super) activity: usize,
-    pub(super) recipient: &'a str,
-    pub(super) id: Id,
+    /// Index into [`InsertBatch::recipients`].
+    pub(super) recipient: usize,
     pub(super) seq: i64,
     pub(super) inbox: InboxState,
 }
 
-/// The counters of an inbox before the batch.
+/// An inbox before the batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Base {
+    pub(super) number: i64,
     pub(super) last_seq: i64,
     pub(super) unread: i64,
     pub(super) version: i64,
@@ -93,16 +96,11 @@ impl<'a> InsertBatch<'a> {
             given,
             recipients,
             candidates,
-            draws_ids: false,
+            texts: given
+                .iter()
+                .map(|_| rand::random_range(0..=i32::MAX))
+                .collect(),
         })
-    }
-
-    /// Has rows numbered with ids at random, because one in its order is taken: another process makes ids with the same worker number.
-    pub(super) fn draw_ids(&mut self) {
-        tracing::warn!(
-            "an id of a notification was made twice: the worker number is used by another process as well; the rows get other ids"
-        );
-        self.draws_ids = true;
     }
 
     /// How many candidates each recipient has.
@@ -123,49 +121,34 @@ impl<'a> InsertBatch<'a> {
         });
     }
 
-    /// Gives every candidate its id and numbers, in order, starting at the bases, which are by recipient.
-    pub(super) fn number(
-        &self,
-        mut bases: Vec<Base>,
-        ids: &IdGenerator,
-    ) -> Result<Vec<Row<'a>>, StoreError> {
+    /// Gives every candidate its numbers, in order, starting at the bases, which are by recipient.
+    pub(super) fn number(&self, bases: &[Base]) -> Vec<Row> {
+        let mut bases = bases.to_vec();
         let number = |candidate: &Candidate| {
             let base = &mut bases[candidate.recipient];
             base.last_seq += 1;
             base.unread += 1;
             base.version += 1;
-            let id = if self.draws_ids {
-                ids.at_random()
-            } else {
-                ids.for_row().map_err(StoreError::unavailable)?
-            };
-            let inbox = InboxState {
-                unread_count: base.unread,
-                version: base.version,
-            };
-            Ok(Row {
+            Row {
                 activity: candidate.activity,
-                recipient: self.recipients[candidate.recipient],
-                id,
+                recipient: candidate.recipient,
                 seq: base.last_seq,
-                inbox,
-            })
+                inbox: InboxState {
+                    unread_count: base.unread,
+                    version: base.version,
+                },
+            }
         };
         self.candidates.iter().map(number).collect()
     }
 
-    /// Moves numbers that started at nothing to the bases.
-    pub(super) fn renumber(&self, rows: &mut [Row<'a>], bases: &[Base]) {
-        for (row, candidate) in rows.iter_mut().zip(&self.candidates) {
-            let base = bases[candidate.recipient];
-            row.seq += base.last_seq;
-            row.inbox.unread_count += base.unread;
-            row.inbox.version += base.version;
-        }
-    }
-
     /// The answer: the rows as they are stored.
-    pub(super) fn stored(&self, rows: &[Row<'a>], created_at: DateTime<Utc>) -> Vec<Stored> {
+    pub(super) fn stored(
+        &self,
+        rows: &[Row],
+        bases: &[Base],
+        created_at: DateTime<Utc>,
+    ) -> Vec<Stored> {
         let mut answer = Vec::with_capacity(rows.len());
         let mut shared: Option<(usize, Texts)> = None;
         for row in rows {
@@ -173,39 +156,60 @@ impl<'a> InsertBatch<'a> {
                 Some(same) if same.0 == row.activity => shared.insert(same),
                 _ => shared.insert((row.activity, Texts::of(&self.given[row.activity]))),
             };
+            let inbox = bases[row.recipient].number;
             answer.push(Stored {
                 activity: row.activity,
-                notification: texts.notification(row, created_at),
+                notification: Notification {
+                    id: row_id(inbox, row.seq, self.texts[row.activity].into()),
+                    recipient_id: self.recipients[row.recipient].into(),
+                    ..texts.notification(row.seq, created_at)
+                },
                 inbox: row.inbox,
             });
         }
         answer
     }
 
-    /// How many bytes of text the rows of all candidates hold.
-    pub(super) fn bytes(&self) -> usize {
-        let texts: Vec<usize> = self.given.iter().map(NewActivity::text_bytes).collect();
-        self.candidates.iter().map(|c| texts[c.activity]).sum()
+    /// The activities that have candidates, by their index into the batch, in order.
+    pub(super) fn activities(&self) -> Vec<usize> {
+        let mut activities: Vec<usize> = self.candidates.iter().map(|c| c.activity).collect();
+        activities.dedup();
+        activities
     }
 
-    /// Cuts rows into pieces for one statement each, by their number and by what they write.
-    pub(super) fn chunks<'r>(&self, rows: &'r [Row<'a>]) -> Vec<&'r [Row<'a>]> {
-        let texts: Vec<usize> = self.given.iter().map(NewActivity::text_bytes).collect();
+    /// How many bytes of text these activities have.
+    pub(super) fn bytes(&self, activities: &[usize]) -> usize {
+        let bytes = |at: &usize| self.given[*at].text_bytes();
+        activities.iter().map(bytes).sum()
+    }
+
+    /// Cuts activities into pieces for one statement each, by their number and by the text that they write.
+    pub(super) fn chunks<'c>(&self, activities: &'c [usize]) -> Vec<&'c [usize]> {
         let mut chunks = Vec::new();
         let (mut start, mut bytes) = (0, 0);
-        for (at, row) in rows.iter().enumerate() {
-            let more = texts[row.activity];
+        for (at, activity) in activities.iter().enumerate() {
+            let more = self.given[*activity].text_bytes();
             if at > start && (at - start == CHUNK_ROWS || bytes + more > CHUNK_BYTES) {
-                chunks.push(&rows[start..at]);
+                chunks.push(&activities[start..at]);
                 (start, bytes) = (at, 0);
             }
             bytes += more;
         }
-        if start < rows.len() {
-            chunks.push(&rows[start..]);
+        if start < activities.len() {
+            chunks.push(&activities[start..]);
         }
         chunks
     }
+}
+
+/// A number for a type, so that a row needs no text to be found by it. Two types may share one: who asks compares the text, too. Migration 0005
+/// computes it as well.
+pub(super) fn kind_code(kind: &str) -> i32 {
+    const MODULUS: u64 = i32::MAX as u64;
+    let code = kind
+        .chars()
+        .fold(0, |code, c| (code * 31 + u64::from(u32::from(c))) % MODULUS);
+    code as i32
 }
 
 /// The words of one activity, shared by its rows.
@@ -237,16 +241,17 @@ impl Texts {
         }
     }
 
-    fn notification(&self, row: &Row<'_>, created_at: DateTime<Utc>) -> Notification {
+    /// Without identity and recipient.
+    fn notification(&self, seq: i64, created_at: DateTime<Utc>) -> Notification {
         Notification {
-            id: row.id,
-            seq: row.seq,
+            id: Id::from_number(0),
+            seq,
             kind: self.kind.clone(),
             title: self.title.clone(),
             content: self.content.clone(),
             data: self.data.clone(),
             actor_id: self.actor_id.clone(),
-            recipient_id: row.recipient.into(),
+            recipient_id: Arc::default(),
             organizer_id: self.organizer_id.clone(),
             merchant_id: self.merchant_id.clone(),
             locale: self.locale.clone(),
@@ -294,7 +299,7 @@ fn refuse_nul_in(new: &NewActivity) -> Result<(), NulCharacter> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{activity, ids};
+    use super::super::testing::activity;
     use super::*;
 
     #[test]
@@ -326,34 +331,32 @@ mod tests {
     fn numbers_go_on_from_the_base_in_the_order_of_the_batch() {
         let given = [activity("a", &["x"]), activity("b", &["y", "x"])];
         let batch = InsertBatch::new(&given).unwrap();
-        let bases = vec![
+        let bases = [
             Base {
+                number: 5,
                 last_seq: 7,
                 unread: 2,
                 version: 40,
             },
-            Base::default(),
+            Base {
+                number: 6,
+                ..Base::default()
+            },
         ];
-        let numbers = |rows: &[Row<'_>]| -> Vec<(String, i64, i64, i64)> {
-            rows.iter()
-                .map(|r| {
-                    (
-                        r.recipient.into(),
-                        r.seq,
-                        r.inbox.unread_count,
-                        r.inbox.version,
-                    )
-                })
-                .collect()
-        };
-        let want = [("x", 8, 3, 41), ("y", 1, 1, 1), ("x", 9, 4, 42)]
-            .map(|(r, seq, unread, version)| (r.to_owned(), seq, unread, version));
-        let mut later = batch.number(vec![Base::default(); 2], &ids()).unwrap();
-        batch.renumber(&mut later, &bases);
-        assert_eq!(numbers(&later), want);
-        let rows = batch.number(bases, &ids()).unwrap();
-        assert_eq!(numbers(&rows), want);
-        let stored = batch.stored(&rows, DateTime::UNIX_EPOCH);
+        let rows = batch.number(&bases);
+        let numbers: Vec<_> = rows
+            .iter()
+            .map(|r| {
+                let recipient = batch.recipients[r.recipient];
+                (recipient, r.seq, r.inbox.unread_count, r.inbox.version)
+            })
+            .collect();
+        assert_eq!(
+            numbers,
+            [("x", 8, 3, 41), ("y", 1, 1, 1), ("x", 9, 4, 42)],
+            "x had seven, and two of them unread"
+        );
+        let stored = batch.stored(&rows, &bases, DateTime::UNIX_EPOCH);
         assert!(Arc::ptr_eq(
             &stored[1].notification.title,
             &stored[2].notification.title
@@ -362,32 +365,48 @@ mod tests {
             stored.iter().map(|s| s.activity).collect::<Vec<_>>(),
             [0, 1, 1]
         );
+        let text = i64::from(batch.texts[1]);
+        assert_eq!(stored[1].notification.id, row_id(6, 1, text));
+        assert_eq!(stored[2].notification.id, row_id(5, 9, text));
     }
 
     #[test]
-    fn chunks_are_bounded_by_rows_and_by_text() {
-        let many: Vec<String> = (0..CHUNK_ROWS + 1).map(|n| n.to_string()).collect();
-        let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        let mut given = vec![activity("a", &many)];
-        let sizes = |given: &[NewActivity]| -> Vec<usize> {
-            let batch = InsertBatch::new(given).unwrap();
-            let rows = batch
-                .number(vec![Base::default(); batch.recipients.len()], &ids())
-                .unwrap();
-            batch.chunks(&rows).iter().map(|c| c.len()).collect()
-        };
-        assert_eq!(sizes(&given), [CHUNK_ROWS, 1]);
-        given = (0..3)
+    fn texts_are_written_once_and_in_bounded_pieces() {
+        let mut given: Vec<NewActivity> = (0..3)
             .map(|n| activity(&n.to_string(), &["x", "y"]))
             .collect();
+        let sizes = |given: &[NewActivity]| -> Vec<usize> {
+            let batch = InsertBatch::new(given).unwrap();
+            let activities = batch.activities();
+            let chunks = batch.chunks(&activities);
+            chunks.iter().map(|c| c.len()).collect()
+        };
+        assert_eq!(sizes(&given), [3]);
         for new in &mut given {
             new.content = "c".repeat(CHUNK_BYTES / 2 - 1000);
         }
-        // Each row holds the whole text.
-        assert_eq!(sizes(&given), [2, 2, 2]);
+        // However many recipients an activity has, its text counts once.
+        given[0].recipients = (0..9000).map(|n| n.to_string()).collect();
+        assert_eq!(sizes(&given), [2, 1]);
         given[0].content = "c".repeat(CHUNK_BYTES * 2);
-        assert_eq!(sizes(&given), [1, 1, 2, 2]);
+        assert_eq!(sizes(&given), [1, 2]);
+        given.push(NewActivity {
+            recipients: given[1].recipients.clone(),
+            ..given[1].clone()
+        });
+        assert_eq!(
+            sizes(&given),
+            [1, 2],
+            "the text of a repetition is not written"
+        );
         assert!(sizes(&[]).is_empty());
+    }
+
+    #[test]
+    fn types_have_codes_that_do_not_change() {
+        assert_eq!(kind_code(""), 0);
+        assert_eq!(kind_code("PAYMENT_SUCCESS"), 2_134_467_884);
+        assert_ne!(kind_code("odd"), kind_code("ODD"));
     }
 
     #[test]

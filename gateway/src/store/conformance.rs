@@ -8,12 +8,15 @@ mod failover;
 mod framework;
 mod inbox;
 mod insert;
+mod marks;
 mod migrations;
 mod outage;
+mod plans;
 mod policies;
 mod poolers;
 mod purge;
 mod revocations;
+mod wide;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -27,15 +30,14 @@ use self::epoch::*;
 use self::framework::*;
 use self::inbox::*;
 use self::insert::*;
+use self::marks::*;
 use self::migrations::*;
 use self::policies::*;
 use self::purge::*;
 use self::revocations::*;
-use super::testing::{TestDatabase, activity, ids};
+use super::testing::{TestDatabase, activity};
 use super::*;
-use crate::clock::FixedClock;
 use crate::config::{Config, Secret, SecretFile};
-use crate::id::IdGenerator;
 use crate::notification::NewActivity;
 use platform::{Platform, PolicyDefinition};
 use tokio_util::sync::CancellationToken;
@@ -63,7 +65,7 @@ conformance! {
     what_is_stored_reads_back_as_it_was_answered,
     an_empty_batch_and_an_empty_inbox_are_nothing,
     a_repeated_event_changes_nothing,
-    a_row_whose_id_exists_gets_another_one_at_once,
+    rows_of_two_instances_at_one_time_have_ids_of_their_own,
     concurrent_duplicates_make_exactly_one_row,
     overlapping_recipients_in_opposite_orders_never_deadlock,
     a_deleted_notification_does_not_come_back,
@@ -79,7 +81,13 @@ conformance! {
     purging_keeps_counters_right_and_reuses_no_number,
     counters_agree_with_the_rows_after_everything_at_once,
     an_abandoned_insert_holds_nothing,
+    every_state_of_an_inbox_is_as_its_changes_say,
+    the_last_row_of_a_text_takes_it_along,
+    a_repetition_after_its_text_was_removed_stays_away,
+    an_event_of_several_transactions_is_one_event,
+    what_the_tables_before_hold_is_carried_over,
     an_older_copy_that_is_put_back_begins_a_new_epoch_every_time,
+    an_id_that_was_lost_with_its_history_names_nothing,
     instances_that_look_together_agree_on_one_epoch,
     every_answer_carries_the_epoch_of_its_database,
     instances_migrate_together_and_a_later_schema_is_accepted,

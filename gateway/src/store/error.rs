@@ -92,19 +92,6 @@ impl StoreError {
         }
     }
 
-    /// Whether a notification was refused because its id exists: other ids help at once.
-    pub(super) fn repeats_id(&self) -> bool {
-        let Self::Unavailable { source } = self else {
-            return false;
-        };
-        let Some(sqlx::Error::Database(error)) = source.driver() else {
-            return false;
-        };
-        // SQLite names the column in its message, and no constraint.
-        error.constraint() == Some("signal_notification_id")
-            || error.message() == "UNIQUE constraint failed: signal_notification.id"
-    }
-
     /// The driver's error, where there is one.
     pub(super) fn driver(&self) -> Option<&sqlx::Error> {
         match self {
@@ -251,8 +238,8 @@ fn is_refusal(error: &sqlx::Error) -> bool {
 /// Of the others, 57014 and 53200 are too much at once; 25006 and the ends of a session cost the connection as well ([`StoreError::breaks_connection`]); 08,
 /// 40, 53, 55, 57, 58, 28, 3D, 42 and XX are a server that is away, overloaded, in conflict, or not set up yet.
 /// Class 42 (no such table, no right) is an error of the schema and never of a value, because every statement here is the same for every value.
-/// 23505 means that another connection stored the same row a moment ago, or an id was made twice ([`StoreError::repeats_id`]): the next try finds the
-/// row, and makes a new id.
+/// 23505 means that another connection stored the same row a moment ago, or two texts of one event drew the same number: the next try finds the row, and
+/// draws another number.
 fn is_postgres_refusal(sqlstate: &str) -> bool {
     let class = sqlstate.get(..2).unwrap_or_default();
     sqlstate == "P0001" || (matches!(class, "21" | "22" | "23" | "54") && sqlstate != "23505")

@@ -279,6 +279,26 @@ async fn apply_one(connection: &mut PgConnection, migration: &Migration) -> Resu
     Ok(())
 }
 
+/// Applies migrations up to this number, as an older binary does, to a database that has none.
+#[cfg(test)]
+pub(super) async fn up_to(database: &config::Database, last: i64) -> Result<(), OpenError> {
+    let todo: Vec<i64> = SQLITE
+        .iter()
+        .map(|m| m.version)
+        .filter(|n| *n <= last)
+        .collect();
+    match parse_address("database.url", &database.url)? {
+        DatabaseAddress::Postgres(servers) => {
+            let (mut connection, _) = reached(&servers, database).await?;
+            apply_postgres(&mut connection, &todo).await
+        }
+        DatabaseAddress::Sqlite { options, .. } => {
+            let options = tuned(options, lock_timeout(database));
+            apply(&mut connect(&options, database).await?, &SQLITE, &todo).await
+        }
+    }
+}
+
 fn migrated(applied: Vec<i64>, listed: &[AppliedMigration]) -> Migrated {
     Migrated {
         applied,

@@ -13,6 +13,7 @@ mod policy;
 mod postgres;
 mod retention;
 mod revocation;
+mod row_id;
 mod sql;
 mod sqlite;
 

@@ -21,7 +21,6 @@ use super::{NotificationStore, OpenError, PolicyStore, PolicySurvey, RevocationS
 use crate::backoff::Backoff;
 use crate::config::{self, Secret, SecretFile};
 use crate::files;
-use crate::id::IdGenerator;
 
 /// The first delay between two tries to reach a database.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
@@ -167,7 +166,6 @@ pub(super) async fn secret(
 pub async fn open(
     database: &config::Database,
     policy: &config::Policy,
-    ids: IdGenerator,
     shutdown: CancellationToken,
 ) -> Result<Stores, OpenError> {
     let mut stores = Tasks {
@@ -216,11 +214,11 @@ pub async fn open(
     let (notifications, revocations): (Arc<dyn NotificationStore>, Arc<dyn RevocationStore>) =
         match notifications_in {
             Database::Postgres(postgres) => {
-                let store = Arc::new(PostgresStore::new(postgres, ids));
+                let store = Arc::new(PostgresStore::new(postgres));
                 (store.clone(), store)
             }
             Database::Sqlite(sqlite) => {
-                let store = Arc::new(SqliteStore::new(sqlite, ids));
+                let store = Arc::new(SqliteStore::new(sqlite));
                 (store.clone(), store)
             }
         };

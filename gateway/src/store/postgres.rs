@@ -15,68 +15,42 @@ use chrono::{DateTime, Utc};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use self::pool::Session;
-use super::batch::milliseconds;
+use self::pool::{Session, Tx};
+use super::batch::{kind_code, milliseconds};
 use super::error::refuse_nul;
 use super::migrate::VERSION;
+use super::row_id::{row_id, seq_of};
 use super::{
     Filter, MAX_READ_IDS, MarkedRead, Missed, NotificationSelector, NotificationStore, Page,
     StoreError, StoreFuture, Stored, sql,
 };
-use crate::id::{Id, IdGenerator};
+use crate::hash;
+use crate::id::Id;
 use crate::notification::{Counts, Epoch, InboxState, NewActivity, Notification};
 
 pub(super) use pool::{Opened, PostgresPool};
 pub(super) use servers::{Server, Servers, Unfit, unfit};
 
-/// `$1` recipient.
-const LOCK: &str =
-    "SELECT unread_count, version FROM signal_inbox WHERE recipient_id = $1 FOR UPDATE";
+/// `$1` inbox, `$2` seqs, `$3` above. Those that are unread.
+const NAMED: &str = "SELECT CAST(n.seq AS bigint) AS seq, CAST(n.text AS bigint) AS text FROM signal_notification n \
+WHERE n.inbox = $1 AND n.seq = ANY($2) AND n.seq > $3 AND n.read_at IS NULL ORDER BY n.seq DESC";
 
-/// `$1` recipient, `$2` id, `$3` when. The state row is locked already.
-const DELETE: &str = r"
-WITH deleted AS (
-    DELETE FROM signal_notification WHERE recipient_id = $1 AND id = $2 RETURNING source, event_id, recipient_id, read_at
-), mark AS (
-    INSERT INTO signal_tombstone (source, event_id, recipient_id, deleted_at) SELECT source, event_id, recipient_id, $3 FROM deleted
-    ON CONFLICT (source, event_id, recipient_id) DO UPDATE SET deleted_at = excluded.deleted_at
-)
-UPDATE signal_inbox s SET unread_count = s.unread_count - CASE WHEN deleted.read_at IS NULL THEN 1 ELSE 0 END, version = s.version + 1
-FROM deleted WHERE s.recipient_id = deleted.recipient_id RETURNING s.unread_count, s.version";
+/// `$1` inbox, `$2` seqs, `$3` when.
+const READ: &str = "UPDATE signal_notification SET read_at = $3 WHERE inbox = $1 AND seq = ANY($2)";
 
-/// `$1` recipient, `$2` when, `$3` most ids, `$4` what the selector names.
-fn mark(selector: &NotificationSelector) -> &'static str {
-    macro_rules! mark {
-        ($filter:literal) => {
-            concat!(
-                "WITH changed AS (UPDATE signal_notification SET read_at = $2 WHERE recipient_id = $1 AND read_at IS NULL",
-                $filter,
-                " RETURNING id, seq) SELECT id, (SELECT count(*) FROM changed) AS total FROM changed ORDER BY seq DESC LIMIT $3"
-            )
-        };
-    }
-    match selector {
-        NotificationSelector::Ids(_) => mark!(" AND id = ANY($4)"),
-        NotificationSelector::UpTo(_) => mark!(" AND seq <= $4"),
-        NotificationSelector::All => mark!(""),
-    }
-}
-
-/// `$1` recipient, `$2` how many became read.
-const MARKED: &str = "UPDATE signal_inbox SET unread_count = unread_count - $2, version = version + 1 WHERE recipient_id = $1 RETURNING unread_count, version";
+/// `$1` event, `$2` text. Of deletions at the same time, the last one sees that no row is left.
+const LOCK_TEXT: &str = "SELECT 1 FROM signal_text WHERE event = $1 AND text = $2 FOR UPDATE";
 
 /// The notification tables in PostgreSQL.
 pub(super) struct PostgresStore {
     pool: Arc<PostgresPool>,
-    ids: IdGenerator,
     looks: epoch::Looks,
 }
 
 impl PostgresStore {
-    pub(super) fn new(pool: Arc<PostgresPool>, ids: IdGenerator) -> Self {
+    pub(super) fn new(pool: Arc<PostgresPool>) -> Self {
         Self {
             pool,
-            ids,
             looks: epoch::Looks::default(),
         }
     }
@@ -95,7 +69,7 @@ impl PostgresStore {
             .bind(sql::one_more(limit));
         if let Some(kind) = &filter.kind {
             refuse_nul("type", kind)?;
-            query = query.bind(kind);
+            query = query.bind(kind).bind(kind_code(kind));
         }
         let (counts, rows) = self.rows(query).await?;
         Ok(sql::page(counts, rows, limit))
@@ -132,10 +106,14 @@ impl PostgresStore {
 
     async fn get(&self, recipient: &str, id: Id) -> Result<Option<Notification>, StoreError> {
         refuse_nul("recipient", recipient)?;
+        let Some(seq) = seq_of(id) else {
+            return Ok(None);
+        };
         let row = self
-            .one(sqlx::query(sql::GET).bind(recipient).bind(id.as_str()))
+            .one(sqlx::query(sql::GET).bind(recipient).bind(seq))
             .await?;
-        Ok(row.as_ref().map(|row| sql::read(row, time)).transpose()?)
+        let found = row.as_ref().map(|row| sql::read(row, time)).transpose()?;
+        Ok(found.filter(|notification| notification.id == id))
     }
 
     async fn inbox(&self, recipient: &str) -> Result<Counts, StoreError> {
@@ -165,15 +143,41 @@ impl PostgresStore {
         id: Id,
         now: DateTime<Utc>,
     ) -> Result<Option<InboxState>, sqlx::Error> {
+        let Some(seq) = seq_of(id) else {
+            return Ok(None);
+        };
         let mut tx = session.begin().await?;
-        tx.all(sqlx::query(LOCK).bind(recipient)).await?;
-        let query = sqlx::query(DELETE)
-            .bind(recipient)
-            .bind(id.as_str())
-            .bind(now);
-        let rows = tx.all(query).await?;
+        let locked = tx.all(sqlx::query(sql::LOCK).bind(recipient)).await?;
+        let Some(head) = locked.first().map(sql::read_head).transpose()? else {
+            tx.rollback().await?;
+            return Ok(None);
+        };
+        let query = sqlx::query(sql::ROW).bind(head.inbox).bind(seq);
+        let found = tx.all(query).await?;
+        let Some(row) = found
+            .first()
+            .filter(|row| row_id(head.inbox, seq, row.get("text")) == id)
+        else {
+            tx.rollback().await?;
+            return Ok(None);
+        };
+        let (event, text): (i64, i64) = (row.try_get("event")?, row.try_get("text")?);
+        let was_unread = seq > head.read_seq && time(row, "read_at")?.is_none();
+        tx.run(sqlx::query(sql::DELETE).bind(head.inbox).bind(seq))
+            .await?;
+        let query = sqlx::query(sql::MARK_DELETED).bind(event).bind(head.inbox);
+        tx.run(query.bind(now)).await?;
+        tx.all(sqlx::query(LOCK_TEXT).bind(event).bind(text))
+            .await?;
+        tx.run(sqlx::query(sql::DELETE_TEXT).bind(event).bind(text))
+            .await?;
+        let query = sqlx::query(sql::CHANGED)
+            .bind(head.inbox)
+            .bind(i64::from(was_unread))
+            .bind(head.read_seq);
+        let inbox = sql::read_inbox(&tx.one(query).await?)?;
         tx.commit().await?;
-        rows.first().map(sql::read_inbox).transpose()
+        Ok(Some(inbox))
     }
 
     async fn mark_read(
@@ -204,31 +208,92 @@ impl PostgresStore {
             read_at,
             inbox: InboxState::default(),
         };
-        if let Some(state) = tx.all(sqlx::query(LOCK).bind(recipient)).await?.first() {
-            read.inbox = sql::read_inbox(state)?;
-            let mut query = sqlx::query(mark(selector))
-                .bind(recipient)
-                .bind(read_at)
-                .bind(MAX_READ_IDS as i64);
-            query = match selector {
-                NotificationSelector::Ids(ids) => {
-                    query.bind(ids.iter().map(Id::as_str).collect::<Vec<_>>())
-                }
-                NotificationSelector::UpTo(seq) => query.bind(*seq),
-                NotificationSelector::All => query,
-            };
-            for row in tx.all(query).await? {
-                read.ids.push(sql::read_id(&row)?);
-                read.total = row.try_get::<i64, _>("total")? as u64;
+        let locked = tx.all(sqlx::query(sql::LOCK).bind(recipient)).await?;
+        let Some(head) = locked.first().map(sql::read_head).transpose()? else {
+            tx.rollback().await?;
+            return Ok(read);
+        };
+        read.inbox = head.state;
+        let up_to = match selector {
+            NotificationSelector::Ids(ids) => {
+                mark_named(&mut tx, &head, ids, &mut read).await?;
+                head.read_seq
             }
-        }
+            NotificationSelector::UpTo(seq) => {
+                mark_up_to(&mut tx, &head, (*seq).min(head.last_seq), &mut read).await?
+            }
+            NotificationSelector::All => {
+                mark_up_to(&mut tx, &head, head.last_seq, &mut read).await?
+            }
+        };
         if read.total > 0 {
-            let query = sqlx::query(MARKED).bind(recipient).bind(read.total as i64);
+            let query = sqlx::query(sql::CHANGED)
+                .bind(head.inbox)
+                .bind(read.total as i64)
+                .bind(up_to);
             read.inbox = sql::read_inbox(&tx.one(query).await?)?;
         }
         tx.commit().await?;
         Ok(read)
     }
+}
+
+/// Gives a time to each of these that is unread.
+async fn mark_named(
+    tx: &mut Tx<'_>,
+    head: &sql::Head,
+    ids: &[Id],
+    read: &mut MarkedRead,
+) -> Result<(), sqlx::Error> {
+    let seqs: Vec<i64> = ids.iter().copied().filter_map(seq_of).collect();
+    let wanted: hash::HashSet<Id> = ids.iter().copied().collect();
+    let query = sqlx::query(NAMED).bind(head.inbox).bind(seqs);
+    let mut seqs: Vec<i64> = Vec::new();
+    for row in tx.all(query.bind(head.read_seq)).await? {
+        let id = sql::read_id(&row, head.inbox)?;
+        if wanted.contains(&id) {
+            seqs.push(row.try_get("seq")?);
+            read.ids.push(id);
+        }
+    }
+    read.total = seqs.len() as u64;
+    if !seqs.is_empty() {
+        let query = sqlx::query(READ).bind(head.inbox).bind(seqs);
+        tx.run(query.bind(read.read_at)).await?;
+    }
+    Ok(())
+}
+
+/// One row says that everything up to `up_to` is read, however much that is. Returns up to where nothing is unread.
+async fn mark_up_to(
+    tx: &mut Tx<'_>,
+    head: &sql::Head,
+    up_to: i64,
+    read: &mut MarkedRead,
+) -> Result<i64, sqlx::Error> {
+    if up_to <= head.read_seq {
+        return Ok(head.read_seq);
+    }
+    let mut above = 0;
+    if up_to < head.last_seq {
+        let query = sqlx::query(sql::COUNT_UNREAD).bind(head.inbox).bind(up_to);
+        above = tx.one(query).await?.try_get(0)?;
+    }
+    read.total = (head.state.unread_count - above).max(0) as u64;
+    if read.total == 0 {
+        return Ok(head.read_seq);
+    }
+    let query = sqlx::query(sql::UNREAD)
+        .bind(head.inbox)
+        .bind(head.read_seq)
+        .bind(up_to)
+        .bind(MAX_READ_IDS as i64);
+    for row in tx.all(query).await? {
+        read.ids.push(sql::read_id(&row, head.inbox)?);
+    }
+    let query = sqlx::query(sql::MARK).bind(head.inbox).bind(up_to);
+    tx.run(query.bind(read.read_at)).await?;
+    Ok(up_to)
 }
 
 type PgQuery<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;

@@ -9,64 +9,38 @@ mod purge;
 mod revocations;
 
 use chrono::{DateTime, Utc};
-use sqlx::sqlite::SqliteRow;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Row as _, Sqlite as Driver};
 
-use super::batch::milliseconds;
+use super::batch::{kind_code, milliseconds};
 use super::error::refuse_nul;
 use super::migrate::VERSION;
+use super::row_id::{row_id, seq_of};
 use super::{
     Filter, MAX_READ_IDS, MarkedRead, Missed, NotificationSelector, NotificationStore, Page,
     StoreError, StoreFuture, Stored, sql,
 };
-use crate::id::{Id, IdGenerator};
+use crate::hash;
+use crate::id::Id;
 use crate::notification::{Counts, Epoch, InboxState, NewActivity, Notification};
 
 pub(super) use pool::{BEGIN, SqlitePools, tuned};
 
-/// `$1` recipient, `$2` id.
-const DELETE: &str = "DELETE FROM signal_notification WHERE recipient_id = $1 AND id = $2 RETURNING source, event_id, read_at";
+/// `$1` inbox, `$2` seqs as JSON, `$3` above. Those that are unread.
+const NAMED: &str = "SELECT n.seq, n.text FROM signal_notification n \
+WHERE n.inbox = $1 AND n.seq IN (SELECT value FROM json_each($2)) AND n.seq > $3 AND n.read_at IS NULL ORDER BY n.seq DESC";
 
-/// `$1` source, `$2` event id, `$3` recipient, `$4` when.
-const MARK_DELETED: &str = r"
-INSERT INTO signal_tombstone (source, event_id, recipient_id, deleted_at) VALUES ($1, $2, $3, $4)
-ON CONFLICT (source, event_id, recipient_id) DO UPDATE SET deleted_at = excluded.deleted_at";
-
-/// `$1` recipient, `$2` how many fewer are unread.
-const CHANGED: &str = "UPDATE signal_inbox SET unread_count = unread_count - $2, version = version + 1 WHERE recipient_id = $1 RETURNING unread_count, version";
-
-/// The two statements of a mark: the newest ids that will change, and the change.
-///
-/// `$1` recipient, `$2` most ids or when, `$3` what the selector names.
-fn mark(selector: &NotificationSelector) -> (&'static str, &'static str) {
-    macro_rules! mark {
-        ($filter:literal) => {
-            (
-                concat!(
-                    "SELECT id FROM signal_notification WHERE recipient_id = $1 AND read_at IS NULL",
-                    $filter,
-                    " ORDER BY seq DESC LIMIT $2"
-                ),
-                concat!("UPDATE signal_notification SET read_at = $2 WHERE recipient_id = $1 AND read_at IS NULL", $filter),
-            )
-        };
-    }
-    match selector {
-        NotificationSelector::Ids(_) => mark!(" AND id IN (SELECT value FROM json_each($3))"),
-        NotificationSelector::UpTo(_) => mark!(" AND seq <= $3"),
-        NotificationSelector::All => mark!(""),
-    }
-}
+/// `$1` inbox, `$2` seqs as JSON, `$3` when.
+const READ: &str = "UPDATE signal_notification SET read_at = $3 WHERE inbox = $1 AND seq IN (SELECT value FROM json_each($2))";
 
 /// The notification tables in SQLite.
 pub(super) struct SqliteStore {
     pools: SqlitePools,
-    ids: IdGenerator,
 }
 
 impl SqliteStore {
-    pub(super) fn new(pools: SqlitePools, ids: IdGenerator) -> Self {
-        Self { pools, ids }
+    pub(super) fn new(pools: SqlitePools) -> Self {
+        Self { pools }
     }
 
     async fn list(
@@ -83,7 +57,7 @@ impl SqliteStore {
             .bind(sql::one_more(limit));
         if let Some(kind) = &filter.kind {
             refuse_nul("type", kind)?;
-            query = query.bind(kind);
+            query = query.bind(kind).bind(kind_code(kind));
         }
         let (counts, rows) = self.rows(query).await?;
         Ok(sql::page(counts, rows, limit))
@@ -119,12 +93,16 @@ impl SqliteStore {
 
     async fn get(&self, recipient: &str, id: Id) -> Result<Option<Notification>, StoreError> {
         refuse_nul("recipient", recipient)?;
+        let Some(seq) = seq_of(id) else {
+            return Ok(None);
+        };
         let row = sqlx::query(sql::GET)
             .bind(recipient)
-            .bind(id.as_str())
+            .bind(seq)
             .fetch_optional(&self.pools.read)
             .await?;
-        Ok(row.as_ref().map(|row| sql::read(row, time)).transpose()?)
+        let found = row.as_ref().map(|row| sql::read(row, time)).transpose()?;
+        Ok(found.filter(|notification| notification.id == id))
     }
 
     async fn inbox(&self, recipient: &str) -> Result<Counts, StoreError> {
@@ -143,31 +121,34 @@ impl SqliteStore {
         now: DateTime<Utc>,
     ) -> Result<Option<InboxState>, StoreError> {
         refuse_nul("recipient", recipient)?;
+        let Some(seq) = seq_of(id) else {
+            return Ok(None);
+        };
         let mut tx = self.pools.begin().await?;
-        let Some(deleted) = sqlx::query(DELETE)
-            .bind(recipient)
-            .bind(id.as_str())
-            .fetch_optional(&mut *tx)
-            .await?
-        else {
+        let Some(head) = head(&mut tx, recipient).await? else {
             tx.rollback().await?;
             return Ok(None);
         };
-        sqlx::query(MARK_DELETED)
-            .bind(deleted.try_get::<&str, _>("source")?)
-            .bind(deleted.try_get::<&str, _>("event_id")?)
-            .bind(recipient)
-            .bind(now.timestamp_millis())
-            .execute(&mut *tx)
+        let found = sqlx::query(sql::ROW)
+            .bind(head.inbox)
+            .bind(seq)
+            .fetch_optional(&mut *tx)
             .await?;
-        let unread = i64::from(time(&deleted, "read_at")?.is_none());
-        let inbox = sqlx::query(CHANGED)
-            .bind(recipient)
-            .bind(unread)
-            .fetch_one(&mut *tx)
-            .await?;
+        let Some(row) = found.filter(|row| row_id(head.inbox, seq, row.get("text")) == id) else {
+            tx.rollback().await?;
+            return Ok(None);
+        };
+        let (event, text): (i64, i64) = (row.try_get("event")?, row.try_get("text")?);
+        let was_unread = seq > head.read_seq && time(&row, "read_at")?.is_none();
+        let delete = sqlx::query(sql::DELETE).bind(head.inbox).bind(seq);
+        delete.execute(&mut *tx).await?;
+        let mark = sqlx::query(sql::MARK_DELETED).bind(event).bind(head.inbox);
+        mark.bind(now.timestamp_millis()).execute(&mut *tx).await?;
+        let delete = sqlx::query(sql::DELETE_TEXT).bind(event).bind(text);
+        delete.execute(&mut *tx).await?;
+        let inbox = changed(&mut tx, &head, u64::from(was_unread), head.read_seq).await?;
         tx.commit().await?;
-        Ok(Some(sql::read_inbox(&inbox)?))
+        Ok(Some(inbox))
     }
 
     async fn mark_read(
@@ -177,66 +158,119 @@ impl SqliteStore {
         now: DateTime<Utc>,
     ) -> Result<MarkedRead, StoreError> {
         refuse_nul("recipient", recipient)?;
-        let read_at = milliseconds(now);
-        let mut tx = self.pools.begin().await?;
-        let state = sqlx::query(sql::INBOX)
-            .bind(recipient)
-            .fetch_optional(&mut *tx)
-            .await?;
-        let inbox = state
-            .as_ref()
-            .map(sql::read_inbox)
-            .transpose()?
-            .unwrap_or_default();
         let mut read = MarkedRead {
             ids: Vec::new(),
             total: 0,
-            read_at,
-            inbox,
+            read_at: milliseconds(now),
+            inbox: InboxState::default(),
         };
-        let (select, update) = mark(selector);
-        let chosen = |query| choose(query, selector);
-        for row in chosen(
-            sqlx::query(select)
-                .bind(recipient)
-                .bind(MAX_READ_IDS as i64),
-        )?
-        .fetch_all(&mut *tx)
-        .await?
-        {
-            read.ids.push(sql::read_id(&row)?);
-        }
-        if !read.ids.is_empty() {
-            let query = chosen(
-                sqlx::query(update)
-                    .bind(recipient)
-                    .bind(read_at.timestamp_millis()),
-            )?;
-            read.total = query.execute(&mut *tx).await?.rows_affected();
-            let inbox = sqlx::query(CHANGED)
-                .bind(recipient)
-                .bind(read.total as i64)
-                .fetch_one(&mut *tx)
-                .await?;
-            read.inbox = sql::read_inbox(&inbox)?;
+        let mut tx = self.pools.begin().await?;
+        let Some(head) = head(&mut tx, recipient).await? else {
+            tx.rollback().await?;
+            return Ok(read);
+        };
+        read.inbox = head.state;
+        let up_to = match selector {
+            NotificationSelector::Ids(ids) => {
+                mark_named(&mut tx, &head, ids, &mut read).await?;
+                head.read_seq
+            }
+            NotificationSelector::UpTo(seq) => {
+                mark_up_to(&mut tx, &head, (*seq).min(head.last_seq), &mut read).await?
+            }
+            NotificationSelector::All => {
+                mark_up_to(&mut tx, &head, head.last_seq, &mut read).await?
+            }
+        };
+        if read.total > 0 {
+            read.inbox = changed(&mut tx, &head, read.total, up_to).await?;
         }
         tx.commit().await?;
         Ok(read)
     }
 }
 
-type SqliteQuery<'q> = sqlx::query::Query<'q, Driver, sqlx::sqlite::SqliteArguments>;
-
-fn choose<'q>(
-    query: SqliteQuery<'q>,
-    selector: &NotificationSelector,
-) -> Result<SqliteQuery<'q>, StoreError> {
-    Ok(match selector {
-        NotificationSelector::Ids(ids) => query.bind(json(ids)?),
-        NotificationSelector::UpTo(seq) => query.bind(*seq),
-        NotificationSelector::All => query,
-    })
+async fn head(
+    tx: &mut SqliteConnection,
+    recipient: &str,
+) -> Result<Option<sql::Head>, sqlx::Error> {
+    let query = sqlx::query(sql::HEAD).bind(recipient);
+    let row = query.fetch_optional(tx).await?;
+    row.as_ref().map(sql::read_head).transpose()
 }
+
+async fn changed(
+    tx: &mut SqliteConnection,
+    head: &sql::Head,
+    fewer: u64,
+    up_to: i64,
+) -> Result<InboxState, sqlx::Error> {
+    let query = sqlx::query(sql::CHANGED)
+        .bind(head.inbox)
+        .bind(fewer as i64)
+        .bind(up_to);
+    sql::read_inbox(&query.fetch_one(tx).await?)
+}
+
+/// Gives a time to each of these that is unread.
+async fn mark_named(
+    tx: &mut SqliteConnection,
+    head: &sql::Head,
+    ids: &[Id],
+    read: &mut MarkedRead,
+) -> Result<(), StoreError> {
+    let seqs: Vec<i64> = ids.iter().copied().filter_map(seq_of).collect();
+    let wanted: hash::HashSet<Id> = ids.iter().copied().collect();
+    let query = sqlx::query(NAMED).bind(head.inbox).bind(json(&seqs)?);
+    let mut seqs: Vec<i64> = Vec::new();
+    for row in query.bind(head.read_seq).fetch_all(&mut *tx).await? {
+        let id = sql::read_id(&row, head.inbox)?;
+        if wanted.contains(&id) {
+            seqs.push(row.try_get("seq")?);
+            read.ids.push(id);
+        }
+    }
+    read.total = seqs.len() as u64;
+    let query = sqlx::query(READ).bind(head.inbox).bind(json(&seqs)?);
+    let query = query.bind(read.read_at.timestamp_millis());
+    query.execute(tx).await?;
+    Ok(())
+}
+
+/// One row says that everything up to `up_to` is read, however much that is. Returns up to where nothing is unread.
+async fn mark_up_to(
+    tx: &mut SqliteConnection,
+    head: &sql::Head,
+    up_to: i64,
+    read: &mut MarkedRead,
+) -> Result<i64, sqlx::Error> {
+    if up_to <= head.read_seq {
+        return Ok(head.read_seq);
+    }
+    let mut above = 0;
+    if up_to < head.last_seq {
+        let query = sqlx::query_scalar(sql::COUNT_UNREAD).bind(head.inbox);
+        above = query.bind(up_to).fetch_one(&mut *tx).await?;
+    }
+    read.total = (head.state.unread_count - above).max(0) as u64;
+    if read.total == 0 {
+        return Ok(head.read_seq);
+    }
+    let query = sqlx::query(sql::UNREAD)
+        .bind(head.inbox)
+        .bind(head.read_seq)
+        .bind(up_to)
+        .bind(MAX_READ_IDS as i64);
+    for row in query.fetch_all(&mut *tx).await? {
+        read.ids.push(sql::read_id(&row, head.inbox)?);
+    }
+    let query = sqlx::query(sql::MARK).bind(head.inbox).bind(up_to);
+    let query = query.bind(read.read_at.timestamp_millis());
+    query.execute(tx).await?;
+    Ok(up_to)
+}
+
+type SqliteQuery<'q> = sqlx::query::Query<'q, Driver, sqlx::sqlite::SqliteArguments>;
 
 /// SQLite has no arrays: many values travel as one JSON text.
 pub(super) fn json(values: &impl serde::Serialize) -> Result<String, StoreError> {

@@ -3,8 +3,8 @@
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
@@ -12,9 +12,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
 use tokio_util::sync::CancellationToken;
 
 use super::{StoreError, Stores, open};
-use crate::clock::SystemClock;
 use crate::config::{Config, Database, Secret};
-use crate::id::IdGenerator;
 use crate::notification::NewActivity;
 
 /// The error of a store whose database does not answer.
@@ -51,15 +49,6 @@ pub(crate) fn activity(event: &str, recipients: &[&str]) -> NewActivity {
         occurred_at: chrono::DateTime::from_timestamp_millis(1_795_420_798_412),
         recipients: recipients.iter().map(|r| (*r).to_owned()).collect(),
     }
-}
-
-/// A generator of its own worker: several in one test are several instances.
-pub(crate) fn ids() -> IdGenerator {
-    static WORKER: AtomicU32 = AtomicU32::new(0);
-    IdGenerator::new(
-        WORKER.fetch_add(1, Ordering::Relaxed) as u16,
-        Arc::new(SystemClock),
-    )
 }
 
 /// A connection to a server that may still be starting.
@@ -158,17 +147,9 @@ impl TestDatabase {
         self.open_with(&Config::for_tests().policy).await
     }
 
-    /// Another instance that makes ids in this way.
-    pub(crate) async fn open_making(&self, ids: IdGenerator) -> Stores {
-        let policy = Config::for_tests().policy;
-        open(&self.settings, &policy, ids, CancellationToken::new())
-            .await
-            .unwrap()
-    }
-
     /// Another instance that finds the platform's tables by these settings.
     pub(crate) async fn open_with(&self, policy: &crate::config::Policy) -> Stores {
-        open(&self.settings, policy, ids(), CancellationToken::new())
+        open(&self.settings, policy, CancellationToken::new())
             .await
             .unwrap()
     }

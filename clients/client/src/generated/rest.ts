@@ -97,7 +97,7 @@ export type Epoch = string;
 /** The envelope's event; the gateway's own event names are refused. */
 export type EventName = string;
 
-/** A Snowflake of 70 bits in base62: an identity, never an order. */
+/** A number of 70 bits in base62: an identity, never an order. */
 export type Id = string;
 
 /** The counters of one inbox, changed in the same transaction as its rows. */

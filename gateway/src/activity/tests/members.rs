@@ -119,7 +119,6 @@ async fn child_that_is_killed() {
     let stores = store::open(
         &database,
         &Config::for_tests().policy,
-        store::testing::ids(),
         CancellationToken::new(),
     )
     .await
@@ -194,7 +193,6 @@ async fn killed_between_store_and_commit(database: &Database) {
     let stores = store::open(
         database,
         &Config::for_tests().policy,
-        store::testing::ids(),
         CancellationToken::new(),
     )
     .await
@@ -256,7 +254,6 @@ async fn two_members_store_side_by_side_into_postgres_for_the_same_people() {
     let stores = store::open(
         &database.settings,
         &Config::for_tests().policy,
-        store::testing::ids(),
         CancellationToken::new(),
     )
     .await

@@ -25,12 +25,11 @@ use crate::bus::{
     Announcer, Answers, Ask, Bus, BusError, BusStatus, Interest, PreviousServer, Reception,
     SubscriberState,
 };
-use crate::clock::{Clock, FixedClock, SystemClock};
+use crate::clock::{Clock, FixedClock};
 use crate::config::{Config, Live, RedisMode, Secret, SecretFile, load_live};
 use crate::delivery::Delivery;
 use crate::dispatch::Dispatch;
 use crate::hub::Hub;
-use crate::id::IdGenerator;
 use crate::inbox::Inbox;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -363,14 +362,9 @@ impl TestGateway {
         revocations.follow();
 
         seed(&config.database.url, &platform()).await.unwrap();
-        let stores = open(
-            &config.database,
-            &config.policy,
-            IdGenerator::new(9, Arc::new(SystemClock)),
-            shutdown.clone(),
-        )
-        .await
-        .unwrap();
+        let stores = open(&config.database, &config.policy, shutdown.clone())
+            .await
+            .unwrap();
         let (authenticator, _) = Authenticator::start(
             followed.clone(),
             Arc::new(clock.clone()),

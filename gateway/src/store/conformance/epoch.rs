@@ -53,6 +53,27 @@ pub(super) async fn an_older_copy_that_is_put_back_begins_a_new_epoch_every_time
     }
 }
 
+/// protocol.md 11.7.
+pub(super) async fn an_id_that_was_lost_with_its_history_names_nothing(database: &TestDatabase) {
+    opened(database, async |store| insert(store, "e1").await).await;
+    database.back_up().await;
+    let lost = opened(database, async |store| {
+        let stored = store.insert(&[activity("lost", &["x"])], at(0)).await;
+        stored.unwrap()[0].notification.clone()
+    })
+    .await;
+    database.restore().await;
+    opened(database, async |store| {
+        assert_eq!(insert(store, "other").await, lost.seq, "given again");
+        assert!(store.get("x", lost.id).await.unwrap().is_none());
+        assert_eq!(store.delete("x", lost.id, at(1)).await.unwrap(), None);
+        let named = NotificationSelector::Ids(vec![lost.id]);
+        assert_eq!(store.mark_read("x", &named, at(1)).await.unwrap().total, 0);
+        assert_eq!(all(store, "x").await.len(), 2);
+    })
+    .await;
+}
+
 /// protocol.md 9.10.
 pub(super) async fn instances_that_look_together_agree_on_one_epoch(database: &TestDatabase) {
     let first = opened(database, async |store| store.look().await.unwrap()).await;
@@ -140,15 +161,15 @@ async fn a_role_that_may_not_ask_for_server_and_timeline_keeps_the_epoch_of_thos
     assert_ne!(guarded.look().await.unwrap(), epoch);
 }
 
-/// A server with a standby, both of this test.
-struct Pair {
+/// A server with a standby, both of one test.
+pub(super) struct Pair {
     folder: tempfile::TempDir,
     bin: PathBuf,
     port: u16,
 }
 
 impl Pair {
-    fn new(bin: PathBuf) -> Self {
+    pub(super) fn new(bin: PathBuf) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -181,7 +202,7 @@ impl Pair {
         ));
     }
 
-    fn start(&self, data: &str) {
+    pub(super) fn start(&self, data: &str) {
         let port = self.port;
         self.run_as(&format!(
             "pg_ctl -D {data} -w -l {data}/log -o '-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c shared_buffers=16MB' start"
@@ -192,7 +213,7 @@ impl Pair {
         self.run_as(&format!("pg_ctl -D {data} -w -m immediate stop"));
     }
 
-    fn database(&self) -> TestDatabase {
+    pub(super) fn database(&self) -> TestDatabase {
         let url = format!("postgres://postgres@127.0.0.1:{}/postgres", self.port);
         TestDatabase::sqlite().at(&url)
     }

@@ -64,7 +64,6 @@ pub(super) async fn instances_migrate_together_and_a_later_schema_is_accepted(
     open(
         &settings,
         &Config::for_tests().policy,
-        ids(),
         CancellationToken::new(),
     )
     .await
@@ -83,7 +82,6 @@ pub(super) async fn missing_and_changed_migrations_are_named(database: &TestData
         super::open(
             &settings,
             &Config::for_tests().policy,
-            ids(),
             CancellationToken::new(),
         )
         .await

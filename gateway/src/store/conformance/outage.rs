@@ -57,9 +57,7 @@ async fn a_database_that_is_away_is_unavailable_and_used_again_when_it_is_back()
     let settings = database.settings.clone();
     let start = |shutdown: CancellationToken| {
         let settings = settings.clone();
-        tokio::spawn(
-            async move { open(&settings, &Config::for_tests().policy, ids(), shutdown).await },
-        )
+        tokio::spawn(async move { open(&settings, &Config::for_tests().policy, shutdown).await })
     };
     let (stopped, waiting) = (start(shutdown.clone()), start(CancellationToken::new()));
     shutdown.cancel();
@@ -155,14 +153,9 @@ async fn a_changed_url_opens_a_new_pool_while_the_old_one_is_used() {
         ..database.settings.clone()
     };
     let shutdown = CancellationToken::new();
-    let stores = open(
-        &settings,
-        &Config::for_tests().policy,
-        ids(),
-        shutdown.clone(),
-    )
-    .await
-    .unwrap();
+    let stores = open(&settings, &Config::for_tests().policy, shutdown.clone())
+        .await
+        .unwrap();
     let store = stores.notifications.clone();
     store
         .insert(&[activity("e1", &["x"])], at(0))

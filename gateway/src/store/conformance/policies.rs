@@ -183,7 +183,7 @@ pub(super) async fn policies_may_live_in_another_database(database: &TestDatabas
     let mut policy = Config::for_tests().policy;
     policy.url_file = SecretFile::new(&file);
     let shutdown = CancellationToken::new();
-    let stores = open(&database.settings, &policy, ids(), shutdown.clone())
+    let stores = open(&database.settings, &policy, shutdown.clone())
         .await
         .unwrap();
     assert_policies(&*stores.policies).await;

@@ -201,7 +201,7 @@ async fn statement_mode_is_refused(which: PgBouncer) {
     };
     let database = pooler.database(&direct);
     let policy = Config::for_tests().policy;
-    let opened = open(&database.settings, &policy, ids(), CancellationToken::new()).await;
+    let opened = open(&database.settings, &policy, CancellationToken::new()).await;
     match opened.map(drop) {
         Err(OpenError::Setting { setting, reason }) => {
             assert_eq!(setting, "database.url");

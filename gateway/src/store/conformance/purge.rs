@@ -135,7 +135,7 @@ pub(super) async fn counters_agree_with_the_rows_after_everything_at_once(databa
         let rows = all(&*stores[0], person).await;
         assert!(rows.windows(2).all(|w| w[0].seq > w[1].seq));
     }
-    let twice = "SELECT count(*) FROM (SELECT 1 FROM signal_notification GROUP BY source, event_id, recipient_id HAVING count(*) > 1) d";
+    let twice = "SELECT count(*) FROM (SELECT 1 FROM signal_notification GROUP BY event, inbox HAVING count(*) > 1) d";
     assert_eq!(database.number(twice).await, 0);
 }
 

@@ -8,16 +8,19 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::{SqliteStore, json};
 use crate::hash;
-use crate::id::Id;
 use crate::notification::NewActivity;
-use crate::store::batch::{Base, CHUNK_ROWS, InsertBatch, Row, milliseconds};
+use crate::store::batch::{Base, CHUNK_ROWS, Candidate, InsertBatch, Row, kind_code, milliseconds};
 use crate::store::{StoreError, Stored};
 
-/// `$1` source, `$2` event id, `$3` recipients as JSON. The positions of those that have a row or a tombstone.
+/// `$1` source, `$2` event id. Answers the number of the event, new or not.
+const TAKE_EVENT: &str = r"
+INSERT INTO signal_event (source, event_id) VALUES ($1, $2) ON CONFLICT (source, event_id) DO UPDATE SET event_id = excluded.event_id RETURNING event";
+
+/// `$1` event, `$2` recipients as JSON. The positions of those that have a row or a tombstone.
 const KNOWN: &str = r"
-SELECT j.key FROM json_each($3) j
-WHERE EXISTS (SELECT 1 FROM signal_notification n WHERE n.source = $1 AND n.event_id = $2 AND n.recipient_id = j.value)
-    OR EXISTS (SELECT 1 FROM signal_tombstone t WHERE t.source = $1 AND t.event_id = $2 AND t.recipient_id = j.value)";
+SELECT j.key FROM json_each($2) j JOIN signal_inbox s ON s.recipient_id = j.value
+WHERE EXISTS (SELECT 1 FROM signal_notification n WHERE n.event = $1 AND n.inbox = s.inbox)
+    OR EXISTS (SELECT 1 FROM signal_tombstone t WHERE t.event = $1 AND t.inbox = s.inbox)";
 
 /// `$1` pairs of recipient and number of rows, as JSON.
 const TAKE_NUMBERS: &str = r"
@@ -27,13 +30,17 @@ ON CONFLICT (recipient_id) DO UPDATE SET
     last_seq = last_seq + excluded.last_seq,
     unread_count = unread_count + excluded.unread_count,
     version = version + excluded.version
-RETURNING recipient_id, last_seq, unread_count, version";
+RETURNING recipient_id, inbox, last_seq, unread_count, version";
 
-/// `$1` triples of id, recipient and seq, as JSON; `$2` to `$12` the texts of their activity and when it occurred; `$13` when.
-const INSERT: &str = r"
-INSERT INTO signal_notification (id, recipient_id, seq, source, event_id, kind, title, content, locale, data, actor_id, organizer_id, merchant_id, occurred_at, created_at)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
-FROM json_each($1)";
+/// `$1` event, `$2` number; the words of an activity, when it occurred, and when this is.
+const INSERT_TEXT: &str = r"
+INSERT INTO signal_text (event, text, kind, title, content, locale, data, actor_id, organizer_id, merchant_id, occurred_at, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+
+/// `$1` pairs of inbox and seq, as JSON; `$2` event, `$3` code of the type, `$4` text.
+const INSERT_ROWS: &str = r"
+INSERT INTO signal_notification (inbox, seq, event, kind, text)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), $2, $3, $4 FROM json_each($1)";
 
 impl SqliteStore {
     pub(super) async fn insert(
@@ -46,52 +53,55 @@ impl SqliteStore {
             return Ok(Vec::new());
         }
         let now = milliseconds(now);
-        let mut result = self.insert_batch(given, &mut batch, now).await;
-        if result.as_ref().is_err_and(StoreError::repeats_id) {
-            batch.draw_ids();
-            result = self.insert_batch(given, &mut batch, now).await;
-        }
-        Ok(batch.stored(&result?, now))
-    }
-
-    async fn insert_batch<'a>(
-        &self,
-        given: &[NewActivity],
-        batch: &mut InsertBatch<'a>,
-        now: DateTime<Utc>,
-    ) -> Result<Vec<Row<'a>>, StoreError> {
         let mut tx = self.pools.begin().await?;
-        let known = known(&mut tx, given, batch).await?;
+        let events = take_events(&mut tx, given, &batch.activities()).await?;
+        let known = known(&mut tx, &batch, &events).await?;
         batch.remove(&known);
-        let bases = take_numbers(&mut tx, batch).await?;
-        let rows = batch.number(bases, &self.ids)?;
-        for chunk in batch.chunks(&rows) {
-            for same in chunk.chunk_by(|a, b| a.activity == b.activity) {
-                insert_rows(&mut tx, &given[same[0].activity], same, now).await?;
-            }
+        let bases = take_numbers(&mut tx, &batch).await?;
+        let rows = batch.number(&bases);
+        for same in rows.chunk_by(|a, b| a.activity == b.activity) {
+            let at = same[0].activity;
+            let (event, text) = (events[&at], batch.texts[at]);
+            insert_text(&mut tx, &given[at], event, text, now).await?;
+            insert_rows(&mut tx, &given[at].kind, event, text, same, &bases).await?;
         }
         tx.commit().await?;
-        Ok(rows)
+        Ok(batch.stored(&rows, &bases, now))
     }
+}
+
+/// The numbers of the events of these activities, by the index of the activity.
+async fn take_events(
+    tx: &mut SqliteConnection,
+    given: &[NewActivity],
+    activities: &[usize],
+) -> Result<hash::HashMap<usize, i64>, StoreError> {
+    let mut events = hash::HashMap::default();
+    for at in activities {
+        let query = sqlx::query_scalar(TAKE_EVENT)
+            .bind(&given[*at].source)
+            .bind(&given[*at].event_id);
+        events.insert(*at, query.fetch_one(&mut *tx).await?);
+    }
+    Ok(events)
 }
 
 async fn known(
     tx: &mut SqliteConnection,
-    given: &[NewActivity],
     batch: &InsertBatch<'_>,
+    events: &hash::HashMap<usize, i64>,
 ) -> Result<hash::HashSet<usize>, StoreError> {
     let mut known = hash::HashSet::default();
     let mut start = 0;
-    for same in batch.candidates.chunk_by(|a, b| a.activity == b.activity) {
+    let same = |a: &Candidate, b: &Candidate| a.activity == b.activity;
+    for same in batch.candidates.chunk_by(same) {
         for chunk in same.chunks(CHUNK_ROWS) {
-            let activity = &given[chunk[0].activity];
             let recipients: Vec<&str> = chunk
                 .iter()
                 .map(|c| batch.recipients[c.recipient])
                 .collect();
             let query = sqlx::query_scalar::<_, i64>(KNOWN)
-                .bind(&activity.source)
-                .bind(&activity.event_id)
+                .bind(events[&chunk[0].activity])
                 .bind(json(&recipients)?);
             known.extend(
                 query
@@ -132,6 +142,7 @@ async fn take_numbers(
                 .map_err(|_| sqlx::Error::RowNotFound)?;
             let before = |name| row.try_get::<i64, _>(name).map(|after| after - counts[at]);
             bases[at] = Base {
+                number: row.try_get("inbox")?,
                 last_seq: before("last_seq")?,
                 unread: before("unread_count")?,
                 version: before("version")?,
@@ -141,17 +152,16 @@ async fn take_numbers(
     Ok(bases)
 }
 
-async fn insert_rows(
+async fn insert_text(
     tx: &mut SqliteConnection,
     new: &NewActivity,
-    rows: &[Row<'_>],
+    event: i64,
+    text: i32,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    let rows: Vec<(Id, &str, i64)> = rows.iter().map(|r| (r.id, r.recipient, r.seq)).collect();
-    let query = sqlx::query(INSERT)
-        .bind(json(&rows)?)
-        .bind(&new.source)
-        .bind(&new.event_id)
+    let query = sqlx::query(INSERT_TEXT)
+        .bind(event)
+        .bind(text)
         .bind(&new.kind)
         .bind(&new.title)
         .bind(&new.content)
@@ -163,5 +173,28 @@ async fn insert_rows(
         .bind(new.occurred_at.map(|at| at.timestamp_millis()))
         .bind(now.timestamp_millis());
     query.execute(tx).await?;
+    Ok(())
+}
+
+async fn insert_rows(
+    tx: &mut SqliteConnection,
+    kind: &str,
+    event: i64,
+    text: i32,
+    rows: &[Row],
+    bases: &[Base],
+) -> Result<(), StoreError> {
+    for chunk in rows.chunks(CHUNK_ROWS) {
+        let rows: Vec<(i64, i64)> = chunk
+            .iter()
+            .map(|row| (bases[row.recipient].number, row.seq))
+            .collect();
+        let query = sqlx::query(INSERT_ROWS)
+            .bind(json(&rows)?)
+            .bind(event)
+            .bind(kind_code(kind))
+            .bind(text);
+        query.execute(&mut *tx).await?;
+    }
     Ok(())
 }
