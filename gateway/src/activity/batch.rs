@@ -78,7 +78,7 @@ const TEXT_COPIES: usize = 4;
 /// A transaction takes this many rows of an activity however long its text is.
 const LEAST_ROWS: usize = 100;
 
-/// Most text that one transaction writes: each row holds the text of its activity. Unless a single row has more.
+/// Most text that one transaction writes: that of each activity once, however many receive it. Unless a single activity has more.
 const WRITTEN_BYTES: usize = 64 << 20;
 
 /// What one transaction takes.
@@ -96,12 +96,7 @@ impl Limits {
         let left = self
             .bytes
             .saturating_sub(TEXT_COPIES * activity.text_bytes());
-        let written = WRITTEN_BYTES / activity.text_bytes().max(1);
-        (left / ROW_BYTES)
-            .max(LEAST_ROWS)
-            .min(self.rows)
-            .min(written)
-            .max(1)
+        (left / ROW_BYTES).max(LEAST_ROWS).min(self.rows).max(1)
     }
 }
 
@@ -207,7 +202,7 @@ impl Batch {
             if let Outcome::Pending(activity) = &at.outcome {
                 let recipients = activity.recipients.len();
                 let more = bytes_of(activity);
-                let writes = activity.text_bytes() * recipients;
+                let writes = activity.text_bytes();
                 if rows > 0
                     && (rows + recipients > self.limits.rows
                         || bytes + more > self.limits.bytes

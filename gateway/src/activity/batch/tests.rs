@@ -465,28 +465,20 @@ fn a_record_that_is_refused_in_part_is_a_dead_letter_as_a_whole() {
 }
 
 #[test]
-fn a_transaction_is_bounded_by_rows_times_text() {
-    // The text of each of 3,000 rows is 320 KB: a gigabyte in all.
-    let records = vec![long(0, "huge", 320_000, 3000)];
-    let limits = Limits {
-        rows: 5000,
-        bytes: 64 << 20,
-    };
-    let seen = transactions(records, limits);
-    assert_eq!(seen.iter().map(|(rows, _)| rows).sum::<usize>(), 3000);
-    assert!(
-        seen.iter().all(|(rows, _)| rows * 320_000 <= WRITTEN_BYTES),
-        "{seen:?}"
-    );
-    // Of several records, too.
-    let records = (0..6).map(|n| long(n, &n.to_string(), 320_000, 100));
+fn a_transaction_is_bounded_by_rows_and_by_text_that_is_written_once() {
     let limits = Limits {
         rows: 5000,
         bytes: usize::MAX,
     };
-    let rows: Vec<_> = transactions(records.collect(), limits)
-        .into_iter()
-        .map(|(rows, _)| rows)
-        .collect();
-    assert_eq!(rows, [200, 200, 200]);
+    let rows = |records: Vec<BatchRecord>| -> Vec<usize> {
+        let seen = transactions(records, limits);
+        seen.into_iter().map(|(rows, _)| rows).collect()
+    };
+    // However long the text of 6,000 rows is.
+    assert_eq!(rows(vec![long(0, "huge", 320_000, 6000)]), [5000, 1000]);
+    let records = (0..6).map(|n| long(n, &n.to_string(), 320_000, 100));
+    assert_eq!(rows(records.collect()), [600]);
+    let most = WRITTEN_BYTES / 2 - 1000;
+    let records = (0..3).map(|n| long(n, &n.to_string(), most, 10));
+    assert_eq!(rows(records.collect()), [20, 10]);
 }
