@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::bus::Bus;
-use crate::dispatch::{Destination, Dispatch};
+use crate::dispatch::{Audience, Destination, Dispatch};
 use crate::hub::Hub;
 
 /// What happened to a message.
@@ -70,5 +70,16 @@ impl Delivery {
                 drop(self.bus.publish(dispatch));
             }
         }
+    }
+
+    /// Returns whether no message of an audience is longer than clients may get; see [`Hub::fits`].
+    pub fn fits(&self, audience: &Audience<'_>) -> bool {
+        self.hub.fits(audience)
+    }
+
+    /// Delivers each user of an audience its message, here and elsewhere, as [`Delivery::post`] does.
+    pub fn post_audience(&self, audience: &Audience<'_>) {
+        self.hub.deliver_audience(audience);
+        self.bus.publish_audience(audience);
     }
 }

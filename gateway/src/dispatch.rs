@@ -1,11 +1,15 @@
 //! One message on its way to clients, and whom it is for. Plain data.
 
+mod audience;
+
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
 use tracing::Span;
 
 use crate::id::{AnyId, Id};
+
+pub use audience::{Addressee, Audience, GAPS, SharedText};
 
 /// Whom a message is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

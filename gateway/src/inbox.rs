@@ -18,15 +18,17 @@ use tracing::Span;
 
 use crate::clock::Clock;
 use crate::delivery::Delivery;
-use crate::dispatch::{Destination, Dispatch, ResyncReason};
+use crate::dispatch::{Addressee, Audience, Destination, Dispatch, ResyncReason};
 use crate::id::Id;
 use crate::notification::{InboxState, NewActivity};
 use crate::protocol::event::{self, name};
+use crate::protocol::shared::created_text;
 use crate::store::NotificationStore;
 
 pub use crate::store::{MarkedRead, Missed, NotificationSelector, StoreError, Stored};
 
-/// Most pushes that are encoded before they are sent, and most bytes of them: 1,000 pushes of 250 KB would need all the memory there is.
+/// Most pushes of one event that are sent together; and after how many pushes, or bytes that were encoded for them, the other tasks of the thread get their
+/// turn.
 const PUSH_BATCH: usize = 1000;
 const PUSH_BYTES: usize = 1 << 20;
 
@@ -73,22 +75,57 @@ impl Inbox {
     }
 
     /// Pushes `notification:created` for rows that were stored, in their order. `spans` has one for each activity.
+    ///
+    /// What rows of one event have in common is encoded once for all that follow each other.
     pub async fn push_created(&self, stored: &[Stored], spans: &[Span]) {
-        let mut rows = stored.iter().peekable();
-        while rows.peek().is_some() {
-            let (mut dispatches, mut bytes) = (Vec::new(), 0);
-            while dispatches.len() < PUSH_BATCH
+        let mut rows = stored;
+        while !rows.is_empty() {
+            let (mut pushed, mut bytes) = (0, 0);
+            while pushed < PUSH_BATCH
                 && bytes < PUSH_BYTES
-                && let Some(row) = rows.next()
+                && let Some(first) = rows.first()
             {
-                let dispatch = self.created(row, &spans[row.activity]);
-                bytes += dispatch.data_text().map_or(0, str::len);
-                dispatches.push(dispatch);
+                let alike = rows
+                    .iter()
+                    .take(PUSH_BATCH)
+                    .take_while(|row| is_same_event(first, row));
+                let group = &rows[..alike.count()];
+                let (count, more) = self.push_group(group, &spans[first.activity]);
+                pushed += count;
+                bytes += more;
+                rows = &rows[count..];
             }
-            self.delivery.post(&dispatches);
             // Many rows leave the bus time to take them.
             tokio::task::coop::consume_budget().await;
         }
+    }
+
+    /// Pushes the first of these rows, which are of one event and of another user each: all where that takes few bytes. Returns how many, and about how many
+    /// bytes were encoded.
+    fn push_group(&self, group: &[Stored], span: &Span) -> (usize, usize) {
+        if let [first, _, ..] = group {
+            let audience = Audience {
+                text: Arc::new(created_text(&first.notification)),
+                addressees: group.iter().map(addressee).collect(),
+                span: span.clone(),
+            };
+            if self.delivery.fits(&audience) {
+                self.delivery.post_audience(&audience);
+                let own = group.len() * size_of::<Addressee<'_>>();
+                return (group.len(), audience.longest() + own);
+            }
+        }
+        let (mut count, mut bytes) = (0, 0);
+        for row in group {
+            let dispatch = self.created(row, span);
+            bytes += dispatch.data_text().map_or(0, str::len);
+            count += 1;
+            self.delivery.post(std::slice::from_ref(&dispatch));
+            if bytes >= PUSH_BYTES {
+                break;
+            }
+        }
+        (count, bytes)
     }
 
     fn created(&self, row: &Stored, span: &Span) -> Dispatch {
@@ -197,6 +234,32 @@ pub fn read_data(read: &MarkedRead) -> event::ReadByUser<'_> {
         unread_count: read.inbox.unread_count,
         version: read.inbox.version,
     }
+}
+
+fn addressee(row: &Stored) -> Addressee<'_> {
+    Addressee {
+        user: &row.notification.recipient_id,
+        id: row.notification.id,
+        seq: row.notification.seq,
+        unread_count: row.inbox.unread_count,
+        version: row.inbox.version,
+    }
+}
+
+/// Whether two rows say the same, to whomever.
+fn is_same_event(row: &Stored, other: &Stored) -> bool {
+    let (a, b) = (&row.notification, &other.notification);
+    row.activity == other.activity
+        && a.kind == b.kind
+        && a.title == b.title
+        && a.content == b.content
+        && (Arc::ptr_eq(&a.data, &b.data) || a.data.get() == b.data.get())
+        && a.actor_id == b.actor_id
+        && a.organizer_id == b.organizer_id
+        && a.merchant_id == b.merchant_id
+        && a.locale == b.locale
+        && (a.is_read, a.read_at, a.occurred_at, a.created_at)
+            == (b.is_read, b.read_at, b.occurred_at, b.created_at)
 }
 
 fn json(data: &impl Serialize) -> Arc<RawValue> {

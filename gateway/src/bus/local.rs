@@ -15,7 +15,7 @@ use super::{
     SubscriberState,
 };
 use crate::config;
-use crate::dispatch::Dispatch;
+use crate::dispatch::{Audience, Dispatch};
 use crate::revocation::Revocation;
 
 struct LocalBus {
@@ -44,6 +44,8 @@ impl Bus for LocalBus {
     fn publish<'a>(&'a self, _dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>> {
         ready(Ok(())).boxed()
     }
+
+    fn publish_audience(&self, _audience: &Audience<'_>) {}
 
     fn subscribe(&self, _interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
         ready(Ok(())).boxed()

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::client::{ClientInfo, ClientQuery};
 use crate::clock::Clock;
 use crate::config::{self, Live};
-use crate::dispatch::{Destination, Dispatch, ResyncReason};
+use crate::dispatch::{Audience, Destination, Dispatch, ResyncReason};
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::revocation::Revocation;
@@ -229,6 +229,14 @@ pub trait Bus: Send + Sync + 'static {
     /// # Errors
     /// [`BusError::Unavailable`], and [`BusError::Full`] beyond `redis.publish_queue`.
     fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>>;
+
+    /// Publishes one event to many users, each of whom gets another message. Queued when called, in its order with [`Bus::publish`]; nobody learns the outcome
+    /// but those whose messages are given up, as there.
+    fn publish_audience(&self, audience: &Audience<'_>) {
+        for dispatch in audience.dispatches() {
+            drop(self.publish(&dispatch));
+        }
+    }
 
     /// Adds interests, counted: each needs its own `unsubscribe`. The future completes when the server has confirmed all of them, however late: a caller
     /// that does not wait for so long tells its client to sync then. It returns `Err` when the connection breaks before: they are kept, subscribed as

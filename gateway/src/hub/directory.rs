@@ -33,10 +33,23 @@ impl Directory {
         }
     }
 
-    /// Returns the hash of a destination, and the stripe that it is in. One hash serves for both: a table uses its lowest and its highest bits.
+    /// Returns the hash of a destination, and the stripe that it is in.
     fn find(&self, destination: &Destination) -> (u64, &Mutex<HashTable<Held>>) {
-        let hash = self.hasher.hash_one(destination);
-        (hash, &self.stripes[(hash >> 40) as usize % STRIPES])
+        let hash = self.hash(destination);
+        (hash, self.stripe(hash))
+    }
+
+    /// A user's is that of the name alone: who has only the name finds it, too.
+    fn hash(&self, destination: &Destination) -> u64 {
+        match destination {
+            Destination::User(user) => self.hasher.hash_one(&**user),
+            other => self.hasher.hash_one(other),
+        }
+    }
+
+    /// One hash serves for stripe and table, which uses its lowest and its highest bits.
+    fn stripe(&self, hash: u64) -> &Mutex<HashTable<Held>> {
+        &self.stripes[(hash >> 40) as usize % STRIPES]
     }
 
     /// Adds a connection, unless the destination already has `limit`. Returns whether it did.
@@ -46,7 +59,7 @@ impl Directory {
         let entry = stripe.entry(
             hash,
             |held| held.0 == *destination,
-            |held| self.hasher.hash_one(&held.0),
+            |held| self.hash(&held.0),
         );
         let holders = match entry {
             Entry::Occupied(held) => &mut held.into_mut().1,
@@ -84,7 +97,7 @@ impl Directory {
         if holders.is_empty() {
             held.remove();
             if stripe.capacity() > 64 && stripe.len() < stripe.capacity() / 4 {
-                stripe.shrink_to_fit(|held| self.hasher.hash_one(&held.0));
+                stripe.shrink_to_fit(|held| self.hash(&held.0));
             }
         }
     }
@@ -94,6 +107,17 @@ impl Directory {
         let (hash, stripe) = self.find(destination);
         let stripe = stripe.lock();
         let held = stripe.find(hash, |held| held.0 == *destination);
+        held.map(|held| held.1.clone()).unwrap_or_default()
+    }
+
+    /// Returns the shards that hold a user, as [`Directory::holders`].
+    pub(super) fn holders_of_user(&self, user: &str) -> Holders {
+        let hash = self.hasher.hash_one(user);
+        let stripe = self.stripe(hash).lock();
+        let held = stripe.find(
+            hash,
+            |held| matches!(&held.0, Destination::User(name) if **name == *user),
+        );
         held.map(|held| held.1.clone()).unwrap_or_default()
     }
 }
@@ -111,6 +135,12 @@ mod tests {
         assert!(directory.add(&user, 1, 3));
         assert!(!directory.add(&user, 2, 3));
         assert_eq!(directory.holders(&user)[..], [(0, 1), (1, 2)]);
+        assert_eq!(directory.holders_of_user("17")[..], [(0, 1), (1, 2)]);
+        assert!(
+            directory
+                .holders(&Destination::Room("17".into()))
+                .is_empty()
+        );
         for shard in [1, 0, 1] {
             directory.remove(&user, shard);
         }

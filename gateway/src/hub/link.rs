@@ -16,9 +16,9 @@ use super::batch::MessageBatch;
 use super::outbox::{Bounds, Flushed, Outbox, Overflow, Sink};
 use crate::id::Id;
 use crate::principal::Principal;
-use crate::protocol::Message;
 use crate::protocol::cipher::Cipher;
 use crate::protocol::close::Close;
+use crate::protocol::{Message, SharedMessages};
 use crate::stream::{Stream, TlsStream};
 
 impl Sink for TcpStream {
@@ -215,6 +215,12 @@ impl Link {
     /// Queues a delivered batch.
     pub(super) fn deliver_batch(&self, batch: &Rc<MessageBatch>, bounds: Bounds) {
         let result = self.out.borrow_mut().push_batch(batch, bounds);
+        self.after_push(result);
+    }
+
+    /// Queues message `n` of those that share their text.
+    pub(super) fn deliver_shared(&self, messages: &Rc<SharedMessages>, n: usize, bounds: Bounds) {
+        let result = self.out.borrow_mut().push_shared(messages, n, bounds);
         self.after_push(result);
     }
 

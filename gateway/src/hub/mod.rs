@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -30,10 +31,11 @@ use crate::bus::{Bus, BusError, Interest};
 use crate::client::{ClientCounts, ClientInfo, ClientQuery, ClientSelector, MAX_LISTED};
 use crate::clock::Clock;
 use crate::config::{Live, MIN_MESSAGE_BYTES};
-use crate::dispatch::{Destination, Dispatch, ResyncReason};
+use crate::dispatch::{Audience, Destination, Dispatch, ResyncReason};
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::principal::Principal;
+use crate::protocol::SharedMessages;
 use crate::protocol::close::Close;
 use crate::protocol::envelope;
 use crate::protocol::event::{self, name};
@@ -230,6 +232,47 @@ impl Hub {
             }
         }
         count
+    }
+
+    /// Gives each user of an audience its message, as [`Hub::deliver`] does, and returns how many connections those are. Users that are not held here cost
+    /// a look-up each.
+    pub fn deliver_audience(&self, audience: &Audience<'_>) -> usize {
+        let Some(core) = &self.core else { return 0 };
+        let mut by_shard: SmallVec<[Option<Box<SharedMessages>>; 4]> =
+            self.inlets.iter().map(|_| None).collect();
+        let mut count = 0;
+        for addressee in &audience.addressees {
+            for (shard, connections) in core.directory.holders_of_user(addressee.user) {
+                count += connections as usize;
+                by_shard[usize::from(shard)]
+                    .get_or_insert_with(|| {
+                        Box::new(SharedMessages::new(Arc::clone(&audience.text)))
+                    })
+                    .push(addressee);
+            }
+        }
+        for (inlet, messages) in self.inlets.iter().zip(by_shard) {
+            let Some(messages) = messages else { continue };
+            let bytes = messages.bytes();
+            let command = Command::DeliverShared {
+                messages,
+                span: audience.span.clone(),
+            };
+            if !inlet.mailbox.push_message(command, bytes) {
+                inlet.overflowed.store(true, Ordering::Release);
+            }
+        }
+        count
+    }
+
+    /// Returns whether no message of an audience is longer than clients may get. Where one may be, each is to be checked by itself.
+    pub fn fits(&self, audience: &Audience<'_>) -> bool {
+        let longest = audience.longest();
+        longest <= MIN_MESSAGE_BYTES
+            || self
+                .core
+                .as_ref()
+                .is_none_or(|core| longest <= core.live.borrow().limits.message_bytes)
     }
 
     /// Checks that a message is not longer than clients may get (`limits.message_bytes`). `from` says where it entered, for the metric.

@@ -12,8 +12,8 @@ use rand::RngCore;
 use smallvec::SmallVec;
 
 use super::batch::MessageBatch;
-use crate::protocol::Message;
 use crate::protocol::cipher::{Cipher, IV_BYTES};
+use crate::protocol::{Message, SharedMessages};
 
 /// Most bytes that are copied together for one write.
 pub(super) const WRITE_BYTES: usize = 64 * 1024;
@@ -54,6 +54,11 @@ enum Entry {
     Sealed(Rc<Message>),
     /// Frames as they are. Nothing is queued before them, and what is not written at once becomes single frames.
     Batch(Rc<MessageBatch>),
+    /// One of several messages that share their text, put together while it is written. What is not written at once becomes a message of its own, so that
+    /// nobody who waits keeps what is for others.
+    Shared(Rc<SharedMessages>, u32),
+    /// The same, to be encrypted.
+    SharedSealed(Rc<SharedMessages>, u32),
     /// The rest of a sealed frame whose beginning is on the wire. It is rare and boxed, so that it does not make every entry longer.
     Rest(Box<SealedRest>),
 }
@@ -64,13 +69,13 @@ struct SealedRest {
 }
 
 impl Entry {
-    /// Returns the bytes to write, or `None` for a message that has yet to be sealed.
+    /// Returns the bytes to write, or `None` for a message that has yet to be sealed or put together.
     fn bytes(&self) -> Option<&[u8]> {
         match self {
             Self::Clear(message) => Some(message.frame()),
             Self::Batch(batch) => Some(&batch.joined),
             Self::Rest(rest) => Some(&rest.bytes),
-            Self::Sealed(_) => None,
+            Self::Sealed(_) | Self::Shared(..) | Self::SharedSealed(..) => None,
         }
     }
 
@@ -78,6 +83,10 @@ impl Entry {
     fn length(&self) -> usize {
         match self {
             Self::Sealed(message) => Cipher::sealed_length(message.payload().len()),
+            Self::Shared(messages, n) => messages.frame_length(*n as usize),
+            Self::SharedSealed(messages, n) => {
+                Cipher::sealed_length(messages.payload_length(*n as usize))
+            }
             entry => entry.bytes().map_or(0, <[u8]>::len),
         }
     }
@@ -195,6 +204,37 @@ impl Outbox {
             .try_for_each(|message| self.push(message, bounds))
     }
 
+    /// Queues message `n` of those that share their text, or holds it back. Where it may wait for long it is queued as a message of its own.
+    pub(super) fn push_shared(
+        &mut self,
+        messages: &Rc<SharedMessages>,
+        n: usize,
+        bounds: Bounds,
+    ) -> Result<(), Overflow> {
+        if self.held.is_some() || self.blocked_since.is_some() {
+            return self.push(&Rc::new(messages.message(n)), bounds);
+        }
+        let (messages, n) = (Rc::clone(messages), n as u32);
+        let entry = match self.seal {
+            None => Entry::Shared(messages, n),
+            Some(_) => Entry::SharedSealed(messages, n),
+        };
+        self.queue(entry, bounds)
+    }
+
+    /// Gives what waits a text of its own.
+    fn separate(&mut self) {
+        for entry in &mut self.entries {
+            *entry = match entry {
+                Entry::Shared(messages, n) => Entry::Clear(Rc::new(messages.message(*n as usize))),
+                Entry::SharedSealed(messages, n) => {
+                    Entry::Sealed(Rc::new(messages.message(*n as usize)))
+                }
+                _ => continue,
+            };
+        }
+    }
+
     /// Queues a message ahead of the held ones.
     pub(super) fn push_now(
         &mut self,
@@ -303,6 +343,7 @@ impl Outbox {
     ) -> io::Result<(Flushed, usize)> {
         let mut total = 0;
         if sink.held() > 0 && !self.flush_held(sink, &now)? {
+            self.separate();
             return Ok((Flushed::Blocked, 0));
         }
         while !self.entries.is_empty() {
@@ -325,6 +366,7 @@ impl Outbox {
                 if written > 0 || self.blocked_since.is_none() {
                     self.blocked_since = Some(now());
                 }
+                self.separate();
                 return Ok((Flushed::Blocked, total));
             }
         }
@@ -392,6 +434,21 @@ impl Outbox {
             .insert_many(0, left.iter().cloned().map(Entry::Clear));
     }
 
+    /// Appends the envelope that `envelope` writes as a sealed frame.
+    fn seal_into(
+        &self,
+        write: &mut Vec<u8>,
+        seal: &mut Vec<u8>,
+        envelope: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let mut iv = [0u8; IV_BYTES];
+        rand::rng().fill_bytes(&mut iv);
+        let cipher = self.seal.as_ref();
+        cipher
+            .expect("a message is only queued for sealing with a cipher")
+            .seal_written(envelope, iv, seal, write);
+    }
+
     /// Copies as many entries as fit together and writes them at once. Of what the socket does not take, only the frame that was begun stays as bytes,
     /// because no message is sealed twice; all others wait on as they are.
     fn write_together(&mut self, sink: &impl Sink) -> (usize, io::Result<usize>) {
@@ -408,14 +465,16 @@ impl Outbox {
                 }
                 match entry {
                     Entry::Sealed(message) => {
-                        let mut iv = [0u8; IV_BYTES];
-                        rand::rng().fill_bytes(&mut iv);
-                        let cipher = self
-                            .seal
-                            .as_ref()
-                            .expect("a message is only queued for sealing with a cipher");
-                        cipher.seal(message.payload(), iv, seal, write);
+                        let payload = message.payload();
+                        self.seal_into(write, seal, |text| text.extend_from_slice(payload));
                     }
+                    Entry::SharedSealed(messages, n) => {
+                        self.seal_into(write, seal, |text| {
+                            messages.write_payload(*n as usize, text);
+                        });
+                    }
+                    // No part of it is written: the rest of a frame has a text of its own.
+                    Entry::Shared(messages, n) => messages.write_frame(*n as usize, write),
                     entry => {
                         write.extend_from_slice(entry.bytes().map_or(&[], |bytes| &bytes[from..]))
                     }
@@ -434,7 +493,7 @@ impl Outbox {
                 }
                 if written > start {
                     self.begun = true;
-                    if let Entry::Sealed(_) = &self.entries[0] {
+                    if let Entry::Sealed(_) | Entry::SharedSealed(..) = &self.entries[0] {
                         self.entries[0] = Entry::Rest(Box::new(SealedRest {
                             bytes: write[written..ends[done]].to_vec(),
                         }));

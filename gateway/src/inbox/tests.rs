@@ -54,6 +54,46 @@ async fn created_rows_are_pushed_in_their_order_with_the_counts_of_each() {
     );
 }
 
+/// protocol.md 3.13 and 9.1.
+#[tokio::test]
+async fn each_recipient_of_one_event_is_pushed_the_row_and_the_counts_of_its_own() {
+    let database = TestDatabase::sqlite();
+    let (inbox, bus, _) = start(&database).await;
+    let users: Vec<String> = (0..2500)
+        .map(|n| format!("u{n}"))
+        .chain(["17".into()])
+        .collect();
+    let users: Vec<&str> = users.iter().map(String::as_str).collect();
+    let stored = inbox
+        .insert(&[activity("e3", &users), activity("e4", &["17"])])
+        .await
+        .unwrap();
+    inbox
+        .push_created(&stored, &[Span::none(), Span::none()])
+        .await;
+    let dispatches = std::mem::take(&mut *bus.dispatches.lock());
+    assert_eq!(dispatches.len(), stored.len());
+    for (push, row) in dispatches.iter().zip(&stored) {
+        let user = Arc::clone(&row.notification.recipient_id);
+        assert_eq!(push.destination, Destination::User(user));
+        let whole = event::Created {
+            notification: &row.notification,
+            previous_seq: row.notification.seq - 1,
+            unread_count: row.inbox.unread_count,
+            version: row.inbox.version,
+        };
+        assert_eq!(&*push.event, name::NOTIFICATION_CREATED);
+        assert_eq!(push.data_text().unwrap(), json(&whole).get());
+    }
+    let seqs: Vec<i64> = dispatches
+        .iter()
+        .zip(&stored)
+        .filter(|(push, _)| push.destination == Destination::User("17".into()))
+        .map(|(_, row)| row.notification.seq)
+        .collect();
+    assert_eq!(seqs, [3, 4], "in their order");
+}
+
 #[tokio::test]
 async fn marking_as_read_is_pushed_once() {
     let database = TestDatabase::sqlite();

@@ -199,8 +199,19 @@ impl Cipher {
         scratch: &mut Vec<u8>,
         out: &mut Vec<u8>,
     ) {
+        self.seal_written(|text| text.extend_from_slice(envelope), iv, scratch, out);
+    }
+
+    /// Seals the envelope that `write` appends, as [`Cipher::seal`] does.
+    pub fn seal_written(
+        &self,
+        write: impl FnOnce(&mut Vec<u8>),
+        iv: [u8; IV_BYTES],
+        scratch: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) {
         scratch.clear();
-        scratch.extend_from_slice(envelope);
+        write(scratch);
         let tag = self
             .key()
             .seal_in_place_separate_tag(Nonce::assume_unique_for_key(iv), Aad::empty(), scratch)

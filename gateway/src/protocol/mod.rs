@@ -9,6 +9,8 @@ pub mod envelope;
 pub mod event;
 pub mod frame;
 pub mod room;
+pub mod shared;
 
 pub use envelope::Envelope;
 pub use frame::Message;
+pub use shared::SharedMessages;

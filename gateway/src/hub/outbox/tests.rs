@@ -1,7 +1,9 @@
 //! Every way in which a socket may take what waits.
 
 use super::*;
+use crate::dispatch::{Addressee, SharedText};
 use std::cell::Cell;
+use std::sync::Arc;
 
 const WIDE: Bounds = Bounds {
     bytes: 1 << 20,
@@ -145,6 +147,110 @@ fn a_batch_is_written_at_once_and_what_the_socket_does_not_take_becomes_frames()
             }
         }
     }
+}
+
+/// Messages `0..count` that share their text, one for each user.
+fn shared(count: usize) -> Rc<SharedMessages> {
+    let text = SharedText {
+        event: "e".into(),
+        pieces: [r#"{"id":"#.into(), r#","to":"#.into(), r#","x":"#.into()],
+    };
+    let mut messages = SharedMessages::new(Arc::new(text));
+    for n in 0..count {
+        messages.push(&Addressee {
+            user: &format!("user {n}"),
+            id: "4bC".parse().unwrap(),
+            seq: n as i64,
+            unread_count: 1,
+            version: 2,
+        });
+    }
+    Rc::new(messages)
+}
+
+#[test]
+fn messages_that_share_their_text_are_put_together_however_few_bytes_the_socket_takes() {
+    for sealed in [false, true] {
+        for room in [1, 7, 100, 1000] {
+            let cipher = Rc::new(Cipher::new(&[1; 32]));
+            let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+            if sealed {
+                outbox.seal_with(cipher.clone());
+            }
+            let messages = shared(9);
+            let mut expected = Vec::new();
+            for n in 0..9 {
+                // Others come between them, and some find one that waits.
+                outbox.push(&message(n), WIDE).unwrap();
+                outbox.push_shared(&messages, n, WIDE).unwrap();
+                let payload = messages.message(n).payload().to_vec();
+                expected.extend([format!("message {n}").into_bytes(), payload]);
+                if n % 3 == 2 {
+                    pipe.room.set(room);
+                    outbox.flush(&pipe, Instant::now).unwrap();
+                }
+            }
+            while !outbox.is_empty() {
+                pipe.room.set(room);
+                outbox.flush(&pipe, Instant::now).unwrap();
+            }
+            assert_eq!(outbox.waiting_bytes(), 0);
+            let got = frames(&pipe.got.borrow());
+            let opened: Vec<Vec<u8>> = got
+                .into_iter()
+                .map(|frame| match sealed {
+                    true => {
+                        let text = String::from_utf8(frame).unwrap();
+                        let envelope = crate::protocol::Envelope::parse(&text).unwrap();
+                        cipher.open(&envelope.read().unwrap()).unwrap().into_bytes()
+                    }
+                    false => frame,
+                })
+                .collect();
+            assert_eq!(opened, expected, "sealed {sealed}, room {room}");
+        }
+    }
+}
+
+#[test]
+fn who_reads_slowly_keeps_only_the_message_of_its_own() {
+    for sealed in [false, true] {
+        for room in [0, 5] {
+            let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+            if sealed {
+                outbox.seal_with(Rc::new(Cipher::new(&[1; 32])));
+            }
+            let messages = shared(1000);
+            outbox.push_shared(&messages, 1, WIDE).unwrap();
+            outbox.push_shared(&messages, 2, WIDE).unwrap();
+            assert_eq!(
+                Rc::strong_count(&messages),
+                3,
+                "no copies while it may be quick"
+            );
+            pipe.room.set(room);
+            outbox.flush(&pipe, Instant::now).unwrap();
+            outbox.push_shared(&messages, 3, WIDE).unwrap();
+            assert_eq!(Rc::strong_count(&messages), 1);
+            let lengths = [1, 2, 3].map(|n| match sealed {
+                true => Cipher::sealed_length(messages.payload_length(n)),
+                false => messages.frame_length(n),
+            });
+            let waiting = lengths.iter().sum::<usize>() - room;
+            assert_eq!(outbox.waiting_bytes(), waiting);
+        }
+    }
+    let mut outbox = Outbox::default();
+    outbox.hold();
+    let messages = shared(2);
+    outbox.push_shared(&messages, 0, WIDE).unwrap();
+    assert_eq!(
+        Rc::strong_count(&messages),
+        1,
+        "so does who is not connected yet"
+    );
+    outbox.release(|_| true);
+    assert_eq!(outbox.waiting_bytes(), messages.frame_length(0));
 }
 
 #[test]

@@ -16,8 +16,8 @@ use crate::hub::counts::Claim;
 use crate::hub::link::{Link, Stage};
 use crate::id::Id;
 use crate::principal::Principal;
-use crate::protocol::Message;
 use crate::protocol::close::Close;
+use crate::protocol::{Message, SharedMessages};
 
 /// How many messages, or bytes of them, are queued before they are written. A burst is written together, and a reader that keeps up never counts as slow.
 const MESSAGES_PER_FLUSH: usize = 64;
@@ -42,6 +42,11 @@ pub(in crate::hub) enum Command {
         destination: Destination,
         message: Message,
         exclude: Arc<[Id]>,
+        span: Span,
+    },
+    /// A message to each of several users.
+    DeliverShared {
+        messages: Box<SharedMessages>,
         span: Span,
     },
     Control(Control),
@@ -83,6 +88,8 @@ impl Shard {
             // Order is kept: a message that was sent before a close is written before it.
             let (more, length) = match &command {
                 Command::Deliver { message, .. } => (1, message.frame().len()),
+                // No user has more than one of them.
+                Command::DeliverShared { messages, .. } => (1, messages.frame_length(0)),
                 _ => (0, 0),
             };
             let is_full = messages + more > MESSAGES_PER_FLUSH || bytes + length > BYTES_PER_FLUSH;
@@ -122,6 +129,10 @@ impl Shard {
                         }
                     }
                     delivered += self.deliver(&destination, &batch.build(), &exclude);
+                }
+                Command::DeliverShared { messages, span } => {
+                    traced.extend(Some(span).filter(|span| !span.is_disabled()));
+                    delivered += self.deliver_shared(&Rc::from(messages));
                 }
                 Command::Control(control) => self.execute(control),
             }

@@ -8,7 +8,7 @@ use crate::hub::batch::Outgoing;
 use crate::hub::link::Link;
 use crate::hub::outbox::Flushed;
 use crate::id::Id;
-use crate::protocol::event;
+use crate::protocol::{SharedMessages, event};
 
 /// How many connections are written to before other tasks of the shard run.
 const FLUSHES_PER_TURN: usize = 512;
@@ -80,6 +80,32 @@ impl Shard {
                 .observe(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
         }
         count * outgoing.count()
+    }
+
+    /// Queues to every connection of each user the message to that user, and returns how many messages were queued.
+    pub(super) fn deliver_shared(&self, messages: &Rc<SharedMessages>) -> usize {
+        let links = self.links.borrow();
+        let users = self.by_user.borrow();
+        let mut touched = self.touched.borrow_mut();
+        let bounds = self.limits().outbox;
+        let mut total = 0;
+        for n in 0..messages.len() {
+            let mut count = 0u32;
+            for slot in users.get(messages.user(n)).into_iter().flatten() {
+                let link = &links[*slot as usize];
+                if link.principal.borrow().is_none() {
+                    continue;
+                }
+                link.deliver_shared(messages, n, bounds);
+                count += 1;
+                if !link.touched.replace(true) {
+                    touched.push(Rc::clone(link));
+                }
+            }
+            self.core.metrics.fan_out.observe(f64::from(count));
+            total += count as usize;
+        }
+        total
     }
 
     pub(super) async fn flush_touched(&self) {
