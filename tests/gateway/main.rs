@@ -2,6 +2,7 @@
 //!
 //! A module per theme. Every test starts what it needs and shares nothing but the PostgreSQL server and the broker.
 
+mod audience;
 mod crowd;
 mod dev;
 mod examples;

@@ -65,14 +65,14 @@ impl Pipeline {
         Client::open_encrypted(self.gateways[gateway].address(), &self.issuer.token(user)).await
     }
 
-    async fn produce(&self, key: &str, record: Value) {
+    pub(crate) async fn produce(&self, key: &str, record: Value) {
         self.producer
             .send(&self.topic, key, &record)
             .await
             .expect("acknowledged");
     }
 
-    async fn inbox(&self, user: &str) -> Value {
+    pub(crate) async fn inbox(&self, user: &str) -> Value {
         self.gateways[0]
             .rest("GET", "/notifications", &self.issuer.token(user), None)
             .await

@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::pipeline::PipelineState;
 use super::revocations::Prompt;
 use crate::auth::{Authenticator, Revocations};
-use crate::bus::{Ask, BusEvent, Events, Reply};
+use crate::bus::{Ask, BusEvent, EncodedAudience, Events, Reply};
 use crate::client::ClientSelector;
 use crate::dispatch::{Destination, Dispatch, ResyncReason};
 use crate::hub::Hub;
@@ -71,6 +71,7 @@ impl Inbound {
                     self.hub.deliver(&dispatch);
                 }
             }
+            BusEvent::Audience(encoded) => self.take_audience(&encoded),
             BusEvent::Resync(reason) => {
                 self.metrics.bus_resyncs.inc();
                 tracing::info!(
@@ -96,6 +97,24 @@ impl Inbound {
                         drop(permit);
                     });
                 }
+            }
+        }
+    }
+
+    fn take_audience(&self, encoded: &EncodedAudience) {
+        let Some(audience) = encoded.read() else {
+            tracing::debug!("malformed audience of another instance dropped");
+            let received = &self.metrics.bus_received;
+            received.get_or_create(&Metrics::kind("malformed")).inc();
+            return;
+        };
+        if self.hub.fits(&audience) {
+            self.hub.deliver_audience(&audience);
+            return;
+        }
+        for dispatch in audience.dispatches() {
+            if self.hub.check_length(&dispatch, "redis").is_ok() {
+                self.hub.deliver(&dispatch);
             }
         }
     }

@@ -17,6 +17,7 @@ mod pubsub;
 mod wire;
 
 pub use announcer::Announcer;
+pub use wire::EncodedAudience;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
@@ -62,6 +63,8 @@ pub enum BusError {
 pub enum BusEvent {
     /// Another instance, or an outside emitter, sent this; never what this instance published itself.
     Dispatch(Dispatch),
+    /// The same for one event to many users, of whom this instance may hold some.
+    Audience(EncodedAudience),
     /// Pushes may have been missed, for this reason. The receiver tells every local client and reads the revocations again, since an
     /// [`Ask::Revoke`] may be among what was missed. Comes after subscriptions are confirmed again, once per gap.
     Resync(ResyncReason),

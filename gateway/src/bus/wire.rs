@@ -3,6 +3,8 @@
 //! The payload's `type` and `target` decide whom a message is for, as with the reference. The channel decides only which instances receive it, so who may
 //! publish to any channel of `ws:` reaches everybody.
 
+mod audience;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -15,6 +17,9 @@ use crate::config::MAX_MESSAGE_BYTES;
 use crate::dispatch::{Destination, Dispatch};
 use crate::id::{AnyId, Id};
 use crate::principal::is_user_id;
+
+pub use audience::EncodedAudience;
+pub(super) use audience::{encode_audience, for_each_user, publisher_of_audience};
 
 const CLIENT: &str = "ws:client:";
 const USER: &str = "ws:user:";
@@ -37,8 +42,12 @@ pub(super) struct Names {
     pub(super) reply: String,
     /// Channel on which instances report that what they published was lost.
     pub(super) lost: String,
+    /// Channel of one event for many users.
+    pub(super) audience: String,
     /// Key: sorted set of live instances.
     pub(super) instances: String,
+    /// Key: sorted set of those of them that subscribe to `audience`.
+    pub(super) audience_instances: String,
     /// Key: sorted set of revocations.
     pub(super) revocations: String,
 }
@@ -51,7 +60,9 @@ impl Names {
             ask: ask_channel(prefix, instance),
             reply: reply_channel(prefix, instance),
             lost: format!("{prefix}signal:lost"),
+            audience: format!("{prefix}signal:audience"),
             instances: format!("{prefix}signal:instances"),
+            audience_instances: format!("{prefix}signal:instances:audience"),
             revocations: format!("{prefix}signal:revocations"),
         }
     }

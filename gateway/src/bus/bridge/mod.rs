@@ -46,7 +46,7 @@ use super::{
     PreviousServer, Reception, Source, SubscriberState,
 };
 use crate::config::{self, Live, RedisLocation};
-use crate::dispatch::Dispatch;
+use crate::dispatch::{Audience, Dispatch};
 use crate::revocation::Revocation;
 
 /// Longest wait for the previous server.
@@ -108,6 +108,16 @@ impl Route {
         self.current
             .bus
             .publish_numbered(dispatch, bridge.bridged(&self.current, number))
+    }
+
+    /// The same for one event to many users. With a bridge each gets a message of its own, with numbers of its own.
+    fn publish_audience(&mut self, audience: &Audience<'_>) {
+        if self.bridge.is_none() {
+            return self.current.bus.publish_audience(audience);
+        }
+        for dispatch in audience.dispatches() {
+            drop(self.publish(&dispatch));
+        }
     }
 
     /// Puts a bridge in front of the current server. Every dispatch so far went to the server `complete`, one of the two.
@@ -285,6 +295,10 @@ impl RedisBus {
 impl Bus for RedisBus {
     fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>> {
         self.core.route.lock().publish(dispatch)
+    }
+
+    fn publish_audience(&self, audience: &Audience<'_>) {
+        self.core.route.lock().publish_audience(audience);
     }
 
     fn subscribe(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {

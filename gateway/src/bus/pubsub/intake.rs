@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::queue::{EndOfEvents, Events, MAX_WAITING_BYTES, Origin, Queue, Received};
-use crate::bus::wire::{self, Malformed, Names};
+use crate::bus::wire::{self, EncodedAudience, Malformed, Names};
 use crate::bus::{Ask, BusEvent, Reply};
 use crate::dispatch::ResyncReason;
 use crate::metrics::Metrics;
@@ -262,6 +262,26 @@ impl Intake {
             self.take_answer(payload);
         } else if channel == self.names.lost {
             self.take_losses(payload);
+        } else if channel == self.names.audience {
+            self.take_audience(payload);
+        }
+    }
+
+    fn take_audience(&self, payload: &[u8]) {
+        let from = wire::publisher_of_audience(payload).filter(|from| is_instance(from));
+        match from {
+            None => self.count("malformed"),
+            Some(from) if from == self.instance => self.count("own"),
+            Some(from) => {
+                let origin = Some(Origin {
+                    instance: from.into(),
+                    bridged: None,
+                });
+                let event = BusEvent::Audience(EncodedAudience::new(payload));
+                if self.enqueue(Received { event, origin }, payload.len() + EVENT_BYTES) {
+                    self.count("audience");
+                }
+            }
         }
     }
 

@@ -160,9 +160,9 @@ pub(super) async fn renew_in_time(core: &PubSubCore, mut connected: watch::Recei
         }
         if core.lease.state(now) != LeaseState::GivenUp {
             let renewed = presence::announce(core).await;
-            // Whom to name when they cannot be asked.
-            let listed = presence::others(core).await;
-            if let Err(error) = renewed.and(listed.map(drop)) {
+            // Whom to name when they cannot be asked, and how to publish to them.
+            let listed = presence::look(core).await;
+            if let Err(error) = renewed.and(listed) {
                 tracing::debug!(%error, "the entry among the live instances was not renewed");
             }
         }

@@ -10,6 +10,7 @@
 //! | `self_ping` | notices a subscriber that receives nothing |
 //! | `worker_lease`, `lease` | the worker number: the decisions, and the commands |
 //! | `presence` | which instances are live |
+//! | `peers` | whether all of them take one message for many users |
 //! | `ask` | questions between instances |
 //! | `revocations` | the set of revocations of the release before |
 //! | `login` | other credentials, without a gap |
@@ -24,6 +25,7 @@ mod lease;
 mod login;
 mod losses;
 mod nodes;
+mod peers;
 mod presence;
 mod publisher;
 mod queue;
@@ -57,16 +59,17 @@ pub(super) use self::bridging::{is_same_server, only_here};
 pub(super) use self::queue::{Events, Origin, Received};
 
 use self::intake::Intake;
+use self::peers::Peers;
 use self::publisher::Publisher;
 use self::tasks::Tasks;
 use self::worker_lease::WorkerLease;
 use super::interests::{Added, Interests};
-use super::wire::Names;
+use super::wire::{self, Names};
 use super::{Answers, Ask, Bus, BusError, BusStatus, Interest, Reception, SubscriberState};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::config;
-use crate::dispatch::{Destination, Dispatch, ResyncReason};
+use crate::dispatch::{Audience, Destination, Dispatch, ResyncReason};
 use crate::metrics::Metrics;
 use crate::revocation::Revocation;
 
@@ -132,6 +135,8 @@ struct PubSubCore {
     gaps: AtomicU64,
     /// Names of the other instances that were live when they were last listed.
     last_seen: Mutex<Vec<String>>,
+    /// How to publish to them.
+    peers: Peers,
     keys: Mutex<Option<(Keys, Address)>>,
     subscriber: Mutex<Option<Address>>,
     lease: WorkerLease,
@@ -185,6 +190,7 @@ impl PubSubCore {
             names.ask.clone(),
             names.reply.clone(),
             names.lost.clone(),
+            names.audience.clone(),
         ]
     }
 
@@ -267,7 +273,7 @@ fn connect_timed(
     } = setup.clone();
     let names = Names::new(&config.channel_prefix, &instance);
     let (intake, events, questions) = Intake::new(names.clone(), instance.clone(), metrics.clone());
-    let (publisher, writer) = Publisher::new(config.publish_queue, metrics.clone());
+    let (publisher, writer) = Publisher::new(config.publish_queue, names.clone(), metrics.clone());
     let core = Arc::new(PubSubCore {
         instance,
         name,
@@ -282,6 +288,7 @@ fn connect_timed(
         connected: watch::channel(0).0,
         gaps: AtomicU64::new(0),
         last_seen: Mutex::default(),
+        peers: Peers::default(),
         keys: Mutex::default(),
         subscriber: Mutex::default(),
         lease: WorkerLease::new(timing.lease, timing.renew),
@@ -349,6 +356,17 @@ impl Connecting {
 impl Bus for PubSubBus {
     fn publish<'a>(&'a self, dispatch: &'a Dispatch) -> BoxFuture<'a, Result<(), BusError>> {
         self.publish_numbered(dispatch, None)
+    }
+
+    fn publish_audience(&self, audience: &Audience<'_>) {
+        if !self.core.peers.take_audience(audience.addressees.len()) {
+            for dispatch in audience.dispatches() {
+                drop(self.publish_numbered(&dispatch, None));
+            }
+            return;
+        }
+        let payload = wire::encode_audience(&self.core.instance, audience);
+        self.core.publisher.audience(payload);
     }
 
     fn subscribe(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {

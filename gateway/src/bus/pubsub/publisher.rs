@@ -25,6 +25,8 @@ use super::nodes::Prefer;
 use super::{PubSubCore, reconnect_backoff};
 use crate::backoff::until_done;
 use crate::bus::BusError;
+use crate::bus::wire::{self, Names};
+use crate::dispatch::Destination;
 use crate::metrics::Metrics;
 
 /// Most publishes in one pipeline.
@@ -44,6 +46,8 @@ pub(super) type Published = oneshot::Receiver<Result<i64, BusError>>;
 enum Content {
     /// Clients miss something when it is lost.
     Dispatch,
+    /// The same, for many users, who are named in the payload: it is kept until it is answered.
+    Audience,
     /// A message between instances.
     Signal,
     /// What was lost before.
@@ -52,7 +56,7 @@ enum Content {
 
 struct Outgoing {
     channel: String,
-    /// Empty once it is sent.
+    /// Empty once it is sent, but for an audience.
     payload: Vec<u8>,
     /// The bytes that it counts as until it is answered.
     counted: usize,
@@ -60,23 +64,48 @@ struct Outgoing {
     done: Option<oneshot::Sender<Result<i64, BusError>>>,
 }
 
+impl Content {
+    /// How often the payload is in memory while it is sent.
+    fn copies(&self) -> usize {
+        match self {
+            Self::Audience => 2,
+            _ => 1,
+        }
+    }
+}
+
+impl Outgoing {
+    /// Notes whom a dispatch was for that is given up.
+    fn note_loss(&self, losses: &Losses, names: &Names) {
+        match self.content {
+            Content::Dispatch => losses.note(&self.channel),
+            Content::Audience => wire::for_each_user(&self.payload, |user| {
+                losses.note(&names.channel(&Destination::User(user.into())));
+            }),
+            Content::Signal | Content::Report(_) => {}
+        }
+    }
+}
+
 /// The sending end of the queue.
 pub(super) struct Publisher {
     queue: mpsc::Sender<Outgoing>,
     bytes: Arc<AtomicUsize>,
     losses: Arc<Losses>,
+    names: Names,
     metrics: Arc<Metrics>,
 }
 
 impl Publisher {
     /// The queue and the task that empties it.
-    pub(super) fn new(length: usize, metrics: Arc<Metrics>) -> (Self, Writer) {
+    pub(super) fn new(length: usize, names: Names, metrics: Arc<Metrics>) -> (Self, Writer) {
         let (queue, waiting) = mpsc::channel(length.max(1));
         let (bytes, losses) = (Arc::new(AtomicUsize::new(0)), Arc::<Losses>::default());
         let writer = Writer {
             waiting,
             bytes: bytes.clone(),
             losses: losses.clone(),
+            names: names.clone(),
             metrics: metrics.clone(),
             batch: Vec::with_capacity(MAX_BATCH),
             in_flight: FuturesOrdered::new(),
@@ -88,6 +117,7 @@ impl Publisher {
                 queue,
                 bytes,
                 losses,
+                names,
                 metrics,
             },
             writer,
@@ -101,14 +131,26 @@ impl Publisher {
         payload: Vec<u8>,
     ) -> Result<Published, BusError> {
         self.queue(channel, payload, Content::Dispatch)
-            .map_err(|(error, channel)| {
-                self.losses.note(&channel);
-                self.metrics
-                    .bus_published
-                    .get_or_create(&Metrics::kind("full"))
-                    .inc();
+            .map_err(|(error, refused)| {
+                self.refuse(&refused);
                 error
             })
+    }
+
+    /// Queues one event for many users. When it is lost, they are told to sync.
+    pub(super) fn audience(&self, payload: Vec<u8>) {
+        let channel = self.names.audience.clone();
+        if let Err((_, refused)) = self.queue(channel, payload, Content::Audience) {
+            self.refuse(&refused);
+        }
+    }
+
+    fn refuse(&self, refused: &Outgoing) {
+        refused.note_loss(&self.losses, &self.names);
+        self.metrics
+            .bus_published
+            .get_or_create(&Metrics::kind("full"))
+            .inc();
     }
 
     /// Whether dispatches were lost and the other instances have not been notified yet.
@@ -132,27 +174,29 @@ impl Publisher {
         channel: String,
         payload: Vec<u8>,
         content: Content,
-    ) -> Result<Published, (BusError, String)> {
-        let length = payload.len();
-        if self.bytes.fetch_add(length, Ordering::AcqRel) + length > MAX_WAITING_BYTES {
-            self.bytes.fetch_sub(length, Ordering::AcqRel);
-            return Err((BusError::Full, channel));
-        }
+    ) -> Result<Published, (BusError, Box<Outgoing>)> {
         let (done, published) = oneshot::channel();
         let outgoing = Outgoing {
+            counted: payload.len() * content.copies(),
             channel,
             payload,
-            counted: length,
             content,
             done: Some(done),
         };
+        let length = outgoing.counted;
+        if self.bytes.fetch_add(length, Ordering::AcqRel) + length > MAX_WAITING_BYTES {
+            self.bytes.fetch_sub(length, Ordering::AcqRel);
+            return Err((BusError::Full, Box::new(outgoing)));
+        }
         match self.queue.try_send(outgoing) {
             Ok(()) => Ok(published),
             Err(error) => {
                 self.bytes.fetch_sub(length, Ordering::AcqRel);
                 Err(match error {
-                    mpsc::error::TrySendError::Full(outgoing) => (BusError::Full, outgoing.channel),
-                    mpsc::error::TrySendError::Closed(outgoing) => (closed(), outgoing.channel),
+                    mpsc::error::TrySendError::Full(outgoing) => {
+                        (BusError::Full, Box::new(outgoing))
+                    }
+                    mpsc::error::TrySendError::Closed(outgoing) => (closed(), Box::new(outgoing)),
                 })
             }
         }
@@ -172,6 +216,7 @@ pub(super) struct Writer {
     waiting: mpsc::Receiver<Outgoing>,
     bytes: Arc<AtomicUsize>,
     losses: Arc<Losses>,
+    names: Names,
     metrics: Arc<Metrics>,
     /// Taken from the queue, and to be sent next.
     batch: Vec<Outgoing>,
@@ -291,8 +336,11 @@ impl Writer {
         let count = fits.count().max(1);
         let mut pipeline = redis::Pipeline::with_capacity(count);
         for outgoing in &mut self.batch[..count] {
-            let payload = std::mem::take(&mut outgoing.payload);
-            pipeline.cmd("PUBLISH").arg(&outgoing.channel).arg(payload);
+            let command = pipeline.cmd("PUBLISH").arg(&outgoing.channel);
+            match outgoing.content {
+                Content::Audience => command.arg(&outgoing.payload),
+                _ => command.arg(std::mem::take(&mut outgoing.payload)),
+            };
         }
         pipeline.ignore_errors();
         let rest = self.batch.split_off(count);
@@ -344,9 +392,9 @@ impl Writer {
     fn done(&self, outgoing: Outgoing, result: Result<i64, BusError>, kind: &'static str) {
         self.bytes.fetch_sub(outgoing.counted, Ordering::AcqRel);
         match &outgoing.content {
-            Content::Dispatch => {
+            Content::Dispatch | Content::Audience => {
                 if result.is_err() {
-                    self.losses.note(&outgoing.channel);
+                    outgoing.note_loss(&self.losses, &self.names);
                 }
                 self.metrics
                     .bus_published
@@ -415,7 +463,8 @@ mod tests {
 
     #[test]
     fn the_queue_is_bounded_in_number_and_in_bytes() {
-        let (publisher, writer) = Publisher::new(2, Metrics::new());
+        let names = Names::new("", "i");
+        let (publisher, writer) = Publisher::new(2, names, Metrics::new());
         assert!(publisher.dispatch("c".into(), vec![0; 8]).is_ok());
         assert!(matches!(
             publisher.dispatch("c".into(), vec![0; MAX_WAITING_BYTES]),
