@@ -1,5 +1,6 @@
 //! What is measured, a group of figures per module.
 
+mod audience;
 mod calls;
 mod connect;
 mod echo;
@@ -122,7 +123,7 @@ pub(crate) struct Group {
 }
 
 /// In the order they run.
-pub(crate) const GROUPS: [Group; 12] = [
+pub(crate) const GROUPS: [Group; 13] = [
     Group {
         name: "idle",
         about: "Authenticated connections at rest. After traffic: five messages of 1 KiB to everyone, then two seconds of rest.",
@@ -162,6 +163,11 @@ pub(crate) const GROUPS: [Group; 12] = [
         name: "pipeline",
         about: "Activity records through Kafka to rows in PostgreSQL to sockets, compared with a consumer that takes one record at a time.",
         run: pipeline::run,
+    },
+    Group {
+        name: "audience",
+        about: "One event for many users who are online, each of whom gets a notification of its own: server CPU for each, compared with a broadcast.",
+        run: audience::run,
     },
     Group {
         name: "workers",

@@ -272,7 +272,7 @@ impl ConsumerUnderTest {
     }
 }
 
-fn topic(testbed: &Testbed, brokers: &str) -> Result<String> {
+pub(super) fn topic(testbed: &Testbed, brokers: &str) -> Result<String> {
     let topic = unique("bench");
     testbed.runtime.block_on(async {
         Producer::new(brokers)?
@@ -283,13 +283,13 @@ fn topic(testbed: &Testbed, brokers: &str) -> Result<String> {
 }
 
 /// A service that produces records; a user's have one key, and so an order.
-struct Source {
+pub(super) struct Source {
     producer: BaseProducer,
     topic: String,
 }
 
 impl Source {
-    fn connect(brokers: &str, topic: &str) -> Result<Self> {
+    pub(super) fn connect(brokers: &str, topic: &str) -> Result<Self> {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", brokers)
@@ -304,12 +304,18 @@ impl Source {
     /// The record `number` of a user.
     fn put(&self, user: usize, number: usize) -> Result<()> {
         let user = format!("user-{user}");
+        self.put_event(&user, std::slice::from_ref(&user), number as u64)
+    }
+
+    /// The record `number` for all these users, in its order with those of the same key.
+    pub(super) fn put_event(&self, key: &str, users: &[String], number: u64) -> Result<()> {
+        let first = users.first().map_or("", String::as_str);
         let record = json!({
-            "id": format!("{user}/{number}"), "type": "PAYMENT_SUCCESS", "actorId": "17", "recipientType": "users", "recipientIds": [user],
-            "data": { "amount": 150_000, "currency": "VND", "orderId": numbered(number as u64) }, "occurredAt": "2026-11-23T08:00:00Z",
+            "id": format!("{first}/{number}"), "type": "PAYMENT_SUCCESS", "actorId": "17", "recipientType": "users", "recipientIds": users,
+            "data": { "amount": 150_000, "currency": "VND", "orderId": numbered(number) }, "occurredAt": "2026-11-23T08:00:00Z",
         })
         .to_string();
-        let mut next = BaseRecord::to(&self.topic).key(&user).payload(&record);
+        let mut next = BaseRecord::to(&self.topic).key(key).payload(&record);
         while let Err((error, back)) = self.producer.send(next) {
             ensure!(
                 error == KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull),
@@ -322,7 +328,7 @@ impl Source {
         Ok(())
     }
 
-    fn flush(&self) -> Result<()> {
+    pub(super) fn flush(&self) -> Result<()> {
         self.producer
             .flush(LIMIT)
             .context("the broker did not take all records")
