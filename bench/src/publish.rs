@@ -111,6 +111,8 @@ pub(crate) enum SendMethod {
     Join,
     /// Published to a room over Redis, a burst in one write.
     Redis,
+    /// The same, each message of a burst in a write of its own.
+    RedisApart,
     /// Asked for over REST, a burst as requests at the same time.
     Rest,
 }
@@ -197,7 +199,13 @@ impl Trigger {
                 let messages: Vec<String> =
                     numbers.map(|number| frame::data(number, bytes)).collect();
                 let began = Instant::now();
-                publisher.room(messages.into_iter())?;
+                if method == SendMethod::RedisApart {
+                    for message in messages {
+                        publisher.room(std::iter::once(message))?;
+                    }
+                } else {
+                    publisher.room(messages.into_iter())?;
+                }
                 Ok(began)
             }
         }

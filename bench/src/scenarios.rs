@@ -42,6 +42,8 @@ pub(crate) struct Sizes {
     pub(crate) arrivals: usize,
     /// Members of the small and the large crowd.
     pub(crate) crowds: [usize; 2],
+    /// And of the largest, of which this process may have two.
+    pub(crate) largest: usize,
     /// Messages per round to everyone.
     pub(crate) messages: u64,
     /// Connections, and messages per round, where one person at a time is meant.
@@ -71,6 +73,7 @@ impl Sizes {
             pings: Duration::from_secs(25),
             arrivals: 3000,
             crowds: [1000, 5000],
+            largest: 10_000,
             messages: 40,
             people: 1000,
             singles: 1000,
@@ -96,6 +99,7 @@ impl Sizes {
             pings: Duration::from_secs(1),
             arrivals: 300,
             crowds: [100, 500],
+            largest: 1000,
             messages: 4,
             people: 100,
             singles: 300,
@@ -141,7 +145,7 @@ pub(crate) const GROUPS: [Group; 13] = [
     },
     Group {
         name: "burst",
-        about: "The same for ten messages at once: published in one write to Redis, or asked for by ten REST requests at the same time.",
+        about: "The same for ten messages at once: published in one write to Redis or in ten, or asked for by ten REST requests at the same time.",
         run: fanout::run_bursts,
     },
     Group {

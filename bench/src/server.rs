@@ -35,6 +35,8 @@ pub(crate) struct Testbed {
     pub(crate) issuer: Issuer,
     pub(crate) sizes: Sizes,
     pub(crate) cores: Cores,
+    /// How many files this process may have open.
+    pub(crate) files: usize,
     gateway: PathBuf,
 }
 
@@ -65,6 +67,7 @@ impl Testbed {
             issuer,
             sizes,
             cores,
+            files: limit,
             gateway,
         })
     }

@@ -164,15 +164,52 @@ pub(crate) fn run(testbed: &Testbed, report: &mut Report) -> Result<()> {
             compare(testbed, report, &mut servers, &cells, shape)?;
         }
     }
+    largest(testbed, report)
+}
+
+/// The largest crowd, for two servers at a time: this process holds the sockets of both.
+fn largest(testbed: &Testbed, report: &mut Report) -> Result<()> {
+    let members = testbed.sizes.largest.min((testbed.files - 500) / 2);
+    let shape = Shape {
+        bytes: 128,
+        burst: 1,
+        times: testbed.sizes.messages.div_ceil(2),
+    };
+    for (name, encrypted, target) in [("clear", false, 1.05), ("encrypted", true, 1.1)] {
+        let settings = Settings::default();
+        let mut servers = [
+            FanoutServer::floor(testbed, members)?,
+            FanoutServer::gateway(testbed, &settings, members, encrypted)?,
+        ];
+        let cells = [
+            cell("", FLOOR, SendMethod::Send, None, None),
+            cell(name, 1, SendMethod::Redis, SEND, Some(target)),
+        ];
+        compare(testbed, report, &mut servers, &cells, shape)?;
+    }
     Ok(())
 }
 
 pub(crate) fn run_bursts(testbed: &Testbed, report: &mut Report) -> Result<()> {
-    const CELLS: [Cell; 6] = [
+    const CELLS: [Cell; 8] = [
         cell("", FLOOR, SendMethod::Send, None, None),
         cell("floor", FLOOR, SendMethod::Join, SEND, None),
         cell("clear", CLEAR, SendMethod::Redis, JOINED, Some(1.25)),
         cell("encrypted", ENCRYPTED, SendMethod::Redis, JOINED, None),
+        cell(
+            "clear, in ten writes",
+            CLEAR,
+            SendMethod::RedisApart,
+            JOINED,
+            Some(1.05),
+        ),
+        cell(
+            "encrypted, in ten writes",
+            ENCRYPTED,
+            SendMethod::RedisApart,
+            JOINED,
+            Some(1.3),
+        ),
         cell("clear, by REST", CLEAR, SendMethod::Rest, JOINED, None),
         cell(
             "encrypted, by REST",
@@ -206,7 +243,7 @@ fn servers(testbed: &Testbed, members: usize) -> Result<[FanoutServer; 3]> {
 fn compare(
     testbed: &Testbed,
     report: &mut Report,
-    servers: &mut [FanoutServer; 3],
+    servers: &mut [FanoutServer],
     cells: &[Cell],
     shape: Shape,
 ) -> Result<()> {
