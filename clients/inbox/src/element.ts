@@ -8,20 +8,19 @@ import { attribute, show, text } from "./dom.js";
 import { linkOf, safeLink } from "./link.js";
 import { VirtualList } from "./list.js";
 import { type Messages, Texts, watchMessages } from "./messages.js";
-import { type Placement, position } from "./position.js";
+import { type OpenReason, Popover } from "./popover.js";
+import type { Placement } from "./position.js";
 import { Row, type RowHost } from "./row.js";
 import { Times } from "./time.js";
 import { type View, build } from "./view.js";
 
 export { linkOf } from "./link.js";
 export { type Messages, type Plural, addMessages } from "./messages.js";
+export type { OpenReason } from "./popover.js";
 export type { Placement } from "./position.js";
 
 /** What the element needs of a client. */
 export type InboxClient = Pick<Client, "connect" | "connection" | "inbox">;
-
-/** Why the panel is about to open or to close. */
-export type OpenReason = "bell" | "close" | "escape" | "outside" | "focus" | "item";
 
 /** Details of the events of `<signal-inbox>`. */
 export interface InboxEventDetails {
@@ -61,6 +60,7 @@ export class SignalInbox extends Base {
   #itemLink: (notification: Notification) => unknown = linkOf;
   #view: View | undefined;
   #list!: VirtualList<Notification>;
+  #popover!: Popover;
   #locale = "";
   #texts = new Texts("en");
   #times = new Times("en");
@@ -68,8 +68,6 @@ export class SignalInbox extends Base {
   #total: number | null = null;
   #ends: (() => void)[] = [];
   #isPending = false;
-  #isOpen = false;
-  #takesFocus = false;
   #isLoadingMore = false;
   #moreFailed = false;
   #unreadCount: number | null = null;
@@ -179,21 +177,7 @@ export class SignalInbox extends Base {
     this.#list.connect();
     this.#watch();
     const timer = setInterval(() => this.#tick(), TICK_MS);
-    const outside = (event: Event): void => this.#pressed(event);
-    const place = (): void => this.#place();
-    document.addEventListener("pointerdown", outside, true);
-    addEventListener("resize", place);
-    addEventListener("scroll", place, { capture: true, passive: true });
-    // What lies around the bell may move it.
-    const resized = new ResizeObserver(place);
-    for (const around of [this, document.documentElement, document.body]) resized.observe(around);
-    this.#ends.push(watchMessages(() => this.#say()), () => resized.disconnect());
-    this.#ends.push(() => {
-      clearInterval(timer);
-      document.removeEventListener("pointerdown", outside, true);
-      removeEventListener("resize", place);
-      removeEventListener("scroll", place, true);
-    });
+    this.#ends.push(() => clearInterval(timer), this.#popover.connect(), watchMessages(() => this.#say()));
     this.#update();
   }
 
@@ -203,7 +187,6 @@ export class SignalInbox extends Base {
     this.#list.disconnect();
     clearTimeout(this.#toastTimer);
     clearTimeout(this.#announceTimer);
-    this.#isOpen = false;
   }
 
   attributeChangedCallback(): void {
@@ -265,8 +248,7 @@ export class SignalInbox extends Base {
       nearEnd: () => this.#more(),
       scrolled: () => this.#scrolled(),
     });
-    view.bell.addEventListener("click", () => this.#ask(!this.open, "bell"));
-    view.close.addEventListener("click", () => this.#ask(false, "close"));
+    this.#popover = new Popover(this, view, (open, reason) => this.#fire("signal-open-change", { open, reason }));
     view.readAll.addEventListener("click", () => this.#do("read", (client) => client.inbox.readAll()));
     view.connect.addEventListener("click", () => this.#client?.connect());
     view.retry.addEventListener("click", () => {
@@ -279,9 +261,6 @@ export class SignalInbox extends Base {
     });
     for (const tab of ["all", "unread"] as const) view[tab].addEventListener("click", () => this.#select(tab));
     view.tabs.addEventListener("keydown", (event) => this.#tabKey(event));
-    const root = this.shadowRoot!;
-    root.addEventListener("keydown", (event) => this.#key(event as KeyboardEvent));
-    this.addEventListener("focusout", (event: FocusEvent) => this.#left(event));
   }
 
   #custom(notification: Notification, name: string, signal: AbortSignal): Element | null {
@@ -298,7 +277,7 @@ export class SignalInbox extends Base {
     if (!isFollowed) event.preventDefault();
     // After the browser followed the link: in the list of unread ones it is about to go.
     if (!notification.isRead) setTimeout(() => this.#host.read(notification));
-    if (href !== null && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey) this.#ask(false, "item");
+    if (href !== null && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey) this.#popover.ask(false, "item");
   }
 
   #do(action: "read" | "delete", run: (client: InboxClient) => Promise<void>): void {
@@ -341,36 +320,11 @@ export class SignalInbox extends Base {
   }
 
   get #isVisible(): boolean {
-    return this.mode === "inline" || this.#isOpen;
+    return this.mode === "inline" || this.#popover.isOpen;
   }
 
   #fire<Name extends keyof InboxEventDetails>(name: Name, detail: InboxEventDetails[Name]): boolean {
     return this.dispatchEvent(new CustomEvent(name, { detail, bubbles: true, composed: true, cancelable: true }));
-  }
-
-  /** The person wants the panel open or closed; the page may say no. */
-  #ask(open: boolean, reason: OpenReason): void {
-    if (this.mode === "inline" || open === this.open) return;
-    if (open) this.#takesFocus = true;
-    if (this.#fire("signal-open-change", { open, reason })) this.open = open;
-  }
-
-  #pressed(event: Event): void {
-    if (this.open && !event.composedPath().includes(this)) this.#ask(false, "outside");
-  }
-
-  #left({ relatedTarget }: FocusEvent): void {
-    // Without another element the window lost the focus, not the panel.
-    if (!this.open || !(relatedTarget instanceof Node) || this.contains(relatedTarget)) return;
-    this.#ask(false, "focus");
-  }
-
-  #key(event: KeyboardEvent): void {
-    if (event.key !== "Escape" || event.defaultPrevented || !this.open || this.mode === "inline") return;
-    // A dialog of the page around it stays.
-    event.preventDefault();
-    event.stopPropagation();
-    this.#ask(false, "escape");
   }
 
   #tabKey(event: KeyboardEvent): void {
@@ -405,43 +359,6 @@ export class SignalInbox extends Base {
     if (count > 0) text(moreText, this.#texts.count("more", count));
   }
 
-  #place(): void {
-    const { bell, panel } = this.#view!;
-    if (!this.#isOpen) return;
-    panel.style.maxHeight = "none";
-    const { width, height } = panel.getBoundingClientRect();
-    const { clientWidth, clientHeight } = document.documentElement;
-    const isRtl = getComputedStyle(this).direction === "rtl";
-    const { left, top, room } = position(bell.getBoundingClientRect(), { width: panel.offsetWidth || width, height: panel.offsetHeight || height }, { width: clientWidth, height: clientHeight }, this.placement, isRtl);
-    panel.style.maxHeight = `${room}px`;
-    panel.style.left = `${left}px`;
-    panel.style.top = `${top}px`;
-  }
-
-  #setOpen(isOpen: boolean): void {
-    const { panel, bell, scroller } = this.#view!;
-    const isInline = this.mode === "inline";
-    attribute(panel, "popover", isInline ? null : "manual");
-    attribute(panel, "role", isInline ? "region" : "dialog");
-    panel.toggleAttribute("data-open", isOpen || isInline);
-    attribute(bell, "aria-expanded", String(isOpen));
-    if (isOpen === this.#isOpen) return;
-    this.#isOpen = isOpen;
-    if (isOpen) {
-      // The top layer: above everything, and no ancestor clips it. Without it, `z-index` does what it can.
-      panel.showPopover?.();
-      this.#place();
-      scroller.scrollTop = 0;
-      if (this.#takesFocus) panel.focus({ preventScroll: true });
-      this.#takesFocus = false;
-      return;
-    }
-    const active = this.shadowRoot!.activeElement;
-    const hadFocus = active ? panel.contains(active) : this.contains(document.activeElement) && document.activeElement !== this;
-    if (!isInline && panel.isConnected && panel.matches(":popover-open")) panel.hidePopover();
-    if (hadFocus) bell.focus();
-  }
-
   #update(): void {
     const view = this.#view!;
     const isInline = this.mode === "inline";
@@ -455,7 +372,7 @@ export class SignalInbox extends Base {
     show(view.bell, !isInline);
     show(view.close, !isInline);
     this.#updateTexts(view);
-    this.#setOpen(this.open && !isInline);
+    this.#popover.update();
     this.#updateCount(view);
     this.#updateBanner(view);
     if (this.#isVisible) this.#updateList(view);

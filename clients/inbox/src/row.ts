@@ -21,6 +21,8 @@ export interface RowHost {
   remove(notification: Notification): void;
 }
 
+/** Languages that are written from right to left. */
+const RTL = /^(ar|ckb|dv|fa|he|iw|ks|ps|sd|ug|ur|yi)(-|$)/i;
 const INTERACTIVE = "a[href],button,input,select,textarea,summary,label,[role=button],[contenteditable]";
 
 export class Row implements RowView<Notification> {
@@ -33,8 +35,8 @@ export class Row implements RowView<Notification> {
   #isCurrent = false;
   readonly #end = new AbortController();
   readonly #mark = make("span", { class: "hidden" });
-  readonly #title = make("span", { class: "item-title", part: "item-title", dir: "auto" });
-  readonly #content = make("span", { class: "item-content", part: "item-content", dir: "auto" });
+  readonly #title = make("span", { class: "item-title", part: "item-title" });
+  readonly #content = make("span", { class: "item-content", part: "item-content" });
   readonly #time = make("time", { class: "item-time", part: "item-time" });
   readonly #dot = make("span", { class: "dot", part: "unread-dot", "aria-hidden": "true" });
   readonly #read = make("button", { class: "tool", type: "button", part: "item-action item-read" }, icon(icons.check));
@@ -63,7 +65,7 @@ export class Row implements RowView<Notification> {
     const { texts, total } = this.#host;
     const isOther = this.#notification !== notification;
     this.#notification = notification;
-    const { isRead, title, content, type } = notification;
+    const { isRead, title, content, type, locale } = notification;
     attribute(this.element, "part", isRead ? "item" : "item item-unread");
     attribute(this.element, "data-type", type);
     attribute(this.element, "aria-posinset", String(index + 1));
@@ -73,8 +75,12 @@ export class Row implements RowView<Notification> {
     const mark = isRead ? "" : `${texts.get("unread")}. `;
     text(this.#mark, mark);
     if (this.#custom) attribute(this.control, "aria-label", mark + title);
-    text(this.#title, title);
-    text(this.#content, content);
+    for (const [node, value] of [[this.#title, title], [this.#content, content]] as const) {
+      text(node, value);
+      attribute(node, "lang", locale || null);
+      // The first letters of a text mislead where they are a name in another script.
+      attribute(node, "dir", RTL.test(locale) ? "rtl" : "auto");
+    }
     show(this.#content, content !== "");
     show(this.#read, !isRead);
     for (const [button, label] of [[this.#read, texts.get("markRead")], [this.#remove, texts.get("remove")]] as const) {

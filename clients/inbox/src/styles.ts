@@ -78,9 +78,9 @@ svg { display: block; inline-size: 1em; block-size: 1em; fill: none; stroke: cur
 .unread .dot { opacity: 1; }
 .text { display: block; flex: 1; min-inline-size: 0; }
 .line { display: flex; align-items: baseline; gap: 12px; }
-.item-title { flex: 1; min-inline-size: 0; text-align: match-parent; font-weight: 500; overflow-wrap: anywhere; }
+.item-title { flex: 1; min-inline-size: 0; text-align: -webkit-match-parent; text-align: match-parent; font-weight: 500; overflow-wrap: anywhere; }
 .unread .item-title { font-weight: 650; }
-.item-content { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; margin-block-start: 2px; text-align: match-parent; color: var(--soft); font-size: 13px; line-height: 19px; overflow-wrap: anywhere; white-space: pre-line; }
+.item-content { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; margin-block-start: 2px; text-align: -webkit-match-parent; text-align: match-parent; color: var(--soft); font-size: 13px; line-height: 19px; overflow-wrap: anywhere; white-space: pre-line; }
 .item-time { flex: none; color: var(--soft); font-size: 12px; line-height: 20px; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tools { position: absolute; inset-block-start: 7px; inset-inline-end: 10px; display: flex; gap: 2px; padding: 1px; border-radius: 9px; background: var(--surface); box-shadow: 0 0 0 1px var(--line); opacity: 0; pointer-events: none; }
 .item:hover .tools, .item:focus-within .tools { opacity: 1; pointer-events: auto; }
