@@ -275,8 +275,8 @@ export class SignalInbox extends Base {
   #activate(notification: Notification, href: string | null, event: MouseEvent): void {
     const isFollowed = this.#fire("signal-item-click", { notification, href, originalEvent: event });
     if (!isFollowed) event.preventDefault();
-    // After the browser followed the link: in the list of unread ones it is about to go.
-    if (!notification.isRead) setTimeout(() => this.#host.read(notification));
+    // At once, for the page may be left with this click. In the list of unread ones the row goes by it: a link is followed all the same.
+    if (!notification.isRead) this.#host.read(notification);
     if (href !== null && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey) this.#popover.ask(false, "item");
   }
 

@@ -80,7 +80,7 @@ describe.skipIf(!binary || !executable)("the inbox of a real gateway", () => {
       if (await retry.isVisible()) await retry.click();
       return (await loaded()) === 1_000;
     });
-    await page.getByText("number 0", { exact: true }).waitFor();
+    await until("the oldest is shown", async () => (await down(), page.getByText("number 0", { exact: true }).isVisible()));
     expect(await page.evaluate(`document.querySelector("signal-inbox").shadowRoot.querySelectorAll(".item").length`)).toBeLessThan(40);
     await page.getByRole("button", { name: "Mark all as read" }).click();
     await bell(page, 0).waitFor();

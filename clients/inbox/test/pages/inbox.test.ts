@@ -118,6 +118,14 @@ describe.skipIf(!executable)("the inbox in a page", () => {
       await closed(page);
     });
 
+    test("a link is followed also where its row goes by being read", async () => {
+      const page = await open({ with: 'tab="unread"' });
+      await bell(page).click();
+      await page.getByRole("link", { name: "Title 2" }).click();
+      await page.waitForURL("**/elsewhere");
+      await closed(page);
+    });
+
     test("a change that is refused is taken back, and said", async () => {
       const page = await open({ first: `client.refuse(new Error("no"))` });
       await bell(page).click();

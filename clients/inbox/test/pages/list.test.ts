@@ -85,6 +85,7 @@ describe.skipIf(!executable)("the list", () => {
       await act(page, "fails = false");
       await page.getByRole("button", { name: "Try again" }).click();
       await expect.poll(async () => (await act(page, end), get(page, `client.store.getSnapshot().items.length`))).toBe(200);
+      await act(page, end);
       await page.getByText("Title 1", { exact: true }).waitFor();
       await closed(page);
     });
