@@ -4,7 +4,7 @@ import { type ReactNode, createElement, startTransition, useState, useTransition
 import { createRoot, hydrateRoot } from "react-dom/client";
 // @ts-expect-error: a script without types.
 import { fakeClient, notification } from "../../inbox/test/pages/fake.js";
-import { SignalProvider, useUnreadCount } from "../src/index.js";
+import { SignalProvider, useSignalEvent, useUnreadCount } from "../src/index.js";
 import { App, Room, renders } from "./app.js";
 
 /** Each of many slow components shows the count: if two of them ever differ in one commit, the page is torn. */
@@ -29,4 +29,14 @@ export function Rooms({ client, names }: { readonly client: any; readonly names:
   return <SignalProvider client={client}>{names.map((name, index) => <Room key={index} name={name} />)}</SignalProvider>;
 }
 
-Object.assign(globalThis, { App, Rooms, Torn, createElement, createRoot, fakeClient, hydrateRoot, notification, renders, startTransition, version, isReady: true });
+function Listener({ prefix }: { readonly prefix: string }): ReactNode {
+  const [last, setLast] = useState("");
+  useSignalEvent<string>("order:updated", (data) => setLast(prefix + data));
+  return <output id="event">{last}</output>;
+}
+
+export function Events({ client, prefix }: { readonly client: any; readonly prefix: string }): ReactNode {
+  return <SignalProvider client={client}><Listener prefix={prefix} /></SignalProvider>;
+}
+
+Object.assign(globalThis, { Events, App, Rooms, Torn, createElement, createRoot, fakeClient, hydrateRoot, notification, renders, startTransition, version, isReady: true });

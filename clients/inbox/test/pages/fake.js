@@ -27,6 +27,7 @@ export function fakeClient(items = [], more = {}) {
   const connection = value({ status: "online", clientId: "c", userId: "17", encrypted: false, retryAt: null, error: null });
   const store = value({ status: "ready", items, unreadCount: items.filter(({ isRead }) => !isRead).length, hasMore: false, error: null, ...more });
   const calls = [];
+  const handlers = new Set();
   let refused = null;
   const change = (name, argument, next) => {
     calls.push([name, argument]);
@@ -44,7 +45,12 @@ export function fakeClient(items = [], more = {}) {
     refuse: (error) => (refused = error),
     connect: () => void calls.push(["connect"]),
     close: () => void calls.push(["close"]),
-    on: () => () => {},
+    on(event, handler) {
+      calls.push(["on", event]);
+      handlers.add(handler);
+      return () => handlers.delete(handler);
+    },
+    emit: (data) => handlers.forEach((handler) => handler(data)),
     join(...rooms) {
       calls.push(["join", ...rooms]);
       return Promise.resolve({ rooms, refused: rooms.filter((room) => room.startsWith("secret")), acknowledged: true });

@@ -1,5 +1,6 @@
 // The element, the client and a real gateway. Skipped where none was built.
 
+import { readFileSync } from "node:fs";
 import type { Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { Gateway, binary, until } from "../../../client/test/conformance/gateway.js";
@@ -10,7 +11,7 @@ describe.skipIf(!binary || !executable)("the inbox of a real gateway", () => {
   let pages: Site;
   beforeAll(async () => {
     gateway = await Gateway.start();
-    pages = await site({ "/token": (query) => gateway.token(query.get("user") ?? "") });
+    pages = await site({ "/token": (query) => gateway.token(query.get("user") ?? ""), "/api/signal-token": () => gateway.token("16") });
   });
   afterAll(async () => {
     await pages?.close();
@@ -29,6 +30,17 @@ describe.skipIf(!binary || !executable)("the inbox of a real gateway", () => {
   }
 
   const bell = (page: Page, unread: number) => page.getByRole("button", { name: unread ? `Notifications, ${unread} unread` : "Notifications", exact: true });
+
+  test("the first example of the README rings", async () => {
+    const example = /```html\n(.*?)```/s.exec(readFileSync(new URL("../../README.md", import.meta.url), "utf8"))![1]!;
+    expect(example).toContain("https://signal.example.com");
+    const { page, context } = await pages.open(example.replace("https://signal.example.com", gateway.addresses.rest).replace("<script", '<script nonce="test"'));
+    await bell(page, 0).waitFor();
+    await gateway.notify(["16"]);
+    await bell(page, 1).click();
+    await page.getByText("number 0").waitFor();
+    await context.close();
+  });
 
   test("the bell rings, and what is read or deleted is so everywhere", async () => {
     const [one, two] = [await open("17"), await open("17", 'mode="inline"')];

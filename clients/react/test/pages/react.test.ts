@@ -1,5 +1,6 @@
 // The hooks and the component in a real Chromium, in strict mode, hydrated and not, with each React that the package takes.
 
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { createElement } from "react";
 import { renderToString } from "react-dom/server";
@@ -11,7 +12,7 @@ import { App } from "../app.js";
 import { react18 } from "../react18.js";
 
 /** Bundles the page, in development mode: there React warns. */
-async function bundle(alias: typeof react18): Promise<string> {
+async function bundle(alias: typeof react18, input = fileURLToPath(new URL("../page.tsx", import.meta.url))): Promise<string> {
   const result = await build({
     configFile: false,
     root: fileURLToPath(new URL("..", import.meta.url)),
@@ -19,7 +20,7 @@ async function bundle(alias: typeof react18): Promise<string> {
     logLevel: "error",
     define: { "process.env.NODE_ENV": '"development"' },
     resolve: { alias },
-    build: { write: false, minify: false, modulePreload: false, rollupOptions: { input: fileURLToPath(new URL("../page.tsx", import.meta.url)), output: { entryFileNames: "page.js", codeSplitting: false } } },
+    build: { write: false, minify: false, modulePreload: false, rollupOptions: { input, output: { entryFileNames: "page.js", codeSplitting: false } } },
   });
   const { output } = (Array.isArray(result) ? result[0] : result) as { output: { type: string; code?: string }[] };
   return output.find(({ type }) => type === "chunk")!.code!;
@@ -149,6 +150,23 @@ describe.skipIf(!executable).each([["18", react18], ["19", []]] as const)("React
     await close(page);
   });
 
+  test("an event reaches the handler of the last render, once", async () => {
+    const page = await open();
+    await run(page, `globalThis.client = fakeClient([]); globalThis.root = createRoot(document.querySelector("#root"));
+      globalThis.show = (prefix) => root.render(createElement(Events, { client, prefix })); show("a");`);
+    const shown = (): Promise<string | null> => page.locator("#event").textContent();
+    await expect.poll(() => page.evaluate(`client.calls.length`)).toBe(1);
+    await run(page, `client.emit("1")`);
+    await expect.poll(shown).toBe("a1");
+    await run(page, `show("b")`);
+    await page.waitForTimeout(50);
+    await run(page, `client.emit("2")`);
+    await expect.poll(shown).toBe("b2");
+    expect(await page.evaluate(`client.calls`), "it subscribed once").toEqual([["on", "order:updated"]]);
+    await run(page, `root.unmount(); client.emit("3")`);
+    await close(page);
+  });
+
   test("a room is left when its last component is gone", async () => {
     const page = await open();
     await run(page, `globalThis.client = fakeClient([]); globalThis.root = createRoot(document.querySelector("#root"));
@@ -161,4 +179,21 @@ describe.skipIf(!executable).each([["18", react18], ["19", []]] as const)("React
     await expect.poll(left).toEqual(["secret:b", "a"]);
     await close(page);
   });
+});
+
+test.skipIf(!executable)("the first example of the README shows a bell, and asks for a token", async () => {
+  const example = /```tsx\n(.*?)```/s.exec(readFileSync(new URL("../../README.md", import.meta.url), "utf8"))![1]!;
+  const folder = fileURLToPath(new URL("../../node_modules/.readme", import.meta.url));
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(`${folder}/app.tsx`, `${example.replace('"https://signal.example.com"', "location.origin")}
+    import { createRoot } from "react-dom/client";
+    createRoot(document.querySelector("#root")!).render(<App />);`);
+  const code = await bundle([], `${folder}/app.tsx`);
+  let asked = 0;
+  const pages = await site({ "/page.js": () => code, "/api/signal-token": () => `token ${++asked}` });
+  const { page } = await pages.open(`<div id="root"></div><script type="module" src="/page.js"></script>`);
+  await page.getByRole("button", { name: "Notifications" }).click();
+  await page.getByRole("dialog").waitFor();
+  await expect.poll(() => asked).toBeGreaterThan(0);
+  await pages.close();
 });
