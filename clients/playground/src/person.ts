@@ -48,6 +48,7 @@ export class Person {
     for (const one of [bell, inbox]) {
       one.theme = "page";
       one.locale = "en";
+      one.messages = { title: `${name}'s notifications` };
     }
     const status = make("p", "");
     this.element = make(

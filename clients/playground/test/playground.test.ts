@@ -5,6 +5,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { type Server, createServer } from "node:http";
+import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Browser, type Page, chromium } from "playwright-core";
@@ -14,6 +15,8 @@ const binary = process.env["SIGNAL_TEST_GATEWAY"] ?? "";
 const executable = process.env["SIGNAL_TEST_CHROMIUM"] ?? ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync) ?? "";
 const screenshots = process.env["SIGNAL_TEST_SCREENSHOTS"] ?? "";
 if (binary && !executable) console.log("skipped: clients: playground: no Chromium is installed");
+
+const axe = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
 
 /** What is asked for; a test machine may be busy. */
 const LIMIT_MS = 5_000;
@@ -117,6 +120,20 @@ describe.skipIf(!binary || !executable)("the playground", () => {
     // A refused socket while the gateway drained is the only thing that a browser complains of.
     expect(problems.filter((text) => !/WebSocket connection .* failed/.test(text))).toEqual([]);
     if (screenshots) await page.screenshot({ path: join(screenshots, "playground.png") });
+  });
+
+  test("it has no fault that axe finds, light and dark", async () => {
+    const context = await browser.newContext({ viewport: { width: 1440, height: 1240 }, bypassCSP: true });
+    const other = await context.newPage();
+    await other.goto(address);
+    await other.locator('[data-user="18"][data-status="online"]').waitFor();
+    await other.addScriptTag({ path: axe });
+    for (const colorScheme of ["light", "dark"] as const) {
+      await other.emulateMedia({ colorScheme });
+      const violations = await other.evaluate(async () => (await (globalThis as any).axe.run()).violations.map(({ id, nodes }: any) => `${id}: ${nodes[0].target}`));
+      expect(violations, colorScheme).toEqual([]);
+    }
+    await context.close();
   });
 
   test("without the key of the printed address the page says what to open", async () => {
