@@ -74,6 +74,7 @@ class Tabs {
 
   async check(cluster: Cluster): Promise<void> {
     for (const [number, page] of this.#pages.entries()) {
+      let last = "";
       await until(
         `tab ${number} shows what the database has`,
         async () => {
@@ -83,10 +84,13 @@ class Tabs {
             while (inbox.getSnapshot().hasMore) await inbox.loadMore();
             return inbox.getSnapshot();
           });
+          last = `${shown.status}: ${shown.unreadCount} unread of ${shown.items.length}, the database has ${unreadCount} of ${items.length}`;
           return shown.unreadCount === unreadCount && JSON.stringify(shown.items) === JSON.stringify(items);
         },
         60_000,
-      );
+      ).catch((error: unknown) => {
+        throw new Error(`${String(error)}; ${last}`);
+      });
       const states = await page.evaluate(() => (globalThis as any).states as Parameters<Watch["look"]>[0][]);
       for (const state of states) this.#watches[number]!.look(state);
     }

@@ -10,7 +10,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Kafka, type Producer, logLevel } from "kafkajs";
-import { Proxy, type StoredInbox, binary, until, wholeInbox } from "./gateway.js";
+import { Proxy, type StoredInbox, binary, pause, until, wholeInbox } from "./gateway.js";
 
 const kafka = process.env["SIGNAL_TEST_KAFKA"] ?? "";
 const postgres = process.env["SIGNAL_TEST_POSTGRES"] ?? "";
@@ -161,8 +161,17 @@ export class Cluster {
     await this.#rest(ADMIN, "POST", "/socket/websocket/revocations", { userId: user }).catch(() => {});
   }
 
-  inbox(user: string): Promise<StoredInbox> {
-    return wholeInbox((path) => this.#rest(user, "GET", path));
+  /** Asked again where an instance cannot answer: a connection of its pool may be one that a fault has cut. */
+  async inbox(user: string): Promise<StoredInbox> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await wholeInbox((path) => this.#rest(user, "GET", path));
+      } catch (error) {
+        if (attempt === 10) throw error;
+        console.log(`clients: chaos: the inbox of ${user} is asked for again: ${String(error)}`);
+        await pause(500);
+      }
+    }
   }
 
   #rest(user: string, method: string, path: string, body?: unknown): Promise<Response> {

@@ -211,7 +211,9 @@ export interface StoredInbox {
 export async function wholeInbox(get: (path: string) => Promise<Response>): Promise<StoredInbox> {
   const items: Notification[] = [];
   for (let cursor = ""; ; ) {
-    const page = (await (await get(`/notifications?limit=100${cursor && `&cursor=${cursor}`}`)).json()) as NotificationPage;
+    const answer = await get(`/notifications?limit=100${cursor && `&cursor=${cursor}`}`);
+    if (!answer.ok) throw new Error(`REST answered ${answer.status}: ${await answer.text()}`);
+    const page = (await answer.json()) as NotificationPage;
     items.push(...page.data);
     if (page.next === null) return { items, unreadCount: page.unreadCount };
     cursor = page.next;
