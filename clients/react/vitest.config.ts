@@ -4,7 +4,8 @@ import { react18 } from "./test/react18.js";
 
 const unit = { include: ["test/unit/**/*.test.ts"], env: { NODE_ENV: "development" } };
 // Sources, not what a build left behind.
-const inbox = [{ find: "@signal/inbox", replacement: fileURLToPath(new URL("../inbox/src/index.ts", import.meta.url)) }];
+const at = (name: string): string => fileURLToPath(new URL(`../inbox/src/${name}.ts`, import.meta.url));
+const inbox = [{ find: /^@signal\/inbox$/, replacement: at("index") }, { find: /^@signal\/inbox\/element$/, replacement: at("element") }];
 
 export default defineConfig({
   test: {

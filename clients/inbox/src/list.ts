@@ -1,6 +1,6 @@
 // A list of any length in a few nodes: rows are made where they can be seen, wherever each of them is as high as its text.
 //
-// Rows are measured as soon as they are made; those that were never seen count as the mean of the first ones. What a person looks at stays where
+// Rows are measured as soon as they are made; those that were never seen count as the mean of the others. What a person looks at stays where
 // it is, whatever comes above it or turns out to be higher.
 
 /** What the list shows of one row. */
@@ -12,6 +12,8 @@ export interface RowView<T> {
   readonly control: HTMLElement;
   /** Puts the controls of this row into the tab order, or takes them out. */
   setCurrent(isCurrent: boolean): void;
+  /** Whether the node is in this row, also where the page gave it. */
+  contains(node: Node): boolean;
   remove(): void;
 }
 
@@ -236,18 +238,23 @@ export class VirtualList<T extends { readonly id: string }> {
   /** Measures what was not measured. Returns whether a height is another one than was laid out. */
   #measure(): boolean {
     let isOther = false;
+    let isMeasured = false;
     for (const [id, { element }] of this.#views) {
       if (this.#heights.has(id)) continue;
       const height = element.offsetHeight;
       if (height === 0) continue;
       this.#heights.set(id, height);
+      isMeasured = true;
       if (height !== this.#guess) isOther = true;
     }
-    if (!this.#isGuessKnown && this.#heights.size > 0) {
+    if (!isMeasured) return false;
+    let sum = 0;
+    for (const height of this.#heights.values()) sum += height;
+    const mean = sum / this.#heights.size;
+    // Else it stays, and with it the scrollbar.
+    if (!this.#isGuessKnown || Math.abs(mean - this.#guess) > this.#guess / 4) {
       this.#isGuessKnown = true;
-      let sum = 0;
-      for (const height of this.#heights.values()) sum += height;
-      this.#guess = sum / this.#heights.size;
+      this.#guess = mean;
       isOther = true;
     }
     return isOther;
@@ -275,15 +282,15 @@ export class VirtualList<T extends { readonly id: string }> {
   }
 
   #focusedId(): string | null {
-    const { activeElement } = this.#box.getRootNode() as ShadowRoot;
-    if (!activeElement) return null;
-    for (const [id, { element }] of this.#views) if (element.contains(activeElement)) return id;
+    const active = (this.#box.getRootNode() as ShadowRoot).activeElement ?? document.activeElement;
+    if (!active) return null;
+    for (const [id, view] of this.#views) if (view.contains(active)) return id;
     return null;
   }
 
   #focused({ target }: FocusEvent): void {
     for (const [id, view] of this.#views) {
-      const isCurrent = view.element.contains(target as Node);
+      const isCurrent = view.contains(target as Node);
       if (isCurrent) this.#current = id;
       view.setCurrent(isCurrent);
     }
@@ -291,7 +298,8 @@ export class VirtualList<T extends { readonly id: string }> {
 
   #key(event: KeyboardEvent): void {
     const id = this.#focusedId();
-    if (id === null || event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    // In what the page gave, keys are the page's.
+    if (id === null || !this.#box.contains(event.target as Node) || event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
     const index = this.#index.get(id)!;
     const last = this.#rows.length - 1;
     const page = Math.max(1, this.#at(this.#tops[index]! + this.#scroller.clientHeight) - index - 1);

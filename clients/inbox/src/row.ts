@@ -106,6 +106,10 @@ export class Row implements RowView<Notification> {
     for (const control of [this.control, this.#read, this.#remove]) control.tabIndex = isCurrent ? 0 : -1;
   }
 
+  contains(node: Node): boolean {
+    return this.element.contains(node) || this.#custom?.contains(node) === true;
+  }
+
   remove(): void {
     this.#custom?.remove();
     this.#end.abort();

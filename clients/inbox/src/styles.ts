@@ -66,7 +66,7 @@ svg { display: block; inline-size: 1em; block-size: 1em; fill: none; stroke: cur
 .scroller { flex: 1; min-block-size: 0; overflow-y: auto; overflow-anchor: none; overscroll-behavior: contain; scrollbar-width: thin; scrollbar-color: var(--line) transparent; }
 .scroller:focus-visible { box-shadow: inset 0 0 0 2px var(--accent); }
 .list { position: relative; contain: layout style; }
-.item { position: absolute; inset-inline: 0; inset-block-start: 0; border-block-end: 1px solid var(--line); background: var(--surface); }
+.item { position: absolute; min-block-size: 40px; inset-inline: 0; inset-block-start: 0; border-block-end: 1px solid var(--line); background: var(--surface); }
 .item.unread { background: var(--tint); }
 .item:hover { background: var(--hover); }
 .link { position: relative; display: flex; inline-size: 100%; padding-block: 13px 14px; padding-inline: 30px 18px; }

@@ -32,7 +32,8 @@ export interface InboxProps {
   readonly empty?: ReactNode;
   readonly id?: string;
   readonly className?: string;
-  readonly style?: CSSProperties;
+  /** Custom properties of the inbox, too. */
+  readonly style?: CSSProperties & { readonly [property: `--signal-${string}`]: string | number };
 }
 
 /** Rows that the list shows, by id: where React renders what. */

@@ -29,7 +29,7 @@ export function App() {
     <SignalProvider create={connect}>
       <header style={{ display: "flex", justifyContent: "space-between", alignItems: "center" }}>
         <strong>Shop</strong>
-        <Inbox onItemClick={follow} onCount={(count) => void (document.title = count ? `(${count}) Shop` : "Shop")} footer={<Connection />} />
+        <Inbox style={{ "--signal-accent": "#0f766e" }} onItemClick={follow} onCount={(count) => void (document.title = count ? `(${count}) Shop` : "Shop")} footer={<Connection />} />
       </header>
       <main>
         <h1>{path}</h1>

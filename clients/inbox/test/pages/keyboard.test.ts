@@ -74,6 +74,21 @@ describe.skipIf(!executable)("the inbox with the keyboard", () => {
       await closed(page);
     });
 
+    test("what a page put into a row keeps the focus and its keys", async () => {
+      const page = await open({ items: MANY, first: `inbox.renderItem = ({ title }) => { const node = document.createElement("p"); const field = document.createElement("input"); field.ariaLabel = title; field.value = "text"; node.append(field); return node; }` });
+      await bell(page).click();
+      const field = page.getByRole("textbox", { name: "Title 9999", exact: true });
+      await field.focus();
+      await page.keyboard.press("ArrowDown");
+      await page.keyboard.press("Delete");
+      await act(page, `root.querySelector(".scroller").scrollTop = 100000`);
+      await page.waitForTimeout(200);
+      await page.keyboard.type("more");
+      expect(await get(page, `document.activeElement.ariaLabel + " " + document.activeElement.value.length`)).toBe("Title 9999 8");
+      expect(await get(page, `client.calls.length`)).toBe(0);
+      await closed(page);
+    });
+
     test("a row that has the focus stays, wherever the list is scrolled to", async () => {
       const page = await open({ items: MANY });
       await bell(page).click();
