@@ -20,6 +20,8 @@ use crate::reference::SecretKey;
         .message("of two issuers neither subjectPrefix may begin the other, and only one may have none").field_path(".managed"),
     validation = Rule::new("duration(self.maxStale) >= duration(self.refreshInterval)")
         .message("maxStale must be at least refreshInterval").field_path(".maxStale"),
+    validation = Rule::new("!self.rotation.emergency || self.rotation.emergencySources.size() > 0")
+        .message("an emergency names the sources it is about").field_path(".rotation.emergencySources"),
 )]
 pub struct Jwks {
     /// How often key sets are fetched.
@@ -166,15 +168,19 @@ impl Algorithm {
 }
 
 /// How a change of sources proceeds: Prepared, Trusted, Retiring, gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rotation {
     /// How long a removed or replaced source is still accepted once its successor is trusted: the longest life of its tokens.
     pub overlap: Duration,
     /// When pods have not acknowledged a stage for this long, the condition says so and an Event is recorded; the stage waits on.
     pub ack_timeout: Duration,
-    /// Removed sources lose trust at once and connections that rest on them are closed (4006). For a stolen key; take it back afterwards.
+    /// Sources that `emergencySources` names and that the spec does not have any more lose trust at once, and connections that rest on them are closed
+    /// (4006). A source that replaces one of them is trusted at once. For a stolen key; take it back afterwards.
     pub emergency: bool,
+    /// The sources that `emergency` is about, by their names in the spec or in the status. All others change as ever.
+    #[schemars(length(max = 24), inner(length(min = 1, max = 64)))]
+    pub emergency_sources: Vec<String>,
 }
 
 impl Default for Rotation {
@@ -183,6 +189,7 @@ impl Default for Rotation {
             overlap: Duration::secs(7200),
             ack_timeout: Duration::secs(300),
             emergency: false,
+            emergency_sources: Vec::new(),
         }
     }
 }

@@ -326,6 +326,14 @@ fn cases() -> Vec<Case> {
             vec![],
         ),
         (
+            "an emergency names the sources it is about",
+            vec![("/spec/jwks/rotation", json!({"emergency": true}))],
+            vec![(
+                "/spec/jwks/rotation",
+                json!({"emergency": true, "emergencySources": ["a"]}),
+            )],
+        ),
+        (
             "maxStale must be at least refreshInterval",
             vec![("/spec/jwks/maxStale", json!("299s"))],
             vec![("/spec/jwks/maxStale", json!("5m"))],

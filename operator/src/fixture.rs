@@ -13,7 +13,7 @@ use signal_crds::status::SourceStage;
 
 use crate::observe::fleet::{Fleet, Pod};
 use crate::observe::observed::{Kinds, Observed, PodAllowances};
-use crate::plan::record::{Record, RecordedSource, RedisRecord, SourcesRecord};
+use crate::plan::record::{Record, RecordedSource, RedisRecord, SigningRecord, SourcesRecord};
 use crate::plan::validate::ValidCluster;
 
 /// The examples, by name.
@@ -138,5 +138,6 @@ pub(crate) fn settled(cluster: &ValidCluster) -> Record {
             current: cluster.redis.clone(),
             ..RedisRecord::default()
         },
+        signing: SigningRecord::default(),
     }
 }

@@ -16,7 +16,9 @@ pub const DRAINING_SINCE: &str = "signal.dev/draining-since";
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 /// Annotation of applied objects: the hash of what was applied.
 pub const APPLIED: &str = "signal.dev/applied";
-/// Annotation of the live ConfigMap: the record of stages as JSON.
+/// Annotation of a SignalCluster by which a person has the signing key rotated: once for each value.
+pub const ROTATE_NOW: &str = "signal.dev/rotate-now";
+/// Annotation of the live ConfigMap: the record of stages as JSON. The Secret of credentials has a copy.
 pub const RECORD: &str = "signal.dev/record";
 /// Annotation of the pod template: the hash of the static configuration.
 pub const STATIC_HASH: &str = "signal.dev/static-config";

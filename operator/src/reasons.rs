@@ -160,8 +160,14 @@ reasons! {
         TooManySources,
         /// Sources are revoked everywhere, and `spec.jwks.rotation.emergency` is still set.
         EmergencyInForce,
+        /// No emergency is declared.
+        NotInForce,
         /// No signing key is added until an old one is dropped.
         TooManySigningKeys,
+        /// Private parts of signing keys are gone; their public halves verify until no token of them can be valid.
+        SigningKeysLost,
+        /// The Secret holds every signing key that is still needed.
+        Intact,
         /// A pod cannot reach the Redis that gateways switch to.
         RedisUnreachable,
         /// Nothing limits the number of pods.
@@ -224,6 +230,14 @@ reasons! {
         SigningKeyDropped,
         /// The Secret of signing keys does not hold what the operator wrote.
         SigningKeysDamaged,
+        /// Keys are gone from their Secret; their public halves are still verified.
+        SigningKeysLost,
+        /// `signal.dev/rotate-now` has a new value.
+        RotationRequested,
+        /// The live ConfigMap was gone, and the copy of its record counts.
+        RecordRestored,
+        /// The live ConfigMap was gone with every copy of its record.
+        RecordLost,
         /// Pods begin to drain before scale-in.
         DrainStarted,
         /// Draining pods stay.

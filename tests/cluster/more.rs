@@ -175,7 +175,7 @@ pub(crate) async fn an_emergency_closes_those_who_rest_on_the_source(edge: &Edge
         .await;
     crowd.assembled().await;
     crowd.forget();
-    edge.patch(json!({"jwks": {"sources": [main], "rotation": {"emergency": true}}}));
+    edge.patch(json!({"jwks": {"sources": [main], "rotation": {"emergency": true, "emergencySources": ["stolen"]}}}));
     let (code, _) = thief.expect_closed_within(LONG).await;
     assert_eq!(code, 4006);
     until_within(LONG, "its tokens are refused everywhere", async || {
@@ -183,7 +183,7 @@ pub(crate) async fn an_emergency_closes_those_who_rest_on_the_source(edge: &Edge
     })
     .await;
     assert!(crowd.closed().is_empty(), "{:?}", crowd.closed());
-    edge.patch(json!({"jwks": {"rotation": {"emergency": false}}}));
+    edge.patch(json!({"jwks": {"rotation": {"emergency": false, "emergencySources": []}}}));
 }
 
 /// A node with pods of gateways dies: others take their place, and everybody is let in again.

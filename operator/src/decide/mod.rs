@@ -7,7 +7,7 @@
 mod step;
 
 use chrono::{DateTime, Utc};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::Secret;
 use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SigningKeyStatus, SourceStage};
 
@@ -17,7 +17,7 @@ use crate::observe::fleet::Fleet;
 use crate::observe::observed::Observed;
 use crate::plan::autoscale::{self, Decision, History};
 use crate::plan::rebalance::RebalanceMemory;
-use crate::plan::record::Record;
+use crate::plan::record::{PublicKey, Record};
 use crate::plan::rollout::Rollout;
 use crate::plan::scale::ScaleStep;
 use crate::plan::validate::{Problem, ProblemKind, ValidCluster, validate};
@@ -87,6 +87,8 @@ pub struct PlannedCluster {
     pub migration: Migration,
     /// What the key sources wait for, or the signing keys.
     pub rotation: Option<Waiting>,
+    /// Signing keys whose private parts are gone, while their public halves are verified.
+    pub lost_keys: Vec<PublicKey>,
     /// What the switch to another Redis waits for.
     pub routing: Option<Waiting>,
     /// Why the record cannot be read. Live settings, trust and keys then stay as they are; the rest of the plan goes on.
@@ -177,7 +179,7 @@ pub fn decide(
     random: &mut impl rand::CryptoRng,
     now: DateTime<Utc>,
 ) -> ClusterPlan {
-    let recorded = recorded(observed.live_config.as_ref());
+    let recorded = recorded(observed);
     let mut step = Step {
         spec: &observed.cluster.spec,
         observed,
@@ -196,14 +198,15 @@ pub fn decide(
             return invalid(step, memory, recorded, problems);
         }
     };
-    let (record, rotation, routing) = match &recorded {
+    let (mut record, rotation, routing) = match &recorded {
         Ok(recorded) => step.stages(&valid, recorded),
         Err(unreadable) => step.unknown_stages(unreadable),
     };
     let signing = match &recorded {
-        Ok(_) => step.signing_keys(random),
+        Ok(recorded) => step.signing_keys(&recorded.record.signing, random),
         Err(_) => step.kept_signing_keys(),
     };
+    record.signing = signing.record;
     let mut entropy = [0; 32];
     random.fill_bytes(&mut entropy);
     let mut desired = desired(
@@ -242,6 +245,7 @@ pub fn decide(
         pods,
         migration: objects::migration(&valid, &observed.jobs),
         rotation: rotation.or(signing.waiting),
+        lost_keys: signing.lost,
         routing,
         desired,
         unreadable: recorded.err(),
@@ -269,7 +273,9 @@ fn invalid(
     recorded: Option<&Recorded>,
     problems: Vec<Problem>,
 ) -> ClusterPlan {
-    let Recorded { record, revision } = recorded.cloned().unwrap_or_default();
+    let Recorded {
+        record, revision, ..
+    } = recorded.cloned().unwrap_or_default();
     let pods = step.pods(memory, None);
     ClusterPlan::Invalid(Box::new(InvalidCluster {
         problems,
@@ -291,33 +297,59 @@ struct Recorded {
     record: Record,
     /// `None`: there is no `live.toml` of this record yet.
     revision: Option<String>,
+    /// Whether the ConfigMap is gone and this is the copy in the Secret of credentials.
+    is_copy: bool,
 }
 
-/// Reads the live ConfigMap. A record that cannot be read is a [`Problem`]: without it, new sources would be trusted at once.
-fn recorded(live: Option<&ConfigMap>) -> Result<Recorded, Problem> {
-    let Some(live) = live else {
-        return Ok(Recorded::default());
+/// Reads the live ConfigMap, or without it the copy of its record. A record that cannot be read is a [`Problem`]: without it, new sources would be
+/// trusted at once.
+fn recorded(observed: &Observed) -> Result<Recorded, Problem> {
+    let Some(live) = &observed.live_config else {
+        return copied(observed.credentials.as_ref());
     };
     let annotations = live.metadata.annotations.as_ref();
     let toml = live.data.as_ref().and_then(|data| data.get(LIVE_TOML));
     let read = match annotations.and_then(|annotations| annotations.get(RECORD)) {
         Some(text) => Record::read(text),
-        None if toml.is_none() => return Ok(Recorded::default()),
+        None if toml.is_none() => return copied(observed.credentials.as_ref()),
         None => Err("it is missing".to_owned()),
     };
-    let record = read.map_err(|error| Problem {
-        kind: ProblemKind::Record,
-        reason: ConditionReason::RecordUnreadable,
-        message: format!(
-            "annotation {RECORD} of ConfigMap {} cannot be read: {error}. Live settings, trust and keys stay as they are. Restore the annotation, or delete the ConfigMap \
-             to begin again with all sources of the spec trusted",
-            live.metadata.name.as_deref().unwrap_or_default()
-        ),
-    })?;
+    let name = live.metadata.name.as_deref().unwrap_or_default();
+    let way_out = "Restore the annotation, or delete the ConfigMap to go on from the copy of the record in the Secret of credentials";
+    let record = read.map_err(|error| unreadable_record("ConfigMap", name, &error, way_out))?;
     Ok(Recorded {
         record,
         revision: toml.map(|text| revision(text)),
+        is_copy: false,
     })
+}
+
+/// The copy of the record; nothing where there is none, as in a cluster that is new.
+fn copied(credentials: Option<&Secret>) -> Result<Recorded, Problem> {
+    let metadata = credentials.map(|secret| &secret.metadata);
+    let annotations = metadata.and_then(|metadata| metadata.annotations.as_ref());
+    let Some(text) = annotations.and_then(|all| all.get(RECORD)) else {
+        return Ok(Recorded::default());
+    };
+    let name = metadata.and_then(|metadata| metadata.name.as_deref());
+    let way_out = "Restore or remove the annotation. Without it, sources that the status shows as trusted stay so";
+    let record = Record::read(text)
+        .map_err(|error| unreadable_record("Secret", name.unwrap_or_default(), &error, way_out))?;
+    Ok(Recorded {
+        record,
+        revision: None,
+        is_copy: true,
+    })
+}
+
+fn unreadable_record(kind: &str, name: &str, error: &str, way_out: &str) -> Problem {
+    Problem {
+        kind: ProblemKind::Record,
+        reason: ConditionReason::RecordUnreadable,
+        message: format!(
+            "annotation {RECORD} of {kind} {name} cannot be read: {error}. Live settings, trust and keys stay as they are. {way_out}"
+        ),
+    }
 }
 
 /// Whether pods are polled often although nothing is in progress, because something depends on their connections or keys.
@@ -345,10 +377,13 @@ mod pods_first;
 #[cfg(test)]
 mod rollouts;
 #[cfg(test)]
+mod trust_lost;
+#[cfg(test)]
 mod unreadable;
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
     use rand::SeedableRng as _;
     use rand::rngs::StdRng;

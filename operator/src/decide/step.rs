@@ -6,12 +6,12 @@ use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SigningKeyStatus};
 
 use super::{ClusterMemory, PodsPlan, Recorded};
-use crate::names::TEMPLATE_HASH;
+use crate::names::{ROTATE_NOW, TEMPLATE_HASH};
 use crate::objects::{Desired, ManagedKeys, compare};
 use crate::observe::observed::Observed;
 use crate::plan::autoscale::Number;
 use crate::plan::rebalance::{self, RebalanceInput};
-use crate::plan::record::Record;
+use crate::plan::record::{PublicKey, Record, SigningRecord};
 use crate::plan::rollout::Rollout;
 use crate::plan::routing::{self, RoutingInput};
 use crate::plan::scale::{self, ScaleInput, ScaleStep};
@@ -44,6 +44,10 @@ pub(super) struct SigningKeys {
     pub(super) keys: Option<ManagedKeys>,
     /// For the status: what the Secret holds. A key that is not written yet is not shown.
     pub(super) shown: Vec<SigningKeyStatus>,
+    /// For the record: their public halves.
+    pub(super) record: SigningRecord,
+    /// Those whose private parts are gone.
+    pub(super) lost: Vec<PublicKey>,
     /// What the keys wait for.
     pub(super) waiting: Option<Waiting>,
 }
@@ -57,12 +61,21 @@ impl Step<'_> {
     ) -> (Record, Option<Waiting>, Option<Waiting>) {
         let rotation = &self.spec.jwks.rotation;
         let (revision, fleet) = (recorded.revision.as_deref(), &self.observed.fleet);
+        let status = self.observed.cluster.status.as_ref();
+        if recorded.is_copy {
+            let note = "the live ConfigMap is gone: the stages of sources and Redis are those of the copy in the Secret of credentials";
+            self.events.push(PlanEvent::warning(
+                EventReason::RecordRestored,
+                note.to_owned(),
+            ));
+        }
         let sources = sources::plan(
             &SourcesInput {
                 wanted: &cluster.sources,
                 rotation,
                 record: &recorded.record.jwks,
                 revision,
+                shown: status.map_or(&[], |status| &status.jwks),
                 fleet,
             },
             self.now,
@@ -82,6 +95,7 @@ impl Step<'_> {
         let record = Record {
             jwks: sources.next,
             redis: redis.next,
+            signing: recorded.record.signing.clone(),
         };
         (record, sources.waiting, redis.waiting)
     }
@@ -113,16 +127,24 @@ impl Step<'_> {
         SigningKeys {
             keys,
             shown: signing_keys_before(self.observed),
+            record: SigningRecord::default(),
+            lost: Vec::new(),
             waiting: None,
         }
     }
 
     /// The keys that the operator makes, after this step.
-    pub(super) fn signing_keys(&mut self, random: &mut impl rand::CryptoRng) -> SigningKeys {
+    pub(super) fn signing_keys(
+        &mut self,
+        recorded: &SigningRecord,
+        random: &mut impl rand::CryptoRng,
+    ) -> SigningKeys {
         let Some(managed) = &self.spec.jwks.managed else {
             return SigningKeys {
                 keys: None,
                 shown: Vec::new(),
+                record: SigningRecord::default(),
+                lost: Vec::new(),
                 waiting: None,
             };
         };
@@ -144,13 +166,26 @@ impl Step<'_> {
                     EventReason::SigningKeysDamaged,
                     damage.to_string(),
                 ));
-                (damage.ring, signing_keys_before(self.observed))
+                (
+                    damage.ring.map(|ring| *ring),
+                    signing_keys_before(self.observed),
+                )
             }
         };
         let input = SigningInput {
             managed,
             skew: self.spec.gateway.auth.clock_skew,
             ring: ring.as_ref(),
+            recorded,
+            rotate_now: self
+                .observed
+                .cluster
+                .metadata
+                .annotations
+                .as_ref()
+                .and_then(|all| all.get(ROTATE_NOW))
+                .map(String::as_str)
+                .filter(|value| !value.is_empty()),
             fleet: &self.observed.fleet,
         };
         let plan = signing::plan(&input, self.now, random);
@@ -161,6 +196,8 @@ impl Step<'_> {
                 data: plan.next.to_secret(),
             }),
             shown,
+            record: plan.next.record(ring.as_ref()),
+            lost: plan.next.lost().to_vec(),
             waiting: plan.waiting,
         }
     }

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Secret;
 
 use super::config_map::{LIVE_TOML, revision};
 use super::revisions::{read_at_start, static_secret_name};
-use crate::names::Children;
+use crate::names::{Children, RECORD};
 use crate::observe::observed::Observed;
 use crate::plan::record::Record;
 use crate::plan::validate::ValidCluster;
@@ -17,7 +17,7 @@ pub const ADMIN_TOKEN: &str = "admin-token";
 
 /// Everything that gateways read: the files that the spec needs, the admin token, and content-addressed files that some pod may still read.
 ///
-/// The token is made once, from `entropy`, and then kept.
+/// The token is made once, from `entropy`, and then kept. An annotation has the copy of the record.
 pub(super) fn credentials(
     cluster: &ValidCluster,
     children: &Children,
@@ -54,7 +54,9 @@ pub(super) fn credentials(
         ),
     };
     data.insert(ADMIN_TOKEN.into(), token);
-    secret(cluster, &children.credentials, data)
+    let mut secret = secret(cluster, &children.credentials, data);
+    secret.metadata.annotations = Some([(RECORD.to_owned(), record.write())].into());
+    secret
 }
 
 /// The files that a gateway reads only as it starts; `None` where there are none. It never changes: another content is another object.

@@ -92,6 +92,10 @@ pub struct Desired {
 impl Desired {
     /// Puts back the live settings that are in the cluster, and their record.
     pub fn keep_live_config(&mut self, observed: &Observed) {
+        let copy = observed.credentials.as_ref();
+        let copy = copy.and_then(|secret| secret.metadata.annotations.as_ref()?.get(RECORD));
+        self.credentials.metadata.annotations =
+            copy.map(|text| [(RECORD.to_owned(), text.clone())].into());
         let Some(current) = &observed.live_config else {
             return;
         };

@@ -1,13 +1,14 @@
 //! The stage of each change, kept on the objects: an operator that is killed between any two steps goes on from here.
 //!
-//! The record lies in an annotation of the live ConfigMap, so it changes in the same write as the `live.toml` that it describes. There is no other
-//! copy: without the ConfigMap there is no configuration whose stage would matter. A record that cannot be read changes nothing.
+//! The record lies in an annotation of the live ConfigMap, so it changes in the same write as the `live.toml` that it describes. The Secret of
+//! credentials has a copy of it, which counts while there is no live ConfigMap: one that was deleted by hand trusts nothing unseen. A record that
+//! cannot be read changes nothing.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use signal_contract::{Object, RedisMode, SourcePreset, object, objects, optional_object};
 use signal_crds::jwks::Algorithm;
-use signal_crds::status::SourceStage;
+use signal_crds::status::{SigningKeyStage, SourceStage};
 
 use crate::observe::bounded;
 
@@ -20,6 +21,44 @@ pub struct Record {
     /// Redis; of [`crate::plan::routing`].
     #[serde(flatten)]
     pub redis: RedisRecord,
+    /// Public halves of the keys that the operator makes; of [`crate::plan::signing`].
+    #[serde(flatten)]
+    pub signing: SigningRecord,
+}
+
+/// The keys that their Secret held, without their private parts: what is left of them if the Secret is lost.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SigningRecord {
+    /// In the order of the public set.
+    #[serde(
+        rename = "signingKeys",
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "objects"
+    )]
+    pub keys: Vec<PublicKey>,
+}
+
+/// The public half of a key that the operator made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PublicKey {
+    /// Its RFC 7638 thumbprint.
+    pub kid: String,
+    /// First coordinate of its point, base64url.
+    pub x: String,
+    /// The second one.
+    pub y: String,
+    /// Its stage.
+    pub stage: SigningKeyStage,
+    /// Since when it has this stage.
+    pub since: DateTime<Utc>,
+    /// Until when it is verified; stage VerifyOnly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_until: Option<DateTime<Utc>>,
+    /// The longest life of a token that it may have signed.
+    #[serde(default)]
+    pub token_life: signal_crds::Duration,
 }
 
 /// The stages of key sources.

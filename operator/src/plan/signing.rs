@@ -10,7 +10,11 @@
 //! is published `cacheAge`, and the time that pods need, before it signs. The first key signs at once: no verifier holds an older set, and until a
 //! pod is ready no client can connect.
 //!
-//! The ring is stored in a Secret: the operator reads `ring.json`, the issuer reads `current.pem` and `current.json`.
+//! The ring is stored in a Secret: the operator reads `ring.json`, the issuer reads `current.pem` and `current.json`. The record has the public halves.
+//! Where the Secret loses a key that signed, its public half is verified as that of a key of stage VerifyOnly.
+//!
+//! Annotation [`ROTATE_NOW`] of the SignalCluster asks for the next key now, once for each value: it is published if none is, and signs as soon as every
+//! ready pod has served it for `cacheAge`.
 
 mod ring;
 
@@ -18,7 +22,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use signal_crds::jwks::Managed;
 use signal_crds::status::SigningKeyStage;
 
+use crate::names::ROTATE_NOW;
 use crate::observe::fleet::{Fleet, Pod};
+use crate::plan::record::SigningRecord;
 use crate::plan::{Plan, PlanEvent, Waiting};
 use crate::reasons::{ConditionReason, EventReason};
 
@@ -39,6 +45,10 @@ pub struct SigningInput<'a> {
     pub skew: signal_crds::Duration,
     /// What the Secret holds, if it exists.
     pub ring: Option<&'a KeyRing>,
+    /// The public halves, as the record has them.
+    pub recorded: &'a SigningRecord,
+    /// What [`ROTATE_NOW`] says.
+    pub rotate_now: Option<&'a str>,
     /// The pods.
     pub fleet: &'a Fleet,
 }
@@ -56,9 +66,12 @@ pub fn plan(
             issuer: input.managed.issuer.clone(),
             audiences: input.managed.audiences.clone(),
             keys: input.ring.map(|ring| ring.keys.clone()).unwrap_or_default(),
+            lost: input.ring.map(|ring| ring.lost.clone()).unwrap_or_default(),
+            rotated: input.ring.and_then(|ring| ring.rotated.clone()),
         },
         events: Vec::new(),
     };
+    step.recover();
     step.update_times();
     step.drop_expired();
     let waiting = match step.ring.at(SigningKeyStage::Signing) {
@@ -87,20 +100,38 @@ impl Step<'_> {
         self.events.push(PlanEvent::normal(reason, note));
     }
 
-    /// Until when tokens of a key that signs are verified.
-    fn verified_until(&self, key: &Key) -> DateTime<Utc> {
+    /// Until when tokens of a key that signs until now are verified, if they live so long.
+    fn verified_until(&self, token_life: signal_crds::Duration) -> DateTime<Utc> {
         let Managed {
             max_token_life,
             cache_age,
             ..
         } = self.input.managed;
-        [
-            key.token_life.max(*max_token_life),
-            self.input.skew,
-            *cache_age,
-        ]
-        .into_iter()
-        .fold(self.now, after)
+        [token_life.max(*max_token_life), self.input.skew, *cache_age]
+            .into_iter()
+            .fold(self.now, after)
+    }
+
+    /// Keeps the public halves of keys that the Secret has lost.
+    fn recover(&mut self) {
+        let now = self.now;
+        let mut next = self.ring.clone();
+        let lost = next.recover(self.input.recorded, |key| {
+            self.verified_until(key.token_life)
+        });
+        self.ring = next;
+        let valid = lost
+            .iter()
+            .filter(|key| key.verify_until.is_some_and(|until| until > now));
+        for key in valid {
+            let until = key.verify_until.unwrap_or(now).to_rfc3339();
+            let note = format!(
+                "key {} is gone from its Secret and signs nothing more; its public half is verified until {until}",
+                key.kid
+            );
+            self.events
+                .push(PlanEvent::warning(EventReason::SigningKeysLost, note));
+        }
     }
 
     /// Fills in times that a damaged Secret lacks, and follows what pods serve.
@@ -115,7 +146,7 @@ impl Step<'_> {
                 }
                 SigningKeyStage::VerifyOnly => {
                     let until = key.verify_until;
-                    key.verify_until = until.or_else(|| Some(self.verified_until(key)));
+                    key.verify_until = until.or_else(|| Some(self.verified_until(key.token_life)));
                 }
                 SigningKeyStage::Published if unserved(self.input.fleet, &key.kid).is_none() => {
                     key.served_since = key.served_since.or(Some(self.now));
@@ -136,6 +167,9 @@ impl Step<'_> {
             .into_iter()
             .partition(is_expired);
         self.ring.keys = kept;
+        self.ring
+            .lost
+            .retain(|key| key.verify_until.is_some_and(|until| until > now));
         for key in expired {
             self.event(
                 EventReason::SigningKeyDropped,
@@ -153,6 +187,8 @@ impl Step<'_> {
             ring.keys.len() - 1
         });
         self.activate(at);
+        // A new key that signs is what the annotation would ask for.
+        self.ring.rotated = self.input.rotate_now.map(str::to_owned);
         let kid = &self.ring.keys[at].kid;
         let note = format!("key {kid} signs; there was none before");
         self.event(EventReason::SigningKeyActivated, note);
@@ -172,13 +208,17 @@ impl Step<'_> {
             ..
         } = self.input.managed;
         let since = self.ring.keys[signing].since.unwrap_or(self.now);
-        let due = after(since, *rotate_every);
+        let asked = self.is_asked();
+        let due = match asked {
+            true => self.now,
+            false => after(since, *rotate_every),
+        };
         match self.ring.at(SigningKeyStage::Published) {
             Some(next) if self.now >= due => return self.succeed(signing, next),
             None if after(after(self.now, *cache_age), POD_MARGIN) >= due => {}
             _ => return None,
         }
-        if self.ring.keys.len() >= MAX_KEYS {
+        if self.ring.keys.len() + self.ring.lost.len() >= MAX_KEYS {
             return Some(Waiting {
                 reason: ConditionReason::TooManySigningKeys,
                 message: format!(
@@ -186,12 +226,39 @@ impl Step<'_> {
                 ),
             });
         }
-        let key = Key::generate(random, SigningKeyStage::Published, self.now);
+        let mut key = Key::generate(random, SigningKeyStage::Published, self.now);
+        key.asked_for = asked;
         let from = due.max(after(self.now, *cache_age)).to_rfc3339();
         let note = format!("key {} is published and signs from {from}", key.kid);
         self.event(EventReason::SigningKeyPublished, note);
         self.ring.keys.push(key);
+        self.carried_out(asked);
         None
+    }
+
+    /// Whether a person asked for the next key, now or before it was published.
+    fn is_asked(&mut self) -> bool {
+        let published = self.ring.at(SigningKeyStage::Published);
+        let asks = self.input.rotate_now.is_some()
+            && self.input.rotate_now != self.ring.rotated.as_deref();
+        if let Some(at) = published {
+            self.ring.keys[at].asked_for |= asks;
+            self.carried_out(asks);
+            return self.ring.keys[at].asked_for;
+        }
+        asks
+    }
+
+    /// Remembers the value that asked, so that it acts once.
+    fn carried_out(&mut self, asked: bool) {
+        if !asked {
+            return;
+        }
+        let value = self.input.rotate_now.unwrap_or_default();
+        let note =
+            format!("the next key signs as soon as verifiers have it ({ROTATE_NOW}: {value})");
+        self.event(EventReason::RotationRequested, note);
+        self.ring.rotated = Some(value.to_owned());
     }
 
     /// Lets the published key sign once every ready pod has served it for `cacheAge`.
@@ -209,7 +276,7 @@ impl Step<'_> {
         if cached > self.now {
             return None;
         }
-        let until = self.verified_until(&self.ring.keys[signing]);
+        let until = self.verified_until(self.ring.keys[signing].token_life);
         self.activate(next);
         let old = &mut self.ring.keys[signing];
         old.turn(SigningKeyStage::VerifyOnly, Some(self.now), Some(until));

@@ -9,9 +9,9 @@
 //! trusted. A source without a successor waits until nothing is being prepared, because a source of another name and issuer may replace it. Every
 //! wanted name and issuer always has an accepted source that had been trusted before, however often the spec changes meanwhile.
 //!
-//! `emergency` is the exception: a source that is not wanted loses trust in one step and its connections are closed; every wanted source is trusted at
-//! once, fetched or not, so that a replacement serves as soon as it is fetched. Names that lost trust are listed until every pod has taken the list
-//! and the emergency is over.
+//! `emergency` is the exception, for the sources that it names: one of them that is not wanted loses trust in one step and its connections are closed;
+//! a wanted source that replaces it is trusted at once, fetched or not, so that it serves as soon as it is fetched. Names that lost trust are listed
+//! until every pod has taken the list and the emergency is over. An emergency that names none, which the API server refuses today, is about all.
 
 mod waiting;
 
@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use chrono::{DateTime, TimeDelta, Utc};
 use sha2::{Digest as _, Sha256};
 use signal_crds::jwks::Rotation;
-use signal_crds::status::SourceStage;
+use signal_crds::status::{SourceStage, SourceStatus};
 
 use crate::observe::fleet::{Fleet, Pod, lag};
 use crate::plan::record::{RecordedSource, SourceDefinition, SourcesRecord};
@@ -43,6 +43,8 @@ pub struct SourcesInput<'a> {
     pub record: &'a SourcesRecord,
     /// Revision of the `live.toml` in the cluster that was made from exactly this record; `None`: it does not exist yet.
     pub revision: Option<&'a str>,
+    /// Sources as the last status showed them. They count where the record is lost.
+    pub shown: &'a [SourceStatus],
     /// The pods.
     pub fleet: &'a Fleet,
 }
@@ -56,9 +58,20 @@ pub fn plan(input: &SourcesInput<'_>, now: DateTime<Utc>) -> Plan<SourcesRecord>
         events: Vec::new(),
         left_out: Vec::new(),
     };
-    if input.rotation.emergency || (input.record.sources.is_empty() && input.revision.is_none()) {
-        step.at_once();
+    let revoked = match input.rotation.emergency {
+        true => step.revoke(),
+        false => Vec::new(),
+    };
+    let is_first = input.record.sources.is_empty() && input.revision.is_none();
+    if is_first && step.is_record_lost() {
+        step.begin_again();
+    } else if is_first || (input.rotation.emergency && input.rotation.emergency_sources.is_empty())
+    {
+        step.trust_at_once(|_, _| true);
     } else {
+        if input.rotation.emergency {
+            step.replace(&revoked);
+        }
         step.rotate();
     }
     let waiting = step.waiting();
@@ -79,13 +92,13 @@ struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    /// Trusts every wanted source and revokes every other: in an emergency, and in the first configuration, which has no other.
-    fn at_once(&mut self) {
-        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.next.sources)
+    /// Takes trust from sources that the emergency is about and that are not wanted; returns them.
+    fn revoke(&mut self) -> Vec<RecordedSource> {
+        let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.next.sources)
             .into_iter()
-            .partition(|source| self.is_wanted(source));
+            .partition(|source| !self.is_wanted(source) && self.is_in_emergency(source));
         self.next.sources = kept;
-        for source in gone {
+        for source in &gone {
             // A source that was never trusted has no connections.
             if source.stage == SourceStage::Prepared {
                 self.event(
@@ -100,23 +113,85 @@ impl<'a> Step<'a> {
             );
             self.events
                 .push(PlanEvent::warning(EventReason::SourceRevoked, note));
-            self.next.revoked_sources.push(source.name);
+            self.next.revoked_sources.push(source.name.clone());
             self.next.revoked_since = Some(self.now);
         }
         let surplus = self.next.revoked_sources.len().saturating_sub(MAX_REVOKED);
         self.next.revoked_sources.drain(..surplus);
+        gone
+    }
+
+    /// Whether the emergency names this source.
+    fn is_in_emergency(&self, source: &RecordedSource) -> bool {
+        let named = &self.input.rotation.emergency_sources;
+        named.is_empty()
+            || named
+                .iter()
+                .any(|name| *name == source.declared || *name == source.name)
+    }
+
+    /// Trusts wanted sources that replace what the emergency is about: those of a name that it has, and of an issuer that lost trust in this step.
+    fn replace(&mut self, revoked: &[RecordedSource]) {
+        let input = self.input;
+        self.trust_at_once(|declared, definition| {
+            let named = &input.rotation.emergency_sources;
+            named.iter().any(|name| name == declared)
+                || revoked
+                    .iter()
+                    .any(|source| source.definition.is_of_issuer(definition))
+        });
+    }
+
+    /// Trusts these wanted sources, fetched or not: in an emergency, and in the first configuration, which has no other.
+    fn trust_at_once(&mut self, which: impl Fn(&str, &SourceDefinition) -> bool) {
+        let trusted: BTreeSet<String> = self
+            .next
+            .sources
+            .iter()
+            .filter(|source| self.is_wanted(source) && which(&source.declared, &source.definition))
+            .map(|source| source.name.clone())
+            .collect();
         self.advance(|source| match source.stage {
+            _ if !trusted.contains(&source.name) => None,
             SourceStage::Prepared => Some((SourceStage::Trusted, EventReason::SourceTrusted)),
             SourceStage::Retiring => Some((SourceStage::Trusted, EventReason::SourceTakenBack)),
             SourceStage::Trusted => None,
         });
-        self.add(SourceStage::Trusted);
+        let wanted = self.input.wanted.iter();
+        self.add(
+            SourceStage::Trusted,
+            wanted.filter(|(declared, definition)| which(declared, definition)),
+        );
+    }
+
+    /// Whether pods run with sources of which no record is left.
+    fn is_record_lost(&self) -> bool {
+        !self.input.shown.is_empty() && self.input.fleet.alive().next().is_some()
+    }
+
+    /// Without any record: trusts the wanted sources that the last status showed as trusted, and has pods fetch the others first.
+    fn begin_again(&mut self) {
+        let shown = self.input.shown;
+        let was_trusted = |declared: &str, definition: &SourceDefinition| {
+            shown.iter().any(|shown| {
+                shown.name == declared
+                    && shown.issuer == definition.issuer
+                    && shown.state != SourceStage::Prepared
+            })
+        };
+        self.trust_at_once(was_trusted);
+        self.add(SourceStage::Prepared, self.input.wanted.iter());
+        let note = "the live ConfigMap and the copy of its record are gone: sources that the status showed as trusted stay so, pods fetch all others first, and sources that \
+                    were retiring are refused"
+            .to_owned();
+        self.events
+            .push(PlanEvent::warning(EventReason::RecordLost, note));
     }
 
     fn rotate(&mut self) {
         self.take_back();
         self.remove_unused();
-        self.add(SourceStage::Prepared);
+        self.add(SourceStage::Prepared, self.input.wanted.iter());
         if self.changed() || self.input.fleet.lagging(self.input.revision).is_some() {
             return;
         }
@@ -190,14 +265,20 @@ impl<'a> Step<'a> {
                 format!("{} is removed: its tokens are refused", source.name),
             );
         }
-        if !self.next.revoked_sources.is_empty() && self.revocation_lag().is_none() {
+        let is_over = !self.input.rotation.emergency;
+        if is_over && !self.next.revoked_sources.is_empty() && self.revocation_lag().is_none() {
             self.next.revoked_sources.clear();
             self.next.revoked_since = None;
         }
     }
 
-    fn add(&mut self, stage: SourceStage) {
-        for (declared, definition) in self.input.wanted {
+    /// Adds those of these wanted sources that are not there yet.
+    fn add(
+        &mut self,
+        stage: SourceStage,
+        wanted: impl Iterator<Item = &'a (String, SourceDefinition)>,
+    ) {
+        for (declared, definition) in wanted {
             if self
                 .next
                 .sources

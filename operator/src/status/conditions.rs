@@ -36,6 +36,10 @@ pub enum ConditionType {
     JWKSHealthy,
     /// No source is between two stages.
     JWKSRotationComplete,
+    /// `spec.jwks.rotation.emergency` is set.
+    EmergencyInForce,
+    /// The Secret holds every key that the operator made and that is still needed.
+    SigningKeysIntact,
     /// The objects through which people reach the public Service from outside are as the spec wants them.
     Exposed,
     /// The objects for Prometheus's operator are as the spec wants them.
@@ -52,7 +56,7 @@ use ConditionType as Type;
 
 impl ConditionType {
     /// All, in the order in which the status lists them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Type::Ready,
         Type::Available,
         Type::Progressing,
@@ -64,6 +68,8 @@ impl ConditionType {
         Type::DatabaseMigrated,
         Type::JWKSHealthy,
         Type::JWKSRotationComplete,
+        Type::EmergencyInForce,
+        Type::SigningKeysIntact,
         Type::Exposed,
         Type::Monitored,
         Type::UpdatePending,
@@ -85,6 +91,8 @@ impl ConditionType {
             Type::DatabaseMigrated => "DatabaseMigrated",
             Type::JWKSHealthy => "JWKSHealthy",
             Type::JWKSRotationComplete => "JWKSRotationComplete",
+            Type::EmergencyInForce => "EmergencyInForce",
+            Type::SigningKeysIntact => "SigningKeysIntact",
             Type::Exposed => "Exposed",
             Type::Monitored => "Monitored",
             Type::UpdatePending => "UpdatePending",

@@ -7,7 +7,7 @@ use signal_crds::status::{ScalingState, SourceStage};
 use super::degraded::degraded;
 use super::failures::{ApplyFailure, exposed, monitored};
 use super::hpa::hpa_condition;
-use super::reports;
+use super::{reports, trust};
 use crate::decide::{ClusterPlan, PlannedCluster};
 use crate::names::RESTARTED_AT;
 use crate::objects::{Held, Migration};
@@ -58,6 +58,8 @@ pub fn findings(
         all.push(database(spec, &planned.migration));
         all.push(rotation(planned));
         all.push(update_pending(planned));
+        all.push(trust::emergency(spec, planned));
+        all.push(trust::signing_keys(spec, planned));
     }
     all.push(ready(observed, plan, &all));
     all

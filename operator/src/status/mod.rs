@@ -8,6 +8,7 @@ mod degraded;
 mod failures;
 mod findings;
 mod hpa;
+mod trust;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::batch::v1::Job;

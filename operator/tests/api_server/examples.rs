@@ -78,6 +78,7 @@ async fn round(harness: &Harness, cluster: &SignalCluster) -> Applied {
             current: valid.redis.clone(),
             ..RedisRecord::default()
         },
+        ..Record::default()
     };
     let input = DesiredInput {
         keys: None,

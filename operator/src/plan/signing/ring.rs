@@ -11,10 +11,11 @@ use p256::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, LineEnding};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use signal_contract::Object;
+use signal_contract::{Object, objects};
 use signal_crds::status::{SigningKeyStage, SigningKeyStatus};
 
 use crate::observe::bounded;
+use crate::plan::record::{PublicKey, SigningRecord};
 use crate::time::to_k8s;
 
 /// Key of the Secret with every key and its stage.
@@ -32,18 +33,22 @@ pub struct KeyRing {
     pub(super) issuer: String,
     pub(super) audiences: Vec<String>,
     pub(super) keys: Vec<Key>,
+    /// Keys whose private parts are gone; all of stage VerifyOnly.
+    pub(super) lost: Vec<PublicKey>,
+    /// The value of [`crate::names::ROTATE_NOW`] that was carried out last.
+    pub(super) rotated: Option<String>,
 }
 
 /// The Secret does not hold what the operator wrote; the text contains nothing of it.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}; {}", match ring.as_ref().and_then(KeyRing::signing) {
+#[error("{what}; {}", match ring.as_deref().and_then(KeyRing::signing) {
     Some(key) => format!("key {} continues to sign", key.kid),
     None => "no signing key could be read, another key takes over".to_owned(),
 })]
 pub struct Damage {
     what: String,
     /// What could be read.
-    pub ring: Option<KeyRing>,
+    pub ring: Option<Box<KeyRing>>,
 }
 
 #[derive(Clone, PartialEq)]
@@ -60,6 +65,8 @@ pub(super) struct Key {
     pub(super) verify_until: Option<DateTime<Utc>>,
     /// Of Published alone: since when every ready pod serves it.
     pub(super) served_since: Option<DateTime<Utc>>,
+    /// Of Published alone: a person asked for it, so it signs as soon as verifiers have it.
+    pub(super) asked_for: bool,
     /// The longest life of a token that it may have signed.
     pub(super) token_life: signal_crds::Duration,
 }
@@ -86,8 +93,24 @@ pub(super) struct Entry {
     verify_until: Option<DateTime<Utc>>,
     #[serde(default)]
     served_since: Option<DateTime<Utc>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    asked_for: bool,
     #[serde(default)]
     token_life: signal_crds::Duration,
+}
+
+/// `ring.json`.
+#[derive(Default, Serialize, Deserialize)]
+struct Ring {
+    keys: Vec<Value>,
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "objects"
+    )]
+    lost: Vec<PublicKey>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rotated: Option<String>,
 }
 
 /// `current.json`.
@@ -118,6 +141,7 @@ impl Key {
             since,
             verify_until: None,
             served_since: None,
+            asked_for: false,
             token_life: signal_crds::Duration::default(),
         }
     }
@@ -144,6 +168,7 @@ impl Key {
             since,
             verify_until,
             served_since,
+            asked_for,
             token_life,
             ..
         } = *self;
@@ -154,8 +179,22 @@ impl Key {
             since,
             verify_until,
             served_since,
+            asked_for,
             token_life,
         }
+    }
+
+    /// Without its private part; `None` until its time is known.
+    fn public(&self) -> Option<PublicKey> {
+        Some(PublicKey {
+            kid: self.kid.clone(),
+            x: self.x.clone(),
+            y: self.y.clone(),
+            stage: self.stage,
+            since: self.since?,
+            verify_until: self.verify_until,
+            token_life: self.token_life,
+        })
     }
 
     /// `None` if the entry is no key, or its `kid` is not that of the key.
@@ -165,12 +204,14 @@ impl Key {
         let Entry {
             verify_until,
             served_since,
+            asked_for,
             token_life,
             ..
         } = entry;
         let key = Self {
             verify_until,
             served_since,
+            asked_for,
             token_life,
             ..Self::new(secret, entry.stage, entry.since)
         };
@@ -185,6 +226,7 @@ impl Key {
     ) {
         (self.stage, self.since, self.verify_until, self.served_since) =
             (stage, since, verify_until, None);
+        self.asked_for = false;
     }
 }
 
@@ -203,7 +245,9 @@ impl KeyRing {
         if data.is_empty() {
             return Ok(None);
         }
-        let (mut keys, mut what) = read_ring(data.get(RING_JSON).map(Vec::as_slice));
+        let (mut keys, mut rest, mut what) = read_ring(data.get(RING_JSON).map(Vec::as_slice));
+        rest.lost
+            .retain(|lost| keys.iter().all(|key| key.kid != lost.kid) && is_whole(lost));
         let current = data
             .get(CURRENT_PEM)
             .and_then(|pem| SecretKey::from_pkcs8_pem(std::str::from_utf8(pem).ok()?).ok());
@@ -233,24 +277,35 @@ impl KeyRing {
             .and_then(|json| read_bounded(json))
             .map(|Object(current)| current)
             .unwrap_or_default();
-        let ring = (!keys.is_empty()).then_some(Self {
+        let ring = (!keys.is_empty() || !rest.lost.is_empty()).then_some(Self {
             issuer: current_json.iss,
             audiences: current_json.aud,
             keys,
+            lost: rest.lost,
+            rotated: rest.rotated,
         });
         match what {
-            Some(what) => Err(Damage { what, ring }),
+            Some(what) => Err(Damage {
+                what,
+                ring: ring.map(Box::new),
+            }),
             None => Ok(ring),
         }
     }
 
     /// Data of the Secret.
     pub fn to_secret(&self) -> BTreeMap<String, Vec<u8>> {
-        let entries: Vec<Entry> = self.keys.iter().map(Key::entry).collect();
+        let entry =
+            |key: &Key| serde_json::to_value(key.entry()).expect("texts and times are plain data");
+        let ring = Ring {
+            keys: self.keys.iter().map(entry).collect(),
+            lost: self.lost.clone(),
+            rotated: self.rotated.clone(),
+        };
         let mut data = BTreeMap::from([
             (
                 RING_JSON.to_owned(),
-                json!({"keys": entries}).to_string().into_bytes(),
+                serde_json::to_vec(&ring).expect("texts and times are plain data"),
             ),
             (JWKS_JSON.to_owned(), self.jwks().into_bytes()),
         ]);
@@ -276,8 +331,57 @@ impl KeyRing {
 
     /// The public set, RFC 7517. A change of stage alone does not change it.
     pub fn jwks(&self) -> String {
-        let public = |key: &Key| json!({"kty": "EC", "crv": "P-256", "x": key.x, "y": key.y, "kid": key.kid, "alg": "ES256", "use": "sig"});
-        json!({"keys": self.keys.iter().map(public).collect::<Vec<_>>()}).to_string()
+        let public = |kid: &str, x: &str, y: &str| json!({"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": kid, "alg": "ES256", "use": "sig"});
+        let keys = self.keys.iter().map(|key| public(&key.kid, &key.x, &key.y));
+        let lost = self.lost.iter().map(|key| public(&key.kid, &key.x, &key.y));
+        json!({"keys": keys.chain(lost).collect::<Vec<_>>()}).to_string()
+    }
+
+    /// What the record keeps of it: of keys that the Secret held, as `observed` says, and of those that are lost.
+    pub fn record(&self, observed: Option<&Self>) -> SigningRecord {
+        let held = |key: &&Key| observed.is_some_and(|ring| ring.has(&key.kid));
+        let keys = self.keys.iter().filter(held).filter_map(Key::public);
+        SigningRecord {
+            keys: keys.chain(self.lost.iter().cloned()).collect(),
+        }
+    }
+
+    /// Keys whose private parts are gone.
+    pub fn lost(&self) -> &[PublicKey] {
+        &self.lost
+    }
+
+    /// Whether it holds this key with its private part.
+    fn has(&self, kid: &str) -> bool {
+        self.keys.iter().any(|key| key.kid == kid)
+    }
+
+    /// Adds keys that the record has and the Secret has not: some tokens of them may still be valid. Returns those that it did not know as lost.
+    pub(super) fn recover(
+        &mut self,
+        recorded: &SigningRecord,
+        until: impl Fn(&PublicKey) -> DateTime<Utc>,
+    ) -> Vec<PublicKey> {
+        let is_new = |ring: &Self, key: &PublicKey| {
+            // Nothing was signed with a key that was only published.
+            key.stage != SigningKeyStage::Published
+                && is_whole(key)
+                && !ring.has(&key.kid)
+                && ring.lost.iter().all(|lost| lost.kid != key.kid)
+        };
+        let mut new = Vec::new();
+        for key in &recorded.keys {
+            if is_new(self, key) {
+                let lost = PublicKey {
+                    stage: SigningKeyStage::VerifyOnly,
+                    verify_until: Some(key.verify_until.unwrap_or_else(|| until(key))),
+                    ..key.clone()
+                };
+                self.lost.push(lost.clone());
+                new.push(lost);
+            }
+        }
+        new
     }
 
     /// As the status of the SignalCluster shows it.
@@ -287,7 +391,12 @@ impl KeyRing {
             state: key.stage,
             since: to_k8s(key.since.unwrap_or_default()),
         };
-        self.keys.iter().map(shown).collect()
+        let lost = self.lost.iter().map(|key| SigningKeyStatus {
+            kid: key.kid.clone(),
+            state: key.stage,
+            since: to_k8s(key.since),
+        });
+        self.keys.iter().map(shown).chain(lost).collect()
     }
 
     pub(super) fn at(&self, stage: SigningKeyStage) -> Option<usize> {
@@ -305,21 +414,29 @@ fn read_bounded<T: serde::de::DeserializeOwned>(json: &[u8]) -> Option<T> {
     serde_json::from_slice(json).ok()
 }
 
-/// The readable keys of `ring.json`, and what is wrong with it.
-fn read_ring(json: Option<&[u8]>) -> (Vec<Key>, Option<String>) {
-    #[derive(Deserialize)]
-    struct Ring {
-        keys: Vec<Value>,
-    }
+/// Whether its name is that of its point.
+fn is_whole(key: &PublicKey) -> bool {
+    key.kid == thumbprint(&key.x, &key.y)
+}
+
+/// The readable keys of `ring.json`, the rest of it, and what is wrong with it.
+fn read_ring(json: Option<&[u8]>) -> (Vec<Key>, Ring, Option<String>) {
+    let nothing = |what: &str| {
+        (
+            Vec::new(),
+            Ring::default(),
+            Some(format!("{RING_JSON} {what}")),
+        )
+    };
     let Some(json) = json else {
-        return (Vec::new(), Some(format!("{RING_JSON} is missing")));
+        return nothing("is missing");
     };
     // An error of serde may contain a private key.
-    let Some(Object(ring)) = read_bounded::<Object<Ring>>(json) else {
-        return (Vec::new(), Some(format!("{RING_JSON} cannot be read")));
+    let Some(Object(mut ring)) = read_bounded::<Object<Ring>>(json) else {
+        return nothing("cannot be read");
     };
     let (mut keys, mut what) = (Vec::<Key>::new(), None);
-    for (at, value) in ring.keys.into_iter().enumerate() {
+    for (at, value) in std::mem::take(&mut ring.keys).into_iter().enumerate() {
         match Key::read(value) {
             Some(key) if keys.iter().all(|known| known.kid != key.kid) => keys.push(key),
             _ => {
@@ -331,7 +448,7 @@ fn read_ring(json: Option<&[u8]>) -> (Vec<Key>, Option<String>) {
             }
         }
     }
-    (keys, what)
+    (keys, ring, what)
 }
 
 /// Leaves one signing key: the one that the issuer holds, else the newest one.

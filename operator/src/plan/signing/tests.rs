@@ -17,6 +17,7 @@ use super::*;
 use crate::decide::{ClusterMemory, ClusterPlan, decide};
 use crate::fixture::example;
 use crate::observe::observed::Observed;
+use crate::plan::record::SigningRecord;
 use crate::time::to_k8s;
 use signal_contract::{JwksFileReport, StatusReport};
 
@@ -68,10 +69,22 @@ fn fleet(served: &[&[String]]) -> Fleet {
 }
 
 fn step_with(managed: &Managed, ring: Option<&KeyRing>, fleet: &Fleet, secs: i64) -> Plan<KeyRing> {
+    step_of(managed, ring, fleet, secs, None)
+}
+
+fn step_of(
+    managed: &Managed,
+    ring: Option<&KeyRing>,
+    fleet: &Fleet,
+    secs: i64,
+    rotate_now: Option<&str>,
+) -> Plan<KeyRing> {
     let input = SigningInput {
         managed,
         skew: Duration::secs(60),
         ring,
+        recorded: &SigningRecord::default(),
+        rotate_now,
         fleet,
     };
     plan(
@@ -183,6 +196,52 @@ fn what_the_issuer_signs_with_its_pem_the_published_key_verifies() {
         json!({"kid": RFC_KID, "alg": "ES256", "iss": "https://edge.example.com/", "aud": ["signal", "edge"]})
     );
     assert_eq!(data[JWKS_JSON], rfc_ring().jwks().into_bytes());
+}
+
+#[test]
+fn a_rotation_that_is_asked_for_happens_once_for_each_value_and_after_every_verifier_has_the_key() {
+    let look = |ring: &KeyRing, secs, value| {
+        let served = fleet(&[&kids(ring)]);
+        let plan = step_of(&managed(), Some(ring), &served, secs, value);
+        // What is remembered is in the Secret.
+        (read(&plan.next.to_secret()), reasons(&plan))
+    };
+    let first = step(None, 0).next;
+    let (asked, events) = look(&first, 10, Some("one"));
+    assert_eq!(events, ["SigningKeyPublished", "RotationRequested"]);
+    assert_eq!(current(&asked), current(&first), "nobody has the new key");
+    let (served, events) = look(&asked, 11, Some("one"));
+    assert_eq!(events, [""; 0]);
+    let (early, _) = look(&served, 11 + CACHE - 1, Some("one"));
+    assert_eq!(
+        current(&early),
+        current(&first),
+        "some may cache the old set"
+    );
+    let (turned, events) = look(&early, 11 + CACHE, Some("one"));
+    assert_eq!(events, ["SigningKeyActivated", "SigningKeyRetired"]);
+    assert_ne!(current(&turned), current(&first));
+    let (same, events) = look(&turned, 12 + CACHE, Some("one"));
+    assert_eq!((current(&same), events), (current(&turned), vec![]));
+    let (_, events) = look(&turned, 12 + CACHE, Some("two"));
+    assert_eq!(events, ["SigningKeyPublished", "RotationRequested"]);
+    // A key that was published in time signs earlier.
+    let (due, _) = look(&first, ROTATE - LEAD, None);
+    let (due, _) = look(&due, ROTATE - LEAD + 1, None);
+    let (_, events) = look(&due, ROTATE - LEAD + 1 + CACHE, None);
+    assert_eq!(events, [""; 0]);
+    let (_, events) = look(&due, ROTATE - LEAD + 1 + CACHE, Some("one"));
+    assert_eq!(
+        events,
+        [
+            "RotationRequested",
+            "SigningKeyActivated",
+            "SigningKeyRetired"
+        ]
+    );
+    // The first key is what the value would ask for.
+    let fresh = step_of(&managed(), None, &fleet(&[]), 0, Some("one")).next;
+    assert_eq!(look(&fresh, 1, Some("one")).1, [""; 0]);
 }
 
 #[test]
@@ -465,7 +524,7 @@ fn a_pem_with_another_key_than_the_signing_one_is_reported_and_signs() {
     );
     let damage = KeyRing::from_secret(&data).unwrap_err();
     assert!(damage.to_string().contains(RFC_KID), "{damage}");
-    let plan = step(damage.ring.as_ref(), now);
+    let plan = step(damage.ring.as_deref(), now);
     assert_eq!(current(&plan.next), RFC_KID);
     assert!(
         kids(&ring).iter().all(|kid| kids(&plan.next).contains(kid)),
@@ -517,7 +576,7 @@ fn with_a_damaged_ring_the_key_that_signs_stays_and_its_time_starts_again() {
         data.extend(damaged.map(|text| (RING_JSON.to_owned(), text.as_bytes().to_vec())));
         let damage = KeyRing::from_secret(&data).unwrap_err();
         assert!(damage.to_string().contains(&current(&ring)), "{damage}");
-        let plan = step(damage.ring.as_ref(), now);
+        let plan = step(damage.ring.as_deref(), now);
         assert_eq!(
             (stages(&plan.next), current(&plan.next)),
             (vec![SigningKeyStage::Signing], current(&ring)),
@@ -540,7 +599,7 @@ fn one_damaged_key_takes_no_other_with_it() {
         data.insert(RING_JSON.to_owned(), value.to_string().into_bytes());
         let damage = KeyRing::from_secret(&data).unwrap_err();
         assert!(!damage.to_string().contains(RFC_D));
-        let plan = step(damage.ring.as_ref(), now);
+        let plan = step(damage.ring.as_deref(), now);
         assert_eq!(current(&plan.next), current(&ring), "{lost}");
         let kept: Vec<String> = kids(&ring)
             .into_iter()
@@ -565,7 +624,7 @@ fn two_keys_that_sign_become_the_one_of_the_issuer_and_one_that_is_verified() {
         text.replace("Published", "Signing").into_bytes(),
     );
     let plan = step(
-        KeyRing::from_secret(&data).unwrap_err().ring.as_ref(),
+        KeyRing::from_secret(&data).unwrap_err().ring.as_deref(),
         now + 1,
     );
     assert_eq!(
@@ -595,7 +654,7 @@ fn where_no_key_that_signs_can_be_read_the_published_one_takes_its_place() {
     );
     let damage = KeyRing::from_secret(&data).unwrap_err();
     assert_eq!(
-        current(&step(damage.ring.as_ref(), now).next),
+        current(&step(damage.ring.as_deref(), now).next),
         kids(&ring)[2]
     );
 

@@ -135,6 +135,7 @@ fn step_with(
             rotation: &rotation,
             record,
             revision: Some("r"),
+            shown: &[],
             fleet: &fleet,
         },
         at(secs),
@@ -190,6 +191,7 @@ fn the_first_configuration_is_trusted_at_once() {
         rotation: &rotation,
         record: &empty,
         revision: None,
+        shown: &[],
         fleet: &fleet,
     };
     let first = plan(&input, at(0));
@@ -649,6 +651,104 @@ fn an_emergency_revokes_at_once_and_trusts_what_is_wanted_unseen() {
 }
 
 #[test]
+fn an_emergency_is_about_the_sources_that_it_names_and_about_no_other() {
+    let now = record(vec![trusted("a"), trusted("b"), trusted("c")]);
+    let named = |names: &[&str]| Rotation {
+        emergency: true,
+        emergency_sources: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..Rotation::default()
+    };
+    let pods = |record: &SourcesRecord| vec![pod("p", "r", record)];
+    let begun = step_with(
+        named(&["a"]),
+        &wanted(&["a@two", "c@two"]),
+        &now,
+        pods(&now),
+        10,
+    );
+    let found: Vec<_> = stages(&begun.next)
+        .into_iter()
+        .map(|(name, stage)| (name.split('-').next().unwrap(), stage))
+        .collect();
+    assert_eq!(begun.next.revoked_sources, ["a"]);
+    assert_eq!(
+        found,
+        [
+            ("b", SourceStage::Trusted),
+            ("c", SourceStage::Trusted),
+            ("a", SourceStage::Trusted),
+            ("c", SourceStage::Prepared)
+        ],
+        "what replaces the named one is trusted unseen, others change as ever"
+    );
+    // The names stay on the list while the emergency is in force.
+    let held = step_with(
+        named(&["a"]),
+        &wanted(&["a@two", "c@two"]),
+        &begun.next,
+        pods(&begun.next),
+        11,
+    );
+    assert_eq!(held.next.revoked_sources, ["a"]);
+    let other = step_with(named(&["a"]), &wanted(&["a", "c"]), &now, pods(&now), 10);
+    assert_eq!(
+        other.next.revoked_sources, [""; 0],
+        "b leaves with an overlap"
+    );
+    assert_eq!(
+        stages(&other.next)[1],
+        ("b", SourceStage::Retiring),
+        "{:?}",
+        other.next
+    );
+}
+
+#[test]
+fn without_any_record_only_what_the_status_showed_as_trusted_is_trusted_unseen() {
+    let shown = |name: &str, state| SourceStatus {
+        name: name.into(),
+        issuer: wanted(&[name])[0].1.issuer.clone(),
+        state,
+        key_ids: Vec::new(),
+        fetched_replicas: 0,
+        retire_after: None,
+        last_error: None,
+    };
+    let shown = [
+        shown("a", SourceStage::Trusted),
+        shown("b", SourceStage::Prepared),
+    ];
+    let (wanted, empty) = (wanted(&["a", "b", "c"]), SourcesRecord::default());
+    let begin = |pods| {
+        let input = SourcesInput {
+            wanted: &wanted,
+            rotation: &Rotation::default(),
+            record: &empty,
+            revision: None,
+            shown: &shown,
+            fleet: &Fleet { pods },
+        };
+        plan(&input, at(0))
+    };
+    let lost = begin(vec![pod("p", "r", &empty)]);
+    assert_eq!(
+        stages(&lost.next),
+        [
+            ("a", SourceStage::Trusted),
+            ("b", SourceStage::Prepared),
+            ("c", SourceStage::Prepared)
+        ]
+    );
+    let last = lost.events.last().unwrap();
+    assert_eq!(
+        (last.kind, last.reason.as_str()),
+        (EventKind::Warning, "RecordLost")
+    );
+    let stages_of_none = stages(&begin(Vec::new()).next).len();
+    assert_eq!(stages_of_none, 3, "without a pod there is nothing to fetch");
+}
+
+#[test]
 fn revoked_names_stay_until_every_pod_has_taken_them_and_the_emergency_is_over() {
     let now = SourcesRecord {
         revoked_sources: vec!["a".into()],
@@ -756,6 +856,7 @@ fn nothing_advances_on_settings_that_are_not_written() {
         rotation: &rotation,
         record: &now,
         revision: None,
+        shown: &[],
         fleet: &fleet,
     };
     assert_eq!(plan(&input, at(0)).next, now);

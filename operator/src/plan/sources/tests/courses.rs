@@ -93,6 +93,7 @@ impl Simulation {
             rotation: &rotation,
             record: &simulation.record,
             revision: None,
+            shown: &[],
             fleet: &fleet,
         };
         simulation.record = plan(&input, at(0)).next;
@@ -190,6 +191,7 @@ impl Simulation {
             rotation: &rotation,
             record: &self.record,
             revision: Some(&revision),
+            shown: &[],
             fleet: &fleet,
         };
         plan(&input, at(self.secs))
