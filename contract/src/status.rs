@@ -211,6 +211,13 @@ pub struct DrainOrder {
     /// The process stays, unready and without connections, until the drain is taken back or the process ends.
     #[serde(default)]
     pub hold: bool,
+    /// Of a held drain: how long the instance still accepts connections, until everybody who sends them knows that it is not ready. Absent:
+    /// `drain.endpoint_propagation_ms`.
+    #[serde(default, rename = "pauseMs", skip_serializing_if = "Option::is_none")]
+    pub pause_ms: Option<u64>,
+    /// Of a held drain: it is taken back after this time, unless the order is repeated. Absent: it stays.
+    #[serde(default, rename = "expiresMs", skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
 }
 
 /// The body of `POST /shed`: close this many connections with 4009.

@@ -1,6 +1,7 @@
 //! The state of the process between start and exit, which probes, `/status` and the drain share.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -36,6 +37,10 @@ pub struct Lifecycle {
 pub struct Hold {
     /// When it was requested; also identifies it.
     pub since: Instant,
+    /// How long connections are still accepted; `None`: as long as the settings say.
+    pub pause: Option<Duration>,
+    /// When it is taken back by itself, unless it is requested again before.
+    pub until: Option<Instant>,
     /// When it started to close connections. `None` during the pause for endpoints, in which connections are still served and accepted.
     pub closing_since: Option<Instant>,
 }
@@ -64,21 +69,29 @@ impl Lifecycle {
         self.drain.cancel();
     }
 
-    /// Requests a held drain: not ready at once, connections closed in batches, then nothing until [`Lifecycle::release`] or
-    /// [`Lifecycle::request_drain`]. A second request changes nothing.
+    /// Requests a held drain: not ready at once, connections accepted for the `pause`, then closed in batches, then nothing until
+    /// [`Lifecycle::release`], [`Lifecycle::request_drain`], or the time `expires` after the last request. A second request changes only that time.
     ///
     /// # Errors
     /// The process drains in order to end.
-    pub fn request_hold(&self) -> Result<(), Ending> {
-        self.unless_ending(|hold| {
-            hold.is_none()
-                .then(|| {
-                    *hold = Some(Hold {
-                        since: Instant::now(),
-                        closing_since: None,
-                    })
-                })
-                .is_some()
+    pub fn request_hold(
+        &self,
+        pause: Option<Duration>,
+        expires: Option<Duration>,
+    ) -> Result<(), Ending> {
+        let now = Instant::now();
+        let until = expires.and_then(|expires| now.checked_add(expires));
+        self.unless_ending(|hold| match hold {
+            Some(hold) => std::mem::replace(&mut hold.until, until) != until,
+            None => {
+                *hold = Some(Hold {
+                    since: now,
+                    pause,
+                    until,
+                    closing_since: None,
+                });
+                true
+            }
         })
     }
 
@@ -88,6 +101,14 @@ impl Lifecycle {
     /// The process drains in order to end.
     pub fn release(&self) -> Result<(), Ending> {
         self.unless_ending(|hold| hold.take().is_some())
+    }
+
+    /// Takes a held drain back if nobody requested it again in time.
+    pub fn release_expired(&self) {
+        let _ = self.unless_ending(|hold| {
+            let is_over = |hold: &mut Hold| hold.until.is_some_and(|until| until <= Instant::now());
+            hold.take_if(is_over).is_some()
+        });
     }
 
     fn unless_ending(&self, change: impl FnOnce(&mut Option<Hold>) -> bool) -> Result<(), Ending> {
@@ -238,7 +259,7 @@ mod tests {
         );
         assert!(!lifecycle.exit_requested().is_cancelled());
         assert_eq!(
-            (lifecycle.request_hold(), lifecycle.release()),
+            (lifecycle.request_hold(None, None), lifecycle.release()),
             (Err(Ending), Err(Ending))
         );
         assert!(lifecycle.is_draining() && !lifecycle.is_held());
@@ -248,14 +269,14 @@ mod tests {
     fn a_held_drain_is_unready_at_once_refuses_when_it_closes_and_can_be_taken_back() {
         let lifecycle = Lifecycle::default();
         assert_eq!(lifecycle.release(), Ok(()), "taking back nothing succeeds");
-        lifecycle.request_hold().unwrap();
+        lifecycle.request_hold(None, None).unwrap();
         let first = lifecycle.hold().unwrap();
         assert_eq!(lifecycle.unready(), [("drain", "held".into())]);
         assert!(
             lifecycle.is_held() && !lifecycle.refuses_connections(),
             "connections are accepted during the pause for endpoints"
         );
-        lifecycle.request_hold().unwrap();
+        lifecycle.request_hold(None, None).unwrap();
         assert_eq!(
             lifecycle.hold(),
             Some(first),
@@ -271,17 +292,41 @@ mod tests {
             !lifecycle.begin_closing(first),
             "a held drain that was taken back closes nothing"
         );
-        lifecycle.request_hold().unwrap();
+        lifecycle.request_hold(None, None).unwrap();
         assert!(
             !lifecycle.begin_closing(first),
             "nor does it act for the next one"
         );
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_held_drain_that_nobody_renews_is_taken_back_and_one_that_is_renewed_stays() {
+        let lifecycle = Lifecycle::default();
+        let expires = Some(Duration::from_secs(60));
+        lifecycle.request_hold(None, expires).unwrap();
+        let first = lifecycle.hold().unwrap();
+        tokio::time::advance(Duration::from_secs(50)).await;
+        lifecycle.request_hold(None, expires).unwrap();
+        tokio::time::advance(Duration::from_secs(50)).await;
+        lifecycle.release_expired();
+        assert_eq!(
+            lifecycle.hold().unwrap().since,
+            first.since,
+            "it is the same"
+        );
+        tokio::time::advance(Duration::from_secs(10)).await;
+        lifecycle.release_expired();
+        assert!(!lifecycle.is_draining());
+        lifecycle.request_hold(None, None).unwrap();
+        tokio::time::advance(Duration::from_secs(100_000)).await;
+        lifecycle.release_expired();
+        assert!(lifecycle.is_held(), "one without a time stays");
+    }
+
     #[test]
     fn a_held_drain_becomes_the_drain_that_ends_the_process() {
         let lifecycle = Lifecycle::default();
-        lifecycle.request_hold().unwrap();
+        lifecycle.request_hold(None, None).unwrap();
         let hold = lifecycle.hold();
         lifecycle.request_drain();
         assert!(lifecycle.is_ending() && !lifecycle.is_held());

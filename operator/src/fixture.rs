@@ -36,6 +36,7 @@ pub(crate) fn pod(name: &str) -> Pod {
         resource_version: "1".into(),
         ip: Some([10, 0, 0, 1].into()),
         admin_port: 9090,
+        readiness_lag: std::time::Duration::from_secs(13),
         node: Some("node".into()),
         ready: true,
         terminating: false,

@@ -223,7 +223,10 @@ pub(super) async fn drain(
 ) -> Result<Response, Problem> {
     tracing::info!(held = body.hold, "drain requested on the admin listener");
     if body.hold {
-        state.lifecycle.request_hold()?;
+        let millis = |millis: Option<u64>| millis.map(Duration::from_millis);
+        state
+            .lifecycle
+            .request_hold(millis(body.pause_ms), millis(body.expires_ms))?;
     } else {
         state.lifecycle.request_drain();
     }

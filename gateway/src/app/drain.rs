@@ -63,6 +63,7 @@ impl Drain<'_> {
             };
             let differs = |now: &Option<Hold>| now.is_none_or(|now| now.since != hold.since);
             tokio::select! {
+                () = self.expire(hold) => tracing::warn!("held drain taken back: nobody has ordered it again in time"),
                 _ = holds.wait_for(differs) => tracing::info!(connections = self.hub.counts().total, "held drain taken back; the process accepts connections again"),
                 never = self.close_and_keep_closed(hold) => match never {},
             }
@@ -71,7 +72,8 @@ impl Drain<'_> {
 
     /// Waits the pause for endpoints, closes all connections, and keeps them closed.
     async fn close_and_keep_closed(&self, hold: Hold) -> std::convert::Infallible {
-        tokio::time::sleep(self.propagation_left(Some(hold))).await;
+        let pause = hold.pause.unwrap_or(self.propagation());
+        tokio::time::sleep(pause.saturating_sub(hold.since.elapsed())).await;
         if self.lifecycle.begin_closing(hold) {
             self.close_connections(None).await;
             tracing::info!("held drain finished; the process stays without connections");
@@ -84,10 +86,46 @@ impl Drain<'_> {
         }
     }
 
-    /// Returns the rest of the pause in which endpoints notice; a held drain may have used it up.
+    /// Takes this held drain back when its time has passed; never ends while it has none.
+    async fn expire(&self, hold: Hold) {
+        let mut holds = self.lifecycle.holds();
+        loop {
+            let now = *holds.borrow_and_update();
+            let Some(now) = now.filter(|now| now.since == hold.since) else {
+                return std::future::pending().await;
+            };
+            let over = async {
+                match now.until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = over => {
+                    self.lifecycle.release_expired();
+                    if self.lifecycle.hold().is_none() {
+                        return;
+                    }
+                }
+                changed = holds.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
+            }
+        }
+    }
+
+    /// How long endpoints take to notice.
+    fn propagation(&self) -> Duration {
+        Duration::from_millis(self.config.drain.endpoint_propagation_ms)
+    }
+
+    /// Returns the pause in which endpoints notice that the process ends. A held drain that closes has had its own; before that, nobody may have
+    /// noticed anything.
     pub(super) fn propagation_left(&self, hold: Option<Hold>) -> Duration {
-        let whole = Duration::from_millis(self.config.drain.endpoint_propagation_ms);
-        hold.map_or(whole, |hold| whole.saturating_sub(hold.since.elapsed()))
+        match hold.and_then(|hold| hold.closing_since) {
+            Some(_) => Duration::ZERO,
+            None => self.propagation(),
+        }
     }
 
     /// Closes all connections in random batches over the window, or over the rest of it if a held drain started `earlier`, then waits for the queues.

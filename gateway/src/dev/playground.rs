@@ -276,7 +276,10 @@ async fn drain(
     State(playground): State<Arc<Playground>>,
     Json(asked): Json<DrainRequest>,
 ) -> Result<Json<Value>, Refused> {
-    playground.lifecycle.request_hold().map_err(failed)?;
+    playground
+        .lifecycle
+        .request_hold(None, None)
+        .map_err(failed)?;
     let lifecycle = Arc::clone(&playground.lifecycle);
     let time = Duration::from_secs(asked.seconds.clamp(1, MAX_DRAIN_SECS));
     tokio::spawn(async move {

@@ -4,6 +4,7 @@
 //! the API server is one.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use chrono::SecondsFormat;
 use futures_util::FutureExt as _;
@@ -72,7 +73,12 @@ pub async fn give(
         ));
     }
     if let Some(token) = token {
-        let drains = orders.scale.drain.iter().map(|name| (name, Order::Drain));
+        let pause = |name: &String| {
+            let pause = orders.scale.pauses.get(name).copied();
+            Order::Drain(pause.unwrap_or_default())
+        };
+        let drains = orders.scale.drain.iter().chain(&orders.scale.renew);
+        let drains = drains.map(|name| (name, pause(name)));
         let undrains = orders
             .scale
             .undrain
@@ -155,8 +161,8 @@ fn unmarked(mark: &PodMark) -> Value {
 /// One request to a pod.
 #[derive(Debug, Clone, Copy)]
 enum Order {
-    /// Let connections go, and stay.
-    Drain,
+    /// Let connections go after this pause, and stay.
+    Drain(Duration),
     /// The drain is taken back.
     Undrain,
     /// Close so many connections.
@@ -178,12 +184,12 @@ async fn send(
     }
     let port = pod.admin_port;
     let sent = match order {
-        Order::Drain => pods.drain_hold(ip, port, token).await,
+        Order::Drain(pause) => pods.drain_hold(ip, port, token, pause).await,
         Order::Undrain => pods.undrain(ip, port, token).await,
         Order::Shed(count) => pods.shed(ip, port, token, count).await,
     };
     match sent {
-        Ok(()) => tracing::info!(pod = pod.name, ?order, "pod order sent"),
+        Ok(()) => tracing::debug!(pod = pod.name, ?order, "pod order sent"),
         Err(error) => tracing::warn!(
             pod = pod.name,
             ?order,

@@ -6,6 +6,8 @@
 
 mod step;
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Secret;
 use signal_crds::scaling::AutoscalingMode;
@@ -36,6 +38,8 @@ pub struct ClusterMemory {
     /// Hash of the template that could not be applied the last time: no rollout begins by it, so pods may leave meanwhile.
     template_not_applied: Option<String>,
     published: Vec<PlanEvent>,
+    /// Since when a pod that drains is known to do so, by uid.
+    drains: BTreeMap<String, DateTime<Utc>>,
 }
 
 impl ClusterMemory {
@@ -48,6 +52,17 @@ impl ClusterMemory {
             .collect();
         self.published = events.to_vec();
         fresh
+    }
+
+    /// Remembers since when pods drain. A clock that was set back does not make a drain longer than its time.
+    fn follow_drains(&mut self, fleet: &Fleet, now: DateTime<Utc>) {
+        let drains = fleet.pods.iter().filter(|pod| pod.draining_since.is_some());
+        self.drains = drains
+            .map(|pod| {
+                let seen = self.drains.get(&pod.uid).copied().unwrap_or(now);
+                (pod.uid.clone(), seen.min(now))
+            })
+            .collect();
     }
 
     /// Remembers the template that an apply of this plan did not reach, if any.

@@ -213,7 +213,7 @@ impl Step<'_> {
         let begins = desired
             .as_deref_mut()
             .is_some_and(|desired| self.begins_rollout(memory, desired));
-        let scale = self.scale(wanted, begins);
+        let scale = self.scale(memory, wanted, begins);
         let deployment = desired.and_then(|desired| desired.deployment.as_mut());
         if let Some(spec) = deployment.and_then(|deployment| deployment.spec.as_mut()) {
             spec.replicas = Some(scale.deployment_replicas);
@@ -241,13 +241,20 @@ impl Step<'_> {
     }
 
     /// The number of pods.
-    fn scale(&mut self, wanted: i32, begins_rollout: bool) -> ScaleStep {
+    fn scale(
+        &mut self,
+        memory: &mut ClusterMemory,
+        wanted: i32,
+        begins_rollout: bool,
+    ) -> ScaleStep {
+        memory.follow_drains(&self.observed.fleet, self.now);
         let mut scale = scale::plan(
             &ScaleInput {
                 wanted,
                 deployment: self.observed.deployment.as_ref(),
                 fleet: &self.observed.fleet,
                 drain: &self.spec.drain,
+                seen: &memory.drains,
                 rolling_out: self.rollout.going_on || begins_rollout,
             },
             self.now,

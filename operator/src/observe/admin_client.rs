@@ -7,6 +7,8 @@ use signal_contract::{DrainOrder, Object, ShedOrder, StatusReport};
 
 use crate::observe::bounded;
 
+/// A held drain that the operator has not ordered again for so long is taken back by the pod itself: nobody is there who would delete it.
+pub const HOLD_EXPIRES: Duration = Duration::from_secs(900);
 /// Longest time for one request.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Longest answer that is read: a gateway with all the sources that it takes, and ten keys of each, needs a third of it.
@@ -58,16 +60,36 @@ impl AdminClient {
         read_report(&body)
     }
 
-    /// Orders a pod to close its connections and to keep running; a repeated order changes nothing.
+    /// Orders a pod to close its connections after a pause and to keep running; a repeated order only puts off when it expires.
     ///
     /// # Errors
     /// A text for people: why the order failed.
-    pub async fn drain_hold(&self, ip: IpAddr, port: u16, token: &str) -> Result<(), String> {
-        let request = self
-            .0
-            .post(url(ip, port, "drain"))
-            .json(&DrainOrder { hold: true });
-        order(request.bearer_auth(token)).await
+    pub async fn drain_hold(
+        &self,
+        ip: IpAddr,
+        port: u16,
+        token: &str,
+        pause: Duration,
+    ) -> Result<(), String> {
+        let whole = DrainOrder {
+            hold: true,
+            pause_ms: u64::try_from(pause.as_millis()).ok(),
+            expires_ms: u64::try_from(HOLD_EXPIRES.as_millis()).ok(),
+        };
+        // A gateway of an older release refuses members that it does not know.
+        let bare = DrainOrder {
+            hold: true,
+            ..DrainOrder::default()
+        };
+        let request = |body: &DrainOrder| {
+            let request = self.0.post(url(ip, port, "drain")).json(body);
+            request.bearer_auth(token)
+        };
+        let answer = request(&whole).send().await.map_err(|error| why(&error))?;
+        match answer.status().as_u16() {
+            400 | 422 => order(request(&bare)).await,
+            _ => taken(&answer),
+        }
     }
 
     /// Cancels a drain; succeeds also if the pod does not drain.
@@ -105,6 +127,10 @@ fn url(ip: IpAddr, port: u16, path: &str) -> String {
 
 async fn order(request: reqwest::RequestBuilder) -> Result<(), String> {
     let answer = request.send().await.map_err(|error| why(&error))?;
+    taken(&answer)
+}
+
+fn taken(answer: &reqwest::Response) -> Result<(), String> {
     if answer.status().is_success() {
         Ok(())
     } else {

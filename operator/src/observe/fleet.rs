@@ -1,6 +1,7 @@
 //! The gateway pods of one SignalCluster as they were observed: what Kubernetes says of each, and what each says of itself.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use signal_contract::StatusReport;
@@ -25,6 +26,8 @@ pub struct Pod {
     pub ip: Option<IpAddr>,
     /// Its container port named `admin`.
     pub admin_port: u16,
+    /// How long after it says that it is not ready Kubernetes knows it at the latest, by its own readiness probe.
+    pub readiness_lag: Duration,
     /// Its node, once it has one.
     pub node: Option<String>,
     /// Condition Ready of Kubernetes.

@@ -1,6 +1,8 @@
 //! A pod of the API server -> [`Pod`] of the fleet, before it is polled.
 
-use k8s_openapi::api::core::v1::Pod as KubePod;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod as KubePod, Probe};
 use kube::ResourceExt as _;
 
 use crate::names::{self, DELETION_COST, DRAINING, DRAINING_SINCE};
@@ -49,6 +51,7 @@ pub(super) fn pod(pod: &KubePod) -> Option<Pod> {
         admin_port: admin_port
             .and_then(|port| u16::try_from(port).ok())
             .unwrap_or(DEFAULT_ADMIN_PORT),
+        readiness_lag: readiness_lag(gateway.and_then(|gateway| gateway.readiness_probe.as_ref())),
         node: spec.and_then(|spec| spec.node_name.clone()),
         ready: conditions
             .iter()
@@ -73,6 +76,18 @@ pub(super) fn pod(pod: &KubePod) -> Option<Pod> {
             .unwrap_or_default(),
         report: Err("it has not been polled yet".into()),
     })
+}
+
+/// The longest time until a probe that fails from now on makes the pod unready: one that is under way may still succeed.
+fn readiness_lag(probe: Option<&Probe>) -> Duration {
+    // Kubernetes' own defaults.
+    let number = |of: fn(&Probe) -> Option<i32>, default: i32| {
+        let given = probe.and_then(of).unwrap_or(default);
+        u64::try_from(given.max(1)).unwrap_or(1)
+    };
+    let failures = number(|probe| probe.failure_threshold, 3);
+    let period = number(|probe| probe.period_seconds, 10);
+    Duration::from_secs(failures * period + number(|probe| probe.timeout_seconds, 1))
 }
 
 #[cfg(test)]
@@ -121,6 +136,23 @@ mod tests {
             read.draining_since.map(|since| since.timestamp()),
             Some(1_767_225_660)
         );
+    }
+
+    #[test]
+    fn the_time_until_a_pod_counts_as_unready_follows_from_its_own_probe() {
+        let lag = |probe: serde_json::Value| {
+            let container = json!({"name": "gateway", "readinessProbe": probe});
+            let read = pod(&kube_pod(
+                json!({"metadata": {"name": "a"}, "spec": {"containers": [container]}}),
+            ));
+            read.unwrap().readiness_lag.as_secs()
+        };
+        assert_eq!(
+            lag(json!({"periodSeconds": 5, "failureThreshold": 2, "timeoutSeconds": 3})),
+            13
+        );
+        assert_eq!(lag(json!({})), 31, "the defaults of Kubernetes");
+        assert_eq!(lag(serde_json::Value::Null), 31);
     }
 
     #[test]

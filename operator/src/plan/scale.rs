@@ -10,6 +10,8 @@
 //! reconciles it is deleted instead of a victim, and the next reconcile cancels the drain of the surplus victim.
 
 use std::cmp::{Ordering, Reverse};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -27,6 +29,8 @@ pub const DRAINING_COST: i32 = i32::MIN + 1;
 pub const FINISHED_COST: i32 = i32::MIN;
 /// How much longer than its settings a drain may take.
 const DRAIN_MARGIN: TimeDelta = TimeDelta::seconds(15);
+/// No cluster notices faster, whatever `drain.endpointPropagation` says.
+const LEAST_PROPAGATION: Duration = Duration::from_secs(2);
 /// Most pods that a message names.
 const NAMED: usize = 5;
 
@@ -41,6 +45,8 @@ pub struct ScaleInput<'a> {
     pub fleet: &'a Fleet,
     /// How pods drain; gives the deadline.
     pub drain: &'a Drain,
+    /// Since when this process knows the mark of each pod, by uid. A mark has the time of whoever wrote it, whose clock may have been another one.
+    pub seen: &'a BTreeMap<String, DateTime<Utc>>,
     /// Pods of an older revision exist, or this reconcile changes the template.
     pub rolling_out: bool,
 }
@@ -58,6 +64,10 @@ pub struct ScaleStep {
     pub unmark: Vec<PodMark>,
     /// Pods to be ordered to drain and keep running.
     pub drain: Vec<String>,
+    /// Pods that drain and are to go on: a drain that nobody orders again expires.
+    pub renew: Vec<String>,
+    /// How long each of these pods still accepts connections.
+    pub pauses: BTreeMap<String, Duration>,
     /// Pods whose drain is to be cancelled.
     pub undrain: Vec<String>,
     /// What the next step waits for.
@@ -93,13 +103,18 @@ impl PodMark {
     }
 }
 
-/// When a drain that started at `since` ends, finished or not.
-pub fn deadline(since: DateTime<Utc>, drain: &Drain) -> DateTime<Utc> {
-    since + span(drain.endpoint_propagation) + span(drain.window) + DRAIN_MARGIN
+/// When a drain of this pod that started at `since` ends, finished or not.
+pub fn deadline(since: DateTime<Utc>, pod: &Pod, drain: &Drain) -> DateTime<Utc> {
+    since + span(pause(pod, drain)) + span(drain.window.std()) + DRAIN_MARGIN
 }
 
-fn span(duration: signal_crds::Duration) -> TimeDelta {
-    TimeDelta::milliseconds(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4))
+/// How long a pod accepts connections after it says that it is not ready: until Kubernetes knows it by the pod's probe, and endpoints have noticed.
+pub fn pause(pod: &Pod, drain: &Drain) -> Duration {
+    pod.readiness_lag + drain.endpoint_propagation.std().max(LEAST_PROPAGATION)
+}
+
+fn span(duration: Duration) -> TimeDelta {
+    TimeDelta::from_std(duration).unwrap_or(TimeDelta::days(36_500))
 }
 
 /// The next step towards the wanted number.
@@ -117,7 +132,7 @@ pub fn plan(input: &ScaleInput<'_>, now: DateTime<Utc>) -> ScaleStep {
         .kept
         .iter()
         .copied()
-        .filter(|pod| is_finished(pod, input.drain, now))
+        .filter(|pod| is_finished(pod, input, now))
         .collect();
     let leaving = leaving(&finished, &active);
     let replicas = replicas(input, &active, current, leaving.len());
@@ -136,12 +151,22 @@ pub fn plan(input: &ScaleInput<'_>, now: DateTime<Utc>) -> ScaleStep {
             .map(|pod| PodMark::of(pod, pod.draining_since.unwrap_or(now), DRAINING_COST))
             .collect(),
         drain: Vec::new(),
+        renew: Vec::new(),
+        pauses: BTreeMap::new(),
         undrain: Vec::new(),
         waiting: None,
         events: Vec::new(),
     };
     for pod in &victims.kept {
         let since = pod.draining_since.unwrap_or(now);
+        let held = pod
+            .report()
+            .is_some_and(|report| report.drain.draining && report.drain.held);
+        if held && is_marked(pod) {
+            step.renew.push(pod.name.clone());
+        }
+        step.pauses
+            .insert(pod.name.clone(), pause(pod, input.drain));
         let is_in = |pods: &[&Pod]| pods.iter().any(|other| other.name == pod.name);
         if !is_marked(pod) {
             step.mark.push(PodMark::of(pod, since, DRAINING_COST));
@@ -261,16 +286,22 @@ fn is_marked(pod: &Pod) -> bool {
 /// Whether a marked pod may be deleted: it is empty and gets no new clients, or its deadline has passed.
 ///
 /// One that does not answer gets its whole time: it is not ready while it drains, so its connections are unknown.
-fn is_finished(pod: &Pod, drain: &Drain, now: DateTime<Utc>) -> bool {
+fn is_finished(pod: &Pod, input: &ScaleInput<'_>, now: DateTime<Utc>) -> bool {
     let Some(since) = pod.draining_since.filter(|_| is_marked(pod)) else {
         return false;
     };
+    // A clock that runs ahead of the one that wrote the mark must not shorten a drain.
+    let since = input
+        .seen
+        .get(&pod.uid)
+        .map_or(since, |seen| since.max(*seen));
+    let drain = input.drain;
     let empty = pod
         .report()
         .is_some_and(|report| report.drain.draining && report.drain.remaining <= 0);
     is_unplaced(pod)
-        || now >= deadline(since, drain)
-        || empty && !pod.ready && now >= since + span(drain.endpoint_propagation)
+        || now >= deadline(since, pod, drain)
+        || empty && !pod.ready && now >= since + span(pause(pod, drain))
 }
 
 /// The largest set of finished pods that the ReplicaSet deletes before any other pod with connections.

@@ -31,6 +31,7 @@ fn pod(name: &str, connections: i64) -> Pod {
     Pod {
         uid: format!("uid-{name}"),
         resource_version: "7".into(),
+        readiness_lag: Duration::from_secs(10),
         node: Some("n1".into()),
         template_hash: "h1".into(),
         created: now() - TimeDelta::hours(1),
@@ -84,6 +85,7 @@ fn step_in(wanted: i32, replicas: i32, pods: Vec<Pod>, rolling_out: bool) -> Sca
             deployment: Some(&deployment),
             fleet: &fleet,
             drain: &drain,
+            seen: &BTreeMap::new(),
             rolling_out,
         },
         now(),
@@ -214,7 +216,7 @@ fn the_deployment_is_lowered_when_victims_are_empty_and_endpoints_had_their_time
 
 #[test]
 fn a_pod_past_its_deadline_goes_with_a_warning() {
-    let limit = 8 + 120 + 15;
+    let limit = 10 + 8 + 120 + 15;
     assert_eq!(
         step(1, 2, vec![draining("a", limit - 1, 3), pod("b", 40)]).deployment_replicas,
         2
@@ -226,6 +228,58 @@ fn a_pod_past_its_deadline_goes_with_a_warning() {
             |event| event.kind == EventKind::Warning && event.reason == "DrainDeadlineExceeded"
         )
     );
+}
+
+#[test]
+fn a_pod_accepts_connections_until_its_probe_has_made_it_unready_and_endpoints_have_noticed() {
+    let pause = |lag: u64, propagation: &str| {
+        let mut one = pod("a", 3);
+        one.readiness_lag = Duration::from_secs(lag);
+        let drain: Drain =
+            serde_json::from_value(serde_json::json!({"endpointPropagation": propagation}))
+                .unwrap();
+        super::pause(&one, &drain).as_secs()
+    };
+    assert_eq!(pause(13, "8s"), 21);
+    assert_eq!(
+        pause(13, "0s"),
+        15,
+        "no field makes it shorter than the probe"
+    );
+    assert_eq!(pause(31, "30s"), 61);
+    let mut marked = pod("a", 30);
+    (marked.draining_since, marked.deletion_cost) = (Some(now()), Some(DRAINING_COST));
+    let step = step(1, 2, vec![marked, pod("b", 40)]);
+    assert_eq!(step.pauses["a"].as_secs(), 18, "it is part of the order");
+}
+
+#[test]
+fn a_drain_is_ordered_again_while_it_is_to_go_on() {
+    let held = step(1, 2, vec![draining("a", 20, 3), pod("b", 40)]);
+    assert_eq!((held.renew, held.drain), (vec!["a".to_owned()], vec![]));
+    let back = step(2, 2, vec![draining("a", 20, 3), pod("b", 40)]);
+    assert_eq!((back.renew, back.undrain), (vec![], vec!["a".to_owned()]));
+}
+
+#[test]
+fn a_leader_whose_clock_runs_ahead_gives_a_drain_its_whole_time() {
+    let fleet = Fleet {
+        pods: vec![draining("a", 3600, 3), pod("b", 40)],
+    };
+    let look = |secs: i64| {
+        let drain = Drain::default();
+        let seen = [("uid-a".to_owned(), now())].into();
+        let input = ScaleInput {
+            wanted: 1,
+            deployment: Some(&deployment(2, 2)),
+            fleet: &fleet,
+            drain: &drain,
+            seen: &seen,
+            rolling_out: false,
+        };
+        plan(&input, now() + TimeDelta::seconds(secs)).deployment_replicas
+    };
+    assert_eq!((look(0), look(152), look(153)), (2, 2, 1));
 }
 
 #[test]
@@ -408,6 +462,7 @@ fn pods_that_are_missing_are_not_waited_for() {
         deployment: Some(&deployment),
         fleet: &fleet,
         drain: &drain,
+        seen: &BTreeMap::new(),
         rolling_out: false,
     };
     assert_eq!(
@@ -463,6 +518,7 @@ fn without_a_deployment_the_wanted_number_is_what_it_begins_with() {
             deployment: None,
             fleet: &fleet,
             drain: &drain,
+            seen: &BTreeMap::new(),
             rolling_out: false,
         },
         now(),

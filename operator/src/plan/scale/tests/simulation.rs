@@ -2,8 +2,6 @@
 
 use std::cmp::Reverse;
 
-use signal_crds::Duration;
-
 use super::*;
 
 const START_SECS: i64 = 5;
@@ -57,8 +55,8 @@ fn action() -> impl Strategy<Value = Action> {
 impl Sim {
     fn new(replicas: i32) -> Self {
         let drain = Drain {
-            endpoint_propagation: Duration::secs(4),
-            window: Duration::secs(20),
+            endpoint_propagation: signal_crds::Duration::secs(4),
+            window: signal_crds::Duration::secs(20),
             ..Drain::default()
         };
         let mut sim = Self {
@@ -91,6 +89,8 @@ impl Sim {
         let seen = |sim: &SimPod| {
             let mut pod = pod(&sim.name, sim.connections);
             pod.created = self.at(sim.created);
+            // Here a pod that drains is unready at once.
+            pod.readiness_lag = Duration::ZERO;
             pod.ready = self.is_ready(sim);
             pod.draining_since = sim.since.map(|since| self.at(since));
             pod.deletion_cost = sim.cost;
@@ -141,9 +141,14 @@ impl Sim {
             });
             let index = first.map(|(index, _)| index).unwrap();
             let pod = self.pods.remove(index);
+            let at_once = Pod {
+                readiness_lag: Duration::ZERO,
+                ..crate::fixture::pod("")
+            };
+            let ends = |since: i64| deadline(self.at(since), &at_once, &self.drain);
             let late = pod
                 .since
-                .is_some_and(|since| self.at(self.clock) >= deadline(self.at(since), &self.drain));
+                .is_some_and(|since| self.at(self.clock) >= ends(since));
             prop_assert!(
                 pod.connections == 0 || late,
                 "{pod:?} was deleted at {}",
@@ -197,6 +202,7 @@ impl Sim {
             deployment: Some(&deployment),
             fleet: &fleet,
             drain: &self.drain,
+            seen: &BTreeMap::new(),
             rolling_out: self.rolling_out,
         };
         let step = plan(&input, self.at(self.clock));
