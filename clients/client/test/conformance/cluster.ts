@@ -16,7 +16,13 @@ const kafka = process.env["SIGNAL_TEST_KAFKA"] ?? "";
 const postgres = process.env["SIGNAL_TEST_POSTGRES"] ?? "";
 const redis = process.env["SIGNAL_TEST_REDIS"] ?? "";
 /** Why there can be no cluster, or empty. */
-export const missing = !binary ? "SIGNAL_TEST_GATEWAY is not set" : !kafka || !postgres || !redis ? "SIGNAL_TEST_KAFKA, SIGNAL_TEST_POSTGRES and SIGNAL_TEST_REDIS are not set" : "";
+export const missing = !binary
+  ? "SIGNAL_TEST_GATEWAY is not set"
+  : !kafka || !postgres || !redis
+    ? "SIGNAL_TEST_KAFKA, SIGNAL_TEST_POSTGRES and SIGNAL_TEST_REDIS are not set"
+    : spawnSync("psql", ["--version"]).status !== 0
+      ? "psql is not installed"
+      : "";
 
 /** A debug build on a busy machine needs its time. */
 const READY_MS = 120_000;
