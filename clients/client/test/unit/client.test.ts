@@ -290,7 +290,8 @@ describe("several pages", () => {
   beforeEach(() => {
     vi.stubGlobal("navigator", { locks: new FakeLocks() });
   });
-  const tabs = sharedTabs({ answerMs: 200 });
+  // A busy machine answers late.
+  const tabs = sharedTabs({ answerMs: 4_000 });
 
   test("have one connection, and show the same", async () => {
     const [first, second] = [page({ tabs }), page({ tabs })];
@@ -353,7 +354,7 @@ describe("several pages", () => {
     vi.stubGlobal("navigator", { locks });
     // A frozen page: it has the lock and answers nothing.
     void locks.request("signal:wss://example.com/stream|17", {}, () => new Promise(() => {}));
-    const client = page({ tabs });
+    const client = page({ tabs: sharedTabs({ answerMs: 100 }) });
     await until("it is ready", isReady(client));
     expect(gateway.sockets.length).toBe(1);
   });
