@@ -93,7 +93,7 @@ export class ActivityForm {
     if (this.#sentAt === null) this.#say(this.#sent.value.replace(/^produced/, this.#text));
     else this.#say(this.#text);
     const order = this.#form.elements.namedItem("orderId") as HTMLInputElement;
-    if (order.value === `DH-${this.#order}`) order.value = `DH-${++this.#order}`;
+    if (this.#value("type") !== "custom" && order.value === `DH-${this.#order}`) order.value = `DH-${++this.#order}`;
     this.#changed();
   }
 

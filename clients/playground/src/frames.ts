@@ -74,7 +74,7 @@ function time(): string {
 
 /** The event has a column of its own. */
 function dataOf(json: string): string {
-  return json.replace(/^\{"event":"[^"]*"(?:,"data":)?(.*)\}$/, "$1") || "no data";
+  return json.replace(/^\{"event":"[^"]*"(?:,"data":)?(.*)\}$/s, "$1") || "no data";
 }
 
 /** A screenshot of this page is no way to lose a token. */
