@@ -44,6 +44,7 @@ pub(crate) fn pod(name: &str) -> Pod {
         deletion_cost: None,
         template_hash: "1".into(),
         created: DateTime::UNIX_EPOCH,
+        problem: None,
         report: Ok(StatusReport::default()),
     }
 }
@@ -93,6 +94,7 @@ pub(crate) fn observed(yaml: &str) -> Observed {
         credentials: None,
         signing_keys: None,
         jobs: Vec::new(),
+        migration_pods: Vec::new(),
         hpa: None,
         owned: Vec::new(),
         fleet: Fleet::default(),

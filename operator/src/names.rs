@@ -8,6 +8,8 @@ pub const MANAGER: &str = "signal-operator";
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// Label that names the SignalCluster.
 pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
+/// Component label of the migration Job's pods: it keeps Services from selecting them.
+pub const MIGRATION: &str = "migration";
 /// Label of pods that drain at scale-in; the Deployment does not select by it, `status.selector` leaves such pods out.
 pub const DRAINING: &str = "signal.dev/draining";
 /// Annotation of pods that drain: since when, RFC 3339.

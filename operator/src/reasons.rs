@@ -98,6 +98,16 @@ reasons! {
         MigrationRunning,
         /// The ReplicaSet cannot create pods.
         ReplicaFailure,
+        /// The image of a pod cannot be pulled.
+        ImagePullBackOff,
+        /// A container of a pod ends again and again.
+        CrashLoopBackOff,
+        /// A container of a pod was killed because it used more memory than its limit.
+        OOMKilled,
+        /// A container of a pod cannot be started as it is configured.
+        ContainerCannotStart,
+        /// No node has room for a pod.
+        Unschedulable,
         /// A pod refuses its live settings.
         ConfigurationRefused,
         /// The annotation with the stages of a change cannot be read.

@@ -11,7 +11,7 @@ use signal_crds::data::Migrations;
 
 use super::deployment::{USER, container_security, pod_security, pull_policy, pull_secrets};
 use super::merge::lay_over;
-use crate::names::{Children, LIVE_DIR, labels};
+use crate::names::{Children, LIVE_DIR, MIGRATION, labels};
 use crate::plan::validate::{DATABASE_CA, DATABASE_URL, ValidCluster};
 use crate::time::from_k8s;
 
@@ -21,8 +21,6 @@ const DEADLINE_SECS: i64 = 1800;
 /// How long a failed Job is kept for inspection before it is created again. Its cause may be gone by then: a database that was down, a right that was
 /// missing.
 const AGAIN_AFTER: TimeDelta = TimeDelta::minutes(1);
-/// Component label of the Job's pods: it keeps Services from selecting them.
-const COMPONENT: &str = "migration";
 
 /// How far the schema is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,7 +153,7 @@ pub(super) fn job(
         return None;
     }
     let mut labels = labels(&cluster.name);
-    labels.insert("app.kubernetes.io/component".into(), COMPONENT.into());
+    labels.insert("app.kubernetes.io/component".into(), MIGRATION.into());
     let mut metadata = super::meta(cluster, &name);
     metadata.labels = Some(labels.clone());
     Some(Job {

@@ -42,8 +42,34 @@ pub struct Pod {
     pub template_hash: String,
     /// When it was created.
     pub created: DateTime<Utc>,
+    /// What keeps it from serving, as Kubernetes says.
+    pub problem: Option<PodProblem>,
     /// What it says of itself; `Err` says why nobody knows.
     pub report: Result<StatusReport, String>,
+}
+
+/// What keeps a pod from serving, as Kubernetes says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodProblem {
+    /// What it is.
+    pub kind: PodProblemKind,
+    /// For people: one short line, which ends with what the container said last.
+    pub message: String,
+}
+
+/// Kinds of [`PodProblem`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PodProblemKind {
+    /// The image cannot be pulled.
+    Image,
+    /// A container ends again and again.
+    Crash,
+    /// A container was killed because it used more memory than its limit.
+    OutOfMemory,
+    /// A container cannot be started as it is configured.
+    Configuration,
+    /// No node has room for it.
+    Unschedulable,
 }
 
 impl Pod {

@@ -11,9 +11,11 @@ pub mod fleet;
 pub mod observed;
 pub mod owner;
 mod pods;
+mod problems;
 pub mod references;
 pub mod resources;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
@@ -36,15 +38,16 @@ use tokio::sync::watch;
 use crate::metrics::Metrics;
 use crate::names::{self, Children, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER, TEMPLATE_HASH};
 use crate::observe::definition::{names_replicas, read_cluster};
-use crate::observe::fleet::{Fleet, Pod};
+use crate::observe::fleet::{Fleet, Pod, PodProblem};
 use crate::observe::observed::{
     Kinds, KindsByNamespace, Mounts, Observed, PodAllowances, PodRevision, Secrets,
 };
 use crate::observe::owner::Owner;
 use crate::observe::pods::pod;
+use crate::observe::problems::problem;
 use crate::observe::references::references;
 use crate::observe::resources::{AUTOSCALER, CONFIG_MAP, DEPLOYMENT, JOB, Owned, SECRET};
-use crate::time::from_k8s;
+use crate::time::{from_k8s, now};
 use signal_contract::StatusReport;
 
 /// Longest time for one answer of the API server.
@@ -165,12 +168,12 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
     let credentials = take(&mut secrets, &children.credentials);
     let signing_keys = take(&mut secrets, &children.signing_keys);
     let hpa = take(&mut autoscalers, &children.name);
-    // Names that this version does not use: to be pruned.
-    let mut rest = owned;
-    rest.extend(bare(DEPLOYMENT, &deployments));
-    rest.extend(bare(CONFIG_MAP, &config_maps));
-    rest.extend(bare(SECRET, &secrets));
-    rest.extend(bare(AUTOSCALER, &autoscalers));
+    // Objects of other revisions, and names that this version does not use.
+    let rest = bare(DEPLOYMENT, &deployments)
+        .chain(bare(CONFIG_MAP, &config_maps))
+        .chain(bare(SECRET, &secrets))
+        .chain(bare(AUTOSCALER, &autoscalers));
+    let migration_pods = scope.migration_pods(&jobs).await;
     let token = credentials.as_ref().and_then(admin_token);
     let (fleet, revisions) = match &deployment {
         Some(deployment) => scope.fleet(deployment, token, reader).await?,
@@ -193,8 +196,9 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
         credentials,
         signing_keys,
         jobs,
+        migration_pods,
         hpa,
-        owned: rest,
+        owned: owned.into_iter().chain(rest).collect(),
         fleet,
         kinds: scope.kinds,
         unread,
@@ -306,6 +310,41 @@ impl Scope<'_> {
         join_all(lists).await.into_iter().flatten().collect()
     }
 
+    /// What keeps pods of Jobs from their work. Only Jobs that have not completed are asked for; an answer that does not come is no reason to wait.
+    async fn migration_pods(&self, jobs: &[Job]) -> Vec<(String, PodProblem)> {
+        let is_open = |job: &&Job| {
+            let conditions = job.status.as_ref().and_then(|it| it.conditions.as_ref());
+            let mut conditions = conditions.into_iter().flatten();
+            !conditions.any(|it| it.type_ == "Complete" && it.status == "True")
+        };
+        let open: BTreeSet<&str> = jobs
+            .iter()
+            .filter(is_open)
+            .filter_map(|job| job.metadata.uid.as_deref())
+            .collect();
+        if open.is_empty() {
+            return Vec::new();
+        }
+        let api: Api<KubePod> = Api::namespaced(self.client.clone(), &self.owner.namespace);
+        let params = ListParams::default().labels(&format!(
+            "{INSTANCE_LABEL}={},app.kubernetes.io/component={}",
+            self.owner.name,
+            names::MIGRATION
+        ));
+        let list = read("Pod", api.list(&params)).await;
+        let mut pods = list.map(|list| list.items).unwrap_or_default();
+        pods.sort_by_key(|pod| Reverse(pod.creation_timestamp()));
+        let now = now();
+        let of_open = |pod: &KubePod| {
+            let owners = pod.owner_references();
+            owners.iter().any(|owner| open.contains(owner.uid.as_str()))
+        };
+        pods.iter()
+            .filter(|pod| of_open(pod))
+            .filter_map(|pod| Some((pod.name_any(), problem(pod, now)?)))
+            .collect()
+    }
+
     async fn secrets(&self, names: BTreeSet<String>) -> Result<Secrets, ObserveError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.owner.namespace);
         let found = try_join_all(names.into_iter().map(async |name| {
@@ -375,11 +414,12 @@ impl Scope<'_> {
             .filter(ours)
             .filter_map(|set| set.metadata.uid.clone())
             .collect();
+        let now = now();
         let mut pods: Vec<Pod> = pods
             .items
             .iter()
             .filter(|pod| owned_by(&pod.metadata, &sets))
-            .filter_map(pod)
+            .filter_map(|it| pod(it, now))
             .collect();
         pods.sort_by(|a, b| a.name.cmp(&b.name));
         let asked: Vec<BoxFuture<'static, Result<StatusReport, String>>> = pods

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, PodSpec, Secret};
 use kube::core::DynamicObject;
 use signal_crds::SignalCluster;
 
-use crate::observe::fleet::Fleet;
+use crate::observe::fleet::{Fleet, PodProblem};
 use crate::observe::resources::{HTTP_ROUTE, INGRESS, Owned, PROMETHEUS_RULE, SERVICE_MONITOR};
 
 /// Data of every Secret that the spec names; `None`: it does not exist.
@@ -42,6 +42,8 @@ pub struct Observed {
     pub template_hashes: BTreeSet<String>,
     /// Migration Jobs, of this and of earlier images.
     pub jobs: Vec<Job>,
+    /// What keeps pods of Jobs that have not completed from their work, by the pod's name; the youngest first.
+    pub migration_pods: Vec<(String, PodProblem)>,
     /// The HorizontalPodAutoscaler.
     pub hpa: Option<HorizontalPodAutoscaler>,
     /// All other objects with the labels and the owner reference of this SignalCluster.

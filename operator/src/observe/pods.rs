@@ -2,18 +2,20 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{Pod as KubePod, Probe};
 use kube::ResourceExt as _;
 
 use crate::names::{self, DELETION_COST, DRAINING, DRAINING_SINCE};
 use crate::observe::fleet::Pod;
+use crate::observe::problems::problem;
 use crate::time::from_k8s;
 
 /// The gateway's own default.
 const DEFAULT_ADMIN_PORT: u16 = 9090;
 
 /// A pod as Kubernetes reports it; `None` for one that has ended.
-pub(super) fn pod(pod: &KubePod) -> Option<Pod> {
+pub(super) fn pod(pod: &KubePod, now: DateTime<Utc>) -> Option<Pod> {
     let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
     if matches!(
         status.and_then(|status| status.phase.as_deref()),
@@ -74,6 +76,7 @@ pub(super) fn pod(pod: &KubePod) -> Option<Pod> {
             .as_ref()
             .map(from_k8s)
             .unwrap_or_default(),
+        problem: problem(pod, now),
         report: Err("it has not been polled yet".into()),
     })
 }
@@ -113,7 +116,7 @@ mod tests {
                 {"name": "gateway", "ports": [{"name": "public", "containerPort": 8080}, {"name": "admin", "containerPort": 9191}]},
             ]},
             "status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]},
-        })))
+        })), DateTime::UNIX_EPOCH)
         .unwrap();
         assert_eq!(
             (
@@ -158,14 +161,20 @@ mod tests {
     #[test]
     fn a_pod_that_has_ended_is_left_out_and_an_annotation_alone_is_no_drain() {
         assert!(
-            pod(&kube_pod(
-                json!({"metadata": {"name": "a"}, "status": {"phase": "Failed"}})
-            ))
+            pod(
+                &kube_pod(json!({"metadata": {"name": "a"}, "status": {"phase": "Failed"}})),
+                DateTime::UNIX_EPOCH
+            )
             .is_none()
         );
         let annotated = kube_pod(
             json!({"metadata": {"name": "a", "annotations": {"signal.dev/draining-since": "2026-01-01T00:01:00Z"}}}),
         );
-        assert_eq!(pod(&annotated).unwrap().draining_since, None);
+        assert_eq!(
+            pod(&annotated, DateTime::UNIX_EPOCH)
+                .unwrap()
+                .draining_since,
+            None
+        );
     }
 }

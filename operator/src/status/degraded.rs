@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::conditions::{ConditionType as Type, Finding, State};
 use super::failures::{ApplyFailure, Concern, first};
-use super::reports;
+use super::{pods, reports};
 use crate::decide::ClusterPlan;
 use crate::objects::Migration;
 use crate::observe::observed::Observed;
@@ -18,9 +18,9 @@ pub(super) fn degraded(
 ) -> Finding {
     let wrong = record_unreadable(plan)
         .or_else(|| first(failures, Concern::Service))
-        .or_else(|| stuck_rollout(plan))
+        .or_else(|| stuck_rollout(observed, plan))
         .or_else(|| failed_migration(observed, plan))
-        .or_else(|| replica_failure(observed))
+        .or_else(|| pods::wrong(observed, |pod| plan.facts().rollout.is_newest(pod)))
         .or_else(|| refused_configuration(observed, plan))
         .or_else(|| late_acknowledgement(plan));
     match wrong {
@@ -42,21 +42,30 @@ fn record_unreadable(plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
     Some((problem.reason, problem.message.clone()))
 }
 
-fn stuck_rollout(plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
-    let stuck = plan.facts().rollout.stuck.as_ref()?;
+fn stuck_rollout(observed: &Observed, plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
+    let rollout = &plan.facts().rollout;
+    let stuck = rollout.stuck.as_ref()?;
+    let wrong = pods::wrong(observed, |pod| rollout.is_newest(pod));
+    let why = wrong.map_or_else(|| stuck.clone(), |(_, message)| message);
     Some((
         ConditionReason::ProgressDeadlineExceeded,
-        format!("the rollout is stuck, pods of the old revision stay: {stuck}"),
+        format!("the rollout is stuck, pods of the old revision stay: {why}"),
     ))
 }
 
 fn failed_migration(observed: &Observed, plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
     let message = match &plan.planned()?.migration {
         Migration::Failed { job, message, .. } => {
-            format!("Job {job} failed, pods of the old image stay: {message}")
+            let why = pods::wrong_with_migration(observed).map(|(_, why)| format!("; {why}"));
+            let why = why.unwrap_or_default();
+            format!("Job {job} failed, pods of the old image stay: {message}{why}")
         }
         // The next attempt proves nothing yet: without this, an alert with a waiting time would never fire.
         Migration::Pending { job } => {
+            if let Some((reason, why)) = pods::wrong_with_migration(observed) {
+                let message = format!("Job {job} does not get on: {why}");
+                return Some((reason, message));
+            }
             let conditions = &observed.cluster.status.as_ref()?.conditions;
             let is_of_job = |condition: &&Condition| {
                 condition.type_ == Type::Degraded.as_str()
@@ -68,19 +77,6 @@ fn failed_migration(observed: &Observed, plan: &ClusterPlan) -> Option<(Conditio
         Migration::NotWanted | Migration::Complete { .. } => return None,
     };
     Some((ConditionReason::MigrationFailed, message))
-}
-
-fn replica_failure(observed: &Observed) -> Option<(ConditionReason, String)> {
-    let status = observed.deployment.as_ref()?.status.as_ref()?;
-    let failure = status
-        .conditions
-        .iter()
-        .flatten()
-        .find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;
-    Some((
-        ConditionReason::ReplicaFailure,
-        failure.message.clone().unwrap_or_default(),
-    ))
 }
 
 fn refused_configuration(

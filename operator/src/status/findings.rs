@@ -7,7 +7,7 @@ use signal_crds::status::{ScalingState, SourceStage};
 use super::degraded::degraded;
 use super::failures::{ApplyFailure, exposed, monitored};
 use super::hpa::hpa_condition;
-use super::{reports, trust};
+use super::{pods, reports, trust};
 use crate::decide::{ClusterPlan, PlannedCluster};
 use crate::names::RESTARTED_AT;
 use crate::objects::{Held, Migration};
@@ -143,6 +143,23 @@ fn available(observed: &Observed) -> Finding {
 }
 
 fn progressing(observed: &Observed, plan: &PlannedCluster) -> Finding {
+    let mut found = progress(observed, plan);
+    let wrong = match found.reason {
+        ConditionReason::MigrationRunning => pods::wrong_with_migration(observed),
+        ConditionReason::RolloutInProgress
+        | ConditionReason::PodsStarting
+        | ConditionReason::ScalingInProgress => {
+            pods::wrong(observed, |pod| plan.facts.rollout.is_newest(pod))
+        }
+        _ => None,
+    };
+    if let Some((_, why)) = wrong {
+        found.message += &format!("; {why}");
+    }
+    found
+}
+
+fn progress(observed: &Observed, plan: &PlannedCluster) -> Finding {
     let on =
         |reason, message: String| Finding::new(Type::Progressing, State::True, reason, message);
     // While stopped no Job is made, and no pod waits for one.

@@ -8,6 +8,7 @@ mod degraded;
 mod failures;
 mod findings;
 mod hpa;
+mod pods;
 mod trust;
 
 use chrono::{DateTime, Utc};

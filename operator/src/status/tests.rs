@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use signal_crds::data::Migrations;
@@ -9,6 +10,8 @@ use signal_crds::data::Migrations;
 use super::*;
 use crate::decide::{ClusterMemory, decide};
 use crate::fixture::example;
+use crate::observe::fleet::{PodProblem, PodProblemKind};
+use crate::observe::observed::PodRevision;
 use crate::observe::resources::SERVICE;
 use crate::reasons::ConditionReason;
 use signal_contract::{
@@ -283,4 +286,127 @@ fn paused_and_stopped_are_shown() {
         (said(&stopped, "Ready"), said(&stopped, "Available")),
         (("False", "Stopped"), ("False", "Stopped"))
     );
+}
+
+/// A pod that does not serve, and why.
+fn broken(name: &str, kind: PodProblemKind, message: &str) -> Pod {
+    let mut pod = pod(name, 0);
+    pod.ready = false;
+    pod.report = Err("it does not answer".into());
+    pod.problem = Some(PodProblem {
+        kind,
+        message: message.into(),
+    });
+    pod
+}
+
+fn message<'a>(status: &'a Status, kind: &str) -> &'a str {
+    let mut conditions = status.conditions.iter();
+    &conditions.find(|one| one.type_ == kind).unwrap().message
+}
+
+#[test]
+fn what_keeps_a_pod_from_serving_is_told_by_its_name() {
+    for (kind, reason) in [
+        (PodProblemKind::Image, "ImagePullBackOff"),
+        (PodProblemKind::Crash, "CrashLoopBackOff"),
+        (PodProblemKind::OutOfMemory, "OOMKilled"),
+        (PodProblemKind::Configuration, "ContainerCannotStart"),
+        (PodProblemKind::Unschedulable, "Unschedulable"),
+    ] {
+        let status = look(
+            &running(vec![pod("a", 1), broken("edge-7", kind, "because")]),
+            &[],
+        );
+        assert_eq!(said(&status, "Degraded"), ("True", reason));
+        assert_eq!(said(&status, "Ready"), ("False", reason));
+        let expected = format!("pod edge-7: {reason}: because");
+        assert_eq!(message(&status, "Degraded"), expected);
+        assert_eq!(said(&status, "Progressing").0, "True");
+        let progress = message(&status, "Progressing");
+        assert!(progress.ends_with(&expected), "{progress}");
+    }
+    let well = look(&running(vec![pod("a", 1), pod("b", 1)]), &[]);
+    assert_eq!(said(&well, "Degraded").0, "False");
+}
+
+#[test]
+fn many_broken_pods_are_counted_and_no_secret_that_one_says_is_repeated() {
+    let text = "password kafka-secret, database-secret, signal";
+    let pods = (0..9).map(|at| broken(&format!("p{at}"), PodProblemKind::Crash, text));
+    let status = look(&running(pods.collect()), &[]);
+    let told = message(&status, "Degraded");
+    assert!(told.ends_with("and 6 more"), "{told}");
+    assert!(!told.contains("-secret"), "{told}");
+}
+
+#[test]
+fn a_quota_is_told_by_the_replica_set_and_a_stuck_rollout_by_its_pod() {
+    let mut observed = running(vec![pod("a", 1)]);
+    observed.revisions = vec![PodRevision {
+        name: "edge-5f".into(),
+        wanted: 2,
+        failure: Some("exceeded quota: small".into()),
+        ..PodRevision::default()
+    }];
+    let status = look(&observed, &[]);
+    assert_eq!(said(&status, "Degraded"), ("True", "ReplicaFailure"));
+    assert_eq!(
+        message(&status, "Degraded"),
+        "ReplicaSet edge-5f: exceeded quota: small"
+    );
+    observed.revisions[0].wanted = 0;
+    assert_eq!(
+        said(&look(&observed, &[]), "Degraded").0,
+        "False",
+        "a past one"
+    );
+
+    let stuck = DeploymentCondition {
+        type_: "Progressing".into(),
+        status: "False".into(),
+        reason: Some("ProgressDeadlineExceeded".into()),
+        message: Some("no progress".into()),
+        ..DeploymentCondition::default()
+    };
+    observed.deployment = Some(Deployment {
+        status: Some(DeploymentStatus {
+            conditions: Some(vec![stuck]),
+            ..DeploymentStatus::default()
+        }),
+        ..Deployment::default()
+    });
+    let told = |observed: &Observed| {
+        let status = look(observed, &[]);
+        assert_eq!(
+            said(&status, "Degraded"),
+            ("True", "ProgressDeadlineExceeded")
+        );
+        message(&status, "Degraded").to_owned()
+    };
+    assert!(told(&observed).ends_with("no progress"));
+    observed
+        .fleet
+        .pods
+        .push(broken("b", PodProblemKind::Image, "not found"));
+    assert!(told(&observed).ends_with("pod b: ImagePullBackOff: not found"));
+}
+
+#[test]
+fn a_migration_that_does_not_get_on_is_told_by_its_pod() {
+    let mut observed = example("production");
+    let problem = PodProblem {
+        kind: PodProblemKind::Crash,
+        message: "container migrate: it ended with code 1: no such host".into(),
+    };
+    observed.migration_pods = vec![("edge-migrate-1-x".into(), problem)];
+    let status = look(&observed, &[]);
+    for kind in ["Degraded", "Progressing"] {
+        let told = message(&status, kind);
+        assert!(
+            told.contains("pod edge-migrate-1-x") && told.ends_with("no such host"),
+            "{told}"
+        );
+    }
+    assert_eq!(said(&status, "Degraded"), ("True", "CrashLoopBackOff"));
 }

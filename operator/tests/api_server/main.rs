@@ -15,6 +15,7 @@ mod leadership;
 mod many;
 mod optional;
 mod pods_first;
+mod problems;
 mod replicas;
 mod revisions;
 mod rights;

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::control::clusters::{Clusters, Scope};
 use crate::metrics::{Metrics, Source};
-use crate::names::{INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER};
+use crate::names::{INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER, MIGRATION};
 use crate::observe::observed::KindsByNamespace;
 use crate::observe::resources::{self, CONFIG_MAP, Owned, SECRET};
 
@@ -53,9 +53,9 @@ fn watched() -> Vec<Watched> {
             &GroupVersionKind::gvk("", "v1", "Pod"),
             "pods",
         ),
-        labels: Some(
-            "app.kubernetes.io/name=signal-gateway,app.kubernetes.io/component=gateway".into(),
-        ),
+        labels: Some(format!(
+            "app.kubernetes.io/name=signal-gateway,app.kubernetes.io/component in (gateway, {MIGRATION})"
+        )),
         optional: None,
     };
     owned.chain([pods]).collect()
