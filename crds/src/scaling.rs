@@ -65,13 +65,17 @@ impl Drain {
 /// How pods are replaced when image or static settings change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("string(self.maxSurge) != '0' && string(self.maxSurge) != '0%'")
-    .message("maxSurge must be above 0: new pods come before old ones go").field_path(".maxSurge"))]
+#[x_kube(validation = Rule::new("!(string(self.maxSurge) in ['0', '0%'] && string(self.maxUnavailable) in ['0', '0%'])")
+    .message("maxSurge or maxUnavailable must be above 0: otherwise no pod can be replaced").field_path(".maxSurge"))]
 pub struct Rollout {
-    /// Pods above the wanted number during a rollout, as a number or a percentage. Pods below it are never allowed.
+    /// Pods above the wanted number during a rollout, as a number or a percentage.
     #[serde(default = "Rollout::max_surge")]
     #[schemars(schema_with = "int_or_percent")]
     pub max_surge: IntOrString,
+    /// Pods below the wanted number during a rollout, as a number or a percentage. Above 0 where the nodes have no room for a pod more: an old pod then goes before a new one comes.
+    #[serde(default = "Rollout::max_unavailable")]
+    #[schemars(schema_with = "int_or_percent")]
+    pub max_unavailable: IntOrString,
     /// How long a new pod must be ready before it counts.
     #[serde(default = "Rollout::min_ready")]
     pub min_ready: Duration,
@@ -84,6 +88,7 @@ impl Default for Rollout {
     fn default() -> Self {
         Self {
             max_surge: Self::max_surge(),
+            max_unavailable: Self::max_unavailable(),
             min_ready: Self::min_ready(),
             progress_deadline: Self::progress_deadline(),
         }
@@ -93,6 +98,10 @@ impl Default for Rollout {
 impl Rollout {
     fn max_surge() -> IntOrString {
         IntOrString::String("25%".into())
+    }
+
+    fn max_unavailable() -> IntOrString {
+        IntOrString::Int(0)
     }
 
     fn min_ready() -> Duration {

@@ -11,7 +11,8 @@ use rand::rngs::StdRng;
 use super::*;
 use crate::fixture::{changed, pod};
 use crate::names::TEMPLATE_HASH;
-use crate::observe::fleet::Pod;
+use crate::observe::fleet::{Pod, PodProblem, PodProblemKind};
+use crate::observe::observed::PodRevision;
 use crate::status::status;
 
 /// What happens next, in any order.
@@ -184,4 +185,81 @@ proptest! {
         }
         prop_assert!(simulation.ready > before, "in the end it is ready");
     }
+}
+
+/// A full cluster: three old pods, and a new one that no node has room for.
+fn full(wanted: i32) -> Observed {
+    let mut observed = changed("minimal", |cluster| cluster.spec.replicas = wanted);
+    let mut before = observed.clone();
+    Arc::make_mut(&mut before.cluster).spec.replicas = 3;
+    let mut memory = ClusterMemory::default();
+    let plan = |observed: &Observed, memory: &mut ClusterMemory| {
+        let mut random = StdRng::seed_from_u64(7);
+        decide(observed, memory, None, &mut random, DateTime::UNIX_EPOCH)
+    };
+    let first = plan(&before, &mut memory);
+    let mut deployment = first.planned().unwrap().desired.deployment.clone().unwrap();
+    deployment.metadata.generation = Some(2);
+    deployment.status = Some(DeploymentStatus {
+        observed_generation: Some(2),
+        replicas: Some(4),
+        updated_replicas: Some(1),
+        ..DeploymentStatus::default()
+    });
+    observed.deployment = Some(deployment);
+    let revision = |hash: &str, pods: i32| PodRevision {
+        template_hash: hash.into(),
+        wanted: pods,
+        pods,
+        ..PodRevision::default()
+    };
+    observed.revisions = vec![revision("old", 3), revision("new", 1)];
+    let of = |hash: &str, name: &str| Pod {
+        template_hash: hash.into(),
+        ..pod(name)
+    };
+    observed.fleet.pods = vec![
+        of("old", "a"),
+        of("old", "b"),
+        of("old", "c"),
+        of("new", "d"),
+    ];
+    let waits = observed.fleet.pods.last_mut().unwrap();
+    (waits.node, waits.ip, waits.ready) = (None, None, false);
+    waits.report = Err("it has no address yet".into());
+    waits.problem = Some(PodProblem {
+        kind: PodProblemKind::Unschedulable,
+        message: "0/3 nodes are available".into(),
+    });
+    observed
+}
+
+#[test]
+fn a_rollout_that_waits_for_room_lets_pods_go_that_are_not_wanted() {
+    let plan = |observed: &Observed| {
+        let mut random = StdRng::seed_from_u64(7);
+        let mut memory = ClusterMemory::default();
+        decide(
+            observed,
+            &mut memory,
+            None,
+            &mut random,
+            DateTime::UNIX_EPOCH,
+        )
+    };
+    let marked = |observed: &Observed| plan(observed).pods().scale.mark.len();
+    assert_eq!(marked(&full(3)), 0, "all are wanted");
+    assert_eq!(marked(&full(2)), 1);
+    let mut slow = full(2);
+    slow.fleet.pods[3].problem = None;
+    assert_eq!(marked(&slow), 0, "its new pod only starts");
+    let quota = slow.revisions.last_mut().unwrap();
+    quota.failure = Some("exceeded quota".into());
+    assert_eq!(marked(&slow), 1, "no quota has room for the next one");
+    let mut unseen = full(2);
+    unseen.deployment.as_mut().unwrap().metadata.generation = Some(3);
+    assert_eq!(marked(&unseen), 0, "a pod is about to be deleted");
+    let mut deleting = full(2);
+    deleting.revisions[0].wanted = 2;
+    assert_eq!(marked(&deleting), 0, "the ReplicaSet deletes one");
 }

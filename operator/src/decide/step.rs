@@ -1,5 +1,7 @@
 //! The plans of one reconcile, each with exactly the input that it needs.
 
+use std::cmp::Reverse;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use signal_crds::SignalClusterSpec;
 use signal_crds::scaling::AutoscalingMode;
@@ -8,13 +10,14 @@ use signal_crds::status::{ScalingState, SigningKeyStatus};
 use super::{ClusterMemory, PodsPlan, Recorded};
 use crate::names::{ROTATE_NOW, TEMPLATE_HASH};
 use crate::objects::{Desired, ManagedKeys, compare};
+use crate::observe::fleet::{Pod, PodProblemKind};
 use crate::observe::observed::Observed;
 use crate::plan::autoscale::Number;
 use crate::plan::rebalance::{self, RebalanceInput};
 use crate::plan::record::{PublicKey, Record, SigningRecord};
 use crate::plan::rollout::Rollout;
 use crate::plan::routing::{self, RoutingInput};
-use crate::plan::scale::{self, ScaleInput, ScaleStep};
+use crate::plan::scale::{self, ScaleInput, ScaleStep, ShrinkingSet};
 use crate::plan::signing::{self, KeyRing, SigningInput};
 use crate::plan::sources::{self, SourcesInput};
 use crate::plan::validate::{Problem, ValidCluster};
@@ -256,11 +259,50 @@ impl Step<'_> {
                 drain: &self.spec.drain,
                 seen: &memory.drains,
                 rolling_out: self.rollout.going_on || begins_rollout,
+                shrinks: self.shrinks().filter(|_| !begins_rollout),
             },
             self.now,
         );
         self.events.append(&mut scale.events);
         scale
+    }
+
+    /// The ReplicaSet that shrinks first, where the rollout is stuck: it made no progress, or no node or quota has room for its next pod.
+    fn shrinks(&self) -> Option<ShrinkingSet<'_>> {
+        let observed = self.observed;
+        let waits_for_room = |pod: &Pod| {
+            let problem = pod.problem.as_ref();
+            let is_without_room =
+                problem.is_some_and(|problem| problem.kind == PodProblemKind::Unschedulable);
+            is_without_room && self.rollout.is_newest(pod)
+        };
+        let is_stuck = self.rollout.stuck.is_some()
+            || observed.fleet.alive().any(waits_for_room)
+            || observed.revisions.iter().any(|it| it.failure.is_some());
+        if !is_stuck {
+            return None;
+        }
+        let active = observed.revisions.iter().filter(|it| it.is_active());
+        let largest = active.max_by_key(|it| (it.wanted, Reverse(it.created)))?;
+        let pods_of = |hash: &str| {
+            let alive = observed.fleet.alive();
+            alive.filter(|pod| pod.template_hash == hash).count()
+        };
+        let has_surplus = observed.revisions.iter().any(|revision| {
+            let wanted = usize::try_from(revision.wanted).unwrap_or_default();
+            pods_of(&revision.template_hash) > wanted
+        });
+        let metadata = observed.deployment.as_ref().map(|it| &it.metadata);
+        let status = observed
+            .deployment
+            .as_ref()
+            .and_then(|it| it.status.as_ref());
+        let is_seen = status.and_then(|status| status.observed_generation)
+            >= metadata.and_then(|metadata| metadata.generation);
+        Some(ShrinkingSet {
+            template_hash: &largest.template_hash,
+            settled: is_seen && !has_surplus,
+        })
     }
 
     /// What autoscaling writes, and what limits the number of pods. `bounded` is the bound that `spec.replicas` was brought to.

@@ -7,7 +7,6 @@ use k8s_openapi::api::apps::v1::{
 };
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 use signal_crds::pod::PullPolicy;
 
@@ -57,7 +56,7 @@ pub(super) fn deployment(
                 type_: Some("RollingUpdate".into()),
                 rolling_update: Some(RollingUpdateDeployment {
                     max_surge: Some(rollout.max_surge.clone()),
-                    max_unavailable: Some(IntOrString::Int(0)),
+                    max_unavailable: Some(rollout.max_unavailable.clone()),
                 }),
             }),
             min_ready_seconds: Some(secs(rollout.min_ready)),

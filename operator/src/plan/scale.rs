@@ -8,6 +8,9 @@
 //! (Kubernetes, "ReplicaSet: Scaling a ReplicaSet"). Victims that drain are not ready and have the lowest cost, so only a pending pod is deleted
 //! before them. A pending pod serves no client: it becomes a victim, and the drain of another victim is cancelled. If it starts between two
 //! reconciles it is deleted instead of a victim, and the next reconcile cancels the drain of the surplus victim.
+//!
+//! A rollout ends before pods are taken away. One that is stuck does not end: then they go one at a time, from the ReplicaSet from which the Deployment's
+//! controller takes them.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
@@ -49,6 +52,27 @@ pub struct ScaleInput<'a> {
     pub seen: &'a BTreeMap<String, DateTime<Utc>>,
     /// Pods of an older revision exist, or this reconcile changes the template.
     pub rolling_out: bool,
+    /// In a rollout that is stuck: the ReplicaSet that a Deployment of fewer pods takes them from.
+    pub shrinks: Option<ShrinkingSet<'a>>,
+}
+
+/// The ReplicaSet from which the Deployment's controller takes a pod when its number falls by one in the middle of a rollout: the largest, of two the
+/// older (Kubernetes, "Proportional scaling").
+#[derive(Debug, Clone, Copy)]
+pub struct ShrinkingSet<'a> {
+    /// `pod-template-hash` of its pods.
+    pub template_hash: &'a str,
+    /// Whether no pod is about to be deleted: the Deployment's controller has seen the last number, and no ReplicaSet has more pods than it wants.
+    pub settled: bool,
+}
+
+impl ShrinkingSet<'_> {
+    /// Its pods among these.
+    fn of<'p>(&self, active: &[&'p Pod]) -> Vec<&'p Pod> {
+        let pods = active.iter().copied();
+        pods.filter(|pod| pod.template_hash == self.template_hash)
+            .collect()
+    }
 }
 
 /// One step of scaling. All of it can be repeated without harm.
@@ -127,15 +151,26 @@ pub fn plan(input: &ScaleInput<'_>, now: DateTime<Utc>) -> ScaleStep {
             .and_then(|spec| spec.replicas)
             .unwrap_or(1)
     });
-    let victims = Victims::choose(input, &active, current);
+    let shrinks = input
+        .shrinks
+        .filter(|set| input.rolling_out && (input.wanted < current || !set.settled));
+    let victims = match &shrinks {
+        Some(set) => Victims::of_stuck_rollout(set, &active),
+        None => Victims::choose(input, &active, current),
+    };
     let finished: Vec<&Pod> = victims
         .kept
         .iter()
         .copied()
         .filter(|pod| is_finished(pod, input, now))
         .collect();
-    let leaving = leaving(&finished, &active);
-    let replicas = replicas(input, &active, current, leaving.len());
+    let set = shrinks.map(|set| set.of(&active));
+    let leaving = leaving(&finished, set.as_ref().unwrap_or(&active));
+    let replicas = match (&shrinks, input.wanted < current) {
+        // One at a time, so that it is known which ReplicaSet has one pod less.
+        (Some(shrinks), true) => current - i32::from(shrinks.settled && !leaving.is_empty()),
+        _ => replicas(input, &active, current, leaving.len()),
+    };
 
     let mut step = ScaleStep {
         deployment_replicas: replicas,
@@ -242,6 +277,34 @@ impl<'a> Victims<'a> {
         if marked.is_empty() && cancelled.is_empty() {
             new.extend(serving.into_iter().take(choosable - new.len()));
         }
+        Self {
+            kept: marked,
+            new,
+            cancelled,
+        }
+    }
+
+    /// One pod of the ReplicaSet that shrinks: a rollout replaces all others.
+    fn of_stuck_rollout(set: &ShrinkingSet<'_>, active: &[&'a Pod]) -> Self {
+        let is_marked = |pod: &&Pod| pod.draining_since.is_some();
+        let (marked, unmarked): (Vec<&Pod>, Vec<&Pod>) =
+            active.iter().partition(|pod| is_marked(pod));
+        if !set.settled {
+            // One of the marked is about to be deleted: its mark keeps any other from being chosen.
+            return Self {
+                kept: marked,
+                new: Vec::new(),
+                cancelled: Vec::new(),
+            };
+        }
+        let is_of_set = |pod: &&Pod| pod.template_hash == set.template_hash;
+        let (mut marked, mut cancelled): (Vec<&Pod>, Vec<&Pod>) =
+            marked.into_iter().partition(is_of_set);
+        marked.sort_by_key(|pod| order(pod));
+        cancelled.extend(marked.split_off(marked.len().min(1)));
+        let mut new: Vec<&Pod> = unmarked.into_iter().filter(is_of_set).collect();
+        new.sort_by_key(|pod| (!has_no_clients(pod), pod.node.is_some(), order(pod)));
+        new.truncate(usize::from(marked.is_empty()));
         Self {
             kept: marked,
             new,
@@ -366,7 +429,7 @@ fn report(
     now: DateTime<Utc>,
 ) {
     let replicas = step.deployment_replicas;
-    let blocked = input.rolling_out && input.wanted < current;
+    let blocked = input.rolling_out && input.wanted < current && input.shrinks.is_none();
     let drains = victims.all().count() > leaving.len();
     let state = if blocked {
         ScalingState::Waiting

@@ -87,6 +87,7 @@ fn step_in(wanted: i32, replicas: i32, pods: Vec<Pod>, rolling_out: bool) -> Sca
             drain: &drain,
             seen: &BTreeMap::new(),
             rolling_out,
+            shrinks: None,
         },
         now(),
     )
@@ -464,6 +465,7 @@ fn pods_that_are_missing_are_not_waited_for() {
         drain: &drain,
         seen: &BTreeMap::new(),
         rolling_out: false,
+        shrinks: None,
     };
     assert_eq!(
         plan(&input, now()).deployment_replicas,
@@ -520,8 +522,108 @@ fn without_a_deployment_the_wanted_number_is_what_it_begins_with() {
             drain: &drain,
             seen: &BTreeMap::new(),
             rolling_out: false,
+            shrinks: None,
         },
         now(),
     );
     assert_eq!((step.deployment_replicas, step.events.len()), (3, 0));
+}
+
+/// One step of a stuck rollout: `old` has most pods, and those of `new` are not ready.
+fn stuck(wanted: i32, replicas: i32, settled: bool, pods: &[Pod]) -> ScaleStep {
+    let count = i32::try_from(pods.len()).unwrap();
+    let deployment = deployment(replicas, count);
+    let fleet = Fleet {
+        pods: pods.to_vec(),
+    };
+    let input = ScaleInput {
+        wanted,
+        deployment: Some(&deployment),
+        fleet: &fleet,
+        drain: &Drain::default(),
+        rolling_out: true,
+        shrinks: Some(ShrinkingSet {
+            template_hash: "old",
+            settled,
+        }),
+    };
+    plan(&input, now())
+}
+
+fn of_revision(hash: &str, mut pod: Pod) -> Pod {
+    pod.template_hash = hash.into();
+    pod
+}
+
+/// A pod that no node has room for.
+fn without_a_node(name: &str) -> Pod {
+    let mut pod = pod(name, 0);
+    (pod.node, pod.ip, pod.ready) = (None, None, false);
+    pod.report = Err("it has no address yet".into());
+    pod
+}
+
+#[test]
+fn a_stuck_rollout_lets_pods_go_one_at_a_time_from_the_replica_set_that_shrinks() {
+    let old = |pod| of_revision("old", pod);
+    let pods = [
+        old(pod("a", 9)),
+        old(pod("b", 3)),
+        old(pod("c", 5)),
+        of_revision("new", without_a_node("d")),
+    ];
+    let first = stuck(1, 3, true, &pods);
+    assert_eq!(names(&first.mark), ["b"], "the emptiest of the old ones");
+    assert_eq!(
+        (first.deployment_replicas, first.waiting.unwrap().reason),
+        (3, ConditionReason::Draining)
+    );
+
+    let mut pods = pods;
+    pods[1] = old(draining("b", 30, 4));
+    assert_eq!(stuck(1, 3, true, &pods).deployment_replicas, 3, "it drains");
+    pods[1] = old(draining("b", 30, 0));
+    let next = stuck(1, 3, true, &pods);
+    assert_eq!(
+        (next.deployment_replicas, next.mark.len()),
+        (2, 0),
+        "one fewer"
+    );
+
+    // Until it is gone its mark stays, and no other is chosen; also when the number is reached.
+    for wanted in [1, 2] {
+        let step = stuck(wanted, 2, false, &pods);
+        assert_eq!(step.deployment_replicas, 2);
+        assert_eq!(
+            (step.mark.len(), step.unmark.len(), step.undrain.len()),
+            (0, 0, 0)
+        );
+    }
+    pods[1].terminating = true;
+    assert_eq!(names(&stuck(1, 2, true, &pods).mark), ["c"]);
+    assert_eq!(
+        names(&stuck(2, 2, true, &pods).mark),
+        [""; 0],
+        "it is reached"
+    );
+}
+
+#[test]
+fn a_stuck_rollout_that_is_not_scaled_in_marks_nobody_and_takes_marks_back() {
+    let old = |pod| of_revision("old", pod);
+    let pods = [
+        old(pod("a", 9)),
+        old(draining("b", 5, 3)),
+        of_revision("new", pod("c", 0)),
+    ];
+    let step = stuck(3, 3, true, &pods);
+    assert_eq!((step.mark.len(), names(&step.unmark)), (0, vec!["b"]));
+    assert_eq!(step.undrain, ["b"]);
+    let pods = [old(pod("a", 9)), of_revision("new", draining("b", 5, 3))];
+    let step = stuck(1, 2, true, &pods);
+    assert_eq!(
+        (names(&step.mark), names(&step.unmark)),
+        (vec!["a"], vec!["b"]),
+        "of the other ReplicaSet"
+    );
 }

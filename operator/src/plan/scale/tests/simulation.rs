@@ -204,6 +204,7 @@ impl Sim {
             drain: &self.drain,
             seen: &BTreeMap::new(),
             rolling_out: self.rolling_out,
+            shrinks: None,
         };
         let step = plan(&input, self.at(self.clock));
         let floor = self.wanted.min(self.replicas);
