@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Duration;
+use crate::pod::PodMetadata;
 use crate::reference::{ConfigMapName, SecretKey};
 
 /// Redis between the pods. Address, credentials and CA are live: gateways keep the previous server until all of them have switched to the new one.
@@ -327,6 +328,9 @@ pub struct Database {
     /// Who brings the schema to the image's version: a Job before pods of a new image, each pod as it starts, or somebody else.
     #[serde(default)]
     pub migrations: Migrations,
+    /// The Job of `migrations: Job`. Its pod is made like those of gateways: see `podTemplate`.
+    #[serde(default)]
+    pub migration_job: MigrationJob,
     /// Notifications older than this are removed; `0s`: never. Whole days. A change rolls the pods.
     #[serde(default)]
     pub retention: Duration,
@@ -334,6 +338,29 @@ pub struct Database {
 
 fn max_connections() -> u32 {
     20
+}
+
+/// The Job that migrates the database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MigrationJob {
+    /// Longest time for all attempts together.
+    pub deadline: Duration,
+    /// Attempts after the first.
+    #[schemars(range(min = 0, max = 100))]
+    pub retries: u32,
+    /// Labels and annotations of its pod, over those of `podTemplate` and over the defaults, which keep the sidecars of Istio and Linkerd out of it: one that never ends would keep the Job from completing.
+    pub metadata: PodMetadata,
+}
+
+impl Default for MigrationJob {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::secs(1800),
+            retries: 4,
+            metadata: PodMetadata::default(),
+        }
+    }
 }
 
 /// Who brings the schema to the image's version.

@@ -221,7 +221,13 @@ pub struct DatabaseStatus {
     /// Number of the newest migration that pods report.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<i64>,
-    /// The image that the last successful migration Job ran.
+    /// The image whose schema the database has: a Job ran it to its end. Remembered, so that nothing is run again when the Job is gone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migrated_image: Option<String>,
+    /// Which database that was: a hash of its servers and its name, without the login.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migrated_database: Option<String>,
+    /// Number of the newest migration that pods have reported since. A lower one means that the database went back, and is migrated again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migrated_version: Option<i64>,
 }

@@ -383,14 +383,20 @@ fn cases() -> Vec<Case> {
             vec![("/spec/drain/batchInterval", json!("120s"))],
         ),
         (
-            "maxSurge must be above 0",
+            "maxSurge or maxUnavailable must be above 0",
             vec![("/spec/rollout/maxSurge", json!(0))],
             vec![("/spec/rollout/maxSurge", json!(1))],
         ),
         (
-            "maxSurge must be above 0",
-            vec![("/spec/rollout/maxSurge", json!("0%"))],
-            vec![("/spec/rollout/maxSurge", json!("10%"))],
+            "maxSurge or maxUnavailable must be above 0",
+            vec![(
+                "/spec/rollout",
+                json!({"maxSurge": "0%", "maxUnavailable": "0%"}),
+            )],
+            vec![(
+                "/spec/rollout",
+                json!({"maxSurge": "0%", "maxUnavailable": 1}),
+            )],
         ),
         (
             "minReplicas must not exceed maxReplicas",

@@ -258,7 +258,7 @@ pub fn decide(
             events: step.events,
         },
         pods,
-        migration: objects::migration(&valid, &observed.jobs),
+        migration: objects::migration(&valid, observed),
         rotation: rotation.or(signing.waiting),
         lost_keys: signing.lost,
         routing,

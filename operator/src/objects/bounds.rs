@@ -93,7 +93,10 @@ pub fn beyond_bounds(cluster: &ValidCluster, allowed: &PodAllowances) -> Vec<Str
         found: Vec::new(),
     };
     let annotations = template.metadata.and_then(|meta| meta.annotations);
-    for (name, value) in annotations.unwrap_or_default() {
+    let database = cluster.spec.database.as_ref();
+    let of_job = database.map(|database| database.migration_job.metadata.annotations.clone());
+    let annotations = annotations.into_iter().chain(of_job).flatten();
+    for (name, value) in annotations {
         let unconfined = name.contains("apparmor") && value == "unconfined";
         bounds.need(!unconfined, Permission::HostAccess, "metadata.annotations");
     }

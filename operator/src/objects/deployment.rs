@@ -95,7 +95,7 @@ pub(super) fn pod_template(
     );
     let mut whole = lay_over(user, pod_spec(cluster, children, gateway_toml));
     default_requests(&mut whole);
-    restrict_further_containers(&mut whole);
+    restrict_further_containers(&mut whole, CONTAINER);
     select_own_pods(&mut whole, &cluster.name);
     let spec: PodSpec = serde_json::from_value(whole).expect("validated to be a PodSpec");
     PodTemplateSpec {
@@ -148,11 +148,11 @@ fn default_requests(pod: &mut Value) {
 }
 
 /// Puts what the restricted Pod Security standard demands of a container under what the user gives further ones.
-fn restrict_further_containers(pod: &mut Value) {
+pub(super) fn restrict_further_containers(pod: &mut Value, own: &str) {
     for list in ["containers", "initContainers"] {
         let containers = pod.get_mut(list).and_then(Value::as_array_mut);
         for container in containers.into_iter().flatten() {
-            if container["name"] == CONTAINER {
+            if container["name"] == own {
                 continue;
             }
             let given = container["securityContext"].take();

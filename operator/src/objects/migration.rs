@@ -1,23 +1,28 @@
 //! The Job that migrates the database to the image's schema before pods of that image start.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use signal_crds::SignalClusterSpec;
-use signal_crds::data::Migrations;
+use signal_crds::data::{Database, Migrations};
+use signal_crds::status::DatabaseStatus;
 
-use super::deployment::{USER, container_security, pod_security, pull_policy, pull_secrets};
+use super::deployment::{
+    USER, container_security, pod_security, pull_policy, pull_secrets, restrict_further_containers,
+};
 use super::merge::lay_over;
-use crate::names::{Children, LIVE_DIR, MIGRATION, labels};
+use crate::names::{CONTAINER, Children, LIVE_DIR, MIGRATION};
+use crate::observe::observed::Observed;
 use crate::plan::validate::{DATABASE_CA, DATABASE_URL, ValidCluster};
 use crate::time::from_k8s;
 
-/// Attempts after the first, and how long all of them may take, in seconds.
-const RETRIES: i32 = 4;
-const DEADLINE_SECS: i64 = 1800;
+/// Its container.
+const MIGRATE: &str = "migrate";
 /// How long a failed Job is kept for inspection before it is created again. Its cause may be gone by then: a database that was down, a right that was
 /// missing.
 const AGAIN_AFTER: TimeDelta = TimeDelta::minutes(1);
@@ -42,16 +47,13 @@ pub enum Migration {
         again_at: DateTime<Utc>,
     },
     /// The schema is that of the image.
-    Complete {
-        /// The Job's name.
-        job: String,
-    },
+    Complete(Migrated),
 }
 
 impl Migration {
     /// Whether pods of the wanted image may start.
     pub fn lets_pods_start(&self) -> bool {
-        matches!(self, Self::NotWanted | Self::Complete { .. })
+        matches!(self, Self::NotWanted | Self::Complete(_))
     }
 
     /// The failed Job that will be created again; none while the SignalCluster is paused or stopped.
@@ -63,40 +65,122 @@ impl Migration {
     }
 }
 
-/// `NAME-migrate-HASH8`: another image, another database or another login is another Job. `None` where no Job migrates.
-pub fn job_name(cluster: &ValidCluster) -> Option<String> {
-    let database = cluster
-        .spec
-        .database
-        .as_ref()
-        .filter(|database| matches!(database.migrations, Migrations::Job))?;
+/// What was migrated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migrated {
+    /// The image whose schema the database has.
+    pub image: String,
+    /// Which database, by [`identity`].
+    pub database: String,
+    /// Number of the newest migration that pods have reported since.
+    pub version: Option<i64>,
+}
+
+/// Which database a URL is about, and never with which login: eight hexadecimal digits of a hash.
+fn identity(cluster: &ValidCluster) -> String {
+    let url = cluster.files.get(DATABASE_URL).map(Vec::as_slice);
+    let text = std::str::from_utf8(url.unwrap_or_default()).unwrap_or_default();
     let mut hash = Sha256::new();
-    let file = |name: &str| cluster.files.get(name).map_or(&[][..], Vec::as_slice);
-    for part in [
-        cluster.spec.image.reference().as_bytes(),
-        file(DATABASE_URL),
-        file(DATABASE_CA),
-        &database.max_connections.to_be_bytes(),
-    ] {
-        hash.update(Sha256::digest(part));
+    for host in signal_contract::one_url_per_host(text) {
+        let Ok(url) = host.parse::<url::Url>() else {
+            continue;
+        };
+        let named = |(name, _): &(Cow<'_, str>, _)| {
+            ["host", "hostaddr", "port", "dbname"].contains(&name.as_ref())
+        };
+        let by_query: Vec<_> = url.query_pairs().filter(named).collect();
+        let port = url.port().unwrap_or(5432);
+        let host = url.host_str().unwrap_or_default();
+        hash.update(format!("{host}:{port}{}{by_query:?}\n", url.path()));
     }
-    let hash: String = hash
-        .finalize()
+    short(&hash.finalize())
+}
+
+fn short(digest: &[u8]) -> String {
+    digest
         .iter()
         .take(4)
         .map(|byte| format!("{byte:02x}"))
-        .collect();
-    Some(format!("{}-migrate-{hash}", cluster.name))
+        .collect()
 }
 
-/// How far the wanted Job is, from the Jobs in the cluster.
-pub fn migration(cluster: &ValidCluster, jobs: &[Job]) -> Migration {
-    let Some(job) = job_name(cluster) else {
+fn by_job(cluster: &ValidCluster) -> Option<&Database> {
+    let database = cluster.spec.database.as_ref();
+    database.filter(|database| matches!(database.migrations, Migrations::Job))
+}
+
+/// `NAME-migrate-HASH8`: another image, another database, or another pod is another Job; so is one after the database went back. `None` where no Job
+/// migrates.
+pub fn job_name(cluster: &ValidCluster, observed: &Observed) -> Option<String> {
+    let made = made(cluster, &Children::of(&cluster.name))?;
+    let mut hash = Sha256::new();
+    for part in [
+        cluster.spec.image.reference(),
+        identity(cluster),
+        format!("{:?}", went_back(cluster, observed)),
+        super::compare::hash(&serde_json::to_value(made).expect("a Job is plain data")),
+    ] {
+        hash.update(Sha256::digest(part));
+    }
+    Some(format!(
+        "{}-migrate-{}",
+        cluster.name,
+        short(&hash.finalize())
+    ))
+}
+
+/// What the status remembers of this database.
+fn remembered<'a>(cluster: &ValidCluster, observed: &'a Observed) -> Option<&'a DatabaseStatus> {
+    let status = observed.cluster.status.as_ref()?;
+    let database = status.database.as_ref()?;
+    let is_of_it = match &database.migrated_database {
+        Some(migrated) => *migrated == identity(cluster),
+        // An earlier operator remembered the image alone.
+        None => status
+            .conditions
+            .iter()
+            .any(|one| one.type_ == "DatabaseMigrated" && one.status == "True"),
+    };
+    is_of_it.then_some(database)
+}
+
+/// Number of the newest migration that pods report.
+fn reported(observed: &Observed) -> Option<i64> {
+    let reports = observed.fleet.ready().filter_map(|pod| pod.report());
+    reports.filter_map(|report| report.database.version).max()
+}
+
+/// The version that pods report, if it is lower than one before: somebody has restored the database.
+fn went_back(cluster: &ValidCluster, observed: &Observed) -> Option<i64> {
+    let before = remembered(cluster, observed)?.migrated_version?;
+    reported(observed).filter(|version| *version < before)
+}
+
+/// How far the schema is: as the status remembers it, and otherwise by the Jobs in the cluster.
+pub fn migration(cluster: &ValidCluster, observed: &Observed) -> Migration {
+    let Some(job) = job_name(cluster, observed) else {
         return Migration::NotWanted;
     };
-    let there = jobs
-        .iter()
-        .find(|there| there.metadata.name.as_ref() == Some(&job));
+    let image = cluster.spec.image.reference();
+    let remembered = remembered(cluster, observed);
+    let went_back = went_back(cluster, observed).is_some();
+    let is_done = remembered.is_some_and(|it| it.migrated_image.as_ref() == Some(&image));
+    let complete = || {
+        let before = remembered.and_then(|it| it.migrated_version);
+        Migration::Complete(Migrated {
+            image: image.clone(),
+            database: identity(cluster),
+            version: match went_back {
+                true => reported(observed),
+                false => reported(observed).max(before),
+            },
+        })
+    };
+    if is_done && !went_back {
+        return complete();
+    }
+    let jobs = &mut observed.jobs.iter();
+    let there = jobs.find(|there| there.metadata.name.as_ref() == Some(&job));
     let conditions = there
         .and_then(|job| job.status.as_ref()?.conditions.as_ref())
         .map_or(&[][..], Vec::as_slice);
@@ -106,7 +190,7 @@ pub fn migration(cluster: &ValidCluster, jobs: &[Job]) -> Migration {
             .find(|condition| condition.type_ == kind && condition.status == "True")
     };
     if ended("Complete").is_some() {
-        return Migration::Complete { job };
+        return complete();
     }
     match ended("Failed") {
         Some(failed) => {
@@ -129,41 +213,66 @@ pub fn migration(cluster: &ValidCluster, jobs: &[Job]) -> Migration {
     }
 }
 
-/// The wanted Job. It is created and never changed, because the template of a Job is immutable. While stopped none is created, and an existing one is
-/// kept. One that failed long enough ago is not wanted, so it is pruned; the next reconcile creates it again.
+/// The wanted Job. It is created and never changed, because the template of a Job is immutable. One that is there stays, to be looked at, until another
+/// one is wanted; what was migrated is remembered without it. While stopped none is created. One that failed long enough ago is not wanted, so it is pruned;
+/// the next reconcile creates it again.
 ///
 /// Its settings come from the environment and the credentials Secret, not from `gateway.toml`, which belongs to the pods' image and may be older.
 pub(super) fn job(
     cluster: &ValidCluster,
     children: &Children,
-    jobs: &[Job],
+    observed: &Observed,
     now: DateTime<Utc>,
 ) -> Option<Job> {
-    let name = job_name(cluster)?;
-    let is_there = jobs
-        .iter()
-        .any(|job| job.metadata.name.as_ref() == Some(&name));
-    if cluster.spec.stopped && !is_there {
+    let name = job_name(cluster, observed)?;
+    let jobs = &mut observed.jobs.iter();
+    let is_there = jobs.any(|job| job.metadata.name.as_ref() == Some(&name));
+    let migration = migration(cluster, observed);
+    let is_needed = !migration.lets_pods_start() && !cluster.spec.stopped;
+    if !is_needed && !is_there {
         return None;
     }
-    if let Migration::Failed { again_at, .. } = migration(cluster, jobs)
+    if let Migration::Failed { again_at, .. } = migration
         && again_at <= now
         && !cluster.spec.stopped
     {
         return None;
     }
-    let mut labels = labels(&cluster.name);
-    labels.insert("app.kubernetes.io/component".into(), MIGRATION.into());
-    let mut metadata = super::meta(cluster, &name);
-    metadata.labels = Some(labels.clone());
+    let mut made = made(cluster, children)?;
+    made.metadata.name = Some(name);
+    Some(made)
+}
+
+/// The Job without its name.
+fn made(cluster: &ValidCluster, children: &Children) -> Option<Job> {
+    let settings = &by_job(cluster)?.migration_job;
+    let mut metadata = super::meta(cluster, "");
+    let own = metadata.labels.get_or_insert_default();
+    own.insert("app.kubernetes.io/component".into(), MIGRATION.into());
+    let own = own.clone();
+    let given = &cluster.spec.pod_template.metadata;
+    let chosen = &settings.metadata;
+    let no_sidecar = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let mut labels = given.labels.clone();
+    labels.extend([no_sidecar("sidecar.istio.io/inject", "false")]);
+    labels.extend(chosen.labels.clone());
+    labels.extend(own);
+    let mut annotations = given.annotations.clone();
+    annotations.extend([
+        no_sidecar("sidecar.istio.io/inject", "false"),
+        no_sidecar("linkerd.io/inject", "disabled"),
+    ]);
+    annotations.extend(chosen.annotations.clone());
+    let deadline = settings.deadline.as_secs().max(1);
     Some(Job {
         metadata,
         spec: Some(JobSpec {
-            backoff_limit: Some(RETRIES),
-            active_deadline_seconds: Some(DEADLINE_SECS),
+            backoff_limit: Some(i32::try_from(settings.retries).unwrap_or(i32::MAX)),
+            active_deadline_seconds: Some(i64::try_from(deadline).unwrap_or(i64::MAX)),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some(labels),
+                    annotations: Some(annotations),
                     ..ObjectMeta::default()
                 }),
                 spec: Some(pod(cluster, children)),
@@ -172,6 +281,83 @@ pub(super) fn job(
         }),
         ..Job::default()
     })
+}
+
+/// Parts of a pod that belong to gateways alone: what spreads them, names them, or runs with them without an end.
+const NOT_FOR_JOBS: [&str; 9] = [
+    "affinity",
+    "containers",
+    "hostname",
+    "initContainers",
+    "readinessGates",
+    "subdomain",
+    "terminationGracePeriodSeconds",
+    "topologySpreadConstraints",
+    "volumes",
+];
+/// Variables of the container `gateway` with this beginning are settings of a gateway.
+const SETTING: &str = "SIGNAL__";
+/// Those of its database belong to the Job as well.
+const DATABASE_SETTING: &str = "SIGNAL__DATABASE__";
+
+/// What the Job's pod takes from `spec.podTemplate`: everything but what belongs to gateways alone. Of the container `gateway` its resources, its security
+/// context and its environment; init containers, native sidecars among them, with the volumes that they mount.
+fn inherited(cluster: &ValidCluster, children: &Children) -> Value {
+    let given = &cluster.spec.pod_template.spec;
+    let mut user = json!({
+        "serviceAccountName": children.name,
+        "securityContext": {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER},
+    });
+    let mut taken = given.clone();
+    taken.retain(|field, _| !NOT_FOR_JOBS.contains(&field.as_str()));
+    if let Some(nodes) = given.get("affinity").and_then(|it| it.get("nodeAffinity")) {
+        taken.insert("affinity".into(), json!({"nodeAffinity": nodes}));
+    }
+    let list = |field: &str| {
+        given
+            .get(field)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+    };
+    let mut container =
+        json!({"name": MIGRATE, "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}}});
+    if let Some(gateway) = list("containers").find(|one| one["name"] == CONTAINER) {
+        if gateway["resources"].is_object() {
+            container["resources"] = gateway["resources"].clone();
+        }
+        container["securityContext"] = gateway["securityContext"].clone();
+        let variables = gateway["env"].as_array().into_iter().flatten();
+        let variables = variables.filter(|variable| {
+            let name = variable["name"].as_str().unwrap_or_default();
+            !name.starts_with(SETTING) || name.starts_with(DATABASE_SETTING)
+        });
+        container["env"] = variables.cloned().collect();
+    }
+    let volumes: Vec<&Value> = list("volumes").collect();
+    let mounts = |container: &Value| -> Vec<Value> {
+        let all = container["volumeMounts"].as_array().into_iter().flatten();
+        all.map(|mount| mount["name"].clone()).collect()
+    };
+    let is_given = |name: &Value| volumes.iter().any(|volume| volume["name"] == *name);
+    let first: Vec<&Value> = list("initContainers")
+        .filter(|container| mounts(container).iter().all(is_given))
+        .collect();
+    let used: Vec<Value> = first
+        .iter()
+        .flat_map(|container| mounts(container))
+        .collect();
+    let volumes = volumes
+        .into_iter()
+        .filter(|volume| used.contains(&volume["name"]));
+    taken.insert("volumes".into(), volumes.cloned().collect());
+    taken.insert(
+        "initContainers".into(),
+        first.into_iter().cloned().collect(),
+    );
+    taken.insert("containers".into(), json!([container]));
+    user = lay_over(user, Value::Object(taken));
+    user
 }
 
 fn pod(cluster: &ValidCluster, children: &Children) -> PodSpec {
@@ -186,32 +372,22 @@ fn pod(cluster: &ValidCluster, children: &Children) -> PodSpec {
         "imagePullSecrets": pull_secrets(cluster),
         "securityContext": pod_security(),
         "containers": [{
-            "name": "migrate",
+            "name": MIGRATE,
             "image": cluster.spec.image.reference(),
             "imagePullPolicy": pull_policy(cluster),
             "args": ["migrate"],
             "env": [{"name": "SIGNAL__DATABASE__URL_FILE", "value": format!("{LIVE_DIR}/{DATABASE_URL}")}],
-            "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}},
+            // The last lines of a container that ends badly reach the status of the SignalCluster.
+            "terminationMessagePolicy": "FallbackToLogsOnError",
             "securityContext": container_security(),
             "volumeMounts": [{"name": "database", "mountPath": LIVE_DIR, "readOnly": true}],
         }],
         "volumes": [{"name": "database", "secret": {"secretName": children.credentials, "defaultMode": 0o440, "items": items}}],
     });
-    // It runs on the same nodes and as the same user as gateways.
-    let mut user = json!({
-        "serviceAccountName": children.name,
-        "securityContext": {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER},
-    });
-    for field in [
-        "nodeSelector",
-        "tolerations",
-        "securityContext",
-        "serviceAccountName",
-    ] {
-        if let Some(given) = cluster.spec.pod_template.spec.get(field) {
-            user = lay_over(user, json!({ field: given }));
-        }
-    }
-    let spec = lay_over(user, ours);
+    let mut spec = lay_over(inherited(cluster, children), ours);
+    restrict_further_containers(&mut spec, MIGRATE);
     serde_json::from_value(spec).expect("validated to be a PodSpec")
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,7 +37,7 @@ pub use bounds::beyond_bounds;
 pub use config_map::{GATEWAY_TOML, JWKS_JSON, LIVE_TOML, gateway_toml, live_toml, revision};
 pub use credentials::ADMIN_TOKEN;
 pub use deployment::{STOP_MARGIN_SECS, grace_period};
-pub use migration::{Migration, job_name, migration};
+pub use migration::{Migrated, Migration, job_name, migration};
 pub use revisions::Held;
 
 use crate::names::{Children, RECORD, labels};
@@ -150,7 +150,7 @@ pub fn desired(cluster: &ValidCluster, record: &Record, input: DesiredInput<'_>)
     let wanted = deployment::deployment(cluster, &children, &gateway, replicas);
     let static_config = config_map::static_config(cluster, &children, gateway);
     let static_secret = credentials::static_secret(cluster, &children);
-    let held = match migration(cluster, &observed.jobs).lets_pods_start() {
+    let held = match migration(cluster, observed).lets_pods_start() {
         false => Some(Held::Migration),
         true => revisions::waiting_update(cluster, observed, &wanted).map(Held::Update),
     };
@@ -185,7 +185,7 @@ pub fn desired(cluster: &ValidCluster, record: &Record, input: DesiredInput<'_>)
         pdb: pdb::pdb(cluster, &children),
         hpa: autoscaler::hpa(cluster, &children),
         network_policy: network_policy::network_policy(cluster, &children, operator_namespace),
-        migration: migration::job(cluster, &children, &observed.jobs, now),
+        migration: migration::job(cluster, &children, observed, now),
         ingress: exposure::ingress(cluster, &children, observed.kinds),
         http_route: exposure::http_route(cluster, &children, observed.kinds),
         service_monitor: monitoring::service_monitor(cluster, &children, observed.kinds),

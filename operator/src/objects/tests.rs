@@ -62,7 +62,7 @@ fn migrated(mut observed: Observed) -> Observed {
         .collect();
     assert_eq!(
         observed.jobs.len(),
-        usize::from(job_name(&cluster).is_some() && !cluster.spec.stopped)
+        usize::from(job_name(&cluster, &observed).is_some() && !cluster.spec.stopped)
     );
     observed
 }
@@ -385,7 +385,7 @@ fn without_a_migrated_schema_no_pod_starts_and_what_runs_stays_but_may_be_scaled
     let valid = validate(&observed).unwrap();
     let name = job.metadata.name.clone().unwrap();
     assert_eq!(
-        migration(&valid, &observed.jobs),
+        migration(&valid, &observed),
         Migration::Pending { job: name.clone() }
     );
 
@@ -393,7 +393,7 @@ fn without_a_migrated_schema_no_pod_starts_and_what_runs_stays_but_may_be_scaled
     observed.jobs.push(failed.clone());
     let again_at = now() + TimeDelta::minutes(1);
     assert_eq!(
-        migration(&valid, &observed.jobs),
+        migration(&valid, &observed),
         Migration::Failed {
             job: name.clone(),
             message: "why".into(),
@@ -412,9 +412,12 @@ fn without_a_migrated_schema_no_pod_starts_and_what_runs_stays_but_may_be_scaled
     assert_eq!(template(&held), template(&old));
 
     *observed.jobs.last_mut().unwrap() = ended(job, "Complete");
+    let Migration::Complete(done) = migration(&valid, &observed) else {
+        panic!("it is complete")
+    };
     assert_eq!(
-        migration(&valid, &observed.jobs),
-        Migration::Complete { job: name }
+        (done.image, done.version),
+        (valid.spec.image.reference(), None)
     );
     let new = make(&observed);
     assert_ne!(template(&new), template(&old));

@@ -74,7 +74,7 @@ fn failed_migration(observed: &Observed, plan: &ClusterPlan) -> Option<(Conditio
             };
             conditions.iter().find(is_of_job)?.message.clone()
         }
-        Migration::NotWanted | Migration::Complete { .. } => return None,
+        Migration::NotWanted | Migration::Complete(_) => return None,
     };
     Some((ConditionReason::MigrationFailed, message))
 }

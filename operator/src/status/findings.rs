@@ -356,10 +356,10 @@ fn database(spec: &SignalClusterSpec, migration: &Migration) -> Finding {
             ConditionReason::MigrationFailed,
             format!("Job {job}: {message}"),
         ),
-        Migration::Complete { job } => find(
+        Migration::Complete(migrated) => find(
             State::True,
             ConditionReason::Migrated,
-            format!("Job {job} completed"),
+            format!("it has the schema of image {}", migrated.image),
         ),
     }
 }

@@ -12,7 +12,6 @@ mod pods;
 mod trust;
 
 use chrono::{DateTime, Utc};
-use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use signal_crds::SignalClusterSpec;
 use signal_crds::status::{
@@ -21,7 +20,7 @@ use signal_crds::status::{
 };
 
 use crate::decide::ClusterPlan;
-use crate::names::{CONTAINER, staying_selector};
+use crate::names::staying_selector;
 use crate::objects::Migration;
 use crate::observe::definition::UnreadableCluster;
 use crate::observe::fleet::{Fleet, Pod};
@@ -288,30 +287,19 @@ fn database(
     let version = reports(&observed.fleet)
         .filter_map(|(_, report)| report.database.version)
         .max();
-    let migrated = match plan.planned().map(|planned| &planned.migration) {
-        Some(Migration::Complete { job }) => observed
-            .jobs
-            .iter()
-            .find(|there| there.metadata.name.as_deref() == Some(job))
-            .and_then(image),
-        _ => None,
-    };
-    let migrated_image =
-        migrated.or_else(|| before.and_then(|before| before.migrated_image.clone()));
-    Some(DatabaseStatus {
-        version,
-        migrated_image,
+    let remembered = before.cloned().unwrap_or_default();
+    Some(match plan.planned().map(|planned| &planned.migration) {
+        Some(Migration::Complete(migrated)) => DatabaseStatus {
+            version,
+            migrated_image: Some(migrated.image.clone()),
+            migrated_database: Some(migrated.database.clone()),
+            migrated_version: migrated.version,
+        },
+        _ => DatabaseStatus {
+            version,
+            ..remembered
+        },
     })
-}
-
-fn image(job: &Job) -> Option<String> {
-    let pod = job.spec.as_ref()?.template.spec.as_ref()?;
-    let container = pod
-        .containers
-        .iter()
-        .find(|container| container.name == CONTAINER)
-        .or(pod.containers.first());
-    container?.image.clone()
 }
 
 #[cfg(test)]

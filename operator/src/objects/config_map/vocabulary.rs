@@ -69,7 +69,7 @@ const SECTIONS: [(&str, &[&str]); 8] = [
     ("limits", &[]),
     ("redis", &[]),
     ("kafka", &["/allowGroupChange"]),
-    ("database", &[]),
+    ("database", &["/migrationJob"]),
     (
         "jwks",
         &["/rotation", "/managed/rotateEvery", "/managed/maxTokenLife"],

@@ -263,7 +263,7 @@ fn an_operator_of_another_version_waits_for_a_change_of_the_spec_or_a_restart() 
 /// Jobs that have migrated this spec.
 fn running_jobs(observed: &Observed) -> Vec<k8s_openapi::api::batch::v1::Job> {
     let mut jobs = observed.jobs.clone();
-    let name = crate::objects::job_name(&validate(observed).unwrap());
+    let name = crate::objects::job_name(&validate(observed).unwrap(), observed);
     jobs[0].metadata.name = name;
     jobs
 }
