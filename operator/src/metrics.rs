@@ -1,4 +1,5 @@
-//! Every metric of the process in one list. Labels have few, known values and never the name of an object but for the namespaces of the arguments.
+//! Every metric of the process in one list. Labels have few, known values, and never the name of an object but for the namespaces of the arguments and
+//! for SignalClusters, whose values are dropped with them.
 
 use std::sync::Arc;
 
@@ -39,6 +40,28 @@ pub struct ScopeLabel {
     pub namespace: String,
 }
 
+/// A SignalCluster.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ClusterLabel {
+    /// Its namespace; not `namespace`, which Prometheus sets to that of the operator.
+    pub signalcluster_namespace: String,
+    /// Its name.
+    pub signalcluster: String,
+}
+
+/// What is known of a SignalCluster after a reconcile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClusterState {
+    /// Whether condition Ready is true of the newest generation.
+    pub ready: bool,
+    /// Generations of the spec that the status does not know.
+    pub generation_lag: i64,
+    /// Since when the oldest change of trust is on its way, in seconds since 1970.
+    pub rotation_since: Option<i64>,
+    /// Since when the oldest drain lasts, in seconds since 1970.
+    pub drain_since: Option<i64>,
+}
+
 /// Build facts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
@@ -69,6 +92,8 @@ pub struct Metrics {
     pub scopes_failing: Family<ScopeLabel, Gauge>,
     /// SignalClusters in the store.
     pub clusters: Gauge,
+    /// Of each SignalCluster.
+    pub cluster: ClusterMetrics,
     /// 1 while this process holds the lease.
     pub leader: Gauge,
     /// 1 once the API server knows SignalCluster.
@@ -119,6 +144,7 @@ impl Default for Metrics {
             "1 for each namespace of the arguments whose SignalClusters cannot be watched",
         );
         let clusters = register(all, "clusters", "SignalClusters in the store");
+        let cluster = ClusterMetrics::new(all);
         let leader = register(all, "leader", "1 while this process holds the lease");
         let crd_present = register(
             all,
@@ -144,9 +170,96 @@ impl Default for Metrics {
             watch_errors,
             scopes_failing,
             clusters,
+            cluster,
             leader,
             crd_present,
         }
+    }
+}
+
+/// Metrics of each SignalCluster.
+#[derive(Debug, Clone)]
+pub struct ClusterMetrics {
+    /// 1 for each SignalCluster that is ready, 0 for each other.
+    pub ready: Family<ClusterLabel, Gauge>,
+    /// Generations of each spec that its status does not know.
+    pub generation_lag: Family<ClusterLabel, Gauge>,
+    /// Since when the oldest change of trust is on its way; absent where there is none.
+    pub rotation_since: Family<ClusterLabel, Gauge>,
+    /// Since when the oldest drain lasts; absent where there is none.
+    pub drain_since: Family<ClusterLabel, Gauge>,
+    /// Reconciles of each that failed.
+    pub errors: Family<ClusterLabel, Counter>,
+}
+
+impl ClusterMetrics {
+    fn new(all: &mut Registry) -> Self {
+        let ready = register(
+            all,
+            "cluster_ready",
+            "1 for each SignalCluster whose newest generation is ready, 0 for each other",
+        );
+        let generation_lag = register(
+            all,
+            "cluster_generation_lag",
+            "Generations of each SignalCluster that its status does not know",
+        );
+        let rotation_since = register(
+            all,
+            "cluster_rotation_since_timestamp_seconds",
+            "Since when the oldest change of trust of each SignalCluster is on its way",
+        );
+        let drain_since = register(
+            all,
+            "cluster_drain_since_timestamp_seconds",
+            "Since when the oldest drain of each SignalCluster lasts",
+        );
+        let errors = register(
+            all,
+            "cluster_reconcile_errors",
+            "Reconciles of each SignalCluster that failed",
+        );
+        Self {
+            ready,
+            generation_lag,
+            rotation_since,
+            drain_since,
+            errors,
+        }
+    }
+
+    /// Shows what is known of a SignalCluster.
+    pub fn show(&self, cluster: &ClusterLabel, state: &ClusterState) {
+        let ready = &self.ready;
+        ready.get_or_create(cluster).set(state.ready.into());
+        let lag = &self.generation_lag;
+        lag.get_or_create(cluster).set(state.generation_lag);
+        for (family, since) in [
+            (&self.rotation_since, state.rotation_since),
+            (&self.drain_since, state.drain_since),
+        ] {
+            match since {
+                Some(since) => {
+                    family.get_or_create(cluster).set(since);
+                }
+                None => {
+                    family.remove(cluster);
+                }
+            }
+        }
+    }
+
+    /// Drops everything about a SignalCluster that is gone.
+    pub fn forget(&self, cluster: &ClusterLabel) {
+        for family in [
+            &self.ready,
+            &self.generation_lag,
+            &self.rotation_since,
+            &self.drain_since,
+        ] {
+            family.remove(cluster);
+        }
+        self.errors.remove(cluster);
     }
 }
 
@@ -175,6 +288,40 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_cluster_is_shown_until_it_is_gone() {
+        let metrics = Metrics::default();
+        let edge = ClusterLabel {
+            signalcluster_namespace: "realtime".into(),
+            signalcluster: "edge".into(),
+        };
+        let mut state = ClusterState {
+            generation_lag: 2,
+            rotation_since: Some(1_700_000_000),
+            ..ClusterState::default()
+        };
+        metrics.cluster.show(&edge, &state);
+        metrics.cluster.errors.get_or_create(&edge).inc();
+        let labels = r#"{signalcluster_namespace="realtime",signalcluster="edge"}"#;
+        let text = metrics.text();
+        for line in [
+            format!("signal_operator_cluster_ready{labels} 0"),
+            format!("signal_operator_cluster_generation_lag{labels} 2"),
+            format!("signal_operator_cluster_rotation_since_timestamp_seconds{labels} 1700000000"),
+            format!("signal_operator_cluster_reconcile_errors_total{labels} 1"),
+        ] {
+            assert!(text.contains(&line), "{line}\n{text}");
+        }
+        assert!(!text.contains(&format!("drain_since_timestamp_seconds{labels}")));
+        (state.ready, state.rotation_since) = (true, None);
+        metrics.cluster.show(&edge, &state);
+        let text = metrics.text();
+        assert!(text.contains(&format!("signal_operator_cluster_ready{labels} 1")));
+        assert!(!text.contains(&format!("rotation_since_timestamp_seconds{labels}")));
+        metrics.cluster.forget(&edge);
+        assert!(!metrics.text().contains(labels));
+    }
 
     #[test]
     fn every_metric_has_the_prefix_and_a_help() {

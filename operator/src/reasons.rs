@@ -285,6 +285,59 @@ mod tests {
         }
     }
 
+    /// `| <a id="REASON"></a>`REASON` | meaning | what to look at | what to do |`: only where all is well there is nothing to look at.
+    #[test]
+    fn every_reason_has_an_entry_in_the_page_of_reasons_and_every_entry_is_a_reason() {
+        let page = include_str!("../../docs/conditions.md");
+        let rows: Vec<Vec<&str>> = page
+            .lines()
+            .take_while(|line| !line.starts_with("## Alerts"))
+            .filter(|line| line.starts_with("| <a id="))
+            .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+            .collect();
+        let mut listed = BTreeSet::new();
+        for row in &rows {
+            let name = row[0].rsplit('`').nth(1).unwrap();
+            assert_eq!(row[0], format!("<a id=\"{name}\"></a>`{name}`"));
+            assert_eq!(row.len(), 4, "{name}");
+            let [means, look, does] = [row[1], row[2], row[3]];
+            assert!(!means.is_empty() && !does.is_empty(), "{name} says nothing");
+            assert!(
+                !look.is_empty() || does.split(' ').count() < 12,
+                "{name}: {does}"
+            );
+            assert!(listed.insert(name), "{name} stands twice");
+        }
+        let conditions = ConditionReason::ALL.iter().map(|it| it.as_str());
+        let events = EventReason::ALL.iter().map(|it| it.as_str());
+        let written: BTreeSet<_> = conditions.chain(events).collect();
+        assert_eq!(listed, written);
+    }
+
+    #[test]
+    fn every_alert_of_the_chart_links_to_its_entry() {
+        let page = include_str!("../../docs/conditions.md");
+        let rule = include_str!("../../charts/signal-operator/templates/prometheusrule.yaml");
+        let names = |begins: &str| -> Vec<String> {
+            let lines = rule.lines().map(str::trim);
+            lines
+                .filter_map(|line| Some(line.strip_prefix(begins)?.to_owned()))
+                .collect()
+        };
+        let alerts = names("- alert: ");
+        assert!(alerts.len() >= 6, "{alerts:?}");
+        let links = alerts
+            .iter()
+            .map(|alert| format!("{{{{ printf \"%s#{alert}\" $runbook }}}}"));
+        assert_eq!(names("runbook_url: "), links.collect::<Vec<_>>());
+        for alert in alerts {
+            assert!(
+                page.contains(&format!("<a id=\"{alert}\"></a>`{alert}` | ")),
+                "{alert}"
+            );
+        }
+    }
+
     /// The variants make every other reason impossible but for those that are written as plain text.
     #[test]
     fn no_source_writes_a_reason_as_text() {

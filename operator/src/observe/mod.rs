@@ -184,14 +184,8 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
         secrets: used,
         catalogs,
         deployment,
-        template_hashes: revisions
-            .iter()
-            .filter_map(|(_, hash)| hash.clone())
-            .collect(),
-        revisions: revisions
-            .into_iter()
-            .map(|(revision, _)| revision)
-            .collect(),
+        template_hashes: revisions.iter().filter_map(|it| it.1.clone()).collect(),
+        revisions: revisions.into_iter().map(|it| it.0).collect(),
         live_config,
         credentials,
         signing_keys,

@@ -145,9 +145,10 @@ mod tests {
     fn the_time_until_a_pod_counts_as_unready_follows_from_its_own_probe() {
         let lag = |probe: serde_json::Value| {
             let container = json!({"name": "gateway", "readinessProbe": probe});
-            let read = pod(&kube_pod(
-                json!({"metadata": {"name": "a"}, "spec": {"containers": [container]}}),
-            ));
+            let read = pod(
+                &kube_pod(json!({"metadata": {"name": "a"}, "spec": {"containers": [container]}})),
+                DateTime::UNIX_EPOCH,
+            );
             read.unwrap().readiness_lag.as_secs()
         };
         assert_eq!(

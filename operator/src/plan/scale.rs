@@ -172,26 +172,7 @@ pub fn plan(input: &ScaleInput<'_>, now: DateTime<Utc>) -> ScaleStep {
         _ => replicas(input, &active, current, leaving.len()),
     };
 
-    let mut step = ScaleStep {
-        deployment_replicas: replicas,
-        status: Scaling::default(),
-        mark: victims
-            .new
-            .iter()
-            .map(|pod| PodMark::of(pod, now, DRAINING_COST))
-            .collect(),
-        unmark: victims
-            .cancelled
-            .iter()
-            .map(|pod| PodMark::of(pod, pod.draining_since.unwrap_or(now), DRAINING_COST))
-            .collect(),
-        drain: Vec::new(),
-        renew: Vec::new(),
-        pauses: BTreeMap::new(),
-        undrain: Vec::new(),
-        waiting: None,
-        events: Vec::new(),
-    };
+    let mut step = begin(replicas, &victims, now);
     for pod in &victims.kept {
         let since = pod.draining_since.unwrap_or(now);
         let held = pod
@@ -234,6 +215,29 @@ pub fn plan(input: &ScaleInput<'_>, now: DateTime<Utc>) -> ScaleStep {
         now,
     );
     step
+}
+
+/// A step that marks new victims, and takes marks of others back.
+fn begin(replicas: i32, victims: &Victims<'_>, now: DateTime<Utc>) -> ScaleStep {
+    let since = |pod: &Pod| pod.draining_since.unwrap_or(now);
+    let new = victims.new.iter();
+    let cancelled = victims.cancelled.iter();
+    ScaleStep {
+        deployment_replicas: replicas,
+        status: Scaling::default(),
+        mark: new
+            .map(|pod| PodMark::of(pod, now, DRAINING_COST))
+            .collect(),
+        unmark: cancelled
+            .map(|pod| PodMark::of(pod, since(pod), DRAINING_COST))
+            .collect(),
+        drain: Vec::new(),
+        renew: Vec::new(),
+        pauses: BTreeMap::new(),
+        undrain: Vec::new(),
+        waiting: None,
+        events: Vec::new(),
+    }
 }
 
 /// Which pods are to be deleted.

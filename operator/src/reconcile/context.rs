@@ -14,7 +14,7 @@ use crate::act::apply::ApplyError;
 use crate::act::events::Events;
 use crate::act::writer::{WriteError, Writer};
 use crate::decide::ClusterMemory;
-use crate::metrics::Metrics;
+use crate::metrics::{ClusterLabel, Metrics};
 use crate::observe::admin_client::AdminClient;
 use crate::observe::{ObserveError, Reader};
 use crate::time::about;
@@ -72,6 +72,14 @@ pub enum Error {
     },
 }
 
+/// Labels of its metrics.
+pub(crate) fn label(cluster: &SignalCluster) -> ClusterLabel {
+    ClusterLabel {
+        signalcluster_namespace: cluster.namespace().unwrap_or_default(),
+        signalcluster: cluster.name_any(),
+    }
+}
+
 impl Context {
     /// For a controller that has not failed yet.
     pub fn new(
@@ -110,11 +118,17 @@ impl Context {
         self.remembered
             .lock()
             .remove(&cluster.uid().unwrap_or_default());
+        self.metrics.cluster.forget(&label(cluster));
         self.failures.lock().remove(&ObjectRef::from_obj(cluster));
     }
 
     /// Counts a failed reconcile; returns how many have failed in a row.
     pub(crate) fn count_failure(&self, cluster: &SignalCluster) -> u32 {
+        self.metrics
+            .cluster
+            .errors
+            .get_or_create(&label(cluster))
+            .inc();
         let mut all = self.failures.lock();
         let failures = all.entry(ObjectRef::from_obj(cluster)).or_default();
         *failures = failures.saturating_add(1);

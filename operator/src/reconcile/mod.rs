@@ -13,11 +13,13 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use serde_json::json;
 use signal_crds::SignalCluster;
+use signal_crds::status::SourceStage;
 
 use crate::act::apply::{Application, Applied, ApplyError, FailedObject, Wanted, wanted};
 use crate::act::orders::{self, Orders};
 use crate::act::writer::WriteError;
 use crate::decide::{ClusterPlan, PlannedCluster, decide, wants_samples};
+use crate::metrics::ClusterState;
 use crate::names::Children;
 use crate::objects::ADMIN_TOKEN;
 use crate::observe::observed::Observed;
@@ -26,7 +28,7 @@ use crate::observe::resources::SECRET;
 use crate::observe::{ObserveError, observe};
 use crate::plan::EventKind;
 use crate::reasons::ConditionReason;
-use crate::reconcile::context::{Context, Error};
+use crate::reconcile::context::{Context, Error, label};
 use crate::status::conditions::ConditionType;
 use crate::status::{ApplyFailure, status};
 use crate::time::now;
@@ -41,6 +43,7 @@ const SAMPLE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When a step failed; the controller tries again after a pause.
 pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Action, Error> {
+    show_lag(context, cluster);
     let observed = match observe(&context.reader, cluster).await {
         Err(ObserveError::Gone) => {
             context.forget(cluster);
@@ -79,6 +82,11 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
     }
     publish_conditions(context, &observed, &status.conditions).await;
     write_status(context, &observed, &status).await?;
+    let state = state(&observed, &plan, &status.conditions);
+    context
+        .metrics
+        .cluster
+        .show(&label(&observed.cluster), &state);
     let soon = next_look(&observed, &plan, &status.conditions);
     if let Some(error) = done.error() {
         // What failed is tried again after its own pause, but pods do not wait for it.
@@ -94,6 +102,31 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
         Some(soon) => context.look_again(soon),
         None => context.resync(),
     })
+}
+
+/// Shows how many generations of the spec the status does not know, until it is written.
+fn show_lag(context: &Context, cluster: &SignalCluster) {
+    let status = cluster.status.as_ref();
+    let known = status.and_then(|status| status.observed_generation);
+    let lag = cluster.metadata.generation.unwrap_or_default() - known.unwrap_or_default();
+    let metric = &context.metrics.cluster.generation_lag;
+    metric.get_or_create(&label(cluster)).set(lag);
+}
+
+/// What metrics show of a SignalCluster whose status was written.
+fn state(observed: &Observed, plan: &ClusterPlan, conditions: &[Condition]) -> ClusterState {
+    let mut conditions = conditions.iter();
+    let ready =
+        conditions.any(|one| one.type_ == ConditionType::Ready.as_str() && one.status == "True");
+    let sources = plan.facts().record.jwks.sources.iter();
+    let moving = sources.filter(|source| source.stage != SourceStage::Trusted);
+    let draining = observed.fleet.alive().filter_map(|pod| pod.draining_since);
+    ClusterState {
+        ready,
+        generation_lag: 0,
+        rotation_since: moving.map(|source| source.since.timestamp()).min(),
+        drain_since: draining.map(|since| since.timestamp()).min(),
+    }
 }
 
 /// When to look again because something changes that no watch reports.

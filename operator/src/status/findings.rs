@@ -145,13 +145,11 @@ fn available(observed: &Observed) -> Finding {
 fn progressing(observed: &Observed, plan: &PlannedCluster) -> Finding {
     let mut found = progress(observed, plan);
     let wrong = match found.reason {
-        ConditionReason::MigrationRunning => pods::wrong_with_migration(observed),
-        ConditionReason::RolloutInProgress
-        | ConditionReason::PodsStarting
-        | ConditionReason::ScalingInProgress => {
-            pods::wrong(observed, |pod| plan.facts.rollout.is_newest(pod))
+        ConditionReason::Settled => None,
+        ConditionReason::MigrationRunning | ConditionReason::MigrationFailed => {
+            pods::wrong_with_migration(observed)
         }
-        _ => None,
+        _ => pods::wrong(observed, |pod| plan.facts.rollout.is_newest(pod)),
     };
     if let Some((_, why)) = wrong {
         found.message += &format!("; {why}");

@@ -277,6 +277,7 @@ fn a_leader_whose_clock_runs_ahead_gives_a_drain_its_whole_time() {
             drain: &drain,
             seen: &seen,
             rolling_out: false,
+            shrinks: None,
         };
         plan(&input, now() + TimeDelta::seconds(secs)).deployment_replicas
     };
@@ -541,6 +542,7 @@ fn stuck(wanted: i32, replicas: i32, settled: bool, pods: &[Pod]) -> ScaleStep {
         deployment: Some(&deployment),
         fleet: &fleet,
         drain: &Drain::default(),
+        seen: &BTreeMap::new(),
         rolling_out: true,
         shrinks: Some(ShrinkingSet {
             template_hash: "old",
