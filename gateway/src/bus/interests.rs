@@ -15,11 +15,12 @@ use crate::hash::HashMap;
 /// Waits until everything that was wanted at the time is confirmed, or cannot be.
 pub(super) type Waiter = oneshot::Sender<Result<(), BusError>>;
 
+/// Every connection has two of them.
 struct Entry {
     count: u32,
+    /// The number of its entry in [`Interests::leaving`] when the count fell to 0; an earlier entry there means nothing.
+    departure: u16,
     confirmed: bool,
-    /// When the count fell to 0, as in [`Interests::leaving`].
-    left: Option<Instant>,
 }
 
 /// The state; the subscriber's task and the hub's threads share it behind a lock.
@@ -27,7 +28,9 @@ struct Entry {
 pub(super) struct Interests {
     wanted: HashMap<Interest, Entry>,
     fresh: Vec<Interest>,
-    leaving: VecDeque<(Instant, Interest)>,
+    leaving: VecDeque<(Instant, u16, Interest)>,
+    /// How often any count fell to 0, counted around: within the lag nothing leaves so often that it would be taken for an earlier time.
+    departures: u16,
     waiters: Vec<Waiter>,
     up: bool,
 }
@@ -51,12 +54,11 @@ impl Interests {
                 self.fresh.push(interest);
                 Entry {
                     count: 0,
+                    departure: 0,
                     confirmed: false,
-                    left: None,
                 }
             });
             entry.count += 1;
-            entry.left = None;
             confirmed &= entry.confirmed;
         }
         if !self.up {
@@ -81,8 +83,9 @@ impl Interests {
             }
             entry.count -= 1;
             if entry.count == 0 {
-                entry.left = Some(now);
-                self.leaving.push_back((now, interest));
+                self.departures = self.departures.wrapping_add(1);
+                entry.departure = self.departures;
+                self.leaving.push_back((now, self.departures, interest));
             }
         }
     }
@@ -104,17 +107,17 @@ impl Interests {
     /// Takes what has been unwanted for longer than `lag` and is to be unsubscribed.
     pub(super) fn take_left(&mut self, now: Instant, lag: Duration) -> Vec<Interest> {
         let mut left = Vec::new();
-        while let Some((at, _)) = self.leaving.front() {
+        while let Some((at, ..)) = self.leaving.front() {
             if *at + lag > now {
                 break;
             }
-            let Some((at, interest)) = self.leaving.pop_front() else {
+            let Some((_, departure, interest)) = self.leaving.pop_front() else {
                 break;
             };
             if self
                 .wanted
                 .get(&interest)
-                .is_some_and(|entry| entry.left == Some(at))
+                .is_some_and(|entry| entry.count == 0 && entry.departure == departure)
             {
                 let entry = self.wanted.remove(&interest);
                 if entry.is_some_and(|entry| entry.confirmed) {
@@ -127,7 +130,7 @@ impl Interests {
 
     /// Returns when [`Interests::take_left`] has something next.
     pub(super) fn next_leave(&self, lag: Duration) -> Option<Instant> {
-        self.leaving.front().map(|(at, _)| *at + lag)
+        self.leaving.front().map(|(at, ..)| *at + lag)
     }
 
     /// Takes all that a new connection has to subscribe, and the callers that wait for some of it. Forgets what is not wanted any more.
@@ -200,6 +203,11 @@ mod tests {
 
     fn room(name: &str) -> Interest {
         Interest::Room(name.into())
+    }
+
+    #[test]
+    fn an_interest_and_what_is_known_of_it_take_32_bytes() {
+        assert_eq!(size_of::<(Interest, Entry)>(), 32);
     }
 
     fn up() -> Interests {
