@@ -54,6 +54,33 @@ enum Phase {
     Lingering { until: Instant },
 }
 
+/// Who ended a connection.
+#[derive(Debug, Clone, Copy)]
+enum ClosedBy {
+    /// It ended without a Close frame.
+    Nobody,
+    /// The client, with 1000, ...
+    ClientNormally,
+    /// ... with 1001, ...
+    ClientGoingAway,
+    /// ... or with another code.
+    Client,
+    Gateway(Close),
+}
+
+impl ClosedBy {
+    /// Returns the label of the metric.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Nobody => "1006",
+            Self::ClientNormally => "1000",
+            Self::ClientGoingAway => "1001",
+            Self::Client => "client",
+            Self::Gateway(close) => close.label(),
+        }
+    }
+}
+
 /// One connection.
 pub struct Connection {
     shard: Rc<Shard>,
@@ -69,7 +96,7 @@ pub struct Connection {
     known: bool,
     admitted: bool,
     encrypted: bool,
-    closed_by: Option<&'static str>,
+    closed_by: ClosedBy,
     began: Instant,
     recheck_at: Option<Instant>,
     frames: TokenBucket,
@@ -94,7 +121,7 @@ impl Connection {
             known: false,
             admitted: false,
             encrypted: false,
-            closed_by: None,
+            closed_by: ClosedBy::Nobody,
             began: now,
             recheck_at: None,
             frames,
@@ -355,11 +382,11 @@ impl Connection {
             }
             Received::Pong | Received::Empty => self.step(now, Input::Alive),
             Received::Close(with) => {
-                self.closed_by = Some(match with {
-                    Some((1000, _)) => "1000",
-                    Some((1001, _)) => "1001",
-                    _ => "client",
-                });
+                self.closed_by = match with {
+                    Some((1000, _)) => ClosedBy::ClientNormally,
+                    Some((1001, _)) => ClosedBy::ClientGoingAway,
+                    _ => ClosedBy::Client,
+                };
                 let reply = with.map_or_else(
                     || Message::new(Opcode::Close, &[]),
                     |(code, reason)| Message::close(code, reason),
@@ -589,7 +616,7 @@ impl Connection {
         if self.phase != Phase::Open {
             return;
         }
-        self.closed_by = Some(close.label());
+        self.closed_by = ClosedBy::Gateway(close);
         // A slow reader, or somebody whose right has ended, gets nothing more than the Close frame.
         let drop_queue = matches!(
             close,
@@ -671,7 +698,7 @@ impl Drop for Connection {
         self.context
             .metrics
             .closed
-            .get_or_create(&Metrics::kind(self.closed_by.unwrap_or("1006")))
+            .get_or_create(&Metrics::kind(self.closed_by.label()))
             .inc();
     }
 }
@@ -685,5 +712,20 @@ fn frame_rate(limits: &ConnectionLimits) -> Rate {
     Rate {
         per_second: f64::from(limits.frames_per_second),
         burst: limits.frame_burst,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every connection has one task: header and trailer of tokio's take 96 bytes, and the allocator rounds up to 384 bytes and then to 512.
+    #[test]
+    fn a_connection_and_what_a_task_adds_fit_into_384_bytes() {
+        assert!(
+            size_of::<Connection>() + 96 <= 384,
+            "{}",
+            size_of::<Connection>()
+        );
     }
 }
