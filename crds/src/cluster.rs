@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use crate::data::{Database, Kafka, Notifications, Policy, Redis};
 use crate::gateway::{Gateway, Limits};
 use crate::jwks::Jwks;
-use crate::pod::{Disruption, Exposure, Image, NetworkPolicy, Observability, PodTemplate, Service};
+use crate::pod::{
+    Disruption, Exposure, Image, InheritedMetadata, NetworkPolicy, Observability, PodTemplate,
+    Service,
+};
 use crate::scaling::{Autoscaling, Drain, Rebalance, Rollout};
 use crate::status::Status;
 
@@ -108,6 +111,9 @@ pub struct SignalClusterSpec {
     /// What is merged into the gateways' pods.
     #[serde(default)]
     pub pod_template: PodTemplate,
+    /// Labels and annotations of every object that the operator makes. Pods have those of `podTemplate` alone: a change of this restarts none.
+    #[serde(default)]
+    pub inherited_metadata: InheritedMetadata,
 }
 
 fn replicas() -> i32 {

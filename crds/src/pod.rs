@@ -75,6 +75,18 @@ pub struct PodMetadata {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// Labels and annotations of every object of a SignalCluster. What the operator sets itself wins.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct InheritedMetadata {
+    /// Labels. Not those of `app.kubernetes.io`, `kubernetes.io`, `k8s.io` and `signal.dev`.
+    #[schemars(extend("maxProperties" = 32))]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations, of the same domains.
+    #[schemars(extend("maxProperties" = 32))]
+    pub annotations: BTreeMap<String, String>,
+}
+
 fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }

@@ -11,6 +11,9 @@ pub struct Status {
     /// The generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// Version of the operator that wrote this status.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operator_version: Option<String>,
     /// Version that every ready pod reports; empty while they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,

@@ -41,6 +41,14 @@ pub struct Run {
         value_delimiter = ','
     )]
     pub namespaces: Vec<String>,
+    /// Label selector of the SignalClusters to reconcile: `signal.dev/operator=canary`, or `!signal.dev/operator`; empty: all
+    #[arg(
+        long,
+        value_name = "SELECTOR",
+        env = "SIGNAL_OPERATOR_SELECTOR",
+        default_value = ""
+    )]
+    pub selector: String,
     /// Address of /livez, /readyz and /metrics
     #[arg(
         long,

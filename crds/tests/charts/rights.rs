@@ -35,7 +35,14 @@ fn no_rule_has_a_wildcard_or_leads_to_more_rights() {
             for verb in words(rule, "verbs") {
                 assert!(
                     [
-                        "get", "list", "watch", "create", "patch", "update", "delete"
+                        "get",
+                        "list",
+                        "watch",
+                        "create",
+                        "patch",
+                        "update",
+                        "delete",
+                        "deletecollection"
                     ]
                     .contains(&verb),
                     "{rule}"
@@ -149,4 +156,44 @@ fn every_binding_names_the_account_that_the_pods_run_as() {
             assert!(there, "{binding}");
         }
     }
+}
+
+#[test]
+fn people_get_rights_on_signalclusters_by_the_roles_of_kubernetes() {
+    let (Some(all), Some(off)) = (
+        render("charts/signal-operator", &[]),
+        render("charts/signal-operator", &["--set", "rbac.aggregate=false"]),
+    ) else {
+        return;
+    };
+    let aggregated = |text: &str| -> Vec<Value> {
+        let label = |object: &Value, role: &str| {
+            object["metadata"]["labels"]
+                [format!("rbac.authorization.k8s.io/aggregate-to-{role}").as_str()]
+                == "true"
+        };
+        let of_people = |object: &Value| ["view", "edit", "admin"].map(|role| label(object, role));
+        let objects = documents(text).into_iter();
+        objects
+            .filter(|object| of_people(object).contains(&true))
+            .map(|object| {
+                let verbs: Vec<&str> = rules(&object)
+                    .iter()
+                    .flat_map(|rule| words(rule, "verbs"))
+                    .collect();
+                let writes = verbs.contains(&"patch");
+                assert_eq!(of_people(&object), [!writes, true, true], "{object}");
+                for rule in rules(&object) {
+                    assert!(words(rule, "apiGroups").eq(["signal.dev"]), "{rule}");
+                    let status = words(rule, "resources").any(|one| one.ends_with("/status"));
+                    let reads =
+                        words(rule, "verbs").all(|one| ["get", "list", "watch"].contains(&one));
+                    assert!(!status || reads, "{rule}");
+                }
+                object
+            })
+            .collect()
+    };
+    assert_eq!(aggregated(&all).len(), 2);
+    assert_eq!(aggregated(&off).len(), 0);
 }

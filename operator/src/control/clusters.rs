@@ -140,10 +140,11 @@ struct StoreUpdates {
 
 impl Clusters {
     /// A store, and one future for each scope that keeps it up to date and never ends. The store is ready once each scope was listed or has failed, and
-    /// one was listed: a namespace that is gone stops no other.
+    /// one was listed: a namespace that is gone stops no other. A SignalCluster whose labels do not match `selector` does not exist for this process.
     pub fn watch(
         client: &Client,
         scopes: &[Scope],
+        selector: &str,
         metrics: &Metrics,
         scope_health: &ScopeHealth,
     ) -> (Self, Vec<impl Future<Output = ()> + Send + 'static>) {
@@ -170,6 +171,7 @@ impl Clusters {
                 follow(
                     client.clone(),
                     scope.clone(),
+                    watcher::Config::default().labels(selector),
                     clusters.store.clone(),
                     updates.clone(),
                 )
@@ -241,12 +243,13 @@ impl Clusters {
 async fn follow(
     client: Client,
     scope: Scope,
+    config: watcher::Config,
     store: Store<SignalCluster>,
     updates: Arc<Mutex<StoreUpdates>>,
 ) {
     let kind = ApiResource::erase::<SignalCluster>(&());
     let api: Api<DynamicObject> = scope.api(&client, &kind);
-    let mut watch = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+    let mut watch = std::pin::pin!(watcher(api, config).default_backoff());
     let mut answered = false;
     let mut listing = HashSet::new();
     while let Some(event) = watch.next().await {

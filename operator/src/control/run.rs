@@ -97,7 +97,8 @@ async fn work(
         return Ok(());
     };
     let (kinds_sender, kinds) = watch::channel(kinds);
-    let (clusters, follow) = Clusters::watch(&client, &scopes, metrics, &pending.scopes);
+    let (clusters, follow) =
+        Clusters::watch(&client, &scopes, &args.selector, metrics, &pending.scopes);
     let mut tasks: JoinSet<_> = follow.into_iter().map(endless).collect();
     let follow_kinds = kinds::follow(
         client.clone(),

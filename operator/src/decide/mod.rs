@@ -239,6 +239,7 @@ pub fn decide(
     if recorded.is_err() {
         desired.keep_live_config(observed);
     }
+    desired.inherit(&observed.cluster.spec.inherited_metadata);
     let pods = step.pods(memory, Some(&mut desired));
     let live = desired
         .live_config

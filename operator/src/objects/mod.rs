@@ -31,6 +31,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::{DynamicObject, TypeMeta};
 use serde_json::{Value, json};
+use signal_crds::pod::InheritedMetadata;
 
 pub use autoscaler::CONNECTIONS_METRIC;
 pub use bounds::beyond_bounds;
@@ -90,6 +91,60 @@ pub struct Desired {
 }
 
 impl Desired {
+    /// Adds labels and annotations to every object, but for names that the operator uses itself.
+    pub fn inherit(&mut self, inherited: &InheritedMetadata) {
+        for metadata in self.metadata() {
+            add(&mut metadata.labels, &inherited.labels);
+            add(&mut metadata.annotations, &inherited.annotations);
+        }
+    }
+
+    /// That of every object. A new field does not compile until it is here.
+    fn metadata(&mut self) -> Vec<&mut ObjectMeta> {
+        let Self {
+            deployment,
+            service,
+            admin_service,
+            static_config,
+            static_secret,
+            // Those are only named.
+            kept_revisions: _,
+            held: _,
+            live_config,
+            credentials,
+            signing_keys,
+            service_account,
+            pdb,
+            hpa,
+            network_policy,
+            migration,
+            ingress,
+            http_route,
+            service_monitor,
+            prometheus_rule,
+        } = self;
+        let mut all = vec![
+            &mut service.metadata,
+            &mut admin_service.metadata,
+            &mut live_config.metadata,
+            &mut credentials.metadata,
+            &mut service_account.metadata,
+        ];
+        all.extend(deployment.as_mut().map(|object| &mut object.metadata));
+        all.extend(static_config.as_mut().map(|object| &mut object.metadata));
+        all.extend(static_secret.as_mut().map(|object| &mut object.metadata));
+        all.extend(signing_keys.as_mut().map(|object| &mut object.metadata));
+        all.extend(pdb.as_mut().map(|object| &mut object.metadata));
+        all.extend(hpa.as_mut().map(|object| &mut object.metadata));
+        all.extend(network_policy.as_mut().map(|object| &mut object.metadata));
+        all.extend(migration.as_mut().map(|object| &mut object.metadata));
+        all.extend(ingress.as_mut().map(|object| &mut object.metadata));
+        for object in [http_route, service_monitor, prometheus_rule] {
+            all.extend(object.as_mut().map(|object| &mut object.metadata));
+        }
+        all
+    }
+
     /// Puts back the live settings that are in the cluster, and their record.
     pub fn keep_live_config(&mut self, observed: &Observed) {
         let copy = observed.credentials.as_ref();
@@ -190,6 +245,17 @@ pub fn desired(cluster: &ValidCluster, record: &Record, input: DesiredInput<'_>)
         http_route: exposure::http_route(cluster, &children, observed.kinds),
         service_monitor: monitoring::service_monitor(cluster, &children, observed.kinds),
         prometheus_rule: monitoring::prometheus_rule(cluster, &children, observed.kinds),
+    }
+}
+
+/// Adds what is not there.
+fn add(own: &mut Option<BTreeMap<String, String>>, more: &BTreeMap<String, String>) {
+    if more.is_empty() {
+        return;
+    }
+    let own = own.get_or_insert_default();
+    for (name, value) in more {
+        own.entry(name.clone()).or_insert_with(|| value.clone());
     }
 }
 

@@ -713,6 +713,36 @@ fn every_object_is_owned_and_labelled() {
 }
 
 #[test]
+fn every_object_inherits_labels_and_annotations_and_no_pod_does() {
+    let plain = make(&migrated(example("production")));
+    let mut inherited = plain.clone();
+    inherited.inherit(&InheritedMetadata {
+        labels: [
+            ("team".into(), "edge".into()),
+            ("app.kubernetes.io/instance".into(), "another".into()),
+        ]
+        .into(),
+        annotations: [("example.com/cost".into(), "17".into())].into(),
+    });
+    let mut count = 0;
+    for document in serde_yaml_ng::Deserializer::from_str(&documents(inherited.clone())) {
+        let object = <Value as serde::Deserialize>::deserialize(document).unwrap();
+        if object.is_null() {
+            continue;
+        }
+        count += 1;
+        let meta = &object["metadata"];
+        assert_eq!(meta["labels"]["team"], json!("edge"), "{object}");
+        assert_eq!(meta["annotations"]["example.com/cost"], json!("17"));
+        // What the operator finds its objects by stays.
+        assert_eq!(meta["labels"]["app.kubernetes.io/instance"], json!("edge"));
+    }
+    assert!(count >= 14, "{count} objects");
+    let template = |desired: &Desired| desired.deployment.clone().unwrap().spec.unwrap().template;
+    assert_eq!(template(&inherited), template(&plain));
+}
+
+#[test]
 fn alerts_rest_on_metrics_that_gateways_have() {
     let metrics = include_str!("../../../gateway/src/metrics.rs");
     let rule = make(&migrated(example("production")))

@@ -59,6 +59,7 @@ pub fn status(
     let record = is_known.then_some(&plan.facts().record);
     Status {
         observed_generation: generation,
+        operator_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         version: common_version(fleet),
         replicas: count(staying.len()),
         ready_replicas: count(staying.iter().filter(|pod| pod.ready).count()),

@@ -27,6 +27,15 @@ pub(crate) struct Operator {
 
 impl Operator {
     pub(crate) fn start(kubeconfig: &Path, namespace: &str, pod: &str) -> Self {
+        Self::start_with(kubeconfig, namespace, pod, &[])
+    }
+
+    pub(crate) fn start_with(
+        kubeconfig: &Path,
+        namespace: &str,
+        pod: &str,
+        arguments: &[&str],
+    ) -> Self {
         let free = || {
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
                 .unwrap()
@@ -50,6 +59,7 @@ impl Operator {
                 "--log-format",
                 "text",
             ])
+            .args(arguments)
             .env("KUBECONFIG", kubeconfig)
             .env("POD_NAME", pod)
             .env("POD_NAMESPACE", namespace)

@@ -19,6 +19,7 @@ mod problems;
 mod replicas;
 mod revisions;
 mod rights;
+mod selectors;
 mod simulated_pods;
 mod watch_faults;
 

@@ -146,6 +146,7 @@ async fn picture_after(stage: &Stage, fault: WatchFault) -> serde_json::Value {
     let (clusters, follow) = Clusters::watch(
         &client,
         &scopes,
+        "",
         &Metrics::default(),
         &ScopeHealth::default(),
     );

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use signal_contract::prefixes_collide;
 use signal_crds::data::Kafka;
 use signal_crds::jwks::Jwks;
-use signal_crds::pod::Observability;
+use signal_crds::pod::{InheritedMetadata, Observability};
 use signal_crds::{Duration, SignalClusterSpec};
 
 use super::{Problem, ProblemKind};
@@ -104,8 +104,39 @@ impl<'a> Shape<'a> {
         if let Some(kafka) = &spec.kafka {
             self.kafka(kafka);
         }
+        self.metadata(&spec.inherited_metadata);
         self.sources(&spec.jwks);
         self.observability(&spec.observability);
+    }
+
+    /// What one object refuses, all refuse, so it is refused here.
+    fn metadata(&mut self, inherited: &InheritedMetadata) {
+        for (field, names) in [
+            ("inheritedMetadata.labels", &inherited.labels),
+            ("inheritedMetadata.annotations", &inherited.annotations),
+        ] {
+            for name in names.keys() {
+                self.need(
+                    is_metadata_name(name),
+                    field,
+                    &format!("`{name}` is no name such as team or example.com/team"),
+                );
+                self.need(
+                    !is_reserved(name),
+                    field,
+                    &format!("`{name}` belongs to Kubernetes or to the operator"),
+                );
+            }
+        }
+        for (name, value) in &inherited.labels {
+            self.need(
+                value.is_empty() || is_label_value(value),
+                "inheritedMetadata.labels",
+                &format!(
+                    "the value of `{name}` is not of letters, digits and -_. (63 at most, a letter or a digit at both ends)"
+                ),
+            );
+        }
     }
 
     fn kafka(&mut self, kafka: &Kafka) {
@@ -485,4 +516,43 @@ fn is_locale(text: &str) -> bool {
             5..=8 => part.chars().all(|c| c.is_ascii_alphanumeric()),
             _ => false,
         })
+}
+
+/// Kubernetes' rule for the value of a label, and for what stands behind the slash of a name.
+fn is_label_value(text: &str) -> bool {
+    let inside = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    text.len() <= 63
+        && text.chars().all(inside)
+        && end(text.chars().next())
+        && end(text.chars().next_back())
+}
+
+/// Kubernetes' rule for names of labels and annotations.
+fn is_metadata_name(name: &str) -> bool {
+    let Some((domain, rest)) = name.split_once('/') else {
+        return is_label_value(name);
+    };
+    let part = |part: &str| {
+        !part.is_empty()
+            && part
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+    };
+    domain.len() <= 253 && domain.split('.').all(part) && is_label_value(rest)
+}
+
+/// Whether its domain is Kubernetes' or the operator's.
+fn is_reserved(name: &str) -> bool {
+    let Some((domain, _)) = name.split_once('/') else {
+        return false;
+    };
+    ["kubernetes.io", "k8s.io", "signal.dev"].iter().any(|own| {
+        domain == *own
+            || domain
+                .strip_suffix(own)
+                .is_some_and(|sub| sub.ends_with('.'))
+    })
 }

@@ -441,3 +441,45 @@ fn all_that_is_wrong_is_told_together() {
         .log_filter = "[".into();
     assert_eq!(validate(&observed).unwrap_err().len(), 5);
 }
+
+#[test]
+fn inherited_names_that_kubernetes_would_refuse_or_that_are_taken_are_refused() {
+    let with = |name: &str, value: &str| {
+        changed("minimal", |cluster| {
+            let labels = &mut cluster.spec.inherited_metadata.labels;
+            labels.insert(name.into(), value.into());
+        })
+    };
+    for (name, value) in [
+        ("team", "edge"),
+        ("example.com/team", ""),
+        ("a.b-c.io/X_y.z", "a-B_1.c"),
+    ] {
+        validate(&with(name, value)).unwrap_or_else(|problems| panic!("{name}: {problems:?}"));
+    }
+    for (name, value, text) in [
+        ("", "x", "is no name such as"),
+        ("-team", "x", "is no name such as"),
+        ("Example.com/team", "x", "is no name such as"),
+        ("a..b/team", "x", "is no name such as"),
+        ("team", "two words", "the value of `team` is not of letters"),
+        (
+            "app.kubernetes.io/instance",
+            "x",
+            "belongs to Kubernetes or to the operator",
+        ),
+        ("signal.dev/applied", "x", "belongs to Kubernetes"),
+        ("k8s.io/x", "x", "belongs to Kubernetes"),
+    ] {
+        let found = problem(&with(name, value));
+        assert_eq!(found.reason, "InvalidSpec");
+        assert!(
+            found.message.starts_with("spec.inheritedMetadata.labels: ")
+                && found.message.contains(text),
+            "{}",
+            found.message
+        );
+    }
+    // `notk8s.io` is somebody's own domain.
+    validate(&with("notk8s.io/x", "x")).unwrap();
+}
