@@ -244,6 +244,10 @@ fn certificates(security: &KafkaSecurity, client: &mut ClientConfig) {
     }
 }
 
+/// The consumer's longest time between two polls, which is also how long a rebalance waits for it.
+const REBALANCE: &str = "max.poll.interval.ms";
+const REBALANCE_LIMIT_MS: u64 = 60_000;
+
 /// A member of the group. Only the pipeline commits.
 pub(super) fn consumer(config: &Kafka) -> Result<ClientConfig, PipelineError> {
     let mut client = base(config)?;
@@ -266,6 +270,12 @@ pub(super) fn consumer(config: &Kafka) -> Result<ClientConfig, PipelineError> {
         )
         // By default librdkafka waits a second before it fetches again after that many were there.
         .set("fetch.queue.backoff.ms", "10");
+    // A rebalance waits so long for a member that is alive and does not come. The consumer's thread waits for nothing longer than its share of a hand-over, so
+    // a minute is more than enough for it, and the whole group would stand still for the five minutes that are usual.
+    if !config.properties.contains_key(REBALANCE) {
+        let limit = REBALANCE_LIMIT_MS.max(config.session_timeout_ms);
+        client.set(REBALANCE, limit.to_string());
+    }
     let prefetch = prefetch_bytes(config.memory_bytes);
     // What is fetched at once belongs to it; and of one partition only a little, because a pause throws it away. A record that is larger comes alone.
     for (name, value) in [
@@ -326,6 +336,18 @@ mod tests {
             brokers: vec!["127.0.0.1:1".into()],
             ..Config::for_tests().kafka
         }
+    }
+
+    #[test]
+    fn a_rebalance_waits_a_minute_for_a_member_unless_told_otherwise() {
+        let mut config = settings();
+        let limit = |config: &Kafka| consumer(config).unwrap().get(REBALANCE).map(str::to_owned);
+        assert_eq!(limit(&config).as_deref(), Some("60000"));
+        // librdkafka refuses one that is below the session timeout.
+        config.session_timeout_ms = 90_000;
+        assert_eq!(limit(&config).as_deref(), Some("90000"));
+        config.properties.insert(REBALANCE.into(), "120000".into());
+        assert_eq!(limit(&config).as_deref(), Some("120000"));
     }
 
     #[test]
