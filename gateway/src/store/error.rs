@@ -92,6 +92,12 @@ impl StoreError {
         }
     }
 
+    /// Whether a recipient has a row of the event already.
+    pub(super) fn repeats_row(&self) -> bool {
+        let error = self.driver().and_then(sqlx::Error::as_database_error);
+        error.is_some_and(|error| error.constraint() == Some("signal_notification_once"))
+    }
+
     /// The driver's error, where there is one.
     pub(super) fn driver(&self) -> Option<&sqlx::Error> {
         match self {

@@ -40,6 +40,27 @@ ON CONFLICT (recipient_id) DO UPDATE SET
     version = s.version + excluded.version
 RETURNING s.recipient_id, s.inbox::int8, s.last_seq, s.unread_count, s.version"#;
 
+/// As [`TAKE_NUMBERS`], of those that have an inbox.
+const TAKE_EXISTING: &str = r#"
+INSERT INTO signal_inbox AS s (inbox, recipient_id, last_seq, unread_count, version)
+SELECT f.inbox, f.recipient_id, f.n, f.n, f.n FROM (
+    SELECT (SELECT i.inbox FROM signal_inbox i WHERE i.recipient_id = t.recipient_id) AS inbox, t.recipient_id, t.n
+    FROM unnest($1::text[], $2::int8[]) AS t(recipient_id, n) OFFSET 0
+) f WHERE f.inbox IS NOT NULL ORDER BY f.recipient_id COLLATE "C"
+ON CONFLICT (inbox) DO UPDATE SET
+    last_seq = s.last_seq + excluded.last_seq,
+    unread_count = s.unread_count + excluded.unread_count,
+    version = s.version + excluded.version
+RETURNING s.recipient_id, s.inbox::int8, s.last_seq, s.unread_count, s.version"#;
+
+/// `$1` events, `$2` an inbox of each. Whether one of these pairs has a row, or any recipient of these events a tombstone.
+const SUSPECT: &str = r"
+SELECT EXISTS (
+    SELECT 1 FROM unnest($1::int8[], $2::int4[]) AS c(event, inbox)
+    WHERE (SELECT 1 FROM signal_notification n WHERE n.event = c.event AND n.inbox = c.inbox LIMIT 1) IS NOT NULL
+        OR (SELECT 1 FROM signal_tombstone t WHERE t.event = c.event LIMIT 1) IS NOT NULL
+)";
+
 /// `$1` inboxes, `$2` how many numbers they give back. The rows are locked already.
 const RETURN_NUMBERS: &str = r"
 UPDATE signal_inbox s SET last_seq = s.last_seq - t.n, unread_count = s.unread_count - t.n, version = s.version - t.n
@@ -153,6 +174,11 @@ async fn insert_batch(
     {
         return Ok(done);
     }
+    if batch.candidates.len() > PLAIN_ROWS
+        && let Some(done) = insert_new(session, given, batch, &activities, now).await?
+    {
+        return Ok(done);
+    }
     let mut tx = session.begin().await?;
     let bases = take_numbers(&mut tx, batch).await?;
     let events = take_events(&mut tx, given, &activities).await?;
@@ -162,6 +188,94 @@ async fn insert_batch(
         batch.remove(&known);
     }
     let rows = batch.number(&bases);
+    insert_texts(&mut tx, given, batch, &events, now).await?;
+    insert_rows(&mut tx, given, batch, &rows, &bases, &events).await?;
+    tx.commit().await?;
+    Ok((rows, bases))
+}
+
+/// The way of most large batches: every inbox is there, and nothing is known. `None`, with nothing left behind, if that is not so, which the unique key
+/// of rows finds at the latest; nobody else leaves tombstones in inboxes that are locked here.
+async fn insert_new(
+    session: &mut Session,
+    given: &[NewActivity],
+    batch: &InsertBatch<'_>,
+    activities: &[usize],
+    now: DateTime<Utc>,
+) -> Result<Option<Numbered>, StoreError> {
+    let mut tx = session.begin().await?;
+    let Some(bases) = take_existing(&mut tx, batch).await? else {
+        tx.rollback().await?;
+        return Ok(None);
+    };
+    let events = take_events(&mut tx, given, activities).await?;
+    if is_suspect(&mut tx, batch, &bases, &events).await? {
+        tx.rollback().await?;
+        return Ok(None);
+    }
+    let rows = batch.number(&bases);
+    insert_texts(&mut tx, given, batch, &events, now).await?;
+    match insert_rows(&mut tx, given, batch, &rows, &bases, &events).await {
+        Err(error) if error.repeats_row() => {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        other => other?,
+    }
+    tx.commit().await?;
+    Ok(Some((rows, bases)))
+}
+
+/// Locks the inboxes and takes their numbers; `None` as soon as one is missing.
+async fn take_existing(
+    tx: &mut Tx<'_>,
+    batch: &InsertBatch<'_>,
+) -> Result<Option<Vec<Base>>, StoreError> {
+    let counts = batch.counts();
+    let mut bases = vec![Base::default(); counts.len()];
+    for start in (0..counts.len()).step_by(CHUNK_ROWS) {
+        let end = counts.len().min(start + CHUNK_ROWS);
+        let query = sqlx::query(TAKE_EXISTING)
+            .bind(&batch.recipients[start..end])
+            .bind(&counts[start..end]);
+        let answer = tx.all(query).await?;
+        if answer.len() < end - start {
+            return Ok(None);
+        }
+        read_bases(&answer, batch, &counts, &mut bases)?;
+    }
+    Ok(Some(bases))
+}
+
+/// Whether an event that was there before may have reached one of the candidates: its first one has a row, or somebody has a tombstone.
+async fn is_suspect(
+    tx: &mut Tx<'_>,
+    batch: &InsertBatch<'_>,
+    bases: &[Base],
+    events: &hash::HashMap<usize, Event>,
+) -> Result<bool, StoreError> {
+    let (mut old, mut inboxes): (Vec<i64>, Vec<i32>) = (Vec::new(), Vec::new());
+    for candidate in &batch.candidates {
+        let event = events[&candidate.activity];
+        if !event.is_new && old.last() != Some(&event.number) {
+            old.push(event.number);
+            inboxes.push(bases[candidate.recipient].number as i32);
+        }
+    }
+    if old.is_empty() {
+        return Ok(false);
+    }
+    let query = sqlx::query(SUSPECT).bind(old).bind(inboxes);
+    Ok(tx.one(query).await?.try_get(0)?)
+}
+
+async fn insert_texts(
+    tx: &mut Tx<'_>,
+    given: &[NewActivity],
+    batch: &InsertBatch<'_>,
+    events: &hash::HashMap<usize, Event>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
     let activities = batch.activities();
     for chunk in batch.chunks(&activities) {
         let of: Vec<i64> = chunk.iter().map(|at| events[at].number).collect();
@@ -170,9 +284,7 @@ async fn insert_batch(
         tx.run(bind_texts(query.bind(texts), given, chunk, now))
             .await?;
     }
-    insert_rows(&mut tx, given, batch, &rows, &bases, &events).await?;
-    tx.commit().await?;
-    Ok((rows, bases))
+    Ok(())
 }
 
 /// Tries to store the batch in one statement; `None` if it cannot be.
