@@ -70,7 +70,7 @@ impl Migration {
 pub struct Migrated {
     /// The image whose schema the database has.
     pub image: String,
-    /// Which database, by [`identity`].
+    /// Which database, by what tells it from others.
     pub database: String,
     /// Number of the newest migration that pods have reported since.
     pub version: Option<i64>,
