@@ -77,11 +77,12 @@ async fn every_group_on_sockets_and_redis_runs_to_its_end() {
     let wanted = [
         ("idle", 9),
         ("connect", 4),
-        ("fanout", 10),
-        ("burst", 10),
+        ("fanout", 12),
+        ("burst", 14),
         ("unicast", 2),
         ("echo", 3),
         ("workers", 2),
+        ("instances", 30),
     ];
     let lines = run(&wanted.map(|(group, _)| group), &[]).await;
     assert_lines(&lines, &wanted);
@@ -107,12 +108,12 @@ async fn the_pipeline_and_what_it_is_held_against_run_to_their_end() {
         return;
     }
     let lines = run(
-        &["pipeline"],
+        &["pipeline", "audience"],
         &[
             ("SIGNAL_TEST_KAFKA", &brokers),
             ("SIGNAL_TEST_POSTGRES", &database.url),
         ],
     )
     .await;
-    assert_lines(&lines, &[("pipeline", 7)]);
+    assert_lines(&lines, &[("pipeline", 7), ("audience", 3)]);
 }
