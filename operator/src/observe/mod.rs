@@ -31,6 +31,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod as KubePod, Secret};
 use kube::api::{Api, ListParams};
 use kube::core::{ApiResource, DynamicObject, NamespaceResourceScope, TypeMeta};
 use kube::{Client, Resource, ResourceExt as _};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use signal_crds::SignalCluster;
 use tokio::sync::watch;
@@ -168,10 +169,10 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
     let credentials = take(&mut secrets, &children.credentials);
     let signing_keys = take(&mut secrets, &children.signing_keys);
     let hpa = take(&mut autoscalers, &children.name);
-    // Objects of other revisions, and names that this version does not use.
+    // What pods mount, of every revision, and names that this version does not use.
     let rest = bare(DEPLOYMENT, &deployments)
-        .chain(bare(CONFIG_MAP, &config_maps))
-        .chain(bare(SECRET, &secrets))
+        .chain(whole(CONFIG_MAP, &config_maps))
+        .chain(whole(SECRET, &secrets))
         .chain(bare(AUTOSCALER, &autoscalers));
     let migration_pods = scope.migration_pods(&jobs).await;
     let token = credentials.as_ref().and_then(admin_token);
@@ -217,6 +218,19 @@ where
         types: Some(types(kind)),
         metadata: object.meta().clone(),
         data: serde_json::Value::Null,
+    })
+}
+
+/// Objects of a kind with their content, to be compared with what is wanted.
+fn whole<K>(kind: Owned, objects: &[K]) -> impl Iterator<Item = DynamicObject>
+where
+    K: Resource<DynamicType = ()> + Serialize,
+{
+    bare(kind, objects).zip(objects).map(|(mut whole, object)| {
+        whole.data = serde_json::to_value(object).expect("an object is plain data");
+        let members = whole.data.as_object_mut();
+        members.map(|members| members.remove("metadata"));
+        whole
     })
 }
 
