@@ -118,7 +118,8 @@ pub fn job_name(cluster: &ValidCluster, observed: &Observed) -> Option<String> {
         cluster.spec.image.reference(),
         identity(cluster),
         format!("{:?}", went_back(cluster, observed)),
-        super::compare::hash(&serde_json::to_value(made).expect("a Job is plain data")),
+        // Not its namespace and owner: a SignalCluster that is made again has the Job that it had.
+        super::compare::hash(&serde_json::to_value(made.spec).expect("a Job is plain data")),
     ] {
         hash.update(Sha256::digest(part));
     }

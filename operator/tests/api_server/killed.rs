@@ -37,7 +37,7 @@ use crate::simulated_pods::{SimulatedPods, edge};
 use crate::{Stage, config};
 
 /// A scenario that takes more reconciles fails.
-const MAX_RECONCILES: usize = 60;
+const MAX_RECONCILES: usize = 150;
 
 /// Counts answered writes, and drops the lease after the last allowed one: later writes are those that a killed process does not send.
 #[derive(Clone)]

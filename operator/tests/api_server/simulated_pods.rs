@@ -217,6 +217,11 @@ impl<'a> SimulatedPods<'a> {
         let mut pod = serde_json::to_value(template).unwrap();
         pod["metadata"]["generateName"] = json!("edge-1-");
         pod["spec"]["nodeName"] = json!("somewhere");
+        // A drain waits until the probe has made the pod unready, and nobody probes here.
+        let probe = &mut pod["spec"]["containers"][0]["readinessProbe"];
+        for field in ["periodSeconds", "timeoutSeconds", "failureThreshold"] {
+            probe[field] = json!(1);
+        }
         pod["metadata"]["ownerReferences"] =
             json!([owner("apps/v1", "ReplicaSet", "edge-1", &set.metadata.uid)]);
         let pod = self
