@@ -119,13 +119,14 @@ impl Drain<'_> {
         Duration::from_millis(self.config.drain.endpoint_propagation_ms)
     }
 
-    /// Returns the pause in which endpoints notice that the process ends. A held drain that closes has had its own; before that, nobody may have
-    /// noticed anything.
+    /// Returns the pause in which endpoints notice that the process ends: what is left of that of a held drain, or that of a pod that Kubernetes ends,
+    /// whichever is over first.
     pub(super) fn propagation_left(&self, hold: Option<Hold>) -> Duration {
-        match hold.and_then(|hold| hold.closing_since) {
-            Some(_) => Duration::ZERO,
-            None => self.propagation(),
-        }
+        let whole = self.propagation();
+        hold.map_or(whole, |hold| {
+            let pause = hold.pause.unwrap_or(whole);
+            pause.saturating_sub(hold.since.elapsed()).min(whole)
+        })
     }
 
     /// Closes all connections in random batches over the window, or over the rest of it if a held drain started `earlier`, then waits for the queues.
