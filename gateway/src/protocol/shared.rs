@@ -128,7 +128,7 @@ impl SharedMessages {
 
 /// Encodes what `notification:created` has in common for all recipients of one event, from the row of any of them.
 ///
-/// What [`Addressee`](crate::dispatch::Addressee) writes between its pieces makes the JSON of [`event::Created`](super::event::Created), member by member.
+/// What [`Addressee`] writes between its pieces makes the JSON of [`event::Created`](super::event::Created), member by member.
 pub fn created_text(notification: &Notification) -> SharedText {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
