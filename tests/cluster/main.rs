@@ -5,7 +5,9 @@
 
 mod crowd;
 mod edge;
+mod isolation;
 mod more;
+mod network_policy;
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
