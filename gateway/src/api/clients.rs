@@ -3,12 +3,15 @@
 //! Input: administrators' requests. Output: answers from this instance's [`crate::hub`] and, by request and reply over the [`crate::bus`], from every
 //! other instance. The answer names the instances that did not reply.
 
+mod pages;
+
 use std::net::IpAddr;
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use self::pages::Listed;
 use super::extract::{
     Cursor, Json, Limit, May, Name, NoParams, Params, Permission, RoomName, Segment,
 };
@@ -151,67 +154,18 @@ pub(crate) async fn list(
     Params(params): Params<ListParams>,
 ) -> Result<Json<ClientPage>, Problem> {
     let limit = params.limit.0 as usize;
-    let after = params.cursor.map(|cursor| cursor.0);
     let query = ClientQuery {
         user_id: params.user_id.map(|user| user.0),
         room: params.room.map(|room| room.0),
-        after,
+        after: params.cursor.map(|cursor| cursor.0),
+        // One more says whether there is a next page.
         limit: limit + 1,
     };
-    let wanted = |instance: &str| {
-        params
-            .instance
-            .as_ref()
-            .is_none_or(|only| only.0 == instance)
-    };
-    let only_here = params
-        .instance
-        .as_ref()
-        .is_some_and(|only| only.0 == *state.instance);
-
-    let here = async {
-        if wanted(&state.instance) {
-            state.hub.list(&query).await
-        } else {
-            Vec::new()
-        }
-    };
-    let elsewhere = async {
-        if only_here {
-            Ok(Answers::default())
-        } else {
-            state
-                .bus
-                .ask(&Ask::List {
-                    query: query.clone(),
-                })
-                .await
-                .map_err(Problem::from)
-        }
-    };
-    let (here, elsewhere) = tokio::join!(here, elsewhere);
-    let Answers {
-        replies,
-        mut missing,
-    } = elsewhere?;
-    missing.retain(|instance| wanted(instance));
-
-    let mut data: Vec<Client> = here
-        .into_iter()
-        .map(|client| Client::on(&state.instance, client))
-        .collect();
-    for (instance, reply) in replies.into_iter().filter(|(instance, _)| wanted(instance)) {
-        let Reply::Clients { clients } = reply else {
-            continue;
-        };
-        data.extend(
-            clients
-                .into_iter()
-                .map(|client| Client::on(&instance, client)),
-        );
-    }
-    data.retain(|client| after.is_none_or(|after| client.id.as_str() > after.as_str()));
-    data.sort_unstable_by(|a, b| a.id.as_str().cmp(b.id.as_str()));
+    let only = params.instance.as_ref().map(|only| &*only.0);
+    let Listed {
+        clients: mut data,
+        missing,
+    } = pages::read(&state, &query, only).await?;
     let more = data.len() > limit;
     data.truncate(limit);
     let next = data.last().filter(|_| more).map(|last| Cursor(last.id));

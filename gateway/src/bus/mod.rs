@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use signal_contract::{object, objects};
@@ -258,6 +259,24 @@ pub trait Bus: Send + Sync + 'static {
     /// # Errors
     /// [`BusError::Unavailable`] when the live instances cannot be listed; [`BusError::Full`] when too many questions are open.
     fn ask<'a>(&'a self, ask: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>>;
+
+    /// The same of those live instances alone that have one of these names.
+    ///
+    /// # Errors
+    /// Those of [`Bus::ask`].
+    fn ask_named<'a>(
+        &'a self,
+        ask: &'a Ask,
+        names: &'a [String],
+    ) -> BoxFuture<'a, Result<Answers, BusError>> {
+        async move {
+            let mut answers = self.ask(ask).await?;
+            answers.replies.retain(|(name, _)| names.contains(name));
+            answers.missing.retain(|name| names.contains(name));
+            Ok(answers)
+        }
+        .boxed()
+    }
 
     /// Names the instances that were live when they could last be listed, this one left out: whom a question that cannot be asked concerns.
     fn last_seen(&self) -> Vec<String>;

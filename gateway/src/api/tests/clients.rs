@@ -1,4 +1,5 @@
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Method;
@@ -121,6 +122,76 @@ async fn pages_cover_the_whole_cluster_in_one_order_and_name_silent_instances() 
             ("zz", two)
         ]
     );
+}
+
+/// 31 other instances with so many clients each, whose ids are spread over them or come one instance after the other.
+fn play_many(gateway: &TestGateway, clients: usize, spread: bool) -> Arc<AtomicUsize> {
+    const OTHERS: usize = 31;
+    let listed = Arc::new(AtomicUsize::new(0));
+    let names: Vec<String> = (0..OTHERS).map(|n| format!("other-{n}")).collect();
+    *gateway.others.live.lock() = names.clone();
+    let held_by: Vec<Vec<ClientInfo>> = (0..OTHERS)
+        .map(|instance| {
+            let id = |n: usize| match spread {
+                true => n * OTHERS + instance,
+                false => instance * clients + n,
+            };
+            (0..clients)
+                .map(|n| client(&format!("A{:05}", id(n)), "17", &[]))
+                .collect()
+        })
+        .collect();
+    let counted = Arc::clone(&listed);
+    gateway.others.answer(move |ask| {
+        let Ask::List { query } = ask else {
+            return Answers::default();
+        };
+        let replies = names.iter().zip(&held_by).map(|(name, clients)| {
+            let reply = held(clients, query);
+            if let Reply::Clients { clients } = &reply {
+                counted.fetch_max(clients.len(), Ordering::SeqCst);
+            }
+            (name.clone(), reply)
+        });
+        Answers {
+            replies: replies.collect(),
+            missing: vec![],
+        }
+    });
+    listed
+}
+
+/// Whoever holds them, and without a page from everybody.
+#[tokio::test]
+async fn a_page_of_many_instances_takes_a_share_of_each_and_more_only_of_those_that_hold_it() {
+    for spread in [true, false] {
+        let gateway = TestGateway::new().await;
+        let most = play_many(&gateway, 40, spread);
+        let (mut seen, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
+        loop {
+            let url = format!("{CLIENTS}?limit=50{cursor}");
+            let body = gateway.send(gateway.call(Method::GET, &url)).await.ok(200);
+            let ids = body["data"].as_array().unwrap().iter();
+            seen.extend(ids.map(|c| c["id"].as_str().unwrap().to_owned()));
+            pages += 1;
+            match body["next"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => break,
+            }
+        }
+        let all: Vec<String> = (0..31 * 40).map(|n| format!("A{n:05}")).collect();
+        assert_eq!(seen, all, "each once and in order");
+        let asked = gateway.others.asked.lock().len();
+        let most = most.load(Ordering::SeqCst);
+        if spread {
+            assert_eq!((asked, most), (pages, 8), "the share of each was enough");
+        } else {
+            assert!(
+                asked > pages && asked <= 2 * pages,
+                "{asked} questions for {pages} pages"
+            );
+        }
+    }
 }
 
 #[tokio::test]

@@ -54,6 +54,8 @@ type Answering = Box<dyn Fn(&Ask) -> Answers + Send>;
 pub(super) struct OtherInstances {
     answer: Mutex<Answering>,
     pub(super) asked: Mutex<Vec<Ask>>,
+    /// Their names, as they were last listed.
+    pub(super) live: Mutex<Vec<String>>,
     pub(super) published: Mutex<Vec<Dispatch>>,
     pub(super) shared: Mutex<Vec<Revocation>>,
     pub(super) publishing_fails: AtomicBool,
@@ -114,6 +116,7 @@ impl OtherInstances {
         Arc::new(Self {
             answer: Mutex::new(Box::new(|_| Answers::default())),
             asked: Mutex::default(),
+            live: Mutex::new(vec!["gateway-2".into()]),
             published: Mutex::default(),
             shared: Mutex::default(),
             publishing_fails: AtomicBool::new(false),
@@ -155,7 +158,7 @@ impl Bus for OtherInstances {
     }
 
     fn last_seen(&self) -> Vec<String> {
-        vec!["gateway-2".into()]
+        self.live.lock().clone()
     }
 
     fn share_revocation<'a>(

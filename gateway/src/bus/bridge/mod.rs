@@ -250,15 +250,27 @@ async fn limited<T>(work: Option<impl Future<Output = T>>) -> Option<T> {
 }
 
 impl RedisBus {
-    async fn ask_all(&self, question: &Ask) -> Result<Answers, BusError> {
+    /// Asks all other live instances, or those with one of these names.
+    async fn ask_others(
+        &self,
+        question: &Ask,
+        only: Option<&[String]>,
+    ) -> Result<Answers, BusError> {
         let (current, previous) = self.core.both();
         let Some(previous) = previous else {
-            return current.ask(question).await;
+            return match only {
+                Some(names) => current.ask_named(question, names).await,
+                None => current.ask(question).await,
+            };
         };
         let (here, there) = join(current.others(), limited(Some(previous.others()))).await;
-        let here = here?;
+        let mut here = here?;
         // An instance that uses both is asked once.
-        let there = pubsub::only_here(there.and_then(Result::ok).unwrap_or_default(), &here);
+        let mut there = pubsub::only_here(there.and_then(Result::ok).unwrap_or_default(), &here);
+        if let Some(names) = only {
+            here.retain(|instance| names.contains(&instance.name));
+            there.retain(|instance| names.contains(&instance.name));
+        }
         let names: Vec<String> = there.iter().map(|instance| instance.name.clone()).collect();
         let (answers, more) = join(
             current.ask_these(question, here),
@@ -324,7 +336,15 @@ impl Bus for RedisBus {
     }
 
     fn ask<'a>(&'a self, question: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>> {
-        self.ask_all(question).boxed()
+        self.ask_others(question, None).boxed()
+    }
+
+    fn ask_named<'a>(
+        &'a self,
+        question: &'a Ask,
+        names: &'a [String],
+    ) -> BoxFuture<'a, Result<Answers, BusError>> {
+        self.ask_others(question, Some(names)).boxed()
     }
 
     fn last_seen(&self) -> Vec<String> {

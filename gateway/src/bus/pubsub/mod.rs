@@ -407,6 +407,19 @@ impl Bus for PubSubBus {
         .boxed()
     }
 
+    fn ask_named<'a>(
+        &'a self,
+        question: &'a Ask,
+        names: &'a [String],
+    ) -> BoxFuture<'a, Result<Answers, BusError>> {
+        async move {
+            let mut others = presence::others(&self.core).await?;
+            others.retain(|other| names.contains(&other.name));
+            ask::ask(&self.core, question, others).await
+        }
+        .boxed()
+    }
+
     fn last_seen(&self) -> Vec<String> {
         self.core.last_seen.lock().clone()
     }
