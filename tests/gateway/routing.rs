@@ -1,6 +1,7 @@
 //! Two gateways and one Redis: a message reaches its clients on either gateway, whichever publishes it.
 
 use serde_json::{Value, json};
+use signal_services::{REDIS_PROGRAM, Redis};
 use signal_tests::services::{self, Own};
 use signal_tests::wait::until;
 use signal_tests::{Client, Emitter, Gateway, Issuer, Proxy};
@@ -513,4 +514,31 @@ async fn many_gateways_at_once_never_share_a_worker_number() {
     // The first instance has the first number, the others any free one of `ids.worker_count`.
     assert_eq!(distinct.first(), Some(&9), "{workers:?}");
     assert!(distinct.last() < Some(&1009), "{workers:?}");
+}
+
+/// A few of these tests, and those of a cluster that loses a master, once more with Valkey in the place of Redis.
+#[test]
+fn messages_find_their_way_on_valkey_as_well() {
+    let server = match Redis::valkey() {
+        Ok(server) => server,
+        Err(error) => return services::skip(&format!("{error:#}")),
+    };
+    let tests = [
+        "routing::an_emitter_reaches_a_client_a_user_a_room_and_everyone_on_either_gateway",
+        "routing::rest_on_one_gateway_lists_reaches_and_disconnects_clients_of_the_other",
+        "routing::after_a_restart_of_redis_everyone_is_told_to_resync_and_messages_flow_again",
+        "failover::when_the_subscribed_node_of_a_cluster_is_lost_gateways_subscribe_through_another",
+    ];
+    let output = std::process::Command::new(std::env::current_exe().expect("its path"))
+        .args(tests)
+        .args(["--exact", "--test-threads", "1"])
+        .env(REDIS_PROGRAM, server)
+        .output()
+        .expect("it runs once more");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains(&format!("{} passed", tests.len())),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

@@ -14,6 +14,8 @@ pub(crate) mod fuzzing;
 mod interests;
 mod local;
 mod pubsub;
+#[cfg(test)]
+mod valkey;
 mod wire;
 
 pub use announcer::Announcer;

@@ -34,7 +34,7 @@ pub use packages::Packages;
 pub use pgbouncer::PgBouncer;
 pub use postgres::{Frozen, Postgres};
 pub use process::{Server, bound_command, signal, spawn};
-pub use redis::{Guarded, Redis, Sentinels};
+pub use redis::{Guarded, REDIS_PROGRAM, Redis, Sentinels};
 pub use tool::Tool;
 
 /// Where downloads are kept across runs: `$SIGNAL_CACHE`, else `~/.cache/signal`.

