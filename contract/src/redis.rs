@@ -37,6 +37,8 @@ pub struct Redis {
     pub command_timeout_ms: u64,
     /// Most dispatches waiting to be published.
     pub publish_queue: usize,
+    /// Whether messages between instances go over sharded Pub/Sub where the mode is cluster, once every live instance is set so.
+    pub sharded_pubsub: bool,
 }
 
 /// Which Redis, if any.

@@ -19,6 +19,10 @@ use crate::reference::{ConfigMapName, SecretKey};
         .message("mode Standalone takes exactly one node").field_path(".nodes"),
     validation = Rule::new("self.mode != 'Cluster' || self.database == 0")
         .message("a Redis Cluster has database 0 alone").field_path(".database"),
+    validation = Rule::new("!self.shardedPubsub || self.mode == 'Cluster'")
+        .message("shardedPubsub belongs to mode Cluster").field_path(".shardedPubsub"),
+    validation = Rule::new("!self.shardedPubsub || !self.channelPrefix.contains('{')")
+        .message("with shardedPubsub the channelPrefix holds no braces").field_path(".channelPrefix"),
     validation = Rule::new("duration(self.stalledAfter) > duration(self.selfPingInterval)")
         .message("stalledAfter must exceed selfPingInterval").field_path(".stalledAfter"),
 )]
@@ -52,6 +56,10 @@ pub struct Redis {
     /// The subscriber of a pod is stalled, and the pod not ready, when no such message came back for this long. A change rolls the pods.
     #[serde(default = "stalled_after")]
     pub stalled_after: Duration,
+    /// Messages between pods go over sharded Pub/Sub, so that the masters of the cluster share them; Redis 7 or newer. Pods use it once all of them
+    /// have it. Servers other than gateways do not receive these messages. A change rolls the pods.
+    #[serde(default)]
+    pub sharded_pubsub: bool,
 }
 
 fn self_ping() -> Duration {

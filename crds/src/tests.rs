@@ -170,6 +170,23 @@ fn cases() -> Vec<Case> {
             vec![("/spec/redis/database", json!(1))],
         ),
         (
+            "shardedPubsub belongs to mode Cluster",
+            vec![("/spec/redis/shardedPubsub", json!(true))],
+            vec![
+                ("/spec/redis/mode", json!("Cluster")),
+                ("/spec/redis/shardedPubsub", json!(true)),
+            ],
+        ),
+        (
+            "with shardedPubsub the channelPrefix holds no braces",
+            vec![
+                ("/spec/redis/mode", json!("Cluster")),
+                ("/spec/redis/shardedPubsub", json!(true)),
+                ("/spec/redis/channelPrefix", json!("{a}:")),
+            ],
+            vec![("/spec/redis/channelPrefix", json!("{a}:"))],
+        ),
+        (
             "stalledAfter must exceed selfPingInterval",
             vec![("/spec/redis/stalledAfter", json!("5s"))],
             vec![("/spec/redis/stalledAfter", json!("5001ms"))],

@@ -119,6 +119,8 @@ metrics! {
     bus_stalled: Gauge = Gauge::default(), "bus_stalled", "1 while the subscriber is stalled and pushes from other instances may be missed";
     bus_switches: Family<Kind, Counter> = Family::default(), "bus_switches", "Switches to another Redis server or login, by kind: server, login, failed";
     bus_bridged: Gauge = Gauge::default(), "bus_bridged", "1 while the previous Redis is bridged: published to and subscribed to as well";
+    bus_segments: Gauge = Gauge::default(), "bus_segments", "Segments of a Redis Cluster whose subscriptions are confirmed: 16 with redis.sharded_pubsub";
+    bus_sharded: Gauge = Gauge::default(), "bus_sharded", "1 while messages to other instances are published on segments, because all of them receive there";
     bus_late_subscriptions: Counter = Counter::default(), "bus_late_subscriptions", "Connections and joins that were told to sync because Redis confirmed their subscriptions late";
     bus_resyncs: Counter = Counter::default(), "bus_resyncs", "Times resync was sent to local clients, because pushes may have been missed";
     records: Family<Kind, Counter> = Family::default(), "kafka_records", "Activity records finished, by outcome";

@@ -53,6 +53,18 @@ impl Two {
         }
     }
 
+    /// Waits until both use every segment.
+    async fn expect_segments(&self) {
+        for gateway in &self.gateways {
+            for (name, wanted) in [("signal_bus_segments", 16.0), ("signal_bus_sharded", 1.0)] {
+                until(name, || async {
+                    (gateway.metric(name, "").await == Some(wanted)).then_some(())
+                })
+                .await;
+            }
+        }
+    }
+
     /// An outside service reaches both users.
     async fn expect_received(&mut self, emitter: &mut Emitter, event: &str) {
         for (client, user) in self.clients.iter_mut().zip(["17", "18"]) {
@@ -108,15 +120,32 @@ async fn is_subscribed_through(node: SocketAddr) -> bool {
 
 #[tokio::test]
 async fn when_the_subscribed_node_of_a_cluster_is_lost_gateways_subscribe_through_another() {
+    survive_the_loss_of_a_node(false).await;
+}
+
+#[tokio::test]
+async fn with_sharded_pubsub_messages_cross_on_segments_before_and_after_a_node_is_lost() {
+    survive_the_loss_of_a_node(true).await;
+}
+
+async fn survive_the_loss_of_a_node(is_sharded: bool) {
     let Some(cluster) = services::redis_cluster().await else {
         return;
     };
     let nodes = cluster.addresses().to_vec();
-    let mut two = Two::start(|settings| settings.cluster(&nodes)).await;
+    let on_cluster = |settings: Builder| {
+        settings
+            .cluster(&nodes)
+            .set("redis.sharded_pubsub", is_sharded)
+    };
+    let mut two = Two::start(on_cluster).await;
+    if is_sharded {
+        two.expect_segments().await;
+    }
     two.expect_to_cross("before").await;
     // Any node hands messages to all others.
     for &node in &nodes[..3] {
-        let mut emitter = Emitter::connect(node).await.unwrap();
+        let mut emitter = Emitter::connect(node).await.expect("the node answers");
         two.expect_received(&mut emitter, "through any node").await;
     }
     let mut victim = None;
@@ -156,7 +185,10 @@ async fn when_the_subscribed_node_of_a_cluster_is_lost_gateways_subscribe_throug
     for gateway in &two.gateways {
         gateway.expect_ready().await;
     }
+    if is_sharded {
+        two.expect_segments().await;
+    }
     two.expect_to_cross("after").await;
-    let mut emitter = Emitter::connect(survivor).await.unwrap();
+    let mut emitter = Emitter::connect(survivor).await.expect("the node answers");
     two.expect_received(&mut emitter, "from outside").await;
 }

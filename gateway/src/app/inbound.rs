@@ -84,9 +84,9 @@ impl Inbound {
                     self.prompt.lost();
                 }
             }
-            BusEvent::ResyncFor(destinations) => {
+            BusEvent::ResyncFor(reason, destinations) => {
                 for destination in destinations {
-                    resync_for(&self.hub, destination, ResyncReason::BusPeerLost);
+                    resync_for(&self.hub, destination, reason);
                 }
             }
             BusEvent::Asked(ask, reply) => {

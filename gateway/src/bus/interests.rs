@@ -179,6 +179,12 @@ impl Interests {
             .collect()
     }
 
+    /// Returns everything that is wanted, each once.
+    pub(super) fn destinations(&self) -> Vec<Interest> {
+        let wanted = self.wanted.iter().filter(|(_, entry)| entry.count > 0);
+        wanted.map(|(interest, _)| interest.clone()).collect()
+    }
+
     /// Whether subscriptions are confirmed as they come.
     pub(super) fn is_up(&self) -> bool {
         self.up

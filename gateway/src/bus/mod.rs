@@ -71,8 +71,9 @@ pub enum BusEvent {
     /// Pushes may have been missed, for this reason. The receiver tells every local client and reads the revocations again, since an
     /// [`Ask::Revoke`] may be among what was missed. Comes after subscriptions are confirmed again, once per gap.
     Resync(ResyncReason),
-    /// Another instance gave up messages to these destinations: their local clients may have missed them.
-    ResyncFor(Vec<Destination>),
+    /// Local clients of these destinations may have missed messages, for this reason: another instance gave some up, or this one lost the connection on
+    /// which it receives theirs.
+    ResyncFor(ResyncReason, Vec<Destination>),
     /// Another instance asks. The answer goes back through the channel; dropping the channel answers nothing.
     Asked(Ask, oneshot::Sender<Reply>),
 }

@@ -4,6 +4,7 @@
 //! publish to any channel of `ws:` reaches everybody.
 
 mod audience;
+mod segments;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -20,11 +21,16 @@ use crate::principal::is_user_id;
 
 pub use audience::EncodedAudience;
 pub(super) use audience::{encode_audience, for_each_user, publisher_of_audience};
+pub(super) use segments::Segment;
 
 const CLIENT: &str = "ws:client:";
 const USER: &str = "ws:user:";
 const ROOM: &str = "ws:room:";
 const BROADCAST: &str = "ws:broadcast";
+
+/// Channels of a segment, behind its front: of users, and of clients and rooms.
+const SHARDED_USER: &str = "user:";
+const NAME: &str = "name:";
 
 /// Longest payload that is read: the longest message that the settings allow, and room for the members around it. What is longer would fill the queues that
 /// all messages share.
@@ -34,6 +40,8 @@ const MAX_PAYLOAD_BYTES: usize = MAX_MESSAGE_BYTES + (1 << 20);
 #[derive(Debug, Clone)]
 pub(super) struct Names {
     prefix: String,
+    /// Front of the channels of a segment, where these are its names.
+    segment: Option<String>,
     /// Channel of this instance's own pings.
     pub(super) ping: String,
     /// Channel of questions to it.
@@ -48,6 +56,8 @@ pub(super) struct Names {
     pub(super) instances: String,
     /// Key: sorted set of those of them that subscribe to `audience`.
     pub(super) audience_instances: String,
+    /// Key: sorted set of those of them that receive what is published on segments.
+    pub(super) sharded_instances: String,
     /// Key: sorted set of revocations.
     pub(super) revocations: String,
 }
@@ -56,6 +66,7 @@ impl Names {
     pub(super) fn new(prefix: &str, instance: &str) -> Self {
         Self {
             prefix: prefix.to_owned(),
+            segment: None,
             ping: format!("{prefix}signal:ping:{instance}"),
             ask: ask_channel(prefix, instance),
             reply: reply_channel(prefix, instance),
@@ -63,12 +74,35 @@ impl Names {
             audience: format!("{prefix}signal:audience"),
             instances: format!("{prefix}signal:instances"),
             audience_instances: format!("{prefix}signal:instances:audience"),
+            sharded_instances: format!("{prefix}signal:instances:sharded"),
             revocations: format!("{prefix}signal:revocations"),
+        }
+    }
+
+    /// Returns the names of a segment: its channels of messages, pings and audiences are sharded ones. In a segment a client and a room of its id are one
+    /// channel.
+    pub(super) fn of_segment(&self, instance: &str, segment: Segment) -> Self {
+        let front = format!("{}signal:segment:{{{}}}:", self.prefix, segment.tag());
+        Self {
+            ping: format!("{front}ping:{instance}"),
+            audience: format!("{front}audience"),
+            segment: Some(front),
+            ..self.clone()
         }
     }
 
     /// Returns the channel of a destination.
     pub(super) fn channel(&self, destination: &Destination) -> String {
+        match (&self.segment, destination) {
+            (None, _) | (_, Destination::Broadcast) => self.classic_channel(destination),
+            (Some(front), Destination::Client(id)) => format!("{front}{NAME}{id}"),
+            (Some(front), Destination::Room(room)) => format!("{front}{NAME}{room}"),
+            (Some(front), Destination::User(user)) => format!("{front}{SHARDED_USER}{user}"),
+        }
+    }
+
+    /// Returns the channel of a destination that emitters know.
+    pub(super) fn classic_channel(&self, destination: &Destination) -> String {
         let prefix = &self.prefix;
         match destination {
             Destination::Client(id) => format!("{prefix}{CLIENT}{id}"),
@@ -78,10 +112,20 @@ impl Names {
         }
     }
 
+    /// Returns what a report calls a channel: that of emitters, which every instance knows.
+    pub(super) fn reported(&self, channel: &str) -> String {
+        match (&self.segment, self.destination(channel)) {
+            (Some(_), Some(destination)) => self.classic_channel(&destination),
+            _ => channel.to_owned(),
+        }
+    }
+
     /// Returns the channels that are subscribed to for an interest.
     pub(super) fn subscribed_for(&self, interest: &Interest) -> impl Iterator<Item = String> {
         let room = match interest {
-            Interest::Client(id) => Some(Destination::Room(id.as_str().into())),
+            Interest::Client(id) if self.segment.is_none() => {
+                Some(Destination::Room(id.as_str().into()))
+            }
             _ => None,
         };
         [
@@ -92,8 +136,16 @@ impl Names {
         .flatten()
     }
 
-    /// Returns the destination of a channel; `None` for any other channel.
+    /// Returns the destination of a channel; `None` for any other channel. Of a segment's channel of a client it is the room of that name.
     pub(super) fn destination(&self, channel: &str) -> Option<Destination> {
+        if let Some(front) = &self.segment {
+            let name = channel.strip_prefix(front.as_str())?;
+            let user = name.strip_prefix(SHARDED_USER);
+            let room = name.strip_prefix(NAME);
+            return user
+                .map(|user| Destination::User(user.into()))
+                .or_else(|| room.map(|room| Destination::Room(room.into())));
+        }
         let name = channel.strip_prefix(self.prefix.as_str())?;
         if let Some(id) = name.strip_prefix(CLIENT) {
             id.parse().ok().map(Destination::Client)
@@ -108,6 +160,9 @@ impl Names {
 
     /// Returns whether messages to clients come on this channel.
     pub(super) fn is_of_messages(&self, channel: &str) -> bool {
+        if self.segment.is_some() {
+            return self.destination(channel).is_some();
+        }
         let name = channel.strip_prefix(self.prefix.as_str());
         name.is_some_and(|name| {
             name == BROADCAST
@@ -379,6 +434,36 @@ mod tests {
             plain,
             br#"{"serverId":"s1","type":"broadcast","event":"hi","data":null}"#
         );
+    }
+
+    #[test]
+    fn a_segment_has_channels_of_its_own_and_reports_those_that_every_instance_knows() {
+        let id: Id = "4bC".parse().unwrap();
+        let names = Names::new("p:", "s1");
+        let segment = Segment::of_name("4bC");
+        let sharded = names.of_segment("s1", segment);
+        let front = format!("p:signal:segment:{{{}}}:", segment.tag());
+        for (destination, channel, reported) in [
+            (Destination::Client(id), "name:4bC", "p:ws:room:4bC"),
+            (Destination::Room("a:b".into()), "name:a:b", "p:ws:room:a:b"),
+            (
+                Destination::User("{x}:1".into()),
+                "user:{x}:1",
+                "p:ws:user:{x}:1",
+            ),
+        ] {
+            let channel = format!("{front}{channel}");
+            assert_eq!(sharded.channel(&destination), channel);
+            let subscribed: Vec<String> = sharded.subscribed_for(&destination).collect();
+            assert_eq!(subscribed, [&*channel]);
+            assert!(sharded.is_of_messages(&channel) && !names.is_of_messages(&channel));
+            assert_eq!(sharded.reported(&channel), reported);
+        }
+        assert_eq!(sharded.ping, format!("{front}ping:s1"));
+        for foreign in [&sharded.ping, &sharded.audience, "p:ws:user:17"] {
+            assert!(!sharded.is_of_messages(foreign), "{foreign}");
+        }
+        assert_eq!(names.reported("p:ws:user:17"), "p:ws:user:17");
     }
 
     /// protocol.md 2.11.

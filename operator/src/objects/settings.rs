@@ -55,6 +55,7 @@ pub(super) fn static_settings(cluster: &ValidCluster) -> Config {
         config.redis.nodes = vec![REDIS_IN_LIVE_FILE.to_owned()];
         config.redis.self_ping_interval_ms = millis(redis.self_ping_interval);
         config.redis.stalled_after_ms = millis(redis.stalled_after);
+        config.redis.sharded_pubsub = redis.sharded_pubsub;
     }
     if let Some(spec) = &cluster.spec.kafka {
         kafka(cluster, spec, &mut config.kafka);

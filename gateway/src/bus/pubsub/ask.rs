@@ -38,12 +38,13 @@ pub(super) async fn ask(
     };
     let payload =
         serde_json::to_vec(&question).map_err(|error| BusError::Unavailable(error.to_string()))?;
-    let mut expected = core.intake.expect(question.id, others.len());
+    let mut expected = core.classic.intake.expect(question.id, others.len());
     let deadline = Instant::now() + core.timing.request;
     let published = others
         .iter()
         .map(|other| {
-            core.publisher
+            core.classic
+                .publisher
                 .signal(core.names.ask_of(&other.id), payload.clone())
         })
         .collect::<Vec<_>>();
@@ -94,7 +95,7 @@ pub(super) async fn answer(core: &PubSubCore, mut questions: mpsc::Receiver<Open
             Some(answer) = waiting.next(), if !waiting.is_empty() => {
                 let Some((to, answer)) = answer else { continue };
                 match serde_json::to_vec(&answer) {
-                    Ok(payload) => drop(core.publisher.signal(core.names.reply_of(&to), payload)),
+                    Ok(payload) => drop(core.classic.publisher.signal(core.names.reply_of(&to), payload)),
                     Err(error) => tracing::error!(%error, "encoding an answer for another instance failed"),
                 }
             }

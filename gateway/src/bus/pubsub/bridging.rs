@@ -31,15 +31,20 @@ const HAND_OUT_WAIT: Duration = Duration::from_secs(2);
 const HAND_OUT_CHECK: Duration = Duration::from_millis(5);
 
 impl PubSubBus {
-    /// Publishes as [`Bus::publish`](crate::bus::Bus::publish) does, with the numbers of a dispatch that goes to two servers.
+    /// Publishes as [`Bus::publish`](crate::bus::Bus::publish) does, with the numbers of a dispatch that goes to two servers. Those go to the channels that
+    /// emitters know: a reader of both servers puts them in order.
     pub(in crate::bus) fn publish_numbered(
         &self,
         dispatch: &Dispatch,
         bridged: Option<Bridged>,
     ) -> BoxFuture<'static, Result<(), BusError>> {
-        let channel = self.core.names.channel(&dispatch.destination);
+        let feed = match bridged {
+            None => self.core.feed_of(&dispatch.destination),
+            Some(_) => &self.core.classic,
+        };
+        let channel = feed.names.channel(&dispatch.destination);
         let payload = wire::encode(&self.core.instance, dispatch, bridged);
-        match self.core.publisher.dispatch(channel, payload) {
+        match feed.publisher.dispatch(channel, payload) {
             Ok(published) => async move {
                 published
                     .await
@@ -54,7 +59,7 @@ impl PubSubBus {
     /// Waits, for a limited time, until what was received is handed out; `false` when it is not.
     pub(in crate::bus) async fn handed_out(&self) -> bool {
         let all = async {
-            while self.core.intake.waiting() > 0 {
+            while self.core.classic.intake.waiting() > 0 {
                 tokio::time::sleep(HAND_OUT_CHECK).await;
             }
         };
@@ -63,22 +68,22 @@ impl PubSubBus {
 
     /// Whether everything wanted is subscribed and confirmed.
     pub(in crate::bus) fn is_subscribed(&self) -> bool {
-        self.core.interests.lock().is_up()
+        self.core.classic.interests.lock().is_up()
     }
 
     /// Returns everything that is wanted, as often as it is.
     pub(in crate::bus) fn wanted(&self) -> Vec<Interest> {
-        self.core.interests.lock().wanted()
+        self.core.classic.interests.lock().wanted()
     }
 
     /// Whether dispatches were lost and the other instances have not been notified yet.
     pub(in crate::bus) fn has_lost(&self) -> bool {
-        self.core.publisher.has_lost()
+        self.core.classic.publisher.has_lost()
     }
 
     /// Has the other instances notified that dispatches of this one were lost.
     pub(in crate::bus) fn note_loss(&self) {
-        self.core.publisher.note_loss();
+        self.core.classic.publisher.note_loss();
     }
 
     /// Sets whether the gauges show the figures of this bus.
@@ -88,7 +93,7 @@ impl PubSubBus {
             self.core
                 .metrics
                 .bus_subscriptions
-                .set(self.core.interests.lock().len() as i64);
+                .set(self.core.classic.interests.lock().len() as i64);
         }
     }
 
@@ -182,7 +187,12 @@ pub(in crate::bus) async fn is_same_server(
         .subscribe(&names.ping)
         .await
         .map_err(|error| unavailable(&error))?;
-    let arrives = match bus.core.publisher.signal(names.ping, b"probe".to_vec()) {
+    let arrives = match bus
+        .core
+        .classic
+        .publisher
+        .signal(names.ping, b"probe".to_vec())
+    {
         Ok(published) => tokio::time::timeout(PROBE_WAIT, async {
             let _ = published.await;
             received.notified().await;

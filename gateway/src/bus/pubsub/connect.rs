@@ -1,7 +1,7 @@
 //! Connections to whatever `redis.mode` names: one server, the master that sentinels name, a node of a cluster.
 //!
-//! Passwords are read from their files at every connection, so a changed one is used by the next. Pub/Sub in a cluster is classic: any node hands a
-//! message to all others, so one node is enough to publish and to subscribe, and only keys need the cluster's routing.
+//! Passwords are read from their files at every connection, so a changed one is used by the next. In a cluster any node hands a message of classic
+//! Pub/Sub to all others, so one node is enough to publish and to subscribe; keys need the cluster's routing, and a segment the master of its slot.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use redis::{
     TlsCertificates, TlsMode, Value,
 };
 
-use super::nodes::{self, Address, Prefer, master_of, ordered};
+use super::nodes::{self, Address, Prefer, holds_slot, master_of, ordered};
 use crate::bus::BusError;
 use crate::config::{self, RedisMode, SecretFile};
 
@@ -181,7 +181,7 @@ impl Connector {
     ) -> RedisResult<Link> {
         let candidates = match self.mode {
             RedisMode::Sentinel => vec![self.ask_sentinels().await?],
-            RedisMode::Cluster => self.cluster_nodes().await?,
+            RedisMode::Cluster => self.cluster_nodes(prefer).await?,
             _ => self.nodes.clone(),
         };
         let push = push.map(std::sync::Arc::new);
@@ -314,8 +314,8 @@ impl Connector {
         Err(last)
     }
 
-    /// Returns the masters of the cluster, as the first node that answers reports them.
-    async fn cluster_nodes(&self) -> RedisResult<Vec<Address>> {
+    /// Returns the masters of the cluster, or the one that has the slot, as the first node that answers reports them.
+    async fn cluster_nodes(&self, prefer: &Prefer) -> RedisResult<Vec<Address>> {
         let mut last = failed("no node is known");
         for seed in &self.nodes {
             let slots: RedisResult<Vec<Value>> = async {
@@ -336,13 +336,21 @@ impl Connector {
             .await;
             match slots {
                 Ok(slots) => {
+                    let is_meant = |range: &&Value| match prefer {
+                        Prefer::Owner(slot) => holds_slot(range, *slot),
+                        _ => true,
+                    };
                     let mut nodes: Vec<Address> = slots
                         .iter()
+                        .filter(is_meant)
                         .filter_map(|range| master_of(range, &seed.0))
                         .collect();
                     nodes.sort();
                     nodes.dedup();
                     if nodes.is_empty() {
+                        if let Prefer::Owner(_) = prefer {
+                            return Err(failed("no node has the slot of a segment"));
+                        }
                         nodes.push(seed.clone());
                     }
                     return Ok(nodes);

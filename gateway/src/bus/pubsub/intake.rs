@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::queue::{EndOfEvents, Events, MAX_WAITING_BYTES, Origin, Queue, Received};
 use crate::bus::wire::{self, EncodedAudience, Malformed, Names};
 use crate::bus::{Ask, BusEvent, Reply};
-use crate::dispatch::ResyncReason;
+use crate::dispatch::{Destination, ResyncReason};
 use crate::metrics::Metrics;
 
 /// What an event costs besides its data.
@@ -116,9 +116,27 @@ impl Intake {
         (intake, events, waiting)
     }
 
+    /// Returns the intake of a segment, whose events go into the same queue.
+    pub(super) fn of_segment(&self, names: Names) -> Arc<Self> {
+        Arc::new(Self {
+            names,
+            instance: self.instance.clone(),
+            dispatches: self.dispatches.clone(),
+            metrics: self.metrics.clone(),
+            started: self.started,
+            queue: self.queue.clone(),
+            current: Mutex::new(Current::One(0)),
+            handed_over: Notify::new(),
+            last_ping: Mutex::new((self.started, None)),
+            peer_lost: Notify::new(),
+            questions: self.questions.clone(),
+            asked: Mutex::default(),
+        })
+    }
+
     /// Takes a push of connection `generation`.
     pub(super) fn receive(&self, generation: u64, push: PushInfo) {
-        if push.kind != PushKind::Message {
+        if !matches!(push.kind, PushKind::Message | PushKind::SMessage) {
             return;
         }
         let mut data = push.data.into_iter();
@@ -306,7 +324,7 @@ impl Intake {
             .iter()
             .filter_map(|channel| self.names.destination(channel))
             .collect();
-        let received = Received::from(BusEvent::ResyncFor(destinations));
+        let received = Received::from(BusEvent::ResyncFor(ResyncReason::BusPeerLost, destinations));
         self.enqueue(received, payload.len() + EVENT_BYTES);
     }
 
@@ -390,6 +408,12 @@ impl Intake {
     /// Queues a resync behind everything that was received before.
     pub(super) fn resync(&self, reason: ResyncReason) {
         self.queue.push_resync(reason);
+    }
+
+    /// Queues a resync of some behind everything that was received before.
+    pub(super) fn resync_for(&self, reason: ResyncReason, destinations: Vec<Destination>) {
+        self.queue
+            .push_always(BusEvent::ResyncFor(reason, destinations));
     }
 
     /// Returns a guard: the events end behind what was received before it is dropped.

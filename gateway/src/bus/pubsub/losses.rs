@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::hash::HashSet;
@@ -64,7 +65,10 @@ impl Lost {
 
 /// What was given up since the last report.
 #[derive(Default)]
-pub(super) struct Losses(Mutex<State>);
+pub(super) struct Losses {
+    state: Mutex<State>,
+    noted: Notify,
+}
 
 #[derive(Default)]
 struct State {
@@ -89,29 +93,36 @@ impl State {
 impl Losses {
     /// Notes that a message on this channel was given up.
     pub(super) fn note(&self, channel: &str) {
-        self.0.lock().lost.add(channel);
+        self.state.lock().lost.add(channel);
+        self.noted.notify_one();
+    }
+
+    /// Ends when something was noted since it ended last. Only one task may wait.
+    pub(super) async fn noted(&self) {
+        self.noted.notified().await;
     }
 
     /// Notes that messages on any channel may have been given up.
     pub(super) fn note_all(&self) {
-        self.0.lock().lost.add_all();
+        self.state.lock().lost.add_all();
+        self.noted.notify_one();
     }
 
     /// Whether there is something to report.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.lock().lost.is_empty()
+        self.state.lock().lost.is_empty()
     }
 
     /// Returns when the next report may be sent; `None` while there is nothing to report.
     pub(super) fn due_at(&self) -> Option<Instant> {
-        let state = self.0.lock();
+        let state = self.state.lock();
         let at = (!state.lost.is_empty()).then(|| state.next_at())?;
         Some(at.unwrap_or_else(Instant::now))
     }
 
     /// Takes what is to be reported, if a report is due.
     pub(super) fn take_due(&self, now: Instant) -> Option<Lost> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if state.lost.is_empty() || state.next_at().is_some_and(|at| at > now) {
             return None;
         }
@@ -125,7 +136,7 @@ impl Losses {
 
     /// Puts back what could not be reported.
     pub(super) fn put_back(&self, lost: &Lost) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if lost.all {
             state.lost.add_all();
         }

@@ -3,14 +3,16 @@
 //! | module | does |
 //! |---|---|
 //! | `connect`, `nodes` | makes connections to whatever the mode names |
-//! | `publisher` | one task, one connection: what goes out, in order; key commands share its connection |
+//! | `feed` | the classic channels, and each segment of our own messages in a cluster: what belongs to one subscriber and one publisher |
+//! | `publisher` | one task, one connection for each feed: what goes out, in order; key commands share the connection of the classic one |
 //! | `losses` | whose messages were given up, until they are told |
-//! | `subscriber` | one task, one connection: keeps every wanted channel confirmed, repairs itself |
+//! | `segments` | which feed a message and an interest belong to |
+//! | `subscriber` | one task, one connection for each feed: keeps every wanted channel confirmed, repairs itself |
 //! | `intake`, `queue` | what is received: sorted, bounded, handed out |
 //! | `self_ping` | notices a subscriber that receives nothing |
 //! | `worker_lease`, `lease` | the worker number: the decisions, and the commands |
 //! | `presence` | which instances are live |
-//! | `peers` | whether all of them take one message for many users |
+//! | `peers` | whether all of them take one message for many users, and messages on segments |
 //! | `ask` | questions between instances |
 //! | `revocations` | the set of revocations of the release before |
 //! | `login` | other credentials, without a gap |
@@ -20,6 +22,7 @@
 mod ask;
 mod bridging;
 mod connect;
+mod feed;
 mod intake;
 mod lease;
 mod login;
@@ -30,6 +33,7 @@ mod presence;
 mod publisher;
 mod queue;
 mod revocations;
+mod segments;
 mod self_ping;
 mod subscriber;
 mod tasks;
@@ -45,7 +49,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, ready};
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use redis::{Cmd, FromRedisValue};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
@@ -58,18 +62,19 @@ use self::nodes::Address;
 pub(super) use self::bridging::{is_same_server, only_here};
 pub(super) use self::queue::{Events, Origin, Received};
 
+use self::feed::Feed;
 use self::intake::Intake;
 use self::peers::Peers;
-use self::publisher::Publisher;
+use self::publisher::{Outbound, Publisher};
+use self::segments::segments_of;
 use self::tasks::Tasks;
 use self::worker_lease::WorkerLease;
-use super::interests::{Added, Interests};
-use super::wire::{self, Names};
+use super::wire::Names;
 use super::{Answers, Ask, Bus, BusError, BusStatus, Interest, Reception, SubscriberState};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::config;
-use crate::dispatch::{Audience, Destination, Dispatch, ResyncReason};
+use crate::dispatch::{Audience, Dispatch, ResyncReason};
 use crate::metrics::Metrics;
 use crate::revocation::Revocation;
 
@@ -124,10 +129,10 @@ struct PubSubCore {
     connector: Mutex<Arc<Connector>>,
     /// Grows when new connections are to take the place of the old ones.
     login: watch::Sender<u64>,
-    intake: Arc<Intake>,
-    publisher: Publisher,
-    interests: Mutex<Interests>,
-    interests_changed: Notify,
+    /// The channels that emitters know, and our own questions.
+    classic: Arc<Feed>,
+    /// One for each [`Segment`](super::wire::Segment), in their order; none without `redis.sharded_pubsub`.
+    segments: Vec<Arc<Feed>>,
     ping_at_once: Notify,
     /// How many connections the publisher has had.
     connected: watch::Sender<u64>,
@@ -135,10 +140,11 @@ struct PubSubCore {
     gaps: AtomicU64,
     /// Names of the other instances that were live when they were last listed.
     last_seen: Mutex<Vec<String>>,
-    /// How to publish to them.
-    peers: Peers,
+    /// Whether they take one message for many users.
+    audience_peers: Peers,
+    /// Whether they receive what is published on segments.
+    sharded_peers: Peers,
     keys: Mutex<Option<(Keys, Address)>>,
-    subscriber: Mutex<Option<Address>>,
     lease: WorkerLease,
     /// Another bus is the current one: the gauges show its figures.
     hidden: AtomicBool,
@@ -154,14 +160,6 @@ impl PubSubCore {
         if connected {
             self.connected.send_modify(|count| *count += 1);
         }
-    }
-
-    fn set_subscriber(&self, address: Option<Address>) {
-        *self.subscriber.lock() = address;
-    }
-
-    fn subscriber_address(&self) -> Option<Address> {
-        self.subscriber.lock().clone()
     }
 
     fn connector(&self) -> Arc<Connector> {
@@ -181,26 +179,13 @@ impl PubSubCore {
         keys.query(cmd).await.map_err(|error| unavailable(&error))
     }
 
-    /// The channels that every instance subscribes to.
-    fn own_channels(&self) -> Vec<String> {
-        let names = &self.names;
-        vec![
-            names.channel(&Destination::Broadcast),
-            names.ping.clone(),
-            names.ask.clone(),
-            names.reply.clone(),
-            names.lost.clone(),
-            names.audience.clone(),
-        ]
-    }
-
     /// The entry of this instance among the live ones.
     fn member(&self) -> String {
         format!("{} {}", self.instance, self.name)
     }
 
     fn subscriber_state(&self) -> SubscriberState {
-        if self.intake.last_ping().0.elapsed() <= self.timing.stalled_after {
+        if self.classic.intake.last_ping().0.elapsed() <= self.timing.stalled_after {
             SubscriberState::Live
         } else {
             SubscriberState::Stalled
@@ -210,9 +195,9 @@ impl PubSubCore {
     /// Queues a resync when another instance has lost what it published; several losses within a second are one.
     async fn pass_on_losses(&self) {
         loop {
-            self.intake.peer_lost().await;
+            self.classic.intake.peer_lost().await;
             tokio::time::sleep(Duration::from_secs(1)).await;
-            self.intake.resync(ResyncReason::BusPeerLost);
+            self.classic.intake.resync(ResyncReason::BusPeerLost);
         }
     }
 }
@@ -246,8 +231,8 @@ pub(super) fn new_instance() -> String {
 pub(super) struct Connecting {
     pub(super) bus: Arc<PubSubBus>,
     pub(super) events: Events,
-    /// Completes when all that was wanted is subscribed and confirmed for the first time.
-    subscribed: oneshot::Receiver<()>,
+    /// Each completes when all that was wanted of a feed is subscribed and confirmed for the first time.
+    subscribed: Vec<oneshot::Receiver<()>>,
 }
 
 /// Begins to connect; interests may be added from here on.
@@ -273,24 +258,36 @@ fn connect_timed(
     } = setup.clone();
     let names = Names::new(&config.channel_prefix, &instance);
     let (intake, events, questions) = Intake::new(names.clone(), instance.clone(), metrics.clone());
-    let (publisher, writer) = Publisher::new(config.publish_queue, names.clone(), metrics.clone());
+    let outbound = Outbound::default();
+    let mut writers = Vec::new();
+    let mut feed = |segment, names: Names, intake: Arc<Intake>| {
+        let length = config.publish_queue;
+        let (publisher, writer) = Publisher::new(length, names.clone(), &outbound, metrics.clone());
+        writers.push(writer);
+        Arc::new(Feed::new(segment, names, intake, publisher))
+    };
+    let classic = feed(None, names.clone(), intake.clone());
+    let segments: Vec<Arc<Feed>> = segments_of(config)?
+        .map(|segment| {
+            let names = names.of_segment(&instance, segment);
+            feed(Some(segment), names.clone(), intake.of_segment(names))
+        })
+        .collect();
     let core = Arc::new(PubSubCore {
         instance,
         name,
         names,
         connector: Mutex::new(Arc::new(connector)),
         login: watch::channel(0).0,
-        intake,
-        publisher,
-        interests: Mutex::default(),
-        interests_changed: Notify::new(),
+        classic,
+        segments,
         ping_at_once: Notify::new(),
         connected: watch::channel(0).0,
         gaps: AtomicU64::new(0),
         last_seen: Mutex::default(),
-        peers: Peers::default(),
+        audience_peers: Peers::default(),
+        sharded_peers: Peers::default(),
         keys: Mutex::default(),
-        subscriber: Mutex::default(),
         lease: WorkerLease::new(timing.lease, timing.renew),
         timing,
         hidden: AtomicBool::new(false),
@@ -299,10 +296,10 @@ fn connect_timed(
         metrics,
     });
     let closing = setup.shutdown.child_token();
-    let (ready, subscribed) = oneshot::channel();
+    let (ready, subscribed) = core.feeds().map(|_| oneshot::channel()).unzip();
     let (closed_sender, closed) = watch::channel(false);
     let tasks = Tasks {
-        writer,
+        writers,
         questions,
         ready,
     };
@@ -336,8 +333,10 @@ impl Connecting {
         let mut count = self.bus.core.connected.subscribe();
         let connected = async {
             let _ = count.wait_for(|count| *count > 0).await;
-            if !self.subscribed.is_terminated() {
-                let _ = (&mut self.subscribed).await;
+            for subscribed in &mut self.subscribed {
+                if !subscribed.is_terminated() {
+                    let _ = subscribed.await;
+                }
             }
         };
         tokio::select! {
@@ -359,14 +358,7 @@ impl Bus for PubSubBus {
     }
 
     fn publish_audience(&self, audience: &Audience<'_>) {
-        if !self.core.peers.take_audience(audience.addressees.len()) {
-            for dispatch in audience.dispatches() {
-                drop(self.publish_numbered(&dispatch, None));
-            }
-            return;
-        }
-        let payload = wire::encode_audience(&self.core.instance, audience);
-        self.core.publisher.audience(payload);
+        self.publish_to_feeds(audience);
     }
 
     fn subscribe(&self, interests: Vec<Interest>) -> BoxFuture<'static, Result<(), BusError>> {
@@ -374,29 +366,11 @@ impl Bus for PubSubBus {
             .into_iter()
             .filter(|interest| *interest != Interest::Broadcast)
             .collect();
-        let added = self.core.interests.lock().add(interests);
-        match added {
-            Added::Confirmed => ready(Ok(())).boxed(),
-            Added::Down => {
-                ready(Err(BusError::Unavailable("subscriptions are down".into()))).boxed()
-            }
-            Added::Waiting(confirmed) => {
-                self.core.interests_changed.notify_one();
-                async move {
-                    confirmed.await.unwrap_or_else(|_| {
-                        Err(BusError::Unavailable(
-                            "the subscriber connection is replaced".into(),
-                        ))
-                    })
-                }
-                .boxed()
-            }
-        }
+        self.core.add(interests)
     }
 
     fn unsubscribe(&self, interests: Vec<Interest>) {
-        self.core.interests.lock().remove(interests, Instant::now());
-        self.core.interests_changed.notify_one();
+        self.core.remove(interests);
     }
 
     fn ask<'a>(&'a self, question: &'a Ask) -> BoxFuture<'a, Result<Answers, BusError>> {
@@ -443,16 +417,17 @@ impl Bus for PubSubBus {
         let core = &self.core;
         // In this order, because a gap begins with subscriptions that are down, and is counted before they are up: one in between is seen now or at the
         // next call, and never hidden by a ping that came after it.
-        let until = core.intake.last_ping().0;
+        let until = core.classic.intake.last_ping().0;
         let gaps = core.gaps.load(Ordering::Acquire);
-        core.interests
+        core.classic
+            .interests
             .lock()
             .is_up()
             .then_some(Reception { gaps, until })
     }
 
     fn lag(&self) -> Option<Duration> {
-        self.core.intake.last_ping().1
+        self.core.classic.intake.last_ping().1
     }
 
     fn lease_lapsed(&self) -> bool {

@@ -17,6 +17,8 @@ pub(super) enum Prefer {
     Same(Address),
     /// Another node than this: what is published there arrives here only while the nodes reach each other.
     Other(Address),
+    /// In a cluster the master that has this slot, and no other.
+    Owner(u16),
 }
 
 /// Parses `host:port`, with an IPv6 host in brackets.
@@ -53,11 +55,24 @@ pub(super) fn master_of(range: &Value, seed_host: &str) -> Option<Address> {
     ))
 }
 
+/// Whether an entry of `CLUSTER SLOTS` holds this slot.
+pub(super) fn holds_slot(range: &Value, slot: u16) -> bool {
+    let Value::Array(range) = range else {
+        return false;
+    };
+    let bound = |at: usize| match range.get(at) {
+        Some(Value::Int(bound)) => Some(*bound),
+        _ => None,
+    };
+    let (from, to) = (bound(0), bound(1));
+    from.is_some_and(|from| from <= i64::from(slot)) && to.is_some_and(|to| i64::from(slot) <= to)
+}
+
 /// Puts nodes into the order in which they are tried: at random where there is no preference, so that instances spread.
 pub(super) fn ordered(mut nodes: Vec<Address>, prefer: &Prefer) -> Vec<Address> {
     nodes.shuffle(&mut rand::rng());
     match prefer {
-        Prefer::Any => {}
+        Prefer::Any | Prefer::Owner(_) => {}
         Prefer::Same(same) => nodes.sort_by_key(|node| node != same),
         Prefer::Other(other) => nodes.sort_by_key(|node| node == other),
     }
@@ -113,6 +128,10 @@ mod tests {
                 ]),
             ])
         };
+        for (slot, holds) in [(0, true), (5, true), (6, false)] {
+            assert_eq!(holds_slot(&node(Value::Nil), slot), holds, "{slot}");
+        }
+        assert!(!holds_slot(&Value::Nil, 0));
         assert_eq!(
             master_of(&node(Value::BulkString(b"10.0.0.1".to_vec())), "seed"),
             Some(("10.0.0.1".into(), 7001))

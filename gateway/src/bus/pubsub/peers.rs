@@ -1,7 +1,8 @@
-//! Whether the other instances take one message for many users. No IO.
+//! Whether the other instances take one message for many users, and messages on segments. No IO.
 //!
 //! Input: what [`presence`](super::presence) lists at every sign of life. Output: the way that [`Bus::publish_audience`](crate::bus::Bus::publish_audience)
-//! takes. An instance of the release before does not subscribe to `signal:audience`: while one is live, each user gets a message on the user's own channel.
+//! and dispatches take. An instance of the release before does not subscribe to `signal:audience`: while one is live, each user gets a message on the
+//! user's own channel. Nor does one without `redis.sharded_pubsub` subscribe to segments: while one is live, nothing is published there.
 
 use parking_lot::Mutex;
 
@@ -9,15 +10,15 @@ use parking_lot::Mutex;
 /// who have to do with it, so beyond so many it is dearer.
 const MOST: usize = 32;
 
-/// What is known of the other live instances.
+/// What is known of the other live instances, as to one kind of message.
 #[derive(Default)]
 pub(super) struct Peers(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// How many they are, where all of them take audiences; `None` where one does not, or nobody knows.
+    /// How many they are, where all of them take such messages; `None` where one does not, or nobody knows.
     all_take: Option<usize>,
-    /// An audience was published since an instance was last seen that does not take them.
+    /// One was published since an instance was last seen that does not take them.
     published: bool,
 }
 
@@ -33,7 +34,20 @@ impl Peers {
         takes
     }
 
-    /// Notes how many others are live, and whether all of them take audiences. Returns whether one that does not may have missed some.
+    /// Returns whether a dispatch may be published on its segment.
+    pub(super) fn take_segments(&self) -> bool {
+        let mut state = self.0.lock();
+        let takes = state.all_take.is_some();
+        state.published |= takes;
+        takes
+    }
+
+    /// Returns whether all others take such messages.
+    pub(super) fn all_take(&self) -> bool {
+        self.0.lock().all_take.is_some()
+    }
+
+    /// Notes how many others are live, and whether all of them take such messages. Returns whether one that does not may have missed some.
     pub(super) fn note(&self, others: usize, all_take: bool) -> bool {
         let mut state = self.0.lock();
         state.all_take = all_take.then_some(others);
@@ -63,6 +77,19 @@ mod tests {
         peers.note(2, true);
         peers.forget();
         assert!(!peers.take_audience(1000));
+    }
+
+    #[test]
+    fn segments_are_used_only_while_all_take_them() {
+        let peers = Peers::default();
+        assert!(!peers.take_segments(), "nobody was listed yet");
+        assert!(!peers.note(0, true));
+        assert!(peers.take_segments());
+        assert!(peers.note(1, false), "it has missed what was published");
+        assert!(!peers.take_segments());
+        peers.note(1, true);
+        peers.forget();
+        assert!(!peers.take_segments());
     }
 
     #[test]

@@ -34,11 +34,21 @@ pub(in crate::bus) struct Instance {
     pub(in crate::bus) name: String,
 }
 
-/// Renews the entries of this instance: that it is live, and that it takes audiences.
-pub(super) async fn announce(core: &PubSubCore) -> Result<(), BusError> {
+/// Returns where this instance is listed: first what it takes, then that it is live. Whoever finds it among the live ones finds it among the others,
+/// too.
+fn keys(core: &PubSubCore) -> Vec<&String> {
     let names = &core.names;
-    // Whoever finds it among the live ones finds it among the others, too.
-    for key in [&names.audience_instances, &names.instances] {
+    let mut keys = vec![&names.audience_instances];
+    if core.is_sharded() {
+        keys.push(&names.sharded_instances);
+    }
+    keys.push(&names.instances);
+    keys
+}
+
+/// Renews the entries of this instance: that it is live, and what it takes.
+pub(super) async fn announce(core: &PubSubCore) -> Result<(), BusError> {
+    for key in keys(core) {
         let mut cmd = script(ANNOUNCE, key);
         cmd.arg(core.member())
             .arg(core.timing.live.as_millis() as u64);
@@ -49,8 +59,7 @@ pub(super) async fn announce(core: &PubSubCore) -> Result<(), BusError> {
 
 /// Removes the entries of this instance.
 pub(super) async fn withdraw(core: &PubSubCore) -> Result<(), BusError> {
-    let names = &core.names;
-    for key in [&names.instances, &names.audience_instances] {
+    for key in keys(core).into_iter().rev() {
         let mut cmd = redis::cmd("ZREM");
         cmd.arg(key).arg(core.member());
         core.query::<i64>(&cmd).await?;
@@ -65,28 +74,39 @@ async fn live(core: &PubSubCore, key: &str) -> Result<Vec<String>, BusError> {
     core.query(&cmd).await
 }
 
-/// Looks who else is live, and whether all of them take audiences. Where one does not, and audiences were published while it may have been there, everybody is
-/// told to sync.
+/// Looks who else is live, and what all of them take. Where one does not take what was published while it may have been there, everybody is told to sync.
 pub(super) async fn look(core: &PubSubCore) -> Result<(), BusError> {
     let looked = async {
         // In this order: who is among the live ones was among the others before.
         let others = others(core).await?;
-        Ok((others, live(core, &core.names.audience_instances).await?))
+        let mut takers = vec![(
+            &core.audience_peers,
+            live(core, &core.names.audience_instances).await?,
+        )];
+        if core.is_sharded() {
+            let sharded = live(core, &core.names.sharded_instances).await?;
+            takers.push((&core.sharded_peers, sharded));
+        }
+        Ok((others, takers))
     };
-    let (others, takers) = looked
-        .await
-        .inspect_err(|_: &BusError| core.peers.forget())?;
-    let takers: HashSet<&str> = takers
-        .iter()
-        .filter_map(|member| Some(member.split_once(' ')?.0))
-        .collect();
-    let all_take = others.iter().all(|other| takers.contains(&*other.id));
-    if core.peers.note(others.len(), all_take) {
-        tracing::warn!(
-            "an instance of the release before is live: it may have missed notifications, and all clients are told to sync"
-        );
-        core.publisher.note_loss();
+    let (others, takers) = looked.await.inspect_err(|_: &BusError| {
+        core.audience_peers.forget();
+        core.sharded_peers.forget();
+    })?;
+    for (peers, members) in takers {
+        let ids: HashSet<&str> = members
+            .iter()
+            .filter_map(|member| Some(member.split_once(' ')?.0))
+            .collect();
+        let all_take = others.iter().all(|other| ids.contains(&*other.id));
+        if peers.note(others.len(), all_take) {
+            tracing::warn!(
+                "an instance of the release before, or without redis.sharded_pubsub, is live: it may have missed messages, and all clients are told to sync"
+            );
+            core.classic.publisher.note_loss();
+        }
     }
+    core.count_segments();
     Ok(())
 }
 

@@ -1,5 +1,6 @@
-//! The one task that publishes: takes what waits, sends it in pipelines, and returns the outcome to each sender.
+//! The task of each [`Feed`] that publishes: takes what waits, sends it in pipelines, and returns the outcome to each sender.
 //!
+//! For a segment it publishes to the master of its slot, and looks for another one when that refuses because the slot is not its own.
 //! One connection keeps the order of calls. While the server answers in time there is one pipeline at a time; behind a slow server further ones follow
 //! before the first is answered, up to [`MAX_IN_FLIGHT`]. What finds no room is given up, and [`Losses`] has those it was for told to sync. While there
 //! is no connection everything is refused at once; nothing is ever sent twice. Input: [`Publisher`]. Output: Redis, and the connection in [`PubSubCore`]
@@ -14,12 +15,13 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use redis::aio::AsyncPushSender;
-use redis::{PushInfo, RedisResult};
+use redis::{PushInfo, RedisError, RedisResult};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connect::{Keys, Link, unavailable};
+use super::feed::Feed;
 use super::losses::{Losses, Lost};
 use super::nodes::Prefer;
 use super::{PubSubCore, reconnect_backoff};
@@ -78,13 +80,21 @@ impl Outgoing {
     /// Notes whom a dispatch was for that is given up.
     fn note_loss(&self, losses: &Losses, names: &Names) {
         match self.content {
-            Content::Dispatch => losses.note(&self.channel),
+            Content::Dispatch => losses.note(&names.reported(&self.channel)),
             Content::Audience => wire::for_each_user(&self.payload, |user| {
-                losses.note(&names.channel(&Destination::User(user.into())));
+                losses.note(&names.classic_channel(&Destination::User(user.into())));
             }),
             Content::Signal | Content::Report(_) => {}
         }
     }
+}
+
+/// What the publishers of all feeds share.
+#[derive(Clone, Default)]
+pub(super) struct Outbound {
+    /// Bytes that wait, or whose answer is awaited.
+    bytes: Arc<AtomicUsize>,
+    losses: Arc<Losses>,
 }
 
 /// The sending end of the queue.
@@ -98,9 +108,14 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// The queue and the task that empties it.
-    pub(super) fn new(length: usize, names: Names, metrics: Arc<Metrics>) -> (Self, Writer) {
+    pub(super) fn new(
+        length: usize,
+        names: Names,
+        outbound: &Outbound,
+        metrics: Arc<Metrics>,
+    ) -> (Self, Writer) {
         let (queue, waiting) = mpsc::channel(length.max(1));
-        let (bytes, losses) = (Arc::new(AtomicUsize::new(0)), Arc::<Losses>::default());
+        let Outbound { bytes, losses } = outbound.clone();
         let writer = Writer {
             waiting,
             bytes: bytes.clone(),
@@ -232,35 +247,45 @@ impl Writer {
     pub(super) async fn run(
         mut self,
         core: Arc<PubSubCore>,
+        feed: Arc<Feed>,
         mut login: watch::Receiver<u64>,
         closing: CancellationToken,
     ) {
+        let is_sharded = feed.segment.is_some();
+        let command = if is_sharded { "SPUBLISH" } else { "PUBLISH" };
         let mut link: Option<Link> = None;
         let mut next: Option<Link> = None;
-        let mut connecting = Some(connect(core.clone()));
+        let mut connecting = Some(connect(core.clone(), feed.clone()));
+        let losses = Arc::clone(&self.losses);
         loop {
             let room = MAX_BATCH.saturating_sub(self.batch.len());
             let is_held = link.is_some() && !self.batch.is_empty() && self.may_send_more(&next);
-            let report_at = self.losses.due_at().filter(|_| link.is_some() && room > 0);
+            let reports = !is_sharded && link.is_some() && room > 0;
+            let report_at = self.losses.due_at().filter(|_| reports);
             tokio::select! {
                 biased;
                 () = closing.cancelled() => break,
                 (new, keys) = async { connecting.as_mut().expect("the branch is off otherwise").await }, if connecting.is_some() => {
                     connecting = None;
-                    core.set_publisher(Some((keys, new.address.clone())));
+                    if let Some(keys) = keys {
+                        core.set_publisher(Some((keys, new.address.clone())));
+                    }
                     next = Some(new);
                 }
                 // The old connection serves until the new one is there.
-                Ok(()) = login.changed() => connecting = Some(connect(core.clone())),
+                Ok(()) = login.changed() => connecting = Some(connect(core.clone(), feed.clone())),
                 Some(outcomes) = self.in_flight.next() => {
-                    let result = self.answered(outcomes);
+                    let result = self.answered(outcomes, is_sharded);
                     if let Err(error) = result
                         && link.take().is_some()
                     {
-                        tracing::warn!(%error, "publishing to Redis failed; reconnecting");
+                        let segment = feed.segment.map(|segment| segment.number() as u64);
+                        tracing::warn!(%error, segment, "publishing to Redis failed; reconnecting");
                         if next.is_none() {
-                            core.set_publisher(None);
-                            connecting = Some(connect(core.clone()));
+                            if !is_sharded {
+                                core.set_publisher(None);
+                            }
+                            connecting = Some(connect(core.clone(), feed.clone()));
                         }
                     }
                 }
@@ -271,6 +296,8 @@ impl Writer {
                 }
                 () = tokio::time::sleep_until(self.sent_at + PATIENCE), if is_held => {}
                 () = tokio::time::sleep_until(report_at.unwrap_or(self.sent_at)), if report_at.is_some() => {}
+                // Others note theirs, and this one reports them.
+                () = losses.noted(), if reports && report_at.is_none() => {}
             }
             // What the old connection has not answered may not be overtaken.
             if next.is_some() && self.in_flight.is_empty() {
@@ -278,21 +305,23 @@ impl Writer {
             }
             match &link {
                 Some(link) => {
-                    self.add_report(&core);
-                    self.send_due(link, &next);
+                    if !is_sharded {
+                        self.add_report(&core);
+                    }
+                    self.send_due(command, link, &next);
                 }
                 None => self.refuse_batch(&no_connection()),
             }
         }
-        self.finish(link).await;
+        self.finish(command, link).await;
     }
 
     /// Sends what was queued before the end, as far as the server takes it.
-    async fn finish(&mut self, mut link: Option<Link>) {
+    async fn finish(&mut self, command: &'static str, mut link: Option<Link>) {
         self.waiting.close();
         loop {
             while let Some(outcomes) = self.in_flight.next().await {
-                if let Err(error) = self.answered(outcomes) {
+                if let Err(error) = self.answered(outcomes, false) {
                     tracing::debug!(%error, "publishing to Redis failed while the bus closed");
                     link = None;
                 }
@@ -304,7 +333,7 @@ impl Writer {
                 return;
             }
             match &link {
-                Some(link) => self.send(link),
+                Some(link) => self.send(command, link),
                 None => self.refuse_batch(&closed()),
             }
         }
@@ -316,18 +345,18 @@ impl Writer {
     }
 
     /// Sends what waits: at once where nothing is in flight, else when there is enough for a pipeline or the answers are late.
-    fn send_due(&mut self, link: &Link, next: &Option<Link>) {
+    fn send_due(&mut self, command: &'static str, link: &Link, next: &Option<Link>) {
         while !self.batch.is_empty()
             && (self.in_flight.is_empty()
                 || (self.may_send_more(next)
                     && (self.batch.len() >= MAX_BATCH || self.sent_at.elapsed() >= PATIENCE)))
         {
-            self.send(link);
+            self.send(command, link);
         }
     }
 
     /// Sends one pipeline.
-    fn send(&mut self, link: &Link) {
+    fn send(&mut self, command: &'static str, link: &Link) {
         let mut bytes = 0;
         let fits = self.batch.iter().take_while(|o| {
             bytes += o.payload.len();
@@ -336,7 +365,7 @@ impl Writer {
         let count = fits.count().max(1);
         let mut pipeline = redis::Pipeline::with_capacity(count);
         for outgoing in &mut self.batch[..count] {
-            let command = pipeline.cmd("PUBLISH").arg(&outgoing.channel);
+            let command = pipeline.cmd(command).arg(&outgoing.channel);
             match outgoing.content {
                 Content::Audience => command.arg(&outgoing.payload),
                 _ => command.arg(std::mem::take(&mut outgoing.payload)),
@@ -354,7 +383,10 @@ impl Writer {
     }
 
     /// Returns the outcome of the oldest pipeline to its senders. At an error, that of all in flight: they were not taken, or nobody knows.
-    fn answered(&mut self, outcomes: Outcomes) -> Result<(), BusError> {
+    ///
+    /// # Errors
+    /// That error; for a segment also when the node refused because it does not have the slot, or cannot serve it.
+    fn answered(&mut self, outcomes: Outcomes, is_sharded: bool) -> Result<(), BusError> {
         let outcomes = match outcomes {
             Ok(outcomes) => outcomes,
             Err(error) => {
@@ -367,15 +399,19 @@ impl Writer {
             }
         };
         let batch = self.sent.pop_front().unwrap_or_default();
+        let mut elsewhere = None;
         for (outgoing, result) in batch.into_iter().zip(outcomes) {
             let result = result.map_err(|error| {
                 tracing::debug!(%error, "Redis refused a dispatch");
+                if is_sharded && is_of_slot(&error) {
+                    elsewhere.get_or_insert(unavailable(&error));
+                }
                 unavailable(&error)
             });
             let kind = if result.is_ok() { "ok" } else { "refused" };
             self.done(outgoing, result, kind);
         }
-        Ok(())
+        elsewhere.map_or(Ok(()), Err)
     }
 
     fn refuse_batch(&mut self, error: &BusError) {
@@ -431,16 +467,33 @@ fn no_connection() -> BusError {
     BusError::Unavailable("there is no connection to Redis".into())
 }
 
-/// Connects; tries for as long as it takes.
-fn connect(core: Arc<PubSubCore>) -> BoxFuture<'static, (Link, Keys)> {
+/// Whether a node refuses because the slot of a segment is another's, or because it cannot serve it.
+fn is_of_slot(error: &RedisError) -> bool {
+    matches!(
+        error.code(),
+        Some("MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" | "READONLY" | "MASTERDOWN" | "LOADING")
+    )
+}
+
+/// Connects; tries for as long as it takes. Key commands go through the connection of the classic feed.
+fn connect(core: Arc<PubSubCore>, feed: Arc<Feed>) -> BoxFuture<'static, (Link, Option<Keys>)> {
     let attempt = move || {
-        let core = Arc::clone(&core);
+        let (core, feed) = (Arc::clone(&core), Arc::clone(&feed));
         async move {
             let connector = core.connector();
-            let prefer = core.subscriber_address().map_or(Prefer::Any, Prefer::Other);
-            let link = connector.link(&prefer, NO_PUSH).await?;
-            let keys = connector.keys(&link)?;
-            RedisResult::Ok((link, keys))
+            let other = feed.subscriber_address().map_or(Prefer::Any, Prefer::Other);
+            let mut link = connector.link(&feed.node(other), NO_PUSH).await?;
+            if feed.segment.is_none() {
+                let keys = connector.keys(&link)?;
+                return RedisResult::Ok((link, Some(keys)));
+            }
+            // A node that reported another's slot as its own is found out here, and not by messages.
+            redis::cmd("SPUBLISH")
+                .arg(&feed.names.ping)
+                .arg("")
+                .query_async::<i64>(&mut link.connection)
+                .await?;
+            Ok((link, None))
         }
     };
     let what = "connecting to Redis for publishing";
@@ -464,7 +517,7 @@ mod tests {
     #[test]
     fn the_queue_is_bounded_in_number_and_in_bytes() {
         let names = Names::new("", "i");
-        let (publisher, writer) = Publisher::new(2, names, Metrics::new());
+        let (publisher, writer) = Publisher::new(2, names, &Outbound::default(), Metrics::new());
         assert!(publisher.dispatch("c".into(), vec![0; 8]).is_ok());
         assert!(matches!(
             publisher.dispatch("c".into(), vec![0; MAX_WAITING_BYTES]),

@@ -107,10 +107,13 @@ impl Queue {
 
     /// Queues a resync behind everything that waits, although the queue may be full.
     pub(super) fn push_resync(&self, reason: ResyncReason) {
+        self.push_always(BusEvent::Resync(reason));
+    }
+
+    /// Queues this behind everything that waits, although the queue may be full.
+    pub(super) fn push_always(&self, event: BusEvent) {
         self.waiting.fetch_add(1, Ordering::AcqRel);
-        let _ = self
-            .sender
-            .send(Queued::Received(BusEvent::Resync(reason).into(), 0));
+        let _ = self.sender.send(Queued::Received(event.into(), 0));
     }
 
     /// Notes that something was dropped; `true` for the first since the last resync.

@@ -10,17 +10,21 @@ pub(super) async fn send(core: &PubSubCore) {
             () = tokio::time::sleep(core.timing.self_ping) => {}
             () = core.ping_at_once.notified() => {}
         }
-        // Through the queue of dispatches: a ping meets what they meet.
-        let _ = core
-            .publisher
-            .signal(core.names.ping.clone(), core.intake.ping());
+        for feed in core.feeds() {
+            feed.ping();
+        }
         if core.is_shown() {
             core.metrics.bus_stalled.set(i64::from(
                 core.subscriber_state() == SubscriberState::Stalled,
             ));
-            core.metrics
-                .bus_lag
-                .set(core.intake.last_ping().1.unwrap_or_default().as_secs_f64());
+            core.metrics.bus_lag.set(
+                core.classic
+                    .intake
+                    .last_ping()
+                    .1
+                    .unwrap_or_default()
+                    .as_secs_f64(),
+            );
         }
     }
 }

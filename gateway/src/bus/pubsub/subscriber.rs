@@ -1,22 +1,24 @@
-//! The one task that subscribes: keeps a connection on which everything that [`Interests`] wants is confirmed, whatever happens to servers.
+//! The task of each [`Feed`] that subscribes: keeps a connection on which everything that [`Interests`] wants is confirmed, whatever happens to servers.
 //!
 //! A connection that breaks, or on which no self-ping comes back, is replaced; all is subscribed and confirmed on the new one before clients are
 //! told to sync. After a changed login the new connection is made while the old one serves, and takes its place without a gap.
+//! The connection of a segment leads to the master of its slot. When the slot moves, the server takes the subscriptions back unasked: then it is replaced, too.
 //! Input: [`Interests`]. Output: [`Intake::receive`], called by the connections.
 //!
 //! [`Interests`]: crate::bus::interests::Interests
 //! [`Intake::receive`]: super::intake::Intake::receive
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use redis::{PushInfo, PushKind, RedisResult};
+use redis::{Pipeline, PushInfo, PushKind, RedisResult, Value};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connect::{Link, unavailable};
+use super::feed::Feed;
 use super::nodes::Prefer;
 use super::{PubSubCore, reconnect_backoff};
 use crate::bus::Interest;
@@ -33,13 +35,55 @@ const MAX_STALL_DOUBLINGS: u32 = 5;
 struct Connection {
     link: Link,
     generation: u64,
-    /// Cancelled when the connection is gone.
+    /// Cancelled when the connection is gone, or its segment.
     gone: CancellationToken,
+    /// How many channels of a segment are being unsubscribed from.
+    leaving: Arc<AtomicUsize>,
+    is_sharded: bool,
+}
+
+impl Connection {
+    /// Ends when the server has confirmed each channel.
+    async fn subscribe(&mut self, channels: Vec<String>) -> RedisResult<()> {
+        if self.is_sharded {
+            return self.send_each("SSUBSCRIBE", channels).await;
+        }
+        self.link.connection.subscribe(channels).await
+    }
+
+    async fn unsubscribe(&mut self, channels: Vec<String>) -> RedisResult<()> {
+        if self.is_sharded {
+            self.leaving.fetch_add(channels.len(), Ordering::AcqRel);
+            return self.send_each("SUNSUBSCRIBE", channels).await;
+        }
+        self.link.connection.unsubscribe(channels).await
+    }
+
+    /// One command for each channel, in one write: the client takes one confirmation for the answer of one command.
+    async fn send_each(&mut self, command: &str, channels: Vec<String>) -> RedisResult<()> {
+        let mut pipeline = Pipeline::with_capacity(channels.len());
+        for channel in channels {
+            pipeline.cmd(command).arg(channel);
+        }
+        let confirmed: RedisResult<Vec<Value>> =
+            pipeline.query_async(&mut self.link.connection).await;
+        confirmed.map(drop)
+    }
+}
+
+/// Whether the server took a subscription back unasked: it does when the slot is another node's.
+fn is_taken_back(leaving: &AtomicUsize) -> bool {
+    leaving
+        .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| {
+            left.checked_sub(1)
+        })
+        .is_err()
 }
 
 /// The state of the task.
 pub(super) struct Subscriber {
     core: Arc<PubSubCore>,
+    feed: Arc<Feed>,
     login: watch::Receiver<u64>,
     generation: u64,
     /// How many connections in a row were replaced because they stalled. Where the cause is elsewhere, each further one waits longer: otherwise
@@ -52,11 +96,13 @@ pub(super) struct Subscriber {
 impl Subscriber {
     pub(super) fn new(
         core: Arc<PubSubCore>,
+        feed: Arc<Feed>,
         login: watch::Receiver<u64>,
         ready: oneshot::Sender<()>,
     ) -> Self {
         Self {
             core,
+            feed,
             login,
             generation: 0,
             stalls: 0,
@@ -70,8 +116,8 @@ impl Subscriber {
         let mut reason = ResyncReason::BusReconnected;
         loop {
             let made = async {
-                let mut connection = self.connect(&Prefer::Any).await?;
-                self.core.intake.switch_to(connection.generation);
+                let mut connection = self.connect(Prefer::Any).await?;
+                self.feed.intake.switch_to(connection.generation);
                 self.establish(&mut connection).await?;
                 RedisResult::Ok(connection)
             };
@@ -79,26 +125,31 @@ impl Subscriber {
                 Ok(connection) => connection,
                 Err(error) => {
                     let wait = backoff.next_delay();
-                    tracing::warn!(%error, retry_ms = wait.as_millis() as u64, "subscribing to Redis failed; trying again");
+                    tracing::warn!(%error, segment = self.segment(), retry_ms = wait.as_millis() as u64, "subscribing to Redis failed; trying again");
                     tokio::time::sleep(wait).await;
                     continue;
                 }
             };
-            self.core
+            self.feed
                 .set_subscriber(Some(connection.link.address.clone()));
             match self.ready.take() {
                 Some(ready) => {
-                    self.core.intake.start_receiving();
+                    self.feed.intake.start_receiving();
                     let _ = ready.send(());
                 }
-                None => self.core.intake.resync(reason),
+                None => self.feed.resync(reason),
             }
+            self.core.count_segments();
             self.core.ping_at_once.notify_one();
             let since = Instant::now();
             reason = self.serve(connection).await;
-            self.core.interests.lock().down();
-            self.core.gaps.fetch_add(1, Ordering::AcqRel);
-            self.core.set_subscriber(None);
+            self.feed.interests.lock().down();
+            // Of questions and revocations nothing is missed by a segment.
+            if self.feed.segment.is_none() {
+                self.core.gaps.fetch_add(1, Ordering::AcqRel);
+            }
+            self.feed.set_subscriber(None);
+            self.core.count_segments();
             // A server that takes connections and breaks them at once is left alone for a while.
             if since.elapsed() > self.core.timing.stalled_after {
                 backoff.reset();
@@ -106,6 +157,7 @@ impl Subscriber {
             let wait = backoff.next_delay();
             tracing::warn!(
                 reason = reason.as_str(),
+                segment = self.segment(),
                 retry_ms = wait.as_millis() as u64,
                 "subscriber connection lost; reconnecting"
             );
@@ -113,13 +165,22 @@ impl Subscriber {
         }
     }
 
-    async fn connect(&mut self, prefer: &Prefer) -> RedisResult<Connection> {
+    /// The number of the segment, for the log.
+    fn segment(&self) -> Option<u64> {
+        self.feed.segment.map(|segment| segment.number() as u64)
+    }
+
+    async fn connect(&mut self, prefer: Prefer) -> RedisResult<Connection> {
         self.generation += 1;
         let (generation, gone) = (self.generation, CancellationToken::new());
+        let leaving = Arc::<AtomicUsize>::default();
         let push = {
-            let (intake, gone) = (self.core.intake.clone(), gone.clone());
+            let (intake, gone) = (self.feed.intake.clone(), gone.clone());
+            let leaving = Arc::clone(&leaving);
             move |info: PushInfo| -> Result<(), ()> {
-                if info.kind == PushKind::Disconnection {
+                if info.kind == PushKind::Disconnection
+                    || (info.kind == PushKind::SUnsubscribe && is_taken_back(&leaving))
+                {
                     gone.cancel();
                 } else {
                     intake.receive(generation, info);
@@ -127,23 +188,22 @@ impl Subscriber {
                 Ok(())
             }
         };
-        let link = self.core.connector().link(prefer, Some(push)).await?;
+        let node = self.feed.node(prefer);
+        let link = self.core.connector().link(&node, Some(push)).await?;
         Ok(Connection {
             link,
             generation,
             gone,
+            leaving,
+            is_sharded: self.feed.segment.is_some(),
         })
     }
 
     /// Subscribes to everything that is wanted. From its end on, [`Interests::add`](crate::bus::interests::Interests::add) waits for confirmation again.
     async fn establish(&self, connection: &mut Connection) -> RedisResult<()> {
         let began = Instant::now();
-        connection
-            .link
-            .connection
-            .subscribe(self.core.own_channels())
-            .await?;
-        let (mut wanted, mut waiters) = self.core.interests.lock().take_all();
+        connection.subscribe(self.feed.own_channels()).await?;
+        let (mut wanted, mut waiters) = self.feed.interests.lock().take_all();
         let mut count = 0;
         loop {
             count += wanted.len();
@@ -151,7 +211,7 @@ impl Subscriber {
             notify(waiters, &result);
             result?;
             // What was added meanwhile belongs to the same gap.
-            let mut interests = self.core.interests.lock();
+            let mut interests = self.feed.interests.lock();
             (wanted, waiters) = interests.take();
             if wanted.is_empty() {
                 interests.up();
@@ -162,6 +222,7 @@ impl Subscriber {
         }
         tracing::info!(
             subscriptions = count,
+            segment = self.segment(),
             duration_ms = began.elapsed().as_millis() as u64,
             "subscribed to Redis"
         );
@@ -176,14 +237,14 @@ impl Subscriber {
         let mut handover_at: Option<Instant> = None;
         let mut backoff = reconnect_backoff();
         loop {
-            let pinged = self.core.intake.last_ping().0;
+            let pinged = self.feed.intake.last_ping().0;
             if pinged > since && self.stalls > 0 {
                 self.stalls = 0;
                 stalled_after = self.core.timing.stalled_after;
             }
             let stalled_at = pinged.max(since) + stalled_after;
             let leave_at = self
-                .core
+                .feed
                 .interests
                 .lock()
                 .next_leave(self.core.timing.linger);
@@ -203,13 +264,13 @@ impl Subscriber {
                     }
                 }
                 () = tokio::time::sleep_until(stalled_at) => {
-                    let pinged = self.core.intake.last_ping().0;
+                    let pinged = self.feed.intake.last_ping().0;
                     if pinged.max(since) + stalled_after <= Instant::now() {
                         self.stalls = if pinged > since { 1 } else { self.stalls + 1 };
                         return ResyncReason::BusStalled;
                     }
                 }
-                () = self.core.interests_changed.notified() => {}
+                () = self.feed.interests_changed.notified() => {}
                 () = until(leave_at), if leave_at.is_some() => {}
             }
             if let Err(error) = self.keep_up(&mut connection).await {
@@ -221,19 +282,19 @@ impl Subscriber {
 
     /// Subscribes to what has come and unsubscribes from what has been gone for a while.
     async fn keep_up(&self, connection: &mut Connection) -> RedisResult<()> {
-        let (fresh, waiters) = self.core.interests.lock().take();
+        let (fresh, waiters) = self.feed.interests.lock().take();
         let result = self.subscribe(connection, &fresh).await;
         notify(waiters, &result);
         result?;
         let left = self
-            .core
+            .feed
             .interests
             .lock()
             .take_left(Instant::now(), self.core.timing.linger);
         for chunk in left.chunks(CHUNK) {
             let unneeded = self.unneeded_channels(chunk);
             if !unneeded.is_empty() {
-                connection.link.connection.unsubscribe(unneeded).await?;
+                connection.unsubscribe(unneeded).await?;
             }
         }
         self.count();
@@ -248,38 +309,34 @@ impl Subscriber {
     ) -> RedisResult<()> {
         for chunk in interests.chunks(CHUNK) {
             // Ends when the server has sent its confirmation of each channel.
-            connection
-                .link
-                .connection
-                .subscribe(self.channels(chunk))
-                .await?;
-            self.core.interests.lock().confirm(chunk);
+            connection.subscribe(self.channels(chunk)).await?;
+            self.feed.interests.lock().confirm(chunk);
         }
         self.count();
         Ok(())
     }
 
     fn count(&self) {
-        if self.core.is_shown() {
+        if self.core.is_shown() && self.feed.segment.is_none() {
             self.core
                 .metrics
                 .bus_subscriptions
-                .set(self.core.interests.lock().len() as i64);
+                .set(self.feed.interests.lock().len() as i64);
         }
     }
 
     fn channels(&self, interests: &[Interest]) -> Vec<String> {
         interests
             .iter()
-            .flat_map(|interest| self.core.names.subscribed_for(interest))
+            .flat_map(|interest| self.feed.names.subscribed_for(interest))
             .collect()
     }
 
     /// Returns the channels of what is left, but for those that something else still needs: a client and a room of its id share one.
     fn unneeded_channels(&self, left: &[Interest]) -> Vec<String> {
-        let interests = self.core.interests.lock();
+        let interests = self.feed.interests.lock();
         let is_wanted = |channel: &String| {
-            let Some(Interest::Room(name)) = self.core.names.destination(channel) else {
+            let Some(Interest::Room(name)) = self.feed.names.destination(channel) else {
                 return false;
             };
             name.parse()
@@ -294,15 +351,9 @@ impl Subscriber {
 
     /// Makes a connection while `old` serves, subscribes to all on it, and hands over at a marker that both receive.
     async fn hand_over(&mut self, old: &Connection) -> RedisResult<Connection> {
-        let mut connection = self
-            .connect(&Prefer::Same(old.link.address.clone()))
-            .await?;
-        connection
-            .link
-            .connection
-            .subscribe(self.core.own_channels())
-            .await?;
-        let (wanted, mut waiters) = self.core.interests.lock().take_all();
+        let mut connection = self.connect(Prefer::Same(old.link.address.clone())).await?;
+        connection.subscribe(self.feed.own_channels()).await?;
+        let (wanted, mut waiters) = self.feed.interests.lock().take_all();
         let subscribed = self.subscribe(&mut connection, &wanted).await;
         if subscribed.is_err() {
             // The old connection has not subscribed to what was new among them: replacing it is the simplest repair.
@@ -311,31 +362,34 @@ impl Subscriber {
         }
         subscribed?;
         let marker = format!("handover-{:016x}", rand::random::<u64>()).into_bytes();
-        self.core
+        self.feed
             .intake
             .begin_handover(old.generation, connection.generation, marker.clone());
         let _ = self
-            .core
+            .feed
             .publisher
-            .signal(self.core.names.ping.clone(), marker);
+            .signal(self.feed.names.ping.clone(), marker);
         let in_time = tokio::time::timeout(
             self.core.connector().timeout(),
-            self.core.intake.handed_over(),
+            self.feed.intake.handed_over(),
         )
         .await
         .is_ok();
         if !in_time {
-            self.core.intake.force_handover();
+            self.feed.intake.force_handover();
         }
         // What is new among them is received from here on: before the marker only the old connection was listened to.
         notify(waiters, &Ok(()));
         // Two nodes do not receive the messages of other nodes in the same order: some may have come before the marker on one and after it on the other.
         if !in_time || connection.link.address != old.link.address {
-            self.core.intake.resync(ResyncReason::BusReconnected);
+            self.feed.resync(ResyncReason::BusReconnected);
         }
-        self.core
+        self.feed
             .set_subscriber(Some(connection.link.address.clone()));
-        tracing::info!("subscriber connection with the changed login is in use");
+        tracing::info!(
+            segment = self.segment(),
+            "subscriber connection with the changed login is in use"
+        );
         Ok(connection)
     }
 }

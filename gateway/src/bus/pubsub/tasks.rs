@@ -15,9 +15,11 @@ use super::{PubSubCore, ask, lease, login, self_ping};
 
 /// What the tasks start with.
 pub(super) struct Tasks {
-    pub(super) writer: Writer,
+    /// In the order of [`PubSubCore::feeds`].
+    pub(super) writers: Vec<Writer>,
     pub(super) questions: mpsc::Receiver<OpenQuestion>,
-    pub(super) ready: oneshot::Sender<()>,
+    /// In the same order.
+    pub(super) ready: Vec<oneshot::Sender<()>>,
 }
 
 impl Tasks {
@@ -28,13 +30,17 @@ impl Tasks {
         closing: CancellationToken,
         closed: watch::Sender<bool>,
     ) {
-        let end_of_events = core.intake.end_when_dropped();
+        let end_of_events = core.classic.intake.end_when_dropped();
         let writing = CancellationToken::new();
-        let mut writer = tokio::spawn(self.writer.run(
-            core.clone(),
-            core.login.subscribe(),
-            writing.clone(),
-        ));
+        let mut writers = JoinSet::new();
+        for (writer, feed) in self.writers.into_iter().zip(core.feeds()) {
+            writers.spawn(writer.run(
+                core.clone(),
+                Arc::clone(feed),
+                core.login.subscribe(),
+                writing.clone(),
+            ));
+        }
         let mut tasks = start(&core, &closing, self.questions, self.ready);
         tokio::select! {
             () = closing.cancelled() => {}
@@ -42,25 +48,25 @@ impl Tasks {
                 Some(Err(error)) => tracing::error!(%error, "a task of the bus failed: the bus closes"),
                 _ => tracing::info!("the events of the bus are no longer taken: the bus closes"),
             },
-            ended = &mut writer => tracing::error!(failed = ended.is_err(), "the publisher of the bus ended: the bus closes"),
+            ended = writers.join_next() => tracing::error!(failed = !matches!(ended, Some(Ok(()))), "a publisher of the bus ended: the bus closes"),
         }
         closing.cancel();
         tasks.shutdown().await;
         drop(end_of_events);
-        core.interests.lock().down();
+        for feed in core.feeds() {
+            feed.interests.lock().down();
+        }
         let give_up = async {
             lease::release(&core).await;
             writing.cancel();
-            if !writer.is_finished() {
-                let _ = (&mut writer).await;
-            }
+            while writers.join_next().await.is_some() {}
         };
         let limit = 2 * core.connector().timeout();
         if tokio::time::timeout(limit, give_up).await.is_err() {
             tracing::warn!("Redis did not answer while the bus closed");
         }
         writing.cancel();
-        writer.abort();
+        writers.abort_all();
         core.set_publisher(None);
         closed.send_replace(true);
     }
@@ -71,12 +77,15 @@ fn start(
     core: &Arc<PubSubCore>,
     closing: &CancellationToken,
     questions: mpsc::Receiver<OpenQuestion>,
-    ready: oneshot::Sender<()>,
+    ready: Vec<oneshot::Sender<()>>,
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    tasks.spawn(Subscriber::new(core.clone(), core.login.subscribe(), ready).run());
+    for (ready, feed) in ready.into_iter().zip(core.feeds()) {
+        let login = core.login.subscribe();
+        tasks.spawn(Subscriber::new(core.clone(), Arc::clone(feed), login, ready).run());
+    }
     tasks.spawn(login::follow_password(core.clone(), closing.clone()));
-    let intake = core.intake.clone();
+    let intake = core.classic.intake.clone();
     tasks.spawn(async move { intake.abandoned().await });
     let answering = core.clone();
     tasks.spawn(async move { ask::answer(&answering, questions).await });

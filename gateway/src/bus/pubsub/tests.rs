@@ -4,6 +4,7 @@ mod access;
 mod audiences;
 mod failures;
 mod instances;
+mod segments;
 mod slow;
 
 use std::collections::{BTreeSet, HashSet};
@@ -21,6 +22,7 @@ use crate::bus::conformance::{count, numbered};
 use crate::bus::{BusEvent, Reply};
 use crate::clock::SystemClock;
 use crate::config::{Config, RedisMode, SecretFile};
+use crate::dispatch::Destination;
 use crate::id::Id;
 
 const EMITTED: &str = r#"{"serverId":"emitter","type":"room","target":"r","event":"e","data":1}"#;
@@ -118,7 +120,7 @@ impl Opening {
         loop {
             match self.event().await {
                 BusEvent::Resync(reason) => return reason,
-                BusEvent::Dispatch(_) | BusEvent::ResyncFor(_) => {}
+                BusEvent::Dispatch(_) | BusEvent::ResyncFor(..) => {}
                 other => panic!("not a resync: {other:?}"),
             }
         }

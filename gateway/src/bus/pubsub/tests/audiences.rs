@@ -149,7 +149,7 @@ async fn those_whose_audience_finds_no_room_are_told() {
     let mut told = loop {
         match a.event().await {
             BusEvent::Audience(_) => {}
-            BusEvent::ResyncFor(destinations) => break destinations,
+            BusEvent::ResyncFor(_, destinations) => break destinations,
             other => panic!("{other:?}"),
         }
     };

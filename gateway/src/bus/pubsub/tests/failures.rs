@@ -59,7 +59,7 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_one_resy
         match a.event().await {
             BusEvent::Dispatch(dispatch) => numbers.push(dispatch.data_text().unwrap().to_owned()),
             // What b lost is reported as well, if it could publish again later than this one could receive.
-            BusEvent::Resync(ResyncReason::BusPeerLost) | BusEvent::ResyncFor(_) => {}
+            BusEvent::Resync(ResyncReason::BusPeerLost) | BusEvent::ResyncFor(..) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -138,7 +138,7 @@ async fn the_losses_of_a_publisher_become_a_resync_for_the_others() {
         Err(BusError::Unavailable(_))
     ));
     match a.event().await {
-        BusEvent::ResyncFor(destinations) => assert_eq!(destinations, [room("r")]),
+        BusEvent::ResyncFor(_, destinations) => assert_eq!(destinations, [room("r")]),
         other => panic!("only those it was for are told: {other:?}"),
     }
     b.publish_when_possible(Destination::Broadcast, 2).await;

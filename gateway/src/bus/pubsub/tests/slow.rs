@@ -68,7 +68,7 @@ async fn what_finds_no_room_behind_a_slow_server_is_given_up_and_those_it_was_fo
     let told = loop {
         match a.event().await {
             BusEvent::Dispatch(_) => {}
-            BusEvent::ResyncFor(destinations) => break destinations,
+            BusEvent::ResyncFor(_, destinations) => break destinations,
             other => panic!("{other:?}"),
         }
     };
