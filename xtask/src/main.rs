@@ -1,4 +1,4 @@
-//! `cargo xtask dev | test | check | bench | soak | cluster | setup`: set-up, checks and runs, nothing else.
+//! `cargo xtask dev | test | check | bench | capacity | soak | cluster | setup`: set-up, checks, runs, and what a load needs.
 //!
 //! Needs a Rust toolchain and nothing more to build: what the gateway's own build and its tests need is found or installed
 //! by [`setup`], and [`mod@test`] starts the servers that tests talk to.
@@ -9,6 +9,7 @@
     reason = "a command line tool speaks to its terminal"
 )]
 
+mod capacity;
 mod check;
 mod clients;
 mod cluster;
@@ -45,6 +46,8 @@ Commands:
   soak   [--minutes N] [--seed S] [--rate R]
                                Two gateways, R records a second (default 40) and faults drawn from seed S, for N minutes
                                (default 60); checks every row, client, probe and metric, and prints totals as a table and JSON
+  capacity [OPTIONS]           What a load needs of gateways, Redis, PostgreSQL and the network (docs/scaling.md);
+                               --help lists the options
   fuzz   [--seconds N] [ENTRY] Fuzzes each entry, or those named, for a minute or N seconds
   registry                     Tests of schemas against a real registry (Apicurio; Java 21 or newer), which `test` leaves out
   cluster up [--nodes N]       Starts a Kubernetes to play with: with N nodes as root (default 1), which have both images; N = 0 without nodes and root
@@ -86,6 +89,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
         }
         "test" => test::run(arguments),
         "check" => check::run(&arguments),
+        "capacity" => capacity::run(&arguments),
         "cluster" => cluster::run(&arguments),
         "fuzz" => fuzz::run(&arguments),
         "registry" => registry::run(),
