@@ -108,6 +108,7 @@ metrics! {
     frames_in: Counter = Counter::default(), "frames_received", "Text and binary messages from clients";
     frames_out: Counter = Counter::default(), "frames_sent", "Messages queued to connections";
     bytes_out: Counter = Counter::default(), "sent_bytes", "Bytes written to sockets";
+    writes_out: Counter = Counter::default(), "socket_writes", "Times that what waited for a connection was written; several messages that wait leave in one";
     outbox_bytes: Gauge = Gauge::default(), "outbox_bytes", "Bytes waiting to be written to sockets";
     fan_out: Histogram = sizes(), "fan_out_members", "Local connections that a message was queued to";
     fan_out_time: Histogram = seconds(), "fan_out_seconds", "Time a shard took to queue one batch of messages to its connections";

@@ -1,5 +1,7 @@
 //! The queue of a shard: bounded, and taken in whole batches, so that a busy shard wakes once per batch.
 
+use std::collections::VecDeque;
+
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -7,6 +9,9 @@ use tokio::sync::Notify;
 const MESSAGES: usize = 65_536;
 /// ... and most of their bytes.
 const BYTES: usize = 64 << 20;
+
+/// What was queued, in order, each with its bytes.
+pub(super) type Batch<T> = VecDeque<(T, usize)>;
 
 /// A queue with one reader.
 #[derive(Debug)]
@@ -17,7 +22,7 @@ pub(super) struct Mailbox<T> {
 
 #[derive(Debug)]
 struct Queue<T> {
-    items: Vec<T>,
+    items: Batch<T>,
     bytes: usize,
     closed: bool,
 }
@@ -26,7 +31,7 @@ impl<T> Mailbox<T> {
     pub(super) fn new() -> Self {
         Self {
             queue: Mutex::new(Queue {
-                items: Vec::new(),
+                items: Batch::new(),
                 bytes: 0,
                 closed: false,
             }),
@@ -53,7 +58,7 @@ impl<T> Mailbox<T> {
             {
                 return false;
             }
-            queue.items.push(item);
+            queue.items.push_back((item, bytes));
             queue.bytes += bytes;
             queue.items.len() == 1
         };
@@ -64,7 +69,7 @@ impl<T> Mailbox<T> {
     }
 
     /// Waits until something is queued, and swaps all of it into `batch`, which must be empty. Cancel safe.
-    pub(super) async fn take(&self, batch: &mut Vec<T>) {
+    pub(super) async fn take(&self, batch: &mut Batch<T>) {
         loop {
             {
                 let mut queue = self.queue.lock();
@@ -76,6 +81,20 @@ impl<T> Mailbox<T> {
             }
             self.filled.notified().await;
         }
+    }
+
+    /// Takes from the front as long as `wanted` returns true of an item and its bytes.
+    pub(super) fn take_while(&self, mut wanted: impl FnMut(&T, usize) -> bool) -> Vec<T> {
+        let mut taken = Vec::new();
+        let mut queue = self.queue.lock();
+        while let Some((item, bytes)) = queue
+            .items
+            .pop_front_if(|(item, bytes)| wanted(item, *bytes))
+        {
+            queue.bytes -= bytes;
+            taken.push(item);
+        }
+        taken
     }
 
     /// Drops what waits and refuses everything else. Callers that wait for an answer get none.
@@ -103,10 +122,23 @@ mod tests {
         assert!(mailbox.push_message(0, BYTES));
         assert!(!mailbox.push_message(1, 1));
         assert!(mailbox.push_command(2));
-        let mut batch = Vec::new();
+        let mut batch = Batch::new();
         mailbox.take(&mut batch).await;
-        assert_eq!(batch, [0, 2]);
+        assert_eq!(batch, [(0, BYTES), (2, 0)]);
         assert!(mailbox.push_message(3, 1), "a taken batch makes room");
+    }
+
+    #[test]
+    fn what_is_taken_from_the_front_makes_room_and_the_rest_keeps_its_order() {
+        let mailbox = Mailbox::new();
+        for n in 0..4 {
+            assert!(mailbox.push_message(n, BYTES / 4));
+        }
+        assert_eq!(mailbox.take_while(|n, _| *n < 2), [0, 1]);
+        assert!(mailbox.push_message(4, BYTES / 2));
+        assert!(!mailbox.push_message(5, 1), "only what was taken made room");
+        assert_eq!(mailbox.take_while(|n, _| *n != 3), [2]);
+        assert_eq!(mailbox.take_while(|_, bytes| bytes <= BYTES / 2), [3, 4]);
     }
 
     #[tokio::test]

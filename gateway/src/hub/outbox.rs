@@ -198,6 +198,9 @@ impl Outbox {
         if as_one {
             return self.queue(Entry::Batch(Rc::clone(batch)), bounds);
         }
+        if self.held.is_none() {
+            self.entries.reserve(batch.messages.len());
+        }
         batch
             .messages
             .iter()

@@ -8,7 +8,7 @@ use tokio::runtime::{Handle, LocalOptions};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::mailbox::Mailbox;
+use super::mailbox::{Batch, Mailbox};
 use super::shard::Shard;
 use super::{HubCore, Inlet};
 use crate::dispatch::ResyncReason;
@@ -164,15 +164,15 @@ async fn run(start: ShardStart) {
     let shard = Shard::new(*index, Arc::clone(core));
     let mut live = core.live.clone();
     let mut timer = tokio::task::spawn_local(Rc::clone(&shard).run_timer());
-    let mut batch = Vec::new();
+    let mut batch = Batch::new();
     loop {
         tokio::select! {
             () = inlet.mailbox.take(&mut batch) => {
-                shard.perform(&mut batch).await;
+                shard.perform(&mut batch, &inlet.mailbox).await;
                 // Other tasks run even if the mailbox is never empty.
                 tokio::task::coop::consume_budget().await;
                 if batch.capacity() > KEPT_BATCH {
-                    batch = Vec::new();
+                    batch = Batch::new();
                 }
                 if inlet.overflowed.swap(false, Ordering::Acquire) {
                     shard.resync(ResyncReason::Overloaded).await;

@@ -575,6 +575,7 @@ impl Connection {
             match self.link.flush() {
                 Ok((flushed, written)) => {
                     self.context.metrics.bytes_out.inc_by(written as u64);
+                    self.context.metrics.writes_out.inc();
                     debug_assert!(flushed == Flushed::All || self.link.blocked_since().is_some());
                 }
                 Err(_) => return Err(Ended),

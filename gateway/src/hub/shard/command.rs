@@ -1,5 +1,6 @@
 //! Commands of other threads, performed in batches.
 
+use std::iter::Peekable;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use crate::dispatch::Destination;
 use crate::hub::batch::BatchBuilder;
 use crate::hub::counts::Claim;
 use crate::hub::link::{Link, Stage};
+use crate::hub::mailbox::{Batch, Mailbox};
 use crate::id::Id;
 use crate::principal::Principal;
 use crate::protocol::close::Close;
@@ -76,29 +78,63 @@ pub(in crate::hub) enum Control {
     Leave(Id, Vec<String>, oneshot::Sender<Option<Vec<String>>>),
 }
 
+impl Command {
+    /// Returns the length of a message in bytes; `None` of what is no message.
+    fn message_bytes(&self) -> Option<usize> {
+        match self {
+            Self::Deliver { message, .. } => Some(message.frame().len()),
+            // No user has more than one of them.
+            Self::DeliverShared { messages, .. } => Some(messages.frame_length(0)),
+            Self::Begin(..) | Self::Control(_) => None,
+        }
+    }
+}
+
+/// What was queued since everything was written.
+#[derive(Default)]
+struct Queued {
+    messages: usize,
+    bytes: usize,
+}
+
+impl Queued {
+    fn has_room(&self, length: usize) -> bool {
+        self.messages < MESSAGES_PER_FLUSH && self.bytes + length <= BYTES_PER_FLUSH
+    }
+
+    fn add(&mut self, length: usize) {
+        self.messages += 1;
+        self.bytes += length;
+    }
+}
+
+/// What a batch of commands did.
+#[derive(Default)]
+struct Done {
+    delivered: usize,
+    /// A span ends when its message is written.
+    traced: Vec<Span>,
+}
+
 impl Shard {
     /// Performs the commands in their order. Messages are queued first and then written, with one call per connection.
-    pub(in crate::hub) async fn perform(self: &Rc<Self>, commands: &mut Vec<Command>) {
+    pub(in crate::hub) async fn perform(
+        self: &Rc<Self>,
+        batch: &mut Batch<Command>,
+        mailbox: &Mailbox<Command>,
+    ) {
         let started = Instant::now();
-        // A span ends when its message is written.
-        let mut traced = Vec::new();
-        let (mut delivered, mut messages, mut bytes, mut begun) = (0, 0, 0, 0);
-        let mut commands = commands.drain(..).peekable();
+        let (mut queued, mut done, mut begun) = (Queued::default(), Done::default(), 0);
+        let mut commands = batch.drain(..).map(|(command, _)| command).peekable();
         while let Some(command) = commands.next() {
             // Order is kept: a message that was sent before a close is written before it.
-            let (more, length) = match &command {
-                Command::Deliver { message, .. } => (1, message.frame().len()),
-                // No user has more than one of them.
-                Command::DeliverShared { messages, .. } => (1, messages.frame_length(0)),
-                _ => (0, 0),
-            };
-            let is_full = messages + more > MESSAGES_PER_FLUSH || bytes + length > BYTES_PER_FLUSH;
-            if messages > 0 && (is_full || more == 0) {
-                self.flush_touched().await;
-                (messages, bytes) = (0, 0);
+            let fits = command
+                .message_bytes()
+                .is_some_and(|length| queued.has_room(length));
+            if queued.messages > 0 && !fits {
+                self.flush_touched(|| {}).await;
+                queued = Queued::default();
             }
-            messages += more;
-            bytes += length;
             match command {
                 Command::Begin(begin, claim) => {
                     begin(self, claim);
@@ -107,44 +143,78 @@ impl Shard {
                         tokio::task::yield_now().await;
                     }
                 }
-                Command::Deliver {
-                    destination,
-                    message,
-                    exclude,
-                    span,
-                } => {
-                    traced.extend(Some(span).filter(|span| !span.is_disabled()));
-                    let mut batch = BatchBuilder::new(message);
-                    while messages < MESSAGES_PER_FLUSH
-                        && let Some(next) = commands.next_if(|next| {
-                            matches!(next, Command::Deliver { destination: to, message, exclude: excluded, .. }
-                                if *to == destination && *excluded == exclude && batch.has_room(message, BYTES_PER_FLUSH.saturating_sub(bytes)))
-                        })
-                    {
-                        if let Command::Deliver { message, span, .. } = next {
-                            messages += 1;
-                            bytes += message.frame().len();
-                            batch.push(message);
-                            traced.extend(Some(span).filter(|span| !span.is_disabled()));
-                        }
-                    }
-                    delivered += self.deliver(&destination, &batch.build(), &exclude);
-                }
-                Command::DeliverShared { messages, span } => {
-                    traced.extend(Some(span).filter(|span| !span.is_disabled()));
-                    delivered += self.deliver_shared(&Rc::from(messages));
-                }
                 Command::Control(control) => self.execute(control),
+                message => self.queue(message, &mut commands, &mut queued, &mut done),
             }
         }
-        self.flush_touched().await;
-        drop(traced);
-        if delivered > 0 {
-            self.core.metrics.frames_out.inc_by(delivered as u64);
+        self.flush_touched(|| self.queue_more(mailbox, &mut queued, &mut done))
+            .await;
+        drop(done.traced);
+        if done.delivered > 0 {
+            self.core.metrics.frames_out.inc_by(done.delivered as u64);
             self.core
                 .metrics
                 .fan_out_time
                 .observe(started.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Queues the messages that came since the last ones were queued, as far as there is room and nothing else came before them. Connections that have yet
+    /// to be written to get them in the same write.
+    fn queue_more(&self, mailbox: &Mailbox<Command>, queued: &mut Queued, done: &mut Done) {
+        let mut room = Queued { ..*queued };
+        let messages = mailbox.take_while(|command, _| {
+            let length = command.message_bytes();
+            let fits = length.is_some_and(|length| room.has_room(length));
+            if let Some(length) = length.filter(|_| fits) {
+                room.add(length);
+            }
+            fits
+        });
+        let mut messages = messages.into_iter().peekable();
+        while let Some(message) = messages.next() {
+            self.queue(message, &mut messages, queued, done);
+        }
+    }
+
+    /// Queues a message to its receivers, together with those that follow it to the same ones.
+    fn queue(
+        &self,
+        command: Command,
+        following: &mut Peekable<impl Iterator<Item = Command>>,
+        queued: &mut Queued,
+        done: &mut Done,
+    ) {
+        queued.add(command.message_bytes().unwrap_or_default());
+        let mut trace = |span: Span| done.traced.extend(Some(span).filter(|s| !s.is_disabled()));
+        match command {
+            Command::Deliver {
+                destination,
+                message,
+                exclude,
+                span,
+            } => {
+                trace(span);
+                let mut batch = BatchBuilder::new(message);
+                while queued.messages < MESSAGES_PER_FLUSH
+                    && let Some(next) = following.next_if(|next| {
+                        matches!(next, Command::Deliver { destination: to, message, exclude: excluded, .. }
+                            if *to == destination && *excluded == exclude && batch.has_room(message, BYTES_PER_FLUSH.saturating_sub(queued.bytes)))
+                    })
+                {
+                    if let Command::Deliver { message, span, .. } = next {
+                        queued.add(message.frame().len());
+                        batch.push(message);
+                        trace(span);
+                    }
+                }
+                done.delivered += self.deliver(&destination, &batch.build(), &exclude);
+            }
+            Command::DeliverShared { messages, span } => {
+                trace(span);
+                done.delivered += self.deliver_shared(&Rc::from(messages));
+            }
+            Command::Begin(..) | Command::Control(_) => {}
         }
     }
 

@@ -10,8 +10,10 @@ use crate::hub::outbox::Flushed;
 use crate::id::Id;
 use crate::protocol::{SharedMessages, event};
 
-/// How many connections are written to before other tasks of the shard run.
-const FLUSHES_PER_TURN: usize = 512;
+/// How many connections are written to before other tasks of the shard run ...
+const FLUSHES_PER_TURN: usize = 128;
+/// ... for the first time: what comes a moment later, the rest of a burst, reaches most receivers in the same write.
+const FLUSHES_OF_FIRST_TURN: usize = 32;
 
 impl Shard {
     /// Queues messages to every connection of the destination, and returns how many messages were queued.
@@ -108,35 +110,47 @@ impl Shard {
         total
     }
 
-    pub(super) async fn flush_touched(&self) {
-        let mut bytes = 0;
-        let mut touched = std::mem::take(&mut *self.touched.borrow_mut());
-        for (n, link) in touched.drain(..).enumerate() {
-            if n > 0 && n % FLUSHES_PER_TURN == 0 {
-                tokio::task::yield_now().await;
-            }
-            link.touched.set(false);
-            // A blocked socket is written to by its own task, as soon as it takes more.
-            if link.blocked_since().is_some() {
-                link.account();
-                continue;
-            }
-            match link.flush() {
-                Ok((Flushed::All, written)) => bytes += written,
-                Ok((Flushed::Blocked, written)) => {
-                    bytes += written;
-                    link.wake();
+    /// Writes what is queued, until nothing is. Other tasks run in between, and after them `meanwhile`, which may queue more: whoever has yet to be written to
+    /// gets it in the same write, so that a burst that arrives in pieces costs little more than one that arrives at once, and no message waits for another.
+    pub(super) async fn flush_touched(&self, mut meanwhile: impl FnMut()) {
+        let (mut bytes, mut writes) = (0, 0);
+        loop {
+            let mut touched = std::mem::take(&mut *self.touched.borrow_mut());
+            for (n, link) in touched.drain(..).enumerate() {
+                if n % FLUSHES_PER_TURN == FLUSHES_OF_FIRST_TURN {
+                    tokio::task::yield_now().await;
+                    meanwhile();
                 }
-                // The task gets the same error and ends the connection.
-                Err(_) => link.wake(),
+                link.touched.set(false);
+                // A blocked socket is written to by its own task, as soon as it takes more.
+                if link.blocked_since().is_some() {
+                    link.account();
+                    continue;
+                }
+                writes += 1;
+                match link.flush() {
+                    Ok((Flushed::All, written)) => bytes += written,
+                    Ok((Flushed::Blocked, written)) => {
+                        bytes += written;
+                        link.wake();
+                    }
+                    // The task gets the same error and ends the connection.
+                    Err(_) => link.wake(),
+                }
             }
-        }
-        let mut kept = self.touched.borrow_mut();
-        if kept.capacity() == 0 {
-            *kept = touched;
+            let mut again = self.touched.borrow_mut();
+            if again.is_empty() {
+                if again.capacity() == 0 {
+                    *again = touched;
+                }
+                break;
+            }
         }
         if bytes > 0 {
             self.core.metrics.bytes_out.inc_by(bytes as u64);
+        }
+        if writes > 0 {
+            self.core.metrics.writes_out.inc_by(writes);
         }
     }
 
@@ -147,6 +161,173 @@ impl Shard {
             &Outgoing::Single(Rc::new(event::resync(reason))),
             &[],
         );
-        self.flush_touched().await;
+        self.flush_touched(|| {}).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::sync::{Arc, OnceLock};
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::runtime::{Builder, Handle, LocalOptions};
+    use tokio::sync::watch;
+    use tokio_util::sync::CancellationToken;
+    use tracing::Span;
+
+    use super::*;
+    use crate::bus::{self, BusOptions};
+    use crate::clock::SystemClock;
+    use crate::config::{Config, Live};
+    use crate::hub::HubCore;
+    use crate::hub::counts::ShardCounts;
+    use crate::hub::directory::Directory;
+    use crate::hub::mailbox::{Batch, Mailbox};
+    use crate::hub::shard::{Command, Control};
+    use crate::metrics::Metrics;
+    use crate::principal::{Principal, USER, Via};
+    use crate::protocol::Message;
+    use crate::protocol::close::Close;
+    use crate::stream::Stream;
+
+    const MEMBERS: usize = 200;
+
+    async fn shard() -> (Rc<Shard>, Vec<TcpStream>) {
+        let config = Config::for_tests();
+        let (live, metrics) = (Arc::new(Live::defaults()), Metrics::new());
+        let live = watch::channel(live).1;
+        let bus = bus::open(BusOptions {
+            config: config.redis,
+            ids: config.ids,
+            instance_name: String::new(),
+            live: live.clone(),
+            clock: Arc::new(SystemClock),
+            metrics: Arc::clone(&metrics),
+            shutdown: CancellationToken::new(),
+        });
+        let core = HubCore {
+            directory: Directory::new(),
+            counts: [ShardCounts::default()].into(),
+            outbox_bytes: Arc::default(),
+            live,
+            bus: bus.await.unwrap().bus,
+            clock: Arc::new(SystemClock),
+            metrics,
+            control: Handle::current(),
+            inlets: OnceLock::new(),
+        };
+        let shard = Shard::new(0, Arc::new(core));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut clients = Vec::new();
+        for n in 0..MEMBERS {
+            let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+            let stream = Stream::Clear(accepted.unwrap().0);
+            let id = Id::from_parts(0, 0, n as u16);
+            let link = shard.adopt(stream, IpAddr::V4(Ipv4Addr::LOCALHOST), id);
+            let principal = Principal {
+                subject: n.to_string().into(),
+                kind: USER.into(),
+                roles: Vec::new(),
+                via: Via::Basic,
+            };
+            shard.admit(&link, Arc::new(principal), false).unwrap();
+            clients.push(client.unwrap());
+        }
+        (shard, clients)
+    }
+
+    fn deliver(n: usize) -> Command {
+        Command::Deliver {
+            destination: Destination::Broadcast,
+            message: Message::text(format!("message {n}").as_bytes()),
+            exclude: Arc::new([]),
+            span: Span::none(),
+        }
+    }
+
+    fn on_a_shard(test: impl Future<Output = ()>) {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default());
+        runtime.unwrap().block_on(test);
+    }
+
+    async fn expect(clients: &mut [TcpStream], messages: usize) {
+        let wanted: Vec<u8> = (0..messages)
+            .flat_map(|n| {
+                Message::text(format!("message {n}").as_bytes())
+                    .frame()
+                    .to_vec()
+            })
+            .collect();
+        for client in clients {
+            let mut got = vec![0; wanted.len()];
+            client.read_exact(&mut got).await.unwrap();
+            assert_eq!(got, wanted);
+        }
+    }
+
+    #[test]
+    fn what_comes_while_many_are_written_to_reaches_the_rest_of_them_in_the_same_write() {
+        on_a_shard(async {
+            let (shard, mut clients) = shard().await;
+            let mailbox = Mailbox::new();
+            let mut batch = Batch::from([(deliver(0), 0)]);
+            let rest_of_the_burst = async {
+                (1..10).for_each(|n| assert!(mailbox.push_message(deliver(n), 11)));
+            };
+            tokio::join!(shard.perform(&mut batch, &mailbox), rest_of_the_burst);
+            expect(&mut clients, 10).await;
+            let metrics = &shard.core.metrics;
+            assert_eq!(metrics.frames_out.get(), 10 * MEMBERS as u64);
+            let twice = FLUSHES_OF_FIRST_TURN;
+            assert_eq!(metrics.writes_out.get(), (MEMBERS + twice) as u64);
+        });
+    }
+
+    #[test]
+    fn what_comes_behind_a_command_waits_for_it() {
+        on_a_shard(async {
+            let (shard, mut clients) = shard().await;
+            let mailbox = Mailbox::new();
+            let mut batch = Batch::from([(deliver(0), 0)]);
+            let (reply, mut answer) = tokio::sync::oneshot::channel();
+            let later = async {
+                assert!(mailbox.push_message(deliver(1), 11));
+                let close = Control::CloseClient(Id::from_parts(0, 0, 7), Close::Revoked, reply);
+                assert!(mailbox.push_command(Command::Control(close)));
+                assert!(mailbox.push_message(deliver(2), 11));
+            };
+            tokio::join!(shard.perform(&mut batch, &mailbox), later);
+            expect(&mut clients, 2).await;
+            assert!(answer.try_recv().is_err(), "the command has not run");
+            mailbox.take(&mut batch).await;
+            assert_eq!(batch.len(), 2);
+            shard.perform(&mut batch, &mailbox).await;
+            assert_eq!(answer.try_recv(), Ok(1));
+        });
+    }
+
+    #[test]
+    fn a_flood_that_comes_while_many_are_written_to_is_written_in_parts() {
+        on_a_shard(async {
+            let (shard, mut clients) = shard().await;
+            let mailbox = Mailbox::new();
+            let mut batch = Batch::from([(deliver(0), 0)]);
+            let flood = async {
+                (1..100).for_each(|n| assert!(mailbox.push_message(deliver(n), 11)));
+            };
+            tokio::join!(shard.perform(&mut batch, &mailbox), flood);
+            expect(&mut clients, 64).await;
+            mailbox.take(&mut batch).await;
+            assert_eq!(
+                batch.len(),
+                36,
+                "as many as readers that keep up may have waiting"
+            );
+        });
     }
 }
