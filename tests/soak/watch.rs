@@ -324,6 +324,10 @@ impl Watch {
     }
 
     fn once(&mut self, number: usize, what: String) {
+        // At the end the gateways go while this still asks one.
+        if self.run.is_ending() {
+            return;
+        }
         let kind = what.chars().filter(|c| c.is_alphabetic()).take(20);
         if self
             .said
