@@ -14,15 +14,15 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::Value;
 use signal_tests::client::{Agreement, Opener};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::frame::{self, Frame, opcode};
 use crate::os;
 
 /// Connections are opened from so many addresses in turn: one alone has 28,000 ports.
 const ADDRESSES: usize = 8;
-/// How many are being opened at a time.
-const AT_ONCE: usize = 64;
+/// How many are being opened at a time, where nothing else is asked for.
+pub(crate) const AT_ONCE: usize = 64;
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -48,17 +48,25 @@ enum Wire {
 }
 
 impl Wire {
-    /// With the handshake done: the server's share of it is what is measured.
-    fn open(mut socket: TcpStream, tls: Option<Arc<ClientConfig>>) -> Result<Self> {
+    /// Begins a TLS handshake, where there is one; reading goes on with it.
+    fn new(socket: TcpStream, tls: Option<Arc<ClientConfig>>) -> Result<Self> {
         let Some(config) = tls else {
             return Ok(Self::Clear(socket));
         };
         let name = ServerName::IpAddress(socket.peer_addr()?.ip().into());
-        let mut connection = ClientConnection::new(config, name)?;
-        while connection.is_handshaking() {
-            connection.complete_io(&mut socket)?;
-        }
+        let connection = ClientConnection::new(config, name)?;
         Ok(Self::Tls(Box::new(StreamOwned::new(connection, socket))))
+    }
+
+    /// Writes the first bytes; over TLS they go when the handshake is done.
+    fn begin(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match self {
+            Self::Clear(socket) => socket.write_all(bytes),
+            Self::Tls(tls) => {
+                tls.conn.writer().write_all(bytes)?;
+                tls.conn.write_tls(&mut tls.sock).map(drop)
+            }
+        }
     }
 
     fn socket(&self) -> &TcpStream {
@@ -134,8 +142,17 @@ impl Crowd {
         Self::spread(&[address], guests)
     }
 
+    /// The same with `at_once` being opened at a time.
+    pub(crate) fn rush(address: SocketAddr, guests: Vec<Guest>, at_once: usize) -> Result<Self> {
+        Self::open(&[address], guests, at_once)
+    }
+
     /// The same for several servers: guest `n` goes to the server `n`, counted around.
     pub(crate) fn spread(addresses: &[SocketAddr], guests: Vec<Guest>) -> Result<Self> {
+        Self::open(addresses, guests, AT_ONCE)
+    }
+
+    fn open(addresses: &[SocketAddr], guests: Vec<Guest>, at_once: usize) -> Result<Self> {
         let count = guests.len();
         let members = Vec::with_capacity(count);
         let poll = os::Poll::new()?;
@@ -154,7 +171,8 @@ impl Crowd {
                 began.elapsed() < LIMIT,
                 "{ready} of {count} are connected after {LIMIT:?}"
             );
-            while crowd.members.len() - ready < AT_ONCE {
+            // What has come is looked at in between: a server waits only so long for the next step.
+            for _ in 0..AT_ONCE.min(at_once + ready - crowd.members.len()) {
                 let Some(guest) = guests.next() else { break };
                 let n = crowd.members.len();
                 let address = addresses[n % addresses.len()];
@@ -300,6 +318,14 @@ impl Crowd {
         }
     }
 
+    /// Is cut: connections end with a reset, and leave no ports behind that have to wait.
+    pub(crate) fn cut(self) -> Result<()> {
+        for member in &self.members {
+            SockRef::from(member.socket.socket()).set_linger(Some(Duration::ZERO))?;
+        }
+        Ok(())
+    }
+
     /// Goes, and gives the server the time to notice.
     pub(crate) fn leave(self, pause: Duration) {
         drop(self);
@@ -341,15 +367,15 @@ impl Member {
         }
         socket.connect(&address.into())?;
         socket.set_tcp_nodelay(true)?;
-        let mut socket = Wire::open(socket.into(), guest.tls.take())?;
+        socket.set_nonblocking(true)?;
+        let mut socket = Wire::new(socket.into(), guest.tls.take())?;
         let path = &guest.path;
         // In one segment: formatting into a socket writes piece by piece.
         let request = format!(
             "GET {path} HTTP/1.1\r\nhost: {address}\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
              sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
-        socket.write_all(request.as_bytes())?;
-        socket.socket().set_nonblocking(true)?;
+        socket.begin(request.as_bytes())?;
         Ok(Self {
             socket,
             stage: Stage::Upgrading,

@@ -45,8 +45,8 @@ What a connection, a message and a record cost, against bare system calls in the
 Usage: signal-bench [--small] [--only GROUP]... [--json FILE] [--gateway PATH]
 
   --small         a tenth of everything and two rounds: to see that it works
-  --only GROUP    idle, connect, fanout, burst, tls, unicast, echo, pipeline, audience, workers, instances,
-                  token or seal; may be repeated
+  --only GROUP    idle, connect, fanout, burst, tls, storm, unicast, echo, pipeline, audience, workers,
+                  instances, token or seal; may be repeated
   --json FILE     the figures, for programs
   --gateway PATH  the gateway's binary (default: in the folder of this program)
 

@@ -121,6 +121,15 @@ pub(crate) fn pin(core: usize) -> io::Result<()> {
     }
 }
 
+/// Has this thread run before others, where that is allowed.
+pub(crate) fn hurry() {
+    // SAFETY: no memory is passed.
+    unsafe {
+        // 0 is the calling thread (setpriority(2)).
+        libc::setpriority(libc::PRIO_PROCESS, 0, -20);
+    }
+}
+
 /// Raises the limit of open files to what is allowed, and says what that is.
 pub(crate) fn raise_file_limit() -> io::Result<usize> {
     // SAFETY: the struct lives for the calls.

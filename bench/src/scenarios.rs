@@ -8,6 +8,7 @@ mod fanout;
 mod idle;
 mod instances;
 mod pipeline;
+mod storm;
 mod tls;
 mod unicast;
 mod workers;
@@ -127,7 +128,7 @@ pub(crate) struct Group {
 }
 
 /// In the order they run.
-pub(crate) const GROUPS: [Group; 13] = [
+pub(crate) const GROUPS: [Group; 14] = [
     Group {
         name: "idle",
         about: "Authenticated connections at rest. After traffic: five messages of 1 KiB to everyone, then two seconds of rest.",
@@ -152,6 +153,11 @@ pub(crate) const GROUPS: [Group; 13] = [
         name: "tls",
         about: "The same over TLS 1.3 as in the clear: connections that come and authenticate with tokens seen before, 128 B to everyone, and memory at rest.",
         run: tls::run,
+    },
+    Group {
+        name: "storm",
+        about: "Encrypted connections that are cut at once and come back at once, in the clear and over TLS; the times are those of messages to others meanwhile, and before.",
+        run: storm::run,
     },
     Group {
         name: "unicast",

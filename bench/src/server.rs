@@ -91,11 +91,16 @@ impl Testbed {
         tokens: &[String],
         encrypted: bool,
     ) -> Result<Crowd> {
+        Crowd::connect(server.address, Self::guests(server, tokens, encrypted))
+    }
+
+    /// Who comes with these tokens.
+    pub(crate) fn guests(server: &Server, tokens: &[String], encrypted: bool) -> Vec<Guest> {
         let guests = tokens.iter().enumerate().map(|(n, token)| Guest {
             tls: server.tls.clone(),
             ..guest(token, encrypted.then_some(n.is_multiple_of(OPENS_EVERY)))
         });
-        Crowd::connect(server.address, guests.collect())
+        guests.collect()
     }
 
     /// A crowd at the floor.
