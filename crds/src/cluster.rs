@@ -4,6 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Database, Kafka, Notifications, Policy, Redis};
+use crate::exposure::AdminService;
 use crate::gateway::{Gateway, Limits};
 use crate::jwks::Jwks;
 use crate::pod::{
@@ -44,6 +45,10 @@ use crate::status::Status;
         .message("more than one replica needs redis").field_path(".redis"),
     validation = Rule::new("has(self.database) || (self.replicas <= 1 && !has(self.autoscaling))")
         .message("more than one replica needs a database").field_path(".database"),
+    validation = Rule::new("self.gateway.addressFamilies == 'DualStack' || !((has(self.service.ipFamilies) && 'IPv6' in self.service.ipFamilies) || (has(self.service.ipFamilyPolicy) && self.service.ipFamilyPolicy != 'SingleStack'))")
+        .message("a Service with IPv6 addresses needs gateway.addressFamilies DualStack: without it pods listen on IPv4 alone").field_path(".service.ipFamilies"),
+    validation = Rule::new("self.gateway.addressFamilies == 'DualStack' || !has(self.adminService) || !((has(self.adminService.ipFamilies) && 'IPv6' in self.adminService.ipFamilies) || (has(self.adminService.ipFamilyPolicy) && self.adminService.ipFamilyPolicy != 'SingleStack'))")
+        .message("a Service with IPv6 addresses needs gateway.addressFamilies DualStack: without it pods listen on IPv4 alone").field_path(".adminService.ipFamilies"),
 )]
 pub struct SignalClusterSpec {
     /// Nothing is changed but status.
@@ -99,6 +104,9 @@ pub struct SignalClusterSpec {
     /// The public Service.
     #[serde(default)]
     pub service: Service,
+    /// The headless Service of the admin ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_service: Option<AdminService>,
     /// How the public Service is reached from outside.
     #[serde(default)]
     pub exposure: Exposure,

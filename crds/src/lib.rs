@@ -12,6 +12,7 @@ mod cluster;
 mod contract;
 pub mod data;
 mod duration;
+pub mod exposure;
 pub mod gateway;
 pub mod jwks;
 pub mod pod;

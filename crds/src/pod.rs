@@ -6,6 +6,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
+use crate::exposure::{
+    HeaderChanges, IpFamily, IpFamilyPolicy, Redirect, RouteTimeouts, TrafficDistribution,
+    TrafficPolicy,
+};
+
 /// The gateway's image. A change rolls the pods.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -92,27 +97,93 @@ fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 }
 
 /// The public Service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.externalTrafficPolicy) || self.type != 'ClusterIP'")
+        .message("externalTrafficPolicy belongs to types LoadBalancer and NodePort").field_path(".externalTrafficPolicy"),
+    validation = Rule::new("!has(self.loadBalancerClass) || self.type == 'LoadBalancer'")
+        .message("loadBalancerClass belongs to type LoadBalancer").field_path(".loadBalancerClass"),
+    validation = Rule::new("!has(self.loadBalancerSourceRanges) || self.type == 'LoadBalancer'")
+        .message("loadBalancerSourceRanges belong to type LoadBalancer").field_path(".loadBalancerSourceRanges"),
+    validation = Rule::new("self.type != 'LoadBalancer' || oldSelf.type != 'LoadBalancer' || (has(self.loadBalancerClass) ? self.loadBalancerClass : '') == (has(oldSelf.loadBalancerClass) ? oldSelf.loadBalancerClass : '')")
+        .message("loadBalancerClass cannot change while type is LoadBalancer: set another type first").field_path(".loadBalancerClass"),
+    validation = Rule::new("!has(self.ipFamilies) || size(self.ipFamilies) < 2 || (has(self.ipFamilyPolicy) && self.ipFamilyPolicy != 'SingleStack')")
+        .message("two ipFamilies need ipFamilyPolicy PreferDualStack or RequireDualStack").field_path(".ipFamilies"),
+    validation = Rule::new("!has(self.ipFamilies) || size(self.ipFamilies) < 2 || self.ipFamilies[0] != self.ipFamilies[1]")
+        .message("ipFamilies names each family once").field_path(".ipFamilies"),
+    validation = Rule::new("!has(self.ipFamilies) || !has(oldSelf.ipFamilies) || self.ipFamilies[0] == oldSelf.ipFamilies[0]")
+        .message("the first of ipFamilies cannot change: Kubernetes fixes it with the Service").field_path(".ipFamilies"),
+)]
 pub struct Service {
     /// Its type.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", default)]
     pub kind: ServiceType,
     /// Its port.
+    #[serde(default = "Service::port")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
+    /// Its labels, besides those that the operator sets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub labels: BTreeMap<String, String>,
     /// Its annotations.
+    #[serde(default)]
     #[schemars(extend("maxProperties" = 32))]
     pub annotations: BTreeMap<String, String>,
+    /// What its port carries, as proxies are told; absent: `https` with `gateway.tls`, `http` without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub app_protocol: Option<String>,
+    /// Which pods get what comes from outside: `Local` keeps the client's address and loses what arrives at nodes without a pod. Types LoadBalancer and
+    /// NodePort; absent: `Cluster`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_traffic_policy: Option<TrafficPolicy>,
+    /// Which pods get what comes from inside; absent: `Cluster`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub internal_traffic_policy: Option<TrafficPolicy>,
+    /// Which pods are preferred, among those that the policies allow; absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic_distribution: Option<TrafficDistribution>,
+    /// Who makes the load balancer; absent: the cluster's own. Fixed while the type is LoadBalancer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub load_balancer_class: Option<String>,
+    /// Networks (CIDR) that the load balancer admits; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), inner(length(min = 3, max = 49)))]
+    pub load_balancer_source_ranges: Option<Vec<String>>,
+    /// How many families of addresses it has; absent: as `gateway.addressFamilies` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip_family_policy: Option<IpFamilyPolicy>,
+    /// Its families, the first one for good; absent: the cluster's choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2))]
+    pub ip_families: Option<Vec<IpFamily>>,
 }
 
 impl Default for Service {
     fn default() -> Self {
         Self {
             kind: ServiceType::ClusterIP,
-            port: 8080,
+            port: Self::port(),
+            labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            app_protocol: None,
+            external_traffic_policy: None,
+            internal_traffic_policy: None,
+            traffic_distribution: None,
+            load_balancer_class: None,
+            load_balancer_source_ranges: None,
+            ip_family_policy: None,
+            ip_families: None,
         }
+    }
+}
+
+impl Service {
+    fn port() -> u16 {
+        8080
     }
 }
 
@@ -149,6 +220,22 @@ pub struct HttpRoute {
     #[serde(default)]
     #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
     pub hostnames: Vec<String>,
+    /// Its annotations.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub annotations: BTreeMap<String, String>,
+    /// How long its Gateways wait; absent: their own choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<RouteTimeouts>,
+    /// What is changed in the header of requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_headers: Option<HeaderChanges>,
+    /// What is changed in the header of responses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_headers: Option<HeaderChanges>,
+    /// Redirects what comes to listeners without TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<Redirect>,
 }
 
 /// A Gateway that carries an HTTPRoute.

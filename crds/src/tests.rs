@@ -448,10 +448,111 @@ fn cases() -> Vec<Case> {
             )],
         ),
     ]
+    .into_iter()
+    .chain(exposure_cases())
+    .chain(family_cases())
+    .collect()
 }
 
-/// The rule that holds between two versions of an object.
+/// Those of Services and routes.
+fn exposure_cases() -> Vec<Case> {
+    let service = |service: Value| vec![("/spec/service", service)];
+    let route = |timeouts: Value| {
+        let route = json!({"parentRefs": [{"name": "public"}], "timeouts": timeouts});
+        vec![("/spec/exposure", json!({"httpRoute": route}))]
+    };
+    vec![
+        (
+            "externalTrafficPolicy belongs to types LoadBalancer and NodePort",
+            service(json!({"externalTrafficPolicy": "Local"})),
+            service(json!({"type": "NodePort", "externalTrafficPolicy": "Local"})),
+        ),
+        (
+            "loadBalancerClass belongs to type LoadBalancer",
+            service(json!({"type": "NodePort", "loadBalancerClass": "example.com/lb"})),
+            service(json!({"type": "LoadBalancer", "loadBalancerClass": "example.com/lb"})),
+        ),
+        (
+            "loadBalancerSourceRanges belong to type LoadBalancer",
+            service(json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]})),
+            service(json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["192.0.2.0/24"]})),
+        ),
+        (
+            "backendRequest must not exceed request",
+            route(json!({"request": "10s", "backendRequest": "10001ms"})),
+            route(json!({"request": "10s", "backendRequest": "10s"})),
+        ),
+        (
+            "backendRequest must not exceed request",
+            route(json!({"request": "1ms", "backendRequest": "10s"})),
+            route(json!({"request": "0s", "backendRequest": "10s"})),
+        ),
+    ]
+}
+
+/// Those of families of addresses, which both Services have.
+fn family_cases() -> Vec<Case> {
+    let both = json!(["IPv6", "IPv4"]);
+    // Pods that listen on both families, with this member of the spec.
+    let dual = |field: &'static str, value: Value| {
+        vec![
+            ("/spec/gateway/addressFamilies", json!("DualStack")),
+            (field, value),
+        ]
+    };
+    let mut cases = Vec::new();
+    for field in ["/spec/service", "/spec/adminService"] {
+        cases.extend([
+            (
+                "two ipFamilies need ipFamilyPolicy PreferDualStack or RequireDualStack",
+                dual(field, json!({"ipFamilies": both})),
+                dual(
+                    field,
+                    json!({"ipFamilies": both, "ipFamilyPolicy": "PreferDualStack"}),
+                ),
+            ),
+            (
+                "two ipFamilies need ipFamilyPolicy PreferDualStack or RequireDualStack",
+                dual(
+                    field,
+                    json!({"ipFamilies": both, "ipFamilyPolicy": "SingleStack"}),
+                ),
+                dual(
+                    field,
+                    json!({"ipFamilies": ["IPv6"], "ipFamilyPolicy": "SingleStack"}),
+                ),
+            ),
+            (
+                "ipFamilies names each family once",
+                dual(
+                    field,
+                    json!({"ipFamilies": ["IPv6", "IPv6"], "ipFamilyPolicy": "RequireDualStack"}),
+                ),
+                dual(
+                    field,
+                    json!({"ipFamilies": both, "ipFamilyPolicy": "RequireDualStack"}),
+                ),
+            ),
+            (
+                "a Service with IPv6 addresses needs gateway.addressFamilies DualStack",
+                vec![(field, json!({"ipFamilies": ["IPv6"]}))],
+                vec![(field, json!({"ipFamilies": ["IPv4"]}))],
+            ),
+            (
+                "a Service with IPv6 addresses needs gateway.addressFamilies DualStack",
+                vec![(field, json!({"ipFamilyPolicy": "PreferDualStack"}))],
+                vec![(field, json!({"ipFamilyPolicy": "SingleStack"}))],
+            ),
+        ]);
+    }
+    cases
+}
+
+/// A rule that holds between two versions of an object.
 const TRANSITION: &str = "another group reads the topic again or skips part of it";
+/// The same of a Service.
+const CLASS: &str = "loadBalancerClass cannot change while type is LoadBalancer";
+const FIRST_FAMILY: &str = "the first of ipFamilies cannot change";
 
 #[test]
 fn every_rule_refuses_with_its_message_and_accepts_values_close_to_it() {
@@ -479,6 +580,43 @@ fn another_consumer_group_must_be_allowed() {
     validate_cel_update(&allowed, &before).unwrap();
     validate_cel_update(&with(&[("/spec/replicas", json!(4))]), &before).unwrap();
     validate_cel_update(&with(&[("/spec/kafka", Value::Null)]), &before).unwrap();
+}
+
+#[test]
+fn what_kubernetes_fixes_of_a_service_is_fixed_here() {
+    let of = |changes: Value| {
+        with(&[
+            ("/spec/gateway/addressFamilies", json!("DualStack")),
+            ("/spec/service", changes.clone()),
+            ("/spec/adminService", {
+                json!({"ipFamilies": changes["ipFamilies"], "ipFamilyPolicy": "PreferDualStack"})
+            }),
+        ])
+    };
+    let classed = |class: Option<&str>| match class {
+        Some(class) => with(&[(
+            "/spec/service",
+            json!({"type": "LoadBalancer", "loadBalancerClass": class}),
+        )]),
+        None => with(&[("/spec/service", json!({"type": "LoadBalancer"}))]),
+    };
+    let changed = [(Some("a"), Some("b")), (Some("a"), None), (None, Some("a"))];
+    for (old, new) in changed {
+        let errors = validate_cel_update(&classed(new), &classed(old)).unwrap_err();
+        assert!(errors.to_string().contains(CLASS), "{errors}");
+    }
+    validate_cel_update(&classed(Some("a")), &classed(Some("a"))).unwrap();
+    let inside = with(&[]);
+    validate_cel_update(&classed(Some("b")), &inside).unwrap();
+    validate_cel_update(&inside, &classed(Some("a"))).unwrap();
+
+    let families =
+        |families: Value| of(json!({"ipFamilies": families, "ipFamilyPolicy": "PreferDualStack"}));
+    let four = families(json!(["IPv4"]));
+    let errors = validate_cel_update(&families(json!(["IPv6", "IPv4"])), &four).unwrap_err();
+    assert!(errors.to_string().contains(FIRST_FAMILY), "{errors}");
+    validate_cel_update(&families(json!(["IPv4", "IPv6"])), &four).unwrap();
+    validate_cel_update(&inside, &four).unwrap();
 }
 
 #[test]
@@ -514,7 +652,9 @@ fn no_rule_is_without_a_case() {
     let cases = cases();
     for message in found {
         assert!(
-            message.starts_with(TRANSITION)
+            [TRANSITION, CLASS, FIRST_FAMILY]
+                .iter()
+                .any(|between| message.starts_with(between))
                 || cases.iter().any(|(known, ..)| message.contains(known)),
             "`{message}` has no case"
         );

@@ -62,6 +62,8 @@ pub struct Children {
     pub credentials: String,
     /// Secret with the keys that the operator makes.
     pub signing_keys: String,
+    /// HTTPRoute that redirects to HTTPS.
+    pub redirect_route: String,
 }
 
 impl Children {
@@ -74,6 +76,7 @@ impl Children {
             live_config: format!("{name}-live"),
             credentials: format!("{name}-credentials"),
             signing_keys: format!("{name}-signing-keys"),
+            redirect_route: format!("{name}-redirect"),
         }
     }
 }

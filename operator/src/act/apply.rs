@@ -217,6 +217,7 @@ pub fn wanted(desired: Desired) -> Result<Vec<Wanted>, ApplyError> {
         migration,
         ingress,
         http_route,
+        redirect_route,
         service_monitor,
         prometheus_rule,
     } = desired;
@@ -247,7 +248,7 @@ pub fn wanted(desired: Desired) -> Result<Vec<Wanted>, ApplyError> {
     wanted.extend(pdb.as_ref().map(Wanted::object).transpose()?);
     wanted.extend(hpa.as_ref().map(Wanted::object).transpose()?);
     wanted.extend(ingress.as_ref().map(Wanted::object).transpose()?);
-    for object in [http_route, service_monitor, prometheus_rule]
+    for object in [http_route, redirect_route, service_monitor, prometheus_rule]
         .into_iter()
         .flatten()
     {

@@ -5,10 +5,13 @@ use k8s_openapi::api::networking::v1::{
     IngressServiceBackend, IngressSpec, IngressTLS, ServiceBackendPort,
 };
 use kube::core::DynamicObject;
-use serde_json::json;
+use serde_json::{Value, json};
+use signal_crds::exposure::HeaderChanges;
+use signal_crds::pod::{HttpRoute, ParentRef};
 
 use crate::names::{Children, PUBLIC_PORT};
 use crate::observe::observed::Kinds;
+use crate::observe::resources::{HTTP_ROUTE, INGRESS};
 use crate::plan::validate::ValidCluster;
 
 /// An Ingress to the public Service, if the cluster has that kind.
@@ -22,7 +25,7 @@ pub(super) fn ingress(
         .exposure
         .ingress
         .as_ref()
-        .filter(|_| kinds.ingress)?;
+        .filter(|_| kinds.has(INGRESS))?;
     let service = IngressServiceBackend {
         name: children.name.clone(),
         port: Some(ServiceBackendPort {
@@ -66,27 +69,80 @@ pub(super) fn http_route(
     children: &Children,
     kinds: Kinds,
 ) -> Option<DynamicObject> {
-    let route = cluster
-        .spec
-        .exposure
-        .http_route
-        .as_ref()
-        .filter(|_| kinds.http_route)?;
-    let mut spec = json!({
-        "parentRefs": route.parent_refs,
-        "rules": [{
-            "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
-            "backendRefs": [{"name": children.name, "port": cluster.spec.service.port}],
-        }],
+    let route = wanted(cluster, kinds)?;
+    let mut rule = json!({
+        "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
+        "backendRefs": [{"name": children.name, "port": cluster.spec.service.port}],
     });
+    let filters: Vec<Value> = [
+        ("RequestHeaderModifier", &route.request_headers),
+        ("ResponseHeaderModifier", &route.response_headers),
+    ]
+    .into_iter()
+    .filter_map(|(kind, changes)| Some(header_filter(kind, changes.as_ref()?)))
+    .collect();
+    if !filters.is_empty() {
+        rule["filters"] = json!(filters);
+    }
+    if let Some(timeouts) = route.timeouts {
+        for (name, timeout) in [
+            ("request", timeouts.request),
+            ("backendRequest", timeouts.backend_request),
+        ] {
+            if let Some(timeout) = timeout {
+                rule["timeouts"][name] = json!(timeout);
+            }
+        }
+    }
+    let mut object = route_object(cluster, &children.name, route, &route.parent_refs, rule);
+    super::add(&mut object.metadata.annotations, &route.annotations);
+    Some(object)
+}
+
+/// An HTTPRoute that redirects what comes to listeners without TLS.
+pub(super) fn redirect_route(
+    cluster: &ValidCluster,
+    children: &Children,
+    kinds: Kinds,
+) -> Option<DynamicObject> {
+    let route = wanted(cluster, kinds)?;
+    let redirect = route.redirect.as_ref()?;
+    let rule = json!({
+        "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
+        "filters": [{"type": "RequestRedirect", "requestRedirect": {
+            "scheme": "https",
+            "port": redirect.port.unwrap_or(443),
+            "statusCode": redirect.status_code,
+        }}],
+    });
+    let name = &children.redirect_route;
+    let mut object = route_object(cluster, name, route, &redirect.parent_refs, rule);
+    super::add(&mut object.metadata.annotations, &route.annotations);
+    Some(object)
+}
+
+fn wanted(cluster: &ValidCluster, kinds: Kinds) -> Option<&HttpRoute> {
+    let route = cluster.spec.exposure.http_route.as_ref();
+    route.filter(|_| kinds.has(HTTP_ROUTE))
+}
+
+fn route_object(
+    cluster: &ValidCluster,
+    name: &str,
+    route: &HttpRoute,
+    parents: &[ParentRef],
+    rule: Value,
+) -> DynamicObject {
+    let mut spec = json!({"parentRefs": parents, "rules": [rule]});
     if !route.hostnames.is_empty() {
         spec["hostnames"] = json!(route.hostnames);
     }
-    Some(super::dynamic(
-        cluster,
-        &children.name,
-        "gateway.networking.k8s.io/v1",
-        "HTTPRoute",
-        spec,
-    ))
+    let api_version = HTTP_ROUTE.api_version();
+    super::dynamic(cluster, name, &api_version, HTTP_ROUTE.kind, spec)
+}
+
+/// A filter of the Gateway API, whose member has the name of its type in camel case.
+fn header_filter(kind: &str, changes: &HeaderChanges) -> Value {
+    let member = format!("r{}", &kind[1..]);
+    json!({"type": kind, member: changes})
 }

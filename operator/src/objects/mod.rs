@@ -84,6 +84,8 @@ pub struct Desired {
     pub ingress: Option<Ingress>,
     /// Exposure by HTTPRoute.
     pub http_route: Option<DynamicObject>,
+    /// The redirect to HTTPS.
+    pub redirect_route: Option<DynamicObject>,
     /// What Prometheus scrapes.
     pub service_monitor: Option<DynamicObject>,
     /// What Prometheus alerts on.
@@ -120,6 +122,7 @@ impl Desired {
             migration,
             ingress,
             http_route,
+            redirect_route,
             service_monitor,
             prometheus_rule,
         } = self;
@@ -139,7 +142,7 @@ impl Desired {
         all.extend(network_policy.as_mut().map(|object| &mut object.metadata));
         all.extend(migration.as_mut().map(|object| &mut object.metadata));
         all.extend(ingress.as_mut().map(|object| &mut object.metadata));
-        for object in [http_route, service_monitor, prometheus_rule] {
+        for object in [http_route, redirect_route, service_monitor, prometheus_rule] {
             all.extend(object.as_mut().map(|object| &mut object.metadata));
         }
         all
@@ -243,6 +246,7 @@ pub fn desired(cluster: &ValidCluster, record: &Record, input: DesiredInput<'_>)
         migration: migration::job(cluster, &children, observed, now),
         ingress: exposure::ingress(cluster, &children, observed.kinds),
         http_route: exposure::http_route(cluster, &children, observed.kinds),
+        redirect_route: exposure::redirect_route(cluster, &children, observed.kinds),
         service_monitor: monitoring::service_monitor(cluster, &children, observed.kinds),
         prometheus_rule: monitoring::prometheus_rule(cluster, &children, observed.kinds),
     }

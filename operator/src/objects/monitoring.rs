@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::deployment::grace_period;
 use crate::names::{ADMIN_PORT, Children, selector};
 use crate::observe::observed::Kinds;
+use crate::observe::resources::{PROMETHEUS_RULE, SERVICE_MONITOR};
 use crate::plan::validate::ValidCluster;
 
 /// A ServiceMonitor on the admin Service: the public one has no port of that name.
@@ -24,7 +25,7 @@ pub(super) fn service_monitor(
         .observability
         .service_monitor
         .as_ref()
-        .filter(|_| kinds.service_monitor)?;
+        .filter(|_| kinds.has(SERVICE_MONITOR))?;
     let spec = json!({
         "jobLabel": "app.kubernetes.io/instance",
         "selector": {"matchLabels": selector(&cluster.name)},
@@ -52,7 +53,7 @@ pub(super) fn prometheus_rule(
         .observability
         .prometheus_rule
         .as_ref()
-        .filter(|_| kinds.prometheus_rule)?;
+        .filter(|_| kinds.has(PROMETHEUS_RULE))?;
     let spec = json!({"groups": [{"name": format!("signal.{}.{}", cluster.namespace, cluster.name), "rules": alerts(cluster)}]});
     Some(labelled(
         super::dynamic(

@@ -27,7 +27,7 @@ const MAX_UNSEEN: usize = 10;
 /// Begins the hash of the inputs. Another way of hashing has another one, so that its hashes are not compared with these.
 const INPUTS_FORM: &str = "v1:";
 /// Parts of a spec that no pod template depends on: they are followed while pods run, or belong to other objects.
-const NOT_IN_TEMPLATE: [&str; 18] = [
+const NOT_IN_TEMPLATE: [&str; 19] = [
     "/replicas",
     "/paused",
     "/stopped",
@@ -36,6 +36,7 @@ const NOT_IN_TEMPLATE: [&str; 18] = [
     "/rebalance",
     "/disruption",
     "/service",
+    "/adminService",
     "/exposure",
     "/networkPolicy",
     "/jwks",

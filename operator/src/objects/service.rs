@@ -1,7 +1,11 @@
 //! The public Service, the headless Service of the admin port, and the pods' ServiceAccount.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{Service, ServiceAccount, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use signal_crds::exposure::{IpFamily, IpFamilyPolicy, TrafficDistribution, TrafficPolicy};
 use signal_crds::gateway::AddressFamilies;
 use signal_crds::pod::ServiceType;
 
@@ -16,22 +20,42 @@ pub(super) fn public(cluster: &ValidCluster, children: &Children) -> Service {
         ServiceType::NodePort => "NodePort",
         ServiceType::LoadBalancer => "LoadBalancer",
     };
-    let mut metadata = super::meta(cluster, &children.name);
-    metadata.annotations = (!service.annotations.is_empty()).then(|| service.annotations.clone());
+    let protocol = match (&service.app_protocol, &cluster.spec.gateway.tls) {
+        (Some(protocol), _) => protocol,
+        (None, Some(_)) => "https",
+        (None, None) => "http",
+    };
+    let distribution = service
+        .traffic_distribution
+        .map(|preferred| match preferred {
+            TrafficDistribution::PreferClose => "PreferClose",
+            TrafficDistribution::PreferSameZone => "PreferSameZone",
+            TrafficDistribution::PreferSameNode => "PreferSameNode",
+        });
+    let policy = |policy: Option<TrafficPolicy>| {
+        policy.map(|policy| match policy {
+            TrafficPolicy::Cluster => "Cluster".to_owned(),
+            TrafficPolicy::Local => "Local".to_owned(),
+        })
+    };
     Service {
-        metadata,
+        metadata: meta(
+            cluster,
+            &children.name,
+            &service.labels,
+            &service.annotations,
+        ),
         spec: Some(ServiceSpec {
             type_: Some(kind.into()),
             selector: Some(selector(&cluster.name)),
-            ports: Some(vec![port(
-                PUBLIC_PORT,
-                service.port,
-                match cluster.spec.gateway.tls {
-                    Some(_) => "https",
-                    None => "http",
-                },
-            )]),
-            ip_family_policy: family_policy(cluster),
+            ports: Some(vec![port(PUBLIC_PORT, service.port, protocol)]),
+            external_traffic_policy: policy(service.external_traffic_policy),
+            internal_traffic_policy: policy(service.internal_traffic_policy),
+            traffic_distribution: distribution.map(Into::into),
+            load_balancer_class: service.load_balancer_class.clone(),
+            load_balancer_source_ranges: service.load_balancer_source_ranges.clone(),
+            ip_family_policy: family_policy(cluster, service.ip_family_policy),
+            ip_families: families(service.ip_families.as_deref()),
             ..ServiceSpec::default()
         }),
         ..Service::default()
@@ -40,8 +64,14 @@ pub(super) fn public(cluster: &ValidCluster, children: &Children) -> Service {
 
 /// The admin port of every pod, ready or not: headless, with a DNS name per pod for scrapers.
 pub(super) fn admin(cluster: &ValidCluster, children: &Children) -> Service {
+    let service = cluster.spec.admin_service.clone().unwrap_or_default();
     Service {
-        metadata: super::meta(cluster, &children.admin_service),
+        metadata: meta(
+            cluster,
+            &children.admin_service,
+            &service.labels,
+            &service.annotations,
+        ),
         spec: Some(ServiceSpec {
             cluster_ip: Some("None".into()),
             publish_not_ready_addresses: Some(true),
@@ -51,19 +81,46 @@ pub(super) fn admin(cluster: &ValidCluster, children: &Children) -> Service {
                 cluster.spec.gateway.admin_port,
                 "http",
             )]),
-            ip_family_policy: family_policy(cluster),
+            ip_family_policy: family_policy(cluster, service.ip_family_policy),
+            ip_families: families(service.ip_families.as_deref()),
             ..ServiceSpec::default()
         }),
         ..Service::default()
     }
 }
 
+/// Labels that the operator sets itself win.
+fn meta(
+    cluster: &ValidCluster,
+    name: &str,
+    labels: &BTreeMap<String, String>,
+    annotations: &BTreeMap<String, String>,
+) -> ObjectMeta {
+    let mut metadata = super::meta(cluster, name);
+    super::add(&mut metadata.labels, labels);
+    super::add(&mut metadata.annotations, annotations);
+    metadata
+}
+
 /// `None` leaves the choice to the cluster.
-fn family_policy(cluster: &ValidCluster) -> Option<String> {
-    match cluster.spec.gateway.address_families {
-        AddressFamilies::IPv4 => None,
-        AddressFamilies::DualStack => Some("PreferDualStack".into()),
-    }
+fn family_policy(cluster: &ValidCluster, named: Option<IpFamilyPolicy>) -> Option<String> {
+    let policy = match (named, cluster.spec.gateway.address_families) {
+        (Some(IpFamilyPolicy::SingleStack), _) => "SingleStack",
+        (Some(IpFamilyPolicy::RequireDualStack), _) => "RequireDualStack",
+        (Some(IpFamilyPolicy::PreferDualStack), _) | (None, AddressFamilies::DualStack) => {
+            "PreferDualStack"
+        }
+        (None, AddressFamilies::IPv4) => return None,
+    };
+    Some(policy.into())
+}
+
+fn families(named: Option<&[IpFamily]>) -> Option<Vec<String>> {
+    let name = |family: &IpFamily| match family {
+        IpFamily::IPv4 => "IPv4".to_owned(),
+        IpFamily::IPv6 => "IPv6".to_owned(),
+    };
+    named.map(|families| families.iter().map(name).collect())
 }
 
 fn port(name: &str, number: u16, protocol: &str) -> ServicePort {

@@ -1,5 +1,6 @@
 //! YAML in, every object out; and what holds beyond the examples.
 
+mod exposure;
 mod tls;
 
 use chrono::TimeDelta;
@@ -102,6 +103,7 @@ fn documents(all: Desired) -> String {
         migration,
         ingress,
         http_route,
+        redirect_route,
         service_monitor,
         prometheus_rule,
     } = all;
@@ -129,6 +131,7 @@ fn documents(all: Desired) -> String {
     add(json(migration));
     add(json(ingress));
     add(json(http_route));
+    add(json(redirect_route));
     add(json(service_monitor));
     add(json(prometheus_rule));
     text

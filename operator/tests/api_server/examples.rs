@@ -57,7 +57,7 @@ async fn example(stage: &Stage, yaml: &str) -> SignalCluster {
 }
 
 /// One round without a change in progress and without autoscaling.
-async fn round(harness: &Harness, cluster: &SignalCluster) -> Applied {
+pub(crate) async fn round(harness: &Harness, cluster: &SignalCluster) -> Applied {
     let observed = harness.look(cluster).await;
     let valid = validate(&observed).unwrap();
     let sources = valid

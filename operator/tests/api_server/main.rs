@@ -20,6 +20,7 @@ mod replicas;
 mod revisions;
 mod rights;
 mod selectors;
+mod services;
 mod simulated_pods;
 mod watch_faults;
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use signal_contract::prefixes_collide;
 use signal_crds::data::Kafka;
 use signal_crds::jwks::Jwks;
-use signal_crds::pod::{InheritedMetadata, Observability};
+use signal_crds::pod::Observability;
 use signal_crds::{Duration, SignalClusterSpec};
 
 use super::{Problem, ProblemKind};
@@ -62,11 +62,16 @@ impl<'a> Shape<'a> {
                 &format!("`{path}` is not a path of letters, digits and -._~/, or belongs to REST"),
             );
         }
+        let admitted = spec.service.load_balancer_source_ranges.as_deref();
         for (field, networks) in [
-            ("gateway.trustedProxies", &spec.gateway.trusted_proxies),
+            ("gateway.trustedProxies", &*spec.gateway.trusted_proxies),
             (
                 "gateway.proxyProtocolFrom",
                 &spec.gateway.proxy_protocol_from,
+            ),
+            (
+                "service.loadBalancerSourceRanges",
+                admitted.unwrap_or_default(),
             ),
         ] {
             for network in networks {
@@ -104,23 +109,46 @@ impl<'a> Shape<'a> {
         if let Some(kafka) = &spec.kafka {
             self.kafka(kafka);
         }
-        self.metadata(&spec.inherited_metadata);
+        self.metadata(spec);
         self.sources(&spec.jwks);
         self.observability(&spec.observability);
     }
 
-    /// What one object refuses, all refuse, so it is refused here.
-    fn metadata(&mut self, inherited: &InheritedMetadata) {
-        for (field, names) in [
+    /// What one object refuses, all refuse, so it is refused here. So are labels and annotations of Services and routes: they would stand in the way of
+    /// what else changes.
+    fn metadata(&mut self, spec: &SignalClusterSpec) {
+        let none = BTreeMap::new();
+        let (own, admin) = (&spec.service, spec.admin_service.as_ref());
+        let route = spec.exposure.http_route.as_ref();
+        let inherited = &spec.inherited_metadata;
+        let labels = [
             ("inheritedMetadata.labels", &inherited.labels),
-            ("inheritedMetadata.annotations", &inherited.annotations),
-        ] {
+            ("service.labels", &own.labels),
+            ("adminService.labels", admin.map_or(&none, |it| &it.labels)),
+        ];
+        let annotations = [
+            (
+                "adminService.annotations",
+                admin.map_or(&none, |it| &it.annotations),
+            ),
+            (
+                "exposure.httpRoute.annotations",
+                route.map_or(&none, |it| &it.annotations),
+            ),
+        ];
+        let inherited = [("inheritedMetadata.annotations", &inherited.annotations)];
+        for (field, names) in labels.iter().chain(&inherited).chain(&annotations) {
             for name in names.keys() {
                 self.need(
                     is_metadata_name(name),
                     field,
                     &format!("`{name}` is no name such as team or example.com/team"),
                 );
+            }
+        }
+        // What one object has is for its controllers, and may well be Kubernetes' own.
+        for (field, names) in labels[..1].iter().chain(&inherited) {
+            for name in names.keys() {
                 self.need(
                     !is_reserved(name),
                     field,
@@ -128,14 +156,16 @@ impl<'a> Shape<'a> {
                 );
             }
         }
-        for (name, value) in &inherited.labels {
-            self.need(
-                value.is_empty() || is_label_value(value),
-                "inheritedMetadata.labels",
-                &format!(
-                    "the value of `{name}` is not of letters, digits and -_. (63 at most, a letter or a digit at both ends)"
-                ),
-            );
+        for (field, labels) in labels {
+            for (name, value) in labels {
+                self.need(
+                    value.is_empty() || is_label_value(value),
+                    field,
+                    &format!(
+                        "the value of `{name}` is not of letters, digits and -_. (63 at most, a letter or a digit at both ends)"
+                    ),
+                );
+            }
         }
     }
 
