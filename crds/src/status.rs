@@ -66,9 +66,12 @@ pub struct Status {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Endpoints {
-    /// From outside, where the SignalCluster is exposed.
+    /// From outside: the first of `allPublic`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public: Option<String>,
+    /// Every URL from outside that serves: of an HTTPRoute that a parent has accepted, of an Ingress with an address, of each address of a load balancer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub all_public: Vec<String>,
     /// From inside the cluster.
     pub internal: String,
 }

@@ -12,7 +12,7 @@ use signal_crds::SignalCluster;
 use signal_crds::status::SourceStage;
 
 use crate::observe::fleet::{Fleet, Pod};
-use crate::observe::observed::{Kinds, Observed, PodAllowances};
+use crate::observe::observed::{KindAccess, Kinds, Observed, PodAllowances};
 use crate::plan::record::{Record, RecordedSource, RedisRecord, SigningRecord, SourcesRecord};
 use crate::plan::validate::ValidCluster;
 
@@ -99,10 +99,10 @@ pub(crate) fn observed(yaml: &str) -> Observed {
         owned: Vec::new(),
         fleet: Fleet::default(),
         kinds: Kinds {
-            http_route: true,
-            ingress: true,
-            service_monitor: true,
-            prometheus_rule: true,
+            http_route: KindAccess::Usable,
+            ingress: KindAccess::Usable,
+            service_monitor: KindAccess::Usable,
+            prometheus_rule: KindAccess::Usable,
         },
         unread: Vec::new(),
         allowed: PodAllowances {

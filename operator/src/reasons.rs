@@ -88,8 +88,20 @@ reasons! {
         ApplyFailed,
         /// The API server did not let something be read.
         ReadFailed,
-        /// The spec wants no such objects, or all are applied.
+        /// The spec wants no such objects, or all are applied and serve.
         Applied,
+        /// The API server does not know the kind of an object that the spec wants.
+        KindMissing,
+        /// The operator may not use the kind of an object that the spec wants.
+        KindForbidden,
+        /// A parent refuses the HTTPRoute.
+        RouteNotAccepted,
+        /// A parent cannot resolve what the HTTPRoute refers to.
+        ReferencesNotResolved,
+        /// No controller has answered for the HTTPRoute.
+        Pending,
+        /// An Ingress or a load balancer has no address.
+        AddressNotAssigned,
         /// The rollout made no progress within its deadline.
         ProgressDeadlineExceeded,
         /// The migration Job failed.

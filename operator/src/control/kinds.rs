@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::control::clusters::Scope;
 use crate::metrics::Metrics;
-use crate::observe::observed::{Kinds, KindsByNamespace};
+use crate::observe::observed::{KindAccess, Kinds, KindsByNamespace};
 use crate::observe::resources::{
     self, HTTP_ROUTE, INGRESS, Owned, PROMETHEUS_RULE, SERVICE_MONITOR,
 };
@@ -63,22 +63,25 @@ pub async fn discover(client: &Client, scopes: &[Scope]) -> kube::Result<KindsBy
 
 /// Which of these kinds the operator may list in a scope: an installation may leave out those rights, and a namespace may be gone with them.
 async fn usable(client: &Client, scope: &Scope, known: &[Owned]) -> kube::Result<Kinds> {
-    let mut usable = Vec::new();
-    for kind in known {
+    let access = async |kind: Owned| {
+        if !known.contains(&kind) {
+            return Ok(KindAccess::Missing);
+        }
         let api: Api<DynamicObject> = scope.api(client, &kind.resource());
         let answer =
             tokio::time::timeout(LIMIT, api.list_metadata(&ListParams::default().limit(1))).await;
         match answer.map_err(|late| kube::Error::Service(late.into()))? {
-            Ok(_) => usable.push(*kind),
-            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {}
-            Err(error) => return Err(error),
+            Ok(_) => Ok(KindAccess::Usable),
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(KindAccess::Forbidden),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(KindAccess::Missing),
+            Err(error) => Err(error),
         }
-    }
+    };
     Ok(Kinds {
-        http_route: usable.contains(&HTTP_ROUTE),
-        ingress: usable.contains(&INGRESS),
-        service_monitor: usable.contains(&SERVICE_MONITOR),
-        prometheus_rule: usable.contains(&PROMETHEUS_RULE),
+        http_route: access(HTTP_ROUTE).await?,
+        ingress: access(INGRESS).await?,
+        service_monitor: access(SERVICE_MONITOR).await?,
+        prometheus_rule: access(PROMETHEUS_RULE).await?,
     })
 }
 

@@ -77,6 +77,27 @@ pub struct PodRevision {
     pub failure: Option<String>,
 }
 
+impl Observed {
+    /// Puts what the API server returned of writes since then in the place of what was listed, and adds what was not there.
+    pub fn update(&mut self, returned: impl IntoIterator<Item = DynamicObject>) {
+        for object in returned {
+            let is_same = |other: &DynamicObject| {
+                other.metadata.name == object.metadata.name
+                    && Owned::of(other) == Owned::of(&object)
+            };
+            self.owned.retain(|other| !is_same(other));
+            self.owned.push(object);
+        }
+    }
+
+    /// The object of this kind and name among [`Observed::owned`].
+    pub fn find_owned(&self, kind: Owned, name: &str) -> Option<&DynamicObject> {
+        self.owned.iter().find(|object| {
+            object.metadata.name.as_deref() == Some(name) && Owned::of(object) == Some(kind)
+        })
+    }
+}
+
 impl PodRevision {
     /// Whether it may start a pod: one without pods does only after the Deployment's template became its own again.
     pub fn is_active(&self) -> bool {
@@ -150,28 +171,48 @@ impl KindsByNamespace {
     }
 }
 
+/// Whether the operator can make objects of an optional kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KindAccess {
+    /// The API server has not said yet.
+    #[default]
+    Unknown,
+    /// It can.
+    Usable,
+    /// The API server does not know the kind.
+    Missing,
+    /// The API server does not let the operator list it.
+    Forbidden,
+}
+
 /// Optional kinds, and whether the API server knows them and the operator may use them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Kinds {
     /// `gateway.networking.k8s.io/v1` HTTPRoute.
-    pub http_route: bool,
+    pub http_route: KindAccess,
     /// `networking.k8s.io/v1` Ingress.
-    pub ingress: bool,
+    pub ingress: KindAccess,
     /// `monitoring.coreos.com/v1` ServiceMonitor.
-    pub service_monitor: bool,
+    pub service_monitor: KindAccess,
     /// `monitoring.coreos.com/v1` PrometheusRule.
-    pub prometheus_rule: bool,
+    pub prometheus_rule: KindAccess,
 }
 
 impl Kinds {
-    /// Whether objects of this kind can be made.
-    pub fn has(&self, kind: Owned) -> bool {
+    /// What is known of a kind; the API server always has those that are not optional.
+    pub fn access(&self, kind: Owned) -> KindAccess {
         match kind {
             HTTP_ROUTE => self.http_route,
             INGRESS => self.ingress,
             SERVICE_MONITOR => self.service_monitor,
             PROMETHEUS_RULE => self.prometheus_rule,
-            _ => !kind.optional,
+            kind if kind.optional => KindAccess::Unknown,
+            _ => KindAccess::Usable,
         }
+    }
+
+    /// Whether objects of this kind can be made.
+    pub fn has(&self, kind: Owned) -> bool {
+        self.access(kind) == KindAccess::Usable
     }
 }

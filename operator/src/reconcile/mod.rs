@@ -9,6 +9,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
+use kube::core::DynamicObject;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use serde_json::json;
@@ -24,7 +25,7 @@ use crate::names::Children;
 use crate::objects::ADMIN_TOKEN;
 use crate::observe::observed::Observed;
 use crate::observe::owner::Owner;
-use crate::observe::resources::SECRET;
+use crate::observe::resources::{HTTP_ROUTE, INGRESS, SECRET, SERVICE};
 use crate::observe::{ObserveError, observe};
 use crate::plan::EventKind;
 use crate::reasons::ConditionReason;
@@ -44,7 +45,7 @@ const SAMPLE: Duration = Duration::from_secs(10);
 /// When a step failed; the controller tries again after a pause.
 pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Action, Error> {
     show_lag(context, cluster);
-    let observed = match observe(&context.reader, cluster).await {
+    let mut observed = match observe(&context.reader, cluster).await {
         Err(ObserveError::Gone) => {
             context.forget(cluster);
             return Ok(Action::await_change());
@@ -74,6 +75,7 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
     if !observed.cluster.spec.paused {
         act(context, &observed, &plan, &mut done).await?;
     }
+    observed.update(std::mem::take(&mut done.exposure));
     // The status says also what could not be applied or ordered.
     let failures: Vec<ApplyFailure> = done.failed.iter().filter_map(failure).collect();
     let status = status(&observed, &plan, &failures, now);
@@ -158,6 +160,8 @@ fn settling(observed: &Observed, conditions: &[Condition]) -> bool {
 struct Done {
     /// Objects that could not be applied.
     failed: Vec<FailedObject>,
+    /// Services, Ingress and HTTPRoute as the API server returned them.
+    exposure: Vec<DynamicObject>,
     /// The first order that could not be given.
     order: Option<WriteError>,
 }
@@ -233,6 +237,9 @@ async fn act(
             "objects applied"
         );
     }
+    let exposure = applied.objects.into_iter();
+    let exposure = exposure.filter(|it| [SERVICE, INGRESS, HTTP_ROUTE].contains(&it.kind));
+    done.exposure = exposure.map(|it| it.object).collect();
     done.failed = applied.failed;
     Ok(())
 }
@@ -377,6 +384,19 @@ fn turned(old: Option<&Condition>, new: &Condition) -> Option<EventType> {
         return None;
     }
     let was = old.map_or("Unknown", |old| old.status.as_str());
+    let is = |all: &[ConditionType]| all.iter().any(|kind| kind.as_str() == new.type_);
+    if is(&[ConditionType::Exposed, ConditionType::Monitored]) {
+        let waits = [
+            ConditionReason::Pending,
+            ConditionReason::AddressNotAssigned,
+        ];
+        let waits = waits.iter().any(|reason| reason.as_str() == new.reason);
+        return match new.status.as_str() {
+            "False" if was == "True" || !waits => Some(EventType::Warning),
+            "True" if was == "False" => Some(EventType::Normal),
+            _ => None,
+        };
+    }
     let unhealthy = [ConditionType::Degraded];
     let healthy = [
         ConditionType::Ready,
@@ -386,7 +406,6 @@ fn turned(old: Option<&Condition>, new: &Condition) -> Option<EventType> {
         ConditionType::DatabaseMigrated,
         ConditionType::JWKSHealthy,
     ];
-    let is = |all: &[ConditionType]| all.iter().any(|kind| kind.as_str() == new.type_);
     match new.status.as_str() {
         "True" if is(&unhealthy) => Some(EventType::Warning),
         "False" if is(&unhealthy) && was == "True" => Some(EventType::Normal),

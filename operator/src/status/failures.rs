@@ -1,6 +1,7 @@
-//! Objects that could not be applied, each in the condition of what it serves: exposure and monitoring fail apart from the gateways.
+//! Objects that are not as the spec wants them, each in the condition of what it serves: exposure and monitoring fail apart from the gateways.
 
 use super::conditions::{ConditionType as Type, Finding, State};
+use crate::observe::observed::{KindAccess, Observed};
 use crate::observe::resources::{HTTP_ROUTE, INGRESS, Owned, PROMETHEUS_RULE, SERVICE_MONITOR};
 use crate::reasons::ConditionReason;
 
@@ -36,6 +37,90 @@ pub struct ApplyFailure {
     pub message: String,
 }
 
+/// One thing that keeps an object from serving.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Obstacle {
+    /// How sure it is.
+    urgency: Urgency,
+    reason: ConditionReason,
+    message: String,
+}
+
+/// What people look at first comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Urgency {
+    /// Somebody refuses it.
+    Refused,
+    /// The API server did not say.
+    Unknown,
+    /// Somebody has to answer first.
+    Pending,
+}
+
+impl Obstacle {
+    /// Somebody refuses it.
+    pub(super) fn refused(reason: ConditionReason, message: String) -> Self {
+        Self {
+            urgency: Urgency::Refused,
+            reason,
+            message,
+        }
+    }
+
+    /// Somebody has to answer first.
+    pub(super) fn pending(reason: ConditionReason, message: String) -> Self {
+        Self {
+            urgency: Urgency::Pending,
+            ..Self::refused(reason, message)
+        }
+    }
+}
+
+/// The condition that names everything that is wrong, with the reason of the first.
+pub(super) fn sum_up(kind: Type, mut wrong: Vec<Obstacle>) -> Finding {
+    wrong.sort_by_key(|wrong| wrong.urgency);
+    let Some(first) = wrong.first() else {
+        return Finding::new(kind, State::True, ConditionReason::Applied, "");
+    };
+    let state = match first.urgency {
+        Urgency::Unknown => State::Unknown,
+        Urgency::Refused | Urgency::Pending => State::False,
+    };
+    let messages: Vec<&str> = wrong.iter().map(|wrong| wrong.message.as_str()).collect();
+    Finding::new(kind, state, first.reason, messages.join("; "))
+}
+
+/// Why the object that a field wants cannot be made; `None` where its kind can be used.
+pub(super) fn unusable(observed: &Observed, kind: Owned, field: &str) -> Option<Obstacle> {
+    let name = format!("{} {}", kind.api_version(), kind.kind);
+    let (reason, why) = match observed.kinds.access(kind) {
+        KindAccess::Usable => return None,
+        KindAccess::Missing => (
+            ConditionReason::KindMissing,
+            format!("the API server does not know {name}"),
+        ),
+        KindAccess::Forbidden => (
+            ConditionReason::KindForbidden,
+            format!(
+                "the operator has no right to list {}.{}",
+                kind.plural, kind.group
+            ),
+        ),
+        KindAccess::Unknown => (
+            ConditionReason::ReadFailed,
+            format!("the API server has not said whether it knows {name}"),
+        ),
+    };
+    Some(Obstacle {
+        urgency: match reason {
+            ConditionReason::ReadFailed => Urgency::Unknown,
+            _ => Urgency::Refused,
+        },
+        reason,
+        message: format!("spec.{field}: {why}"),
+    })
+}
+
 /// Reason and message of the first failure that concerns this.
 pub(super) fn first(
     failures: &[ApplyFailure],
@@ -46,17 +131,26 @@ pub(super) fn first(
     Some((failure.reason, failure.message.clone()))
 }
 
-pub(super) fn exposed(failures: &[ApplyFailure]) -> Finding {
-    applied(Type::Exposed, failures, Concern::Exposure)
+/// All failures that concern this.
+pub(super) fn of_concern(failures: &[ApplyFailure], concern: Concern) -> Vec<Obstacle> {
+    failures
+        .iter()
+        .filter(|failure| Concern::of(failure.kind) == concern)
+        .map(|failure| Obstacle::refused(failure.reason, failure.message.clone()))
+        .collect()
 }
 
-pub(super) fn monitored(failures: &[ApplyFailure]) -> Finding {
-    applied(Type::Monitored, failures, Concern::Monitoring)
-}
-
-fn applied(kind: Type, failures: &[ApplyFailure], concern: Concern) -> Finding {
-    match first(failures, concern) {
-        Some((reason, message)) => Finding::new(kind, State::False, reason, message),
-        None => Finding::new(kind, State::True, ConditionReason::Applied, ""),
+/// Condition Monitored.
+pub(super) fn monitored(observed: &Observed, failures: &[ApplyFailure]) -> Finding {
+    let wants = &observed.cluster.spec.observability;
+    let mut wrong = of_concern(failures, Concern::Monitoring);
+    if wants.service_monitor.is_some() {
+        let field = "observability.serviceMonitor";
+        wrong.extend(unusable(observed, SERVICE_MONITOR, field));
     }
+    if wants.prometheus_rule.is_some() {
+        let field = "observability.prometheusRule";
+        wrong.extend(unusable(observed, PROMETHEUS_RULE, field));
+    }
+    sum_up(Type::Monitored, wrong)
 }

@@ -5,7 +5,8 @@ use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SourceStage};
 
 use super::degraded::degraded;
-use super::failures::{ApplyFailure, exposed, monitored};
+use super::exposure::exposed;
+use super::failures::{ApplyFailure, monitored};
 use super::hpa::hpa_condition;
 use super::{pods, reports, trust};
 use crate::decide::{ClusterPlan, PlannedCluster};
@@ -46,8 +47,8 @@ pub fn findings(
         ),
         available(observed),
         degraded(observed, plan, failures),
-        exposed(failures),
-        monitored(failures),
+        exposed(observed, failures),
+        monitored(observed, failures),
         redis(observed),
         kafka(observed),
         jwks(observed, plan),

@@ -5,6 +5,7 @@
 pub mod conditions;
 
 mod degraded;
+mod exposure;
 mod failures;
 mod findings;
 mod hpa;
@@ -15,7 +16,7 @@ use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use signal_crds::SignalClusterSpec;
 use signal_crds::status::{
-    ConfigStatus, Connections, DatabaseStatus, Endpoints, KafkaStatus, RedisStatus, ScalingState,
+    ConfigStatus, Connections, DatabaseStatus, KafkaStatus, RedisStatus, ScalingState,
     SourceStatus, Status,
 };
 
@@ -74,8 +75,8 @@ pub fn status(
                 .count(),
         ),
         selector: Some(staying_selector(name)),
-        endpoints: Some(endpoints(
-            &cluster.spec,
+        endpoints: Some(exposure::endpoints(
+            observed,
             name,
             cluster.metadata.namespace.as_deref().unwrap_or_default(),
         )),
@@ -128,33 +129,6 @@ fn common_version(fleet: &Fleet) -> Option<String> {
     versions
         .all(|version| version == first)
         .then(|| first.to_owned())
-}
-
-fn endpoints(spec: &SignalClusterSpec, name: &str, namespace: &str) -> Endpoints {
-    let path = spec
-        .gateway
-        .stream_paths
-        .first()
-        .map_or("/stream", String::as_str);
-    let by_ingress = spec.exposure.ingress.as_ref().map(|ingress| {
-        let scheme = if ingress.tls_secret_name.is_some() {
-            "wss"
-        } else {
-            "ws"
-        };
-        format!("{scheme}://{}{path}", ingress.host)
-    });
-    // The route does not say whether the Gateway's listener speaks TLS; outside a cluster it nearly always does.
-    let by_route = spec
-        .exposure
-        .http_route
-        .as_ref()
-        .and_then(|route| route.hostnames.first())
-        .map(|host| format!("wss://{host}{path}"));
-    Endpoints {
-        public: by_route.or(by_ingress),
-        internal: format!("ws://{name}.{namespace}.svc:{}{path}", spec.service.port),
-    }
 }
 
 /// `None` if no pod answered: an old number would look like a fresh one.

@@ -19,7 +19,7 @@ use signal_operator::control::kinds;
 use signal_operator::metrics::Metrics;
 use signal_operator::names;
 use signal_operator::observe::observed::{Observed, PodAllowances};
-use signal_operator::observe::resources::DEPLOYMENT;
+use signal_operator::observe::resources::{DEPLOYMENT, HTTP_ROUTE, INGRESS};
 use signal_operator::observe::{Reader, observe};
 use signal_operator::reconcile::context::Error;
 use tokio::sync::watch;
@@ -619,7 +619,7 @@ async fn secrets_that_the_spec_names_are_read_or_known_to_be_absent() {
     let found = harness.look(&cluster).await.secrets;
     assert_eq!(found["authority"].as_ref().unwrap()["ca.crt"], b"PEM");
     assert!(
-        harness.look(&cluster).await.kinds.ingress
-            && !harness.look(&cluster).await.kinds.http_route
+        harness.look(&cluster).await.kinds.has(INGRESS)
+            && !harness.look(&cluster).await.kinds.has(HTTP_ROUTE)
     );
 }

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
@@ -27,7 +29,7 @@ async fn teach(client: &Client, (group, kind, plural): (&str, &str, &str)) {
         "metadata": {"name": format!("{plural}.{group}"), "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"}},
         "spec": {
             "group": group, "scope": "Namespaced", "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()},
-            "versions": [{"name": "v1", "served": true, "storage": true,
+            "versions": [{"name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
                 "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}],
         },
     });
@@ -52,6 +54,181 @@ async fn made(client: &Client, kind: (&str, &str, &str)) -> Option<Value> {
     Some(object.data)
 }
 
+/// State, reason and message of a condition of `edge`, and its URLs from outside.
+async fn said(clusters: &Api<SignalCluster>, kind: &str) -> (String, String, String, Vec<String>) {
+    let cluster = clusters.get("edge").await.unwrap();
+    let generation = cluster.metadata.generation;
+    let status = cluster.status.unwrap_or_default();
+    let condition = status
+        .conditions
+        .into_iter()
+        .find(|condition| condition.type_ == kind && condition.observed_generation == generation);
+    let urls = status.endpoints.unwrap_or_default().all_public;
+    match condition {
+        Some(it) => (it.status, it.reason, it.message, urls),
+        None => Default::default(),
+    }
+}
+
+async fn until_said(
+    clusters: &Api<SignalCluster>,
+    kind: &str,
+    reason: &str,
+    parts: &[&str],
+    urls: &[&str],
+) {
+    let what = format!("{kind} has reason {reason}, {parts:?} and {urls:?}");
+    until(&what, LIMIT, async || {
+        let (_, found, message, shown) = said(clusters, kind).await;
+        found == reason && shown == urls && parts.iter().all(|part| message.contains(part))
+    })
+    .await;
+}
+
+/// A controller of Gateways and Ingresses, as far as statuses show it.
+async fn answer(client: &Client, accepted: &str) {
+    let routes = objects(client, ROUTE);
+    let generation = routes.get("edge").await.unwrap().metadata.generation;
+    let says = |kind: &str, status: &str| {
+        json!({"type": kind, "status": status, "reason": "NotAllowedByListeners", "message": "namespace default is not allowed",
+        "observedGeneration": generation, "lastTransitionTime": "2026-01-01T00:00:00Z"})
+    };
+    let parent = json!({"parentRef": {"name": "public"}, "controllerName": "example.com/gateway",
+        "conditions": [says("Accepted", accepted), says("ResolvedRefs", "True")]});
+    let status = json!({"status": {"parents": [parent]}});
+    routes
+        .patch_status("edge", &PatchParams::default(), &Patch::Merge(&status))
+        .await
+        .unwrap();
+}
+
+/// What a route, an Ingress and a load balancer serve is shown once they serve it, and what they lack is told meanwhile.
+async fn ways_in_are_shown_once_they_serve(client: &Client, clusters: &Api<SignalCluster>) {
+    let silent = [
+        "HTTPRoute edge: no controller has answered for Gateway default/public",
+        "Ingress edge has no address yet",
+    ];
+    until_said(clusters, "Exposed", "Pending", &silent, &[]).await;
+    answer(client, "False").await;
+    let refused = "HTTPRoute edge: Gateway default/public: NotAllowedByListeners: namespace default is not allowed";
+    until_said(clusters, "Exposed", "RouteNotAccepted", &[refused], &[]).await;
+    answer(client, "True").await;
+    let route = "wss://route.example/stream";
+    let last = ["Ingress edge has no address yet"];
+    until_said(clusters, "Exposed", "AddressNotAssigned", &last, &[route]).await;
+
+    let address = json!({"status": {"loadBalancer": {"ingress": [{"hostname": "lb.example"}]}}});
+    Api::<Ingress>::default_namespaced(client.clone())
+        .patch_status("edge", &PatchParams::default(), &Patch::Merge(&address))
+        .await
+        .unwrap();
+    let both = [route, "ws://rt.example/stream"];
+    until_said(clusters, "Exposed", "Applied", &[], &both).await;
+
+    // The parent has accepted another generation of the route than the one that is wanted now.
+    let change = json!({"spec": {
+        "exposure": {"httpRoute": {"hostnames": ["other.example"]}},
+        "service": {"type": "LoadBalancer"},
+    }});
+    clusters
+        .patch("edge", &PatchParams::default(), &Patch::Merge(&change))
+        .await
+        .unwrap();
+    let silent = [
+        "no controller has answered",
+        "Service edge has no address of a load balancer",
+    ];
+    until_said(clusters, "Exposed", "Pending", &silent, &both[1..]).await;
+    answer(client, "True").await;
+    let addresses = json!({"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}, {"ip": "2001:db8::7"}]}}});
+    Api::<Service>::default_namespaced(client.clone())
+        .patch_status("edge", &PatchParams::default(), &Patch::Merge(&addresses))
+        .await
+        .unwrap();
+    let all = [
+        "wss://other.example/stream",
+        "ws://rt.example/stream",
+        "ws://203.0.113.7:8080/stream",
+        "ws://[2001:db8::7]:8080/stream",
+    ];
+    until_said(clusters, "Exposed", "Applied", &[], &all).await;
+    a_route_loses_what_is_unset(client, clusters).await;
+    let events: Api<Event> = Api::default_namespaced(client.clone());
+    let warned = async || {
+        let all = events.list(&Default::default()).await.unwrap().items;
+        let is = |event: &Event, reason: &str| {
+            event.reason.as_deref() == Some(reason) && event.type_.as_deref() == Some("Warning")
+        };
+        ["KindMissing", "RouteNotAccepted"]
+            .iter()
+            .all(|reason| all.iter().any(|event| is(event, reason)))
+    };
+    until("both are Warnings", LIMIT, warned).await;
+}
+
+/// Filters, timeouts and the redirect come and go with their fields, and the redirect has to be accepted as well.
+async fn a_route_loses_what_is_unset(client: &Client, clusters: &Api<SignalCluster>) {
+    let routes = objects(client, ROUTE);
+    let merge = async |route: Value| {
+        let change = json!({"spec": {"exposure": {"httpRoute": route}}});
+        clusters
+            .patch("edge", &PatchParams::default(), &Patch::Merge(&change))
+            .await
+            .unwrap();
+    };
+    merge(json!({
+        "timeouts": {"request": "0s"},
+        "requestHeaders": {"remove": ["X-Debug"]},
+        "annotations": {"example.com/a": "b"},
+        "redirect": {"parentRefs": [{"name": "public", "sectionName": "http"}]},
+    }))
+    .await;
+    let silent = [
+        "HTTPRoute edge-redirect: no controller has answered for Gateway default/public, listener http",
+    ];
+    until_said(
+        clusters,
+        "Exposed",
+        "Pending",
+        &silent,
+        &[
+            "ws://rt.example/stream",
+            "ws://203.0.113.7:8080/stream",
+            "ws://[2001:db8::7]:8080/stream",
+        ],
+    )
+    .await;
+    let rule = async || routes.get("edge").await.unwrap().data["spec"]["rules"][0].clone();
+    assert_eq!(rule().await["timeouts"], json!({"request": "0s"}));
+    merge(json!({"timeouts": null, "requestHeaders": null, "annotations": null, "redirect": null}))
+        .await;
+    until("the redirect is taken away", LIMIT, async || {
+        routes.get_opt("edge-redirect").await.unwrap().is_none()
+    })
+    .await;
+    let rule = rule().await;
+    assert!(
+        rule["timeouts"].is_null() && rule["filters"].is_null(),
+        "{rule}"
+    );
+    let route = routes.get("edge").await.unwrap();
+    assert!(!route.annotations().contains_key("example.com/a"));
+    answer(client, "True").await;
+    until_said(
+        clusters,
+        "Exposed",
+        "Applied",
+        &[],
+        &[
+            "wss://other.example/stream",
+            "ws://rt.example/stream",
+            "ws://203.0.113.7:8080/stream",
+            "ws://[2001:db8::7]:8080/stream",
+        ],
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn a_kind_that_comes_later_is_used_and_one_that_goes_is_not_waited_for() {
     let server = match Server::start() {
@@ -71,7 +248,7 @@ async fn a_kind_that_comes_later_is_used_and_one_that_goes_is_not_waited_for() {
 
     let clusters: Api<SignalCluster> = Api::default_namespaced(client.clone());
     let mut spec = small();
-    spec["exposure"] = json!({"ingress": {"host": "rt.example"}, "httpRoute": {"parentRefs": [{"name": "public"}], "hostnames": ["rt.example"]}});
+    spec["exposure"] = json!({"ingress": {"host": "rt.example"}, "httpRoute": {"parentRefs": [{"name": "public"}], "hostnames": ["route.example"]}});
     spec["observability"] =
         json!({"serviceMonitor": {"labels": {"release": "prometheus"}}, "prometheusRule": {}});
     let object = json!({"apiVersion": "signal.dev/v1alpha1", "kind": "SignalCluster", "metadata": {"name": "edge"}, "spec": spec});
@@ -93,6 +270,14 @@ async fn a_kind_that_comes_later_is_used_and_one_that_goes_is_not_waited_for() {
         Some("rt.example")
     );
 
+    let missing = ["the API server does not know gateway.networking.k8s.io/v1 HTTPRoute"];
+    until_said(&clusters, "Exposed", "KindMissing", &missing, &[]).await;
+    let missing = [
+        "monitoring.coreos.com/v1 ServiceMonitor",
+        "v1 PrometheusRule",
+    ];
+    until_said(&clusters, "Monitored", "KindMissing", &missing, &[]).await;
+
     for kind in [ROUTE, MONITOR, RULE] {
         teach(&client, kind).await;
     }
@@ -113,6 +298,9 @@ async fn a_kind_that_comes_later_is_used_and_one_that_goes_is_not_waited_for() {
             .unwrap()
             .is_empty()
     );
+
+    until_said(&clusters, "Monitored", "Applied", &[], &[]).await;
+    ways_in_are_shown_once_they_serve(&client, &clusters).await;
 
     let without = json!({"spec": {"exposure": {"httpRoute": null}, "observability": {"serviceMonitor": null}}});
     clusters

@@ -3,8 +3,9 @@
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
+use signal_crds::SignalCluster;
 
 use crate::leadership::{Operator, SLACK};
 use crate::{Stage, touch, until};
@@ -26,6 +27,28 @@ fn rules() -> Value {
         {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
         {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
     ])
+}
+
+/// Wants an Ingress of `edge`, for which these rules give no right.
+async fn expose(stage: &Stage) {
+    let exposed = json!({"spec": {"exposure": {"ingress": {"host": "rt.example"}}}});
+    stage
+        .api::<SignalCluster>()
+        .patch("edge", &PatchParams::default(), &Patch::Merge(exposed))
+        .await
+        .unwrap();
+}
+
+async fn says_what_is_forbidden(stage: &Stage) -> bool {
+    let cluster = stage.api::<SignalCluster>().get("edge").await.unwrap();
+    let conditions = cluster.status.map(|status| status.conditions);
+    let lacks =
+        "spec.exposure.ingress: the operator has no right to list ingresses.networking.k8s.io";
+    conditions.into_iter().flatten().any(|condition| {
+        condition.type_ == "Exposed"
+            && condition.reason == "KindForbidden"
+            && condition.message.contains(lacks)
+    })
 }
 
 #[tokio::test]
@@ -80,6 +103,7 @@ async fn a_role_in_its_own_namespace_is_all_it_needs_and_a_kind_it_may_not_use_i
     std::fs::write(&kubeconfig, own.to_string()).unwrap();
 
     stage.cluster("edge").await;
+    expose(&stage).await;
     let operator = Operator::start(&kubeconfig, &stage.namespace, "one");
     until("it leads", SLACK, async || operator.leads().await).await;
     let looked = async || {
@@ -89,6 +113,8 @@ async fn a_role_in_its_own_namespace_is_all_it_needs_and_a_kind_it_may_not_use_i
             >= Some(1.0)
     };
     until("it looks at the SignalCluster", SLACK, looked).await;
+    let told = async || says_what_is_forbidden(&stage).await;
+    until("it says what it may not use", SLACK, told).await;
     // Whatever it may not watch has failed once this watch, which began with the others, reports something.
     until("it watches the Secret", SLACK, async || {
         touch::<Secret>(&stage, "authority").await;
