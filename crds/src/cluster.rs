@@ -8,8 +8,8 @@ use crate::exposure::AdminService;
 use crate::gateway::{Gateway, Limits};
 use crate::jwks::Jwks;
 use crate::pod::{
-    Disruption, Exposure, Image, InheritedMetadata, NetworkPolicy, Observability, PodTemplate,
-    Service,
+    Disruption, Exposure, Image, InheritedMetadata, Mesh, NetworkPolicy, Observability, Platform,
+    PodTemplate, Service,
 };
 use crate::scaling::{Autoscaling, Drain, Rebalance, Rollout};
 use crate::status::Status;
@@ -116,6 +116,13 @@ pub struct SignalClusterSpec {
     /// Logs, traces, and what Prometheus's operator is told.
     #[serde(default)]
     pub observability: Observability,
+    /// What gives pods their user and group; absent: Kubernetes. A change rolls the pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+    /// The service mesh whose sidecars leave the admin port alone, so that the operator and the kubelet reach it without the mesh's TLS; absent: none. A
+    /// change rolls the pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<Mesh>,
     /// What is merged into the gateways' pods.
     #[serde(default)]
     pub pod_template: PodTemplate,

@@ -57,6 +57,24 @@ pub enum PullPolicy {
     Never,
 }
 
+/// What gives pods their user and group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Platform {
+    /// The operator: user, group and file system group 65532.
+    Kubernetes,
+    /// The security context constraints of the namespace, such as `restricted-v2`.
+    OpenShift,
+}
+
+/// The service mesh whose sidecars the pods have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mesh {
+    /// Istio with sidecars.
+    Istio,
+    /// Linkerd.
+    Linkerd,
+}
+
 /// What is merged into the gateways' pods. What the operator needs wins over it. A change rolls the pods.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]

@@ -83,3 +83,12 @@ imagePullSecrets:
 {{- printf "%s:%v" (index . 0) (index . 1) -}}
 {{- end -}}
 {{- end -}}
+
+{{/* A security context, of a list of context and values: on OpenShift the constraints of the namespace give user and groups. */}}
+{{- define "signal-operator.security" -}}
+{{- $security := index . 1 -}}
+{{- if eq (index . 0).Values.platform "OpenShift" -}}
+{{- $security = omit $security "runAsUser" "runAsGroup" "fsGroup" -}}
+{{- end -}}
+{{- toYaml $security -}}
+{{- end -}}

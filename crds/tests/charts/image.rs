@@ -1,13 +1,19 @@
 //! What an image contains, by the script that the Dockerfile uses too.
 
 use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use signal_services::find_program;
 
 use crate::{root, skip};
+
+/// In no image; what OpenShift gives the first namespace.
+const ANY_USER: u32 = 1_000_660_000;
 
 /// Programs to put into images: this one, and the gateway and the operator where a run has built them.
 fn programs() -> Vec<PathBuf> {
@@ -146,6 +152,137 @@ fn a_program_runs_from_its_image_alone_and_without_root() {
         );
         assert!(!output.stdout.is_empty());
     }
+}
+
+/// A process that ends with the test.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The status line of a GET; `None`: nobody answers.
+fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let mut socket = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
+    socket
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    write!(
+        socket,
+        "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    )
+    .ok()?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).ok()?;
+    answer.lines().next().map(str::to_owned)
+}
+
+/// Mounts the root so that nobody can write it, and its volumes, and runs the program as any user of group 0 that is also in the group of the volumes.
+const RESTRICTED: &str = r#"
+    set -e
+    mount --bind "$1" "$1"
+    mount -o remount,bind,ro "$1"
+    mount --bind "$2/tmp" "$1/tmp"
+    mount --bind "$2/data" "$1/var/lib/signal"
+    exec "$3" --userspec="$4:0" --groups="$4" "$1" "/usr/bin/$5" serve"#;
+
+/// A gateway that listens with its admin port on both families; `None`: this machine cannot run it so.
+fn restricted(gateway: &Path, image: &Path, volumes: &Path, port: u16) -> Option<Running> {
+    let programs = ["unshare", "chroot"].map(|name| find_program(&[name]));
+    let [Some(unshare), Some(chroot)] = programs else {
+        skip("there is no unshare or no chroot");
+        return None;
+    };
+    std::fs::set_permissions(volumes, std::fs::Permissions::from_mode(0o755)).unwrap();
+    for (folder, inside) in [("tmp", "tmp"), ("data", "var/lib/signal")] {
+        let volume = volumes.join(folder);
+        std::fs::create_dir(&volume).unwrap();
+        std::fs::create_dir_all(image.join(inside)).unwrap();
+        std::fs::set_permissions(&volume, std::fs::Permissions::from_mode(0o2770)).unwrap();
+        if std::os::unix::fs::chown(&volume, Some(0), Some(ANY_USER)).is_err() {
+            skip("another user needs root");
+            return None;
+        }
+    }
+    let mut probe = Command::new(&unshare);
+    if !probe
+        .args(["--mount", "true"])
+        .output()
+        .unwrap()
+        .status
+        .success()
+    {
+        skip("mounts of one's own need root");
+        return None;
+    }
+    let child = Command::new(unshare)
+        .args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            RESTRICTED,
+            "sh",
+        ])
+        .args([image, volumes, chroot.as_path()])
+        .arg(ANY_USER.to_string())
+        .arg(gateway.file_name().unwrap())
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("SIGNAL__SERVER__PUBLIC_ADDRESS", "[::]:0")
+        .env("SIGNAL__SERVER__ADMIN_ADDRESS", format!("[::]:{port}"))
+        .env(
+            "SIGNAL__DATABASE__URL",
+            "sqlite:///var/lib/signal/signal.db",
+        )
+        .spawn()
+        .unwrap();
+    Some(Running(child))
+}
+
+/// As OpenShift's `restricted-v2` runs it.
+#[test]
+fn a_gateway_serves_both_families_as_any_user_of_group_0_and_writes_to_its_volumes_alone() {
+    let gateway = std::env::var_os("SIGNAL_TEST_GATEWAY").filter(|value| !value.is_empty());
+    let Some(gateway) = gateway.map(PathBuf::from) else {
+        return skip("SIGNAL_TEST_GATEWAY names no gateway");
+    };
+    let Some(image) = fill(&gateway) else {
+        return;
+    };
+    let Ok(free) = TcpListener::bind("[::1]:0") else {
+        return skip("there is no IPv6");
+    };
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let volumes = tempfile::tempdir().unwrap();
+    let Some(mut running) = restricted(&gateway, image.path(), volumes.path(), port) else {
+        return;
+    };
+    let began = Instant::now();
+    let good = Some("HTTP/1.1 200 OK".to_owned());
+    for address in [
+        SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+    ] {
+        while get(address, "/readyz") != good {
+            assert_eq!(running.0.try_wait().unwrap(), None, "it ended");
+            assert!(began.elapsed() < Duration::from_secs(60), "{address}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.0.id())).unwrap();
+    let id = |field: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let first = line.unwrap().split_whitespace().next();
+        first.unwrap().parse::<u32>().unwrap()
+    };
+    assert_eq!((id("Uid:"), id("Gid:")), (ANY_USER, 0));
+    assert!(volumes.path().join("data/signal.db").is_file());
 }
 
 #[test]

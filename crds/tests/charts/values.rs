@@ -20,6 +20,8 @@ fn wrong_values_are_refused_with_their_name() {
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("watchNamespaces={Upper}", "watchNamespaces"),
         ("ports.admin=80", "admin"),
+        ("platform=openshift", "platform"),
+        ("service.ipFamilies={IPv5}", "ipFamilies"),
         ("concurrency=65", "concurrency"),
         ("networkPolicy.adminFrom[0].podSelectr.a=b", "podSelectr"),
         ("serviceAccount.create=false", "serviceAccount.name"),
@@ -183,6 +185,56 @@ fn all_pods_keep_to_the_restricted_standard() {
             }
         }
     }
+}
+
+#[test]
+fn on_openshift_no_pod_names_a_user_or_a_group() {
+    let fields = ["runAsUser", "runAsGroup", "fsGroup"];
+    let named = |arguments: &[&str]| {
+        let objects = documents(&render("charts/signal-operator", arguments)?);
+        let mut named = Vec::new();
+        for pod in pods(&objects) {
+            let containers = pod["containers"].as_array().unwrap().iter();
+            let contexts = containers.map(|container| &container["securityContext"]);
+            for security in contexts.chain([&pod["securityContext"]]) {
+                assert_eq!(security["runAsNonRoot"], true);
+                let found = fields.iter().filter(|field| security[**field].is_number());
+                named.extend(found.map(|field| (*field).to_owned()));
+            }
+        }
+        Some(named)
+    };
+    let Some(without) = named(&["--set", "platform=OpenShift"]) else {
+        return;
+    };
+    assert_eq!(without, [""; 0]);
+    assert_eq!(
+        named(&[]).unwrap().len(),
+        10,
+        "of two pods and their containers"
+    );
+}
+
+#[test]
+fn the_service_has_the_families_that_are_named() {
+    let arguments = [
+        "--set",
+        "service.ipFamilyPolicy=RequireDualStack,service.ipFamilies={IPv6,IPv4}",
+    ];
+    let service = |arguments: &[&str]| {
+        let objects = documents(&render("charts/signal-operator", arguments)?);
+        let mut services = objects
+            .into_iter()
+            .filter(|object| kind(object) == "Service");
+        Some(services.next().unwrap()["spec"].take())
+    };
+    let Some(dual) = service(&arguments) else {
+        return;
+    };
+    assert_eq!(dual["ipFamilyPolicy"], "RequireDualStack");
+    assert_eq!(dual["ipFamilies"], json!(["IPv6", "IPv4"]));
+    let plain = service(&[]).unwrap();
+    assert!(plain["ipFamilyPolicy"].is_null() && plain["ipFamilies"].is_null());
 }
 
 #[test]

@@ -2,13 +2,15 @@
 //!
 //! The template depends on the spec and on secret content that a gateway reads only at start: nothing else restarts a pod.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::apps::v1::{
     Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment,
 };
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde_json::{Value, json};
-use signal_crds::pod::PullPolicy;
+use signal_crds::pod::{Mesh, Platform, PullPolicy};
 
 use super::config_map::{DATA_DIR, GATEWAY_TOML, revision};
 use super::merge::lay_over;
@@ -24,7 +26,7 @@ use crate::plan::validate::ValidCluster;
 pub const STOP_MARGIN_SECS: u64 = 60;
 
 /// The user and group of the image.
-pub(super) const USER: i64 = 65532;
+const USER: i64 = 65532;
 
 /// The pods' grace period in seconds.
 pub fn grace_period(cluster: &ValidCluster) -> i64 {
@@ -83,6 +85,9 @@ pub(super) fn pod_template(
         "kubectl.kubernetes.io/default-container".into(),
         CONTAINER.into(),
     );
+    if let Some(mesh) = cluster.spec.mesh {
+        leave_to_pod(&mut annotations, mesh, cluster.spec.gateway.admin_port);
+    }
     annotations.insert(STATIC_HASH.into(), revision(gateway_toml));
     annotations.insert(RESTART_HASH.into(), restart_hash(&cluster.files));
     annotations.remove(RESTARTED_AT);
@@ -108,11 +113,39 @@ pub(super) fn pod_template(
     }
 }
 
+/// Has a sidecar pass this port on as it comes. Ports that the user excludes stay excluded.
+fn leave_to_pod(annotations: &mut BTreeMap<String, String>, mesh: Mesh, port: u16) {
+    let name = match mesh {
+        // Istio, "Resource annotations"; Linkerd, "Proxy configuration".
+        Mesh::Istio => "traffic.sidecar.istio.io/excludeInboundPorts",
+        Mesh::Linkerd => "config.linkerd.io/skip-inbound-ports",
+    };
+    let given = annotations.get(name).map(|given| given.trim());
+    let ports = match given.filter(|given| !given.is_empty()) {
+        Some(given) if given.split(',').any(|one| one.trim() == port.to_string()) => return,
+        Some(given) => format!("{given},{port}"),
+        None => port.to_string(),
+    };
+    annotations.insert(name.into(), ports);
+}
+
+/// User and groups of a pod: OpenShift refuses a pod that names any beyond the range of its namespace, and gives each one of that.
+pub(super) fn user_and_groups(cluster: &ValidCluster) -> Value {
+    match cluster.spec.platform {
+        Some(Platform::OpenShift) => json!({}),
+        Some(Platform::Kubernetes) | None => {
+            json!({"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER})
+        }
+    }
+}
+
 /// Defaults that the user may override.
 fn defaults(cluster: &ValidCluster, children: &Children) -> Value {
+    let mut security = user_and_groups(cluster);
+    security["fsGroupChangePolicy"] = "OnRootMismatch".into();
     json!({
         "serviceAccountName": children.name,
-        "securityContext": {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER, "fsGroupChangePolicy": "OnRootMismatch"},
+        "securityContext": security,
         "topologySpreadConstraints": [{
             "maxSkew": 1,
             "topologyKey": "topology.kubernetes.io/zone",

@@ -13,7 +13,8 @@ use signal_crds::data::{Database, Migrations};
 use signal_crds::status::DatabaseStatus;
 
 use super::deployment::{
-    USER, container_security, pod_security, pull_policy, pull_secrets, restrict_further_containers,
+    container_security, pod_security, pull_policy, pull_secrets, restrict_further_containers,
+    user_and_groups,
 };
 use super::merge::lay_over;
 use crate::names::{CONTAINER, Children, LIVE_DIR, MIGRATION};
@@ -307,7 +308,7 @@ fn inherited(cluster: &ValidCluster, children: &Children) -> Value {
     let given = &cluster.spec.pod_template.spec;
     let mut user = json!({
         "serviceAccountName": children.name,
-        "securityContext": {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER},
+        "securityContext": user_and_groups(cluster),
     });
     let mut taken = given.clone();
     taken.retain(|field, _| !NOT_FOR_JOBS.contains(&field.as_str()));

@@ -177,6 +177,37 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_ipv6_stands_in_brackets() {
+        let ip: IpAddr = "2001:db8::7".parse().unwrap();
+        assert_eq!(url(ip, 9090, "status"), "http://[2001:db8::7]:9090/status");
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_listens_on_both_families_is_asked_at_either() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let Ok(listener) = tokio::net::TcpListener::bind("[::]:0").await else {
+            // Without IPv6 there is nothing to be asked.
+            return;
+        };
+        let port = listener.local_addr().unwrap().port();
+        let answer = || async { r#"{"version": "1", "ready": true}"# };
+        let drain = || async { "" };
+        let routes = axum::Router::new()
+            .route("/status", axum::routing::get(answer))
+            .route("/drain", axum::routing::post(drain));
+        let server = tokio::spawn(async { axum::serve(listener, routes).await });
+        let client = AdminClient::new().unwrap();
+        for ip in ["::1", "127.0.0.1"] {
+            let ip: IpAddr = ip.parse().unwrap();
+            let report = client.status(ip, port, "token").await.unwrap();
+            assert!(report.ready, "{ip}");
+            let pause = Duration::from_secs(1);
+            client.drain_hold(ip, port, "token", pause).await.unwrap();
+        }
+        server.abort();
+    }
+
+    #[test]
     fn a_status_of_many_empty_entries_is_refused_before_any_is_kept() {
         let many = |open: &str, entry: &str, close: &str| {
             let entries = vec![entry; MAX_BYTES / (entry.len() + 1) - 100];

@@ -142,6 +142,28 @@ mod tests {
     }
 
     #[test]
+    fn the_first_address_of_a_pod_counts_and_may_be_of_ipv6() {
+        for (ip, ips) in [
+            ("2001:db8::7", json!([{"ip": "2001:db8::7"}])),
+            (
+                "2001:db8::7",
+                json!([{"ip": "2001:db8::7"}, {"ip": "10.0.0.1"}]),
+            ),
+            (
+                "10.0.0.1",
+                json!([{"ip": "10.0.0.1"}, {"ip": "2001:db8::7"}]),
+            ),
+        ] {
+            let status = json!({"phase": "Running", "podIP": ip, "podIPs": ips});
+            let read = pod(
+                &kube_pod(json!({"metadata": {"name": "edge-1"}, "status": status})),
+                DateTime::UNIX_EPOCH,
+            );
+            assert_eq!(read.unwrap().ip, Some(ip.parse().unwrap()));
+        }
+    }
+
+    #[test]
     fn the_time_until_a_pod_counts_as_unready_follows_from_its_own_probe() {
         let lag = |probe: serde_json::Value| {
             let container = json!({"name": "gateway", "readinessProbe": probe});
