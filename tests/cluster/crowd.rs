@@ -27,6 +27,8 @@ struct CrowdState {
     coming: Semaphore,
     round: Mutex<Round>,
     closed: Mutex<BTreeMap<u16, u64>>,
+    /// Answers of 503.
+    refused: Mutex<Vec<String>>,
     /// Whether a client tries again where nothing answers, because a node may be dead while its pods are still sent to.
     forgiving: AtomicBool,
 }
@@ -64,6 +66,7 @@ impl Crowd {
             coming: Semaphore::new(COMING),
             round: Mutex::default(),
             closed: Mutex::default(),
+            refused: Mutex::default(),
             forgiving: AtomicBool::default(),
         });
         let mut people = JoinSet::new();
@@ -113,6 +116,12 @@ impl Crowd {
     /// Forgets what happened so far.
     pub(crate) fn forget(&self) {
         self.state.closed.lock().clear();
+        self.state.refused.lock().clear();
+    }
+
+    /// The answers of 503 that clients got.
+    pub(crate) fn refused(&self) -> Vec<String> {
+        self.state.refused.lock().clone()
     }
 
     /// Close codes, and how often each was seen; 1006 stands for a connection that was lost without one.
@@ -145,7 +154,7 @@ async fn person(address: SocketAddr, token: String, state: Arc<CrowdState>) {
     loop {
         let coming = state.coming.acquire().await.expect("it is never closed");
         let round = state.round.lock().number;
-        let mut client = open(address, &token, &state.forgiving).await;
+        let mut client = open(address, &token, &state).await;
         drop(coming);
         state.count(round, 1);
         let code = loop {
@@ -170,7 +179,7 @@ async fn person(address: SocketAddr, token: String, state: Arc<CrowdState>) {
 }
 
 /// Connects and authenticates. A pod that stops answers 503 with Retry-After; the client then tries again.
-async fn open(address: SocketAddr, token: &str, forgiving: &AtomicBool) -> Client {
+async fn open(address: SocketAddr, token: &str, state: &CrowdState) -> Client {
     loop {
         let attempt = tokio::time::timeout(PATIENCE, Client::try_connect(address, &[])).await;
         match attempt {
@@ -178,8 +187,12 @@ async fn open(address: SocketAddr, token: &str, forgiving: &AtomicBool) -> Clien
                 client.authenticate(token, KeyMember::None).await;
                 return client;
             }
-            Ok(Err(Error::Http(answer))) if answer.status() == 503 => {}
-            _ if forgiving.load(Ordering::SeqCst) => {}
+            Ok(Err(Error::Http(answer))) if answer.status() == 503 => {
+                let body = answer.body().as_deref().unwrap_or_default();
+                let mut refused = state.refused.lock();
+                refused.push(String::from_utf8_lossy(body).into_owned());
+            }
+            _ if state.forgiving.load(Ordering::SeqCst) => {}
             Ok(Err(error)) => panic!("cannot connect to {address}: {error}"),
             Err(_) => panic!("no answer from {address} within {PATIENCE:?}"),
         }

@@ -142,8 +142,11 @@ impl Edge {
             &format!("{REPOSITORY}/charts/signal-crds"),
         ]);
         let chart = format!("{REPOSITORY}/charts/signal-operator");
-        let values =
-            "image.repository=localhost/signal-operator,image.tag=test,image.pullPolicy=Never";
+        // A policy is checked against the port behind the Service.
+        let values = format!(
+            "image.repository=localhost/signal-operator,image.tag=test,image.pullPolicy=Never,networkPolicy.apiServerPorts={{443,{}}}",
+            edge.api_server_port()
+        );
         edge.helm(&[
             "install",
             "signal-operator",
@@ -152,7 +155,7 @@ impl Edge {
             "signal-system",
             "--create-namespace",
             "--set",
-            values,
+            &values,
         ]);
         edge.name_servers();
         edge
@@ -188,6 +191,13 @@ impl Edge {
         command.args(arguments);
         self.run(command, None)
             .unwrap_or_else(|error| panic!("helm {arguments:?}: {error}"));
+    }
+
+    fn api_server_port(&self) -> String {
+        let path = "jsonpath={.clusters[0].cluster.server}";
+        let server = self.kubectl(&["config", "view", "-o", path]);
+        let port = server.trim().rsplit(':').next();
+        port.expect("an address with a port").to_owned()
     }
 
     fn try_kubectl(&self, arguments: &[&str], input: Option<&str>) -> Result<String, String> {
@@ -264,6 +274,12 @@ impl Edge {
             "-p",
             &json!({"spec": spec}).to_string(),
         ]);
+    }
+
+    /// Changes an object, such as `pdb/edge`. Returns the API server's error if it refuses.
+    pub(crate) fn try_patch(&self, object: &str, patch: &Value) -> Result<String, String> {
+        let patch = patch.to_string();
+        self.try_kubectl(&["patch", object, "--type=merge", "-p", &patch], None)
     }
 
     /// The Secret that the SignalCluster names.
@@ -375,19 +391,57 @@ impl Edge {
     }
 
     /// All pods of gateways.
-    fn gateways(&self) -> Vec<Value> {
-        let text = self.kubectl(&[
-            "get",
+    pub(crate) fn gateways(&self) -> Vec<Value> {
+        self.pods_of("gateway")
+    }
+
+    /// All pods of a component of the SignalCluster.
+    pub(crate) fn pods_of(&self, component: &str) -> Vec<Value> {
+        let labels =
+            format!("app.kubernetes.io/instance=edge,app.kubernetes.io/component={component}");
+        self.list(&["pods", "-l", &labels])
+    }
+
+    fn list(&self, what: &[&str]) -> Vec<Value> {
+        let text = self.kubectl(&[&["get", "-o", "json"], what].concat());
+        let mut list: Value = serde_json::from_str(&text).expect("JSON");
+        let items = list["items"].as_array_mut().map(std::mem::take);
+        items.unwrap_or_default()
+    }
+
+    /// Makes pods that ask for what is left of each node's processors, so that none has room for another pod that asks for `milli` thousandths of one.
+    pub(crate) async fn fill_nodes(&self, milli: u64) {
+        let pods = self.list(&["pods", "--all-namespaces"]);
+        for node in self.list(&["nodes"]) {
+            let name = node["metadata"]["name"].as_str().expect("a name");
+            let of_node = pods.iter().filter(|pod| pod["spec"]["nodeName"] == name);
+            let containers = of_node.flat_map(|pod| {
+                let containers = pod["spec"]["containers"].as_array();
+                containers.into_iter().flatten()
+            });
+            let used: u64 = containers
+                .map(|container| thousandths(&container["resources"]["requests"]["cpu"]))
+                .sum();
+            let left = thousandths(&node["status"]["allocatable"]["cpu"]).saturating_sub(used);
+            let cpu = format!("{}m", left.saturating_sub(milli / 2));
+            let container = json!({
+                "name": "c", "image": "localhost/signal-shell:1", "imagePullPolicy": "Never", "args": ["-c", "sleep 3600"],
+                "resources": {"requests": {"cpu": cpu}},
+            });
+            self.apply(&json!({
+                "apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("ballast-{name}"), "labels": {"app": "ballast"}},
+                "spec": {"terminationGracePeriodSeconds": 0, "nodeSelector": {"kubernetes.io/hostname": name}, "containers": [container]},
+            }));
+        }
+        let all = [
+            "wait",
+            "--for=condition=Ready",
             "pods",
             "-l",
-            "app.kubernetes.io/instance=edge,app.kubernetes.io/component=gateway",
-            "-o",
-            "json",
-        ]);
-        serde_json::from_str::<Value>(&text).expect("JSON")["items"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default()
+            "app=ballast",
+            "--timeout=60s",
+        ];
+        self.kubectl(&all);
     }
 
     /// Waits until no gateway is on its way out.
@@ -516,5 +570,14 @@ impl Edge {
             .collect();
         names.sort();
         names
+    }
+}
+
+/// An amount of processors, in thousandths of one; nothing where none is asked for.
+fn thousandths(quantity: &Value) -> u64 {
+    let text = quantity.as_str().unwrap_or("0");
+    match text.strip_suffix('m') {
+        Some(milli) => milli.parse().expect("a number"),
+        None => 1000 * text.parse::<u64>().expect("a number"),
     }
 }

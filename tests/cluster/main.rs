@@ -5,9 +5,11 @@
 
 mod crowd;
 mod edge;
+mod foreign;
 mod isolation;
 mod more;
 mod network_policy;
+mod visitors;
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
