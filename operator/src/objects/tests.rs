@@ -340,6 +340,10 @@ fn static_settings_and_authorities_that_are_read_at_the_start_roll_the_pods() {
     let after = changed("production", |cluster| cluster.spec.drain.min_batch += 1);
     assert_ne!(hash(&before, STATIC_HASH), hash(&after, STATIC_HASH));
     assert_eq!(hash(&before, RESTART_HASH), hash(&after, RESTART_HASH));
+    let sharded = changed("production", |cluster| {
+        cluster.spec.redis.as_mut().unwrap().sharded_pubsub = true
+    });
+    assert_ne!(hash(&before, STATIC_HASH), hash(&sharded, STATIC_HASH));
     let without = changed("production", |cluster| {
         cluster.spec.kafka.as_mut().unwrap().security.ca_secret_ref = None
     });
