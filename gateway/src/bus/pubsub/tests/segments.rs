@@ -107,6 +107,7 @@ impl Opening {
     }
 }
 
+/// protocol.md 10.17.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_of_ours_go_over_segments_in_order_and_those_of_emitters_as_ever() {
     if !lab::available("messages_of_ours_go_over_segments_in_order_and_those_of_emitters_as_ever") {
@@ -213,6 +214,7 @@ async fn an_audience_goes_to_the_segments_of_its_users_in_order_with_their_other
     }
 }
 
+/// protocol.md 10.17.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_without_segments_misses_nothing_and_ends_their_use_while_it_is_live() {
     if !lab::available(
