@@ -95,6 +95,10 @@ pub struct RedisTls {
     pub enabled: bool,
     /// PEM file of authorities; empty for the system's.
     pub ca_file: PathBuf,
+    /// PEM file of the certificate that the server asks for, and its chain; empty for none.
+    pub certificate_file: PathBuf,
+    /// PEM file of its private key.
+    pub key_file: SecretFile,
 }
 
 /// Where one Redis is and how to log in to it. What is left out is as in `config.default.toml`, whatever the static `[redis]` says.
@@ -174,12 +178,18 @@ impl RedisLocation {
             ("auth.password_file", self.auth.password_file.path()),
             ("sentinel.password_file", self.sentinel.password_file.path()),
         ];
-        let authorities = (self.tls.enabled && !self.tls.ca_file.as_os_str().is_empty())
-            .then_some(("tls.ca_file", self.tls.ca_file.as_path()));
+        let of_tls = [
+            ("tls.ca_file", Some(self.tls.ca_file.as_path())),
+            ("tls.certificate_file", Some(&self.tls.certificate_file)),
+            ("tls.key_file", self.tls.key_file.path()),
+        ];
+        let of_tls = of_tls.into_iter().filter(|(_, path)| {
+            self.tls.enabled && path.is_some_and(|path| !path.as_os_str().is_empty())
+        });
         secrets
             .into_iter()
+            .chain(of_tls)
             .filter_map(|(name, path)| Some((name, path?)))
-            .chain(authorities)
     }
 }
 

@@ -16,6 +16,6 @@ pub use signal_contract::{
     Heartbeat, Ids, Jwks, Kafka, KafkaAuth, KafkaMechanism, KafkaProtocol, KafkaRegistry,
     KafkaSecurity, LIVE_DEFAULTS, Limits, Live, LogFormat, MAX_MESSAGE_BYTES, MIN_MESSAGE_BYTES,
     Notifications, Observability, OffsetReset, Policy, PolicyColumns, PolicyKinds, PolicyTables,
-    Redis, RedisAuth, RedisLocation, RedisMode, Revocations, Rooms, Secret, SecretFile, Server,
-    Session, Source, SourcePreset, SourceState, Unmatched, Workers,
+    Redis, RedisAuth, RedisLocation, RedisMode, RedisTls, Revocations, Rooms, Secret, SecretFile,
+    Server, Session, Source, SourcePreset, SourceState, Unmatched, Workers,
 };

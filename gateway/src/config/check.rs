@@ -4,6 +4,7 @@ use signal_contract::{MAX_STREAM_PATHS, is_stream_path, is_subprotocol};
 
 use super::{
     Config, KafkaMechanism, KafkaProtocol, KafkaRegistry, KafkaSecurity, Policy, RedisMode,
+    RedisTls,
 };
 
 /// Collects problems, each with the name of its setting.
@@ -158,6 +159,7 @@ fn check_redis(config: &Config, checks: &mut Checks<'_>) {
         "redis.auth.username",
         "excludes redis.auth.username_file",
     );
+    check_redis_tls(&redis.tls, "redis", checks);
     checks.need(
         redis.stalled_after_ms > redis.self_ping_interval_ms,
         "redis.stalled_after_ms",
@@ -167,6 +169,21 @@ fn check_redis(config: &Config, checks: &mut Checks<'_>) {
         ("redis.self_ping_interval_ms", redis.self_ping_interval_ms),
         ("redis.publish_queue", redis.publish_queue as u64),
     ]);
+}
+
+/// Of the static settings and of a location in the live ones.
+pub(super) fn check_redis_tls(tls: &RedisTls, section: &str, checks: &mut Checks<'_>) {
+    let has_certificate = !tls.certificate_file.as_os_str().is_empty();
+    checks.need(
+        has_certificate == tls.key_file.path().is_some(),
+        &format!("{section}.tls.certificate_file"),
+        &format!("must be set with {section}.tls.key_file"),
+    );
+    checks.need(
+        tls.enabled || !has_certificate,
+        &format!("{section}.tls.certificate_file"),
+        &format!("needs {section}.tls.enabled"),
+    );
 }
 
 fn check_kafka(config: &Config, checks: &mut Checks<'_>) {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use signal_contract::prefixes_collide;
 
-use super::check::Checks;
+use super::check::{Checks, check_redis_tls};
 use super::{
     Live, MAX_MESSAGE_BYTES, MIN_MESSAGE_BYTES, RedisLocation, RedisMode, Source, SourcePreset,
 };
@@ -243,6 +243,7 @@ fn check_location(location: &RedisLocation, section: &str, checks: &mut Checks<'
         &nodes,
         "must name at least one host:port",
     );
+    check_redis_tls(&location.tls, section, checks);
     for node in &location.nodes {
         let port = node
             .rsplit_once(':')

@@ -1,9 +1,9 @@
 //! Connections to whatever `redis.mode` names: one server, the master that sentinels name, a node of a cluster.
 //!
-//! Passwords are read from their files at every connection, so a changed one is used by the next. In a cluster any node hands a message of classic
+//! Passwords and certificates are read from their files at every connection, so a changed one is used by the next. In a cluster any node hands a message of classic
 //! Pub/Sub to all others, so one node is enough to publish and to subscribe; keys need the cluster's routing, and a segment the master of its slot.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use redis::aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection};
@@ -11,10 +11,13 @@ use redis::cluster::{ClusterClientBuilder, ClusterConfig};
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
-    IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult,
-    TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind,
+    FromRedisValue, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisError,
+    RedisResult, TlsCertificates, TlsMode, Value,
 };
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 
 use super::nodes::{self, Address, Prefer, holds_slot, master_of, ordered};
 use crate::bus::BusError;
@@ -64,6 +67,8 @@ pub(super) struct Connector {
     sentinel_password: SecretFile,
     tls: bool,
     ca_file: Option<PathBuf>,
+    /// The certificate that the server asks for, and its key.
+    identity: Option<(PathBuf, SecretFile)>,
     timeout: Duration,
 }
 
@@ -97,15 +102,50 @@ impl Connector {
             sentinel_password: config.sentinel.password_file.clone(),
             tls: config.tls.enabled,
             ca_file,
+            identity: config.tls.key_file.path().map(|_| {
+                let tls = &config.tls;
+                (tls.certificate_file.clone(), tls.key_file.clone())
+            }),
             timeout: Duration::from_millis(config.command_timeout_ms.max(1)),
         };
         connector.check_authorities()?;
+        connector.check_identity()?;
         Ok(connector)
     }
 
     /// The user as its file is now.
     fn username(&self) -> std::io::Result<String> {
         config::read_username(&self.username, &self.username_file)
+    }
+
+    /// The same for the certificate that the server asks for, and its key.
+    fn check_identity(&self) -> Result<(), BusError> {
+        let Some((path, _)) = self.identity.as_ref().filter(|_| self.tls) else {
+            return Ok(());
+        };
+        let wrong = |text: &str| {
+            let path = path.display();
+            BusError::Misconfigured(format!(
+                "redis.tls.certificate_file {path} with redis.tls.key_file: {text}"
+            ))
+        };
+        let identity = self.identity().map_err(|error| wrong(&error.to_string()))?;
+        let Some(ClientTlsConfig {
+            client_cert,
+            client_key,
+        }) = identity
+        else {
+            return Ok(());
+        };
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(&client_cert)
+            .collect::<Result<_, _>>()
+            .map_err(|_| wrong("the certificate is not PEM"))?;
+        let key = PrivateKeyDer::from_pem_slice(&client_key)
+            .map_err(|_| wrong("the key is not a PEM private key"))?;
+        let provider = rustls::crypto::ring::default_provider();
+        CertifiedKey::from_der(chain, key, &provider)
+            .map(drop)
+            .map_err(|error| wrong(&error.to_string()))
     }
 
     /// Reads the file of authorities once, so that one that cannot work is refused at the start.
@@ -126,11 +166,15 @@ impl Connector {
         if !pem.windows(27).any(|w| w == b"-----BEGIN CERTIFICATE-----") {
             return Err(wrong("it holds no PEM certificate".into()));
         }
+        let authorities = TlsCertificates {
+            client_tls: None,
+            root_cert: Some(pem),
+        };
         Client::build_with_tls(
             nowhere
                 .into_connection_info()
                 .map_err(|e| wrong(e.to_string()))?,
-            certificates(Some(pem)),
+            authorities,
         )
         .map_err(|error| wrong(error.to_string()))?;
         Ok(())
@@ -146,9 +190,13 @@ impl Connector {
         self.nodes.iter().map(nodes::format).collect()
     }
 
-    /// The file whose change asks for new connections.
-    pub(super) fn password_path(&self) -> Option<&Path> {
-        self.password.path()
+    /// The files whose change asks for new connections: what this gateway shows of itself.
+    pub(super) fn login_files(&self) -> Vec<PathBuf> {
+        let identity = self.identity.as_ref().filter(|_| self.tls);
+        let identity = identity.map(|(certificate, key)| [Some(certificate.as_path()), key.path()]);
+        let login = [self.username_file.path(), self.password.path()];
+        let files = login.into_iter().chain(identity.into_iter().flatten());
+        files.flatten().map(ToOwned::to_owned).collect()
     }
 
     /// How long one answer may take.
@@ -246,9 +294,7 @@ impl Connector {
             builder = builder.username(&username);
         }
         if self.tls {
-            builder = builder
-                .tls(TlsMode::Secure)
-                .certs(certificates(self.authorities()?));
+            builder = builder.tls(TlsMode::Secure).certs(self.certificates()?);
         }
         Ok(Keys::Cluster(
             builder
@@ -377,7 +423,7 @@ impl Connector {
             database,
         )?;
         let client = if self.tls {
-            Client::build_with_tls(info, certificates(self.authorities()?))?
+            Client::build_with_tls(info, self.certificates()?)?
         } else {
             Client::open(info)?
         };
@@ -427,15 +473,23 @@ impl Connector {
             .set_response_timeout(Some(self.timeout))
     }
 
-    fn authorities(&self) -> RedisResult<Option<Vec<u8>>> {
-        Ok(self.ca_file.as_ref().map(std::fs::read).transpose()?)
+    /// The authorities and the certificate, as their files are now.
+    fn certificates(&self) -> RedisResult<TlsCertificates> {
+        Ok(TlsCertificates {
+            client_tls: self.identity()?,
+            root_cert: self.ca_file.as_ref().map(std::fs::read).transpose()?,
+        })
     }
-}
 
-fn certificates(root_cert: Option<Vec<u8>>) -> TlsCertificates {
-    TlsCertificates {
-        client_tls: None,
-        root_cert,
+    fn identity(&self) -> std::io::Result<Option<ClientTlsConfig>> {
+        let Some((certificate, key)) = &self.identity else {
+            return Ok(None);
+        };
+        let key = config::read_secret(key)?.unwrap_or_default();
+        Ok(Some(ClientTlsConfig {
+            client_cert: std::fs::read(certificate)?,
+            client_key: key.expose().into(),
+        }))
     }
 }
 

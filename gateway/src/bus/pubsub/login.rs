@@ -1,4 +1,4 @@
-//! Logging in again: another password in its file, or other credentials, authorities or names of the same server. New connections are made while the
+//! Logging in again: another user, password or certificate in its file, or other credentials, authorities or names of the same server. New connections are made while the
 //! old ones serve, and take their place without a gap.
 
 use std::sync::Arc;
@@ -39,15 +39,15 @@ impl PubSubBus {
     }
 }
 
-/// Asks for new connections whenever the content of the password file changes, until `closing`.
-pub(super) async fn follow_password(core: Arc<PubSubCore>, closing: CancellationToken) {
+/// Asks for new connections whenever the content of a file of the login changes, until `closing`.
+pub(super) async fn follow_files(core: Arc<PubSubCore>, closing: CancellationToken) {
     let mut login = core.login.subscribe();
     loop {
         login.borrow_and_update();
-        let path = core.connector().password_path().map(ToOwned::to_owned);
+        let paths = core.connector().login_files();
         let watching = closing.child_token();
-        let mut content =
-            path.map(|path| crate::files::watch(path, core.timing.watch, watching.clone()));
+        let mut content = (!paths.is_empty())
+            .then(|| crate::files::watch_all(paths, core.timing.watch, watching.clone()));
         loop {
             tokio::select! {
                 true = changed(&mut content) => {

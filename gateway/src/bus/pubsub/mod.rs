@@ -97,7 +97,7 @@ struct Timing {
     /// How often an instance announces that it is live, and for how long that counts.
     beat: Duration,
     live: Duration,
-    /// How often the password file is compared.
+    /// How often the files of the login are compared.
     watch: Duration,
 }
 

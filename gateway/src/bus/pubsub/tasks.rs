@@ -84,7 +84,7 @@ fn start(
         let login = core.login.subscribe();
         tasks.spawn(Subscriber::new(core.clone(), Arc::clone(feed), login, ready).run());
     }
-    tasks.spawn(login::follow_password(core.clone(), closing.clone()));
+    tasks.spawn(login::follow_files(core.clone(), closing.clone()));
     let intake = core.classic.intake.clone();
     tasks.spawn(async move { intake.abandoned().await });
     let answering = core.clone();

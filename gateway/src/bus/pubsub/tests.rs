@@ -12,7 +12,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use signal_services::certificates;
+use signal_services::{Authority, PrivateKey, certificates};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 

@@ -326,3 +326,107 @@ async fn tls_is_verified_against_the_given_authority() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "one course of events, in its order")]
+async fn a_certificate_is_presented_and_a_renewed_one_takes_its_place_without_a_gap() {
+    let test = "a_certificate_is_presented_and_a_renewed_one_takes_its_place_without_a_gap";
+    if !lab::available(test) {
+        return;
+    }
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (authority, stranger) = (
+        Authority::new(dir.path()).unwrap(),
+        Authority::new(other.path()).unwrap(),
+    );
+    for name in ["server", "first", "second"] {
+        authority
+            .issue(name, Ipv4Addr::LOCALHOST, PrivateKey::Pkcs8)
+            .unwrap();
+    }
+    stranger
+        .issue("stranger", Ipv4Addr::LOCALHOST, PrivateKey::Pkcs8)
+        .unwrap();
+    let own = tempfile::tempdir().unwrap();
+    let present = |from: &std::path::Path, name: &str| {
+        for (end, target) in [("pem", "tls.crt"), ("key", "tls.key")] {
+            std::fs::copy(from.join(format!("{name}.{end}")), own.path().join(target)).unwrap();
+        }
+    };
+    let from = dir.path().to_owned();
+    let files = [
+        "--tls-cert-file",
+        "{dir}/server.pem",
+        "--tls-key-file",
+        "{dir}/server.key",
+        "--tls-ca-cert-file",
+        "{dir}/ca.pem",
+        "--tls-auth-clients",
+        "yes",
+    ];
+    let listen = ["--port", "0", "--tls-port", "{port}"].map(str::to_owned);
+    let cli = [
+        "--tls",
+        "--cacert",
+        "{dir}/ca.pem",
+        "--cert",
+        "{dir}/server.pem",
+        "--key",
+        "{dir}/server.key",
+    ];
+    let server = Server::start_in(dir, &listen, &files, &cli);
+    server.cli(&[
+        "ACL", "SETUSER", "signal", "on", "nopass", "+@all", "~*", "&*",
+    ]);
+    let mut plain = standalone(&server);
+    (plain.tls.enabled, plain.tls.ca_file) = (true, from.join("ca.pem"));
+    assert!(connect(&plain).await.is_err(), "the server asks for one");
+    plain.tls.certificate_file = from.join("server.pem");
+    plain.tls.key_file = SecretFile::new(from.join("server.key"));
+    let b = opened(&plain).await;
+
+    let mut config = plain.clone();
+    config.auth.username = "signal".into();
+    present(&from, "first");
+    config.tls.certificate_file = own.path().join("tls.crt");
+    config.tls.key_file = SecretFile::new(own.path().join("tls.key"));
+    let mut a = opened(&config).await;
+    a.subscribe(&[room("r")]).await;
+    let stop = CancellationToken::new();
+    let sending = count(&b.bus, room("r"), &stop);
+    let ids = || -> HashSet<String> {
+        let clients = server.cli(&["CLIENT", "LIST"]);
+        let ours = clients.lines().filter(|line| line.contains("user=signal "));
+        ours.map(|line| line.split_whitespace().next().unwrap().to_owned())
+            .collect()
+    };
+    let before = ids();
+    // A key without its certificate, and a certificate that the server refuses: the old connections stay.
+    std::fs::copy(
+        other.path().join("stranger.key"),
+        own.path().join("tls.key"),
+    )
+    .unwrap();
+    assert!(connect(&plain).await.is_ok());
+    assert!(matches!(
+        Connector::new(&config),
+        Err(BusError::Misconfigured(_))
+    ));
+    present(other.path(), "stranger");
+    assert!(connect(&config).await.is_err());
+    tokio::time::sleep(3 * quick(&config).watch).await;
+    assert_eq!(ids(), before);
+    present(&from, "second");
+    eventually("both connections are new ones", async || {
+        let now = ids();
+        now.len() == 2 && now.is_disjoint(&before)
+    })
+    .await;
+    stop.cancel();
+    let sent = sending.await.unwrap();
+    assert!(sent > 0);
+    for n in 0..sent {
+        assert_eq!(a.number().await, n, "of {sent}");
+    }
+    a.nothing_waits();
+}
