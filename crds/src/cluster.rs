@@ -49,6 +49,10 @@ use crate::status::Status;
         .message("a Service with IPv6 addresses needs gateway.addressFamilies DualStack: without it pods listen on IPv4 alone").field_path(".service.ipFamilies"),
     validation = Rule::new("self.gateway.addressFamilies == 'DualStack' || !has(self.adminService) || !((has(self.adminService.ipFamilies) && 'IPv6' in self.adminService.ipFamilies) || (has(self.adminService.ipFamilyPolicy) && self.adminService.ipFamilyPolicy != 'SingleStack'))")
         .message("a Service with IPv6 addresses needs gateway.addressFamilies DualStack: without it pods listen on IPv4 alone").field_path(".adminService.ipFamilies"),
+    validation = Rule::new("!has(self.policy) || !has(self.policy.urlSecretRef) || !has(self.policy.connection)")
+        .message("set either urlSecretRef or connection").field_path(".policy"),
+    validation = Rule::new("!has(self.policy) || has(self.policy.urlSecretRef) || has(self.policy.connection) || !(has(self.policy.sslMode) || has(self.policy.caSecretRef))")
+        .message("sslMode and caSecretRef belong to urlSecretRef or connection").field_path(".policy"),
 )]
 pub struct SignalClusterSpec {
     /// Nothing is changed but status.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::Duration;
 use crate::pod::PodMetadata;
 use crate::reference::{ConfigMapName, SecretKey};
+use crate::secrets::{DatabaseConnection, KafkaUser, SslMode};
 
 /// Redis between the pods. Address, credentials and CA are live: gateways keep the previous server until all of them have switched to the new one.
 /// Adding or removing the whole section rolls the pods.
@@ -23,6 +24,8 @@ use crate::reference::{ConfigMapName, SecretKey};
         .message("shardedPubsub belongs to mode Cluster").field_path(".shardedPubsub"),
     validation = Rule::new("!self.shardedPubsub || !self.channelPrefix.contains('{')")
         .message("with shardedPubsub the channelPrefix holds no braces").field_path(".channelPrefix"),
+    validation = Rule::new("!has(self.tls) || has(self.tls.certificateSecretRef) == has(self.tls.keySecretRef)")
+        .message("certificateSecretRef and keySecretRef belong together").field_path(".tls"),
     validation = Rule::new("duration(self.stalledAfter) > duration(self.selfPingInterval)")
         .message("stalledAfter must exceed selfPingInterval").field_path(".stalledAfter"),
 )]
@@ -111,16 +114,28 @@ pub struct Tls {
     /// PEM authorities to trust; absent: those of the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
+    /// PEM certificate that the server asks for, and its chain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_secret_ref: Option<SecretKey>,
+    /// Its PEM private key, which has no password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_secret_ref: Option<SecretKey>,
 }
 
 /// The activity pipeline. Absent: none. Changes roll the pods, but for the content of Secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!self.security.protocol.startsWith('SASL') || has(self.security.auth)")
-        .message("SASL needs auth").field_path(".security"),
+    validation = Rule::new("!self.security.protocol.startsWith('SASL') || has(self.security.auth) || has(self.security.user)")
+        .message("SASL needs auth or user").field_path(".security"),
     validation = Rule::new("self.security.protocol.startsWith('SASL') || !has(self.security.auth)")
         .message("auth needs a SASL protocol").field_path(".security"),
+    validation = Rule::new("!has(self.security.auth) || has(self.security.auth.username) != has(self.security.auth.usernameSecretRef)")
+        .message("auth needs either username or usernameSecretRef").field_path(".security"),
+    validation = Rule::new("!has(self.security.user) || !(has(self.security.auth) || has(self.security.certificateSecretRef))")
+        .message("user takes the place of auth, certificateSecretRef and keySecretRef").field_path(".security"),
+    validation = Rule::new("!has(self.security.user) || self.security.protocol != 'PLAINTEXT'")
+        .message("user needs SSL or a SASL protocol").field_path(".security"),
     validation = Rule::new("has(self.security.certificateSecretRef) == has(self.security.keySecretRef)")
         .message("certificateSecretRef and keySecretRef belong together").field_path(".security"),
     validation = Rule::new("!has(self.security.certificateSecretRef) || self.security.protocol.endsWith('SSL')")
@@ -219,6 +234,9 @@ pub struct KafkaSecurity {
     /// Login by SASL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth: Option<KafkaAuth>,
+    /// A user by the Secret of its Strimzi KafkaUser: certificate and key with SSL, user and password with SASL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<KafkaUser>,
     /// PEM authorities to trust; absent: those of the image. A changed content rolls the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
@@ -278,6 +296,13 @@ pub enum KafkaProtocol {
     SaslSsl,
 }
 
+impl KafkaProtocol {
+    /// Whether there is a login by SASL.
+    pub fn is_sasl(self) -> bool {
+        matches!(self, Self::SaslPlaintext | Self::SaslSsl)
+    }
+}
+
 /// Login of Kafka by SASL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -285,8 +310,13 @@ pub struct KafkaAuth {
     /// Mechanism.
     #[serde(default)]
     pub mechanism: KafkaMechanism,
-    /// The user; with OAUTHBEARER the id of the client.
-    pub username_secret_ref: SecretKey,
+    /// The user; with OAUTHBEARER the id of the client. A change rolls the pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub username: Option<String>,
+    /// The same out of a Secret.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username_secret_ref: Option<SecretKey>,
     /// The password; with OAUTHBEARER the secret of the client.
     pub password_secret_ref: SecretKey,
     /// Where the client gets its tokens with OAUTHBEARER (RFC 6749, section 4.4).
@@ -321,11 +351,19 @@ pub enum KafkaMechanism {
 }
 
 /// Where notifications are stored. Absent: SQLite in the pod, lost with it, for one replica that tries things out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.urlSecretRef) != has(self.connection)").message("set either urlSecretRef or connection"))]
 pub struct Database {
     /// `postgres://user:password@host:5432/name?sslmode=verify-full`, with several hosts between commas if there are standbys. A changed content is taken over without a restart.
-    pub url_secret_ref: SecretKey,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url_secret_ref: Option<SecretKey>,
+    /// The same by its parts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection: Option<DatabaseConnection>,
+    /// `sslmode`, where the URL does not say it. Absent: by `connection` VerifyFull with `caSecretRef` and Require without; by a URL Prefer, as libpq has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssl_mode: Option<SslMode>,
     /// PEM authorities for `sslmode=verify-ca` and `verify-full`; absent: those of the image. A changed content rolls the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
@@ -387,9 +425,18 @@ pub enum Migrations {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Policy {
-    /// Their database; absent: the notification database.
+    /// Their database; absent, as `connection` is: the notification database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url_secret_ref: Option<SecretKey>,
+    /// The same by its parts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection: Option<DatabaseConnection>,
+    /// As `database.sslMode`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssl_mode: Option<SslMode>,
+    /// PEM authorities for `sslmode=verify-ca` and `verify-full`; absent: those of the image. A changed content is taken over without a restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKey>,
     /// How long what was read is used. A change rolls the pods.
     pub cache: Duration,
     /// Roles that may do everything, from sources whose roles are trusted. A change rolls the pods.
@@ -524,6 +571,9 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             url_secret_ref: None,
+            connection: None,
+            ssl_mode: None,
+            ca_secret_ref: None,
             cache: Duration::secs(30),
             always_allow_roles: vec!["super-admin".into()],
             bare_domain_kind: String::new(),

@@ -18,6 +18,7 @@ pub mod jwks;
 pub mod pod;
 pub mod reference;
 pub mod scaling;
+pub mod secrets;
 pub mod status;
 
 use kube::CustomResourceExt;

@@ -202,6 +202,91 @@ fn cases() -> Vec<Case> {
             vec![("/spec/kafka/security", json!({"protocol": "SSL"}))],
         ),
         (
+            "SASL needs auth or user",
+            vec![("/spec/kafka/security/auth", Value::Null)],
+            vec![(
+                "/spec/kafka/security",
+                json!({"protocol": "SASL_SSL", "user": {"secretName": "signal"}}),
+            )],
+        ),
+        (
+            "auth needs either username or usernameSecretRef",
+            vec![("/spec/kafka/security/auth/username", json!("signal"))],
+            vec![(
+                "/spec/kafka/security/auth",
+                json!({"username": "signal", "passwordSecretRef": secret}),
+            )],
+        ),
+        (
+            "auth needs either username or usernameSecretRef",
+            vec![("/spec/kafka/security/auth/usernameSecretRef", Value::Null)],
+            vec![],
+        ),
+        (
+            "user takes the place of auth",
+            vec![("/spec/kafka/security/user", json!({"secretName": "signal"}))],
+            vec![(
+                "/spec/kafka/security",
+                json!({"protocol": "SSL", "user": {"secretName": "signal"}}),
+            )],
+        ),
+        (
+            "user takes the place of auth",
+            vec![(
+                "/spec/kafka/security",
+                json!({"protocol": "SSL", "user": {"secretName": "signal"}, "certificateSecretRef": secret, "keySecretRef": secret}),
+            )],
+            vec![],
+        ),
+        (
+            "user needs SSL or a SASL protocol",
+            vec![(
+                "/spec/kafka/security",
+                json!({"user": {"secretName": "signal"}}),
+            )],
+            vec![],
+        ),
+        (
+            "certificateSecretRef and keySecretRef belong together",
+            vec![("/spec/redis/tls", json!({"keySecretRef": secret}))],
+            vec![(
+                "/spec/redis/tls",
+                json!({"certificateSecretRef": secret, "keySecretRef": secret}),
+            )],
+        ),
+        (
+            "set either urlSecretRef or connection",
+            vec![("/spec/database", json!({}))],
+            vec![(
+                "/spec/database",
+                json!({"connection": {"secretName": "db-app"}, "sslMode": "VerifyFull"}),
+            )],
+        ),
+        (
+            "set either urlSecretRef or connection",
+            vec![("/spec/database/connection", json!({"secretName": "db-app"}))],
+            vec![],
+        ),
+        (
+            "set either urlSecretRef or connection",
+            vec![(
+                "/spec/policy",
+                json!({"connection": {"secretName": "db-app"}, "urlSecretRef": secret}),
+            )],
+            vec![(
+                "/spec/policy",
+                json!({"connection": {"secretName": "db-app"}}),
+            )],
+        ),
+        (
+            "sslMode and caSecretRef belong to urlSecretRef or connection",
+            vec![("/spec/policy", json!({"caSecretRef": secret}))],
+            vec![(
+                "/spec/policy",
+                json!({"urlSecretRef": secret, "caSecretRef": secret, "sslMode": "Require"}),
+            )],
+        ),
+        (
             "auth needs a SASL protocol",
             vec![("/spec/kafka/security/protocol", json!("SSL"))],
             vec![(

@@ -9,7 +9,11 @@ use serde::Deserialize as _;
 use serde_yaml_ng::Value;
 use signal_contract::StatusReport;
 use signal_crds::SignalCluster;
+use signal_crds::data::KafkaProtocol;
+use signal_crds::reference::SecretKey;
+use signal_crds::secrets::DatabaseConnection;
 use signal_crds::status::SourceStage;
+use signal_services::{Authority, PrivateKey};
 
 use crate::observe::fleet::{Fleet, Pod};
 use crate::observe::observed::{KindAccess, Kinds, Observed, PodAllowances};
@@ -143,4 +147,97 @@ pub(crate) fn settled(cluster: &ValidCluster) -> Record {
         },
         signing: SigningRecord::default(),
     }
+}
+
+/// The production example on a Kafka of Strimzi, a PostgreSQL of CloudNativePG, and a Redis that asks for a certificate of cert-manager: their Secrets as
+/// those operators write them, with fresh keys.
+#[expect(clippy::too_many_lines, reason = "one Secret after another")]
+pub(crate) fn with_secrets_of_operators(protocol: KafkaProtocol) -> Observed {
+    let key = |name: &str, key: &str| {
+        Some(SecretKey {
+            name: name.into(),
+            key: key.into(),
+        })
+    };
+    let mut observed = changed("production", |cluster| {
+        let spec = &mut cluster.spec;
+        let tls = spec.redis.as_mut().unwrap().tls.as_mut().unwrap();
+        tls.certificate_secret_ref = key("redis-client", "tls.crt");
+        tls.key_secret_ref = key("redis-client", "tls.key");
+        let user = serde_json::json!({"protocol": "SSL", "user": {"secretName": "signal"}});
+        let security = &mut spec.kafka.as_mut().unwrap().security;
+        *security = serde_json::from_value(user).unwrap();
+        security.protocol = protocol;
+        security.ca_secret_ref = key("kafka-cluster-ca-cert", "ca.crt");
+        let connection = serde_json::json!({"secretName": "db-app"});
+        let connection: Option<DatabaseConnection> = serde_json::from_value(connection).unwrap();
+        let database = spec.database.as_mut().unwrap();
+        database.url_secret_ref = None;
+        database.connection = connection.clone();
+        database.ca_secret_ref = key("db-ca", "ca.crt");
+        spec.policy.url_secret_ref = None;
+        spec.policy.connection = connection;
+        spec.policy.ca_secret_ref = key("db-ca", "ca.crt");
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path()).unwrap();
+    for name in ["signal", "redis"] {
+        let ip = std::net::Ipv4Addr::LOCALHOST;
+        authority.issue(name, ip, PrivateKey::Pkcs8).unwrap();
+    }
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    let (ca, ca_key) = (read("ca.pem"), read("ca.key"));
+    let (certificate, private) = (read("signal.pem"), read("signal.key"));
+    let user: &[(&str, &str)] = match protocol.is_sasl() {
+        true => &[
+            ("password", "strimzi:pass word"),
+            ("sasl.jaas.config", "ScramLoginModule required;"),
+        ],
+        false => &[
+            ("ca.crt", &ca),
+            ("user.crt", &certificate),
+            ("user.key", &private),
+            ("user.p12", "PKCS12"),
+            ("user.password", "of-the-p12"),
+        ],
+    };
+    let password = "a/b:c@d %2Fé+";
+    let app = [
+        ("dbname", "app"),
+        ("host", "db-rw"),
+        ("jdbc-uri", "jdbc:postgresql://db-rw.realtime:5432/app"),
+        ("password", password),
+        ("pgpass", "db-rw:5432:app:app:secret"),
+        ("port", "5432"),
+        ("uri", "postgresql://app:secret@db-rw.realtime:5432/app"),
+        ("user", "app"),
+        ("username", "app"),
+    ];
+    let (redis_certificate, redis_key) = (read("redis.pem"), read("redis.key"));
+    for (name, data) in [
+        ("signal", user),
+        (
+            "kafka-cluster-ca-cert",
+            &[("ca.crt", &ca), ("ca.password", "of-the-p12")],
+        ),
+        ("db-app", &app),
+        ("db-ca", &[("ca.crt", &ca), ("ca.key", &ca_key)]),
+        (
+            "redis-client",
+            &[
+                ("ca.crt", &ca),
+                ("tls.crt", &redis_certificate),
+                ("tls.key", &redis_key),
+            ],
+        ),
+    ] as [(&str, &[(&str, &str)]); 5]
+    {
+        let data = data.iter();
+        let data = data.map(|(key, text)| ((*key).to_owned(), text.as_bytes().to_vec()));
+        observed.secrets.insert(name.into(), Some(data.collect()));
+    }
+    for name in ["kafka", "database"] {
+        observed.secrets.remove(name);
+    }
+    observed
 }

@@ -6,26 +6,37 @@ use k8s_openapi::api::batch::v1::{JobCondition, JobStatus};
 use k8s_openapi::api::core::v1::Secret;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use signal_crds::data::KafkaProtocol;
 
 use super::*;
 use crate::act::apply::{Wanted, wanted};
-use crate::fixture::{example, pod};
+use crate::fixture::{example, pod, with_secrets_of_operators};
 use crate::observe::resources::SECRET;
 use crate::status::status;
 
 /// Written over every value that is no certificate, in the form that it must have.
 const PLANTED: &str = "planted";
 
-/// The production example with a value of its own in every key of every Secret.
-fn planted() -> Observed {
-    let mut observed = example("production");
+/// The examples with a value of its own in every key of every Secret.
+fn planted() -> Vec<Observed> {
+    let examples = [
+        example("production"),
+        with_secrets_of_operators(KafkaProtocol::Ssl),
+        with_secrets_of_operators(KafkaProtocol::SaslSsl),
+    ];
+    examples.into_iter().map(planted_in).collect()
+}
+
+fn planted_in(mut observed: Observed) -> Observed {
     let mut count = 0;
     for (name, data) in &mut observed.secrets {
         for (key, content) in data.iter_mut().flatten() {
             let value = format!("{PLANTED}-{name}-{key}");
             let text = String::from_utf8_lossy(content);
             *content = match text.as_ref() {
-                public if public.contains("-----BEGIN CERTIFICATE") => continue,
+                // A key must belong to its certificate; what is looked for is its label.
+                pem if pem.contains("-----BEGIN ") => continue,
+                port if port.parse::<u16>().is_ok() => continue,
                 json if json.starts_with('[') => {
                     format!(r#"[{{"username":"{value}","password":"{value}"}}]"#)
                 }
@@ -96,8 +107,13 @@ fn made(secrets: &[&Secret]) -> Vec<String> {
 
 #[test]
 fn nothing_out_of_a_secret_is_in_any_object_condition_or_event() {
-    // From nothing to a cluster that runs, with a rotation on its way.
-    let mut observed = planted();
+    for observed in planted() {
+        nothing_leaves_while_a_cluster_comes_up(observed);
+    }
+}
+
+/// From nothing to a cluster that runs, with a rotation on its way.
+fn nothing_leaves_while_a_cluster_comes_up(mut observed: Observed) {
     let first = assert_nothing_planted(&observed, &[]);
     let planned = first.planned().unwrap();
     observed.jobs = planned.desired.migration.clone().into_iter().collect();
@@ -141,21 +157,26 @@ fn nothing_out_of_a_secret_that_cannot_be_used_is_in_what_is_said_about_it() {
         },
         |content| *content = b"{\"planted\": \"planted://planted:planted@planted\"}\n-".to_vec(),
     ];
-    let names: Vec<String> = planted().secrets.into_keys().collect();
-    for spoil in spoils {
-        for name in &names {
-            let mut observed = planted();
+    let all = planted();
+    for (spoil, planted) in spoils
+        .iter()
+        .flat_map(|one| all.iter().map(move |it| (one, it)))
+    {
+        for name in planted.secrets.keys() {
+            let mut observed = planted.clone();
             let data = observed.secrets.get_mut(name).unwrap().as_mut().unwrap();
+            let is_pem = |content: &Vec<u8>| content.starts_with(b"-----BEGIN ");
+            let has_pem = data.values().any(is_pem);
             data.values_mut().for_each(spoil);
             let plan = assert_nothing_planted(&observed, &[]);
             let wrong = plan.problems().iter();
             let wrong = wrong.filter(|problem| problem.kind == ProblemKind::Reference);
-            // Text around certificates is no part of them.
-            assert!(wrong.count() > 0 || name == "authorities", "{name}");
+            // Text around certificates and keys is no part of them.
+            assert!(wrong.count() > 0 || has_pem, "{name}");
         }
     }
     // Also in the Secret of keys that the operator made.
-    let mut observed = planted();
+    let mut observed = planted().remove(0);
     let damaged = serde_json::from_value(serde_json::json!({
         "metadata": {"name": "edge-signing-keys"},
         "data": {"ring.json": k8s_openapi::ByteString(b"{\"keys\":[{\"kid\":\"a\",\"d\":\"planted\"},\"planted\"]}".to_vec())},

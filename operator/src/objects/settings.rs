@@ -36,6 +36,11 @@ fn secret_file(file: Option<&str>) -> SecretFile {
         .unwrap_or_default()
 }
 
+/// The same for what is no secret.
+fn path(file: Option<&str>) -> PathBuf {
+    file.map(|file| mounted(file).into()).unwrap_or_default()
+}
+
 /// Whole milliseconds, at most what TOML can write.
 fn millis(duration: signal_crds::Duration) -> u64 {
     duration.as_millis().min(i64::MAX.unsigned_abs())
@@ -123,11 +128,15 @@ fn kafka(cluster: &ValidCluster, spec: &Kafka, kafka: &mut signal_contract::Kafk
     kafka.stuck_after_secs = spec.stuck_after.as_secs();
     kafka.stuck_is_unready = spec.stuck_is_unready;
     let auth = spec.security.auth.as_ref();
+    let username = auth.and_then(|auth| auth.username.clone());
+    let user = spec.security.user.as_ref();
+    let user = user.filter(|_| spec.security.protocol.is_sasl());
+    let user = user.map(|user| user.username.as_ref().unwrap_or(&user.secret_name));
     kafka.security = KafkaSecurity {
         protocol: spec.security.protocol.into(),
         auth: KafkaAuth {
             mechanism: auth.map(|auth| auth.mechanism).unwrap_or_default().into(),
-            username: String::new(),
+            username: username.or(user.cloned()).unwrap_or_default(),
             username_file: referenced(cluster, KAFKA_USERNAME),
             password_file: referenced(cluster, KAFKA_PASSWORD),
             token_url: auth
@@ -302,11 +311,9 @@ fn location(redis: &RecordedRedis) -> RedisLocation {
         },
         tls: RedisTls {
             enabled: redis.tls,
-            ca_file: redis
-                .ca_file
-                .as_deref()
-                .map(|file| mounted(file).into())
-                .unwrap_or_default(),
+            ca_file: path(redis.ca_file.as_deref()),
+            certificate_file: path(redis.certificate_file.as_deref()),
+            key_file: secret_file(redis.key_file.as_deref()),
         },
         channel_prefix: redis.prefix.clone(),
     }
@@ -362,11 +369,7 @@ fn source(source: &RecordedSource) -> Source {
         application_secret_file: secret_file(definition.application_secret_file.as_deref()),
         subject_prefix: definition.subject_prefix.clone(),
         trust_roles: definition.trust_roles,
-        ca_file: definition
-            .ca_file
-            .as_deref()
-            .map(|file| mounted(file).into())
-            .unwrap_or_default(),
+        ca_file: path(definition.ca_file.as_deref()),
         allow_insecure_http: definition.allow_insecure_http,
         state: source.stage.into(),
         ..Source::default()

@@ -1,6 +1,7 @@
 //! YAML in, every object out; and what holds beyond the examples.
 
 mod exposure;
+mod operators;
 mod tls;
 
 use chrono::TimeDelta;

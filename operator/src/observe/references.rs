@@ -26,14 +26,16 @@ pub fn references(spec: &SignalClusterSpec) -> References {
         .kafka
         .as_ref()
         .and_then(|kafka| kafka.registry.as_ref());
-    let optional: [Option<&SecretKey>; 19] = [
+    let optional: [Option<&SecretKey>; 22] = [
         tls.and_then(|tls| tls.client_ca_secret_ref.as_ref()),
         spec.gateway.auth.basic_users_secret_ref.as_ref(),
         redis.and_then(|redis| redis.sentinel.as_ref()?.password_secret_ref.as_ref()),
         redis_auth.and_then(|auth| auth.username_secret_ref.as_ref()),
         redis_auth.map(|auth| &auth.password_secret_ref),
         redis.and_then(|redis| redis.tls.as_ref()?.ca_secret_ref.as_ref()),
-        kafka_auth.map(|auth| &auth.username_secret_ref),
+        redis.and_then(|redis| redis.tls.as_ref()?.certificate_secret_ref.as_ref()),
+        redis.and_then(|redis| redis.tls.as_ref()?.key_secret_ref.as_ref()),
+        kafka_auth.and_then(|auth| auth.username_secret_ref.as_ref()),
         kafka_auth.map(|auth| &auth.password_secret_ref),
         kafka_auth.and_then(|auth| auth.token_ca_secret_ref.as_ref()),
         kafka.and_then(|security| security.ca_secret_ref.as_ref()),
@@ -43,10 +45,22 @@ pub fn references(spec: &SignalClusterSpec) -> References {
         registry.and_then(|registry| registry.password_secret_ref.as_ref()),
         registry.and_then(|registry| registry.token_secret_ref.as_ref()),
         registry.and_then(|registry| registry.ca_secret_ref.as_ref()),
-        database.map(|database| &database.url_secret_ref),
+        database.and_then(|database| database.url_secret_ref.as_ref()),
         database.and_then(|database| database.ca_secret_ref.as_ref()),
         spec.policy.url_secret_ref.as_ref(),
+        spec.policy.ca_secret_ref.as_ref(),
     ];
+    let connections = [
+        database.and_then(|database| database.connection.as_ref()),
+        spec.policy.connection.as_ref(),
+    ];
+    let kafka_user = kafka.and_then(|security| security.user.as_ref());
+    let whole = connections
+        .into_iter()
+        .flatten()
+        .map(|connection| &connection.secret_name)
+        .chain(kafka_user.map(|user| &user.secret_name))
+        .chain(tls.map(|tls| &tls.secret_name));
     let of_sources = spec
         .jwks
         .sources
@@ -59,7 +73,7 @@ pub fn references(spec: &SignalClusterSpec) -> References {
             .flatten()
             .chain(of_sources)
             .map(|key| &key.name)
-            .chain(tls.map(|tls| &tls.secret_name))
+            .chain(whole)
             .cloned()
             .collect(),
         config_maps: spec
@@ -93,7 +107,7 @@ mod tests {
             names.0.insert(name.clone());
             return Some(json!({"name": name, "key": "k"}));
         }
-        if path == "/gateway/tls/secretName" {
+        if path.ends_with("/secretName") {
             names.0.insert(name.clone());
             return Some(json!(name));
         }
@@ -149,7 +163,7 @@ mod tests {
         let mut names = (BTreeSet::new(), BTreeSet::new());
         let spec = fill(schema, "", &mut names).unwrap();
         assert!(
-            names.0.len() >= 12 && names.1.len() == 1,
+            names.0.len() >= 24 && names.1.len() == 1,
             "the schema was not walked: {names:?}"
         );
         let spec: SignalClusterSpec = serde_json::from_value(spec).unwrap();

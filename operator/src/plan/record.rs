@@ -198,6 +198,12 @@ pub struct RecordedRedis {
     /// Key of the credentials Secret with its authorities, content-addressed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<String>,
+    /// Key of the credentials Secret with the certificate that the server asks for, content-addressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_file: Option<String>,
+    /// The same for its private key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<String>,
     /// In front of channels and keys.
     #[serde(default)]
     pub prefix: String,
@@ -272,6 +278,8 @@ impl Record {
                     redis.password_file.as_deref(),
                     redis.sentinel_password_file.as_deref(),
                     redis.ca_file.as_deref(),
+                    redis.certificate_file.as_deref(),
+                    redis.key_file.as_deref(),
                 ]
                 .into_iter()
                 .flatten()

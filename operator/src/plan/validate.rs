@@ -1,5 +1,6 @@
 //! Spec and observed objects -> [`ValidCluster`], the input of every later step; or everything that is wrong, by field and object.
 
+mod postgres;
 mod secrets;
 mod shape;
 
@@ -12,18 +13,22 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt as _};
 use serde_json::Value;
 use signal_contract::SourcePreset;
+use signal_crds::data::KafkaProtocol;
 use signal_crds::jwks::Algorithm;
+use signal_crds::reference::SecretKey;
+use signal_crds::secrets::KafkaUser;
 use signal_crds::{SignalCluster, SignalClusterSpec};
 
 use crate::names::RESTARTED_AT;
 use crate::observe::observed::{Observed, Secrets};
 use crate::plan::record::{RecordedRedis, SourceDefinition};
 use crate::reasons::ConditionReason;
+use postgres::PostgresFields;
 use secrets::Resolver;
 pub use secrets::{
     BASIC_USERS, DATABASE_CA, DATABASE_URL, KAFKA_CA, KAFKA_CERTIFICATE, KAFKA_KEY, KAFKA_PASSWORD,
-    KAFKA_TOKEN_CA, KAFKA_USERNAME, POLICY_URL, REGISTRY_CA, REGISTRY_PASSWORD, REGISTRY_TOKEN,
-    REGISTRY_USERNAME, TLS_CERTIFICATE, TLS_CLIENT_CA, TLS_KEY,
+    KAFKA_TOKEN_CA, KAFKA_USERNAME, POLICY_CA, POLICY_URL, REGISTRY_CA, REGISTRY_PASSWORD,
+    REGISTRY_TOKEN, REGISTRY_USERNAME, TLS_CERTIFICATE, TLS_CLIENT_CA, TLS_KEY,
 };
 use shape::Shape;
 
@@ -177,25 +182,20 @@ fn resolve(spec: &SignalClusterSpec, secrets: &Secrets, problems: &mut Vec<Probl
         resolver.basic_users("spec.gateway.auth.basicUsersSecretRef", key);
     }
     if let Some(tls) = &spec.gateway.tls {
-        resolver.certificate("spec.gateway.tls.secretName", &tls.secret_name);
+        let [certificate, key] = [TLS_CERTIFICATE, TLS_KEY].map(|key| SecretKey {
+            name: tls.secret_name.clone(),
+            key: key.to_owned(),
+        });
+        resolver.fixed_pair(
+            ["spec.gateway.tls.secretName"; 2],
+            [&certificate, &key],
+            [TLS_CERTIFICATE, TLS_KEY],
+        );
         if let Some(key) = &tls.client_ca_secret_ref {
             resolver.fixed_authorities("spec.gateway.tls.clientCaSecretRef", key, TLS_CLIENT_CA);
         }
     }
-    if let Some(database) = &spec.database {
-        resolver.database(
-            "spec.database.urlSecretRef",
-            &database.url_secret_ref,
-            DATABASE_URL,
-            database.ca_secret_ref.is_some(),
-        );
-        if let Some(key) = &database.ca_secret_ref {
-            resolver.fixed_authorities("spec.database.caSecretRef", key, DATABASE_CA);
-        }
-    }
-    if let Some(key) = &spec.policy.url_secret_ref {
-        resolver.database("spec.policy.urlSecretRef", key, POLICY_URL, false);
-    }
+    databases(spec, &mut resolver);
     kafka_login(spec, &mut resolver);
     registry_login(spec, &mut resolver);
     let redis = redis(spec, &mut resolver);
@@ -207,17 +207,41 @@ fn resolve(spec: &SignalClusterSpec, secrets: &Secrets, problems: &mut Vec<Probl
     }
 }
 
+/// Files of the databases of notifications and of policies.
+fn databases(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) {
+    if let Some(database) = &spec.database {
+        resolver.postgres(&PostgresFields {
+            field: "spec.database",
+            url: database.url_secret_ref.as_ref(),
+            connection: database.connection.as_ref(),
+            ssl_mode: database.ssl_mode,
+            ca: database.ca_secret_ref.as_ref(),
+            url_file: DATABASE_URL,
+            ca_file: DATABASE_CA,
+        });
+    }
+    let policy = &spec.policy;
+    resolver.postgres(&PostgresFields {
+        field: "spec.policy",
+        url: policy.url_secret_ref.as_ref(),
+        connection: policy.connection.as_ref(),
+        ssl_mode: policy.ssl_mode,
+        ca: policy.ca_secret_ref.as_ref(),
+        url_file: POLICY_URL,
+        ca_file: POLICY_CA,
+    });
+}
+
 /// Files of Kafka's logins.
 fn kafka_login(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) {
     let Some(security) = spec.kafka.as_ref().map(|kafka| &kafka.security) else {
         return;
     };
     if let Some(auth) = &security.auth {
-        resolver.fixed_text(
-            "spec.kafka.security.auth.usernameSecretRef",
-            &auth.username_secret_ref,
-            KAFKA_USERNAME,
-        );
+        if let Some(key) = &auth.username_secret_ref {
+            let field = "spec.kafka.security.auth.usernameSecretRef";
+            resolver.fixed_text(field, key, KAFKA_USERNAME);
+        }
         resolver.fixed_text(
             "spec.kafka.security.auth.passwordSecretRef",
             &auth.password_secret_ref,
@@ -234,11 +258,38 @@ fn kafka_login(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) {
     if let (Some(certificate), Some(key)) =
         (&security.certificate_secret_ref, &security.key_secret_ref)
     {
-        resolver.client_certificate(
-            "spec.kafka.security",
+        resolver.fixed_pair(
+            [
+                "spec.kafka.security.certificateSecretRef",
+                "spec.kafka.security.keySecretRef",
+            ],
             [certificate, key],
             [KAFKA_CERTIFICATE, KAFKA_KEY],
         );
+    }
+    if let Some(user) = &security.user {
+        kafka_user(user, security.protocol, resolver);
+    }
+}
+
+/// Files of a user whose Secret Strimzi writes: what its transport needs.
+fn kafka_user(user: &KafkaUser, protocol: KafkaProtocol, resolver: &mut Resolver<'_>) {
+    let field = "spec.kafka.security.user";
+    let named = |key: &String| SecretKey {
+        name: user.secret_name.clone(),
+        key: key.clone(),
+    };
+    match protocol {
+        KafkaProtocol::Ssl => resolver.fixed_pair(
+            [field; 2],
+            [&named(&user.certificate_key), &named(&user.private_key_key)],
+            [KAFKA_CERTIFICATE, KAFKA_KEY],
+        ),
+        KafkaProtocol::SaslPlaintext | KafkaProtocol::SaslSsl => {
+            resolver.fixed_text(field, &named(&user.password_key), KAFKA_PASSWORD);
+        }
+        // The definition refuses it.
+        KafkaProtocol::Plaintext => {}
     }
 }
 
@@ -272,10 +323,20 @@ fn redis(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> Option<Record
     let auth = redis.auth.as_ref();
     let user = auth.and_then(|auth| auth.username_secret_ref.as_ref());
     let sentinel = redis.sentinel.as_ref();
-    let authorities = redis
-        .tls
-        .as_ref()
-        .and_then(|tls| tls.ca_secret_ref.as_ref());
+    let tls = redis.tls.as_ref();
+    let authorities = tls.and_then(|tls| tls.ca_secret_ref.as_ref());
+    let client = tls.and_then(|tls| {
+        let keys = [
+            tls.certificate_secret_ref.as_ref()?,
+            tls.key_secret_ref.as_ref()?,
+        ];
+        let fields = [
+            "spec.redis.tls.certificateSecretRef",
+            "spec.redis.tls.keySecretRef",
+        ];
+        resolver.addressed_pair(fields, keys, ["redis-client", "redis-client-key"])
+    });
+    let [certificate_file, key_file] = client.map_or([None, None], |names| names.map(Some));
     Some(RecordedRedis {
         mode: redis.mode.into(),
         nodes: redis.nodes.clone(),
@@ -307,6 +368,8 @@ fn redis(spec: &SignalClusterSpec, resolver: &mut Resolver<'_>) -> Option<Record
         ca_file: authorities.and_then(|key| {
             resolver.addressed_authorities("spec.redis.tls.caSecretRef", key, "redis-ca")
         }),
+        certificate_file,
+        key_file,
         prefix: redis.channel_prefix.clone(),
     })
 }

@@ -10,9 +10,11 @@
 mod apply;
 mod definition;
 mod examples;
+mod gateway;
 mod killed;
 mod leadership;
 mod many;
+mod operators;
 mod optional;
 mod pods_first;
 mod problems;

@@ -25,6 +25,8 @@ fn redis(node: &str) -> RecordedRedis {
         sentinel_password_file: None,
         tls: false,
         ca_file: None,
+        certificate_file: None,
+        key_file: None,
         prefix: String::new(),
     }
 }

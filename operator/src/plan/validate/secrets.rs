@@ -9,7 +9,6 @@ use signal_contract::Object;
 use signal_crds::reference::SecretKey;
 
 use super::{Files, Problem, ProblemKind};
-use crate::names::LIVE_DIR;
 use crate::observe::observed::Secrets;
 use crate::reasons::ConditionReason;
 
@@ -39,6 +38,8 @@ pub const DATABASE_URL: &str = "database-url";
 pub const DATABASE_CA: &str = "database-ca.crt";
 /// URL of the policy database.
 pub const POLICY_URL: &str = "policy-url";
+/// Its certificate authorities.
+pub const POLICY_CA: &str = "policy-ca.crt";
 /// Certificate of the public port, and its chain.
 pub const TLS_CERTIFICATE: &str = "tls.crt";
 /// Its private key.
@@ -75,12 +76,17 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn refuse(&mut self, reason: ConditionReason, message: String) {
-        self.problems.push(Problem {
+    /// Adds what is wrong with a reference.
+    pub(super) fn refuse(&mut self, reason: ConditionReason, message: String) {
+        let problem = Problem {
             kind: ProblemKind::Reference,
             reason,
             message,
-        });
+        };
+        // A Secret that does not exist lacks every key, and is named once for each field.
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
     }
 
     /// The content of a key, not empty.
@@ -113,7 +119,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// A text of one line, without white space around it.
-    fn text(&mut self, field: &str, key: &SecretKey) -> Option<&'a str> {
+    pub(super) fn text(&mut self, field: &str, key: &SecretKey) -> Option<&'a str> {
         let content = self.content(field, key)?;
         match std::str::from_utf8(content).map(str::trim) {
             Ok(text) if !text.contains(char::is_control) => Some(text),
@@ -169,57 +175,59 @@ impl<'a> Resolver<'a> {
         None
     }
 
-    /// Certificate and key of a Secret of type `kubernetes.io/tls`, which belong to each other.
-    pub(super) fn certificate(&mut self, field: &str, name: &str) {
-        let key_of = |key: &str| SecretKey {
-            name: name.to_owned(),
-            key: key.to_owned(),
+    /// The contents of a certificate and its key, of any two Secrets, which belong to each other. The fields are those that name them.
+    fn pair(
+        &mut self,
+        fields: [&str; 2],
+        [certificate, key]: [&SecretKey; 2],
+    ) -> Option<[&'a [u8]; 2]> {
+        let contents = (
+            self.content(fields[0], certificate),
+            self.content(fields[1], key),
+        );
+        let (Some(chain), Some(private)) = contents else {
+            return None;
         };
-        let certificate = self.content(field, &key_of(TLS_CERTIFICATE));
-        let key = self.content(field, &key_of(TLS_KEY));
-        let (Some(certificate), Some(key)) = (certificate, key) else {
-            return;
-        };
-        match pair(certificate, key, [TLS_CERTIFICATE, TLS_KEY]) {
-            Ok(()) => {
-                self.files
-                    .insert(TLS_CERTIFICATE.into(), certificate.into());
-                self.files.insert(TLS_KEY.into(), key.into());
+        match pair(chain, private, [&certificate.key, &key.key]) {
+            Ok(()) => Some([chain, private]),
+            Err(why) => {
+                let message = format!("{}: Secret {}: {why}", fields[0], certificate.name);
+                self.refuse(ConditionReason::CertificateInvalid, message);
+                None
             }
-            Err(why) => self.refuse(
-                ConditionReason::CertificateInvalid,
-                format!("{field}: Secret {name}: {why}"),
-            ),
         }
     }
 
-    /// A certificate and its key, of any two Secrets, which belong to each other, under fixed names.
-    pub(super) fn client_certificate(
+    /// The same under fixed names.
+    pub(super) fn fixed_pair(
         &mut self,
-        field: &str,
-        [certificate, key]: [&SecretKey; 2],
+        fields: [&str; 2],
+        keys: [&SecretKey; 2],
         names: [&str; 2],
     ) {
-        let (chain, private) = (
-            self.content(&format!("{field}.certificateSecretRef"), certificate),
-            self.content(&format!("{field}.keySecretRef"), key),
-        );
-        let (Some(chain), Some(private)) = (chain, private) else {
-            return;
-        };
-        match pair(chain, private, [&certificate.key, &key.key]) {
-            Ok(()) => {
-                self.files.insert(names[0].into(), chain.into());
-                self.files.insert(names[1].into(), private.into());
-            }
-            Err(why) => self.refuse(
-                ConditionReason::CertificateInvalid,
-                format!(
-                    "{field}.certificateSecretRef: Secret {}: {why}",
-                    certificate.name
-                ),
-            ),
+        for (name, content) in names
+            .into_iter()
+            .zip(self.pair(fields, keys).into_iter().flatten())
+        {
+            self.files.insert(name.into(), content.into());
         }
+    }
+
+    /// The same under content-addressed names.
+    pub(super) fn addressed_pair(
+        &mut self,
+        fields: [&str; 2],
+        keys: [&SecretKey; 2],
+        stems: [&str; 2],
+    ) -> Option<[String; 2]> {
+        let [chain, private] = self.pair(fields, keys)?;
+        let names = [
+            addressed(stems[0], chain, ".crt"),
+            addressed(stems[1], private, ""),
+        ];
+        self.files.insert(names[0].clone(), chain.into());
+        self.files.insert(names[1].clone(), private.into());
+        Some(names)
     }
 
     /// Authorities under a content-addressed name.
@@ -240,42 +248,6 @@ impl<'a> Resolver<'a> {
         if let Some(content) = self.authorities(field, key) {
             self.files.insert(name.into(), content.into());
         }
-    }
-
-    /// The URL of a PostgreSQL; with `authorities`, `sslrootcert` names their file unless the URL names one itself.
-    pub(super) fn database(&mut self, field: &str, key: &SecretKey, name: &str, authorities: bool) {
-        let Some(text) = self.text(field, key) else {
-            return;
-        };
-        // The message must not contain the URL: it holds the password.
-        let parsed: Result<Vec<url::Url>, _> = signal_contract::one_url_per_host(text)
-            .iter()
-            .map(|url| url.parse())
-            .collect();
-        let url = parsed.ok().and_then(|hosts| {
-            let is_postgres = |url: &url::Url| matches!(url.scheme(), "postgres" | "postgresql");
-            hosts.into_iter().find(is_postgres)
-        });
-        let Some(url) = url else {
-            let message = format!(
-                "{field}: key {} of Secret {} is not a postgres:// URL",
-                key.key, key.name
-            );
-            return self.refuse(ConditionReason::DatabaseURLInvalid, message);
-        };
-        let mut text = text.to_owned();
-        if authorities && !url.query_pairs().any(|(name, _)| name == "sslrootcert") {
-            let joint = if url.query().is_some_and(|query| !query.is_empty()) {
-                "&"
-            } else {
-                "?"
-            };
-            text = format!(
-                "{}{joint}sslrootcert={LIVE_DIR}/{DATABASE_CA}",
-                text.trim_end_matches('?')
-            );
-        }
-        self.files.insert(name.into(), text.into_bytes());
     }
 
     /// Users of `Authorization: Basic`.
