@@ -16,6 +16,8 @@ pub const DRAINING: &str = "signal.dev/draining";
 pub const DRAINING_SINCE: &str = "signal.dev/draining-since";
 /// Annotation by which the ReplicaSet chooses which pod to delete first (Kubernetes' own).
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+/// Annotation of a pod by which a person has it drained and replaced, whatever its text.
+pub const DRAIN: &str = "signal.dev/drain";
 /// Annotation of applied objects: the hash of what was applied.
 pub const APPLIED: &str = "signal.dev/applied";
 /// Annotation of a SignalCluster by which a person has the signing key rotated: once for each value.

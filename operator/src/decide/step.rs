@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use signal_crds::SignalClusterSpec;
 use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SigningKeyStatus};
@@ -251,14 +252,17 @@ impl Step<'_> {
         begins_rollout: bool,
     ) -> ScaleStep {
         memory.follow_drains(&self.observed.fleet, self.now);
+        let rolling_out = self.rollout.going_on || begins_rollout;
+        let has_surge = !is_zero(&self.spec.rollout.max_surge);
+        let fleet = &self.observed.fleet;
         let mut scale = scale::plan(
             &ScaleInput {
-                wanted,
+                wanted: scale::wanted_with_drains(wanted, fleet, has_surge, rolling_out),
                 deployment: self.observed.deployment.as_ref(),
                 fleet: &self.observed.fleet,
                 drain: &self.spec.drain,
                 seen: &memory.drains,
-                rolling_out: self.rollout.going_on || begins_rollout,
+                rolling_out,
                 shrinks: self.shrinks().filter(|_| !begins_rollout),
             },
             self.now,
@@ -363,6 +367,13 @@ impl Step<'_> {
             paused: spec.paused || spec.stopped,
         };
         rebalance::plan(&input, &mut memory.rebalance, self.now)
+    }
+}
+
+fn is_zero(number: &IntOrString) -> bool {
+    match number {
+        IntOrString::Int(number) => *number == 0,
+        IntOrString::String(percent) => percent == "0%",
     }
 }
 

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{Pod as KubePod, Probe};
 use kube::ResourceExt as _;
 
-use crate::names::{self, DELETION_COST, DRAINING, DRAINING_SINCE};
+use crate::names::{self, DELETION_COST, DRAIN, DRAINING, DRAINING_SINCE};
 use crate::observe::fleet::Pod;
 use crate::observe::problems::problem;
 use crate::time::from_k8s;
@@ -61,6 +61,7 @@ pub(super) fn pod(pod: &KubePod, now: DateTime<Utc>) -> Option<Pod> {
         terminating: pod.metadata.deletion_timestamp.is_some(),
         // A mark with an unreadable time counts as old: its deadline has passed.
         draining_since: drains.then(|| since.map_or(chrono::DateTime::UNIX_EPOCH, Into::into)),
+        asked_to_drain: pod.annotations().contains_key(DRAIN),
         deletion_cost: pod
             .annotations()
             .get(DELETION_COST)
@@ -109,7 +110,7 @@ mod tests {
             "metadata": {
                 "name": "edge-1", "uid": "u", "resourceVersion": "7", "creationTimestamp": "2026-01-01T00:00:00Z",
                 "labels": {"pod-template-hash": "abc", "signal.dev/draining": "true"},
-                "annotations": {"signal.dev/draining-since": "2026-01-01T00:01:00Z", "controller.kubernetes.io/pod-deletion-cost": "-5"},
+                "annotations": {"signal.dev/draining-since": "2026-01-01T00:01:00Z", "controller.kubernetes.io/pod-deletion-cost": "-5", "signal.dev/drain": "now"},
             },
             "spec": {"nodeName": "n", "containers": [
                 {"name": "proxy", "ports": [{"name": "admin", "containerPort": 1}]},
@@ -127,6 +128,7 @@ mod tests {
             ),
             (9191, true, false, Some(-5))
         );
+        assert!(read.asked_to_drain);
         assert_eq!(
             (
                 read.ip,

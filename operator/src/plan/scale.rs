@@ -9,6 +9,9 @@
 //! before them. A pending pod serves no client: it becomes a victim, and the drain of another victim is cancelled. If it starts between two
 //! reconciles it is deleted instead of a victim, and the next reconcile cancels the drain of the surplus victim.
 //!
+//! A pod that somebody asks to have drained goes in the same way: for it the wanted number is another one for a while ([`wanted_with_drains`]), and it is
+//! the first victim.
+//!
 //! A rollout ends before pods are taken away. One that is stuck does not end: then they go one at a time, from the ReplicaSet from which the Deployment's
 //! controller takes them.
 
@@ -139,6 +142,24 @@ pub fn pause(pod: &Pod, drain: &Drain) -> Duration {
 
 fn span(duration: Duration) -> TimeDelta {
     TimeDelta::from_std(duration).unwrap_or(TimeDelta::days(36_500))
+}
+
+/// The wanted number while a pod is replaced that somebody asks to have drained: one at a time, after rollouts, and as in a rollout. With `has_surge` its
+/// successor serves before it drains; without, there is one pod less for a while. 0 stays 0.
+pub fn wanted_with_drains(wanted: i32, fleet: &Fleet, has_surge: bool, rolling_out: bool) -> i32 {
+    let asked: Vec<&Pod> = fleet.alive().filter(|pod| pod.asked_to_drain).collect();
+    let Some(first) = asked.iter().min_by_key(|pod| order(pod)) else {
+        return wanted;
+    };
+    if wanted <= 0 || rolling_out {
+        return wanted;
+    }
+    let without_it = wanted - i32::from(!has_surge);
+    let serving = fleet.ready().filter(|pod| pod.stays());
+    let others = serving.filter(|pod| pod.name != first.name).count();
+    // One that drains does not serve any more, and goes on.
+    let goes = asked.iter().any(|pod| pod.draining_since.is_some()) || others >= size(without_it);
+    without_it + i32::from(!goes)
 }
 
 /// The next step towards the wanted number.
@@ -321,9 +342,10 @@ impl<'a> Victims<'a> {
     }
 }
 
-/// Emptiest first; of two, the youngest first.
-fn order(pod: &Pod) -> (i64, Reverse<DateTime<Utc>>, String) {
-    (load(pod), Reverse(pod.created), pod.name.clone())
+/// Those that somebody asks to have drained first, then the emptiest; of two, the youngest first.
+fn order(pod: &Pod) -> (bool, i64, Reverse<DateTime<Utc>>, String) {
+    let created = Reverse(pod.created);
+    (!pod.asked_to_drain, load(pod), created, pod.name.clone())
 }
 
 /// Connections of a pod, to rank it. A ready pod that does not answer counts as full; one that is neither ready nor answers counts as empty.

@@ -9,6 +9,7 @@
 
 mod apply;
 mod definition;
+mod drains;
 mod examples;
 mod gateway;
 mod killed;

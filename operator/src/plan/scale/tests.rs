@@ -629,3 +629,66 @@ fn a_stuck_rollout_that_is_not_scaled_in_marks_nobody_and_takes_marks_back() {
         "of the other ReplicaSet"
     );
 }
+
+fn asked(mut pod: Pod) -> Pod {
+    pod.asked_to_drain = true;
+    pod
+}
+
+#[test]
+fn a_pod_that_is_asked_to_drain_goes_once_its_successor_serves() {
+    let wanted = |pods: &[Pod], has_surge: bool| {
+        let fleet = Fleet { pods: pods.into() };
+        wanted_with_drains(2, &fleet, has_surge, false)
+    };
+    let mut pods = vec![pod("a", 5), asked(pod("b", 50))];
+    assert_eq!(wanted(&pods, true), 3, "one more comes first");
+    pods.push(pending("c"));
+    assert_eq!(wanted(&pods, true), 3, "it does not serve yet");
+    let waits = step(3, 3, pods.clone());
+    assert!(waits.mark.is_empty(), "{waits:?}");
+    pods[2] = pod("c", 0);
+    assert_eq!(wanted(&pods, true), 2);
+    assert_eq!(
+        names(&step(2, 3, pods.clone()).mark),
+        ["b"],
+        "not the emptiest"
+    );
+    pods[1] = asked(draining("b", 60, 3));
+    assert_eq!(wanted(&pods, true), 2);
+    assert_eq!(step(2, 3, pods.clone()).deployment_replicas, 3);
+    pods[1] = asked(draining("b", 60, 0));
+    assert_eq!(step(2, 3, pods.clone()).deployment_replicas, 2);
+    pods.remove(1);
+    assert_eq!(wanted(&pods, true), 2);
+}
+
+#[test]
+fn without_room_for_one_more_a_pod_drains_first_and_its_successor_comes_then() {
+    let wanted = |pods: Vec<Pod>| wanted_with_drains(2, &Fleet { pods }, false, false);
+    let both = vec![asked(pod("a", 5)), asked(pod("b", 50))];
+    assert_eq!(wanted(both.clone()), 1);
+    assert_eq!(names(&step(1, 2, both).mark), ["a"], "one at a time");
+    assert_eq!(
+        wanted(vec![asked(draining("a", 9, 1)), asked(pod("b", 50))]),
+        1
+    );
+    assert_eq!(wanted(vec![asked(pod("b", 50))]), 2, "its successor");
+    assert_eq!(wanted(vec![asked(pod("b", 50)), pending("c")]), 2);
+    assert_eq!(wanted(vec![asked(pod("b", 50)), pod("c", 0)]), 1);
+}
+
+#[test]
+fn a_pod_is_not_replaced_for_itself_in_a_rollout_or_where_none_is_wanted_and_one_that_is_broken_is()
+{
+    let fleet = |pods: Vec<Pod>| Fleet { pods };
+    let two = || fleet(vec![pod("a", 5), asked(pod("b", 50))]);
+    assert_eq!(wanted_with_drains(2, &two(), true, true), 2);
+    assert_eq!(wanted_with_drains(0, &two(), true, false), 0);
+    assert_eq!(wanted_with_drains(0, &two(), false, false), 0);
+    let broken = || asked(pending("b"));
+    let before = fleet(vec![pod("a", 5), broken()]);
+    assert_eq!(wanted_with_drains(2, &before, true, false), 3);
+    let after = fleet(vec![pod("a", 5), broken(), pod("c", 0)]);
+    assert_eq!(wanted_with_drains(2, &after, true, false), 2);
+}
