@@ -65,9 +65,19 @@ impl Drain {
 /// How pods are replaced when image or static settings change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!(string(self.maxSurge) in ['0', '0%'] && string(self.maxUnavailable) in ['0', '0%'])")
-    .message("maxSurge or maxUnavailable must be above 0: otherwise no pod can be replaced").field_path(".maxSurge"))]
+#[x_kube(
+    validation = Rule::new("!(string(self.maxSurge) in ['0', '0%'] && string(self.maxUnavailable) in ['0', '0%'])")
+        .message("maxSurge or maxUnavailable must be above 0: otherwise no pod can be replaced").field_path(".maxSurge"),
+    validation = Rule::new("!has(self.canary) || self.strategy == 'Canary'")
+        .message("canary belongs to strategy Canary").field_path(".canary"),
+)]
 pub struct Rollout {
+    /// Whether a new pod template is rolled out at once, or waits for a person.
+    #[serde(default)]
+    pub strategy: RolloutStrategy,
+    /// What the first pod has to show; strategy Canary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanarySettings>,
     /// Pods above the wanted number during a rollout, as a number or a percentage.
     #[serde(default = "Rollout::max_surge")]
     #[schemars(schema_with = "int_or_percent")]
@@ -84,9 +94,31 @@ pub struct Rollout {
     pub progress_deadline: Duration,
 }
 
+/// What the first pod of a new template has to show before others follow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CanarySettings {
+    /// How long it must stay good: ready, not restarted, and without an error in its status that no other pod has. Absent: until it is approved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soak: Option<Duration>,
+}
+
+/// When a new pod template is rolled out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum RolloutStrategy {
+    /// At once.
+    #[default]
+    Automatic,
+    /// One pod at once; the others once it stayed good for `canary.soak`, or are approved as with Supervised.
+    Canary,
+    /// Once annotation `signal.dev/approve-rollout` of the SignalCluster names its revision, which condition UpdatePending tells. Migrations wait with it.
+    Supervised,
+}
+
 impl Default for Rollout {
     fn default() -> Self {
         Self {
+            strategy: RolloutStrategy::default(),
+            canary: None,
             max_surge: Self::max_surge(),
             max_unavailable: Self::max_unavailable(),
             min_ready: Self::min_ready(),

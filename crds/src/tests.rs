@@ -287,6 +287,14 @@ fn cases() -> Vec<Case> {
             )],
         ),
         (
+            "canary belongs to strategy Canary",
+            vec![("/spec/rollout/canary", json!({"soak": "10m"}))],
+            vec![(
+                "/spec/rollout",
+                json!({"strategy": "Canary", "canary": {"soak": "10m"}}),
+            )],
+        ),
+        (
             "auth needs a SASL protocol",
             vec![("/spec/kafka/security/protocol", json!("SSL"))],
             vec![(

@@ -45,6 +45,7 @@ pub(crate) fn pod(name: &str) -> Pod {
         ready: true,
         terminating: false,
         draining_since: None,
+        restarts: 0,
         asked_to_drain: false,
         deletion_cost: None,
         template_hash: "1".into(),

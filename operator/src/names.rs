@@ -33,6 +33,10 @@ pub const RESTART_HASH: &str = "signal.dev/restart-secrets";
 pub const TEMPLATE_INPUTS: &str = "signal.dev/template-inputs";
 /// Annotation of a SignalCluster, and of its pods: another text restarts them.
 pub const RESTARTED_AT: &str = "signal.dev/restarted-at";
+/// Annotation of a SignalCluster: the revision of the pod template that a person approves (`rollout.strategy: Supervised` and `Canary`).
+pub const APPROVE_ROLLOUT: &str = "signal.dev/approve-rollout";
+/// Annotation of the Deployment: how the first pod of its template does (`rollout.strategy: Canary`), as JSON.
+pub const CANARY: &str = "signal.dev/canary";
 /// Annotation of the Deployment: the hash of its pod template, which separates a change of it from the API server's defaults.
 pub const TEMPLATE_HASH: &str = "signal.dev/template";
 

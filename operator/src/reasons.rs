@@ -132,6 +132,12 @@ reasons! {
         OperatorChanged,
         /// The pods have the template that the operator makes, or are on the way to it.
         UpToDate,
+        /// One pod has the new template, and the others wait for it to stay good.
+        CanaryObserved,
+        /// The first pod of the new template is not good, and the others do not follow.
+        CanaryFailed,
+        /// Nobody has approved the new pod template.
+        AwaitingApproval,
         /// Fewer pods serve than the spec wants.
         PodsStarting,
         /// The number of pods changes.

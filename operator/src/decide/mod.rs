@@ -259,7 +259,10 @@ pub fn decide(
             events: step.events,
         },
         pods,
-        migration: objects::migration(&valid, observed),
+        migration: match objects::migration(&valid, observed) {
+            Migration::Pending { .. } if desired.awaits_approval() => Migration::AwaitsApproval,
+            migration => migration,
+        },
         rotation: rotation.or(signing.waiting),
         lost_keys: signing.lost,
         routing,

@@ -49,6 +49,8 @@ pub enum Migration {
     },
     /// The schema is that of the image.
     Complete(Migrated),
+    /// Nobody has approved the template with the image, so no Job is made for it.
+    AwaitsApproval,
 }
 
 impl Migration {
@@ -227,8 +229,7 @@ pub(super) fn job(
     now: DateTime<Utc>,
 ) -> Option<Job> {
     let name = job_name(cluster, observed)?;
-    let jobs = &mut observed.jobs.iter();
-    let is_there = jobs.any(|job| job.metadata.name.as_ref() == Some(&name));
+    let is_there = has(observed, &name);
     let migration = migration(cluster, observed);
     let is_needed = !migration.lets_pods_start() && !cluster.spec.stopped;
     if !is_needed && !is_there {
@@ -243,6 +244,17 @@ pub(super) fn job(
     let mut made = made(cluster, children)?;
     made.metadata.name = Some(name);
     Some(made)
+}
+
+/// Whether this Job is in the cluster.
+pub(super) fn is_there(job: &Job, observed: &Observed) -> bool {
+    let name = job.metadata.name.as_deref();
+    name.is_some_and(|name| has(observed, name))
+}
+
+fn has(observed: &Observed, name: &str) -> bool {
+    let names = observed.jobs.iter().map(|job| job.metadata.name.as_deref());
+    names.flatten().any(|there| there == name)
 }
 
 /// The Job without its name.

@@ -39,7 +39,7 @@ pub use config_map::{GATEWAY_TOML, JWKS_JSON, LIVE_TOML, gateway_toml, live_toml
 pub use credentials::ADMIN_TOKEN;
 pub use deployment::{STOP_MARGIN_SECS, grace_period};
 pub use migration::{Migrated, Migration, job_name, migration};
-pub use revisions::Held;
+pub use revisions::{Held, canary_of, revision_name};
 
 use crate::names::{Children, RECORD, labels};
 use crate::observe::observed::Observed;
@@ -148,6 +148,11 @@ impl Desired {
         all
     }
 
+    /// Whether a new template waits for a person.
+    pub fn awaits_approval(&self) -> bool {
+        matches!(self.held, Some(Held::Approval { .. }))
+    }
+
     /// Puts back the live settings that are in the cluster, and their record.
     pub fn keep_live_config(&mut self, observed: &Observed) {
         let copy = observed.credentials.as_ref();
@@ -208,11 +213,9 @@ pub fn desired(cluster: &ValidCluster, record: &Record, input: DesiredInput<'_>)
     let wanted = deployment::deployment(cluster, &children, &gateway, replicas);
     let static_config = config_map::static_config(cluster, &children, gateway);
     let static_secret = credentials::static_secret(cluster, &children);
-    let held = match migration(cluster, observed).lets_pods_start() {
-        false => Some(Held::Migration),
-        true => revisions::waiting_update(cluster, observed, &wanted).map(Held::Update),
-    };
-    let (deployment, static_config, static_secret) = match &held {
+    let held = held(cluster, observed, &wanted);
+    let awaits_approval = matches!(held, Some(Held::Approval { .. }));
+    let (mut deployment, static_config, static_secret) = match &held {
         None => (Some(wanted), Some(static_config), static_secret),
         Some(held) => (
             revisions::held_back(wanted, observed.deployment.as_ref(), held),
@@ -220,6 +223,9 @@ pub fn desired(cluster: &ValidCluster, record: &Record, input: DesiredInput<'_>)
             None,
         ),
     };
+    if let Some(deployment) = &mut deployment {
+        revisions::limit_to_canary(cluster, observed, deployment, held.as_ref(), now);
+    }
     Desired {
         deployment,
         service: service::public(cluster, &children),
@@ -243,12 +249,27 @@ pub fn desired(cluster: &ValidCluster, record: &Record, input: DesiredInput<'_>)
         pdb: pdb::pdb(cluster, &children),
         hpa: autoscaler::hpa(cluster, &children),
         network_policy: network_policy::network_policy(cluster, &children, operator_namespace),
-        migration: migration::job(cluster, &children, observed, now),
+        migration: migration::job(cluster, &children, observed, now)
+            .filter(|job| !awaits_approval || migration::is_there(job, observed)),
         ingress: exposure::ingress(cluster, &children, observed.kinds),
         http_route: exposure::http_route(cluster, &children, observed.kinds),
         redirect_route: exposure::redirect_route(cluster, &children, observed.kinds),
         service_monitor: monitoring::service_monitor(cluster, &children, observed.kinds),
         prometheus_rule: monitoring::prometheus_rule(cluster, &children, observed.kinds),
+    }
+}
+
+/// Why the pods keep their template, if they do. A person approves a template before the database is migrated for it.
+fn held(cluster: &ValidCluster, observed: &Observed, wanted: &Deployment) -> Option<Held> {
+    let update = revisions::waiting_update(cluster, observed, wanted);
+    if update.is_none()
+        && let Some(unapproved) = revisions::unapproved(cluster, observed, wanted)
+    {
+        return Some(unapproved);
+    }
+    match migration(cluster, observed).lets_pods_start() {
+        false => Some(Held::Migration),
+        true => update.map(Held::Update),
     }
 }
 

@@ -9,16 +9,21 @@
 use std::cmp::Reverse;
 use std::sync::LazyLock;
 
-use k8s_openapi::api::apps::v1::Deployment;
+use chrono::{DateTime, Utc};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentStrategy, RollingUpdateDeployment};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{CustomResourceExt as _, ResourceExt as _};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use signal_crds::SignalCluster;
+use signal_crds::scaling::RolloutStrategy;
 
 use super::compare;
-use crate::names::{Children, RESTART_HASH, RESTARTED_AT, TEMPLATE_HASH, TEMPLATE_INPUTS};
+use crate::names::{CANARY, Children, RESTART_HASH, RESTARTED_AT, TEMPLATE_HASH, TEMPLATE_INPUTS};
 use crate::observe::observed::{Mounts, Observed};
 use crate::observe::resources::{CONFIG_MAP, Owned, SECRET};
+use crate::plan::canary::{Canary, CanaryInput, CanaryState};
+use crate::plan::rollout::Rollout;
 use crate::plan::validate::{DATABASE_CA, Files, KAFKA_CA, ValidCluster};
 use crate::time::from_k8s;
 
@@ -56,6 +61,13 @@ pub enum Held {
     Migration,
     /// Only the operator is another one: the parts that it makes differently.
     Update(Vec<String>),
+    /// Nobody has approved the new one.
+    Approval {
+        /// Its revision.
+        revision: String,
+        /// The parts that differ.
+        parts: Vec<String>,
+    },
 }
 
 fn hex(digest: &[u8]) -> String {
@@ -211,6 +223,109 @@ fn annotation<'a>(deployment: &'a Deployment, name: &str) -> Option<&'a String> 
     deployment.metadata.annotations.as_ref()?.get(name)
 }
 
+fn template(deployment: &Deployment) -> Option<Value> {
+    let spec = deployment.spec.as_ref()?;
+    Some(serde_json::to_value(&spec.template).expect("a template is plain data"))
+}
+
+fn differing(new: &Value, old: &Value) -> Vec<String> {
+    let differences = compare::differences(new, old).into_iter();
+    let mut paths: Vec<String> = differences.map(|found| found.path).collect();
+    paths.sort();
+    paths
+}
+
+/// The name of a template for people: the first ten digits of its hash.
+fn revision_of(template: &Value) -> String {
+    revision_name(&compare::hash(template))
+}
+
+/// The same of a template with this hash.
+pub fn revision_name(hash: &str) -> String {
+    hash.trim_start_matches("sha256:")
+        .chars()
+        .take(10)
+        .collect()
+}
+
+/// What the Deployment says about the canary of its template.
+pub fn canary_of(deployment: &Deployment) -> Option<Canary> {
+    serde_json::from_str(annotation(deployment, CANARY)?).ok()
+}
+
+/// Keeps a rollout at one pod while its canary is looked at or has failed. The Deployment's controller brings up one pod more, and never takes it for
+/// available, so that no old one goes; it does not count that as a rollout without progress.
+pub(super) fn limit_to_canary(
+    cluster: &ValidCluster,
+    observed: &Observed,
+    deployment: &mut Deployment,
+    held: Option<&Held>,
+    now: DateTime<Utc>,
+) {
+    let current = observed.deployment.as_ref();
+    let mark = current.and_then(|current| annotation(current, TEMPLATE_HASH));
+    let (RolloutStrategy::Canary, Some(applied)) =
+        (cluster.spec.rollout.strategy, template(deployment))
+    else {
+        return;
+    };
+    // A template that is held back is the observed one, with the API server's defaults.
+    let hash = match (held, mark) {
+        (Some(_), Some(mark)) => mark.clone(),
+        _ => compare::hash(&applied),
+    };
+    let rollout = Rollout::of(current, &observed.fleet);
+    let step = CanaryInput {
+        template: &hash,
+        current: mark.map(String::as_str),
+        recorded: current.and_then(canary_of).as_ref(),
+        is_approved: cluster.approved_revision == Some(revision_name(&hash)),
+        settings: &cluster.spec.rollout,
+        rollout: &rollout,
+        fleet: &observed.fleet,
+    }
+    .step(now);
+    let Some(canary) = step else {
+        return;
+    };
+    let text = serde_json::to_string(&canary).expect("plain data");
+    let annotations = deployment.metadata.annotations.get_or_insert_default();
+    annotations.insert(CANARY.to_owned(), text);
+    if let Some(spec) = deployment
+        .spec
+        .as_mut()
+        .filter(|_| canary.state != CanaryState::Passed)
+    {
+        spec.strategy = Some(DeploymentStrategy {
+            type_: Some("RollingUpdate".into()),
+            rolling_update: Some(RollingUpdateDeployment {
+                max_surge: Some(IntOrString::Int(1)),
+                max_unavailable: Some(IntOrString::Int(0)),
+            }),
+        });
+        spec.min_ready_seconds = Some(i32::MAX - 1);
+        spec.progress_deadline_seconds = Some(i32::MAX);
+    }
+}
+
+/// Why the new template waits for a person; `None` where it does not.
+pub(super) fn unapproved(
+    cluster: &ValidCluster,
+    observed: &Observed,
+    wanted: &Deployment,
+) -> Option<Held> {
+    let current = observed.deployment.as_ref()?;
+    let (new, old) = (template(wanted)?, template(current)?);
+    let revision = revision_of(&new);
+    let is_free = cluster.spec.rollout.strategy != RolloutStrategy::Supervised
+        || cluster.approved_revision.as_ref() == Some(&revision)
+        || annotation(current, TEMPLATE_HASH)? == &compare::hash(&new);
+    (!is_free).then(|| Held::Approval {
+        revision,
+        parts: differing(&new, &old),
+    })
+}
+
 /// The parts of the template that another version of the operator makes differently of the same spec; `None` where nothing has to wait.
 pub(super) fn waiting_update(
     cluster: &ValidCluster,
@@ -218,10 +333,6 @@ pub(super) fn waiting_update(
     wanted: &Deployment,
 ) -> Option<Vec<String>> {
     let current = observed.deployment.as_ref()?;
-    let template = |deployment: &Deployment| {
-        let spec = deployment.spec.as_ref()?;
-        Some(serde_json::to_value(&spec.template).expect("a template is plain data"))
-    };
     let (new, old) = (template(wanted)?, template(current)?);
     let is_same_inputs = match annotation(current, TEMPLATE_INPUTS) {
         Some(inputs) if inputs.starts_with(INPUTS_FORM) => {
@@ -232,10 +343,7 @@ pub(super) fn waiting_update(
     if !is_same_inputs || annotation(current, TEMPLATE_HASH) == Some(&compare::hash(&new)) {
         return None;
     }
-    let differences = compare::differences(&new, &old);
-    let mut paths: Vec<String> = differences.into_iter().map(|found| found.path).collect();
-    paths.sort();
-    Some(paths)
+    Some(differing(&new, &old))
 }
 
 /// Whether an operator that did not write down the inputs has carried out this generation of the spec: it looked at it, and nothing kept it from rolling
@@ -275,7 +383,7 @@ pub(super) fn held_back(
     if let Some(spec) = &mut kept.spec {
         spec.template = template;
     }
-    if *held == Held::Migration {
+    if !matches!(held, Held::Update(_)) {
         // They belong to the template.
         let annotations = kept.metadata.annotations.get_or_insert_default();
         annotations.remove(TEMPLATE_INPUTS);

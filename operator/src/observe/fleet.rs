@@ -36,6 +36,8 @@ pub struct Pod {
     pub terminating: bool,
     /// Since when it drains at scale-in, as its label and annotation say.
     pub draining_since: Option<DateTime<Utc>>,
+    /// How often its gateway was restarted.
+    pub restarts: i32,
     /// Somebody asks for it to be drained and replaced.
     pub asked_to_drain: bool,
     /// Its deletion cost, if it has one.

@@ -61,6 +61,7 @@ pub(super) fn pod(pod: &KubePod, now: DateTime<Utc>) -> Option<Pod> {
         terminating: pod.metadata.deletion_timestamp.is_some(),
         // A mark with an unreadable time counts as old: its deadline has passed.
         draining_since: drains.then(|| since.map_or(chrono::DateTime::UNIX_EPOCH, Into::into)),
+        restarts: restarts(pod),
         asked_to_drain: pod.annotations().contains_key(DRAIN),
         deletion_cost: pod
             .annotations()
@@ -80,6 +81,16 @@ pub(super) fn pod(pod: &KubePod, now: DateTime<Utc>) -> Option<Pod> {
         problem: problem(pod, now),
         report: Err("it has not been polled yet".into()),
     })
+}
+
+fn restarts(pod: &KubePod) -> i32 {
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_deref());
+    let mut statuses = statuses.unwrap_or_default().iter();
+    let gateway = statuses.find(|status| status.name == names::CONTAINER);
+    gateway.map_or(0, |status| status.restart_count)
 }
 
 /// The longest time until a probe that fails from now on makes the pod unready: one that is under way may still succeed.

@@ -3,6 +3,7 @@
 //! `validate` and `rollout` prepare the input of the others. No plan uses another one, holds a client, or reads a clock.
 
 pub mod autoscale;
+pub mod canary;
 pub mod rebalance;
 pub mod record;
 pub mod rollout;

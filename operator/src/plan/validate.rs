@@ -19,7 +19,7 @@ use signal_crds::reference::SecretKey;
 use signal_crds::secrets::KafkaUser;
 use signal_crds::{SignalCluster, SignalClusterSpec};
 
-use crate::names::RESTARTED_AT;
+use crate::names::{APPROVE_ROLLOUT, RESTARTED_AT};
 use crate::observe::observed::{Observed, Secrets};
 use crate::plan::record::{RecordedRedis, SourceDefinition};
 use crate::reasons::ConditionReason;
@@ -59,6 +59,8 @@ pub struct ValidCluster {
     pub redis: Option<RecordedRedis>,
     /// What the annotation says that asks for a restart.
     pub restarted_at: Option<String>,
+    /// The revision of a pod template that a person approves.
+    pub approved_revision: Option<String>,
     /// Locales of the catalogs that are added to those of the image, sorted.
     pub locales: Vec<String>,
     /// Peers that may reach the public port; empty: all.
@@ -163,6 +165,7 @@ pub fn validate(observed: &Observed) -> Result<ValidCluster, Vec<Problem>> {
         sources,
         redis,
         restarted_at: cluster.annotations().get(RESTARTED_AT).cloned(),
+        approved_revision: cluster.annotations().get(APPROVE_ROLLOUT).cloned(),
         locales,
         public_from,
         admin_from,

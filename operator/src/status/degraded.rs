@@ -4,10 +4,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::conditions::{ConditionType as Type, Finding, State};
 use super::failures::{ApplyFailure, Concern, first};
+use super::findings::canary;
 use super::{pods, reports};
 use crate::decide::ClusterPlan;
-use crate::objects::Migration;
+use crate::objects::{Migration, revision_name};
 use crate::observe::observed::Observed;
+use crate::plan::canary::CanaryState;
 use crate::plan::validate::ProblemKind;
 use crate::reasons::ConditionReason;
 
@@ -18,6 +20,7 @@ pub(super) fn degraded(
 ) -> Finding {
     let wrong = record_unreadable(plan)
         .or_else(|| first(failures, Concern::Service))
+        .or_else(|| failed_canary(plan))
         .or_else(|| stuck_rollout(observed, plan))
         .or_else(|| failed_migration(observed, plan))
         .or_else(|| pods::wrong(observed, |pod| plan.facts().rollout.is_newest(pod)))
@@ -40,6 +43,18 @@ fn record_unreadable(plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
         .iter()
         .find(|problem| problem.kind == ProblemKind::Record)?;
     Some((problem.reason, problem.message.clone()))
+}
+
+fn failed_canary(plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
+    let canary = canary(plan.planned()?).filter(|canary| canary.state == CanaryState::Failed)?;
+    let revision = revision_name(&canary.template);
+    Some((
+        ConditionReason::CanaryFailed,
+        format!(
+            "the rollout stopped after one pod of revision {revision}: {}",
+            canary.why
+        ),
+    ))
 }
 
 fn stuck_rollout(observed: &Observed, plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
@@ -74,7 +89,7 @@ fn failed_migration(observed: &Observed, plan: &ClusterPlan) -> Option<(Conditio
             };
             conditions.iter().find(is_of_job)?.message.clone()
         }
-        Migration::NotWanted | Migration::Complete(_) => return None,
+        Migration::NotWanted | Migration::Complete(_) | Migration::AwaitsApproval => return None,
     };
     Some((ConditionReason::MigrationFailed, message))
 }

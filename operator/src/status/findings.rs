@@ -10,10 +10,11 @@ use super::failures::{ApplyFailure, monitored};
 use super::hpa::hpa_condition;
 use super::{pods, reports, trust};
 use crate::decide::{ClusterPlan, PlannedCluster};
-use crate::names::RESTARTED_AT;
-use crate::objects::{Held, Migration};
+use crate::names::{APPROVE_ROLLOUT, RESTARTED_AT};
+use crate::objects::{Held, Migration, canary_of, revision_name};
 use crate::observe::observed::Observed;
 use crate::plan::Waiting;
+use crate::plan::canary::{Canary, CanaryState};
 use crate::plan::validate::{Problem, ProblemKind};
 use crate::reasons::ConditionReason;
 use crate::status::conditions::{ConditionType as Type, Finding, State};
@@ -161,6 +162,9 @@ fn progressing(observed: &Observed, plan: &PlannedCluster) -> Finding {
 fn progress(observed: &Observed, plan: &PlannedCluster) -> Finding {
     let on =
         |reason, message: String| Finding::new(Type::Progressing, State::True, reason, message);
+    if let Some(message) = awaited(plan) {
+        return on(ConditionReason::AwaitingApproval, message);
+    }
     // While stopped no Job is made, and no pod waits for one.
     let spec = &observed.cluster.spec;
     if let Migration::Pending { job } = &plan.migration
@@ -181,6 +185,12 @@ fn progress(observed: &Observed, plan: &PlannedCluster) -> Finding {
         return on(
             ConditionReason::RolloutInProgress,
             ROLLOUT_NOT_BEGUN.to_owned(),
+        );
+    }
+    if let Some(canary) = canary(plan).filter(|canary| canary.state == CanaryState::Observed) {
+        return on(
+            ConditionReason::CanaryObserved,
+            observed_canary(spec, &canary),
         );
     }
     if plan.facts.rollout.going_on {
@@ -227,6 +237,25 @@ fn progress(observed: &Observed, plan: &PlannedCluster) -> Finding {
         ConditionReason::Settled,
         "",
     )
+}
+
+/// The canary of the template that is applied.
+pub(super) fn canary(plan: &PlannedCluster) -> Option<Canary> {
+    canary_of(plan.desired.deployment.as_ref()?)
+}
+
+fn observed_canary(spec: &SignalClusterSpec, canary: &Canary) -> String {
+    let revision = revision_name(&canary.template);
+    let soak = spec.rollout.canary.as_ref().and_then(|canary| canary.soak);
+    let until = match (soak, canary.good_since) {
+        (None, _) => format!("annotation {APPROVE_ROLLOUT} of the SignalCluster names it"),
+        (Some(soak), None) => format!("it is good for {soak}"),
+        (Some(soak), Some(since)) => format!(
+            "it is good for {soak}, which it is since {}",
+            since.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
+        ),
+    };
+    format!("one pod has revision {revision}, and the others follow once {until}")
 }
 
 fn redis(observed: &Observed) -> Finding {
@@ -355,6 +384,12 @@ fn database(spec: &SignalClusterSpec, migration: &Migration) -> Finding {
             ConditionReason::MigrationFailed,
             format!("Job {job}: {message}"),
         ),
+        Migration::AwaitsApproval => find(
+            State::True,
+            ConditionReason::AwaitingApproval,
+            "it has the schema of the running pods; that of the next ones is made once they are approved"
+                .into(),
+        ),
         Migration::Complete(migrated) => find(
             State::True,
             ConditionReason::Migrated,
@@ -437,7 +472,22 @@ fn rotation(plan: &PlannedCluster) -> Finding {
 /// Parts of a template that a message names.
 const NAMED_PARTS: usize = 5;
 
+/// What a template waits for that nobody has approved.
+fn awaited(plan: &PlannedCluster) -> Option<String> {
+    let Some(Held::Approval { revision, parts }) = &plan.desired.held else {
+        return None;
+    };
+    Some(format!(
+        "revision {revision} waits until annotation {APPROVE_ROLLOUT} of the SignalCluster names it: it differs in {}",
+        named(parts)
+    ))
+}
+
 fn update_pending(plan: &PlannedCluster) -> Finding {
+    let pending = |reason, message| Finding::new(Type::UpdatePending, State::True, reason, message);
+    if let Some(message) = awaited(plan) {
+        return pending(ConditionReason::AwaitingApproval, message);
+    }
     let Some(Held::Update(parts)) = &plan.desired.held else {
         return Finding::new(
             Type::UpdatePending,
@@ -446,19 +496,22 @@ fn update_pending(plan: &PlannedCluster) -> Finding {
             "",
         );
     };
+    pending(
+        ConditionReason::OperatorChanged,
+        format!(
+            "pods keep the template of an earlier operator until the spec changes, or annotation {RESTARTED_AT} of the SignalCluster: this one differs in {}",
+            named(parts)
+        ),
+    )
+}
+
+fn named(parts: &[String]) -> String {
     let more = parts.len().saturating_sub(NAMED_PARTS);
     let mut named = parts[..parts.len() - more].join(", ");
     if more > 0 {
         named += &format!(" and {more} more");
     }
-    Finding::new(
-        Type::UpdatePending,
-        State::True,
-        ConditionReason::OperatorChanged,
-        format!(
-            "pods keep the template of an earlier operator until the spec changes, or annotation {RESTARTED_AT} of the SignalCluster: this one differs in {named}"
-        ),
-    )
+    named
 }
 
 fn limited(observed: &Observed, plan: &ClusterPlan) -> Finding {
@@ -501,6 +554,14 @@ fn ready(observed: &Observed, plan: &ClusterPlan, found: &[Finding]) -> Finding 
             State::False,
             ConditionReason::Stopped,
             "spec.stopped: no pods are wanted",
+        );
+    }
+    if let Some(message) = plan.planned().and_then(awaited) {
+        return Finding::new(
+            Type::Ready,
+            State::False,
+            ConditionReason::AwaitingApproval,
+            message,
         );
     }
     for kind in [Type::DatabaseMigrated, Type::Available] {

@@ -1,12 +1,14 @@
 //! A revision of the pods stays whole while its ReplicaSet may start a pod, and an operator of another version restarts none.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use signal_crds::SignalCluster;
-use signal_operator::names::{RESTARTED_AT, TEMPLATE_HASH};
+use signal_operator::names::{APPROVE_ROLLOUT, RESTARTED_AT, TEMPLATE_HASH};
 use signal_operator::reconcile::reconcile;
 
 use crate::Stage;
@@ -101,10 +103,23 @@ impl Scene<'_> {
     }
 
     async fn condition(&self) -> (String, String) {
+        let pending = self.condition_of("UpdatePending").await;
+        (pending.status, pending.message)
+    }
+
+    async fn condition_of(&self, kind: &str) -> Condition {
         let cluster = self.stage.api::<SignalCluster>().get("edge").await.unwrap();
         let mut conditions = cluster.status.unwrap().conditions.into_iter();
-        let pending = conditions.find(|one| one.type_ == "UpdatePending").unwrap();
-        (pending.status, pending.message)
+        conditions.find(|one| one.type_ == kind).unwrap()
+    }
+
+    async fn annotate(&self, name: &str, text: &str) {
+        let patch = json!({"metadata": {"annotations": {name: text}}});
+        let api = self.stage.api::<SignalCluster>();
+        api.patch("edge", &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .unwrap();
+        self.reconcile().await;
     }
 }
 
@@ -222,4 +237,165 @@ async fn an_operator_of_another_version_restarts_no_pod_until_it_is_asked_to() {
         "now"
     );
     assert_eq!(scene.condition().await.0, "False");
+}
+
+#[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one course of events, in its order")]
+async fn a_supervised_template_waits_with_its_migration_until_its_revision_is_approved() {
+    let Some(stage) = Stage::new("approval").await else {
+        return;
+    };
+    let _secrets = SimulatedPods::around(&stage).await;
+    let operator = TestOperator::begin(&stage, None).await;
+    let scene = Scene {
+        stage: &stage,
+        operator,
+    };
+    let image = |tag: &'static str| {
+        move |cluster: &mut Value| {
+            cluster["spec"]["rollout"] = json!({"strategy": "Supervised"});
+            cluster["spec"]["image"]["tag"] = json!(tag);
+        }
+    };
+    scene.apply(image("1")).await;
+    scene.see().await;
+    let jobs = async || {
+        let jobs = stage.api::<Job>().list(&ListParams::default()).await;
+        let jobs = jobs.unwrap().items.into_iter();
+        let images = jobs.map(|job| {
+            let pod = job.spec.unwrap().template.spec.unwrap();
+            pod.containers[0].image.clone().unwrap()
+        });
+        images.collect::<Vec<_>>()
+    };
+    let template = async || scene.deployment().await.spec.unwrap().template;
+    let first = template().await;
+    assert_eq!(
+        scene.condition().await.0,
+        "False",
+        "the first one needs nobody"
+    );
+
+    scene.apply(image("2")).await;
+    assert_eq!(template().await, first);
+    assert!(
+        !jobs()
+            .await
+            .contains(&"example/signal-gateway:2".to_owned())
+    );
+    let pending = scene.condition_of("UpdatePending").await;
+    assert_eq!(
+        (pending.status.as_str(), pending.reason.as_str()),
+        ("True", "AwaitingApproval")
+    );
+    assert!(
+        pending.message.contains("/spec/containers[gateway]/image"),
+        "{}",
+        pending.message
+    );
+    for kind in ["Ready", "Progressing"] {
+        assert_eq!(scene.condition_of(kind).await.reason, "AwaitingApproval");
+    }
+    let message = pending.message.clone();
+    let revision = message.split(' ').nth(1).unwrap();
+    assert_eq!(revision.len(), 10, "{message}");
+
+    // The number of pods follows the spec meanwhile, and another approval is none.
+    scene
+        .apply(|cluster| {
+            image("2")(cluster);
+            cluster["spec"]["replicas"] = json!(2);
+        })
+        .await;
+    scene.annotate(APPROVE_ROLLOUT, "0123456789").await;
+    let held = scene.deployment().await.spec.unwrap();
+    assert_eq!((held.replicas, &held.template), (Some(2), &first));
+    assert_eq!(
+        scene.condition().await.1,
+        message,
+        "the number is no part of the revision"
+    );
+
+    scene.annotate(APPROVE_ROLLOUT, revision).await;
+    let image_of = |template: &k8s_openapi::api::core::v1::PodTemplateSpec| {
+        template.spec.as_ref().unwrap().containers[0].image.clone()
+    };
+    assert_eq!(
+        image_of(&template().await).as_deref(),
+        Some("example/signal-gateway:2")
+    );
+    assert!(
+        jobs()
+            .await
+            .contains(&"example/signal-gateway:2".to_owned())
+    );
+    assert_eq!(scene.condition().await.0, "False");
+
+    // The next one waits again; setting the field back leaves nothing to approve.
+    scene.see().await;
+    scene.apply(image("3")).await;
+    assert_eq!(scene.condition().await.0, "True");
+    scene.apply(image("2")).await;
+    assert_eq!(scene.condition().await.0, "False");
+}
+
+#[tokio::test]
+async fn a_rollout_stays_at_one_pod_until_its_canary_is_approved() {
+    let Some(stage) = Stage::new("canary").await else {
+        return;
+    };
+    let _secrets = SimulatedPods::around(&stage).await;
+    let operator = TestOperator::begin(&stage, None).await;
+    let scene = Scene {
+        stage: &stage,
+        operator,
+    };
+    let image = |tag: &'static str| {
+        move |cluster: &mut Value| {
+            cluster["spec"]["rollout"] = json!({"strategy": "Canary", "canary": {"soak": "1h"}});
+            cluster["spec"]["image"]["tag"] = json!(tag);
+        }
+    };
+    let pace = async || {
+        let spec = scene.deployment().await.spec.unwrap();
+        let rolling = spec.strategy.unwrap().rolling_update.unwrap();
+        let text = serde_json::to_string(&[rolling.max_surge, rolling.max_unavailable]);
+        (
+            text.unwrap(),
+            spec.min_ready_seconds,
+            spec.progress_deadline_seconds,
+        )
+    };
+    let usual = (r#"["25%",0]"#.to_owned(), Some(10), Some(600));
+    scene.apply(image("1")).await;
+    scene.see().await;
+    assert_eq!(pace().await, usual, "the first template has no canary");
+
+    scene.apply(image("2")).await;
+    scene.see().await;
+    scene.reconcile().await;
+    let held = (r#"[1,0]"#.to_owned(), Some(i32::MAX - 1), Some(i32::MAX));
+    assert_eq!(pace().await, held);
+    let template = scene
+        .deployment()
+        .await
+        .spec
+        .unwrap()
+        .template
+        .spec
+        .unwrap();
+    assert_eq!(
+        template.containers[0].image.as_deref(),
+        Some("example/signal-gateway:2")
+    );
+    let progressing = scene.condition_of("Progressing").await;
+    assert_eq!(progressing.reason, "CanaryObserved");
+    let words: Vec<&str> = progressing.message.split(' ').collect();
+    let at = words.iter().position(|word| *word == "revision").unwrap() + 1;
+    let revision = words[at].trim_end_matches(',');
+
+    scene.annotate(APPROVE_ROLLOUT, revision).await;
+    assert_eq!(pace().await, usual);
+    let text = &scene.deployment().await.annotations()["signal.dev/canary"].clone();
+    assert!(text.contains("Passed"), "{text}");
 }
