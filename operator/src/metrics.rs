@@ -80,7 +80,7 @@ pub struct Metrics {
     pub running: Gauge,
     /// Reconciles that watches requested, by source.
     pub triggers: Family<Source, Counter>,
-    /// Reconciles that were scheduled again, by why: `wait`, `resync`, or the class of the error.
+    /// Reconciles that were scheduled again, by why: `resync`, `pods`, `samples`, `settling`, what is due at a known time, or the class of the error.
     pub requeues: Family<Outcome, Counter>,
     /// Writes sent to the API server.
     pub writes: Family<WriteLabel, Counter>,

@@ -26,6 +26,15 @@ pub fn now() -> DateTime<Utc> {
     Utc::now()
 }
 
+/// The pause after so many times in a row; 1 is the first. It doubles each time up to `longest`; `chance` in 0..1 picks a pause between half of it and all
+/// of it, so that what failed together is not tried again together.
+pub fn growing(first: Duration, longest: Duration, times: u32, chance: f64) -> Duration {
+    let doubled = first
+        .saturating_mul(1 << times.saturating_sub(1).min(16))
+        .min(longest);
+    doubled.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)
+}
+
 /// About this long: up to a fifth more or less, so that many processes spread out.
 pub fn about(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.8..1.2))

@@ -6,6 +6,7 @@ use crate::act::apply::ApplyError;
 use crate::act::writer::WriteError;
 use crate::observe::ObserveError;
 use crate::reconcile::context::Error;
+use crate::time::growing;
 
 /// The kinds of failure that are treated differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,14 +83,10 @@ impl ErrorClass {
     }
 }
 
-/// The pause after this many failures in a row (1 is the first). The bound doubles with each failure; `chance` in 0..1 picks a pause between half of
-/// it and all of it, so that clusters that failed together are not retried together.
+/// The pause after this many failures in a row (1 is the first), as [`growing`] has it.
 pub fn pause(class: ErrorClass, failures: u32, chance: f64) -> Duration {
     let (first, longest) = class.first_and_longest();
-    let doubled = first
-        .saturating_mul(1 << failures.saturating_sub(1).min(16))
-        .min(longest);
-    doubled.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)
+    growing(first, longest, failures, chance)
 }
 
 #[cfg(test)]

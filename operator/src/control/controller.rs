@@ -43,6 +43,7 @@ pub async fn run(
         kinds: context.reader.kinds.clone(),
         metrics: context.metrics.clone(),
         requests,
+        doubted: context.kinds_doubted.clone(),
     };
     let mut tasks = watches.start(scopes);
     drop(watches);

@@ -13,7 +13,7 @@ use kube::runtime::events::EventType;
 use kube::{Api, Client, Resource as _};
 use rand::Rng as _;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,7 @@ use crate::control::lease::{self, Lease};
 use crate::metrics::Metrics;
 use crate::observe::admin_client::AdminClient;
 use crate::observe::observed::PodAllowances;
+use crate::observe::polls::Polls;
 use crate::observe::{Poll, Reader};
 use crate::reasons::EventReason;
 use crate::reconcile::context::{Context, Settings};
@@ -100,10 +101,12 @@ async fn work(
     let (clusters, follow) =
         Clusters::watch(&client, &scopes, &args.selector, metrics, &pending.scopes);
     let mut tasks: JoinSet<_> = follow.into_iter().map(endless).collect();
+    let kinds_doubted = Arc::new(Notify::new());
     let follow_kinds = kinds::follow(
         client.clone(),
         scopes.clone(),
         kinds_sender,
+        kinds_doubted.clone(),
         metrics.clone(),
     );
     tasks.spawn(endless(follow_kinds));
@@ -122,13 +125,12 @@ async fn work(
     let mut lease = tokio::spawn(
         Lease::new(client.clone(), settings, fence.clone()).run(leading, release.clone()),
     );
-    let context = Context::new(
+    let mut context = Context::new(
         Reader {
             client: client.clone(),
             kinds,
-            poll: poll(&pods),
+            polls: Polls::new(poll(&pods), metrics.clone()),
             allowed: allowed(&args.allow),
-            metrics: metrics.clone(),
         },
         Writer::new(client.clone(), fence.clone(), metrics.clone()),
         Events::new(client, identity, fence),
@@ -140,6 +142,7 @@ async fn work(
             resync: args.resync(),
         },
     );
+    context.kinds_doubted = kinds_doubted;
     let lead = lead(
         Arc::new(context),
         &clusters,

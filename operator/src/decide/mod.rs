@@ -5,13 +5,15 @@
 //! the same plan, so an operator that was killed at any point continues. The exception is [`ClusterMemory`], which a new leader starts empty.
 
 mod step;
+mod wake;
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Secret;
-use signal_crds::scaling::AutoscalingMode;
-use signal_crds::status::{ScalingState, SigningKeyStatus, SourceStage};
+use signal_crds::status::SigningKeyStatus;
+#[cfg(test)]
+use signal_crds::status::SourceStage;
 
 use crate::names::{RECORD, TEMPLATE_HASH};
 use crate::objects::{self, Desired, DesiredInput, LIVE_TOML, Migration, desired, revision};
@@ -23,10 +25,13 @@ use crate::plan::record::{PublicKey, Record};
 use crate::plan::rollout::Rollout;
 use crate::plan::scale::ScaleStep;
 use crate::plan::validate::{Problem, ProblemKind, ValidCluster, validate};
-use crate::plan::{PlanEvent, Waiting};
+use crate::plan::{Due, DueReason, PlanEvent, Waiting};
 use crate::reasons::ConditionReason;
 
 use step::{Step, signing_keys_before};
+use wake::Patience;
+
+pub use wake::{Wake, WakeReason, wake};
 
 /// What is remembered of one SignalCluster between reconciles. A new leader starts it empty, without harm.
 #[derive(Default)]
@@ -40,6 +45,8 @@ pub struct ClusterMemory {
     published: Vec<PlanEvent>,
     /// Since when a pod that drains is known to do so, by uid.
     drains: BTreeMap<String, DateTime<Utc>>,
+    /// How long pods have told nothing new.
+    patience: Patience,
 }
 
 impl ClusterMemory {
@@ -106,6 +113,8 @@ pub struct PlannedCluster {
     pub lost_keys: Vec<PublicKey>,
     /// What the switch to another Redis waits for.
     pub routing: Option<Waiting>,
+    /// When stages, keys and the migration go on by time alone.
+    pub due: Vec<Due>,
     /// Why the record cannot be read. Live settings, trust and keys then stay as they are; the rest of the plan goes on.
     pub unreadable: Option<Problem>,
     /// As it is after this step.
@@ -174,15 +183,11 @@ impl ClusterPlan {
         }
     }
 
-    /// Whether something is in progress that no watch reports: watches report pods that come and go, not what serving pods say in their status.
-    pub fn is_busy(&self, fleet: &Fleet) -> bool {
-        let planned = self.planned();
-        let scaling = self.pods().scale.status.state;
-        let polled = scaling == ScalingState::Draining
-            || planned
-                .is_some_and(|planned| planned.rotation.is_some() || planned.routing.is_some());
-        let pods_change = scaling != ScalingState::Idle || self.facts().rollout.going_on;
-        polled || (pods_change && fleet.ready().next().is_some())
+    /// Every time at which the plan changes although nothing else does. Times that have passed may be among them.
+    pub fn due(&self) -> impl Iterator<Item = &Due> {
+        let planned = self.planned().into_iter();
+        let stages = planned.flat_map(|planned| &planned.due);
+        stages.chain(&self.pods().scale.due)
     }
 }
 
@@ -213,10 +218,11 @@ pub fn decide(
             return invalid(step, memory, recorded, problems);
         }
     };
-    let (mut record, rotation, routing) = match &recorded {
+    let stages = match &recorded {
         Ok(recorded) => step.stages(&valid, recorded),
         Err(unreadable) => step.unknown_stages(unreadable),
     };
+    let mut record = stages.record;
     let signing = match &recorded {
         Ok(recorded) => step.signing_keys(&recorded.record.signing, random),
         Err(_) => step.kept_signing_keys(),
@@ -241,6 +247,10 @@ pub fn decide(
     }
     desired.inherit(&observed.cluster.spec.inherited_metadata);
     let pods = step.pods(memory, Some(&mut desired));
+    let migration = match objects::migration(&valid, observed) {
+        Migration::Pending { .. } if desired.awaits_approval() => Migration::AwaitsApproval,
+        migration => migration,
+    };
     let live = desired
         .live_config
         .data
@@ -259,16 +269,29 @@ pub fn decide(
             events: step.events,
         },
         pods,
-        migration: match objects::migration(&valid, observed) {
-            Migration::Pending { .. } if desired.awaits_approval() => Migration::AwaitsApproval,
-            migration => migration,
-        },
-        rotation: rotation.or(signing.waiting),
+        due: [stages.due, signing.due, migration_due(&migration, observed)].concat(),
+        migration,
+        rotation: stages.rotation.or(signing.waiting),
         lost_keys: signing.lost,
-        routing,
+        routing: stages.routing,
         desired,
         unreadable: recorded.err(),
     }))
+}
+
+/// When a failed migration is tried again.
+fn migration_due(migration: &Migration, observed: &Observed) -> Vec<Due> {
+    match migration {
+        Migration::Failed { again_at, .. }
+            if migration.tried_again(&observed.cluster.spec).is_some() =>
+        {
+            vec![Due {
+                at: *again_at,
+                why: DueReason::Migration,
+            }]
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// The cluster, if its pods stay within what the operator's arguments allow.
@@ -369,24 +392,6 @@ fn unreadable_record(kind: &str, name: &str, error: &str, way_out: &str) -> Prob
             "annotation {RECORD} of {kind} {name} cannot be read: {error}. Live settings, trust and keys stay as they are. {way_out}"
         ),
     }
-}
-
-/// Whether pods are polled often although nothing is in progress, because something depends on their connections or keys.
-pub fn wants_samples(observed: &Observed) -> bool {
-    let spec = &observed.cluster.spec;
-    let connections = spec
-        .autoscaling
-        .as_ref()
-        .is_some_and(|autoscaling| autoscaling.mode != AutoscalingMode::Hpa);
-    let rotating = spec.jwks.managed.is_some()
-        || observed.cluster.status.as_ref().is_some_and(|status| {
-            status
-                .jwks
-                .iter()
-                .any(|source| source.state != SourceStage::Trusted)
-        });
-    observed.fleet.ready().next().is_some()
-        && (connections || rotating || (spec.rebalance.enabled && spec.replicas > 1))
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::plan::scale::{self, ScaleInput, ScaleStep, ShrinkingSet};
 use crate::plan::signing::{self, KeyRing, SigningInput};
 use crate::plan::sources::{self, SourcesInput};
 use crate::plan::validate::{Problem, ValidCluster};
-use crate::plan::{PlanEvent, Waiting, autoscale};
+use crate::plan::{Due, PlanEvent, Waiting, autoscale};
 use crate::reasons::{ConditionReason, EventReason};
 
 /// How often connections decide about the number of pods: the HPA's own interval.
@@ -42,7 +42,20 @@ pub(super) struct Step<'a> {
     pub(super) events: Vec<PlanEvent>,
 }
 
+/// How far everything has come that changes in stages.
+pub(super) struct Stages {
+    /// After this step.
+    pub(super) record: Record,
+    /// What key sources wait for.
+    pub(super) rotation: Option<Waiting>,
+    /// What the switch to another Redis waits for.
+    pub(super) routing: Option<Waiting>,
+    /// When they go on by time alone.
+    pub(super) due: Vec<Due>,
+}
+
 /// The keys that the operator makes.
+#[derive(Default)]
 pub(super) struct SigningKeys {
     /// After this step; `None`: the spec wants none.
     pub(super) keys: Option<ManagedKeys>,
@@ -54,15 +67,13 @@ pub(super) struct SigningKeys {
     pub(super) lost: Vec<PublicKey>,
     /// What the keys wait for.
     pub(super) waiting: Option<Waiting>,
+    /// When they go on by time alone.
+    pub(super) due: Vec<Due>,
 }
 
 impl Step<'_> {
     /// The record after this step, and what key sources and Redis wait for.
-    pub(super) fn stages(
-        &mut self,
-        cluster: &ValidCluster,
-        recorded: &Recorded,
-    ) -> (Record, Option<Waiting>, Option<Waiting>) {
+    pub(super) fn stages(&mut self, cluster: &ValidCluster, recorded: &Recorded) -> Stages {
         let rotation = &self.spec.jwks.rotation;
         let (revision, fleet) = (recorded.revision.as_deref(), &self.observed.fleet);
         let status = self.observed.cluster.status.as_ref();
@@ -96,24 +107,29 @@ impl Step<'_> {
         );
         self.events.extend(sources.events);
         self.events.extend(redis.events);
-        let record = Record {
-            jwks: sources.next,
-            redis: redis.next,
-            signing: recorded.record.signing.clone(),
-        };
-        (record, sources.waiting, redis.waiting)
+        Stages {
+            record: Record {
+                jwks: sources.next,
+                redis: redis.next,
+                signing: recorded.record.signing.clone(),
+            },
+            rotation: sources.waiting,
+            routing: redis.waiting,
+            due: [sources.due, redis.due].concat(),
+        }
     }
 
     /// Without a readable record: no stages are known, and key sources wait for it.
-    pub(super) fn unknown_stages(
-        &self,
-        unreadable: &Problem,
-    ) -> (Record, Option<Waiting>, Option<Waiting>) {
-        let waiting = Waiting {
-            reason: unreadable.reason,
-            message: unreadable.message.clone(),
-        };
-        (Record::default(), Some(waiting), None)
+    pub(super) fn unknown_stages(&self, unreadable: &Problem) -> Stages {
+        Stages {
+            record: Record::default(),
+            rotation: Some(Waiting {
+                reason: unreadable.reason,
+                message: unreadable.message.clone(),
+            }),
+            routing: None,
+            due: Vec::new(),
+        }
     }
 
     /// The keys that the operator made, as their Secret holds them.
@@ -131,9 +147,7 @@ impl Step<'_> {
         SigningKeys {
             keys,
             shown: signing_keys_before(self.observed),
-            record: SigningRecord::default(),
-            lost: Vec::new(),
-            waiting: None,
+            ..SigningKeys::default()
         }
     }
 
@@ -144,13 +158,7 @@ impl Step<'_> {
         random: &mut impl rand::CryptoRng,
     ) -> SigningKeys {
         let Some(managed) = &self.spec.jwks.managed else {
-            return SigningKeys {
-                keys: None,
-                shown: Vec::new(),
-                record: SigningRecord::default(),
-                lost: Vec::new(),
-                waiting: None,
-            };
+            return SigningKeys::default();
         };
         let data = self
             .observed
@@ -203,6 +211,7 @@ impl Step<'_> {
             record: plan.next.record(ring.as_ref()),
             lost: plan.next.lost().to_vec(),
             waiting: plan.waiting,
+            due: plan.due,
         }
     }
 

@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod observed;
 pub mod owner;
 mod pods;
+pub mod polls;
 mod problems;
 pub mod references;
 pub mod resources;
@@ -18,12 +19,10 @@ pub mod resources;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, join_all, try_join_all};
-use futures_util::stream::{self, StreamExt as _};
+use futures_util::future::{join_all, try_join_all};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
@@ -36,7 +35,6 @@ use serde::de::DeserializeOwned;
 use signal_crds::SignalCluster;
 use tokio::sync::watch;
 
-use crate::metrics::Metrics;
 use crate::names::{self, Children, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER, TEMPLATE_HASH};
 use crate::observe::definition::{names_replicas, read_cluster};
 use crate::observe::fleet::{Fleet, Pod, PodProblem};
@@ -45,23 +43,18 @@ use crate::observe::observed::{
 };
 use crate::observe::owner::Owner;
 use crate::observe::pods::pod;
+use crate::observe::polls::{Polls, Turn};
 use crate::observe::problems::problem;
 use crate::observe::references::references;
 use crate::observe::resources::{AUTOSCALER, CONFIG_MAP, DEPLOYMENT, JOB, Owned, SECRET};
 use crate::time::{from_k8s, now};
-use signal_contract::StatusReport;
+
+pub use polls::Poll;
 
 /// Longest time for one answer of the API server.
 const READ_LIMIT: Duration = Duration::from_secs(15);
-/// Pods that are polled at the same time.
-const POLLS: usize = 64;
 /// Key of the credentials Secret with the token of `/status`.
 pub const ADMIN_TOKEN: &str = "admin-token";
-
-/// Polls the status of one pod: address, port, token.
-pub type Poll = Arc<
-    dyn Fn(IpAddr, u16, Arc<str>) -> BoxFuture<'static, Result<StatusReport, String>> + Send + Sync,
->;
 
 /// What an observation needs.
 #[derive(Clone)]
@@ -71,11 +64,9 @@ pub struct Reader {
     /// Optional kinds, from the last discovery.
     pub kinds: watch::Receiver<KindsByNamespace>,
     /// The pods.
-    pub poll: Poll,
+    pub polls: Polls,
     /// What `spec.podTemplate` may have beyond the restricted standard.
     pub allowed: PodAllowances,
-    /// Counts the polls.
-    pub metrics: Metrics,
 }
 
 /// Why nothing was observed.
@@ -430,15 +421,10 @@ impl Scope<'_> {
             .filter_map(|it| pod(it, now))
             .collect();
         pods.sort_by(|a, b| a.name.cmp(&b.name));
-        let asked: Vec<BoxFuture<'static, Result<StatusReport, String>>> = pods
-            .iter()
-            .map(|pod| ask(pod, token.as_ref(), reader))
-            .collect();
-        let reports: Vec<Result<StatusReport, String>> =
-            stream::iter(asked).buffered(POLLS).collect().await;
-        for (pod, report) in pods.iter_mut().zip(reports) {
-            pod.report = report;
-        }
+        reader
+            .polls
+            .ask(&self.owner.uid, &mut pods, token, Turn::All)
+            .await;
         Ok((Fleet { pods }, revisions))
     }
 }
@@ -469,26 +455,4 @@ fn revision(set: &ReplicaSet) -> PodRevision {
         mounts: template.map(Mounts::of).unwrap_or_default(),
         failure: failure.map(|failure| failure.message.clone().unwrap_or_default()),
     }
-}
-
-fn ask(
-    pod: &Pod,
-    token: Option<&Arc<str>>,
-    reader: &Reader,
-) -> BoxFuture<'static, Result<StatusReport, String>> {
-    let Some(ip) = pod.ip else {
-        return Box::pin(std::future::ready(Err("it has no address yet".into())));
-    };
-    let Some(token) = token else {
-        return Box::pin(std::future::ready(
-            Err("there is no admin token yet".into()),
-        ));
-    };
-    let answer = (reader.poll)(ip, pod.admin_port, token.clone());
-    let polls = reader.metrics.polls.clone();
-    Box::pin(async move {
-        let answer = answer.await;
-        Metrics::count(&polls, if answer.is_ok() { "ok" } else { "error" });
-        answer
-    })
 }

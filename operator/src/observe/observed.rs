@@ -9,7 +9,7 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec, Secret};
 use kube::core::DynamicObject;
-use signal_crds::SignalCluster;
+use signal_crds::{SignalCluster, SignalClusterSpec};
 
 use crate::observe::fleet::{Fleet, PodProblem};
 use crate::observe::resources::{HTTP_ROUTE, INGRESS, Owned, PROMETHEUS_RULE, SERVICE_MONITOR};
@@ -214,5 +214,25 @@ impl Kinds {
     /// Whether objects of this kind can be made.
     pub fn has(&self, kind: Owned) -> bool {
         self.access(kind) == KindAccess::Usable
+    }
+
+    /// Says whether objects of an optional kind can be made.
+    pub fn set(&mut self, kind: Owned, access: KindAccess) {
+        match kind {
+            HTTP_ROUTE => self.http_route = access,
+            INGRESS => self.ingress = access,
+            SERVICE_MONITOR => self.service_monitor = access,
+            PROMETHEUS_RULE => self.prometheus_rule = access,
+            _ => {}
+        }
+    }
+
+    /// Whether a spec asks for an optional kind that cannot be made.
+    pub fn lack(&self, spec: &SignalClusterSpec) -> bool {
+        let (exposure, observability) = (&spec.exposure, &spec.observability);
+        exposure.http_route.is_some() && !self.has(HTTP_ROUTE)
+            || exposure.ingress.is_some() && !self.has(INGRESS)
+            || observability.service_monitor.is_some() && !self.has(SERVICE_MONITOR)
+            || observability.prometheus_rule.is_some() && !self.has(PROMETHEUS_RULE)
     }
 }

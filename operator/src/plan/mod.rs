@@ -13,6 +13,8 @@ pub mod signing;
 pub mod sources;
 pub mod validate;
 
+use chrono::{DateTime, Utc};
+
 use crate::reasons::{ConditionReason, EventReason};
 
 /// Why a plan cannot take its next step yet: reason and message of a condition.
@@ -22,6 +24,43 @@ pub struct Waiting {
     pub reason: ConditionReason,
     /// For people: which pod, how long, until when.
     pub message: String,
+}
+
+impl Waiting {
+    /// Whether it ends by what pods report, which no watch tells.
+    pub fn is_for_pods(&self) -> bool {
+        matches!(
+            self.reason,
+            ConditionReason::WaitingForPods
+                | ConditionReason::AcknowledgementTimedOut
+                | ConditionReason::SourceUnreachable
+                | ConditionReason::RedisUnreachable
+        )
+    }
+}
+
+/// A time at which a plan changes although nothing else does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// The plan is the same until then, if what it looks at is.
+    pub at: DateTime<Utc>,
+    /// What happens then.
+    pub why: DueReason,
+}
+
+/// What is due at a known time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DueReason {
+    /// The overlap of a retiring source ends.
+    Overlap,
+    /// Pods are late with an acknowledgement.
+    Acknowledgement,
+    /// A signing key is published, signs, or is dropped.
+    SigningKey,
+    /// A drain ends, finished or not.
+    Drain,
+    /// A failed migration is tried again.
+    Migration,
 }
 
 /// Something that happened in this step: an Event.
@@ -51,6 +90,8 @@ pub struct Plan<T> {
     pub next: T,
     /// Why it cannot take its next step yet.
     pub waiting: Option<Waiting>,
+    /// When the plan changes although nothing else does. Times that have passed may be among them.
+    pub due: Vec<Due>,
     /// What happened in this step.
     pub events: Vec<PlanEvent>,
 }

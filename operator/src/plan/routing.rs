@@ -10,7 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::observe::fleet::{Fleet, Pod, lag};
 use crate::plan::record::{RecordedRedis, RedisRecord};
-use crate::plan::{Plan, PlanEvent, Waiting};
+use crate::plan::{Due, DueReason, Plan, PlanEvent, Waiting};
 use crate::reasons::{ConditionReason, EventReason};
 use signal_contract::StatusReport;
 
@@ -34,6 +34,7 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<RedisRecord> {
     let mut plan = Plan {
         next: input.record.clone(),
         waiting: None,
+        due: Vec::new(),
         events: Vec::new(),
     };
     let (Some(wanted), Some(used)) = (input.wanted, &input.record.current) else {
@@ -88,6 +89,10 @@ pub fn plan(input: &RoutingInput<'_>, now: DateTime<Utc>) -> Plan<RedisRecord> {
         );
     }
     let timeout = TimeDelta::from_std(input.ack_timeout.std()).unwrap_or(TimeDelta::days(36_500));
+    plan.due.extend(input.record.since.map(|since| Due {
+        at: since + timeout,
+        why: DueReason::Acknowledgement,
+    }));
     if let Some(since) = input.record.since.filter(|since| now - *since >= timeout) {
         let since = since.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
         let note = format!("switching Redis since {since}: {}", waiting.message);

@@ -25,7 +25,7 @@ use signal_crds::scaling::Drain;
 use signal_crds::status::{Scaling, ScalingState};
 
 use crate::observe::fleet::{Fleet, Pod};
-use crate::plan::{PlanEvent, Waiting};
+use crate::plan::{Due, DueReason, PlanEvent, Waiting};
 use crate::reasons::{ConditionReason, EventReason};
 use crate::time::to_k8s;
 
@@ -99,6 +99,8 @@ pub struct ScaleStep {
     pub undrain: Vec<String>,
     /// What the next step waits for.
     pub waiting: Option<Waiting>,
+    /// When drains may end at the earliest and at the latest. Times that have passed may be among them.
+    pub due: Vec<Due>,
     /// What happened.
     pub events: Vec<PlanEvent>,
 }
@@ -204,6 +206,7 @@ pub fn plan(input: &ScaleInput<'_>, now: DateTime<Utc>) -> ScaleStep {
         }
         step.pauses
             .insert(pod.name.clone(), pause(pod, input.drain));
+        step.due.extend(ends(pod, input));
         let is_in = |pods: &[&Pod]| pods.iter().any(|other| other.name == pod.name);
         if !is_marked(pod) {
             step.mark.push(PodMark::of(pod, since, DRAINING_COST));
@@ -257,6 +260,7 @@ fn begin(replicas: i32, victims: &Victims<'_>, now: DateTime<Utc>) -> ScaleStep 
         pauses: BTreeMap::new(),
         undrain: Vec::new(),
         waiting: None,
+        due: Vec::new(),
         events: Vec::new(),
     }
 }
@@ -376,14 +380,9 @@ fn is_marked(pod: &Pod) -> bool {
 ///
 /// One that does not answer gets its whole time: it is not ready while it drains, so its connections are unknown.
 fn is_finished(pod: &Pod, input: &ScaleInput<'_>, now: DateTime<Utc>) -> bool {
-    let Some(since) = pod.draining_since.filter(|_| is_marked(pod)) else {
+    let Some(since) = drains_since(pod, input) else {
         return false;
     };
-    // A clock that runs ahead of the one that wrote the mark must not shorten a drain.
-    let since = input
-        .seen
-        .get(&pod.uid)
-        .map_or(since, |seen| since.max(*seen));
     let drain = input.drain;
     let empty = pod
         .report()
@@ -391,6 +390,28 @@ fn is_finished(pod: &Pod, input: &ScaleInput<'_>, now: DateTime<Utc>) -> bool {
     is_unplaced(pod)
         || now >= deadline(since, pod, drain)
         || empty && !pod.ready && now >= since + span(pause(pod, drain))
+}
+
+/// From when the time of a marked pod counts. A clock that runs ahead of the one that wrote the mark must not shorten a drain.
+fn drains_since(pod: &Pod, input: &ScaleInput<'_>) -> Option<DateTime<Utc>> {
+    let since = pod.draining_since.filter(|_| is_marked(pod))?;
+    let seen = input.seen.get(&pod.uid);
+    Some(seen.map_or(since, |seen| since.max(*seen)))
+}
+
+/// When a marked pod may be deleted although its report stays the same: at its deadline, and where it is empty at the end of its pause.
+fn ends(pod: &Pod, input: &ScaleInput<'_>) -> impl Iterator<Item = Due> + use<> {
+    let since = drains_since(pod, input);
+    let times = since.map(|since| {
+        [
+            since + span(pause(pod, input.drain)),
+            deadline(since, pod, input.drain),
+        ]
+    });
+    times.into_iter().flatten().map(|at| Due {
+        at,
+        why: DueReason::Drain,
+    })
 }
 
 /// The largest set of finished pods that the ReplicaSet deletes before any other pod with connections.

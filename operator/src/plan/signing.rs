@@ -25,7 +25,7 @@ use signal_crds::status::SigningKeyStage;
 use crate::names::ROTATE_NOW;
 use crate::observe::fleet::{Fleet, Pod};
 use crate::plan::record::SigningRecord;
-use crate::plan::{Plan, PlanEvent, Waiting};
+use crate::plan::{Due, DueReason, Plan, PlanEvent, Waiting};
 use crate::reasons::{ConditionReason, EventReason};
 
 use ring::Key;
@@ -69,6 +69,7 @@ pub fn plan(
             lost: input.ring.map(|ring| ring.lost.clone()).unwrap_or_default(),
             rotated: input.ring.and_then(|ring| ring.rotated.clone()),
         },
+        due: Vec::new(),
         events: Vec::new(),
     };
     step.recover();
@@ -81,9 +82,14 @@ pub fn plan(
             None
         }
     };
+    let expiry = |until: Option<DateTime<Utc>>| until.map(due);
+    let keys = step.ring.keys.iter().map(|key| key.verify_until);
+    let lost = step.ring.lost.iter().map(|key| key.verify_until);
+    step.due.extend(keys.chain(lost).filter_map(expiry));
     Plan {
         next: step.ring,
         waiting,
+        due: step.due,
         events: step.events,
     }
 }
@@ -92,7 +98,15 @@ struct Step<'a> {
     input: &'a SigningInput<'a>,
     now: DateTime<Utc>,
     ring: KeyRing,
+    due: Vec<Due>,
     events: Vec<PlanEvent>,
+}
+
+fn due(at: DateTime<Utc>) -> Due {
+    Due {
+        at,
+        why: DueReason::SigningKey,
+    }
 }
 
 impl Step<'_> {
@@ -209,14 +223,20 @@ impl Step<'_> {
         } = self.input.managed;
         let since = self.ring.keys[signing].since.unwrap_or(self.now);
         let asked = self.is_asked();
-        let due = match asked {
+        let turn = match asked {
             true => self.now,
             false => after(since, *rotate_every),
         };
+        // As long before its turn as pods and verifiers need to have it.
+        let publication = before(before(turn, POD_MARGIN), *cache_age);
         match self.ring.at(SigningKeyStage::Published) {
-            Some(next) if self.now >= due => return self.succeed(signing, next),
-            None if after(after(self.now, *cache_age), POD_MARGIN) >= due => {}
-            _ => return None,
+            Some(next) if self.now >= turn => return self.succeed(signing, next),
+            None if self.now >= publication => {}
+            published => {
+                let at = published.map_or(publication, |_| turn);
+                self.due.push(due(at));
+                return None;
+            }
         }
         if self.ring.keys.len() + self.ring.lost.len() >= MAX_KEYS {
             return Some(Waiting {
@@ -228,7 +248,7 @@ impl Step<'_> {
         }
         let mut key = Key::generate(random, SigningKeyStage::Published, self.now);
         key.asked_for = asked;
-        let from = due.max(after(self.now, *cache_age)).to_rfc3339();
+        let from = turn.max(after(self.now, *cache_age)).to_rfc3339();
         let note = format!("key {} is published and signs from {from}", key.kid);
         self.event(EventReason::SigningKeyPublished, note);
         self.ring.keys.push(key);
@@ -274,6 +294,7 @@ impl Step<'_> {
         }
         let cached = after(successor.served_since?, cache_age);
         if cached > self.now {
+            self.due.push(due(cached));
             return None;
         }
         let until = self.verified_until(self.ring.keys[signing].token_life);
@@ -318,6 +339,13 @@ fn after(at: DateTime<Utc>, span: signal_crds::Duration) -> DateTime<Utc> {
     let span = TimeDelta::from_std(span.std()).unwrap_or(TimeDelta::MAX);
     at.checked_add_signed(span)
         .unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+/// The time before `span`; saturates.
+fn before(at: DateTime<Utc>, span: signal_crds::Duration) -> DateTime<Utc> {
+    let span = TimeDelta::from_std(span.std()).unwrap_or(TimeDelta::MAX);
+    at.checked_sub_signed(span)
+        .unwrap_or(DateTime::<Utc>::MIN_UTC)
 }
 
 #[cfg(test)]

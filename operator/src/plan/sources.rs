@@ -24,7 +24,7 @@ use signal_crds::status::{SourceStage, SourceStatus};
 
 use crate::observe::fleet::{Fleet, Pod, lag};
 use crate::plan::record::{RecordedSource, SourceDefinition, SourcesRecord};
-use crate::plan::{Plan, PlanEvent};
+use crate::plan::{Due, DueReason, Plan, PlanEvent};
 use crate::reasons::EventReason;
 
 /// Most sources that a gateway accepts.
@@ -56,6 +56,7 @@ pub fn plan(input: &SourcesInput<'_>, now: DateTime<Utc>) -> Plan<SourcesRecord>
         now,
         next: input.record.clone(),
         events: Vec::new(),
+        due: Vec::new(),
         left_out: Vec::new(),
     };
     let revoked = match input.rotation.emergency {
@@ -75,9 +76,15 @@ pub fn plan(input: &SourcesInput<'_>, now: DateTime<Utc>) -> Plan<SourcesRecord>
         step.rotate();
     }
     let waiting = step.waiting();
+    let ends = step.next.sources.iter().filter_map(|it| it.retire_after);
+    step.due.extend(ends.map(|at| Due {
+        at,
+        why: DueReason::Overlap,
+    }));
     Plan {
         next: step.next,
         waiting,
+        due: step.due,
         events: step.events,
     }
 }
@@ -87,6 +94,7 @@ struct Step<'a> {
     now: DateTime<Utc>,
     next: SourcesRecord,
     events: Vec<PlanEvent>,
+    due: Vec<Due>,
     /// Declared names of wanted sources beyond [`MAX_SOURCES`].
     left_out: Vec<&'a str>,
 }

@@ -9,15 +9,15 @@ use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use parking_lot::Mutex;
 use signal_crds::SignalCluster;
+use tokio::sync::Notify;
 
 use crate::act::apply::ApplyError;
 use crate::act::events::Events;
 use crate::act::writer::{WriteError, Writer};
-use crate::decide::ClusterMemory;
+use crate::decide::{ClusterMemory, Wake};
 use crate::metrics::{ClusterLabel, Metrics};
 use crate::observe::admin_client::AdminClient;
 use crate::observe::{ObserveError, Reader};
-use crate::time::about;
 
 /// How the controller runs.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +44,8 @@ pub struct Context {
     pub operator_namespace: Option<String>,
     /// How the controller runs.
     pub settings: Settings,
+    /// Asks for a look at the optional kinds before its time.
+    pub kinds_doubted: Arc<Notify>,
     /// Failures in a row.
     failures: Mutex<HashMap<ObjectRef<SignalCluster>, u32>>,
     /// What is remembered of each, by uid.
@@ -99,6 +101,7 @@ impl Context {
             pods,
             operator_namespace,
             settings,
+            kinds_doubted: Arc::default(),
             failures: Mutex::default(),
             remembered: Mutex::default(),
         }
@@ -115,9 +118,9 @@ impl Context {
 
     /// Drops everything that is remembered of a SignalCluster.
     pub(crate) fn forget(&self, cluster: &SignalCluster) {
-        self.remembered
-            .lock()
-            .remove(&cluster.uid().unwrap_or_default());
+        let uid = cluster.uid().unwrap_or_default();
+        self.remembered.lock().remove(&uid);
+        self.reader.polls.forget(&uid);
         self.metrics.cluster.forget(&label(cluster));
         self.failures.lock().remove(&ObjectRef::from_obj(cluster));
     }
@@ -140,15 +143,9 @@ impl Context {
         self.failures.lock().remove(&ObjectRef::from_obj(cluster));
     }
 
-    /// Schedules the next reconcile after about the resync time, although nothing changes.
-    pub fn resync(&self) -> Action {
-        Metrics::count(&self.metrics.requeues, "resync");
-        Action::requeue(about(self.settings.resync))
-    }
-
-    /// Schedules the next reconcile because something is in progress.
-    pub fn look_again(&self, after: Duration) -> Action {
-        Metrics::count(&self.metrics.requeues, "wait");
-        Action::requeue(after)
+    /// Schedules the next reconcile, although nothing changes.
+    pub fn look_again(&self, wake: Wake) -> Action {
+        Metrics::count(&self.metrics.requeues, wake.why.as_str());
+        Action::requeue(wake.after)
     }
 }

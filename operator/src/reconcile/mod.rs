@@ -3,8 +3,6 @@
 pub mod context;
 pub(crate) mod unreadable;
 
-use std::time::Duration;
-
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -12,6 +10,7 @@ use kube::Api;
 use kube::core::DynamicObject;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
+use rand::Rng as _;
 use serde_json::json;
 use signal_crds::SignalCluster;
 use signal_crds::status::SourceStage;
@@ -19,7 +18,7 @@ use signal_crds::status::SourceStage;
 use crate::act::apply::{Application, Applied, ApplyError, FailedObject, Wanted, wanted};
 use crate::act::orders::{self, Orders};
 use crate::act::writer::WriteError;
-use crate::decide::{ClusterPlan, PlannedCluster, decide, wants_samples};
+use crate::decide::{ClusterPlan, PlannedCluster, WakeReason, decide, wake};
 use crate::metrics::ClusterState;
 use crate::names::Children;
 use crate::objects::ADMIN_TOKEN;
@@ -33,11 +32,6 @@ use crate::reconcile::context::{Context, Error, label};
 use crate::status::conditions::ConditionType;
 use crate::status::{ApplyFailure, status};
 use crate::time::now;
-
-/// Until the next reconcile while something is in progress that no watch reports.
-const BUSY: Duration = Duration::from_secs(2);
-/// Until the next reconcile while decisions depend on what pods report.
-const SAMPLE: Duration = Duration::from_secs(10);
 
 /// Brings one SignalCluster a step closer to its spec.
 ///
@@ -58,6 +52,15 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
         // The garbage collector deletes everything by its owner reference.
         context.forget(cluster);
         return Ok(Action::await_change());
+    }
+    let cluster = &observed.cluster;
+    let known = cluster
+        .status
+        .as_ref()
+        .and_then(|it| it.observed_generation);
+    if known != cluster.metadata.generation && observed.kinds.lack(&cluster.spec) {
+        // A spec that is new asks for a kind that was not there the last time.
+        context.kinds_doubted.notify_one();
     }
     let now = now();
     let plan = {
@@ -89,21 +92,28 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
         .metrics
         .cluster
         .show(&label(&observed.cluster), &state);
-    let soon = next_look(&observed, &plan, &status.conditions);
-    if let Some(error) = done.error() {
+    let wake = {
+        let remembered = context.remembered(&observed.cluster);
+        let mut remembered = remembered.lock();
+        wake(
+            &observed,
+            &plan,
+            &status.conditions,
+            &mut remembered,
+            context.settings.resync,
+            rand::rng().random_range(0.0..1.0),
+            now,
+        )
+    };
+    match done.error() {
         // What failed is tried again after its own pause, but pods do not wait for it.
-        return Err(match soon {
-            Some(soon) => Error::InPart {
-                source: Box::new(error),
-                soon,
-            },
-            None => error,
-        });
+        Some(error) if wake.why != WakeReason::Resync => Err(Error::InPart {
+            source: Box::new(error),
+            soon: wake.after,
+        }),
+        Some(error) => Err(error),
+        None => Ok(context.look_again(wake)),
     }
-    Ok(match soon {
-        Some(soon) => context.look_again(soon),
-        None => context.resync(),
-    })
 }
 
 /// Shows how many generations of the spec the status does not know, until it is written.
@@ -129,30 +139,6 @@ fn state(observed: &Observed, plan: &ClusterPlan, conditions: &[Condition]) -> C
         rotation_since: moving.map(|source| source.since.timestamp()).min(),
         drain_since: draining.map(|since| since.timestamp()).min(),
     }
-}
-
-/// When to look again because something changes that no watch reports.
-fn next_look(observed: &Observed, plan: &ClusterPlan, after: &[Condition]) -> Option<Duration> {
-    // No watch reports the time of the next attempt.
-    let migrates_again = plan.planned().is_some_and(|planned| {
-        let retried = planned.migration.tried_again(&observed.cluster.spec);
-        retried.is_some()
-    });
-    if plan.is_busy(&observed.fleet) {
-        return Some(BUSY);
-    }
-    (wants_samples(observed) || settling(observed, after) || migrates_again).then_some(SAMPLE)
-}
-
-/// Whether pods serve and report something that is not as it should be.
-fn settling(observed: &Observed, conditions: &[Condition]) -> bool {
-    let holds = |kind: ConditionType| {
-        conditions
-            .iter()
-            .any(|condition| condition.type_ == kind.as_str() && condition.status == "True")
-    };
-    let settled = holds(ConditionType::Ready) && holds(ConditionType::KafkaReachable);
-    !settled && observed.fleet.ready().next().is_some()
 }
 
 /// What one reconcile could not do.

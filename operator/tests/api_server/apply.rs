@@ -19,6 +19,7 @@ use signal_operator::control::kinds;
 use signal_operator::metrics::Metrics;
 use signal_operator::names;
 use signal_operator::observe::observed::{Observed, PodAllowances};
+use signal_operator::observe::polls::Polls;
 use signal_operator::observe::resources::{DEPLOYMENT, HTTP_ROUTE, INGRESS};
 use signal_operator::observe::{Reader, observe};
 use signal_operator::reconcile::context::Error;
@@ -46,9 +47,8 @@ impl Harness {
             reader: Reader {
                 client: stage.client.clone(),
                 kinds,
-                poll: no_pods(),
+                polls: Polls::new(no_pods(), metrics.clone()),
                 allowed: PodAllowances::default(),
-                metrics: metrics.clone(),
             },
             writer: Writer::new(stage.client.clone(), fence.clone(), metrics),
             fence,

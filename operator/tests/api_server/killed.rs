@@ -27,6 +27,7 @@ use signal_operator::metrics::Metrics;
 use signal_operator::observe::Reader;
 use signal_operator::observe::admin_client::AdminClient;
 use signal_operator::observe::observed::PodAllowances;
+use signal_operator::observe::polls::Polls;
 use signal_operator::reconcile::context::{Context, Settings};
 use signal_operator::reconcile::reconcile;
 use tokio::sync::watch;
@@ -137,9 +138,8 @@ pub(crate) async fn context(stage: &Stage, client: Client, fence: Fence) -> Cont
         Reader {
             client: client.clone(),
             kinds,
-            poll: signal_operator::control::run::poll(&pods),
+            polls: Polls::new(signal_operator::control::run::poll(&pods), metrics.clone()),
             allowed: PodAllowances::default(),
-            metrics: metrics.clone(),
         },
         Writer::new(client.clone(), fence.clone(), metrics.clone()),
         Events::new(client, "test".into(), fence),

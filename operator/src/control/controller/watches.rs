@@ -1,6 +1,7 @@
 //! The watches that request reconciles. They watch metadata only and keep none of it: each change is mapped to the SignalClusters it concerns.
 
 use std::pin::pin;
+use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta};
@@ -9,7 +10,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource as _};
 use signal_crds::SignalCluster;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::control::clusters::{Clusters, Scope};
@@ -29,6 +30,8 @@ pub(super) struct Watches {
     pub(super) kinds: watch::Receiver<KindsByNamespace>,
     pub(super) metrics: Metrics,
     pub(super) requests: Requests,
+    /// Asks for a look at the optional kinds.
+    pub(super) doubted: Arc<Notify>,
 }
 
 /// What is watched of one kind.
@@ -146,6 +149,10 @@ impl Watches {
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                 Err(error) => {
                     self.metrics.watch_errors.inc();
+                    // Its definition may have been removed.
+                    if watched.optional.is_some() {
+                        self.doubted.notify_one();
+                    }
                     tracing::debug!(
                         error = &error as &dyn std::error::Error,
                         kind = watched.resource.kind,

@@ -271,6 +271,7 @@ fn the_first_key_signs_at_once_and_then_nothing_changes_until_its_successor_is_d
             Plan {
                 next: first.next.clone(),
                 waiting: None,
+                due: vec![due(at(ROTATE - LEAD))],
                 events: Vec::new()
             },
             "{secs}"

@@ -8,7 +8,7 @@ use signal_contract::SourceState;
 use super::{MAX_SOURCES, Step, has_keys, origin, span, text};
 use crate::observe::fleet::Pod;
 use crate::plan::record::RecordedSource;
-use crate::plan::{PlanEvent, Waiting};
+use crate::plan::{Due, DueReason, PlanEvent, Waiting};
 use crate::reasons::{ConditionReason, EventReason};
 
 /// A change of this step, which pods cannot have.
@@ -17,9 +17,12 @@ const NOT_WRITTEN: &str = "this step has not been written yet";
 impl Step<'_> {
     pub(super) fn waiting(&mut self) -> Option<Waiting> {
         let (waiting, since) = self.obstacle()?;
-        let Some(since) =
-            since.filter(|since| self.now - *since >= span(self.input.rotation.ack_timeout))
-        else {
+        let late = span(self.input.rotation.ack_timeout);
+        self.due.extend(since.map(|since| Due {
+            at: since + late,
+            why: DueReason::Acknowledgement,
+        }));
+        let Some(since) = since.filter(|since| self.now - *since >= late) else {
             return Some(waiting);
         };
         let note = format!("waiting since {}: {}", text(since), waiting.message);
