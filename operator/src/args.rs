@@ -68,7 +68,7 @@ pub struct Run {
     /// SignalClusters that are reconciled at the same time
     #[arg(long, value_name = "COUNT", env = "SIGNAL_OPERATOR_CONCURRENCY", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub concurrency: u16,
-    /// A SignalCluster without changes is reconciled again after about so many seconds
+    /// The pods of a SignalCluster without changes are asked again after about so many seconds
     #[arg(long, value_name = "SECONDS", env = "SIGNAL_OPERATOR_RESYNC_SECS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=3600))]
     pub resync_secs: u64,
     /// What `spec.podTemplate` may have beyond the restricted Pod Security standard
@@ -151,7 +151,7 @@ pub enum LogFormat {
 }
 
 impl Run {
-    /// A SignalCluster without changes is reconciled again after about this time.
+    /// The pods of a SignalCluster without changes are asked again after about this time.
     pub fn resync(&self) -> Duration {
         Duration::from_secs(self.resync_secs)
     }

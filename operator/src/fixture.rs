@@ -51,6 +51,7 @@ pub(crate) fn pod(name: &str) -> Pod {
         template_hash: "1".into(),
         created: DateTime::UNIX_EPOCH,
         problem: None,
+        changes_at: None,
         report: Ok(StatusReport::default()),
     }
 }

@@ -17,5 +17,6 @@ pub mod observe;
 pub mod plan;
 pub mod reasons;
 pub mod reconcile;
+pub mod requests;
 pub mod status;
 pub mod time;

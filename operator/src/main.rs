@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use kube::client::ClientBuilder;
 use signal_operator::args::{Arguments, Command, LogFormat, Run};
 use signal_operator::control::clusters::Clusters;
 use signal_operator::control::external_scaler;
 use signal_operator::control::run::BackgroundTask;
 use signal_operator::healthcheck;
+use signal_operator::metrics::Metrics;
 use signal_operator::observe::admin_client::AdminClient;
+use signal_operator::requests::CountRequests;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -105,7 +108,11 @@ async fn serve(args: Run) -> anyhow::Result<()> {
         .await
         .context("find out how to reach the API server")?;
     config.connect_timeout = Some(CONNECT_LIMIT);
-    let client = kube::Client::try_from(config).context("make a client of the API server")?;
+    let metrics = Metrics::default();
+    let client = ClientBuilder::try_from(config)
+        .context("make a client of the API server")?
+        .with_layer(&CountRequests(metrics.clone()))
+        .build();
     let pods = AdminClient::new().context("make a client of the pods")?;
     let listener = TcpListener::bind(args.scaler_address)
         .await
@@ -118,7 +125,7 @@ async fn serve(args: Run) -> anyhow::Result<()> {
         ]
     };
     tokio::select! {
-        outcome = signal_operator::control::run::run(args, client, pods, tasks, stop) => outcome,
+        outcome = signal_operator::control::run::run(args, client, pods, metrics, tasks, stop) => outcome,
         outcome = signals => outcome,
     }
 }

@@ -26,6 +26,15 @@ pub struct WriteLabel {
     pub verb: &'static str,
 }
 
+/// A request to the API server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ApiRequest {
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`.
+    pub verb: &'static str,
+    /// As rights name it: `pods`, `signalclusters/status`; `discovery` for what kinds there are.
+    pub resource: String,
+}
+
 /// What requested a reconcile.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Source {
@@ -82,6 +91,10 @@ pub struct Metrics {
     pub triggers: Family<Source, Counter>,
     /// Reconciles that were scheduled again, by why: `resync`, `pods`, `samples`, `settling`, what is due at a known time, or the class of the error.
     pub requeues: Family<Outcome, Counter>,
+    /// Looks at SignalClusters: `everything` was read, or `pods` alone were asked.
+    pub looks: Family<Outcome, Counter>,
+    /// Requests sent to the API server, of every kind.
+    pub api_requests: Family<ApiRequest, Counter>,
     /// Writes sent to the API server.
     pub writes: Family<WriteLabel, Counter>,
     /// Polls of the status of gateway pods: `ok`, `error`.
@@ -123,6 +136,16 @@ impl Default for Metrics {
             "requeues",
             "Reconciles that were scheduled again, by why",
         );
+        let looks = register(
+            all,
+            "looks",
+            "Looks at SignalClusters, by what was looked at: everything, or pods alone",
+        );
+        let api_requests = register(
+            all,
+            "api_requests",
+            "Requests sent to the API server, by verb and resource",
+        );
         let writes = register(
             all,
             "writes",
@@ -151,13 +174,7 @@ impl Default for Metrics {
             "crd_present",
             "1 once the API server knows SignalCluster",
         );
-        let build: Family<Build, Gauge> = Family::default();
-        build
-            .get_or_create(&Build {
-                version: env!("CARGO_PKG_VERSION"),
-            })
-            .set(1);
-        registry.register("build_info", "Version of the operator", build);
+        show_build(all);
         Self {
             registry: Arc::new(registry),
             reconciles,
@@ -165,6 +182,8 @@ impl Default for Metrics {
             running,
             triggers,
             requeues,
+            looks,
+            api_requests,
             writes,
             polls,
             watch_errors,
@@ -261,6 +280,13 @@ impl ClusterMetrics {
         }
         self.errors.remove(cluster);
     }
+}
+
+/// Says which version this is.
+fn show_build(registry: &mut Registry) {
+    let build: Family<Build, Gauge> = register(registry, "build_info", "Version of the operator");
+    let version = env!("CARGO_PKG_VERSION");
+    build.get_or_create(&Build { version }).set(1);
 }
 
 /// A new metric of the registry.

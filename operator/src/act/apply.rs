@@ -257,6 +257,22 @@ pub fn wanted(desired: Desired) -> Result<Vec<Wanted>, ApplyError> {
     Ok(wanted)
 }
 
+/// The same for the same objects: with the same observation, an apply of them does the same.
+///
+/// # Errors
+/// When an object cannot be converted.
+pub fn fingerprint(wanted: &[Wanted]) -> Result<String, ApplyError> {
+    let one = |wanted: &Wanted| match wanted {
+        Wanted::Object(_, object) => Ok(hash(&serde_json::to_value(object)?)),
+        Wanted::Kept(kind, name) => Ok(format!("{} {name}", kind.kind)),
+    };
+    let all = wanted
+        .iter()
+        .map(one)
+        .collect::<Result<Vec<_>, serde_json::Error>>()?;
+    Ok(all.join("\n"))
+}
+
 /// Applies everything that is wanted, and deletes owned objects that are not.
 ///
 /// # Errors

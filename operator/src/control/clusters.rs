@@ -13,7 +13,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource};
 use parking_lot::Mutex;
 use signal_crds::SignalCluster;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use crate::metrics::{Metrics, ScopeLabel};
 use crate::observe::definition::{UnreadableCluster, read_cluster};
@@ -118,6 +118,7 @@ pub struct Clusters {
     store: Store<SignalCluster>,
     unreadable: Unreadable,
     changes: broadcast::Sender<ObjectRef<SignalCluster>>,
+    broken: watch::Receiver<()>,
 }
 
 /// Those that this release cannot read.
@@ -128,6 +129,7 @@ struct StoreUpdates {
     unreadable: Unreadable,
     writer: Writer<SignalCluster>,
     changes: broadcast::Sender<ObjectRef<SignalCluster>>,
+    breaks: watch::Sender<()>,
     /// Scopes that have neither been listed nor failed yet.
     unanswered: usize,
     /// Whether some scope was listed.
@@ -150,15 +152,18 @@ impl Clusters {
     ) -> (Self, Vec<impl Future<Output = ()> + Send + 'static>) {
         let writer = Writer::<SignalCluster>::default();
         let (changes, _) = broadcast::channel(BEHIND);
+        let (breaks, broken) = watch::channel(());
         let clusters = Self {
             store: writer.as_reader(),
             unreadable: Unreadable::default(),
             changes: changes.clone(),
+            broken,
         };
         let updates = Arc::new(Mutex::new(StoreUpdates {
             unreadable: clusters.unreadable.clone(),
             writer,
             changes,
+            breaks,
             unanswered: scopes.len(),
             listed: false,
             ready: false,
@@ -185,9 +190,14 @@ impl Clusters {
         &self.store
     }
 
-    /// What changes from now on: spec, labels, annotations, deletion; not the status alone.
+    /// What changes from now on: spec, labels, annotations, deletion, and what is gone; not the status alone.
     pub fn changes(&self) -> broadcast::Receiver<ObjectRef<SignalCluster>> {
         self.changes.subscribe()
+    }
+
+    /// Tells each time that a watch of them breaks.
+    pub fn broken(&self) -> watch::Receiver<()> {
+        self.broken.clone()
     }
 
     /// All of a scope.
@@ -249,10 +259,10 @@ async fn follow(
 ) {
     let kind = ApiResource::erase::<SignalCluster>(&());
     let api: Api<DynamicObject> = scope.api(&client, &kind);
-    let mut watch = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
     let mut answered = false;
     let mut listing = HashSet::new();
-    while let Some(event) = watch.next().await {
+    while let Some(event) = events.next().await {
         match event {
             Ok(watcher::Event::Init) => listing.clear(),
             Ok(watcher::Event::InitApply(object)) => {
@@ -280,6 +290,7 @@ async fn follow(
                 let first = !std::mem::replace(&mut answered, true);
                 let mut updates = updates.lock();
                 updates.metrics.watch_errors.inc();
+                updates.breaks.send_replace(());
                 updates.answered(&store, &scope, first, Some(error.to_string()));
                 drop(updates);
                 tracing::warn!(
@@ -337,6 +348,8 @@ impl StoreUpdates {
         self.unreadable.lock().remove(cluster);
         self.forget(store, cluster);
         self.count(store);
+        // Whoever remembers something of it drops it.
+        let _ = self.changes.send(cluster.clone());
     }
 
     fn forget(&mut self, store: &Store<SignalCluster>, cluster: &ObjectRef<SignalCluster>) {
@@ -428,11 +441,13 @@ mod tests {
             store: writer.as_reader(),
             unreadable: Unreadable::default(),
             changes: changes.clone(),
+            broken: watch::channel(()).1,
         };
         let mut updates = StoreUpdates {
             unreadable: clusters.unreadable.clone(),
             writer,
             changes,
+            breaks: watch::channel(()).0,
             unanswered: 2,
             listed: false,
             ready: false,
@@ -471,6 +486,7 @@ mod tests {
         updates.remove(&clusters.store, &key(&cluster("two", 1, "y").metadata));
         assert!(names("Secret", "a", "y").is_empty());
         assert_eq!(updates.metrics.clusters.get(), 1);
+        assert_eq!(changed.try_recv().unwrap().name, "two", "it is told");
 
         let mut newer = cluster("one", 3, "x");
         newer.data["spec"]["image"]["tag"] = serde_json::json!({"of": "another release"});
@@ -492,6 +508,7 @@ mod tests {
             unreadable: Unreadable::default(),
             writer,
             changes: broadcast::channel(8).0,
+            breaks: watch::channel(()).0,
             unanswered: 2,
             listed: false,
             ready: false,

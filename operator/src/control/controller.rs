@@ -10,6 +10,7 @@ use futures_util::{FutureExt as _, StreamExt as _, stream};
 use kube::ResourceExt as _;
 use kube::runtime::applier;
 use kube::runtime::controller::{Action, Config, Error as ControllerError};
+use kube::runtime::reflector::ObjectRef;
 use rand::Rng as _;
 use signal_crds::SignalCluster;
 use tokio::sync::mpsc;
@@ -36,6 +37,7 @@ pub async fn run(
     scopes: &[Scope],
     stop: CancellationToken,
 ) {
+    context.begin();
     let (requests, queue) = mpsc::channel(QUEUE);
     let watches = watches::Watches {
         client: context.reader.client.clone(),
@@ -44,6 +46,7 @@ pub async fn run(
         metrics: context.metrics.clone(),
         requests,
         doubted: context.kinds_doubted.clone(),
+        spoils: context.spoils.clone(),
     };
     let mut tasks = watches.start(scopes);
     drop(watches);
@@ -60,19 +63,25 @@ pub async fn run(
     let work = applier(
         |cluster, context: Arc<Context>| measured(context, cluster).boxed(),
         |cluster, error, context| after_error(&context, &cluster, error),
-        context,
+        context.clone(),
         clusters.store().clone(),
         Box::pin(queue),
         config,
     )
     .for_each(|outcome| {
-        if let Err(error @ (ControllerError::QueueError(_) | ControllerError::RunnerError(_))) =
-            outcome
-        {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "controller failed"
-            );
+        match outcome {
+            // It was deleted.
+            Err(ControllerError::ObjectNotFound(gone)) => {
+                let namespace = gone.namespace.as_deref().unwrap_or_default();
+                context.forget_named(&ObjectRef::new(&gone.name).within(namespace));
+            }
+            Err(error @ (ControllerError::QueueError(_) | ControllerError::RunnerError(_))) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "controller failed"
+                );
+            }
+            Ok(_) | Err(_) => {}
         }
         std::future::ready(())
     });
@@ -88,6 +97,7 @@ pub async fn run(
             }
         }
     }
+    context.begin();
 }
 
 async fn measured(context: Arc<Context>, cluster: Arc<SignalCluster>) -> Result<Action, Error> {

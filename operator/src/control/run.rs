@@ -51,10 +51,10 @@ pub async fn run(
     args: Run,
     client: Client,
     pods: AdminClient,
+    metrics: Metrics,
     more: impl FnOnce(&Clusters, CancellationToken) -> Vec<BackgroundTask>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let metrics = Metrics::default();
     let pending = Pending::default();
     pending.wait("start", "the API server has not been asked yet");
     let listener = TcpListener::bind(args.admin_address)

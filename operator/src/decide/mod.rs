@@ -31,10 +31,10 @@ use crate::reasons::ConditionReason;
 use step::{Step, signing_keys_before};
 use wake::Patience;
 
-pub use wake::{Wake, WakeReason, wake};
+pub use wake::{Wake, WakeInput, WakeReason, wake};
 
 /// What is remembered of one SignalCluster between reconciles. A new leader starts it empty, without harm.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct ClusterMemory {
     history: History,
     decided: Option<(DateTime<Utc>, Decision)>,
@@ -45,6 +45,8 @@ pub struct ClusterMemory {
     published: Vec<PlanEvent>,
     /// Since when a pod that drains is known to do so, by uid.
     drains: BTreeMap<String, DateTime<Utc>>,
+    /// When held drains were ordered again.
+    renewed: Option<DateTime<Utc>>,
     /// How long pods have told nothing new.
     patience: Patience,
 }
@@ -181,6 +183,18 @@ impl ClusterPlan {
             Self::Invalid(invalid) => &invalid.problems,
             Self::Planned(planned) => planned.unreadable.as_slice(),
         }
+    }
+
+    /// Whether pods get orders, or their number changes.
+    pub fn gives_orders(&self, observed: &Observed) -> bool {
+        let (pods, scale) = (self.pods(), &self.pods().scale);
+        let deployment = observed.deployment.as_ref();
+        let number = deployment.and_then(|it| it.spec.as_ref()?.replicas);
+        let marks = scale.mark.len() + scale.unmark.len();
+        let orders = scale.drain.len() + scale.renew.len() + scale.undrain.len() + pods.shed.len();
+        marks + orders > 0
+            || pods.rescale.is_some()
+            || number.is_some_and(|number| number != scale.deployment_replicas)
     }
 
     /// Every time at which the plan changes although nothing else does. Times that have passed may be among them.

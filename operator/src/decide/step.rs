@@ -27,6 +27,8 @@ use crate::reasons::{ConditionReason, EventReason};
 
 /// How often connections decide about the number of pods: the HPA's own interval.
 const AUTOSCALE_EVERY: TimeDelta = TimeDelta::seconds(15);
+/// How often a held drain is ordered again: it expires after three times as long.
+const RENEW_EVERY: TimeDelta = TimeDelta::minutes(5);
 /// How often connections are spread.
 const REBALANCE_EVERY: TimeDelta = TimeDelta::seconds(5);
 
@@ -277,6 +279,16 @@ impl Step<'_> {
             self.now,
         );
         self.events.append(&mut scale.events);
+        if scale.renew.is_empty() {
+            memory.renewed = None;
+        } else if memory
+            .renewed
+            .is_some_and(|at| (TimeDelta::zero()..RENEW_EVERY).contains(&(self.now - at)))
+        {
+            scale.renew.clear();
+        } else {
+            memory.renewed = Some(self.now);
+        }
         scale
     }
 

@@ -22,6 +22,11 @@ const MARGIN: Duration = Duration::from_millis(200);
 /// While something depends on the numbers that pods report.
 const SAMPLE: Duration = Duration::from_secs(10);
 
+/// Pods that are asked in one look at a large fleet, where there is time for it.
+const AT_ONCE: usize = 16;
+/// Between two looks at a large fleet at least.
+const TICK: Duration = Duration::from_millis(500);
+
 /// When to look again, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wake {
@@ -29,6 +34,39 @@ pub struct Wake {
     pub after: Duration,
     /// What it is for.
     pub why: WakeReason,
+    /// Every pod is asked within this time.
+    polls: Duration,
+}
+
+impl Wake {
+    /// Where nothing but pods is looked at, those of a large fleet are asked a few at a time: how many, and when again.
+    pub fn in_turns(self, pods: usize) -> (Self, usize) {
+        let most = usize::try_from(self.polls.as_millis() / TICK.as_millis()).unwrap_or(usize::MAX);
+        let turns = pods.div_ceil(AT_ONCE).clamp(1, most.max(1));
+        let tick = self.polls / u32::try_from(turns).unwrap_or(u32::MAX);
+        let wake = Self {
+            after: self.after.min(tick),
+            ..self
+        };
+        (wake, pods.div_ceil(turns))
+    }
+}
+
+/// What [`wake`] looks at.
+#[derive(Clone, Copy)]
+pub struct WakeInput<'a> {
+    /// What was observed.
+    pub observed: &'a Observed,
+    /// What came of it.
+    pub plan: &'a ClusterPlan,
+    /// The conditions after it.
+    pub conditions: &'a [Condition],
+    /// The longest time between two looks.
+    pub resync: Duration,
+    /// Pods that were asked for this look.
+    pub asked: usize,
+    /// From 0 to 1: spreads SignalClusters that are looked at together.
+    pub chance: f64,
 }
 
 /// Why a SignalCluster is looked at again.
@@ -105,51 +143,59 @@ pub(super) struct Progress {
 pub(super) struct Patience {
     last: Option<Progress>,
     looks: u32,
+    /// Pods that were asked since all of them had been.
+    asked: usize,
 }
 
 impl Patience {
-    /// Counts a look, from 1.
-    fn count(&mut self, progress: Progress) -> u32 {
+    /// Counts a look at so many of all pods, and returns how many times all of them were asked, from 1.
+    fn count(&mut self, progress: Progress, asked: usize, pods: usize) -> u32 {
         if self.last.as_ref() != Some(&progress) {
-            self.last = Some(progress);
-            self.looks = 0;
+            (self.last, self.looks, self.asked) = (Some(progress), 1, 0);
+            return 1;
         }
-        self.looks = self.looks.saturating_add(1);
+        self.asked += asked;
+        if self.asked >= pods {
+            self.asked = 0;
+            self.looks = self.looks.saturating_add(1);
+        }
         self.looks
     }
 }
 
-/// When to look again. `conditions` are those after this reconcile; `resync` is the longest time between two looks; `chance` in 0..1 spreads SignalClusters that
-/// are looked at together.
-pub fn wake(
-    observed: &Observed,
-    plan: &ClusterPlan,
-    conditions: &[Condition],
-    memory: &mut ClusterMemory,
-    resync: Duration,
-    chance: f64,
-    now: DateTime<Utc>,
-) -> Wake {
+/// When to look again.
+pub fn wake(input: &WakeInput<'_>, memory: &mut ClusterMemory, now: DateTime<Utc>) -> Wake {
+    let WakeInput {
+        observed,
+        plan,
+        conditions,
+        resync,
+        asked,
+        chance,
+    } = *input;
+    let spread = |pause: Duration| pause.mul_f64(0.8 + 0.4 * chance.clamp(0.0, 1.0));
+    let pods = observed.fleet.pods.len();
+    let looks = memory
+        .patience
+        .count(progress(plan, conditions), asked, pods);
+    let paced = pace(observed, plan, conditions)
+        .map(|pace| (growing(pace.first, pace.longest, looks, chance), pace.why));
+    let sampled = wants_samples(observed, plan).then(|| (spread(SAMPLE), WakeReason::Samples));
+    let polls = paced.into_iter().chain(sampled);
+    let (polls, why) = polls
+        .chain([(spread(resync), WakeReason::Resync)])
+        .min_by_key(|(after, _)| *after)
+        .unwrap_or((resync, WakeReason::Resync));
     let mut soonest = Wake {
-        after: resync.mul_f64(0.8 + 0.4 * chance.clamp(0.0, 1.0)),
-        why: WakeReason::Resync,
-    };
-    let mut offer = |after: Duration, why: WakeReason| {
-        if after < soonest.after {
-            soonest = Wake { after, why };
-        }
+        after: polls,
+        why,
+        polls,
     };
     for due in plan.due() {
-        if let Some(after) = until(due.at, now) {
-            offer(after + MARGIN, WakeReason::Due(due.why));
+        let after = until(due.at, now).map(|after| after + MARGIN);
+        if let Some(after) = after.filter(|after| *after < soonest.after) {
+            (soonest.after, soonest.why) = (after, WakeReason::Due(due.why));
         }
-    }
-    let looks = memory.patience.count(progress(plan, conditions));
-    if let Some(pace) = pace(observed, plan, conditions) {
-        offer(growing(pace.first, pace.longest, looks, chance), pace.why);
-    }
-    if wants_samples(observed, plan) {
-        offer(SAMPLE.mul_f64(0.8 + 0.4 * chance), WakeReason::Samples);
     }
     soonest
 }

@@ -48,6 +48,8 @@ pub struct Pod {
     pub created: DateTime<Utc>,
     /// What keeps it from serving, as Kubernetes says.
     pub problem: Option<PodProblem>,
+    /// When the problem is another one although nothing of its object changes.
+    pub changes_at: Option<DateTime<Utc>>,
     /// What it says of itself; `Err` says why nobody knows.
     pub report: Result<StatusReport, String>,
 }

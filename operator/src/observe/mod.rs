@@ -1,8 +1,9 @@
 //! Reads everything that one reconcile needs: the SignalCluster, what its spec names, what it owns, and the status of each pod. Holds a client.
 //!
-//! Everything is read from the API server and nothing from a cache: a stage that ends because of an old answer would drop connections. Objects of an
-//! earlier SignalCluster of the same name are excluded by owner and uid. The other modules are plain data: [`observed`], [`fleet`], [`resources`],
-//! [`mod@references`], [`owner`].
+//! Everything is read from the API server and nothing from a cache: a stage that ends because of an old answer would drop connections. What was read may be
+//! kept to see whether there is something to do (`reconcile::kept`), and is read again before it is done.
+//!
+//! Objects of an earlier SignalCluster of the same name are excluded by owner and uid. `admin_client` and `polls` ask pods. The other modules are plain data.
 
 pub mod admin_client;
 pub mod bounded;
@@ -232,7 +233,8 @@ fn types(kind: Owned) -> TypeMeta {
     }
 }
 
-fn admin_token(credentials: &Secret) -> Option<Arc<str>> {
+/// The token of the pods' admin listener.
+pub fn admin_token(credentials: &Secret) -> Option<Arc<str>> {
     let token = &credentials.data.as_ref()?.get(ADMIN_TOKEN)?.0;
     Some(std::str::from_utf8(token).ok()?.trim().into())
 }

@@ -8,7 +8,7 @@ use kube::ResourceExt as _;
 
 use crate::names::{self, DELETION_COST, DRAIN, DRAINING, DRAINING_SINCE};
 use crate::observe::fleet::Pod;
-use crate::observe::problems::problem;
+use crate::observe::problems::{changes_at, problem};
 use crate::time::from_k8s;
 
 /// The gateway's own default.
@@ -79,6 +79,7 @@ pub(super) fn pod(pod: &KubePod, now: DateTime<Utc>) -> Option<Pod> {
             .map(from_k8s)
             .unwrap_or_default(),
         problem: problem(pod, now),
+        changes_at: changes_at(pod, now),
         report: Err("it has not been polled yet".into()),
     })
 }

@@ -98,15 +98,21 @@ impl Polls {
         }
     }
 
-    /// Fills in the reports of these pods, all of one SignalCluster. A pod that was not asked has its last report.
-    pub async fn ask(&self, cluster: &str, pods: &mut [Pod], token: Option<Arc<str>>, turn: Turn) {
+    /// Fills in the reports of these pods, all of one SignalCluster, and returns how many were asked. A pod that was not asked has its last report.
+    pub async fn ask(
+        &self,
+        cluster: &str,
+        pods: &mut [Pod],
+        token: Option<Arc<str>>,
+        turn: Turn,
+    ) -> usize {
         let now = Instant::now();
         let due = self.due(cluster, pods, turn, now);
         let Some(token) = token else {
             for pod in pods.iter_mut() {
                 pod.report = Err("there is no admin token yet".into());
             }
-            return;
+            return 0;
         };
         let polls = due.into_iter().filter_map(|at| {
             let pod = pods.get(at)?;
@@ -115,6 +121,7 @@ impl Polls {
         let polls: Vec<_> = polls
             .map(|(at, ip, port)| self.one(at, ip, port, token.clone()))
             .collect();
+        let mut asked = 0;
         let mut answers = stream::iter(polls).buffer_unordered(self.limits.of_one);
         let limit = tokio::time::sleep_until(now + self.limits.look);
         tokio::pin!(limit);
@@ -129,8 +136,10 @@ impl Polls {
             if let Some(pod) = pods.get_mut(at) {
                 self.keep(cluster, pod, &report, now);
                 pod.report = report;
+                asked += 1;
             }
         }
+        asked
     }
 
     /// Drops what is known of the pods of a SignalCluster.

@@ -29,6 +29,20 @@ pub(super) fn problem(pod: &KubePod, now: DateTime<Utc>) -> Option<PodProblem> {
         .or_else(|| unschedulable(status))
 }
 
+/// When [`problem`] says something else of the same object, if ever.
+pub(super) fn changes_at(pod: &KubePod, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let status = pod.status.as_ref()?;
+    let all = [&status.init_container_statuses, &status.container_statuses];
+    let told_until = |container: &ContainerStatus| {
+        let last = container.last_state.as_ref()?.terminated.as_ref()?;
+        let ended = last.finished_at.as_ref().map(from_k8s)?;
+        (kind_of_end(last) == Kind::OutOfMemory).then_some(ended + TOLD)
+    };
+    let containers = all.into_iter().flatten().flatten();
+    let times = containers.filter_map(told_until);
+    times.filter(|at| *at > now).min()
+}
+
 /// What has to be mended first comes first.
 fn rank(kind: Kind) -> usize {
     [
@@ -214,6 +228,14 @@ mod tests {
     #[test]
     fn want_of_memory_is_told_for_a_while_after_the_container_runs_again() {
         let killed = |at: &str| json!({"ready": true, "restartCount": 1, "state": {"running": {}}, "lastState": {"terminated": ended("OOMKilled", at)}});
+        let status = json!({"containerStatuses": [{"name": "gateway", "image": "", "imageID": "", "ready": true, "restartCount": 1,
+            "lastState": {"terminated": ended("OOMKilled", "2026-01-01T00:05:00Z")}}]});
+        let pod = serde_json::from_value(json!({"metadata": {"name": "edge-1"}, "status": status}))
+            .unwrap();
+        let at = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
+        let until = changes_at(&pod, at("2026-01-01T00:10:00Z"));
+        assert_eq!(until, Some(at("2026-01-01T00:15:00Z")));
+        assert_eq!(changes_at(&pod, at("2026-01-01T00:15:00Z")), None);
         let fresh = gateway(killed("2026-01-01T00:05:00Z"));
         assert_eq!(fresh.unwrap().0, Kind::OutOfMemory);
         assert_eq!(gateway(killed("2025-12-31T23:59:00Z")), None);

@@ -10,6 +10,7 @@ use kube::runtime::reflector::ObjectRef;
 use parking_lot::Mutex;
 use signal_crds::SignalCluster;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::act::apply::ApplyError;
 use crate::act::events::Events;
@@ -18,13 +19,16 @@ use crate::decide::{ClusterMemory, Wake};
 use crate::metrics::{ClusterLabel, Metrics};
 use crate::observe::admin_client::AdminClient;
 use crate::observe::{ObserveError, Reader};
+use crate::reconcile::kept::Kept;
+use crate::reconcile::spoils::Spoils;
+use crate::status::Difference;
 
 /// How the controller runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// Reconciles at the same time, at least 1; never two of one SignalCluster.
     pub concurrency: u16,
-    /// A SignalCluster without changes is reconciled again after about this time.
+    /// A SignalCluster without changes is looked at again after about this time.
     pub resync: Duration,
 }
 
@@ -48,8 +52,22 @@ pub struct Context {
     pub kinds_doubted: Arc<Notify>,
     /// Failures in a row.
     failures: Mutex<HashMap<ObjectRef<SignalCluster>, u32>>,
-    /// What is remembered of each, by uid.
-    remembered: Mutex<HashMap<String, Arc<Mutex<ClusterMemory>>>>,
+    /// What the watches have told since something was read.
+    pub spoils: Spoils,
+    /// What is remembered of each.
+    remembered: Mutex<HashMap<ObjectRef<SignalCluster>, Remembered>>,
+}
+
+/// What is remembered of a SignalCluster. All of it may be lost.
+#[derive(Default)]
+struct Remembered {
+    /// A later one of the same name starts empty.
+    uid: String,
+    memory: Arc<Mutex<ClusterMemory>>,
+    /// What was read last, if it needed nothing.
+    kept: Option<Kept>,
+    /// When this process wrote the status because of nothing but numbers, or nothing but texts.
+    written: HashMap<Difference, Instant>,
 }
 
 /// Why a reconcile failed. Waiting for something is a condition, not an error.
@@ -103,26 +121,74 @@ impl Context {
             settings,
             kinds_doubted: Arc::default(),
             failures: Mutex::default(),
+            spoils: Spoils::default(),
             remembered: Mutex::default(),
         }
     }
 
-    /// What is remembered of a SignalCluster, by its uid: a later one of the same name starts empty.
+    /// Of the SignalCluster with this uid.
+    fn with<T>(&self, cluster: &SignalCluster, of: impl FnOnce(&mut Remembered) -> T) -> T {
+        let uid = cluster.uid().unwrap_or_default();
+        let mut all = self.remembered.lock();
+        let remembered = all.entry(ObjectRef::from_obj(cluster)).or_default();
+        if remembered.uid != uid {
+            self.reader.polls.forget(&remembered.uid);
+            *remembered = Remembered {
+                uid,
+                ..Remembered::default()
+            };
+        }
+        of(remembered)
+    }
+
+    /// What is remembered of a SignalCluster for its plans.
     pub(crate) fn remembered(&self, cluster: &SignalCluster) -> Arc<Mutex<ClusterMemory>> {
-        self.remembered
-            .lock()
-            .entry(cluster.uid().unwrap_or_default())
-            .or_default()
-            .clone()
+        self.with(cluster, |it| it.memory.clone())
+    }
+
+    /// Takes what was read last: it is given back if it is still good.
+    pub(crate) fn take_kept(&self, cluster: &SignalCluster) -> Option<Kept> {
+        self.with(cluster, |it| it.kept.take())
+    }
+
+    /// Keeps what was read.
+    pub(crate) fn keep(&self, cluster: &SignalCluster, kept: Kept) {
+        self.with(cluster, |it| it.kept = Some(kept));
+    }
+
+    /// When this process wrote the status because of no more than this difference.
+    pub(crate) fn written(&self, cluster: &SignalCluster, differs: Difference) -> Option<Instant> {
+        self.with(cluster, |it| it.written.get(&differs).copied())
+    }
+
+    /// The status was written because of this difference.
+    pub(crate) fn wrote_status(&self, cluster: &SignalCluster, differs: Difference) {
+        self.with(cluster, |it| it.written.insert(differs, Instant::now()));
+    }
+
+    /// Drops everything that was read: a leader starts with nothing, and leaves nothing behind.
+    pub(crate) fn begin(&self) {
+        self.spoils.begin();
+        self.remembered.lock().clear();
+        self.reader.polls.forget_all();
     }
 
     /// Drops everything that is remembered of a SignalCluster.
     pub(crate) fn forget(&self, cluster: &SignalCluster) {
-        let uid = cluster.uid().unwrap_or_default();
-        self.remembered.lock().remove(&uid);
-        self.reader.polls.forget(&uid);
-        self.metrics.cluster.forget(&label(cluster));
-        self.failures.lock().remove(&ObjectRef::from_obj(cluster));
+        self.forget_named(&ObjectRef::from_obj(cluster));
+    }
+
+    /// Drops everything that is remembered of the SignalCluster of this name.
+    pub(crate) fn forget_named(&self, cluster: &ObjectRef<SignalCluster>) {
+        if let Some(remembered) = self.remembered.lock().remove(cluster) {
+            self.reader.polls.forget(&remembered.uid);
+        }
+        self.metrics.cluster.forget(&ClusterLabel {
+            signalcluster_namespace: cluster.namespace.clone().unwrap_or_default(),
+            signalcluster: cluster.name.clone(),
+        });
+        self.spoils.forget(cluster);
+        self.failures.lock().remove(cluster);
     }
 
     /// Counts a failed reconcile; returns how many have failed in a row.

@@ -1,6 +1,8 @@
 //! One reconcile, as its steps: observe, decide, apply, give orders, write the status. Holds a client.
 
 pub mod context;
+mod kept;
+pub mod spoils;
 pub(crate) mod unreadable;
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -15,11 +17,13 @@ use serde_json::json;
 use signal_crds::SignalCluster;
 use signal_crds::status::SourceStage;
 
-use crate::act::apply::{Application, Applied, ApplyError, FailedObject, Wanted, wanted};
+use crate::act::apply::{
+    Application, Applied, ApplyError, FailedObject, Wanted, fingerprint, wanted,
+};
 use crate::act::orders::{self, Orders};
 use crate::act::writer::WriteError;
-use crate::decide::{ClusterPlan, PlannedCluster, WakeReason, decide, wake};
-use crate::metrics::ClusterState;
+use crate::decide::{ClusterPlan, PlannedCluster, WakeInput, WakeReason, decide, wake};
+use crate::metrics::{ClusterState, Metrics};
 use crate::names::Children;
 use crate::objects::ADMIN_TOKEN;
 use crate::observe::observed::Observed;
@@ -29,16 +33,27 @@ use crate::observe::{ObserveError, observe};
 use crate::plan::EventKind;
 use crate::reasons::ConditionReason;
 use crate::reconcile::context::{Context, Error, label};
+use crate::reconcile::kept::Kept;
 use crate::status::conditions::ConditionType;
-use crate::status::{ApplyFailure, status};
+use crate::status::{ApplyFailure, Difference, difference, status};
 use crate::time::now;
 
-/// Brings one SignalCluster a step closer to its spec.
+/// Brings one SignalCluster a step closer to its spec. Where nothing of it has changed, pods alone are asked.
 ///
 /// # Errors
 /// When a step failed; the controller tries again after a pause.
 pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Action, Error> {
     show_lag(context, cluster);
+    if let Some(action) = kept::glance(context, cluster).await? {
+        return Ok(action);
+    }
+    whole(context, cluster).await
+}
+
+/// Reads everything, decides, and acts.
+async fn whole(context: &Context, cluster: &SignalCluster) -> Result<Action, Error> {
+    Metrics::count(&context.metrics.looks, "everything");
+    let mark = context.spoils.mark();
     let mut observed = match observe(&context.reader, cluster).await {
         Err(ObserveError::Gone) => {
             context.forget(cluster);
@@ -53,15 +68,7 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
         context.forget(cluster);
         return Ok(Action::await_change());
     }
-    let cluster = &observed.cluster;
-    let known = cluster
-        .status
-        .as_ref()
-        .and_then(|it| it.observed_generation);
-    if known != cluster.metadata.generation && observed.kinds.lack(&cluster.spec) {
-        // A spec that is new asks for a kind that was not there the last time.
-        context.kinds_doubted.notify_one();
-    }
+    doubt_kinds(context, &observed);
     let now = now();
     let plan = {
         let remembered = context.remembered(&observed.cluster);
@@ -86,7 +93,12 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
         publish_events(context, &observed, &plan).await;
     }
     publish_conditions(context, &observed, &status.conditions).await;
-    write_status(context, &observed, &status).await?;
+    let differs = difference(observed.cluster.status.as_ref(), &status);
+    let wait = differs == Difference::Numbers
+        && kept::may_wait(context, &observed, differs, WakeReason::Resync);
+    if differs != Difference::None && !wait {
+        write_status(context, &mut observed, &status, differs).await?;
+    }
     let state = state(&observed, &plan, &status.conditions);
     context
         .metrics
@@ -96,15 +108,24 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
         let remembered = context.remembered(&observed.cluster);
         let mut remembered = remembered.lock();
         wake(
-            &observed,
-            &plan,
-            &status.conditions,
+            &WakeInput {
+                observed: &observed,
+                plan: &plan,
+                conditions: &status.conditions,
+                resync: context.settings.resync,
+                asked: observed.fleet.pods.len(),
+                chance: rand::rng().random_range(0.0..1.0),
+            },
             &mut remembered,
-            context.settings.resync,
-            rand::rng().random_range(0.0..1.0),
             now,
         )
     };
+    let keeps = !done.did_something() && kept::may_be_kept(&observed, &plan);
+    if keeps {
+        let (kept, wake) = Kept::new(observed, mark, done.fingerprint, wake);
+        context.keep(cluster, kept);
+        return Ok(context.look_again(wake));
+    }
     match done.error() {
         // What failed is tried again after its own pause, but pods do not wait for it.
         Some(error) if wake.why != WakeReason::Resync => Err(Error::InPart {
@@ -113,6 +134,16 @@ pub async fn reconcile(context: &Context, cluster: &SignalCluster) -> Result<Act
         }),
         Some(error) => Err(error),
         None => Ok(context.look_again(wake)),
+    }
+}
+
+/// A spec that is new may ask for a kind that was not there the last time.
+fn doubt_kinds(context: &Context, observed: &Observed) {
+    let cluster = &observed.cluster;
+    let status = cluster.status.as_ref();
+    let known = status.and_then(|status| status.observed_generation);
+    if known != cluster.metadata.generation && observed.kinds.lack(&cluster.spec) {
+        context.kinds_doubted.notify_one();
     }
 }
 
@@ -150,9 +181,18 @@ struct Done {
     exposure: Vec<DynamicObject>,
     /// The first order that could not be given.
     order: Option<WriteError>,
+    /// Whether an object was written or pruned.
+    wrote: bool,
+    /// Of everything that is wanted.
+    fingerprint: Option<String>,
 }
 
 impl Done {
+    /// Whether anything changed by it, or should have changed.
+    fn did_something(&self) -> bool {
+        self.wrote || self.order.is_some() || !self.failed.is_empty()
+    }
+
     /// What decides about the next attempt: orders come first, because people wait for them.
     fn error(self) -> Option<Error> {
         let order = self.order.map(Error::from);
@@ -172,12 +212,12 @@ async fn act(
 ) -> Result<(), Error> {
     let owner = Owner::of(observed);
     let mut application = match plan.planned() {
-        Some(planned) => Some(Application::new(
-            everything(planned, observed)?,
-            observed,
-            &owner,
-            &context.writer,
-        )?),
+        Some(planned) => {
+            let wanted = everything(planned, observed)?;
+            done.fingerprint = Some(fingerprint(&wanted)?);
+            let writer = &context.writer;
+            Some(Application::new(wanted, observed, &owner, writer)?)
+        }
         None => None,
     };
     let nothing = Applied::default();
@@ -223,6 +263,7 @@ async fn act(
             "objects applied"
         );
     }
+    done.wrote = applied.writes() > 0;
     let exposure = applied.objects.into_iter();
     let exposure = exposure.filter(|it| [SERVICE, INGRESS, HTTP_ROUTE].contains(&it.kind));
     done.exposure = exposure.map(|it| it.object).collect();
@@ -412,12 +453,10 @@ fn turned(old: Option<&Condition>, new: &Condition) -> Option<EventType> {
 
 async fn write_status(
     context: &Context,
-    observed: &Observed,
+    observed: &mut Observed,
     status: &signal_crds::Status,
+    differs: Difference,
 ) -> Result<(), Error> {
-    if observed.cluster.status.as_ref() == Some(status) {
-        return Ok(());
-    }
     let owner = Owner::of(observed);
     let api: Api<SignalCluster> =
         Api::namespaced(context.writer.client().clone(), &owner.namespace);
@@ -431,10 +470,12 @@ async fn write_status(
         api.patch_status(&owner.name, &params, &kube::api::Patch::Merge(&patch))
             .await
     };
-    context
+    let answer = context
         .writer
         .write("status", "SignalCluster", &owner.name, request)
         .await?;
+    context.wrote_status(&observed.cluster, differs);
+    kept::written(observed, answer);
     Ok(())
 }
 

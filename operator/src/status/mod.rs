@@ -5,6 +5,7 @@
 pub mod conditions;
 
 mod degraded;
+mod differences;
 mod exposure;
 mod failures;
 mod findings;
@@ -33,6 +34,7 @@ use crate::status::conditions::{ConditionType, Finding, State, conditions};
 use crate::time::to_k8s;
 use signal_contract::StatusReport;
 
+pub use differences::{Difference, difference};
 pub use failures::ApplyFailure;
 pub use findings::findings;
 

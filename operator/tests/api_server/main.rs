@@ -8,6 +8,7 @@
 )]
 
 mod apply;
+mod at_rest;
 mod definition;
 mod drains;
 mod examples;

@@ -36,6 +36,32 @@ async fn create_all(clusters: &Api<SignalCluster>) {
         .await;
 }
 
+/// Nothing is asked for any of them, and their metrics say so: less than one request a minute of each is what they may cost.
+async fn at_rest(operator: &Operator) -> String {
+    // Of the process, however many SignalClusters there are: its lease, and which kinds there are.
+    let own = ["leases", "discovery", "verb=\"watch\""];
+    let requests = async || {
+        let (_, text) = operator.get("/metrics").await.expect("its metrics");
+        let lines = text.lines().filter(|line| {
+            line.starts_with("signal_operator_api_requests_total")
+                && !own.iter().any(|own| line.contains(own))
+        });
+        let counts = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        counts.sum::<f64>()
+    };
+    let before = requests().await;
+    let looks = operator.sum("signal_operator_looks_total").await;
+    let period = Duration::from_secs(60);
+    tokio::time::sleep(period).await;
+    let (requests, looks) = (
+        requests().await - before,
+        operator.sum("signal_operator_looks_total").await - looks,
+    );
+    assert!(requests < 0.9 * 100.0, "{requests} requests in {period:?}");
+    assert!(looks > 0.5 * 100.0, "{looks} looks in {period:?}");
+    format!("{requests} requests and {looks} looks in {period:?}")
+}
+
 /// Waits until the operator writes nothing: changes of the controllers reach the status for a while.
 async fn until_quiet(operator: &Operator) {
     let writes = async || operator.sum("signal_operator_writes_total").await;
@@ -107,6 +133,8 @@ async fn a_hundred_clusters_have_everything_within_two_minutes_and_then_nothing_
     assert!(resident < MAX_RESIDENT_KIB, "{resident} KiB resident");
 
     until_quiet(&operator).await;
+    let told = at_rest(&operator).await;
+    println!("{CLUSTERS} SignalClusters at rest: {told}");
     // Drift is put back, and is the only thing that is written.
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
     let patch = json!({"spec": {"minReadySeconds": 77}});

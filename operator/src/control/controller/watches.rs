@@ -1,13 +1,22 @@
 //! The watches that request reconciles. They watch metadata only and keep none of it: each change is mapped to the SignalClusters it concerns.
+//!
+//! A HorizontalPodAutoscaler is watched as a whole: its controller writes its status every quarter of a minute, and only what conditions say of it counts.
+//! ReplicaSets are not watched: the Deployment's status and pods change with them.
 
+use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use kube::core::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::{
+    ApiResource, DynamicObject, DynamicResourceScope, GroupVersionKind, PartialObjectMeta,
+};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Client, Resource as _};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use signal_crds::SignalCluster;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, mpsc, watch};
@@ -17,7 +26,8 @@ use crate::control::clusters::{Clusters, Scope};
 use crate::metrics::{Metrics, Source};
 use crate::names::{INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER, MIGRATION};
 use crate::observe::observed::KindsByNamespace;
-use crate::observe::resources::{self, CONFIG_MAP, Owned, SECRET};
+use crate::observe::resources::{self, AUTOSCALER, CONFIG_MAP, Owned, SECRET};
+use crate::reconcile::spoils::{Spoils, WatchKey};
 
 /// Names of SignalClusters to be reconciled.
 pub(super) type Requests = mpsc::Sender<ObjectRef<SignalCluster>>;
@@ -32,6 +42,8 @@ pub(super) struct Watches {
     pub(super) requests: Requests,
     /// Asks for a look at the optional kinds.
     pub(super) doubted: Arc<Notify>,
+    /// Told of every event.
+    pub(super) spoils: Spoils,
 }
 
 /// What is watched of one kind.
@@ -41,6 +53,23 @@ struct Watched {
     labels: Option<String>,
     /// Only where the API server knows it.
     optional: Option<Owned>,
+}
+
+impl Watched {
+    fn key(&self, scope: &Scope) -> WatchKey {
+        WatchKey {
+            namespace: scope.namespace().cloned(),
+            kind: self.resource.kind.clone(),
+        }
+    }
+}
+
+/// The watch of SignalClusters themselves.
+fn clusters_key() -> WatchKey {
+    WatchKey {
+        namespace: None,
+        kind: SignalCluster::kind(&()).into_owned(),
+    }
 }
 
 /// Every kind once. Secrets and ConfigMaps are watched without a label: a spec may name some that the operator does not own.
@@ -68,9 +97,15 @@ impl Watches {
     /// Starts all watches; they end with the set.
     pub(super) fn start(&self, scopes: &[Scope]) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
+        // The store was listed before anybody leads.
+        self.spoils.starts(clusters_key());
+        self.spoils.listed(&clusters_key());
         tasks.spawn(self.clone().follow_clusters());
         for scope in scopes {
             for watched in watched() {
+                if watched.optional.is_none() {
+                    self.spoils.starts(watched.key(scope));
+                }
                 tasks.spawn(self.clone().follow(scope.clone(), watched));
             }
         }
@@ -87,6 +122,7 @@ impl Watches {
                 .triggers
                 .get_or_create(&Source { source })
                 .inc();
+            self.spoils.spoil(&cluster);
             // Without a receiver the controller is stopping, and no request is needed.
             let _ = self.requests.send(cluster).await;
         }
@@ -95,10 +131,18 @@ impl Watches {
     /// Requests all SignalClusters of the store, then each that changes.
     async fn follow_clusters(self) {
         let mut changes = self.clusters.changes();
+        let mut broken = self.clusters.broken();
         self.request("cluster", self.clusters.all(&Scope::All))
             .await;
         loop {
-            match changes.recv().await {
+            let change = tokio::select! {
+                change = changes.recv() => change,
+                Ok(()) = broken.changed() => {
+                    self.spoils.broke(&clusters_key());
+                    continue;
+                }
+            };
+            match change {
                 Ok(cluster) => self.request("cluster", [cluster]).await,
                 Err(RecvError::Lagged(_)) => {
                     self.request("cluster", self.clusters.all(&Scope::All))
@@ -122,33 +166,71 @@ impl Watches {
                 // The sender is gone: the process ends.
                 return std::future::pending().await;
             }
+            self.spoils.starts(watched.key(&scope));
             tokio::select! {
                 () = self.pump(&scope, &watched) => {}
-                _ = without.wait_for(|kinds| !has(kinds)) => {}
+                // Without a sender nothing changes any more.
+                Ok(_) = without.wait_for(|kinds| !has(kinds)) => {}
             }
+            self.spoils.ends(&watched.key(&scope));
         }
     }
 
     async fn pump(&self, scope: &Scope, watched: &Watched) {
-        let api: Api<PartialObjectMeta<DynamicObject>> = scope.api(&self.client, &watched.resource);
+        if watched.resource.kind == AUTOSCALER.kind {
+            self.pump_of::<DynamicObject>(scope, watched, autoscaler)
+                .await;
+        } else {
+            let all = |_: &PartialObjectMeta<DynamicObject>| None;
+            self.pump_of(scope, watched, all).await;
+        }
+    }
+
+    /// `relevant` returns what counts of an object: a change of something else is none. `None`: everything counts.
+    async fn pump_of<K>(
+        &self,
+        scope: &Scope,
+        watched: &Watched,
+        relevant: impl Fn(&K) -> Option<String>,
+    ) where
+        K: Resource<DynamicType = ApiResource, Scope = DynamicResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug
+            + Send
+            + 'static,
+    {
+        let api: Api<K> = scope.api(&self.client, &watched.resource);
         let config = watcher::Config {
             label_selector: watched.labels.clone(),
             ..watcher::Config::default()
         };
         let mut events = pin!(watcher(api, config).default_backoff());
+        let mut known = HashMap::new();
         while let Some(event) = events.next().await {
             match event {
-                Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => {
-                    self.request("owned", self.owning(watched, &object)).await;
-                    self.request("named", self.naming(watched, &object)).await;
+                Ok(watcher::Event::Apply(object)) => {
+                    let name = (object.meta().namespace.clone(), object.meta().name.clone());
+                    let counts = relevant(&object);
+                    if counts.is_some() && known.insert(name, counts.clone()) == Some(counts) {
+                        continue;
+                    }
+                    self.changed(watched, object.meta()).await;
+                }
+                Ok(watcher::Event::Delete(object)) => {
+                    known.remove(&(object.meta().namespace.clone(), object.meta().name.clone()));
+                    self.changed(watched, object.meta()).await;
                 }
                 // Objects may have changed or gone between the last event and this list.
                 Ok(watcher::Event::InitDone) => {
+                    self.spoils.listed(&watched.key(scope));
                     self.request("relist", self.clusters.all(scope)).await
                 }
-                Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
+                Ok(watcher::Event::Init) => known.clear(),
+                Ok(watcher::Event::InitApply(_)) => {}
                 Err(error) => {
                     self.metrics.watch_errors.inc();
+                    self.spoils.broke(&watched.key(scope));
                     // Its definition may have been removed.
                     if watched.optional.is_some() {
                         self.doubted.notify_one();
@@ -164,13 +246,13 @@ impl Watches {
         }
     }
 
+    async fn changed(&self, watched: &Watched, metadata: &ObjectMeta) {
+        self.request("owned", self.owning(watched, metadata)).await;
+        self.request("named", self.naming(watched, metadata)).await;
+    }
+
     /// The SignalClusters that an object belongs to: by its owner, or by its label where that is watched (pods are owned by others).
-    fn owning(
-        &self,
-        watched: &Watched,
-        object: &PartialObjectMeta<DynamicObject>,
-    ) -> Vec<ObjectRef<SignalCluster>> {
-        let metadata = &object.metadata;
+    fn owning(&self, watched: &Watched, metadata: &ObjectMeta) -> Vec<ObjectRef<SignalCluster>> {
         let Some(namespace) = &metadata.namespace else {
             return Vec::new();
         };
@@ -199,17 +281,60 @@ impl Watches {
     }
 
     /// The SignalClusters whose spec names an object.
-    fn naming(
-        &self,
-        watched: &Watched,
-        object: &PartialObjectMeta<DynamicObject>,
-    ) -> Vec<ObjectRef<SignalCluster>> {
-        match (&object.metadata.namespace, &object.metadata.name) {
+    fn naming(&self, watched: &Watched, metadata: &ObjectMeta) -> Vec<ObjectRef<SignalCluster>> {
+        match (&metadata.namespace, &metadata.name) {
             (Some(namespace), Some(name)) => {
                 self.clusters
                     .naming(&watched.resource.kind, namespace, name)
             }
             _ => Vec::new(),
         }
+    }
+}
+
+/// What counts of a HorizontalPodAutoscaler: everything but the numbers and times in its status.
+fn autoscaler(object: &DynamicObject) -> Option<String> {
+    let metadata = &object.metadata;
+    let conditions = object.data.pointer("/status/conditions");
+    let conditions = conditions.and_then(Value::as_array).into_iter().flatten();
+    let conditions: Vec<[&Value; 4]> = conditions
+        .map(|it| [&it["type"], &it["status"], &it["reason"], &it["message"]])
+        .collect();
+    let of = (
+        (&metadata.uid, &metadata.deletion_timestamp),
+        (
+            &metadata.labels,
+            &metadata.annotations,
+            &metadata.owner_references,
+        ),
+        (&object.data["spec"], conditions),
+    );
+    serde_json::to_string(&of).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_conditions_say_of_an_autoscaler_counts_in_its_status() {
+        let hpa = |replicas: i32, limited: &str, max: i32| {
+            let object = json!({
+                "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+                "metadata": {"name": "edge", "namespace": "a", "resourceVersion": replicas.to_string()},
+                "spec": {"maxReplicas": max},
+                "status": {"currentReplicas": replicas, "conditions": [
+                    {"type": "ScalingLimited", "status": limited, "reason": "r", "message": "m", "lastTransitionTime": replicas.to_string()},
+                ]},
+            });
+            autoscaler(&serde_json::from_value(object).unwrap())
+        };
+        let known = hpa(1, "False", 5);
+        assert!(known.is_some());
+        assert_eq!(hpa(2, "False", 5), known, "numbers and times");
+        assert_ne!(hpa(1, "True", 5), known);
+        assert_ne!(hpa(1, "False", 6), known);
     }
 }

@@ -30,7 +30,15 @@ fn look(
     let mut random = StdRng::seed_from_u64(now.timestamp().unsigned_abs());
     let plan = decide(observed, memory, None, &mut random, now);
     let after = status(observed, &plan, &[], now);
-    let wake = wake(observed, &plan, &after.conditions, memory, resync, 0.5, now);
+    let input = WakeInput {
+        observed,
+        plan: &plan,
+        conditions: &after.conditions,
+        resync,
+        asked: observed.fleet.pods.len(),
+        chance: 0.5,
+    };
+    let wake = wake(&input, memory, now);
     std::sync::Arc::make_mut(&mut observed.cluster).status = Some(after);
     let planned = plan.planned().expect("the example is valid");
     observed.live_config = Some(planned.desired.live_config.clone());
@@ -233,11 +241,16 @@ fn nothing_changes_by_time_alone_before_it_is_due() {
     let far = Duration::from_secs(1_000_000);
     let mut now = at(10);
     let mut stages = std::collections::BTreeSet::new();
+    let mut last = None;
     for _ in 0..400 {
         let (_, record) = look(&mut observed, memory, far, now);
         follow(&mut observed, &record);
         serve_keys(&mut observed);
         let (wake, record) = look(&mut observed, memory, far, now);
+        last = Some((
+            wake,
+            observed.cluster.status.clone().map(|it| it.conditions),
+        ));
         for key in &record.signing.keys {
             stages.insert((key.kid.clone(), format!("{:?}", key.stage)));
         }
@@ -258,7 +271,7 @@ fn nothing_changes_by_time_alone_before_it_is_due() {
             break;
         }
     }
-    assert!(now > at(2 * 86_400), "it came to {now}");
+    assert!(now > at(2 * 86_400), "it came to {now}: {last:?}");
     let of = |stage: &str| stages.iter().filter(|(_, seen)| seen == stage).count();
     assert!(
         of("Published") >= 1 && of("Signing") >= 2 && of("VerifyOnly") >= 1,
