@@ -24,6 +24,7 @@ fn the_bus_does_the_same_on_valkey() {
         .args(["bus::pubsub::", "bus::bridge::", "--test-threads", "2"])
         // The server of the package is built without TLS.
         .args(["--skip", "tls_is_verified"])
+        .args(["--skip", "a_certificate_is_presented"])
         .env(REDIS_PROGRAM, server)
         .output()
         .unwrap();
