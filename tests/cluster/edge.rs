@@ -161,6 +161,17 @@ impl Edge {
         edge
     }
 
+    /// The chart's own test of the operator.
+    pub(crate) fn test_chart(&self) {
+        self.helm(&["test", "signal-operator", "--namespace", "signal-system"]);
+    }
+
+    /// The operators' pods.
+    pub(crate) fn operators(&self) -> Vec<Value> {
+        let labels = "app.kubernetes.io/name=signal-operator";
+        self.list(&["pods", "--namespace", "signal-system", "-l", labels])
+    }
+
     fn run(&self, mut command: Command, input: Option<&str>) -> Result<String, String> {
         use std::io::Write as _;
         command.env("KUBECONFIG", self.lab.cluster.kubeconfig_outside());
@@ -551,6 +562,11 @@ impl Edge {
                 .then_some(())
         })
         .await;
+    }
+
+    /// Takes away what [`Edge::fill_nodes`] made.
+    pub(crate) fn empty_nodes(&self) {
+        self.kubectl(&["delete", "pods", "-l", "app=ballast"]);
     }
 
     /// Names of the gateway pods that do not stop, sorted, each with the number of restarts of its container.

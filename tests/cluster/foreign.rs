@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::LONG;
+use crate::certificates;
 use crate::crowd::Crowd;
 use crate::edge::{Edge, Lab};
 use crate::network_policy::Enforcer;
@@ -51,6 +52,7 @@ async fn behind_network_policies_nobody_is_refused_whatever_becomes_of_pods() {
         .outside(async move || {
             let scene = Scene::set(lab, inside).await;
             only_gateways_public_port_is_open(&scene).await;
+            the_operator_answers_pods_alone(&scene).await;
             ports_change_places(&scene).await;
             ports_change_back_in_a_rollout_that_is_stuck(&scene).await;
             an_old_pod_comes_back_as_it_was(&scene).await;
@@ -58,8 +60,10 @@ async fn behind_network_policies_nobody_is_refused_whatever_becomes_of_pods() {
             pods_that_drain_refuse_nobody(&scene).await;
             a_webhook_that_is_down_holds_up_its_own_kinds_alone(&scene).await;
             full_nodes_are_told_and_room_is_made(&scene).await;
-            scene.visitors.leave().await;
-            scene.crowd.leave().await;
+            let edge = scene.leave().await;
+            edge.empty_nodes();
+            certificates::a_renewed_certificate_reaches_new_connections_and_closes_none(&edge)
+                .await;
         })
         .await;
     assert_eq!(enforcer.failures(), BTreeMap::new());
@@ -81,6 +85,13 @@ impl Scene {
             cluster,
             edge,
         }
+    }
+
+    /// Everybody goes.
+    async fn leave(self) -> Edge {
+        self.visitors.leave().await;
+        self.crowd.leave().await;
+        self.edge
     }
 
     /// Begins to count refusals.
@@ -177,6 +188,14 @@ async fn only_gateways_public_port_is_open(scene: &Scene) {
         assert!(!is_open(port_of(&pod, "admin")).await, "{pod}");
     }
     scene.is_read(2).await;
+}
+
+/// The policy of the operator's chart, and that of the chart's own test, whose pod asks by a Service and its name.
+async fn the_operator_answers_pods_alone(scene: &Scene) {
+    for pod in scene.edge.operators() {
+        assert!(!is_open(port_of(&pod, "admin")).await, "{pod}");
+    }
+    scene.edge.test_chart();
 }
 
 /// Each of the two ports gets the other's number, so that one number is open on some pods and closed on others.

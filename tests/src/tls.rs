@@ -44,8 +44,16 @@ impl Certificates {
     /// # Panics
     /// When `openssl` fails.
     pub fn issue(&self, name: &str, key: PrivateKey) {
+        self.issue_at(Ipv4Addr::LOCALHOST, name, key);
+    }
+
+    /// The same for another address.
+    ///
+    /// # Panics
+    /// When `openssl` fails.
+    pub fn issue_at(&self, ip: Ipv4Addr, name: &str, key: PrivateKey) {
         self.authority
-            .issue(name, Ipv4Addr::LOCALHOST, key)
+            .issue(name, ip, key)
             .expect("openssl issues a certificate");
     }
 
