@@ -5,6 +5,7 @@ mod kept;
 pub mod spoils;
 pub(crate) mod unreadable;
 
+use chrono::{DateTime, Utc};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -70,17 +71,7 @@ async fn whole(context: &Context, cluster: &SignalCluster) -> Result<Action, Err
     }
     doubt_kinds(context, &observed);
     let now = now();
-    let plan = {
-        let remembered = context.remembered(&observed.cluster);
-        let mut remembered = remembered.lock();
-        decide(
-            &observed,
-            &mut remembered,
-            context.operator_namespace.as_deref(),
-            &mut rand::rng(),
-            now,
-        )
-    };
+    let plan = planned(context, &observed, now);
     let mut done = Done::default();
     if !observed.cluster.spec.paused {
         act(context, &observed, &plan, &mut done).await?;
@@ -135,6 +126,19 @@ async fn whole(context: &Context, cluster: &SignalCluster) -> Result<Action, Err
         Some(error) => Err(error),
         None => Ok(context.look_again(wake)),
     }
+}
+
+/// What is to be done, with what was remembered of the cluster.
+fn planned(context: &Context, observed: &Observed, now: DateTime<Utc>) -> ClusterPlan {
+    let remembered = context.remembered(&observed.cluster);
+    let mut remembered = remembered.lock();
+    decide(
+        observed,
+        &mut remembered,
+        context.operator_namespace.as_deref(),
+        &mut rand::rng(),
+        now,
+    )
 }
 
 /// A spec that is new may ask for a kind that was not there the last time.
