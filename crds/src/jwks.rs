@@ -12,11 +12,11 @@ use crate::reference::SecretKey;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.sources.size() > 0 || has(self.managed)").message("name a source, or let the operator manage keys").field_path(".sources"),
-    validation = Rule::new("self.sources.all(a, a.issuer == '' || self.sources.exists_one(b, b.issuer == a.issuer)) && (!has(self.managed) || self.sources.all(a, a.issuer != self.managed.issuer))")
+    validation = Rule::new("self.sources.all(a, !has(a.issuer) || a.issuer == '' || (self.sources.exists_one(b, has(b.issuer) && b.issuer == a.issuer) && (!has(self.managed) || a.issuer != self.managed.issuer)))")
         .message("one declared source per issuer").field_path(".sources"),
-    validation = Rule::new("self.sources.all(a, self.sources.all(b, a.name == b.name || (a.subjectPrefix == '') != (b.subjectPrefix == '') || !a.subjectPrefix.startsWith(b.subjectPrefix)))")
+    validation = Rule::new("self.sources.all(a, self.sources.all(b, a.name == b.name || (has(a.subjectPrefix) && a.subjectPrefix != '' ? !has(b.subjectPrefix) || b.subjectPrefix == '' || !a.subjectPrefix.startsWith(b.subjectPrefix) : has(b.subjectPrefix) && b.subjectPrefix != '')))")
         .message("of two issuers neither subjectPrefix may begin the other, and only one may have none").field_path(".sources"),
-    validation = Rule::new("!has(self.managed) || self.sources.all(a, (a.subjectPrefix == '') != (self.managed.subjectPrefix == '') || (!a.subjectPrefix.startsWith(self.managed.subjectPrefix) && !self.managed.subjectPrefix.startsWith(a.subjectPrefix)))")
+    validation = Rule::new("!has(self.managed) || self.sources.all(a, has(a.subjectPrefix) && a.subjectPrefix != '' ? self.managed.subjectPrefix == '' || (!a.subjectPrefix.startsWith(self.managed.subjectPrefix) && !self.managed.subjectPrefix.startsWith(a.subjectPrefix)) : self.managed.subjectPrefix != '')")
         .message("of two issuers neither subjectPrefix may begin the other, and only one may have none").field_path(".managed"),
     validation = Rule::new("duration(self.maxStale) >= duration(self.refreshInterval)")
         .message("maxStale must be at least refreshInterval").field_path(".maxStale"),
@@ -67,63 +67,78 @@ fn request_timeout() -> Duration {
 }
 
 /// One issuer and where its keys are.
+// The schema has no default inside of a list: the API server would write it into the stored list, and a comparison at the client, as Argo CD makes it,
+// takes a list as a whole and would see a difference for ever. What is absent is filled in as it is read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.url.startsWith('https://') || (self.allowInsecureHTTP && self.url.startsWith('http://'))")
+    validation = Rule::new("self.url.startsWith('https://') || (has(self.allowInsecureHTTP) && self.allowInsecureHTTP && self.url.startsWith('http://'))")
         .message("a JWKS URL must be https, or http with allowInsecureHTTP").field_path(".url"),
-    validation = Rule::new("self.preset == 'Ignis' || (self.issuer != '' && self.audiences.size() > 0)")
+    validation = Rule::new("(has(self.preset) && self.preset == 'Ignis') || (has(self.issuer) && self.issuer != '' && has(self.audiences) && self.audiences.size() > 0)")
         .message("name an issuer and an audience; only preset Ignis can do without").field_path(".issuer"),
-    validation = Rule::new("!has(self.applicationSecretRef) || self.preset == 'Ignis'")
+    validation = Rule::new("!has(self.applicationSecretRef) || (has(self.preset) && self.preset == 'Ignis')")
         .message("encrypted payloads are of preset Ignis").field_path(".applicationSecretRef"),
 )]
 pub struct Source {
     /// Its name in status, logs and metrics.
     #[schemars(length(min = 1, max = 40), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
-    /// What kind of issuer it is.
-    #[serde(default)]
+    /// What kind of issuer it is. Default: `Standard`.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub preset: SourcePreset,
     /// Exactly the `iss` of its tokens. With preset `Ignis` it may be left out, and `iss` is not checked.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(length(max = 512))]
     pub issuer: String,
     /// Its JWK Set.
     #[schemars(length(min = 8, max = 1024))]
     pub url: String,
     /// One of these must be in `aud`. With preset `Ignis` they may be left out, and `aud` is not checked.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 512)))]
     pub audiences: Vec<String>,
-    /// The algorithms accepted from it.
-    #[serde(default = "algorithms")]
+    /// The algorithms accepted from it. Default: `ES256` and `RS256`.
+    #[serde(default = "algorithms", skip_serializing_if = "are_default_algorithms")]
     #[schemars(length(min = 1, max = 12))]
     pub algorithms: Vec<Algorithm>,
     /// The claims that may be the subject: the first that a token has. Empty: `sub`, then `userId`; with preset `Ignis` the other way round.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(length(max = 8), inner(length(min = 1, max = 64)))]
     pub subject_claims: Vec<String>,
     /// Put in front of its subjects, so that user 17 of one issuer is not user 17 of another. Of two issuers neither prefix may begin the other, and only
-    /// one may have none.
-    #[serde(default)]
+    /// one may have none. Default: none.
+    #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(length(max = 64))]
     pub subject_prefix: String,
     /// The application secret with which a service of preset `Ignis` encrypts its payloads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub application_secret_ref: Option<SecretKey>,
-    /// Whether the `roles` of its tokens count.
-    #[serde(default)]
+    /// Whether the `roles` of its tokens count. Default: `false`.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub trust_roles: bool,
     /// PEM authorities for its URL; absent: those of the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
-    /// Accepts `http://`, where whoever can change traffic can choose the keys.
-    #[serde(default, rename = "allowInsecureHTTP")]
+    /// Accepts `http://`, where whoever can change traffic can choose the keys. Default: `false`.
+    #[serde(
+        default,
+        rename = "allowInsecureHTTP",
+        skip_serializing_if = "is_default"
+    )]
     pub allow_insecure_http: bool,
 }
 
 fn algorithms() -> Vec<Algorithm> {
     vec![Algorithm::ES256, Algorithm::RS256]
+}
+
+/// Keeps the default out of the schema, and of what is written.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn are_default_algorithms(value: &[Algorithm]) -> bool {
+    *value == algorithms()
 }
 
 /// What kind of issuer a source is.

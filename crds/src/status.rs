@@ -153,7 +153,6 @@ pub struct SourceStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub key_ids: Vec<String>,
     /// Ready pods that have fetched it.
-    #[serde(default)]
     pub fetched_replicas: i32,
     /// Until when it is accepted; stage Retiring.
     #[serde(default, skip_serializing_if = "Option::is_none")]

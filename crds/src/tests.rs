@@ -28,6 +28,50 @@ fn the_committed_yaml_is_what_the_types_say_and_below_200_kb() {
     assert!(text.len() < 200_000, "{} bytes", text.len());
 }
 
+/// The API server writes defaults into what it stores. A comparison at the client takes a list as a whole, so that a default inside of one is a difference
+/// from the manifest for ever.
+#[test]
+fn no_default_is_inside_of_a_list() {
+    fn walk(schema: &Value, path: &str, in_list: bool, found: &mut Vec<String>) {
+        if in_list && schema.get("default").is_some() {
+            found.push(path.to_owned());
+        }
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            walk(field, &format!("{path}.{name}"), in_list, found);
+        }
+        if schema["items"].is_object() {
+            walk(&schema["items"], &format!("{path}[]"), true, found);
+        }
+        if schema["additionalProperties"].is_object() {
+            walk(&schema["additionalProperties"], path, in_list, found);
+        }
+    }
+    let definition = serde_json::to_value(SignalCluster::crd()).unwrap();
+    let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    assert_eq!(
+        schema["properties"]["spec"]["properties"]["replicas"]["default"],
+        2
+    );
+    let mut found = Vec::new();
+    walk(schema, "", false, &mut found);
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn what_a_source_leaves_out_is_filled_in_as_it_is_read_and_not_written() {
+    let written = json!({"name": "a", "url": "https://a/c"});
+    let source: jwks::Source = serde_json::from_value(written.clone()).unwrap();
+    assert_eq!(
+        source.algorithms,
+        [jwks::Algorithm::ES256, jwks::Algorithm::RS256]
+    );
+    assert_eq!(source.preset, jwks::SourcePreset::Standard);
+    assert!(source.issuer.is_empty() && source.audiences.is_empty());
+    assert!(source.subject_claims.is_empty() && source.subject_prefix.is_empty());
+    assert!(!source.trust_roles && !source.allow_insecure_http);
+    assert_eq!(serde_json::to_value(&source).unwrap(), written);
+}
+
 /// What the API server would accept, with room for every rule.
 fn base() -> Value {
     let secret = json!({"name": "a", "key": "b"});
