@@ -38,6 +38,8 @@ use crate::status::Status;
     printcolumn(name = "Version", type_ = "string", json_path = ".status.version", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name is at most 40 characters: child names need room for suffixes"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("metadata.name is the name of a Service (RFC 1035): small letters, digits and hyphens; it begins with a letter and ends with a letter or digit"),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(

@@ -144,6 +144,16 @@ fn cases() -> Vec<Case> {
             vec![("/metadata/name", json!("a".repeat(40)))],
         ),
         (
+            "metadata.name is the name of a Service (RFC 1035)",
+            vec![("/metadata/name", json!("edge.eu"))],
+            vec![("/metadata/name", json!("edge-eu2"))],
+        ),
+        (
+            "metadata.name is the name of a Service (RFC 1035)",
+            vec![("/metadata/name", json!("2edge"))],
+            vec![("/metadata/name", json!("e"))],
+        ),
+        (
             "more than one replica needs redis",
             alone("/spec/redis", 2),
             alone("/spec/redis", 1),
