@@ -18,6 +18,8 @@ pub const DRAINING_SINCE: &str = "signal.dev/draining-since";
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 /// Annotation of a pod by which a person has it drained and replaced, whatever its text.
 pub const DRAIN: &str = "signal.dev/drain";
+/// Annotation of pods: the local volumes that may be lost when the cluster autoscaler removes a node, by their names (Kubernetes' autoscaler, FAQ).
+pub const EVICTABLE_VOLUMES: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes";
 /// Annotation of applied objects: the hash of what was applied.
 pub const APPLIED: &str = "signal.dev/applied";
 /// Annotation of a SignalCluster by which a person has the signing key rotated: once for each value.

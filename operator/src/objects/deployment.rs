@@ -16,14 +16,17 @@ use super::config_map::{DATA_DIR, GATEWAY_TOML, revision};
 use super::merge::lay_over;
 use super::revisions::{restart_hash, static_name, static_secret_name, template_inputs};
 use crate::names::{
-    ADMIN_PORT, CATALOG_DIR, CONTAINER, Children, LIVE_DIR, PUBLIC_PORT, RESTART_HASH,
-    RESTARTED_AT, STATIC_DIR, STATIC_HASH, TEMPLATE_INPUTS, labels, selector,
+    ADMIN_PORT, CATALOG_DIR, CONTAINER, Children, EVICTABLE_VOLUMES, LIVE_DIR, PUBLIC_PORT,
+    RESTART_HASH, RESTARTED_AT, STATIC_DIR, STATIC_HASH, TEMPLATE_INPUTS, labels, selector,
 };
 use crate::plan::validate::ValidCluster;
 
 /// How long a gateway may need to stop after endpoint propagation and the window, in seconds: 25 for records in work, 5 to flush, 10 for its shards to
 /// end, 10 to close Redis and the database, 10 spare.
 pub const STOP_MARGIN_SECS: u64 = 60;
+
+/// The volume for temporary files.
+const TMP: &str = "tmp";
 
 /// The user and group of the image.
 const USER: i64 = 65532;
@@ -88,6 +91,8 @@ pub(super) fn pod_template(
     if let Some(mesh) = cluster.spec.mesh {
         leave_to_pod(&mut annotations, mesh, cluster.spec.gateway.admin_port);
     }
+    let evictable = annotations.entry(EVICTABLE_VOLUMES.into()).or_default();
+    *evictable = with_own_volume(evictable);
     annotations.insert(STATIC_HASH.into(), revision(gateway_toml));
     annotations.insert(RESTART_HASH.into(), restart_hash(&cluster.files));
     annotations.remove(RESTARTED_AT);
@@ -137,6 +142,14 @@ pub(super) fn user_and_groups(cluster: &ValidCluster) -> Value {
             json!({"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER})
         }
     }
+}
+
+/// The local volumes that may be lost: those that the user names, and the one for temporary files, without which no node with a gateway on it would ever be
+/// removed. Not the one with the database of a pod that has none outside: it holds notifications.
+fn with_own_volume(given: &str) -> String {
+    let named = given.split(',').map(str::trim);
+    let others = named.filter(|name| !name.is_empty() && *name != TMP);
+    others.chain([TMP]).collect::<Vec<_>>().join(",")
 }
 
 /// Defaults that the user may override.
@@ -228,12 +241,12 @@ fn pod_spec(cluster: &ValidCluster, children: &Children, gateway_toml: &str) -> 
     let mut volumes = vec![
         json!({"name": "static", "configMap": {"name": static_config, "defaultMode": 0o440}}),
         json!({"name": "live", "projected": {"defaultMode": 0o440, "sources": live}}),
-        json!({"name": "tmp", "emptyDir": {}}),
+        json!({"name": TMP, "emptyDir": {}}),
     ];
     let mut mounts = vec![
         json!({"name": "static", "mountPath": STATIC_DIR, "readOnly": true}),
         json!({"name": "live", "mountPath": LIVE_DIR, "readOnly": true}),
-        json!({"name": "tmp", "mountPath": "/tmp"}),
+        json!({"name": TMP, "mountPath": "/tmp"}),
     ];
     if let Some(catalogs) = &spec.notifications.catalog_ref {
         // A gateway reads one folder per locale, which needs an item per key: a new locale restarts the pods, a changed text does not.

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::*;
 use crate::fixture::{EXAMPLES, changed, example, settled};
-use crate::names::{LIVE_DIR, RECORD, RESTART_HASH, STATIC_HASH};
+use crate::names::{EVICTABLE_VOLUMES, LIVE_DIR, RECORD, RESTART_HASH, STATIC_HASH};
 use crate::plan::validate::{DATABASE_CA, validate};
 use crate::time::to_k8s;
 
@@ -330,6 +330,25 @@ fn live_settings_and_secrets_restart_no_pod() {
         "postgres://signal:another@db2/platform".into(),
     );
     assert_eq!(template(&make(&migrated(live))), before);
+}
+
+#[test]
+fn a_node_of_pods_that_keep_nothing_may_be_removed_by_the_cluster_autoscaler() {
+    let named = |example: &str, given: Option<&str>| {
+        let observed = changed(example, |cluster| {
+            let annotations = &mut cluster.spec.pod_template.metadata.annotations;
+            annotations.extend(given.map(|given| (EVICTABLE_VOLUMES.into(), given.into())));
+        });
+        template(&make(&migrated(observed)))["metadata"]["annotations"][EVICTABLE_VOLUMES].clone()
+    };
+    assert_eq!(named("production", None), "tmp");
+    assert_eq!(
+        named("development", None),
+        "tmp",
+        "its database is in the pod"
+    );
+    assert_eq!(named("production", Some("cache, tmp")), "cache,tmp");
+    assert_eq!(named("development", Some("data")), "data,tmp");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::*;
 use crate::act::apply::{Wanted, wanted};
 use crate::fixture::{changed, example, settled};
+use crate::names::EVICTABLE_VOLUMES;
 use crate::objects::{Desired, DesiredInput, desired};
 use crate::observe::observed::PodRevision;
 use crate::plan::validate::validate;
@@ -261,6 +262,27 @@ fn an_operator_of_another_version_waits_for_a_change_of_the_spec_or_a_restart() 
 }
 
 /// Jobs that have migrated this spec.
+#[test]
+fn an_operator_that_makes_no_list_of_evictable_volumes_is_followed_without_a_restart() {
+    let mut observed = running();
+    let deployment = observed.deployment.as_mut().unwrap();
+    let metadata = deployment.spec.as_mut().unwrap().template.metadata.as_mut();
+    let annotations = metadata.unwrap().annotations.as_mut().unwrap();
+    assert!(annotations.remove(EVICTABLE_VOLUMES).is_some());
+    mark(deployment);
+    let template = deployment.spec.as_ref().unwrap().template.clone();
+    let made = make(&observed);
+    let Some(Held::Update(parts)) = &made.held else {
+        panic!("{:?}", made.held)
+    };
+    assert_eq!(parts.len(), 1, "{parts:?}");
+    assert!(
+        parts[0].contains("safe-to-evict-local-volumes"),
+        "{parts:?}"
+    );
+    assert_eq!(made.deployment.unwrap().spec.unwrap().template, template);
+}
+
 fn running_jobs(observed: &Observed) -> Vec<k8s_openapi::api::batch::v1::Job> {
     let mut jobs = observed.jobs.clone();
     let name = crate::objects::job_name(&validate(observed).unwrap(), observed);
