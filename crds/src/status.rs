@@ -4,11 +4,31 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Reason of condition Ready before any operator has looked at the object.
+pub const UNSEEN_REASON: &str = "Unseen";
+
+/// The status of an object that no operator has looked at yet. Without it kstatus, and with it Flux, would take a new object for current at once:
+/// `observedGeneration` says that no generation was observed, as Flux's own kinds do it; the condition is for people and `kubectl wait`, as the
+/// Gateway API does it.
+fn unseen() -> serde_json::Value {
+    serde_json::json!({
+        "observedGeneration": -1,
+        "conditions": [{
+            "type": "Ready",
+            "status": "Unknown",
+            "reason": UNSEEN_REASON,
+            "message": "no operator has looked at it yet",
+            "lastTransitionTime": "1970-01-01T00:00:00Z",
+        }],
+    })
+}
+
 /// What the operator found and did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("default" = unseen()))]
 pub struct Status {
-    /// The generation of the spec that this status is about.
+    /// The generation of the spec that this status is about; -1 before any operator has looked at it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Version of the operator that wrote this status.
@@ -57,7 +77,7 @@ pub struct Status {
     /// The database's schema.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database: Option<DatabaseStatus>,
-    /// Ready is the summary of all others.
+    /// Ready is the summary of all others. Reconciling and Stalled are there only while they are true, as kstatus reads them.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }

@@ -72,6 +72,20 @@ fn what_a_source_leaves_out_is_filled_in_as_it_is_read_and_not_written() {
     assert_eq!(serde_json::to_value(&source).unwrap(), written);
 }
 
+#[test]
+fn an_object_that_no_operator_has_looked_at_says_so() {
+    let definition = serde_json::to_value(SignalCluster::crd()).unwrap();
+    let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let unseen: Status =
+        serde_json::from_value(schema["properties"]["status"]["default"].clone()).unwrap();
+    assert_eq!(unseen.observed_generation, Some(-1));
+    let [ready] = unseen.conditions.as_slice() else {
+        panic!("{:?}", unseen.conditions)
+    };
+    assert_eq!((&*ready.type_, &*ready.status), ("Ready", "Unknown"));
+    assert_eq!(ready.reason, status::UNSEEN_REASON);
+}
+
 /// What the API server would accept, with room for every rule.
 fn base() -> Value {
     let secret = json!({"name": "a", "key": "b"});

@@ -36,6 +36,8 @@ macro_rules! reasons {
 reasons! {
     /// Reason of a condition. One reason may be used by several conditions: Ready repeats that of the condition which keeps it False.
     ConditionReason {
+        /// No operator has looked at it. The definition writes this one.
+        Unseen,
         /// The spec is valid.
         Accepted,
         /// A field of the spec has a value that cannot be used.

@@ -155,7 +155,9 @@ fn doubt_kinds(context: &Context, observed: &Observed) {
 fn show_lag(context: &Context, cluster: &SignalCluster) {
     let status = cluster.status.as_ref();
     let known = status.and_then(|status| status.observed_generation);
-    let lag = cluster.metadata.generation.unwrap_or_default() - known.unwrap_or_default();
+    // An object that no operator has looked at knows generation -1, by the definition.
+    let known = known.unwrap_or_default().max(0);
+    let lag = cluster.metadata.generation.unwrap_or_default() - known;
     let metric = &context.metrics.cluster.generation_lag;
     metric.get_or_create(&label(cluster)).set(lag);
 }
@@ -330,6 +332,13 @@ fn names_managed_keys(live: &k8s_openapi::api::core::v1::ConfigMap) -> bool {
 
 /// The failure for the conditions; `None` for what passes by itself.
 fn failure(failed: &FailedObject) -> Option<ApplyFailure> {
+    let answer = match &failed.error {
+        ApplyError::Write(write) => write.api(),
+        _ => None,
+    };
+    // A field that the API server refuses stays refused; a right or a quota may be on its way.
+    let is_final = matches!(failed.error, ApplyError::Occupied { .. })
+        || matches!(answer, Some(kube::Error::Api(status)) if matches!(status.code, 400 | 422));
     let (reason, message) = match &failed.error {
         error @ ApplyError::Occupied { .. } => (ConditionReason::NameOccupied, error.to_string()),
         ApplyError::Write(write) if write.is_conflict() => return None,
@@ -343,6 +352,7 @@ fn failure(failed: &FailedObject) -> Option<ApplyFailure> {
         kind: failed.kind,
         reason,
         message,
+        is_final,
     })
 }
 

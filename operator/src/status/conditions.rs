@@ -1,9 +1,10 @@
 //! The conditions of a SignalCluster: a closed list, each with stable reasons (API conventions, "Typical status properties").
 //!
-//! The status has all of them from the first reconcile on; those without a finding are `Unknown`.
+//! The status has all of them from the first reconcile on; those without a finding are `Unknown`. Reconciling and Stalled are there only while they hold.
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use signal_crds::status::UNSEEN_REASON;
 
 use crate::reasons::ConditionReason;
 use crate::time::to_k8s;
@@ -50,13 +51,17 @@ pub enum ConditionType {
     ScalingLimited,
     /// `spec.paused` is set.
     ReconciliationPaused,
+    /// What the spec wants is not in force yet, and the operator goes on by itself. Of kstatus.
+    Reconciling,
+    /// Nothing goes on until somebody changes something. Of kstatus.
+    Stalled,
 }
 
 use ConditionType as Type;
 
 impl ConditionType {
     /// All, in the order in which the status lists them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Type::Ready,
         Type::Available,
         Type::Progressing,
@@ -75,6 +80,8 @@ impl ConditionType {
         Type::UpdatePending,
         Type::ScalingLimited,
         Type::ReconciliationPaused,
+        Type::Reconciling,
+        Type::Stalled,
     ];
 
     /// As the status writes it.
@@ -98,7 +105,14 @@ impl ConditionType {
             Type::UpdatePending => "UpdatePending",
             Type::ScalingLimited => "ScalingLimited",
             Type::ReconciliationPaused => "ReconciliationPaused",
+            Type::Reconciling => "Reconciling",
+            Type::Stalled => "Stalled",
         }
+    }
+
+    /// Whether the status lists it only while it is true, as kstatus wants it: "abnormal-true".
+    pub fn is_listed_only_while_true(self) -> bool {
+        matches!(self, Type::Reconciling | Type::Stalled)
     }
 }
 
@@ -155,7 +169,7 @@ impl Finding {
 }
 
 /// The conditions after these findings. A condition that keeps its status keeps its transition time. One without a finding stays as it is, and is
-/// `Unknown` at first.
+/// `Unknown` at first; one that is listed only while it is true is left out.
 pub fn conditions(
     before: &[Condition],
     findings: &[Finding],
@@ -163,32 +177,36 @@ pub fn conditions(
     now: DateTime<Utc>,
 ) -> Vec<Condition> {
     let next = |kind: ConditionType| {
-        let old = before
-            .iter()
-            .find(|condition| condition.type_ == kind.as_str());
+        // What the definition says of an object that no operator has looked at is no state of it.
+        let old = before.iter().find(|condition| {
+            condition.type_ == kind.as_str() && condition.reason != UNSEEN_REASON
+        });
         let Some(found) = findings.iter().find(|finding| finding.kind == kind) else {
-            return old.cloned().unwrap_or_else(|| Condition {
+            if kind.is_listed_only_while_true() {
+                return None;
+            }
+            return Some(old.cloned().unwrap_or_else(|| Condition {
                 type_: kind.as_str().into(),
                 status: State::Unknown.as_str().into(),
                 reason: ConditionReason::NotReported.as_str().into(),
                 message: "no reconcile has reported it yet".into(),
                 observed_generation: generation,
                 last_transition_time: to_k8s(now),
-            });
+            }));
         };
         let since = old
             .filter(|old| old.status == found.state.as_str())
             .map(|old| old.last_transition_time.clone());
-        Condition {
+        Some(Condition {
             type_: kind.as_str().into(),
             status: found.state.as_str().into(),
             reason: found.reason.as_str().into(),
             message: shortened(&found.message),
             observed_generation: generation,
             last_transition_time: since.unwrap_or_else(|| to_k8s(now)),
-        }
+        })
     };
-    ConditionType::ALL.map(next).into()
+    ConditionType::ALL.into_iter().filter_map(next).collect()
 }
 
 fn shortened(text: &str) -> String {
@@ -213,7 +231,13 @@ mod tests {
     #[test]
     fn every_condition_is_there_from_the_first_time_on() {
         let all = conditions(&[], &[], Some(1), at(10));
-        assert_eq!(all.len(), ConditionType::ALL.len());
+        let listed = ConditionType::ALL.iter();
+        let listed: Vec<_> = listed
+            .filter(|kind| !kind.is_listed_only_while_true())
+            .map(|kind| kind.as_str())
+            .collect();
+        let found: Vec<_> = all.iter().map(|one| one.type_.as_str()).collect();
+        assert_eq!(found, listed);
         assert!(
             all.iter().all(|condition| condition.status == "Unknown"
                 && condition.observed_generation == Some(1))

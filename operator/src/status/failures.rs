@@ -35,6 +35,8 @@ pub struct ApplyFailure {
     pub reason: ConditionReason,
     /// For people.
     pub message: String,
+    /// Whether it stays so until somebody changes something.
+    pub is_final: bool,
 }
 
 /// One thing that keeps an object from serving.

@@ -8,6 +8,7 @@ use super::degraded::degraded;
 use super::exposure::exposed;
 use super::failures::{ApplyFailure, monitored};
 use super::hpa::hpa_condition;
+use super::kstatus::kstatus;
 use super::{pods, reports, trust};
 use crate::decide::{ClusterPlan, PlannedCluster};
 use crate::names::{APPROVE_ROLLOUT, RESTARTED_AT};
@@ -64,6 +65,7 @@ pub fn findings(
         all.push(trust::signing_keys(spec, planned));
     }
     all.push(ready(observed, plan, &all));
+    all.extend(kstatus(observed, plan, failures, &all));
     all
 }
 

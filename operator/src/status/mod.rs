@@ -10,6 +10,7 @@ mod exposure;
 mod failures;
 mod findings;
 mod hpa;
+mod kstatus;
 mod pods;
 mod trust;
 
@@ -110,9 +111,14 @@ pub fn unreadable_conditions(unreadable: &UnreadableCluster, now: DateTime<Utc>)
         "the spec has a form of another release, and this operator leaves everything as it is: {}",
         unreadable.why
     );
-    let found = [ConditionType::Ready, ConditionType::SpecAccepted].map(|kind| {
+    let found = [
+        (ConditionType::Ready, State::False),
+        (ConditionType::SpecAccepted, State::False),
+        (ConditionType::Stalled, State::True),
+    ]
+    .map(|(kind, state)| {
         let reason = ConditionReason::SpecUnreadable;
-        Finding::new(kind, State::False, reason, message.clone())
+        Finding::new(kind, state, reason, message.clone())
     });
     let generation = unreadable.metadata.generation;
     conditions(&unreadable.conditions, &found, generation, now)

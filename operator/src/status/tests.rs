@@ -1,5 +1,7 @@
 //! The status that people read, from hand-made observations.
 
+mod recorded;
+
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus};
@@ -253,6 +255,7 @@ fn what_the_api_server_refuses_degrades() {
         kind: SERVICE,
         reason: ConditionReason::NameOccupied,
         message: "Service edge belongs to someone else".into(),
+        is_final: true,
     };
     let status = look(&running(vec![pod("a", 0), pod("b", 0)]), &[failure]);
     assert_eq!(

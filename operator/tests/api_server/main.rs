@@ -13,7 +13,10 @@ mod definition;
 mod drains;
 mod examples;
 mod gateway;
+mod gitops;
 mod killed;
+#[path = "../../../crds/tests/charts/kstatus.rs"]
+mod kstatus;
 mod leadership;
 mod many;
 mod operators;
