@@ -97,7 +97,7 @@ pub struct Endpoints {
 }
 
 /// Open connections over all pods that answered.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Connections {
     /// All.
@@ -112,6 +112,9 @@ pub struct Connections {
     pub max_per_pod: i64,
     /// Pods that answered.
     pub reporting_pods: i32,
+    /// When they did, up to 30 s ago; with autoscaling mode External, whose scaler refuses old numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampled_at: Option<Time>,
 }
 
 /// The live configuration and who has it.

@@ -2,20 +2,24 @@
 //!
 //! Answers come from the watched SignalClusters and nothing is written, so every replica of the operator answers, leader or standby. A
 //! `ScaledObject` sees only SignalClusters in its own namespace: `cluster` in the trigger's metadata names one; the default is the name of the
-//! `ScaledObject`. If the number of connections is unknown the answer is an error, so that KEDA uses its `fallback`.
+//! `ScaledObject`. If the number of connections is unknown or old the answer is an error, so that KEDA uses its `fallback`.
 
 use std::pin::Pin;
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{FutureExt, Stream, stream};
 use kube::runtime::reflector::{ObjectRef, Store};
 use signal_crds::SignalCluster;
 use signal_crds::scaling::{Autoscaling, AutoscalingMode};
+use signal_crds::status::Connections;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
+
+use crate::time::{from_k8s, now};
 
 use proto::external_scaler_server::{ExternalScaler, ExternalScalerServer};
 use proto::{
@@ -35,6 +39,8 @@ pub const METRIC: &str = "connections";
 pub const CLUSTER: &str = "cluster";
 /// How often an open stream checks for a change.
 const STREAM_INTERVAL: Duration = Duration::from_secs(2);
+/// Oldest number that is answered: pods are asked every 10 s, the status has it within 30 s, and a new leader needs up to that long again.
+const MAX_SAMPLE_AGE: TimeDelta = TimeDelta::seconds(90);
 /// Longest message of KEDA: it names a `ScaledObject` and the metadata of one trigger.
 const MAX_MESSAGE_BYTES: usize = 16 * 1024;
 /// Streams and calls at once on one of KEDA's connections.
@@ -97,11 +103,27 @@ fn external(cluster: &SignalCluster) -> Result<&Autoscaling, Status> {
     }
 }
 
-/// Its connections, if every ready pod was counted.
-fn connections(cluster: &SignalCluster) -> Result<i64, Status> {
+fn check_age(sample: &Connections, now: DateTime<Utc>) -> Result<(), Status> {
+    let at = sample.sampled_at.as_ref().ok_or_else(|| {
+        Status::unavailable("the status does not say when the connections were counted")
+    })?;
+    let age = now - from_k8s(at);
+    match age <= MAX_SAMPLE_AGE {
+        true => Ok(()),
+        false => Err(Status::unavailable(format!(
+            "the connections were counted {} s ago: no leading operator keeps the status up to date",
+            age.num_seconds()
+        ))),
+    }
+}
+
+/// Its connections, if every ready pod was counted a short time ago.
+fn connections(cluster: &SignalCluster, now: DateTime<Utc>) -> Result<i64, Status> {
     let status = cluster.status.as_ref();
+    let sample = status.and_then(|status| status.connections.as_ref());
+    sample.map_or(Ok(()), |sample| check_age(sample, now))?;
     let ready = status.map_or(0, |status| status.ready_replicas);
-    match status.and_then(|status| status.connections.as_ref()) {
+    match sample {
         Some(sample) if sample.reporting_pods > 0 && sample.reporting_pods >= ready => {
             Ok(sample.total)
         }
@@ -180,7 +202,7 @@ impl ExternalScaler for Scaler {
             .ok_or_else(|| Status::invalid_argument("scaledObjectRef is missing"))?;
         let cluster = find(&self.store, &asker)?;
         external(&cluster)?;
-        let total = connections(&cluster)?;
+        let total = connections(&cluster, now())?;
         #[expect(clippy::cast_precision_loss, reason = "exact below 2^53 connections")]
         let value = MetricValue {
             metric_name: METRIC.into(),

@@ -44,6 +44,7 @@ fn without_numbers(status: &Status) -> Status {
         encrypted: 0,
         min_per_pod: 0,
         max_per_pod: 0,
+        sampled_at: None,
     });
     if let Some(kafka) = &mut rest.kafka {
         kafka.max_lag = 0;
@@ -103,6 +104,7 @@ mod tests {
                 min_per_pod: 3,
                 max_per_pod: 4,
                 reporting_pods: 2,
+                sampled_at: None,
             }),
             kafka: Some(KafkaStatus {
                 assigned_partitions: 4,

@@ -14,9 +14,10 @@ mod kstatus;
 mod pods;
 mod trust;
 
-use chrono::{DateTime, Utc};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use chrono::{DateTime, TimeDelta, Utc};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use signal_crds::SignalClusterSpec;
+use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{
     ConfigStatus, Connections, DatabaseStatus, KafkaStatus, RedisStatus, ScalingState,
     SourceStatus, Status,
@@ -32,7 +33,7 @@ use crate::plan::record::{RecordedSource, RedisRecord, SourcesRecord};
 use crate::plan::validate::ProblemKind;
 use crate::reasons::ConditionReason;
 use crate::status::conditions::{ConditionType, Finding, State, conditions};
-use crate::time::to_k8s;
+use crate::time::{from_k8s, to_k8s};
 use signal_contract::StatusReport;
 
 pub use differences::{Difference, difference};
@@ -83,7 +84,10 @@ pub fn status(
             name,
             cluster.metadata.namespace.as_deref().unwrap_or_default(),
         )),
-        connections: connections(&staying),
+        connections: connections(&staying).map(|counted| Connections {
+            sampled_at: sampled_at(&cluster.spec, &counted, before.connections.as_ref(), now),
+            ..counted
+        }),
         config: match has(ProblemKind::Unread) {
             true => before.config,
             false => config(fleet, plan),
@@ -151,7 +155,39 @@ fn connections(staying: &[&Pod]) -> Option<Connections> {
         authenticated: sum(|report| report.connections.authenticated),
         encrypted: sum(|report| report.connections.encrypted),
         reporting_pods: i32::try_from(reports.len()).unwrap_or(i32::MAX),
+        sampled_at: None,
     })
+}
+
+/// Numbers that stay as they are get a new time only now and then: each is a write.
+const SAMPLE_AGE: TimeDelta = TimeDelta::seconds(30);
+
+/// When the connections were counted; only where KEDA asks for them.
+fn sampled_at(
+    spec: &SignalClusterSpec,
+    counted: &Connections,
+    before: Option<&Connections>,
+    now: DateTime<Utc>,
+) -> Option<Time> {
+    let mode = spec
+        .autoscaling
+        .as_ref()
+        .map(|autoscaling| autoscaling.mode);
+    if mode != Some(AutoscalingMode::External) {
+        return None;
+    }
+    let same = before.filter(|before| {
+        let without_time = Connections {
+            sampled_at: None,
+            ..(*before).clone()
+        };
+        without_time == *counted
+    });
+    let sampled = same.and_then(|before| before.sampled_at.clone());
+    // One from the future is of another clock.
+    let recent =
+        sampled.filter(|at| (TimeDelta::zero()..SAMPLE_AGE).contains(&(now - from_k8s(at))));
+    Some(recent.unwrap_or_else(|| to_k8s(now)))
 }
 
 fn config(fleet: &Fleet, plan: &ClusterPlan) -> Option<ConfigStatus> {

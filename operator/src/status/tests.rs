@@ -142,6 +142,42 @@ fn pods_that_all_serve_are_ready_and_their_numbers_add_up() {
 }
 
 #[test]
+fn connections_that_keda_asks_for_have_their_time_which_moves_with_them_or_now_and_then() {
+    let mut observed = running(vec![pod("a", 7), pod("b", 11)]);
+    let sampled = |observed: &mut Observed, secs: i64| {
+        let plan = decide(
+            observed,
+            &mut ClusterMemory::default(),
+            None,
+            &mut StdRng::seed_from_u64(7),
+            at(secs),
+        );
+        let status = status(observed, &plan, &[], at(secs));
+        let time = status.connections.as_ref().unwrap().sampled_at.clone();
+        Arc::make_mut(&mut observed.cluster).status = Some(status);
+        time.map(|time| from_k8s(&time))
+    };
+    assert_eq!(sampled(&mut observed, 0), None, "nobody asks");
+    let spec = &mut Arc::make_mut(&mut observed.cluster).spec;
+    spec.autoscaling = example("production").cluster.spec.autoscaling.clone();
+    spec.autoscaling.as_mut().unwrap().mode = AutoscalingMode::External;
+    assert_eq!(sampled(&mut observed, 10), Some(at(10)));
+    assert_eq!(
+        sampled(&mut observed, 39),
+        Some(at(10)),
+        "not every look is a write"
+    );
+    assert_eq!(sampled(&mut observed, 40), Some(at(40)));
+    report(&mut observed.fleet.pods[0]).connections.total = 8;
+    assert_eq!(sampled(&mut observed, 41), Some(at(41)));
+    assert_eq!(
+        sampled(&mut observed, 20),
+        Some(at(20)),
+        "a clock was set back"
+    );
+}
+
+#[test]
 fn pods_of_two_versions_have_no_common_one() {
     let mut newer = pod("b", 0);
     report(&mut newer).version = "1.3.0".into();

@@ -61,7 +61,13 @@ fn cluster(namespace: &str, mode: &str, status: Value) -> SignalCluster {
 }
 
 fn sample(total: i64, reporting: i32, ready: i32) -> Value {
-    json!({"readyReplicas": ready, "connections": {"total": total, "reportingPods": reporting}})
+    sampled(total, reporting, ready, 40)
+}
+
+/// The same, counted so many seconds ago.
+fn sampled(total: i64, reporting: i32, ready: i32, seconds: i64) -> Value {
+    let at = (now() - TimeDelta::seconds(seconds)).to_rfc3339();
+    json!({"readyReplicas": ready, "connections": {"total": total, "reportingPods": reporting, "sampledAt": at}})
 }
 
 fn asker(namespace: &str, name: &str, named: Option<&str>) -> ScaledObjectRef {
@@ -200,6 +206,27 @@ async fn what_is_not_known_is_an_error_so_that_the_fallback_counts() {
         served.client.get_metrics(missing).await.unwrap_err().code(),
         Code::InvalidArgument
     );
+}
+
+#[tokio::test]
+async fn numbers_that_nobody_keeps_up_to_date_are_an_error() {
+    let mut served = start().await;
+    let total = async |served: &mut Served, status: Value| {
+        served.list(&[cluster("a", "External", status)]);
+        let answer = served.client.get_metrics(request("a")).await;
+        answer.map(|answer| answer.into_inner().metric_values[0].metric_value)
+    };
+    assert_eq!(total(&mut served, sampled(5, 1, 1, 80)).await.unwrap(), 5);
+    // The clock of the leader may be ahead.
+    assert_eq!(total(&mut served, sampled(5, 1, 1, -3)).await.unwrap(), 5);
+    let old = total(&mut served, sampled(5, 1, 1, 100)).await.unwrap_err();
+    assert_eq!(old.code(), Code::Unavailable);
+    assert!(old.message().contains("counted 10"), "{}", old.message());
+    let mut without = sample(5, 1, 1);
+    let connections = without["connections"].as_object_mut().unwrap();
+    connections.remove("sampledAt");
+    let unknown = total(&mut served, without).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::Unavailable, "of an older operator");
 }
 
 #[tokio::test]
