@@ -426,7 +426,14 @@ impl<'a> Application<'a> {
     ) -> Result<(), ApplyError> {
         let kind = wanted.kind();
         let Wanted::Object(_, object) = wanted else {
-            self.keep(kind, found);
+            let kept = match found {
+                Some(found) => adopt(kind, found, self.owner, self.writer).await,
+                None => return Ok(()),
+            };
+            match kept {
+                Ok(object) => self.applied.objects.push(object),
+                Err(error) => self.fail(kind, error)?,
+            }
             return Ok(());
         };
         match apply_one(kind, *object, found, self.owner, self.writer).await {
@@ -477,14 +484,15 @@ async fn apply_one(
     let key = (kind.kind, owner.namespace.clone(), name.clone());
     if let Some(found) = found {
         // A Job's template cannot change; what it was made for is in its name.
-        if kind == JOB
-            || is_as_wanted(
-                &content,
-                &hash,
-                &found,
-                writer.server_changes(&key).as_ref(),
-            )?
-        {
+        if kind == JOB {
+            return adopt(kind, found, owner, writer).await;
+        }
+        if is_as_wanted(
+            &content,
+            &hash,
+            &found,
+            writer.server_changes(&key).as_ref(),
+        )? {
             return Ok(AppliedObject {
                 kind,
                 object: found,
@@ -516,6 +524,41 @@ async fn apply_one(
     Ok(AppliedObject {
         kind,
         object: returned,
+        written: true,
+    })
+}
+
+/// An object that stays as it is, with its owner: a backup may have been restored without owners, and what has none is not deleted with the SignalCluster.
+async fn adopt(
+    kind: Owned,
+    found: DynamicObject,
+    owner: &Owner,
+    writer: &Writer,
+) -> Result<AppliedObject, ApplyError> {
+    if controller(&found.metadata).is_some() {
+        return Ok(AppliedObject {
+            kind,
+            object: found,
+            written: false,
+        });
+    }
+    let name = found.name_any();
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(writer.client().clone(), &owner.namespace, &kind.resource());
+    let mut owners = found.metadata.owner_references.clone().unwrap_or_default();
+    owners.push(owner.reference());
+    let patch = serde_json::json!({"metadata": {
+        "uid": found.metadata.uid,
+        "resourceVersion": found.metadata.resource_version,
+        "ownerReferences": owners,
+    }});
+    let params = Writer::patch_params();
+    let request = async { api.patch(&name, &params, &Patch::Merge(&patch)).await };
+    let mut object = writer.write("adopt", kind.kind, &name, request).await?;
+    object.metadata.managed_fields = None;
+    Ok(AppliedObject {
+        kind,
+        object,
         written: true,
     })
 }

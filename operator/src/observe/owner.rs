@@ -1,6 +1,8 @@
 //! Which objects belong to one SignalCluster, and not to an earlier one of the same name.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::Resource as _;
+use signal_crds::SignalCluster;
 
 use crate::names::{INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER};
 use crate::observe::observed::Observed;
@@ -27,24 +29,37 @@ impl Owner {
         }
     }
 
+    /// The owner reference that makes an object be deleted with the SignalCluster.
+    pub fn reference(&self) -> OwnerReference {
+        OwnerReference {
+            api_version: SignalCluster::api_version(&()).into_owned(),
+            kind: SignalCluster::kind(&()).into_owned(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+            controller: Some(true),
+            block_owner_deletion: Some(true),
+        }
+    }
+
     /// Whether an object belongs to this SignalCluster: it has the owner reference; or it has the labels and no owner, as after a deletion that
-    /// orphaned its objects.
+    /// orphaned its objects, or from a backup that was restored without owners.
     pub fn owns(&self, metadata: &ObjectMeta) -> bool {
         match controller(metadata) {
             Some(owner) => owner.uid == self.uid,
             None => {
-                let label = |key: &str| {
-                    metadata
-                        .labels
-                        .as_ref()
-                        .and_then(|labels| labels.get(key))
-                        .map(String::as_str)
-                };
-                label(MANAGED_BY_LABEL) == Some(MANAGER)
-                    && label(INSTANCE_LABEL) == Some(&self.name)
+                let labels = metadata.labels.as_ref();
+                let instance = labels.and_then(|labels| labels.get(INSTANCE_LABEL));
+                is_managed(metadata) && instance == Some(&self.name)
             }
         }
     }
+}
+
+/// Whether the labels of an object say that an operator made it, for whatever SignalCluster.
+pub(crate) fn is_managed(metadata: &ObjectMeta) -> bool {
+    let labels = metadata.labels.as_ref();
+    let manager = labels.and_then(|labels| labels.get(MANAGED_BY_LABEL));
+    manager.is_some_and(|manager| manager == MANAGER)
 }
 
 /// The controlling owner of an object.

@@ -10,17 +10,18 @@ use k8s_openapi::api::autoscaling::v2::MetricSpec;
 use k8s_openapi::api::core::v1::PodSpec;
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::{Resource, ResourceExt as _};
+use kube::ResourceExt as _;
 use serde_json::Value;
 use signal_contract::SourcePreset;
+use signal_crds::SignalClusterSpec;
 use signal_crds::data::KafkaProtocol;
 use signal_crds::jwks::Algorithm;
 use signal_crds::reference::SecretKey;
 use signal_crds::secrets::KafkaUser;
-use signal_crds::{SignalCluster, SignalClusterSpec};
 
 use crate::names::{APPROVE_ROLLOUT, RESTARTED_AT};
 use crate::observe::observed::{Observed, Secrets};
+use crate::observe::owner::Owner;
 use crate::plan::record::{RecordedRedis, SourceDefinition};
 use crate::reasons::ConditionReason;
 use postgres::PostgresFields;
@@ -74,14 +75,12 @@ pub struct ValidCluster {
 impl ValidCluster {
     /// The owner reference that makes an object be deleted with the SignalCluster.
     pub fn owner_ref(&self) -> OwnerReference {
-        OwnerReference {
-            api_version: SignalCluster::api_version(&()).into_owned(),
-            kind: SignalCluster::kind(&()).into_owned(),
+        let owner = Owner {
             name: self.name.clone(),
+            namespace: self.namespace.clone(),
             uid: self.uid.clone(),
-            controller: Some(true),
-            block_owner_deletion: Some(true),
-        }
+        };
+        owner.reference()
     }
 }
 

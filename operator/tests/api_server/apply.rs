@@ -6,7 +6,8 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::core::DynamicObject;
 use kube::{Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
 use signal_crds::SignalCluster;
@@ -20,7 +21,9 @@ use signal_operator::metrics::Metrics;
 use signal_operator::names;
 use signal_operator::observe::observed::{Observed, PodAllowances};
 use signal_operator::observe::polls::Polls;
-use signal_operator::observe::resources::{DEPLOYMENT, HTTP_ROUTE, INGRESS};
+use signal_operator::observe::resources::{
+    self, AUTOSCALER, CONFIG_MAP, DEPLOYMENT, HTTP_ROUTE, INGRESS, PROMETHEUS_RULE, SERVICE_MONITOR,
+};
 use signal_operator::observe::{Reader, observe};
 use signal_operator::reconcile::context::Error;
 use tokio::sync::watch;
@@ -404,6 +407,67 @@ async fn what_is_not_wanted_any_more_is_pruned_and_what_is_kept_is_not() {
             .unwrap()
             .is_some()
     );
+}
+
+#[tokio::test]
+async fn what_a_backup_restored_without_owners_is_adopted_or_pruned() {
+    let Some(stage) =
+        Stage::new("what_a_backup_restored_without_owners_is_adopted_or_pruned").await
+    else {
+        return;
+    };
+    let cluster = stage.cluster("edge").await;
+    let harness = Harness::of(&stage).await;
+    harness.bring(&cluster, everything(&cluster)).await.unwrap();
+    let objects = async || {
+        let mut objects = Vec::new();
+        let extensions = [HTTP_ROUTE, SERVICE_MONITOR, PROMETHEUS_RULE];
+        for kind in resources::ALL {
+            if extensions.contains(&kind) {
+                continue;
+            }
+            let api: Api<DynamicObject> =
+                Api::namespaced_with(stage.client.clone(), &stage.namespace, &kind.resource());
+            let params = ListParams::default().labels("app.kubernetes.io/instance=edge");
+            for object in api.list(&params).await.unwrap().items {
+                objects.push((kind, object));
+            }
+        }
+        objects
+    };
+    for (kind, object) in objects().await {
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(stage.client.clone(), &stage.namespace, &kind.resource());
+        let patch = Patch::Merge(json!({"metadata": {"ownerReferences": null}}));
+        let name = object.name_any();
+        let stripped = api.patch(&name, &PatchParams::default(), &patch).await;
+        assert!(stripped.unwrap().owner_references().is_empty());
+    }
+    // The Deployment and the ConfigMap stay as they are, the autoscaler is not wanted any more.
+    let kept = [(DEPLOYMENT, "edge"), (CONFIG_MAP, "edge-live")];
+    let wanted = everything(&cluster).into_iter().filter(|wanted| {
+        !matches!(wanted, Wanted::Object(kind, _) if [AUTOSCALER, DEPLOYMENT, CONFIG_MAP].contains(kind))
+    });
+    let wanted: Vec<Wanted> = wanted
+        .chain(kept.map(|(kind, name)| Wanted::Kept(kind, name.into())))
+        .collect();
+    let applied = harness.bring(&cluster, wanted.clone()).await.unwrap();
+    assert_eq!(
+        applied.pruned,
+        [("HorizontalPodAutoscaler", "edge".to_owned())]
+    );
+    let left = objects().await;
+    assert_eq!(left.len(), everything(&cluster).len() - 1);
+    let uid = cluster.uid().unwrap();
+    for (kind, object) in left {
+        let owners = object.owner_references();
+        let [owner] = owners else {
+            panic!("{}: {owners:?}", kind.kind)
+        };
+        assert_eq!((&owner.uid, owner.controller), (&uid, Some(true)));
+    }
+    let again = harness.bring(&cluster, wanted).await.unwrap();
+    assert_eq!(again.writes(), 0);
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ use crate::control::clusters::{Clusters, Scope};
 use crate::metrics::{Metrics, Source};
 use crate::names::{INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER, MIGRATION};
 use crate::observe::observed::KindsByNamespace;
+use crate::observe::owner::is_managed;
 use crate::observe::resources::{self, AUTOSCALER, CONFIG_MAP, Owned, SECRET};
 use crate::reconcile::spoils::{Spoils, WatchKey};
 
@@ -251,7 +252,8 @@ impl Watches {
         self.request("named", self.naming(watched, metadata)).await;
     }
 
-    /// The SignalClusters that an object belongs to: by its owner, or by its label where that is watched (pods are owned by others).
+    /// The SignalClusters that an object belongs to: by its owner; or by its label, where that is watched (pods are owned by others), or of an object of ours
+    /// without an owner, as from a backup.
     fn owning(&self, watched: &Watched, metadata: &ObjectMeta) -> Vec<ObjectRef<SignalCluster>> {
         let Some(namespace) = &metadata.namespace else {
             return Vec::new();
@@ -268,7 +270,7 @@ impl Watches {
             })
             .map(|owner| ObjectRef::new(&owner.name).within(namespace))
             .collect();
-        if owning.is_empty() && watched.labels.is_some() {
+        if owning.is_empty() && (watched.labels.is_some() || is_managed(metadata)) {
             let instance = metadata
                 .labels
                 .as_ref()
