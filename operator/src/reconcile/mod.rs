@@ -457,12 +457,28 @@ fn turned(old: Option<&Condition>, new: &Condition) -> Option<EventType> {
         {
             Some(EventType::Normal)
         }
+        // Pods that come and go as they should.
+        "False" if is(&healthy) && was == "True" && is_ordinary(&new.reason) => {
+            Some(EventType::Normal)
+        }
         // A cluster that starts is not ready and not migrated yet, which deserves no Warning.
         "False" if is(&healthy[1..4]) || (is(&healthy) && was == "True") => {
             Some(EventType::Warning)
         }
         _ => None,
     }
+}
+
+/// Whether a condition is false for a reason that belongs to every change; what keeps pods from serving is a reason of its own.
+fn is_ordinary(reason: &str) -> bool {
+    let ordinary = [
+        ConditionReason::MigrationRunning,
+        ConditionReason::PodsStarting,
+        ConditionReason::RolloutInProgress,
+        ConditionReason::ScaledToZero,
+        ConditionReason::Stopped,
+    ];
+    ordinary.iter().any(|it| it.as_str() == reason)
 }
 
 async fn write_status(
@@ -543,6 +559,69 @@ mod tests {
             DateTime::UNIX_EPOCH,
         );
         crate::status::status(&observed, &plan, &[], DateTime::UNIX_EPOCH).conditions
+    }
+
+    #[test]
+    fn an_ordinary_change_warns_nobody() {
+        use ConditionReason as R;
+        let condition = |kind: ConditionType, status: &str, reason: R| Condition {
+            type_: kind.as_str().into(),
+            status: status.into(),
+            reason: reason.as_str().into(),
+            message: String::new(),
+            observed_generation: None,
+            last_transition_time: crate::time::to_k8s(DateTime::UNIX_EPOCH),
+        };
+        let turn = |kind, (was, before), (is, after)| {
+            turned(
+                Some(&condition(kind, was, before)),
+                &condition(kind, is, after),
+            )
+        };
+        let (ready, migrated) = (ConditionType::Ready, ConditionType::DatabaseMigrated);
+        let well = ("True", R::AllPodsReady);
+        for ordinary in [
+            R::RolloutInProgress,
+            R::PodsStarting,
+            R::MigrationRunning,
+            R::Stopped,
+            R::ScaledToZero,
+        ] {
+            let turned = turn(ready, well, ("False", ordinary));
+            assert_eq!(turned, Some(EventType::Normal), "{ordinary:?}");
+        }
+        assert_eq!(
+            turn(
+                migrated,
+                ("True", R::Migrated),
+                ("False", R::MigrationRunning)
+            ),
+            Some(EventType::Normal)
+        );
+        for worse in [
+            R::CrashLoopBackOff,
+            R::SubscriptionStalled,
+            R::SecretMissing,
+        ] {
+            let turned = turn(ready, well, ("False", worse));
+            assert_eq!(turned, Some(EventType::Warning), "{worse:?}");
+        }
+        assert_eq!(
+            turn(
+                migrated,
+                ("True", R::Migrated),
+                ("False", R::MigrationFailed)
+            ),
+            Some(EventType::Warning)
+        );
+        assert_eq!(
+            turn(
+                ConditionType::Available,
+                ("True", R::PodsAvailable),
+                ("False", R::Stopped)
+            ),
+            None
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One finding per condition, and the summary of them: condition Ready.
 
+use chrono::{DateTime, TimeDelta, Utc};
 use signal_crds::SignalClusterSpec;
 use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SourceStage};
@@ -13,6 +14,7 @@ use super::{pods, reports, trust};
 use crate::decide::{ClusterPlan, PlannedCluster};
 use crate::names::{APPROVE_ROLLOUT, RESTARTED_AT};
 use crate::objects::{Held, Migration, canary_of, revision_name};
+use crate::observe::fleet::Pod;
 use crate::observe::observed::Observed;
 use crate::plan::Waiting;
 use crate::plan::canary::{Canary, CanaryState};
@@ -23,11 +25,15 @@ use crate::status::conditions::{ConditionType as Type, Finding, State};
 /// Until then every pod has an older template.
 const ROLLOUT_NOT_BEGUN: &str = "no pod has the wanted template yet";
 
+/// For so long after it was created, a pod that is not ready may have no subscription and no keys yet, without anything being wrong.
+const STARTING: TimeDelta = TimeDelta::seconds(60);
+
 /// The findings of all conditions.
 pub fn findings(
     observed: &Observed,
     plan: &ClusterPlan,
     failures: &[ApplyFailure],
+    now: DateTime<Utc>,
 ) -> Vec<Finding> {
     let spec = &observed.cluster.spec;
     let problems = plan.problems();
@@ -51,9 +57,9 @@ pub fn findings(
         degraded(observed, plan, failures),
         exposed(observed, failures),
         monitored(observed, failures),
-        redis(observed),
+        redis(observed, now),
         kafka(observed),
-        jwks(observed, plan),
+        jwks(observed, plan, now),
         limited(observed, plan),
     ];
     if let Some(planned) = plan.planned() {
@@ -260,7 +266,11 @@ fn observed_canary(spec: &SignalClusterSpec, canary: &Canary) -> String {
     format!("one pod has revision {revision}, and the others follow once {until}")
 }
 
-fn redis(observed: &Observed) -> Finding {
+fn is_starting(pod: &Pod, now: DateTime<Utc>) -> bool {
+    !pod.ready && now - pod.created < STARTING
+}
+
+fn redis(observed: &Observed, now: DateTime<Utc>) -> Finding {
     let find =
         |state, reason, message: String| Finding::new(Type::RedisReachable, state, reason, message);
     if observed.cluster.spec.redis.is_none() {
@@ -272,13 +282,15 @@ fn redis(observed: &Observed) -> Finding {
     }
     let mut asked = 0;
     for (pod, report) in reports(&observed.fleet) {
-        asked += 1;
         if let Some(error) = &report.redis.error {
             return find(
                 State::False,
                 ConditionReason::NotReachable,
                 format!("{}: {error}", pod.name),
             );
+        }
+        if !report.redis.subscribed && is_starting(pod, now) {
+            continue;
         }
         if !report.redis.subscribed {
             return find(
@@ -290,6 +302,7 @@ fn redis(observed: &Observed) -> Finding {
                 ),
             );
         }
+        asked += 1;
     }
     match asked {
         0 => find(
@@ -401,7 +414,7 @@ fn database(spec: &SignalClusterSpec, migration: &Migration) -> Finding {
 }
 
 /// Only accepted sources count; condition JWKSRotationComplete covers those that are being prepared.
-fn jwks(observed: &Observed, plan: &ClusterPlan) -> Finding {
+fn jwks(observed: &Observed, plan: &ClusterPlan, now: DateTime<Utc>) -> Finding {
     let find =
         |state, reason, message: String| Finding::new(Type::JWKSHealthy, state, reason, message);
     let accepted = |name: &str| {
@@ -414,10 +427,13 @@ fn jwks(observed: &Observed, plan: &ClusterPlan) -> Finding {
     };
     let mut asked = 0;
     for (pod, report) in reports(&observed.fleet) {
-        asked += 1;
         let ill = report.key_sources.iter().find(|source| {
             accepted(&source.name) && (source.error.is_some() || source.keys.is_empty())
         });
+        if ill.is_some_and(|source| source.error.is_none()) && is_starting(pod, now) {
+            continue;
+        }
+        asked += 1;
         if let Some(source) = ill {
             let error = source.error.as_deref().unwrap_or("it has no usable key");
             return find(

@@ -57,7 +57,7 @@ pub fn status(
     let fleet = &observed.fleet;
     let staying: Vec<&Pod> = fleet.pods.iter().filter(|pod| pod.stays()).collect();
     let count = |pods: usize| i32::try_from(pods).unwrap_or(i32::MAX);
-    let found = findings(observed, plan, failures);
+    let found = findings(observed, plan, failures, now);
     // Without a readable record the stages are unknown: the last status stays.
     let has = |kind| plan.problems().iter().any(|problem| problem.kind == kind);
     let is_known = !has(ProblemKind::Record) && !has(ProblemKind::Unread);

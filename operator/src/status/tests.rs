@@ -178,6 +178,40 @@ fn connections_that_keda_asks_for_have_their_time_which_moves_with_them_or_now_a
 }
 
 #[test]
+fn a_pod_that_starts_takes_neither_redis_nor_keys_away() {
+    let with = |age: i64, change: fn(&mut StatusReport)| {
+        let mut starting = pod("b", 0);
+        (starting.ready, starting.created) = (false, at(-age));
+        change(report(&mut starting));
+        let status = look(&running(vec![pod("a", 7), starting]), &[]);
+        let said = |kind| said(&status, kind).0.to_owned();
+        [said("RedisReachable"), said("JWKSHealthy")]
+    };
+    let nothing_yet = |report: &mut StatusReport| {
+        report.redis.subscribed = false;
+        report.key_sources = vec![KeySourceReport {
+            name: "main".into(),
+            ..KeySourceReport::default()
+        }];
+    };
+    assert_eq!(with(5, nothing_yet), ["True", "True"]);
+    assert_eq!(
+        with(60, nothing_yet),
+        ["False", "False"],
+        "it takes too long"
+    );
+    let failing = |report: &mut StatusReport| {
+        report.redis.error = Some("refused".into());
+        report.key_sources[0].error = Some("404".into());
+    };
+    assert_eq!(
+        with(5, failing),
+        ["False", "False"],
+        "an error is told at once"
+    );
+}
+
+#[test]
 fn pods_of_two_versions_have_no_common_one() {
     let mut newer = pod("b", 0);
     report(&mut newer).version = "1.3.0".into();
