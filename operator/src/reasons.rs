@@ -264,6 +264,8 @@ reasons! {
         SigningKeysLost,
         /// `signal.dev/rotate-now` has a new value.
         RotationRequested,
+        /// `signal.dev/restarted-at` has a new value.
+        RestartRequested,
         /// The live ConfigMap was gone, and the copy of its record counts.
         RecordRestored,
         /// The live ConfigMap was gone with every copy of its record.

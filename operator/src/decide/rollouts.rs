@@ -10,9 +10,10 @@ use rand::rngs::StdRng;
 
 use super::*;
 use crate::fixture::{changed, pod};
-use crate::names::TEMPLATE_HASH;
+use crate::names::{RESTARTED_AT, TEMPLATE_HASH};
 use crate::observe::fleet::{Pod, PodProblem, PodProblemKind};
 use crate::observe::observed::PodRevision;
+use crate::reasons::EventReason;
 use crate::status::status;
 
 /// What happens next, in any order.
@@ -262,4 +263,35 @@ fn a_rollout_that_waits_for_room_lets_pods_go_that_are_not_wanted() {
     let mut deleting = full(2);
     deleting.revisions[0].wanted = 2;
     assert_eq!(marked(&deleting), 0, "the ReplicaSet deletes one");
+}
+
+#[test]
+fn a_restart_that_a_person_asked_for_is_told_until_the_deployment_has_it() {
+    let mut simulation = Simulation::new();
+    let told = |simulation: &Simulation| {
+        let plan = decide(
+            &simulation.observed,
+            &mut ClusterMemory::default(),
+            None,
+            &mut StdRng::seed_from_u64(7),
+            DateTime::UNIX_EPOCH,
+        );
+        let mut events = plan.facts().events.iter();
+        let found = events.find(|event| event.reason == EventReason::RestartRequested);
+        found.map(|event| event.note.clone())
+    };
+    let ask = |simulation: &mut Simulation, value: &str| {
+        let cluster = Arc::make_mut(&mut simulation.observed.cluster);
+        let annotations = cluster.metadata.annotations.get_or_insert_default();
+        annotations.insert(RESTARTED_AT.into(), value.into());
+    };
+    ask(&mut simulation, "one");
+    assert_eq!(told(&simulation), None, "nothing runs that could restart");
+    simulation.reconcile(true).unwrap();
+    assert_eq!(told(&simulation), None, "it began with it");
+    ask(&mut simulation, "two, a leak");
+    let note = told(&simulation).unwrap();
+    assert!(note.contains("two, a leak"), "{note}");
+    simulation.reconcile(true).unwrap();
+    assert_eq!(told(&simulation), None);
 }

@@ -9,7 +9,7 @@ use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SigningKeyStatus};
 
 use super::{ClusterMemory, PodsPlan, Recorded};
-use crate::names::{ROTATE_NOW, TEMPLATE_HASH};
+use crate::names::{RESTARTED_AT, ROTATE_NOW, TEMPLATE_HASH};
 use crate::objects::{Desired, ManagedKeys, compare};
 use crate::observe::fleet::{Pod, PodProblemKind};
 use crate::observe::observed::Observed;
@@ -118,6 +118,23 @@ impl Step<'_> {
             rotation: sources.waiting,
             routing: redis.waiting,
             due: [sources.due, redis.due].concat(),
+        }
+    }
+
+    /// Says that a person asked for a restart, as long as the Deployment does not have it.
+    pub(super) fn restart(&mut self, asked: Option<&str>) {
+        let (Some(asked), Some(deployment)) = (asked, &self.observed.deployment) else {
+            return;
+        };
+        let template = deployment.spec.as_ref().map(|spec| &spec.template);
+        let metadata = template.and_then(|template| template.metadata.as_ref());
+        let annotations = metadata.and_then(|metadata| metadata.annotations.as_ref());
+        let carried_out = annotations.and_then(|all| all.get(RESTARTED_AT));
+        if carried_out.is_none_or(|carried_out| carried_out != asked) {
+            self.events.push(PlanEvent::normal(
+                EventReason::RestartRequested,
+                format!("pods are replaced one after the other ({RESTARTED_AT}: {asked})"),
+            ));
         }
     }
 
