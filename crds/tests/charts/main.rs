@@ -9,7 +9,9 @@
 )]
 
 mod examples;
+mod gitops;
 mod image;
+mod kstatus;
 mod manifests;
 mod rights;
 mod schemas;
