@@ -404,9 +404,10 @@ async fn a_webhook_that_is_down_holds_up_its_own_kinds_alone(scene: &Scene) {
         edge.kubectl(&["delete", kind, name]);
     }
     until_within(LONG, "it heals", async || {
-        let well =
-            edge.condition("Degraded")?.0 == "False" && edge.condition("Exposed")?.0 == "True";
-        well.then_some(())
+        // It is applied; and no controller of Ingresses is here to serve it.
+        let is_applied = edge.condition("Exposed")?.1 == "AddressNotAssigned";
+        let is_well = is_applied && edge.condition("Degraded")?.0 == "False";
+        is_well.then_some(())
     })
     .await;
     let budget = edge.kubectl(&[
