@@ -28,7 +28,7 @@ use crate::time::{about, now};
 /// Everything is read again after about this time, whatever the watches say: a connection may be dead on both ends without a word.
 const READ_EVERY: Duration = Duration::from_secs(45 * 60);
 /// Numbers of the status are written at most so often while nothing else changes.
-const NUMBERS_EVERY: Duration = Duration::from_secs(180);
+const NUMBERS_EVERY: Duration = Duration::from_secs(60);
 /// The same where others scale by them, and for texts that people follow.
 const TEXTS_EVERY: Duration = Duration::from_secs(15);
 
