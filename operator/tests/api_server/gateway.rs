@@ -136,9 +136,9 @@ async fn a_gateway_runs_with_what_is_rendered_of_secrets_of_operators() {
     else {
         return skip(test, "Kafka or PostgreSQL is not installed");
     };
-    if find_program(&["openssl"]).is_none() {
-        return skip(test, "openssl is not installed");
-    }
+    let (Some(_), Some(kcat)) = (find_program(&["openssl"]), find_program(&["kcat"])) else {
+        return skip(test, "openssl or kcat is not installed");
+    };
     let Some(stage) = Stage::new(test).await else {
         return;
     };
@@ -158,11 +158,9 @@ async fn a_gateway_runs_with_what_is_rendered_of_secrets_of_operators() {
     let ca = dir("ca").join("ca.pem");
     let (broker, secured) =
         Kafka::start_tls(&installation, &dir("kafka"), &dir("identity.pem"), &ca).unwrap();
-    let mut topic = installation.java().unwrap();
+    // Whoever may produce and asks for a topic makes it.
     let clear = broker.address().to_string();
-    let create = ["--create", "--topic", TOPIC, "--partitions", "1"];
-    topic.arg("org.apache.kafka.tools.TopicCommand");
-    run(topic.args(["--bootstrap-server", &clear]).args(create));
+    run(Command::new(kcat).args(["-L", "-b", &clear, "-t", TOPIC]));
     let database = Postgres::start(&dir("postgres"), false).unwrap();
     make_application(&programs, &dir("postgres").join("data"), database.address());
 

@@ -1,5 +1,6 @@
 //! What Argo CD and Flux see: no difference between a manifest and the object in the cluster, and no success before an operator has looked at it.
 
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{CustomResourceExt as _, ResourceExt as _};
@@ -8,9 +9,9 @@ use serde_json::{Value, json};
 use signal_crds::SignalCluster;
 use signal_operator::reconcile::reconcile;
 
-use crate::Stage;
 use crate::killed::TestOperator;
 use crate::kstatus::{Kstatus, compute};
+use crate::{Stage, authority};
 
 /// The path of the first difference that a comparison at the client finds, as Argo CD makes it for kinds that it does not know (`argoproj/gitops-engine`,
 /// `pkg/diff`, `ThreeWayDiff`): a JSON merge patch from the live object to the manifest. What only the live object has is no difference, and a list is
@@ -171,7 +172,12 @@ async fn kstatus_waits_for_an_operator_to_look_at_a_new_object_and_at_each_chang
         "the definition's time is no transition"
     );
 
-    // A spec that cannot be carried out fails, and is in progress again once it is changed.
+    // A spec that cannot be carried out fails, and is in progress again once it is changed. Pods are judged once all that they need is there.
+    let authority = authority(&stage.server.cluster.kubeconfig());
+    let secret = json!({"metadata": {"name": "authority"}, "stringData": {"ca.crt": authority}});
+    let secret = serde_json::from_value(secret).unwrap();
+    let api = stage.api::<Secret>();
+    api.create(&PostParams::default(), &secret).await.unwrap();
     let set = async |host_network: Value| {
         let patch = json!({"spec": {"podTemplate": {"spec": {"hostNetwork": host_network}}}});
         let api = stage.api::<SignalCluster>();
