@@ -79,6 +79,8 @@ async fn every_group_on_sockets_and_redis_runs_to_its_end() {
         ("connect", 4),
         ("fanout", 12),
         ("burst", 14),
+        ("tls", 5),
+        ("storm", 4),
         ("unicast", 2),
         ("echo", 3),
         ("workers", 2),
