@@ -3,8 +3,9 @@
 use super::*;
 use crate::dispatch::{Addressee, SharedText};
 
-fn audience<'a>(users: &[&'a str], seq: i64) -> Audience<'a> {
-    let addressee = |user: &&'a str| Addressee {
+/// A notification for each of these users.
+pub(super) fn audience<U: AsRef<str>>(users: &[U], seq: i64) -> Audience<'_> {
+    let addressee = |user| Addressee {
         user,
         id: "4bC".parse().unwrap(),
         seq,
@@ -20,7 +21,7 @@ fn audience<'a>(users: &[&'a str], seq: i64) -> Audience<'a> {
                 r#"},"previousSeq":"#.into(),
             ],
         }),
-        addressees: users.iter().map(addressee).collect(),
+        addressees: users.iter().map(AsRef::as_ref).map(addressee).collect(),
         span: tracing::Span::none(),
     }
 }

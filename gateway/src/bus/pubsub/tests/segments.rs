@@ -2,9 +2,9 @@
 
 use std::ops::RangeInclusive;
 
+use super::audiences::audience;
 use super::*;
 use crate::bus::wire::Segment;
-use crate::dispatch::{Addressee, SharedText};
 
 fn sharded(nodes: Vec<String>) -> config::Redis {
     let mut config = settings(RedisMode::Cluster, nodes);
@@ -153,28 +153,6 @@ async fn messages_of_ours_go_over_segments_in_order_and_those_of_emitters_as_eve
     eventually("the channel is gone", async || channels() == 0).await;
     assert_eq!(a.metrics.bus_segments.get(), 16);
     a.nothing_waits();
-}
-
-fn audience<'a>(users: &'a [String], seq: i64) -> Audience<'a> {
-    let addressee = |user: &'a String| Addressee {
-        user,
-        id: "4bC".parse().unwrap(),
-        seq,
-        unread_count: 2,
-        version: 3,
-    };
-    Audience {
-        text: Arc::new(SharedText {
-            event: "notification:created".into(),
-            pieces: [
-                r#"{"notification":{"id":"#.into(),
-                r#","recipientId":"#.into(),
-                r#"},"previousSeq":"#.into(),
-            ],
-        }),
-        addressees: users.iter().map(addressee).collect(),
-        span: tracing::Span::none(),
-    }
 }
 
 /// protocol.md 10.16.
