@@ -91,7 +91,7 @@ impl Command {
 }
 
 /// What was queued since everything was written.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Queued {
     messages: usize,
     bytes: usize,
@@ -162,7 +162,7 @@ impl Shard {
     /// Queues the messages that came since the last ones were queued, as far as there is room and nothing else came before them. Connections that have yet
     /// to be written to get them in the same write.
     fn queue_more(&self, mailbox: &Mailbox<Command>, queued: &mut Queued, done: &mut Done) {
-        let mut room = Queued { ..*queued };
+        let mut room = *queued;
         let messages = mailbox.take_while(|command, _| {
             let length = command.message_bytes();
             let fits = length.is_some_and(|length| room.has_room(length));
