@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use signal_services::{Image, Kubernetes, KubernetesInstallation, Level, cache_dir};
+use signal_services::{
+    Image, Kubernetes, KubernetesInstallation, KubernetesRelease, Level, cache_dir,
+};
 
 use crate::{cargo, setup};
 
@@ -27,13 +29,14 @@ fn up(dir: &std::path::Path, nodes: usize) -> Result<ExitCode> {
     if dir.join("settings").is_file() {
         bail!("there is a cluster already: `cargo xtask cluster down` ends it");
     }
-    setup::clusters()?;
+    let release = KubernetesRelease::chosen()?;
+    setup::clusters(release)?;
     let level = if nodes == 0 {
         Level::B
     } else {
         Level::C { nodes }
     };
-    let installation = KubernetesInstallation::find(level)?;
+    let installation = KubernetesInstallation::find_release(release, level)?;
     let images = if nodes == 0 { Vec::new() } else { images()? };
     let cluster = Kubernetes::start(&installation, dir, level)?;
     for (image, archive) in images.iter().zip(1..) {

@@ -1,4 +1,4 @@
-//! `cargo xtask dev | test | check | bench | capacity | soak | cluster | setup`: set-up, checks, runs, and what a load needs.
+//! `cargo xtask dev | test | check | bench | capacity | soak | kubernetes | cluster | setup`: set-up, checks, runs, and what a load needs.
 //!
 //! Needs a Rust toolchain and nothing more to build: what the gateway's own build and its tests need is found or installed
 //! by [`setup`], and [`mod@test`] starts the servers that tests talk to.
@@ -14,6 +14,7 @@ mod check;
 mod clients;
 mod cluster;
 mod fuzz;
+mod kubernetes;
 mod outcome;
 mod registry;
 mod setup;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
+use signal_services::KubernetesRelease;
 
 const HELP: &str = "\
 Set-up and runs of Signal.
@@ -50,6 +52,9 @@ Commands:
                                --help lists the options
   fuzz   [--seconds N] [ENTRY] Fuzzes each entry, or those named, for a minute or N seconds
   registry                     Tests of schemas against a real registry (Apicurio; Java 21 or newer), which `test` leaves out
+  kubernetes VERSION [ARGUMENTS]
+                               Builds another Kubernetes (1.36) and runs the tests of the operator and of the charts against
+                               its API server, or `cargo test ARGUMENTS`
   cluster up [--nodes N]       Starts a Kubernetes to play with: with N nodes as root (default 1), which have both images; N = 0 without nodes and root
   cluster down                 Ends it
   setup                        Only checks what building and testing need, and installs what is missing
@@ -61,6 +66,7 @@ elsewhere the command ends and says what to install.
 Environment:
   SIGNAL_CACHE            where downloads and builds are kept across runs (default: ~/.cache/signal)
   SIGNAL_TEST_KUBECONFIG  a cluster that tests use in place of one that `test` starts
+  SIGNAL_TEST_KUBERNETES  the release of Kubernetes that tests and `cluster` start (default: 1.34)
   KUBEBUILDER_ASSETS      a folder with etcd, kube-apiserver and kubectl for tests that need no more of Kubernetes
 ";
 
@@ -92,6 +98,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
         "capacity" => capacity::run(&arguments),
         "cluster" => cluster::run(&arguments),
         "fuzz" => fuzz::run(&arguments),
+        "kubernetes" => kubernetes::run(arguments),
         "registry" => registry::run(),
         "soak" => soak::run(&arguments),
         "bench" => {
@@ -118,7 +125,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<ExitCode> {
             setup::build()?;
             setup::components()?;
             setup::services()?;
-            setup::clusters()?;
+            setup::clusters(KubernetesRelease::chosen()?)?;
             setup::packages();
             println!("everything that building and testing need is here");
             Ok(ExitCode::SUCCESS)

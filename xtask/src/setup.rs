@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use signal_services::{
-    KafkaInstallation, KubernetesInstallation, Level, Packages, PgBouncer, Postgres, Redis, Tool,
-    fake_clock, find_program,
+    KafkaInstallation, KubernetesInstallation, KubernetesRelease, Level, Packages, PgBouncer,
+    Postgres, Redis, Tool, fake_clock, find_program,
 };
 
 use crate::cargo;
@@ -119,7 +119,7 @@ const SERVICES: [Need; 8] = [
 const CLUSTERS: [Need; 2] = [
     Need {
         name: "Go 1.24 or newer",
-        present: go_1_24,
+        present: || go_minor().is_some_and(|minor| minor >= 24),
         debian: "golang-go",
         homebrew: "go",
     },
@@ -202,29 +202,34 @@ pub(crate) fn services() -> Result<KafkaInstallation> {
     KafkaInstallation::ensure(say).context("Kafka cannot be set up")
 }
 
-/// What clusters are made of, as far as this machine can have them: with nodes as root on Linux, without as anyone there. Says what
+/// What clusters of a release are made of, as far as this machine can have them: with nodes as root on Linux, without as anyone there. Says what
 /// is left out and why; tests that need it then report themselves skipped.
 ///
 /// # Errors
 /// When something can be had here and fails.
-pub(crate) fn clusters() -> Result<Option<KubernetesInstallation>> {
+pub(crate) fn clusters(release: KubernetesRelease) -> Result<Option<KubernetesInstallation>> {
     if !cfg!(target_os = "linux") {
         println!("xtask: no clusters: they are only started on Linux");
         return Ok(None);
     }
     // Programs may be there already, and then need no Go.
-    if KubernetesInstallation::find(Level::B).is_err() {
+    if KubernetesInstallation::find_release(release, Level::B).is_err() {
         satisfy(&CLUSTERS)?;
+        let minor = release.go()?;
+        if go_minor().is_none_or(|installed| installed < minor) {
+            let version = release.version;
+            bail!("Kubernetes {version} needs Go 1.{minor} or newer");
+        }
     }
-    let installation =
-        KubernetesInstallation::ensure(Level::B, say).context("Kubernetes cannot be set up")?;
+    let installation = KubernetesInstallation::ensure(release, Level::B, say)
+        .context("Kubernetes cannot be set up")?;
     for tool in [Tool::Helm, Tool::Kubeconform, Tool::KubeScore] {
         tool.ensure(say)?;
     }
     match KubernetesInstallation::nodes_are_possible() {
         Ok(()) => {
             satisfy(&NODES)?;
-            KubernetesInstallation::ensure(Level::C { nodes: 1 }, say)
+            KubernetesInstallation::ensure(release, Level::C { nodes: 1 }, say)
                 .context("the nodes of clusters cannot be set up")?;
         }
         Err(reason) => println!("xtask: no clusters with nodes: {reason:#}"),
@@ -372,19 +377,15 @@ fn java_17() -> bool {
         .is_some_and(|major| major >= 17)
 }
 
-/// `go version` says `go version go1.26.8 linux/amd64`.
-fn go_1_24() -> bool {
-    let Ok(output) = Command::new("go").arg("version").output() else {
-        return false;
-    };
+/// `go version` says `go version go1.26.8 linux/amd64`, which is 26.
+fn go_minor() -> Option<u32> {
+    let output = Command::new("go").arg("version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let minor = text
-        .split(" go1.")
-        .nth(1)
-        .and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
-    minor
-        .and_then(|minor| minor.parse::<u32>().ok())
-        .is_some_and(|minor| minor >= 24)
+    let rest = text.split(" go1.").nth(1)?;
+    rest.split(|c: char| !c.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
 }
 
 fn is_root() -> bool {

@@ -6,8 +6,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use signal_services::{
-    Kafka, KafkaInstallation, Kubernetes, KubernetesInstallation, Level, Postgres, Redis, Server,
-    Tool,
+    Kafka, KafkaInstallation, Kubernetes, KubernetesInstallation, KubernetesRelease, Level,
+    Postgres, Redis, Server, Tool,
 };
 
 use crate::outcome::Outcome;
@@ -27,7 +27,8 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Result<ExitCode> {
         setup::build()?;
         setup::components()?;
         setup::packages();
-        Ok((setup::services()?, setup::clusters()?))
+        let kubernetes = setup::clusters(KubernetesRelease::chosen()?)?;
+        Ok((setup::services()?, kubernetes))
     })?;
     let mut failed = Vec::new();
     if !quick {
@@ -145,16 +146,7 @@ impl Servers {
         let kubeconfig = self.kubernetes.as_ref().map(Kubernetes::kubeconfig);
         environment
             .extend(kubeconfig.map(|file| ("SIGNAL_TEST_KUBECONFIG", file.display().to_string())));
-        let tools = [
-            ("SIGNAL_TEST_HELM", Tool::Helm),
-            ("SIGNAL_TEST_KUBECONFORM", Tool::Kubeconform),
-            ("SIGNAL_TEST_KUBE_SCORE", Tool::KubeScore),
-        ];
-        environment.extend(
-            tools
-                .into_iter()
-                .filter_map(|(name, tool)| Some((name, tool.find()?.display().to_string()))),
-        );
+        environment.extend(tools());
         environment
     }
 }
@@ -166,17 +158,28 @@ impl Drop for Servers {
         self.kafka.kill();
         self.redis.kill();
         self.postgres.stop();
-        let _ = std::fs::remove_dir_all(&self.dir.0);
     }
 }
 
+/// The programs that check charts, under the names by which tests find them.
+pub(crate) fn tools() -> impl Iterator<Item = (&'static str, String)> {
+    let tools = [
+        ("SIGNAL_TEST_HELM", Tool::Helm),
+        ("SIGNAL_TEST_KUBECONFORM", Tool::Kubeconform),
+        ("SIGNAL_TEST_KUBE_SCORE", Tool::KubeScore),
+    ];
+    tools
+        .into_iter()
+        .filter_map(|(name, tool)| Some((name, tool.find()?.display().to_string())))
+}
+
 /// A folder in the system's place for temporary files, which the user `postgres` can reach.
-struct ScratchDir(PathBuf);
+pub(crate) struct ScratchDir(pub(crate) PathBuf);
 
 impl ScratchDir {
     const PREFIX: &str = "signal-run.";
 
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let parent = std::env::temp_dir();
         Self::remove_left_behind(&parent);
         let dir = parent.join(format!("{}{}", Self::PREFIX, std::process::id()));
@@ -205,7 +208,13 @@ impl ScratchDir {
     }
 }
 
-fn succeed(command: &mut Command) -> Result<()> {
+impl Drop for ScratchDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     let status = command
         .stdin(Stdio::null())
         .status()
@@ -216,7 +225,7 @@ fn succeed(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs them all, whichever fail, and copies what they write line by line.
+/// Runs them all, whichever fail.
 fn tests(servers: &Servers, arguments: Vec<String>, timing: &mut Timing) -> Result<Outcome> {
     let mut command = cargo();
     command
@@ -227,6 +236,11 @@ fn tests(servers: &Servers, arguments: Vec<String>, timing: &mut Timing) -> Resu
         "SIGNAL_TEST_GATEWAY",
         target_folder().join("debug/signal-gateway"),
     );
+    watch(command, timing)
+}
+
+/// Runs `cargo test` to its end, and copies what it and its tests write line by line.
+pub(crate) fn watch(mut command: Command, timing: &mut Timing) -> Result<Outcome> {
     // One pipe for both, so that cargo's `Running ...` and the binary's lines keep their order.
     let (output, input) = std::io::pipe()?;
     command

@@ -24,7 +24,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde::Deserialize as _;
 use serde_json::Value;
-use signal_services::find_program;
+use signal_services::{KubernetesRelease, find_program};
 
 /// Renderings of the chart signal-operator that between them take every branch of its templates.
 const VARIANTS: [&[&str]; 4] = [
@@ -79,6 +79,11 @@ fn tool(variable: &str, name: &str) -> Option<PathBuf> {
     found
 }
 
+/// The Kubernetes that tests run on.
+fn kubernetes() -> KubernetesRelease {
+    KubernetesRelease::chosen().unwrap()
+}
+
 fn helm(arguments: &[&str]) -> Option<Output> {
     let helm = tool("SIGNAL_TEST_HELM", "helm")?;
     Some(
@@ -101,7 +106,7 @@ fn render(chart: &str, arguments: &[&str]) -> Option<String> {
                 "-n",
                 "signal-system",
                 "--kube-version",
-                "1.34.4",
+                kubernetes().version,
             ],
             arguments,
         ]

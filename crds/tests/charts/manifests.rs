@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{VARIANTS, check, documents, helm, render, root, tool};
+use crate::{VARIANTS, check, documents, helm, kubernetes, render, root, tool};
 
 /// The namespace that the plain manifests bring along; a chart leaves namespaces to whoever installs it.
 const NAMESPACE: &str = "\
@@ -40,7 +40,7 @@ fn helm_lint_has_nothing_to_say() {
             "--strict",
             "--quiet",
             "--kube-version",
-            "1.34.4",
+            kubernetes().version,
             chart,
         ]) else {
             return;
@@ -114,6 +114,7 @@ fn kube_score_finds_nothing() {
     let Some(score) = tool("SIGNAL_TEST_KUBE_SCORE", "kube-score") else {
         return;
     };
+    let version = format!("v{}", kubernetes().minor());
     // Images are named by version or digest: pulling them each time would add a way to fail and nothing else.
     let arguments = [
         "score",
@@ -121,7 +122,7 @@ fn kube_score_finds_nothing() {
         "--ignore-test",
         "container-image-pull-policy",
         "--kubernetes-version",
-        "v1.34",
+        &version,
         "-",
     ];
     for variant in [VARIANTS[0], VARIANTS[1], VARIANTS[3]] {

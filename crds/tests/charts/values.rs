@@ -1,8 +1,9 @@
 //! Values: what each does, and which are refused.
 
 use serde_json::{Value, json};
+use signal_services::KubernetesRelease;
 
-use crate::{VARIANTS, documents, helm, kind, pods, render, root, skip};
+use crate::{VARIANTS, documents, helm, kind, kubernetes, pods, render, root, skip};
 
 fn deployment(arguments: &[&str]) -> Option<Value> {
     let text = render("charts/signal-operator", arguments)?;
@@ -31,7 +32,7 @@ fn wrong_values_are_refused_with_their_name() {
             "x",
             "charts/signal-operator",
             "--kube-version",
-            "1.34.4",
+            kubernetes().version,
             "--set",
             set,
         ];
@@ -49,13 +50,29 @@ fn wrong_values_are_refused_with_their_name() {
         "x",
         "charts/signal-crds",
         "--kube-version",
-        "1.34.4",
+        kubernetes().version,
         "--set",
         "keeep=false",
     ]) else {
         return;
     };
     assert!(!output.status.success());
+}
+
+/// `| Kubernetes | 1.33, 1.34; tests run on 1.34.4, ... |`
+#[test]
+fn the_range_of_kubernetes_names_what_the_charts_take_and_what_tests_run_on() {
+    let page = std::fs::read_to_string(root().join("charts/README.md")).unwrap();
+    let row = page.lines().find(|line| line.starts_with("| Kubernetes |"));
+    let (range, tested) = row.unwrap().split_once(';').unwrap();
+    let range: Vec<&str> = range.split(&[' ', '|', ','][..]).collect();
+    let chart = std::fs::read_to_string(root().join("charts/signal-operator/Chart.yaml")).unwrap();
+    let oldest = range.iter().find(|word| word.starts_with("1.")).unwrap();
+    assert!(chart.contains(&format!("kubeVersion: \">={oldest}.0-0\"")));
+    for release in KubernetesRelease::ALL {
+        assert!(range.contains(&release.minor()), "{}", release.minor());
+        assert!(tested.contains(release.version), "{}", release.version);
+    }
 }
 
 #[test]

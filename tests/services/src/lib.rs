@@ -28,7 +28,7 @@ pub use apicurio::Apicurio;
 pub use certificates::{Authority, PrivateKey, certificates};
 pub use image::Image;
 pub use kafka::{Kafka, KafkaInstallation};
-pub use kubernetes::{Component, Kubernetes, KubernetesInstallation, Level};
+pub use kubernetes::{Component, Kubernetes, KubernetesInstallation, KubernetesRelease, Level};
 pub use network::Network;
 pub use packages::Packages;
 pub use pgbouncer::PgBouncer;

@@ -9,18 +9,12 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Level;
+use super::{KubernetesRelease, Level};
 use crate::process::{is_root, run};
 use crate::{Image, Tool, cache_dir, find_program};
 
-const VERSION: &str = "1.34.4";
 /// Grows when anything is built another way.
 const LAYOUT: u32 = 1;
-const SOURCES: [&str; 3] = [
-    include_str!("../../../kubernetes/cluster/main.go"),
-    include_str!("../../../kubernetes/cluster/go.mod"),
-    include_str!("../../../kubernetes/cluster/go.sum"),
-];
 const IMAGE_SOURCES: [&str; 2] = [
     include_str!("../../../kubernetes/echo/main.go"),
     include_str!("../../../kubernetes/pause/pause.c"),
@@ -43,15 +37,28 @@ pub struct KubernetesInstallation {
 }
 
 impl KubernetesInstallation {
-    /// What clusters of this level need, if it is all here.
+    /// What clusters of this level need, of the release that the environment names, if it is all here.
     ///
     /// # Errors
     /// Names what is missing: a reason to skip a test.
     pub fn find(level: Level) -> Result<Self> {
-        let installation = Self::paths(level)?;
+        Self::find_release(KubernetesRelease::chosen()?, level)
+    }
+
+    /// What clusters of this level and release need, if it is all here.
+    ///
+    /// # Errors
+    /// Names what is missing.
+    pub fn find_release(release: KubernetesRelease, level: Level) -> Result<Self> {
+        let installation = Self::paths(release, level)?;
         installation.check(level)?;
         if !installation.has_programs(level) {
-            bail!("Kubernetes is not in the cache folder: run `cargo xtask setup`");
+            let version = release.version;
+            let command = match release == KubernetesRelease::DEFAULT {
+                true => "setup".to_owned(),
+                false => format!("kubernetes {version}"),
+            };
+            bail!("Kubernetes {version} is not in the cache folder: run `cargo xtask {command}`");
         }
         if matches!(level, Level::C { .. }) && !installation.images.join("complete").is_file() {
             bail!("the images of the nodes are not in the cache folder: run `cargo xtask setup`");
@@ -63,16 +70,17 @@ impl KubernetesInstallation {
     ///
     /// # Errors
     /// Names what the machine lacks, or what did not build.
-    pub fn ensure(level: Level, say: impl Fn(&str)) -> Result<Self> {
-        let installation = Self::paths(level)?;
+    pub fn ensure(release: KubernetesRelease, level: Level, say: impl Fn(&str)) -> Result<Self> {
+        let installation = Self::paths(release, level)?;
         installation.check(level)?;
         if !installation.has_programs(level) {
             say(&format!(
-                "building Kubernetes {VERSION} into {}: minutes, once",
+                "building Kubernetes {} into {}: minutes, once",
+                release.version,
                 installation.programs.display()
             ));
             complete(&installation.programs, |draft| {
-                build_programs(draft)?;
+                build_programs(release, draft)?;
                 Ok(())
             })?;
         }
@@ -117,14 +125,14 @@ impl KubernetesInstallation {
         self.programs.join("kubectl")
     }
 
-    fn paths(level: Level) -> Result<Self> {
+    fn paths(release: KubernetesRelease, level: Level) -> Result<Self> {
         let cache = cache_dir()?;
-        let key = fingerprint(&SOURCES);
+        let (version, key) = (release.version, fingerprint(&release.sources));
         let image_key = fingerprint(&IMAGE_SOURCES);
         let assets = std::env::var_os("KUBEBUILDER_ASSETS")
             .filter(|dir| !dir.is_empty() && level == Level::A);
         let programs = assets.map_or_else(
-            || cache.join(format!("kubernetes-{VERSION}-{LAYOUT}-{key:016x}")),
+            || cache.join(format!("kubernetes-{version}-{LAYOUT}-{key:016x}")),
             PathBuf::from,
         );
         Ok(Self {
@@ -194,9 +202,10 @@ pub(super) fn sources() -> PathBuf {
         .join("kubernetes")
 }
 
-fn build_programs(draft: &Path) -> Result<()> {
+fn build_programs(release: KubernetesRelease, draft: &Path) -> Result<()> {
     let mut flags = "-s -w".to_owned();
-    let minor = VERSION
+    let version = release.version;
+    let minor = version
         .split('.')
         .nth(1)
         .context("a version has three parts")?;
@@ -206,7 +215,7 @@ fn build_programs(draft: &Path) -> Result<()> {
         "k8s.io/client-go/pkg/version",
     ] {
         for (name, value) in [
-            ("gitVersion", format!("v{VERSION}").as_str()),
+            ("gitVersion", format!("v{version}").as_str()),
             ("gitMajor", "1"),
             ("gitMinor", minor),
             ("gitTreeState", "clean"),
@@ -217,7 +226,8 @@ fn build_programs(draft: &Path) -> Result<()> {
     }
     let mut build = Command::new("go");
     build
-        .args(["build", "-trimpath", "-ldflags", &flags, "-o"])
+        .args(["build", "-modfile", release.module, "-trimpath"])
+        .args(["-ldflags", &flags, "-o"])
         .arg(draft.join("kubernetes"))
         .arg(".");
     build

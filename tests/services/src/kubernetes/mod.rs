@@ -4,6 +4,7 @@
 //! with the process that holds it, however that process dies: a small script waits for the end of a pipe.
 
 mod installation;
+mod release;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -16,6 +17,7 @@ use anyhow::{Context as _, Result, bail};
 
 pub use installation::KubernetesInstallation;
 pub(crate) use installation::{complete, fingerprint};
+pub use release::KubernetesRelease;
 
 use crate::process::{run, spawn};
 use crate::{Network, cache_dir, free_port};
