@@ -51,16 +51,45 @@ pub enum IpFamily {
     IPv6,
 }
 
+/// Rules of a Service with `ipFamilies` and `ipFamilyPolicy`.
+pub(crate) mod families {
+    use kube::core::Rule;
+
+    pub(crate) fn two_need_a_policy() -> Rule {
+        of_families(
+            "size(self.ipFamilies) < 2 || (has(self.ipFamilyPolicy) && self.ipFamilyPolicy != 'SingleStack')",
+            "two ipFamilies need ipFamilyPolicy PreferDualStack or RequireDualStack",
+        )
+    }
+
+    pub(crate) fn each_once() -> Rule {
+        of_families(
+            "size(self.ipFamilies) < 2 || self.ipFamilies[0] != self.ipFamilies[1]",
+            "ipFamilies names each family once",
+        )
+    }
+
+    pub(crate) fn first_stays() -> Rule {
+        of_families(
+            "!has(oldSelf.ipFamilies) || self.ipFamilies[0] == oldSelf.ipFamilies[0]",
+            "the first of ipFamilies cannot change: Kubernetes fixes it with the Service",
+        )
+    }
+
+    fn of_families(rule: &str, message: &str) -> Rule {
+        Rule::new(format!("!has(self.ipFamilies) || {rule}"))
+            .message(message)
+            .field_path(".ipFamilies")
+    }
+}
+
 /// The headless Service of the admin ports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.ipFamilies) || size(self.ipFamilies) < 2 || (has(self.ipFamilyPolicy) && self.ipFamilyPolicy != 'SingleStack')")
-        .message("two ipFamilies need ipFamilyPolicy PreferDualStack or RequireDualStack").field_path(".ipFamilies"),
-    validation = Rule::new("!has(self.ipFamilies) || size(self.ipFamilies) < 2 || self.ipFamilies[0] != self.ipFamilies[1]")
-        .message("ipFamilies names each family once").field_path(".ipFamilies"),
-    validation = Rule::new("!has(self.ipFamilies) || !has(oldSelf.ipFamilies) || self.ipFamilies[0] == oldSelf.ipFamilies[0]")
-        .message("the first of ipFamilies cannot change: Kubernetes fixes it with the Service").field_path(".ipFamilies"),
+    validation = families::two_need_a_policy(),
+    validation = families::each_once(),
+    validation = families::first_stays(),
 )]
 pub struct AdminService {
     /// Its labels, besides those that the operator sets.

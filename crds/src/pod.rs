@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::exposure::{
     HeaderChanges, IpFamily, IpFamilyPolicy, Redirect, RouteTimeouts, TrafficDistribution,
-    TrafficPolicy,
+    TrafficPolicy, families,
 };
 
 /// The gateway's image. A change rolls the pods.
@@ -126,12 +126,9 @@ fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         .message("loadBalancerSourceRanges belong to type LoadBalancer").field_path(".loadBalancerSourceRanges"),
     validation = Rule::new("self.type != 'LoadBalancer' || oldSelf.type != 'LoadBalancer' || (has(self.loadBalancerClass) ? self.loadBalancerClass : '') == (has(oldSelf.loadBalancerClass) ? oldSelf.loadBalancerClass : '')")
         .message("loadBalancerClass cannot change while type is LoadBalancer: set another type first").field_path(".loadBalancerClass"),
-    validation = Rule::new("!has(self.ipFamilies) || size(self.ipFamilies) < 2 || (has(self.ipFamilyPolicy) && self.ipFamilyPolicy != 'SingleStack')")
-        .message("two ipFamilies need ipFamilyPolicy PreferDualStack or RequireDualStack").field_path(".ipFamilies"),
-    validation = Rule::new("!has(self.ipFamilies) || size(self.ipFamilies) < 2 || self.ipFamilies[0] != self.ipFamilies[1]")
-        .message("ipFamilies names each family once").field_path(".ipFamilies"),
-    validation = Rule::new("!has(self.ipFamilies) || !has(oldSelf.ipFamilies) || self.ipFamilies[0] == oldSelf.ipFamilies[0]")
-        .message("the first of ipFamilies cannot change: Kubernetes fixes it with the Service").field_path(".ipFamilies"),
+    validation = families::two_need_a_policy(),
+    validation = families::each_once(),
+    validation = families::first_stays(),
 )]
 pub struct Service {
     /// Its type.

@@ -8,19 +8,19 @@ use std::time::Duration;
 
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
-use rand::Rng as _;
+use signal_crds::SignalCluster;
 use signal_crds::scaling::AutoscalingMode;
-use signal_crds::{SignalCluster, Status};
 use tokio::time::Instant;
 
-use super::{everything, label, state, write_status};
+use super::{everything, write_status};
 use crate::act::apply::fingerprint;
-use crate::decide::{ClusterMemory, ClusterPlan, Wake, WakeInput, WakeReason, decide, wake};
+use crate::decide::{ClusterMemory, ClusterPlan, Wake, WakeReason};
 use crate::metrics::Metrics;
 use crate::observe::admin_token;
 use crate::observe::observed::Observed;
 use crate::observe::polls::Turn;
 use crate::reconcile::context::{Context, Error};
+use crate::reconcile::look::Look;
 use crate::reconcile::spoils::Mark;
 use crate::status::{Difference, difference, status};
 use crate::time::{about, now};
@@ -109,42 +109,29 @@ pub(super) async fn glance(
     let pods = &mut kept.observed.fleet.pods;
     let turn = Turn::Some(kept.turn);
     let asked = context.reader.polls.ask(&uid, pods, token, turn).await;
-    let now = now();
+    let look = Look {
+        context,
+        now: now(),
+        asked,
+    };
     let remembered = context.remembered(&kept.observed.cluster);
     // Where it comes to nothing, nothing of it is remembered.
     let mut memory = remembered.lock().clone();
-    let plan = decide(
-        &kept.observed,
-        &mut memory,
-        context.operator_namespace.as_deref(),
-        &mut rand::rng(),
-        now,
-    );
-    let status = status(&kept.observed, &plan, &[], now);
+    let plan = look.decide(&kept.observed, &mut memory);
+    let status = status(&kept.observed, &plan, &[], look.now);
     let before = kept.observed.cluster.status.as_ref();
     let differs = difference(before, &status);
     if differs == Difference::State || has_work(&kept, &plan, &mut memory)? {
         return Ok(None);
     }
-    let wake = wake(
-        &WakeInput {
-            observed: &kept.observed,
-            plan: &plan,
-            conditions: &status.conditions,
-            resync: context.settings.resync,
-            asked,
-            chance: rand::rng().random_range(0.0..1.0),
-        },
-        &mut memory,
-        now,
-    );
+    let wake = look.wake(&kept.observed, &plan, &status, &mut memory);
     *remembered.lock() = memory;
     if may_wait(context, &kept.observed, differs, wake.why) {
         let shown = kept.observed.cluster.status.clone().unwrap_or_default();
-        show(context, &kept.observed, &plan, &shown);
+        look.show(&kept.observed, &plan, &shown);
     } else {
         write_status(context, &mut kept.observed, &status, differs).await?;
-        show(context, &kept.observed, &plan, &status);
+        look.show(&kept.observed, &plan, &status);
     }
     // An event that came meanwhile counts: the mark is that of the read.
     let (wake, turn) = wake.in_turns(kept.observed.fleet.pods.len());
@@ -152,14 +139,6 @@ pub(super) async fn glance(
     context.keep(cluster, kept);
     Metrics::count(&context.metrics.looks, "pods");
     Ok(Some(context.look_again(wake)))
-}
-
-fn show(context: &Context, observed: &Observed, plan: &ClusterPlan, status: &Status) {
-    let state = state(observed, plan, &status.conditions);
-    context
-        .metrics
-        .cluster
-        .show(&label(&observed.cluster), &state);
 }
 
 /// Whether this plan does more than the last one, which left nothing to do.

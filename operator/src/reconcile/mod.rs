@@ -2,10 +2,10 @@
 
 pub mod context;
 mod kept;
+mod look;
 pub mod spoils;
 pub(crate) mod unreadable;
 
-use chrono::{DateTime, Utc};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -13,18 +13,16 @@ use kube::Api;
 use kube::core::DynamicObject;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
-use rand::Rng as _;
 use serde_json::json;
 use signal_crds::SignalCluster;
-use signal_crds::status::SourceStage;
 
 use crate::act::apply::{
     Application, Applied, ApplyError, FailedObject, Wanted, fingerprint, wanted,
 };
 use crate::act::orders::{self, Orders};
 use crate::act::writer::WriteError;
-use crate::decide::{ClusterPlan, PlannedCluster, WakeInput, WakeReason, decide, wake};
-use crate::metrics::{ClusterState, Metrics};
+use crate::decide::{ClusterPlan, PlannedCluster, WakeReason};
+use crate::metrics::Metrics;
 use crate::names::Children;
 use crate::objects::ADMIN_TOKEN;
 use crate::observe::observed::Observed;
@@ -35,6 +33,7 @@ use crate::plan::EventKind;
 use crate::reasons::ConditionReason;
 use crate::reconcile::context::{Context, Error, label};
 use crate::reconcile::kept::Kept;
+use crate::reconcile::look::Look;
 use crate::status::conditions::ConditionType;
 use crate::status::{ApplyFailure, Difference, difference, status};
 use crate::time::now;
@@ -70,8 +69,15 @@ async fn whole(context: &Context, cluster: &SignalCluster) -> Result<Action, Err
         return Ok(Action::await_change());
     }
     doubt_kinds(context, &observed);
-    let now = now();
-    let plan = planned(context, &observed, now);
+    let look = Look {
+        context,
+        now: now(),
+        asked: observed.fleet.pods.len(),
+    };
+    let plan = {
+        let remembered = context.remembered(&observed.cluster);
+        look.decide(&observed, &mut remembered.lock())
+    };
     let mut done = Done::default();
     if !observed.cluster.spec.paused {
         act(context, &observed, &plan, &mut done).await?;
@@ -79,7 +85,7 @@ async fn whole(context: &Context, cluster: &SignalCluster) -> Result<Action, Err
     observed.update(std::mem::take(&mut done.exposure));
     // The status says also what could not be applied or ordered.
     let failures: Vec<ApplyFailure> = done.failed.iter().filter_map(failure).collect();
-    let status = status(&observed, &plan, &failures, now);
+    let status = status(&observed, &plan, &failures, look.now);
     if !observed.cluster.spec.paused {
         publish_events(context, &observed, &plan).await;
     }
@@ -90,27 +96,9 @@ async fn whole(context: &Context, cluster: &SignalCluster) -> Result<Action, Err
     if differs != Difference::None && !wait {
         write_status(context, &mut observed, &status, differs).await?;
     }
-    let state = state(&observed, &plan, &status.conditions);
-    context
-        .metrics
-        .cluster
-        .show(&label(&observed.cluster), &state);
-    let wake = {
-        let remembered = context.remembered(&observed.cluster);
-        let mut remembered = remembered.lock();
-        wake(
-            &WakeInput {
-                observed: &observed,
-                plan: &plan,
-                conditions: &status.conditions,
-                resync: context.settings.resync,
-                asked: observed.fleet.pods.len(),
-                chance: rand::rng().random_range(0.0..1.0),
-            },
-            &mut remembered,
-            now,
-        )
-    };
+    look.show(&observed, &plan, &status);
+    let remembered = context.remembered(&observed.cluster);
+    let wake = look.wake(&observed, &plan, &status, &mut remembered.lock());
     let keeps = !done.did_something() && kept::may_be_kept(&observed, &plan);
     if keeps {
         let (kept, wake) = Kept::new(observed, mark, done.fingerprint, wake);
@@ -126,19 +114,6 @@ async fn whole(context: &Context, cluster: &SignalCluster) -> Result<Action, Err
         Some(error) => Err(error),
         None => Ok(context.look_again(wake)),
     }
-}
-
-/// What is to be done, with what was remembered of the cluster.
-fn planned(context: &Context, observed: &Observed, now: DateTime<Utc>) -> ClusterPlan {
-    let remembered = context.remembered(&observed.cluster);
-    let mut remembered = remembered.lock();
-    decide(
-        observed,
-        &mut remembered,
-        context.operator_namespace.as_deref(),
-        &mut rand::rng(),
-        now,
-    )
 }
 
 /// A spec that is new may ask for a kind that was not there the last time.
@@ -160,22 +135,6 @@ fn show_lag(context: &Context, cluster: &SignalCluster) {
     let lag = cluster.metadata.generation.unwrap_or_default() - known;
     let metric = &context.metrics.cluster.generation_lag;
     metric.get_or_create(&label(cluster)).set(lag);
-}
-
-/// What metrics show of a SignalCluster whose status was written.
-fn state(observed: &Observed, plan: &ClusterPlan, conditions: &[Condition]) -> ClusterState {
-    let mut conditions = conditions.iter();
-    let ready =
-        conditions.any(|one| one.type_ == ConditionType::Ready.as_str() && one.status == "True");
-    let sources = plan.facts().record.jwks.sources.iter();
-    let moving = sources.filter(|source| source.stage != SourceStage::Trusted);
-    let draining = observed.fleet.alive().filter_map(|pod| pod.draining_since);
-    ClusterState {
-        ready,
-        generation_lag: 0,
-        rotation_since: moving.map(|source| source.since.timestamp()).min(),
-        drain_since: draining.map(|since| since.timestamp()).min(),
-    }
 }
 
 /// What one reconcile could not do.
@@ -541,6 +500,7 @@ mod tests {
     use rand::rngs::StdRng;
 
     use super::*;
+    use crate::decide::decide;
     use crate::names::RECORD;
 
     /// The conditions of the production example, with this record in its live ConfigMap.

@@ -1,6 +1,5 @@
 //! What a SignalCluster costs the API server: nothing at rest but watches, and a known number of requests for each stage of a rotation.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -8,17 +7,11 @@ use kube::api::{Patch, PatchParams};
 use kube::client::ClientBuilder;
 use serde_json::json;
 use signal_crds::SignalCluster;
-use signal_operator::act::fence::Fence;
-use signal_operator::control::clusters::{Clusters, Scope, ScopeHealth};
-use signal_operator::control::controller;
 use signal_operator::metrics::Metrics;
-use signal_operator::reconcile::context::Context;
 use signal_operator::requests::CountRequests;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 
-use crate::killed::{FIRST, SECOND, is_settled, set_spec};
+use crate::killed::{FIRST, RunningController, SECOND, is_settled, set_spec};
 use crate::simulated_pods::{SimulatedPods, edge};
 use crate::{Stage, config, until};
 
@@ -29,9 +22,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// The whole controller in this process, with a client that counts.
 struct Controller {
     requests: Metrics,
-    context: Arc<Context>,
-    stop: CancellationToken,
-    tasks: JoinSet<()>,
+    running: RunningController,
 }
 
 impl Controller {
@@ -42,22 +33,9 @@ impl Controller {
             .unwrap()
             .with_layer(&CountRequests(requests.clone()))
             .build();
-        let fence = Fence::default();
-        fence.hold_until(Instant::now() + Duration::from_secs(600));
-        let context = Arc::new(crate::killed::context(stage, client.clone(), fence).await);
-        let scopes = [Scope::Namespace(stage.namespace.clone())];
-        let metrics = Metrics::default();
-        let health = ScopeHealth::default();
-        let (clusters, follow) = Clusters::watch(&client, &scopes, "", &metrics, &health);
-        let mut tasks: JoinSet<()> = follow.into_iter().collect();
-        let (stop, running) = (CancellationToken::new(), context.clone());
-        let stopped = stop.clone();
-        tasks.spawn(async move { controller::run(running, &clusters, &scopes, stopped).await });
         Self {
             requests,
-            context,
-            stop,
-            tasks,
+            running: RunningController::start(stage, client).await,
         }
     }
 
@@ -83,7 +61,7 @@ impl Controller {
         let label = format!("outcome=\"{at}\"");
         self.sum(
             "signal_operator_looks_total",
-            &self.context.metrics,
+            &self.running.context.metrics,
             |line| line.contains(&label),
         )
     }
@@ -98,9 +76,8 @@ impl Controller {
             .sum()
     }
 
-    async fn end(mut self) {
-        self.stop.cancel();
-        self.tasks.shutdown().await;
+    async fn end(self) {
+        self.running.end().await;
     }
 }
 

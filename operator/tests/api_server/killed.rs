@@ -21,8 +21,8 @@ use signal_crds::SignalCluster;
 use signal_operator::act::events::Events;
 use signal_operator::act::fence::Fence;
 use signal_operator::act::writer::Writer;
-use signal_operator::control::clusters::Scope;
-use signal_operator::control::kinds;
+use signal_operator::control::clusters::{Clusters, Scope, ScopeHealth};
+use signal_operator::control::{controller, kinds};
 use signal_operator::metrics::Metrics;
 use signal_operator::observe::Reader;
 use signal_operator::observe::admin_client::AdminClient;
@@ -31,7 +31,9 @@ use signal_operator::observe::polls::Polls;
 use signal_operator::reconcile::context::{Context, Settings};
 use signal_operator::reconcile::reconcile;
 use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service as Tower};
 
 use crate::simulated_pods::{SimulatedPods, edge};
@@ -151,6 +153,42 @@ pub(crate) async fn context(stage: &Stage, client: Client, fence: Fence) -> Cont
             resync: Duration::from_secs(1),
         },
     )
+}
+
+/// The whole controller in this process, with its watches.
+pub(crate) struct RunningController {
+    pub(crate) context: Arc<Context>,
+    stop: CancellationToken,
+    controller: JoinHandle<()>,
+    follows: JoinSet<()>,
+}
+
+impl RunningController {
+    /// One that asks through this client.
+    pub(crate) async fn start(stage: &Stage, client: Client) -> Self {
+        let fence = Fence::default();
+        fence.hold_until(Instant::now() + Duration::from_secs(600));
+        let context = Arc::new(context(stage, client.clone(), fence).await);
+        let scopes = [Scope::Namespace(stage.namespace.clone())];
+        let (metrics, health) = (Metrics::default(), ScopeHealth::default());
+        let (clusters, follow) = Clusters::watch(&client, &scopes, "", &metrics, &health);
+        let (stop, running) = (CancellationToken::new(), context.clone());
+        let stopped = stop.clone();
+        let run = async move { controller::run(running, &clusters, &scopes, stopped).await };
+        Self {
+            context,
+            stop,
+            controller: tokio::spawn(run),
+            follows: follow.into_iter().collect(),
+        }
+    }
+
+    /// Lets what runs come to its end.
+    pub(crate) async fn end(mut self) {
+        self.stop.cancel();
+        self.controller.await.unwrap();
+        self.follows.shutdown().await;
+    }
 }
 
 /// What people ask for, one after the other; each time everything comes to rest before the next.

@@ -21,7 +21,14 @@ struct Scene<'a> {
     operator: TestOperator,
 }
 
-impl Scene<'_> {
+impl<'a> Scene<'a> {
+    /// With the Secrets that [`edge`] names.
+    async fn begin(stage: &'a Stage) -> Self {
+        SimulatedPods::around(stage).await;
+        let operator = TestOperator::begin(stage, None).await;
+        Self { stage, operator }
+    }
+
     async fn apply(&self, change: impl FnOnce(&mut Value)) {
         let mut cluster = edge(1, FIRST);
         let authorities = json!({"name": "authority", "key": "ca.crt"});
@@ -128,12 +135,7 @@ async fn a_revision_stays_while_its_replica_set_may_start_a_pod_and_is_pruned_th
     let Some(stage) = Stage::new("revisions").await else {
         return;
     };
-    let _secrets = SimulatedPods::around(&stage).await;
-    let operator = TestOperator::begin(&stage, None).await;
-    let scene = Scene {
-        stage: &stage,
-        operator,
-    };
+    let scene = Scene::begin(&stage).await;
     scene.apply(|_| {}).await;
     scene.control("edge-a").await;
     let (first, secrets) = scene.statics().await;
@@ -174,12 +176,7 @@ async fn an_operator_of_another_version_restarts_no_pod_until_it_is_asked_to() {
     let Some(stage) = Stage::new("update_pending").await else {
         return;
     };
-    let _secrets = SimulatedPods::around(&stage).await;
-    let operator = TestOperator::begin(&stage, None).await;
-    let scene = Scene {
-        stage: &stage,
-        operator,
-    };
+    let scene = Scene::begin(&stage).await;
     scene.apply(|_| {}).await;
     scene.see().await;
     // As if another version had made it: a further field, and the hash of that template.
@@ -245,12 +242,7 @@ async fn a_supervised_template_waits_with_its_migration_until_its_revision_is_ap
     let Some(stage) = Stage::new("approval").await else {
         return;
     };
-    let _secrets = SimulatedPods::around(&stage).await;
-    let operator = TestOperator::begin(&stage, None).await;
-    let scene = Scene {
-        stage: &stage,
-        operator,
-    };
+    let scene = Scene::begin(&stage).await;
     let image = |tag: &'static str| {
         move |cluster: &mut Value| {
             cluster["spec"]["rollout"] = json!({"strategy": "Supervised"});
@@ -344,12 +336,7 @@ async fn a_rollout_stays_at_one_pod_until_its_canary_is_approved() {
     let Some(stage) = Stage::new("canary").await else {
         return;
     };
-    let _secrets = SimulatedPods::around(&stage).await;
-    let operator = TestOperator::begin(&stage, None).await;
-    let scene = Scene {
-        stage: &stage,
-        operator,
-    };
+    let scene = Scene::begin(&stage).await;
     let image = |tag: &'static str| {
         move |cluster: &mut Value| {
             cluster["spec"]["rollout"] = json!({"strategy": "Canary", "canary": {"soak": "1h"}});

@@ -2,7 +2,6 @@
 //! half-way.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context as Task, Poll};
 use std::time::Duration;
 
@@ -16,18 +15,14 @@ use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams};
 use kube::client::{Body, ClientBuilder};
 use signal_crds::SignalCluster;
-use signal_operator::act::fence::Fence;
 use signal_operator::control::backoff::ErrorClass;
-use signal_operator::control::clusters::{Clusters, Scope, ScopeHealth};
-use signal_operator::control::controller;
-use signal_operator::metrics::Metrics;
 use signal_operator::reconcile::reconcile;
-use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{sleep, timeout};
 use tower::{BoxError, Layer, Service};
 
 use crate::killed::{
-    FIRST, SECOND, TestOperator, difference, is_settled, live, picture, rest, set_spec,
+    FIRST, RunningController, SECOND, TestOperator, difference, is_settled, live, picture, rest,
+    set_spec,
 };
 use crate::simulated_pods::SimulatedPods;
 use crate::{Stage, config};
@@ -139,23 +134,7 @@ async fn picture_after(stage: &Stage, fault: WatchFault) -> serde_json::Value {
         .unwrap()
         .with_layer(&fault)
         .build();
-    let fence = Fence::default();
-    fence.hold_until(Instant::now() + Duration::from_secs(600));
-    let context = Arc::new(crate::killed::context(stage, client.clone(), fence).await);
-    let scopes = [Scope::Namespace(stage.namespace.clone())];
-    let (clusters, follow) = Clusters::watch(
-        &client,
-        &scopes,
-        "",
-        &Metrics::default(),
-        &ScopeHealth::default(),
-    );
-    let mut follows: tokio::task::JoinSet<()> = follow.into_iter().collect();
-    let stop = CancellationToken::new();
-    let running = {
-        let (stop, clusters) = (stop.clone(), clusters.clone());
-        tokio::spawn(async move { controller::run(context, &clusters, &scopes, stop).await })
-    };
+    let running = RunningController::start(stage, client).await;
     let mut simulated = SimulatedPods::around(stage).await;
     for change in CHANGES {
         set_spec(stage, change).await;
@@ -184,9 +163,7 @@ async fn picture_after(stage: &Stage, fault: WatchFault) -> serde_json::Value {
             );
         }
     }
-    stop.cancel();
-    running.await.unwrap();
-    follows.shutdown().await;
+    running.end().await;
     picture(stage).await
 }
 

@@ -44,11 +44,18 @@ fn look(observed: &Observed) -> (&'static str, &'static str, String, Vec<String>
     )
 }
 
+/// Where the route of [`route`] is attached, as its spec says and as its status repeats it.
+fn gateway() -> Value {
+    json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "gw", "name": "public", "sectionName": "https"})
+}
+
+/// The spec of that route.
+fn attached() -> Value {
+    json!({"parentRefs": [gateway()], "hostnames": ["rt.example.com", "*.example.com"]})
+}
+
 fn route() -> Observed {
-    exposed_by(
-        json!({"httpRoute": {"parentRefs": [{"name": "public", "namespace": "gw", "sectionName": "https"}], "hostnames": ["rt.example.com", "*.example.com"]}}),
-        json!({}),
-    )
+    exposed_by(json!({"httpRoute": attached()}), json!({}))
 }
 
 fn says(kind: &str, status: &str, generation: i64) -> Value {
@@ -57,9 +64,8 @@ fn says(kind: &str, status: &str, generation: i64) -> Value {
 
 /// The route of [`route`] at generation 2, with these parents in its status.
 fn answered(observed: &mut Observed, parents: Value) {
-    let spec = json!({"parentRefs": [{"name": "public", "namespace": "gw", "sectionName": "https"}], "hostnames": ["rt.example.com", "*.example.com"]});
     let whole =
-        json!({"metadata": {"generation": 2}, "spec": spec, "status": {"parents": parents}});
+        json!({"metadata": {"generation": 2}, "spec": attached(), "status": {"parents": parents}});
     live(
         observed,
         object("gateway.networking.k8s.io/v1", "HTTPRoute", whole),
@@ -67,8 +73,7 @@ fn answered(observed: &mut Observed, parents: Value) {
 }
 
 fn parent(conditions: Value) -> Value {
-    json!({"parentRef": {"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "gw", "name": "public", "sectionName": "https"},
-        "controllerName": "example.com/gateway", "conditions": conditions})
+    json!({"parentRef": gateway(), "controllerName": "example.com/gateway", "conditions": conditions})
 }
 
 #[test]
@@ -167,7 +172,7 @@ fn one_controller_that_serves_is_enough_and_of_two_parents_each_is_told() {
     );
     assert_eq!(look(&observed).1, "Applied");
 
-    let spec = json!({"parentRefs": [{"name": "public", "namespace": "gw", "sectionName": "https"}, {"name": "own"}], "hostnames": ["rt.example.com"]});
+    let spec = json!({"parentRefs": [gateway(), {"name": "own"}], "hostnames": ["rt.example.com"]});
     let mut own = parent(json!([says("Accepted", "False", 2)]));
     own["parentRef"] = json!({"name": "own"});
     let whole = json!({"metadata": {"generation": 2}, "spec": spec, "status": {"parents": [parent(good), own]}});
