@@ -11,12 +11,15 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Secret;
+use signal_crds::SignalClusterSpec;
 use signal_crds::status::SigningKeyStatus;
 #[cfg(test)]
 use signal_crds::status::SourceStage;
 
 use crate::names::{RECORD, TEMPLATE_HASH};
-use crate::objects::{self, Desired, DesiredInput, LIVE_TOML, Migration, desired, revision};
+use crate::objects::{
+    self, Desired, DesiredInput, LIVE_TOML, Migration, canary_of, desired, revision,
+};
 use crate::observe::fleet::Fleet;
 use crate::observe::observed::Observed;
 use crate::plan::autoscale::{self, Decision, History};
@@ -115,7 +118,7 @@ pub struct PlannedCluster {
     pub lost_keys: Vec<PublicKey>,
     /// What the switch to another Redis waits for.
     pub routing: Option<Waiting>,
-    /// When stages, keys and the migration go on by time alone.
+    /// When stages, keys, the migration and the canary go on by time alone.
     pub due: Vec<Due>,
     /// Why the record cannot be read. Live settings, trust and keys then stay as they are; the rest of the plan goes on.
     pub unreadable: Option<Problem>,
@@ -284,7 +287,13 @@ pub fn decide(
             events: step.events,
         },
         pods,
-        due: [stages.due, signing.due, migration_due(&migration, observed)].concat(),
+        due: [
+            stages.due,
+            signing.due,
+            migration_due(&migration, observed),
+            canary_due(&desired, &observed.cluster.spec),
+        ]
+        .concat(),
         migration,
         rotation: stages.rotation.or(signing.waiting),
         lost_keys: signing.lost,
@@ -307,6 +316,14 @@ fn migration_due(migration: &Migration, observed: &Observed) -> Vec<Due> {
         }
         _ => Vec::new(),
     }
+}
+
+/// When the canary passes or fails.
+fn canary_due(desired: &Desired, spec: &SignalClusterSpec) -> Vec<Due> {
+    let deployment = desired.deployment.as_ref();
+    let at = deployment.and_then(|deployment| canary_of(deployment)?.due(&spec.rollout));
+    let why = DueReason::Canary;
+    at.map(|at| Due { at, why }).into_iter().collect()
 }
 
 /// The cluster, if its pods stay within what the operator's arguments allow.

@@ -13,7 +13,7 @@ use signal_crds::status::{Scaling, ScalingState, SigningKeyStage};
 use super::{ClusterMemory, ClusterPlan};
 use crate::observe::observed::Observed;
 use crate::plan::rollout::Rollout;
-use crate::plan::{DueReason, Waiting};
+use crate::plan::{Due, DueReason, Waiting};
 use crate::reasons::ConditionReason;
 use crate::time::growing;
 
@@ -97,6 +97,9 @@ impl WakeReason {
             Self::Due(DueReason::SigningKey) => "signing_key",
             Self::Due(DueReason::Drain) => "drain",
             Self::Due(DueReason::Migration) => "migration",
+            Self::Due(DueReason::Canary) => "canary",
+            Self::Due(DueReason::Starting) => "starting",
+            Self::Due(DueReason::Problem) => "problem",
         }
     }
 }
@@ -191,13 +194,25 @@ pub fn wake(input: &WakeInput<'_>, memory: &mut ClusterMemory, now: DateTime<Utc
         why,
         polls,
     };
-    for due in plan.due() {
+    for due in plan.due().copied().chain(of_pods(observed)) {
         let after = until(due.at, now).map(|after| after + MARGIN);
         if let Some(after) = after.filter(|after| *after < soonest.after) {
             (soonest.after, soonest.why) = (after, WakeReason::Due(due.why));
         }
     }
     soonest
+}
+
+/// When pods are seen in another way although nothing of them changes.
+fn of_pods(observed: &Observed) -> impl Iterator<Item = Due> {
+    observed.fleet.alive().flat_map(|pod| {
+        // One that does not answer lacks nothing that anybody knows of.
+        let started = pod.starts_until().filter(|_| pod.report.is_ok());
+        let started = started.map(|at| (at, DueReason::Starting));
+        let told = pod.changes_at.map(|at| (at, DueReason::Problem));
+        let times = started.into_iter().chain(told);
+        times.map(|(at, why)| Due { at, why })
+    })
 }
 
 /// `None` for a time that has passed.

@@ -3,8 +3,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use signal_contract::StatusReport;
+
+/// For so long after it was created, a pod that is not ready may have no subscription and no keys yet, without anything being wrong.
+const STARTING: TimeDelta = TimeDelta::seconds(60);
 
 /// All pods of one SignalCluster that are not over (neither Succeeded nor Failed), by name.
 #[derive(Debug, Clone, Default)]
@@ -82,6 +85,11 @@ impl Pod {
     /// Its report, if it answered.
     pub fn report(&self) -> Option<&StatusReport> {
         self.report.as_ref().ok()
+    }
+
+    /// Until when it may lack what a pod has that serves, without anything being wrong; `None` for one that is ready.
+    pub fn starts_until(&self) -> Option<DateTime<Utc>> {
+        (!self.ready).then(|| self.created + STARTING)
     }
 
     /// It neither drains at scale-in nor terminates.

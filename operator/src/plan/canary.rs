@@ -30,6 +30,24 @@ pub struct Canary {
     pub why: String,
 }
 
+impl Canary {
+    /// Whether it is good and has no soak, so that the others follow only once a person approves them.
+    pub fn awaits_approval(&self, settings: &Settings) -> bool {
+        self.state == CanaryState::Observed && self.due(settings).is_none()
+    }
+
+    /// When it passes or fails by time alone; `None` where it waits for a person, or for nothing.
+    pub fn due(&self, settings: &Settings) -> Option<DateTime<Utc>> {
+        if self.state != CanaryState::Observed {
+            return None;
+        }
+        match self.good_since {
+            Some(since) => Some(since + span(settings.canary.as_ref()?.soak?)),
+            None => Some(self.since + span(settings.progress_deadline)),
+        }
+    }
+}
+
 /// How a canary stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CanaryState {
@@ -99,31 +117,34 @@ fn observe(canary: &mut Canary, input: &CanaryInput<'_>, now: DateTime<Utc>) {
     // Otherwise the newest revision is still that of the template before.
     let is_begun = input.rollout.going_on || old.is_empty();
     let new = if is_begun { new } else { Vec::new() };
-    let mut fail = |why: String| (canary.state, canary.why) = (CanaryState::Failed, why);
+    let is_due = |canary: &Canary| canary.due(input.settings).is_some_and(|due| now >= due);
+    let fail = |canary: &mut Canary, why: String| {
+        (canary.state, canary.why) = (CanaryState::Failed, why);
+    };
     if let Some(why) = new.iter().find_map(|pod| wrong(pod, &old)) {
-        return fail(why);
+        return fail(canary, why);
     }
     let is_good = |pod: &&Pod| pod.ready && pod.report().is_some_and(|report| report.ready);
     if !new.is_empty() && new.iter().all(is_good) {
-        let good_since = *canary.good_since.get_or_insert(now);
-        let soak = input.settings.canary.as_ref().and_then(|it| it.soak);
-        if soak.is_some_and(|soak| now >= good_since + span(soak)) {
+        canary.good_since.get_or_insert(now);
+        if is_due(canary) {
             canary.state = CanaryState::Passed;
         }
         return;
     }
     let unready = new.iter().find(|pod| !pod.ready);
     match (canary.good_since, unready) {
-        (Some(_), Some(pod)) => fail(format!("pod {} is not ready any more", pod.name)),
-        (None, _) if now >= canary.since + span(input.settings.progress_deadline) => {
+        (Some(_), Some(pod)) => fail(canary, format!("pod {} is not ready any more", pod.name)),
+        (None, _) if is_due(canary) => {
             let names: Vec<&str> = new.iter().map(|pod| pod.name.as_str()).collect();
-            fail(format!(
-                "no good pod within progressDeadline: {}",
-                match names.is_empty() {
-                    true => "none exists".to_owned(),
-                    false => names.join(", "),
-                }
-            ));
+            let names = match names.is_empty() {
+                true => "none exists".to_owned(),
+                false => names.join(", "),
+            };
+            fail(
+                canary,
+                format!("no good pod within progressDeadline: {names}"),
+            );
         }
         // A pod that does not answer once is looked at again.
         _ => {}

@@ -61,6 +61,12 @@ pub enum DueReason {
     Drain,
     /// A failed migration is tried again.
     Migration,
+    /// A canary was good for its soak, or not good until its deadline.
+    Canary,
+    /// A pod that is not ready has had its time to start.
+    Starting,
+    /// What kept a pod from serving is over for long enough.
+    Problem,
 }
 
 /// Something that happened in this step: an Event.

@@ -1,6 +1,6 @@
 //! One finding per condition, and the summary of them: condition Ready.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use signal_crds::SignalClusterSpec;
 use signal_crds::scaling::AutoscalingMode;
 use signal_crds::status::{ScalingState, SourceStage};
@@ -24,9 +24,6 @@ use crate::status::conditions::{ConditionType as Type, Finding, State};
 
 /// Until then every pod has an older template.
 const ROLLOUT_NOT_BEGUN: &str = "no pod has the wanted template yet";
-
-/// For so long after it was created, a pod that is not ready may have no subscription and no keys yet, without anything being wrong.
-const STARTING: TimeDelta = TimeDelta::seconds(60);
 
 /// The findings of all conditions.
 pub fn findings(
@@ -267,7 +264,7 @@ fn observed_canary(spec: &SignalClusterSpec, canary: &Canary) -> String {
 }
 
 fn is_starting(pod: &Pod, now: DateTime<Utc>) -> bool {
-    !pod.ready && now - pod.created < STARTING
+    pod.starts_until().is_some_and(|until| now < until)
 }
 
 fn redis(observed: &Observed, now: DateTime<Utc>) -> Finding {

@@ -10,6 +10,7 @@ use super::*;
 use crate::decide::decide;
 use crate::fixture::{changed, pod};
 use crate::observe::observed::Observed;
+use crate::plan::canary::CanaryState;
 use crate::plan::record::{Record, RecordedSource};
 use crate::status::status;
 
@@ -228,6 +229,91 @@ fn a_pod_that_does_not_follow_is_asked_less_and_less_often_until_something_chang
         now += TimeDelta::seconds(1);
     }
     assert_eq!(pauses, [1.5, 3.0, 6.0, 12.0, 24.0, 45.0, 45.0]);
+}
+
+/// The canary of another image: the old pod, and a new one, both as `ready` says. Nothing but its time asks for a look.
+fn canary(ready: bool) -> (Observed, ClusterMemory) {
+    let mut observed = running();
+    let mut memory = ClusterMemory::default();
+    let (_, record) = look(&mut observed, &mut memory, RESYNC, at(1));
+    follow(&mut observed, &record);
+    let cluster = std::sync::Arc::make_mut(&mut observed.cluster);
+    let image = &mut cluster.spec.image;
+    (image.tag, image.digest) = (Some("next".into()), None);
+    let rollout = serde_json::json!({"strategy": "Canary", "canary": {"soak": "1h"}, "progressDeadline": "10m"});
+    cluster.spec.rollout = serde_json::from_value(rollout).unwrap();
+    // The template is applied.
+    look(&mut observed, &mut memory, RESYNC, at(10));
+    let mut new = observed.fleet.pods[0].clone();
+    new.name = "edge-2".into();
+    (new.template_hash, new.created) = ("2".into(), at(11));
+    new.report.as_mut().unwrap().ready = true;
+    observed.fleet.pods.push(new);
+    for pod in &mut observed.fleet.pods {
+        pod.ready = ready;
+        if !ready {
+            pod.report = Err("it does not answer".into());
+        }
+    }
+    (observed, memory)
+}
+
+#[test]
+fn a_canary_is_looked_at_when_its_soak_ends() {
+    let far = Duration::from_secs(1_000_000);
+    let (mut observed, mut memory) = canary(true);
+    look(&mut observed, &mut memory, far, at(20));
+    let state = |observed: &Observed| {
+        let canary = crate::objects::canary_of(observed.deployment.as_ref().unwrap());
+        canary.unwrap().state
+    };
+    // Pods are asked meanwhile; a second before the end nothing but the end comes first.
+    let end = 20 + 3600;
+    let (wake, _) = look(&mut observed, &mut memory, far, at(end - 1));
+    assert_eq!(wake.why, WakeReason::Due(DueReason::Canary));
+    assert_eq!(wake.after, Duration::from_secs(1) + MARGIN);
+    assert_eq!(state(&observed), CanaryState::Observed);
+    look(&mut observed, &mut memory, far, at(end));
+    assert_eq!(state(&observed), CanaryState::Passed);
+}
+
+#[test]
+fn a_canary_is_looked_at_when_its_deadline_ends() {
+    let far = Duration::from_secs(1_000_000);
+    let (mut observed, mut memory) = canary(false);
+    let (wake, _) = look(&mut observed, &mut memory, far, at(20));
+    assert_eq!(wake.why, WakeReason::Due(DueReason::Canary));
+    assert_eq!(wake.after, Duration::from_secs(590) + MARGIN);
+    let failed = at(10 + 600);
+    let (wake, _) = look(&mut observed, &mut memory, far, failed);
+    let canary = crate::objects::canary_of(observed.deployment.as_ref().unwrap()).unwrap();
+    assert_eq!(canary.state, CanaryState::Failed);
+    assert_eq!(wake.why, WakeReason::Resync, "nothing is left to wait for");
+}
+
+#[test]
+fn a_pod_is_looked_at_when_its_time_to_start_and_its_old_problem_are_over() {
+    let far = Duration::from_secs(1_000_000);
+    let mut observed = running();
+    let memory = &mut ClusterMemory::default();
+    let pod = &mut observed.fleet.pods[0];
+    (pod.ready, pod.created, pod.changes_at) = (false, at(0), Some(at(300)));
+    let (wake, _) = look(&mut observed, memory, far, at(10));
+    assert_eq!(wake.why, WakeReason::Due(DueReason::Starting));
+    assert_eq!(wake.after, Duration::from_secs(50) + MARGIN);
+    let redis = |observed: &Observed| {
+        let status = observed.cluster.status.as_ref().unwrap();
+        let mut all = status.conditions.iter();
+        all.find(|one| one.type_ == "RedisReachable")
+            .unwrap()
+            .reason
+            .clone()
+    };
+    assert_eq!(redis(&observed), "NotReported");
+    let (wake, _) = look(&mut observed, memory, far, at(60));
+    assert_eq!(redis(&observed), "SubscriptionStalled");
+    assert_eq!(wake.why, WakeReason::Due(DueReason::Problem));
+    assert_eq!(wake.after, Duration::from_secs(240) + MARGIN);
 }
 
 /// At every second of two days and at chance, the plan of a time before the next known one is the plan of now.
