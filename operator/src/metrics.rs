@@ -63,6 +63,10 @@ pub struct ClusterLabel {
 pub struct ClusterState {
     /// Whether condition Ready is true of the newest generation.
     pub ready: bool,
+    /// Whether condition Exposed is false.
+    pub unexposed: bool,
+    /// Whether condition Monitored is false.
+    pub unmonitored: bool,
     /// Generations of the spec that the status does not know.
     pub generation_lag: i64,
     /// Since when the oldest change of trust is on its way, in seconds since 1970.
@@ -201,6 +205,10 @@ impl Default for Metrics {
 pub struct ClusterMetrics {
     /// 1 for each SignalCluster that is ready, 0 for each other.
     pub ready: Family<ClusterLabel, Gauge>,
+    /// 0 for each SignalCluster whose condition Exposed is false, 1 for each other.
+    pub exposed: Family<ClusterLabel, Gauge>,
+    /// 0 for each SignalCluster whose condition Monitored is false, 1 for each other.
+    pub monitored: Family<ClusterLabel, Gauge>,
     /// Generations of each spec that its status does not know.
     pub generation_lag: Family<ClusterLabel, Gauge>,
     /// Since when the oldest change of trust is on its way; absent where there is none.
@@ -217,6 +225,16 @@ impl ClusterMetrics {
             all,
             "cluster_ready",
             "1 for each SignalCluster whose newest generation is ready, 0 for each other",
+        );
+        let exposed = register(
+            all,
+            "cluster_exposed",
+            "0 for each SignalCluster whose condition Exposed is false, 1 for each other",
+        );
+        let monitored = register(
+            all,
+            "cluster_monitored",
+            "0 for each SignalCluster whose condition Monitored is false, 1 for each other",
         );
         let generation_lag = register(
             all,
@@ -240,6 +258,8 @@ impl ClusterMetrics {
         );
         Self {
             ready,
+            exposed,
+            monitored,
             generation_lag,
             rotation_since,
             drain_since,
@@ -249,10 +269,14 @@ impl ClusterMetrics {
 
     /// Shows what is known of a SignalCluster.
     pub fn show(&self, cluster: &ClusterLabel, state: &ClusterState) {
-        let ready = &self.ready;
-        ready.get_or_create(cluster).set(state.ready.into());
-        let lag = &self.generation_lag;
-        lag.get_or_create(cluster).set(state.generation_lag);
+        for (family, value) in [
+            (&self.ready, state.ready.into()),
+            (&self.exposed, (!state.unexposed).into()),
+            (&self.monitored, (!state.unmonitored).into()),
+            (&self.generation_lag, state.generation_lag),
+        ] {
+            family.get_or_create(cluster).set(value);
+        }
         for (family, since) in [
             (&self.rotation_since, state.rotation_since),
             (&self.drain_since, state.drain_since),
@@ -268,14 +292,28 @@ impl ClusterMetrics {
         }
     }
 
-    /// Drops everything about a SignalCluster that is gone.
-    pub fn forget(&self, cluster: &ClusterLabel) {
-        for family in [
+    /// Drops everything about all of them: another process knows them now.
+    pub fn forget_all(&self) {
+        for family in self.gauges() {
+            family.clear();
+        }
+        self.errors.clear();
+    }
+
+    fn gauges(&self) -> [&Family<ClusterLabel, Gauge>; 6] {
+        [
             &self.ready,
+            &self.exposed,
+            &self.monitored,
             &self.generation_lag,
             &self.rotation_since,
             &self.drain_since,
-        ] {
+        ]
+    }
+
+    /// Drops everything about a SignalCluster that is gone.
+    pub fn forget(&self, cluster: &ClusterLabel) {
+        for family in self.gauges() {
             family.remove(cluster);
         }
         self.errors.remove(cluster);
@@ -323,6 +361,7 @@ mod tests {
             signalcluster: "edge".into(),
         };
         let mut state = ClusterState {
+            unexposed: true,
             generation_lag: 2,
             rotation_since: Some(1_700_000_000),
             ..ClusterState::default()
@@ -333,6 +372,8 @@ mod tests {
         let text = metrics.text();
         for line in [
             format!("signal_operator_cluster_ready{labels} 0"),
+            format!("signal_operator_cluster_exposed{labels} 0"),
+            format!("signal_operator_cluster_monitored{labels} 1"),
             format!("signal_operator_cluster_generation_lag{labels} 2"),
             format!("signal_operator_cluster_rotation_since_timestamp_seconds{labels} 1700000000"),
             format!("signal_operator_cluster_reconcile_errors_total{labels} 1"),
@@ -346,6 +387,10 @@ mod tests {
         assert!(text.contains(&format!("signal_operator_cluster_ready{labels} 1")));
         assert!(!text.contains(&format!("rotation_since_timestamp_seconds{labels}")));
         metrics.cluster.forget(&edge);
+        assert!(!metrics.text().contains(labels));
+        metrics.cluster.show(&edge, &state);
+        metrics.cluster.errors.get_or_create(&edge).inc();
+        metrics.cluster.forget_all();
         assert!(!metrics.text().contains(labels));
     }
 

@@ -347,7 +347,7 @@ mod tests {
                 .collect()
         };
         let alerts = names("- alert: ");
-        assert!(alerts.len() >= 6, "{alerts:?}");
+        assert!(alerts.len() >= 8, "{alerts:?}");
         let links = alerts
             .iter()
             .map(|alert| format!("{{{{ printf \"%s#{alert}\" $runbook }}}}"));

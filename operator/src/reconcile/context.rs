@@ -166,8 +166,9 @@ impl Context {
         self.with(cluster, |it| it.written.insert(differs, Instant::now()));
     }
 
-    /// Drops everything that was read: a leader starts with nothing, and leaves nothing behind.
+    /// Drops everything that was read: a leader starts with nothing, and leaves nothing behind. Its metrics would contradict those of the next one.
     pub(crate) fn begin(&self) {
+        self.metrics.cluster.forget_all();
         self.spoils.begin();
         self.remembered.lock().clear();
         self.reader.polls.forget_all();

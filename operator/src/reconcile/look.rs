@@ -70,6 +70,8 @@ fn state(observed: &Observed, plan: &ClusterPlan, status: &Status) -> ClusterSta
     let draining = observed.fleet.alive().filter_map(|pod| pod.draining_since);
     ClusterState {
         ready: is(ConditionType::Ready, "True"),
+        unexposed: is(ConditionType::Exposed, "False"),
+        unmonitored: is(ConditionType::Monitored, "False"),
         generation_lag: 0,
         rotation_since: moving.map(|source| source.since.timestamp()).min(),
         drain_since: draining.map(|since| since.timestamp()).min(),
