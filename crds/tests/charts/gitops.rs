@@ -10,7 +10,7 @@ use crate::{documents, root};
 use Kstatus::{Current, Failed, InProgress, Terminating};
 
 /// Case, and what kstatus, Flux with the expressions, and Argo CD say of it.
-const EXPECTED: [(&str, Kstatus, Kstatus, &str); 25] = [
+const EXPECTED: [(&str, Kstatus, Kstatus, &str); 29] = [
     ("unseen", InProgress, InProgress, "Progressing"),
     ("starting", InProgress, InProgress, "Progressing"),
     ("healthy", Current, Current, "Healthy"),
@@ -25,6 +25,15 @@ const EXPECTED: [(&str, Kstatus, Kstatus, &str); 25] = [
         InProgress,
         "Degraded",
     ),
+    ("canary", InProgress, InProgress, "Progressing"),
+    (
+        "canary that awaits approval",
+        InProgress,
+        InProgress,
+        "Suspended",
+    ),
+    ("failed canary", Failed, Failed, "Degraded"),
+    ("awaiting approval", InProgress, InProgress, "Suspended"),
     ("crashing", InProgress, InProgress, "Degraded"),
     ("draining", InProgress, InProgress, "Progressing"),
     ("older live settings", InProgress, InProgress, "Progressing"),

@@ -193,10 +193,11 @@ fn progress(observed: &Observed, plan: &PlannedCluster) -> Finding {
         );
     }
     if let Some(canary) = canary(plan).filter(|canary| canary.state == CanaryState::Observed) {
-        return on(
-            ConditionReason::CanaryObserved,
-            observed_canary(spec, &canary),
-        );
+        let reason = match canary.awaits_approval(&spec.rollout) {
+            true => ConditionReason::AwaitingApproval,
+            false => ConditionReason::CanaryObserved,
+        };
+        return on(reason, observed_canary(spec, &canary));
     }
     if plan.facts.rollout.going_on {
         return on(
@@ -602,12 +603,18 @@ fn ready(observed: &Observed, plan: &ClusterPlan, found: &[Finding]) -> Finding 
         );
     }
     if plan.facts().rollout.going_on {
-        return Finding::new(
-            Type::Ready,
-            State::False,
-            ConditionReason::RolloutInProgress,
-            "pods are being replaced",
-        );
+        let canary = plan.planned().and_then(canary);
+        let (reason, message) = match canary.filter(|it| it.awaits_approval(&spec.rollout)) {
+            Some(canary) => (
+                ConditionReason::AwaitingApproval,
+                observed_canary(spec, &canary),
+            ),
+            None => (
+                ConditionReason::RolloutInProgress,
+                "pods are being replaced".to_owned(),
+            ),
+        };
+        return Finding::new(Type::Ready, State::False, reason, message);
     }
     for kind in [Type::RedisReachable, Type::JWKSHealthy] {
         if let Some(finding) = of(kind).filter(|finding| finding.state != State::True) {

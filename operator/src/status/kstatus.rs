@@ -48,10 +48,16 @@ fn stalled(
     if let Some(refused) = failures.iter().find(|failure| failure.is_final) {
         return Some((refused.reason, refused.message.clone()));
     }
-    // kstatus takes a Deployment past its deadline for failed as well. One that gets another template goes on.
-    let is_given_up = plan.facts().rollout_begun && plan.facts().rollout.stuck.is_some();
+    let is_given_up = |reason| match reason {
+        ConditionReason::CanaryFailed => true,
+        // kstatus takes a Deployment past its deadline for failed as well. One that gets another template goes on.
+        ConditionReason::ProgressDeadlineExceeded => {
+            plan.facts().rollout_begun && plan.facts().rollout.stuck.is_some()
+        }
+        _ => false,
+    };
     of(found, Type::Degraded)
-        .filter(|it| is_given_up && it.reason == ConditionReason::ProgressDeadlineExceeded)
+        .filter(|it| is_given_up(it.reason))
         .map(|it| (it.reason, it.message.clone()))
 }
 
@@ -71,10 +77,13 @@ fn reconciling(
     let plan = plan.planned()?;
     let changes = of(found, Type::Progressing).filter(|it| it.state == State::True);
     match changes {
-        Some(changes) if changes.reason != ConditionReason::RotationInProgress => {
-            return Some((changes.reason, changes.message.clone()));
-        }
-        _ => {}
+        // A template that waits for a person is no work of the operator.
+        Some(Finding {
+            reason: ConditionReason::RotationInProgress | ConditionReason::AwaitingApproval,
+            ..
+        })
+        | None => {}
+        Some(changes) => return Some((changes.reason, changes.message.clone())),
     }
     rotation(plan).or_else(|| {
         let lag = observed.fleet.lagging(Some(&plan.facts.revision))?;

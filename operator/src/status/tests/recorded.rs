@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
 use kube::CustomResourceExt as _;
 use serde_json::{Value, json};
-use signal_crds::{SignalCluster, SignalClusterSpec};
+use signal_crds::scaling::{CanarySettings, RolloutStrategy};
+use signal_crds::{Duration, SignalCluster, SignalClusterSpec};
 
 use super::*;
 use crate::decide::PlannedCluster;
@@ -119,6 +120,27 @@ fn rolling_out() -> Observed {
     newer.template_hash = "newer".into();
     newer.created = at(-1);
     fleet(vec![pod("a", 7), newer])
+}
+
+/// One pod has another template, and is as `change` leaves it.
+fn canary(soak: Option<Duration>, change: impl FnOnce(&mut Pod)) -> Observed {
+    let mut observed = with_spec(|spec| {
+        (spec.image.tag, spec.image.digest) = (Some("next".into()), None);
+        spec.rollout.strategy = RolloutStrategy::Canary;
+        spec.rollout.canary = Some(CanarySettings { soak });
+    });
+    let mut new = pod("c", 0);
+    (new.template_hash, new.created) = ("newer".into(), at(-1));
+    change(&mut new);
+    observed.fleet.pods.push(new);
+    settled(observed)
+}
+
+fn awaiting_approval() -> Observed {
+    with_spec(|spec| {
+        (spec.image.tag, spec.image.digest) = (Some("next".into()), None);
+        spec.rollout.strategy = RolloutStrategy::Supervised;
+    })
 }
 
 fn draining() -> Observed {
@@ -269,6 +291,10 @@ fn all() -> Vec<(&'static str, Value)> {
             "stuck rollout with another image",
             seen(&stuck_and_mended()),
         ),
+        ("canary", seen(&canary(Some(Duration::secs(900)), |_| {}))),
+        ("canary that awaits approval", seen(&canary(None, |_| {}))),
+        ("failed canary", seen(&canary(None, |pod| pod.restarts = 1))),
+        ("awaiting approval", seen(&awaiting_approval())),
         ("crashing", seen(&crashing)),
         ("draining", seen(&draining())),
         ("older live settings", seen(&older_live_settings())),
