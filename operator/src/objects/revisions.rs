@@ -29,10 +29,29 @@ use crate::time::from_k8s;
 
 /// Most objects that stay although nothing mounts them.
 const MAX_UNSEEN: usize = 10;
-/// Begins the hash of the inputs. Another way of hashing has another one, so that its hashes are not compared with these.
-const INPUTS_FORM: &str = "v1:";
+/// A way of hashing the inputs, which the hash begins with. A hash is compared with one of its own form alone, so that a new operator, whose form is
+/// another one, restarts nothing.
+#[derive(Debug, Clone, Copy)]
+struct InputsForm {
+    prefix: &'static str,
+    /// Parts of the spec that are no input.
+    without: &'static [&'static str],
+}
+
+/// Newest first: what is written.
+const INPUTS_FORMS: [InputsForm; 2] = [
+    InputsForm {
+        prefix: "v2:",
+        without: NOT_IN_TEMPLATE,
+    },
+    // It counted the last two.
+    InputsForm {
+        prefix: "v1:",
+        without: NOT_IN_TEMPLATE.split_at(19).0,
+    },
+];
 /// Parts of a spec that no pod template depends on: they are followed while pods run, or belong to other objects.
-const NOT_IN_TEMPLATE: [&str; 19] = [
+const NOT_IN_TEMPLATE: &[&str] = &[
     "/replicas",
     "/paused",
     "/stopped",
@@ -52,6 +71,8 @@ const NOT_IN_TEMPLATE: [&str; 19] = [
     "/observability/logFilter",
     "/observability/serviceMonitor",
     "/observability/prometheusRule",
+    "/inheritedMetadata",
+    "/gateway/proxyProtocolFrom",
 ];
 
 /// Why the pods keep the template that they have.
@@ -154,25 +175,33 @@ pub(super) fn kept(observed: &Observed, children: &Children) -> Vec<(Owned, Stri
 /// The hash of everything that decides about a pod template but for the operator's version: the spec without its defaults, locales, files that only a start
 /// reads, and the restart that was asked for.
 pub(super) fn template_inputs(cluster: &ValidCluster) -> String {
-    static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
-        let definition = serde_json::to_value(SignalCluster::crd()).expect("plain data");
-        definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
-    });
-    let mut spec = serde_json::to_value(&cluster.spec).expect("a spec is plain data");
-    remove_defaults(&mut spec, &SCHEMA);
-    for path in NOT_IN_TEMPLATE {
-        let (parent, field) = path.rsplit_once('/').unwrap_or_default();
-        let parent = spec.pointer_mut(parent).and_then(Value::as_object_mut);
-        parent.map(|members| members.remove(field));
+    let [newest, ..] = INPUTS_FORMS;
+    newest.inputs(cluster)
+}
+
+impl InputsForm {
+    fn inputs(self, cluster: &ValidCluster) -> String {
+        static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+            let definition = serde_json::to_value(SignalCluster::crd()).expect("plain data");
+            definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+                .clone()
+        });
+        let mut spec = serde_json::to_value(&cluster.spec).expect("a spec is plain data");
+        remove_defaults(&mut spec, &SCHEMA);
+        for path in self.without {
+            let (parent, field) = path.rsplit_once('/').unwrap_or_default();
+            let parent = spec.pointer_mut(parent).and_then(Value::as_object_mut);
+            parent.map(|members| members.remove(field));
+        }
+        remove_empty(&mut spec, &SCHEMA);
+        let inputs = json!([
+            spec,
+            cluster.locales,
+            restart_hash(&cluster.files),
+            cluster.restarted_at
+        ]);
+        format!("{}{}", self.prefix, compare::hash(&inputs))
     }
-    remove_empty(&mut spec, &SCHEMA);
-    let inputs = json!([
-        spec,
-        cluster.locales,
-        restart_hash(&cluster.files),
-        cluster.restarted_at
-    ]);
-    format!("{INPUTS_FORM}{}", compare::hash(&inputs))
 }
 
 /// Leaves what somebody has chosen: a field that a newer definition adds with a default is no change of the spec.
@@ -334,11 +363,13 @@ pub(super) fn waiting_update(
 ) -> Option<Vec<String>> {
     let current = observed.deployment.as_ref()?;
     let (new, old) = (template(wanted)?, template(current)?);
-    let is_same_inputs = match annotation(current, TEMPLATE_INPUTS) {
-        Some(inputs) if inputs.starts_with(INPUTS_FORM) => {
-            Some(inputs) == annotation(wanted, TEMPLATE_INPUTS)
-        }
-        _ => was_carried_out(cluster, observed, &new, &old),
+    let written = annotation(current, TEMPLATE_INPUTS);
+    let form = INPUTS_FORMS
+        .into_iter()
+        .find(|form| written.is_some_and(|inputs| inputs.starts_with(form.prefix)));
+    let is_same_inputs = match form {
+        Some(form) => written == Some(&form.inputs(cluster)),
+        None => was_carried_out(cluster, observed, &new, &old),
     };
     if !is_same_inputs || annotation(current, TEMPLATE_HASH) == Some(&compare::hash(&new)) {
         return None;

@@ -209,6 +209,60 @@ fn a_revision_that_the_deployment_still_names_stays_and_is_wanted_once() {
     assert_eq!(of_name.count(), 1);
 }
 
+/// An operator of the first form wrote them down.
+fn in_the_first_form(observed: &mut Observed) {
+    let inputs = INPUTS_FORMS[1].inputs(&validate(observed).unwrap());
+    assert!(inputs.starts_with("v1:"));
+    let annotations = observed.deployment.as_mut().unwrap().annotations_mut();
+    annotations.insert(TEMPLATE_INPUTS.into(), inputs);
+}
+
+#[test]
+fn inputs_of_an_older_form_restart_nothing_and_a_change_is_still_seen() {
+    let mut observed = running();
+    change(&mut observed, |spec| {
+        spec.inherited_metadata
+            .labels
+            .insert("team".into(), "edge".into());
+        spec.gateway.proxy_protocol_from = vec!["10.0.0.0/8".into()];
+    });
+    observed.deployment = make(&observed).deployment;
+    of_another_operator(&mut observed);
+    in_the_first_form(&mut observed);
+    let held = make(&observed);
+    assert!(
+        matches!(held.held, Some(Held::Update(_))),
+        "{:?}",
+        held.held
+    );
+    // With the newest form in the cluster, what restarts nobody takes nothing over.
+    let next = held.deployment.unwrap();
+    let written = annotation(&next, TEMPLATE_INPUTS).unwrap();
+    assert!(written.starts_with("v2:"), "{written}");
+    let mut later = observed.clone();
+    later.deployment = Some(next);
+    change(&mut later, |spec| {
+        spec.inherited_metadata.labels.clear();
+        spec.gateway.proxy_protocol_from.clear();
+    });
+    assert!(matches!(make(&later).held, Some(Held::Update(_))));
+    // Whatever the form, another template of a changed spec rolls out.
+    for mut changed in [observed, later] {
+        change(&mut changed, |spec| spec.drain.min_batch += 1);
+        assert_eq!(make(&changed).held, None);
+    }
+}
+
+/// Hashes of the first form are those that earlier operators wrote.
+#[test]
+fn the_first_form_hashes_as_it_did() {
+    let inputs = INPUTS_FORMS[1].inputs(&validate(&example("production")).unwrap());
+    assert_eq!(
+        inputs,
+        "v1:sha256:64a36fcaf1ab86fab920465aa5f51fbdf40cb83685fa866772e1c854488746b5"
+    );
+}
+
 #[test]
 fn an_operator_of_another_version_waits_for_a_change_of_the_spec_or_a_restart() {
     let mut observed = running();
@@ -227,9 +281,13 @@ fn an_operator_of_another_version_waits_for_a_change_of_the_spec_or_a_restart() 
     };
     assert_eq!(template(&held.deployment), template(&observed.deployment));
     assert!(held.static_config.is_none() && held.static_secret.is_none());
-    // The number of pods, live settings, and fields of a newer definition with their defaults are no reason.
+    // The number of pods, live settings, metadata, and fields of a newer definition with their defaults are no reason.
     let mut live = observed.clone();
     change(&mut live, |spec| {
+        spec.inherited_metadata
+            .labels
+            .insert("team".into(), "edge".into());
+        spec.gateway.proxy_protocol_from = vec!["10.0.0.0/8".into()];
         spec.replicas = 9;
         spec.jwks.sources.pop();
         spec.limits.connections_per_pod = 7;
@@ -328,7 +386,7 @@ fn a_deployment_of_an_operator_that_wrote_no_inputs_waits_only_if_its_spec_was_c
     assert!(matches!(held.held, Some(Held::Update(_))));
     let annotations = held.deployment.unwrap().metadata.annotations.unwrap();
     assert!(
-        annotations[TEMPLATE_INPUTS].starts_with(INPUTS_FORM),
+        annotations[TEMPLATE_INPUTS].starts_with(INPUTS_FORMS[0].prefix),
         "from now on it is known"
     );
     said(&mut observed, &ALL[..2]);
