@@ -237,7 +237,8 @@ pub struct KafkaSecurity {
     /// A user by the Secret of its Strimzi KafkaUser: certificate and key with SSL, user and password with SASL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<KafkaUser>,
-    /// PEM authorities to trust; absent: those of the image. A changed content rolls the pods.
+    /// PEM authorities to trust; absent: those of the image. A changed content rolls the pods. Key `*.crt` stands for every key that ends so: Strimzi keeps the
+    /// old authority beside the new one while brokers change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
     /// PEM certificate that brokers ask for, and its chain. A changed content is taken over without a restart.

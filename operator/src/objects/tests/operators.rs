@@ -62,6 +62,51 @@ fn the_secret_of_a_kafka_user_is_a_certificate_with_ssl_and_a_login_with_sasl() 
 }
 
 #[test]
+fn while_strimzi_replaces_its_authority_both_are_trusted() {
+    let mut observed = with_secrets_of_operators(KafkaProtocol::Ssl);
+    let before = rendered(&observed).2.remove("kafka-ca.crt").unwrap();
+    let set = |observed: &mut Observed, key: &str| {
+        let cluster = std::sync::Arc::make_mut(&mut observed.cluster);
+        let security = &mut cluster.spec.kafka.as_mut().unwrap().security;
+        security.ca_secret_ref.as_mut().unwrap().key = key.into();
+    };
+    set(&mut observed, "*.crt");
+    assert_eq!(
+        rendered(&observed).2["kafka-ca.crt"].trim(),
+        before.trim(),
+        "one alone is what it is"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    signal_services::Authority::new(dir.path()).unwrap();
+    let new = std::fs::read_to_string(dir.path().join("ca.pem")).unwrap();
+    let secret = secret(&mut observed, "kafka-cluster-ca-cert");
+    let old = secret.insert("ca.crt".into(), new.clone().into());
+    secret.insert("ca-2026-11-29T22-00-00Z.crt".into(), old.unwrap());
+    let both = rendered(&observed).2.remove("kafka-ca.crt").unwrap();
+    assert_eq!(both, format!("{}\n{}\n", before.trim(), new.trim()));
+
+    // What is wrong is named by its own key.
+    let wrong = |observed: &Observed| {
+        let problems = validate(observed).unwrap_err();
+        problems[0].message.clone()
+    };
+    set(&mut observed, "*.pem");
+    let text = wrong(&observed);
+    assert!(
+        text.ends_with("Secret kafka-cluster-ca-cert has no key *.pem"),
+        "{text}"
+    );
+    set(&mut observed, "*.crt");
+    let secret = self::secret(&mut observed, "kafka-cluster-ca-cert");
+    secret.insert("ca-2026-11-29T22-00-00Z.crt".into(), b" ".to_vec());
+    let text = wrong(&observed);
+    assert!(
+        text.contains("key ca-2026-11-29T22-00-00Z.crt of Secret kafka-cluster-ca-cert is empty"),
+        "{text}"
+    );
+}
+
+#[test]
 fn the_parts_of_a_database_are_one_url() {
     let mut observed = with_secrets_of_operators(KafkaProtocol::Ssl);
     let (config, _, files) = rendered(&observed);

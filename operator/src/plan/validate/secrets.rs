@@ -1,5 +1,7 @@
 //! Resolves every Secret that the spec names: into a file of the credentials Secret, or into a text of the configuration.
 
+use std::borrow::Cow;
+
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -156,11 +158,39 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// Certificate authorities: at least one certificate, and nothing else.
-    fn authorities(&mut self, field: &str, key: &SecretKey) -> Option<&'a [u8]> {
-        let content = self.content(field, key)?;
+    /// The contents of all keys with an ending, each not empty, in the order of their names. No key of a Secret has a `*` in its name.
+    fn contents(&mut self, field: &str, secret: &str, ending: &str) -> Option<Cow<'a, [u8]>> {
+        let data = self.secrets.get(secret).and_then(Option::as_ref);
+        let names = data.into_iter().flat_map(|data| data.keys());
+        let names: Vec<&String> = names.filter(|name| name.ends_with(ending)).collect();
+        if names.is_empty() {
+            // Says which of the two is missing.
+            let key = SecretKey {
+                name: secret.to_owned(),
+                key: format!("*{ending}"),
+            };
+            return self.content(field, &key).map(Cow::Borrowed);
+        }
+        let mut all = Vec::new();
+        for name in names {
+            let key = SecretKey {
+                name: secret.to_owned(),
+                key: name.clone(),
+            };
+            all.extend_from_slice(self.content(field, &key)?.trim_ascii());
+            all.push(b'\n');
+        }
+        Some(Cow::Owned(all))
+    }
+
+    /// Certificate authorities: at least one certificate, and nothing else. Of a key `*.crt`, those of each key that ends so.
+    fn authorities(&mut self, field: &str, key: &SecretKey) -> Option<Cow<'a, [u8]>> {
+        let content = match key.key.strip_prefix('*') {
+            Some(ending) => self.contents(field, &key.name, ending)?,
+            None => Cow::Borrowed(self.content(field, key)?),
+        };
         let mut store = rustls::RootCertStore::empty();
-        let good = CertificateDer::pem_slice_iter(content)
+        let good = CertificateDer::pem_slice_iter(&content)
             .all(|found| found.is_ok_and(|certificate| store.add(certificate).is_ok()));
         if good && !store.is_empty() {
             return Some(content);
@@ -238,15 +268,15 @@ impl<'a> Resolver<'a> {
         stem: &str,
     ) -> Option<String> {
         let content = self.authorities(field, key)?;
-        let name = addressed(stem, content, ".crt");
-        self.files.insert(name.clone(), content.into());
+        let name = addressed(stem, &content, ".crt");
+        self.files.insert(name.clone(), content.into_owned());
         Some(name)
     }
 
     /// Authorities under a fixed name.
     pub(super) fn fixed_authorities(&mut self, field: &str, key: &SecretKey, name: &str) {
         if let Some(content) = self.authorities(field, key) {
-            self.files.insert(name.into(), content.into());
+            self.files.insert(name.into(), content.into_owned());
         }
     }
 
