@@ -104,6 +104,7 @@ pub(crate) fn observed(yaml: &str) -> Observed {
         migration_pods: Vec::new(),
         hpa: None,
         owned: Vec::new(),
+        gateways: Vec::new(),
         fleet: Fleet::default(),
         kinds: Kinds {
             http_route: KindAccess::Usable,

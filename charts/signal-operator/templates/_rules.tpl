@@ -38,6 +38,10 @@
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
   verbs: [get, list, watch, create, patch, delete]
+# Whether the listener of a route speaks TLS.
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [gateways]
+  verbs: [get]
 {{- end }}
 {{- if .Values.rbac.prometheusOperator }}
 - apiGroups: [monitoring.coreos.com]

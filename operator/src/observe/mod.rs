@@ -33,7 +33,7 @@ use kube::core::{ApiResource, DynamicObject, NamespaceResourceScope, TypeMeta};
 use kube::{Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use signal_crds::SignalCluster;
+use signal_crds::{SignalCluster, SignalClusterSpec};
 use tokio::sync::watch;
 
 use crate::names::{self, Children, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER, TEMPLATE_HASH};
@@ -47,7 +47,9 @@ use crate::observe::pods::pod;
 use crate::observe::polls::{Polls, Turn};
 use crate::observe::problems::problem;
 use crate::observe::references::references;
-use crate::observe::resources::{AUTOSCALER, CONFIG_MAP, DEPLOYMENT, JOB, Owned, SECRET};
+use crate::observe::resources::{
+    AUTOSCALER, CONFIG_MAP, DEPLOYMENT, GATEWAY, HTTP_ROUTE, JOB, Owned, SECRET,
+};
 use crate::time::{from_k8s, now};
 
 pub use polls::Poll;
@@ -137,7 +139,7 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
         },
     };
     let named = references(&cluster.spec);
-    let (deployments, config_maps, secrets, jobs, autoscalers, owned, used, catalogs) = tokio::join!(
+    let (deployments, config_maps, secrets, jobs, autoscalers, owned, used, catalogs, gateways) = tokio::join!(
         scope.typed::<Deployment>(DEPLOYMENT),
         scope.typed::<ConfigMap>(CONFIG_MAP),
         scope.typed::<Secret>(SECRET),
@@ -146,6 +148,7 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
         scope.others(),
         scope.secrets(named.secrets),
         scope.catalogs(named.config_maps.into_iter().next()),
+        scope.gateways(&cluster.spec),
     );
     let mut deployments = deployments?;
     let mut unread = Vec::new();
@@ -186,6 +189,7 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
         migration_pods,
         hpa,
         owned: owned.into_iter().chain(rest).collect(),
+        gateways,
         fleet,
         kinds: scope.kinds,
         unread,
@@ -309,6 +313,27 @@ impl Scope<'_> {
             ours.collect::<Vec<DynamicObject>>()
         });
         join_all(lists).await.into_iter().flatten().collect()
+    }
+
+    /// The Gateways that the HTTPRoute names. They say no more than which scheme their listeners speak, so one that may not be read is left out.
+    async fn gateways(&self, spec: &SignalClusterSpec) -> Vec<DynamicObject> {
+        let route = spec.exposure.http_route.as_ref();
+        let route = route.filter(|_| self.kinds.has(HTTP_ROUTE));
+        let named = route.into_iter().flat_map(|route| &route.parent_refs);
+        let named: BTreeSet<(&str, &str)> = named
+            .map(|parent| {
+                let namespace = parent.namespace.as_deref();
+                (namespace.unwrap_or(&self.owner.namespace), &*parent.name)
+            })
+            .collect();
+        let asked = named.into_iter().map(async |(namespace, name)| {
+            let kind = GATEWAY.resource();
+            let api: Api<DynamicObject> =
+                Api::namespaced_with(self.client.clone(), namespace, &kind);
+            let answer = read(format!("Gateway {namespace}/{name}"), api.get_opt(name)).await;
+            answer.unwrap_or_else(|error| self.without(GATEWAY, &error))
+        });
+        join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// What keeps pods of Jobs from their work. Only Jobs that have not completed are asked for; an answer that does not come is no reason to wait.

@@ -48,6 +48,8 @@ pub struct Observed {
     pub hpa: Option<HorizontalPodAutoscaler>,
     /// All other objects with the labels and the owner reference of this SignalCluster.
     pub owned: Vec<DynamicObject>,
+    /// Gateways that the HTTPRoute names, as far as they may be read.
+    pub gateways: Vec<DynamicObject>,
     /// The pods.
     pub fleet: Fleet,
     /// Optional kinds that the API server knows.

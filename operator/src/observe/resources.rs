@@ -82,6 +82,8 @@ pub const INGRESS: Owned = optional("networking.k8s.io", "v1", "Ingress", "ingre
 /// HTTPRoute of the Gateway API.
 pub const HTTP_ROUTE: Owned =
     optional("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes");
+/// Gateway of the Gateway API: read where an HTTPRoute names it, and never made.
+pub const GATEWAY: Owned = optional("gateway.networking.k8s.io", "v1", "Gateway", "gateways");
 /// ServiceMonitor of Prometheus's operator.
 pub const SERVICE_MONITOR: Owned = optional(
     "monitoring.coreos.com",

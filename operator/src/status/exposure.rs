@@ -311,7 +311,7 @@ fn http_route(observed: &Observed, name: &str) -> Entrance {
         })
         .collect();
     let mut entrance = Entrance::default();
-    let mut is_served = false;
+    let mut serving = Vec::new();
     for parent in route.parent_refs {
         let parent = parent.whole(namespace);
         let of_parent = answers.iter().filter(|answer| answer.parent_ref == parent);
@@ -322,26 +322,86 @@ fn http_route(observed: &Observed, name: &str) -> Entrance {
             Answer::Refuses(..) => 1,
             Answer::Silent => 2,
         });
-        let parent = parent.describe();
+        let said = parent.describe();
         match best.unwrap_or(Answer::Silent) {
-            Answer::Serves => is_served = true,
+            Answer::Serves => serving.push(parent),
             Answer::Refuses(reason, why) => entrance.wrong.push(Obstacle::refused(
                 reason,
-                format!("HTTPRoute {name}: {parent}: {why}"),
+                format!("HTTPRoute {name}: {said}: {why}"),
             )),
             Answer::Silent => entrance.wrong.push(Obstacle::pending(
                 ConditionReason::Pending,
-                format!("HTTPRoute {name}: no controller has answered for {parent} yet; it may not exist"),
+                format!(
+                    "HTTPRoute {name}: no controller has answered for {said} yet; it may not exist"
+                ),
             )),
         }
     }
-    if is_served {
+    if !serving.is_empty() {
         let path = stream_path(&observed.cluster.spec);
         let hosts = route.hostnames.iter().filter(|host| is_host(host));
-        // The route does not say whether the listener of its parent speaks TLS; outside of a cluster it nearly always does.
-        entrance.urls = hosts.map(|host| format!("wss://{host}{path}")).collect();
+        let url = |host: &String| {
+            let in_clear = serving
+                .iter()
+                .all(|parent| is_in_clear(observed, parent, host));
+            let scheme = if in_clear { "ws" } else { "wss" };
+            format!("{scheme}://{host}{path}")
+        };
+        entrance.urls = hosts.map(url).collect();
     }
     entrance
+}
+
+/// What is read of the spec of a Gateway.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct GatewaySpec {
+    listeners: Vec<Listener>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Listener {
+    name: String,
+    hostname: Option<String>,
+    port: i32,
+    protocol: String,
+}
+
+impl Listener {
+    /// Whether requests for this host come to a route of this parent by it.
+    fn takes(&self, parent: &Parent, host: &str) -> bool {
+        let is_named = parent
+            .section_name
+            .as_ref()
+            .is_none_or(|it| *it == self.name);
+        let is_of_host = match self.hostname.as_deref() {
+            None | Some("") => true,
+            Some(own) => match own.strip_prefix('*') {
+                Some(ending) => host.len() > ending.len() && host.ends_with(ending),
+                None => own == host,
+            },
+        };
+        is_named && is_of_host && parent.port.is_none_or(|port| port == self.port)
+    }
+}
+
+/// Whether a parent takes requests for a host in the clear alone. One that cannot be read is believed to speak TLS: outside of a cluster it nearly always
+/// does.
+fn is_in_clear(observed: &Observed, parent: &Parent, host: &str) -> bool {
+    let is_parent = |gateway: &&DynamicObject| {
+        let metadata = &gateway.metadata;
+        metadata.name.as_ref() == Some(&parent.name) && metadata.namespace == parent.namespace
+    };
+    let Some(gateway) = observed.gateways.iter().find(is_parent) else {
+        return false;
+    };
+    let spec = GatewaySpec::deserialize(&gateway.data["spec"]).unwrap_or_default();
+    let listeners = spec.listeners.iter();
+    let mut taking = listeners
+        .filter(|listener| listener.takes(parent, host))
+        .peekable();
+    taking.peek().is_some() && taking.all(|listener| listener.protocol == "HTTP")
 }
 
 /// What one controller says of this generation of a route for one parent.

@@ -20,6 +20,7 @@ use crate::{Server, define, make_authority, skip, small, until};
 const LIMIT: Duration = Duration::from_secs(120);
 
 const ROUTE: (&str, &str, &str) = ("gateway.networking.k8s.io", "HTTPRoute", "httproutes");
+const GATEWAY: (&str, &str, &str) = ("gateway.networking.k8s.io", "Gateway", "gateways");
 const MONITOR: (&str, &str, &str) = ("monitoring.coreos.com", "ServiceMonitor", "servicemonitors");
 const RULE: (&str, &str, &str) = ("monitoring.coreos.com", "PrometheusRule", "prometheusrules");
 
@@ -213,6 +214,7 @@ async fn a_route_loses_what_is_unset(client: &Client, clusters: &Api<SignalClust
     );
     let route = routes.get("edge").await.unwrap();
     assert!(!route.annotations().contains_key("example.com/a"));
+    has_a_gateway_in_the_clear(client).await;
     answer(client, "True").await;
     until_said(
         clusters,
@@ -220,12 +222,27 @@ async fn a_route_loses_what_is_unset(client: &Client, clusters: &Api<SignalClust
         "Applied",
         &[],
         &[
-            "wss://other.example/stream",
+            "ws://other.example/stream",
             "ws://rt.example/stream",
             "ws://203.0.113.7:8080/stream",
             "ws://[2001:db8::7]:8080/stream",
         ],
     )
+    .await;
+}
+
+/// The parent of the route, whose listener speaks no TLS.
+async fn has_a_gateway_in_the_clear(client: &Client) {
+    teach(client, GATEWAY).await;
+    let gateway = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "public"},
+        "spec": {"listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]},
+    });
+    let gateway: DynamicObject = serde_json::from_value(gateway).unwrap();
+    until("there is a Gateway", LIMIT, async || {
+        let api = objects(client, GATEWAY);
+        api.create(&PostParams::default(), &gateway).await.is_ok()
+    })
     .await;
 }
 

@@ -94,6 +94,48 @@ fn a_route_serves_once_a_parent_has_accepted_its_newest_generation() {
 }
 
 #[test]
+fn the_scheme_of_a_route_is_that_of_the_listeners_that_take_its_host() {
+    let listener =
+        |name: &str, protocol: &str| json!({"name": name, "port": 80, "protocol": protocol});
+    let of_host = |host: &str, protocol: &str| {
+        let mut listener = listener("https", protocol);
+        listener["hostname"] = json!(host);
+        listener
+    };
+    for (listeners, scheme) in [
+        (json!([listener("https", "HTTPS")]), "wss"),
+        (json!([listener("https", "TLS")]), "wss"),
+        (json!([listener("https", "HTTP")]), "ws"),
+        // Another one is not that of the route.
+        (
+            json!([listener("http", "HTTPS"), listener("https", "HTTP")]),
+            "ws",
+        ),
+        (json!([listener("http", "HTTP")]), "wss"),
+        (
+            json!([
+                of_host("*.example.com", "HTTP"),
+                of_host("example.com", "HTTPS")
+            ]),
+            "ws",
+        ),
+        (json!([of_host("rt.example.com", "HTTP")]), "ws"),
+        (json!([of_host("other.example.com", "HTTP")]), "wss"),
+        (json!("of another form"), "wss"),
+    ] {
+        let mut observed = route();
+        let good = json!([says("Accepted", "True", 2), says("ResolvedRefs", "True", 2)]);
+        answered(&mut observed, json!([parent(good)]));
+        let gateway = json!({"metadata": {"name": "public", "namespace": "gw"}, "spec": {"listeners": listeners}});
+        observed.gateways = vec![serde_json::from_value(gateway.clone()).unwrap()];
+        let url = format!("{scheme}://rt.example.com/stream");
+        assert_eq!(look(&observed).3, [url], "{listeners}");
+        observed.gateways[0].metadata.namespace = Some("elsewhere".into());
+        assert_eq!(look(&observed).3, ["wss://rt.example.com/stream"]);
+    }
+}
+
+#[test]
 fn a_route_that_a_parent_refuses_is_told_with_its_words_and_has_no_url() {
     for (conditions, reason, why) in [
         (
