@@ -25,7 +25,7 @@ use crate::killed::{FIRST, TestOperator, rest, set_spec};
 use crate::simulated_pods::SimulatedPods;
 
 /// Applies the documents of an example; returns the SignalCluster.
-async fn example(stage: &Stage, yaml: &str) -> SignalCluster {
+pub(crate) async fn example(stage: &Stage, yaml: &str) -> SignalCluster {
     let mut cluster = None;
     let params = PatchParams::apply("test").force();
     for document in serde_yaml_ng::Deserializer::from_str(yaml) {

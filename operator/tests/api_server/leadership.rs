@@ -25,6 +25,21 @@ pub(crate) struct Operator {
     admin: SocketAddr,
 }
 
+/// How an operator process is started.
+pub(crate) struct OperatorCommand {
+    pub(crate) command: Command,
+    admin: SocketAddr,
+}
+
+impl OperatorCommand {
+    pub(crate) fn start(mut self) -> Operator {
+        Operator {
+            child: self.command.spawn().unwrap(),
+            admin: self.admin,
+        }
+    }
+}
+
 impl Operator {
     pub(crate) fn start(kubeconfig: &Path, namespace: &str, pod: &str) -> Self {
         Self::start_with(kubeconfig, namespace, pod, &[])
@@ -36,6 +51,13 @@ impl Operator {
         pod: &str,
         arguments: &[&str],
     ) -> Self {
+        let mut operator = Self::command(kubeconfig, namespace, pod);
+        operator.command.args(arguments);
+        operator.start()
+    }
+
+    /// One that is to be started.
+    pub(crate) fn command(kubeconfig: &Path, namespace: &str, pod: &str) -> OperatorCommand {
         let free = || {
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
                 .unwrap()
@@ -43,7 +65,8 @@ impl Operator {
                 .unwrap()
         };
         let (admin, scaler) = (free(), free());
-        let child = Command::new(env!("CARGO_BIN_EXE_signal-operator"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_signal-operator"));
+        command
             .args([
                 "run",
                 "--namespace",
@@ -59,14 +82,11 @@ impl Operator {
                 "--log-format",
                 "text",
             ])
-            .args(arguments)
             .env("KUBECONFIG", kubeconfig)
             .env("POD_NAME", pod)
             .env("POD_NAMESPACE", namespace)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { child, admin }
+            .stdin(Stdio::null());
+        OperatorCommand { command, admin }
     }
 
     pub(crate) async fn get(&self, path: &str) -> Option<(u16, String)> {

@@ -18,6 +18,7 @@ mod killed;
 #[path = "../../../crds/tests/charts/kstatus.rs"]
 mod kstatus;
 mod leadership;
+mod log;
 mod many;
 mod operators;
 mod optional;
