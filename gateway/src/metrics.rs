@@ -97,6 +97,7 @@ metrics! {
     connections: Gauge = Gauge::default(), "connections", "Open WebSocket connections";
     authenticated: Gauge = Gauge::default(), "connections_authenticated", "Open connections past authentication";
     encrypted: Gauge = Gauge::default(), "connections_encrypted", "Open connections that are encrypted";
+    queued: Gauge = Gauge::default(), "connections_queued", "Opening handshakes that wait for their turn, since more come than limits.accepts_per_second";
     opened: Counter = Counter::default(), "connections_opened", "WebSocket connections accepted";
     tls_handshakes: Family<Kind, Counter> = Family::default(), "tls_handshakes", "TLS handshakes of the public listener, by outcome: full, resumed, failed, timeout, plain_http";
     tls_not_after: Gauge = Gauge::default(), "tls_certificate_not_after_seconds", "Unix time at which the certificate of the public listener ends; 0 without TLS";

@@ -75,6 +75,12 @@ pub fn plain(status: StatusCode, code: &str, detail: &str) -> Response<String> {
     response(status, document.to_json())
 }
 
+/// Returns a `Retry-After` of one to five seconds where nothing tells when there is room: random, so that clients that were refused together do not come
+/// back together.
+pub fn scattered_retry() -> HeaderValue {
+    HeaderValue::from(rand::random_range(1..=5u32))
+}
+
 /// Makes the response that carries a document.
 pub fn response(status: StatusCode, document: String) -> Response<String> {
     let mut response = Response::new(document);

@@ -52,8 +52,13 @@ impl TokenBucket {
 
     /// Returns how long it takes until there is a token; zero when there is one.
     pub fn wait(&mut self, rate: Rate, now: Instant) -> Duration {
+        self.wait_above(0, rate, now)
+    }
+
+    /// Returns how long it takes until there is a token above the reserve; zero when there is one.
+    pub fn wait_above(&mut self, reserve: u32, rate: Rate, now: Instant) -> Duration {
         self.fill(rate, now);
-        let missing = (1.0 - self.tokens).max(0.0);
+        let missing = (1.0 + f64::from(reserve) - self.tokens).max(0.0);
         Duration::try_from_secs_f64(missing / rate.per_second).unwrap_or(Duration::MAX)
     }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::RETRY_AFTER;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1::{Builder, UpgradeableConnection};
 use hyper::service::{HttpService, service_fn};
@@ -345,9 +345,8 @@ pub fn busy() -> Vec<u8> {
         "busy",
         "Too many requests are unfinished.",
     );
-    // Random, so that clients that were refused together do not come back together.
-    let wait = HeaderValue::from(rand::random_range(1..=5u32));
-    response.headers_mut().insert(RETRY_AFTER, wait);
+    let headers = response.headers_mut();
+    headers.insert(RETRY_AFTER, problem::scattered_retry());
     problem::closing(response)
 }
 

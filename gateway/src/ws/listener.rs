@@ -17,7 +17,6 @@ use http::header::HOST;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -25,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::Context;
-use super::admission::Admission;
+use super::admission::{Admission, Admitted, Queued};
 use super::head::Bounds;
 use super::opening::{self, Opening};
 use super::rewound::Rewound;
@@ -72,8 +71,8 @@ pub(super) struct Acceptor {
     pub(super) listener: Listener,
     pub(super) bounds: Bounds,
     pub(super) shutdown: CancellationToken,
-    admission: Mutex<Admission>,
-    places: Arc<Places>,
+    admission: Arc<Admission>,
+    pub(super) places: Arc<Places>,
 }
 
 /// Accepts until `shutdown`.
@@ -82,7 +81,11 @@ pub async fn serve(
     socket: tokio::net::TcpListener,
     shutdown: CancellationToken,
 ) {
-    let admission = Admission::new(&listener.context.live.borrow().limits, Instant::now());
+    let admission = Admission::new(
+        &listener.context.live.borrow().limits,
+        listener.context.metrics.queued.clone(),
+        Instant::now(),
+    );
     let bounds = Bounds {
         bytes: listener.server.max_header_bytes,
         fields: listener.server.max_headers,
@@ -97,7 +100,7 @@ pub async fn serve(
         listener,
         bounds,
         shutdown: shutdown.clone(),
-        admission: Mutex::new(admission),
+        admission: Arc::new(admission),
         places: Arc::default(),
     });
     let stopped = shutdown.cancelled();
@@ -274,7 +277,7 @@ impl Acceptor {
             .iter()
             .any(|stream| stream == path);
         if is_stream && request.method() != http::Method::OPTIONS {
-            return self.upgrade(request, peer).map(Body::from);
+            return self.upgrade(request, peer).await.map(Body::from);
         }
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(PeerAddress(peer));
@@ -286,13 +289,22 @@ impl Acceptor {
             .unwrap_or_else(|never| match never {})
     }
 
-    fn upgrade(self: Arc<Self>, mut request: Request<Incoming>, peer: IpAddr) -> Response<String> {
+    async fn upgrade(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+        peer: IpAddr,
+    ) -> Response<String> {
         let live = Arc::clone(&self.listener.context.live.borrow());
         let subprotocols = &self.listener.server.subprotocols;
         let from = client_address(peer, request.headers(), &live.trusted_proxies);
         let checked = upgrade::accept(&Offer::of(&request), &live.allowed_origins, subprotocols)
-            .and_then(|accept| self.admit(&live, from).map(|()| upgrade::response(&accept)));
-        let response = match checked {
+            .and_then(|accept| Ok((upgrade::response(&accept), self.admit(&live, from)?)));
+        let admitted = match checked {
+            Ok((response, Admitted::Now)) => Ok(response),
+            Ok((response, Admitted::Queued(queued))) => self.turn(queued).await.map(|()| response),
+            Err(refusal) => Err(refusal),
+        };
+        let response = match admitted {
             Ok(response) => response,
             Err(refusal) => {
                 self.count_refused(refusal);
@@ -331,7 +343,25 @@ impl Acceptor {
     }
 
     /// Counts a connection of this client against the limits of the instance.
-    pub(super) fn admit(&self, live: &Live, from: IpAddr) -> Result<(), Refusal> {
+    pub(super) fn admit(&self, live: &Live, from: IpAddr) -> Result<Admitted, Refusal> {
+        self.has_room(live)?;
+        self.admission
+            .admit(Network::of(from), &live.limits, Instant::now())
+            .map_err(Refusal::Rate)
+    }
+
+    /// Waits until it is the turn of a handshake.
+    pub(super) async fn turn(&self, queued: Queued) -> Result<(), Refusal> {
+        let live = || Arc::clone(&self.listener.context.live.borrow());
+        tokio::select! {
+            turn = queued.turn(live) => turn.map_err(Refusal::Rate)?,
+            () = self.shutdown.cancelled() => return Err(Refusal::Closed),
+        }
+        // Much may have changed meanwhile.
+        self.has_room(&live())
+    }
+
+    fn has_room(&self, live: &Live) -> Result<(), Refusal> {
         let listener = &self.listener;
         if self.shutdown.is_cancelled()
             || listener.lifecycle.refuses_connections()
@@ -340,16 +370,12 @@ impl Acceptor {
             return Err(Refusal::Closed);
         }
         let limits = &live.limits;
-        if self.listener.hub.counts().total >= limits.connections_per_pod
-            || self.listener.hub.outbox_bytes() >= limits.send_queue.total_bytes
+        if listener.hub.counts().total >= limits.connections_per_pod
+            || listener.hub.outbox_bytes() >= limits.send_queue.total_bytes
         {
             return Err(Refusal::Full);
         }
-        let network = Network::of(from);
-        let mut admission = self.admission.lock();
-        admission
-            .admit(network, limits, Instant::now())
-            .map_err(Refusal::Rate)
+        Ok(())
     }
 }
 

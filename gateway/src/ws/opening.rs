@@ -17,6 +17,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::admission::{Admitted, Queued};
 use super::connection::{Connection, READ};
 use super::head::{self, Head};
 use super::listener::Acceptor;
@@ -55,6 +56,8 @@ struct Accepted {
 enum Next {
     Wait,
     Open(Accepted),
+    /// A good handshake whose turn has not come.
+    Queue(Accepted, Queued),
     /// A good handshake for which this instance has no room. Refusing a storm must not cost what serving a request costs.
     Refuse(Refusal),
     HandOver,
@@ -174,12 +177,15 @@ impl Opening {
                 Next::HandOver => self.hand_over(stream.into(), Bytes::copy_from_slice(bytes)),
                 Next::Open(accepted) => {
                     if let Some(socket) = registered(stream) {
-                        self.open(Stream::Clear(socket), &accepted, bytes);
+                        let stream = Stream::Clear(socket);
+                        open(&self.acceptor, self.shard, stream, &accepted, bytes);
                     }
                 }
-                Next::Refuse(refusal) => {
+                next @ (Next::Queue(..) | Next::Refuse(_)) => {
+                    let seen = bytes.to_vec();
                     if let Some(socket) = registered(stream) {
-                        tokio::task::spawn_local(self.refuse(Stream::Clear(socket), refusal));
+                        let stream = Stream::Clear(socket);
+                        tokio::task::spawn_local(self.proceed(next, stream, seen));
                     }
                 }
                 Next::Wait => {
@@ -265,8 +271,13 @@ impl Opening {
 
     async fn proceed(self, next: Next, stream: Stream, seen: Vec<u8>) {
         match next {
-            Next::Open(accepted) => self.open(stream, &accepted, &seen),
-            Next::Refuse(refusal) => self.refuse(stream, refusal).await,
+            Next::Open(accepted) => open(&self.acceptor, self.shard, stream, &accepted, &seen),
+            Next::Queue(accepted, queued) => self.queue(queued, stream, accepted, seen).await,
+            Next::Refuse(refusal) => {
+                let acceptor = Arc::clone(&self.acceptor);
+                drop(self);
+                refuse(&acceptor, stream, refusal).await;
+            }
             Next::HandOver => match stream.detach() {
                 Ok(stream) => self.hand_over(stream, seen.into()),
                 Err(error) => tracing::warn!(%error, "socket could not leave its runtime; closed"),
@@ -276,18 +287,32 @@ impl Opening {
         }
     }
 
-    async fn refuse(self, stream: Stream, refusal: Refusal) {
-        self.acceptor.count_refused(refusal);
-        let answer = problem::closing(refusal.response());
-        self.close(stream, &answer).await;
+    /// Opens a connection when its turn comes. A client that has gone meanwhile is noticed when its socket is read.
+    async fn queue(self, queued: Queued, stream: Stream, accepted: Accepted, seen: Vec<u8>) {
+        let Self {
+            acceptor,
+            shard,
+            place,
+            _claim,
+            ..
+        } = self;
+        // The place is free for others: the queue has a bound of its own.
+        drop(place);
+        match acceptor.turn(queued).await {
+            Ok(()) => open(&acceptor, shard, stream, &accepted, &seen),
+            Err(refusal) => {
+                drop((shard, _claim));
+                refuse(&acceptor, stream, refusal).await;
+            }
+        }
     }
 
     /// Answers a request that is not served.
     async fn close(self, stream: Stream, answer: &[u8]) {
-        let lingering = self.place.linger();
+        let acceptor = Arc::clone(&self.acceptor);
         // The place is free for others meanwhile.
         drop(self);
-        requests::refuse(Rewound::new(Bytes::new(), stream), answer, lingering).await;
+        close(&acceptor, stream, answer).await;
     }
 
     /// Reads until the head is complete, or is one for hyper, or the socket ends.
@@ -346,35 +371,24 @@ impl Opening {
             return Next::HandOver;
         };
         let from = forwarded_for(self.peer, forwarded.iter().copied(), &live.trusted_proxies);
-        if let Err(refusal) = self.acceptor.admit(&live, from) {
-            return Next::Refuse(refusal);
-        }
+        let admitted = match self.acceptor.admit(&live, from) {
+            Ok(admitted) => admitted,
+            Err(refusal) => return Next::Refuse(refusal),
+        };
         // A shard never waits for an id; hyper's side does.
         let Ok(Some(id)) = self.acceptor.listener.ids.next_at_once() else {
             return Next::HandOver;
         };
-        Next::Open(Accepted {
+        let accepted = Accepted {
             answer: upgrade::response_bytes(&accept),
             from,
             id,
             length,
-        })
-    }
-
-    /// Completes the handshake: the socket becomes a connection, and its place is free.
-    fn open(self, stream: Stream, accepted: &Accepted, bytes: &[u8]) {
-        let link = self.shard.adopt(stream, accepted.from, accepted.id);
-        // The first write to a socket: it takes so few bytes at once, or it is broken.
-        if !link.write_first(&accepted.answer) {
-            return self.shard.forget(&link);
+        };
+        match admitted {
+            Admitted::Now => Next::Open(accepted),
+            Admitted::Queued(queued) => Next::Queue(accepted, queued),
         }
-        let context = Arc::clone(&self.acceptor.listener.context);
-        tokio::task::spawn_local(Connection::new(
-            self.shard,
-            link,
-            context,
-            &bytes[accepted.length..],
-        ));
     }
 
     /// Gives the socket to hyper, on the control runtime.
@@ -388,6 +402,33 @@ impl Opening {
         let control = acceptor.listener.context.control.clone();
         control.spawn(acceptor.serve_http(stream, seen, peer, place));
     }
+}
+
+/// Completes the handshake: the socket becomes a connection.
+fn open(acceptor: &Acceptor, shard: Rc<Shard>, stream: Stream, accepted: &Accepted, bytes: &[u8]) {
+    let link = shard.adopt(stream, accepted.from, accepted.id);
+    // The first write to a socket: it takes so few bytes at once, or it is broken.
+    if !link.write_first(&accepted.answer) {
+        return shard.forget(&link);
+    }
+    let context = Arc::clone(&acceptor.listener.context);
+    tokio::task::spawn_local(Connection::new(
+        shard,
+        link,
+        context,
+        &bytes[accepted.length..],
+    ));
+}
+
+async fn refuse(acceptor: &Acceptor, stream: Stream, refusal: Refusal) {
+    acceptor.count_refused(refusal);
+    let answer = problem::closing(refusal.response());
+    close(acceptor, stream, &answer).await;
+}
+
+async fn close(acceptor: &Acceptor, stream: Stream, answer: &[u8]) {
+    let lingering = acceptor.places.linger();
+    requests::refuse(Rewound::new(Bytes::new(), stream), answer, lingering).await;
 }
 
 /// Makes a connection of a socket whose handshake hyper has completed.

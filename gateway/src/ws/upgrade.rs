@@ -107,8 +107,7 @@ impl Refusal {
                 headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
             }
             Self::Full | Self::Closed => {
-                // Random, so that clients that were refused together do not come back together.
-                headers.insert(RETRY_AFTER, HeaderValue::from(rand::random_range(1..=5u32)));
+                headers.insert(RETRY_AFTER, problem::scattered_retry());
                 if self == Self::Closed {
                     // The same connection would lead to the same instance again.
                     headers.insert(CONNECTION, HeaderValue::from_static("close"));
