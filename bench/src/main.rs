@@ -46,7 +46,7 @@ Usage: signal-bench [--small] [--only GROUP]... [--json FILE] [--gateway PATH]
 
   --small         a tenth of everything and two rounds: to see that it works
   --only GROUP    idle, connect, fanout, burst, tls, storm, unicast, echo, pipeline, audience, workers,
-                  instances, token or seal; may be repeated
+                  instances, segments, token or seal; may be repeated
   --json FILE     the figures, for programs
   --gateway PATH  the gateway's binary (default: in the folder of this program)
 

@@ -8,6 +8,7 @@ mod fanout;
 mod idle;
 mod instances;
 mod pipeline;
+mod segments;
 mod storm;
 mod tls;
 mod unicast;
@@ -58,6 +59,8 @@ pub(crate) struct Sizes {
     pub(crate) instances: &'static [usize],
     pub(crate) spread: usize,
     pub(crate) moved: usize,
+    /// Gateways that share one Redis Cluster.
+    pub(crate) clustered: usize,
 }
 
 impl Sizes {
@@ -84,6 +87,7 @@ impl Sizes {
             instances: &[2, 8, 32],
             spread: 1024,
             moved: 10_000,
+            clustered: 8,
         }
     }
 
@@ -110,6 +114,7 @@ impl Sizes {
             instances: &[2, 4],
             spread: 64,
             moved: 200,
+            clustered: 2,
         }
     }
 
@@ -128,7 +133,7 @@ pub(crate) struct Group {
 }
 
 /// In the order they run.
-pub(crate) const GROUPS: [Group; 14] = [
+pub(crate) const GROUPS: [Group; 15] = [
     Group {
         name: "idle",
         about: "Authenticated connections at rest. After traffic: five messages of 1 KiB to everyone, then two seconds of rest.",
@@ -188,6 +193,11 @@ pub(crate) const GROUPS: [Group; 14] = [
         name: "instances",
         about: "Two, eight and 32 gateways on one core that share one Redis: CPU of all of them, and of Redis.",
         run: instances::run,
+    },
+    Group {
+        name: "segments",
+        about: "Gateways that share a Redis Cluster of three masters and three replicas, and send each other messages that were asked for over REST: by sharded Pub/Sub, compared with classic.",
+        run: segments::run,
     },
     Group {
         name: "token",

@@ -146,7 +146,32 @@ pub(crate) struct Settings {
     /// Whether clients connect over TLS.
     pub(crate) tls: bool,
     /// The Redis that it shares with others; one of its own where there is none.
-    pub(crate) redis: Option<SocketAddr>,
+    pub(crate) redis: Option<SharedRedis>,
+}
+
+/// A Redis of several gateways.
+#[derive(Debug, Clone)]
+pub(crate) enum SharedRedis {
+    /// One server.
+    Single(SocketAddr),
+    /// The nodes of a Redis Cluster.
+    Cluster {
+        nodes: Vec<SocketAddr>,
+        /// Whether what gateways send each other goes on segments.
+        sharded: bool,
+    },
+}
+
+impl SharedRedis {
+    /// The settings `redis.*` that say so.
+    fn settings(&self) -> String {
+        let (mode, nodes, sharded) = match self {
+            Self::Single(node) => ("standalone", std::slice::from_ref(node), false),
+            Self::Cluster { nodes, sharded } => ("cluster", nodes.as_slice(), *sharded),
+        };
+        let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+        format!("mode = \"{mode}\"\nnodes = {nodes:?}\nsharded_pubsub = {sharded}\n")
+    }
 }
 
 /// A server process, ended when dropped.
@@ -232,10 +257,10 @@ impl Server {
             Some(_) => None,
             None => Some(Redis::start(&folder.join("redis"), &[])?),
         };
-        let redis = own_redis
-            .as_ref()
-            .map(signal_services::Server::address)
-            .or(settings.redis)
+        let own_address = own_redis.as_ref().map(signal_services::Server::address);
+        let redis = own_address
+            .map(SharedRedis::Single)
+            .or_else(|| settings.redis.clone())
             .context("no Redis")?;
         let policies = settings.pipeline.as_ref().map_or_else(
             || format!("sqlite://{}", path("policy.db")),
@@ -246,16 +271,18 @@ impl Server {
         std::fs::write(path("live.toml"), live(&testbed.issuer))?;
         std::fs::write(
             path("static.toml"),
-            fixed(settings, &folder, redis, &policies),
+            fixed(settings, &folder, &redis, &policies),
         )?;
         testbed.runtime.block_on(async {
             let policies = Policies::create(&policies).await?;
-            policies
-                .grant(ADMIN, "WebSocketClient.broadcast", "execute", "allow")
-                .await?;
-            policies
-                .grant(ADMIN, "WebSocketClient.find", "read", "allow")
-                .await
+            for (permission, action) in [
+                ("WebSocketClient.broadcast", "execute"),
+                ("WebSocketClient.send", "execute"),
+                ("WebSocketClient.find", "read"),
+            ] {
+                policies.grant(ADMIN, permission, action, "allow").await?;
+            }
+            anyhow::Ok(())
         })?;
         let own = [testbed.cores.server];
         let cores = if settings.cores.is_empty() {
@@ -313,6 +340,15 @@ impl Server {
         is_ready(self.admin)
     }
 
+    /// A metric without labels.
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
+        let metrics = get(self.admin, "/metrics").ok()?;
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line?.trim().parse().ok()
+    }
+
     /// CPU time it took until now, in microseconds.
     pub(crate) fn cpu(&self) -> Result<f64> {
         Ok(os::cpu_us(self.pid())?)
@@ -354,7 +390,7 @@ fn live(issuer: &Issuer) -> String {
     )
 }
 
-fn fixed(settings: &Settings, dir: &Path, redis: SocketAddr, policies: &str) -> String {
+fn fixed(settings: &Settings, dir: &Path, redis: &SharedRedis, policies: &str) -> String {
     let path = |name: &str| dir.join(name).display().to_string();
     let (database, pipeline) = match &settings.pipeline {
         None => (format!("sqlite://{}", path("bench.db")), String::new()),
@@ -383,10 +419,11 @@ fn fixed(settings: &Settings, dir: &Path, redis: SocketAddr, policies: &str) -> 
          [rooms]\nunmatched = \"allow\"\n\
          [database]\nurl = \"{database}\"\n\
          [drain]\nendpoint_propagation_ms = 0\nwindow_ms = 100\n\
-         [redis]\nmode = \"standalone\"\nnodes = [\"{redis}\"]\n{pipeline}",
+         [redis]\n{}{pipeline}",
         path("live.toml"),
         settings.cores.len().max(1),
         settings.ping_ms,
+        redis.settings(),
     )
 }
 
@@ -403,16 +440,17 @@ fn addresses(log: &str) -> Option<(SocketAddr, SocketAddr)> {
 }
 
 fn is_ready(admin: SocketAddr) -> bool {
-    let ask = || -> std::io::Result<bool> {
-        let mut socket = TcpStream::connect(admin)?;
-        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        socket.write_all(
-            format!("GET /readyz HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")
-                .as_bytes(),
-        )?;
-        let mut status = [0; 12];
-        socket.read_exact(&mut status)?;
-        Ok(status.ends_with(b" 200"))
-    };
-    ask().unwrap_or(false)
+    get(admin, "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+}
+
+/// The whole answer of the admin listener.
+fn get(admin: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut socket = TcpStream::connect(admin)?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    socket.write_all(
+        format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n").as_bytes(),
+    )?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    Ok(answer)
 }

@@ -10,7 +10,7 @@ use crate::crowd::Crowd;
 use crate::frame;
 use crate::publish::Publisher;
 use crate::report::{Measurement, Report, Target};
-use crate::server::{Server, Settings, Testbed};
+use crate::server::{Server, Settings, SharedRedis, Testbed};
 
 /// About what `notification:created` of the record has.
 const BYTES: usize = 512;
@@ -99,7 +99,7 @@ impl Subject {
             testbed,
             &Settings {
                 pipeline: Some((brokers.to_owned(), topic.clone(), database.url.clone())),
-                redis: Some(server.redis()?),
+                redis: Some(SharedRedis::Single(server.redis()?)),
                 cores: vec![testbed.cores.others],
                 ..Settings::default()
             },

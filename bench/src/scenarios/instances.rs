@@ -14,7 +14,7 @@ use crate::frame::{self, opcode};
 use crate::os;
 use crate::publish::Publisher;
 use crate::report::{Measurement, Report};
-use crate::server::{Server, Settings, Testbed, guest};
+use crate::server::{Server, Settings, SharedRedis, Testbed, guest};
 
 const RATE: u32 = 1000;
 const BYTES: usize = 128;
@@ -25,9 +25,10 @@ const TEAM: usize = 64;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Gateways that share one Redis.
-struct Cluster {
-    gateways: Vec<Server>,
-    redis: signal_services::Server,
+pub(super) struct Cluster {
+    pub(super) gateways: Vec<Server>,
+    /// One server, or the nodes of a Redis Cluster.
+    redis: Vec<signal_services::Server>,
     /// What Redis held before the first connection.
     empty: Info,
     /// What it takes a second without messages: it is not charged to them.
@@ -37,7 +38,7 @@ struct Cluster {
 
 /// CPU in microseconds: of all gateways, and of Redis.
 #[derive(Clone, Copy, Default)]
-struct Cpu {
+pub(super) struct Cpu {
     gateways: f64,
     redis: f64,
 }
@@ -53,8 +54,28 @@ impl Cluster {
     fn start(testbed: &Testbed, count: usize) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let redis = Redis::start(dir.path(), &[])?;
+        let shared = SharedRedis::Single(redis.address());
+        Self::with(testbed, count, dir, vec![redis], shared)
+    }
+
+    /// With a Redis Cluster of six nodes, three of them masters.
+    pub(super) fn start_clustered(testbed: &Testbed, count: usize, sharded: bool) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let redis = Redis::start_cluster(dir.path())?;
+        let nodes = redis.iter().map(signal_services::Server::address).collect();
+        let shared = SharedRedis::Cluster { nodes, sharded };
+        Self::with(testbed, count, dir, redis, shared)
+    }
+
+    fn with(
+        testbed: &Testbed,
+        count: usize,
+        dir: TempDir,
+        redis: Vec<signal_services::Server>,
+        shared: SharedRedis,
+    ) -> Result<Self> {
         let settings = Settings {
-            redis: Some(redis.address()),
+            redis: Some(shared),
             ..Settings::default()
         };
         let gateways: Result<Vec<Server>> = (0..count)
@@ -62,19 +83,19 @@ impl Cluster {
             .collect();
         Ok(Self {
             gateways: gateways?,
-            empty: Info::of(redis.address())?,
+            empty: Info::of(redis[0].address())?,
             idle: Cpu::default(),
             redis,
             _dir: dir,
         })
     }
 
-    fn addresses(&self) -> Vec<SocketAddr> {
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
         self.gateways.iter().map(|server| server.address).collect()
     }
 
     /// What this took beyond what it takes at rest.
-    fn measured(&self, run: impl FnOnce() -> Result<()>) -> Result<Cpu> {
+    pub(super) fn measured(&self, run: impl FnOnce() -> Result<()>) -> Result<Cpu> {
         let (before, began) = (self.cpu()?, Instant::now());
         run()?;
         let (after, seconds) = (self.cpu()?, began.elapsed().as_secs_f64());
@@ -84,17 +105,32 @@ impl Cluster {
         })
     }
 
+    /// Looks at what it takes without messages.
+    pub(super) fn rest(&mut self, crowd: &mut Crowd, time: Duration) -> Result<()> {
+        self.idle = Cpu::default();
+        let cpu = self.measured(|| crowd.rest(time))?;
+        let seconds = time.as_secs_f64();
+        self.idle = Cpu {
+            gateways: cpu.gateways / seconds,
+            redis: cpu.redis / seconds,
+        };
+        Ok(())
+    }
+
     fn cpu(&self) -> Result<Cpu> {
         let gateways: Result<Vec<f64>> = self.gateways.iter().map(Server::cpu).collect();
-        let redis = self.redis.pid().context("Redis does not run")?;
+        let of_node = |node: &signal_services::Server| {
+            Ok(os::cpu_us(node.pid().context("Redis does not run")?)?)
+        };
+        let redis: Result<Vec<f64>> = self.redis.iter().map(of_node).collect();
         Ok(Cpu {
             gateways: gateways?.iter().sum(),
-            redis: os::cpu_us(redis)?,
+            redis: redis?.iter().sum(),
         })
     }
 
     fn info(&self) -> Result<Info> {
-        Info::of(self.redis.address())
+        Info::of(self.redis[0].address())
     }
 
     /// Waits until Redis has exactly so many channels with subscribers.
@@ -140,21 +176,21 @@ impl Info {
 
 /// The figures of one number of gateways.
 #[derive(Default)]
-struct Figures {
+pub(super) struct Figures {
     /// What gateways and Redis took.
-    gateways: Vec<f64>,
-    redis: Vec<f64>,
+    pub(super) gateways: Vec<f64>,
+    pub(super) redis: Vec<f64>,
     /// In milliseconds.
-    times: Vec<f64>,
+    pub(super) times: Vec<f64>,
 }
 
 impl Figures {
-    fn note(&mut self, cpu: Cpu, per: f64) {
+    pub(super) fn note(&mut self, cpu: Cpu, per: f64) {
         self.gateways.push(cpu.gateways / per);
         self.redis.push(cpu.redis / per);
     }
 
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 }
@@ -178,7 +214,7 @@ impl Subject {
         let guests = tokens.iter().map(|token| guest(token, None)).collect();
         let crowd = Crowd::spread(&cluster.addresses(), guests)?;
         Ok(Self {
-            publisher: Publisher::to(cluster.redis.address())?,
+            publisher: Publisher::to(cluster.redis[0].address())?,
             cluster,
             crowd,
             sent: 0,
@@ -230,14 +266,7 @@ impl Subject {
     }
 
     fn rest(&mut self, time: Duration) -> Result<()> {
-        self.cluster.idle = Cpu::default();
-        let crowd = &mut self.crowd;
-        let cpu = self.cluster.measured(|| crowd.rest(time))?;
-        let seconds = time.as_secs_f64();
-        self.cluster.idle = Cpu {
-            gateways: cpu.gateways / seconds,
-            redis: cpu.redis / seconds,
-        };
+        self.cluster.rest(&mut self.crowd, time)?;
         let count = self.cluster.gateways.len() as f64;
         self.at_rest.note(self.cluster.idle, count);
         Ok(())
@@ -381,7 +410,7 @@ fn one_room(testbed: &Testbed, report: &mut Report, clusters: &[Cluster]) -> Res
         }
         // Subscriptions are confirmed meanwhile.
         crowd.rest(Duration::from_millis(500))?;
-        let mut publisher = Publisher::to(cluster.redis.address())?;
+        let mut publisher = Publisher::to(cluster.redis[0].address())?;
         let mut figures = Figures::default();
         let mut sent = 0;
         for round in 0..=testbed.sizes.rounds {
@@ -457,10 +486,10 @@ fn redis_restarts(testbed: &Testbed, report: &mut Report, mut cluster: Cluster) 
     let channels = cluster.info()?.channels;
     let (mut times, mut cpu) = (Vec::new(), Vec::new());
     for _ in 0..testbed.sizes.rounds {
-        cluster.redis.kill();
+        cluster.redis[0].kill();
         // Every gateway has noticed, and waits for its next attempt.
         std::thread::sleep(Duration::from_secs(1));
-        cluster.redis.restart()?;
+        cluster.redis[0].restart()?;
         let began = Instant::now();
         cluster.wait_for_channels(channels)?;
         while !cluster.gateways.iter().all(Server::is_ready) {
