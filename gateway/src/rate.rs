@@ -1,9 +1,11 @@
 //! One token bucket for every rate limit: accepted connections of an instance, frames of a connection, failed attempts of an address.
 //!
 //! Input: the limit, which may differ from call to call because limits are live settings, and the monotonic time. Output: whether one more may
-//! pass. No clock of its own, so tests pass any time; three words per bucket, because every connection has one.
+//! pass. No clock of its own, so tests pass any time; two words per bucket, because every connection has one.
 
 use std::time::{Duration, Instant};
+
+use crate::clock::Moment;
 
 /// How fast a bucket fills, and how many tokens it holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,7 +20,7 @@ pub struct Rate {
 #[derive(Debug, Clone, Copy)]
 pub struct TokenBucket {
     tokens: f64,
-    filled_at: Instant,
+    filled_at: Moment,
 }
 
 impl TokenBucket {
@@ -26,7 +28,7 @@ impl TokenBucket {
     pub fn full(rate: Rate, now: Instant) -> Self {
         Self {
             tokens: rate.capacity(),
-            filled_at: now,
+            filled_at: now.into(),
         }
     }
 
@@ -68,9 +70,9 @@ impl TokenBucket {
     }
 
     fn fill(&mut self, rate: Rate, now: Instant) {
-        let earned = now.duration_since(self.filled_at).as_secs_f64() * rate.per_second;
+        let earned = now.duration_since(self.filled_at.instant()).as_secs_f64() * rate.per_second;
         self.tokens = (self.tokens + earned).min(rate.capacity());
-        self.filled_at = now;
+        self.filled_at = now.into();
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
+use crate::clock::Moment;
 use crate::config::EncryptionMode;
 use crate::hub::Stage;
 use crate::id::Id;
@@ -26,62 +27,56 @@ pub use input::{Action, Actions, Authentication, GivenKey, Input, Rules};
 #[derive(Debug)]
 pub struct Identity {
     principal: Arc<Principal>,
-    /// The time in `expiring`: the end of the token, or an earlier one.
-    expires_at: Option<DateTime<Utc>>,
     /// When `expiring` is due; `None` once sent, or for a token that never ends.
-    warn_at: Option<Instant>,
+    warn_at: Option<Moment>,
     /// When the connection ends with the token.
-    ends_at: Option<Instant>,
+    ends_at: Option<Moment>,
+    /// Trust was withdrawn: `ends_at` is earlier than the end of the token, and what `expiring` tells.
+    is_cut_short: bool,
 }
 
+/// Who is being admitted.
+#[derive(Debug)]
+struct Admission {
+    until: Moment,
+    identity: Identity,
+    handshake: Option<Handshake>,
+}
+
+/// Boxed is what lasts for a moment only: the others are all that most connections ever are.
 #[derive(Debug)]
 enum State {
-    Connecting {
-        until: Instant,
-    },
-    Verifying {
-        until: Instant,
-    },
-    Admitting {
-        until: Instant,
-        identity: Box<Identity>,
-        handshake: Option<Box<Handshake>>,
-    },
-    Authenticated(Box<Identity>),
-    Encrypted(Box<Identity>, Rc<Cipher>),
+    Connecting { until: Moment },
+    Verifying { until: Moment },
+    Admitting(Box<Admission>),
+    Authenticated(Identity),
+    Encrypted(Identity, Rc<Cipher>),
     Closed,
 }
 
-/// One connection's state machine.
+/// One connection's state machine. It does not know its own id, which its connection knows.
 #[derive(Debug)]
 pub struct Session {
-    id: Id,
     state: State,
-    last_frame: Instant,
-    next_sweep: Instant,
-    next_ping: Option<Instant>,
+    last_frame: Moment,
+    next_sweep: Moment,
+    next_ping: Option<Moment>,
 }
 
 impl Session {
     /// Creates the session of a connection that was just accepted. `spread`, between 0 and 1, moves its first ping, so that connections that came
     /// together do not ping together.
-    pub fn new(id: Id, now: Instant, rules: &Rules, spread: f32) -> Self {
+    pub fn new(now: Instant, rules: &Rules, spread: f32) -> Self {
         Self {
-            id,
             state: State::Connecting {
-                until: now + rules.authenticate_timeout,
+                until: (now + rules.authenticate_timeout).into(),
             },
-            last_frame: now,
-            next_sweep: rules.sweep_after(now, Duration::ZERO),
+            last_frame: now.into(),
+            next_sweep: rules.sweep_after(now, Duration::ZERO).into(),
             next_ping: rules
                 .ping_interval
-                .map(|every| now + every.mul_f32(0.5 + spread.clamp(0.0, 1.0) / 2.0)),
+                .map(|every| (now + every.mul_f32(0.5 + spread.clamp(0.0, 1.0) / 2.0)).into()),
         }
-    }
-
-    /// Returns the client id.
-    pub fn id(&self) -> Id {
-        self.id
     }
 
     /// Returns whom it speaks for, from [`Action::Admit`] on.
@@ -91,9 +86,8 @@ impl Session {
 
     fn identity(&self) -> Option<&Identity> {
         match &self.state {
-            State::Admitting { identity, .. }
-            | State::Authenticated(identity)
-            | State::Encrypted(identity, _) => Some(identity),
+            State::Admitting(admission) => Some(&admission.identity),
+            State::Authenticated(identity) | State::Encrypted(identity, _) => Some(identity),
             State::Connecting { .. } | State::Verifying { .. } | State::Closed => None,
         }
     }
@@ -108,14 +102,11 @@ impl Session {
 
     /// Returns whether an admitted connection is, or will be, encrypted.
     pub fn will_encrypt(&self) -> bool {
-        matches!(
-            self.state,
-            State::Encrypted(..)
-                | State::Admitting {
-                    handshake: Some(_),
-                    ..
-                }
-        )
+        match &self.state {
+            State::Encrypted(..) => true,
+            State::Admitting(admission) => admission.handshake.is_some(),
+            _ => false,
+        }
     }
 
     /// Returns whether `connected` is sent and the session is not over.
@@ -132,7 +123,7 @@ impl Session {
     pub fn stage(&self) -> Stage {
         match self.state {
             State::Connecting { .. } => Stage::Connecting,
-            State::Verifying { .. } | State::Admitting { .. } => Stage::Authenticating,
+            State::Verifying { .. } | State::Admitting(_) => Stage::Authenticating,
             State::Authenticated(_) => Stage::Authenticated,
             State::Encrypted(..) => Stage::Encrypted,
             State::Closed => Stage::Closed,
@@ -141,7 +132,7 @@ impl Session {
 
     /// Returns when the last frame came.
     pub fn last_frame(&self) -> Instant {
-        self.last_frame
+        self.last_frame.instant()
     }
 
     /// Ends the session from outside: drain, administrator, revocation, a slow reader.
@@ -152,9 +143,8 @@ impl Session {
     /// Returns when [`Input::Tick`] is due next, or `None` once closed.
     pub fn next_deadline(&self) -> Option<Instant> {
         let own = match &self.state {
-            State::Connecting { until }
-            | State::Verifying { until }
-            | State::Admitting { until, .. } => Some(*until),
+            State::Connecting { until } | State::Verifying { until } => Some(*until),
+            State::Admitting(admission) => Some(admission.until),
             State::Authenticated(identity) | State::Encrypted(identity, _) => {
                 [Some(self.next_sweep), identity.warn_at, identity.ends_at]
                     .into_iter()
@@ -163,12 +153,14 @@ impl Session {
             }
             State::Closed => return None,
         };
-        [own, self.next_ping].into_iter().flatten().min()
+        let next = [own, self.next_ping].into_iter().flatten().min();
+        next.map(Moment::instant)
     }
 
-    /// Takes one step.
+    /// Takes one step. `id` is the client id.
     pub fn on(
         &mut self,
+        id: Id,
         now: Instant,
         wall: DateTime<Utc>,
         rules: &Rules,
@@ -180,14 +172,14 @@ impl Session {
         }
         match input {
             Input::Text(text) => {
-                self.last_frame = now;
-                self.text(now, rules, text, &mut actions);
+                self.last_frame = now.into();
+                self.text(id, now, rules, text, &mut actions);
             }
-            Input::Alive => self.last_frame = now,
+            Input::Alive => self.last_frame = now.into(),
             Input::Authentication(outcome) => {
                 self.verified(now, wall, rules, outcome, &mut actions)
             }
-            Input::Subscribed => self.subscribed(wall, &mut actions),
+            Input::Subscribed => self.subscribed(id, wall, &mut actions),
             Input::Refreshed(outcome) => self.refreshed(now, wall, rules, outcome, &mut actions),
             Input::TrustWithdrawn => self.trust_withdrawn(now, wall, rules, &mut actions),
             Input::Tick => self.tick(now, wall, rules, &mut actions),
@@ -241,7 +233,7 @@ impl Session {
         let handshake = match (rules.encryption.mode, handshake) {
             (EncryptionMode::Disabled, _) | (EncryptionMode::Optional, None) => None,
             (EncryptionMode::Optional | EncryptionMode::Required, Some(Ok(handshake))) => {
-                Some(Box::new(handshake))
+                Some(handshake)
             }
             (EncryptionMode::Optional, Some(Err(UnusableKey))) | (EncryptionMode::Required, _) => {
                 return self.refuse(
@@ -251,32 +243,32 @@ impl Session {
                 );
             }
         };
-        let identity = Box::new(Identity::new(principal, now, wall, rules, leeway));
-        self.state = State::Admitting {
+        let identity = Identity::new(principal, now, wall, rules, leeway);
+        self.state = State::Admitting(Box::new(Admission {
             until,
             identity,
             handshake,
-        };
+        }));
         actions.push(Action::Admit);
     }
 
-    fn subscribed(&mut self, wall: DateTime<Utc>, actions: &mut Actions) {
-        if !matches!(self.state, State::Admitting { .. }) {
+    fn subscribed(&mut self, id: Id, wall: DateTime<Utc>, actions: &mut Actions) {
+        if !matches!(self.state, State::Admitting(_)) {
             return;
         }
-        let State::Admitting {
+        let State::Admitting(admission) = std::mem::replace(&mut self.state, State::Closed) else {
+            return;
+        };
+        let Admission {
             identity,
             handshake,
             ..
-        } = std::mem::replace(&mut self.state, State::Closed)
-        else {
-            return;
-        };
+        } = *admission;
         let keys = handshake
             .as_ref()
             .map(|h| (h.public_key.as_str(), h.salt.as_str()));
         actions.push(Action::SendClear(event::connected(
-            self.id,
+            id,
             &identity.principal.subject,
             wall,
             keys,
@@ -305,7 +297,7 @@ impl Session {
                 principal, leeway, ..
             } if principal.subject == identity.principal.subject => {
                 let expires_at = principal.token().and_then(|t| t.expires_at);
-                **identity = Identity::new(principal, now, wall, rules, leeway);
+                *identity = Identity::new(principal, now, wall, rules, leeway);
                 actions.push(Action::Send(event::refreshed(expires_at)));
             }
             Authentication::Failed => {
@@ -324,56 +316,55 @@ impl Session {
         rules: &Rules,
         actions: &mut Actions,
     ) {
-        let (State::Admitting { identity, .. }
-        | State::Authenticated(identity)
-        | State::Encrypted(identity, _)) = &mut self.state
-        else {
-            return;
+        let identity = match &mut self.state {
+            State::Admitting(admission) => &mut admission.identity,
+            State::Authenticated(identity) | State::Encrypted(identity, _) => identity,
+            State::Connecting { .. } | State::Verifying { .. } | State::Closed => return,
         };
-        let ends_at = now + rules.expiring_lead;
+        let ends_at = Moment::from(now + rules.expiring_lead);
         if identity.ends_at.is_none_or(|at| at > ends_at) {
             identity.ends_at = Some(ends_at);
-            identity.warn_at = Some(now);
-            identity.expires_at = Some(wall + rules.expiring_lead);
+            identity.warn_at = Some(now.into());
+            identity.is_cut_short = true;
             // Before `connected` nothing is sent; the next tick sends it.
             self.tick(now, wall, rules, actions);
         }
     }
 
     fn tick(&mut self, now: Instant, wall: DateTime<Utc>, rules: &Rules, actions: &mut Actions) {
-        match &mut self.state {
-            State::Connecting { until }
-            | State::Verifying { until }
-            | State::Admitting { until, .. } => {
-                if now >= *until {
-                    return self.close(Close::AuthenticationTimeout, actions);
-                }
-            }
+        let at = Moment::from(now);
+        let until = match &mut self.state {
+            State::Connecting { until } | State::Verifying { until } => Some(*until),
+            State::Admitting(admission) => Some(admission.until),
             State::Authenticated(identity) | State::Encrypted(identity, _) => {
-                if identity.ends_at.is_some_and(|at| now >= at) {
+                if identity.ends_at.is_some_and(|ends_at| at >= ends_at) {
                     return self.close(Close::TokenExpired, actions);
                 }
-                if now >= self.next_sweep {
-                    let silent = now.duration_since(self.last_frame);
+                if at >= self.next_sweep {
+                    let silent = now.duration_since(self.last_frame.instant());
                     if silent >= rules.heartbeat_timeout {
                         return self.close(Close::HeartbeatTimeout, actions);
                     }
-                    self.next_sweep = rules.sweep_after(now, silent);
+                    self.next_sweep = rules.sweep_after(now, silent).into();
                 }
-                if identity.warn_at.is_some_and(|at| now >= at) {
+                if identity.warn_at.is_some_and(|warn_at| at >= warn_at) {
                     identity.warn_at = None;
-                    if let Some(at) = identity.expires_at {
-                        let left = (at - wall).num_milliseconds().max(0);
-                        actions.push(Action::Send(event::expiring(at, (left + 500) / 1000)));
+                    if let Some(end) = identity.expires_at(now, wall) {
+                        let left = (end - wall).num_milliseconds().max(0);
+                        actions.push(Action::Send(event::expiring(end, (left + 500) / 1000)));
                     }
                 }
+                None
             }
             State::Closed => return,
+        };
+        if until.is_some_and(|until| at >= until) {
+            return self.close(Close::AuthenticationTimeout, actions);
         }
-        if let (Some(at), Some(every)) = (self.next_ping, rules.ping_interval)
-            && now >= at
+        if let (Some(ping_at), Some(every)) = (self.next_ping, rules.ping_interval)
+            && at >= ping_at
         {
-            self.next_ping = Some(now + every);
+            self.next_ping = Some((now + every).into());
             actions.push(Action::Ping);
         }
     }
@@ -395,10 +386,19 @@ impl Identity {
             left.and_then(|left| now.checked_add(left.saturating_sub(rules.expiring_lead)));
         Self {
             principal,
-            expires_at,
-            warn_at,
-            ends_at,
+            warn_at: warn_at.map(Moment::from),
+            ends_at: ends_at.map(Moment::from),
+            is_cut_short: false,
         }
+    }
+
+    /// Returns the time in `expiring`: the end of the token, or an earlier one.
+    fn expires_at(&self, now: Instant, wall: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        if !self.is_cut_short {
+            return self.principal.token().and_then(|t| t.expires_at);
+        }
+        let left = self.ends_at?.instant().saturating_duration_since(now);
+        wall.checked_add_signed(chrono::TimeDelta::from_std(left).ok()?)
     }
 }
 

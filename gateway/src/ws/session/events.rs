@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::{Action, Actions, Rules, Session, State};
 use crate::config::ClientFrames;
+use crate::id::Id;
 use crate::inbox::NotificationSelector;
 use crate::protocol::Envelope;
 use crate::protocol::bounds::{MAX_READ_IDS, MAX_SYNC};
@@ -14,20 +15,28 @@ use crate::protocol::event::{self, message, name};
 use crate::protocol::room::{Asked, Join, Rooms};
 
 impl Session {
-    pub(super) fn text(&mut self, now: Instant, rules: &Rules, text: &str, actions: &mut Actions) {
+    pub(super) fn text(
+        &mut self,
+        id: Id,
+        now: Instant,
+        rules: &Rules,
+        text: &str,
+        actions: &mut Actions,
+    ) {
         match Envelope::parse(text) {
-            Ok(envelope) => self.envelope(now, rules, &envelope, actions),
+            Ok(envelope) => self.envelope(id, now, rules, &envelope, actions),
             Err(NotAnEnvelope::NotJson) => {
                 actions.push(Action::Send(event::error(message::INVALID_FORMAT)))
             }
             Err(NotAnEnvelope::NoEvent) => {
-                tracing::debug!(client.id = %self.id, "message without an event dropped")
+                tracing::debug!(client.id = %id, "message without an event dropped")
             }
         }
     }
 
     fn envelope(
         &mut self,
+        id: Id,
         now: Instant,
         rules: &Rules,
         envelope: &Envelope<'_>,
@@ -43,13 +52,13 @@ impl Session {
                     .and_then(|sealed| cipher.open(&sealed).ok());
                 match opened.as_deref().map(Envelope::parse) {
                     Some(Ok(inner)) if inner.event != name::ENCRYPTED => {
-                        self.event(&inner, actions)
+                        Self::event(id, &inner, actions)
                     }
                     Some(Err(NotAnEnvelope::NotJson)) => {
                         actions.push(Action::Send(event::error(message::INVALID_FORMAT)))
                     }
                     Some(_) => {
-                        tracing::debug!(client.id = %self.id, "encrypted message without an event dropped")
+                        tracing::debug!(client.id = %id, "encrypted message without an event dropped")
                     }
                     None => actions.push(Action::Send(event::error(message::DECRYPTION_FAILED))),
                 }
@@ -60,11 +69,11 @@ impl Session {
             {
                 actions.push(Action::Send(event::error(message::ENCRYPTION_REQUIRED)));
             }
-            State::Authenticated(_) | State::Encrypted(..) => self.event(envelope, actions),
+            State::Authenticated(_) | State::Encrypted(..) => Self::event(id, envelope, actions),
             State::Connecting { .. } if event == name::AUTHENTICATE => {
                 self.authenticate(now, rules, envelope, actions)
             }
-            State::Verifying { .. } | State::Admitting { .. } if event == name::AUTHENTICATE => {
+            State::Verifying { .. } | State::Admitting(_) if event == name::AUTHENTICATE => {
                 actions.push(Action::Send(event::error(message::ALREADY_AUTHENTICATED)));
             }
             _ if event == name::HEARTBEAT => {}
@@ -83,7 +92,7 @@ impl Session {
         match given.as_ref().and_then(|a| Some((a, a.bearer()?))) {
             Some((given, token)) => {
                 self.state = State::Verifying {
-                    until: now + rules.finish_timeout,
+                    until: (now + rules.finish_timeout).into(),
                 };
                 actions.push(Action::Verify {
                     token: token.to_owned(),
@@ -98,7 +107,7 @@ impl Session {
         }
     }
 
-    fn rooms(&self, envelope: &Envelope<'_>, actions: &mut Actions) {
+    fn rooms(id: Id, envelope: &Envelope<'_>, actions: &mut Actions) {
         let joins = envelope.event == name::JOIN;
         let mark = envelope.mark().filter(|_| joins);
         let Some(Asked { names, more }) = Rooms::read(envelope) else {
@@ -106,7 +115,7 @@ impl Session {
                 let invalid = event::error_about(mark.as_deref(), message::INVALID_DATA);
                 actions.push(Action::Send(invalid));
             }
-            return tracing::debug!(client.id = %self.id, "join or leave without a list of rooms dropped");
+            return tracing::debug!(client.id = %id, "join or leave without a list of rooms dropped");
         };
         if more {
             actions.push(Action::Send(event::error(message::TOO_MANY_ROOMS)));
@@ -118,14 +127,14 @@ impl Session {
         }
     }
 
-    fn event(&self, envelope: &Envelope<'_>, actions: &mut Actions) {
+    fn event(id: Id, envelope: &Envelope<'_>, actions: &mut Actions) {
         let invalid = || Action::Send(event::error(message::INVALID_DATA));
         match &*envelope.event {
             name::HEARTBEAT => {}
             name::AUTHENTICATE => {
                 actions.push(Action::Send(event::error(message::ALREADY_AUTHENTICATED)))
             }
-            name::JOIN | name::LEAVE => self.rooms(envelope, actions),
+            name::JOIN | name::LEAVE => Self::rooms(id, envelope, actions),
             name::REFRESH => {
                 let given = envelope.read::<event::Authenticate<'_>>().ok();
                 match given.as_ref().and_then(event::Authenticate::bearer) {
@@ -162,7 +171,7 @@ impl Session {
             },
             // Every other name belongs to the application (protocol.md 2.8).
             other => {
-                tracing::trace!(client.id = %self.id, event = other, "event of the application ignored")
+                tracing::trace!(client.id = %id, event = other, "event of the application ignored")
             }
         }
     }

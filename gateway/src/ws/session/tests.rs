@@ -54,7 +54,7 @@ struct Fixture {
 impl Fixture {
     fn new(rules: Rules) -> Self {
         let start = Instant::now();
-        let session = Session::new("abc".parse().unwrap(), start, &rules, 0.0);
+        let session = Session::new(start, &rules, 0.0);
         Self {
             rules,
             start,
@@ -66,7 +66,13 @@ impl Fixture {
     fn on(&mut self, input: Input<'_>) -> Vec<String> {
         let now = self.start + Duration::from_millis(self.now_ms);
         self.session
-            .on(now, at(self.now_ms as i64), &self.rules, input)
+            .on(
+                "abc".parse().unwrap(),
+                now,
+                at(self.now_ms as i64),
+                &self.rules,
+                input,
+            )
             .iter()
             .map(show)
             .collect()
