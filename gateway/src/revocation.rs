@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::principal::Principal;
+use crate::principal::{Principal, TokenId};
 
 /// Revokes tokens before they expire.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -21,14 +21,18 @@ pub struct Revocation {
 }
 
 impl Revocation {
-    /// Returns whether it revokes the principal's token: it names the subject or the `jti`, and the token was issued before its time. A token
-    /// without `iat` counts as issued at time zero. A Basic user has no token to revoke.
-    pub fn matches(&self, principal: &Principal) -> bool {
-        let Some(token) = principal.token() else {
-            return false;
-        };
-        let named = self.user_id.as_deref() == Some(&*principal.subject)
-            || (self.jti.is_some() && self.jti.as_deref() == token.token_id.as_deref());
-        named && token.issued_ms() < self.issued_before_ms
+    /// Returns a function that tells whether a principal's token is revoked: it names the subject or the `jti`, and the token was issued before its time. A
+    /// token without `iat` counts as issued at time zero. A Basic user has no token to revoke.
+    pub fn matcher(&self) -> impl Fn(&Principal) -> bool + Clone + Send + 'static + use<> {
+        let token_id = self.jti.as_deref().map(TokenId::of);
+        let (user_id, issued_before_ms) = (self.user_id.clone(), self.issued_before_ms);
+        move |principal| {
+            let Some(token) = principal.token() else {
+                return false;
+            };
+            let named = user_id.as_deref() == Some(&*principal.subject)
+                || (token_id.is_some() && token_id == token.token_id);
+            named && token.issued_ms() < issued_before_ms
+        }
     }
 }

@@ -202,7 +202,7 @@ fn principal(subject: Arc<str>) -> Principal {
     Principal {
         subject,
         kind: USER.into(),
-        roles: Vec::new(),
+        roles: Box::default(),
         via: Via::Basic,
     }
 }

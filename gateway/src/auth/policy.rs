@@ -257,7 +257,7 @@ impl Access {
     fn without_store(&self, rule: &Rule, principal: &Principal) -> bool {
         match rule {
             Rule::Own => true,
-            Rule::User(id) => principal.kind == principal::USER && **id == *principal.subject,
+            Rule::User(id) => *principal.kind == *principal::USER && **id == *principal.subject,
             Rule::ForeignClient | Rule::MemberOf(_) => false,
             Rule::Unmatched => self.inner.unmatched == Unmatched::Allow,
         }

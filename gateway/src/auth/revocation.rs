@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::principal::Principal;
+use crate::principal::{Principal, TokenId};
 use crate::revocation::Revocation;
 
 /// Most revocations that are held: what the database keeps at most, and as many again that are announced before they are read from it.
@@ -41,7 +42,7 @@ pub struct Revocations {
 #[derive(Default)]
 struct Held {
     users: HashMap<String, Moments>,
-    tokens: HashMap<String, Moments>,
+    tokens: HashMap<TokenId, Moments>,
 }
 
 #[derive(Clone, Copy)]
@@ -122,7 +123,7 @@ impl Revocations {
                 has_more |= merge(&mut held.users, user, moments);
             }
             if let Some(jti) = revocation.jti {
-                has_more |= merge(&mut held.tokens, jti, moments);
+                has_more |= merge(&mut held.tokens, TokenId::of(&jti), moments);
             }
             if held.len() > self.limit {
                 held.shrink(now, self.limit);
@@ -135,11 +136,10 @@ impl Revocations {
     pub fn covers(&self, revocation: &Revocation) -> bool {
         let held = self.held.read();
         let new = Moments::of(revocation);
-        let covered = |names: &HashMap<String, Moments>, name: Option<&String>| {
-            name.is_none_or(|name| names.get(name).is_some_and(|held| held.covers(&new)))
-        };
-        covered(&held.users, revocation.user_id.as_ref())
-            && covered(&held.tokens, revocation.jti.as_ref())
+        let covers = |moments: Option<&Moments>| moments.is_some_and(|held| held.covers(&new));
+        let (user, jti) = (revocation.user_id.as_deref(), revocation.jti.as_deref());
+        user.is_none_or(|user| covers(held.users.get(user)))
+            && jti.is_none_or(|jti| covers(held.tokens.get(&TokenId::of(jti))))
     }
 
     /// Drops those that have ended.
@@ -148,7 +148,7 @@ impl Revocations {
         self.held.write().keep_after(now);
     }
 
-    /// Returns whether one of them matches the principal; see [`Revocation::matches`].
+    /// Returns whether one of them matches the principal; see [`Revocation::matcher`].
     pub fn matches(&self, principal: &Principal) -> bool {
         let Some(token) = principal.token() else {
             return false;
@@ -164,8 +164,7 @@ impl Revocations {
         held.users.get(&*principal.subject).is_some_and(applies)
             || token
                 .token_id
-                .as_deref()
-                .and_then(|jti| held.tokens.get(jti))
+                .and_then(|id| held.tokens.get(&id))
                 .is_some_and(applies)
     }
 
@@ -181,7 +180,7 @@ impl Revocations {
 }
 
 /// Merges two revocations of the same name into one that covers both; returns whether it covers more than before.
-fn merge(into: &mut HashMap<String, Moments>, name: String, new: Moments) -> bool {
+fn merge<K: Eq + Hash>(into: &mut HashMap<K, Moments>, name: K, new: Moments) -> bool {
     let held = match into.entry(name) {
         Entry::Vacant(vacant) => {
             vacant.insert(new);
@@ -255,14 +254,14 @@ mod tests {
         let facts = TokenFacts {
             source: "main".into(),
             thumbprint: Arc::default(),
-            token_id: jti.map(Into::into),
+            token_id: jti.map(TokenId::of),
             issued_at: issued_ms.map(at),
             expires_at: Some(at(1_000_000)),
         };
         Principal {
             subject: subject.into(),
             kind: USER.into(),
-            roles: vec![],
+            roles: Box::default(),
             via: Via::Token(facts),
         }
     }
@@ -334,7 +333,7 @@ mod tests {
         ];
         for (revocation, principal, expected) in cases {
             assert_eq!(
-                revocation.matches(&principal),
+                revocation.matcher()(&principal),
                 expected,
                 "{revocation:?} {principal:?}"
             );
@@ -345,10 +344,10 @@ mod tests {
         let basic = Principal {
             subject: "17".into(),
             kind: USER.into(),
-            roles: vec![],
+            roles: Box::default(),
             via: Via::Basic,
         };
-        assert!(!of_user("17", 500, 9000).matches(&basic));
+        assert!(!of_user("17", 500, 9000).matcher()(&basic));
     }
 
     /// authorization.md 3.3.

@@ -487,12 +487,7 @@ impl Hub {
 
     /// Closes every local connection whose token a revocation matches (4006), and returns how many.
     pub async fn revoke(&self, revocation: &Revocation) -> usize {
-        let revocation = revocation.clone();
-        self.close_where(
-            move |principal| revocation.matches(principal),
-            Close::Revoked,
-        )
-        .await
+        self.close_where(revocation.matcher(), Close::Revoked).await
     }
 
     /// Withdraws trust in the tokens of the matching local connections, and returns how many: each gets `expiring`, and ends unless it refreshes.

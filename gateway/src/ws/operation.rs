@@ -483,7 +483,7 @@ mod tests {
         Arc::new(Principal {
             subject: "17".into(),
             kind: USER.into(),
-            roles: Vec::new(),
+            roles: Box::default(),
             via: Via::Basic,
         })
     }

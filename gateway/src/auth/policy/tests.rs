@@ -120,7 +120,7 @@ fn user(subject: &str) -> Principal {
     Principal {
         subject: subject.into(),
         kind: USER.into(),
-        roles: vec![],
+        roles: Box::default(),
         via: Via::Basic,
     }
 }
@@ -471,7 +471,7 @@ async fn roles_on_the_always_allow_list_skip_the_check_and_the_store() {
     let (access, rows) = over(vec![], vec![]);
     rows.away.store(true, Ordering::SeqCst);
     let with = |role: &str| Principal {
-        roles: vec!["clerk".into(), role.into()],
+        roles: ["clerk".into(), role.into()].into(),
         ..user("1")
     };
     assert!(
@@ -607,7 +607,7 @@ fn only_possible_ids_are_shaped_like_a_client_id() {
 async fn an_always_allow_role_makes_nobody_a_member() {
     let (access, _) = over(vec![], vec![]);
     let admin = Principal {
-        roles: vec!["super-admin".into()],
+        roles: ["super-admin".into()].into(),
         ..user("1")
     };
     assert_eq!(

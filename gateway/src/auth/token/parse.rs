@@ -24,7 +24,7 @@ use crate::auth::key_set::SourceView;
 use crate::auth::members::Members;
 use crate::clock::has_four_digit_year;
 use crate::config::{Algorithm, Source};
-use crate::principal::{Principal, TokenFacts, USER, Via, is_user_id};
+use crate::principal::{Kind, Principal, TokenFacts, TokenId, USER, Via, is_user_id};
 
 /// Longest `principalType` in bytes.
 const MAX_KIND_BYTES: usize = 64;
@@ -224,7 +224,10 @@ pub(super) fn check(
     let facts = TokenFacts {
         source: Arc::clone(&view.name),
         thumbprint: Arc::clone(&key.thumbprint),
-        token_id: members.get("jti").and_then(as_text).map(Arc::from),
+        token_id: members
+            .get("jti")
+            .and_then(as_text)
+            .map(|jti| TokenId::of(&jti)),
         issued_at,
         expires_at: Some(expires_at),
     };
@@ -232,9 +235,9 @@ pub(super) fn check(
         subject: subject(&members, view)?,
         kind: kind(members.get("principalType"))?,
         roles: if view.source.trust_roles {
-            roles(members.get("roles"), view.payload_key.is_some())
+            roles(members.get("roles"), view.payload_key.is_some()).into()
         } else {
-            Vec::new()
+            Box::default()
         },
         via: Via::Token(facts),
     };
@@ -279,16 +282,15 @@ fn subject(claims: &Members, view: &SourceView) -> Result<Arc<str>, TokenFault> 
 /// Returns what the subject is: `principalType`, or [`USER`] where there is none (authorization.md 1.13).
 ///
 /// Policies know the subject as `{kind}_{subject}`, so a kind has no `_`, and is never that of roles.
-fn kind(claim: Option<&Value>) -> Result<Cow<'static, str>, TokenFault> {
+fn kind(claim: Option<&Value>) -> Result<Kind, TokenFault> {
     match claim {
-        None => Ok(Cow::Borrowed(USER)),
-        Some(Value::String(kind)) if kind == USER => Ok(Cow::Borrowed(USER)),
+        None => Ok(USER.into()),
         Some(Value::String(kind))
             if (1..=MAX_KIND_BYTES).contains(&kind.len())
                 && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
                 && kind != ROLE =>
         {
-            Ok(Cow::Owned(kind.clone()))
+            Ok(kind.as_str().into())
         }
         Some(_) => Err(TokenFault::Subject),
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::auth::fixture::{Issuer, NOW, Rig, Signer, claims, facts, source, wait};
 use crate::config::{Algorithm, SourceState};
-use crate::principal::{USER, Via};
+use crate::principal::{TokenId, USER, Via};
 use crate::revocation::Revocation;
 
 fn refused(reason: TokenFault) -> Result<Arc<Principal>, VerifyError> {
@@ -52,8 +52,8 @@ async fn a_good_token_of_every_algorithm_gives_its_principal() {
         assert!(principal.roles.is_empty());
         let facts = facts(&principal);
         assert_eq!(
-            (&*facts.source, facts.token_id.as_deref()),
-            ("main", Some("t1"))
+            (&*facts.source, facts.token_id),
+            ("main", Some(TokenId::of("t1")))
         );
         keys.insert(Arc::clone(&facts.thumbprint));
         assert_eq!(facts.issued_at.unwrap().timestamp(), NOW);
@@ -269,7 +269,7 @@ async fn roles_count_only_where_they_are_trusted() {
     );
     let (rig, _issuer, signer) = one_source(|main| main.trust_roles = true).await;
     assert_eq!(
-        rig.verify(&signer.sign(&claims)).await.unwrap().roles,
+        *rig.verify(&signer.sign(&claims)).await.unwrap().roles,
         ["super-admin", "clerk", "2", "auditor"]
     );
     assert!(
@@ -829,7 +829,7 @@ async fn while_revocations_are_not_known_a_token_is_neither_accepted_nor_called_
     let principal = Principal {
         subject: "17".into(),
         kind: USER.into(),
-        roles: vec![],
+        roles: Box::default(),
         via: Via::Basic,
     };
     assert!(

@@ -230,7 +230,7 @@ mod tests {
             let principal = Principal {
                 subject: n.to_string().into(),
                 kind: USER.into(),
-                roles: Vec::new(),
+                roles: Box::default(),
                 via: Via::Basic,
             };
             shard.admit(&link, Arc::new(principal), false).unwrap();

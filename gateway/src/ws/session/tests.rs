@@ -29,7 +29,7 @@ fn principal(subject: &str, lives: Option<i64>) -> Arc<Principal> {
     Arc::new(Principal {
         subject: subject.into(),
         kind: USER.into(),
-        roles: Vec::new(),
+        roles: Box::default(),
         via: Via::Token(TokenFacts {
             source: "main".into(),
             thumbprint: Arc::default(),

@@ -53,8 +53,8 @@ async fn tokens_of_the_framework_are_read_in_clear_and_encrypted() {
         let rig = ignis(&issuer, secret).await;
         let principal = rig.verify(token(&made, name)).await.unwrap();
         assert_eq!(&*principal.subject, user, "{name}: not its `sub`");
-        assert_eq!(principal.kind, "Staff");
-        assert_eq!(principal.roles, ["999_super-admin", "clerk"]);
+        assert_eq!(&*principal.kind, "Staff");
+        assert_eq!(*principal.roles, ["999_super-admin", "clerk"]);
         assert_eq!(
             facts(&principal).expires_at.unwrap().timestamp(),
             NOW + 3600
