@@ -201,12 +201,7 @@ impl Hub {
         if count == 0 {
             return 0;
         }
-        let excluded = |id: &&Id| {
-            !core
-                .directory
-                .holders(&Destination::Client(**id))
-                .is_empty()
-        };
+        let excluded = |id: &&Id| core.directory.holder_of_client(**id).is_some();
         count = count.saturating_sub(dispatch.exclude.iter().filter(excluded).count());
         let message = envelope::encode(&dispatch.event, dispatch.data_text());
         let bytes = message.frame().len();
@@ -318,14 +313,20 @@ impl Hub {
                     .collect()
             }
             Destination::Room(name) => {
-                let mut holders = core.directory.holders(destination);
+                let mut holders = core.directory.holders_of_room(name);
                 // A client id is the room of that client alone (protocol.md 5.7).
-                if let Ok(id) = name.parse() {
-                    holders.extend(core.directory.holders(&Destination::Client(id)));
-                }
+                let shard = name
+                    .parse()
+                    .ok()
+                    .and_then(|id| core.directory.holder_of_client(id));
+                holders.extend(shard.map(|shard| (shard, 1)));
                 holders
             }
-            Destination::Client(_) | Destination::User(_) => core.directory.holders(destination),
+            Destination::Client(id) => {
+                let shard = core.directory.holder_of_client(*id);
+                shard.map(|shard| (shard, 1)).into_iter().collect()
+            }
+            Destination::User(user) => core.directory.holders_of_user(user),
         }
     }
 
@@ -405,12 +406,7 @@ impl Hub {
     }
 
     fn shard_of(&self, client: Id) -> Option<u16> {
-        self.core
-            .as_ref()?
-            .directory
-            .holders(&Destination::Client(client))
-            .first()
-            .map(|h| h.0)
+        self.core.as_ref()?.directory.holder_of_client(client)
     }
 
     /// Lists local connections in the order of the text of their ids.

@@ -5,6 +5,7 @@
 
 mod command;
 mod fan_out;
+mod index;
 mod listing;
 mod rooms;
 mod timer;
@@ -18,7 +19,6 @@ use std::task::Waker;
 use std::time::Instant;
 
 use slab::Slab;
-use smallvec::SmallVec;
 
 use super::HubCore;
 use super::counts::ShardCounts;
@@ -33,6 +33,7 @@ use crate::protocol::room::DEFAULT_ROOMS;
 use crate::stream::Stream;
 
 pub(super) use command::{Command, Control};
+use index::{ClientIndex, Links, UserIndex};
 pub use rooms::Joined;
 use rooms::Room;
 
@@ -40,15 +41,13 @@ use rooms::Room;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooManyConnections;
 
-type Slots = SmallVec<[u32; 2]>;
-
 /// The connections of one thread.
 pub struct Shard {
     index: u16,
     core: Arc<HubCore>,
-    links: RefCell<Slab<Rc<Link>>>,
-    by_client: RefCell<HashMap<Id, u32>>,
-    by_user: RefCell<HashMap<Arc<str>, Slots>>,
+    links: RefCell<Links>,
+    by_client: RefCell<ClientIndex>,
+    by_user: RefCell<UserIndex>,
     rooms: RefCell<Slab<Room>>,
     by_room: RefCell<HashMap<Arc<str>, u32>>,
     wheel: RefCell<Wheel>,
@@ -121,22 +120,15 @@ impl Shard {
         encrypted: bool,
     ) -> Result<(), TooManyConnections> {
         let user = Arc::clone(&principal.subject);
-        if !self.core.directory.add(
-            &Destination::User(Arc::clone(&user)),
-            self.index,
-            self.limits().connections_per_user,
-        ) {
+        let limit = self.limits().connections_per_user;
+        if !self.core.directory.add_user(&user, self.index, limit) {
             return Err(TooManyConnections);
         }
-        self.core
-            .directory
-            .add(&Destination::Client(link.id), self.index, u32::MAX);
+        self.core.directory.add_client(link.id, self.index);
+        *link.principal.borrow_mut() = Some(principal);
         self.by_user
             .borrow_mut()
-            .entry(user)
-            .or_default()
-            .push(link.slot);
-        *link.principal.borrow_mut() = Some(principal);
+            .insert(&user, link.slot, &self.links.borrow());
         for name in DEFAULT_ROOMS {
             self.enter(link, name, false);
         }
@@ -183,22 +175,16 @@ impl Shard {
         for seat in seats {
             self.vacate(seat);
         }
-        if let Some(principal) = link.principal.borrow_mut().take() {
-            let mut users = self.by_user.borrow_mut();
-            if let Some(slots) = users.get_mut(&principal.subject) {
-                slots.retain(|slot| *slot != link.slot);
-                if slots.is_empty() {
-                    users.remove(&principal.subject);
-                }
-            }
-            self.core.directory.remove(
-                &Destination::User(Arc::clone(&principal.subject)),
-                self.index,
-            );
+        let principal = link.principal.borrow().clone();
+        if let Some(principal) = principal {
+            let user = &*principal.subject;
+            self.by_user
+                .borrow_mut()
+                .remove(user, link.slot, &self.links.borrow());
+            link.principal.take();
+            self.core.directory.remove_user(user, self.index);
         }
-        self.core
-            .directory
-            .remove(&Destination::Client(link.id), self.index);
+        self.core.directory.remove_client(link.id);
         self.counts().authenticated.fetch_sub(1, Ordering::Relaxed);
         self.core.metrics.authenticated.dec();
         if encrypted {
@@ -210,7 +196,7 @@ impl Shard {
     /// Forgets a connection whose task ends, after [`Shard::withdraw`].
     pub fn forget(&self, link: &Link) {
         self.links.borrow_mut().try_remove(link.slot as usize);
-        self.by_client.borrow_mut().remove(&link.id);
+        self.by_client.borrow_mut().remove(link.id, link.slot);
         self.counts().total.fetch_sub(1, Ordering::Relaxed);
         self.core.metrics.connections.dec();
     }
@@ -220,8 +206,9 @@ impl Shard {
     }
 
     fn find(&self, id: Id) -> Option<Rc<Link>> {
-        let slot = *self.by_client.borrow().get(&id)?;
-        self.links.borrow().get(slot as usize).cloned()
+        let links = self.links.borrow();
+        let slot = self.by_client.borrow().get(id, &links)?;
+        links.get(slot as usize).cloned()
     }
 
     fn member(&self, id: Id) -> Option<Rc<Link>> {

@@ -227,13 +227,9 @@ impl Shard {
             Control::CloseUser(user, close, reply) => {
                 let links = self.links.borrow();
                 let users = self.by_user.borrow();
-                let closed = users.get(&user).map_or(0, |slots| {
-                    slots
-                        .iter()
-                        .map(|slot| request_close(&links[*slot as usize], close))
-                        .sum()
-                });
-                answer(reply, closed);
+                let slots = users.get(&user, &links).iter();
+                let closed = slots.map(|slot| request_close(&links[*slot as usize], close));
+                answer(reply, closed.sum());
             }
             Control::CloseWhere(matches, close, reply) => {
                 let links = self.links.borrow();
@@ -286,7 +282,7 @@ impl Shard {
 
     fn oldest_silent(&self, user: &str, silence: Duration) -> Option<Silent> {
         let (links, users) = (self.links.borrow(), self.by_user.borrow());
-        let slots = users.get(user)?.iter();
+        let slots = users.get(user, &links).iter();
         slots
             .map(|slot| &links[*slot as usize])
             .filter(|link| is_silent(link, silence))

@@ -46,15 +46,14 @@ impl Shard {
             Destination::Client(id) => self
                 .by_client
                 .borrow()
-                .get(id)
+                .get(*id, &links)
                 .into_iter()
-                .for_each(|slot| queue_to(&links[*slot as usize])),
+                .for_each(|slot| queue_to(&links[slot as usize])),
             Destination::User(user) => {
                 self.by_user
                     .borrow()
-                    .get(user)
-                    .into_iter()
-                    .flatten()
+                    .get(user, &links)
+                    .iter()
                     .for_each(|slot| queue_to(&links[*slot as usize]));
             }
             Destination::Room(name) => {
@@ -69,7 +68,7 @@ impl Shard {
                 let slot = name
                     .parse()
                     .ok()
-                    .and_then(|id: Id| self.by_client.borrow().get(&id).copied());
+                    .and_then(|id: Id| self.by_client.borrow().get(id, &links));
                 slot.into_iter()
                     .for_each(|slot| queue_to(&links[slot as usize]));
             }
@@ -93,7 +92,7 @@ impl Shard {
         let mut total = 0;
         for n in 0..messages.len() {
             let mut count = 0u32;
-            for slot in users.get(messages.user(n)).into_iter().flatten() {
+            for slot in users.get(messages.user(n), &links) {
                 let link = &links[*slot as usize];
                 if link.principal.borrow().is_none() {
                     continue;

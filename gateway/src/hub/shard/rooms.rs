@@ -55,14 +55,7 @@ impl Shard {
         let limit = self.limits().rooms;
         let may = |name: &str| match name.parse::<Id>() {
             // A client id is the room of that client alone, from the start (protocol.md 5.7).
-            Ok(id) => {
-                id != link.id
-                    && self
-                        .core
-                        .directory
-                        .holders(&Destination::Client(id))
-                        .is_empty()
-            }
+            Ok(id) => id != link.id && self.core.directory.holder_of_client(id).is_none(),
             Err(_) => true,
         };
         let mut joined = Joined::default();
@@ -128,11 +121,7 @@ impl Shard {
             granted,
         });
         entered.members.push(link.slot);
-        self.core.directory.add(
-            &Destination::Room(Arc::clone(&entered.name)),
-            self.index,
-            u32::MAX,
-        );
+        self.core.directory.add_room(&entered.name, self.index);
         true
     }
 
@@ -163,9 +152,7 @@ impl Shard {
                 theirs.at = seat.at;
             }
         }
-        self.core
-            .directory
-            .remove(&Destination::Room(Arc::clone(&room.name)), self.index);
+        self.core.directory.remove_room(&room.name, self.index);
         if room.members.is_empty() {
             let room = rooms.remove(seat.room as usize);
             self.by_room.borrow_mut().remove(&room.name);
