@@ -4,6 +4,7 @@
 //! [`Interests::take_left`] and [`Interests::take_all`].
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -11,11 +12,12 @@ use tokio::time::Instant;
 
 use super::{BusError, Interest};
 use crate::hash::HashMap;
+use crate::id::Id;
 
 /// Waits until everything that was wanted at the time is confirmed, or cannot be.
 pub(super) type Waiter = oneshot::Sender<Result<(), BusError>>;
 
-/// Every connection has two of them.
+/// What is known of an interest. Every connection has two of them.
 struct Entry {
     count: u32,
     /// The number of its entry in [`Interests::leaving`] when the count fell to 0; an earlier entry there means nothing.
@@ -23,10 +25,91 @@ struct Entry {
     confirmed: bool,
 }
 
+/// Interests by their kind. A key that is a name or an id alone makes an entry a quarter shorter.
+#[derive(Default)]
+struct Wanted {
+    clients: HashMap<Id, Entry>,
+    users: HashMap<Arc<str>, Entry>,
+    rooms: HashMap<Arc<str>, Entry>,
+    broadcast: Option<Entry>,
+}
+
+impl Wanted {
+    fn get(&self, interest: &Interest) -> Option<&Entry> {
+        match interest {
+            Interest::Client(id) => self.clients.get(id),
+            Interest::User(name) => self.users.get(name),
+            Interest::Room(name) => self.rooms.get(name),
+            Interest::Broadcast => self.broadcast.as_ref(),
+        }
+    }
+
+    fn get_mut(&mut self, interest: &Interest) -> Option<&mut Entry> {
+        match interest {
+            Interest::Client(id) => self.clients.get_mut(id),
+            Interest::User(name) => self.users.get_mut(name),
+            Interest::Room(name) => self.rooms.get_mut(name),
+            Interest::Broadcast => self.broadcast.as_mut(),
+        }
+    }
+
+    fn insert(&mut self, interest: Interest, entry: Entry) {
+        match interest {
+            Interest::Client(id) => drop(self.clients.insert(id, entry)),
+            Interest::User(name) => drop(self.users.insert(name, entry)),
+            Interest::Room(name) => drop(self.rooms.insert(name, entry)),
+            Interest::Broadcast => self.broadcast = Some(entry),
+        }
+    }
+
+    fn remove(&mut self, interest: &Interest) -> Option<Entry> {
+        match interest {
+            Interest::Client(id) => self.clients.remove(id),
+            Interest::User(name) => self.users.remove(name),
+            Interest::Room(name) => self.rooms.remove(name),
+            Interest::Broadcast => self.broadcast.take(),
+        }
+    }
+
+    /// Forgets what nobody holds.
+    fn forget_unwanted(&mut self) {
+        self.clients.retain(|_, entry| entry.count > 0);
+        self.users.retain(|_, entry| entry.count > 0);
+        self.rooms.retain(|_, entry| entry.count > 0);
+        self.broadcast.take_if(|entry| entry.count == 0);
+    }
+
+    /// Returns all, with how often each is wanted.
+    fn iter(&self) -> impl Iterator<Item = (Interest, u32)> {
+        let clients = self.clients.iter();
+        let clients = clients.map(|(id, entry)| (Interest::Client(*id), entry.count));
+        let users = self.users.iter();
+        let users = users.map(|(name, entry)| (Interest::User(Arc::clone(name)), entry.count));
+        let rooms = self.rooms.iter();
+        let rooms = rooms.map(|(name, entry)| (Interest::Room(Arc::clone(name)), entry.count));
+        let broadcast = self.broadcast.iter();
+        let broadcast = broadcast.map(|entry| (Interest::Broadcast, entry.count));
+        clients.chain(users).chain(rooms).chain(broadcast)
+    }
+
+    /// The server has forgotten all of them.
+    fn unconfirm(&mut self) {
+        let named = self.users.values_mut().chain(self.rooms.values_mut());
+        let all = named.chain(self.clients.values_mut());
+        all.chain(&mut self.broadcast)
+            .for_each(|entry| entry.confirmed = false);
+    }
+
+    fn len(&self) -> usize {
+        let named = self.users.len() + self.rooms.len();
+        named + self.clients.len() + usize::from(self.broadcast.is_some())
+    }
+}
+
 /// The state; the subscriber's task and the hub's threads share it behind a lock.
 #[derive(Default)]
 pub(super) struct Interests {
-    wanted: HashMap<Interest, Entry>,
+    wanted: Wanted,
     fresh: Vec<Interest>,
     leaving: VecDeque<(Instant, u16, Interest)>,
     /// How often any count fell to 0, counted around: within the lag nothing leaves so often that it would be taken for an earlier time.
@@ -50,16 +133,19 @@ impl Interests {
     pub(super) fn add(&mut self, interests: Vec<Interest>) -> Added {
         let mut confirmed = true;
         for interest in interests {
-            let entry = self.wanted.entry(interest.clone()).or_insert_with(|| {
-                self.fresh.push(interest);
-                Entry {
-                    count: 0,
-                    departure: 0,
-                    confirmed: false,
-                }
-            });
-            entry.count += 1;
-            confirmed &= entry.confirmed;
+            if let Some(entry) = self.wanted.get_mut(&interest) {
+                entry.count += 1;
+                confirmed &= entry.confirmed;
+                continue;
+            }
+            let entry = Entry {
+                count: 1,
+                departure: 0,
+                confirmed: false,
+            };
+            self.wanted.insert(interest.clone(), entry);
+            self.fresh.push(interest);
+            confirmed = false;
         }
         if !self.up {
             return Added::Down;
@@ -137,9 +223,9 @@ impl Interests {
     pub(super) fn take_all(&mut self) -> (Vec<Interest>, Vec<Waiter>) {
         self.fresh.clear();
         self.leaving.clear();
-        self.wanted.retain(|_, entry| entry.count > 0);
+        self.wanted.forget_unwanted();
         (
-            self.wanted.keys().cloned().collect(),
+            self.wanted.iter().map(|(interest, _)| interest).collect(),
             std::mem::take(&mut self.waiters),
         )
     }
@@ -161,9 +247,7 @@ impl Interests {
     /// The connection is gone: nothing is confirmed, and those who wait get an error.
     pub(super) fn down(&mut self) {
         self.up = false;
-        for entry in self.wanted.values_mut() {
-            entry.confirmed = false;
-        }
+        self.wanted.unconfirm();
         for waiter in self.waiters.drain(..) {
             let _ = waiter.send(Err(BusError::Unavailable("subscriptions are down".into())));
         }
@@ -173,16 +257,14 @@ impl Interests {
     pub(super) fn wanted(&self) -> Vec<Interest> {
         self.wanted
             .iter()
-            .flat_map(|(interest, entry)| {
-                std::iter::repeat_n(interest.clone(), entry.count as usize)
-            })
+            .flat_map(|(interest, count)| std::iter::repeat_n(interest, count as usize))
             .collect()
     }
 
     /// Returns everything that is wanted, each once.
     pub(super) fn destinations(&self) -> Vec<Interest> {
-        let wanted = self.wanted.iter().filter(|(_, entry)| entry.count > 0);
-        wanted.map(|(interest, _)| interest.clone()).collect()
+        let wanted = self.wanted.iter().filter(|(_, count)| *count > 0);
+        wanted.map(|(interest, _)| interest).collect()
     }
 
     /// Whether subscriptions are confirmed as they come.
@@ -192,7 +274,7 @@ impl Interests {
 
     /// Whether this is wanted or not yet unsubscribed.
     pub(super) fn is_wanted(&self, interest: &Interest) -> bool {
-        self.wanted.contains_key(interest)
+        self.wanted.get(interest).is_some()
     }
 
     /// Returns how many are wanted or not yet unsubscribed.
@@ -212,8 +294,9 @@ mod tests {
     }
 
     #[test]
-    fn an_interest_and_what_is_known_of_it_take_32_bytes() {
-        assert_eq!(size_of::<(Interest, Entry)>(), 32);
+    fn an_interest_and_what_is_known_of_it_take_24_bytes() {
+        assert_eq!(size_of::<(Id, Entry)>(), 24);
+        assert_eq!(size_of::<(Arc<str>, Entry)>(), 24);
     }
 
     fn up() -> Interests {
