@@ -80,19 +80,26 @@ impl PubSubCore {
 
     /// Returns the feeds that are subscribed for these: the classic one for all of them, each segment for its own.
     fn by_feed(&self, interests: Vec<Interest>) -> Vec<(&Arc<Feed>, Vec<Interest>)> {
-        let mut shares = vec![Vec::new(); self.segments.len()];
-        if self.is_sharded() {
-            for interest in &interests {
-                if let Some(segment) = Segment::of(interest) {
-                    shares[segment.number()].push(interest.clone());
-                }
-            }
-        }
-        let shares = self.segments.iter().zip(shares);
-        let shares = shares.filter(|(_, interests)| !interests.is_empty());
+        let on_segments = interests.iter().filter(|_| self.is_sharded());
+        let shares = self.shares(
+            on_segments.filter_map(|interest| Some((Segment::of(interest)?, interest.clone()))),
+        );
         std::iter::once((&self.classic, interests))
             .chain(shares)
             .collect()
+    }
+
+    /// Returns the feeds that have something of this, each with its share, in order.
+    fn shares<T: Clone>(
+        &self,
+        all: impl Iterator<Item = (Segment, T)>,
+    ) -> Vec<(&Arc<Feed>, Vec<T>)> {
+        let mut shares = vec![Vec::new(); self.segments.len()];
+        for (segment, one) in all {
+            shares[segment.number()].push(one);
+        }
+        let shares = self.segments.iter().zip(shares);
+        shares.filter(|(_, share)| !share.is_empty()).collect()
     }
 
     /// Sets the gauges of segments.
@@ -136,19 +143,15 @@ impl PubSubBus {
         if !(core.is_sharded() && core.sharded_peers.take_segments()) {
             return self.publish_to(&core.classic, audience);
         }
-        let mut shares = vec![Vec::new(); core.segments.len()];
-        for addressee in &audience.addressees {
-            shares[Segment::of_name(addressee.user).number()].push(*addressee);
-        }
-        for (feed, addressees) in core.segments.iter().zip(shares) {
-            if !addressees.is_empty() {
-                let share = Audience {
-                    text: Arc::clone(&audience.text),
-                    addressees,
-                    span: audience.span.clone(),
-                };
-                self.publish_to(feed, &share);
-            }
+        let addressees = audience.addressees.iter();
+        let by_segment = addressees.map(|one| (Segment::of_name(one.user), *one));
+        for (feed, addressees) in core.shares(by_segment) {
+            let share = Audience {
+                text: Arc::clone(&audience.text),
+                addressees,
+                span: audience.span.clone(),
+            };
+            self.publish_to(feed, &share);
         }
     }
 
